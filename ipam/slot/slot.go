@@ -1,0 +1,178 @@
+// Package slot is the arithmetic of the address universe: slots, ranges of
+// slots, and the one place where a slot becomes an IPv4 and an IPv6 address.
+//
+// A slot is an offset into the universe. One ring serves both families, so
+// everything that decides about addresses (ring, space, allocations) speaks of
+// slots only; addresses appear at the edges, through Universe.
+//
+// All types are plain values, safe to copy and to compare.
+package slot
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/netip"
+)
+
+// Slot is an offset into the universe.
+type Slot uint32
+
+// Range is the half-open run of slots [Start, End). End is 64 bits wide so that
+// a universe of 2^32 slots has an end.
+type Range struct {
+	Start Slot   `json:"start"`
+	End   uint64 `json:"end"`
+}
+
+// Len is the number of slots in r.
+func (r Range) Len() uint64 {
+	if r.End <= uint64(r.Start) {
+		return 0
+	}
+	return r.End - uint64(r.Start)
+}
+
+// Contains reports whether s lies in r.
+func (r Range) Contains(s Slot) bool { return s >= r.Start && uint64(s) < r.End }
+
+// Intersect is the part that r and o share; its Len is 0 when they share none.
+func (r Range) Intersect(o Range) Range {
+	r.Start, r.End = max(r.Start, o.Start), min(r.End, o.End)
+	if r.Len() == 0 {
+		return Range{}
+	}
+	return r
+}
+
+func (r Range) String() string { return fmt.Sprintf("[%d,%d)", r.Start, r.End) }
+
+// Blocks cuts r into the fewest power-of-two blocks that are aligned to their
+// own size: the ranges that one CIDR can name.
+func (r Range) Blocks() []Range {
+	var out []Range
+	for start := uint64(r.Start); start < r.End; {
+		size := uint64(1) << min(bits.TrailingZeros64(start|1<<32), bits.Len64(r.End-start)-1)
+		out = append(out, Range{Slot(start), start + size})
+		start += size
+	}
+	return out
+}
+
+// Universe maps slots to addresses: slot n is V4's address n and V6's address n.
+// The zero Universe is "not known yet".
+type Universe struct {
+	V4 netip.Prefix `json:"v4"`
+	V6 netip.Prefix `json:"v6"`
+}
+
+// DefaultV4 is the universe of a mesh that was not told another, as in Weave Net.
+var DefaultV4 = netip.MustParsePrefix("10.32.0.0/12")
+
+// ClusterV6 derives the IPv6 universe from a cluster id: a /96 inside a ULA /64
+// (RFC 4193), the same on every peer and unique to the cluster, with nothing to
+// configure. Callers pass at least 7 bytes of the id's hash.
+func ClusterV6(hash []byte) netip.Prefix {
+	a := [16]byte{0: 0xfd}
+	copy(a[1:8], hash)
+	return netip.PrefixFrom(netip.AddrFrom16(a), 96)
+}
+
+// Validate reports why u cannot serve as a universe.
+func (u Universe) Validate() error {
+	switch {
+	case !u.V4.IsValid() || !u.V4.Addr().Is4():
+		return errors.New("universe: the first range must be an IPv4 CIDR, such as 10.32.0.0/12")
+	case u.V4.Masked() != u.V4:
+		return fmt.Errorf("universe: %v has host bits set; did you mean %v?", u.V4, u.V4.Masked())
+	case u.V4.Bits() < 8 || u.V4.Bits() > 28:
+		return fmt.Errorf("universe: %v must be between a /8 and a /28", u.V4)
+	case !u.V6.IsValid() || !u.V6.Addr().Is6() || u.V6.Addr().Is4In6():
+		return errors.New("universe: the second range must be an IPv6 CIDR, such as fd00:77ef::/96")
+	case u.V6.Masked() != u.V6:
+		return fmt.Errorf("universe: %v has host bits set; did you mean %v?", u.V6, u.V6.Masked())
+	case 128-u.V6.Bits() < 32-u.V4.Bits() || u.V6.Bits() < 64:
+		return fmt.Errorf("universe: %v must be between a /64 and a /%d, to hold as many addresses as %v",
+			u.V6, 128-(32-u.V4.Bits()), u.V4)
+	}
+	return nil
+}
+
+// IsZero reports whether u is not known yet.
+func (u Universe) IsZero() bool { return !u.V4.IsValid() }
+
+// Range is every slot of the universe.
+func (u Universe) Range() Range {
+	if u.IsZero() {
+		return Range{}
+	}
+	return Range{0, 1 << (32 - u.V4.Bits())}
+}
+
+// Usable is Range without its first and last slot. Routing needs neither set
+// aside, but software that knows of network, broadcast and subnet-router
+// anycast addresses takes them for special, so nobody is given one.
+func (u Universe) Usable() Range {
+	r := u.Range()
+	return Range{r.Start + 1, r.End - 1}
+}
+
+// Addr4 is the IPv4 address of s.
+func (u Universe) Addr4(s Slot) netip.Addr {
+	a := u.V4.Addr().As4()
+	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])+uint32(s))
+	return netip.AddrFrom4(a)
+}
+
+// Addr6 is the IPv6 address of s.
+func (u Universe) Addr6(s Slot) netip.Addr {
+	a := u.V6.Addr().As16()
+	low := binary.BigEndian.Uint64(a[8:]) + uint64(s)
+	binary.BigEndian.PutUint64(a[8:], low)
+	return netip.AddrFrom16(a)
+}
+
+// Slot is the slot of an address of either family, and whether it has one.
+func (u Universe) Slot(a netip.Addr) (Slot, bool) {
+	a = a.Unmap()
+	switch {
+	case u.IsZero():
+		return 0, false
+	case a.Is4() && u.V4.Contains(a):
+		b, base := a.As4(), u.V4.Addr().As4()
+		return Slot(binary.BigEndian.Uint32(b[:]) - binary.BigEndian.Uint32(base[:])), true
+	case a.Is6() && u.V6.Contains(a):
+		b, base := a.As16(), u.V6.Addr().As16()
+		n := binary.BigEndian.Uint64(b[8:]) - binary.BigEndian.Uint64(base[8:])
+		if n >= u.Range().End {
+			return 0, false
+		}
+		return Slot(n), true
+	}
+	return 0, false
+}
+
+// Prefixes are the CIDRs, first IPv4 then IPv6, that name exactly the slots of r.
+func (u Universe) Prefixes(r Range) []netip.Prefix {
+	blocks := r.Intersect(u.Range()).Blocks()
+	out := make([]netip.Prefix, 0, 2*len(blocks))
+	for _, b := range blocks {
+		out = append(out, netip.PrefixFrom(u.Addr4(b.Start), 32-bits.TrailingZeros64(b.Len())))
+	}
+	for _, b := range blocks {
+		out = append(out, netip.PrefixFrom(u.Addr6(b.Start), 128-bits.TrailingZeros64(b.Len())))
+	}
+	return out
+}
+
+// Cover is the two prefixes that name the universe's slots: V4, and the part of
+// V6 that slots map to.
+func (u Universe) Cover() []netip.Prefix { return u.Prefixes(u.Range()) }
+
+func (u Universe) String() string {
+	if u.IsZero() {
+		return "unknown"
+	}
+	return u.V4.String() + "," + u.V6.String()
+}
