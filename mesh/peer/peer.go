@@ -85,6 +85,7 @@ type Record struct {
 	Nickname  string            `cbor:"3,keyasint"`           // for people; at most MaxNickname bytes
 	Underlay  []netip.Addr      `cbor:"4,keyasint"`           // preferred first; at most MaxUnderlay
 	Port      uint16            `cbor:"5,keyasint"`           // WireGuard's UDP port
+	Gossip    uint16            `cbor:"10,keyasint"`          // gossip's port, TCP and UDP
 	Node      slot.Slot         `cbor:"6,keyasint,omitempty"` // the slot of the node address; 0 while it has none
 	Sequence  uint64            `cbor:"7,keyasint"`           // grows with every change; the highest wins
 	State     State             `cbor:"8,keyasint,omitempty"`

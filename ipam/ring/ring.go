@@ -1,0 +1,241 @@
+// Package ring says who owns which slots of the universe.
+//
+// A ring is a function from slot to claim (generation, version, owner), stored as
+// ranges. Merge is the pointwise maximum of two such functions, by generation,
+// then version, then owner. That order is total, so Merge is commutative,
+// associative and idempotent: whatever order news travels in, and however often
+// it comes, all peers that heard the same have the same ring.
+//
+// Why no peer loses slots by that: only the owner of a slot raises its version,
+// and it does so exactly when it gives the slot away. A higher generation is for
+// taking over what a dead peer owned, over the dead peer's own word.
+//
+// A Ring is an immutable value: every change returns a new one.
+package ring
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+// ID names a ring. Two founders make two rings, which never merge.
+type ID [16]byte
+
+func (id ID) String() string { return hex.EncodeToString(id[:]) }
+
+// IsZero reports that there is no ring.
+func (id ID) IsZero() bool { return id == ID{} }
+
+// MarshalText writes id as people see it.
+func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// Claim is the ring's value at one slot.
+type Claim struct {
+	Generation uint32 // raised by a take-over
+	Version    uint32 // raised by the owner when it gives the slot away
+	Owner      peer.ID
+}
+
+// Compare orders claims; the higher one holds.
+func (c Claim) Compare(o Claim) int {
+	return cmp.Or(cmp.Compare(c.Generation, o.Generation), cmp.Compare(c.Version, o.Version), bytes.Compare(c.Owner[:], o.Owner[:]))
+}
+
+// Segment is a run of slots with one claim.
+type Segment struct {
+	slot.Range
+	Claim
+}
+
+// Ring is who owns what. The zero Ring claims nothing and belongs to no cluster.
+type Ring struct {
+	ID       ID
+	Cluster  [16]byte
+	Universe slot.Universe
+	segments []Segment // sorted, disjoint, neighbours with one claim joined; a gap is not claimed
+}
+
+// Found makes a ring in which owner has the whole universe.
+func Found(id ID, cluster [16]byte, u slot.Universe, owner peer.ID) Ring {
+	return Ring{
+		ID: id, Cluster: cluster, Universe: u,
+		segments: []Segment{{u.Range(), Claim{Generation: 1, Version: 1, Owner: owner}}},
+	}
+}
+
+// IsZero reports that there is no ring yet.
+func (r Ring) IsZero() bool { return r.ID.IsZero() }
+
+// Segments lists the claims in the order of slots. The caller must not change it.
+func (r Ring) Segments() []Segment { return r.segments }
+
+// Equal reports whether r and o say the same.
+func (r Ring) Equal(o Ring) bool {
+	return r.ID == o.ID && r.Cluster == o.Cluster && r.Universe == o.Universe && slices.Equal(r.segments, o.segments)
+}
+
+// Owned lists the ranges of every owner, neighbouring segments joined.
+func (r Ring) Owned() map[peer.ID][]slot.Range {
+	out := map[peer.ID][]slot.Range{}
+	for _, s := range r.segments {
+		have := out[s.Owner]
+		if n := len(have); n > 0 && have[n-1].End == uint64(s.Start) {
+			have[n-1].End = s.End
+		} else {
+			out[s.Owner] = append(have, s.Range)
+		}
+	}
+	return out
+}
+
+// Owner is who owns s, if anybody does.
+func (r Ring) Owner(s slot.Slot) (peer.ID, bool) {
+	i, ok := slices.BinarySearchFunc(r.segments, s, func(g Segment, s slot.Slot) int {
+		switch {
+		case g.End <= uint64(s):
+			return -1
+		case g.Start > s:
+			return 1
+		}
+		return 0
+	})
+	if !ok {
+		return peer.ID{}, false
+	}
+	return r.segments[i].Owner, true
+}
+
+// Errors of Grant and Merge.
+var (
+	ErrNotOwner = errors.New("ring: only the owner of a slot gives it away")
+	ErrSpent    = errors.New("ring: the slot's version cannot be raised any further")
+)
+
+// OtherRingError says that a state belongs to another ring, which never merges with ours.
+type OtherRingError struct {
+	Ours, Theirs ID
+}
+
+func (e *OtherRingError) Error() string {
+	return fmt.Sprintf("ring: %v is another ring than ours, %v: two peers founded one each; run `weft reset` on the side to give up", e.Theirs, e.Ours)
+}
+
+// UniverseError says that a state of our ring speaks of another universe.
+type UniverseError struct {
+	Ours, Theirs slot.Universe
+}
+
+func (e *UniverseError) Error() string {
+	return fmt.Sprintf("ring: its universe is %v, ours is %v", e.Theirs, e.Ours)
+}
+
+// Grant gives g, which from owns, to another peer. It returns the new ring and
+// the part that is news.
+func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error) {
+	delta = Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe}
+	covered := uint64(0)
+	for _, s := range r.segments {
+		part := s.Intersect(g)
+		if part.Len() == 0 {
+			continue
+		}
+		if s.Owner != from {
+			return Ring{}, Ring{}, fmt.Errorf("%w: %v belongs to %v", ErrNotOwner, part, s.Owner)
+		}
+		if s.Version == ^uint32(0) {
+			return Ring{}, Ring{}, ErrSpent
+		}
+		covered += part.Len()
+		delta.segments = push(delta.segments, Segment{part, Claim{s.Generation, s.Version + 1, to}})
+	}
+	if covered != g.Len() || covered == 0 {
+		return Ring{}, Ring{}, fmt.Errorf("%w: %v is not wholly ours", ErrNotOwner, g)
+	}
+	next, _, err = r.Merge(delta)
+	return next, delta, err
+}
+
+// Merge is the pointwise maximum of r and o, and the part of it that r did not
+// have: what to pass on. The zero Ring adopts any other.
+func (r Ring) Merge(o Ring) (merged, news Ring, err error) {
+	switch {
+	case o.IsZero():
+		return r, Ring{}, nil
+	case r.IsZero():
+		return o, o, nil
+	case r.ID != o.ID:
+		return r, Ring{}, &OtherRingError{r.ID, o.ID}
+	case r.Universe != o.Universe || r.Cluster != o.Cluster:
+		return r, Ring{}, &UniverseError{r.Universe, o.Universe}
+	}
+	merged = Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe}
+	news = merged
+	for part := range overlay(r.segments, o.segments) {
+		switch {
+		case part.b == Claim{} || part.a.Compare(part.b) >= 0:
+			merged.segments = push(merged.segments, Segment{part.Range, part.a})
+		default:
+			merged.segments = push(merged.segments, Segment{part.Range, part.b})
+			news.segments = push(news.segments, Segment{part.Range, part.b})
+		}
+	}
+	if len(news.segments) == 0 {
+		return r, Ring{}, nil
+	}
+	return merged, news, nil
+}
+
+// push appends s, joined with its neighbour where both claim alike.
+func push(list []Segment, s Segment) []Segment {
+	if n := len(list); n > 0 && list[n-1].End == uint64(s.Start) && list[n-1].Claim == s.Claim {
+		list[n-1].End = s.End
+		return list
+	}
+	return append(list, s)
+}
+
+// pair is a run of slots over which both a and b are constant; a zero claim stands for none.
+type pair struct {
+	slot.Range
+	a, b Claim
+}
+
+// overlay walks two segment lists at once and yields every run that at least one of them claims.
+func overlay(a, b []Segment) func(yield func(pair) bool) {
+	return func(yield func(pair) bool) {
+		at := uint64(0)
+		for len(a) > 0 || len(b) > 0 {
+			next, p := uint64(1)<<32, pair{}
+			for _, side := range []struct {
+				list  *[]Segment
+				claim *Claim
+			}{{&a, &p.a}, {&b, &p.b}} {
+				if len(*side.list) == 0 {
+					continue
+				}
+				if s := (*side.list)[0]; uint64(s.Start) > at {
+					next = min(next, uint64(s.Start))
+				} else {
+					next, *side.claim = min(next, s.End), s.Claim
+				}
+			}
+			p.Range = slot.Range{Start: slot.Slot(at), End: next}
+			if (p.a != Claim{} || p.b != Claim{}) && !yield(p) {
+				return
+			}
+			at = next
+			for _, list := range []*[]Segment{&a, &b} {
+				if len(*list) > 0 && (*list)[0].End <= at {
+					*list = (*list)[1:]
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,84 @@
+package ring
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+// wire is a ring, whole or in part, on the network and on disk.
+type wire struct {
+	ID       ID           `cbor:"1,keyasint"`
+	Cluster  [16]byte     `cbor:"2,keyasint"`
+	V4       netip.Prefix `cbor:"3,keyasint"`
+	V6       netip.Prefix `cbor:"4,keyasint"`
+	Segments []segment    `cbor:"5,keyasint"`
+}
+
+type segment struct {
+	_          struct{} `cbor:",toarray"`
+	Start      slot.Slot
+	End        uint64
+	Generation uint32
+	Version    uint32
+	Owner      peer.ID
+}
+
+// MaxSegments bounds what a stranger can make us hold: far above what CIDR-aligned
+// donation leads to with thousands of peers.
+const MaxSegments = 1 << 17
+
+var (
+	encoding = must(cbor.EncOptions{Sort: cbor.SortCoreDeterministic, TextMarshaler: cbor.TextMarshalerNone}.EncMode())
+	decoding = must(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: MaxSegments, MaxMapPairs: 64, MaxNestedLevels: 8}.DecMode())
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err) // constant options
+	}
+	return v
+}
+
+// Encode writes r so that Decode reads it. Equal rings have equal bytes.
+func (r Ring) Encode() []byte {
+	w := wire{ID: r.ID, Cluster: r.Cluster, V4: r.Universe.V4, V6: r.Universe.V6, Segments: make([]segment, len(r.segments))}
+	for i, s := range r.segments {
+		w.Segments[i] = segment{Start: s.Start, End: s.End, Generation: s.Generation, Version: s.Version, Owner: s.Owner}
+	}
+	return must(encoding.Marshal(w))
+}
+
+// Decode reads a ring and refuses one that cannot be: segments out of order,
+// outside the universe, or without owner.
+func Decode(data []byte) (Ring, error) {
+	var w wire
+	if err := decoding.Unmarshal(data, &w); err != nil {
+		return Ring{}, fmt.Errorf("ring: %w", err)
+	}
+	r := Ring{ID: w.ID, Cluster: w.Cluster, Universe: slot.Universe{V4: w.V4, V6: w.V6}}
+	if r.IsZero() {
+		return Ring{}, errors.New("ring: it has no id")
+	}
+	if err := r.Universe.Validate(); err != nil {
+		return Ring{}, fmt.Errorf("ring: %w", err)
+	}
+	at := uint64(0)
+	for _, s := range w.Segments {
+		g := Segment{slot.Range{Start: s.Start, End: s.End}, Claim{s.Generation, s.Version, s.Owner}}
+		if uint64(g.Start) < at || g.Len() == 0 || g.End > r.Universe.Range().End {
+			return Ring{}, fmt.Errorf("ring: segment %v is out of order or outside the universe", g.Range)
+		}
+		if g.Owner.IsZero() || g.Generation == 0 || g.Version == 0 {
+			return Ring{}, fmt.Errorf("ring: segment %v has no owner, generation or version", g.Range)
+		}
+		at = g.End
+		r.segments = push(r.segments, g)
+	}
+	return r, nil
+}

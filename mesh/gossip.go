@@ -1,0 +1,270 @@
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/hashicorp/memberlist"
+
+	"weft/mesh/peer"
+)
+
+// hello is what a peer says of itself in memberlist's node metadata (at most 512
+// bytes): enough to refuse one that does not belong here before anything is merged.
+type hello struct {
+	Version uint         `cbor:"1,keyasint"`
+	Cluster [16]byte     `cbor:"2,keyasint"` // zero while it is not known
+	V4      netip.Prefix `cbor:"3,keyasint"` // the universe; zero while it is not known
+}
+
+// refuse reports why two peers cannot be in one mesh.
+func (h hello) refuse(o hello) error {
+	switch {
+	case h.Version != o.Version:
+		return fmt.Errorf("it speaks version %d of the protocol, this peer version %d: upgrade the older one", o.Version, h.Version)
+	case h.Cluster != [16]byte{} && o.Cluster != [16]byte{} && h.Cluster != o.Cluster:
+		return fmt.Errorf("it belongs to cluster %x, this peer to %x: run `weft reset` on the host that shall move", o.Cluster, h.Cluster)
+	case h.V4.IsValid() && o.V4.IsValid() && h.V4 != o.V4:
+		return fmt.Errorf("its universe is %v, this peer's is %v: launch both with the same --ipalloc-range", o.V4, h.V4)
+	}
+	return nil
+}
+
+// envelope is every message between two peers.
+type envelope struct {
+	Kind    uint   `cbor:"1,keyasint"`
+	Replica string `cbor:"2,keyasint,omitempty"` // of a delta
+	Payload []byte `cbor:"3,keyasint,omitempty"`
+}
+
+const (
+	kindDelta   = 1
+	kindRequest = 2
+	kindReply   = 3
+)
+
+// maxGossip is the largest delta that travels by gossip: a UDP packet of
+// memberlist holds 1,400 bytes with its own and the cipher's overhead. Larger
+// ones are sent reliably to a few peers, who pass on what is news to them.
+const (
+	maxGossip = 1200
+	someNodes = 3
+)
+
+var (
+	encoding = must(cbor.CoreDetEncOptions().EncMode())
+	decoding = must(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: 1 << 17, MaxMapPairs: 1 << 10, MaxNestedLevels: 16}.DecMode())
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err) // constant options, or our own types
+	}
+	return v
+}
+
+func encode(v any) []byte { return must(encoding.Marshal(v)) }
+
+// Broadcast passes a delta of a replica on to all peers. It does not block.
+func (m *Mesh) Broadcast(replica string, delta []byte) {
+	select {
+	case <-m.started:
+	default:
+		return // push/pull carries it once we have joined
+	}
+	e := envelope{Kind: kindDelta, Replica: replica, Payload: delta}
+	if len(delta) <= maxGossip {
+		m.queue.QueueBroadcast(broadcast(encode(e)))
+		return
+	}
+	go m.sendToSome(e)
+}
+
+// sendToSome sends a message reliably to a few random peers.
+func (m *Mesh) sendToSome(e envelope) {
+	data, nodes := encode(e), m.list.Members()
+	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
+	sent := 0
+	for _, n := range nodes {
+		if n.Name != m.name && sent < someNodes && m.list.SendReliable(n, data) == nil {
+			sent++
+		}
+	}
+}
+
+// broadcast is a message in memberlist's queue; states never invalidate each
+// other there, since a later delta need not contain an earlier one.
+type broadcast []byte
+
+func (broadcast) Invalidates(memberlist.Broadcast) bool { return false }
+func (b broadcast) Message() []byte                     { return b }
+func (broadcast) Finished()                             {}
+func (broadcast) UniqueBroadcast()                      {}
+
+// delegate is how memberlist speaks to us.
+type delegate struct{ m *Mesh }
+
+func (d delegate) NodeMeta(int) []byte {
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	return encode(d.m.hello)
+}
+
+// NotifyMsg must not block memberlist: what does not fit is dropped, and healed by
+// push/pull or the sender's deadline.
+func (d delegate) NotifyMsg(data []byte) {
+	select {
+	case d.m.inbox <- append([]byte(nil), data...):
+	default:
+	}
+}
+
+func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
+	return d.m.queue.GetBroadcasts(overhead, limit)
+}
+
+func (d delegate) LocalState(bool) []byte {
+	states := map[string][]byte{}
+	for name, r := range d.m.replicas {
+		if full := r.Full(); full != nil {
+			states[name] = full
+		}
+	}
+	return encode(states)
+}
+
+func (d delegate) MergeRemoteState(data []byte, _ bool) {
+	var states map[string][]byte
+	if err := decoding.Unmarshal(data, &states); err != nil {
+		d.m.cfg.Log.Warn("unreadable state from a peer", "err", err)
+		return
+	}
+	for name, state := range states {
+		d.m.merge(name, state)
+	}
+}
+
+// merge gives a state to its replica, and passes on what was news.
+func (m *Mesh) merge(name string, state []byte) {
+	r, ok := m.replicas[name]
+	if !ok {
+		return // of a newer version
+	}
+	news, err := r.Merge(state)
+	if err != nil {
+		m.cfg.Log.Warn("state from a peer not merged", "replica", name, "err", err)
+	}
+	if news != nil {
+		m.Broadcast(name, news)
+	}
+}
+
+// consume handles messages, one after the other.
+func (m *Mesh) consume(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case data := <-m.inbox:
+			m.receive(ctx, data)
+		}
+	}
+}
+
+func (m *Mesh) receive(ctx context.Context, data []byte) {
+	var e envelope
+	if err := decoding.Unmarshal(data, &e); err != nil {
+		m.cfg.Log.Debug("unreadable message from a peer", "err", err)
+		return
+	}
+	switch e.Kind {
+	case kindDelta:
+		m.merge(e.Replica, e.Payload)
+	case kindRequest:
+		m.serve(ctx, e.Payload)
+	case kindReply:
+		m.deliver(e.Payload)
+	}
+}
+
+// events keep track of who can be reached.
+type events struct{ m *Mesh }
+
+func (e events) NotifyJoin(n *memberlist.Node) {
+	id, ok := idOfNode(n.Name)
+	if !ok || id == e.m.self {
+		return
+	}
+	addr, _ := netip.AddrFromSlice(n.Addr)
+	e.m.mu.Lock()
+	k := e.m.peers[id]
+	if k == nil { // its record is on the way
+		k = &known{}
+		e.m.peers[id] = k
+	}
+	k.node, k.addr, k.since, k.retry = n.Name, addr.Unmap(), time.Now(), backoff{}
+	e.m.mu.Unlock()
+	e.m.cfg.Log.Info("peer is reachable", "peer", id, "addr", addr.Unmap())
+	e.m.cfg.Changed()
+}
+
+func (e events) NotifyLeave(n *memberlist.Node) {
+	id, ok := idOfNode(n.Name)
+	if !ok {
+		return
+	}
+	e.m.mu.Lock()
+	k := e.m.peers[id]
+	gone := k != nil && k.node == n.Name // an older run's end says nothing about this one
+	if gone {
+		k.node, k.since = "", time.Now()
+	}
+	e.m.mu.Unlock()
+	if gone {
+		e.m.cfg.Log.Info("peer is not reachable", "peer", id)
+		e.m.cfg.Changed()
+	}
+}
+
+func (events) NotifyUpdate(*memberlist.Node) {}
+
+func idOfNode(name string) (peer.ID, bool) {
+	head, _, _ := strings.Cut(name, "-")
+	id, err := peer.ParseID(head)
+	return id, err == nil
+}
+
+// gate refuses peers that do not belong here, at the door and in rumours.
+type gate struct{ m *Mesh }
+
+func (g gate) NotifyMerge(nodes []*memberlist.Node) error {
+	for _, n := range nodes {
+		if err := g.NotifyAlive(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g gate) NotifyAlive(n *memberlist.Node) error {
+	if n.Name == g.m.name {
+		return nil
+	}
+	var theirs hello
+	if err := decoding.Unmarshal(n.Meta, &theirs); err != nil {
+		return fmt.Errorf("mesh: %v: unreadable greeting: %w", n.Addr, err)
+	}
+	g.m.mu.Lock()
+	ours := g.m.hello
+	g.m.mu.Unlock()
+	if err := ours.refuse(theirs); err != nil {
+		g.m.reject(n.Addr.String(), err.Error())
+		return fmt.Errorf("mesh: %v was refused: %w", n.Addr, err)
+	}
+	return nil
+}

@@ -1,0 +1,361 @@
+// Package mesh is who is here: membership and dissemination over memberlist.
+//
+// It owns the peers, the first of the replicated states, and carries the others
+// through the Replica interface. Gossip carries states, not messages: every
+// replica can be merged in any order and any number of times, so a lost, late or
+// repeated packet does no harm, and push/pull heals what gossip missed. Beside
+// that there is one typed request and reply between two peers.
+//
+// All gossip is encrypted with a key derived from the cluster secret; records,
+// requests and replies are also signed by the identity of the peer that they come
+// from. Nothing from the network ends the mesh: what cannot be understood is
+// counted, shown in status, and dropped.
+package mesh
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+	"golang.org/x/sync/errgroup"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+// Version of the protocol. Peers of another version refuse each other by name.
+const Version = 1
+
+// Port is where gossip listens, TCP and UDP, unless told otherwise.
+const Port = 6783
+
+// Replica is one replicated state. Its methods are called from several goroutines.
+type Replica interface {
+	// Name tells the states apart on the wire.
+	Name() string
+	// Full is the whole state, for push/pull; nil while there is none.
+	Full() []byte
+	// Merge takes in a state, whole or in part, and returns what was news, which
+	// is passed on; nil if nothing was. An error is logged and ends nothing.
+	Merge(data []byte) (news []byte, err error)
+}
+
+// Handler answers a request of another peer.
+type Handler func(ctx context.Context, from peer.ID, payload []byte) ([]byte, error)
+
+// Store keeps what the mesh must remember over a restart.
+type Store interface {
+	SavePeer(id peer.ID, record []byte) error
+	SaveTargets(targets []string) error
+}
+
+// Config is what a Mesh is made of.
+type Config struct {
+	Identity  ed25519.PrivateKey
+	Record    peer.Record // this peer's record as it is at the start; the mesh numbers and signs it
+	GossipKey []byte      // 32 bytes
+	Cluster   [16]byte    // zero: any
+	Universe  slot.Universe
+	Targets   []string // hosts to join, as HOST or HOST:PORT
+	Peers     [][]byte // records known from the last run
+	Store     Store
+	Port      int
+	Log       *slog.Logger
+	// Changed is called after every change among the peers. It must not block.
+	Changed func()
+	// Transport replaces the network; for simulation.
+	Transport memberlist.Transport
+}
+
+// Mesh is this peer's membership.
+type Mesh struct {
+	cfg      Config
+	self     peer.ID
+	name     string // in memberlist: PeerID and a start nonce, see nodeName
+	list     *memberlist.Memberlist
+	queue    *memberlist.TransmitLimitedQueue
+	inbox    chan []byte
+	started  chan struct{}
+	replicas map[string]Replica
+	handlers map[string]Handler
+
+	mu         sync.Mutex
+	peers      map[peer.ID]*known
+	targets    map[string]*target
+	hello      hello
+	farewell   peer.State
+	pending    map[uint64]chan reply
+	rejections map[string]*Rejection
+}
+
+// known is what we know of one peer.
+type known struct {
+	signed peer.Signed
+	node   string     // its name in memberlist while gossip reaches it, else empty
+	addr   netip.Addr // where gossip reaches it
+	since  time.Time  // when node last changed
+	retry  backoff
+}
+
+// New makes a mesh; Run starts it. Replicas and handlers are added in between.
+func New(cfg Config) (*Mesh, error) {
+	self := peer.IDOf(cfg.Identity.Public().(ed25519.PublicKey))
+	m := &Mesh{
+		cfg:        cfg,
+		self:       self,
+		name:       nodeName(self),
+		inbox:      make(chan []byte, 1024),
+		started:    make(chan struct{}),
+		replicas:   map[string]Replica{},
+		handlers:   map[string]Handler{},
+		peers:      map[peer.ID]*known{},
+		targets:    map[string]*target{},
+		hello:      hello{Version: Version, Cluster: cfg.Cluster, V4: cfg.Universe.V4},
+		farewell:   peer.Stopped,
+		pending:    map[uint64]chan reply{},
+		rejections: map[string]*Rejection{},
+	}
+	for _, t := range cfg.Targets {
+		m.targets[t] = &target{}
+	}
+	cfg.Record.State = peer.Running
+	for _, data := range cfg.Peers {
+		s, err := peer.Decode(data)
+		if err != nil {
+			return nil, fmt.Errorf("mesh: stored peer: %w", err)
+		}
+		if id := s.Record.ID(); id == self {
+			cfg.Record.Sequence = max(cfg.Record.Sequence, s.Record.Sequence)
+		} else {
+			m.peers[id] = &known{signed: s}
+		}
+	}
+	own, err := peer.Sign(cfg.Record, cfg.Identity)
+	if err != nil {
+		return nil, fmt.Errorf("mesh: %w", err)
+	}
+	m.peers[self] = &known{signed: own}
+	m.Replicate(peersReplica{m})
+	return m, nil
+}
+
+// nodeName is the name under which memberlist knows one run of one peer.
+// memberlist refuses a known name at a new address until the old one is long
+// dead, so every start has a name of its own.
+func nodeName(id peer.ID) string {
+	return fmt.Sprintf("%v-%08x", id, rand.Uint32())
+}
+
+// Self is this peer's id.
+func (m *Mesh) Self() peer.ID { return m.self }
+
+// Replicate adds a replicated state; before Run only.
+func (m *Mesh) Replicate(r Replica) { m.replicas[r.Name()] = r }
+
+// Handle answers requests of one kind; before Run only.
+func (m *Mesh) Handle(kind string, h Handler) { m.handlers[kind] = h }
+
+// Run joins and serves until ctx ends, then says goodbye. It owns all goroutines
+// of the mesh, but for memberlist's own.
+func (m *Mesh) Run(ctx context.Context) error {
+	// Every run speaks under a number of its own, or its word would not count as new.
+	if err := m.update(func(*peer.Record) {}); err != nil {
+		return err
+	}
+	conf, err := m.listConfig()
+	if err != nil {
+		return err
+	}
+	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: m.reachableCount}
+	list, err := memberlist.Create(conf)
+	if err != nil {
+		if strings.Contains(err.Error(), "address already in use") {
+			return fmt.Errorf("mesh: port %d is taken by another program; find it with `ss -lntup sport = :%d`, or use --port: %w", m.cfg.Port, m.cfg.Port, err)
+		}
+		return fmt.Errorf("mesh: %w", err)
+	}
+	m.list = list
+	close(m.started)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return m.consume(ctx) })
+	group.Go(func() error { return m.rejoin(ctx) })
+	err = group.Wait()
+	m.leave()
+	return err
+}
+
+// listConfig is memberlist's configuration.
+func (m *Mesh) listConfig() (*memberlist.Config, error) {
+	conf := memberlist.DefaultLANConfig()
+	conf.Name = m.name
+	conf.Transport = m.cfg.Transport
+	conf.BindAddr, conf.BindPort, conf.AdvertisePort = bindAddress(), m.cfg.Port, m.cfg.Port
+	own := m.Own()
+	if len(own.Underlay) == 0 {
+		return nil, errors.New("mesh: this host has no address that others could reach; give it one, or name it with --advertise")
+	}
+	conf.AdvertiseAddr = own.Underlay[0].String()
+	keyring, err := memberlist.NewKeyring(nil, m.cfg.GossipKey)
+	if err != nil {
+		return nil, fmt.Errorf("mesh: %w", err)
+	}
+	conf.Keyring = keyring
+	conf.TCPTimeout = 3 * time.Second
+	conf.GossipToTheDeadTime = 10 * time.Second
+	conf.Delegate = delegate{m}
+	conf.Events = events{m}
+	conf.Merge = gate{m}
+	conf.Alive = gate{m}
+	conf.Logger = m.listLogger()
+	return conf, nil
+}
+
+// bindAddress is the wildcard of both families, or of IPv4 where there is no IPv6.
+func bindAddress() string {
+	l, err := net.Listen("tcp", "[::]:0")
+	if err != nil {
+		return "0.0.0.0"
+	}
+	l.Close()
+	return "::"
+}
+
+// Farewell sets what the peer says of itself when Run ends: Stopped unless told otherwise.
+func (m *Mesh) Farewell(s peer.State) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.farewell = s
+}
+
+// leave tells the others that we go on purpose, and gives gossip a moment to carry it.
+func (m *Mesh) leave() {
+	m.mu.Lock()
+	state := m.farewell
+	m.mu.Unlock()
+	if err := m.Update(func(r *peer.Record) { r.State = state }); err != nil {
+		m.cfg.Log.Warn("cannot say goodbye", "err", err)
+	}
+	m.sendToSome(envelope{Kind: kindDelta, Replica: peersName, Payload: m.ownState()})
+	_ = m.list.Leave(time.Second)
+	time.Sleep(2 * goodbyeInterval)
+	_ = m.list.Shutdown()
+}
+
+const goodbyeInterval = 200 * time.Millisecond // memberlist's gossip interval
+
+// Own is this peer's own record.
+func (m *Mesh) Own() peer.Record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.peers[m.self].signed.Record
+}
+
+// Update changes this peer's own record, and tells the mesh if it did change.
+func (m *Mesh) Update(change func(*peer.Record)) error {
+	before := m.Own()
+	after := before
+	after.Underlay = slices.Clone(before.Underlay)
+	change(&after)
+	if sameRecord(before, after) {
+		return nil
+	}
+	if err := m.update(change); err != nil {
+		return err
+	}
+	m.Broadcast(peersName, m.ownState())
+	m.cfg.Changed()
+	return nil
+}
+
+func sameRecord(a, b peer.Record) bool {
+	return a.WireGuard == b.WireGuard && a.Nickname == b.Nickname && slices.Equal(a.Underlay, b.Underlay) &&
+		a.Port == b.Port && a.Gossip == b.Gossip && a.Node == b.Node && a.State == b.State && string(a.Ring) == string(b.Ring)
+}
+
+// update signs and keeps a changed record under the next sequence number.
+func (m *Mesh) update(change func(*peer.Record)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	own := m.peers[m.self]
+	r := own.signed.Record
+	r.Underlay = slices.Clone(r.Underlay)
+	change(&r)
+	r.Sequence++
+	signed, err := peer.Sign(r, m.cfg.Identity)
+	if err != nil {
+		return fmt.Errorf("mesh: own record: %w", err)
+	}
+	if err := m.cfg.Store.SavePeer(m.self, signed.Encode()); err != nil {
+		return fmt.Errorf("mesh: keep own record: %w", err)
+	}
+	own.signed = signed
+	return nil
+}
+
+// SetHello tells peers that join what they must agree with.
+func (m *Mesh) SetHello(cluster [16]byte, u slot.Universe) {
+	next := hello{Version: Version, Cluster: cluster, V4: u.V4}
+	m.mu.Lock()
+	changed := m.hello != next
+	m.hello = next
+	m.mu.Unlock()
+	select {
+	case <-m.started:
+	default:
+		return
+	}
+	if changed {
+		go m.list.UpdateNode(time.Second) //nolint:errcheck // gossip repeats it
+	}
+}
+
+// Peer is what is known of one peer, this one included.
+type Peer struct {
+	Record    peer.Record
+	Reachable bool       // gossip reaches it right now
+	Addr      netip.Addr // where
+	Since     time.Time  // since when that is so; zero if never since our start
+}
+
+// Peers lists all peers, in the order of their ids.
+func (m *Mesh) Peers() []Peer {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]Peer, 0, len(m.peers))
+	for _, id := range slices.SortedFunc(maps.Keys(m.peers), func(a, b peer.ID) int { return slices.Compare(a[:], b[:]) }) {
+		k := m.peers[id]
+		out = append(out, Peer{Record: k.signed.Record, Reachable: k.node != "" || id == m.self, Addr: k.addr, Since: k.since})
+	}
+	return out
+}
+
+// Reachable reports whether gossip reaches a peer.
+func (m *Mesh) Reachable(id peer.ID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := m.peers[id]
+	return k != nil && k.node != ""
+}
+
+func (m *Mesh) reachableCount() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 1
+	for _, k := range m.peers {
+		if k.node != "" {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,406 @@
+package mesh
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/ipam/slot"
+	"weft/mesh/meshtest"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
+)
+
+// memory is a Store that outlives a simulated host.
+type memory struct {
+	mu      sync.Mutex
+	peers   map[peer.ID][]byte
+	targets []string
+}
+
+func (s *memory) SavePeer(id peer.ID, data []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.peers[id] = data
+	return nil
+}
+
+func (s *memory) SaveTargets(t []string) error {
+	s.targets = t
+	return nil
+}
+
+// counter is a Replica whose state is the largest number heard of.
+type counter struct {
+	mu sync.Mutex
+	n  byte
+}
+
+func (c *counter) Name() string { return "counter" }
+func (c *counter) Full() []byte { return []byte{c.get()} }
+
+func (c *counter) get() byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
+}
+
+func (c *counter) Merge(data []byte) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(data) != 1 {
+		return nil, errors.New("counter: want one byte")
+	}
+	if data[0] <= c.n {
+		return nil, nil
+	}
+	c.n = data[0]
+	return data, nil
+}
+
+// host is one simulated peer.
+type host struct {
+	*Mesh
+	counter *counter
+	store   *memory
+	stop    context.CancelFunc
+	done    chan error
+}
+
+type sim struct {
+	t   *testing.T
+	net *meshtest.Network
+}
+
+func address(i int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), Port)
+}
+
+func identity(i int) ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i)}, ed25519.SeedSize))
+}
+
+type option func(*Config)
+
+func (s *sim) start(i int, store *memory, targets []string, options ...option) *host {
+	s.t.Helper()
+	if store == nil {
+		store = &memory{peers: map[peer.ID][]byte{}}
+	}
+	var peers [][]byte
+	for _, data := range store.peers {
+		peers = append(peers, data)
+	}
+	cfg := Config{
+		Identity:  identity(i),
+		Record:    peer.Record{Nickname: fmt.Sprintf("h%d", i), Underlay: []netip.Addr{address(i).Addr()}, Port: 6784, Gossip: Port},
+		GossipKey: secret.Secret{1}.GossipKey(),
+		Targets:   targets, Peers: peers, Store: store, Port: Port,
+		Log: slog.New(slog.DiscardHandler), Changed: func() {},
+		Transport: s.net.Join(address(i)),
+	}
+	for _, o := range options {
+		o(&cfg)
+	}
+	m, err := New(cfg)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	h := &host{Mesh: m, counter: &counter{}, store: store, done: make(chan error, 1)}
+	m.Replicate(h.counter)
+	m.Handle("echo", func(_ context.Context, from peer.ID, p []byte) ([]byte, error) {
+		if len(p) == 0 {
+			return nil, errors.New("nothing to echo")
+		}
+		return append([]byte(from.String()+" "), p...), nil
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	h.stop = cancel
+	go func() { h.done <- m.Run(ctx) }()
+	return h
+}
+
+// end stops hosts and waits for memberlist, whose Shutdown does not.
+func (s *sim) end(hosts ...*host) {
+	for _, h := range hosts {
+		h.stop()
+		if err := <-h.done; err != nil {
+			s.t.Error(err)
+		}
+	}
+	time.Sleep(2 * time.Minute)
+	synctest.Wait()
+}
+
+// eventually gives the simulation virtual time until a condition holds.
+func (s *sim) eventually(within time.Duration, what string, ok func() bool) {
+	s.t.Helper()
+	for start := time.Now(); !ok(); time.Sleep(100 * time.Millisecond) {
+		if time.Since(start) > within {
+			s.t.Fatalf("not within %v: %s", within, what)
+		}
+	}
+}
+
+func allReach(hosts []*host) func() bool {
+	return func() bool {
+		for _, h := range hosts {
+			if h.reachableCount() != len(hosts) {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+// Twenty peers that know only the first one, a network that loses a tenth of the
+// packets, a partition of ten minutes: all states converge, during and after.
+func TestTwentyPeersConverge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(1)}
+		s.net.SetLoss(0.1)
+		s.net.SetDelay(5 * time.Millisecond)
+		hosts := []*host{s.start(1, nil, nil)}
+		for i := 2; i <= 20; i++ {
+			hosts = append(hosts, s.start(i, nil, []string{"192.0.2.1"}))
+		}
+		s.eventually(time.Minute, "everybody reaches everybody", allReach(hosts))
+
+		hosts[3].counter.Merge([]byte{7})
+		hosts[3].Broadcast("counter", []byte{7})
+		s.eventually(10*time.Second, "a delta reaches everybody", func() bool {
+			for _, h := range hosts {
+				if h.counter.get() != 7 {
+					return false
+				}
+			}
+			return true
+		})
+
+		side := func(a netip.Addr) bool { return a.As4()[3] <= 8 }
+		s.net.Partition(func(a, b netip.Addr) bool { return side(a) != side(b) })
+		s.eventually(2*time.Minute, "both sides notice", func() bool {
+			return hosts[0].reachableCount() == 8 && hosts[19].reachableCount() == 12
+		})
+		hosts[0].Update(func(r *peer.Record) { r.Node = 77 })
+		time.Sleep(10 * time.Minute)
+		if got := record(hosts[19], hosts[0]).Node; got != 0 {
+			t.Fatalf("the record crossed a partition: node slot %d", got)
+		}
+		s.net.Heal()
+		s.eventually(2*time.Minute, "the mesh heals", allReach(hosts))
+		s.eventually(time.Minute, "the record arrives", func() bool { return record(hosts[19], hosts[0]).Node == 77 })
+		s.end(hosts...)
+	})
+}
+
+func record(at, of *host) peer.Record {
+	for _, p := range at.Peers() {
+		if p.Record.ID() == of.Self() {
+			return p.Record
+		}
+	}
+	return peer.Record{}
+}
+
+func TestLeavingAndVanishingAreToldApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(2)}
+		a := s.start(1, nil, nil)
+		to := []string{"192.0.2.1"}
+		stopped, left, vanished := s.start(2, nil, to), s.start(3, nil, to), s.start(4, nil, to)
+		hosts := []*host{a, stopped, left, vanished}
+		s.eventually(10*time.Second, "all are here", allReach(hosts))
+
+		s.net.Partition(func(x, y netip.Addr) bool { return x == address(4).Addr() || y == address(4).Addr() })
+		left.Farewell(peer.Left)
+		s.end(stopped, left)
+		for h, want := range map[*host]peer.State{stopped: peer.Stopped, left: peer.Left, vanished: peer.Running} {
+			if got := record(a, h).State; got != want {
+				t.Errorf("%v: state %v, want %v", h.Own().Nickname, got, want)
+			}
+			if a.Reachable(h.Self()) {
+				t.Errorf("%v is still reachable", h.Own().Nickname)
+			}
+		}
+		s.end(a, vanished)
+	})
+}
+
+// A peer that restarts without targets finds the mesh by the peers that it
+// remembers, under its old id, at a new address.
+func TestRestartRejoinsByMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(3)}
+		a := s.start(1, nil, nil)
+		b := s.start(2, nil, []string{"192.0.2.1"})
+		s.eventually(10*time.Second, "both are here", allReach([]*host{a, b}))
+		s.eventually(10*time.Second, "records are exchanged", func() bool { return len(b.store.peers) == 2 })
+		s.end(b)
+		moved := s.start(2, b.store, nil, func(c *Config) {
+			c.Record.Underlay = []netip.Addr{address(9).Addr()}
+			c.Transport = s.net.Join(address(9))
+		})
+		s.eventually(time.Minute, "they meet again", allReach([]*host{a, moved}))
+		s.eventually(time.Minute, "the new address is known", func() bool {
+			r := record(a, moved)
+			return len(r.Underlay) == 1 && r.Underlay[0] == address(9).Addr() && r.State == peer.Running
+		})
+		s.end(a, moved)
+	})
+}
+
+func TestRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(4)}
+		a := s.start(1, nil, nil)
+		b := s.start(2, nil, []string{"192.0.2.1"})
+		s.eventually(10*time.Second, "both are here", func() bool {
+			return allReach([]*host{a, b})() && record(a, b).Identity != nil
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		got, err := a.Request(ctx, b.Self(), "echo", []byte("hello"))
+		if err != nil || string(got) != a.Self().String()+" hello" {
+			t.Errorf("echo: %q, %v", got, err)
+		}
+		var refused *RefusedError
+		if _, err := a.Request(ctx, b.Self(), "echo", nil); !errors.As(err, &refused) {
+			t.Errorf("a refusal: %v", err)
+		}
+		if _, err := a.Request(ctx, b.Self(), "no such thing", nil); !errors.As(err, &refused) {
+			t.Errorf("an unknown kind: %v", err)
+		}
+		if _, err := a.Request(ctx, peer.ID{9}, "echo", nil); !errors.Is(err, ErrUnreachable) {
+			t.Errorf("an unknown peer: %v", err)
+		}
+		s.end(a, b)
+	})
+}
+
+// Invariant 7: nobody enters without the secret, and both sides say so.
+func TestInvariant7WrongSecretIsRefusedOnBothSides(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(5)}
+		a := s.start(1, nil, nil)
+		b := s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) { c.GossipKey = secret.Secret{2}.GossipKey() })
+		time.Sleep(10 * time.Second)
+		if a.reachableCount() != 1 || b.reachableCount() != 1 {
+			t.Error("a peer with another secret was let in")
+		}
+		if err := b.Targets()[0].Err; err == nil || !strings.Contains(err.Error(), "wrong secret") || !strings.Contains(err.Error(), "192.0.2.1") {
+			t.Errorf("the joiner says: %v", err)
+		}
+		if r := a.Rejections(); len(r) != 1 || r[0].Addr != "192.0.2.2" || !strings.Contains(r[0].Reason, "wrong secret") || r[0].Count < 2 {
+			t.Errorf("the other side says: %+v", r)
+		}
+		s.end(a, b)
+	})
+}
+
+// Invariant 7: knowing the secret is not enough to speak for another peer.
+func TestInvariant7RecordsProveTheirName(t *testing.T) {
+	r := peer.Record{Nickname: "x", Sequence: 1}
+	signed, err := peer.Sign(r, identity(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &sim{t, meshtest.New(6)}
+	m, err := New(Config{
+		Identity: identity(2), Store: &memory{peers: map[peer.ID][]byte{}}, Changed: func() {},
+		Log: slog.New(slog.DiscardHandler), Transport: s.net.Join(address(2)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := signed.Encode()
+	for i := range good {
+		bad := bytes.Clone(good)
+		bad[i] ^= 1
+		if news, err := (peersReplica{m}).Merge(encode([][]byte{bad})); news != nil || err == nil {
+			t.Fatalf("byte %d changed: accepted as %v, %v", i, news, err)
+		}
+	}
+	if news, err := (peersReplica{m}).Merge(encode([][]byte{good})); news == nil || err != nil {
+		t.Fatalf("the untouched record: %v, %v", news, err)
+	}
+	if news, err := (peersReplica{m}).Merge(encode([][]byte{good})); news != nil || err != nil {
+		t.Fatalf("told twice: %v, %v", news, err)
+	}
+}
+
+func TestMismatchIsRefusedByName(t *testing.T) {
+	other := slot.Universe{V4: netip.MustParsePrefix("10.99.0.0/16")}
+	ours := slot.Universe{V4: slot.DefaultV4}
+	for name, tt := range map[string]struct {
+		change option
+		want   string
+	}{
+		"universe": {func(c *Config) { c.Universe = other }, "10.99.0.0/16"},
+		"cluster":  {func(c *Config) { c.Cluster = [16]byte{2} }, "cluster"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &sim{t, meshtest.New(7)}
+				a := s.start(1, nil, nil, func(c *Config) { c.Universe, c.Cluster = ours, [16]byte{1} })
+				b := s.start(2, nil, []string{"192.0.2.1"}, tt.change)
+				time.Sleep(10 * time.Second)
+				if a.reachableCount() != 1 || b.reachableCount() != 1 {
+					t.Error("the peer was let in")
+				}
+				if err := b.Targets()[0].Err; err == nil || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("the joiner says: %v", err)
+				}
+				if r := a.Rejections(); len(r) != 1 || !strings.Contains(r[0].Reason, tt.want) {
+					t.Errorf("the other side says: %+v", r)
+				}
+				s.end(a, b)
+			})
+		})
+	}
+}
+
+func TestCheckTarget(t *testing.T) {
+	for _, good := range []string{"192.0.2.1", "node1.example", "node1:6783", "2001:db8::1", "[2001:db8::1]:6783"} {
+		if err := CheckTarget(good); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, bad := range []string{"", "a b", "-x", "host:port", "host:70000", "http://x", "x/24"} {
+		if CheckTarget(bad) == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+// Whatever bytes arrive, the mesh neither panics nor believes them.
+func FuzzReceive(f *testing.F) {
+	signed, _ := peer.Sign(peer.Record{Nickname: "x"}, identity(1))
+	f.Add(encode(envelope{Kind: kindDelta, Replica: peersName, Payload: encode([][]byte{signed.Encode()})}))
+	f.Add(encode(envelope{Kind: kindRequest, Payload: encode(signedMessage{encode(message{ID: 1, Kind: "echo"}), make([]byte, 64)})}))
+	f.Add(encode(envelope{Kind: kindReply, Payload: encode(signedMessage{encode(message{ID: 1, IsReply: true}), nil})}))
+	f.Add([]byte{0xa1, 0x01})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := New(Config{
+			Identity: identity(2), Store: &memory{peers: map[peer.ID][]byte{}}, Changed: func() {}, Log: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.receive(t.Context(), data)
+		delegate{m}.MergeRemoteState(data, true)
+		logWriter{m}.Write(data)
+		if m.Own().Sequence != 0 || len(m.Targets()) != 0 {
+			t.Fatal("bytes from the network changed our own word")
+		}
+	})
+}

@@ -1,0 +1,100 @@
+package mesh
+
+import (
+	"errors"
+	"fmt"
+
+	"weft/mesh/peer"
+)
+
+const peersName = "peers"
+
+// maxPeers bounds what holders of the secret can make us remember.
+const maxPeers = 1 << 14
+
+// peersReplica is the first replicated state: the records of all peers.
+type peersReplica struct{ m *Mesh }
+
+func (peersReplica) Name() string { return peersName }
+
+func (p peersReplica) Full() []byte {
+	p.m.mu.Lock()
+	defer p.m.mu.Unlock()
+	records := make([][]byte, 0, len(p.m.peers))
+	for _, k := range p.m.peers {
+		if k.hasRecord() {
+			records = append(records, k.signed.Encode())
+		}
+	}
+	return encode(records)
+}
+
+// ownState is the part of the replica that is this peer's word.
+func (m *Mesh) ownState() []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return encode([][]byte{m.peers[m.self].signed.Encode()})
+}
+
+func (k *known) hasRecord() bool { return k.signed.Record.Identity != nil }
+
+// Merge keeps what supersedes the record that we have, and names it as news. One
+// bad record does not spoil the others.
+func (p peersReplica) Merge(data []byte) ([]byte, error) {
+	var records [][]byte
+	if err := decoding.Unmarshal(data, &records); err != nil {
+		return nil, fmt.Errorf("peers: %w", err)
+	}
+	var news [][]byte
+	var errs []error
+	for _, data := range records {
+		isNews, err := p.m.mergeRecord(data)
+		if err != nil {
+			errs = append(errs, err)
+		} else if isNews {
+			news = append(news, data)
+		}
+	}
+	if len(news) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	p.m.cfg.Changed()
+	return encode(news), errors.Join(errs...)
+}
+
+func (m *Mesh) mergeRecord(data []byte) (news bool, err error) {
+	s, err := peer.Decode(data)
+	if err != nil {
+		return false, err
+	}
+	id := s.Record.ID()
+	m.mu.Lock()
+	k := m.peers[id]
+	fresh := k == nil || !k.hasRecord() || s.Supersedes(k.signed)
+	full := k == nil && len(m.peers) >= maxPeers
+	if fresh && !full && id != m.self {
+		if err = m.cfg.Store.SavePeer(id, data); err == nil {
+			if k == nil {
+				k = &known{}
+				m.peers[id] = k
+			}
+			k.signed = s
+		}
+	}
+	m.mu.Unlock()
+	switch {
+	case err != nil:
+		return false, fmt.Errorf("peers: keep %v: %w", id, err)
+	case full:
+		return false, fmt.Errorf("peers: %v is one more than %d, ignored", id, maxPeers)
+	case fresh && id == m.self:
+		// The mesh remembers a later word of ours than we do: our state was
+		// restored from an older copy. Speak again, louder.
+		if err := m.update(func(r *peer.Record) { r.Sequence = s.Record.Sequence }); err != nil {
+			return false, err
+		}
+		m.Broadcast(peersName, m.ownState())
+		return false, nil
+	}
+	return fresh, nil
+}

@@ -1,0 +1,184 @@
+package mesh
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"weft/mesh/peer"
+)
+
+// message is a request or a reply: signed by the identity of the sender for the
+// receiver, so that the cluster secret alone does not let one speak for another.
+type message struct {
+	ID      uint64  `cbor:"1,keyasint"`
+	From    peer.ID `cbor:"2,keyasint"`
+	To      peer.ID `cbor:"3,keyasint"`
+	Kind    string  `cbor:"4,keyasint,omitempty"`
+	Payload []byte  `cbor:"5,keyasint,omitempty"`
+	Error   string  `cbor:"6,keyasint,omitempty"`
+	IsReply bool    `cbor:"7,keyasint,omitempty"`
+}
+
+type signedMessage struct {
+	Message   []byte `cbor:"1,keyasint"`
+	Signature []byte `cbor:"2,keyasint"`
+}
+
+type reply struct {
+	from    peer.ID
+	payload []byte
+	err     error
+}
+
+const messageContext = "weft message v1\x00"
+
+// handlerTimeout bounds how long a request is worked on; the asking side has a
+// deadline of its own.
+const handlerTimeout = 10 * time.Second
+
+// Errors of Request.
+var ErrUnreachable = errors.New("the peer cannot be reached by gossip right now")
+
+// RefusedError is the answer of a peer that does not do what was asked.
+type RefusedError struct{ Reason string }
+
+func (e *RefusedError) Error() string { return "the peer refused: " + e.Reason }
+
+// Request asks one peer and waits for its answer.
+func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
+	var id [8]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		return nil, fmt.Errorf("mesh: %w", err)
+	}
+	msg := message{ID: binary.BigEndian.Uint64(id[:]), From: m.self, To: to, Kind: kind, Payload: payload}
+	answer := make(chan reply, 1)
+	m.mu.Lock()
+	m.pending[msg.ID] = answer
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.pending, msg.ID)
+	}()
+	if err := m.send(kindRequest, msg); err != nil {
+		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, err)
+	}
+	select {
+	case r := <-answer:
+		if r.from != to {
+			return nil, fmt.Errorf("mesh: ask %v for %s: %v answered instead", to, kind, r.from)
+		}
+		return r.payload, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, ctx.Err())
+	}
+}
+
+// send signs a message and sends it reliably to the node of its receiver.
+func (m *Mesh) send(kind uint, msg message) error {
+	select {
+	case <-m.started:
+	default:
+		return ErrUnreachable
+	}
+	m.mu.Lock()
+	name := ""
+	if k := m.peers[msg.To]; k != nil {
+		name = k.node
+	}
+	m.mu.Unlock()
+	node := m.member(name)
+	if node == nil {
+		return ErrUnreachable
+	}
+	data := encode(msg)
+	signed := signedMessage{data, ed25519.Sign(m.cfg.Identity, append([]byte(messageContext), data...))}
+	return m.list.SendReliable(node, encode(envelope{Kind: kind, Payload: encode(signed)}))
+}
+
+func (m *Mesh) member(name string) *memberlist.Node {
+	for _, n := range m.list.Members() {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// open verifies a message that claims to be for us.
+func (m *Mesh) open(data []byte) (message, error) {
+	var s signedMessage
+	var msg message
+	if err := decoding.Unmarshal(data, &s); err != nil {
+		return msg, err
+	}
+	if err := decoding.Unmarshal(s.Message, &msg); err != nil {
+		return msg, err
+	}
+	m.mu.Lock()
+	k := m.peers[msg.From]
+	m.mu.Unlock()
+	switch {
+	case msg.To != m.self:
+		return msg, fmt.Errorf("it is for %v", msg.To)
+	case k == nil || !k.hasRecord():
+		return msg, fmt.Errorf("%v is not known here yet", msg.From)
+	case !ed25519.Verify(k.signed.Record.Identity, append([]byte(messageContext), s.Message...), s.Signature):
+		return msg, fmt.Errorf("it is not signed by %v", msg.From)
+	}
+	return msg, nil
+}
+
+// serve answers a request, on a goroutine of its own: a handler may itself ask.
+func (m *Mesh) serve(ctx context.Context, data []byte) {
+	msg, err := m.open(data)
+	if err != nil || msg.IsReply {
+		m.cfg.Log.Warn("request ignored", "from", msg.From, "err", err)
+		return
+	}
+	h, ok := m.handlers[msg.Kind]
+	if !ok {
+		h = func(context.Context, peer.ID, []byte) ([]byte, error) {
+			return nil, fmt.Errorf("this version of Weft does not know %q", msg.Kind)
+		}
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(ctx, handlerTimeout)
+		defer cancel()
+		payload, err := h(ctx, msg.From, msg.Payload)
+		answer := message{ID: msg.ID, From: m.self, To: msg.From, Payload: payload, IsReply: true}
+		if err != nil {
+			answer.Error = err.Error()
+		}
+		if err := m.send(kindReply, answer); err != nil {
+			m.cfg.Log.Info("reply not sent", "peer", msg.From, "err", err)
+		}
+	}()
+}
+
+// deliver gives a reply to whoever waits for it.
+func (m *Mesh) deliver(data []byte) {
+	msg, err := m.open(data)
+	if err != nil || !msg.IsReply {
+		m.cfg.Log.Warn("reply ignored", "from", msg.From, "err", err)
+		return
+	}
+	m.mu.Lock()
+	waiting := m.pending[msg.ID]
+	m.mu.Unlock()
+	r := reply{from: msg.From, payload: msg.Payload}
+	if msg.Error != "" {
+		r.err = &RefusedError{msg.Error}
+	}
+	select {
+	case waiting <- r:
+	default: // nobody waits any more, or it came twice
+	}
+}

@@ -1,0 +1,234 @@
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"weft/mesh/peer"
+)
+
+// target is a host that the operator told us to join.
+type target struct {
+	retry     backoff
+	err       error
+	connected bool
+}
+
+// backoff is when to try again: at once, then ever more rarely, with some spread
+// so that peers do not call in step.
+type backoff struct {
+	delay time.Duration
+	next  time.Time
+}
+
+const (
+	firstRetry = time.Second
+	maxRetry   = 30 * time.Second
+)
+
+func (b *backoff) due(now time.Time) bool { return !now.Before(b.next) }
+
+func (b *backoff) failed(now time.Time) {
+	b.delay = min(max(2*b.delay, firstRetry), maxRetry)
+	b.next = now.Add(b.delay/2 + rand.N(b.delay))
+}
+
+// Target is the state of one target, for status.
+type Target struct {
+	Host      string
+	Connected bool
+	Err       error // of the last attempt, while not connected
+}
+
+// Targets lists the targets by name.
+func (m *Mesh) Targets() []Target {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]Target, 0, len(m.targets))
+	for _, host := range slices.Sorted(maps.Keys(m.targets)) {
+		t := m.targets[host]
+		out = append(out, Target{Host: host, Connected: t.connected, Err: t.err})
+	}
+	return out
+}
+
+// Connect adds targets, or replaces all of them.
+func (m *Mesh) Connect(hosts []string, replace bool) error {
+	for _, h := range hosts {
+		if err := CheckTarget(h); err != nil {
+			return err
+		}
+	}
+	return m.changeTargets(func() {
+		if replace {
+			maps.DeleteFunc(m.targets, func(h string, _ *target) bool { return !slices.Contains(hosts, h) })
+		}
+		for _, h := range hosts {
+			if m.targets[h] == nil {
+				m.targets[h] = &target{}
+			}
+		}
+	})
+}
+
+// Forget drops targets. Peers that are connected stay so.
+func (m *Mesh) Forget(hosts []string) error {
+	return m.changeTargets(func() {
+		for _, h := range hosts {
+			delete(m.targets, h)
+		}
+	})
+}
+
+func (m *Mesh) changeTargets(change func()) error {
+	m.mu.Lock()
+	before := maps.Clone(m.targets)
+	change()
+	err := m.cfg.Store.SaveTargets(slices.Sorted(maps.Keys(m.targets)))
+	if err != nil {
+		m.targets = before
+		err = fmt.Errorf("mesh: keep targets: %w", err)
+	}
+	m.mu.Unlock()
+	m.cfg.Changed()
+	return err
+}
+
+// CheckTarget refuses what cannot be a host to join.
+func CheckTarget(s string) error {
+	host, port := s, ""
+	if h, p, err := net.SplitHostPort(s); err == nil {
+		host, port = h, p
+	}
+	_, err := strconv.ParseUint(port, 10, 16)
+	if port != "" && err != nil || host == "" || strings.ContainsAny(host, " \t\n/@%[]") || strings.HasPrefix(host, "-") {
+		return fmt.Errorf("target %q: want HOST or HOST:PORT, such as 192.0.2.1, node1.example or [2001:db8::1]:6783", s)
+	}
+	return nil
+}
+
+// rejoin keeps joining, for ever and with backoff, every target and every known
+// peer that gossip does not reach: memberlist does not heal a long partition.
+func (m *Mesh) rejoin(ctx context.Context) error {
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		due := m.due(ctx, time.Now())
+		group := errgroup.Group{}
+		group.SetLimit(8)
+		for _, try := range due {
+			group.Go(func() error { try(); return nil })
+		}
+		_ = group.Wait()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// due lists the attempts to make now.
+func (m *Mesh) due(ctx context.Context, now time.Time) []func() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []func()
+	for host, t := range m.targets {
+		if t.retry.due(now) {
+			out = append(out, func() { m.joinTarget(ctx, host, t) })
+		}
+	}
+	for id, k := range m.peers {
+		r := k.signed.Record
+		if id == m.self || k.node != "" || !k.hasRecord() || r.State == peer.Left || !k.retry.due(now) {
+			continue
+		}
+		out = append(out, func() { m.joinPeer(r, k) })
+	}
+	return out
+}
+
+// joinTarget resolves a target and joins it, unless a peer at that address is here already.
+func (m *Mesh) joinTarget(ctx context.Context, host string, t *target) {
+	addrs, err := resolve(ctx, host, m.cfg.Port)
+	connected := false
+	for _, a := range addrs {
+		connected = connected || m.here(a.Addr())
+	}
+	if err == nil && !connected {
+		connected, err = m.join(addrs)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t.connected, t.err = connected, err
+	if connected {
+		t.retry = backoff{next: time.Now().Add(firstRetry)} // look again whether it is still here
+	} else {
+		t.retry.failed(time.Now())
+	}
+}
+
+// joinPeer joins a peer that was here once.
+func (m *Mesh) joinPeer(r peer.Record, k *known) {
+	var addrs []netip.AddrPort
+	for _, a := range r.Underlay {
+		addrs = append(addrs, netip.AddrPortFrom(a, r.Gossip))
+	}
+	_, _ = m.join(addrs)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k.retry.failed(time.Now())
+}
+
+// join tries addresses until one answers.
+func (m *Mesh) join(addrs []netip.AddrPort) (bool, error) {
+	var err error
+	for _, a := range addrs {
+		var n int
+		if n, err = m.list.Join([]string{a.String()}); n > 0 {
+			return true, nil
+		}
+		err = explainJoin(a, err)
+	}
+	return false, err
+}
+
+// here reports whether gossip reaches a peer at that address, or it is our own.
+func (m *Mesh) here(a netip.Addr) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, k := range m.peers {
+		if (k.node != "" || id == m.self) && (k.addr == a || slices.Contains(k.signed.Record.Underlay, a)) {
+			return true
+		}
+	}
+	return false
+}
+
+func resolve(ctx context.Context, host string, port int) ([]netip.AddrPort, error) {
+	if h, p, err := net.SplitHostPort(host); err == nil {
+		n, _ := strconv.Atoi(p) // checked by CheckTarget
+		host, port = h, n
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", host, err)
+	}
+	var out []netip.AddrPort
+	for _, ip := range ips {
+		out = append(out, netip.AddrPortFrom(ip.Unmap(), uint16(port)))
+	}
+	return out, nil
+}
