@@ -1,0 +1,363 @@
+// Package state is what this host remembers over a restart: one bbolt file, mode
+// 0600, every change one transaction.
+//
+// A file that is torn, corrupt or not ours is refused with an error that says what
+// to do, and never touched: it may hold the only record of who owns which address.
+package state
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"weft/ipam"
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+// File is the name of the state file in the state folder.
+const File = "state.db"
+
+// format is written into every file of ours; a change that older versions cannot
+// read raises it.
+const format = "weft state 1"
+
+var (
+	bucketMeta        = []byte("meta")
+	bucketPeers       = []byte("peers")
+	bucketRing        = []byte("ring")
+	bucketAllocations = []byte("allocations")
+	bucketEndpoints   = []byte("endpoints")
+	buckets           = [][]byte{bucketMeta, bucketPeers, bucketRing, bucketAllocations, bucketEndpoints}
+
+	keyFormat    = []byte("format")
+	keyIdentity  = []byte("identity")
+	keyWireGuard = []byte("wireguard")
+	keyTargets   = []byte("targets")
+	keySettings  = []byte("settings")
+	keyRing      = []byte("ring")
+)
+
+// Store is the open state file. It is safe for concurrent use.
+type Store struct{ db *bolt.DB }
+
+// UnusableError says that the file at Path cannot serve as state. It was left as it is.
+type UnusableError struct {
+	Path string
+	Why  error
+}
+
+func (e *UnusableError) Error() string {
+	return fmt.Sprintf("state file %s cannot be used: %v. It was left as it is. Restore it from a copy; or, if this host may lose its identity and addresses, run `weft reset --force`, which sets the file aside, and launch again",
+		e.Path, e.Why)
+}
+
+func (e *UnusableError) Unwrap() error { return e.Why }
+
+// ErrLocked says that another process has the state open.
+var ErrLocked = errors.New("the state is in use: an agent is running on this host already (`weft status`)")
+
+// Open opens the state in folder dir, and makes it if there is none.
+func Open(dir string) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state: %w", err)
+	}
+	path := filepath.Join(dir, File)
+	fresh := false
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		fresh = true
+	} else if err := examine(path); err != nil {
+		return nil, &UnusableError{path, err}
+	}
+	db, err := openFile(path)
+	switch {
+	case errors.Is(err, bolt.ErrTimeout):
+		return nil, ErrLocked
+	case err != nil:
+		return nil, &UnusableError{path, err}
+	}
+	s := &Store{db}
+	if fresh {
+		err = s.initialise()
+	} else if err = s.check(); err != nil {
+		err = &UnusableError{path, err}
+	}
+	if err != nil {
+		db.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// openFile opens the file, and makes an error of what damage can make bbolt do.
+func openFile(path string) (db *bolt.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("it is corrupt: %v", p)
+		}
+	}()
+	return bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second})
+}
+
+// Close closes the file.
+func (s *Store) Close() error { return s.db.Close() }
+
+// examine reads the head of a file without touching it: bbolt would write its
+// own pages into an empty one, and a file that is shorter than it claims ends a
+// process that maps it.
+func examine(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	// A page header of 16 bytes, then the meta page's fields (bbolt's file format).
+	var head [16 + 64]byte
+	if _, err := io.ReadFull(f, head[:]); err != nil {
+		return fmt.Errorf("it is torn: %d bytes long", info.Size())
+	}
+	meta := head[16:]
+	if magic := binary.NativeEndian.Uint32(meta); magic != 0xED0CDAED {
+		return errors.New("it is no Weft state: another program's file, or overwritten")
+	}
+	pageSize := int64(binary.NativeEndian.Uint32(meta[8:]))
+	pages := int64(binary.NativeEndian.Uint64(meta[40:]))
+	if pageSize < 512 || pageSize > 1<<16 || pages > info.Size()/pageSize {
+		return fmt.Errorf("it is torn: %d bytes long, %d pages of %d bytes are needed", info.Size(), pages, pageSize)
+	}
+	return nil
+}
+
+// initialise makes the buckets of a new file.
+func (s *Store) initialise() error {
+	return s.update(func(tx *bolt.Tx) error {
+		for _, name := range buckets {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return tx.Bucket(bucketMeta).Put(keyFormat, []byte(format))
+	})
+}
+
+// check walks the whole file. Damage can make bbolt panic or fault; both become
+// errors here, before anything is written.
+func (s *Store) check() (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("it is corrupt: %v", p)
+		}
+	}()
+	return s.db.View(func(tx *bolt.Tx) error {
+		if err := walk(tx); err != nil {
+			return err
+		}
+		meta := tx.Bucket(bucketMeta)
+		if meta == nil {
+			return errors.New("it is no Weft state: a database of another program")
+		}
+		if got := string(meta.Get(keyFormat)); got != format {
+			return fmt.Errorf("its format is %q, this version of Weft reads %q", got, format)
+		}
+		for _, name := range buckets {
+			if tx.Bucket(name) == nil {
+				return fmt.Errorf("it is incomplete: %s is missing", name)
+			}
+		}
+		var first error
+		for e := range tx.Check() { // must be read to its end
+			if first == nil {
+				first = fmt.Errorf("it is corrupt: %w", e)
+			}
+		}
+		return first
+	})
+}
+
+// walk reads every page that holds data. It comes before bbolt's own check, which
+// runs on a goroutine of its own where a panic cannot be caught.
+func walk(tx *bolt.Tx) error {
+	return tx.ForEach(func(name []byte, b *bolt.Bucket) error {
+		var last []byte
+		return b.ForEach(func(k, v []byte) error {
+			if last != nil && bytes.Compare(last, k) >= 0 {
+				return fmt.Errorf("it is corrupt: the keys of %q are out of order", name)
+			}
+			last = append(last[:0], k...)
+			if len(v) > 0 {
+				_ = v[len(v)-1]
+			}
+			return nil
+		})
+	})
+}
+
+func (s *Store) update(f func(*bolt.Tx) error) error {
+	if err := s.db.Update(f); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) view(f func(*bolt.Tx) error) error {
+	if err := s.db.View(f); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return nil
+}
+
+// Keys are this host's own: made once, kept for ever.
+type Keys struct {
+	Identity  ed25519.PrivateKey
+	WireGuard [32]byte // Curve25519 private key
+}
+
+// Keys returns this host's keys, and makes them from a source of randomness at the first call.
+func (s *Store) Keys(random io.Reader) (k Keys, err error) {
+	err = s.update(func(tx *bolt.Tx) error {
+		meta := tx.Bucket(bucketMeta)
+		seed, wg := meta.Get(keyIdentity), meta.Get(keyWireGuard)
+		if seed == nil {
+			fresh := make([]byte, ed25519.SeedSize+len(k.WireGuard))
+			if _, err := io.ReadFull(random, fresh); err != nil {
+				return err
+			}
+			seed, wg = fresh[:ed25519.SeedSize], fresh[ed25519.SeedSize:]
+			if err := errors.Join(meta.Put(keyIdentity, seed), meta.Put(keyWireGuard, wg)); err != nil {
+				return err
+			}
+		}
+		if len(seed) != ed25519.SeedSize || len(wg) != len(k.WireGuard) {
+			return errors.New("the stored keys have the wrong size")
+		}
+		k = Keys{ed25519.NewKeyFromSeed(seed), [32]byte(wg)}
+		return nil
+	})
+	return k, err
+}
+
+// Peers returns the records that SavePeer kept.
+func (s *Store) Peers() (records [][]byte, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketPeers).ForEach(func(_, v []byte) error {
+			records = append(records, append([]byte(nil), v...))
+			return nil
+		})
+	})
+	return records, err
+}
+
+// SavePeer keeps the record of one peer.
+func (s *Store) SavePeer(id peer.ID, record []byte) error {
+	return s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketPeers).Put(id[:], record) })
+}
+
+// Targets returns what SaveTargets kept; known is false before the first time.
+func (s *Store) Targets() (targets []string, known bool, err error) {
+	known, err = s.load(keyTargets, &targets)
+	return targets, known, err
+}
+
+// SaveTargets keeps the hosts to join.
+func (s *Store) SaveTargets(targets []string) error { return s.save(keyTargets, targets) }
+
+// Settings reads into v what SaveSettings kept; v stays as it is before the first time.
+func (s *Store) Settings(v any) error {
+	_, err := s.load(keySettings, v)
+	return err
+}
+
+// SaveSettings keeps what the operator set at run time.
+func (s *Store) SaveSettings(v any) error { return s.save(keySettings, v) }
+
+func (s *Store) load(key []byte, v any) (known bool, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		data := tx.Bucket(bucketMeta).Get(key)
+		if known = data != nil; !known {
+			return nil
+		}
+		return json.Unmarshal(data, v)
+	})
+	return known, err
+}
+
+func (s *Store) save(key []byte, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(key, data) })
+}
+
+// Load returns the ring and the allocations; it makes Store an ipam.Store.
+func (s *Store) Load() (st ipam.State, err error) {
+	st.Allocations = map[string]slot.Slot{}
+	err = s.view(func(tx *bolt.Tx) error {
+		st.Ring = append([]byte(nil), tx.Bucket(bucketRing).Get(keyRing)...)
+		return tx.Bucket(bucketAllocations).ForEach(func(k, v []byte) error {
+			if len(v) != 4 {
+				return fmt.Errorf("allocation of %q has %d bytes", k, len(v))
+			}
+			st.Allocations[string(k)] = slot.Slot(binary.BigEndian.Uint32(v))
+			return nil
+		})
+	})
+	return st, err
+}
+
+// Update keeps one change of ring or allocations, as one transaction.
+func (s *Store) Update(c ipam.Change) error {
+	return s.update(func(tx *bolt.Tx) error {
+		if c.Ring != nil {
+			if err := tx.Bucket(bucketRing).Put(keyRing, c.Ring); err != nil {
+				return err
+			}
+		}
+		allocations := tx.Bucket(bucketAllocations)
+		switch {
+		case c.Key == "":
+			return nil
+		case c.Delete:
+			return allocations.Delete([]byte(c.Key))
+		}
+		return allocations.Put([]byte(c.Key), binary.BigEndian.AppendUint32(nil, uint32(c.Slot)))
+	})
+}
+
+// Endpoints calls add with every endpoint that SaveEndpoint kept.
+func (s *Store) Endpoints(add func(key string, data []byte) error) error {
+	return s.view(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketEndpoints).ForEach(func(k, v []byte) error { return add(string(k), v) })
+	})
+}
+
+// SaveEndpoint keeps an attached endpoint, as JSON.
+func (s *Store) SaveEndpoint(key string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketEndpoints).Put([]byte(key), data) })
+}
+
+// DeleteEndpoint forgets an endpoint.
+func (s *Store) DeleteEndpoint(key string) error {
+	return s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketEndpoints).Delete([]byte(key)) })
+}

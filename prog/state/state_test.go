@@ -1,0 +1,126 @@
+package state
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	bolt "go.etcd.io/bbolt"
+
+	"weft/ipam"
+	"weft/mesh/peer"
+)
+
+func open(t *testing.T, dir string) *Store {
+	t.Helper()
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestStateOutlivesTheProcess(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	keys, err := s.Keys(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := []error{
+		s.SaveTargets([]string{"h1"}),
+		s.SavePeer(peer.ID{1}, []byte("record")),
+		s.Update(ipam.Change{Ring: []byte("ring"), Key: "a", Slot: 7}),
+		s.Update(ipam.Change{Key: "b", Slot: 8}),
+		s.Update(ipam.Change{Key: "b", Delete: true}),
+		s.SaveEndpoint("a", map[string]int{"x": 1}),
+		s.Close(),
+	}
+	if err := errors.Join(steps...); err != nil {
+		t.Fatal(err)
+	}
+	if info, _ := os.Stat(filepath.Join(dir, File)); info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, want 0600", info.Mode())
+	}
+
+	s = open(t, dir)
+	defer s.Close()
+	again, _ := s.Keys(rand.Reader)
+	if !again.Identity.Equal(keys.Identity) || again.WireGuard != keys.WireGuard {
+		t.Error("the keys changed")
+	}
+	targets, known, _ := s.Targets()
+	peers, _ := s.Peers()
+	st, err := s.Load()
+	if err != nil || !known || len(targets) != 1 || len(peers) != 1 || string(st.Ring) != "ring" || len(st.Allocations) != 1 || st.Allocations["a"] != 7 {
+		t.Errorf("after a restart: %v %v %v %+v %v", targets, known, peers, st, err)
+	}
+}
+
+func TestSecondAgentIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	defer open(t, dir).Close()
+	if _, err := Open(dir); !errors.Is(err, ErrLocked) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Invariant 8: a torn or foreign file is refused with a clear error and never overwritten.
+func TestInvariant8UnusableFilesAreRefusedAndKept(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	for i := range 200 {
+		if err := s.SavePeer(peer.ID{byte(i)}, bytes.Repeat([]byte{byte(i)}, 500)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Close()
+	good, err := os.ReadFile(filepath.Join(dir, File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign := filepath.Join(t.TempDir(), "foreign.db")
+	db, err := bolt.Open(foreign, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	other, _ := os.ReadFile(foreign)
+
+	page := os.Getpagesize()
+	used := int(binary.NativeEndian.Uint64(good[16+40:])) * page // bbolt grows the file ahead of use
+	zeroed := bytes.Clone(good)
+	clear(zeroed[4*page:])
+	scribbled := bytes.Clone(good)
+	for i := 2 * page; i < len(scribbled); i += 97 {
+		scribbled[i] ^= 0xff
+	}
+	for name, content := range map[string][]byte{
+		"empty": {}, "text": []byte("hello, I am a text file of another program, and longer than a bbolt header is"),
+		"one page": good[:page], "half": good[:len(good)/2], "no end": good[:used-page],
+		"zeroed": zeroed, "scribbled": scribbled, "foreign": other,
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), File)
+			if err := os.WriteFile(path, content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s, err := Open(filepath.Dir(path))
+			var unusable *UnusableError
+			if !errors.As(err, &unusable) {
+				if s != nil {
+					s.Close()
+				}
+				t.Fatalf("got %v, want a refusal", err)
+			}
+			t.Log(err)
+			if after, _ := os.ReadFile(path); !bytes.Equal(after, content) {
+				t.Error("the file was changed")
+			}
+		})
+	}
+}
