@@ -1,0 +1,194 @@
+// Package api is the contract of the control socket: what the agent answers, what
+// it can be asked to do, and a client and a server for both. It is HTTP with JSON
+// on a unix socket of mode 0600, and needs the standard library only, since
+// weft-cni pays for every import at every pod's start.
+package api
+
+import (
+	"net/netip"
+	"time"
+)
+
+// DefaultSocket is where the agent listens.
+const DefaultSocket = "/run/weft/weft.sock"
+
+// Report is everything that the agent says of itself: `weft status` prints parts
+// of it, `weft report` all.
+type Report struct {
+	Version    string      `json:"version"`
+	Ready      bool        `json:"ready"`
+	NotReady   string      `json:"notReady,omitempty"` // why, while not ready
+	Router     Router      `json:"router"`
+	IPAM       IPAM        `json:"ipam"`
+	Endpoints  []Endpoint  `json:"endpoints"`
+	Warnings   []string    `json:"warnings,omitempty"` // each with what to do
+	Rejections []Rejection `json:"rejections,omitempty"`
+}
+
+// Router is the mesh and the data path of this host.
+type Router struct {
+	Protocol    int          `json:"protocol"`
+	ID          string       `json:"id"`
+	Nickname    string       `json:"nickname"`
+	Cluster     string       `json:"cluster,omitempty"` // empty while it is not known
+	Datapath    string       `json:"datapath,omitempty"`
+	Device      string       `json:"device"`
+	PublicKey   string       `json:"publicKey"` // WireGuard's, base64
+	Port        int          `json:"port"`
+	GossipPort  int          `json:"gossipPort"`
+	MTU         int          `json:"mtu"`
+	IPv6        bool         `json:"ipv6"` // whether the overlay carries IPv6 on this host
+	Exposed     bool         `json:"exposed"`
+	Node        []netip.Addr `json:"node,omitempty"` // node address, per family
+	Underlay    []netip.Addr `json:"underlay"`
+	Targets     []Target     `json:"targets"`
+	Connections []Connection `json:"connections"`
+	Peers       []Peer       `json:"peers"`
+	PID         int          `json:"pid"`
+}
+
+// Target is a host that this peer was told to join.
+type Target struct {
+	Host  string `json:"host"`
+	State string `json:"state"` // connected, retrying
+	Error string `json:"error,omitempty"`
+}
+
+// The states of a connection.
+const (
+	ConnEstablished = "established" // a handshake within the last three minutes
+	ConnPending     = "pending"     // configured, no handshake yet
+	ConnRetrying    = "retrying"    // the last handshake is too old
+	ConnFailed      = "failed"      // no tunnel can be made, see Info
+)
+
+// Connection is a tunnel to one other peer.
+type Connection struct {
+	Outbound  bool           `json:"outbound"` // one of our targets led to the peer
+	Address   netip.AddrPort `json:"address"`
+	State     string         `json:"state"`
+	Info      string         `json:"info"`
+	Peer      string         `json:"peer"`
+	Nickname  string         `json:"nickname"`
+	Gossip    bool           `json:"gossip"`              // whether gossip reaches the peer
+	Handshake *time.Time     `json:"handshake,omitempty"` // the last one
+	Received  int64          `json:"received"`            // bytes
+	Sent      int64          `json:"sent"`                // bytes
+}
+
+// Peer is one member of the mesh, this host included.
+type Peer struct {
+	ID          string       `json:"id"`
+	Nickname    string       `json:"nickname"`
+	Self        bool         `json:"self,omitempty"`
+	State       string       `json:"state"` // running, stopped, left; and unreachable, if it fell silent
+	Underlay    []netip.Addr `json:"underlay"`
+	Node        []netip.Addr `json:"node,omitempty"`
+	Ring        string       `json:"ring,omitempty"`
+	Established int          `json:"established,omitempty"` // connections, of this host only
+}
+
+// IPAM is who owns which part of the universe.
+type IPAM struct {
+	Status   string  `json:"status"`
+	Ring     string  `json:"ring,omitempty"`
+	Range    string  `json:"range,omitempty"`
+	Range6   string  `json:"range6,omitempty"`
+	Size     uint64  `json:"size"` // slots
+	Free     uint64  `json:"free"` // slots of our own that can be handed out
+	Active   int     `json:"active"`
+	Owners   []Owner `json:"owners"`
+	Conflict string  `json:"conflict,omitempty"`
+}
+
+// Owner is one peer's part.
+type Owner struct {
+	Peer      string   `json:"peer"`
+	Nickname  string   `json:"nickname,omitempty"`
+	Self      bool     `json:"self,omitempty"`
+	Slots     uint64   `json:"slots"`
+	Percent   float64  `json:"percent"`
+	Reachable bool     `json:"reachable"`
+	Ranges    []string `json:"ranges"` // IPv4 CIDRs
+}
+
+// Rejection is somebody who was turned away.
+type Rejection struct {
+	Addr   string    `json:"addr"`
+	Reason string    `json:"reason"`
+	Count  int       `json:"count"`
+	Last   time.Time `json:"last"`
+}
+
+// Endpoint is one attached container, pod or process.
+type Endpoint struct {
+	ContainerID string       `json:"containerID"`
+	Interface   string       `json:"interface"`
+	Source      string       `json:"source"` // cni or attach: who takes care of its end
+	Network     string       `json:"network,omitempty"`
+	Name        string       `json:"name,omitempty"`
+	Namespace   string       `json:"namespace,omitempty"`
+	HostLink    string       `json:"hostLink"`
+	MAC         string       `json:"mac"`
+	Addresses   []netip.Addr `json:"addresses"`
+}
+
+// AttachRequest asks for the host side of an endpoint whose veth pair exists.
+type AttachRequest struct {
+	ContainerID string `json:"containerID"`
+	Interface   string `json:"interface"` // inside the container
+	Source      string `json:"source"`
+	Network     string `json:"network,omitempty"`
+	Name        string `json:"name,omitempty"`
+	Namespace   string `json:"namespace,omitempty"`
+	HostLink    string `json:"hostLink"`
+	MAC         string `json:"mac"` // of the container's side
+}
+
+// AttachReply is what the container's side needs to know.
+type AttachReply struct {
+	Addresses []netip.Addr   `json:"addresses"` // IPv4 first; IPv6 where the host carries it
+	Universe  []netip.Prefix `json:"universe"`
+	MTU       int            `json:"mtu"`
+}
+
+// EndpointRef names an endpoint.
+type EndpointRef struct {
+	ContainerID string `json:"containerID"`
+	Interface   string `json:"interface"`
+}
+
+// Key is the form in which allocations and queued releases name an endpoint. No
+// interface name holds a slash, so it is unambiguous.
+func (r EndpointRef) Key() string { return r.ContainerID + "/" + r.Interface }
+
+// CollectRequest ends all endpoints of a network but those that are still in use.
+type CollectRequest struct {
+	Network string        `json:"network"`
+	Valid   []EndpointRef `json:"valid"`
+}
+
+// TargetsRequest changes whom this peer joins.
+type TargetsRequest struct {
+	Connect []string `json:"connect,omitempty"`
+	Replace bool     `json:"replace,omitempty"`
+	Forget  []string `json:"forget,omitempty"`
+}
+
+// Codes of an Error.
+const (
+	CodeBadRequest = "bad-request"
+	CodeNotFound   = "not-found"
+	CodeConflict   = "conflict"
+	CodeNotReady   = "not-ready" // try again later
+	CodeNoSpace    = "no-space"  // try again later
+	CodeInternal   = "internal"
+)
+
+// Error is an answer that says no. Message is for people and says what to do next.
+type Error struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+func (e *Error) Error() string { return e.Message }
