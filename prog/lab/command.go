@@ -1,0 +1,250 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"weft/prog/lab/node"
+)
+
+// Command returns weft lab. Its errors are for people; an *ExitError carries the code to end the program with.
+func Command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "lab",
+		Short: "Build hosts and containers on this machine, to try Weft and to test it",
+		Long: "Build hosts and containers on this machine, to try Weft and to test it.\n\n" +
+			"Hosts h1, h2 … are network namespaces with their own mounts, processes and hostname, on a common\n" +
+			"underlay (192.0.2.0/24 and 2001:db8::/64); each runs the real weft. Containers h1/c1, h1/c2 … are\n" +
+			"plugged in by the real weft-cni. As root, or as an ordinary user. Nothing outlives weft lab down.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	var name string
+	root.PersistentFlags().StringVar(&name, "name", "default", "name of the lab; several may run at once")
+	root.AddCommand(upCommand(&name), downCommand(&name), execCommand(&name), statusCommand(&name),
+		linkCommand(&name), killCommand(&name), demoCommand(), cniCommand(), nodeCommand(),
+		hostCommand(&name, "stop", "Run weft stop on a host: its containers stay connected", (*Lab).Stop),
+		hostCommand(&name, "start", "Launch weft again on a host that was stopped or killed", (*Lab).Start),
+		hostCommand(&name, "reboot", "End everything on a host at once and start it again", (*Lab).Reboot))
+	return root
+}
+
+func upCommand(name *string) *cobra.Command {
+	var o Options
+	cmd := &cobra.Command{
+		Use:   "up [-- LAUNCH-FLAGS]",
+		Short: "Make hosts, launch weft on them, plug containers in",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.ArgsLenAtDash() < 0 && len(args) > 0 {
+				return fmt.Errorf("lab: unexpected %q: flags for weft launch go after --", args[0])
+			}
+			o.Name, o.Launch = *name, args
+			o.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
+			defer stop()
+			l, err := Up(ctx, o)
+			if l == nil {
+				return err
+			}
+			if err != nil && ctx.Err() != nil { // interrupted: nobody wants to look at half a lab
+				return errors.Join(err, l.Down(cmd.Context()))
+			}
+			if err != nil {
+				return fmt.Errorf("%w\nThe lab is still up to look at: weft lab status --name %s; remove it with weft lab down --name %s",
+					err, l.opts.Name, l.opts.Name)
+			}
+			s, err := l.Status(ctx)
+			if err != nil {
+				return err
+			}
+			return s.Print(cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&o.Hosts, "hosts", 3, "number of hosts")
+	f.IntVar(&o.Containers, "containers", 2, "number of containers on each host")
+	f.StringVar(&o.Underlay, "underlay", "46", "families of the hosts' own network: 4, 6 or 46")
+	f.BoolVar(&o.Together, "together", false, "launch all hosts at once, each with the others as targets")
+	f.BoolVar(&o.Bare, "bare", false, "make hosts and containers only, launch and plug nothing")
+	return cmd
+}
+
+func downCommand(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use: "down", Short: "Remove the lab and all that is left of it", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			stale, err := Down(cmd.Context(), *name)
+			if stale {
+				fmt.Fprintf(cmd.ErrOrStderr(), "lab %q had died; what it left is cleaned up\n", *name)
+			}
+			return err
+		},
+	}
+}
+
+func execCommand(name *string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "exec HOST[/CONTAINER] -- CMD…",
+		Short: "Run a command on a host, in a container, or beside the bridge (underlay)",
+		Example: "  weft lab exec h1 -- weft status\n  weft lab exec h1/c1 -- weft probe icmp 10.32.0.5\n" +
+			"  weft lab exec h2 -- sh\n  weft lab exec underlay -- weft probe capture h1 h2",
+		Args: cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := Open(*name)
+			if err != nil {
+				return err
+			}
+			if err := l.checkTarget(args[0]); err != nil {
+				return err
+			}
+			argv := args[1:]
+			if argv[0] == "--" { // kept by the flag parser, because a word precedes it
+				argv = argv[1:]
+			}
+			if len(argv) == 0 {
+				return errors.New("lab: no command after --")
+			}
+			signals := make(chan os.Signal, 8)
+			signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+			defer signal.Stop(signals)
+			return l.Attach(cmd.Context(), args[0], [3]*os.File{os.Stdin, os.Stdout, os.Stderr}, signals, argv...)
+		},
+	}
+	// The command's own flags are not ours, with or without the dashes before it.
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+func (l *Lab) checkTarget(target string) error {
+	host, container, inContainer := strings.Cut(target, "/")
+	if host == UnderlayName && !inContainer {
+		return nil
+	}
+	if inContainer && !validName.MatchString(container) {
+		return fmt.Errorf("lab: bad container %q: it is called HOST/NAME, like h1/c1", target)
+	}
+	return l.checkHost(host)
+}
+
+func statusCommand(name *string) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "Show hosts, containers, processes and cut links", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := Open(*name)
+			if err != nil {
+				return err
+			}
+			s, err := l.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), s)
+			}
+			return s.Print(cmd.OutOrStdout())
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func linkCommand(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use: "link HOST HOST up|down", Short: "Cut or heal the underlay between two hosts",
+		Args: cobra.ExactArgs(3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[2] != "up" && args[2] != "down" {
+				return fmt.Errorf("lab: %q: a link goes up or down", args[2])
+			}
+			l, err := Open(*name)
+			if err != nil {
+				return err
+			}
+			return l.Link(cmd.Context(), args[0], args[1], args[2] == "up")
+		},
+	}
+}
+
+func killCommand(name *string) *cobra.Command {
+	var datapath bool
+	cmd := &cobra.Command{
+		Use: "kill HOST", Short: "Kill a host's agent, or its datapath, with SIGKILL",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := Open(*name)
+			if err != nil {
+				return err
+			}
+			kind := "agent"
+			if datapath {
+				kind = "datapath"
+			}
+			return l.Kill(cmd.Context(), args[0], kind)
+		},
+	}
+	cmd.Flags().BoolVar(&datapath, "datapath", false, "kill the userspace WireGuard instead of the agent")
+	return cmd
+}
+
+func hostCommand(name *string, verb, short string, do func(*Lab, context.Context, string) error) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " HOST", Short: short, Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			l, err := Open(*name)
+			if err != nil {
+				return err
+			}
+			return do(l, cmd.Context(), args[0])
+		},
+	}
+}
+
+func nodeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "node NAME", Hidden: true, Args: cobra.ExactArgs(1),
+		Short: "Be the first process of a host's or container's namespaces",
+		RunE:  func(cmd *cobra.Command, _ []string) error { return node.Main(cmd.Context()) },
+	}
+}
+
+func cniCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "cni add|del CONTAINER-ID NETNS", Hidden: true, Args: cobra.ExactArgs(3),
+		Short: "Do on this host what a container runtime does with CNI",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			addrs, err := runCNI(cmd.Context(), args[0], args[1], args[2])
+			if err != nil {
+				return err
+			}
+			return writeJSON(cmd.OutOrStdout(), addrs)
+		},
+	}
+}
+
+func demoCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "demo", Hidden: true, Args: cobra.NoArgs,
+		Short: "Show three hosts, their tunnels and what a sniffer sees",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
+			defer stop()
+			return Demo(ctx, cmd.OutOrStdout(), os.Getenv("KEEP") != "")
+		},
+	}
+}

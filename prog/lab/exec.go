@@ -1,0 +1,152 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"weft/prog/lab/node"
+)
+
+// ExitError is returned for a command that ran in the lab and failed; see node.ExitError.
+type ExitError = node.ExitError
+
+// Exec runs a command on a host ("h1"), in a container ("h1/c1") or beside the bridge ("underlay"), and returns
+// its stdout. stdin may be nil. A command that fails gives an *ExitError with its stderr.
+func (l *Lab) Exec(ctx context.Context, target string, stdin io.Reader, args ...string) (string, error) {
+	p, err := l.startProcess(ctx, target, stdin, args...)
+	if err != nil {
+		return "", err
+	}
+	return p.wait()
+}
+
+// Attach runs a command with the caller's own descriptors, so that a terminal works; signals are passed on.
+func (l *Lab) Attach(ctx context.Context, target string, stdio [3]*os.File, signals <-chan os.Signal, args ...string) error {
+	err := l.node(target).Exec(ctx, node.Command{Argv: args, Env: os.Environ(), Stdio: stdio, Signals: signals})
+	return l.explain(target, err)
+}
+
+// explain names the target where the node could only name its socket.
+func (l *Lab) explain(target string, err error) error {
+	if !errors.Is(err, node.ErrDown) {
+		return err
+	}
+	return fmt.Errorf("lab: %s does not run (%w): weft lab status shows what does; weft lab reboot HOST starts a host", target, err)
+}
+
+// process is a command with captured output.
+type process struct {
+	argv           []string
+	stdout, stderr *collector
+	signals        chan os.Signal
+	done           chan error
+	cancel         context.CancelFunc
+}
+
+func (l *Lab) startProcess(ctx context.Context, target string, stdin io.Reader, args ...string) (*process, error) {
+	in, feed, err := input(stdin)
+	if err != nil {
+		return nil, err
+	}
+	stdout, outW, err := newCollector()
+	if err != nil {
+		_ = in.Close()
+		return nil, err
+	}
+	stderr, errW, err := newCollector()
+	if err != nil {
+		_, _ = in.Close(), outW.Close()
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	p := &process{argv: args, stdout: stdout, stderr: stderr, cancel: cancel,
+		signals: make(chan os.Signal, 1), done: make(chan error, 1)}
+	go func() { // ends with the command
+		err := l.node(target).Exec(ctx, node.Command{
+			Argv: args, Env: os.Environ(), Stdio: [3]*os.File{in, outW, errW}, Signals: p.signals,
+		})
+		for _, f := range []*os.File{in, outW, errW} {
+			_ = f.Close()
+		}
+		feed()
+		p.done <- l.explain(target, err)
+	}()
+	return p, nil
+}
+
+func (p *process) wait() (string, error) {
+	err := <-p.done
+	p.cancel()
+	stdout, stderr := p.stdout.finish(), p.stderr.finish()
+	if exit, ok := errors.AsType[*ExitError](err); ok {
+		exit.Stderr = strings.TrimSpace(exit.Stderr + "\n" + stderr)
+	}
+	return stdout, err
+}
+
+// input turns a reader into a descriptor. The returned function ends the feeding.
+func input(r io.Reader) (*os.File, func(), error) {
+	if r == nil {
+		f, err := os.Open(os.DevNull)
+		return f, func() {}, err
+	}
+	pr, pw, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	go func() { // ends with the reader, or when the command no longer reads
+		_, _ = io.Copy(pw, r)
+		_ = pw.Close()
+	}()
+	return pr, func() { _ = pw.Close() }, nil
+}
+
+// collector reads one output of a command. A daemon that the command left behind may hold the other end for
+// ever, so it stops shortly after the command's end.
+type collector struct {
+	r    *os.File
+	done chan struct{}
+	mu   sync.Mutex
+	buf  bytes.Buffer
+}
+
+func newCollector() (*collector, *os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	c := &collector{r: r, done: make(chan struct{})}
+	go func() { // ends with finish
+		defer close(c.done)
+		_, _ = io.Copy(c, r)
+	}()
+	return c, w, nil
+}
+
+// Write implements io.Writer.
+func (c *collector) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.buf.Write(p)
+}
+
+// String is what has been read so far.
+func (c *collector) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.buf.String()
+}
+
+func (c *collector) finish() string {
+	_ = c.r.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	<-c.done
+	_ = c.r.Close()
+	return c.String()
+}

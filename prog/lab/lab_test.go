@@ -1,0 +1,482 @@
+package lab_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/prog/lab"
+	"weft/prog/lab/probe"
+)
+
+// bare brings hosts up without weft, named after the test.
+func bare(t *testing.T, hosts, containers int) *lab.Lab {
+	t.Helper()
+	l, err := lab.Up(t.Context(), lab.Options{Name: labName(t), Hosts: hosts, Containers: containers, Bare: true, Bin: bin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Down(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+func labName(t *testing.T) string {
+	name := strings.ToLower(strings.Map(func(r rune) rune {
+		if r == '/' || r == '_' {
+			return '-'
+		}
+		return r
+	}, strings.TrimPrefix(t.Name(), "Test")))
+	return fmt.Sprintf("%.20s-%d", name, os.Getpid())
+}
+
+func labDir(t *testing.T) string {
+	return fmt.Sprintf("/tmp/weft-lab-%d/%s", os.Geteuid(), labName(t))
+}
+
+func run(t *testing.T, l *lab.Lab, target string, args ...string) string {
+	t.Helper()
+	out, err := l.Exec(t.Context(), target, nil, args...)
+	if err != nil {
+		t.Fatalf("%s: %v: %v", target, args, err)
+	}
+	return strings.TrimSpace(out)
+}
+
+// h1 ── underlay ── h2
+// │                 │
+// c1 c2             c1 c2
+func TestHostsAreSeparate(t *testing.T) {
+	l := bare(t, 2, 2)
+	for _, h := range l.Hosts() {
+		if got := run(t, l, h, "hostname"); got != h {
+			t.Errorf("hostname of %s is %q", h, got)
+		}
+		for _, dir := range []string{"/run", "/etc/cni", "/opt/cni", "/var/lib/weft", "/etc", "/var/lib"} {
+			mark := filepath.Join(dir, "mark-"+labName(t))
+			if got := run(t, l, h, "sh", "-c", "cat "+mark+" 2>/dev/null; echo "+h+" >"+mark); got != "" {
+				t.Errorf("%s sees what %q wrote to %s", h, got, dir)
+			}
+			if _, err := os.Lstat(mark); err == nil {
+				t.Errorf("%s of %s is the machine's own", dir, h)
+			}
+		}
+		if got := run(t, l, h, "sh", "-c", "ls -d /proc/[0-9]* | wc -l"); got > "9" {
+			t.Errorf("%s sees %s processes", h, got)
+		}
+	}
+	if got := run(t, l, "h1/c2", "hostname"); got != "c2" {
+		t.Errorf("hostname of h1/c2 is %q", got)
+	}
+	if got := run(t, l, "h1/c2", "sh", "-c", "tail -n +3 /proc/net/dev | cut -d: -f1"); strings.TrimSpace(got) != "lo" {
+		t.Errorf("h1/c2 has the interfaces %q", got)
+	}
+	run(t, l, "h1", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.2", "2001:db8::2")
+	s, err := l.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Hosts) != 2 || !s.Hosts[1].Up || len(s.Hosts[1].Containers) != 2 || s.Hosts[1].Underlay[1] != "2001:db8::2" {
+		t.Errorf("status: %+v", s)
+	}
+}
+
+func TestExec(t *testing.T) {
+	l := bare(t, 1, 1)
+	for _, target := range []string{"h1", "h1/c1", "underlay"} {
+		_, err := l.Exec(t.Context(), target, nil, "sh", "-c", "echo no >&2; exit 7")
+		if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Code != 7 || exit.Stderr != "no" {
+			t.Errorf("%s: exit 7 is %v", target, err)
+		}
+		out, err := l.Exec(t.Context(), target, strings.NewReader("a\nb\n"), "wc", "-l")
+		if err != nil || strings.TrimSpace(out) != "2" {
+			t.Errorf("%s: stdin: %q, %v", target, out, err)
+		}
+	}
+	_, err := l.Exec(t.Context(), "h1", nil, "no-such-command")
+	if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Code != 127 {
+		t.Errorf("unknown command: %v", err)
+	}
+	_, err = l.Exec(t.Context(), "h1", nil, "sh", "-c", "kill -USR1 $$")
+	if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Signal != unix.SIGUSR1 || exit.Code != 128+int(unix.SIGUSR1) {
+		t.Errorf("killed command: %v", err)
+	}
+	if _, err := l.Exec(t.Context(), "h9", nil, "true"); err == nil || !strings.Contains(err.Error(), "lab status") {
+		t.Errorf("unknown host: %v", err)
+	}
+	// A daemon that keeps stdout open does not keep the caller.
+	start := time.Now()
+	if out := run(t, l, "h1", "sh", "-c", "sleep 300 & echo started"); out != "started" || time.Since(start) > 10*time.Second {
+		t.Errorf("daemon: %q after %v", out, time.Since(start))
+	}
+}
+
+func TestExecEndsWithItsCaller(t *testing.T) {
+	l := bare(t, 1, 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		waitFor(t, func() bool { return sleeping(t, l, "1234") })
+		cancel()
+	}()
+	if _, err := l.Exec(ctx, "h1", nil, "sh", "-c", "sleep 1234; true"); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	waitFor(t, func() bool { return !sleeping(t, l, "1234") })
+}
+
+func sleeping(t *testing.T, l *lab.Lab, arg string) bool {
+	out, _ := l.Exec(t.Context(), "h1", nil, "sh", "-c", `cat /proc/[0-9]*/cmdline | tr '\0' ' '`)
+	return strings.Contains(out, "sleep "+arg)
+}
+
+func waitFor(t *testing.T, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Error("it did not happen within 10 s")
+			return
+		}
+	}
+}
+
+// The command line's exec gets exit codes, stdin, flags and ctrl-C through.
+func TestExecCommand(t *testing.T) {
+	l := bare(t, 1, 0)
+	weft := func(args ...string) *exec.Cmd {
+		return exec.CommandContext(t.Context(), filepath.Join(bin, "weft"),
+			append([]string{"lab", "exec", "--name", labName(t), "h1"}, args...)...)
+	}
+	if err := weft("--", "sh", "-c", "exit 9").Run(); exitCode(err) != 9 {
+		t.Errorf("exit 9 is %v", err)
+	}
+	cmd := weft("--", "cat", "-A")
+	cmd.Stdin = strings.NewReader("in\n")
+	if out, err := cmd.Output(); err != nil || string(out) != "in$\n" {
+		t.Errorf("stdin: %q, %v", out, err)
+	}
+	// ctrl-C is SIGINT to the foreground group, which the command is not in.
+	cmd = weft("--", "sh", "-c", "trap 'exit 5' INT; echo ready; while :; do sleep 0.1; done")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); exitCode(err) != 5 {
+		t.Errorf("interrupted: %v", err)
+	}
+	// kill -9 of the command line ends the command.
+	cmd = weft("--", "sleep", "4321")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool { return sleeping(t, l, "4321") })
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	waitFor(t, func() bool { return !sleeping(t, l, "4321") })
+}
+
+func exitCode(err error) int {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return exit.ExitCode()
+	}
+	return -1
+}
+
+// An established flow is cut at once, other pairs are not, and the flow goes on when the link heals.
+func TestLink(t *testing.T) {
+	l := bare(t, 3, 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { _, _ = l.Exec(ctx, "h2", nil, "weft", "probe", "listen") }()
+	waitFor(t, func() bool {
+		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "tcp", "-c", "1", "192.0.2.2")
+		return err == nil
+	})
+	flow := make(chan probe.Result, 1)
+	go func() {
+		out, _ := l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "--json", "-c", "100", "-i", "20ms", "192.0.2.2")
+		flow <- result(t, out)
+	}()
+	time.Sleep(300 * time.Millisecond) // the flow is established
+	link := func(up bool) {
+		t.Helper()
+		if err := l.Link(t.Context(), "h2", "h1", up); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link(false)
+	link(false) // again: no difference
+	for _, dst := range []string{"192.0.2.1", "2001:db8::1"} {
+		out, err := l.Exec(t.Context(), "h2", nil, "weft", "probe", "icmp", "--json", "-c", "3", "-i", "20ms", "--timeout", "200ms", dst)
+		if r := result(t, out); err == nil || r.Received != 0 {
+			t.Errorf("cut link carries traffic to %s: %+v, %v", dst, r, err)
+		}
+	}
+	run(t, l, "h3", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.1", "192.0.2.2", "2001:db8::2")
+	if s, err := l.Status(t.Context()); err != nil || len(s.Cut) != 1 || s.Cut[0] != [2]string{"h1", "h2"} {
+		t.Errorf("status of a cut link: %v, %v", s.Cut, err)
+	}
+	link(true)
+	link(true)
+	run(t, l, "h2", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.1", "2001:db8::1")
+	if r := <-flow; r.Lost < 10 || r.Received < 20 {
+		t.Errorf("an established flow through cut and heal: %+v", r)
+	}
+	if s, err := l.Status(t.Context()); err != nil || len(s.Cut) != 0 {
+		t.Errorf("status of a healed link: %v, %v", s.Cut, err)
+	}
+}
+
+func result(t *testing.T, out string) probe.Result {
+	t.Helper()
+	var r []probe.Result
+	if err := json.Unmarshal([]byte(out), &r); err != nil || len(r) != 1 {
+		t.Errorf("probe printed %q: %v", out, err)
+		return probe.Result{}
+	}
+	return r[0]
+}
+
+func TestReboot(t *testing.T) {
+	l := bare(t, 2, 1)
+	run(t, l, "h1", "sh", "-c", "echo kept >/var/lib/weft/id; echo lost >/run/id; sleep 999 & mkdir -p /etc/cni/net.d")
+	for range 3 { // at once, one after the other: nothing of the last life is in the way
+		if err := l.Reboot(t.Context(), "h1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := run(t, l, "h1", "sh", "-c", "cat /var/lib/weft/id; ls /run /etc/cni"); got != "kept\n/etc/cni:\n\n/run:" {
+		t.Errorf("after a reboot: %q", got)
+	}
+	if sleeping(t, l, "999") {
+		t.Error("a process survived a reboot")
+	}
+	run(t, l, "h1/c1", "true")
+	run(t, l, "h2", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.1", "2001:db8::1")
+}
+
+// The checker can fail: what hosts send in the clear is counted, large segments too, once each.
+func TestCapture(t *testing.T) {
+	l := bare(t, 2, 0)
+	go func() { _, _ = l.Exec(t.Context(), "h2", nil, "weft", "probe", "listen") }()
+	waitFor(t, func() bool {
+		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "tcp", "-c", "1", "192.0.2.2")
+		return err == nil
+	})
+	const marker = "PLAINTEXT-MARKER"
+	c, err := l.Capture(t.Context(), marker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, l, "h1", "weft", "probe", "icmp", "-c", "4", "-i", "10ms", "--size", "1000", "--marker", marker, "2001:db8::2")
+	run(t, l, "h1", "weft", "probe", "udp", "-c", "6", "-i", "10ms", "--size", "100", "192.0.2.2")
+	run(t, l, "h1", "weft", "probe", "tcp", "-c", "1", "--size", "60000", "--marker", marker, "192.0.2.2")
+	// A leak towards the internet is sent, though nobody is there.
+	_, _ = l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "-p", "9", "-c", "2", "-i", "1ms", "--timeout", "1ms", "--marker", marker, "10.32.0.1")
+	sum, err := c.Stop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := make(map[string]probe.Row)
+	for _, r := range sum.Flows {
+		rows[r.Name()] = r
+	}
+	if r := rows["icmpv6"]; r.Packets != 8 || r.Marked != 8 {
+		t.Errorf("icmpv6: %+v", r)
+	}
+	if r := rows["udp 7007"]; r.Packets != 12 || r.Marked != 0 {
+		t.Errorf("udp: %+v", r)
+	}
+	if r := rows["udp 9"]; r.Packets != 2 || r.Marked != 2 {
+		t.Errorf("leak: %+v", r)
+	}
+	if r := rows["tcp 7007"]; r.Marked < 2 || r.Bytes < 120_000 {
+		t.Errorf("tcp: %+v", r)
+	}
+	if sum.Dropped != 0 {
+		t.Errorf("%d dropped", sum.Dropped)
+	}
+}
+
+func TestBulk(t *testing.T) {
+	l := bare(t, 2, 0)
+	go func() { _, _ = l.Exec(t.Context(), "h2", nil, "weft", "probe", "listen", "--udp", "0") }()
+	var r probe.BulkResult
+	waitFor(t, func() bool {
+		out, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "tcp", "--bulk", "--duration", "200ms", "--json", "2001:db8::2")
+		return err == nil && json.Unmarshal([]byte(out), &r) == nil
+	})
+	if r.Bytes == 0 || r.Gbits <= 0 {
+		t.Errorf("bulk: %+v", r)
+	}
+}
+
+// However a lab ends, down leaves nothing.
+func TestDown(t *testing.T) {
+	for name, crash := range map[string]func(*testing.T, *lab.Lab){
+		"healthy":   func(*testing.T, *lab.Lab) {},
+		"root node": func(t *testing.T, _ *lab.Lab) { killNode(t, "underlay") },
+		"host node": func(t *testing.T, _ *lab.Lab) { killNode(t, "h1") },
+	} {
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			l := bare(t, 2, 2)
+			run(t, l, "h1/c1", "sh", "-c", "sleep 777 & sleep 777 &")
+			if err := os.MkdirAll(filepath.Join(l.StateDir("h1"), "queue"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			crash(t, l)
+			if name == "root node" {
+				waitFor(t, func() bool {
+					_, err := lab.Open(labName(t))
+					return err != nil && strings.Contains(err.Error(), "lab down")
+				})
+			}
+			stale, err := lab.Down(t.Context(), labName(t))
+			if err != nil || stale != (name == "root node") {
+				t.Errorf("down: stale %v, %v", stale, err)
+			}
+			nothingLeft(t)
+		})
+	}
+}
+
+// A dead host is shown as such, and comes back.
+func TestHostDies(t *testing.T) {
+	l := bare(t, 2, 1)
+	killNode(t, "h1")
+	waitFor(t, func() bool {
+		s, err := l.Status(t.Context())
+		return err == nil && !s.Hosts[0].Up && s.Hosts[1].Up
+	})
+	if err := l.Reboot(t.Context(), "h1"); err != nil {
+		t.Fatal(err)
+	}
+	run(t, l, "h2", "weft", "probe", "icmp", "-c", "2", "-i", "10ms", "192.0.2.1")
+}
+
+// The command line killed in the middle of up, at any moment: down cleans, and up does.
+func TestUpKilled(t *testing.T) {
+	args := []string{"lab", "up", "--bare", "--hosts", "4", "--name", labName(t)}
+	for _, after := range []time.Duration{time.Millisecond, 20 * time.Millisecond, 80 * time.Millisecond, 200 * time.Millisecond} {
+		cmd := exec.Command(filepath.Join(bin, "weft"), args...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(after)
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if _, err := lab.Down(t.Context(), labName(t)); err != nil {
+			t.Errorf("killed after %v: %v", after, err)
+		}
+		nothingLeft(t)
+	}
+}
+
+func TestUpTwiceAndStale(t *testing.T) {
+	l := bare(t, 1, 0)
+	o := lab.Options{Name: labName(t), Hosts: 1, Bare: true, Bin: bin}
+	if _, err := lab.Up(t.Context(), o); err == nil || !strings.Contains(err.Error(), "up already") {
+		t.Errorf("up twice: %v", err)
+	}
+	run(t, l, "h1", "true") // unharmed
+	killNode(t, "underlay")
+	waitFor(t, func() bool { _, err := lab.Open(labName(t)); return err != nil })
+	var said []string
+	o.Progress = func(line string) { said = append(said, line) }
+	if _, err := lab.Up(t.Context(), o); err != nil || !strings.Contains(strings.Join(said, "\n"), "died") {
+		t.Errorf("up over a stale directory: %v, said %q", err, said)
+	}
+}
+
+func TestTwentyHosts(t *testing.T) {
+	start := time.Now()
+	l := bare(t, 20, 2)
+	t.Logf("20 hosts with 40 containers in %v", time.Since(start).Round(time.Millisecond))
+	run(t, l, "h20", "weft", "probe", "icmp", "-c", "2", "-i", "10ms", "192.0.2.1", "2001:db8::13")
+}
+
+// nodePids finds the nodes of this test's lab from outside: their state directory is open in no other process,
+// but every one inherited a descriptor of its log.
+func nodePids(t *testing.T, name string) []int {
+	t.Helper()
+	var found []int
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		log, _ := os.Readlink(dir + "/fd/2")
+		argv, _ := os.ReadFile(dir + "/cmdline")
+		if !strings.HasPrefix(log, labDir(t)+"/") || (name != "" && string(argv) != "weft\x00lab\x00node\x00"+name+"\x00") {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, pid)
+	}
+	return found
+}
+
+func killNode(t *testing.T, name string) {
+	t.Helper()
+	pids := nodePids(t, name)
+	if len(pids) != 1 {
+		t.Fatalf("%d nodes called %s", len(pids), name)
+	}
+	if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// nothingLeft looks for the lab's processes, mounts and directory. Its links live in namespaces that ended with
+// the processes.
+func nothingLeft(t *testing.T) {
+	t.Helper()
+	if pids := nodePids(t, ""); len(pids) > 0 {
+		t.Errorf("processes are left: %v", pids)
+	}
+	if _, err := os.Lstat(labDir(t)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is left: %v", labDir(t), err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mounts), labDir(t)) {
+		t.Error("mounts are left")
+	}
+	links, err := os.ReadDir("/sys/class/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		if link.Name() == "underlay" || link.Name() == "h1" {
+			t.Errorf("link %s is left", link.Name())
+		}
+	}
+}

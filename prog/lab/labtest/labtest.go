@@ -1,0 +1,134 @@
+// Package labtest gives a test a lab of its own, with programs built from the tree under test.
+package labtest
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"weft/prog/lab"
+)
+
+// New brings a lab up and takes it down at the end of the test. Unless o.Bin is set, it runs the tree's weft and
+// weft-cni. The lab is named after the test unless o.Name is set. If the test fails, each host's agent log is
+// shown; a lab that does not come up is fatal. A machine that cannot run a lab fails the test as well: a suite
+// that skips what matters says nothing.
+func New(t testing.TB, o lab.Options) *lab.Lab {
+	t.Helper()
+	if o.Bin == "" {
+		o.Bin = Bin(t)
+	}
+	if o.Name == "" {
+		o.Name = name(t)
+	}
+	if o.Progress == nil {
+		o.Progress = func(line string) { t.Log(line) }
+	}
+	l, err := lab.Up(t.Context(), o)
+	if l != nil {
+		t.Cleanup(func() {
+			if t.Failed() {
+				dump(t, l)
+			}
+			// The test's own context has ended by now.
+			if err := l.Down(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// name is unique among the tests that may run at the same time.
+func name(t testing.TB) string {
+	sum := sha256.Sum256([]byte(t.Name()))
+	return fmt.Sprintf("test-%d-%x", os.Getpid(), sum[:4])
+}
+
+// dumpLimit keeps the end of a log, where the failure is.
+const dumpLimit = 16 << 10
+
+func dump(t testing.TB, l *lab.Lab) {
+	for _, host := range l.Hosts() {
+		data, err := os.ReadFile(filepath.Join(l.StateDir(host), "agent.log"))
+		if err != nil {
+			continue // a bare lab, or a host whose agent never started
+		}
+		if len(data) > dumpLimit {
+			data = data[len(data)-dumpLimit:]
+		}
+		t.Logf("agent.log of %s:\n%s", host, data)
+	}
+}
+
+// Bin returns a directory with static weft and weft-cni, built once for all tests of a process. WEFT_BIN names
+// a directory with finished programs instead.
+func Bin(t testing.TB) string {
+	t.Helper()
+	if dir := os.Getenv("WEFT_BIN"); dir != "" {
+		return dir
+	}
+	dir, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// build keeps each version of the programs in a directory named by its hash, so that processes that build at
+// the same time neither overwrite a running program nor leave one copy each behind.
+var build = sync.OnceValues(func() (string, error) {
+	base := fmt.Sprintf("/tmp/weft-labtest-%d", os.Geteuid())
+	if err := os.MkdirAll(base, 0o700); err != nil {
+		return "", err
+	}
+	prune(base)
+	tmp, err := os.MkdirTemp(base, "build-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp) // after the rename it is not there any more
+	cmd := exec.Command("go", "build", "-o", tmp+"/", "weft/cmd/weft", "weft/cmd/weft-cni")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("labtest: build the programs: %w\n%s", err, out)
+	}
+	hash := sha256.New()
+	for _, program := range []string{"weft", "weft-cni"} {
+		data, err := os.ReadFile(filepath.Join(tmp, program))
+		if err != nil {
+			return "", err
+		}
+		hash.Write(data)
+	}
+	dir := filepath.Join(base, fmt.Sprintf("%x", hash.Sum(nil)[:8]))
+	err = os.Rename(tmp, dir)
+	if errors.Is(err, os.ErrExist) { // the same version was built before
+		now := time.Now()
+		err = os.Chtimes(dir, now, now)
+	}
+	return dir, err
+})
+
+// prune removes versions that no test has used for a day.
+func prune(base string) {
+	entries, err := os.ReadDir(base)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > 24*time.Hour {
+			_ = os.RemoveAll(filepath.Join(base, e.Name()))
+		}
+	}
+}

@@ -1,0 +1,53 @@
+package lab_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"weft/prog/lab"
+	"weft/prog/lab/probe"
+)
+
+// bin holds a program "weft" that is this test binary: the lab is tested without the rest of Weft.
+var bin string
+
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "weft" {
+		os.Exit(weft())
+	}
+	os.Exit(runTests(m))
+}
+
+func weft() int {
+	root := &cobra.Command{Use: "weft", SilenceUsage: true, SilenceErrors: true}
+	root.AddCommand(lab.Command(), probe.Command())
+	err := root.Execute()
+	if exit, ok := errors.AsType[*lab.ExitError](err); ok {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "weft:", err)
+		return 1
+	}
+	return 0
+}
+
+func runTests(m *testing.M) int {
+	exe, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	if bin, err = os.MkdirTemp("", "lab-bin-"); err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(bin)
+	if err := errors.Join(os.Chmod(bin, 0o755), os.Symlink(exe, filepath.Join(bin, "weft"))); err != nil {
+		panic(err)
+	}
+	return m.Run()
+}

@@ -1,0 +1,86 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// setupMounts gives the node its own view of the file system. Nothing of it is visible outside of the node's
+// mount namespace, and the kernel undoes it with the last process of the node.
+//
+// A host writes below /etc, /opt and /var/lib without touching the machine: an overlay over each, with its
+// upper layer in memory. That is also how mount points come to be that the machine does not have, without
+// changing the machine. Existing folders below them would still belong to nobody in an ordinary user's lab, so
+// the folders that Weft writes to get a file system of their own on top:
+//
+//	/run, /etc/cni, /opt/cni   tmpfs    empty after a reboot
+//	/var/lib/weft              bind     Config.StateDir: survives a reboot
+func setupMounts(cfg Config) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w: a container needs --privileged for this, or: "+
+			"apparmor_restrict_unprivileged_userns is on (sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0)", err)
+	}
+	if cfg.Role == Host {
+		if err := hostMounts(cfg); err != nil {
+			return err
+		}
+	}
+	const plain = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("proc", "/proc", "proc", plain, ""); err != nil {
+		return fmt.Errorf("mount a fresh /proc: %w: in a container, run it with --privileged or --security-opt systempaths=unconfined", err)
+	}
+	// sysfs shows the network namespace that it was mounted from. Where the machine forbids the mount, only
+	// /sys/class/net is wrong in the lab.
+	_ = unix.Mount("sysfs", "/sys", "sysfs", plain|unix.MS_RDONLY, "")
+	return nil
+}
+
+func hostMounts(cfg Config) error {
+	if err := mountTmpfs(cfg.Scratch); err != nil {
+		return err
+	}
+	for dir, point := range map[string]string{"/etc": "/etc/cni", "/opt": "/opt/cni", "/var/lib": "/var/lib/weft"} {
+		err := overlay(dir, filepath.Join(cfg.Scratch, strings.ReplaceAll(dir, "/", "_")))
+		// Without the overlay, the lab still works on a machine that has the mount points.
+		if st, e := os.Stat(point); err != nil && (e != nil || !st.IsDir()) {
+			return fmt.Errorf("%w: load the overlay module, or make the folder once: sudo mkdir -p %s", err, point)
+		}
+		if err := os.MkdirAll(point, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{"/run", "/etc/cni", "/opt/cni"} {
+		if err := mountTmpfs(dir); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount(cfg.StateDir, "/var/lib/weft", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s to /var/lib/weft: %w", cfg.StateDir, err)
+	}
+	return nil
+}
+
+func mountTmpfs(dir string) error {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+		return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
+	}
+	return nil
+}
+
+func overlay(dir, scratch string) error {
+	upper, work := filepath.Join(scratch, "upper"), filepath.Join(scratch, "work")
+	if err := errors.Join(os.MkdirAll(upper, 0o755), os.MkdirAll(work, 0o755)); err != nil {
+		return err
+	}
+	// userxattr is what an ordinary user's overlay must use; it suits root as well.
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,userxattr", dir, upper, work)
+	if err := unix.Mount("overlay", dir, "overlay", unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("mount an overlay on %s: %w", dir, err)
+	}
+	return nil
+}

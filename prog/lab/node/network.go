@@ -1,0 +1,163 @@
+package node
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Bridge is the underlay's switch. Its ports are named after the hosts.
+const Bridge = "underlay"
+
+// HostLink is the interface of a host on the underlay.
+const HostLink = "eth0"
+
+func setupNetwork(cfg Config) error {
+	if err := linkUp("lo"); err != nil {
+		return err
+	}
+	switch cfg.Role {
+	case Underlay:
+		return setupBridge()
+	case Host:
+		return setupUplink(*cfg.Uplink)
+	}
+	return nil
+}
+
+func setupBridge() error {
+	// The switch itself must stay silent: what a capture shows was sent by hosts.
+	if err := sysctl("net/ipv6/conf/default/disable_ipv6", "1"); err != nil {
+		return err
+	}
+	snooping := false // without a querier it would only delay neighbour discovery
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: Bridge}, MulticastSnooping: &snooping}
+	if err := netlink.LinkAdd(bridge); err != nil {
+		return fmt.Errorf("add the underlay's bridge: %w: load the bridge module", err)
+	}
+	return linkUp(Bridge)
+}
+
+// plugHost connects the node with this pid to the bridge. It runs in the underlay.
+func plugHost(name, mac string, pid int) error {
+	bridge, err := netlink.LinkByName(Bridge)
+	if err != nil {
+		return err
+	}
+	hw, err := net.ParseMAC(mac)
+	if err != nil {
+		return err
+	}
+	veth := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: name, MasterIndex: bridge.Attrs().Index, MTU: 1500},
+		PeerName:  HostLink, PeerNamespace: netlink.NsPid(pid), PeerHardwareAddr: hw,
+	}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fmt.Errorf("connect %s to the underlay: %w", name, err)
+	}
+	return linkUp(name)
+}
+
+// unplugHost removes a host's port. The kernel would do so itself when it gets round to freeing the host's
+// network namespace, which is too late for a host that comes back at once.
+func unplugHost(name string) error {
+	link, err := netlink.LinkByName(name)
+	if _, gone := err.(netlink.LinkNotFoundError); gone {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkDel(link); err != nil && err != unix.ENODEV {
+		return fmt.Errorf("remove the port of %s: %w", name, err)
+	}
+	return nil
+}
+
+func setupUplink(up Uplink) error {
+	// Addresses are unique by construction; a second of duplicate detection per host and reboot proves nothing.
+	if err := sysctl("net/ipv6/conf/"+HostLink+"/accept_dad", "0"); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	if err := linkUp(HostLink); err != nil {
+		return err
+	}
+	link, err := netlink.LinkByName(HostLink)
+	if err != nil {
+		return err
+	}
+	for _, p := range up.Addrs {
+		ip := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+		addr := &netlink.Addr{IPNet: ip}
+		if p.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrAdd(link, addr); err != nil {
+			return fmt.Errorf("add %v to %s: %w", p, HostLink, err)
+		}
+	}
+	return addGateways(link, up)
+}
+
+// addGateways makes the default routes. Nobody need listen at the other end: with a static neighbour the host
+// sends anyway, so that what leaks towards the internet is on the wire, where a capture finds it.
+func addGateways(link netlink.Link, up Uplink) error {
+	hw, err := net.ParseMAC(up.GatewayMAC)
+	if err != nil {
+		return err
+	}
+	for _, gw := range up.Gateways {
+		neigh := &netlink.Neigh{
+			LinkIndex: link.Attrs().Index, IP: gw.AsSlice(), HardwareAddr: hw, State: netlink.NUD_PERMANENT,
+		}
+		if err := netlink.NeighSet(neigh); err != nil {
+			return fmt.Errorf("add neighbour %v: %w", gw, err)
+		}
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw.AsSlice()}
+		if err := netlink.RouteAdd(route); err != nil {
+			return fmt.Errorf("add default route via %v: %w", gw, err)
+		}
+	}
+	return nil
+}
+
+func linkUp(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetUp(link)
+	}
+	if err != nil {
+		return fmt.Errorf("set %s up: %w", name, err)
+	}
+	return nil
+}
+
+func sysctl(key, value string) error {
+	return os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0)
+}
+
+// addresses lists what each interface except lo has, without link-local addresses.
+func addresses() (map[string][]string, error) {
+	links, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string][]string)
+	for _, link := range links {
+		addrs, err := link.Addrs()
+		if err != nil {
+			continue // it has just gone
+		}
+		for _, a := range addrs {
+			ip, ok := a.(*net.IPNet)
+			if ok && !ip.IP.IsLoopback() && !ip.IP.IsLinkLocalUnicast() {
+				all[link.Name] = append(all[link.Name], ip.IP.String())
+			}
+		}
+	}
+	return all, nil
+}

@@ -1,0 +1,81 @@
+package node
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// reaper starts processes and collects every dead one, as pid 1 must: its own and the orphans that daemons
+// leave. os/exec cannot be used beside it, because both would wait for the same children.
+type reaper struct {
+	mu      sync.Mutex
+	waiting map[int]chan unix.WaitStatus // by pid; held under mu so that a quick death is not missed
+}
+
+func newReaper() *reaper { return &reaper{waiting: make(map[int]chan unix.WaitStatus)} }
+
+// start runs a program and returns its pid, and a channel that gets its status once.
+func (r *reaper) start(path string, argv []string, attr *os.ProcAttr) (int, <-chan unix.WaitStatus, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p, err := os.StartProcess(path, argv, attr)
+	if err != nil {
+		return 0, nil, err
+	}
+	pid, done := p.Pid, make(chan unix.WaitStatus, 1)
+	r.waiting[pid] = done
+	_ = p.Release()
+	return pid, done, nil
+}
+
+// signal reaches the process, or with group its process group, unless it has been reaped: then its number may
+// belong to somebody else.
+func (r *reaper) signal(pid int, sig unix.Signal, group bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, alive := r.waiting[pid]; !alive {
+		return
+	}
+	if group {
+		pid = -pid
+	}
+	_ = unix.Kill(pid, sig)
+}
+
+// run collects until ctx ends.
+func (r *reaper) run(ctx context.Context) {
+	died := make(chan os.Signal, 1)
+	signal.Notify(died, unix.SIGCHLD)
+	defer signal.Stop(died)
+	for {
+		r.collect()
+		select {
+		case <-died:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (r *reaper) collect() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		if done, ours := r.waiting[pid]; ours {
+			delete(r.waiting, pid)
+			done <- status
+		}
+	}
+}

@@ -1,0 +1,181 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Role says which namespaces a node has and what it sets up in them.
+type Role string
+
+const (
+	// Underlay owns the bridge that hosts are connected to, and all other nodes.
+	Underlay Role = "underlay"
+	// Host is one machine: its own mounts, processes and hostname, and eth0 on the bridge.
+	Host Role = "host"
+	// Container is what a container runtime would make before it calls CNI: no interface except lo.
+	Container Role = "container"
+)
+
+// Config is all that a node is told when it starts.
+type Config struct {
+	Role   Role
+	Name   string // the hostname; also the name of a host's port on the bridge
+	Socket string // path of the socket to listen on
+	Bin    string // directory that leads PATH of every command
+
+	Lock     string  `json:",omitempty"` // underlay: held locked while the lab lives
+	StateDir string  `json:",omitempty"` // host: survives a reboot, seen as /var/lib/weft
+	Scratch  string  `json:",omitempty"` // host: mount point for what does not survive
+	Uplink   *Uplink `json:",omitempty"` // host: eth0
+}
+
+// Uplink describes a host's eth0.
+type Uplink struct {
+	MAC        string
+	Addrs      []netip.Prefix
+	Gateways   []netip.Addr // default routes; nobody need be there
+	GatewayMAC string       // static neighbour for every gateway
+}
+
+// Info is a node's account of itself.
+type Info struct {
+	Name      string
+	Children  []Child             `json:",omitempty"`
+	Addrs     map[string][]string `json:",omitempty"` // by interface, without lo and link-local ones
+	Processes map[string][]int    `json:",omitempty"` // by verb, see Signal
+	Cuts      []Cut               `json:",omitempty"`
+}
+
+// Child is a node directly below another one. Its pid is the one its parent sees.
+type Child struct {
+	Name string
+	Pid  int
+}
+
+// Cut is a pair of hosts between which the underlay drops every frame.
+type Cut struct{ A, B string }
+
+type request struct {
+	Op     string
+	Argv   []string    `json:",omitempty"` // exec
+	Env    []string    `json:",omitempty"` // exec
+	Config *Config     `json:",omitempty"` // spawn
+	Name   string      `json:",omitempty"` // end
+	Verb   string      `json:",omitempty"` // signal
+	Signal unix.Signal `json:",omitempty"` // signal; also sent alone while exec runs
+	Cut    *Cut        `json:",omitempty"` // cut, heal
+}
+
+const (
+	opExec   = "exec"
+	opSpawn  = "spawn"
+	opEnd    = "end"
+	opInfo   = "info"
+	opSignal = "signal"
+	opCut    = "cut"
+	opHeal   = "heal"
+)
+
+type reply struct {
+	Error string      `json:",omitempty"`
+	Code  int         `json:",omitempty"` // exec: exit code
+	Died  unix.Signal `json:",omitempty"` // exec: the signal that ended it
+	Pids  []int       `json:",omitempty"` // signal: who got it
+	Info  *Info       `json:",omitempty"`
+}
+
+// A message is one datagram of a seqpacket socket, so there is no framing to get wrong. The socket's send
+// buffer bounds it: 200 kB hold any command line that a lab sees.
+const maxMessage = 200 << 10
+
+func send(conn *net.UnixConn, msg any, files ...*os.File) error {
+	data, err := json.Marshal(msg)
+	if err != nil {
+		return err
+	}
+	if len(data) > maxMessage {
+		return fmt.Errorf("message of %d bytes is too long: pass large input on stdin", len(data))
+	}
+	var rights []byte
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd())
+		}
+		rights = unix.UnixRights(fds...)
+	}
+	_, _, err = conn.WriteMsgUnix(data, rights, nil)
+	return err
+}
+
+// receive fills msg and returns the descriptors that came with it. The end of the connection is io.EOF.
+func receive(conn *net.UnixConn, msg any) ([]*os.File, error) {
+	data, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(3*4))
+	n, oobn, _, _, err := conn.ReadMsgUnix(data, oob)
+	if err != nil {
+		return nil, err
+	}
+	if n == 0 {
+		return nil, io.EOF
+	}
+	files, err := parseRights(oob[:oobn])
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(data[:n], msg); err != nil {
+		closeAll(files)
+		return nil, err
+	}
+	return files, nil
+}
+
+func parseRights(oob []byte) ([]*os.File, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	var files []*os.File
+	for _, m := range msgs {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			closeAll(files)
+			return nil, err
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "passed"))
+		}
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+func dial(socket string) (*net.UnixConn, error) {
+	conn, err := net.DialTimeout("unixpacket", socket, 5*time.Second)
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+		return nil, fmt.Errorf("%w: nobody listens on %s", ErrDown, socket)
+	case err != nil:
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
+}
+
+// ErrDown says that the node is not running.
+var ErrDown = errors.New("node is down")

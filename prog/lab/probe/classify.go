@@ -1,0 +1,129 @@
+package probe
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+
+	"golang.org/x/sys/unix"
+)
+
+const etherHeader = 14
+
+// classify names an Ethernet frame for people. It reads no further than it must and never fails: what it does
+// not know, or what is too short, is named by its number, so that nothing hides.
+func classify(frame []byte) key {
+	if len(frame) < etherHeader {
+		return key{kind: "short frame"}
+	}
+	body := frame[etherHeader:]
+	switch etype := binary.BigEndian.Uint16(frame[12:]); etype {
+	case unix.ETH_P_ARP:
+		return key{kind: "arp"}
+	case unix.ETH_P_IP:
+		if len(body) < 20 || len(body) < int(body[0]&0xf)*4 {
+			return key{kind: "short ipv4"}
+		}
+		if binary.BigEndian.Uint16(body[6:])&0x1fff != 0 {
+			return key{kind: fmt.Sprintf("ipv4 fragment of protocol %d", body[9])}
+		}
+		return transport(body[9], body[int(body[0]&0xf)*4:])
+	case unix.ETH_P_IPV6:
+		if len(body) < 40 {
+			return key{kind: "short ipv6"}
+		}
+		return transport6(body[6], body[40:])
+	default:
+		return key{kind: fmt.Sprintf("ethertype 0x%04x", etype)}
+	}
+}
+
+// transport6 steps over hop-by-hop options, which MLD always has.
+func transport6(next byte, body []byte) key {
+	if next == unix.IPPROTO_HOPOPTS && len(body) >= 8 {
+		if skip := 8 + int(body[1])*8; len(body) >= skip {
+			return transport(body[0], body[skip:])
+		}
+	}
+	return transport(next, body)
+}
+
+func transport(proto byte, body []byte) key {
+	switch {
+	case (proto == unix.IPPROTO_UDP || proto == unix.IPPROTO_TCP) && len(body) >= 4:
+		kind := "udp"
+		if proto == unix.IPPROTO_TCP {
+			kind = "tcp"
+		}
+		return key{kind, min(binary.BigEndian.Uint16(body), binary.BigEndian.Uint16(body[2:]))}
+	case proto == unix.IPPROTO_ICMP:
+		return key{kind: "icmp"}
+	case proto == unix.IPPROTO_IGMP:
+		return key{kind: "igmp"}
+	case proto == unix.IPPROTO_ICMPV6 && len(body) >= 1:
+		switch t := body[0]; {
+		case t >= 133 && t <= 137: // RFC 4861
+			return key{kind: "nd"}
+		case t >= 130 && t <= 132, t == 143: // RFC 2710, RFC 3810
+			return key{kind: "mld"}
+		}
+		return key{kind: "icmpv6"}
+	}
+	return key{kind: fmt.Sprintf("ip protocol %d", proto)}
+}
+
+func merge(counts []counter) CaptureSummary {
+	sum := CaptureSummary{Flows: []Row{}}
+	all := make(map[key]*Row)
+	for _, c := range counts {
+		sum.Dropped += c.dropped
+		for k, row := range c.rows {
+			total := all[k]
+			if total == nil {
+				total = &Row{Kind: k.kind, Port: k.port}
+				all[k] = total
+			}
+			total.Packets += row.Packets
+			total.Bytes += row.Bytes
+			total.Marked += row.Marked
+		}
+	}
+	for _, row := range all {
+		sum.Packets += row.Packets
+		sum.Marked += row.Marked
+		sum.Flows = append(sum.Flows, *row)
+	}
+	slices.SortFunc(sum.Flows, func(a, b Row) int {
+		return cmp.Or(cmp.Compare(b.Packets, a.Packets), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Port, b.Port))
+	})
+	return sum
+}
+
+// Name is the row's protocol with its port.
+func (r Row) Name() string {
+	if r.Port == 0 {
+		return r.Kind
+	}
+	return fmt.Sprintf("%s %d", r.Kind, r.Port)
+}
+
+// Print writes the summary as a table.
+func (s CaptureSummary) Print(w io.Writer) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(tw, "PROTOCOL\tPACKETS\tBYTES\tWITH MARKER\t")
+	for _, r := range s.Flows {
+		fmt.Fprintf(tw, "%s\t%d\t%d\t%d\t\n", r.Name(), r.Packets, r.Bytes, r.Marked)
+	}
+	fmt.Fprintf(tw, "all\t%d\t\t%d\t\n", s.Packets, s.Marked)
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	if s.Dropped > 0 {
+		_, err := fmt.Fprintf(w, "%d packets were not seen: the capture was too slow for them\n", s.Dropped)
+		return err
+	}
+	return nil
+}

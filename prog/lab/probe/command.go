@@ -1,0 +1,210 @@
+package probe
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os/signal"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// ErrLoss is returned after the results have been printed: some messages did not come back as they should.
+var ErrLoss = errors.New("probe: not every message came back once, unchanged and in order")
+
+// maxSize keeps a message within one receive buffer and one UDP datagram.
+const maxSize = 60_000
+
+// Command returns weft probe.
+func Command() *cobra.Command {
+	root := &cobra.Command{
+		Use: "probe", Short: "Send, answer and capture test traffic", Args: cobra.NoArgs,
+		Long: "Send, answer and capture test traffic.\n\n" +
+			"icmp, tcp and udp send numbered messages and exit with 1 if any is lost, late, repeated, reordered or\n" +
+			"changed. tcp and udp want weft probe listen at the other end.",
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.AddCommand(
+		sendCommand("icmp", "Send echo requests to addresses", ICMP),
+		sendCommand("udp", "Send datagrams to weft probe listen", UDP),
+		sendCommand("tcp", "Send messages, or with --bulk a stream, on one connection to weft probe listen", TCP),
+		listenCommand(), captureCommand())
+	return root
+}
+
+type prober func(context.Context, netip.Addr, Config) (Result, error)
+
+func sendCommand(proto, short string, probe prober) *cobra.Command {
+	var cfg Config
+	var asJSON, bulk bool
+	var duration time.Duration
+	cmd := &cobra.Command{
+		Use: proto + " ADDR…", Short: short, Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			addrs, err := parse(args, cfg)
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
+			defer stop()
+			if bulk {
+				return runBulk(ctx, cmd.OutOrStdout(), addrs, cfg, duration, asJSON)
+			}
+			return run(ctx, cmd.OutOrStdout(), probe, addrs, cfg, asJSON)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVarP(&cfg.Count, "count", "c", 5, "messages to each address")
+	f.DurationVarP(&cfg.Interval, "interval", "i", 200*time.Millisecond, "time between two messages")
+	f.DurationVar(&cfg.Timeout, "timeout", time.Second, "time after which an answer is too late")
+	f.IntVar(&cfg.Size, "size", 56, "bytes of payload in a message")
+	f.StringVar(&cfg.Marker, "marker", "", "text to fill the payload with")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	if proto != "icmp" {
+		f.Uint16VarP(&cfg.Port, "port", "p", DefaultPort, "port of weft probe listen")
+	}
+	if proto == "tcp" {
+		f.BoolVar(&bulk, "bulk", false, "measure throughput instead")
+		f.DurationVar(&duration, "duration", 5*time.Second, "how long to send with --bulk")
+	}
+	return cmd
+}
+
+// DefaultPort is where weft probe listen listens, unless told otherwise.
+const DefaultPort = 7007
+
+func parse(args []string, cfg Config) ([]netip.Addr, error) {
+	switch {
+	case cfg.Count < 1:
+		return nil, fmt.Errorf("probe: --count %d: at least 1 is needed", cfg.Count)
+	case cfg.Interval <= 0 || cfg.Timeout <= 0:
+		return nil, errors.New("probe: --interval and --timeout must be longer than 0")
+	case cfg.Size < headerSize || cfg.Size > maxSize:
+		return nil, fmt.Errorf("probe: --size %d: between %d and %d are possible", cfg.Size, headerSize, maxSize)
+	}
+	addrs := make([]netip.Addr, len(args))
+	for i, arg := range args {
+		addr, err := netip.ParseAddr(arg)
+		if err != nil {
+			return nil, fmt.Errorf("probe: %q is no IP address: %w", arg, err)
+		}
+		addrs[i] = addr.Unmap()
+	}
+	return addrs, nil
+}
+
+// run probes all addresses at the same time.
+func run(ctx context.Context, w io.Writer, probe prober, addrs []netip.Addr, cfg Config, asJSON bool) error {
+	results := make([]Result, len(addrs))
+	var group errgroup.Group
+	for i, addr := range addrs {
+		group.Go(func() (err error) {
+			results[i], err = probe(ctx, addr, cfg)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	write := Print
+	if asJSON {
+		write = func(w io.Writer, r []Result) error { return writeJSON(w, r) }
+	}
+	if err := write(w, results); err != nil {
+		return err
+	}
+	for _, r := range results {
+		if !r.OK() {
+			return ErrLoss
+		}
+	}
+	return nil
+}
+
+func runBulk(ctx context.Context, w io.Writer, addrs []netip.Addr, cfg Config, d time.Duration, asJSON bool) error {
+	for _, addr := range addrs {
+		r, err := Bulk(ctx, addr, cfg, d)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			err = writeJSON(w, r)
+		} else {
+			_, err = fmt.Fprintf(w, "%s: %.3f Gbit/s (%d bytes in %.2f s)\n", r.Addr, r.Gbits, r.Bytes, r.Seconds)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// bounded ends ctx by signal and, unless d is 0, by time.
+func bounded(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
+	if d == 0 {
+		return ctx, stop
+	}
+	ctx, cancel := context.WithTimeout(ctx, d)
+	return ctx, func() { cancel(); stop() }
+}
+
+func listenCommand() *cobra.Command {
+	var tcp, udp uint16
+	var duration time.Duration
+	cmd := &cobra.Command{
+		Use: "listen", Short: "Answer weft probe tcp and weft probe udp", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := bounded(cmd.Context(), duration)
+			defer stop()
+			return Listen(ctx, tcp, udp, func() {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s on tcp %d, udp %d\n", ListenReady, tcp, udp)
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.Uint16Var(&tcp, "tcp", DefaultPort, "TCP port, 0 for none")
+	f.Uint16Var(&udp, "udp", DefaultPort, "UDP port, 0 for none")
+	f.DurationVar(&duration, "duration", 10*time.Minute, "how long, 0 until interrupted")
+	return cmd
+}
+
+func captureCommand() *cobra.Command {
+	var cfg CaptureConfig
+	var asJSON bool
+	var duration time.Duration
+	cmd := &cobra.Command{
+		Use: "capture IFACE…", Short: "Count what passes on interfaces, by protocol", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg.Interfaces = args
+			ctx, stop := bounded(cmd.Context(), duration)
+			defer stop()
+			sum, err := Capture(ctx, cfg, func() { fmt.Fprintln(cmd.ErrOrStderr(), CaptureReady) })
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), sum)
+			}
+			return sum.Print(cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Marker, "marker", "", "count packets that contain this text")
+	f.BoolVar(&cfg.Incoming, "incoming", false, "only what the interfaces receive")
+	f.DurationVar(&duration, "duration", 10*time.Second, "how long, 0 until interrupted")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}

@@ -1,0 +1,211 @@
+package probe
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// conversation is one way to send numbered messages and to get them back. receive returns nil for what is not
+// an answer, and an error when the conversation is over. send and receive run concurrently.
+type conversation struct {
+	send     func(seq uint32) error
+	receive  func(buf []byte) ([]byte, error)
+	deadline func(time.Time) error
+	close    func() error
+}
+
+// converse sends cfg.Count messages and collects the answers, until all are in, or late.
+func converse(ctx context.Context, t *tally, cfg Config, c conversation) (Result, error) {
+	var mu sync.Mutex // guards t
+	var sending sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = c.deadline(time.Now()) })()
+
+	sending.Go(func() {
+		tick := time.NewTicker(cfg.Interval)
+		defer tick.Stop()
+		for seq := range uint32(cfg.Count) {
+			if seq > 0 {
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					return
+				}
+			}
+			mu.Lock()
+			t.send(seq, time.Now())
+			mu.Unlock()
+			if err := c.send(seq); err != nil && ended(err) {
+				mu.Lock()
+				t.res.Error = err.Error()
+				mu.Unlock()
+				return
+			} // any other error is a message that is lost
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		wait := cfg.Timeout
+		if t.done() {
+			wait = 0
+		}
+		_ = c.deadline(time.Now().Add(wait))
+	})
+
+	buf := make([]byte, 1<<16)
+	for {
+		data, err := c.receive(buf)
+		now := time.Now()
+		mu.Lock()
+		over := collect(t, cfg, data, err, now)
+		mu.Unlock()
+		if over {
+			break
+		}
+	}
+	cancel()
+	sending.Wait()
+	return t.result(), c.close()
+}
+
+// collect takes one answer, or the error instead of one, and tells whether it was the last.
+func collect(t *tally, cfg Config, data []byte, err error, now time.Time) bool {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return true
+	case err != nil && ended(err):
+		t.res.Error = err.Error()
+		return true
+	case err != nil || data == nil: // such as port unreachable: that message is lost
+		return false
+	case len(data) < headerSize:
+		t.res.Corrupt++
+		return false
+	}
+	seq := binary.BigEndian.Uint32(data)
+	if !intact(data, seq, cfg) {
+		t.res.Corrupt++
+		return false
+	}
+	t.receive(seq, now, cfg.Timeout)
+	return len(t.sent) == cfg.Count && t.done()
+}
+
+// ended tells errors after which nothing more can come from those that cost one message.
+func ended(err error) bool {
+	for _, passing := range []error{
+		unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EPERM, unix.EACCES, unix.ENOBUFS, unix.EAGAIN,
+	} {
+		if errors.Is(err, passing) {
+			return false
+		}
+	}
+	return true
+}
+
+// UDP sends datagrams to a weft probe listen.
+func UDP(ctx context.Context, addr netip.Addr, cfg Config) (Result, error) {
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, cfg.Port)))
+	if err != nil {
+		return Result{}, fmt.Errorf("probe: %w", err)
+	}
+	return converse(ctx, newTally("udp", addr), cfg, conversation{
+		send: func(seq uint32) error {
+			_, err := conn.Write(payload(seq, cfg.Size, cfg.Marker))
+			return err
+		},
+		receive: func(buf []byte) ([]byte, error) {
+			n, err := conn.Read(buf)
+			return buf[:n], err
+		},
+		deadline: conn.SetReadDeadline, close: conn.Close,
+	})
+}
+
+// TCP sends messages on one established connection to a weft probe listen. A message that is late counts as
+// lost, even though TCP would deliver it at last; a reset ends the probe.
+func TCP(ctx context.Context, addr netip.Addr, cfg Config) (Result, error) {
+	conn, err := dialTCP(ctx, addr, cfg, modeEcho)
+	if err != nil {
+		return Result{}, err
+	}
+	size := len(payload(0, cfg.Size, ""))
+	return converse(ctx, newTally("tcp", addr), cfg, conversation{
+		send: func(seq uint32) error {
+			_, err := conn.Write(payload(seq, cfg.Size, cfg.Marker))
+			return streamError(err)
+		},
+		receive: func(buf []byte) ([]byte, error) {
+			_, err := io.ReadFull(conn, buf[:size])
+			return buf[:size], streamError(err)
+		},
+		deadline: conn.SetReadDeadline, close: conn.Close,
+	})
+}
+
+// streamError wraps nothing that looks like a datagram's passing error: in a stream every error is the end.
+func streamError(err error) error {
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return errors.New(err.Error())
+}
+
+func dialTCP(ctx context.Context, addr netip.Addr, cfg Config, mode byte) (*net.TCPConn, error) {
+	dialer := net.Dialer{Timeout: 5 * time.Second}
+	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(addr.String(), strconv.Itoa(int(cfg.Port))))
+	if err != nil {
+		return nil, fmt.Errorf("probe: %w: is weft probe listen --tcp %d running there?", err, cfg.Port)
+	}
+	if _, err := conn.Write([]byte{mode}); err != nil {
+		return nil, errors.Join(fmt.Errorf("probe: %w", err), conn.Close())
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// BulkResult is the throughput of one TCP stream.
+type BulkResult struct {
+	Addr    netip.Addr `json:"addr"`
+	Bytes   int64      `json:"bytes"` // as counted by the receiver
+	Seconds float64    `json:"seconds"`
+	Gbits   float64    `json:"gbitPerSecond"`
+}
+
+// Bulk sends as fast as one TCP stream can, for a duration, and returns what arrived by the receiver's count.
+func Bulk(ctx context.Context, addr netip.Addr, cfg Config, d time.Duration) (BulkResult, error) {
+	conn, err := dialTCP(ctx, addr, cfg, modeSink)
+	if err != nil {
+		return BulkResult{}, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
+	start := time.Now()
+	if err := conn.SetDeadline(start.Add(d + 30*time.Second)); err != nil {
+		return BulkResult{}, err
+	}
+	for chunk := payload(0, 256<<10, cfg.Marker); time.Since(start) < d; {
+		if _, err := conn.Write(chunk); err != nil {
+			return BulkResult{}, fmt.Errorf("probe: %w", err)
+		}
+	}
+	if err := conn.CloseWrite(); err != nil {
+		return BulkResult{}, err
+	}
+	var count int64
+	if err := binary.Read(conn, binary.BigEndian, &count); err != nil {
+		return BulkResult{}, fmt.Errorf("probe: no count from the receiver: %w", err)
+	}
+	seconds := time.Since(start).Seconds()
+	return BulkResult{Addr: addr, Bytes: count, Seconds: seconds, Gbits: float64(count) * 8 / seconds / 1e9}, nil
+}

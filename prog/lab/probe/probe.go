@@ -1,0 +1,139 @@
+// Package probe is weft's traffic tool: weft probe, used by the demo, the tests and operators.
+//
+// It measures loss, order and latency with numbered messages (icmp, udp, tcp), answers them (listen), and
+// counts what passes on a wire (capture). Payloads can carry a marker, repeated to the end, so that a capture
+// can tell whether they ever travel unencrypted. Everything is bounded in count and time by default. It needs
+// no program on the machine, and for icmp and capture only the privilege over its own network namespace.
+package probe
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// Config says how to probe.
+type Config struct {
+	Count    int           // messages to each address
+	Interval time.Duration // between two of them
+	Timeout  time.Duration // how long an answer may take
+	Size     int           // bytes of payload
+	Marker   string        // fills the payload
+	Port     uint16        // tcp and udp
+}
+
+// Result is what became of the messages to one address. Latencies are round trips in milliseconds.
+type Result struct {
+	Proto      string     `json:"proto"`
+	Addr       netip.Addr `json:"addr"`
+	Sent       int        `json:"sent"`
+	Received   int        `json:"received"`
+	Lost       int        `json:"lost"`
+	Duplicates int        `json:"duplicates"`
+	OutOfOrder int        `json:"outOfOrder"`
+	Corrupt    int        `json:"corrupt"`
+	Min        float64    `json:"minMs"`
+	Avg        float64    `json:"avgMs"`
+	P99        float64    `json:"p99Ms"`
+	Max        float64    `json:"maxMs"`
+	Error      string     `json:"error,omitempty"` // why it ended early
+}
+
+// OK tells whether every message came back once, unchanged and in order.
+func (r Result) OK() bool {
+	return r.Error == "" && r.Lost == 0 && r.Duplicates == 0 && r.OutOfOrder == 0 && r.Corrupt == 0
+}
+
+// tally counts one address's messages. It belongs to one goroutine at a time.
+type tally struct {
+	sent     map[uint32]time.Time
+	answered map[uint32]bool
+	last     uint32
+	rtts     []time.Duration
+	res      Result
+}
+
+func newTally(proto string, addr netip.Addr) *tally {
+	return &tally{
+		sent: make(map[uint32]time.Time), answered: make(map[uint32]bool),
+		res: Result{Proto: proto, Addr: addr},
+	}
+}
+
+func (t *tally) send(seq uint32, now time.Time) { t.sent[seq] = now }
+
+// receive counts an answer; one that took longer than timeout stays lost.
+func (t *tally) receive(seq uint32, now time.Time, timeout time.Duration) {
+	at, ok := t.sent[seq]
+	switch {
+	case !ok:
+		t.res.Corrupt++
+	case t.answered[seq]:
+		t.res.Duplicates++
+	case now.Sub(at) <= timeout:
+		if seq < t.last {
+			t.res.OutOfOrder++
+		}
+		t.last = max(t.last, seq)
+		t.answered[seq] = true
+		t.rtts = append(t.rtts, now.Sub(at))
+	}
+}
+
+func (t *tally) done() bool { return len(t.answered) == len(t.sent) }
+
+func (t *tally) result() Result {
+	r := t.res
+	r.Sent, r.Received = len(t.sent), len(t.answered)
+	r.Lost = r.Sent - r.Received
+	if len(t.rtts) == 0 {
+		return r
+	}
+	slices.Sort(t.rtts)
+	var sum time.Duration
+	for _, d := range t.rtts {
+		sum += d
+	}
+	n := len(t.rtts)
+	r.Min, r.Max = ms(t.rtts[0]), ms(t.rtts[n-1])
+	r.Avg, r.P99 = ms(sum/time.Duration(n)), ms(t.rtts[int(math.Ceil(0.99*float64(n)))-1])
+	return r
+}
+
+func ms(d time.Duration) float64 { return math.Round(d.Seconds()*1e6) / 1e3 }
+
+// headerSize is the sequence number that starts each payload, also within a stream.
+const headerSize = 4
+
+func payload(seq uint32, size int, marker string) []byte {
+	p := make([]byte, max(size, headerSize))
+	binary.BigEndian.PutUint32(p, seq)
+	if marker != "" {
+		copy(p[headerSize:], strings.Repeat(marker, len(p)/len(marker)+1))
+	}
+	return p
+}
+
+// Print writes results as a table.
+func Print(w io.Writer, results []Result) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "PROTO\tADDRESS\tSENT\tRECEIVED\tLOST\tDUP\tREORDERED\tMIN/AVG/P99/MAX MS")
+	for _, r := range results {
+		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%.2f/%.2f/%.2f/%.2f", r.Proto, r.Addr,
+			r.Sent, r.Received, r.Lost, r.Duplicates, r.OutOfOrder, r.Min, r.Avg, r.P99, r.Max)
+		if r.Corrupt > 0 {
+			fmt.Fprintf(tw, "  %d corrupt", r.Corrupt)
+		}
+		if r.Error != "" {
+			fmt.Fprintf(tw, "  %s", r.Error)
+		}
+		fmt.Fprintln(tw)
+	}
+	return tw.Flush()
+}

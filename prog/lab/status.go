@@ -1,0 +1,129 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"weft/prog/lab/node"
+)
+
+// Status is what runs in a lab at one moment.
+type Status struct {
+	Name  string       `json:"name"`
+	Hosts []HostStatus `json:"hosts"`
+	Cut   [][2]string  `json:"cut"` // pairs of hosts
+}
+
+// HostStatus tells about one host. Pids are those that the host itself sees.
+type HostStatus struct {
+	Name       string            `json:"name"`
+	Up         bool              `json:"up"`
+	Underlay   []string          `json:"underlay"`
+	Agent      []int             `json:"agent"`
+	Datapath   []int             `json:"datapath"`
+	Containers []ContainerStatus `json:"containers"`
+}
+
+// ContainerStatus tells about one container; without addresses it is not plugged.
+type ContainerStatus struct {
+	Name  string   `json:"name"`
+	Addrs []string `json:"addrs"`
+}
+
+// Status asks all nodes.
+func (l *Lab) Status(ctx context.Context) (Status, error) {
+	s := Status{Name: l.opts.Name, Hosts: make([]HostStatus, l.opts.Hosts), Cut: [][2]string{}}
+	root, err := l.node(UnderlayName).Info(ctx)
+	if err != nil {
+		return s, l.explain(UnderlayName, err)
+	}
+	for _, c := range root.Cuts {
+		s.Cut = append(s.Cut, [2]string{c.A, c.B})
+	}
+	for i, host := range l.Hosts() {
+		addrs, err := l.underlayAddrs(host)
+		if err != nil {
+			return s, err
+		}
+		h := HostStatus{Name: host, Underlay: []string{}, Containers: []ContainerStatus{}}
+		for _, a := range addrs {
+			h.Underlay = append(h.Underlay, a.Addr().String())
+		}
+		if slices.ContainsFunc(root.Children, func(c node.Child) bool { return c.Name == host }) {
+			if err := l.hostStatus(ctx, &h); err != nil {
+				return s, err
+			}
+		}
+		s.Hosts[i] = h
+	}
+	return s, nil
+}
+
+func (l *Lab) hostStatus(ctx context.Context, h *HostStatus) error {
+	info, err := l.node(h.Name).Info(ctx)
+	if err != nil {
+		return l.explain(h.Name, err)
+	}
+	h.Up, h.Agent, h.Datapath = true, info.Processes["agent"], info.Processes["datapath"]
+	for _, child := range info.Children {
+		addrs, err := l.Addrs(ctx, h.Name+"/"+child.Name)
+		if err != nil {
+			return err
+		}
+		h.Containers = append(h.Containers, ContainerStatus{child.Name, addrs})
+	}
+	return nil
+}
+
+// Addrs returns the addresses of a container's or host's eth0, without link-local ones, IPv4 first.
+func (l *Lab) Addrs(ctx context.Context, target string) ([]string, error) {
+	info, err := l.node(target).Info(ctx)
+	if err != nil {
+		return nil, l.explain(target, err)
+	}
+	addrs := info.Addrs["eth0"]
+	slices.SortStableFunc(addrs, func(a, b string) int {
+		return strings.Count(a, ":") - strings.Count(b, ":")
+	})
+	return addrs, nil
+}
+
+// Print writes the status as a table.
+func (s Status) Print(w io.Writer) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "NAME\tADDRESSES\tAGENT\tDATAPATH")
+	for _, h := range s.Hosts {
+		if !h.Up {
+			fmt.Fprintf(tw, "%s\tpowered off\t-\t-\n", h.Name)
+			continue
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", h.Name, joinOr(h.Underlay, "-"), pids(h.Agent), pids(h.Datapath))
+		for _, c := range h.Containers {
+			fmt.Fprintf(tw, "%s/%s\t%s\t\t\n", h.Name, c.Name, joinOr(c.Addrs, "not plugged"))
+		}
+	}
+	for _, c := range s.Cut {
+		fmt.Fprintf(tw, "link %s %s\tcut\t\t\n", c[0], c[1])
+	}
+	return tw.Flush()
+}
+
+func joinOr(list []string, none string) string {
+	if len(list) == 0 {
+		return none
+	}
+	return strings.Join(list, " ")
+}
+
+func pids(list []int) string {
+	text := make([]string, len(list))
+	for i, pid := range list {
+		text[i] = strconv.Itoa(pid)
+	}
+	return joinOr(text, "-")
+}

@@ -1,0 +1,102 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"weft/prog/lab/node"
+)
+
+// UnderlayName names the namespace of the bridge wherever a host can be named for exec. Its interfaces are the
+// bridge's ports, called like the hosts: what h1 sends arrives on h1.
+const UnderlayName = "underlay"
+
+// The underlay's addresses (RFC 5737, RFC 3849): host n is n in both families. The gateway does not exist, but
+// hosts send to it; see node.Uplink.
+var (
+	prefix4  = netip.MustParsePrefix("192.0.2.0/24")
+	prefix6  = netip.MustParsePrefix("2001:db8::/64")
+	gateway4 = netip.MustParseAddr("192.0.2.254")
+	gateway6 = netip.MustParseAddr("2001:db8::fe")
+)
+
+const gatewayMAC = "02:00:c0:00:02:fe"
+
+func hostNumber(host string) (int, error) {
+	n, err := strconv.Atoi(strings.TrimPrefix(host, "h"))
+	if err != nil || !strings.HasPrefix(host, "h") || n < 1 || n > MaxHosts {
+		return 0, fmt.Errorf("lab: bad host %q: hosts are called h1, h2 and so on", host)
+	}
+	return n, nil
+}
+
+// UnderlayAddr returns a host's underlay address in the lab's first family.
+func (l *Lab) UnderlayAddr(host string) (netip.Addr, error) {
+	addrs, err := l.underlayAddrs(host)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return addrs[0].Addr(), nil
+}
+
+func (l *Lab) underlayAddrs(host string) ([]netip.Prefix, error) {
+	n, err := hostNumber(host)
+	if err != nil {
+		return nil, err
+	}
+	var addrs []netip.Prefix
+	if strings.Contains(l.opts.Underlay, "4") {
+		addrs = append(addrs, nth(prefix4, n))
+	}
+	if strings.Contains(l.opts.Underlay, "6") {
+		addrs = append(addrs, nth(prefix6, n))
+	}
+	return addrs, nil
+}
+
+// nth is the address whose last byte is n, with the prefix's length.
+func nth(p netip.Prefix, n int) netip.Prefix {
+	b := p.Addr().AsSlice()
+	b[len(b)-1] = byte(n)
+	addr, _ := netip.AddrFromSlice(b)
+	return netip.PrefixFrom(addr, p.Bits())
+}
+
+func (l *Lab) hostConfig(host string) (node.Config, error) {
+	n, err := hostNumber(host)
+	if err != nil {
+		return node.Config{}, err
+	}
+	addrs, err := l.underlayAddrs(host)
+	if err != nil {
+		return node.Config{}, err
+	}
+	up := &node.Uplink{
+		MAC:   fmt.Sprintf("02:00:c0:00:02:%02x", n), // the same after a reboot, as a real card's
+		Addrs: addrs, GatewayMAC: gatewayMAC,
+	}
+	for _, a := range addrs {
+		if a.Addr().Is4() {
+			up.Gateways = append(up.Gateways, gateway4)
+		} else {
+			up.Gateways = append(up.Gateways, gateway6)
+		}
+	}
+	return node.Config{
+		Role: node.Host, Name: host, Bin: l.opts.Bin, Socket: l.socket(host),
+		StateDir: l.StateDir(host), Scratch: filepath.Join(l.dir, host, "scratch"), Uplink: up,
+	}, nil
+}
+
+// StateDir is where a host's /var/lib/weft lies on this machine.
+func (l *Lab) StateDir(host string) string { return filepath.Join(l.dir, host, "lib") }
+
+// socket is the path of a node's socket; target is "underlay", "h1" or "h1/c1".
+func (l *Lab) socket(target string) string {
+	return filepath.Join(l.dir, strings.ReplaceAll(target, "/", ".")+".sock")
+}
+
+func (l *Lab) node(target string) node.Node { return node.Node(l.socket(target)) }

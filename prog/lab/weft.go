@@ -1,0 +1,163 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// launchAll starts weft everywhere: by default h1 founds the mesh and the others join it with its token.
+func (l *Lab) launchAll(ctx context.Context) error {
+	hosts := l.Hosts()
+	if l.opts.Together {
+		token, err := l.newToken(ctx)
+		if err != nil {
+			return err
+		}
+		l.opts.Progress(fmt.Sprintf("launching weft on %d hosts at once", len(hosts)))
+		group, ctx := errgroup.WithContext(ctx) // no limit: they may wait for each other
+		for _, host := range hosts {
+			group.Go(func() error { return l.Launch(ctx, host, token, l.others(host)...) })
+		}
+		return group.Wait()
+	}
+	l.opts.Progress("launching weft on h1")
+	if err := l.Launch(ctx, hosts[0], ""); err != nil {
+		return err
+	}
+	token, err := l.Token()
+	if err != nil {
+		return err
+	}
+	return l.eachHost(ctx, func(ctx context.Context, host string) error {
+		if host == hosts[0] {
+			return nil
+		}
+		l.opts.Progress("launching weft on " + host)
+		return l.Launch(ctx, host, token, hosts[0])
+	})
+}
+
+func (l *Lab) others(host string) []string {
+	var all []string
+	for _, h := range l.Hosts() {
+		if h != host {
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
+// Launch runs weft launch on a host, with the token and the underlay addresses of the target hosts. Without a
+// token and targets it founds a mesh, or continues with what the host has persisted.
+func (l *Lab) Launch(ctx context.Context, host, token string, targets ...string) error {
+	args := append([]string{"weft", "launch"}, l.opts.Launch...)
+	if token != "" {
+		args = append(args, "--token", "-")
+	}
+	for _, t := range targets {
+		addr, err := l.UnderlayAddr(t)
+		if err != nil {
+			return err
+		}
+		args = append(args, addr.String())
+	}
+	if _, err := l.Exec(ctx, host, strings.NewReader(token), args...); err != nil {
+		return fmt.Errorf("lab: launch weft on %s: %w: its log is %s", host, err, filepath.Join(l.StateDir(host), "agent.log"))
+	}
+	return nil
+}
+
+// Start launches weft again on a host that was stopped, killed or rebooted, from its persisted state.
+func (l *Lab) Start(ctx context.Context, host string) error {
+	if err := l.checkHost(host); err != nil {
+		return err
+	}
+	return l.Launch(ctx, host, "")
+}
+
+// Stop runs weft stop on a host: data path, endpoints and guard stay.
+func (l *Lab) Stop(ctx context.Context, host string) error {
+	if err := l.checkHost(host); err != nil {
+		return err
+	}
+	_, err := l.Exec(ctx, host, nil, "weft", "stop")
+	return err
+}
+
+// Token is what other hosts join h1's mesh with.
+func (l *Lab) Token() (string, error) {
+	data, err := os.ReadFile(filepath.Join(l.StateDir("h1"), "secret"))
+	if err != nil {
+		return "", fmt.Errorf("lab: h1 has no token yet: %w", err)
+	}
+	return strings.TrimSpace(string(data)), nil
+}
+
+// newToken makes a token before any mesh exists.
+func (l *Lab) newToken(ctx context.Context) (string, error) {
+	out, err := l.Exec(ctx, "h1", nil, "weft", "token", "new")
+	return strings.TrimSpace(out), err
+}
+
+func (l *Lab) plugAll(ctx context.Context, host string) error {
+	for i := range l.opts.Containers {
+		if _, err := l.Plug(ctx, fmt.Sprintf("%s/c%d", host, i+1)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Plug attaches a container through libcni and weft-cni, run inside of its host, and returns its addresses.
+func (l *Lab) Plug(ctx context.Context, container string) ([]string, error) {
+	out, err := l.cni(ctx, "add", container)
+	if err != nil {
+		return nil, fmt.Errorf("lab: plug %s: %w", container, err)
+	}
+	var addrs []string
+	if err := json.Unmarshal([]byte(out), &addrs); err != nil {
+		return nil, fmt.Errorf("lab: plug %s: %w", container, err)
+	}
+	return addrs, nil
+}
+
+// Unplug undoes Plug; that it was never done is no error.
+func (l *Lab) Unplug(ctx context.Context, container string) error {
+	if _, err := l.cni(ctx, "del", container); err != nil {
+		return fmt.Errorf("lab: unplug %s: %w", container, err)
+	}
+	return nil
+}
+
+func (l *Lab) cni(ctx context.Context, verb, container string) (string, error) {
+	netns, err := l.NetNS(ctx, container)
+	if err != nil {
+		return "", err
+	}
+	host, _, _ := strings.Cut(container, "/")
+	return l.Exec(ctx, host, nil, "weft", "lab", "cni", verb, ContainerID(container), netns)
+}
+
+// ContainerID is the id under which CNI knows a container.
+func ContainerID(container string) string { return "lab-" + strings.ReplaceAll(container, "/", "-") }
+
+// NetNS is the path of a container's network namespace as its host sees it.
+func (l *Lab) NetNS(ctx context.Context, container string) (string, error) {
+	host, name, _ := strings.Cut(container, "/")
+	info, err := l.node(host).Info(ctx)
+	if err != nil {
+		return "", l.explain(host, err)
+	}
+	for _, c := range info.Children {
+		if c.Name == name {
+			return fmt.Sprintf("/proc/%d/ns/net", c.Pid), nil
+		}
+	}
+	return "", fmt.Errorf("lab: no container %q on %s: see weft lab status", name, host)
+}
