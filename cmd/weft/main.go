@@ -1,0 +1,10 @@
+// Command weft is the command line, and the agent.
+package main
+
+import (
+	"os"
+
+	"weft/prog/cli"
+)
+
+func main() { os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }

@@ -1,0 +1,259 @@
+// Package cni is the body of weft-cni, the CNI plugin (CNI spec 1.1.0; results of
+// 0.4.0 and 1.0.0). It does all work inside the container's namespace itself and
+// asks the agent, over the control socket, for the address and the host side.
+//
+// It runs once per operation and keeps nothing, but for one thing: a DEL that
+// finds no agent removes the link at once and queues the release as a file, which
+// the agent does when it starts.
+package cni
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"weft/prog/api"
+	"weft/router/endpoint"
+)
+
+// Versions of the CNI spec that the plugin speaks.
+var Versions = version.PluginSupports("0.4.0", "1.0.0", "1.1.0")
+
+// timeout bounds one operation; a container runtime gives up later than that.
+const timeout = 30 * time.Second
+
+// config is the plugin's part of the network configuration.
+type config struct {
+	types.NetConf
+	Socket   string `json:"socket"`   // of the agent; default api.DefaultSocket
+	StateDir string `json:"stateDir"` // for queued releases; default /var/lib/weft
+}
+
+// arguments are what Kubernetes says of a pod in CNI_ARGS.
+type arguments struct {
+	types.CommonArgs
+	K8S_POD_NAME      types.UnmarshallableString //nolint:revive // the names are the protocol
+	K8S_POD_NAMESPACE types.UnmarshallableString
+}
+
+// Main runs the operation that CNI_COMMAND names.
+func Main() {
+	skel.PluginMainFuncs(skel.CNIFuncs{Add: add, Del: del, Check: check, GC: collect, Status: status}, Versions,
+		"weft-cni: attaches containers to the Weft network (CNI "+strings.Join(Versions.SupportedVersions(), ", ")+")")
+}
+
+func parse(stdin []byte) (config, *api.Client, error) {
+	c := config{Socket: api.DefaultSocket, StateDir: "/var/lib/weft"}
+	if err := json.Unmarshal(stdin, &c); err != nil {
+		return c, nil, types.NewError(types.ErrDecodingFailure, "the network configuration is no valid JSON", err.Error())
+	}
+	if err := version.ParsePrevResult(&c.NetConf); err != nil {
+		return c, nil, types.NewError(types.ErrDecodingFailure, "prevResult cannot be read", err.Error())
+	}
+	return c, api.NewClient(c.Socket), nil
+}
+
+// add attaches the container (CNI ADD).
+func add(args *skel.CmdArgs) error {
+	conf, client, err := parse(args.StdinData)
+	if err != nil {
+		return err
+	}
+	var k8s arguments
+	if err := types.LoadArgs(args.Args, &k8s); err != nil && args.Args != "" {
+		k8s = arguments{} // arguments are advice: one that we do not know is not ours
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	done, err := Attach(ctx, client, Attachment{
+		AttachRequest: api.AttachRequest{
+			ContainerID: args.ContainerID, Interface: args.IfName, Source: "cni", Network: conf.Name,
+			Name: string(k8s.K8S_POD_NAME), Namespace: string(k8s.K8S_POD_NAMESPACE),
+		},
+		Netns: args.Netns, Default: true,
+	})
+	if err != nil {
+		return cniError(err)
+	}
+	result, err := chain(conf)
+	if err != nil {
+		return err
+	}
+	extend(result, args, done)
+	return types.PrintResult(result, conf.CNIVersion)
+}
+
+// chain is the result that an earlier plugin left, or an empty one.
+func chain(conf config) (*current.Result, error) {
+	if conf.PrevResult == nil {
+		return &current.Result{CNIVersion: current.ImplementedSpecVersion}, nil
+	}
+	prev, err := current.NewResultFromResult(conf.PrevResult)
+	if err != nil {
+		return nil, types.NewError(types.ErrDecodingFailure, "prevResult cannot be read", err.Error())
+	}
+	return prev, nil
+}
+
+// extend adds to a result what was attached.
+func extend(result *current.Result, args *skel.CmdArgs, done Attached) {
+	host := endpoint.HostLink(args.ContainerID, args.IfName)
+	result.Interfaces = append(result.Interfaces,
+		&current.Interface{Name: host, Mac: done.HostMAC.String(), Mtu: done.MTU},
+		&current.Interface{Name: args.IfName, Mac: done.ContainerMAC.String(), Mtu: done.MTU, Sandbox: args.Netns})
+	index := len(result.Interfaces) - 1
+	for _, a := range done.Addresses {
+		gateway, all := net.ParseIP(endpoint.Gateway4.String()), "0.0.0.0/0"
+		if a.Is6() {
+			gateway, all = net.ParseIP(endpoint.Gateway6.String()), "::/0"
+		}
+		_, dst, _ := net.ParseCIDR(all) // constants
+		result.IPs = append(result.IPs, &current.IPConfig{
+			Interface: &index, Gateway: gateway,
+			Address: net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
+		})
+		result.Routes = append(result.Routes, &types.Route{Dst: *dst, GW: gateway})
+	}
+}
+
+// del detaches the container (CNI DEL). It succeeds when things are gone already,
+// and while the agent is down.
+func del(args *skel.CmdArgs) error {
+	conf, client, err := parse(args.StdinData)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	ref := api.EndpointRef{ContainerID: args.ContainerID, Interface: args.IfName}
+	err = Detach(ctx, client, ref)
+	if _, down := errors.AsType[*api.NotRunningError](err); down {
+		err = queue(conf.StateDir, ref)
+	}
+	return cniError(err)
+}
+
+// queue leaves a release for the agent's next start. The file appears whole or not at all.
+func queue(stateDir string, ref api.EndpointRef) error {
+	dir := filepath.Join(stateDir, "releases")
+	if _, err := os.Stat(stateDir); errors.Is(err, os.ErrNotExist) {
+		return nil // this host was reset: nothing is left that could be released
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("queue the release: %w", err)
+	}
+	data, err := json.Marshal(ref)
+	if err != nil {
+		return fmt.Errorf("queue the release: %w", err)
+	}
+	sum := sha256.Sum256([]byte(ref.Key()))
+	name := filepath.Join(dir, hex.EncodeToString(sum[:16]))
+	if err := os.WriteFile(name+".tmp", data, 0o600); err != nil {
+		return fmt.Errorf("queue the release: %w", err)
+	}
+	if err := os.Rename(name+".tmp", name+".json"); err != nil {
+		return fmt.Errorf("queue the release: %w", err)
+	}
+	return nil
+}
+
+// check compares the container with what was attached (CNI CHECK).
+func check(args *skel.CmdArgs) error {
+	conf, client, err := parse(args.StdinData)
+	if err != nil {
+		return err
+	}
+	if conf.PrevResult == nil {
+		return types.NewError(types.ErrInvalidNetworkConfig, "CHECK needs the prevResult of ADD", "")
+	}
+	prev, err := current.NewResultFromResult(conf.PrevResult)
+	if err != nil {
+		return types.NewError(types.ErrDecodingFailure, "prevResult cannot be read", err.Error())
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	e, err := client.Endpoint(ctx, api.EndpointRef{ContainerID: args.ContainerID, Interface: args.IfName})
+	if err != nil {
+		return cniError(err)
+	}
+	for _, a := range e.Addresses {
+		if !inResult(prev, a) {
+			return types.NewError(types.ErrInternal, fmt.Sprintf("the agent gave %s the address %v, the result of ADD does not have it", args.IfName, a), "")
+		}
+	}
+	return cniError(endpoint.Check(e.HostLink, args.Netns, args.IfName, e.Addresses))
+}
+
+func inResult(r *current.Result, a netip.Addr) bool {
+	for _, ip := range r.IPs {
+		if have, ok := netip.AddrFromSlice(ip.Address.IP); ok && have.Unmap() == a {
+			return true
+		}
+	}
+	return false
+}
+
+// collect ends the attachments that the runtime no longer knows (CNI GC).
+func collect(args *skel.CmdArgs) error {
+	conf, client, err := parse(args.StdinData)
+	if err != nil {
+		return err
+	}
+	req := api.CollectRequest{Network: conf.Name}
+	for _, a := range conf.ValidAttachments {
+		req.Valid = append(req.Valid, api.EndpointRef{ContainerID: a.ContainerID, Interface: a.IfName})
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return cniError(client.Collect(ctx, req))
+}
+
+// codeUnavailable is the spec's "plugin not available" (CNI spec 1.1.0, STATUS).
+const codeUnavailable = 50
+
+// status says whether containers can be attached (CNI STATUS).
+func status(args *skel.CmdArgs) error {
+	_, client, err := parse(args.StdinData)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	if err := client.Ready(ctx); err != nil {
+		return types.NewError(codeUnavailable, "Weft cannot attach containers on this host now", err.Error())
+	}
+	return nil
+}
+
+// cniError gives an error its code of the spec: the one place where that is decided.
+func cniError(err error) error {
+	if err == nil {
+		return nil
+	}
+	code, msg := uint(types.ErrInternal), "Weft could not do it"
+	_, down := errors.AsType[*api.NotRunningError](err)
+	answer, _ := errors.AsType[*api.Error](err)
+	switch {
+	case down, answer != nil && (answer.Code == api.CodeNotReady || answer.Code == api.CodeNoSpace):
+		code, msg = types.ErrTryAgainLater, "Weft is not ready on this host, or has no address to give"
+	case answer != nil && answer.Code == api.CodeNotFound:
+		code, msg = types.ErrUnknownContainer, "the container is not attached"
+	case errors.Is(err, endpoint.ErrNoNamespace):
+		code, msg = types.ErrInvalidEnvironmentVariables, "CNI_NETNS names no network namespace"
+	}
+	return types.NewError(code, msg, err.Error())
+}

@@ -1,0 +1,321 @@
+// Package endpoint is a container's veth pair: made and set up inside the
+// container by weft-cni, programmed on the host side by the agent.
+//
+//	container                        host
+//	eth0  10.32.0.7/32        ---    weft-1f0c9a73be  169.254.1.1/32, fe80::1/64
+//	default via 169.254.1.1          10.32.0.7/32 dev weft-1f0c9a73be src NODE
+//
+// It is routed, not bridged: every packet crosses the forward hook, and since the
+// endpoint's route points to its own link, a packet with another's address has no
+// way in. The gateways are link-local and the same everywhere; both sides know each
+// other's MAC address from the start, so that no packet waits for a neighbour.
+//
+// It is linked into weft-cni, so it imports nothing beyond netlink.
+package endpoint
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"weft/router/link"
+)
+
+// The gateways of every endpoint, answered by the host side of its link.
+var (
+	Gateway4 = netip.MustParseAddr("169.254.1.1")
+	Gateway6 = netip.MustParseAddr("fe80::1")
+)
+
+// Errors of the container's side.
+var (
+	ErrExists      = errors.New("the endpoint's link exists already")
+	ErrNoNamespace = errors.New("the network namespace does not exist")
+)
+
+// HostLink is the name of an endpoint's host side: the same for an endpoint at any
+// time, so that whoever knows the endpoint can remove it.
+func HostLink(containerID, ifname string) string {
+	sum := sha256.Sum256([]byte(containerID + "\x00" + ifname))
+	return link.EndpointPrefix + hex.EncodeToString(sum[:5])
+}
+
+// Pair is the two ends of a veth pair.
+type Pair struct {
+	HostMAC, ContainerMAC net.HardwareAddr
+}
+
+// container is a namespace, opened for netlink.
+type container struct {
+	ns netns.NsHandle
+	h  *netlink.Handle
+}
+
+func enter(path string) (*container, error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrNoNamespace, path, err)
+	}
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		ns.Close()
+		return nil, fmt.Errorf("%w: %s: %w", ErrNoNamespace, path, err)
+	}
+	return &container{ns, h}, nil
+}
+
+func (c *container) close() {
+	c.h.Close()
+	c.ns.Close()
+}
+
+// Create makes the pair, one end here and the other, still down, in the
+// container's namespace. It returns ErrExists if either end is there already.
+func Create(hostLink, netnsPath, ifname string) (Pair, error) {
+	c, err := enter(netnsPath)
+	if err != nil {
+		return Pair{}, err
+	}
+	defer c.close()
+	if _, err := c.h.LinkByName(ifname); err == nil {
+		return Pair{}, fmt.Errorf("%w: %s in %s", ErrExists, ifname, netnsPath)
+	}
+	h, err := link.Handle()
+	if err != nil {
+		return Pair{}, err
+	}
+	defer h.Close()
+	veth := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: hostLink, TxQLen: 1000},
+		PeerName:  ifname, PeerNamespace: netlink.NsFd(c.ns),
+	}
+	if err := h.LinkAdd(veth); errors.Is(err, unix.EEXIST) {
+		return Pair{}, fmt.Errorf("%w: %s", ErrExists, hostLink)
+	} else if err != nil {
+		return Pair{}, fmt.Errorf("make link %s: %w", hostLink, err)
+	}
+	host, err := h.LinkByName(hostLink)
+	if err != nil {
+		return Pair{}, fmt.Errorf("link %s: %w", hostLink, err)
+	}
+	inside, err := c.h.LinkByName(ifname)
+	if err != nil {
+		return Pair{}, errors.Join(fmt.Errorf("link %s in %s: %w", ifname, netnsPath, err), Delete(hostLink))
+	}
+	return Pair{host.Attrs().HardwareAddr, inside.Attrs().HardwareAddr}, nil
+}
+
+// Config is the container's side.
+type Config struct {
+	Addr4, Addr6 netip.Addr // Addr6 is invalid where the host carries no IPv6
+	HostMAC      net.HardwareAddr
+	MTU          int
+	Routes       []netip.Prefix // what goes this way
+}
+
+func (c Config) addresses() []netip.Addr {
+	if c.Addr6.IsValid() {
+		return []netip.Addr{c.Addr4, c.Addr6}
+	}
+	return []netip.Addr{c.Addr4}
+}
+
+// Configure sets up the container's side and brings it up.
+func Configure(netnsPath, ifname string, cfg Config) error {
+	c, err := enter(netnsPath)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if cfg.Addr6.IsValid() {
+		if err := c.allowIPv6(ifname); err != nil {
+			return err
+		}
+	}
+	if lo, err := c.h.LinkByName("lo"); err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
+		if err := c.h.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("container's lo up: %w", err)
+		}
+	}
+	l, err := c.h.LinkByName(ifname)
+	if err != nil {
+		return fmt.Errorf("container's %s: %w", ifname, err)
+	}
+	if err := c.h.LinkSetMTU(l, cfg.MTU); err != nil {
+		return fmt.Errorf("container's %s: MTU %d: %w", ifname, cfg.MTU, err)
+	}
+	for _, a := range cfg.addresses() {
+		addr := &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(a, a.BitLen()))}
+		if a.Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := c.h.AddrReplace(l, addr); err != nil {
+			return fmt.Errorf("container's %s: address %v: %w", ifname, a, err)
+		}
+	}
+	if err := c.h.LinkSetUp(l); err != nil {
+		return fmt.Errorf("container's %s up: %w", ifname, err)
+	}
+	return c.route(l, cfg)
+}
+
+// route gives the container its gateways, known by their MAC address, and routes.
+func (c *container) route(l netlink.Link, cfg Config) error {
+	for _, a := range cfg.addresses() {
+		gateway := Gateway4
+		if a.Is6() {
+			gateway = Gateway6
+		}
+		index := l.Attrs().Index
+		if err := setNeighbour(c.h, index, gateway, cfg.HostMAC); err != nil {
+			return err
+		}
+		var routes []*netlink.Route
+		if a.Is4() { // fe80::1 is on the link by itself
+			routes = append(routes, &netlink.Route{LinkIndex: index, Dst: link.IPNet(netip.PrefixFrom(gateway, 32)), Scope: netlink.SCOPE_LINK})
+		}
+		for _, p := range cfg.Routes {
+			if p.Addr().Is4() == a.Is4() {
+				routes = append(routes, &netlink.Route{LinkIndex: index, Dst: link.IPNet(p), Gw: gateway.AsSlice(), Src: a.AsSlice()})
+			}
+		}
+		for _, r := range routes {
+			if err := c.h.RouteReplace(r); err != nil {
+				return fmt.Errorf("container's route to %v: %w", r.Dst, err)
+			}
+		}
+	}
+	return nil
+}
+
+func setNeighbour(h *netlink.Handle, index int, addr netip.Addr, mac net.HardwareAddr) error {
+	n := &netlink.Neigh{LinkIndex: index, IP: addr.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT}
+	if err := h.NeighSet(n); err != nil {
+		return fmt.Errorf("neighbour %v: %w", addr, err)
+	}
+	return nil
+}
+
+// allowIPv6 undoes a container runtime's net.ipv6.conf.default.disable_ipv6=1 for
+// this one interface. Sysctls belong to a thread's namespace, so it borrows one.
+func (c *container) allowIPv6(ifname string) error {
+	return c.inside(func() error {
+		return link.Sysctl("0", "ipv6/conf", ifname, "disable_ipv6")
+	})
+}
+
+// inside runs f on a thread in the container's namespace.
+func (c *container) inside(f func() error) error {
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine: it is never unlocked
+		if err := netns.Set(c.ns); err != nil {
+			failed <- fmt.Errorf("enter the container's namespace: %w", err)
+			return
+		}
+		failed <- f()
+	}()
+	return <-failed
+}
+
+// Check compares the container's side with what it should be, and names what is missing.
+func Check(hostLink, netnsPath, ifname string, addrs []netip.Addr) error {
+	if err := exists(hostLink); err != nil {
+		return err
+	}
+	c, err := enter(netnsPath)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	l, err := c.h.LinkByName(ifname)
+	if err != nil {
+		return fmt.Errorf("%s is missing in %s: %w", ifname, netnsPath, err)
+	}
+	if l.Attrs().Flags&net.FlagUp == 0 {
+		return fmt.Errorf("%s in %s is down", ifname, netnsPath)
+	}
+	have, err := c.h.AddrList(l, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("addresses of %s in %s: %w", ifname, netnsPath, err)
+	}
+	for _, want := range addrs {
+		if !slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.Equal(want.AsSlice()) }) {
+			return fmt.Errorf("%s in %s does not have the address %v", ifname, netnsPath, want)
+		}
+		family, gateway := netlink.FAMILY_V4, Gateway4
+		if want.Is6() {
+			family, gateway = netlink.FAMILY_V6, Gateway6
+		}
+		routes, err := c.h.RouteList(l, family)
+		if err != nil {
+			return fmt.Errorf("routes of %s in %s: %w", ifname, netnsPath, err)
+		}
+		if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Gw.Equal(gateway.AsSlice()) }) {
+			return fmt.Errorf("%s in %s has no route by its gateway %v", ifname, netnsPath, gateway)
+		}
+	}
+	return nil
+}
+
+func exists(hostLink string) error {
+	h, err := link.Handle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if _, err := h.LinkByName(hostLink); err != nil {
+		return fmt.Errorf("the host's link %s is missing: %w", hostLink, err)
+	}
+	return nil
+}
+
+// Delete removes a pair by its host side; one that is gone already is no error.
+func Delete(hostLink string) error {
+	h, err := link.Handle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := h.LinkByName(hostLink)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err == nil {
+		err = h.LinkDel(l)
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("remove link %s: %w", hostLink, err)
+	}
+	return nil
+}
+
+// List names the host sides that exist.
+func List() ([]string, error) {
+	h, err := link.Handle()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("links: %w", err)
+	}
+	var out []string
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, link.EndpointPrefix) {
+			out = append(out, l.Attrs().Name)
+		}
+	}
+	return out, nil
+}

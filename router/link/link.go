@@ -1,0 +1,259 @@
+// Package link reads and writes links, addresses, routes and sysctls of this host
+// over netlink.
+//
+// Every writer takes the desired state and tolerates repeats. What it makes can be
+// told apart: routes carry Protocol, links the names below. It is linked into
+// weft-cni, so it imports nothing beyond netlink.
+package link
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+// Names of our links: the tunnel, and the prefix of the host side of endpoints.
+const (
+	Device         = "weft"
+	EndpointPrefix = "weft-"
+)
+
+// Protocol marks our routes (rtnetlink's rtm_protocol), so that `ip route show
+// proto 87` lists them and a reset finds them.
+const Protocol netlink.RouteProtocol = 0x57
+
+// Ours reports whether a link was made by Weft.
+func Ours(name string) bool { return name == Device || strings.HasPrefix(name, EndpointPrefix) }
+
+// Handle opens netlink in the current namespace. The family is named, since a
+// kernel may lack others.
+func Handle() (*netlink.Handle, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	return h, nil
+}
+
+// Underlay lists the addresses at which other hosts may reach this one, the best
+// guess first: those of the link with the default route, IPv4 before IPv6. It also
+// returns the smallest MTU of their links.
+func Underlay(universe slot.Universe) ([]netip.Addr, int, error) {
+	h, err := Handle()
+	if err != nil {
+		return nil, 0, err
+	}
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil {
+		return nil, 0, fmt.Errorf("links: %w", err)
+	}
+	preferred := defaultLink(h)
+	type candidate struct {
+		addr netip.Addr
+		rank int
+	}
+	var found []candidate
+	mtu := 0
+	for _, l := range links {
+		attrs := l.Attrs()
+		if Ours(attrs.Name) || attrs.Flags&net.FlagLoopback != 0 || attrs.Flags&net.FlagUp == 0 {
+			continue
+		}
+		addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return nil, 0, fmt.Errorf("addresses of %s: %w", attrs.Name, err)
+		}
+		rank := 2
+		if attrs.Index == preferred {
+			rank = 0
+		}
+		for _, a := range addrs {
+			if addr, ok := underlayAddr(a, universe); ok {
+				found = append(found, candidate{addr, rank + family(addr)})
+				mtu = cmp.Or(min(mtu, attrs.MTU), attrs.MTU)
+			}
+		}
+	}
+	slices.SortStableFunc(found, func(a, b candidate) int { return cmp.Compare(a.rank, b.rank) })
+	out := make([]netip.Addr, 0, len(found))
+	for _, c := range found[:min(len(found), peer.MaxUnderlay)] {
+		out = append(out, c.addr)
+	}
+	return out, mtu, nil
+}
+
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// underlayAddr is an address that others can be told of.
+func underlayAddr(a netlink.Addr, universe slot.Universe) (netip.Addr, bool) {
+	addr, ok := netip.AddrFromSlice(a.IP)
+	addr = addr.Unmap()
+	const passing = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_TEMPORARY
+	if addr.Is6() && a.Flags&passing != 0 {
+		return addr, false
+	}
+	_, inside := universe.Slot(addr)
+	return addr, ok && addr.IsGlobalUnicast() && !inside
+}
+
+// defaultLink is the index of the link with the best default route, 0 if there is none.
+func defaultLink(h *netlink.Handle) int {
+	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return 0
+	}
+	best, index := 0, 0
+	for _, r := range routes {
+		if isDefault(r) && r.LinkIndex != 0 && (index == 0 || r.Priority < best) {
+			best, index = r.Priority, r.LinkIndex
+		}
+	}
+	return index
+}
+
+func isDefault(r netlink.Route) bool {
+	if r.Dst == nil {
+		return true
+	}
+	ones, _ := r.Dst.Mask.Size()
+	return ones == 0
+}
+
+// OverlapError says that the host routes a part of the universe elsewhere.
+type OverlapError struct {
+	Universe, Route netip.Prefix
+	Link            string
+}
+
+func (e *OverlapError) Error() string {
+	return fmt.Sprintf("the universe %v overlaps this host's route %v dev %s: found the network with another range (weft launch --ipalloc-range CIDR), or remove that route",
+		e.Universe, e.Route, e.Link)
+}
+
+// Overlap refuses a universe of which the host routes a part elsewhere already.
+// Default routes and our own do not count.
+func Overlap(universe slot.Universe) error {
+	h, err := Handle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return fmt.Errorf("routes: %w", err)
+	}
+	for _, r := range routes {
+		dst, ok := prefixOf(r.Dst)
+		if r.Protocol == Protocol || !ok || dst.Bits() == 0 || dst.Addr().IsMulticast() || dst.Addr().IsLinkLocalUnicast() {
+			continue
+		}
+		name := "-"
+		if l, err := h.LinkByIndex(r.LinkIndex); err == nil {
+			name = l.Attrs().Name
+		}
+		for _, u := range []netip.Prefix{universe.V4, universe.V6} {
+			if !Ours(name) && u.Overlaps(dst) {
+				return &OverlapError{u, dst, name}
+			}
+		}
+	}
+	return nil
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	ones, bits := n.Mask.Size()
+	if !ok || bits == 0 {
+		return netip.Prefix{}, false
+	}
+	if addr.Is4In6() && bits == 32 {
+		addr = addr.Unmap()
+	}
+	return netip.PrefixFrom(addr, ones), true
+}
+
+// IPNet is a prefix in the standard library's older form, which netlink takes.
+func IPNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+const sysctlRoot = "/proc/sys/net"
+
+// IPv6Enabled reports whether new links of this host carry IPv6.
+func IPv6Enabled() bool {
+	for _, scope := range []string{"all", "default"} {
+		v, err := os.ReadFile(filepath.Join(sysctlRoot, "ipv6/conf", scope, "disable_ipv6"))
+		if err != nil || strings.TrimSpace(string(v)) != "0" {
+			return false
+		}
+	}
+	return true
+}
+
+// Sysctl sets one value below /proc/sys/net, unless it is right already: in a
+// container that tree is often read-only.
+func Sysctl(value string, path ...string) error {
+	name := filepath.Join(append([]string{sysctlRoot}, path...)...)
+	have, err := os.ReadFile(name)
+	if err == nil && strings.TrimSpace(string(have)) == value {
+		return nil
+	}
+	if err == nil {
+		err = os.WriteFile(name, []byte(value), 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("sysctl %s=%s: %w", strings.ReplaceAll(strings.TrimPrefix(name, "/proc/sys/"), "/", "."), value, err)
+	}
+	return nil
+}
+
+// Forwarding makes this host route packets between its links. A host that takes
+// its default route from router advertisements would lose it by that: such links
+// are told to go on accepting them (accept_ra=2).
+func Forwarding(ipv6 bool) error {
+	if err := Sysctl("1", "ipv4/ip_forward"); err != nil {
+		return err
+	}
+	if !ipv6 {
+		return nil
+	}
+	have, err := os.ReadFile(filepath.Join(sysctlRoot, "ipv6/conf/all/forwarding"))
+	if err == nil && strings.TrimSpace(string(have)) == "1" {
+		return nil
+	}
+	links, err := os.ReadDir(filepath.Join(sysctlRoot, "ipv6/conf"))
+	if err != nil {
+		return fmt.Errorf("sysctl: %w", err)
+	}
+	for _, l := range links {
+		v, err := os.ReadFile(filepath.Join(sysctlRoot, "ipv6/conf", l.Name(), "accept_ra"))
+		if err != nil || strings.TrimSpace(string(v)) != "1" || Ours(l.Name()) || l.Name() == "lo" {
+			continue
+		}
+		if err := Sysctl("2", "ipv6/conf", l.Name(), "accept_ra"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return Sysctl("1", "ipv6/conf/all/forwarding")
+}
