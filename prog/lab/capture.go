@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -13,26 +11,15 @@ import (
 )
 
 // Capture watches the whole underlay until it is stopped.
-type Capture struct {
-	process *process
-}
+type Capture struct{ process *Process }
 
 // Capture starts to count every frame that a host sends to the underlay, each once, and those among them that
 // contain marker. When it returns, the capture runs.
 func (l *Lab) Capture(ctx context.Context, marker string) (*Capture, error) {
 	args := []string{"weft", "probe", "capture", "--incoming", "--json", "--duration", "0", "--marker", marker}
-	p, err := l.startProcess(ctx, UnderlayName, nil, append(args, l.Hosts()...)...)
+	p, err := l.Background(ctx, UnderlayName, probe.CaptureReady, append(args, l.Hosts()...)...)
 	if err != nil {
 		return nil, err
-	}
-	for !strings.Contains(p.stderr.String(), probe.CaptureReady) {
-		select {
-		case err := <-p.done:
-			p.done <- err // for wait
-			_, err = p.wait()
-			return nil, fmt.Errorf("lab: capture did not start: %w", err)
-		case <-time.After(5 * time.Millisecond):
-		}
 	}
 	return &Capture{p}, nil
 }
@@ -40,10 +27,35 @@ func (l *Lab) Capture(ctx context.Context, marker string) (*Capture, error) {
 // Stop ends the capture and returns what it saw.
 func (c *Capture) Stop() (probe.CaptureSummary, error) {
 	var sum probe.CaptureSummary
-	c.process.signals <- unix.SIGINT
-	out, err := c.process.wait()
+	c.process.Signal(unix.SIGINT)
+	out, err := c.process.Wait()
 	if err != nil {
 		return sum, fmt.Errorf("lab: capture: %w", err)
 	}
 	return sum, json.Unmarshal([]byte(out), &sum)
+}
+
+// CheckSilence returns an error if the underlay carried anything but Weft's tunnels and gossip and what every
+// Ethernet has, if the marker was in the clear, or if the capture proves nothing.
+func CheckSilence(sum probe.CaptureSummary) error {
+	tunnel := false
+	for _, row := range sum.Flows {
+		switch row.Name() {
+		case "udp 6784":
+			tunnel = true
+		case "udp 6783", "tcp 6783", "arp", "nd", "mld":
+		default:
+			return fmt.Errorf("lab: the underlay carried %d packets of %s: only WireGuard, gossip, ARP, ND and MLD belong there",
+				row.Packets, row.Name())
+		}
+	}
+	switch {
+	case sum.Marked > 0:
+		return fmt.Errorf("lab: %d packets on the underlay carried the payload in the clear", sum.Marked)
+	case sum.Dropped > 0:
+		return fmt.Errorf("lab: the capture missed %d packets: it proves nothing", sum.Dropped)
+	case !tunnel:
+		return fmt.Errorf("lab: the capture saw no tunnel: it proves nothing")
+	}
+	return nil
 }

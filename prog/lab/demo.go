@@ -2,8 +2,216 @@ package lab
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"weft/prog/lab/probe"
 )
 
-// Demo shows three hosts.
-func Demo(ctx context.Context, w io.Writer, keep bool) error { return nil }
+// demoMarker fills every payload of the demo: were any of it sent in the clear, the capture would find it.
+const demoMarker = "the-quick-brown-fox-"
+
+// demo is one run. Its output is real: what is printed after a $ has just been run.
+type demo struct {
+	lab *Lab
+	out io.Writer
+}
+
+// Demo brings three hosts up and shows what Weft does, on w. It fails if anything that it says is not true. With
+// keep the lab stays; otherwise nothing is left.
+func Demo(ctx context.Context, w io.Writer, keep bool) (err error) {
+	d := &demo{out: w}
+	start := time.Now()
+	d.caption("Three hosts, two containers on each, on this machine")
+	d.lab, err = Up(ctx, Options{Name: "demo", Containers: 2, Progress: func(line string) { fmt.Fprintln(w, "  "+line) }})
+	if d.lab != nil && !(keep && err == nil) {
+		defer func() {
+			if e := d.lab.Down(context.WithoutCancel(ctx)); err == nil {
+				err = e
+			}
+		}()
+	}
+	if err != nil {
+		return err
+	}
+	for _, step := range []func(context.Context) error{d.status, d.reach, d.kill} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	if keep {
+		d.caption("The lab stays up. Try:")
+		d.keepHints()
+		return nil
+	}
+	d.caption("All of it is true; cleaning up (after %.0f s; KEEP=1 leaves the lab running)", time.Since(start).Seconds())
+	return nil
+}
+
+func (d *demo) caption(format string, args ...any) {
+	fmt.Fprintf(d.out, "\n── %s\n\n", fmt.Sprintf(format, args...))
+}
+
+// show runs a command on a target, and prints both it and its output.
+func (d *demo) show(ctx context.Context, target string, args ...string) error {
+	fmt.Fprintf(d.out, "%s $ %s\n", target, strings.Join(args, " "))
+	out, err := d.lab.Exec(ctx, target, nil, args...)
+	for line := range strings.Lines(strings.TrimRight(out, "\n") + "\n") {
+		fmt.Fprint(d.out, "  "+line)
+	}
+	fmt.Fprintln(d.out)
+	return err
+}
+
+func (d *demo) status(ctx context.Context) error {
+	d.caption("The hosts found each other by gossip; every pair shares a WireGuard tunnel")
+	if err := d.tunnels(ctx); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"weft", "status"}, {"weft", "status", "connections"}, {"weft", "status", "ipam"}} {
+		if err := d.show(ctx, "h1", args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tunnels waits until h1 has a tunnel to both other hosts. The first packet makes WireGuard shake hands, so it
+// sends some.
+func (d *demo) tunnels(ctx context.Context) error {
+	addrs, err := d.remoteAddrs(ctx)
+	if err != nil {
+		return err
+	}
+	ping := append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs...)
+	for deadline := time.Now().Add(15 * time.Second); ; {
+		if _, err = d.lab.Exec(ctx, "h1/c1", nil, ping...); err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// remoteAddrs are the addresses of the containers that are not on h1.
+func (d *demo) remoteAddrs(ctx context.Context) ([]string, error) {
+	var all []string
+	for _, target := range []string{"h2/c1", "h2/c2", "h3/c1", "h3/c2"} {
+		addrs, err := d.lab.Addrs(ctx, target)
+		if err != nil {
+			return nil, err
+		}
+		if len(addrs) < 2 {
+			return nil, fmt.Errorf("lab: %s has the addresses %v: one of each family was expected", target, addrs)
+		}
+		all = append(all, addrs...)
+	}
+	slices.SortStableFunc(all, func(a, b string) int { return strings.Count(a, ":") - strings.Count(b, ":") })
+	return all, nil
+}
+
+func (d *demo) reach(ctx context.Context) error {
+	d.caption("A container reaches those on the other hosts, over IPv4 and IPv6")
+	addrs, err := d.remoteAddrs(ctx)
+	if err != nil {
+		return err
+	}
+	capture, err := d.lab.Capture(ctx, demoMarker)
+	if err != nil {
+		return err
+	}
+	args := []string{"weft", "probe", "icmp", "--count", "10", "--interval", "50ms", "--size", "512", "--marker", demoMarker}
+	if err := d.show(ctx, "h1/c1", append(args, addrs...)...); err != nil {
+		return err
+	}
+	sum, err := capture.Stop()
+	if err != nil {
+		return err
+	}
+	d.caption("Meanwhile a sniffer on the hosts' own network saw this, and %q in %d packets", demoMarker, sum.Marked)
+	if err := sum.Print(d.out); err != nil {
+		return err
+	}
+	return CheckSilence(sum)
+}
+
+func (d *demo) kill(ctx context.Context) error {
+	d.caption("The agent of h2 is killed (-9) while a TCP connection to h2/c1 is in use")
+	addrs, err := d.lab.Addrs(ctx, "h2/c1")
+	if err != nil {
+		return err
+	}
+	listener, err := d.lab.Background(ctx, "h2/c1", probe.ListenReady, "weft", "probe", "listen")
+	if err != nil {
+		return err
+	}
+	defer listener.cancel()
+	capture, err := d.lab.Capture(ctx, demoMarker)
+	if err != nil {
+		return err
+	}
+	flow, err := d.lab.startProcess(ctx, "h1/c1", nil,
+		"weft", "probe", "tcp", "--json", "--count", "150", "--interval", "20ms", "--marker", demoMarker, addrs[0])
+	if err != nil {
+		return err
+	}
+	select {
+	case <-time.After(time.Second): // a third of the messages
+	case <-ctx.Done():
+	}
+	fmt.Fprintln(d.out, "$ weft lab kill --name demo h2")
+	if err := d.lab.Kill(ctx, "h2", "agent"); err != nil {
+		return err
+	}
+	out, err := flow.Wait()
+	if err != nil {
+		return fmt.Errorf("lab: traffic while the agent was down: %w\n%s", err, out)
+	}
+	var results []probe.Result
+	if err := json.Unmarshal([]byte(out), &results); err != nil {
+		return err
+	}
+	if err := probe.Print(d.out, results); err != nil {
+		return err
+	}
+	sum, err := capture.Stop()
+	if err != nil {
+		return err
+	}
+	if err := CheckSilence(sum); err != nil {
+		return err
+	}
+	return d.restart(ctx)
+}
+
+// restart shows that the agent really was down, and brings it back.
+func (d *demo) restart(ctx context.Context) error {
+	s, err := d.lab.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if h2 := s.Hosts[1]; len(h2.Agent) != 0 {
+		return fmt.Errorf("lab: the agent of h2 runs (pid %v): it should have been dead all the time", h2.Agent)
+	}
+	fmt.Fprintln(d.out, "\nNo message was lost, none was in the clear. The agent comes back to its state:")
+	fmt.Fprintln(d.out, "\n$ weft lab start --name demo h2")
+	if err := d.lab.Start(ctx, "h2"); err != nil {
+		return err
+	}
+	return d.show(ctx, "h2", "weft", "ps")
+}
+
+func (d *demo) keepHints() {
+	for _, hint := range []string{
+		"weft lab status --name demo",
+		"weft lab exec --name demo h1 -- weft status peers",
+		"weft lab exec --name demo h1/c1 -- sh",
+		"weft lab link --name demo h1 h2 down",
+		"weft lab reboot --name demo h3",
+		"weft lab down --name demo",
+	} {
+		fmt.Fprintln(d.out, "  bin/"+hint)
+	}
+}

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"weft/prog/lab/node"
 )
 
@@ -24,7 +26,7 @@ func (l *Lab) Exec(ctx context.Context, target string, stdin io.Reader, args ...
 	if err != nil {
 		return "", err
 	}
-	return p.wait()
+	return p.Wait()
 }
 
 // Attach runs a command with the caller's own descriptors, so that a terminal works; signals are passed on.
@@ -41,8 +43,26 @@ func (l *Lab) explain(target string, err error) error {
 	return fmt.Errorf("lab: %s does not run (%w): weft lab status shows what does; weft lab reboot HOST starts a host", target, err)
 }
 
-// process is a command with captured output.
-type process struct {
+// Background starts a command and returns as soon as its stderr contains ready. The command ends with ctx.
+func (l *Lab) Background(ctx context.Context, target, ready string, args ...string) (*Process, error) {
+	p, err := l.startProcess(ctx, target, nil, args...)
+	if err != nil {
+		return nil, err
+	}
+	for !strings.Contains(p.stderr.String(), ready) {
+		select {
+		case err := <-p.done:
+			p.done <- err // for Wait
+			_, err = p.Wait()
+			return nil, fmt.Errorf("lab: %s ended before it was %s: %w", strings.Join(args, " "), ready, err)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	return p, nil
+}
+
+// Process is a command with captured output that runs in the lab.
+type Process struct {
 	argv           []string
 	stdout, stderr *collector
 	signals        chan os.Signal
@@ -50,7 +70,7 @@ type process struct {
 	cancel         context.CancelFunc
 }
 
-func (l *Lab) startProcess(ctx context.Context, target string, stdin io.Reader, args ...string) (*process, error) {
+func (l *Lab) startProcess(ctx context.Context, target string, stdin io.Reader, args ...string) (*Process, error) {
 	in, feed, err := input(stdin)
 	if err != nil {
 		return nil, err
@@ -66,7 +86,7 @@ func (l *Lab) startProcess(ctx context.Context, target string, stdin io.Reader, 
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	p := &process{argv: args, stdout: stdout, stderr: stderr, cancel: cancel,
+	p := &Process{argv: args, stdout: stdout, stderr: stderr, cancel: cancel,
 		signals: make(chan os.Signal, 1), done: make(chan error, 1)}
 	go func() { // ends with the command
 		err := l.node(target).Exec(ctx, node.Command{
@@ -81,7 +101,16 @@ func (l *Lab) startProcess(ctx context.Context, target string, stdin io.Reader, 
 	return p, nil
 }
 
-func (p *process) wait() (string, error) {
+// Signal is passed on to the command's process group, if it still runs.
+func (p *Process) Signal(sig unix.Signal) {
+	select {
+	case p.signals <- sig:
+	default: // one is on its way already
+	}
+}
+
+// Wait waits for the command's end and returns its stdout. It is called once.
+func (p *Process) Wait() (string, error) {
 	err := <-p.done
 	p.cancel()
 	stdout, stderr := p.stdout.finish(), p.stderr.finish()

@@ -35,6 +35,14 @@ func bare(t *testing.T, hosts, containers int) *lab.Lab {
 	return l
 }
 
+// listen starts the echo server on h2.
+func listen(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	if _, err := l.Background(t.Context(), "h2", probe.ListenReady, "weft", "probe", "listen"); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func labName(t *testing.T) string {
 	name := strings.ToLower(strings.Map(func(r rune) rune {
 		if r == '/' || r == '_' {
@@ -208,13 +216,7 @@ func exitCode(err error) int {
 // An established flow is cut at once, other pairs are not, and the flow goes on when the link heals.
 func TestLink(t *testing.T) {
 	l := bare(t, 3, 0)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go func() { _, _ = l.Exec(ctx, "h2", nil, "weft", "probe", "listen") }()
-	waitFor(t, func() bool {
-		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "tcp", "-c", "1", "192.0.2.2")
-		return err == nil
-	})
+	listen(t, l)
 	flow := make(chan probe.Result, 1)
 	go func() {
 		out, _ := l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "--json", "-c", "100", "-i", "20ms", "192.0.2.2")
@@ -281,11 +283,7 @@ func TestReboot(t *testing.T) {
 // The checker can fail: what hosts send in the clear is counted, large segments too, once each.
 func TestCapture(t *testing.T) {
 	l := bare(t, 2, 0)
-	go func() { _, _ = l.Exec(t.Context(), "h2", nil, "weft", "probe", "listen") }()
-	waitFor(t, func() bool {
-		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "tcp", "-c", "1", "192.0.2.2")
-		return err == nil
-	})
+	listen(t, l)
 	const marker = "PLAINTEXT-MARKER"
 	c, err := l.Capture(t.Context(), marker)
 	if err != nil {
@@ -323,12 +321,12 @@ func TestCapture(t *testing.T) {
 
 func TestBulk(t *testing.T) {
 	l := bare(t, 2, 0)
-	go func() { _, _ = l.Exec(t.Context(), "h2", nil, "weft", "probe", "listen", "--udp", "0") }()
+	listen(t, l)
+	out := run(t, l, "h1", "weft", "probe", "tcp", "--bulk", "--duration", "200ms", "--json", "2001:db8::2")
 	var r probe.BulkResult
-	waitFor(t, func() bool {
-		out, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "tcp", "--bulk", "--duration", "200ms", "--json", "2001:db8::2")
-		return err == nil && json.Unmarshal([]byte(out), &r) == nil
-	})
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatal(err)
+	}
 	if r.Bytes == 0 || r.Gbits <= 0 {
 		t.Errorf("bulk: %+v", r)
 	}

@@ -42,6 +42,10 @@ func runTests(m *testing.M) int {
 	if err != nil {
 		panic(err)
 	}
+	// Under -race every program sleeps for a second before it exits, and there are many here.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
+		panic(err)
+	}
 	if bin, err = os.MkdirTemp("", "lab-bin-"); err != nil {
 		panic(err)
 	}
