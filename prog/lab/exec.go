@@ -86,8 +86,10 @@ func (l *Lab) startProcess(ctx context.Context, target string, stdin io.Reader, 
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	p := &Process{argv: args, stdout: stdout, stderr: stderr, cancel: cancel,
-		signals: make(chan os.Signal, 1), done: make(chan error, 1)}
+	p := &Process{
+		argv: args, stdout: stdout, stderr: stderr, cancel: cancel,
+		signals: make(chan os.Signal, 1), done: make(chan error, 1),
+	}
 	go func() { // ends with the command
 		err := l.node(target).Exec(ctx, node.Command{
 			Argv: args, Env: os.Environ(), Stdio: [3]*os.File{in, outW, errW}, Signals: p.signals,

@@ -44,7 +44,7 @@ type Options struct {
 	Bare       bool     // namespaces only: no weft is started, containers have no eth0
 	Bin        string   // directory of weft and weft-cni; default: the running program's
 
-	// Progress, if set, is told what is being done, in short lines.
+	// Progress, if set, is told what is being done, in short lines. It is called concurrently.
 	Progress func(string) `json:"-"`
 }
 

@@ -91,7 +91,8 @@ func TestHostsAreSeparate(t *testing.T) {
 	if got := run(t, l, "h1/c2", "hostname"); got != "c2" {
 		t.Errorf("hostname of h1/c2 is %q", got)
 	}
-	if got := run(t, l, "h1/c2", "sh", "-c", "tail -n +3 /proc/net/dev | cut -d: -f1"); strings.TrimSpace(got) != "lo" {
+	// The kernel itself may put fallback tunnels there.
+	if got := run(t, l, "h1/c2", "cat", "/proc/net/dev"); strings.Contains(got, "eth0") || !strings.Contains(got, "lo:") {
 		t.Errorf("h1/c2 has the interfaces %q", got)
 	}
 	run(t, l, "h1", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.2", "2001:db8::2")

@@ -17,15 +17,18 @@ import (
 var bin string
 
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == "weft" {
+	switch filepath.Base(os.Args[0]) {
+	case "weft":
 		os.Exit(weft())
+	case "weft-cni":
+		os.Exit(fakeCNI())
 	}
 	os.Exit(runTests(m))
 }
 
 func weft() int {
 	root := &cobra.Command{Use: "weft", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(lab.Command(), probe.Command())
+	root.AddCommand(lab.Command(), probe.Command(), fakeLaunch(), fakeToken())
 	err := root.Execute()
 	if exit, ok := errors.AsType[*lab.ExitError](err); ok {
 		return exit.ExitCode()
@@ -50,7 +53,9 @@ func runTests(m *testing.M) int {
 		panic(err)
 	}
 	defer os.RemoveAll(bin)
-	if err := errors.Join(os.Chmod(bin, 0o755), os.Symlink(exe, filepath.Join(bin, "weft"))); err != nil {
+	err = errors.Join(os.Chmod(bin, 0o755),
+		os.Symlink(exe, filepath.Join(bin, "weft")), os.Symlink(exe, filepath.Join(bin, "weft-cni")))
+	if err != nil {
 		panic(err)
 	}
 	return m.Run()
