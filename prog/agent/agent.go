@@ -1,0 +1,345 @@
+package agent
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"weft/ipam"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
+	"weft/prog/api"
+	"weft/prog/state"
+	"weft/router"
+	"weft/router/datapath"
+	"weft/router/link"
+)
+
+// nodeKey is the allocation of the node address. It is no container's: those have a slash.
+const nodeKey = "node"
+
+// Agent is the daemon.
+type Agent struct {
+	opts    Options
+	log     *slog.Logger
+	token   secret.Token
+	keys    state.Keys
+	public  wgtypes.Key
+	store   *state.Store
+	mesh    *mesh.Mesh
+	ipam    *ipam.Allocator
+	router  *router.Router
+	kick    chan struct{} // something changed: reconcile now
+	stop    context.CancelFunc
+	mtu     int
+	ipv6    bool
+	started time.Time
+
+	installed bool // the CNI configuration was written; of reconcile's goroutine
+
+	mu        sync.Mutex
+	node      slot.Slot
+	settings  settings
+	endpoints map[string]*endpointRecord // by api.EndpointRef.Key
+	busy      map[string]bool            // keys being attached or detached
+	notReady  string                     // why; empty once ready
+}
+
+// settings are what the operator changes at run time.
+type settings struct {
+	Exposed bool `json:"exposed"`
+}
+
+// New makes an agent; Run starts it.
+func New(opts Options) *Agent {
+	return &Agent{
+		opts: opts, log: opts.Log, kick: make(chan struct{}, 1),
+		endpoints: map[string]*endpointRecord{}, busy: map[string]bool{},
+		notReady: "the agent is starting",
+	}
+}
+
+// Run serves until ctx ends or the operator stops the agent. The data path stays.
+func (a *Agent) Run(ctx context.Context) (err error) {
+	ctx, a.stop = context.WithCancel(ctx)
+	defer a.stop()
+	a.started = time.Now()
+	if err := checkPrivileges(); err != nil {
+		return err
+	}
+	if a.store, err = state.Open(a.opts.StateDir); err != nil {
+		return err
+	}
+	defer a.store.Close()
+	if err := a.prepare(); err != nil {
+		return err
+	}
+	control, err := listenSocket(filepath.Join(a.opts.RunDir, "weft.sock"))
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serve(ctx, control, api.Handler(a)) })
+	if a.opts.StatusAddr != "" {
+		status, err := net.Listen("tcp", a.opts.StatusAddr)
+		if err != nil {
+			return fmt.Errorf("status over HTTP: %w: choose another address with --status-addr, or none with --status-addr=", err)
+		}
+		group.Go(func() error { return serve(ctx, status, api.ReadOnly(a)) })
+	}
+	group.Go(func() error { return a.mesh.Run(ctx) })
+	group.Go(func() error { return a.ipam.Run(ctx) })
+	group.Go(func() error { return a.claimNode(ctx) })
+	group.Go(func() error { return a.reconcile(ctx) })
+	err = group.Wait()
+	a.log.Info("agent ends", "err", err)
+	return err
+}
+
+// prepare reads what is stored and makes the parts from it.
+func (a *Agent) prepare() (err error) {
+	if a.keys, err = a.store.Keys(rand.Reader); err != nil {
+		return err
+	}
+	private, err := wgtypes.NewKey(a.keys.WireGuard[:])
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	a.public = private.PublicKey()
+	if err := a.store.Settings(&a.settings); err != nil {
+		return err
+	}
+	if err := a.loadEndpoints(); err != nil {
+		return err
+	}
+	targets, err := a.targets()
+	if err != nil {
+		return err
+	}
+	if a.token, err = readSecret(filepath.Join(a.opts.StateDir, SecretFile)); err != nil {
+		return fmt.Errorf("secret: %w", err)
+	}
+	a.ipv6 = link.IPv6Enabled()
+	found, err := a.founding(len(targets) == 0)
+	if err != nil {
+		return err
+	}
+	if err := a.makeMesh(targets); err != nil {
+		return err
+	}
+	a.makeIPAM(found)
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	a.router = router.New(router.Options{
+		Log: a.log,
+		StartDatapath: func(ctx context.Context) error {
+			return datapath.Start(ctx, exe, filepath.Join(a.opts.StateDir, "datapath.log"))
+		},
+	})
+	return nil
+}
+
+// targets are those that are given now and those from before; what is new is kept.
+func (a *Agent) targets() ([]string, error) {
+	kept, _, err := a.store.Targets()
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range a.opts.Targets {
+		if err := mesh.CheckTarget(t); err != nil {
+			return nil, err
+		}
+		if !slices.Contains(kept, t) {
+			kept = append(kept, t)
+		}
+	}
+	return kept, a.store.SaveTargets(kept)
+}
+
+// founding is the ring that this peer founds if it has none; nil where it waits for one.
+func (a *Agent) founding(noTargets bool) (*ring.Ring, error) {
+	st, err := a.store.Load()
+	if err != nil {
+		return nil, err
+	}
+	if len(st.Ring) > 0 || !noTargets {
+		return nil, nil
+	}
+	if a.token.Cluster.IsZero() { // the secret came from a password
+		if _, err := rand.Read(a.token.Cluster[:]); err != nil {
+			return nil, fmt.Errorf("agent: %w", err)
+		}
+		if err := writeSecret(filepath.Join(a.opts.StateDir, SecretFile), a.token); err != nil {
+			return nil, err
+		}
+	}
+	u := a.opts.Universe.complete(a.token.Cluster)
+	if err := u.Validate(); err != nil {
+		return nil, err
+	}
+	if err := link.Overlap(u); err != nil {
+		return nil, err
+	}
+	var id ring.ID
+	if _, err := rand.Read(id[:]); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	r := ring.Found(id, a.token.Cluster, u, a.self())
+	return &r, nil
+}
+
+func (a *Agent) self() peer.ID { return peer.IDOf(a.keys.Identity.Public().(ed25519.PublicKey)) }
+
+func (a *Agent) makeMesh(targets []string) error {
+	addrs, mtu, err := a.underlay()
+	if err != nil {
+		return err
+	}
+	a.mtu = mtu
+	known, err := a.store.Peers()
+	if err != nil {
+		return err
+	}
+	a.mesh, err = mesh.New(mesh.Config{
+		Identity: a.keys.Identity,
+		Record: peer.Record{
+			WireGuard: a.public, Nickname: a.opts.Nickname, Underlay: addrs,
+			Port: uint16(a.opts.Port), Gossip: uint16(a.opts.GossipPort),
+		},
+		GossipKey: a.token.Secret.GossipKey(),
+		Cluster:   a.token.Cluster,
+		Universe:  a.opts.Universe.asked(),
+		Targets:   targets,
+		Peers:     known,
+		Store:     a.store,
+		Port:      a.opts.GossipPort,
+		Log:       a.log,
+		Changed:   a.changed,
+	})
+	return err
+}
+
+func (a *Agent) makeIPAM(found *ring.Ring) {
+	a.ipam = ipam.New(ipam.Config{
+		Self: a.self(), Store: a.store, Mesh: a.mesh, Log: a.log, Found: found,
+		Cluster: a.token.Cluster, Universe: a.opts.Universe.asked(), Changed: a.changed,
+	})
+	a.mesh.Replicate(a.ipam)
+	a.mesh.Handle(ipam.RequestSpace, a.ipam.ServeSpace)
+}
+
+// underlay is where other peers reach this host, and the MTU of the tunnel.
+func (a *Agent) underlay() ([]netip.Addr, int, error) {
+	addrs, mtu, err := link.Underlay(a.opts.Universe.asked())
+	if err != nil {
+		return nil, 0, err
+	}
+	if len(a.opts.Advertise) > 0 {
+		addrs = a.opts.Advertise
+	}
+	if len(addrs) == 0 {
+		return nil, 0, errors.New("this host has no address that others could reach: give it one, or name it with --advertise ADDR")
+	}
+	if a.opts.MTU != 0 {
+		return addrs, a.opts.MTU, nil
+	}
+	return addrs, max(mtu-router.Overhead, router.MinMTU), nil
+}
+
+// changed asks for a reconciliation. It never blocks: one that is asked for already will do.
+func (a *Agent) changed() {
+	select {
+	case a.kick <- struct{}{}:
+	default:
+	}
+}
+
+// claimNode allocates the node address, as soon as there is a ring with space.
+func (a *Agent) claimNode(ctx context.Context) error {
+	for ctx.Err() == nil {
+		s, err := a.ipam.Allocate(ctx, nodeKey)
+		if err == nil {
+			a.mu.Lock()
+			a.node = s
+			a.mu.Unlock()
+			a.changed()
+			return nil
+		}
+		if ctx.Err() == nil {
+			a.log.Warn("no node address yet", "err", err)
+			sleep(ctx, time.Second)
+		}
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// serve answers on a listener until ctx ends; requests under way get a moment.
+func serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	server := http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("agent: serve %v: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	err := server.Shutdown(grace)
+	<-done
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// listenSocket listens on the control socket. A socket that nobody answers on is a
+// dead agent's and replaced.
+func listenSocket(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("control socket: an agent answers on %s already: stop it with `weft stop`", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	return l, nil
+}

@@ -1,0 +1,292 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"weft/ipam"
+	"weft/ipam/slot"
+	"weft/prog/api"
+	"weft/router/endpoint"
+)
+
+// attachTimeout bounds how long an attachment waits for an address.
+const attachTimeout = 10 * time.Second
+
+// Sources of endpoints: who takes care of their end.
+const (
+	SourceCNI    = "cni"    // the container runtime, by DEL or GC
+	SourceAttach = "attach" // `weft detach`, or the end of the namespace
+)
+
+// endpointRecord is an endpoint as it is stored.
+type endpointRecord struct {
+	api.AttachRequest
+	Slot slot.Slot `json:"slot"`
+
+	missing int // rounds in which its link was not there
+}
+
+func (e *endpointRecord) ref() api.EndpointRef {
+	return api.EndpointRef{ContainerID: e.ContainerID, Interface: e.Interface}
+}
+
+// plug is the endpoint's host side.
+func (e *endpointRecord) plug(u slot.Universe, ipv6 bool, mtu int) endpoint.Endpoint {
+	mac, _ := net.ParseMAC(e.MAC) // checked when it was attached
+	p := endpoint.Endpoint{HostLink: e.HostLink, ContainerMAC: mac, Addr4: u.Addr4(e.Slot), MTU: mtu}
+	if ipv6 {
+		p.Addr6 = u.Addr6(e.Slot)
+	}
+	return p
+}
+
+func (a *Agent) loadEndpoints() error {
+	return a.store.Endpoints(func(key string, data []byte) error {
+		e := &endpointRecord{}
+		if err := json.Unmarshal(data, e); err != nil {
+			return fmt.Errorf("endpoint %s: %w", key, err)
+		}
+		a.endpoints[key] = e
+		return nil
+	})
+}
+
+// begin takes the endpoint of key for one operation at a time.
+func (a *Agent) begin(key string) (done func(), err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.busy[key] {
+		return nil, &api.Error{Code: api.CodeNotReady, Message: "another operation on " + key + " is under way: try again"}
+	}
+	a.busy[key] = true
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.busy, key)
+	}, nil
+}
+
+// Attach programs the host side of an endpoint, and gives it an address first. What
+// it did is undone if a later part fails.
+func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.AttachReply, err error) {
+	if err := a.Ready(ctx); err != nil {
+		return reply, err
+	}
+	if err := validAttach(req); err != nil {
+		return reply, err
+	}
+	e := &endpointRecord{AttachRequest: req}
+	key := e.ref().Key()
+	done, err := a.begin(key)
+	if err != nil {
+		return reply, err
+	}
+	defer done()
+	snap, err := a.ipam.Snapshot(ctx)
+	if err != nil {
+		return reply, err
+	}
+	if old := a.endpoint(key); old != nil {
+		return reply, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf(
+			"%s of container %s is attached already, as %v: detach it first", req.Interface, req.ContainerID, snap.Ring.Universe.Addr4(old.Slot))}
+	}
+	wait, cancel := context.WithTimeout(ctx, attachTimeout)
+	defer cancel()
+	if e.Slot, err = a.ipam.Allocate(wait, key); err != nil {
+		return reply, spaceError(err)
+	}
+	plug := e.plug(snap.Ring.Universe, a.ipv6, a.mtu)
+	if err = a.router.Plug(ctx, plug); err == nil {
+		err = a.store.SaveEndpoint(key, e)
+	}
+	if err != nil {
+		undo := errors.Join(a.router.Unplug(context.WithoutCancel(ctx), plug), a.ipam.Free(context.WithoutCancel(ctx), key))
+		return reply, errors.Join(fmt.Errorf("attach %s: %w", key, err), undo)
+	}
+	a.mu.Lock()
+	a.endpoints[key] = e
+	a.mu.Unlock()
+	return api.AttachReply{Addresses: addresses(plug), Universe: a.universe(snap), MTU: a.mtu}, nil
+}
+
+// universe is the prefixes that containers reach through the overlay.
+func (a *Agent) universe(snap ipam.Snapshot) []netip.Prefix {
+	out := []netip.Prefix{snap.Ring.Universe.V4}
+	if a.ipv6 {
+		out = append(out, snap.Ring.Universe.V6)
+	}
+	return out
+}
+
+func addresses(p endpoint.Endpoint) []netip.Addr {
+	out := []netip.Addr{p.Addr4}
+	if p.Addr6.IsValid() {
+		out = append(out, p.Addr6)
+	}
+	return out
+}
+
+func validAttach(req api.AttachRequest) error {
+	_, macErr := net.ParseMAC(req.MAC)
+	switch {
+	case req.ContainerID == "" || req.Interface == "" || strings.ContainsRune(req.Interface, '/'):
+		return &api.Error{Code: api.CodeBadRequest, Message: "attach: container id or interface name is missing or unusable"}
+	case req.HostLink != endpoint.HostLink(req.ContainerID, req.Interface):
+		return &api.Error{Code: api.CodeBadRequest, Message: "attach: the host link does not have the endpoint's name"}
+	case macErr != nil:
+		return &api.Error{Code: api.CodeBadRequest, Message: "attach: " + macErr.Error()}
+	case req.Source != SourceCNI && req.Source != SourceAttach:
+		return &api.Error{Code: api.CodeBadRequest, Message: "attach: unknown source " + req.Source}
+	}
+	return nil
+}
+
+// spaceError gives the reason why there was no address its code.
+func spaceError(err error) error {
+	if errors.Is(err, ipam.ErrNoSpace) || errors.Is(err, ipam.ErrNoRing) {
+		return &api.Error{Code: api.CodeNoSpace, Message: err.Error()}
+	}
+	return err
+}
+
+func (a *Agent) endpoint(key string) *endpointRecord {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.endpoints[key]
+}
+
+// Detach ends an endpoint: first its link, then its routes, last its address, so
+// that nobody else is given an address that is still in use.
+func (a *Agent) Detach(ctx context.Context, ref api.EndpointRef) error {
+	key := ref.Key()
+	done, err := a.begin(key)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if e := a.endpoint(key); e != nil {
+		snap, err := a.ipam.Snapshot(ctx)
+		if err != nil {
+			return err
+		}
+		if err := endpoint.Delete(e.HostLink); err != nil {
+			return err
+		}
+		if err := a.router.Unplug(ctx, e.plug(snap.Ring.Universe, a.ipv6, a.mtu)); err != nil {
+			return err
+		}
+		if err := a.store.DeleteEndpoint(key); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		delete(a.endpoints, key)
+		a.mu.Unlock()
+	}
+	return a.ipam.Free(ctx, key)
+}
+
+// Endpoint finds one endpoint.
+func (a *Agent) Endpoint(ctx context.Context, ref api.EndpointRef) (api.Endpoint, error) {
+	snap, err := a.ipam.Snapshot(ctx)
+	if err != nil {
+		return api.Endpoint{}, err
+	}
+	e := a.endpoint(ref.Key())
+	if e == nil {
+		return api.Endpoint{}, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s of container %s is not attached here", ref.Interface, ref.ContainerID)}
+	}
+	return a.describe(e, snap), nil
+}
+
+func (a *Agent) describe(e *endpointRecord, snap ipam.Snapshot) api.Endpoint {
+	return api.Endpoint{
+		ContainerID: e.ContainerID, Interface: e.Interface, Source: e.Source, Network: e.Network,
+		Name: e.Name, Namespace: e.Namespace, HostLink: e.HostLink, MAC: e.MAC,
+		Addresses: addresses(e.plug(snap.Ring.Universe, a.ipv6, a.mtu)),
+	}
+}
+
+// Collect ends the endpoints of a network that the runtime no longer knows.
+func (a *Agent) Collect(ctx context.Context, req api.CollectRequest) error {
+	return a.detachWhere(ctx, func(e *endpointRecord) bool {
+		return e.Source == SourceCNI && e.Network == req.Network && !slices.Contains(req.Valid, e.ref())
+	})
+}
+
+// detachWhere detaches every endpoint that a condition holds for.
+func (a *Agent) detachWhere(ctx context.Context, gone func(*endpointRecord) bool) error {
+	a.mu.Lock()
+	var refs []api.EndpointRef
+	for _, e := range a.endpoints {
+		if gone(e) {
+			refs = append(refs, e.ref())
+		}
+	}
+	a.mu.Unlock()
+	var errs []error
+	for _, ref := range refs {
+		if err := a.Detach(ctx, ref); err != nil {
+			errs = append(errs, fmt.Errorf("detach %s: %w", ref.Key(), err))
+		} else {
+			a.log.Info("endpoint is gone, its address is free again", "endpoint", ref.Key())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// releaseVanished frees, at the start, what was lost with the host's namespaces
+// while no agent ran, and allocations whose endpoint was never kept.
+func (a *Agent) releaseVanished(ctx context.Context) error {
+	present, err := endpoint.List()
+	if err != nil {
+		return err
+	}
+	if err := a.detachWhere(ctx, func(e *endpointRecord) bool { return !slices.Contains(present, e.HostLink) }); err != nil {
+		return err
+	}
+	a.releaseQueued(ctx)
+	snap, err := a.ipam.Snapshot(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	for key := range snap.Allocations {
+		if key != nodeKey && a.endpoint(key) == nil {
+			if err := a.ipam.Free(ctx, key); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// releaseEnded detaches processes that ended without `weft detach`: their
+// namespace is gone, and the link with it. Two rounds, so that no race counts.
+func (a *Agent) releaseEnded(ctx context.Context) {
+	present, err := endpoint.List()
+	if err != nil {
+		a.log.Warn("cannot list links", "err", err)
+		return
+	}
+	err = a.detachWhere(ctx, func(e *endpointRecord) bool {
+		if slices.Contains(present, e.HostLink) {
+			e.missing = 0
+			return false
+		}
+		e.missing++
+		return e.Source == SourceAttach && e.missing >= 2
+	})
+	if err != nil {
+		a.log.Warn("cannot release endpoints that ended", "err", err)
+	}
+}

@@ -1,0 +1,163 @@
+// Package agent composes the daemon: it gives every part its configuration, turns
+// what they know into the desired state of the data path, and serves the control
+// socket. It is the only package that may import all others.
+//
+// The agent is not in the data path. It may be stopped, killed or replaced at any
+// moment: tunnels, endpoints and the guard stay as they are, and the next agent
+// takes them over.
+package agent
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"weft/ipam/slot"
+	"weft/mesh/secret"
+	"weft/prog/state"
+)
+
+// Options are what the operator decides. The zero value of a field stands for its default.
+type Options struct {
+	Version    string
+	Nickname   string       // default: the host's name
+	Targets    []string     // hosts to join
+	Universe   Ranges       // default: 10.32.0.0/12 and the cluster's ULA
+	Advertise  []netip.Addr // default: this host's own addresses
+	GossipPort int
+	Port       int // WireGuard's
+	MTU        int // default: the underlay's less WireGuard's overhead
+	StateDir   string
+	RunDir     string
+	CNIConfDir string // empty: no CNI configuration is written
+	CNIBinDir  string
+	StatusAddr string // empty: no status over TCP
+	Log        *slog.Logger
+}
+
+// Ranges are the universe as the operator gives it: the second one may be missing.
+type Ranges struct {
+	V4, V6 netip.Prefix
+}
+
+// Defaults of Options.
+const (
+	DefaultStateDir   = "/var/lib/weft"
+	DefaultRunDir     = "/run/weft"
+	DefaultCNIConfDir = "/etc/cni/net.d"
+	DefaultCNIBinDir  = "/opt/cni/bin"
+	DefaultStatusAddr = "127.0.0.1:6784"
+	DefaultPort       = 6784
+)
+
+// SecretFile holds the cluster's token, below StateDir, mode 0600.
+const SecretFile = "secret"
+
+// ReleaseDir holds one file per release that weft-cni queued while the agent was down.
+const ReleaseDir = "releases"
+
+// EstablishSecret keeps the secret of this host: the one that is given, or the one
+// kept from before, or a new one if this host founds. It reports whether it made a
+// new one. A host that belongs to a cluster keeps its secret: another is refused.
+func EstablishSecret(stateDir string, given *secret.Token, founds bool) (t secret.Token, fresh bool, err error) {
+	path := filepath.Join(stateDir, SecretFile)
+	kept, err := readSecret(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return t, false, err
+	case given != nil && given.Secret != kept.Secret:
+		return t, false, fmt.Errorf("this host has the secret of another cluster already (%s): run `weft reset` first if it shall leave that one", path)
+	default:
+		return kept, false, nil
+	}
+	switch {
+	case given != nil:
+		t = *given
+	case founds:
+		if t, err = secret.New(rand.Reader); err != nil {
+			return t, false, err
+		}
+		fresh = true
+	default:
+		return t, false, errors.New("to join a mesh this host needs its token: on the first host `cat /var/lib/weft/secret`, here `weft launch --token - HOST` with the token on standard input (or set WEFT_PASSWORD on all hosts)")
+	}
+	return t, fresh, writeSecret(path, t)
+}
+
+func readSecret(path string) (secret.Token, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return secret.Token{}, err
+	}
+	t, err := secret.Parse(string(data))
+	if err != nil {
+		return t, fmt.Errorf("%s: %w", path, err)
+	}
+	return t, nil
+}
+
+func writeSecret(path string, t secret.Token) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("secret: %w", err)
+	}
+	if err := writeFile(path, []byte(t.Reveal()+"\n"), 0o600); err != nil {
+		return fmt.Errorf("secret: %w", err)
+	}
+	return nil
+}
+
+// writeFile replaces a file whole or not at all.
+func writeFile(path string, data []byte, mode fs.FileMode) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".weft-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // fails once it is renamed
+	_, err = tmp.Write(data)
+	if err := errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+// Founds reports whether an agent with these targets founds a ring: it has none
+// to join, and none from before.
+func Founds(stateDir string, targets []string) (bool, error) {
+	if len(targets) > 0 {
+		return false, nil
+	}
+	if _, err := os.Lstat(filepath.Join(stateDir, state.File)); errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	s, err := state.Open(stateDir)
+	if err != nil {
+		return false, err
+	}
+	defer s.Close()
+	kept, _, err := s.Targets()
+	return len(kept) == 0, err
+}
+
+// asked is what the operator asked for; zero if he asked for nothing.
+func (r Ranges) asked() slot.Universe { return slot.Universe{V4: r.V4, V6: r.V6} }
+
+// complete fills what the operator left open.
+func (r Ranges) complete(cluster secret.ClusterID) slot.Universe {
+	u := r.asked()
+	if !u.V4.IsValid() {
+		u.V4 = slot.DefaultV4
+	}
+	if !u.V6.IsValid() {
+		u.V6 = cluster.V6()
+	}
+	return u
+}
+
+// Validate reports why the ranges cannot serve as a universe.
+func (r Ranges) Validate() error { return r.complete(secret.ClusterID{}).Validate() }

@@ -1,0 +1,179 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/ipam"
+	"weft/mesh/peer"
+	"weft/mesh/topology"
+	"weft/router"
+	"weft/router/endpoint"
+	"weft/router/link"
+)
+
+// period is how often the kernel is compared with what it should be, also when
+// nothing changed: so that what others broke is repaired.
+const period = 2 * time.Second
+
+// reconcile keeps the data path in step with what the parts know. The first
+// configuration is made from what is stored, before gossip says anything, so that
+// a restart changes nothing.
+func (a *Agent) reconcile(ctx context.Context) error {
+	if err := a.releaseVanished(ctx); err != nil {
+		return err
+	}
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		err := a.step(ctx)
+		if fatal, ok := errors.AsType[*fatalError](err); ok {
+			return fatal.error
+		}
+		a.setReady(ctx, err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.kick:
+		case <-tick.C:
+			a.releaseQueued(ctx)
+			a.releaseEnded(ctx)
+		}
+	}
+}
+
+// fatalError ends the agent: going on would do harm, or never become better.
+type fatalError struct{ error }
+
+// step makes the kernel match, and reports why this host is not ready yet.
+func (a *Agent) step(ctx context.Context) error {
+	snap, err := a.ipam.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	if err := a.refreshRecord(snap); err != nil {
+		return err
+	}
+	if snap.Ring.IsZero() {
+		if snap.Conflict != nil {
+			return snap.Conflict
+		}
+		return ipam.ErrNoRing
+	}
+	a.mesh.SetHello(snap.Ring.Cluster, snap.Ring.Universe)
+	if err := link.Overlap(snap.Ring.Universe); err != nil {
+		return &fatalError{err}
+	}
+	cfg := a.desired(snap)
+	if err := a.router.Apply(ctx, cfg); err != nil {
+		return err
+	}
+	if cfg.Node == 0 {
+		return errors.New("waiting for a node address from the other peers (see `weft status ipam`)")
+	}
+	return a.releaseQueue().check()
+}
+
+// desired is the data path as it should be: a pure function of what the parts know.
+func (a *Agent) desired(snap ipam.Snapshot) router.Config {
+	self := a.self()
+	in := topology.Input{
+		Self: self, Ring: snap.Ring.ID[:], Universe: snap.Ring.Universe, IPv6: a.ipv6,
+		Owned:        snap.Ring.Owned(),
+		Preferred:    map[peer.ID]netip.Addr{},
+		PresharedKey: func(other peer.ID) [32]byte { return a.token.Secret.PresharedKey(self, other) },
+	}
+	for _, p := range a.mesh.Peers() {
+		if p.Record.Identity == nil {
+			continue
+		}
+		in.Peers = append(in.Peers, p.Record)
+		if p.Addr.IsValid() {
+			in.Preferred[p.Record.ID()] = p.Addr
+		}
+	}
+	for _, addr := range a.mesh.Own().Underlay {
+		in.Underlay4 = in.Underlay4 || addr.Is4()
+		in.Underlay6 = in.Underlay6 || addr.Is6()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	cfg := router.Config{
+		Universe: snap.Ring.Universe, Node: a.node,
+		PrivateKey: a.keys.WireGuard, Port: uint16(a.opts.Port), MTU: a.mtu,
+		Own: in.Owned[self], Tunnels: topology.Plan(in),
+		Exposed: a.settings.Exposed, IPv6: a.ipv6,
+	}
+	if s, ok := snap.Allocations[nodeKey]; ok {
+		cfg.Node = s
+		a.node = s
+	}
+	for _, e := range a.endpoints {
+		cfg.Endpoints = append(cfg.Endpoints, e.plug(snap.Ring.Universe, a.ipv6, a.mtu))
+	}
+	slices.SortFunc(cfg.Endpoints, func(x, y endpoint.Endpoint) int { return x.Addr4.Compare(y.Addr4) })
+	return cfg
+}
+
+// refreshRecord tells the mesh what changed about this host.
+func (a *Agent) refreshRecord(snap ipam.Snapshot) error {
+	addrs, mtu, err := a.underlay()
+	if err != nil {
+		// Links come and go; the last known addresses are the best guess.
+		addrs, mtu = a.mesh.Own().Underlay, a.mtu
+	}
+	a.mtu = mtu
+	return a.mesh.Update(func(r *peer.Record) {
+		r.Underlay = addrs
+		r.Ring = nil
+		if !snap.Ring.IsZero() {
+			r.Ring = snap.Ring.ID[:]
+		}
+		r.Node = snap.Allocations[nodeKey]
+	})
+}
+
+// setReady notes whether the host is ready. The first time that it is, the CNI
+// configuration is written, last of all: from then on pods are started here.
+func (a *Agent) setReady(ctx context.Context, why error) {
+	if ctx.Err() != nil {
+		return
+	}
+	if why == nil {
+		why = a.installCNI()
+	}
+	now := ""
+	if why != nil {
+		now = why.Error()
+	}
+	a.mu.Lock()
+	before := a.notReady
+	a.notReady = now
+	a.mu.Unlock()
+	switch {
+	case before == now:
+	case now == "":
+		a.log.Info("ready", "after", time.Since(a.started).Round(time.Millisecond))
+	default:
+		a.log.Warn("not ready", "why", now)
+	}
+}
+
+// checkPrivileges says at once what would fail in many places later.
+func checkPrivileges() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("agent: read capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return errors.New("Weft needs the capability NET_ADMIN to make links, routes and nftables rules: run it as root (sudo), or give the container or unit CAP_NET_ADMIN")
+	}
+	return nil
+}

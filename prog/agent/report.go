@@ -1,0 +1,208 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"weft/ipam"
+	"weft/ipam/slot"
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/prog/api"
+	"weft/router/link"
+	"weft/router/wg"
+)
+
+// staleHandshake is when a tunnel's keys are too old to be used (WireGuard's
+// REJECT_AFTER_TIME).
+const staleHandshake = 180 * time.Second
+
+// Report gathers everything from one look at each part.
+func (a *Agent) Report(ctx context.Context) (api.Report, error) {
+	snap, err := a.ipam.Snapshot(ctx)
+	if err != nil {
+		return api.Report{}, err
+	}
+	r := api.Report{Version: a.opts.Version, Endpoints: []api.Endpoint{}}
+	a.mu.Lock()
+	r.NotReady = a.notReady
+	r.Ready = r.NotReady == ""
+	exposed := a.settings.Exposed
+	for _, e := range a.endpoints {
+		r.Endpoints = append(r.Endpoints, a.describe(e, snap))
+	}
+	a.mu.Unlock()
+	slices.SortFunc(r.Endpoints, func(x, y api.Endpoint) int { return x.Addresses[0].Compare(y.Addresses[0]) })
+	seen, err := a.router.Observe()
+	if err == nil {
+		r.Warnings = seen.Warnings
+	} else if r.Ready {
+		r.Warnings = append(r.Warnings, err.Error()+": it is made again within seconds; if it is not, see the agent's log")
+	}
+	peers := a.mesh.Peers()
+	r.Router = a.reportRouter(snap, peers, seen.Observed)
+	r.Router.Exposed = exposed
+	r.IPAM = a.reportIPAM(snap, peers)
+	for _, x := range a.mesh.Rejections() {
+		r.Rejections = append(r.Rejections, api.Rejection(x))
+	}
+	return r, nil
+}
+
+func (a *Agent) reportRouter(snap ipam.Snapshot, peers []mesh.Peer, seen wg.Observed) api.Router {
+	own := a.mesh.Own()
+	r := api.Router{
+		Protocol: mesh.Version, ID: a.self().String(), Nickname: own.Nickname,
+		Datapath: seen.Kind, Device: link.Device, PublicKey: a.public.String(),
+		Port: a.opts.Port, GossipPort: a.opts.GossipPort, MTU: a.mtu, IPv6: a.ipv6, PID: os.Getpid(),
+		Underlay: own.Underlay, Node: a.nodeAddrs(snap, own.Node),
+		Targets: []api.Target{}, Connections: []api.Connection{}, Peers: []api.Peer{},
+	}
+	if !snap.Ring.IsZero() {
+		r.Cluster = fmt.Sprintf("%x", snap.Ring.Cluster)
+	}
+	targets := a.mesh.Targets()
+	for _, t := range targets {
+		target := api.Target{Host: t.Host, State: "retrying"}
+		if t.Connected {
+			target.State = "connected"
+		} else if t.Err != nil {
+			target.Error = t.Err.Error()
+		}
+		r.Targets = append(r.Targets, target)
+	}
+	for _, p := range peers {
+		if p.Record.Identity == nil {
+			continue
+		}
+		r.Peers = append(r.Peers, a.reportPeer(snap, p))
+		if p.Record.ID() != a.self() && p.Record.State != peer.Left {
+			r.Connections = append(r.Connections, a.reportConnection(snap, p, targets, seen))
+		}
+	}
+	return r
+}
+
+// nodeAddrs are a peer's node addresses, in the families that this host carries.
+func (a *Agent) nodeAddrs(snap ipam.Snapshot, node slot.Slot) []netip.Addr {
+	if snap.Ring.IsZero() || node == 0 {
+		return nil
+	}
+	out := []netip.Addr{snap.Ring.Universe.Addr4(node)}
+	if a.ipv6 {
+		out = append(out, snap.Ring.Universe.Addr6(node))
+	}
+	return out
+}
+
+func (a *Agent) reportPeer(snap ipam.Snapshot, p mesh.Peer) api.Peer {
+	out := api.Peer{
+		ID: p.Record.ID().String(), Nickname: p.Record.Nickname, Self: p.Record.ID() == a.self(),
+		State: p.Record.State.String(), Underlay: p.Record.Underlay, Node: a.nodeAddrs(snap, p.Record.Node),
+		Ring: fmt.Sprintf("%x", p.Record.Ring),
+	}
+	if p.Record.State == peer.Running && !p.Reachable {
+		out.State = "unreachable" // it fell silent: nobody said goodbye
+	}
+	return out
+}
+
+// reportConnection describes the tunnel to a peer, by the kernel's word where it has one.
+func (a *Agent) reportConnection(snap ipam.Snapshot, p mesh.Peer, targets []mesh.Target, seen wg.Observed) api.Connection {
+	rec := p.Record
+	c := api.Connection{
+		Peer: rec.ID().String(), Nickname: rec.Nickname, Gossip: p.Reachable, Outbound: isTarget(p, targets),
+		State: api.ConnFailed,
+	}
+	if len(rec.Underlay) > 0 {
+		c.Address = netip.AddrPortFrom(cmp.Or(p.Addr, rec.Underlay[0]), rec.Port)
+	}
+	tunnel, ok := seen.Peers[rec.WireGuard]
+	switch {
+	case ok:
+		c.State = connectionState(tunnel.Handshake, time.Now())
+		if tunnel.Endpoint.IsValid() {
+			c.Address = tunnel.Endpoint
+		}
+		if !tunnel.Handshake.IsZero() {
+			c.Handshake = &tunnel.Handshake
+		}
+		c.Received, c.Sent = tunnel.Received, tunnel.Sent
+		c.Info = fmt.Sprintf("encrypted   %-9s %s(%s) mtu=%d", seen.Kind, c.Peer, c.Nickname, a.mtu)
+		if !p.Reachable {
+			c.Info += fmt.Sprintf(" (gossip: %s)", a.reportPeer(snap, p).State)
+		}
+	case len(rec.Ring) == 0:
+		c.State, c.Info = api.ConnPending, c.Peer+"("+c.Nickname+") waits for the ring"
+	case string(rec.Ring) != string(snap.Ring.ID[:]):
+		c.Info = fmt.Sprintf("%s(%s) is in another ring, %x: run `weft reset` on the side to give up", c.Peer, c.Nickname, rec.Ring)
+	default:
+		c.Info = fmt.Sprintf("%s(%s): this host has no address of the families of %v", c.Peer, c.Nickname, rec.Underlay)
+	}
+	return c
+}
+
+func isTarget(p mesh.Peer, targets []mesh.Target) bool {
+	return slices.ContainsFunc(targets, func(t mesh.Target) bool {
+		host, err := netip.ParseAddr(t.Host)
+		if err != nil {
+			return t.Host == p.Record.Nickname
+		}
+		return slices.Contains(p.Record.Underlay, host)
+	})
+}
+
+func connectionState(handshake, now time.Time) string {
+	switch {
+	case handshake.IsZero():
+		return api.ConnPending
+	case now.Sub(handshake) > staleHandshake:
+		return api.ConnRetrying
+	}
+	return api.ConnEstablished
+}
+
+func (a *Agent) reportIPAM(snap ipam.Snapshot, peers []mesh.Peer) api.IPAM {
+	r := api.IPAM{Status: "ready", Owners: []api.Owner{}, Active: len(snap.Allocations), Free: snap.Free}
+	if snap.Conflict != nil {
+		r.Conflict = snap.Conflict.Error()
+	}
+	if snap.Ring.IsZero() {
+		r.Status = "idle: waiting for a ring from the targets"
+		return r
+	}
+	if snap.Waiting > 0 {
+		r.Status = fmt.Sprintf("waiting for space from other peers (%d requests)", snap.Waiting)
+	}
+	u := snap.Ring.Universe
+	r.Ring, r.Range, r.Range6, r.Size = snap.Ring.ID.String(), u.V4.String(), u.V6.String(), u.Range().Len()
+	known := map[peer.ID]mesh.Peer{}
+	for _, p := range peers {
+		if p.Record.Identity != nil {
+			known[p.Record.ID()] = p
+		}
+	}
+	for id, ranges := range snap.Ring.Owned() {
+		o := api.Owner{Peer: id.String(), Self: id == a.self(), Nickname: known[id].Record.Nickname, Reachable: known[id].Reachable}
+		for _, g := range ranges {
+			o.Slots += g.Len()
+			for _, p := range u.Prefixes(g) {
+				if p.Addr().Is4() {
+					o.Ranges = append(o.Ranges, p.String())
+				}
+			}
+		}
+		o.Percent = 100 * float64(o.Slots) / float64(r.Size)
+		r.Owners = append(r.Owners, o)
+	}
+	slices.SortFunc(r.Owners, func(x, y api.Owner) int {
+		return cmp.Or(cmp.Compare(y.Slots, x.Slots), strings.Compare(x.Peer, y.Peer))
+	})
+	return r
+}

@@ -1,0 +1,198 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weft/prog/agent"
+	"weft/prog/api"
+	"weft/prog/cni"
+)
+
+// dockerSocket answers what the PID of a container is.
+const dockerSocket = "/var/run/docker.sock"
+
+// container is what attach and detach name: the id that keys its allocation, and
+// the path of its network namespace, empty if it is gone.
+type container struct {
+	id, netns, name string
+}
+
+func (a *app) attach() *cobra.Command {
+	var iface, name string
+	var all bool
+	cmd := &cobra.Command{
+		Use: "attach CONTAINER", Short: "attach a running container or process to the network", Args: cobra.ExactArgs(1),
+		Long: `Attaches what CONTAINER names: a PID, the path of a network namespace, or the name or
+id of a Docker container. It prints the addresses. Only traffic to the network's own
+addresses goes this way, unless --default is given.` + exitHelp,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := findContainer(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if name == "" {
+				name = c.name
+			}
+			done, err := cni.Attach(cmd.Context(), a.client(), cni.Attachment{
+				AttachRequest: api.AttachRequest{ContainerID: c.id, Interface: iface, Source: agent.SourceAttach, Name: name},
+				Netns:         c.netns, Default: all,
+			})
+			if err != nil {
+				return err
+			}
+			return a.show(done.AttachReply, func() {
+				for _, addr := range done.Addresses {
+					fmt.Fprintln(a.out, addr)
+				}
+			})
+		},
+	}
+	cmd.Flags().StringVar(&iface, "interface", "ethwe", "the interface's name inside the container")
+	cmd.Flags().StringVar(&name, "name", "", "the endpoint's name")
+	cmd.Flags().BoolVar(&all, "default", false, "make it the container's default route")
+	return cmd
+}
+
+func (a *app) detach() *cobra.Command {
+	var iface string
+	cmd := &cobra.Command{
+		Use: "detach CONTAINER", Short: "detach what attach attached", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client := a.client()
+			r, err := client.Report(cmd.Context())
+			if err != nil {
+				return err
+			}
+			id := args[0]
+			if c, err := findContainer(cmd.Context(), args[0]); err == nil {
+				id = c.id
+			}
+			i := slices.IndexFunc(r.Endpoints, func(e api.Endpoint) bool {
+				return e.Interface == iface && (e.ContainerID == id || e.Name != "" && e.Name == args[0])
+			})
+			if i < 0 {
+				return fmt.Errorf("%s is not attached here with interface %s (`weft ps` lists what is)", args[0], iface)
+			}
+			return cni.Detach(cmd.Context(), client, api.EndpointRef{ContainerID: r.Endpoints[i].ContainerID, Interface: iface})
+		},
+	}
+	cmd.Flags().StringVar(&iface, "interface", "ethwe", "the interface's name inside the container")
+	return cmd
+}
+
+func (a *app) ps() *cobra.Command {
+	return &cobra.Command{
+		Use: "ps", Short: "list what is attached to this host", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := a.client().Report(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.show(r.Endpoints, func() {
+				t := newTable(a.out)
+				t.row("CONTAINER", "INTERFACE", "NAME", "ADDRESSES", "BY")
+				for _, e := range r.Endpoints {
+					name := e.Name
+					if e.Namespace != "" {
+						name = e.Namespace + "/" + name
+					}
+					t.row(shortID(e.ContainerID), e.Interface, orDash(name), join(e.Addresses, " "), e.Source)
+				}
+				t.flush()
+			})
+		},
+	}
+}
+
+// shortID is a container id as Docker's users know it: 12 characters.
+func shortID(id string) string {
+	if len(id) > 12 && !strings.Contains(id, ":") {
+		return id[:12]
+	}
+	return id
+}
+
+// findContainer finds the network namespace that a word names.
+func findContainer(ctx context.Context, word string) (container, error) {
+	if pid, err := strconv.Atoi(word); err == nil {
+		return namespaceOf(container{netns: fmt.Sprintf("/proc/%d/ns/net", pid)}, fmt.Sprintf("no process has the PID %d", pid))
+	}
+	if strings.Contains(word, "/") {
+		return namespaceOf(container{netns: word}, word+" does not exist")
+	}
+	return dockerContainer(ctx, word)
+}
+
+// namespaceOf keys a namespace by its identity, so that a PID and a path of the
+// same one are the same container.
+func namespaceOf(c container, missing string) (container, error) {
+	link, err := os.Readlink(c.netns)
+	if err != nil || !strings.HasPrefix(link, "net:") {
+		info, statErr := os.Stat(c.netns)
+		if statErr != nil {
+			return c, errors.New(missing + ": name a PID, the path of a network namespace, or a Docker container")
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if !ok || !info.Mode().IsRegular() {
+			return c, fmt.Errorf("%s is no network namespace", c.netns)
+		}
+		link = fmt.Sprintf("net:[%d]", stat.Ino) // a bind mount: as the link of the namespace itself reads
+	}
+	c.id = "netns-" + strings.Trim(strings.TrimPrefix(link, "net:"), "[]")
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err == nil && own == link {
+		return c, fmt.Errorf("%s is this host's own network namespace: it has the node address already", c.netns)
+	}
+	return c, nil
+}
+
+// dockerContainer asks Docker's API (v1.41, GET /containers/{id}/json).
+func dockerContainer(ctx context.Context, name string) (container, error) {
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", dockerSocket)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/"+url.PathEscape(name)+"/json", nil)
+	if err != nil {
+		return container{}, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return container{}, fmt.Errorf("%q is neither a PID nor a path, and Docker does not answer on %s to ask for a container of that name: %w", name, dockerSocket, err)
+	}
+	defer resp.Body.Close()
+	var c struct {
+		ID    string
+		Name  string
+		State struct{ Pid int }
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 8<<20)).Decode(&c); err != nil {
+		return container{}, fmt.Errorf("docker container %s: %w", name, err)
+	}
+	switch {
+	case resp.StatusCode == http.StatusNotFound:
+		return container{}, fmt.Errorf("docker has no container %q (`docker ps`)", name)
+	case resp.StatusCode != http.StatusOK:
+		return container{}, fmt.Errorf("docker container %s: %s", name, resp.Status)
+	case c.State.Pid == 0:
+		return container{}, fmt.Errorf("docker container %s is not running: start it first", name)
+	}
+	return container{id: c.ID, netns: fmt.Sprintf("/proc/%d/ns/net", c.State.Pid), name: filepath.Base(c.Name)}, nil
+}

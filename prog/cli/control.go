@@ -1,0 +1,192 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"weft/mesh/secret"
+	"weft/prog/agent"
+	"weft/prog/api"
+	"weft/router/datapath"
+)
+
+// changedFlags are the flags that were given, ready to be passed on.
+func changedFlags(cmd *cobra.Command) []string {
+	var out []string
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if values, ok := f.Value.(pflag.SliceValue); ok {
+			for _, v := range values.GetSlice() {
+				out = append(out, "--"+f.Name+"="+v)
+			}
+			return
+		}
+		out = append(out, "--"+f.Name+"="+f.Value.String())
+	})
+	return out
+}
+
+func (a *app) stop() *cobra.Command {
+	return &cobra.Command{
+		Use: "stop", Short: "stop the agent; data path, endpoints and guard stay", Args: cobra.NoArgs,
+		Long: "Stops the agent. Tunnels, containers and the guard stay as they are, and traffic goes on;\n`weft launch` takes them over again, `weft reset` removes everything." + exitHelp,
+		RunE: func(cmd *cobra.Command, _ []string) error { return stopAgent(cmd.Context(), a.client(), false) },
+	}
+}
+
+// stopAgent stops the agent and waits until it is gone.
+func stopAgent(ctx context.Context, client *api.Client, leave bool) error {
+	if err := client.Stop(ctx, leave); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
+		err := client.Ready(ctx)
+		if _, gone := errors.AsType[*api.NotRunningError](err); gone {
+			return nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return errors.New("the agent did not stop within 20 s: see its log, or end it with kill -9 (traffic goes on all the same)")
+}
+
+func (a *app) reset() *cobra.Command {
+	var force bool
+	var opts agent.Options
+	cmd := &cobra.Command{
+		Use: "reset", Short: "remove Weft from this host: data path, endpoints, guard, state and secret", Args: cobra.NoArgs,
+		Long: "Leaves the network for good and removes everything that Weft made on this host.\nWithout --force it refuses while containers are attached." + exitHelp,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client := a.client()
+			r, err := client.Report(cmd.Context())
+			_, down := errors.AsType[*api.NotRunningError](err)
+			switch {
+			case err != nil && !down:
+				return err
+			case err == nil && len(r.Endpoints) > 0 && !force:
+				return fmt.Errorf("%d containers are attached to this host (`weft ps`): detach them, or use --force to cut them off", len(r.Endpoints))
+			case err == nil:
+				if err := stopAgent(cmd.Context(), client, true); err != nil {
+					return err
+				}
+			}
+			return agent.Reset(cmd.Context(), opts)
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "also cut off containers that are attached")
+	cmd.Flags().StringVar(&opts.StateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")
+	cmd.Flags().StringVar(&opts.RunDir, "run-dir", agent.DefaultRunDir, "where the control socket is")
+	cmd.Flags().StringVar(&opts.CNIConfDir, "cni-conf-dir", agent.DefaultCNIConfDir, "where the CNI configuration is")
+	cmd.Flags().StringVar(&opts.CNIBinDir, "cni-bin-dir", agent.DefaultCNIBinDir, "where the CNI plugin is")
+	return cmd
+}
+
+func (a *app) prime() *cobra.Command {
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use: "prime", Short: "wait until this host can hand out addresses", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
+			defer cancel()
+			client := a.client()
+			err := client.Ready(ctx)
+			for e, ok := errors.AsType[*api.Error](err); ok && e.Code == api.CodeNotReady; e, ok = errors.AsType[*api.Error](err) {
+				select {
+				case <-ctx.Done():
+					return err
+				case <-time.After(100 * time.Millisecond):
+				}
+				if next := client.Ready(ctx); ctx.Err() == nil {
+					err = next
+				}
+			}
+			return err
+		},
+	}
+	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait")
+	return cmd
+}
+
+func (a *app) connect() *cobra.Command {
+	var replace bool
+	cmd := &cobra.Command{
+		Use: "connect [--replace] PEER...", Short: "add hosts to join", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, hosts []string) error {
+			return a.client().Targets(cmd.Context(), api.TargetsRequest{Connect: hosts, Replace: replace})
+		},
+	}
+	cmd.Flags().BoolVar(&replace, "replace", false, "forget all other targets")
+	return cmd
+}
+
+func (a *app) forget() *cobra.Command {
+	return &cobra.Command{
+		Use: "forget PEER...", Short: "stop joining hosts; connected peers stay", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, hosts []string) error {
+			return a.client().Targets(cmd.Context(), api.TargetsRequest{Forget: hosts})
+		},
+	}
+}
+
+func (a *app) expose() *cobra.Command {
+	return &cobra.Command{
+		Use: "expose", Short: "let the underlay reach containers through this host", Args: cobra.NoArgs,
+		Long: "Lets hosts on the underlay reach containers, on any host of the mesh, through this one:\ngive them a route to the universe by this host. What they send is encrypted from here on, not before.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client := a.client()
+			if err := client.Expose(cmd.Context(), true); err != nil {
+				return err
+			}
+			r, err := client.Report(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.show(map[string]any{"exposed": true, "node": r.Router.Node}, func() {
+				for _, n := range r.Router.Node {
+					fmt.Fprintln(a.out, n)
+				}
+			})
+		},
+	}
+}
+
+func (a *app) hide() *cobra.Command {
+	return &cobra.Command{
+		Use: "hide", Short: "end what expose allowed", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.client().Expose(cmd.Context(), false) },
+	}
+}
+
+// token makes a token before any host has founded: for tools that install many hosts.
+func (a *app) token() *cobra.Command {
+	return &cobra.Command{
+		Use: "token", Short: "make the token of a new network", Args: cobra.NoArgs,
+		Long: "Prints the token of a network that does not exist yet, to be given to all of its hosts\n(weft launch --token FILE). The token of a network that exists is in /var/lib/weft/secret.",
+		RunE: func(*cobra.Command, []string) error {
+			t, err := secret.New(rand.Reader)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(a.out, t.Reveal())
+			return nil
+		},
+	}
+}
+
+// datapath is the userspace WireGuard process, which the agent starts itself, or a supervisor.
+func (a *app) datapath() *cobra.Command {
+	return &cobra.Command{
+		Use: "datapath", Short: "run WireGuard in userspace, where the kernel has none", Args: cobra.NoArgs,
+		Long: "Runs the userspace WireGuard process in the foreground. The agent starts it itself where the kernel\nhas no WireGuard; run it as a unit of its own where a supervisor would end it together with the agent.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return datapath.Run(cmd.Context(), datapath.Config{Log: slog.New(slog.NewTextHandler(a.err, nil))})
+		},
+	}
+}

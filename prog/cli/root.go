@@ -1,0 +1,160 @@
+// Package cli is Weft's command line. Its commands follow Weave Net's, so that its
+// users feel at home. A command parses, asks the agent over the control socket,
+// and prints; what it prints is a table that aligns, or JSON with --json.
+//
+// An error says what happened, to what, and what to do next, on standard error,
+// and the exit code says which kind it was (see the Exit constants).
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+	"weft/prog/lab/probe"
+)
+
+// Exit codes.
+const (
+	ExitOK         = 0
+	ExitFailed     = 1 // it did not work; the message says why
+	ExitUsage      = 2 // unknown command or flag, or an unusable argument
+	ExitNotRunning = 3 // no agent runs on this host
+	ExitNotReady   = 4 // the agent runs, but cannot do that yet: try again later
+)
+
+const exitHelp = `
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent runs here, 4 not ready, try again later.`
+
+// Version is set by the build.
+var Version = "dev"
+
+// app is what every command needs.
+type app struct {
+	in       io.Reader
+	out, err io.Writer
+	socket   string
+	json     bool
+}
+
+// usageError is a mistake on the command line.
+type usageError struct{ error }
+
+// Main runs the command line and returns its exit code.
+func Main(args []string, in io.Reader, out, errOut io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	a := &app{in: in, out: out, err: errOut}
+	root := a.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return ExitOK
+	}
+	code := exitCode(err)
+	if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Code == 0 {
+		fmt.Fprintln(errOut, "weft:", err)
+	}
+	return code
+}
+
+// exitCode is the one place where an error becomes an exit code.
+func exitCode(err error) int {
+	if exit, ok := errors.AsType[*lab.ExitError](err); ok {
+		return exit.Code
+	}
+	if _, ok := errors.AsType[usageError](err); ok {
+		return ExitUsage
+	}
+	if _, ok := errors.AsType[*api.NotRunningError](err); ok {
+		return ExitNotRunning
+	}
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		switch e.Code {
+		case api.CodeNotReady, api.CodeNoSpace:
+			return ExitNotReady
+		case api.CodeBadRequest:
+			return ExitUsage
+		}
+	}
+	return ExitFailed
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "weft",
+		Short:         "an encrypted mesh network for containers",
+		Long:          "Weft gives every container an address and a safe path to every other one.\n" + exitHelp,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetIn(a.in)
+	root.SetOut(a.out)
+	root.SetErr(a.err)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath())}
+	})
+	root.PersistentFlags().StringVar(&a.socket, "socket", api.DefaultSocket, "the agent's control socket")
+	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
+	root.AddCommand(
+		a.launch(), a.agent(), a.stop(), a.reset(), a.prime(), a.connect(), a.forget(),
+		a.attach(), a.detach(), a.ps(), a.expose(), a.hide(),
+		a.status(), a.report(), a.version(), a.token(), a.datapath(),
+		lab.Command(), probe.Command(),
+	)
+	for _, c := range root.Commands() {
+		checkArgs(c)
+	}
+	return root
+}
+
+// checkArgs makes wrong arguments a usage error, in every command.
+func checkArgs(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usageError{fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath())}
+			}
+			return nil
+		}
+	}
+	for _, sub := range c.Commands() {
+		checkArgs(sub)
+	}
+}
+
+func (a *app) client() *api.Client { return api.NewClient(a.socket) }
+
+// show prints v as JSON, or lets print do it for people.
+func (a *app) show(v any, print func()) error {
+	if !a.json {
+		print()
+		return nil
+	}
+	enc := json.NewEncoder(a.out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func (a *app) version() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "print the version", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			info, _ := debug.ReadBuildInfo()
+			v := map[string]string{"version": Version, "go": info.GoVersion}
+			return a.show(v, func() { fmt.Fprintf(a.out, "weft %s (%s)\n", Version, info.GoVersion) })
+		},
+	}
+}

@@ -1,0 +1,249 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"text/template"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weft/prog/api"
+)
+
+func (a *app) status() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "status", Short: "show how this host and its network are", Args: cobra.NoArgs,
+		Long: "Shows the state of the agent, the mesh and the addresses. The subcommands show one part in full." + exitHelp,
+		RunE: a.printReport(func(r api.Report) any { return r }, printStatus),
+	}
+	cmd.AddCommand(
+		&cobra.Command{
+			Use: "connections", Short: "show the tunnels to other peers", Args: cobra.NoArgs,
+			RunE: a.printReport(func(r api.Report) any { return r.Router.Connections }, printConnections),
+		},
+		&cobra.Command{
+			Use: "peers", Short: "show the members of the mesh", Args: cobra.NoArgs,
+			RunE: a.printReport(func(r api.Report) any { return r.Router.Peers }, printPeers),
+		},
+		&cobra.Command{
+			Use: "targets", Short: "show the hosts that this one joins", Args: cobra.NoArgs,
+			RunE: a.printReport(func(r api.Report) any { return r.Router.Targets }, printTargets),
+		},
+		&cobra.Command{
+			Use: "ipam", Short: "show who owns which addresses", Args: cobra.NoArgs,
+			RunE: a.printReport(func(r api.Report) any { return r.IPAM }, printIPAM),
+		},
+	)
+	return cmd
+}
+
+// printReport asks for the report and prints one part of it.
+func (a *app) printReport(part func(api.Report) any, print func(io.Writer, api.Report)) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		r, err := a.client().Report(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return a.show(part(r), func() { print(a.out, r) })
+	}
+}
+
+func (a *app) report() *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use: "report [-f TEMPLATE]", Short: "print everything as JSON, or by a Go template", Args: cobra.NoArgs,
+		Example: "  weft report -f '{{range .Router.Peers}}{{.Nickname}} {{.State}}{{\"\\n\"}}{{end}}'",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			t, err := template.New("report").Parse(format)
+			if err != nil {
+				return usageError{fmt.Errorf("-f: %w", err)}
+			}
+			r, err := a.client().Report(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if format == "" {
+				a.json = true
+				return a.show(r, nil)
+			}
+			if err := t.Execute(a.out, r); err != nil {
+				return usageError{fmt.Errorf("-f: %w", err)}
+			}
+			fmt.Fprintln(a.out)
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&format, "format", "f", "", "a Go template over the report's fields")
+	return cmd
+}
+
+// block prints right-aligned `Key: value` lines, as Weave's status does.
+type block struct{ w io.Writer }
+
+func (b block) line(key, format string, args ...any) {
+	fmt.Fprintf(b.w, "%15s: %s\n", key, fmt.Sprintf(format, args...))
+}
+
+func printStatus(w io.Writer, r api.Report) {
+	b := block{w}
+	b.line("Version", "%s", r.Version)
+	if !r.Ready {
+		b.line("Not ready", "%s", r.NotReady)
+	}
+	for _, warning := range r.Warnings {
+		b.line("Warning", "%s", warning)
+	}
+	for _, x := range r.Rejections {
+		b.line("Turned away", "%s (%d times, last %s ago): %s", x.Addr, x.Count, age(x.Last), x.Reason)
+	}
+	fmt.Fprintln(w)
+	rt := r.Router
+	b.line("Service", "router")
+	b.line("Protocol", "weft %d", rt.Protocol)
+	b.line("Name", "%s(%s)", rt.ID, rt.Nickname)
+	b.line("Cluster", "%s", orDash(rt.Cluster))
+	b.line("Encryption", "always; WireGuard, %s", orDash(rt.Datapath))
+	b.line("PeerDiscovery", "enabled")
+	b.line("Targets", "%d", len(rt.Targets))
+	b.line("Connections", "%s", countConnections(rt.Connections))
+	reachable := 0
+	for _, p := range rt.Peers {
+		if p.Self || p.State == "running" {
+			reachable++
+		}
+	}
+	b.line("Peers", "%d (%d reachable, with %d established connections)", len(rt.Peers), reachable, established(rt.Connections))
+	b.line("TrustedSubnets", "none")
+	b.line("Node", "%s", orDash(join(rt.Node, " ")))
+	b.line("MTU", "%d", rt.MTU)
+	if !rt.IPv6 {
+		b.line("IPv6", "disabled on this host: the overlay carries IPv4 only here")
+	}
+	if rt.Exposed {
+		b.line("Exposed", "yes: the underlay reaches containers through this host")
+	}
+	fmt.Fprintln(w)
+	b.line("Service", "ipam")
+	b.line("Status", "%s", r.IPAM.Status)
+	b.line("Range", "%s", orDash(r.IPAM.Range))
+	b.line("Range6", "%s", orDash(r.IPAM.Range6))
+	b.line("DefaultSubnet", "%s", orDash(r.IPAM.Range))
+	if r.IPAM.Conflict != "" {
+		b.line("Conflict", "%s", r.IPAM.Conflict)
+	}
+}
+
+func established(list []api.Connection) (n int) {
+	for _, c := range list {
+		if c.State == api.ConnEstablished {
+			n++
+		}
+	}
+	return n
+}
+
+// countConnections is the number of connections, and how many there are of each state.
+func countConnections(list []api.Connection) string {
+	counts := map[string]int{}
+	for _, c := range list {
+		counts[c.State]++
+	}
+	var parts []string
+	for _, state := range []string{api.ConnEstablished, api.ConnPending, api.ConnRetrying, api.ConnFailed} {
+		if n := counts[state]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, state))
+		}
+	}
+	if len(parts) == 0 {
+		return "0"
+	}
+	return fmt.Sprintf("%d (%s)", len(list), strings.Join(parts, ", "))
+}
+
+func printConnections(w io.Writer, r api.Report) {
+	t := newTable(w)
+	for _, c := range r.Router.Connections {
+		arrow := "<-"
+		if c.Outbound {
+			arrow = "->"
+		}
+		t.row(arrow, c.Address.String(), c.State, c.Info)
+	}
+	t.flush()
+}
+
+func printPeers(w io.Writer, r api.Report) {
+	for _, p := range r.Router.Peers {
+		fmt.Fprintf(w, "%s(%s)  %s  %s\n", p.ID, p.Nickname, p.State, join(p.Underlay, " "))
+		if !p.Self {
+			continue
+		}
+		t := newTable(w)
+		for _, c := range r.Router.Connections {
+			arrow := "<-"
+			if c.Outbound {
+				arrow = "->"
+			}
+			t.row("   "+arrow, c.Address.String(), c.Peer+"("+c.Nickname+")", c.State)
+		}
+		t.flush()
+	}
+}
+
+func printTargets(w io.Writer, r api.Report) {
+	t := newTable(w)
+	for _, x := range r.Router.Targets {
+		t.row(x.Host, x.State, x.Error)
+	}
+	t.flush()
+}
+
+func printIPAM(w io.Writer, r api.Report) {
+	fmt.Fprintf(w, "%s  %s  %s\n", r.IPAM.Status, orDash(r.IPAM.Range), orDash(r.IPAM.Range6))
+	t := newTable(w)
+	for _, o := range r.IPAM.Owners {
+		note := ""
+		switch {
+		case o.Self:
+			note = fmt.Sprintf("(%d active)", r.IPAM.Active)
+		case !o.Reachable:
+			note = "- unreachable!"
+		}
+		t.row(fmt.Sprintf("%s(%s)", o.Peer, o.Nickname), fmt.Sprintf("%d IPs", o.Slots), fmt.Sprintf("(%04.1f%% of total)", o.Percent), note)
+	}
+	t.flush()
+	if r.IPAM.Conflict != "" {
+		fmt.Fprintln(w, "conflict:", r.IPAM.Conflict)
+	}
+}
+
+// table is columns that align.
+type table struct{ w *tabwriter.Writer }
+
+func newTable(w io.Writer) table { return table{tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)} }
+
+func (t table) row(cells ...string) {
+	fmt.Fprintln(t.w, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
+}
+
+func (t table) flush() { t.w.Flush() }
+
+func join[T fmt.Stringer](list []T, sep string) string {
+	words := make([]string, len(list))
+	for i, v := range list {
+		words[i] = v.String()
+	}
+	return strings.Join(words, sep)
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func age(t time.Time) time.Duration { return time.Since(t).Round(time.Second) }

@@ -1,0 +1,183 @@
+// Package datapath is the userspace WireGuard process, for kernels without
+// WireGuard. It is a process of its own, so that traffic flows on while the agent
+// restarts; its TUN device is persistent, so that after a crash the device, its
+// addresses and its routes stay (without carrier: packets for the overlay go
+// nowhere else) until the next process adopts it.
+//
+// It is configured through the standard UAPI socket, by wgctrl or `wg`, and holds
+// keys in memory only: the agent configures it again after a restart.
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/ipc"
+	"golang.zx2c4.com/wireguard/tun"
+
+	"weft/router/link"
+)
+
+// socketPath is where wgctrl and `wg` look for the process (wireguard-go's UAPI).
+const socketPath = "/var/run/wireguard/" + link.Device + ".sock"
+
+// startTimeout bounds how long Start waits until the process answers.
+const startTimeout = 5 * time.Second
+
+// Config is what the process is made of.
+type Config struct {
+	Log *slog.Logger
+}
+
+// Run serves until ctx ends. The TUN device stays.
+func Run(ctx context.Context, cfg Config) error {
+	// Buffers are pooled: little garbage comes up, and each collection costs
+	// throughput. The limit is a backstop.
+	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(512 << 20)
+	t, err := openTUN()
+	if err != nil {
+		return err
+	}
+	file, err := ipc.UAPIOpen(link.Device)
+	if err != nil {
+		t.Close()
+		return fmt.Errorf("datapath: socket %s: %w: another `weft datapath` may be running", socketPath, err)
+	}
+	dev := device.NewDevice(t, conn.NewDefaultBind(), &device.Logger{
+		Verbosef: device.DiscardLogf,
+		Errorf:   func(format string, args ...any) { cfg.Log.Warn("wireguard", "msg", fmt.Sprintf(format, args...)) },
+	})
+	defer dev.Close()
+	uapi, err := ipc.UAPIListen(link.Device, file)
+	if err != nil {
+		return fmt.Errorf("datapath: socket %s: %w", socketPath, err)
+	}
+	defer uapi.Close()
+	failed := make(chan error, 1)
+	go func() {
+		for {
+			c, err := uapi.Accept()
+			if err != nil {
+				failed <- err
+				return
+			}
+			go dev.IpcHandle(c)
+		}
+	}()
+	cfg.Log.Info("userspace WireGuard serves", "device", link.Device, "socket", socketPath)
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-dev.Wait():
+		return fmt.Errorf("datapath: the device %s was removed", link.Device)
+	case err := <-failed:
+		return fmt.Errorf("datapath: socket %s: %w", socketPath, err)
+	}
+}
+
+// openTUN makes or adopts the persistent TUN device.
+func openTUN() (tun.Device, error) {
+	t, err := tun.CreateTUN(link.Device, device.DefaultMTU)
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return nil, fmt.Errorf("datapath: device %s is in use: another `weft datapath` runs already", link.Device)
+	case errors.Is(err, os.ErrNotExist):
+		return nil, errors.New("datapath: /dev/net/tun is missing: load the module (modprobe tun), or make it (mkdir -p /dev/net && mknod /dev/net/tun c 10 200)")
+	case err != nil:
+		return nil, fmt.Errorf("datapath: make device %s: %w", link.Device, err)
+	}
+	if err := unix.IoctlSetInt(int(t.File().Fd()), unix.TUNSETPERSIST, 1); err != nil {
+		t.Close()
+		return nil, fmt.Errorf("datapath: keep device %s: %w", link.Device, err)
+	}
+	return t, nil
+}
+
+// Start runs `exe datapath` in a session of its own, which outlives the caller, and
+// waits until it answers. A process that answers already will do.
+func Start(ctx context.Context, exe, logPath string) error {
+	if answers() {
+		return nil
+	}
+	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("datapath: %w", err)
+	}
+	defer log.Close()
+	cmd := exec.Command(exe, "datapath")
+	cmd.Dir = filepath.Dir(logPath)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("datapath: start: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // reaps it, whenever it ends
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !answers() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("datapath: it does not answer on %s: see %s", socketPath, logPath)
+		case err := <-ended:
+			return fmt.Errorf("datapath: it ended at once (%v): see %s", err, logPath)
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+func answers() bool {
+	c, err := net.Dial("unix", socketPath)
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
+}
+
+// Stop ends the process, if one answers, and waits until it is gone.
+func Stop(ctx context.Context) error {
+	c, err := net.Dial("unix", socketPath)
+	if err != nil {
+		return nil //nolint:nilerr // nobody is there
+	}
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return fmt.Errorf("datapath: %w", err)
+	}
+	var cred *unix.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	c.Close()
+	if err := errors.Join(err, credErr); err != nil {
+		return fmt.Errorf("datapath: which process serves %s: %w", socketPath, err)
+	}
+	if err := unix.Kill(int(cred.Pid), unix.SIGTERM); err != nil {
+		return fmt.Errorf("datapath: end process %d: %w", cred.Pid, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for unix.Kill(int(cred.Pid), 0) == nil && answers() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("datapath: process %d does not end", cred.Pid)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return nil
+}

@@ -1,0 +1,246 @@
+package nft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Kernel is the table in the kernel. While it is open it owns the table, where the
+// kernel has owners. It is safe for concurrent use.
+type Kernel struct {
+	mu     sync.Mutex
+	conn   *nftables.Conn
+	socket *netlink.Conn
+	loaded string // the program that was loaded last, as text
+}
+
+// table flags (linux/netfilter/nf_tables.h).
+const (
+	flagOwner   = 0x2
+	flagPersist = 0x4
+)
+
+// maxElements per message: the attribute's length has 16 bits, and the library
+// would cut a longer list off without a word.
+const maxElements = 500
+
+var table = &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
+
+// open connects, and adopts or makes the table.
+func (k *Kernel) open() error {
+	if k.conn != nil {
+		return nil
+	}
+	grow := func(c *netlink.Conn) error {
+		k.socket = c
+		// Large programs need room; without root the kernel's limit must do.
+		_ = c.SetReadBuffer(16 << 20)
+		_ = c.SetWriteBuffer(16 << 20)
+		return nil
+	}
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(grow))
+	if err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	err = k.makeTable(flagOwner | flagPersist)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
+		err = k.makeTable(0) // before 6.9
+	}
+	if err != nil {
+		conn.CloseLasting()
+		return fmt.Errorf("nftables: table %s: %w", TableName, err)
+	}
+	k.conn = conn
+	return nil
+}
+
+// makeTable sends NEWTABLE in a batch of its own: the library would leave out the flags.
+func (k *Kernel) makeTable(flags uint32) error {
+	attrs := netlink.NewAttributeEncoder()
+	attrs.String(unix.NFTA_TABLE_NAME, TableName)
+	attrs.ByteOrder = binary.BigEndian
+	attrs.Uint32(unix.NFTA_TABLE_FLAGS, flags)
+	data, err := attrs.Encode()
+	if err != nil {
+		return err
+	}
+	header := func(family byte, resource uint16) []byte {
+		return []byte{family, unix.NFNETLINK_V0, byte(resource >> 8), byte(resource)}
+	}
+	messages := []netlink.Message{
+		{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: netlink.Request}, Data: header(0, unix.NFNL_SUBSYS_NFTABLES)},
+		{
+			Header: netlink.Header{
+				Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE),
+				Flags: netlink.Request | netlink.Acknowledge | netlink.Create,
+			},
+			Data: append(header(unix.NFPROTO_INET, 0), data...),
+		},
+		{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: netlink.Request}, Data: header(0, unix.NFNL_SUBSYS_NFTABLES)},
+	}
+	if _, err := k.socket.SendMessages(messages); err != nil {
+		return err
+	}
+	_, err = k.socket.Receive()
+	return err
+}
+
+// Apply makes the table's content the program, in one transaction: at no moment is
+// less in force than before or after. It does nothing if the program is there.
+func (k *Kernel) Apply(p Program) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.open(); err != nil {
+		return err
+	}
+	text := p.String()
+	if text == k.loaded {
+		complete, err := k.complete(p)
+		if err != nil || complete {
+			return err
+		}
+	}
+	err := k.replace(p)
+	if err != nil { // the table may be gone: another one's flush where there are no owners
+		k.close()
+		if err = k.open(); err == nil {
+			err = k.replace(p)
+		}
+	}
+	if err != nil {
+		k.loaded = ""
+		return fmt.Errorf("nftables: load the guard: %w", err)
+	}
+	k.loaded = text
+	return nil
+}
+
+// complete reports whether all chains are there with their rules.
+func (k *Kernel) complete(p Program) (bool, error) {
+	for _, c := range p.Chains {
+		rules, err := k.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return false, fmt.Errorf("nftables: read chain %s: %w", c.Name, err)
+		}
+		if len(rules) != len(c.Rules) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// replace deletes what the table holds and adds the program, in one batch.
+func (k *Kernel) replace(p Program) error {
+	chains, err := k.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return err
+	}
+	sets, err := k.conn.GetSets(table)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	k.conn.FlushTable(table)
+	for _, c := range chains {
+		if c.Table.Name == TableName {
+			k.conn.DelChain(c)
+		}
+	}
+	for _, s := range sets {
+		k.conn.DelSet(s)
+	}
+	for i, s := range p.Sets {
+		if err := k.addSet(s, uint32(i+1)); err != nil {
+			return err
+		}
+	}
+	for _, c := range p.Chains {
+		policy := nftables.ChainPolicyAccept
+		chain := k.conn.AddChain(&nftables.Chain{
+			Name: c.Name, Table: table, Type: c.Type, Hooknum: c.Hook, Priority: &c.Priority, Policy: &policy,
+		})
+		for _, r := range c.Rules {
+			k.conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: r.exprs})
+		}
+	}
+	return k.conn.Flush()
+}
+
+func (k *Kernel) addSet(s Set, id uint32) error {
+	set := &nftables.Set{Table: table, Name: s.Name, ID: id, Interval: true, KeyType: nftables.TypeIP6Addr}
+	if s.Is4 {
+		set.KeyType = nftables.TypeIPAddr
+	}
+	var elements []nftables.SetElement
+	for _, i := range s.Intervals {
+		elements = append(elements,
+			nftables.SetElement{Key: i.First.AsSlice()},
+			nftables.SetElement{Key: i.Last.Next().AsSlice(), IntervalEnd: true})
+	}
+	first := elements[:min(len(elements), maxElements)]
+	if err := k.conn.AddSet(set, first); err != nil {
+		return err
+	}
+	for rest := elements[len(first):]; len(rest) > 0; {
+		n := min(len(rest), maxElements)
+		if err := k.conn.SetAddElements(set, rest[:n]); err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	return nil
+}
+
+// Delete removes the table, for a reset; one that is not there is no error.
+func (k *Kernel) Delete() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.open(); err != nil {
+		return err
+	}
+	defer k.close()
+	k.conn.DelTable(table)
+	if err := k.conn.Flush(); err != nil {
+		return fmt.Errorf("nftables: remove table %s: %w", TableName, err)
+	}
+	return nil
+}
+
+// Close lets go of the table; it stays in force.
+func (k *Kernel) Close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.close()
+}
+
+func (k *Kernel) close() {
+	if k.conn != nil {
+		k.conn.CloseLasting()
+	}
+	k.conn, k.socket, k.loaded = nil, nil, ""
+}
+
+// ForeignForwardDrop names a chain of another program that drops what is
+// forwarded, which our accept cannot override; empty if there is none.
+func ForeignForwardDrop() (string, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return "", fmt.Errorf("nftables: %w", err)
+	}
+	chains, err := conn.ListChains()
+	if err != nil {
+		return "", fmt.Errorf("nftables: list chains: %w", err)
+	}
+	for _, c := range chains {
+		if c.Table.Name != TableName && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward &&
+			c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+			return fmt.Sprintf("%s %s", c.Table.Name, c.Name), nil
+		}
+	}
+	return "", nil
+}

@@ -1,0 +1,201 @@
+// Package nft turns what the guard, NAT and policy should be into nftables: a
+// Program is a value that prints in nft's own syntax, so that tests read like
+// rulesets; a Kernel loads it in one transaction.
+//
+// The guard is in force without the agent. Where the kernel has the table flags
+// owner and persist (6.9 and later), no other program can flush the table, and it
+// outlives its owner.
+package nft
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"weft/ipam/slot"
+	"weft/router/link"
+)
+
+// TableName is our one table, of family inet.
+const TableName = "weft"
+
+// Program is the whole content of the table.
+type Program struct {
+	Sets   []Set
+	Chains []Chain
+}
+
+// Set is a named set of address intervals of one family.
+type Set struct {
+	Name      string
+	Is4       bool
+	Intervals []Interval
+}
+
+// Interval is the addresses First to Last, both included.
+type Interval struct{ First, Last netip.Addr }
+
+func (i Interval) String() string {
+	if i.First == i.Last {
+		return i.First.String()
+	}
+	return i.First.String() + "-" + i.Last.String()
+}
+
+// Chain is a base chain.
+type Chain struct {
+	Name     string
+	Type     nftables.ChainType
+	Hook     *nftables.ChainHook
+	HookName string
+	Priority nftables.ChainPriority
+	Rules    []Rule
+}
+
+// String is the program in nft's syntax, as `nft -f` takes it.
+func (p Program) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "table inet %s {\n", TableName)
+	for _, s := range p.Sets {
+		kind := "ipv6_addr"
+		if s.Is4 {
+			kind = "ipv4_addr"
+		}
+		fmt.Fprintf(&b, "\tset %s {\n\t\ttype %s\n\t\tflags interval\n", s.Name, kind)
+		if len(s.Intervals) > 0 {
+			words := make([]string, len(s.Intervals))
+			for i, v := range s.Intervals {
+				words[i] = v.String()
+			}
+			fmt.Fprintf(&b, "\t\telements = { %s }\n", strings.Join(words, ", "))
+		}
+		b.WriteString("\t}\n")
+	}
+	for _, c := range p.Chains {
+		fmt.Fprintf(&b, "\tchain %s {\n\t\ttype %s hook %s priority %d; policy accept;\n", c.Name, c.Type, c.HookName, c.Priority)
+		for _, r := range c.Rules {
+			fmt.Fprintf(&b, "\t\t%v\n", r)
+		}
+		b.WriteString("\t}\n")
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
+// Config is what the program is made from.
+type Config struct {
+	Universe     slot.Universe
+	Node4, Node6 netip.Addr   // invalid: none yet
+	Own          []slot.Range // the slots that this peer owns
+	Exposed      bool
+}
+
+// Names of links, as rules match them.
+const (
+	tunnel    = link.Device
+	endpoints = link.EndpointPrefix + "*"
+	loopback  = "lo"
+)
+
+// Build makes the program of a host. Both families are always guarded, also where
+// the host carries only one.
+func Build(c Config) Program {
+	own4 := Set{Name: "own4", Is4: true, Intervals: intervals(c.Own, c.Universe.Addr4)}
+	own6 := Set{Name: "own6", Intervals: intervals(c.Own, c.Universe.Addr6)}
+	return Program{
+		Sets: []Set{own4, own6},
+		Chains: []Chain{
+			{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", -300, c.arriving(own4, own6)},
+			{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", 0, c.forwarded()},
+			{"output", nftables.ChainTypeFilter, nftables.ChainHookOutput, "output", 0, c.leaving()},
+			{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, "postrouting", 100, c.nat()},
+		},
+	}
+}
+
+// intervals are the addresses of ranges of slots.
+func intervals(own []slot.Range, addr func(slot.Slot) netip.Addr) []Interval {
+	out := make([]Interval, 0, len(own))
+	for _, r := range own {
+		out = append(out, Interval{addr(r.Start), addr(slot.Slot(r.End - 1))})
+	}
+	slices.SortFunc(out, func(a, b Interval) int { return a.First.Compare(b.First) })
+	return out
+}
+
+// families calls f with the universe of either family.
+func (c Config) families(f func(u netip.Prefix) []Rule) []Rule {
+	var out []Rule
+	for _, u := range []netip.Prefix{c.Universe.V4, c.Universe.V6} {
+		out = append(out, f(u)...)
+	}
+	return out
+}
+
+// arriving checks who may claim which source, before anything else sees a packet.
+func (c Config) arriving(own4, own6 Set) []Rule {
+	rules := []Rule{
+		// An endpoint has its own addresses only: the route to each points to its link.
+		rule(iif(endpoints), notReverse(), counter(), drop()),
+		// What comes out of the tunnel is from another peer's slots.
+		rule(iif(tunnel), saddr.inSet(own4), counter(), drop()),
+		rule(iif(tunnel), saddr.inSet(own6), counter(), drop()),
+	}
+	return append(rules, c.families(func(u netip.Prefix) []Rule {
+		return []Rule{
+			// Nobody on the underlay has an overlay address.
+			rule(notIif(tunnel), notIif(endpoints), notIif(loopback), saddr.in(expr.CmpOpEq, u), counter(), drop()),
+		}
+	})...)
+}
+
+// leaving keeps what this host itself sends to the overlay from any other way out.
+func (c Config) leaving() []Rule {
+	return c.families(func(u netip.Prefix) []Rule {
+		return []Rule{rule(notOif(tunnel), notOif(endpoints), notOif(loopback), daddr.in(expr.CmpOpEq, u), counter(), drop())}
+	})
+}
+
+// forwarded decides what passes through this host.
+func (c Config) forwarded() []Rule {
+	rules := c.leaving()
+	rules = append(rules,
+		// Out of the tunnel: to endpoints here, and answers to whom this host let in.
+		rule(iif(tunnel), oif(endpoints), accept()),
+		rule(iif(tunnel), notOif(tunnel), ctReply(), ctSNAT(), accept()),
+		rule(iif(tunnel), counter(), drop()),
+	)
+	if c.Exposed {
+		return rules
+	}
+	for _, into := range []string{endpoints, tunnel} {
+		fromUnderlay := []part{notIif(endpoints), oif(into)}
+		// From the underlay: answers, and what was translated to an endpoint on purpose.
+		for _, allowed := range []part{ctReply(), ctRelated(), ctDNAT()} {
+			rules = append(rules, rule(append(slices.Clone(fromUnderlay), allowed, accept())...))
+		}
+		rules = append(rules, rule(append(fromUnderlay, counter(), drop())...))
+	}
+	return rules
+}
+
+// nat gives what enters the tunnel an overlay source, and what leaves the overlay
+// this host's. Between endpoints nothing is translated.
+func (c Config) nat() []Rule {
+	return c.families(func(u netip.Prefix) []Rule {
+		var rules []Rule
+		node := c.Node6
+		if u.Addr().Is4() {
+			node = c.Node4
+		}
+		if node.IsValid() {
+			rules = append(rules, rule(oif(tunnel), saddr.in(expr.CmpOpNeq, u), snat(node)))
+		}
+		return append(rules, rule(notOif(tunnel), notOif(endpoints), notOif(loopback),
+			saddr.in(expr.CmpOpEq, u), daddr.in(expr.CmpOpNeq, u), masquerade()))
+	})
+}

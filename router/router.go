@@ -1,0 +1,224 @@
+// Package router is how packets travel: it takes the whole desired state of this
+// host's data path and makes the kernel match.
+//
+//	guard, unreachable routes → device → tunnels → addresses, routes → endpoints
+//
+// The order is the promise: what keeps packets from leaving in plaintext is in
+// force before anything that could carry one, and stays when the agent goes.
+// Apply tolerates repeats and repairs what others broke. A Router is safe for
+// concurrent use; one change is made at a time.
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"weft/ipam/slot"
+	"weft/mesh/topology"
+	"weft/router/datapath"
+	"weft/router/endpoint"
+	"weft/router/link"
+	"weft/router/nft"
+	"weft/router/wg"
+)
+
+// Overhead is what WireGuard adds to a packet on an IPv6 underlay: 40 bytes of
+// IPv6, 8 of UDP, 32 of its own. MinMTU is the least that IPv6 asks of a link (RFC 8200).
+const (
+	Overhead = 80
+	MinMTU   = 1280
+)
+
+// Options are what a Router is made of.
+type Options struct {
+	Log *slog.Logger
+	// StartDatapath runs the userspace process and returns once it answers.
+	StartDatapath func(context.Context) error
+}
+
+// Config is the data path as it should be.
+type Config struct {
+	Universe   slot.Universe
+	Node       slot.Slot // 0: none yet
+	PrivateKey [32]byte
+	Port       uint16
+	MTU        int
+	Own        []slot.Range
+	Tunnels    []topology.Tunnel
+	Endpoints  []endpoint.Endpoint
+	Exposed    bool
+	IPv6       bool
+}
+
+// node is the node address of either family; invalid where there is none.
+func (c Config) node() (v4, v6 netip.Addr) {
+	if c.Node == 0 {
+		return v4, v6
+	}
+	v4 = c.Universe.Addr4(c.Node)
+	if c.IPv6 {
+		v6 = c.Universe.Addr6(c.Node)
+	}
+	return v4, v6
+}
+
+// Router is this host's data path.
+type Router struct {
+	opts Options
+
+	mu      sync.Mutex
+	kernel  nft.Kernel
+	device  *wg.Device
+	applied Config
+	plugged map[string]endpoint.Endpoint // by host link, as they were programmed last
+}
+
+// New makes a router; it touches nothing yet.
+func New(opts Options) *Router {
+	return &Router{opts: opts, device: wg.New(opts.StartDatapath), plugged: map[string]endpoint.Endpoint{}}
+}
+
+// Apply makes the kernel match.
+func (r *Router) Apply(ctx context.Context, c Config) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	v4, v6 := c.node()
+	if err := r.kernel.Apply(nft.Build(nft.Config{Universe: c.Universe, Node4: v4, Node6: v6, Own: c.Own, Exposed: c.Exposed})); err != nil {
+		return err
+	}
+	overlay := link.Overlay{Universe: c.Universe, Node: c.Node, MTU: c.MTU, IPv6: c.IPv6}
+	if err := overlay.Close(); err != nil {
+		return err
+	}
+	if err := link.Forwarding(c.IPv6); err != nil {
+		return err
+	}
+	if err := r.device.Ensure(ctx); err != nil {
+		return err
+	}
+	if err := r.device.Apply(wg.Config{PrivateKey: c.PrivateKey, Port: c.Port, Tunnels: c.Tunnels}); err != nil {
+		return err
+	}
+	if err := overlay.Open(); err != nil {
+		return err
+	}
+	moved := c.Node != r.applied.Node || c.IPv6 != r.applied.IPv6
+	r.applied = c
+	return r.plugAll(c, moved)
+}
+
+// plugAll programs the endpoints that are not yet, or all if the node address moved.
+// One whose link is gone is its owner's to detach.
+func (r *Router) plugAll(c Config, again bool) error {
+	present, err := endpoint.List()
+	if err != nil {
+		return err
+	}
+	wanted := map[string]bool{}
+	var errs []error
+	for _, e := range c.Endpoints {
+		wanted[e.HostLink] = true
+		if !slices.Contains(present, e.HostLink) {
+			delete(r.plugged, e.HostLink)
+			continue
+		}
+		if old, ok := r.plugged[e.HostLink]; ok && !again && same(old, e) {
+			continue
+		}
+		errs = append(errs, r.plug(c, e))
+	}
+	for name := range r.plugged {
+		if !wanted[name] {
+			delete(r.plugged, name)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func same(a, b endpoint.Endpoint) bool {
+	return a.Addr4 == b.Addr4 && a.Addr6 == b.Addr6 && a.MTU == b.MTU && a.ContainerMAC.String() == b.ContainerMAC.String()
+}
+
+func (r *Router) plug(c Config, e endpoint.Endpoint) error {
+	v4, v6 := c.node()
+	if err := endpoint.Plug(e, v4, v6); err != nil {
+		return err
+	}
+	r.plugged[e.HostLink] = e
+	return nil
+}
+
+// ErrNotApplied says that there is no configuration yet that an endpoint could be part of.
+var ErrNotApplied = errors.New("router: the data path is not set up yet")
+
+// Plug programs one endpoint, between two calls of Apply.
+func (r *Router) Plug(_ context.Context, e endpoint.Endpoint) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.applied.Universe.IsZero() {
+		return ErrNotApplied
+	}
+	return r.plug(r.applied, e)
+}
+
+// Unplug removes what Plug made.
+func (r *Router) Unplug(_ context.Context, e endpoint.Endpoint) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.plugged, e.HostLink)
+	return endpoint.Unplug(e)
+}
+
+// Observed is the data path as it is.
+type Observed struct {
+	wg.Observed
+	Warnings []string // each with what to do
+}
+
+// Observe reads the kernel.
+func (r *Router) Observe() (Observed, error) {
+	dev, err := wg.Observe()
+	if err != nil {
+		return Observed{}, err
+	}
+	o := Observed{Observed: dev}
+	foreign, err := nft.ForeignForwardDrop()
+	if err != nil {
+		return Observed{}, err
+	}
+	if foreign != "" {
+		o.Warnings = append(o.Warnings, fmt.Sprintf(
+			"the firewall chain %q drops forwarded packets by default, also containers': let them pass (for Docker: iptables -I DOCKER-USER -i weft+ -j ACCEPT; iptables -I DOCKER-USER -o weft+ -j ACCEPT; for ufw: ufw default allow routed)", foreign))
+	}
+	return o, nil
+}
+
+// Remove takes everything away that Weft made on this host: endpoints, device,
+// routes, the userspace process, and last the guard.
+func Remove(ctx context.Context) error {
+	links, err := endpoint.List()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if err := endpoint.Delete(l); err != nil {
+			return err
+		}
+	}
+	if err := datapath.Stop(ctx); err != nil {
+		return err
+	}
+	if err := link.Remove(); err != nil {
+		return err
+	}
+	var kernel nft.Kernel
+	return kernel.Delete()
+}
+
+// Close lets go of the kernel's tables; everything stays in force.
+func (r *Router) Close() { r.kernel.Close() }
