@@ -60,7 +60,7 @@ type Config struct {
 	// Found, if given, is the ring that this peer founds unless it has one already
 	// or hears of one first.
 	Found *ring.Ring
-	// Cluster and Universe, unless zero, are what the ring must be of.
+	// Cluster and Universe are what the ring must be of, as far as they are set.
 	Cluster  [16]byte
 	Universe slot.Universe
 	// Changed is called after every change of ring or allocations. It must not block.

@@ -65,9 +65,10 @@ func (a *Allocator) acceptable(r ring.Ring) error {
 	if a.cfg.Cluster != [16]byte{} && r.Cluster != a.cfg.Cluster {
 		return fmt.Errorf("ipam: the ring is of cluster %x, this peer's token of %x; `weft reset` leaves the old cluster", r.Cluster, a.cfg.Cluster)
 	}
-	if !a.cfg.Universe.IsZero() && r.Universe.V4 != a.cfg.Universe.V4 {
-		return fmt.Errorf("ipam: the mesh's universe is %v, this peer was launched with %v: launch it with --ipalloc-range %v, or without the flag",
-			r.Universe.V4, a.cfg.Universe.V4, r.Universe.V4)
+	asked := a.cfg.Universe
+	if asked.V4.IsValid() && r.Universe.V4 != asked.V4 || asked.V6.IsValid() && r.Universe.V6 != asked.V6 {
+		return fmt.Errorf("ipam: the mesh's universe is %v, this peer was launched with another: launch it with --ipalloc-range %v, or without the flag",
+			r.Universe, r.Universe)
 	}
 	return nil
 }

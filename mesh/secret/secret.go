@@ -15,10 +15,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 
 	"golang.org/x/crypto/argon2"
 
+	"weft/ipam/slot"
 	"weft/mesh/peer"
 )
 
@@ -140,4 +142,10 @@ func (s Secret) derive(info string) []byte {
 		panic(err) // only for a length that HKDF cannot give
 	}
 	return key
+}
+
+// V6 is the IPv6 universe of a cluster that was not told another.
+func (c ClusterID) V6() netip.Prefix {
+	sum := sha256.Sum256(append([]byte("weft universe v1\x00"), c[:]...))
+	return slot.ClusterV6(sum[:])
 }

@@ -1,0 +1,42 @@
+# Weft. `make help` lists what there is.
+SHELL   := /bin/bash
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+FLAGS   := -trimpath -ldflags '-s -w -X weft/prog/cli.Version=$(VERSION)'
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check bench test-kernel fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## static binaries into bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/ ./cmd/weft ./cmd/weft-cni
+
+demo: build ## three hosts on this machine: what Weft does, in under a minute (KEEP=1 leaves them running)
+	@bin/weft lab demo
+
+test: build ## all tests
+	$(GO) test ./...
+	@prog/lab/uml/test-kernel.sh
+
+check: ## format, vet, staticcheck, tests with the race detector
+	@test -z "$$($(GO) tool gofumpt -l cmd mesh ipam router prog)" || { $(GO) tool gofumpt -d cmd mesh ipam router prog; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test -race ./...
+
+test-kernel: build ## the two-host test on the kernel's own WireGuard, in user-mode Linux
+	@prog/lab/uml/test-kernel.sh
+
+bench: build ## the benchmarks behind site/benchmarks.md
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 20m ./prog/lab/bench
+
+fuzz: ## every decoder of untrusted bytes, 20 s each
+	@$(GO) list -f '{{$$p := .ImportPath}}{{range .TestGoFiles}}{{$$p}} {{end}}{{range .XTestGoFiles}}{{$$p}} {{end}}' ./... | tr ' ' '\n' | sort -u | while read -r pkg; do \
+		[ -n "$$pkg" ] || continue; \
+		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s $$pkg || exit 1; done; done
+
+clean: ## remove what was built
+	rm -rf bin .cache

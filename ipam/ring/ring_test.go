@@ -1,0 +1,212 @@
+package ring
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+var universe = slot.Universe{V4: netip.MustParsePrefix("10.32.0.0/24"), V6: netip.MustParsePrefix("fd00:1::/96")}
+
+func id(n int) peer.ID { return peer.ID{byte(n)} }
+
+func founded() Ring { return Found(ID{1}, [16]byte{2}, universe, id(1)) }
+
+// anyRing draws a ring that need not come from any history: merge must cope with all.
+func anyRing(t *rapid.T, label string) Ring {
+	r := Ring{ID: ID{1}, Cluster: [16]byte{2}, Universe: universe}
+	at := uint64(0)
+	for at < universe.Range().End {
+		n := rapid.Uint64Range(1, universe.Range().End-at).Draw(t, label+" length")
+		c := Claim{rapid.Uint32Range(1, 3).Draw(t, "generation"), rapid.Uint32Range(1, 4).Draw(t, "version"), id(rapid.IntRange(1, 4).Draw(t, "owner"))}
+		if rapid.Bool().Draw(t, "claimed") {
+			r.segments = push(r.segments, Segment{slot.Range{Start: slot.Slot(at), End: at + n}, c})
+		}
+		at += n
+	}
+	return r
+}
+
+func merged(t *rapid.T, a, b Ring) Ring {
+	m, news, err := a.Merge(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, _, _ := a.Merge(news); !again.Equal(m) {
+		t.Fatalf("the news alone do not lead to the same ring:\n%v\n%v", again.segments, m.segments)
+	}
+	return m
+}
+
+// Invariant 4: merges are total, commutative, associative and idempotent.
+func TestInvariant4MergeLaws(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a, b, c := anyRing(t, "a"), anyRing(t, "b"), anyRing(t, "c")
+		ab := merged(t, a, b)
+		if ba := merged(t, b, a); !ab.Equal(ba) {
+			t.Fatalf("not commutative:\n%v\n%v", ab.segments, ba.segments)
+		}
+		if x, y := merged(t, ab, c), merged(t, a, merged(t, b, c)); !x.Equal(y) {
+			t.Fatalf("not associative:\n%v\n%v", x.segments, y.segments)
+		}
+		if _, news, _ := ab.Merge(a); !news.IsZero() {
+			t.Fatalf("not idempotent: %v is news", news.segments)
+		}
+		for s := range universe.Range().End { // the definition, slot by slot
+			want := claimAt(a, slot.Slot(s))
+			if o := claimAt(b, slot.Slot(s)); o.Compare(want) > 0 {
+				want = o
+			}
+			if got := claimAt(ab, slot.Slot(s)); got != want {
+				t.Fatalf("slot %d: %v, want %v", s, got, want)
+			}
+		}
+		back, err := Decode(ab.Encode())
+		if err != nil || !back.Equal(ab) || !bytes.Equal(back.Encode(), ab.Encode()) {
+			t.Fatalf("encoding: %v", err)
+		}
+	})
+}
+
+func claimAt(r Ring, s slot.Slot) Claim {
+	for _, g := range r.segments {
+		if g.Contains(s) {
+			return g.Claim
+		}
+	}
+	return Claim{}
+}
+
+// Invariants 2 and 3: however news travels, no slot ever has two peers that both
+// believe it is theirs, since only the owner gives it away.
+func TestInvariant2NoSlotHasTwoOwners(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const peers = 4
+		rings := make([]Ring, peers+1)
+		for i := 1; i <= peers; i++ {
+			rings[i] = founded()
+		}
+		var inFlight []Ring
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			p := rapid.IntRange(1, peers).Draw(t, "peer")
+			switch owned := rings[p].Owned()[id(p)]; {
+			case rapid.Bool().Draw(t, "grant") && len(owned) > 0:
+				o := owned[rapid.IntRange(0, len(owned)-1).Draw(t, "range")]
+				from := rapid.Uint64Range(uint64(o.Start), o.End-1).Draw(t, "from")
+				g := slot.Range{Start: slot.Slot(from), End: rapid.Uint64Range(from+1, o.End).Draw(t, "to")}
+				next, delta, err := rings[p].Grant(id(p), id(rapid.IntRange(1, peers).Draw(t, "receiver")), g)
+				if err != nil {
+					t.Fatal(err)
+				}
+				rings[p] = next
+				inFlight = append(inFlight, delta, next)
+			case len(inFlight) > 0: // any message arrives anywhere, in any order, any number of times
+				rings[p] = merged(t, rings[p], inFlight[rapid.IntRange(0, len(inFlight)-1).Draw(t, "message")])
+			}
+			for s := range universe.Range().End {
+				owners := 0
+				for i := 1; i <= peers; i++ {
+					if o, _ := rings[i].Owner(slot.Slot(s)); o == id(i) {
+						owners++
+					}
+				}
+				if owners > 1 {
+					t.Fatalf("slot %d has %d owners that believe in it", s, owners)
+				}
+			}
+		}
+	})
+}
+
+// Invariant 3: a peer gives away only what is its own.
+func TestInvariant3OnlyTheOwnerGrants(t *testing.T) {
+	r := founded()
+	r, _, err := r.Grant(id(1), id(2), slot.Range{Start: 64, End: 128})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range []slot.Range{{Start: 64, End: 65}, {Start: 0, End: 128}, {Start: 200, End: 300}, {Start: 5, End: 5}} {
+		if _, _, err := r.Grant(id(1), id(3), g); !errors.Is(err, ErrNotOwner) {
+			t.Errorf("grant of %v: %v", g, err)
+		}
+	}
+	if o, ok := r.Owner(64); !ok || o != id(2) {
+		t.Errorf("owner of 64: %v", o)
+	}
+}
+
+func TestRingsOfTwoFoundersNeverMerge(t *testing.T) {
+	a, b := founded(), Found(ID{9}, [16]byte{2}, universe, id(2))
+	got, news, err := a.Merge(b)
+	var other *OtherRingError
+	if !errors.As(err, &other) || !got.Equal(a) || !news.IsZero() {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestDecodeRefusesWhatCannotBe(t *testing.T) {
+	for name, segments := range map[string][]Segment{
+		"overlap":      {{slot.Range{Start: 0, End: 10}, Claim{1, 1, id(1)}}, {slot.Range{Start: 5, End: 20}, Claim{1, 1, id(2)}}},
+		"outside":      {{slot.Range{Start: 0, End: 1000}, Claim{1, 1, id(1)}}},
+		"empty":        {{slot.Range{Start: 7, End: 7}, Claim{1, 1, id(1)}}},
+		"nobody":       {{slot.Range{Start: 0, End: 10}, Claim{1, 1, peer.ID{}}}},
+		"no version":   {{slot.Range{Start: 0, End: 10}, Claim{1, 0, id(1)}}},
+		"out of order": {{slot.Range{Start: 20, End: 30}, Claim{1, 1, id(1)}}, {slot.Range{Start: 0, End: 10}, Claim{1, 1, id(1)}}},
+	} {
+		r := founded()
+		r.segments = segments
+		if _, err := Decode(r.Encode()); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add(founded().Encode())
+	r, delta, _ := founded().Grant(id(1), id(2), slot.Range{Start: 64, End: 128})
+	f.Add(r.Encode())
+	f.Add(delta.Encode())
+	f.Add([]byte{0xa0})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := Decode(data)
+		if err != nil {
+			return
+		}
+		again, err := Decode(r.Encode())
+		if err != nil || !again.Equal(r) {
+			t.Fatalf("what was read cannot be written: %v", err)
+		}
+		if _, _, err := r.Merge(founded()); err == nil && r.ID != founded().ID {
+			t.Fatal("merged with another ring")
+		}
+	})
+}
+
+func BenchmarkMergeThousandPeers(b *testing.B) {
+	u := slot.Universe{V4: slot.DefaultV4, V6: universe.V6}
+	r := Found(ID{1}, [16]byte{2}, u, id(1))
+	rng := rand.New(rand.NewPCG(1, 1))
+	for i := range 1000 {
+		var p peer.ID
+		copy(p[:], fmt.Sprintf("%08d", i))
+		start := slot.Slot(rng.IntN(1<<12) << 8)
+		if owner, _ := r.Owner(start); owner == id(1) {
+			r, _, _ = r.Grant(id(1), p, slot.Range{Start: start, End: uint64(start) + 256})
+		}
+	}
+	for b.Loop() {
+		if _, _, err := founded0(u).Merge(r); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func founded0(u slot.Universe) Ring { return Found(ID{1}, [16]byte{2}, u, id(1)) }

@@ -1,0 +1,111 @@
+package space
+
+import (
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"weft/ipam/slot"
+)
+
+// A model of the space is a set of free slots; every step must keep both alike.
+func TestSpaceAgreesWithItsModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const size = 64
+		usable := slot.Range{Start: 1, End: size - 1}
+		owned := slot.Range{Start: slot.Slot(rapid.Uint32Range(0, 20).Draw(t, "start")), End: rapid.Uint64Range(30, size).Draw(t, "end")}
+		s := New(usable, []slot.Range{owned}, nil)
+		free := map[slot.Slot]bool{}
+		for i := owned.Start; uint64(i) < owned.End; i++ {
+			free[i] = true
+		}
+		taken := map[slot.Slot]bool{}
+		for range 80 {
+			switch rapid.IntRange(0, 3).Draw(t, "step") {
+			case 0:
+				got, ok := s.Take()
+				if ok && (!free[got] || !usable.Contains(got)) {
+					t.Fatalf("took %d, which is not free or not usable", got)
+				}
+				if !ok && countUsable(free, usable) > 0 {
+					t.Fatalf("nothing to take, but %d are free", countUsable(free, usable))
+				}
+				if ok {
+					delete(free, got)
+					taken[got] = true
+				}
+			case 1:
+				want := slot.Slot(rapid.Uint32Range(0, size-1).Draw(t, "exactly"))
+				if ok := s.TakeExactly(want); ok != free[want] {
+					t.Fatalf("take %d: %v, want %v", want, ok, free[want])
+				}
+				if free[want] {
+					delete(free, want)
+					taken[want] = true
+				}
+			case 2:
+				for back := range taken {
+					s.Give(back)
+					delete(taken, back)
+					free[back] = true
+					break
+				}
+			case 3:
+				if rapid.IntRange(0, 9).Draw(t, "rarely") > 0 {
+					continue
+				}
+				gift, ok := s.Donate()
+				if !ok {
+					if countUsable(free, usable) > 0 {
+						t.Fatal("nothing to give, but something is free")
+					}
+					continue
+				}
+				if len(gift.Blocks()) != 1 || gift.Intersect(usable).Len() == 0 {
+					t.Fatalf("gift %v is no CIDR, or useless", gift)
+				}
+				for i := gift.Start; uint64(i) < gift.End; i++ {
+					if !free[i] {
+						t.Fatalf("gave away %d, which is not free", i)
+					}
+					delete(free, i)
+				}
+			}
+			if got, want := s.Free(), countUsable(free, usable); got != want {
+				t.Fatalf("%d free, want %d", got, want)
+			}
+		}
+	})
+}
+
+func countUsable(free map[slot.Slot]bool, usable slot.Range) (n uint64) {
+	for s := range free {
+		if usable.Contains(s) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestFreedSlotRestsLongest(t *testing.T) {
+	s := New(slot.Range{Start: 0, End: 8}, []slot.Range{{Start: 0, End: 8}}, nil)
+	first, _ := s.Take()
+	s.Give(first)
+	for range 7 {
+		if next, _ := s.Take(); next == first {
+			t.Fatalf("slot %d came back before all others were used", first)
+		}
+	}
+	if next, ok := s.Take(); !ok || next != first {
+		t.Errorf("last of all: %v %v, want %v", next, ok, first)
+	}
+}
+
+func TestDonationHalvesTheLargestBlock(t *testing.T) {
+	s := New(slot.Range{Start: 1, End: 1<<20 - 1}, []slot.Range{{Start: 0, End: 1 << 20}}, []slot.Slot{1})
+	for _, want := range []slot.Range{{Start: 3 << 18, End: 1 << 20}, {Start: 5 << 17, End: 3 << 18}} {
+		if got, ok := s.Donate(); !ok || got != want {
+			t.Errorf("gave %v %v, want %v", got, ok, want)
+		}
+	}
+}
