@@ -62,9 +62,9 @@ type container struct {
 }
 
 func enter(path string) (*container, error) {
-	ns, err := netns.GetFromPath(path)
+	ns, err := openNamespace(path)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrNoNamespace, path, err)
+		return nil, err
 	}
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -74,45 +74,73 @@ func enter(path string) (*container, error) {
 	return &container{ns, h}, nil
 }
 
+// openNamespace opens a network namespace other than this one.
+func openNamespace(path string) (netns.NsHandle, error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return netns.None(), fmt.Errorf("%w: %s: %w", ErrNoNamespace, path, err)
+	}
+	kind, err := unix.IoctlRetInt(int(ns), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		ns.Close()
+		return netns.None(), fmt.Errorf("%w: %s is something else", ErrNoNamespace, path)
+	}
+	own, err := netns.Get()
+	if err != nil {
+		ns.Close()
+		return netns.None(), fmt.Errorf("this network namespace: %w", err)
+	}
+	defer own.Close()
+	if own.Equal(ns) {
+		ns.Close()
+		return netns.None(), fmt.Errorf("%s is this host's own network namespace: only containers can be attached", path)
+	}
+	return ns, nil
+}
+
 func (c *container) close() {
 	c.h.Close()
 	c.ns.Close()
 }
 
+// mac derives the address of one side from the link's name: known before the link
+// is made, which spares reading it back, and fixed, which keeps udev from changing it.
+func mac(hostLink, side string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(hostLink + "\x00" + side))
+	m := net.HardwareAddr(sum[:6])
+	m[0] = m[0]&^0x01 | 0x02 // unicast, locally administered
+	return m
+}
+
 // Create makes the pair, one end here and the other, still down, in the
-// container's namespace. It returns ErrExists if either end is there already.
+// container's namespace. It returns ErrExists if the host side is there already.
 func Create(hostLink, netnsPath, ifname string) (Pair, error) {
-	c, err := enter(netnsPath)
+	ns, err := openNamespace(netnsPath)
 	if err != nil {
 		return Pair{}, err
 	}
-	defer c.close()
-	if _, err := c.h.LinkByName(ifname); err == nil {
-		return Pair{}, fmt.Errorf("%w: %s in %s", ErrExists, ifname, netnsPath)
-	}
+	defer ns.Close()
 	h, err := link.Handle()
 	if err != nil {
 		return Pair{}, err
 	}
 	defer h.Close()
-	veth := &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: hostLink, TxQLen: 1000},
-		PeerName:  ifname, PeerNamespace: netlink.NsFd(c.ns),
+	pair := Pair{HostMAC: mac(hostLink, "host"), ContainerMAC: mac(hostLink, "container")}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.HardwareAddr = hostLink, pair.HostMAC
+	err = h.LinkAdd(&netlink.Veth{
+		LinkAttrs: attrs, PeerName: ifname, PeerHardwareAddr: pair.ContainerMAC, PeerNamespace: netlink.NsFd(ns),
+	})
+	if errors.Is(err, unix.EEXIST) {
+		if exists(hostLink) == nil {
+			return Pair{}, fmt.Errorf("%w: %s", ErrExists, hostLink)
+		}
+		return Pair{}, fmt.Errorf("the container has an interface %s already: choose another name", ifname)
 	}
-	if err := h.LinkAdd(veth); errors.Is(err, unix.EEXIST) {
-		return Pair{}, fmt.Errorf("%w: %s", ErrExists, hostLink)
-	} else if err != nil {
-		return Pair{}, fmt.Errorf("make link %s: %w", hostLink, err)
-	}
-	host, err := h.LinkByName(hostLink)
 	if err != nil {
-		return Pair{}, fmt.Errorf("link %s: %w", hostLink, err)
+		return Pair{}, fmt.Errorf("make link %s, with %s in %s: %w", hostLink, ifname, netnsPath, err)
 	}
-	inside, err := c.h.LinkByName(ifname)
-	if err != nil {
-		return Pair{}, errors.Join(fmt.Errorf("link %s in %s: %w", ifname, netnsPath, err), Delete(hostLink))
-	}
-	return Pair{host.Attrs().HardwareAddr, inside.Attrs().HardwareAddr}, nil
+	return pair, nil
 }
 
 // Config is the container's side.
