@@ -16,7 +16,14 @@ import (
 	"weft/prog/lab/node"
 )
 
-// Command returns weft lab. Its errors are for people; an *ExitError carries the code to end the program with.
+// ExitError is what weft lab exec returns when its command failed. The command has said why; all that is left
+// to do is to end with the same code.
+type ExitError struct{ Code int }
+
+func (e *ExitError) Error() string { return fmt.Sprintf("exit code %d", e.Code) }
+
+// Command returns weft lab. Its commands end with their context, which the caller ends on SIGINT and SIGTERM;
+// exec instead passes signals on. Errors are for people, except *ExitError.
 func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "lab",
@@ -49,14 +56,13 @@ func upCommand(name *string) *cobra.Command {
 			}
 			o.Name, o.Launch = *name, args
 			o.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
-			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
-			defer stop()
+			ctx := cmd.Context()
 			l, err := Up(ctx, o)
 			if l == nil {
 				return err
 			}
 			if err != nil && ctx.Err() != nil { // interrupted: nobody wants to look at half a lab
-				return errors.Join(err, l.Down(cmd.Context()))
+				return errors.Join(err, l.Down(context.WithoutCancel(ctx)))
 			}
 			if err != nil {
 				return fmt.Errorf("%w\nThe lab is still up to look at: weft lab status --name %s; remove it with weft lab down --name %s",
@@ -116,7 +122,16 @@ func execCommand(name *string) *cobra.Command {
 			signals := make(chan os.Signal, 8)
 			signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
 			defer signal.Stop(signals)
-			return l.Attach(cmd.Context(), args[0], [3]*os.File{os.Stdin, os.Stdout, os.Stderr}, signals, argv...)
+			// The context would end at ctrl-C, and the command with it, however it means to answer.
+			err = l.Attach(context.WithoutCancel(cmd.Context()), args[0],
+				[3]*os.File{os.Stdin, os.Stdout, os.Stderr}, signals, argv...)
+			if failed, ok := errors.AsType[*CommandError](err); ok {
+				if failed.Stderr != "" { // it could not even be started
+					fmt.Fprintln(cmd.ErrOrStderr(), "weft:", failed.Stderr)
+				}
+				return &ExitError{failed.Code}
+			}
+			return err
 		},
 	}
 	// The command's own flags are not ours, with or without the dashes before it.
@@ -242,9 +257,7 @@ func demoCommand() *cobra.Command {
 		Use: "demo", Hidden: true, Args: cobra.NoArgs,
 		Short: "Show three hosts, their tunnels and what a sniffer sees",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
-			defer stop()
-			return Demo(ctx, cmd.OutOrStdout(), os.Getenv("KEEP") != "")
+			return Demo(cmd.Context(), cmd.OutOrStdout(), os.Getenv("KEEP") != "")
 		},
 	}
 }

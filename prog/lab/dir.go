@@ -7,9 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"weft/prog/lab/node"
 )
 
 const lockFile = "lock"
@@ -91,47 +92,77 @@ func Down(ctx context.Context, name string) (stale bool, err error) {
 		_ = os.Remove(baseDir()) // fails while other labs are there
 		return false, nil
 	}
-	pid, err := holder(dir)
+	stale, err = remove(ctx, dir)
+	_ = os.Remove(baseDir())
+	return stale, err
+}
+
+// remove ends the lab in dir, if it lives, and removes dir. The base directory is locked.
+func remove(ctx context.Context, dir string) (stale bool, err error) {
+	pidfd, live, err := openRoot(dir)
 	if err != nil {
 		return false, err
 	}
-	if pid != 0 {
-		if err := killRoot(ctx, dir, pid); err != nil {
-			return false, err
+	if pidfd >= 0 {
+		defer unix.Close(pidfd)
+		if err := killRoot(ctx, pidfd); err != nil {
+			return !live, err
 		}
 	}
 	if err := os.RemoveAll(dir); err != nil {
-		return pid == 0, fmt.Errorf("lab: %w", err)
+		return !live, fmt.Errorf("lab: %w", err)
 	}
-	_ = os.Remove(baseDir())
-	return pid == 0, nil
+	return !live, nil
+}
+
+// openRoot returns a pidfd of the root node, -1 if it is gone, and whether it lives. A dying root has let go of
+// its lock, but waits for all other processes of the lab to end; then the lock file still says who it is.
+func openRoot(dir string) (pidfd int, live bool, err error) {
+	pid, err := holder(dir)
+	if err != nil {
+		return -1, false, err
+	}
+	if pid != 0 {
+		pidfd, err := unix.PidfdOpen(pid, 0)
+		// With the pidfd at hand, ask again: the number could have passed to somebody else in between.
+		if again, e := holder(dir); err == nil && e == nil && again == pid {
+			return pidfd, true, nil
+		}
+		if err == nil {
+			_ = unix.Close(pidfd)
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(dir, lockFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return -1, false, nil // it never got that far
+	}
+	if err != nil {
+		return -1, false, fmt.Errorf("lab: %w", err)
+	}
+	root, err := node.ParseIdentity(string(data))
+	if err != nil {
+		return -1, false, nil // nor did this one
+	}
+	pidfd, err = root.Open()
+	if err != nil {
+		return -1, false, fmt.Errorf("lab: %w", err)
+	}
+	return pidfd, false, nil
 }
 
 // killRoot ends the root node and with it, by the kernel's hand, every process of the lab. A pid namespace's
 // first process is gone only when all others are.
-func killRoot(ctx context.Context, dir string, pid int) error {
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("lab: open process %d: %w", pid, err)
-	}
-	defer unix.Close(pidfd)
-	// With the pidfd at hand, ask again: the number could have passed to somebody else in between.
-	if again, err := holder(dir); err != nil || again != pid {
-		return err
-	}
+func killRoot(ctx context.Context, pidfd int) error {
 	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("lab: kill process %d: %w", pid, err)
+		return fmt.Errorf("lab: kill the lab's root: %w", err)
 	}
 	for ctx.Err() == nil {
 		fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-		if n, err := unix.Poll(fds, int(100*time.Millisecond/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("lab: wait for process %d: %w", pid, err)
+		if n, err := unix.Poll(fds, 100); err != nil && !errors.Is(err, unix.EINTR) { // milliseconds
+			return fmt.Errorf("lab: wait for the lab's root: %w", err)
 		} else if n > 0 {
 			return nil
 		}
 	}
-	return fmt.Errorf("lab: process %d does not end: %w", pid, context.Cause(ctx))
+	return fmt.Errorf("lab: the lab's root does not end: %w", context.Cause(ctx))
 }

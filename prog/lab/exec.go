@@ -16,11 +16,11 @@ import (
 	"weft/prog/lab/node"
 )
 
-// ExitError is returned for a command that ran in the lab and failed; see node.ExitError.
-type ExitError = node.ExitError
+// CommandError is returned for a command that ran in the lab and failed.
+type CommandError = node.CommandError
 
 // Exec runs a command on a host ("h1"), in a container ("h1/c1") or beside the bridge ("underlay"), and returns
-// its stdout. stdin may be nil. A command that fails gives an *ExitError with its stderr.
+// its stdout. stdin may be nil. A command that fails gives an *CommandError with its stderr.
 func (l *Lab) Exec(ctx context.Context, target string, stdin io.Reader, args ...string) (string, error) {
 	p, err := l.startProcess(ctx, target, stdin, args...)
 	if err != nil {
@@ -116,7 +116,7 @@ func (p *Process) Wait() (string, error) {
 	err := <-p.done
 	p.cancel()
 	stdout, stderr := p.stdout.finish(), p.stderr.finish()
-	if exit, ok := errors.AsType[*ExitError](err); ok {
+	if exit, ok := errors.AsType[*CommandError](err); ok {
 		exit.Stderr = strings.TrimSpace(exit.Stderr + "\n" + stderr)
 	}
 	return stdout, err

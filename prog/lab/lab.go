@@ -103,7 +103,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 		return nil, err
 	}
 	l := &Lab{opts: o, dir: stateDir(o.Name)}
-	if err := l.start(); err != nil {
+	if err := l.start(ctx); err != nil {
 		return nil, err
 	}
 	if err := l.addHosts(ctx); err != nil {
@@ -146,7 +146,7 @@ func Open(name string) (*Lab, error) {
 }
 
 // start makes the state directory and the underlay.
-func (l *Lab) start() error {
+func (l *Lab) start(ctx context.Context) error {
 	base, err := lockBase()
 	if err != nil {
 		return err
@@ -160,8 +160,8 @@ func (l *Lab) start() error {
 	}
 	if _, err := os.Stat(l.dir); err == nil {
 		l.opts.Progress("cleaning up after a lab that died: " + l.dir)
-		if err := os.RemoveAll(l.dir); err != nil {
-			return fmt.Errorf("lab: clean up: %w", err)
+		if _, err := remove(ctx, l.dir); err != nil {
+			return err
 		}
 	}
 	if err := l.startRoot(); err != nil {

@@ -109,7 +109,7 @@ func TestExec(t *testing.T) {
 	l := bare(t, 1, 1)
 	for _, target := range []string{"h1", "h1/c1", "underlay"} {
 		_, err := l.Exec(t.Context(), target, nil, "sh", "-c", "echo no >&2; exit 7")
-		if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Code != 7 || exit.Stderr != "no" {
+		if exit, ok := errors.AsType[*lab.CommandError](err); !ok || exit.Code != 7 || exit.Stderr != "no" {
 			t.Errorf("%s: exit 7 is %v", target, err)
 		}
 		out, err := l.Exec(t.Context(), target, strings.NewReader("a\nb\n"), "wc", "-l")
@@ -118,11 +118,11 @@ func TestExec(t *testing.T) {
 		}
 	}
 	_, err := l.Exec(t.Context(), "h1", nil, "no-such-command")
-	if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Code != 127 {
+	if exit, ok := errors.AsType[*lab.CommandError](err); !ok || exit.Code != 127 {
 		t.Errorf("unknown command: %v", err)
 	}
 	_, err = l.Exec(t.Context(), "h1", nil, "sh", "-c", "kill -USR1 $$")
-	if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Signal != unix.SIGUSR1 || exit.Code != 128+int(unix.SIGUSR1) {
+	if exit, ok := errors.AsType[*lab.CommandError](err); !ok || exit.Signal != unix.SIGUSR1 || exit.Code != 128+int(unix.SIGUSR1) {
 		t.Errorf("killed command: %v", err)
 	}
 	if _, err := l.Exec(t.Context(), "h9", nil, "true"); err == nil || !strings.Contains(err.Error(), "lab status") {

@@ -1,13 +1,16 @@
 package lab_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"testing"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"weft/prog/lab"
 	"weft/prog/lab/probe"
@@ -29,9 +32,11 @@ func TestMain(m *testing.M) {
 func weft() int {
 	root := &cobra.Command{Use: "weft", SilenceUsage: true, SilenceErrors: true}
 	root.AddCommand(lab.Command(), probe.Command(), fakeLaunch(), fakeToken())
-	err := root.Execute()
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM) // as prog/cli does
+	defer stop()
+	err := root.ExecuteContext(ctx)
 	if exit, ok := errors.AsType[*lab.ExitError](err); ok {
-		return exit.ExitCode()
+		return exit.Code
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "weft:", err)

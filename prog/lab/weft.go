@@ -101,7 +101,7 @@ func (l *Lab) Token() (string, error) {
 
 // newToken makes a token before any mesh exists.
 func (l *Lab) newToken(ctx context.Context) (string, error) {
-	out, err := l.Exec(ctx, "h1", nil, "weft", "token", "new")
+	out, err := l.Exec(ctx, "h1", nil, "weft", "token")
 	return strings.TrimSpace(out), err
 }
 

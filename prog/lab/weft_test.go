@@ -57,12 +57,10 @@ func fakeLaunch() *cobra.Command {
 }
 
 func fakeToken() *cobra.Command {
-	token := &cobra.Command{Use: "token"}
-	token.AddCommand(&cobra.Command{
-		Use:  "new",
+	return &cobra.Command{
+		Use: "token", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { fmt.Println("made-beforehand"); return nil },
-	})
-	return token
+	}
 }
 
 func fakeCNI() int {

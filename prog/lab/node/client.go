@@ -14,16 +14,16 @@ import (
 // Node is the client's side of a running node; its value is the path of the node's socket.
 type Node string
 
-// ExitError is returned for a command that ran and did not succeed. Code is what a shell would report: the
+// CommandError is returned for a command that ran and did not succeed. Code is what a shell would report: the
 // command's exit code, or 128 plus the number of the signal that ended it.
-type ExitError struct {
+type CommandError struct {
 	Code   int
 	Signal unix.Signal // 0 unless a signal ended it
 	Argv   []string
 	Stderr string // the end of it, if it was captured
 }
 
-func (e *ExitError) Error() string {
+func (e *CommandError) Error() string {
 	var b strings.Builder
 	if e.Signal != 0 {
 		fmt.Fprintf(&b, "%s: %s", strings.Join(e.Argv, " "), unix.SignalName(e.Signal))
@@ -36,9 +36,6 @@ func (e *ExitError) Error() string {
 	return b.String()
 }
 
-// ExitCode is the code to end a program with that stands for the command, as a shell does.
-func (e *ExitError) ExitCode() int { return e.Code }
-
 // Command is one command to run in a node.
 type Command struct {
 	Argv  []string
@@ -50,7 +47,7 @@ type Command struct {
 }
 
 // Exec runs a command in the node's namespaces with the caller's descriptors and waits for its end. A command
-// that fails gives an *ExitError. The command is killed with its process group when ctx ends or the caller dies.
+// that fails gives an *CommandError. The command is killed with its process group when ctx ends or the caller dies.
 func (n Node) Exec(ctx context.Context, cmd Command) error {
 	conn, err := dial(string(n))
 	if err != nil {
@@ -91,11 +88,11 @@ func (r reply) outcome(argv []string, err error) error {
 	case err != nil:
 		return err
 	case r.Error != "":
-		return &ExitError{Code: r.Code, Argv: argv, Stderr: r.Error}
+		return &CommandError{Code: r.Code, Argv: argv, Stderr: r.Error}
 	case r.Died != 0:
-		return &ExitError{Code: 128 + int(r.Died), Signal: r.Died, Argv: argv}
+		return &CommandError{Code: 128 + int(r.Died), Signal: r.Died, Argv: argv}
 	case r.Code != 0:
-		return &ExitError{Code: r.Code, Argv: argv}
+		return &CommandError{Code: r.Code, Argv: argv}
 	}
 	return nil
 }

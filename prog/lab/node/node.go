@@ -83,20 +83,6 @@ func (s *server) setup() (*net.UnixListener, error) {
 	return net.ListenUnix("unixpacket", &net.UnixAddr{Name: s.cfg.Socket, Net: "unixpacket"})
 }
 
-// holdLock takes a lock that lives as long as this process. It is a POSIX lock because F_GETLK tells everybody
-// the holder's pid in their own PID namespace: so the lab is found, and killed, without a pid file to go stale.
-func holdLock(path string) error {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
-	}
-	lock := unix.Flock_t{Type: unix.F_WRLCK}
-	if err := unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &lock); err != nil {
-		return fmt.Errorf("lock %s: %w", path, err)
-	}
-	return nil // fd stays open for ever: to close it would release the lock
-}
-
 func (s *server) serve(ctx context.Context, listener *net.UnixListener) error {
 	for {
 		conn, err := listener.AcceptUnix()

@@ -7,12 +7,10 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os/signal"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
 
 // ErrLoss is returned after the results have been printed: some messages did not come back as they should.
@@ -21,7 +19,8 @@ var ErrLoss = errors.New("probe: not every message came back once, unchanged and
 // maxSize keeps a message within one receive buffer and one UDP datagram.
 const maxSize = 60_000
 
-// Command returns weft probe.
+// Command returns weft probe. Its commands end with their context, which the caller ends on SIGINT and SIGTERM;
+// listen and capture then end well.
 func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use: "probe", Short: "Send, answer and capture test traffic", Args: cobra.NoArgs,
@@ -51,12 +50,10 @@ func sendCommand(proto, short string, probe prober) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
-			defer stop()
 			if bulk {
-				return runBulk(ctx, cmd.OutOrStdout(), addrs, cfg, duration, asJSON)
+				return runBulk(cmd.Context(), cmd.OutOrStdout(), addrs, cfg, duration, asJSON)
 			}
-			return run(ctx, cmd.OutOrStdout(), probe, addrs, cfg, asJSON)
+			return run(cmd.Context(), cmd.OutOrStdout(), probe, addrs, cfg, asJSON)
 		},
 	}
 	f := cmd.Flags()
@@ -151,14 +148,12 @@ func writeJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// bounded ends ctx by signal and, unless d is 0, by time.
+// bounded ends ctx after d, unless d is 0.
 func bounded(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
 	if d == 0 {
-		return ctx, stop
+		return context.WithCancel(ctx)
 	}
-	ctx, cancel := context.WithTimeout(ctx, d)
-	return ctx, func() { cancel(); stop() }
+	return context.WithTimeout(ctx, d)
 }
 
 func listenCommand() *cobra.Command {
