@@ -61,7 +61,10 @@ func (d *demo) show(ctx context.Context, target string, args ...string) error {
 	fmt.Fprintf(d.out, "%s $ %s\n", target, strings.Join(args, " "))
 	out, err := d.lab.Exec(ctx, target, nil, args...)
 	for line := range strings.Lines(strings.TrimRight(out, "\n") + "\n") {
-		fmt.Fprint(d.out, "  "+line)
+		if line != "\n" {
+			line = "  " + line
+		}
+		fmt.Fprint(d.out, line)
 	}
 	fmt.Fprintln(d.out)
 	return err

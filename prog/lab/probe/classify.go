@@ -24,22 +24,50 @@ func classify(frame []byte) key {
 	case unix.ETH_P_ARP:
 		return key{kind: "arp"}
 	case unix.ETH_P_IP:
-		if len(body) < 20 || len(body) < int(body[0]&0xf)*4 {
-			return key{kind: "short ipv4"}
-		}
-		if binary.BigEndian.Uint16(body[6:])&0x1fff != 0 {
-			return key{kind: fmt.Sprintf("ipv4 fragment of protocol %d", body[9])}
-		}
-		return transport(body[9], body[int(body[0]&0xf)*4:])
+		return packet4(body)
 	case unix.ETH_P_IPV6:
-		if len(body) < 40 {
-			return key{kind: "short ipv6"}
-		}
-		return transport6(body[6], body[40:])
+		return packet6(body)
 	default:
 		return key{kind: fmt.Sprintf("ethertype 0x%04x", etype)}
 	}
 }
+
+func packet4(body []byte) key {
+	if len(body) < 20 || len(body) < int(body[0]&0xf)*4 {
+		return key{kind: "short ipv4"}
+	}
+	if binary.BigEndian.Uint16(body[6:])&0x1fff != 0 {
+		return key{kind: fmt.Sprintf("ipv4 fragment of protocol %d", body[9])}
+	}
+	proto, rest := body[9], body[int(body[0]&0xf)*4:]
+	if proto == unix.IPPROTO_ICMP && len(rest) >= icmpHeader && rest[0] == 3 { // RFC 792
+		return unreachable(packet4(rest[icmpHeader:]))
+	}
+	return transport(proto, rest)
+}
+
+func packet6(body []byte) key {
+	if len(body) < 40 {
+		return key{kind: "short ipv6"}
+	}
+	next, rest := body[6], body[40:]
+	if next == unix.IPPROTO_ICMPV6 && len(rest) >= icmpHeader && rest[0] == 1 { // RFC 4443
+		return unreachable(packet6(rest[icmpHeader:]))
+	}
+	return transport6(next, rest)
+}
+
+// icmpHeader is what precedes the packet that an error of ICMP or ICMPv6 quotes.
+const icmpHeader = 8
+
+// unreachable names an error by what it answers: there is nothing odd in a host that refuses gossip because its
+// agent was killed, but there is in one that refuses a container's traffic.
+func unreachable(quoted key) key {
+	return key{UnreachablePrefix + quoted.kind, quoted.port}
+}
+
+// UnreachablePrefix precedes, in Row.Kind, the kind of packet that an ICMP unreachable message answers.
+const UnreachablePrefix = "unreachable "
 
 // transport6 steps over hop-by-hop options, which MLD always has.
 func transport6(next byte, body []byte) key {
