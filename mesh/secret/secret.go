@@ -113,7 +113,8 @@ func Parse(s string) (Token, error) {
 	}
 	raw, err := alphabet.DecodeString(body)
 	var t Token
-	if err != nil || len(raw) != len(t.Cluster)+len(t.Secret)+checksumLen {
+	// Encoded again it must be the same: the last character has bits to spare.
+	if err != nil || len(raw) != len(t.Cluster)+len(t.Secret)+checksumLen || alphabet.EncodeToString(raw) != body {
 		return Token{}, ErrMistyped
 	}
 	payload, sum := raw[:len(raw)-checksumLen], raw[len(raw)-checksumLen:]

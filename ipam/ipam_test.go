@@ -1,0 +1,346 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+var universe = slot.Universe{V4: netip.MustParsePrefix("10.32.0.0/24"), V6: netip.MustParsePrefix("fd00:1::/96")}
+
+func peerID(n int) peer.ID { return peer.ID{byte(n)} }
+
+// disk is a Store that can be told to fail.
+type disk struct {
+	mu    sync.Mutex
+	state State
+	fail  error
+}
+
+func (d *disk) Load() (State, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.state
+	s.Allocations = maps.Clone(s.Allocations)
+	return s, nil
+}
+
+func (d *disk) Update(c Change) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fail != nil {
+		return d.fail
+	}
+	if c.Ring != nil {
+		d.state.Ring = c.Ring
+	}
+	if d.state.Allocations == nil {
+		d.state.Allocations = map[string]slot.Slot{}
+	}
+	switch {
+	case c.Key == "":
+	case c.Delete:
+		delete(d.state.Allocations, c.Key)
+	default:
+		d.state.Allocations[c.Key] = c.Slot
+	}
+	return nil
+}
+
+// cluster is allocators with a network that can lose deltas and cut pairs.
+type cluster struct {
+	t     *testing.T
+	rand  *rand.Rand
+	hosts map[peer.ID]*member
+	lose  float64
+	cut   func(a, b peer.ID) bool
+}
+
+type member struct {
+	c    *cluster
+	id   peer.ID
+	disk *disk
+	*Allocator
+	stop context.CancelFunc
+	done chan error
+}
+
+func newCluster(t *testing.T, seed uint64) *cluster {
+	return &cluster{
+		t: t, rand: rand.New(rand.NewPCG(seed, 1)), hosts: map[peer.ID]*member{},
+		cut: func(a, b peer.ID) bool { return false },
+	}
+}
+
+func (m *member) Broadcast(_ string, delta []byte) {
+	for _, other := range m.c.hosts {
+		if other != m && m.c.rand.Float64() >= m.c.lose && !m.c.cut(m.id, other.id) {
+			go func() { _, _ = other.Merge(delta) }()
+		}
+	}
+}
+
+func (m *member) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
+	if !m.Reachable(to) || kind != RequestSpace {
+		return nil, errors.New("unreachable")
+	}
+	return m.c.hosts[to].ServeSpace(ctx, m.id, payload)
+}
+
+func (m *member) Reachable(id peer.ID) bool { return m.c.hosts[id] != nil && !m.c.cut(m.id, id) }
+
+// start runs an allocator; the first peer founds.
+func (c *cluster) start(n int, d *disk) *member {
+	m := &member{c: c, id: peerID(n), disk: d, done: make(chan error, 1)}
+	cfg := Config{Self: m.id, Store: d, Mesh: m, Log: slog.New(slog.DiscardHandler), Changed: func() {}}
+	if n == 1 {
+		found := ring.Found(ring.ID{1}, [16]byte{1}, universe, m.id)
+		cfg.Found = &found
+	}
+	m.Allocator = New(cfg)
+	ctx, cancel := context.WithCancel(context.Background())
+	m.stop = cancel
+	go func() { m.done <- m.Run(ctx) }()
+	c.hosts[m.id] = m
+	return m
+}
+
+func (c *cluster) end() {
+	for _, m := range c.hosts {
+		m.stop()
+		if err := <-m.done; err != nil {
+			c.t.Error(err)
+		}
+	}
+	synctest.Wait()
+}
+
+// gossip is push/pull: everybody tells everybody, where the network allows.
+func (c *cluster) gossip() {
+	for _, a := range c.hosts {
+		for _, b := range c.hosts {
+			if full := a.Full(); full != nil && a != b && !c.cut(a.id, b.id) {
+				_, _ = b.Merge(full)
+			}
+		}
+	}
+}
+
+// check asserts what must always hold, over all peers at once.
+func (c *cluster) check() {
+	c.t.Helper()
+	holder := map[slot.Slot]string{}
+	for id, m := range c.hosts {
+		snap, err := m.Snapshot(c.t.Context())
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		for key, s := range snap.Allocations {
+			if owner, _ := snap.Ring.Owner(s); owner != id {
+				c.t.Fatalf("%v gave %s slot %d, which %v owns", id, key, s, owner)
+			}
+			if other, taken := holder[s]; taken {
+				c.t.Fatalf("slot %d has two holders: %s and %v %s", s, other, id, key)
+			}
+			if !universe.Usable().Contains(s) {
+				c.t.Fatalf("slot %d was handed out", s)
+			}
+			holder[s] = fmt.Sprintf("%v %s", id, key)
+			if m.disk.state.Allocations[key] != s {
+				c.t.Fatalf("%s has slot %d, the disk says %d", key, s, m.disk.state.Allocations[key])
+			}
+		}
+	}
+}
+
+// Invariant 2: one address, one live endpoint, over random histories with lost
+// messages, partitions, and restarts from disk.
+func TestInvariant2OneAddressOneEndpoint(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		seed := rapid.Uint64().Draw(r, "seed")
+		synctest.Test(t, func(t *testing.T) {
+			const peers = 5
+			c := newCluster(t, seed)
+			c.lose = 0.3
+			for n := 1; n <= peers; n++ {
+				c.start(n, &disk{})
+			}
+			held := map[int]map[string]bool{}
+			for step := range 120 {
+				n := 1 + c.rand.IntN(peers)
+				m := c.hosts[peerID(n)]
+				if held[n] == nil {
+					held[n] = map[string]bool{}
+				}
+				switch c.rand.IntN(10) {
+				case 0:
+					c.gossip()
+				case 1:
+					side := 1 + c.rand.IntN(peers)
+					c.cut = func(a, b peer.ID) bool { return (int(a[0]) <= side) != (int(b[0]) <= side) }
+				case 2:
+					c.cut = func(a, b peer.ID) bool { return false }
+				case 3:
+					m.stop()
+					<-m.done
+					c.start(n, m.disk)
+				case 4, 5:
+					for key := range held[n] {
+						if err := m.Free(t.Context(), key); err != nil {
+							t.Fatal(err)
+						}
+						delete(held[n], key)
+						break
+					}
+				default:
+					key := fmt.Sprintf("c%d", step)
+					ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+					if _, err := m.Allocate(ctx, key); err == nil {
+						held[n][key] = true
+					}
+					cancel()
+				}
+				synctest.Wait()
+				c.check()
+			}
+			c.end()
+		})
+	})
+}
+
+// Twenty peers empty a /24 to the last address: nobody is refused before, and then
+// everybody is told why.
+func TestTheUniverseIsUsedToItsLastAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		const peers = 20
+		for n := 1; n <= peers; n++ {
+			c.start(n, &disk{})
+		}
+		for range 3 {
+			c.gossip()
+			synctest.Wait()
+		}
+		for i := range universe.Usable().Len() {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			_, err := c.hosts[peerID(1+int(i)%peers)].Allocate(ctx, fmt.Sprint(i))
+			cancel()
+			if err != nil {
+				t.Fatalf("address %d of %d: %v", i+1, universe.Usable().Len(), err)
+			}
+			c.check()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if _, err := c.hosts[peerID(7)].Allocate(ctx, "one more"); !errors.Is(err, ErrNoSpace) {
+			t.Errorf("one more: %v", err)
+		}
+		c.end()
+	})
+}
+
+func TestAllocateIsIdempotentAndSurvivesRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		m := c.start(1, &disk{})
+		first, err := m.Allocate(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, _ := m.Allocate(t.Context(), "a"); again != first {
+			t.Errorf("asked twice: %d, then %d", first, again)
+		}
+		m.stop()
+		<-m.done
+		m = c.start(1, m.disk)
+		if after, _ := m.Allocate(t.Context(), "a"); after != first {
+			t.Errorf("after a restart: %d, was %d", after, first)
+		}
+		if other, _ := m.Allocate(t.Context(), "b"); other == first {
+			t.Errorf("slot %d was given twice", other)
+		}
+		c.end()
+	})
+}
+
+// What could not be persisted was not answered, and is free again.
+func TestNothingIsAnsweredThatIsNotOnDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		d := &disk{}
+		m := c.start(1, d)
+		if _, err := m.Allocate(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		before, _ := m.Snapshot(t.Context())
+		d.fail = errors.New("disk full")
+		if _, err := m.Allocate(t.Context(), "b"); !errors.Is(err, d.fail) {
+			t.Errorf("allocate: %v", err)
+		}
+		if _, err := m.ServeSpace(t.Context(), peerID(2), nil); !errors.Is(err, d.fail) {
+			t.Errorf("donate: %v", err)
+		}
+		if err := m.Free(t.Context(), "a"); !errors.Is(err, d.fail) {
+			t.Errorf("free: %v", err)
+		}
+		after, _ := m.Snapshot(t.Context())
+		if after.Free != before.Free || !after.Ring.Equal(before.Ring) || len(after.Allocations) != 1 {
+			t.Errorf("the failures left traces: %+v, was %+v", after, before)
+		}
+		c.end()
+	})
+}
+
+func TestAPeerWithTargetsWaitsForTheRing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		m := c.start(2, &disk{})
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		if _, err := m.Allocate(ctx, "a"); !errors.Is(err, ErrNoRing) {
+			t.Errorf("got %v", err)
+		}
+		c.end()
+	})
+}
+
+// Rings of two founders, of another cluster or another universe are kept apart and reported.
+func TestForeignRingsAreReportedNotMerged(t *testing.T) {
+	other := universe
+	other.V4 = netip.MustParsePrefix("10.99.0.0/24")
+	for name, theirs := range map[string]ring.Ring{
+		"two founders": ring.Found(ring.ID{2}, [16]byte{1}, universe, peerID(2)),
+		"cluster":      ring.Found(ring.ID{1}, [16]byte{9}, universe, peerID(2)),
+		"universe":     ring.Found(ring.ID{1}, [16]byte{1}, other, peerID(2)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, 1)
+				m := c.start(1, &disk{})
+				news, err := m.Merge(theirs.Encode())
+				snap, _ := m.Snapshot(t.Context())
+				if news != nil || err == nil || snap.Conflict == nil {
+					t.Errorf("merged: %v, %v", news, err)
+				}
+				if owner, _ := snap.Ring.Owner(5); owner != peerID(1) {
+					t.Errorf("our ring changed: slot 5 is %v's", owner)
+				}
+				c.end()
+			})
+		})
+	}
+}

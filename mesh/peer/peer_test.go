@@ -1,0 +1,120 @@
+package peer
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+func key(n byte) ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{n}, ed25519.SeedSize))
+}
+
+func sample() Record {
+	return Record{
+		WireGuard: [32]byte{1, 2}, Nickname: "h1", Port: 6784, Gossip: 6783, Node: 7, Sequence: 3,
+		Underlay: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}, Ring: []byte{9},
+	}
+}
+
+func TestRecordProvesItsName(t *testing.T) {
+	s, err := Sign(sample(), key(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Decode(s.Encode())
+	if err != nil || got.Record.ID() != IDOf(key(1).Public().(ed25519.PublicKey)) || got.Record.Underlay[1] != sample().Underlay[1] {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	// Signed by somebody else in the name of the first.
+	forged := Signed{payload: s.payload, signature: ed25519.Sign(key(2), append([]byte(context), s.payload...))}
+	if _, err := Decode(forged.Encode()); err == nil {
+		t.Error("another's signature was accepted")
+	}
+	// A signature that was made for something else.
+	forged.signature = ed25519.Sign(key(1), s.payload)
+	if _, err := Decode(forged.Encode()); err == nil {
+		t.Error("a signature without its context was accepted")
+	}
+}
+
+// A field of a newer version survives being passed on by an older one.
+func TestUnknownFieldsAreKept(t *testing.T) {
+	newer := map[int]any{1: []byte(key(1).Public().(ed25519.PublicKey)), 3: "h1", 7: 4, 99: "of the future"}
+	payload := must(encoding.Marshal(newer))
+	s := Signed{payload: payload, signature: ed25519.Sign(key(1), append([]byte(context), payload...))}
+	got, err := Decode(s.Encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back map[int]any
+	if err := cbor.Unmarshal(got.payload, &back); err != nil || back[99] != "of the future" {
+		t.Errorf("passed on: %v, %v", back, err)
+	}
+	if _, err := Decode(got.Encode()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSupersedesIsATotalOrder(t *testing.T) {
+	r := sample()
+	a, _ := Sign(r, key(1))
+	r.Nickname = "other"
+	b, _ := Sign(r, key(1))
+	r.Sequence++
+	c, _ := Sign(r, key(1))
+	if a.Supersedes(b) == b.Supersedes(a) || a.Supersedes(a) || !c.Supersedes(a) || !c.Supersedes(b) || a.Supersedes(c) {
+		t.Error("two peers could keep different records for ever")
+	}
+}
+
+func TestUnusableRecordsAreRefused(t *testing.T) {
+	for name, change := range map[string]func(*Record){
+		"long nickname":    func(r *Record) { r.Nickname = strings.Repeat("x", MaxNickname+1) },
+		"terminal escape":  func(r *Record) { r.Nickname = "h1\x1b[2J" },
+		"too many":         func(r *Record) { r.Underlay = make([]netip.Addr, MaxUnderlay+1) },
+		"loopback":         func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("127.0.0.1")} },
+		"multicast":        func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("ff02::1")} },
+		"zone":             func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("fe80::1%eth0")} },
+		"long ring id":     func(r *Record) { r.Ring = make([]byte, 17) },
+		"invalid address":  func(r *Record) { r.Underlay = []netip.Addr{{}} },
+		"unspecified host": func(r *Record) { r.Underlay = []netip.Addr{netip.IPv4Unspecified()} },
+	} {
+		r := sample()
+		change(&r)
+		if _, err := Sign(r, key(1)); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestParseID(t *testing.T) {
+	id := IDOf(key(1).Public().(ed25519.PublicKey))
+	if got, err := ParseID(id.String()); err != nil || got != id {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, bad := range []string{"", "12", "zz" + id.String()[2:], id.String() + "00"} {
+		if _, err := ParseID(bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	s, _ := Sign(sample(), key(1))
+	f.Add(s.Encode())
+	f.Add(must(encoding.Marshal(wire{})))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := Decode(data)
+		if err != nil {
+			return
+		}
+		if again, err := Decode(s.Encode()); err != nil || again.Record.ID() != s.Record.ID() {
+			t.Fatalf("what was read cannot be written: %v", err)
+		}
+	})
+}

@@ -1,0 +1,118 @@
+package secret
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"weft/mesh/peer"
+)
+
+func token(t *testing.T) Token {
+	t.Helper()
+	tok, err := New(bytes.NewReader(append(bytes.Repeat([]byte{7, 99, 200, 31}, 8), bytes.Repeat([]byte{1, 2}, 8)...)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
+func TestTokenSurvivesTheTrip(t *testing.T) {
+	want := token(t)
+	for _, s := range []string{want.Reveal(), " " + want.Reveal() + "\r\n", strings.ToUpper(want.Reveal())} {
+		if got, err := Parse(s); err != nil || got != want {
+			t.Errorf("%q: %v, %v", s, got, err)
+		}
+	}
+}
+
+// A token with any one character changed, lost, doubled or swapped is refused by name.
+func TestMistypedTokenIsRefused(t *testing.T) {
+	good := token(t).Reveal()
+	for i := len(prefix); i < len(good); i++ {
+		other := byte('a')
+		if good[i] == 'a' {
+			other = 'b'
+		}
+		bad := []string{good[:i] + string(other) + good[i+1:], good[:i] + good[i+1:], good[:i] + good[i:i+1] + good[i:]}
+		if i+1 < len(good) && good[i] != good[i+1] {
+			bad = append(bad, good[:i]+good[i+1:i+2]+good[i:i+1]+good[i+2:])
+		}
+		for _, s := range bad {
+			if _, err := Parse(s); !errors.Is(err, ErrMistyped) {
+				t.Errorf("%q: %v", s, err)
+			}
+		}
+	}
+	if _, err := Parse("hunter2"); !errors.Is(err, ErrNoToken) {
+		t.Errorf("no token at all: %v", err)
+	}
+}
+
+func TestSecretsDoNotPrintThemselves(t *testing.T) {
+	tok := token(t)
+	inJSON, err := json.Marshal(tok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := tok.Reveal()[len(prefix)+30:] // the part behind the cluster id
+	for _, printed := range []string{
+		fmt.Sprint(tok), fmt.Sprintf("%+v %#v %s", tok, tok, tok.Secret), fmt.Sprintf("%v %#v", tok.Secret, tok.Secret), string(inJSON),
+	} {
+		if strings.Contains(printed, raw) || strings.Contains(printed, fmt.Sprintf("%x", tok.Secret[:4])) || strings.Contains(printed, "7, 99") || strings.Contains(printed, "0x63") {
+			t.Errorf("the secret shows in %s", printed)
+		}
+	}
+}
+
+func TestPresharedKeysBelongToPairs(t *testing.T) {
+	s := token(t).Secret
+	a, b, c := peer.ID{1}, peer.ID{2}, peer.ID{3}
+	if s.PresharedKey(a, b) != s.PresharedKey(b, a) {
+		t.Error("the two ends of a tunnel have different keys")
+	}
+	if s.PresharedKey(a, b) == s.PresharedKey(a, c) || bytes.Equal(s.GossipKey(), s.derive("")) {
+		t.Error("two uses share a key")
+	}
+}
+
+func TestPassword(t *testing.T) {
+	a, err := FromPassword("correct horse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := FromPassword("correct horse"); a != b {
+		t.Error("one password gives two secrets")
+	}
+	if b, _ := FromPassword("Correct horse"); a == b {
+		t.Error("two passwords give one secret")
+	}
+	if _, err := FromPassword("short"); err == nil {
+		t.Error("a password of 5 bytes was accepted")
+	}
+}
+
+func TestClusterV6IsAULA(t *testing.T) {
+	a, b := ClusterID{1}.V6(), ClusterID{2}.V6()
+	if a == b || a.Bits() != 96 || a.Addr().As16()[0] != 0xfd || a.Masked() != a {
+		t.Errorf("got %v and %v", a, b)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(Token{}.Reveal())
+	f.Add(prefix)
+	f.Add("weft1-aaaa")
+	f.Fuzz(func(t *testing.T, s string) {
+		tok, err := Parse(s)
+		if err != nil {
+			return
+		}
+		if again, err := Parse(tok.Reveal()); err != nil || again != tok {
+			t.Fatalf("%q: %v", s, err)
+		}
+	})
+}

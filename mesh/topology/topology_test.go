@@ -1,0 +1,110 @@
+package topology
+
+import (
+	"crypto/ed25519"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+func record(n byte, change func(*peer.Record)) peer.Record {
+	seed := make([]byte, ed25519.SeedSize)
+	seed[0] = n
+	r := peer.Record{
+		Identity: ed25519.NewKeyFromSeed(seed).Public().(ed25519.PublicKey), WireGuard: [32]byte{n}, Port: 6784, Ring: []byte{1},
+		Underlay: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, n}), netip.MustParseAddr("2001:db8::1")},
+	}
+	if change != nil {
+		change(&r)
+	}
+	return r
+}
+
+func input(peers ...peer.Record) Input {
+	in := Input{
+		Self: record(1, nil).ID(), Ring: []byte{1}, IPv6: true, Underlay4: true, Peers: peers,
+		Universe:     slot.Universe{V4: slot.DefaultV4, V6: netip.MustParsePrefix("fd00::/96")},
+		Owned:        map[peer.ID][]slot.Range{record(2, nil).ID(): {{Start: 256, End: 768}}},
+		PresharedKey: func(id peer.ID) [32]byte { return [32]byte{id[0]} },
+	}
+	return in
+}
+
+func TestAllowedIPsAreWhatThePeerOwns(t *testing.T) {
+	plan := Plan(input(record(1, nil), record(2, nil)))
+	if len(plan) != 1 || plan[0].PublicKey != ([32]byte{2}) || plan[0].Endpoint != netip.MustParseAddrPort("192.0.2.2:6784") {
+		t.Fatalf("plan: %+v", plan)
+	}
+	var got []string
+	for _, p := range plan[0].AllowedIPs {
+		got = append(got, p.String())
+	}
+	want := []string{"10.32.1.0/24", "10.32.2.0/24", "fd00::100/120", "fd00::200/120"}
+	if !slices.Equal(got, want) {
+		t.Errorf("allowed IPs %v, want %v", got, want)
+	}
+}
+
+func TestWhoGetsATunnel(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*peer.Record)
+		input  func(*Input)
+		want   string // the endpoint; empty for no tunnel
+	}{
+		"running":          {want: "192.0.2.2:6784"},
+		"stopped agent":    {change: func(r *peer.Record) { r.State = peer.Stopped }, want: "192.0.2.2:6784"},
+		"left for good":    {change: func(r *peer.Record) { r.State = peer.Left }},
+		"another ring":     {change: func(r *peer.Record) { r.Ring = []byte{2} }},
+		"no ring yet":      {change: func(r *peer.Record) { r.Ring = nil }},
+		"IPv6 underlay":    {input: func(in *Input) { in.Underlay4, in.Underlay6 = false, true }, want: "[2001:db8::1]:6784"},
+		"no common family": {change: func(r *peer.Record) { r.Underlay = r.Underlay[1:] }},
+		"gossip knows more": {
+			change: func(r *peer.Record) { r.Underlay = append(r.Underlay, netip.MustParseAddr("192.0.2.99")) },
+			input: func(in *Input) {
+				in.Preferred = map[peer.ID]netip.Addr{record(2, nil).ID(): netip.MustParseAddr("192.0.2.99")}
+			},
+			want: "192.0.2.99:6784",
+		},
+		"gossip's address is not in the record": {
+			input: func(in *Input) {
+				in.Preferred = map[peer.ID]netip.Addr{record(2, nil).ID(): netip.MustParseAddr("192.0.2.66")}
+			},
+			want: "192.0.2.2:6784",
+		},
+	} {
+		in := input(record(2, tt.change))
+		if tt.input != nil {
+			tt.input(&in)
+		}
+		plan := Plan(in)
+		switch {
+		case tt.want == "" && len(plan) > 0:
+			t.Errorf("%s: %+v", name, plan)
+		case tt.want != "" && (len(plan) != 1 || plan[0].Endpoint.String() != tt.want):
+			t.Errorf("%s: %+v, want %s", name, plan, tt.want)
+		}
+	}
+}
+
+func TestPlanDoesNotDependOnOrder(t *testing.T) {
+	peers := []peer.Record{record(2, nil), record(3, nil), record(4, nil)}
+	want := Plan(input(peers...))
+	slices.Reverse(peers)
+	if got := Plan(input(peers...)); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestIPv4OnlyHostTakesNoIPv6(t *testing.T) {
+	in := input(record(2, nil))
+	in.IPv6 = false
+	for _, p := range Plan(in)[0].AllowedIPs {
+		if p.Addr().Is6() {
+			t.Errorf("allowed IPs contain %v", p)
+		}
+	}
+}
