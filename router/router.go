@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"weft/ipam/slot"
@@ -75,12 +74,11 @@ type Router struct {
 	kernel  nft.Kernel
 	device  *wg.Device
 	applied Config
-	plugged map[string]endpoint.Endpoint // by host link, as they were programmed last
 }
 
 // New makes a router; it touches nothing yet.
 func New(opts Options) *Router {
-	return &Router{opts: opts, device: wg.New(opts.StartDatapath), plugged: map[string]endpoint.Endpoint{}}
+	return &Router{opts: opts, device: wg.New(opts.StartDatapath)}
 }
 
 // Apply makes the kernel match.
@@ -101,56 +99,19 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 	if err := r.device.Ensure(ctx); err != nil {
 		return err
 	}
+	// Up before the tunnels are set: then a port that is taken is an error at once.
+	// No route leads into the device yet.
+	if err := overlay.Up(); err != nil {
+		return err
+	}
 	if err := r.device.Apply(wg.Config{PrivateKey: c.PrivateKey, Port: c.Port, Tunnels: c.Tunnels}); err != nil {
 		return err
 	}
 	if err := overlay.Open(); err != nil {
 		return err
 	}
-	moved := c.Node != r.applied.Node || c.IPv6 != r.applied.IPv6
 	r.applied = c
-	return r.plugAll(c, moved)
-}
-
-// plugAll programs the endpoints that are not yet, or all if the node address moved.
-// One whose link is gone is its owner's to detach.
-func (r *Router) plugAll(c Config, again bool) error {
-	present, err := endpoint.List()
-	if err != nil {
-		return err
-	}
-	wanted := map[string]bool{}
-	var errs []error
-	for _, e := range c.Endpoints {
-		wanted[e.HostLink] = true
-		if !slices.Contains(present, e.HostLink) {
-			delete(r.plugged, e.HostLink)
-			continue
-		}
-		if old, ok := r.plugged[e.HostLink]; ok && !again && same(old, e) {
-			continue
-		}
-		errs = append(errs, r.plug(c, e))
-	}
-	for name := range r.plugged {
-		if !wanted[name] {
-			delete(r.plugged, name)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func same(a, b endpoint.Endpoint) bool {
-	return a.Addr4 == b.Addr4 && a.Addr6 == b.Addr6 && a.MTU == b.MTU && a.ContainerMAC.String() == b.ContainerMAC.String()
-}
-
-func (r *Router) plug(c Config, e endpoint.Endpoint) error {
-	v4, v6 := c.node()
-	if err := endpoint.Plug(e, v4, v6); err != nil {
-		return err
-	}
-	r.plugged[e.HostLink] = e
-	return nil
+	return endpoint.Sync(c.Endpoints, v4, v6)
 }
 
 // ErrNotApplied says that there is no configuration yet that an endpoint could be part of.
@@ -163,14 +124,14 @@ func (r *Router) Plug(_ context.Context, e endpoint.Endpoint) error {
 	if r.applied.Universe.IsZero() {
 		return ErrNotApplied
 	}
-	return r.plug(r.applied, e)
+	v4, v6 := r.applied.node()
+	return endpoint.Plug(e, v4, v6)
 }
 
 // Unplug removes what Plug made.
 func (r *Router) Unplug(_ context.Context, e endpoint.Endpoint) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.plugged, e.HostLink)
 	return endpoint.Unplug(e)
 }
 

@@ -273,7 +273,7 @@ func Check(hostLink, netnsPath, ifname string, addrs []netip.Addr) error {
 	if l.Attrs().Flags&net.FlagUp == 0 {
 		return fmt.Errorf("%s in %s is down", ifname, netnsPath)
 	}
-	have, err := c.h.AddrList(l, netlink.FAMILY_ALL)
+	have, err := link.Dump(func() ([]netlink.Addr, error) { return c.h.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("addresses of %s in %s: %w", ifname, netnsPath, err)
 	}
@@ -285,7 +285,7 @@ func Check(hostLink, netnsPath, ifname string, addrs []netip.Addr) error {
 		if want.Is6() {
 			family, gateway = netlink.FAMILY_V6, Gateway6
 		}
-		routes, err := c.h.RouteList(l, family)
+		routes, err := link.Dump(func() ([]netlink.Route, error) { return c.h.RouteList(l, family) })
 		if err != nil {
 			return fmt.Errorf("routes of %s in %s: %w", ifname, netnsPath, err)
 		}
@@ -335,7 +335,7 @@ func List() ([]string, error) {
 		return nil, err
 	}
 	defer h.Close()
-	links, err := h.LinkList()
+	links, err := link.Dump(h.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("links: %w", err)
 	}

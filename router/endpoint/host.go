@@ -33,6 +33,10 @@ func Plug(e Endpoint, node4, node6 netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("link %s: %w", e.HostLink, err)
 	}
+	return plug(h, l, e, node4, node6)
+}
+
+func plug(h *netlink.Handle, l netlink.Link, e Endpoint, node4, node6 netip.Addr) error {
 	if l.Attrs().MTU != e.MTU {
 		if err := h.LinkSetMTU(l, e.MTU); err != nil {
 			return fmt.Errorf("link %s: MTU %d: %w", e.HostLink, e.MTU, err)
@@ -83,7 +87,8 @@ func plugFamily(h *netlink.Handle, l netlink.Link, e Endpoint, addr, node netip.
 }
 
 // sysctls are the per-link settings: strict reverse path for IPv4, and nothing
-// that an endpoint says changes the host's routing.
+// that an endpoint says changes the host's routing. The guard sees to both as well,
+// so that a /proc/sys that is read-only, as in most containers, is no obstacle.
 func sysctls(e Endpoint) error {
 	type setting struct{ tree, name, value string }
 	settings := []setting{
@@ -95,7 +100,7 @@ func sysctls(e Endpoint) error {
 		settings = append(settings, setting{"ipv6/conf", "accept_ra", "0"}, setting{"ipv6/conf", "accept_redirects", "0"})
 	}
 	for _, s := range settings {
-		if err := link.Sysctl(s.value, s.tree, e.HostLink, s.name); err != nil {
+		if err := link.Sysctl(s.value, s.tree, e.HostLink, s.name); err != nil && !errors.Is(err, unix.EROFS) {
 			return err
 		}
 	}

@@ -21,7 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/ipam/slot"
-	"weft/mesh/peer"
 )
 
 // Names of our links: the tunnel, and the prefix of the host side of endpoints.
@@ -47,6 +46,21 @@ func Handle() (*netlink.Handle, error) {
 	return h, nil
 }
 
+// Dump calls a function that lists things until nothing changed meanwhile: the
+// kernel marks a list that changed while it was read, since it may lack entries.
+func Dump[T any](list func() ([]T, error)) (out []T, err error) {
+	for range 20 {
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return out, err
+		}
+	}
+	return nil, err
+}
+
+// maxUnderlay is what a peer's record holds (peer.MaxUnderlay); written out, since
+// with that package weft-cni would have to start all of CBOR.
+const maxUnderlay = 16
+
 // Underlay lists the addresses at which other hosts may reach this one, the best
 // guess first: those of the link with the default route, IPv4 before IPv6. It also
 // returns the smallest MTU of their links.
@@ -56,7 +70,7 @@ func Underlay(universe slot.Universe) ([]netip.Addr, int, error) {
 		return nil, 0, err
 	}
 	defer h.Close()
-	links, err := h.LinkList()
+	links, err := Dump(h.LinkList)
 	if err != nil {
 		return nil, 0, fmt.Errorf("links: %w", err)
 	}
@@ -72,7 +86,7 @@ func Underlay(universe slot.Universe) ([]netip.Addr, int, error) {
 		if Ours(attrs.Name) || attrs.Flags&net.FlagLoopback != 0 || attrs.Flags&net.FlagUp == 0 {
 			continue
 		}
-		addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
+		addrs, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 		if err != nil {
 			return nil, 0, fmt.Errorf("addresses of %s: %w", attrs.Name, err)
 		}
@@ -89,7 +103,7 @@ func Underlay(universe slot.Universe) ([]netip.Addr, int, error) {
 	}
 	slices.SortStableFunc(found, func(a, b candidate) int { return cmp.Compare(a.rank, b.rank) })
 	out := make([]netip.Addr, 0, len(found))
-	for _, c := range found[:min(len(found), peer.MaxUnderlay)] {
+	for _, c := range found[:min(len(found), maxUnderlay)] {
 		out = append(out, c.addr)
 	}
 	return out, mtu, nil
@@ -116,7 +130,7 @@ func underlayAddr(a netlink.Addr, universe slot.Universe) (netip.Addr, bool) {
 
 // defaultLink is the index of the link with the best default route, 0 if there is none.
 func defaultLink(h *netlink.Handle) int {
-	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := listRoutes(h, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return 0
 	}
@@ -156,26 +170,42 @@ func Overlap(universe slot.Universe) error {
 		return err
 	}
 	defer h.Close()
-	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := listRoutes(h, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	if err != nil {
-		return fmt.Errorf("routes: %w", err)
+		return err
 	}
 	for _, r := range routes {
 		dst, ok := prefixOf(r.Dst)
 		if r.Protocol == Protocol || !ok || dst.Bits() == 0 || dst.Addr().IsMulticast() || dst.Addr().IsLinkLocalUnicast() {
 			continue
 		}
-		name := "-"
-		if l, err := h.LinkByIndex(r.LinkIndex); err == nil {
-			name = l.Attrs().Name
-		}
 		for _, u := range []netip.Prefix{universe.V4, universe.V6} {
-			if !Ours(name) && u.Overlaps(dst) {
+			if !u.Overlaps(dst) {
+				continue
+			}
+			name := "-"
+			if l, err := h.LinkByIndex(r.LinkIndex); err == nil {
+				name = l.Attrs().Name
+			}
+			if !Ours(name) {
 				return &OverlapError{u, dst, name}
 			}
 		}
 	}
 	return nil
+}
+
+func listRoutes(h *netlink.Handle, filter *netlink.Route, mask uint64) ([]netlink.Route, error) {
+	routes, err := Dump(func() ([]netlink.Route, error) { return h.RouteListFiltered(netlink.FAMILY_ALL, filter, mask) })
+	if err != nil {
+		return nil, fmt.Errorf("routes: %w", err)
+	}
+	return routes, nil
+}
+
+// Routes lists our routes in the main table, of both families.
+func Routes(h *netlink.Handle) ([]netlink.Route, error) {
+	return listRoutes(h, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL)
 }
 
 func prefixOf(n *net.IPNet) (netip.Prefix, bool) {

@@ -21,8 +21,12 @@ type Overlay struct {
 	IPv6     bool
 }
 
-// lastResort is the metric of the unreachable routes: any other route beats them.
-const lastResort = 4278198272
+// Metrics of our routes to the universe. Any other route beats the last resort; the
+// tunnel's is written out since 0 would mean 1024 in IPv6 and 0 in IPv4.
+const (
+	tunnelMetric = 512
+	lastResort   = 4278198272
+)
 
 // universes are the overlay's prefixes in the families that this host carries.
 // The guard covers IPv6 in any case.
@@ -33,99 +37,160 @@ func (o Overlay) universes() []netip.Prefix {
 	return []netip.Prefix{o.Universe.V4}
 }
 
+// Nodes are the node's addresses, IPv4 first; none while there is no node slot.
+func (o Overlay) Nodes() []netip.Addr {
+	switch {
+	case o.Node == 0:
+		return nil
+	case o.IPv6:
+		return []netip.Addr{o.Universe.Addr4(o.Node), o.Universe.Addr6(o.Node)}
+	}
+	return []netip.Addr{o.Universe.Addr4(o.Node)}
+}
+
 // Close makes the universe unreachable but for what better routes say. It comes
 // first: then no packet for the overlay follows the default route, at any moment.
+// These routes stay when the device is gone; IPv6's go when lo goes down, so that
+// they are applied again and again.
 func (o Overlay) Close() error {
 	h, err := Handle()
 	if err != nil {
 		return err
 	}
 	defer h.Close()
+	have, err := Routes(h)
+	if err != nil {
+		return err
+	}
 	for _, p := range o.universes() {
-		r := &netlink.Route{Dst: IPNet(p), Type: unix.RTN_UNREACHABLE, Priority: lastResort, Protocol: Protocol, Table: unix.RT_TABLE_MAIN}
+		r := netlink.Route{Dst: IPNet(p), Type: unix.RTN_UNREACHABLE, Priority: lastResort, Protocol: Protocol, Table: unix.RT_TABLE_MAIN}
 		if p.Addr().Is6() {
-			lo, err := h.LinkByName("lo") // IPv6 hangs them on lo, and drops them with it
+			lo, err := h.LinkByName("lo") // IPv6 hangs them on lo
 			if err != nil {
 				return fmt.Errorf("unreachable route: %w", err)
 			}
 			r.LinkIndex = lo.Attrs().Index
 		}
-		if err := replaceRoute(h, r); err != nil {
+		if err := SetRoute(h, have, r); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Up gives the device its MTU and brings it up. No route leads into it yet.
+func (o Overlay) Up() error {
+	h, err := Handle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := device(h)
+	if err != nil {
+		return err
+	}
+	if o.MTU != 0 && l.Attrs().MTU != o.MTU {
+		if err := h.LinkSetMTU(l, o.MTU); err != nil {
+			return fmt.Errorf("MTU %d of %s: %w", o.MTU, Device, err)
+		}
+	}
+	if l.Attrs().Flags&net.FlagUp != 0 {
+		return nil
+	}
+	if o.IPv6 {
+		if err := NoLinkLocal(h, l); err != nil {
+			return err
+		}
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return fmt.Errorf("link %s up: %w", Device, err)
+	}
+	return nil
+}
+
+// NoLinkLocal keeps the kernel from giving a link an IPv6 link-local address of its
+// own, and from announcing that to neighbours. It has to come before the link is up.
+func NoLinkLocal(h *netlink.Handle, l netlink.Link) error {
+	const none = 1 // IN6_ADDR_GEN_MODE_NONE
+	if err := h.LinkSetIP6AddrGenMode(l, none); err != nil {
+		return fmt.Errorf("address generation of %s: %w", l.Attrs().Name, err)
+	}
+	return nil
+}
+
+func device(h *netlink.Handle) (netlink.Link, error) {
+	l, err := h.LinkByName(Device)
+	if err != nil {
+		return nil, fmt.Errorf("link %s: %w", Device, err)
+	}
+	return l, nil
 }
 
 // Open gives the tunnel its addresses and the universe its way into it. It does
 // nothing before there is a node address, since every packet of the host's own
 // needs one as its source.
 func (o Overlay) Open() error {
+	nodes := o.Nodes()
+	if nodes == nil {
+		return nil
+	}
 	h, err := Handle()
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	l, err := h.LinkByName(Device)
+	l, err := device(h)
 	if err != nil {
-		return fmt.Errorf("link %s: %w", Device, err)
-	}
-	if l.Attrs().MTU != o.MTU {
-		if err := h.LinkSetMTU(l, o.MTU); err != nil {
-			return fmt.Errorf("MTU %d of %s: %w", o.MTU, Device, err)
-		}
-	}
-	if o.IPv6 {
-		// No link-local address is needed there, and none is announced.
-		if err := Sysctl("1", "ipv6/conf", Device, "addr_gen_mode"); err != nil {
-			return err
-		}
-	}
-	if l.Attrs().Flags&net.FlagUp == 0 {
-		if err := h.LinkSetUp(l); err != nil {
-			return fmt.Errorf("link %s up: %w", Device, err)
-		}
-	}
-	if o.Node == 0 {
-		return nil
-	}
-	nodes := []netip.Addr{o.Universe.Addr4(o.Node)}
-	if o.IPv6 {
-		nodes = append(nodes, o.Universe.Addr6(o.Node))
+		return err
 	}
 	if err := setAddresses(h, l, nodes); err != nil {
 		return err
 	}
+	have, err := Routes(h)
+	if err != nil {
+		return err
+	}
+	var want []netlink.Route
 	for i, p := range o.universes() {
-		r := &netlink.Route{
+		r := netlink.Route{
 			Dst: IPNet(p), LinkIndex: l.Attrs().Index, Src: nodes[i].AsSlice(),
 			Scope: netlink.SCOPE_LINK, Protocol: Protocol, Table: unix.RT_TABLE_MAIN, Priority: tunnelMetric,
 		}
 		if p.Addr().Is6() {
 			r.Scope = netlink.SCOPE_UNIVERSE
 		}
-		if err := replaceRoute(h, r); err != nil {
+		if err := SetRoute(h, have, r); err != nil {
 			return err
+		}
+		want = append(want, r)
+	}
+	return deleteRoutes(h, slices.DeleteFunc(have, func(r netlink.Route) bool {
+		return r.LinkIndex != l.Attrs().Index || slices.ContainsFunc(want, func(w netlink.Route) bool { return sameRoute(r, w) })
+	}))
+}
+
+// deleteRoutes removes routes; that one is gone already is no error.
+func deleteRoutes(h *netlink.Handle, routes []netlink.Route) error {
+	for _, r := range routes {
+		if err := h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove route to %v: %w", r.Dst, err)
 		}
 	}
 	return nil
 }
 
-// tunnelMetric is the metric of the universe's way into the tunnel; 0 would mean
-// 1024 in IPv6 and 0 in IPv4.
-const tunnelMetric = 512
-
 // setAddresses makes the single addresses of a link exactly these; link-local ones stay.
 func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Addr) error {
-	have, err := h.AddrList(l, netlink.FAMILY_ALL)
+	have, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("addresses of %s: %w", l.Attrs().Name, err)
 	}
+	want = slices.Clone(want)
 	for _, a := range have {
 		addr, _ := netip.AddrFromSlice(a.IP)
 		addr = addr.Unmap()
 		if i := slices.Index(want, addr); i >= 0 {
-			want = slices.Delete(slices.Clone(want), i, i+1)
+			want = slices.Delete(want, i, i+1)
 		} else if !addr.IsLinkLocalUnicast() {
 			if err := h.AddrDel(l, &a); err != nil {
 				return fmt.Errorf("remove address %v of %s: %w", addr, l.Attrs().Name, err)
@@ -133,47 +198,51 @@ func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Addr) error {
 		}
 	}
 	for _, addr := range want {
-		a := &netlink.Addr{IPNet: IPNet(netip.PrefixFrom(addr, addr.BitLen()))}
-		if addr.Is6() {
-			a.Flags = unix.IFA_F_NODAD
-		}
-		if err := h.AddrReplace(l, a); err != nil {
-			return fmt.Errorf("address %v of %s: %w", addr, l.Attrs().Name, err)
+		if err := SetAddress(h, l, netip.PrefixFrom(addr, addr.BitLen())); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// replaceRoute sets a route unless it is there already: replacing an equal IPv6
-// route would take it away for a moment.
-func replaceRoute(h *netlink.Handle, r *netlink.Route) error {
-	family := netlink.FAMILY_V4
-	if r.Dst.IP.To4() == nil {
-		family = netlink.FAMILY_V6
+// SetAddress gives a link an address, usable at once: nobody else can have it, so
+// IPv6 need not ask.
+func SetAddress(h *netlink.Handle, l netlink.Link, p netip.Prefix) error {
+	a := &netlink.Addr{IPNet: IPNet(p)}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
 	}
-	have, err := h.RouteListFiltered(family, &netlink.Route{Dst: r.Dst, Table: r.Table}, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
-	if err != nil {
-		return fmt.Errorf("routes to %v: %w", r.Dst, err)
+	if p.Addr().IsLinkLocalUnicast() {
+		a.Scope = unix.RT_SCOPE_LINK
 	}
-	for _, old := range have {
-		if old.Priority == r.Priority && old.LinkIndex == r.LinkIndex && old.Src.Equal(r.Src) && old.Protocol == r.Protocol && sameType(old.Type, r.Type) {
-			return nil
-		}
+	if err := h.AddrReplace(l, a); err != nil {
+		return fmt.Errorf("address %v of %s: %w", p, l.Attrs().Name, err)
 	}
-	if err := h.RouteReplace(r); err != nil {
+	return nil
+}
+
+// SetRoute sets a route unless it is among those there are (see Routes): replacing
+// an equal IPv6 route would take it away for a moment.
+func SetRoute(h *netlink.Handle, have []netlink.Route, r netlink.Route) error {
+	if slices.ContainsFunc(have, func(old netlink.Route) bool { return sameRoute(old, r) }) {
+		return nil
+	}
+	if err := h.RouteReplace(&r); err != nil {
 		return fmt.Errorf("route to %v: %w", r.Dst, err)
 	}
 	return nil
 }
 
-func sameType(a, b int) bool {
-	if a == 0 {
-		a = unix.RTN_UNICAST
+func sameRoute(a, b netlink.Route) bool {
+	return a.Dst != nil && b.Dst != nil && a.Dst.String() == b.Dst.String() && a.Priority == b.Priority &&
+		a.LinkIndex == b.LinkIndex && a.Src.Equal(b.Src) && a.Protocol == b.Protocol && routeType(a) == routeType(b)
+}
+
+func routeType(r netlink.Route) int {
+	if r.Type == 0 {
+		return unix.RTN_UNICAST
 	}
-	if b == 0 {
-		b = unix.RTN_UNICAST
-	}
-	return a == b
+	return r.Type
 }
 
 // Remove deletes the tunnel's link and every route of ours, for a reset.
@@ -183,24 +252,17 @@ func Remove() error {
 		return err
 	}
 	defer h.Close()
-	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL)
-	if err != nil {
-		return fmt.Errorf("routes: %w", err)
-	}
-	for _, r := range routes {
-		if err := h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("remove route to %v: %w", r.Dst, err)
-		}
-	}
 	l, err := h.LinkByName(Device)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
-	}
 	if err == nil {
 		err = h.LinkDel(l)
 	}
-	if err != nil {
+	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove link %s: %w", Device, err)
 	}
-	return nil
+	// Last, since the way through a link that is gone no longer needs a last resort.
+	routes, err := Routes(h)
+	if err != nil {
+		return err
+	}
+	return deleteRoutes(h, routes)
 }
