@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,8 +53,9 @@ const (
 // memberlist holds 1,400 bytes with its own and the cipher's overhead. Larger
 // ones are sent reliably to a few peers, who pass on what is news to them.
 const (
-	maxGossip = 1200
-	someNodes = 3
+	maxGossip   = 1200
+	someNodes   = 3
+	promptNodes = 8
 )
 
 var (
@@ -70,11 +72,18 @@ func must[T any](v T, err error) T {
 
 func encode(v any) []byte { return must(encoding.Marshal(v)) }
 
-// Broadcast passes a delta of a replica on to all peers. It does not block.
+// Broadcast tells all peers a delta that is this peer's own news. It does not
+// block. A few peers hear it at once, the others by gossip.
 func (m *Mesh) Broadcast(replica string, delta []byte) {
-	select {
-	case <-m.started:
-	default:
+	m.passOn(replica, delta)
+	if m.running() && len(delta) <= maxGossip {
+		go m.sendNow(encode(envelope{Kind: kindDelta, Replica: replica, Payload: delta}))
+	}
+}
+
+// passOn leaves a delta to gossip.
+func (m *Mesh) passOn(replica string, delta []byte) {
+	if !m.running() {
 		return // push/pull carries it once we have joined
 	}
 	e := envelope{Kind: kindDelta, Replica: replica, Payload: delta}
@@ -85,13 +94,28 @@ func (m *Mesh) Broadcast(replica string, delta []byte) {
 	go m.sendToSome(e)
 }
 
+// sendNow sends a message to a few random peers by UDP, without waiting for the
+// next round of gossip.
+func (m *Mesh) sendNow(data []byte) {
+	for i, n := range m.others() {
+		if i < promptNodes {
+			_ = m.list.SendBestEffort(n, data) // gossip repeats it
+		}
+	}
+}
+
+// others are the members but this one, in random order.
+func (m *Mesh) others() []*memberlist.Node {
+	nodes := slices.DeleteFunc(m.list.Members(), func(n *memberlist.Node) bool { return n.Name == m.name })
+	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
+	return nodes
+}
+
 // sendToSome sends a message reliably to a few random peers.
 func (m *Mesh) sendToSome(e envelope) {
-	data, nodes := encode(e), m.list.Members()
-	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
-	sent := 0
-	for _, n := range nodes {
-		if n.Name != m.name && sent < someNodes && m.list.SendReliable(n, data) == nil {
+	data, sent := encode(e), 0
+	for _, n := range m.others() {
+		if sent < someNodes && m.list.SendReliable(n, data) == nil {
 			sent++
 		}
 	}
@@ -160,7 +184,7 @@ func (m *Mesh) merge(name string, state []byte) {
 		m.cfg.Log.Warn("state from a peer not merged", "replica", name, "err", err)
 	}
 	if news != nil {
-		m.Broadcast(name, news)
+		m.passOn(name, news)
 	}
 }
 

@@ -195,6 +195,16 @@ func (m *Mesh) Run(ctx context.Context) error {
 	return err
 }
 
+// running reports whether memberlist is there to be used.
+func (m *Mesh) running() bool {
+	select {
+	case <-m.started:
+		return true
+	default:
+		return false
+	}
+}
+
 // listConfig is memberlist's configuration.
 func (m *Mesh) listConfig() (*memberlist.Config, error) {
 	conf := memberlist.DefaultLANConfig()
@@ -310,12 +320,7 @@ func (m *Mesh) SetHello(cluster [16]byte, u slot.Universe) {
 	changed := m.hello != next
 	m.hello = next
 	m.mu.Unlock()
-	select {
-	case <-m.started:
-	default:
-		return
-	}
-	if changed {
+	if changed && m.running() {
 		go m.list.UpdateNode(time.Second) //nolint:errcheck // gossip repeats it
 	}
 }

@@ -83,9 +83,7 @@ func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []b
 
 // send signs a message and sends it reliably to the node of its receiver.
 func (m *Mesh) send(kind uint, msg message) error {
-	select {
-	case <-m.started:
-	default:
+	if !m.running() {
 		return ErrUnreachable
 	}
 	m.mu.Lock()
