@@ -50,7 +50,8 @@ func (l *Lab) Status(ctx context.Context) (Status, error) {
 		if err != nil {
 			return s, err
 		}
-		h := HostStatus{Name: host, Underlay: []string{}, Containers: []ContainerStatus{}}
+		// Empty lists, for JSON: what reads it should not have to know about null.
+		h := HostStatus{Name: host, Underlay: []string{}, Agent: []int{}, Datapath: []int{}, Containers: []ContainerStatus{}}
 		for _, a := range addrs {
 			h.Underlay = append(h.Underlay, a.Addr().String())
 		}
@@ -69,7 +70,9 @@ func (l *Lab) hostStatus(ctx context.Context, h *HostStatus) error {
 	if err != nil {
 		return l.explain(h.Name, err)
 	}
-	h.Up, h.Agent, h.Datapath = true, info.Processes["agent"], info.Processes["datapath"]
+	h.Up = true
+	h.Agent = append(h.Agent, info.Processes["agent"]...)
+	h.Datapath = append(h.Datapath, info.Processes["datapath"]...)
 	for _, child := range info.Children {
 		addrs, err := l.Addrs(ctx, h.Name+"/"+child.Name)
 		if err != nil {
@@ -86,7 +89,7 @@ func (l *Lab) Addrs(ctx context.Context, target string) ([]string, error) {
 	if err != nil {
 		return nil, l.explain(target, err)
 	}
-	addrs := info.Addrs["eth0"]
+	addrs := append([]string{}, info.Addrs["eth0"]...)
 	slices.SortStableFunc(addrs, func(a, b string) int {
 		return strings.Count(a, ":") - strings.Count(b, ":")
 	})
