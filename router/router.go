@@ -54,6 +54,14 @@ type Config struct {
 	IPv6       bool
 }
 
+// String keeps the keys out of logs; Format verbs use it.
+func (c Config) String() string {
+	return fmt.Sprintf("data path of %v in %v: %d tunnels, %d endpoints", c.Node, c.Universe, len(c.Tunnels), len(c.Endpoints))
+}
+
+// GoString is String: %#v shows no keys either.
+func (c Config) GoString() string { return c.String() }
+
 // node is the node address of either family; invalid where there is none.
 func (c Config) node() (v4, v6 netip.Addr) {
 	if c.Node == 0 {

@@ -88,22 +88,45 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 }
 
-// openTUN makes or adopts the persistent TUN device.
+// openTUN makes or adopts the persistent TUN device. One that is adopted keeps its
+// MTU: with a greater one, packets would be lost until the agent corrects it.
 func openTUN() (tun.Device, error) {
-	t, err := tun.CreateTUN(link.Device, device.DefaultMTU)
+	mtu := device.DefaultMTU
+	if l, err := net.InterfaceByName(link.Device); err == nil {
+		mtu = l.MTU
+	}
+	t, err := tun.CreateTUN(link.Device, mtu)
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return nil, fmt.Errorf("datapath: device %s is in use: another `weft datapath` runs already", link.Device)
-	case errors.Is(err, os.ErrNotExist):
+	case errors.Is(err, unix.EINVAL):
+		return nil, fmt.Errorf("datapath: a link %s of another kind is there: remove it (ip link del %s)", link.Device, link.Device)
+	case err != nil && notExist("/dev/net/tun"):
 		return nil, errors.New("datapath: /dev/net/tun is missing: load the module (modprobe tun), or make it (mkdir -p /dev/net && mknod /dev/net/tun c 10 200)")
 	case err != nil:
 		return nil, fmt.Errorf("datapath: make device %s: %w", link.Device, err)
 	}
-	if err := unix.IoctlSetInt(int(t.File().Fd()), unix.TUNSETPERSIST, 1); err != nil {
+	if err := persist(t.File()); err != nil {
 		t.Close()
 		return nil, fmt.Errorf("datapath: keep device %s: %w", link.Device, err)
 	}
 	return t, nil
+}
+
+func notExist(path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, os.ErrNotExist)
+}
+
+// persist makes the device outlive the process.
+func persist(f *os.File) error {
+	raw, err := f.SyscallConn() // not Fd: the runtime goes on polling the file
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1) })
+	return errors.Join(err, failed)
 }
 
 // Start runs `exe datapath` in a session of its own, which outlives the caller, and
@@ -112,7 +135,8 @@ func Start(ctx context.Context, exe, logPath string) error {
 	if answers() {
 		return nil
 	}
-	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	// Appended to: how the last one ended is what people look for.
+	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("datapath: %w", err)
 	}
@@ -133,6 +157,7 @@ func Start(ctx context.Context, exe, logPath string) error {
 	for !answers() {
 		select {
 		case <-ctx.Done():
+			cmd.Process.Kill()
 			return fmt.Errorf("datapath: it does not answer on %s: see %s", socketPath, logPath)
 		case err := <-ended:
 			return fmt.Errorf("datapath: it ended at once (%v): see %s", err, logPath)
@@ -156,28 +181,57 @@ func Stop(ctx context.Context) error {
 	if err != nil {
 		return nil //nolint:nilerr // nobody is there
 	}
-	raw, err := c.(*net.UnixConn).SyscallConn()
+	defer c.Close()
+	pid, err := server(c.(*net.UnixConn))
 	if err != nil {
-		return fmt.Errorf("datapath: %w", err)
-	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	c.Close()
-	if err := errors.Join(err, credErr); err != nil {
 		return fmt.Errorf("datapath: which process serves %s: %w", socketPath, err)
 	}
-	if err := unix.Kill(int(cred.Pid), unix.SIGTERM); err != nil {
-		return fmt.Errorf("datapath: end process %d: %w", cred.Pid, err)
+	process, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
 	}
+	if err != nil {
+		return fmt.Errorf("datapath: process %d: %w", pid, err)
+	}
+	defer unix.Close(process)
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	for unix.Kill(int(cred.Pid), 0) == nil && answers() {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("datapath: process %d does not end", cred.Pid)
-		case <-time.After(10 * time.Millisecond):
+	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		if err := unix.PidfdSendSignal(process, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("datapath: end process %d: %w", pid, err)
+		}
+		if ended(ctx, process) {
+			return nil
 		}
 	}
-	return nil
+	return fmt.Errorf("datapath: process %d does not end", pid)
+}
+
+// server is the process at the other end of c.
+func server(c *net.UnixConn) (int, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var failed error
+	err = raw.Control(func(fd uintptr) { cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, failed); err != nil {
+		return 0, err
+	}
+	if cred.Pid <= 0 {
+		return 0, errors.New("one of another PID namespace: end it there")
+	}
+	return int(cred.Pid), nil
+}
+
+// ended waits up to half of startTimeout for a process to end; a zombie has ended.
+func ended(ctx context.Context, process int) bool {
+	for wait := startTimeout / 2; wait > 0 && ctx.Err() == nil; wait -= 10 * time.Millisecond {
+		fds := []unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}
+		if n, err := unix.Poll(fds, 10); n > 0 && err == nil {
+			return true
+		}
+	}
+	return false
 }

@@ -18,73 +18,111 @@ const keepalive = 25 * time.Second
 
 // live is a peer as the device has it.
 type live struct {
-	psk      wgtypes.Key
-	endpoint netip.AddrPort
-	allowed  []netip.Prefix
+	psk       wgtypes.Key
+	endpoint  netip.AddrPort
+	allowed   []netip.Prefix
+	keepalive time.Duration
+	handshake time.Time // the last one
 }
+
+// sessionLife is how long a session lasts without another handshake (WireGuard's
+// REJECT_AFTER_TIME). With a keepalive, a peer whose last is older does not answer.
+const sessionLife = 180 * time.Second
 
 // diff is the smallest change from what a device has to what is planned. It never
 // replaces a list of peers or of allowed IPs, which would lose packets:
 //
 //   - a prefix that has a new owner is added there, which moves it;
 //   - a prefix that nobody shall have any more is moved to a peer that is made for
-//     that and removed at once, since WireGuard before Linux 6.16 cannot take one
-//     away from a peer;
-//   - an endpoint is written only when the plan's differs from the last plan's: what
-//     WireGuard learned by roaming is newer than what a record said before.
+//     that and removed at once: WireGuard before Linux 6.16 cannot take one away from
+//     a peer, and wgctrl cannot say it;
+//   - unless a wider one that is planned covers it: then it goes to that one's owner,
+//     where it is redundant. In the sink it would take live packets with it;
+//   - an endpoint is written only when the plan's differs from the last plan's (see
+//     moved): what WireGuard learned by roaming is newer than what a record said before.
 //
-// planned maps a peer to the endpoint that was written last; diff returns its next value.
-func diff(have map[wgtypes.Key]live, want []topology.Tunnel, planned map[wgtypes.Key]netip.AddrPort) ([]wgtypes.PeerConfig, map[wgtypes.Key]netip.AddrPort) {
-	var changes, gone []wgtypes.PeerConfig
+// The changes are to be applied in order. planned maps a peer to the endpoint of the
+// last plan; diff returns its next value.
+func diff(have map[wgtypes.Key]live, want []topology.Tunnel, planned map[wgtypes.Key]netip.AddrPort, now time.Time) ([]wgtypes.PeerConfig, map[wgtypes.Key]netip.AddrPort) {
+	var changes []wgtypes.PeerConfig
 	next := map[wgtypes.Key]netip.AddrPort{}
-	wanted := map[netip.Prefix]bool{}
+	owner := map[netip.Prefix]wgtypes.Key{} // the first that claims one, so that two never take turns
 	for _, t := range want {
 		for _, p := range t.AllowedIPs {
-			wanted[p] = true
+			if _, taken := owner[p]; !taken {
+				owner[p] = t.PublicKey
+			}
 		}
 	}
 	for _, t := range want {
 		key := wgtypes.Key(t.PublicKey)
 		next[key] = t.Endpoint
 		old, exists := have[key]
+		last, known := planned[key]
 		c := wgtypes.PeerConfig{PublicKey: key, UpdateOnly: exists}
 		if psk := wgtypes.Key(t.PresharedKey); !exists || old.psk != psk {
 			c.PresharedKey = &psk
 		}
-		if last, known := planned[key]; !exists || !known && !old.endpoint.IsValid() || known && last != t.Endpoint {
+		if t.Endpoint.IsValid() && (!exists || moved(old, t.Endpoint, last, known, now)) {
 			c.Endpoint = net.UDPAddrFromAddrPort(t.Endpoint)
 		}
-		if !exists {
-			interval := keepalive
+		if interval := keepalive; old.keepalive != interval {
 			c.PersistentKeepaliveInterval = &interval
 		}
 		for _, p := range t.AllowedIPs {
-			if !exists || !slices.Contains(old.allowed, p) {
+			if owner[p] == key && !slices.Contains(old.allowed, p) {
 				c.AllowedIPs = append(c.AllowedIPs, *link.IPNet(p))
 			}
 		}
-		if !exists || c.PresharedKey != nil || c.Endpoint != nil || len(c.AllowedIPs) > 0 {
+		if !exists || c.PresharedKey != nil || c.Endpoint != nil || c.PersistentKeepaliveInterval != nil || len(c.AllowedIPs) > 0 {
 			changes = append(changes, c)
 		}
 	}
+	return append(changes, surplus(have, next, owner)...), next
+}
+
+// moved reports whether an existing peer's endpoint is to be written. What the last
+// plan was is not known after a restart of the agent: then a session that is alive
+// speaks for the endpoint that the device has.
+func moved(old live, plan, last netip.AddrPort, known bool, now time.Time) bool {
+	if known {
+		return last != plan
+	}
+	return !old.endpoint.IsValid() || old.endpoint != plan && now.Sub(old.handshake) > sessionLife
+}
+
+// surplus removes what nobody shall have: prefixes first, then peers.
+func surplus(have map[wgtypes.Key]live, keep map[wgtypes.Key]netip.AddrPort, owner map[netip.Prefix]wgtypes.Key) []wgtypes.PeerConfig {
+	var moves, gone []wgtypes.PeerConfig
 	var stray []net.IPNet
 	for key, old := range have {
-		if _, keep := next[key]; !keep {
+		if _, ok := keep[key]; !ok {
 			gone = append(gone, wgtypes.PeerConfig{PublicKey: key, Remove: true})
 			continue
 		}
 		for _, p := range old.allowed {
-			if !wanted[p] {
+			switch to, covered := covering(owner, p); {
+			case !covered:
 				stray = append(stray, *link.IPNet(p))
+			case to != key && owner[p] == (wgtypes.Key{}):
+				moves = append(moves, wgtypes.PeerConfig{PublicKey: to, UpdateOnly: true, AllowedIPs: []net.IPNet{*link.IPNet(p)}})
 			}
 		}
 	}
 	if len(stray) > 0 {
-		changes = append(changes,
-			wgtypes.PeerConfig{PublicKey: sink, AllowedIPs: stray},
-			wgtypes.PeerConfig{PublicKey: sink, Remove: true})
+		moves = append(moves, wgtypes.PeerConfig{PublicKey: sink, AllowedIPs: stray}, wgtypes.PeerConfig{PublicKey: sink, Remove: true})
 	}
-	return append(changes, gone...), next
+	return append(moves, gone...)
+}
+
+// covering is the owner of the longest planned prefix that p lies in.
+func covering(owner map[netip.Prefix]wgtypes.Key, p netip.Prefix) (wgtypes.Key, bool) {
+	for bits := p.Bits(); bits >= 0; bits-- {
+		if key, ok := owner[netip.PrefixFrom(p.Addr(), bits).Masked()]; ok {
+			return key, true
+		}
+	}
+	return wgtypes.Key{}, false
 }
 
 // sink is the public key of nobody: the peer to which prefixes are moved to be removed with it.

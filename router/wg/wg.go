@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"time"
@@ -35,6 +36,14 @@ type Config struct {
 	Tunnels    []topology.Tunnel
 }
 
+// String keeps the keys out of logs; Format verbs use it.
+func (c Config) String() string {
+	return fmt.Sprintf("WireGuard on port %d with %d tunnels", c.Port, len(c.Tunnels))
+}
+
+// GoString is String: %#v shows no keys either.
+func (c Config) GoString() string { return c.String() }
+
 // Device is this host's WireGuard device.
 type Device struct {
 	start   func(context.Context) error // starts the userspace process
@@ -49,12 +58,8 @@ func New(start func(context.Context) error) *Device {
 
 // Ensure makes the device unless it is there.
 func (d *Device) Ensure(ctx context.Context) error {
-	if d.client == nil {
-		c, err := wgctrl.New()
-		if err != nil {
-			return fmt.Errorf("wireguard: %w", err)
-		}
-		d.client = c
+	if err := d.connect(); err != nil {
+		return err
 	}
 	_, err := d.client.Device(link.Device)
 	if err == nil {
@@ -66,10 +71,28 @@ func (d *Device) Ensure(ctx context.Context) error {
 	// A new device knows nothing of what was planned for the last one.
 	d.planned = map[wgtypes.Key]netip.AddrPort{}
 	err = addKernelDevice()
+	if err == nil {
+		// The client looked for the kernel's WireGuard when it was made: before the module was loaded.
+		d.client.Close()
+		d.client = nil
+		return nil
+	}
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EEXIST) { // no WireGuard in this kernel; or our TUN device without its process
 		return d.start(ctx)
 	}
 	return err
+}
+
+func (d *Device) connect() error {
+	if d.client != nil {
+		return nil
+	}
+	c, err := wgctrl.New()
+	if err != nil {
+		return fmt.Errorf("wireguard: %w", err)
+	}
+	d.client = c
+	return nil
 }
 
 func addKernelDevice() error {
@@ -88,13 +111,16 @@ func addKernelDevice() error {
 
 // Apply makes the device match. Ensure comes first.
 func (d *Device) Apply(c Config) error {
+	if err := d.connect(); err != nil {
+		return err
+	}
 	dev, err := d.client.Device(link.Device)
 	if err != nil {
 		return fmt.Errorf("wireguard: read device %s: %w", link.Device, err)
 	}
 	have := map[wgtypes.Key]live{}
 	for _, p := range dev.Peers {
-		l := live{psk: p.PresharedKey}
+		l := live{psk: p.PresharedKey, keepalive: p.PersistentKeepaliveInterval, handshake: p.LastHandshakeTime}
 		if p.Endpoint != nil {
 			l.endpoint = unmap(p.Endpoint.AddrPort())
 		}
@@ -105,13 +131,16 @@ func (d *Device) Apply(c Config) error {
 		}
 		have[p.PublicKey] = l
 	}
-	peers, next := diff(have, c.Tunnels, d.planned)
+	peers, next := diff(have, c.Tunnels, d.planned, time.Now())
 	cfg := wgtypes.Config{Peers: peers}
 	changed := len(peers) > 0
 	if key := wgtypes.Key(c.PrivateKey); dev.PrivateKey != clamp(key) {
 		cfg.PrivateKey, changed = &key, true
 	}
 	if port := int(c.Port); dev.ListenPort != port {
+		if err := free(port); err != nil {
+			return err
+		}
 		cfg.ListenPort, changed = &port, true
 	}
 	if changed {
@@ -120,6 +149,21 @@ func (d *Device) Apply(c Config) error {
 		}
 	}
 	d.planned = next
+	return nil
+}
+
+// free reports whether the port can be had. Asked beforehand, since the userspace
+// device takes any port while it is coming up, and fails later without a word.
+func free(port int) error {
+	for _, network := range []string{"udp4", "udp6"} {
+		c, err := net.ListenUDP(network, &net.UDPAddr{Port: port})
+		if errors.Is(err, unix.EADDRINUSE) {
+			return fmt.Errorf("wireguard: UDP port %d is taken by another program: stop that, or choose another port with --port", port)
+		}
+		if err == nil {
+			c.Close()
+		}
+	}
 	return nil
 }
 
