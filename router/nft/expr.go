@@ -129,6 +129,16 @@ func notReverse() part {
 	}}
 }
 
+// icmp6 matches an ICMPv6 type (RFC 4861).
+func icmp6(name string, number byte) part {
+	return part{"icmpv6 type " + name, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
+		compare(expr.CmpOpEq, []byte{unix.IPPROTO_ICMPV6}),
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Len: 1},
+		compare(expr.CmpOpEq, []byte{number}),
+	}}
+}
+
 // ctBits matches if any of some bits of a conntrack value is set.
 func ctBits(text string, key expr.CtKey, bits uint32) part {
 	return part{text, []expr.Any{

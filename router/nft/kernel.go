@@ -1,12 +1,15 @@
 package nft
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -54,6 +57,9 @@ func (k *Kernel) open() error {
 	}
 	if err != nil {
 		conn.CloseLasting()
+		if errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("nftables: table %s: %w: this process lacks NET_ADMIN, or another agent runs and owns the table: stop that with `weft stop`", TableName, err)
+		}
 		return fmt.Errorf("nftables: table %s: %w", TableName, err)
 	}
 	k.conn = conn
@@ -142,7 +148,7 @@ func (k *Kernel) replace(p Program) error {
 		return err
 	}
 	sets, err := k.conn.GetSets(table)
-	if err != nil && !errors.Is(err, unix.ENOENT) {
+	if err != nil {
 		return err
 	}
 	k.conn.FlushTable(table)
@@ -226,7 +232,9 @@ func (k *Kernel) close() {
 }
 
 // ForeignForwardDrop names a chain of another program that drops what is
-// forwarded, which our accept cannot override; empty if there is none.
+// forwarded, which our accept cannot override; empty if there is none, or if a rule
+// of that table names our links: then somebody has seen to it. What iptables-legacy
+// set up is not visible here.
 func ForeignForwardDrop() (string, error) {
 	conn, err := nftables.New()
 	if err != nil {
@@ -237,10 +245,36 @@ func ForeignForwardDrop() (string, error) {
 		return "", fmt.Errorf("nftables: list chains: %w", err)
 	}
 	for _, c := range chains {
-		if c.Table.Name != TableName && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward &&
-			c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+		if drops(c) && !slices.ContainsFunc(chains, func(o *nftables.Chain) bool {
+			return o.Table.Name == c.Table.Name && o.Table.Family == c.Table.Family && namesUs(conn, o)
+		}) {
 			return fmt.Sprintf("%s %s", c.Table.Name, c.Name), nil
 		}
 	}
 	return "", nil
+}
+
+// drops reports whether a chain of another table drops what is forwarded, by default.
+func drops(c *nftables.Chain) bool {
+	switch c.Table.Family {
+	case nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6:
+		return c.Table.Name != TableName && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward &&
+			c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
+	}
+	return false
+}
+
+// namesUs reports whether a rule of the chain matches our links by name. A rule that
+// cannot be read is not ours.
+func namesUs(conn *nftables.Conn, c *nftables.Chain) bool {
+	rules, err := conn.GetRules(c.Table, c)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(rules, func(r *nftables.Rule) bool {
+		return slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
+			cmp, ok := e.(*expr.Cmp)
+			return ok && bytes.HasPrefix(cmp.Data, []byte(tunnel))
+		})
+	})
 }

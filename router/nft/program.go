@@ -110,9 +110,11 @@ func Build(c Config) Program {
 		Sets: []Set{own4, own6},
 		Chains: []Chain{
 			{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", -300, c.arriving(own4, own6)},
+			{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", 0, c.received()},
 			{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", 0, c.forwarded()},
 			{"output", nftables.ChainTypeFilter, nftables.ChainHookOutput, "output", 0, c.leaving()},
 			{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, "postrouting", 100, c.nat()},
+			{"underlay", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", 300, c.translated()},
 		},
 	}
 }
@@ -153,6 +155,50 @@ func (c Config) arriving(own4, own6 Set) []Rule {
 	})...)
 }
 
+// elsewhere matches a link that is neither the tunnel, an endpoint nor lo: the underlay.
+func elsewhere(not func(string) part) []part {
+	return []part{not(tunnel), not(endpoints), not(loopback)}
+}
+
+// received decides what reaches this host itself: no endpoint speaks for its
+// routers, and the underlay does not reach the node address.
+func (c Config) received() []Rule {
+	rules := []Rule{
+		rule(iif(endpoints), icmp6("nd-router-advert", 134), counter(), drop()),
+		rule(iif(endpoints), icmp6("nd-redirect", 137), counter(), drop()),
+	}
+	if c.Exposed {
+		return rules
+	}
+	return append(rules, c.families(func(u netip.Prefix) []Rule {
+		return unlessInvited(append(elsewhere(notIif), daddr.in(expr.CmpOpEq, u)))
+	})...)
+}
+
+// unlessInvited drops what matches, but for answers and what was translated on purpose.
+func unlessInvited(match []part) []Rule {
+	var rules []Rule
+	for _, allowed := range []part{ctReply(), ctRelated(), ctDNAT()} {
+		rules = append(rules, rule(append(slices.Clone(match), allowed, accept())...))
+	}
+	return append(rules, rule(append(slices.Clone(match), counter(), drop())...))
+}
+
+// translated has the last look at what leaves by the underlay, after NAT: what
+// conntrack does not know is not translated, and would show overlay addresses there.
+// The answers of exposed endpoints do so on purpose.
+func (c Config) translated() []Rule {
+	return c.families(func(u netip.Prefix) []Rule {
+		var rules []Rule
+		if c.Exposed {
+			rules = append(rules, rule(append(elsewhere(notOif), saddr.in(expr.CmpOpEq, u), daddr.in(expr.CmpOpNeq, u), ctReply(), accept())...))
+		}
+		return append(rules,
+			rule(append(elsewhere(notOif), saddr.in(expr.CmpOpEq, u), counter(), drop())...),
+			rule(append(elsewhere(notOif), daddr.in(expr.CmpOpEq, u), counter(), drop())...))
+	})
+}
+
 // leaving keeps what this host itself sends to the overlay from any other way out.
 func (c Config) leaving() []Rule {
 	return c.families(func(u netip.Prefix) []Rule {
@@ -173,12 +219,7 @@ func (c Config) forwarded() []Rule {
 		return rules
 	}
 	for _, into := range []string{endpoints, tunnel} {
-		fromUnderlay := []part{notIif(endpoints), oif(into)}
-		// From the underlay: answers, and what was translated to an endpoint on purpose.
-		for _, allowed := range []part{ctReply(), ctRelated(), ctDNAT()} {
-			rules = append(rules, rule(append(slices.Clone(fromUnderlay), allowed, accept())...))
-		}
-		rules = append(rules, rule(append(fromUnderlay, counter(), drop())...))
+		rules = append(rules, unlessInvited([]part{notIif(endpoints), oif(into)})...)
 	}
 	return rules
 }

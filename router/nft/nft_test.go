@@ -1,0 +1,253 @@
+package nft
+
+import (
+	"errors"
+	"flag"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"weft/ipam/slot"
+	"weft/router/routertest"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func TestMain(m *testing.M) { routertest.Main(m) }
+
+var universe = slot.Universe{V4: slot.DefaultV4, V6: netip.MustParsePrefix("fd01:2:3:4::/96")}
+
+func config(mod func(*Config)) Config {
+	c := Config{
+		Universe: universe, Node4: universe.Addr4(1), Node6: universe.Addr6(1),
+		Own: []slot.Range{{Start: 0x20000, End: 0x30000}, {Start: 0, End: 0x10000}, {Start: 0x10000, End: 0x10001}},
+	}
+	if mod != nil {
+		mod(&c)
+	}
+	return c
+}
+
+var golden = map[string]Config{
+	"guard":   config(nil),
+	"exposed": config(func(c *Config) { c.Exposed = true }),
+	"starting": config(func(c *Config) {
+		c.Node4, c.Node6, c.Own = netip.Addr{}, netip.Addr{}, nil
+	}),
+	"ipv4": config(func(c *Config) { c.Node6 = netip.Addr{} }),
+}
+
+func TestBuild(t *testing.T) {
+	for name, c := range golden {
+		t.Run(name, func(t *testing.T) {
+			got := Build(c).String()
+			path := filepath.Join("testdata", name+".nft")
+			if *update {
+				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatalf("%v: make it with -update", err)
+			}
+			if d := cmp.Diff(string(want), got); d != "" {
+				t.Errorf("%s (-want +got; -update accepts it):\n%s", path, d)
+			}
+		})
+	}
+}
+
+// counts are the rules and elements that the kernel has of our table.
+func counts(t *testing.T) (rules, elements int) {
+	t.Helper()
+	conn, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chains, err := conn.ListChains()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range chains {
+		if c.Table.Name == TableName {
+			r, err := conn.GetRules(c.Table, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rules += len(r)
+		}
+	}
+	sets, err := conn.GetSets(table)
+	if err != nil && !strings.Contains(err.Error(), unix.ENOENT.Error()) { // the library does not wrap it
+		t.Fatal(err)
+	}
+	for _, s := range sets {
+		e, err := conn.GetSetElements(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		elements += len(e)
+	}
+	return rules, elements
+}
+
+func size(p Program) (n int) {
+	for _, c := range p.Chains {
+		n += len(c.Rules)
+	}
+	return n
+}
+
+func expect(t *testing.T, p Program, what string) {
+	t.Helper()
+	if rules, _ := counts(t); rules != size(p) {
+		t.Errorf("%s: %d rules in the kernel, want %d", what, rules, size(p))
+	}
+}
+
+// The kernel takes every program, and replaces one by another.
+func TestKernelLoadsAndReplaces(t *testing.T) {
+	routertest.New(t).Do(func() {
+		var k Kernel
+		defer k.Close()
+		for name, c := range golden {
+			for range 2 {
+				if err := k.Apply(Build(c)); err != nil {
+					t.Fatalf("%s: %v", name, err)
+				}
+			}
+			expect(t, Build(c), name)
+			compareWithNft(t, name)
+		}
+	})
+}
+
+// compareWithNft asks nft, where it is installed, whether it can list the table: old
+// versions abort on expressions that they do not know.
+func compareWithNft(t *testing.T, name string) {
+	t.Helper()
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		return
+	}
+	out, err := exec.Command(nft, "list", "table", "inet", TableName).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "@nh") {
+		t.Errorf("nft cannot list %s: %v\n%s", name, err, out)
+	}
+}
+
+func TestKernelRepairs(t *testing.T) {
+	routertest.New(t).Do(func() {
+		var first, second, other Kernel
+		p := Build(golden["guard"])
+		if err := first.Apply(p); err != nil {
+			t.Fatal(err)
+		}
+		owned := flush(t) != nil
+		t.Logf("the kernel protects the table from others: %v", owned)
+		if owned {
+			expect(t, p, "flushed by another")
+			if err := second.Apply(p); !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "weft stop") {
+				t.Errorf("a second owner: %v", err)
+			}
+		}
+		first.Close() // the agent ends: the table stays
+		expect(t, p, "orphaned")
+		if err := flush(t); err != nil {
+			t.Fatalf("flush of an orphan: %v", err)
+		}
+		if err := other.Apply(p); err != nil { // the next one adopts it
+			t.Fatal(err)
+		}
+		expect(t, p, "adopted")
+		if err := other.Delete(); err != nil {
+			t.Fatal(err)
+		}
+		if rules, elements := counts(t); rules != 0 || elements != 0 {
+			t.Errorf("%d rules and %d elements are left", rules, elements)
+		}
+		if err := other.Delete(); err != nil {
+			t.Errorf("a second time: %v", err)
+		}
+	})
+}
+
+// flush removes the rules of our table as another program would.
+func flush(t *testing.T) error {
+	t.Helper()
+	conn, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.FlushTable(table)
+	return conn.Flush()
+}
+
+// A long list of slots is loaded whole: the library would cut it off.
+func TestKernelLoadsManyRanges(t *testing.T) {
+	routertest.New(t).Do(func() {
+		c := config(func(c *Config) {
+			c.Own = nil
+			for i := range slot.Slot(3000) {
+				c.Own = append(c.Own, slot.Range{Start: i * 4, End: uint64(i)*4 + 2})
+			}
+		})
+		var k Kernel
+		defer k.Close()
+		if err := k.Apply(Build(c)); err != nil {
+			t.Fatal(err)
+		}
+		if _, elements := counts(t); elements < 2*2*3000 {
+			t.Errorf("%d elements, want two for each of 3000 ranges in two sets", elements)
+		}
+	})
+}
+
+func TestForeignForwardDrop(t *testing.T) {
+	routertest.New(t).Do(func() {
+		expectForeign := func(want string) {
+			t.Helper()
+			if got, err := ForeignForwardDrop(); err != nil || got != want {
+				t.Errorf("foreign drop %q, %v; want %q", got, err, want)
+			}
+		}
+		var k Kernel
+		defer k.Close()
+		if err := k.Apply(Build(golden["guard"])); err != nil {
+			t.Fatal(err)
+		}
+		expectForeign("")
+		conn, err := nftables.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		filter := conn.AddTable(&nftables.Table{Name: "filter", Family: nftables.TableFamilyIPv4})
+		policy := nftables.ChainPolicyDrop
+		forward := conn.AddChain(&nftables.Chain{
+			Name: "FORWARD", Table: filter, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &policy,
+		})
+		if err := conn.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		expectForeign("filter FORWARD")
+		conn.AddRule(&nftables.Rule{Table: filter, Chain: forward, Exprs: []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte("weft")},
+			&expr.Verdict{Kind: expr.VerdictAccept},
+		}})
+		if err := conn.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		expectForeign("")
+	})
+}

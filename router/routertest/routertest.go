@@ -1,0 +1,122 @@
+// Package routertest gives tests of router/... network namespaces of their own, so
+// that they change nothing of the machine's and leave nothing behind: a namespace
+// ends with the last thread and file that refers to it.
+package routertest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// inner marks the test binary's second run, inside a user namespace.
+const inner = "WEFT_ROUTERTEST_INNER"
+
+// Main is TestMain for packages whose tests need namespaces: an ordinary user's run
+// executes itself again as root of a user namespace.
+func Main(m *testing.M) {
+	if os.Geteuid() == 0 || os.Getenv(inner) != "" {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inner+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+		Pdeathsig:   syscall.SIGKILL,
+	}
+	err := cmd.Run()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		os.Exit(exit.ExitCode())
+	}
+	if err != nil { // no user namespaces here: Namespace skips
+		os.Exit(m.Run())
+	}
+	os.Exit(0)
+}
+
+// Namespace is a network namespace.
+type Namespace struct {
+	t    testing.TB
+	file *os.File
+}
+
+// New makes a namespace, with lo up. It skips the test where that is not allowed.
+func New(t testing.TB) Namespace {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("network namespaces need root, or user namespaces (sysctl kernel.unprivileged_userns_clone=1)")
+	}
+	made := make(chan netns.NsHandle)
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		ns, err := netns.New()
+		failed <- err
+		made <- ns
+	}()
+	if err := <-failed; err != nil {
+		t.Skipf("network namespaces: %v", err)
+	}
+	n := Namespace{t, os.NewFile(uintptr(<-made), "netns")}
+	t.Cleanup(func() { n.file.Close() })
+	n.Do(func() {
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err != nil {
+			t.Errorf("lo up: %v", err)
+		}
+	})
+	return n
+}
+
+// Of is the namespace of a process.
+func Of(t testing.TB, pid int) Namespace {
+	t.Helper()
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return Namespace{t, f}
+}
+
+// Path names the namespace for those who open it by path.
+func (n Namespace) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.Fd()) }
+
+// Fd is the open namespace.
+func (n Namespace) Fd() int { return int(n.file.Fd()) }
+
+// Do runs f on a thread in the namespace. Sockets that f opens stay there. If f ends
+// the test (t.Fatal), Do ends it for the caller too.
+func (n Namespace) Do(f func()) {
+	n.t.Helper()
+	returned := false
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked
+		if err := unix.Setns(n.Fd(), unix.CLONE_NEWNET); err != nil {
+			n.t.Errorf("enter namespace: %v", err)
+			return
+		}
+		f()
+		returned = true
+	}()
+	<-done
+	if !returned {
+		n.t.FailNow()
+	}
+}
