@@ -220,12 +220,22 @@ func (a *Agent) makeMesh(targets []string) error {
 	if err != nil {
 		return err
 	}
+	st, err := a.store.Load()
+	if err != nil {
+		return err
+	}
+	// Complete from the first word on: a record without a ring would end the tunnels
+	// that the last agent left.
+	record := peer.Record{
+		WireGuard: a.public, Nickname: a.opts.Nickname, Underlay: addrs,
+		Port: uint16(a.opts.Port), Gossip: uint16(a.opts.GossipPort), Node: st.Allocations[nodeKey],
+	}
+	if r, err := ring.Decode(st.Ring); err == nil {
+		record.Ring = r.ID[:]
+	}
 	a.mesh, err = mesh.New(mesh.Config{
-		Identity: a.keys.Identity,
-		Record: peer.Record{
-			WireGuard: a.public, Nickname: a.opts.Nickname, Underlay: addrs,
-			Port: uint16(a.opts.Port), Gossip: uint16(a.opts.GossipPort),
-		},
+		Identity:  a.keys.Identity,
+		Record:    record,
 		GossipKey: a.token.Secret.GossipKey(),
 		Cluster:   a.token.Cluster,
 		Universe:  a.opts.Universe.asked(),

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"weft/mesh/secret"
 	"weft/prog/agent"
@@ -40,21 +41,26 @@ func (a *app) stop() *cobra.Command {
 	}
 }
 
-// stopAgent stops the agent and waits until it is gone.
+// stopAgent stops the agent and waits until its process is gone: only then the
+// state is free for the next one.
 func stopAgent(ctx context.Context, client *api.Client, leave bool) error {
+	r, err := client.Report(ctx)
+	if err != nil {
+		return err
+	}
 	if err := client.Stop(ctx, leave); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	for ctx.Err() == nil {
-		err := client.Ready(ctx)
-		if _, gone := errors.AsType[*api.NotRunningError](err); gone {
-			return nil
+	for unix.Kill(r.Router.PID, 0) == nil {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the agent (pid %d) did not stop within 20 s: see its log, or end it with kill -9 (traffic goes on all the same)", r.Router.PID)
+		case <-time.After(20 * time.Millisecond):
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
-	return errors.New("the agent did not stop within 20 s: see its log, or end it with kill -9 (traffic goes on all the same)")
+	return nil
 }
 
 func (a *app) reset() *cobra.Command {

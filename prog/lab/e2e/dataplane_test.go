@@ -1,0 +1,309 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+	"weft/prog/lab/probe"
+)
+
+// All pairs of six containers on three hosts reach each other in both families, and
+// nothing of what they say is on the underlay.
+func TestInvariant1AllPairsAndNothingInTheClear(t *testing.T) {
+	l := labtest.New(t, lab.Options{Containers: 2})
+	established(t, l)
+	var all []string
+	for _, h := range l.Hosts() {
+		for _, c := range []string{"/c1", "/c2"} {
+			all = append(all, h+c)
+		}
+	}
+	capture, err := l.Capture(t.Context(), marker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, from := range all {
+		args := []string{"weft", "probe", "icmp", "--count", "3", "--interval", "20ms", "--size", "400", "--marker", marker}
+		for _, to := range all {
+			args = append(args, addrs(t, l, to)...) // itself included
+		}
+		run(t, l, from, args...)
+	}
+	silent(t, capture)
+}
+
+// silent ends a capture and asserts that it saw nothing that it should not.
+func silent(t *testing.T, c *lab.Capture) {
+	t.Helper()
+	sum, err := c.Stop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lab.CheckSilence(sum); err != nil {
+		t.Errorf("%v: %+v", err, sum)
+	}
+}
+
+// The agent is killed, then the datapath, under traffic, on one host and on the
+// other: nothing leaves in the clear, and the tunnel comes back by itself.
+func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
+	established(t, l)
+	capture, err := l.Capture(t.Context(), marker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := addrs(t, l, "h2/c1")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { // what gets lost does not matter, only where it goes
+		for ctx.Err() == nil {
+			_, _ = l.Exec(ctx, "h1/c1", nil, append([]string{"weft", "probe", "udp", "--count", "100", "--interval", "10ms", "--size", "300", "--marker", marker}, to...)...)
+		}
+		done <- nil
+	}()
+	for _, host := range []string{"h1", "h2"} {
+		for _, kind := range []string{"agent", "datapath"} {
+			time.Sleep(500 * time.Millisecond)
+			if err := l.Kill(t.Context(), host, kind); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second) // with neither agent nor datapath
+		if err := l.Start(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	<-done
+	eventually(t, 20*time.Second, "the tunnel works again", func() bool {
+		_, err := l.Exec(t.Context(), "h1/c1", nil, append([]string{"weft", "probe", "icmp", "--count", "1", "--marker", marker}, to...)...)
+		return err == nil
+	})
+	// A datapath that dies alone is started again by its agent.
+	if err := l.Kill(t.Context(), "h1", "datapath"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 15*time.Second, "the agent started the datapath again", func() bool {
+		_, err := l.Exec(t.Context(), "h1/c1", nil, append([]string{"weft", "probe", "icmp", "--count", "1", "--marker", marker}, to...)...)
+		return err == nil
+	})
+	silent(t, capture)
+}
+
+// Invariant 6: the agent is not in the data path. Stopped, killed and started
+// again, established flows lose nothing.
+func TestInvariant6TheAgentIsNotInTheDataPath(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
+	established(t, l)
+	listen(t, l, "h2/c1")
+	to := addrs(t, l, "h2/c1")
+	for name, step := range map[string]func(host string) error{
+		"killed and started": func(h string) error {
+			if err := l.Kill(t.Context(), h, "agent"); err != nil {
+				return err
+			}
+			time.Sleep(300 * time.Millisecond)
+			return l.Start(t.Context(), h)
+		},
+		"stopped and launched": func(h string) error {
+			if err := l.Stop(t.Context(), h); err != nil {
+				return err
+			}
+			return l.Start(t.Context(), h)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			probes := make(chan error, 2)
+			for _, proto := range []string{"tcp", "udp"} {
+				args := append([]string{"weft", "probe", proto, "--count", "600", "--interval", "10ms", "--json"}, to...)
+				go func() {
+					out, err := l.Exec(t.Context(), "h1/c1", nil, args...)
+					if err != nil {
+						err = fmt.Errorf("%s: %w: %s", proto, err, out)
+					}
+					probes <- err
+				}()
+			}
+			time.Sleep(500 * time.Millisecond)
+			for _, h := range []string{"h1", "h2"} {
+				if err := step(h); err != nil {
+					t.Error(err)
+				}
+			}
+			for range 2 {
+				if err := <-probes; err != nil {
+					t.Errorf("a flow was disturbed: %v", err)
+				}
+			}
+		})
+	}
+}
+
+// An endpoint cannot pretend to be another one, of its own host or of another; and
+// no other host on the underlay can pretend to be inside.
+func TestSourcesCannotBeSpoofed(t *testing.T) {
+	l := twoAndAPlainOne(t)
+	if err := errors.Join(l.AddContainer(t.Context(), "h1/c2"), l.AddContainer(t.Context(), "h2/c2")); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []string{"h1/c2", "h2/c2"} {
+		if _, err := l.Plug(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	routeByGateway(t, l, "h2") // all that the plain host lacks is permission
+	for i, family := range []string{"IPv4", "IPv6"} {
+		victim := addrs(t, l, "h2/c1")[i]
+		for name, tt := range map[string]struct {
+			from, src string
+			want      int
+		}{
+			"its own address":               {"h1/c1", addrs(t, l, "h1/c1")[i], 20},
+			"its neighbour's":               {"h1/c1", addrs(t, l, "h1/c2")[i], 0},
+			"the victim's neighbour's":      {"h1/c1", addrs(t, l, "h2/c2")[i], 0},
+			"one of the outside":            {"h1/c1", []string{"198.51.100.1", "2001:db8:99::1"}[i], 0},
+			"a plain host's own":            {"h3", addrs(t, l, "h3")[i], 0},
+			"a plain host, as an endpoint":  {"h3", addrs(t, l, "h1/c2")[i], 0},
+			"a plain host, as a local one":  {"h3", addrs(t, l, "h2/c2")[i], 0},
+			"a plain host, as another peer": {"h3", addrs(t, l, "h1")[i], 0},
+		} {
+			t.Run(family+" "+name, func(t *testing.T) {
+				seen := watch(t, l, "h2/c1", func() {
+					if err := tool(t, l, tt.from, "spoof", tt.src, victim, "20"); err != nil {
+						t.Error(err)
+					}
+				})
+				if seen != tt.want {
+					t.Errorf("%d packets arrived, want %d", seen, tt.want)
+				}
+			})
+		}
+	}
+}
+
+// twoAndAPlainOne is h1 and h2 with Weft and a container each, and h3 without.
+func twoAndAPlainOne(t *testing.T) *lab.Lab {
+	t.Helper()
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
+	launchTwo(t, l)
+	return l
+}
+
+// launchTwo launches Weft on the first two hosts of a bare lab, and plugs c1 of both in.
+func launchTwo(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	if err := l.Launch(t.Context(), "h1", ""); err != nil {
+		t.Fatal(err)
+	}
+	token, err := l.Token()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Launch(t.Context(), "h2", token, "h1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []string{"h1/c1", "h2/c1"} {
+		if _, err := l.Plug(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, 10*time.Second, "the two reach each other", func() bool {
+		_, err := l.Exec(t.Context(), "h1/c1", nil, "weft", "probe", "icmp", "--count", "1", addrs(t, l, "h2/c1")[0])
+		return err == nil
+	})
+}
+
+// routeByGateway gives the plain host h3 routes to the universe by another host.
+func routeByGateway(t *testing.T, l *lab.Lab, gateway string) {
+	t.Helper()
+	for i, u := range []string{"10.32.0.0/12", report(t, l, gateway).IPAM.Range6} {
+		if err := tool(t, l, "h3", "route", u, addrs(t, l, gateway)[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// watch counts the packets with the marker that a container receives meanwhile.
+func watch(t *testing.T, l *lab.Lab, target string, meanwhile func()) int {
+	t.Helper()
+	p, err := l.Background(context.WithoutCancel(t.Context()), target, probe.CaptureReady,
+		"weft", "probe", "capture", "eth0", "--incoming", "--marker", marker, "--duration", "1500ms", "--json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	meanwhile()
+	out, err := p.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sum probe.CaptureSummary
+	if err := json.Unmarshal([]byte(out), &sum); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return sum.Marked
+}
+
+// From the underlay nothing reaches an endpoint, until the host is exposed, and not
+// after it is hidden again. Containers reach the outside with the host's address.
+func TestOutsideAndInside(t *testing.T) {
+	l := twoAndAPlainOne(t)
+	listen(t, l, "h3")
+	listen(t, l, "h1/c1")
+	listen(t, l, "h2/c1")
+	run(t, l, "h1/c1", append([]string{"weft", "probe", "tcp", "--count", "3"}, addrs(t, l, "h3")...)...)
+	inside := append(addrs(t, l, "h1/c1"), addrs(t, l, "h2/c1")...)
+	routeByGateway(t, l, "h1")
+	reach := func(to string) bool {
+		_, err := l.Exec(t.Context(), "h3", nil, "weft", "probe", "tcp", "--count", "2", "--timeout", "500ms", to)
+		return err == nil
+	}
+	for _, to := range inside {
+		if reach(to) {
+			t.Errorf("the underlay reaches %s, nobody exposed it", to)
+		}
+	}
+	run(t, l, "h1", "weft", "expose")
+	for _, to := range inside {
+		eventually(t, 5*time.Second, "the underlay reaches "+to+" through h1", func() bool { return reach(to) })
+	}
+	run(t, l, "h1", "weft", "hide")
+	for _, to := range inside {
+		eventually(t, 5*time.Second, to+" is hidden again", func() bool { return !reach(to) })
+	}
+}
+
+// A host without IPv6 carries IPv4 only, and says so.
+func TestHostWithoutIPv6(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1, Bare: true, Underlay: "4"})
+	for _, scope := range []string{"all", "default"} {
+		if err := tool(t, l, "h1", "sysctl", "/proc/sys/net/ipv6/conf/"+scope+"/disable_ipv6", "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	launchTwo(t, l)
+	if a := addrs(t, l, "h1/c1"); len(a) != 1 || strings.Contains(a[0], ":") {
+		t.Errorf("h1/c1 has %v, want one IPv4 address", a)
+	}
+	if s := run(t, l, "h1", "weft", "status"); !strings.Contains(s, "IPv6: disabled on this host") {
+		t.Errorf("status does not say it:\n%s", s)
+	}
+}
+
+// The overlay works on an underlay of either family alone.
+func TestUnderlayOfOneFamily(t *testing.T) {
+	for _, family := range []string{"4", "6"} {
+		t.Run(family, func(t *testing.T) {
+			l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1, Underlay: family})
+			established(t, l)
+			run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp", "--count", "2"}, addrs(t, l, "h2/c1")...)...)
+		})
+	}
+}

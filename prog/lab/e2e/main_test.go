@@ -1,0 +1,228 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+)
+
+const marker = "a-payload-that-nobody-may-see-"
+
+// The test binary is its own tool inside the lab: there it is run with this
+// variable set to the name of what it is to do.
+const toolVar = "WEFT_E2E_TOOL"
+
+func TestMain(m *testing.M) {
+	tools := map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "route": addRoute}
+	if tool, ok := tools[os.Getenv(toolVar)]; ok {
+		if err := tool(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// tool runs one of the tools on a target.
+func tool(t *testing.T, l *lab.Lab, target, name string, args ...string) error {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.Exec(t.Context(), target, nil, append([]string{"env", toolVar + "=" + name, exe}, args...)...)
+	return err
+}
+
+// spoof sends UDP packets with a source address of its choice: SRC DST COUNT.
+func spoof(args []string) error {
+	src, dst := netip.MustParseAddr(args[0]), netip.MustParseAddr(args[1])
+	count, err := strconv.Atoi(args[2])
+	if err != nil {
+		return err
+	}
+	payload := bytes.Repeat([]byte(marker), 4)
+	udp := make([]byte, 8, 8+len(payload))
+	binary.BigEndian.PutUint16(udp, 7007)
+	binary.BigEndian.PutUint16(udp[2:], 7007)
+	binary.BigEndian.PutUint16(udp[4:], uint16(8+len(payload)))
+	udp = append(udp, payload...)
+	var packet []byte
+	domain, to := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte(dst.AsSlice()[:4])})
+	if src.Is4() {
+		packet = append([]byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}, append(src.AsSlice(), dst.AsSlice()...)...)
+		binary.BigEndian.PutUint16(packet[2:], uint16(20+len(udp)))
+	} else {
+		domain, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: dst.As16()}
+		packet = append([]byte{0x60, 0, 0, 0, 0, 0, unix.IPPROTO_UDP, 64}, append(src.AsSlice(), dst.AsSlice()...)...)
+		binary.BigEndian.PutUint16(packet[4:], uint16(len(udp)))
+		binary.BigEndian.PutUint16(udp[6:], 0xffff) // IPv6 wants a checksum; a capture does not check it
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_RAW, unix.IPPROTO_RAW)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for range count {
+		if err := unix.Sendto(fd, append(packet, udp...), 0, to); err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EHOSTUNREACH) {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return nil
+}
+
+// rawUDP sends ordinary datagrams: DST:PORT COUNT. That they are refused is no error.
+func rawUDP(args []string) error {
+	c, err := net.Dial("udp", args[0])
+	if err != nil {
+		return nil //nolint:nilerr // unreachable is an answer as well
+	}
+	defer c.Close()
+	count, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	for range count {
+		_, _ = c.Write(bytes.Repeat([]byte(marker), 4))
+		time.Sleep(5 * time.Millisecond)
+	}
+	return nil
+}
+
+// garbage sends bytes that mean nothing to a port, over TCP and UDP: DST:PORT.
+func garbage(args []string) error {
+	junk := bytes.Repeat([]byte{0xff, 0, 1, 0x16, 0xa1, 0x7f}, 200)
+	for i := range 50 {
+		if c, err := net.Dial("udp", args[0]); err == nil {
+			_, _ = c.Write(junk[i : i+20*i+1])
+			c.Close()
+		}
+		if c, err := net.DialTimeout("tcp", args[0], time.Second); err == nil {
+			_, _ = c.Write(junk[i:])
+			c.Close()
+		}
+	}
+	return nil
+}
+
+// setSysctl writes VALUE to PATH.
+func setSysctl(args []string) error { return os.WriteFile(args[0], []byte(args[1]), 0o644) }
+
+// report is what the agent on a host says of itself.
+func report(t *testing.T, l *lab.Lab, host string) api.Report {
+	t.Helper()
+	out, err := l.Exec(t.Context(), host, nil, "weft", "report")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r api.Report
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// eventually polls until a condition holds.
+func eventually(t *testing.T, within time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for start := time.Now(); !ok(); time.Sleep(50 * time.Millisecond) {
+		if time.Since(start) > within {
+			t.Fatalf("not within %v: %s", within, what)
+		}
+	}
+}
+
+// established waits until every host has a tunnel to every other.
+func established(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	for _, h := range l.Hosts() {
+		eventually(t, 20*time.Second, h+" has all its tunnels", func() bool {
+			n := 0
+			for _, c := range report(t, l, h).Router.Connections {
+				if c.State == api.ConnEstablished {
+					n++
+				}
+			}
+			return n == len(l.Hosts())-1
+		})
+	}
+}
+
+func addrs(t *testing.T, l *lab.Lab, target string) []string {
+	t.Helper()
+	a, err := l.Addrs(t.Context(), target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func run(t *testing.T, l *lab.Lab, target string, args ...string) string {
+	t.Helper()
+	out, err := l.Exec(t.Context(), target, nil, args...)
+	if err != nil {
+		t.Fatalf("%s: %s: %v", target, strings.Join(args, " "), err)
+	}
+	return out
+}
+
+// fails runs a command that must fail, and returns what it says.
+func fails(t *testing.T, l *lab.Lab, target string, stdin string, args ...string) string {
+	t.Helper()
+	_, err := l.Exec(t.Context(), target, strings.NewReader(stdin), args...)
+	failed, ok := errors.AsType[*lab.CommandError](err)
+	if !ok {
+		t.Fatalf("%s: %s: got %v, want a refusal", target, strings.Join(args, " "), err)
+	}
+	return failed.Error()
+}
+
+// listen answers probes on a target until the test ends.
+func listen(t *testing.T, l *lab.Lab, target string) {
+	t.Helper()
+	if _, err := l.Background(context.WithoutCancel(t.Context()), target, "listening", "weft", "probe", "listen"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// addRoute routes PREFIX by GATEWAY.
+func addRoute(args []string) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	_, dst, err := net.ParseCIDR(args[0])
+	if err != nil {
+		return err
+	}
+	route := &netlink.Route{Dst: dst}
+	if len(args) > 1 {
+		route.Gw = net.ParseIP(args[1])
+	} else { // to a link: the host itself
+		lo, err := h.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		route.LinkIndex = lo.Attrs().Index
+	}
+	return h.RouteAdd(route)
+}
