@@ -1,0 +1,287 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+)
+
+// cnitool builds libcni's own tool.
+func cnitool(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "cnitool")
+	cmd := exec.Command("go", "build", "-o", path, "github.com/containernetworking/cni/cnitool")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build cnitool: %v\n%s", err, out)
+	}
+	return path
+}
+
+// container makes the namespaces of a container and returns the path of its network's.
+func container(t *testing.T, l *lab.Lab, name string) string {
+	t.Helper()
+	if err := l.AddContainer(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
+	path, err := l.NetNS(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestCNIByItsOwnTool(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 1})
+	tool, netns := cnitool(t), container(t, l, "h1/x")
+	cni := func(verb string) []string {
+		return []string{"env", "CNI_PATH=/opt/cni/bin", "NETCONFPATH=/etc/cni/net.d", "CNI_IFNAME=eth0", tool, verb, "weft", netns}
+	}
+	run(t, l, "h1", cni("status")...)
+	var result struct {
+		CNIVersion string
+		Interfaces []struct{ Name, Mac, Sandbox string }
+		IPs        []struct{ Address, Gateway string }
+		Routes     []struct{ Dst, GW string }
+	}
+	if err := json.Unmarshal([]byte(run(t, l, "h1", cni("add")...)), &result); err != nil {
+		t.Fatal(err)
+	}
+	have := addrs(t, l, "h1/x")
+	if result.CNIVersion != "1.1.0" || len(result.IPs) != 2 || len(result.Routes) != 2 || len(result.Interfaces) != 2 ||
+		result.Interfaces[1].Sandbox != netns || result.IPs[0].Address != have[0]+"/32" || result.IPs[1].Address != have[1]+"/128" || result.IPs[0].Gateway != "169.254.1.1" {
+		t.Errorf("the result of ADD is %+v, the container has %v", result, have)
+	}
+	run(t, l, "h1", cni("check")...)
+	run(t, l, "h1", cni("gc")...) // libcni's cache knows the attachment: it stays
+	run(t, l, "h1", cni("check")...)
+	if said := fails(t, l, "h1", "", cni("add")...); !strings.Contains(said, "attached already, as "+have[0]) {
+		t.Errorf("ADD twice: %s", said)
+	}
+	// The first one is as it was; libcni itself has forgotten it.
+	run(t, l, "h1/x", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1")[0])...)
+	run(t, l, "h1", cni("del")...)
+	run(t, l, "h1", cni("del")...) // what is gone is gone
+	nothingLeft(t, l, "h1")
+}
+
+// plugin runs weft-cni by hand, as a runtime would.
+func plugin(l *lab.Lab, t *testing.T, command, id, netns, conf string) (string, error) {
+	t.Helper()
+	return l.Exec(t.Context(), "h1", strings.NewReader(conf), "env", "CNI_COMMAND="+command, "CNI_CONTAINERID="+id,
+		"CNI_NETNS="+netns, "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin", "/opt/cni/bin/weft-cni")
+}
+
+const conf = `{"cniVersion":"%s","name":"weft","type":"weft-cni"%s}`
+
+// Bad input to the plugin gets the spec's code and changes nothing.
+func TestCNIBadInput(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 1})
+	netns := container(t, l, "h1/x")
+	good := fmt.Sprintf(conf, "1.1.0", "")
+	for name, tt := range map[string]struct {
+		command, id, netns, conf string
+		code                     int
+	}{
+		"unknown version":   {"ADD", "a", netns, fmt.Sprintf(conf, "9.9.9", ""), 1},
+		"no JSON":           {"ADD", "a", netns, "{", 6},
+		"odd container id":  {"ADD", "../../etc", netns, good, 4},
+		"missing namespace": {"ADD", "a", "/no/such/netns", good, 4},
+		"a file, no netns":  {"ADD", "a", "/etc/passwd", good, 4},
+		"unknown command":   {"FROB", "a", netns, good, 4},
+		"no container id":   {"ADD", "", netns, good, 4},
+		"check of a stranger": {"CHECK", "stranger", netns, fmt.Sprintf(conf, "1.1.0",
+			`,"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.32.0.9/32"}]}`), 3},
+		"check without prev": {"CHECK", "a", netns, good, 7},
+		"unreadable prev":    {"ADD", "a", netns, fmt.Sprintf(conf, "1.1.0", `,"prevResult":[]`), 6},
+	} {
+		out, err := plugin(l, t, tt.command, tt.id, tt.netns, tt.conf)
+		var answer struct {
+			Code int
+			Msg  string
+		}
+		if err == nil || json.Unmarshal([]byte(out), &answer) != nil || answer.Code != tt.code || answer.Msg == "" {
+			t.Errorf("%s: %v, answer %s, want code %d", name, err, out, tt.code)
+		}
+	}
+	nothingLeft(t, l, "h1")
+}
+
+// Results of all versions that the plugin speaks; chained, it adds to what was before.
+func TestCNIVersionsAndChaining(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 1})
+	for _, v := range []string{"0.4.0", "1.0.0", "1.1.0"} {
+		prev := fmt.Sprintf(`,"prevResult":{"cniVersion":%q,"interfaces":[{"name":"other0"}],"ips":[{"version":"4","address":"198.51.100.7/24","interface":0}]}`, v)
+		for i, extra := range []string{"", prev} {
+			name := fmt.Sprintf("v%s-%d", strings.ReplaceAll(v, ".", ""), i)
+			netns := container(t, l, "h1/"+name)
+			out, err := plugin(l, t, "ADD", name, netns, fmt.Sprintf(conf, v, extra))
+			if err != nil {
+				t.Fatalf("%s: %v: %s", name, err, out)
+			}
+			var result struct {
+				CNIVersion string
+				IPs        []struct {
+					Version, Address string
+					Interface        int
+				}
+			}
+			if err := json.Unmarshal([]byte(out), &result); err != nil {
+				t.Fatal(err)
+			}
+			if result.CNIVersion != v || len(result.IPs) != 2+i || (v == "0.4.0") != (result.IPs[i].Version == "4") || result.IPs[i].Interface != 1+i {
+				t.Errorf("%s: %s", name, out)
+			}
+			if _, err := plugin(l, t, "DEL", name, netns, fmt.Sprintf(conf, v, "")); err != nil {
+				t.Errorf("%s: DEL: %v", name, err)
+			}
+		}
+	}
+	out, err := plugin(l, t, "VERSION", "", "", fmt.Sprintf(conf, "1.1.0", ""))
+	if err != nil || !strings.Contains(out, `"0.4.0","1.0.0","1.1.0"`) {
+		t.Errorf("VERSION: %v: %s", err, out)
+	}
+	nothingLeft(t, l, "h1")
+}
+
+// While the agent is down: STATUS says 50, ADD says try again later and leaves
+// nothing, DEL takes the link away at once and the address is released at the start.
+func TestCNIWhileTheAgentIsDown(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 1})
+	netns, other := container(t, l, "h1/x"), container(t, l, "h1/y")
+	good := fmt.Sprintf(conf, "1.1.0", "")
+	if out, err := plugin(l, t, "ADD", "x", netns, good); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := l.Kill(t.Context(), "h1", "agent"); err != nil {
+		t.Fatal(err)
+	}
+	for command, code := range map[string]string{"STATUS": `"code": 50`, "ADD": `"code": 11`} {
+		if out, err := plugin(l, t, command, "y", other, good); err == nil || !strings.Contains(out, code) {
+			t.Errorf("%s: %v: %s", command, err, out)
+		}
+	}
+	for range 2 {
+		if out, err := plugin(l, t, "DEL", "x", netns, good); err != nil {
+			t.Errorf("DEL: %v: %s", err, out)
+		}
+	}
+	if links := endpointLinks(t, l, "h1"); len(links) > 0 {
+		t.Errorf("after DEL there is still %v", links)
+	}
+	queued, _ := filepath.Glob(filepath.Join(l.StateDir("h1"), "releases", "*"))
+	if len(queued) != 1 {
+		t.Errorf("queued: %v, want one file", queued)
+	}
+	if err := l.Start(t.Context(), "h1"); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t, l, "h1")
+}
+
+// A hundred containers at once: a hundred addresses; and when they are gone, nothing is left.
+func TestHundredAtOnce(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 1})
+	const n = 100
+	paths := make([]string, n)
+	for i := range paths {
+		paths[i] = container(t, l, fmt.Sprintf("h1/p%d", i))
+	}
+	good := fmt.Sprintf(conf, "1.1.0", "")
+	each := func(command string) []string {
+		outs := make([]string, n)
+		var group sync.WaitGroup
+		for i := range n {
+			group.Go(func() {
+				out, err := plugin(l, t, command, fmt.Sprintf("p%d", i), paths[i], good)
+				if err != nil {
+					t.Errorf("%s %d: %v: %s", command, i, err, out)
+				}
+				outs[i] = out
+			})
+		}
+		group.Wait()
+		return outs
+	}
+	distinct := map[string]bool{}
+	for _, out := range each("ADD") {
+		var result struct{ IPs []struct{ Address string } }
+		if err := json.Unmarshal([]byte(out), &result); err != nil || len(result.IPs) != 2 {
+			t.Fatalf("%v: %s", err, out)
+		}
+		distinct[result.IPs[0].Address], distinct[result.IPs[1].Address] = true, true
+	}
+	if len(distinct) != 2*n {
+		t.Errorf("%d distinct addresses, want %d", len(distinct), 2*n)
+	}
+	run(t, l, "h1/p0", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1/p99")...)...)
+	each("DEL")
+	nothingLeft(t, l, "h1")
+}
+
+// GC ends what the runtime no longer lists, and only that.
+func TestCNIGC(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 1})
+	good := fmt.Sprintf(conf, "1.1.0", "")
+	for _, name := range []string{"stays", "goes"} {
+		if out, err := plugin(l, t, "ADD", name, container(t, l, "h1/"+name), good); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	valid := `,"cni.dev/valid-attachments":[{"containerID":"stays","ifname":"eth0"}]`
+	if out, err := plugin(l, t, "GC", "", "", fmt.Sprintf(conf, "1.1.0", valid)); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r := report(t, l, "h1")
+	if len(r.Endpoints) != 1 || r.Endpoints[0].ContainerID != "stays" || len(endpointLinks(t, l, "h1")) != 1 || r.IPAM.Active != 2 {
+		t.Errorf("after GC: %+v, active %d", r.Endpoints, r.IPAM.Active)
+	}
+	run(t, l, "h1/stays", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1")[0])...)
+}
+
+// endpointLinks are the host sides of endpoints.
+func endpointLinks(t *testing.T, l *lab.Lab, host string) []string {
+	t.Helper()
+	var out []string
+	for _, line := range strings.Split(run(t, l, host, "cat", "/proc/net/dev"), "\n") {
+		if name, _, _ := strings.Cut(strings.TrimSpace(line), ":"); strings.HasPrefix(name, "weft-") {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// nothingLeft asserts that no endpoint has left anything on a host: no slot, link,
+// route or file.
+func nothingLeft(t *testing.T, l *lab.Lab, host string) {
+	t.Helper()
+	var r api.Report
+	eventually(t, 5*time.Second, "the agent has no endpoints and only its node address", func() bool {
+		r = report(t, l, host)
+		return len(r.Endpoints) == 0 && r.IPAM.Active == 1
+	})
+	if links := endpointLinks(t, l, host); len(links) > 0 {
+		t.Errorf("links are left: %v", links)
+	}
+	for _, file := range []string{"/proc/net/route", "/proc/net/ipv6_route"} {
+		for _, line := range strings.Split(run(t, l, host, "cat", file), "\n") {
+			if strings.Contains(line, "weft-") {
+				t.Errorf("a route is left: %s", line)
+			}
+		}
+	}
+	files, _ := filepath.Glob(filepath.Join(l.StateDir(host), "releases", "*"))
+	if len(files) > 0 {
+		t.Errorf("files are left: %v", files)
+	}
+}
