@@ -614,6 +614,33 @@ func TestApplyRepairs(t *testing.T) {
 	})
 }
 
+// A port that is taken is an error that says so, and no tunnel that silently has no port.
+func TestPortTaken(t *testing.T) {
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		t.Skipf("no TUN device: %v", err)
+	}
+	routertest.New(t) // skips where namespaces are not allowed
+	h := startHost(t, 1)
+	var taken net.PacketConn
+	h.ns.Do(func() {
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err == nil {
+			taken, err = net.ListenPacket("udp", ":6784")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	if a := h.ask(order{Config: &h.config}); !strings.Contains(a, "6784") || !strings.Contains(a, "--port") {
+		t.Errorf("with a port that is taken: %q", a)
+	}
+	taken.Close()
+	h.must(order{Config: &h.config})
+}
+
 func expectNothing(t *testing.T) {
 	t.Helper()
 	links, err := netlink.LinkList()

@@ -1,0 +1,210 @@
+package endpoint
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/router/link"
+	"weft/router/routertest"
+)
+
+func TestMain(m *testing.M) { routertest.Main(m) }
+
+func TestHostLink(t *testing.T) {
+	if got := HostLink("8d1f", "eth0"); got != "weft-c5e5b99f2c" || len(got) > 15 {
+		t.Errorf("HostLink is %q: endpoints that exist would be lost", got)
+	}
+	if HostLink("a", "b") == HostLink("a\x00b", "") || HostLink("a", "eth0") == HostLink("a", "eth1") {
+		t.Error("two endpoints share a link")
+	}
+}
+
+// make4and6 makes and configures an endpoint of container c, from inside the host.
+func make4and6(t *testing.T, c routertest.Namespace, name string, n byte) Endpoint {
+	t.Helper()
+	e := Endpoint{
+		HostLink: HostLink(name, "eth0"), MTU: 1400,
+		Addr4: netip.AddrFrom4([4]byte{10, 32, 0, n}), Addr6: netip.AddrFrom16([16]byte{0: 0xfd, 15: n}),
+	}
+	pair, err := Create(e.HostLink, c.Path(), "eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.ContainerMAC = pair.ContainerMAC
+	cfg := Config{
+		Addr4: e.Addr4, Addr6: e.Addr6, HostMAC: pair.HostMAC, MTU: e.MTU,
+		Routes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")},
+	}
+	for range 2 {
+		if err := Configure(c.Path(), "eth0", cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return e
+}
+
+var node4, node6 = netip.MustParseAddr("10.32.0.1"), netip.MustParseAddr("fd00::1")
+
+// addNode gives the host its node addresses.
+func addNode(t *testing.T) {
+	t.Helper()
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []netip.Addr{node4, node6} {
+		addr := &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(a, a.BitLen())), Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrAdd(lo, addr); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestLifeOfAnEndpoint(t *testing.T) {
+	host, c := routertest.New(t), routertest.New(t)
+	host.Do(func() {
+		addNode(t)
+		e := make4and6(t, c, "one", 7)
+		addrs := []netip.Addr{e.Addr4, e.Addr6}
+		if err := Check(e.HostLink, c.Path(), "eth0", addrs); err != nil {
+			t.Error(err)
+		}
+		if err := Check(e.HostLink, c.Path(), "eth0", append(addrs, node4)); err == nil || !strings.Contains(err.Error(), node4.String()) {
+			t.Errorf("a missing address: %v", err)
+		}
+		if _, err := Create(e.HostLink, c.Path(), "eth0"); !errors.Is(err, ErrExists) {
+			t.Errorf("a second time: %v", err)
+		}
+		if _, err := Create(HostLink("two", "eth0"), c.Path(), "eth0"); err == nil || errors.Is(err, ErrExists) {
+			t.Errorf("an interface that the container has: %v", err)
+		}
+		if err := Plug(e, node4, node6); err != nil {
+			t.Fatal(err)
+		}
+		if names, err := List(); err != nil || len(names) != 1 || names[0] != e.HostLink {
+			t.Errorf("links %v, %v", names, err)
+		}
+		for range 2 {
+			if err := errors.Join(Delete(e.HostLink), Unplug(e)); err != nil {
+				t.Errorf("delete: %v", err)
+			}
+		}
+		if err := Check(e.HostLink, c.Path(), "eth0", addrs); err == nil {
+			t.Error("an endpoint that is gone passes the check")
+		}
+	})
+}
+
+func TestCreateNeedsAnotherNamespace(t *testing.T) {
+	host := routertest.New(t)
+	host.Do(func() {
+		for _, path := range []string{"/nowhere", "/proc/self/ns/mnt", "/etc/passwd", "/dev/null"} {
+			if _, err := Create(HostLink("x", "eth0"), path, "eth0"); !errors.Is(err, ErrNoNamespace) {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+		if _, err := Create(HostLink("x", "eth0"), host.Path(), "eth0"); err == nil || errors.Is(err, ErrNoNamespace) {
+			t.Errorf("the host's own: %v", err)
+		}
+		if names, err := List(); err != nil || len(names) > 0 {
+			t.Errorf("links %v are left, %v", names, err)
+		}
+	})
+}
+
+// Whatever somebody takes away from an endpoint's host side, Sync gives it back, and
+// leaves the rest alone.
+func TestSyncRepairs(t *testing.T) {
+	host, c := routertest.New(t), routertest.New(t)
+	host.Do(func() {
+		addNode(t)
+		e := make4and6(t, c, "one", 7)
+		all := []Endpoint{e, {HostLink: HostLink("gone", "eth0"), Addr4: node4.Next()}}
+		h, err := link.Handle()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		right := func() bool {
+			s, err := look(h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s.right(s.links[e.HostLink], e, node4, node6)
+		}
+		for name, breakIt := range map[string]func(l netlink.Link) error{
+			"new":  func(netlink.Link) error { return nil },
+			"down": h.LinkSetDown,
+			"MTU":  func(l netlink.Link) error { return h.LinkSetMTU(l, 1300) },
+			"gateway": func(l netlink.Link) error {
+				return h.AddrDel(l, &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(Gateway4, 32))})
+			},
+			"route": func(l netlink.Link) error {
+				return h.RouteDel(&netlink.Route{Dst: link.IPNet(netip.PrefixFrom(e.Addr6, 128)), LinkIndex: l.Attrs().Index})
+			},
+			"neighbour": func(l netlink.Link) error {
+				return h.NeighDel(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: e.Addr4.AsSlice()})
+			},
+		} {
+			if name != "new" {
+				if err := Sync(all, node4, node6); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l, err := h.LinkByName(e.HostLink)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := breakIt(l); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if name != "new" && right() {
+				t.Errorf("%s: not noticed", name)
+			}
+			if err := Sync(all, node4, node6); err != nil || !right() {
+				t.Errorf("%s: not repaired: %v", name, err)
+			}
+		}
+	})
+}
+
+// Many at once: a list that changes while it is read is read again.
+func TestManyAtOnce(t *testing.T) {
+	const n = 24
+	host := routertest.New(t)
+	containers := make([]routertest.Namespace, n)
+	for i := range containers {
+		containers[i] = routertest.New(t)
+	}
+	host.Do(func() { addNode(t) })
+	var group sync.WaitGroup
+	for i, c := range containers {
+		group.Go(func() {
+			host.Do(func() {
+				name := string(rune('a' + i))
+				e := make4and6(t, c, name, byte(10+i))
+				if err := Plug(e, node4, node6); err != nil {
+					t.Error(err)
+				}
+				if names, err := List(); err != nil || len(names) == 0 {
+					t.Errorf("links %v, %v", names, err)
+				}
+				if err := Delete(e.HostLink); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+	group.Wait()
+	host.Do(func() {
+		if names, err := List(); err != nil || len(names) > 0 {
+			t.Errorf("links %v are left, %v", names, err)
+		}
+	})
+}
