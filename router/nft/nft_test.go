@@ -251,3 +251,17 @@ func TestForeignForwardDrop(t *testing.T) {
 		expectForeign("")
 	})
 }
+
+// What the agent pays every two seconds for a guard that is in force.
+func BenchmarkApplyUnchanged(b *testing.B) {
+	routertest.New(b).Do(func() {
+		var k Kernel
+		defer k.Close()
+		p := Build(golden["guard"])
+		for b.Loop() {
+			if err := k.Apply(p); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
