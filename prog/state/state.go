@@ -59,7 +59,7 @@ type UnusableError struct {
 }
 
 func (e *UnusableError) Error() string {
-	return fmt.Sprintf("state file %s cannot be used: %v. It was left as it is. Restore it from a copy; or, if this host may lose its identity and addresses, run `weft reset`, which sets the file aside, and launch again",
+	return fmt.Sprintf("state file %s cannot be used: %v. It was left as it was. Restore it from a copy; or, if this host may lose its identity and addresses, run `weft reset`, which sets the file aside, and launch again",
 		e.Path, e.Why)
 }
 

@@ -158,7 +158,7 @@ func free(port int) error {
 	for _, network := range []string{"udp4", "udp6"} {
 		c, err := net.ListenUDP(network, &net.UDPAddr{Port: port})
 		if errors.Is(err, unix.EADDRINUSE) {
-			return fmt.Errorf("wireguard: UDP port %d is taken by another program: stop that, or choose another port with --port", port)
+			return fmt.Errorf("wireguard: UDP port %d is taken by another program: stop that, or choose another with --wireguard-port", port)
 		}
 		if err == nil {
 			c.Close()

@@ -1,0 +1,383 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+)
+
+func bare(t *testing.T, hosts int) *lab.Lab {
+	t.Helper()
+	return labtest.New(t, lab.Options{Hosts: hosts, Containers: 1, Bare: true})
+}
+
+// says asserts that a message names everything that it should.
+func says(t *testing.T, message string, words ...string) {
+	t.Helper()
+	for _, w := range words {
+		if !strings.Contains(message, w) {
+			t.Errorf("the message does not say %q:\n%s", w, message)
+		}
+	}
+	t.Log(message)
+}
+
+func launchFounder(t *testing.T, l *lab.Lab, args ...string) {
+	t.Helper()
+	run(t, l, "h1", append([]string{"weft", "launch"}, args...)...)
+}
+
+func token(t *testing.T, l *lab.Lab) string {
+	t.Helper()
+	tok, err := l.Token()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
+// Invariant 7: nobody enters without the secret, and both sides say who it was.
+func TestInvariant7WrongAndMistypedTokens(t *testing.T) {
+	l := bare(t, 2)
+	launchFounder(t, l)
+	good := token(t, l)
+	mistyped := strings.Replace(good, good[20:22], good[21:22]+good[20:21]+"x", 1)
+	says(t, fails(t, l, "h2", mistyped, "weft", "launch", "--token", "-", "192.0.2.1"), "mistyped", "exit code 2")
+	says(t, fails(t, l, "h2", "hunter2", "weft", "launch", "--token", "-", "192.0.2.1"), "not a Weft token", "exit code 2")
+	says(t, fails(t, l, "h2", "", "weft", "launch", "192.0.2.1"), "needs its token", "--token - HOST")
+	// As an argument it would show in the process list; it is refused, and not repeated.
+	said := fails(t, l, "h2", "", "weft", "launch", "--token", good, "192.0.2.1")
+	says(t, said, "not given as an argument")
+	if strings.Contains(strings.SplitAfterN(said, "exit code", 2)[1], good) {
+		t.Error("the message repeats the token")
+	}
+	other := strings.TrimSpace(run(t, l, "h2", "weft", "token"))
+	says(t, fails(t, l, "h2", other, "weft", "launch", "--wait", "4s", "--token", "-", "192.0.2.1"), "192.0.2.1", "wrong secret", "exit code 4")
+	eventually(t, 5*time.Second, "the other side names who tried", func() bool {
+		s := run(t, l, "h1", "weft", "status")
+		return strings.Contains(s, "Turned away: 192.0.2.2") && strings.Contains(s, "wrong secret")
+	})
+	if peers := report(t, l, "h1").Router.Peers; len(peers) != 1 {
+		t.Errorf("somebody came in: %+v", peers)
+	}
+	says(t, fails(t, l, "h2", good, "weft", "launch", "--token", "-", "192.0.2.1"), "runs on this host already")
+	run(t, l, "h2", "weft", "stop")
+	says(t, fails(t, l, "h2", good, "weft", "launch", "--token", "-", "192.0.2.1"), "another cluster", "weft reset")
+	run(t, l, "h2", "weft", "reset")
+	if _, err := l.Exec(t.Context(), "h2", strings.NewReader(good), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A password on all hosts does without a token.
+func TestPassword(t *testing.T) {
+	l := bare(t, 2)
+	env := []string{"env", "WEFT_PASSWORD=correct horse battery"}
+	run(t, l, "h1", append(env, "weft", "launch")...)
+	run(t, l, "h2", append(env, "weft", "launch", "192.0.2.1")...)
+	established(t, l)
+	for _, h := range l.Hosts() {
+		for _, pid := range strings.Fields(run(t, l, h, "sh", "-c", "cd /proc; echo [0-9]*")) {
+			out, err := l.Exec(t.Context(), h, nil, "sh", "-c", "cat /proc/"+pid+"/cmdline /proc/"+pid+"/environ 2>/dev/null")
+			if err == nil && strings.Contains(out, "correct horse") {
+				t.Errorf("%s: the password shows in process %s", h, pid)
+			}
+		}
+	}
+	says(t, fails(t, l, "h1", "", "sh", "-c", "weft stop && weft reset && WEFT_PASSWORD=short weft launch"), "at least 8", "exit code 2")
+}
+
+func TestUniverseMismatch(t *testing.T) {
+	l := bare(t, 2)
+	launchFounder(t, l, "--ipalloc-range", "10.50.0.0/16")
+	says(t, fails(t, l, "h2", token(t, l), "weft", "launch", "--wait", "4s", "--token", "-", "--ipalloc-range", "10.60.0.0/16", "192.0.2.1"),
+		"10.50.0.0/16", "10.60.0.0/16", "--ipalloc-range")
+	run(t, l, "h2", "weft", "reset")
+	if _, err := l.Exec(t.Context(), "h2", strings.NewReader(token(t, l)), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
+		t.Error(err)
+	}
+	if r := report(t, l, "h2").IPAM.Range; r != "10.50.0.0/16" {
+		t.Errorf("h2 learned the universe %s", r)
+	}
+	for _, bad := range []string{"10.50.0.1/16", "10.50.0.0/30", "fd00::/96", "10.50.0.0/16,10.60.0.0/16", "x"} {
+		says(t, fails(t, l, "h2", "", "weft", "launch", "--ipalloc-range", bad), "--ipalloc-range "+bad, "exit code 2")
+	}
+}
+
+func TestUniverseOverlapsARouteOfTheHost(t *testing.T) {
+	l := bare(t, 2)
+	if err := tool(t, l, "h1", "route", "10.40.0.0/16"); err != nil {
+		t.Fatal(err)
+	}
+	says(t, fails(t, l, "h1", "", "weft", "launch"), "10.40.0.0/16", "eth0", "--ipalloc-range")
+	launchFounder(t, l, "--ipalloc-range", "10.200.0.0/16")
+	// A host that joins learns of the universe only then, and refuses as well.
+	if err := tool(t, l, "h2", "route", "10.200.7.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	says(t, fails(t, l, "h2", token(t, l), "weft", "launch", "--token", "-", "192.0.2.1"), "10.200.7.0/24", "eth0")
+}
+
+func TestOccupiedPort(t *testing.T) {
+	l := bare(t, 1)
+	for _, listen := range [][]string{{"--tcp", "6783", "--udp", "0"}, {"--tcp", "0", "--udp", "6784"}} {
+		p, err := l.Background(t.Context(), "h1", "listening", append([]string{"weft", "probe", "listen"}, listen...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := "6783"
+		if listen[3] != "0" {
+			port = listen[3]
+		}
+		says(t, fails(t, l, "h1", "", "weft", "launch", "--wait", "4s"), port)
+		p.Signal(syscall.SIGTERM)
+		_, _ = p.Wait()
+		_, _ = l.Exec(t.Context(), "h1", nil, "weft", "stop")
+		run(t, l, "h1", "weft", "reset")
+	}
+	launchFounder(t, l)
+}
+
+func TestMissingPrivilege(t *testing.T) {
+	cmd := exec.Command(filepath.Join(labtest.Bin(t), "weft"), "agent", "--state-dir", t.TempDir(), "--run-dir", t.TempDir())
+	if os.Getuid() == 0 {
+		dir, err := os.MkdirTemp("/tmp", "weft-nobody-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		copyOf := filepath.Join(dir, "weft")
+		data, err := os.ReadFile(cmd.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(copyOf, data, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(dir, 0o777); err != nil { // nobody must reach it
+			t.Fatal(err)
+		}
+		cmd = exec.Command(copyOf, "agent", "--state-dir", filepath.Join(dir, "state"), "--run-dir", filepath.Join(dir, "run"))
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	}
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		t.Fatal("an agent without privileges ran")
+	}
+	says(t, string(out), "NET_ADMIN", "root")
+}
+
+// Invariant 8: an unusable state file is refused by name, kept, and set aside by reset.
+func TestInvariant8UnusableStateFile(t *testing.T) {
+	l := bare(t, 1)
+	launchFounder(t, l)
+	run(t, l, "h1", "weft", "stop")
+	path := filepath.Join(l.StateDir("h1"), "state.db")
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{"torn": good[:len(good)/2], "foreign": []byte("I am something else"), "empty": {}} {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		says(t, fails(t, l, "h1", "", "weft", "launch"), "/var/lib/weft/state.db", "left as it was")
+		if after, _ := os.ReadFile(path); !bytes.Equal(after, content) {
+			t.Errorf("%s: the file was changed", name)
+		}
+	}
+	run(t, l, "h1", "weft", "reset")
+	if aside, _ := filepath.Glob(path + ".aside-*"); len(aside) != 1 {
+		t.Errorf("set aside: %v", aside)
+	}
+	launchFounder(t, l)
+}
+
+func TestAttach(t *testing.T) {
+	l := bare(t, 1)
+	launchFounder(t, l)
+	netns, err := l.NetNS(t.Context(), "h1/c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := strings.Fields(run(t, l, "h1", "weft", "attach", netns))
+	if len(out) != 2 || !strings.HasPrefix(out[0], "10.32.0.") {
+		t.Fatalf("attach printed %v", out)
+	}
+	run(t, l, "h1/c1", "weft", "probe", "icmp", "--count", "1", report(t, l, "h1").Router.Node[0].String())
+	pid := strings.Split(netns, "/")[2]
+	says(t, fails(t, l, "h1", "", "weft", "attach", pid), "attached already, as "+out[0], "detach")
+	says(t, fails(t, l, "h1", "", "weft", "attach", "999999"), "no process has the PID 999999")
+	says(t, fails(t, l, "h1", "", "weft", "attach", "/etc/passwd"), "/etc/passwd")
+	says(t, fails(t, l, "h1", "", "weft", "attach", "/proc/1/ns/net"), "host's own")
+	says(t, fails(t, l, "h1", "", "weft", "attach", "no-such-container"), "Docker")
+	if s := run(t, l, "h1", "weft", "ps"); !strings.Contains(s, out[0]) {
+		t.Errorf("ps does not list it:\n%s", s)
+	}
+	run(t, l, "h1", "weft", "detach", pid)
+	says(t, fails(t, l, "h1", "", "weft", "detach", pid), "not attached")
+	nothingLeft(t, l, "h1")
+	// A process that ends without detach gives its address back by itself.
+	run(t, l, "h1", "weft", "attach", netns)
+	if err := l.RemoveContainer(t.Context(), "h1/c1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 15*time.Second, "the address is free again", func() bool { return len(report(t, l, "h1").Endpoints) == 0 })
+	nothingLeft(t, l, "h1")
+}
+
+// Bytes that mean nothing, on every port, in every state, end nothing.
+func TestGarbageOnEveryPort(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
+	established(t, l)
+	pid := report(t, l, "h1").Router.PID
+	for _, port := range []string{"192.0.2.1:6783", "192.0.2.1:6784", "[2001:db8::1]:6783"} {
+		if err := tool(t, l, "h2", "garbage", port); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := tool(t, l, "h1", "garbage", "127.0.0.1:6784"); err != nil {
+		t.Error(err)
+	}
+	for _, body := range []string{"{", "[]", `{"containerID":7}`, strings.Repeat("x", 1<<20)} {
+		_, _ = l.Exec(t.Context(), "h1", strings.NewReader(body), "sh", "-c", "cat >/tmp/x.$$; rm /tmp/x.$$")
+	}
+	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h2/c1")...)...)
+	if r := report(t, l, "h1"); r.Router.PID != pid || !r.Ready || len(r.Rejections) == 0 || !strings.Contains(r.Rejections[0].Reason, "no encrypted gossip") {
+		t.Errorf("ready %v, pid %d (was %d), rejections %+v", r.Ready, r.Router.PID, pid, r.Rejections)
+	}
+}
+
+// A host that reboots, all its namespaces gone, comes back as itself.
+func TestRebootKeepsTheIdentity(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 2})
+	established(t, l)
+	before := report(t, l, "h2")
+	if err := l.Reboot(t.Context(), "h2"); err != nil {
+		t.Fatal(err)
+	}
+	after := report(t, l, "h2")
+	if after.Router.ID != before.Router.ID || after.Router.PublicKey != before.Router.PublicKey || after.Router.Node[0] != before.Router.Node[0] {
+		t.Errorf("it was %s %s %v, it is %s %s %v", before.Router.ID, before.Router.PublicKey, before.Router.Node, after.Router.ID, after.Router.PublicKey, after.Router.Node)
+	}
+	if after.IPAM.Active != 3 || len(after.Endpoints) != 2 {
+		t.Errorf("%d slots are active, %d endpoints; want 3 and 2", after.IPAM.Active, len(after.Endpoints))
+	}
+	established(t, l)
+	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h2/c1")...)...)
+}
+
+// Stop leaves everything in place, reset nothing; the others tell the two apart.
+func TestStopAndReset(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
+	established(t, l)
+	if err := l.Stop(t.Context(), "h2"); err != nil {
+		t.Fatal(err)
+	}
+	peer := func(state string) func() bool {
+		return func() bool {
+			return strings.Contains(run(t, l, "h1", "weft", "status", "peers"), "(h2)  "+state)
+		}
+	}
+	eventually(t, 5*time.Second, "h1 knows that h2's agent was stopped", peer("stopped"))
+	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp", "--count", "3"}, addrs(t, l, "h2/c1")...)...)
+	says(t, fails(t, l, "h2", "", "weft", "status"), "not running", "weft launch", "exit code 3")
+	if err := l.Start(t.Context(), "h2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Kill(t.Context(), "h2", "agent"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "h1 sees that h2's agent vanished", peer("unreachable"))
+	if err := l.Start(t.Context(), "h2"); err != nil {
+		t.Fatal(err)
+	}
+	says(t, fails(t, l, "h2", "", "weft", "reset"), "1 containers are attached", "--force")
+	run(t, l, "h2", "weft", "reset", "--force")
+	eventually(t, 5*time.Second, "h1 knows that h2 left", peer("left"))
+	if c := report(t, l, "h1").Router.Connections; len(c) != 0 {
+		t.Errorf("h1 still has tunnels: %+v", c)
+	}
+	for _, file := range []string{"/proc/net/dev", "/proc/net/route", "/proc/net/ipv6_route"} {
+		if out := run(t, l, "h2", "cat", file); strings.Contains(out, "weft") {
+			t.Errorf("%s still names us:\n%s", file, out)
+		}
+	}
+	if left, _ := os.ReadDir(l.StateDir("h2")); len(left) > 0 {
+		t.Errorf("the state folder still has %v", left)
+	}
+	if out, err := l.Exec(t.Context(), "h2", nil, "sh", "-c", "ls /etc/cni/net.d /opt/cni/bin"); err != nil || strings.Contains(out, "weft") {
+		t.Errorf("CNI still has us: %v %s", err, out)
+	}
+}
+
+// Targets change at run time and persist; a partition heals by itself.
+func TestTargetsAndPartition(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
+	established(t, l)
+	run(t, l, "h3", "weft", "connect", "--replace", "192.0.2.2")
+	says(t, fails(t, l, "h3", "", "weft", "connect", "not a host"), "want HOST or HOST:PORT", "exit code 2")
+	if err := l.Stop(t.Context(), "h3"); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Start(t.Context(), "h3"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "h3 joined its new target", func() bool {
+		r := report(t, l, "h3").Router.Targets
+		return len(r) == 1 && r[0].Host == "192.0.2.2" && r[0].State == "connected"
+	})
+	run(t, l, "h3", "weft", "forget", "192.0.2.2")
+	if s := run(t, l, "h3", "weft", "status", "targets"); strings.TrimSpace(s) != "" {
+		t.Errorf("targets after forget: %s", s)
+	}
+	for _, other := range []string{"h1", "h2"} {
+		if err := l.Link(t.Context(), "h3", other, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, 30*time.Second, "the partition is noticed", func() bool {
+		return strings.Contains(run(t, l, "h1", "weft", "status", "peers"), "(h3)  unreachable")
+	})
+	for _, other := range []string{"h1", "h2"} {
+		if err := l.Link(t.Context(), "h3", other, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, 60*time.Second, "the mesh heals", func() bool {
+		return strings.Count(run(t, l, "h1", "weft", "status", "peers"), "running") == 3
+	})
+	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h3/c1")...)...)
+}
+
+// Invariant 8: what is written is for root's eyes only.
+func TestFilesAreForRootOnly(t *testing.T) {
+	l := bare(t, 1)
+	launchFounder(t, l)
+	for _, path := range []string{"/var/lib/weft/state.db", "/var/lib/weft/secret", "/var/lib/weft/agent.log", "/var/lib/weft/datapath.log", "/run/weft/weft.sock"} {
+		mode, err := strconv.ParseUint(strings.TrimSpace(run(t, l, "h1", "stat", "-c", "%a", path)), 8, 32)
+		if err != nil || mode != 0o600 {
+			t.Errorf("%s has mode %o, %v", path, mode, err)
+		}
+	}
+	secret := token(t, l)
+	for _, path := range []string{"/var/lib/weft/agent.log", "/var/lib/weft/datapath.log"} {
+		if strings.Contains(run(t, l, "h1", "cat", path), secret) {
+			t.Errorf("%s has the secret", path)
+		}
+	}
+	out := run(t, l, "h1", "weft", "report")
+	if strings.Contains(out, secret) || strings.Contains(out, fmt.Sprintf("%x", secret)) {
+		t.Error("the report has the secret")
+	}
+}
