@@ -173,7 +173,7 @@ func checkPrivileges() error {
 		return fmt.Errorf("agent: read capabilities: %w", err)
 	}
 	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
-		return errors.New("Weft needs the capability NET_ADMIN to make links, routes and nftables rules: run it as root (sudo), or give the container or unit CAP_NET_ADMIN")
+		return errors.New("the capability NET_ADMIN is missing, which Weft needs to make links, routes and nftables rules: run it as root (sudo), or give the container or unit CAP_NET_ADMIN")
 	}
 	return nil
 }

@@ -199,7 +199,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	}
 	client := api.NewClient(filepath.Join(f.RunDir, "weft.sock"))
 	if r, err := client.Report(cmd.Context()); err == nil {
-		return fmt.Errorf("Weft runs on this host already (pid %d): `weft connect PEER` adds a target, `weft stop` ends it", r.Router.PID)
+		return fmt.Errorf("an agent runs on this host already (pid %d): `weft connect PEER` adds a target, `weft stop` ends it", r.Router.PID)
 	}
 	given, err := a.secretGiven(f.tokenSrc)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"weft/ipam"
 	"weft/ipam/slot"
@@ -82,7 +83,7 @@ func Open(dir string) (*Store, error) {
 	}
 	db, err := openFile(path)
 	switch {
-	case errors.Is(err, bolt.ErrTimeout):
+	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, ErrLocked
 	case err != nil:
 		return nil, &UnusableError{path, err}
