@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"weft/ipam/ring"
@@ -99,6 +100,7 @@ type Allocator struct {
 	allocations map[string]slot.Slot
 	waiting     []waiter
 	asking      bool
+	asks        sync.WaitGroup
 	ctx         context.Context
 }
 
@@ -120,7 +122,8 @@ func New(cfg Config) *Allocator {
 
 // Run loads the state and serves until ctx ends. Calls made before Run wait for it.
 func (a *Allocator) Run(ctx context.Context) error {
-	defer close(a.stopped)
+	defer a.asks.Wait()
+	defer close(a.stopped) // first: a request under way waits for it
 	a.ctx = ctx
 	if err := a.load(); err != nil {
 		return err

@@ -68,6 +68,8 @@ type cluster struct {
 	hosts map[peer.ID]*member
 	lose  float64
 	cut   func(a, b peer.ID) bool
+
+	replyLate bool // gossip overtakes replies
 }
 
 type member struct {
@@ -98,7 +100,11 @@ func (m *member) Request(ctx context.Context, to peer.ID, kind string, payload [
 	if !m.Reachable(to) || kind != RequestSpace {
 		return nil, errors.New("unreachable")
 	}
-	return m.c.hosts[to].ServeSpace(ctx, m.id, payload)
+	reply, err := m.c.hosts[to].ServeSpace(ctx, m.id, payload)
+	if m.c.replyLate {
+		time.Sleep(100 * time.Millisecond)
+	}
+	return reply, err
 }
 
 func (m *member) Reachable(id peer.ID) bool { return m.c.hosts[id] != nil && !m.c.cut(m.id, id) }
@@ -300,6 +306,29 @@ func TestNothingIsAnsweredThatIsNotOnDisk(t *testing.T) {
 		after, _ := m.Snapshot(t.Context())
 		if after.Free != before.Free || !after.Ring.Equal(before.Ring) || len(after.Allocations) != 1 {
 			t.Errorf("the failures left traces: %+v, was %+v", after, before)
+		}
+		c.end()
+	})
+}
+
+// One request takes one grant, also when gossip brings it before the reply does.
+func TestOneRequestTakesOneGrant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		for n := 1; n <= 3; n++ {
+			c.start(n, &disk{})
+		}
+		c.gossip()
+		c.replyLate = true
+		for n := 2; n <= 3; n++ {
+			if _, err := c.hosts[peerID(n)].Allocate(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+		}
+		snap, _ := c.hosts[peerID(1)].Snapshot(t.Context())
+		if segments := snap.Ring.Segments(); len(segments) != 3 {
+			t.Errorf("the ring: %v", segments)
 		}
 		c.end()
 	})

@@ -94,7 +94,7 @@ func (a *Allocator) ask() {
 	a.asking = true
 	donors := a.donors()
 	ctx := a.ctx
-	go func() {
+	a.asks.Go(func() {
 		got := a.askEach(ctx, donors)
 		_ = a.do(ctx, func() {
 			a.asking = false
@@ -102,7 +102,7 @@ func (a *Allocator) ask() {
 				a.serve()
 			}
 		})
-	}()
+	})
 }
 
 // askEach asks one donor after the other until one gives. It runs outside the actor.
@@ -115,14 +115,11 @@ func (a *Allocator) askEach(ctx context.Context, donors []peer.ID) bool {
 			a.cfg.Log.Info("no space from peer", "peer", id, "err", err)
 			continue
 		}
-		news, err := a.Merge(data)
-		if err != nil {
+		if _, err := a.Merge(data); err != nil { // no news: gossip was faster than the reply
 			a.cfg.Log.Warn("unusable grant of space", "peer", id, "err", err)
 			continue
 		}
-		if news != nil {
-			return true
-		}
+		return true
 	}
 	return false
 }
