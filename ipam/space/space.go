@@ -69,8 +69,9 @@ func (s *Space) TakeExactly(want slot.Slot) bool {
 // Give takes back a slot that was handed out.
 func (s *Space) Give(back slot.Slot) { s.add(slot.Range{Start: back, End: uint64(back) + 1}) }
 
-// Donate gives away half of the largest block that one CIDR can name, the upper
-// half; a single slot goes whole. What is given is no longer free.
+// Donate gives away about half of what is free: the largest block that one CIDR
+// can name, or the upper half of it where it is most of what is free. A single
+// slot goes whole. What is given is no longer free.
 func (s *Space) Donate() (slot.Range, bool) {
 	var best slot.Range
 	for _, r := range s.free {
@@ -84,7 +85,7 @@ func (s *Space) Donate() (slot.Range, bool) {
 		return slot.Range{}, false
 	}
 	gift := best
-	if half := best.Len() / 2; half > 0 {
+	if half := best.Len() / 2; half > 0 && 3*best.Len() > 2*s.Free() {
 		gift.Start += slot.Slot(half)
 		if gift.Intersect(s.usable).Len() == 0 {
 			gift = slot.Range{Start: best.Start, End: uint64(best.Start) + half}

@@ -101,11 +101,16 @@ func TestFreedSlotRestsLongest(t *testing.T) {
 	}
 }
 
-func TestDonationHalvesTheLargestBlock(t *testing.T) {
-	s := New(slot.Range{Start: 1, End: 1<<20 - 1}, []slot.Range{{Start: 0, End: 1 << 20}}, []slot.Slot{1})
-	for _, want := range []slot.Range{{Start: 3 << 18, End: 1 << 20}, {Start: 5 << 17, End: 3 << 18}} {
+func TestDonationIsAboutHalf(t *testing.T) {
+	universe := slot.Range{Start: 0, End: 1 << 20}
+	s := New(slot.Range{Start: 1, End: 1<<20 - 1}, []slot.Range{universe}, []slot.Slot{1})
+	for _, want := range []slot.Range{{Start: 1 << 19, End: 1 << 20}, {Start: 1 << 18, End: 1 << 19}} {
 		if got, ok := s.Donate(); !ok || got != want {
 			t.Errorf("gave %v %v, want %v", got, ok, want)
 		}
+	}
+	untouched := New(universe, []slot.Range{universe}, nil)
+	if got, ok := untouched.Donate(); !ok || got != (slot.Range{Start: 1 << 19, End: 1 << 20}) {
+		t.Errorf("gave %v %v of all that there is", got, ok)
 	}
 }
