@@ -135,7 +135,7 @@ func findContainer(ctx context.Context, word string) (container, error) {
 	if strings.Contains(word, "/") {
 		return namespaceOf(container{netns: word}, word+" does not exist")
 	}
-	return dockerContainer(ctx, word)
+	return dockerContainer(ctx, dockerSocket, word)
 }
 
 // namespaceOf keys a namespace by its identity, so that a PID and a path of the
@@ -158,11 +158,11 @@ func namespaceOf(c container, missing string) (container, error) {
 }
 
 // dockerContainer asks Docker's API (v1.41, GET /containers/{id}/json).
-func dockerContainer(ctx context.Context, name string) (container, error) {
+func dockerContainer(ctx context.Context, socket, name string) (container, error) {
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "unix", dockerSocket)
+			return d.DialContext(ctx, "unix", socket)
 		},
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/"+url.PathEscape(name)+"/json", nil)
@@ -171,7 +171,7 @@ func dockerContainer(ctx context.Context, name string) (container, error) {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return container{}, fmt.Errorf("%q is neither a PID nor a path, and Docker does not answer on %s to ask for a container of that name: %w", name, dockerSocket, err)
+		return container{}, fmt.Errorf("%q is neither a PID nor a path, and Docker does not answer on %s to ask for a container of that name: %w", name, socket, err)
 	}
 	defer resp.Body.Close()
 	var c struct {

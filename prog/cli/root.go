@@ -114,9 +114,7 @@ func (a *app) root() *cobra.Command {
 		a.status(), a.report(), a.version(), a.token(), a.datapath(),
 		lab.Command(), probe.Command(),
 	)
-	for _, c := range root.Commands() {
-		checkArgs(c)
-	}
+	checkArgs(root)
 	return root
 }
 

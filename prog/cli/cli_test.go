@@ -1,0 +1,193 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+)
+
+var update = flag.Bool("update", false, "write golden files anew")
+
+// sample is a host with one of everything, all of it in trouble or in use.
+func sample() api.Report {
+	addr, port := netip.MustParseAddr, netip.MustParseAddrPort
+	handshake := time.Unix(1_800_000_000, 0)
+	return api.Report{
+		Version: "0.1.0", NotReady: "waiting for a node address from the other peers (see `weft status ipam`)",
+		Warnings: []string{"the firewall chain \"filter FORWARD\" drops forwarded packets by default"},
+		Router: api.Router{
+			Protocol: 1, ID: "9bad1c5cd23bfaef", Nickname: "h1", Cluster: "00112233445566778899aabbccddeeff", Datapath: "userspace", MTU: 1420,
+			Exposed: true, Node: []netip.Addr{addr("10.32.0.1")}, Underlay: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")},
+			Targets: []api.Target{{Host: "192.0.2.2", State: "connected"}, {Host: "h9", State: "retrying", Error: "h9: no such host"}},
+			Connections: []api.Connection{
+				{Outbound: true, Address: port("192.0.2.2:6784"), State: api.ConnEstablished, Peer: "3cced98783461972", Nickname: "h2", Handshake: &handshake, Info: "encrypted   userspace 3cced98783461972(h2) mtu=1420"},
+				{Address: port("[2001:db8::3]:6784"), State: api.ConnRetrying, Peer: "f5acec0fd73f54c7", Nickname: "h3", Info: "encrypted   userspace f5acec0fd73f54c7(h3) mtu=1420 (gossip: unreachable)"},
+			},
+			Peers: []api.Peer{
+				{ID: "9bad1c5cd23bfaef", Nickname: "h1", Self: true, State: "running", Underlay: []netip.Addr{addr("192.0.2.1")}},
+				{ID: "3cced98783461972", Nickname: "h2", State: "running", Underlay: []netip.Addr{addr("192.0.2.2")}},
+				{ID: "f5acec0fd73f54c7", Nickname: "h3", State: "unreachable", Underlay: []netip.Addr{addr("2001:db8::3")}},
+			},
+		},
+		IPAM: api.IPAM{
+			Status: "ready", Range: "10.32.0.0/12", Range6: "fd00::/96", Size: 1 << 20, Active: 12, Conflict: "ring: two peers founded one each",
+			Owners: []api.Owner{
+				{Peer: "9bad1c5cd23bfaef", Nickname: "h1", Self: true, Slots: 1 << 19, Percent: 50},
+				{Peer: "3cced98783461972", Nickname: "h2", Slots: 1 << 18, Percent: 25, Reachable: true},
+				{Peer: "f5acec0fd73f54c7", Nickname: "h3", Slots: 1 << 18, Percent: 25},
+			},
+		},
+		Endpoints: []api.Endpoint{},
+	}
+}
+
+func TestStatusForPeople(t *testing.T) {
+	for name, print := range map[string]func(io.Writer, api.Report){
+		"status": printStatus, "connections": printConnections, "peers": printPeers, "targets": printTargets, "ipam": printIPAM,
+	} {
+		var out bytes.Buffer
+		print(&out, sample())
+		path := filepath.Join("testdata", name+".golden")
+		if *update {
+			if err := os.WriteFile(path, out.Bytes(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), out.String()); diff != "" {
+			t.Errorf("%s (-want +got; run with -update if it is right):\n%s", name, diff)
+		}
+	}
+}
+
+// serveReport is an agent that answers with the sample.
+func serveReport(t *testing.T) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(sample())
+	})}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { server.Close() })
+	return socket
+}
+
+func weft(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	code = Main(args, strings.NewReader(stdin), &out, &errOut)
+	return code, out.String(), errOut.String()
+}
+
+func TestJSONEverywhere(t *testing.T) {
+	socket := serveReport(t)
+	for _, args := range [][]string{
+		{"status"}, {"status", "connections"}, {"status", "peers"}, {"status", "targets"}, {"status", "ipam"}, {"ps"}, {"report"}, {"version"},
+	} {
+		code, out, errOut := weft(t, "", append(args, "--json", "--socket", socket)...)
+		if code != ExitOK || !json.Valid([]byte(out)) {
+			t.Errorf("%v: exit code %d, %s%s", args, code, out, errOut)
+		}
+	}
+	if code, out, _ := weft(t, "", "report", "--socket", socket, "-f", "{{range .Router.Peers}}{{.Nickname}} {{end}}"); code != ExitOK || out != "h1 h2 h3 \n" {
+		t.Errorf("report -f: %d %q", code, out)
+	}
+}
+
+func TestExitCodesAndErrors(t *testing.T) {
+	none := filepath.Join(t.TempDir(), "nobody")
+	for _, tt := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"status", "--socket", none}, ExitNotRunning, "weft launch"},
+		{[]string{"frobnicate"}, ExitUsage, "unknown command"},
+		{[]string{"status", "frobnicate"}, ExitUsage, "unknown command"},
+		{[]string{"status", "--frob"}, ExitUsage, "--help"},
+		{[]string{"connect"}, ExitUsage, "requires at least 1 arg"},
+		{[]string{"launch", "a b"}, ExitUsage, "want HOST or HOST:PORT"},
+		{[]string{"launch", "--advertise", "x"}, ExitUsage, "--advertise x"},
+		{[]string{"launch", "--token", "/no/such/file"}, ExitUsage, "no such file"},
+		{[]string{"report", "-f", "{{"}, ExitUsage, "-f"},
+	} {
+		code, _, errOut := weft(t, "", tt.args...)
+		if code != tt.code || !strings.Contains(errOut, tt.says) {
+			t.Errorf("weft %v: exit code %d, %s", tt.args, code, errOut)
+		}
+	}
+	for err, want := range map[error]int{
+		errors.New("x"): ExitFailed,
+		&api.Error{Code: api.CodeNotReady, Message: "x"}: ExitNotReady, &api.Error{Code: api.CodeNoSpace, Message: "x"}: ExitNotReady,
+		&api.Error{Code: api.CodeBadRequest, Message: "x"}: ExitUsage, &api.Error{Code: api.CodeConflict, Message: "x"}: ExitFailed,
+		&lab.ExitError{Code: 42}: 42,
+	} {
+		if got := exitCode(err); got != want {
+			t.Errorf("%T %v: exit code %d, want %d", err, err, got, want)
+		}
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if code, out, errOut := weft(t, "", "completion", shell); code != ExitOK || !strings.Contains(out, "weft") {
+			t.Errorf("completion %s: %d %s", shell, code, errOut)
+		}
+	}
+}
+
+// Docker's API, as far as attach needs it.
+func TestDockerContainer(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/containers/web/json":
+			_, _ = io.WriteString(w, `{"Id":"4f66ad9a0b2e11d4","Name":"/web","State":{"Pid":4711}}`)
+		case "/containers/stopped/json":
+			_, _ = io.WriteString(w, `{"Id":"aa","Name":"/stopped","State":{"Pid":0}}`)
+		default:
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, `{"message":"No such container"}`)
+		}
+	})}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { server.Close() })
+	c, err := dockerContainer(t.Context(), socket, "web")
+	if want := (container{id: "4f66ad9a0b2e11d4", netns: "/proc/4711/ns/net", name: "web"}); err != nil || c != want {
+		t.Errorf("%+v, %v", c, err)
+	}
+	for name, says := range map[string]string{"stopped": "start it first", "other": "has no container"} {
+		if _, err := dockerContainer(t.Context(), socket, name); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := dockerContainer(t.Context(), socket+"x", "web"); err == nil || !strings.Contains(err.Error(), "neither a PID nor a path") {
+		t.Errorf("no Docker: %v", err)
+	}
+}
