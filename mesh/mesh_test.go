@@ -342,17 +342,22 @@ func TestMismatchIsRefusedByName(t *testing.T) {
 	other := slot.Universe{V4: netip.MustParsePrefix("10.99.0.0/16")}
 	ours := slot.Universe{V4: slot.DefaultV4}
 	for name, tt := range map[string]struct {
-		change option
-		want   string
+		change  option
+		version uint
+		want    string
 	}{
-		"universe": {func(c *Config) { c.Universe = other }, "10.99.0.0/16"},
-		"cluster":  {func(c *Config) { c.Cluster = [16]byte{2} }, "cluster"},
+		"universe": {func(c *Config) { c.Universe = other }, Version, "10.99.0.0/16"},
+		"cluster":  {func(c *Config) { c.Cluster = [16]byte{2} }, Version, "cluster"},
+		"version":  {func(*Config) {}, Version + 1, "upgrade the older one"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &sim{t, meshtest.New(7)}
 				a := s.start(1, nil, nil, func(c *Config) { c.Universe, c.Cluster = ours, [16]byte{1} })
 				b := s.start(2, nil, []string{"192.0.2.1"}, tt.change)
+				b.mu.Lock()
+				b.hello.Version = tt.version
+				b.mu.Unlock()
 				time.Sleep(10 * time.Second)
 				if a.reachableCount() != 1 || b.reachableCount() != 1 {
 					t.Error("the peer was let in")

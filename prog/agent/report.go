@@ -169,16 +169,13 @@ func connectionState(handshake, now time.Time) string {
 }
 
 func (a *Agent) reportIPAM(snap ipam.Snapshot, peers []mesh.Peer) api.IPAM {
-	r := api.IPAM{Status: "ready", Owners: []api.Owner{}, Active: len(snap.Allocations), Free: snap.Free}
+	r := api.IPAM{Owners: []api.Owner{}, Active: len(snap.Allocations), Free: snap.Free}
 	if snap.Conflict != nil {
 		r.Conflict = snap.Conflict.Error()
 	}
 	if snap.Ring.IsZero() {
 		r.Status = "idle: waiting for a ring from the targets"
 		return r
-	}
-	if snap.Waiting > 0 {
-		r.Status = fmt.Sprintf("waiting for space from other peers (%d requests)", snap.Waiting)
 	}
 	u := snap.Ring.Universe
 	r.Ring, r.Range, r.Range6, r.Size = snap.Ring.ID.String(), u.V4.String(), u.V6.String(), u.Range().Len()
@@ -201,8 +198,22 @@ func (a *Agent) reportIPAM(snap ipam.Snapshot, peers []mesh.Peer) api.IPAM {
 		o.Percent = 100 * float64(o.Slots) / float64(r.Size)
 		r.Owners = append(r.Owners, o)
 	}
+	r.Status = ipamStatus(snap.Waiting, r.Owners)
 	slices.SortFunc(r.Owners, func(x, y api.Owner) int {
 		return cmp.Or(cmp.Compare(y.Slots, x.Slots), strings.Compare(x.Peer, y.Peer))
 	})
 	return r
+}
+
+// ipamStatus says what requests for addresses wait for, if any do.
+func ipamStatus(waiting int, owners []api.Owner) string {
+	if waiting == 0 {
+		return "ready"
+	}
+	for _, o := range owners {
+		if o.Reachable && !o.Self {
+			return fmt.Sprintf("waiting for IPs from other peers (%d requests)", waiting)
+		}
+	}
+	return fmt.Sprintf("all other IP ranges are owned by unreachable peers (%d requests wait)", waiting)
 }

@@ -307,3 +307,21 @@ func TestUnderlayOfOneFamily(t *testing.T) {
 		})
 	}
 }
+
+// Twenty hosts with a container each fit on a small machine, and all of them mesh.
+func TestTwentyHosts(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 20, Containers: 1})
+	established(t, l)
+	args := []string{"weft", "probe", "icmp", "--count", "2"}
+	for _, h := range l.Hosts() {
+		args = append(args, addrs(t, l, h+"/c1")...)
+	}
+	run(t, l, "h20/c1", args...)
+	seen := map[string]bool{}
+	for _, o := range report(t, l, "h7").IPAM.Owners {
+		seen[o.Nickname] = o.Slots > 0
+	}
+	if len(seen) != 20 {
+		t.Errorf("%d owners in the ring: %v", len(seen), seen)
+	}
+}

@@ -79,6 +79,21 @@ func TestInvariant7WrongAndMistypedTokens(t *testing.T) {
 	}
 }
 
+// The founder's token is printed for a person who reads along, and to nobody else.
+func TestTokenIsPrintedToATerminalOnly(t *testing.T) {
+	l := bare(t, 2)
+	for host, command := range map[string][]string{
+		"h1": {"script", "-qec", "weft launch", "/dev/null"}, // a terminal
+		"h2": {"weft", "launch"},
+	} {
+		out := run(t, l, host, command...)
+		secret := strings.TrimSpace(run(t, l, host, "cat", "/var/lib/weft/secret"))
+		if shown := strings.Contains(out, secret) && strings.Contains(out, "weft launch --token - 192.0.2.1"); shown != (host == "h1") {
+			t.Errorf("%s printed:\n%s", host, out)
+		}
+	}
+}
+
 // A password on all hosts does without a token.
 func TestPassword(t *testing.T) {
 	l := bare(t, 2)
