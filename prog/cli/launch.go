@@ -138,6 +138,19 @@ func (a *app) secretGiven(source string) (*secret.Token, error) {
 	return &t, nil
 }
 
+// establishSecret keeps this host's secret, and reports whether it is a new cluster's.
+func (a *app) establishSecret(f *launchFlags) (secret.Token, bool, error) {
+	given, err := a.secretGiven(f.tokenSrc)
+	if err != nil {
+		return secret.Token{}, false, err
+	}
+	founds, err := agent.Founds(f.StateDir, f.Targets)
+	if err != nil {
+		return secret.Token{}, false, err
+	}
+	return agent.EstablishSecret(f.StateDir, given, founds)
+}
+
 // hideToken keeps a token that was given as a file's name out of the message.
 func hideToken(s string) string {
 	if _, err := secret.Parse(s); err == nil || len(s) > 64 {
@@ -155,15 +168,7 @@ func (a *app) agent() *cobra.Command {
 			if err := f.complete(targets, a.err); err != nil {
 				return err
 			}
-			given, err := a.secretGiven(f.tokenSrc)
-			if err != nil {
-				return err
-			}
-			founds, err := agent.Founds(f.StateDir, targets)
-			if err != nil {
-				return err
-			}
-			if _, _, err := agent.EstablishSecret(f.StateDir, given, founds); err != nil {
+			if _, _, err := a.establishSecret(f); err != nil {
 				return err
 			}
 			return agent.New(f.Options).Run(cmd.Context())
@@ -201,15 +206,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if r, err := client.Report(cmd.Context()); err == nil {
 		return fmt.Errorf("an agent runs on this host already (pid %d): `weft connect PEER` adds a target, `weft stop` ends it", r.Router.PID)
 	}
-	given, err := a.secretGiven(f.tokenSrc)
-	if err != nil {
-		return err
-	}
-	founds, err := agent.Founds(f.StateDir, targets)
-	if err != nil {
-		return err
-	}
-	token, fresh, err := agent.EstablishSecret(f.StateDir, given, founds)
+	token, fresh, err := a.establishSecret(f)
 	if err != nil {
 		return err
 	}
