@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -48,7 +49,7 @@ type Agent struct {
 	router  *router.Router
 	kick    chan struct{} // something changed: reconcile now
 	stop    context.CancelFunc
-	mtu     int
+	mtu     atomic.Int64
 	ipv6    bool
 	started time.Time
 
@@ -215,7 +216,7 @@ func (a *Agent) makeMesh(targets []string) error {
 	if err != nil {
 		return err
 	}
-	a.mtu = mtu
+	a.mtu.Store(int64(mtu))
 	known, err := a.store.Peers()
 	if err != nil {
 		return err

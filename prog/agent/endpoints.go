@@ -38,11 +38,12 @@ func (e *endpointRecord) ref() api.EndpointRef {
 	return api.EndpointRef{ContainerID: e.ContainerID, Interface: e.Interface}
 }
 
-// plug is the endpoint's host side.
-func (e *endpointRecord) plug(u slot.Universe, ipv6 bool, mtu int) endpoint.Endpoint {
+// plug is the host side of an endpoint.
+func (a *Agent) plug(e *endpointRecord, snap ipam.Snapshot) endpoint.Endpoint {
+	u := snap.Ring.Universe
 	mac, _ := net.ParseMAC(e.MAC) // checked when it was attached
-	p := endpoint.Endpoint{HostLink: e.HostLink, ContainerMAC: mac, Addr4: u.Addr4(e.Slot), MTU: mtu}
-	if ipv6 {
+	p := endpoint.Endpoint{HostLink: e.HostLink, ContainerMAC: mac, Addr4: u.Addr4(e.Slot), MTU: int(a.mtu.Load())}
+	if a.ipv6 {
 		p.Addr6 = u.Addr6(e.Slot)
 	}
 	return p
@@ -103,7 +104,7 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	if e.Slot, err = a.ipam.Allocate(wait, key); err != nil {
 		return reply, spaceError(err)
 	}
-	plug := e.plug(snap.Ring.Universe, a.ipv6, a.mtu)
+	plug := a.plug(e, snap)
 	if err = a.router.Plug(ctx, plug); err == nil {
 		err = a.store.SaveEndpoint(key, e)
 	}
@@ -114,7 +115,7 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	a.mu.Lock()
 	a.endpoints[key] = e
 	a.mu.Unlock()
-	return api.AttachReply{Addresses: addresses(plug), Universe: a.universe(snap), MTU: a.mtu}, nil
+	return api.AttachReply{Addresses: addresses(plug), Universe: a.universe(snap), MTU: int(a.mtu.Load())}, nil
 }
 
 // universe is the prefixes that containers reach through the overlay.
@@ -180,7 +181,7 @@ func (a *Agent) Detach(ctx context.Context, ref api.EndpointRef) error {
 		if err := endpoint.Delete(e.HostLink); err != nil {
 			return err
 		}
-		if err := a.router.Unplug(ctx, e.plug(snap.Ring.Universe, a.ipv6, a.mtu)); err != nil {
+		if err := a.router.Unplug(ctx, a.plug(e, snap)); err != nil {
 			return err
 		}
 		if err := a.store.DeleteEndpoint(key); err != nil {
@@ -210,7 +211,7 @@ func (a *Agent) describe(e *endpointRecord, snap ipam.Snapshot) api.Endpoint {
 	return api.Endpoint{
 		ContainerID: e.ContainerID, Interface: e.Interface, Source: e.Source, Network: e.Network,
 		Name: e.Name, Namespace: e.Namespace, HostLink: e.HostLink, MAC: e.MAC,
-		Addresses: addresses(e.plug(snap.Ring.Universe, a.ipv6, a.mtu)),
+		Addresses: addresses(a.plug(e, snap)),
 	}
 }
 

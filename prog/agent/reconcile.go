@@ -106,7 +106,7 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 	defer a.mu.Unlock()
 	cfg := router.Config{
 		Universe: snap.Ring.Universe, Node: a.node,
-		PrivateKey: a.keys.WireGuard, Port: uint16(a.opts.Port), MTU: a.mtu,
+		PrivateKey: a.keys.WireGuard, Port: uint16(a.opts.Port), MTU: int(a.mtu.Load()),
 		Own: in.Owned[self], Tunnels: topology.Plan(in),
 		Exposed: a.settings.Exposed, IPv6: a.ipv6,
 	}
@@ -115,7 +115,7 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		a.node = s
 	}
 	for _, e := range a.endpoints {
-		cfg.Endpoints = append(cfg.Endpoints, e.plug(snap.Ring.Universe, a.ipv6, a.mtu))
+		cfg.Endpoints = append(cfg.Endpoints, a.plug(e, snap))
 	}
 	slices.SortFunc(cfg.Endpoints, func(x, y endpoint.Endpoint) int { return x.Addr4.Compare(y.Addr4) })
 	return cfg
@@ -126,9 +126,9 @@ func (a *Agent) refreshRecord(snap ipam.Snapshot) error {
 	addrs, mtu, err := a.underlay()
 	if err != nil {
 		// Links come and go; the last known addresses are the best guess.
-		addrs, mtu = a.mesh.Own().Underlay, a.mtu
+		addrs, mtu = a.mesh.Own().Underlay, int(a.mtu.Load())
 	}
-	a.mtu = mtu
+	a.mtu.Store(int64(mtu))
 	return a.mesh.Update(func(r *peer.Record) {
 		r.Underlay = addrs
 		r.Ring = nil

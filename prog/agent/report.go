@@ -60,7 +60,7 @@ func (a *Agent) reportRouter(snap ipam.Snapshot, peers []mesh.Peer, seen wg.Obse
 	r := api.Router{
 		Protocol: mesh.Version, ID: a.self().String(), Nickname: own.Nickname,
 		Datapath: seen.Kind, Device: link.Device, PublicKey: a.public.String(),
-		Port: a.opts.Port, GossipPort: a.opts.GossipPort, MTU: a.mtu, IPv6: a.ipv6, PID: os.Getpid(),
+		Port: a.opts.Port, GossipPort: a.opts.GossipPort, MTU: int(a.mtu.Load()), IPv6: a.ipv6, PID: os.Getpid(),
 		Underlay: own.Underlay, Node: a.nodeAddrs(snap, own.Node),
 		Targets: []api.Target{}, Connections: []api.Connection{}, Peers: []api.Peer{},
 	}
@@ -134,7 +134,7 @@ func (a *Agent) reportConnection(snap ipam.Snapshot, p mesh.Peer, targets []mesh
 			c.Handshake = &tunnel.Handshake
 		}
 		c.Received, c.Sent = tunnel.Received, tunnel.Sent
-		c.Info = fmt.Sprintf("encrypted   %-9s %s(%s) mtu=%d", seen.Kind, c.Peer, c.Nickname, a.mtu)
+		c.Info = fmt.Sprintf("encrypted   %-9s %s(%s) mtu=%d", seen.Kind, c.Peer, c.Nickname, a.mtu.Load())
 		if !p.Reachable {
 			c.Info += fmt.Sprintf(" (gossip: %s)", a.reportPeer(snap, p).State)
 		}
