@@ -53,7 +53,8 @@ type Agent struct {
 	ipv6    bool
 	started time.Time
 
-	installed bool // the CNI configuration was written; of reconcile's goroutine
+	installed bool // the CNI configuration was written; of reconcile's goroutine, as applied
+	applied   bool // the data path was set up once
 
 	mu        sync.Mutex
 	node      slot.Slot

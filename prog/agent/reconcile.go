@@ -67,12 +67,17 @@ func (a *Agent) step(ctx context.Context) error {
 		return ipam.ErrNoRing
 	}
 	a.mesh.SetHello(snap.Ring.Cluster, snap.Ring.Universe)
-	if err := link.Overlap(snap.Ring.Universe); err != nil {
-		return &fatalError{err}
+	overlap := link.Overlap(snap.Ring.Universe)
+	if _, ok := errors.AsType[*link.OverlapError](overlap); ok && !a.applied {
+		return &fatalError{overlap}
 	}
 	cfg := a.desired(snap)
 	if err := a.router.Apply(ctx, cfg); err != nil {
 		return err
+	}
+	a.applied = true
+	if overlap != nil { // it came later: what is attached goes on, and the guard keeps the rest in
+		return overlap
 	}
 	if cfg.Node == 0 {
 		return errors.New("waiting for a node address from the other peers (see `weft status ipam`)")

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -23,7 +24,13 @@ import (
 //	}
 const cutTable = "weft-lab"
 
+// cutting lets one request change cuts at a time. It also keeps the library's
+// counter of sets, which has no lock, to one goroutine.
+var cutting sync.Mutex
+
 func setCut(cut Cut, down bool) error {
+	cutting.Lock()
+	defer cutting.Unlock()
 	if cut.A == cut.B {
 		return fmt.Errorf("a link has two ends: %s and %s are the same host", cut.A, cut.B)
 	}
