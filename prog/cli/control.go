@@ -180,8 +180,7 @@ func (a *app) token() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(a.out, t.Reveal())
-			return nil
+			return a.show(map[string]string{"token": t.Reveal()}, func() { fmt.Fprintln(a.out, t.Reveal()) })
 		},
 	}
 }

@@ -27,7 +27,7 @@ func (e *ExitError) Error() string { return fmt.Sprintf("exit code %d", e.Code) 
 func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "lab",
-		Short: "Build hosts and containers on this machine, to try Weft and to test it",
+		Short: "build hosts and containers on this machine, to try Weft and to test it",
 		Long: "Build hosts and containers on this machine, to try Weft and to test it.\n\n" +
 			"Hosts h1, h2 … are network namespaces with their own mounts, processes and hostname, on a common\n" +
 			"underlay (192.0.2.0/24 and 2001:db8::/64); each runs the real weft. Containers h1/c1, h1/c2 … are\n" +
@@ -49,7 +49,7 @@ func upCommand(name *string) *cobra.Command {
 	var o Options
 	cmd := &cobra.Command{
 		Use:   "up [-- LAUNCH-FLAGS]",
-		Short: "Make hosts, launch weft on them, plug containers in",
+		Short: "make hosts, launch weft on them, plug containers in",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.ArgsLenAtDash() < 0 && len(args) > 0 {
 				return fmt.Errorf("lab: unexpected %q: flags for weft launch go after --", args[0])
@@ -86,7 +86,7 @@ func upCommand(name *string) *cobra.Command {
 
 func downCommand(name *string) *cobra.Command {
 	return &cobra.Command{
-		Use: "down", Short: "Remove the lab and all that is left of it", Args: cobra.NoArgs,
+		Use: "down", Short: "remove the lab and all that is left of it", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			stale, err := Down(cmd.Context(), *name)
 			if stale {
@@ -100,7 +100,7 @@ func downCommand(name *string) *cobra.Command {
 func execCommand(name *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec HOST[/CONTAINER] -- CMD…",
-		Short: "Run a command on a host, in a container, or beside the bridge (underlay)",
+		Short: "run a command on a host, in a container, or beside the bridge (underlay)",
 		Example: "  weft lab exec h1 -- weft status\n  weft lab exec h1/c1 -- weft probe icmp 10.32.0.5\n" +
 			"  weft lab exec h2 -- sh\n  weft lab exec underlay -- weft probe capture h1 h2",
 		Args: cobra.MinimumNArgs(2),
@@ -153,7 +153,7 @@ func (l *Lab) checkTarget(target string) error {
 func statusCommand(name *string) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "status", Short: "Show hosts, containers, processes and cut links", Args: cobra.NoArgs,
+		Use: "status", Short: "show hosts, containers, processes and cut links", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := Open(*name)
 			if err != nil {
@@ -181,7 +181,7 @@ func writeJSON(w io.Writer, v any) error {
 
 func linkCommand(name *string) *cobra.Command {
 	return &cobra.Command{
-		Use: "link HOST HOST up|down", Short: "Cut or heal the underlay between two hosts",
+		Use: "link HOST HOST up|down", Short: "cut or heal the underlay between two hosts",
 		Args: cobra.ExactArgs(3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if args[2] != "up" && args[2] != "down" {
@@ -199,7 +199,7 @@ func linkCommand(name *string) *cobra.Command {
 func killCommand(name *string) *cobra.Command {
 	var datapath bool
 	cmd := &cobra.Command{
-		Use: "kill HOST", Short: "Kill a host's agent, or its datapath, with SIGKILL",
+		Use: "kill HOST", Short: "kill a host's agent, or its datapath, with SIGKILL",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := Open(*name)
@@ -233,7 +233,7 @@ func hostCommand(name *string, verb, short string, do func(*Lab, context.Context
 func nodeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "node NAME", Hidden: true, Args: cobra.ExactArgs(1),
-		Short: "Be the first process of a host's or container's namespaces",
+		Short: "be the first process of a host's or container's namespaces",
 		RunE:  func(cmd *cobra.Command, _ []string) error { return node.Main(cmd.Context()) },
 	}
 }
@@ -241,7 +241,7 @@ func nodeCommand() *cobra.Command {
 func cniCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "cni add|del CONTAINER-ID NETNS", Hidden: true, Args: cobra.ExactArgs(3),
-		Short: "Do on this host what a container runtime does with CNI",
+		Short: "do on this host what a container runtime does with CNI",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			addrs, err := runCNI(cmd.Context(), args[0], args[1], args[2])
 			if err != nil {
@@ -255,7 +255,7 @@ func cniCommand() *cobra.Command {
 func demoCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "demo", Hidden: true, Args: cobra.NoArgs,
-		Short: "Show three hosts, their tunnels and what a sniffer sees",
+		Short: "show three hosts, their tunnels and what a sniffer sees",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return Demo(cmd.Context(), cmd.OutOrStdout(), os.Getenv("KEEP") != "")
 		},

@@ -23,7 +23,7 @@ const maxSize = 60_000
 // listen and capture then end well.
 func Command() *cobra.Command {
 	root := &cobra.Command{
-		Use: "probe", Short: "Send, answer and capture test traffic", Args: cobra.NoArgs,
+		Use: "probe", Short: "send, answer and capture test traffic", Args: cobra.NoArgs,
 		Long: "Send, answer and capture test traffic.\n\n" +
 			"icmp, tcp and udp send numbered messages and exit with 1 if any is lost, late, repeated, reordered or\n" +
 			"changed. tcp and udp want weft probe listen at the other end.",
@@ -160,7 +160,7 @@ func listenCommand() *cobra.Command {
 	var tcp, udp uint16
 	var duration time.Duration
 	cmd := &cobra.Command{
-		Use: "listen", Short: "Answer weft probe tcp and weft probe udp", Args: cobra.NoArgs,
+		Use: "listen", Short: "answer weft probe tcp and weft probe udp", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := bounded(cmd.Context(), duration)
 			defer stop()
@@ -181,7 +181,7 @@ func captureCommand() *cobra.Command {
 	var asJSON bool
 	var duration time.Duration
 	cmd := &cobra.Command{
-		Use: "capture IFACE…", Short: "Count what passes on interfaces, by protocol", Args: cobra.MinimumNArgs(1),
+		Use: "capture IFACE…", Short: "count what passes on interfaces, by protocol", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg.Interfaces = args
 			ctx, stop := bounded(cmd.Context(), duration)
