@@ -95,8 +95,11 @@ type Mesh struct {
 	targets    map[string]*target
 	hello      hello
 	farewell   peer.State
+	nonce      uint32 // of this run, in the ids of its requests
+	asked      uint32 // requests made
 	pending    map[uint64]chan reply
 	rejections map[string]*Rejection
+	rejected   time.Time // when one was last logged
 }
 
 // known is what we know of one peer.
@@ -106,6 +109,7 @@ type known struct {
 	addr   netip.Addr // where gossip reaches it
 	since  time.Time  // when node last changed
 	retry  backoff
+	asked  map[uint32]*window // what it asked us, by its run
 }
 
 // New makes a mesh; Run starts it. Replicas and handlers are added in between.
@@ -123,6 +127,7 @@ func New(cfg Config) (*Mesh, error) {
 		targets:    map[string]*target{},
 		hello:      hello{Version: Version, Cluster: cfg.Cluster, V4: cfg.Universe.V4},
 		farewell:   peer.Stopped,
+		nonce:      rand.Uint32(),
 		pending:    map[uint64]chan reply{},
 		rejections: map[string]*Rejection{},
 	}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -71,6 +72,7 @@ func (c *counter) Merge(data []byte) ([]byte, error) {
 type host struct {
 	*Mesh
 	counter *counter
+	echoed  atomic.Int32
 	store   *memory
 	stop    context.CancelFunc
 	done    chan error
@@ -118,6 +120,7 @@ func (s *sim) start(i int, store *memory, targets []string, options ...option) *
 	h := &host{Mesh: m, counter: &counter{}, store: store, done: make(chan error, 1)}
 	m.Replicate(h.counter)
 	m.Handle("echo", func(_ context.Context, from peer.ID, p []byte) ([]byte, error) {
+		h.echoed.Add(1)
 		if len(p) == 0 {
 			return nil, errors.New("nothing to echo")
 		}

@@ -20,17 +20,22 @@ type Rejection struct {
 	Last   time.Time
 }
 
-const maxRejections = 64
+const (
+	maxRejections  = 64
+	rejectionLife  = 10 * time.Minute // how long one is shown after the last time
+	rejectionPause = time.Second      // between two lines in the log: anybody can cause them
+)
 
 // noKeyFits is memberlist's error for a message under another key, in lower case.
 const noKeyFits = "no installed keys could decrypt"
 
 const wrongSecret = "wrong secret: it uses another cluster's token or password; compare them, then `weft reset` and launch again on the host that is wrong"
 
-// Rejections lists who was turned away, by address.
+// Rejections lists who was turned away of late, by address.
 func (m *Mesh) Rejections() []Rejection {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	maps.DeleteFunc(m.rejections, func(_ string, r *Rejection) bool { return time.Since(r.Last) > rejectionLife })
 	var out []Rejection
 	for _, addr := range slices.Sorted(maps.Keys(m.rejections)) {
 		out = append(out, *m.rejections[addr])
@@ -38,7 +43,8 @@ func (m *Mesh) Rejections() []Rejection {
 	return out
 }
 
-// reject counts one, and logs the first of a kind.
+// reject counts one, and logs the first of a kind. It is called for what strangers
+// send, from any source address: so it does nothing else.
 func (m *Mesh) reject(addr, reason string) {
 	m.mu.Lock()
 	r := m.rejections[addr]
@@ -53,10 +59,13 @@ func (m *Mesh) reject(addr, reason string) {
 	}
 	r.Count++
 	r.Last = time.Now()
+	loud := first && r.Last.Sub(m.rejected) > rejectionPause
+	if loud {
+		m.rejected = r.Last
+	}
 	m.mu.Unlock()
-	if first {
+	if loud {
 		m.cfg.Log.Warn("turned away", "addr", addr, "reason", reason)
-		m.cfg.Changed()
 	}
 }
 

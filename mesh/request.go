@@ -3,8 +3,6 @@ package mesh
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -15,7 +13,9 @@ import (
 )
 
 // message is a request or a reply: signed by the identity of the sender for the
-// receiver, so that the cluster secret alone does not let one speak for another.
+// receiver, so that the cluster secret alone does not let one speak for another. Its
+// ID is a number of the sender's run, in the high half, and one that counts; so a
+// request is served once (see once), and a reply fits no other.
 type message struct {
 	ID      uint64  `cbor:"1,keyasint"`
 	From    peer.ID `cbor:"2,keyasint"`
@@ -24,6 +24,7 @@ type message struct {
 	Payload []byte  `cbor:"5,keyasint,omitempty"`
 	Error   string  `cbor:"6,keyasint,omitempty"`
 	IsReply bool    `cbor:"7,keyasint,omitempty"`
+	Run     string  `cbor:"8,keyasint,omitempty"` // of a request: the run of the receiver that it is for
 }
 
 type signedMessage struct {
@@ -53,13 +54,14 @@ func (e *RefusedError) Error() string { return "the peer refused: " + e.Reason }
 
 // Request asks one peer and waits for its answer.
 func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
-	var id [8]byte
-	if _, err := rand.Read(id[:]); err != nil {
-		return nil, fmt.Errorf("mesh: %w", err)
-	}
-	msg := message{ID: binary.BigEndian.Uint64(id[:]), From: m.self, To: to, Kind: kind, Payload: payload}
+	msg := message{From: m.self, To: to, Kind: kind, Payload: payload}
 	answer := make(chan reply, 1)
 	m.mu.Lock()
+	m.asked++
+	msg.ID = uint64(m.nonce)<<32 | uint64(m.asked)
+	if k := m.peers[to]; k != nil {
+		msg.Run = k.node
+	}
 	m.pending[msg.ID] = answer
 	m.mu.Unlock()
 	defer func() {
@@ -96,9 +98,12 @@ func (m *Mesh) send(kind uint, msg message) error {
 	if node == nil {
 		return ErrUnreachable
 	}
+	return m.list.SendReliable(node, encode(envelope{Kind: kind, Payload: m.sign(msg)}))
+}
+
+func (m *Mesh) sign(msg message) []byte {
 	data := encode(msg)
-	signed := signedMessage{data, ed25519.Sign(m.cfg.Identity, append([]byte(messageContext), data...))}
-	return m.list.SendReliable(node, encode(envelope{Kind: kind, Payload: encode(signed)}))
+	return encode(signedMessage{data, ed25519.Sign(m.cfg.Identity, append([]byte(messageContext), data...))})
 }
 
 func (m *Mesh) member(name string) *memberlist.Node {
@@ -134,11 +139,64 @@ func (m *Mesh) open(data []byte) (message, error) {
 	return msg, nil
 }
 
+// window remembers which requests of one run of one peer were there, by number: of
+// the last 64 each one, and all before them.
+type window struct {
+	last uint32
+	seen uint64 // bit n: last - n was there
+}
+
+func (w *window) fresh(n uint32) bool {
+	if n > w.last {
+		w.seen = w.seen<<(n-w.last) | 1
+		w.last = n
+		return true
+	}
+	bit := uint64(1) << (w.last - n)
+	fresh := bit != 0 && w.seen&bit == 0
+	w.seen |= bit
+	return fresh
+}
+
+// maxRuns bounds the windows that one peer can make us hold.
+const maxRuns = 256
+
+var errRepeated = errors.New("it was here before, or is for an earlier run of this agent")
+
+// once refuses a request that was here before. Who listens on the underlay can send
+// the same bytes again, without the secret and as often as he likes.
+func (m *Mesh) once(msg message) error {
+	if msg.Run != m.name {
+		return errRepeated
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k, run := m.peers[msg.From], uint32(msg.ID>>32)
+	w := k.asked[run]
+	if w == nil {
+		if len(k.asked) >= maxRuns {
+			return fmt.Errorf("%v started anew more than %d times", msg.From, maxRuns)
+		}
+		w = &window{}
+		if k.asked == nil {
+			k.asked = map[uint32]*window{}
+		}
+		k.asked[run] = w
+	}
+	if !w.fresh(uint32(msg.ID)) {
+		return errRepeated
+	}
+	return nil
+}
+
 // serve answers a request, on a goroutine of its own: a handler may itself ask.
 func (m *Mesh) serve(ctx context.Context, data []byte) {
 	msg, err := m.open(data)
+	if err == nil && !msg.IsReply {
+		err = m.once(msg)
+	}
 	if err != nil || msg.IsReply {
-		m.cfg.Log.Warn("request ignored", "from", msg.From, "err", err)
+		m.cfg.Log.Debug("request ignored", "from", msg.From, "err", err)
 		return
 	}
 	h, ok := m.handlers[msg.Kind]
@@ -165,7 +223,7 @@ func (m *Mesh) serve(ctx context.Context, data []byte) {
 func (m *Mesh) deliver(data []byte) {
 	msg, err := m.open(data)
 	if err != nil || !msg.IsReply {
-		m.cfg.Log.Warn("reply ignored", "from", msg.From, "err", err)
+		m.cfg.Log.Debug("reply ignored", "from", msg.From, "err", err)
 		return
 	}
 	m.mu.Lock()

@@ -1,0 +1,99 @@
+package mesh
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/mesh/meshtest"
+	"weft/mesh/peer"
+)
+
+// still makes a mesh that does not run.
+func still(t *testing.T, i int, options ...option) *Mesh {
+	t.Helper()
+	cfg := Config{
+		Identity: identity(i), Store: &memory{peers: map[peer.ID][]byte{}}, Changed: func() {},
+		Record: peer.Record{Underlay: []netip.Addr{address(i).Addr()}},
+		Log:    slog.New(slog.DiscardHandler),
+	}
+	for _, o := range options {
+		o(&cfg)
+	}
+	m, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// Anybody can send garbage, with any source: it fills neither memory nor log, and
+// makes nobody look at the whole data path.
+func TestStrangersCostLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		changes, log := 0, &bytes.Buffer{}
+		m := still(t, 1, func(c *Config) {
+			c.Changed, c.Log = func() { changes++ }, slog.New(slog.NewTextHandler(log, nil))
+		})
+		for i := range 1000 {
+			fmt.Fprintf(logWriter{m}, "[ERR] memberlist: Decrypt packet failed: x from=192.0.2.%d:%d\n", i%256, i)
+		}
+		if lines := bytes.Count(log.Bytes(), []byte("\n")); changes > 0 || lines != 1 || len(m.Rejections()) != maxRejections {
+			t.Errorf("%d changes, %d lines in the log, %d rejections", changes, lines, len(m.Rejections()))
+		}
+		time.Sleep(rejectionLife + time.Second)
+		if n := len(m.Rejections()); n != 0 {
+			t.Errorf("%d are still shown", n)
+		}
+	})
+}
+
+// Who listens on the underlay sends the same bytes again: they are not served twice,
+// neither by this run of the agent nor by the next.
+func TestInvariant7RequestsAreServedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(8)}
+		a := s.start(1, nil, nil)
+		b := s.start(2, nil, []string{"192.0.2.1"})
+		s.eventually(10*time.Second, "both are here", func() bool { return allReach([]*host{a, b})() && record(b, a).Identity != nil })
+		for range 3 {
+			if _, err := a.Request(t.Context(), b.Self(), "echo", []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.mu.Lock()
+		msg := message{ID: uint64(a.nonce)<<32 | 2, From: a.self, To: b.self, Kind: "echo", Run: a.peers[b.self].node}
+		a.mu.Unlock()
+		captured := a.sign(msg)
+		b.serve(t.Context(), captured)
+		synctest.Wait()
+		if n := b.echoed.Load(); n != 3 {
+			t.Errorf("served %d times what was asked 3 times", n)
+		}
+		s.end(b)
+		again := s.start(2, b.store, []string{"192.0.2.1"})
+		s.eventually(time.Minute, "it is back", allReach([]*host{a, again}))
+		again.serve(t.Context(), captured)
+		synctest.Wait()
+		if n := again.echoed.Load(); n != 0 {
+			t.Error("the next run served a request of the last")
+		}
+		s.end(a, again)
+	})
+}
+
+func TestWindow(t *testing.T) {
+	var w window
+	for i, tt := range []struct {
+		n    uint32
+		want bool
+	}{{1, true}, {1, false}, {3, true}, {2, true}, {2, false}, {100, true}, {3, false}, {36, false}, {37, true}, {37, false}, {1 << 31, true}, {100, false}} {
+		if got := w.fresh(tt.n); got != tt.want {
+			t.Errorf("step %d, number %d: %v", i, tt.n, got)
+		}
+	}
+}
