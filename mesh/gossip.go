@@ -231,6 +231,10 @@ func (e events) NotifyJoin(n *memberlist.Node) {
 		k = &known{}
 		e.m.peers[id] = k
 	}
+	if k.nodes == nil {
+		k.nodes = map[string]netip.Addr{}
+	}
+	k.nodes[n.Name] = addr.Unmap()
 	k.node, k.addr, k.since, k.retry = n.Name, addr.Unmap(), time.Now(), backoff{}
 	e.m.mu.Unlock()
 	e.m.cfg.Log.Info("peer is reachable", "peer", id, "addr", addr.Unmap())
@@ -244,15 +248,28 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 	}
 	e.m.mu.Lock()
 	k := e.m.peers[id]
-	gone := k != nil && k.node == n.Name // an older run's end says nothing about this one
+	gone := k != nil && k.node != "" && k.lost(n.Name)
 	if gone {
-		k.node, k.since = "", time.Now()
+		k.since = time.Now()
 	}
 	e.m.mu.Unlock()
 	if gone {
 		e.m.cfg.Log.Info("peer is not reachable", "peer", id)
 		e.m.cfg.Changed()
 	}
+}
+
+// lost notes that one run of a peer ended, and reports whether none is left: an old
+// run can be heard of again, by a late rumour, while the new one is there.
+func (k *known) lost(node string) bool {
+	delete(k.nodes, node)
+	if k.node == node {
+		k.node = ""
+		for other, addr := range k.nodes {
+			k.node, k.addr = other, addr
+		}
+	}
+	return k.node == ""
 }
 
 func (events) NotifyUpdate(*memberlist.Node) {}

@@ -2,12 +2,16 @@ package mesh
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/memberlist"
 
 	"weft/mesh/meshtest"
 	"weft/mesh/peer"
@@ -84,6 +88,25 @@ func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 		}
 		s.end(a, again)
 	})
+}
+
+// A late rumour of a peer's old run, and its end, do not hide the run that is there.
+func TestOldRunsHideNobody(t *testing.T) {
+	m := still(t, 1)
+	id := peer.IDOf(identity(2).Public().(ed25519.PublicKey))
+	old := &memberlist.Node{Name: id.String() + "-00000001", Addr: net.IPv4(192, 0, 2, 2)}
+	now := &memberlist.Node{Name: id.String() + "-00000002", Addr: net.IPv4(192, 0, 2, 3)}
+	e := events{m}
+	e.NotifyJoin(now)
+	e.NotifyJoin(old)
+	e.NotifyLeave(old)
+	if !m.Reachable(id) || m.peers[id].node != now.Name || m.peers[id].addr != address(3).Addr() {
+		t.Errorf("after the rumour: %+v", m.peers[id])
+	}
+	e.NotifyLeave(now)
+	if m.Reachable(id) {
+		t.Error("it is reachable after its end")
+	}
 }
 
 func TestWindow(t *testing.T) {

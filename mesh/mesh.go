@@ -109,6 +109,7 @@ type known struct {
 	addr   netip.Addr // where gossip reaches it
 	since  time.Time  // when node last changed
 	retry  backoff
+	nodes  map[string]netip.Addr // all its runs that memberlist believes in, node among them
 	asked  map[uint32]*window // what it asked us, by its run
 }
 
