@@ -109,6 +109,35 @@ func TestOldRunsHideNobody(t *testing.T) {
 	}
 }
 
+// Two hosts with one identity, as cloned machines have, say so, and do not outshout
+// each other for ever. One that restored an older state is believed at once.
+func TestTwinsAreNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(9)}
+		a := s.start(1, nil, nil)
+		restored := s.start(2, nil, []string{"192.0.2.1"})
+		s.eventually(10*time.Second, "it is here", func() bool { return record(a, restored).Identity != nil })
+		s.end(restored)
+		restored = s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) { c.Record.Nickname = "restored" })
+		s.eventually(time.Minute, "its new word counts", func() bool { return record(a, restored).Nickname == "restored" })
+		if r := restored.Rejections(); len(r) != 0 {
+			t.Errorf("a restored host: %v", r)
+		}
+		twin := s.start(3, nil, []string{"192.0.2.1"}, func(c *Config) { c.Identity = identity(2) })
+		before := record(a, restored).Sequence
+		time.Sleep(2 * time.Minute)
+		if n := record(a, restored).Sequence - before; n > 30 {
+			t.Errorf("%d words in two minutes", n)
+		}
+		for who, h := range map[string]*host{"192.0.2.3": restored, "192.0.2.2": twin} {
+			if r := h.Rejections(); len(r) != 1 || r[0].Addr != who {
+				t.Errorf("its twin at %s: %v", who, r)
+			}
+		}
+		s.end(a, restored, twin)
+	})
+}
+
 func TestWindow(t *testing.T) {
 	var w window
 	for i, tt := range []struct {

@@ -95,8 +95,9 @@ type Mesh struct {
 	targets    map[string]*target
 	hello      hello
 	farewell   peer.State
-	nonce      uint32 // of this run, in the ids of its requests
-	asked      uint32 // requests made
+	insisted   time.Time // when we last contradicted the mesh about ourselves
+	nonce      uint32    // of this run, in the ids of its requests
+	asked      uint32    // requests made
 	pending    map[uint64]chan reply
 	rejections map[string]*Rejection
 	rejected   time.Time // when one was last logged
@@ -110,7 +111,7 @@ type known struct {
 	since  time.Time  // when node last changed
 	retry  backoff
 	nodes  map[string]netip.Addr // all its runs that memberlist believes in, node among them
-	asked  map[uint32]*window // what it asked us, by its run
+	asked  map[uint32]*window    // what it asked us, by its run
 }
 
 // New makes a mesh; Run starts it. Replicas and handlers are added in between.

@@ -3,6 +3,8 @@ package mesh
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"weft/mesh/peer"
 )
@@ -88,13 +90,36 @@ func (m *Mesh) mergeRecord(data []byte) (news bool, err error) {
 	case full:
 		return false, fmt.Errorf("peers: %v is one more than %d, ignored", id, maxPeers)
 	case fresh && id == m.self:
-		// The mesh remembers a later word of ours than we do: our state was
-		// restored from an older copy. Speak again, louder.
-		if err := m.update(func(r *peer.Record) { r.Sequence = s.Record.Sequence }); err != nil {
-			return false, err
-		}
-		m.Broadcast(peersName, m.ownState())
-		return false, nil
+		return false, m.insist(s.Record)
 	}
 	return fresh, nil
+}
+
+// insistPause is how long the mesh may contradict us before we do.
+const insistPause = 10 * time.Second
+
+const twin = "it speaks with this host's identity: was its disk copied from here, or this one's from there? Run `weft reset` on the copy"
+
+// insist speaks again, louder: the mesh remembers a later word of ours than we do.
+// The first time our state was restored from an older copy. If it goes on, another
+// host has our identity, and two who insist at once would never end.
+func (m *Mesh) insist(theirs peer.Record) error {
+	m.mu.Lock()
+	now, last, own := time.Now(), m.insisted, m.peers[m.self].signed.Record
+	wait := !last.IsZero() && now.Sub(last) < insistPause
+	if !wait {
+		m.insisted = now
+	}
+	m.mu.Unlock()
+	if !last.IsZero() && len(theirs.Underlay) > 0 && !slices.Equal(theirs.Underlay, own.Underlay) {
+		m.reject(theirs.Underlay[0].String(), twin)
+	}
+	if wait {
+		return nil // push/pull says it again
+	}
+	if err := m.update(func(r *peer.Record) { r.Sequence = theirs.Sequence }); err != nil {
+		return err
+	}
+	m.Broadcast(peersName, m.ownState())
+	return nil
 }
