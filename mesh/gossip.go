@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -111,14 +112,15 @@ func (m *Mesh) others() []*memberlist.Node {
 	return nodes
 }
 
-// sendToSome sends a message reliably to a few random peers.
+// sendToSome sends a message reliably to a few random peers, to all of them at once:
+// one that does not answer takes its time.
 func (m *Mesh) sendToSome(e envelope) {
-	data, sent := encode(e), 0
-	for _, n := range m.others() {
-		if sent < someNodes && m.list.SendReliable(n, data) == nil {
-			sent++
-		}
+	data, nodes := encode(e), m.others()
+	var group sync.WaitGroup
+	for _, n := range nodes[:min(len(nodes), someNodes)] {
+		group.Go(func() { _ = m.list.SendReliable(n, data) }) // push/pull brings it all the same
 	}
+	group.Wait()
 }
 
 // broadcast is a message in memberlist's queue; states never invalidate each

@@ -138,6 +138,36 @@ func TestTwinsAreNamed(t *testing.T) {
 	})
 }
 
+// A host that reaches nobody any more, and knows many, stops as fast as any other:
+// attempts to join that hang do not add up.
+func TestStopDoesNotWaitForTheUnreachable(t *testing.T) {
+	for name, after := range map[string]time.Duration{"just cut off": 100 * time.Millisecond, "long cut off": 5 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &sim{t, meshtest.New(10)}
+				var hosts []*host
+				for i := 1; i <= 12; i++ {
+					hosts = append(hosts, s.start(i, nil, []string{"192.0.2.1"}, func(c *Config) {
+						c.Record.Underlay = append(c.Record.Underlay, netip.AddrFrom4([4]byte{192, 0, 2, byte(100 + i)}))
+					}))
+				}
+				s.eventually(time.Minute, "all are here", allReach(hosts))
+				s.net.Partition(func(a, b netip.Addr) bool { return true })
+				time.Sleep(after)
+				start := time.Now()
+				hosts[0].stop()
+				if err := <-hosts[0].done; err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(start); took > 6*time.Second {
+					t.Errorf("it took %v to stop", took)
+				}
+				s.end(hosts[1:]...)
+			})
+		})
+	}
+}
+
 func TestWindow(t *testing.T) {
 	var w window
 	for i, tt := range []struct {

@@ -153,7 +153,7 @@ func (m *Mesh) due(ctx context.Context, now time.Time) []func() {
 		if id == m.self || k.node != "" || !k.hasRecord() || r.State == peer.Left || !k.retry.due(now) {
 			continue
 		}
-		out = append(out, func() { m.joinPeer(r, k) })
+		out = append(out, func() { m.joinPeer(ctx, r, k) })
 	}
 	return out
 }
@@ -166,7 +166,7 @@ func (m *Mesh) joinTarget(ctx context.Context, host string, t *target) {
 		connected = connected || m.here(a.Addr())
 	}
 	if err == nil && !connected {
-		connected, err = m.join(addrs)
+		connected, err = m.join(ctx, addrs)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -179,21 +179,25 @@ func (m *Mesh) joinTarget(ctx context.Context, host string, t *target) {
 }
 
 // joinPeer joins a peer that was here once.
-func (m *Mesh) joinPeer(r peer.Record, k *known) {
+func (m *Mesh) joinPeer(ctx context.Context, r peer.Record, k *known) {
 	var addrs []netip.AddrPort
 	for _, a := range r.Underlay {
 		addrs = append(addrs, netip.AddrPortFrom(a, r.Gossip))
 	}
-	_, _ = m.join(addrs)
+	_, _ = m.join(ctx, addrs)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k.retry.failed(time.Now())
 }
 
-// join tries addresses until one answers.
-func (m *Mesh) join(addrs []netip.AddrPort) (bool, error) {
+// join tries addresses until one answers. An attempt that is under way cannot be
+// broken off, but when the agent stops no other one follows.
+func (m *Mesh) join(ctx context.Context, addrs []netip.AddrPort) (bool, error) {
 	var err error
 	for _, a := range addrs {
+		if ctx.Err() != nil {
+			return false, ctx.Err()
+		}
 		var n int
 		if n, err = m.list.Join([]string{a.String()}); n > 0 {
 			return true, nil

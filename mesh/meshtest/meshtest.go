@@ -76,7 +76,7 @@ func (n *Network) route(from netip.AddrPort, to string) (*Transport, error) {
 		return nil, fmt.Errorf("dial %s: connection refused", to)
 	}
 	if n.cut(from.Addr(), t.addr.Addr()) {
-		return nil, fmt.Errorf("dial %s: i/o timeout", to)
+		return nil, fmt.Errorf("dial %s: %w", to, errCut)
 	}
 	return t, nil
 }
@@ -123,8 +123,18 @@ func (t *Transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 // StreamCh is where connections arrive.
 func (t *Transport) StreamCh() <-chan net.Conn { return t.streams }
 
-// DialTimeout opens a stream.
-func (t *Transport) DialTimeout(addr string, _ time.Duration) (net.Conn, error) {
+var errCut = errors.New("i/o timeout")
+
+// DialTimeout opens a stream. Over a cut it waits in vain, as a real one does.
+func (t *Transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	c, err := t.dial(addr)
+	if errors.Is(err, errCut) {
+		time.Sleep(timeout)
+	}
+	return c, err
+}
+
+func (t *Transport) dial(addr string) (net.Conn, error) {
 	var ours net.Conn
 	var err error
 	t.net.locked(func() {
