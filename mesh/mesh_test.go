@@ -272,6 +272,11 @@ func TestRequest(t *testing.T) {
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
+		for x, y := range map[*host]*host{a: b, b: a} { // as if gossip had been slower
+			x.mu.Lock()
+			x.peers[y.Self()].signed = peer.Signed{}
+			x.mu.Unlock()
+		}
 		got, err := a.Request(ctx, b.Self(), "echo", []byte("hello"))
 		if err != nil || string(got) != a.Self().String()+" hello" {
 			t.Errorf("echo: %q, %v", got, err)
@@ -394,8 +399,8 @@ func TestCheckTarget(t *testing.T) {
 func FuzzReceive(f *testing.F) {
 	signed, _ := peer.Sign(peer.Record{Nickname: "x"}, identity(1))
 	f.Add(encode(envelope{Kind: kindDelta, Replica: peersName, Payload: encode([][]byte{signed.Encode()})}))
-	f.Add(encode(envelope{Kind: kindRequest, Payload: encode(signedMessage{encode(message{ID: 1, Kind: "echo"}), make([]byte, 64)})}))
-	f.Add(encode(envelope{Kind: kindReply, Payload: encode(signedMessage{encode(message{ID: 1, IsReply: true}), nil})}))
+	f.Add(encode(envelope{Kind: kindRequest, Payload: encode(signedMessage{Message: encode(message{ID: 1, Kind: "echo"}), Signature: make([]byte, 64), Record: signed.Encode()})}))
+	f.Add(encode(envelope{Kind: kindReply, Payload: encode(signedMessage{Message: encode(message{ID: 1, IsReply: true})})}))
 	f.Add([]byte{0xa1, 0x01})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := New(Config{

@@ -30,6 +30,9 @@ type message struct {
 type signedMessage struct {
 	Message   []byte `cbor:"1,keyasint"`
 	Signature []byte `cbor:"2,keyasint"`
+	// Record is the sender's own: gossip may be slower than the first request of a
+	// peer that has just joined.
+	Record []byte `cbor:"3,keyasint,omitempty"`
 }
 
 type reply struct {
@@ -103,7 +106,10 @@ func (m *Mesh) send(kind uint, msg message) error {
 
 func (m *Mesh) sign(msg message) []byte {
 	data := encode(msg)
-	return encode(signedMessage{data, ed25519.Sign(m.cfg.Identity, append([]byte(messageContext), data...))})
+	m.mu.Lock()
+	record := m.peers[m.self].signed.Encode()
+	m.mu.Unlock()
+	return encode(signedMessage{data, ed25519.Sign(m.cfg.Identity, append([]byte(messageContext), data...)), record})
 }
 
 func (m *Mesh) member(name string) *memberlist.Node {
@@ -125,15 +131,21 @@ func (m *Mesh) open(data []byte) (message, error) {
 	if err := decoding.Unmarshal(s.Message, &msg); err != nil {
 		return msg, err
 	}
+	if s.Record != nil {
+		m.merge(peersName, encode([][]byte{s.Record}))
+	}
+	var sender ed25519.PublicKey
 	m.mu.Lock()
-	k := m.peers[msg.From]
+	if k := m.peers[msg.From]; k != nil {
+		sender = k.signed.Record.Identity
+	}
 	m.mu.Unlock()
 	switch {
 	case msg.To != m.self:
 		return msg, fmt.Errorf("it is for %v", msg.To)
-	case k == nil || !k.hasRecord():
-		return msg, fmt.Errorf("%v is not known here yet", msg.From)
-	case !ed25519.Verify(k.signed.Record.Identity, append([]byte(messageContext), s.Message...), s.Signature):
+	case sender == nil:
+		return msg, fmt.Errorf("%v is not known here", msg.From)
+	case !ed25519.Verify(sender, append([]byte(messageContext), s.Message...), s.Signature):
 		return msg, fmt.Errorf("it is not signed by %v", msg.From)
 	}
 	return msg, nil

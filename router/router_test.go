@@ -242,7 +242,7 @@ func TestPortTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	if a := h.ask(order{Config: &h.config}); !strings.Contains(a, "6784") || !strings.Contains(a, "--port") {
+	if a := h.ask(order{Config: &h.config}); !strings.Contains(a, "6784") || !strings.Contains(a, "--wireguard-port") {
 		t.Errorf("with a port that is taken: %q", a)
 	}
 	taken.Close()
