@@ -106,8 +106,7 @@ type Allocator struct {
 
 type waiter struct {
 	key   string
-	reply chan<- result
-	ctx   context.Context
+	reply chan result
 }
 
 type result struct {
@@ -138,7 +137,6 @@ func (a *Allocator) Run(ctx context.Context) error {
 		case call := <-a.calls:
 			call()
 		case <-again.C:
-			a.dropExpired()
 			a.serve()
 		}
 	}
@@ -191,7 +189,7 @@ func (a *Allocator) do(ctx context.Context, f func()) error {
 func (a *Allocator) Allocate(ctx context.Context, key string) (slot.Slot, error) {
 	reply := make(chan result, 1)
 	err := a.do(ctx, func() {
-		a.waiting = append(a.waiting, waiter{key: key, reply: reply, ctx: ctx})
+		a.waiting = append(a.waiting, waiter{key: key, reply: reply})
 		a.serve()
 	})
 	if err != nil {
@@ -201,25 +199,28 @@ func (a *Allocator) Allocate(ctx context.Context, key string) (slot.Slot, error)
 	case r := <-reply:
 		return r.slot, r.err
 	case <-ctx.Done():
-		return 0, a.reason(ctx)
+		return a.withdraw(ctx, reply)
 	case <-a.stopped:
 		return 0, ErrStopped
 	}
 }
 
-// reason explains why a request was not met in time.
-func (a *Allocator) reason(ctx context.Context) error {
-	why := ErrStopped
-	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	_ = a.do(short, func() {
+// withdraw takes back a request that was not met in time, and explains why it was
+// not. If it was met in the meantime, that counts: no slot is lost in between.
+func (a *Allocator) withdraw(ctx context.Context, reply chan result) (slot.Slot, error) {
+	r := result{err: ErrStopped}
+	_ = a.do(context.WithoutCancel(ctx), func() {
+		a.waiting = slices.DeleteFunc(a.waiting, func(w waiter) bool { return w.reply == reply })
+		r.err = ErrNoSpace
 		if a.ring.IsZero() {
-			why = ErrNoRing
-		} else {
-			why = ErrNoSpace
+			r.err = ErrNoRing
+		}
+		select {
+		case r = <-reply:
+		default:
 		}
 	})
-	return why
+	return r.slot, r.err
 }
 
 // Free takes back the slot of key; a key that has none is no error.
@@ -298,10 +299,6 @@ func (a *Allocator) take(key string) (slot.Slot, error) {
 	a.allocations[key] = s
 	a.cfg.Changed()
 	return s, nil
-}
-
-func (a *Allocator) dropExpired() {
-	a.waiting = slices.DeleteFunc(a.waiting, func(w waiter) bool { return w.ctx.Err() != nil })
 }
 
 func (a *Allocator) failAll(err error) {

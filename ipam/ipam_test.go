@@ -373,3 +373,34 @@ func TestForeignRingsAreReportedNotMerged(t *testing.T) {
 		})
 	}
 }
+
+// Who gave up waiting is given nothing: no slot is lost to a request that nobody
+// waits for, not even when space comes at the very moment.
+func TestWhoGivesUpIsGivenNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		founder := c.start(1, &disk{})
+		m := c.start(2, &disk{})
+		ctx, cancel := context.WithCancel(t.Context())
+		given := make(chan error, 1)
+		go func() {
+			_, err := m.Allocate(ctx, "a")
+			given <- err
+		}()
+		synctest.Wait() // it waits for a ring
+		cancel()
+		delta, err := founder.ServeSpace(t.Context(), m.id, nil)
+		if err == nil {
+			_, err = m.Merge(delta)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = <-given
+		snap, _ := m.Snapshot(t.Context())
+		if (err == nil) != (len(snap.Allocations) == 1) || snap.Waiting != 0 {
+			t.Errorf("answered %v, allocated %v, %d wait", err, snap.Allocations, snap.Waiting)
+		}
+		c.end()
+	})
+}
