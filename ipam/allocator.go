@@ -80,6 +80,9 @@ const (
 	askAgain   = 500 * time.Millisecond // until the next round, when nobody had space
 )
 
+// conflictLife is how long a conflict is shown: gossip repeats one that goes on.
+const conflictLife = 5 * time.Minute
+
 // Errors of Allocate, beside the context's own.
 var (
 	ErrStopped = errors.New("ipam: the agent is stopping")
@@ -96,6 +99,7 @@ type Allocator struct {
 	// What follows belongs to the goroutine of Run.
 	ring        ring.Ring
 	conflict    error // the last state that could not be merged, for people
+	conflictAt  time.Time
 	space       *space.Space
 	allocations map[string]slot.Slot
 	waiting     []waiter
@@ -249,7 +253,7 @@ func (a *Allocator) Free(ctx context.Context, key string) error {
 // Snapshot is the allocator's state at one moment.
 type Snapshot struct {
 	Ring        ring.Ring
-	Conflict    error // why a state that a peer sent could not be merged
+	Conflict    error // why a state that a peer sent of late could not be merged
 	Allocations map[string]slot.Slot
 	Free        uint64 // slots that this peer can hand out without asking
 	Waiting     int    // requests that wait for space
@@ -259,8 +263,11 @@ type Snapshot struct {
 func (a *Allocator) Snapshot(ctx context.Context) (s Snapshot, err error) {
 	err = a.do(ctx, func() {
 		s = Snapshot{
-			Ring: a.ring, Conflict: a.conflict, Allocations: maps.Clone(a.allocations),
+			Ring: a.ring, Allocations: maps.Clone(a.allocations),
 			Free: a.space.Free(), Waiting: len(a.waiting),
+		}
+		if time.Since(a.conflictAt) < conflictLife {
+			s.Conflict = a.conflict
 		}
 	})
 	return s, err

@@ -368,6 +368,10 @@ func TestForeignRingsAreReportedNotMerged(t *testing.T) {
 				if owner, _ := snap.Ring.Owner(5); owner != peerID(1) {
 					t.Errorf("our ring changed: slot 5 is %v's", owner)
 				}
+				time.Sleep(conflictLife)
+				if snap, _ = m.Snapshot(t.Context()); snap.Conflict != nil {
+					t.Error("a conflict that is over is still shown")
+				}
 				c.end()
 			})
 		})

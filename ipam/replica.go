@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"weft/ipam/ring"
 	"weft/mesh/peer"
@@ -42,13 +43,12 @@ func (a *Allocator) Merge(data []byte) (news []byte, err error) {
 }
 
 func (a *Allocator) merge(theirs ring.Ring) ([]byte, error) {
-	if err := a.acceptable(theirs); err != nil {
-		a.conflict = err
-		return nil, err
-	}
 	merged, news, err := a.ring.Merge(theirs)
+	if refused := a.acceptable(theirs); refused != nil {
+		err = refused
+	}
 	if err != nil {
-		a.conflict = err
+		a.conflict, a.conflictAt = err, time.Now()
 		return nil, err
 	}
 	if news.IsZero() {
