@@ -96,6 +96,11 @@ func (u Universe) Validate() error {
 		return fmt.Errorf("universe: %v must be between a /64 and a /%d, to hold as many addresses as %v",
 			u.V6, 128-(32-u.V4.Bits()), u.V4)
 	}
+	for _, a := range []netip.Addr{u.V4.Addr(), u.Addr4(Slot(u.Range().End - 1)), u.V6.Addr()} {
+		if !a.IsGlobalUnicast() { // loopback, link-local, multicast, broadcast
+			return fmt.Errorf("universe: %v is no address for a host: take a private range, such as 10.32.0.0/12", a)
+		}
+	}
 	return nil
 }
 

@@ -60,6 +60,14 @@ func TestUniverseValidate(t *testing.T) {
 		{"10.32.0.0/12", "fd00::/120", false},
 		{"10.32.0.0/12", "fd00::/48", false},
 		{"fd00::/96", "10.32.0.0/12", false},
+		{"127.0.0.0/8", "fd00::/96", false},
+		{"169.254.0.0/16", "fd00::/96", false}, // the gateway's
+		{"224.0.0.0/8", "fd00::/96", false},
+		{"255.0.0.0/8", "fd00::/96", false},
+		{"0.0.0.0/8", "fd00::/96", false},
+		{"10.32.0.0/12", "fe80::/64", false},
+		{"10.32.0.0/12", "ff02::/64", false},
+		{"10.32.0.0/12", "::/96", false},
 	} {
 		u := Universe{V4: netip.MustParsePrefix(tt.v4), V6: netip.MustParsePrefix(tt.v6)}
 		if err := u.Validate(); (err == nil) != tt.ok {
