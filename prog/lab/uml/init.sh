@@ -1,0 +1,20 @@
+#!/bin/sh
+# The first process of the guest, whose root is the machine's / (hostfs, read-only). The kernel's command line
+# gives weftjob=DIR, a folder of the machine that appears as /mnt, writable: its script `job` is run, its output
+# goes to `log`, its exit code to `rc`.
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH HOME=/root TMPDIR=/tmp
+mount -t hostfs -o "$weftjob" none /mnt
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs tmpfs /run
+mount -t tmpfs -o mode=1777 tmpfs /tmp
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+sh /mnt/job >/mnt/log 2>&1 </dev/null
+echo $? >/mnt/rc
+sync
+echo o >/proc/sysrq-trigger # power off
+while :; do sleep 1; done

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Runs this package's test on the kernel's own WireGuard: in user-mode Linux, an ordinary process that boots in a
+# second and needs no privileges. It takes half a minute once there is a guest kernel.
+#
+#   UML_LINUX       the guest kernel; default: the one that build.sh makes once and keeps
+#   UML_TIMEOUT     seconds for the guest, default 300
+#   UML_RUN         a -test.run pattern: those tests of prog/lab/e2e as well
+#   UML_VERBOSE     1: show the output of tests that pass
+#   WEFT_SKIP_UML   1: say so, and pass
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../../.."
+
+if [ "${WEFT_SKIP_UML:-}" = 1 ]; then
+	echo "test-kernel: SKIPPED by WEFT_SKIP_UML=1: the kernel's WireGuard is untested"
+	exit 0
+fi
+kernel=${UML_LINUX:-$("$here/build.sh")}
+job=$(mktemp -d)
+guest=
+trap '[ -z "$guest" ] || kill "$guest" 2>/dev/null || true; rm -rf "$job"' EXIT
+start=$SECONDS
+
+mkdir "$job/bin"
+export CGO_ENABLED=0
+"${GO:-go}" build -o "$job/bin/" ./cmd/weft ./cmd/weft-cni
+"${GO:-go}" test -c -o "$job/" ./prog/lab/uml ${UML_RUN:+./prog/lab/e2e}
+cp "$here/init.sh" "$job/init"
+# The guest's own tests take what they use from the machine's /, which it sees, but not from its environment.
+cat >"$job/job" <<JOB
+set -e
+export GOMAXPROCS=1 WEFT_BIN=/mnt/bin WEFT_TEST_DATAPATH=kernel
+cd /mnt
+./uml.test -test.v
+${UML_RUN:+./e2e.test -test.v -test.run '$UML_RUN'}
+JOB
+
+"$here/run.sh" "$kernel" "$job" >"$job/console" 2>&1 &
+guest=$!
+wait "$guest" || true
+guest=
+if [ "$(cat "$job/rc" 2>/dev/null)" = 0 ]; then
+	[ "${UML_VERBOSE:-}" != 1 ] || cat "$job/log"
+	passed=$(grep -c '^--- PASS' "$job/log")
+	echo "ok	the kernel's WireGuard ($("$kernel" --version)): $passed test(s) in $((SECONDS - start)) s"
+	exit 0
+fi
+[ -s "$job/rc" ] || { echo "test-kernel: the guest died or took too long; the end of its console:"; tail -40 "$job/console"; }
+cat "$job/log" 2>/dev/null
+echo "FAIL	the kernel's WireGuard"
+exit 1

@@ -1,0 +1,110 @@
+package uml
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/wgctrl"
+
+	"weft/prog/lab"
+)
+
+// The test binary is its own tool inside the lab: there it is run with this variable set to the name of what it
+// is to print.
+const toolVar = "WEFT_UML_TOOL"
+
+func TestMain(m *testing.M) {
+	tools := map[string]func() error{"allowed": printAllowed, "leftovers": printLeftovers}
+	if tool, ok := tools[os.Getenv(toolVar)]; ok {
+		if err := tool(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// tool returns what one of the tools prints on a host.
+func tool(t *testing.T, l *lab.Lab, host, name string) string {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return run(t, l, host, "env", toolVar+"="+name, exe)
+}
+
+// allowed returns a host's allowed IPs by the peer's public key, as its WireGuard has them.
+func allowed(t *testing.T, l *lab.Lab, host string) map[string][]string {
+	t.Helper()
+	var all map[string][]string
+	if err := json.Unmarshal([]byte(tool(t, l, host, "allowed")), &all); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func printAllowed() error {
+	client, err := wgctrl.New()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	dev, err := client.Device("weft")
+	if err != nil {
+		return err
+	}
+	all := make(map[string][]string)
+	for _, p := range dev.Peers {
+		var ips []string
+		for _, n := range p.AllowedIPs {
+			ips = append(ips, n.String())
+		}
+		slices.Sort(ips)
+		all[p.PublicKey.String()] = ips
+	}
+	return json.NewEncoder(os.Stdout).Encode(all)
+}
+
+// printLeftovers prints the tables, links and routes that Weft could have left.
+func printLeftovers() error {
+	tables, err := (&nftables.Conn{}).ListTables()
+	if err != nil {
+		return err
+	}
+	for _, table := range tables {
+		fmt.Println("table", table.Name) // the lab's hosts have none of their own
+	}
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil {
+		return err
+	}
+	for _, link := range links {
+		if strings.HasPrefix(link.Attrs().Name, "weft") {
+			fmt.Println("link", link.Attrs().Name)
+		}
+	}
+	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return err
+	}
+	for _, route := range routes {
+		if dst := fmt.Sprint(route.Dst); strings.HasPrefix(dst, "10.") || strings.HasPrefix(dst, "169.254.1.") || dst[0] == 'f' && dst[1] == 'd' {
+			fmt.Println("route", route)
+		}
+	}
+	return nil
+}

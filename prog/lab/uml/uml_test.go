@@ -1,0 +1,215 @@
+package uml
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+	"weft/prog/lab/probe"
+)
+
+const (
+	marker = "a-payload-that-nobody-may-see-"
+
+	// wantVar names the datapath that the machine must have: then none passes for the other.
+	wantVar = "WEFT_TEST_DATAPATH"
+)
+
+// h1 ──── underlay ──── h2        h3 joins later
+// │                     │         │
+// c1 c2                 c1 c2     c1 c2
+func TestTwoHostsAndOneMore(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 2, Bare: true})
+	join(t, l, "h1")
+	start := time.Now()
+	join(t, l, "h2", "h1")
+	flow := time.Second + 3*time.Since(start) // outlasts what is done meanwhile, however slow the machine
+	capture, err := l.Capture(t.Context(), marker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("datapath", func(t *testing.T) { datapath(t, l, "h1", "h2") })
+	t.Run("all pairs", func(t *testing.T) { allPairs(t, l, "h1", "h2") })
+	if _, err := l.Background(context.WithoutCancel(t.Context()), "h2/c1", probe.ListenReady, "weft", "probe", "listen"); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("the agent dies", func(t *testing.T) {
+		lossless(t, l, flow, func() {
+			for _, h := range []string{"h1", "h2"} {
+				if err := l.Kill(t.Context(), h, "agent"); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(200 * time.Millisecond) // some packets of the flow
+				if err := l.Start(t.Context(), h); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	})
+	t.Run("prefixes move", func(t *testing.T) { prefixesMove(t, l, flow) })
+	t.Run("all pairs of three", func(t *testing.T) { allPairs(t, l, "h1", "h2", "h3") })
+	sum, err := capture.Stop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lab.CheckSilence(sum); err != nil {
+		t.Errorf("%v: %+v", err, sum)
+	}
+	t.Run("reset", func(t *testing.T) { reset(t, l, "h2") })
+}
+
+// join launches Weft on a host, and plugs its containers in.
+func join(t *testing.T, l *lab.Lab, host string, targets ...string) {
+	t.Helper()
+	token := ""
+	if len(targets) > 0 {
+		var err error
+		if token, err = l.Token(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Launch(t.Context(), host, token, targets...); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range containers(host) {
+		if _, err := l.Plug(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func containers(hosts ...string) []string {
+	var all []string
+	for _, h := range hosts {
+		all = append(all, h+"/c1", h+"/c2")
+	}
+	return all
+}
+
+// datapath asserts that weft status names the datapath that this machine must have.
+func datapath(t *testing.T, l *lab.Lab, hosts ...string) {
+	for _, h := range hosts {
+		status := run(t, l, h, "weft", "status")
+		t.Log(status)
+		if want := os.Getenv(wantVar); !strings.Contains(status, want) || report(t, l, h).Router.Datapath != want && want != "" {
+			t.Errorf("%s: the status does not say that the datapath is %q", h, want)
+		}
+	}
+}
+
+// allPairs probes every container from every other, in both families.
+func allPairs(t *testing.T, l *lab.Lab, hosts ...string) {
+	all := containers(hosts...)
+	for _, from := range all {
+		// The first packet to a peer waits for its handshake.
+		args := []string{"weft", "probe", "icmp", "--count", "3", "--interval", "10ms", "--timeout", "6s", "--size", "400", "--marker", marker}
+		for _, to := range all {
+			args = append(args, addrs(t, l, to)...)
+		}
+		run(t, l, from, args...)
+	}
+}
+
+// lossless runs step while for a time a TCP and a UDP flow of each family go from h1/c1 to h2/c1: they must not
+// notice.
+func lossless(t *testing.T, l *lab.Lab, flow time.Duration, step func()) {
+	t.Helper()
+	to := addrs(t, l, "h2/c1")
+	flows := make(chan error, 2)
+	const interval = 10 * time.Millisecond
+	for _, proto := range []string{"tcp", "udp"} {
+		args := []string{"weft", "probe", proto, "--count", fmt.Sprint(int(flow / interval)), "--interval", interval.String(), "--timeout", "6s", "--marker", marker}
+		go func() {
+			_, err := l.Exec(t.Context(), "h1/c1", nil, append(args, to...)...)
+			flows <- err
+		}()
+	}
+	time.Sleep(300 * time.Millisecond) // the flows are established
+	step()
+	if len(flows) > 0 {
+		t.Error("a flow ended before the step did: it proves nothing")
+	}
+	for range 2 {
+		if err := <-flows; err != nil {
+			t.Errorf("a flow was disturbed: %v", err)
+		}
+	}
+}
+
+// prefixesMove lets h3 join under traffic: h1 or h2 gives it a part of the ring, which the other one of them
+// takes from the old owner's allowed IPs and gives to the new one's.
+func prefixesMove(t *testing.T, l *lab.Lab, flow time.Duration) {
+	others := map[string]string{"h1": report(t, l, "h2").Router.PublicKey, "h2": report(t, l, "h1").Router.PublicKey}
+	before := make(map[string][]string)
+	for host, other := range others {
+		before[host] = allowed(t, l, host)[other]
+	}
+	lossless(t, l, flow, func() { join(t, l, "h3", "h1") })
+	newcomer := report(t, l, "h3").Router.PublicKey
+
+	moved := 0
+	for start := time.Now(); moved == 0 && time.Since(start) < 10*time.Second; time.Sleep(100 * time.Millisecond) {
+		for host, other := range others {
+			after := allowed(t, l, host)
+			if len(after[newcomer]) == 0 || slices.Equal(before[host], after[other]) {
+				continue
+			}
+			moved++
+			t.Logf("%s's allowed IPs for the giver were %v, are %v; for h3 %v", host, before[host], after[other], after[newcomer])
+			for _, p := range after[newcomer] {
+				if slices.Contains(after[other], p) {
+					t.Errorf("both the giver and h3 have %s", p)
+				}
+			}
+		}
+	}
+	if moved == 0 {
+		t.Errorf("nobody's prefixes became h3's: they were %v", before)
+	}
+}
+
+// reset asserts that a host forgets everything.
+func reset(t *testing.T, l *lab.Lab, host string) {
+	run(t, l, host, "weft", "reset", "--force")
+	if left := tool(t, l, host, "leftovers"); left != "" {
+		t.Errorf("%s still has\n%s", host, left)
+	}
+	if left, err := os.ReadDir(l.StateDir(host)); err != nil || len(left) > 0 {
+		t.Errorf("%s still has state: %v, %v", host, left, err)
+	}
+}
+
+func run(t *testing.T, l *lab.Lab, target string, args ...string) string {
+	t.Helper()
+	out, err := l.Exec(t.Context(), target, nil, args...)
+	if err != nil {
+		t.Fatalf("%s: %s: %v", target, strings.Join(args, " "), err)
+	}
+	return out
+}
+
+func addrs(t *testing.T, l *lab.Lab, target string) []string {
+	t.Helper()
+	a, err := l.Addrs(t.Context(), target)
+	if err != nil || len(a) != 2 {
+		t.Fatalf("addresses of %s: %v, %v", target, a, err)
+	}
+	return a
+}
+
+func report(t *testing.T, l *lab.Lab, host string) api.Report {
+	t.Helper()
+	var r api.Report
+	if err := json.Unmarshal([]byte(run(t, l, host, "weft", "report")), &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
