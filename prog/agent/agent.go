@@ -56,6 +56,8 @@ type Agent struct {
 	installed bool // the CNI configuration was written; of reconcile's goroutine, as applied
 	applied   bool // the data path was set up once
 
+	releasing sync.Mutex // held while queued releases are done
+
 	mu        sync.Mutex
 	node      slot.Slot
 	settings  settings

@@ -84,6 +84,7 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	if err := validAttach(req); err != nil {
 		return reply, err
 	}
+	a.releaseQueued(ctx) // a release that is still queued is of an earlier life of this endpoint
 	e := &endpointRecord{AttachRequest: req}
 	key := e.ref().Key()
 	done, err := a.begin(key)
@@ -222,7 +223,8 @@ func (a *Agent) Collect(ctx context.Context, req api.CollectRequest) error {
 	})
 }
 
-// detachWhere detaches every endpoint that a condition holds for.
+// detachWhere detaches every endpoint that a condition holds for, but for those that
+// somebody else is attaching or detaching right now.
 func (a *Agent) detachWhere(ctx context.Context, gone func(*endpointRecord) bool) error {
 	a.mu.Lock()
 	var refs []api.EndpointRef
@@ -234,7 +236,11 @@ func (a *Agent) detachWhere(ctx context.Context, gone func(*endpointRecord) bool
 	a.mu.Unlock()
 	var errs []error
 	for _, ref := range refs {
-		if err := a.Detach(ctx, ref); err != nil {
+		err := a.Detach(ctx, ref)
+		if busy, ok := errors.AsType[*api.Error](err); ok && busy.Code == api.CodeNotReady {
+			continue
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("detach %s: %w", ref.Key(), err))
 		} else {
 			a.log.Info("endpoint is gone, its address is free again", "endpoint", ref.Key())
@@ -244,31 +250,24 @@ func (a *Agent) detachWhere(ctx context.Context, gone func(*endpointRecord) bool
 }
 
 // releaseVanished frees, at the start, what was lost with the host's namespaces
-// while no agent ran, and allocations whose endpoint was never kept.
-func (a *Agent) releaseVanished(ctx context.Context) error {
+// while no agent ran, and allocations whose endpoint was never kept. An address that
+// cannot be freed now is no reason not to start.
+func (a *Agent) releaseVanished(ctx context.Context) {
 	present, err := endpoint.List()
-	if err != nil {
-		return err
-	}
-	if err := a.detachWhere(ctx, func(e *endpointRecord) bool { return !slices.Contains(present, e.HostLink) }); err != nil {
-		return err
+	if err == nil {
+		err = a.detachWhere(ctx, func(e *endpointRecord) bool { return !slices.Contains(present, e.HostLink) })
 	}
 	a.releaseQueued(ctx)
-	snap, err := a.ipam.Snapshot(ctx)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
-	}
+	snap, snapErr := a.ipam.Snapshot(ctx)
+	err = errors.Join(err, snapErr)
 	for key := range snap.Allocations {
 		if key != nodeKey && a.endpoint(key) == nil {
-			if err := a.ipam.Free(ctx, key); err != nil {
-				return err
-			}
+			err = errors.Join(err, a.ipam.Free(ctx, key))
 		}
 	}
-	return nil
+	if err != nil && ctx.Err() == nil {
+		a.log.Warn("cannot free all that is gone", "err", err)
+	}
 }
 
 // releaseEnded detaches processes that ended without `weft detach`: their

@@ -26,23 +26,31 @@ func (q releaseQueue) check() error {
 	return nil
 }
 
-// releaseQueued does the queued releases. A file that cannot be read is kept, for people.
+// releaseQueued does the queued releases. A file that cannot be read is set aside, for
+// people. One call at a time: a release must not be done again after it is off the queue.
 func (a *Agent) releaseQueued(ctx context.Context) {
+	a.releasing.Lock()
+	defer a.releasing.Unlock()
 	files, _ := filepath.Glob(filepath.Join(string(a.releaseQueue()), "*.json")) // the pattern is constant
 	for _, file := range files {
-		var ref api.EndpointRef
-		data, err := os.ReadFile(file)
-		if err == nil {
-			err = json.Unmarshal(data, &ref)
-		}
-		if err == nil {
-			err = a.Detach(ctx, ref)
-		}
-		if err == nil {
-			err = os.Remove(file)
-		}
-		if err != nil {
+		if err := a.releaseFile(ctx, file); err != nil {
 			a.log.Warn("queued release not done, it is kept", "file", file, "err", err)
 		}
 	}
+}
+
+func (a *Agent) releaseFile(ctx context.Context, file string) error {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var ref api.EndpointRef
+	if err := json.Unmarshal(data, &ref); err != nil {
+		a.log.Warn("unreadable release set aside", "file", file+".unreadable", "err", err)
+		return os.Rename(file, file+".unreadable")
+	}
+	if err := a.Detach(ctx, ref); err != nil {
+		return err
+	}
+	return os.Remove(file)
 }

@@ -26,9 +26,7 @@ const period = 2 * time.Second
 // configuration is made from what is stored, before gossip says anything, so that
 // a restart changes nothing.
 func (a *Agent) reconcile(ctx context.Context) error {
-	if err := a.releaseVanished(ctx); err != nil {
-		return err
-	}
+	a.releaseVanished(ctx)
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for {

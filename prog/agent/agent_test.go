@@ -1,0 +1,144 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"weft/ipam"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
+	"weft/prog/api"
+	"weft/prog/state"
+	"weft/router"
+	"weft/router/endpoint"
+	"weft/router/routertest"
+)
+
+func TestMain(m *testing.M) { routertest.Main(m) }
+
+// alone is the mesh of a peer that has no others.
+type alone struct{}
+
+func (alone) Broadcast(string, []byte) {}
+func (alone) Reachable(peer.ID) bool   { return false }
+func (alone) Request(context.Context, peer.ID, string, []byte) ([]byte, error) {
+	return nil, context.Canceled
+}
+
+// partial makes an agent that allocates and keeps state, and touches no kernel.
+func partial(t *testing.T) *Agent {
+	t.Helper()
+	a := New(Options{StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	var err error
+	if a.store, err = state.Open(a.opts.StateDir); err != nil {
+		t.Fatal(err)
+	}
+	if a.keys, err = a.store.Keys(rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	u := slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}
+	found := ring.Found(ring.ID{1}, [16]byte{1}, u, a.self())
+	a.router = router.New(router.Options{Log: a.log})
+	a.ipam = ipam.New(ipam.Config{Self: a.self(), Store: a.store, Mesh: alone{}, Log: a.log, Found: &found, Changed: a.changed})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.ipam.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		a.store.Close()
+	})
+	return a
+}
+
+// give makes an endpoint as Attach leaves it, but for its link.
+func (a *Agent) give(t *testing.T, id string) api.EndpointRef {
+	t.Helper()
+	e := &endpointRecord{AttachRequest: api.AttachRequest{ContainerID: id, Interface: "eth0", HostLink: endpoint.HostLink(id, "eth0"), Source: SourceCNI}}
+	var err error
+	if e.Slot, err = a.ipam.Allocate(t.Context(), e.ref().Key()); err != nil {
+		t.Fatal(err)
+	}
+	a.endpoints[e.ref().Key()] = e
+	return e.ref()
+}
+
+func (a *Agent) allocations(t *testing.T) int {
+	t.Helper()
+	snap, err := a.ipam.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(snap.Allocations)
+}
+
+// After a reboot the runtime deletes its old containers while the agent starts: the
+// two do not stand in each other's way.
+func TestStartDuringDeletes(t *testing.T) {
+	a := partial(t)
+	a.give(t, "c1")
+	done, err := a.begin(a.give(t, "c2").Key()) // DEL of c2 is under way
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.detachWhere(t.Context(), func(*endpointRecord) bool { return true }); err != nil {
+		t.Error(err)
+	}
+	if a.endpoint("c1/eth0") != nil || a.endpoint("c2/eth0") == nil {
+		t.Errorf("left: %v", a.endpoints)
+	}
+	done()
+	a.releaseVanished(t.Context())
+	if n := a.allocations(t); n != 0 || len(a.endpoints) != 0 {
+		t.Errorf("%d slots and %d endpoints are left", n, len(a.endpoints))
+	}
+}
+
+func TestQueuedReleases(t *testing.T) {
+	a := partial(t)
+	if err := a.releaseQueue().check(); err != nil {
+		t.Fatal(err)
+	}
+	ref, _ := json.Marshal(a.give(t, "c1"))
+	for name, data := range map[string][]byte{"1.json": ref, "2.json": []byte("{torn"), "3.tmp": ref} {
+		if err := os.WriteFile(filepath.Join(string(a.releaseQueue()), name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.releaseQueued(t.Context())
+	a.releaseQueued(t.Context())
+	left, _ := filepath.Glob(filepath.Join(string(a.releaseQueue()), "*"))
+	if len(left) != 2 || filepath.Base(left[0]) != "2.json.unreadable" || a.allocations(t) != 0 {
+		t.Errorf("left: %v, %d allocations", left, a.allocations(t))
+	}
+}
+
+// What was queued while the agent started is of an earlier life of the endpoint: it
+// does not end the next one.
+func TestQueuedReleaseComesBeforeAttach(t *testing.T) {
+	a := partial(t)
+	a.notReady = ""
+	if err := a.releaseQueue().check(); err != nil {
+		t.Fatal(err)
+	}
+	ref := a.give(t, "c1")
+	data, _ := json.Marshal(ref)
+	file := filepath.Join(string(a.releaseQueue()), "1.json")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// It cannot be plugged here, but that comes last.
+	_, _ = a.Attach(t.Context(), api.AttachRequest{
+		ContainerID: "c1", Interface: "eth0", Source: SourceCNI, HostLink: endpoint.HostLink("c1", "eth0"), MAC: "02:00:00:00:00:01",
+	})
+	if _, err := os.Stat(file); !os.IsNotExist(err) {
+		t.Error("the release is still queued")
+	}
+}
