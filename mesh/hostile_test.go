@@ -152,6 +152,7 @@ func TestStopDoesNotWaitForTheUnreachable(t *testing.T) {
 					}))
 				}
 				s.eventually(time.Minute, "all are here", allReach(hosts))
+				s.net.Hang()
 				s.net.Partition(func(a, b netip.Addr) bool { return true })
 				time.Sleep(after)
 				start := time.Now()

@@ -24,6 +24,7 @@ type Network struct {
 	loss  float64
 	delay time.Duration
 	cut   func(a, b netip.Addr) bool
+	hang  bool
 	conns map[*conn]bool
 }
 
@@ -40,6 +41,9 @@ func (n *Network) SetLoss(share float64) { n.locked(func() { n.loss = share }) }
 
 // SetDelay makes every packet take up to twice d.
 func (n *Network) SetDelay(d time.Duration) { n.locked(func() { n.delay = d }) }
+
+// Hang makes a dial over a cut wait in vain for its whole time, as a real one does.
+func (n *Network) Hang() { n.locked(func() { n.hang = true }) }
 
 // Partition cuts every pair of addresses for which cut holds, also streams that are open.
 func (n *Network) Partition(cut func(a, b netip.Addr) bool) {
@@ -125,11 +129,15 @@ func (t *Transport) StreamCh() <-chan net.Conn { return t.streams }
 
 var errCut = errors.New("i/o timeout")
 
-// DialTimeout opens a stream. Over a cut it waits in vain, as a real one does.
+// DialTimeout opens a stream.
 func (t *Transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
 	c, err := t.dial(addr)
 	if errors.Is(err, errCut) {
-		time.Sleep(timeout)
+		hang := false
+		t.net.locked(func() { hang = t.net.hang })
+		if hang {
+			time.Sleep(timeout)
+		}
 	}
 	return c, err
 }
