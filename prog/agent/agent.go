@@ -95,18 +95,18 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.prepare(); err != nil {
 		return err
 	}
-	control, err := listenSocket(filepath.Join(a.opts.RunDir, "weft.sock"))
+	control, err := listenSocket(a.opts.socket())
 	if err != nil {
 		return err
 	}
 	defer control.Close()
+	status, err := a.listenStatus()
+	if err != nil {
+		return err
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return serve(ctx, control, api.Handler(a)) })
-	if a.opts.StatusAddr != "" {
-		status, err := net.Listen("tcp", a.opts.StatusAddr)
-		if err != nil {
-			return fmt.Errorf("status over HTTP: %w: choose another address with --status-addr, or none with --status-addr=", err)
-		}
+	if status != nil {
 		group.Go(func() error { return serve(ctx, status, api.ReadOnly(a)) })
 	}
 	group.Go(func() error { return a.mesh.Run(ctx) })
@@ -332,6 +332,18 @@ func serve(ctx context.Context, l net.Listener, h http.Handler) error {
 		return nil
 	}
 	return err
+}
+
+// listenStatus listens for the read-only status; nil if there shall be none.
+func (a *Agent) listenStatus() (net.Listener, error) {
+	if a.opts.StatusAddr == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", a.opts.StatusAddr)
+	if err != nil {
+		return nil, fmt.Errorf("status over HTTP: %w: choose another address with --status-addr, or none with --status-addr=", err)
+	}
+	return l, nil
 }
 
 // listenSocket listens on the control socket. A socket that nobody answers on is a

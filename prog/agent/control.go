@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -66,17 +67,23 @@ func (a *Agent) Stop(_ context.Context, leave bool) error {
 const (
 	ConflistFile = "10-weft.conflist"
 	PluginName   = "weft-cni"
-	conflist     = `{
-  "cniVersion": "1.1.0",
-  "name": "weft",
-  "plugins": [
-    {
-      "type": "weft-cni"
-    }
-  ]
-}
-`
 )
+
+// conflist is the CNI configuration. It names what is not where weft-cni looks for it.
+func (o Options) conflist() []byte {
+	plugin := map[string]string{"type": PluginName}
+	if socket := o.socket(); socket != api.DefaultSocket {
+		plugin["socket"] = socket
+	}
+	if o.StateDir != DefaultStateDir {
+		plugin["stateDir"] = o.StateDir
+	}
+	data, err := json.MarshalIndent(map[string]any{"cniVersion": "1.1.0", "name": "weft", "plugins": []any{plugin}}, "", "  ")
+	if err != nil {
+		panic(err) // strings only
+	}
+	return append(data, '\n')
+}
 
 // installCNI puts the plugin and then the configuration where the container
 // runtime looks for them, if they are not there already.
@@ -98,7 +105,7 @@ func (a *Agent) installCNI() error {
 	if err := installFile(filepath.Join(a.opts.CNIBinDir, PluginName), plugin, 0o755); err != nil {
 		return fmt.Errorf("install CNI: %w", err)
 	}
-	if err := installFile(filepath.Join(a.opts.CNIConfDir, ConflistFile), []byte(conflist), 0o644); err != nil {
+	if err := installFile(filepath.Join(a.opts.CNIConfDir, ConflistFile), a.opts.conflist(), 0o644); err != nil {
 		return fmt.Errorf("install CNI: %w", err)
 	}
 	a.installed = true

@@ -55,6 +55,9 @@ const (
 	DefaultPort       = 6784
 )
 
+// socket is the control socket.
+func (o Options) socket() string { return filepath.Join(o.RunDir, "weft.sock") }
+
 // SecretFile holds the cluster's token, below StateDir, mode 0600.
 const SecretFile = "secret"
 
