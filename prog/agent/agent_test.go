@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -140,5 +141,47 @@ func TestQueuedReleaseComesBeforeAttach(t *testing.T) {
 	})
 	if _, err := os.Stat(file); !os.IsNotExist(err) {
 		t.Error("the release is still queued")
+	}
+}
+
+// The plugin finds an agent that does not listen where it looks by itself.
+func TestConflistNamesWhatIsElsewhere(t *testing.T) {
+	usual := Options{StateDir: DefaultStateDir, RunDir: DefaultRunDir}
+	elsewhere := Options{StateDir: "/srv/weft", RunDir: "/srv/run"}
+	for want, o := range map[string]Options{
+		`{"type":"weft-cni"}`: usual,
+		`{"socket":"/srv/run/weft.sock","stateDir":"/srv/weft","type":"weft-cni"}`: elsewhere,
+	} {
+		var list struct {
+			CNIVersion, Name string
+			Plugins          []json.RawMessage
+		}
+		if err := json.Unmarshal(o.conflist(), &list); err != nil {
+			t.Fatal(err)
+		}
+		var got bytes.Buffer
+		if err := json.Compact(&got, list.Plugins[0]); err != nil || got.String() != want || list.CNIVersion != "1.1.0" || list.Name != "weft" {
+			t.Errorf("got %s, want %s: %+v", &got, want, list)
+		}
+	}
+}
+
+// A reset of a host without CNI touches no files of that name in the working directory.
+func TestResetWithoutCNI(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, name := range []string{ConflistFile, PluginName} {
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state := filepath.Join(t.TempDir(), "file") // no folder: it ends there, before the data path
+	if err := os.WriteFile(state, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_ = Reset(t.Context(), Options{StateDir: state})
+	for _, name := range []string{ConflistFile, PluginName} {
+		if _, err := os.Stat(name); err != nil {
+			t.Error(err)
+		}
 	}
 }

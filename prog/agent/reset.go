@@ -18,8 +18,11 @@ import (
 // secret. A state file that cannot be read is set aside, not deleted. The agent
 // must not be running.
 func Reset(ctx context.Context, opts Options) error {
-	for _, path := range []string{filepath.Join(opts.CNIConfDir, ConflistFile), filepath.Join(opts.CNIBinDir, PluginName)} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, file := range []struct{ dir, name string }{{opts.CNIConfDir, ConflistFile}, {opts.CNIBinDir, PluginName}} {
+		if file.dir == "" {
+			continue // done without CNI: nothing of ours is in the working directory
+		}
+		if err := os.Remove(filepath.Join(file.dir, file.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("reset: %w", err)
 		}
 	}
@@ -43,7 +46,7 @@ func Reset(ctx context.Context, opts Options) error {
 			return fmt.Errorf("reset: %w", err)
 		}
 	}
-	if err := os.RemoveAll(filepath.Join(opts.RunDir, "weft.sock")); err != nil {
+	if err := os.RemoveAll(opts.socket()); err != nil {
 		return fmt.Errorf("reset: %w", err)
 	}
 	return nil
