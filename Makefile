@@ -39,4 +39,4 @@ fuzz: ## every decoder of untrusted bytes, 20 s each
 		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s $$pkg || exit 1; done; done
 
 clean: ## remove what was built
-	rm -rf bin .cache
+	rm -rf bin
