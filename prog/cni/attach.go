@@ -32,7 +32,10 @@ func Attach(ctx context.Context, client *api.Client, at Attachment) (_ Attached,
 	ref := api.EndpointRef{ContainerID: at.ContainerID, Interface: at.Interface}
 	pair, err := endpoint.Create(at.HostLink, at.Netns, at.Interface)
 	if errors.Is(err, endpoint.ErrExists) {
-		return Attached{}, alreadyAttached(ctx, client, ref, err)
+		if err := leftOver(ctx, client, ref, at.HostLink); err != nil {
+			return Attached{}, err
+		}
+		pair, err = endpoint.Create(at.HostLink, at.Netns, at.Interface)
 	}
 	if err != nil {
 		return Attached{}, err
@@ -58,11 +61,15 @@ func Attach(ctx context.Context, client *api.Client, at Attachment) (_ Attached,
 	return Attached{reply, pair.HostMAC, pair.ContainerMAC}, nil
 }
 
-// alreadyAttached names the address that the endpoint has.
-func alreadyAttached(ctx context.Context, client *api.Client, ref api.EndpointRef, cause error) error {
+// leftOver removes the link of an attachment that was broken off halfway: one that
+// the agent knows nothing of. One that it does know is an error that names its address.
+func leftOver(ctx context.Context, client *api.Client, ref api.EndpointRef, hostLink string) error {
 	e, err := client.Endpoint(ctx, ref)
+	if answer, ok := errors.AsType[*api.Error](err); ok && answer.Code == api.CodeNotFound {
+		return endpoint.Delete(hostLink)
+	}
 	if err != nil {
-		return fmt.Errorf("%w; the agent says: %w", cause, err)
+		return err
 	}
 	return &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf(
 		"%s of container %s is attached already, as %v: detach it first", ref.Interface, ref.ContainerID, e.Addresses[0])}

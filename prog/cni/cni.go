@@ -77,6 +77,10 @@ func add(args *skel.CmdArgs) error {
 	if err := types.LoadArgs(args.Args, &k8s); err != nil && args.Args != "" {
 		k8s = arguments{} // arguments are advice: one that we do not know is not ours
 	}
+	result, err := chain(conf)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	done, err := Attach(ctx, client, Attachment{
@@ -89,12 +93,11 @@ func add(args *skel.CmdArgs) error {
 	if err != nil {
 		return cniError(err)
 	}
-	result, err := chain(conf)
-	if err != nil {
-		return err
-	}
 	extend(result, args, done)
-	return types.PrintResult(result, conf.CNIVersion)
+	if err := types.PrintResult(result, conf.CNIVersion); err != nil { // nobody knows of it: undo it
+		return cniError(errors.Join(err, Detach(ctx, client, api.EndpointRef{ContainerID: args.ContainerID, Interface: args.IfName})))
+	}
+	return nil
 }
 
 // chain is the result that an earlier plugin left, or an empty one.
@@ -207,11 +210,18 @@ func inResult(r *current.Result, a netip.Addr) bool {
 	return false
 }
 
+// validAttachments is where the runtime names what GC is to keep (CNI spec 1.1.0, GC).
+const validAttachments = "cni.dev/valid-attachments"
+
 // collect ends the attachments that the runtime no longer knows (CNI GC).
 func collect(args *skel.CmdArgs) error {
 	conf, client, err := parse(args.StdinData)
 	if err != nil {
 		return err
+	}
+	var given map[string]json.RawMessage
+	if err := json.Unmarshal(args.StdinData, &given); err != nil || given[validAttachments] == nil {
+		return nil // without a list everybody would be cut off; libcni itself deletes what it knows
 	}
 	req := api.CollectRequest{Network: conf.Name}
 	for _, a := range conf.ValidAttachments {

@@ -239,6 +239,9 @@ func TestCNIGC(t *testing.T) {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
+	if out, err := plugin(l, t, "GC", "", "", good); err != nil || len(report(t, l, "h1").Endpoints) != 2 {
+		t.Fatalf("GC without a list: %v: %s", err, out)
+	}
 	valid := `,"cni.dev/valid-attachments":[{"containerID":"stays","ifname":"eth0"}]`
 	if out, err := plugin(l, t, "GC", "", "", fmt.Sprintf(conf, "1.1.0", valid)); err != nil {
 		t.Fatalf("%v: %s", err, out)
