@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -182,6 +183,40 @@ func TestResetWithoutCNI(t *testing.T) {
 	for _, name := range []string{ConflistFile, PluginName} {
 		if _, err := os.Stat(name); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// Only a host that has neither targets nor a ring founds one.
+func TestFounds(t *testing.T) {
+	dir := t.TempDir()
+	founds := func(targets ...string) bool {
+		t.Helper()
+		yes, err := Founds(dir, targets)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return yes
+	}
+	if !founds() || founds("h1") {
+		t.Error("a new host")
+	}
+	for _, tt := range []struct {
+		change func(*state.Store) error
+		founds bool
+	}{
+		{func(*state.Store) error { return nil }, true}, // a first launch that failed
+		{func(s *state.Store) error { return s.SaveTargets([]string{"h1"}) }, false},
+		{func(s *state.Store) error {
+			return errors.Join(s.SaveTargets(nil), s.Update(ipam.Change{Ring: []byte("ring")}))
+		}, false},
+	} {
+		s, err := state.Open(dir)
+		if err == nil {
+			err = errors.Join(tt.change(s), s.Close())
+		}
+		if err != nil || founds() != tt.founds {
+			t.Errorf("founds, want %v: %v", tt.founds, err)
 		}
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"weft/ipam/slot"
 	"weft/mesh/secret"
 	"weft/prog/state"
+	"weft/router"
 )
 
 // Options are what the operator decides. The zero value of a field stands for its default.
@@ -45,6 +46,22 @@ type Ranges struct {
 	V4, V6 netip.Prefix
 }
 
+// Validate reports which option is out of its bounds.
+func (o Options) Validate() error {
+	for _, p := range []struct {
+		flag string
+		port int
+	}{{"--port", o.GossipPort}, {"--wireguard-port", o.Port}} {
+		if p.port < 1 || p.port > 65535 {
+			return fmt.Errorf("%s %d: want 1 to 65535", p.flag, p.port)
+		}
+	}
+	if o.MTU != 0 && (o.MTU < router.MinMTU || o.MTU > 65535) {
+		return fmt.Errorf("--mtu %d: want %d, the least that IPv6 asks of a link, to 65535", o.MTU, router.MinMTU)
+	}
+	return nil
+}
+
 // Defaults of Options.
 const (
 	DefaultStateDir   = "/var/lib/weft"
@@ -65,32 +82,31 @@ const SecretFile = "secret"
 const ReleaseDir = "releases"
 
 // EstablishSecret keeps the secret of this host: the one that is given, or the one
-// kept from before, or a new one if this host founds. It reports whether it made a
-// new one. A host that belongs to a cluster keeps its secret: another is refused.
-func EstablishSecret(stateDir string, given *secret.Token, founds bool) (t secret.Token, fresh bool, err error) {
+// kept from before, or a new one if this host founds. A host that belongs to a
+// cluster keeps its secret: another is refused.
+func EstablishSecret(stateDir string, given *secret.Token, founds bool) (t secret.Token, err error) {
 	path := filepath.Join(stateDir, SecretFile)
 	kept, err := readSecret(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return t, false, err
+		return t, err
 	case given != nil && given.Secret != kept.Secret:
-		return t, false, fmt.Errorf("this host has the secret of another cluster already (%s): run `weft reset` first if it shall leave that one", path)
+		return t, fmt.Errorf("this host has the secret of another cluster already (%s): run `weft reset` first if it shall leave that one", path)
 	default:
-		return kept, false, nil
+		return kept, nil
 	}
 	switch {
 	case given != nil:
 		t = *given
 	case founds:
 		if t, err = secret.New(rand.Reader); err != nil {
-			return t, false, err
+			return t, err
 		}
-		fresh = true
 	default:
-		return t, false, errors.New("to join a mesh this host needs its token: on the first host `cat /var/lib/weft/secret`, here `weft launch --token - HOST` with the token on standard input (or set WEFT_PASSWORD on all hosts)")
+		return t, errors.New("to join a mesh this host needs its token: on the first host `cat /var/lib/weft/secret`, here `weft launch --token - HOST` with the token on standard input (or set WEFT_PASSWORD on all hosts)")
 	}
-	return t, fresh, writeSecret(path, t)
+	return t, writeSecret(path, t)
 }
 
 func readSecret(path string) (secret.Token, error) {
@@ -144,7 +160,11 @@ func Founds(stateDir string, targets []string) (bool, error) {
 	}
 	defer s.Close()
 	kept, _, err := s.Targets()
-	return len(kept) == 0, err
+	if err != nil {
+		return false, err
+	}
+	st, err := s.Load()
+	return len(kept) == 0 && len(st.Ring) == 0, err
 }
 
 // asked is what the operator asked for; zero if he asked for nothing.

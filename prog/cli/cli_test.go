@@ -130,6 +130,9 @@ func TestExitCodesAndErrors(t *testing.T) {
 		{[]string{"connect"}, ExitUsage, "requires at least 1 arg"},
 		{[]string{"launch", "a b"}, ExitUsage, "want HOST or HOST:PORT"},
 		{[]string{"launch", "--advertise", "x"}, ExitUsage, "--advertise x"},
+		{[]string{"launch", "--port", "70000"}, ExitUsage, "--port 70000"},
+		{[]string{"launch", "--wireguard-port", "0"}, ExitUsage, "--wireguard-port 0"},
+		{[]string{"launch", "--mtu", "576"}, ExitUsage, "1280"},
 		{[]string{"launch", "--token", "/no/such/file"}, ExitUsage, "no such file"},
 		{[]string{"report", "-f", "{{"}, ExitUsage, "-f"},
 	} {
@@ -189,5 +192,16 @@ func TestDockerContainer(t *testing.T) {
 	}
 	if _, err := dockerContainer(t.Context(), socket+"x", "web"); err == nil || !strings.Contains(err.Error(), "neither a PID nor a path") {
 		t.Errorf("no Docker: %v", err)
+	}
+}
+
+// The password that comes by the environment does not go on by it.
+func TestPasswordIsNotPassedOn(t *testing.T) {
+	t.Setenv("WEFT_PASSWORD", "correct horse battery")
+	if given, err := (&app{}).secretGiven(""); given == nil || err != nil {
+		t.Fatal(given, err)
+	}
+	if _, there := os.LookupEnv("WEFT_PASSWORD"); there {
+		t.Error("children would inherit the password")
 	}
 }

@@ -70,10 +70,13 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 		if err != nil {
 			return usageError{fmt.Errorf("--advertise %s: %w", s, err)}
 		}
-		f.Advertise = append(f.Advertise, addr)
+		f.Advertise = append(f.Advertise, addr.Unmap())
 	}
 	var err error
 	if f.Universe, err = parseRanges(f.ranges); err != nil {
+		return usageError{err}
+	}
+	if err := f.Validate(); err != nil {
 		return usageError{err}
 	}
 	level := slog.LevelInfo
@@ -106,7 +109,9 @@ func parseRanges(s string) (r agent.Ranges, err error) {
 // There is no flag with the secret itself: arguments show in the process list.
 func (a *app) secretGiven(source string) (*secret.Token, error) {
 	var text string
-	switch password := os.Getenv("WEFT_PASSWORD"); {
+	password := os.Getenv("WEFT_PASSWORD")
+	os.Unsetenv("WEFT_PASSWORD") // not for the processes that this one starts
+	switch {
 	case source == "" && password == "":
 		return nil, nil
 	case source == "":
@@ -138,7 +143,8 @@ func (a *app) secretGiven(source string) (*secret.Token, error) {
 	return &t, nil
 }
 
-// establishSecret keeps this host's secret, and reports whether it is a new cluster's.
+// establishSecret keeps this host's secret, and reports whether it is one that the
+// operator has not seen: a new cluster's.
 func (a *app) establishSecret(f *launchFlags) (secret.Token, bool, error) {
 	given, err := a.secretGiven(f.tokenSrc)
 	if err != nil {
@@ -148,7 +154,8 @@ func (a *app) establishSecret(f *launchFlags) (secret.Token, bool, error) {
 	if err != nil {
 		return secret.Token{}, false, err
 	}
-	return agent.EstablishSecret(f.StateDir, given, founds)
+	t, err := agent.EstablishSecret(f.StateDir, given, founds)
+	return t, founds && given == nil, err
 }
 
 // hideToken keeps a token that was given as a file's name out of the message.
@@ -267,11 +274,6 @@ func startAgent(cmd *cobra.Command, f *launchFlags, targets []string) (*exec.Cmd
 	child := exec.Command(exe, append(append(args, "--"), targets...)...)
 	child.Stdout, child.Stderr = log, log
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "WEFT_PASSWORD=") {
-			child.Env = append(child.Env, v)
-		}
-	}
 	return child, child.Start()
 }
 
