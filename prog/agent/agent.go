@@ -56,6 +56,9 @@ type Agent struct {
 	installed bool // the CNI configuration was written; of reconcile's goroutine, as applied
 	applied   bool // the data path was set up once
 
+	advertised netip.Addr // where gossip tells the others to answer
+	movedAt    time.Time  // since when that is not this host's first address
+
 	releasing sync.Mutex // held while queued releases are done
 
 	mu        sync.Mutex
@@ -80,7 +83,26 @@ func New(opts Options) *Agent {
 	}
 }
 
-// Run serves until ctx ends or the operator stops the agent. The data path stays.
+// ErrMoved says that this host has another address now, and that its agent is to run
+// anew: gossip cannot change the one that it advertises.
+var ErrMoved = errors.New("this host has another address now")
+
+// settle is how long another address lasts before the agent runs anew for it.
+const settle = 30 * time.Second
+
+// moved reports that this host's first address has been another one for a while.
+func (a *Agent) moved(addrs []netip.Addr, now time.Time) bool {
+	switch {
+	case addrs[0] == a.advertised:
+		a.movedAt = time.Time{}
+	case a.movedAt.IsZero():
+		a.movedAt = now
+	}
+	return !a.movedAt.IsZero() && now.Sub(a.movedAt) >= settle
+}
+
+// Run serves until ctx ends or the operator stops the agent, or returns ErrMoved. The
+// data path stays.
 func (a *Agent) Run(ctx context.Context) (err error) {
 	ctx, a.stop = context.WithCancel(ctx)
 	defer a.stop()
@@ -95,6 +117,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.prepare(); err != nil {
 		return err
 	}
+	defer a.router.Close()
 	control, err := listenSocket(a.opts.socket())
 	if err != nil {
 		return err
@@ -220,6 +243,7 @@ func (a *Agent) makeMesh(targets []string) error {
 		return err
 	}
 	a.mtu.Store(int64(mtu))
+	a.advertised = addrs[0]
 	known, err := a.store.Peers()
 	if err != nil {
 		return err

@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"weft/ipam"
 	"weft/ipam/ring"
@@ -217,6 +219,29 @@ func TestFounds(t *testing.T) {
 		}
 		if err != nil || founds() != tt.founds {
 			t.Errorf("founds, want %v: %v", tt.founds, err)
+		}
+	}
+}
+
+// A new address has to last: links that come and go do not make the agent run anew.
+func TestMoved(t *testing.T) {
+	old, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.9")
+	a := &Agent{advertised: old}
+	start := time.Now()
+	for _, tt := range []struct {
+		after time.Duration
+		first netip.Addr
+		want  bool
+	}{
+		{0, old, false},
+		{time.Hour, other, false},
+		{time.Hour + settle - 1, other, false},
+		{2 * time.Hour, old, false},
+		{3 * time.Hour, other, false},
+		{3*time.Hour + settle, other, true},
+	} {
+		if got := a.moved([]netip.Addr{tt.first, old}, start.Add(tt.after)); got != tt.want {
+			t.Errorf("%v first after %v: %v", tt.first, tt.after, got)
 		}
 	}
 }

@@ -127,9 +127,11 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 // refreshRecord tells the mesh what changed about this host.
 func (a *Agent) refreshRecord(snap ipam.Snapshot) error {
 	addrs, mtu, err := a.underlay()
-	if err != nil {
-		// Links come and go; the last known addresses are the best guess.
+	switch {
+	case err != nil: // Links come and go; the last known addresses are the best guess.
 		addrs, mtu = a.mesh.Own().Underlay, int(a.mtu.Load())
+	case a.moved(addrs, time.Now()):
+		return &fatalError{ErrMoved}
 	}
 	a.mtu.Store(int64(mtu))
 	return a.mesh.Update(func(r *peer.Record) {

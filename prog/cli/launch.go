@@ -178,7 +178,11 @@ func (a *app) agent() *cobra.Command {
 			if _, _, err := a.establishSecret(f); err != nil {
 				return err
 			}
-			return agent.New(f.Options).Run(cmd.Context())
+			for {
+				if err := agent.New(f.Options).Run(cmd.Context()); !errors.Is(err, agent.ErrMoved) {
+					return err
+				}
+			}
 		},
 	}
 	f.add(cmd)
