@@ -75,9 +75,10 @@ func Open(dir string) (*Store, error) {
 		return nil, fmt.Errorf("state: %w", err)
 	}
 	path := filepath.Join(dir, File)
-	fresh := false
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		fresh = true
+		if err := create(path); err != nil {
+			return nil, err
+		}
 	} else if err := examine(path); err != nil {
 		return nil, &UnusableError{path, err}
 	}
@@ -89,16 +90,32 @@ func Open(dir string) (*Store, error) {
 		return nil, &UnusableError{path, err}
 	}
 	s := &Store{db}
-	if fresh {
-		err = s.initialise()
-	} else if err = s.check(); err != nil {
-		err = &UnusableError{path, err}
-	}
-	if err != nil {
+	if err := s.check(); err != nil {
 		db.Close()
-		return nil, err
+		return nil, &UnusableError{path, err}
 	}
 	return s, nil
+}
+
+// create makes a new file beside its place and moves it there once it is whole: a
+// crash on the way must not leave a torn one.
+func create(path string) error {
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("state: %w", err)
+	}
+	db, err := openFile(fresh)
+	if err != nil {
+		return fmt.Errorf("state: make %s: %w", fresh, err)
+	}
+	s := &Store{db}
+	if err := errors.Join(s.initialise(), db.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return nil
 }
 
 // openFile opens the file, and makes an error of what damage can make bbolt do.

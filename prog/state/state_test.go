@@ -61,6 +61,17 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 	}
 }
 
+func TestACrashWhileTheFileIsMadeLeavesNoTornOne(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, File+".new"), []byte("half a fi"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open(t, dir).Close()
+	if files, _ := os.ReadDir(dir); len(files) != 1 {
+		t.Errorf("left over: %v", files)
+	}
+}
+
 func TestSecondAgentIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	defer open(t, dir).Close()
