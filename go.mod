@@ -56,6 +56,7 @@ require (
 tool (
 	github.com/containernetworking/cni/cnitool
 	golang.org/x/perf/cmd/benchstat
+	golang.zx2c4.com/wireguard
 	honnef.co/go/tools/cmd/staticcheck
 	mvdan.cc/gofumpt
 )

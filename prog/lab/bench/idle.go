@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"weft/prog/lab"
+)
+
+// idleTime is how long the mesh is left alone before the measurement, and how long that takes.
+const idleTime = 30 * time.Second
+
+// idle measures what the processes of a host cost when nothing happens: each of four hosts has three peers.
+func idle(ctx context.Context, b *bench) (err error) {
+	l, down, err := b.up(ctx, lab.Options{Name: "idle", Hosts: 4, Containers: 1})
+	if err != nil {
+		return err
+	}
+	defer down(&err)
+	if err := sleep(ctx, idleTime); err != nil {
+		return err
+	}
+	rows := []figure{
+		{what: "agent, resident, MiB", atMost: 60},
+		{what: "agent, processor, % of a core", atMost: 1},
+		{what: "datapath, resident, MiB"},
+		{what: "datapath, processor, % of a core"},
+	}
+	status, err := l.Status(ctx)
+	if err != nil {
+		return err
+	}
+	before := make(map[string]float64)
+	err = eachProcess(status, func(process string, _ int, host string, pid int) (err error) {
+		before[process], err = processorTime(ctx, l, host, pid)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := sleep(ctx, idleTime); err != nil {
+		return err
+	}
+	err = eachProcess(status, func(process string, kind int, host string, pid int) error {
+		used, err := processorTime(ctx, l, host, pid)
+		if err != nil {
+			return err
+		}
+		resident, err := residentMiB(ctx, l, host, pid)
+		rows[2*kind].ours.add(resident)
+		rows[2*kind+1].ours.add(100 * (used - before[process]) / idleTime.Seconds())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(rows[2].ours) == 0 { // the kernel has WireGuard
+		rows = rows[:2]
+	}
+	printFigures(os.Stdout, "At rest, with three peers", "four hosts", rows...)
+	return nil
+}
+
+// eachProcess calls f for every agent, kind 0, and every datapath, kind 1.
+func eachProcess(s lab.Status, f func(process string, kind int, host string, pid int) error) error {
+	for _, h := range s.Hosts {
+		for kind, pids := range [][]int{h.Agent, h.Datapath} {
+			for _, pid := range pids {
+				if err := f(fmt.Sprint(h.Name, "/", pid), kind, h.Name, pid); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// processorTime is what a process has used so far, in seconds.
+func processorTime(ctx context.Context, l *lab.Lab, host string, pid int) (float64, error) {
+	stat, err := l.Exec(ctx, host, nil, "cat", fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// proc(5): utime and stime are fields 14 and 15; the second one, in parentheses, may hold anything.
+	fields := strings.Fields(stat[strings.LastIndex(stat, ")")+1:])
+	user, err := strconv.ParseFloat(fields[14-3], 64)
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.ParseFloat(fields[15-3], 64)
+	const ticks = 100 // a second, on Linux for every architecture that Go knows
+	return (user + system) / ticks, err
+}
+
+func residentMiB(ctx context.Context, l *lab.Lab, host string, pid int) (float64, error) {
+	status, err := l.Exec(ctx, host, nil, "cat", fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(status) {
+		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kib, err := strconv.ParseFloat(strings.Fields(value)[0], 64)
+			return kib / 1024, err
+		}
+	}
+	return 0, fmt.Errorf("process %d of %s has no VmRSS: it is gone", pid, host)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

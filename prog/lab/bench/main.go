@@ -1,0 +1,110 @@
+// Command bench measures what Weft has budgets for, on labs of this machine, and prints Markdown: the tables of
+// site/benchmarks.md.
+//
+// Every figure comes with what it is compared to, measured in the same run, in turns (A B A B …), so that whatever
+// else the machine does meets both. A budget that is missed is printed as such; it is not an error.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/prog/lab"
+)
+
+// limit bounds a whole run.
+const limit = 10 * time.Minute
+
+// A benchmark prints its rows. They run one after the other, each on labs of its own.
+var benchmarks = []struct {
+	name string
+	run  func(context.Context, *bench) error
+}{
+	{"stream", stream},
+	{"cni", cni},
+	{"join", join},
+	{"idle", idle},
+}
+
+// helpers are what this program is inside of a lab's host, where it is called with their name first.
+var helpers = map[string]func(context.Context, []string) error{
+	"cni-runtime":     cniRuntime,
+	"plain-wireguard": plainWireGuard,
+}
+
+// bench is one run.
+type bench struct {
+	bin  string // directory of weft and weft-cni
+	self string // this program
+	tmp  string // on disk, as /var/lib/weft of the lab's hosts
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) (err error) {
+	if len(args) > 0 {
+		if helper, ok := helpers[args[0]]; ok {
+			return helper(ctx, args[1:])
+		}
+	}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	only := flags.String("only", "stream,cni,join,idle", "comma-separated `names` of benchmarks")
+	bin := flags.String("bin", "bin", "`directory` of weft and weft-cni")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	b := &bench{}
+	if b.bin, err = filepath.Abs(*bin); err != nil {
+		return err
+	}
+	if b.self, err = os.Executable(); err != nil {
+		return err
+	}
+	if b.tmp, err = os.MkdirTemp("/tmp", "weft-bench-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.tmp)) }()
+	printMachine(os.Stdout)
+	for _, benchmark := range benchmarks {
+		if !slices.Contains(strings.Split(*only, ","), benchmark.name) {
+			continue
+		}
+		if err := benchmark.run(ctx, b); err != nil {
+			return fmt.Errorf("%s: %w", benchmark.name, err)
+		}
+	}
+	return nil
+}
+
+// up brings a lab up. The returned function takes it down and adds what goes wrong to *err.
+func (b *bench) up(ctx context.Context, o lab.Options) (*lab.Lab, func(err *error), error) {
+	o.Name = fmt.Sprintf("bench-%s-%d", o.Name, os.Getpid())
+	o.Bin = b.bin
+	l, err := lab.Up(ctx, o)
+	down := func(err *error) {
+		*err = errors.Join(*err, l.Down(context.WithoutCancel(ctx)))
+	}
+	if err != nil && l != nil {
+		down(&err)
+	}
+	return l, down, err
+}

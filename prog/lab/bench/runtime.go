@@ -1,0 +1,82 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/vishvananda/netns"
+)
+
+// cniRuntime is what a container runtime is to CNI. It reads verbs, one a line: "add" attaches one more container,
+// "del" detaches the last one. Each is answered with the time that it took. CONF is a folder with a conflist, BIN
+// one with plugins.
+func cniRuntime(ctx context.Context, args []string) error {
+	files, err := libcni.ConfFiles(args[0], []string{".conflist"})
+	if err != nil || len(files) != 1 {
+		return fmt.Errorf("conflists in %s: %v, %w", args[0], files, err)
+	}
+	list, err := libcni.NetworkConfFromFile(files[0])
+	if err != nil {
+		return err
+	}
+	var (
+		cni      = libcni.NewCNIConfigWithCacheDir([]string{args[1]}, "/run/cni", nil)
+		spaces   []netns.NsHandle // kept: their end would be felt by the next call
+		attached int
+		out      = json.NewEncoder(os.Stdout)
+	)
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		add := in.Text() == "add"
+		if add {
+			attached++
+		}
+		if attached > len(spaces) {
+			ns, err := newNetns()
+			if err != nil {
+				return err
+			}
+			spaces = append(spaces, ns)
+		}
+		rt := &libcni.RuntimeConf{
+			ContainerID: fmt.Sprintf("bench-%d", attached), IfName: "eth0",
+			NetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(spaces[attached-1])),
+		}
+		start := time.Now()
+		if add {
+			_, err = cni.AddNetworkList(ctx, list, rt)
+		} else {
+			err = cni.DelNetworkList(ctx, list, rt)
+			attached--
+		}
+		a := answer{Milliseconds: time.Since(start).Seconds() * 1e3}
+		if err != nil {
+			a.Error = err.Error()
+		}
+		if err := out.Encode(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// newNetns makes a network namespace.
+func newNetns() (netns.NsHandle, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own, err := netns.Get()
+	if err != nil {
+		return -1, err
+	}
+	defer own.Close()
+	ns, err := netns.New() // enters it as well
+	if err != nil {
+		return -1, err
+	}
+	return ns, netns.Set(own)
+}

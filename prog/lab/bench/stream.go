@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"weft/prog/lab"
+	"weft/prog/lab/probe"
+)
+
+const (
+	streamRounds   = 20
+	streamDuration = "2s"
+)
+
+// stream measures one TCP stream from a container on one host to one on another, through three labs of the same
+// shape: Weft; Weft with wireguard-go's own program in the place of weft datapath, so that nothing but the program
+// differs; and wireguard-go set up by hand, see plain.go, so that what Weft's guard costs shows as well.
+func stream(ctx context.Context, b *bench) (err error) {
+	program := filepath.Join(b.tmp, "wireguard-go")
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", program, "golang.zx2c4.com/wireguard").CombinedOutput(); err != nil {
+		return fmt.Errorf("build wireguard-go: %w\n%s", err, out)
+	}
+	ours, down, err := b.up(ctx, lab.Options{Name: "weft", Hosts: 2, Containers: 1})
+	if err != nil {
+		return err
+	}
+	defer down(&err)
+	if kind, err := ours.Exec(ctx, "h1", nil, "weft", "report", "-f", "{{.Router.Datapath}}"); err != nil || strings.TrimSpace(kind) != "userspace" {
+		return errors.Join(err, fmt.Errorf("the datapath is %q: this compares userspace ones, on a kernel without WireGuard", kind))
+	}
+	replaced, down, err := b.up(ctx, lab.Options{Name: "replaced", Hosts: 2, Containers: 1})
+	if err != nil {
+		return err
+	}
+	defer down(&err)
+	if err := replaceDatapath(ctx, replaced, program); err != nil {
+		return err
+	}
+	plain, down, err := b.up(ctx, lab.Options{Name: "plain", Hosts: 2, Containers: 1, Bare: true})
+	if err != nil {
+		return err
+	}
+	defer down(&err)
+	if err := b.setUpPlain(ctx, plain, program); err != nil {
+		return err
+	}
+	rates := make([]samples, 3)
+	for range streamRounds {
+		for i, l := range []*lab.Lab{ours, replaced, plain} {
+			if err := oneStream(ctx, l, &rates[i]); err != nil {
+				return err
+			}
+		}
+	}
+	printComparisons(os.Stdout, "One TCP stream between containers on two hosts", "Gbit/s", "wireguard-go",
+		comparison{"in the place of `weft datapath`, on the same hosts", rates[0], rates[1], 1, 0},
+		comparison{"set up by hand, without a firewall", rates[0], rates[2], 1, 0})
+	return nil
+}
+
+// replaceDatapath puts wireguard-go's program where weft datapath runs. The agent takes what answers.
+func replaceDatapath(ctx context.Context, l *lab.Lab, program string) error {
+	for _, host := range l.Hosts() {
+		if err := l.Stop(ctx, host); err != nil { // first: it would start another
+			return err
+		}
+		if err := l.Kill(ctx, host, "datapath"); err != nil {
+			return err
+		}
+		// The device is busy until the kernel has buried the process that was killed.
+		if _, err := l.Exec(ctx, host, nil, "sh", "-c", "for i in $(seq 50); do "+program+" weft && exit; sleep 0.1; done; exit 1"); err != nil {
+			return err
+		}
+		if err := l.Start(ctx, host); err != nil {
+			return err
+		}
+	}
+	s, err := l.Status(ctx)
+	if err != nil {
+		return err
+	}
+	for _, h := range s.Hosts {
+		if len(h.Datapath) > 0 {
+			return fmt.Errorf("%s runs weft datapath again", h.Name)
+		}
+	}
+	to, err := l.Addrs(ctx, "h2/c1")
+	if err != nil {
+		return err
+	}
+	return firstPing(ctx, l, "h1/c1", to[0])
+}
+
+// setUpPlain runs plainWireGuard on both hosts.
+func (b *bench) setUpPlain(ctx context.Context, l *lab.Lab, program string) error {
+	for i, host := range l.Hosts() {
+		netns, err := l.NetNS(ctx, host+"/c1")
+		if err != nil {
+			return err
+		}
+		if _, err := l.Exec(ctx, host, nil, b.self, "plain-wireguard", program, fmt.Sprint(i+1), netns); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// oneStream sends from h1/c1 to h2/c1 for a while.
+func oneStream(ctx context.Context, l *lab.Lab, into *samples) error {
+	to, err := l.Addrs(ctx, "h2/c1")
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx) // ends the listener
+	defer cancel()
+	if _, err := l.Background(ctx, "h2/c1", probe.ListenReady, "weft", "probe", "listen"); err != nil {
+		return err
+	}
+	out, err := l.Exec(ctx, "h1/c1", nil, "weft", "probe", "tcp", "--bulk", "--json", "--duration", streamDuration, to[0])
+	if err != nil {
+		return err
+	}
+	var r probe.BulkResult
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		return err
+	}
+	into.add(r.Gbits)
+	return nil
+}

@@ -1,0 +1,37 @@
+package main
+
+import "testing"
+
+func TestSamples(t *testing.T) {
+	for _, c := range []struct {
+		in   samples
+		want string
+	}{
+		{nil, "–"},
+		{samples{2}, "2 (2–2)"},
+		{samples{9, 1, 2}, "2 (1–9)"},
+		{samples{4, 1, 2, 90}, "3 (1–90)"},
+	} {
+		if got := c.in.String(); got != c.want {
+			t.Errorf("%v prints %q, want %q", []float64(c.in), got, c.want)
+		}
+	}
+}
+
+// A budget that is missed is said to be.
+func TestBudgets(t *testing.T) {
+	for _, c := range []struct {
+		in   comparison
+		want string
+	}{
+		{comparison{ours: samples{1}, theirs: samples{2}}, "–"},
+		{comparison{ours: samples{2}, theirs: samples{2}, atLeast: 1}, "≥ 1.0x: kept"},
+		{comparison{ours: samples{1.9}, theirs: samples{2}, atLeast: 1}, "≥ 1.0x: **missed**"},
+		{comparison{ours: samples{1}, theirs: samples{2}, atMost: 0.6}, "≤ 0.6x: kept"},
+		{comparison{ours: samples{1.3}, theirs: samples{2}, atMost: 0.6}, "≤ 0.6x: **missed**"},
+	} {
+		if got := c.in.budget(); got != c.want {
+			t.Errorf("%v against %v: %q, want %q", c.in.ours, c.in.theirs, got, c.want)
+		}
+	}
+}
