@@ -30,7 +30,7 @@ fi
 
 # Whatever is needed, before anything is done.
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "user-mode Linux runs on Linux on x86-64, not on $(uname -sm)"
-command -v apt-get dpkg-deb >/dev/null || fail "the kernel's source comes from Debian, with apt-get and dpkg-deb, which are not here"
+command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || fail "the kernel's source comes from Debian, with apt-get and dpkg-deb, which are not here"
 packages=()
 for need in gcc:gcc ld:binutils make:make flex:flex bison:bison bc:bc xz:xz-utils; do
 	command -v "${need%%:*}" >/dev/null || packages+=("${need#*:}")
