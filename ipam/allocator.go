@@ -64,7 +64,8 @@ type Config struct {
 	// Cluster and Universe are what the ring must be of, as far as they are set.
 	Cluster  [16]byte
 	Universe slot.Universe
-	// Changed is called after every change of ring or allocations. It must not block.
+	// Changed is called after every change of the ring, and not of allocations: who
+	// asked for one knows. It must not block.
 	Changed func()
 }
 
@@ -243,7 +244,6 @@ func (a *Allocator) Free(ctx context.Context, key string) error {
 		if owner, _ := a.ring.Owner(s); owner == a.cfg.Self {
 			a.space.Give(s)
 		}
-		a.cfg.Changed()
 	}); e != nil {
 		return e
 	}
@@ -304,7 +304,6 @@ func (a *Allocator) take(key string) (slot.Slot, error) {
 		return 0, fmt.Errorf("ipam: allocate %v: %w", s, err)
 	}
 	a.allocations[key] = s
-	a.cfg.Changed()
 	return s, nil
 }
 

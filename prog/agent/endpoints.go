@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"weft/ipam"
 	"weft/ipam/slot"
 	"weft/prog/api"
@@ -106,11 +108,12 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 		return reply, spaceError(err)
 	}
 	plug := a.plug(e, snap)
-	if err = a.router.Plug(ctx, plug); err == nil {
-		err = a.store.SaveEndpoint(key, e)
-	}
-	if err != nil {
-		undo := errors.Join(a.router.Unplug(context.WithoutCancel(ctx), plug), a.ipam.Free(context.WithoutCancel(ctx), key))
+	var both errgroup.Group // the disk and the kernel side by side: a pod waits for both
+	both.Go(func() error { return a.router.Plug(ctx, plug) })
+	both.Go(func() error { return a.store.SaveEndpoint(key, e) })
+	if err = both.Wait(); err != nil {
+		ctx := context.WithoutCancel(ctx)
+		undo := errors.Join(a.router.Unplug(ctx, plug), a.store.DeleteEndpoint(key), a.ipam.Free(ctx, key))
 		return reply, errors.Join(fmt.Errorf("attach %s: %w", key, err), undo)
 	}
 	a.mu.Lock()
