@@ -277,6 +277,9 @@ func TestRequest(t *testing.T) {
 			x.peers[y.Self()].signed = peer.Signed{}
 			x.mu.Unlock()
 		}
+		b.mu.Lock()
+		b.peers[a.Self()].node = ""
+		b.mu.Unlock()
 		got, err := a.Request(ctx, b.Self(), "echo", []byte("hello"))
 		if err != nil || string(got) != a.Self().String()+" hello" {
 			t.Errorf("echo: %q, %v", got, err)

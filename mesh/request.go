@@ -86,18 +86,23 @@ func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []b
 	}
 }
 
-// send signs a message and sends it reliably to the node of its receiver.
+// send signs a message and sends it reliably to its receiver. A reply does not wait
+// for gossip to say where that is: who asks has just said so in its record.
 func (m *Mesh) send(kind uint, msg message) error {
 	if !m.running() {
 		return ErrUnreachable
 	}
+	var name string
+	var record peer.Record
 	m.mu.Lock()
-	name := ""
 	if k := m.peers[msg.To]; k != nil {
-		name = k.node
+		name, record = k.node, k.signed.Record
 	}
 	m.mu.Unlock()
 	node := m.member(name)
+	if node == nil && kind == kindReply && len(record.Underlay) > 0 {
+		node = &memberlist.Node{Addr: record.Underlay[0].AsSlice(), Port: record.Gossip}
+	}
 	if node == nil {
 		return ErrUnreachable
 	}
