@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"strconv"
@@ -29,7 +30,7 @@ const marker = "a-payload-that-nobody-may-see-"
 const toolVar = "WEFT_E2E_TOOL"
 
 func TestMain(m *testing.M) {
-	tools := map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "route": addRoute}
+	tools := map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute}
 	if tool, ok := tools[os.Getenv(toolVar)]; ok {
 		if err := tool(os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -119,6 +120,24 @@ func garbage(args []string) error {
 			_, _ = c.Write(junk[i:])
 			c.Close()
 		}
+	}
+	return nil
+}
+
+// control posts BODY to the control socket, where a clear refusal is the right answer.
+func control(args []string) error {
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", api.DefaultSocket)
+	}}}
+	resp, err := client.Post("http://weft/v1/attach", "application/json", strings.NewReader(args[0]))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	var answer api.Error
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil || resp.StatusCode != http.StatusBadRequest || answer.Code != api.CodeBadRequest {
+		return fmt.Errorf("got %s, %+v, %w, want a refusal", resp.Status, answer, err)
 	}
 	return nil
 }
