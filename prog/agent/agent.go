@@ -26,7 +26,7 @@ import (
 	"weft/mesh"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
-	"weft/prog/api"
+	"weft/prog/api/server"
 	"weft/prog/state"
 	"weft/router"
 	"weft/router/datapath"
@@ -128,9 +128,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return serve(ctx, control, api.Handler(a)) })
+	group.Go(func() error { return serve(ctx, control, server.Handler(a)) })
 	if status != nil {
-		group.Go(func() error { return serve(ctx, status, api.ReadOnly(a)) })
+		group.Go(func() error { return serve(ctx, status, server.ReadOnly(a)) })
 	}
 	group.Go(func() error { return a.mesh.Run(ctx) })
 	group.Go(func() error { return a.ipam.Run(ctx) })

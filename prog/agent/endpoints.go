@@ -77,8 +77,8 @@ func (a *Agent) begin(key string) (done func(), err error) {
 	}, nil
 }
 
-// Attach programs the host side of an endpoint, and gives it an address first. What
-// it did is undone if a later part fails.
+// Attach makes an endpoint known and gives it an address. If nothing more comes of
+// it, Detach is what ends it, as any other.
 func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.AttachReply, err error) {
 	if err := a.Ready(ctx); err != nil {
 		return reply, err
@@ -107,19 +107,35 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	if e.Slot, err = a.ipam.Allocate(wait, key); err != nil {
 		return reply, spaceError(err)
 	}
-	plug := a.plug(e, snap)
-	var both errgroup.Group // the disk and the kernel side by side: a pod waits for both
-	both.Go(func() error { return a.router.Plug(ctx, plug) })
-	both.Go(func() error { return a.store.SaveEndpoint(key, e) })
-	if err = both.Wait(); err != nil {
-		ctx := context.WithoutCancel(ctx)
-		undo := errors.Join(a.router.Unplug(ctx, plug), a.store.DeleteEndpoint(key), a.ipam.Free(ctx, key))
-		return reply, errors.Join(fmt.Errorf("attach %s: %w", key, err), undo)
-	}
 	a.mu.Lock()
 	a.endpoints[key] = e
 	a.mu.Unlock()
-	return api.AttachReply{Addresses: addresses(plug), Universe: a.universe(snap), MTU: int(a.mtu.Load())}, nil
+	return api.AttachReply{Addresses: addresses(a.plug(e, snap)), Universe: a.universe(snap), MTU: int(a.mtu.Load())}, nil
+}
+
+// Plug programs the host side of an endpoint that Attach made known, and keeps it.
+func (a *Agent) Plug(ctx context.Context, ref api.EndpointRef) error {
+	key := ref.Key()
+	done, err := a.begin(key)
+	if err != nil {
+		return err
+	}
+	defer done()
+	snap, err := a.ipam.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	e := a.endpoint(key)
+	if e == nil {
+		return &api.Error{Code: api.CodeNotReady, Message: "plug: no address was given to " + key + " (the agent was started meanwhile?): try again"}
+	}
+	var both errgroup.Group // the disk and the kernel side by side: a pod waits for both
+	both.Go(func() error { return a.router.Plug(ctx, a.plug(e, snap)) })
+	both.Go(func() error { return a.store.SaveEndpoint(key, e) })
+	if err := both.Wait(); err != nil {
+		return fmt.Errorf("plug %s: %w", key, err)
+	}
+	return nil
 }
 
 // universe is the prefixes that containers reach through the overlay.

@@ -106,7 +106,7 @@ func TestTheCNIPluginStaysSmall(t *testing.T) {
 			continue
 		}
 		for _, d := range p.Deps {
-			for _, heavy := range []string{"github.com/hashicorp", "k8s.io", "golang.zx2c4.com", "github.com/google/nftables", "github.com/spf13", "go.etcd.io", "weft/mesh", "weft/ipam"} {
+			for _, heavy := range []string{"github.com/hashicorp", "k8s.io", "golang.zx2c4.com", "github.com/google/nftables", "github.com/spf13", "go.etcd.io", "net/http", "weft/mesh", "weft/ipam"} {
 				if strings.HasPrefix(d, heavy) && !slices.Contains(pure, d) {
 					t.Errorf("weft-cni links %s", d)
 				}

@@ -3,9 +3,11 @@ package cni
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"weft/prog/api"
 	"weft/router/endpoint"
@@ -24,55 +26,55 @@ type Attached struct {
 	HostMAC, ContainerMAC net.HardwareAddr
 }
 
-// Attach makes the veth pair, asks the agent for the address and the host side,
-// and sets up the container's side; `weft attach` and CNI ADD are this. If a later
-// step fails, the earlier ones are undone.
+// Attach makes the veth pair and asks the agent for an address meanwhile; then it
+// sets up the container's side and the agent the host's. `weft attach` and CNI ADD
+// are this. If a step fails, all of it is undone.
 func Attach(ctx context.Context, client *api.Client, at Attachment) (_ Attached, err error) {
 	at.HostLink = endpoint.HostLink(at.ContainerID, at.Interface)
-	ref := api.EndpointRef{ContainerID: at.ContainerID, Interface: at.Interface}
-	pair, err := endpoint.Create(at.HostLink, at.Netns, at.Interface)
-	if errors.Is(err, endpoint.ErrExists) {
-		if err := leftOver(ctx, client, ref, at.HostLink); err != nil {
-			return Attached{}, err
-		}
-		pair, err = endpoint.Create(at.HostLink, at.Netns, at.Interface)
-	}
-	if err != nil {
-		return Attached{}, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, endpoint.Delete(at.HostLink))
-		}
-	}()
+	pair := endpoint.PairOf(at.HostLink)
 	at.MAC = pair.ContainerMAC.String()
-	reply, err := client.Attach(ctx, at.AttachRequest)
+	reply, err := begin(ctx, client, at)
 	if err != nil {
 		return Attached{}, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, client.Detach(context.WithoutCancel(ctx), ref))
-		}
-	}()
-	if err := endpoint.Configure(at.Netns, at.Interface, containerSide(reply, pair, at.Default)); err != nil {
-		return Attached{}, err
+	var both errgroup.Group
+	both.Go(func() error { return client.Plug(ctx, at.ref()) })
+	both.Go(func() error {
+		return endpoint.Configure(at.Netns, at.Interface, containerSide(reply, pair, at.Default))
+	})
+	if err := both.Wait(); err != nil {
+		return Attached{}, errors.Join(err, Detach(context.WithoutCancel(ctx), client, at.ref()))
 	}
 	return Attached{reply, pair.HostMAC, pair.ContainerMAC}, nil
 }
 
-// leftOver removes the link of an attachment that was broken off halfway: one that
-// the agent knows nothing of. One that it does know is an error that names its address.
-func leftOver(ctx context.Context, client *api.Client, ref api.EndpointRef, hostLink string) error {
-	e, err := client.Endpoint(ctx, ref)
-	if answer, ok := errors.AsType[*api.Error](err); ok && answer.Code == api.CodeNotFound {
-		return endpoint.Delete(hostLink)
+func (at Attachment) ref() api.EndpointRef {
+	return api.EndpointRef{ContainerID: at.ContainerID, Interface: at.Interface}
+}
+
+// begin makes the pair and gets the address, or leaves neither.
+func begin(ctx context.Context, client *api.Client, at Attachment) (reply api.AttachReply, err error) {
+	var refused, failed error
+	var side sync.WaitGroup
+	side.Go(func() { reply, refused = client.Attach(ctx, at.AttachRequest) })
+	failed = endpoint.Create(at.HostLink, at.Netns, at.Interface)
+	side.Wait()
+	if refused == nil && errors.Is(failed, endpoint.ErrExists) { // the agent knew nothing of it: it was broken off halfway
+		if failed = endpoint.Delete(at.HostLink); failed == nil {
+			failed = endpoint.Create(at.HostLink, at.Netns, at.Interface)
+		}
 	}
-	if err != nil {
-		return err
+	switch {
+	case refused == nil && failed == nil:
+		return reply, nil
+	case refused == nil:
+		return reply, errors.Join(failed, client.Detach(context.WithoutCancel(ctx), at.ref()))
+	case failed == nil:
+		return reply, errors.Join(refused, endpoint.Delete(at.HostLink))
+	case errors.Is(failed, endpoint.ErrExists):
+		return reply, refused
 	}
-	return &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf(
-		"%s of container %s is attached already, as %v: detach it first", ref.Interface, ref.ContainerID, e.Addresses[0])}
+	return reply, failed
 }
 
 func containerSide(reply api.AttachReply, pair endpoint.Pair, isDefault bool) endpoint.Config {

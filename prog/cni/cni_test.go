@@ -7,9 +7,12 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"weft/prog/api"
+	"weft/prog/api/server"
 	"weft/router/endpoint"
 	"weft/router/routertest"
 )
@@ -18,46 +21,57 @@ func TestMain(m *testing.M) { routertest.Main(m) }
 
 // fake is an agent that knows some endpoints and attaches all others.
 type fake struct {
-	api.Agent
-	known map[string]api.Endpoint
+	server.Agent
+	known    []string
+	plug     error
+	detached chan string
 }
 
-func (f fake) Endpoint(_ context.Context, ref api.EndpointRef) (api.Endpoint, error) {
-	if e, ok := f.known[ref.Key()]; ok {
-		return e, nil
+func (f fake) Attach(_ context.Context, req api.AttachRequest) (api.AttachReply, error) {
+	ref := api.EndpointRef{ContainerID: req.ContainerID, Interface: req.Interface}
+	if slices.Contains(f.known, ref.Key()) {
+		return api.AttachReply{}, &api.Error{Code: api.CodeConflict, Message: "attached already"}
 	}
-	return api.Endpoint{}, &api.Error{Code: api.CodeNotFound, Message: "not attached here"}
+	return api.AttachReply{Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.7")}, MTU: 1400}, nil
 }
 
-func (f fake) Attach(context.Context, api.AttachRequest) (api.AttachReply, error) {
-	return api.AttachReply{Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.7")}, MTU: 1400}, nil
+func (f fake) Plug(context.Context, api.EndpointRef) error { return f.plug }
+
+func (f fake) Detach(_ context.Context, ref api.EndpointRef) error {
+	f.detached <- ref.Key()
+	return nil
+}
+
+func (f fake) serve(t *testing.T) *api.Client {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := http.Server{Handler: server.Handler(f)}
+	go srv.Serve(l) //nolint:errcheck // ends with the test
+	t.Cleanup(func() { srv.Close() })
+	return api.NewClient(socket)
 }
 
 // A link that was left by an attachment that was broken off (kill -9) is in nobody's
 // way; one that the agent knows is refused and stays.
 func TestAttachOverALeftOver(t *testing.T) {
 	host, container := routertest.New(t), routertest.New(t)
-	socket := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	agent := fake{known: map[string]api.Endpoint{"taken/eth1": {Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.9")}}}}
-	server := http.Server{Handler: api.Handler(agent)}
-	go server.Serve(l) //nolint:errcheck // ends with the test
-	t.Cleanup(func() { server.Close() })
+	client := fake{known: []string{"taken/eth1"}}.serve(t)
 	host.Do(func() {
 		for id, iface := range map[string]string{"left": "eth0", "taken": "eth1"} {
-			if _, err := endpoint.Create(endpoint.HostLink(id, iface), container.Path(), iface); err != nil {
+			if err := endpoint.Create(endpoint.HostLink(id, iface), container.Path(), iface); err != nil {
 				t.Fatal(err)
 			}
 		}
 		at := Attachment{Netns: container.Path(), AttachRequest: api.AttachRequest{ContainerID: "left", Interface: "eth0"}}
-		if _, err := Attach(t.Context(), api.NewClient(socket), at); err != nil {
+		if _, err := Attach(t.Context(), client, at); err != nil {
 			t.Errorf("over a left-over: %v", err)
 		}
 		at.ContainerID, at.Interface = "taken", "eth1"
-		_, err := Attach(t.Context(), api.NewClient(socket), at)
+		_, err := Attach(t.Context(), client, at)
 		if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeConflict {
 			t.Errorf("one that is attached: %v", err)
 		}
@@ -65,4 +79,37 @@ func TestAttachOverALeftOver(t *testing.T) {
 			t.Errorf("links %v, %v", links, err)
 		}
 	})
+}
+
+// Whichever step fails, no link is left and the agent hears that the address is free.
+func TestAttachUndoesItself(t *testing.T) {
+	host, container := routertest.New(t), routertest.New(t)
+	broken := errors.New("no such table")
+	at := Attachment{Netns: container.Path(), AttachRequest: api.AttachRequest{ContainerID: "c1", Interface: "eth0"}}
+	nowhere := at
+	nowhere.Netns = "/nowhere"
+	for name, c := range map[string]struct {
+		agent    fake
+		at       Attachment
+		says     string
+		detaches bool
+	}{
+		"refused":      {fake{known: []string{"c1/eth0"}}, at, "attached already", false},
+		"no namespace": {fake{}, nowhere, "/nowhere", true},
+		"not plugged":  {fake{plug: broken}, at, broken.Error(), true},
+	} {
+		c.agent.detached = make(chan string, 1)
+		client := c.agent.serve(t)
+		host.Do(func() {
+			if _, err := Attach(t.Context(), client, c.at); err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if links, err := endpoint.List(); len(links) != 0 {
+				t.Errorf("%s: links %v are left, %v", name, links, err)
+			}
+		})
+		if got := len(c.agent.detached); got != 0 != c.detaches {
+			t.Errorf("%s: the agent was told %d times that the endpoint is gone", name, got)
+		}
+	}
 }

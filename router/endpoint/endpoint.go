@@ -55,6 +55,10 @@ type Pair struct {
 	HostMAC, ContainerMAC net.HardwareAddr
 }
 
+// PairOf derives the addresses of a pair from the link's name: known before the link
+// is made, and fixed, which keeps udev from changing them.
+func PairOf(hostLink string) Pair { return Pair{mac(hostLink, "host"), mac(hostLink, "container")} }
+
 // container is a namespace, opened for netlink.
 type container struct {
 	ns netns.NsHandle
@@ -103,8 +107,6 @@ func (c *container) close() {
 	c.ns.Close()
 }
 
-// mac derives the address of one side from the link's name: known before the link
-// is made, which spares reading it back, and fixed, which keeps udev from changing it.
 func mac(hostLink, side string) net.HardwareAddr {
 	sum := sha256.Sum256([]byte(hostLink + "\x00" + side))
 	m := net.HardwareAddr(sum[:6])
@@ -114,18 +116,18 @@ func mac(hostLink, side string) net.HardwareAddr {
 
 // Create makes the pair, one end here and the other, still down, in the
 // container's namespace. It returns ErrExists if the host side is there already.
-func Create(hostLink, netnsPath, ifname string) (Pair, error) {
+func Create(hostLink, netnsPath, ifname string) error {
 	ns, err := openNamespace(netnsPath)
 	if err != nil {
-		return Pair{}, err
+		return err
 	}
 	defer ns.Close()
 	h, err := link.Handle()
 	if err != nil {
-		return Pair{}, err
+		return err
 	}
 	defer h.Close()
-	pair := Pair{HostMAC: mac(hostLink, "host"), ContainerMAC: mac(hostLink, "container")}
+	pair := PairOf(hostLink)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.HardwareAddr = hostLink, pair.HostMAC
 	err = h.LinkAdd(&netlink.Veth{
@@ -133,14 +135,14 @@ func Create(hostLink, netnsPath, ifname string) (Pair, error) {
 	})
 	if errors.Is(err, unix.EEXIST) {
 		if exists(hostLink) == nil {
-			return Pair{}, fmt.Errorf("%w: %s", ErrExists, hostLink)
+			return fmt.Errorf("%w: %s", ErrExists, hostLink)
 		}
-		return Pair{}, fmt.Errorf("the container has an interface %s already: choose another name", ifname)
+		return fmt.Errorf("the container has an interface %s already: choose another name", ifname)
 	}
 	if err != nil {
-		return Pair{}, fmt.Errorf("make link %s, with %s in %s: %w", hostLink, ifname, netnsPath, err)
+		return fmt.Errorf("make link %s, with %s in %s: %w", hostLink, ifname, netnsPath, err)
 	}
-	return pair, nil
+	return nil
 }
 
 // Config is the container's side.

@@ -32,10 +32,10 @@ func make4and6(t testing.TB, c routertest.Namespace, name string, n byte) Endpoi
 		HostLink: HostLink(name, "eth0"), MTU: 1400,
 		Addr4: netip.AddrFrom4([4]byte{10, 32, 0, n}), Addr6: netip.AddrFrom16([16]byte{0: 0xfd, 15: n}),
 	}
-	pair, err := Create(e.HostLink, c.Path(), "eth0")
-	if err != nil {
+	if err := Create(e.HostLink, c.Path(), "eth0"); err != nil {
 		t.Fatal(err)
 	}
+	pair := PairOf(e.HostLink)
 	e.ContainerMAC = pair.ContainerMAC
 	cfg := Config{
 		Addr4: e.Addr4, Addr6: e.Addr6, HostMAC: pair.HostMAC, MTU: e.MTU,
@@ -78,10 +78,10 @@ func TestLifeOfAnEndpoint(t *testing.T) {
 		if err := Check(e.HostLink, c.Path(), "eth0", append(addrs, node4)); err == nil || !strings.Contains(err.Error(), node4.String()) {
 			t.Errorf("a missing address: %v", err)
 		}
-		if _, err := Create(e.HostLink, c.Path(), "eth0"); !errors.Is(err, ErrExists) {
+		if err := Create(e.HostLink, c.Path(), "eth0"); !errors.Is(err, ErrExists) {
 			t.Errorf("a second time: %v", err)
 		}
-		if _, err := Create(HostLink("two", "eth0"), c.Path(), "eth0"); err == nil || errors.Is(err, ErrExists) {
+		if err := Create(HostLink("two", "eth0"), c.Path(), "eth0"); err == nil || errors.Is(err, ErrExists) {
 			t.Errorf("an interface that the container has: %v", err)
 		}
 		if err := Plug(e, node4, node6); err != nil {
@@ -105,11 +105,11 @@ func TestCreateNeedsAnotherNamespace(t *testing.T) {
 	host := routertest.New(t)
 	host.Do(func() {
 		for _, path := range []string{"/nowhere", "/proc/self/ns/mnt", "/etc/passwd", "/dev/null"} {
-			if _, err := Create(HostLink("x", "eth0"), path, "eth0"); !errors.Is(err, ErrNoNamespace) {
+			if err := Create(HostLink("x", "eth0"), path, "eth0"); !errors.Is(err, ErrNoNamespace) {
 				t.Errorf("%s: %v", path, err)
 			}
 		}
-		if _, err := Create(HostLink("x", "eth0"), host.Path(), "eth0"); err == nil || errors.Is(err, ErrNoNamespace) {
+		if err := Create(HostLink("x", "eth0"), host.Path(), "eth0"); err == nil || errors.Is(err, ErrNoNamespace) {
 			t.Errorf("the host's own: %v", err)
 		}
 		if names, err := List(); err != nil || len(names) > 0 {

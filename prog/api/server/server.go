@@ -1,4 +1,6 @@
-package api
+// Package server answers the control socket's contract (prog/api) with net/http,
+// which the plugin is spared.
+package server
 
 import (
 	"context"
@@ -6,29 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+
+	"weft/prog/api"
 )
 
-const (
-	pathReport   = "/v1/report"
-	pathReady    = "/v1/ready"
-	pathAttach   = "/v1/attach"
-	pathDetach   = "/v1/detach"
-	pathEndpoint = "/v1/endpoint"
-	pathCollect  = "/v1/collect"
-	pathTargets  = "/v1/targets"
-	pathExpose   = "/v1/expose"
-	pathStop     = "/v1/stop"
-)
-
-// Agent is what a server serves. Errors that are an *Error reach the client as they are.
+// Agent is what a server serves. Errors that are an *api.Error reach the client as they are.
 type Agent interface {
-	Report(context.Context) (Report, error)
+	Report(context.Context) (api.Report, error)
 	Ready(context.Context) error
-	Attach(context.Context, AttachRequest) (AttachReply, error)
-	Detach(context.Context, EndpointRef) error
-	Endpoint(context.Context, EndpointRef) (Endpoint, error)
-	Collect(context.Context, CollectRequest) error
-	Targets(context.Context, TargetsRequest) error
+	Attach(context.Context, api.AttachRequest) (api.AttachReply, error)
+	Plug(context.Context, api.EndpointRef) error
+	Detach(context.Context, api.EndpointRef) error
+	Endpoint(context.Context, api.EndpointRef) (api.Endpoint, error)
+	Collect(context.Context, api.CollectRequest) error
+	Targets(context.Context, api.TargetsRequest) error
 	Expose(ctx context.Context, on bool) error
 	Stop(ctx context.Context, leave bool) error
 }
@@ -36,15 +29,16 @@ type Agent interface {
 // Handler serves the whole contract; it belongs on a socket that only root can open.
 func Handler(a Agent) http.Handler {
 	mux := http.NewServeMux()
-	read(mux, pathReport, a.Report)
-	read(mux, pathReady, func(ctx context.Context) (struct{}, error) { return struct{}{}, a.Ready(ctx) })
-	write(mux, pathAttach, a.Attach)
-	write(mux, pathDetach, quiet(a.Detach))
-	write(mux, pathEndpoint, a.Endpoint)
-	write(mux, pathCollect, quiet(a.Collect))
-	write(mux, pathTargets, quiet(a.Targets))
-	write(mux, pathExpose, quiet(a.Expose))
-	write(mux, pathStop, quiet(a.Stop))
+	read(mux, api.PathReport, a.Report)
+	read(mux, api.PathReady, func(ctx context.Context) (struct{}, error) { return struct{}{}, a.Ready(ctx) })
+	write(mux, api.PathAttach, a.Attach)
+	write(mux, api.PathPlug, quiet(a.Plug))
+	write(mux, api.PathDetach, quiet(a.Detach))
+	write(mux, api.PathEndpoint, a.Endpoint)
+	write(mux, api.PathCollect, quiet(a.Collect))
+	write(mux, api.PathTargets, quiet(a.Targets))
+	write(mux, api.PathExpose, quiet(a.Expose))
+	write(mux, api.PathStop, quiet(a.Stop))
 	return mux
 }
 
@@ -53,9 +47,9 @@ func Handler(a Agent) http.Handler {
 func ReadOnly(a Agent) http.Handler {
 	mux := http.NewServeMux()
 	read(mux, "/ready", func(ctx context.Context) (struct{}, error) { return struct{}{}, a.Ready(ctx) })
-	read(mux, "/status", func(ctx context.Context) (Report, error) {
+	read(mux, "/status", func(ctx context.Context) (api.Report, error) {
 		if err := a.Ready(ctx); err != nil {
-			return Report{}, err
+			return api.Report{}, err
 		}
 		return a.Report(ctx)
 	})
@@ -76,8 +70,8 @@ func read[Out any](mux *http.ServeMux, path string, f func(context.Context) (Out
 func write[In, Out any](mux *http.ServeMux, path string, f func(context.Context, In) (Out, error)) {
 	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
 		var in In
-		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&in); err != nil {
-			answer(w, nil, &Error{CodeBadRequest, fmt.Sprintf("unreadable request: %v", err)})
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, api.MaxBody)).Decode(&in); err != nil {
+			answer(w, nil, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("unreadable request: %v", err)})
 			return
 		}
 		out, err := f(r.Context(), in)
@@ -89,19 +83,19 @@ func write[In, Out any](mux *http.ServeMux, path string, f func(context.Context,
 func answer(w http.ResponseWriter, out any, err error) {
 	status := http.StatusOK
 	if err != nil {
-		e, ok := errors.AsType[*Error](err)
+		e, ok := errors.AsType[*api.Error](err)
 		if !ok {
-			e = &Error{CodeInternal, err.Error()}
+			e = &api.Error{Code: api.CodeInternal, Message: err.Error()}
 		}
 		out = e
 		switch e.Code {
-		case CodeBadRequest:
+		case api.CodeBadRequest:
 			status = http.StatusBadRequest
-		case CodeNotFound:
+		case api.CodeNotFound:
 			status = http.StatusNotFound
-		case CodeConflict:
+		case api.CodeConflict:
 			status = http.StatusConflict
-		case CodeNotReady, CodeNoSpace:
+		case api.CodeNotReady, api.CodeNoSpace:
 			status = http.StatusServiceUnavailable
 		default:
 			status = http.StatusInternalServerError
