@@ -39,7 +39,8 @@ type Change struct {
 	Ring   []byte // nil: as it was
 	Key    string // "": no allocation changes
 	Slot   slot.Slot
-	Delete bool // the allocation of Key goes
+	Note   []byte // the asker's own, kept beside the slot
+	Delete bool   // the allocation of Key goes
 }
 
 // Mesh is what the allocator needs of the other peers.
@@ -111,6 +112,7 @@ type Allocator struct {
 
 type waiter struct {
 	key   string
+	note  []byte
 	reply chan result
 }
 
@@ -190,11 +192,12 @@ func (a *Allocator) do(ctx context.Context, f func()) error {
 }
 
 // Allocate gives key a slot, the same one every time until it is freed. Where this
-// peer has none free it asks the others, for as long as ctx allows.
-func (a *Allocator) Allocate(ctx context.Context, key string) (slot.Slot, error) {
+// peer has none free it asks the others, for as long as ctx allows. The note is the
+// asker's own: the store keeps it with the slot, in the same transaction.
+func (a *Allocator) Allocate(ctx context.Context, key string, note []byte) (slot.Slot, error) {
 	reply := make(chan result, 1)
 	err := a.do(ctx, func() {
-		a.waiting = append(a.waiting, waiter{key: key, reply: reply})
+		a.waiting = append(a.waiting, waiter{key: key, note: note, reply: reply})
 		a.serve()
 	})
 	if err != nil {
@@ -280,7 +283,7 @@ func (a *Allocator) serve() {
 	}
 	for len(a.waiting) > 0 {
 		w := a.waiting[0]
-		s, err := a.take(w.key)
+		s, err := a.take(w.key, w.note)
 		if errors.Is(err, ErrNoSpace) {
 			a.ask()
 			return
@@ -291,7 +294,7 @@ func (a *Allocator) serve() {
 }
 
 // take gives key a slot of our own space, persisted.
-func (a *Allocator) take(key string) (slot.Slot, error) {
+func (a *Allocator) take(key string, note []byte) (slot.Slot, error) {
 	if s, ok := a.allocations[key]; ok {
 		return s, nil
 	}
@@ -299,7 +302,7 @@ func (a *Allocator) take(key string) (slot.Slot, error) {
 	if !ok {
 		return 0, ErrNoSpace
 	}
-	if err := a.cfg.Store.Update(Change{Key: key, Slot: s}); err != nil {
+	if err := a.cfg.Store.Update(Change{Key: key, Slot: s, Note: note}); err != nil {
 		a.space.Give(s)
 		return 0, fmt.Errorf("ipam: allocate %v: %w", s, err)
 	}

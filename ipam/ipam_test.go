@@ -215,7 +215,7 @@ func TestInvariant2OneAddressOneEndpoint(t *testing.T) {
 				default:
 					key := fmt.Sprintf("c%d", step)
 					ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-					if _, err := m.Allocate(ctx, key); err == nil {
+					if _, err := m.Allocate(ctx, key, nil); err == nil {
 						held[n][key] = true
 					}
 					cancel()
@@ -243,7 +243,7 @@ func TestTheUniverseIsUsedToItsLastAddress(t *testing.T) {
 		}
 		for i := range universe.Usable().Len() {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			_, err := c.hosts[peerID(1+int(i)%peers)].Allocate(ctx, fmt.Sprint(i))
+			_, err := c.hosts[peerID(1+int(i)%peers)].Allocate(ctx, fmt.Sprint(i), nil)
 			cancel()
 			if err != nil {
 				t.Fatalf("address %d of %d: %v", i+1, universe.Usable().Len(), err)
@@ -252,7 +252,7 @@ func TestTheUniverseIsUsedToItsLastAddress(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
-		if _, err := c.hosts[peerID(7)].Allocate(ctx, "one more"); !errors.Is(err, ErrNoSpace) {
+		if _, err := c.hosts[peerID(7)].Allocate(ctx, "one more", nil); !errors.Is(err, ErrNoSpace) {
 			t.Errorf("one more: %v", err)
 		}
 		c.end()
@@ -263,20 +263,20 @@ func TestAllocateIsIdempotentAndSurvivesRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		m := c.start(1, &disk{})
-		first, err := m.Allocate(t.Context(), "a")
+		first, err := m.Allocate(t.Context(), "a", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if again, _ := m.Allocate(t.Context(), "a"); again != first {
+		if again, _ := m.Allocate(t.Context(), "a", nil); again != first {
 			t.Errorf("asked twice: %d, then %d", first, again)
 		}
 		m.stop()
 		<-m.done
 		m = c.start(1, m.disk)
-		if after, _ := m.Allocate(t.Context(), "a"); after != first {
+		if after, _ := m.Allocate(t.Context(), "a", nil); after != first {
 			t.Errorf("after a restart: %d, was %d", after, first)
 		}
-		if other, _ := m.Allocate(t.Context(), "b"); other == first {
+		if other, _ := m.Allocate(t.Context(), "b", nil); other == first {
 			t.Errorf("slot %d was given twice", other)
 		}
 		c.end()
@@ -289,12 +289,12 @@ func TestNothingIsAnsweredThatIsNotOnDisk(t *testing.T) {
 		c := newCluster(t, 1)
 		d := &disk{}
 		m := c.start(1, d)
-		if _, err := m.Allocate(t.Context(), "a"); err != nil {
+		if _, err := m.Allocate(t.Context(), "a", nil); err != nil {
 			t.Fatal(err)
 		}
 		before, _ := m.Snapshot(t.Context())
 		d.fail = errors.New("disk full")
-		if _, err := m.Allocate(t.Context(), "b"); !errors.Is(err, d.fail) {
+		if _, err := m.Allocate(t.Context(), "b", nil); !errors.Is(err, d.fail) {
 			t.Errorf("allocate: %v", err)
 		}
 		if _, err := m.ServeSpace(t.Context(), peerID(2), nil); !errors.Is(err, d.fail) {
@@ -321,7 +321,7 @@ func TestOneRequestTakesOneGrant(t *testing.T) {
 		c.gossip()
 		c.replyLate = true
 		for n := 2; n <= 3; n++ {
-			if _, err := c.hosts[peerID(n)].Allocate(t.Context(), "a"); err != nil {
+			if _, err := c.hosts[peerID(n)].Allocate(t.Context(), "a", nil); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Second)
@@ -340,7 +340,7 @@ func TestAPeerWithTargetsWaitsForTheRing(t *testing.T) {
 		m := c.start(2, &disk{})
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
-		if _, err := m.Allocate(ctx, "a"); !errors.Is(err, ErrNoRing) {
+		if _, err := m.Allocate(ctx, "a", nil); !errors.Is(err, ErrNoRing) {
 			t.Errorf("got %v", err)
 		}
 		c.end()
@@ -388,7 +388,7 @@ func TestWhoGivesUpIsGivenNothing(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		given := make(chan error, 1)
 		go func() {
-			_, err := m.Allocate(ctx, "a")
+			_, err := m.Allocate(ctx, "a", nil)
 			given <- err
 		}()
 		synctest.Wait() // it waits for a ring

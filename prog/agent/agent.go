@@ -315,7 +315,7 @@ func (a *Agent) changed() {
 // claimNode allocates the node address, as soon as there is a ring with space.
 func (a *Agent) claimNode(ctx context.Context) error {
 	for ctx.Err() == nil {
-		s, err := a.ipam.Allocate(ctx, nodeKey)
+		s, err := a.ipam.Allocate(ctx, nodeKey, nil)
 		if err == nil {
 			a.mu.Lock()
 			a.node = s

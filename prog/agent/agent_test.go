@@ -67,7 +67,7 @@ func (a *Agent) give(t *testing.T, id string) api.EndpointRef {
 	t.Helper()
 	e := &endpointRecord{AttachRequest: api.AttachRequest{ContainerID: id, Interface: "eth0", HostLink: endpoint.HostLink(id, "eth0"), Source: SourceCNI}}
 	var err error
-	if e.Slot, err = a.ipam.Allocate(t.Context(), e.ref().Key()); err != nil {
+	if e.Slot, err = a.ipam.Allocate(t.Context(), e.ref().Key(), []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
 	a.endpoints[e.ref().Key()] = e

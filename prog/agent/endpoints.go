@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"weft/ipam"
 	"weft/ipam/slot"
 	"weft/prog/api"
@@ -28,10 +26,10 @@ const (
 	SourceAttach = "attach" // `weft detach`, or the end of the namespace
 )
 
-// endpointRecord is an endpoint as it is stored.
+// endpointRecord is an endpoint. The store keeps the request with its allocation.
 type endpointRecord struct {
 	api.AttachRequest
-	Slot slot.Slot `json:"slot"`
+	Slot slot.Slot
 
 	missing int // rounds in which its link was not there
 }
@@ -52,9 +50,9 @@ func (a *Agent) plug(e *endpointRecord, snap ipam.Snapshot) endpoint.Endpoint {
 }
 
 func (a *Agent) loadEndpoints() error {
-	return a.store.Endpoints(func(key string, data []byte) error {
-		e := &endpointRecord{}
-		if err := json.Unmarshal(data, e); err != nil {
+	return a.store.Notes(func(key string, s slot.Slot, note []byte) error {
+		e := &endpointRecord{Slot: s}
+		if err := json.Unmarshal(note, &e.AttachRequest); err != nil {
 			return fmt.Errorf("endpoint %s: %w", key, err)
 		}
 		a.endpoints[key] = e
@@ -104,7 +102,11 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	}
 	wait, cancel := context.WithTimeout(ctx, attachTimeout)
 	defer cancel()
-	if e.Slot, err = a.ipam.Allocate(wait, key); err != nil {
+	note, err := json.Marshal(req)
+	if err != nil {
+		return reply, fmt.Errorf("attach %s: %w", key, err)
+	}
+	if e.Slot, err = a.ipam.Allocate(wait, key, note); err != nil {
 		return reply, spaceError(err)
 	}
 	a.mu.Lock()
@@ -113,7 +115,7 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	return api.AttachReply{Addresses: addresses(a.plug(e, snap)), Universe: a.universe(snap), MTU: int(a.mtu.Load())}, nil
 }
 
-// Plug programs the host side of an endpoint that Attach made known, and keeps it.
+// Plug programs the host side of an endpoint that Attach made known.
 func (a *Agent) Plug(ctx context.Context, ref api.EndpointRef) error {
 	key := ref.Key()
 	done, err := a.begin(key)
@@ -129,10 +131,7 @@ func (a *Agent) Plug(ctx context.Context, ref api.EndpointRef) error {
 	if e == nil {
 		return &api.Error{Code: api.CodeNotReady, Message: "plug: no address was given to " + key + " (the agent was started meanwhile?): try again"}
 	}
-	var both errgroup.Group // the disk and the kernel side by side: a pod waits for both
-	both.Go(func() error { return a.router.Plug(ctx, a.plug(e, snap)) })
-	both.Go(func() error { return a.store.SaveEndpoint(key, e) })
-	if err := both.Wait(); err != nil {
+	if err := a.router.Plug(ctx, a.plug(e, snap)); err != nil {
 		return fmt.Errorf("plug %s: %w", key, err)
 	}
 	return nil
@@ -193,25 +192,27 @@ func (a *Agent) Detach(ctx context.Context, ref api.EndpointRef) error {
 		return err
 	}
 	defer done()
-	if e := a.endpoint(key); e != nil {
-		snap, err := a.ipam.Snapshot(ctx)
-		if err != nil {
-			return err
-		}
-		if err := endpoint.Delete(e.HostLink); err != nil {
-			return err
-		}
-		if err := a.router.Unplug(ctx, a.plug(e, snap)); err != nil {
-			return err
-		}
-		if err := a.store.DeleteEndpoint(key); err != nil {
-			return err
-		}
-		a.mu.Lock()
-		delete(a.endpoints, key)
-		a.mu.Unlock()
+	e := a.endpoint(key)
+	if e == nil {
+		return nil
 	}
-	return a.ipam.Free(ctx, key)
+	snap, err := a.ipam.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	if err := endpoint.Delete(e.HostLink); err != nil {
+		return err
+	}
+	if err := a.router.Unplug(ctx, a.plug(e, snap)); err != nil {
+		return err
+	}
+	if err := a.ipam.Free(ctx, key); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.endpoints, key)
+	return nil
 }
 
 // Endpoint finds one endpoint.
@@ -269,21 +270,13 @@ func (a *Agent) detachWhere(ctx context.Context, gone func(*endpointRecord) bool
 }
 
 // releaseVanished frees, at the start, what was lost with the host's namespaces
-// while no agent ran, and allocations whose endpoint was never kept. An address that
-// cannot be freed now is no reason not to start.
+// while no agent ran. An address that cannot be freed now is no reason not to start.
 func (a *Agent) releaseVanished(ctx context.Context) {
 	present, err := endpoint.List()
 	if err == nil {
 		err = a.detachWhere(ctx, func(e *endpointRecord) bool { return !slices.Contains(present, e.HostLink) })
 	}
 	a.releaseQueued(ctx)
-	snap, snapErr := a.ipam.Snapshot(ctx)
-	err = errors.Join(err, snapErr)
-	for key := range snap.Allocations {
-		if key != nodeKey && a.endpoint(key) == nil {
-			err = errors.Join(err, a.ipam.Free(ctx, key))
-		}
-	}
 	if err != nil && ctx.Err() == nil {
 		a.log.Warn("cannot free all that is gone", "err", err)
 	}

@@ -32,15 +32,14 @@ const File = "state.db"
 
 // format is written into every file of ours; a change that older versions cannot
 // read raises it.
-const format = "weft state 1"
+const format = "weft state 2"
 
 var (
 	bucketMeta        = []byte("meta")
 	bucketPeers       = []byte("peers")
 	bucketRing        = []byte("ring")
 	bucketAllocations = []byte("allocations")
-	bucketEndpoints   = []byte("endpoints")
-	buckets           = [][]byte{bucketMeta, bucketPeers, bucketRing, bucketAllocations, bucketEndpoints}
+	buckets           = [][]byte{bucketMeta, bucketPeers, bucketRing, bucketAllocations}
 
 	keyFormat    = []byte("format")
 	keyIdentity  = []byte("identity")
@@ -330,11 +329,9 @@ func (s *Store) Load() (st ipam.State, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
 		st.Ring = append([]byte(nil), tx.Bucket(bucketRing).Get(keyRing)...)
 		return tx.Bucket(bucketAllocations).ForEach(func(k, v []byte) error {
-			if len(v) != 4 {
-				return fmt.Errorf("allocation of %q has %d bytes", k, len(v))
-			}
-			st.Allocations[string(k)] = slot.Slot(binary.BigEndian.Uint32(v))
-			return nil
+			s, _, err := allocation(k, v)
+			st.Allocations[string(k)] = s
+			return err
 		})
 	})
 	return st, err
@@ -355,27 +352,27 @@ func (s *Store) Update(c ipam.Change) error {
 		case c.Delete:
 			return allocations.Delete([]byte(c.Key))
 		}
-		return allocations.Put([]byte(c.Key), binary.BigEndian.AppendUint32(nil, uint32(c.Slot)))
+		return allocations.Put([]byte(c.Key), append(binary.BigEndian.AppendUint32(nil, uint32(c.Slot)), c.Note...))
 	})
 }
 
-// Endpoints calls add with every endpoint that SaveEndpoint kept.
-func (s *Store) Endpoints(add func(key string, data []byte) error) error {
-	return s.view(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketEndpoints).ForEach(func(k, v []byte) error { return add(string(k), v) })
-	})
-}
-
-// SaveEndpoint keeps an attached endpoint, as JSON.
-func (s *Store) SaveEndpoint(key string, v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("state: %w", err)
+// allocation takes a stored one apart: four bytes of slot, and the note.
+func allocation(key, value []byte) (slot.Slot, []byte, error) {
+	if len(value) < 4 {
+		return 0, nil, fmt.Errorf("allocation of %q has %d bytes", key, len(value))
 	}
-	return s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketEndpoints).Put([]byte(key), data) })
+	return slot.Slot(binary.BigEndian.Uint32(value)), value[4:], nil
 }
 
-// DeleteEndpoint forgets an endpoint.
-func (s *Store) DeleteEndpoint(key string) error {
-	return s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketEndpoints).Delete([]byte(key)) })
+// Notes calls add with every allocation that was made with a note.
+func (s *Store) Notes(add func(key string, s slot.Slot, note []byte) error) error {
+	return s.view(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketAllocations).ForEach(func(k, v []byte) error {
+			s, note, err := allocation(k, v)
+			if err != nil || len(note) == 0 {
+				return err
+			}
+			return add(string(k), s, note)
+		})
+	})
 }

@@ -12,6 +12,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"weft/ipam"
+	"weft/ipam/slot"
 	"weft/mesh/peer"
 )
 
@@ -34,10 +35,10 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 	steps := []error{
 		s.SaveTargets([]string{"h1"}),
 		s.SavePeer(peer.ID{1}, []byte("record")),
-		s.Update(ipam.Change{Ring: []byte("ring"), Key: "a", Slot: 7}),
+		s.Update(ipam.Change{Ring: []byte("ring"), Key: "a", Slot: 7, Note: []byte("eth0")}),
 		s.Update(ipam.Change{Key: "b", Slot: 8}),
 		s.Update(ipam.Change{Key: "b", Delete: true}),
-		s.SaveEndpoint("a", map[string]int{"x": 1}),
+		s.Update(ipam.Change{Key: "node", Slot: 9}),
 		s.Close(),
 	}
 	if err := errors.Join(steps...); err != nil {
@@ -56,8 +57,13 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 	targets, known, _ := s.Targets()
 	peers, _ := s.Peers()
 	st, err := s.Load()
-	if err != nil || !known || len(targets) != 1 || len(peers) != 1 || string(st.Ring) != "ring" || len(st.Allocations) != 1 || st.Allocations["a"] != 7 {
+	if err != nil || !known || len(targets) != 1 || len(peers) != 1 || string(st.Ring) != "ring" || len(st.Allocations) != 2 || st.Allocations["a"] != 7 {
 		t.Errorf("after a restart: %v %v %v %+v %v", targets, known, peers, st, err)
+	}
+	notes := map[string]string{}
+	err = s.Notes(func(key string, _ slot.Slot, note []byte) error { notes[key] = string(note); return nil })
+	if err != nil || len(notes) != 1 || notes["a"] != "eth0" {
+		t.Errorf("notes after a restart: %v, %v", notes, err)
 	}
 }
 
