@@ -288,13 +288,18 @@ func (h *host) attach(s slot.Slot) (routertest.Namespace, endpoint.Endpoint) {
 		Addr4: universe.Addr4(s), Addr6: universe.Addr6(s),
 	}
 	h.ns.Do(func() {
-		if err := endpoint.Create(e.HostLink, c.Path(), "eth0"); err != nil {
+		in, err := endpoint.Open(c.Path(), "eth0")
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		defer in.Close()
+		if err := in.Create(e.HostLink); err != nil {
 			h.t.Fatal(err)
 		}
 		pair := endpoint.PairOf(e.HostLink)
 		e.ContainerMAC = pair.ContainerMAC
 		all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-		err := endpoint.Configure(c.Path(), "eth0", endpoint.Config{Addr4: e.Addr4, Addr6: e.Addr6, HostMAC: pair.HostMAC, MTU: 1420, Routes: all})
+		err = in.Configure(endpoint.Config{Addr4: e.Addr4, Addr6: e.Addr6, HostMAC: pair.HostMAC, MTU: 1420, Routes: all})
 		if err != nil {
 			h.t.Fatal(err)
 		}

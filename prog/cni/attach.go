@@ -33,15 +33,18 @@ func Attach(ctx context.Context, client *api.Client, at Attachment) (_ Attached,
 	at.HostLink = endpoint.HostLink(at.ContainerID, at.Interface)
 	pair := endpoint.PairOf(at.HostLink)
 	at.MAC = pair.ContainerMAC.String()
-	reply, err := begin(ctx, client, at)
+	container, err := endpoint.Open(at.Netns, at.Interface)
+	if err != nil {
+		return Attached{}, err
+	}
+	defer container.Close()
+	reply, err := begin(ctx, client, container, at)
 	if err != nil {
 		return Attached{}, err
 	}
 	var both errgroup.Group
 	both.Go(func() error { return client.Plug(ctx, at.ref()) })
-	both.Go(func() error {
-		return endpoint.Configure(at.Netns, at.Interface, containerSide(reply, pair, at.Default))
-	})
+	both.Go(func() error { return container.Configure(containerSide(reply, pair, at.Default)) })
 	if err := both.Wait(); err != nil {
 		return Attached{}, errors.Join(err, Detach(context.WithoutCancel(ctx), client, at.ref()))
 	}
@@ -53,15 +56,15 @@ func (at Attachment) ref() api.EndpointRef {
 }
 
 // begin makes the pair and gets the address, or leaves neither.
-func begin(ctx context.Context, client *api.Client, at Attachment) (reply api.AttachReply, err error) {
+func begin(ctx context.Context, client *api.Client, container *endpoint.Container, at Attachment) (reply api.AttachReply, err error) {
 	var refused, failed error
 	var side sync.WaitGroup
 	side.Go(func() { reply, refused = client.Attach(ctx, at.AttachRequest) })
-	failed = endpoint.Create(at.HostLink, at.Netns, at.Interface)
+	failed = container.Create(at.HostLink)
 	side.Wait()
 	if refused == nil && errors.Is(failed, endpoint.ErrExists) { // the agent knew nothing of it: it was broken off halfway
 		if failed = endpoint.Delete(at.HostLink); failed == nil {
-			failed = endpoint.Create(at.HostLink, at.Netns, at.Interface)
+			failed = container.Create(at.HostLink)
 		}
 	}
 	switch {

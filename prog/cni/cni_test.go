@@ -62,7 +62,12 @@ func TestAttachOverALeftOver(t *testing.T) {
 	client := fake{known: []string{"taken/eth1"}}.serve(t)
 	host.Do(func() {
 		for id, iface := range map[string]string{"left": "eth0", "taken": "eth1"} {
-			if err := endpoint.Create(endpoint.HostLink(id, iface), container.Path(), iface); err != nil {
+			in, err := endpoint.Open(container.Path(), iface)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer in.Close()
+			if err := in.Create(endpoint.HostLink(id, iface)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -86,8 +91,8 @@ func TestAttachUndoesItself(t *testing.T) {
 	host, container := routertest.New(t), routertest.New(t)
 	broken := errors.New("no such table")
 	at := Attachment{Netns: container.Path(), AttachRequest: api.AttachRequest{ContainerID: "c1", Interface: "eth0"}}
-	nowhere := at
-	nowhere.Netns = "/nowhere"
+	nowhere, loopback := at, at
+	nowhere.Netns, loopback.Interface = "/nowhere", "lo"
 	for name, c := range map[string]struct {
 		agent    fake
 		at       Attachment
@@ -95,7 +100,8 @@ func TestAttachUndoesItself(t *testing.T) {
 		detaches bool
 	}{
 		"refused":      {fake{known: []string{"c1/eth0"}}, at, "attached already", false},
-		"no namespace": {fake{}, nowhere, "/nowhere", true},
+		"no namespace": {fake{}, nowhere, "/nowhere", false},
+		"name taken":   {fake{}, loopback, "has an interface lo already", true},
 		"not plugged":  {fake{plug: broken}, at, broken.Error(), true},
 	} {
 		c.agent.detached = make(chan string, 1)

@@ -59,26 +59,34 @@ type Pair struct {
 // is made, and fixed, which keeps udev from changing them.
 func PairOf(hostLink string) Pair { return Pair{mac(hostLink, "host"), mac(hostLink, "container")} }
 
-// container is a namespace, opened for netlink.
-type container struct {
-	ns netns.NsHandle
-	h  *netlink.Handle
+// Container is the network namespace of a container, opened for one interface.
+type Container struct {
+	path, ifname string
+	ns           netns.NsHandle
+	h            *netlink.Handle
+	noIPv6       bool // as Create found it: the runtime switched it off
 }
 
-func enter(path string) (*container, error) {
-	ns, err := openNamespace(path)
+// Open opens a network namespace other than this one.
+func Open(netnsPath, ifname string) (*Container, error) {
+	ns, err := openNamespace(netnsPath)
 	if err != nil {
 		return nil, err
 	}
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		ns.Close()
-		return nil, fmt.Errorf("%w: %s: %w", ErrNoNamespace, path, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrNoNamespace, netnsPath, err)
 	}
-	return &container{ns, h}, nil
+	return &Container{path: netnsPath, ifname: ifname, ns: ns, h: h}, nil
 }
 
-// openNamespace opens a network namespace other than this one.
+// Close lets go of the namespace.
+func (c *Container) Close() {
+	c.h.Close()
+	c.ns.Close()
+}
+
 func openNamespace(path string) (netns.NsHandle, error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
@@ -102,11 +110,6 @@ func openNamespace(path string) (netns.NsHandle, error) {
 	return ns, nil
 }
 
-func (c *container) close() {
-	c.h.Close()
-	c.ns.Close()
-}
-
 func mac(hostLink, side string) net.HardwareAddr {
 	sum := sha256.Sum256([]byte(hostLink + "\x00" + side))
 	m := net.HardwareAddr(sum[:6])
@@ -114,14 +117,23 @@ func mac(hostLink, side string) net.HardwareAddr {
 	return m
 }
 
-// Create makes the pair, one end here and the other, still down, in the
-// container's namespace. It returns ErrExists if the host side is there already.
-func Create(hostLink, netnsPath, ifname string) error {
-	ns, err := openNamespace(netnsPath)
-	if err != nil {
+// Create makes the pair: one end here, and the other, still down, in the container.
+// It does all that needs no address. It returns ErrExists if the host side is there
+// already.
+func (c *Container) Create(hostLink string) error {
+	if err := c.add(hostLink); err != nil {
 		return err
 	}
-	defer ns.Close()
+	if err := sysctls(hostLink); err != nil {
+		return errors.Join(err, Delete(hostLink))
+	}
+	if err := c.prepare(); err != nil {
+		return errors.Join(err, Delete(hostLink))
+	}
+	return nil
+}
+
+func (c *Container) add(hostLink string) error {
 	h, err := link.Handle()
 	if err != nil {
 		return err
@@ -131,18 +143,31 @@ func Create(hostLink, netnsPath, ifname string) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.HardwareAddr = hostLink, pair.HostMAC
 	err = h.LinkAdd(&netlink.Veth{
-		LinkAttrs: attrs, PeerName: ifname, PeerHardwareAddr: pair.ContainerMAC, PeerNamespace: netlink.NsFd(ns),
+		LinkAttrs: attrs, PeerName: c.ifname, PeerHardwareAddr: pair.ContainerMAC, PeerNamespace: netlink.NsFd(c.ns),
 	})
 	if errors.Is(err, unix.EEXIST) {
 		if exists(hostLink) == nil {
 			return fmt.Errorf("%w: %s", ErrExists, hostLink)
 		}
-		return fmt.Errorf("the container has an interface %s already: choose another name", ifname)
+		return fmt.Errorf("the container has an interface %s already: choose another name", c.ifname)
 	}
 	if err != nil {
-		return fmt.Errorf("make link %s, with %s in %s: %w", hostLink, ifname, netnsPath, err)
+		return fmt.Errorf("make link %s, with %s in %s: %w", hostLink, c.ifname, c.path, err)
 	}
 	return nil
+}
+
+// prepare brings lo up and looks whether the container's runtime switched IPv6 off.
+func (c *Container) prepare() error {
+	if lo, err := c.h.LinkByName("lo"); err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
+		if err := c.h.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("container's lo up: %w", err)
+		}
+	}
+	return c.inside(func() error {
+		c.noIPv6 = link.SysctlIs("1", "ipv6/conf", c.ifname, "disable_ipv6")
+		return nil
+	})
 }
 
 // Config is the container's side.
@@ -160,29 +185,19 @@ func (c Config) addresses() []netip.Addr {
 	return []netip.Addr{c.Addr4}
 }
 
-// Configure sets up the container's side and brings it up.
-func Configure(netnsPath, ifname string, cfg Config) error {
-	c, err := enter(netnsPath)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if cfg.Addr6.IsValid() {
-		if err := c.allowIPv6(ifname); err != nil {
+// Configure sets up the container's side of what Create made, and brings it up.
+func (c *Container) Configure(cfg Config) error {
+	if cfg.Addr6.IsValid() && c.noIPv6 {
+		if err := c.allowIPv6(); err != nil {
 			return err
 		}
 	}
-	if lo, err := c.h.LinkByName("lo"); err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
-		if err := c.h.LinkSetUp(lo); err != nil {
-			return fmt.Errorf("container's lo up: %w", err)
-		}
-	}
-	l, err := c.h.LinkByName(ifname)
+	l, err := c.h.LinkByName(c.ifname)
 	if err != nil {
-		return fmt.Errorf("container's %s: %w", ifname, err)
+		return fmt.Errorf("container's %s: %w", c.ifname, err)
 	}
 	if err := c.h.LinkSetMTU(l, cfg.MTU); err != nil {
-		return fmt.Errorf("container's %s: MTU %d: %w", ifname, cfg.MTU, err)
+		return fmt.Errorf("container's %s: MTU %d: %w", c.ifname, cfg.MTU, err)
 	}
 	for _, a := range cfg.addresses() {
 		addr := &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(a, a.BitLen()))}
@@ -190,17 +205,17 @@ func Configure(netnsPath, ifname string, cfg Config) error {
 			addr.Flags = unix.IFA_F_NODAD
 		}
 		if err := c.h.AddrReplace(l, addr); err != nil {
-			return fmt.Errorf("container's %s: address %v: %w", ifname, a, err)
+			return fmt.Errorf("container's %s: address %v: %w", c.ifname, a, err)
 		}
 	}
 	if err := c.h.LinkSetUp(l); err != nil {
-		return fmt.Errorf("container's %s up: %w", ifname, err)
+		return fmt.Errorf("container's %s up: %w", c.ifname, err)
 	}
 	return c.route(l, cfg)
 }
 
 // route gives the container its gateways, known by their MAC address, and routes.
-func (c *container) route(l netlink.Link, cfg Config) error {
+func (c *Container) route(l netlink.Link, cfg Config) error {
 	for _, a := range cfg.addresses() {
 		gateway := Gateway4
 		if a.Is6() {
@@ -238,14 +253,14 @@ func setNeighbour(h *netlink.Handle, index int, addr netip.Addr, mac net.Hardwar
 
 // allowIPv6 undoes a container runtime's net.ipv6.conf.default.disable_ipv6=1 for
 // this one interface. Sysctls belong to a thread's namespace, so it borrows one.
-func (c *container) allowIPv6(ifname string) error {
+func (c *Container) allowIPv6() error {
 	return c.inside(func() error {
-		return link.Sysctl("0", "ipv6/conf", ifname, "disable_ipv6")
+		return link.Sysctl("0", "ipv6/conf", c.ifname, "disable_ipv6")
 	})
 }
 
 // inside runs f on a thread in the container's namespace.
-func (c *container) inside(f func() error) error {
+func (c *Container) inside(f func() error) error {
 	failed := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // the thread ends with the goroutine: it is never unlocked
@@ -263,11 +278,11 @@ func Check(hostLink, netnsPath, ifname string, addrs []netip.Addr) error {
 	if err := exists(hostLink); err != nil {
 		return err
 	}
-	c, err := enter(netnsPath)
+	c, err := Open(netnsPath, ifname)
 	if err != nil {
 		return err
 	}
-	defer c.close()
+	defer c.Close()
 	l, err := c.h.LinkByName(ifname)
 	if err != nil {
 		return fmt.Errorf("%s is missing in %s: %w", ifname, netnsPath, err)

@@ -32,7 +32,12 @@ func make4and6(t testing.TB, c routertest.Namespace, name string, n byte) Endpoi
 		HostLink: HostLink(name, "eth0"), MTU: 1400,
 		Addr4: netip.AddrFrom4([4]byte{10, 32, 0, n}), Addr6: netip.AddrFrom16([16]byte{0: 0xfd, 15: n}),
 	}
-	if err := Create(e.HostLink, c.Path(), "eth0"); err != nil {
+	in, err := Open(c.Path(), "eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if err := in.Create(e.HostLink); err != nil {
 		t.Fatal(err)
 	}
 	pair := PairOf(e.HostLink)
@@ -42,7 +47,7 @@ func make4and6(t testing.TB, c routertest.Namespace, name string, n byte) Endpoi
 		Routes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")},
 	}
 	for range 2 {
-		if err := Configure(c.Path(), "eth0", cfg); err != nil {
+		if err := in.Configure(cfg); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -78,10 +83,15 @@ func TestLifeOfAnEndpoint(t *testing.T) {
 		if err := Check(e.HostLink, c.Path(), "eth0", append(addrs, node4)); err == nil || !strings.Contains(err.Error(), node4.String()) {
 			t.Errorf("a missing address: %v", err)
 		}
-		if err := Create(e.HostLink, c.Path(), "eth0"); !errors.Is(err, ErrExists) {
+		in, err := Open(c.Path(), "eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		if err := in.Create(e.HostLink); !errors.Is(err, ErrExists) {
 			t.Errorf("a second time: %v", err)
 		}
-		if err := Create(HostLink("two", "eth0"), c.Path(), "eth0"); err == nil || errors.Is(err, ErrExists) {
+		if err := in.Create(HostLink("two", "eth0")); err == nil || errors.Is(err, ErrExists) {
 			t.Errorf("an interface that the container has: %v", err)
 		}
 		if err := Plug(e, node4, node6); err != nil {
@@ -101,19 +111,16 @@ func TestLifeOfAnEndpoint(t *testing.T) {
 	})
 }
 
-func TestCreateNeedsAnotherNamespace(t *testing.T) {
+func TestOpenNeedsAnotherNamespace(t *testing.T) {
 	host := routertest.New(t)
 	host.Do(func() {
 		for _, path := range []string{"/nowhere", "/proc/self/ns/mnt", "/etc/passwd", "/dev/null"} {
-			if err := Create(HostLink("x", "eth0"), path, "eth0"); !errors.Is(err, ErrNoNamespace) {
+			if _, err := Open(path, "eth0"); !errors.Is(err, ErrNoNamespace) {
 				t.Errorf("%s: %v", path, err)
 			}
 		}
-		if err := Create(HostLink("x", "eth0"), host.Path(), "eth0"); err == nil || errors.Is(err, ErrNoNamespace) {
+		if _, err := Open(host.Path(), "eth0"); err == nil || errors.Is(err, ErrNoNamespace) {
 			t.Errorf("the host's own: %v", err)
-		}
-		if names, err := List(); err != nil || len(names) > 0 {
-			t.Errorf("links %v are left, %v", names, err)
 		}
 	})
 }

@@ -20,8 +20,7 @@ type Endpoint struct {
 	MTU          int
 }
 
-// Plug programs the host side: gateway addresses, sysctls, neighbours, and last the
-// routes, from which on packets pass. The sources are the node's addresses, for
+// Plug programs the host side: gateway addresses, neighbours, and last the routes, from which on packets pass. The sources are the node's addresses, for
 // what the host itself sends to the endpoint.
 func Plug(e Endpoint, node4, node6 netip.Addr) error {
 	h, err := link.Handle()
@@ -41,9 +40,6 @@ func plug(h *netlink.Handle, l netlink.Link, e Endpoint, node4, node6 netip.Addr
 		if err := h.LinkSetMTU(l, e.MTU); err != nil {
 			return fmt.Errorf("link %s: MTU %d: %w", e.HostLink, e.MTU, err)
 		}
-	}
-	if err := sysctls(e); err != nil {
-		return err
 	}
 	if l.Attrs().Flags&net.FlagUp == 0 {
 		if err := h.LinkSetUp(l); err != nil {
@@ -88,19 +84,17 @@ func plugFamily(h *netlink.Handle, l netlink.Link, e Endpoint, addr, node netip.
 
 // sysctls are the per-link settings: strict reverse path for IPv4, and nothing
 // that an endpoint says changes the host's routing. The guard sees to both as well,
-// so that a /proc/sys that is read-only, as in most containers, is no obstacle.
-func sysctls(e Endpoint) error {
-	type setting struct{ tree, name, value string }
-	settings := []setting{
+// so that a /proc/sys that is read-only, or has no IPv6, is no obstacle.
+func sysctls(hostLink string) error {
+	for _, s := range []struct{ tree, name, value string }{
 		{"ipv4/conf", "rp_filter", "1"},
 		{"ipv4/conf", "accept_redirects", "0"},
 		{"ipv4/conf", "send_redirects", "0"},
-	}
-	if e.Addr6.IsValid() {
-		settings = append(settings, setting{"ipv6/conf", "accept_ra", "0"}, setting{"ipv6/conf", "accept_redirects", "0"})
-	}
-	for _, s := range settings {
-		if err := link.Sysctl(s.value, s.tree, e.HostLink, s.name); err != nil && !errors.Is(err, unix.EROFS) {
+		{"ipv6/conf", "accept_ra", "0"},
+		{"ipv6/conf", "accept_redirects", "0"},
+	} {
+		err := link.Sysctl(s.value, s.tree, hostLink, s.name)
+		if err != nil && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 	}

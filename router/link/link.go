@@ -244,18 +244,24 @@ func IPv6Enabled() bool {
 // Sysctl sets one value below /proc/sys/net, unless it is right already: in a
 // container that tree is often read-only.
 func Sysctl(value string, path ...string) error {
-	name := filepath.Join(append([]string{sysctlRoot}, path...)...)
-	have, err := os.ReadFile(name)
-	if err == nil && strings.TrimSpace(string(have)) == value {
+	if SysctlIs(value, path...) {
 		return nil
 	}
-	if err == nil {
-		err = os.WriteFile(name, []byte(value), 0o644)
-	}
-	if err != nil {
+	name := sysctlName(path)
+	if err := os.WriteFile(name, []byte(value), 0o644); err != nil {
 		return fmt.Errorf("sysctl %s=%s: %w", strings.ReplaceAll(strings.TrimPrefix(name, "/proc/sys/"), "/", "."), value, err)
 	}
 	return nil
+}
+
+// SysctlIs reports whether a value below /proc/sys/net is there and is this one.
+func SysctlIs(value string, path ...string) bool {
+	have, err := os.ReadFile(sysctlName(path))
+	return err == nil && strings.TrimSpace(string(have)) == value
+}
+
+func sysctlName(path []string) string {
+	return filepath.Join(append([]string{sysctlRoot}, path...)...)
 }
 
 // Forwarding makes this host route packets between its links. A host that takes
