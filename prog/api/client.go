@@ -65,15 +65,18 @@ func (c *Client) Ready(ctx context.Context) error {
 	return c.call(ctx, PathReady, nil, nil)
 }
 
-// Attach makes an endpoint known and asks for its addresses. Its link need not exist yet.
-func (c *Client) Attach(ctx context.Context, req AttachRequest) (r AttachReply, err error) {
-	return r, c.call(ctx, PathAttach, req, &r)
+// StartAttach makes an endpoint known and asks for its addresses; the function that it
+// returns waits for them. The endpoint's link need not exist yet.
+func (c *Client) StartAttach(ctx context.Context, req AttachRequest) (wait func() (AttachReply, error)) {
+	answer := c.start(ctx, PathAttach, req)
+	return func() (r AttachReply, err error) { return r, answer(&r) }
 }
 
-// Plug asks for the host side of an endpoint that Attach made known, once its link
-// exists: from then on packets pass.
-func (c *Client) Plug(ctx context.Context, ref EndpointRef) error {
-	return c.call(ctx, PathPlug, ref, nil)
+// StartPlug asks for the host side of an endpoint that was made known, once its link
+// exists; when the function that it returns says nil, packets pass.
+func (c *Client) StartPlug(ctx context.Context, ref EndpointRef) (wait func() error) {
+	answer := c.start(ctx, PathPlug, ref)
+	return func() error { return answer(nil) }
 }
 
 // Detach ends an endpoint; one that is not there is no error.
@@ -108,11 +111,34 @@ func (c *Client) Stop(ctx context.Context, leave bool) error {
 
 // call posts in, or gets if there is none, and reads the answer into out.
 func (c *Client) call(ctx context.Context, path string, in, out any) error {
+	return c.start(ctx, path, in)(out)
+}
+
+// start sends a request. The caller goes on until it needs the answer, on the same
+// thread: waking another costs a plugin, which lives for milliseconds, more than it saves.
+func (c *Client) start(ctx context.Context, path string, in any) (answer func(out any) error) {
+	conn, err := c.send(ctx, path, in)
+	if err != nil {
+		return func(any) error { return err }
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) }) // wakes who waits for it
+	return func(out any) error {
+		defer conn.Close()
+		defer stop()
+		status, data, err := receive(conn)
+		if err != nil {
+			return fmt.Errorf("the agent did not answer: %w", errors.Join(ctx.Err(), err))
+		}
+		return decode(status, data, out)
+	}
+}
+
+func (c *Client) send(ctx context.Context, path string, in any) (net.Conn, error) {
 	request := "GET " + path + " HTTP/1.0\r\n\r\n"
 	if in != nil {
 		data, err := json.Marshal(in)
 		if err != nil {
-			return fmt.Errorf("api: %w", err)
+			return nil, fmt.Errorf("api: %w", err)
 		}
 		request = fmt.Sprintf("POST %s HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s", path, len(data), data)
 	}
@@ -120,16 +146,17 @@ func (c *Client) call(ctx context.Context, path string, in, out any) error {
 	conn, err := d.DialContext(ctx, "unix", c.socket)
 	if err != nil {
 		if ctx.Err() != nil {
-			return fmt.Errorf("the agent did not answer: %w", err)
+			return nil, fmt.Errorf("the agent did not answer: %w", err)
 		}
-		return &NotRunningError{c.socket, err}
+		return nil, &NotRunningError{c.socket, err}
 	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })() // wakes who waits for it
-	status, data, err := exchange(conn, request)
-	if err != nil {
-		return fmt.Errorf("the agent did not answer: %w", errors.Join(ctx.Err(), err))
+	if _, err := io.WriteString(conn, request); err != nil {
+		return nil, errors.Join(fmt.Errorf("the agent did not listen: %w", err), conn.Close())
 	}
+	return conn, nil
+}
+
+func decode(status int, data []byte, out any) error {
 	if status >= 300 {
 		e := &Error{}
 		if json.Unmarshal(data, e) != nil || e.Message == "" {
@@ -146,12 +173,9 @@ func (c *Client) call(ctx context.Context, path string, in, out any) error {
 	return nil
 }
 
-// exchange is HTTP/1.0 (RFC 1945), one request on a connection, which is all that the
-// socket needs: net/http would cost every pod's start half a millisecond.
-func exchange(conn io.ReadWriter, request string) (status int, body []byte, err error) {
-	if _, err := io.WriteString(conn, request); err != nil {
-		return 0, nil, err
-	}
+// receive reads an answer of HTTP/1.0 (RFC 1945), one request on a connection, which is all
+// that the socket needs: net/http would cost every pod's start half a millisecond.
+func receive(conn io.Reader) (status int, body []byte, err error) {
 	from := bufio.NewReader(io.LimitReader(conn, MaxBody))
 	head := textproto.NewReader(from)
 	line, err := head.ReadLine()

@@ -5,9 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"sync"
-
-	"golang.org/x/sync/errgroup"
 
 	"weft/prog/api"
 	"weft/router/endpoint"
@@ -33,19 +30,14 @@ func Attach(ctx context.Context, client *api.Client, at Attachment) (_ Attached,
 	at.HostLink = endpoint.HostLink(at.ContainerID, at.Interface)
 	pair := endpoint.PairOf(at.HostLink)
 	at.MAC = pair.ContainerMAC.String()
-	container, err := endpoint.Open(at.Netns, at.Interface)
+	reply, container, err := begin(ctx, client, at)
 	if err != nil {
 		return Attached{}, err
 	}
 	defer container.Close()
-	reply, err := begin(ctx, client, container, at)
+	plugged := client.StartPlug(ctx, at.ref())
+	err = errors.Join(container.Configure(containerSide(reply, pair, at.Default)), plugged())
 	if err != nil {
-		return Attached{}, err
-	}
-	var both errgroup.Group
-	both.Go(func() error { return client.Plug(ctx, at.ref()) })
-	both.Go(func() error { return container.Configure(containerSide(reply, pair, at.Default)) })
-	if err := both.Wait(); err != nil {
 		return Attached{}, errors.Join(err, Detach(context.WithoutCancel(ctx), client, at.ref()))
 	}
 	return Attached{reply, pair.HostMAC, pair.ContainerMAC}, nil
@@ -56,28 +48,39 @@ func (at Attachment) ref() api.EndpointRef {
 }
 
 // begin makes the pair and gets the address, or leaves neither.
-func begin(ctx context.Context, client *api.Client, container *endpoint.Container, at Attachment) (reply api.AttachReply, err error) {
-	var refused, failed error
-	var side sync.WaitGroup
-	side.Go(func() { reply, refused = client.Attach(ctx, at.AttachRequest) })
-	failed = container.Create(at.HostLink)
-	side.Wait()
+func begin(ctx context.Context, client *api.Client, at Attachment) (api.AttachReply, *endpoint.Container, error) {
+	addressed := client.StartAttach(ctx, at.AttachRequest)
+	container, failed := create(at)
+	reply, refused := addressed()
 	if refused == nil && errors.Is(failed, endpoint.ErrExists) { // the agent knew nothing of it: it was broken off halfway
 		if failed = endpoint.Delete(at.HostLink); failed == nil {
-			failed = container.Create(at.HostLink)
+			container, failed = create(at)
 		}
 	}
 	switch {
 	case refused == nil && failed == nil:
-		return reply, nil
+		return reply, container, nil
 	case refused == nil:
-		return reply, errors.Join(failed, client.Detach(context.WithoutCancel(ctx), at.ref()))
+		return reply, nil, errors.Join(failed, client.Detach(context.WithoutCancel(ctx), at.ref()))
 	case failed == nil:
-		return reply, errors.Join(refused, endpoint.Delete(at.HostLink))
+		container.Close()
+		return reply, nil, errors.Join(refused, endpoint.Delete(at.HostLink))
 	case errors.Is(failed, endpoint.ErrExists):
-		return reply, refused
+		return reply, nil, refused
 	}
-	return reply, failed
+	return reply, nil, failed
+}
+
+func create(at Attachment) (*endpoint.Container, error) {
+	container, err := endpoint.Open(at.Netns, at.Interface)
+	if err != nil {
+		return nil, err
+	}
+	if err := container.Create(at.HostLink); err != nil {
+		container.Close()
+		return nil, err
+	}
+	return container, nil
 }
 
 func containerSide(reply api.AttachReply, pair endpoint.Pair, isDefault bool) endpoint.Config {

@@ -100,7 +100,7 @@ func TestAttachUndoesItself(t *testing.T) {
 		detaches bool
 	}{
 		"refused":      {fake{known: []string{"c1/eth0"}}, at, "attached already", false},
-		"no namespace": {fake{}, nowhere, "/nowhere", false},
+		"no namespace": {fake{}, nowhere, "/nowhere", true},
 		"name taken":   {fake{}, loopback, "has an interface lo already", true},
 		"not plugged":  {fake{plug: broken}, at, broken.Error(), true},
 	} {

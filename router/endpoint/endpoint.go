@@ -62,52 +62,49 @@ func PairOf(hostLink string) Pair { return Pair{mac(hostLink, "host"), mac(hostL
 // Container is the network namespace of a container, opened for one interface.
 type Container struct {
 	path, ifname string
-	ns           netns.NsHandle
-	h            *netlink.Handle
-	noIPv6       bool // as Create found it: the runtime switched it off
+	ns, own      netns.NsHandle  // the container's, and the one to come back to
+	h            *netlink.Handle // in the container
+	noIPv6       bool            // as Create found it: the runtime switched it off
 }
 
 // Open opens a network namespace other than this one.
-func Open(netnsPath, ifname string) (*Container, error) {
-	ns, err := openNamespace(netnsPath)
-	if err != nil {
-		return nil, err
-	}
-	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		ns.Close()
+func Open(netnsPath, ifname string) (_ *Container, err error) {
+	c := &Container{path: netnsPath, ifname: ifname, own: netns.None()}
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	if c.ns, err = netns.GetFromPath(netnsPath); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrNoNamespace, netnsPath, err)
 	}
-	return &Container{path: netnsPath, ifname: ifname, ns: ns, h: h}, nil
+	kind, err := unix.IoctlRetInt(int(c.ns), unix.NS_GET_NSTYPE)
+	if err != nil || kind != unix.CLONE_NEWNET {
+		return nil, fmt.Errorf("%w: %s is something else", ErrNoNamespace, netnsPath)
+	}
+	if c.own, err = netns.Get(); err != nil {
+		return nil, fmt.Errorf("this network namespace: %w", err)
+	}
+	if c.own.Equal(c.ns) {
+		return nil, fmt.Errorf("%s is this host's own network namespace: only containers can be attached", netnsPath)
+	}
+	err = c.inside(func() error {
+		c.h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrNoNamespace, netnsPath, err)
+	}
+	return c, nil
 }
 
 // Close lets go of the namespace.
 func (c *Container) Close() {
-	c.h.Close()
+	if c.h != nil {
+		c.h.Close()
+	}
 	c.ns.Close()
-}
-
-func openNamespace(path string) (netns.NsHandle, error) {
-	ns, err := netns.GetFromPath(path)
-	if err != nil {
-		return netns.None(), fmt.Errorf("%w: %s: %w", ErrNoNamespace, path, err)
-	}
-	kind, err := unix.IoctlRetInt(int(ns), unix.NS_GET_NSTYPE)
-	if err != nil || kind != unix.CLONE_NEWNET {
-		ns.Close()
-		return netns.None(), fmt.Errorf("%w: %s is something else", ErrNoNamespace, path)
-	}
-	own, err := netns.Get()
-	if err != nil {
-		ns.Close()
-		return netns.None(), fmt.Errorf("this network namespace: %w", err)
-	}
-	defer own.Close()
-	if own.Equal(ns) {
-		ns.Close()
-		return netns.None(), fmt.Errorf("%s is this host's own network namespace: only containers can be attached", path)
-	}
-	return ns, nil
+	c.own.Close()
 }
 
 func mac(hostLink, side string) net.HardwareAddr {
@@ -259,18 +256,20 @@ func (c *Container) allowIPv6() error {
 	})
 }
 
-// inside runs f on a thread in the container's namespace.
+// inside runs f in the container's namespace. A thread that cannot come back ends
+// with its goroutine: it is never unlocked.
 func (c *Container) inside(f func() error) error {
-	failed := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // the thread ends with the goroutine: it is never unlocked
-		if err := netns.Set(c.ns); err != nil {
-			failed <- fmt.Errorf("enter the container's namespace: %w", err)
-			return
-		}
-		failed <- f()
-	}()
-	return <-failed
+	runtime.LockOSThread()
+	if err := netns.Set(c.ns); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter the container's namespace: %w", err)
+	}
+	err := f()
+	if back := netns.Set(c.own); back != nil {
+		return errors.Join(err, fmt.Errorf("come back from the container's namespace: %w", back))
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 // Check compares the container's side with what it should be, and names what is missing.
