@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/textproto"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -114,6 +114,10 @@ func (c *Client) call(ctx context.Context, path string, in, out any) error {
 	return c.start(ctx, path, in)(out)
 }
 
+// patience is how long the agent may take for an answer. It is the socket's own timeout: a
+// timer or a poller would keep a second thread of the plugin busy with waking up.
+const patience = 30 * time.Second
+
 // start sends a request. The caller goes on until it needs the answer, on the same
 // thread: waking another costs a plugin, which lives for milliseconds, more than it saves.
 func (c *Client) start(ctx context.Context, path string, in any) (answer func(out any) error) {
@@ -121,7 +125,8 @@ func (c *Client) start(ctx context.Context, path string, in any) (answer func(ou
 	if err != nil {
 		return func(any) error { return err }
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) }) // wakes who waits for it
+	fd := int(conn.Fd())
+	stop := context.AfterFunc(ctx, func() { _ = syscall.Shutdown(fd, syscall.SHUT_RDWR) }) // wakes who waits for it
 	return func(out any) error {
 		defer conn.Close()
 		defer stop()
@@ -133,7 +138,7 @@ func (c *Client) start(ctx context.Context, path string, in any) (answer func(ou
 	}
 }
 
-func (c *Client) send(ctx context.Context, path string, in any) (net.Conn, error) {
+func (c *Client) send(ctx context.Context, path string, in any) (*os.File, error) {
 	request := "GET " + path + " HTTP/1.0\r\n\r\n"
 	if in != nil {
 		data, err := json.Marshal(in)
@@ -142,18 +147,38 @@ func (c *Client) send(ctx context.Context, path string, in any) (net.Conn, error
 		}
 		request = fmt.Sprintf("POST %s HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s", path, len(data), data)
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", c.socket)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	conn, err := c.dial()
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("the agent did not answer: %w", err)
-		}
 		return nil, &NotRunningError{c.socket, err}
 	}
-	if _, err := io.WriteString(conn, request); err != nil {
+	if _, err := conn.WriteString(request); err != nil {
 		return nil, errors.Join(fmt.Errorf("the agent did not listen: %w", err), conn.Close())
 	}
 	return conn, nil
+}
+
+// dial connects, with a socket that blocks.
+func (c *Client) dial() (*os.File, error) {
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	limit := syscall.NsecToTimeval(patience.Nanoseconds())
+	for _, option := range []int{syscall.SO_RCVTIMEO, syscall.SO_SNDTIMEO} {
+		if err = syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, option, &limit); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = syscall.Connect(fd, &syscall.SockaddrUnix{Name: c.socket})
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("connect: %w", err), syscall.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), c.socket), nil
 }
 
 func decode(status int, data []byte, out any) error {

@@ -19,7 +19,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -32,9 +31,6 @@ import (
 
 // Versions of the CNI spec that the plugin speaks.
 var Versions = version.PluginSupports("0.4.0", "1.0.0", "1.1.0")
-
-// timeout bounds one operation; a container runtime gives up later than that.
-const timeout = 30 * time.Second
 
 // config is the plugin's part of the network configuration.
 type config struct {
@@ -81,8 +77,7 @@ func add(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
+	ctx := context.Background()
 	done, err := Attach(ctx, client, Attachment{
 		AttachRequest: api.AttachRequest{
 			ContainerID: args.ContainerID, Interface: args.IfName, Source: "cni", Network: conf.Name,
@@ -140,8 +135,7 @@ func del(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
+	ctx := context.Background()
 	ref := api.EndpointRef{ContainerID: args.ContainerID, Interface: args.IfName}
 	err = Detach(ctx, client, ref)
 	if _, down := errors.AsType[*api.NotRunningError](err); down {
@@ -187,8 +181,7 @@ func check(args *skel.CmdArgs) error {
 	if err != nil {
 		return types.NewError(types.ErrDecodingFailure, "prevResult cannot be read", err.Error())
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
+	ctx := context.Background()
 	e, err := client.Endpoint(ctx, api.EndpointRef{ContainerID: args.ContainerID, Interface: args.IfName})
 	if err != nil {
 		return cniError(err)
@@ -227,8 +220,7 @@ func collect(args *skel.CmdArgs) error {
 	for _, a := range conf.ValidAttachments {
 		req.Valid = append(req.Valid, api.EndpointRef{ContainerID: a.ContainerID, Interface: a.IfName})
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
+	ctx := context.Background()
 	return cniError(client.Collect(ctx, req))
 }
 
@@ -241,8 +233,7 @@ func status(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
+	ctx := context.Background()
 	if err := client.Ready(ctx); err != nil {
 		return types.NewError(codeUnavailable, "Weft cannot attach containers on this host now", err.Error())
 	}
