@@ -62,14 +62,14 @@ func PairOf(hostLink string) Pair { return Pair{mac(hostLink, "host"), mac(hostL
 // Container is the network namespace of a container, opened for one interface.
 type Container struct {
 	path, ifname string
-	ns, own      netns.NsHandle  // the container's, and the one to come back to
-	h            *netlink.Handle // in the container
-	noIPv6       bool            // as Create found it: the runtime switched it off
+	ns, own      netns.NsHandle // the container's, and the one to come back to
+	socket       link.Socket    // in the container
+	noIPv6       bool           // as Create found it: the runtime switched it off
 }
 
 // Open opens a network namespace other than this one.
 func Open(netnsPath, ifname string) (_ *Container, err error) {
-	c := &Container{path: netnsPath, ifname: ifname, own: netns.None()}
+	c := &Container{path: netnsPath, ifname: ifname, own: netns.None(), socket: -1}
 	defer func() {
 		if err != nil {
 			c.Close()
@@ -89,7 +89,7 @@ func Open(netnsPath, ifname string) (_ *Container, err error) {
 		return nil, fmt.Errorf("%s is this host's own network namespace: only containers can be attached", netnsPath)
 	}
 	err = c.inside(func() error {
-		c.h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		c.socket, err = link.OpenSocket()
 		return err
 	})
 	if err != nil {
@@ -100,9 +100,7 @@ func Open(netnsPath, ifname string) (_ *Container, err error) {
 
 // Close lets go of the namespace.
 func (c *Container) Close() {
-	if c.h != nil {
-		c.h.Close()
-	}
+	c.socket.Close()
 	c.ns.Close()
 	c.own.Close()
 }
@@ -154,12 +152,13 @@ func (c *Container) add(hostLink string) error {
 	return nil
 }
 
+// loopback is the index that lo has in every network namespace.
+const loopback = 1
+
 // prepare brings lo up and looks whether the container's runtime switched IPv6 off.
 func (c *Container) prepare() error {
-	if lo, err := c.h.LinkByName("lo"); err == nil && lo.Attrs().Flags&net.FlagUp == 0 {
-		if err := c.h.LinkSetUp(lo); err != nil {
-			return fmt.Errorf("container's lo up: %w", err)
-		}
+	if err := c.socket.Do(link.Up(loopback, 0)); err != nil {
+		return fmt.Errorf("container's lo: %w", err)
 	}
 	return c.inside(func() error {
 		c.noIPv6 = link.SysctlIs("1", "ipv6/conf", c.ifname, "disable_ipv6")
@@ -189,63 +188,39 @@ func (c *Container) Configure(cfg Config) error {
 			return err
 		}
 	}
-	l, err := c.h.LinkByName(c.ifname)
+	index, err := c.socket.Index(c.ifname)
 	if err != nil {
+		return fmt.Errorf("container: %w", err)
+	}
+	if err := c.socket.Do(cfg.requests(index)...); err != nil {
 		return fmt.Errorf("container's %s: %w", c.ifname, err)
 	}
-	if err := c.h.LinkSetMTU(l, cfg.MTU); err != nil {
-		return fmt.Errorf("container's %s: MTU %d: %w", c.ifname, cfg.MTU, err)
-	}
-	for _, a := range cfg.addresses() {
-		addr := &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(a, a.BitLen()))}
-		if a.Is6() {
-			addr.Flags = unix.IFA_F_NODAD
-		}
-		if err := c.h.AddrReplace(l, addr); err != nil {
-			return fmt.Errorf("container's %s: address %v: %w", c.ifname, a, err)
-		}
-	}
-	if err := c.h.LinkSetUp(l); err != nil {
-		return fmt.Errorf("container's %s up: %w", c.ifname, err)
-	}
-	return c.route(l, cfg)
+	return nil
 }
 
-// route gives the container its gateways, known by their MAC address, and routes.
-func (c *Container) route(l netlink.Link, cfg Config) error {
-	for _, a := range cfg.addresses() {
+// requests give the container its addresses, its gateways, known by their MAC address,
+// and its routes.
+func (c Config) requests(index int) (out []link.Request) {
+	for _, a := range c.addresses() {
+		out = append(out, link.Address(index, netip.PrefixFrom(a, a.BitLen()), netlink.SCOPE_UNIVERSE))
+	}
+	out = append(out, link.Up(index, c.MTU))
+	for _, a := range c.addresses() {
 		gateway := Gateway4
 		if a.Is6() {
 			gateway = Gateway6
 		}
-		index := l.Attrs().Index
-		if err := setNeighbour(c.h, index, gateway, cfg.HostMAC); err != nil {
-			return err
-		}
-		var routes []*netlink.Route
+		out = append(out, link.Neighbour(index, gateway, c.HostMAC))
 		if a.Is4() { // fe80::1 is on the link by itself
-			routes = append(routes, &netlink.Route{LinkIndex: index, Dst: link.IPNet(netip.PrefixFrom(gateway, 32)), Scope: netlink.SCOPE_LINK})
+			out = append(out, link.Route(netip.PrefixFrom(gateway, gateway.BitLen()), link.Via{Index: index, Scope: netlink.SCOPE_LINK}))
 		}
-		for _, p := range cfg.Routes {
+		for _, p := range c.Routes {
 			if p.Addr().Is4() == a.Is4() {
-				routes = append(routes, &netlink.Route{LinkIndex: index, Dst: link.IPNet(p), Gw: gateway.AsSlice(), Src: a.AsSlice()})
-			}
-		}
-		for _, r := range routes {
-			if err := c.h.RouteReplace(r); err != nil {
-				return fmt.Errorf("container's route to %v: %w", r.Dst, err)
+				out = append(out, link.Route(p, link.Via{Index: index, Gateway: gateway, Source: a}))
 			}
 		}
 	}
-	return nil
-}
-
-func setNeighbour(h *netlink.Handle, index int, addr netip.Addr, mac net.HardwareAddr) error {
-	n := &netlink.Neigh{LinkIndex: index, IP: addr.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT}
-	if err := h.NeighSet(n); err != nil {
-		return fmt.Errorf("neighbour %v: %w", addr, err)
-	}
-	return nil
+	return out
 }
 
 // allowIPv6 undoes a container runtime's net.ipv6.conf.default.disable_ipv6=1 for
@@ -282,14 +257,19 @@ func Check(hostLink, netnsPath, ifname string, addrs []netip.Addr) error {
 		return err
 	}
 	defer c.Close()
-	l, err := c.h.LinkByName(ifname)
+	h, err := netlink.NewHandleAt(c.ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("look into %s: %w", netnsPath, err)
+	}
+	defer h.Close()
+	l, err := h.LinkByName(ifname)
 	if err != nil {
 		return fmt.Errorf("%s is missing in %s: %w", ifname, netnsPath, err)
 	}
 	if l.Attrs().Flags&net.FlagUp == 0 {
 		return fmt.Errorf("%s in %s is down", ifname, netnsPath)
 	}
-	have, err := link.Dump(func() ([]netlink.Addr, error) { return c.h.AddrList(l, netlink.FAMILY_ALL) })
+	have, err := link.Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("addresses of %s in %s: %w", ifname, netnsPath, err)
 	}
@@ -301,7 +281,7 @@ func Check(hostLink, netnsPath, ifname string, addrs []netip.Addr) error {
 		if want.Is6() {
 			family, gateway = netlink.FAMILY_V6, Gateway6
 		}
-		routes, err := link.Dump(func() ([]netlink.Route, error) { return c.h.RouteList(l, family) })
+		routes, err := link.Dump(func() ([]netlink.Route, error) { return h.RouteList(l, family) })
 		if err != nil {
 			return fmt.Errorf("routes of %s in %s: %w", ifname, netnsPath, err)
 		}

@@ -23,63 +23,42 @@ type Endpoint struct {
 // Plug programs the host side: gateway addresses, neighbours, and last the routes, from which on packets pass. The sources are the node's addresses, for
 // what the host itself sends to the endpoint.
 func Plug(e Endpoint, node4, node6 netip.Addr) error {
-	h, err := link.Handle()
+	socket, err := link.OpenSocket()
 	if err != nil {
 		return err
 	}
-	defer h.Close()
-	l, err := h.LinkByName(e.HostLink)
-	if err != nil {
-		return fmt.Errorf("link %s: %w", e.HostLink, err)
-	}
-	return plug(h, l, e, node4, node6)
+	defer socket.Close()
+	return plug(socket, e, node4, node6)
 }
 
-func plug(h *netlink.Handle, l netlink.Link, e Endpoint, node4, node6 netip.Addr) error {
-	if l.Attrs().MTU != e.MTU {
-		if err := h.LinkSetMTU(l, e.MTU); err != nil {
-			return fmt.Errorf("link %s: MTU %d: %w", e.HostLink, e.MTU, err)
-		}
-	}
-	if l.Attrs().Flags&net.FlagUp == 0 {
-		if err := h.LinkSetUp(l); err != nil {
-			return fmt.Errorf("link %s up: %w", e.HostLink, err)
-		}
-	}
-	if err := plugFamily(h, l, e, e.Addr4, node4); err != nil {
+func plug(socket link.Socket, e Endpoint, node4, node6 netip.Addr) error {
+	index, err := socket.Index(e.HostLink)
+	if err != nil {
 		return err
 	}
+	requests := append([]link.Request{link.Up(index, e.MTU)}, e.requests(index, e.Addr4, node4)...)
 	if e.Addr6.IsValid() {
-		return plugFamily(h, l, e, e.Addr6, node6)
+		requests = append(requests, e.requests(index, e.Addr6, node6)...)
+	}
+	if err := socket.Do(requests...); err != nil {
+		return fmt.Errorf("link %s: %w", e.HostLink, err)
 	}
 	return nil
 }
 
-func plugFamily(h *netlink.Handle, l netlink.Link, e Endpoint, addr, node netip.Addr) error {
-	gateway := &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(Gateway4, 32)), Scope: unix.RT_SCOPE_LINK}
+// requests are the host side of one family.
+func (e Endpoint) requests(index int, addr, node netip.Addr) []link.Request {
+	gateway, scope := netip.PrefixFrom(Gateway4, 32), netlink.SCOPE_LINK
+	via := link.Via{Index: index, Source: node, Scope: netlink.SCOPE_LINK, Protocol: link.Protocol}
 	if addr.Is6() {
-		gateway = &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(Gateway6, 64)), Flags: unix.IFA_F_NODAD}
+		gateway, scope = netip.PrefixFrom(Gateway6, 64), netlink.SCOPE_UNIVERSE
+		via.Scope = netlink.SCOPE_UNIVERSE
 	}
-	if err := h.AddrReplace(l, gateway); err != nil {
-		return fmt.Errorf("link %s: gateway %v: %w", e.HostLink, gateway.IPNet, err)
+	return []link.Request{
+		link.Address(index, gateway, scope),
+		link.Neighbour(index, addr, e.ContainerMAC),
+		link.Route(netip.PrefixFrom(addr, addr.BitLen()), via),
 	}
-	if err := setNeighbour(h, l.Attrs().Index, addr, e.ContainerMAC); err != nil {
-		return fmt.Errorf("link %s: %w", e.HostLink, err)
-	}
-	route := &netlink.Route{
-		Dst: link.IPNet(netip.PrefixFrom(addr, addr.BitLen())), LinkIndex: l.Attrs().Index,
-		Scope: netlink.SCOPE_LINK, Protocol: link.Protocol,
-	}
-	if addr.Is6() {
-		route.Scope = netlink.SCOPE_UNIVERSE
-	}
-	if node.IsValid() {
-		route.Src = node.AsSlice()
-	}
-	if err := h.RouteReplace(route); err != nil {
-		return fmt.Errorf("route to %v: %w", addr, err)
-	}
-	return nil
 }
 
 // sysctls are the per-link settings: strict reverse path for IPv4, and nothing

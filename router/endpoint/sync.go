@@ -24,6 +24,11 @@ func Sync(endpoints []Endpoint, node4, node6 netip.Addr) error {
 		return err
 	}
 	defer h.Close()
+	socket, err := link.OpenSocket()
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
 	now, err := look(h)
 	if err != nil {
 		return err
@@ -34,7 +39,7 @@ func Sync(endpoints []Endpoint, node4, node6 netip.Addr) error {
 		if !there || now.right(l, e, node4, node6) {
 			continue
 		}
-		if err := plug(h, l, e, node4, node6); err != nil && exists(e.HostLink) == nil {
+		if err := plug(socket, e, node4, node6); err != nil && exists(e.HostLink) == nil {
 			errs = append(errs, err)
 		}
 	}

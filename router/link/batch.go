@@ -1,0 +1,143 @@
+package link
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Socket is a route socket of the network namespace that it was opened in. It sends
+// requests together: setting up an endpoint takes ten, and a round trip for each is
+// most of what they cost. All of its requests replace what is there.
+type Socket int
+
+// OpenSocket opens one in the calling thread's network namespace.
+func OpenSocket() (Socket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return -1, fmt.Errorf("route socket: %w", err)
+	}
+	return Socket(fd), nil
+}
+
+// Close closes the socket.
+func (s Socket) Close() { _ = unix.Close(int(s)) }
+
+// Index is the index of the link with a name.
+func (s Socket) Index(name string) (int, error) {
+	request, err := unix.NewIfreq(name)
+	if err == nil {
+		err = unix.IoctlIfreq(int(s), unix.SIOCGIFINDEX, request)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("link %s: %w", name, err)
+	}
+	return int(request.Uint32()), nil
+}
+
+// Request is one change of a link.
+type Request struct {
+	what string
+	*nl.NetlinkRequest
+}
+
+func request(what string, kind int, parts ...nl.NetlinkRequestData) Request {
+	r := Request{what, nl.NewNetlinkRequest(kind, unix.NLM_F_ACK)}
+	if kind != unix.RTM_SETLINK {
+		r.Flags |= unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	}
+	for _, p := range parts {
+		r.AddData(p)
+	}
+	return r
+}
+
+// Up brings a link up, with an MTU unless that is 0.
+func Up(index, mtu int) Request {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
+	r := request(fmt.Sprintf("link up with MTU %d", mtu), unix.RTM_SETLINK, msg)
+	if mtu != 0 {
+		r.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu))))
+	}
+	return r
+}
+
+// Address gives a link an address, without duplicate address detection.
+func Address(index int, p netip.Prefix, scope netlink.Scope) Request {
+	msg := nl.NewIfAddrmsg(nl.GetIPFamily(p.Addr().AsSlice()))
+	msg.Index, msg.Prefixlen, msg.Scope = uint32(index), uint8(p.Bits()), uint8(scope)
+	if p.Addr().Is6() {
+		msg.Flags = unix.IFA_F_NODAD
+	}
+	return request(fmt.Sprintf("address %v", p), unix.RTM_NEWADDR, msg,
+		nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()), nl.NewRtAttr(unix.IFA_ADDRESS, p.Addr().AsSlice()))
+}
+
+// Neighbour tells the MAC address of a neighbour, for good.
+func Neighbour(index int, addr netip.Addr, mac net.HardwareAddr) Request {
+	msg := &netlink.Ndmsg{Family: uint8(nl.GetIPFamily(addr.AsSlice())), Index: uint32(index), State: netlink.NUD_PERMANENT}
+	return request(fmt.Sprintf("neighbour %v", addr), unix.RTM_NEWNEIGH, msg,
+		nl.NewRtAttr(netlink.NDA_DST, addr.AsSlice()), nl.NewRtAttr(netlink.NDA_LLADDR, mac))
+}
+
+// Via is a route through a link; Gateway and Source are optional.
+type Via struct {
+	Index           int
+	Gateway, Source netip.Addr
+	Scope           netlink.Scope
+	Protocol        netlink.RouteProtocol
+}
+
+// Route leads a prefix through a link.
+func Route(to netip.Prefix, via Via) Request {
+	msg := nl.NewRtMsg()
+	msg.Family, msg.Dst_len, msg.Scope = uint8(nl.GetIPFamily(to.Addr().AsSlice())), uint8(to.Bits()), uint8(via.Scope)
+	if via.Protocol != 0 {
+		msg.Protocol = uint8(via.Protocol)
+	}
+	r := request(fmt.Sprintf("route to %v", to), unix.RTM_NEWROUTE, msg,
+		nl.NewRtAttr(unix.RTA_DST, to.Addr().AsSlice()), nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(via.Index))))
+	if via.Gateway.IsValid() {
+		r.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, via.Gateway.AsSlice()))
+	}
+	if via.Source.IsValid() {
+		r.AddData(nl.NewRtAttr(unix.RTA_PREFSRC, via.Source.AsSlice()))
+	}
+	return r
+}
+
+// Do makes all changes, in order. The kernel tries each; the first that failed is the error.
+func (s Socket) Do(requests ...Request) error {
+	var out []byte
+	for i, r := range requests {
+		r.Seq = uint32(i)
+		out = append(out, r.Serialize()...)
+	}
+	if err := unix.Sendto(int(s), out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("route socket: %w", err)
+	}
+	var failed error
+	in := make([]byte, 16<<10)
+	for left := len(requests); left > 0; {
+		n, _, err := unix.Recvfrom(int(s), in, unix.MSG_DONTWAIT) // the kernel answers before it returns from Sendto
+		if err != nil {
+			return fmt.Errorf("route socket: %w", err)
+		}
+		for rest := in[:n]; len(rest) >= unix.SizeofNlMsghdr+4; left-- {
+			length, seq := binary.NativeEndian.Uint32(rest), binary.NativeEndian.Uint32(rest[8:])
+			errno := unix.Errno(-int32(binary.NativeEndian.Uint32(rest[unix.SizeofNlMsghdr:])))
+			if errno != 0 && failed == nil && int(seq) < len(requests) {
+				failed = fmt.Errorf("%s: %w", requests[seq].what, errno)
+			}
+			rest = rest[min(len(rest), int(length+3)&^3):]
+		}
+	}
+	return failed
+}
