@@ -72,7 +72,7 @@ func sysctls(hostLink string) error {
 		{"ipv6/conf", "accept_ra", "0"},
 		{"ipv6/conf", "accept_redirects", "0"},
 	} {
-		err := link.Sysctl(s.value, s.tree, hostLink, s.name)
+		err := link.WriteSysctl(s.value, s.tree, hostLink, s.name)
 		if err != nil && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOENT) {
 			return err
 		}

@@ -247,6 +247,11 @@ func Sysctl(value string, path ...string) error {
 	if SysctlIs(value, path...) {
 		return nil
 	}
+	return WriteSysctl(value, path...)
+}
+
+// WriteSysctl is Sysctl for a link that is new: looking there first takes as long as writing.
+func WriteSysctl(value string, path ...string) error {
 	name := sysctlName(path)
 	if err := os.WriteFile(name, []byte(value), 0o644); err != nil {
 		return fmt.Errorf("sysctl %s=%s: %w", strings.ReplaceAll(strings.TrimPrefix(name, "/proc/sys/"), "/", "."), value, err)
