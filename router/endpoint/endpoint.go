@@ -64,7 +64,6 @@ type Container struct {
 	path, ifname string
 	ns, own      netns.NsHandle // the container's, and the one to come back to
 	socket       link.Socket    // in the container
-	noIPv6       bool           // as Create found it: the runtime switched it off
 }
 
 // Open opens a network namespace other than this one.
@@ -119,11 +118,11 @@ func (c *Container) Create(hostLink string) error {
 	if err := c.add(hostLink); err != nil {
 		return err
 	}
-	if err := sysctls(hostLink); err != nil {
+	if err := ignoreAdvertisements(hostLink); err != nil {
 		return errors.Join(err, Delete(hostLink))
 	}
-	if err := c.prepare(); err != nil {
-		return errors.Join(err, Delete(hostLink))
+	if err := c.socket.Do(link.Up(loopback, 0)); err != nil {
+		return errors.Join(fmt.Errorf("container's lo: %w", err), Delete(hostLink))
 	}
 	return nil
 }
@@ -155,17 +154,6 @@ func (c *Container) add(hostLink string) error {
 // loopback is the index that lo has in every network namespace.
 const loopback = 1
 
-// prepare brings lo up and looks whether the container's runtime switched IPv6 off.
-func (c *Container) prepare() error {
-	if err := c.socket.Do(link.Up(loopback, 0)); err != nil {
-		return fmt.Errorf("container's lo: %w", err)
-	}
-	return c.inside(func() error {
-		c.noIPv6 = link.SysctlIs("1", "ipv6/conf", c.ifname, "disable_ipv6")
-		return nil
-	})
-}
-
 // Config is the container's side.
 type Config struct {
 	Addr4, Addr6 netip.Addr // Addr6 is invalid where the host carries no IPv6
@@ -183,16 +171,18 @@ func (c Config) addresses() []netip.Addr {
 
 // Configure sets up the container's side of what Create made, and brings it up.
 func (c *Container) Configure(cfg Config) error {
-	if cfg.Addr6.IsValid() && c.noIPv6 {
-		if err := c.allowIPv6(); err != nil {
-			return err
-		}
-	}
 	index, err := c.socket.Index(c.ifname)
 	if err != nil {
 		return fmt.Errorf("container: %w", err)
 	}
-	if err := c.socket.Do(cfg.requests(index)...); err != nil {
+	err = c.socket.Do(cfg.requests(index)...)
+	if errors.Is(err, unix.EACCES) && cfg.Addr6.IsValid() { // IPv6 is switched off
+		if err := c.allowIPv6(); err != nil {
+			return err
+		}
+		err = c.socket.Do(cfg.requests(index)...)
+	}
+	if err != nil {
 		return fmt.Errorf("container's %s: %w", c.ifname, err)
 	}
 	return nil

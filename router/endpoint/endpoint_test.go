@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"sync"
@@ -107,6 +108,47 @@ func TestLifeOfAnEndpoint(t *testing.T) {
 		}
 		if err := Check(e.HostLink, c.Path(), "eth0", addrs); err == nil {
 			t.Error("an endpoint that is gone passes the check")
+		}
+	})
+}
+
+// The runtime of a container may have switched IPv6 off in it: for its other interfaces that stays.
+func TestConfigureAllowsIPv6(t *testing.T) {
+	host, c := routertest.New(t), routertest.New(t)
+	c.Do(func() {
+		if err := link.Sysctl("1", "ipv6/conf", "default", "disable_ipv6"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	host.Do(func() {
+		e := make4and6(t, c, "one", 7)
+		if err := Check(e.HostLink, c.Path(), "eth0", []netip.Addr{e.Addr4, e.Addr6}); err != nil {
+			t.Error(err)
+		}
+	})
+	c.Do(func() {
+		if !link.SysctlIs("1", "ipv6/conf", "default", "disable_ipv6") {
+			t.Error("it was switched on for all")
+		}
+	})
+}
+
+// Nothing that a container sends changes the host's routes, and reverse path filtering is strict.
+func TestPlugIsStrict(t *testing.T) {
+	host, c := routertest.New(t), routertest.New(t)
+	host.Do(func() {
+		addNode(t)
+		e := make4and6(t, c, "one", 7)
+		if err := Plug(e, node4, node6); err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]string{
+			"ipv4/conf/%s/rp_filter": "1", "ipv4/conf/%s/accept_redirects": "0", "ipv4/conf/%s/send_redirects": "0",
+			"ipv6/conf/%s/accept_ra": "0", "ipv6/conf/%s/accept_redirects": "0",
+		} {
+			if name = fmt.Sprintf(name, e.HostLink); !link.SysctlIs(want, name) {
+				t.Errorf("%s is not %s", name, want)
+			}
 		}
 	})
 }

@@ -36,7 +36,7 @@ func plug(socket link.Socket, e Endpoint, node4, node6 netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	requests := append([]link.Request{link.Up(index, e.MTU)}, e.requests(index, e.Addr4, node4)...)
+	requests := append([]link.Request{link.Strict4(index), link.Up(index, e.MTU)}, e.requests(index, e.Addr4, node4)...)
 	if e.Addr6.IsValid() {
 		requests = append(requests, e.requests(index, e.Addr6, node6)...)
 	}
@@ -61,18 +61,12 @@ func (e Endpoint) requests(index int, addr, node netip.Addr) []link.Request {
 	}
 }
 
-// sysctls are the per-link settings: strict reverse path for IPv4, and nothing
-// that an endpoint says changes the host's routing. The guard sees to both as well,
-// so that a /proc/sys that is read-only, or has no IPv6, is no obstacle.
-func sysctls(hostLink string) error {
-	for _, s := range []struct{ tree, name, value string }{
-		{"ipv4/conf", "rp_filter", "1"},
-		{"ipv4/conf", "accept_redirects", "0"},
-		{"ipv4/conf", "send_redirects", "0"},
-		{"ipv6/conf", "accept_ra", "0"},
-		{"ipv6/conf", "accept_redirects", "0"},
-	} {
-		err := link.WriteSysctl(s.value, s.tree, hostLink, s.name)
+// ignoreAdvertisements keeps what an endpoint says from changing the host's IPv6 routes.
+// The guard sees to that as well, so that a /proc/sys that is read-only, or has no IPv6,
+// is no obstacle.
+func ignoreAdvertisements(hostLink string) error {
+	for _, name := range []string{"accept_ra", "accept_redirects"} {
+		err := link.WriteSysctl("0", "ipv6/conf", hostLink, name)
 		if err != nil && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOENT) {
 			return err
 		}

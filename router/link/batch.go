@@ -69,6 +69,28 @@ func Up(index, mtu int) Request {
 	return r
 }
 
+// Attributes of RTM_SETLINK that the libraries do not name (linux/ip.h, linux/if_link.h).
+const (
+	inetConf            = 1 // IFLA_INET_CONF: values that are also at /proc/sys/net/ipv4/conf
+	confAcceptRedirects = 4
+	confSendRedirects   = 6
+	confRPFilter        = 8
+)
+
+// Strict4 checks the source addresses of what comes in by a link against the routes, strictly
+// (rp_filter=1), and lets nobody there change the host's routes. It does without /proc/sys,
+// which is read-only in most containers.
+func Strict4(index int) Request {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil)
+	conf.AddRtAttr(confRPFilter, nl.Uint32Attr(1))
+	conf.AddRtAttr(confAcceptRedirects, nl.Uint32Attr(0))
+	conf.AddRtAttr(confSendRedirects, nl.Uint32Attr(0))
+	return request("source address check", unix.RTM_SETLINK, msg, spec)
+}
+
 // Address gives a link an address, without duplicate address detection.
 func Address(index int, p netip.Prefix, scope netlink.Scope) Request {
 	msg := nl.NewIfAddrmsg(nl.GetIPFamily(p.Addr().AsSlice()))
