@@ -158,7 +158,7 @@ func (a *Allocator) load() error {
 	if a.allocations == nil {
 		a.allocations = map[string]slot.Slot{}
 	}
-	a.space = space.New(slot.Range{}, nil, nil)
+	a.space = space.New(nil, nil, nil)
 	switch {
 	case len(state.Ring) > 0:
 		r, err := ring.Decode(state.Ring)
@@ -320,5 +320,5 @@ func (a *Allocator) failAll(err error) {
 // resize recomputes the free space from the ring and the allocations.
 func (a *Allocator) resize() {
 	owned := a.ring.Owned()[a.cfg.Self]
-	a.space.Resize(a.ring.Universe.Usable(), owned, slices.Collect(maps.Values(a.allocations)))
+	a.space.Resize([]slot.Range{a.ring.Universe.Usable()}, owned, slices.Collect(maps.Values(a.allocations)))
 }

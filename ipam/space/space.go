@@ -1,10 +1,13 @@
 // Package space keeps the free slots of one peer: what it owns, less what is
 // allocated. It says which slot is handed out next and which block is given away.
 //
-// A Space belongs to one goroutine. It reads no clock and asks nobody.
+// A slot that is given back rests for a while, so that late packets and conntrack
+// entries meet nobody. A Space belongs to one goroutine. It reads no clock and asks
+// nobody: times are the caller's, in seconds.
 package space
 
 import (
+	"cmp"
 	"slices"
 
 	"weft/ipam/slot"
@@ -12,14 +15,22 @@ import (
 
 // Space is the free slots of one peer.
 type Space struct {
-	usable slot.Range   // outside it nothing is handed out
-	free   []slot.Range // sorted, disjoint, neighbours joined
-	next   slot.Slot    // where the search for a free slot goes on
+	usable  []slot.Range // sorted, disjoint; outside them nothing is handed out
+	free    []slot.Range // sorted, disjoint, neighbours joined
+	resting []Resting    // the oldest first
+	next    slot.Slot    // where the search for a free slot goes on
+}
+
+// Resting is a slot that was given back, and when it is free again.
+type Resting struct {
+	Slot  slot.Slot
+	Until int64
 }
 
 // New makes the space of a peer that owns some ranges and has allocated some
-// slots in them. Slots outside usable are owned like others, but never handed out.
-func New(usable slot.Range, owned []slot.Range, used []slot.Slot) *Space {
+// slots in them. Slots outside usable are owned like others, but handed out only
+// to who asks for them by name.
+func New(usable, owned []slot.Range, used []slot.Slot) *Space {
 	s := &Space{usable: usable}
 	for _, r := range owned {
 		s.add(r)
@@ -30,18 +41,32 @@ func New(usable slot.Range, owned []slot.Range, used []slot.Slot) *Space {
 	return s
 }
 
-// Resize makes s the space of a peer that now owns other ranges. Where it goes on
-// searching stays: a slot freed a moment ago is not handed out again at once.
-func (s *Space) Resize(usable slot.Range, owned []slot.Range, used []slot.Slot) {
-	next := s.next
+// Resize makes s the space of a peer that now owns other ranges. What rests goes on
+// resting, and where it goes on searching stays.
+func (s *Space) Resize(usable, owned []slot.Range, used []slot.Slot) {
+	next, resting := s.next, s.resting
 	*s = *New(usable, owned, used)
 	s.next = next
+	for _, r := range resting {
+		s.Rest(r)
+	}
 }
 
 // Free counts the slots that can be handed out.
 func (s *Space) Free() (n uint64) {
 	for _, r := range s.free {
-		n += r.Intersect(s.usable).Len()
+		n += s.within(r)
+	}
+	return n
+}
+
+// Resting lists the slots that rest, the oldest first. The caller must not change it.
+func (s *Space) Resting() []Resting { return s.resting }
+
+// within counts the usable slots of r.
+func (s *Space) within(r slot.Range) (n uint64) {
+	for _, u := range s.usable {
+		n += r.Intersect(u).Len()
 	}
 	return n
 }
@@ -51,23 +76,62 @@ func (s *Space) Free() (n uint64) {
 func (s *Space) Take() (slot.Slot, bool) {
 	for _, from := range []slot.Slot{s.next, 0} {
 		for _, r := range s.free {
-			r = r.Intersect(slot.Range{Start: max(from, s.usable.Start), End: s.usable.End})
-			if r.Len() > 0 {
-				s.next = r.Start + 1
-				return r.Start, s.TakeExactly(r.Start)
+			for _, u := range s.usable {
+				if r := r.Intersect(slot.Range{Start: max(from, u.Start), End: u.End}); r.Len() > 0 {
+					s.next = r.Start + 1
+					return r.Start, s.TakeExactly(r.Start)
+				}
 			}
 		}
 	}
 	return 0, false
 }
 
-// TakeExactly hands out one slot, if it is free.
-func (s *Space) TakeExactly(want slot.Slot) bool {
-	return s.remove(slot.Range{Start: want, End: uint64(want) + 1})
+// TakeResting hands out the slot that rests for longest, for when nothing else is left.
+func (s *Space) TakeResting() (slot.Slot, bool) {
+	i := slices.IndexFunc(s.resting, func(r Resting) bool { return s.within(single(r.Slot)) > 0 })
+	if i < 0 {
+		return 0, false
+	}
+	taken := s.resting[i].Slot
+	s.resting = slices.Delete(s.resting, i, i+1)
+	return taken, true
 }
 
-// Give takes back a slot that was handed out.
-func (s *Space) Give(back slot.Slot) { s.add(slot.Range{Start: back, End: uint64(back) + 1}) }
+// TakeExactly hands out one slot, if it is free or rests: who asks for an address by
+// name has it back at once.
+func (s *Space) TakeExactly(want slot.Slot) bool {
+	if i := slices.IndexFunc(s.resting, func(r Resting) bool { return r.Slot == want }); i >= 0 {
+		s.resting = slices.Delete(s.resting, i, i+1)
+		return true
+	}
+	return s.remove(single(want))
+}
+
+func single(s slot.Slot) slot.Range { return slot.Range{Start: s, End: uint64(s) + 1} }
+
+// Give takes back a slot that was never used.
+func (s *Space) Give(back slot.Slot) { s.add(single(back)) }
+
+// Rest takes a slot that is free out of use until its time; one that is not free stays as it is.
+func (s *Space) Rest(r Resting) {
+	if !s.remove(single(r.Slot)) {
+		return
+	}
+	i, _ := slices.BinarySearchFunc(s.resting, r.Until+1, func(x Resting, until int64) int { return cmp.Compare(x.Until, until) })
+	s.resting = slices.Insert(s.resting, i, r)
+}
+
+// Wake makes free what has rested until now, and returns it.
+func (s *Space) Wake(now int64) []Resting {
+	n := 0
+	for ; n < len(s.resting) && s.resting[n].Until <= now; n++ {
+		s.Give(s.resting[n].Slot)
+	}
+	woken := slices.Clone(s.resting[:n])
+	s.resting = slices.Delete(s.resting, 0, n)
+	return woken
+}
 
 // Donate gives away about half of what is free: the largest block that one CIDR
 // can name, or the upper half of it where it is most of what is free. A single
@@ -76,7 +140,7 @@ func (s *Space) Donate() (slot.Range, bool) {
 	var best slot.Range
 	for _, r := range s.free {
 		for _, b := range r.Blocks() {
-			if b.Len() >= best.Len() && b.Intersect(s.usable).Len() > 0 {
+			if b.Len() >= best.Len() && s.within(b) > 0 {
 				best = b
 			}
 		}
@@ -87,7 +151,7 @@ func (s *Space) Donate() (slot.Range, bool) {
 	gift := best
 	if half := best.Len() / 2; half > 0 && 3*best.Len() > 2*s.Free() {
 		gift.Start += slot.Slot(half)
-		if gift.Intersect(s.usable).Len() == 0 {
+		if s.within(gift) == 0 {
 			gift = slot.Range{Start: best.Start, End: uint64(best.Start) + half}
 		}
 	}
