@@ -62,12 +62,27 @@ type Ring struct {
 	segments []Segment // sorted, disjoint, neighbours with one claim joined; a gap is not claimed
 }
 
-// Found makes a ring in which owner has the whole universe.
-func Found(id ID, cluster [16]byte, u slot.Universe, owner peer.ID) Ring {
-	return Ring{
-		ID: id, Cluster: cluster, Universe: u,
-		segments: []Segment{{u.Range(), Claim{Generation: 1, Version: 1, Owner: owner}}},
+// Found makes a ring that the owners share: each has one block that a CIDR can name,
+// and nobody's is more than twice another's. Owners beyond the number of slots get none.
+func Found(id ID, cluster [16]byte, u slot.Universe, owners ...peer.ID) Ring {
+	return Ring{ID: id, Cluster: cluster, Universe: u, segments: share(nil, u.Range(), owners)}
+}
+
+func share(list []Segment, g slot.Range, owners []peer.ID) []Segment {
+	if len(owners) == 1 || g.Len() == 1 {
+		return push(list, Segment{g, Claim{Generation: 1, Version: 1, Owner: owners[0]}})
 	}
+	middle, half := g.Start+slot.Slot(g.Len()/2), (len(owners)+1)/2
+	list = share(list, slot.Range{Start: g.Start, End: uint64(middle)}, owners[:half])
+	return share(list, slot.Range{Start: middle, End: g.End}, owners[half:])
+}
+
+// Generation is the highest one: how often slots were taken over.
+func (r Ring) Generation() (highest uint32) {
+	for _, s := range r.segments {
+		highest = max(highest, s.Generation)
+	}
+	return highest
 }
 
 // IsZero reports that there is no ring yet.
@@ -112,10 +127,11 @@ func (r Ring) Owner(s slot.Slot) (peer.ID, bool) {
 	return r.segments[i].Owner, true
 }
 
-// Errors of Grant and Merge.
+// Errors of Grant, TakeOver and Merge.
 var (
 	ErrNotOwner = errors.New("ring: only the owner of a slot gives it away")
 	ErrSpent    = errors.New("ring: the slot's version cannot be raised any further")
+	ErrNothing  = errors.New("ring: the peer owns nothing")
 )
 
 // OtherRingError says that a state belongs to another ring, which never merges with ours.
@@ -157,6 +173,27 @@ func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error
 	}
 	if covered != g.Len() || covered == 0 {
 		return Ring{}, Ring{}, fmt.Errorf("%w: %v is not wholly ours", ErrNotOwner, g)
+	}
+	next, _, err = r.Merge(delta)
+	return next, delta, err
+}
+
+// TakeOver gives all that a dead peer owns to another, under a higher generation: what
+// the dead peer gave away without our knowledge is overruled. It returns the new ring
+// and the part that is news.
+func (r Ring) TakeOver(dead, to peer.ID) (next, delta Ring, err error) {
+	delta = Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe}
+	for _, s := range r.segments {
+		if s.Owner != dead {
+			continue
+		}
+		if s.Generation == ^uint32(0) {
+			return Ring{}, Ring{}, ErrSpent
+		}
+		delta.segments = push(delta.segments, Segment{s.Range, Claim{s.Generation + 1, 1, to}})
+	}
+	if len(delta.segments) == 0 {
+		return Ring{}, Ring{}, ErrNothing
 	}
 	next, _, err = r.Merge(delta)
 	return next, delta, err

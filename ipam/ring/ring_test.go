@@ -210,3 +210,131 @@ func BenchmarkMergeThousandPeers(b *testing.B) {
 }
 
 func founded0(u slot.Universe) Ring { return Found(ID{1}, [16]byte{2}, u, id(1)) }
+
+func TestFoundSharesOneBlockEach(t *testing.T) {
+	for n := 1; n <= 20; n++ {
+		var owners []peer.ID
+		for i := 1; i <= n; i++ {
+			owners = append(owners, id(i))
+		}
+		r := Found(ID{1}, [16]byte{2}, universe, owners...)
+		owned := r.Owned()
+		if len(owned) != n {
+			t.Errorf("%d of %d founders own something", len(owned), n)
+		}
+		least, most := ^uint64(0), uint64(0)
+		for o, ranges := range owned {
+			if len(ranges) != 1 || len(ranges[0].Blocks()) != 1 {
+				t.Errorf("%d founders: %v has %v, want one block", n, o, ranges)
+			}
+			least, most = min(least, ranges[0].Len()), max(most, ranges[0].Len())
+		}
+		if most > 2*least {
+			t.Errorf("%d founders: %d slots for one, %d for another", n, most, least)
+		}
+	}
+	tiny := slot.Universe{V4: netip.MustParsePrefix("10.32.0.0/28"), V6: universe.V6}
+	var many []peer.ID
+	for i := 1; i <= 40; i++ {
+		many = append(many, id(i))
+	}
+	if r := Found(ID{1}, [16]byte{2}, tiny, many...); len(r.Segments()) != 16 {
+		t.Errorf("16 slots for 40 founders: %v", r.Segments())
+	}
+}
+
+// A take-over overrules what the dead peer gave away unheard, its old state, and
+// itself should it come back; and a second take-over of the same peer has one winner.
+func TestTakeOverOverrulesTheDeadPeer(t *testing.T) {
+	r, _, err := founded().Grant(id(1), id(2), slot.Range{Start: 128, End: 256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead, unheard, err := r.Grant(id(2), id(3), slot.Range{Start: 192, End: 256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken, delta, err := r.TakeOver(id(2), id(1))
+	if err != nil || taken.Generation() != 2 || len(taken.Owned()) != 1 {
+		t.Fatalf("%v, %v", taken.Segments(), err)
+	}
+	rival, _, err := r.TakeOver(id(2), id(4))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, late := range []Ring{unheard, dead, r, delta} {
+		if after, news, err := taken.Merge(late); err != nil || !news.IsZero() || !after.Equal(taken) {
+			t.Errorf("%v undid it: %v, %v", late.Segments(), after.Segments(), err)
+		}
+	}
+	if back, _, _ := dead.Merge(delta); len(back.Owned()[id(2)]) != 0 || len(back.Owned()[id(3)]) != 0 {
+		t.Errorf("the dead peer came back and still owns %v", back.Owned())
+	}
+	a, _, _ := taken.Merge(rival)
+	b, _, _ := rival.Merge(taken)
+	if !a.Equal(b) || len(a.Owned()[id(1)]) > 0 && len(a.Owned()[id(4)]) > 0 && len(a.Owned()[id(2)]) > 0 {
+		t.Errorf("two winners: %v and %v", a.Segments(), b.Segments())
+	}
+	if _, _, err := taken.TakeOver(id(2), id(1)); !errors.Is(err, ErrNothing) {
+		t.Errorf("a second time: %v", err)
+	}
+}
+
+// Histories of grants and take-overs, on peers that are at times put back to what they
+// persisted before, end in one ring: whatever order the rest hears of them in.
+func TestHistoriesHaveOneResult(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const peers = 4
+		rings, kept := make([]Ring, peers+1), make([]Ring, peers+1)
+		for i := range rings {
+			rings[i], kept[i] = founded(), founded()
+		}
+		var said []Ring
+		for range rapid.IntRange(1, 40).Draw(t, "steps") {
+			p := rapid.IntRange(1, peers).Draw(t, "peer")
+			other := id(rapid.IntRange(1, peers).Draw(t, "other"))
+			var delta Ring
+			next, err := rings[p], error(nil)
+			switch owned := rings[p].Owned()[id(p)]; rapid.IntRange(0, 4).Draw(t, "step") {
+			case 0:
+				if len(owned) > 0 {
+					next, delta, err = rings[p].Grant(id(p), other, owned[0].Blocks()[0])
+				}
+			case 1:
+				if next, delta, err = rings[p].TakeOver(other, id(p)); errors.Is(err, ErrNothing) {
+					next, err = rings[p], nil
+				}
+			case 2:
+				kept[p] = rings[p]
+			case 3:
+				next = kept[p]
+			default:
+				if len(said) > 0 {
+					next = merged(t, rings[p], said[rapid.IntRange(0, len(said)-1).Draw(t, "message")])
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			rings[p] = next
+			if !delta.IsZero() {
+				said = append(said, delta)
+			}
+		}
+		all := append(said, rings[1:]...)
+		one, two := founded(), founded()
+		for i := range all {
+			one, two = merged(t, one, all[i]), merged(t, two, all[len(all)-1-i])
+		}
+		if !one.Equal(two) {
+			t.Fatalf("two results:\n%v\n%v", one.segments, two.segments)
+		}
+		covered := uint64(0)
+		for _, s := range one.Segments() {
+			covered += s.Len()
+		}
+		if covered != universe.Range().Len() {
+			t.Fatalf("%d slots are lost", universe.Range().Len()-covered)
+		}
+	})
+}
