@@ -4,14 +4,21 @@
 // The Allocator is an actor: one goroutine, in Run, holds all of its state, so
 // there are no locks. Every change is persisted before it is answered. It never
 // hands out a slot that it does not own, and never the same slot to two keys.
+//
+// What can take slots away from a peer is a take-over, when it was given up for dead,
+// or the mesh's word against its own older state. Allocations in such slots are lost:
+// the peer is fenced, and says which. A peer that starts from stored state hears from
+// the others what became of the ring before it writes.
 package ipam
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -31,16 +38,22 @@ type Store interface {
 // State is what a Store holds.
 type State struct {
 	Ring        []byte               // as ring.Encode wrote it; empty: none yet
+	Vote        []byte               // as paxos.State.Encode wrote it; empty: none yet
 	Allocations map[string]slot.Slot // by key
+	Resting     []space.Resting
 }
 
 // Change is what one step changes in a Store.
 type Change struct {
 	Ring   []byte // nil: as it was
+	Vote   []byte // nil: as it was
 	Key    string // "": no allocation changes
 	Slot   slot.Slot
 	Note   []byte // the asker's own, kept beside the slot
 	Delete bool   // the allocation of Key goes
+	// Rest, of an allocation that goes, is until when its slot rests (Unix seconds). What
+	// rested until Now need not be kept any longer.
+	Rest, Now int64
 }
 
 // Mesh is what the allocator needs of the other peers.
@@ -51,6 +64,10 @@ type Mesh interface {
 	Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error)
 	// Reachable reports whether a peer can be asked at all.
 	Reachable(peer.ID) bool
+	// Others lists all other peers that are known and have not left, reachable or not.
+	Others() []peer.ID
+	// Name is what people call a peer.
+	Name(peer.ID) string
 }
 
 // Config is what an Allocator is made of.
@@ -62,25 +79,25 @@ type Config struct {
 	// Found, if given, is the ring that this peer founds unless it has one already
 	// or hears of one first.
 	Found *ring.Ring
+	// Elect, if given, is how this peer takes part in founding one together with others.
+	Elect *Election
 	// Cluster and Universe are what the ring must be of, as far as they are set.
 	Cluster  [16]byte
 	Universe slot.Universe
+	// Excluded is what is never handed out unless it is asked for by name.
+	Excluded []netip.Prefix
+	// Rest is how long a slot rests before it is used again; default DefaultRest.
+	Rest time.Duration
 	// Changed is called after every change of the ring, and not of allocations: who
 	// asked for one knows. It must not block.
 	Changed func()
 }
 
-// Replica and request names, as they appear in gossip.
-const (
-	ReplicaName  = "ring"
-	RequestSpace = "space"
-)
+// ReplicaName is the ring's, in gossip.
+const ReplicaName = "ring"
 
-// Timing of requests for space.
-const (
-	askTimeout = 3 * time.Second        // one peer's answer
-	askAgain   = 500 * time.Millisecond // until the next round, when nobody had space
-)
+// DefaultRest is how long a slot rests before it is used again.
+const DefaultRest = time.Minute
 
 // conflictLife is how long a conflict is shown: gossip repeats one that goes on.
 const conflictLife = 5 * time.Minute
@@ -90,6 +107,8 @@ var (
 	ErrStopped = errors.New("ipam: the agent is stopping")
 	ErrNoRing  = errors.New("ipam: there is no ring yet: this peer waits to hear of it from its targets (see `weft status targets`)")
 	ErrNoSpace = errors.New("ipam: no free address is left in the mesh that can be reached (see `weft status ipam`)")
+	ErrBehind  = errors.New("ipam: this peer has just started and still hears from the others what became of the ring: try again")
+	ErrLeaving = errors.New("ipam: this peer is leaving the mesh")
 )
 
 // Allocator hands out slots.
@@ -106,6 +125,11 @@ type Allocator struct {
 	allocations map[string]slot.Slot
 	waiting     []waiter
 	asking      bool
+	refusals    []string // why the last round of asking brought nothing, for people
+	behind      bool     // until the others have said what became of the ring
+	leaving     bool
+	election    *election           // nil where this peer does not vote
+	removals    map[peer.ID]removal // whom we confirmed to be dead, and to whom
 	asks        sync.WaitGroup
 	ctx         context.Context
 }
@@ -123,7 +147,8 @@ type result struct {
 
 // New makes an allocator; Run starts it.
 func New(cfg Config) *Allocator {
-	return &Allocator{cfg: cfg, calls: make(chan func()), stopped: make(chan struct{})}
+	cfg.Rest = cmp.Or(cfg.Rest, DefaultRest)
+	return &Allocator{cfg: cfg, calls: make(chan func()), stopped: make(chan struct{}), removals: map[peer.ID]removal{}}
 }
 
 // Run loads the state and serves until ctx ends. Calls made before Run wait for it.
@@ -133,6 +158,9 @@ func (a *Allocator) Run(ctx context.Context) error {
 	a.ctx = ctx
 	if err := a.load(); err != nil {
 		return err
+	}
+	if a.behind {
+		a.asks.Go(func() { a.catchUp(ctx) })
 	}
 	again := time.NewTicker(askAgain)
 	defer again.Stop()
@@ -144,6 +172,8 @@ func (a *Allocator) Run(ctx context.Context) error {
 		case call := <-a.calls:
 			call()
 		case <-again.C:
+			a.space.Wake(time.Now().Unix())
+			a.tick()
 			a.serve()
 		}
 	}
@@ -168,11 +198,19 @@ func (a *Allocator) load() error {
 		if err := a.acceptable(r); err != nil {
 			return err
 		}
-		a.ring = r
+		a.ring, a.behind = r, len(a.cfg.Mesh.Others()) > 0
 	case a.cfg.Found != nil:
 		return a.adopt(*a.cfg.Found)
+	case a.cfg.Elect != nil:
+		if err := a.loadVotes(state.Vote); err != nil {
+			return err
+		}
 	}
 	a.resize()
+	for _, r := range state.Resting {
+		a.space.Rest(r)
+	}
+	a.warnOfLost(ring.Ring{})
 	a.cfg.Changed()
 	return nil
 }
@@ -219,9 +257,13 @@ func (a *Allocator) withdraw(ctx context.Context, reply chan result) (slot.Slot,
 	r := result{err: ErrStopped}
 	_ = a.do(context.WithoutCancel(ctx), func() {
 		a.waiting = slices.DeleteFunc(a.waiting, func(w waiter) bool { return w.reply == reply })
-		r.err = ErrNoSpace
-		if a.ring.IsZero() {
+		switch {
+		case a.ring.IsZero():
 			r.err = ErrNoRing
+		case a.behind:
+			r.err = ErrBehind
+		default:
+			r.err = a.shortage()
 		}
 		select {
 		case r = <-reply:
@@ -239,13 +281,21 @@ func (a *Allocator) Free(ctx context.Context, key string) error {
 		if !ok {
 			return
 		}
-		if err = a.cfg.Store.Update(Change{Key: key, Delete: true}); err != nil {
+		now := time.Now()
+		rest := space.Resting{Slot: s, Until: now.Add(a.cfg.Rest).Unix()}
+		change := Change{Key: key, Slot: s, Delete: true, Now: now.Unix()}
+		ours := a.owns(s)
+		if ours {
+			change.Rest = rest.Until
+		}
+		if err = a.cfg.Store.Update(change); err != nil {
 			err = fmt.Errorf("ipam: free %v: %w", s, err)
 			return
 		}
 		delete(a.allocations, key)
-		if owner, _ := a.ring.Owner(s); owner == a.cfg.Self {
+		if ours {
 			a.space.Give(s)
+			a.space.Rest(rest)
 		}
 	}); e != nil {
 		return e
@@ -258,8 +308,12 @@ type Snapshot struct {
 	Ring        ring.Ring
 	Conflict    error // why a state that a peer sent of late could not be merged
 	Allocations map[string]slot.Slot
-	Free        uint64 // slots that this peer can hand out without asking
-	Waiting     int    // requests that wait for space
+	Lost        map[string]slot.Slot // of Allocations, those whose slot is another peer's now
+	Free        uint64               // slots that this peer can hand out without asking
+	Resting     int                  // slots that were freed a moment ago
+	Waiting     int                  // requests that wait for space
+	Behind      bool                 // this peer still hears from the others what became of the ring
+	Vote        *Vote                // of a peer that takes part in founding a ring, while there is none
 }
 
 // Snapshot copies the state.
@@ -267,10 +321,16 @@ func (a *Allocator) Snapshot(ctx context.Context) (s Snapshot, err error) {
 	err = a.do(ctx, func() {
 		s = Snapshot{
 			Ring: a.ring, Allocations: maps.Clone(a.allocations),
-			Free: a.space.Free(), Waiting: len(a.waiting),
+			Lost: a.lost(), Free: a.space.Free(), Resting: len(a.space.Resting()), Waiting: len(a.waiting), Behind: a.behind,
 		}
 		if time.Since(a.conflictAt) < conflictLife {
 			s.Conflict = a.conflict
+		}
+		if e := a.election; e != nil && a.ring.IsZero() {
+			s.Vote = e.describe()
+			if time.Since(e.errAt) < conflictLife {
+				s.Conflict = e.err
+			}
 		}
 	})
 	return s, err
@@ -278,36 +338,51 @@ func (a *Allocator) Snapshot(ctx context.Context) (s Snapshot, err error) {
 
 // serve meets the requests that wait, in order, and asks for space if one cannot be met.
 func (a *Allocator) serve() {
-	if a.ring.IsZero() {
-		return
+	if errors.Is(a.serveFrom((*space.Space).Take), ErrNoSpace) {
+		a.ask()
 	}
-	for len(a.waiting) > 0 {
+}
+
+// serveFrom meets the requests that wait, in order, until one has to go on waiting.
+func (a *Allocator) serveFrom(take func(*space.Space) (slot.Slot, bool)) error {
+	for !a.ring.IsZero() && len(a.waiting) > 0 {
 		w := a.waiting[0]
-		s, err := a.take(w.key, w.note)
-		if errors.Is(err, ErrNoSpace) {
-			a.ask()
-			return
+		s, err := a.meet(w, take)
+		if errors.Is(err, ErrNoSpace) || errors.Is(err, ErrBehind) {
+			return err
 		}
 		a.waiting = a.waiting[1:]
 		w.reply <- result{s, err}
 	}
+	return nil
 }
 
-// take gives key a slot of our own space, persisted.
-func (a *Allocator) take(key string, note []byte) (slot.Slot, error) {
-	if s, ok := a.allocations[key]; ok {
+// meet gives a waiter a slot of our own space, persisted.
+func (a *Allocator) meet(w waiter, take func(*space.Space) (slot.Slot, bool)) (slot.Slot, error) {
+	if s, ok := a.allocations[w.key]; ok {
 		return s, nil
 	}
-	s, ok := a.space.Take()
+	switch {
+	case a.leaving:
+		return 0, ErrLeaving
+	case a.behind:
+		return 0, ErrBehind
+	}
+	s, ok := take(a.space)
 	if !ok {
 		return 0, ErrNoSpace
 	}
+	return s, a.keep(w.key, s, w.note)
+}
+
+// keep persists an allocation of a slot that was taken from the space.
+func (a *Allocator) keep(key string, s slot.Slot, note []byte) error {
 	if err := a.cfg.Store.Update(Change{Key: key, Slot: s, Note: note}); err != nil {
 		a.space.Give(s)
-		return 0, fmt.Errorf("ipam: allocate %v: %w", s, err)
+		return fmt.Errorf("ipam: allocate %v: %w", s, err)
 	}
 	a.allocations[key] = s
-	return s, nil
+	return nil
 }
 
 func (a *Allocator) failAll(err error) {
@@ -320,5 +395,55 @@ func (a *Allocator) failAll(err error) {
 // resize recomputes the free space from the ring and the allocations.
 func (a *Allocator) resize() {
 	owned := a.ring.Owned()[a.cfg.Self]
-	a.space.Resize([]slot.Range{a.ring.Universe.Usable()}, owned, slices.Collect(maps.Values(a.allocations)))
+	a.space.Resize(a.usable(), owned, slices.Collect(maps.Values(a.allocations)))
+}
+
+// usable is the universe without what is excluded.
+func (a *Allocator) usable() []slot.Range {
+	u := a.ring.Universe
+	if u.IsZero() {
+		return nil
+	}
+	out := []slot.Range{u.Usable()}
+	for _, p := range a.cfg.Excluded {
+		var rest []slot.Range
+		for _, r := range out {
+			rest = append(rest, r.Without(u.Cut(p))...)
+		}
+		out = rest
+	}
+	return out
+}
+
+func (a *Allocator) owns(s slot.Slot) bool {
+	owner, ok := a.ring.Owner(s)
+	return ok && owner == a.cfg.Self
+}
+
+// lost are the allocations in slots that are another peer's now.
+func (a *Allocator) lost() map[string]slot.Slot {
+	var out map[string]slot.Slot
+	for key, s := range a.allocations {
+		if !a.owns(s) {
+			if out == nil {
+				out = map[string]slot.Slot{}
+			}
+			out[key] = s
+		}
+	}
+	return out
+}
+
+// warnOfLost logs which allocations the change from an older ring took away.
+func (a *Allocator) warnOfLost(before ring.Ring) {
+	if a.ring.IsZero() {
+		return
+	}
+	for key, s := range a.lost() {
+		if owner, _ := before.Owner(s); before.IsZero() || owner == a.cfg.Self {
+			now, _ := a.ring.Owner(s)
+			a.cfg.Log.Warn("an address was taken over while this peer was away: what has it is cut off", "allocation", key,
+				"address", a.ring.Universe.Addr4(s), "owner", a.cfg.Mesh.Name(now))
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -17,6 +19,7 @@ import (
 
 	"weft/ipam/ring"
 	"weft/ipam/slot"
+	"weft/ipam/space"
 	"weft/mesh/peer"
 )
 
@@ -58,6 +61,13 @@ func (d *disk) Update(c Change) error {
 	default:
 		d.state.Allocations[c.Key] = c.Slot
 	}
+	if c.Vote != nil {
+		d.state.Vote = c.Vote
+	}
+	d.state.Resting = slices.DeleteFunc(d.state.Resting, func(r space.Resting) bool { return r.Slot == c.Slot && c.Key != "" })
+	if c.Rest != 0 {
+		d.state.Resting = append(d.state.Resting, space.Resting{Slot: c.Slot, Until: c.Rest})
+	}
 	return nil
 }
 
@@ -79,6 +89,7 @@ type member struct {
 	*Allocator
 	stop context.CancelFunc
 	done chan error
+	down bool
 }
 
 func newCluster(t *testing.T, seed uint64) *cluster {
@@ -88,26 +99,52 @@ func newCluster(t *testing.T, seed uint64) *cluster {
 	}
 }
 
-func (m *member) Broadcast(_ string, delta []byte) {
+func (m *member) Broadcast(replica string, delta []byte) {
 	for _, other := range m.c.hosts {
 		if other != m && m.c.rand.Float64() >= m.c.lose && !m.c.cut(m.id, other.id) {
-			go func() { _, _ = other.Merge(delta) }()
+			go func() {
+				if replica == VotesName {
+					_, _ = other.Votes().Merge(delta)
+				} else {
+					_, _ = other.Merge(delta)
+				}
+			}()
 		}
 	}
 }
 
+// Others are all that ever started.
+func (m *member) Others() (out []peer.ID) {
+	for id := range m.c.hosts {
+		if id != m.id {
+			out = append(out, id)
+		}
+	}
+	slices.SortFunc(out, func(a, b peer.ID) int { return bytes.Compare(a[:], b[:]) })
+	return out
+}
+
+func (m *member) Name(id peer.ID) string { return fmt.Sprintf("h%d", id[0]) }
+
 func (m *member) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
-	if !m.Reachable(to) || kind != RequestSpace {
+	if !m.Reachable(to) {
 		return nil, errors.New("unreachable")
 	}
-	reply, err := m.c.hosts[to].ServeSpace(ctx, m.id, payload)
+	reply, err := m.c.hosts[to].Handlers()[kind](ctx, m.id, payload)
 	if m.c.replyLate {
 		time.Sleep(100 * time.Millisecond)
 	}
 	return reply, err
 }
 
-func (m *member) Reachable(id peer.ID) bool { return m.c.hosts[id] != nil && !m.c.cut(m.id, id) }
+func (m *member) Reachable(id peer.ID) bool {
+	return m.c.hosts[id] != nil && !m.c.hosts[id].down && !m.c.cut(m.id, id)
+}
+
+// space is what another peer's request for space leads to.
+func (m *member) space(ctx context.Context, to peer.ID) ([]byte, error) {
+	return m.Handlers()[requestSpace](ctx, to, nil)
+}
 
 // start runs an allocator; the first peer founds.
 func (c *cluster) start(n int, d *disk) *member {
@@ -120,8 +157,8 @@ func (c *cluster) start(n int, d *disk) *member {
 	m.Allocator = New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	m.stop = cancel
-	go func() { m.done <- m.Run(ctx) }()
 	c.hosts[m.id] = m
+	go func() { m.done <- m.Run(ctx) }()
 	return m
 }
 
@@ -297,7 +334,7 @@ func TestNothingIsAnsweredThatIsNotOnDisk(t *testing.T) {
 		if _, err := m.Allocate(t.Context(), "b", nil); !errors.Is(err, d.fail) {
 			t.Errorf("allocate: %v", err)
 		}
-		if _, err := m.ServeSpace(t.Context(), peerID(2), nil); !errors.Is(err, d.fail) {
+		if _, err := m.space(t.Context(), peerID(2)); !errors.Is(err, d.fail) {
 			t.Errorf("donate: %v", err)
 		}
 		if err := m.Free(t.Context(), "a"); !errors.Is(err, d.fail) {
@@ -393,7 +430,7 @@ func TestWhoGivesUpIsGivenNothing(t *testing.T) {
 		}()
 		synctest.Wait() // it waits for a ring
 		cancel()
-		delta, err := founder.ServeSpace(t.Context(), m.id, nil)
+		delta, err := founder.space(t.Context(), m.id)
 		if err == nil {
 			_, err = m.Merge(delta)
 		}

@@ -1,17 +1,11 @@
 package ipam
 
 import (
-	"bytes"
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"weft/ipam/ring"
-	"weft/mesh/peer"
 )
 
 // Name is the ring's name as a replicated state.
@@ -78,97 +72,11 @@ func (a *Allocator) adopt(r ring.Ring) error {
 	if err := a.cfg.Store.Update(Change{Ring: r.Encode()}); err != nil {
 		return fmt.Errorf("ipam: keep the ring: %w", err)
 	}
+	before := a.ring
 	a.ring = r
 	a.resize()
+	a.warnOfLost(before)
 	a.cfg.Changed()
 	a.serve()
 	return nil
-}
-
-// ask requests space from the other owners, the largest first, in the background;
-// one round at a time.
-func (a *Allocator) ask() {
-	if a.asking {
-		return
-	}
-	a.asking = true
-	donors := a.donors()
-	ctx := a.ctx
-	a.asks.Go(func() {
-		got := a.askEach(ctx, donors)
-		_ = a.do(ctx, func() {
-			a.asking = false
-			if got {
-				a.serve()
-			}
-		})
-	})
-}
-
-// askEach asks one donor after the other until one gives. It runs outside the actor.
-func (a *Allocator) askEach(ctx context.Context, donors []peer.ID) bool {
-	for _, id := range donors {
-		ask, cancel := context.WithTimeout(ctx, askTimeout)
-		data, err := a.cfg.Mesh.Request(ask, id, RequestSpace, nil)
-		cancel()
-		if err != nil {
-			a.cfg.Log.Info("no space from peer", "peer", id, "err", err)
-			continue
-		}
-		if _, err := a.Merge(data); err != nil { // no news: gossip was faster than the reply
-			a.cfg.Log.Warn("unusable grant of space", "peer", id, "err", err)
-			continue
-		}
-		return true
-	}
-	return false
-}
-
-// donors are the other owners that can be reached, the one who owns most first.
-func (a *Allocator) donors() []peer.ID {
-	sizes := map[peer.ID]uint64{}
-	for id, ranges := range a.ring.Owned() {
-		if id == a.cfg.Self || !a.cfg.Mesh.Reachable(id) {
-			continue
-		}
-		for _, r := range ranges {
-			sizes[id] += r.Len()
-		}
-	}
-	return slices.SortedFunc(maps.Keys(sizes), func(x, y peer.ID) int {
-		return cmp.Or(cmp.Compare(sizes[y], sizes[x]), bytes.Compare(x[:], y[:]))
-	})
-}
-
-// ServeSpace answers another peer's request for space: half of our largest free
-// block, as a delta of the ring that makes it theirs.
-func (a *Allocator) ServeSpace(ctx context.Context, from peer.ID, _ []byte) (reply []byte, err error) {
-	if e := a.do(ctx, func() { reply, err = a.donate(from) }); e != nil {
-		return nil, e
-	}
-	return reply, err
-}
-
-var errNothingFree = errors.New("nothing is free here")
-
-func (a *Allocator) donate(to peer.ID) ([]byte, error) {
-	if to == a.cfg.Self {
-		return nil, errors.New("a peer gives no space to itself")
-	}
-	gift, ok := a.space.Donate()
-	if !ok {
-		return nil, errNothingFree
-	}
-	next, delta, err := a.ring.Grant(a.cfg.Self, to, gift)
-	if err == nil {
-		err = a.adopt(next)
-	}
-	if err != nil {
-		a.resize() // the gift is free again
-		return nil, err
-	}
-	a.cfg.Log.Info("gave space to peer", "peer", to, "slots", gift.Len())
-	data := delta.Encode()
-	a.cfg.Mesh.Broadcast(ReplicaName, data)
-	return data, nil
 }

@@ -46,6 +46,20 @@ func (r Range) Intersect(o Range) Range {
 	return r
 }
 
+// Without is what is left of r where o is cut out.
+func (r Range) Without(o Range) (rest []Range) {
+	o = r.Intersect(o)
+	if o.Len() == 0 {
+		return []Range{r}
+	}
+	for _, part := range []Range{{r.Start, uint64(o.Start)}, {Slot(o.End), r.End}} {
+		if part.Len() > 0 {
+			rest = append(rest, part)
+		}
+	}
+	return rest
+}
+
 func (r Range) String() string { return fmt.Sprintf("[%d,%d)", r.Start, r.End) }
 
 // Blocks cuts r into the fewest power-of-two blocks that are aligned to their
@@ -156,6 +170,26 @@ func (u Universe) Slot(a netip.Addr) (Slot, bool) {
 		return Slot(n), true
 	}
 	return 0, false
+}
+
+// Cut is the slots whose addresses lie in p, of either family.
+func (u Universe) Cut(p netip.Prefix) Range {
+	p = p.Masked()
+	whole, bits := u.V6, 128
+	if p.Addr().Is4() {
+		whole, bits = u.V4, 32
+	}
+	switch {
+	case u.IsZero() || !whole.Overlaps(p):
+		return Range{}
+	case p.Bits() <= whole.Bits():
+		return u.Range()
+	}
+	first, ok := u.Slot(p.Addr())
+	if !ok {
+		return Range{}
+	}
+	return Range{first, uint64(first) + 1<<min(32, bits-p.Bits())}.Intersect(u.Range())
 }
 
 // Prefixes are the CIDRs, first IPv4 then IPv6, that name exactly the slots of r.

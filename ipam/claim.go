@@ -1,0 +1,110 @@
+package ipam
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+// ClaimError says why an address that was asked for by name is not given.
+type ClaimError struct {
+	Slot slot.Slot
+	Why  string
+}
+
+func (e *ClaimError) Error() string { return "ipam: the address cannot be given: " + e.Why }
+
+// claimTries is how often a claim follows a slot that changes hands meanwhile.
+const claimTries = 3
+
+// Claim gives key the slot that it asks for, if it is free anywhere in the mesh; the
+// peer that owns it is asked to give it away.
+func (a *Allocator) Claim(ctx context.Context, key string, want slot.Slot, note []byte) error {
+	for range claimTries {
+		owner, err := a.claimHere(ctx, key, want, note)
+		if err != nil || owner == a.cfg.Self {
+			return err
+		}
+		if !a.cfg.Mesh.Reachable(owner) {
+			return &ClaimError{want, fmt.Sprintf("%s, whose it is to give, cannot be reached", a.cfg.Mesh.Name(owner))}
+		}
+		payload := binary.BigEndian.AppendUint32(nil, uint32(want))
+		if err := a.askFor(ctx, owner, requestClaim, payload); err != nil {
+			return &ClaimError{want, fmt.Sprintf("%s says: %v", a.cfg.Mesh.Name(owner), err)}
+		}
+	}
+	return &ClaimError{want, "it changes hands all the time: try again"}
+}
+
+// claimHere gives key the slot if it is our own, and else says whose it is.
+func (a *Allocator) claimHere(ctx context.Context, key string, want slot.Slot, note []byte) (owner peer.ID, err error) {
+	e := a.do(ctx, func() {
+		have, allocated := a.allocations[key]
+		switch {
+		case allocated && have == want:
+			owner = a.cfg.Self
+			return
+		case allocated:
+			err = &ClaimError{want, fmt.Sprintf("%s has %v already", key, a.ring.Universe.Addr4(have))}
+			return
+		}
+		if err = a.writable(); err != nil {
+			return
+		}
+		if !a.ring.Universe.Usable().Contains(want) {
+			err = &ClaimError{want, "it is outside " + a.ring.Universe.String() + ", or the first or the last of it"}
+			return
+		}
+		if owner, _ = a.ring.Owner(want); owner != a.cfg.Self {
+			return
+		}
+		if err = a.take(want); err == nil {
+			err = a.keep(key, want, note)
+		}
+	})
+	if e != nil {
+		return owner, e
+	}
+	return owner, err
+}
+
+// take takes one slot out of our space, or says who holds it.
+func (a *Allocator) take(want slot.Slot) error {
+	if a.space.TakeExactly(want) {
+		return nil
+	}
+	for key, s := range a.allocations {
+		if s == want {
+			return &ClaimError{want, fmt.Sprintf("%s on %s holds it", key, a.cfg.Mesh.Name(a.cfg.Self))}
+		}
+	}
+	return &ClaimError{want, "it is not free"}
+}
+
+// serveClaim gives away one slot to a peer that asks for it by name.
+func (a *Allocator) serveClaim(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
+	if len(payload) != 4 {
+		return nil, fmt.Errorf("a claim has %d bytes, want 4", len(payload))
+	}
+	want := slot.Slot(binary.BigEndian.Uint32(payload))
+	return a.answer(ctx, func() ([]byte, error) {
+		if err := a.writable(); err != nil {
+			return nil, err
+		}
+		if !a.owns(want) {
+			return a.ring.Encode(), nil // it went on: the ring says where to
+		}
+		if err := a.take(want); err != nil {
+			return nil, err
+		}
+		next, delta, err := a.ring.Grant(a.cfg.Self, from, slot.Range{Start: want, End: uint64(want) + 1})
+		if err != nil {
+			a.resize()
+			return nil, err
+		}
+		return a.publish(next, delta)
+	})
+}

@@ -1,0 +1,209 @@
+package ipam
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"weft/ipam/ring"
+	"weft/mesh/peer"
+)
+
+// removal is who may take over what a dead peer owned, by our word.
+type removal struct {
+	by    peer.ID
+	until time.Time
+}
+
+// promiseLife is how long a peer that confirmed a removal confirms no other's.
+const promiseLife = 3 * time.Second
+
+// removeTimeout bounds how long rivals are waited for.
+const removeTimeout = 10 * time.Second
+
+// RemovalError says why a peer is not removed.
+type RemovalError struct {
+	Peer peer.ID
+	Why  string
+}
+
+func (e *RemovalError) Error() string {
+	return fmt.Sprintf("ipam: %v is not removed: %s", e.Peer, e.Why)
+}
+
+// errRival says that another peer removes the same one right now.
+var errRival = errors.New("another peer is removing it at this moment")
+
+// RemovePeer takes over what a dead peer owns, and says how many slots that were. All
+// peers that can be reached confirm that it is dead, and tell what they know of its last
+// grants. Without a majority of all peers but the dead one it does so only by force:
+// this side of a partition cannot know whether the peer is alive on the other.
+func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (slots uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	for {
+		err := a.confirm(ctx, dead, force)
+		if !errors.Is(err, errRival) || ctx.Err() != nil {
+			if err != nil {
+				return 0, err
+			}
+			break
+		}
+		sleep(ctx, rand.N(promiseLife)) // one of the rivals comes back before the others
+	}
+	_, err = a.answer(ctx, func() ([]byte, error) {
+		next, delta, err := a.ring.TakeOver(dead, a.cfg.Self)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range delta.Segments() {
+			slots += s.Len()
+		}
+		a.cfg.Log.Warn("took over what a dead peer owned", "peer", dead, "slots", slots, "generation", next.Generation())
+		return a.publish(next, delta)
+	})
+	if errors.Is(err, ring.ErrNothing) {
+		return 0, &RemovalError{dead, "it owns nothing, or nothing any more"}
+	}
+	return slots, err
+}
+
+// confirm asks every peer that can be reached whether another is dead.
+func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) error {
+	if dead == a.cfg.Self {
+		return &RemovalError{dead, "it is this peer: `weft reset` leaves the mesh"}
+	}
+	if _, err := a.answer(ctx, func() ([]byte, error) { return nil, a.promise(a.cfg.Self, dead) }); err != nil {
+		return err
+	}
+	voters := slices.DeleteFunc(a.cfg.Mesh.Others(), func(id peer.ID) bool { return id == dead })
+	asked := slices.DeleteFunc(slices.Clone(voters), func(id peer.ID) bool { return !a.cfg.Mesh.Reachable(id) })
+	ask, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var mu sync.Mutex
+	var refusals []string
+	confirmed, rival := 1, false
+	a.askAll(ask, asked, requestRemoval, dead[:], func(id peer.ID, reply []byte, err error) {
+		if err == nil {
+			_, err = a.Merge(reply)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case err == nil:
+			confirmed++
+		case strings.Contains(err.Error(), errRival.Error()):
+			rival = true
+		case ask.Err() == nil:
+			refusals = append(refusals, fmt.Sprintf("%s says: %v", a.cfg.Mesh.Name(id), err))
+		}
+	})
+	switch {
+	case len(refusals) > 0:
+		slices.Sort(refusals)
+		return &RemovalError{dead, strings.Join(refusals, "; ")}
+	case rival:
+		return fmt.Errorf("ipam: %v is not removed: %w", dead, errRival)
+	case confirmed <= (len(voters)+1)/2 && !force:
+		return &RemovalError{dead, fmt.Sprintf("only %d of %d peers can be reached and confirm that it is dead; it may be alive with the rest. "+
+			"If you know that it is gone for good, add --force", confirmed, len(voters)+1)}
+	}
+	return nil
+}
+
+// promise confirms to one peer that another is dead, unless it is not, or unless another
+// asked first.
+func (a *Allocator) promise(by, dead peer.ID) error {
+	if dead == a.cfg.Self {
+		return errors.New("that is me, and I am alive")
+	}
+	if a.cfg.Mesh.Reachable(dead) {
+		return fmt.Errorf("%s is alive: it answers %s. Run `weft reset` on it", a.cfg.Mesh.Name(dead), a.cfg.Mesh.Name(a.cfg.Self))
+	}
+	now := time.Now()
+	if p := a.removals[dead]; p.by != by && now.Before(p.until) {
+		return errRival
+	}
+	a.removals[dead] = removal{by, now.Add(promiseLife)}
+	return nil
+}
+
+func (a *Allocator) serveRemoval(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
+	if len(payload) != len(peer.ID{}) {
+		return nil, fmt.Errorf("a removal has %d bytes, want %d", len(payload), len(peer.ID{}))
+	}
+	return a.answer(ctx, func() ([]byte, error) {
+		if err := a.promise(from, peer.ID(payload)); err != nil {
+			return nil, err
+		}
+		if a.ring.IsZero() {
+			return nil, ErrNoRing
+		}
+		return a.ring.Encode(), nil
+	})
+}
+
+// ErrNoHeir says that nobody confirmed to have taken what this peer leaves.
+var ErrNoHeir = errors.New("ipam: no other peer that can be reached confirmed to take over this peer's addresses")
+
+// Leave hands all that this peer owns to an heir, and waits until one peer has it on its
+// disk. From then on nothing is allocated here. A peer that is alone has no heir, and needs none.
+func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
+	here := a.reachable()
+	usage := a.Usage(ctx, here[:min(len(here), mostAsked)])
+	slices.SortStableFunc(here, func(x, y peer.ID) int { return cmp.Compare(usage[x].Free, usage[y].Free) }) // who needs it most
+	var testament []byte
+	if _, err = a.answer(ctx, func() (_ []byte, err error) {
+		a.leaving = true
+		a.failAll(ErrLeaving)
+		if a.ring.IsZero() || len(a.cfg.Mesh.Others()) == 0 {
+			return nil, nil
+		}
+		if len(here) == 0 {
+			a.leaving = false
+			return nil, ErrNoHeir
+		}
+		if err = a.bequeath(here[0]); err == nil {
+			testament = a.ring.Encode()
+		}
+		return nil, err
+	}); err != nil || testament == nil {
+		return peer.ID{}, err
+	}
+	for _, id := range here { // the heir first; but whoever has it on disk will tell it
+		ask, cancel := context.WithTimeout(ctx, askTimeout)
+		_, err := a.cfg.Mesh.Request(ask, id, requestInherit, testament)
+		cancel()
+		if err == nil {
+			return here[0], nil
+		}
+		a.cfg.Log.Warn("a peer did not take what this one leaves", "peer", id, "err", err)
+	}
+	return peer.ID{}, ErrNoHeir
+}
+
+// bequeath gives all that is ours to one peer.
+func (a *Allocator) bequeath(to peer.ID) error {
+	next := a.ring
+	var deltas []ring.Ring
+	for _, g := range a.ring.Owned()[a.cfg.Self] {
+		granted, delta, err := next.Grant(a.cfg.Self, to, g)
+		if err != nil {
+			return err
+		}
+		next, deltas = granted, append(deltas, delta)
+	}
+	if err := a.adopt(next); err != nil {
+		return err
+	}
+	for _, d := range deltas {
+		a.cfg.Mesh.Broadcast(ReplicaName, d.Encode())
+	}
+	return nil
+}
