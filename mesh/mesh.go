@@ -100,7 +100,8 @@ type Mesh struct {
 	asked      uint32    // requests made
 	pending    map[uint64]chan reply
 	rejections map[string]*Rejection
-	rejected   time.Time // when one was last logged
+	rejected   time.Time  // when one was last logged
+	copied     chan error // that another host has our identity, and had it first
 }
 
 // known is what we know of one peer.
@@ -132,11 +133,12 @@ func New(cfg Config) (*Mesh, error) {
 		nonce:      rand.Uint32(),
 		pending:    map[uint64]chan reply{},
 		rejections: map[string]*Rejection{},
+		copied:     make(chan error, 1),
 	}
 	for _, t := range cfg.Targets {
 		m.targets[t] = &target{}
 	}
-	cfg.Record.State = peer.Running
+	cfg.Record.State, cfg.Record.Started = peer.Running, time.Now().UnixMilli()
 	for _, data := range cfg.Peers {
 		s, err := peer.Decode(data)
 		if err != nil {
@@ -197,6 +199,14 @@ func (m *Mesh) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.consume(ctx) })
 	group.Go(func() error { return m.rejoin(ctx) })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-m.copied:
+			return err
+		}
+	})
 	err = group.Wait()
 	m.leave()
 	return err
@@ -358,6 +368,27 @@ func (m *Mesh) Reachable(id peer.ID) bool {
 	defer m.mu.Unlock()
 	k := m.peers[id]
 	return k != nil && k.node != ""
+}
+
+// Others lists all other peers that are known and have not left, reachable or not.
+func (m *Mesh) Others() []peer.ID {
+	var out []peer.ID
+	for _, p := range m.Peers() {
+		if p.Record.Identity != nil && p.Record.ID() != m.self && p.Record.State != peer.Left {
+			out = append(out, p.Record.ID())
+		}
+	}
+	return out
+}
+
+// Name is what people call a peer: its id, and its nickname where that is known.
+func (m *Mesh) Name(id peer.ID) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if k := m.peers[id]; k != nil && k.hasRecord() {
+		return k.signed.Record.Name()
+	}
+	return id.String()
 }
 
 func (m *Mesh) reachableCount() int {

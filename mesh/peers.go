@@ -95,6 +95,9 @@ func (m *Mesh) mergeRecord(data []byte) (news bool, err error) {
 	return fresh, nil
 }
 
+// ErrTwin says that this host's identity is another host's too.
+var ErrTwin = errors.New("this host has the identity of another one: its disk was copied. Run `weft reset` here, and launch again")
+
 // insistPause is how long the mesh may contradict us before we do.
 const insistPause = 10 * time.Second
 
@@ -102,7 +105,8 @@ const twin = "it speaks with this host's identity: was its disk copied from here
 
 // insist speaks again, louder: the mesh remembers a later word of ours than we do.
 // The first time our state was restored from an older copy. If it goes on, another
-// host has our identity, and two who insist at once would never end.
+// host has our identity, and two who insist at once would never end: the one that
+// was started last gives way.
 func (m *Mesh) insist(theirs peer.Record) error {
 	m.mu.Lock()
 	now, last, own := time.Now(), m.insisted, m.peers[m.self].signed.Record
@@ -113,6 +117,13 @@ func (m *Mesh) insist(theirs peer.Record) error {
 	m.mu.Unlock()
 	if !last.IsZero() && len(theirs.Underlay) > 0 && !slices.Equal(theirs.Underlay, own.Underlay) {
 		m.reject(theirs.Underlay[0].String(), twin)
+		if own.Started > theirs.Started || own.Started == theirs.Started && own.Underlay[0].Compare(theirs.Underlay[0]) > 0 {
+			select {
+			case m.copied <- fmt.Errorf("mesh: %w: %v had it first", ErrTwin, theirs.Underlay[0]):
+			default:
+			}
+			return nil
+		}
 	}
 	if wait {
 		return nil // push/pull says it again
