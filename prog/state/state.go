@@ -24,6 +24,7 @@ import (
 
 	"weft/ipam"
 	"weft/ipam/slot"
+	"weft/ipam/space"
 	"weft/mesh/peer"
 )
 
@@ -39,7 +40,8 @@ var (
 	bucketPeers       = []byte("peers")
 	bucketRing        = []byte("ring")
 	bucketAllocations = []byte("allocations")
-	buckets           = [][]byte{bucketMeta, bucketPeers, bucketRing, bucketAllocations}
+	bucketResting     = []byte("resting") // slot → until when, Unix seconds
+	buckets           = [][]byte{bucketMeta, bucketPeers, bucketRing, bucketAllocations, bucketResting}
 
 	keyFormat    = []byte("format")
 	keyIdentity  = []byte("identity")
@@ -47,6 +49,7 @@ var (
 	keyTargets   = []byte("targets")
 	keySettings  = []byte("settings")
 	keyRing      = []byte("ring")
+	keyVote      = []byte("vote")
 )
 
 // Store is the open state file. It is safe for concurrent use.
@@ -327,7 +330,11 @@ func (s *Store) save(key []byte, v any) error {
 func (s *Store) Load() (st ipam.State, err error) {
 	st.Allocations = map[string]slot.Slot{}
 	err = s.view(func(tx *bolt.Tx) error {
-		st.Ring = append([]byte(nil), tx.Bucket(bucketRing).Get(keyRing)...)
+		st.Ring = bytes.Clone(tx.Bucket(bucketRing).Get(keyRing))
+		st.Vote = bytes.Clone(tx.Bucket(bucketRing).Get(keyVote))
+		if err := eachResting(tx, func(r space.Resting) error { st.Resting = append(st.Resting, r); return nil }); err != nil {
+			return err
+		}
 		return tx.Bucket(bucketAllocations).ForEach(func(k, v []byte) error {
 			s, _, err := allocation(k, v)
 			st.Allocations[string(k)] = s
@@ -345,14 +352,56 @@ func (s *Store) Update(c ipam.Change) error {
 				return err
 			}
 		}
+		if c.Vote != nil {
+			if err := tx.Bucket(bucketRing).Put(keyVote, c.Vote); err != nil {
+				return err
+			}
+		}
 		allocations := tx.Bucket(bucketAllocations)
 		switch {
 		case c.Key == "":
 			return nil
 		case c.Delete:
-			return allocations.Delete([]byte(c.Key))
+			return errors.Join(allocations.Delete([]byte(c.Key)), rest(tx, c))
+		}
+		if err := tx.Bucket(bucketResting).Delete(slotKey(c.Slot)); err != nil {
+			return err
 		}
 		return allocations.Put([]byte(c.Key), append(binary.BigEndian.AppendUint32(nil, uint32(c.Slot)), c.Note...))
+	})
+}
+
+func slotKey(s slot.Slot) []byte { return binary.BigEndian.AppendUint32(nil, uint32(s)) }
+
+// rest notes that a slot was freed, and forgets those that have rested.
+func rest(tx *bolt.Tx, c ipam.Change) error {
+	if c.Rest == 0 {
+		return nil
+	}
+	b := tx.Bucket(bucketResting)
+	var over []slot.Slot
+	if err := eachResting(tx, func(r space.Resting) error {
+		if r.Until <= c.Now {
+			over = append(over, r.Slot)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, s := range over {
+		if err := b.Delete(slotKey(s)); err != nil {
+			return err
+		}
+	}
+	return b.Put(slotKey(c.Slot), binary.BigEndian.AppendUint64(nil, uint64(c.Rest)))
+}
+
+func eachResting(tx *bolt.Tx, f func(space.Resting) error) error {
+	return tx.Bucket(bucketResting).ForEach(func(k, v []byte) error {
+		if len(k) != 4 || len(v) != 8 {
+			return fmt.Errorf("resting slot %x has %d bytes", k, len(v))
+		}
+		return f(space.Resting{Slot: slot.Slot(binary.BigEndian.Uint32(k)), Until: int64(binary.BigEndian.Uint64(v))})
 	})
 }
 

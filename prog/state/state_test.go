@@ -13,6 +13,7 @@ import (
 
 	"weft/ipam"
 	"weft/ipam/slot"
+	"weft/ipam/space"
 	"weft/mesh/peer"
 )
 
@@ -39,6 +40,11 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 		s.Update(ipam.Change{Key: "b", Slot: 8}),
 		s.Update(ipam.Change{Key: "b", Delete: true}),
 		s.Update(ipam.Change{Key: "node", Slot: 9}),
+		s.Update(ipam.Change{Key: "c", Slot: 10, Delete: true, Rest: 100, Now: 40}),
+		s.Update(ipam.Change{Key: "c", Slot: 11, Delete: true, Rest: 170, Now: 110}), // 10 has rested
+		s.Update(ipam.Change{Key: "c", Slot: 12, Delete: true, Rest: 171, Now: 111}),
+		s.Update(ipam.Change{Key: "a", Slot: 12, Vote: []byte("vote")}), // taken again
+		s.Update(ipam.Change{Key: "a", Slot: 7, Note: []byte("eth0")}),
 		s.Close(),
 	}
 	if err := errors.Join(steps...); err != nil {
@@ -59,6 +65,9 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 	st, err := s.Load()
 	if err != nil || !known || len(targets) != 1 || len(peers) != 1 || string(st.Ring) != "ring" || len(st.Allocations) != 2 || st.Allocations["a"] != 7 {
 		t.Errorf("after a restart: %v %v %v %+v %v", targets, known, peers, st, err)
+	}
+	if string(st.Vote) != "vote" || len(st.Resting) != 1 || st.Resting[0] != (space.Resting{Slot: 11, Until: 170}) {
+		t.Errorf("after a restart: vote %q, resting %v", st.Vote, st.Resting)
 	}
 	notes := map[string]string{}
 	err = s.Notes(func(key string, _ slot.Slot, note []byte) error { notes[key] = string(note); return nil })
