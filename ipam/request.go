@@ -67,14 +67,14 @@ func (a *Allocator) answer(ctx context.Context, f func() ([]byte, error)) (reply
 
 // Usage is what a peer has of its own.
 type Usage struct {
-	Free    uint64 `cbor:"1,keyasint"` // slots that can be handed out
 	Active  uint64 `cbor:"2,keyasint"` // allocations
+	Free    uint64 `cbor:"1,keyasint"` // slots that can be handed out
 	Resting uint64 `cbor:"3,keyasint"` // slots that were freed a moment ago
 }
 
 func (a *Allocator) serveUsage(ctx context.Context, _ peer.ID, _ []byte) ([]byte, error) {
 	return a.answer(ctx, func() ([]byte, error) {
-		return cbor.Marshal(Usage{a.space.Free(), uint64(len(a.allocations)), uint64(len(a.space.Resting()))})
+		return cbor.Marshal(Usage{uint64(len(a.allocations)), a.space.Free(), uint64(len(a.space.Resting()))})
 	})
 }
 

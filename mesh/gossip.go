@@ -29,8 +29,6 @@ func (h hello) refuse(o hello) error {
 	switch {
 	case h.Version != o.Version:
 		return fmt.Errorf("it speaks version %d of the protocol, this peer version %d: upgrade the older one", o.Version, h.Version)
-	case h.Cluster != [16]byte{} && o.Cluster != [16]byte{} && h.Cluster != o.Cluster:
-		return fmt.Errorf("it belongs to cluster %x, this peer to %x: run `weft reset` on the host that shall move", o.Cluster, h.Cluster)
 	case h.V4.IsValid() && o.V4.IsValid() && h.V4 != o.V4:
 		return fmt.Errorf("its universe is %v, this peer's is %v: launch both with the same --ipalloc-range", o.V4, h.V4)
 	}

@@ -358,7 +358,6 @@ func TestMismatchIsRefusedByName(t *testing.T) {
 		want    string
 	}{
 		"universe": {func(c *Config) { c.Universe = other }, Version, "10.99.0.0/16"},
-		"cluster":  {func(c *Config) { c.Cluster = [16]byte{2} }, Version, "cluster"},
 		"version":  {func(*Config) {}, Version + 1, "upgrade the older one"},
 	} {
 		t.Run(name, func(t *testing.T) {

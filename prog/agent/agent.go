@@ -38,16 +38,19 @@ const nodeKey = "node"
 
 // Agent is the daemon.
 type Agent struct {
-	opts    Options
-	log     *slog.Logger
-	token   secret.Token
-	keys    state.Keys
-	public  wgtypes.Key
-	store   *state.Store
-	mesh    *mesh.Mesh
-	ipam    *ipam.Allocator
-	router  *router.Router
-	kick    chan struct{} // something changed: reconcile now
+	opts   Options
+	log    *slog.Logger
+	token  secret.Token
+	keys   state.Keys
+	public wgtypes.Key
+	store  *state.Store
+	mesh   *mesh.Mesh
+	ipam   *ipam.Allocator
+	router *router.Router
+	kick   chan struct{} // something changed: reconcile now
+
+	lostNode chan struct{} // the node address was taken over
+
 	stop    context.CancelFunc
 	mtu     atomic.Int64
 	ipv6    bool
@@ -77,7 +80,7 @@ type settings struct {
 // New makes an agent; Run starts it.
 func New(opts Options) *Agent {
 	return &Agent{
-		opts: opts, log: opts.Log, kick: make(chan struct{}, 1),
+		opts: opts, log: opts.Log, kick: make(chan struct{}, 1), lostNode: make(chan struct{}, 1),
 		endpoints: map[string]*endpointRecord{}, busy: map[string]bool{},
 		notReady: "the agent is starting",
 	}
@@ -114,7 +117,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer a.store.Close()
-	if err := a.prepare(); err != nil {
+	if err := a.prepare(ctx); err != nil {
 		return err
 	}
 	defer a.router.Close()
@@ -142,7 +145,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 }
 
 // prepare reads what is stored and makes the parts from it.
-func (a *Agent) prepare() (err error) {
+func (a *Agent) prepare(ctx context.Context) (err error) {
 	if a.keys, err = a.store.Keys(rand.Reader); err != nil {
 		return err
 	}
@@ -165,14 +168,14 @@ func (a *Agent) prepare() (err error) {
 		return fmt.Errorf("secret: %w", err)
 	}
 	a.ipv6 = link.IPv6Enabled()
-	found, err := a.founding(len(targets) == 0)
+	found, elect, err := a.founding(ctx, targets)
 	if err != nil {
 		return err
 	}
 	if err := a.makeMesh(targets); err != nil {
 		return err
 	}
-	a.makeIPAM(found)
+	a.makeIPAM(found, elect)
 	exe, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)
@@ -201,38 +204,6 @@ func (a *Agent) targets() ([]string, error) {
 		}
 	}
 	return kept, a.store.SaveTargets(kept)
-}
-
-// founding is the ring that this peer founds if it has none; nil where it waits for one.
-func (a *Agent) founding(noTargets bool) (*ring.Ring, error) {
-	st, err := a.store.Load()
-	if err != nil {
-		return nil, err
-	}
-	if len(st.Ring) > 0 || !noTargets {
-		return nil, nil
-	}
-	if a.token.Cluster.IsZero() { // the secret came from a password
-		if _, err := rand.Read(a.token.Cluster[:]); err != nil {
-			return nil, fmt.Errorf("agent: %w", err)
-		}
-		if err := writeSecret(filepath.Join(a.opts.StateDir, SecretFile), a.token); err != nil {
-			return nil, err
-		}
-	}
-	u := a.opts.Universe.complete(a.token.Cluster)
-	if err := u.Validate(); err != nil {
-		return nil, err
-	}
-	if err := link.Overlap(u); err != nil {
-		return nil, err
-	}
-	var id ring.ID
-	if _, err := rand.Read(id[:]); err != nil {
-		return nil, fmt.Errorf("agent: %w", err)
-	}
-	r := ring.Found(id, a.token.Cluster, u, a.self())
-	return &r, nil
 }
 
 func (a *Agent) self() peer.ID { return peer.IDOf(a.keys.Identity.Public().(ed25519.PublicKey)) }
@@ -277,13 +248,16 @@ func (a *Agent) makeMesh(targets []string) error {
 	return err
 }
 
-func (a *Agent) makeIPAM(found *ring.Ring) {
+func (a *Agent) makeIPAM(found *ring.Ring, elect *ipam.Election) {
 	a.ipam = ipam.New(ipam.Config{
-		Self: a.self(), Store: a.store, Mesh: a.mesh, Log: a.log, Found: found,
-		Cluster: a.token.Cluster, Universe: a.opts.Universe.asked(), Changed: a.changed,
+		Self: a.self(), Store: a.store, Mesh: a.mesh, Log: a.log, Found: found, Elect: elect,
+		Cluster: a.token.Cluster, Universe: a.opts.Universe.asked(), Excluded: a.opts.Exclude, Changed: a.changed,
 	})
 	a.mesh.Replicate(a.ipam)
-	a.mesh.Handle(ipam.RequestSpace, a.ipam.ServeSpace)
+	a.mesh.Replicate(a.ipam.Votes())
+	for kind, h := range a.ipam.Handlers() {
+		a.mesh.Handle(kind, h)
+	}
 }
 
 // underlay is where other peers reach this host, and the MTU of the tunnel.
@@ -312,23 +286,35 @@ func (a *Agent) changed() {
 	}
 }
 
-// claimNode allocates the node address, as soon as there is a ring with space.
+// claimNode allocates the node address, as soon as there is a ring with space, and
+// another one when that was taken over.
 func (a *Agent) claimNode(ctx context.Context) error {
 	for ctx.Err() == nil {
 		s, err := a.ipam.Allocate(ctx, nodeKey, nil)
-		if err == nil {
-			a.mu.Lock()
-			a.node = s
-			a.mu.Unlock()
-			a.changed()
-			return nil
+		if err != nil {
+			if ctx.Err() == nil {
+				a.log.Warn("no node address yet", "err", err)
+				sleep(ctx, time.Second)
+			}
+			continue
 		}
-		if ctx.Err() == nil {
-			a.log.Warn("no node address yet", "err", err)
-			sleep(ctx, time.Second)
+		a.setNode(s)
+		select {
+		case <-ctx.Done():
+		case <-a.lostNode:
+			if err := a.ipam.Free(ctx, nodeKey); err == nil {
+				a.setNode(0)
+			}
 		}
 	}
 	return nil
+}
+
+func (a *Agent) setNode(s slot.Slot) {
+	a.mu.Lock()
+	a.node = s
+	a.mu.Unlock()
+	a.changed()
 }
 
 func sleep(ctx context.Context, d time.Duration) {

@@ -32,6 +32,8 @@ type alone struct{}
 
 func (alone) Broadcast(string, []byte) {}
 func (alone) Reachable(peer.ID) bool   { return false }
+func (alone) Others() []peer.ID        { return nil }
+func (alone) Name(id peer.ID) string   { return id.String() }
 func (alone) Request(context.Context, peer.ID, string, []byte) ([]byte, error) {
 	return nil, context.Canceled
 }
@@ -152,8 +154,8 @@ func TestConflistNamesWhatIsElsewhere(t *testing.T) {
 	usual := Options{StateDir: DefaultStateDir, RunDir: DefaultRunDir}
 	elsewhere := Options{StateDir: "/srv/weft", RunDir: "/srv/run"}
 	for want, o := range map[string]Options{
-		`{"type":"weft-cni"}`: usual,
-		`{"socket":"/srv/run/weft.sock","stateDir":"/srv/weft","type":"weft-cni"}`: elsewhere,
+		`{"capabilities":{"ips":true},"type":"weft-cni"}`:                                                      usual,
+		`{"capabilities":{"ips":true},"socket":"/srv/run/weft.sock","stateDir":"/srv/weft","type":"weft-cni"}`: elsewhere,
 	} {
 		var list struct {
 			CNIVersion, Name string

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"weft/ipam"
 	"weft/mesh/peer"
 	"weft/prog/api"
 )
@@ -53,14 +54,78 @@ func (a *Agent) Expose(_ context.Context, on bool) error {
 	return nil
 }
 
-// Stop ends the agent. The data path stays; with leave, this peer tells the mesh
-// that it leaves for good.
-func (a *Agent) Stop(_ context.Context, leave bool) error {
-	if leave {
+// Stop ends the agent. The data path stays. A peer that leaves for good cuts off what is
+// attached, and does not go before another one has its addresses.
+func (a *Agent) Stop(ctx context.Context, req api.StopRequest) (r api.StopReply, err error) {
+	if req.Leave {
+		if err := a.detachWhere(ctx, func(*endpointRecord) bool { return true }); err != nil {
+			return r, err
+		}
+		heir, err := a.ipam.Leave(ctx)
+		if err != nil && !req.Force {
+			return r, fmt.Errorf("%w. When one can be reached, try again; or use --force, and then run `weft rmpeer %v` on another host", err, a.self())
+		}
+		if !heir.IsZero() {
+			r.Heir = a.mesh.Name(heir)
+		}
 		a.mesh.Farewell(peer.Left)
 	}
 	a.stop()
-	return nil
+	return r, nil
+}
+
+// RemovePeer takes over the addresses of a peer that is gone for good.
+func (a *Agent) RemovePeer(ctx context.Context, req api.RemovePeerRequest) (r api.RemovePeerReply, err error) {
+	id, err := a.findPeer(req.Peer)
+	if err != nil {
+		return r, err
+	}
+	slots, err := a.ipam.RemovePeer(ctx, id, req.Force)
+	if refused, ok := errors.AsType[*ipam.RemovalError](err); ok {
+		return r, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%s is not removed: %s", a.mesh.Name(id), refused.Why)}
+	}
+	return api.RemovePeerReply{Peer: a.mesh.Name(id), Addresses: slots}, err
+}
+
+// findPeer finds a peer by its id or its nickname.
+func (a *Agent) findPeer(name string) (found peer.ID, err error) {
+	if id, err := peer.ParseID(name); err == nil {
+		return id, nil // also one whose record was lost
+	}
+	for _, p := range a.mesh.Peers() {
+		if p.Record.Identity == nil || p.Record.Nickname != name || p.Record.State == peer.Left {
+			continue
+		}
+		if !found.IsZero() {
+			return found, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("several peers are called %s: give the id (`weft status peers`)", name)}
+		}
+		found = p.Record.ID()
+	}
+	if found.IsZero() {
+		return found, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("no peer has the id or the nickname %s (`weft status peers` lists them)", name)}
+	}
+	return found, nil
+}
+
+// Usage asks all peers that own addresses how they use them.
+func (a *Agent) Usage(ctx context.Context) (map[string]api.Usage, error) {
+	snap, err := a.ipam.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ask []peer.ID
+	for id := range snap.Ring.Owned() {
+		if a.mesh.Reachable(id) {
+			ask = append(ask, id)
+		}
+	}
+	out := map[string]api.Usage{
+		a.self().String(): {Active: uint64(len(snap.Allocations)), Free: snap.Free, Resting: uint64(snap.Resting)},
+	}
+	for id, u := range a.ipam.Usage(ctx, ask) {
+		out[id.String()] = api.Usage(u)
+	}
+	return out, nil
 }
 
 // The CNI configuration, and the plugin that it names.
@@ -71,7 +136,7 @@ const (
 
 // conflist is the CNI configuration. It names what is not where weft-cni looks for it.
 func (o Options) conflist() []byte {
-	plugin := map[string]string{"type": PluginName}
+	plugin := map[string]any{"type": PluginName, "capabilities": map[string]bool{"ips": true}}
 	if socket := o.socket(); socket != api.DefaultSocket {
 		plugin["socket"] = socket
 	}

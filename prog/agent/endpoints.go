@@ -106,13 +106,37 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	if err != nil {
 		return reply, fmt.Errorf("attach %s: %w", key, err)
 	}
-	if e.Slot, err = a.ipam.Allocate(wait, key, note); err != nil {
+	if e.Slot, err = a.address(wait, key, req.Addresses, note, snap); err != nil {
 		return reply, spaceError(err)
 	}
 	a.mu.Lock()
 	a.endpoints[key] = e
 	a.mu.Unlock()
 	return api.AttachReply{Addresses: addresses(a.plug(e, snap)), Universe: a.universe(snap), MTU: int(a.mtu.Load())}, nil
+}
+
+// address gives an endpoint the addresses that it asks for, or any.
+func (a *Agent) address(ctx context.Context, key string, asked []netip.Addr, note []byte, snap ipam.Snapshot) (slot.Slot, error) {
+	if len(asked) == 0 {
+		return a.ipam.Allocate(ctx, key, note)
+	}
+	u := snap.Ring.Universe
+	want, _ := u.Slot(asked[0])
+	for _, addr := range asked {
+		s, ok := u.Slot(addr)
+		if !ok {
+			return 0, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("%v cannot be given: it is outside %v", addr, u)}
+		}
+		if s != want {
+			return 0, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf(
+				"%v and %v cannot be given together: with %v goes %v", asked[0], addr, u.Addr4(want), u.Addr6(want))}
+		}
+	}
+	err := a.ipam.Claim(ctx, key, want, note)
+	if refused, ok := errors.AsType[*ipam.ClaimError](err); ok {
+		return 0, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%v cannot be given: %s", asked[0], refused.Why)}
+	}
+	return want, err
 }
 
 // Plug programs the host side of an endpoint that Attach made known.
@@ -171,7 +195,7 @@ func validAttach(req api.AttachRequest) error {
 
 // spaceError gives the reason why there was no address its code.
 func spaceError(err error) error {
-	if errors.Is(err, ipam.ErrNoSpace) || errors.Is(err, ipam.ErrNoRing) {
+	if errors.Is(err, ipam.ErrNoSpace) || errors.Is(err, ipam.ErrNoRing) || errors.Is(err, ipam.ErrBehind) || errors.Is(err, ipam.ErrLeaving) {
 		return &api.Error{Code: api.CodeNoSpace, Message: err.Error()}
 	}
 	return err

@@ -8,6 +8,7 @@
 package agent
 
 import (
+	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -16,8 +17,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"weft/ipam/ring"
 	"weft/ipam/slot"
+	"weft/mesh/peer"
 	"weft/mesh/secret"
 	"weft/prog/state"
 	"weft/router"
@@ -26,9 +30,11 @@ import (
 // Options are what the operator decides. The zero value of a field stands for its default.
 type Options struct {
 	Version    string
-	Nickname   string       // default: the host's name
-	Targets    []string     // hosts to join
-	Universe   Ranges       // default: 10.32.0.0/12 and the cluster's ULA
+	Nickname   string         // default: the host's name
+	Targets    []string       // hosts to join
+	Universe   Ranges         // default: 10.32.0.0/12 and the cluster's ULA
+	Exclude    []netip.Prefix // never handed out unless a container asks for it
+	Init       Init
 	Advertise  []netip.Addr // default: this host's own addresses
 	GossipPort int
 	Port       int // WireGuard's
@@ -165,6 +171,46 @@ func Founds(stateDir string, targets []string) (bool, error) {
 	}
 	st, err := s.Load()
 	return len(kept) == 0 && len(st.Ring) == 0, err
+}
+
+// Identity is this host's peer id; it is made if there is none yet.
+func Identity(stateDir string) (string, error) {
+	s, err := state.Open(stateDir)
+	if err != nil {
+		return "", err
+	}
+	defer s.Close()
+	keys, err := s.Keys(rand.Reader)
+	if err != nil {
+		return "", err
+	}
+	return peer.IDOf(keys.Identity.Public().(ed25519.PublicKey)).String(), nil
+}
+
+// Owns reports whether the state of an agent that does not run owns addresses that other
+// peers would lose with it.
+func Owns(stateDir string) bool {
+	if _, err := os.Lstat(filepath.Join(stateDir, state.File)); err != nil {
+		return false
+	}
+	s, err := state.Open(stateDir)
+	if err != nil {
+		return false // it is set aside, and says nothing
+	}
+	defer s.Close()
+	keys, err := s.Keys(rand.Reader)
+	st, loadErr := s.Load()
+	peers, peersErr := s.Peers()
+	r, ringErr := ring.Decode(st.Ring)
+	if errors.Join(err, loadErr, peersErr, ringErr) != nil {
+		return false
+	}
+	self := peer.IDOf(keys.Identity.Public().(ed25519.PublicKey))
+	others := slices.ContainsFunc(peers, func(data []byte) bool {
+		p, err := peer.Decode(data)
+		return err == nil && p.Record.ID() != self && p.Record.State != peer.Left
+	})
+	return others && len(r.Owned()[self]) > 0
 }
 
 // asked is what the operator asked for; zero if he asked for nothing.

@@ -73,6 +73,9 @@ func (a *Agent) step(ctx context.Context) error {
 	if err := a.router.Apply(ctx, cfg); err != nil {
 		return err
 	}
+	if err := a.cutOff(ctx, snap); err != nil {
+		return err
+	}
 	a.applied = true
 	if overlap != nil { // it came later: what is attached goes on, and the guard keeps the rest in
 		return overlap
@@ -117,11 +120,34 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		cfg.Node = s
 		a.node = s
 	}
-	for _, e := range a.endpoints {
-		cfg.Endpoints = append(cfg.Endpoints, a.plug(e, snap))
+	if _, lost := snap.Lost[nodeKey]; lost {
+		cfg.Node = 0
+	}
+	for key, e := range a.endpoints {
+		if _, lost := snap.Lost[key]; !lost {
+			cfg.Endpoints = append(cfg.Endpoints, a.plug(e, snap))
+		}
 	}
 	slices.SortFunc(cfg.Endpoints, func(x, y endpoint.Endpoint) int { return x.Addr4.Compare(y.Addr4) })
 	return cfg
+}
+
+// cutOff ends the routes to endpoints whose address is another peer's now: somebody else
+// may have it by this time. They stay attached, so that people see them.
+func (a *Agent) cutOff(ctx context.Context, snap ipam.Snapshot) error {
+	for key := range snap.Lost {
+		if key == nodeKey {
+			select {
+			case a.lostNode <- struct{}{}:
+			default:
+			}
+		} else if e := a.endpoint(key); e != nil {
+			if err := a.router.Unplug(ctx, a.plug(e, snap)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // refreshRecord tells the mesh what changed about this host.
@@ -141,6 +167,9 @@ func (a *Agent) refreshRecord(snap ipam.Snapshot) error {
 			r.Ring = snap.Ring.ID[:]
 		}
 		r.Node = snap.Allocations[nodeKey]
+		if _, lost := snap.Lost[nodeKey]; lost {
+			r.Node = 0
+		}
 	})
 }
 

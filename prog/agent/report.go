@@ -49,6 +49,10 @@ func (a *Agent) Report(ctx context.Context) (api.Report, error) {
 	r.Router = a.reportRouter(snap, peers, seen.Observed)
 	r.Router.Exposed = exposed
 	r.IPAM = a.reportIPAM(snap, peers)
+	for _, l := range r.IPAM.Lost {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("%s had %v, which %s owns by now: this host was given up for dead meanwhile. It is cut off: start it anew (or `weft detach` and attach it)",
+			l.Endpoint, l.Address, l.Owner))
+	}
 	for _, x := range a.mesh.Rejections() {
 		r.Rejections = append(r.Rejections, api.Rejection(x))
 	}
@@ -169,14 +173,23 @@ func connectionState(handshake, now time.Time) string {
 }
 
 func (a *Agent) reportIPAM(snap ipam.Snapshot, peers []mesh.Peer) api.IPAM {
-	r := api.IPAM{Owners: []api.Owner{}, Active: len(snap.Allocations), Free: snap.Free}
+	r := api.IPAM{Owners: []api.Owner{}, Active: len(snap.Allocations), Free: snap.Free, Resting: snap.Resting}
 	if snap.Conflict != nil {
 		r.Conflict = snap.Conflict.Error()
 	}
+	if r.Rings = rings(peers); len(r.Rings) > 0 {
+		r.Conflict = apart(r.Rings)
+	}
 	if snap.Ring.IsZero() {
-		r.Status = "idle: waiting for a ring from the targets"
+		r.Status, r.Vote = a.voting(snap.Vote)
 		return r
 	}
+	r.Generation = snap.Ring.Generation()
+	for key, s := range snap.Lost {
+		owner, _ := snap.Ring.Owner(s)
+		r.Lost = append(r.Lost, api.Lost{Endpoint: key, Address: snap.Ring.Universe.Addr4(s), Owner: a.mesh.Name(owner)})
+	}
+	slices.SortFunc(r.Lost, func(x, y api.Lost) int { return strings.Compare(x.Endpoint, y.Endpoint) })
 	u := snap.Ring.Universe
 	r.Ring, r.Range, r.Range6, r.Size = snap.Ring.ID.String(), u.V4.String(), u.V6.String(), u.Range().Len()
 	known := map[peer.ID]mesh.Peer{}
@@ -198,22 +211,75 @@ func (a *Agent) reportIPAM(snap ipam.Snapshot, peers []mesh.Peer) api.IPAM {
 		o.Percent = 100 * float64(o.Slots) / float64(r.Size)
 		r.Owners = append(r.Owners, o)
 	}
-	r.Status = ipamStatus(snap.Waiting, r.Owners)
+	r.Status = ipamStatus(snap, r.Owners)
 	slices.SortFunc(r.Owners, func(x, y api.Owner) int {
 		return cmp.Or(cmp.Compare(y.Slots, x.Slots), strings.Compare(x.Peer, y.Peer))
 	})
 	return r
 }
 
+// rings says who is in which ring, if there is more than one among those that can be
+// reached; the smaller one last.
+func rings(peers []mesh.Peer) []api.Ring {
+	members := map[string][]string{}
+	for _, p := range peers {
+		if p.Record.Identity != nil && p.Reachable && len(p.Record.Ring) > 0 {
+			id := fmt.Sprintf("%x", p.Record.Ring)
+			members[id] = append(members[id], p.Record.Name())
+		}
+	}
+	if len(members) < 2 {
+		return nil
+	}
+	var out []api.Ring
+	for id, names := range members {
+		out = append(out, api.Ring{ID: id, Peers: names})
+	}
+	slices.SortFunc(out, func(x, y api.Ring) int {
+		return cmp.Or(cmp.Compare(len(y.Peers), len(x.Peers)), strings.Compare(x.ID, y.ID))
+	})
+	return out
+}
+
+// apart says what several rings mean, and what ends it.
+func apart(rings []api.Ring) string {
+	var parts []string
+	for _, r := range rings {
+		parts = append(parts, fmt.Sprintf("ring %s of %s", r.ID, strings.Join(r.Peers, ", ")))
+	}
+	small := rings[len(rings)-1]
+	return fmt.Sprintf("several networks were founded, which run on apart: %s. To make them one, run `weft reset` and `weft launch HOST`, with HOST of the first ring, on %s",
+		strings.Join(parts, "; "), strings.Join(small.Peers, ", "))
+}
+
+// voting says how far a vote is.
+func (a *Agent) voting(v *ipam.Vote) (string, *api.Voting) {
+	if v == nil {
+		return "idle: waiting for a ring from the targets", nil
+	}
+	out := &api.Voting{Expected: v.Expected, Quorum: v.Quorum}
+	for _, id := range v.Known {
+		out.Known = append(out.Known, a.mesh.Name(id))
+	}
+	status := fmt.Sprintf("awaiting consensus (quorum: %d of %d, known: %d)", v.Quorum, v.Expected, len(v.Known))
+	if len(v.Known) > v.Expected {
+		status += fmt.Sprintf(": more hosts vote than are expected; launch them with --ipalloc-init consensus=%d", len(v.Known))
+	}
+	return status, out
+}
+
 // ipamStatus says what requests for addresses wait for, if any do.
-func ipamStatus(waiting int, owners []api.Owner) string {
-	if waiting == 0 {
+func ipamStatus(snap ipam.Snapshot, owners []api.Owner) string {
+	switch {
+	case snap.Behind:
+		return "priming: hearing from the other peers what became of the ring"
+	case snap.Waiting == 0:
 		return "ready"
 	}
 	for _, o := range owners {
 		if o.Reachable && !o.Self {
-			return fmt.Sprintf("waiting for IPs from other peers (%d requests)", waiting)
+			return fmt.Sprintf("waiting for IPs from other peers (%d requests)", snap.Waiting)
 		}
 	}
-	return fmt.Sprintf("all other IP ranges are owned by unreachable peers (%d requests wait)", waiting)
+	return fmt.Sprintf("all other IP ranges are owned by unreachable peers (%d requests wait)", snap.Waiting)
 }

@@ -97,8 +97,34 @@ type IPAM struct {
 	Size     uint64  `json:"size"` // slots
 	Free     uint64  `json:"free"` // slots of our own that can be handed out
 	Active   int     `json:"active"`
+	Resting  int     `json:"resting"` // freed a moment ago
 	Owners   []Owner `json:"owners"`
 	Conflict string  `json:"conflict,omitempty"`
+
+	Generation uint32  `json:"generation"`      // how often addresses were taken over from a dead peer
+	Rings      []Ring  `json:"rings,omitempty"` // where peers are in more than one
+	Lost       []Lost  `json:"lost,omitempty"`  // what a take-over took away from this host
+	Vote       *Voting `json:"vote,omitempty"`  // while a ring is being founded
+}
+
+// Ring is who is in one of several rings.
+type Ring struct {
+	ID    string   `json:"id"`
+	Peers []string `json:"peers"`
+}
+
+// Lost is an address in use here that is another peer's by now. It is cut off.
+type Lost struct {
+	Endpoint string     `json:"endpoint"`
+	Address  netip.Addr `json:"address"`
+	Owner    string     `json:"owner"`
+}
+
+// Voting is how far peers that start together are with founding a ring.
+type Voting struct {
+	Expected int      `json:"expected"`
+	Quorum   int      `json:"quorum"`
+	Known    []string `json:"known"`
 }
 
 // Owner is one peer's part.
@@ -109,7 +135,8 @@ type Owner struct {
 	Slots     uint64   `json:"slots"`
 	Percent   float64  `json:"percent"`
 	Reachable bool     `json:"reachable"`
-	Ranges    []string `json:"ranges"` // IPv4 CIDRs
+	Ranges    []string `json:"ranges"`          // IPv4 CIDRs
+	Usage     *Usage   `json:"usage,omitempty"` // of those that answered
 }
 
 // Rejection is somebody who was turned away.
@@ -143,6 +170,8 @@ type AttachRequest struct {
 	Namespace   string `json:"namespace,omitempty"`
 	HostLink    string `json:"hostLink"`
 	MAC         string `json:"mac"` // of the container's side
+	// Addresses are what the container asks for: one of either family, or both of one slot.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
 // AttachReply is what the container's side needs to know.
@@ -166,6 +195,36 @@ func (r EndpointRef) Key() string { return r.ContainerID + "/" + r.Interface }
 type CollectRequest struct {
 	Network string        `json:"network"`
 	Valid   []EndpointRef `json:"valid"`
+}
+
+// RemovePeerRequest takes over the addresses of a peer that is gone for good.
+type RemovePeerRequest struct {
+	Peer  string `json:"peer"`  // its id, or its nickname if only one has it
+	Force bool   `json:"force"` // without a majority
+}
+
+// RemovePeerReply is what came of it.
+type RemovePeerReply struct {
+	Peer      string `json:"peer"`
+	Addresses uint64 `json:"addresses"` // slots that are this host's now
+}
+
+// StopRequest ends the agent.
+type StopRequest struct {
+	Leave bool `json:"leave"` // this peer leaves the mesh for good: an heir takes its addresses
+	Force bool `json:"force"` // leave without an heir
+}
+
+// StopReply is what came of it.
+type StopReply struct {
+	Heir string `json:"heir,omitempty"`
+}
+
+// Usage is what a peer has of its addresses.
+type Usage struct {
+	Active  uint64 `json:"active"`  // in use, its node address among them
+	Free    uint64 `json:"free"`    // that it can hand out
+	Resting uint64 `json:"resting"` // freed a moment ago
 }
 
 // TargetsRequest changes whom this peer joins.

@@ -30,6 +30,8 @@ const (
 	PathTargets  = "/v1/targets"
 	PathExpose   = "/v1/expose"
 	PathStop     = "/v1/stop"
+	PathRemove   = "/v1/rmpeer"
+	PathUsage    = "/v1/usage"
 )
 
 // Client speaks to the agent on this host.
@@ -104,9 +106,19 @@ func (c *Client) Expose(ctx context.Context, on bool) error {
 	return c.call(ctx, PathExpose, on, nil)
 }
 
-// Stop ends the agent; with leave, this peer also leaves the mesh for good.
-func (c *Client) Stop(ctx context.Context, leave bool) error {
-	return c.call(ctx, PathStop, leave, nil)
+// Stop ends the agent, for now or for good.
+func (c *Client) Stop(ctx context.Context, req StopRequest) (r StopReply, err error) {
+	return r, c.call(ctx, PathStop, req, &r)
+}
+
+// RemovePeer takes over the addresses of a peer that is gone for good.
+func (c *Client) RemovePeer(ctx context.Context, req RemovePeerRequest) (r RemovePeerReply, err error) {
+	return r, c.call(ctx, PathRemove, req, &r)
+}
+
+// Usage asks all peers that own addresses how they use them; who does not answer soon is left out.
+func (c *Client) Usage(ctx context.Context) (r map[string]Usage, err error) {
+	return r, c.call(ctx, PathUsage, nil, &r)
 }
 
 // call posts in, or gets if there is none, and reads the answer into out.

@@ -36,12 +36,19 @@ func (a *app) attach() *cobra.Command {
 	var iface, name string
 	var all bool
 	cmd := &cobra.Command{
-		Use: "attach CONTAINER", Short: "attach a running container or process to the network", Args: cobra.ExactArgs(1),
+		Use: "attach [ADDRESS...] CONTAINER", Short: "attach a running container or process to the network", Args: cobra.MinimumNArgs(1),
 		Long: `Attaches what CONTAINER names: a PID, the path of a network namespace, or the name or
 id of a Docker container. It prints the addresses. Only traffic to the network's own
-addresses goes this way, unless --default is given.` + exitHelp,
+addresses goes this way, unless --default is given. An ADDRESS is what the container
+shall have, if it is free anywhere in the network: of either family, or of both where
+they go together.` + exitHelp,
+		Example: "  weft attach 10.32.0.7 web",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := findContainer(cmd.Context(), args[0])
+			asked, err := cni.ParseAddresses(args[:len(args)-1])
+			if err != nil {
+				return usageError{err}
+			}
+			c, err := findContainer(cmd.Context(), args[len(args)-1])
 			if err != nil {
 				return err
 			}
@@ -49,7 +56,7 @@ addresses goes this way, unless --default is given.` + exitHelp,
 				name = c.name
 			}
 			done, err := cni.Attach(cmd.Context(), a.client(), cni.Attachment{
-				AttachRequest: api.AttachRequest{ContainerID: c.id, Interface: iface, Source: agent.SourceAttach, Name: name},
+				AttachRequest: api.AttachRequest{ContainerID: c.id, Interface: iface, Source: agent.SourceAttach, Name: name, Addresses: asked},
 				Netns:         c.netns, Default: all,
 			})
 			if err != nil {

@@ -46,8 +46,10 @@ func sample() api.Report {
 		},
 		IPAM: api.IPAM{
 			Status: "ready", Range: "10.32.0.0/12", Range6: "fd00::/96", Size: 1 << 20, Active: 12, Conflict: "ring: two peers founded one each",
+			Ring: "000102030405060708090a0b0c0d0e0f", Generation: 2, Vote: &api.Voting{Expected: 3, Quorum: 2, Known: []string{"9bad1c5cd23bfaef(h1)"}},
+			Lost: []api.Lost{{Endpoint: "c1/eth0", Address: addr("10.44.0.7"), Owner: "f5acec0fd73f54c7(h3)"}},
 			Owners: []api.Owner{
-				{Peer: "9bad1c5cd23bfaef", Nickname: "h1", Self: true, Slots: 1 << 19, Percent: 50},
+				{Peer: "9bad1c5cd23bfaef", Nickname: "h1", Self: true, Slots: 1 << 19, Percent: 50, Usage: &api.Usage{Active: 12}},
 				{Peer: "3cced98783461972", Nickname: "h2", Slots: 1 << 18, Percent: 25, Reachable: true},
 				{Peer: "f5acec0fd73f54c7", Nickname: "h3", Slots: 1 << 18, Percent: 25},
 			},
@@ -86,7 +88,11 @@ func serveReport(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == api.PathUsage {
+			_ = json.NewEncoder(w).Encode(map[string]api.Usage{"3cced98783461972": {Active: 3}})
+			return
+		}
 		_ = json.NewEncoder(w).Encode(sample())
 	})}
 	go func() { _ = server.Serve(l) }()

@@ -37,30 +37,34 @@ func (a *app) stop() *cobra.Command {
 	return &cobra.Command{
 		Use: "stop", Short: "stop the agent; data path, endpoints and guard stay", Args: cobra.NoArgs,
 		Long: "Stops the agent. Tunnels, containers and the guard stay as they are, and traffic goes on;\n`weft launch` takes them over again, `weft reset` removes everything." + exitHelp,
-		RunE: func(cmd *cobra.Command, _ []string) error { return stopAgent(cmd.Context(), a.client(), false) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := stopAgent(cmd.Context(), a.client(), api.StopRequest{})
+			return err
+		},
 	}
 }
 
 // stopAgent stops the agent and waits until its process is gone: only then the
 // state is free for the next one.
-func stopAgent(ctx context.Context, client *api.Client, leave bool) error {
+func stopAgent(ctx context.Context, client *api.Client, req api.StopRequest) (api.StopReply, error) {
 	r, err := client.Report(ctx)
 	if err != nil {
-		return err
+		return api.StopReply{}, err
 	}
-	if err := client.Stop(ctx, leave); err != nil {
-		return err
+	done, err := client.Stop(ctx, req)
+	if err != nil {
+		return done, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	for unix.Kill(r.Router.PID, 0) == nil {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the agent (pid %d) did not stop within 20 s: see its log, or end it with kill -9 (traffic goes on all the same)", r.Router.PID)
+			return done, fmt.Errorf("the agent (pid %d) did not stop within 20 s: see its log, or end it with kill -9 (traffic goes on all the same)", r.Router.PID)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	return nil
+	return done, nil
 }
 
 func (a *app) reset() *cobra.Command {
@@ -68,7 +72,9 @@ func (a *app) reset() *cobra.Command {
 	var opts agent.Options
 	cmd := &cobra.Command{
 		Use: "reset", Short: "remove Weft from this host: data path, endpoints, guard, state and secret", Args: cobra.NoArgs,
-		Long: "Leaves the network for good and removes everything that Weft made on this host.\nWithout --force it refuses while containers are attached." + exitHelp,
+		Long: `Leaves the network for good and removes everything that Weft made on this host. Another
+peer takes over its addresses first. Without --force it refuses while containers are
+attached, and where no other peer can take over; then weft rmpeer on another host does.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client := a.client()
 			r, err := client.Report(cmd.Context())
@@ -79,9 +85,15 @@ func (a *app) reset() *cobra.Command {
 			case err == nil && len(r.Endpoints) > 0 && !force:
 				return fmt.Errorf("%d containers are attached to this host (`weft ps`): detach them, or use --force to cut them off", len(r.Endpoints))
 			case err == nil:
-				if err := stopAgent(cmd.Context(), client, true); err != nil {
+				done, err := stopAgent(cmd.Context(), client, api.StopRequest{Leave: true, Force: force})
+				if err != nil {
 					return err
 				}
+				if done.Heir != "" {
+					fmt.Fprintf(a.err, "this host's addresses are %s's now\n", done.Heir)
+				}
+			case agent.Owns(opts.StateDir) && !force:
+				return errors.New("no agent runs on this host, so nobody can take over the addresses that it owns: `weft launch` first, or use --force, and then run `weft rmpeer` on another host")
 			}
 			return agent.Reset(cmd.Context(), opts)
 		},
@@ -91,6 +103,31 @@ func (a *app) reset() *cobra.Command {
 	cmd.Flags().StringVar(&opts.RunDir, "run-dir", agent.DefaultRunDir, "where the control socket is")
 	cmd.Flags().StringVar(&opts.CNIConfDir, "cni-conf-dir", agent.DefaultCNIConfDir, "where the CNI configuration is")
 	cmd.Flags().StringVar(&opts.CNIBinDir, "cni-bin-dir", agent.DefaultCNIBinDir, "where the CNI plugin is")
+	return cmd
+}
+
+func (a *app) rmpeer() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "rmpeer PEER...", Short: "take over the addresses of hosts that are gone for good", Args: cobra.MinimumNArgs(1),
+		Long: `Takes over what a dead peer owns, by its id or nickname. All peers that can be reached
+confirm that it is dead first. Should it come back, it finds out at once, cuts off what
+has a lost address, and starts anew. Without a majority it refuses, since the peer may
+be alive with those that cannot be reached; --force is for when you know better.` + exitHelp,
+		RunE: func(cmd *cobra.Command, peers []string) error {
+			for _, name := range peers {
+				r, err := a.client().RemovePeer(cmd.Context(), api.RemovePeerRequest{Peer: name, Force: force})
+				if err != nil {
+					return err
+				}
+				if err := a.show(r, func() { fmt.Fprintf(a.out, "%d addresses of %s are this host's now\n", r.Addresses, r.Peer) }); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "also without a majority of the peers")
 	return cmd
 }
 
@@ -183,6 +220,25 @@ func (a *app) token() *cobra.Command {
 			return a.show(map[string]string{"token": t.Reveal()}, func() { fmt.Fprintln(a.out, t.Reveal()) })
 		},
 	}
+}
+
+// id names this host before it is launched, for --ipalloc-init seed.
+func (a *app) id() *cobra.Command {
+	var stateDir string
+	cmd := &cobra.Command{
+		Use: "id", Short: "print this host's peer id, and make its identity if it has none", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			id := ""
+			if r, err := a.client().Report(cmd.Context()); err == nil {
+				id = r.Router.ID
+			} else if id, err = agent.Identity(stateDir); err != nil {
+				return err
+			}
+			return a.show(map[string]string{"id": id}, func() { fmt.Fprintln(a.out, id) })
+		},
+	}
+	cmd.Flags().StringVar(&stateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")
+	return cmd
 }
 
 // datapath is the userspace WireGuard process, which the agent starts itself, or a supervisor.

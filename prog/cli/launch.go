@@ -33,6 +33,8 @@ type launchFlags struct {
 	agent.Options
 	ranges    string
 	tokenSrc  string
+	init      string
+	exclude   []string
 	advertise []string
 	verbose   bool
 	wait      time.Duration // of launch only
@@ -42,6 +44,8 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	host, _ := os.Hostname() // empty is fine: then only the id is shown
 	flags := cmd.Flags()
 	flags.StringVar(&f.ranges, "ipalloc-range", "", "the overlay's addresses: CIDR[,CIDR6] (default 10.32.0.0/12 and a ULA derived from the cluster)")
+	flags.StringVar(&f.init, "ipalloc-init", "", "who founds the address ring: consensus=N, seed=ID,ID… or observer (default: a host without PEER founds; hosts with PEER vote, unless one has a ring)")
+	flags.StringSliceVar(&f.exclude, "ipalloc-exclude", nil, "CIDRs whose addresses this host hands out only to who asks for them; give it on every host")
 	flags.StringVar(&f.tokenSrc, "token", "", "a file with the cluster's token, or - for standard input")
 	flags.StringVar(&f.Nickname, "nickname", host, "the name that people see")
 	flags.StringSliceVar(&f.advertise, "advertise", nil, "addresses at which other hosts reach this one (default: its own)")
@@ -75,6 +79,16 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	var err error
 	if f.Universe, err = parseRanges(f.ranges); err != nil {
 		return usageError{err}
+	}
+	if f.Init, err = agent.ParseInit(f.init); err != nil {
+		return usageError{err}
+	}
+	for _, s := range f.exclude {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return usageError{fmt.Errorf("--ipalloc-exclude %s: %w", s, err)}
+		}
+		f.Exclude = append(f.Exclude, p.Masked())
 	}
 	if err := f.Validate(); err != nil {
 		return usageError{err}

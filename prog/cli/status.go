@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -34,7 +35,13 @@ func (a *app) status() *cobra.Command {
 		},
 		&cobra.Command{
 			Use: "ipam", Short: "show who owns which addresses", Args: cobra.NoArgs,
-			RunE: a.printReport(func(r api.Report) any { return r.IPAM }, printIPAM),
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				r, err := a.reportWithUsage(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return a.show(r.IPAM, func() { printIPAM(a.out, r) })
+			},
 		},
 	)
 	return cmd
@@ -51,6 +58,22 @@ func (a *app) printReport(part func(api.Report) any, print func(io.Writer, api.R
 	}
 }
 
+// reportWithUsage is the report, with what the other peers say of their addresses.
+func (a *app) reportWithUsage(ctx context.Context) (api.Report, error) {
+	client := a.client()
+	r, err := client.Report(ctx)
+	if err != nil {
+		return r, err
+	}
+	usage, err := client.Usage(ctx)
+	for i, o := range r.IPAM.Owners {
+		if u, ok := usage[o.Peer]; ok {
+			r.IPAM.Owners[i].Usage = &u
+		}
+	}
+	return r, err
+}
+
 func (a *app) report() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
@@ -61,7 +84,7 @@ func (a *app) report() *cobra.Command {
 			if err != nil {
 				return usageError{fmt.Errorf("-f: %w", err)}
 			}
-			r, err := a.client().Report(cmd.Context())
+			r, err := a.reportWithUsage(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -201,23 +224,50 @@ func printTargets(w io.Writer, r api.Report) {
 	t.flush()
 }
 
+// barWidth is how many characters stand for the whole universe.
+const barWidth = 20
+
 func printIPAM(w io.Writer, r api.Report) {
 	fmt.Fprintf(w, "%s  %s  %s\n", r.IPAM.Status, orDash(r.IPAM.Range), orDash(r.IPAM.Range6))
+	if r.IPAM.Ring != "" {
+		fmt.Fprintf(w, "ring %s, generation %d\n", r.IPAM.Ring, r.IPAM.Generation)
+	}
+	if v := r.IPAM.Vote; v != nil {
+		fmt.Fprintf(w, "voters: %s\n", strings.Join(v.Known, " "))
+	}
 	t := newTable(w)
 	for _, o := range r.IPAM.Owners {
-		note := ""
+		note := "(no answer)"
 		switch {
-		case o.Self:
-			note = fmt.Sprintf("(%d active)", r.IPAM.Active)
-		case !o.Reachable:
+		case o.Usage != nil:
+			note = fmt.Sprintf("(%d active)", o.Usage.Active)
+		case !o.Self && !o.Reachable:
 			note = "- unreachable!"
 		}
-		t.row(fmt.Sprintf("%s(%s)", o.Peer, o.Nickname), fmt.Sprintf("%d IPs", o.Slots), fmt.Sprintf("(%04.1f%% of total)", o.Percent), note)
+		t.row(fmt.Sprintf("%s(%s)", o.Peer, o.Nickname), bar(o.Percent), fmt.Sprintf("%d IPs", o.Slots), fmt.Sprintf("(%04.1f%% of total)", o.Percent), note)
 	}
 	t.flush()
+	for _, l := range r.IPAM.Lost {
+		fmt.Fprintf(w, "lost: %s had %v, which %s owns by now; it is cut off\n", l.Endpoint, l.Address, l.Owner)
+	}
 	if r.IPAM.Conflict != "" {
 		fmt.Fprintln(w, "conflict:", r.IPAM.Conflict)
 	}
+}
+
+// bar shows a share of the universe; whoever has anything has a part of it.
+func bar(percent float64) string {
+	const eighths = " ▏▎▍▌▋▊▉"
+	n := int(percent*barWidth*8/100 + 0.5)
+	if n == 0 && percent > 0 {
+		n = 1
+	}
+	full, part := n/8, []rune(eighths)[n%8]
+	text := strings.Repeat("█", full)
+	if full < barWidth {
+		text += string(part) + strings.Repeat(" ", barWidth-full-1)
+	}
+	return "▕" + text + "▏"
 }
 
 // table is columns that align.

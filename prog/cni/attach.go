@@ -3,6 +3,7 @@ package cni
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 
@@ -15,6 +16,22 @@ type Attachment struct {
 	api.AttachRequest
 	Netns   string // path of the container's network namespace
 	Default bool   // whether all traffic goes this way, or only the universe's
+}
+
+// ParseAddresses reads addresses that a container asks for. A prefix length, as Weave and the
+// CNI conventions have it, is ignored: an endpoint's is always a whole address.
+func ParseAddresses(list []string) (out []netip.Addr, err error) {
+	for _, s := range list {
+		addr, err := netip.ParseAddr(s)
+		if p, e := netip.ParsePrefix(s); e == nil {
+			addr, err = p.Addr(), nil
+		}
+		if err != nil || addr.Zone() != "" {
+			return nil, fmt.Errorf("%q is no address: want one such as 10.32.0.7", s)
+		}
+		out = append(out, addr.Unmap())
+	}
+	return out, nil
 }
 
 // Attached is what came of it.

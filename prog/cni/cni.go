@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -37,6 +38,15 @@ type config struct {
 	types.NetConf
 	Socket   string `json:"socket"`   // of the agent; default api.DefaultSocket
 	StateDir string `json:"stateDir"` // for queued releases; default /var/lib/weft
+	// What the container asks for, by the capability "ips" or by args (CNI conventions).
+	RuntimeConfig struct {
+		IPs []string `json:"ips"`
+	} `json:"runtimeConfig"`
+	Args struct {
+		CNI struct {
+			IPs []string `json:"ips"`
+		} `json:"cni"`
+	} `json:"args"`
 }
 
 // arguments are what Kubernetes says of a pod in CNI_ARGS.
@@ -44,6 +54,20 @@ type arguments struct {
 	types.CommonArgs
 	K8S_POD_NAME      types.UnmarshallableString //nolint:revive // the names are the protocol
 	K8S_POD_NAMESPACE types.UnmarshallableString
+	IP                types.UnmarshallableString // what the container asks for, or two with a comma
+}
+
+// asked are the addresses that a container asks for, wherever it says so.
+func asked(conf config, args arguments) ([]netip.Addr, error) {
+	list := slices.Concat(conf.RuntimeConfig.IPs, conf.Args.CNI.IPs)
+	if args.IP != "" {
+		list = append(list, strings.Split(string(args.IP), ",")...)
+	}
+	addrs, err := ParseAddresses(list)
+	if err != nil {
+		return nil, types.NewError(types.ErrInvalidNetworkConfig, "an address that the container asks for cannot be read", err.Error())
+	}
+	return addrs, nil
 }
 
 // Main runs the operation that CNI_COMMAND names.
@@ -77,11 +101,16 @@ func add(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	addrs, err := asked(conf, k8s)
+	if err != nil {
+		return err
+	}
 	ctx := context.Background()
 	done, err := Attach(ctx, client, Attachment{
 		AttachRequest: api.AttachRequest{
 			ContainerID: args.ContainerID, Interface: args.IfName, Source: "cni", Network: conf.Name,
 			Name: string(k8s.K8S_POD_NAME), Namespace: string(k8s.K8S_POD_NAMESPACE),
+			Addresses: addrs,
 		},
 		Netns: args.Netns, Default: true,
 	})

@@ -23,7 +23,9 @@ type Agent interface {
 	Collect(context.Context, api.CollectRequest) error
 	Targets(context.Context, api.TargetsRequest) error
 	Expose(ctx context.Context, on bool) error
-	Stop(ctx context.Context, leave bool) error
+	Stop(context.Context, api.StopRequest) (api.StopReply, error)
+	RemovePeer(context.Context, api.RemovePeerRequest) (api.RemovePeerReply, error)
+	Usage(context.Context) (map[string]api.Usage, error)
 }
 
 // Handler serves the whole contract; it belongs on a socket that only root can open.
@@ -38,7 +40,9 @@ func Handler(a Agent) http.Handler {
 	write(mux, api.PathCollect, quiet(a.Collect))
 	write(mux, api.PathTargets, quiet(a.Targets))
 	write(mux, api.PathExpose, quiet(a.Expose))
-	write(mux, api.PathStop, quiet(a.Stop))
+	write(mux, api.PathStop, a.Stop)
+	write(mux, api.PathRemove, a.RemovePeer)
+	read(mux, api.PathUsage, a.Usage)
 	return mux
 }
 
