@@ -3,6 +3,7 @@ package ipam
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"weft/ipam/slot"
@@ -33,7 +34,7 @@ func (a *Allocator) Claim(ctx context.Context, key string, want slot.Slot, note 
 		}
 		payload := binary.BigEndian.AppendUint32(nil, uint32(want))
 		if err := a.askFor(ctx, owner, requestClaim, payload); err != nil {
-			return &ClaimError{want, fmt.Sprintf("%s says: %v", a.cfg.Mesh.Name(owner), err)}
+			return &ClaimError{want, fmt.Sprintf("%s, whose it is to give: %v", a.cfg.Mesh.Name(owner), err)}
 		}
 	}
 	return &ClaimError{want, "it changes hands all the time: try again"}
@@ -61,9 +62,11 @@ func (a *Allocator) claimHere(ctx context.Context, key string, want slot.Slot, n
 		if owner, _ = a.ring.Owner(want); owner != a.cfg.Self {
 			return
 		}
-		if err = a.take(want); err == nil {
-			err = a.keep(key, want, note)
+		if refused := a.take(want); refused != nil {
+			err = refused
+			return
 		}
+		err = a.keep(key, want, note)
 	})
 	if e != nil {
 		return owner, e
@@ -72,7 +75,7 @@ func (a *Allocator) claimHere(ctx context.Context, key string, want slot.Slot, n
 }
 
 // take takes one slot out of our space, or says who holds it.
-func (a *Allocator) take(want slot.Slot) error {
+func (a *Allocator) take(want slot.Slot) *ClaimError {
 	if a.space.TakeExactly(want) {
 		return nil
 	}
@@ -98,7 +101,7 @@ func (a *Allocator) serveClaim(ctx context.Context, from peer.ID, payload []byte
 			return a.ring.Encode(), nil // it went on: the ring says where to
 		}
 		if err := a.take(want); err != nil {
-			return nil, err
+			return nil, errors.New(err.Why)
 		}
 		next, delta, err := a.ring.Grant(a.cfg.Self, from, slot.Range{Start: want, End: uint64(want) + 1})
 		if err != nil {

@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"weft/ipam"
+	"weft/ipam/ring"
 	"weft/ipam/slot"
 	"weft/mesh"
 	"weft/mesh/peer"
@@ -174,11 +176,13 @@ func connectionState(handshake, now time.Time) string {
 
 func (a *Agent) reportIPAM(snap ipam.Snapshot, peers []mesh.Peer) api.IPAM {
 	r := api.IPAM{Owners: []api.Owner{}, Active: len(snap.Allocations), Free: snap.Free, Resting: snap.Resting}
-	if snap.Conflict != nil {
-		r.Conflict = snap.Conflict.Error()
-	}
-	if r.Rings = rings(peers); len(r.Rings) > 0 {
+	r.Rings = rings(peers)
+	_, other := errors.AsType[*ring.OtherRingError](snap.Conflict) // the records say more, and when it is over
+	switch {
+	case len(r.Rings) > 0:
 		r.Conflict = apart(r.Rings)
+	case snap.Conflict != nil && !other:
+		r.Conflict = snap.Conflict.Error()
 	}
 	if snap.Ring.IsZero() {
 		r.Status, r.Vote = a.voting(snap.Vote)

@@ -1,0 +1,348 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+	"weft/router/endpoint"
+)
+
+// allocate asks the agent for addresses of containers that have no link yet, and prints
+// them: PREFIX COUNT. It ends with the first error.
+func allocate(args []string) error {
+	count, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	client := api.NewClient(api.DefaultSocket)
+	for i := range count {
+		id := fmt.Sprintf("%s-%d", args[0], i)
+		host := endpoint.HostLink(id, "eth0")
+		reply, err := client.StartAttach(context.Background(), api.AttachRequest{
+			ContainerID: id, Interface: "eth0", Source: "cni", HostLink: host, MAC: endpoint.PairOf(host).ContainerMAC.String(),
+		})()
+		if err != nil {
+			return err
+		}
+		fmt.Println(reply.Addresses[0])
+	}
+	return nil
+}
+
+// addresses is what allocate printed on a host, and its error.
+func addresses(t *testing.T, l *lab.Lab, host, prefix string, count int) ([]string, error) {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := l.Exec(t.Context(), host, nil, "env", toolVar+"=allocate", exe, prefix, strconv.Itoa(count))
+	return strings.Fields(out), err
+}
+
+// distinct fails if an address is in the list twice.
+func distinct(t *testing.T, list []string) {
+	t.Helper()
+	slices.Sort(list)
+	for i := 1; i < len(list); i++ {
+		if list[i] == list[i-1] {
+			t.Errorf("%s was given twice", list[i])
+		}
+	}
+}
+
+// oneRing waits until all hosts agree on who owns what.
+func oneRing(t *testing.T, l *lab.Lab, owners int) {
+	t.Helper()
+	var seen map[string][]string
+	eventually(t, 20*time.Second, "all hosts have the same ring", func() bool {
+		seen = map[string][]string{}
+		for _, h := range l.Hosts() {
+			r := report(t, l, h).IPAM
+			view := r.Ring
+			for _, o := range r.Owners {
+				view += fmt.Sprintf(" %s %v", o.Nickname, o.Ranges)
+			}
+			if len(r.Owners) != owners {
+				return false
+			}
+			seen[view] = append(seen[view], h)
+		}
+		return len(seen) == 1
+	})
+}
+
+// split takes all links between two groups of hosts up or down.
+func split(t *testing.T, l *lab.Lab, a, b []string, up bool) {
+	t.Helper()
+	for _, x := range a {
+		for _, y := range b {
+			if err := l.Link(t.Context(), x, y, up); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// Five hosts that are launched at once, each with the others as targets, found one ring.
+// Then both sides of a split allocate, and nothing is given twice.
+func TestStartTogetherAndSplit(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 5, Containers: 1, Together: true, Launch: []string{"--ipalloc-range", "10.44.0.0/24"}})
+	established(t, l)
+	oneRing(t, l, 5)
+	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h5/c1")...)...)
+	minority, majority := []string{"h1", "h2"}, []string{"h3", "h4", "h5"}
+	split(t, l, minority, majority, false)
+	eventually(t, 30*time.Second, "h1 sees that h5 cannot be reached", func() bool {
+		return strings.Contains(run(t, l, "h1", "weft", "status", "ipam"), "(h5)") && strings.Contains(run(t, l, "h1", "weft", "status", "ipam"), "unreachable!")
+	})
+	says(t, fails(t, l, "h1", "", "weft", "rmpeer", "h5"), "only 2 of 4 peers", "--force")
+	var mu sync.Mutex
+	var all []string
+	var hosts sync.WaitGroup
+	for _, h := range l.Hosts() {
+		hosts.Go(func() {
+			got, err := addresses(t, l, h, "split", 25)
+			if err != nil {
+				t.Errorf("%s: %v", h, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, got...)
+		})
+	}
+	hosts.Wait()
+	for _, h := range l.Hosts() {
+		all = append(all, addrs(t, l, h+"/c1")[0], report(t, l, h).Router.Node[0].String())
+	}
+	distinct(t, all)
+	split(t, l, minority, majority, true)
+	established(t, l)
+	oneRing(t, l, 5)
+	run(t, l, "h5/c1", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1/c1")...)...)
+}
+
+// A founder that dies before it could give anything away is replaced: everything that it
+// owned is taken over. When it comes back it finds that out at once, cuts off what has a
+// lost address, and starts anew.
+func TestRemovedPeerComesBack(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
+	launchFounder(t, l, "--ipalloc-range", "10.44.0.0/28")
+	used, err := addresses(t, l, "h1", "full", 12) // with the node address and one container that is all there is
+	if err != nil {
+		t.Fatal(err)
+	}
+	netns, err := l.NetNS(t.Context(), "h1/c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := strings.Fields(run(t, l, "h1", "weft", "attach", netns))[0]
+	good := token(t, l)
+	for _, h := range []string{"h2", "h3"} {
+		if _, err := l.Exec(t.Context(), h, strings.NewReader(good), "weft", "launch", "--wait", "0", "--token", "-", "192.0.2.1", "192.0.2.2"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, h := range []string{"h2", "h3"} {
+		eventually(t, 20*time.Second, h+" knows the ring and waits for an address", func() bool {
+			out, err := l.Exec(t.Context(), h, nil, "weft", "status", "ipam")
+			return err == nil && strings.Contains(out, "waiting for IPs")
+		})
+	}
+	says(t, fails(t, l, "h2", "", "weft", "rmpeer", "h1"), "alive", "weft reset")
+	if err := l.Kill(t.Context(), "h1", "agent"); err != nil {
+		t.Fatal(err)
+	}
+	split(t, l, []string{"h1"}, []string{"h2", "h3"}, false)
+	eventually(t, 30*time.Second, "h1 is taken for dead", func() bool {
+		_, err := l.Exec(t.Context(), "h2", nil, "weft", "rmpeer", "h1")
+		return err == nil
+	})
+	for _, h := range []string{"h2", "h3"} {
+		run(t, l, h, "weft", "prime")
+	}
+	// Somebody is given the very address that h1's container has.
+	if err := l.AddContainer(t.Context(), "h2/x"); err != nil {
+		t.Fatal(err)
+	}
+	heir, err := l.NetNS(t.Context(), "h2/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, l, "h2", "weft", "attach", lost, heir)
+	split(t, l, []string{"h1"}, []string{"h2", "h3"}, true)
+	if err := l.Start(t.Context(), "h1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 40*time.Second, "h1 says what it lost", func() bool {
+		return strings.Contains(run(t, l, "h1", "weft", "status", "ipam"), "had "+lost+", which")
+	})
+	run(t, l, "h1", "weft", "prime")
+	node := report(t, l, "h1").Router.Node[0].String()
+	if slices.Contains(used, node) {
+		t.Logf("h1 was given %s again, which was its container's", node)
+	}
+	eventually(t, 10*time.Second, "h3 reaches h1 at its new address", func() bool {
+		_, err := l.Exec(t.Context(), "h3", nil, "weft", "probe", "icmp", "--count", "1", node)
+		return err == nil
+	})
+	// The address is h2's container's, also seen from h1; h1's own is cut off.
+	run(t, l, "h3", "weft", "probe", "icmp", "--count", "1", lost)
+	run(t, l, "h1", "weft", "probe", "icmp", "--count", "1", lost)
+	if _, err := l.Exec(t.Context(), "h1/c1", nil, "weft", "probe", "icmp", "--count", "1", node); err == nil {
+		t.Error("the container with the lost address still reaches its host")
+	}
+	run(t, l, "h1", "weft", "detach", strings.Split(netns, "/")[2])
+}
+
+// Twenty hosts empty a /24 to its last address, and then are told why there is none.
+func TestTwentyHostsUseTheLastAddress(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 20, Launch: []string{"--ipalloc-range", "10.44.0.0/24"}})
+	all := make([][]string, 21)
+	var hosts sync.WaitGroup
+	const each = 11 // and a node address each; 14 are left then
+	for i, h := range l.Hosts() {
+		hosts.Go(func() {
+			var err error
+			if all[i], err = addresses(t, l, h, "drain", each); err != nil {
+				t.Errorf("%s: %v", h, err)
+			}
+			all[i] = append(all[i], report(t, l, h).Router.Node[0].String())
+		})
+	}
+	hosts.Wait()
+	var err error
+	if all[20], err = addresses(t, l, "h20", "rest", 14); err != nil {
+		t.Errorf("the last addresses: %v", err)
+	}
+	given := slices.Concat(all...)
+	distinct(t, given)
+	if len(given) != 254 {
+		t.Errorf("%d addresses were given, want 254", len(given))
+	}
+	start := time.Now()
+	_, err = addresses(t, l, "h7", "more", 1)
+	if err == nil || !strings.Contains(err.Error(), "no free address is left") || !strings.Contains(err.Error(), "has nothing free") {
+		t.Errorf("one more: %v", err)
+	}
+	if took := time.Since(start); took > 13*time.Second {
+		t.Errorf("it took %v to say so", took)
+	}
+}
+
+// A container is given the address that it asks for, wherever it is free.
+func TestClaims(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 2, Launch: []string{"--ipalloc-exclude", "10.32.0.8/29,10.40.0.0/29"}})
+	netns := container(t, l, "h1/x")
+	run(t, l, "h1", "weft", "attach", "--interface", "eth0", "10.40.0.3/12", netns) // h2's, and excluded from what is given at random
+	if got := addrs(t, l, "h1/x")[0]; got != "10.40.0.3" {
+		t.Errorf("asked for 10.40.0.3, got %s", got)
+	}
+	run(t, l, "h2", "weft", "probe", "icmp", "--count", "1", "10.40.0.3")
+	other := container(t, l, "h2/y")
+	says(t, fails(t, l, "h2", "", "weft", "attach", "10.40.0.3", other), "10.40.0.3 cannot be given", "h1", "holds it")
+	says(t, fails(t, l, "h2", "", "weft", "attach", "192.0.2.7", other), "outside")
+	says(t, fails(t, l, "h2", "", "weft", "attach", "10.32.0.0", other), "first or the last")
+	says(t, fails(t, l, "h2", "", "weft", "attach", "10.40.0.4", "10.40.0.5", other), "cannot be given together")
+	free, err := addresses(t, l, "h1", "any", 12)
+	if err != nil || slices.Contains(free, "10.32.0.9") || !slices.Contains(free, "10.32.0.16") {
+		t.Errorf("addresses beside the excluded ones: %v, %v", free, err)
+	}
+	// By CNI_ARGS, and by the capability.
+	for i, how := range []struct{ args, conf string }{
+		{"IgnoreUnknown=1;IP=10.32.9.9", ""},
+		{"", `,"runtimeConfig":{"ips":["10.32.9.10/24"]}`},
+	} {
+		name := fmt.Sprintf("h1/cni%d", i)
+		out, err := l.Exec(t.Context(), "h1", strings.NewReader(fmt.Sprintf(conf, "1.1.0", how.conf)), "env", "CNI_COMMAND=ADD",
+			"CNI_CONTAINERID="+fmt.Sprint(i), "CNI_NETNS="+container(t, l, name), "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin", "CNI_ARGS="+how.args, "/opt/cni/bin/weft-cni")
+		if want := []string{"10.32.9.9", "10.32.9.10"}[i]; err != nil || addrs(t, l, name)[0] != want {
+			t.Errorf("asked for %s: %v\n%s", want, err, out)
+		}
+	}
+	if err := l.Kill(t.Context(), "h2", "agent"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "h1 says who cannot be reached", func() bool {
+		return strings.Contains(fails(t, l, "h1", "", "weft", "attach", "10.40.0.4", container2(t, l)), "h2), whose it is to give, cannot be reached")
+	})
+}
+
+// container2 is one more container of h1, made once.
+func container2(t *testing.T, l *lab.Lab) string {
+	t.Helper()
+	if path, err := l.NetNS(t.Context(), "h1/z"); err == nil {
+		return path
+	}
+	return container(t, l, "h1/z")
+}
+
+// A host that leaves hands its addresses to another one.
+func TestResetLeavesAnHeir(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 3})
+	oneRing(t, l, 3)
+	out := run(t, l, "h3", "weft", "reset")
+	t.Log(out)
+	eventually(t, 5*time.Second, "two hosts own everything", func() bool {
+		r := report(t, l, "h1").IPAM
+		sum := uint64(0)
+		for _, o := range r.Owners {
+			sum += o.Slots
+		}
+		return len(r.Owners) == 2 && sum == r.Size && r.Generation == 1
+	})
+	// Where nobody is left who could take over, it says so.
+	if err := l.Kill(t.Context(), "h2", "agent"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "h1 sees that it is alone", func() bool {
+		return strings.Contains(run(t, l, "h1", "weft", "status", "peers"), "(h2)  unreachable")
+	})
+	says(t, fails(t, l, "h1", "", "weft", "reset"), "--force", "rmpeer")
+	says(t, fails(t, l, "h2", "", "weft", "reset"), "no agent runs", "--force")
+	run(t, l, "h1", "weft", "reset", "--force")
+}
+
+// Two hosts that both founded, by mistake, are in one mesh with two networks; every
+// host names both, and what makes them one.
+func TestTwoFounders(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
+	launchFounder(t, l)
+	good := token(t, l)
+	for _, args := range [][]string{{"h2"}, {"h3", "192.0.2.1"}} {
+		if _, err := l.Exec(t.Context(), args[0], strings.NewReader(good), append([]string{"weft", "launch", "--token", "-"}, args[1:]...)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, l, "h2", "weft", "connect", "192.0.2.1")
+	for _, h := range l.Hosts() {
+		eventually(t, 20*time.Second, h+" names both rings and the way out", func() bool {
+			c := report(t, l, h).IPAM.Conflict
+			return strings.Contains(c, "(h1)") && strings.Contains(c, "(h2)") && strings.Contains(c, "(h3)") && strings.HasSuffix(c, "(h2)") && strings.Contains(c, "weft reset")
+		})
+	}
+	run(t, l, "h1", "weft", "probe", "icmp", "--count", "1", report(t, l, "h3").Router.Node[0].String())
+	for _, p := range report(t, l, "h1").Router.Peers {
+		if p.State != "running" {
+			t.Errorf("membership suffered: %+v", p)
+		}
+	}
+	run(t, l, "h2", "weft", "reset", "--force")
+	if _, err := l.Exec(t.Context(), "h2", strings.NewReader(good), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, "one network", func() bool {
+		return report(t, l, "h1").IPAM.Conflict == "" && len(report(t, l, "h1").IPAM.Owners) == 3
+	})
+	run(t, l, "h2", "weft", "probe", "icmp", "--count", "1", report(t, l, "h1").Router.Node[0].String())
+}
