@@ -1,0 +1,239 @@
+package soak
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"weft/ipam"
+	"weft/ipam/paxos"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/ipam/space"
+	"weft/mesh/meshtest"
+	"weft/mesh/peer"
+)
+
+// host is one machine and its disk. What changes is guarded by the world's lock.
+type host struct {
+	w       *world
+	name    string
+	id      peer.ID
+	voter   bool
+	founder bool
+	copied  bool // its disk was copied from another host's
+	disk    *disk
+	backups []*disk
+	run     *run // nil while it is down
+	side    int
+	gone    bool // for ever: it left, lost its disk, or was a copy
+	ballots int
+}
+
+// disk is what survives a crash.
+type disk struct {
+	state ipam.State
+	ring  ring.Ring            // state.Ring, decoded
+	slots map[slot.Slot]string // state.Allocations, turned around
+	known meshtest.Known
+	full  time.Time // until then nothing can be written
+}
+
+func newDisk() *disk {
+	return &disk{state: ipam.State{Allocations: map[string]slot.Slot{}}, slots: map[slot.Slot]string{}, known: meshtest.Known{}}
+}
+
+func (d *disk) clone() *disk {
+	c := *d
+	c.state.Allocations, c.slots, c.known = maps.Clone(d.state.Allocations), maps.Clone(d.slots), maps.Clone(d.known)
+	c.state.Resting = slices.Clone(d.state.Resting)
+	c.full = time.Time{}
+	return &c
+}
+
+// write is one transaction.
+func (d *disk) write(c ipam.Change) {
+	if c.Ring != nil {
+		d.state.Ring = c.Ring
+	}
+	if c.Vote != nil {
+		d.state.Vote = c.Vote
+	}
+	if c.Key == "" {
+		return
+	}
+	delete(d.slots, d.state.Allocations[c.Key])
+	if c.Delete {
+		delete(d.state.Allocations, c.Key)
+	} else {
+		d.state.Allocations[c.Key] = c.Slot
+		d.slots[c.Slot] = c.Key
+	}
+	d.state.Resting = slices.DeleteFunc(d.state.Resting, func(r space.Resting) bool { return r.Slot == c.Slot || r.Until <= c.Now })
+	if c.Rest != 0 {
+		d.state.Resting = append(d.state.Resting, space.Resting{Slot: c.Slot, Until: c.Rest})
+	}
+}
+
+// run is one life of a host's agent. It is its allocator's store and mesh, and checks
+// what passes.
+type run struct {
+	*meshtest.Node
+	w       *world
+	h       *host
+	alloc   *ipam.Allocator
+	cancel  context.CancelFunc
+	done    chan struct{}
+	stopped bool
+}
+
+func (r *run) String() string { return r.h.name }
+
+// add makes a new host; boot starts it.
+func (w *world) add() *host {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h := &host{w: w, name: fmt.Sprintf("h%d", len(w.hosts)), id: w.newID(), disk: newDisk()}
+	w.hosts = append(w.hosts, h)
+	return h
+}
+
+func (w *world) runOf(h *host) *run {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return h.run
+}
+
+// boot starts the agent of a host, unless it runs or is gone.
+func (w *world) boot(h *host) {
+	w.mu.Lock()
+	if h.run != nil || h.gone {
+		w.mu.Unlock()
+		return
+	}
+	r := &run{w: w, h: h, Node: w.net.Node(h.id, h.disk.known), done: make(chan struct{})}
+	h.run, w.stirred = r, time.Now()
+	w.byNode[r.Node] = h
+	for s := range h.disk.slots {
+		w.uncontested(h, s)
+	}
+	side := h.side
+	w.mu.Unlock()
+
+	cfg := ipam.Config{
+		Self: h.id, Store: r, Mesh: r, Log: slog.New(slog.DiscardHandler), Found: w.founded(h),
+		Excluded: w.excluded, Rest: w.rest, Changed: func() {},
+	}
+	replicas := []meshtest.Replica{ringReplica{r}}
+	if h.voter {
+		cfg.Elect = &ipam.Election{Terms: paxos.Terms{Expect: w.voters, V4: w.universe.V4}, Candidate: r.candidate, Elsewhere: r.elsewhere}
+		replicas = append(replicas, votesReplica{r})
+	}
+	r.alloc = ipam.New(cfg)
+	ctx, cancel := context.WithCancel(w.ctx)
+	r.cancel = cancel
+	r.Start(side, meshtest.NodeConfig{Replicas: replicas, Handlers: r.handlers(), Twin: r.twin})
+	go func() {
+		defer close(r.done)
+		if err := r.alloc.Run(ctx); err != nil && !errors.Is(err, errStopped) {
+			w.locked(func() { w.broken("%v does not run: %v", r, err) })
+		}
+	}()
+}
+
+// stop ends a run as a crash does: nothing is written or said from now on. It reports
+// whether the run went on until now.
+func (w *world) stop(r *run) bool {
+	w.mu.Lock()
+	if r.stopped {
+		w.mu.Unlock()
+		return false
+	}
+	r.stopped = true
+	r.h.run = nil
+	r.h.disk.known = r.Known()
+	r.h.disk.full = time.Time{}
+	w.mu.Unlock()
+	r.Node.Stop()
+	r.cancel()
+	<-r.done
+	return true
+}
+
+// twin is called when this host has the identity of another that started before it.
+func (r *run) twin() {
+	if r.w.stop(r) {
+		r.w.locked(func() { r.h.gone = true })
+		r.w.note("%v is a twin, and stops", r)
+	}
+}
+
+// candidate is what this peer would found.
+func (r *run) candidate() (ring.ID, [16]byte, slot.Universe) {
+	id := ring.ID{0: 2}
+	copy(id[1:], r.h.id[:])
+	r.w.locked(func() {
+		r.h.ballots++
+		id[15] = byte(r.h.ballots)
+	})
+	return id, [16]byte{1}, r.w.universe
+}
+
+// elsewhere reports whether a peer that can be reached says that it has a ring.
+func (r *run) elsewhere() bool {
+	for _, h := range r.w.all() {
+		has := false
+		r.w.locked(func() { has = h.run != nil && h.run != r && !h.disk.ring.IsZero() })
+		if has && r.Reachable(h.id) {
+			return true
+		}
+	}
+	return false
+}
+
+var (
+	errStopped = errors.New("the host is down")
+	errFull    = errors.New("the disk is full")
+)
+
+// Load reads the disk.
+func (r *run) Load() (ipam.State, error) {
+	r.w.mu.Lock()
+	defer r.w.mu.Unlock()
+	return r.h.disk.clone().state, nil
+}
+
+// Update writes to the disk, and checks that this may be written.
+func (r *run) Update(c ipam.Change) error {
+	w, h := r.w, r.h
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case r.stopped:
+		return errStopped
+	case time.Now().Before(h.disk.full):
+		return errFull
+	}
+	if c.Key != "" && !c.Delete {
+		w.mayAllocate(h, c.Key, c.Slot)
+	}
+	h.disk.write(c)
+	if c.Ring != nil {
+		next, err := ring.Decode(c.Ring)
+		if err != nil {
+			w.broken("%s writes a ring that cannot be read: %v", h.name, err)
+			return nil
+		}
+		before := h.disk.ring
+		h.disk.ring = next
+		w.mayTurn(h, before, next)
+	}
+	if c.Key != "" && !c.Delete {
+		w.uncontested(h, c.Slot)
+	}
+	return nil
+}

@@ -1,0 +1,77 @@
+package soak
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// few is how many seeds `go test` runs.
+const few = 200
+
+// live lives through one seed in a bubble of its own. A panic in there, or a deadlock, ends
+// the program; then the seed is named too.
+func live(t *testing.T, seed uint64, print func(string)) (err error) {
+	done := false
+	defer func() {
+		if !done {
+			fmt.Fprintf(os.Stderr, "seed %d ended in the middle: SEED=%d go test -count=1 -v ./prog/soak\n", seed, seed)
+		}
+	}()
+	synctest.Test(t, func(*testing.T) { err = Run(seed, print) })
+	done = true
+	return err
+}
+
+// report fails the test with the story of a seed.
+func report(t *testing.T, err error) {
+	t.Helper()
+	var f *Failure
+	if !errors.As(err, &f) {
+		t.Fatal(err)
+	}
+	for _, line := range f.Log {
+		fmt.Fprintln(os.Stderr, line)
+	}
+	t.Fatalf("%v\nreplay it: SEED=%d go test -count=1 -v ./prog/soak", f, f.Seed)
+}
+
+func number(t *testing.T, name string, otherwise uint64) uint64 {
+	text, ok := os.LookupEnv(name)
+	if !ok {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
+}
+
+// No address is handed out twice. SOAK=n lives through n seeds, from FROM on; SEED=n
+// through one, and prints its story.
+func TestSoak(t *testing.T) {
+	if os.Getenv("SEED") != "" {
+		seed := number(t, "SEED", 0)
+		if err := live(t, seed, func(line string) { fmt.Fprintln(os.Stderr, line) }); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	seeds, from := number(t, "SOAK", few), number(t, "FROM", 1)
+	began := time.Now()
+	shown := began
+	for n := range seeds {
+		if err := live(t, from+n, nil); err != nil {
+			report(t, err)
+		}
+		if now := time.Now(); os.Getenv("SOAK") != "" && now.Sub(shown) > 5*time.Second {
+			shown = now
+			fmt.Fprintf(os.Stderr, "%d of %d seeds, %v\n", n+1, seeds, now.Sub(began).Round(time.Second))
+		}
+	}
+}

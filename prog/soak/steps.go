@@ -1,0 +1,375 @@
+package soak
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"weft/ipam/slot"
+	"weft/mesh/meshtest"
+	"weft/mesh/peer"
+)
+
+// steps are what can happen, and how often.
+var steps = []struct {
+	weight int
+	do     func(*world)
+}{
+	{24, (*world).allocate},
+	{10, (*world).release},
+	{8, (*world).claim},
+	{6, (*world).partition},
+	{4, (*world).heal},
+	{6, (*world).crash},
+	{9, (*world).restart},
+	{5, (*world).backup},
+	{3, (*world).restore},
+	{2, (*world).loseDisk},
+	{2, (*world).fillDisk},
+	{7, (*world).remove},
+	{2, (*world).leave},
+	{2, (*world).copyDisk},
+	{2, (*world).join},
+	{2, (*world).rest1},
+}
+
+func (w *world) step() {
+	sum := 0
+	for _, s := range steps {
+		sum += s.weight
+	}
+	n := w.rand.IntN(sum)
+	for _, s := range steps {
+		if n -= s.weight; n < 0 {
+			s.do(w)
+			return
+		}
+	}
+}
+
+// allocate asks for addresses on one host, sometimes for many at once.
+func (w *world) allocate() {
+	r := w.someRun()
+	if r == nil {
+		return
+	}
+	count := 1
+	if w.rand.IntN(3) == 0 {
+		count += w.rand.IntN(int(w.universe.Range().End / 6))
+	}
+	within := 200*time.Millisecond + time.Duration(w.rand.Int64N(int64(6*time.Second)))
+	for range count {
+		w.keys++
+		w.ask(r, fmt.Sprintf("c%d", w.keys), within)
+	}
+}
+
+// ask allocates in the background.
+func (w *world) ask(r *run, key string, within time.Duration) {
+	w.async(func() {
+		ctx, cancel := context.WithTimeout(w.ctx, within)
+		defer cancel()
+		s, err := r.alloc.Allocate(ctx, key, nil)
+		w.note("%v: allocate %s: %v, %v", r, key, s, brief(err))
+		if err != nil {
+			return
+		}
+		w.locked(func() {
+			if have, ok := r.h.disk.state.Allocations[key]; !r.stopped && (!ok || have != s) {
+				w.broken("%v answers that %s has slot %d, which is not on its disk", r, key, s)
+			}
+		})
+	})
+}
+
+// brief is the beginning of an error.
+func brief(err error) string {
+	if err == nil {
+		return "done"
+	}
+	text := err.Error()
+	return text[:min(len(text), 140)]
+}
+
+// held picks a host that runs and has an allocation, and one key of it.
+func (w *world) held() (*run, string, slot.Slot) {
+	h := w.some(func(h *host) bool { return h.run != nil && len(h.disk.slots) > 0 })
+	if h == nil {
+		return nil, "", 0
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	keys := slices.Sorted(maps.Keys(h.disk.state.Allocations))
+	key := keys[w.rand.IntN(len(keys))]
+	return h.run, key, h.disk.state.Allocations[key]
+}
+
+// release frees one address, or asks for it once more.
+func (w *world) release() {
+	r, key, s := w.held()
+	switch {
+	case r == nil:
+	case w.rand.IntN(8) == 0:
+		again, err := r.alloc.Allocate(w.ctx, key, nil)
+		if err == nil && again != s {
+			w.locked(func() { w.broken("%v gave %s slot %d, and then %d", r, key, s, again) })
+		}
+	default:
+		w.free(r, key)
+	}
+}
+
+func (w *world) free(r *run, key string) {
+	err := r.alloc.Free(w.ctx, key)
+	w.note("%v: free %s: %v", r, key, brief(err))
+	w.locked(func() {
+		if _, has := r.h.disk.state.Allocations[key]; err == nil && has && !r.stopped {
+			w.broken("%v answers that %s is free, but it is on its disk", r, key)
+		}
+	})
+}
+
+// claim asks for one address by name: any, or one that another just has.
+func (w *world) claim() {
+	r := w.someRun()
+	if r == nil {
+		return
+	}
+	want := slot.Slot(w.rand.Uint64N(w.universe.Range().End))
+	if _, _, s := w.held(); s != 0 && w.rand.IntN(3) == 0 {
+		want = s
+	}
+	w.keys++
+	key := fmt.Sprintf("c%d", w.keys)
+	w.async(func() {
+		ctx, cancel := context.WithTimeout(w.ctx, 8*time.Second)
+		defer cancel()
+		err := r.alloc.Claim(ctx, key, want, nil)
+		w.note("%v: claim %d for %s: %v", r, want, key, brief(err))
+		w.locked(func() {
+			if err == nil && !r.stopped && r.h.disk.state.Allocations[key] != want {
+				w.broken("%v answers that %s has slot %d, which is not on its disk", r, key, want)
+			}
+		})
+	})
+}
+
+// partition puts the hosts on two or three sides.
+func (w *world) partition() {
+	sides := 2 + w.rand.IntN(2)
+	w.sides(func(*host) int { return w.rand.IntN(sides) })
+}
+
+func (w *world) heal() { w.sides(func(*host) int { return 0 }) }
+
+func (w *world) sides(side func(*host) int) {
+	text := ""
+	w.locked(func() {
+		w.stirred = time.Now()
+		for _, h := range w.hosts {
+			if h.side = side(h); !h.gone {
+				text += fmt.Sprintf(" %s:%d", h.name, h.side)
+			}
+		}
+	})
+	w.net.Partition(func(n *meshtest.Node) int {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.byNode[n].side
+	})
+	w.note("sides:%s", text)
+}
+
+func (w *world) crash() {
+	if r := w.someRun(); r != nil {
+		w.note("%v crashes", r)
+		w.stop(r)
+	}
+}
+
+func (w *world) restart() {
+	if h := w.some(func(h *host) bool { return h.run == nil }); h != nil {
+		w.note("%s starts from its disk", h.name)
+		w.boot(h)
+	}
+}
+
+// backup copies a disk. One that has no ring yet is left out: who goes back to before an
+// election votes twice, which no protocol can heal.
+func (w *world) backup() {
+	if h := w.some(func(h *host) bool { return !h.disk.ring.IsZero() }); h != nil {
+		w.locked(func() { h.backups = append(h.backups, h.image()) })
+		w.note("%s is backed up", h.name)
+	}
+}
+
+// image is a copy of a disk as it is now. The caller holds the lock.
+func (h *host) image() *disk {
+	d := h.disk.clone()
+	if h.run != nil {
+		d.known = h.run.Known()
+	}
+	return d
+}
+
+// restore puts a backup on the disk of a host, which starts from it.
+func (w *world) restore() {
+	h := w.some(func(h *host) bool { return len(h.backups) > 0 })
+	if h == nil {
+		return
+	}
+	if r := w.runOf(h); r != nil {
+		w.stop(r)
+	}
+	w.locked(func() {
+		latest := h.disk
+		h.disk = h.backups[w.rand.IntN(len(h.backups))].clone()
+		w.wentBack(h, latest.ring, h.disk.ring)
+	})
+	w.note("%s starts from an older backup", h.name)
+	w.boot(h)
+}
+
+// survives reports whether the ring does without a host.
+func (w *world) survives(without *host) bool {
+	for _, h := range w.hosts {
+		if h != without && !h.gone && !h.copied && h.run != nil && !h.disk.ring.IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
+// loseDisk makes a host come back as another peer.
+func (w *world) loseDisk() {
+	h := w.some(func(h *host) bool { return !h.disk.ring.IsZero() && w.survives(h) && w.copies(h.id) == 1 })
+	if h == nil {
+		return
+	}
+	if r := w.runOf(h); r != nil {
+		w.stop(r)
+	}
+	w.locked(func() { h.gone = true })
+	n := w.add()
+	n.side = h.side
+	w.note("%s lost its disk, and is %s now", h.name, n.name)
+	w.boot(n)
+}
+
+// join adds a host.
+func (w *world) join() {
+	if len(w.all()) >= 2*w.shape.hosts {
+		return
+	}
+	h := w.add()
+	h.side = w.rand.IntN(2) * w.all()[0].side
+	w.note("%s joins", h.name)
+	w.boot(h)
+}
+
+// fillDisk makes writes fail for a while.
+func (w *world) fillDisk() {
+	if r := w.someRun(); r != nil {
+		d := time.Duration(w.rand.Int64N(int64(5 * time.Second)))
+		w.locked(func() { r.h.disk.full = time.Now().Add(d) })
+		w.note("%v: the disk is full for %v", r, d)
+	}
+}
+
+// remove takes over what a peer owns: mostly a dead one; by one host, or by two at once.
+func (w *world) remove() {
+	dead := w.some(func(*host) bool { return true })
+	if w.rand.IntN(4) > 0 {
+		if h := w.absent(); h != nil {
+			dead = h
+		}
+	}
+	for range 1 + w.rand.IntN(2) {
+		force := w.rand.IntN(3) == 0
+		if r := w.someRun(); r != nil && dead != nil {
+			w.async(func() { _ = w.removeBy(r, dead.id, force) })
+		}
+	}
+}
+
+// absent picks a host that is down or gone.
+func (w *world) absent() *host {
+	hosts := slices.DeleteFunc(w.all(), func(h *host) bool { return w.runOf(h) != nil })
+	if len(hosts) == 0 {
+		return nil
+	}
+	return hosts[w.rand.IntN(len(hosts))]
+}
+
+func (w *world) removeBy(r *run, dead peer.ID, force bool) error {
+	slots, err := r.alloc.RemovePeer(w.ctx, dead, force)
+	w.note("%v: remove %s (force: %v): %d, %v", r, w.nameOf(dead), force, slots, brief(err))
+	return err
+}
+
+func (w *world) nameOf(id peer.ID) string {
+	var names []string
+	w.locked(func() {
+		for _, h := range w.hosts {
+			if h.id == id {
+				names = append(names, h.name)
+			}
+		}
+	})
+	return strings.Join(names, "=")
+}
+
+// leave makes a host leave for ever. If nobody inherits it tries again, and stays in the end.
+func (w *world) leave() {
+	h := w.some(func(h *host) bool { return h.run != nil && w.survives(h) && w.copies(h.id) == 1 })
+	if h == nil {
+		return
+	}
+	r := w.runOf(h)
+	w.async(func() {
+		for range 3 {
+			heir, err := r.alloc.Leave(w.ctx)
+			w.note("%v leaves: heir %s, %v", r, w.nameOf(heir), brief(err))
+			if err == nil {
+				r.Node.Leave()
+				if w.stop(r) {
+					w.locked(func() { h.gone = true })
+				}
+				return
+			}
+		}
+		if w.stop(r) {
+			w.note("%v stays, and starts again", r)
+			w.boot(h)
+		}
+	})
+}
+
+// copyDisk starts another host from the disk of one, which may run.
+func (w *world) copyDisk() {
+	h := w.some(func(h *host) bool { return !h.disk.ring.IsZero() && w.copies(h.id) == 1 })
+	if h == nil {
+		return
+	}
+	n := w.add()
+	w.locked(func() {
+		n.id, n.disk, n.copied, n.side = h.id, h.image(), true, w.rand.IntN(2)
+		for _, g := range h.disk.ring.Owned()[h.id] {
+			w.truth.excuse(g, "of a host with a copy")
+		}
+	})
+	w.note("%s starts from a copy of the disk of %s", n.name, h.name)
+	w.boot(n)
+}
+
+// rest1 lets what rests wake up.
+func (w *world) rest1() { time.Sleep(w.shape.rest) }
+
+// sortedIDs are the keys of a map of peers.
+func sortedIDs[T any](m map[peer.ID]T) []peer.ID {
+	return slices.SortedFunc(maps.Keys(m), func(a, b peer.ID) int { return bytes.Compare(a[:], b[:]) })
+}

@@ -1,0 +1,258 @@
+// Package soak shows by simulation that no address is handed out twice: whole clusters
+// of allocators live through random histories under virtual time, on mesh/meshtest's
+// Gossip, and every write to every disk is checked against what must hold.
+//
+// What happens to a cluster follows from a seed: allocations, releases and claims;
+// partitions, crashes, disks that fill up, get lost, are copied or restored from an older
+// backup; peers that are removed, dead or alive, by force or not, and peers that leave.
+// What must hold is in rules.go, for every moment, and in settle.go, for when all is well
+// again.
+//
+// Run has to be called in a bubble of testing/synctest. Nothing of this is part of the
+// programs; it has no state beyond one call of Run.
+package soak
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing/synctest"
+	"time"
+
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh/meshtest"
+	"weft/mesh/peer"
+)
+
+// shape is what a seed makes of a cluster before anything happens.
+type shape struct {
+	universe slot.Universe
+	excluded []netip.Prefix
+	rest     time.Duration
+	hosts    int
+	voters   int // how many of them found the ring together; 0: the first does it alone
+	apart    bool
+	rounds   int // of trouble, each of which ends well
+	steps    int // in a round
+	weather  meshtest.Weather
+}
+
+// draw makes clusters small, and their universes smaller, so that there is never enough
+// for everybody; and one in fifty large.
+func draw(r *rand.Rand) shape {
+	s := shape{
+		universe: slot.Universe{
+			V4: netip.PrefixFrom(netip.MustParseAddr("10.32.0.0"), 26-r.IntN(3)),
+			V6: netip.MustParsePrefix("fd00:1::/96"),
+		},
+		rest:   time.Duration(1+r.IntN(15)) * time.Second,
+		hosts:  3 + r.IntN(6),
+		rounds: 1 + r.IntN(2),
+		steps:  20 + r.IntN(40),
+		weather: meshtest.Weather{
+			Loss:      []float64{0, 0.05, 0.3}[r.IntN(3)],
+			Duplicate: []float64{0, 0.2}[r.IntN(2)],
+			Delay:     []time.Duration{20 * time.Millisecond, 300 * time.Millisecond, 2 * time.Second}[r.IntN(3)],
+		},
+	}
+	switch r.IntN(50) {
+	case 0:
+		s.hosts, s.rounds, s.steps = 100, 1, 25
+		s.universe.V4 = netip.PrefixFrom(s.universe.V4.Addr(), 23-r.IntN(2))
+	case 1, 2, 3, 4, 5:
+		s.hosts = 9 + r.IntN(4)
+	}
+	if r.IntN(4) == 0 {
+		s.voters = 1 + r.IntN(min(s.hosts, 7))
+		s.apart = r.IntN(2) == 0
+	}
+	if r.IntN(3) == 0 {
+		s.excluded = []netip.Prefix{netip.PrefixFrom(s.universe.Addr4(slot.Slot(16*r.IntN(4))), 28)}
+	}
+	return s
+}
+
+// world is a cluster and its history.
+type world struct {
+	shape
+	seed   uint64
+	rand   *rand.Rand // of the driver
+	net    *meshtest.Gossip
+	ctx    context.Context
+	cancel context.CancelFunc
+	began  time.Time
+	print  func(line string) // each line of the log, if given
+	ops    sync.WaitGroup
+	keys   int
+
+	mu      sync.Mutex
+	hosts   []*host
+	byNode  map[*meshtest.Node]*host
+	log     []string
+	failure error
+	truth   truth
+	stirred time.Time // when a host started or moved to another side
+	ids     int
+}
+
+// Failure is a rule that a seed breaks, and what led to it.
+type Failure struct {
+	Seed uint64
+	Err  error
+	Log  []string
+}
+
+func (f *Failure) Error() string { return fmt.Sprintf("seed %d: %v", f.Seed, f.Err) }
+
+// Run lives through the history of a seed, and returns a *Failure if a rule was broken.
+// Each step is printed, if print is given.
+func Run(seed uint64, print func(line string)) error {
+	r := rand.New(rand.NewPCG(seed, 0))
+	w := &world{
+		shape: draw(r), seed: seed, rand: r, net: meshtest.NewGossip(seed), began: time.Now(), print: print,
+		byNode: map[*meshtest.Node]*host{}, truth: newTruth(),
+	}
+	w.ctx, w.cancel = context.WithCancel(context.Background())
+	defer w.end()
+	w.note("%d hosts, %d voters (apart: %v), %v without %v, rest %v, %+v", w.shape.hosts, w.voters, w.apart, w.universe.V4, w.excluded, w.rest, w.weather)
+	w.founding()
+	for range w.rounds {
+		w.net.SetWeather(w.weather)
+		for range w.steps {
+			w.step()
+			if !w.pause() {
+				return w.failed()
+			}
+		}
+		if w.settle(); w.failed() != nil {
+			return w.failed()
+		}
+	}
+	w.exhaust()
+	return w.failed()
+}
+
+// pause lets a random time pass, and reports whether all is well.
+func (w *world) pause() bool {
+	most := []time.Duration{200 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second, 12 * time.Second}[w.rand.IntN(4)]
+	time.Sleep(time.Duration(w.rand.Int64N(int64(most))))
+	synctest.Wait()
+	w.look()
+	return w.failed() == nil
+}
+
+// end stops everything, so that the bubble can end.
+func (w *world) end() {
+	w.net.Close()
+	w.cancel()
+	for _, h := range w.all() {
+		if r := w.runOf(h); r != nil {
+			w.stop(r)
+		}
+	}
+	w.ops.Wait()
+}
+
+// note adds a line to the log.
+func (w *world) note(format string, args ...any) {
+	line := fmt.Sprintf("%9.3fs  ", time.Since(w.began).Seconds()) + fmt.Sprintf(format, args...)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.log = append(w.log, line)
+	if w.print != nil {
+		w.print(line)
+	}
+}
+
+// broken keeps the first rule that was broken. The caller holds the lock.
+func (w *world) broken(format string, args ...any) {
+	if w.failure == nil {
+		w.failure = fmt.Errorf("%9.3fs  "+format, append([]any{time.Since(w.began).Seconds()}, args...)...)
+	}
+}
+
+func (w *world) locked(f func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f()
+}
+
+func (w *world) failed() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failure == nil {
+		return nil
+	}
+	return &Failure{w.seed, w.failure, slices.Clone(w.log)}
+}
+
+// async does something that takes its time beside the driver.
+func (w *world) async(f func()) { w.ops.Go(f) }
+
+// newID is a peer's: random, so that no order among peers is that of their start. The
+// caller holds the lock.
+func (w *world) newID() (id peer.ID) {
+	r := rand.New(rand.NewPCG(w.seed, uint64(1000+w.ids)))
+	w.ids++
+	for i := range id {
+		id[i] = byte(1 + r.IntN(255))
+	}
+	return id
+}
+
+// founding starts the cluster.
+func (w *world) founding() {
+	for i := range w.shape.hosts {
+		h := w.add()
+		h.voter, h.founder = i < w.voters, w.voters == 0 && i == 0
+		if w.apart {
+			h.side = w.rand.IntN(2)
+		}
+		w.boot(h)
+		time.Sleep(time.Duration(w.rand.Int64N(int64(300 * time.Millisecond))))
+	}
+	time.Sleep(time.Duration(w.rand.Int64N(int64(5 * time.Second))))
+	if w.voters > 0 && !w.apart {
+		time.Sleep(10 * time.Second)
+	}
+}
+
+// founded is the ring that the first host founds, if it does so alone.
+func (w *world) founded(h *host) *ring.Ring {
+	if !h.founder {
+		return nil
+	}
+	r := ring.Found(ring.ID(bytes.Repeat([]byte{1}, 16)), [16]byte{1}, w.universe, h.id)
+	return &r
+}
+
+// all are the hosts there ever were.
+func (w *world) all() []*host {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.hosts)
+}
+
+// some picks one of the hosts that satisfy a condition, which is asked under the lock.
+func (w *world) some(cond func(*host) bool) *host {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	fit := slices.DeleteFunc(slices.Clone(w.hosts), func(h *host) bool { return h.gone || !cond(h) })
+	if len(fit) == 0 {
+		return nil
+	}
+	return fit[w.rand.IntN(len(fit))]
+}
+
+// someRun picks one of the hosts that run.
+func (w *world) someRun() *run {
+	if h := w.some(func(h *host) bool { return h.run != nil }); h != nil {
+		return w.runOf(h)
+	}
+	return nil
+}
