@@ -188,6 +188,18 @@ func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 	return peer.ID{}, ErrNoHeir
 }
 
+// serveInherit takes in what another peer leaves; it is on disk before that is confirmed.
+func (a *Allocator) serveInherit(ctx context.Context, _ peer.ID, payload []byte) ([]byte, error) {
+	theirs, err := ring.Decode(payload)
+	if err != nil {
+		return nil, err
+	}
+	return a.answer(ctx, func() ([]byte, error) {
+		_, err := a.merge(theirs)
+		return nil, err
+	})
+}
+
 // bequeath gives all that is ours to one peer.
 func (a *Allocator) bequeath(to peer.ID) error {
 	next := a.ring

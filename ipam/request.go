@@ -50,10 +50,7 @@ func (a *Allocator) Handlers() map[string]func(ctx context.Context, from peer.ID
 		},
 		requestClaim:   a.serveClaim,
 		requestRemoval: a.serveRemoval,
-		requestInherit: func(_ context.Context, _ peer.ID, payload []byte) ([]byte, error) {
-			_, err := a.Merge(payload)
-			return nil, err
-		},
+		requestInherit: a.serveInherit,
 	}
 }
 

@@ -133,7 +133,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return serve(ctx, control, server.Handler(a)) })
 	if status != nil {
-		group.Go(func() error { return serve(ctx, status, server.ReadOnly(a)) })
+		group.Go(func() error { return serve(ctx, status, server.ReadOnly(a, a.metrics())) })
 	}
 	group.Go(func() error { return a.mesh.Run(ctx) })
 	group.Go(func() error { return a.ipam.Run(ctx) })

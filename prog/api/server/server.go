@@ -47,9 +47,10 @@ func Handler(a Agent) http.Handler {
 }
 
 // ReadOnly serves what anybody on this host may see: /status, which answers 503
-// until the agent is ready, and /ready, the same without the content.
-func ReadOnly(a Agent) http.Handler {
+// until the agent is ready, /ready, the same without the content, and /metrics.
+func ReadOnly(a Agent, metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", metrics)
 	read(mux, "/ready", func(ctx context.Context) (struct{}, error) { return struct{}{}, a.Ready(ctx) })
 	read(mux, "/status", func(ctx context.Context) (api.Report, error) {
 		if err := a.Ready(ctx); err != nil {

@@ -111,7 +111,7 @@ func TestPassword(t *testing.T) {
 			}
 		}
 	}
-	says(t, fails(t, l, "h1", "", "sh", "-c", "weft stop && weft reset && WEFT_PASSWORD=short weft launch"), "at least 8", "exit code 2")
+	says(t, fails(t, l, "h1", "", "sh", "-c", "weft reset && WEFT_PASSWORD=short weft launch"), "at least 8", "exit code 2")
 }
 
 func TestUniverseMismatch(t *testing.T) {
