@@ -75,12 +75,15 @@ func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (s
 }
 
 // confirm asks every peer that can be reached whether another is dead.
-func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) error {
+func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) (err error) {
 	if dead == a.cfg.Self {
 		return &RemovalError{dead, "it is this peer: `weft reset` leaves the mesh"}
 	}
-	if _, err := a.answer(ctx, func() ([]byte, error) { return nil, a.promise(a.cfg.Self, dead) }); err != nil {
+	switch _, err := a.answer(ctx, func() ([]byte, error) { return nil, a.promise(a.cfg.Self, dead) }); {
+	case errors.Is(err, errRival):
 		return err
+	case err != nil:
+		return &RemovalError{dead, err.Error()}
 	}
 	voters := slices.DeleteFunc(a.cfg.Mesh.Others(), func(id peer.ID) bool { return id == dead })
 	asked := slices.DeleteFunc(slices.Clone(voters), func(id peer.ID) bool { return !a.cfg.Mesh.Reachable(id) })
@@ -89,7 +92,7 @@ func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) error
 	var mu sync.Mutex
 	var refusals []string
 	confirmed, rival := 1, false
-	a.askAll(ask, asked, requestRemoval, dead[:], func(id peer.ID, reply []byte, err error) {
+	a.askAll(ask, asked, requestRemoval, removalAsked(dead), func(id peer.ID, reply []byte, err error) {
 		if err == nil {
 			_, err = a.Merge(reply)
 		}
@@ -107,14 +110,29 @@ func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) error
 	switch {
 	case len(refusals) > 0:
 		slices.Sort(refusals)
-		return &RemovalError{dead, strings.Join(refusals, "; ")}
+		err = &RemovalError{dead, strings.Join(refusals, "; ")}
 	case rival:
-		return fmt.Errorf("ipam: %v is not removed: %w", dead, errRival)
+		err = fmt.Errorf("ipam: %v is not removed: %w", dead, errRival)
 	case confirmed <= (len(voters)+1)/2 && !force:
-		return &RemovalError{dead, fmt.Sprintf("only %d of %d peers can be reached and confirm that it is dead; it may be alive with the rest. "+
+		err = &RemovalError{dead, fmt.Sprintf("only %d of %d peers can be reached and confirm that it is dead; it may be alive with the rest. "+
 			"If you know that it is gone for good, add --force", confirmed, len(voters)+1)}
 	}
-	return nil
+	if err != nil { // rivals that hold on to what they were promised would keep each other out
+		a.askAll(ask, asked, requestRemoval, removalGivenUp(dead), func(peer.ID, []byte, error) {})
+		_ = a.do(ctx, func() { a.forget(a.cfg.Self, dead) })
+	}
+	return err
+}
+
+// The payload of a removal: whom, and whether it is given up.
+func removalAsked(dead peer.ID) []byte   { return append(dead[:], 0) }
+func removalGivenUp(dead peer.ID) []byte { return append(dead[:], 1) }
+
+// forget takes back what was promised.
+func (a *Allocator) forget(by, dead peer.ID) {
+	if a.removals[dead].by == by {
+		delete(a.removals, dead)
+	}
 }
 
 // promise confirms to one peer that another is dead, unless it is not, or unless another
@@ -135,11 +153,17 @@ func (a *Allocator) promise(by, dead peer.ID) error {
 }
 
 func (a *Allocator) serveRemoval(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
-	if len(payload) != len(peer.ID{}) {
-		return nil, fmt.Errorf("a removal has %d bytes, want %d", len(payload), len(peer.ID{}))
+	const size = len(peer.ID{})
+	if len(payload) != size+1 {
+		return nil, fmt.Errorf("a removal has %d bytes, want %d", len(payload), size+1)
 	}
+	dead, givenUp := peer.ID(payload[:size]), payload[size] != 0
 	return a.answer(ctx, func() ([]byte, error) {
-		if err := a.promise(from, peer.ID(payload)); err != nil {
+		if givenUp {
+			a.forget(from, dead)
+			return nil, nil
+		}
+		if err := a.promise(from, dead); err != nil {
 			return nil, err
 		}
 		if a.ring.IsZero() {

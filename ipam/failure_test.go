@@ -1,0 +1,406 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/ipam/paxos"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+// three is a cluster of three of which each owns something, and holds one slot.
+func three(t *testing.T) (*cluster, [4]*member, [4]slot.Slot) {
+	c := newCluster(t, 1)
+	var m [4]*member
+	var held [4]slot.Slot
+	for n := 1; n <= 3; n++ {
+		m[n] = c.start(n, &disk{})
+	}
+	c.gossip()
+	for n := 1; n <= 3; n++ {
+		s, err := m[n].Allocate(t.Context(), "a", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held[n] = s
+		synctest.Wait()
+	}
+	c.gossip()
+	synctest.Wait()
+	return c, m, held
+}
+
+// kill makes a member unreachable and stops it.
+func (m *member) kill() {
+	m.down = true
+	m.stop()
+	<-m.done
+}
+
+// revive starts it again from its disk.
+func (m *member) revive() *member { return m.c.start(int(m.id[0]), m.disk) }
+
+func snapshot(t *testing.T, m *member) Snapshot {
+	t.Helper()
+	s, err := m.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// A dead peer's slots are taken over; when it comes back, it hears of that before it hands
+// out anything, says what it lost, and starts anew with nothing.
+func TestRemovedPeerIsFenced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, m, held := three(t)
+		m[3].kill()
+		if n, err := m[1].RemovePeer(t.Context(), m[3].id, false); err != nil || n == 0 {
+			t.Fatalf("took over %d, %v", n, err)
+		}
+		synctest.Wait()
+		if owned := snapshot(t, m[2]).Ring.Owned(); len(owned[m[3].id]) > 0 {
+			t.Errorf("another peer believes that it owns %v", owned[m[3].id])
+		}
+		if err := m[1].Claim(t.Context(), "heir", held[3], nil); err != nil {
+			t.Fatal(err)
+		}
+		back := m[3].revive()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if s, err := back.Allocate(ctx, "b", nil); err != nil || s == held[3] {
+			t.Errorf("back, it gives %d, %v", s, err)
+		}
+		snap := snapshot(t, back)
+		if len(snap.Lost) != 1 || snap.Lost["a"] != held[3] {
+			t.Errorf("it lost %v, want %d", snap.Lost, held[3])
+		}
+		if err := back.Free(t.Context(), "a"); err != nil || snapshot(t, back).Resting != 0 {
+			t.Errorf("what is another's rests here: %v", err)
+		}
+		c.end()
+	})
+}
+
+// Who is alive is not removed, nor who may be alive on the other side of a partition,
+// unless by force.
+func TestRemovalNeedsAMajority(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, m, _ := three(t)
+		refused := func(err error, why string) {
+			t.Helper()
+			if e, ok := errors.AsType[*RemovalError](err); !ok || !strings.Contains(e.Why, why) {
+				t.Errorf("got %v, want %q", err, why)
+			}
+		}
+		_, err := m[1].RemovePeer(t.Context(), m[3].id, true)
+		refused(err, "alive")
+		c.cut = func(a, b peer.ID) bool {
+			return a != b && (a == m[3].id || b == m[3].id) && (a == m[1].id || b == m[1].id)
+		}
+		_, err = m[1].RemovePeer(t.Context(), m[3].id, true) // only h2 reaches it
+		refused(err, "h2")
+		c.cut = func(a, b peer.ID) bool { return a != b }
+		_, err = m[1].RemovePeer(t.Context(), m[3].id, false)
+		refused(err, "only 1 of 2 peers")
+		_, err = m[1].RemovePeer(t.Context(), m[1].id, true)
+		refused(err, "weft reset")
+		if n, err := m[1].RemovePeer(t.Context(), m[3].id, true); err != nil || n == 0 {
+			t.Errorf("by force: %d, %v", n, err)
+		}
+		_, err = m[1].RemovePeer(t.Context(), m[3].id, true)
+		refused(err, "owns nothing")
+		c.end()
+	})
+}
+
+// Of two hosts that remove the same peer at once, one takes everything.
+func TestRivalsHaveOneWinner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, m, _ := three(t)
+		m[3].kill()
+		taken := make(chan uint64, 2)
+		for n := 1; n <= 2; n++ {
+			go func() {
+				slots, _ := m[n].RemovePeer(t.Context(), m[3].id, false)
+				taken <- slots
+			}()
+		}
+		first, second := <-taken, <-taken
+		if (first == 0) == (second == 0) {
+			t.Errorf("they took %d and %d slots", first, second)
+		}
+		c.gossip()
+		synctest.Wait()
+		c.hosts[m[3].id] = m[2] // the dead one is not checked
+		delete(c.hosts, m[3].id)
+		c.check()
+		c.end()
+	})
+}
+
+// A peer that leaves is not gone before another has its space on disk.
+func TestLeavingHasAnHeir(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, m, _ := three(t)
+		all := func(a, b peer.ID) bool { return a != b }
+		none := func(a, b peer.ID) bool { return false }
+		c.cut = all
+		if _, err := m[3].Leave(t.Context()); !errors.Is(err, ErrNoHeir) {
+			t.Errorf("cut off: %v", err)
+		}
+		if _, err := m[3].Allocate(t.Context(), "b", nil); err != nil {
+			t.Errorf("it stays, but: %v", err)
+		}
+		c.cut, c.lose = none, 1 // gossip does not help
+		heir, err := m[3].Leave(t.Context())
+		if err != nil || heir.IsZero() {
+			t.Fatalf("heir %v, %v", heir, err)
+		}
+		r, err := ring.Decode(c.hosts[heir].disk.state.Ring)
+		if err != nil || len(r.Owned()[m[3].id]) != 0 || len(r.Owned()) != 2 {
+			t.Errorf("on the heir's disk: %v, %v", r.Owned(), err)
+		}
+		if _, err := m[3].Allocate(t.Context(), "c", nil); !errors.Is(err, ErrLeaving) {
+			t.Errorf("after it left: %v", err)
+		}
+		c.end()
+	})
+}
+
+// A peer whose disk was put back to an older copy hears what it gave away since, before it
+// gives anything away again.
+func TestRestoredStateIsBroughtUpToDateFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		m := c.start(1, &disk{})
+		synctest.Wait()
+		old := m.disk.copy() // owns everything
+		for n := 2; n <= 4; n++ {
+			c.start(n, &disk{})
+		}
+		c.gossip()
+		for n := 2; n <= 4; n++ {
+			if _, err := c.hosts[peerID(n)].Allocate(t.Context(), "a", nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.kill()
+		m = c.start(1, old)
+		if data, err := m.space(t.Context(), peerID(2)); err == nil {
+			delta, _ := ring.Decode(data)
+			for id, ranges := range delta.Owned() {
+				t.Logf("it gives %v to %v", ranges, id)
+			}
+		} else if !errors.Is(err, ErrBehind) {
+			t.Error(err)
+		}
+		for n := range 200 {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			_, err := m.Allocate(ctx, string(rune('A'+n)), nil)
+			cancel()
+			if err != nil {
+				t.Fatalf("after %d: %v", n, err)
+			}
+			c.check()
+		}
+		c.end()
+	})
+}
+
+func (d *disk) copy() *disk {
+	s, _ := d.Load()
+	return &disk{state: s}
+}
+
+// A slot that is freed rests, also over a restart; when nothing else is left, the one
+// that has rested longest is given first, and who asks for one by name has it at once.
+func TestFreedSlotsRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		m := c.start(1, &disk{})
+		get := func(key string) slot.Slot {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			s, err := m.Allocate(ctx, key, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		var all []slot.Slot
+		for n := range int(universe.Usable().Len()) {
+			all = append(all, get(string(rune('A'+n))))
+		}
+		for _, n := range []int{7, 3, 9} {
+			if err := m.Free(t.Context(), string(rune('A'+n))); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * time.Second)
+		}
+		m.stop()
+		<-m.done
+		m = c.start(1, m.disk)
+		if s := snapshot(t, m); s.Free != 0 || s.Resting != 3 {
+			t.Errorf("%d free, %d rest", s.Free, s.Resting)
+		}
+		if err := m.Claim(t.Context(), "by name", all[9], nil); err != nil {
+			t.Error(err)
+		}
+		if first, second := get("new x"), get("new y"); first != all[7] || second != all[3] {
+			t.Errorf("under pressure %d and %d, want %d and %d", first, second, all[7], all[3])
+		}
+		if err := m.Free(t.Context(), "new x"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(DefaultRest + time.Second)
+		if s := snapshot(t, m); s.Free != 1 || s.Resting != 0 {
+			t.Errorf("rested: %d free, %d rest", s.Free, s.Resting)
+		}
+		c.end()
+	})
+}
+
+// A slot that is asked for by name comes from whoever owns it, or the refusal says who has it.
+func TestClaims(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, m, held := three(t)
+		refused := func(err error, why string) {
+			t.Helper()
+			if e, ok := errors.AsType[*ClaimError](err); !ok || !strings.Contains(e.Why, why) {
+				t.Errorf("got %v, want %q", err, why)
+			}
+		}
+		free := held[3] + 1
+		if err := m[1].Claim(t.Context(), "x", free, nil); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		c.check()
+		if err := m[1].Claim(t.Context(), "x", free, nil); err != nil {
+			t.Errorf("a second time: %v", err)
+		}
+		refused(m[1].Claim(t.Context(), "x", free+1, nil), "has 10.32.0.")
+		refused(m[2].Claim(t.Context(), "y", free, nil), "x on h1 holds it")
+		refused(m[1].Claim(t.Context(), "y", held[2], nil), "a on h2 holds it")
+		refused(m[1].Claim(t.Context(), "y", 0, nil), "the first or the last")
+		c.cut = func(a, b peer.ID) bool { return a != b }
+		refused(m[1].Claim(t.Context(), "y", held[2]+1, nil), "cannot be reached")
+		c.end()
+	})
+}
+
+// What stands in the way is said by name.
+func TestShortageNamesWhoHasNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, m, _ := three(t)
+		c.cut = func(a, b peer.ID) bool { return a != b && (a == m[3].id || b == m[3].id) }
+		var err error
+		for n := 0; err == nil; n++ {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			_, err = m[1+n%2].Allocate(ctx, "n"+string(rune('A'+n)), nil)
+			cancel()
+		}
+		for _, want := range []string{"h3 cannot be reached", "has nothing free"} {
+			if !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v, want %q", err, want)
+			}
+		}
+		c.end()
+	})
+}
+
+// voter starts a peer that founds together with others.
+func (c *cluster) voter(n, expect int) *member {
+	m := &member{c: c, id: peerID(n), disk: &disk{}, done: make(chan error, 1)}
+	m.Allocator = New(Config{
+		Self: m.id, Store: m.disk, Mesh: m, Log: slog.New(slog.DiscardHandler), Changed: func() {},
+		Elect: &Election{
+			Terms:     paxos.Terms{Expect: expect},
+			Candidate: func() (ring.ID, [16]byte, slot.Universe) { return ring.ID{byte(n)}, [16]byte{byte(n)}, universe },
+			Elsewhere: func() bool { return false },
+		},
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	m.stop = cancel
+	c.hosts[m.id] = m
+	go func() { m.done <- m.Run(ctx) }()
+	return m
+}
+
+// Peers that start at once found one ring that they share; who comes alone waits.
+func TestFoundTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		c.lose = 0.3
+		first := c.voter(1, 5)
+		time.Sleep(10 * time.Second)
+		if s := snapshot(t, first); !s.Ring.IsZero() || s.Vote == nil || s.Vote.Quorum != 3 || len(s.Vote.Known) != 1 {
+			t.Fatalf("alone it founded %v, vote %+v", s.Ring.ID, s.Vote)
+		}
+		for n := 2; n <= 5; n++ {
+			c.voter(n, 5)
+		}
+		for range 60 {
+			time.Sleep(500 * time.Millisecond)
+			for _, a := range c.hosts {
+				for _, b := range c.hosts {
+					if full := a.Votes().Full(); full != nil && a != b {
+						_, _ = b.Votes().Merge(full)
+					}
+				}
+			}
+			c.gossip()
+		}
+		ids := map[ring.ID]int{}
+		for _, m := range c.hosts {
+			ids[snapshot(t, m).Ring.ID]++
+			if _, err := m.Allocate(t.Context(), "a", nil); err != nil {
+				t.Error(err)
+			}
+		}
+		if len(ids) != 1 || ids[ring.ID{}] != 0 {
+			t.Errorf("rings: %v", ids)
+		}
+		c.check()
+		c.end()
+	})
+}
+
+// Peers that expect different numbers do not count each other, and say so.
+func TestOtherTermsAreNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		a, b := c.voter(1, 2), c.voter(2, 3)
+		_, err := a.Votes().Merge(b.Votes().Full())
+		if _, ok := errors.AsType[*paxos.TermsError](err); !ok || snapshot(t, a).Conflict == nil {
+			t.Errorf("got %v, conflict %v", err, snapshot(t, a).Conflict)
+		}
+		time.Sleep(10 * time.Second)
+		if !snapshot(t, a).Ring.IsZero() || !snapshot(t, b).Ring.IsZero() {
+			t.Error("a ring was founded")
+		}
+		c.end()
+	})
+}
+
+// Excluded ranges are handed out only by name; the cut may lie anywhere.
+func TestExcludedRangesAreSpared(t *testing.T) {
+	a := New(Config{Excluded: nil})
+	a.ring = ring.Found(ring.ID{1}, [16]byte{1}, universe, peerID(1))
+	whole := a.usable()
+	a.cfg.Excluded = append(a.cfg.Excluded, universe.Prefixes(slot.Range{Start: 16, End: 32})...)
+	want := []slot.Range{{Start: 1, End: 16}, {Start: 32, End: 255}}
+	if got := a.usable(); !slices.Equal(got, want) || !slices.Equal(whole, []slot.Range{{Start: 1, End: 255}}) {
+		t.Errorf("usable: %v, want %v", got, want)
+	}
+}
