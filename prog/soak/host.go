@@ -89,6 +89,7 @@ type run struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 	stopped bool
+	heard   [][]byte // what those who confirmed that a peer is dead know of the ring
 }
 
 func (r *run) String() string { return r.h.name }
@@ -230,7 +231,7 @@ func (r *run) Update(c ipam.Change) error {
 		}
 		before := h.disk.ring
 		h.disk.ring = next
-		w.mayTurn(h, before, next)
+		w.mayTurn(r, before, next)
 	}
 	if c.Key != "" && !c.Delete {
 		w.uncontested(h, c.Slot)

@@ -21,6 +21,8 @@ import (
 //     be live holders of a slot, then; and two that have not, only where there is an
 //     excuse: since all was well for the last time, somebody took the slot over, or its
 //     owner went on from an older disk or with two copies of one.
+//     In a calm cluster, where nobody is cut off and dead peers are dead, nothing excuses.
+//   - Who takes over has heard all that those know who confirmed it.
 //   - What a peer hands out is its own, usable, and nobody else's on that peer.
 //   - A peer never forgets what it heard of the ring, and there is one ring.
 //   - What is told or answered is on disk.
@@ -34,6 +36,7 @@ type truth struct {
 	id         ring.ID
 	generation map[slot.Slot]uint32 // the highest, where it is not the first
 	excuses    map[slot.Slot]string // slots that can have two holders that have not met
+	strict     bool                 // there are none
 }
 
 func newTruth() truth {
@@ -41,7 +44,7 @@ func newTruth() truth {
 }
 
 func (t *truth) excuse(g slot.Range, why string) {
-	for s := uint64(g.Start); s < g.End; s++ {
+	for s := uint64(g.Start); s < g.End && !t.strict; s++ {
 		t.excuses[slot.Slot(s)] = why
 	}
 }
@@ -85,7 +88,8 @@ func (w *world) mayAllocate(h *host, key string, s slot.Slot) {
 }
 
 // mayTurn checks a ring that a host has just written, and notes what it excuses.
-func (w *world) mayTurn(h *host, before, after ring.Ring) {
+func (w *world) mayTurn(r *run, before, after ring.Ring) {
+	h := r.h
 	if w.truth.id.IsZero() {
 		w.truth.id = after.ID
 	}
@@ -99,10 +103,14 @@ func (w *world) mayTurn(h *host, before, after ring.Ring) {
 	twins := w.copies(h.id) > 1
 	for _, g := range after.Segments() {
 		for s := uint64(g.Start); g.Generation > 1 && s < g.End; s++ {
-			if s := slot.Slot(s); g.Generation > max(1, w.truth.generation[s]) {
-				w.truth.generation[s] = g.Generation
-				w.truth.excuses[s] = "taken over"
+			one := slot.Range{Start: slot.Slot(s), End: s + 1}
+			if g.Generation > max(1, w.truth.generation[one.Start]) {
+				w.truth.generation[one.Start] = g.Generation
+				w.truth.excuse(one, "taken over")
 			}
+		}
+		if g.Generation > 1 && g.Version == 1 && g.Owner == h.id && claim(before, g.Start) != g.Claim {
+			r.hasHeard(before)
 		}
 		if twins && g.Owner == h.id {
 			w.truth.excuse(g.Range, "of a host with a copy")
@@ -130,7 +138,7 @@ func (w *world) wentBack(h *host, latest, older ring.Ring) {
 	for _, g := range older.Segments() {
 		for s := uint64(g.Start); g.Owner == h.id && s < g.End; s++ {
 			if claim(latest, slot.Slot(s)) != g.Claim {
-				w.truth.excuses[slot.Slot(s)] = "of an older disk"
+				w.truth.excuse(slot.Range{Start: slot.Slot(s), End: s + 1}, "of an older disk")
 			}
 		}
 	}
@@ -226,6 +234,29 @@ func (r *run) Broadcast(replica string, delta []byte) {
 		})
 	}
 	r.Node.Broadcast(replica, delta)
+}
+
+// Request keeps what those say who confirm that a peer is dead.
+func (r *run) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
+	reply, err := r.Node.Request(ctx, to, kind, payload)
+	if err == nil && kind == "removal" {
+		r.w.locked(func() { r.heard = append(r.heard, reply) })
+	}
+	return reply, err
+}
+
+// hasHeard checks that a ring, from which this peer takes over, has all that it was told.
+func (r *run) hasHeard(before ring.Ring) {
+	for _, data := range r.heard {
+		told, err := ring.Decode(data)
+		if err != nil {
+			continue
+		}
+		if _, news, err := before.Merge(told); err == nil && !news.IsZero() {
+			r.w.broken("%v takes over without what it was told: %v", r, news.Segments())
+		}
+	}
+	r.heard = nil
 }
 
 // handlers are the allocator's.

@@ -14,40 +14,54 @@ import (
 	"weft/mesh/peer"
 )
 
-// steps are what can happen, and how often.
+// steps are what can happen, and how often; calm is what does in calm clusters too.
 var steps = []struct {
 	weight int
+	calm   bool
 	do     func(*world)
 }{
-	{24, (*world).allocate},
-	{10, (*world).release},
-	{8, (*world).claim},
-	{6, (*world).partition},
-	{4, (*world).heal},
-	{6, (*world).crash},
-	{9, (*world).restart},
-	{5, (*world).backup},
-	{3, (*world).restore},
-	{2, (*world).loseDisk},
-	{2, (*world).fillDisk},
-	{7, (*world).remove},
-	{2, (*world).leave},
-	{2, (*world).copyDisk},
-	{2, (*world).join},
-	{2, (*world).rest1},
+	{24, true, (*world).allocate},
+	{10, true, (*world).release},
+	{8, true, (*world).claim},
+	{6, false, (*world).partition},
+	{4, false, (*world).heal},
+	{6, false, (*world).crash},
+	{9, false, (*world).restart},
+	{5, true, (*world).backup},
+	{3, true, (*world).restore},
+	{2, true, (*world).loseDisk},
+	{2, false, (*world).fillDisk},
+	{7, true, (*world).remove},
+	{2, true, (*world).leave},
+	{2, false, (*world).copyDisk},
+	{2, true, (*world).join},
+	{2, true, (*world).sleep},
 }
 
 func (w *world) step() {
 	sum := 0
 	for _, s := range steps {
-		sum += s.weight
+		if s.calm || !w.calm {
+			sum += s.weight
+		}
 	}
 	n := w.rand.IntN(sum)
 	for _, s := range steps {
+		if !s.calm && w.calm {
+			continue
+		}
 		if n -= s.weight; n < 0 {
 			s.do(w)
 			return
 		}
+	}
+}
+
+// quiet lets a moment pass in a calm cluster: nobody starts before the last words of who
+// stopped have arrived, and nothing else happens until it is known to all.
+func (w *world) quiet(d time.Duration) {
+	if w.calm {
+		time.Sleep(d)
 	}
 }
 
@@ -230,8 +244,10 @@ func (w *world) restore() {
 		h.disk = h.backups[w.rand.IntN(len(h.backups))].clone()
 		w.wentBack(h, latest.ring, h.disk.ring)
 	})
+	w.quiet(time.Second)
 	w.note("%s starts from an older backup", h.name)
 	w.boot(h)
+	w.quiet(10 * time.Second)
 }
 
 // survives reports whether the ring does without a host.
@@ -254,10 +270,12 @@ func (w *world) loseDisk() {
 		w.stop(r)
 	}
 	w.locked(func() { h.gone = true })
+	w.quiet(time.Second)
 	n := w.add()
 	n.side = h.side
 	w.note("%s lost its disk, and is %s now", h.name, n.name)
 	w.boot(n)
+	w.quiet(10 * time.Second)
 }
 
 // join adds a host.
@@ -269,6 +287,7 @@ func (w *world) join() {
 	h.side = w.rand.IntN(2) * w.all()[0].side
 	w.note("%s joins", h.name)
 	w.boot(h)
+	w.quiet(10 * time.Second)
 }
 
 // fillDisk makes writes fail for a while.
@@ -283,14 +302,17 @@ func (w *world) fillDisk() {
 // remove takes over what a peer owns: mostly a dead one; by one host, or by two at once.
 func (w *world) remove() {
 	dead := w.some(func(*host) bool { return true })
-	if w.rand.IntN(4) > 0 {
-		if h := w.absent(); h != nil {
-			dead = h
-		}
+	if h := w.absent(); h != nil && w.rand.IntN(4) > 0 || w.calm {
+		dead = h
 	}
-	for range 1 + w.rand.IntN(2) {
-		force := w.rand.IntN(3) == 0
-		if r := w.someRun(); r != nil && dead != nil {
+	if dead == nil {
+		return
+	}
+	rivals := 1 + w.rand.IntN(2)
+	force := w.rand.IntN(3) == 0 && !w.calm
+	for side := range rivals { // two are on two sides, if there are two
+		r := w.someRunOf(func(h *host) bool { return h != dead && (rivals == 1 || w.calm || h.side == side) })
+		if r != nil {
 			w.async(func() { _ = w.removeBy(r, dead.id, force) })
 		}
 	}
@@ -366,8 +388,8 @@ func (w *world) copyDisk() {
 	w.boot(n)
 }
 
-// rest1 lets what rests wake up.
-func (w *world) rest1() { time.Sleep(w.shape.rest) }
+// sleep lets what rests wake up.
+func (w *world) sleep() { time.Sleep(w.shape.rest) }
 
 // sortedIDs are the keys of a map of peers.
 func sortedIDs[T any](m map[peer.ID]T) []peer.ID {

@@ -37,8 +37,9 @@ type shape struct {
 	hosts    int
 	voters   int // how many of them found the ring together; 0: the first does it alone
 	apart    bool
-	rounds   int // of trouble, each of which ends well
-	steps    int // in a round
+	calm     bool // a good network, and nobody uses force: no excuses at all
+	rounds   int  // of trouble, each of which ends well
+	steps    int  // in a round
 	weather  meshtest.Weather
 }
 
@@ -63,13 +64,16 @@ func draw(r *rand.Rand) shape {
 	switch r.IntN(50) {
 	case 0:
 		s.hosts, s.rounds, s.steps = 100, 1, 25
-		s.universe.V4 = netip.PrefixFrom(s.universe.V4.Addr(), 23-r.IntN(2))
+		s.universe.V4 = netip.PrefixFrom(s.universe.V4.Addr(), 24)
 	case 1, 2, 3, 4, 5:
 		s.hosts = 9 + r.IntN(4)
 	}
 	if r.IntN(4) == 0 {
 		s.voters = 1 + r.IntN(min(s.hosts, 7))
 		s.apart = r.IntN(2) == 0
+	}
+	if r.IntN(6) == 0 {
+		s.calm, s.apart, s.weather = true, false, meshtest.Weather{Delay: 20 * time.Millisecond}
 	}
 	if r.IntN(3) == 0 {
 		s.excluded = []netip.Prefix{netip.PrefixFrom(s.universe.Addr4(slot.Slot(16*r.IntN(4))), 28)}
@@ -117,9 +121,11 @@ func Run(seed uint64, print func(line string)) error {
 		shape: draw(r), seed: seed, rand: r, net: meshtest.NewGossip(seed), began: time.Now(), print: print,
 		byNode: map[*meshtest.Node]*host{}, truth: newTruth(),
 	}
+	w.truth.strict = w.calm
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	defer w.end()
-	w.note("%d hosts, %d voters (apart: %v), %v without %v, rest %v, %+v", w.shape.hosts, w.voters, w.apart, w.universe.V4, w.excluded, w.rest, w.weather)
+	w.note("%d hosts, %d voters (apart: %v), %v without %v, rest %v, calm: %v, %+v",
+		w.shape.hosts, w.voters, w.apart, w.universe.V4, w.excluded, w.rest, w.calm, w.weather)
 	w.founding()
 	for range w.rounds {
 		w.net.SetWeather(w.weather)
@@ -217,7 +223,7 @@ func (w *world) founding() {
 		time.Sleep(time.Duration(w.rand.Int64N(int64(300 * time.Millisecond))))
 	}
 	time.Sleep(time.Duration(w.rand.Int64N(int64(5 * time.Second))))
-	if w.voters > 0 && !w.apart {
+	if w.voters > 0 && !w.apart || w.calm {
 		time.Sleep(10 * time.Second)
 	}
 }
@@ -250,8 +256,10 @@ func (w *world) some(cond func(*host) bool) *host {
 }
 
 // someRun picks one of the hosts that run.
-func (w *world) someRun() *run {
-	if h := w.some(func(h *host) bool { return h.run != nil }); h != nil {
+func (w *world) someRun() *run { return w.someRunOf(func(*host) bool { return true }) }
+
+func (w *world) someRunOf(cond func(*host) bool) *run {
+	if h := w.some(func(h *host) bool { return h.run != nil && cond(h) }); h != nil {
 		return w.runOf(h)
 	}
 	return nil
