@@ -40,7 +40,7 @@ func three(t *testing.T) (*cluster, [4]*member, [4]slot.Slot) {
 
 // kill makes a member unreachable and stops it.
 func (m *member) kill() {
-	m.down = true
+	m.down.Store(true)
 	m.stop()
 	<-m.done
 }
@@ -108,7 +108,7 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 		}
 		_, err = m[1].RemovePeer(t.Context(), m[3].id, true) // only h2 reaches it
 		refused(err, "h2")
-		c.cut = func(a, b peer.ID) bool { return a != b }
+		c.split(func(a, b peer.ID) bool { return a != b })
 		_, err = m[1].RemovePeer(t.Context(), m[3].id, false)
 		refused(err, "only 1 of 2 peers")
 		_, err = m[1].RemovePeer(t.Context(), m[1].id, true)
@@ -153,14 +153,15 @@ func TestLeavingHasAnHeir(t *testing.T) {
 		c, m, _ := three(t)
 		all := func(a, b peer.ID) bool { return a != b }
 		none := func(a, b peer.ID) bool { return false }
-		c.cut = all
+		c.split(all)
 		if _, err := m[3].Leave(t.Context()); !errors.Is(err, ErrNoHeir) {
 			t.Errorf("cut off: %v", err)
 		}
 		if _, err := m[3].Allocate(t.Context(), "b", nil); err != nil {
 			t.Errorf("it stays, but: %v", err)
 		}
-		c.cut, c.lose = none, 1 // gossip does not help
+		c.split(none)
+		c.lose.Store(100) // gossip does not help
 		heir, err := m[3].Leave(t.Context())
 		if err != nil || heir.IsZero() {
 			t.Fatalf("heir %v, %v", heir, err)
@@ -293,7 +294,7 @@ func TestClaims(t *testing.T) {
 		refused(m[2].Claim(t.Context(), "y", free, nil), "x on h1 holds it")
 		refused(m[1].Claim(t.Context(), "y", held[2], nil), "a on h2 holds it")
 		refused(m[1].Claim(t.Context(), "y", 0, nil), "the first or the last")
-		c.cut = func(a, b peer.ID) bool { return a != b }
+		c.split(func(a, b peer.ID) bool { return a != b })
 		refused(m[1].Claim(t.Context(), "y", held[2]+1, nil), "cannot be reached")
 		c.end()
 	})
@@ -303,7 +304,7 @@ func TestClaims(t *testing.T) {
 func TestShortageNamesWhoHasNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
-		c.cut = func(a, b peer.ID) bool { return a != b && (a == m[3].id || b == m[3].id) }
+		c.split(func(a, b peer.ID) bool { return a != b && (a == m[3].id || b == m[3].id) })
 		var err error
 		for n := 0; err == nil; n++ {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -332,7 +333,7 @@ func (c *cluster) voter(n, expect int) *member {
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	m.stop = cancel
-	c.hosts[m.id] = m
+	c.put(m)
 	go func() { m.done <- m.Run(ctx) }()
 	return m
 }
@@ -341,7 +342,7 @@ func (c *cluster) voter(n, expect int) *member {
 func TestFoundTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
-		c.lose = 0.3
+		c.lose.Store(30)
 		first := c.voter(1, 5)
 		time.Sleep(10 * time.Second)
 		if s := snapshot(t, first); !s.Ring.IsZero() || s.Vote == nil || s.Vote.Quorum != 3 || len(s.Vote.Known) != 1 {

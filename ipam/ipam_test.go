@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -73,10 +74,12 @@ func (d *disk) Update(c Change) error {
 
 // cluster is allocators with a network that can lose deltas and cut pairs.
 type cluster struct {
-	t     *testing.T
+	t    *testing.T
+	lose atomic.Int64 // per cent of the deltas
+
+	mu    sync.Mutex
 	rand  *rand.Rand
 	hosts map[peer.ID]*member
-	lose  float64
 	cut   func(a, b peer.ID) bool
 
 	replyLate bool // gossip overtakes replies
@@ -89,7 +92,7 @@ type member struct {
 	*Allocator
 	stop context.CancelFunc
 	done chan error
-	down bool
+	down atomic.Bool
 }
 
 func newCluster(t *testing.T, seed uint64) *cluster {
@@ -99,9 +102,35 @@ func newCluster(t *testing.T, seed uint64) *cluster {
 	}
 }
 
+func (c *cluster) split(cut func(a, b peer.ID) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut = cut
+}
+
+func (c *cluster) put(m *member) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hosts[m.id] = m
+}
+
+// members are all that ever started, in the order of their ids.
+func (c *cluster) members() []*member {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.SortedFunc(maps.Values(c.hosts), func(a, b *member) int { return bytes.Compare(a.id[:], b.id[:]) })
+}
+
+// lost draws whether a delta is lost.
+func (c *cluster) lost() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rand.Int64N(100) < c.lose.Load()
+}
+
 func (m *member) Broadcast(replica string, delta []byte) {
-	for _, other := range m.c.hosts {
-		if other != m && m.c.rand.Float64() >= m.c.lose && !m.c.cut(m.id, other.id) {
+	for _, other := range m.c.members() {
+		if other != m && m.Reachable(other.id) && !m.c.lost() {
 			go func() {
 				if replica == VotesName {
 					_, _ = other.Votes().Merge(delta)
@@ -115,30 +144,38 @@ func (m *member) Broadcast(replica string, delta []byte) {
 
 // Others are all that ever started.
 func (m *member) Others() (out []peer.ID) {
-	for id := range m.c.hosts {
-		if id != m.id {
-			out = append(out, id)
+	for _, other := range m.c.members() {
+		if other.id != m.id {
+			out = append(out, other.id)
 		}
 	}
-	slices.SortFunc(out, func(a, b peer.ID) int { return bytes.Compare(a[:], b[:]) })
 	return out
 }
 
 func (m *member) Name(id peer.ID) string { return fmt.Sprintf("h%d", id[0]) }
 
 func (m *member) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
-	if !m.Reachable(to) {
+	other := m.reach(to)
+	if other == nil {
 		return nil, errors.New("unreachable")
 	}
-	reply, err := m.c.hosts[to].Handlers()[kind](ctx, m.id, payload)
+	reply, err := other.Handlers()[kind](ctx, m.id, payload)
 	if m.c.replyLate {
 		time.Sleep(100 * time.Millisecond)
 	}
 	return reply, err
 }
 
-func (m *member) Reachable(id peer.ID) bool {
-	return m.c.hosts[id] != nil && !m.c.hosts[id].down && !m.c.cut(m.id, id)
+func (m *member) Reachable(id peer.ID) bool { return m.reach(id) != nil }
+
+// reach is another member, if the network leads to it.
+func (m *member) reach(id peer.ID) *member {
+	m.c.mu.Lock()
+	defer m.c.mu.Unlock()
+	if other := m.c.hosts[id]; other != nil && !other.down.Load() && !m.c.cut(m.id, id) {
+		return other
+	}
+	return nil
 }
 
 // space is what another peer's request for space leads to.
@@ -157,7 +194,7 @@ func (c *cluster) start(n int, d *disk) *member {
 	m.Allocator = New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	m.stop = cancel
-	c.hosts[m.id] = m
+	c.put(m)
 	go func() { m.done <- m.Run(ctx) }()
 	return m
 }
@@ -174,9 +211,9 @@ func (c *cluster) end() {
 
 // gossip is push/pull: everybody tells everybody, where the network allows.
 func (c *cluster) gossip() {
-	for _, a := range c.hosts {
-		for _, b := range c.hosts {
-			if full := a.Full(); full != nil && a != b && !c.cut(a.id, b.id) {
+	for _, a := range c.members() {
+		for _, b := range c.members() {
+			if full := a.Full(); full != nil && a != b && a.Reachable(b.id) {
 				_, _ = b.Merge(full)
 			}
 		}
@@ -218,7 +255,7 @@ func TestInvariant2OneAddressOneEndpoint(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			const peers = 5
 			c := newCluster(t, seed)
-			c.lose = 0.3
+			c.lose.Store(30)
 			for n := 1; n <= peers; n++ {
 				c.start(n, &disk{})
 			}
@@ -234,9 +271,9 @@ func TestInvariant2OneAddressOneEndpoint(t *testing.T) {
 					c.gossip()
 				case 1:
 					side := 1 + c.rand.IntN(peers)
-					c.cut = func(a, b peer.ID) bool { return (int(a[0]) <= side) != (int(b[0]) <= side) }
+					c.split(func(a, b peer.ID) bool { return (int(a[0]) <= side) != (int(b[0]) <= side) })
 				case 2:
-					c.cut = func(a, b peer.ID) bool { return false }
+					c.split(func(a, b peer.ID) bool { return false })
 				case 3:
 					m.stop()
 					<-m.done
