@@ -34,6 +34,7 @@ var benchmarks = []struct {
 	{"cni", cni},
 	{"join", join},
 	{"idle", idle},
+	{"ipam", ipamBench},
 }
 
 // helpers are what this program is inside of a lab's host, where it is called with their name first.
@@ -65,7 +66,7 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := flags.String("only", "stream,cni,join,idle", "comma-separated `names` of benchmarks")
+	only := flags.String("only", "stream,cni,join,idle,ipam", "comma-separated `names` of benchmarks")
 	bin := flags.String("bin", "bin", "`directory` of weft and weft-cni")
 	if err := flags.Parse(args); err != nil {
 		return err

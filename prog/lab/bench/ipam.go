@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"weft/ipam"
+	"weft/ipam/ipamtest"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
+	"weft/prog/state"
+)
+
+const (
+	ipamPeers  = 1000
+	ipamPods   = 250 // on each
+	ipamRounds = 50
+)
+
+// alone is a mesh without others; it counts what would be said.
+type alone struct{ said int }
+
+func (a *alone) Broadcast(_ string, delta []byte) { a.said += len(delta) }
+func (*alone) Reachable(peer.ID) bool             { return false }
+func (*alone) Others() []peer.ID                  { return nil }
+func (*alone) Name(id peer.ID) string             { return id.String() }
+func (*alone) Request(context.Context, peer.ID, string, []byte) ([]byte, error) {
+	return nil, context.Canceled
+}
+
+// ipamBench measures the address ring of a thousand peers: one allocation with its disk, what gossip
+// carries for it, a merge of the whole ring, and the memory of a peer.
+func ipamBench(ctx context.Context, b *bench) (err error) {
+	before := heap()
+	m := ipamtest.New(slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()})
+	founder := m.Peers[0]
+	for len(m.Peers) < ipamPeers {
+		m.Join()
+	}
+	for range ipamPods {
+		for _, p := range m.Peers {
+			if !m.Allocate(p) {
+				return errors.New("the universe is too small")
+			}
+		}
+	}
+	older := m.Ring
+	m.Leave(ipamPeers / 2) // what is news to who has the older ring
+
+	merge := figure{what: fmt.Sprintf("merge of a ring of %d peers, %d segments", ipamPeers, len(m.Ring.Segments())), atMost: 50}
+	encoded := m.Ring.Encode()
+	for range ipamRounds {
+		start := time.Now()
+		theirs, err := ring.Decode(encoded)
+		if err == nil {
+			_, _, err = older.Merge(theirs)
+		}
+		if err != nil {
+			return err
+		}
+		merge.ours.add(time.Since(start).Seconds() * 1e3)
+	}
+	net := &alone{}
+	allocate := figure{what: "one allocation, on disk"}
+	grant := figure{what: "one block given away, on disk"}
+	gossipGrant := figure{what: "the same, for a block that is given away"}
+	gossip := figure{what: "one allocation, and all that gossip carries for it"}
+	held, err := serveRing(ctx, b, m.Ring, founder.ID, net, func(a *ipam.Allocator) error {
+		for i := range ipamPods {
+			said, start := net.said, time.Now()
+			if _, err := a.Allocate(ctx, fmt.Sprintf("container-%d/eth0", i), []byte("{}")); err != nil {
+				return err
+			}
+			allocate.ours.add(time.Since(start).Seconds() * 1e3)
+			gossip.ours.add(float64(net.said - said))
+		}
+		for range 5 {
+			said, start := net.said, time.Now()
+			if _, err := a.Handlers()["space"](ctx, m.Peers[1].ID, nil); err != nil {
+				return err
+			}
+			grant.ours.add(time.Since(start).Seconds() * 1e3)
+			gossipGrant.ours.add(float64(net.said - said))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	printFigures(os.Stdout, "The address ring of a thousand peers: time", "ms", allocate, grant, merge)
+	printFigures(os.Stdout, "What it says", "bytes", gossip, gossipGrant, figure{what: "the whole ring, for push/pull", ours: samples{float64(len(encoded))}})
+	printFigures(os.Stdout, "What it holds", "MiB", figure{
+		what: "ring and allocator of one peer with its 250 containers", atMost: 64, ours: samples{float64(held-before) / (1 << 20)},
+	})
+	runtime.KeepAlive(m)
+	return nil
+}
+
+// serveRing runs an allocator that starts from a ring on disk, and returns the heap while it runs. The
+// model of all peers is in that figure too: the peer's own part is less.
+func serveRing(ctx context.Context, b *bench, r ring.Ring, self peer.ID, net *alone, f func(*ipam.Allocator) error) (held uint64, err error) {
+	store, err := state.Open(filepath.Join(b.tmp, "ring"))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	if err := store.Update(ipam.Change{Ring: r.Encode()}); err != nil {
+		return 0, err
+	}
+	a := ipam.New(ipam.Config{Self: self, Store: store, Mesh: net, Log: slog.New(slog.DiscardHandler), Changed: func() {}})
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	err = f(a)
+	held = heap()
+	cancel()
+	return held, errors.Join(err, <-done)
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
