@@ -89,6 +89,7 @@ type run struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 	stopped bool
+	began   time.Time
 	heard   [][]byte // what those who confirmed that a peer is dead know of the ring
 }
 
@@ -116,12 +117,9 @@ func (w *world) boot(h *host) {
 		w.mu.Unlock()
 		return
 	}
-	r := &run{w: w, h: h, Node: w.net.Node(h.id, h.disk.known), done: make(chan struct{})}
+	r := &run{w: w, h: h, Node: w.net.Node(h.id, h.disk.known), done: make(chan struct{}), began: time.Now()}
 	h.run, w.stirred = r, time.Now()
 	w.byNode[r.Node] = h
-	for s := range h.disk.slots {
-		w.uncontested(h, s)
-	}
 	side := h.side
 	w.mu.Unlock()
 

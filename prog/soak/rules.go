@@ -21,7 +21,8 @@ import (
 //     be live holders of a slot, then; and two that have not, only where there is an
 //     excuse: since all was well for the last time, somebody took the slot over, or its
 //     owner went on from an older disk or with two copies of one.
-//     In a calm cluster, where nobody is cut off and dead peers are dead, nothing excuses.
+//     In a calm cluster, where nobody is cut off and dead peers are dead, nothing excuses,
+//     but that a peer that starts does not know at once.
 //   - Who takes over has heard all that those know who confirmed it.
 //   - What a peer hands out is its own, usable, and nobody else's on that peer.
 //   - A peer never forgets what it heard of the ring, and there is one ring.
@@ -49,9 +50,12 @@ func (t *truth) excuse(g slot.Range, why string) {
 	}
 }
 
-// live reports whether a host holds a slot and may. The caller holds the lock, as with
+// catchUp is how long a peer that starts may take to hear what became of its slots.
+const catchUp = 5 * time.Second
+
+// holds reports whether a host holds a slot and may. The caller holds the lock, as with
 // all that follows up to look.
-func (h *host) live(s slot.Slot) bool {
+func (h *host) holds(s slot.Slot) bool {
 	if _, holds := h.disk.slots[s]; !holds || h.run == nil {
 		return false
 	}
@@ -61,13 +65,14 @@ func (h *host) live(s slot.Slot) bool {
 
 // uncontested checks that a holder is the only one.
 func (w *world) uncontested(h *host, s slot.Slot) {
-	if _, excused := w.truth.excuses[s]; excused || !h.live(s) {
+	if _, excused := w.truth.excuses[s]; excused || !h.holds(s) {
 		return
 	}
 	for _, o := range w.hosts {
-		if o != h && o.live(s) {
-			w.broken("slot %d has two live holders: %s on %s and %s on %s", s, h.disk.slots[s], h.name, o.disk.slots[s], o.name)
+		if o == h || !o.holds(s) || w.calm && time.Since(o.run.began) < catchUp {
+			continue
 		}
+		w.broken("slot %d has two live holders: %s on %s and %s on %s", s, h.disk.slots[s], h.name, o.disk.slots[s], o.name)
 	}
 }
 
@@ -167,6 +172,9 @@ func (w *world) look() {
 		w.locked(func() {
 			if !r.stopped {
 				w.matches(h, snap)
+			}
+			for s := range h.disk.slots {
+				w.uncontested(h, s)
 			}
 			if o := met[h.id]; o != nil && o.h.side == h.side && time.Since(w.stirred) > meshtest.TwinLag {
 				w.broken("%s and %s have one identity and meet, and both go on", o.h.name, h.name)
