@@ -12,8 +12,9 @@ import (
 
 // ClaimError says why an address that was asked for by name is not given.
 type ClaimError struct {
-	Slot slot.Slot
-	Why  string
+	Slot  slot.Slot
+	Why   string
+	Later bool // whether it may be otherwise soon
 }
 
 func (e *ClaimError) Error() string { return "ipam: the address cannot be given: " + e.Why }
@@ -30,14 +31,14 @@ func (a *Allocator) Claim(ctx context.Context, key string, want slot.Slot, note 
 			return err
 		}
 		if !a.cfg.Mesh.Reachable(owner) {
-			return &ClaimError{want, fmt.Sprintf("%s, whose it is to give, cannot be reached", a.cfg.Mesh.Name(owner))}
+			return &ClaimError{want, fmt.Sprintf("%s, whose it is to give, cannot be reached", a.cfg.Mesh.Name(owner)), true}
 		}
 		payload := binary.BigEndian.AppendUint32(nil, uint32(want))
 		if err := a.askFor(ctx, owner, requestClaim, payload); err != nil {
-			return &ClaimError{want, fmt.Sprintf("%s, whose it is to give: %v", a.cfg.Mesh.Name(owner), err)}
+			return &ClaimError{want, fmt.Sprintf("%s, whose it is to give: %v", a.cfg.Mesh.Name(owner), err), false}
 		}
 	}
-	return &ClaimError{want, "it changes hands all the time: try again"}
+	return &ClaimError{want, "it changes hands all the time: try again", true}
 }
 
 // claimHere gives key the slot if it is our own, and else says whose it is.
@@ -49,14 +50,14 @@ func (a *Allocator) claimHere(ctx context.Context, key string, want slot.Slot, n
 			owner = a.cfg.Self
 			return
 		case allocated:
-			err = &ClaimError{want, fmt.Sprintf("%s has %v already", key, a.ring.Universe.Addr4(have))}
+			err = &ClaimError{want, fmt.Sprintf("%s has %v already", key, a.ring.Universe.Addr4(have)), false}
 			return
 		}
 		if err = a.writable(); err != nil {
 			return
 		}
 		if !a.ring.Universe.Usable().Contains(want) {
-			err = &ClaimError{want, "it is outside " + a.ring.Universe.String() + ", or the first or the last of it"}
+			err = &ClaimError{want, "it is outside " + a.ring.Universe.String() + ", or the first or the last of it", false}
 			return
 		}
 		if owner, _ = a.ring.Owner(want); owner != a.cfg.Self {
@@ -81,10 +82,10 @@ func (a *Allocator) take(want slot.Slot) *ClaimError {
 	}
 	for key, s := range a.allocations {
 		if s == want {
-			return &ClaimError{want, fmt.Sprintf("%s on %s holds it", key, a.cfg.Mesh.Name(a.cfg.Self))}
+			return &ClaimError{want, fmt.Sprintf("%s on %s holds it", key, a.cfg.Mesh.Name(a.cfg.Self)), false}
 		}
 	}
-	return &ClaimError{want, "it is not free"}
+	return &ClaimError{want, "it is not free", false}
 }
 
 // serveClaim gives away one slot to a peer that asks for it by name.

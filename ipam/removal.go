@@ -85,7 +85,10 @@ func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) (err 
 	case err != nil:
 		return &RemovalError{dead, err.Error()}
 	}
-	voters := slices.DeleteFunc(a.cfg.Mesh.Others(), func(id peer.ID) bool { return id == dead })
+	voters, err := a.voters(ctx, dead)
+	if err != nil {
+		return err
+	}
 	asked := slices.DeleteFunc(slices.Clone(voters), func(id peer.ID) bool { return !a.cfg.Mesh.Reachable(id) })
 	ask, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -122,6 +125,18 @@ func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) (err 
 		_ = a.do(ctx, func() { a.forget(a.cfg.Self, dead) })
 	}
 	return err
+}
+
+// voters are the other peers that count for a majority: those that own something, and those
+// that can be reached. Who was removed before owns nothing, and has no say.
+func (a *Allocator) voters(ctx context.Context, dead peer.ID) (voters []peer.ID, err error) {
+	err = a.do(ctx, func() {
+		owned := a.ring.Owned()
+		voters = slices.DeleteFunc(a.cfg.Mesh.Others(), func(id peer.ID) bool {
+			return id == dead || len(owned[id]) == 0 && !a.cfg.Mesh.Reachable(id)
+		})
+	})
+	return voters, err
 }
 
 // The payload of a removal: whom, and whether it is given up.

@@ -35,6 +35,7 @@ const (
 	usageTimeout = time.Second            // the same, where the answer is no more than advice
 	askAgain     = 500 * time.Millisecond // until the next round, when nobody had space
 	aloneFor     = 3 * time.Second        // how long a peer that starts waits for another to appear
+	soonAfter    = 500 * time.Millisecond // how long it then waits for the rest
 )
 
 // mostAsked bounds how many peers are asked at once how much they have free.
@@ -109,26 +110,38 @@ func (a *Allocator) askAll(ctx context.Context, peers []peer.ID, kind string, pa
 // stored state may be older than what it said last. Where nobody can be reached, it goes
 // on alone after a while.
 func (a *Allocator) catchUp(ctx context.Context) {
-	for alone := time.Now().Add(aloneFor); ctx.Err() == nil && time.Now().Before(alone); sleep(ctx, 50*time.Millisecond) {
-		if here := a.reachable(); len(here) > 0 {
-			ask, cancel := context.WithTimeout(ctx, askTimeout)
-			a.askAll(ask, here, requestRing, nil, func(id peer.ID, reply []byte, err error) {
-				if err == nil && len(reply) > 0 {
-					_, err = a.Merge(reply)
-				}
-				if err != nil {
-					a.cfg.Log.Info("a peer did not say what became of the ring", "peer", id, "err", err)
-				}
-			})
-			cancel()
-			break
+	ask, cancel := context.WithTimeout(ctx, aloneFor+askTimeout)
+	defer cancel()
+	a.askAll(ask, a.gathered(ctx), requestRing, nil, func(id peer.ID, reply []byte, err error) {
+		if err == nil && len(reply) > 0 {
+			_, err = a.Merge(reply)
 		}
-	}
+		if err != nil {
+			a.cfg.Log.Info("a peer did not say what became of the ring", "peer", id, "err", err)
+		}
+	})
 	_ = a.do(ctx, func() {
 		a.behind = false
 		a.serve()
 		a.cfg.Changed()
 	})
+}
+
+// gathered waits for the other peers to appear after a start: for all of them, or for
+// those that come soon after the first.
+func (a *Allocator) gathered(ctx context.Context) (here []peer.ID) {
+	until := time.Now().Add(aloneFor)
+	for ctx.Err() == nil && time.Now().Before(until) {
+		before := len(here)
+		if here = a.reachable(); len(here) == len(a.cfg.Mesh.Others()) {
+			break
+		}
+		if before == 0 && len(here) > 0 {
+			until = time.Now().Add(soonAfter)
+		}
+		sleep(ctx, 50*time.Millisecond)
+	}
+	return here
 }
 
 func sleep(ctx context.Context, d time.Duration) {

@@ -251,7 +251,7 @@ func (a *Agent) makeMesh(targets []string) error {
 func (a *Agent) makeIPAM(found *ring.Ring, elect *ipam.Election) {
 	a.ipam = ipam.New(ipam.Config{
 		Self: a.self(), Store: a.store, Mesh: a.mesh, Log: a.log, Found: found, Elect: elect,
-		Cluster: a.token.Cluster, Universe: a.opts.Universe.asked(), Excluded: a.opts.Exclude, Changed: a.changed,
+		Cluster: a.token.Cluster, Universe: a.opts.Universe.asked(), Excluded: a.opts.Exclude, Rest: a.opts.Rest, Changed: a.changed,
 	})
 	a.mesh.Replicate(a.ipam)
 	a.mesh.Replicate(a.ipam.Votes())

@@ -134,7 +134,11 @@ func (a *Agent) address(ctx context.Context, key string, asked []netip.Addr, not
 	}
 	err := a.ipam.Claim(ctx, key, want, note)
 	if refused, ok := errors.AsType[*ipam.ClaimError](err); ok {
-		return 0, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%v cannot be given: %s", asked[0], refused.Why)}
+		e := &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%v cannot be given: %s", asked[0], refused.Why)}
+		if refused.Later {
+			e.Code = api.CodeNoSpace
+		}
+		return 0, e
 	}
 	return want, err
 }

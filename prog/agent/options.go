@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"weft/ipam/ring"
 	"weft/ipam/slot"
@@ -35,7 +36,8 @@ type Options struct {
 	Universe   Ranges         // default: 10.32.0.0/12 and the cluster's ULA
 	Exclude    []netip.Prefix // never handed out unless a container asks for it
 	Init       Init
-	Advertise  []netip.Addr // default: this host's own addresses
+	Rest       time.Duration // before a freed address is used again; default ipam.DefaultRest
+	Advertise  []netip.Addr  // default: this host's own addresses
 	GossipPort int
 	Port       int // WireGuard's
 	MTU        int // default: the underlay's less WireGuard's overhead
@@ -61,6 +63,9 @@ func (o Options) Validate() error {
 		if p.port < 1 || p.port > 65535 {
 			return fmt.Errorf("%s %d: want 1 to 65535", p.flag, p.port)
 		}
+	}
+	if o.Rest < 0 {
+		return fmt.Errorf("--ipalloc-rest %v: want 0 or more", o.Rest)
 	}
 	if o.MTU != 0 && (o.MTU < router.MinMTU || o.MTU > 65535) {
 		return fmt.Errorf("--mtu %d: want %d, the least that IPv6 asks of a link, to 65535", o.MTU, router.MinMTU)

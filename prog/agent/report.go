@@ -88,7 +88,7 @@ func (a *Agent) reportRouter(snap ipam.Snapshot, peers []mesh.Peer, seen wg.Obse
 			continue
 		}
 		r.Peers = append(r.Peers, a.reportPeer(snap, p))
-		if p.Record.ID() != a.self() && p.Record.State != peer.Left {
+		if p.Record.ID() != a.self() && p.Record.State != peer.Left && !removed(snap, p) {
 			r.Connections = append(r.Connections, a.reportConnection(snap, p, targets, seen))
 		}
 	}
@@ -107,6 +107,16 @@ func (a *Agent) nodeAddrs(snap ipam.Snapshot, node slot.Slot) []netip.Addr {
 	return out
 }
 
+// removed reports whether a peer that fell silent was given up for dead: what it had, its
+// node address at least, is another's.
+func removed(snap ipam.Snapshot, p mesh.Peer) bool {
+	if p.Reachable || p.Record.Node == 0 || snap.Ring.IsZero() || string(p.Record.Ring) != string(snap.Ring.ID[:]) {
+		return false
+	}
+	owner, _ := snap.Ring.Owner(p.Record.Node)
+	return owner != p.Record.ID()
+}
+
 func (a *Agent) reportPeer(snap ipam.Snapshot, p mesh.Peer) api.Peer {
 	out := api.Peer{
 		ID: p.Record.ID().String(), Nickname: p.Record.Nickname, Self: p.Record.ID() == a.self(),
@@ -115,6 +125,9 @@ func (a *Agent) reportPeer(snap ipam.Snapshot, p mesh.Peer) api.Peer {
 	}
 	if p.Record.State == peer.Running && !p.Reachable {
 		out.State = "unreachable" // it fell silent: nobody said goodbye
+		if removed(snap, p) {
+			out.State = "removed"
+		}
 	}
 	return out
 }

@@ -81,7 +81,7 @@ type Peer struct {
 	ID          string       `json:"id"`
 	Nickname    string       `json:"nickname"`
 	Self        bool         `json:"self,omitempty"`
-	State       string       `json:"state"` // running, stopped, left; and unreachable, if it fell silent
+	State       string       `json:"state"` // running, stopped, left; unreachable, if it fell silent; removed, if it was given up then
 	Underlay    []netip.Addr `json:"underlay"`
 	Node        []netip.Addr `json:"node,omitempty"`
 	Ring        string       `json:"ring,omitempty"`

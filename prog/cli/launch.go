@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"weft/ipam"
 	"weft/mesh"
 	"weft/mesh/secret"
 	"weft/prog/agent"
@@ -46,6 +47,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.ranges, "ipalloc-range", "", "the overlay's addresses: CIDR[,CIDR6] (default 10.32.0.0/12 and a ULA derived from the cluster)")
 	flags.StringVar(&f.init, "ipalloc-init", "", "who founds the address ring: consensus=N, seed=ID,ID… or observer (default: a host without PEER founds; hosts with PEER vote, unless one has a ring)")
 	flags.StringSliceVar(&f.exclude, "ipalloc-exclude", nil, "CIDRs whose addresses this host hands out only to who asks for them; give it on every host")
+	flags.DurationVar(&f.Rest, "ipalloc-rest", ipam.DefaultRest, "how long an address that was freed rests before it is used again")
 	flags.StringVar(&f.tokenSrc, "token", "", "a file with the cluster's token, or - for standard input")
 	flags.StringVar(&f.Nickname, "nickname", host, "the name that people see")
 	flags.StringSliceVar(&f.advertise, "advertise", nil, "addresses at which other hosts reach this one (default: its own)")

@@ -40,19 +40,11 @@ func (*alone) Request(context.Context, peer.ID, string, []byte) ([]byte, error) 
 // carries for it, a merge of the whole ring, and the memory of a peer.
 func ipamBench(ctx context.Context, b *bench) (err error) {
 	before := heap()
-	m := ipamtest.New(slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()})
-	founder := m.Peers[0]
-	for len(m.Peers) < ipamPeers {
-		m.Join()
+	m, err := thousand()
+	if err != nil {
+		return err
 	}
-	for range ipamPods {
-		for _, p := range m.Peers {
-			if !m.Allocate(p) {
-				return errors.New("the universe is too small")
-			}
-		}
-	}
-	older := m.Ring
+	founder, older := m.Peers[0], m.Ring
 	m.Leave(ipamPeers / 2) // what is news to who has the older ring
 
 	merge := figure{what: fmt.Sprintf("merge of a ring of %d peers, %d segments", ipamPeers, len(m.Ring.Segments())), atMost: 50}
@@ -102,6 +94,22 @@ func ipamBench(ctx context.Context, b *bench) (err error) {
 	})
 	runtime.KeepAlive(m)
 	return nil
+}
+
+// thousand is a mesh of so many peers, whose containers all have an address.
+func thousand() (*ipamtest.Mesh, error) {
+	m := ipamtest.New(slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()})
+	for len(m.Peers) < ipamPeers {
+		m.Join()
+	}
+	for range ipamPods {
+		for _, p := range m.Peers {
+			if !m.Allocate(p) {
+				return nil, errors.New("the universe is too small")
+			}
+		}
+	}
+	return m, nil
 }
 
 // serveRing runs an allocator that starts from a ring on disk, and returns the heap while it runs. The
