@@ -60,12 +60,16 @@ type Change struct {
 type Mesh interface {
 	// Broadcast passes a delta on to all peers. It does not block.
 	Broadcast(replica string, delta []byte)
-	// Request asks one peer and waits for its answer.
+	// Request asks one peer and waits for its answer. An answer that says no is an error with a
+	// method Refused() string.
 	Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error)
 	// Reachable reports whether a peer can be asked at all.
 	Reachable(peer.ID) bool
-	// Others lists all other peers that are known and have not left, reachable or not.
+	// Others lists all other peers that are known, reachable or not, but for those that have
+	// left and those of another ring.
 	Others() []peer.ID
+	// Stopped reports whether a peer said that its agent was stopped; its containers run on.
+	Stopped(peer.ID) bool
 	// Name is what people call a peer.
 	Name(peer.ID) string
 }
@@ -76,8 +80,7 @@ type Config struct {
 	Store Store
 	Mesh  Mesh
 	Log   *slog.Logger
-	// Found, if given, is the ring that this peer founds unless it has one already
-	// or hears of one first.
+	// Found, if given, is the ring that this peer founds unless it has one already.
 	Found *ring.Ring
 	// Elect, if given, is how this peer takes part in founding one together with others.
 	Elect *Election

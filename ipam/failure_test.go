@@ -110,7 +110,7 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 		refused(err, "h2")
 		c.split(func(a, b peer.ID) bool { return a != b })
 		_, err = m[1].RemovePeer(t.Context(), m[3].id, false)
-		refused(err, "only 1 of 2 peers")
+		refused(err, "only 1 of 3 peers")
 		_, err = m[1].RemovePeer(t.Context(), m[1].id, true)
 		refused(err, "weft reset")
 		if n, err := m[1].RemovePeer(t.Context(), m[3].id, true); err != nil || n == 0 {

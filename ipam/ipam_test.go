@@ -152,6 +152,14 @@ func (m *member) Others() (out []peer.ID) {
 	return out
 }
 
+func (m *member) Stopped(peer.ID) bool { return false }
+
+// no is an answer that says no.
+type no struct{ error }
+
+func (e no) Refused() string { return e.Error() }
+func (e no) Unwrap() error   { return e.error }
+
 func (m *member) Name(id peer.ID) string { return fmt.Sprintf("h%d", id[0]) }
 
 func (m *member) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
@@ -162,6 +170,9 @@ func (m *member) Request(ctx context.Context, to peer.ID, kind string, payload [
 	reply, err := other.Handlers()[kind](ctx, m.id, payload)
 	if m.c.replyLate {
 		time.Sleep(100 * time.Millisecond)
+	}
+	if err != nil {
+		err = no{err}
 	}
 	return reply, err
 }

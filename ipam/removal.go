@@ -42,8 +42,8 @@ var errRival = errors.New("another peer is removing it at this moment")
 
 // RemovePeer takes over what a dead peer owns, and says how many slots that were. All
 // peers that can be reached confirm that it is dead, and tell what they know of its last
-// grants. Without a majority of all peers but the dead one it does so only by force:
-// this side of a partition cannot know whether the peer is alive on the other.
+// grants. Without a majority of all peers it does so only by force: this side of a
+// partition cannot know whether the peer is alive on the other.
 func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (slots uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
@@ -74,6 +74,15 @@ func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (s
 	return slots, err
 }
 
+// refused is what a peer answered that does not do what was asked; empty if it did not answer.
+func refused(err error) string {
+	var no interface{ Refused() string }
+	if errors.As(err, &no) {
+		return no.Refused()
+	}
+	return ""
+}
+
 // confirm asks every peer that can be reached whether another is dead.
 func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) (err error) {
 	if dead == a.cfg.Self {
@@ -96,32 +105,37 @@ func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) (err 
 	var refusals []string
 	confirmed, rival := 1, false
 	a.askAll(ask, asked, requestRemoval, removalAsked(dead), func(id peer.ID, reply []byte, err error) {
-		if err == nil {
+		if err == nil && len(reply) > 0 {
 			_, err = a.Merge(reply)
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		switch {
+		switch why := refused(err); {
 		case err == nil:
 			confirmed++
-		case strings.Contains(err.Error(), errRival.Error()):
+		case why == errRival.Error():
 			rival = true
-		case ask.Err() == nil:
-			refusals = append(refusals, fmt.Sprintf("%s says: %v", a.cfg.Mesh.Name(id), err))
+		case why != "":
+			refusals = append(refusals, fmt.Sprintf("%s says: %s", a.cfg.Mesh.Name(id), why))
 		}
 	})
+	all := len(voters) + 2 // with this peer and the dead one: so that no two sides of a split have a majority
 	switch {
 	case len(refusals) > 0:
 		slices.Sort(refusals)
 		err = &RemovalError{dead, strings.Join(refusals, "; ")}
 	case rival:
 		err = fmt.Errorf("ipam: %v is not removed: %w", dead, errRival)
-	case confirmed <= (len(voters)+1)/2 && !force:
-		err = &RemovalError{dead, fmt.Sprintf("only %d of %d peers can be reached and confirm that it is dead; it may be alive with the rest. "+
-			"If you know that it is gone for good, add --force", confirmed, len(voters)+1)}
+	case a.cfg.Mesh.Stopped(dead) && !force:
+		err = &RemovalError{dead, "its agent was stopped on purpose, and its containers may run on. Run `weft reset` on it; if it is gone for good, add --force"}
+	case confirmed <= all/2 && !force:
+		err = &RemovalError{dead, fmt.Sprintf("only %d of %d peers can be reached and confirm that it is dead, which is no majority; it may be alive with the rest. "+
+			"If you know that it is gone for good, add --force", confirmed, all)}
 	}
 	if err != nil { // rivals that hold on to what they were promised would keep each other out
-		a.askAll(ask, asked, requestRemoval, removalGivenUp(dead), func(peer.ID, []byte, error) {})
+		tell, cancel := context.WithTimeout(context.WithoutCancel(ctx), usageTimeout)
+		defer cancel()
+		a.askAll(tell, asked, requestRemoval, removalGivenUp(dead), func(peer.ID, []byte, error) {})
 		_ = a.do(ctx, func() { a.forget(a.cfg.Self, dead) })
 	}
 	return err
@@ -182,7 +196,7 @@ func (a *Allocator) serveRemoval(ctx context.Context, from peer.ID, payload []by
 			return nil, err
 		}
 		if a.ring.IsZero() {
-			return nil, ErrNoRing
+			return nil, nil // it knows of no grants
 		}
 		return a.ring.Encode(), nil
 	})
@@ -196,24 +210,25 @@ var ErrNoHeir = errors.New("ipam: no other peer that can be reached confirmed to
 func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 	here := a.reachable()
 	usage := a.Usage(ctx, here[:min(len(here), mostAsked)])
+	here = slices.DeleteFunc(here, func(id peer.ID) bool { _, answers := usage[id]; return !answers })
 	slices.SortStableFunc(here, func(x, y peer.ID) int { return cmp.Compare(usage[x].Free, usage[y].Free) }) // who needs it most
-	var testament []byte
-	if _, err = a.answer(ctx, func() (_ []byte, err error) {
-		a.leaving = true
-		a.failAll(ErrLeaving)
-		if a.ring.IsZero() || len(a.cfg.Mesh.Others()) == 0 {
+	testament, err := a.answer(ctx, func() ([]byte, error) {
+		switch {
+		case a.ring.IsZero() || len(a.cfg.Mesh.Others()) == 0:
+			a.leave()
 			return nil, nil
-		}
-		if len(here) == 0 {
-			a.leaving = false
+		case len(here) == 0:
 			return nil, ErrNoHeir
 		}
-		if err = a.bequeath(here[0]); err == nil {
-			testament = a.ring.Encode()
+		a.leave()
+		if err := a.bequeath(here[0]); err != nil {
+			a.leaving = false
+			return nil, err
 		}
-		return nil, err
-	}); err != nil || testament == nil {
-		return peer.ID{}, err
+		return a.ring.Encode(), nil
+	})
+	if err != nil || testament == nil {
+		return heir, err
 	}
 	for _, id := range here { // the heir first; but whoever has it on disk will tell it
 		ask, cancel := context.WithTimeout(ctx, askTimeout)
@@ -224,7 +239,12 @@ func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 		}
 		a.cfg.Log.Warn("a peer did not take what this one leaves", "peer", id, "err", err)
 	}
-	return peer.ID{}, ErrNoHeir
+	return heir, errors.Join(ErrNoHeir, a.do(ctx, func() { a.leaving = false })) // it stays, and asks for space like a new one
+}
+
+func (a *Allocator) leave() {
+	a.leaving = true
+	a.failAll(ErrLeaving)
 }
 
 // serveInherit takes in what another peer leaves; it is on disk before that is confirmed.

@@ -221,6 +221,9 @@ type events struct{ m *Mesh }
 
 func (e events) NotifyJoin(n *memberlist.Node) {
 	id, ok := idOfNode(n.Name)
+	if ok && id == e.m.self && n.Name != e.m.name {
+		go e.m.meetTwin(n) // memberlist waits for nobody here
+	}
 	if !ok || id == e.m.self {
 		return
 	}

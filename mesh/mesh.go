@@ -13,6 +13,7 @@
 package mesh
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -121,7 +122,7 @@ func New(cfg Config) (*Mesh, error) {
 	m := &Mesh{
 		cfg:        cfg,
 		self:       self,
-		name:       nodeName(self),
+		name:       nodeName(self, time.Now()),
 		inbox:      make(chan []byte, 1024),
 		started:    make(chan struct{}),
 		replicas:   map[string]Replica{},
@@ -138,7 +139,7 @@ func New(cfg Config) (*Mesh, error) {
 	for _, t := range cfg.Targets {
 		m.targets[t] = &target{}
 	}
-	cfg.Record.State, cfg.Record.Started = peer.Running, time.Now().UnixMilli()
+	cfg.Record.State = peer.Running
 	for _, data := range cfg.Peers {
 		s, err := peer.Decode(data)
 		if err != nil {
@@ -161,9 +162,10 @@ func New(cfg Config) (*Mesh, error) {
 
 // nodeName is the name under which memberlist knows one run of one peer.
 // memberlist refuses a known name at a new address until the old one is long
-// dead, so every start has a name of its own.
-func nodeName(id peer.ID) string {
-	return fmt.Sprintf("%v-%08x", id, rand.Uint32())
+// dead, so every start has a name of its own. Of two runs, the later one's is the
+// greater.
+func nodeName(id peer.ID, start time.Time) string {
+	return fmt.Sprintf("%v-%012x%08x", id, start.UnixMilli(), rand.Uint32())
 }
 
 // Self is this peer's id.
@@ -370,15 +372,27 @@ func (m *Mesh) Reachable(id peer.ID) bool {
 	return k != nil && k.node != ""
 }
 
-// Others lists all other peers that are known and have not left, reachable or not.
+// Others lists all other peers that are known, reachable or not, but for those that have
+// left and those of another ring.
 func (m *Mesh) Others() []peer.ID {
+	ring := m.Own().Ring
 	var out []peer.ID
 	for _, p := range m.Peers() {
-		if p.Record.Identity != nil && p.Record.ID() != m.self && p.Record.State != peer.Left {
-			out = append(out, p.Record.ID())
+		r := p.Record
+		apart := len(ring) > 0 && len(r.Ring) > 0 && !bytes.Equal(ring, r.Ring)
+		if r.Identity != nil && r.ID() != m.self && r.State != peer.Left && !apart {
+			out = append(out, r.ID())
 		}
 	}
 	return out
+}
+
+// Stopped reports whether a peer said that its agent was stopped; its containers run on.
+func (m *Mesh) Stopped(id peer.ID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := m.peers[id]
+	return k != nil && k.node == "" && k.signed.Record.State == peer.Stopped
 }
 
 // Name is what people call a peer: its id, and its nickname where that is known.

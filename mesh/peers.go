@@ -3,6 +3,8 @@ package mesh
 import (
 	"errors"
 	"fmt"
+	"github.com/hashicorp/memberlist"
+	"net"
 	"slices"
 	"time"
 
@@ -96,17 +98,34 @@ func (m *Mesh) mergeRecord(data []byte) (news bool, err error) {
 }
 
 // ErrTwin says that this host's identity is another host's too.
-var ErrTwin = errors.New("this host has the identity of another one: its disk was copied. Run `weft reset` here, and launch again")
+var ErrTwin = errors.New("this host has the identity of another one, which was there first: a disk was copied. Run `weft reset --force` on the copy, and launch it again")
+
+// meetTwin looks whether another run of this peer that gossip tells of is alive. If it is,
+// another host has our identity, and the run that was started last ends.
+func (m *Mesh) meetTwin(n *memberlist.Node) {
+	if !m.running() {
+		return
+	}
+	if _, err := m.list.Ping(n.Name, &net.UDPAddr{IP: n.Addr, Port: int(n.Port)}); err != nil {
+		return // our own last run, or one that ended meanwhile
+	}
+	m.reject(n.Addr.String(), twin)
+	if m.name > n.Name {
+		select {
+		case m.copied <- fmt.Errorf("mesh: %w: %v", ErrTwin, n.Addr):
+		default:
+		}
+	}
+}
 
 // insistPause is how long the mesh may contradict us before we do.
 const insistPause = 10 * time.Second
 
-const twin = "it speaks with this host's identity: was its disk copied from here, or this one's from there? Run `weft reset` on the copy"
+const twin = "it speaks with this host's identity: was its disk copied from here, or this one's from there? The one that was started last stops by itself; run `weft reset --force` on the copy"
 
 // insist speaks again, louder: the mesh remembers a later word of ours than we do.
 // The first time our state was restored from an older copy. If it goes on, another
-// host has our identity, and two who insist at once would never end: the one that
-// was started last gives way.
+// host has our identity, and two who insist at once would never end.
 func (m *Mesh) insist(theirs peer.Record) error {
 	m.mu.Lock()
 	now, last, own := time.Now(), m.insisted, m.peers[m.self].signed.Record
@@ -117,13 +136,6 @@ func (m *Mesh) insist(theirs peer.Record) error {
 	m.mu.Unlock()
 	if !last.IsZero() && len(theirs.Underlay) > 0 && !slices.Equal(theirs.Underlay, own.Underlay) {
 		m.reject(theirs.Underlay[0].String(), twin)
-		if own.Started > theirs.Started || own.Started == theirs.Started && own.Underlay[0].Compare(theirs.Underlay[0]) > 0 {
-			select {
-			case m.copied <- fmt.Errorf("mesh: %w: %v had it first", ErrTwin, theirs.Underlay[0]):
-			default:
-			}
-			return nil
-		}
 	}
 	if wait {
 		return nil // push/pull says it again

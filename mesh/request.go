@@ -55,6 +55,9 @@ type RefusedError struct{ Reason string }
 
 func (e *RefusedError) Error() string { return "the peer refused: " + e.Reason }
 
+// Refused tells an answer that says no from none, for who does not know this type.
+func (e *RefusedError) Refused() string { return e.Reason }
+
 // Request asks one peer and waits for its answer.
 func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
 	msg := message{From: m.self, To: to, Kind: kind, Payload: payload}

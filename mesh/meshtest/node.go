@@ -200,10 +200,19 @@ func (n *Node) serve(ctx context.Context, from peer.ID, kind string, payload []b
 	}
 	data, err := h(ctx, from, payload)
 	if err != nil { // only its text travels
-		err = errors.New("the peer refused: " + err.Error())
+		err = refused(err.Error())
 	}
 	return data, err
 }
+
+// refused is the answer of a peer that does not do what was asked.
+type refused string
+
+func (r refused) Error() string   { return "the peer refused: " + string(r) }
+func (r refused) Refused() string { return string(r) }
+
+// Stopped reports whether a peer said that its agent was stopped; here nobody does.
+func (*Node) Stopped(peer.ID) bool { return false }
 
 // Reachable reports whether the node believes that it reaches a peer.
 func (n *Node) Reachable(id peer.ID) bool { return n.g.find(n, id) != nil }

@@ -89,8 +89,7 @@ type Record struct {
 	Node      slot.Slot         `cbor:"6,keyasint,omitempty"` // the slot of the node address; 0 while it has none
 	Sequence  uint64            `cbor:"7,keyasint"`           // grows with every change; the highest wins
 	State     State             `cbor:"8,keyasint,omitempty"`
-	Ring      []byte            `cbor:"9,keyasint,omitempty"`  // id of the ring that the peer is in; empty while it waits for one
-	Started   int64             `cbor:"11,keyasint,omitempty"` // when this run of the peer began, Unix time in ms; tells twins apart
+	Ring      []byte            `cbor:"9,keyasint,omitempty"` // id of the ring that the peer is in; empty while it waits for one
 }
 
 // Bounds of a record, so that a peer cannot make others hold what it likes.

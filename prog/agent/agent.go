@@ -74,7 +74,8 @@ type Agent struct {
 
 // settings are what the operator changes at run time.
 type settings struct {
-	Exposed bool `json:"exposed"`
+	Exposed bool           `json:"exposed"`
+	Exclude []netip.Prefix `json:"exclude,omitempty"` // as last given
 }
 
 // New makes an agent; Run starts it.
@@ -156,6 +157,12 @@ func (a *Agent) prepare(ctx context.Context) (err error) {
 	a.public = private.PublicKey()
 	if err := a.store.Settings(&a.settings); err != nil {
 		return err
+	}
+	if a.opts.Exclude != nil {
+		a.settings.Exclude = a.opts.Exclude
+		if err := a.store.SaveSettings(a.settings); err != nil {
+			return err
+		}
 	}
 	if err := a.loadEndpoints(); err != nil {
 		return err
@@ -251,7 +258,7 @@ func (a *Agent) makeMesh(targets []string) error {
 func (a *Agent) makeIPAM(found *ring.Ring, elect *ipam.Election) {
 	a.ipam = ipam.New(ipam.Config{
 		Self: a.self(), Store: a.store, Mesh: a.mesh, Log: a.log, Found: found, Elect: elect,
-		Cluster: a.token.Cluster, Universe: a.opts.Universe.asked(), Excluded: a.opts.Exclude, Rest: a.opts.Rest, Changed: a.changed,
+		Cluster: a.token.Cluster, Universe: a.opts.Universe.asked(), Excluded: a.settings.Exclude, Rest: a.opts.Rest, Changed: a.changed,
 	})
 	a.mesh.Replicate(a.ipam)
 	a.mesh.Replicate(a.ipam.Votes())

@@ -33,6 +33,7 @@ type alone struct{}
 func (alone) Broadcast(string, []byte) {}
 func (alone) Reachable(peer.ID) bool   { return false }
 func (alone) Others() []peer.ID        { return nil }
+func (alone) Stopped(peer.ID) bool     { return false }
 func (alone) Name(id peer.ID) string   { return id.String() }
 func (alone) Request(context.Context, peer.ID, string, []byte) ([]byte, error) {
 	return nil, context.Canceled

@@ -257,8 +257,9 @@ func (a *Agent) Endpoint(ctx context.Context, ref api.EndpointRef) (api.Endpoint
 }
 
 func (a *Agent) describe(e *endpointRecord, snap ipam.Snapshot) api.Endpoint {
+	_, lost := snap.Lost[e.ref().Key()]
 	return api.Endpoint{
-		ContainerID: e.ContainerID, Interface: e.Interface, Source: e.Source, Network: e.Network,
+		Lost: lost, ContainerID: e.ContainerID, Interface: e.Interface, Source: e.Source, Network: e.Network,
 		Name: e.Name, Namespace: e.Namespace, HostLink: e.HostLink, MAC: e.MAC,
 		Addresses: addresses(a.plug(e, snap)),
 	}

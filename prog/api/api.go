@@ -158,6 +158,7 @@ type Endpoint struct {
 	HostLink    string       `json:"hostLink"`
 	MAC         string       `json:"mac"`
 	Addresses   []netip.Addr `json:"addresses"`
+	Lost        bool         `json:"lost,omitempty"` // the addresses are another peer's by now; it is cut off
 }
 
 // AttachRequest asks for the host side of an endpoint whose veth pair exists.

@@ -118,7 +118,11 @@ func (a *app) ps() *cobra.Command {
 					if e.Namespace != "" {
 						name = e.Namespace + "/" + name
 					}
-					t.row(shortID(e.ContainerID), e.Interface, orDash(name), join(e.Addresses, " "), e.Source)
+					addresses := join(e.Addresses, " ")
+					if e.Lost {
+						addresses += " (lost)"
+					}
+					t.row(shortID(e.ContainerID), e.Interface, orDash(name), addresses, e.Source)
 				}
 				t.flush()
 			})

@@ -46,7 +46,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.ranges, "ipalloc-range", "", "the overlay's addresses: CIDR[,CIDR6] (default 10.32.0.0/12 and a ULA derived from the cluster)")
 	flags.StringVar(&f.init, "ipalloc-init", "", "who founds the address ring: consensus=N, seed=ID,ID… or observer (default: a host without PEER founds; hosts with PEER vote, unless one has a ring)")
-	flags.StringSliceVar(&f.exclude, "ipalloc-exclude", nil, "CIDRs whose addresses this host hands out only to who asks for them; give it on every host")
+	flags.StringSliceVar(&f.exclude, "ipalloc-exclude", nil, "CIDRs whose addresses this host hands out only to who asks for them; give it on every host, where it is kept (\"\" ends it)")
 	flags.DurationVar(&f.Rest, "ipalloc-rest", ipam.DefaultRest, "how long an address that was freed rests before it is used again")
 	flags.StringVar(&f.tokenSrc, "token", "", "a file with the cluster's token, or - for standard input")
 	flags.StringVar(&f.Nickname, "nickname", host, "the name that people see")
@@ -84,6 +84,9 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	}
 	if f.Init, err = agent.ParseInit(f.init); err != nil {
 		return usageError{err}
+	}
+	if f.exclude != nil {
+		f.Exclude = []netip.Prefix{}
 	}
 	for _, s := range f.exclude {
 		p, err := netip.ParsePrefix(s)

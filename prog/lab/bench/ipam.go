@@ -30,6 +30,7 @@ type alone struct{ said int }
 
 func (a *alone) Broadcast(_ string, delta []byte) { a.said += len(delta) }
 func (*alone) Reachable(peer.ID) bool             { return false }
+func (*alone) Stopped(peer.ID) bool               { return false }
 func (*alone) Others() []peer.ID                  { return nil }
 func (*alone) Name(id peer.ID) string             { return id.String() }
 func (*alone) Request(context.Context, peer.ID, string, []byte) ([]byte, error) {
