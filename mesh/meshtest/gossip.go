@@ -263,7 +263,7 @@ func (g *Gossip) send(kind string, from, to *Node, deliver func()) {
 			g.mu.Lock()
 			arrives := to.up && to.side == from.side
 			if arrives {
-				to.known.add(from.id)
+				to.known.hear(from.id, Word{from.run, Running})
 			}
 			g.mu.Unlock()
 			if arrives {

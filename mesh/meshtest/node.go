@@ -12,14 +12,34 @@ import (
 	"weft/mesh/peer"
 )
 
-// Known is whom a peer heard of in its life, as its disk keeps it: true for those who left.
-type Known map[peer.ID]bool
+// Known is whom a peer heard of in its life, and their last word, as its disk keeps it.
+type Known map[peer.ID]Word
 
-func (k Known) add(id peer.ID) { k[id] = k[id] }
+// Word is what a peer says of itself. That of a later run counts, and in one run, the later word.
+type Word struct {
+	Run   int
+	State State
+}
+
+// State is a peer's own, in the order in which one run says it.
+type State int
+
+// States.
+const (
+	Running State = iota
+	Stopped       // its agent ended in order, and comes back
+	Left          // for ever
+)
+
+func (k Known) hear(id peer.ID, w Word) {
+	if old, ok := k[id]; !ok || w.Run > old.Run || w.Run == old.Run && w.State > old.State {
+		k[id] = w
+	}
+}
 
 func (k Known) union(o Known) {
-	for id, left := range o {
-		k[id] = k[id] || left
+	for id, w := range o {
+		k.hear(id, w)
 	}
 }
 
@@ -48,7 +68,6 @@ type NodeConfig struct {
 func (g *Gossip) Node(id peer.ID, known Known) *Node {
 	n := &Node{g: g, id: id, run: down, known: Known{}}
 	n.known.union(known)
-	n.known.add(id)
 	return n
 }
 
@@ -57,6 +76,7 @@ func (n *Node) Start(side int, cfg NodeConfig) {
 	n.g.mu.Lock()
 	defer n.g.mu.Unlock()
 	n.cfg, n.side, n.up, n.run = cfg, side, true, len(n.g.nodes)
+	n.known.hear(n.id, Word{n.run, Running})
 	n.g.nodes = append(n.g.nodes, n)
 	n.g.peers[n.id] = append(n.g.peers[n.id], n)
 	n.g.changed()
@@ -73,29 +93,20 @@ func (n *Node) Stop() {
 	}
 }
 
-// Leave says goodbye for ever. Stop comes next.
-func (n *Node) Leave() {
+// Say tells the others how this run ends. Stop comes next.
+func (n *Node) Say(last State) {
+	word := Word{n.run, last}
 	n.g.mu.Lock()
-	n.known[n.id] = true
+	n.known.hear(n.id, word)
 	around := n.g.around(n)
 	n.g.mu.Unlock()
 	for _, o := range around {
 		n.g.send(kindDelta, n, o, func() {
 			n.g.mu.Lock()
 			defer n.g.mu.Unlock()
-			o.known[n.id] = true
+			o.known.hear(n.id, word)
 		})
 	}
-}
-
-// ID is the peer's.
-func (n *Node) ID() peer.ID { return n.id }
-
-// Side is the one that the node is on.
-func (n *Node) Side() int {
-	n.g.mu.Lock()
-	defer n.g.mu.Unlock()
-	return n.side
 }
 
 // Known is whom the node heard of.
@@ -211,9 +222,6 @@ type refused string
 func (r refused) Error() string   { return "the peer refused: " + string(r) }
 func (r refused) Refused() string { return string(r) }
 
-// Stopped reports whether a peer said that its agent was stopped; here nobody does.
-func (*Node) Stopped(peer.ID) bool { return false }
-
 // Reachable reports whether the node believes that it reaches a peer.
 func (n *Node) Reachable(id peer.ID) bool { return n.g.find(n, id) != nil }
 
@@ -223,17 +231,24 @@ func (n *Node) Others() []peer.ID {
 	defer n.g.mu.Unlock()
 	for _, o := range n.g.nodes {
 		if n.g.sees(n, o) {
-			n.known.add(o.id)
+			n.known.hear(o.id, Word{o.run, Running})
 		}
 	}
 	var out []peer.ID
-	for id, left := range n.known {
-		if !left && id != n.id {
+	for id, w := range n.known {
+		if w.State != Left && id != n.id {
 			out = append(out, id)
 		}
 	}
 	slices.SortFunc(out, func(a, b peer.ID) int { return bytes.Compare(a[:], b[:]) })
 	return out
+}
+
+// Stopped reports whether the last word of a peer was that its agent was stopped.
+func (n *Node) Stopped(id peer.ID) bool {
+	n.g.mu.Lock()
+	defer n.g.mu.Unlock()
+	return n.known[id].State == Stopped
 }
 
 // Name is what people call a peer: as much of its id as tells them apart.

@@ -51,7 +51,7 @@ func (t *truth) excuse(g slot.Range, why string) {
 }
 
 // catchUp is how long a peer that starts may take to hear what became of its slots.
-const catchUp = 5 * time.Second
+const catchUp = 8 * time.Second
 
 // holds reports whether a host holds a slot and may. The caller holds the lock, as with
 // all that follows up to look.
@@ -155,6 +155,39 @@ func claim(r ring.Ring, s slot.Slot) ring.Claim {
 		return ring.Claim{}
 	}
 	return r.Segments()[i].Claim
+}
+
+// inTouch is how long it takes at most until peers that can reach each other know, and a
+// removal is over.
+const inTouch = 20 * time.Second
+
+// mayRemove checks that a peer that was removed does not answer who removed it, and that
+// without force, those that this one reaches are more than half of those alive that it knows.
+func (w *world) mayRemove(r *run, dead peer.ID, force bool) {
+	others := r.Others()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r.stopped || time.Since(w.stirred) < inTouch {
+		return
+	}
+	here, alive := map[peer.ID]bool{r.h.id: true}, map[peer.ID]bool{r.h.id: true}
+	for _, h := range w.hosts {
+		if h.run == nil || h.id == r.h.id {
+			continue
+		}
+		if h.side == r.h.side {
+			here[h.id] = true
+		}
+		if slices.Contains(others, h.id) && h.id != dead {
+			alive[h.id] = true
+		}
+	}
+	if here[dead] {
+		w.broken("%v removed %v, which it reaches", r, dead)
+	}
+	if !force && 2*len(here) <= len(alive) {
+		w.broken("%v removed %v, and reaches %d of %d peers", r, dead, len(here), len(alive))
+	}
 }
 
 // look checks the allocators of all hosts that run, at one moment.

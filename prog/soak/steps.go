@@ -198,11 +198,18 @@ func (w *world) sides(side func(*host) int) {
 	w.note("sides:%s", text)
 }
 
+// crash ends a host's agent, sometimes in order.
 func (w *world) crash() {
-	if r := w.someRun(); r != nil {
-		w.note("%v crashes", r)
-		w.stop(r)
+	r := w.someRun()
+	if r == nil {
+		return
 	}
+	goodbye := w.rand.IntN(2) == 0
+	if goodbye {
+		r.Say(meshtest.Stopped)
+	}
+	w.note("%v crashes (goodbye: %v)", r, goodbye)
+	w.stop(r)
 }
 
 func (w *world) restart() {
@@ -247,6 +254,10 @@ func (w *world) restore() {
 	w.quiet(time.Second)
 	w.note("%s starts from an older backup", h.name)
 	w.boot(h)
+	for range w.rand.IntN(8) { // it must not give what it gave to others after the backup
+		w.keys++
+		w.ask(w.runOf(h), fmt.Sprintf("c%d", w.keys), 6*time.Second)
+	}
 	w.quiet(10 * time.Second)
 }
 
@@ -302,7 +313,7 @@ func (w *world) fillDisk() {
 // remove takes over what a peer owns: mostly a dead one; by one host, or by two at once.
 func (w *world) remove() {
 	dead := w.some(func(*host) bool { return true })
-	if h := w.absent(); h != nil && w.rand.IntN(4) > 0 || w.calm {
+	if h := w.absent(); h != nil && w.rand.IntN(4) > 0 {
 		dead = h
 	}
 	if dead == nil {
@@ -330,6 +341,9 @@ func (w *world) absent() *host {
 func (w *world) removeBy(r *run, dead peer.ID, force bool) error {
 	slots, err := r.alloc.RemovePeer(w.ctx, dead, force)
 	w.note("%v: remove %s (force: %v): %d, %v", r, w.nameOf(dead), force, slots, brief(err))
+	if err == nil {
+		w.mayRemove(r, dead, force)
+	}
 	return err
 }
 
@@ -357,16 +371,27 @@ func (w *world) leave() {
 			heir, err := r.alloc.Leave(w.ctx)
 			w.note("%v leaves: heir %s, %v", r, w.nameOf(heir), brief(err))
 			if err == nil {
-				r.Node.Leave()
-				if w.stop(r) {
-					w.locked(func() { h.gone = true })
-				}
+				w.left(r, heir)
 				return
 			}
 		}
 		if w.stop(r) {
 			w.note("%v stays, and starts again", r)
 			w.boot(h)
+		}
+	})
+}
+
+// left ends a host that has left, and checks that it leaves nothing that is its own.
+func (w *world) left(r *run, heir peer.ID) {
+	r.Say(meshtest.Left)
+	if !w.stop(r) {
+		return
+	}
+	w.locked(func() {
+		r.h.gone = true
+		if owned := r.h.disk.ring.Owned()[r.h.id]; !heir.IsZero() && len(owned) > 0 && w.copies(r.h.id) == 0 {
+			w.broken("%v has left, and owns %v", r, owned)
 		}
 	})
 }

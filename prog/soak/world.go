@@ -213,6 +213,7 @@ func (w *world) newID() (id peer.ID) {
 
 // founding starts the cluster.
 func (w *world) founding() {
+	w.net.SetWeather(w.weather)
 	for i := range w.shape.hosts {
 		h := w.add()
 		h.voter, h.founder = i < w.voters, w.voters == 0 && i == 0
@@ -222,9 +223,27 @@ func (w *world) founding() {
 		w.boot(h)
 		time.Sleep(time.Duration(w.rand.Int64N(int64(300 * time.Millisecond))))
 	}
+	if w.voters > 0 && !w.calm {
+		w.campaign()
+	}
 	time.Sleep(time.Duration(w.rand.Int64N(int64(5 * time.Second))))
 	if w.voters > 0 && !w.apart || w.calm {
 		time.Sleep(10 * time.Second)
+	}
+}
+
+// campaign disturbs the founders while they vote.
+func (w *world) campaign() {
+	for range w.rand.IntN(12) {
+		switch w.rand.IntN(4) {
+		case 0, 1:
+			w.partition()
+		case 2:
+			w.crash()
+		case 3:
+			w.restart()
+		}
+		time.Sleep(time.Duration(w.rand.Int64N(int64(2 * time.Second))))
 	}
 }
 
