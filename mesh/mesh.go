@@ -96,9 +96,10 @@ type Mesh struct {
 	targets    map[string]*target
 	hello      hello
 	farewell   peer.State
-	insisted   time.Time // when we last contradicted the mesh about ourselves
-	nonce      uint32    // of this run, in the ids of its requests
-	asked      uint32    // requests made
+	insisted   time.Time   // when we last contradicted the mesh about ourselves
+	later      *time.Timer // until we do so again
+	nonce      uint32      // of this run, in the ids of its requests
+	asked      uint32      // requests made
 	pending    map[uint64]chan reply
 	rejections map[string]*Rejection
 	rejected   time.Time  // when one was last logged
@@ -210,6 +211,11 @@ func (m *Mesh) Run(ctx context.Context) error {
 		}
 	})
 	err = group.Wait()
+	m.mu.Lock()
+	if m.later != nil {
+		m.later.Stop()
+	}
+	m.mu.Unlock()
 	m.leave()
 	return err
 }

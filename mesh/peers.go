@@ -123,6 +123,24 @@ const insistPause = 10 * time.Second
 
 const twin = "it speaks with this host's identity: was its disk copied from here, or this one's from there? The one that was started last stops by itself; run `weft reset --force` on the copy"
 
+// insistLater comes back to a contradiction that fell into the pause: push/pull would say
+// it again, but not soon.
+func (m *Mesh) insistLater(in time.Duration, theirs peer.Record) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.later != nil {
+		m.later.Stop()
+	}
+	m.later = time.AfterFunc(in, func() {
+		if m.Own().Sequence > theirs.Sequence {
+			return // we have spoken meanwhile
+		}
+		if err := m.insist(theirs); err != nil {
+			m.cfg.Log.Warn("cannot contradict what the mesh says of this peer", "err", err)
+		}
+	})
+}
+
 // insist speaks again, louder: the mesh remembers a later word of ours than we do.
 // The first time our state was restored from an older copy. If it goes on, another
 // host has our identity, and two who insist at once would never end.
@@ -138,7 +156,8 @@ func (m *Mesh) insist(theirs peer.Record) error {
 		m.reject(theirs.Underlay[0].String(), twin)
 	}
 	if wait {
-		return nil // push/pull says it again
+		m.insistLater(insistPause-now.Sub(last), theirs)
+		return nil
 	}
 	if err := m.update(func(r *peer.Record) { r.Sequence = theirs.Sequence }); err != nil {
 		return err

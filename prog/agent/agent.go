@@ -56,8 +56,9 @@ type Agent struct {
 	ipv6    bool
 	started time.Time
 
-	installed bool // the CNI configuration was written; of reconcile's goroutine, as applied
-	applied   bool // the data path was set up once
+	installed bool                  // the CNI configuration was written; of reconcile's goroutine, as applied
+	applied   bool                  // the data path was set up once
+	strays    map[string]netip.Addr // links that the state does not know, until their addresses are kept
 
 	advertised netip.Addr // where gossip tells the others to answer
 	movedAt    time.Time  // since when that is not this host's first address

@@ -327,7 +327,8 @@ func (a *Agent) releaseEnded(ctx context.Context) {
 		e.missing++
 		return e.Source == SourceAttach && e.missing >= 2
 	})
-	if err != nil {
+	snap, snapErr := a.ipam.Snapshot(ctx)
+	if err = errors.Join(err, snapErr, a.releaseStrays(ctx, snap, present)); err != nil && ctx.Err() == nil {
 		a.log.Warn("cannot release endpoints that ended", "err", err)
 	}
 }

@@ -27,6 +27,9 @@ const period = 2 * time.Second
 // a restart changes nothing.
 func (a *Agent) reconcile(ctx context.Context) error {
 	a.releaseVanished(ctx)
+	if err := a.findStrays(); err != nil {
+		a.log.Warn("cannot look for containers that are plugged in", "err", err)
+	}
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for {
@@ -74,6 +77,9 @@ func (a *Agent) step(ctx context.Context) error {
 		return err
 	}
 	if err := a.cutOff(ctx, snap); err != nil {
+		return err
+	}
+	if err := a.claimStrays(ctx, snap); err != nil {
 		return err
 	}
 	a.applied = true

@@ -51,6 +51,7 @@ func (a *Agent) Report(ctx context.Context) (api.Report, error) {
 	r.Router = a.reportRouter(snap, peers, seen.Observed)
 	r.Router.Exposed = exposed
 	r.IPAM = a.reportIPAM(snap, peers)
+	r.Warnings = append(r.Warnings, strayWarnings(snap)...)
 	for _, l := range r.IPAM.Lost {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("%s had %v, which %s owns by now: this host was given up for dead meanwhile. It is cut off: start it anew (or `weft detach` and attach it)",
 			l.Endpoint, l.Address, l.Owner))
@@ -265,7 +266,7 @@ func apart(rings []api.Ring) string {
 		parts = append(parts, fmt.Sprintf("ring %s of %s", r.ID, strings.Join(r.Peers, ", ")))
 	}
 	small := rings[len(rings)-1]
-	return fmt.Sprintf("several networks were founded, which run on apart: %s. To make them one, run `weft reset` and `weft launch HOST`, with HOST of the first ring, on %s",
+	return fmt.Sprintf("several networks were founded, which run on apart: %s. To make them one, run `weft reset`, and then `weft launch --token - HOST` with HOST of the first ring, on %s",
 		strings.Join(parts, "; "), strings.Join(small.Peers, ", "))
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -44,6 +45,28 @@ func Sync(endpoints []Endpoint, node4, node6 netip.Addr) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Routed lists the host sides that exist, with the IPv4 address that is routed to each.
+func Routed() (map[string]netip.Addr, error) {
+	h, err := link.Handle()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	now, err := look(h)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]netip.Addr{}
+	for name, l := range now.links {
+		for addr, r := range now.routes {
+			if strings.HasPrefix(name, link.EndpointPrefix) && r.LinkIndex == l.Attrs().Index && addr.Is4() {
+				out[name] = addr
+			}
+		}
+	}
+	return out, nil
 }
 
 // state is what the kernel has of our endpoints.
