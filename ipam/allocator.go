@@ -21,6 +21,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"weft/ipam/ring"
@@ -119,6 +120,7 @@ type Allocator struct {
 	cfg     Config
 	calls   chan func()
 	stopped chan struct{}
+	grants  atomic.Int32 // asked for, and not answered
 
 	// What follows belongs to the goroutine of Run.
 	ring        ring.Ring

@@ -177,6 +177,33 @@ func TestLeavingHasAnHeir(t *testing.T) {
 	})
 }
 
+// What a peer asked for before it began to leave goes to the heir too, and is not lost
+// with a peer that is gone.
+func TestNothingIsGrantedToWhoHasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, m, _ := three(t)
+		synctest.Wait()
+		c.lose.Store(100)
+		c.replyLate = true
+		owned := snapshot(t, m[1]).Ring.Owned()[m[1].id]
+		claimed := make(chan error)
+		go func() {
+			time.Sleep(50 * time.Millisecond) // while Leave hears who needs space
+			claimed <- m[3].Claim(t.Context(), "late", slot.Slot(owned[0].End-2), nil)
+		}()
+		if heir, err := m[3].Leave(t.Context()); err != nil {
+			t.Errorf("heir %v, %v", heir, err)
+		}
+		if err := <-claimed; !errors.Is(err, ErrLeaving) {
+			t.Errorf("the claim: %v", err)
+		}
+		if left := snapshot(t, m[3]).Ring.Owned()[m[3].id]; len(left) > 0 {
+			t.Errorf("it is gone, and owns %v", left)
+		}
+		c.end()
+	})
+}
+
 // A peer whose disk was put back to an older copy hears what it gave away since, before it
 // gives anything away again.
 func TestRestoredStateIsBroughtUpToDateFirst(t *testing.T) {

@@ -212,22 +212,26 @@ func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 	usage := a.Usage(ctx, here[:min(len(here), mostAsked)])
 	here = slices.DeleteFunc(here, func(id peer.ID) bool { _, answers := usage[id]; return !answers })
 	slices.SortStableFunc(here, func(x, y peer.ID) int { return cmp.Compare(usage[x].Free, usage[y].Free) }) // who needs it most
-	testament, err := a.answer(ctx, func() ([]byte, error) {
-		switch {
-		case a.ring.IsZero() || len(a.cfg.Mesh.Others()) == 0:
-			a.leave()
-			return nil, nil
-		case len(here) == 0:
+	alone := false
+	if _, err := a.answer(ctx, func() ([]byte, error) {
+		alone = a.ring.IsZero() || len(a.cfg.Mesh.Others()) == 0
+		if !alone && len(here) == 0 {
 			return nil, ErrNoHeir
 		}
 		a.leave()
+		return nil, nil
+	}); err != nil || alone {
+		return heir, err
+	}
+	a.awaitGrants(ctx)
+	testament, err := a.answer(ctx, func() ([]byte, error) {
 		if err := a.bequeath(here[0]); err != nil {
 			a.leaving = false
 			return nil, err
 		}
 		return a.ring.Encode(), nil
 	})
-	if err != nil || testament == nil {
+	if err != nil {
 		return heir, err
 	}
 	for _, id := range here { // the heir first; but whoever has it on disk will tell it
@@ -245,6 +249,20 @@ func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 func (a *Allocator) leave() {
 	a.leaving = true
 	a.failAll(ErrLeaving)
+}
+
+// awaitGrants waits for the answers to what this peer asked for before it began to leave:
+// a grant that comes after it is gone would belong to nobody.
+func (a *Allocator) awaitGrants(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	for {
+		pending := false
+		if err := a.do(ctx, func() { pending = a.asking || a.grants.Load() > 0 }); err != nil || !pending {
+			return
+		}
+		sleep(ctx, 10*time.Millisecond)
+	}
 }
 
 // serveInherit takes in what another peer leaves; it is on disk before that is confirmed.

@@ -198,6 +198,8 @@ func (a *Allocator) askEach(ctx context.Context, donors []peer.ID) (got bool, re
 
 // askFor asks one peer for slots and takes them.
 func (a *Allocator) askFor(ctx context.Context, id peer.ID, kind string, payload []byte) error {
+	a.grants.Add(1)
+	defer a.grants.Add(-1)
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	data, err := a.cfg.Mesh.Request(ctx, id, kind, payload)
