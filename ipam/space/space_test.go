@@ -10,110 +10,149 @@ import (
 	"weft/ipam/slot"
 )
 
-// A model of the space is a set of free slots; every step must keep both alike.
+// model is a space as sets of slots.
+type model struct {
+	*rapid.T
+	s      *Space
+	usable []slot.Range
+	owned  slot.Range
+	now    int64
+
+	free, taken map[slot.Slot]bool
+	resting     map[slot.Slot]int64
+}
+
+const size = 64
+
+func newModel(t *rapid.T) *model {
+	m := &model{
+		T: t, usable: []slot.Range{{Start: 1, End: 40}, {Start: 44, End: size - 1}}, // 40 to 43 are excluded
+		owned: slot.Range{Start: slot.Slot(rapid.Uint32Range(0, 20).Draw(t, "start")), End: rapid.Uint64Range(30, size).Draw(t, "end")},
+		free:  map[slot.Slot]bool{}, taken: map[slot.Slot]bool{}, resting: map[slot.Slot]int64{},
+	}
+	m.s = New(m.usable, []slot.Range{m.owned}, nil)
+	m.own()
+	return m
+}
+
+// own makes free what is owned and neither taken nor at rest.
+func (m *model) own() {
+	for i := m.owned.Start; uint64(i) < m.owned.End; i++ {
+		if !m.taken[i] && m.resting[i] == 0 {
+			m.free[i] = true
+		}
+	}
+}
+
+func (m *model) wake() {
+	m.now += rapid.Int64Range(0, 3).Draw(m.T, "time")
+	for _, r := range m.s.Wake(m.now) {
+		if m.resting[r.Slot] > m.now || m.resting[r.Slot] == 0 {
+			m.Fatalf("%d woke at %d, it rests until %d", r.Slot, m.now, m.resting[r.Slot])
+		}
+		delete(m.resting, r.Slot)
+		m.free[r.Slot] = true
+	}
+}
+
+func (m *model) take() {
+	got, ok := m.s.Take()
+	switch {
+	case ok && (!m.free[got] || !contains(m.usable, got)):
+		m.Fatalf("took %d, which is not free or not usable", got)
+	case !ok && countUsable(m.free, m.usable) > 0:
+		m.Fatalf("nothing to take, but %d are free", countUsable(m.free, m.usable))
+	case ok:
+		delete(m.free, got)
+		m.taken[got] = true
+	}
+}
+
+func (m *model) takeExactly() {
+	want := slot.Slot(rapid.Uint32Range(0, size-1).Draw(m.T, "exactly"))
+	there := m.free[want] || m.resting[want] > 0
+	if ok := m.s.TakeExactly(want); ok != there {
+		m.Fatalf("take %d: %v, want %v", want, ok, there)
+	}
+	if there {
+		delete(m.free, want)
+		delete(m.resting, want)
+		m.taken[want] = true
+	}
+}
+
+func (m *model) takeResting() {
+	got, ok := m.s.TakeResting()
+	for r, until := range m.resting {
+		if contains(m.usable, r) && (!ok || until < m.resting[got]) {
+			m.Fatalf("took %v, %v; %d rests since before", got, ok, r)
+		}
+	}
+	if ok {
+		delete(m.resting, got)
+		m.taken[got] = true
+	}
+}
+
+// give gives back one slot, at once or after a rest.
+func (m *model) give(rests bool) {
+	for back := range m.taken {
+		delete(m.taken, back)
+		m.s.Give(back)
+		if rests {
+			m.s.Rest(Resting{back, m.now + 4})
+			m.resting[back] = m.now + 4
+		} else {
+			m.free[back] = true
+		}
+		return
+	}
+}
+
+func (m *model) donate() {
+	gift, ok := m.s.Donate()
+	if !ok {
+		if countUsable(m.free, m.usable) > 0 {
+			m.Fatal("nothing to give, but something is free")
+		}
+		return
+	}
+	if len(gift.Blocks()) != 1 || m.s.within(gift) == 0 {
+		m.Fatalf("gift %v is no CIDR, or useless", gift)
+	}
+	for i := gift.Start; uint64(i) < gift.End; i++ {
+		if !m.free[i] {
+			m.Fatalf("gave away %d, which is not free", i)
+		}
+		delete(m.free, i)
+	}
+}
+
+// resize brings back what was given away.
+func (m *model) resize() {
+	m.s.Resize(m.usable, []slot.Range{m.owned}, slices.Collect(maps.Keys(m.taken)))
+	m.own()
+}
+
+// Every step keeps the space and its model alike.
 func TestSpaceAgreesWithItsModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		const size = 64
-		usable := []slot.Range{{Start: 1, End: 40}, {Start: 44, End: size - 1}} // 40 to 43 are excluded
-		owned := slot.Range{Start: slot.Slot(rapid.Uint32Range(0, 20).Draw(t, "start")), End: rapid.Uint64Range(30, size).Draw(t, "end")}
-		s := New(usable, []slot.Range{owned}, nil)
-		free := map[slot.Slot]bool{}
-		for i := owned.Start; uint64(i) < owned.End; i++ {
-			free[i] = true
+		m := newModel(t)
+		steps := []func(){
+			m.take, m.take, m.takeExactly, m.takeResting, func() { m.give(false) }, func() { m.give(true) },
+			func() {
+				if rapid.IntRange(0, 4).Draw(t, "rarely") == 0 {
+					m.donate()
+				}
+			}, m.resize,
 		}
-		taken, resting, now := map[slot.Slot]bool{}, map[slot.Slot]int64{}, int64(0)
 		for range 80 {
-			now += rapid.Int64Range(0, 3).Draw(t, "time")
-			for _, r := range s.Wake(now) {
-				if resting[r.Slot] > now || resting[r.Slot] == 0 {
-					t.Fatalf("%d woke at %d, it rests until %d", r.Slot, now, resting[r.Slot])
-				}
-				delete(resting, r.Slot)
-				free[r.Slot] = true
+			m.wake()
+			steps[rapid.IntRange(0, len(steps)-1).Draw(t, "step")]()
+			if len(m.s.Resting()) != len(m.resting) {
+				t.Fatalf("%d rest, want %d", len(m.s.Resting()), len(m.resting))
 			}
-			switch rapid.IntRange(0, 6).Draw(t, "step") {
-			case 0:
-				got, ok := s.Take()
-				if ok && (!free[got] || !contains(usable, got)) {
-					t.Fatalf("took %d, which is not free or not usable", got)
-				}
-				if !ok && countUsable(free, usable) > 0 {
-					t.Fatalf("nothing to take, but %d are free", countUsable(free, usable))
-				}
-				if ok {
-					delete(free, got)
-					taken[got] = true
-				}
-			case 1:
-				want := slot.Slot(rapid.Uint32Range(0, size-1).Draw(t, "exactly"))
-				there := free[want] || resting[want] > 0
-				if ok := s.TakeExactly(want); ok != there {
-					t.Fatalf("take %d: %v, want %v", want, ok, there)
-				}
-				if there {
-					delete(free, want)
-					delete(resting, want)
-					taken[want] = true
-				}
-			case 2:
-				for back := range taken {
-					s.Give(back)
-					delete(taken, back)
-					free[back] = true
-					break
-				}
-			case 3:
-				if rapid.IntRange(0, 9).Draw(t, "rarely") > 0 {
-					continue
-				}
-				gift, ok := s.Donate()
-				if !ok {
-					if countUsable(free, usable) > 0 {
-						t.Fatal("nothing to give, but something is free")
-					}
-					continue
-				}
-				if len(gift.Blocks()) != 1 || s.within(gift) == 0 {
-					t.Fatalf("gift %v is no CIDR, or useless", gift)
-				}
-				for i := gift.Start; uint64(i) < gift.End; i++ {
-					if !free[i] {
-						t.Fatalf("gave away %d, which is not free", i)
-					}
-					delete(free, i)
-				}
-			case 4:
-				for back := range taken {
-					s.Give(back)
-					s.Rest(Resting{back, now + 4})
-					delete(taken, back)
-					resting[back] = now + 4
-					break
-				}
-			case 5:
-				got, ok := s.TakeResting()
-				for r, until := range resting {
-					if contains(usable, r) && (!ok || until < resting[got]) {
-						t.Fatalf("took %v, %v; %d rests since before", got, ok, r)
-					}
-				}
-				if ok {
-					delete(resting, got)
-					taken[got] = true
-				}
-			case 6:
-				used := slices.Collect(maps.Keys(taken))
-				s.Resize(usable, []slot.Range{owned}, used)
-				for i := owned.Start; uint64(i) < owned.End; i++ { // what was given away came back
-					if !taken[i] && resting[i] == 0 {
-						free[i] = true
-					}
-				}
-			}
-			if len(s.Resting()) != len(resting) {
-				t.Fatalf("%d rest, want %d", len(s.Resting()), len(resting))
-			}
-			if got, want := s.Free(), countUsable(free, usable); got != want {
+			if got, want := m.s.Free(), countUsable(m.free, m.usable); got != want {
 				t.Fatalf("%d free, want %d", got, want)
 			}
 		}

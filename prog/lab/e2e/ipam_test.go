@@ -261,6 +261,16 @@ func TestClaims(t *testing.T) {
 	if err != nil || slices.Contains(free, "10.32.0.9") || !slices.Contains(free, "10.32.0.16") {
 		t.Errorf("addresses beside the excluded ones: %v, %v", free, err)
 	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics := run(t, l, "h1", "env", toolVar+"=get", exe, "http://127.0.0.1:6784/metrics")
+	for _, line := range []string{"weft_ready 1", "weft_ipam_active_slots 14", "weft_ipam_rings 1", `weft_connections{state="established"} 1`} {
+		if !strings.Contains(metrics, line+"\n") {
+			t.Errorf("the metrics do not say %q:\n%s", line, metrics)
+		}
+	}
 	// By CNI_ARGS, and by the capability.
 	for i, how := range []struct{ args, conf string }{
 		{"IgnoreUnknown=1;IP=10.32.9.9", ""},

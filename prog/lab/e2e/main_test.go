@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -30,7 +31,7 @@ const marker = "a-payload-that-nobody-may-see-"
 const toolVar = "WEFT_E2E_TOOL"
 
 func TestMain(m *testing.M) {
-	tools := map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute, "allocate": allocate}
+	tools := map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute, "allocate": allocate, "get": get}
 	if tool, ok := tools[os.Getenv(toolVar)]; ok {
 		if err := tool(os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -140,6 +141,17 @@ func control(args []string) error {
 		return fmt.Errorf("got %s, %+v, %w, want a refusal", resp.Status, answer, err)
 	}
 	return nil
+}
+
+// get prints what is at a URL.
+func get(args []string) error {
+	resp, err := http.Get(args[0])
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(os.Stdout, resp.Body)
+	return err
 }
 
 // setSysctl writes VALUE to PATH.
