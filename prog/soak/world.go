@@ -234,7 +234,7 @@ func (w *world) founding() {
 
 // campaign disturbs the founders while they vote.
 func (w *world) campaign() {
-	for range w.rand.IntN(12) {
+	for range w.rand.IntN(40) {
 		switch w.rand.IntN(4) {
 		case 0, 1:
 			w.partition()
@@ -243,7 +243,7 @@ func (w *world) campaign() {
 		case 3:
 			w.restart()
 		}
-		time.Sleep(time.Duration(w.rand.Int64N(int64(2 * time.Second))))
+		time.Sleep(time.Duration(w.rand.Int64N(int64(time.Second))))
 	}
 }
 
