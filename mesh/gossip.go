@@ -238,7 +238,8 @@ func (e events) NotifyJoin(n *memberlist.Node) {
 		k.nodes = map[string]netip.Addr{}
 	}
 	k.nodes[n.Name] = addr.Unmap()
-	k.node, k.addr, k.since, k.retry = n.Name, addr.Unmap(), time.Now(), backoff{}
+	k.latest()
+	k.since, k.retry = time.Now(), backoff{}
 	e.m.mu.Unlock()
 	e.m.cfg.Log.Info("peer is reachable", "peer", id, "addr", addr.Unmap())
 	e.m.cfg.Changed()
@@ -266,13 +267,19 @@ func (e events) NotifyLeave(n *memberlist.Node) {
 // run can be heard of again, by a late rumour, while the new one is there.
 func (k *known) lost(node string) bool {
 	delete(k.nodes, node)
-	if k.node == node {
-		k.node = ""
-		for other, addr := range k.nodes {
-			k.node, k.addr = other, addr
+	k.latest()
+	return k.node == ""
+}
+
+// latest makes the run that was started last the one that is spoken to: after a crash,
+// others go on telling of the one before for seconds.
+func (k *known) latest() {
+	k.node = ""
+	for name, addr := range k.nodes {
+		if name > k.node {
+			k.node, k.addr = name, addr
 		}
 	}
-	return k.node == ""
 }
 
 func (events) NotifyUpdate(*memberlist.Node) {}
