@@ -11,7 +11,7 @@ import (
 )
 
 // few is how many seeds `go test` runs.
-const few = 200
+const few = 250
 
 // live lives through one seed in a bubble of its own. A panic in there, or a deadlock, ends
 // the program; then the seed is named too.

@@ -1,0 +1,36 @@
+package soak
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Three bugs that Weave Net had are put back, each by the linker: the simulation finds them.
+func TestFaultsAreCaught(t *testing.T) {
+	if os.Getenv("SEED") != "" || os.Getenv("SOAK") != "" {
+		t.Skip("one thing at a time")
+	}
+	for _, f := range []struct{ name, variable, found string }{
+		{"a tie that is not broken", "weft/ipam/ring.fault=tie", "different rings"},
+		{"a quorum without self", "weft/ipam/paxos.fault=quorum", "founds a second ring"},
+		{"a take-over that fences nobody", "weft/ipam.fault=unfenced", "does not stop"},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			binary := filepath.Join(t.TempDir(), "soak.test")
+			if out, err := exec.Command("go", "test", "-c", "-o", binary, "-ldflags", "-X "+f.variable, "weft/prog/soak").CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			run := exec.Command(binary, "-test.run=^TestSoak$")
+			run.Env = append(os.Environ(), "SOAK=100", "GOMAXPROCS=1")
+			out, err := run.CombinedOutput()
+			if _, failed := errors.AsType[*exec.ExitError](err); !failed || !strings.Contains(string(out), f.found) {
+				t.Errorf("not found (%q): %v\n%.2000s", f.found, err, out)
+			}
+			t.Logf("%s", strings.TrimSpace(string(out[max(0, len(out)-250):])))
+		})
+	}
+}
