@@ -5,7 +5,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FLAGS   := -trimpath -ldflags '-s -w -X weft/prog/cli.Version=$(VERSION)'
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench test-kernel fuzz clean
+.PHONY: help build demo test check soak bench test-kernel fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ check: ## format, vet, staticcheck, tests with the race detector
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	$(GO) test -race ./...
+
+soak: ## 10,000 random histories of whole clusters: no address is handed out twice (SOAK=n for as many, SEED=n replays one)
+	SOAK=$(or $(SOAK),10000) $(GO) test -count=1 -timeout=0 -v -run TestSoak ./prog/soak
 
 test-kernel: ## the two-host test on the kernel's own WireGuard, in user-mode Linux
 	@prog/lab/uml/test-kernel.sh

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -13,13 +14,18 @@ import (
 // few is how many seeds `go test` runs.
 const few = 250
 
-// live lives through one seed in a bubble of its own. A panic in there, or a deadlock, ends
+// replay is how to see a seed's story again.
+const replay = "SEED=%d go test -count=1 -v -run TestSoak ./prog/soak\n"
+
+// live lives through one seed in a bubble of its own, on one processor: what happens at one
+// instant happens in the same order every time, then. A panic in there, or a deadlock, ends
 // the program; then the seed is named too.
 func live(t *testing.T, seed uint64, print func(string)) (err error) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	done := false
 	defer func() {
 		if !done {
-			fmt.Fprintf(os.Stderr, "seed %d ended in the middle: SEED=%d go test -count=1 -v ./prog/soak\n", seed, seed)
+			fmt.Fprintf(os.Stderr, "seed %d ended in the middle: "+replay, seed, seed)
 		}
 	}()
 	synctest.Test(t, func(*testing.T) { err = Run(seed, print) })
@@ -37,7 +43,7 @@ func report(t *testing.T, err error) {
 	for _, line := range f.Log {
 		fmt.Fprintln(os.Stderr, line)
 	}
-	t.Fatalf("%v\nreplay it: SEED=%d go test -count=1 -v ./prog/soak", f, f.Seed)
+	t.Fatalf("%v\nreplay it: "+replay, f, f.Seed)
 }
 
 func number(t *testing.T, name string, otherwise uint64) uint64 {

@@ -324,6 +324,7 @@ func (w *world) remove() {
 	for side := range rivals { // two are on two sides, if there are two
 		r := w.someRunOf(func(h *host) bool { return h != dead && (rivals == 1 || w.calm || h.side == side) })
 		if r != nil {
+			w.note("%v is told to remove %s", r, dead.name)
 			w.async(func() { _ = w.removeBy(r, dead.id, force) })
 		}
 	}

@@ -93,6 +93,7 @@ type world struct {
 	print  func(line string) // each line of the log, if given
 	ops    sync.WaitGroup
 	keys   int
+	begun  int
 
 	mu      sync.Mutex
 	hosts   []*host
@@ -197,8 +198,16 @@ func (w *world) failed() error {
 	return &Failure{w.seed, w.failure, slices.Clone(w.log)}
 }
 
-// async does something that takes its time beside the driver.
-func (w *world) async(f func()) { w.ops.Go(f) }
+// async does something that takes its time beside the driver. It begins at an instant of
+// its own, so that the order of goroutines does not matter.
+func (w *world) async(f func()) {
+	w.begun++
+	at := w.begun % 1e6
+	w.ops.Go(func() {
+		time.Sleep(time.Duration(1 + at))
+		f()
+	})
+}
 
 // newID is a peer's: random, so that no order among peers is that of their start. The
 // caller holds the lock.
