@@ -11,9 +11,6 @@ import (
 	"time"
 )
 
-// few is how many seeds `go test` runs.
-const few = 250
-
 // replay is how to see a seed's story again.
 const replay = "SEED=%d go test -count=1 -v -run TestSoak ./prog/soak\n"
 

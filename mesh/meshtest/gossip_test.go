@@ -1,0 +1,155 @@
+package meshtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/mesh/peer"
+)
+
+// words is a replica: the words that were said.
+type words struct {
+	mu   sync.Mutex
+	said map[string]bool
+}
+
+func (*words) Name() string { return "words" }
+
+func (w *words) Full() []byte { return []byte(w.String()) }
+
+func (w *words) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []byte
+	for _, word := range slices.Sorted(maps.Keys(w.said)) {
+		out = append(out, word...)
+	}
+	return string(out)
+}
+
+func (w *words) Merge(data []byte) (news []byte, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, word := range bytes.Split(data, nil) { // each letter is a word
+		if !w.said[string(word)] {
+			w.said[string(word)] = true
+			news = append(news, word...)
+		}
+	}
+	return news, nil
+}
+
+func cluster(g *Gossip, n int, twin func()) (nodes []*Node, states []*words) {
+	echo := func(_ context.Context, from peer.ID, payload []byte) ([]byte, error) {
+		if len(payload) == 0 {
+			return nil, errors.New("nothing to say")
+		}
+		return append(payload, from[0]), nil
+	}
+	for i := range n {
+		nodes = append(nodes, g.Node(peer.ID{byte(i + 1)}, nil))
+		states = append(states, &words{said: map[string]bool{}})
+		nodes[i].Start(0, NodeConfig{Replicas: []Replica{states[i]}, Handlers: map[string]Handler{"echo": echo}, Twin: twin})
+	}
+	time.Sleep(joinLag)
+	return nodes, states
+}
+
+// What is said spreads in spite of loss, and over a partition once it has healed.
+func TestGossipSpreads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGossip(1)
+		defer g.Close()
+		g.SetWeather(Weather{Loss: 0.3, Duplicate: 0.3, Delay: time.Second})
+		nodes, states := cluster(g, 8, nil)
+		heard := func(want string) (n int) {
+			for _, s := range states {
+				if s.String() == want {
+					n++
+				}
+			}
+			return n
+		}
+		say := func(i int, word string) {
+			_, _ = states[i].Merge([]byte(word))
+			nodes[i].Broadcast("words", []byte(word))
+		}
+		say(0, "a")
+		time.Sleep(time.Minute)
+		if n := heard("a"); n != 8 {
+			t.Errorf("%d of 8 have heard", n)
+		}
+		g.Partition(func(n *Node) int { return int(n.id[0]) % 2 })
+		say(0, "b")
+		time.Sleep(time.Minute)
+		if n := heard("ab"); n != 4 {
+			t.Errorf("%d have heard over a partition of 4 and 4", n)
+		}
+		if nodes[0].Reachable(nodes[1].id) || !nodes[0].Reachable(nodes[2].id) || len(nodes[0].Others()) != 7 {
+			t.Error("the partition is not noticed, or peers are forgotten")
+		}
+		g.Heal()
+		time.Sleep(time.Minute)
+		if n := heard("ab"); n != 8 {
+			t.Errorf("%d of 8 have heard after it healed", n)
+		}
+	})
+}
+
+// Requests are answered, refused, or time out; who stopped is noticed late, and its word counts.
+func TestGossipRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGossip(1)
+		defer g.Close()
+		nodes, _ := cluster(g, 2, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if got, err := nodes[0].Request(ctx, nodes[1].id, "echo", []byte{7}); err != nil || !bytes.Equal(got, []byte{7, 1}) {
+			t.Errorf("got %v, %v", got, err)
+		}
+		if _, err := nodes[0].Request(ctx, nodes[1].id, "echo", nil); !errors.Is(err, refused("nothing to say")) {
+			t.Errorf("refused: %v", err)
+		}
+		nodes[1].Say(Stopped)
+		nodes[1].Stop()
+		if !nodes[0].Reachable(nodes[1].id) {
+			t.Error("a stop is noticed at once")
+		}
+		if _, err := nodes[0].Request(ctx, nodes[1].id, "echo", []byte{7}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("not noticed yet: %v", err)
+		}
+		if _, err := nodes[0].Request(t.Context(), nodes[1].id, "echo", []byte{7}); !errors.Is(err, ErrUnreachable) || !nodes[0].Stopped(nodes[1].id) {
+			t.Errorf("noticed: %v", err)
+		}
+	})
+}
+
+// Of two runs of one peer, the later one is told once they meet.
+func TestGossipTwins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGossip(1)
+		defer g.Close()
+		told := 0
+		nodes, _ := cluster(g, 1, func() { t.Error("the wrong one") })
+		twin := g.Node(nodes[0].id, nodes[0].Known())
+		twin.Start(1, NodeConfig{Twin: func() { told++; twin.Stop() }})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if told != 0 {
+			t.Error("they have not met")
+		}
+		g.Heal()
+		time.Sleep(TwinLag)
+		synctest.Wait()
+		if told != 1 {
+			t.Errorf("told %d times", told)
+		}
+	})
+}
