@@ -153,7 +153,7 @@ func (w *world) stop(r *run) bool {
 		return false
 	}
 	r.stopped = true
-	r.h.run = nil
+	r.h.run, w.stirred = nil, time.Now()
 	r.h.disk.known = r.Known()
 	r.h.disk.full = time.Time{}
 	w.mu.Unlock()

@@ -101,7 +101,7 @@ type world struct {
 	log     []string
 	failure error
 	truth   truth
-	stirred time.Time // when a host started or moved to another side
+	stirred time.Time // when a host started, stopped or moved to another side
 	ids     int
 }
 
