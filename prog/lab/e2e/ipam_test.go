@@ -127,6 +127,11 @@ func TestStartTogetherAndSplit(t *testing.T) {
 	}
 	distinct(t, all)
 	split(t, l, minority, majority, true)
+	for _, h := range l.Hosts() {
+		eventually(t, time.Minute, h+" reaches all others again", func() bool { // the longest pause between two tries is 45 s
+			return !slices.ContainsFunc(report(t, l, h).Router.Peers, func(p api.Peer) bool { return p.State != "running" })
+		})
+	}
 	established(t, l)
 	oneRing(t, l, 5)
 	run(t, l, "h5/c1", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1/c1")...)...)
