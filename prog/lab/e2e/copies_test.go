@@ -43,7 +43,7 @@ func TestCopiedHostStops(t *testing.T) {
 		return err == nil && strings.Contains(string(data), "a disk was copied")
 	})
 	says(t, fails(t, l, "h3", "", "weft", "status"), "not running")
-	eventually(t, 30*time.Second, "h1 reaches h2 as before", func() bool {
+	eventually(t, time.Minute, "h1 reaches h2 as before", func() bool {
 		r := report(t, l, "h2")
 		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "icmp", "--count", "1", r.Router.Node[0].String())
 		return err == nil && r.Ready
