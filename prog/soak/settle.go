@@ -38,7 +38,7 @@ func (w *world) settle() {
 	})
 	w.ops.Wait()
 	for _, h := range w.all() {
-		w.locked(func() { h.gone = h.gone || h.copied && h.run == nil })
+		w.locked(func() { h.gone = h.gone || h.copied && h.run == nil && w.copies(h.id) > 1 })
 		w.boot(h)
 	}
 	time.Sleep(20 * time.Second) // until all see each other, and twins have stopped
@@ -165,10 +165,11 @@ func difference(a, b ring.Ring) string {
 
 // exhaust releases everything, and allocates the universe to its last address.
 func (w *world) exhaust() {
-	if w.agree(); w.failed() != nil || w.living()[0].disk.ring.IsZero() {
-		return
+	living := w.living()
+	if w.failed() != nil || len(living) == 0 || living[0].disk.ring.IsZero() {
+		return // all have left, or nobody founded a ring and nobody could
 	}
-	for _, h := range w.living() {
+	for _, h := range living {
 		var keys []string
 		w.locked(func() { keys = slices.Sorted(maps.Keys(h.disk.state.Allocations)) })
 		for _, key := range keys {
