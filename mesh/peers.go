@@ -3,10 +3,11 @@ package mesh
 import (
 	"errors"
 	"fmt"
-	"github.com/hashicorp/memberlist"
 	"net"
 	"slices"
 	"time"
+
+	"github.com/hashicorp/memberlist"
 
 	"weft/mesh/peer"
 )
