@@ -115,7 +115,7 @@ func (w *world) mayTurn(r *run, before, after ring.Ring) {
 			}
 		}
 		if g.Generation > 1 && g.Version == 1 && g.Owner == h.id && claim(before, g.Start) != g.Claim {
-			r.hasHeard(before)
+			r.hasHeard(before, g)
 		}
 		if twins && g.Owner == h.id {
 			w.truth.excuse(g.Range, "of a host with a copy")
@@ -286,18 +286,23 @@ func (r *run) Request(ctx context.Context, to peer.ID, kind string, payload []by
 	return reply, err
 }
 
-// hasHeard checks that a ring, from which this peer takes over, has all that it was told.
-func (r *run) hasHeard(before ring.Ring) {
-	for _, data := range r.heard {
+// hasHeard checks that a ring, from which this peer takes a segment over, has all that it
+// was told. A take-over of its own that it had forgotten, and is told of, is none.
+func (r *run) hasHeard(before ring.Ring, taken ring.Segment) {
+	heard := r.heard
+	r.heard = nil
+	for _, data := range heard {
 		told, err := ring.Decode(data)
 		if err != nil {
 			continue
+		}
+		if claim(told, taken.Start) == taken.Claim {
+			return
 		}
 		if _, news, err := before.Merge(told); err == nil && !news.IsZero() {
 			r.w.broken("%v takes over without what it was told: %v", r, news.Segments())
 		}
 	}
-	r.heard = nil
 }
 
 // handlers are the allocator's.
