@@ -94,7 +94,8 @@ func (a *Allocator) found(v paxos.Value) error {
 	return nil
 }
 
-// tick proposes, if nothing is decided and enough voters can be reached.
+// tick proposes, if nothing is decided and enough voters can be reached; else it says
+// again that this one is here.
 func (a *Allocator) tick() {
 	e := a.election
 	if e == nil || !a.ring.IsZero() || time.Now().Before(e.propose) || e.Elsewhere() {
@@ -106,10 +107,13 @@ func (a *Allocator) tick() {
 			here++
 		}
 	}
+	e.wait()
 	if here < e.votes.Quorum() {
+		// Perhaps nobody has heard of us: what was said at the start can be lost, and push/pull
+		// takes long to find the other voters among many hosts that do not vote.
+		a.cfg.Mesh.Broadcast(VotesName, e.votes.Encode())
 		return
 	}
-	e.wait()
 	next, changed := e.votes.Propose()
 	if !changed {
 		return

@@ -404,6 +404,22 @@ func TestFoundTogether(t *testing.T) {
 	})
 }
 
+// Voters find each other although their first words were lost, and without push/pull.
+func TestVotersSayThatTheyAreHere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		c.lose.Store(100)
+		a, b := c.voter(1, 2), c.voter(2, 2)
+		time.Sleep(5 * time.Second)
+		c.lose.Store(0)
+		time.Sleep(20 * time.Second)
+		if x, y := snapshot(t, a).Ring.ID, snapshot(t, b).Ring.ID; x.IsZero() || x != y {
+			t.Errorf("rings %v and %v", x, y)
+		}
+		c.end()
+	})
+}
+
 // Peers that expect different numbers do not count each other, and say so.
 func TestOtherTermsAreNamed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
