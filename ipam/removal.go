@@ -47,15 +47,21 @@ var errRival = errors.New("another peer is removing it at this moment")
 func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (slots uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
+	defer func() {
+		if err != nil {
+			a.giveUp(ctx, dead)
+		}
+	}()
 	for {
 		err := a.confirm(ctx, dead, force)
-		if !errors.Is(err, errRival) || ctx.Err() != nil {
-			if err != nil {
-				return 0, err
-			}
+		if err == nil {
 			break
 		}
-		sleep(ctx, rand.N(promiseLife)) // one of the rivals comes back before the others
+		if !errors.Is(err, errRival) || ctx.Err() != nil {
+			return 0, err
+		}
+		a.giveUp(ctx, dead)             // rivals that hold on to what they were promised would keep each other out
+		sleep(ctx, rand.N(promiseLife)) // one of them comes back before the others
 	}
 	_, err = a.answer(ctx, func() ([]byte, error) {
 		next, delta, err := a.ring.TakeOver(dead, a.cfg.Self)
@@ -132,22 +138,26 @@ func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) (err 
 		err = &RemovalError{dead, fmt.Sprintf("only %d of %d peers can be reached and confirm that it is dead, which is no majority; it may be alive with the rest. "+
 			"If you know that it is gone for good, add --force", confirmed, all)}
 	}
-	if err != nil { // rivals that hold on to what they were promised would keep each other out
-		tell, cancel := context.WithTimeout(context.WithoutCancel(ctx), usageTimeout)
-		defer cancel()
-		a.askAll(tell, asked, requestRemoval, removalGivenUp(dead), func(peer.ID, []byte, error) {})
-		_ = a.do(ctx, func() { a.forget(a.cfg.Self, dead) })
-	}
 	return err
 }
 
-// voters are the other peers that count for a majority: those that own something, and those
-// that can be reached. Who was removed before owns nothing, and has no say.
+// giveUp takes back what was asked of everybody.
+func (a *Allocator) giveUp(ctx context.Context, dead peer.ID) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), usageTimeout)
+	defer cancel()
+	a.askAll(ctx, a.reachable(), requestRemoval, removalGivenUp(dead), func(peer.ID, []byte, error) {})
+	_ = a.do(ctx, func() { a.forget(a.cfg.Self, dead) })
+}
+
+// voters are the other peers that count for a majority: all that are known, but for those
+// that were removed with our confirmation. It is not enough that a peer owns nothing and
+// cannot be reached: then each side of a split could leave out some of the other.
 func (a *Allocator) voters(ctx context.Context, dead peer.ID) (voters []peer.ID, err error) {
 	err = a.do(ctx, func() {
 		owned := a.ring.Owned()
 		voters = slices.DeleteFunc(a.cfg.Mesh.Others(), func(id peer.ID) bool {
-			return id == dead || len(owned[id]) == 0 && !a.cfg.Mesh.Reachable(id)
+			_, confirmed := a.removals[id]
+			return id == dead || confirmed && len(owned[id]) == 0 && !a.cfg.Mesh.Reachable(id)
 		})
 	})
 	return voters, err
