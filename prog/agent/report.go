@@ -190,6 +190,9 @@ func connectionState(handshake, now time.Time) string {
 
 func (a *Agent) reportIPAM(snap ipam.Snapshot, peers []mesh.Peer) api.IPAM {
 	r := api.IPAM{Owners: []api.Owner{}, Active: len(snap.Allocations), Free: snap.Free, Resting: snap.Resting}
+	a.mu.Lock()
+	r.Excluded = a.settings.Exclude
+	a.mu.Unlock()
 	r.Rings = rings(peers)
 	_, other := errors.AsType[*ring.OtherRingError](snap.Conflict) // the records say more, and when it is over
 	switch {

@@ -90,16 +90,17 @@ type Peer struct {
 
 // IPAM is who owns which part of the universe.
 type IPAM struct {
-	Status   string  `json:"status"`
-	Ring     string  `json:"ring,omitempty"`
-	Range    string  `json:"range,omitempty"`
-	Range6   string  `json:"range6,omitempty"`
-	Size     uint64  `json:"size"` // slots
-	Free     uint64  `json:"free"` // slots of our own that can be handed out
-	Active   int     `json:"active"`
-	Resting  int     `json:"resting"` // freed a moment ago
-	Owners   []Owner `json:"owners"`
-	Conflict string  `json:"conflict,omitempty"`
+	Status   string         `json:"status"`
+	Ring     string         `json:"ring,omitempty"`
+	Range    string         `json:"range,omitempty"`
+	Range6   string         `json:"range6,omitempty"`
+	Size     uint64         `json:"size"` // slots
+	Free     uint64         `json:"free"` // slots of our own that can be handed out
+	Active   int            `json:"active"`
+	Resting  int            `json:"resting"` // freed a moment ago
+	Owners   []Owner        `json:"owners"`
+	Excluded []netip.Prefix `json:"excluded,omitempty"` // what this host gives only to who asks for it
+	Conflict string         `json:"conflict,omitempty"`
 
 	Generation uint32  `json:"generation"`      // how often addresses were taken over from a dead peer
 	Rings      []Ring  `json:"rings,omitempty"` // where peers are in more than one

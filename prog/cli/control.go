@@ -26,6 +26,9 @@ func changedFlags(cmd *cobra.Command) []string {
 			for _, v := range values.GetSlice() {
 				out = append(out, "--"+f.Name+"="+v)
 			}
+			if len(values.GetSlice()) == 0 { // given, to say none
+				out = append(out, "--"+f.Name+"=")
+			}
 			return
 		}
 		out = append(out, "--"+f.Name+"="+f.Value.String())

@@ -247,6 +247,9 @@ func printIPAM(w io.Writer, r api.Report) {
 		t.row(fmt.Sprintf("%s(%s)", o.Peer, o.Nickname), bar(o.Percent), fmt.Sprintf("%d IPs", o.Slots), fmt.Sprintf("(%04.1f%% of total)", o.Percent), note)
 	}
 	t.flush()
+	if len(r.IPAM.Excluded) > 0 {
+		fmt.Fprintf(w, "excluded here: %s\n", join(r.IPAM.Excluded, " "))
+	}
 	for _, l := range r.IPAM.Lost {
 		fmt.Fprintf(w, "lost: %s had %v, which %s owns by now; it is cut off\n", l.Endpoint, l.Address, l.Owner)
 	}

@@ -266,6 +266,16 @@ func TestClaims(t *testing.T) {
 	if err != nil || slices.Contains(free, "10.32.0.9") || !slices.Contains(free, "10.32.0.16") {
 		t.Errorf("addresses beside the excluded ones: %v, %v", free, err)
 	}
+	// Exclusions are kept over a restart, until they are ended.
+	for _, c := range []struct {
+		flag string
+		want int
+	}{{"--verbose", 2}, {"--ipalloc-exclude=", 0}} {
+		run(t, l, "h2", "sh", "-c", "weft stop && weft launch "+c.flag)
+		if got := report(t, l, "h2").IPAM.Excluded; len(got) != c.want {
+			t.Errorf("launched with %s: excluded %v", c.flag, got)
+		}
+	}
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
