@@ -448,3 +448,23 @@ func TestExcludedRangesAreSpared(t *testing.T) {
 		t.Errorf("usable: %v, want %v", got, want)
 	}
 }
+
+// Who asks about peers that nobody knows makes this one hold nothing.
+func TestPromisesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, m, _ := three(t)
+		for n := range 100 {
+			if _, err := m[1].Handlers()[requestRemoval](t.Context(), m[2].id, removalAsked(peer.ID{200, byte(n)})); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := m[1].do(t.Context(), func() {
+			if len(m[1].removals) != 0 {
+				t.Errorf("%d promises are held", len(m[1].removals))
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+		c.end()
+	})
+}

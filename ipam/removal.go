@@ -187,7 +187,9 @@ func (a *Allocator) promise(by, dead peer.ID) error {
 	if p := a.removals[dead]; p.by != by && now.Before(p.until) {
 		return errRival
 	}
-	a.removals[dead] = removal{by, now.Add(promiseLife)}
+	if len(a.ring.Owned()[dead]) > 0 || slices.Contains(a.cfg.Mesh.Others(), dead) { // a stranger cannot make us hold any id
+		a.removals[dead] = removal{by, now.Add(promiseLife)}
+	}
 	return nil
 }
 

@@ -65,8 +65,8 @@ func (a *Allocator) answer(ctx context.Context, f func() ([]byte, error)) (reply
 
 // Usage is what a peer has of its own.
 type Usage struct {
-	Active  uint64 `cbor:"2,keyasint"` // allocations
-	Free    uint64 `cbor:"1,keyasint"` // slots that can be handed out
+	Active  uint64 `cbor:"1,keyasint"` // allocations
+	Free    uint64 `cbor:"2,keyasint"` // slots that can be handed out
 	Resting uint64 `cbor:"3,keyasint"` // slots that were freed a moment ago
 }
 

@@ -41,7 +41,8 @@ type Weather struct {
 	Delay     time.Duration // the longest; most messages are much faster
 }
 
-// Replica is one replicated state, as in mesh.Replica (which imports this package's tests).
+// Replica is one replicated state, as mesh.Replica. It is said again here because the mesh's
+// own tests import this package.
 type Replica interface {
 	Name() string
 	Full() []byte

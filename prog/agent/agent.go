@@ -48,13 +48,12 @@ type Agent struct {
 	ipam   *ipam.Allocator
 	router *router.Router
 	kick   chan struct{} // something changed: reconcile now
+	stop   context.CancelFunc
 
 	lostNode chan struct{} // the node address was taken over
-
-	stop    context.CancelFunc
-	mtu     atomic.Int64
-	ipv6    bool
-	started time.Time
+	mtu      atomic.Int64
+	ipv6     bool
+	started  time.Time
 
 	installed bool                  // the CNI configuration was written; of reconcile's goroutine, as applied
 	applied   bool                  // the data path was set up once

@@ -64,9 +64,6 @@ func (o Options) Validate() error {
 			return fmt.Errorf("%s %d: want 1 to 65535", p.flag, p.port)
 		}
 	}
-	if o.Rest < 0 {
-		return fmt.Errorf("--ipalloc-rest %v: want 0 or more", o.Rest)
-	}
 	if o.MTU != 0 && (o.MTU < router.MinMTU || o.MTU > 65535) {
 		return fmt.Errorf("--mtu %d: want %d, the least that IPv6 asks of a link, to 65535", o.MTU, router.MinMTU)
 	}

@@ -95,6 +95,9 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 		}
 		f.Exclude = append(f.Exclude, p.Masked())
 	}
+	if f.Rest <= 0 {
+		return usageError{fmt.Errorf("--ipalloc-rest %v: want more than 0", f.Rest)}
+	}
 	if err := f.Validate(); err != nil {
 		return usageError{err}
 	}

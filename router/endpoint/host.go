@@ -20,8 +20,9 @@ type Endpoint struct {
 	MTU          int
 }
 
-// Plug programs the host side: gateway addresses, neighbours, and last the routes, from which on packets pass. The sources are the node's addresses, for
-// what the host itself sends to the endpoint.
+// Plug programs the host side: gateway addresses, neighbours, and last the routes,
+// from which on packets pass. The sources are the node's addresses, for what the host
+// itself sends to the endpoint.
 func Plug(e Endpoint, node4, node6 netip.Addr) error {
 	socket, err := link.OpenSocket()
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -147,18 +148,24 @@ func (s Socket) Do(requests ...Request) error {
 	}
 	var failed error
 	in := make([]byte, 16<<10)
-	for left := len(requests); left > 0; {
+	for answered := 0; answered < len(requests); {
 		n, _, err := unix.Recvfrom(int(s), in, unix.MSG_DONTWAIT) // the kernel answers before it returns from Sendto
 		if err != nil {
 			return fmt.Errorf("route socket: %w", err)
 		}
-		for rest := in[:n]; len(rest) >= unix.SizeofNlMsghdr+4; left-- {
-			length, seq := binary.NativeEndian.Uint32(rest), binary.NativeEndian.Uint32(rest[8:])
-			errno := unix.Errno(-int32(binary.NativeEndian.Uint32(rest[unix.SizeofNlMsghdr:])))
-			if errno != 0 && failed == nil && int(seq) < len(requests) {
-				failed = fmt.Errorf("%s: %w", requests[seq].what, errno)
+		answers, err := syscall.ParseNetlinkMessage(in[:n])
+		if err != nil {
+			return fmt.Errorf("route socket: %w", err)
+		}
+		for _, m := range answers {
+			answered++
+			if len(m.Data) < 4 || int(m.Header.Seq) >= len(requests) {
+				return fmt.Errorf("route socket: an answer of %d bytes to request %d", len(m.Data), m.Header.Seq)
 			}
-			rest = rest[min(len(rest), int(length+3)&^3):]
+			errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
+			if errno != 0 && failed == nil {
+				failed = fmt.Errorf("%s: %w", requests[m.Header.Seq].what, errno)
+			}
 		}
 	}
 	return failed

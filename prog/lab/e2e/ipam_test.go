@@ -301,18 +301,10 @@ func TestClaims(t *testing.T) {
 	if err := l.Kill(t.Context(), "h2", "agent"); err != nil {
 		t.Fatal(err)
 	}
+	late := container(t, l, "h1/z")
 	eventually(t, time.Minute, "h1 says who cannot be reached", func() bool {
-		return strings.Contains(fails(t, l, "h1", "", "weft", "attach", "10.40.0.4", container2(t, l)), "h2), whose it is to give, cannot be reached")
+		return strings.Contains(fails(t, l, "h1", "", "weft", "attach", "10.40.0.4", late), "h2), whose it is to give, cannot be reached")
 	})
-}
-
-// container2 is one more container of h1, made once.
-func container2(t *testing.T, l *lab.Lab) string {
-	t.Helper()
-	if path, err := l.NetNS(t.Context(), "h1/z"); err == nil {
-		return path
-	}
-	return container(t, l, "h1/z")
 }
 
 // A host that leaves hands its addresses to another one.
