@@ -129,6 +129,10 @@ func TestExitCodesAndErrors(t *testing.T) {
 		code int
 		says string
 	}{
+		{[]string{"launch", "--ipalloc-rest", "0"}, ExitUsage, "more than 0"},
+		{[]string{"launch", "--ipalloc-init", "consensus=0"}, ExitUsage, "1 to 1024"},
+		{[]string{"launch", "--ipalloc-init", "paxos"}, ExitUsage, "consensus=N"},
+		{[]string{"launch", "--ipalloc-exclude", "10.32.0.1"}, ExitUsage, "--ipalloc-exclude"},
 		{[]string{"status", "--socket", none}, ExitNotRunning, "weft launch"},
 		{[]string{"frobnicate"}, ExitUsage, "unknown command"},
 		{[]string{"status", "frobnicate"}, ExitUsage, "unknown command"},
