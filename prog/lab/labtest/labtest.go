@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -68,7 +69,28 @@ func dump(t testing.TB, l *lab.Lab) {
 			data = data[len(data)-dumpLimit:]
 		}
 		t.Logf("agent.log of %s:\n%s", host, data)
+		// A packet that is missing was dropped somewhere, and the kernel counts it there.
+		counters, err := l.Exec(context.Background(), host, nil, "cat", "/proc/net/dev", "/proc/net/snmp6")
+		if err == nil {
+			t.Logf("drops on %s since it was made:\n%s", host, drops(counters))
+		}
 	}
+}
+
+// drops picks what counts losses, where there were any: of /proc/net/dev the lines of links
+// with errors or drops, of /proc/net/snmp6 the counters with such names.
+func drops(counters string) string {
+	var out strings.Builder
+	for line := range strings.Lines(counters) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) == 17 && (f[3] != "0" || f[4] != "0" || f[11] != "0" || f[12] != "0"):
+			fmt.Fprintf(&out, "%s received %s errors, %s dropped; sent %s errors, %s dropped\n", f[0], f[3], f[4], f[11], f[12])
+		case len(f) == 2 && f[1] != "0" && (strings.Contains(f[0], "Err") || strings.Contains(f[0], "Discards") || strings.Contains(f[0], "NoRoutes")):
+			out.WriteString(line)
+		}
+	}
+	return out.String()
 }
 
 // Bin returns a directory with static weft and weft-cni, built once for all tests of a process. WEFT_BIN names
