@@ -180,7 +180,7 @@ func (r Record) validate() error {
 	switch {
 	case len(r.Identity) != ed25519.PublicKeySize:
 		return errors.New("peer record: no identity key")
-	case len(r.Nickname) > MaxNickname || !printable(r.Nickname):
+	case len(r.Nickname) > MaxNickname || !Printable(r.Nickname):
 		return errors.New("peer record: unusable nickname")
 	case len(r.Underlay) > MaxUnderlay:
 		return fmt.Errorf("peer record: %d underlay addresses, at most %d are allowed", len(r.Underlay), MaxUnderlay)
@@ -195,8 +195,8 @@ func (r Record) validate() error {
 	return nil
 }
 
-// printable keeps control characters of a stranger's nickname out of terminals and logs.
-func printable(s string) bool {
+// Printable keeps control characters of a stranger's nickname out of terminals and logs.
+func Printable(s string) bool {
 	for _, c := range s {
 		if c < ' ' || c == 0x7f || c == '\uFFFD' || c >= 0x80 && c < 0xa0 {
 			return false
