@@ -1,0 +1,324 @@
+package mesh
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"weft/ipam/slot"
+	"weft/mesh/directory"
+	"weft/mesh/peer"
+)
+
+// DirectoryName is the endpoints', in gossip.
+const DirectoryName = "directory"
+
+// Messenger is what the directory needs of the mesh.
+type Messenger interface {
+	// Broadcast passes a delta on to all peers. It does not block.
+	Broadcast(replica string, delta []byte)
+	// Request asks one peer and waits for its answer.
+	Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error)
+	// Reachable reports whether a peer can be asked at all.
+	Reachable(peer.ID) bool
+	// Others lists all other peers that are known, reachable or not, but for those that have
+	// left and those of another ring.
+	Others() []peer.ID
+}
+
+// DirectoryStore keeps the sets over a restart.
+type DirectoryStore interface {
+	// SaveSets keeps sets of endpoints, by owner; nil forgets one.
+	SaveSets(sets map[peer.ID][]byte) error
+}
+
+// DirectoryConfig is what a Directory is made of.
+type DirectoryConfig struct {
+	Identity ed25519.PrivateKey
+	Mesh     Messenger
+	Store    DirectoryStore
+	Sets     [][]byte // known from the last run
+	// Wanted reports whether a peer's endpoints can count at all: it owns a part of the ring, or
+	// it can be reached. It must not block.
+	Wanted func(peer.ID) bool
+	Log    *slog.Logger
+	// Changed is called after every change. It must not block.
+	Changed func()
+}
+
+// Directory replicates the endpoints of all peers. Small changes travel as deltas by
+// gossip; whoever lacks what a delta builds on, or hears that another peer has a newer
+// set, fetches the set. Push/pull exchanges only which versions there are.
+//
+// It is safe for concurrent use. Nothing blocks on the network but Run.
+type Directory struct {
+	cfg  DirectoryConfig
+	self peer.ID
+	wake chan struct{} // there is something to fetch
+
+	mu      sync.RWMutex
+	dir     *directory.Directory
+	dirty   map[peer.ID]bool     // not yet in the store
+	wanted  map[peer.ID]peer.ID  // whose set to fetch, from whom
+	fetches map[peer.ID]bool     // who is being asked
+	left    map[slot.Slot]uint64 // slots that others may still know by a name of ours, and the version without them
+}
+
+// news is what travels by gossip: one delta, or which sets the sender has.
+type news struct {
+	From  peer.ID          `cbor:"1,keyasint"`
+	Held  []directory.Held `cbor:"2,keyasint,omitempty"`
+	Delta []byte           `cbor:"3,keyasint,omitempty"`
+}
+
+// NewDirectory makes a directory; Run starts it. What it knew in the last run can be
+// looked up at once.
+func NewDirectory(cfg DirectoryConfig) (*Directory, error) {
+	d := &Directory{
+		cfg: cfg, self: peer.IDOf(cfg.Identity.Public().(ed25519.PublicKey)), wake: make(chan struct{}, 1), dir: directory.New(),
+		dirty: map[peer.ID]bool{}, wanted: map[peer.ID]peer.ID{}, fetches: map[peer.ID]bool{}, left: map[slot.Slot]uint64{},
+	}
+	for _, data := range cfg.Sets {
+		s, err := directory.Decode(data)
+		if err != nil {
+			return nil, fmt.Errorf("mesh: stored endpoints: %w", err)
+		}
+		d.dir.Put(s)
+	}
+	return d, nil
+}
+
+// Name is the directory's name as a replicated state.
+func (d *Directory) Name() string { return DirectoryName }
+
+// Full says which sets are here; who lacks one fetches it.
+func (d *Directory) Full() []byte {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return encode(news{From: d.self, Held: d.dir.Held()})
+}
+
+// Merge takes in a delta, or what another peer has. Only a delta that was applied is
+// passed on as it is: who has fetched a set says so itself.
+func (d *Directory) Merge(data []byte) ([]byte, error) {
+	var n news
+	if err := decoding.Unmarshal(data, &n); err != nil {
+		return nil, fmt.Errorf("directory: %w", err)
+	}
+	d.want(n.From, n.Held)
+	if n.Delta == nil {
+		return nil, nil
+	}
+	delta, err := directory.DecodeDelta(n.Delta)
+	if err != nil || !d.cfg.Wanted(delta.Owner) {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old := d.dir.Set(delta.Owner)
+	if old != nil && delta.To <= old.Version {
+		return nil, nil
+	}
+	next, err := old.Apply(delta)
+	if errors.Is(err, directory.ErrGap) {
+		d.wanted[delta.Owner] = delta.Owner
+		d.kick()
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.put(next)
+	return data, nil
+}
+
+// put keeps a set that is newer. The caller holds the lock.
+func (d *Directory) put(s *directory.Set) bool {
+	if !d.dir.Put(s) {
+		return false
+	}
+	d.dirty[s.Owner] = true
+	delete(d.wanted, s.Owner)
+	d.cfg.Changed()
+	return true
+}
+
+func (d *Directory) kick() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// want notes whose sets another peer has newer.
+func (d *Directory) want(from peer.ID, held []directory.Held) {
+	if from == d.self {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, owner := range d.dir.Behind(held) {
+		if d.cfg.Wanted(owner) {
+			d.wanted[owner] = from
+			d.kick()
+		}
+	}
+}
+
+// Publish makes these the endpoints of this peer, and tells the mesh if that changes any.
+func (d *Directory) Publish(endpoints []directory.Endpoint) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.publish(d.dir.Set(d.self), endpoints, 0)
+}
+
+// publish makes endpoints the set that follows old. The caller holds the lock.
+func (d *Directory) publish(old *directory.Set, endpoints []directory.Endpoint, atLeast uint64) error {
+	next, delta, err := directory.Next(old, endpoints, atLeast, d.cfg.Identity)
+	if err != nil || delta == nil {
+		return err
+	}
+	for _, s := range slices.Concat(old.Slots(), d.dir.Listed(d.self)) {
+		d.left[s] = next.Version
+	}
+	d.put(next)
+	for _, s := range next.Slots() {
+		delete(d.left, s)
+	}
+	n := news{From: d.self, Delta: delta.Encode()}
+	if len(n.Delta) > maxDelta || delta.From == 0 {
+		n = news{From: d.self, Held: []directory.Held{next.Held()}}
+	}
+	d.cfg.Mesh.Broadcast(DirectoryName, encode(n))
+	return nil
+}
+
+// maxDelta is the largest delta that travels: one that fits into a packet of gossip. Of a
+// larger change only the version travels, and the set is fetched.
+const maxDelta = maxGossip - 100
+
+// insist speaks again, louder: the mesh remembers a later word of ours than we do, since
+// our state was restored from an older copy. What it says now is what counts. The caller
+// holds the lock.
+func (d *Directory) insist(theirs *directory.Set) error {
+	own := d.dir.Set(d.self)
+	if !theirs.Supersedes(own) {
+		return nil
+	}
+	return d.publish(theirs, own.Endpoints(), theirs.Version+1)
+}
+
+// Taken reports whether a slot is known in the mesh as one of our endpoints, or may still
+// be: it cannot be another one's before that is over.
+func (d *Directory) Taken(s slot.Slot) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	_, left := d.left[s]
+	return left || d.dir.Lists(d.self, s)
+}
+
+// Lookup lists the entries that count and have a name, lower case and relative to the
+// domain, and reports whether anything has that name or one below it.
+func (d *Directory) Lookup(name string, ring directory.Ring) ([]directory.Entry, bool) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.dir.Lookup(name, ring)
+}
+
+// At is the entry that counts and has a slot.
+func (d *Directory) At(s slot.Slot, ring directory.Ring) (directory.Entry, bool) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.dir.At(s, ring)
+}
+
+// Entries lists all entries that count.
+func (d *Directory) Entries(ring directory.Ring) []directory.Entry {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.dir.Entries(ring)
+}
+
+// Listed are the slots that a peer says are in use.
+func (d *Directory) Listed(owner peer.ID) []slot.Slot {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.dir.Listed(owner)
+}
+
+// Held describes the set of every peer: two peers that hold the same know the same.
+func (d *Directory) Held() []directory.Held {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.dir.Held()
+}
+
+// flushEvery is how often what changed goes to disk. What a crash loses of it is fetched
+// again, and our own is made anew from the endpoints.
+const flushEvery = time.Second
+
+// Run fetches, keeps and confirms until ctx ends.
+func (d *Directory) Run(ctx context.Context) error {
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() { d.confirmAll(ctx) })
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return d.flush()
+		case <-d.wake:
+			d.fetch(ctx, &group)
+		case <-tick.C:
+			d.forget()
+			if err := d.flush(); err != nil {
+				d.cfg.Log.Warn("cannot keep the directory", "err", err)
+			}
+		}
+	}
+}
+
+// forget drops the sets of peers that are gone for good.
+func (d *Directory) forget() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, owner := range d.dir.Owners() {
+		if owner != d.self && !d.cfg.Wanted(owner) {
+			d.dir.Forget(owner)
+			d.dirty[owner] = true
+			d.cfg.Changed()
+		}
+	}
+}
+
+func (d *Directory) flush() error {
+	d.mu.Lock()
+	sets := map[peer.ID][]byte{}
+	for owner := range d.dirty {
+		if s := d.dir.Set(owner); s != nil {
+			sets[owner] = s.Encode()
+		} else {
+			sets[owner] = nil
+		}
+	}
+	clear(d.dirty)
+	d.mu.Unlock()
+	if len(sets) == 0 {
+		return nil
+	}
+	err := d.cfg.Store.SaveSets(sets)
+	if err != nil {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for owner := range sets {
+			d.dirty[owner] = true
+		}
+	}
+	return err
+}
