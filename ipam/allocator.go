@@ -55,6 +55,7 @@ type Change struct {
 	// Rest, of an allocation that goes, is until when its slot rests (Unix seconds). What
 	// rested until Now need not be kept any longer.
 	Rest, Now int64
+	Resting   []space.Resting // further slots that rest from now on
 }
 
 // Mesh is what the allocator needs of the other peers.
@@ -92,6 +93,12 @@ type Config struct {
 	Excluded []netip.Prefix
 	// Rest is how long a slot rests before it is used again; default DefaultRest.
 	Rest time.Duration
+	// Held, if given, reports whether a slot that was freed is still known to other peers as who
+	// had it: it is not handed out, however scarce slots are. It must not block.
+	Held func(slot.Slot) bool
+	// Listed, if given, is which slots a peer was using, as far as is known. Those of a peer that
+	// is removed are handed out last.
+	Listed func(peer.ID) []slot.Slot
 	// Changed is called after every change of the ring, and not of allocations: who
 	// asked for one knows. It must not block.
 	Changed func()
@@ -194,6 +201,7 @@ func (a *Allocator) load() error {
 		a.allocations = map[string]slot.Slot{}
 	}
 	a.space = space.New(nil, nil, nil)
+	a.space.Hold(a.cfg.Held)
 	switch {
 	case len(state.Ring) > 0:
 		r, err := ring.Decode(state.Ring)

@@ -35,7 +35,8 @@ func (a *Allocator) Claim(ctx context.Context, key string, want slot.Slot, note 
 		}
 		payload := binary.BigEndian.AppendUint32(nil, uint32(want))
 		if err := a.askFor(ctx, owner, requestClaim, payload); err != nil {
-			return &ClaimError{want, fmt.Sprintf("%s, whose it is to give: %v", a.cfg.Mesh.Name(owner), err), false}
+			later := refused(err) == whyHeld
+			return &ClaimError{want, fmt.Sprintf("%s, whose it is to give: %v", a.cfg.Mesh.Name(owner), err), later}
 		}
 	}
 	return &ClaimError{want, "it changes hands all the time: try again", true}
@@ -85,8 +86,13 @@ func (a *Allocator) take(want slot.Slot) *ClaimError {
 			return &ClaimError{want, fmt.Sprintf("%s on %s holds it", key, a.cfg.Mesh.Name(a.cfg.Self)), false}
 		}
 	}
+	if a.cfg.Held != nil && a.cfg.Held(want) {
+		return &ClaimError{want, whyHeld, true}
+	}
 	return &ClaimError{want, "it is not free", false}
 }
+
+const whyHeld = "it was freed a moment ago, and other peers still know it as who had it: try again"
 
 // serveClaim gives away one slot to a peer that asks for it by name.
 func (a *Allocator) serveClaim(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {

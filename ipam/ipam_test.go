@@ -66,6 +66,7 @@ func (d *disk) Update(c Change) error {
 		d.state.Vote = c.Vote
 	}
 	d.state.Resting = slices.DeleteFunc(d.state.Resting, func(r space.Resting) bool { return r.Slot == c.Slot && c.Key != "" })
+	d.state.Resting = append(d.state.Resting, c.Resting...)
 	if c.Rest != 0 {
 		d.state.Resting = append(d.state.Resting, space.Resting{Slot: c.Slot, Until: c.Rest})
 	}
@@ -83,6 +84,7 @@ type cluster struct {
 	cut   func(a, b peer.ID) bool
 
 	replyLate bool // gossip overtakes replies
+	tune      func(*Config)
 }
 
 type member struct {
@@ -198,6 +200,9 @@ func (m *member) space(ctx context.Context, to peer.ID) ([]byte, error) {
 func (c *cluster) start(n int, d *disk) *member {
 	m := &member{c: c, id: peerID(n), disk: d, done: make(chan error, 1)}
 	cfg := Config{Self: m.id, Store: d, Mesh: m, Log: slog.New(slog.DiscardHandler), Changed: func() {}}
+	if c.tune != nil {
+		c.tune(&cfg)
+	}
 	if n == 1 {
 		found := ring.Found(ring.ID{1}, [16]byte{1}, universe, m.id)
 		cfg.Found = &found

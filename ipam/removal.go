@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/ipam/space"
 	"weft/mesh/peer"
 )
 
@@ -64,6 +66,7 @@ func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (s
 		sleep(ctx, rand.N(promiseLife)) // one of them comes back before the others
 	}
 	_, err = a.answer(ctx, func() ([]byte, error) {
+		listed := a.listed(dead)
 		next, delta, err := a.ring.TakeOver(dead, a.cfg.Self)
 		if err != nil {
 			return nil, err
@@ -72,12 +75,45 @@ func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (s
 			slots += s.Len()
 		}
 		a.cfg.Log.Warn("took over what a dead peer owned", "peer", dead, "slots", slots, "generation", next.Generation())
-		return a.publish(next, delta)
+		reply, err := a.publish(next, delta)
+		return reply, errors.Join(err, a.handOutLast(listed))
 	})
 	if errors.Is(err, ring.ErrNothing) {
 		return 0, &RemovalError{dead, "it owns nothing, or nothing any more"}
 	}
 	return slots, err
+}
+
+// lastFor is how long what a removed peer had is handed out only where nothing else is
+// left: its containers may run on, and somebody may still speak to them.
+const lastFor = 24 * time.Hour
+
+// listed is what a peer is known to use of what it owns.
+func (a *Allocator) listed(id peer.ID) []slot.Slot {
+	if a.cfg.Listed == nil {
+		return nil
+	}
+	return slices.DeleteFunc(a.cfg.Listed(id), func(s slot.Slot) bool {
+		owner, ok := a.ring.Owner(s)
+		return !ok || owner != id
+	})
+}
+
+// handOutLast lets slots that became ours rest for a long time.
+func (a *Allocator) handOutLast(slots []slot.Slot) error {
+	if len(slots) == 0 {
+		return nil
+	}
+	var resting []space.Resting
+	until := time.Now().Add(lastFor).Unix()
+	for _, s := range slots {
+		resting = append(resting, space.Resting{Slot: s, Until: until})
+		a.space.Rest(space.Resting{Slot: s, Until: until})
+	}
+	if err := a.cfg.Store.Update(Change{Resting: resting}); err != nil {
+		return fmt.Errorf("ipam: keep what rests: %w", err)
+	}
+	return nil
 }
 
 // refused is what a peer answered that does not do what was asked; empty if it did not answer.

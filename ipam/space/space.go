@@ -19,6 +19,7 @@ type Space struct {
 	free    []slot.Range // sorted, disjoint, neighbours joined
 	resting []Resting    // the oldest first
 	next    slot.Slot    // where the search for a free slot goes on
+	held    func(slot.Slot) bool
 }
 
 // Resting is a slot that was given back, and when it is free again.
@@ -41,12 +42,18 @@ func New(usable, owned []slot.Range, used []slot.Slot) *Space {
 	return s
 }
 
+// Hold makes slots rest for as long as held reports true of them, also under pressure and
+// past their time.
+func (s *Space) Hold(held func(slot.Slot) bool) { s.held = held }
+
+func (s *Space) holds(r Resting) bool { return s.held != nil && s.held(r.Slot) }
+
 // Resize makes s the space of a peer that now owns other ranges. What rests goes on
 // resting, and where it goes on searching stays.
 func (s *Space) Resize(usable, owned []slot.Range, used []slot.Slot) {
-	next, resting := s.next, s.resting
+	next, resting, held := s.next, s.resting, s.held
 	*s = *New(usable, owned, used)
-	s.next = next
+	s.next, s.held = next, held
 	for _, r := range resting {
 		s.Rest(r)
 	}
@@ -89,7 +96,7 @@ func (s *Space) Take() (slot.Slot, bool) {
 
 // TakeResting hands out the slot that rests for longest, for when nothing else is left.
 func (s *Space) TakeResting() (slot.Slot, bool) {
-	i := slices.IndexFunc(s.resting, func(r Resting) bool { return s.within(single(r.Slot)) > 0 })
+	i := slices.IndexFunc(s.resting, func(r Resting) bool { return s.within(single(r.Slot)) > 0 && !s.holds(r) })
 	if i < 0 {
 		return 0, false
 	}
@@ -98,10 +105,10 @@ func (s *Space) TakeResting() (slot.Slot, bool) {
 	return taken, true
 }
 
-// TakeExactly hands out one slot, if it is free or rests: who asks for an address by
-// name has it back at once.
+// TakeExactly hands out one slot, if it is free or rests and is not held: who asks for an
+// address by name has it back at once.
 func (s *Space) TakeExactly(want slot.Slot) bool {
-	if i := slices.IndexFunc(s.resting, func(r Resting) bool { return r.Slot == want }); i >= 0 {
+	if i := slices.IndexFunc(s.resting, func(r Resting) bool { return r.Slot == want && !s.holds(r) }); i >= 0 {
 		s.resting = slices.Delete(s.resting, i, i+1)
 		return true
 	}
@@ -122,14 +129,18 @@ func (s *Space) Rest(r Resting) {
 	s.resting = slices.Insert(s.resting, i, r)
 }
 
-// Wake makes free what has rested until now, and returns it.
-func (s *Space) Wake(now int64) []Resting {
-	n := 0
-	for ; n < len(s.resting) && s.resting[n].Until <= now; n++ {
-		s.Give(s.resting[n].Slot)
+// Wake makes free what has rested until now and is not held, and returns it.
+func (s *Space) Wake(now int64) (woken []Resting) {
+	s.resting = slices.DeleteFunc(s.resting, func(r Resting) bool {
+		over := r.Until <= now && !s.holds(r)
+		if over {
+			woken = append(woken, r)
+		}
+		return over
+	})
+	for _, r := range woken {
+		s.Give(r.Slot)
 	}
-	woken := slices.Clone(s.resting[:n])
-	s.resting = slices.Delete(s.resting, 0, n)
 	return woken
 }
 

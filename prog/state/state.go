@@ -357,6 +357,11 @@ func (s *Store) Update(c ipam.Change) error {
 				return err
 			}
 		}
+		for _, r := range c.Resting {
+			if err := putResting(tx, r.Slot, r.Until); err != nil {
+				return err
+			}
+		}
 		allocations := tx.Bucket(bucketAllocations)
 		switch {
 		case c.Key == "":
@@ -393,7 +398,11 @@ func rest(tx *bolt.Tx, c ipam.Change) error {
 			return err
 		}
 	}
-	return b.Put(slotKey(c.Slot), binary.BigEndian.AppendUint64(nil, uint64(c.Rest)))
+	return putResting(tx, c.Slot, c.Rest)
+}
+
+func putResting(tx *bolt.Tx, s slot.Slot, until int64) error {
+	return tx.Bucket(bucketResting).Put(slotKey(s), binary.BigEndian.AppendUint64(nil, uint64(until)))
 }
 
 func eachResting(tx *bolt.Tx, f func(space.Resting) error) error {

@@ -1,0 +1,105 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+// A slot that others still know as who had it goes to nobody: not after its rest, not
+// under pressure, and not to who asks for it by name.
+func TestHeldSlotIsNotReused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		var held atomic.Bool
+		held.Store(true)
+		var freed atomic.Uint32
+		c.tune = func(cfg *Config) {
+			cfg.Held = func(s slot.Slot) bool { return held.Load() && uint32(s) == freed.Load() }
+		}
+		m := c.start(1, &disk{})
+		get := func(key string) (slot.Slot, error) {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			return m.Allocate(ctx, key, nil)
+		}
+		for n := range int(universe.Usable().Len()) {
+			s, err := get(string(rune('A' + n)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			freed.Store(uint32(s)) // the last one
+			if n == int(universe.Usable().Len())-1 {
+				if err := m.Free(t.Context(), string(rune('A'+n))); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if s, err := get("under pressure"); !errors.Is(err, ErrNoSpace) {
+			t.Errorf("%d, %v", s, err)
+		}
+		time.Sleep(2 * DefaultRest)
+		if s, err := get("after its rest"); !errors.Is(err, ErrNoSpace) {
+			t.Errorf("%d, %v", s, err)
+		}
+		want := slot.Slot(freed.Load())
+		claim, ok := errors.AsType[*ClaimError](m.Claim(t.Context(), "by name", want, nil))
+		if !ok || !claim.Later || claim.Why != whyHeld {
+			t.Errorf("by name: %+v", claim)
+		}
+		held.Store(false)
+		if s, err := get("at last"); err != nil || s != want {
+			t.Errorf("%d, %v, want %d", s, err, want)
+		}
+		c.end()
+	})
+}
+
+// What a removed peer is known to have used is handed out last, also after a restart.
+func TestRemovedPeersSlotsAreHandedOutLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, m, held := three(t)
+		used := []slot.Slot{held[3], held[3] + 1}
+		c.tune = func(cfg *Config) {
+			cfg.Listed = func(id peer.ID) []slot.Slot {
+				if id == peerID(3) {
+					return append(used, held[1]) // one that is not its own, by mistake
+				}
+				return nil
+			}
+		}
+		m[1].kill()
+		m[1] = m[1].revive()
+		m[3].kill()
+		time.Sleep(3 * time.Second)
+		if _, err := m[1].RemovePeer(t.Context(), m[3].id, true); err != nil {
+			t.Fatal(err)
+		}
+		if s := snapshot(t, m[1]); s.Resting != len(used) {
+			t.Errorf("%d rest, want %d", s.Resting, len(used))
+		}
+		m[1].kill()
+		m[1] = m[1].revive()
+		time.Sleep(3 * time.Second)
+		for n := snapshot(t, m[1]).Free; n > 0; n-- {
+			s, err := m[1].Allocate(t.Context(), string(rune('A'+n)), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s == used[0] || s == used[1] {
+				t.Errorf("%d was handed out while %d others were free", s, n-1)
+			}
+		}
+		if s := snapshot(t, m[1]); s.Resting != len(used) {
+			t.Errorf("%d rest at last, want %d", s.Resting, len(used))
+		}
+		m[3].revive()
+		c.end()
+	})
+}
