@@ -154,6 +154,14 @@ func CheckLabel(key, value string) error {
 	return nil
 }
 
+// CheckOutside reports why an address cannot have a name.
+func CheckOutside(a netip.Addr) error {
+	if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.Zone() != "" {
+		return fmt.Errorf("%v is no address that several hosts could reach", a)
+	}
+	return nil
+}
+
 // Check reports why an endpoint cannot be published. u is the universe; while it is not
 // known, Outside is not compared with it.
 func (e Endpoint) Check(u slot.Universe) error {
@@ -193,8 +201,11 @@ func (e Endpoint) Check(u slot.Universe) error {
 		}
 	}
 	for _, a := range e.Outside {
-		if _, inside := u.Slot(a); inside || !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
-			return fmt.Errorf("endpoint %s: unusable outside address %v", e.ID, a)
+		if _, inside := u.Slot(a); inside {
+			return fmt.Errorf("endpoint %s: %v lies in the network's own range", e.ID, a)
+		}
+		if err := CheckOutside(a); err != nil {
+			return fmt.Errorf("endpoint %s: %w", e.ID, err)
 		}
 	}
 	return nil
