@@ -1,0 +1,157 @@
+package dns
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// maxChain is how many aliases an answer may lead through.
+const maxChain = 16
+
+// believe is what an upstream's reply says about the question, and nothing besides: the
+// records of the name and of those that aliases lead to, and the SOA that says how long a
+// negative answer holds. What an upstream adds unasked is not handed on, so that it cannot
+// speak for a name that somebody else answers for: for names that are ours in particular,
+// where aliases lead to one. The reply is an error when it is no answer.
+func believe(m *dns.Msg, k key, ours func(string) bool) (*packed, error) {
+	if m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
+		return nil, fmt.Errorf("answers %s", dns.RcodeToString[m.Rcode])
+	}
+	out := &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: m.Rcode}}
+	final, answered := chain(out, m, k, ours)
+	life := maxLife
+	for _, rr := range out.Answer {
+		life = min(life, ttlOf(rr))
+	}
+	soa := authorities(out, m, k, final)
+	if !answered {
+		switch {
+		case soa != nil: // RFC 2308 5
+			soa.Hdr.Ttl = min(soa.Hdr.Ttl, soa.Minttl, uint32(maxNegative/time.Second))
+			life = min(life, ttlOf(soa))
+		case m.Rcode == dns.RcodeSuccess && len(out.Answer) == 0 && referral(m):
+			return nil, fmt.Errorf("does not resolve, but refers to others")
+		default:
+			life = 0
+		}
+	}
+	p, err := pack(out, k.name, k.qtype)
+	if err != nil {
+		return nil, fmt.Errorf("cannot be passed on: %w", err)
+	}
+	p.life = life
+	return p, nil
+}
+
+// chain follows the aliases of a reply from the name that was asked, and returns the name
+// at their end and whether it has what was asked for.
+func chain(out, m *dns.Msg, k key, ours func(string) bool) (name string, answered bool) {
+	name = k.name
+	for range maxChain {
+		if name != k.name && ours(name) {
+			return name, false
+		}
+		data := of(m.Answer, name, k.qtype, k)
+		if len(data) > 0 {
+			out.Answer = append(out.Answer, data...)
+			return name, true
+		}
+		alias := of(m.Answer, name, dns.TypeCNAME, k)
+		if len(alias) == 0 {
+			return name, false
+		}
+		cname, ok := alias[0].(*dns.CNAME)
+		if !ok {
+			return name, false // a signature of nothing
+		}
+		out.Answer = append(append(out.Answer, synthesizedFrom(m.Answer, name, k)...), alias...)
+		name = strings.ToLower(cname.Target)
+	}
+	return name, false
+}
+
+// of is the records of a name and a type, with their signatures where those were asked for,
+// with the name as it is in the question.
+func of(all []dns.RR, name string, rrtype uint16, k key) (out []dns.RR) {
+	var signatures []dns.RR
+	for _, rr := range all {
+		h := rr.Header()
+		if h.Class != dns.ClassINET || !strings.EqualFold(h.Name, name) {
+			continue
+		}
+		sig, signature := rr.(*dns.RRSIG)
+		switch {
+		case h.Rrtype == rrtype && (rrtype != dns.TypeCNAME || k.qtype == dns.TypeCNAME || len(out) == 0):
+			out = append(out, rr)
+		case signature && k.do && sig.TypeCovered == rrtype:
+			signatures = append(signatures, rr)
+		default:
+			continue
+		}
+		h.Name = name
+		h.Ttl = uint32(ttlOf(rr) / time.Second)
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return append(out, signatures...)
+}
+
+// synthesizedFrom is the DNAME that an alias of name was made from (RFC 6672), if it is there.
+func synthesizedFrom(all []dns.RR, name string, k key) []dns.RR {
+	for _, rr := range all {
+		if d, ok := rr.(*dns.DNAME); ok {
+			owner := strings.ToLower(d.Hdr.Name)
+			if rel, below := within(name, owner); below && rel != "" {
+				return of(all, owner, dns.TypeDNAME, k)
+			}
+		}
+	}
+	return nil
+}
+
+// authorities takes over the SOA of the zone that the name is in, and, where they were asked
+// for, the records that prove something to one who checks signatures.
+func authorities(out, m *dns.Msg, k key, name string) (soa *dns.SOA) {
+	for _, rr := range m.Ns {
+		h := rr.Header()
+		h.Ttl = uint32(ttlOf(rr) / time.Second)
+		switch rr := rr.(type) {
+		case *dns.SOA:
+			if _, ok := within(name, strings.ToLower(h.Name)); !ok || soa != nil {
+				continue
+			}
+			h.Name, soa = strings.ToLower(h.Name), rr
+		case *dns.NSEC, *dns.NSEC3, *dns.RRSIG:
+			if !k.do {
+				continue
+			}
+		default:
+			continue
+		}
+		out.Ns = append(out.Ns, rr)
+	}
+	return soa
+}
+
+// referral tells a reply that only names other servers.
+func referral(m *dns.Msg) bool {
+	for _, rr := range m.Ns {
+		if rr.Header().Rrtype == dns.TypeNS {
+			return true
+		}
+	}
+	return false
+}
+
+// ttlOf is how long a record may be kept; a TTL with the highest bit set is none (RFC 2181 8).
+func ttlOf(rr dns.RR) time.Duration {
+	ttl := rr.Header().Ttl
+	if ttl >= 1<<31 {
+		return 0
+	}
+	return min(time.Duration(ttl)*time.Second, maxLife)
+}

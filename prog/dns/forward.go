@@ -1,0 +1,249 @@
+package dns
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// hold is how long an upstream that did not answer is left alone, unless none does.
+const hold = 3 * time.Second
+
+// limiter counts what is going on for each client, and in all, so that no client takes
+// what the others need. It is safe for use from many goroutines.
+type limiter struct {
+	most, each int
+
+	mu    sync.Mutex
+	total int
+	by    map[string]int
+}
+
+func (l *limiter) enter(client string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.total >= l.most || l.by[client] >= l.each {
+		return false
+	}
+	if l.by == nil {
+		l.by = map[string]int{}
+	}
+	l.total++
+	l.by[client]++
+	return true
+}
+
+func (l *limiter) leave(client string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.total--
+	if l.by[client]--; l.by[client] == 0 {
+		delete(l.by, client)
+	}
+}
+
+// upstreams are the servers to ask. The set is replaced as a whole; an upstream that stays
+// keeps what is known of it.
+type upstreams struct {
+	host  []*upstream            // of resolv.conf
+	rules map[string][]*upstream // of Config.Forward
+}
+
+// with is u with other servers of resolv.conf.
+func (u *upstreams) with(servers []netip.Addr, port uint16) *upstreams {
+	known := map[netip.AddrPort]*upstream{}
+	for _, h := range u.host {
+		known[h.addr] = h
+	}
+	next := &upstreams{rules: u.rules}
+	for _, a := range servers {
+		addr := netip.AddrPortFrom(a, port)
+		if known[addr] == nil {
+			known[addr] = &upstream{addr: addr}
+		}
+		next.host = append(next.host, known[addr])
+	}
+	return next
+}
+
+// rule is the domain of Config.Forward that a name falls under, the longest there is.
+func (u *upstreams) rule(name string) (domain string, ok bool) {
+	if len(u.rules) == 0 {
+		return "", false
+	}
+	for off, end := 0, false; !end; off, end = dns.NextLabel(name, off) {
+		if _, ok := u.rules[name[off:]]; ok {
+			return name[off:], true
+		}
+	}
+	_, ok = u.rules["."]
+	return ".", ok
+}
+
+// of is the servers for a name. Those of a domain are not replaced by the host's when
+// they fail: whom a name is nobody's business to, must not hear it.
+func (u *upstreams) of(name string) []*upstream {
+	if domain, ok := u.rule(name); ok {
+		return u.rules[domain]
+	}
+	return u.host
+}
+
+// all calls f for every upstream; domain is "" for those of resolv.conf.
+func (u *upstreams) all(f func(domain string, u *upstream)) {
+	for _, h := range u.host {
+		f("", h)
+	}
+	for domain, servers := range maps.All(u.rules) {
+		for _, s := range servers {
+			f(domain, s)
+		}
+	}
+}
+
+// loop reports whether asking addr is asking ourselves.
+func (s *Server) loop(addr netip.AddrPort) bool {
+	if addr.Port() != s.port {
+		return false
+	}
+	for _, a := range s.nodes() {
+		if a == addr.Addr().WithZone("") {
+			return true
+		}
+	}
+	return s.cfg.Own != nil && s.cfg.Own(addr.Addr().WithZone(""))
+}
+
+// flight is a question that an upstream has; whoever asks it too waits for the same answer.
+type flight struct {
+	done   chan struct{}
+	answer *packed // once done is closed
+}
+
+// resolve waits for the answer to a question that is not in the cache.
+//
+// Because the same question is never in flight twice, a loop of servers in which we are one
+// ends here: the question that comes round waits for itself until the upstream's time is
+// over, and nothing multiplies. Where it comes from an upstream's address, as it does when
+// two hosts of a mesh name each other in resolv.conf, it is turned away at once, so that
+// the next upstream gets its turn without that delay.
+func (s *Server) resolve(ctx context.Context, k key, from netip.Addr) *packed {
+	s.mu.Lock()
+	f, joined := s.flights[k]
+	if !joined {
+		f = &flight{done: make(chan struct{})}
+		s.flights[k] = f
+		s.tasks.Go(func() { s.fly(ctx, k, f) })
+	}
+	s.mu.Unlock()
+	if joined {
+		s.counts.joined.Add(1)
+		for _, u := range s.upstreams.Load().of(k.name) {
+			if u.addr.Addr().WithZone("") == from {
+				return failure(k.name, k.qtype, time.Now())
+			}
+		}
+	}
+	<-f.done
+	return f.answer
+}
+
+// fly gets the answer for everybody who waits.
+func (s *Server) fly(ctx context.Context, k key, f *flight) {
+	s.counts.forwarded.Add(1)
+	ctx, cancel := context.WithTimeout(ctx, budget)
+	defer cancel()
+	answer := s.ask(ctx, k)
+	now := time.Now()
+	if answer == nil {
+		s.counts.failed.Add(1)
+		answer = failure(k.name, k.qtype, now)
+	}
+	answer.stored = now
+	s.cache.put(k, answer)
+	f.answer = answer
+	s.mu.Lock()
+	delete(s.flights, k)
+	s.mu.Unlock()
+	close(f.done)
+}
+
+// ask goes from one upstream to the next until one has an answer. If none as much as
+// replies, all are asked once more: a packet may have been lost.
+func (s *Server) ask(ctx context.Context, k key) *packed {
+	var servers, usable []*upstream
+	now := time.Now()
+	for _, u := range s.upstreams.Load().of(k.name) {
+		if s.loop(u.addr) {
+			continue
+		}
+		servers = append(servers, u)
+		if u.usable(now) {
+			usable = append(usable, u)
+		}
+	}
+	if len(usable) == 0 {
+		usable = servers
+	}
+	answer, replied := s.askOnce(ctx, k, usable)
+	if answer == nil && !replied {
+		answer, _ = s.askOnce(ctx, k, servers)
+	}
+	return answer
+}
+
+func (s *Server) askOnce(ctx context.Context, k key, servers []*upstream) (answer *packed, replied bool) {
+	for _, u := range servers {
+		m, err := u.exchange(ctx, k, s.cfg.Timeout)
+		if ctx.Err() != nil {
+			return nil, true
+		}
+		if err != nil {
+			if u.failed(time.Now(), err) {
+				s.cfg.Log.Warn("upstream name server fails", keyServer, u.addr, keyErr, err)
+			}
+			continue
+		}
+		if u.answered() {
+			s.cfg.Log.Info("upstream name server answers again", keyServer, u.addr)
+		}
+		replied = true
+		// An error may be the upstream's own: the next one may know better. It is not held
+		// against this one, whose other names may well be in order.
+		if answer, err = believe(m, k, s.authority.owns); err == nil {
+			return answer, true
+		}
+		s.cfg.Log.Debug("upstream name server has no answer", keyServer, u.addr, keyName, k.name, keyErr, err)
+	}
+	return nil, replied
+}
+
+// checkForward makes Config.Forward's domains canonical.
+func checkForward(forward map[string][]netip.AddrPort, domain string) (map[string][]*upstream, error) {
+	rules := map[string][]*upstream{}
+	for d, servers := range forward {
+		zone := dns.CanonicalName(strings.TrimSpace(d))
+		if _, ok := dns.IsDomainName(zone); !ok || d == "" {
+			return nil, fmt.Errorf("forwarding: %q is not a domain", d)
+		}
+		if _, ours := within(zone, domain); ours {
+			return nil, fmt.Errorf("forwarding: %s lies in %s, which this mesh answers for", d, strings.TrimSuffix(domain, "."))
+		}
+		if len(servers) == 0 || rules[zone] != nil {
+			return nil, fmt.Errorf("forwarding: %s needs its servers, once: %s=192.0.2.53", d, d)
+		}
+		for _, a := range servers {
+			if !a.IsValid() || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
+				return nil, fmt.Errorf("forwarding: %s: %v is not the address of a server", d, a)
+			}
+			rules[zone] = append(rules[zone], &upstream{addr: netip.AddrPortFrom(a.Addr().Unmap(), a.Port())})
+		}
+	}
+	return rules, nil
+}

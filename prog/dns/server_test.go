@@ -1,0 +1,267 @@
+package dns
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+var loopback = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}
+
+// freePort is a port that nobody uses on the loopback addresses.
+func freePort(t testing.TB) uint16 {
+	t.Helper()
+	l, err := net.Listen("tcp", "[::]:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).AddrPort().Port()
+}
+
+// run runs a server on the loopback addresses until the test ends.
+func run(t testing.TB, s *Server) {
+	t.Helper()
+	s.SetAddrs(loopback)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(5 * time.Second):
+			t.Error("Run does not end")
+		}
+	})
+	eventually(t, func() bool { return len(s.Status().Sockets) == 2 })
+	for _, so := range s.Status().Sockets {
+		if so.Err != "" {
+			t.Fatal(so)
+		}
+	}
+}
+
+func eventually(t testing.TB, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("this does not happen")
+		}
+	}
+}
+
+func runServer(t testing.TB, change func(*Config)) *Server {
+	t.Helper()
+	s := newServer(t, func(c *Config) {
+		c.Port = freePort(t)
+		if change != nil {
+			change(c)
+		}
+	})
+	run(t, s)
+	return s
+}
+
+func at(s *Server, a netip.Addr) string { return netip.AddrPortFrom(a, s.port).String() }
+
+func TestOverTheNetwork(t *testing.T) {
+	s := runServer(t, nil)
+	use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
+		return replies(q, dns.RcodeSuccess, q.Question[0].Name+" 60 A 192.0.2.1")
+	}))
+	for _, network := range []string{"udp", "tcp"} {
+		for _, a := range loopback {
+			c := dns.Client{Net: network}
+			for name, want := range map[string]int{"wEb.weft.internal.": 2, "www." + network + ".example.": 1} {
+				r, _, err := c.Exchange(query4(name, dns.TypeA), at(s, a))
+				if err != nil || len(r.Answer) != want {
+					t.Errorf("%s %v %s: %v, %v", network, a, name, r, err)
+				}
+			}
+		}
+	}
+}
+
+// Who is no client hears nothing, over UDP and over TCP.
+func TestSilenceForStrangers(t *testing.T) {
+	var asked atomic.Int32
+	s := runServer(t, func(c *Config) {
+		c.Client = func(remote netip.AddrPort, zone string) (string, bool) {
+			asked.Add(1)
+			if remote.Port() == 0 || !remote.Addr().IsLoopback() || remote.Addr().Is4In6() || zone != "" {
+				t.Errorf("client %v%%%s", remote, zone)
+			}
+			return "", false
+		}
+	})
+	for _, a := range loopback {
+		c := dns.Client{Net: "udp", Timeout: 100 * time.Millisecond}
+		if r, _, err := c.Exchange(query4("web.weft.internal.", dns.TypeA), at(s, a)); err == nil {
+			t.Errorf("UDP: %v", r)
+		}
+		conn, err := net.Dial("tcp", at(s, a))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+		if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil || os.IsTimeout(err) {
+			t.Errorf("TCP: %d bytes, %v; want the end at once", n, err)
+		}
+	}
+	if asked.Load() != 4 || s.Status().Counts.Dropped != 4 || s.Status().Counts.Local != 0 {
+		t.Errorf("%+v", s.Status().Counts)
+	}
+}
+
+func dialTCP(t *testing.T, s *Server) *net.TCPConn {
+	t.Helper()
+	c, err := net.Dial("tcp", at(s, loopback[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	return c.(*net.TCPConn)
+}
+
+func writeTCP(t *testing.T, c io.Writer, messages ...[]byte) {
+	t.Helper()
+	var b []byte
+	for _, m := range messages {
+		b = append(binary.BigEndian.AppendUint16(b, uint16(len(m))), m...)
+	}
+	if _, err := c.Write(b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// RFC 7766 6.2.1.1: several questions at once, answered as the answers are there, also when
+// the client has closed its half.
+func TestPipelining(t *testing.T) {
+	s := runServer(t, nil)
+	use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
+		time.Sleep(50 * time.Millisecond)
+		return replies(q, dns.RcodeNameError)
+	}))
+	c := dialTCP(t, s)
+	slow, fast := query4("www.example.", dns.TypeA), query4("web.weft.internal.", dns.TypeA)
+	slow.Id, fast.Id = 1, 2
+	writeTCP(t, c, packed1(slow), packed1(fast))
+	_ = c.CloseWrite()
+	conn := &dns.Conn{Conn: c}
+	for _, want := range []uint16{2, 1} {
+		if r, err := conn.ReadMsg(); err != nil || r.Id != want {
+			t.Fatalf("%v, %v; want id %d", r, err, want)
+		}
+	}
+	if _, err := conn.ReadMsg(); err == nil {
+		t.Error("the connection goes on")
+	}
+}
+
+// RFC 7766 6.2.2: no client takes all connections.
+func TestConnectionsAreLimited(t *testing.T) {
+	s := runServer(t, nil)
+	for i := range connsOf + 1 {
+		c := dialTCP(t, s)
+		writeTCP(t, c, packed1(query4("web.weft.internal.", dns.TypeA)))
+		_, err := (&dns.Conn{Conn: c}).ReadMsg()
+		if ok := i < connsOf; ok != (err == nil) {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+}
+
+func TestBrokenStreams(t *testing.T) {
+	s := runServer(t, nil)
+	for name, b := range map[string][]byte{
+		"an empty message": {0, 0}, "a short one": {0, 3, 1, 2, 3}, "an answer": append([]byte{0, 12, 1, 2, 0x80}, make([]byte, 9)...),
+	} {
+		c := dialTCP(t, s)
+		if _, err := c.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil || os.IsTimeout(err) {
+			t.Errorf("%s: %d bytes, %v; want the end", name, n, err)
+		}
+	}
+}
+
+func TestAddressesChange(t *testing.T) {
+	s := newServer(t, func(c *Config) { c.Port = freePort(t) })
+	taken, err := net.Listen("tcp4", at(s, loopback[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { _ = s.Run(ctx) })
+	s.SetAddrs([]netip.Addr{netip.MustParseAddr("192.0.2.250"), loopback[0], loopback[1], loopback[1]})
+	errs := func() (out []bool) {
+		for _, so := range s.Status().Sockets {
+			out = append(out, so.Err != "")
+		}
+		return out
+	}
+	// Sorted: 127.0.0.1 is taken, 192.0.2.250 not here, ::1 works.
+	eventually(t, func() bool { return slices.Equal(errs(), []bool{true, true, false}) })
+	ask := func(a netip.Addr) bool {
+		c := dns.Client{Timeout: 200 * time.Millisecond}
+		r, _, err := c.Exchange(query4("web.weft.internal.", dns.TypeA), at(s, a))
+		return err == nil && len(r.Answer) == 2
+	}
+	if !ask(loopback[1]) || ask(loopback[0]) {
+		t.Error("one address does not depend on the other")
+	}
+	taken.Close()
+	eventually(t, func() bool { return slices.Equal(errs(), []bool{false, true, false}) && ask(loopback[0]) })
+	s.SetAddrs(loopback[:1])
+	eventually(t, func() bool { return slices.Equal(errs(), []bool{false}) && !ask(loopback[1]) && ask(loopback[0]) })
+}
+
+func TestResolvConfIsReadAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	s := newServer(t, func(c *Config) { c.Port, c.ResolvConf = freePort(t), path })
+	u := fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg { return replies(q, dns.RcodeNameError) })
+	s.hostPort = u.addr.Port()
+	run(t, s)
+	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure || s.Status().ResolvConf == "" {
+		t.Errorf("%v\n%+v", r, s.Status())
+	}
+	if err := os.WriteFile(path, []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool { return s.Status().ResolvConf == "" })
+	if r := ask(t, s, query4("b.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError || s.Status().Upstreams[0].Addr != u.addr {
+		t.Errorf("%v\n%+v", r, s.Status())
+	}
+}
+
+// Run ends at once, also while upstreams are waited for.
+func TestRunEnds(t *testing.T) {
+	s := runServer(t, func(c *Config) { c.Timeout = time.Minute })
+	var n atomic.Int32
+	use(s, silent(t, &n))
+	c := dns.Client{Timeout: 50 * time.Millisecond}
+	_, _, _ = c.Exchange(query4("a.example.", dns.TypeA), at(s, loopback[0]))
+	dialTCP(t, s)
+	eventually(t, func() bool { return n.Load() == 1 })
+}
