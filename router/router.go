@@ -51,7 +51,19 @@ type Config struct {
 	Tunnels    []topology.Tunnel
 	Endpoints  []endpoint.Endpoint
 	Exposed    bool
+	Resolver   bool // a name server listens on the node addresses
 	IPv6       bool
+}
+
+// NodeAddrs are the node addresses, IPv4 first; none while there is no slot.
+func (c Config) NodeAddrs() (out []netip.Addr) {
+	v4, v6 := c.node()
+	for _, a := range []netip.Addr{v4, v6} {
+		if a.IsValid() {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // String keeps the keys out of logs; Format verbs use it.
@@ -94,7 +106,7 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	v4, v6 := c.node()
-	if err := r.kernel.Apply(nft.Build(nft.Config{Universe: c.Universe, Node4: v4, Node6: v6, Own: c.Own, Exposed: c.Exposed})); err != nil {
+	if err := r.kernel.Apply(nft.Build(nft.Config{Universe: c.Universe, Node4: v4, Node6: v6, Own: c.Own, Exposed: c.Exposed, Resolver: c.Resolver})); err != nil {
 		return err
 	}
 	overlay := link.Overlay{Universe: c.Universe, Node: c.Node, MTU: c.MTU, IPv6: c.IPv6}

@@ -129,6 +129,16 @@ func notReverse() part {
 	}}
 }
 
+// dport matches a destination port of a protocol with ports.
+func dport(name string, proto byte, port uint16) part {
+	return part{fmt.Sprintf("%s dport %d", name, port), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
+		compare(expr.CmpOpEq, []byte{proto}),
+		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)),
+	}}
+}
+
 // icmp6 matches an ICMPv6 type (RFC 4861).
 func icmp6(name string, number byte) part {
 	return part{"icmpv6 type " + name, []expr.Any{
@@ -180,14 +190,19 @@ func masquerade() part { return part{"masquerade", []expr.Any{&expr.Masq{}}} }
 
 // snat gives a packet a fixed source. Unlike masquerade it forgets no flow when
 // the link goes down.
-func snat(to netip.Addr) part {
+func snat(to netip.Addr) part { return nat("snat", expr.NATTypeSourceNAT, to) }
+
+// dnat gives a packet another destination.
+func dnat(to netip.Addr) part { return nat("dnat", expr.NATTypeDestNAT, to) }
+
+func nat(word string, kind expr.NATType, to netip.Addr) part {
 	family := uint32(unix.NFPROTO_IPV6)
 	if to.Is4() {
 		family = unix.NFPROTO_IPV4
 	}
-	return part{fmt.Sprintf("snat %s to %v", ip(to.Is4()), to), []expr.Any{
+	return part{fmt.Sprintf("%s %s to %v", word, ip(to.Is4()), to), []expr.Any{
 		&expr.Immediate{Register: reg, Data: to.AsSlice()},
-		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: family, RegAddrMin: reg},
+		&expr.NAT{Type: kind, Family: family, RegAddrMin: reg},
 	}}
 }
 

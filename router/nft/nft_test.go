@@ -37,8 +37,9 @@ func config(mod func(*Config)) Config {
 }
 
 var golden = map[string]Config{
-	"guard":   config(nil),
-	"exposed": config(func(c *Config) { c.Exposed = true }),
+	"guard":    config(nil),
+	"resolver": config(func(c *Config) { c.Resolver = true }),
+	"exposed":  config(func(c *Config) { c.Exposed = true }),
 	"starting": config(func(c *Config) {
 		c.Node4, c.Node6, c.Own = netip.Addr{}, netip.Addr{}, nil
 	}),

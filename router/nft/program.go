@@ -15,8 +15,10 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"weft/ipam/slot"
+	"weft/router/endpoint"
 	"weft/router/link"
 )
 
@@ -92,6 +94,8 @@ type Config struct {
 	Node4, Node6 netip.Addr   // invalid: none yet
 	Own          []slot.Range // the slots that this peer owns
 	Exposed      bool
+	// Resolver says that a name server listens on the node addresses.
+	Resolver bool
 }
 
 // Names of links, as rules match them.
@@ -106,7 +110,7 @@ const (
 func Build(c Config) Program {
 	own4 := Set{Name: "own4", Is4: true, Intervals: intervals(c.Own, c.Universe.Addr4)}
 	own6 := Set{Name: "own6", Intervals: intervals(c.Own, c.Universe.Addr6)}
-	return Program{
+	p := Program{
 		Sets: []Set{own4, own6},
 		Chains: []Chain{
 			{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", -300, c.arriving(own4, own6)},
@@ -117,6 +121,10 @@ func Build(c Config) Program {
 			{"underlay", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", 300, c.translated()},
 		},
 	}
+	if c.Resolver {
+		p.Chains = append(p.Chains, Chain{"resolver", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, "prerouting", -100, c.resolver()})
+	}
+	return p
 }
 
 // intervals are the addresses of ranges of slots.
@@ -167,12 +175,38 @@ func (c Config) received() []Rule {
 		rule(iif(endpoints), icmp6("nd-router-advert", 134), counter(), drop()),
 		rule(iif(endpoints), icmp6("nd-redirect", 137), counter(), drop()),
 	}
-	if c.Exposed {
-		return rules
+	if !c.Exposed {
+		return append(rules, c.families(func(u netip.Prefix) []Rule {
+			return unlessInvited(append(elsewhere(notIif), daddr.in(expr.CmpOpEq, u)))
+		})...)
 	}
-	return append(rules, c.families(func(u netip.Prefix) []Rule {
-		return unlessInvited(append(elsewhere(notIif), daddr.in(expr.CmpOpEq, u)))
+	return append(rules, c.families(func(u netip.Prefix) (rules []Rule) {
+		for _, question := range questions() { // the name server is for the overlay only
+			rules = append(rules, rule(append(elsewhere(notIif), daddr.in(expr.CmpOpEq, u), question, counter(), drop())...))
+		}
+		return rules
 	})...)
+}
+
+// questions match what asks a name server.
+func questions() []part {
+	return []part{dport("udp", unix.IPPROTO_UDP, dnsPort), dport("tcp", unix.IPPROTO_TCP, dnsPort)}
+}
+
+const dnsPort = 53
+
+// resolver brings what endpoints ask of their gateway to the name server, which listens on
+// the node addresses: one socket for all links, in both families.
+func (c Config) resolver() (rules []Rule) {
+	for _, to := range []struct{ gateway, node netip.Addr }{{endpoint.Gateway4, c.Node4}, {endpoint.Gateway6, c.Node6}} {
+		if !to.node.IsValid() {
+			continue
+		}
+		for _, question := range questions() {
+			rules = append(rules, rule(iif(endpoints), daddr.in(expr.CmpOpEq, netip.PrefixFrom(to.gateway, to.gateway.BitLen())), question, dnat(to.node)))
+		}
+	}
+	return rules
 }
 
 // unlessInvited drops what matches, but for answers and what was translated on purpose.
