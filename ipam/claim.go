@@ -15,6 +15,7 @@ type ClaimError struct {
 	Slot  slot.Slot
 	Why   string
 	Later bool // whether it may be otherwise soon
+	Held  bool // whether all that stands in the way is that others still know it as who had it
 }
 
 func (e *ClaimError) Error() string { return "ipam: the address cannot be given: " + e.Why }
@@ -31,15 +32,15 @@ func (a *Allocator) Claim(ctx context.Context, key string, want slot.Slot, note 
 			return err
 		}
 		if !a.cfg.Mesh.Reachable(owner) {
-			return &ClaimError{want, fmt.Sprintf("%s, whose it is to give, cannot be reached", a.cfg.Mesh.Name(owner)), true}
+			return &ClaimError{Slot: want, Why: fmt.Sprintf("%s, whose it is to give, cannot be reached", a.cfg.Mesh.Name(owner)), Later: true}
 		}
 		payload := binary.BigEndian.AppendUint32(nil, uint32(want))
 		if err := a.askFor(ctx, owner, requestClaim, payload); err != nil {
-			later := refused(err) == whyHeld
-			return &ClaimError{want, fmt.Sprintf("%s, whose it is to give: %v", a.cfg.Mesh.Name(owner), err), later}
+			held := refused(err) == whyHeld
+			return &ClaimError{Slot: want, Why: fmt.Sprintf("%s, whose it is to give: %v", a.cfg.Mesh.Name(owner), err), Later: held, Held: held}
 		}
 	}
-	return &ClaimError{want, "it changes hands all the time: try again", true}
+	return &ClaimError{Slot: want, Why: "it changes hands all the time: try again", Later: true}
 }
 
 // claimHere gives key the slot if it is our own, and else says whose it is.
@@ -51,14 +52,14 @@ func (a *Allocator) claimHere(ctx context.Context, key string, want slot.Slot, n
 			owner = a.cfg.Self
 			return
 		case allocated:
-			err = &ClaimError{want, fmt.Sprintf("%s has %v already", key, a.ring.Universe.Addr4(have)), false}
+			err = &ClaimError{Slot: want, Why: fmt.Sprintf("%s has %v already", key, a.ring.Universe.Addr4(have))}
 			return
 		}
 		if err = a.writable(); err != nil {
 			return
 		}
 		if !a.ring.Universe.Usable().Contains(want) {
-			err = &ClaimError{want, "it is outside " + a.ring.Universe.String() + ", or the first or the last of it", false}
+			err = &ClaimError{Slot: want, Why: "it is outside " + a.ring.Universe.String() + ", or the first or the last of it"}
 			return
 		}
 		if owner, _ = a.ring.Owner(want); owner != a.cfg.Self {
@@ -83,13 +84,13 @@ func (a *Allocator) take(want slot.Slot) *ClaimError {
 	}
 	for key, s := range a.allocations {
 		if s == want {
-			return &ClaimError{want, fmt.Sprintf("%s on %s holds it", key, a.cfg.Mesh.Name(a.cfg.Self)), false}
+			return &ClaimError{Slot: want, Why: fmt.Sprintf("%s on %s holds it", key, a.cfg.Mesh.Name(a.cfg.Self))}
 		}
 	}
 	if a.cfg.Held != nil && a.cfg.Held(want) {
-		return &ClaimError{want, whyHeld, true}
+		return &ClaimError{Slot: want, Why: whyHeld, Later: true, Held: true}
 	}
-	return &ClaimError{want, "it is not free", false}
+	return &ClaimError{Slot: want, Why: "it is not free"}
 }
 
 const whyHeld = "it was freed a moment ago, and other peers still know it as who had it: try again"

@@ -50,7 +50,7 @@ func TestHeldSlotIsNotReused(t *testing.T) {
 		}
 		want := slot.Slot(freed.Load())
 		claim, ok := errors.AsType[*ClaimError](m.Claim(t.Context(), "by name", want, nil))
-		if !ok || !claim.Later || claim.Why != whyHeld {
+		if !ok || !claim.Held || claim.Why != whyHeld {
 			t.Errorf("by name: %+v", claim)
 		}
 		held.Store(false)
