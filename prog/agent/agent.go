@@ -27,6 +27,7 @@ import (
 	"weft/mesh/peer"
 	"weft/mesh/secret"
 	"weft/prog/api/server"
+	"weft/prog/dns"
 	"weft/prog/state"
 	"weft/router"
 	"weft/router/datapath"
@@ -48,7 +49,13 @@ type Agent struct {
 	ipam   *ipam.Allocator
 	router *router.Router
 	kick   chan struct{} // something changed: reconcile now
-	stop   context.CancelFunc
+	named  chan struct{} // what the directory says of this host may have changed
+	view   atomic.Pointer[view]
+
+	directory *mesh.Directory
+	dns       *dns.Server // nil where there is to be none
+
+	stop context.CancelFunc
 
 	lostNode chan struct{} // the node address was taken over
 	mtu      atomic.Int64
@@ -63,6 +70,7 @@ type Agent struct {
 	movedAt    time.Time  // since when that is not this host's first address
 
 	releasing sync.Mutex // held while queued releases are done
+	changing  sync.Mutex // held while settings are changed
 
 	mu        sync.Mutex
 	node      slot.Slot
@@ -76,12 +84,13 @@ type Agent struct {
 type settings struct {
 	Exposed bool           `json:"exposed"`
 	Exclude []netip.Prefix `json:"exclude,omitempty"` // as last given
+	Names   []givenName    `json:"names,omitempty"`
 }
 
 // New makes an agent; Run starts it.
 func New(opts Options) *Agent {
 	return &Agent{
-		opts: opts, log: opts.Log, kick: make(chan struct{}, 1), lostNode: make(chan struct{}, 1),
+		opts: opts, log: opts.Log, kick: make(chan struct{}, 1), named: make(chan struct{}, 1), lostNode: make(chan struct{}, 1),
 		endpoints: map[string]*endpointRecord{}, busy: map[string]bool{},
 		notReady: "the agent is starting",
 	}
@@ -138,6 +147,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	group.Go(func() error { return a.mesh.Run(ctx) })
 	group.Go(func() error { return a.ipam.Run(ctx) })
+	group.Go(func() error { return a.directory.Run(ctx) })
+	group.Go(func() error { return a.publish(ctx) })
+	group.Go(func() error { return a.serveDNS(ctx) })
 	group.Go(func() error { return a.claimNode(ctx) })
 	group.Go(func() error { return a.reconcile(ctx) })
 	err = group.Wait()
@@ -180,6 +192,12 @@ func (a *Agent) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	if err := a.makeMesh(targets); err != nil {
+		return err
+	}
+	if err := a.makeDirectory(); err != nil {
+		return err
+	}
+	if err := a.makeDNS(); err != nil {
 		return err
 	}
 	a.makeIPAM(found, elect)
@@ -258,7 +276,8 @@ func (a *Agent) makeMesh(targets []string) error {
 func (a *Agent) makeIPAM(found *ring.Ring, elect *ipam.Election) {
 	a.ipam = ipam.New(ipam.Config{
 		Self: a.self(), Store: a.store, Mesh: a.mesh, Log: a.log, Found: found, Elect: elect,
-		Cluster: a.token.Cluster, Universe: a.opts.Universe.asked(), Excluded: a.settings.Exclude, Rest: a.opts.Rest, Changed: a.changed,
+		Cluster: a.token.Cluster, Universe: a.opts.Universe.asked(), Excluded: a.settings.Exclude, Rest: a.opts.Rest,
+		Held: a.directory.Taken, Listed: a.directory.Listed, Changed: a.changed,
 	})
 	a.mesh.Replicate(a.ipam)
 	a.mesh.Replicate(a.ipam.Votes())

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"weft/ipam"
 	"weft/mesh/peer"
@@ -39,19 +40,23 @@ func (a *Agent) Targets(_ context.Context, req api.TargetsRequest) error {
 }
 
 // Expose lets the underlay reach containers through this host, or stops that.
-func (a *Agent) Expose(_ context.Context, on bool) error {
-	a.mu.Lock()
-	next := a.settings
-	next.Exposed = on
-	a.mu.Unlock()
-	if err := a.store.SaveSettings(next); err != nil {
-		return err
+func (a *Agent) Expose(_ context.Context, req api.ExposeRequest) (err error) {
+	name := ""
+	if req.Name != "" {
+		if name, err = a.relative(req.Name); err != nil {
+			return err
+		}
 	}
-	a.mu.Lock()
-	a.settings = next
-	a.mu.Unlock()
-	a.changed()
-	return nil
+	return a.change(func(s *settings) {
+		s.Exposed = req.On
+		given := givenName{Name: name, Endpoint: nodeKey}
+		switch {
+		case !req.On: // the name told how to get in
+			s.Names = slices.DeleteFunc(s.Names, func(n givenName) bool { return n.Endpoint == nodeKey })
+		case name != "" && !slices.Contains(s.Names, given):
+			s.Names = append(s.Names, given)
+		}
+	})
 }
 
 // Stop ends the agent. The data path stays. A peer that leaves for good cuts off what is

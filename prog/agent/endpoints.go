@@ -112,7 +112,10 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	a.mu.Lock()
 	a.endpoints[key] = e
 	a.mu.Unlock()
-	return api.AttachReply{Addresses: addresses(a.plug(e, snap)), Universe: a.universe(snap), MTU: int(a.mtu.Load())}, nil
+	a.rename()
+	return api.AttachReply{
+		Addresses: addresses(a.plug(e, snap)), Universe: a.universe(snap), MTU: int(a.mtu.Load()), Resolver: a.resolver(e.Namespace),
+	}, nil
 }
 
 // address gives an endpoint the addresses that it asks for, or any.
@@ -133,7 +136,13 @@ func (a *Agent) address(ctx context.Context, key string, asked []netip.Addr, not
 		}
 	}
 	err := a.ipam.Claim(ctx, key, want, note)
-	if refused, ok := errors.AsType[*ipam.ClaimError](err); ok {
+	refused, ok := errors.AsType[*ipam.ClaimError](err)
+	for ok && refused.Held && ctx.Err() == nil { // it takes moments until all others have dropped its old name
+		sleep(ctx, 100*time.Millisecond)
+		err = a.ipam.Claim(ctx, key, want, note)
+		refused, ok = errors.AsType[*ipam.ClaimError](err)
+	}
+	if ok {
 		e := &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%v cannot be given: %s", asked[0], refused.Why)}
 		if refused.Later {
 			e.Code = api.CodeNoSpace
@@ -194,6 +203,9 @@ func validAttach(req api.AttachRequest) error {
 	case req.Source != SourceCNI && req.Source != SourceAttach:
 		return &api.Error{Code: api.CodeBadRequest, Message: "attach: unknown source " + req.Source}
 	}
+	if err := (&endpointRecord{AttachRequest: req}).entry().Check(slot.Universe{}); err != nil {
+		return &api.Error{Code: api.CodeBadRequest, Message: "attach: " + err.Error()}
+	}
 	return nil
 }
 
@@ -238,9 +250,10 @@ func (a *Agent) Detach(ctx context.Context, ref api.EndpointRef) error {
 		return err
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	delete(a.endpoints, key)
-	return nil
+	a.mu.Unlock()
+	a.rename()
+	return a.forgetNames(key)
 }
 
 // Endpoint finds one endpoint.
@@ -261,7 +274,7 @@ func (a *Agent) describe(e *endpointRecord, snap ipam.Snapshot) api.Endpoint {
 	return api.Endpoint{
 		Lost: lost, ContainerID: e.ContainerID, Interface: e.Interface, Source: e.Source, Network: e.Network,
 		Name: e.Name, Namespace: e.Namespace, HostLink: e.HostLink, MAC: e.MAC,
-		Addresses: addresses(a.plug(e, snap)),
+		Addresses: addresses(a.plug(e, snap)), Labels: e.Labels, Ports: e.Ports, Aliases: a.settings.aliases(e.ref().Key()),
 	}
 }
 

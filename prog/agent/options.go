@@ -46,6 +46,7 @@ type Options struct {
 	CNIConfDir string // empty: no CNI configuration is written
 	CNIBinDir  string
 	StatusAddr string // empty: no status over TCP
+	DNS        DNSOptions
 	Log        *slog.Logger
 }
 

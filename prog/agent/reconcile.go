@@ -61,6 +61,8 @@ func (a *Agent) step(ctx context.Context) error {
 	if err := a.refreshRecord(snap); err != nil {
 		return err
 	}
+	a.look(snap)
+	a.rename()
 	if snap.Ring.IsZero() {
 		if snap.Conflict != nil {
 			return snap.Conflict
@@ -83,6 +85,9 @@ func (a *Agent) step(ctx context.Context) error {
 		return err
 	}
 	a.applied = true
+	if a.dns != nil {
+		a.dns.SetAddrs(cfg.NodeAddrs())
+	}
 	if overlap != nil { // it came later: what is attached goes on, and the guard keeps the rest in
 		return overlap
 	}
@@ -120,7 +125,7 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		Universe: snap.Ring.Universe, Node: a.node,
 		PrivateKey: a.keys.WireGuard, Port: uint16(a.opts.Port), MTU: int(a.mtu.Load()),
 		Own: in.Owned[self], Tunnels: topology.Plan(in),
-		Exposed: a.settings.Exposed, IPv6: a.ipv6,
+		Exposed: a.settings.Exposed, Resolver: a.dns != nil, IPv6: a.ipv6,
 	}
 	if s, ok := snap.Allocations[nodeKey]; ok {
 		cfg.Node = s

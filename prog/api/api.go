@@ -20,6 +20,7 @@ type Report struct {
 	NotReady   string      `json:"notReady,omitempty"` // why, while not ready
 	Router     Router      `json:"router"`
 	IPAM       IPAM        `json:"ipam"`
+	DNS        DNS         `json:"dns"`
 	Endpoints  []Endpoint  `json:"endpoints"`
 	Warnings   []string    `json:"warnings,omitempty"` // each with what to do
 	Rejections []Rejection `json:"rejections,omitempty"`
@@ -140,6 +141,69 @@ type Owner struct {
 	Usage     *Usage   `json:"usage,omitempty"` // of those that answered
 }
 
+// DNS is the name server of this host.
+type DNS struct {
+	Off        bool         `json:"off,omitempty"` // it was launched without one
+	Domain     string       `json:"domain,omitempty"`
+	TTL        float64      `json:"ttl"` // seconds
+	Listening  []netip.Addr `json:"listening,omitempty"`
+	Problem    string       `json:"problem,omitempty"`    // why it does not listen, or has no upstream
+	Containers []netip.Addr `json:"containers,omitempty"` // where containers reach it
+	Upstreams  []Upstream   `json:"upstreams"`
+	Entries    int          `json:"entries"` // endpoints and hosts with a name, in the whole network
+	Cached     int          `json:"cached"`  // answers of upstreams
+	Counts     DNSCounts    `json:"counts"`
+}
+
+// DNSCounts only grow while the agent runs.
+type DNSCounts struct {
+	Queries   uint64 `json:"queries"`   // everything that came
+	Local     uint64 `json:"local"`     // answered from the directory
+	Hits      uint64 `json:"hits"`      // answered from the cache
+	Forwarded uint64 `json:"forwarded"` // put to upstreams
+	Joined    uint64 `json:"joined"`    // waited for a question that was put already
+	Failed    uint64 `json:"failed"`    // put to upstreams without an answer
+	Limited   uint64 `json:"limited"`   // not put: too many were waiting
+	Refused   uint64 `json:"refused"`   // answered with an error, because of what was asked
+	Dropped   uint64 `json:"dropped"`   // not answered: not from the network
+}
+
+// Upstream is a server that other names are asked of.
+type Upstream struct {
+	Domain string `json:"domain,omitempty"` // of --dns-forward; empty: everything else
+	Server string `json:"server"`
+	Error  string `json:"error,omitempty"` // why it did not answer last
+	Own    bool   `json:"own,omitempty"`   // it is this name server itself, and never asked
+}
+
+// Name is one name in the DNS domain, with what it stands for.
+type Name struct {
+	Name        string       `json:"name"` // as a question has it, with the domain
+	Addresses   []netip.Addr `json:"addresses"`
+	Endpoint    string       `json:"endpoint"` // CONTAINER/INTERFACE, node, or outside/NAME
+	Peer        string       `json:"peer"`
+	Nickname    string       `json:"nickname"`
+	Unreachable bool         `json:"unreachable,omitempty"` // its peer cannot be reached, so it is not answered
+}
+
+// NameRequest adds or removes a name in the DNS domain.
+type NameRequest struct {
+	Name      string       `json:"name"`                // with or without the domain; of a container that is removed, empty for all
+	Container string       `json:"container,omitempty"` // id, its first characters, or name, of one that is attached here
+	Addresses []netip.Addr `json:"addresses,omitempty"` // of endpoints here, of this host, or outside the network
+}
+
+// LookupRequest asks what a name stands for.
+type LookupRequest struct {
+	Name string `json:"name"` // with or without the domain
+}
+
+// ExposeRequest lets the underlay reach containers through this host, or stops that.
+type ExposeRequest struct {
+	On   bool   `json:"on"`
+	Name string `json:"name,omitempty"` // of this host in the DNS domain
+}
+
 // Rejection is somebody who was turned away.
 type Rejection struct {
 	Addr   string    `json:"addr"`
@@ -159,7 +223,12 @@ type Endpoint struct {
 	HostLink    string       `json:"hostLink"`
 	MAC         string       `json:"mac"`
 	Addresses   []netip.Addr `json:"addresses"`
-	Lost        bool         `json:"lost,omitempty"` // the addresses are another peer's by now; it is cut off
+
+	Labels  map[string]string `json:"labels,omitempty"`
+	Aliases []string          `json:"aliases,omitempty"` // further names in the DNS domain
+	Ports   []Port            `json:"ports,omitempty"`
+
+	Lost bool `json:"lost,omitempty"` // the addresses are another peer's by now; it is cut off
 }
 
 // AttachRequest asks for the host side of an endpoint whose veth pair exists.
@@ -174,6 +243,16 @@ type AttachRequest struct {
 	MAC         string `json:"mac"` // of the container's side
 	// Addresses are what the container asks for: one of either family, or both of one slot.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Labels are what policy selects by, Ports those that have a name (SRV, policy).
+	Labels map[string]string `json:"labels,omitempty"`
+	Ports  []Port            `json:"ports,omitempty"`
+}
+
+// Port is a port with a name.
+type Port struct {
+	Name     string `json:"name"`     // at most 15 of a-z, 0-9 and - (RFC 6335)
+	Protocol string `json:"protocol"` // tcp, udp or sctp
+	Number   uint16 `json:"port"`
 }
 
 // AttachReply is what the container's side needs to know.
@@ -181,6 +260,14 @@ type AttachReply struct {
 	Addresses []netip.Addr   `json:"addresses"` // IPv4 first; IPv6 where the host carries it
 	Universe  []netip.Prefix `json:"universe"`
 	MTU       int            `json:"mtu"`
+	Resolver  *Resolver      `json:"resolver,omitempty"` // nil where this host has no name server
+}
+
+// Resolver is what belongs into a container's resolv.conf.
+type Resolver struct {
+	Servers []string `json:"servers"`
+	Domain  string   `json:"domain"`
+	Search  []string `json:"search"`
 }
 
 // EndpointRef names an endpoint.

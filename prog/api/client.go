@@ -32,6 +32,10 @@ const (
 	PathStop     = "/v1/stop"
 	PathRemove   = "/v1/rmpeer"
 	PathUsage    = "/v1/usage"
+	PathNames    = "/v1/names"
+	PathAddName  = "/v1/names/add"
+	PathDropName = "/v1/names/remove"
+	PathLookup   = "/v1/names/lookup"
 )
 
 // Client speaks to the agent on this host.
@@ -102,8 +106,28 @@ func (c *Client) Targets(ctx context.Context, req TargetsRequest) error {
 }
 
 // Expose lets the underlay reach containers through this host, or stops that.
-func (c *Client) Expose(ctx context.Context, on bool) error {
-	return c.call(ctx, PathExpose, on, nil)
+func (c *Client) Expose(ctx context.Context, req ExposeRequest) error {
+	return c.call(ctx, PathExpose, req, nil)
+}
+
+// Names lists all names in the DNS domain.
+func (c *Client) Names(ctx context.Context) (r []Name, err error) {
+	return r, c.call(ctx, PathNames, nil, &r)
+}
+
+// AddName gives a container here, this host, or an address outside a name.
+func (c *Client) AddName(ctx context.Context, req NameRequest) error {
+	return c.call(ctx, PathAddName, req, nil)
+}
+
+// RemoveName takes back what AddName gave.
+func (c *Client) RemoveName(ctx context.Context, req NameRequest) error {
+	return c.call(ctx, PathDropName, req, nil)
+}
+
+// Lookup is what a name stands for, as far as it can be reached.
+func (c *Client) Lookup(ctx context.Context, name string) (r []Name, err error) {
+	return r, c.call(ctx, PathLookup, LookupRequest{name}, &r)
 }
 
 // Stop ends the agent, for now or for good.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,7 +34,8 @@ type container struct {
 }
 
 func (a *app) attach() *cobra.Command {
-	var iface, name string
+	var iface, name, namespace string
+	var labels, ports []string
 	var all bool
 	cmd := &cobra.Command{
 		Use: "attach [ADDRESS...] CONTAINER", Short: "attach a running container or process to the network", Args: cobra.MinimumNArgs(1),
@@ -52,13 +54,20 @@ they go together.` + exitHelp,
 			if err != nil {
 				return err
 			}
-			if name == "" {
-				name = c.name
+			at := cni.Attachment{
+				AttachRequest: api.AttachRequest{
+					ContainerID: c.id, Interface: iface, Source: agent.SourceAttach,
+					Name: cmp.Or(name, c.name), Namespace: namespace, Addresses: asked,
+				},
+				Netns: c.netns, Default: all,
 			}
-			done, err := cni.Attach(cmd.Context(), a.client(), cni.Attachment{
-				AttachRequest: api.AttachRequest{ContainerID: c.id, Interface: iface, Source: agent.SourceAttach, Name: name, Addresses: asked},
-				Netns:         c.netns, Default: all,
-			})
+			if at.Labels, err = parseLabels(labels); err != nil {
+				return usageError{err}
+			}
+			if at.Ports, err = parsePorts(ports); err != nil {
+				return usageError{err}
+			}
+			done, err := cni.Attach(cmd.Context(), a.client(), at)
 			if err != nil {
 				return err
 			}
@@ -70,9 +79,40 @@ they go together.` + exitHelp,
 		},
 	}
 	cmd.Flags().StringVar(&iface, "interface", "ethwe", "the interface's name inside the container")
-	cmd.Flags().StringVar(&name, "name", "", "the endpoint's name")
+	cmd.Flags().StringVar(&name, "name", "", "the endpoint's name, NAME.DOMAIN in DNS (default: the Docker container's)")
+	cmd.Flags().StringVar(&namespace, "namespace", "", "the endpoint's namespace: NAME.NAMESPACE.DOMAIN in DNS")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "KEY=VALUE; repeat it for more")
+	cmd.Flags().StringArrayVar(&ports, "port", nil, "a port with a name, NAME=NUMBER[/tcp|udp|sctp], for SRV records; repeat it for more")
 	cmd.Flags().BoolVar(&all, "default", false, "make it the container's default route")
 	return cmd
+}
+
+func parseLabels(list []string) (map[string]string, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	out := map[string]string{}
+	for _, l := range list {
+		key, value, ok := strings.Cut(l, "=")
+		if !ok || key == "" {
+			return nil, fmt.Errorf("--label %s: want KEY=VALUE", l)
+		}
+		out[key] = value
+	}
+	return out, nil
+}
+
+func parsePorts(list []string) (out []api.Port, err error) {
+	for _, p := range list {
+		name, rest, _ := strings.Cut(p, "=")
+		number, proto, _ := strings.Cut(rest, "/")
+		n, err := strconv.ParseUint(number, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("--port %s: want NAME=NUMBER or NAME=NUMBER/udp, such as http=80", p)
+		}
+		out = append(out, api.Port{Name: name, Protocol: cmp.Or(proto, "tcp"), Number: uint16(n)})
+	}
+	return out, nil
 }
 
 func (a *app) detach() *cobra.Command {

@@ -30,6 +30,10 @@ func sample() api.Report {
 	return api.Report{
 		Version: "0.1.0", NotReady: "waiting for a node address from the other peers (see `weft status ipam`)",
 		Warnings: []string{"the firewall chain \"filter FORWARD\" drops forwarded packets by default"},
+		DNS: api.DNS{
+			Domain: "weft.internal", TTL: 1, Entries: 3, Listening: []netip.Addr{addr("10.32.0.1")}, Problem: "no server is named in /etc/resolv.conf",
+			Upstreams: []api.Upstream{{Server: "192.0.2.53:53", Error: "timeout"}, {Domain: "corp", Server: "192.0.2.54:53"}, {Server: "10.32.0.1:53", Own: true}},
+		},
 		Router: api.Router{
 			Protocol: 1, ID: "9bad1c5cd23bfaef", Nickname: "h1", Cluster: "00112233445566778899aabbccddeeff", Datapath: "userspace", MTU: 1420,
 			Exposed: true, Node: []netip.Addr{addr("10.32.0.1")}, Underlay: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")},

@@ -182,12 +182,13 @@ func (a *app) forget() *cobra.Command {
 }
 
 func (a *app) expose() *cobra.Command {
-	return &cobra.Command{
-		Use: "expose", Short: "let the underlay reach containers through this host", Args: cobra.NoArgs,
-		Long: "Lets hosts on the underlay reach containers, on any host of the mesh, through this one:\ngive them a route to the universe by this host. What they send is encrypted from here on, not before.",
+	var name string
+	cmd := &cobra.Command{
+		Use: "expose [-h NAME]", Short: "let the underlay reach containers through this host", Args: cobra.NoArgs,
+		Long: "Lets hosts on the underlay reach containers, on any host of the mesh, through this one:\ngive them a route to the universe by this host. What they send is encrypted from here on, not before.\nWith -h this host has a name in the DNS domain, for containers.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client := a.client()
-			if err := client.Expose(cmd.Context(), true); err != nil {
+			if err := client.Expose(cmd.Context(), api.ExposeRequest{On: true, Name: name}); err != nil {
 				return err
 			}
 			r, err := client.Report(cmd.Context())
@@ -201,12 +202,16 @@ func (a *app) expose() *cobra.Command {
 			})
 		},
 	}
+	nameFlag(cmd, &name)
+	return cmd
 }
 
 func (a *app) hide() *cobra.Command {
 	return &cobra.Command{
 		Use: "hide", Short: "end what expose allowed", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.client().Expose(cmd.Context(), false) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.client().Expose(cmd.Context(), api.ExposeRequest{})
+		},
 	}
 }
 

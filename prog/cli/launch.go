@@ -32,6 +32,7 @@ const agentLog = "agent.log"
 // launchFlags are the flags of launch and agent.
 type launchFlags struct {
 	agent.Options
+	dns       dnsFlags
 	ranges    string
 	tokenSrc  string
 	init      string
@@ -59,6 +60,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", agent.DefaultCNIConfDir, "where the CNI configuration is written; empty for none")
 	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", agent.DefaultCNIBinDir, "where the CNI plugin is installed")
 	flags.StringVar(&f.StatusAddr, "status-addr", agent.DefaultStatusAddr, "address of the read-only status over HTTP; empty for none")
+	f.dns.add(flags, &f.DNS)
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "log more")
 }
 
@@ -94,6 +96,9 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 			return usageError{fmt.Errorf("--ipalloc-exclude %s: %w", s, err)}
 		}
 		f.Exclude = append(f.Exclude, p.Masked())
+	}
+	if err := f.dns.complete(&f.DNS); err != nil {
+		return usageError{err}
 	}
 	if f.Rest <= 0 {
 		return usageError{fmt.Errorf("--ipalloc-rest %v: want more than 0", f.Rest)}

@@ -43,6 +43,7 @@ func (a *app) status() *cobra.Command {
 				return a.show(r.IPAM, func() { printIPAM(a.out, r) })
 			},
 		},
+		a.statusDNS(),
 	)
 	return cmd
 }
@@ -157,6 +158,8 @@ func printStatus(w io.Writer, r api.Report) {
 	if r.IPAM.Conflict != "" {
 		b.line("Conflict", "%s", r.IPAM.Conflict)
 	}
+	fmt.Fprintln(w)
+	printDNS(w, r.DNS)
 }
 
 func established(list []api.Connection) (n int) {

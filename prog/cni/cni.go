@@ -8,12 +8,14 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -38,15 +40,40 @@ type config struct {
 	types.NetConf
 	Socket   string `json:"socket"`   // of the agent; default api.DefaultSocket
 	StateDir string `json:"stateDir"` // for queued releases; default /var/lib/weft
+	// Labels of every endpoint of this network; those of a container's own come over them.
+	Labels map[string]string `json:"labels"`
 	// What the container asks for, by the capability "ips" or by args (CNI conventions).
 	RuntimeConfig struct {
 		IPs []string `json:"ips"`
 	} `json:"runtimeConfig"`
 	Args struct {
 		CNI struct {
-			IPs []string `json:"ips"`
+			IPs    []string `json:"ips"`
+			Labels []struct {
+				Key   string `json:"key"`
+				Value string `json:"value"`
+			} `json:"labels"`
+			// What the conventions have no word for.
+			Name      string     `json:"name"`
+			Namespace string     `json:"namespace"`
+			Ports     []api.Port `json:"ports"`
 		} `json:"cni"`
 	} `json:"args"`
+}
+
+// describe says who the container is: by Kubernetes' arguments, or else by args.
+func (c config) describe(k8s arguments, req *api.AttachRequest) {
+	asked := c.Args.CNI
+	req.Name = cmp.Or(string(k8s.K8S_POD_NAME), asked.Name)
+	req.Namespace = cmp.Or(string(k8s.K8S_POD_NAMESPACE), asked.Namespace)
+	req.Ports = asked.Ports
+	if len(c.Labels)+len(asked.Labels) > 0 {
+		req.Labels = map[string]string{}
+	}
+	maps.Copy(req.Labels, c.Labels)
+	for _, l := range asked.Labels {
+		req.Labels[l.Key] = l.Value
+	}
 }
 
 // arguments are what Kubernetes says of a pod in CNI_ARGS.
@@ -106,14 +133,14 @@ func add(args *skel.CmdArgs) error {
 		return err
 	}
 	ctx := context.Background()
-	done, err := Attach(ctx, client, Attachment{
+	at := Attachment{
 		AttachRequest: api.AttachRequest{
-			ContainerID: args.ContainerID, Interface: args.IfName, Source: "cni", Network: conf.Name,
-			Name: string(k8s.K8S_POD_NAME), Namespace: string(k8s.K8S_POD_NAMESPACE),
-			Addresses: addrs,
+			ContainerID: args.ContainerID, Interface: args.IfName, Source: "cni", Network: conf.Name, Addresses: addrs,
 		},
 		Netns: args.Netns, Default: true,
-	})
+	}
+	conf.describe(k8s, &at.AttachRequest)
+	done, err := Attach(ctx, client, at)
 	if err != nil {
 		return cniError(err)
 	}
@@ -142,6 +169,9 @@ func extend(result *current.Result, args *skel.CmdArgs, done Attached) {
 	result.Interfaces = append(result.Interfaces,
 		&current.Interface{Name: host, Mac: done.HostMAC.String(), Mtu: done.MTU},
 		&current.Interface{Name: args.IfName, Mac: done.ContainerMAC.String(), Mtu: done.MTU, Sandbox: args.Netns})
+	if r := done.Resolver; r != nil {
+		result.DNS = types.DNS{Nameservers: r.Servers, Domain: r.Domain, Search: r.Search}
+	}
 	index := len(result.Interfaces) - 1
 	for _, a := range done.Addresses {
 		gateway, all := net.ParseIP(endpoint.Gateway4.String()), "0.0.0.0/0"

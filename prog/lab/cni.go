@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -22,25 +23,35 @@ const (
 // confWait bounds the wait for the conflist, which the agent writes when it is ready.
 const confWait = 30 * time.Second
 
-// runCNI does on a host what a container runtime does there, and returns the addresses that an add gave.
-func runCNI(ctx context.Context, verb, id, netns string) ([]string, error) {
+// plugged is what an add gave.
+type plugged struct {
+	Addresses  []string `json:"addresses"`
+	ResolvConf string   `json:"resolvConf"`
+}
+
+// runCNI does on a host what a container runtime does there. The container is called as
+// Kubernetes calls a pod: its own name, and its host's for a namespace.
+func runCNI(ctx context.Context, verb, id, netns string) (out plugged, err error) {
 	list, err := waitForConf(ctx)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
 	cni := libcni.NewCNIConfigWithCacheDir([]string{cniBinDir}, cniCacheDir, nil)
 	rt := &libcni.RuntimeConf{ContainerID: id, NetNS: netns, IfName: "eth0"}
+	if host, name, ok := strings.Cut(strings.TrimPrefix(id, idPrefix), "-"); ok {
+		rt.Args = [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", host}, {"K8S_POD_NAME", name}}
+	}
 	switch verb {
 	case "add":
 		result, err := cni.AddNetworkList(ctx, list, rt)
 		if err != nil {
-			return nil, cniError(err)
+			return out, cniError(err)
 		}
-		return cniAddrs(result)
+		return readResult(result)
 	case "del":
-		return nil, cniError(cni.DelNetworkList(ctx, list, rt))
+		return out, cniError(cni.DelNetworkList(ctx, list, rt))
 	}
-	return nil, fmt.Errorf("unknown CNI verb %q: use add or del", verb)
+	return out, fmt.Errorf("unknown CNI verb %q: use add or del", verb)
 }
 
 // cniError keeps a plugin's details, which types.Error's own text drops.
@@ -70,14 +81,19 @@ func waitForConf(ctx context.Context) (*libcni.NetworkConfigList, error) {
 	}
 }
 
-func cniAddrs(result types.Result) ([]string, error) {
+func readResult(result types.Result) (out plugged, err error) {
 	r, err := cni100.NewResultFromResult(result)
 	if err != nil {
-		return nil, err
+		return out, err
 	}
-	addrs := make([]string, len(r.IPs))
-	for i, ip := range r.IPs {
-		addrs[i] = ip.Address.IP.String()
+	for _, ip := range r.IPs {
+		out.Addresses = append(out.Addresses, ip.Address.IP.String())
 	}
-	return addrs, nil
+	for _, server := range r.DNS.Nameservers {
+		out.ResolvConf += "nameserver " + server + "\n"
+	}
+	if len(r.DNS.Search) > 0 {
+		out.ResolvConf += "search " + strings.Join(r.DNS.Search, " ") + "\n"
+	}
+	return out, nil
 }

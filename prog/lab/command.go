@@ -243,11 +243,11 @@ func cniCommand() *cobra.Command {
 		Use: "cni add|del CONTAINER-ID NETNS", Hidden: true, Args: cobra.ExactArgs(3),
 		Short: "do on this host what a container runtime does with CNI",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			addrs, err := runCNI(cmd.Context(), args[0], args[1], args[2])
+			out, err := runCNI(cmd.Context(), args[0], args[1], args[2])
 			if err != nil {
 				return err
 			}
-			return writeJSON(cmd.OutOrStdout(), addrs)
+			return writeJSON(cmd.OutOrStdout(), out)
 		},
 	}
 }

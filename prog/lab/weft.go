@@ -120,11 +120,16 @@ func (l *Lab) Plug(ctx context.Context, container string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lab: plug %s: %w", container, err)
 	}
-	var addrs []string
-	if err := json.Unmarshal([]byte(out), &addrs); err != nil {
+	var p plugged
+	if err := json.Unmarshal([]byte(out), &p); err != nil {
 		return nil, fmt.Errorf("lab: plug %s: %w", container, err)
 	}
-	return addrs, nil
+	if p.ResolvConf != "" {
+		if _, err := l.Exec(ctx, container, strings.NewReader(p.ResolvConf), "sh", "-c", "cat >/etc/resolv.conf"); err != nil {
+			return nil, fmt.Errorf("lab: plug %s: %w", container, err)
+		}
+	}
+	return p.Addresses, nil
 }
 
 // Unplug undoes Plug; that it was never done is no error.
@@ -144,8 +149,10 @@ func (l *Lab) cni(ctx context.Context, verb, container string) (string, error) {
 	return l.Exec(ctx, host, nil, "weft", "lab", "cni", verb, ContainerID(container), netns)
 }
 
+const idPrefix = "lab-"
+
 // ContainerID is the id under which CNI knows a container.
-func ContainerID(container string) string { return "lab-" + strings.ReplaceAll(container, "/", "-") }
+func ContainerID(container string) string { return idPrefix + strings.ReplaceAll(container, "/", "-") }
 
 // NetNS is the path of a container's network namespace as its host sees it.
 func (l *Lab) NetNS(ctx context.Context, container string) (string, error) {

@@ -33,7 +33,7 @@ const File = "state.db"
 
 // format is written into every file of ours; a change that older versions cannot
 // read raises it.
-const format = "weft state 2"
+const format = "weft state 3"
 
 var (
 	bucketMeta        = []byte("meta")
@@ -41,7 +41,8 @@ var (
 	bucketRing        = []byte("ring")
 	bucketAllocations = []byte("allocations")
 	bucketResting     = []byte("resting") // slot → until when, Unix seconds
-	buckets           = [][]byte{bucketMeta, bucketPeers, bucketRing, bucketAllocations, bucketResting}
+	bucketDirectory   = []byte("directory")
+	buckets           = [][]byte{bucketMeta, bucketPeers, bucketRing, bucketAllocations, bucketResting, bucketDirectory}
 
 	keyFormat    = []byte("format")
 	keyIdentity  = []byte("identity")
@@ -274,19 +275,41 @@ func (s *Store) Keys(random io.Reader) (k Keys, err error) {
 }
 
 // Peers returns the records that SavePeer kept.
-func (s *Store) Peers() (records [][]byte, err error) {
+func (s *Store) Peers() ([][]byte, error) { return s.values(bucketPeers) }
+
+func (s *Store) values(bucket []byte) (out [][]byte, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketPeers).ForEach(func(_, v []byte) error {
-			records = append(records, append([]byte(nil), v...))
+		return tx.Bucket(bucket).ForEach(func(_, v []byte) error {
+			out = append(out, bytes.Clone(v))
 			return nil
 		})
 	})
-	return records, err
+	return out, err
 }
 
 // SavePeer keeps the record of one peer.
 func (s *Store) SavePeer(id peer.ID, record []byte) error {
 	return s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketPeers).Put(id[:], record) })
+}
+
+// Sets returns the endpoints of all peers that SaveSets kept.
+func (s *Store) Sets() ([][]byte, error) { return s.values(bucketDirectory) }
+
+// SaveSets keeps sets of endpoints, by owner; nil forgets one.
+func (s *Store) SaveSets(sets map[peer.ID][]byte) error {
+	return s.update(func(tx *bolt.Tx) error {
+		b := tx.Bucket(bucketDirectory)
+		for owner, data := range sets {
+			err := b.Delete(owner[:])
+			if data != nil {
+				err = b.Put(owner[:], data)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // Targets returns what SaveTargets kept; known is false before the first time.

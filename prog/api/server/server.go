@@ -22,7 +22,11 @@ type Agent interface {
 	Endpoint(context.Context, api.EndpointRef) (api.Endpoint, error)
 	Collect(context.Context, api.CollectRequest) error
 	Targets(context.Context, api.TargetsRequest) error
-	Expose(ctx context.Context, on bool) error
+	Expose(context.Context, api.ExposeRequest) error
+	Names(context.Context) ([]api.Name, error)
+	AddName(context.Context, api.NameRequest) error
+	RemoveName(context.Context, api.NameRequest) error
+	Lookup(context.Context, api.LookupRequest) ([]api.Name, error)
 	Stop(context.Context, api.StopRequest) (api.StopReply, error)
 	RemovePeer(context.Context, api.RemovePeerRequest) (api.RemovePeerReply, error)
 	Usage(context.Context) (map[string]api.Usage, error)
@@ -43,6 +47,10 @@ func Handler(a Agent) http.Handler {
 	write(mux, api.PathStop, a.Stop)
 	write(mux, api.PathRemove, a.RemovePeer)
 	read(mux, api.PathUsage, a.Usage)
+	read(mux, api.PathNames, a.Names)
+	write(mux, api.PathAddName, quiet(a.AddName))
+	write(mux, api.PathDropName, quiet(a.RemoveName))
+	write(mux, api.PathLookup, a.Lookup)
 	return mux
 }
 

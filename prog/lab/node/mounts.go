@@ -20,13 +20,20 @@ import (
 //
 //	/run, /etc/cni, /opt/cni   tmpfs    empty after a reboot
 //	/var/lib/weft              bind     Config.StateDir: survives a reboot
+//
+// A container has its host's files, but for a resolv.conf of its own, which is empty.
 func setupMounts(cfg Config) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w: a container needs --privileged for this, or: "+
 			"apparmor_restrict_unprivileged_userns is on (sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0)", err)
 	}
-	if cfg.Role == Host {
+	switch cfg.Role {
+	case Host:
 		if err := hostMounts(cfg); err != nil {
+			return err
+		}
+	case Container:
+		if err := ownResolvConf(cfg.Name); err != nil {
 			return err
 		}
 	}
@@ -61,6 +68,22 @@ func hostMounts(cfg Config) error {
 	}
 	if err := unix.Mount(cfg.StateDir, "/var/lib/weft", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %s to /var/lib/weft: %w", cfg.StateDir, err)
+	}
+	return nil
+}
+
+func ownResolvConf(name string) error {
+	const conf = "/etc/resolv.conf"
+	own := "/run/resolv-" + name + ".conf"
+	for _, path := range []string{own, conf} {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644)
+		if err != nil {
+			return err
+		}
+		f.Close()
+	}
+	if err := unix.Mount(own, conf, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s to %s: %w", own, conf, err)
 	}
 	return nil
 }

@@ -1,0 +1,206 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"weft/ipam"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh"
+	"weft/mesh/directory"
+	"weft/mesh/peer"
+	"weft/prog/api"
+)
+
+// view is what decides whether an entry of the directory counts: one look at ring and
+// peers, replaced as a whole when they change.
+type view struct {
+	ring    ring.Ring
+	present map[peer.ID]bool // peers whose endpoints can be reached
+	named   map[peer.ID]string
+}
+
+// presumed is how long after the start a peer that was not heard of yet counts as
+// reachable: the agent was restarted, and nothing else happened.
+const presumed = 30 * time.Second
+
+// look takes a new view.
+func (a *Agent) look(snap ipam.Snapshot) {
+	v := &view{ring: snap.Ring, present: map[peer.ID]bool{}, named: map[peer.ID]string{}}
+	fresh := time.Since(a.started) < presumed
+	for _, p := range a.mesh.Peers() {
+		if p.Record.Identity == nil {
+			continue
+		}
+		id := p.Record.ID()
+		v.named[id] = p.Record.Name()
+		// Of a peer whose agent was stopped on purpose the containers run on.
+		v.present[id] = p.Record.State != peer.Left &&
+			(p.Reachable || p.Record.State == peer.Stopped || fresh && p.Since.IsZero())
+	}
+	a.view.Store(v)
+}
+
+// wanted reports whether a peer's endpoints can count: it owns a part of the ring, or it
+// can be reached.
+func (a *Agent) wanted(id peer.ID) bool {
+	v := a.view.Load()
+	return v == nil || v.ring.IsZero() || id == a.self() || v.present[id] || len(v.ring.Owned()[id]) > 0
+}
+
+func (a *Agent) makeDirectory() (err error) {
+	sets, err := a.store.Sets()
+	if err != nil {
+		return err
+	}
+	a.directory, err = mesh.NewDirectory(mesh.DirectoryConfig{
+		Identity: a.keys.Identity, Mesh: a.mesh, Store: a.store, Sets: sets, Wanted: a.wanted, Log: a.log, Changed: func() {},
+	})
+	if err != nil {
+		return err
+	}
+	a.mesh.Replicate(a.directory)
+	for kind, h := range a.directory.Handlers() {
+		a.mesh.Handle(kind, h)
+	}
+	return nil
+}
+
+// publishPause lets what happens at once travel as one change.
+const publishPause = 5 * time.Millisecond
+
+// publish keeps the directory in step with what is attached to this host.
+func (a *Agent) publish(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.named:
+		}
+		sleep(ctx, publishPause)
+		snap, err := a.ipam.Snapshot(ctx)
+		if err != nil || snap.Ring.IsZero() {
+			continue // both end in another call
+		}
+		if err := a.directory.Publish(a.published(snap)); err != nil {
+			a.log.Warn("cannot tell the other peers of the endpoints here", "err", err)
+		}
+	}
+}
+
+// rename asks for a publication. It never blocks.
+func (a *Agent) rename() {
+	select {
+	case a.named <- struct{}{}:
+	default:
+	}
+}
+
+// published is what the mesh is told of this host: a pure function of what is attached and
+// of the names that people gave.
+func (a *Agent) published(snap ipam.Snapshot) []directory.Endpoint {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []directory.Endpoint
+	for key, e := range a.endpoints {
+		if _, lost := snap.Lost[key]; !lost {
+			d := e.entry()
+			d.Aliases, d.IPv4Only = a.settings.aliases(key), !a.ipv6
+			out = append(out, d)
+		}
+	}
+	if names := a.settings.aliases(nodeKey); len(names) > 0 && a.node != 0 {
+		out = append(out, directory.Endpoint{ID: nodeKey, Slots: []slot.Slot{a.node}, Aliases: names, IPv4Only: !a.ipv6})
+	}
+	outside := map[string]directory.Endpoint{}
+	for _, n := range a.settings.Names {
+		if n.Endpoint == "" {
+			e := outside[n.Name]
+			e.ID, e.Aliases, e.Outside = "outside/"+n.Name, []string{n.Name}, append(e.Outside, n.Addr)
+			outside[n.Name] = e
+		}
+	}
+	return slices.AppendSeq(out, maps.Values(outside))
+}
+
+// entry is what the endpoint's own request says of it.
+func (e *endpointRecord) entry() directory.Endpoint {
+	d := directory.Endpoint{
+		ID: e.ref().Key(), Slots: []slot.Slot{e.Slot},
+		Name: strings.ToLower(e.Name), Namespace: strings.ToLower(e.Namespace), Labels: e.Labels,
+	}
+	for _, p := range e.Ports {
+		d.Ports = append(d.Ports, directory.Port(p))
+	}
+	return d
+}
+
+// names is the directory as the name server sees it.
+type names struct{ a *Agent }
+
+func (n names) Universe() slot.Universe {
+	if v := n.a.view.Load(); v != nil {
+		return v.ring.Universe
+	}
+	return slot.Universe{}
+}
+
+// Lookup lists who has a name and can be reached, and reports whether the name exists.
+func (n names) Lookup(name string) ([]directory.Entry, bool) {
+	v := n.a.view.Load()
+	if v == nil {
+		return nil, false
+	}
+	entries, exists := n.a.directory.Lookup(name, v.ring)
+	return slices.DeleteFunc(entries, func(e directory.Entry) bool { return !v.present[e.Owner] }), exists
+}
+
+// At is who has a slot and can be reached.
+func (n names) At(s slot.Slot) (directory.Entry, bool) {
+	v := n.a.view.Load()
+	if v == nil {
+		return directory.Entry{}, false
+	}
+	e, ok := n.a.directory.At(s, v.ring)
+	return e, ok && v.present[e.Owner]
+}
+
+// PeerName is how people see a peer.
+func (n names) PeerName(id peer.ID) string {
+	if v := n.a.view.Load(); v != nil && v.named[id] != "" {
+		return v.named[id]
+	}
+	return id.String()
+}
+
+// Names lists all names in the DNS domain.
+func (a *Agent) Names(context.Context) ([]api.Name, error) {
+	v := a.view.Load()
+	if v == nil {
+		return nil, nil
+	}
+	return a.describeNames(a.directory.Entries(v.ring), func(string) bool { return true }), nil
+}
+
+// describeNames lists those names of entries that are chosen, sorted.
+func (a *Agent) describeNames(entries []directory.Entry, chosen func(name string) bool) []api.Name {
+	v := a.view.Load()
+	out := []api.Name{}
+	for _, e := range entries {
+		for _, name := range e.Names() {
+			if chosen(name) {
+				peerName, nickname, _ := strings.Cut(strings.TrimSuffix(v.named[e.Owner], ")"), "(")
+				out = append(out, api.Name{
+					Name: name + "." + a.opts.DNS.Domain, Addresses: e.Addrs(v.ring.Universe), Endpoint: e.ID,
+					Peer: peerName, Nickname: nickname, Unreachable: !v.present[e.Owner],
+				})
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(x, y api.Name) int { return strings.Compare(x.Name, y.Name) })
+	return out
+}

@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+	"time"
+
+	"weft/ipam"
+	"weft/prog/api"
+	"weft/prog/dns"
+	"weft/router/endpoint"
+	"weft/router/link"
+)
+
+// DNSOptions are the operator's part of the name server.
+type DNSOptions struct {
+	Off         bool
+	Domain      string                      // without the last dot; default DefaultDomain
+	TTL         time.Duration               // of answers about the network; default DefaultTTL
+	PreferLocal bool                        // endpoints of this host come first
+	Forward     map[string][]netip.AddrPort // names below a domain are asked of these servers
+	Fallback    bool                        // containers get this host's own server as a second one
+	ResolvConf  string                      // default /etc/resolv.conf
+}
+
+// Defaults of DNSOptions.
+const (
+	DefaultDomain = "weft.internal"
+	DefaultTTL    = time.Second
+
+	DefaultResolvConf = "/etc/resolv.conf"
+)
+
+func (a *Agent) makeDNS() (err error) {
+	o := a.opts.DNS
+	if o.Off {
+		return nil
+	}
+	a.dns, err = dns.New(dns.Config{
+		Domain: o.Domain, TTL: o.TTL, PreferLocal: o.PreferLocal, Self: a.self(), Names: names{a},
+		Client: a.dnsClient, Forward: o.Forward, ResolvConf: o.ResolvConf, Log: a.log,
+		Own: func(addr netip.Addr) bool { return addr == endpoint.Gateway4 || addr.WithZone("") == endpoint.Gateway6 },
+	})
+	return err
+}
+
+// serveDNS runs the name server, if there is to be one.
+func (a *Agent) serveDNS(ctx context.Context) error {
+	if a.dns == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return a.dns.Run(ctx)
+}
+
+// dnsClient says who asks: an endpoint of this host with its link-local address, told by
+// the interface, or anybody with an address of the network, which the guard has seen to.
+// Nobody else is answered: this is no open resolver.
+func (a *Agent) dnsClient(remote netip.AddrPort, zone string) (client string, ok bool) {
+	addr := remote.Addr().Unmap().WithZone("")
+	if addr.IsLinkLocalUnicast() {
+		return zone, strings.HasPrefix(zone, link.EndpointPrefix)
+	}
+	_, inside := names{a}.Universe().Slot(addr)
+	return addr.String(), inside || addr.IsLoopback()
+}
+
+// resolver is what belongs into the resolv.conf of an endpoint of a namespace.
+func (a *Agent) resolver(namespace string) *api.Resolver {
+	if a.dns == nil {
+		return nil
+	}
+	domain := a.opts.DNS.Domain
+	r := &api.Resolver{Servers: []string{endpoint.Gateway4.String()}, Domain: domain, Search: []string{domain}}
+	if namespace != "" {
+		r.Search = []string{strings.ToLower(namespace) + "." + domain, domain}
+	}
+	if a.opts.DNS.Fallback {
+		for _, u := range a.dns.Status().Upstreams {
+			if u.Domain == "" && !u.Own && !u.Addr.Addr().IsLoopback() { // a container's loopback is its own
+				r.Servers = append(r.Servers, u.Addr.Addr().String())
+				break
+			}
+		}
+	}
+	return r
+}
+
+func (a *Agent) reportDNS(snap ipam.Snapshot) api.DNS {
+	if a.dns == nil {
+		return api.DNS{Off: true}
+	}
+	s := a.dns.Status()
+	r := api.DNS{
+		Domain: s.Domain, TTL: s.TTL.Seconds(), Containers: []netip.Addr{endpoint.Gateway4}, Upstreams: []api.Upstream{},
+		Problem: s.ResolvConf, Cached: s.Cached, Counts: api.DNSCounts(s.Counts),
+	}
+	for _, at := range s.Sockets {
+		if r.Listening = append(r.Listening, at.Addr.Addr()); at.Err != "" {
+			r.Problem = at.Err
+		}
+	}
+	if a.ipv6 {
+		r.Containers = append(r.Containers, endpoint.Gateway6)
+	}
+	for _, u := range s.Upstreams {
+		r.Upstreams = append(r.Upstreams, api.Upstream{Domain: u.Domain, Server: u.Addr.String(), Error: u.Err, Own: u.Own})
+	}
+	for _, e := range a.directory.Entries(snap.Ring) {
+		if len(e.Names()) > 0 {
+			r.Entries++
+		}
+	}
+	return r
+}

@@ -1,0 +1,216 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"weft/mesh/directory"
+	"weft/prog/api"
+)
+
+// givenName is a name that people gave: to an endpoint here, to this host, or to an
+// address outside the network.
+type givenName struct {
+	Name     string     `json:"name"`               // relative to the domain, lower case
+	Endpoint string     `json:"endpoint,omitempty"` // its key, or nodeKey
+	Addr     netip.Addr `json:"addr,omitzero"`      // where there is no endpoint
+}
+
+// aliases are the names that people gave to an endpoint.
+func (s settings) aliases(key string) (out []string) {
+	for _, n := range s.Names {
+		if n.Endpoint == key {
+			out = append(out, n.Name)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// change stores changed settings and then goes by them.
+func (a *Agent) change(f func(*settings)) error {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	a.mu.Lock()
+	next := a.settings
+	a.mu.Unlock()
+	next.Names = slices.Clone(next.Names)
+	f(&next)
+	if err := a.store.SaveSettings(next); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.settings = next
+	a.mu.Unlock()
+	a.changed()
+	a.rename()
+	return nil
+}
+
+// relative is a name without the domain. Weave's users write names with it and without.
+func (a *Agent) relative(name string) (string, error) {
+	bad := func(err error) error { return &api.Error{Code: api.CodeBadRequest, Message: err.Error()} }
+	short := strings.ToLower(strings.TrimSuffix(name, "."))
+	short, inside := strings.CutSuffix(short, "."+a.opts.DNS.Domain)
+	if !inside && strings.HasSuffix(name, ".") {
+		return "", bad(fmt.Errorf("%s is outside the domain of this network, %s", name, a.opts.DNS.Domain))
+	}
+	if err := directory.CheckName(short); err != nil {
+		return "", bad(err)
+	}
+	return short, nil
+}
+
+// AddName gives a container here, this host, or an address outside a name.
+func (a *Agent) AddName(ctx context.Context, req api.NameRequest) error {
+	name, err := a.relative(req.Name)
+	if err != nil {
+		return err
+	}
+	given, err := a.targetsOf(ctx, req)
+	if err != nil {
+		return err
+	}
+	return a.change(func(s *settings) {
+		for _, g := range given {
+			if g.Name = name; !slices.Contains(s.Names, g) {
+				s.Names = append(s.Names, g)
+			}
+		}
+	})
+}
+
+// RemoveName takes back what AddName gave.
+func (a *Agent) RemoveName(ctx context.Context, req api.NameRequest) (err error) {
+	name := ""
+	if req.Name != "" {
+		if name, err = a.relative(req.Name); err != nil {
+			return err
+		}
+	}
+	given, err := a.targetsOf(ctx, req)
+	if err != nil {
+		return err
+	}
+	removed := 0
+	err = a.change(func(s *settings) {
+		s.Names = slices.DeleteFunc(s.Names, func(n givenName) bool {
+			match := (name == "" || n.Name == name) && slices.ContainsFunc(given, func(g givenName) bool {
+				return g.Endpoint == n.Endpoint && g.Addr == n.Addr
+			})
+			if match {
+				removed++
+			}
+			return match
+		})
+	})
+	if err == nil && removed == 0 {
+		return &api.Error{Code: api.CodeNotFound, Message: "no such name was given on this host (`weft status dns` lists all names; the host that gave one takes it back)"}
+	}
+	return err
+}
+
+// targetsOf are what a request speaks of: endpoints, this host, or addresses outside.
+func (a *Agent) targetsOf(ctx context.Context, req api.NameRequest) (out []givenName, err error) {
+	if req.Container != "" {
+		key, err := a.findEndpoint(req.Container)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, givenName{Endpoint: key})
+	}
+	snap, err := a.ipam.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, addr := range req.Addresses {
+		s, inside := snap.Ring.Universe.Slot(addr)
+		if !inside {
+			if err := directory.CheckOutside(addr); err != nil {
+				return nil, &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
+			}
+			out = append(out, givenName{Addr: addr})
+			continue
+		}
+		key := ""
+		for k, have := range snap.Allocations {
+			if have == s {
+				key = k
+			}
+		}
+		if key == "" {
+			owner, _ := snap.Ring.Owner(s)
+			return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf(
+				"nothing on this host has the address %v: names are given on the host that has it (it is one of %s's addresses)", addr, a.mesh.Name(owner))}
+		}
+		out = append(out, givenName{Endpoint: key})
+	}
+	if len(out) == 0 {
+		return nil, &api.Error{Code: api.CodeBadRequest, Message: "name a container or an address"}
+	}
+	return out, nil
+}
+
+// findEndpoint is the key of an endpoint, by its container's id, the beginning of that, or
+// its name.
+func (a *Agent) findEndpoint(word string) (key string, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for k, e := range a.endpoints {
+		if !strings.HasPrefix(e.ContainerID, word) && e.Name != word {
+			continue
+		}
+		if key != "" {
+			return "", &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("%s names several endpoints here (`weft ps`): give an address instead", word)}
+		}
+		key = k
+	}
+	if key == "" {
+		return "", &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is not attached to this host (`weft ps` lists what is)", word)}
+	}
+	return key, nil
+}
+
+// forgetNames drops the names of an endpoint that ended.
+func (a *Agent) forgetNames(key string) error {
+	a.mu.Lock()
+	named := len(a.settings.aliases(key)) > 0
+	a.mu.Unlock()
+	if !named {
+		return nil
+	}
+	return a.change(func(s *settings) {
+		s.Names = slices.DeleteFunc(s.Names, func(n givenName) bool { return n.Endpoint == key })
+	})
+}
+
+// Lookup is what a name stands for, as far as it can be reached; an address works too.
+func (a *Agent) Lookup(_ context.Context, req api.LookupRequest) ([]api.Name, error) {
+	v := a.view.Load()
+	if v == nil {
+		return nil, &api.Error{Code: api.CodeNotReady, Message: "not ready: the agent is starting"}
+	}
+	var entries []directory.Entry
+	chosen := func(string) bool { return true }
+	if addr, err := netip.ParseAddr(req.Name); err == nil {
+		s, _ := v.ring.Universe.Slot(addr)
+		if e, ok := (names{a}).At(s); ok {
+			entries = append(entries, e)
+		}
+	} else {
+		name, err := a.relative(req.Name)
+		if err != nil {
+			return nil, err
+		}
+		entries, _ = names{a}.Lookup(name)
+		chosen = func(n string) bool { return n == name }
+	}
+	out := a.describeNames(entries, chosen)
+	if len(out) == 0 {
+		return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is no name in %s that can be reached (`weft status dns` lists all)", req.Name, a.opts.DNS.Domain)}
+	}
+	return out, nil
+}

@@ -1,0 +1,220 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"weft/mesh/directory"
+	"weft/prog/agent"
+	"weft/prog/api"
+	"weft/prog/dns"
+)
+
+// dnsFlags are the name server's flags of launch and agent.
+type dnsFlags struct {
+	domain  string
+	forward []string
+}
+
+func (d *dnsFlags) add(flags *pflag.FlagSet, o *agent.DNSOptions) {
+	flags.BoolVar(&o.Off, "no-dns", false, "no name server on this host")
+	flags.StringVar(&d.domain, "dns-domain", agent.DefaultDomain, "the domain of the network's names; the same on all hosts")
+	flags.DurationVar(&o.TTL, "dns-ttl", agent.DefaultTTL, "how long resolvers may keep an answer about the network, whole seconds up to 24h")
+	flags.BoolVar(&o.PreferLocal, "dns-prefer-local", false, "of several endpoints with one name, answer those on this host first")
+	flags.StringSliceVar(&d.forward, "dns-forward", nil, "DOMAIN=ADDRESS[:PORT]: ask this server about names in DOMAIN; repeat it for more")
+	flags.BoolVar(&o.Fallback, "dns-fallback", false, "give containers this host's own server as a second one; read site/dns.md first")
+	flags.StringVar(&o.ResolvConf, "resolv-conf", agent.DefaultResolvConf, "where this host's own servers are named, for all other names")
+}
+
+// complete fills the options from the flags.
+func (d *dnsFlags) complete(o *agent.DNSOptions) error {
+	o.Domain = strings.ToLower(strings.Trim(d.domain, "."))
+	if err := directory.CheckName(o.Domain); err != nil {
+		return fmt.Errorf("--dns-domain: %w", err)
+	}
+	if o.TTL < 0 || o.TTL > dns.MaxTTL || o.TTL%time.Second != 0 {
+		return fmt.Errorf("--dns-ttl %v: want whole seconds, 0s to 24h", o.TTL)
+	}
+	for _, f := range d.forward {
+		domain, server, ok := strings.Cut(f, "=")
+		domain = strings.ToLower(strings.Trim(domain, "."))
+		if !ok {
+			return fmt.Errorf("--dns-forward %s: want DOMAIN=ADDRESS, such as corp=192.0.2.53", f)
+		}
+		if err := directory.CheckName(domain); err != nil {
+			return fmt.Errorf("--dns-forward %s: %w", f, err)
+		}
+		addr, err := parseServer(server)
+		if err != nil {
+			return fmt.Errorf("--dns-forward %s: %w", f, err)
+		}
+		if o.Forward == nil {
+			o.Forward = map[string][]netip.AddrPort{}
+		}
+		o.Forward[domain] = append(o.Forward[domain], addr)
+	}
+	return nil
+}
+
+// parseServer reads ADDRESS or ADDRESS:PORT.
+func parseServer(s string) (netip.AddrPort, error) {
+	if addr, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+		return netip.AddrPortFrom(addr, 53), nil
+	}
+	addr, err := netip.ParseAddrPort(s)
+	if err != nil || addr.Port() == 0 {
+		return addr, fmt.Errorf("%q is no address of a server: want one such as 192.0.2.53 or [2001:db8::53]:5353", s)
+	}
+	return addr, nil
+}
+
+func (a *app) dnsAdd() *cobra.Command {
+	return a.dnsChange(&cobra.Command{
+		Use: "dns-add [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "give a container or an address a name in the DNS domain",
+		Long: `Gives a container that is attached to this host another name in the DNS domain, until it
+is detached. An ADDRESS is that of a container here, of this host, or one outside the
+network: then the name stays until it is removed. Without -h the name is CONTAINER's.` + exitHelp,
+		Example: "  weft dns-add web -h shop.weft.internal\n  weft dns-add 192.0.2.17 -h printer",
+	}, func(ctx context.Context, req api.NameRequest) error {
+		if req.Name = cmp.Or(req.Name, req.Container); req.Name == "" {
+			return usageError{errors.New("which name? Give it with -h NAME")}
+		}
+		return a.client().AddName(ctx, req)
+	})
+}
+
+func (a *app) dnsRemove() *cobra.Command {
+	return a.dnsChange(&cobra.Command{
+		Use: "dns-remove [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "take back what dns-add gave",
+		Long: "Takes back what dns-add gave on this host; without -h, all names that it gave." + exitHelp,
+	}, func(ctx context.Context, req api.NameRequest) error { return a.client().RemoveName(ctx, req) })
+}
+
+// dnsChange is a command that names containers, addresses and, by -h as in Weave, a name.
+func (a *app) dnsChange(cmd *cobra.Command, run func(context.Context, api.NameRequest) error) *cobra.Command {
+	req := api.NameRequest{}
+	cmd.Args = cobra.MinimumNArgs(1)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		for _, word := range args {
+			addr, err := netip.ParseAddr(word)
+			switch {
+			case err == nil:
+				req.Addresses = append(req.Addresses, addr.Unmap())
+			case req.Container != "":
+				return usageError{fmt.Errorf("%s and %s: one container at a time", req.Container, word)}
+			default:
+				req.Container = word
+			}
+		}
+		if req.Container != "" && len(req.Addresses) > 0 {
+			req.Container = "" // Weave's form with both: the addresses are the container's own
+		}
+		if c, err := findContainer(cmd.Context(), req.Container); req.Container != "" && err == nil {
+			req.Container = c.id
+		}
+		return run(cmd.Context(), req)
+	}
+	nameFlag(cmd, &req.Name)
+	return cmd
+}
+
+// nameFlag adds -h NAME, which cobra would take for help.
+func nameFlag(cmd *cobra.Command, name *string) {
+	cmd.Flags().Bool("help", false, "help for "+cmd.Name())
+	cmd.Flags().StringVarP(name, "hostname", "h", "", "the name, with or without the domain")
+}
+
+func (a *app) dnsLookup() *cobra.Command {
+	return &cobra.Command{
+		Use: "dns-lookup NAME", Short: "look up a name of the network", Args: cobra.ExactArgs(1),
+		Long: "Prints the addresses that a name stands for, as containers on this host are answered; an\nADDRESS prints its names." + exitHelp,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			found, err := a.client().Lookup(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.show(found, func() {
+				_, reverse := netip.ParseAddr(args[0])
+				for _, n := range found {
+					if reverse == nil {
+						fmt.Fprintln(a.out, n.Name)
+						continue
+					}
+					for _, addr := range n.Addresses {
+						fmt.Fprintln(a.out, addr)
+					}
+				}
+			})
+		},
+	}
+}
+
+func (a *app) statusDNS() *cobra.Command {
+	return &cobra.Command{
+		Use: "dns", Short: "show all names of the network", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			names, err := a.client().Names(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.show(names, func() { printNames(a.out, names) })
+		},
+	}
+}
+
+// printNames prints name, address, container id and origin peer, as Weave does.
+func printNames(w io.Writer, names []api.Name) {
+	t := newTable(w)
+	for _, n := range names {
+		id, _, _ := strings.Cut(n.Endpoint, "/")
+		note := ""
+		if n.Unreachable {
+			note = "- unreachable!"
+		}
+		for _, addr := range n.Addresses {
+			t.row(n.Name, addr.String(), shortID(id), fmt.Sprintf("%s(%s)", n.Peer, n.Nickname), note)
+		}
+	}
+	t.flush()
+}
+
+// printDNS prints the name server's part of weft status.
+func printDNS(w io.Writer, d api.DNS) {
+	b := block{w}
+	b.line("Service", "dns")
+	if d.Off {
+		b.line("Status", "off: this host was launched with --no-dns")
+		return
+	}
+	b.line("Domain", "%s", d.Domain)
+	if d.Problem != "" {
+		b.line("Problem", "%s", d.Problem)
+	}
+	b.line("Listening", "%s", orDash(join(d.Listening, " ")))
+	var upstreams []string
+	for _, u := range d.Upstreams {
+		text := u.Server
+		if u.Domain != "" {
+			text = u.Domain + "=" + text
+		}
+		switch {
+		case u.Own:
+			text += " (this server: not asked)"
+		case u.Error != "":
+			text += " (" + u.Error + ")"
+		}
+		upstreams = append(upstreams, text)
+	}
+	b.line("Upstream", "%s", orDash(strings.Join(upstreams, ", ")))
+	b.line("TTL", "%v", time.Duration(d.TTL*float64(time.Second)))
+	b.line("Entries", "%d", d.Entries)
+}
