@@ -31,7 +31,7 @@ const marker = "a-payload-that-nobody-may-see-"
 const toolVar = "WEFT_E2E_TOOL"
 
 func TestMain(m *testing.M) {
-	tools := map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute, "allocate": allocate, "get": get}
+	tools := map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute, "allocate": allocate, "get": get, "resolve": resolve, "await": await, "upstream": upstream}
 	if tool, ok := tools[os.Getenv(toolVar)]; ok {
 		if err := tool(os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -45,12 +45,18 @@ func TestMain(m *testing.M) {
 // tool runs one of the tools on a target.
 func tool(t *testing.T, l *lab.Lab, target, name string, args ...string) error {
 	t.Helper()
+	_, err := l.Exec(t.Context(), target, nil, toolArgs(t, name, args...)...)
+	return err
+}
+
+// toolArgs is the command line of one of the tools.
+func toolArgs(t *testing.T, name string, args ...string) []string {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = l.Exec(t.Context(), target, nil, append([]string{"env", toolVar + "=" + name, exe}, args...)...)
-	return err
+	return append([]string{"env", toolVar + "=" + name, exe}, args...)
 }
 
 // spoof sends UDP packets with a source address of its choice: SRC DST COUNT.
