@@ -38,7 +38,7 @@ func Demo(ctx context.Context, w io.Writer, keep bool) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{d.status, d.reach, d.kill} {
+	for _, step := range []func(context.Context) error{d.status, d.reach, d.names, d.kill} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -138,6 +138,38 @@ func (d *demo) reach(ctx context.Context) error {
 		return err
 	}
 	return CheckSilence(sum)
+}
+
+// names shows that containers find each other by name, also one that has just come.
+func (d *demo) names(ctx context.Context) error {
+	d.caption("Every container has a name, which any resolver finds; h3/c2 gets another one meanwhile")
+	for _, args := range [][]string{{"cat", "/etc/resolv.conf"}, {"getent", "ahostsv4", "c2.h3"}} {
+		if err := d.show(ctx, "h1/c1", args...); err != nil {
+			return err
+		}
+	}
+	addrs, err := d.lab.Addrs(ctx, "h3/c2")
+	if err != nil {
+		return err
+	}
+	if err := d.show(ctx, "h3", "weft", "dns-add", addrs[0], "-h", "shop"); err != nil {
+		return err
+	}
+	given := time.Now()
+	for {
+		out, err := d.lab.Exec(ctx, "h1/c1", nil, "getent", "ahostsv4", "shop.weft.internal.")
+		if err == nil && strings.Contains(out, addrs[0]) {
+			break
+		}
+		if time.Since(given) > 5*time.Second {
+			return fmt.Errorf("lab: h1/c1 does not find shop: %w: %s", err, out)
+		}
+	}
+	fmt.Fprintf(d.out, "h1/c1 finds it after %d ms:\n\n", time.Since(given).Milliseconds())
+	if err := d.show(ctx, "h1/c1", "getent", "ahostsv6", "shop.weft.internal"); err != nil {
+		return err
+	}
+	return d.show(ctx, "h1", "weft", "dns-lookup", addrs[0])
 }
 
 func (d *demo) kill(ctx context.Context) error {
