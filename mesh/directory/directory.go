@@ -2,6 +2,7 @@ package directory
 
 import (
 	"bytes"
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -10,13 +11,12 @@ import (
 	"weft/mesh/peer"
 )
 
-// Directory is the newest set of every peer, and which names and slots are in them.
-// Whether an entry counts is decided when it is read, by what the ring says then.
+// Directory is the newest set of every peer, and which names are in them. Whether an entry
+// counts is decided when it is read, by what the ring says then.
 type Directory struct {
 	sets  map[peer.ID]*Set
-	names map[string][]at    // lower case, relative to the domain
-	below map[string]int     // how many names lie below a name that may be none itself
-	slots map[slot.Slot][]at // who says to have an endpoint there
+	names map[string][]at // lower case, relative to the domain → in order
+	below map[string]int  // how many names lie below a name that may be none itself
 }
 
 // at is where an endpoint is kept.
@@ -25,9 +25,13 @@ type at struct {
 	id    string
 }
 
+func (a at) compare(b at) int {
+	return cmp.Or(bytes.Compare(a.owner[:], b.owner[:]), cmp.Compare(a.id, b.id))
+}
+
 // New makes an empty directory.
 func New() *Directory {
-	return &Directory{sets: map[peer.ID]*Set{}, names: map[string][]at{}, below: map[string]int{}, slots: map[slot.Slot][]at{}}
+	return &Directory{sets: map[peer.ID]*Set{}, names: map[string][]at{}, below: map[string]int{}}
 }
 
 // Set is the newest set of a peer; nil if there is none.
@@ -55,37 +59,47 @@ func (d *Directory) Forget(owner peer.ID) {
 	delete(d.sets, owner)
 }
 
-// exchange updates the indexes with what differs between two sets of one owner.
+// exchange updates the index with what differs between two sets of one owner.
 func (d *Directory) exchange(owner peer.ID, old, next *Set) {
-	if old != nil {
-		for i := range old.items {
-			if !next.has(&old.items[i]) {
+	for i, j := 0, 0; i < old.Len() || j < next.Len(); {
+		order := 0
+		switch {
+		case i == old.Len():
+			order = 1
+		case j == next.Len():
+			order = -1
+		default:
+			order = cmp.Compare(old.items[i].ID, next.items[j].ID)
+		}
+		same := order == 0 && old.items[i].sum == next.items[j].sum
+		if order <= 0 {
+			if !same {
 				d.index(owner, &old.items[i], false)
 			}
+			i++
 		}
-	}
-	if next != nil {
-		for i := range next.items {
-			if !old.has(&next.items[i]) {
-				d.index(owner, &next.items[i], true)
+		if order >= 0 {
+			if !same {
+				d.index(owner, &next.items[j], true)
 			}
+			j++
 		}
 	}
 }
 
-// has reports whether the same item is in the set.
-func (s *Set) has(i *item) bool {
-	if s == nil {
-		return false
-	}
-	n, ok := s.find(i.ID)
-	return ok && s.items[n].sum == i.sum
-}
-
+// index adds the names of an endpoint, or takes them out.
 func (d *Directory) index(owner peer.ID, i *item, add bool) {
 	where := at{owner, i.ID}
 	for _, name := range i.Names() {
-		change(d.names, name, where, add)
+		list := d.names[name]
+		switch n, there := slices.BinarySearchFunc(list, where, at.compare); {
+		case add:
+			d.names[name] = slices.Insert(list, n, where)
+		case there && len(list) == 1:
+			delete(d.names, name)
+		case there:
+			d.names[name] = slices.Delete(list, n, n+1)
+		}
 		for _, parent, more := strings.Cut(name, "."); more; _, parent, more = strings.Cut(parent, ".") {
 			if add {
 				d.below[parent]++
@@ -94,24 +108,6 @@ func (d *Directory) index(owner peer.ID, i *item, add bool) {
 			}
 		}
 	}
-	for _, s := range i.Slots {
-		change(d.slots, s, where, add)
-	}
-}
-
-func change[K comparable](m map[K][]at, key K, where at, add bool) {
-	list := m[key]
-	n := slices.Index(list, where)
-	switch {
-	case add && n < 0:
-		m[key] = append(list, where)
-	case !add && n >= 0:
-		if len(list) == 1 {
-			delete(m, key)
-			return
-		}
-		m[key] = slices.Delete(slices.Clone(list), n, n+1)
-	}
 }
 
 // Ring is what of the ring the directory asks.
@@ -119,18 +115,7 @@ type Ring interface {
 	Owner(s slot.Slot) (peer.ID, bool)
 }
 
-// entry is what is kept at a place, and whether it counts: whether the ring says that its
-// peer owns all its slots.
-func (d *Directory) entry(where at, ring Ring) (Entry, bool) {
-	s := d.sets[where.owner]
-	n, ok := s.find(where.id)
-	if !ok {
-		return Entry{}, false
-	}
-	e := Entry{s.items[n].Endpoint, where.owner}
-	return e, e.counts(ring)
-}
-
+// counts reports whether the ring says that the entry's peer owns all its slots.
 func (e Entry) counts(ring Ring) bool {
 	for _, s := range e.Slots {
 		if owner, ok := ring.Owner(s); !ok || owner != e.Owner {
@@ -140,12 +125,15 @@ func (e Entry) counts(ring Ring) bool {
 	return true
 }
 
-// Lookup lists the entries that count and have a name, and reports whether anything has
-// that name or one below it.
+// Lookup lists the entries that count and have a name, by owner and id, and reports whether
+// there are any, or a name below it, whether that counts or not.
 func (d *Directory) Lookup(name string, ring Ring) (entries []Entry, exists bool) {
 	for _, where := range d.names[name] {
-		if e, ok := d.entry(where, ring); ok {
-			entries = append(entries, e)
+		s := d.sets[where.owner]
+		if n, ok := s.find(where.id); ok {
+			if e := (Entry{s.items[n].Endpoint, where.owner}); e.counts(ring) {
+				entries = append(entries, e)
+			}
 		}
 	}
 	return entries, len(entries) > 0 || d.below[name] > 0
@@ -153,21 +141,27 @@ func (d *Directory) Lookup(name string, ring Ring) (entries []Entry, exists bool
 
 // At is the entry that counts and has a slot.
 func (d *Directory) At(s slot.Slot, ring Ring) (Entry, bool) {
-	for _, where := range d.slots[s] {
-		if e, ok := d.entry(where, ring); ok {
-			return e, true
-		}
+	owner, _ := ring.Owner(s)
+	i, ok := d.sets[owner].at(s)
+	if !ok {
+		return Entry{}, false
 	}
-	return Entry{}, false
+	e := Entry{i.Endpoint, owner}
+	return e, e.counts(ring)
 }
 
 // Entries lists all entries that count, by owner and id.
 func (d *Directory) Entries(ring Ring) []Entry {
-	var out []Entry
+	n := 0
+	for _, s := range d.sets {
+		n += s.Len()
+	}
+	out := make([]Entry, 0, n)
 	for _, owner := range d.Owners() {
-		for _, e := range d.sets[owner].Endpoints() {
-			if entry := (Entry{e, owner}); entry.counts(ring) {
-				out = append(out, entry)
+		s := d.sets[owner]
+		for i := range s.items {
+			if e := (Entry{s.items[i].Endpoint, owner}); e.counts(ring) {
+				out = append(out, e)
 			}
 		}
 	}
@@ -182,6 +176,11 @@ type Held struct {
 	Owner   peer.ID `cbor:"1,keyasint"`
 	Version uint64  `cbor:"2,keyasint"`
 	Digest  []byte  `cbor:"3,keyasint"` // the first 8 bytes: enough to see that two differ
+}
+
+// Compare orders two versions of the set of one owner; 0 means that they are the same.
+func (h Held) Compare(o Held) int {
+	return cmp.Or(cmp.Compare(h.Version, o.Version), bytes.Compare(h.Digest, o.Digest))
 }
 
 // heldBytes is how much of a digest tells two sets of one version apart.
@@ -199,19 +198,14 @@ func (d *Directory) Held() []Held {
 	return out
 }
 
-// Behind lists whose sets somebody has newer.
-func (d *Directory) Behind(theirs []Held) []peer.ID {
-	var out []peer.ID
-	for _, h := range theirs {
-		s := d.sets[h.Owner]
-		if s == nil || h.Version > s.Version || h.Version == s.Version && bytes.Compare(h.Digest, s.Digest[:heldBytes]) > 0 {
-			out = append(out, h.Owner)
-		}
-	}
-	return out
+// Lacks reports whether what somebody has of a peer is newer than what is here.
+func (d *Directory) Lacks(h Held) bool {
+	s := d.sets[h.Owner]
+	return len(h.Digest) <= heldBytes && (s == nil || h.Compare(s.Held()) > 0)
 }
 
 // Lists reports whether a peer says that a slot is in use.
 func (d *Directory) Lists(owner peer.ID, s slot.Slot) bool {
-	return slices.ContainsFunc(d.slots[s], func(where at) bool { return where.owner == owner })
+	_, ok := d.sets[owner].at(s)
+	return ok
 }

@@ -47,7 +47,7 @@ type Endpoint struct {
 
 // Port is a port with a name, for SRV (RFC 2782) and for policy.
 type Port struct {
-	Name     string `cbor:"1,keyasint" json:"name"`     // IANA_SVC_NAME (RFC 6335): at most 15 of a-z, 0-9 and -
+	Name     string `cbor:"1,keyasint" json:"name"`     // IANA_SVC_NAME (RFC 6335): at most 15 of a-z, 0-9 and -, one a letter
 	Protocol string `cbor:"2,keyasint" json:"protocol"` // tcp, udp or sctp
 	Number   uint16 `cbor:"3,keyasint" json:"port"`
 }
@@ -58,7 +58,8 @@ type Entry struct {
 	Owner peer.ID
 }
 
-// Addrs are the addresses of the endpoint, IPv4 before IPv6.
+// Addrs are the addresses of the endpoint, IPv4 before IPv6. What is said to be outside, and
+// is inside, is left out: only who owns a slot says what it is.
 func (e Endpoint) Addrs(u slot.Universe) []netip.Addr {
 	out := make([]netip.Addr, 0, 2*len(e.Slots)+len(e.Outside))
 	for _, s := range e.Slots {
@@ -69,7 +70,12 @@ func (e Endpoint) Addrs(u slot.Universe) []netip.Addr {
 			out = append(out, u.Addr6(s))
 		}
 	}
-	return append(out, e.Outside...)
+	for _, a := range e.Outside {
+		if _, inside := u.Slot(a); !inside {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // Names are the endpoint's names in the DNS domain, relative to it, the first one first.
@@ -104,6 +110,7 @@ const (
 	maxSlots     = 16
 	maxLabels    = 256
 	maxLabelSize = 320
+	maxLabelsAll = 32 << 10 // keys and values together; an endpoint of all bounds has less than maxEndpoint
 	maxAliases   = 64
 	maxPorts     = 64
 	maxOutside   = 16
@@ -134,7 +141,11 @@ func (p Port) Check() error {
 	bad := func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' }
 	switch {
 	case p.Name == "" || len(p.Name) > 15 || strings.ContainsFunc(p.Name, bad):
-		return fmt.Errorf("port name %q: want 1 to 15 lower-case letters, digits and hyphens, such as http", p.Name)
+		return fmt.Errorf("port name %.40q: want 1 to 15 lower-case letters, digits and hyphens, such as http", p.Name)
+	case !strings.ContainsFunc(p.Name, func(c rune) bool { return c >= 'a' && c <= 'z' }):
+		return fmt.Errorf("port name %q: want at least one letter, as in http", p.Name)
+	case p.Name[0] == '-' || p.Name[len(p.Name)-1] == '-' || strings.Contains(p.Name, "--"):
+		return fmt.Errorf("port name %q: hyphens stand alone, between others", p.Name)
 	case p.Protocol != "tcp" && p.Protocol != "udp" && p.Protocol != "sctp":
 		return fmt.Errorf("port %s: protocol %q is not tcp, udp or sctp", p.Name, p.Protocol)
 	case p.Number == 0:
@@ -190,10 +201,15 @@ func (e Endpoint) Check(u slot.Universe) error {
 			return fmt.Errorf("endpoint %s: %w", e.ID, err)
 		}
 	}
+	size := 0
 	for k, v := range e.Labels {
 		if err := CheckLabel(k, v); err != nil {
 			return fmt.Errorf("endpoint %s: %w", e.ID, err)
 		}
+		size += len(k) + len(v)
+	}
+	if size > maxLabelsAll {
+		return fmt.Errorf("endpoint %s: labels of %d bytes, at most %d are allowed", e.ID, size, maxLabelsAll)
 	}
 	for _, p := range e.Ports {
 		if err := p.Check(); err != nil {

@@ -8,8 +8,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
+	"unique"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -23,12 +23,32 @@ const MaxEndpoints = 1 << 14
 // maxEndpoint bounds one of them, encoded.
 const maxEndpoint = 64 << 10
 
-// item is one endpoint of a set. The bytes are kept as they came, so that fields of a
-// newer version survive being passed on.
+// maxSet bounds the endpoints of one peer together, encoded: what memberlist carries in one
+// message is 20 MiB.
+const maxSet = 16 << 20
+
+// item is one endpoint of a set.
 type item struct {
 	Endpoint
-	raw []byte
-	sum [sha256.Size]byte // of raw
+	// raw are the bytes as they came, so that fields of a newer version survive being passed
+	// on; nil where they are what we would write ourselves.
+	raw  []byte
+	size int               // of the bytes
+	sum  [sha256.Size]byte // of the bytes
+}
+
+// encoded is the item as its owner signed it.
+func (i *item) encoded() []byte {
+	if i.raw != nil {
+		return i.raw
+	}
+	return must(encoding.Marshal(i.Endpoint))
+}
+
+// place is where a slot is in a set.
+type place struct {
+	slot slot.Slot
+	item int32
 }
 
 // Digest tells two sets of one owner apart.
@@ -41,7 +61,8 @@ type Set struct {
 	Version   uint64
 	Digest    Digest
 	identity  ed25519.PublicKey
-	items     []item // by ID
+	items     []item  // by ID
+	places    []place // by slot
 	signature []byte
 }
 
@@ -98,7 +119,8 @@ func (s *Set) Len() int {
 	return len(s.items)
 }
 
-// Endpoints lists the endpoints, in the order of their ids.
+// Endpoints lists the endpoints, in the order of their ids. What they refer to is the set's:
+// nobody changes it.
 func (s *Set) Endpoints() []Endpoint {
 	if s == nil {
 		return nil
@@ -110,29 +132,36 @@ func (s *Set) Endpoints() []Endpoint {
 	return out
 }
 
-// Slots are all slots of the endpoints.
+// Slots are all slots of the endpoints, in order, each of them once.
 func (s *Set) Slots() []slot.Slot {
 	if s == nil {
 		return nil
 	}
-	var out []slot.Slot
-	for i := range s.items {
-		out = append(out, s.items[i].Slots...)
+	out := make([]slot.Slot, len(s.places))
+	for i, p := range s.places {
+		out[i] = p.slot
 	}
 	return out
 }
 
-func (s *Set) find(id string) (int, bool) {
-	return slices.BinarySearchFunc(s.items, id, func(i item, id string) int { return cmp.Compare(i.ID, id) })
+// at is the endpoint that has a slot; of several, which are a mistake of their owner, the
+// first one.
+func (s *Set) at(n slot.Slot) (*item, bool) {
+	if s == nil {
+		return nil, false
+	}
+	i, ok := slices.BinarySearchFunc(s.places, n, func(p place, n slot.Slot) int { return cmp.Compare(p.slot, n) })
+	if !ok {
+		return nil, false
+	}
+	return &s.items[s.places[i].item], true
 }
 
-// digest is that of a set with these items, which are sorted.
-func digest(items []item) Digest {
-	h := sha256.New()
-	for i := range items {
-		h.Write(items[i].sum[:])
+func (s *Set) find(id string) (int, bool) {
+	if s == nil {
+		return 0, false
 	}
-	return Digest(h.Sum(nil))
+	return slices.BinarySearchFunc(s.items, id, func(i item, id string) int { return cmp.Compare(i.ID, id) })
 }
 
 // signed is what the signature covers.
@@ -149,19 +178,39 @@ func (s *Set) verify() error {
 	return nil
 }
 
-// readItem decodes one endpoint of another peer.
+// readItem decodes one endpoint.
 func readItem(raw []byte) (item, error) {
 	if len(raw) > maxEndpoint {
 		return item{}, fmt.Errorf("directory: an endpoint of %d bytes, at most %d are allowed", len(raw), maxEndpoint)
 	}
-	i := item{raw: raw, sum: sha256.Sum256(raw)}
+	i := item{size: len(raw), sum: sha256.Sum256(raw)}
 	if err := decoding.Unmarshal(raw, &i.Endpoint); err != nil {
 		return item{}, fmt.Errorf("directory: %w", err)
 	}
 	if err := i.Check(slot.Universe{}); err != nil {
 		return item{}, fmt.Errorf("directory: %w", err)
 	}
+	i.share()
+	if !bytes.Equal(i.encoded(), raw) {
+		i.raw = raw
+	}
 	return i, nil
+}
+
+// share makes strings that many endpoints have one in memory.
+func (e *Endpoint) share() {
+	one := func(s string) string { return unique.Make(s).Value() }
+	e.Namespace = one(e.Namespace)
+	if len(e.Labels) > 0 {
+		labels := make(map[string]string, len(e.Labels))
+		for k, v := range e.Labels {
+			labels[one(k)] = one(v)
+		}
+		e.Labels = labels
+	}
+	for i := range e.Ports {
+		e.Ports[i].Name, e.Ports[i].Protocol = one(e.Ports[i].Name), one(e.Ports[i].Protocol)
+	}
 }
 
 // Next is the set that follows old, nil for none, with other endpoints, and the delta
@@ -171,87 +220,104 @@ func Next(old *Set, endpoints []Endpoint, atLeast uint64, key ed25519.PrivateKey
 	identity := key.Public().(ed25519.PublicKey)
 	s := &Set{Owner: peer.IDOf(identity), Version: max(atLeast, 1), identity: identity}
 	d := &Delta{Owner: s.Owner}
-	before := map[string]item{}
 	if old != nil {
 		s.Version, d.From = max(atLeast, old.Version+1), old.Version
-		for _, i := range old.items {
-			before[i.ID] = i
-		}
 	}
 	for _, e := range endpoints {
-		was, known := before[e.ID]
-		delete(before, e.ID)
+		n, known := old.find(e.ID)
 		e.Generation = s.Version
 		if known {
-			e.Generation = was.Generation
-		}
-		if known && was.Same(e) {
-			s.items = append(s.items, was)
-			continue
-		}
-		if err := e.Check(slot.Universe{}); err != nil {
-			return nil, nil, fmt.Errorf("directory: %w", err)
+			e.Generation = old.items[n].Generation
+			if old.items[n].Same(e) {
+				s.items = append(s.items, old.items[n])
+				continue
+			}
 		}
 		raw := must(encoding.Marshal(e))
-		s.items = append(s.items, item{Endpoint: e, raw: raw, sum: sha256.Sum256(raw)})
+		i, err := readItem(raw) // as the others will, and so that nothing of the caller's is kept
+		if err != nil {
+			return nil, nil, err
+		}
+		s.items = append(s.items, i)
 		d.Put = append(d.Put, raw)
 	}
-	d.Gone = slices.Sorted(maps.Keys(before))
-	if old != nil && len(d.Put)+len(d.Gone) == 0 && atLeast <= old.Version {
-		return old, nil, nil
-	}
-	slices.SortFunc(s.items, byID)
-	if err := s.whole(); err != nil {
+	if err := s.complete(); err != nil {
 		return nil, nil, err
 	}
-	s.Digest = digest(s.items)
+	if old != nil && s.Digest == old.Digest && atLeast <= old.Version {
+		return old, nil, nil
+	}
+	for i := range old.Len() {
+		if _, still := s.find(old.items[i].ID); !still {
+			d.Gone = append(d.Gone, old.items[i].ID)
+		}
+	}
 	s.signature = ed25519.Sign(key, s.signed())
 	d.To, d.Signature = s.Version, s.signature
 	return s, d, nil
 }
 
-func byID(a, b item) int { return cmp.Compare(a.ID, b.ID) }
-
-// whole reports what the items are together that each one may not show.
-func (s *Set) whole() error {
+// complete sorts the items, refuses what they are together that each one may not show, and
+// makes what follows from them.
+func (s *Set) complete() error {
+	slices.SortFunc(s.items, func(a, b item) int { return cmp.Compare(a.ID, b.ID) })
 	if len(s.items) > MaxEndpoints {
 		return fmt.Errorf("directory: %v has %d endpoints, at most %d are allowed", s.Owner, len(s.items), MaxEndpoints)
 	}
-	for i := 1; i < len(s.items); i++ {
-		if s.items[i-1].ID >= s.items[i].ID {
-			return fmt.Errorf("directory: %v has endpoint %s twice, or out of order", s.Owner, s.items[i].ID)
+	h, slots, size := sha256.New(), 0, 0
+	for i := range s.items {
+		if i > 0 && s.items[i-1].ID == s.items[i].ID {
+			return fmt.Errorf("directory: %v has endpoint %s twice", s.Owner, s.items[i].ID)
+		}
+		h.Write(s.items[i].sum[:])
+		slots += len(s.items[i].Slots)
+		size += s.items[i].size
+	}
+	if size > maxSet {
+		return fmt.Errorf("directory: the endpoints of %v have %d bytes, at most %d are allowed", s.Owner, size, maxSet)
+	}
+	s.Digest = Digest(h.Sum(nil))
+	s.places = make([]place, 0, slots)
+	for i := range s.items {
+		for _, n := range s.items[i].Slots {
+			s.places = append(s.places, place{n, int32(i)})
 		}
 	}
+	slices.SortFunc(s.places, func(a, b place) int { return cmp.Or(cmp.Compare(a.slot, b.slot), cmp.Compare(a.item, b.item)) })
+	s.places = slices.CompactFunc(s.places, func(a, b place) bool { return a.slot == b.slot })
 	return nil
 }
 
-// Apply is the set that a delta makes of s: ErrGap if it builds on another version.
+// Apply is the set that a delta makes of s: ErrGap if it builds on another one.
 func (s *Set) Apply(d Delta) (*Set, error) {
 	if s == nil || d.Owner != s.Owner || d.From != s.Version || d.To <= d.From {
 		return nil, ErrGap
 	}
 	next := &Set{Owner: s.Owner, Version: d.To, identity: s.identity, signature: d.Signature}
-	put, gone := map[string]item{}, map[string]bool{}
-	for _, id := range d.Gone {
-		gone[id] = true
-	}
+	replaced := map[string]bool{}
 	for _, raw := range d.Put {
 		i, err := readItem(raw)
 		if err != nil {
 			return nil, err
 		}
-		put[i.ID] = i
+		next.items = append(next.items, i)
+		replaced[i.ID] = true
 	}
-	for _, i := range s.items {
-		if _, replaced := put[i.ID]; !replaced && !gone[i.ID] {
-			next.items = append(next.items, i)
+	for _, id := range d.Gone {
+		replaced[id] = true
+	}
+	for i := range s.items {
+		if !replaced[s.items[i].ID] {
+			next.items = append(next.items, s.items[i])
 		}
 	}
-	next.items = slices.AppendSeq(next.items, maps.Values(put))
-	slices.SortFunc(next.items, byID)
-	next.Digest = digest(next.items)
-	if err := cmp.Or(next.whole(), next.verify()); err != nil {
+	if err := next.complete(); err != nil {
 		return nil, err
+	}
+	if next.verify() != nil {
+		// It is forged; or else it builds on another set with the number of ours, which an owner
+		// makes whose disk was restored. The whole set tells.
+		return nil, fmt.Errorf("%w, or is not signed by %v", ErrGap, d.Owner)
 	}
 	return next, nil
 }
@@ -260,7 +326,7 @@ func (s *Set) Apply(d Delta) (*Set, error) {
 func (s *Set) Encode() []byte {
 	w := wireSet{Identity: s.identity, Version: s.Version, Signature: s.signature}
 	for i := range s.items {
-		w.Endpoints = append(w.Endpoints, s.items[i].raw)
+		w.Endpoints = append(w.Endpoints, s.items[i].encoded())
 	}
 	return must(encoding.Marshal(w))
 }
@@ -283,8 +349,7 @@ func Decode(data []byte) (*Set, error) {
 		}
 		s.items = append(s.items, i)
 	}
-	s.Digest = digest(s.items)
-	if err := cmp.Or(s.whole(), s.verify()); err != nil {
+	if err := cmp.Or(s.complete(), s.verify()); err != nil {
 		return nil, err
 	}
 	return s, nil

@@ -1,0 +1,265 @@
+package directory
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+func key(n int) ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(n)}, ed25519.SeedSize))
+}
+
+func id(n int) peer.ID { return peer.IDOf(key(n).Public().(ed25519.PublicKey)) }
+
+// What endpoints are drawn from: little, so that they meet.
+var (
+	someIDs    = []string{"a/eth0", "b/eth0", "c/eth0", "node"}
+	someNames  = []string{"", "web", "db", "a.b"}
+	someSpaces = []string{"", "shop", "b"}
+	aliases    = []string{"b", "db", "shop", "web.shop", "www", "x.web.shop"}
+	allNames   = append([]string{"a", "a.b.shop", "eb.shop", "nobody", "op", "x"}, append(aliases, someNames[1:]...)...)
+)
+
+const someSlots = 8
+
+func subset[T any](t *rapid.T, all []T, label string) (out []T) {
+	for _, v := range all {
+		if rapid.IntRange(0, 3).Draw(t, label) == 0 {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func anyEndpoint(t *rapid.T, id string) Endpoint {
+	e := Endpoint{
+		ID: id, Name: rapid.SampledFrom(someNames).Draw(t, "name"), Namespace: rapid.SampledFrom(someSpaces).Draw(t, "namespace"),
+		Aliases: subset(t, aliases, "alias"), IPv4Only: rapid.Bool().Draw(t, "IPv4 only"),
+		Slots:   rapid.SliceOfN(rapid.Map(rapid.Uint32Range(0, someSlots-1), func(n uint32) slot.Slot { return slot.Slot(n) }), 0, 2).Draw(t, "slots"),
+		Outside: subset(t, []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}, "outside"),
+		Ports:   subset(t, []Port{{"http", "tcp", 80}, {"dns", "udp", 53}}, "port"),
+	}
+	for _, k := range subset(t, []string{"app", "tier", "app.kubernetes.io/name"}, "label") {
+		if e.Labels == nil {
+			e.Labels = map[string]string{}
+		}
+		e.Labels[k] = rapid.SampledFrom([]string{"", "x", "größer"}).Draw(t, "value")
+	}
+	return e
+}
+
+func anyEndpoints(t *rapid.T) (out []Endpoint) {
+	for _, id := range subset(t, someIDs, "id") {
+		out = append(out, anyEndpoint(t, id))
+	}
+	return out
+}
+
+func next(t rapid.TB, old *Set, endpoints []Endpoint, atLeast uint64, n int) (*Set, *Delta) {
+	s, d, err := Next(old, endpoints, atLeast, key(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, d
+}
+
+// history is what a peer said in its life, some of it twice differently: its disk was
+// restored from a copy.
+func history(t *rapid.T, n int) (sets []*Set, deltas []*Delta) {
+	for range rapid.IntRange(1, 6).Draw(t, "changes") {
+		var old *Set
+		if len(sets) > 0 && rapid.IntRange(0, 9).Draw(t, "from scratch") > 0 {
+			old = sets[len(sets)-1]
+			if rapid.IntRange(0, 4).Draw(t, "from a copy") == 0 {
+				old = rapid.SampledFrom(sets).Draw(t, "copy")
+			}
+		}
+		if s, d := next(t, old, anyEndpoints(t), 0, n); d != nil {
+			sets, deltas = append(sets, s), append(deltas, d)
+		}
+	}
+	return sets, deltas
+}
+
+// someRing says whose a slot is: that of peer 1 to 3, or nobody's.
+type someRing [someSlots]int
+
+func (r someRing) Owner(s slot.Slot) (peer.ID, bool) {
+	if r[s] == 0 {
+		return peer.ID{}, false
+	}
+	return id(r[s]), true
+}
+
+// check compares what a directory tells with what follows from its sets, looked through from
+// end to end.
+func check(t *rapid.T, d *Directory, ring someRing) {
+	var all, counting []Entry
+	for _, owner := range d.Owners() {
+		for _, e := range d.Set(owner).Endpoints() {
+			all = append(all, Entry{e, owner})
+			if !slices.ContainsFunc(e.Slots, func(s slot.Slot) bool { return ring[s] == 0 || id(ring[s]) != owner }) {
+				counting = append(counting, Entry{e, owner})
+			}
+		}
+	}
+	same := func(what string, got, want []Entry) {
+		if len(got)+len(want) > 0 && !cmp.Equal(got, want, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })) {
+			t.Fatalf("%s: %+v, want %+v", what, got, want)
+		}
+	}
+	same("entries", d.Entries(ring), counting)
+	for _, name := range append(slices.Clone(allNames), "web.b", "db.b", "a.b.b", "b.b", "shop.b", "db.shop") {
+		var want []Entry
+		for _, e := range counting {
+			if slices.Contains(e.Names(), name) {
+				want = append(want, e)
+			}
+		}
+		below := slices.ContainsFunc(all, func(e Entry) bool {
+			return slices.ContainsFunc(e.Names(), func(n string) bool { return strings.HasSuffix(n, "."+name) })
+		})
+		got, exists := d.Lookup(name, ring)
+		if same(name, got, want); exists != (below || len(want) > 0) {
+			t.Fatalf("%s exists: %v", name, exists)
+		}
+	}
+	for s := range slot.Slot(someSlots) {
+		for n := 1; n <= 3; n++ {
+			i := slices.IndexFunc(all, func(e Entry) bool { return e.Owner == id(n) && slices.Contains(e.Slots, s) })
+			if d.Lists(id(n), s) != (i >= 0) || slices.Contains(d.Listed(id(n)), s) != (i >= 0) {
+				t.Fatalf("peer %d lists slot %d: %v", n, s, d.Lists(id(n), s))
+			}
+			if ring[s] != n {
+				continue
+			}
+			var want []Entry
+			if i >= 0 && slices.ContainsFunc(counting, func(e Entry) bool { return e.Owner == id(n) && e.ID == all[i].ID }) {
+				want = append(want, all[i])
+			}
+			if got, ok := d.At(s, ring); ok != (want != nil) {
+				t.Fatalf("at %d: %+v, want %+v", s, got, want)
+			} else if ok {
+				same(fmt.Sprint("at ", s), []Entry{got}, want)
+			}
+		}
+		if got, ok := d.At(s, ring); ok && (ring[s] == 0 || got.Owner != id(ring[s])) {
+			t.Fatalf("at %d, which is of %d, there is %+v", s, ring[s], got)
+		}
+	}
+}
+
+// The indexes tell what the sets say, and nothing counts against the ring, whatever was put
+// and forgotten before, and in whatever order.
+func TestIndexesFollowFromTheSets(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var ring someRing
+		for s := range ring {
+			ring[s] = rapid.IntRange(0, 3).Draw(t, "owner")
+		}
+		d := New()
+		var sets []*Set
+		for n := 1; n <= 3; n++ {
+			s, _ := history(t, n)
+			sets = append(sets, s...)
+		}
+		for range rapid.IntRange(1, 12).Draw(t, "steps") {
+			if rapid.IntRange(0, 3).Draw(t, "forget") == 0 {
+				d.Forget(id(rapid.IntRange(1, 3).Draw(t, "peer")))
+			} else {
+				d.Put(rapid.SampledFrom(sets).Draw(t, "set"))
+			}
+			check(t, d, ring)
+		}
+		for n := 1; n <= 3; n++ {
+			d.Forget(id(n))
+		}
+		if len(d.names)+len(d.below)+len(d.sets) > 0 {
+			t.Fatalf("what is left: %v, %v, %v", d.names, d.below, d.sets)
+		}
+	})
+}
+
+// However sets travel, all peers end with the same ones: also where a peer said two things
+// with one version.
+func TestPutIsAMerge(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var sets []*Set
+		for n := 1; n <= 2; n++ {
+			s, _ := history(t, n)
+			sets = append(sets, s...)
+		}
+		put := func(order []*Set) *Directory {
+			d := New()
+			for _, s := range order {
+				before := d.Set(s.Owner)
+				if news, lacked := d.Lacks(s.Held()), d.Put(s); news != lacked {
+					t.Fatalf("version %d after %v: lacked %v, kept %v", s.Version, before, news, lacked)
+				}
+				if d.Put(s) || d.Lacks(s.Held()) {
+					t.Fatal("not idempotent")
+				}
+			}
+			return d
+		}
+		want := put(sets)
+		shuffled := put(rapid.Permutation(sets).Draw(t, "order"))
+		if !cmp.Equal(shuffled.Held(), want.Held()) {
+			t.Fatalf("%v, %v", shuffled.Held(), want.Held())
+		}
+		// In groups: what a merge of some of them left is merged with what the others left.
+		cut := rapid.IntRange(0, len(sets)).Draw(t, "cut")
+		left, right := put(sets[:cut]), put(sets[cut:])
+		for _, owner := range right.Owners() {
+			left.Put(right.Set(owner))
+		}
+		if !cmp.Equal(left.Held(), want.Held()) {
+			t.Fatalf("%v, %v", left.Held(), want.Held())
+		}
+	})
+}
+
+// Two peers that exchange what the other one lacks, and nothing else, end with the same.
+func TestHeldTellsWhatDiffers(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a, b := New(), New()
+		for n := 1; n <= 3; n++ {
+			sets, _ := history(t, n)
+			for _, s := range sets {
+				if rapid.Bool().Draw(t, "a has it") {
+					a.Put(s)
+				}
+				if rapid.Bool().Draw(t, "b has it") {
+					b.Put(s)
+				}
+			}
+		}
+		for _, h := range b.Held() {
+			if a.Lacks(h) && !a.Put(b.Set(h.Owner)) {
+				t.Fatalf("%v is no news", h)
+			}
+		}
+		for _, h := range a.Held() {
+			if b.Lacks(h) {
+				b.Put(a.Set(h.Owner))
+			}
+		}
+		if !cmp.Equal(a.Held(), b.Held()) {
+			t.Fatalf("%v, %v", a.Held(), b.Held())
+		}
+	})
+	if New().Lacks(Held{Owner: id(1), Version: 1, Digest: make([]byte, heldBytes+1)}) {
+		t.Error("a digest that is none is believed")
+	}
+}
