@@ -61,12 +61,22 @@ type Directory struct {
 	self peer.ID
 	wake chan struct{} // there is something to fetch
 
-	mu      sync.RWMutex
-	dir     *directory.Directory
-	dirty   map[peer.ID]bool     // not yet in the store
-	wanted  map[peer.ID]peer.ID  // whose set to fetch, from whom
-	fetches map[peer.ID]bool     // who is being asked
-	left    map[slot.Slot]uint64 // slots that others may still know by a name of ours, and the version without them
+	saving sync.Mutex // held while the store is written
+
+	mu        sync.RWMutex
+	dir       *directory.Directory
+	published bool                       // our set is what this run says, not what is left of the last one
+	dirty     map[peer.ID]bool           // not yet in the store
+	wanted    map[peer.ID]want           // sets to fetch, by owner
+	asked     map[peer.ID]directory.Held // those that are being fetched
+	busy      map[peer.ID]bool           // who is being asked for sets
+	left      map[slot.Slot]uint64       // slots that others may still know by a name of ours, and the version without them
+}
+
+// want is a set to fetch, and who has it.
+type want struct {
+	from peer.ID
+	held directory.Held
 }
 
 // news is what travels by gossip: one delta, or which sets the sender has.
@@ -79,14 +89,19 @@ type news struct {
 // NewDirectory makes a directory; Run starts it. What it knew in the last run can be
 // looked up at once.
 func NewDirectory(cfg DirectoryConfig) (*Directory, error) {
+	if len(cfg.Identity) != ed25519.PrivateKeySize {
+		return nil, errors.New("mesh: a directory without an identity")
+	}
 	d := &Directory{
 		cfg: cfg, self: peer.IDOf(cfg.Identity.Public().(ed25519.PublicKey)), wake: make(chan struct{}, 1), dir: directory.New(),
-		dirty: map[peer.ID]bool{}, wanted: map[peer.ID]peer.ID{}, fetches: map[peer.ID]bool{}, left: map[slot.Slot]uint64{},
+		dirty: map[peer.ID]bool{}, wanted: map[peer.ID]want{}, asked: map[peer.ID]directory.Held{}, busy: map[peer.ID]bool{},
+		left: map[slot.Slot]uint64{},
 	}
 	for _, data := range cfg.Sets {
 		s, err := directory.Decode(data)
-		if err != nil {
-			return nil, fmt.Errorf("mesh: stored endpoints: %w", err)
+		if err != nil { // of a newer version that allowed more; it is fetched again
+			cfg.Log.Warn("stored endpoints are not readable", "err", err)
+			continue
 		}
 		d.dir.Put(s)
 	}
@@ -104,38 +119,47 @@ func (d *Directory) Full() []byte {
 }
 
 // Merge takes in a delta, or what another peer has. Only a delta that was applied is
-// passed on as it is: who has fetched a set says so itself.
+// passed on: who has fetched a set says so itself.
 func (d *Directory) Merge(data []byte) ([]byte, error) {
 	var n news
 	if err := decoding.Unmarshal(data, &n); err != nil {
 		return nil, fmt.Errorf("directory: %w", err)
 	}
-	d.want(n.From, n.Held)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, h := range n.Held {
+		d.want(n.From, h)
+	}
 	if n.Delta == nil {
 		return nil, nil
 	}
 	delta, err := directory.DecodeDelta(n.Delta)
-	if err != nil || !d.cfg.Wanted(delta.Owner) {
+	if err != nil || !d.counts(delta.Owner) {
 		return nil, err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	old := d.dir.Set(delta.Owner)
 	if old != nil && delta.To <= old.Version {
 		return nil, nil
 	}
 	next, err := old.Apply(delta)
-	if errors.Is(err, directory.ErrGap) {
-		d.wanted[delta.Owner] = delta.Owner
-		d.kick()
+	switch {
+	case errors.Is(err, directory.ErrGap):
+		d.want(delta.Owner, directory.Held{Owner: delta.Owner, Version: delta.To})
 		return nil, nil
-	}
-	if err != nil {
+	case err != nil:
 		return nil, err
+	case delta.Owner == d.self:
+		return nil, d.insist(next)
 	}
 	d.put(next)
-	return data, nil
+	if len(n.Delta) > maxDelta {
+		return encode(news{From: d.self, Held: []directory.Held{next.Held()}}), nil
+	}
+	return encode(news{From: n.From, Delta: n.Delta}), nil // without what else was in it, which nobody signed
 }
+
+// counts reports whether a peer's set is kept here.
+func (d *Directory) counts(owner peer.ID) bool { return owner == d.self || d.cfg.Wanted(owner) }
 
 // put keeps a set that is newer. The caller holds the lock.
 func (d *Directory) put(s *directory.Set) bool {
@@ -143,7 +167,6 @@ func (d *Directory) put(s *directory.Set) bool {
 		return false
 	}
 	d.dirty[s.Owner] = true
-	delete(d.wanted, s.Owner)
 	d.cfg.Changed()
 	return true
 }
@@ -155,26 +178,36 @@ func (d *Directory) kick() {
 	}
 }
 
-// want notes whose sets another peer has newer.
-func (d *Directory) want(from peer.ID, held []directory.Held) {
-	if from == d.self {
+// want notes that another peer has a set, if it is newer than ours and nobody is being
+// asked for it yet. The caller holds the lock.
+func (d *Directory) want(from peer.ID, h directory.Held) {
+	asked, ok := d.asked[h.Owner]
+	if from == d.self || !d.dir.Lacks(h) || !d.counts(h.Owner) || ok && asked.Compare(h) == 0 {
 		return
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, owner := range d.dir.Behind(held) {
-		if d.cfg.Wanted(owner) {
-			d.wanted[owner] = from
-			d.kick()
-		}
-	}
+	d.wanted[h.Owner] = want{from, h}
+	d.kick()
 }
 
 // Publish makes these the endpoints of this peer, and tells the mesh if that changes any.
+// Those that cannot be published are left out, and are in the error.
 func (d *Directory) Publish(endpoints []directory.Endpoint) error {
+	var unusable error
+	good := make([]directory.Endpoint, 0, len(endpoints))
+	for _, e := range endpoints {
+		if err := e.Check(slot.Universe{}); err != nil {
+			unusable = errors.Join(unusable, fmt.Errorf("mesh: not published: %w", err))
+			continue
+		}
+		good = append(good, e)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.publish(d.dir.Set(d.self), endpoints, 0)
+	if err := d.publish(d.dir.Set(d.self), good, 0); err != nil {
+		return errors.Join(unusable, err)
+	}
+	d.published = true
+	return unusable
 }
 
 // publish makes endpoints the set that follows old. The caller holds the lock.
@@ -183,13 +216,7 @@ func (d *Directory) publish(old *directory.Set, endpoints []directory.Endpoint, 
 	if err != nil || delta == nil {
 		return err
 	}
-	for _, s := range slices.Concat(old.Slots(), d.dir.Listed(d.self)) {
-		d.left[s] = next.Version
-	}
-	d.put(next)
-	for _, s := range next.Slots() {
-		delete(d.left, s)
-	}
+	d.follow(next, old)
 	n := news{From: d.self, Delta: delta.Encode()}
 	if len(n.Delta) > maxDelta || delta.From == 0 {
 		n = news{From: d.self, Held: []directory.Held{next.Held()}}
@@ -198,16 +225,32 @@ func (d *Directory) publish(old *directory.Set, endpoints []directory.Endpoint, 
 	return nil
 }
 
+// follow makes next our own set. A slot of the one before, or of another one that the mesh
+// knows, is taken until it is forgotten everywhere. The caller holds the lock.
+func (d *Directory) follow(next, other *directory.Set) {
+	for _, s := range slices.Concat(other.Slots(), d.dir.Listed(d.self)) {
+		d.left[s] = next.Version
+	}
+	d.put(next)
+	for _, s := range next.Slots() {
+		delete(d.left, s)
+	}
+}
+
 // maxDelta is the largest delta that travels: one that fits into a packet of gossip. Of a
 // larger change only the version travels, and the set is fetched.
 const maxDelta = maxGossip - 100
 
-// insist speaks again, louder: the mesh remembers a later word of ours than we do, since
-// our state was restored from an older copy. What it says now is what counts. The caller
-// holds the lock.
+// insist answers a later word of ours than we remember, since our state was restored from
+// an older copy. What this run said counts, and is said again, louder; before it said
+// anything, it goes on from there. The caller holds the lock.
 func (d *Directory) insist(theirs *directory.Set) error {
 	own := d.dir.Set(d.self)
-	if !theirs.Supersedes(own) {
+	switch {
+	case !theirs.Supersedes(own):
+		return nil
+	case !d.published:
+		d.follow(theirs, nil)
 		return nil
 	}
 	return d.publish(theirs, own.Endpoints(), theirs.Version+1)
@@ -297,20 +340,28 @@ func (d *Directory) forget() {
 	}
 }
 
+// flush writes what changed. Our own set waits until all have dropped what was in the one
+// before: a restart finds its slots taken.
 func (d *Directory) flush() error {
+	d.saving.Lock()
+	defer d.saving.Unlock()
 	d.mu.Lock()
-	sets := map[peer.ID][]byte{}
+	changed := map[peer.ID]*directory.Set{}
 	for owner := range d.dirty {
-		if s := d.dir.Set(owner); s != nil {
-			sets[owner] = s.Encode()
-		} else {
-			sets[owner] = nil
+		if owner != d.self || len(d.left) == 0 {
+			changed[owner] = d.dir.Set(owner)
+			delete(d.dirty, owner)
 		}
 	}
-	clear(d.dirty)
 	d.mu.Unlock()
-	if len(sets) == 0 {
+	if len(changed) == 0 {
 		return nil
+	}
+	sets := map[peer.ID][]byte{}
+	for owner, s := range changed {
+		if sets[owner] = nil; s != nil {
+			sets[owner] = s.Encode()
+		}
 	}
 	err := d.cfg.Store.SaveSets(sets)
 	if err != nil {

@@ -2,10 +2,8 @@ package mesh
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -18,7 +16,7 @@ import (
 // Requests of the directory.
 const (
 	requestSets = "directory/sets" // owners → their sets, as many as fit
-	requestHeld = "directory/held" // version of the asker's set → nothing, once the asked has it
+	requestHeld = "directory/held" // which set the asker has of itself → which one the asked has, once that is not older
 )
 
 // Bounds of an answer with sets, and of the time that it may take.
@@ -40,10 +38,8 @@ func (d *Directory) serveSets(_ context.Context, _ peer.ID, payload []byte) ([]b
 	}
 	var sets [][]byte
 	size := 0
-	d.mu.RLock()
-	defer d.mu.RUnlock()
 	for _, owner := range owners[:min(len(owners), maxOwners)] {
-		s := d.dir.Set(owner)
+		s := d.set(owner)
 		if s == nil {
 			continue
 		}
@@ -56,72 +52,105 @@ func (d *Directory) serveSets(_ context.Context, _ peer.ID, payload []byte) ([]b
 	return encode(sets), nil
 }
 
-// serveHeld answers once we have the version of the asker's set that it names.
+// set is what is here of a peer.
+func (d *Directory) set(owner peer.ID) *directory.Set {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.dir.Set(owner)
+}
+
+func (d *Directory) lacks(h directory.Held) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.dir.Lacks(h)
+}
+
+// serveHeld answers once we have the version of the asker's set that it names: who has none
+// at all could still get an older one from a third. The answer is empty where the asker's
+// set is not kept.
 func (d *Directory) serveHeld(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
-	if len(payload) != 8 {
-		return nil, fmt.Errorf("a version has %d bytes, want 8", len(payload))
+	var h directory.Held
+	if err := decoding.Unmarshal(payload, &h); err != nil {
+		return nil, err
 	}
-	version := binary.BigEndian.Uint64(payload)
-	if !d.holds(from, version) {
+	h.Owner = from
+	switch {
+	case from == d.self:
+		return nil, errors.New("it is our own")
+	case !d.counts(from):
+		d.forget()
+	case d.lacks(h):
 		ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 		defer cancel()
 		if err := d.fetchFrom(ctx, from, []peer.ID{from}); err != nil {
 			return nil, err
 		}
 	}
-	if !d.holds(from, version) {
-		return nil, fmt.Errorf("version %d of the endpoints of %v did not arrive", version, from)
+	s := d.set(from)
+	if s != nil && d.lacks(h) || s == nil && d.counts(from) {
+		return nil, fmt.Errorf("version %d of the endpoints of %v did not arrive", h.Version, from)
 	}
-	return nil, d.flush() // a restart must not bring back what we say is gone
-}
-
-// holds reports that nothing older than a version of a peer's set is here.
-func (d *Directory) holds(owner peer.ID, version uint64) bool {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	s := d.dir.Set(owner)
-	return s == nil || s.Version >= version
+	if err := d.flush(); err != nil || s == nil { // a restart must not bring back what we say is gone
+		return nil, err
+	}
+	return encode(s.Held()), nil
 }
 
 // fetch asks for all sets that are wanted: every peer for what it has, at once.
 func (d *Directory) fetch(ctx context.Context, group *sync.WaitGroup) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	from := map[peer.ID][]peer.ID{}
-	for owner, source := range d.wanted {
-		if !d.fetches[source] {
-			from[source] = append(from[source], owner)
+	lists := map[peer.ID][]directory.Held{}
+	for owner, w := range d.wanted {
+		switch {
+		case !d.dir.Lacks(w.held):
+			delete(d.wanted, owner)
+		case !d.busy[w.from] && len(lists[w.from]) < maxOwners:
+			delete(d.wanted, owner)
+			d.asked[owner] = w.held
+			lists[w.from] = append(lists[w.from], w.held)
 		}
 	}
-	for source, owners := range from {
-		owners = owners[:min(len(owners), maxOwners)]
-		d.fetches[source] = true
+	for source, list := range lists {
+		d.busy[source] = true
 		group.Go(func() {
+			var owners []peer.ID
+			for _, h := range list {
+				owners = append(owners, h.Owner)
+			}
 			ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 			defer cancel()
 			err := d.fetchFrom(ctx, source, owners)
 			if err != nil && ctx.Err() == nil {
 				d.cfg.Log.Debug("endpoints not fetched", "peer", source, "err", err)
 			}
-			d.fetched(source, owners, err)
+			d.fetched(source, list, err)
 		})
 	}
 }
 
-// fetched notes that a source was asked. What it did not give is asked of the owner
-// itself; who cannot be asked now says what it has at the next push/pull.
-func (d *Directory) fetched(source peer.ID, asked []peer.ID, err error) {
+// fetched notes that a source was asked. What did not fit into its answer is asked for
+// again; what it does not have, of the owner itself. Who cannot be asked now says what it
+// has at the next push/pull.
+func (d *Directory) fetched(source peer.ID, list []directory.Held, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.fetches, source)
-	still := slices.DeleteFunc(slices.Clone(asked), func(owner peer.ID) bool { return d.wanted[owner] != source })
-	if err == nil && len(still) < len(asked) {
-		still = nil // they did not fit, and are asked for again
+	delete(d.busy, source)
+	var missing []directory.Held
+	for _, h := range list {
+		if asked, ok := d.asked[h.Owner]; ok && asked.Compare(h) == 0 {
+			delete(d.asked, h.Owner)
+		}
+		if _, again := d.wanted[h.Owner]; !again && d.dir.Lacks(h) {
+			missing = append(missing, h)
+		}
 	}
-	for _, owner := range still {
-		delete(d.wanted, owner)
-		if owner != source && owner != d.self && d.cfg.Mesh.Reachable(owner) {
-			d.wanted[owner] = owner
+	more := err == nil && len(missing) < len(list)
+	for _, h := range missing {
+		if more {
+			d.want(source, h)
+		} else if h.Owner != source && d.cfg.Mesh.Reachable(h.Owner) {
+			d.want(h.Owner, h)
 		}
 	}
 	if len(d.wanted) > 0 {
@@ -139,6 +168,9 @@ func (d *Directory) fetchFrom(ctx context.Context, source peer.ID, owners []peer
 	if err := decoding.Unmarshal(answer, &list); err != nil {
 		return fmt.Errorf("directory: %w", err)
 	}
+	if len(list) > len(owners) {
+		return fmt.Errorf("directory: %d sets, asked for %d", len(list), len(owners))
+	}
 	var sets []*directory.Set
 	for _, data := range list {
 		s, err := directory.Decode(data)
@@ -147,12 +179,11 @@ func (d *Directory) fetchFrom(ctx context.Context, source peer.ID, owners []peer
 		}
 		sets = append(sets, s)
 	}
-	return d.takeIn(owners, sets)
+	return d.takeIn(sets)
 }
 
-// takeIn keeps the sets that are news, and says that they are here. An owner that was
-// asked for, and of which nothing newer came, is wanted no more.
-func (d *Directory) takeIn(asked []peer.ID, sets []*directory.Set) (err error) {
+// takeIn keeps the sets that are news, and says that they are here.
+func (d *Directory) takeIn(sets []*directory.Set) (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var fresh []directory.Held
@@ -160,14 +191,8 @@ func (d *Directory) takeIn(asked []peer.ID, sets []*directory.Set) (err error) {
 		switch {
 		case s.Owner == d.self:
 			err = errors.Join(err, d.insist(s))
-		case d.cfg.Wanted(s.Owner) && d.put(s):
+		case d.counts(s.Owner) && d.put(s):
 			fresh = append(fresh, s.Held())
-		}
-		delete(d.wanted, s.Owner)
-	}
-	if len(sets) == 0 { // the source has none of them any more
-		for _, owner := range asked {
-			delete(d.wanted, owner)
 		}
 	}
 	if len(fresh) > 0 {
@@ -187,43 +212,48 @@ const (
 // confirmAll asks all peers, while slots of ours may still be known by an old name.
 func (d *Directory) confirmAll(ctx context.Context) {
 	for ctx.Err() == nil {
-		others := d.cfg.Mesh.Others()
 		select {
 		case <-ctx.Done():
-		case <-time.After(max(confirmLeast, time.Duration(len(others))*confirmPause)):
-			d.confirm(ctx, others)
+		case <-time.After(max(confirmLeast, time.Duration(len(d.cfg.Mesh.Others()))*confirmPause)):
+			if err := d.confirm(ctx); err != nil {
+				d.cfg.Log.Debug("not all peers have dropped old endpoints yet", "err", err)
+			}
 		}
 	}
 }
 
 // confirm makes sure that every peer that can be reached has dropped what is not in our
 // set any more.
-func (d *Directory) confirm(ctx context.Context, others []peer.ID) {
+func (d *Directory) confirm(ctx context.Context) error {
 	d.mu.RLock()
 	own, waiting := d.dir.Set(d.self), len(d.left)
 	d.mu.RUnlock()
 	if waiting == 0 {
-		return
+		return nil
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	var dropped sync.Map
+	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(confirmAsk)
-	for _, id := range others {
+	for _, id := range d.cfg.Mesh.Others() {
+		if !d.cfg.Mesh.Reachable(id) {
+			continue
+		}
 		group.Go(func() error {
-			if !d.cfg.Mesh.Reachable(id) {
-				return nil
-			}
-			ctx, cancel := context.WithTimeout(ctx, 2*fetchTimeout)
-			defer cancel()
-			_, err := d.cfg.Mesh.Request(ctx, id, requestHeld, binary.BigEndian.AppendUint64(nil, own.Version))
+			err := d.confirmOne(groupCtx, id, own.Held())
 			if err != nil && d.cfg.Mesh.Reachable(id) {
 				return fmt.Errorf("%v: %w", id, err)
 			}
+			dropped.Store(id, err == nil)
 			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
-		d.cfg.Log.Debug("not all peers have dropped old endpoints yet", "err", err)
-		return
+		return err
+	}
+	for _, id := range d.cfg.Mesh.Others() { // who came in the meantime may have it from somebody who had not dropped it
+		if ok, _ := dropped.Load(id); ok != true && d.cfg.Mesh.Reachable(id) {
+			return fmt.Errorf("%v has just come", id)
+		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -232,4 +262,28 @@ func (d *Directory) confirm(ctx context.Context, others []peer.ID) {
 			delete(d.left, s)
 		}
 	}
+	return nil
+}
+
+// confirmOne asks one peer to have our set. What it has may be a later one of this run, but
+// not one of before our state was restored.
+func (d *Directory) confirmOne(ctx context.Context, id peer.ID, own directory.Held) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*fetchTimeout)
+	defer cancel()
+	answer, err := d.cfg.Mesh.Request(ctx, id, requestHeld, encode(own))
+	if err != nil || len(answer) == 0 {
+		return err
+	}
+	var theirs directory.Held
+	if err := decoding.Unmarshal(answer, &theirs); err != nil {
+		return err
+	}
+	theirs.Owner = d.self
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.want(id, theirs)
+	if theirs.Compare(own) < 0 || d.dir.Lacks(theirs) {
+		return fmt.Errorf("it has version %d, not %d", theirs.Version, own.Version)
+	}
+	return nil
 }
