@@ -35,6 +35,7 @@ var benchmarks = []struct {
 	{"join", join},
 	{"idle", idle},
 	{"ipam", ipamBench},
+	{"directory", directoryBench},
 }
 
 // helpers are what this program is inside of a lab's host, where it is called with their name first.
@@ -66,7 +67,7 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := flags.String("only", "stream,cni,join,idle,ipam", "comma-separated `names` of benchmarks")
+	only := flags.String("only", "stream,cni,join,idle,ipam,directory", "comma-separated `names` of benchmarks")
 	bin := flags.String("bin", "bin", "`directory` of weft and weft-cni")
 	if err := flags.Parse(args); err != nil {
 		return err
