@@ -72,7 +72,10 @@ func (a *Agent) resolver(namespace string) *api.Resolver {
 		return nil
 	}
 	domain := a.opts.DNS.Domain
-	r := &api.Resolver{Servers: []string{endpoint.Gateway4.String()}, Domain: domain, Search: []string{domain}}
+	r := &api.Resolver{
+		Servers: []string{endpoint.Gateway4.String()}, Domain: domain, Search: []string{domain},
+		Options: []string{"ndots:2"}, // NAME.NAMESPACE is looked up here before anybody outside is asked
+	}
 	if namespace != "" {
 		r.Search = []string{strings.ToLower(namespace) + "." + domain, domain}
 	}

@@ -268,6 +268,7 @@ type Resolver struct {
 	Servers []string `json:"servers"`
 	Domain  string   `json:"domain"`
 	Search  []string `json:"search"`
+	Options []string `json:"options"`
 }
 
 // EndpointRef names an endpoint.

@@ -170,7 +170,7 @@ func extend(result *current.Result, args *skel.CmdArgs, done Attached) {
 		&current.Interface{Name: host, Mac: done.HostMAC.String(), Mtu: done.MTU},
 		&current.Interface{Name: args.IfName, Mac: done.ContainerMAC.String(), Mtu: done.MTU, Sandbox: args.Netns})
 	if r := done.Resolver; r != nil {
-		result.DNS = types.DNS{Nameservers: r.Servers, Domain: r.Domain, Search: r.Search}
+		result.DNS = types.DNS{Nameservers: r.Servers, Domain: r.Domain, Search: r.Search, Options: r.Options}
 	}
 	index := len(result.Interfaces) - 1
 	for _, a := range done.Addresses {

@@ -95,5 +95,8 @@ func readResult(result types.Result) (out plugged, err error) {
 	if len(r.DNS.Search) > 0 {
 		out.ResolvConf += "search " + strings.Join(r.DNS.Search, " ") + "\n"
 	}
+	if len(r.DNS.Options) > 0 {
+		out.ResolvConf += "options " + strings.Join(r.DNS.Options, " ") + "\n"
+	}
 	return out, nil
 }

@@ -78,7 +78,7 @@ func TestOtherNamesAreForwarded(t *testing.T) {
 	if _, err := l.Plug(t.Context(), "h1/c9"); err != nil {
 		t.Fatal(err)
 	}
-	want := "nameserver 169.254.1.1\nnameserver 192.0.2.3\nsearch h1.weft.internal weft.internal\n"
+	want := "nameserver 169.254.1.1\nnameserver 192.0.2.3\nsearch h1.weft.internal weft.internal\noptions ndots:2\n"
 	if got := run(t, l, "h1/c9", "cat", "/etc/resolv.conf"); got != want {
 		t.Errorf("--dns-fallback: %s", got)
 	}
