@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"weft/prog/api"
 	"weft/prog/api/server"
 	"weft/router/endpoint"
@@ -116,6 +118,32 @@ func TestAttachUndoesItself(t *testing.T) {
 		})
 		if got := len(c.agent.detached); got != 0 != c.detaches {
 			t.Errorf("%s: the agent was told %d times that the endpoint is gone", name, got)
+		}
+	}
+}
+
+// What a container says of itself, and where.
+func TestDescribe(t *testing.T) {
+	const conf = `{"cniVersion": "1.1.0", "name": "n", "type": "weft-cni", "labels": {"tier": "back", "zone": "a"},
+		"args": {"cni": {"labels": [{"key": "tier", "value": "front"}], "name": "web", "namespace": "prod",
+			"ports": [{"name": "http", "protocol": "tcp", "port": 80}]}}}`
+	for name, c := range map[string]struct {
+		k8s  arguments
+		want api.AttachRequest
+	}{
+		"args":       {arguments{}, api.AttachRequest{Name: "web", Namespace: "prod"}},
+		"kubernetes": {arguments{K8S_POD_NAME: "pod-1", K8S_POD_NAMESPACE: "default"}, api.AttachRequest{Name: "pod-1", Namespace: "default"}},
+	} {
+		parsed, _, err := parse([]byte(conf))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.want.Labels = map[string]string{"tier": "front", "zone": "a"}
+		c.want.Ports = []api.Port{{Name: "http", Protocol: "tcp", Number: 80}}
+		var got api.AttachRequest
+		parsed.describe(c.k8s, &got)
+		if d := cmp.Diff(c.want, got); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
 		}
 	}
 }

@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"weft/ipam/slot"
+	"weft/mesh/directory"
+	"weft/prog/api"
+	"weft/router/endpoint"
+)
+
+// named is an agent with one endpoint, called Web in namespace Prod, and its slot.
+func named(t *testing.T) (*Agent, slot.Slot) {
+	t.Helper()
+	a := partial(t)
+	a.opts.DNS.Domain = "weft.internal"
+	s, err := a.ipam.Allocate(t.Context(), "0123456789ab/eth0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.endpoints["0123456789ab/eth0"] = &endpointRecord{Slot: s, AttachRequest: api.AttachRequest{
+		ContainerID: "0123456789ab", Interface: "eth0", Name: "Web", Namespace: "Prod",
+		Labels: map[string]string{"app": "web"}, Ports: []api.Port{{Name: "http", Protocol: "tcp", Number: 80}},
+	}}
+	return a, s
+}
+
+func TestNamesThatPeopleGive(t *testing.T) {
+	a, s := named(t)
+	snap, err := a.ipam.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside := netip.MustParseAddr("192.0.2.17")
+	for _, req := range []api.NameRequest{
+		{Name: "Shop.weft.internal.", Container: "0123456"},
+		{Name: "front", Container: "Web"},
+		{Name: "front", Addresses: []netip.Addr{snap.Ring.Universe.Addr6(s)}}, // again, by its address
+		{Name: "printer.floor2", Addresses: []netip.Addr{outside}},
+	} {
+		if err := a.AddName(t.Context(), req); err != nil {
+			t.Errorf("%+v: %v", req, err)
+		}
+	}
+	want := []directory.Endpoint{
+		{
+			ID: "0123456789ab/eth0", Slots: []slot.Slot{s}, Name: "web", Namespace: "prod", Labels: map[string]string{"app": "web"},
+			Aliases: []string{"front", "shop"}, Ports: []directory.Port{{Name: "http", Protocol: "tcp", Number: 80}}, IPv4Only: true,
+		},
+		{ID: "outside/printer.floor2", Aliases: []string{"printer.floor2"}, Outside: []netip.Addr{outside}},
+	}
+	compareAddr := cmp.Comparer(func(x, y netip.Addr) bool { return x == y })
+	if d := cmp.Diff(want, a.published(snap), compareAddr); d != "" {
+		t.Errorf("published (-want +got):\n%s", d)
+	}
+	var kept settings
+	if err := a.store.Settings(&kept); err != nil || len(kept.Names) != 3 {
+		t.Errorf("kept %+v, %v", kept.Names, err)
+	}
+	if err := a.RemoveName(t.Context(), api.NameRequest{Name: "shop", Container: "0123456789ab"}); err != nil {
+		t.Error(err)
+	}
+	if err := a.RemoveName(t.Context(), api.NameRequest{Addresses: []netip.Addr{outside}}); err != nil {
+		t.Error(err)
+	}
+	if got := a.published(snap); len(got) != 1 || !slices.Equal(got[0].Aliases, []string{"front"}) {
+		t.Errorf("after dns-remove: %+v", got)
+	}
+	if err := a.forgetNames("0123456789ab/eth0"); err != nil || len(a.settings.Names) != 0 {
+		t.Errorf("after the endpoint: %+v, %v", a.settings.Names, err)
+	}
+}
+
+func TestNamesThatAreRefused(t *testing.T) {
+	a, _ := named(t)
+	for says, req := range map[string]api.NameRequest{
+		"outside the domain":            {Name: "www.example.com.", Container: "Web"},
+		"hyphen":                        {Name: "-x", Container: "Web"},
+		"not attached":                  {Name: "x", Container: "db"},
+		"name a container":              {Name: "x"},
+		"no address that several hosts": {Name: "x", Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}},
+	} {
+		err := a.AddName(t.Context(), req)
+		if e, ok := errors.AsType[*api.Error](err); !ok || !strings.Contains(e.Message, says) {
+			t.Errorf("%+v: %v, want %q", req, err, says)
+		}
+	}
+	if err := a.RemoveName(t.Context(), api.NameRequest{Name: "never", Container: "Web"}); err == nil {
+		t.Error("a name that nobody gave was removed")
+	}
+}
+
+func TestBadNamesAreNotAttached(t *testing.T) {
+	for says, change := range map[string]func(*api.AttachRequest){
+		"only letters": func(r *api.AttachRequest) { r.Name = "a b" },
+		"port name":    func(r *api.AttachRequest) { r.Ports = []api.Port{{Name: "HTTP!", Protocol: "tcp", Number: 1}} },
+		"protocol":     func(r *api.AttachRequest) { r.Ports = []api.Port{{Name: "http", Protocol: "quic", Number: 1}} },
+		"label":        func(r *api.AttachRequest) { r.Labels = map[string]string{"": "x"} },
+		"hyphen":       func(r *api.AttachRequest) { r.Name, r.Namespace = "a", "b-" },
+	} {
+		req := api.AttachRequest{ContainerID: "c", Interface: "eth0", Source: SourceCNI, HostLink: endpoint.HostLink("c", "eth0"), MAC: "02:00:00:00:00:01"}
+		if err := validAttach(req); err != nil {
+			t.Fatal(err)
+		}
+		change(&req)
+		if err := validAttach(req); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v, want %q", err, says)
+		}
+	}
+}
