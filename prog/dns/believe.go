@@ -39,6 +39,9 @@ func believe(m *dns.Msg, k key, ours func(string) bool) (*packed, error) {
 		}
 	}
 	p, err := pack(out, k.name, k.qtype)
+	if err == nil {
+		err = new(dns.Msg).Unpack(p.wire) // not all that package dns reads, it can write
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot be passed on: %w", err)
 	}
@@ -79,7 +82,7 @@ func of(all []dns.RR, name string, rrtype uint16, k key) (out []dns.RR) {
 	var signatures []dns.RR
 	for _, rr := range all {
 		h := rr.Header()
-		if h.Class != dns.ClassINET || !strings.EqualFold(h.Name, name) {
+		if h.Class != dns.ClassINET || !strings.EqualFold(h.Name, name) || hollow(rr) {
 			continue
 		}
 		sig, signature := rr.(*dns.RRSIG)
@@ -118,6 +121,9 @@ func synthesizedFrom(all []dns.RR, name string, k key) []dns.RR {
 func authorities(out, m *dns.Msg, k key, name string) (soa *dns.SOA) {
 	for _, rr := range m.Ns {
 		h := rr.Header()
+		if h.Class != dns.ClassINET || hollow(rr) {
+			continue
+		}
 		h.Ttl = uint32(ttlOf(rr) / time.Second)
 		switch rr := rr.(type) {
 		case *dns.SOA:
@@ -135,6 +141,16 @@ func authorities(out, m *dns.Msg, k key, name string) (soa *dns.SOA) {
 		out.Ns = append(out.Ns, rr)
 	}
 	return soa
+}
+
+// hollow tells a record without the data that its type has. Package dns reads those, because
+// they mean something in an update (RFC 2136).
+func hollow(rr dns.RR) bool {
+	switch rr.(type) {
+	case *dns.RFC3597, *dns.NULL, *dns.APL:
+		return false
+	}
+	return rr.Header().Rdlength == 0
 }
 
 // referral tells a reply that only names other servers.
