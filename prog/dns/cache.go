@@ -88,6 +88,15 @@ func (c *cache) remove(e *list.Element) {
 	c.used -= entry.size()
 }
 
+// clear forgets everything.
+func (c *cache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.byAt.Init()
+	clear(c.all)
+	c.used = 0
+}
+
 // fill is how many answers there are, and about how many bytes they take.
 func (c *cache) fill() (entries, bytes int) {
 	c.mu.Lock()

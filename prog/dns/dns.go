@@ -289,6 +289,7 @@ func (s *Server) readConf(conf *resolvConf) {
 		s.cfg.Log.Warn("only names of the mesh and of forwarded domains are answered", keyFile, conf.path, keyErr, why)
 	}
 	s.upstreams.Store(s.upstreams.Load().with(servers, s.hostPort))
+	s.cache.clear() // other servers may know other names, those of a company's network for example
 	s.mu.Lock()
 	s.confFail = why
 	s.mu.Unlock()

@@ -250,6 +250,9 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, func() bool { return s.Status().ResolvConf == "" })
+	if st := s.Status(); st.Cached != 0 {
+		t.Errorf("answers of other servers are kept: %+v", st)
+	}
 	if r := ask(t, s, query4("b.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError || s.Status().Upstreams[0].Addr != u.addr {
 		t.Errorf("%v\n%+v", r, s.Status())
 	}
