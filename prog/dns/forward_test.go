@@ -423,6 +423,9 @@ func TestRuleForEverything(t *testing.T) {
 	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError {
 		t.Error(r)
 	}
+	if r := ask(t, s, query4("localhost.", dns.TypeA), false); len(r.Answer) != 1 || n.Load() != 1 {
+		t.Errorf("RFC 6761 6.3: %v", r)
+	}
 }
 
 // A resolv.conf that names this server is no way to ask it for ever.

@@ -54,7 +54,7 @@ func (s *Server) serve(buf, msg []byte, from asker) (out []byte, q question, wai
 		return q.write(buf, r, s.authority.ttl), q, false
 	}
 	if zone, ok := isSpecial(q.name); ok {
-		if _, ruled := s.upstreams.Load().rule(q.name); !ruled {
+		if rule, _ := s.upstreams.Load().rule(q.name); len(rule) <= len(".") { // "." is no rule for them
 			s.counts.local.Add(1)
 			return q.write(buf, s.authority.local(zone, q.qtype), s.authority.ttl), q, false
 		}
