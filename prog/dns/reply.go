@@ -23,7 +23,7 @@ func (q *question) write(buf []byte, r reply, ttl uint32) []byte {
 		return q.addresses(buf, r.addrs, ttl)
 	}
 	m := dns.Msg{
-		MsgHdr:   dns.MsgHdr{Authoritative: true, Rcode: r.rcode},
+		MsgHdr:   dns.MsgHdr{Authoritative: r.rcode != dns.RcodeServerFailure, Rcode: r.rcode},
 		Compress: true, Answer: r.answer, Ns: r.ns, Extra: r.extra,
 	}
 	p, err := pack(&m, q.name, q.qtype)
