@@ -1,0 +1,131 @@
+package dns
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// Questions and answers over loopback sockets, several clients with some questions each in
+// flight, as dnsperf has them; p99 is of the time until an answer.
+func benchmarkUDP(b *testing.B, name string, qtype uint16, prepare func(*Server)) {
+	s := runServer(b, nil)
+	if prepare != nil {
+		prepare(s)
+	}
+	const clients, window = 4, 8
+	in := packed1(query4(name, qtype))
+	var mu sync.Mutex
+	var took []time.Duration
+	var wg sync.WaitGroup
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range clients {
+		wg.Go(func() {
+			mine, err := client(at(s, loopback[0]), in, b.N/clients+1, window)
+			if err != nil {
+				b.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			took = append(took, mine...)
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	slices.Sort(took)
+	b.ReportMetric(float64(len(took))/b.Elapsed().Seconds(), "queries/s")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+}
+
+// client asks n times, window of them at a time, and returns how long each answer took.
+func client(addr string, in []byte, n, window int) (took []time.Duration, err error) {
+	c, err := net.Dial("udp", addr)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	out, buf := slices.Clone(in), make([]byte, maxUDP)
+	sent := make([]time.Time, n)
+	send := func(i int) {
+		binary.BigEndian.PutUint16(out, uint16(i))
+		sent[i] = time.Now()
+		_, err = c.Write(out)
+	}
+	for i := range min(window, n) {
+		send(i)
+	}
+	for i := range n {
+		_ = c.SetReadDeadline(time.Now().Add(time.Second))
+		size, e := c.Read(buf)
+		if e != nil || err != nil {
+			return nil, fmt.Errorf("question %d: %v, %v", i, e, err)
+		}
+		if size < headerSize || buf[3]&0xF != dns.RcodeSuccess || binary.BigEndian.Uint16(buf[6:]) == 0 {
+			return nil, fmt.Errorf("question %d: %x", i, buf[:size])
+		}
+		// Two readers may answer out of order: the id has the low bits of the number.
+		of := i - i%65536 + int(binary.BigEndian.Uint16(buf))
+		if of > i+window {
+			of -= 65536
+		} else if of < i-window-32768 {
+			of += 65536
+		}
+		took = append(took, time.Since(sent[min(max(0, of), n-1)]))
+		if i+window < n {
+			send(i + window)
+		}
+	}
+	return took, nil
+}
+
+func BenchmarkLocal(b *testing.B) {
+	benchmarkUDP(b, "www.weft.internal.", dns.TypeA, nil)
+}
+
+func BenchmarkLocalSRV(b *testing.B) {
+	benchmarkUDP(b, "_http._tcp.www.weft.internal.", dns.TypeSRV, nil)
+}
+
+func BenchmarkCached(b *testing.B) {
+	benchmarkUDP(b, "www.example.", dns.TypeA, func(s *Server) {
+		p, err := pack(replies(query4("www.example.", dns.TypeA), dns.RcodeSuccess, "www.example. 3600 CNAME a.example.", "a.example. 3600 A 192.0.2.1"), "www.example.", dns.TypeA)
+		if err != nil {
+			b.Fatal(err)
+		}
+		p.stored, p.life = time.Now(), time.Hour
+		s.cache.put(key{name: "www.example.", qtype: dns.TypeA}, p)
+	})
+}
+
+// The same without sockets: what the server itself costs.
+func benchmarkServe(b *testing.B, name string, qtype uint16) {
+	s := newServer(b, nil)
+	p, err := pack(replies(query4("www.example.", dns.TypeA), dns.RcodeSuccess, "www.example. 3600 A 192.0.2.1"), "www.example.", dns.TypeA)
+	if err != nil {
+		b.Fatal(err)
+	}
+	p.stored, p.life = time.Now(), time.Hour
+	s.cache.put(key{name: "www.example.", qtype: dns.TypeA}, p)
+	in, out := packed1(query4(name, qtype)), make([]byte, 0, maxUDP)
+	b.ReportAllocs()
+	for b.Loop() {
+		if got, _, wait := s.serve(out, in, asker{client: "c"}); wait || got == nil {
+			b.Fatal("no answer")
+		}
+	}
+}
+
+func BenchmarkServeLocal(b *testing.B) { benchmarkServe(b, "www.weft.internal.", dns.TypeA) }
+
+func BenchmarkServeMissing(b *testing.B) { benchmarkServe(b, "nope.weft.internal.", dns.TypeA) }
+
+func BenchmarkServePTR(b *testing.B) { benchmarkServe(b, "5.0.32.10.in-addr.arpa.", dns.TypePTR) }
+
+func BenchmarkServeCached(b *testing.B) { benchmarkServe(b, "www.example.", dns.TypeA) }
