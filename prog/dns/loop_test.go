@@ -1,0 +1,73 @@
+package dns
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// A resolv.conf that names this server is no way to ask it for ever.
+func TestLoop(t *testing.T) {
+	own := netip.MustParseAddr("169.254.1.1")
+	s := newServer(t, func(c *Config) { c.Own = func(a netip.Addr) bool { return a == own } })
+	use(s, &upstream{addr: netip.AddrPortFrom(own, port)}, &upstream{addr: netip.AddrPortFrom(nodeAddrs[0], port)})
+	begin := time.Now()
+	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure || time.Since(begin) > 190*time.Millisecond {
+		t.Error(r)
+	}
+	for _, u := range s.Status().Upstreams {
+		if !u.Own {
+			t.Errorf("%v is this server", u.Addr)
+		}
+	}
+	if s.loop(netip.AddrPortFrom(own, 5353)) {
+		t.Error("another server on this host is none of us")
+	}
+}
+
+// Two servers that forward to each other: the question that comes round is turned away.
+func TestLoopThroughAnother(t *testing.T) {
+	var n atomic.Int32
+	s := newServer(t, nil)
+	u := fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
+		n.Add(1)
+		m := q.Copy()
+		m.Question[0].Name = "A.Example."
+		in, _ := m.Pack()
+		out := raw(t, s, in, asker{"b", netip.MustParseAddr("127.0.0.1"), false})
+		var r dns.Msg
+		if err := r.Unpack(out); err != nil {
+			t.Error(err)
+		}
+		return replies(q, r.Rcode)
+	})
+	use(s, u)
+	begin := time.Now()
+	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure || time.Since(begin) > 190*time.Millisecond {
+		t.Errorf("after %v: %v", time.Since(begin), r)
+	}
+	if n.Load() != 1 {
+		t.Errorf("the other server was asked %d times", n.Load())
+	}
+}
+
+// The same where the question comes round from an address that tells nothing: it ends when the
+// upstream's time does, and has not multiplied.
+func TestLoopThroughStrangers(t *testing.T) {
+	var n atomic.Int32
+	s := newServer(t, nil)
+	use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
+		n.Add(1)
+		raw(t, s, packed1(q), asker{"b", netip.MustParseAddr("192.0.2.1"), false})
+		return nil
+	}))
+	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure {
+		t.Error(r)
+	}
+	if c := s.Status().Counts; n.Load() != 2 || c.Forwarded != 1 || c.Joined != 2 {
+		t.Errorf("the other server was asked %d times: %+v", n.Load(), c)
+	}
+}
