@@ -108,7 +108,7 @@ type Config struct {
 	// a-z, 0-9, - and _. Default: DefaultDomain.
 	Domain string
 	// TTL of what is answered from Names, positive and negative, in whole seconds: 0, which is
-	// "ask every time", to MaxTTL.
+	// "ask every time", to MaxTTL. New takes it as it is; DefaultTTL is what to offer people.
 	TTL time.Duration
 	// PreferLocal puts the addresses of endpoints on this peer, Self, before all others.
 	PreferLocal bool
