@@ -111,9 +111,9 @@ const (
 	maxLabels    = 256
 	maxLabelSize = 320
 	maxLabelsAll = 32 << 10 // keys and values together; an endpoint of all bounds has less than maxEndpoint
-	maxAliases   = 64
+	MaxAliases   = 64
 	maxPorts     = 64
-	maxOutside   = 16
+	MaxOutside   = 16
 )
 
 // CheckName reports why a name cannot be one in the DNS domain: it is one or more labels of
@@ -185,9 +185,9 @@ func (e Endpoint) Check(u slot.Universe) error {
 	}{
 		{"slots", len(e.Slots), maxSlots},
 		{"labels", len(e.Labels), maxLabels},
-		{"aliases", len(e.Aliases), maxAliases},
+		{"aliases", len(e.Aliases), MaxAliases},
 		{"ports", len(e.Ports), maxPorts},
-		{"outside addresses", len(e.Outside), maxOutside},
+		{"outside addresses", len(e.Outside), MaxOutside},
 	} {
 		if n.have > n.most {
 			return fmt.Errorf("endpoint %s: %d %s, at most %d are allowed", e.ID, n.have, n.what, n.most)

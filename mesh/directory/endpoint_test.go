@@ -56,9 +56,9 @@ func TestCheck(t *testing.T) {
 		{"labels of", Endpoint{ID: "a", Labels: labels(maxLabels, 129)}},
 		{"257 labels", Endpoint{ID: "a", Labels: labels(maxLabels+1, 3)}},
 		{"17 slots", Endpoint{ID: "a", Slots: make([]slot.Slot, maxSlots+1)}},
-		{"65 aliases", Endpoint{ID: "a", Aliases: slices.Repeat([]string{"b"}, maxAliases+1)}},
+		{"65 aliases", Endpoint{ID: "a", Aliases: slices.Repeat([]string{"b"}, MaxAliases+1)}},
 		{"65 ports", Endpoint{ID: "a", Ports: make([]Port, maxPorts+1)}},
-		{"17 outside", Endpoint{ID: "a", Outside: make([]netip.Addr, maxOutside+1)}},
+		{"17 outside", Endpoint{ID: "a", Outside: make([]netip.Addr, MaxOutside+1)}},
 		{"such as http", Endpoint{ID: "a", Ports: []Port{{"", "tcp", 1}}}},
 		{"such as http", Endpoint{ID: "a", Ports: []Port{{"sixteen-letters-", "tcp", 1}}}},
 		{"such as http", Endpoint{ID: "a", Ports: []Port{{"HTTP", "tcp", 1}}}},
@@ -92,7 +92,7 @@ func TestTheLargestEndpointTravels(t *testing.T) {
 	for i := range 100 {
 		e.Labels[fmt.Sprint(i)] = ""
 	}
-	for i := range maxAliases {
+	for i := range MaxAliases {
 		e.Aliases = append(e.Aliases, fmt.Sprintf("%02d%s", i, strings.Repeat(".abc", 57)))
 	}
 	for i := range maxPorts {

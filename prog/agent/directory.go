@@ -86,7 +86,7 @@ func (a *Agent) publish(ctx context.Context) error {
 		if err != nil || snap.Ring.IsZero() {
 			continue // both end in another call
 		}
-		if err := a.directory.Publish(a.published(snap)); err != nil {
+		if err := a.directory.Publish(a.publishable(a.published(snap), snap.Ring.Universe)); err != nil {
 			a.log.Warn("cannot tell the other peers of the endpoints here", "err", err)
 		}
 	}
@@ -125,6 +125,17 @@ func (a *Agent) published(snap ipam.Snapshot) []directory.Endpoint {
 		}
 	}
 	return slices.AppendSeq(out, maps.Values(outside))
+}
+
+// publishable leaves out what the other peers would refuse: it must not keep the rest from them.
+func (a *Agent) publishable(list []directory.Endpoint, u slot.Universe) []directory.Endpoint {
+	return slices.DeleteFunc(list, func(e directory.Endpoint) bool {
+		err := e.Check(u)
+		if err != nil {
+			a.log.Warn("an endpoint has no name", "err", err)
+		}
+		return err != nil
+	})
 }
 
 // entry is what the endpoint's own request says of it.

@@ -30,6 +30,16 @@ func (s settings) aliases(key string) (out []string) {
 	return slices.Compact(out)
 }
 
+// outside counts the addresses outside that have a name.
+func (s settings) outside(name string) (n int) {
+	for _, g := range s.Names {
+		if g.Endpoint == "" && g.Name == name {
+			n++
+		}
+	}
+	return n
+}
+
 // change stores changed settings and then goes by them.
 func (a *Agent) change(f func(*settings)) error {
 	a.changing.Lock()
@@ -74,13 +84,24 @@ func (a *Agent) AddName(ctx context.Context, req api.NameRequest) error {
 	if err != nil {
 		return err
 	}
-	return a.change(func(s *settings) {
+	full := false
+	err = a.change(func(s *settings) {
+		before := s.Names
 		for _, g := range given {
 			if g.Name = name; !slices.Contains(s.Names, g) {
 				s.Names = append(s.Names, g)
 			}
+			full = full || g.Endpoint != "" && len(s.aliases(g.Endpoint)) > directory.MaxAliases || s.outside(name) > directory.MaxOutside
+		}
+		if full {
+			s.Names = before
 		}
 	})
+	if err == nil && full {
+		return &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf(
+			"an endpoint has at most %d further names, and a name at most %d addresses outside: `weft dns-remove` takes some back", directory.MaxAliases, directory.MaxOutside)}
+	}
+	return err
 }
 
 // RemoveName takes back what AddName gave.

@@ -36,12 +36,14 @@ var benchmarks = []struct {
 	{"idle", idle},
 	{"ipam", ipamBench},
 	{"directory", directoryBench},
+	{"dns", dnsBench},
 }
 
 // helpers are what this program is inside of a lab's host, where it is called with their name first.
 var helpers = map[string]func(context.Context, []string) error{
 	"cni-runtime":     cniRuntime,
 	"plain-wireguard": plainWireGuard,
+	"dns-upstream":    dnsUpstream,
 }
 
 // bench is one run.
@@ -67,7 +69,7 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := flags.String("only", "stream,cni,join,idle,ipam,directory", "comma-separated `names` of benchmarks")
+	only := flags.String("only", "stream,cni,join,idle,ipam,directory,dns", "comma-separated `names` of benchmarks")
 	bin := flags.String("bin", "bin", "`directory` of weft and weft-cni")
 	if err := flags.Parse(args); err != nil {
 		return err

@@ -59,30 +59,14 @@ func name(t testing.TB) string {
 // dumpLimit keeps the end of a log, where the failure is.
 const dumpLimit = 16 << 10
 
-// Need makes sure of a program, which it installs from Debian's package if it can. If it
-// cannot, the test is skipped, and says how to get the program.
+// Need makes sure of a program. If it cannot be installed, the test is skipped, and says how
+// to get the program.
 func Need(t testing.TB, program, pkg string) {
 	t.Helper()
-	if _, err := exec.LookPath(program); err == nil {
-		return
-	}
-	installing.Lock()
-	defer installing.Unlock()
-	install := exec.Command("apt-get", "install", "-y", "-q", "--no-install-recommends", pkg)
-	install.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-	out, err := install.CombinedOutput()
-	if err != nil {
-		_ = exec.Command("apt-get", "update", "-q").Run() // lists may be old, or not there
-		again := exec.Command(install.Path, install.Args[1:]...)
-		again.Env = install.Env
-		out, err = again.CombinedOutput()
-	}
-	if err != nil {
-		t.Skipf("%s is not there, and cannot be installed from here: apt-get install %s (%v: %s)", program, pkg, err, out)
+	if err := lab.Install(program, pkg); err != nil {
+		t.Skip(err)
 	}
 }
-
-var installing sync.Mutex
 
 func dump(t testing.TB, l *lab.Lab) {
 	for _, host := range l.Hosts() {
