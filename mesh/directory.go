@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -98,14 +99,25 @@ func NewDirectory(cfg DirectoryConfig) (*Directory, error) {
 		left: map[slot.Slot]uint64{},
 	}
 	for _, data := range cfg.Sets {
-		s, err := directory.Decode(data)
+		k := kept{Set: data}
+		_ = decoding.Unmarshal(data, &k) // most are sets as they are
+		s, err := directory.Decode(k.Set)
 		if err != nil { // of a newer version that allowed more; it is fetched again
 			cfg.Log.Warn("stored endpoints are not readable", "err", err)
 			continue
 		}
 		d.dir.Put(s)
+		for _, slot := range k.Left {
+			d.left[slot] = s.Version
+		}
 	}
 	return d, nil
+}
+
+// kept is our own set on disk.
+type kept struct {
+	Set  []byte      `cbor:"10,keyasint"` // no field of a set has this number
+	Left []slot.Slot `cbor:"11,keyasint,omitempty"`
 }
 
 // Name is the directory's name as a replicated state.
@@ -202,27 +214,29 @@ func (d *Directory) Publish(endpoints []directory.Endpoint) error {
 		good = append(good, e)
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.publish(d.dir.Set(d.self), good, 0); err != nil {
-		return errors.Join(unusable, err)
+	n, err := d.publish(d.dir.Set(d.self), good, 0)
+	d.published = d.published || err == nil
+	d.mu.Unlock()
+	if n != nil {
+		err = d.flush(d.self) // first, so that no restart forgets what was said
+		d.cfg.Mesh.Broadcast(DirectoryName, n)
 	}
-	d.published = true
-	return unusable
+	return errors.Join(unusable, err)
 }
 
-// publish makes endpoints the set that follows old. The caller holds the lock.
-func (d *Directory) publish(old *directory.Set, endpoints []directory.Endpoint, atLeast uint64) error {
+// publish makes endpoints the set that follows old, and returns what to tell the mesh; nil
+// if nothing changed. The caller holds the lock.
+func (d *Directory) publish(old *directory.Set, endpoints []directory.Endpoint, atLeast uint64) ([]byte, error) {
 	next, delta, err := directory.Next(old, endpoints, atLeast, d.cfg.Identity)
 	if err != nil || delta == nil {
-		return err
+		return nil, err
 	}
 	d.follow(next, old)
 	n := news{From: d.self, Delta: delta.Encode()}
 	if len(n.Delta) > maxDelta || delta.From == 0 {
 		n = news{From: d.self, Held: []directory.Held{next.Held()}}
 	}
-	d.cfg.Mesh.Broadcast(DirectoryName, encode(n))
-	return nil
+	return encode(n), nil
 }
 
 // follow makes next our own set. A slot of the one before, or of another one that the mesh
@@ -253,7 +267,11 @@ func (d *Directory) insist(theirs *directory.Set) error {
 		d.follow(theirs, nil)
 		return nil
 	}
-	return d.publish(theirs, own.Endpoints(), theirs.Version+1)
+	n, err := d.publish(theirs, own.Endpoints(), theirs.Version+1)
+	if n != nil {
+		d.cfg.Mesh.Broadcast(DirectoryName, n)
+	}
+	return err
 }
 
 // Taken reports whether a slot is known in the mesh as one of our endpoints, or may still
@@ -301,8 +319,8 @@ func (d *Directory) Held() []directory.Held {
 	return d.dir.Held()
 }
 
-// flushEvery is how often what changed goes to disk. What a crash loses of it is fetched
-// again, and our own is made anew from the endpoints.
+// flushEvery is how often what others say goes to disk. What a crash loses of it is fetched
+// again.
 const flushEvery = time.Second
 
 // Run fetches, keeps and confirms until ctx ends.
@@ -340,30 +358,34 @@ func (d *Directory) forget() {
 	}
 }
 
-// flush writes what changed. Our own set waits until all have dropped what was in the one
-// before: a restart finds its slots taken.
-func (d *Directory) flush() error {
+// flush writes what changed of some owners; of all, if none are named.
+func (d *Directory) flush(owners ...peer.ID) error {
 	d.saving.Lock()
 	defer d.saving.Unlock()
 	d.mu.Lock()
-	changed := map[peer.ID]*directory.Set{}
+	sets, left := map[peer.ID]*directory.Set{}, slices.Collect(maps.Keys(d.left))
 	for owner := range d.dirty {
-		if owner != d.self || len(d.left) == 0 {
-			changed[owner] = d.dir.Set(owner)
+		if len(owners) == 0 || slices.Contains(owners, owner) {
+			sets[owner] = d.dir.Set(owner)
 			delete(d.dirty, owner)
 		}
 	}
 	d.mu.Unlock()
-	if len(changed) == 0 {
+	if len(sets) == 0 {
 		return nil
 	}
-	sets := map[peer.ID][]byte{}
-	for owner, s := range changed {
-		if sets[owner] = nil; s != nil {
-			sets[owner] = s.Encode()
+	data := map[peer.ID][]byte{}
+	for owner, s := range sets {
+		switch {
+		case s == nil:
+			data[owner] = nil
+		case owner == d.self:
+			data[owner] = encode(kept{s.Encode(), left})
+		default:
+			data[owner] = s.Encode()
 		}
 	}
-	err := d.cfg.Store.SaveSets(sets)
+	err := d.cfg.Store.SaveSets(data)
 	if err != nil {
 		d.mu.Lock()
 		defer d.mu.Unlock()

@@ -90,7 +90,7 @@ func (d *Directory) serveHeld(ctx context.Context, from peer.ID, payload []byte)
 	if s != nil && d.lacks(h) || s == nil && d.counts(from) {
 		return nil, fmt.Errorf("version %d of the endpoints of %v did not arrive", h.Version, from)
 	}
-	if err := d.flush(); err != nil || s == nil { // a restart must not bring back what we say is gone
+	if err := d.flush(from); err != nil || s == nil { // a restart must not bring back what we say is gone
 		return nil, err
 	}
 	return encode(s.Held()), nil
@@ -202,19 +202,23 @@ func (d *Directory) takeIn(sets []*directory.Set) (err error) {
 }
 
 // confirmPause is how long one round of confirmations waits for the next, for each other
-// peer; confirmLeast in a small mesh.
+// peer; confirmLeast in a small mesh. The first waits until it is known again who can be
+// reached: at the start, that is nobody.
 const (
 	confirmPause = 20 * time.Millisecond
 	confirmLeast = 500 * time.Millisecond
+	confirmFirst = 10 * time.Second
 	confirmAsk   = 16 // peers at once
 )
 
 // confirmAll asks all peers, while slots of ours may still be known by an old name.
 func (d *Directory) confirmAll(ctx context.Context) {
+	pause := confirmFirst
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case <-time.After(max(confirmLeast, time.Duration(len(d.cfg.Mesh.Others()))*confirmPause)):
+		case <-time.After(pause):
+			pause = max(confirmLeast, time.Duration(len(d.cfg.Mesh.Others()))*confirmPause)
 			if err := d.confirm(ctx); err != nil {
 				d.cfg.Log.Debug("not all peers have dropped old endpoints yet", "err", err)
 			}
@@ -260,6 +264,7 @@ func (d *Directory) confirm(ctx context.Context) error {
 	for s, version := range d.left {
 		if version <= own.Version {
 			delete(d.left, s)
+			d.dirty[d.self] = true
 		}
 	}
 	return nil

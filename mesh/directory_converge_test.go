@@ -1,0 +1,82 @@
+package mesh
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/ipam/slot"
+	"weft/mesh/directory"
+	"weft/mesh/meshtest"
+)
+
+// The directory under all of that at once converges.
+func TestDirectoryConverges(t *testing.T) {
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { misfortunes(t, seed) })
+		})
+	}
+}
+
+func misfortunes(t *testing.T, seed uint64) {
+	w, r := newTown(t, seed), rand.New(rand.NewPCG(seed, 1))
+	w.net.SetWeather(meshtest.Weather{Loss: 0.2, Duplicate: 0.1, Delay: time.Second})
+	disks, removed := map[int]*setDisk{}, map[int]bool{}
+	backups := map[int][]*setDisk{}
+	for n := 1; n <= 6; n++ {
+		w.start(n, 0, nil)
+	}
+	for range 60 {
+		n := 1 + r.IntN(6)
+		h := w.here[n]
+		switch dice := r.IntN(20); {
+		case h == nil && (dice < 10 || removed[n]): // it comes back: with its disk, an older one, or none
+			disk := disks[n]
+			if b := backups[n]; dice < 3 && len(b) > 0 {
+				disk = b[r.IntN(len(b))].copy()
+			} else if removed[n] && dice < 8 {
+				disk = nil
+			}
+			w.remove(idOf(n), false)
+			removed[n] = false
+			w.start(n, 0, disk)
+		case h == nil && dice < 14:
+			w.remove(idOf(n), true)
+			removed[n] = true
+		case h == nil:
+		case dice < 10:
+			var says []directory.Endpoint
+			for i := range r.IntN(1 + 10*(dice/7)) {
+				says = append(says, at(fmt.Sprintf("%d-%d", r.IntN(8)/7, i), slot.Slot(100*n+r.IntN(20))))
+			}
+			w.say(h, says...)
+		case dice < 12:
+			backups[n] = append(backups[n], h.disk.copy())
+		case dice < 15 && len(w.here) > 2:
+			disks[n] = h.disk
+			w.kill(h)
+		case dice < 17:
+			w.net.Partition(func(*meshtest.Node) int { return r.IntN(2) })
+		default:
+			w.net.Heal()
+		}
+		time.Sleep(time.Duration(r.IntN(4000)) * time.Millisecond)
+	}
+	w.net.Heal()
+	for _, h := range w.here {
+		w.say(h, append(h.says, at("last", slot.Slot(100*h.n+50)))...)
+	}
+	time.Sleep(10 * time.Second)
+	w.eventually(5*time.Minute, "all is well again")
+	time.Sleep(2 * time.Minute)
+	w.eventually(0, "and stays so")
+	for _, h := range w.here {
+		if sets, slots := h.waits(); sets+slots > 0 {
+			t.Errorf("host %d still waits for %d sets and %d slots", h.n, sets, slots)
+		}
+	}
+	w.end()
+}

@@ -1,0 +1,219 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/ipam/slot"
+	"weft/mesh/directory"
+	"weft/mesh/meshtest"
+	"weft/mesh/peer"
+)
+
+// stub is a mesh that answers as it is told.
+type stub struct {
+	broadcast func([]byte)
+	answer    func() []byte
+	others    []peer.ID
+	mu        sync.Mutex
+	requests  int
+}
+
+func (s *stub) Broadcast(_ string, data []byte) {
+	if s.broadcast != nil {
+		s.broadcast(data)
+	}
+}
+
+func (s *stub) Request(context.Context, peer.ID, string, []byte) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.requests++; s.answer == nil {
+		return nil, errors.New("no answer")
+	}
+	return s.answer(), nil
+}
+func (s *stub) Reachable(peer.ID) bool { return true }
+func (s *stub) Others() []peer.ID      { return s.others }
+
+// quiet makes a directory that does not run.
+func quiet(t testing.TB, n int, m Messenger) *Directory {
+	t.Helper()
+	d, err := NewDirectory(DirectoryConfig{
+		Identity: identity(n), Mesh: m, Store: &setDisk{sets: map[peer.ID][]byte{}}, Wanted: func(peer.ID) bool { return true },
+		Log: slog.New(slog.DiscardHandler), Changed: func() {},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func set(t testing.TB, n int, old *directory.Set, endpoints ...directory.Endpoint) (*directory.Set, *directory.Delta) {
+	t.Helper()
+	s, d, err := directory.Next(old, endpoints, 0, identity(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, d
+}
+
+// fetchAll does what Run does, until nothing is left to do.
+func fetchAll(t testing.TB, d *Directory) {
+	t.Helper()
+	for range 100 {
+		var group sync.WaitGroup
+		d.fetch(t.Context(), &group)
+		group.Wait()
+		if d.mu.Lock(); len(d.wanted) == 0 {
+			d.mu.Unlock()
+			return
+		}
+		d.mu.Unlock()
+	}
+	t.Fatalf("it asks without end: %v", d.wanted)
+}
+
+// Whatever comes, nothing panics or goes on for ever, and what this peer says stays.
+func FuzzDirectory(f *testing.F) {
+	s1, _ := set(f, 2, nil, at("a", 1))
+	s2, d2 := set(f, 2, s1, at("a", 1), at("b", 2))
+	f.Add(encode(news{From: idOf(2), Held: []directory.Held{s2.Held(), {Owner: idOf(3), Version: 1 << 63}}}), encode([]peer.ID{idOf(1)}))
+	f.Add(encode(news{From: idOf(2), Delta: d2.Encode()}), encode([][]byte{s1.Encode(), s2.Encode()}))
+	f.Add(encode(news{From: idOf(3), Held: []directory.Held{{Owner: idOf(1), Version: 9}}, Delta: []byte{}}), encode(s2.Held()))
+	own, _ := set(f, 1, nil, at("lost", 3))
+	own, _ = set(f, 1, own, at("lost", 3), at("mine", 4))
+	f.Add(encode(news{From: idOf(2), Held: []directory.Held{own.Held()}}), encode([][]byte{own.Encode()}))
+	f.Add([]byte{0xa0}, []byte{0x80})
+	f.Fuzz(func(t *testing.T, gossip, answer []byte) {
+		m := &stub{answer: func() []byte { return answer }}
+		d := quiet(t, 1, m)
+		if err := d.Publish([]directory.Endpoint{at("mine", 1)}); err != nil {
+			t.Fatal(err)
+		}
+		d.mu.Lock()
+		d.dir.Put(s1)
+		d.mu.Unlock()
+		for _, data := range [][]byte{gossip, answer} {
+			_, _ = d.Merge(data)
+			_, _ = d.serveSets(t.Context(), idOf(2), data)
+			_, _ = d.serveHeld(t.Context(), idOf(2), data)
+			_, _ = d.serveHeld(t.Context(), idOf(3), data)
+			fetchAll(t, d)
+		}
+		_ = d.confirmOne(t.Context(), idOf(2), d.set(idOf(1)).Held())
+		fetchAll(t, d)
+		if own := d.set(idOf(1)).Endpoints(); len(own) != 1 || own[0].ID != "mine" {
+			t.Errorf("its own endpoints are %+v", own)
+		}
+		if len(d.Held()) > 3 || len(d.asked)+len(d.busy) > 0 {
+			t.Errorf("it holds %v, asks %v %v", d.Held(), d.asked, d.busy)
+		}
+	})
+}
+
+// What was tacked onto a signed delta does not travel on with it.
+func TestOnlyWhatIsSignedIsPassedOn(t *testing.T) {
+	d := quiet(t, 1, &stub{})
+	s1, _ := set(t, 2, nil, at("a", 1))
+	d.dir.Put(s1)
+	_, delta := set(t, 2, s1, at("b", 1))
+	lies := []directory.Held{{Owner: idOf(3), Version: 99}}
+	got, err := d.Merge(encode(news{From: idOf(4), Held: lies, Delta: delta.Encode()}))
+	if want := encode(news{From: idOf(4), Delta: delta.Encode()}); err != nil || !slices.Equal(got, want) {
+		t.Errorf("passed on %x, %v", got, err)
+	}
+}
+
+// liar is a peer that claims what it likes, and answers with what it likes.
+func (w *town) liar(n int, answer func() ([]byte, error)) (*meshtest.Node, *atomic.Int64) {
+	node, asked := w.net.Node(idOf(n), nil), &atomic.Int64{}
+	h := func(context.Context, peer.ID, []byte) ([]byte, error) {
+		asked.Add(1)
+		return answer()
+	}
+	node.Start(0, meshtest.NodeConfig{Handlers: map[string]meshtest.Handler{requestSets: h, requestHeld: h}, Twin: func() {}})
+	return node, asked
+}
+
+// A liar claims to have the newest of all, again and again. It is asked about as often as it
+// lies, the truth arrives all the same, and in the end nobody waits for anything.
+func TestALiarChangesNothing(t *testing.T) {
+	stale, _ := set(t, 2, nil, at("first-2", 2))
+	foreign, _ := set(t, 66, nil, at("foreign", 66))
+	for name, answer := range map[string]func() ([]byte, error){
+		"nothing":      func() ([]byte, error) { return encode([][]byte{}), nil },
+		"an error":     func() ([]byte, error) { return nil, errors.New("no") },
+		"no answer":    func() ([]byte, error) { time.Sleep(time.Minute); return nil, nil },
+		"garbage":      func() ([]byte, error) { return []byte("garbage"), nil },
+		"garbage sets": func() ([]byte, error) { return encode([][]byte{{1}, {2}}), nil },
+		"stale sets":   func() ([]byte, error) { return encode([][]byte{stale.Encode()}), nil },
+		"other sets":   func() ([]byte, error) { return encode([][]byte{foreign.Encode()}), nil },
+		"a huge list":  func() ([]byte, error) { return encode(slices.Repeat([][]byte{stale.Encode()}, 1000)), nil },
+		"a huge digest": func() ([]byte, error) {
+			return encode(directory.Held{Version: 1 << 60, Digest: make([]byte, 1<<20)}), nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, h := five(t)
+				w.remove(idOf(66), true)
+				liar, asked := w.liar(9, answer)
+				time.Sleep(5 * time.Second)
+				before := w.fetches()
+				const lies = 20
+				for i := range lies {
+					var held []directory.Held
+					for n := 1; n <= 200; n++ {
+						held = append(held, directory.Held{Owner: idOf(n % 100), Version: uint64(1000 + i)})
+					}
+					liar.Broadcast(DirectoryName, encode(news{From: idOf(9), Held: held}))
+					if i%5 == 0 {
+						w.say(h[2], at(fmt.Sprint("true-", i), slot.Slot(i)))
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				w.eventually(15*time.Second, "the truth")
+				time.Sleep(30 * time.Second)
+				if n := w.fetches() - before; asked.Load() > 10*lies || n > 5*(5*lies+5*lies) {
+					t.Errorf("the liar was asked %d times, all together %d times", asked.Load(), n)
+				}
+				before = w.fetches()
+				time.Sleep(time.Minute)
+				if n := w.fetches() - before; n > 0 {
+					t.Errorf("%d requests without end", n)
+				}
+				for _, r := range w.here {
+					if sets, _ := r.waits(); len(r.Held()) != 5 || sets > 0 {
+						t.Errorf("host %d holds %v, waits for %d sets", r.n, r.Held(), sets)
+					}
+				}
+				w.end()
+			})
+		})
+	}
+}
+
+// An answer is bounded: in its number of sets, and its size.
+func TestAnswersAreBounded(t *testing.T) {
+	d := quiet(t, 1, &stub{})
+	s, _ := set(t, 2, nil, many(2000)...)
+	d.dir.Put(s)
+	one := len(s.Encode())
+	answer, err := d.serveSets(t.Context(), idOf(3), encode(slices.Repeat([]peer.ID{idOf(2)}, 100_000)))
+	if err != nil || len(answer) > maxAnswer+one {
+		t.Errorf("%d bytes, %v", len(answer), err)
+	}
+	d = quiet(t, 1, &stub{answer: func() []byte { return answer }})
+	if err := d.fetchFrom(t.Context(), idOf(3), []peer.ID{idOf(2)}); err == nil || len(d.Held()) > 0 {
+		t.Errorf("more sets than asked for: %v", err)
+	}
+}
