@@ -82,8 +82,8 @@ func (s *Server) later(ctx context.Context, q question, from asker, send func([]
 	}
 	q.keep()
 	s.tasks.Go(func() {
-		defer s.forwards.leave(from.client)
 		p := s.resolve(ctx, q.key(), from.addr)
+		s.forwards.leave(from.client) // before the client knows: its next question may come at once
 		send(q.render(nil, p, time.Now()))
 	})
 }
