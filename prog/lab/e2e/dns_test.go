@@ -292,3 +292,43 @@ func TestNamesWhileThingsFail(t *testing.T) {
 		}
 	})
 }
+
+// Nobody inherits a name: an address that was freed is not given again while a peer that can
+// be reached may still know it by its old name, even where no other is left.
+func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 2, Launch: []string{"--ipalloc-range", "10.44.0.0/28", "--ipalloc-rest", "1s"}})
+	all, err := addresses(t, l, "h1", "full", 12) // of 14, less two node addresses
+	if err != nil {
+		t.Fatal(err)
+	}
+	distinct(t, all)
+	agent := func(signal string) {
+		t.Helper()
+		s, err := l.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, l, "h2", "sh", "-c", fmt.Sprintf("kill -%s %d", signal, s.Hosts[1].Agent[0]))
+	}
+	if free := report(t, l, "h1").IPAM.Free; free != 0 {
+		t.Fatalf("%d addresses are left", free)
+	}
+	agent("STOP")
+	if err := tool(t, l, "h1", "release", "full-3"); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan string, 1)
+	go func() {
+		list, err := addresses(t, l, "h1", "next", 1)
+		got <- fmt.Sprint(list, err)
+	}()
+	select {
+	case early := <-got:
+		t.Errorf("while h2 could not hear of it: %s", early)
+	case <-time.After(2500 * time.Millisecond): // h2 is not given up yet, and the address has rested
+	}
+	agent("CONT")
+	if late := <-got; !strings.HasPrefix(late, "[10.44.0.") {
+		t.Errorf("when h2 had heard of it: %s", late)
+	}
+}

@@ -39,6 +39,11 @@ func allocate(args []string) error {
 	return nil
 }
 
+// release takes back what allocate got for a container: ID.
+func release(args []string) error {
+	return api.NewClient(api.DefaultSocket).Detach(context.Background(), api.EndpointRef{ContainerID: args[0], Interface: "eth0"})
+}
+
 // addresses is what allocate printed on a host, and its error.
 func addresses(t *testing.T, l *lab.Lab, host, prefix string, count int) ([]string, error) {
 	t.Helper()
