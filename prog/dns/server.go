@@ -9,13 +9,13 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/net/ipv4"
 )
 
 // asker is who asks a question, and how.
@@ -153,12 +153,11 @@ func listen(ctx context.Context, addr netip.AddrPort) (*socket, error) {
 	return so, nil
 }
 
-// start serves a socket until it is closed. Packets are answered by whoever read them: as
-// many at a time as there are processors.
+// start serves a socket until it is closed. One goroutine reads packets and answers them:
+// an answer takes microseconds, and readers that take turns would wake each other for every
+// packet.
 func (s *Server) start(ctx context.Context, so *socket) {
-	for range max(2, runtime.GOMAXPROCS(0)) {
-		s.tasks.Go(func() { s.packets(ctx, so.udp) })
-	}
+	s.tasks.Go(func() { s.packets(ctx, so.udp) })
 	s.tasks.Go(func() { s.accept(ctx, so.tcp) })
 }
 
@@ -176,32 +175,67 @@ func closed(ctx context.Context, err error) bool {
 	}
 }
 
+// batch is how many packets are read, and answered, by one call into the kernel at most:
+// under load it is that call that a question costs.
+const batch = 16
+
+// maxQuery is the largest packet that is read whole. A query has one name and few options.
+const maxQuery = 4096
+
 // packets answers what comes over UDP. Answers leave by the socket that the question came
 // in on, for what the kernel made of destination and interface to be undone.
 func (s *Server) packets(ctx context.Context, c *net.UDPConn) {
-	in, out := make([]byte, maxTCP), make([]byte, 0, maxUDP)
+	conn := ipv4.NewPacketConn(c) // its batches know both families
+	in, out := messages(maxQuery), messages(maxUDP)
 	for {
-		n, source, err := c.ReadFromUDPAddrPort(in)
+		n, err := conn.ReadBatch(in, 0)
 		if err != nil {
 			if closed(ctx, err) {
 				return
 			}
 			continue
 		}
-		s.counts.queries.Add(1)
-		from, ok := s.who(source, false)
-		if !ok || source.Port() == 0 {
-			s.counts.dropped.Add(1)
-			continue
+		answers := out[:0]
+		for i := range in[:n] {
+			m := &out[len(answers)]
+			if answer := s.packet(ctx, c, &in[i], m.Buffers[0][:0]); answer != nil {
+				m.Buffers[0], m.Addr = answer, in[i].Addr
+				answers = out[:len(answers)+1]
+			}
 		}
-		send := func(b []byte) { _, _ = c.WriteToUDPAddrPort(b, source) } // lost, as packets are
-		answer, q, wait := s.serve(out, in[:n], from)
-		if wait {
-			s.later(ctx, q, from, send)
-		} else if answer != nil {
-			send(answer)
+		for len(answers) > 0 {
+			n, err := conn.WriteBatch(answers, 0)
+			if err != nil {
+				n++ // one that cannot be sent is lost, as packets are
+			}
+			answers = answers[min(n, len(answers)):]
 		}
 	}
+}
+
+func messages(size int) []ipv4.Message {
+	out := make([]ipv4.Message, batch)
+	for i := range out {
+		out[i].Buffers = [][]byte{make([]byte, size)}
+	}
+	return out
+}
+
+// packet is the answer to one, written into buf; nil if there is none now.
+func (s *Server) packet(ctx context.Context, c *net.UDPConn, m *ipv4.Message, buf []byte) []byte {
+	s.counts.queries.Add(1)
+	source := m.Addr.(*net.UDPAddr).AddrPort()
+	from, ok := s.who(source, false)
+	if !ok || source.Port() == 0 {
+		s.counts.dropped.Add(1)
+		return nil
+	}
+	answer, q, wait := s.serve(buf, m.Buffers[0][:m.N], from)
+	if wait {
+		s.later(ctx, q, from, func(b []byte) { _, _ = c.WriteToUDPAddrPort(b, source) })
+		return nil
+	}
+	return answer
 }
 
 // accept takes TCP connections.
