@@ -170,9 +170,10 @@ func (a *app) ps() *cobra.Command {
 	}
 }
 
-// shortID is a container id as Docker's users know it: 12 characters.
+// shortID is the id of a container as Docker's users know it: 12 characters. Other ids stay
+// whole, since only the digits of a hash tell one from the next that soon.
 func shortID(id string) string {
-	if len(id) > 12 && !strings.Contains(id, ":") {
+	if len(id) == 64 && strings.Trim(id, "0123456789abcdef") == "" {
 		return id[:12]
 	}
 	return id

@@ -167,6 +167,17 @@ func TestExitCodesAndErrors(t *testing.T) {
 	}
 }
 
+func TestShortIDs(t *testing.T) {
+	hash := strings.Repeat("4f66ad9a0b2e11d4", 4)
+	for id, want := range map[string]string{
+		hash: "4f66ad9a0b2e", "netns-4026533141": "netns-4026533141", "lab-h1-c1": "lab-h1-c1", "outside": "outside",
+	} {
+		if got := shortID(id); got != want {
+			t.Errorf("%s: %s, want %s", id, got, want)
+		}
+	}
+}
+
 func TestCompletion(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if code, out, errOut := weft(t, "", "completion", shell); code != ExitOK || !strings.Contains(out, "weft") {
