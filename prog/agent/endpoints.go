@@ -81,6 +81,7 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	if err := a.Ready(ctx); err != nil {
 		return reply, err
 	}
+	req.Name = a.short(req.Name)
 	if err := validAttach(req); err != nil {
 		return reply, err
 	}

@@ -65,13 +65,25 @@ func (a *Agent) relative(name string) (string, error) {
 	bad := func(err error) error { return &api.Error{Code: api.CodeBadRequest, Message: err.Error()} }
 	short := strings.ToLower(strings.TrimSuffix(name, "."))
 	short, inside := strings.CutSuffix(short, "."+a.opts.DNS.Domain)
-	if !inside && strings.HasSuffix(name, ".") {
+	switch {
+	case !inside && strings.HasSuffix(name, "."):
 		return "", bad(fmt.Errorf("%s is outside the domain of this network, %s", name, a.opts.DNS.Domain))
+	case short != "" && short == a.opts.DNS.Domain:
+		return "", bad(fmt.Errorf("%s is the domain of this network itself: want a name in it, such as web or web.%[1]s", short))
 	}
 	if err := directory.CheckName(short); err != nil {
 		return "", bad(err)
 	}
 	return short, nil
+}
+
+// short is what an endpoint calls itself without the domain, which Weave's users may write.
+func (a *Agent) short(name string) string {
+	whole, domain := strings.TrimSuffix(name, "."), "."+a.opts.DNS.Domain
+	if n := len(whole) - len(domain); n > 0 && strings.EqualFold(whole[n:], domain) {
+		return whole[:n]
+	}
+	return name
 }
 
 // AddName gives a container here, this host, or an address outside a name.

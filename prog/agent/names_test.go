@@ -81,6 +81,7 @@ func TestNamesThatAreRefused(t *testing.T) {
 	a, _ := named(t)
 	for says, req := range map[string]api.NameRequest{
 		"outside the domain":            {Name: "www.example.com.", Container: "Web"},
+		"the domain of this network":    {Name: "Weft.internal", Container: "Web"},
 		"hyphen":                        {Name: "-x", Container: "Web"},
 		"not attached":                  {Name: "x", Container: "db"},
 		"name a container":              {Name: "x"},
@@ -93,6 +94,18 @@ func TestNamesThatAreRefused(t *testing.T) {
 	}
 	if err := a.RemoveName(t.Context(), api.NameRequest{Name: "never", Container: "Web"}); err == nil {
 		t.Error("a name that nobody gave was removed")
+	}
+}
+
+func TestEndpointsCallThemselvesWithoutTheDomain(t *testing.T) {
+	a, _ := named(t)
+	for name, want := range map[string]string{
+		"Web": "Web", "web.weft.internal": "web", "Web.Shop.Weft.Internal.": "Web.Shop",
+		"web.": "web.", "weft.internal": "weft.internal", ".weft.internal": ".weft.internal", "xweft.internal": "xweft.internal", "": "",
+	} {
+		if got := a.short(name); got != want {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
 	}
 }
 
