@@ -148,12 +148,18 @@ func (a *Agent) RemoveName(ctx context.Context, req api.NameRequest) (err error)
 
 // targetsOf are what a request speaks of: endpoints, this host, or addresses outside.
 func (a *Agent) targetsOf(ctx context.Context, req api.NameRequest) (out []givenName, err error) {
+	var keys []string // of the container's interfaces
 	if req.Container != "" {
-		key, err := a.findEndpoint(req.Container)
-		if err != nil {
+		if keys, err = a.findEndpoints(req.Container); err != nil {
 			return nil, err
 		}
-		out = append(out, givenName{Endpoint: key})
+		switch {
+		case len(req.Addresses) > 0: // they say which
+		case len(keys) > 1:
+			return nil, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("%s names several endpoints here (`weft ps`): give an address instead", req.Container)}
+		default:
+			out = append(out, givenName{Endpoint: keys[0]})
+		}
 	}
 	snap, err := a.ipam.Snapshot(ctx)
 	if err != nil {
@@ -161,6 +167,9 @@ func (a *Agent) targetsOf(ctx context.Context, req api.NameRequest) (out []given
 	}
 	for _, addr := range req.Addresses {
 		s, inside := snap.Ring.Universe.Slot(addr)
+		if keys != nil && !slices.ContainsFunc(keys, func(k string) bool { have, ok := snap.Allocations[k]; return inside && ok && have == s }) {
+			return nil, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("%v is no address of %s (`weft ps`): leave out the one or the other", addr, req.Container)}
+		}
 		if !inside {
 			if err := directory.CheckOutside(addr); err != nil {
 				return nil, &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
@@ -187,24 +196,27 @@ func (a *Agent) targetsOf(ctx context.Context, req api.NameRequest) (out []given
 	return out, nil
 }
 
-// findEndpoint is the key of an endpoint, by its container's id, the beginning of that, or
-// its name.
-func (a *Agent) findEndpoint(word string) (key string, err error) {
+// findEndpoints are the keys of the endpoints that a word names: a container's id or name, or
+// else the beginning of an id.
+func (a *Agent) findEndpoints(word string) ([]string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	var exact, begin []string
 	for k, e := range a.endpoints {
-		if !strings.HasPrefix(e.ContainerID, word) && e.Name != word {
-			continue
+		switch {
+		case e.ContainerID == word || strings.EqualFold(e.Name, word):
+			exact = append(exact, k)
+		case strings.HasPrefix(e.ContainerID, word):
+			begin = append(begin, k)
 		}
-		if key != "" {
-			return "", &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("%s names several endpoints here (`weft ps`): give an address instead", word)}
-		}
-		key = k
 	}
-	if key == "" {
-		return "", &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is not attached to this host (`weft ps` lists what is)", word)}
+	switch {
+	case len(exact) > 0:
+		return exact, nil
+	case len(begin) > 0:
+		return begin, nil
 	}
-	return key, nil
+	return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is not attached to this host (`weft ps` lists what is)", word)}
 }
 
 // forgetNames drops the names of an endpoint that ended.

@@ -84,6 +84,7 @@ func TestNamesThatAreRefused(t *testing.T) {
 		"the domain of this network":    {Name: "Weft.internal", Container: "Web"},
 		"hyphen":                        {Name: "-x", Container: "Web"},
 		"not attached":                  {Name: "x", Container: "db"},
+		"is no address of Web":          {Name: "x", Container: "Web", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.17")}},
 		"name a container":              {Name: "x"},
 		"no address that several hosts": {Name: "x", Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}},
 	} {
@@ -94,6 +95,33 @@ func TestNamesThatAreRefused(t *testing.T) {
 	}
 	if err := a.RemoveName(t.Context(), api.NameRequest{Name: "never", Container: "Web"}); err == nil {
 		t.Error("a name that nobody gave was removed")
+	}
+}
+
+func TestWhichEndpointAWordNames(t *testing.T) {
+	a, s := named(t)
+	snap, err := a.ipam.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, name := range map[string]string{"0123456789ab/eth1": "Web", "0123ff/eth0": "db", "dbdbdb/eth0": "01234"} {
+		id, iface, _ := strings.Cut(key, "/")
+		a.endpoints[key] = &endpointRecord{AttachRequest: api.AttachRequest{ContainerID: id, Interface: iface, Name: name}}
+	}
+	for word, want := range map[string][]string{
+		"web": {"0123456789ab/eth0", "0123456789ab/eth1"}, "db": {"0123ff/eth0"}, "dbd": {"dbdbdb/eth0"},
+		"0123ff": {"0123ff/eth0"}, "01234": {"dbdbdb/eth0"}, "012345": {"0123456789ab/eth0", "0123456789ab/eth1"}, "x": nil,
+	} {
+		got, err := a.findEndpoints(word)
+		if slices.Sort(got); !slices.Equal(got, want) || (err != nil) != (want == nil) {
+			t.Errorf("%s: %v, %v", word, got, err)
+		}
+	}
+	if err := a.AddName(t.Context(), api.NameRequest{Name: "x", Container: "web"}); err == nil || !strings.Contains(err.Error(), "several") {
+		t.Errorf("a container of two interfaces: %v", err)
+	}
+	if err := a.AddName(t.Context(), api.NameRequest{Name: "x", Container: "web", Addresses: []netip.Addr{snap.Ring.Universe.Addr4(s)}}); err != nil {
+		t.Error(err)
 	}
 }
 

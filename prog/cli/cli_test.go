@@ -178,6 +178,48 @@ func TestShortIDs(t *testing.T) {
 	}
 }
 
+// What dns-add makes of its arguments.
+func TestNameRequests(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got api.NameRequest
+	server := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		got = api.NameRequest{}
+		_ = json.NewDecoder(r.Body).Decode(&got)
+	})}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { server.Close() })
+	netns, err := namespaceOf(container{netns: "/proc/self/ns/net"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := []netip.Addr{netip.MustParseAddr("10.32.0.2")}
+	for _, tt := range []struct {
+		args []string
+		code int
+		want api.NameRequest
+	}{
+		{[]string{"web"}, ExitOK, api.NameRequest{Name: "web", Container: "web"}},
+		{[]string{"web", "-h", "shop"}, ExitOK, api.NameRequest{Name: "shop", Container: "web"}},
+		{[]string{"10.32.0.2", "web"}, ExitOK, api.NameRequest{Name: "web", Container: "web", Addresses: inside}},
+		{[]string{"::ffff:10.32.0.2", "-h", "shop"}, ExitOK, api.NameRequest{Name: "shop", Addresses: inside}},
+		{[]string{"/proc/self/ns/net", "-h", "shop"}, ExitOK, api.NameRequest{Name: "shop", Container: netns.id}},
+		{[]string{"/proc/self/ns/net"}, ExitUsage, api.NameRequest{}},
+		{[]string{"/no/such/netns"}, ExitUsage, api.NameRequest{}},
+		{[]string{"10.32.0.2"}, ExitUsage, api.NameRequest{}},
+		{[]string{"a", "b"}, ExitUsage, api.NameRequest{}},
+	} {
+		got = api.NameRequest{}
+		code, _, errOut := weft(t, "", append([]string{"dns-add", "--socket", socket}, tt.args...)...)
+		if diff := cmp.Diff(tt.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); code != tt.code || diff != "" {
+			t.Errorf("%v: exit code %d, %s%s", tt.args, code, errOut, diff)
+		}
+	}
+}
+
 func TestCompletion(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if code, out, errOut := weft(t, "", "completion", shell); code != ExitOK || !strings.Contains(out, "weft") {

@@ -82,10 +82,11 @@ func (a *app) dnsAdd() *cobra.Command {
 		Use: "dns-add [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "give a container or an address a name in the DNS domain",
 		Long: `Gives a container that is attached to this host another name in the DNS domain, until it
 is detached. An ADDRESS is that of a container here, of this host, or one outside the
-network: then the name stays until it is removed. Without -h the name is CONTAINER's.` + exitHelp,
+network: then the name stays until it is removed. Where CONTAINER is given too, it is
+one of its own. Without -h the name is CONTAINER's.` + exitHelp,
 		Example: "  weft dns-add web -h shop.weft.internal\n  weft dns-add 192.0.2.17 -h printer",
-	}, func(ctx context.Context, req api.NameRequest) error {
-		if req.Name = cmp.Or(req.Name, req.Container); req.Name == "" {
+	}, func(ctx context.Context, req api.NameRequest, called string) error {
+		if req.Name = cmp.Or(req.Name, called); req.Name == "" {
 			return usageError{errors.New("which name? Give it with -h NAME")}
 		}
 		return a.client().AddName(ctx, req)
@@ -96,11 +97,12 @@ func (a *app) dnsRemove() *cobra.Command {
 	return a.dnsChange(&cobra.Command{
 		Use: "dns-remove [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "take back what dns-add gave",
 		Long: "Takes back what dns-add gave on this host; without -h, all names that it gave." + exitHelp,
-	}, func(ctx context.Context, req api.NameRequest) error { return a.client().RemoveName(ctx, req) })
+	}, func(ctx context.Context, req api.NameRequest, _ string) error { return a.client().RemoveName(ctx, req) })
 }
 
-// dnsChange is a command that names containers, addresses and, by -h as in Weave, a name.
-func (a *app) dnsChange(cmd *cobra.Command, run func(context.Context, api.NameRequest) error) *cobra.Command {
+// dnsChange is a command that names containers, addresses and, by -h as in Weave, a name. run
+// also hears what the container is called.
+func (a *app) dnsChange(cmd *cobra.Command, run func(ctx context.Context, req api.NameRequest, called string) error) *cobra.Command {
 	req := api.NameRequest{}
 	cmd.Args = cobra.MinimumNArgs(1)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -115,13 +117,18 @@ func (a *app) dnsChange(cmd *cobra.Command, run func(context.Context, api.NameRe
 				req.Container = word
 			}
 		}
-		if req.Container != "" && len(req.Addresses) > 0 {
-			req.Container = "" // Weave's form with both: the addresses are the container's own
+		if req.Container == "" {
+			return run(cmd.Context(), req, "")
 		}
-		if c, err := findContainer(cmd.Context(), req.Container); req.Container != "" && err == nil {
-			req.Container = c.id
+		c, err := findContainer(cmd.Context(), req.Container)
+		if err != nil { // what Docker does not know, Weft may
+			c.id = req.Container
+			if !strings.Contains(c.id, "/") {
+				c.name = c.id
+			}
 		}
-		return run(cmd.Context(), req)
+		req.Container = c.id
+		return run(cmd.Context(), req, c.name)
 	}
 	nameFlag(cmd, &req.Name)
 	return cmd
