@@ -97,7 +97,7 @@ func (a *Agent) reportDNS(snap ipam.Snapshot) api.DNS {
 	s := a.dns.Status()
 	r := api.DNS{
 		Domain: s.Domain, TTL: s.TTL.Seconds(), Containers: []netip.Addr{endpoint.Gateway4}, Upstreams: []api.Upstream{},
-		Problem: s.ResolvConf, Cached: s.Cached, Counts: api.DNSCounts(s.Counts),
+		NoUpstream: s.ResolvConf, Cached: s.Cached, Counts: api.DNSCounts(s.Counts),
 	}
 	for _, at := range s.Sockets {
 		if r.Listening = append(r.Listening, at.Addr.Addr()); at.Err != "" {

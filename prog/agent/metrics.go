@@ -42,6 +42,11 @@ var (
 	metricLost        = desc("ipam_lost_slots", "Addresses in use here that were taken over by another peer.")
 	metricGeneration  = desc("ipam_generation", "How often addresses were taken over from a dead peer.")
 	metricRings       = desc("ipam_rings", "Address rings among the peers; more than one is a mistake.")
+	metricNames       = desc("dns_entries", "Endpoints and hosts with a name, in the whole network.")
+	metricListening   = desc("dns_listening", "Whether the name server listens on all its addresses.")
+	metricCached      = desc("dns_cached_answers", "Answers of upstreams in the cache.")
+	metricQueries     = desc("dns_queries_total", "Questions, by what became of them: local, cached, forwarded, joined, limited, refused or dropped.", "outcome")
+	metricFailed      = desc("dns_upstream_failures_total", "Questions that no upstream answered.")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -78,6 +83,29 @@ func (c reportCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	collectConnections(r.Router.Connections, gauge, out)
 	collectIPAM(r.IPAM, gauge)
+	if !r.DNS.Off {
+		collectDNS(r.DNS, gauge, out)
+	}
+}
+
+func collectDNS(r api.DNS, gauge func(*prometheus.Desc, float64, ...string), out chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge(metricNames, float64(r.Entries))
+	gauge(metricCached, float64(r.Cached))
+	listening := 0.0
+	if r.Problem == "" && len(r.Listening) > 0 {
+		listening = 1
+	}
+	gauge(metricListening, listening)
+	counter(metricFailed, r.Counts.Failed)
+	for outcome, n := range map[string]uint64{
+		"local": r.Counts.Local, "cached": r.Counts.Hits, "forwarded": r.Counts.Forwarded, "joined": r.Counts.Joined,
+		"limited": r.Counts.Limited, "refused": r.Counts.Refused, "dropped": r.Counts.Dropped,
+	} {
+		counter(metricQueries, n, outcome)
+	}
 }
 
 func collectConnections(list []api.Connection, gauge func(*prometheus.Desc, float64, ...string), out chan<- prometheus.Metric) {

@@ -147,11 +147,12 @@ type DNS struct {
 	Domain     string       `json:"domain,omitempty"`
 	TTL        float64      `json:"ttl"` // seconds
 	Listening  []netip.Addr `json:"listening,omitempty"`
-	Problem    string       `json:"problem,omitempty"`    // why it does not listen, or has no upstream
+	Problem    string       `json:"problem,omitempty"`    // why it does not listen
 	Containers []netip.Addr `json:"containers,omitempty"` // where containers reach it
 	Upstreams  []Upstream   `json:"upstreams"`
-	Entries    int          `json:"entries"` // endpoints and hosts with a name, in the whole network
-	Cached     int          `json:"cached"`  // answers of upstreams
+	NoUpstream string       `json:"noUpstream,omitempty"` // why resolv.conf names no server
+	Entries    int          `json:"entries"`              // endpoints and hosts with a name, in the whole network
+	Cached     int          `json:"cached"`               // answers of upstreams
 	Counts     DNSCounts    `json:"counts"`
 }
 

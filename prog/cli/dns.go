@@ -221,6 +221,9 @@ func printDNS(w io.Writer, d api.DNS) {
 		}
 		upstreams = append(upstreams, text)
 	}
+	if d.NoUpstream != "" {
+		upstreams = append(upstreams, "none for all other names: "+d.NoUpstream)
+	}
 	b.line("Upstream", "%s", orDash(strings.Join(upstreams, ", ")))
 	b.line("TTL", "%v", time.Duration(d.TTL*float64(time.Second)))
 	b.line("Entries", "%d", d.Entries)

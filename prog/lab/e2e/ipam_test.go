@@ -286,7 +286,7 @@ func TestClaims(t *testing.T) {
 		t.Fatal(err)
 	}
 	metrics := run(t, l, "h1", "env", toolVar+"=get", exe, "http://127.0.0.1:6784/metrics")
-	for _, line := range []string{"weft_ready 1", "weft_ipam_active_slots 14", "weft_ipam_rings 1", `weft_connections{state="established"} 1`} {
+	for _, line := range []string{"weft_ready 1", "weft_ipam_active_slots 14", "weft_ipam_rings 1", "weft_dns_listening 1", `weft_connections{state="established"} 1`} {
 		if !strings.Contains(metrics, line+"\n") {
 			t.Errorf("the metrics do not say %q:\n%s", line, metrics)
 		}
