@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"weft/prog/agent"
 	"weft/prog/api"
 	"weft/prog/lab"
 )
@@ -147,6 +149,14 @@ func TestExitCodesAndErrors(t *testing.T) {
 		{[]string{"launch", "--port", "70000"}, ExitUsage, "--port 70000"},
 		{[]string{"launch", "--wireguard-port", "0"}, ExitUsage, "--wireguard-port 0"},
 		{[]string{"launch", "--mtu", "576"}, ExitUsage, "1280"},
+		{[]string{"launch", "--dns-domain", "a..b"}, ExitUsage, "--dns-domain"},
+		{[]string{"launch", "--dns-domain", "onion"}, ExitUsage, "take weft.internal"},
+		{[]string{"launch", "--dns-domain", "arpa"}, ExitUsage, "take weft.internal"},
+		{[]string{"launch", "--dns-ttl", "1500ms"}, ExitUsage, "whole seconds"},
+		{[]string{"launch", "--dns-forward", "=192.0.2.53"}, ExitUsage, "DOMAIN=ADDRESS"},
+		{[]string{"launch", "--dns-forward", "corp=ns1"}, ExitUsage, "no address of a server"},
+		{[]string{"launch", "--dns-forward", "corp=0.0.0.0"}, ExitUsage, "--dns-forward corp=0.0.0.0"},
+		{[]string{"launch", "--dns-forward", "x.weft.internal=192.0.2.53"}, ExitUsage, "answers for"},
 		{[]string{"launch", "--token", "/no/such/file"}, ExitUsage, "no such file"},
 		{[]string{"report", "-f", "{{"}, ExitUsage, "-f"},
 	} {
@@ -175,6 +185,18 @@ func TestShortIDs(t *testing.T) {
 		if got := shortID(id); got != want {
 			t.Errorf("%s: %s, want %s", id, got, want)
 		}
+	}
+}
+
+func TestForwardFlags(t *testing.T) {
+	var o agent.DNSOptions
+	d := dnsFlags{domain: "Weft.Internal.", forward: []string{".=192.0.2.53", "Corp.=192.0.2.54", "corp=[2001:db8::53]:5353"}}
+	if err := d.complete(&o); err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprint(o.Domain, " ", o.Forward)
+	if want := "weft.internal map[.:[192.0.2.53:53] corp:[192.0.2.54:53 [2001:db8::53]:5353]]"; got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }
 

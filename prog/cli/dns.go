@@ -30,7 +30,7 @@ func (d *dnsFlags) add(flags *pflag.FlagSet, o *agent.DNSOptions) {
 	flags.StringVar(&d.domain, "dns-domain", agent.DefaultDomain, "the domain of the network's names; the same on all hosts")
 	flags.DurationVar(&o.TTL, "dns-ttl", agent.DefaultTTL, "how long resolvers may keep an answer about the network, whole seconds up to 24h")
 	flags.BoolVar(&o.PreferLocal, "dns-prefer-local", false, "of several endpoints with one name, answer those on this host first")
-	flags.StringSliceVar(&d.forward, "dns-forward", nil, "DOMAIN=ADDRESS[:PORT]: ask this server about names in DOMAIN; repeat it for more")
+	flags.StringSliceVar(&d.forward, "dns-forward", nil, "DOMAIN=ADDRESS[:PORT]: ask this server about names in DOMAIN, \".\" for all; repeat it for more")
 	flags.BoolVar(&o.Fallback, "dns-fallback", false, "give containers this host's own server as a second one; read site/dns.md first")
 	flags.StringVar(&o.ResolvConf, "resolv-conf", agent.DefaultResolvConf, "where this host's own servers are named, for all other names")
 }
@@ -41,17 +41,22 @@ func (d *dnsFlags) complete(o *agent.DNSOptions) error {
 	if err := directory.CheckName(o.Domain); err != nil {
 		return fmt.Errorf("--dns-domain: %w", err)
 	}
+	if err := (dns.Config{Domain: o.Domain}).Check(); err != nil {
+		return fmt.Errorf("--dns-domain: %w", err)
+	}
 	if o.TTL < 0 || o.TTL > dns.MaxTTL || o.TTL%time.Second != 0 {
 		return fmt.Errorf("--dns-ttl %v: want whole seconds, 0s to 24h", o.TTL)
 	}
 	for _, f := range d.forward {
 		domain, server, ok := strings.Cut(f, "=")
-		domain = strings.ToLower(strings.Trim(domain, "."))
-		if !ok {
-			return fmt.Errorf("--dns-forward %s: want DOMAIN=ADDRESS, such as corp=192.0.2.53", f)
+		if !ok || domain == "" {
+			return fmt.Errorf("--dns-forward %s: want DOMAIN=ADDRESS, such as corp=192.0.2.53, or .=192.0.2.53 for all names", f)
 		}
-		if err := directory.CheckName(domain); err != nil {
-			return fmt.Errorf("--dns-forward %s: %w", f, err)
+		if domain != "." {
+			domain = strings.ToLower(strings.Trim(domain, "."))
+			if err := directory.CheckName(domain); err != nil {
+				return fmt.Errorf("--dns-forward %s: %w", f, err)
+			}
 		}
 		addr, err := parseServer(server)
 		if err != nil {
@@ -61,6 +66,9 @@ func (d *dnsFlags) complete(o *agent.DNSOptions) error {
 			o.Forward = map[string][]netip.AddrPort{}
 		}
 		o.Forward[domain] = append(o.Forward[domain], addr)
+		if err := (dns.Config{Domain: o.Domain, Forward: o.Forward}).Check(); err != nil {
+			return fmt.Errorf("--dns-forward %s: %w", f, err)
+		}
 	}
 	return nil
 }

@@ -39,6 +39,7 @@
 package dns
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -164,17 +165,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Names == nil || cfg.Client == nil {
 		return nil, errors.New("dns: Names and Client are needed")
 	}
-	if cfg.Domain == "" {
-		cfg.Domain = DefaultDomain
-	}
-	domain := dns.CanonicalName(cfg.Domain)
-	if err := checkDomain(domain); err != nil {
-		return nil, fmt.Errorf("dns: domain %q: %w", cfg.Domain, err)
-	}
-	if cfg.TTL < 0 || cfg.TTL > MaxTTL || cfg.TTL%time.Second != 0 {
-		return nil, fmt.Errorf("dns: TTL %v: want whole seconds from 0s to %v", cfg.TTL, MaxTTL)
-	}
-	rules, err := checkForward(cfg.Forward, domain)
+	domain, rules, err := cfg.checked()
 	if err != nil {
 		return nil, fmt.Errorf("dns: %w", err)
 	}
@@ -209,6 +200,25 @@ func orElse[T int | uint16 | time.Duration](v, fallback T) T {
 	return v
 }
 
+// Check reports what cannot be in what people choose: Domain, TTL and Forward.
+func (c Config) Check() error {
+	_, _, err := c.checked()
+	return err
+}
+
+// checked is the domain with its final dot, and the servers for other ones.
+func (c Config) checked() (domain string, rules map[string][]*upstream, err error) {
+	domain = dns.CanonicalName(cmp.Or(c.Domain, DefaultDomain))
+	if err := checkDomain(domain); err != nil {
+		return "", nil, fmt.Errorf("domain %q: %w", c.Domain, err)
+	}
+	if c.TTL < 0 || c.TTL > MaxTTL || c.TTL%time.Second != 0 {
+		return "", nil, fmt.Errorf("TTL %v: want whole seconds from 0s to %v", c.TTL, MaxTTL)
+	}
+	rules, err = checkForward(c.Forward, domain)
+	return domain, rules, err
+}
+
 // checkDomain reports why a fully qualified name cannot be the mesh's domain.
 func checkDomain(domain string) error {
 	if err := directory.CheckName(strings.TrimSuffix(domain, ".")); err != nil {
@@ -217,7 +227,7 @@ func checkDomain(domain string) error {
 	if zone, ok := isSpecial(domain); ok {
 		return fmt.Errorf("names below %s have a meaning of their own: take weft.internal, or a domain of yours", zone)
 	}
-	if _, _, ok := spelled(domain); ok {
+	if _, _, ok := spelled(domain); ok || domain == "arpa." {
 		return errors.New("this is where names of addresses are: take weft.internal, or a domain of yours")
 	}
 	if len(domain) > maxDomain {
