@@ -17,6 +17,8 @@ import (
 	"net/netip"
 	"sync"
 
+	"github.com/google/nftables"
+
 	"weft/ipam/slot"
 	"weft/mesh/topology"
 	"weft/router/datapath"
@@ -168,13 +170,20 @@ func (r *Router) Observe() (Observed, error) {
 		return Observed{}, err
 	}
 	o := Observed{Observed: dev}
-	foreign, err := nft.ForeignForwardDrop()
+	foreign, err := nft.ForeignDrop(nftables.ChainHookForward)
 	if err != nil {
 		return Observed{}, err
 	}
 	if foreign != "" {
 		o.Warnings = append(o.Warnings, fmt.Sprintf(
 			"the firewall chain %q drops forwarded packets by default, also containers': let them pass (for Docker: iptables -I DOCKER-USER -i weft+ -j ACCEPT; iptables -I DOCKER-USER -o weft+ -j ACCEPT; for ufw: ufw default allow routed)", foreign))
+	}
+	if foreign, err = nft.ForeignDrop(nftables.ChainHookInput); err != nil {
+		return Observed{}, err
+	}
+	if foreign != "" {
+		o.Warnings = append(o.Warnings, fmt.Sprintf(
+			"the firewall chain %q drops what comes to this host by default, also containers' questions to the name server: let them pass (iptables -I INPUT -i weft+ -p udp --dport 53 -j ACCEPT; iptables -I INPUT -i weft+ -p tcp --dport 53 -j ACCEPT)", foreign))
 	}
 	return o, nil
 }

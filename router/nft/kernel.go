@@ -231,11 +231,11 @@ func (k *Kernel) close() {
 	k.conn, k.socket, k.loaded = nil, nil, ""
 }
 
-// ForeignForwardDrop names a chain of another program that drops what is
-// forwarded, which our accept cannot override; empty if there is none, or if a rule
-// of that table names our links: then somebody has seen to it. What iptables-legacy
-// set up is not visible here.
-func ForeignForwardDrop() (string, error) {
+// ForeignDrop names a chain of another program that drops by default what a hook sees
+// (nftables.ChainHookForward, ChainHookInput), which our accept cannot override; empty
+// if there is none, or if a rule of that table names our links: then somebody has seen
+// to it. What iptables-legacy set up is not visible here.
+func ForeignDrop(hook *nftables.ChainHook) (string, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return "", fmt.Errorf("nftables: %w", err)
@@ -245,7 +245,7 @@ func ForeignForwardDrop() (string, error) {
 		return "", fmt.Errorf("nftables: list chains: %w", err)
 	}
 	for _, c := range chains {
-		if drops(c) && !slices.ContainsFunc(chains, func(o *nftables.Chain) bool {
+		if drops(c, hook) && !slices.ContainsFunc(chains, func(o *nftables.Chain) bool {
 			return o.Table.Name == c.Table.Name && o.Table.Family == c.Table.Family && namesUs(conn, o)
 		}) {
 			return fmt.Sprintf("%s %s", c.Table.Name, c.Name), nil
@@ -254,11 +254,11 @@ func ForeignForwardDrop() (string, error) {
 	return "", nil
 }
 
-// drops reports whether a chain of another table drops what is forwarded, by default.
-func drops(c *nftables.Chain) bool {
+// drops reports whether a chain of another table drops by default what a hook sees.
+func drops(c *nftables.Chain, hook *nftables.ChainHook) bool {
 	switch c.Table.Family {
 	case nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6:
-		return c.Table.Name != TableName && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward &&
+		return c.Table.Name != TableName && c.Hooknum != nil && *c.Hooknum == *hook &&
 			c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
 	}
 	return false

@@ -213,11 +213,11 @@ func TestKernelLoadsManyRanges(t *testing.T) {
 	})
 }
 
-func TestForeignForwardDrop(t *testing.T) {
+func TestForeignDrop(t *testing.T) {
 	routertest.New(t).Do(func() {
 		expectForeign := func(want string) {
 			t.Helper()
-			if got, err := ForeignForwardDrop(); err != nil || got != want {
+			if got, err := ForeignDrop(nftables.ChainHookForward); err != nil || got != want {
 				t.Errorf("foreign drop %q, %v; want %q", got, err, want)
 			}
 		}
@@ -241,6 +241,9 @@ func TestForeignForwardDrop(t *testing.T) {
 			t.Fatal(err)
 		}
 		expectForeign("filter FORWARD")
+		if got, err := ForeignDrop(nftables.ChainHookInput); err != nil || got != "" {
+			t.Errorf("what comes to the host is dropped by %q, %v; nobody does", got, err)
+		}
 		conn.AddRule(&nftables.Rule{Table: filter, Chain: forward, Exprs: []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte("weft")},
