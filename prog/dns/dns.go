@@ -61,7 +61,6 @@ import (
 const (
 	keyAddr   = "addr"
 	keyErr    = "err"
-	keyFile   = "file"
 	keyName   = "name"
 	keyServer = "server"
 )
@@ -293,10 +292,10 @@ func (s *Server) readConf(conf *resolvConf) {
 	case err != nil:
 		why = err.Error()
 	case len(servers) == 0:
-		why = "names no server"
+		why = conf.path + " names no server"
 	}
 	if why != "" {
-		s.cfg.Log.Warn("only names of the mesh and of forwarded domains are answered", keyFile, conf.path, keyErr, why)
+		s.cfg.Log.Warn("only names of the mesh and of forwarded domains are answered", keyErr, why)
 	}
 	s.upstreams.Store(s.upstreams.Load().with(servers, s.hostPort))
 	s.cache.clear() // other servers may know other names, those of a company's network for example

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -243,7 +244,7 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 	u := fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg { return replies(q, dns.RcodeNameError) })
 	s.hostPort = u.addr.Port()
 	run(t, s)
-	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure || s.Status().ResolvConf == "" {
+	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure || !strings.Contains(s.Status().ResolvConf, path) {
 		t.Errorf("%v\n%+v", r, s.Status())
 	}
 	if err := os.WriteFile(path, []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
@@ -255,6 +256,32 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 	}
 	if r := ask(t, s, query4("b.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError || s.Status().Upstreams[0].Addr != u.addr {
 		t.Errorf("%v\n%+v", r, s.Status())
+	}
+}
+
+// What is wrong with upstreams is said for people: which file names none, and why one does not answer.
+func TestTroubleWithUpstreams(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(path, []byte("# nothing\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	silent := fakeUpstream(t, func(*dns.Msg, bool) *dns.Msg { return nil })
+	nobody := netip.AddrPortFrom(loopback[0], freePort(t))
+	s := newServer(t, func(c *Config) {
+		c.Port, c.ResolvConf, c.Timeout = freePort(t), path, 50*time.Millisecond
+		c.Forward = map[string][]netip.AddrPort{"silent": {silent.addr}, "closed": {nobody}}
+	})
+	run(t, s)
+	ask(t, s, query4("a.silent.", dns.TypeA), false)
+	ask(t, s, query4("a.closed.", dns.TypeA), false)
+	st := s.Status()
+	if st.ResolvConf != path+" names no server" {
+		t.Errorf("%s", st.ResolvConf)
+	}
+	for i, want := range []string{"connection refused", "does not answer"} {
+		if st.Upstreams[i].Err != want {
+			t.Errorf("%+v, want %s", st.Upstreams[i], want)
+		}
 	}
 }
 

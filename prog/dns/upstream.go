@@ -4,10 +4,10 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -137,7 +137,10 @@ func answers(r, m *dns.Msg) bool {
 // plain is err for people: without the addresses of a socket that is gone.
 func plain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("does not answer: %w", ctx.Err())
+		return errors.New("does not answer")
+	}
+	if call, ok := errors.AsType[*os.SyscallError](err); ok {
+		return call.Err
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return op.Err
