@@ -241,9 +241,10 @@ func (a *Agent) Lookup(_ context.Context, req api.LookupRequest) ([]api.Name, er
 	var entries []directory.Entry
 	chosen := func(string) bool { return true }
 	if addr, err := netip.ParseAddr(req.Name); err == nil {
-		s, _ := v.ring.Universe.Slot(addr)
-		if e, ok := (names{a}).At(s); ok {
-			entries = append(entries, e)
+		if s, inside := v.ring.Universe.Slot(addr); inside {
+			if e, ok := (names{a}).At(s); ok {
+				entries = append(entries, e)
+			}
 		}
 	} else {
 		name, err := a.relative(req.Name)
@@ -254,6 +255,9 @@ func (a *Agent) Lookup(_ context.Context, req api.LookupRequest) ([]api.Name, er
 		chosen = func(n string) bool { return n == name }
 	}
 	out := a.describeNames(entries, chosen)
+	if _, err := netip.ParseAddr(req.Name); err == nil && len(out) == 0 {
+		return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("nothing that can be reached has the address %s and a name (`weft status dns` lists all)", req.Name)}
+	}
 	if len(out) == 0 {
 		return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is no name in %s that can be reached (`weft status dns` lists all)", req.Name, a.opts.DNS.Domain)}
 	}

@@ -125,6 +125,20 @@ func TestWhichEndpointAWordNames(t *testing.T) {
 	}
 }
 
+func TestLookupOfNothing(t *testing.T) {
+	a, _ := named(t)
+	snap, err := a.ipam.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.view.Store(&view{ring: snap.Ring})
+	for name, says := range map[string]string{"192.0.2.1": "has the address 192.0.2.1 and a name", "": "1 to 63"} {
+		if _, err := a.Lookup(t.Context(), api.LookupRequest{Name: name}); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
 func TestEndpointsCallThemselvesWithoutTheDomain(t *testing.T) {
 	a, _ := named(t)
 	for name, want := range map[string]string{
