@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"weft/mesh/directory"
 	"weft/prog/agent"
 	"weft/prog/api"
 	"weft/prog/cni"
@@ -54,6 +55,9 @@ they go together.` + exitHelp,
 			if err != nil {
 				return err
 			}
+			if err := checkDocker(c.name); err != nil && name == "" {
+				return usageError{err}
+			}
 			at := cni.Attachment{
 				AttachRequest: api.AttachRequest{
 					ContainerID: c.id, Interface: iface, Source: agent.SourceAttach,
@@ -85,6 +89,14 @@ they go together.` + exitHelp,
 	cmd.Flags().StringArrayVar(&ports, "port", nil, "a port with a name, NAME=NUMBER[/tcp|udp|sctp], for SRV records; repeat it for more")
 	cmd.Flags().BoolVar(&all, "default", false, "make it the container's default route")
 	return cmd
+}
+
+// checkDocker reports why what Docker calls a container cannot be its name in DNS.
+func checkDocker(name string) error {
+	if err := directory.CheckName(strings.ToLower(name)); name != "" && err != nil {
+		return fmt.Errorf("what Docker calls it cannot be its name here: %w: give another by --name", err)
+	}
+	return nil
 }
 
 func parseLabels(list []string) (map[string]string, error) {

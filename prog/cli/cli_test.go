@@ -200,6 +200,14 @@ func TestForwardFlags(t *testing.T) {
 	}
 }
 
+func TestDockerNames(t *testing.T) {
+	for name, ok := range map[string]bool{"": true, "Web_1": true, "web.shop": true, "web-": false, "a..b": false, strings.Repeat("a", 64): false} {
+		if err := checkDocker(name); (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "--name") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // What dns-add makes of its arguments.
 func TestNameRequests(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
