@@ -100,9 +100,11 @@ func (a *Agent) reportDNS(snap ipam.Snapshot) api.DNS {
 		NoUpstream: s.ResolvConf, Cached: s.Cached, Counts: api.DNSCounts(s.Counts),
 	}
 	for _, at := range s.Sockets {
-		if r.Listening = append(r.Listening, at.Addr.Addr()); at.Err != "" {
+		if at.Err != "" {
 			r.Problem = at.Err
+			continue
 		}
+		r.Listening = append(r.Listening, at.Addr.Addr())
 	}
 	if a.ipv6 {
 		r.Containers = append(r.Containers, endpoint.Gateway6)

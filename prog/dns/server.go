@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
@@ -114,7 +115,7 @@ func (s *Server) bind(ctx context.Context, open map[netip.Addr]*socket) {
 		if open[a] == nil {
 			so, err := listen(ctx, one.Addr)
 			if err != nil {
-				one.Err = err.Error()
+				one.Err = unbound(one.Addr, err)
 			} else {
 				open[a] = so
 				s.start(ctx, so)
@@ -131,6 +132,14 @@ func (s *Server) bind(ctx context.Context, open map[netip.Addr]*socket) {
 			s.cfg.Log.Warn("name server cannot listen yet", keyAddr, one.Addr, keyErr, one.Err)
 		}
 	}
+}
+
+// unbound says for people why an address is not listened on.
+func unbound(addr netip.AddrPort, err error) string {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Sprintf("%v is in use: another name server of this host listens on all addresses. Name those that it is to listen on in its configuration", addr)
+	}
+	return err.Error()
 }
 
 func listen(ctx context.Context, addr netip.AddrPort) (*socket, error) {

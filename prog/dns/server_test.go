@@ -229,6 +229,9 @@ func TestAddressesChange(t *testing.T) {
 		r, _, err := c.Exchange(query4("web.weft.internal.", dns.TypeA), at(s, a))
 		return err == nil && len(r.Answer) == 2
 	}
+	if why := s.Status().Sockets[0].Err; !strings.Contains(why, "another name server") {
+		t.Errorf("an address that is taken: %s", why)
+	}
 	if !ask(loopback[1]) || ask(loopback[0]) {
 		t.Error("one address does not depend on the other")
 	}
