@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,9 +65,9 @@ func sorted(lines ...string) string {
 	return strings.Join(lines, "\n")
 }
 
-// Every record type, over UDP and TCP, at every address of the name server, in both families, on every host.
-func TestEveryRecordTypeOnEveryHost(t *testing.T) {
-	l := threeNamed(t)
+// everyRecord is what threeNamed's names are to be, by question.
+func everyRecord(t *testing.T, l *lab.Lab) map[string]string {
+	t.Helper()
 	web, c1, c2, c3 := addrs(t, l, shop), addrs(t, l, "h1/c1"), addrs(t, l, "h2/c1"), addrs(t, l, "h3/c1")
 	h2 := report(t, l, "h2")
 	target := strings.ReplaceAll(web[0], ".", "-") + ".web.weft.internal."
@@ -76,7 +77,7 @@ func TestEveryRecordTypeOnEveryHost(t *testing.T) {
 			id = e.ContainerID + "/" + e.Interface
 		}
 	}
-	want := map[string]string{
+	return map[string]string{
 		"web.weft.internal A":                 web[0],
 		"web.shop.weft.internal A":            web[0],
 		"web.shop.weft.internal AAAA":         web[1],
@@ -96,13 +97,13 @@ func TestEveryRecordTypeOnEveryHost(t *testing.T) {
 		"-x " + h2.Router.Node[0].String():    "",
 		"_nothing._tcp.web.weft.internal SRV": "",
 	}
-	questions := slices.Sorted(func(yield func(string) bool) {
-		for q := range want {
-			if !yield(q) {
-				return
-			}
-		}
-	})
+}
+
+// Every record type, over UDP and TCP, at every address of the name server, in both families, on every host.
+func TestEveryRecordTypeOnEveryHost(t *testing.T) {
+	l := threeNamed(t)
+	want := everyRecord(t, l)
+	questions := slices.Sorted(maps.Keys(want))
 	for _, from := range []string{"h1/c1", "h2/c1", "h3/c1"} {
 		host, _, _ := strings.Cut(from, "/")
 		node := report(t, l, host).Router.Node
@@ -118,7 +119,7 @@ func TestEveryRecordTypeOnEveryHost(t *testing.T) {
 	}
 	t.Run("NODATA and NXDOMAIN", func(t *testing.T) {
 		for q, status := range map[string]string{
-			"web.shop.weft.internal MX": "NOERROR", "shop.weft.internal A": "NOERROR", "-x " + h2.Router.Node[0].String(): "NXDOMAIN",
+			"web.shop.weft.internal MX": "NOERROR", "shop.weft.internal A": "NOERROR", "-x " + report(t, l, "h2").Router.Node[0].String(): "NXDOMAIN",
 			"nobody.weft.internal A": "NXDOMAIN", "weft.internal AXFR +notcp": "REFUSED", "web.weft.internal ANY +notcp": "REFUSED",
 		} {
 			got := digs(t, l, "h3/c1", "+noall +comments +authority", q)[0]
@@ -130,8 +131,9 @@ func TestEveryRecordTypeOnEveryHost(t *testing.T) {
 	})
 	t.Run("Go's resolver", func(t *testing.T) {
 		for _, from := range []string{"h1/c1", "h2/c1", "h3/c1"} {
+			web := addrs(t, l, shop)
 			got := run(t, l, from, toolArgs(t, "resolve", "web.shop", web[0], "_http._tcp.web.weft.internal")...)
-			says(t, got, web[0], web[1], "web.shop.weft.internal.", "8080", target)
+			says(t, got, web[0], web[1], "web.shop.weft.internal.", strings.ReplaceAll(web[0], ".", "-")+".web.weft.internal. 8080")
 		}
 	})
 }
