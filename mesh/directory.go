@@ -72,6 +72,8 @@ type Directory struct {
 	asked     map[peer.ID]directory.Held // those that are being fetched
 	busy      map[peer.ID]bool           // who is being asked for sets
 	left      map[slot.Slot]uint64       // slots that others may still know by a name of ours, and the version without them
+	stuck     error                      // why the last round of confirmations did not free them
+	stuckFrom time.Time                  // since when no round did
 }
 
 // want is a set to fetch, and who has it.
@@ -281,6 +283,14 @@ func (d *Directory) Taken(s slot.Slot) bool {
 	defer d.mu.RUnlock()
 	_, left := d.left[s]
 	return left || d.dir.Lists(d.self, s)
+}
+
+// Stuck is how many freed slots wait until others have dropped their old names, since when
+// no round of asking them succeeded, and why; nil if the last one did.
+func (d *Directory) Stuck() (slots int, since time.Time, why error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return len(d.left), d.stuckFrom, d.stuck
 }
 
 // Lookup lists the entries that count and have a name, lower case and relative to the

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,8 +84,15 @@ func TestWhoHoldsASlot(t *testing.T) {
 		if !h[1].Taken(1) {
 			t.Error("free, though one of them never said that it has dropped it")
 		}
+		slots, since, why := h[1].Stuck()
+		if slots != 1 || time.Since(since) < 30*time.Second || why == nil || !strings.Contains(why.Error(), idOf(3).String()) {
+			t.Errorf("stuck: %d slots since %v, %v", slots, since, why)
+		}
 		w.alone(h[3])
 		w.freed(h[1], 1, 10*time.Second)
+		if _, _, why := h[1].Stuck(); why != nil {
+			t.Errorf("still stuck: %v", why)
+		}
 		h[3].slow.Store(0)
 
 		// Host 4 is cut off with the old entry, and back before the others have all answered.

@@ -219,11 +219,19 @@ func (d *Directory) confirmAll(ctx context.Context) {
 		case <-ctx.Done():
 		case <-time.After(pause):
 			pause = max(confirmLeast, time.Duration(len(d.cfg.Mesh.Others()))*confirmPause)
-			if err := d.confirm(ctx); err != nil {
-				d.cfg.Log.Debug("not all peers have dropped old endpoints yet", "err", err)
-			}
+			d.note(d.confirm(ctx))
 		}
 	}
+}
+
+// note remembers how a round ended, for people.
+func (d *Directory) note(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil && d.stuck == nil {
+		d.stuckFrom = time.Now()
+	}
+	d.stuck = err
 }
 
 // confirm makes sure that every peer that can be reached has dropped what is not in our

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -75,6 +76,7 @@ const publishPause = 5 * time.Millisecond
 
 // publish keeps the directory in step with what is attached to this host.
 func (a *Agent) publish(ctx context.Context) error {
+	told := ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -86,8 +88,12 @@ func (a *Agent) publish(ctx context.Context) error {
 		if err != nil || snap.Ring.IsZero() {
 			continue // both end in another call
 		}
-		if err := a.directory.Publish(a.publishable(a.published(snap), snap.Ring.Universe)); err != nil {
-			a.log.Warn("cannot tell the other peers of the endpoints here", "err", err)
+		switch err := a.directory.Publish(a.published(snap)); {
+		case err == nil:
+			told = ""
+		case err.Error() != told: // not at every look
+			told = err.Error()
+			a.log.Warn("cannot tell the other peers of all endpoints here", "err", err)
 		}
 	}
 }
@@ -127,17 +133,6 @@ func (a *Agent) published(snap ipam.Snapshot) []directory.Endpoint {
 	return slices.AppendSeq(out, maps.Values(outside))
 }
 
-// publishable leaves out what the other peers would refuse: it must not keep the rest from them.
-func (a *Agent) publishable(list []directory.Endpoint, u slot.Universe) []directory.Endpoint {
-	return slices.DeleteFunc(list, func(e directory.Endpoint) bool {
-		err := e.Check(u)
-		if err != nil {
-			a.log.Warn("an endpoint has no name", "err", err)
-		}
-		return err != nil
-	})
-}
-
 // entry is what the endpoint's own request says of it.
 func (e *endpointRecord) entry() directory.Endpoint {
 	d := directory.Endpoint{
@@ -148,6 +143,19 @@ func (e *endpointRecord) entry() directory.Endpoint {
 		d.Ports = append(d.Ports, directory.Port(p))
 	}
 	return d
+}
+
+// stuckFor is how long freed slots wait for other peers before people hear of it.
+const stuckFor = time.Minute
+
+// stuckWarning says who keeps addresses from being used again.
+func (a *Agent) stuckWarning() []string {
+	slots, since, why := a.directory.Stuck()
+	if why == nil || time.Since(since) < stuckFor {
+		return nil
+	}
+	return []string{fmt.Sprintf("%d freed addresses are not given again, since for %v not all peers have said that they dropped their old names: %v. Look at the agent there",
+		slots, time.Since(since).Round(time.Second), why)}
 }
 
 // names is the directory as the name server sees it.
