@@ -149,10 +149,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return a.ipam.Run(ctx) })
 	group.Go(func() error { return a.directory.Run(ctx) })
 	group.Go(func() error { return a.publish(ctx) })
-	group.Go(func() error { return a.serveDNS(ctx) })
 	group.Go(func() error { return a.claimNode(ctx) })
 	group.Go(func() error { return a.reconcile(ctx) })
+	stopDNS := a.serveDNS(ctx)
 	err = group.Wait()
+	stopDNS()
 	a.log.Info("agent ends", "err", err)
 	return err
 }

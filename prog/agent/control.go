@@ -49,10 +49,10 @@ func (a *Agent) Expose(_ context.Context, req api.ExposeRequest) (err error) {
 	}
 	return a.change(func(s *settings) {
 		s.Exposed = req.On
-		given := givenName{Name: name, Endpoint: nodeKey}
+		given := givenName{Name: name, Endpoint: nodeKey, Exposed: true}
 		switch {
 		case !req.On: // the name told how to get in
-			s.Names = slices.DeleteFunc(s.Names, func(n givenName) bool { return n.Endpoint == nodeKey })
+			s.Names = slices.DeleteFunc(s.Names, func(n givenName) bool { return n.Exposed })
 		case name != "" && !slices.Contains(s.Names, given):
 			s.Names = append(s.Names, given)
 		}

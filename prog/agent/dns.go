@@ -45,13 +45,21 @@ func (a *Agent) makeDNS() (err error) {
 	return err
 }
 
-// serveDNS runs the name server, if there is to be one.
-func (a *Agent) serveDNS(ctx context.Context) error {
+// serveDNS runs the name server, if there is to be one, until the function that it returns is
+// called: it goes on answering while the agent says goodbye, so that a restart is short.
+func (a *Agent) serveDNS(ctx context.Context) (stop func()) {
 	if a.dns == nil {
-		<-ctx.Done()
-		return nil
+		return func() {}
 	}
-	return a.dns.Run(ctx)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan error, 1)
+	go func() { done <- a.dns.Run(ctx) }()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			a.log.Warn("the name server ended", "err", err)
+		}
+	}
 }
 
 // dnsClient says who asks: an endpoint of this host with its link-local address, told by

@@ -17,6 +17,7 @@ type givenName struct {
 	Name     string     `json:"name"`               // relative to the domain, lower case
 	Endpoint string     `json:"endpoint,omitempty"` // its key, or nodeKey
 	Addr     netip.Addr `json:"addr,omitzero"`      // where there is no endpoint
+	Exposed  bool       `json:"exposed,omitempty"`  // given by expose, and ended by hide
 }
 
 // aliases are the names that people gave to an endpoint.

@@ -310,6 +310,8 @@ func cniError(err error) error {
 	switch {
 	case down, answer != nil && (answer.Code == api.CodeNotReady || answer.Code == api.CodeNoSpace):
 		code, msg = types.ErrTryAgainLater, "Weft is not ready on this host, or has no address to give"
+	case answer != nil && answer.Code == api.CodeBadRequest:
+		code, msg = types.ErrInvalidNetworkConfig, "Weft cannot give the container what it asks for"
 	case answer != nil && answer.Code == api.CodeNotFound:
 		code, msg = types.ErrUnknownContainer, "the container is not attached"
 	case errors.Is(err, endpoint.ErrNoNamespace):

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -53,13 +54,17 @@ func TestCNIByItsOwnTool(t *testing.T) {
 		Interfaces []struct{ Name, Mac, Sandbox string }
 		IPs        []struct{ Address, Gateway string }
 		Routes     []struct{ Dst, GW string }
+		DNS        struct {
+			Nameservers []string
+			Domain      string
+		}
 	}
 	if err := json.Unmarshal([]byte(run(t, l, "h1", cni("add")...)), &result); err != nil {
 		t.Fatal(err)
 	}
 	have := addrs(t, l, "h1/x")
 	if result.CNIVersion != "1.1.0" || len(result.IPs) != 2 || len(result.Routes) != 2 || len(result.Interfaces) != 2 ||
-		result.Interfaces[1].Sandbox != netns || result.IPs[0].Address != have[0]+"/32" || result.IPs[1].Address != have[1]+"/128" || result.IPs[0].Gateway != "169.254.1.1" {
+		result.Interfaces[1].Sandbox != netns || !slices.Equal(result.DNS.Nameservers, []string{"169.254.1.1"}) || result.DNS.Domain != "weft.internal" || result.IPs[0].Address != have[0]+"/32" || result.IPs[1].Address != have[1]+"/128" || result.IPs[0].Gateway != "169.254.1.1" {
 		t.Errorf("the result of ADD is %+v, the container has %v", result, have)
 	}
 	run(t, l, "h1", cni("check")...)
@@ -104,6 +109,8 @@ func TestCNIBadInput(t *testing.T) {
 		"check of a stranger": {"CHECK", "stranger", netns, fmt.Sprintf(conf, "1.1.0",
 			`,"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.32.0.9/32"}]}`), 3},
 		"check without prev": {"CHECK", "a", netns, good, 7},
+		"unusable name":      {"ADD", "a", netns, fmt.Sprintf(conf, "1.1.0", `,"args":{"cni":{"name":"a b"}}`), 7},
+		"unusable port":      {"ADD", "a", netns, fmt.Sprintf(conf, "1.1.0", `,"args":{"cni":{"ports":[{"name":"http","protocol":"quic","port":80}]}}`), 7},
 		"unreadable prev":    {"ADD", "a", netns, fmt.Sprintf(conf, "1.1.0", `,"prevResult":[]`), 6},
 	} {
 		out, err := plugin(l, t, tt.command, tt.id, tt.netns, tt.conf)
