@@ -19,7 +19,7 @@ import (
 // global randomness, no log.
 var pure = []string{
 	"weft/mesh/peer", "weft/mesh/secret", "weft/mesh/directory", "weft/mesh/topology",
-	"weft/ipam/slot", "weft/ipam/ring", "weft/ipam/space", "weft/ipam/paxos",
+	"weft/router/policy", "weft/ipam/slot", "weft/ipam/ring", "weft/ipam/space", "weft/ipam/paxos",
 }
 
 // notInPure are the packages of the standard library that a pure package does not import.
