@@ -33,7 +33,7 @@ func setupMounts(cfg Config) error {
 			return err
 		}
 	case Container:
-		if err := ownResolvConf(cfg.Name); err != nil {
+		if err := ownResolvConf(); err != nil {
 			return err
 		}
 	}
@@ -72,18 +72,21 @@ func hostMounts(cfg Config) error {
 	return nil
 }
 
-func ownResolvConf(name string) error {
+func ownResolvConf() error {
 	const conf = "/etc/resolv.conf"
-	own := "/run/resolv-" + name + ".conf"
-	for _, path := range []string{own, conf} {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644)
-		if err != nil {
-			return err
-		}
-		f.Close()
+	f, err := os.OpenFile(conf, os.O_CREATE|os.O_RDONLY, 0o644) // to mount upon
+	if err != nil {
+		return err
 	}
-	if err := unix.Mount(own, conf, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("bind %s to %s: %w", own, conf, err)
+	f.Close()
+	own, err := os.CreateTemp("/run", "resolv-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(own.Name()) // the mount keeps it
+	defer own.Close()
+	if err := errors.Join(own.Chmod(0o644), unix.Mount(own.Name(), conf, "", unix.MS_BIND, "")); err != nil {
+		return fmt.Errorf("bind %s to %s: %w", own.Name(), conf, err)
 	}
 	return nil
 }
