@@ -3,6 +3,7 @@ package ipam
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -98,6 +99,19 @@ func TestRemovedPeersSlotsAreHandedOutLast(t *testing.T) {
 		}
 		if s := snapshot(t, m[1]); s.Resting != len(used) {
 			t.Errorf("%d rest at last, want %d", s.Resting, len(used))
+		}
+		// Another peer gets them when nobody has anything else, and not before.
+		for n := 0; ; n++ {
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			s, err := m[2].Allocate(ctx, string(rune('A'+n)), nil)
+			cancel()
+			if err != nil {
+				break
+			}
+			used = slices.DeleteFunc(used, func(u slot.Slot) bool { return u == s && snapshot(t, m[2]).Free == 0 })
+		}
+		if len(used) > 0 {
+			t.Errorf("%d were not given to the peer that needs them", len(used))
 		}
 		m[3].revive()
 		c.end()

@@ -24,6 +24,7 @@ const (
 	requestRing    = "ring"    // the whole ring
 	requestUsage   = "usage"   // how much is free: Usage
 	requestSpace   = "space"   // a block of free slots: a grant
+	requestPressed = "pressed" // a slot, also one that rests, since nobody has a free one: a grant
 	requestClaim   = "claim"   // one slot: a grant
 	requestRemoval = "removal" // whether a peer is dead: the whole ring
 	requestInherit = "inherit" // to take what we leave behind
@@ -47,7 +48,10 @@ func (a *Allocator) Handlers() map[string]func(ctx context.Context, from peer.ID
 		requestRing:  func(context.Context, peer.ID, []byte) ([]byte, error) { return a.Full(), nil },
 		requestUsage: a.serveUsage,
 		requestSpace: func(ctx context.Context, from peer.ID, _ []byte) (reply []byte, err error) {
-			return a.answer(ctx, func() ([]byte, error) { return a.donate(from) })
+			return a.answer(ctx, func() ([]byte, error) { return a.donate(from, false) })
+		},
+		requestPressed: func(ctx context.Context, from peer.ID, _ []byte) (reply []byte, err error) {
+			return a.answer(ctx, func() ([]byte, error) { return a.donate(from, true) })
 		},
 		requestClaim:   a.serveClaim,
 		requestRemoval: a.serveRemoval,
@@ -165,29 +169,37 @@ func (a *Allocator) ask() {
 	donors, refusals := a.donors()
 	ctx := a.ctx
 	a.asks.Go(func() {
-		got, more := a.askEach(ctx, donors)
+		got, more := a.askEach(ctx, donors, requestSpace)
+		if !got && a.pressed(ctx) {
+			got, _ = a.askEach(ctx, donors, requestPressed)
+		}
 		_ = a.do(ctx, func() {
 			a.asking, a.refusals = false, append(refusals, more...)
 			if got {
-				a.serve()
-				return
+				a.serve() // who waits on is asked for again
 			}
-			_ = a.serveFrom((*space.Space).TakeResting) // better too soon than never; who waits on is asked for again
 		})
 	})
 }
 
+// pressed hands out what rests here, better too soon than never, and reports whether
+// somebody waits still.
+func (a *Allocator) pressed(ctx context.Context) (still bool) {
+	_ = a.do(ctx, func() { still = errors.Is(a.serveFrom((*space.Space).TakeResting), ErrNoSpace) })
+	return still
+}
+
 // askEach asks one donor after the other, who has most first, until one gives. It runs
 // outside the actor.
-func (a *Allocator) askEach(ctx context.Context, donors []peer.ID) (got bool, refusals []string) {
+func (a *Allocator) askEach(ctx context.Context, donors []peer.ID, kind string) (got bool, refusals []string) {
 	usage := a.Usage(ctx, donors[:min(len(donors), mostAsked)])
 	slices.SortStableFunc(donors, func(x, y peer.ID) int { return cmp.Compare(usage[y].Free, usage[x].Free) })
 	for _, id := range donors {
-		if u, known := usage[id]; known && u.Free == 0 {
+		if u, known := usage[id]; known && u.Free == 0 && (kind == requestSpace || u.Resting == 0) {
 			refusals = append(refusals, a.cfg.Mesh.Name(id)+" has nothing free")
 			continue
 		}
-		err := a.askFor(ctx, id, requestSpace, nil)
+		err := a.askFor(ctx, id, kind, nil)
 		if err == nil {
 			return true, nil
 		}
@@ -259,8 +271,9 @@ func (a *Allocator) writable() error {
 	return nil
 }
 
-// donate gives away about half of what is free, as a part of the ring that makes it theirs.
-func (a *Allocator) donate(to peer.ID) ([]byte, error) {
+// donate gives away about half of what is free, as a part of the ring that makes it theirs;
+// to one who is pressed, if nothing is, the slot that rests for longest.
+func (a *Allocator) donate(to peer.ID, pressed bool) ([]byte, error) {
 	if err := a.writable(); err != nil {
 		return nil, err
 	}
@@ -268,6 +281,9 @@ func (a *Allocator) donate(to peer.ID) ([]byte, error) {
 		return nil, errors.New("a peer gives no space to itself")
 	}
 	gift, ok := a.space.Donate()
+	if !ok && pressed {
+		gift, ok = a.space.DonateResting()
+	}
 	if !ok {
 		return nil, errNothingFree
 	}

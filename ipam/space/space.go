@@ -169,6 +169,12 @@ func (s *Space) Donate() (slot.Range, bool) {
 	return gift, s.remove(gift)
 }
 
+// DonateResting gives away the slot that rests for longest, for when nobody has another one.
+func (s *Space) DonateResting() (slot.Range, bool) {
+	taken, ok := s.TakeResting()
+	return single(taken), ok
+}
+
 // add makes r free; what was free already stays so.
 func (s *Space) add(r slot.Range) {
 	if r.Len() == 0 {

@@ -315,6 +315,7 @@ func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 	if free := report(t, l, "h1").IPAM.Free; free != 0 {
 		t.Fatalf("%d addresses are left", free)
 	}
+	time.Sleep(10 * time.Second) // until then the agent does not count on knowing who is there
 	agent("STOP")
 	if err := tool(t, l, "h1", "release", "full-3"); err != nil {
 		t.Fatal(err)
