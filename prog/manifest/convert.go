@@ -1,0 +1,273 @@
+package manifest
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	core "k8s.io/api/core/v1"
+	networking "k8s.io/api/networking/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/yaml"
+
+	"weft/mesh/directory"
+	"weft/router/policy"
+)
+
+// convert makes a policy of the API's object, with the API's defaults.
+func convert(np networking.NetworkPolicy) (p policy.Policy, err error) {
+	p = policy.Policy{Namespace: np.Namespace, Name: np.Name, Audit: np.Annotations[AuditAnnotation] == "true"}
+	if p.Namespace == "" {
+		p.Namespace = DefaultNamespace
+	}
+	for field, name := range map[string]string{"metadata.name": p.Name, "metadata.namespace": p.Namespace} {
+		if err := directory.CheckName(name); err != nil {
+			return p, &Error{Field: field, Why: err.Error()}
+		}
+	}
+	if p.Isolates, err = types(np.Spec); err != nil {
+		return p, err
+	}
+	if p.Pods, err = selector("spec.podSelector", np.Spec.PodSelector); err != nil {
+		return p, err
+	}
+	for i, r := range np.Spec.Ingress {
+		field := fmt.Sprintf("spec.ingress[%d]", i)
+		out, err := rule(field, ".from", r.From, r.Ports)
+		if err != nil {
+			return p, err
+		}
+		p.Ingress = append(p.Ingress, out)
+	}
+	for i, r := range np.Spec.Egress {
+		field := fmt.Sprintf("spec.egress[%d]", i)
+		out, err := rule(field, ".to", r.To, r.Ports)
+		if err != nil {
+			return p, err
+		}
+		p.Egress = append(p.Egress, out)
+	}
+	return p, p.Check()
+}
+
+// types are the directions that are isolated. By default that is ingress, and egress where
+// there are rules for it.
+func types(spec networking.NetworkPolicySpec) (policy.Directions, error) {
+	if len(spec.PolicyTypes) == 0 {
+		if len(spec.Egress) > 0 {
+			return policy.Both, nil
+		}
+		return policy.Of(policy.Ingress), nil
+	}
+	var out policy.Directions
+	for i, t := range spec.PolicyTypes {
+		switch t {
+		case networking.PolicyTypeIngress:
+			out |= policy.Of(policy.Ingress)
+		case networking.PolicyTypeEgress:
+			out |= policy.Of(policy.Egress)
+		default:
+			return 0, &Error{Field: fmt.Sprintf("spec.policyTypes[%d]", i), Why: fmt.Sprintf("%q is not Ingress or Egress", t)}
+		}
+	}
+	return out, nil
+}
+
+func selector(field string, s meta.LabelSelector) (policy.Selector, error) {
+	out := policy.Selector{Labels: maps.Clone(s.MatchLabels)}
+	for _, e := range s.MatchExpressions {
+		out.Expressions = append(out.Expressions, policy.Expression{Key: e.Key, Op: policy.Op(e.Operator), Values: e.Values})
+	}
+	if err := out.Check(); err != nil {
+		return out, &Error{Field: field, Why: err.Error()}
+	}
+	return out, nil
+}
+
+func rule(field, list string, peers []networking.NetworkPolicyPeer, ports []networking.NetworkPolicyPort) (r policy.Rule, err error) {
+	for i, p := range peers {
+		at := fmt.Sprintf("%s%s[%d]", field, list, i)
+		out, err := peer(at, p)
+		if err != nil {
+			return r, err
+		}
+		r.Peers = append(r.Peers, out)
+	}
+	for i, p := range ports {
+		out, err := port(fmt.Sprintf("%s.ports[%d]", field, i), p)
+		if err != nil {
+			return r, err
+		}
+		r.Ports = append(r.Ports, out)
+	}
+	return r, nil
+}
+
+func peer(field string, p networking.NetworkPolicyPeer) (out policy.Peer, err error) {
+	switch {
+	case p.IPBlock == nil && p.PodSelector == nil && p.NamespaceSelector == nil:
+		return out, &Error{Field: field, Why: "one of podSelector, namespaceSelector and ipBlock is needed"}
+	case p.IPBlock != nil && (p.PodSelector != nil || p.NamespaceSelector != nil):
+		return out, &Error{Field: field + ".ipBlock", Why: "it cannot be combined with podSelector or namespaceSelector"}
+	}
+	if p.IPBlock != nil {
+		b, err := block(field+".ipBlock", *p.IPBlock)
+		out.Block = &b
+		return out, err
+	}
+	if p.PodSelector != nil {
+		s, err := selector(field+".podSelector", *p.PodSelector)
+		if err != nil {
+			return out, err
+		}
+		out.Pods = &s
+	}
+	if p.NamespaceSelector != nil {
+		s, err := selector(field+".namespaceSelector", *p.NamespaceSelector)
+		if err != nil {
+			return out, err
+		}
+		out.Namespaces = &s
+	}
+	return out, nil
+}
+
+func block(field string, b networking.IPBlock) (out policy.Block, err error) {
+	if out.CIDR, err = cidr(field+".cidr", b.CIDR); err != nil {
+		return out, err
+	}
+	for i, e := range b.Except {
+		at := fmt.Sprintf("%s.except[%d]", field, i)
+		p, err := cidr(at, e)
+		if err != nil {
+			return out, err
+		}
+		if p.Bits() <= out.CIDR.Bits() || !out.CIDR.Contains(p.Addr()) {
+			return out, &Error{Field: at, Why: fmt.Sprintf("%v is not a part of %v", p, out.CIDR)}
+		}
+		out.Except = append(out.Except, p)
+	}
+	return out, nil
+}
+
+// cidr reads a prefix. The API server takes one with bits behind it, and so do we.
+func cidr(field, s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil || p.Addr().Is4In6() {
+		return p, &Error{Field: field, Why: fmt.Sprintf("%q is no CIDR, such as 192.0.2.0/24 or 2001:db8::/32", s)}
+	}
+	return p.Masked(), nil
+}
+
+func port(field string, p networking.NetworkPolicyPort) (out policy.Port, err error) {
+	out.Protocol = policy.TCP
+	if p.Protocol != nil {
+		switch *p.Protocol {
+		case core.ProtocolTCP:
+		case core.ProtocolUDP:
+			out.Protocol = policy.UDP
+		case core.ProtocolSCTP:
+			out.Protocol = policy.SCTP
+		default:
+			return out, &Error{Field: field + ".protocol", Why: fmt.Sprintf("%q is not TCP, UDP or SCTP", *p.Protocol)}
+		}
+	}
+	switch {
+	case p.Port == nil && p.EndPort != nil:
+		return out, &Error{Field: field + ".endPort", Why: "it needs port"}
+	case p.Port == nil:
+		return out, nil
+	case p.Port.Type == intstr.String && p.EndPort != nil:
+		return out, &Error{Field: field + ".endPort", Why: "it goes with a number, not with a name"}
+	case p.Port.Type == intstr.String:
+		out.Name = p.Port.StrVal
+		check := directory.Port{Name: out.Name, Protocol: "tcp", Number: 1}
+		if err := check.Check(); err != nil {
+			return out, &Error{Field: field + ".port", Why: err.Error()}
+		}
+		return out, nil
+	case p.Port.IntVal < 1 || p.Port.IntVal > 65535:
+		return out, &Error{Field: field + ".port", Why: fmt.Sprintf("%d is not between 1 and 65535", p.Port.IntVal)}
+	}
+	out.Number = uint16(p.Port.IntVal)
+	if p.EndPort != nil {
+		if *p.EndPort < p.Port.IntVal || *p.EndPort > 65535 {
+			return out, &Error{Field: field + ".endPort", Why: fmt.Sprintf("%d is not between %d and 65535", *p.EndPort, p.Port.IntVal)}
+		}
+		out.End = uint16(*p.EndPort)
+	}
+	return out, nil
+}
+
+// Print writes a policy as Parse reads it.
+func Print(p policy.Policy) ([]byte, error) {
+	np := networking.NetworkPolicy{
+		TypeMeta:   meta.TypeMeta{APIVersion: APIVersion, Kind: Kind},
+		ObjectMeta: meta.ObjectMeta{Namespace: p.Namespace, Name: p.Name},
+		Spec:       networking.NetworkPolicySpec{PodSelector: printSelector(p.Pods)},
+	}
+	if p.Audit {
+		np.Annotations = map[string]string{AuditAnnotation: "true"}
+	}
+	for d, t := range map[policy.Direction]networking.PolicyType{policy.Ingress: networking.PolicyTypeIngress, policy.Egress: networking.PolicyTypeEgress} {
+		if p.Isolates.Has(d) {
+			np.Spec.PolicyTypes = append(np.Spec.PolicyTypes, t)
+		}
+	}
+	slices.Sort(np.Spec.PolicyTypes)
+	slices.Reverse(np.Spec.PolicyTypes) // Ingress first, as people write it
+	for _, r := range p.Ingress {
+		np.Spec.Ingress = append(np.Spec.Ingress, networking.NetworkPolicyIngressRule{From: printPeers(r.Peers), Ports: printPorts(r.Ports)})
+	}
+	for _, r := range p.Egress {
+		np.Spec.Egress = append(np.Spec.Egress, networking.NetworkPolicyEgressRule{To: printPeers(r.Peers), Ports: printPorts(r.Ports)})
+	}
+	return yaml.Marshal(np)
+}
+
+func printSelector(s policy.Selector) meta.LabelSelector {
+	out := meta.LabelSelector{MatchLabels: s.Labels}
+	for _, e := range s.Expressions {
+		out.MatchExpressions = append(out.MatchExpressions, meta.LabelSelectorRequirement{Key: e.Key, Operator: meta.LabelSelectorOperator(e.Op), Values: e.Values})
+	}
+	return out
+}
+
+func printPeers(peers []policy.Peer) (out []networking.NetworkPolicyPeer) {
+	for _, p := range peers {
+		var peer networking.NetworkPolicyPeer
+		if p.Block != nil {
+			peer.IPBlock = &networking.IPBlock{CIDR: p.Block.CIDR.String()}
+			for _, e := range p.Block.Except {
+				peer.IPBlock.Except = append(peer.IPBlock.Except, e.String())
+			}
+		}
+		if p.Pods != nil {
+			peer.PodSelector = new(printSelector(*p.Pods))
+		}
+		if p.Namespaces != nil {
+			peer.NamespaceSelector = new(printSelector(*p.Namespaces))
+		}
+		out = append(out, peer)
+	}
+	return out
+}
+
+func printPorts(ports []policy.Port) (out []networking.NetworkPolicyPort) {
+	for _, p := range ports {
+		port := networking.NetworkPolicyPort{Protocol: new(core.Protocol(p.Protocol.String()))}
+		switch {
+		case p.Name != "":
+			port.Port = new(intstr.FromString(p.Name))
+		case p.Number != 0:
+			port.Port = new(intstr.FromInt32(int32(p.Number)))
+		}
+		if p.End != 0 {
+			port.EndPort = new(int32(p.End))
+		}
+		out = append(out, port)
+	}
+	return out
+}

@@ -1,0 +1,196 @@
+package manifest
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"weft/router/policy"
+)
+
+const everything = `# Who may speak to the database.
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: db
+  namespace: prod
+  labels: {team: a}
+  annotations: {weft.internal/audit: "true"}
+spec:
+  podSelector:
+    matchLabels: {app: db}
+    matchExpressions:
+    - {key: tier, operator: NotIn, values: [old]}
+  policyTypes: [Ingress, Egress]
+  ingress:
+  - from:
+    - podSelector: {matchLabels: {app: web}}
+      namespaceSelector: {}
+    - ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.128/25]}
+    ports:
+    - port: 5432
+    - {protocol: UDP, port: 6000, endPort: 6010}
+    - {protocol: SCTP, port: sync}
+  - {}
+  egress:
+  - to:
+    - namespaceSelector: {matchExpressions: [{key: dns, operator: Exists}]}
+    ports:
+    - protocol: UDP
+---
+# nothing here
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed}
+spec: {podSelector: {}}
+`
+
+func want() []policy.Policy {
+	return []policy.Policy{
+		{
+			Namespace: "prod", Name: "db", Isolates: policy.Both, Audit: true,
+			Pods: policy.Selector{
+				Labels: map[string]string{"app": "db"}, Expressions: []policy.Expression{{Key: "tier", Op: policy.NotIn, Values: []string{"old"}}},
+			},
+			Ingress: []policy.Rule{{
+				Peers: []policy.Peer{
+					{Namespaces: &policy.Selector{}, Pods: &policy.Selector{Labels: map[string]string{"app": "web"}}},
+					{Block: &policy.Block{CIDR: netip.MustParsePrefix("192.0.2.0/24"), Except: []netip.Prefix{netip.MustParsePrefix("192.0.2.128/25")}}},
+				},
+				Ports: []policy.Port{
+					{Protocol: policy.TCP, Number: 5432}, {Protocol: policy.UDP, Number: 6000, End: 6010}, {Protocol: policy.SCTP, Name: "sync"},
+				},
+			}, {}},
+			Egress: []policy.Rule{{
+				Peers: []policy.Peer{{Namespaces: &policy.Selector{Expressions: []policy.Expression{{Key: "dns", Op: policy.Exists}}}}},
+				Ports: []policy.Port{{Protocol: policy.UDP}},
+			}},
+		},
+		{Namespace: "default", Name: "closed", Isolates: policy.Of(policy.Ingress)},
+	}
+}
+
+var compare = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+
+func TestParse(t *testing.T) {
+	got, err := Parse([]byte(everything))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want(), got, compare); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+// What is printed reads as the same policy.
+func TestPrint(t *testing.T) {
+	for _, p := range want() {
+		text, err := Print(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Parse(text)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		if d := cmp.Diff([]policy.Policy{p}, got, compare); d != "" {
+			t.Errorf("(-want +got)\n%s\n%s", d, text)
+		}
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	for spec, isolates := range map[string]policy.Directions{
+		"{podSelector: {}}":                                       policy.Of(policy.Ingress),
+		"{podSelector: {}, egress: [{}]}":                         policy.Both,
+		"{podSelector: {}, egress: []}":                           policy.Of(policy.Ingress),
+		"{podSelector: {}, policyTypes: [Egress]}":                policy.Of(policy.Egress),
+		"{podSelector: {}, policyTypes: [Egress], ingress: [{}]}": policy.Of(policy.Egress),
+	} {
+		got, err := Parse([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: " + spec))
+		if err != nil || got[0].Isolates != isolates {
+			t.Errorf("%s: %+v, %v", spec, got, err)
+		}
+	}
+}
+
+// Everything that is wrong is said with its line and its path.
+func TestErrors(t *testing.T) {
+	for _, c := range []struct {
+		from, to string // in everything
+		line     int
+		field    string
+		says     string
+	}{
+		{"matchLabels: {app: db}", "matchLabel: {app: db}", 11, "spec.podSelector.matchLabel", "no such field"},
+		{"  - from:", "  - fro:", 16, "spec.ingress[0].fro", "no such field"},
+		{"port: 5432", "port: 70000", 21, "spec.ingress[0].ports[0].port", "not between 1 and 65535"},
+		{"port: 5432", "port: Web!", 21, "spec.ingress[0].ports[0].port", "port name"},
+		{"endPort: 6010", "endPort: 10", 22, "spec.ingress[0].ports[1].endPort", "not between 6000"},
+		{"endPort: 6010", "endPort: many", 22, "spec.ingress[0].ports[1].endPort", "int32 is wanted, not string"},
+		{"[old]", "old", 13, "spec.podSelector.matchExpressions[0].values", "wanted, not string"},
+		{"  ingress:\n", "  ingress: none\n  ingres:\n", 15, "spec.ingress", "wanted, not string"},
+		{"port: sync}", "port: sync, endPort: 9}", 23, "spec.ingress[0].ports[2].endPort", "not with a name"},
+		{"protocol: UDP, ", "protocol: QUIC, ", 22, "spec.ingress[0].ports[1].protocol", `"QUIC" is not`},
+		{"192.0.2.0/24", "192.0.2.0", 19, "spec.ingress[0].from[1].ipBlock.cidr", "is no CIDR"},
+		{"192.0.2.128/25", "192.0.3.128/25", 19, "spec.ingress[0].from[1].ipBlock.except[0]", "not a part of"},
+		{"- ipBlock:", "- podSelector: {}\n      ipBlock:", 20, "spec.ingress[0].from[1].ipBlock", "cannot be combined"},
+		{"operator: NotIn", "operator: Like", 10, "spec.podSelector", "Like"},
+		{"[Ingress, Egress]", "[Ingress, Both]", 14, "spec.policyTypes[1]", "is not Ingress or Egress"},
+		{"kind: NetworkPolicy", "kind: Pod", 3, "kind", "want networking.k8s.io/v1 NetworkPolicy"},
+		{"name: db", "name: d b", 5, "metadata.name", "only letters"},
+		{"name: closed", "name: db, namespace: prod", 33, "metadata.name", "is in line 2 already"},
+		{"  podSelector:\n", "  podSelector\n", 0, "", ""},
+		{"[Ingress, Egress]", "&a [*a]", 14, "spec.policyTypes[0]", "aliases"},
+		{"policyTypes:", "podSelector: {}\n  policyTypes:", 14, "spec.podSelector", "already"},
+	} {
+		text := strings.Replace(everything, c.from, c.to, 1)
+		if text == everything {
+			t.Fatalf("%q is not in it", c.from)
+		}
+		_, err := Parse([]byte(text))
+		e, ok := errors.AsType[*Error](err)
+		if !ok {
+			t.Errorf("%s: %v", c.to, err)
+			continue
+		}
+		if c.line > 0 && e.Line != c.line || e.Field != c.field || !strings.Contains(e.Why, c.says) {
+			t.Errorf("%s: got %v\nwant line %d: %s: …%s", c.to, e, c.line, c.field, c.says)
+		}
+	}
+	for _, nothing := range []string{"", "---\n", "null", "# only words"} {
+		if _, err := Parse([]byte(nothing)); err == nil || !strings.Contains(err.Error(), "there is no NetworkPolicy") {
+			t.Errorf("%q: %v", nothing, err)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(everything))
+	f.Add([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: {podSelector: {}, ingress: [null]}"))
+	f.Add([]byte("a: &a [*a]"))
+	f.Add([]byte("? {a: b}\n: c"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		list, err := Parse(data)
+		if err != nil {
+			return
+		}
+		for _, p := range list {
+			text, err := Print(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := Parse(text)
+			if err != nil {
+				t.Fatalf("%v\n%s", err, text)
+			}
+			if d := cmp.Diff([]policy.Policy{p}, again, compare); d != "" {
+				t.Errorf("(-want +got)\n%s\n%s", d, text)
+			}
+		}
+	})
+}
