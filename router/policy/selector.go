@@ -98,6 +98,15 @@ func (e Expression) String() string {
 	return "none is asked for"
 }
 
+// content tells two selectors apart: quoted, so that no odd label makes them look alike.
+func (s Selector) content() string {
+	out := fmt.Sprintf("%q", s.Labels) // in the order of its keys
+	for _, e := range s.Expressions {
+		out += fmt.Sprintf(" %q %s %q", e.Key, e.Op, e.Values)
+	}
+	return out
+}
+
 // String is a selector in kubectl's form: app=web,tier in (a,b),!old.
 func (s Selector) String() string {
 	var parts []string
