@@ -209,7 +209,7 @@ func (d *Directory) Publish(endpoints []directory.Endpoint) error {
 	var unusable error
 	good := make([]directory.Endpoint, 0, len(endpoints))
 	for _, e := range endpoints {
-		if err := e.Check(slot.Universe{}); err != nil {
+		if err := e.Check(); err != nil {
 			unusable = errors.Join(unusable, fmt.Errorf("mesh: not published: %w", err))
 			continue
 		}
@@ -313,6 +313,13 @@ func (d *Directory) Entries(ring directory.Ring) []directory.Entry {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return d.dir.Entries(ring)
+}
+
+// Named counts the entries that count and have a name.
+func (d *Directory) Named(ring directory.Ring) int {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.dir.Named(ring)
 }
 
 // Listed are the slots that a peer says are in use.

@@ -170,20 +170,17 @@ func (r *Router) Observe() (Observed, error) {
 		return Observed{}, err
 	}
 	o := Observed{Observed: dev}
-	foreign, err := nft.ForeignDrop(nftables.ChainHookForward)
+	foreign, err := nft.ForeignDrops(nftables.ChainHookForward, nftables.ChainHookInput)
 	if err != nil {
 		return Observed{}, err
 	}
-	if foreign != "" {
+	if foreign[0] != "" {
 		o.Warnings = append(o.Warnings, fmt.Sprintf(
-			"the firewall chain %q drops forwarded packets by default, also containers': let them pass (for Docker: iptables -I DOCKER-USER -i weft+ -j ACCEPT; iptables -I DOCKER-USER -o weft+ -j ACCEPT; for ufw: ufw default allow routed)", foreign))
+			"the firewall chain %q drops forwarded packets by default, also containers': let them pass (for Docker: iptables -I DOCKER-USER -i weft+ -j ACCEPT; iptables -I DOCKER-USER -o weft+ -j ACCEPT; for ufw: ufw default allow routed)", foreign[0]))
 	}
-	if foreign, err = nft.ForeignDrop(nftables.ChainHookInput); err != nil {
-		return Observed{}, err
-	}
-	if foreign != "" {
+	if foreign[1] != "" {
 		o.Warnings = append(o.Warnings, fmt.Sprintf(
-			"the firewall chain %q drops what comes to this host by default, also containers' questions to the name server: let them pass (iptables -I INPUT -i weft+ -p udp --dport 53 -j ACCEPT; iptables -I INPUT -i weft+ -p tcp --dport 53 -j ACCEPT)", foreign))
+			"the firewall chain %q drops what comes to this host by default, also containers' questions to the name server: let them pass (iptables -I INPUT -i weft+ -p udp --dport 53 -j ACCEPT; iptables -I INPUT -i weft+ -p tcp --dport 53 -j ACCEPT)", foreign[1]))
 	}
 	return o, nil
 }

@@ -116,9 +116,11 @@ type Ring interface {
 }
 
 // counts reports whether the ring says that the entry's peer owns all its slots.
-func (e Entry) counts(ring Ring) bool {
-	for _, s := range e.Slots {
-		if owner, ok := ring.Owner(s); !ok || owner != e.Owner {
+func (e Entry) counts(ring Ring) bool { return owns(ring, e.Owner, e.Slots) }
+
+func owns(ring Ring, id peer.ID, slots []slot.Slot) bool {
+	for _, s := range slots {
+		if owner, ok := ring.Owner(s); !ok || owner != id {
 			return false
 		}
 	}
@@ -166,6 +168,19 @@ func (d *Directory) Entries(ring Ring) []Entry {
 		}
 	}
 	return out
+}
+
+// Named counts the entries that count and have a name.
+func (d *Directory) Named(ring Ring) (n int) {
+	for owner, s := range d.sets {
+		for i := range s.items {
+			e := &s.items[i].Endpoint
+			if (e.Name != "" || len(e.Aliases) > 0) && owns(ring, owner, e.Slots) {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // Listed are the slots that a peer says are in use.

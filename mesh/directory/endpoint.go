@@ -173,9 +173,8 @@ func CheckOutside(a netip.Addr) error {
 	return nil
 }
 
-// Check reports why an endpoint cannot be published. u is the universe; while it is not
-// known, Outside is not compared with it.
-func (e Endpoint) Check(u slot.Universe) error {
+// Check reports why an endpoint cannot be published.
+func (e Endpoint) Check() error {
 	if e.ID == "" || len(e.ID) > maxID || !peer.Printable(e.ID) {
 		return fmt.Errorf("endpoint %.40q: unusable id", e.ID)
 	}
@@ -217,9 +216,6 @@ func (e Endpoint) Check(u slot.Universe) error {
 		}
 	}
 	for _, a := range e.Outside {
-		if _, inside := u.Slot(a); inside {
-			return fmt.Errorf("endpoint %s: %v lies in the network's own range", e.ID, a)
-		}
 		if err := CheckOutside(a); err != nil {
 			return fmt.Errorf("endpoint %s: %w", e.ID, err)
 		}

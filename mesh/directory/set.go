@@ -187,7 +187,7 @@ func readItem(raw []byte) (item, error) {
 	if err := decoding.Unmarshal(raw, &i.Endpoint); err != nil {
 		return item{}, fmt.Errorf("directory: %w", err)
 	}
-	if err := i.Check(slot.Universe{}); err != nil {
+	if err := i.Check(); err != nil {
 		return item{}, fmt.Errorf("directory: %w", err)
 	}
 	i.share()

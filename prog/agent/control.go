@@ -47,7 +47,7 @@ func (a *Agent) Expose(_ context.Context, req api.ExposeRequest) (err error) {
 			return err
 		}
 	}
-	return a.change(func(s *settings) {
+	return a.change(func(s *settings) error {
 		s.Exposed = req.On
 		given := givenName{Name: name, Endpoint: nodeKey, Exposed: true}
 		switch {
@@ -56,6 +56,7 @@ func (a *Agent) Expose(_ context.Context, req api.ExposeRequest) (err error) {
 		case name != "" && !slices.Contains(s.Names, given):
 			s.Names = append(s.Names, given)
 		}
+		return nil
 	})
 }
 

@@ -21,8 +21,9 @@ import (
 // peers, replaced as a whole when they change.
 type view struct {
 	ring    ring.Ring
+	owners  map[peer.ID][]slot.Range
 	present map[peer.ID]bool // peers whose endpoints can be reached
-	named   map[peer.ID]string
+	records map[peer.ID]peer.Record
 }
 
 // presumed is how long after the start a peer that was not heard of yet counts as
@@ -31,14 +32,14 @@ const presumed = 30 * time.Second
 
 // look takes a new view.
 func (a *Agent) look(snap ipam.Snapshot) {
-	v := &view{ring: snap.Ring, present: map[peer.ID]bool{}, named: map[peer.ID]string{}}
+	v := &view{ring: snap.Ring, owners: snap.Ring.Owned(), present: map[peer.ID]bool{}, records: map[peer.ID]peer.Record{}}
 	fresh := time.Since(a.started) < presumed
 	for _, p := range a.mesh.Peers() {
 		if p.Record.Identity == nil {
 			continue
 		}
 		id := p.Record.ID()
-		v.named[id] = p.Record.Name()
+		v.records[id] = p.Record
 		// Of a peer whose agent was stopped on purpose the containers run on.
 		v.present[id] = p.Record.State != peer.Left &&
 			(p.Reachable || p.Record.State == peer.Stopped || fresh && p.Since.IsZero())
@@ -50,7 +51,7 @@ func (a *Agent) look(snap ipam.Snapshot) {
 // can be reached.
 func (a *Agent) wanted(id peer.ID) bool {
 	v := a.view.Load()
-	return v == nil || v.ring.IsZero() || id == a.self() || v.present[id] || len(v.ring.Owned()[id]) > 0
+	return v == nil || v.ring.IsZero() || id == a.self() || v.present[id] || len(v.owners[id]) > 0
 }
 
 func (a *Agent) makeDirectory() (err error) {
@@ -190,8 +191,10 @@ func (n names) At(s slot.Slot) (directory.Entry, bool) {
 
 // PeerName is how people see a peer.
 func (n names) PeerName(id peer.ID) string {
-	if v := n.a.view.Load(); v != nil && v.named[id] != "" {
-		return v.named[id]
+	if v := n.a.view.Load(); v != nil {
+		if record, known := v.records[id]; known {
+			return record.Name()
+		}
 	}
 	return id.String()
 }
@@ -212,10 +215,9 @@ func (a *Agent) describeNames(entries []directory.Entry, chosen func(name string
 	for _, e := range entries {
 		for _, name := range e.Names() {
 			if chosen(name) {
-				peerName, nickname, _ := strings.Cut(strings.TrimSuffix(v.named[e.Owner], ")"), "(")
 				out = append(out, api.Name{
 					Name: name + "." + a.opts.DNS.Domain, Addresses: e.Addrs(v.ring.Universe), Endpoint: e.ID,
-					Peer: peerName, Nickname: nickname, Unreachable: !v.present[e.Owner],
+					Peer: e.Owner.String(), Nickname: v.records[e.Owner].Nickname, Unreachable: !v.present[e.Owner],
 				})
 			}
 		}

@@ -16,21 +16,13 @@ import (
 // DNSOptions are the operator's part of the name server.
 type DNSOptions struct {
 	Off         bool
-	Domain      string                      // without the last dot; default DefaultDomain
-	TTL         time.Duration               // of answers about the network; default DefaultTTL
+	Domain      string                      // without the last dot
+	TTL         time.Duration               // of answers about the network
 	PreferLocal bool                        // endpoints of this host come first
 	Forward     map[string][]netip.AddrPort // names below a domain are asked of these servers
 	Fallback    bool                        // containers get this host's own server as a second one
-	ResolvConf  string                      // default /etc/resolv.conf
+	ResolvConf  string                      // where this host's own servers are named
 }
-
-// Defaults of DNSOptions.
-const (
-	DefaultDomain = "weft.internal"
-	DefaultTTL    = time.Second
-
-	DefaultResolvConf = "/etc/resolv.conf"
-)
 
 func (a *Agent) makeDNS() (err error) {
 	o := a.opts.DNS
@@ -105,7 +97,7 @@ func (a *Agent) reportDNS(snap ipam.Snapshot) api.DNS {
 	s := a.dns.Status()
 	r := api.DNS{
 		Domain: s.Domain, TTL: s.TTL.Seconds(), Containers: []netip.Addr{endpoint.Gateway4}, Upstreams: []api.Upstream{},
-		NoUpstream: s.ResolvConf, Cached: s.Cached, Counts: api.DNSCounts(s.Counts),
+		Entries: a.directory.Named(snap.Ring), NoUpstream: s.ResolvConf, Cached: s.Cached, Counts: api.DNSCounts(s.Counts),
 	}
 	for _, at := range s.Sockets {
 		if at.Err != "" {
@@ -119,11 +111,6 @@ func (a *Agent) reportDNS(snap ipam.Snapshot) api.DNS {
 	}
 	for _, u := range s.Upstreams {
 		r.Upstreams = append(r.Upstreams, api.Upstream{Domain: u.Domain, Server: u.Addr.String(), Error: u.Err, Own: u.Own})
-	}
-	for _, e := range a.directory.Entries(snap.Ring) {
-		if len(e.Names()) > 0 {
-			r.Entries++
-		}
 	}
 	return r
 }

@@ -204,7 +204,7 @@ func validAttach(req api.AttachRequest) error {
 	case req.Source != SourceCNI && req.Source != SourceAttach:
 		return &api.Error{Code: api.CodeBadRequest, Message: "attach: unknown source " + req.Source}
 	}
-	if err := (&endpointRecord{AttachRequest: req}).entry().Check(slot.Universe{}); err != nil {
+	if err := (&endpointRecord{AttachRequest: req}).entry().Check(); err != nil {
 		return &api.Error{Code: api.CodeBadRequest, Message: "attach: " + err.Error()}
 	}
 	return nil

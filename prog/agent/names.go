@@ -41,15 +41,17 @@ func (s settings) outside(name string) (n int) {
 	return n
 }
 
-// change stores changed settings and then goes by them.
-func (a *Agent) change(f func(*settings)) error {
+// change stores changed settings and then goes by them, unless f refuses.
+func (a *Agent) change(f func(*settings) error) error {
 	a.changing.Lock()
 	defer a.changing.Unlock()
 	a.mu.Lock()
 	next := a.settings
 	a.mu.Unlock()
 	next.Names = slices.Clone(next.Names)
-	f(&next)
+	if err := f(&next); err != nil {
+		return err
+	}
 	if err := a.store.SaveSettings(next); err != nil {
 		return err
 	}
@@ -64,10 +66,9 @@ func (a *Agent) change(f func(*settings)) error {
 // relative is a name without the domain. Weave's users write names with it and without.
 func (a *Agent) relative(name string) (string, error) {
 	bad := func(err error) error { return &api.Error{Code: api.CodeBadRequest, Message: err.Error()} }
-	short := strings.ToLower(strings.TrimSuffix(name, "."))
-	short, inside := strings.CutSuffix(short, "."+a.opts.DNS.Domain)
+	short := strings.ToLower(a.short(name))
 	switch {
-	case !inside && strings.HasSuffix(name, "."):
+	case strings.HasSuffix(short, "."):
 		return "", bad(fmt.Errorf("%s is outside the domain of this network, %s", name, a.opts.DNS.Domain))
 	case short != "" && short == a.opts.DNS.Domain:
 		return "", bad(fmt.Errorf("%s is the domain of this network itself: want a name in it, such as web or web.%[1]s", short))
@@ -78,7 +79,7 @@ func (a *Agent) relative(name string) (string, error) {
 	return short, nil
 }
 
-// short is what an endpoint calls itself without the domain, which Weave's users may write.
+// short is a name without the domain; one that is not below it stays as it is.
 func (a *Agent) short(name string) string {
 	whole, domain := strings.TrimSuffix(name, "."), "."+a.opts.DNS.Domain
 	if n := len(whole) - len(domain); n > 0 && strings.EqualFold(whole[n:], domain) {
@@ -97,24 +98,18 @@ func (a *Agent) AddName(ctx context.Context, req api.NameRequest) error {
 	if err != nil {
 		return err
 	}
-	full := false
-	err = a.change(func(s *settings) {
-		before := s.Names
+	return a.change(func(s *settings) error {
 		for _, g := range given {
 			if g.Name = name; !slices.Contains(s.Names, g) {
 				s.Names = append(s.Names, g)
 			}
-			full = full || g.Endpoint != "" && len(s.aliases(g.Endpoint)) > directory.MaxAliases || s.outside(name) > directory.MaxOutside
+			if g.Endpoint != "" && len(s.aliases(g.Endpoint)) > directory.MaxAliases || s.outside(name) > directory.MaxOutside {
+				return &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf(
+					"an endpoint has at most %d further names, and a name at most %d addresses outside: `weft dns-remove` takes some back", directory.MaxAliases, directory.MaxOutside)}
+			}
 		}
-		if full {
-			s.Names = before
-		}
+		return nil
 	})
-	if err == nil && full {
-		return &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf(
-			"an endpoint has at most %d further names, and a name at most %d addresses outside: `weft dns-remove` takes some back", directory.MaxAliases, directory.MaxOutside)}
-	}
-	return err
 }
 
 // RemoveName takes back what AddName gave.
@@ -129,22 +124,18 @@ func (a *Agent) RemoveName(ctx context.Context, req api.NameRequest) (err error)
 	if err != nil {
 		return err
 	}
-	removed := 0
-	err = a.change(func(s *settings) {
+	return a.change(func(s *settings) error {
+		before := len(s.Names)
 		s.Names = slices.DeleteFunc(s.Names, func(n givenName) bool {
-			match := (name == "" || n.Name == name) && slices.ContainsFunc(given, func(g givenName) bool {
+			return (name == "" || n.Name == name) && slices.ContainsFunc(given, func(g givenName) bool {
 				return g.Endpoint == n.Endpoint && g.Addr == n.Addr
 			})
-			if match {
-				removed++
-			}
-			return match
 		})
+		if len(s.Names) == before {
+			return &api.Error{Code: api.CodeNotFound, Message: "no such name was given on this host (`weft status dns` lists all names; the host that gave one takes it back)"}
+		}
+		return nil
 	})
-	if err == nil && removed == 0 {
-		return &api.Error{Code: api.CodeNotFound, Message: "no such name was given on this host (`weft status dns` lists all names; the host that gave one takes it back)"}
-	}
-	return err
 }
 
 // targetsOf are what a request speaks of: endpoints, this host, or addresses outside.
@@ -228,8 +219,9 @@ func (a *Agent) forgetNames(key string) error {
 	if !named {
 		return nil
 	}
-	return a.change(func(s *settings) {
+	return a.change(func(s *settings) error {
 		s.Names = slices.DeleteFunc(s.Names, func(n givenName) bool { return n.Endpoint == key })
+		return nil
 	})
 }
 
@@ -239,12 +231,12 @@ func (a *Agent) Lookup(_ context.Context, req api.LookupRequest) ([]api.Name, er
 	if v == nil {
 		return nil, &api.Error{Code: api.CodeNotReady, Message: "not ready: the agent is starting"}
 	}
-	var entries []directory.Entry
-	chosen := func(string) bool { return true }
+	var out []api.Name
+	missing := fmt.Sprintf("nothing that can be reached has the address %s and a name", req.Name)
 	if addr, err := netip.ParseAddr(req.Name); err == nil {
 		if s, inside := v.ring.Universe.Slot(addr); inside {
 			if e, ok := (names{a}).At(s); ok {
-				entries = append(entries, e)
+				out = a.describeNames([]directory.Entry{e}, func(string) bool { return true })
 			}
 		}
 	} else {
@@ -252,15 +244,12 @@ func (a *Agent) Lookup(_ context.Context, req api.LookupRequest) ([]api.Name, er
 		if err != nil {
 			return nil, err
 		}
-		entries, _ = names{a}.Lookup(name)
-		chosen = func(n string) bool { return n == name }
-	}
-	out := a.describeNames(entries, chosen)
-	if _, err := netip.ParseAddr(req.Name); err == nil && len(out) == 0 {
-		return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("nothing that can be reached has the address %s and a name (`weft status dns` lists all)", req.Name)}
+		entries, _ := names{a}.Lookup(name)
+		out = a.describeNames(entries, func(n string) bool { return n == name })
+		missing = fmt.Sprintf("%s is no name in %s that can be reached", req.Name, a.opts.DNS.Domain)
 	}
 	if len(out) == 0 {
-		return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is no name in %s that can be reached (`weft status dns` lists all)", req.Name, a.opts.DNS.Domain)}
+		return nil, &api.Error{Code: api.CodeNotFound, Message: missing + " (`weft status dns` lists all)"}
 	}
 	return out, nil
 }

@@ -169,3 +169,36 @@ func TestBadNamesAreNotAttached(t *testing.T) {
 		}
 	}
 }
+
+// Clients are told apart by interface where their address is link-local; nobody else's is
+// one of the network's.
+func TestWhoMayAskForNames(t *testing.T) {
+	a, _ := named(t)
+	snap, err := a.ipam.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.view.Store(&view{ring: snap.Ring})
+	u := snap.Ring.Universe
+	for _, c := range []struct {
+		addr, zone, client string
+		ok                 bool
+	}{
+		{"fe80::a", "weft-0123456789", "weft-0123456789", true},
+		{"fe80::a", "weft-9876543210", "weft-9876543210", true},
+		{"fe80::a", "eth0", "", false},
+		{"fe80::a", "", "", false},
+		{"169.254.9.9", "", "", false},
+		{u.Addr4(7).String(), "", u.Addr4(7).String(), true},
+		{"::ffff:" + u.Addr4(7).String(), "", u.Addr4(7).String(), true},
+		{u.Addr6(7).String(), "", u.Addr6(7).String(), true},
+		{"127.0.0.1", "", "127.0.0.1", true},
+		{"192.0.2.1", "", "", false},
+		{"2001:db8::1", "", "", false},
+	} {
+		client, ok := a.dnsClient(netip.AddrPortFrom(netip.MustParseAddr(c.addr), 4000), c.zone)
+		if ok != c.ok || ok && client != c.client {
+			t.Errorf("%s%%%s: %s, %v; want %s, %v", c.addr, c.zone, client, ok, c.client, c.ok)
+		}
+	}
+}

@@ -27,20 +27,17 @@ type dnsFlags struct {
 
 func (d *dnsFlags) add(flags *pflag.FlagSet, o *agent.DNSOptions) {
 	flags.BoolVar(&o.Off, "no-dns", false, "no name server on this host")
-	flags.StringVar(&d.domain, "dns-domain", agent.DefaultDomain, "the domain of the network's names; the same on all hosts")
-	flags.DurationVar(&o.TTL, "dns-ttl", agent.DefaultTTL, "how long resolvers may keep an answer about the network, whole seconds up to 24h")
+	flags.StringVar(&d.domain, "dns-domain", dns.DefaultDomain, "the domain of the network's names; the same on all hosts")
+	flags.DurationVar(&o.TTL, "dns-ttl", dns.DefaultTTL, "how long resolvers may keep an answer about the network, whole seconds up to 24h")
 	flags.BoolVar(&o.PreferLocal, "dns-prefer-local", false, "of several endpoints with one name, answer those on this host first")
 	flags.StringSliceVar(&d.forward, "dns-forward", nil, "DOMAIN=ADDRESS[:PORT]: ask this server about names in DOMAIN, \".\" for all; repeat it for more")
 	flags.BoolVar(&o.Fallback, "dns-fallback", false, "give containers this host's own server as a second one; read site/dns.md first")
-	flags.StringVar(&o.ResolvConf, "resolv-conf", agent.DefaultResolvConf, "where this host's own servers are named, for all other names")
+	flags.StringVar(&o.ResolvConf, "resolv-conf", dns.DefaultResolvConf, "where this host's own servers are named, for all other names")
 }
 
 // complete fills the options from the flags.
 func (d *dnsFlags) complete(o *agent.DNSOptions) error {
 	o.Domain = strings.ToLower(strings.Trim(d.domain, "."))
-	if err := directory.CheckName(o.Domain); err != nil {
-		return fmt.Errorf("--dns-domain: %w", err)
-	}
 	if err := (dns.Config{Domain: o.Domain}).Check(); err != nil {
 		return fmt.Errorf("--dns-domain: %w", err)
 	}

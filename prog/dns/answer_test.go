@@ -147,7 +147,7 @@ func TestNothingIsMissingWhileTheUniverseIsUnknown(t *testing.T) {
 	if got := told(ask(t, s, query4("web.weft.internal.", dns.TypeA), false)); got != "SERVFAIL" {
 		t.Errorf("got %s", got)
 	}
-	if _, exists := s.Answer("web"); exists {
+	if _, exists := s.answerTo("web"); exists {
 		t.Error("a name exists in an unknown universe")
 	}
 }
@@ -209,7 +209,7 @@ func TestOrder(t *testing.T) {
 		s := newServer(t, func(c *Config) { c.Names, c.PreferLocal = names, prefer })
 		first := map[netip.Addr]int{}
 		for range 400 {
-			addrs, exists := s.Answer("many")
+			addrs, exists := s.answerTo("many")
 			if !exists || len(addrs) != 40 {
 				t.Fatalf("%d addresses, want 20 of each family", len(addrs))
 			}
@@ -331,4 +331,21 @@ func TestConfig(t *testing.T) {
 			t.Errorf("%s: %v, want %q", tt.why, err, tt.want)
 		}
 	}
+}
+
+// answerTo is what the domain says about a name: the
+// addresses of either family, in the order in which a client would get them, and whether
+// the name exists. The name may leave out the domain.
+func (s *Server) answerTo(name string) (addrs []netip.Addr, exists bool) {
+	name = dns.CanonicalName(name)
+	rel, ok := within(name, s.authority.domain)
+	if !ok {
+		rel = strings.TrimSuffix(name, ".")
+	}
+	u := s.cfg.Names.Universe()
+	if rel == "" || u.IsZero() {
+		return nil, rel == ""
+	}
+	n := s.authority.find(u, rel)
+	return append(s.authority.order(u, n, true), s.authority.order(u, n, false)...), n.exists
 }

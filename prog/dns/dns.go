@@ -67,8 +67,9 @@ const (
 
 // Defaults of Config.
 const (
-	DefaultDomain       = "weft.internal."
+	DefaultDomain       = "weft.internal"
 	DefaultTTL          = time.Second
+	DefaultResolvConf   = "/etc/resolv.conf"
 	MaxTTL              = 24 * time.Hour
 	DefaultCacheEntries = 10_000
 	DefaultCacheBytes   = 16 << 20
@@ -119,7 +120,7 @@ type Config struct {
 	// Who is not ok gets no answer, not even a refusal. Called for every packet.
 	Client func(remote netip.AddrPort, zone string) (client string, ok bool)
 	// ResolvConf is the file that names the servers for everything else, looked at every
-	// second. Default: /etc/resolv.conf.
+	// second. Default: DefaultResolvConf.
 	ResolvConf string
 	// Forward has servers for single domains and what is below them; the longest domain that
 	// fits counts, "." fits all. It cannot have domains within Domain.
@@ -169,20 +170,20 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("dns: %w", err)
 	}
 	if cfg.ResolvConf == "" {
-		cfg.ResolvConf = "/etc/resolv.conf"
+		cfg.ResolvConf = DefaultResolvConf
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{
-		cfg: cfg, port: orElse(cfg.Port, port), hostPort: port,
-		cache:    newCache(orElse(cfg.CacheEntries, DefaultCacheEntries), orElse(cfg.CacheBytes, DefaultCacheBytes)),
+		cfg: cfg, port: cmp.Or(cfg.Port, port), hostPort: port,
+		cache:    newCache(cmp.Or(cfg.CacheEntries, DefaultCacheEntries), cmp.Or(cfg.CacheBytes, DefaultCacheBytes)),
 		wake:     make(chan struct{}, 1),
 		forwards: limiter{most: forwards, each: forwardsOf},
 		conns:    limiter{most: conns, each: connsOf},
 		flights:  map[key]*flight{},
 	}
-	s.cfg.Timeout = orElse(cfg.Timeout, DefaultTimeout)
+	s.cfg.Timeout = cmp.Or(cfg.Timeout, DefaultTimeout)
 	s.authority = authority{
 		domain: domain, ttl: uint32(cfg.TTL / time.Second), preferLocal: cfg.PreferLocal,
 		self: cfg.Self, names: cfg.Names, nodes: s.nodes,
@@ -190,13 +191,6 @@ func New(cfg Config) (*Server, error) {
 	s.addrs.Store(new([]netip.Addr))
 	s.upstreams.Store(&upstreams{rules: rules})
 	return s, nil
-}
-
-func orElse[T int | uint16 | time.Duration](v, fallback T) T {
-	if v <= 0 {
-		return fallback
-	}
-	return v
 }
 
 // Check reports what cannot be in what people choose: Domain, TTL and Forward.
@@ -302,21 +296,4 @@ func (s *Server) readConf(conf *resolvConf) {
 	s.mu.Lock()
 	s.confFail = why
 	s.mu.Unlock()
-}
-
-// Answer is what the domain says about a name, for people who ask on this host: the
-// addresses of either family, in the order in which a client would get them, and whether
-// the name exists. The name may leave out the domain.
-func (s *Server) Answer(name string) (addrs []netip.Addr, exists bool) {
-	name = dns.CanonicalName(name)
-	rel, ok := within(name, s.authority.domain)
-	if !ok {
-		rel = strings.TrimSuffix(name, ".")
-	}
-	u := s.cfg.Names.Universe()
-	if rel == "" || u.IsZero() {
-		return nil, rel == ""
-	}
-	n := s.authority.find(u, rel)
-	return append(s.authority.order(u, n, true), s.authority.order(u, n, false)...), n.exists
 }

@@ -231,27 +231,31 @@ func (k *Kernel) close() {
 	k.conn, k.socket, k.loaded = nil, nil, ""
 }
 
-// ForeignDrop names a chain of another program that drops by default what a hook sees
-// (nftables.ChainHookForward, ChainHookInput), which our accept cannot override; empty
-// if there is none, or if a rule of that table names our links: then somebody has seen
-// to it. What iptables-legacy set up is not visible here.
-func ForeignDrop(hook *nftables.ChainHook) (string, error) {
+// ForeignDrops names, for each of some hooks (nftables.ChainHookForward, ChainHookInput), a
+// chain of another program that drops by default what the hook sees, which our accept cannot
+// override; empty if there is none, or if a rule of that table names our links: then
+// somebody has seen to it. What iptables-legacy set up is not visible here.
+func ForeignDrops(hooks ...*nftables.ChainHook) ([]string, error) {
 	conn, err := nftables.New()
 	if err != nil {
-		return "", fmt.Errorf("nftables: %w", err)
+		return nil, fmt.Errorf("nftables: %w", err)
 	}
 	chains, err := conn.ListChains()
 	if err != nil {
-		return "", fmt.Errorf("nftables: list chains: %w", err)
+		return nil, fmt.Errorf("nftables: list chains: %w", err)
 	}
-	for _, c := range chains {
-		if drops(c, hook) && !slices.ContainsFunc(chains, func(o *nftables.Chain) bool {
-			return o.Table.Name == c.Table.Name && o.Table.Family == c.Table.Family && namesUs(conn, o)
-		}) {
-			return fmt.Sprintf("%s %s", c.Table.Name, c.Name), nil
+	out := make([]string, len(hooks))
+	for i, hook := range hooks {
+		n := slices.IndexFunc(chains, func(c *nftables.Chain) bool {
+			return drops(c, hook) && !slices.ContainsFunc(chains, func(o *nftables.Chain) bool {
+				return o.Table.Name == c.Table.Name && o.Table.Family == c.Table.Family && namesUs(conn, o)
+			})
+		})
+		if n >= 0 {
+			out[i] = chains[n].Table.Name + " " + chains[n].Name
 		}
 	}
-	return "", nil
+	return out, nil
 }
 
 // drops reports whether a chain of another table drops by default what a hook sees.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -213,12 +214,13 @@ func TestKernelLoadsManyRanges(t *testing.T) {
 	})
 }
 
-func TestForeignDrop(t *testing.T) {
+func TestForeignDrops(t *testing.T) {
 	routertest.New(t).Do(func() {
 		expectForeign := func(want string) {
 			t.Helper()
-			if got, err := ForeignDrop(nftables.ChainHookForward); err != nil || got != want {
-				t.Errorf("foreign drop %q, %v; want %q", got, err, want)
+			got, err := ForeignDrops(nftables.ChainHookForward, nftables.ChainHookInput)
+			if err != nil || !slices.Equal(got, []string{want, ""}) {
+				t.Errorf("foreign drops %q, %v; want %q, and none of what comes to the host", got, err, want)
 			}
 		}
 		var k Kernel
@@ -241,9 +243,6 @@ func TestForeignDrop(t *testing.T) {
 			t.Fatal(err)
 		}
 		expectForeign("filter FORWARD")
-		if got, err := ForeignDrop(nftables.ChainHookInput); err != nil || got != "" {
-			t.Errorf("what comes to the host is dropped by %q, %v; nobody does", got, err)
-		}
 		conn.AddRule(&nftables.Rule{Table: filter, Chain: forward, Exprs: []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte("weft")},

@@ -117,8 +117,7 @@ func backwards(rules []Rule) []Rule {
 	return rules
 }
 
-// One more rule in a policy allows more, or the same; one more policy that is in force never
-// opens what no policy of its own allows.
+// One more rule in a policy allows more, or the same.
 func TestRulesOnlyAllow(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policies, p := somePolicies(t), somePacket(t)

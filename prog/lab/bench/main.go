@@ -69,7 +69,11 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := flags.String("only", "stream,cni,join,idle,ipam,directory,dns", "comma-separated `names` of benchmarks")
+	all := make([]string, len(benchmarks))
+	for i, benchmark := range benchmarks {
+		all[i] = benchmark.name
+	}
+	only := flags.String("only", strings.Join(all, ","), "comma-separated `names` of benchmarks")
 	bin := flags.String("bin", "bin", "`directory` of weft and weft-cni")
 	if err := flags.Parse(args); err != nil {
 		return err
