@@ -127,6 +127,10 @@ func check(t *rapid.T, d *Directory, ring someRing) {
 		}
 	}
 	same("entries", d.Entries(ring), counting)
+	nameless := slices.DeleteFunc(slices.Clone(counting), func(e Entry) bool { return len(e.Names()) > 0 })
+	if got := d.Named(ring); got != len(counting)-len(nameless) {
+		t.Fatalf("%d entries have a name, want %d", got, len(counting)-len(nameless))
+	}
 	for _, name := range append(slices.Clone(allNames), "web.b", "db.b", "a.b.b", "b.b", "shop.b", "db.shop") {
 		var want []Entry
 		for _, e := range counting {

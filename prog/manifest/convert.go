@@ -30,9 +30,7 @@ func convert(np networking.NetworkPolicy) (p policy.Policy, err error) {
 	if p.Isolates, err = types(np.Spec); err != nil {
 		return p, err
 	}
-	if p.Pods, err = selector("spec.podSelector", np.Spec.PodSelector); err != nil {
-		return p, err
-	}
+	p.Pods = *selector(&np.Spec.PodSelector)
 	for i, r := range np.Spec.Ingress {
 		field := fmt.Sprintf("spec.ingress[%d]", i)
 		out, err := rule(field, ".from", r.From, r.Ports)
@@ -75,15 +73,15 @@ func types(spec networking.NetworkPolicySpec) (policy.Directions, error) {
 	return out, nil
 }
 
-func selector(field string, s meta.LabelSelector) (policy.Selector, error) {
-	out := policy.Selector{Labels: maps.Clone(s.MatchLabels)}
+func selector(s *meta.LabelSelector) *policy.Selector {
+	if s == nil {
+		return nil
+	}
+	out := &policy.Selector{Labels: maps.Clone(s.MatchLabels)}
 	for _, e := range s.MatchExpressions {
 		out.Expressions = append(out.Expressions, policy.Expression{Key: e.Key, Op: policy.Op(e.Operator), Values: e.Values})
 	}
-	if err := out.Check(); err != nil {
-		return out, &Error{Field: field, Why: err.Error()}
-	}
-	return out, nil
+	return out
 }
 
 func rule(field, list string, peers []networking.NetworkPolicyPeer, ports []networking.NetworkPolicyPort) (r policy.Rule, err error) {
@@ -106,32 +104,12 @@ func rule(field, list string, peers []networking.NetworkPolicyPeer, ports []netw
 }
 
 func peer(field string, p networking.NetworkPolicyPeer) (out policy.Peer, err error) {
-	switch {
-	case p.IPBlock == nil && p.PodSelector == nil && p.NamespaceSelector == nil:
-		return out, &Error{Field: field, Why: "one of podSelector, namespaceSelector and ipBlock is needed"}
-	case p.IPBlock != nil && (p.PodSelector != nil || p.NamespaceSelector != nil):
-		return out, &Error{Field: field + ".ipBlock", Why: "it cannot be combined with podSelector or namespaceSelector"}
-	}
+	out.Pods, out.Namespaces = selector(p.PodSelector), selector(p.NamespaceSelector)
 	if p.IPBlock != nil {
-		b, err := block(field+".ipBlock", *p.IPBlock)
-		out.Block = &b
-		return out, err
+		out.Block = &policy.Block{}
+		*out.Block, err = block(field+".ipBlock", *p.IPBlock)
 	}
-	if p.PodSelector != nil {
-		s, err := selector(field+".podSelector", *p.PodSelector)
-		if err != nil {
-			return out, err
-		}
-		out.Pods = &s
-	}
-	if p.NamespaceSelector != nil {
-		s, err := selector(field+".namespaceSelector", *p.NamespaceSelector)
-		if err != nil {
-			return out, err
-		}
-		out.Namespaces = &s
-	}
-	return out, nil
+	return out, err
 }
 
 func block(field string, b networking.IPBlock) (out policy.Block, err error) {
@@ -139,13 +117,9 @@ func block(field string, b networking.IPBlock) (out policy.Block, err error) {
 		return out, err
 	}
 	for i, e := range b.Except {
-		at := fmt.Sprintf("%s.except[%d]", field, i)
-		p, err := cidr(at, e)
+		p, err := cidr(fmt.Sprintf("%s.except[%d]", field, i), e)
 		if err != nil {
 			return out, err
-		}
-		if p.Bits() <= out.CIDR.Bits() || !out.CIDR.Contains(p.Addr()) {
-			return out, &Error{Field: at, Why: fmt.Sprintf("%v is not a part of %v", p, out.CIDR)}
 		}
 		out.Except = append(out.Except, p)
 	}
@@ -174,29 +148,24 @@ func port(field string, p networking.NetworkPolicyPort) (out policy.Port, err er
 			return out, &Error{Field: field + ".protocol", Why: fmt.Sprintf("%q is not TCP, UDP or SCTP", *p.Protocol)}
 		}
 	}
+	if p.EndPort != nil {
+		if *p.EndPort < 1 || *p.EndPort > 65535 {
+			return out, &Error{Field: field + ".endPort", Why: fmt.Sprintf("%d is not between 1 and 65535", *p.EndPort)}
+		}
+		out.End = uint16(*p.EndPort)
+	}
 	switch {
-	case p.Port == nil && p.EndPort != nil:
-		return out, &Error{Field: field + ".endPort", Why: "it needs port"}
 	case p.Port == nil:
-		return out, nil
-	case p.Port.Type == intstr.String && p.EndPort != nil:
-		return out, &Error{Field: field + ".endPort", Why: "it goes with a number, not with a name"}
 	case p.Port.Type == intstr.String:
 		out.Name = p.Port.StrVal
 		check := directory.Port{Name: out.Name, Protocol: "tcp", Number: 1}
 		if err := check.Check(); err != nil {
 			return out, &Error{Field: field + ".port", Why: err.Error()}
 		}
-		return out, nil
 	case p.Port.IntVal < 1 || p.Port.IntVal > 65535:
 		return out, &Error{Field: field + ".port", Why: fmt.Sprintf("%d is not between 1 and 65535", p.Port.IntVal)}
-	}
-	out.Number = uint16(p.Port.IntVal)
-	if p.EndPort != nil {
-		if *p.EndPort < p.Port.IntVal || *p.EndPort > 65535 {
-			return out, &Error{Field: field + ".endPort", Why: fmt.Sprintf("%d is not between %d and 65535", *p.EndPort, p.Port.IntVal)}
-		}
-		out.End = uint16(*p.EndPort)
+	default:
+		out.Number = uint16(p.Port.IntVal)
 	}
 	return out, nil
 }

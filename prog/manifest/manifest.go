@@ -133,6 +133,9 @@ func parseDocument(root *yamlv3.Node) (p policy.Policy, err error) {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return p, at(root, e.Field, e.Why)
 	}
+	if e, ok := errors.AsType[*policy.FieldError](err); ok {
+		return p, at(root, e.Field, e.Why)
+	}
 	return p, err
 }
 

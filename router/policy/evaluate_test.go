@@ -225,20 +225,20 @@ func TestCheck(t *testing.T) {
 		t.Error(err)
 	}
 	for says, p := range map[string]Policy{
-		"policyTypes":                         {Namespace: "x", Name: "p"},
-		"a name and a namespace":              {Isolates: Both},
-		"podSelector: matchExpressions":       {Namespace: "x", Name: "p", Isolates: Both, Pods: Selector{Expressions: []Expression{{"a", In, nil}}}},
-		"ingress[0].from[0]: one of":          on().in(from(Peer{})),
-		"from[0].ipBlock: it cannot":          on().in(from(Peer{Pods: pods(), Block: &Block{}})),
-		"ipBlock.cidr: 10.0.0.1/8":            on().in(from(block("10.0.0.1/8"))),
-		"ipBlock.except[0]: 11.0.0.0/16":      on().in(from(block("10.0.0.0/8", "11.0.0.0/16"))),
-		"egress[1].to[0].namespaceSelector":   on().out(Rule{}, from(Peer{Namespaces: &Selector{Expressions: []Expression{{"a", "Like", nil}}}})),
-		"ports[0].endPort: it needs port":     on().in(Rule{}.ports(Port{Protocol: TCP, End: 9})),
-		"ports[0].endPort: 9 is below":        on().in(Rule{}.ports(Port{Protocol: TCP, Number: 10, End: 9})),
-		"ports[0].endPort: it goes":           on().in(Rule{}.ports(Port{Protocol: TCP, Name: "x", End: 9})),
-		"ports[0].protocol":                   on().in(Rule{}.ports(Port{Number: 9})),
-		"matchExpressions: a Exists takes no": on().in(from(Peer{Pods: &Selector{Expressions: []Expression{{"a", Exists, []string{"b"}}}}})),
-		"matchExpressions: Exists without a":  on().in(from(Peer{Pods: &Selector{Expressions: []Expression{{"", Exists, nil}}}})),
+		"policyTypes":            {Namespace: "x", Name: "p"},
+		"a name and a namespace": {Isolates: Both},
+		"spec.podSelector.matchExpressions[0].values: a In needs":             {Namespace: "x", Name: "p", Isolates: Both, Pods: Selector{Expressions: []Expression{{"a", In, nil}}}},
+		"spec.ingress[0].from[0]: one of":                                     on().in(from(Peer{})),
+		"from[0].ipBlock: it cannot":                                          on().in(from(Peer{Pods: pods(), Block: &Block{}})),
+		"ipBlock.cidr: 10.0.0.1/8":                                            on().in(from(block("10.0.0.1/8"))),
+		"ipBlock.except[0]: 11.0.0.0/16":                                      on().in(from(block("10.0.0.0/8", "11.0.0.0/16"))),
+		"spec.egress[1].to[0].namespaceSelector.matchExpressions[0].operator": on().out(Rule{}, from(Peer{Namespaces: &Selector{Expressions: []Expression{{"a", "Like", nil}}}})),
+		"spec.ingress[0].ports[0].endPort: it needs port":                     on().in(Rule{}.ports(Port{Protocol: TCP, End: 9})),
+		"ports[0].endPort: 9 is below":                                        on().in(Rule{}.ports(Port{Protocol: TCP, Number: 10, End: 9})),
+		"ports[0].endPort: it goes":                                           on().in(Rule{}.ports(Port{Protocol: TCP, Name: "x", End: 9})),
+		"ports[0].protocol":                                                   on().in(Rule{}.ports(Port{Number: 9})),
+		"matchExpressions[0].values: a Exists takes no":                       on().in(from(Peer{Pods: &Selector{Expressions: []Expression{{"a", Exists, []string{"b"}}}}})),
+		"matchExpressions[0].key: Exists without a":                           on().in(from(Peer{Pods: &Selector{Expressions: []Expression{{"", Exists, nil}}}})),
 	} {
 		if err := p.Check(); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%v, want %q", err, says)

@@ -32,23 +32,27 @@ const (
 	DoesNotExist Op = "DoesNotExist"
 )
 
-// Check reports why a selector cannot be used.
-func (s Selector) Check() error {
-	for _, e := range s.Expressions {
+// check reports why a selector cannot be used; none is no error.
+func (s *Selector) check(field string) error {
+	if s == nil {
+		return nil
+	}
+	for i, e := range s.Expressions {
+		field := fmt.Sprintf("%s.matchExpressions[%d]", field, i)
 		switch e.Op {
 		case In, NotIn:
 			if len(e.Values) == 0 {
-				return fmt.Errorf("matchExpressions: %s %s needs values", e.Key, e.Op)
+				return wrong(field+".values", "%s %s needs values", e.Key, e.Op)
 			}
 		case Exists, DoesNotExist:
 			if len(e.Values) > 0 {
-				return fmt.Errorf("matchExpressions: %s %s takes no values", e.Key, e.Op)
+				return wrong(field+".values", "%s %s takes no values", e.Key, e.Op)
 			}
 		default:
-			return fmt.Errorf("matchExpressions: operator %q of %s is not In, NotIn, Exists or DoesNotExist", e.Op, e.Key)
+			return wrong(field+".operator", "%q is not In, NotIn, Exists or DoesNotExist", e.Op)
 		}
 		if e.Key == "" {
-			return fmt.Errorf("matchExpressions: %s without a key", e.Op)
+			return wrong(field+".key", "%s without a key", e.Op)
 		}
 	}
 	return nil

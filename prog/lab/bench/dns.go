@@ -61,8 +61,8 @@ func dnsBench(ctx context.Context, b *bench) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, port := range []string{"53", corePort} { // into both caches
-		if _, _, err := s.load(ctx, port, "cached", "-n", "1", "-q", "20"); err != nil {
+	for _, port := range []string{"53", corePort} {
+		if err := s.warm(ctx, port); err != nil {
 			return err
 		}
 	}
@@ -141,7 +141,21 @@ func (s *dnsSetup) start(ctx context.Context) error {
 	if _, err := s.lab.Background(ctx, "h1", "", s.core, "-conf", s.path("Corefile")); err != nil {
 		return err
 	}
-	return sleep(ctx, 3*time.Second) // resolv.conf is read again, CoreDNS starts
+	return nil
+}
+
+// warm fills a server's cache. It waits until CoreDNS has started and Weft has read the new
+// resolv.conf: before that, not all is answered.
+func (s *dnsSetup) warm(ctx context.Context, port string) error {
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		_, _, err := s.load(ctx, port, "cached", "-n", "1", "-q", "20", "-t", "1")
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+		if err := sleep(ctx, time.Second); err != nil {
+			return err
+		}
+	}
 }
 
 func (s *dnsSetup) path(name string) string { return filepath.Join(s.tmp, name) }

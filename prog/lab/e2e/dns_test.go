@@ -315,7 +315,14 @@ func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 	if free := report(t, l, "h1").IPAM.Free; free != 0 {
 		t.Fatalf("%d addresses are left", free)
 	}
-	time.Sleep(10 * time.Second) // until then the agent does not count on knowing who is there
+	// Once an address was given again, the agents have begun to confirm what they dropped.
+	if err := tool(t, l, "h1", "release", "full-5"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "a freed address is given again", func() bool {
+		_, err := addresses(t, l, "h1", "first", 1)
+		return err == nil
+	})
 	agent("STOP")
 	if err := tool(t, l, "h1", "release", "full-3"); err != nil {
 		t.Fatal(err)
