@@ -41,7 +41,7 @@ type prober func(context.Context, netip.Addr, Config) (Result, error)
 
 func sendCommand(proto, short string, probe prober) *cobra.Command {
 	var cfg Config
-	var asJSON, bulk bool
+	var asJSON, bulk, untilEOF bool
 	var duration time.Duration
 	cmd := &cobra.Command{
 		Use: proto + " ADDR…", Short: short, Args: cobra.MinimumNArgs(1),
@@ -49,6 +49,9 @@ func sendCommand(proto, short string, probe prober) *cobra.Command {
 			addrs, err := parse(args, cfg)
 			if err != nil {
 				return err
+			}
+			if untilEOF {
+				cfg.Until = atEOF(cmd.InOrStdin())
 			}
 			if bulk {
 				return runBulk(cmd.Context(), cmd.OutOrStdout(), addrs, cfg, duration, asJSON)
@@ -62,6 +65,7 @@ func sendCommand(proto, short string, probe prober) *cobra.Command {
 	f.DurationVar(&cfg.Timeout, "timeout", time.Second, "time after which an answer is too late")
 	f.IntVar(&cfg.Size, "size", 56, "bytes of payload in a message")
 	f.StringVar(&cfg.Marker, "marker", "", "text to fill the payload with")
+	f.BoolVar(&untilEOF, "until-eof", false, "end early, when standard input ends")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	if proto != "icmp" {
 		f.Uint16VarP(&cfg.Port, "port", "p", DefaultPort, "port of weft probe listen")
@@ -71,6 +75,16 @@ func sendCommand(proto, short string, probe prober) *cobra.Command {
 		f.DurationVar(&duration, "duration", 5*time.Second, "how long to send with --bulk")
 	}
 	return cmd
+}
+
+// atEOF is closed when r ends.
+func atEOF(r io.Reader) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(io.Discard, r)
+	}()
+	return done
 }
 
 // DefaultPort is where weft probe listen listens, unless told otherwise.

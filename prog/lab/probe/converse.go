@@ -34,28 +34,12 @@ func converse(ctx context.Context, t *tally, cfg Config, c conversation) (Result
 	defer context.AfterFunc(ctx, func() { _ = c.deadline(time.Now()) })()
 
 	sending.Go(func() {
-		tick := time.NewTicker(cfg.Interval)
-		defer tick.Stop()
-		for seq := range uint32(cfg.Count) {
-			if seq > 0 {
-				select {
-				case <-tick.C:
-				case <-ctx.Done():
-					return
-				}
-			}
-			mu.Lock()
-			t.send(seq, time.Now())
-			mu.Unlock()
-			if err := c.send(seq); err != nil && ended(err) {
-				mu.Lock()
-				t.res.Error = err.Error()
-				mu.Unlock()
-				return
-			} // any other error is a message that is lost
+		if !sendAll(ctx, &mu, t, cfg, c) {
+			return
 		}
 		mu.Lock()
 		defer mu.Unlock()
+		t.over = true
 		wait := cfg.Timeout
 		if t.done() {
 			wait = 0
@@ -79,6 +63,39 @@ func converse(ctx context.Context, t *tally, cfg Config, c conversation) (Result
 	return t.result(), c.close()
 }
 
+// sendAll sends one message after the other, and reports whether it came to the end.
+func sendAll(ctx context.Context, mu *sync.Mutex, t *tally, cfg Config, c conversation) bool {
+	tick := time.NewTicker(cfg.Interval)
+	defer tick.Stop()
+	for seq := range uint32(cfg.Count) {
+		if seq > 0 {
+			select {
+			case <-tick.C:
+			case <-cfg.Until:
+				return true
+			case <-ctx.Done():
+				return false
+			}
+		}
+		mu.Lock()
+		t.send(seq, time.Now())
+		mu.Unlock()
+		err := c.send(seq)
+		if err == nil {
+			continue
+		}
+		mu.Lock()
+		if ended(err) {
+			t.res.Error = err.Error()
+			mu.Unlock()
+			return false
+		}
+		t.res.Unsent = err.Error() // one that is lost
+		mu.Unlock()
+	}
+	return true
+}
+
 // collect takes one answer, or the error instead of one, and tells whether it was the last.
 func collect(t *tally, cfg Config, data []byte, err error, now time.Time) bool {
 	switch {
@@ -99,7 +116,7 @@ func collect(t *tally, cfg Config, data []byte, err error, now time.Time) bool {
 		return false
 	}
 	t.receive(seq, now, cfg.Timeout)
-	return len(t.sent) == cfg.Count && t.done()
+	return t.over && t.done()
 }
 
 // ended tells errors after which nothing more can come from those that cost one message.

@@ -26,6 +26,8 @@ type Config struct {
 	Size     int           // bytes of payload
 	Marker   string        // fills the payload
 	Port     uint16        // tcp and udp
+	// Until ends it early, once it is closed: a flow can last as long as what it watches. nil: never.
+	Until <-chan struct{}
 }
 
 // Result is what became of the messages to one address. Latencies are round trips in milliseconds.
@@ -43,6 +45,8 @@ type Result struct {
 	P99        float64    `json:"p99Ms"`
 	Max        float64    `json:"maxMs"`
 	Error      string     `json:"error,omitempty"` // why it ended early
+	// Unsent is why the last message that could not even be sent was not: it is one of those lost.
+	Unsent string `json:"unsent,omitempty"`
 }
 
 // OK tells whether every message came back once, unchanged and in order.
@@ -56,6 +60,7 @@ type tally struct {
 	answered map[uint32]bool
 	last     uint32
 	rtts     []time.Duration
+	over     bool // all that will be sent was sent
 	res      Result
 }
 
@@ -132,6 +137,9 @@ func Print(w io.Writer, results []Result) error {
 		}
 		if r.Error != "" {
 			fmt.Fprintf(tw, "  %s", r.Error)
+		}
+		if r.Unsent != "" {
+			fmt.Fprintf(tw, "  not sent: %s", r.Unsent)
 		}
 		fmt.Fprintln(tw)
 	}

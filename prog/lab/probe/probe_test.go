@@ -136,6 +136,13 @@ func TestStreamThatBreaks(t *testing.T) {
 		if r, err := probe(t.Context(), addr, cfg); err != nil || !r.OK() || r.Received != 20 {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
+		over := make(chan struct{})
+		time.AfterFunc(50*time.Millisecond, func() { close(over) })
+		endless := cfg
+		endless.Count, endless.Until = 1000, over
+		if r, err := probe(t.Context(), addr, endless); err != nil || !r.OK() || r.Received < 2 || r.Received > 900 {
+			t.Errorf("%s until it is told: %+v, %v", name, r, err)
+		}
 	}
 	cfg.Count = 1000
 	time.AfterFunc(100*time.Millisecond, stop)

@@ -47,5 +47,7 @@ if [ "$(cat "$job/rc" 2>/dev/null)" = 0 ]; then
 fi
 [ -s "$job/rc" ] || { echo "test-kernel: the guest died or took too long; the end of its console:"; tail -40 "$job/console"; }
 cat "$job/log" 2>/dev/null
+echo "test-kernel: in short:"
+grep -E '^ *--- FAIL|_test\.go:[0-9]+: .*(lost|disturbed|exit code|want|not|still|ended)' "$job/log" 2>/dev/null | cut -c1-300 || true
 echo "FAIL	the kernel's WireGuard"
 exit 1
