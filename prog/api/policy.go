@@ -161,7 +161,7 @@ type Explanation struct {
 	Destination Party     `json:"destination"`
 	Port        string    `json:"port"` // 80/TCP, or any
 	Verdicts    []Verdict `json:"verdicts"`
-	// Open are the ports that can be reached, where none was asked for.
+	// Open are the ports that can be reached, where none was asked for: as PairChange says them.
 	Open string `json:"open,omitempty"`
 }
 
@@ -231,10 +231,10 @@ type Drop struct {
 
 // PolicyStatus says which policies are in force where.
 type PolicyStatus struct {
-	Source     string          `json:"source"` // where policies come from: gossip, or the Kubernetes API
-	Generation string          `json:"generation"`
+	Source     string          `json:"source"`     // where policies come from: gossip, or the Kubernetes API
+	Generation string          `json:"generation"` // of all documents here: at once that of an ApplyReply, or a later one
 	Policies   []PolicyInForce `json:"policies"`
-	Peers      []PeerPolicies  `json:"peers"`
+	Peers      []PeerPolicies  `json:"peers"`  // this one too
 	Exempt     []string        `json:"exempt"` // what policies do not apply to on this host
 }
 
@@ -250,9 +250,11 @@ type PolicyInForce struct {
 type PeerPolicies struct {
 	Peer       string `json:"peer"`
 	Nickname   string `json:"nickname"`
-	Generation string `json:"generation,omitempty"`
-	Current    bool   `json:"current"` // the same as here
+	Generation string `json:"generation,omitempty"` // that its kernel has
+	Current    bool   `json:"current"`              // it is PolicyStatus.Generation
 	Isolated   int    `json:"isolated"`
 	Dropped    uint64 `json:"dropped"` // packets, since its endpoints started
-	Error      string `json:"error,omitempty"`
+	// Unreachable says that the mesh does not reach it now, so that nobody waits for it.
+	Unreachable bool   `json:"unreachable,omitempty"`
+	Error       string `json:"error,omitempty"`
 }
