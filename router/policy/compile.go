@@ -2,299 +2,346 @@ package policy
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 )
 
-// Program is what a host's kernel runs for every packet: by its source's and its
-// destination's address to a chain, which has to have a match.
-//
-// What chains there are follows from policies and labels alone. Which endpoint is where is in
-// the sets and in Isolated, so that one that comes or goes changes elements, and no chain.
-type Program struct {
-	Isolated []Isolated // by direction and address
-	Chains   []Chain    // by name
-	Sets     []Set      // by name
-}
-
-// Isolated says which chain judges an address of an endpoint on this host.
-type Isolated struct {
-	Direction Direction
-	Addr      netip.Addr
-	Chain     string
-	Self      []netip.Addr // of the same endpoint, this one included: it always reaches itself
-}
-
-// Chain allows what one of its matches fits, and nothing else. Its name is made of its content.
-type Chain struct {
-	Name      string
-	Direction Direction
-	Matches   []Match
-}
-
-// Match fits a packet if everything in it does.
-type Match struct {
-	Peers    string   // the set that has the address of the other side; empty: everybody
-	Protocol Protocol // 0: any
-	Ports    []Range  // of the destination; none: all, if Named is empty too
-	Named    string   // the set that has destination, protocol and port
-}
-
-// Range is the ports First to Last, both included.
-type Range struct{ First, Last uint16 }
-
-// Set is a named set, shared by all matches that mean the same.
-type Set struct {
-	Name     string
-	Blocks   []Interval // of addresses, sorted and apart; where it is one of blocks or of endpoints
-	Services []Service  // where it is one of named ports
-}
-
-// Interval is the addresses First to Last, both included.
-type Interval struct{ First, Last netip.Addr }
-
-// Service is a named port of an endpoint.
-type Service struct {
-	Addr     netip.Addr
-	Protocol Protocol
-	Port     uint16
-}
-
-// Compile makes the program of a host. Policies that are only tried are left out.
+// Compile makes the program of a host.
 func Compile(policies []Policy, w World, local func(Endpoint) bool) Program {
-	c := &compiler{world: w, sets: map[string]Set{}, chains: map[string]Chain{}}
-	var enforced []Policy
-	for _, p := range policies {
-		if !p.Audit {
-			enforced = append(enforced, p)
-		}
-	}
+	c := NewCompiler()
+	c.SetPolicies(policies, w.Namespaces)
 	for _, e := range w.Endpoints {
-		if !local(e) {
-			continue
-		}
-		for _, d := range []Direction{Ingress, Egress} {
-			c.isolate(e, d, enforced)
-		}
+		c.Put(e, local(e))
 	}
-	slices.SortFunc(c.isolated, func(a, b Isolated) int {
-		return cmp.Or(cmp.Compare(a.Direction, b.Direction), a.Addr.Compare(b.Addr))
-	})
-	return Program{
-		Isolated: c.isolated,
-		Chains:   slices.SortedFunc(maps.Values(c.chains), func(a, b Chain) int { return strings.Compare(a.Name, b.Name) }),
-		Sets:     slices.SortedFunc(maps.Values(c.sets), func(a, b Set) int { return strings.Compare(a.Name, b.Name) }),
+	return c.Program()
+}
+
+// Compiler makes programs of a world that changes: what one endpoint changes costs the
+// sets that it is in, not all of them. It is not safe for concurrent use.
+type Compiler struct {
+	namespaces map[string]map[string]string
+	policies   []compiled
+	endpoints  map[string]*member            // by id
+	spaces     map[string]map[string]*member // by namespace and id
+	locals     map[string]*member            // by id
+	claims     map[netip.Addr]int            // how many endpoints have an address: for a moment it can be two
+	groups     map[string]*group             // by the name of their set
+	blocks     map[string]*Set
+	chains     map[string]*Chain // all that some local endpoint has had under these policies
+}
+
+// compiled is a policy with the matches of its rules.
+type compiled struct {
+	Policy
+	matches [2][]Match
+}
+
+// member is an endpoint, and what judges it if it is local.
+type member struct {
+	Endpoint
+	judged        bool // the chains are those of the policies of now
+	chains, tried [2]*Chain
+}
+
+// group is a set whose elements follow from who is there. It is kept only while a chain
+// uses it.
+type group struct {
+	Set
+	peer  *Peer // of one of endpoints, with the namespace that it is about by default
+	own   string
+	port  Port // of one of named ports
+	built *Set
+}
+
+// NewCompiler makes one of an empty world.
+func NewCompiler() *Compiler {
+	return &Compiler{
+		endpoints: map[string]*member{}, spaces: map[string]map[string]*member{}, locals: map[string]*member{},
+		claims: map[netip.Addr]int{},
+		groups: map[string]*group{}, blocks: map[string]*Set{}, chains: map[string]*Chain{},
 	}
 }
 
-type compiler struct {
-	world    World
-	sets     map[string]Set
-	chains   map[string]Chain
-	isolated []Isolated
-}
-
-// isolate adds what judges an endpoint in a direction, if any policy does.
-func (c *compiler) isolate(e Endpoint, d Direction, policies []Policy) {
-	var matches []Match
-	selected := false
+// SetPolicies replaces all policies and the labels of all namespaces.
+func (c *Compiler) SetPolicies(policies []Policy, namespaces map[string]map[string]string) {
+	old := c.groups
+	if !maps.EqualFunc(namespaces, c.namespaces, maps.Equal[map[string]string, map[string]string]) {
+		old = nil
+	}
+	c.namespaces, c.policies = namespaces, nil
+	c.groups, c.blocks, c.chains = map[string]*group{}, map[string]*Set{}, map[string]*Chain{}
 	for _, p := range policies {
-		if !p.selects(e, d) {
-			continue
+		out := compiled{Policy: p}
+		for _, d := range []Direction{Ingress, Egress} {
+			for _, r := range p.rules(d) {
+				out.matches[d] = append(out.matches[d], c.matches(p, r)...)
+			}
 		}
-		selected = true
-		for _, r := range p.rules(d) {
-			matches = append(matches, c.matches(p, r)...)
+		c.policies = append(c.policies, out)
+	}
+	for name, g := range c.groups { // a set of the same name means the same
+		if before := old[name]; before != nil {
+			g.built = before.built
 		}
 	}
-	if !selected {
+	for _, m := range c.locals {
+		m.judged = false
+	}
+}
+
+// Put makes an endpoint known, or known by other labels, addresses or ports. local says that
+// it is on this host, which then has to judge what it sends and gets.
+func (c *Compiler) Put(e Endpoint, local bool) {
+	if old := c.endpoints[e.ID]; old != nil {
+		if same(old.Endpoint, e) && (c.locals[e.ID] != nil) == local {
+			return
+		}
+		c.Remove(e.ID)
+	}
+	m := &member{Endpoint: e}
+	c.endpoints[e.ID] = m
+	space := c.spaces[e.Namespace]
+	if space == nil {
+		space = map[string]*member{}
+		c.spaces[e.Namespace] = space
+	}
+	space[e.ID] = m
+	if local {
+		c.locals[e.ID] = m
+	}
+	for _, a := range e.Addrs {
+		c.claims[a]++
+	}
+	for _, g := range c.groups {
+		if g.built != nil {
+			g.add(g.elements(c, e))
+		}
+	}
+}
+
+func same(a, b Endpoint) bool {
+	return a.Namespace == b.Namespace && a.Name == b.Name && maps.Equal(a.Labels, b.Labels) &&
+		slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Ports, b.Ports)
+}
+
+// Remove forgets an endpoint; one that is not known is no error.
+func (c *Compiler) Remove(id string) {
+	m := c.endpoints[id]
+	if m == nil {
 		return
 	}
+	delete(c.endpoints, id)
+	delete(c.locals, id)
+	delete(c.spaces[m.Namespace], id)
+	if len(c.spaces[m.Namespace]) == 0 {
+		delete(c.spaces, m.Namespace)
+	}
+	alone := true
+	for _, a := range m.Addrs {
+		if c.claims[a]--; c.claims[a] == 0 {
+			delete(c.claims, a)
+		} else {
+			alone = false
+		}
+	}
+	for _, g := range c.groups {
+		if g.built == nil {
+			continue
+		}
+		if addrs, services := g.elements(c, m.Endpoint); len(addrs)+len(services) == 0 {
+			continue
+		}
+		if alone {
+			g.remove(m.Addrs)
+		} else {
+			g.built = nil // what it shares stays: it is built again when it is asked for
+		}
+	}
+}
+
+// add puts elements into a set that is in use. The set that was there stays as it is, for
+// whoever has it.
+func (g *group) add(addrs []netip.Addr, services []Service) {
+	if len(addrs)+len(services) == 0 {
+		return
+	}
+	next := *g.built
+	next.Addrs = inserted(next.Addrs, addrs, netip.Addr.Compare)
+	next.Services = inserted(next.Services, services, compareServices)
+	g.built = &next
+}
+
+// remove takes out of a set what has one of some addresses.
+func (g *group) remove(addrs []netip.Addr) {
+	next := *g.built
+	next.Addrs = slices.DeleteFunc(slices.Clone(next.Addrs), func(a netip.Addr) bool { return slices.Contains(addrs, a) })
+	next.Services = slices.DeleteFunc(slices.Clone(next.Services), func(s Service) bool { return slices.Contains(addrs, s.Addr) })
+	g.built = &next
+}
+
+// Program is what the kernel is to run now.
+func (c *Compiler) Program() Program {
+	var p Program
+	chains, used := map[string]*Chain{}, map[string]bool{}
+	use := func(e Endpoint, d Direction, chain *Chain, list *[]Isolated) {
+		if chain == nil {
+			return
+		}
+		chains[chain.Name] = chain
+		for _, a := range e.Addrs {
+			*list = append(*list, Isolated{d, a, chain.Name, e.Addrs})
+		}
+	}
+	for _, m := range c.locals {
+		c.judge(m)
+		for _, d := range []Direction{Ingress, Egress} {
+			use(m.Endpoint, d, m.chains[d], &p.Isolated)
+			use(m.Endpoint, d, m.tried[d], &p.Tried)
+		}
+	}
+	for _, chain := range chains {
+		p.Chains = append(p.Chains, chain)
+		for _, m := range chain.Matches {
+			used[m.Peers], used[m.Named] = true, true
+		}
+	}
+	delete(used, "")
+	for name := range used {
+		p.Sets = append(p.Sets, c.set(name))
+	}
+	for name, g := range c.groups {
+		if !used[name] {
+			g.built = nil
+		}
+	}
+	byAddr := func(a, b Isolated) int { return cmp.Or(cmp.Compare(a.Direction, b.Direction), a.Addr.Compare(b.Addr)) }
+	slices.SortFunc(p.Isolated, byAddr)
+	slices.SortFunc(p.Tried, byAddr)
+	slices.SortFunc(p.Chains, func(a, b *Chain) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(p.Sets, func(a, b *Set) int { return strings.Compare(a.Name, b.Name) })
+	return p
+}
+
+// judge finds the chains of a local endpoint: of the policies that are in force, and, where
+// some are only tried, of both together.
+func (c *Compiler) judge(m *member) {
+	if m.judged {
+		return
+	}
+	for _, d := range []Direction{Ingress, Egress} {
+		var enforced, all []Match
+		isolated, tried := false, false
+		for _, p := range c.policies {
+			switch {
+			case !p.selects(m.Endpoint, d):
+				continue
+			case p.Audit:
+				tried = true
+			default:
+				isolated = true
+				enforced = append(enforced, p.matches[d]...)
+			}
+			all = append(all, p.matches[d]...)
+		}
+		m.chains[d], m.tried[d] = nil, nil
+		if isolated {
+			m.chains[d] = c.chain(d, enforced)
+		}
+		if tried {
+			m.tried[d] = c.chain(d, all)
+		}
+	}
+	m.judged = true
+}
+
+// chain is the one with these matches.
+func (c *Compiler) chain(d Direction, matches []Match) *Chain {
+	matches = slices.Clone(matches)
 	slices.SortFunc(matches, func(a, b Match) int { return strings.Compare(a.String(), b.String()) })
 	matches = slices.CompactFunc(matches, func(a, b Match) bool { return a.String() == b.String() })
 	words := make([]string, len(matches))
 	for i, m := range matches {
 		words[i] = m.String()
 	}
-	chain := Chain{name(d.String(), strings.Join(words, "\n")), d, matches}
-	c.chains[chain.Name] = chain
-	for _, a := range e.Addrs {
-		c.isolated = append(c.isolated, Isolated{d, a, chain.Name, e.Addrs})
+	called := name(d.String(), strings.Join(words, "\n"))
+	if c.chains[called] == nil {
+		c.chains[called] = &Chain{called, d, matches}
 	}
+	return c.chains[called]
 }
 
-// name is a name that follows from a content.
-func name(kind, content string) string {
-	sum := sha256.Sum256([]byte(content))
-	return kind + "-" + hex.EncodeToString(sum[:8])
+// set is the one with a name.
+func (c *Compiler) set(name string) *Set {
+	g := c.groups[name]
+	if g == nil {
+		return c.blocks[name]
+	}
+	if g.built == nil {
+		g.built = c.build(g)
+	}
+	return g.built
 }
 
-// String is a match for people, and tells two apart.
-func (m Match) String() string {
-	return fmt.Sprintf("%s %d %v %s", m.Peers, m.Protocol, m.Ports, m.Named)
-}
-
-// matches are those of one rule: of each peer with each protocol and each named port.
-func (c *compiler) matches(p Policy, r Rule) (out []Match) {
-	peers := []string{""}
-	if len(r.Peers) > 0 {
-		peers = nil
-		for _, peer := range r.Peers {
-			peers = append(peers, c.peers(p, peer))
-		}
-	}
-	for _, peer := range peers {
-		for _, port := range c.ports(r.Ports) {
-			port.Peers = peer
-			out = append(out, port)
-		}
-	}
-	return out
-}
-
-// ports are the matches of a rule's ports: one for each protocol, and one for each name.
-func (c *compiler) ports(ports []Port) (out []Match) {
-	if len(ports) == 0 {
-		return []Match{{}}
-	}
-	numbers := map[Protocol][]Range{}
-	whole := map[Protocol]bool{}
-	for _, p := range ports {
-		switch {
-		case p.Name != "":
-			out = append(out, Match{Protocol: p.Protocol, Named: c.services(p)})
-		case p.Number == 0:
-			whole[p.Protocol] = true
-		default:
-			numbers[p.Protocol] = append(numbers[p.Protocol], Range{p.Number, max(p.Number, p.End)})
-		}
-	}
-	for _, proto := range []Protocol{TCP, UDP, SCTP} {
-		switch {
-		case whole[proto]:
-			out = append(out, Match{Protocol: proto})
-		case len(numbers[proto]) > 0:
-			out = append(out, Match{Protocol: proto, Ports: joined(numbers[proto])})
-		}
-	}
-	return out
-}
-
-// joined are the same ports, in ranges that are sorted and apart.
-func joined(list []Range) []Range {
-	slices.SortFunc(list, func(a, b Range) int { return cmp.Compare(a.First, b.First) })
-	out := list[:1]
-	for _, r := range list[1:] {
-		last := &out[len(out)-1]
-		if uint32(r.First) <= uint32(last.Last)+1 {
-			last.Last = max(last.Last, r.Last)
+// build looks at everybody who could be in a set.
+func (c *Compiler) build(g *group) *Set {
+	s := g.Set
+	for namespace, space := range c.spaces {
+		if g.peer != nil && !g.peer.choosesNamespace(g.own, World{Namespaces: c.namespaces}, namespace) {
 			continue
 		}
-		out = append(out, r)
-	}
-	return out
-}
-
-// services is the set of all endpoints that declare a named port.
-func (c *compiler) services(p Port) string {
-	s := Set{Name: name("port", p.String())}
-	if _, ok := c.sets[s.Name]; ok {
-		return s.Name
-	}
-	for _, e := range c.world.Endpoints {
-		for _, have := range e.Ports {
-			if have.Name == p.Name && have.Protocol == p.Protocol {
-				for _, a := range e.Addrs {
-					s.Services = append(s.Services, Service{a, have.Protocol, have.Number})
-				}
-			}
+		for _, m := range space {
+			addrs, services := g.chosen(m.Endpoint)
+			s.Addrs, s.Services = append(s.Addrs, addrs...), append(s.Services, services...)
 		}
 	}
-	slices.SortFunc(s.Services, func(a, b Service) int {
-		return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Port, b.Port))
-	})
-	s.Services = slices.Compact(s.Services)
-	c.sets[s.Name] = s
-	return s.Name
+	slices.SortFunc(s.Addrs, netip.Addr.Compare)
+	slices.SortFunc(s.Services, compareServices)
+	s.Addrs, s.Services = slices.Compact(s.Addrs), slices.Compact(s.Services)
+	return &s
 }
 
-// peers is the set of who a rule speaks of.
-func (c *compiler) peers(p Policy, peer Peer) string {
-	if peer.Block != nil {
-		s := Set{Name: name("block", peer.Block.String()), Blocks: peer.Block.intervals()}
-		c.sets[s.Name] = s
-		return s.Name
+// elements are what an endpoint contributes to a set.
+func (g *group) elements(c *Compiler, e Endpoint) ([]netip.Addr, []Service) {
+	if g.peer != nil && !g.peer.choosesNamespace(g.own, World{Namespaces: c.namespaces}, e.Namespace) {
+		return nil, nil
 	}
-	content := fmt.Sprintf("in %q", p.Namespace)
-	if peer.Namespaces != nil {
-		content = peer.Namespaces.content()
+	return g.chosen(e)
+}
+
+// chosen are the elements of an endpoint in a namespace that counts.
+func (g *group) chosen(e Endpoint) (addrs []netip.Addr, services []Service) {
+	if g.peer != nil {
+		if g.peer.Pods == nil || g.peer.Pods.Matches(Labels{set: e.Labels}) {
+			addrs = e.Addrs
+		}
+		return addrs, nil
 	}
-	if peer.Pods != nil {
-		content += "\n" + peer.Pods.content()
-	}
-	s := Set{Name: name("pods", content)}
-	if _, ok := c.sets[s.Name]; ok {
-		return s.Name
-	}
-	for _, e := range c.world.Endpoints {
-		if peer.chooses(p.Namespace, c.world, e) {
+	for _, have := range e.Ports {
+		if have.Name == g.port.Name && have.Protocol == g.port.Protocol {
 			for _, a := range e.Addrs {
-				s.Blocks = append(s.Blocks, Interval{a, a})
+				services = append(services, Service{a, have.Protocol, have.Number})
 			}
 		}
 	}
-	slices.SortFunc(s.Blocks, func(a, b Interval) int { return a.First.Compare(b.First) })
-	s.Blocks = slices.Compact(s.Blocks)
-	c.sets[s.Name] = s
-	return s.Name
+	return nil, services
 }
 
-// chooses reports whether selectors choose an endpoint.
-func (peer Peer) chooses(own string, w World, e Endpoint) bool {
-	switch {
-	case peer.Namespaces == nil && e.Namespace != own:
-		return false
-	case peer.Namespaces != nil && !peer.Namespaces.Matches(w.namespace(e.Namespace)):
-		return false
-	}
-	return peer.Pods == nil || peer.Pods.Matches(Labels{set: e.Labels})
+func compareServices(a, b Service) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
-// intervals are the addresses of a block: what is between those of Except.
-func (b Block) intervals() []Interval {
-	except := slices.Clone(b.Except)
-	slices.SortFunc(except, func(x, y netip.Prefix) int {
-		return cmp.Or(x.Addr().Compare(y.Addr()), cmp.Compare(x.Bits(), y.Bits()))
-	})
-	var out []Interval
-	next, last := b.CIDR.Masked().Addr(), lastOf(b.CIDR)
-	for _, e := range except {
-		first := e.Masked().Addr()
-		if !next.IsValid() || lastOf(e).Less(next) {
-			continue // inside of one that came before
-		}
-		if next.Less(first) {
-			out = append(out, Interval{next, first.Prev()})
-		}
-		next = lastOf(e).Next()
+// inserted is a sorted list with more in it; the list itself stays as it is.
+func inserted[T any](list, more []T, compare func(a, b T) int) []T {
+	if len(more) == 0 {
+		return list
 	}
-	if next.IsValid() && !last.Less(next) {
-		out = append(out, Interval{next, last})
+	out := slices.Grow(slices.Clone(list), len(more))
+	for _, v := range more {
+		if i, there := slices.BinarySearchFunc(out, v, compare); !there {
+			out = slices.Insert(out, i, v)
+		}
 	}
 	return out
-}
-
-// lastOf is the last address of a prefix.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }

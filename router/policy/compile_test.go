@@ -1,37 +1,44 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 )
 
 // allows interprets a program, as the kernel will.
 func (prog Program) allows(p Packet) bool {
 	p = p.opened()
-	judge := func(d Direction, own, other netip.Addr) bool {
-		i := slices.IndexFunc(prog.Isolated, func(i Isolated) bool { return i.Direction == d && i.Addr == own })
-		if i < 0 || slices.Contains(prog.Isolated[i].Self, other) {
-			return true
-		}
-		c := slices.IndexFunc(prog.Chains, func(c Chain) bool { return c.Name == prog.Isolated[i].Chain })
-		return slices.ContainsFunc(prog.Chains[c].Matches, func(m Match) bool { return prog.fits(m, other, p) })
-	}
-	return p.FromOwnHost || judge(Egress, p.Src, p.Dst) && judge(Ingress, p.Dst, p.Src)
+	return p.FromOwnHost || prog.judge(prog.Isolated, Egress, p.Src, p.Dst, p) && prog.judge(prog.Isolated, Ingress, p.Dst, p.Src, p)
 }
 
-func (prog Program) set(name string) Set {
-	return prog.Sets[slices.IndexFunc(prog.Sets, func(s Set) bool { return s.Name == name })]
+func (prog Program) judge(list []Isolated, d Direction, own, other netip.Addr, p Packet) bool {
+	i := slices.IndexFunc(list, func(i Isolated) bool { return i.Direction == d && i.Addr == own })
+	if i < 0 || slices.Contains(list[i].Self, other) {
+		return true
+	}
+	c := slices.IndexFunc(prog.Chains, func(c *Chain) bool { return c.Name == list[i].Chain })
+	return slices.ContainsFunc(prog.Chains[c].Matches, func(m Match) bool { return prog.fits(m, other, p) })
+}
+
+func (prog Program) set(name string) *Set {
+	return prog.Sets[slices.IndexFunc(prog.Sets, func(s *Set) bool { return s.Name == name })]
+}
+
+func (s *Set) contains(a netip.Addr) bool {
+	return slices.Contains(s.Addrs, a) || slices.ContainsFunc(s.Blocks, func(i Interval) bool {
+		return a.BitLen() == i.First.BitLen() && !a.Less(i.First) && !i.Last.Less(a)
+	})
 }
 
 func (prog Program) fits(m Match, other netip.Addr, p Packet) bool {
 	switch {
-	case m.Peers != "" && !slices.ContainsFunc(prog.set(m.Peers).Blocks, func(i Interval) bool {
-		return other.BitLen() == i.First.BitLen() && !other.Less(i.First) && !i.Last.Less(other)
-	}):
+	case m.Peers != "" && !prog.set(m.Peers).contains(other):
 		return false
 	case m.Protocol != 0 && m.Protocol != p.Protocol:
 		return false
@@ -64,6 +71,60 @@ func TestCompileIsEvaluate(t *testing.T) {
 			if got := prog.allows(p); got != want.Allowed {
 				t.Fatalf("%+v: the program says %v\n%+v\n%+v", p, got, want, prog)
 			}
+			if p.FromOwnHost {
+				continue
+			}
+			opened := p.opened()
+			for d, want := range map[Direction]Decision{Egress: want.Egress, Ingress: want.Ingress} {
+				own, other := opened.Src, opened.Dst
+				if d == Ingress {
+					own, other = other, own
+				}
+				audit := want.Allowed
+				if want.Tried != nil {
+					audit = want.Tried.Allowed
+				}
+				if len(prog.Tried) > 0 && slices.ContainsFunc(prog.Tried, func(i Isolated) bool { return i.Direction == d && i.Addr == own }) &&
+					prog.judge(prog.Tried, d, own, other, opened) != audit {
+					t.Fatalf("%+v, %v: what is tried is not %v: %+v\n%+v", p, d, audit, want, prog)
+				}
+			}
+		}
+	})
+}
+
+// A compiler that has seen endpoints come, go and change says what a new one says.
+func TestCompilerFollows(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := NewCompiler()
+		w, policies, local := World{Namespaces: map[string]map[string]string{}}, []Policy{}, map[string]bool{}
+		namespaces := []map[string]map[string]string{suite.Namespaces, {"x": {"ns": "y"}}, {}}
+		for range rapid.IntRange(1, 12).Draw(t, "steps") {
+			e := rapid.SampledFrom(suite.Endpoints).Draw(t, "endpoint")
+			switch rapid.IntRange(0, 3).Draw(t, "step") {
+			case 0:
+				policies, w.Namespaces = somePolicies(t), rapid.SampledFrom(namespaces).Draw(t, "namespaces")
+				c.SetPolicies(policies, w.Namespaces)
+			case 1:
+				c.Remove(e.ID)
+				w.Endpoints = slices.DeleteFunc(slices.Clone(w.Endpoints), func(o Endpoint) bool { return o.ID == e.ID })
+			default:
+				other := rapid.SampledFrom(suite.Endpoints).Draw(t, "other")
+				e.Labels = other.Labels
+				if rapid.IntRange(0, 4).Draw(t, "address of another") == 0 {
+					e.Addrs = other.Addrs
+				}
+				local[e.ID] = rapid.Bool().Draw(t, "local")
+				c.Put(e, local[e.ID])
+				w.Endpoints = append(slices.DeleteFunc(slices.Clone(w.Endpoints), func(o Endpoint) bool { return o.ID == e.ID }), e)
+			}
+			want := Compile(policies, w, func(e Endpoint) bool { return local[e.ID] })
+			compare := gocmp.Options{gocmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateEmpty(), cmpopts.SortSlices(func(a, b Isolated) bool {
+				return fmt.Sprint(a) < fmt.Sprint(b) // two endpoints with one address
+			})}
+			if d := gocmp.Diff(want, c.Program(), compare); d != "" {
+				t.Fatalf("(-anew +followed)\n%s", d)
+			}
 		}
 	})
 }
@@ -89,7 +150,7 @@ func TestEndpointsChangeElementsOnly(t *testing.T) {
 		fewer.Endpoints = slices.Delete(slices.Clone(suite.Endpoints), 4, 5)
 		after := Compile(policies, fewer, everyone)
 		for _, c := range after.Chains {
-			if !slices.ContainsFunc(before.Chains, func(b Chain) bool { return cmp.Equal(b, c) }) {
+			if !slices.ContainsFunc(before.Chains, func(b *Chain) bool { return gocmp.Equal(b, c) }) {
 				t.Errorf("chain %s is another one without y/b: %+v", c.Name, c)
 			}
 		}
@@ -131,8 +192,8 @@ func TestSharing(t *testing.T) {
 		{netip.MustParseAddr("10.0.0.0"), netip.MustParseAddr("10.0.255.255")},
 		{netip.MustParseAddr("10.2.0.0"), netip.MustParseAddr("10.255.255.254")},
 	}
-	compareAddr := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
-	if d := cmp.Diff(want, policies[0].Ingress[1].Peers[0].Block.intervals(), compareAddr); d != "" {
+	compareAddr := gocmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+	if d := gocmp.Diff(want, policies[0].Ingress[1].Peers[0].Block.intervals(), compareAddr); d != "" {
 		t.Errorf("(-want +got)\n%s", d)
 	}
 	for _, c := range []struct{ list, want []Range }{
@@ -140,7 +201,7 @@ func TestSharing(t *testing.T) {
 		{[]Range{{80, 80}, {70, 90}, {92, 92}}, []Range{{70, 90}, {92, 92}}},
 		{[]Range{{65535, 65535}, {1, 65535}}, []Range{{1, 65535}}},
 	} {
-		if d := cmp.Diff(c.want, joined(c.list)); d != "" {
+		if d := gocmp.Diff(c.want, joined(c.list)); d != "" {
 			t.Error(d)
 		}
 	}

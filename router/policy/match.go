@@ -1,0 +1,156 @@
+package policy
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// name is a name that follows from a content.
+func name(kind, content string) string {
+	sum := sha256.Sum256([]byte(content))
+	return kind + "-" + hex.EncodeToString(sum[:8])
+}
+
+// String is a match for people, and tells two apart.
+func (m Match) String() string {
+	return fmt.Sprintf("%s %d %v %s", m.Peers, m.Protocol, m.Ports, m.Named)
+}
+
+// matches are those of one rule: of each peer with each protocol and each named port.
+func (c *Compiler) matches(p Policy, r Rule) (out []Match) {
+	peers := []string{""}
+	if len(r.Peers) > 0 {
+		peers = nil
+		for _, peer := range r.Peers {
+			peers = append(peers, c.peers(p, peer))
+		}
+	}
+	for _, peer := range peers {
+		for _, port := range c.ports(r.Ports) {
+			port.Peers = peer
+			out = append(out, port)
+		}
+	}
+	return out
+}
+
+// ports are the matches of a rule's ports: one for each protocol, and one for each name.
+func (c *Compiler) ports(ports []Port) (out []Match) {
+	if len(ports) == 0 {
+		return []Match{{}}
+	}
+	numbers := map[Protocol][]Range{}
+	whole := map[Protocol]bool{}
+	for _, p := range ports {
+		switch {
+		case p.Name != "":
+			out = append(out, Match{Protocol: p.Protocol, Named: c.services(p)})
+		case p.Number == 0:
+			whole[p.Protocol] = true
+		default:
+			numbers[p.Protocol] = append(numbers[p.Protocol], Range{p.Number, max(p.Number, p.End)})
+		}
+	}
+	for _, proto := range []Protocol{TCP, UDP, SCTP} {
+		switch {
+		case whole[proto]:
+			out = append(out, Match{Protocol: proto})
+		case len(numbers[proto]) > 0:
+			out = append(out, Match{Protocol: proto, Ports: joined(numbers[proto])})
+		}
+	}
+	return out
+}
+
+// joined are the same ports, in ranges that are sorted and apart.
+func joined(list []Range) []Range {
+	slices.SortFunc(list, func(a, b Range) int { return cmp.Compare(a.First, b.First) })
+	out := list[:1]
+	for _, r := range list[1:] {
+		last := &out[len(out)-1]
+		if uint32(r.First) <= uint32(last.Last)+1 {
+			last.Last = max(last.Last, r.Last)
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// services is the set of all endpoints that declare a named port.
+func (c *Compiler) services(p Port) string {
+	s := Set{Name: name("port", p.String()), Kind: Services}
+	if c.groups[s.Name] == nil {
+		c.groups[s.Name] = &group{Set: s, port: p}
+	}
+	return s.Name
+}
+
+// peers is the set of who a rule speaks of.
+func (c *Compiler) peers(p Policy, peer Peer) string {
+	if peer.Block != nil {
+		called := name("block", peer.Block.String())
+		if c.blocks[called] == nil {
+			c.blocks[called] = &Set{Name: called, Kind: Blocks, Blocks: peer.Block.intervals()}
+		}
+		return called
+	}
+	content := fmt.Sprintf("in %q", p.Namespace)
+	if peer.Namespaces != nil {
+		content = peer.Namespaces.content()
+	}
+	if peer.Pods != nil {
+		content += "\n" + peer.Pods.content()
+	}
+	s := Set{Name: name("pods", content)}
+	if c.groups[s.Name] == nil {
+		c.groups[s.Name] = &group{Set: s, peer: &peer, own: p.Namespace}
+	}
+	return s.Name
+}
+
+// choosesNamespace reports whether selectors choose endpoints of a namespace.
+func (peer Peer) choosesNamespace(own string, w World, namespace string) bool {
+	if peer.Namespaces == nil {
+		return namespace == own
+	}
+	return peer.Namespaces.Matches(w.namespace(namespace))
+}
+
+// intervals are the addresses of a block: what is between those of Except.
+func (b Block) intervals() []Interval {
+	except := slices.Clone(b.Except)
+	slices.SortFunc(except, func(x, y netip.Prefix) int {
+		return cmp.Or(x.Addr().Compare(y.Addr()), cmp.Compare(x.Bits(), y.Bits()))
+	})
+	var out []Interval
+	next, last := b.CIDR.Masked().Addr(), lastOf(b.CIDR)
+	for _, e := range except {
+		first := e.Masked().Addr()
+		if !next.IsValid() || lastOf(e).Less(next) {
+			continue // inside of one that came before
+		}
+		if next.Less(first) {
+			out = append(out, Interval{next, first.Prev()})
+		}
+		next = lastOf(e).Next()
+	}
+	if next.IsValid() && !last.Less(next) {
+		out = append(out, Interval{next, last})
+	}
+	return out
+}
+
+// lastOf is the last address of a prefix.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
