@@ -1,0 +1,239 @@
+package document
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+const day = 24 * 3600
+
+// history is what several writers did, each of them with what it had heard by then: some of
+// it restored from an older copy, with clocks of which some are wrong by years.
+func history(t *rapid.T) (docs []*Document) {
+	sets := [3]*Set{NewSet(), NewSet(), NewSet()}
+	var copies []*Set
+	for range rapid.IntRange(1, 15).Draw(t, "steps") {
+		n := rapid.IntRange(0, 2).Draw(t, "writer")
+		switch rapid.IntRange(0, 7).Draw(t, "what") {
+		case 0:
+			copies = append(copies, copyOf(sets[n]))
+		case 1:
+			if len(copies) > 0 {
+				sets[n] = copyOf(rapid.SampledFrom(copies).Draw(t, "copy"))
+			}
+		case 2, 3:
+			if len(docs) > 0 {
+				_, _ = sets[n].Put(rapid.SampledFrom(docs).Draw(t, "heard"), today)
+			}
+		default:
+			name := rapid.SampledFrom([]string{"web", "db", "dns"}).Draw(t, "name")
+			old, _ := sets[n].Last(Key("policy", name))
+			body := rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, "body")
+			clock := rapid.SampledFrom([]int64{0, today - 31*day, today, today + 12*3600, today + 3650*day}).Draw(t, "clock")
+			d := next(t, old, name, body, body == "", clock, n+1)
+			_, _ = sets[n].Put(d, today)
+			docs = append(docs, d)
+		}
+	}
+	return docs
+}
+
+func put(t rapid.TB, docs []*Document) *Set {
+	s := NewSet()
+	for _, d := range docs {
+		lacked := s.Lacks(d.Held())
+		if news, err := s.Put(d, today); news != lacked || err != nil {
+			t.Fatalf("lacked %v, kept %v, %v", lacked, news, err)
+		}
+		if news, _ := s.Put(d, today); news || s.Lacks(d.Held()) {
+			t.Fatal("not idempotent")
+		}
+	}
+	return s
+}
+
+func all(s *Set) (out []*Document) {
+	for _, key := range s.keys() {
+		d, _ := s.Last(key)
+		out = append(out, d)
+	}
+	return out
+}
+
+// However documents travel, all peers end with the same ones; also over a restart between.
+func TestPutIsAMerge(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		docs := history(t)
+		want := put(t, docs)
+		commuted := put(t, rapid.Permutation(docs).Draw(t, "order"))
+		cut := rapid.IntRange(0, len(docs)).Draw(t, "cut")
+		left, right := put(t, docs[:cut]), put(t, docs[cut:])
+		restarted := NewSet()
+		for _, d := range all(left) {
+			back, err := Decode(d.Encode())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = restarted.Put(back, today)
+		}
+		for _, d := range all(right) {
+			_, _ = restarted.Put(d, today)
+		}
+		for name, got := range map[string]*Set{"commuted": commuted, "associated": restarted} {
+			if describe(got) != describe(want) || got.Digest(today) != want.Digest(today) || got.Generation("policy") != want.Generation("policy") {
+				t.Fatalf("%s: %s, want %s", name, describe(got), describe(want))
+			}
+		}
+	})
+}
+
+// Two peers that give each other what is missing, and nothing else, have the same digest.
+func TestWhatIsMissingIsEnough(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		docs := history(t)
+		cut := rapid.IntRange(0, len(docs)).Draw(t, "cut")
+		a, b := put(t, docs[:cut]), put(t, docs[cut:])
+		heldA, heldB := a.Held(), b.Held()
+		forA, forB := b.Missing(heldA, today), a.Missing(heldB, today)
+		for _, d := range forA {
+			if news, err := a.Put(d, today); !news || err != nil {
+				t.Fatalf("it was not missing: %v", err)
+			}
+		}
+		for _, d := range forB {
+			_, _ = b.Put(d, today)
+		}
+		if a.Digest(today) != b.Digest(today) || a.Generation("policy") != b.Generation("policy") {
+			t.Fatalf("%s\n%s", describe(a), describe(b))
+		}
+		if len(a.Missing(b.Held(), today))+len(b.Missing(a.Held(), today)) > 0 {
+			t.Fatal("something is missing still")
+		}
+	})
+}
+
+func TestWhatIsDeletedIsGone(t *testing.T) {
+	s := NewSet()
+	empty := s.Digest(today)
+	a := next(t, nil, "web", "x", false, today, 1)
+	b := next(t, nil, "db", "x", false, today, 1)
+	for _, d := range []*Document{a, b} {
+		if _, err := s.Put(d, today); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := s.Generation("policy")
+	if l := s.List("policy"); len(l) != 2 || l[0] != b || s.Get("policy", "web") != a || s.Get("other", "web") != nil || len(s.List("other")) > 0 {
+		t.Errorf("listed %v", l)
+	}
+	gone := next(t, a, "web", "", true, today, 2)
+	_, _ = s.Put(gone, today)
+	if l := s.List("policy"); len(l) != 1 || l[0] != b || s.Get("policy", "web") != nil || s.Generation("policy") == before {
+		t.Errorf("listed %v", l)
+	}
+	if news, _ := s.Put(a, today); news {
+		t.Error("an old copy brings it back")
+	}
+	again := next(t, gone, "web", "x", false, today, 1)
+	if news, _ := s.Put(again, today); !news || s.Get("policy", "web") != again {
+		t.Error("it cannot be made again")
+	}
+	if s.Digest(today) == empty || len(s.Generation("policy")) != 16 {
+		t.Error("digests")
+	}
+}
+
+// A tombstone is held for 30 days; then nobody holds it or asks for it.
+func TestTombstonesExpire(t *testing.T) {
+	a := next(t, nil, "web", "x", false, today-100*day, 1) // age does nothing to what is not deleted
+	gone := next(t, a, "web", "", true, today, 1)
+	s, empty := put(t, []*Document{a, gone}), NewSet()
+	if keys := s.Expire(today + 30*day - 1); len(keys) > 0 || s.Digest(today+30*day-1) == empty.Digest(0) {
+		t.Error("it is dropped early")
+	}
+	if s.Digest(today+30*day) != empty.Digest(0) {
+		t.Error("who has dropped it and who is about to differ")
+	}
+	if keys := s.Expire(today + 30*day); len(keys) != 1 || keys[0] != a.Key() || s.Len() != 0 {
+		t.Errorf("dropped %q", keys)
+	}
+	if keys := put(t, []*Document{a}).Expire(today + 1000*day); len(keys) > 0 {
+		t.Errorf("dropped %q", keys)
+	}
+}
+
+// The clock of who deletes is wrong by years: what it deletes is deleted all the same, and the
+// tombstone is not there for ever.
+func TestClocksDoNoHarm(t *testing.T) {
+	for name, clock := range map[string]int64{"1970": 0, "the past": today - 31*day, "the future": today + 3650*day, "the end of time": maxWritten} {
+		t.Run(name, func(t *testing.T) {
+			a := next(t, nil, "web", "x", false, clock, 1)
+			gone := next(t, a, "web", "", true, clock, 1)
+			s, other, empty := put(t, []*Document{a}), put(t, []*Document{a}), NewSet()
+			if s.Expire(today); s.Get("policy", "web") == nil {
+				t.Fatal("the document is not there")
+			}
+			_, _ = s.Put(gone, today)
+			if keys := s.Expire(today + 29*day); len(keys) > 0 || s.Get("policy", "web") != nil {
+				t.Error("it is not deleted, or forgotten at once")
+			}
+			if s.Digest(today) != empty.Digest(today) || len(s.Missing(nil, today)) > 0 {
+				t.Error("who never had it has to take the tombstone")
+			}
+			if m := s.Missing(other.Held(), today); len(m) != 1 || m[0] != gone {
+				t.Errorf("who has the document is given %v", m)
+			}
+			if keys := s.Expire(today + 30*day); len(keys) != 1 {
+				t.Error("it is there for ever")
+			}
+			// What is written next does not depend on that clock.
+			if back := next(t, gone, "web", "y", false, today, 2); !back.Supersedes(gone) {
+				t.Error("the future wins")
+			}
+		})
+	}
+	// Our own clock was wrong when it came.
+	gone := next(t, nil, "web", "", true, today, 1)
+	for _, wrong := range []int64{0, today + 3650*day} {
+		s := NewSet()
+		_, _ = s.Put(gone, wrong)
+		if s.Expire(wrong); s.Len() != 1 || s.Digest(today) != put(t, []*Document{gone}).Digest(today) {
+			t.Error("it does not count once the clock is right")
+		}
+		if keys := s.Expire(today + 29*day); len(keys) > 0 {
+			t.Error("dropped early")
+		}
+		if keys := s.Expire(today + 30*day); len(keys) != 1 {
+			t.Error("not dropped")
+		}
+	}
+}
+
+// Beyond the bound, new documents are refused, and those that are held can be changed and
+// deleted.
+func TestTheNumberIsBounded(t *testing.T) {
+	s := NewSet()
+	for i := range MaxHeld {
+		s.held[fmt.Sprint(i)] = held{&Document{Kind: "k", Name: fmt.Sprint(i)}, today}
+	}
+	first := next(t, nil, "web", "x", false, today, 1)
+	delete(s.held, "0")
+	if news, err := s.Put(first, today); !news || err != nil {
+		t.Fatal(err)
+	}
+	more := next(t, nil, "db", "x", false, today, 1)
+	var full *FullError
+	if _, err := s.Put(more, today); !errors.As(err, &full) || s.Len() != MaxHeld || s.Lacks(more.Held()) {
+		t.Errorf("one more: %v", err)
+	}
+	second := next(t, first, "web", "", true, today, 2)
+	if !s.Lacks(second.Held()) {
+		t.Error("it does not ask for a change")
+	}
+	if news, err := s.Put(second, today); !news || err != nil {
+		t.Errorf("a change: %v", err)
+	}
+}
