@@ -43,12 +43,16 @@ var (
 	bucketResting     = []byte("resting") // slot → until when, Unix seconds
 	bucketDirectory   = []byte("directory")
 	buckets           = [][]byte{bucketMeta, bucketPeers, bucketRing, bucketAllocations, bucketResting, bucketDirectory}
+	// bucketDocuments is made when it is first needed: files of this format may lack it, and
+	// versions of Weft that know no documents do not look at it.
+	bucketDocuments = []byte("documents")
 
 	keyFormat    = []byte("format")
 	keyIdentity  = []byte("identity")
 	keyWireGuard = []byte("wireguard")
 	keyTargets   = []byte("targets")
 	keySettings  = []byte("settings")
+	keySynced    = []byte("synced")
 	keyRing      = []byte("ring")
 	keyVote      = []byte("vote")
 )
@@ -279,7 +283,11 @@ func (s *Store) Peers() ([][]byte, error) { return s.values(bucketPeers) }
 
 func (s *Store) values(bucket []byte) (out [][]byte, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucket).ForEach(func(_, v []byte) error {
+		b := tx.Bucket(bucket) // nil only where one is made when it is needed
+		if b == nil {
+			return nil
+		}
+		return b.ForEach(func(_, v []byte) error {
 			out = append(out, bytes.Clone(v))
 			return nil
 		})
@@ -297,12 +305,32 @@ func (s *Store) Sets() ([][]byte, error) { return s.values(bucketDirectory) }
 
 // SaveSets keeps sets of endpoints, by owner; nil forgets one.
 func (s *Store) SaveSets(sets map[peer.ID][]byte) error {
+	byKey := make(map[string][]byte, len(sets))
+	for owner, data := range sets {
+		byKey[string(owner[:])] = data
+	}
+	return s.saveValues(bucketDirectory, byKey)
+}
+
+// Documents returns what SaveDocuments kept.
+func (s *Store) Documents() ([][]byte, error) { return s.values(bucketDocuments) }
+
+// SaveDocuments keeps documents by key, all or none; nil forgets one.
+func (s *Store) SaveDocuments(documents map[string][]byte) error {
+	return s.saveValues(bucketDocuments, documents)
+}
+
+func (s *Store) saveValues(bucket []byte, values map[string][]byte) error {
 	return s.update(func(tx *bolt.Tx) error {
-		b := tx.Bucket(bucketDirectory)
-		for owner, data := range sets {
-			err := b.Delete(owner[:])
-			if data != nil {
-				err = b.Put(owner[:], data)
+		b, err := tx.CreateBucketIfNotExists(bucket)
+		if err != nil {
+			return err
+		}
+		for key, data := range values {
+			if data == nil {
+				err = b.Delete([]byte(key))
+			} else {
+				err = b.Put([]byte(key), data)
 			}
 			if err != nil {
 				return err
@@ -311,6 +339,16 @@ func (s *Store) SaveSets(sets map[peer.ID][]byte) error {
 		return nil
 	})
 }
+
+// Synced reports whether SaveSynced was called: whether this host ever had all documents of
+// the mesh.
+func (s *Store) Synced() (synced bool, err error) {
+	_, err = s.load(keySynced, &synced)
+	return synced, err
+}
+
+// SaveSynced keeps that this host has had all documents of the mesh.
+func (s *Store) SaveSynced() error { return s.save(keySynced, true) }
 
 // Targets returns what SaveTargets kept; known is false before the first time.
 func (s *Store) Targets() (targets []string, known bool, err error) {

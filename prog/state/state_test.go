@@ -150,3 +150,55 @@ func TestInvariant8UnusableFilesAreRefusedAndKept(t *testing.T) {
 		})
 	}
 }
+
+func TestDocumentsAreKeptAllOrNone(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	if synced, err := s.Synced(); synced || err != nil {
+		t.Errorf("new: synced %v, %v", synced, err)
+	}
+	steps := []error{
+		s.SaveDocuments(map[string][]byte{"policy\x00a": []byte("a1"), "policy\x00b": []byte("b1"), "policy\x00c": nil}),
+		s.SaveDocuments(map[string][]byte{"policy\x00a": nil, "policy\x00b": []byte("b2"), "policy\x00d": []byte("d1")}),
+		s.SaveSynced(),
+	}
+	if err := errors.Join(steps...); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SaveDocuments(map[string][]byte{"e": []byte("e1"), "": []byte("no key"), "policy\x00b": nil}); err == nil {
+		t.Error("a document without a key")
+	}
+	s.Close()
+	s = open(t, dir)
+	defer s.Close()
+	documents, err := s.Documents()
+	if err != nil || len(documents) != 2 || string(documents[0]) != "b2" || string(documents[1]) != "d1" {
+		t.Errorf("after a restart: %q, %v", documents, err)
+	}
+	if synced, err := s.Synced(); !synced || err != nil {
+		t.Errorf("after a restart: synced %v, %v", synced, err)
+	}
+}
+
+// A file that a Weft without documents wrote is used as it is, and stays one that it can read:
+// its format has not changed.
+func TestOlderFilesGetABucketForDocuments(t *testing.T) {
+	s := open(t, t.TempDir())
+	defer s.Close()
+	has := func() (there bool) {
+		_ = s.view(func(tx *bolt.Tx) error { there = tx.Bucket(bucketDocuments) != nil; return nil })
+		return there
+	}
+	if documents, err := s.Documents(); err != nil || len(documents) > 0 || has() {
+		t.Errorf("new: %q, %v, it has the bucket: %v", documents, err, has())
+	}
+	if err := s.SaveDocuments(map[string][]byte{"k": []byte("v")}); err != nil || !has() {
+		t.Error(err)
+	}
+	if documents, err := s.Documents(); err != nil || len(documents) != 1 {
+		t.Errorf("%q, %v", documents, err)
+	}
+	if format != "weft state 3" {
+		t.Error("a new format: then older files are to be refused or converted")
+	}
+}
