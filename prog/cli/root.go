@@ -112,6 +112,7 @@ func (a *app) root() *cobra.Command {
 		a.launch(), a.agent(), a.stop(), a.reset(), a.prime(), a.connect(), a.forget(), a.rmpeer(), a.id(),
 		a.attach(), a.detach(), a.ps(), a.expose(), a.hide(),
 		a.dnsAdd(), a.dnsRemove(), a.dnsLookup(),
+		a.policy(),
 		a.status(), a.report(), a.version(), a.token(), a.datapath(),
 		lab.Command(), probe.Command(),
 	)

@@ -43,7 +43,7 @@ func (a *app) status() *cobra.Command {
 				return a.show(r.IPAM, func() { printIPAM(a.out, r) })
 			},
 		},
-		a.statusDNS(),
+		a.statusDNS(), a.statusPolicy(),
 	)
 	return cmd
 }

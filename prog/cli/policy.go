@@ -1,0 +1,406 @@
+package cli
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"sigs.k8s.io/yaml"
+
+	"weft/prog/api"
+)
+
+// defaultNamespace is that of names without one, as kubectl has it.
+const defaultNamespace = "default"
+
+func (a *app) policy() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "policy", Short: "say who may talk to whom, and see why", Args: cobra.NoArgs,
+		Long: `Policies are ordinary NetworkPolicy manifests (networking.k8s.io/v1). Applied on one
+host, they hold on every host, also on those that join later. A Namespace manifest gives
+a namespace labels. Under Kubernetes they come from its API: use kubectl there; list, get
+and explain work as everywhere.` + exitHelp,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.policyApply(), a.policyList(), a.policyGet(), a.policyDelete())
+	return cmd
+}
+
+// manifestFile is the flag -f. It knows all files that were given only to refuse more than
+// one: the last one would win without a word.
+type manifestFile struct{ files []string }
+
+func (m *manifestFile) add(flags *pflag.FlagSet) {
+	flags.StringArrayVarP(&m.files, "filename", "f", nil, "the manifest, YAML or JSON; - is standard input")
+}
+
+// read is the text of the manifest, and what errors about it call it.
+func (m *manifestFile) read(in io.Reader) (text, name string, err error) {
+	if len(m.files) > 1 {
+		return "", "", usageError{errors.New("one -f at a time: a file may have several documents, with --- between them")}
+	}
+	name = m.files[0]
+	if name == "-" {
+		name = "standard input"
+	} else {
+		f, err := os.Open(name)
+		if err != nil {
+			return "", "", usageError{fmt.Errorf("-f: %w", err)}
+		}
+		defer f.Close()
+		in = f
+	}
+	data, err := io.ReadAll(io.LimitReader(in, api.MaxBody+1))
+	if err != nil {
+		return "", "", usageError{fmt.Errorf("-f: %w", err)}
+	}
+	if len(data) > api.MaxBody {
+		return "", "", usageError{fmt.Errorf("-f: %s has more than %d MiB: that is no manifest", name, api.MaxBody>>20)}
+	}
+	return string(data), name, nil
+}
+
+// inFile puts a manifest's name before the line that the agent complains of.
+func inFile(name string, err error) error {
+	if e, ok := errors.AsType[*api.Error](err); ok && e.Code == api.CodeBadRequest && name != "" {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return err
+}
+
+func (a *app) policyApply() *cobra.Command {
+	var file manifestFile
+	var dryRun, wait bool
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use: "apply -f FILE|-", Short: "take policies into the network, or change them", Args: cobra.NoArgs,
+		Long: `Takes all documents of a manifest into the network: NetworkPolicies, and Namespaces for
+their labels. A document that cannot be read is refused with its line and field, and then
+none is taken. A policy with the annotation weft.internal/audit: "true" is only tried:
+what it would deny passes, and weft policy explain --last-drops tells of it.
+
+With --dry-run nothing changes: it shows which connections of now, and which pairs of
+endpoints, would be judged otherwise. With --wait it returns once every peer that can be
+reached enforces what was applied, and fails if one does not within --timeout; applied it
+is all the same.` + exitHelp,
+		Example: "  weft policy apply -f shop.yaml --dry-run\n  weft policy apply -f shop.yaml --wait\n  weft policy get shop/db | weft policy apply -f -",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case len(file.files) == 0:
+				return usageError{errors.New("which manifest? Give it with -f FILE, or -f - for standard input")}
+			case dryRun && wait:
+				return usageError{errors.New("--dry-run changes nothing, so that there is nothing to --wait for")}
+			case timeout <= 0:
+				return usageError{fmt.Errorf("--timeout %v: want more than 0s", timeout)}
+			}
+			text, name, err := file.read(a.in)
+			if err != nil {
+				return err
+			}
+			r, err := a.client().ApplyPolicy(cmd.Context(), api.ApplyRequest{Manifest: text, DryRun: dryRun})
+			if err != nil {
+				return inFile(name, err)
+			}
+			if err := a.show(r, func() { printApplied(a.out, r, dryRun) }); err != nil || !wait {
+				return err
+			}
+			return a.waitInForce(cmd.Context(), r.Generation, timeout)
+		},
+	}
+	file.add(cmd.Flags())
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show what would change")
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every peer that can be reached enforces it")
+	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long --wait waits")
+	return cmd
+}
+
+func (a *app) policyDelete() *cobra.Command {
+	var file manifestFile
+	var namespace string
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use: "delete [NAMESPACE/]NAME... | -f FILE|-", Short: "delete policies",
+		Long: `Deletes policies by name, or those that a manifest names; all, or none if one of them is
+not there. namespace/NAME takes back the labels of a namespace.` + exitHelp,
+		Example: "  weft policy delete shop/db-access\n  weft policy delete -n shop db-access web-access --dry-run\n  weft policy delete -f shop.yaml",
+		Args: func(_ *cobra.Command, args []string) error {
+			switch {
+			case len(file.files) > 0 && (len(args) > 0 || namespace != ""):
+				return errors.New("give names or -f, not both: a manifest says its namespaces itself")
+			case len(file.files) == 0 && len(args) == 0:
+				return errors.New("which policies? Give their names, or a manifest with -f FILE")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req := api.DeleteRequest{DryRun: dryRun}
+			name := ""
+			var err error
+			if len(file.files) > 0 {
+				if req.Manifest, name, err = file.read(a.in); err != nil {
+					return err
+				}
+			}
+			for _, word := range args {
+				ref, err := parseRef(word, namespace)
+				if err != nil {
+					return usageError{err}
+				}
+				req.Refs = append(req.Refs, ref)
+			}
+			r, err := a.client().DeletePolicy(cmd.Context(), req)
+			if err != nil {
+				return inFile(name, err)
+			}
+			return a.show(r, func() { printApplied(a.out, r, dryRun) })
+		},
+	}
+	file.add(cmd.Flags())
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show what would change")
+	namespaceFlag(cmd, &namespace, "the namespace of names without one (default \""+defaultNamespace+"\")")
+	return cmd
+}
+
+func namespaceFlag(cmd *cobra.Command, namespace *string, usage string) {
+	cmd.Flags().StringVarP(namespace, "namespace", "n", "", usage)
+}
+
+// parseRef reads NAME, NAMESPACE/NAME, namespace/NAME for a namespace itself, and what apply
+// prints. Whose namespace is called "namespace" gives it with -n.
+func parseRef(word, namespace string) (api.DocumentRef, error) {
+	ref := api.DocumentRef{Kind: api.KindPolicy, Namespace: cmp.Or(namespace, defaultNamespace)}
+	parts := strings.Split(word, "/")
+	if len(parts) == 3 && strings.EqualFold(parts[0], api.KindPolicy) {
+		parts = parts[1:]
+	} else if len(parts) == 2 && strings.EqualFold(parts[0], api.KindNamespace) {
+		ref, parts = api.DocumentRef{Kind: api.KindNamespace}, parts[1:]
+	}
+	if len(parts) > 2 || slices.Contains(parts, "") {
+		return ref, fmt.Errorf("%q is no name of a policy: want NAME, NAMESPACE/NAME, or namespace/NAME for a namespace", word)
+	}
+	if len(parts) == 2 {
+		ref.Namespace = parts[0]
+	}
+	ref.Name = parts[len(parts)-1]
+	return ref, nil
+}
+
+// printApplied prints what became of documents, as kubectl does.
+func printApplied(w io.Writer, r api.ApplyReply, dryRun bool) {
+	for _, c := range r.Changes {
+		name := c.DocumentRef.String()
+		if c.Kind != api.KindNamespace {
+			name = "networkpolicy/" + name
+		}
+		if dryRun {
+			name, c.Change = name+" "+c.Change, "(dry run)"
+		}
+		fmt.Fprintln(w, name, c.Change)
+	}
+	if dryRun {
+		if len(r.Changes) > 0 {
+			fmt.Fprintln(w)
+		}
+		printEffects(w, r.Effects)
+	}
+}
+
+// printEffects prints what a dry run found. Without effects there are none.
+func printEffects(w io.Writer, e *api.Effects) {
+	if e == nil {
+		e = &api.Effects{}
+	}
+	if len(e.Flows) == 0 {
+		where := ""
+		if len(e.Silent) > 0 {
+			where = " on the peers that answered"
+		}
+		fmt.Fprintln(w, "nothing would change for any current connection"+where)
+	} else {
+		fmt.Fprintln(w, "current connections that would be judged otherwise:")
+		t := newTable(w)
+		t.row("PEER", "PROTO", "SOURCE", "DESTINATION", "NOW", "THEN", "WHY")
+		for _, f := range e.Flows {
+			t.row(f.Peer, f.Protocol, side(f.Source, f.From), side(f.Destination, f.To), allowed(!f.Allowed), allowed(f.Allowed), f.Why)
+		}
+		t.flush()
+	}
+	if e.MoreFlows > 0 {
+		fmt.Fprintf(w, "and %d more\n", e.MoreFlows)
+	}
+	if len(e.Pairs) > 0 {
+		fmt.Fprintln(w, "\nwhat endpoints may reach, by destination port:")
+		t := newTable(w)
+		t.row("FROM", "TO", "BEFORE", "AFTER")
+		for _, p := range e.Pairs {
+			t.row(p.From, p.To, p.Before, p.After)
+		}
+		t.flush()
+	}
+	if e.MorePairs > 0 {
+		fmt.Fprintf(w, "and %d more\n", e.MorePairs)
+	}
+	if len(e.Silent) > 0 {
+		fmt.Fprintf(w, "\nnot asked, or without an answer, so that their connections are not in this: %s\n", strings.Join(e.Silent, ", "))
+	}
+}
+
+// side is one end of a flow, with the endpoint's name. What has no ports has port 0.
+func side(a netip.AddrPort, name string) string {
+	text := a.String()
+	if a.Port() == 0 {
+		text = a.Addr().String()
+	}
+	if name != "" {
+		text += "(" + name + ")"
+	}
+	return text
+}
+
+func allowed(yes bool) string {
+	if yes {
+		return "allowed"
+	}
+	return "denied"
+}
+
+func (a *app) policyList() *cobra.Command {
+	var namespace string
+	cmd := &cobra.Command{
+		Use: "list", Short: "show all policies, and the namespaces that have labels", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			list, err := a.client().Policies(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if namespace != "" {
+				list = slices.DeleteFunc(list, func(p api.Policy) bool {
+					return cmp.Or(p.Namespace, p.Name) != namespace // a namespace's document has no Namespace
+				})
+			}
+			return a.show(append([]api.Policy{}, list...), func() { printPolicies(a.out, list) })
+		},
+	}
+	namespaceFlag(cmd, &namespace, "only this namespace's")
+	return cmd
+}
+
+func printPolicies(w io.Writer, list []api.Policy) {
+	var policies, namespaces []api.Policy
+	for _, p := range list {
+		if p.Kind == api.KindNamespace {
+			namespaces = append(namespaces, p)
+		} else {
+			policies = append(policies, p)
+		}
+	}
+	if len(policies) == 0 {
+		fmt.Fprintln(w, "no policies: everything is allowed (`weft policy apply -f FILE` takes one in)")
+	} else {
+		t := newTable(w)
+		t.row("NAMESPACE", "NAME", "SELECTS", "TYPES", "ENDPOINTS", "MODE", "WRITTEN", "BY")
+		for _, p := range policies {
+			t.row(p.Namespace, p.Name, orDash(p.Selector), orDash(strings.Join(p.Types, ",")), fmt.Sprint(p.Endpoints), mode(p.Audit), written(p), orDash(p.Writer))
+		}
+		t.flush()
+	}
+	if len(namespaces) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	t := newTable(w)
+	t.row("NAMESPACE", "WRITTEN", "BY")
+	for _, p := range namespaces {
+		t.row(p.Name, written(p), orDash(p.Writer))
+	}
+	t.flush()
+}
+
+// mode says whether a policy is in force or only tried.
+func mode(audit bool) string {
+	if audit {
+		return "audit"
+	}
+	return "enforced"
+}
+
+// written says how old a document is, about, as kubectl does.
+func written(p api.Policy) string {
+	d := time.Since(p.Written)
+	switch {
+	case p.Written.IsZero():
+		return "-"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", max(0, int(d.Seconds()))) // another host's clock may be ahead
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+func (a *app) policyGet() *cobra.Command {
+	var namespace, output string
+	cmd := &cobra.Command{
+		Use: "get [NAMESPACE/]NAME", Short: "print a policy's manifest", Args: cobra.ExactArgs(1),
+		Long: `Prints the manifest as it was applied, for apply to read again. namespace/NAME is the one
+that gives a namespace its labels.` + exitHelp,
+		Example: "  weft policy get shop/db-access\n  weft policy get -n shop db-access -o json",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if output != "yaml" && output != "json" {
+				return usageError{fmt.Errorf("-o %s: want yaml or json", output)}
+			}
+			ref, err := parseRef(args[0], namespace)
+			if err != nil {
+				return usageError{err}
+			}
+			list, err := a.client().Policies(cmd.Context())
+			if err != nil {
+				return err
+			}
+			i := slices.IndexFunc(list, func(p api.Policy) bool { return p.DocumentRef == ref })
+			if i < 0 {
+				return fmt.Errorf("there is no %s %s: `weft policy list` shows what is there", ref.Kind, ref.Name+inNamespace(ref))
+			}
+			if a.json || output == "json" {
+				return a.printManifestJSON(list[i].Manifest)
+			}
+			fmt.Fprintln(a.out, strings.TrimRight(list[i].Manifest, "\n"))
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "yaml", "yaml or json")
+	namespaceFlag(cmd, &namespace, "the namespace of a name without one (default \""+defaultNamespace+"\")")
+	return cmd
+}
+
+func inNamespace(ref api.DocumentRef) string {
+	if ref.Namespace == "" {
+		return ""
+	}
+	return " in namespace " + ref.Namespace
+}
+
+func (a *app) printManifestJSON(manifest string) error {
+	data, err := yaml.YAMLToJSON([]byte(manifest))
+	if err != nil {
+		return fmt.Errorf("the stored manifest is unreadable: %w", err)
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, data, "", "  "); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.out, out.String())
+	return nil
+}
