@@ -32,7 +32,7 @@ a namespace labels. Under Kubernetes they come from its API: use kubectl there; 
 and explain work as everywhere.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.policyApply(), a.policyList(), a.policyGet(), a.policyDelete())
+	cmd.AddCommand(a.policyApply(), a.policyList(), a.policyGet(), a.policyDelete(), a.policyExplain())
 	return cmd
 }
 
