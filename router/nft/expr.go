@@ -113,11 +113,20 @@ func (f field) in(op expr.CmpOp, p netip.Prefix) part {
 	}
 }
 
-// inSet matches an address in a named set.
-func (f field) inSet(s Set) part {
+// is matches one address.
+func (f field) is(a netip.Addr) part {
 	return part{
-		fmt.Sprintf("%s %s @%s", ip(s.Is4), f.word, s.Name),
-		append(f.load(s.Is4), &expr.Lookup{SourceRegister: reg, SetName: s.Name}),
+		fmt.Sprintf("%s %s %v", ip(a.Is4()), f.word, a),
+		append(f.load(a.Is4()), compare(expr.CmpOpEq, a.AsSlice())),
+	}
+}
+
+// inSet matches an address in a named set.
+func (f field) inSet(s *Set) part {
+	is4 := s.Key[0].size == addr4.size
+	return part{
+		fmt.Sprintf("%s %s @%s", ip(is4), f.word, s.Name),
+		append(f.load(is4), &expr.Lookup{SourceRegister: reg, SetName: s.Name}),
 	}
 }
 
@@ -126,16 +135,6 @@ func notReverse() part {
 	return part{"fib saddr . iif oif missing", []expr.Any{
 		&expr.Fib{Register: reg, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
 		compare(expr.CmpOpEq, binaryutil.NativeEndian.PutUint32(0)),
-	}}
-}
-
-// dport matches a destination port of a protocol with ports.
-func dport(name string, proto byte, port uint16) part {
-	return part{fmt.Sprintf("%s dport %d", name, port), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
-		compare(expr.CmpOpEq, []byte{proto}),
-		&expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)),
 	}}
 }
 
@@ -208,3 +207,114 @@ func nat(word string, kind expr.NATType, to netip.Addr) part {
 
 // counter counts what a rule dropped, for people who look.
 func counter() part { return part{"counter", []expr.Any{&expr.Counter{}}} }
+
+// jump is the verdict that a map's element holds.
+func jump(chain string) *expr.Verdict { return &expr.Verdict{Kind: expr.VerdictJump, Chain: chain} }
+
+// jumpTo and goTo go on in another chain; from one that was gone to, nothing returns.
+func jumpTo(chain string) part {
+	return part{"jump " + chain, []expr.Any{jump(chain)}}
+}
+
+func goTo(chain string) part {
+	return part{"goto " + chain, []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}}
+}
+
+func returns() part { return verdict("return", expr.VerdictReturn) }
+
+// vmap jumps to the chain that a map has for an address; without one, the next rule is next.
+func (f field) vmap(m *Set) part {
+	is4 := m.Key[0].size == addr4.size
+	return part{
+		fmt.Sprintf("%s %s vmap @%s", ip(is4), f.word, m.Name),
+		append(f.load(is4), &expr.Lookup{SourceRegister: reg, SetName: m.Name, IsDestRegSet: true}),
+	}
+}
+
+// word32 is the register of four bytes that begins so many bytes behind reg.
+func word32(offset int) uint32 { return uint32(unix.NFT_REG32_00 + offset/4) }
+
+// pairIn matches source and destination together in a set.
+func pairIn(s *Set) part {
+	is4, size := s.Key[0].size == addr4.size, s.Key[0].size
+	second := daddr.load(is4)[2].(*expr.Payload)
+	second.DestRegister = word32(size)
+	return part{
+		fmt.Sprintf("%s saddr . %[1]s daddr @%[2]s", ip(is4), s.Name),
+		append(saddr.load(is4), second, &expr.Lookup{SourceRegister: reg, SetName: s.Name}),
+	}
+}
+
+// side is a port of a packet.
+type side struct {
+	word string
+	off  uint32 // in the headers of TCP, UDP and SCTP alike
+}
+
+var (
+	sport = side{"sport", 0}
+	dport = side{"dport", 2}
+)
+
+func (s side) load(register uint32) *expr.Payload {
+	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: s.off, Len: 2}
+}
+
+// serviceIn matches an address, the protocol and a port together in a set.
+func (f field) serviceIn(s side, set *Set) part {
+	is4, size := set.Key[0].size == addr4.size, set.Key[0].size
+	return part{
+		fmt.Sprintf("%s %s . meta l4proto . th %s @%s", ip(is4), f.word, s.word, set.Name),
+		append(
+			f.load(is4),
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: word32(size)},
+			s.load(word32(size+4)),
+			&expr.Lookup{SourceRegister: reg, SetName: set.Name},
+		),
+	}
+}
+
+// l4proto matches a protocol.
+func l4proto(number byte) part {
+	return part{"meta l4proto " + protocolName(number), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
+		compare(expr.CmpOpEq, []byte{number}),
+	}}
+}
+
+// is matches a port of a protocol with ports.
+func (s side) is(number byte, port uint16) part {
+	return part{fmt.Sprintf("%s %s %d", protocolName(number), s.word, port), append(
+		l4proto(number).exprs, s.load(reg), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(port)))}
+}
+
+// inSet matches a port of a protocol in a set.
+func (s side) inSet(number byte, set *Set) part {
+	return part{fmt.Sprintf("%s %s @%s", protocolName(number), s.word, set.Name), append(
+		l4proto(number).exprs, s.load(reg), &expr.Lookup{SourceRegister: reg, SetName: set.Name})}
+}
+
+// ctOriginal matches a packet of the side that began.
+func ctOriginal() part {
+	return part{"ct direction original", []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg},
+		compare(expr.CmpOpEq, []byte{0}),
+	}}
+}
+
+// Of what is logged, the kernel keeps so much of each packet: the headers.
+const snapshot = 128
+
+// logged tells LogGroup of a packet, if that is not too often.
+func logged(prefix string) part {
+	return part{
+		fmt.Sprintf("limit rate 10/second burst 50 packets log prefix %q group %d snaplen %d", prefix, LogGroup, snapshot),
+		[]expr.Any{
+			&expr.Limit{Type: expr.LimitTypePkts, Rate: 10, Unit: expr.LimitTimeSecond, Burst: 50},
+			&expr.Log{
+				Key:   1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_SNAPLEN,
+				Group: LogGroup, Snaplen: snapshot, Data: []byte(prefix),
+			},
+		},
+	}
+}

@@ -20,7 +20,9 @@ type Kernel struct {
 	mu     sync.Mutex
 	conn   *nftables.Conn
 	socket *netlink.Conn
-	loaded string // the program that was loaded last, as text
+	owned  bool     // nobody else can change the table
+	loaded *Program // the one that was loaded last, by this process
+	at     uint32   // the generation of the kernel's tables afterwards
 }
 
 // table flags (linux/netfilter/nf_tables.h).
@@ -52,6 +54,7 @@ func (k *Kernel) open() error {
 		return fmt.Errorf("nftables: %w", err)
 	}
 	err = k.makeTable(flagOwner | flagPersist)
+	k.owned = err == nil
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
 		err = k.makeTable(0) // before 6.9
 	}
@@ -98,38 +101,47 @@ func (k *Kernel) makeTable(flags uint32) error {
 }
 
 // Apply makes the table's content the program, in one transaction: at no moment is
-// less in force than before or after. It does nothing if the program is there.
+// less in force than before or after. What is there already is not touched.
 func (k *Kernel) Apply(p Program) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err := k.open(); err != nil {
 		return err
 	}
-	text := p.String()
-	if text == k.loaded {
-		complete, err := k.complete(p)
-		if err != nil || complete {
+	if k.loaded != nil {
+		whole, err := k.whole()
+		switch {
+		case err != nil:
 			return err
+		case !whole:
+			k.loaded = nil
 		}
 	}
-	err := k.replace(p)
+	err := k.load(p)
 	if err != nil { // the table may be gone: another one's flush where there are no owners
 		k.close()
 		if err = k.open(); err == nil {
-			err = k.replace(p)
+			err = k.load(p)
 		}
 	}
 	if err != nil {
-		k.loaded = ""
-		return fmt.Errorf("nftables: load the guard: %w", err)
+		k.loaded = nil
+		return fmt.Errorf("nftables: load the guard and the policies: %w", err)
 	}
-	k.loaded = text
 	return nil
 }
 
-// complete reports whether all chains are there with their rules.
-func (k *Kernel) complete(p Program) (bool, error) {
-	for _, c := range p.Chains {
+// whole reports whether what was loaded is all there still. Where the table is ours alone
+// nobody else can have changed it; nor if no table was changed at all.
+func (k *Kernel) whole() (bool, error) {
+	if k.owned {
+		return true, nil
+	}
+	now, err := k.generation()
+	if err != nil || now == k.at {
+		return err == nil, err
+	}
+	for _, c := range k.loaded.Chains {
 		rules, err := k.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return false, fmt.Errorf("nftables: read chain %s: %w", c.Name, err)
@@ -138,11 +150,74 @@ func (k *Kernel) complete(p Program) (bool, error) {
 			return false, nil
 		}
 	}
+	for _, s := range k.loaded.Sets {
+		elements, err := k.conn.GetSetElements(s.library(0))
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return false, fmt.Errorf("nftables: read set %s: %w", s.Name, err)
+		}
+		if len(elements) < len(s.Elements) {
+			return false, nil
+		}
+	}
+	k.at = now
 	return true, nil
 }
 
-// replace deletes what the table holds and adds the program, in one batch.
-func (k *Kernel) replace(p Program) error {
+// generation is the number that the kernel gives to the state of all tables.
+func (k *Kernel) generation() (uint32, error) {
+	replies, err := k.socket.Execute(netlink.Message{
+		Header: netlink.Header{
+			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN),
+			Flags: netlink.Request,
+		},
+		Data: []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
+	})
+	if err != nil {
+		return 0, fmt.Errorf("nftables: generation: %w", err)
+	}
+	for _, m := range replies {
+		attrs, err := netlink.NewAttributeDecoder(m.Data[min(4, len(m.Data)):])
+		if err != nil {
+			return 0, fmt.Errorf("nftables: generation: %w", err)
+		}
+		attrs.ByteOrder = binary.BigEndian
+		for attrs.Next() {
+			if attrs.Type() == unix.NFTA_GEN_ID {
+				return attrs.Uint32(), nil
+			}
+		}
+	}
+	return 0, errors.New("nftables: the kernel names no generation")
+}
+
+// load goes from what was loaded to p, in one batch; from whatever is in the table, if
+// nothing was.
+func (k *Kernel) load(p Program) error {
+	before := k.loaded
+	if before == nil {
+		if err := k.clear(); err != nil {
+			return err
+		}
+		before = &Program{}
+	}
+	changes, err := k.change(*before, p)
+	if err != nil || !changes && k.loaded != nil {
+		return err
+	}
+	if err := k.conn.Flush(); err != nil {
+		return err
+	}
+	if !k.owned {
+		if k.at, err = k.generation(); err != nil {
+			return err
+		}
+	}
+	k.loaded = &p
+	return nil
+}
+
+// clear takes everything out of the table: rules first, then the elements that name chains.
+func (k *Kernel) clear() error {
 	chains, err := k.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return err
@@ -152,6 +227,11 @@ func (k *Kernel) replace(p Program) error {
 		return err
 	}
 	k.conn.FlushTable(table)
+	for _, s := range sets {
+		if s.IsMap {
+			k.conn.FlushSet(s)
+		}
+	}
 	for _, c := range chains {
 		if c.Table.Name == TableName {
 			k.conn.DelChain(c)
@@ -159,45 +239,6 @@ func (k *Kernel) replace(p Program) error {
 	}
 	for _, s := range sets {
 		k.conn.DelSet(s)
-	}
-	for i, s := range p.Sets {
-		if err := k.addSet(s, uint32(i+1)); err != nil {
-			return err
-		}
-	}
-	for _, c := range p.Chains {
-		policy := nftables.ChainPolicyAccept
-		chain := k.conn.AddChain(&nftables.Chain{
-			Name: c.Name, Table: table, Type: c.Type, Hooknum: c.Hook, Priority: &c.Priority, Policy: &policy,
-		})
-		for _, r := range c.Rules {
-			k.conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: r.exprs})
-		}
-	}
-	return k.conn.Flush()
-}
-
-func (k *Kernel) addSet(s Set, id uint32) error {
-	set := &nftables.Set{Table: table, Name: s.Name, ID: id, Interval: true, KeyType: nftables.TypeIP6Addr}
-	if s.Is4 {
-		set.KeyType = nftables.TypeIPAddr
-	}
-	var elements []nftables.SetElement
-	for _, i := range s.Intervals {
-		elements = append(elements,
-			nftables.SetElement{Key: i.First.AsSlice()},
-			nftables.SetElement{Key: i.Last.Next().AsSlice(), IntervalEnd: true})
-	}
-	first := elements[:min(len(elements), maxElements)]
-	if err := k.conn.AddSet(set, first); err != nil {
-		return err
-	}
-	for rest := elements[len(first):]; len(rest) > 0; {
-		n := min(len(rest), maxElements)
-		if err := k.conn.SetAddElements(set, rest[:n]); err != nil {
-			return err
-		}
-		rest = rest[n:]
 	}
 	return nil
 }
@@ -228,7 +269,7 @@ func (k *Kernel) close() {
 	if k.conn != nil {
 		k.conn.CloseLasting()
 	}
-	k.conn, k.socket, k.loaded = nil, nil, ""
+	k.conn, k.socket, k.loaded = nil, nil, nil
 }
 
 // ForeignDrops names, for each of some hooks (nftables.ChainHookForward, ChainHookInput), a

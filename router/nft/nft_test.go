@@ -3,10 +3,12 @@ package nft
 import (
 	"errors"
 	"flag"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -44,13 +46,20 @@ var golden = map[string]Config{
 	"starting": config(func(c *Config) {
 		c.Node4, c.Node6, c.Own = netip.Addr{}, netip.Addr{}, nil
 	}),
-	"ipv4": config(func(c *Config) { c.Node6 = netip.Addr{} }),
+	"ipv4":     config(func(c *Config) { c.Node6 = netip.Addr{} }),
+	"policy":   config(func(c *Config) { c.Policy, c.Exempt = shop(false), Exempt{OwnHost: true, ICMPErrors: true} }),
+	"policies": config(func(c *Config) { c.Policy, c.Resolver, c.Exempt = shop(true), true, Exempt{Resolver: true} }),
+}
+
+func build(c Config) Program {
+	var b Builder
+	return b.Build(c)
 }
 
 func TestBuild(t *testing.T) {
 	for name, c := range golden {
 		t.Run(name, func(t *testing.T) {
-			got := Build(c).String()
+			got := build(c).String()
 			path := filepath.Join("testdata", name+".nft")
 			if *update {
 				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
@@ -123,34 +132,81 @@ func TestKernelLoadsAndReplaces(t *testing.T) {
 		defer k.Close()
 		for name, c := range golden {
 			for range 2 {
-				if err := k.Apply(Build(c)); err != nil {
+				if err := k.Apply(build(c)); err != nil {
 					t.Fatalf("%s: %v", name, err)
 				}
 			}
-			expect(t, Build(c), name)
-			compareWithNft(t, name)
+			expect(t, build(c), name)
+			compareWithNft(t, name, build(c))
+		}
+	})
+}
+
+// From every program to every other, by what differs.
+func TestKernelChanges(t *testing.T) {
+	routertest.New(t).Do(func() {
+		var k Kernel
+		defer k.Close()
+		names := slices.Sorted(maps.Keys(golden))
+		for _, from := range names {
+			for _, to := range names {
+				for _, name := range []string{from, to} {
+					if err := k.Apply(build(golden[name])); err != nil {
+						t.Fatalf("%s to %s: %v", from, to, err)
+					}
+				}
+				compareWithNft(t, from+" to "+to, build(golden[to]))
+			}
 		}
 	})
 }
 
 // compareWithNft asks nft, where it is installed, whether it can list the table: old
 // versions abort on expressions that they do not know.
-func compareWithNft(t *testing.T, name string) {
+func compareWithNft(t *testing.T, name string, p Program) {
 	t.Helper()
 	nft, err := exec.LookPath("nft")
 	if err != nil {
 		return
 	}
-	out, err := exec.Command(nft, "list", "table", "inet", TableName).CombinedOutput()
-	if err != nil || strings.Contains(string(out), "@nh") {
+	out, err := exec.Command(nft, "-s", "-y", "list", "table", "inet", TableName).CombinedOutput()
+	if err != nil {
 		t.Errorf("nft cannot list %s: %v\n%s", name, err, out)
 	}
+	if d := cmp.Diff(normal(p.String()), normal(string(out))); d != "" {
+		t.Errorf("%s: (-ours +what nft lists)\n%s", name, d)
+	}
+}
+
+var owner = regexp.MustCompile(`# progname \S+ (flags owner )?`)
+
+var counted = regexp.MustCompile(`( counter)?( packets \d+ bytes \d+)?,`)
+
+// normal is a ruleset without what nft writes in its own way: the order of sets and chains,
+// lines and spaces, the elements' order, and the units of what is zero.
+func normal(ruleset string) (blocks []string) {
+	for block := range strings.SplitSeq(ruleset, "\n\t}\n") {
+		head, elements, found := strings.Cut(strings.Join(strings.Fields(block), " "), "elements = {")
+		if found {
+			words := strings.Split(counted.ReplaceAllString(strings.Trim(elements, "} ")+",", ","), ",")
+			for i := range words {
+				words[i] = strings.TrimSpace(words[i])
+			}
+			slices.Sort(words)
+			head += "elements = {" + strings.Join(words, " ") + "}"
+		}
+		head = owner.ReplaceAllString(strings.TrimPrefix(head, "table inet weft { "), "")
+		head = strings.ReplaceAll(head, "oif missing", "oif 0")
+		blocks = append(blocks, head)
+	}
+	slices.Sort(blocks)
+	return blocks
 }
 
 func TestKernelRepairs(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var first, second, other Kernel
-		p := Build(golden["guard"])
+		p := build(golden["guard"])
 		if err := first.Apply(p); err != nil {
 			t.Fatal(err)
 		}
@@ -205,7 +261,7 @@ func TestKernelLoadsManyRanges(t *testing.T) {
 		})
 		var k Kernel
 		defer k.Close()
-		if err := k.Apply(Build(c)); err != nil {
+		if err := k.Apply(build(c)); err != nil {
 			t.Fatal(err)
 		}
 		if _, elements := counts(t); elements < 2*2*3000 {
@@ -225,7 +281,7 @@ func TestForeignDrops(t *testing.T) {
 		}
 		var k Kernel
 		defer k.Close()
-		if err := k.Apply(Build(golden["guard"])); err != nil {
+		if err := k.Apply(build(golden["guard"])); err != nil {
 			t.Fatal(err)
 		}
 		expectForeign("")
@@ -260,7 +316,7 @@ func BenchmarkApplyUnchanged(b *testing.B) {
 	routertest.New(b).Do(func() {
 		var k Kernel
 		defer k.Close()
-		p := Build(golden["guard"])
+		p := build(golden["guard"])
 		for b.Loop() {
 			if err := k.Apply(p); err != nil {
 				b.Fatal(err)

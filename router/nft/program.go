@@ -20,6 +20,7 @@ import (
 	"weft/ipam/slot"
 	"weft/router/endpoint"
 	"weft/router/link"
+	"weft/router/policy"
 )
 
 // TableName is our one table, of family inet.
@@ -27,28 +28,11 @@ const TableName = "weft"
 
 // Program is the whole content of the table.
 type Program struct {
-	Sets   []Set
-	Chains []Chain
+	Sets   []*Set
+	Chains []*Chain
 }
 
-// Set is a named set of address intervals of one family.
-type Set struct {
-	Name      string
-	Is4       bool
-	Intervals []Interval
-}
-
-// Interval is the addresses First to Last, both included.
-type Interval struct{ First, Last netip.Addr }
-
-func (i Interval) String() string {
-	if i.First == i.Last {
-		return i.First.String()
-	}
-	return i.First.String() + "-" + i.Last.String()
-}
-
-// Chain is a base chain.
+// Chain is a chain; one without a hook is jumped to by others.
 type Chain struct {
 	Name     string
 	Type     nftables.ChainType
@@ -58,31 +42,29 @@ type Chain struct {
 	Rules    []Rule
 }
 
-// String is the program in nft's syntax, as `nft -f` takes it.
+// String is the chain in nft's syntax.
+func (c *Chain) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\tchain %s {\n", c.Name)
+	if c.Hook != nil {
+		fmt.Fprintf(&b, "\t\ttype %s hook %s priority %d; policy accept;\n", c.Type, c.HookName, c.Priority)
+	}
+	for _, r := range c.Rules {
+		fmt.Fprintf(&b, "\t\t%v\n", r)
+	}
+	b.WriteString("\t}\n")
+	return b.String()
+}
+
+// String is the program in nft's syntax, as nft -f takes it.
 func (p Program) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "table inet %s {\n", TableName)
 	for _, s := range p.Sets {
-		kind := "ipv6_addr"
-		if s.Is4 {
-			kind = "ipv4_addr"
-		}
-		fmt.Fprintf(&b, "\tset %s {\n\t\ttype %s\n\t\tflags interval\n", s.Name, kind)
-		if len(s.Intervals) > 0 {
-			words := make([]string, len(s.Intervals))
-			for i, v := range s.Intervals {
-				words[i] = v.String()
-			}
-			fmt.Fprintf(&b, "\t\telements = { %s }\n", strings.Join(words, ", "))
-		}
-		b.WriteString("\t}\n")
+		b.WriteString(s.String())
 	}
 	for _, c := range p.Chains {
-		fmt.Fprintf(&b, "\tchain %s {\n\t\ttype %s hook %s priority %d; policy accept;\n", c.Name, c.Type, c.HookName, c.Priority)
-		for _, r := range c.Rules {
-			fmt.Fprintf(&b, "\t\t%v\n", r)
-		}
-		b.WriteString("\t}\n")
+		b.WriteString(c.String())
 	}
 	b.WriteString("}\n")
 	return b.String()
@@ -96,6 +78,8 @@ type Config struct {
 	Exposed      bool
 	// Resolver says that a name server listens on the node addresses.
 	Resolver bool
+	Policy   *policy.Program // nil: none
+	Exempt   Exempt
 }
 
 // Names of links, as rules match them.
@@ -105,14 +89,14 @@ const (
 	loopback  = "lo"
 )
 
-// Build makes the program of a host. Both families are always guarded, also where
+// Build makes the guard and NAT of a host. Both families are always guarded, also where
 // the host carries only one.
 func Build(c Config) Program {
-	own4 := Set{Name: "own4", Is4: true, Intervals: intervals(c.Own, c.Universe.Addr4)}
-	own6 := Set{Name: "own6", Intervals: intervals(c.Own, c.Universe.Addr6)}
+	own4 := &Set{Name: "own4", Key: Key{addr4}, Interval: true, Elements: intervals(c.Own, c.Universe.Addr4)}
+	own6 := &Set{Name: "own6", Key: Key{addr6}, Interval: true, Elements: intervals(c.Own, c.Universe.Addr6)}
 	p := Program{
-		Sets: []Set{own4, own6},
-		Chains: []Chain{
+		Sets: []*Set{own4, own6},
+		Chains: []*Chain{
 			{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", -300, c.arriving(own4, own6)},
 			{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", 0, c.received()},
 			{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", 0, c.forwarded()},
@@ -122,18 +106,18 @@ func Build(c Config) Program {
 		},
 	}
 	if c.Resolver {
-		p.Chains = append(p.Chains, Chain{"resolver", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, "prerouting", -100, c.resolver()})
+		p.Chains = append(p.Chains, &Chain{"resolver", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, "prerouting", -100, c.resolver()})
 	}
 	return p
 }
 
 // intervals are the addresses of ranges of slots.
-func intervals(own []slot.Range, addr func(slot.Slot) netip.Addr) []Interval {
-	out := make([]Interval, 0, len(own))
+func intervals(own []slot.Range, addr func(slot.Slot) netip.Addr) []Element {
+	out := make([]Element, 0, len(own))
 	for _, r := range own {
-		out = append(out, Interval{addr(r.Start), addr(slot.Slot(r.End - 1))})
+		out = append(out, Element{First: string(addr(r.Start).AsSlice()), Last: string(addr(slot.Slot(r.End - 1)).AsSlice())})
 	}
-	slices.SortFunc(out, func(a, b Interval) int { return a.First.Compare(b.First) })
+	slices.SortFunc(out, compareElements)
 	return out
 }
 
@@ -147,7 +131,7 @@ func (c Config) families(f func(u netip.Prefix) []Rule) []Rule {
 }
 
 // arriving checks who may claim which source, before anything else sees a packet.
-func (c Config) arriving(own4, own6 Set) []Rule {
+func (c Config) arriving(own4, own6 *Set) []Rule {
 	rules := []Rule{
 		// An endpoint has its own addresses only: the route to each points to its link.
 		rule(iif(endpoints), notReverse(), counter(), drop()),
@@ -190,7 +174,7 @@ func (c Config) received() []Rule {
 
 // questions match what asks a name server.
 func questions() []part {
-	return []part{dport("udp", unix.IPPROTO_UDP, dnsPort), dport("tcp", unix.IPPROTO_TCP, dnsPort)}
+	return []part{dport.is(unix.IPPROTO_UDP, dnsPort), dport.is(unix.IPPROTO_TCP, dnsPort)}
 }
 
 const dnsPort = 53
@@ -203,7 +187,7 @@ func (c Config) resolver() (rules []Rule) {
 			continue
 		}
 		for _, question := range questions() {
-			rules = append(rules, rule(iif(endpoints), daddr.in(expr.CmpOpEq, netip.PrefixFrom(to.gateway, to.gateway.BitLen())), question, dnat(to.node)))
+			rules = append(rules, rule(iif(endpoints), daddr.is(to.gateway), question, dnat(to.node)))
 		}
 	}
 	return rules
@@ -274,3 +258,6 @@ func (c Config) nat() []Rule {
 			saddr.in(expr.CmpOpEq, u), daddr.in(expr.CmpOpNeq, u), masquerade()))
 	})
 }
+
+// LogGroup is the netlink log group that hears of what policies drop (nfnetlink_log).
+const LogGroup = 6783

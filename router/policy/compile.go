@@ -265,7 +265,7 @@ func (c *Compiler) chain(d Direction, matches []Match) *Chain {
 	for i, m := range matches {
 		words[i] = m.String()
 	}
-	called := name(d.String(), strings.Join(words, "\n"))
+	called := SetName(d.String(), strings.Join(words, "\n"))
 	if c.chains[called] == nil {
 		c.chains[called] = &Chain{called, d, matches}
 	}

@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// name is a name that follows from a content.
-func name(kind, content string) string {
+// SetName is a name that follows from a content: what is alike shares it.
+func SetName(kind, content string) string {
 	sum := sha256.Sum256([]byte(content))
 	return kind + "-" + hex.EncodeToString(sum[:8])
 }
@@ -83,7 +83,7 @@ func joined(list []Range) []Range {
 
 // services is the set of all endpoints that declare a named port.
 func (c *Compiler) services(p Port) string {
-	s := Set{Name: name("port", p.String()), Kind: Services}
+	s := Set{Name: SetName("port", p.String()), Kind: Services}
 	if c.groups[s.Name] == nil {
 		c.groups[s.Name] = &group{Set: s, port: p}
 	}
@@ -93,7 +93,7 @@ func (c *Compiler) services(p Port) string {
 // peers is the set of who a rule speaks of.
 func (c *Compiler) peers(p Policy, peer Peer) string {
 	if peer.Block != nil {
-		called := name("block", peer.Block.String())
+		called := SetName("block", peer.Block.String())
 		if c.blocks[called] == nil {
 			c.blocks[called] = &Set{Name: called, Kind: Blocks, Blocks: peer.Block.intervals()}
 		}
@@ -106,7 +106,7 @@ func (c *Compiler) peers(p Policy, peer Peer) string {
 	if peer.Pods != nil {
 		content += "\n" + peer.Pods.content()
 	}
-	s := Set{Name: name("pods", content)}
+	s := Set{Name: SetName("pods", content)}
 	if c.groups[s.Name] == nil {
 		c.groups[s.Name] = &group{Set: s, peer: &peer, own: p.Namespace}
 	}

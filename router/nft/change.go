@@ -1,0 +1,155 @@
+package nft
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+)
+
+// change adds to the batch what makes one program of another, and reports whether that is
+// anything. The order is the kernel's: a rule names sets and chains that are there, an
+// element a chain that is there, and what is named cannot go.
+//
+//	new sets → new chains → elements and rules that go → rules that come → elements that come → old chains → old sets
+func (k *Kernel) change(before, after Program) (changes bool, err error) {
+	b := &batch{Kernel: k}
+	oldSets, oldChains := byName(before.Sets, setName), byName(before.Chains, chainName)
+	newSets, newChains := byName(after.Sets, setName), byName(after.Chains, chainName)
+	for name, s := range oldSets {
+		if next := newSets[name]; next != nil && next.shape() != s.shape() {
+			return false, fmt.Errorf("set %s would be of another kind", name)
+		}
+	}
+	for _, s := range after.Sets {
+		if oldSets[s.Name] == nil {
+			b.addSet(s)
+		}
+	}
+	for _, c := range after.Chains {
+		if oldChains[c.Name] == nil {
+			b.addChain(c)
+		}
+	}
+	for _, s := range before.Sets {
+		b.shrink(s, newSets[s.Name])
+	}
+	for _, c := range after.Chains {
+		b.setRules(oldChains[c.Name], c)
+	}
+	for _, s := range after.Sets {
+		b.grow(oldSets[s.Name], s)
+	}
+	for _, c := range before.Chains {
+		if newChains[c.Name] == nil {
+			b.changes = true
+			k.conn.DelChain(&nftables.Chain{Name: c.Name, Table: table})
+		}
+	}
+	for _, s := range before.Sets {
+		if newSets[s.Name] == nil {
+			b.changes = true
+			k.conn.DelSet(s.library(0))
+		}
+	}
+	return b.changes, b.err
+}
+
+func setName(s *Set) string     { return s.Name }
+func chainName(c *Chain) string { return c.Name }
+
+func byName[T any](list []*T, name func(*T) string) map[string]*T {
+	out := make(map[string]*T, len(list))
+	for _, v := range list {
+		out[name(v)] = v
+	}
+	return out
+}
+
+// batch is a transaction in the making.
+type batch struct {
+	*Kernel
+	sets    uint32 // that were added, which numbers them
+	changes bool
+	err     error
+}
+
+func (b *batch) fail(err error) {
+	if b.err == nil {
+		b.err = err
+	}
+}
+
+func (b *batch) addSet(s *Set) {
+	b.changes = true
+	b.sets++
+	if err := b.conn.AddSet(s.library(b.sets), nil); err != nil {
+		b.fail(err)
+	}
+}
+
+func (b *batch) addChain(c *Chain) {
+	b.changes = true
+	chain := &nftables.Chain{Name: c.Name, Table: table}
+	if c.Hook != nil {
+		policy := nftables.ChainPolicyAccept
+		chain.Type, chain.Hooknum, chain.Priority, chain.Policy = c.Type, c.Hook, &c.Priority, &policy
+	}
+	b.conn.AddChain(chain)
+}
+
+// setRules makes the rules of a chain those of c.
+func (b *batch) setRules(old, c *Chain) {
+	if old == c || old != nil && slices.EqualFunc(old.Rules, c.Rules, sameRule) {
+		return
+	}
+	b.changes = true
+	chain := &nftables.Chain{Name: c.Name, Table: table}
+	if old != nil {
+		b.conn.FlushChain(chain)
+	}
+	for _, r := range c.Rules {
+		b.conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: r.exprs})
+	}
+}
+
+func sameRule(a, b Rule) bool { return slices.Equal(a.text, b.text) }
+
+// shrink takes out of a set what is not in the next one: of a map all, if it goes, since its
+// elements hold chains; of intervals all, since they may be cut anew.
+func (b *batch) shrink(s, next *Set) {
+	switch {
+	case next == nil && !s.Jumps, len(s.Elements) == 0:
+		return
+	case next == nil:
+		b.conn.FlushSet(s.library(0))
+	case s.Interval:
+		if len(s.missing(next))+len(next.missing(s)) > 0 {
+			b.changes = true
+			b.conn.FlushSet(s.library(0))
+		}
+	default:
+		b.elements(s, s.missing(next), b.conn.SetDeleteElements)
+	}
+}
+
+// grow adds to a set what was not in it.
+func (b *batch) grow(old, s *Set) {
+	list := s.Elements
+	if old != nil {
+		if list = s.missing(old); s.Interval && len(list)+len(old.missing(s)) > 0 {
+			list = s.Elements
+		}
+	}
+	b.elements(s, list, b.conn.SetAddElements)
+}
+
+// elements sends some, in pieces that fit into a message.
+func (b *batch) elements(s *Set, list []Element, send func(*nftables.Set, []nftables.SetElement) error) {
+	for piece := range slices.Chunk(s.encoded(list), maxElements) {
+		b.changes = true
+		if err := send(s.library(0), piece); err != nil {
+			b.fail(err)
+		}
+	}
+}

@@ -1,0 +1,397 @@
+package nft
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"weft/router/policy"
+)
+
+// Policies are judged in base chains of their own, behind the guard's: whatever that
+// accepts, they still see. Every packet is judged, those of established connections too, so
+// that a policy that changes ends what it no longer allows. A packet of the side that
+// answers is judged as the one that it answers, by chains with addresses and ports swapped.
+//
+//	policy ── exempt, to itself ──▶ accepted
+//	   ├─ tried, answers-tried: told what the policies that are only tried would drop
+//	   ├─ answers: vmap by the destination, then the source ──▶ answers-egress-…, answers-ingress-…
+//	   └─ vmap by the source ──▶ egress-…, by the destination ──▶ ingress-…
+//
+// A chain of one endpoint returns what one of its rules fits; at its end the packet is
+// counted, logged and dropped.
+
+// Exempt says to what policies do not apply. That a host reaches its own endpoints is
+// always so.
+type Exempt struct {
+	OwnHost    bool // what endpoints send to their own host
+	Resolver   bool // of that, questions to the name server
+	ICMPErrors bool // ICMP errors about a connection that is known (RFC 792, 4443)
+}
+
+// Prefixes of what is logged, followed by the direction.
+const (
+	LogDrop  = "weft drop "
+	LogAudit = "weft audit "
+)
+
+// Builder makes programs one after the other. It makes what did not change since the last
+// one only once. The zero value is ready; it is not safe for concurrent use.
+type Builder struct {
+	sets   map[*policy.Set][]*Set
+	chains map[string]lowered
+}
+
+// lowered is a chain, and the sets of ports that only rules know.
+type lowered struct {
+	*Chain
+	ports []*Set
+}
+
+// Build makes the program of a host.
+func (b *Builder) Build(c Config) Program {
+	p := Build(c)
+	if c.Policy == nil || len(c.Policy.Isolated)+len(c.Policy.Tried) == 0 {
+		return p
+	}
+	l := &lowering{
+		Config: c, last: b, Builder: Builder{map[*policy.Set][]*Set{}, map[string]lowered{}},
+		program: p, index: map[string]*Set{},
+	}
+	l.lower()
+	*b = l.Builder
+	return l.program
+}
+
+// lowering is one run of a Builder.
+type lowering struct {
+	Config
+	Builder // what this run makes or takes over
+	last    *Builder
+
+	program Program
+	index   map[string]*Set // of the policies' sets in the program, by name
+}
+
+// add puts a set into the program, unless one of its name, which is the same, is there.
+func (l *lowering) add(s *Set) {
+	if l.index[s.Name] == nil {
+		l.index[s.Name] = s
+		l.program.Sets = append(l.program.Sets, s)
+	}
+}
+
+// direction is what the chains of one direction look at, for packets of the side that began
+// the connection, or of the one that answers.
+type direction struct {
+	policy.Direction
+	answers    bool
+	own, other field
+	port       side // the service's
+}
+
+var directions = []direction{
+	{policy.Egress, false, saddr, daddr, dport},
+	{policy.Ingress, false, daddr, saddr, dport},
+	{policy.Egress, true, daddr, saddr, sport},
+	{policy.Ingress, true, saddr, daddr, sport},
+}
+
+// destination is the side that the service is on.
+func (d direction) destination() field {
+	if d.Direction == policy.Egress {
+		return d.other
+	}
+	return d.own
+}
+
+// prefix is how names of chains and maps for answers begin.
+func (d direction) prefix() string {
+	if d.answers {
+		return "answers-"
+	}
+	return ""
+}
+
+// verdicts are the two ways in which a packet that no rule fits ends.
+type verdicts struct {
+	prefix string // of names
+	end    string // of the name of the chain at the end
+	list   []policy.Isolated
+}
+
+func (l *lowering) lower() {
+	for _, s := range l.Policy.Sets {
+		l.sets[s] = l.last.sets[s]
+		if l.sets[s] == nil {
+			l.sets[s] = lowerSet(s)
+		}
+		for _, one := range l.sets[s] {
+			l.add(one)
+		}
+	}
+	enforced := verdicts{"", "drop-", l.Policy.Isolated}
+	tried := verdicts{"tried-", "audit-", l.Policy.Tried}
+	forward := l.exempt()
+	forward = append(forward, l.self()...)
+	if len(tried.list) > 0 {
+		forward = append(forward, rule(ctReply(), jumpTo("answers-tried")), rule(ctOriginal(), jumpTo("tried")))
+		l.judge(tried, &Chain{Name: "tried"}, &Chain{Name: "answers-tried"})
+	}
+	forward = append(forward, rule(ctReply(), goTo("answers")))
+	base := &Chain{"policy", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", policyPriority, forward}
+	l.judge(enforced, base, &Chain{Name: "answers"})
+	if !l.Exempt.OwnHost {
+		l.ownHost()
+	}
+}
+
+// policyPriority is behind the guard's chains.
+const policyPriority = 10
+
+// exempt lets pass what policies do not apply to.
+func (l *lowering) exempt() (rules []Rule) {
+	if l.Exempt.ICMPErrors {
+		for _, number := range []byte{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6} {
+			rules = append(rules, rule(l4proto(number), ctRelated(), accept()))
+		}
+	}
+	return rules
+}
+
+// self lets every endpoint reach itself, as by way of a service.
+func (l *lowering) self() (rules []Rule) {
+	for _, is4 := range []bool{true, false} {
+		k := addrKind(is4)
+		s := &Set{Name: "self" + family(is4), Key: Key{k, k}}
+		for _, i := range slices.Concat(l.Policy.Isolated, l.Policy.Tried) {
+			for _, other := range i.Self {
+				if i.Addr.Is4() == is4 && other.Is4() == is4 {
+					s.Elements = append(s.Elements, Element{First: s.Key.encode(i.Addr.AsSlice(), other.AsSlice())})
+				}
+			}
+		}
+		l.add(sorted(s))
+		rules = append(rules, rule(pairIn(s), accept()))
+	}
+	return rules
+}
+
+func sorted(s *Set) *Set {
+	slices.SortFunc(s.Elements, compareElements)
+	s.Elements = slices.Compact(s.Elements)
+	return s
+}
+
+func family(is4 bool) string {
+	if is4 {
+		return "4"
+	}
+	return "6"
+}
+
+// judge completes the two chains that send every packet to those of its endpoints: one for
+// what the side that began the connection sends, one for its answers.
+func (l *lowering) judge(v verdicts, opened, answers *Chain) {
+	l.program.Chains = append(l.program.Chains, opened, answers)
+	for _, d := range directions {
+		chain := opened
+		if d.answers {
+			chain = answers
+		}
+		for _, is4 := range []bool{true, false} {
+			m := &Set{Name: v.prefix + d.prefix() + d.String() + family(is4), Key: Key{addrKind(is4)}, Jumps: true}
+			for _, i := range v.list {
+				if i.Direction == d.Direction && i.Addr.Is4() == is4 {
+					m.Elements = append(m.Elements, Element{First: string(i.Addr.AsSlice()), Chain: v.prefix + d.prefix() + i.Chain})
+				}
+			}
+			l.add(sorted(m))
+			chain.Rules = append(chain.Rules, rule(d.own.vmap(m)))
+		}
+		l.end(v, d)
+		for _, c := range l.Policy.Chains {
+			used := func(i policy.Isolated) bool { return i.Direction == d.Direction && i.Chain == c.Name }
+			if c.Direction == d.Direction && slices.ContainsFunc(v.list, used) {
+				l.chain(v, d, c)
+			}
+		}
+	}
+}
+
+// end makes the chain for packets that no rule fits.
+func (l *lowering) end(v verdicts, d direction) {
+	c := &Chain{Name: v.end + d.prefix() + d.String()}
+	if v.prefix == "" {
+		for _, is4 := range []bool{true, false} {
+			c.Rules = append(c.Rules, rule(d.own.inSet(l.dropped(d.Direction, is4))))
+		}
+		c.Rules = append(c.Rules, rule(logged(LogDrop+d.String())), rule(drop()))
+	} else {
+		c.Rules = []Rule{rule(logged(LogAudit + d.String()))}
+	}
+	l.program.Chains = append(l.program.Chains, c)
+}
+
+// droppedName names the set that counts the packets that were dropped, by endpoint.
+func droppedName(d policy.Direction, is4 bool) string { return "dropped-" + d.String() + family(is4) }
+
+// dropped is the set that counts. Chains for both kinds of packets use it.
+func (l *lowering) dropped(d policy.Direction, is4 bool) *Set {
+	s := &Set{Name: droppedName(d, is4), Key: Key{addrKind(is4)}, Counter: true}
+	for _, i := range l.Policy.Isolated {
+		if i.Direction == d && i.Addr.Is4() == is4 {
+			s.Elements = append(s.Elements, Element{First: string(i.Addr.AsSlice())})
+		}
+	}
+	l.add(sorted(s))
+	return s
+}
+
+// chain makes the one of endpoints under the same policies. Its name says what is in it, so
+// one that was made before is the same.
+func (l *lowering) chain(v verdicts, d direction, c *policy.Chain) {
+	name := v.prefix + d.prefix() + c.Name
+	made, ok := l.last.chains[name]
+	if !ok {
+		made.Chain = &Chain{Name: name, Rules: l.rules(d, c, &made.ports)}
+		made.Rules = append(made.Rules, rule(goTo(v.end+d.prefix()+d.String())))
+	}
+	for _, s := range made.ports {
+		l.add(s)
+	}
+	l.chains[name] = made
+	l.program.Chains = append(l.program.Chains, made.Chain)
+}
+
+// rules are those that let a packet pass: one for each match and family.
+// Sets of ports that they use are added to a list.
+func (l *lowering) rules(d direction, c *policy.Chain, used *[]*Set) (rules []Rule) {
+	for _, m := range c.Matches {
+		if m.Peers == "" && m.Named == "" {
+			rules = append(rules, rule(append(ports(d, m, used), returns())...))
+			continue
+		}
+		for _, is4 := range []bool{true, false} {
+			if parts, ok := l.match(d, m, is4, used); ok {
+				rules = append(rules, rule(append(parts, returns())...))
+			}
+		}
+	}
+	return rules
+}
+
+// match is a match in one family; a block has only one.
+func (l *lowering) match(d direction, m policy.Match, is4 bool, used *[]*Set) (parts []part, ok bool) {
+	if m.Peers != "" {
+		peers := l.index[m.Peers+"-"+family(is4)]
+		if peers == nil {
+			return nil, false
+		}
+		parts = append(parts, d.other.inSet(peers))
+	}
+	if m.Named != "" {
+		return append(parts, d.destination().serviceIn(d.port, l.index[m.Named+"-"+family(is4)])), true
+	}
+	return append(parts, ports(d, m, used)...), true
+}
+
+// ports match the service's port.
+func ports(d direction, m policy.Match, used *[]*Set) []part {
+	number := byte(m.Protocol)
+	switch {
+	case m.Protocol == 0:
+		return nil
+	case len(m.Ports) == 0:
+		return []part{l4proto(number)}
+	case len(m.Ports) == 1 && m.Ports[0].First == m.Ports[0].Last:
+		return []part{d.port.is(number, m.Ports[0].First)}
+	}
+	set := portSet(m.Ports)
+	*used = append(*used, set)
+	return []part{d.port.inSet(number, set)}
+}
+
+// portSet is the set of some ranges of ports, which all rules with the same share.
+func portSet(ranges []policy.Range) *Set {
+	s := &Set{Key: Key{port}, Interval: true}
+	var words []string
+	for _, r := range ranges {
+		e := Element{First: bigEndian(r.First), Last: bigEndian(r.Last)}
+		s.Elements = append(s.Elements, e)
+		words = append(words, s.print(e))
+	}
+	s.Name = policy.SetName("ports", strings.Join(words, ","))
+	return s
+}
+
+func bigEndian(n uint16) string { return string([]byte{byte(n >> 8), byte(n)}) }
+
+// lowerSet makes the sets of both families; of a block, those that it has.
+func lowerSet(s *policy.Set) (out []*Set) {
+	for _, is4 := range []bool{true, false} {
+		set := &Set{Name: s.Name + "-" + family(is4), Key: Key{addrKind(is4)}}
+		switch s.Kind {
+		case policy.Blocks:
+			set.Interval = true
+			for _, b := range s.Blocks {
+				if b.First.Is4() == is4 {
+					set.Elements = append(set.Elements, Element{First: string(b.First.AsSlice()), Last: string(b.Last.AsSlice())})
+				}
+			}
+			if len(set.Elements) == 0 {
+				continue
+			}
+		case policy.Services:
+			set.Key = append(set.Key, proto, port)
+			for _, v := range s.Services {
+				if v.Addr.Is4() == is4 {
+					set.Elements = append(set.Elements, Element{First: set.Key.encode(v.Addr.AsSlice(), []byte{byte(v.Protocol)}, []byte(bigEndian(v.Port)))})
+				}
+			}
+		case policy.Addrs:
+			for _, a := range s.Addrs {
+				if a.Is4() == is4 {
+					set.Elements = append(set.Elements, Element{First: string(a.AsSlice())})
+				}
+			}
+		}
+		out = append(out, sorted(set))
+	}
+	return out
+}
+
+// ownHost judges what endpoints send to their own host, and its answers. What IPv6 itself
+// needs of the gateway passes (RFC 4861).
+func (l *lowering) ownHost() {
+	in := []Rule{
+		rule(icmp6("nd-neighbor-solicit", 135), accept()), rule(icmp6("nd-neighbor-advert", 136), accept()),
+		rule(icmp6("nd-router-solicit", 133), accept()), rule(ctReply(), accept()),
+	}
+	in = append(in, l.exempt()...)
+	var out []Rule
+	if l.Exempt.Resolver && l.Resolver {
+		for _, node := range []netip.Addr{l.Node4, l.Node6} {
+			if !node.IsValid() {
+				continue
+			}
+			for _, number := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+				in = append(in, rule(daddr.is(node), dport.is(number, dnsPort), accept()))
+				out = append(out, rule(saddr.is(node), sport.is(number, dnsPort), accept()))
+			}
+		}
+	}
+	for _, is4 := range []bool{true, false} {
+		if len(l.Policy.Tried) > 0 {
+			in = append(in, rule(saddr.vmap(l.index["tried-egress"+family(is4)])))
+		}
+		in = append(in, rule(saddr.vmap(l.index["egress"+family(is4)])))
+		out = append(out, rule(ctReply(), daddr.vmap(l.index["answers-egress"+family(is4)])))
+	}
+	l.program.Chains = append(l.program.Chains,
+		&Chain{"policy-input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", policyPriority, in},
+		&Chain{"policy-output", nftables.ChainTypeFilter, nftables.ChainHookOutput, "output", policyPriority, out})
+}

@@ -1,0 +1,255 @@
+package nft
+
+import (
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// Set is a named set, or a map to chains.
+type Set struct {
+	Name     string
+	Key      Key
+	Interval bool // elements are First to Last
+	Counter  bool // each element counts the packets that it matched
+	Jumps    bool // a map: each element names a chain to jump to
+	Elements []Element
+}
+
+// Key is what the elements of a set are: one value, or several together.
+type Key []kind
+
+// kind is one value in a key.
+type kind struct {
+	word  string // in nft's syntax
+	data  nftables.SetDatatype
+	size  int // in bytes; in a key of several, each is padded to a multiple of four
+	print func([]byte) string
+}
+
+// The kinds.
+var (
+	addr4 = kind{"ipv4_addr", nftables.TypeIPAddr, 4, printAddr}
+	addr6 = kind{"ipv6_addr", nftables.TypeIP6Addr, 16, printAddr}
+	proto = kind{"inet_proto", nftables.TypeInetProto, 1, func(b []byte) string { return protocolName(b[0]) }}
+	port  = kind{"inet_service", nftables.TypeInetService, 2, func(b []byte) string { return fmt.Sprint(int(b[0])<<8 | int(b[1])) }}
+)
+
+func addrKind(is4 bool) kind {
+	if is4 {
+		return addr4
+	}
+	return addr6
+}
+
+func printAddr(b []byte) string {
+	a, _ := netip.AddrFromSlice(b)
+	return a.String()
+}
+
+func protocolName(number byte) string {
+	switch number {
+	case unix.IPPROTO_TCP:
+		return "tcp"
+	case unix.IPPROTO_UDP:
+		return "udp"
+	case unix.IPPROTO_SCTP:
+		return "sctp"
+	case unix.IPPROTO_ICMP:
+		return "icmp"
+	case unix.IPPROTO_ICMPV6:
+		return "ipv6-icmp"
+	}
+	return fmt.Sprint(number)
+}
+
+// Element is one of a set, as the kernel has it: bytes in network order.
+type Element struct {
+	First, Last string // Last: of an interval, included
+	Chain       string // of a map
+}
+
+// datatype is a key as the library has it.
+func (k Key) datatype() nftables.SetDatatype {
+	if len(k) == 1 {
+		return k[0].data
+	}
+	var types []nftables.SetDatatype
+	for _, one := range k {
+		types = append(types, one.data)
+	}
+	return nftables.MustConcatSetType(types...)
+}
+
+func (k Key) String() string {
+	words := make([]string, len(k))
+	for i, one := range k {
+		words[i] = one.word
+	}
+	return strings.Join(words, " . ")
+}
+
+// encode makes the bytes of a key from those of its values.
+func (k Key) encode(values ...[]byte) string {
+	if len(k) == 1 {
+		return string(values[0])
+	}
+	var b []byte
+	for _, v := range values {
+		b = append(b, v...)
+		b = append(b, make([]byte, padding(len(v)))...)
+	}
+	return string(b)
+}
+
+func padding(size int) int { return -size & 3 }
+
+// print is a key in nft's syntax.
+func (k Key) print(key string) string {
+	var words []string
+	for _, one := range k {
+		words = append(words, one.print([]byte(key[:one.size])))
+		key = key[min(one.size+padding(one.size), len(key)):]
+	}
+	return strings.Join(words, " . ")
+}
+
+// print is an element in nft's syntax, which prefers prefixes to intervals.
+func (s Set) print(e Element) string {
+	out := s.Key.print(e.First)
+	switch {
+	case e.Chain != "":
+		return out + " : jump " + e.Chain
+	case !s.Interval || e.First == e.Last:
+		return out
+	}
+	if n := prefix(e.First, e.Last); n >= 0 && len(e.First) > 2 {
+		return fmt.Sprintf("%s/%d", out, n)
+	}
+	return out + "-" + s.Key.print(e.Last)
+}
+
+// prefix is how many bits the two ends have in common, if the rest is all of what is
+// possible; else -1.
+func prefix(first, last string) int {
+	n, rest := 0, false
+	for i := range len(first) {
+		x := first[i] ^ last[i]
+		switch {
+		case rest && (x != 0xff || first[i] != 0):
+			return -1
+		case rest:
+		case x == 0:
+			n += 8
+		default:
+			same := bits.LeadingZeros8(x)
+			if low := byte(0xff) >> same; x != low || first[i]&low != 0 {
+				return -1
+			}
+			n, rest = n+same, true
+		}
+	}
+	return n
+}
+
+// String is the set in nft's syntax.
+func (s Set) String() string {
+	var b strings.Builder
+	word, value := "set", ""
+	if s.Jumps {
+		word, value = "map", " : verdict"
+	}
+	fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %v%s\n", word, s.Name, s.Key, value)
+	if s.Interval {
+		b.WriteString("\t\tflags interval\n")
+	}
+	if s.Counter {
+		b.WriteString("\t\tcounter\n")
+	}
+	if len(s.Elements) > 0 {
+		words := make([]string, len(s.Elements))
+		for i, e := range s.Elements {
+			if words[i] = s.print(e); s.Counter {
+				words[i] += " counter"
+			}
+		}
+		fmt.Fprintf(&b, "\t\telements = { %s }\n", strings.Join(words, ", "))
+	}
+	b.WriteString("\t}\n")
+	return b.String()
+}
+
+// shape is what cannot be changed in a set that is there.
+func (s Set) shape() string {
+	return fmt.Sprint(s.Key, s.Interval, s.Counter, s.Jumps)
+}
+
+// missing are the elements of s that another one has not. Both are sorted.
+func (s *Set) missing(other *Set) (out []Element) {
+	if s == other || len(s.Elements) > 0 && len(s.Elements) == len(other.Elements) && &s.Elements[0] == &other.Elements[0] {
+		return nil
+	}
+	i := 0
+	for _, e := range s.Elements {
+		for i < len(other.Elements) && compareElements(other.Elements[i], e) < 0 {
+			i++
+		}
+		if i == len(other.Elements) || other.Elements[i] != e {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func compareElements(a, b Element) int {
+	if c := strings.Compare(a.First, b.First); c != 0 {
+		return c
+	}
+	return strings.Compare(a.Chain, b.Chain)
+}
+
+// library is the set as the library has it.
+func (s Set) library(id uint32) *nftables.Set {
+	set := &nftables.Set{
+		Table: table, Name: s.Name, ID: id, Interval: s.Interval, Counter: s.Counter,
+		KeyType: s.Key.datatype(), Concatenation: len(s.Key) > 1,
+	}
+	if s.Jumps {
+		set.IsMap, set.DataType = true, nftables.TypeVerdict
+	}
+	return set
+}
+
+// encoded are elements as the library has them: an interval is two, its first and the one
+// behind its last, if there is one.
+func (s Set) encoded(list []Element) (out []nftables.SetElement) {
+	for _, e := range list {
+		one := nftables.SetElement{Key: []byte(e.First)}
+		if e.Chain != "" {
+			one.VerdictData = jump(e.Chain)
+		}
+		out = append(out, one)
+		if s.Interval {
+			if next := successor(e.Last); next != nil {
+				out = append(out, nftables.SetElement{Key: next, IntervalEnd: true})
+			}
+		}
+	}
+	return out
+}
+
+// successor is the value behind one; nil behind the last of all.
+func successor(value string) []byte {
+	b := []byte(value)
+	for i := range slices.Backward(b) {
+		if b[i]++; b[i] != 0 {
+			return b
+		}
+	}
+	return nil
+}
