@@ -17,7 +17,7 @@ func (k *Kernel) change(before, after Program) (changes bool, err error) {
 	oldSets, oldChains := byName(before.Sets, setName), byName(before.Chains, chainName)
 	newSets, newChains := byName(after.Sets, setName), byName(after.Chains, chainName)
 	for name, s := range oldSets {
-		if next := newSets[name]; next != nil && next.shape() != s.shape() {
+		if next := newSets[name]; next != nil && !next.alike(s) {
 			return false, fmt.Errorf("set %s would be of another kind", name)
 		}
 	}
@@ -119,7 +119,7 @@ func sameRule(a, b Rule) bool { return slices.Equal(a.text, b.text) }
 // elements hold chains; of intervals all, since they may be cut anew.
 func (b *batch) shrink(s, next *Set) {
 	switch {
-	case next == nil && !s.Jumps, len(s.Elements) == 0:
+	case next == s, next == nil && !s.Jumps, s.Elements.Len() == 0:
 		return
 	case next == nil:
 		b.conn.FlushSet(s.library(0))
@@ -133,20 +133,25 @@ func (b *batch) shrink(s, next *Set) {
 	}
 }
 
-// grow adds to a set what was not in it.
+// grow adds to a set what was not in the old one; nil: it is new.
 func (b *batch) grow(old, s *Set) {
-	list := s.Elements
-	if old != nil {
-		if list = s.missing(old); s.Interval && len(list)+len(old.missing(s)) > 0 {
-			list = s.Elements
-		}
+	if old == s {
+		return
+	}
+	if old == nil {
+		b.elements(s, s.Elements.All(), b.conn.SetAddElements)
+		return
+	}
+	list := s.missing(old)
+	if s.Interval && len(list)+len(old.missing(s)) > 0 {
+		list = s.Elements.All()
 	}
 	b.elements(s, list, b.conn.SetAddElements)
 }
 
 // elements sends some, in pieces that fit into a message.
 func (b *batch) elements(s *Set, list []Element, send func(*nftables.Set, []nftables.SetElement) error) {
-	for piece := range slices.Chunk(s.encoded(list), maxElements) {
+	for piece := range slices.Chunk(s.forLibrary(list), maxElements) {
 		b.changes = true
 		if err := send(s.library(0), piece); err != nil {
 			b.fail(err)

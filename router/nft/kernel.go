@@ -155,7 +155,7 @@ func (k *Kernel) whole() (bool, error) {
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return false, fmt.Errorf("nftables: read set %s: %w", s.Name, err)
 		}
-		if len(elements) < len(s.Elements) {
+		if len(elements) < s.Elements.Len() {
 			return false, nil
 		}
 	}

@@ -3,6 +3,7 @@ package nft
 import (
 	"net/netip"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/google/nftables"
@@ -167,23 +168,19 @@ func (l *lowering) self() (rules []Rule) {
 	for _, is4 := range []bool{true, false} {
 		k := addrKind(is4)
 		s := &Set{Name: "self" + family(is4), Key: Key{k, k}}
+		var pairs []Element
 		for _, i := range slices.Concat(l.Policy.Isolated, l.Policy.Tried) {
 			for _, other := range i.Self {
 				if i.Addr.Is4() == is4 && other.Is4() == is4 {
-					s.Elements = append(s.Elements, Element{First: s.Key.encode(i.Addr.AsSlice(), other.AsSlice())})
+					pairs = append(pairs, Element{First: s.Key.encode(i.Addr.AsSlice(), other.AsSlice())})
 				}
 			}
 		}
-		l.add(sorted(s))
+		s.Elements = encoded(pairs)
+		l.add(s)
 		rules = append(rules, rule(pairIn(s), accept()))
 	}
 	return rules
-}
-
-func sorted(s *Set) *Set {
-	slices.SortFunc(s.Elements, compareElements)
-	s.Elements = slices.Compact(s.Elements)
-	return s
 }
 
 func family(is4 bool) string {
@@ -197,6 +194,10 @@ func family(is4 bool) string {
 // what the side that began the connection sends, one for its answers.
 func (l *lowering) judge(v verdicts, opened, answers *Chain) {
 	l.program.Chains = append(l.program.Chains, opened, answers)
+	used := map[string]bool{}
+	for _, i := range v.list {
+		used[i.Chain] = true
+	}
 	for _, d := range directions {
 		chain := opened
 		if d.answers {
@@ -204,18 +205,19 @@ func (l *lowering) judge(v verdicts, opened, answers *Chain) {
 		}
 		for _, is4 := range []bool{true, false} {
 			m := &Set{Name: v.prefix + d.prefix() + d.String() + family(is4), Key: Key{addrKind(is4)}, Jumps: true}
+			var jumps []Element
 			for _, i := range v.list {
 				if i.Direction == d.Direction && i.Addr.Is4() == is4 {
-					m.Elements = append(m.Elements, Element{First: string(i.Addr.AsSlice()), Chain: v.prefix + d.prefix() + i.Chain})
+					jumps = append(jumps, Element{First: string(i.Addr.AsSlice()), Chain: v.prefix + d.prefix() + i.Chain})
 				}
 			}
-			l.add(sorted(m))
+			m.Elements = encoded(jumps)
+			l.add(m)
 			chain.Rules = append(chain.Rules, rule(d.own.vmap(m)))
 		}
 		l.end(v, d)
 		for _, c := range l.Policy.Chains {
-			used := func(i policy.Isolated) bool { return i.Direction == d.Direction && i.Chain == c.Name }
-			if c.Direction == d.Direction && slices.ContainsFunc(v.list, used) {
+			if c.Direction == d.Direction && used[c.Name] {
 				l.chain(v, d, c)
 			}
 		}
@@ -242,12 +244,14 @@ func droppedName(d policy.Direction, is4 bool) string { return "dropped-" + d.St
 // dropped is the set that counts. Chains for both kinds of packets use it.
 func (l *lowering) dropped(d policy.Direction, is4 bool) *Set {
 	s := &Set{Name: droppedName(d, is4), Key: Key{addrKind(is4)}, Counter: true}
+	var own []Element
 	for _, i := range l.Policy.Isolated {
 		if i.Direction == d && i.Addr.Is4() == is4 {
-			s.Elements = append(s.Elements, Element{First: string(i.Addr.AsSlice())})
+			own = append(own, Element{First: string(i.Addr.AsSlice())})
 		}
 	}
-	l.add(sorted(s))
+	s.Elements = encoded(own)
+	l.add(s)
 	return s
 }
 
@@ -319,11 +323,12 @@ func ports(d direction, m policy.Match, used *[]*Set) []part {
 func portSet(ranges []policy.Range) *Set {
 	s := &Set{Key: Key{port}, Interval: true}
 	var words []string
+	var list []Element
 	for _, r := range ranges {
 		e := Element{First: bigEndian(r.First), Last: bigEndian(r.Last)}
-		s.Elements = append(s.Elements, e)
-		words = append(words, s.print(e))
+		list, words = append(list, e), append(words, s.print(e))
 	}
+	s.Elements = encoded(list)
 	s.Name = policy.SetName("ports", strings.Join(words, ","))
 	return s
 }
@@ -337,31 +342,35 @@ func lowerSet(s *policy.Set) (out []*Set) {
 		switch s.Kind {
 		case policy.Blocks:
 			set.Interval = true
-			for _, b := range s.Blocks {
-				if b.First.Is4() == is4 {
-					set.Elements = append(set.Elements, Element{First: string(b.First.AsSlice()), Last: string(b.Last.AsSlice())})
-				}
-			}
-			if len(set.Elements) == 0 {
+			list := ofFamily(s.Blocks, is4, func(i policy.Interval) netip.Addr { return i.First })
+			if len(list) == 0 {
 				continue
 			}
+			set.Elements = values[policy.Interval]{list, func(a, b policy.Interval) int { return a.First.Compare(b.First) }, func(i policy.Interval) Element {
+				return Element{First: string(i.First.AsSlice()), Last: string(i.Last.AsSlice())}
+			}}
 		case policy.Services:
 			set.Key = append(set.Key, proto, port)
-			for _, v := range s.Services {
-				if v.Addr.Is4() == is4 {
-					set.Elements = append(set.Elements, Element{First: set.Key.encode(v.Addr.AsSlice(), []byte{byte(v.Protocol)}, []byte(bigEndian(v.Port)))})
-				}
-			}
+			list := ofFamily(s.Services, is4, func(v policy.Service) netip.Addr { return v.Addr })
+			set.Elements = values[policy.Service]{list, policy.Service.Compare, func(v policy.Service) Element {
+				return Element{First: set.Key.encode(v.Addr.AsSlice(), []byte{byte(v.Protocol)}, []byte(bigEndian(v.Port)))}
+			}}
 		case policy.Addrs:
-			for _, a := range s.Addrs {
-				if a.Is4() == is4 {
-					set.Elements = append(set.Elements, Element{First: string(a.AsSlice())})
-				}
-			}
+			list := ofFamily(s.Addrs, is4, func(a netip.Addr) netip.Addr { return a })
+			set.Elements = values[netip.Addr]{list, netip.Addr.Compare, func(a netip.Addr) Element { return Element{First: string(a.AsSlice())} }}
 		}
-		out = append(out, sorted(set))
+		out = append(out, set)
 	}
 	return out
+}
+
+// ofFamily are those of a sorted list: IPv4 comes first.
+func ofFamily[T any](list []T, is4 bool, addr func(T) netip.Addr) []T {
+	n := sort.Search(len(list), func(i int) bool { return addr(list[i]).Is6() })
+	if is4 {
+		return list[:n]
+	}
+	return list[n:]
 }
 
 // ownHost judges what endpoints send to their own host, and its answers. What IPv6 itself

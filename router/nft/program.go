@@ -112,13 +112,12 @@ func Build(c Config) Program {
 }
 
 // intervals are the addresses of ranges of slots.
-func intervals(own []slot.Range, addr func(slot.Slot) netip.Addr) []Element {
+func intervals(own []slot.Range, addr func(slot.Slot) netip.Addr) Elements {
 	out := make([]Element, 0, len(own))
 	for _, r := range own {
 		out = append(out, Element{First: string(addr(r.Start).AsSlice()), Last: string(addr(slot.Slot(r.End - 1)).AsSlice())})
 	}
-	slices.SortFunc(out, compareElements)
-	return out
+	return encoded(out)
 }
 
 // families calls f with the universe of either family.

@@ -18,7 +18,56 @@ type Set struct {
 	Interval bool // elements are First to Last
 	Counter  bool // each element counts the packets that it matched
 	Jumps    bool // a map: each element names a chain to jump to
-	Elements []Element
+	Elements Elements
+}
+
+// Elements are those of a set, sorted. Most programs differ from the one before in one
+// element of thousands: so they are encoded only where they are needed.
+type Elements interface {
+	Len() int
+	All() []Element
+	// Missing are those that others have not.
+	Missing(others Elements) []Element
+}
+
+// values are elements that are made of values.
+type values[T comparable] struct {
+	list    []T // sorted
+	compare func(a, b T) int
+	encode  func(T) Element
+}
+
+func (v values[T]) Len() int { return len(v.list) }
+
+func (v values[T]) All() []Element {
+	out := make([]Element, len(v.list))
+	for i, one := range v.list {
+		out[i] = v.encode(one)
+	}
+	return out
+}
+
+func (v values[T]) Missing(others Elements) (out []Element) {
+	o, ok := others.(values[T])
+	if !ok {
+		return v.All()
+	}
+	i := 0
+	for _, one := range v.list {
+		for i < len(o.list) && v.compare(o.list[i], one) < 0 {
+			i++
+		}
+		if i == len(o.list) || o.list[i] != one {
+			out = append(out, v.encode(one))
+		}
+	}
+	return out
+}
+
+// encoded are elements as they are. It sorts them.
+func encoded(list []Element) Elements {
+	slices.SortFunc(list, compareElements)
+	return values[Element]{slices.Compact(list), compareElements, func(e Element) Element { return e }}
 }
 
 // Key is what the elements of a set are: one value, or several together.
@@ -171,9 +220,9 @@ func (s Set) String() string {
 	if s.Counter {
 		b.WriteString("\t\tcounter\n")
 	}
-	if len(s.Elements) > 0 {
-		words := make([]string, len(s.Elements))
-		for i, e := range s.Elements {
+	if s.Elements.Len() > 0 {
+		words := make([]string, s.Elements.Len())
+		for i, e := range s.Elements.All() {
 			if words[i] = s.print(e); s.Counter {
 				words[i] += " counter"
 			}
@@ -184,26 +233,15 @@ func (s Set) String() string {
 	return b.String()
 }
 
-// shape is what cannot be changed in a set that is there.
-func (s Set) shape() string {
-	return fmt.Sprint(s.Key, s.Interval, s.Counter, s.Jumps)
+// alike reports whether one set can become the other by its elements.
+func (s *Set) alike(o *Set) bool {
+	return s == o || s.Interval == o.Interval && s.Counter == o.Counter && s.Jumps == o.Jumps &&
+		slices.EqualFunc(s.Key, o.Key, func(a, b kind) bool { return a.word == b.word })
 }
 
-// missing are the elements of s that another one has not. Both are sorted.
+// missing are the elements of s that another one has not.
 func (s *Set) missing(other *Set) (out []Element) {
-	if s == other || len(s.Elements) > 0 && len(s.Elements) == len(other.Elements) && &s.Elements[0] == &other.Elements[0] {
-		return nil
-	}
-	i := 0
-	for _, e := range s.Elements {
-		for i < len(other.Elements) && compareElements(other.Elements[i], e) < 0 {
-			i++
-		}
-		if i == len(other.Elements) || other.Elements[i] != e {
-			out = append(out, e)
-		}
-	}
-	return out
+	return s.Elements.Missing(other.Elements)
 }
 
 func compareElements(a, b Element) int {
@@ -225,9 +263,9 @@ func (s Set) library(id uint32) *nftables.Set {
 	return set
 }
 
-// encoded are elements as the library has them: an interval is two, its first and the one
+// forLibrary are elements as the library has them: an interval is two, its first and the one
 // behind its last, if there is one.
-func (s Set) encoded(list []Element) (out []nftables.SetElement) {
+func (s Set) forLibrary(list []Element) (out []nftables.SetElement) {
 	for _, e := range list {
 		one := nftables.SetElement{Key: []byte(e.First)}
 		if e.Chain != "" {

@@ -41,6 +41,7 @@ type compiled struct {
 // member is an endpoint, and what judges it if it is local.
 type member struct {
 	Endpoint
+	local         bool
 	judged        bool // the chains are those of the policies of now
 	chains, tried [2]*Chain
 }
@@ -52,6 +53,7 @@ type group struct {
 	peer  *Peer // of one of endpoints, with the namespace that it is about by default
 	own   string
 	port  Port // of one of named ports
+	near  bool // of those, only of endpoints here: what comes in goes to one of them
 	built *Set
 }
 
@@ -76,7 +78,7 @@ func (c *Compiler) SetPolicies(policies []Policy, namespaces map[string]map[stri
 		out := compiled{Policy: p}
 		for _, d := range []Direction{Ingress, Egress} {
 			for _, r := range p.rules(d) {
-				out.matches[d] = append(out.matches[d], c.matches(p, r)...)
+				out.matches[d] = append(out.matches[d], c.matches(p, d, r)...)
 			}
 		}
 		c.policies = append(c.policies, out)
@@ -95,12 +97,12 @@ func (c *Compiler) SetPolicies(policies []Policy, namespaces map[string]map[stri
 // it is on this host, which then has to judge what it sends and gets.
 func (c *Compiler) Put(e Endpoint, local bool) {
 	if old := c.endpoints[e.ID]; old != nil {
-		if same(old.Endpoint, e) && (c.locals[e.ID] != nil) == local {
+		if same(old.Endpoint, e) && old.local == local {
 			return
 		}
 		c.Remove(e.ID)
 	}
-	m := &member{Endpoint: e}
+	m := &member{Endpoint: e, local: local}
 	c.endpoints[e.ID] = m
 	space := c.spaces[e.Namespace]
 	if space == nil {
@@ -116,7 +118,7 @@ func (c *Compiler) Put(e Endpoint, local bool) {
 	}
 	for _, g := range c.groups {
 		if g.built != nil {
-			g.add(g.elements(c, e))
+			g.add(c.elements(g, m))
 		}
 	}
 }
@@ -150,7 +152,7 @@ func (c *Compiler) Remove(id string) {
 		if g.built == nil {
 			continue
 		}
-		if addrs, services := g.elements(c, m.Endpoint); len(addrs)+len(services) == 0 {
+		if addrs, services := c.elements(g, m); len(addrs)+len(services) == 0 {
 			continue
 		}
 		if alone {
@@ -169,7 +171,7 @@ func (g *group) add(addrs []netip.Addr, services []Service) {
 	}
 	next := *g.built
 	next.Addrs = inserted(next.Addrs, addrs, netip.Addr.Compare)
-	next.Services = inserted(next.Services, services, compareServices)
+	next.Services = inserted(next.Services, services, Service.Compare)
 	g.built = &next
 }
 
@@ -292,44 +294,43 @@ func (c *Compiler) build(g *group) *Set {
 			continue
 		}
 		for _, m := range space {
-			addrs, services := g.chosen(m.Endpoint)
+			addrs, services := g.chosen(m)
 			s.Addrs, s.Services = append(s.Addrs, addrs...), append(s.Services, services...)
 		}
 	}
 	slices.SortFunc(s.Addrs, netip.Addr.Compare)
-	slices.SortFunc(s.Services, compareServices)
+	slices.SortFunc(s.Services, Service.Compare)
 	s.Addrs, s.Services = slices.Compact(s.Addrs), slices.Compact(s.Services)
 	return &s
 }
 
 // elements are what an endpoint contributes to a set.
-func (g *group) elements(c *Compiler, e Endpoint) ([]netip.Addr, []Service) {
-	if g.peer != nil && !g.peer.choosesNamespace(g.own, World{Namespaces: c.namespaces}, e.Namespace) {
+func (c *Compiler) elements(g *group, m *member) ([]netip.Addr, []Service) {
+	if g.peer != nil && !g.peer.choosesNamespace(g.own, World{Namespaces: c.namespaces}, m.Namespace) {
 		return nil, nil
 	}
-	return g.chosen(e)
+	return g.chosen(m)
 }
 
 // chosen are the elements of an endpoint in a namespace that counts.
-func (g *group) chosen(e Endpoint) (addrs []netip.Addr, services []Service) {
+func (g *group) chosen(m *member) (addrs []netip.Addr, services []Service) {
 	if g.peer != nil {
-		if g.peer.Pods == nil || g.peer.Pods.Matches(Labels{set: e.Labels}) {
-			addrs = e.Addrs
+		if g.peer.Pods == nil || g.peer.Pods.Matches(Labels{set: m.Labels}) {
+			addrs = m.Addrs
 		}
 		return addrs, nil
 	}
-	for _, have := range e.Ports {
+	if g.near && !m.local {
+		return nil, nil
+	}
+	for _, have := range m.Ports {
 		if have.Name == g.port.Name && have.Protocol == g.port.Protocol {
-			for _, a := range e.Addrs {
+			for _, a := range m.Addrs {
 				services = append(services, Service{a, have.Protocol, have.Number})
 			}
 		}
 	}
 	return nil, services
-}
-
-func compareServices(a, b Service) int {
-	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
 // inserted is a sorted list with more in it; the list itself stays as it is.

@@ -21,7 +21,7 @@ func (m Match) String() string {
 }
 
 // matches are those of one rule: of each peer with each protocol and each named port.
-func (c *Compiler) matches(p Policy, r Rule) (out []Match) {
+func (c *Compiler) matches(p Policy, d Direction, r Rule) (out []Match) {
 	peers := []string{""}
 	if len(r.Peers) > 0 {
 		peers = nil
@@ -30,7 +30,7 @@ func (c *Compiler) matches(p Policy, r Rule) (out []Match) {
 		}
 	}
 	for _, peer := range peers {
-		for _, port := range c.ports(r.Ports) {
+		for _, port := range c.ports(d, r.Ports) {
 			port.Peers = peer
 			out = append(out, port)
 		}
@@ -39,7 +39,7 @@ func (c *Compiler) matches(p Policy, r Rule) (out []Match) {
 }
 
 // ports are the matches of a rule's ports: one for each protocol, and one for each name.
-func (c *Compiler) ports(ports []Port) (out []Match) {
+func (c *Compiler) ports(d Direction, ports []Port) (out []Match) {
 	if len(ports) == 0 {
 		return []Match{{}}
 	}
@@ -48,7 +48,7 @@ func (c *Compiler) ports(ports []Port) (out []Match) {
 	for _, p := range ports {
 		switch {
 		case p.Name != "":
-			out = append(out, Match{Protocol: p.Protocol, Named: c.services(p)})
+			out = append(out, Match{Protocol: p.Protocol, Named: c.services(d, p)})
 		case p.Number == 0:
 			whole[p.Protocol] = true
 		default:
@@ -81,11 +81,12 @@ func joined(list []Range) []Range {
 	return out
 }
 
-// services is the set of all endpoints that declare a named port.
-func (c *Compiler) services(p Port) string {
-	s := Set{Name: SetName("port", p.String()), Kind: Services}
+// services is the set of the endpoints that declare a named port: of all, where it is what
+// endpoints here ask for.
+func (c *Compiler) services(d Direction, p Port) string {
+	s := Set{Name: SetName("port-"+d.String(), p.String()), Kind: Services}
 	if c.groups[s.Name] == nil {
-		c.groups[s.Name] = &group{Set: s, port: p}
+		c.groups[s.Name] = &group{Set: s, port: p, near: d == Ingress}
 	}
 	return s.Name
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"net/netip"
 )
 
@@ -72,4 +73,9 @@ type Service struct {
 	Addr     netip.Addr
 	Protocol Protocol
 	Port     uint16
+}
+
+// Compare orders services by address, protocol and port.
+func (s Service) Compare(o Service) int {
+	return cmp.Or(s.Addr.Compare(o.Addr), cmp.Compare(s.Protocol, o.Protocol), cmp.Compare(s.Port, o.Port))
 }
