@@ -1,8 +1,8 @@
 // Package document is what the mesh agrees on and anybody may write: policies, and whatever
 // else is one value under a name for all peers.
 //
-// A Document is signed by its writer and numbered: who writes takes the highest number that
-// it knows of the name, and one more. Of two with one number, the writer's id decides, then
+// A Document is signed by its writer and numbered: who writes takes the number of what it
+// replaces, and one more; under a new name, one more than the highest that it knows. Of two with one number, the writer's id decides, then
 // the digest: the order is total, so all peers end with the same one, whatever they heard
 // first. Clocks have no part in it.
 //
@@ -98,16 +98,20 @@ func must[T any](v T, err error) T {
 
 // Next is what a writer makes of old, the newest version that it knows; nil if it knows none.
 func Next(old *Document, kind, name string, body []byte, deleted bool, written int64, key ed25519.PrivateKey) (*Document, error) {
-	d := &Document{
-		Kind: kind, Name: name, Version: 1, Writer: key.Public().(ed25519.PublicKey),
-		Written: max(written, 0), Deleted: deleted, Body: bytes.Clone(body),
-	}
+	d := &Document{Kind: kind, Name: name, Written: written, Deleted: deleted, Body: body}
 	if old != nil {
 		if old.Key() != d.Key() {
 			return nil, fmt.Errorf("%s does not follow %s", d, old)
 		}
-		d.Version = old.Version + 1
+		d.Version = old.Version
 	}
+	return d.sign(key)
+}
+
+// sign makes d the word of the holder of key, with the number after the one in d.
+func (d *Document) sign(key ed25519.PrivateKey) (*Document, error) {
+	d.Version++
+	d.Writer, d.Written, d.Body = key.Public().(ed25519.PublicKey), max(d.Written, 0), bytes.Clone(d.Body)
 	if err := d.check(); err != nil {
 		return nil, err
 	}

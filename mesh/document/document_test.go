@@ -248,4 +248,4 @@ func describe(s *Set) string {
 	return b.String()
 }
 
-func copyOf(s *Set) *Set { return &Set{held: maps.Clone(s.held)} }
+func copyOf(s *Set) *Set { return &Set{held: maps.Clone(s.held), top: s.top} }

@@ -2,6 +2,7 @@ package document
 
 import (
 	"cmp"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -37,6 +38,7 @@ func (e *FullError) Error() string {
 // peers need not agree on it, and it is given only to who holds what it deletes.
 type Set struct {
 	held   map[string]held // by key
+	top    uint64          // the highest version that ever was here
 	digest Digest          // at a time; zero if it has changed
 	at     int64
 }
@@ -60,8 +62,18 @@ func (s *Set) Put(d *Document, now int64) (news bool, err error) {
 	case !known && len(s.held) >= MaxHeld:
 		return false, &FullError{len(s.held)}
 	}
-	s.held[d.Key()], s.digest = held{d, now}, Digest{}
+	s.held[d.Key()], s.digest, s.top = held{d, now}, Digest{}, max(s.top, d.Version)
 	return true, nil
+}
+
+// Next is what a writer makes of what is here. Under a new name its number is above all that
+// were ever here: somebody may still have a tombstone of that name, which is dropped here.
+func (s *Set) Next(kind, name string, body []byte, deleted bool, written int64, key ed25519.PrivateKey) (*Document, error) {
+	old, _ := s.Last(Key(kind, name))
+	if old == nil && s.top < maxVersion/2 { // beyond, somebody lies, and it is not to spread
+		return (&Document{Kind: kind, Name: name, Version: s.top, Written: written, Deleted: deleted, Body: body}).sign(key)
+	}
+	return Next(old, kind, name, body, deleted, written, key)
 }
 
 // Expire drops the tombstones that have done their work, and lists their keys.

@@ -30,10 +30,12 @@ func history(t *rapid.T) (docs []*Document) {
 			}
 		default:
 			name := rapid.SampledFrom([]string{"web", "db", "dns"}).Draw(t, "name")
-			old, _ := sets[n].Last(Key("policy", name))
 			body := rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, "body")
 			clock := rapid.SampledFrom([]int64{0, today - 31*day, today, today + 12*3600, today + 3650*day}).Draw(t, "clock")
-			d := next(t, old, name, body, body == "", clock, n+1)
+			d, err := sets[n].Next("policy", name, []byte(body), body == "", clock, identities[n+1])
+			if err != nil {
+				t.Fatal(err)
+			}
 			_, _ = sets[n].Put(d, today)
 			docs = append(docs, d)
 		}
@@ -235,5 +237,27 @@ func TestTheNumberIsBounded(t *testing.T) {
 	}
 	if news, err := s.Put(second, today); !news || err != nil {
 		t.Errorf("a change: %v", err)
+	}
+}
+
+// A name is used again once its tombstone is dropped here; elsewhere, somebody still has it.
+func TestANewNameIsAboveWhatWasForgotten(t *testing.T) {
+	a := next(t, nil, "web", "x", false, today, 1)
+	b := next(t, a, "web", "y", false, today, 1)
+	gone := next(t, b, "web", "", true, today, 1)
+	s := put(t, []*Document{a, b, gone})
+	s.Expire(today + 40*day)
+	again, err := s.Next("policy", "web", []byte("z"), false, today+40*day, identities[2])
+	if err != nil || !again.Supersedes(gone) {
+		t.Errorf("%+v, %v", again, err)
+	}
+	// The highest number of all does not end what others can write.
+	s.held[Key("policy", "lie")] = held{&Document{Kind: "policy", Name: "lie", Version: maxVersion}, today}
+	s.top = maxVersion
+	if d, err := s.Next("policy", "db", nil, false, today, identities[2]); err != nil || d.Version != 1 {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if _, err := s.Next("policy", "lie", nil, false, today, identities[2]); err == nil {
+		t.Error("there is a version after the last")
 	}
 }
