@@ -315,6 +315,13 @@ func (d *Directory) Entries(ring directory.Ring) []directory.Entry {
 	return d.dir.Entries(ring)
 }
 
+// Of lists the entries of one peer that count.
+func (d *Directory) Of(owner peer.ID, ring directory.Ring) []directory.Entry {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.dir.Of(owner, ring)
+}
+
 // Named counts the entries that count and have a name.
 func (d *Directory) Named(ring directory.Ring) int {
 	d.mu.RLock()

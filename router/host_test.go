@@ -26,6 +26,7 @@ import (
 	"weft/mesh/topology"
 	"weft/router/datapath"
 	"weft/router/endpoint"
+	"weft/router/policy"
 	"weft/router/routertest"
 )
 
@@ -83,6 +84,9 @@ func hostMain() error {
 		return datapath.Start(ctx, "/proc/self/exe", "/run/datapath.log")
 	}})
 	defer r.Close()
+	if err := r.Enforce(policy.Program{}); err != nil {
+		return err
+	}
 	ctx := context.Background()
 	orders := make(chan order)
 	go func() {

@@ -25,6 +25,7 @@ import (
 	"weft/router/endpoint"
 	"weft/router/link"
 	"weft/router/nft"
+	"weft/router/policy"
 	"weft/router/wg"
 )
 
@@ -54,6 +55,7 @@ type Config struct {
 	Endpoints  []endpoint.Endpoint
 	Exposed    bool
 	Resolver   bool // a name server listens on the node addresses
+	Exempt     nft.Exempt
 	IPv6       bool
 }
 
@@ -94,8 +96,10 @@ type Router struct {
 
 	mu      sync.Mutex
 	kernel  nft.Kernel
+	builder nft.Builder
 	device  *wg.Device
 	applied Config
+	policy  *policy.Program // nil: not known yet
 }
 
 // New makes a router; it touches nothing yet.
@@ -103,12 +107,39 @@ func New(opts Options) *Router {
 	return &Router{opts: opts, device: wg.New(opts.StartDatapath)}
 }
 
+// ErrNoPolicies says that Enforce was not called yet: the rules of an earlier agent may be in
+// force, and would be lost.
+var ErrNoPolicies = errors.New("router: the policies are not known yet")
+
+// Enforce makes every packet be judged by a program, and returns once the kernel does; before
+// the first Apply, once that has been called.
+func (r *Router) Enforce(p policy.Program) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.policy = &p
+	if r.applied.Universe.IsZero() {
+		return nil
+	}
+	return r.loadTable(r.applied)
+}
+
+// loadTable makes nftables match.
+func (r *Router) loadTable(c Config) error {
+	v4, v6 := c.node()
+	return r.kernel.Apply(r.builder.Build(nft.Config{
+		Universe: c.Universe, Node4: v4, Node6: v6, Own: c.Own, Exposed: c.Exposed, Resolver: c.Resolver,
+		Policy: r.policy, Exempt: c.Exempt,
+	}))
+}
+
 // Apply makes the kernel match.
 func (r *Router) Apply(ctx context.Context, c Config) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	v4, v6 := c.node()
-	if err := r.kernel.Apply(nft.Build(nft.Config{Universe: c.Universe, Node4: v4, Node6: v6, Own: c.Own, Exposed: c.Exposed, Resolver: c.Resolver})); err != nil {
+	if r.policy == nil {
+		return ErrNoPolicies
+	}
+	if err := r.loadTable(c); err != nil {
 		return err
 	}
 	overlay := link.Overlay{Universe: c.Universe, Node: c.Node, MTU: c.MTU, IPv6: c.IPv6}
@@ -133,6 +164,7 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 		return err
 	}
 	r.applied = c
+	v4, v6 := c.node()
 	return endpoint.Sync(c.Endpoints, v4, v6)
 }
 

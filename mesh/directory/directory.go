@@ -160,11 +160,20 @@ func (d *Directory) Entries(ring Ring) []Entry {
 	}
 	out := make([]Entry, 0, n)
 	for _, owner := range d.Owners() {
-		s := d.sets[owner]
-		for i := range s.items {
-			if e := (Entry{s.items[i].Endpoint, owner}); e.counts(ring) {
-				out = append(out, e)
-			}
+		out = append(out, d.Of(owner, ring)...)
+	}
+	return out
+}
+
+// Of lists the entries of one peer that count, by id.
+func (d *Directory) Of(owner peer.ID, ring Ring) (out []Entry) {
+	s := d.sets[owner]
+	if s == nil {
+		return nil
+	}
+	for i := range s.items {
+		if e := (Entry{s.items[i].Endpoint, owner}); e.counts(ring) {
+			out = append(out, e)
 		}
 	}
 	return out

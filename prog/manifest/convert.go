@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"slices"
 
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
@@ -170,73 +169,36 @@ func port(field string, p networking.NetworkPolicyPort) (out policy.Port, err er
 	return out, nil
 }
 
-// Print writes a policy as Parse reads it.
-func Print(p policy.Policy) ([]byte, error) {
-	np := networking.NetworkPolicy{
-		TypeMeta:   meta.TypeMeta{APIVersion: APIVersion, Kind: Kind},
-		ObjectMeta: meta.ObjectMeta{Namespace: p.Namespace, Name: p.Name},
-		Spec:       networking.NetworkPolicySpec{PodSelector: printSelector(p.Pods)},
+// text is an object as YAML, without what the server alone fills in.
+func text(object any) ([]byte, error) {
+	data, err := yaml.Marshal(object)
+	if err != nil {
+		return nil, err
 	}
-	if p.Audit {
-		np.Annotations = map[string]string{AuditAnnotation: "true"}
+	var fields map[string]any
+	if err := yaml.Unmarshal(data, &fields); err != nil {
+		return nil, err
 	}
-	for d, t := range map[policy.Direction]networking.PolicyType{policy.Ingress: networking.PolicyTypeIngress, policy.Egress: networking.PolicyTypeEgress} {
-		if p.Isolates.Has(d) {
-			np.Spec.PolicyTypes = append(np.Spec.PolicyTypes, t)
-		}
+	delete(fields, "status")
+	if fields["kind"] == NamespaceKind {
+		delete(fields, "spec")
 	}
-	slices.Sort(np.Spec.PolicyTypes)
-	slices.Reverse(np.Spec.PolicyTypes) // Ingress first, as people write it
-	for _, r := range p.Ingress {
-		np.Spec.Ingress = append(np.Spec.Ingress, networking.NetworkPolicyIngressRule{From: printPeers(r.Peers), Ports: printPorts(r.Ports)})
-	}
-	for _, r := range p.Egress {
-		np.Spec.Egress = append(np.Spec.Egress, networking.NetworkPolicyEgressRule{To: printPeers(r.Peers), Ports: printPorts(r.Ports)})
-	}
-	return yaml.Marshal(np)
+	delete(fields["metadata"].(map[string]any), "creationTimestamp")
+	return yaml.Marshal(fields)
 }
 
-func printSelector(s policy.Selector) meta.LabelSelector {
-	out := meta.LabelSelector{MatchLabels: s.Labels}
-	for _, e := range s.Expressions {
-		out.MatchExpressions = append(out.MatchExpressions, meta.LabelSelectorRequirement{Key: e.Key, Operator: meta.LabelSelectorOperator(e.Op), Values: e.Values})
+// namespace reads the name and the labels.
+func namespace(ns core.Namespace) (name string, labels map[string]string, err error) {
+	if err := directory.CheckName(ns.Name); err != nil {
+		return "", nil, &Error{Field: "metadata.name", Why: err.Error()}
 	}
-	return out
-}
-
-func printPeers(peers []policy.Peer) (out []networking.NetworkPolicyPeer) {
-	for _, p := range peers {
-		var peer networking.NetworkPolicyPeer
-		if p.Block != nil {
-			peer.IPBlock = &networking.IPBlock{CIDR: p.Block.CIDR.String()}
-			for _, e := range p.Block.Except {
-				peer.IPBlock.Except = append(peer.IPBlock.Except, e.String())
-			}
+	for k, v := range ns.Labels {
+		if err := directory.CheckLabel(k, v); err != nil {
+			return "", nil, &Error{Field: "metadata.labels", Why: err.Error()}
 		}
-		if p.Pods != nil {
-			peer.PodSelector = new(printSelector(*p.Pods))
-		}
-		if p.Namespaces != nil {
-			peer.NamespaceSelector = new(printSelector(*p.Namespaces))
-		}
-		out = append(out, peer)
 	}
-	return out
-}
-
-func printPorts(ports []policy.Port) (out []networking.NetworkPolicyPort) {
-	for _, p := range ports {
-		port := networking.NetworkPolicyPort{Protocol: new(core.Protocol(p.Protocol.String()))}
-		switch {
-		case p.Name != "":
-			port.Port = new(intstr.FromString(p.Name))
-		case p.Number != 0:
-			port.Port = new(intstr.FromInt32(int32(p.Number)))
-		}
-		if p.End != 0 {
-			port.EndPort = new(int32(p.End))
-		}
-		out = append(out, port)
+	if have, ok := ns.Labels[policy.NameLabel]; ok && have != ns.Name {
+		return "", nil, &Error{Field: "metadata.labels", Why: fmt.Sprintf("%s is %q: it is always the name", policy.NameLabel, have)}
 	}
-	return out
+	return ns.Name, ns.Labels, nil
 }

@@ -1,5 +1,5 @@
-// Package manifest reads NetworkPolicy manifests (networking.k8s.io/v1, YAML or JSON) into
-// router/policy's model, and writes them.
+// Package manifest reads manifests (YAML or JSON) of NetworkPolicies (networking.k8s.io/v1) and
+// of Namespaces (v1), whose labels policies select by, into router/policy's model.
 //
 // It is strict: a field that the API does not have, a value that it does not allow, or a key
 // that is there twice is refused, with its line and its path. Of a file with several
@@ -17,7 +17,9 @@ import (
 	"strings"
 
 	yamlv3 "go.yaml.in/yaml/v3"
+	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
@@ -26,9 +28,28 @@ import (
 
 // What a document says that it is.
 const (
-	APIVersion = "networking.k8s.io/v1"
-	Kind       = "NetworkPolicy"
+	PolicyVersion    = "networking.k8s.io/v1"
+	PolicyKind       = "NetworkPolicy"
+	NamespaceVersion = "v1"
+	NamespaceKind    = "Namespace"
 )
+
+// Document is one of a manifest.
+type Document struct {
+	Kind      string
+	Policy    policy.Policy     // of a NetworkPolicy
+	Namespace string            // of a Namespace: its name
+	Labels    map[string]string // of a Namespace
+	YAML      []byte            // the document alone, as it was read but for comments and order
+}
+
+// Name tells documents of one kind apart: NAMESPACE/NAME of a policy.
+func (d Document) Name() string {
+	if d.Kind == NamespaceKind {
+		return d.Namespace
+	}
+	return d.Policy.Ref()
+}
 
 // AuditAnnotation puts a policy in audit mode, with the value "true": what it would deny is
 // told, and passes.
@@ -58,12 +79,12 @@ func (e *Error) Error() string {
 // maxSize bounds a manifest: the API server's own bound for a request is 3 MiB.
 const maxSize = 3 << 20
 
-// Parse reads all policies of a manifest.
-func Parse(data []byte) ([]policy.Policy, error) {
+// Parse reads all documents of a manifest.
+func Parse(data []byte) ([]Document, error) {
 	if len(data) > maxSize {
 		return nil, &Error{Why: fmt.Sprintf("%d bytes, at most %d are allowed", len(data), maxSize)}
 	}
-	var out []policy.Policy
+	var out []Document
 	seen := map[string]int{}
 	decoder := yamlv3.NewDecoder(bytes.NewReader(data))
 	for {
@@ -71,7 +92,7 @@ func Parse(data []byte) ([]policy.Policy, error) {
 		switch err := decoder.Decode(&doc); {
 		case errors.Is(err, io.EOF):
 			if len(out) == 0 {
-				return nil, &Error{Why: "there is no " + Kind + " in it"}
+				return nil, &Error{Why: "there is no " + PolicyKind + " in it"}
 			}
 			return out, nil
 		case err != nil:
@@ -81,15 +102,16 @@ func Parse(data []byte) ([]policy.Policy, error) {
 		if root.Kind == yamlv3.ScalarNode && root.Tag == "!!null" {
 			continue // an empty document, as between two separators
 		}
-		p, err := parseDocument(root)
+		d, err := parseDocument(root)
 		if err != nil {
 			return nil, err
 		}
-		if line, twice := seen[p.Ref()]; twice {
-			return nil, &Error{root.Line, "metadata.name", fmt.Sprintf("%s is in line %d already", p.Ref(), line)}
+		key := d.Kind + " " + d.Name()
+		if line, twice := seen[key]; twice {
+			return nil, &Error{root.Line, "metadata.name", fmt.Sprintf("%s is in line %d already", d.Name(), line)}
 		}
-		seen[p.Ref()] = root.Line
-		out = append(out, p)
+		seen[key] = root.Line
+		out = append(out, d)
 	}
 }
 
@@ -105,38 +127,76 @@ func syntax(err error) error {
 	return &Error{Why: err.Error()}
 }
 
-func parseDocument(root *yamlv3.Node) (p policy.Policy, err error) {
+func parseDocument(root *yamlv3.Node) (d Document, err error) {
 	if err := ambiguous(place{root, ""}); err != nil {
-		return p, err
+		return d, err
 	}
 	text, err := yamlv3.Marshal(root)
 	if err != nil {
-		return p, syntax(err)
+		return d, syntax(err)
 	}
 	data, err := yaml.YAMLToJSONStrict(text)
 	if err != nil {
-		return p, &Error{root.Line, "", strings.TrimPrefix(err.Error(), "yaml: ")}
+		return d, &Error{root.Line, "", strings.TrimPrefix(err.Error(), "yaml: ")}
 	}
-	var np networking.NetworkPolicy
-	strict, err := json.UnmarshalStrict(data, &np)
+	var is meta.TypeMeta
+	if err := json.UnmarshalCaseSensitivePreserveInts(data, &is); err != nil {
+		return d, mistyped(root, err)
+	}
+	switch is {
+	case meta.TypeMeta{APIVersion: PolicyVersion, Kind: PolicyKind}:
+		var np networking.NetworkPolicy
+		if err := strictly(root, data, &np, PolicyVersion); err != nil {
+			return d, err
+		}
+		d.Policy, err = convert(np)
+		np.ObjectMeta, np.Namespace = ours(np.ObjectMeta), d.Policy.Namespace
+		return d.finish(root, PolicyKind, np, err)
+	case meta.TypeMeta{APIVersion: NamespaceVersion, Kind: NamespaceKind}:
+		var ns core.Namespace
+		if err := strictly(root, data, &ns, NamespaceVersion); err != nil {
+			return d, err
+		}
+		d.Namespace, d.Labels, err = namespace(ns)
+		ns.ObjectMeta, ns.Spec, ns.Status = ours(ns.ObjectMeta), core.NamespaceSpec{}, core.NamespaceStatus{}
+		return d.finish(root, NamespaceKind, ns, err)
+	}
+	return d, at(root, "kind", fmt.Sprintf("%s %s is not what is read here: want %s %s, or %s %s",
+		orNothing(is.APIVersion), orNothing(is.Kind), PolicyVersion, PolicyKind, NamespaceVersion, NamespaceKind))
+}
+
+// strictly reads an object, and nothing that it has no field for.
+func strictly(root *yamlv3.Node, data []byte, into any, version string) error {
+	strict, err := json.UnmarshalStrict(data, into)
 	if err != nil {
-		return p, mistyped(root, err)
-	}
-	if np.APIVersion != APIVersion || np.Kind != Kind {
-		return p, at(root, "kind", fmt.Sprintf("%s %s is not what is read here: want %s %s", orNothing(np.APIVersion), orNothing(np.Kind), APIVersion, Kind))
+		return mistyped(root, err)
 	}
 	if len(strict) > 0 {
 		field := quoted.FindString(strict[0].Error())
-		return p, at(root, strings.Trim(field, `"`), "there is no such field in "+APIVersion)
+		return at(root, strings.Trim(field, `"`), "there is no such field in "+version)
 	}
-	p, err = convert(np)
+	return nil
+}
+
+// ours is the metadata that means something outside Kubernetes.
+func ours(m meta.ObjectMeta) meta.ObjectMeta {
+	return meta.ObjectMeta{Name: m.Name, Namespace: m.Namespace, Labels: m.Labels, Annotations: m.Annotations}
+}
+
+// finish adds the text, or finds the line of what is wrong.
+func (d Document) finish(root *yamlv3.Node, kind string, object any, err error) (Document, error) {
 	if e, ok := errors.AsType[*Error](err); ok {
-		return p, at(root, e.Field, e.Why)
+		return d, at(root, e.Field, e.Why)
 	}
 	if e, ok := errors.AsType[*policy.FieldError](err); ok {
-		return p, at(root, e.Field, e.Why)
+		return d, at(root, e.Field, e.Why)
 	}
-	return p, err
+	if err != nil {
+		return d, err
+	}
+	d.Kind = kind
+	d.YAML, err = text(object)
+	return d, err
 }
 
 var quoted = regexp.MustCompile(`"[^"]+"`)

@@ -81,24 +81,71 @@ func TestParse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(want(), got, compare); d != "" {
+	if d := cmp.Diff(want(), policies(got), compare); d != "" {
 		t.Errorf("(-want +got)\n%s", d)
 	}
 }
 
-// What is printed reads as the same policy.
-func TestPrint(t *testing.T) {
-	for _, p := range want() {
-		text, err := Print(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := Parse(text)
-		if err != nil {
-			t.Fatalf("%v\n%s", err, text)
-		}
-		if d := cmp.Diff([]policy.Policy{p}, got, compare); d != "" {
-			t.Errorf("(-want +got)\n%s\n%s", d, text)
+func policies(docs []Document) (out []policy.Policy) {
+	for _, d := range docs {
+		out = append(out, d.Policy)
+	}
+	return out
+}
+
+// again reads the text of a document, which is to be the same document.
+func again(t *testing.T, d Document) {
+	t.Helper()
+	got, err := Parse(d.YAML)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, d.YAML)
+	}
+	if d := cmp.Diff([]Document{d}, got, compare); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+// The text of each document reads as the same, with all of its metadata that people write.
+func TestText(t *testing.T) {
+	docs, err := Parse([]byte(everything))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range docs {
+		again(t, d)
+	}
+	docs, err = Parse([]byte(`apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: p
+  uid: 1b4e28ba
+  resourceVersion: "7"
+  creationTimestamp: "2026-01-01T00:00:00Z"
+  labels: {team: shop}
+  annotations: {note: "spec: {}\nstatus: {}"}
+spec: {podSelector: {}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  annotations:\n    note: |-\n      spec: {}\n      status: {}\n  labels:\n    team: shop\n  name: p\n  namespace: default\nspec:\n  podSelector: {}\n"
+	if d := cmp.Diff(want, string(docs[0].YAML)); d != "" {
+		t.Errorf("(-want +got)\n%s", d)
+	}
+}
+
+func TestNamespace(t *testing.T) {
+	docs, err := Parse([]byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: a}}\nspec: {finalizers: [kubernetes]}\nstatus: {phase: Active}\n"))
+	if err != nil || len(docs) != 1 || docs[0].Kind != NamespaceKind || docs[0].Name() != "shop" || docs[0].Labels["team"] != "a" {
+		t.Fatalf("%+v, %v", docs, err)
+	}
+	again(t, docs[0])
+	for text, says := range map[string]string{
+		"metadata: {name: shop, labels: {kubernetes.io/metadata.name: other}}": "line 3: metadata.labels",
+		"metadata: {name: shop, label: {team: a}}":                             "line 3: metadata.label: there is no such field",
+		"metadata: {name: sh/op}":                                              "metadata.name",
+	} {
+		if _, err := Parse([]byte("apiVersion: v1\nkind: Namespace\n" + text)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", text, err)
 		}
 	}
 }
@@ -112,7 +159,7 @@ func TestDefaults(t *testing.T) {
 		"{podSelector: {}, policyTypes: [Egress], ingress: [{}]}": policy.Of(policy.Egress),
 	} {
 		got, err := Parse([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: " + spec))
-		if err != nil || got[0].Isolates != isolates {
+		if err != nil || got[0].Policy.Isolates != isolates {
 			t.Errorf("%s: %+v, %v", spec, got, err)
 		}
 	}
@@ -179,18 +226,8 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, p := range list {
-			text, err := Print(p)
-			if err != nil {
-				t.Fatal(err)
-			}
-			again, err := Parse(text)
-			if err != nil {
-				t.Fatalf("%v\n%s", err, text)
-			}
-			if d := cmp.Diff([]policy.Policy{p}, again, compare); d != "" {
-				t.Errorf("(-want +got)\n%s\n%s", d, text)
-			}
+		for _, d := range list {
+			again(t, d)
 		}
 	})
 }
