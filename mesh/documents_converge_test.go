@@ -1,20 +1,26 @@
 package mesh
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"weft/mesh/meshtest"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
 )
 
 // The documents under all misfortunes at once converge: loss, partitions, restarts with the
 // disk as it was, with an older copy or with none, and clocks that are wrong by a lifetime.
 func TestDocumentsConverge(t *testing.T) {
-	for seed := range uint64(8) {
+	for seed := range uint64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { badYear(t, seed) })
 		})
@@ -90,4 +96,69 @@ func badYear(t *testing.T, seed uint64) {
 		}
 	}
 	c.end()
+}
+
+// On the mesh itself, with memberlist's packets: who joins has all documents within a second,
+// and knows it. Nothing waits for the next push/pull, which comes half a minute later.
+func TestAJoinerHasTheDocumentsSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := sim{t, meshtest.New(1)}
+		var hosts []*host
+		var docs []*Documents
+		ctx, cancel := context.WithCancel(context.Background())
+		var runs sync.WaitGroup
+		start := func(n int, targets ...string) {
+			m, err := New(Config{
+				Identity: identity(n), GossipKey: secret.Secret{1}.GossipKey(), Targets: targets, Store: &memory{peers: map[peer.ID][]byte{}}, Port: Port,
+				Record: peer.Record{Nickname: fmt.Sprint(n), Underlay: []netip.Addr{address(n).Addr()}, Port: 6784, Gossip: Port},
+				Log:    slog.New(slog.DiscardHandler), Changed: func() {}, Transport: s.net.Join(address(n)),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := documents(t, n, m, &shelf{docs: map[string][]byte{}})
+			m.Replicate(d)
+			for kind, h := range d.Handlers() {
+				m.Handle(kind, h)
+			}
+			run, stop := context.WithCancel(context.Background())
+			h := &host{Mesh: m, stop: stop, done: make(chan error, 1)}
+			go func() { h.done <- m.Run(run) }()
+			runs.Go(func() { _ = d.Run(ctx) })
+			hosts, docs = append(hosts, h), append(docs, d)
+		}
+		start(1)
+		if err := docs[0].MarkSynced(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 40 { // more than fits into one answer
+			if err := docs[0].Write([]Change{policy(fmt.Sprint(i), strings.Repeat("x", 30_000))}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second)
+		for n := 2; n <= 5; n++ {
+			start(n, address(n-1).Addr().String())
+			d := docs[n-1]
+			s.eventually(time.Second, "a joiner is synced", func() bool { return d.Synced() && d.Generation("policy") == docs[0].Generation("policy") })
+		}
+		time.Sleep(5 * time.Second)
+		if err := docs[4].Write([]Change{policy("small", "y"), noPolicy("1")}); err != nil {
+			t.Fatal(err)
+		}
+		if err := docs[3].Write([]Change{policy("large", strings.Repeat("z", 60_000))}); err != nil {
+			t.Fatal(err)
+		}
+		s.eventually(2*time.Second, "a change is everywhere", func() bool {
+			for _, d := range docs {
+				if d.Get("policy", "small") == nil || d.Get("policy", "large") == nil || d.Get("policy", "1") != nil {
+					return false
+				}
+			}
+			return true
+		})
+		cancel()
+		runs.Wait()
+		s.end(hosts...)
+	})
 }

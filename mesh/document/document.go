@@ -6,10 +6,11 @@
 // the digest: the order is total, so all peers end with the same one, whatever they heard
 // first. Clocks have no part in it.
 //
-// A deleted document leaves a tombstone: its key, number and signature. It outlives every
-// peer that could have missed it by not more than 30 days. What is written in the past or in
-// the future by a wrong clock is as good as any other; only tombstones look at the time, and
-// one that is out of time does its work all the same (see Set).
+// A deleted document leaves a tombstone: its key, number and signature. It is kept for 30
+// days; a peer that was away for longer can bring back what was deleted meanwhile. What a
+// wrong clock dates into the past or the future is as good as any other: only the end of a
+// tombstone depends on the time, and one that is out of time does its work all the same (see
+// Set).
 //
 // Everything here is a value or belongs to one goroutine at a time; nothing reads a clock,
 // the network or the disk.

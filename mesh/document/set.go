@@ -32,10 +32,9 @@ func (e *FullError) Error() string {
 // Set is the newest version of every document. Below its bound a set is a function of the
 // documents that were put into it, in whatever order, and however often.
 //
-// A tombstone is dropped 30 days after it was written; a peer that was away for longer can
-// bring back what was deleted meanwhile. One that is out of time when it comes, since its
-// writer's clock is wrong, is kept for 30 days from then. It counts in no digest, so that
-// peers need not agree on it, and it is given only to who holds what it deletes.
+// A tombstone is dropped 30 days after it was written. One that is out of time when it comes,
+// since its writer's clock is wrong, is kept for 30 days from then. It counts in no digest, so
+// that peers need not agree on it, and it is given only to who holds what it deletes.
 type Set struct {
 	held   map[string]held // by key
 	top    uint64          // the highest version that ever was here
