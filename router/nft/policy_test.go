@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 
 	"weft/ipam/slot"
 	"weft/router/policy"
@@ -17,6 +18,12 @@ import (
 // which ports, and what the web may ask outside. more adds one that is only tried, named
 // ports, and SCTP.
 func shop(more bool) *policy.Program {
+	policies, w := shopPolicies(more)
+	prog := policy.Compile(policies, w, func(e policy.Endpoint) bool { return e.Name != "web2" })
+	return &prog
+}
+
+func shopPolicies(more bool) ([]policy.Policy, policy.World) {
 	end := func(name, app string, n slot.Slot, ports ...policy.NamedPort) policy.Endpoint {
 		e := policy.Endpoint{ID: name, Namespace: "shop", Name: name, Labels: map[string]string{"app": app}, Ports: ports}
 		e.Addrs = []netip.Addr{universe.Addr4(n), universe.Addr6(n)}
@@ -55,8 +62,67 @@ func shop(more bool) *policy.Program {
 		end("web1", "web", 2), end("web2", "web", 0x30002),
 		end("db1", "db", 3, policy.NamedPort{Name: "sql", Protocol: policy.TCP, Number: 5432}, policy.NamedPort{Name: "dns", Protocol: policy.UDP, Number: 53}),
 	}}
-	prog := policy.Compile(policies, w, func(e policy.Endpoint) bool { return e.Name != "web2" })
-	return &prog
+	return policies, w
+}
+
+// What the text of the API says, what the program says, and what the kernel says of the same
+// packet when its own rules and sets are read back.
+func TestJudge(t *testing.T) {
+	policies, w := shopPolicies(true)
+	p := build(golden["policies"])
+	routertest.New(t).Do(func() {
+		var k Kernel
+		defer k.Close()
+		if err := k.Apply(p); err != nil {
+			t.Fatal(err)
+		}
+		outside := policy.Endpoint{Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}}
+		denied := 0
+		for _, src := range append(slices.Clone(w.Endpoints), outside) {
+			for _, dst := range append(slices.Clone(w.Endpoints), outside) {
+				for n := range 16 {
+					q := policy.Packet{
+						Src: src.Addrs[n%2], Dst: dst.Addrs[n%2], SrcPort: 40000,
+						Protocol: []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP, 1}[n/2%4], DstPort: []uint16{80, 5432}[n/8],
+					}
+					want := policy.Evaluate(policies, w, q)
+					if src.ID == dst.ID || src.Name == "web2" {
+						continue
+					}
+					packet := Packet{Src: q.Src, Dst: q.Dst, Protocol: byte(q.Protocol), SrcPort: q.SrcPort, DstPort: q.DstPort}
+					m := machine{tables: p, packet: packet}
+					kind, err := m.run("policy", 0)
+					ingress, egress := want.Ingress.Allowed, want.Egress.Allowed
+					if dst.Name == "web2" { // another host's
+						ingress = true
+					}
+					if err != nil || (kind != expr.VerdictDrop) != (ingress && egress) {
+						t.Errorf("%+v: %v, %v by way of %v; want %+v", q, kind, err, m.passed, want)
+					}
+					answer := machine{tables: p, packet: Packet{Src: q.Dst, Dst: q.Src, Protocol: packet.Protocol, SrcPort: q.DstPort, DstPort: q.SrcPort, Reply: true}}
+					if kind, err := answer.run("policy", 0); err != nil || (kind != expr.VerdictDrop) != (ingress && egress) {
+						t.Errorf("the answer of %+v: %v, %v by way of %v; want %+v", q, kind, err, answer.passed, want)
+					}
+					for d, allowed := range map[policy.Direction]bool{policy.Ingress: ingress, policy.Egress: egress} {
+						own := q.Src
+						if d == policy.Ingress {
+							own = q.Dst
+						}
+						j, err := k.Judge(d, own, packet)
+						if err != nil || j.Allowed != allowed {
+							t.Errorf("%+v: the kernel's %v: %+v, %v; want %v", q, d, j, err, allowed)
+						}
+						if !allowed {
+							denied++
+						}
+					}
+				}
+			}
+		}
+		if denied < 20 {
+			t.Errorf("%d were denied: too few to prove anything", denied)
+		}
+	})
 }
 
 // handles are the rules that the kernel has, which keep their numbers while they stay.

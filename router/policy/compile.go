@@ -183,6 +183,16 @@ func (g *group) remove(addrs []netip.Addr) {
 	g.built = &next
 }
 
+// World is what the compiler was told of, for Evaluate.
+func (c *Compiler) World() World {
+	w := World{Namespaces: c.namespaces, Endpoints: make([]Endpoint, 0, len(c.endpoints))}
+	for _, m := range c.endpoints {
+		w.Endpoints = append(w.Endpoints, m.Endpoint)
+	}
+	slices.SortFunc(w.Endpoints, func(a, b Endpoint) int { return strings.Compare(a.ID, b.ID) })
+	return w
+}
+
 // Program is what the kernel is to run now.
 func (c *Compiler) Program() Program {
 	var p Program

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Packet is what Evaluate judges. The ports are 0 where the protocol has none.
@@ -17,6 +18,11 @@ type Packet struct {
 	// FromOwnHost says that it comes from the host that the destination is on, itself: a
 	// kubelet's probe, for example. No policy forbids that.
 	FromOwnHost bool
+	// ToOwnHost says that it goes to the host that the source is on, where policies do not apply
+	// to that.
+	ToOwnHost bool
+	// AnyPort asks for any port of any protocol: a rule fits if it allows one.
+	AnyPort bool
 }
 
 // opened is the packet as the side that began the connection would have sent it.
@@ -70,6 +76,8 @@ func Evaluate(policies []Policy, w World, p Packet) Verdict {
 		v.Exempt = "an endpoint always reaches itself"
 	case p.FromOwnHost:
 		v.Exempt = "a host always reaches its own endpoints"
+	case p.ToOwnHost:
+		v.Exempt = "endpoints reach their own host here"
 	default:
 		if fromEndpoint {
 			v.Egress = decide(policies, w, src, Egress, p)
@@ -164,6 +172,13 @@ func (r Rule) allows(pol Policy, w World, d Direction, p Packet) (text string, o
 func (r Rule) port(w World, p Packet) (text string, ok bool) {
 	if len(r.Ports) == 0 {
 		return "", true
+	}
+	if p.AnyPort {
+		var words []string
+		for _, want := range r.Ports {
+			words = append(words, want.String())
+		}
+		return " on " + strings.Join(words, ", "), true
 	}
 	names := ""
 	for _, want := range r.Ports {
