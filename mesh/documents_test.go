@@ -372,6 +372,34 @@ func TestAnOlderCopyWrites(t *testing.T) {
 	}
 }
 
+// What we said in a life that our disk does not remember comes late: what this run wrote counts,
+// once, so that a twin of ours and we do not go on for ever. The word of others is a later one.
+func TestOwnPastDocumentsAreAnswered(t *testing.T) {
+	d := documents(t, 1, &stub{}, &shelf{docs: map[string][]byte{}})
+	d.met = true
+	merge := func(doc *document.Document, want string) {
+		t.Helper()
+		if _, err := d.Merge(encode(documentNews{From: idOf(3), Documents: [][]byte{doc.Encode()}})); err != nil || reads(d) != want {
+			t.Errorf("it has %s, want %s, %v", reads(d), want, err)
+		}
+	}
+	if err := d.Write([]Change{policy("web", "now"), policy("db", "now")}); err != nil {
+		t.Fatal(err)
+	}
+	past := written(t, 1, nil, "web", "past")
+	past = written(t, 1, past, "web", "the past")
+	merge(past, "db=now web=now")
+	if doc, _ := d.set.Last(past.Key()); doc.Version != past.Version+1 {
+		t.Errorf("version %d", doc.Version)
+	}
+	for range 3 {
+		past = written(t, 1, past, "web", "a twin")
+	}
+	merge(past, "db=now web=a twin")
+	theirs := written(t, 2, d.Get("policy", "db"), "db", "theirs")
+	merge(theirs, "db=theirs web=a twin")
+}
+
 // Two that both do not know the mesh yet insist on what they wrote: not for ever.
 func TestTwoThatInsist(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
