@@ -162,3 +162,32 @@ func TestAJoinerHasTheDocumentsSoon(t *testing.T) {
 		s.end(hosts...)
 	})
 }
+
+// What is deleted is gone from all disks 30 days later, also where a clock is wrong.
+func TestDeletedDocumentsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, m := four(t)
+		m[4].ahead.Store(20_000)
+		c.write(m[1], policy("web", "1"), policy("db", "1"), policy("dns", "1"))
+		c.eventually(time.Second, "db=1 dns=1 web=1")
+		c.write(m[1], noPolicy("web"))
+		c.write(m[4], noPolicy("db"))
+		time.Sleep(2 * flushEvery)
+		for n, m := range c.here {
+			if got := reads(m.Documents); got != "dns=1" || len(m.disk.copy().docs) != 3 {
+				t.Errorf("host %d: %s, keeps %d", n, got, len(m.disk.copy().docs))
+			}
+		}
+		c.net.Close() // no gossip for a month
+		for _, m := range c.here {
+			m.ahead.Store(31)
+		}
+		time.Sleep(2 * flushEvery)
+		for n, m := range c.here {
+			if got := reads(m.Documents); got != "dns=1" || len(m.disk.copy().docs) != 1 {
+				t.Errorf("host %d: %s, keeps %d", n, got, len(m.disk.copy().docs))
+			}
+		}
+		c.end()
+	})
+}
