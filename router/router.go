@@ -123,6 +123,14 @@ func (r *Router) Enforce(p policy.Program) error {
 	return r.loadTable(r.applied)
 }
 
+// Judge reads what the kernel makes of a packet by the policies of one of its ends, own.
+func (r *Router) Judge(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Judgement, error) {
+	return r.kernel.Judge(d, own, p)
+}
+
+// Dropped counts the packets that policies dropped in a direction, by endpoint.
+func (r *Router) Dropped(d policy.Direction) (map[netip.Addr]uint64, error) { return r.kernel.Dropped(d) }
+
 // loadTable makes nftables match.
 func (r *Router) loadTable(c Config) error {
 	v4, v6 := c.node()

@@ -33,7 +33,8 @@ type Exempt struct {
 	ICMPErrors bool // ICMP errors about a connection that is known (RFC 792, 4443)
 }
 
-// Prefixes of what is logged, followed by the direction.
+// Prefixes of what is logged, followed by the direction, and before that "answers-" where the
+// packet belongs to a connection that the other side began.
 const (
 	LogDrop  = "weft drop "
 	LogAudit = "weft audit "
@@ -231,9 +232,9 @@ func (l *lowering) end(v verdicts, d direction) {
 		for _, is4 := range []bool{true, false} {
 			c.Rules = append(c.Rules, rule(d.own.inSet(l.dropped(d.Direction, is4))))
 		}
-		c.Rules = append(c.Rules, rule(logged(LogDrop+d.String())), rule(drop()))
+		c.Rules = append(c.Rules, rule(logged(LogDrop+d.prefix()+d.String())), rule(drop()))
 	} else {
-		c.Rules = []Rule{rule(logged(LogAudit + d.String()))}
+		c.Rules = []Rule{rule(logged(LogAudit + d.prefix() + d.String()))}
 	}
 	l.program.Chains = append(l.program.Chains, c)
 }

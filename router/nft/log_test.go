@@ -1,0 +1,107 @@
+package nft
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"weft/router/policy"
+	"weft/router/routertest"
+)
+
+var (
+	tcp4 = []byte{
+		0x46, 0, 0, 44, 0, 0, 0, 0, 64, 6, 0, 0, 10, 32, 0, 2, 10, 32, 0, 3, 1, 1, 1, 1, // options
+		0x9c, 0x40, 0x15, 0x38, 0, 0, 0, 0,
+	}
+	udp6 = append(append(append([]byte{0x60, 0, 0, 0, 0, 16, 0, 64},
+		netip.MustParseAddr("fd01:2:3:4::2").AsSlice()...), netip.MustParseAddr("fd01:2:3:4::3").AsSlice()...),
+		17, 0, 0, 0, 0, 0, 0, 0, // hop-by-hop options
+		0, 53, 0x9c, 0x40)
+)
+
+func TestParseLogged(t *testing.T) {
+	for _, c := range []struct {
+		prefix  string
+		payload []byte
+		want    Logged
+		ok      bool
+	}{
+		{"weft drop ingress\x00", tcp4, Logged{Packet: Packet{
+			Src: netip.MustParseAddr("10.32.0.2"), Dst: netip.MustParseAddr("10.32.0.3"), Protocol: 6, SrcPort: 40000, DstPort: 5432,
+		}}, true},
+		{"weft audit answers-egress", udp6, Logged{Audit: true, Direction: policy.Egress, Packet: Packet{
+			Src: netip.MustParseAddr("fd01:2:3:4::2"), Dst: netip.MustParseAddr("fd01:2:3:4::3"), Protocol: 17, SrcPort: 53, DstPort: 40000, Reply: true,
+		}}, true},
+		{"weft drop", tcp4, Logged{}, false},
+		{"weft drop sideways", tcp4, Logged{}, false},
+		{"other drop ingress", tcp4, Logged{}, false},
+		{"weft drop ingress", tcp4[:26], Logged{}, false},
+		{"weft drop ingress", udp6[:39], Logged{}, false},
+		{"weft drop ingress", nil, Logged{}, false},
+	} {
+		if got, ok := parseLogged(c.prefix, c.payload); ok != c.ok || ok && got != c.want {
+			t.Errorf("%q: %+v, %v", c.prefix, got, ok)
+		}
+	}
+}
+
+// What endpoints send is not ours: no packet makes the parser fail.
+func FuzzParsePacket(f *testing.F) {
+	f.Add(tcp4)
+	f.Add(udp6)
+	f.Add([]byte{0x6f})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if p, ok := parsePacket(data); ok && (!p.Src.IsValid() || !p.Dst.IsValid()) {
+			t.Errorf("%x: %+v", data, p)
+		}
+	})
+}
+
+// A packet that the kernel drops is heard of, and counted.
+func TestWatch(t *testing.T) {
+	self := netip.MustParseAddr("127.0.0.1")
+	prog := policy.Compile([]policy.Policy{{Namespace: "x", Name: "p", Isolates: policy.Of(policy.Egress)}},
+		policy.World{Endpoints: []policy.Endpoint{{ID: "a", Namespace: "x", Addrs: []netip.Addr{self}}}},
+		func(policy.Endpoint) bool { return true })
+	ns := routertest.New(t)
+	heard, ended := make(chan Logged, 100), make(chan error, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	go ns.Do(func() { ended <- Watch(ctx, func(l Logged) { heard <- l }) })
+	ns.Do(func() {
+		var k Kernel
+		defer k.Close()
+		if err := k.Apply(build(config(func(c *Config) { c.Policy = &prog }))); err != nil {
+			t.Fatal(err)
+		}
+		conn, err := net.Dial("udp", "127.0.0.1:9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		for sent := uint64(1); ; sent++ { // until the watch has begun
+			if _, err := conn.Write([]byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case l := <-heard:
+				if l.Direction != policy.Egress || l.Audit || l.Reply || l.Src != self || l.Dst != self || l.Protocol != 17 || l.DstPort != 9 {
+					t.Errorf("heard of %+v", l)
+				}
+				if counts, err := k.Dropped(policy.Egress); err != nil || counts[self] != sent {
+					t.Errorf("counted %v, %v; %d were sent", counts, err, sent)
+				}
+				stop()
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+				return
+			case err := <-ended:
+				t.Fatal(err)
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	})
+}
