@@ -53,6 +53,10 @@ type Agent struct {
 	view   atomic.Pointer[view]
 
 	directory *mesh.Directory
+	documents *mesh.Documents
+	policies  policies
+	policed   chan struct{} // policies or endpoints may have changed
+	drops     drops
 	dns       *dns.Server // nil where there is to be none
 
 	stop context.CancelFunc
@@ -90,7 +94,7 @@ type settings struct {
 // New makes an agent; Run starts it.
 func New(opts Options) *Agent {
 	return &Agent{
-		opts: opts, log: opts.Log, kick: make(chan struct{}, 1), named: make(chan struct{}, 1), lostNode: make(chan struct{}, 1),
+		opts: opts, log: opts.Log, kick: make(chan struct{}, 1), named: make(chan struct{}, 1), policed: make(chan struct{}, 1), lostNode: make(chan struct{}, 1),
 		endpoints: map[string]*endpointRecord{}, busy: map[string]bool{},
 		notReady: "the agent is starting",
 	}
@@ -148,7 +152,10 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return a.mesh.Run(ctx) })
 	group.Go(func() error { return a.ipam.Run(ctx) })
 	group.Go(func() error { return a.directory.Run(ctx) })
+	group.Go(func() error { return a.documents.Run(ctx) })
 	group.Go(func() error { return a.publish(ctx) })
+	group.Go(func() error { return a.police(ctx) })
+	group.Go(func() error { return a.watchDrops(ctx) })
 	group.Go(func() error { return a.claimNode(ctx) })
 	group.Go(func() error { return a.reconcile(ctx) })
 	stopDNS := a.serveDNS(ctx)
@@ -196,6 +203,9 @@ func (a *Agent) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	if err := a.makeDirectory(); err != nil {
+		return err
+	}
+	if err := a.makeDocuments(found != nil); err != nil {
 		return err
 	}
 	if err := a.makeDNS(); err != nil {

@@ -53,6 +53,9 @@ func partial(t *testing.T) *Agent {
 	u := slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}
 	found := ring.Found(ring.ID{1}, [16]byte{1}, u, a.self())
 	a.router = router.New(router.Options{Log: a.log})
+	if err := a.newDocuments(alone{}); err != nil {
+		t.Fatal(err)
+	}
 	a.ipam = ipam.New(ipam.Config{Self: a.self(), Store: a.store, Mesh: alone{}, Log: a.log, Found: &found, Changed: a.changed})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

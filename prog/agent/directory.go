@@ -60,7 +60,7 @@ func (a *Agent) makeDirectory() (err error) {
 		return err
 	}
 	a.directory, err = mesh.NewDirectory(mesh.DirectoryConfig{
-		Identity: a.keys.Identity, Mesh: a.mesh, Store: a.store, Sets: sets, Wanted: a.wanted, Log: a.log, Changed: func() {},
+		Identity: a.keys.Identity, Mesh: a.mesh, Store: a.store, Sets: sets, Wanted: a.wanted, Log: a.log, Changed: a.repolice,
 	})
 	if err != nil {
 		return err

@@ -113,6 +113,10 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	a.mu.Lock()
 	a.endpoints[key] = e
 	a.mu.Unlock()
+	// Before the endpoint can send or get a packet: its link is not plugged in yet.
+	if err := a.enforce(); err != nil {
+		return reply, fmt.Errorf("isolate %s: %w", key, err)
+	}
 	a.rename()
 	return api.AttachReply{
 		Addresses: addresses(a.plug(e, snap)), Universe: a.universe(snap), MTU: int(a.mtu.Load()), Resolver: a.resolver(e.Namespace),
@@ -253,6 +257,7 @@ func (a *Agent) Detach(ctx context.Context, ref api.EndpointRef) error {
 	a.mu.Lock()
 	delete(a.endpoints, key)
 	a.mu.Unlock()
+	a.repolice()
 	a.rename()
 	return a.forgetNames(key)
 }

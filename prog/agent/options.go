@@ -26,6 +26,7 @@ import (
 	"weft/mesh/secret"
 	"weft/prog/state"
 	"weft/router"
+	"weft/router/nft"
 )
 
 // Options are what the operator decides. The zero value of a field stands for its default.
@@ -47,6 +48,7 @@ type Options struct {
 	CNIBinDir  string
 	StatusAddr string // empty: no status over TCP
 	DNS        DNSOptions
+	Exempt     nft.Exempt // what policies do not apply to
 	Log        *slog.Logger
 }
 

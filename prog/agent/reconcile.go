@@ -74,6 +74,9 @@ func (a *Agent) step(ctx context.Context) error {
 	if _, ok := errors.AsType[*link.OverlapError](overlap); ok && !a.applied {
 		return &fatalError{overlap}
 	}
+	if err := a.enforce(); err != nil {
+		return err
+	}
 	cfg := a.desired(snap)
 	if err := a.router.Apply(ctx, cfg); err != nil {
 		return err
@@ -93,6 +96,9 @@ func (a *Agent) step(ctx context.Context) error {
 	}
 	if cfg.Node == 0 {
 		return errors.New("waiting for a node address from the other peers (see `weft status ipam`)")
+	}
+	if !a.documents.Synced() { // a container must not run before its policies are known
+		return errors.New("waiting for the policies of the other peers (see `weft status peers`)")
 	}
 	return a.releaseQueue().check()
 }
@@ -125,7 +131,7 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		Universe: snap.Ring.Universe, Node: a.node,
 		PrivateKey: a.keys.WireGuard, Port: uint16(a.opts.Port), MTU: int(a.mtu.Load()),
 		Own: in.Owned[self], Tunnels: topology.Plan(in),
-		Exposed: a.settings.Exposed, Resolver: a.dns != nil, IPv6: a.ipv6,
+		Exposed: a.settings.Exposed, Resolver: a.dns != nil, Exempt: a.opts.Exempt, IPv6: a.ipv6,
 	}
 	if s, ok := snap.Allocations[nodeKey]; ok {
 		cfg.Node = s

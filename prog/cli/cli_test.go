@@ -149,6 +149,8 @@ func TestExitCodesAndErrors(t *testing.T) {
 		{[]string{"launch", "--port", "70000"}, ExitUsage, "--port 70000"},
 		{[]string{"launch", "--wireguard-port", "0"}, ExitUsage, "--wireguard-port 0"},
 		{[]string{"launch", "--mtu", "576"}, ExitUsage, "1280"},
+		{[]string{"launch", "--policy-exempt", "none,dns"}, ExitUsage, "nothing else"},
+		{[]string{"launch", "--policy-exempt", "all"}, ExitUsage, "own-host"},
 		{[]string{"launch", "--dns-domain", "a..b"}, ExitUsage, "--dns-domain"},
 		{[]string{"launch", "--dns-domain", "onion"}, ExitUsage, "take weft.internal"},
 		{[]string{"launch", "--dns-domain", "arpa"}, ExitUsage, "take weft.internal"},

@@ -38,6 +38,7 @@ type launchFlags struct {
 	init      string
 	exclude   []string
 	advertise []string
+	exempt    []string
 	verbose   bool
 	wait      time.Duration // of launch only
 }
@@ -61,6 +62,8 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", agent.DefaultCNIBinDir, "where the CNI plugin is installed")
 	flags.StringVar(&f.StatusAddr, "status-addr", agent.DefaultStatusAddr, "address of the read-only status over HTTP; empty for none")
 	f.dns.add(flags, &f.DNS)
+	flags.StringSliceVar(&f.exempt, "policy-exempt", []string{agent.ExemptOwnHost, agent.ExemptICMPErrors},
+		"what policies do not apply to on this host: own-host (what containers send to their own host), or of that only dns (questions to its name server); icmp-errors (about connections that are known); or none")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "log more")
 }
 
@@ -99,6 +102,9 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	}
 	if err := f.dns.complete(&f.DNS); err != nil {
 		return usageError{err}
+	}
+	if f.Exempt, err = agent.ParseExempt(f.exempt); err != nil {
+		return usageError{fmt.Errorf("--policy-exempt: %w", err)}
 	}
 	if f.Rest <= 0 {
 		return usageError{fmt.Errorf("--ipalloc-rest %v: want more than 0", f.Rest)}

@@ -193,6 +193,15 @@ func (c *Compiler) World() World {
 	return w
 }
 
+// Local lists the endpoints that are on this host.
+func (c *Compiler) Local() (out []Endpoint) {
+	for _, m := range c.locals {
+		out = append(out, m.Endpoint)
+	}
+	slices.SortFunc(out, func(a, b Endpoint) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
 // Program is what the kernel is to run now.
 func (c *Compiler) Program() Program {
 	var p Program

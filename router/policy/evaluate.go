@@ -111,6 +111,9 @@ func decide(policies []Policy, w World, e Endpoint, d Direction, p Packet) Decis
 	return out
 }
 
+// Selects reports whether the policy is about an endpoint, in whatever direction.
+func (p Policy) Selects(e Endpoint) bool { return p.selects(e, Ingress) || p.selects(e, Egress) }
+
 // selects reports whether the policy isolates an endpoint in a direction.
 func (p Policy) selects(e Endpoint, d Direction) bool {
 	return p.Isolates.Has(d) && p.Namespace == e.Namespace && p.Pods.Matches(Labels{set: e.Labels})

@@ -129,6 +129,10 @@ func (p Protocol) String() string {
 		return "UDP"
 	case SCTP:
 		return "SCTP"
+	case 1:
+		return "ICMP"
+	case 58:
+		return "ICMPv6"
 	}
 	return fmt.Sprintf("protocol %d", uint8(p))
 }
@@ -143,6 +147,8 @@ type Port struct {
 
 func (p Port) String() string {
 	switch {
+	case p.Protocol != TCP && p.Protocol != UDP && p.Protocol != SCTP:
+		return p.Protocol.String() // it has no ports
 	case p.Name != "":
 		return p.Name + "/" + p.Protocol.String()
 	case p.Number == 0:

@@ -30,6 +30,7 @@ type Agent interface {
 	Stop(context.Context, api.StopRequest) (api.StopReply, error)
 	RemovePeer(context.Context, api.RemovePeerRequest) (api.RemovePeerReply, error)
 	Usage(context.Context) (map[string]api.Usage, error)
+	Policies
 }
 
 // Handler serves the whole contract; it belongs on a socket that only root can open.
@@ -51,6 +52,7 @@ func Handler(a Agent) http.Handler {
 	write(mux, api.PathAddName, quiet(a.AddName))
 	write(mux, api.PathDropName, quiet(a.RemoveName))
 	write(mux, api.PathLookup, a.Lookup)
+	AddPolicies(mux, a)
 	return mux
 }
 

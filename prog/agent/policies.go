@@ -1,0 +1,316 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh"
+	"weft/mesh/directory"
+	"weft/mesh/document"
+	"weft/mesh/peer"
+	"weft/prog/manifest"
+	"weft/router/nft"
+	"weft/router/policy"
+)
+
+// Kinds of documents.
+const (
+	kindPolicy    = "networkpolicy"
+	kindNamespace = "namespace"
+)
+
+// policies are what this host enforces, and what that is made from: the documents, the
+// directory, and what is attached here.
+type policies struct {
+	// mu is held while a program is made and loaded, so that an older one never follows a newer.
+	mu       sync.Mutex
+	compiler *policy.Compiler
+	parsed   map[string]parsed // by the documents' keys
+	list     []policy.Policy
+	spaces   map[string]map[string]string
+	made     string // generation of the documents that list and spaces are of
+
+	seen map[peer.ID]directory.Held // whose endpoints the compiler has, and of which set
+	ids  map[peer.ID]map[string]bool
+	ring ring.Ring // by which they count
+
+	program  policy.Program
+	enforced string   // generation that the kernel has
+	unread   []string // documents that this version cannot read
+}
+
+// parsed is a document that was read.
+type parsed struct {
+	digest document.Digest
+	manifest.Document
+	err error
+}
+
+func (a *Agent) makeDocuments(founds bool) error {
+	if err := a.newDocuments(a.mesh); err != nil {
+		return err
+	}
+	a.mesh.Replicate(a.documents)
+	for kind, h := range a.documents.Handlers() {
+		a.mesh.Handle(kind, h)
+	}
+	a.policyHandlers()
+	if founds {
+		return a.documents.MarkSynced()
+	}
+	return nil
+}
+
+func (a *Agent) newDocuments(m mesh.Messenger) error {
+	kept, err := a.store.Documents()
+	if err != nil {
+		return err
+	}
+	synced, err := a.store.Synced()
+	if err != nil {
+		return err
+	}
+	a.documents, err = mesh.NewDocuments(mesh.DocumentsConfig{
+		Identity: a.keys.Identity, Mesh: m, Store: a.store, Documents: kept, Synced: synced, Now: time.Now, Log: a.log,
+		Changed: func() {
+			a.repolice()
+			a.changed()
+		},
+	})
+	a.policies = policies{
+		compiler: policy.NewCompiler(), parsed: map[string]parsed{}, seen: map[peer.ID]directory.Held{}, ids: map[peer.ID]map[string]bool{},
+	}
+	return err
+}
+
+// repolice asks for the policies to be enforced anew. It never blocks.
+func (a *Agent) repolice() {
+	select {
+	case a.policed <- struct{}{}:
+	default:
+	}
+}
+
+// police keeps the kernel in step with documents and directory.
+func (a *Agent) police(ctx context.Context) error {
+	told := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.policed:
+		}
+		if a.view.Load() == nil {
+			continue // the first reconciliation comes soon
+		}
+		switch err := a.enforce(); {
+		case err == nil:
+			told = ""
+		case err.Error() != told:
+			told = err.Error()
+			a.log.Warn("cannot enforce all policies: those of before stay in force", "err", err)
+		}
+	}
+}
+
+// enforce makes the kernel judge by what is known now, and returns when it does.
+func (a *Agent) enforce() error {
+	p := &a.policies
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	a.readDocuments()
+	a.lookAround()
+	p.program = p.compiler.Program()
+	if err := a.router.Enforce(p.program); err != nil {
+		return err
+	}
+	p.enforced = p.made
+	return nil
+}
+
+// generation names a state of all documents.
+func generation(d *mesh.Documents) string {
+	sum := sha256.Sum256([]byte(d.Generation(kindPolicy) + d.Generation(kindNamespace)))
+	return hex.EncodeToString(sum[:8])
+}
+
+// readDocuments gives the compiler the policies and namespaces of now. The caller holds the
+// lock.
+func (a *Agent) readDocuments() {
+	p := &a.policies
+	now := generation(a.documents)
+	if now == p.made {
+		return
+	}
+	next := map[string]parsed{}
+	p.list, p.spaces, p.unread = nil, map[string]map[string]string{}, nil
+	for _, d := range slices.Concat(a.documents.List(kindPolicy), a.documents.List(kindNamespace)) {
+		one := p.parsed[d.Key()]
+		if one.digest != d.Digest {
+			one = parseDocument(d)
+		}
+		next[d.Key()] = one
+		switch {
+		case one.err != nil:
+			p.unread = append(p.unread, fmt.Sprintf("%s %s, written by %s, is not understood here and not enforced: %v. Update Weft on this host, or apply it again",
+				d.Kind, d.Name, a.mesh.Name(d.WriterID()), one.err))
+		case d.Kind == kindPolicy:
+			p.list = append(p.list, one.Policy)
+		default:
+			p.spaces[one.Namespace] = one.Labels
+		}
+	}
+	p.parsed, p.made = next, now
+	p.compiler.SetPolicies(p.list, p.spaces)
+}
+
+// parseDocument reads what anybody in the mesh wrote.
+func parseDocument(d *document.Document) parsed {
+	out := parsed{digest: d.Digest}
+	docs, err := manifest.Parse(d.Body)
+	switch {
+	case err != nil:
+		out.err = err
+	case len(docs) != 1 || docs[0].Name() != d.Name || documentKind(docs[0]) != d.Kind:
+		out.err = fmt.Errorf("it is not the %s %s", d.Kind, d.Name)
+	default:
+		out.Document = docs[0]
+	}
+	return out
+}
+
+func documentKind(d manifest.Document) string { return strings.ToLower(d.Kind) }
+
+// lookAround tells the compiler of the endpoints of others, as far as their sets changed, and
+// of those here, as they are attached: the directory hears of those later. The caller holds
+// the lock.
+func (a *Agent) lookAround() {
+	p, v := &a.policies, a.view.Load()
+	if v == nil {
+		return
+	}
+	if !v.ring.Equal(p.ring) {
+		p.ring, p.seen = v.ring, map[peer.ID]directory.Held{}
+	}
+	there := map[peer.ID]bool{a.self(): true}
+	for _, h := range a.directory.Held() {
+		there[h.Owner] = true
+		if have, ok := p.seen[h.Owner]; h.Owner == a.self() || ok && have.Compare(h) == 0 {
+			continue
+		}
+		p.seen[h.Owner] = h
+		var list []policy.Endpoint
+		for _, e := range a.directory.Of(h.Owner, v.ring) {
+			if e.ID != nodeKey && len(e.Slots) > 0 { // neither a host nor a name for outside
+				list = append(list, judged(e.Owner, e.Endpoint, e.Addrs(v.ring.Universe)))
+			}
+		}
+		p.put(h.Owner, list, false)
+	}
+	for owner := range p.ids {
+		if !there[owner] {
+			p.put(owner, nil, false)
+			delete(p.seen, owner)
+		}
+	}
+	p.put(a.self(), a.judgedHere(v.ring.Universe), true)
+}
+
+// judgedHere are the endpoints of this host.
+func (a *Agent) judgedHere(u slot.Universe) (list []policy.Endpoint) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, e := range a.endpoints {
+		addrs := []netip.Addr{u.Addr4(e.Slot)}
+		if a.ipv6 {
+			addrs = append(addrs, u.Addr6(e.Slot))
+		}
+		list = append(list, judged(a.self(), e.entry(), addrs))
+	}
+	return list
+}
+
+// judged is an endpoint as policies see it.
+func judged(owner peer.ID, e directory.Endpoint, addrs []netip.Addr) policy.Endpoint {
+	out := policy.Endpoint{
+		ID: owner.String() + "/" + e.ID, Namespace: cmp.Or(e.Namespace, manifest.DefaultNamespace), Name: e.Name, Labels: e.Labels, Addrs: addrs,
+	}
+	for _, p := range e.Ports {
+		if number := protocolNumber(p.Protocol); number != 0 {
+			out.Ports = append(out.Ports, policy.NamedPort{Name: p.Name, Protocol: number, Number: p.Number})
+		}
+	}
+	return out
+}
+
+// protocolNumber is a protocol by its name in any case; 0: none that has ports.
+func protocolNumber(name string) policy.Protocol {
+	for _, p := range []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP} {
+		if strings.EqualFold(p.String(), name) {
+			return p
+		}
+	}
+	return 0
+}
+
+// put makes list the endpoints of a peer.
+func (p *policies) put(owner peer.ID, list []policy.Endpoint, local bool) {
+	now := make(map[string]bool, len(list))
+	for _, e := range list {
+		now[e.ID] = true
+		p.compiler.Put(e, local)
+	}
+	for id := range p.ids[owner] {
+		if !now[id] {
+			p.compiler.Remove(id)
+		}
+	}
+	if p.ids[owner] = now; len(now) == 0 {
+		delete(p.ids, owner)
+	}
+}
+
+// policyWarnings says what is not enforced here.
+func (a *Agent) policyWarnings() []string {
+	a.policies.mu.Lock()
+	defer a.policies.mu.Unlock()
+	return slices.Clone(a.policies.unread)
+}
+
+// Exemptions that the operator can take away.
+const (
+	ExemptOwnHost    = "own-host"
+	ExemptResolver   = "dns"
+	ExemptICMPErrors = "icmp-errors"
+)
+
+// ParseExempt reads what policies do not apply to.
+func ParseExempt(words []string) (e nft.Exempt, err error) {
+	for _, w := range words {
+		switch w {
+		case ExemptOwnHost:
+			e.OwnHost = true
+		case ExemptResolver:
+			e.Resolver = true
+		case ExemptICMPErrors:
+			e.ICMPErrors = true
+		case "none":
+			if len(words) > 1 {
+				return e, fmt.Errorf("none goes with nothing else")
+			}
+		default:
+			return e, fmt.Errorf("%q is none of %s, %s, %s and none", w, ExemptOwnHost, ExemptResolver, ExemptICMPErrors)
+		}
+	}
+	return e, nil
+}

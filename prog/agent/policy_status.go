@@ -1,0 +1,172 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"golang.org/x/sync/errgroup"
+
+	"weft/mesh/peer"
+	"weft/prog/api"
+	"weft/router/policy"
+)
+
+// Requests about policies.
+const (
+	requestInForce = "policy/in-force" // → inForce
+	requestJudge   = "policy/judge"    // judgeRequest → api.Decision
+	requestTry     = "policy/try"      // []mesh.Change → flowChanges
+)
+
+// policyAsk bounds how long a peer may take, and how many are asked at once.
+const (
+	policyAsk    = 5 * time.Second
+	policyAtOnce = 16
+)
+
+// sourceGossip says where policies come from.
+const sourceGossip = "documents of the network (weft policy apply)"
+
+// inForce is what a peer says of its kernel.
+type inForce struct {
+	Generation string
+	Isolated   int
+	Dropped    uint64
+	Policies   map[string]int // endpoints there that each selects
+}
+
+// policyHandlers answer other peers.
+func (a *Agent) policyHandlers() {
+	a.mesh.Handle(requestInForce, func(context.Context, peer.ID, []byte) ([]byte, error) { return cbor.Marshal(a.inForce()) })
+	a.mesh.Handle(requestJudge, a.serveJudge)
+	a.mesh.Handle(requestTry, a.serveTry)
+}
+
+// inForce is what this host enforces.
+func (a *Agent) inForce() inForce {
+	p := &a.policies
+	p.mu.Lock()
+	out := inForce{Generation: p.enforced, Policies: map[string]int{}}
+	isolated := map[string]bool{}
+	for _, e := range p.compiler.Local() {
+		for _, one := range p.list {
+			if one.Selects(e) {
+				out.Policies[one.Ref()]++
+				isolated[e.ID] = isolated[e.ID] || !one.Audit
+			}
+		}
+	}
+	for _, one := range p.list { // those too that select nobody here
+		out.Policies[one.Ref()] += 0
+	}
+	p.mu.Unlock()
+	for _, yes := range isolated {
+		if yes {
+			out.Isolated++
+		}
+	}
+	for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
+		counts, err := a.router.Dropped(d)
+		if err != nil {
+			a.log.Debug("packets that were dropped are not counted", "err", err)
+		}
+		for _, n := range counts {
+			out.Dropped += n
+		}
+	}
+	return out
+}
+
+// askAll sends a request to all other peers that can be reached, and calls f with each answer.
+func (a *Agent) askAll(ctx context.Context, kind string, payload []byte, f func(id peer.ID, answer []byte, err error)) {
+	var mu sync.Mutex // f is called one at a time
+	group := errgroup.Group{}
+	group.SetLimit(policyAtOnce)
+	for _, id := range a.mesh.Others() {
+		group.Go(func() error {
+			var answer []byte
+			err := fmt.Errorf("it cannot be reached now")
+			if a.mesh.Reachable(id) {
+				ctx, cancel := context.WithTimeout(ctx, policyAsk)
+				defer cancel()
+				answer, err = a.mesh.Request(ctx, id, kind, payload)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			f(id, answer, err)
+			return nil
+		})
+	}
+	_ = group.Wait() // its functions return nil
+}
+
+// PolicyStatus asks all peers which policies they enforce.
+func (a *Agent) PolicyStatus(ctx context.Context) (api.PolicyStatus, error) {
+	own := a.inForce()
+	status := api.PolicyStatus{
+		Source: sourceGossip, Generation: generation(a.documents), Policies: []api.PolicyInForce{}, Peers: []api.PeerPolicies{}, Exempt: a.exemptions(),
+	}
+	index := map[string]int{}
+	a.policies.mu.Lock()
+	for _, p := range a.policies.list {
+		index[p.Ref()] = len(status.Policies)
+		status.Policies = append(status.Policies, api.PolicyInForce{Policy: p.Ref(), Audit: p.Audit})
+	}
+	a.policies.mu.Unlock()
+	add := func(id peer.ID, nickname string, f inForce) {
+		current := f.Generation == status.Generation
+		status.Peers = append(status.Peers, api.PeerPolicies{
+			Peer: id.String(), Nickname: nickname, Generation: f.Generation, Current: current, Isolated: f.Isolated, Dropped: f.Dropped,
+		})
+		for ref, n := range f.Policies {
+			if i, ok := index[ref]; ok && current {
+				status.Policies[i].Peers++
+				status.Policies[i].Endpoints += n
+			}
+		}
+	}
+	add(a.self(), a.mesh.Own().Nickname, own)
+	a.askAll(ctx, requestInForce, nil, func(id peer.ID, answer []byte, err error) {
+		nickname := a.nickname(id)
+		var f inForce
+		if err == nil {
+			err = cbor.Unmarshal(answer, &f)
+		}
+		if err != nil {
+			status.Peers = append(status.Peers, api.PeerPolicies{
+				Peer: id.String(), Nickname: nickname, Unreachable: !a.mesh.Reachable(id), Error: err.Error(),
+			})
+			return
+		}
+		add(id, nickname, f)
+	})
+	return status, nil
+}
+
+func (a *Agent) nickname(id peer.ID) string {
+	for _, p := range a.mesh.Peers() {
+		if p.Record.Identity != nil && p.Record.ID() == id {
+			return p.Record.Nickname
+		}
+	}
+	return ""
+}
+
+// exemptions says what policies do not apply to on this host.
+func (a *Agent) exemptions() []string {
+	out := []string{"what this host sends to its own endpoints"}
+	e := a.opts.Exempt
+	switch {
+	case e.OwnHost:
+		out = append(out, "what endpoints send to their own host")
+	case e.Resolver:
+		out = append(out, "endpoints' questions to the name server of their host")
+	}
+	if e.ICMPErrors {
+		out = append(out, "ICMP errors about connections that are known")
+	}
+	return out
+}
