@@ -50,6 +50,9 @@ type DirectoryConfig struct {
 	Log    *slog.Logger
 	// Changed is called after every change. It must not block.
 	Changed func()
+	// Settle returns once all that follows from the directory is in force here, such as who may
+	// reach whom; until then a slot that was freed is not said to be forgotten. nil: nothing does.
+	Settle func() error
 }
 
 // Directory replicates the endpoints of all peers. Small changes travel as deltas by

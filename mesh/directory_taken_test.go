@@ -73,6 +73,22 @@ func TestASlotIsTakenWhileItIsKnown(t *testing.T) {
 	})
 }
 
+// A host that has dropped an entry, but not yet what followed from it, holds the slot.
+func TestASlotIsTakenUntilPoliciesAreInForce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, h := five(t)
+		h[2].behind.Store(true)
+		w.say(h[1])
+		time.Sleep(time.Minute)
+		if _, _, why := h[1].Stuck(); h[2].knows(1, 1) || !h[1].Taken(1) || why == nil || !strings.Contains(why.Error(), "the kernel is behind") {
+			t.Errorf("free, or for another reason: %v", why)
+		}
+		h[2].behind.Store(false)
+		w.freed(h[1], 1, 10*time.Second)
+		w.end()
+	})
+}
+
 // One that can be reached, and does not answer, holds it; one that cannot be reached does
 // not, and one that comes back in time does again.
 func TestWhoHoldsASlot(t *testing.T) {

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"errors"
 	"context"
 	"crypto/ed25519"
 	"fmt"
@@ -71,6 +72,7 @@ type resident struct {
 	stop   context.CancelFunc
 	done   chan error
 	slow   atomic.Int64 // how long it takes to answer
+	behind atomic.Bool  // what follows from the directory is not yet in force
 	asked  map[string]int
 	counts sync.Mutex
 }
@@ -115,6 +117,12 @@ func (w *town) start(n, side int, disk *setDisk) *resident {
 	d, err := NewDirectory(DirectoryConfig{
 		Identity: identity(n), Mesh: r, Store: disk, Sets: slices.Collect(maps.Values(disk.copy().sets)), Wanted: w.wanted,
 		Log: slog.New(slog.DiscardHandler), Changed: func() {},
+		Settle: func() error {
+			if r.behind.Load() {
+				return errors.New("the kernel is behind")
+			}
+			return nil
+		},
 	})
 	if err != nil {
 		w.t.Fatal(err)

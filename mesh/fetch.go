@@ -90,6 +90,11 @@ func (d *Directory) serveHeld(ctx context.Context, from peer.ID, payload []byte)
 	if s != nil && d.lacks(h) || s == nil && d.counts(from) {
 		return nil, fmt.Errorf("version %d of the endpoints of %v did not arrive", h.Version, from)
 	}
+	if d.cfg.Settle != nil {
+		if err := d.cfg.Settle(); err != nil {
+			return nil, err
+		}
+	}
 	if err := d.flush(from); err != nil || s == nil { // a restart must not bring back what we say is gone
 		return nil, err
 	}

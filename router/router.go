@@ -129,7 +129,9 @@ func (r *Router) Judge(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Ju
 }
 
 // Dropped counts the packets that policies dropped in a direction, by endpoint.
-func (r *Router) Dropped(d policy.Direction) (map[netip.Addr]uint64, error) { return r.kernel.Dropped(d) }
+func (r *Router) Dropped(d policy.Direction) (map[netip.Addr]uint64, error) {
+	return r.kernel.Dropped(d)
+}
 
 // loadTable makes nftables match.
 func (r *Router) loadTable(c Config) error {

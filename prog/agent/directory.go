@@ -60,7 +60,8 @@ func (a *Agent) makeDirectory() (err error) {
 		return err
 	}
 	a.directory, err = mesh.NewDirectory(mesh.DirectoryConfig{
-		Identity: a.keys.Identity, Mesh: a.mesh, Store: a.store, Sets: sets, Wanted: a.wanted, Log: a.log, Changed: a.repolice,
+		Identity: a.keys.Identity, Mesh: a.mesh, Store: a.store, Sets: sets, Wanted: a.wanted, Log: a.log,
+		Changed: a.repolice, Settle: a.settled, // nobody inherits what an address was allowed before
 	})
 	if err != nil {
 		return err

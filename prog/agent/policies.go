@@ -110,10 +110,7 @@ func (a *Agent) police(ctx context.Context) error {
 			return nil
 		case <-a.policed:
 		}
-		if a.view.Load() == nil {
-			continue // the first reconciliation comes soon
-		}
-		switch err := a.enforce(); {
+		switch err := a.settled(); {
 		case err == nil:
 			told = ""
 		case err.Error() != told:
@@ -121,6 +118,14 @@ func (a *Agent) police(ctx context.Context) error {
 			a.log.Warn("cannot enforce all policies: those of before stay in force", "err", err)
 		}
 	}
+}
+
+// settled enforces, unless the first reconciliation, which does so, is still to come.
+func (a *Agent) settled() error {
+	if a.view.Load() == nil {
+		return nil
+	}
+	return a.enforce()
 }
 
 // enforce makes the kernel judge by what is known now, and returns when it does.

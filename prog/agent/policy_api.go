@@ -144,9 +144,7 @@ func (a *Agent) write(ctx context.Context, reply api.ApplyReply, changes []mesh.
 	if err != nil {
 		return reply, &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
 	}
-	if a.view.Load() != nil {
-		err = a.enforce()
-	}
+	err = a.settled()
 	reply.Generation = generation(a.documents)
 	if err != nil {
 		return reply, fmt.Errorf("it is written, but not yet in force on this host: %w", err)
