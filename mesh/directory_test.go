@@ -1,9 +1,9 @@
 package mesh
 
 import (
-	"errors"
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
