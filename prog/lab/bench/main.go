@@ -23,7 +23,7 @@ import (
 )
 
 // limit bounds a whole run.
-const limit = 10 * time.Minute
+const limit = 15 * time.Minute
 
 // A benchmark prints its rows. They run one after the other, each on labs of its own.
 var benchmarks = []struct {
@@ -37,6 +37,7 @@ var benchmarks = []struct {
 	{"ipam", ipamBench},
 	{"directory", directoryBench},
 	{"dns", dnsBench},
+	{"policy", policyBench},
 }
 
 // helpers are what this program is inside of a lab's host, where it is called with their name first.

@@ -60,8 +60,8 @@ func stream(ctx context.Context, b *bench) (err error) {
 		}
 	}
 	printComparisons(os.Stdout, "One TCP stream between containers on two hosts", "Gbit/s", "wireguard-go",
-		comparison{"in the place of `weft datapath`, on the same hosts", rates[0], rates[1], 1, 0},
-		comparison{"set up by hand, without a firewall", rates[0], rates[2], 0, 0})
+		comparison{what: "in the place of `weft datapath`, on the same hosts", ours: rates[0], theirs: rates[1], atLeast: 1},
+		comparison{what: "set up by hand, without a firewall", ours: rates[0], theirs: rates[2]})
 	return nil
 }
 

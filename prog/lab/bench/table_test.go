@@ -29,6 +29,8 @@ func TestBudgets(t *testing.T) {
 		{comparison{ours: samples{1.9}, theirs: samples{2}, atLeast: 1}, "≥ 1.0x: **missed**"},
 		{comparison{ours: samples{1}, theirs: samples{2}, atMost: 0.6}, "≤ 0.6x: kept"},
 		{comparison{ours: samples{1.3}, theirs: samples{2}, atMost: 0.6}, "≤ 0.6x: **missed**"},
+		{comparison{ours: samples{1, 2}, theirs: samples{9}, limit: 2}, "≤ 2: kept"},
+		{comparison{ours: samples{1, 2.1}, theirs: samples{9}, limit: 2}, "≤ 2: **missed**"},
 	} {
 		if got := c.in.budget(); got != c.want {
 			t.Errorf("%v against %v: %q, want %q", c.in.ours, c.in.theirs, got, c.want)

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+
+	"weft/ipam/slot"
+	"weft/router/nft"
+	"weft/router/policy"
+)
+
+// The size of the cluster that policies are measured with.
+const (
+	crowdPolicies  = 1000
+	crowdEndpoints = 10_000
+	crowdLocal     = 200 // of them, on this host
+	crowdPort      = 9000
+)
+
+var crowdUniverse = slot.Universe{V4: slot.DefaultV4, V6: netip.MustParsePrefix("fd01:2:3:4::/96")}
+
+// crowd is a cluster, as one of its hosts sees it. Whatever the number of its policies, each
+// endpoint is under one of them, which isolates it in both directions.
+type crowd struct {
+	namespaces map[string]map[string]string
+	policies   []policy.Policy
+	endpoints  []policy.Endpoint
+	local      map[string]bool // by id
+}
+
+// newCrowd spreads the endpoints over a namespace for every ten policies. A namespace is of
+// one of ten teams, has ten applications, and a policy for each.
+func newCrowd(policies int) *crowd {
+	spaces := max(1, policies/10)
+	teams := min(10, spaces)
+	c := &crowd{namespaces: map[string]map[string]string{}, local: map[string]bool{}}
+	for n := range spaces {
+		c.namespaces[fmt.Sprint("ns", n)] = map[string]string{"team": fmt.Sprint("t", n%teams)}
+	}
+	for n := range policies {
+		c.policies = append(c.policies, crowdPolicy(n, spaces, teams))
+	}
+	for n := range crowdEndpoints {
+		s := slot.Slot(n + 2)
+		e := policy.Endpoint{
+			ID: fmt.Sprint(n), Namespace: fmt.Sprint("ns", n%spaces), Name: fmt.Sprint("pod", n),
+			Labels: map[string]string{
+				"app": fmt.Sprint("app", n/spaces%10), "tier": []string{"front", "back"}[n/1000%2], "pod-template-hash": fmt.Sprint(n / 300),
+			},
+			Addrs: []netip.Addr{crowdUniverse.Addr4(s), crowdUniverse.Addr6(s)},
+			Ports: []policy.NamedPort{{Name: "http", Protocol: policy.TCP, Number: uint16(8000 + n%3)}},
+		}
+		c.endpoints = append(c.endpoints, e)
+		if n*7919%crowdEndpoints < crowdLocal { // spread over namespaces, applications and tiers
+			c.local[e.ID] = true
+		}
+	}
+	return c
+}
+
+// crowdPolicy has what policies have: peers in the own namespace and in others', a numbered
+// and a named port, and a block of addresses.
+func crowdPolicy(n, spaces, teams int) policy.Policy {
+	labels := func(key, prefix string, n int) *policy.Selector {
+		return &policy.Selector{Labels: map[string]string{key: prefix + fmt.Sprint(n)}}
+	}
+	app := n / spaces % 10
+	return policy.Policy{
+		Namespace: fmt.Sprint("ns", n%spaces), Name: fmt.Sprint("p", n), Pods: *labels("app", "app", app), Isolates: policy.Both,
+		Ingress: []policy.Rule{
+			{
+				Peers: []policy.Peer{{Pods: labels("app", "app", (app+1)%10)}},
+				Ports: []policy.Port{{Protocol: policy.TCP, Number: uint16(8000 + n%7)}},
+			},
+			{
+				Peers: []policy.Peer{{Namespaces: labels("team", "t", (n+7*teams-3)%teams), Pods: &policy.Selector{Labels: map[string]string{"tier": "front"}}}},
+				Ports: []policy.Port{{Protocol: policy.TCP, Name: "http"}, {Protocol: policy.UDP, Number: crowdPort}},
+			},
+		},
+		Egress: []policy.Rule{
+			{Peers: []policy.Peer{{Block: &policy.Block{CIDR: netip.MustParsePrefix(fmt.Sprintf("198.18.%d.0/24", n%256))}}}},
+			{Peers: []policy.Peer{{Namespaces: labels("team", "t", (n+3)%teams)}}},
+		},
+	}
+}
+
+func (c *crowd) isLocal(e policy.Endpoint) bool { return c.local[e.ID] }
+
+// pair is two endpoints of this host, of which the first may send to the second's crowdPort.
+func (c *crowd) pair() (from, to policy.Endpoint, err error) {
+	for _, from := range c.endpoints {
+		for _, to := range c.endpoints {
+			if !c.isLocal(from) || !c.isLocal(to) || from.ID == to.ID {
+				continue
+			}
+			w := policy.World{Namespaces: c.namespaces, Endpoints: []policy.Endpoint{from, to}} // others have no say in it
+			p := policy.Packet{Src: from.Addrs[0], Dst: to.Addrs[0], Protocol: policy.UDP, SrcPort: 1 << 15, DstPort: crowdPort}
+			if policy.Evaluate(c.policies, w, p).Allowed {
+				return from, to, nil
+			}
+		}
+	}
+	return from, to, fmt.Errorf("of %d policies, none lets two endpoints here talk", len(c.policies))
+}
+
+// crowdConfig is what the host's table is made from; nil: without policies.
+func crowdConfig(p *policy.Program) nft.Config {
+	return nft.Config{
+		Universe: crowdUniverse, Node4: crowdUniverse.Addr4(1), Node6: crowdUniverse.Addr6(1), Own: []slot.Range{{Start: 0, End: 0x10000}},
+		Resolver: true, Policy: p, Exempt: nft.Exempt{OwnHost: true, ICMPErrors: true},
+	}
+}

@@ -1,0 +1,326 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"weft/router/endpoint"
+	"weft/router/link"
+	"weft/router/policy"
+)
+
+const (
+	packetRounds = 21
+	packetTime   = 150 * time.Millisecond // a turn
+	packetMTU    = 1420
+	packetsEqual = 0.9 // within noise
+)
+
+// space is a network namespace of this program's.
+type space struct{ netns.NsHandle }
+
+// newSpace makes a namespace, with lo up.
+func newSpace() (space, error) {
+	ns, err := newNetns()
+	if err != nil {
+		return space{}, err
+	}
+	s := space{ns}
+	return s, s.do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(lo)
+	})
+}
+
+func (s space) close() { _ = s.NsHandle.Close() }
+
+// path names the namespace for those who open it.
+func (s space) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(s.NsHandle)) }
+
+// do runs f on a thread in the namespace, where sockets that it opens stay, and programs that
+// it starts run.
+func (s space) do(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := netns.Set(s.NsHandle); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// path is two endpoints and the host between them, set up as the agent and weft-cni do it.
+//
+//	from  eth0 ── weft-…  host  weft-… ── eth0  to
+type path struct {
+	host         space
+	ends         [2]space
+	links        [2]string // the host's
+	sockets      [2]int
+	enforcer     enforcer
+	destinations *netlink.Handle
+}
+
+func newPath(ends [2]policy.Endpoint) (p *path, err error) {
+	p = &path{}
+	if p.host, err = newSpace(); err != nil {
+		return nil, err
+	}
+	err = p.host.do(func() error {
+		node := netip.PrefixFrom(crowdUniverse.Addr4(1), 32)
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: link.IPNet(node)})
+		}
+		if err == nil {
+			err = link.WriteSysctl("1", "ipv4", "ip_forward")
+		}
+		if err != nil {
+			return err
+		}
+		p.destinations, err = link.Handle()
+		return err
+	})
+	for i, e := range ends {
+		if err == nil {
+			err = p.attach(i, e)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p, p.connect(ends)
+}
+
+// attach makes one end.
+func (p *path) attach(i int, e policy.Endpoint) (err error) {
+	if p.ends[i], err = newSpace(); err != nil {
+		return err
+	}
+	p.links[i] = endpoint.HostLink(e.ID, "eth0")
+	pair := endpoint.PairOf(p.links[i])
+	return p.host.do(func() error {
+		c, err := endpoint.Open(p.ends[i].path(), "eth0")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := c.Create(p.links[i]); err != nil {
+			return err
+		}
+		err = c.Configure(endpoint.Config{
+			Addr4: e.Addrs[0], HostMAC: pair.HostMAC, MTU: packetMTU, Routes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")},
+		})
+		if err != nil {
+			return err
+		}
+		return endpoint.Plug(endpoint.Endpoint{
+			HostLink: p.links[i], ContainerMAC: pair.ContainerMAC, Addr4: e.Addrs[0], MTU: packetMTU,
+		}, crowdUniverse.Addr4(1), netip.Addr{})
+	})
+}
+
+// connect makes both ends' sockets.
+func (p *path) connect(ends [2]policy.Endpoint) error {
+	addrs := [2]*unix.SockaddrInet4{
+		{Port: crowdPort - 1, Addr: ends[0].Addrs[0].As4()},
+		{Port: crowdPort, Addr: ends[1].Addrs[0].As4()},
+	}
+	for i := range p.ends {
+		err := p.ends[i].do(func() (err error) {
+			if p.sockets[i], err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+				return err
+			}
+			second := unix.Timeval{Sec: 1}
+			return errors.Join(
+				unix.SetsockoptTimeval(p.sockets[i], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &second),
+				unix.Bind(p.sockets[i], addrs[i]), unix.Connect(p.sockets[i], addrs[1-i]))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *path) close() {
+	p.enforcer.kernel.Close()
+	p.destinations.Close()
+	for i := range p.ends {
+		_ = unix.Close(p.sockets[i])
+		p.ends[i].close()
+	}
+	p.host.close()
+}
+
+// rate is how many packets a second the host forwards. The sender's thread carries each
+// through the whole host within its system call. What arrives is counted at the link to the
+// receiver, who need not read: what its buffer has no room for has been forwarded all the same.
+func (p *path) rate() (float64, error) {
+	if err := p.answered(); err != nil {
+		return 0, err
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := p.forwarded()
+	if err != nil {
+		return 0, err
+	}
+	packet := make([]byte, 16)
+	start := time.Now()
+	sent := 0
+	for time.Since(start) < packetTime {
+		for range 64 {
+			if _, err := unix.Write(p.sockets[0], packet); err != nil {
+				return 0, fmt.Errorf("send: %w", err)
+			}
+			sent++
+		}
+	}
+	seconds := time.Since(start).Seconds()
+	after, err := p.forwarded()
+	if err != nil {
+		return 0, err
+	}
+	if after-before < uint64(sent)*9/10 {
+		return 0, fmt.Errorf("of %d packets, %d were forwarded", sent, after-before)
+	}
+	return float64(after-before) / seconds, nil
+}
+
+// answered sends a packet there and back, so that the connection is an established one:
+// iptables' rules accept those first, which is their best case.
+func (p *path) answered() error {
+	packet := make([]byte, 16)
+	for { // what the last turn left
+		if _, _, err := unix.Recvfrom(p.sockets[1], packet, unix.MSG_DONTWAIT); err != nil {
+			break
+		}
+	}
+	for _, way := range [][2]int{{0, 1}, {1, 0}} {
+		if _, err := unix.Write(p.sockets[way[0]], packet); err != nil {
+			return fmt.Errorf("send: %w", err)
+		}
+		if _, err := unix.Read(p.sockets[way[1]], packet); err != nil {
+			return fmt.Errorf("no packet came through: %w", err)
+		}
+	}
+	return nil
+}
+
+func (p *path) forwarded() (uint64, error) {
+	l, err := p.destinations.LinkByName(p.links[1])
+	if err != nil {
+		return 0, err
+	}
+	return l.Attrs().Statistics.TxPackets, nil
+}
+
+// packetCase is a host with one way to enforce the policies of a crowd.
+type packetCase struct {
+	crowd  *crowd
+	way    string // "": none, "weft", or a backend of iptables
+	path   *path
+	kube   *kubeRouter
+	loaded float64 // seconds that it took
+	rates  samples
+}
+
+func (c *packetCase) setUp(ctx context.Context) error {
+	from, to, err := c.crowd.pair()
+	if err != nil {
+		return err
+	}
+	if c.path, err = newPath([2]policy.Endpoint{from, to}); err != nil {
+		return err
+	}
+	switch c.way {
+	case "":
+	case "weft":
+		err = errors.Join(c.path.enforcer.open(c.path.host), c.path.enforcer.load(c.crowd))
+	default:
+		c.kube = &kubeRouter{c.crowd, c.way, 0}
+		c.loaded, err = timed(func() error { return c.kube.sync(ctx, c.path.host) })
+	}
+	return err
+}
+
+func (c *packetCase) close() {
+	if c.path != nil {
+		c.path.close()
+	}
+}
+
+// policyPackets measures small packets between two endpoints of a host. All cases are set up
+// first, and take turns then. Those of iptables that have the whole crowd are given.
+func policyPackets(ctx context.Context, whole *crowd, theirs []*packetCase) (err error) {
+	none := newCrowd(0)
+	cases := []*packetCase{{crowd: none}, {crowd: whole, way: "weft"}}
+	for _, few := range []*crowd{none, newCrowd(10)} {
+		cases = append(cases, &packetCase{crowd: few, way: "weft"})
+		for _, t := range theirs {
+			cases = append(cases, &packetCase{crowd: few, way: t.way})
+		}
+	}
+	defer func() {
+		for _, c := range cases {
+			c.close()
+		}
+	}()
+	for _, c := range cases {
+		if err := c.setUp(ctx); err != nil {
+			return fmt.Errorf("%d policies, %q: %w", len(c.crowd.policies), c.way, err)
+		}
+	}
+	runtime.GC()
+	all := slices.Concat(cases, theirs)
+	for range packetRounds {
+		for _, c := range all {
+			rate, err := c.path.rate()
+			if err != nil {
+				return fmt.Errorf("%d policies, %q: %w", len(c.crowd.policies), c.way, err)
+			}
+			c.rates.add(rate / 1000)
+		}
+	}
+	printPackets(all)
+	return nil
+}
+
+func printPackets(cases []*packetCase) {
+	find := func(policies int, way string) samples {
+		i := slices.IndexFunc(cases, func(c *packetCase) bool { return len(c.crowd.policies) == policies && c.way == way })
+		return cases[i].rates
+	}
+	var rows []comparison
+	for _, n := range []int{0, 10, crowdPolicies} {
+		for _, c := range cases {
+			if c.kube != nil && len(c.crowd.policies) == n {
+				rows = append(rows, comparison{what: fmt.Sprintf("%d policies; iptables-%s", n, c.way), ours: find(n, "weft"), theirs: c.rates})
+			}
+		}
+	}
+	printComparisons(os.Stdout, "Small packets between two endpoints of one host", "thousands a second", policyComparedTo, rows...)
+	printComparisons(os.Stdout, "The same, next to fewer policies", "thousands a second", "Weft",
+		comparison{what: "10 policies; none", ours: find(10, "weft"), theirs: find(0, "weft"), atLeast: packetsEqual},
+		comparison{what: fmt.Sprintf("%d policies; 10", crowdPolicies), ours: find(crowdPolicies, "weft"), theirs: find(10, "weft"), atLeast: packetsEqual})
+	printComparisons(os.Stdout, "The same, next to a host without any rules", "thousands a second", "no rules",
+		comparison{what: "0 policies: the guard alone", ours: find(0, "weft"), theirs: find(0, "")},
+		comparison{what: fmt.Sprintf("%d policies", crowdPolicies), ours: find(crowdPolicies, "weft"), theirs: find(0, "")})
+}
