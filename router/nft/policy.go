@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"sort"
@@ -60,7 +61,7 @@ func (b *Builder) Build(c Config) Program {
 		return p
 	}
 	l := &lowering{
-		Config: c, last: b, Builder: Builder{map[*policy.Set][]*Set{}, map[string]lowered{}},
+		Config: c, last: b, Builder: Builder{make(map[*policy.Set][]*Set, len(b.sets)), make(map[string]lowered, len(b.chains))},
 		program: p, index: map[string]*Set{},
 	}
 	l.lower()
@@ -123,6 +124,37 @@ type verdicts struct {
 	prefix string // of names
 	end    string // of the name of the chain at the end
 	list   []policy.Isolated
+	own    map[policy.Direction][]judged // the list, by direction
+}
+
+// judged is an address of an endpoint, and the chain that judges it.
+type judged struct {
+	addr  netip.Addr
+	chain string
+}
+
+func compareJudged(a, b judged) int {
+	return cmp.Or(a.addr.Compare(b.addr), strings.Compare(a.chain, b.chain))
+}
+
+func newVerdicts(prefix, end string, list []policy.Isolated) verdicts {
+	v := verdicts{prefix, end, list, map[policy.Direction][]judged{}}
+	for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
+		own := make([]judged, 0, len(list))
+		for _, i := range list {
+			if i.Direction == d {
+				own = append(own, judged{i.Addr, i.Chain})
+			}
+		}
+		slices.SortFunc(own, compareJudged)
+		v.own[d] = slices.Compact(own)
+	}
+	return v
+}
+
+// of are those of a direction and family.
+func (v verdicts) of(d policy.Direction, is4 bool) []judged {
+	return ofFamily(v.own[d], is4, func(j judged) netip.Addr { return j.addr })
 }
 
 func (l *lowering) lower() {
@@ -135,8 +167,8 @@ func (l *lowering) lower() {
 			l.add(one)
 		}
 	}
-	enforced := verdicts{"", "drop-", l.Policy.Isolated}
-	tried := verdicts{"tried-", "audit-", l.Policy.Tried}
+	enforced := newVerdicts("", "drop-", l.Policy.Isolated)
+	tried := newVerdicts("tried-", "audit-", l.Policy.Tried)
 	forward := l.exempt()
 	forward = append(forward, l.self()...)
 	if len(tried.list) > 0 {
@@ -169,19 +201,33 @@ func (l *lowering) self() (rules []Rule) {
 	for _, is4 := range []bool{true, false} {
 		k := addrKind(is4)
 		s := &Set{Name: "self" + family(is4), Key: Key{k, k}}
-		var pairs []Element
-		for _, i := range slices.Concat(l.Policy.Isolated, l.Policy.Tried) {
-			for _, other := range i.Self {
-				if i.Addr.Is4() == is4 && other.Is4() == is4 {
-					pairs = append(pairs, Element{First: s.Key.encode(i.Addr.AsSlice(), other.AsSlice())})
-				}
-			}
-		}
-		s.Elements = encoded(pairs)
+		s.Elements = l.pairs(s.Key, is4)
 		l.add(s)
 		rules = append(rules, rule(pairIn(s), accept()))
 	}
 	return rules
+}
+
+// pair is two addresses of one endpoint.
+type pair [2]netip.Addr
+
+func comparePairs(a, b pair) int { return cmp.Or(a[0].Compare(b[0]), a[1].Compare(b[1])) }
+
+func (l *lowering) pairs(k Key, is4 bool) Elements {
+	list := make([]pair, 0, len(l.Policy.Isolated)/2)
+	for _, isolated := range [][]policy.Isolated{l.Policy.Isolated, l.Policy.Tried} {
+		for _, i := range isolated {
+			for _, other := range i.Self {
+				if i.Addr.Is4() == is4 && other.Is4() == is4 {
+					list = append(list, pair{i.Addr, other})
+				}
+			}
+		}
+	}
+	slices.SortFunc(list, comparePairs)
+	return values[pair]{slices.Compact(list), comparePairs, func(p pair) Element {
+		return Element{First: k.encode(p[0].AsSlice(), p[1].AsSlice())}
+	}}
 }
 
 func family(is4 bool) string {
@@ -206,13 +252,9 @@ func (l *lowering) judge(v verdicts, opened, answers *Chain) {
 		}
 		for _, is4 := range []bool{true, false} {
 			m := &Set{Name: v.prefix + d.prefix() + d.String() + family(is4), Key: Key{addrKind(is4)}, Jumps: true}
-			var jumps []Element
-			for _, i := range v.list {
-				if i.Direction == d.Direction && i.Addr.Is4() == is4 {
-					jumps = append(jumps, Element{First: string(i.Addr.AsSlice()), Chain: v.prefix + d.prefix() + i.Chain})
-				}
-			}
-			m.Elements = encoded(jumps)
+			m.Elements = values[judged]{v.of(d.Direction, is4), compareJudged, func(j judged) Element {
+				return Element{First: string(j.addr.AsSlice()), Chain: v.prefix + d.prefix() + j.chain}
+			}}
 			l.add(m)
 			chain.Rules = append(chain.Rules, rule(d.own.vmap(m)))
 		}
@@ -230,7 +272,7 @@ func (l *lowering) end(v verdicts, d direction) {
 	c := &Chain{Name: v.end + d.prefix() + d.String()}
 	if v.prefix == "" {
 		for _, is4 := range []bool{true, false} {
-			c.Rules = append(c.Rules, rule(d.own.inSet(l.dropped(d.Direction, is4))))
+			c.Rules = append(c.Rules, rule(d.own.inSet(l.dropped(d.Direction, is4, v.of(d.Direction, is4)))))
 		}
 		c.Rules = append(c.Rules, rule(logged(LogDrop+d.prefix()+d.String())), rule(drop()))
 	} else {
@@ -242,18 +284,25 @@ func (l *lowering) end(v verdicts, d direction) {
 // droppedName names the set that counts the packets that were dropped, by endpoint.
 func droppedName(d policy.Direction, is4 bool) string { return "dropped-" + d.String() + family(is4) }
 
-// dropped is the set that counts. Chains for both kinds of packets use it.
-func (l *lowering) dropped(d policy.Direction, is4 bool) *Set {
-	s := &Set{Name: droppedName(d, is4), Key: Key{addrKind(is4)}, Counter: true}
-	var own []Element
-	for _, i := range l.Policy.Isolated {
-		if i.Direction == d && i.Addr.Is4() == is4 {
-			own = append(own, Element{First: string(i.Addr.AsSlice())})
-		}
+// dropped is the set that counts. Chains for both kinds of packets use it. An endpoint stays
+// in it while its chain changes, and so does its count.
+func (l *lowering) dropped(d policy.Direction, is4 bool, own []judged) *Set {
+	name := droppedName(d, is4)
+	if s := l.index[name]; s != nil {
+		return s
 	}
-	s.Elements = encoded(own)
+	addrs := make([]netip.Addr, len(own))
+	for i, j := range own {
+		addrs[i] = j.addr
+	}
+	s := &Set{Name: name, Key: Key{addrKind(is4)}, Counter: true, Elements: addresses(slices.Compact(addrs))}
 	l.add(s)
 	return s
+}
+
+// addresses are elements, of addresses that are sorted.
+func addresses(list []netip.Addr) Elements {
+	return values[netip.Addr]{list, netip.Addr.Compare, func(a netip.Addr) Element { return Element{First: string(a.AsSlice())} }}
 }
 
 // chain makes the one of endpoints under the same policies. Its name says what is in it, so
@@ -358,7 +407,7 @@ func lowerSet(s *policy.Set) (out []*Set) {
 			}}
 		case policy.Addrs:
 			list := ofFamily(s.Addrs, is4, func(a netip.Addr) netip.Addr { return a })
-			set.Elements = values[netip.Addr]{list, netip.Addr.Compare, func(a netip.Addr) Element { return Element{First: string(a.AsSlice())} }}
+			set.Elements = addresses(list)
 		}
 		out = append(out, set)
 	}

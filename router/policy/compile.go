@@ -28,6 +28,7 @@ type Compiler struct {
 	locals     map[string]*member            // by id
 	claims     map[netip.Addr]int            // how many endpoints have an address: for a moment it can be two
 	groups     map[string]*group             // by the name of their set
+	live       []*group                      // those that the last program had, and no other is built
 	blocks     map[string]*Set
 	chains     map[string]*Chain // all that some local endpoint has had under these policies
 }
@@ -83,9 +84,11 @@ func (c *Compiler) SetPolicies(policies []Policy, namespaces map[string]map[stri
 		}
 		c.policies = append(c.policies, out)
 	}
+	c.live = nil
 	for name, g := range c.groups { // a set of the same name means the same
-		if before := old[name]; before != nil {
+		if before := old[name]; before != nil && before.built != nil {
 			g.built = before.built
+			c.live = append(c.live, g)
 		}
 	}
 	for _, m := range c.locals {
@@ -116,7 +119,7 @@ func (c *Compiler) Put(e Endpoint, local bool) {
 	for _, a := range e.Addrs {
 		c.claims[a]++
 	}
-	for _, g := range c.groups {
+	for _, g := range c.live {
 		if g.built != nil {
 			g.add(c.elements(g, m))
 		}
@@ -148,7 +151,7 @@ func (c *Compiler) Remove(id string) {
 			alone = false
 		}
 	}
-	for _, g := range c.groups {
+	for _, g := range c.live {
 		if g.built == nil {
 			continue
 		}
@@ -204,7 +207,7 @@ func (c *Compiler) Local() (out []Endpoint) {
 
 // Program is what the kernel is to run now.
 func (c *Compiler) Program() Program {
-	var p Program
+	p := Program{Isolated: make([]Isolated, 0, 4*len(c.locals))} // in both directions and families
 	chains, used := map[string]*Chain{}, map[string]bool{}
 	use := func(e Endpoint, d Direction, chain *Chain, list *[]Isolated) {
 		if chain == nil {
@@ -232,9 +235,15 @@ func (c *Compiler) Program() Program {
 	for name := range used {
 		p.Sets = append(p.Sets, c.set(name))
 	}
-	for name, g := range c.groups {
-		if !used[name] {
+	for _, g := range c.live {
+		if !used[g.Name] {
 			g.built = nil
+		}
+	}
+	c.live = c.live[:0]
+	for name := range used {
+		if g := c.groups[name]; g != nil {
+			c.live = append(c.live, g)
 		}
 	}
 	byAddr := func(a, b Isolated) int { return cmp.Or(cmp.Compare(a.Direction, b.Direction), a.Addr.Compare(b.Addr)) }

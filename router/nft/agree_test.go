@@ -1,0 +1,77 @@
+package nft
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/google/nftables/expr"
+
+	"weft/router/policy"
+	"weft/router/policy/policytest"
+)
+
+// verdict runs the whole of a program's policies on a packet.
+func (p Program) verdict(q policy.Packet) (allowed bool, passed []string, err error) {
+	m := machine{tables: p, packet: Packet{
+		Src: q.Src, Dst: q.Dst, Protocol: byte(q.Protocol), SrcPort: q.SrcPort, DstPort: q.DstPort, Reply: q.Reply,
+	}}
+	if _, err := p.rules("policy"); err != nil {
+		return true, nil, nil // nobody is isolated
+	}
+	kind, err := m.run("policy", 0)
+	return kind != expr.VerdictDrop, m.passed, err
+}
+
+// Three ways to a verdict agree on random policies and packets: the text of the API, the
+// compiled program, and its nftables rules, which are run as the kernel runs them. SOAK=n
+// looks at n packets, SEED=n at those of one seed.
+func TestThreeWaysAgree(t *testing.T) {
+	const each = 100 // packets for a set of policies
+	number := func(name string, otherwise uint64) uint64 {
+		if n, err := strconv.ParseUint(os.Getenv(name), 10, 64); err == nil {
+			return n
+		}
+		return otherwise
+	}
+	packets := number("SOAK", 20_000)
+	seed, last := number("SEED", 0), time.Now()
+	end := seed + packets/each
+	if seed > 0 {
+		end = seed + 1
+	}
+	w := policytest.World()
+	denied := 0
+	for ; seed < end; seed++ {
+		r := policytest.Random(rand.New(rand.NewPCG(seed, 0)).IntN)
+		policies := r.Policies()
+		prog := policy.Compile(policies, w, func(policy.Endpoint) bool { return true })
+		rules := build(Config{Policy: &prog})
+		for range each {
+			p := r.Packet(w)
+			want := policy.Evaluate(policies, w, p)
+			if got := policytest.Allows(prog, p); got != want.Allowed {
+				t.Fatalf("SEED=%d: %+v: the program says %v, the text %+v", seed, p, got, want)
+			}
+			for _, q := range []policy.Packet{p, policytest.Answer(p)} {
+				if got, passed, err := rules.verdict(q); err != nil || got != want.Allowed {
+					t.Fatalf("SEED=%d: %+v: nftables say %v by way of %v, %v; the text %+v\n%v", seed, q, got, passed, err, want, rules)
+				}
+			}
+			if !want.Allowed {
+				denied++
+			}
+		}
+		if time.Since(last) > 5*time.Second {
+			last = time.Now()
+			fmt.Fprintf(os.Stderr, "%d of %d packets, %d denied\n", seed*each, packets, denied)
+		}
+	}
+	if packets > 1000 && end > 10 && (denied < int(packets/10) || denied > int(packets*9/10)) {
+		t.Errorf("%d of %d packets were denied: too few or too many to prove much", denied, packets)
+	}
+	t.Logf("%d packets and their answers agree, %d are denied", packets, denied)
+}

@@ -1,0 +1,197 @@
+// Package policytest makes policies, packets and a cluster at random, and interprets what is
+// compiled: for tests that two ways to a verdict lead to the same one.
+package policytest
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"weft/router/policy"
+)
+
+// World is the cluster of the upstream suite (kubernetes/test/e2e/network/netpol): namespaces
+// x, y and z with the pods a, b and c in each, which serve port 80 by a name.
+//
+//	x/a 10.0.1.1   x/b 10.0.1.2   x/c 10.0.1.3      and the same with fd00::
+//	y/a 10.0.2.1   …              z/c 10.0.3.3
+func World() policy.World {
+	w := policy.World{Namespaces: map[string]map[string]string{}}
+	for i, ns := range namespaces {
+		w.Namespaces[ns] = map[string]string{"ns": ns}
+		for j, pod := range pods {
+			e := policy.Endpoint{ID: ns + "/" + pod, Namespace: ns, Name: pod, Labels: map[string]string{"pod": pod}, Addrs: []netip.Addr{
+				netip.AddrFrom4([4]byte{10, 0, byte(i + 1), byte(j + 1)}),
+				netip.AddrFrom16([16]byte{0: 0xfd, 14: byte(i + 1), 15: byte(j + 1)}),
+			}}
+			for _, proto := range protocols {
+				e.Ports = append(e.Ports, policy.NamedPort{Name: "serve-" + strings.ToLower(proto.String()), Protocol: proto, Number: 80})
+			}
+			w.Endpoints = append(w.Endpoints, e)
+		}
+	}
+	return w
+}
+
+var (
+	namespaces = []string{"x", "y", "z"}
+	pods       = []string{"a", "b", "c"}
+	protocols  = []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP}
+)
+
+// Random chooses a number below n: rand.IntN, or what a property test draws.
+type Random func(n int) int
+
+func one[T any](r Random, list []T) T { return list[r(len(list))] }
+
+// Selector chooses among the world's labels.
+func (r Random) Selector() *policy.Selector {
+	s := &policy.Selector{}
+	for _, of := range []struct {
+		key    string
+		values []string
+	}{{"pod", pods}, {"ns", namespaces}} {
+		switch r(6) {
+		case 0:
+			s.Labels = map[string]string{of.key: one(r, of.values)}
+		case 1:
+			values := []string{one(r, of.values)}
+			if r(2) == 0 {
+				values = append(values, one(r, of.values))
+			}
+			s.Expressions = append(s.Expressions, policy.Expression{Key: of.key, Op: one(r, []policy.Op{policy.In, policy.NotIn}), Values: values})
+		case 2:
+			s.Expressions = append(s.Expressions, policy.Expression{Key: of.key, Op: one(r, []policy.Op{policy.Exists, policy.DoesNotExist})})
+		}
+	}
+	return s
+}
+
+func block(cidr string, except ...string) policy.Peer {
+	b := &policy.Block{CIDR: netip.MustParsePrefix(cidr)}
+	for _, e := range except {
+		b.Except = append(b.Except, netip.MustParsePrefix(e))
+	}
+	return policy.Peer{Block: b}
+}
+
+var blocks = []policy.Peer{
+	block("10.0.0.0/16"), block("10.0.2.0/24", "10.0.2.2/32"), block("10.0.0.0/8", "10.0.1.0/24", "10.0.1.0/31"),
+	block("fd00::/96", "fd00::200/120"), block("::/0"), block("0.0.0.0/0", "10.0.3.0/24"),
+}
+
+func (r Random) peer() policy.Peer {
+	switch r(4) {
+	case 0:
+		return policy.Peer{Pods: r.Selector()}
+	case 1:
+		return policy.Peer{Namespaces: r.Selector()}
+	case 2:
+		return policy.Peer{Namespaces: r.Selector(), Pods: r.Selector()}
+	}
+	return one(r, blocks)
+}
+
+func (r Random) port() policy.Port {
+	p := one(r, []policy.Port{
+		{}, {Number: 80}, {Number: 81}, {Number: 70, End: 90}, {Name: "serve-tcp"}, {Name: "serve-udp"}, {Name: "nothing"},
+	})
+	p.Protocol = one(r, protocols)
+	return p
+}
+
+// Rule allows something, or nothing.
+func (r Random) Rule() (out policy.Rule) {
+	for range r(3) {
+		out.Peers = append(out.Peers, r.peer())
+	}
+	for range r(3) {
+		out.Ports = append(out.Ports, r.port())
+	}
+	return out
+}
+
+// Policies are up to four; one in eight is only tried.
+func (r Random) Policies() (out []policy.Policy) {
+	for n := range r(5) {
+		p := policy.Policy{
+			Namespace: one(r, namespaces), Name: fmt.Sprint("p", n), Pods: *r.Selector(), Audit: r(8) == 0,
+			Isolates: one(r, []policy.Directions{policy.Of(policy.Ingress), policy.Of(policy.Egress), policy.Both}),
+		}
+		for range r(3) {
+			p.Ingress = append(p.Ingress, r.Rule())
+		}
+		for range r(3) {
+			p.Egress = append(p.Egress, r.Rule())
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+var strangers = []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("10.0.2.77")}
+
+// Packet goes from one of the world's endpoints to another one; one in six comes from outside.
+// The ports are those that rules are about, and their neighbours.
+func (r Random) Packet(w policy.World) policy.Packet {
+	family := r(2)
+	p := policy.Packet{
+		Src: one(r, w.Endpoints).Addrs[family], Dst: one(r, w.Endpoints).Addrs[family],
+		Protocol: one(r, append(protocols[:3:3], 1)), SrcPort: 40000, DstPort: one(r, []uint16{69, 70, 80, 81, 90, 91}),
+	}
+	if family == 0 && r(6) == 0 {
+		p.Src = one(r, strangers)
+	}
+	if p.Protocol == 1 {
+		p.SrcPort, p.DstPort = 0, 0
+	}
+	return p
+}
+
+// Answer is what comes back.
+func Answer(p policy.Packet) policy.Packet {
+	p.Src, p.Dst, p.SrcPort, p.DstPort, p.Reply = p.Dst, p.Src, p.DstPort, p.SrcPort, !p.Reply
+	return p
+}
+
+// Allows interprets a program on a packet of the side that began the connection.
+func Allows(prog policy.Program, p policy.Packet) bool {
+	return p.FromOwnHost || Judge(prog, prog.Isolated, policy.Egress, p) && Judge(prog, prog.Isolated, policy.Ingress, p)
+}
+
+// Judge asks the chains in one direction: those of Isolated, or those of Tried.
+func Judge(prog policy.Program, list []policy.Isolated, d policy.Direction, p policy.Packet) bool {
+	own, other := p.Src, p.Dst
+	if d == policy.Ingress {
+		own, other = other, own
+	}
+	i := slices.IndexFunc(list, func(i policy.Isolated) bool { return i.Direction == d && i.Addr == own })
+	if i < 0 || slices.Contains(list[i].Self, other) {
+		return true
+	}
+	c := slices.IndexFunc(prog.Chains, func(c *policy.Chain) bool { return c.Name == list[i].Chain })
+	return slices.ContainsFunc(prog.Chains[c].Matches, func(m policy.Match) bool { return fits(prog, m, other, p) })
+}
+
+func fits(prog policy.Program, m policy.Match, other netip.Addr, p policy.Packet) bool {
+	switch {
+	case m.Peers != "" && !contains(set(prog, m.Peers), other), m.Protocol != 0 && m.Protocol != p.Protocol:
+		return false
+	case m.Named != "":
+		return slices.Contains(set(prog, m.Named).Services, policy.Service{Addr: p.Dst, Protocol: p.Protocol, Port: p.DstPort})
+	case len(m.Ports) > 0:
+		return slices.ContainsFunc(m.Ports, func(r policy.Range) bool { return r.First <= p.DstPort && p.DstPort <= r.Last })
+	}
+	return true
+}
+
+func set(prog policy.Program, name string) *policy.Set {
+	return prog.Sets[slices.IndexFunc(prog.Sets, func(s *policy.Set) bool { return s.Name == name })]
+}
+
+func contains(s *policy.Set, a netip.Addr) bool {
+	return slices.Contains(s.Addrs, a) || slices.ContainsFunc(s.Blocks, func(i policy.Interval) bool {
+		return a.BitLen() == i.First.BitLen() && !a.Less(i.First) && !i.Last.Less(a)
+	})
+}
