@@ -42,6 +42,10 @@ var (
 	metricLost        = desc("ipam_lost_slots", "Addresses in use here that were taken over by another peer.")
 	metricGeneration  = desc("ipam_generation", "How often addresses were taken over from a dead peer.")
 	metricRings       = desc("ipam_rings", "Address rings among the peers; more than one is a mistake.")
+	metricPolicies    = desc("policies", "NetworkPolicies, by mode: enforced, or audit where they are only tried.", "mode")
+	metricEnforced    = desc("policy_current", "Whether the kernel enforces all policies that are known on this host.")
+	metricIsolated    = desc("policy_isolated_endpoints", "Endpoints on this host that some policy isolates.")
+	metricDropped     = desc("policy_dropped_packets_total", "Packets that policies of endpoints on this host dropped, since those started.", "direction")
 	metricNames       = desc("dns_entries", "Endpoints and hosts with a name, in the whole network.")
 	metricListening   = desc("dns_listening", "Whether the name server listens on all its addresses.")
 	metricCached      = desc("dns_cached_answers", "Answers of upstreams in the cache.")
@@ -83,8 +87,23 @@ func (c reportCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	collectConnections(r.Router.Connections, gauge, out)
 	collectIPAM(r.IPAM, gauge)
+	collectPolicy(r.Policy, gauge, out)
 	if !r.DNS.Off {
 		collectDNS(r.DNS, gauge, out)
+	}
+}
+
+func collectPolicy(r api.PolicyReport, gauge func(*prometheus.Desc, float64, ...string), out chan<- prometheus.Metric) {
+	gauge(metricPolicies, float64(r.Policies-r.Audit), "enforced")
+	gauge(metricPolicies, float64(r.Audit), "audit")
+	current := 0.0
+	if r.Current {
+		current = 1
+	}
+	gauge(metricEnforced, current)
+	gauge(metricIsolated, float64(r.Isolated))
+	for direction, n := range r.Dropped {
+		out <- prometheus.MustNewConstMetric(metricDropped, prometheus.CounterValue, float64(n), direction)
 	}
 }
 

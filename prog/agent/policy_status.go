@@ -34,8 +34,8 @@ const sourceGossip = "documents of the network (weft policy apply)"
 type inForce struct {
 	Generation string
 	Isolated   int
-	Dropped    uint64
-	Policies   map[string]int // endpoints there that each selects
+	Dropped    map[string]uint64 // packets, by direction
+	Policies   map[string]int    // endpoints there that each selects
 }
 
 // policyHandlers answer other peers.
@@ -49,7 +49,7 @@ func (a *Agent) policyHandlers() {
 func (a *Agent) inForce() inForce {
 	p := &a.policies
 	p.mu.Lock()
-	out := inForce{Generation: p.enforced, Policies: map[string]int{}}
+	out := inForce{Generation: p.enforced, Policies: map[string]int{}, Dropped: map[string]uint64{}}
 	isolated := map[string]bool{}
 	for _, e := range p.compiler.Local() {
 		for _, one := range p.list {
@@ -74,10 +74,26 @@ func (a *Agent) inForce() inForce {
 			a.log.Debug("packets that were dropped are not counted", "err", err)
 		}
 		for _, n := range counts {
-			out.Dropped += n
+			out.Dropped[d.String()] += n
 		}
 	}
 	return out
+}
+
+// reportPolicy is this host's part of the status.
+func (a *Agent) reportPolicy() api.PolicyReport {
+	f := a.inForce()
+	a.policies.mu.Lock()
+	defer a.policies.mu.Unlock()
+	r := api.PolicyReport{
+		Source: sourceGossip, Current: f.Generation == generation(a.documents), Policies: len(a.policies.list), Isolated: f.Isolated, Dropped: f.Dropped,
+	}
+	for _, p := range a.policies.list {
+		if p.Audit {
+			r.Audit++
+		}
+	}
+	return r
 }
 
 // askAll sends a request to all other peers that can be reached, and calls f with each answer.
@@ -119,7 +135,8 @@ func (a *Agent) PolicyStatus(ctx context.Context) (api.PolicyStatus, error) {
 	add := func(id peer.ID, nickname string, f inForce) {
 		current := f.Generation == status.Generation
 		status.Peers = append(status.Peers, api.PeerPolicies{
-			Peer: id.String(), Nickname: nickname, Generation: f.Generation, Current: current, Isolated: f.Isolated, Dropped: f.Dropped,
+			Peer: id.String(), Nickname: nickname, Generation: f.Generation, Current: current, Isolated: f.Isolated,
+			Dropped: f.Dropped[policy.Ingress.String()] + f.Dropped[policy.Egress.String()],
 		})
 		for ref, n := range f.Policies {
 			if i, ok := index[ref]; ok && current {

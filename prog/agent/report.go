@@ -52,6 +52,7 @@ func (a *Agent) Report(ctx context.Context) (api.Report, error) {
 	r.Router.Exposed = exposed
 	r.IPAM = a.reportIPAM(snap, peers)
 	r.DNS = a.reportDNS(snap)
+	r.Policy = a.reportPolicy()
 	r.Warnings = append(r.Warnings, strayWarnings(snap)...)
 	r.Warnings = append(r.Warnings, a.stuckWarning()...)
 	r.Warnings = append(r.Warnings, a.policyWarnings()...)

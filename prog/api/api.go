@@ -15,15 +15,16 @@ const DefaultSocket = "/run/weft/weft.sock"
 // Report is everything that the agent says of itself: `weft status` prints parts
 // of it, `weft report` all.
 type Report struct {
-	Version    string      `json:"version"`
-	Ready      bool        `json:"ready"`
-	NotReady   string      `json:"notReady,omitempty"` // why, while not ready
-	Router     Router      `json:"router"`
-	IPAM       IPAM        `json:"ipam"`
-	DNS        DNS         `json:"dns"`
-	Endpoints  []Endpoint  `json:"endpoints"`
-	Warnings   []string    `json:"warnings,omitempty"` // each with what to do
-	Rejections []Rejection `json:"rejections,omitempty"`
+	Version    string       `json:"version"`
+	Ready      bool         `json:"ready"`
+	NotReady   string       `json:"notReady,omitempty"` // why, while not ready
+	Router     Router       `json:"router"`
+	IPAM       IPAM         `json:"ipam"`
+	DNS        DNS          `json:"dns"`
+	Policy     PolicyReport `json:"policy"`
+	Endpoints  []Endpoint   `json:"endpoints"`
+	Warnings   []string     `json:"warnings,omitempty"` // each with what to do
+	Rejections []Rejection  `json:"rejections,omitempty"`
 }
 
 // Router is the mesh and the data path of this host.

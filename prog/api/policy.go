@@ -258,3 +258,14 @@ type PeerPolicies struct {
 	Unreachable bool   `json:"unreachable,omitempty"`
 	Error       string `json:"error,omitempty"`
 }
+
+// PolicyReport is what this host itself enforces.
+type PolicyReport struct {
+	Source   string `json:"source"`
+	Current  bool   `json:"current"` // the kernel has all that is known here
+	Policies int    `json:"policies"`
+	Audit    int    `json:"audit,omitempty"` // of these, only tried
+	Isolated int    `json:"isolated"`        // endpoints here
+	// Dropped are packets, by the direction whose policies dropped them, since the endpoints started.
+	Dropped map[string]uint64 `json:"dropped"`
+}

@@ -32,6 +32,7 @@ func sample() api.Report {
 	return api.Report{
 		Version: "0.1.0", NotReady: "waiting for a node address from the other peers (see `weft status ipam`)",
 		Warnings: []string{"the firewall chain \"filter FORWARD\" drops forwarded packets by default"},
+		Policy:   api.PolicyReport{Current: true, Policies: 3, Audit: 1, Isolated: 2, Dropped: map[string]uint64{"ingress": 7}},
 		DNS: api.DNS{
 			Domain: "weft.internal", TTL: 1, Entries: 3, Listening: []netip.Addr{addr("10.32.0.1")}, Problem: "10.32.0.1:53: cannot assign requested address", NoUpstream: "/etc/resolv.conf names no server",
 			Upstreams: []api.Upstream{{Server: "192.0.2.53:53", Error: "timeout"}, {Domain: "corp", Server: "192.0.2.54:53"}, {Server: "10.32.0.1:53", Own: true}},

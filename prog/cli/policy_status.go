@@ -77,6 +77,24 @@ func printPolicyStatus(w io.Writer, s api.PolicyStatus) {
 	}
 }
 
+// printPolicy prints the part of weft status that is about policies.
+func printPolicy(w io.Writer, r api.PolicyReport) {
+	b := block{w}
+	b.line("Service", "policy")
+	if r.Current {
+		b.line("Status", "in force")
+	} else {
+		b.line("Status", "not all that is known is in force on this host yet: see `weft status policy` and the agent's log")
+	}
+	policies := fmt.Sprint(r.Policies)
+	if r.Audit > 0 {
+		policies += fmt.Sprintf(" (%d of them in audit mode)", r.Audit)
+	}
+	b.line("Policies", "%s", policies)
+	b.line("Isolated", "%s", count(r.Isolated, "endpoint"))
+	b.line("Dropped", "%s", count(r.Dropped["ingress"]+r.Dropped["egress"], "packet"))
+}
+
 // peerName is a peer as all output names one.
 func peerName(p api.PeerPolicies) string { return p.Peer + "(" + p.Nickname + ")" }
 

@@ -160,6 +160,8 @@ func printStatus(w io.Writer, r api.Report) {
 	}
 	fmt.Fprintln(w)
 	printDNS(w, r.DNS)
+	fmt.Fprintln(w)
+	printPolicy(w, r.Policy)
 }
 
 func established(list []api.Connection) (n int) {
