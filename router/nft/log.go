@@ -23,7 +23,8 @@ type Logged struct {
 // Watch calls f for every packet that the kernel logs, until ctx ends. It reads from the
 // namespace that it is called in.
 func Watch(ctx context.Context, f func(Logged)) error {
-	log, err := nflog.Open(&nflog.Config{Group: LogGroup, Copymode: nflog.CopyPacket, Bufsize: snapshot})
+	// At once, one by one: rules log few.
+	log, err := nflog.Open(&nflog.Config{Group: LogGroup, Copymode: nflog.CopyPacket, Bufsize: snapshot, QThresh: 1})
 	if err != nil {
 		return fmt.Errorf("nflog group %d: %w", LogGroup, err)
 	}
