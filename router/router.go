@@ -128,6 +128,9 @@ func (r *Router) Judge(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Ju
 	return r.kernel.Judge(d, own, p)
 }
 
+// Protected reports whether the kernel lets nobody else change the table.
+func (r *Router) Protected() bool { return r.kernel.Owned() }
+
 // Dropped counts the packets that policies dropped in a direction, by endpoint.
 func (r *Router) Dropped(d policy.Direction) (map[netip.Addr]uint64, error) {
 	return r.kernel.Dropped(d)

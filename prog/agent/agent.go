@@ -156,6 +156,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return a.publish(ctx) })
 	group.Go(func() error { return a.police(ctx) })
 	group.Go(func() error { return a.watchDrops(ctx) })
+	group.Go(func() error { return a.watchTable(ctx) })
 	group.Go(func() error { return a.claimNode(ctx) })
 	group.Go(func() error { return a.reconcile(ctx) })
 	stopDNS := a.serveDNS(ctx)

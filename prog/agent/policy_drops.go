@@ -108,6 +108,22 @@ func (a *Agent) watchDrops(ctx context.Context) error {
 	return nil
 }
 
+// watchTable reconciles at once when somebody takes away what keeps packets in, until ctx ends.
+func (a *Agent) watchTable(ctx context.Context) error {
+	removed := func() {
+		if !a.router.Protected() {
+			a.changed()
+		}
+	}
+	for ctx.Err() == nil {
+		if err := nft.Removed(ctx, removed); err != nil && ctx.Err() == nil {
+			a.log.Warn("changes of nftables by others are only seen at the next look", "err", err)
+			sleep(ctx, time.Minute)
+		}
+	}
+	return nil
+}
+
 // Drops explains the packets that policies dropped last on this host.
 func (a *Agent) Drops(context.Context) ([]api.Drop, error) {
 	list, packets := a.drops.list()

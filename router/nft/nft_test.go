@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
@@ -237,6 +239,57 @@ func TestKernelRepairs(t *testing.T) {
 			t.Errorf("a second time: %v", err)
 		}
 	})
+}
+
+// Where tables have no owners, another program's flush is heard of, and repaired.
+func TestKernelRepairsWithoutOwners(t *testing.T) {
+	ownerless = "yes"
+	defer func() { ownerless = "" }()
+	ns := routertest.New(t)
+	removed, ended := make(chan struct{}, 100), make(chan error, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	go ns.Do(func() { ended <- Removed(ctx, func() { removed <- struct{}{} }) })
+	ns.Do(func() {
+		var k Kernel
+		defer k.Close()
+		p := build(golden["policies"])
+		if err := k.Apply(p); err != nil {
+			t.Fatal(err)
+		}
+		for what, remove := range map[string]func(*nftables.Conn){
+			"rules":        func(c *nftables.Conn) { c.FlushTable(table) },
+			"table":        func(c *nftables.Conn) { c.DelTable(table) },
+			"one chain":    func(c *nftables.Conn) { c.FlushChain(&nftables.Chain{Name: "policy", Table: table}) },
+			"one set":      func(c *nftables.Conn) { c.FlushSet(&nftables.Set{Name: "ingress4", Table: table}) },
+			"nothing ours": func(c *nftables.Conn) { c.AddTable(&nftables.Table{Name: "other", Family: nftables.TableFamilyINet}) },
+		} {
+			for heard := false; !heard; { // until the listener is there
+				conn, err := nftables.New()
+				if err != nil {
+					t.Fatal(err)
+				}
+				remove(conn)
+				if err := conn.Flush(); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case <-removed:
+					heard = true
+				case <-time.After(100 * time.Millisecond):
+					heard = what == "nothing ours"
+				}
+				if err := k.Apply(p); err != nil {
+					t.Fatalf("%s: %v", what, err)
+				}
+				expect(t, p, what)
+				compareWithNft(t, what, p)
+			}
+		}
+	})
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
 
 // flush removes the rules of our table as another program would.
