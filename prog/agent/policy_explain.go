@@ -228,21 +228,21 @@ func (a *Agent) side(word string, w policy.World) (side, error) {
 		switch {
 		case e.Name != "" && slices.ContainsFunc([]string{e.Name, e.Ref(), host + "/" + e.Name, e.Name + "." + e.Namespace}, func(s string) bool { return strings.EqualFold(s, short) }):
 			exact = append(exact, e)
-		case strings.HasPrefix(id, word), strings.HasPrefix(host+"/"+id, word):
+		case strings.HasPrefix(id, word), len(word) > len(host)+1 && strings.HasPrefix(host+"/"+id, word):
 			begin = append(begin, e)
 		}
 	}
 	found := exact
 	if len(found) == 0 {
+		if s, ok := a.sideNode(word); ok {
+			return s, nil
+		}
 		found = begin
 	}
 	switch len(found) {
 	case 1:
 		return a.sideOf(word, found[0]), nil
 	case 0:
-		if s, ok := a.sideNode(word); ok {
-			return s, nil
-		}
 		return side{}, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is no container, host or address that is known: want an address, NAME, NAMESPACE/NAME, HOST/NAME or a container's id (`weft status dns` lists names)", word)}
 	}
 	var names []string

@@ -87,8 +87,8 @@ func parsePort(s string) (port uint16, protocol string, err error) {
 
 func printExplanation(w io.Writer, e api.Explanation) {
 	what, asked := " on "+e.Port, "it"
-	if e.Open != "" { // a verdict is about every port then
-		what, asked = "", "every port"
+	if e.Open != "" { // a verdict is about any port then
+		what, asked = "", "any port"
 	}
 	fmt.Fprintf(w, "%s → %s%s: %s\n", partyName(e.Source), partyName(e.Destination), what, headline(e))
 	apart := slices.ContainsFunc(e.Verdicts, func(v api.Verdict) bool { return !alike(v, e.Verdicts[0]) })
