@@ -65,7 +65,11 @@ func (c comparison) budget() string {
 func printComparisons(w io.Writer, title, unit, theirs string, rows ...comparison) {
 	fmt.Fprintf(w, "\n### %s\n\n| %s | Weft | %s | ratio | budget |\n|---|---|---|---|---|\n", title, unit, theirs)
 	for _, c := range rows {
-		fmt.Fprintf(w, "| %s | %v | %v | **%.2fx** | %s |\n", c.what, c.ours, c.theirs, c.ratio(), c.budget())
+		ratio := fmt.Sprintf("%.2fx", c.ratio())
+		if c.ratio() < 0.01 {
+			ratio = fmt.Sprintf("%.1gx", c.ratio())
+		}
+		fmt.Fprintf(w, "| %s | %v | %v | **%s** | %s |\n", c.what, c.ours, c.theirs, ratio, c.budget())
 	}
 }
 
