@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,18 +31,54 @@ type plugged struct {
 	ResolvConf string   `json:"resolvConf"`
 }
 
-// runCNI does on a host what a container runtime does there. The container is called as
-// Kubernetes calls a pod: its own name, and its host's for a namespace.
-func runCNI(ctx context.Context, verb, id, netns string) (out plugged, err error) {
+// Identity is what a runtime tells the network of a container.
+type Identity struct {
+	Namespace string            `json:"namespace"`
+	Name      string            `json:"name"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Ports     []Port            `json:"ports,omitempty"`
+}
+
+// Port is one that a container declares.
+type Port struct {
+	Name     string `json:"name"`
+	Protocol string `json:"protocol"` // tcp, udp or sctp
+	Number   uint16 `json:"port"`
+}
+
+// identityOf is what a container is called without an Identity: as Kubernetes calls a pod,
+// by its own name, and its host's for a namespace.
+func identityOf(container string) Identity {
+	host, name, _ := strings.Cut(container, "/")
+	return Identity{Namespace: host, Name: name}
+}
+
+// cniArgs is what CNI's conventions have for a container (args in the plugin's configuration).
+func (i Identity) cniArgs() map[string]any {
+	labels := []map[string]string{}
+	for _, key := range slices.Sorted(maps.Keys(i.Labels)) {
+		labels = append(labels, map[string]string{"key": key, "value": i.Labels[key]})
+	}
+	return map[string]any{"cni": map[string]any{"labels": labels, "ports": i.Ports}}
+}
+
+// runCNI does on a host what a container runtime does there: it tells the name of a
+// container as Kubernetes does (CNI_ARGS), and the rest in args.
+func runCNI(ctx context.Context, verb, id, netns string, as Identity) (out plugged, err error) {
 	list, err := waitForConf(ctx)
 	if err != nil {
 		return out, err
 	}
+	if len(as.Labels)+len(as.Ports) > 0 {
+		for i, p := range list.Plugins {
+			if list.Plugins[i], err = libcni.InjectConf(p, map[string]any{"args": as.cniArgs()}); err != nil {
+				return out, err
+			}
+		}
+	}
 	cni := libcni.NewCNIConfigWithCacheDir([]string{cniBinDir}, cniCacheDir, nil)
 	rt := &libcni.RuntimeConf{ContainerID: id, NetNS: netns, IfName: "eth0"}
-	if host, name, ok := strings.Cut(strings.TrimPrefix(id, idPrefix), "-"); ok {
-		rt.Args = [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", host}, {"K8S_POD_NAME", name}}
-	}
+	rt.Args = [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", as.Namespace}, {"K8S_POD_NAME", as.Name}}
 	switch verb {
 	case "add":
 		result, err := cni.AddNetworkList(ctx, list, rt)

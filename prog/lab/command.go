@@ -240,10 +240,14 @@ func nodeCommand() *cobra.Command {
 
 func cniCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "cni add|del CONTAINER-ID NETNS", Hidden: true, Args: cobra.ExactArgs(3),
+		Use: "cni add|del CONTAINER-ID NETNS IDENTITY", Hidden: true, Args: cobra.ExactArgs(4),
 		Short: "do on this host what a container runtime does with CNI",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			out, err := runCNI(cmd.Context(), args[0], args[1], args[2])
+			var as Identity
+			if err := json.Unmarshal([]byte(args[3]), &as); err != nil {
+				return fmt.Errorf("lab: who the container is: %w", err)
+			}
+			out, err := runCNI(cmd.Context(), args[0], args[1], args[2], as)
 			if err != nil {
 				return err
 			}

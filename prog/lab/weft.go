@@ -114,9 +114,15 @@ func (l *Lab) plugAll(ctx context.Context, host string) error {
 	return nil
 }
 
-// Plug attaches a container through libcni and weft-cni, run inside of its host, and returns its addresses.
+// Plug attaches a container through libcni and weft-cni, run inside of its host, and returns its addresses. To the
+// network it is called by its name, in a namespace called like its host.
 func (l *Lab) Plug(ctx context.Context, container string) ([]string, error) {
-	out, err := l.cni(ctx, "add", container)
+	return l.PlugAs(ctx, container, identityOf(container))
+}
+
+// PlugAs is Plug of a container that is somebody else to the network.
+func (l *Lab) PlugAs(ctx context.Context, container string, as Identity) ([]string, error) {
+	out, err := l.cni(ctx, "add", container, as)
 	if err != nil {
 		return nil, fmt.Errorf("lab: plug %s: %w", container, err)
 	}
@@ -134,19 +140,23 @@ func (l *Lab) Plug(ctx context.Context, container string) ([]string, error) {
 
 // Unplug undoes Plug; that it was never done is no error.
 func (l *Lab) Unplug(ctx context.Context, container string) error {
-	if _, err := l.cni(ctx, "del", container); err != nil {
+	if _, err := l.cni(ctx, "del", container, identityOf(container)); err != nil {
 		return fmt.Errorf("lab: unplug %s: %w", container, err)
 	}
 	return nil
 }
 
-func (l *Lab) cni(ctx context.Context, verb, container string) (string, error) {
+func (l *Lab) cni(ctx context.Context, verb, container string, as Identity) (string, error) {
 	netns, err := l.NetNS(ctx, container)
 	if err != nil {
 		return "", err
 	}
+	told, err := json.Marshal(as)
+	if err != nil {
+		return "", err
+	}
 	host, _, _ := strings.Cut(container, "/")
-	return l.Exec(ctx, host, nil, "weft", "lab", "cni", verb, ContainerID(container), netns)
+	return l.Exec(ctx, host, nil, "weft", "lab", "cni", verb, ContainerID(container), netns, string(told))
 }
 
 const idPrefix = "lab-"
