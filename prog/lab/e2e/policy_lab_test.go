@@ -1,0 +1,204 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/rpc"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+)
+
+// policed is a lab with pods in it: containers, and hosts, in which Pod runs.
+type policed struct {
+	*lab.Lab
+	t     *testing.T
+	dir   string // of the sockets
+	pods  map[string]*rpc.Client
+	addrs map[string][]netip.Addr // of containers, IPv4 first
+}
+
+// policeLab makes a lab in which every host has a Pod.
+func policeLab(t *testing.T, o lab.Options) *policed {
+	t.Helper()
+	p := &policed{Lab: labtest.New(t, o), t: t, pods: map[string]*rpc.Client{}, addrs: map[string][]netip.Addr{}}
+	dir, err := os.MkdirTemp("/tmp", "weft-pods-") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	p.dir = dir
+	for _, h := range p.Hosts() {
+		p.start(h)
+	}
+	return p
+}
+
+// start runs Pod in a container or on a host, until the lab ends.
+func (p *policed) start(target string, ports ...uint16) {
+	p.t.Helper()
+	socket := filepath.Join(p.dir, strings.ReplaceAll(target, "/", "-"))
+	args := []string{socket}
+	for _, port := range ports {
+		args = append(args, strconv.Itoa(int(port)))
+	}
+	if _, err := p.Background(p.t.Context(), target, "serving", toolArgs(p.t, "pod", args...)...); err != nil {
+		p.t.Fatal(err)
+	}
+	client, err := rpc.Dial("unix", socket)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.pods[target] = client
+	p.t.Cleanup(func() { client.Close() })
+}
+
+// add makes a container, which serves on ports from before it is plugged in.
+func (p *policed) add(target string, as lab.Identity, ports ...uint16) {
+	p.t.Helper()
+	if err := p.AddContainer(p.t.Context(), target); err != nil {
+		p.t.Fatal(err)
+	}
+	p.start(target, ports...)
+	p.plug(target, as)
+}
+
+// plug attaches a container, as somebody.
+func (p *policed) plug(target string, as lab.Identity) {
+	p.t.Helper()
+	given, err := p.PlugAs(p.t.Context(), target, as)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	var list []netip.Addr
+	for _, a := range given {
+		list = append(list, netip.MustParseAddr(a))
+	}
+	p.addrs[target] = list
+}
+
+// replug attaches a container anew.
+func (p *policed) replug(target string, as lab.Identity) {
+	p.t.Helper()
+	if err := p.Unplug(p.t.Context(), target); err != nil {
+		p.t.Fatal(err)
+	}
+	p.plug(target, as)
+}
+
+// ask calls a method of the Pod in a container or on a host.
+func ask[T any](p *policed, target, method string, args any) (out T) {
+	p.t.Helper()
+	if err := p.pods[target].Call("Pod."+method, args, &out); err != nil {
+		p.t.Fatalf("%s: %s: %v", target, method, err)
+	}
+	return out
+}
+
+// weft runs it on a host, with something to read.
+func (p *policed) weft(host, stdin string, args ...string) (string, error) {
+	p.t.Helper()
+	return p.Exec(p.t.Context(), host, strings.NewReader(stdin), append([]string{"weft"}, args...)...)
+}
+
+// apply returns when all hosts enforce a manifest.
+func (p *policed) apply(host, manifest string) {
+	p.t.Helper()
+	if _, err := p.weft(host, manifest, "policy", "apply", "--wait", "-f", "-"); err != nil {
+		p.t.Fatalf("%v\n%s", err, manifest)
+	}
+}
+
+// remove deletes policies, and returns when no host enforces them any more.
+func (p *policed) remove(host string, names ...string) {
+	p.t.Helper()
+	if _, err := p.weft(host, "", append([]string{"policy", "delete"}, names...)...); err != nil {
+		p.t.Fatal(err)
+	}
+	p.settled(host)
+}
+
+// settled waits until all hosts enforce what one of them knows.
+func (p *policed) settled(host string) {
+	p.t.Helper()
+	eventually(p.t, 30*time.Second, "all hosts enforce the same policies", func() bool {
+		s := p.status(host)
+		for _, one := range s.Peers {
+			if !one.Current {
+				return false
+			}
+		}
+		return len(s.Peers) > 0
+	})
+}
+
+func (p *policed) status(host string) (s api.PolicyStatus) {
+	p.t.Helper()
+	out, err := p.weft(host, "", "status", "policy", "--json")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &s)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return s
+}
+
+// manifest writes policies, each as "NAMESPACE: {spec}", which are called p0, p1 and so on.
+func manifest(policies ...string) string {
+	var b strings.Builder
+	for i, one := range policies {
+		namespace, spec, _ := strings.Cut(one, ": ")
+		fmt.Fprintf(&b, "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p%d, namespace: %q}\nspec: %s\n", i, namespace, spec)
+	}
+	return b.String()
+}
+
+// space writes a namespace with a label.
+func space(name, key, value string) string {
+	return fmt.Sprintf("---\napiVersion: v1\nkind: Namespace\nmetadata: {name: %q, labels: {%s: %q}}\n", name, key, value)
+}
+
+// Patience with what should come, and with what should not.
+const (
+	patient   = 15 * time.Second
+	impatient = 300 * time.Millisecond
+)
+
+// reaches tries to reach ports of one container from another, over both protocols and both
+// families, and says which of those attempts do not end as expected.
+func (p *policed) reaches(src, dst string, want bool, ports ...uint16) {
+	p.t.Helper()
+	if err := p.tryAll(src, dst, want, ports...); err != nil {
+		p.t.Error(err)
+	}
+}
+
+func (p *policed) tryAll(src, dst string, want bool, ports ...uint16) error {
+	p.t.Helper()
+	patience := map[bool]time.Duration{true: patient, false: impatient}[want]
+	var tries []Try
+	for _, addr := range p.addrs[dst] {
+		for _, port := range ports {
+			for _, network := range []string{"tcp", "udp"} {
+				tries = append(tries, Try{network, netip.AddrPortFrom(addr, port), patience})
+			}
+		}
+	}
+	var errs []error
+	for i, got := range ask[[]bool](p, src, "Reach", tries) {
+		if got != want {
+			errs = append(errs, fmt.Errorf("%s to %s (%s %v): reached %v, want %v", src, dst, tries[i].Network, tries[i].To, got, want))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,252 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+)
+
+// The cluster of the upstream suite (kubernetes/test/e2e/network/netpol): namespaces x, y and
+// z with the pods a, b and c in each, which serve ports 80 and 81 over TCP and UDP.
+//
+//	h1   x/a y/c z/b
+//	h2   x/b y/a z/c
+//	h3   x/c y/b z/a
+var suitePods = strings.Fields("x/a x/b x/c y/a y/b y/c z/a z/b z/c")
+
+// suitePorts are what every pair is tried on.
+var suitePorts = []string{"80/TCP", "81/TCP", "80/UDP", "81/UDP"}
+
+// home is the container that is a pod of the suite.
+func home(pod string) string {
+	namespace, name, _ := strings.Cut(pod, "/")
+	return fmt.Sprintf("h%d/%s%s", (int(namespace[0]-'x')+int(name[0]-'a'))%3+1, namespace, name)
+}
+
+func suiteLab(t *testing.T) *policed {
+	t.Helper()
+	p := policeLab(t, lab.Options{Hosts: 3})
+	for _, pod := range suitePods {
+		namespace, name, _ := strings.Cut(pod, "/")
+		as := lab.Identity{Namespace: namespace, Name: name, Labels: map[string]string{"pod": name}}
+		for _, port := range []uint16{80, 81} {
+			for _, proto := range []string{"tcp", "udp"} {
+				as.Ports = append(as.Ports, lab.Port{Name: fmt.Sprintf("serve-%d-%s", port, proto), Protocol: proto, Number: port})
+			}
+		}
+		p.add(home(pod), as, 80, 81)
+	}
+	p.apply("h1", space("x", "ns", "x")+space("y", "ns", "y")+space("z", "ns", "z"))
+	return p
+}
+
+// situation is policies, and who reaches whom under them.
+type situation struct {
+	name     string
+	policies []string // "NAMESPACE: {spec}"
+	// The pods that are isolated, with what they still accept ("x/a <- y/* x/b on 80/TCP") or
+	// still reach ("x/a -> y/*"). Lines about the same pod add up. Others are open, and
+	// everybody reaches itself.
+	want []string
+}
+
+// reach reports whether a situation wants a connection to succeed.
+func (s situation) reach(src, dst, port string) bool {
+	return src == dst || s.open(" <- ", dst, src, port) && s.open(" -> ", src, dst, port)
+}
+
+// open reports whether the lines of one direction let a pod talk to another.
+func (s situation) open(arrow, pod, other, port string) bool {
+	isolated := false
+	for _, line := range s.want {
+		who, rest, ok := strings.Cut(line, arrow)
+		if !ok || !covers(who, pod) {
+			continue
+		}
+		isolated = true
+		others, ports, limited := strings.Cut(rest, " on ")
+		if covers(others, other) && (!limited || slices.ContainsFunc(strings.Fields(ports), func(p string) bool { return strings.HasSuffix(port, p) })) {
+			return true
+		}
+	}
+	return !isolated
+}
+
+// covers reports whether a pod is one of a list such as "x/* y/a"; "none" is nobody.
+func covers(list, pod string) bool {
+	return slices.ContainsFunc(strings.Fields(list), func(w string) bool {
+		n, p, _ := strings.Cut(w, "/")
+		return (n == "*" || n == pod[:1]) && (p == "*" || p == pod[2:])
+	})
+}
+
+// Every pair of pods connects on every port, over both protocols and in both families,
+// exactly as the table says, and weft policy explain says the same.
+func TestPolicySituations(t *testing.T) {
+	p := suiteLab(t)
+	p.expect(situation{name: "no policies"})
+	blocks := p.blocks()
+	applied := []string{}
+	for i, s := range situations {
+		host := p.Hosts()[i%3]
+		for k, one := range s.policies {
+			s.policies[k] = blocks.Replace(one)
+		}
+		var names []string
+		for k, one := range s.policies {
+			namespace, _, _ := strings.Cut(one, ": ")
+			names = append(names, fmt.Sprintf("%s/p%d", namespace, k))
+		}
+		// What is replaced is replaced in one step; what is left over goes before.
+		old := slices.DeleteFunc(slices.Clone(applied), func(n string) bool { return slices.Contains(names, n) })
+		if len(old) > 0 {
+			if _, err := p.weft(host, "", append([]string{"policy", "delete"}, old...)...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.apply(host, manifest(s.policies...))
+		applied = names
+		p.expect(s)
+		if t.Failed() {
+			t.Logf("the policies of %q:\n%s", s.name, manifest(s.policies...))
+		}
+	}
+	p.remove("h2", applied...)
+	p.expect(situation{name: "they are enforced no more once they are deleted"})
+}
+
+// blocks replaces <x/a 4> by that pod's address as a prefix, and <all 4> by the universe.
+func (p *policed) blocks() *strings.Replacer {
+	var pairs []string
+	for _, pod := range suitePods {
+		for i, family := range []string{"4", "6"} {
+			addr := p.addrs[home(pod)][i]
+			pairs = append(pairs, fmt.Sprintf("<%s %s>", pod, family), netip.PrefixFrom(addr, addr.BitLen()).String())
+		}
+	}
+	v6 := netip.PrefixFrom(p.addrs[home("x/a")][1], 64).Masked()
+	return strings.NewReplacer(append(pairs, "<all 4>", "10.32.0.0/12", "<all 6>", v6.String())...)
+}
+
+// expect tries everything, and compares.
+func (p *policed) expect(s situation) {
+	p.t.Helper()
+	start := time.Now()
+	before := p.heardBy(suitePods)
+	var group sync.WaitGroup
+	for _, src := range suitePods {
+		group.Go(func() { p.expectFrom(s, src) })
+	}
+	group.Go(func() { p.expectExplained(s) })
+	group.Wait()
+	// What does not come back may have arrived all the same; nor is that a matter of patience.
+	for dst, now := range p.heardBy(suitePods) {
+		for h, n := range now {
+			src, ok := p.podAt(h.From)
+			port := fmt.Sprintf("%d/%s", h.Port, strings.ToUpper(h.Network))
+			if n > before[dst][h] && (!ok || !s.reach(src, dst, port)) {
+				p.t.Errorf("%s: %s heard %s (%v) on %s", s.name, dst, src, h.From, port)
+			}
+		}
+	}
+	p.t.Logf("%-100s %v", s.name, time.Since(start).Round(10*time.Millisecond))
+}
+
+// heardBy is what has arrived at pods so far.
+func (p *policed) heardBy(pods []string) map[string]map[Heard]int {
+	p.t.Helper()
+	out := map[string]map[Heard]int{}
+	for _, pod := range pods {
+		out[pod] = ask[map[Heard]int](p, home(pod), "Heard", Nothing{})
+	}
+	return out
+}
+
+// podAt is the pod of the suite that has an address.
+func (p *policed) podAt(addr netip.Addr) (string, bool) {
+	i := slices.IndexFunc(suitePods, func(pod string) bool { return slices.Contains(p.addrs[home(pod)], addr) })
+	if i < 0 {
+		return "", false
+	}
+	return suitePods[i], true
+}
+
+// expectFrom is the part of one source. It may be run in a goroutine of its own.
+func (p *policed) expectFrom(s situation, src string) {
+	type pair struct{ dst, port string }
+	var tries []Try
+	var pairs []pair
+	for _, dst := range suitePods {
+		for _, port := range suitePorts {
+			number, network := uint16(80), strings.ToLower(port[3:])
+			if port[:2] == "81" {
+				number = 81
+			}
+			patience := impatient
+			if s.reach(src, dst, port) {
+				patience = patient
+			}
+			for _, addr := range p.addrs[home(dst)] {
+				tries, pairs = append(tries, Try{network, netip.AddrPortFrom(addr, number), patience}), append(pairs, pair{dst, port})
+			}
+		}
+	}
+	var got []bool
+	if err := p.pods[home(src)].Call("Pod.Reach", tries, &got); err != nil {
+		p.t.Errorf("%s: %v", src, err)
+		return
+	}
+	for i, yes := range got {
+		if want := s.reach(src, pairs[i].dst, pairs[i].port); yes != want {
+			p.t.Errorf("%s: %s to %s on %s (%v): reached %v, want %v", s.name, src, pairs[i].dst, pairs[i].port, tries[i].To.Addr(), yes, want)
+		}
+	}
+}
+
+// expectExplained asks for explanations of all that is denied, and of one port of all others.
+func (p *policed) expectExplained(s situation) {
+	var asked []api.ExplainRequest
+	var want []bool
+	for i, src := range suitePods {
+		for j, dst := range suitePods {
+			for k, port := range suitePorts {
+				yes := s.reach(src, dst, port)
+				if src == dst || yes && (i+j)%4 != k {
+					continue
+				}
+				number := uint16(80)
+				if port[:2] == "81" {
+					number = 81
+				}
+				asked, want = append(asked, api.ExplainRequest{Source: src, Destination: dst, Port: number, Protocol: port[3:]}), append(want, yes)
+			}
+		}
+	}
+	var answers []api.Explanation
+	if err := p.pods["h1"].Call("Pod.Explain", asked, &answers); err != nil {
+		p.t.Errorf("%s: explain: %v", s.name, err)
+		return
+	}
+	for i, a := range answers {
+		if len(a.Verdicts) != 2 {
+			p.t.Errorf("%s: explain %+v: %d verdicts, want one for each family", s.name, asked[i], len(a.Verdicts))
+		}
+		for _, v := range a.Verdicts {
+			for _, d := range []api.Decision{v.Egress, v.Ingress} {
+				if d.Kernel == nil || d.Kernel.Differs {
+					p.t.Errorf("%s: explain %+v: the kernel: %+v", s.name, asked[i], d)
+				}
+			}
+			if v.Allowed != want[i] {
+				p.t.Errorf("%s: explain %+v: %v, want %v: %+v", s.name, asked[i], v.Allowed, want[i], v)
+			}
+		}
+	}
+}
