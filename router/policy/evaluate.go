@@ -157,18 +157,17 @@ func (r Rule) allows(pol Policy, w World, d Direction, p Packet) (text string, o
 	if len(r.Peers) == 0 {
 		return "everybody" + port, true
 	}
-	why := ""
+	var why []string
 	for _, peer := range r.Peers {
 		text, ok := peer.fits(pol, w, other)
 		if ok {
 			return text + port, true
 		}
-		if why != "" {
-			why += "; "
+		if !slices.Contains(why, text) {
+			why = append(why, text)
 		}
-		why += text
 	}
-	return why, false
+	return strings.Join(why, "; "), false
 }
 
 // port reports whether a rule's ports have the packet's destination port.
