@@ -62,7 +62,7 @@ func FuzzParsePacket(f *testing.F) {
 
 // A packet that the kernel drops is heard of, and counted.
 func TestWatch(t *testing.T) {
-	self := netip.MustParseAddr("127.0.0.1")
+	self, other := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
 	prog := policy.Compile([]policy.Policy{{Namespace: "x", Name: "p", Isolates: policy.Of(policy.Egress)}},
 		policy.World{Endpoints: []policy.Endpoint{{ID: "a", Namespace: "x", Addrs: []netip.Addr{self}}}},
 		func(policy.Endpoint) bool { return true })
@@ -76,7 +76,7 @@ func TestWatch(t *testing.T) {
 		if err := k.Apply(build(config(func(c *Config) { c.Policy = &prog }))); err != nil {
 			t.Fatal(err)
 		}
-		conn, err := net.Dial("udp", "127.0.0.1:9")
+		conn, err := net.DialUDP("udp", &net.UDPAddr{IP: self.AsSlice()}, &net.UDPAddr{IP: other.AsSlice(), Port: 9})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,7 +87,7 @@ func TestWatch(t *testing.T) {
 			}
 			select {
 			case l := <-heard:
-				if l.Direction != policy.Egress || l.Audit || l.Reply || l.Src != self || l.Dst != self || l.Protocol != 17 || l.DstPort != 9 {
+				if l.Direction != policy.Egress || l.Audit || l.Reply || l.Src != self || l.Dst != other || l.Protocol != 17 || l.DstPort != 9 {
 					t.Errorf("heard of %+v", l)
 				}
 				if counts, err := k.Dropped(policy.Egress); err != nil || counts[self] != sent {

@@ -18,13 +18,14 @@ import (
 // that a policy that changes ends what it no longer allows. A packet of the side that
 // answers is judged as the one that it answers, by chains with addresses and ports swapped.
 //
-//	policy ── exempt, to itself ──▶ accepted
+//	policy
 //	   ├─ tried, answers-tried: told what the policies that are only tried would drop
 //	   ├─ answers: vmap by the destination, then the source ──▶ answers-egress-…, answers-ingress-…
 //	   └─ vmap by the source ──▶ egress-…, by the destination ──▶ ingress-…
 //
-// A chain of one endpoint returns what one of its rules fits; at its end the packet is
-// counted, logged and dropped.
+// A chain of one endpoint returns what one of its rules fits. A packet that comes to its end
+// passes if policies do not apply to it, such as one of an endpoint to itself; all others
+// are counted, logged and dropped.
 
 // Exempt says to what policies do not apply. That a host reaches its own endpoints is
 // always so.
@@ -169,8 +170,8 @@ func (l *lowering) lower() {
 	}
 	enforced := newVerdicts("", "drop-", l.Policy.Isolated)
 	tried := newVerdicts("tried-", "audit-", l.Policy.Tried)
-	forward := l.exempt()
-	forward = append(forward, l.self()...)
+	l.self()
+	var forward []Rule
 	if len(tried.list) > 0 {
 		forward = append(forward, rule(ctReply(), jumpTo("answers-tried")), rule(ctOriginal(), jumpTo("tried")))
 		l.judge(tried, &Chain{Name: "tried"}, &Chain{Name: "answers-tried"})
@@ -186,48 +187,38 @@ func (l *lowering) lower() {
 // policyPriority is behind the guard's chains.
 const policyPriority = 10
 
-// exempt lets pass what policies do not apply to.
-func (l *lowering) exempt() (rules []Rule) {
-	if l.Exempt.ICMPErrors {
-		for _, number := range []byte{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6} {
-			rules = append(rules, rule(l4proto(number), ctRelated(), accept()))
-		}
-	}
-	return rules
-}
-
-// self lets every endpoint reach itself, as by way of a service.
-func (l *lowering) self() (rules []Rule) {
+// self makes the sets of who reaches itself, as by way of a service.
+func (l *lowering) self() {
 	for _, is4 := range []bool{true, false} {
 		k := addrKind(is4)
-		s := &Set{Name: "self" + family(is4), Key: Key{k, k}}
-		s.Elements = l.pairs(s.Key, is4)
-		l.add(s)
-		rules = append(rules, rule(pairIn(s), accept()))
-	}
-	return rules
-}
-
-// pair is two addresses of one endpoint.
-type pair [2]netip.Addr
-
-func comparePairs(a, b pair) int { return cmp.Or(a[0].Compare(b[0]), a[1].Compare(b[1])) }
-
-func (l *lowering) pairs(k Key, is4 bool) Elements {
-	list := make([]pair, 0, len(l.Policy.Isolated)/2)
-	for _, isolated := range [][]policy.Isolated{l.Policy.Isolated, l.Policy.Tried} {
-		for _, i := range isolated {
+		s := &Set{Name: selfName(is4), Key: Key{k, k}}
+		var pairs []Element
+		for _, i := range slices.Concat(l.Policy.Isolated, l.Policy.Tried) {
 			for _, other := range i.Self {
 				if i.Addr.Is4() == is4 && other.Is4() == is4 {
-					list = append(list, pair{i.Addr, other})
+					pairs = append(pairs, Element{First: s.Key.encode(i.Addr.AsSlice(), other.AsSlice())})
 				}
 			}
 		}
+		s.Elements = encoded(pairs)
+		l.add(s)
 	}
-	slices.SortFunc(list, comparePairs)
-	return values[pair]{slices.Compact(list), comparePairs, func(p pair) Element {
-		return Element{First: k.encode(p[0].AsSlice(), p[1].AsSlice())}
-	}}
+}
+
+func selfName(is4 bool) string { return "self" + family(is4) }
+
+// exempt ends, by a verdict, what policies do not apply to. It comes last: few packets get
+// there, and all others are spared the questions.
+func (l *lowering) exempt(end part) (rules []Rule) {
+	for _, is4 := range []bool{true, false} {
+		rules = append(rules, rule(pairIn(l.index[selfName(is4)]), end))
+	}
+	if l.Exempt.ICMPErrors {
+		for _, number := range []byte{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6} {
+			rules = append(rules, rule(l4proto(number), ctRelated(), end))
+		}
+	}
+	return rules
 }
 
 func family(is4 bool) string {
@@ -271,12 +262,13 @@ func (l *lowering) judge(v verdicts, opened, answers *Chain) {
 func (l *lowering) end(v verdicts, d direction) {
 	c := &Chain{Name: v.end + d.prefix() + d.String()}
 	if v.prefix == "" {
+		c.Rules = l.exempt(accept())
 		for _, is4 := range []bool{true, false} {
 			c.Rules = append(c.Rules, rule(d.own.inSet(l.dropped(d.Direction, is4, v.of(d.Direction, is4)))))
 		}
 		c.Rules = append(c.Rules, rule(logged(LogDrop+d.prefix()+d.String())), rule(drop()))
 	} else {
-		c.Rules = []Rule{rule(logged(LogAudit + d.prefix() + d.String()))}
+		c.Rules = append(l.exempt(returns()), rule(logged(LogAudit+d.prefix()+d.String())))
 	}
 	l.program.Chains = append(l.program.Chains, c)
 }
@@ -430,7 +422,6 @@ func (l *lowering) ownHost() {
 		rule(icmp6("nd-neighbor-solicit", 135), accept()), rule(icmp6("nd-neighbor-advert", 136), accept()),
 		rule(icmp6("nd-router-solicit", 133), accept()), rule(ctReply(), accept()),
 	}
-	in = append(in, l.exempt()...)
 	var out []Rule
 	if l.Exempt.Resolver && l.Resolver {
 		for _, node := range []netip.Addr{l.Node4, l.Node6} {

@@ -94,17 +94,19 @@ const (
 func Build(c Config) Program {
 	own4 := &Set{Name: "own4", Key: Key{addr4}, Interval: true, Elements: intervals(c.Own, c.Universe.Addr4)}
 	own6 := &Set{Name: "own6", Key: Key{addr6}, Interval: true, Elements: intervals(c.Own, c.Universe.Addr6)}
-	p := Program{
-		Sets: []*Set{own4, own6},
-		Chains: []*Chain{
-			{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", -300, c.arriving(own4, own6)},
-			{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", 0, c.received()},
-			{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", 0, c.forwarded()},
-			{"output", nftables.ChainTypeFilter, nftables.ChainHookOutput, "output", 0, c.leaving()},
-			{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, "postrouting", 100, c.nat()},
-			{"underlay", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", 300, c.translated()},
-		},
-	}
+	p := Program{Sets: []*Set{own4, own6}}
+	add := func(chains ...*Chain) { p.Chains = append(p.Chains, chains...) }
+	add(arriving(own4, own6)...)
+	add(
+		&Chain{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", -300, c.origins()},
+		&Chain{Name: "uninvited", Rules: c.uninvited()},
+		&Chain{Name: "from-endpoint-to-host", Rules: fromEndpointToHost()},
+		&Chain{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", 0, c.received()},
+		&Chain{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", 0, c.forwarded()},
+		&Chain{"output", nftables.ChainTypeFilter, nftables.ChainHookOutput, "output", 0, c.leaving()},
+		&Chain{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, "postrouting", 100, c.nat()},
+		&Chain{"underlay", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", 300, c.translated()},
+	)
 	if c.Resolver {
 		p.Chains = append(p.Chains, &Chain{"resolver", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, "prerouting", -100, c.resolver()})
 	}
@@ -129,46 +131,60 @@ func (c Config) families(f func(u netip.Prefix) []Rule) []Rule {
 	return out
 }
 
-// arriving checks who may claim which source, before anything else sees a packet.
-func (c Config) arriving(own4, own6 *Set) []Rule {
-	rules := []Rule{
+// Names are compared first where that decides most packets, and addresses where those do:
+// every packet passes all base chains of its hooks, the encrypted ones of the tunnel too.
+
+// arriving are the chains that check who may claim which source, by where a packet is from.
+func arriving(own4, own6 *Set) []*Chain {
+	return []*Chain{
 		// An endpoint has its own addresses only: the route to each points to its link.
-		rule(iif(endpoints), notReverse(), counter(), drop()),
+		{Name: "from-endpoint", Rules: []Rule{rule(notReverse(), counter(), drop())}},
 		// What comes out of the tunnel is from another peer's slots.
-		rule(iif(tunnel), saddr.inSet(own4), counter(), drop()),
-		rule(iif(tunnel), saddr.inSet(own6), counter(), drop()),
+		{Name: "from-tunnel", Rules: []Rule{
+			rule(saddr.inSet(own4), counter(), drop()),
+			rule(saddr.inSet(own6), counter(), drop()),
+		}},
 	}
-	return append(rules, c.families(func(u netip.Prefix) []Rule {
-		return []Rule{
-			// Nobody on the underlay has an overlay address.
-			rule(notIif(tunnel), notIif(endpoints), notIif(loopback), saddr.in(expr.CmpOpEq, u), counter(), drop()),
-		}
-	})...)
 }
 
-// elsewhere matches a link that is neither the tunnel, an endpoint nor lo: the underlay.
-func elsewhere(not func(string) part) []part {
-	return []part{not(tunnel), not(endpoints), not(loopback)}
+// origins sends packets there, before anything else sees them. Nobody on the underlay has an
+// overlay address.
+func (c Config) origins() []Rule {
+	rules := []Rule{
+		rule(iif(endpoints), goTo("from-endpoint")), rule(iif(tunnel), goTo("from-tunnel")), rule(iif(loopback), accept()),
+	}
+	return append(rules, c.families(func(u netip.Prefix) []Rule {
+		return []Rule{rule(saddr.in(expr.CmpOpEq, u), counter(), drop())}
+	})...)
 }
 
 // received decides what reaches this host itself: no endpoint speaks for its
 // routers, and the underlay does not reach the node address.
 func (c Config) received() []Rule {
 	rules := []Rule{
-		rule(iif(endpoints), icmp6("nd-router-advert", 134), counter(), drop()),
-		rule(iif(endpoints), icmp6("nd-redirect", 137), counter(), drop()),
+		rule(iif(endpoints), goTo("from-endpoint-to-host")), rule(iif(tunnel), accept()), rule(iif(loopback), accept()),
 	}
-	if !c.Exposed {
-		return append(rules, c.families(func(u netip.Prefix) []Rule {
-			return unlessInvited(append(elsewhere(notIif), daddr.in(expr.CmpOpEq, u)))
-		})...)
-	}
-	return append(rules, c.families(func(u netip.Prefix) (rules []Rule) {
-		for _, question := range questions() { // the name server is for the overlay only
-			rules = append(rules, rule(append(elsewhere(notIif), daddr.in(expr.CmpOpEq, u), question, counter(), drop())...))
-		}
-		return rules
+	return append(rules, c.families(func(u netip.Prefix) []Rule {
+		return []Rule{rule(daddr.in(expr.CmpOpEq, u), goTo("uninvited"))}
 	})...)
+}
+
+func fromEndpointToHost() []Rule {
+	return []Rule{
+		rule(icmp6("nd-router-advert", 134), counter(), drop()),
+		rule(icmp6("nd-redirect", 137), counter(), drop()),
+	}
+}
+
+// uninvited is what the underlay sends to overlay addresses of this host.
+func (c Config) uninvited() (rules []Rule) {
+	if !c.Exposed {
+		return unlessInvited(nil)
+	}
+	for _, question := range questions() { // the name server is for the overlay only
+		rules = append(rules, rule(question, counter(), drop()))
+	}
+	return rules
 }
 
 // questions match what asks a name server.
@@ -205,30 +221,36 @@ func unlessInvited(match []part) []Rule {
 // conntrack does not know is not translated, and would show overlay addresses there.
 // The answers of exposed endpoints do so on purpose.
 func (c Config) translated() []Rule {
-	return c.families(func(u netip.Prefix) []Rule {
+	rules := []Rule{rule(oif(endpoints), accept()), rule(oif(tunnel), accept()), rule(oif(loopback), accept())}
+	return append(rules, c.families(func(u netip.Prefix) []Rule {
 		var rules []Rule
 		if c.Exposed {
-			rules = append(rules, rule(append(elsewhere(notOif), saddr.in(expr.CmpOpEq, u), daddr.in(expr.CmpOpNeq, u), ctReply(), accept())...))
+			rules = append(rules, rule(saddr.in(expr.CmpOpEq, u), daddr.in(expr.CmpOpNeq, u), ctReply(), accept()))
 		}
 		return append(rules,
-			rule(append(elsewhere(notOif), saddr.in(expr.CmpOpEq, u), counter(), drop())...),
-			rule(append(elsewhere(notOif), daddr.in(expr.CmpOpEq, u), counter(), drop())...))
-	})
+			rule(saddr.in(expr.CmpOpEq, u), counter(), drop()),
+			rule(daddr.in(expr.CmpOpEq, u), counter(), drop()))
+	})...)
 }
 
 // leaving keeps what this host itself sends to the overlay from any other way out.
 func (c Config) leaving() []Rule {
 	return c.families(func(u netip.Prefix) []Rule {
-		return []Rule{rule(notOif(tunnel), notOif(endpoints), notOif(loopback), daddr.in(expr.CmpOpEq, u), counter(), drop())}
+		return []Rule{rule(daddr.in(expr.CmpOpEq, u), notOif(tunnel), notOif(endpoints), notOif(loopback), counter(), drop())}
 	})
 }
 
 // forwarded decides what passes through this host.
 func (c Config) forwarded() []Rule {
-	rules := c.leaving()
-	rules = append(rules,
-		// Out of the tunnel: to endpoints here, and answers to whom this host let in.
+	rules := []Rule{
+		// Between endpoints, here or by the tunnel.
+		rule(iif(endpoints), oif(endpoints), accept()),
+		rule(iif(endpoints), oif(tunnel), accept()),
 		rule(iif(tunnel), oif(endpoints), accept()),
+	}
+	rules = append(rules, c.leaving()...)
+	rules = append(rules,
+		// Out of the tunnel besides: answers to whom this host let in.
 		rule(iif(tunnel), notOif(tunnel), ctReply(), ctSNAT(), accept()),
 		rule(iif(tunnel), counter(), drop()),
 	)
