@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"net/rpc"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -29,7 +31,7 @@ type Pod struct {
 	mu     sync.Mutex
 	heard  map[Heard]int
 	flows  map[string]*flow
-	hammer chan []netip.AddrPort // new targets
+	hammer chan Blows
 }
 
 // Heard names what came in; datagrams are counted, or bytes of streams.
@@ -218,6 +220,7 @@ type Flow struct {
 // Count is what became of a flow.
 type Count struct {
 	Sent, Received int
+	Missing        int           // answers between the first and the last, once it is stopped
 	Pause          time.Duration // the longest between two answers, or since the last
 	Local          uint16        // its own port
 	Err            string
@@ -333,13 +336,23 @@ func (p *Pod) Stop(name string, out *Count) error {
 	}
 	f.conn.Close()
 	f.done.Wait()
+	if len(f.seen) > 0 {
+		numbers := slices.Sorted(maps.Keys(f.seen))
+		f.Missing = int(numbers[len(numbers)-1]-numbers[0]) + 1 - len(numbers)
+	}
 	*out = f.Count
 	return nil
 }
 
-// Hammer sends datagrams to all targets in turn, about 4,000 in a second, until the process
-// ends; another call changes the targets.
-func (p *Pod) Hammer(targets []netip.AddrPort, _ *Nothing) error {
+// Blows are datagrams to many targets in turn.
+type Blows struct {
+	Targets   []netip.AddrPort
+	PerSecond int
+}
+
+// Hammer sends until the process ends; another call says to whom from then on. What cannot
+// be sent, as there is no interface yet, is not.
+func (p *Pod) Hammer(b Blows, _ *Nothing) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.hammer == nil {
@@ -347,24 +360,26 @@ func (p *Pod) Hammer(targets []netip.AddrPort, _ *Nothing) error {
 		if err != nil {
 			return err
 		}
-		p.hammer = make(chan []netip.AddrPort)
-		go func() {
-			for i := 0; ; i++ {
-				select {
-				case targets = <-p.hammer:
-				default:
-				}
-				if i%20 == 0 || len(targets) == 0 {
-					time.Sleep(5 * time.Millisecond)
-				}
-				if len(targets) > 0 {
-					_, _ = c.WriteToUDPAddrPort([]byte("forbidden?"), targets[i%len(targets)])
-				}
-			}
-		}()
+		p.hammer = make(chan Blows)
+		go hammer(c, p.hammer)
 	}
-	p.hammer <- targets
+	p.hammer <- b
 	return nil
+}
+
+func hammer(c *net.UDPConn, changes <-chan Blows) {
+	const tick = 5 * time.Millisecond
+	b := <-changes
+	for next := 0; ; time.Sleep(tick) {
+		select {
+		case b = <-changes:
+		default:
+		}
+		for range min(len(b.Targets), max(1, b.PerSecond/int(time.Second/tick))) {
+			_, _ = c.WriteToUDPAddrPort([]byte("forbidden?"), b.Targets[next%len(b.Targets)])
+			next++
+		}
+	}
 }
 
 // Explain asks the agent of this host about many connections.
