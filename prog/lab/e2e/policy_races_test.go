@@ -1,0 +1,274 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"weft/prog/lab"
+)
+
+// What is started and stopped: closed containers, again and again.
+const (
+	raceWaves   = 12
+	racePerHost = 6 // times three hosts: 216 starts
+	raceWindow  = 2 * racePerHost
+)
+
+// raceLaws are what closed containers are under, in turn. All of them let friends in, and
+// none anybody else; nor may a closed container speak to others than friends.
+var raceLaws = []string{
+	`race: {podSelector: {matchLabels: {role: closed}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`,
+	`race: {podSelector: {matchExpressions: [{key: role, operator: In, values: [closed]}]}, policyTypes: [Ingress, Egress], ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {role: friend}}}], ports: [{port: 80, protocol: UDP}]}], egress: [{to: [{podSelector: {matchExpressions: [{key: role, operator: In, values: [friend, buddy]}]}}]}]}`,
+	`race: {podSelector: {matchExpressions: [{key: role, operator: NotIn, values: [foe, friend]}]}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}], ports: [{port: 70, endPort: 90, protocol: UDP}, {port: 443}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`,
+}
+
+// raceMore come and go beside the laws. They change what chains there are, for closed
+// containers too, and still let no foe in.
+var raceMore = []string{
+	`race: {podSelector: {matchLabels: {role: closed}}, ingress: [{from: [{podSelector: {matchLabels: {role: buddy}}}]}]}`,
+	`race: {podSelector: {matchLabels: {role: foe}}, policyTypes: [Ingress], ingress: [{}]}`,
+	`other: {podSelector: {}, policyTypes: [Ingress, Egress]}`,
+}
+
+// race is the state of a run.
+type race struct {
+	*policed
+	next   map[string]netip.Addr // the highest address that a closed container of a host had
+	starts int
+	aimed  int // of these, at addresses that were aimed at before
+
+	dropped int // packets, in all waves
+}
+
+func raceIdentity(role string, i int) lab.Identity {
+	return lab.Identity{Namespace: "race", Name: fmt.Sprintf("%s-%d", role, i), Labels: map[string]string{"role": role}}
+}
+
+// Whatever starts, stops and changes: not one packet of a foe arrives at a closed container,
+// from before ADD returns to after DEL, nor one of a closed container at a foe.
+func TestPolicyRaces(t *testing.T) {
+	r := &race{policed: policeLab(t, lab.Options{Hosts: 3}), next: map[string]netip.Addr{}}
+	r.apply("h1", manifest(raceLaws[0]))
+	var closed []string
+	for _, host := range r.Hosts() {
+		for i, role := range []string{"foe", "friend"} {
+			r.add(host+"/"+role, raceIdentity(role, i), 80)
+		}
+		r.next[host] = r.addrs[host+"/friend"][0]
+		for i := range racePerHost {
+			name := fmt.Sprintf("%s/c%d", host, i)
+			if err := r.AddContainer(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+			r.start(name, 80) // its socket is there before any interface is
+			closed = append(closed, name)
+		}
+	}
+	for _, name := range closed {
+		ask[Nothing](r.policed, name, "Hammer", Blows{r.at("foe"), 200})
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var changing sync.WaitGroup
+	var changes int
+	changing.Go(func() { changes = r.change(ctx) })
+	for wave := range raceWaves {
+		r.wave(closed, wave)
+		if t.Failed() {
+			break
+		}
+	}
+	stop()
+	changing.Wait()
+	r.verdict(closed)
+	t.Logf("%d starts, %d of them at addresses that were aimed at before; %d changes of policies and %d packets dropped meanwhile", r.starts, r.aimed, changes, r.dropped)
+	if r.aimed < r.starts*9/10 || changes < raceWaves {
+		t.Error("this proves too little")
+	}
+}
+
+// at is where all of one role listen.
+func (r *race) at(role string) (out []netip.AddrPort) {
+	for _, host := range r.Hosts() {
+		for _, a := range r.addrs[host+"/"+role] {
+			out = append(out, netip.AddrPortFrom(a, 80))
+		}
+	}
+	return out
+}
+
+// change applies one policy after the other, on whichever host, until ctx ends.
+func (r *race) change(ctx context.Context) (n int) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for ; ctx.Err() == nil; n++ {
+		host, more := r.Hosts()[rng.IntN(3)], manifest(raceLaws[rng.IntN(len(raceLaws))], raceMore[rng.IntN(len(raceMore))])
+		_, err := r.weft(host, more, "policy", "apply", "-f", "-")
+		if rng.IntN(3) == 0 && err == nil { // of one namespace or the other, or gone already
+			_, _ = r.weft(host, "", "policy", "delete", []string{"race/p1", "other/p1"}[rng.IntN(2)])
+		}
+		if err != nil && ctx.Err() == nil {
+			r.t.Errorf("a change: %v", err)
+			return n
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return n
+}
+
+// window is where the next containers of all hosts will be, and where those of now are.
+func (r *race) window(closed []string) (out []netip.AddrPort) {
+	add := func(a netip.Addr) {
+		if to := netip.AddrPortFrom(a, 80); !slices.Contains(out, to) {
+			out = append(out, to)
+		}
+	}
+	for _, host := range r.Hosts() {
+		a, b := r.addrs[host+"/friend"][0], r.addrs[host+"/friend"][1]
+		for a != r.next[host] {
+			a, b = a.Next(), b.Next()
+		}
+		for range raceWindow {
+			a, b = a.Next(), b.Next()
+			add(a)
+			add(b)
+		}
+	}
+	for _, name := range closed {
+		for _, a := range r.addrs[name] {
+			add(a)
+		}
+	}
+	return out
+}
+
+// wave starts and stops all closed containers once.
+func (r *race) wave(closed []string, wave int) {
+	r.t.Helper()
+	targets := r.window(closed)
+	r.aim(targets)
+	before := r.friendly(closed)
+	r.all(closed, func(name string) error {
+		given, err := r.PlugAs(r.t.Context(), name, raceIdentity("closed", wave))
+		if err != nil {
+			return err
+		}
+		var list []netip.Addr
+		for _, a := range given {
+			list = append(list, netip.MustParseAddr(a))
+		}
+		r.keep(name, list)
+		return nil
+	})
+	if r.t.Failed() {
+		return
+	}
+	for _, name := range closed {
+		a := r.addrs[name][0]
+		if r.starts++; slices.Contains(targets, netip.AddrPortFrom(a, 80)) {
+			r.aimed++
+		}
+		if host := name[:2]; r.next[host].Less(a) {
+			r.next[host] = a
+		}
+	}
+	r.aim(r.window(closed))
+	// That friends come through shows that foes would, were it not for the policies.
+	eventually(r.t, 30*time.Second, "all friends reach all containers", func() bool {
+		for name, heard := range r.friendly(closed) {
+			for _, f := range r.at("friend") {
+				from := Heard{"udp", 80, f.Addr()}
+				if heard[from] == before[name][from] {
+					return false
+				}
+			}
+		}
+		return true
+	})
+	for _, one := range r.status("h1").Peers {
+		if one.Dropped == 0 {
+			r.t.Errorf("wave %d: %s has dropped nothing: who hammered?", wave, one.Nickname)
+		}
+		r.dropped += int(one.Dropped)
+	}
+	r.all(closed, func(name string) error { return r.Unplug(r.t.Context(), name) })
+}
+
+// keep remembers the addresses of a container.
+func (r *race) keep(name string, list []netip.Addr) {
+	raceMu.Lock()
+	defer raceMu.Unlock()
+	r.addrs[name] = list
+}
+
+var raceMu sync.Mutex
+
+// aim says whom foes and friends hammer.
+func (r *race) aim(targets []netip.AddrPort) {
+	r.t.Helper()
+	for _, host := range r.Hosts() {
+		ask[Nothing](r.policed, host+"/foe", "Hammer", Blows{targets, 3000})
+		ask[Nothing](r.policed, host+"/friend", "Hammer", Blows{targets, 800})
+	}
+}
+
+// friendly is what closed containers have heard so far.
+func (r *race) friendly(closed []string) map[string]map[Heard]int {
+	r.t.Helper()
+	out := map[string]map[Heard]int{}
+	for _, name := range closed {
+		out[name] = ask[map[Heard]int](r.policed, name, "Heard", Nothing{})
+	}
+	return out
+}
+
+// all does something with all containers, two of each host at a time.
+func (r *race) all(names []string, do func(string) error) {
+	r.t.Helper()
+	var mu sync.Mutex
+	var errs []error
+	var group sync.WaitGroup
+	slots := make(chan struct{}, 6)
+	for _, name := range names {
+		group.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			if err := do(name); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	group.Wait()
+	if err := errors.Join(errs...); err != nil {
+		r.t.Error(err)
+	}
+}
+
+// verdict looks at all that has arrived.
+func (r *race) verdict(closed []string) {
+	r.t.Helper()
+	friends, total := r.at("friend"), 0
+	for _, name := range closed {
+		for h, n := range ask[map[Heard]int](r.policed, name, "Heard", Nothing{}) {
+			if total += n; !slices.Contains(friends, netip.AddrPortFrom(h.From, 80)) {
+				r.t.Errorf("%s heard %d datagrams of %v, who is no friend (foes: %v)", name, n, h.From, r.at("foe"))
+			}
+		}
+	}
+	for _, host := range r.Hosts() {
+		for h, n := range ask[map[Heard]int](r.policed, host+"/foe", "Heard", Nothing{}) {
+			r.t.Errorf("the foe of %s heard %d datagrams of %v", host, n, h.From)
+		}
+	}
+	r.t.Logf("closed containers heard %d datagrams, all of friends", total)
+}
