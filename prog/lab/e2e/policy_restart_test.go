@@ -1,0 +1,219 @@
+package e2e
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+)
+
+// besieged is a lab in which foes hammer a closed container on h2, it hammers foes, and
+// friends have flows to it: all of that from its own host and from another one.
+type besieged struct {
+	*policed
+	flows map[string][]oneFlow // by friend
+}
+
+const besiegedLaw = `siege: {podSelector: {matchLabels: {role: closed}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`
+
+func besiege(t *testing.T) *besieged {
+	t.Helper()
+	b := &besieged{policed: policeLab(t, lab.Options{Hosts: 3}), flows: map[string][]oneFlow{}}
+	who := func(role, name string) lab.Identity {
+		return lab.Identity{Namespace: "siege", Name: name, Labels: map[string]string{"role": role}}
+	}
+	b.apply("h3", manifest(besiegedLaw))
+	b.add("h2/closed", who("closed", "closed"), 80, streamPort)
+	var foes []netip.AddrPort
+	for _, host := range []string{"h1", "h2"} {
+		b.add(host+"/foe", who("foe", "foe-"+host), 80)
+		b.add(host+"/friend", who("friend", "friend-"+host), 80)
+		for _, a := range b.addrs[host+"/foe"] {
+			foes = append(foes, netip.AddrPortFrom(a, 80))
+		}
+	}
+	b.settled("h1")
+	var closed []netip.AddrPort
+	for _, a := range b.addrs["h2/closed"] {
+		closed = append(closed, netip.AddrPortFrom(a, 80))
+	}
+	for _, host := range []string{"h1", "h2"} {
+		b.reaches(host+"/friend", "h2/closed", true, 80)
+		b.flows[host+"/friend"] = b.policed.flows(host+"/friend", "h2/closed")
+		ask[Nothing](b.policed, host+"/foe", "Hammer", Blows{closed, 400})
+	}
+	ask[Nothing](b.policed, "h2/closed", "Hammer", Blows{foes, 400})
+	b.goesOn("at first")
+	return b
+}
+
+// goesOn asserts that flows go on, and that nothing forbidden has arrived so far.
+func (b *besieged) goesOn(when string) {
+	b.t.Helper()
+	b.t.Log(when)
+	for friend, flows := range b.flows {
+		b.flowing(friend, flows)
+	}
+	for _, h := range []string{"h1", "h2"} {
+		for from := range ask[map[Heard]int](b.policed, h+"/foe", "Heard", Nothing{}) {
+			b.t.Errorf("%s: the foe of %s heard %+v", when, h, from)
+		}
+	}
+	for from, n := range ask[map[Heard]int](b.policed, "h2/closed", "Heard", Nothing{}) {
+		if b.isFoe(from.From) {
+			b.t.Errorf("%s: the closed container heard %d from %+v", when, n, from)
+		}
+	}
+}
+
+func (b *besieged) isFoe(a netip.Addr) bool {
+	return slices.Contains(b.addrs["h1/foe"], a) || slices.Contains(b.addrs["h2/foe"], a)
+}
+
+// ends stops all flows, which must have lost nothing.
+func (b *besieged) ends() {
+	b.t.Helper()
+	for friend, flows := range b.flows {
+		for _, f := range flows {
+			c := ask[Count](b.policed, friend, "Stop", f.Name)
+			if c.Err != "" || c.Missing > 0 || c.Received < c.Sent {
+				b.t.Errorf("%s: %s: %+v", friend, f.Name, c)
+			}
+			b.t.Logf("%s: %s: %d of %d, longest pause %v", friend, f.Name, c.Received, c.Sent, c.Pause.Round(time.Millisecond))
+		}
+	}
+}
+
+// attack does what others may do to tables that they think are theirs.
+func (b *besieged) attack(when string) {
+	b.t.Helper()
+	for _, command := range []string{"nft flush ruleset", "nft delete table inet weft", "nft flush table inet weft", "nft flush chain inet weft policy"} {
+		_, err := b.Exec(b.t.Context(), "h2", nil, strings.Fields(command)...)
+		if _, failed := errors.AsType[*lab.CommandError](err); err != nil && !failed {
+			b.t.Fatal(err)
+		}
+		b.goesOn(when + ", " + command)
+	}
+}
+
+// The agent is killed, stopped, started and replaced by one with other options, and others
+// try to flush the tables where there is one: at no moment anything forbidden passes, and
+// flows that are allowed lose nothing.
+func TestPolicyOutlivesAgents(t *testing.T) {
+	labtest.Need(t, "nft", "nftables")
+	b := besiege(t)
+	kill := func(host string) {
+		if err := b.Kill(t.Context(), host, "agent"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start := func(host string, flags ...string) {
+		if _, err := b.weft(host, "", append([]string{"launch"}, flags...)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop := func(host string) {
+		if err := b.Stop(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.attack("with its agent")
+	kill("h2")
+	b.goesOn("its agent was killed")
+	start("h2")
+	b.goesOn("it was started again")
+	for range 3 {
+		kill("h2")
+		start("h2")
+	}
+	b.goesOn("it was killed and started at once, three times")
+	stop("h2")
+	b.goesOn("it was stopped")
+	start("h2", "--policy-exempt", "none")
+	b.goesOn("it was started with another program for the kernel")
+	b.attack("with a new agent")
+	kill("h1")
+	stop("h2")
+	b.goesOn("the agents of both ends are gone")
+	start("h1")
+	start("h2")
+	b.goesOn("they are back")
+	b.ends()
+}
+
+// The kernel keeps our table when its owner is gone, and from then on it is anybody's (it
+// clears the owner flag, nf_tables_api.c). What others flush then is gone until an agent is
+// back, and in force again when weft launch returns. Flows that are allowed lose nothing.
+func TestPolicyComesBackAfterAFlush(t *testing.T) {
+	labtest.Need(t, "nft", "nftables")
+	b := besiege(t)
+	if err := b.Kill(t.Context(), "h2", "agent"); err != nil {
+		t.Fatal(err)
+	}
+	run(t, b.Lab, "h2", "nft", "flush", "ruleset")
+	if err := b.Start(t.Context(), "h2"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond) // for what was on its way
+	heard := func() (n int) {
+		for _, h := range []string{"h1/foe", "h2/foe"} {
+			for _, k := range ask[map[Heard]int](b.policed, h, "Heard", Nothing{}) {
+				n += k
+			}
+		}
+		for from, k := range ask[map[Heard]int](b.policed, "h2/closed", "Heard", Nothing{}) {
+			if b.isFoe(from.From) {
+				n += k
+			}
+		}
+		return n
+	}
+	before := heard()
+	time.Sleep(time.Second)
+	if now := heard(); now != before {
+		t.Errorf("%d forbidden packets after the agent was back", now-before)
+	}
+	t.Logf("%d forbidden packets while nothing was in force", before)
+	b.ends()
+}
+
+// A policy that changes while a host's agent is down is enforced there when the agent is
+// back, at once; until then the old one is.
+func TestPolicyChangesWhileAnAgentIsDown(t *testing.T) {
+	b := besiege(t)
+	if err := b.Kill(t.Context(), "h2", "agent"); err != nil {
+		t.Fatal(err)
+	}
+	deny := manifest(`siege: {podSelector: {matchLabels: {role: closed}}, policyTypes: [Ingress, Egress]}`)
+	if _, err := b.weft("h1", deny, "policy", "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	b.goesOn("changed, while the agent is down")
+	start := time.Now()
+	if err := b.Start(t.Context(), "h2"); err != nil {
+		t.Fatal(err)
+	}
+	b.settled("h2")
+	t.Logf("in force %v after the launch began", time.Since(start).Round(time.Millisecond))
+	for friend, flows := range b.flows {
+		b.silent(friend, flows)
+	}
+	// A host that joins, or comes back with nothing, learns of them before it is ready.
+	if err := b.Stop(t.Context(), "h3"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.weft("h3", "", "reset", "--force"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Launch(t.Context(), "h3", token(t, b.Lab), "h1"); err != nil {
+		t.Fatal(err)
+	}
+	b.add("h3/closed", lab.Identity{Namespace: "siege", Name: "late", Labels: map[string]string{"role": "closed"}}, 80)
+	b.reaches("h1/foe", "h3/closed", false, 80)
+	b.reaches("h1/friend", "h3/closed", false, 80)
+}
