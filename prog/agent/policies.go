@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"weft/ipam/ring"
@@ -38,7 +39,8 @@ type policies struct {
 	parsed   map[string]parsed // by the documents' keys
 	list     []policy.Policy
 	spaces   map[string]map[string]string
-	made     string // generation of the documents that list and spaces are of
+	made     string      // generation of the documents that list and spaces are of
+	stale    atomic.Bool // documents may have changed since
 
 	seen map[peer.ID]directory.Held // whose endpoints the compiler has, and of which set
 	ids  map[peer.ID]map[string]bool
@@ -80,16 +82,17 @@ func (a *Agent) newDocuments(m mesh.Messenger) error {
 	if err != nil {
 		return err
 	}
+	p := &a.policies
+	p.compiler, p.parsed, p.seen, p.ids = policy.NewCompiler(), map[string]parsed{}, map[peer.ID]directory.Held{}, map[peer.ID]map[string]bool{}
+	p.stale.Store(true)
 	a.documents, err = mesh.NewDocuments(mesh.DocumentsConfig{
 		Identity: a.keys.Identity, Mesh: m, Store: a.store, Documents: kept, Synced: synced, Now: time.Now, Log: a.log,
 		Changed: func() {
+			a.policies.stale.Store(true)
 			a.repolice()
 			a.changed()
 		},
 	})
-	a.policies = policies{
-		compiler: policy.NewCompiler(), parsed: map[string]parsed{}, seen: map[peer.ID]directory.Held{}, ids: map[peer.ID]map[string]bool{},
-	}
 	return err
 }
 
@@ -153,10 +156,10 @@ func generation(d *mesh.Documents) string {
 // lock.
 func (a *Agent) readDocuments() {
 	p := &a.policies
-	now := generation(a.documents)
-	if now == p.made {
+	if !p.stale.Swap(false) {
 		return
 	}
+	now := generation(a.documents) // first: what comes meanwhile makes it stale again
 	next := map[string]parsed{}
 	p.list, p.spaces, p.unread = nil, map[string]map[string]string{}, nil
 	for _, d := range slices.Concat(a.documents.List(kindPolicy), a.documents.List(kindNamespace)) {
@@ -168,7 +171,7 @@ func (a *Agent) readDocuments() {
 		switch {
 		case one.err != nil:
 			p.unread = append(p.unread, fmt.Sprintf("%s %s, written by %s, is not understood here and not enforced: %v. Update Weft on this host, or apply it again",
-				d.Kind, d.Name, a.mesh.Name(d.WriterID()), one.err))
+				d.Kind, d.Name, names{a}.PeerName(d.WriterID()), one.err))
 		case d.Kind == kindPolicy:
 			p.list = append(p.list, one.Policy)
 		default:

@@ -44,7 +44,7 @@ func (a *Agent) Policies(context.Context) ([]api.Policy, error) {
 	out := []api.Policy{}
 	for _, d := range slices.Concat(a.documents.List(kindPolicy), a.documents.List(kindNamespace)) {
 		one := api.Policy{
-			DocumentRef: documentRef(d), Manifest: string(d.Body), Writer: a.mesh.Name(d.WriterID()), Written: time.Unix(d.Written, 0).UTC(),
+			DocumentRef: documentRef(d), Manifest: string(d.Body), Writer: names{a}.PeerName(d.WriterID()), Written: time.Unix(d.Written, 0).UTC(),
 		}
 		if read := p.parsed[d.Key()]; d.Kind == kindPolicy && read.err == nil {
 			one.Selector, one.Audit = read.Policy.Pods.String(), read.Policy.Audit

@@ -98,7 +98,7 @@ func (a *Agent) explainOne(ctx context.Context, k known, src, dst side, ask judg
 		}
 		ask.Direction = uint8(d)
 		answer := a.askJudge(ctx, k, end.owner, ask)
-		answer.Decision.Peer = a.mesh.Name(end.owner)
+		answer.Decision.Peer = names{a}.PeerName(end.owner)
 		if d == policy.Egress {
 			v.Egress = answer.Decision
 		} else {
@@ -141,7 +141,7 @@ func (a *Agent) askJudge(ctx context.Context, k known, owner peer.ID, ask judgeR
 	}
 	if err != nil {
 		r = a.judge(k, ask)
-		r.Decision.Kernel, r.Decision.Unasked = nil, fmt.Sprintf("%s could not be asked, this is what follows from what is known here: %v", a.mesh.Name(owner), err)
+		r.Decision.Kernel, r.Decision.Unasked = nil, fmt.Sprintf("%s could not be asked, this is what follows from what is known here: %v", names{a}.PeerName(owner), err)
 	}
 	return r
 }
@@ -271,7 +271,7 @@ func (a *Agent) sideOf(word string, e policy.Endpoint) side {
 	owner, _, _ := strings.Cut(e.ID, "/")
 	for id := range a.view.Load().records {
 		if id.String() == owner {
-			s.owner, s.Peer = id, a.mesh.Name(id)
+			s.owner, s.Peer = id, names{a}.PeerName(id)
 		}
 	}
 	return s
@@ -289,7 +289,7 @@ func (a *Agent) sideAt(word string, addr netip.Addr, w policy.World) side {
 	if n, ok := v.ring.Universe.Slot(addr); ok {
 		for id, r := range v.records {
 			if r.Node == n {
-				s.owner, s.Peer, s.Node = id, a.mesh.Name(id), true
+				s.owner, s.Peer, s.Node = id, names{a}.PeerName(id), true
 			}
 		}
 	}
@@ -301,7 +301,7 @@ func (a *Agent) sideNode(word string) (s side, ok bool) {
 	v := a.view.Load()
 	for id, r := range v.records {
 		if r.Node != 0 && (strings.EqualFold(r.Nickname, word) || id.String() == word) {
-			s = side{owner: id, Party: api.Party{Asked: word, Peer: a.mesh.Name(id), Node: true, Addresses: []netip.Addr{v.ring.Universe.Addr4(r.Node), v.ring.Universe.Addr6(r.Node)}}}
+			s = side{owner: id, Party: api.Party{Asked: word, Peer: names{a}.PeerName(id), Node: true, Addresses: []netip.Addr{v.ring.Universe.Addr4(r.Node), v.ring.Universe.Addr6(r.Node)}}}
 			return s, true
 		}
 	}

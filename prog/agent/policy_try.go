@@ -83,7 +83,7 @@ func (a *Agent) effects(ctx context.Context, changes []mesh.Change) (*api.Effect
 			err = cbor.Unmarshal(answer, &theirs)
 		}
 		if err != nil {
-			out.Silent = append(out.Silent, a.mesh.Name(id))
+			out.Silent = append(out.Silent, names{a}.PeerName(id))
 			return
 		}
 		all = append(all, theirs)
@@ -206,7 +206,7 @@ func (a *Agent) flowChanges(before, after known) (out flowChanges, err error) {
 				out.More++
 			default:
 				out.Flows = append(out.Flows, api.FlowChange{
-					Peer: a.mesh.Name(a.self()), Protocol: p.Protocol.String(), From: from, To: to, Allowed: is.Allowed, Why: why(is),
+					Peer: names{a}.PeerName(a.self()), Protocol: p.Protocol.String(), From: from, To: to, Allowed: is.Allowed, Why: why(is),
 					Source: netip.AddrPortFrom(p.Src, p.SrcPort), Destination: netip.AddrPortFrom(p.Dst, p.DstPort),
 				})
 			}

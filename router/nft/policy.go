@@ -148,7 +148,8 @@ func newVerdicts(prefix, end string, list []policy.Isolated) verdicts {
 			}
 		}
 		slices.SortFunc(own, compareJudged)
-		v.own[d] = slices.Compact(own)
+		// Two endpoints with one address would make the kernel refuse the whole program.
+		v.own[d] = slices.CompactFunc(own, func(a, b judged) bool { return a.addr == b.addr })
 	}
 	return v
 }
@@ -287,7 +288,7 @@ func (l *lowering) dropped(d policy.Direction, is4 bool, own []judged) *Set {
 	for i, j := range own {
 		addrs[i] = j.addr
 	}
-	s := &Set{Name: name, Key: Key{addrKind(is4)}, Counter: true, Elements: addresses(slices.Compact(addrs))}
+	s := &Set{Name: name, Key: Key{addrKind(is4)}, Counter: true, Elements: addresses(addrs)}
 	l.add(s)
 	return s
 }
