@@ -19,10 +19,10 @@ func (p Program) verdict(q policy.Packet) (allowed bool, passed []string, err er
 	m := machine{tables: p, packet: Packet{
 		Src: q.Src, Dst: q.Dst, Protocol: byte(q.Protocol), SrcPort: q.SrcPort, DstPort: q.DstPort, Reply: q.Reply,
 	}}
-	if _, err := p.rules("policy"); err != nil {
+	if _, err := p.rules("policies"); err != nil {
 		return true, nil, nil // nobody is isolated
 	}
-	kind, err := m.run("policy", 0)
+	kind, err := m.run("policies", 0)
 	return kind != expr.VerdictDrop, m.passed, err
 }
 

@@ -144,6 +144,23 @@ func TestKernelLoadsAndReplaces(t *testing.T) {
 	})
 }
 
+// What is printed is nft's own syntax: it can be loaded.
+func TestNftReadsOurText(t *testing.T) {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("no nft: apt-get install nftables")
+	}
+	routertest.New(t).Do(func() {
+		for name, c := range golden {
+			check := exec.Command(nft, "-c", "-f", "-")
+			check.Stdin = strings.NewReader(build(c).String())
+			if out, err := check.CombinedOutput(); err != nil {
+				t.Errorf("%s: %v\n%s", name, err, out)
+			}
+		}
+	})
+}
+
 // From every program to every other, by what differs.
 func TestKernelChanges(t *testing.T) {
 	routertest.New(t).Do(func() {
@@ -259,7 +276,7 @@ func TestKernelRepairsWithoutOwners(t *testing.T) {
 		for what, remove := range map[string]func(*nftables.Conn){
 			"rules":        func(c *nftables.Conn) { c.FlushTable(table) },
 			"table":        func(c *nftables.Conn) { c.DelTable(table) },
-			"one chain":    func(c *nftables.Conn) { c.FlushChain(&nftables.Chain{Name: "policy", Table: table}) },
+			"one chain":    func(c *nftables.Conn) { c.FlushChain(&nftables.Chain{Name: "policies", Table: table}) },
 			"one set":      func(c *nftables.Conn) { c.FlushSet(&nftables.Set{Name: "ingress4", Table: table}) },
 			"nothing ours": func(c *nftables.Conn) { c.AddTable(&nftables.Table{Name: "other", Family: nftables.TableFamilyINet}) },
 		} {

@@ -18,7 +18,7 @@ import (
 // that a policy that changes ends what it no longer allows. A packet of the side that
 // answers is judged as the one that it answers, by chains with addresses and ports swapped.
 //
-//	policy
+//	policies
 //	   ├─ tried, answers-tried: told what the policies that are only tried would drop
 //	   ├─ answers: vmap by the destination, then the source ──▶ answers-egress-…, answers-ingress-…
 //	   └─ vmap by the source ──▶ egress-…, by the destination ──▶ ingress-…
@@ -178,7 +178,7 @@ func (l *lowering) lower() {
 		l.judge(tried, &Chain{Name: "tried"}, &Chain{Name: "answers-tried"})
 	}
 	forward = append(forward, rule(ctReply(), goTo("answers")))
-	base := &Chain{"policy", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", policyPriority, forward}
+	base := &Chain{"policies", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", policyPriority, forward}
 	l.judge(enforced, base, &Chain{Name: "answers"})
 	if !l.Exempt.OwnHost {
 		l.ownHost()
@@ -443,6 +443,6 @@ func (l *lowering) ownHost() {
 		out = append(out, rule(ctReply(), daddr.vmap(l.index["answers-egress"+family(is4)])))
 	}
 	l.program.Chains = append(l.program.Chains,
-		&Chain{"policy-input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", policyPriority, in},
-		&Chain{"policy-output", nftables.ChainTypeFilter, nftables.ChainHookOutput, "output", policyPriority, out})
+		&Chain{"policies-input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", policyPriority, in},
+		&Chain{"policies-output", nftables.ChainTypeFilter, nftables.ChainHookOutput, "output", policyPriority, out})
 }

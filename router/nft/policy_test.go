@@ -91,7 +91,7 @@ func TestJudge(t *testing.T) {
 					}
 					packet := Packet{Src: q.Src, Dst: q.Dst, Protocol: byte(q.Protocol), SrcPort: q.SrcPort, DstPort: q.DstPort}
 					m := machine{tables: p, packet: packet}
-					kind, err := m.run("policy", 0)
+					kind, err := m.run("policies", 0)
 					ingress, egress := want.Ingress.Allowed, want.Egress.Allowed
 					if dst.Name == "web2" { // another host's
 						ingress = true
@@ -100,7 +100,7 @@ func TestJudge(t *testing.T) {
 						t.Errorf("%+v: %v, %v by way of %v; want %+v", q, kind, err, m.passed, want)
 					}
 					answer := machine{tables: p, packet: Packet{Src: q.Dst, Dst: q.Src, Protocol: packet.Protocol, SrcPort: q.DstPort, DstPort: q.SrcPort, Reply: true}}
-					if kind, err := answer.run("policy", 0); err != nil || (kind != expr.VerdictDrop) != (ingress && egress) {
+					if kind, err := answer.run("policies", 0); err != nil || (kind != expr.VerdictDrop) != (ingress && egress) {
 						t.Errorf("the answer of %+v: %v, %v by way of %v; want %+v", q, kind, err, answer.passed, want)
 					}
 					for d, allowed := range map[policy.Direction]bool{policy.Ingress: ingress, policy.Egress: egress} {
