@@ -27,6 +27,9 @@ type policed struct {
 	addrs map[string][]netip.Addr // of containers, IPv4 first
 }
 
+// hostPort is where hosts themselves serve.
+const hostPort = 8088
+
 // policeLab makes a lab in which every host has a Pod.
 func policeLab(t *testing.T, o lab.Options) *policed {
 	t.Helper()
@@ -38,7 +41,7 @@ func policeLab(t *testing.T, o lab.Options) *policed {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	p.dir = dir
 	for _, h := range p.Hosts() {
-		p.start(h)
+		p.start(h, hostPort)
 	}
 	return p
 }

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -380,6 +381,23 @@ func hammer(c *net.UDPConn, changes <-chan Blows) {
 			next++
 		}
 	}
+}
+
+// Answered reports, for each protocol, whether a name server answers.
+func (p *Pod) Answered(server string, yes *[]bool) error {
+	*yes = make([]bool, 2)
+	var group sync.WaitGroup
+	for i, network := range []string{"udp", "tcp"} {
+		group.Go(func() {
+			c := dns.Client{Net: network, Timeout: time.Second}
+			m := new(dns.Msg)
+			m.SetQuestion("weft.internal.", dns.TypeSOA)
+			_, _, err := c.Exchange(m, net.JoinHostPort(server, "53"))
+			(*yes)[i] = err == nil
+		})
+	}
+	group.Wait()
+	return nil
 }
 
 // Explain asks the agent of this host about many connections.

@@ -1,0 +1,315 @@
+package e2e
+
+import (
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+)
+
+// shopLab is two servers and two clients in namespace shop, and one client in team.
+//
+//	h1   shop/one (web=80)   shop/buyer
+//	h2   shop/two (web=81)   team/visitor
+func shopLab(t *testing.T) *policed {
+	t.Helper()
+	p := policeLab(t, lab.Options{Hosts: 2})
+	server := func(name string, web uint16) lab.Identity {
+		return lab.Identity{Namespace: "shop", Name: name, Labels: map[string]string{"app": "server"}, Ports: []lab.Port{{Name: "web", Protocol: "tcp", Number: web}, {Name: "web", Protocol: "udp", Number: web}}}
+	}
+	p.add("h1/one", server("one", 80), 80, 81)
+	p.add("h2/two", server("two", 81), 80, 81)
+	p.add("h1/buyer", buyer("buyer"), 80, 81)
+	p.add("h2/visitor", lab.Identity{Namespace: "team", Name: "visitor", Labels: map[string]string{"app": "buyer"}}, 80, 81)
+	p.settled("h1")
+	return p
+}
+
+func buyer(app string) lab.Identity {
+	return lab.Identity{Namespace: "shop", Name: "buyer", Labels: map[string]string{"app": app}}
+}
+
+// What a policy speaks of may change, as may the policy: what is in force follows.
+func TestPolicyFollowsChanges(t *testing.T) {
+	p := shopLab(t)
+	for name, check := range map[string]func(*policed){
+		"named ports differ per container": namedPorts, "a namespace has other labels": namespaceRelabelled,
+		"a container has other labels": containerRelabelled, "from ingress to egress": ingressToEgress,
+		"selectors and lists that are empty": emptySelectors,
+	} {
+		t.Log(name)
+		check(p)
+		if t.Failed() {
+			t.Fatal(name)
+		}
+	}
+}
+
+// The name of a port is looked up at the destination: of those that a policy isolates for
+// ingress, of each that is reached for egress.
+func namedPorts(p *policed) {
+	for _, law := range []string{
+		`shop: {podSelector: {matchLabels: {app: server}}, ingress: [{ports: [{port: web}, {port: web, protocol: UDP}]}]}`,
+		`shop: {podSelector: {matchLabels: {app: buyer}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: server}}}], ports: [{port: web}, {port: web, protocol: UDP}]}]}`,
+	} {
+		p.apply("h2", manifest(law))
+		p.reaches("h1/buyer", "h1/one", true, 80)
+		p.reaches("h1/buyer", "h2/two", true, 81)
+		p.reaches("h1/buyer", "h1/one", false, 81)
+		p.reaches("h1/buyer", "h2/two", false, 80)
+	}
+	p.remove("h1", "shop/p0")
+	p.reaches("h1/buyer", "h2/two", true, 80)
+}
+
+func namespaceRelabelled(p *policed) {
+	p.apply("h1", manifest(`shop: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {tier: gold}}}]}]}`))
+	p.reaches("h2/visitor", "h1/one", false, 80)
+	p.apply("h2", space("team", "tier", "gold"))
+	p.reaches("h2/visitor", "h1/one", true, 80)
+	p.reaches("h2/visitor", "h2/two", true, 80)
+	p.apply("h1", space("team", "tier", "lead"))
+	p.reaches("h2/visitor", "h1/one", false, 80)
+	p.reaches("h2/visitor", "h2/two", false, 80)
+	p.apply("h1", space("team", "tier", "gold"))
+	p.reaches("h2/visitor", "h1/one", true, 80)
+	p.remove("h2", "namespace/team")
+	p.reaches("h2/visitor", "h1/one", false, 80)
+	p.remove("h2", "shop/p0")
+}
+
+// A container's labels are given when it is attached.
+func containerRelabelled(p *policed) {
+	p.apply("h1", manifest(`shop: {podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: buyer}}}]}]}`))
+	for range 2 {
+		p.reaches("h1/buyer", "h2/two", true, 80)
+		p.reaches("h1/buyer", "h1/one", true, 80)
+		p.replug("h1/buyer", buyer("thief"))
+		p.reaches("h1/buyer", "h2/two", false, 80)
+		p.reaches("h1/buyer", "h1/one", false, 80)
+		p.replug("h1/buyer", buyer("buyer"))
+	}
+	// It is isolated itself once it is what a policy selects.
+	p.reaches("h2/visitor", "h1/buyer", true, 80)
+	p.replug("h1/buyer", buyer("server"))
+	p.reaches("h2/visitor", "h1/buyer", false, 80)
+	p.replug("h1/buyer", buyer("buyer"))
+	p.reaches("h2/visitor", "h1/buyer", true, 80)
+	p.remove("h2", "shop/p0")
+}
+
+// Weave went on enforcing what a policy had said before it was changed to the other direction.
+func ingressToEgress(p *policed) {
+	p.apply("h1", manifest(`shop: {podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}`))
+	p.reaches("h1/buyer", "h2/two", false, 80)
+	p.reaches("h2/two", "h1/buyer", true, 80)
+	p.apply("h2", manifest(`shop: {podSelector: {matchLabels: {app: server}}, policyTypes: [Egress]}`))
+	p.reaches("h1/buyer", "h2/two", true, 80)
+	p.reaches("h2/two", "h1/buyer", false, 80)
+	p.apply("h2", manifest(`shop: {podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress, Egress]}`))
+	p.reaches("h1/buyer", "h2/two", false, 80)
+	p.reaches("h2/two", "h1/buyer", false, 80)
+	p.apply("h1", manifest(`shop: {podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}`))
+	p.reaches("h1/buyer", "h1/one", false, 80)
+	p.reaches("h1/one", "h1/buyer", true, 80)
+	p.remove("h2", "shop/p0")
+	p.reaches("h1/buyer", "h2/two", true, 80)
+}
+
+// An empty selector is everybody, an empty list of rules nobody, empty lists in a rule all.
+func emptySelectors(p *policed) {
+	for law, want := range map[string][2]bool{ // buyer of the same namespace, visitor of another
+		`shop: {podSelector: {}, ingress: []}`:                                                   {false, false},
+		`shop: {podSelector: {}, ingress: [{from: [], ports: []}]}`:                              {true, true},
+		`shop: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`:                        {true, false},
+		`shop: {podSelector: {}, ingress: [{from: [{namespaceSelector: {}}]}]}`:                  {true, true},
+		`shop: {podSelector: {matchExpressions: []}, policyTypes: [Ingress], egress: []}`:        {false, false},
+		`team: {podSelector: {}, ingress: []}`:                                                   {true, true},
+		`shop: {podSelector: {matchLabels: {app: nobody}}, policyTypes: [Ingress, Egress]}`:      {true, true},
+		`shop: {podSelector: {}, ingress: [{from: [{namespaceSelector: {}, podSelector: {}}]}]}`: {true, true},
+	} {
+		p.apply("h1", manifest(law))
+		p.reaches("h1/buyer", "h2/two", want[0], 80)
+		p.reaches("h2/visitor", "h1/one", want[1], 80)
+		p.remove("h1", law[:4]+"/p0")
+	}
+}
+
+// A policy that is only tried lets everything pass and tells what it would not have; a dry
+// run tells it before, and changes nothing; what is dropped is counted, and told by name.
+func TestPolicyTriedAndTold(t *testing.T) {
+	p := shopLab(t)
+	flows := p.flows2("h1/buyer", "h2/two")
+	p.flowing("h1/buyer", flows)
+	law := manifest(`shop: {podSelector: {matchLabels: {app: server}}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: visitor}}}]}]}`)
+	dryRun(p, law, flows)
+	audit := strings.Replace(law, "namespace: \"shop\"", `namespace: shop, annotations: {weft.internal/audit: "true"}`, 1)
+	p.apply("h1", audit)
+	p.flowing("h1/buyer", flows)
+	p.reaches("h2/visitor", "h2/two", true, 80)
+	told(p, true, "UDP shop/buyer", "TCP shop/buyer")
+	p.apply("h2", law)
+	p.silent("h1/buyer", flows)
+	p.reaches("h2/visitor", "h2/two", false, 80)
+	told(p, false, "UDP shop/buyer")
+	// A busy flow takes all that is logged in a second; this ends it.
+	p.replug("h1/buyer", buyer("buyer"))
+	told(p, false, "TCP team/visitor", "UDP team/visitor")
+	counted(p)
+	badManifests(p, law)
+	p.reaches("h2/visitor", "h2/two", false, 80)
+}
+
+// flows2 is flows without those that only listen: nobody serves them here.
+func (p *policed) flows2(client, server string) (out []oneFlow) {
+	p.t.Helper()
+	for _, addr := range p.addrs[server] {
+		for _, network := range []string{"tcp", "udp"} {
+			f := Flow{Name: network + addr.String(), Network: network, To: netip.AddrPortFrom(addr, 80)}
+			ask[Nothing](p, client, "Start", f)
+			out = append(out, oneFlow{f, server})
+		}
+	}
+	return out
+}
+
+func dryRun(p *policed, law string, flows []oneFlow) {
+	p.t.Helper()
+	for _, host := range p.Hosts() {
+		out, err := p.weft(host, law, "policy", "apply", "--dry-run", "--json", "-f", "-")
+		var r api.ApplyReply
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &r)
+		}
+		if err != nil || r.Effects == nil {
+			p.t.Fatalf("%v: %s", err, out)
+		}
+		for _, f := range flows {
+			local, found := ask[Count](p, "h1/buyer", "Count", f.Name).Local, 0
+			for _, c := range r.Effects.Flows {
+				if c.Source.Port() == local && c.Destination == f.To && strings.EqualFold(c.Protocol, f.Network) && c.From == "shop/buyer" && c.To == "shop/two" && !c.Allowed && c.Why != "" {
+					found++
+				}
+			}
+			if found != 1 {
+				p.t.Errorf("%s: the dry run names %s %d times: %+v", host, f.Name, found, r.Effects.Flows)
+			}
+		}
+		pairs := map[string]string{}
+		for _, c := range r.Effects.Pairs {
+			pairs[c.From+" "+c.To] = c.Before + " " + c.After
+		}
+		for _, pair := range []string{"shop/buyer shop/one", "shop/buyer shop/two", "team/visitor shop/one", "team/visitor shop/two", "shop/one shop/two", "shop/two shop/one"} {
+			if pairs[pair] != "all none" {
+				p.t.Errorf("%s: the dry run says %q of %s", host, pairs[pair], pair)
+			}
+		}
+		if len(pairs) != 6 || len(r.Effects.Silent) > 0 {
+			p.t.Errorf("%s: the dry run: %+v", host, r.Effects)
+		}
+	}
+	p.flowing("h1/buyer", flows)
+	if list, err := p.weft("h1", "", "policy", "list"); err != nil || !strings.Contains(list, "no policies") {
+		p.t.Errorf("after the dry run: %v: %s", err, list)
+	}
+}
+
+// told waits until h2 tells of what it dropped, or would have dropped.
+func told(p *policed, audit bool, wanted ...string) {
+	p.t.Helper()
+	for _, want := range wanted {
+		var drops []api.Drop
+		show := true
+		defer func() {
+			if show {
+				p.t.Logf("%+v", drops)
+			}
+		}()
+		eventually(p.t, 20*time.Second, "told of "+want, func() bool {
+			if audit {
+				p.reaches("h2/visitor", "h2/two", true, 80)
+			} else {
+				p.reaches("h2/visitor", "h2/two", false, 80)
+			}
+			out, err := p.weft("h2", "", "policy", "explain", "--last-drops", "--json")
+			if err == nil {
+				err = json.Unmarshal([]byte(out), &drops)
+			}
+			if err != nil {
+				p.t.Fatal(err)
+			}
+			for _, d := range drops {
+				if d.Audit == audit && d.Protocol+" "+d.From == want && d.To == "shop/two" && d.Direction == "ingress" && d.Dest.Port() == 80 {
+					reasons := d.Decision
+					if audit && d.Decision.Audit != nil {
+						reasons = *d.Decision.Audit
+					}
+					return len(reasons.Misses) == 1 && reasons.Misses[0].Policy == "shop/p0" && !reasons.Allowed && d.Decision.Allowed == audit
+				}
+			}
+			return false
+		})
+		show = false
+	}
+}
+
+// counted asserts that the kernel's counters, by name, count every packet.
+func counted(p *policed) {
+	p.t.Helper()
+	dropped := func() (n uint64) {
+		asked := []api.ExplainRequest{{Source: "team/visitor", Destination: "shop/two", Port: 80, Protocol: "UDP"}}
+		for _, v := range ask[[]api.Explanation](p, "h1", "Explain", asked)[0].Verdicts {
+			n += v.Ingress.Kernel.Dropped
+		}
+		return n
+	}
+	before := dropped()
+	sent := 0
+	for range 10 {
+		p.reaches("h2/visitor", "h2/two", false, 80)
+		sent += 4 // of each kind one at least
+	}
+	if now := dropped(); now < before+uint64(sent) {
+		p.t.Errorf("%d packets counted, at least %d were dropped", now-before, sent)
+	}
+	for _, one := range p.status("h1").Peers {
+		if one.Nickname == "h2" && (one.Dropped < uint64(sent) || one.Isolated != 1) {
+			p.t.Errorf("status policy says of h2: %+v", one)
+		}
+	}
+}
+
+// badManifests changes nothing, and says what is wrong.
+func badManifests(p *policed, law string) {
+	p.t.Helper()
+	before, err := p.weft("h1", "", "policy", "get", "shop/p0")
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	generation := p.status("h1").Generation
+	for says, bad := range map[string]string{
+		"line 8":             "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: [}\n",
+		"spec.podselector":   strings.Replace(law, "podSelector", "podselector", 1),
+		"endPort":            manifest(`shop: {podSelector: {}, ingress: [{ports: [{port: 80, endPort: 70}]}]}`),
+		"ipBlock":            manifest(`shop: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}]}]}`),
+		"Deployment":         law + "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n",
+		"policyTypes":        manifest(`shop: {podSelector: {}, policyTypes: [Sideways]}`),
+		"standard input":     "\x00",
+		"spec.ingress[0].fr": manifest(`shop: {podSelector: {}, ingress: [{from: [{}]}]}`),
+	} {
+		if !strings.HasPrefix(bad, "\x00") { // what is good of it comes first
+			bad = manifest(`team: {podSelector: {}, ingress: []}`) + bad
+		}
+		if said := fails(p.t, p.Lab, "h2", bad, "weft", "policy", "apply", "-f", "-"); !strings.Contains(said, says) || !strings.Contains(said, "exit code 2") {
+			p.t.Errorf("want %q in: %s", says, said)
+		}
+	}
+	fails(p.t, p.Lab, "h1", "", "weft", "policy", "delete", "shop/p0", "shop/nothing")
+	if now, err := p.weft("h1", "", "policy", "get", "shop/p0"); err != nil || now != before || p.status("h1").Generation != generation {
+		p.t.Errorf("something has changed: %v\n%s", err, now)
+	}
+}
