@@ -41,6 +41,9 @@ type side struct {
 
 // Explain says what becomes of a connection.
 func (a *Agent) Explain(ctx context.Context, req api.ExplainRequest) (out api.Explanation, err error) {
+	if a.view.Load() == nil {
+		return out, &api.Error{Code: api.CodeNotReady, Message: "the agent has just started and knows nobody yet: try again in a moment"}
+	}
 	k := a.know()
 	proto := protocolNumber(cmp.Or(req.Protocol, "TCP"))
 	if proto == 0 {
