@@ -12,6 +12,7 @@ import (
 
 	"weft/mesh/peer"
 	"weft/prog/api"
+	"weft/router/endpoint"
 	"weft/router/nft"
 	"weft/router/policy"
 )
@@ -57,6 +58,7 @@ func (a *Agent) Explain(ctx context.Context, req api.ExplainRequest) (out api.Ex
 	if err != nil {
 		return out, err
 	}
+	dst = a.behindGateway(src, dst)
 	out = api.Explanation{Source: src.Party, Destination: dst.Party, Port: "any", Verdicts: []api.Verdict{}}
 	ask := judgeRequest{
 		Protocol: uint8(proto), Port: req.Port, AnyPort: req.Port == 0,
@@ -164,8 +166,9 @@ func (a *Agent) serveJudge(_ context.Context, _ peer.ID, payload []byte) ([]byte
 func (a *Agent) judge(k known, ask judgeRequest) judgeReply {
 	p := policy.Packet{
 		Src: ask.Src, Dst: ask.Dst, Protocol: policy.Protocol(ask.Protocol), SrcPort: ask.SrcPort, DstPort: ask.Port,
-		AnyPort: ask.AnyPort, FromOwnHost: ask.FromOwnHost, ToOwnHost: ask.ToOwnHost && a.opts.Exempt.OwnHost,
+		AnyPort: ask.AnyPort, FromOwnHost: ask.FromOwnHost,
 	}
+	p.ToOwnHost = ask.ToOwnHost && a.exempts(p)
 	v := policy.Evaluate(k.list, k.world, p)
 	d, own, decision := policy.Direction(ask.Direction), ask.Src, v.Egress
 	if d == policy.Ingress {
@@ -188,6 +191,12 @@ func (a *Agent) judge(k known, ask judgeRequest) judgeReply {
 		out.Decision.Kernel = &api.Kernel{Allowed: seen.Allowed, Chain: seen.Chain, Dropped: seen.Dropped, Differs: seen.Allowed != decision.Allowed}
 	}
 	return out
+}
+
+// exempts reports whether policies do not apply to a packet from an endpoint here to this host.
+func (a *Agent) exempts(p policy.Packet) bool {
+	e := a.opts.Exempt
+	return e.OwnHost || e.Resolver && !a.opts.DNS.Off && p.DstPort == 53 && (p.Protocol == policy.UDP || p.Protocol == policy.TCP)
 }
 
 // isLocal reports whether an address is of an endpoint here.
@@ -297,6 +306,26 @@ func (a *Agent) sideAt(word string, addr netip.Addr, w policy.World) side {
 		}
 	}
 	return s
+}
+
+// behindGateway is the host of an endpoint, where people ask for the address by which
+// endpoints know it: it is translated before policies look.
+func (a *Agent) behindGateway(src, dst side) side {
+	v := a.view.Load()
+	r := v.records[src.owner]
+	if src.endpoint.ID == "" || r.Node == 0 || len(dst.Addresses) != 1 {
+		return dst
+	}
+	node := v.ring.Universe.Addr4(r.Node)
+	switch dst.Addresses[0].WithZone("") {
+	case endpoint.Gateway4:
+	case endpoint.Gateway6:
+		node = v.ring.Universe.Addr6(r.Node)
+	default:
+		return dst
+	}
+	dst.owner, dst.Node, dst.Peer, dst.Addresses = src.owner, true, src.Peer, []netip.Addr{node}
+	return dst
 }
 
 // sideNode is a host by its name.

@@ -195,6 +195,7 @@ func (a *Agent) flowChanges(before, after known) (out flowChanges, err error) {
 		}
 		for _, f := range flows {
 			p := flowPacket(f)
+			a.markOwnHost(&p)
 			from, to := name(before.world, p.Src), name(before.world, p.Dst)
 			if from == "" && to == "" {
 				continue
@@ -225,6 +226,21 @@ func flowPacket(f *netlink.ConntrackFlow) policy.Packet {
 	return policy.Packet{
 		Src: src.Unmap(), Dst: dst.Unmap(), Protocol: policy.Protocol(f.Forward.Protocol), SrcPort: f.Forward.SrcPort, DstPort: f.Reverse.SrcPort,
 	}
+}
+
+// markOwnHost says of a packet whether it is between this host itself and an endpoint on it.
+func (a *Agent) markOwnHost(p *policy.Packet) {
+	v := a.view.Load()
+	if v == nil {
+		return
+	}
+	node := v.records[a.self()].Node
+	own := func(addr netip.Addr) bool {
+		s, ok := v.ring.Universe.Slot(addr)
+		return ok && node != 0 && s == node
+	}
+	p.FromOwnHost = own(p.Src) && a.isLocal(p.Dst)
+	p.ToOwnHost = own(p.Dst) && a.isLocal(p.Src) && a.exempts(*p)
 }
 
 // why is the shortest reason for a verdict.
