@@ -221,7 +221,7 @@ type Flow struct {
 // Count is what became of a flow.
 type Count struct {
 	Sent, Received int
-	Missing        int           // answers between the first and the last, once it is stopped
+	Missing        []uint64      // answers between the first and the last, once it is stopped
 	Pause          time.Duration // the longest between two answers, or since the last
 	Local          uint16        // its own port
 	Err            string
@@ -339,7 +339,11 @@ func (p *Pod) Stop(name string, out *Count) error {
 	f.done.Wait()
 	if len(f.seen) > 0 {
 		numbers := slices.Sorted(maps.Keys(f.seen))
-		f.Missing = int(numbers[len(numbers)-1]-numbers[0]) + 1 - len(numbers)
+		for n := numbers[0]; n < numbers[len(numbers)-1]; n++ {
+			if !f.seen[n] {
+				f.Missing = append(f.Missing, n)
+			}
+		}
 	}
 	*out = f.Count
 	return nil

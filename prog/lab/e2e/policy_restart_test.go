@@ -17,6 +17,7 @@ import (
 type besieged struct {
 	*policed
 	flows map[string][]oneFlow // by friend
+	start time.Time
 }
 
 const besiegedLaw = `siege: {podSelector: {matchLabels: {role: closed}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`
@@ -47,6 +48,7 @@ func besiege(t *testing.T) *besieged {
 		b.flows[host+"/friend"] = b.policed.flows(host+"/friend", "h2/closed")
 		ask[Nothing](b.policed, host+"/foe", "Hammer", Blows{closed, 400})
 	}
+	b.start = time.Now()
 	ask[Nothing](b.policed, "h2/closed", "Hammer", Blows{foes, 400})
 	b.goesOn("at first")
 	return b
@@ -55,7 +57,7 @@ func besiege(t *testing.T) *besieged {
 // goesOn asserts that flows go on, and that nothing forbidden has arrived so far.
 func (b *besieged) goesOn(when string) {
 	b.t.Helper()
-	b.t.Log(when)
+	b.t.Log(when, "at", time.Since(b.start).Round(beat))
 	for friend, flows := range b.flows {
 		b.flowing(friend, flows)
 	}
@@ -81,7 +83,7 @@ func (b *besieged) ends() {
 	for friend, flows := range b.flows {
 		for _, f := range flows {
 			c := ask[Count](b.policed, friend, "Stop", f.Name)
-			if c.Err != "" || c.Missing > 0 || c.Received < c.Sent {
+			if c.Err != "" || len(c.Missing) > 0 || c.Received < c.Sent {
 				b.t.Errorf("%s: %s: %+v", friend, f.Name, c)
 			}
 			b.t.Logf("%s: %s: %d of %d, longest pause %v", friend, f.Name, c.Received, c.Sent, c.Pause.Round(time.Millisecond))
@@ -92,7 +94,7 @@ func (b *besieged) ends() {
 // attack does what others may do to tables that they think are theirs.
 func (b *besieged) attack(when string) {
 	b.t.Helper()
-	for _, command := range []string{"nft flush ruleset", "nft delete table inet weft", "nft flush table inet weft", "nft flush chain inet weft policy"} {
+	for _, command := range []string{"nft flush ruleset", "nft delete table inet weft", "nft flush table inet weft", "nft flush chain inet weft policies"} {
 		_, err := b.Exec(b.t.Context(), "h2", nil, strings.Fields(command)...)
 		if _, failed := errors.AsType[*lab.CommandError](err); err != nil && !failed {
 			b.t.Fatal(err)

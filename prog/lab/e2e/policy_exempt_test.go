@@ -1,0 +1,92 @@
+package e2e
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+)
+
+// What a container under a policy that denies it everything still reaches: of its own host
+// what --policy-exempt says; and whatever that says, its host reaches it, and it itself.
+func TestPolicyExempt(t *testing.T) {
+	p := policeLab(t, lab.Options{Hosts: 3})
+	flags := map[string][]string{"h1": nil, "h2": {"--policy-exempt", "none"}, "h3": {"--policy-exempt", "dns"}}
+	for host, f := range flags {
+		if err := p.Stop(t.Context(), host); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.weft(host, "", append([]string{"launch"}, f...)...); err != nil {
+			t.Fatal(err)
+		}
+		p.addrs[host] = report(t, p.Lab, host).Router.Node
+	}
+	established(t, p.Lab)
+	for _, host := range p.Hosts() {
+		p.add(host+"/closed", lab.Identity{Namespace: "cell", Name: host}, 80)
+		p.add(host+"/open", lab.Identity{Namespace: "yard", Name: host}, 80)
+	}
+	p.settled("h1")
+	exempt(p, map[string][2]bool{"h1": {true, true}, "h2": {true, true}, "h3": {true, true}})
+	// It concerns what endpoints begin. Ingress to them is another matter, and a host's own packets always pass.
+	p.apply("h2", manifest(`cell: {podSelector: {}, policyTypes: [Ingress, Egress]}`))
+	exempt(p, map[string][2]bool{"h1": {true, true}, "h2": {false, false}, "h3": {false, true}})
+	for i, host := range p.Hosts() {
+		other := p.Hosts()[(i+1)%3]
+		p.reaches(other, host+"/closed", false, 80)
+		p.reaches(host+"/closed", other, false, hostPort)
+		p.reaches(host+"/closed", other+"/open", false, 80)
+		p.reaches(host+"/closed", host+"/open", false, 80)
+		p.reaches(other+"/open", host+"/open", true, 80)
+		p.reaches(host+"/open", host, true, hostPort)
+	}
+	p.apply("h1", manifest(`cell: {podSelector: {}, policyTypes: [Ingress, Egress], egress: [{to: [{ipBlock: {cidr: 10.32.0.0/12}}], ports: [{port: 8088}, {port: 8088, protocol: UDP}]}]}`))
+	for _, host := range p.Hosts() { // where a host is not exempt, policies may allow it
+		p.oneFamily(host+"/closed", host, 0, true)
+	}
+	p.oneFamily("h2/closed", "h2", 1, false)
+}
+
+// exempt asserts, for every host, whether a closed container reaches it, and its name server.
+func exempt(p *policed, want map[string][2]bool) {
+	p.t.Helper()
+	for host, w := range want {
+		closed := host + "/closed"
+		p.reaches(closed, host, w[0], hostPort)
+		for _, server := range []string{"169.254.1.1", p.addrs[host][0].String(), p.addrs[host][1].String()} {
+			for i, yes := range ask[[]bool](p, closed, "Answered", server) {
+				if yes != w[1] {
+					p.t.Errorf("%s: %s answers %v (udp, tcp: %d), want %v", closed, server, yes, i, w[1])
+				}
+			}
+		}
+		p.reaches(host, closed, true, 80)   // as a kubelet's probe does
+		p.reaches(closed, closed, true, 80) // itself
+		node := p.addrs[host][0].String()
+		asked := []api.ExplainRequest{
+			{Source: "cell/" + host, Destination: node, Port: hostPort, Protocol: "TCP"},
+			{Source: node, Destination: "cell/" + host, Port: 80, Protocol: "TCP"},
+			{Source: "cell/" + host, Destination: node, Port: 53, Protocol: "UDP"},
+			{Source: "cell/" + host, Destination: "169.254.1.1", Port: 53, Protocol: "TCP"},
+		}
+		for i, e := range ask[[]api.Explanation](p, host, "Explain", asked) {
+			if yes := []bool{w[0], true, w[1], w[1]}[i]; e.Verdicts[0].Allowed != yes {
+				p.t.Errorf("%s: explain %+v: %+v, want %v", host, asked[i], e.Verdicts, yes)
+			}
+		}
+	}
+}
+
+// oneFamily tries one family only.
+func (p *policed) oneFamily(src, dst string, family int, want bool) {
+	p.t.Helper()
+	patience := map[bool]time.Duration{true: patient, false: impatient}[want]
+	to := netip.AddrPortFrom(p.addrs[dst][family], hostPort)
+	for i, got := range ask[[]bool](p, src, "Reach", []Try{{"tcp", to, patience}, {"udp", to, patience}}) {
+		if got != want {
+			p.t.Errorf("%s to %v (%d): reached %v, want %v", src, to, i, got, want)
+		}
+	}
+}
