@@ -53,6 +53,7 @@ func pod(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	p := &Pod{heard: map[Heard]int{}, flows: map[string]*flow{}}
+	served := map[uint16]bool{}
 	for _, word := range args[1:] {
 		port, err := strconv.Atoi(word)
 		if err != nil {
@@ -68,6 +69,10 @@ func pod(args []string) error {
 		}
 		go p.serveTCP(stream, uint16(port))
 		go p.serveUDP(ctx, datagrams, uint16(port))
+		served[uint16(port)] = true
+	}
+	if err := p.startSCTP(served); err != nil {
+		return err
 	}
 	l, err := net.Listen("unix", args[0])
 	if err != nil {
@@ -167,6 +172,9 @@ func (p *Pod) Reach(tries []Try, reached *[]bool) error {
 }
 
 func (t Try) reach() bool {
+	if t.Network == "sctp" {
+		return t.reachSCTP()
+	}
 	end := time.Now().Add(t.Patience)
 	var d net.Dialer
 	ctx, cancel := context.WithDeadline(context.Background(), end)
