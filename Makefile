@@ -3,9 +3,13 @@ SHELL   := /bin/bash
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FLAGS   := -trimpath -ldflags '-s -w -X weft/prog/cli.Version=$(VERSION)'
+# The image: its name, without the tag; the commit and the time of the sources.
+IMAGE    ?= localhost/weft
+REVISION ?= $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/null)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check soak bench test-kernel fuzz clean
+.PHONY: help build image demo test check soak bench test-kernel fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,6 +17,14 @@ help: ## list the targets
 build: ## static binaries into bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/ ./cmd/weft ./cmd/weft-cni
+
+# All settings by name: what a machine has set with `go env -w` or in GOFLAGS would make another image.
+image: ## the container image, bin/weft-image.tar: an OCI archive for amd64 and arm64, beside it what it is made of
+	@for arch in amd64 arm64; do \
+		echo "build for linux/$$arch"; \
+		GOFLAGS= GOEXPERIMENT= GOFIPS140=off GOAMD64=v1 GOARM64=v8.0 CGO_ENABLED=0 GOOS=linux GOARCH=$$arch \
+			$(GO) build $(FLAGS) -buildvcs=false -o bin/linux-$$arch/ ./cmd/weft ./cmd/weft-cni || exit 1; done
+	@$(GO) run ./prog/image -o bin/weft-image.tar -name '$(IMAGE)' -version '$(VERSION)' -revision '$(REVISION)' -created '$(SOURCE_DATE_EPOCH)' bin/linux-amd64 bin/linux-arm64
 
 demo: build ## three hosts on this machine: what Weft does, in under a minute (KEEP=1 leaves them running)
 	@bin/weft lab demo

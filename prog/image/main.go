@@ -1,0 +1,131 @@
+// Command image packs the binaries of Weft into a container image: an OCI archive for
+// every platform at once, and a bill of materials for each platform. `make image` runs it.
+//
+// It needs no container engine, no base image and no network. What it writes depends on
+// its input alone: the same binaries, version and time give the same bytes. It builds
+// nothing itself, and refuses binaries that depend on more than their sources.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+)
+
+// options are what the image says about itself.
+type options struct {
+	name     name.Tag
+	version  string
+	revision string    // of the sources; empty: unknown
+	created  time.Time // of the sources, not of the build
+}
+
+func main() {
+	if err := run(os.Args[1:], os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "image:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("image", flag.ContinueOnError)
+	path := flags.String("o", "weft-image.tar", "the archive to write; the bills of materials are written beside it")
+	image := flags.String("name", "localhost/weft", "the image's name, with its registry but without a tag: that is the version")
+	version := flags.String("version", "dev", "version of the sources")
+	revision := flags.String("revision", "", "commit of the sources, if known")
+	created := flags.Int64("created", 0, "time of the sources, in seconds since 1970: the only time that the image knows")
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "usage: image [flags] FOLDER...\n\nEach FOLDER holds weft and weft-cni, built for one platform.")
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	opts := options{version: *version, revision: *revision, created: time.Unix(*created, 0).UTC()}
+	var err error
+	// Strict, because kubelet and containerd complete a name without a registry to one
+	// of a public registry: a missing image would be pulled from a stranger.
+	if opts.name, err = name.NewTag(*image+":"+opts.version, name.StrictValidation); err != nil {
+		return fmt.Errorf("%w: want -name REGISTRY/NAME (localhost/weft, for one) and a -version of letters, digits, '.', '_' and '-'", err)
+	}
+	platforms, err := readPlatforms(flags.Args())
+	if err != nil {
+		return err
+	}
+	b, err := assemble(platforms, opts)
+	if err != nil {
+		return err
+	}
+	return b.write(*path, out)
+}
+
+// readPlatforms reads the platforms in the order of their names, so that the order of
+// the arguments makes no difference.
+func readPlatforms(dirs []string) ([]platform, error) {
+	var all []platform
+	for _, dir := range dirs {
+		p, err := readPlatform(dir)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(all, func(other platform) bool { return other.String() == p.String() }) {
+			return nil, fmt.Errorf("%s holds a second %v: give one folder per platform", dir, p)
+		}
+		all = append(all, p)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("nothing to pack: name a folder with weft and weft-cni for each platform")
+	}
+	slices.SortFunc(all, func(a, b platform) int { return strings.Compare(a.String(), b.String()) })
+	return all, nil
+}
+
+// write writes the archive and the bills of materials, and says what they are.
+func (b *bundle) write(path string, out io.Writer) error {
+	size, err := b.writeArchive(path)
+	if err != nil {
+		return err
+	}
+	digest, err := b.index.Digest()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "%s  %s\n  image %s, %s\n", path, b.opts.name, digest, megabytes(size))
+	for _, p := range b.images {
+		sbom := strings.TrimSuffix(path, filepath.Ext(path)) + "." + p.arch + ".sbom.json"
+		if err := writeFile(sbom, func(w io.Writer) error { _, err := w.Write(p.sbom); return err }); err != nil {
+			return err
+		}
+		packed, err := p.packed()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "  %-11v %s, %s to pull, %s unpacked\n  %11s %s\n", p.platform, p.digest, megabytes(packed), megabytes(p.unpacked()), "", sbom)
+	}
+	return nil
+}
+
+func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
+
+// writeFile replaces a file whole or not at all.
+func writeFile(path string, fill func(io.Writer) error) error {
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".image-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // fails once it is renamed
+	if err := errors.Join(fill(tmp), tmp.Chmod(0o644), tmp.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return os.Rename(tmp.Name(), path)
+}
