@@ -15,8 +15,9 @@ import (
 	"weft/router/policy"
 )
 
-// convert makes a policy of the API's object, with the API's defaults.
-func convert(np networking.NetworkPolicy) (p policy.Policy, err error) {
+// Convert makes a policy of the API's object, with the API's defaults. Errors are *Error and
+// *policy.FieldError.
+func Convert(np networking.NetworkPolicy) (p policy.Policy, err error) {
 	p = policy.Policy{Namespace: np.Namespace, Name: np.Name, Audit: np.Annotations[AuditAnnotation] == "true"}
 	if p.Namespace == "" {
 		p.Namespace = DefaultNamespace
@@ -134,16 +135,23 @@ func cidr(field, s string) (netip.Prefix, error) {
 	return p.Masked(), nil
 }
 
+// Protocol is one of the API's, TCP by default; 0: none that policies know.
+func Protocol(p core.Protocol) policy.Protocol {
+	switch p {
+	case core.ProtocolTCP, "":
+		return policy.TCP
+	case core.ProtocolUDP:
+		return policy.UDP
+	case core.ProtocolSCTP:
+		return policy.SCTP
+	}
+	return 0
+}
+
 func port(field string, p networking.NetworkPolicyPort) (out policy.Port, err error) {
 	out.Protocol = policy.TCP
 	if p.Protocol != nil {
-		switch *p.Protocol {
-		case core.ProtocolTCP:
-		case core.ProtocolUDP:
-			out.Protocol = policy.UDP
-		case core.ProtocolSCTP:
-			out.Protocol = policy.SCTP
-		default:
+		if out.Protocol = Protocol(*p.Protocol); out.Protocol == 0 {
 			return out, &Error{Field: field + ".protocol", Why: fmt.Sprintf("%q is not TCP, UDP or SCTP", *p.Protocol)}
 		}
 	}

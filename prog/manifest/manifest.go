@@ -149,7 +149,7 @@ func parseDocument(root *yamlv3.Node) (d Document, err error) {
 		if err := strictly(root, data, &np, PolicyVersion); err != nil {
 			return d, err
 		}
-		d.Policy, err = convert(np)
+		d.Policy, err = Convert(np)
 		np.ObjectMeta, np.Namespace = ours(np.ObjectMeta), d.Policy.Namespace
 		return d.finish(root, PolicyKind, np, err)
 	case meta.TypeMeta{APIVersion: NamespaceVersion, Kind: NamespaceKind}:
