@@ -28,6 +28,7 @@ import (
 	"weft/mesh/secret"
 	"weft/prog/api/server"
 	"weft/prog/dns"
+	"weft/prog/kube"
 	"weft/prog/state"
 	"weft/router"
 	"weft/router/datapath"
@@ -54,6 +55,7 @@ type Agent struct {
 
 	directory *mesh.Directory
 	documents *mesh.Documents
+	kube      *kube.Source // nil outside Kubernetes
 	policies  policies
 	policed   chan struct{} // policies or endpoints may have changed
 	drops     drops
@@ -153,6 +155,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	group.Go(func() error { return a.ipam.Run(ctx) })
 	group.Go(func() error { return a.directory.Run(ctx) })
 	group.Go(func() error { return a.documents.Run(ctx) })
+	if a.kube != nil {
+		group.Go(func() error { return a.kube.Run(ctx) })
+	}
 	group.Go(func() error { return a.publish(ctx) })
 	group.Go(func() error { return a.police(ctx) })
 	group.Go(func() error { return a.watchDrops(ctx) })
@@ -207,6 +212,9 @@ func (a *Agent) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	if err := a.makeDocuments(found != nil); err != nil {
+		return err
+	}
+	if err := a.makeKube(); err != nil {
 		return err
 	}
 	if err := a.makeDNS(); err != nil {

@@ -116,7 +116,7 @@ func (a *Agent) published(snap ipam.Snapshot) []directory.Endpoint {
 	var out []directory.Endpoint
 	for key, e := range a.endpoints {
 		if _, lost := snap.Lost[key]; !lost {
-			d := e.entry()
+			d := a.entry(e)
 			d.Aliases, d.IPv4Only = a.settings.aliases(key), !a.ipv6
 			out = append(out, d)
 		}

@@ -85,6 +85,12 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	if err := validAttach(req); err != nil {
 		return reply, err
 	}
+	if err := a.askPod(ctx, &req); err != nil {
+		return reply, err
+	}
+	if err := validAttach(req); err != nil { // as the API server says it
+		return reply, err
+	}
 	a.releaseQueued(ctx) // a release that is still queued is of an earlier life of this endpoint
 	e := &endpointRecord{AttachRequest: req}
 	key := e.ref().Key()

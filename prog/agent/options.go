@@ -49,6 +49,7 @@ type Options struct {
 	StatusAddr string // empty: no status over TCP
 	DNS        DNSOptions
 	Exempt     nft.Exempt // what policies do not apply to
+	Kubernetes KubernetesOptions
 	Log        *slog.Logger
 }
 

@@ -3,8 +3,6 @@ package agent
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -87,13 +85,16 @@ func (a *Agent) newDocuments(m mesh.Messenger) error {
 	p.stale.Store(true)
 	a.documents, err = mesh.NewDocuments(mesh.DocumentsConfig{
 		Identity: a.keys.Identity, Mesh: m, Store: a.store, Documents: kept, Synced: synced, Now: time.Now, Log: a.log,
-		Changed: func() {
-			a.policies.stale.Store(true)
-			a.repolice()
-			a.changed()
-		},
+		Changed: a.policiesChanged,
 	})
 	return err
+}
+
+// policiesChanged is called by where policies come from. It never blocks.
+func (a *Agent) policiesChanged() {
+	a.policies.stale.Store(true)
+	a.repolice()
+	a.changed()
 }
 
 // repolice asks for the policies to be enforced anew. It never blocks.
@@ -136,7 +137,7 @@ func (a *Agent) enforce() error {
 	p := &a.policies
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	a.readDocuments()
+	a.readPolicies()
 	a.lookAround()
 	p.program = p.compiler.Program()
 	if err := a.router.Enforce(p.program); err != nil {
@@ -145,59 +146,6 @@ func (a *Agent) enforce() error {
 	p.enforced = p.made
 	return nil
 }
-
-// generation names a state of all documents.
-func generation(d *mesh.Documents) string {
-	sum := sha256.Sum256([]byte(d.Generation(kindPolicy) + d.Generation(kindNamespace)))
-	return hex.EncodeToString(sum[:8])
-}
-
-// readDocuments gives the compiler the policies and namespaces of now. The caller holds the
-// lock.
-func (a *Agent) readDocuments() {
-	p := &a.policies
-	if !p.stale.Swap(false) {
-		return
-	}
-	now := generation(a.documents) // first: what comes meanwhile makes it stale again
-	next := map[string]parsed{}
-	p.list, p.spaces, p.unread = nil, map[string]map[string]string{}, nil
-	for _, d := range slices.Concat(a.documents.List(kindPolicy), a.documents.List(kindNamespace)) {
-		one := p.parsed[d.Key()]
-		if one.digest != d.Digest {
-			one = parseDocument(d)
-		}
-		next[d.Key()] = one
-		switch {
-		case one.err != nil:
-			p.unread = append(p.unread, fmt.Sprintf("%s %s, written by %s, is not understood here and not enforced: %v. Update Weft on this host, or apply it again",
-				d.Kind, d.Name, names{a}.PeerName(d.WriterID()), one.err))
-		case d.Kind == kindPolicy:
-			p.list = append(p.list, one.Policy)
-		default:
-			p.spaces[one.Namespace] = one.Labels
-		}
-	}
-	p.parsed, p.made = next, now
-	p.compiler.SetPolicies(p.list, p.spaces)
-}
-
-// parseDocument reads what anybody in the mesh wrote.
-func parseDocument(d *document.Document) parsed {
-	out := parsed{digest: d.Digest}
-	docs, err := manifest.Parse(d.Body)
-	switch {
-	case err != nil:
-		out.err = err
-	case len(docs) != 1 || docs[0].Name() != d.Name || documentKind(docs[0]) != d.Kind:
-		out.err = fmt.Errorf("it is not the %s %s", d.Kind, d.Name)
-	default:
-		out.Document = docs[0]
-	}
-	return out
-}
-
-func documentKind(d manifest.Document) string { return strings.ToLower(d.Kind) }
 
 // lookAround tells the compiler of the endpoints of others, as far as their sets changed, and
 // of those here, as they are attached: the directory hears of those later. The caller holds
@@ -243,7 +191,7 @@ func (a *Agent) judgedHere(u slot.Universe) (list []policy.Endpoint) {
 		if a.ipv6 {
 			addrs = append(addrs, u.Addr6(e.Slot))
 		}
-		list = append(list, judged(a.self(), e.entry(), addrs))
+		list = append(list, judged(a.self(), a.entry(e), addrs))
 	}
 	return list
 }

@@ -38,28 +38,44 @@ func (a *Agent) Policies(context.Context) ([]api.Policy, error) {
 	p := &a.policies
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	a.readDocuments()
+	a.readPolicies()
 	a.lookAround()
 	w := p.compiler.World()
 	out := []api.Policy{}
+	if a.kube != nil {
+		for _, read := range p.list {
+			one := api.Policy{
+				DocumentRef: api.DocumentRef{Kind: api.KindPolicy, Namespace: read.Namespace, Name: read.Name},
+				Manifest:    fmt.Sprintf("# kubectl --namespace %s get networkpolicy %s --output yaml\n", read.Namespace, read.Name),
+			}
+			out = append(out, describePolicy(one, read, w))
+		}
+		return out, nil
+	}
 	for _, d := range slices.Concat(a.documents.List(kindPolicy), a.documents.List(kindNamespace)) {
 		one := api.Policy{
 			DocumentRef: documentRef(d), Manifest: string(d.Body), Writer: names{a}.PeerName(d.WriterID()), Written: time.Unix(d.Written, 0).UTC(),
 		}
 		if read := p.parsed[d.Key()]; d.Kind == kindPolicy && read.err == nil {
-			one.Selector, one.Audit = read.Policy.Pods.String(), read.Policy.Audit
-			for direction, word := range map[policy.Direction]string{policy.Ingress: "Ingress", policy.Egress: "Egress"} {
-				if read.Policy.Isolates.Has(direction) {
-					one.Types = append(one.Types, word)
-				}
-			}
-			slices.Sort(one.Types)
-			slices.Reverse(one.Types) // Ingress first, as people write it
-			one.Endpoints = len(selected(read.Policy, w.Endpoints))
+			one = describePolicy(one, read.Policy, w)
 		}
 		out = append(out, one)
 	}
 	return out, nil
+}
+
+// describePolicy adds what a policy says, and of whom.
+func describePolicy(one api.Policy, p policy.Policy, w policy.World) api.Policy {
+	one.Selector, one.Audit = p.Pods.String(), p.Audit
+	for direction, word := range map[policy.Direction]string{policy.Ingress: "Ingress", policy.Egress: "Egress"} {
+		if p.Isolates.Has(direction) {
+			one.Types = append(one.Types, word)
+		}
+	}
+	slices.Sort(one.Types)
+	slices.Reverse(one.Types) // Ingress first, as people write it
+	one.Endpoints = len(selected(p, w.Endpoints))
+	return one
 }
 
 // selected are the endpoints that a policy isolates.
@@ -74,6 +90,9 @@ func selected(p policy.Policy, endpoints []policy.Endpoint) (out []policy.Endpoi
 
 // ApplyPolicy takes documents in, all or none.
 func (a *Agent) ApplyPolicy(ctx context.Context, req api.ApplyRequest) (api.ApplyReply, error) {
+	if err := a.inKubernetes("apply -f FILE"); err != nil && !req.DryRun {
+		return api.ApplyReply{}, err
+	}
 	docs, err := manifest.Parse([]byte(req.Manifest))
 	if err != nil {
 		return api.ApplyReply{}, &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
@@ -101,6 +120,9 @@ func (a *Agent) ApplyPolicy(ctx context.Context, req api.ApplyRequest) (api.Appl
 
 // DeletePolicy deletes documents, all or none.
 func (a *Agent) DeletePolicy(ctx context.Context, req api.DeleteRequest) (api.ApplyReply, error) {
+	if err := a.inKubernetes("delete networkpolicy NAME"); err != nil {
+		return api.ApplyReply{}, err
+	}
 	refs := req.Refs
 	if req.Manifest != "" {
 		docs, err := manifest.Parse([]byte(req.Manifest))
@@ -131,7 +153,7 @@ func (a *Agent) DeletePolicy(ctx context.Context, req api.DeleteRequest) (api.Ap
 func (a *Agent) write(ctx context.Context, reply api.ApplyReply, changes []mesh.Change, dry bool) (_ api.ApplyReply, err error) {
 	if dry {
 		reply.Effects, err = a.effects(ctx, changes)
-		reply.Generation = generation(a.documents)
+		reply.Generation = a.generation()
 		return reply, err
 	}
 	if !a.documents.Synced() {
@@ -145,7 +167,7 @@ func (a *Agent) write(ctx context.Context, reply api.ApplyReply, changes []mesh.
 		return reply, &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
 	}
 	err = a.settled()
-	reply.Generation = generation(a.documents)
+	reply.Generation = a.generation()
 	if err != nil {
 		return reply, fmt.Errorf("it is written, but not yet in force on this host: %w", err)
 	}

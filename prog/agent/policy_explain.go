@@ -28,7 +28,7 @@ func (a *Agent) know() known {
 	p := &a.policies
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	a.readDocuments()
+	a.readPolicies()
 	a.lookAround()
 	return known{p.list, p.compiler.World()}
 }

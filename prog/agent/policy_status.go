@@ -27,9 +27,6 @@ const (
 	policyAtOnce = 16
 )
 
-// sourceGossip says where policies come from.
-const sourceGossip = "documents of the network (weft policy apply)"
-
 // inForce is what a peer says of its kernel.
 type inForce struct {
 	Generation string
@@ -86,7 +83,7 @@ func (a *Agent) reportPolicy() api.PolicyReport {
 	a.policies.mu.Lock()
 	defer a.policies.mu.Unlock()
 	r := api.PolicyReport{
-		Source: sourceGossip, Current: f.Generation == generation(a.documents), Policies: len(a.policies.list), Isolated: f.Isolated, Dropped: f.Dropped,
+		Source: a.source(), Current: f.Generation == a.generation(), Policies: len(a.policies.list), Isolated: f.Isolated, Dropped: f.Dropped,
 	}
 	for _, p := range a.policies.list {
 		if p.Audit {
@@ -123,7 +120,7 @@ func (a *Agent) askAll(ctx context.Context, kind string, payload []byte, f func(
 func (a *Agent) PolicyStatus(ctx context.Context) (api.PolicyStatus, error) {
 	own := a.inForce()
 	status := api.PolicyStatus{
-		Source: sourceGossip, Generation: generation(a.documents), Policies: []api.PolicyInForce{}, Peers: []api.PeerPolicies{}, Exempt: a.exemptions(),
+		Source: a.source(), Generation: a.generation(), Policies: []api.PolicyInForce{}, Peers: []api.PeerPolicies{}, Exempt: a.exemptions(),
 	}
 	index := map[string]int{}
 	a.policies.mu.Lock()

@@ -31,30 +31,28 @@ const (
 // tried is what would be in force after changes.
 func (a *Agent) tried(changes []mesh.Change) (before, after known, err error) {
 	before = a.know()
-	p := &a.policies
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	next := maps.Clone(p.parsed)
+	after.list = slices.Clone(before.list)
+	after.world = policy.World{Namespaces: maps.Clone(before.world.Namespaces), Endpoints: before.world.Endpoints}
+	if after.world.Namespaces == nil {
+		after.world.Namespaces = map[string]map[string]string{}
+	}
 	for _, c := range changes {
-		key := document.Key(c.Kind, c.Name)
+		if c.Kind == kindPolicy {
+			after.list = slices.DeleteFunc(after.list, func(p policy.Policy) bool { return p.Ref() == c.Name })
+		} else {
+			delete(after.world.Namespaces, c.Name)
+		}
 		if c.Deleted {
-			delete(next, key)
 			continue
 		}
 		one := parseDocument(&document.Document{Kind: c.Kind, Name: c.Name, Body: c.Body})
-		if one.err != nil {
+		switch {
+		case one.err != nil:
 			return before, after, one.err
-		}
-		next[key] = one
-	}
-	after.world = policy.World{Namespaces: map[string]map[string]string{}, Endpoints: before.world.Endpoints}
-	for _, key := range slices.Sorted(maps.Keys(next)) {
-		switch d := next[key]; {
-		case d.err != nil:
-		case documentKind(d.Document) == kindPolicy:
-			after.list = append(after.list, d.Policy)
+		case c.Kind == kindPolicy:
+			after.list = append(after.list, one.Policy)
 		default:
-			after.world.Namespaces[d.Namespace] = d.Labels
+			after.world.Namespaces[one.Namespace] = one.Labels
 		}
 	}
 	return before, after, nil

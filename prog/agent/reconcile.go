@@ -74,6 +74,11 @@ func (a *Agent) step(ctx context.Context) error {
 	if _, ok := errors.AsType[*link.OverlapError](overlap); ok && !a.applied {
 		return &fatalError{overlap}
 	}
+	if a.kube != nil { // what is in force from before is better than nothing
+		if err := a.policiesKnown(); err != nil {
+			return err
+		}
+	}
 	if err := a.enforce(); err != nil {
 		return err
 	}
@@ -97,8 +102,8 @@ func (a *Agent) step(ctx context.Context) error {
 	if cfg.Node == 0 {
 		return errors.New("waiting for a node address from the other peers (see `weft status ipam`)")
 	}
-	if !a.documents.Synced() { // a container must not run before its policies are known
-		return errors.New("waiting for the policies of the other peers (see `weft status peers`)")
+	if err := a.policiesKnown(); err != nil {
+		return err
 	}
 	return a.releaseQueue().check()
 }

@@ -241,6 +241,7 @@ type AttachRequest struct {
 	Network     string `json:"network,omitempty"`
 	Name        string `json:"name,omitempty"`
 	Namespace   string `json:"namespace,omitempty"`
+	PodUID      string `json:"podUID,omitempty"` // Kubernetes': a pod of the same name may be another
 	HostLink    string `json:"hostLink"`
 	MAC         string `json:"mac"` // of the container's side
 	// Addresses are what the container asks for: one of either family, or both of one slot.

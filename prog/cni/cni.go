@@ -66,6 +66,7 @@ func (c config) describe(k8s arguments, req *api.AttachRequest) {
 	asked := c.Args.CNI
 	req.Name = cmp.Or(string(k8s.K8S_POD_NAME), asked.Name)
 	req.Namespace = cmp.Or(string(k8s.K8S_POD_NAMESPACE), asked.Namespace)
+	req.PodUID = string(k8s.K8S_POD_UID)
 	req.Ports = asked.Ports
 	if len(c.Labels)+len(asked.Labels) > 0 {
 		req.Labels = map[string]string{}
@@ -81,6 +82,7 @@ type arguments struct {
 	types.CommonArgs
 	K8S_POD_NAME      types.UnmarshallableString //nolint:revive // the names are the protocol
 	K8S_POD_NAMESPACE types.UnmarshallableString
+	K8S_POD_UID       types.UnmarshallableString
 	IP                types.UnmarshallableString // what the container asks for, or two with a comma
 }
 

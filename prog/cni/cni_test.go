@@ -132,7 +132,7 @@ func TestDescribe(t *testing.T) {
 		want api.AttachRequest
 	}{
 		"args":       {arguments{}, api.AttachRequest{Name: "web", Namespace: "prod"}},
-		"kubernetes": {arguments{K8S_POD_NAME: "pod-1", K8S_POD_NAMESPACE: "default"}, api.AttachRequest{Name: "pod-1", Namespace: "default"}},
+		"kubernetes": {arguments{K8S_POD_NAME: "pod-1", K8S_POD_NAMESPACE: "default", K8S_POD_UID: "u1"}, api.AttachRequest{Name: "pod-1", Namespace: "default", PodUID: "u1"}},
 	} {
 		parsed, _, err := parse([]byte(conf))
 		if err != nil {

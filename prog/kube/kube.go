@@ -6,6 +6,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -92,6 +93,9 @@ func New(cfg Config) (*Source, error) {
 	s.state = s.convert(k, false)
 	return s, nil
 }
+
+// Server is the API server's address, for people.
+func (s *Source) Server() string { return s.cfg.Server }
 
 // State is what is known; nil while that is nothing.
 func (s *Source) State() *State {
@@ -236,10 +240,18 @@ func slim(object any) (any, error) {
 	return object, nil
 }
 
+// staticUID is where the mirror of a static pod names the UID that the runtime knows it by.
+const staticUID = "kubernetes.io/config.hash"
+
 func slimMeta(m meta.ObjectMeta) meta.ObjectMeta {
 	out := meta.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion, Labels: m.Labels}
-	if audit, ok := m.Annotations[manifest.AuditAnnotation]; ok {
-		out.Annotations = map[string]string{manifest.AuditAnnotation: audit}
+	for _, key := range []string{manifest.AuditAnnotation, staticUID} {
+		if v, ok := m.Annotations[key]; ok {
+			if out.Annotations == nil {
+				out.Annotations = map[string]string{}
+			}
+			out.Annotations[key] = v
+		}
 	}
 	return out
 }
@@ -264,7 +276,8 @@ func (s *Source) take(w watch) error {
 	}
 	for _, p := range pods {
 		if !p.Spec.HostNetwork {
-			k.Pods[string(p.UID)] = podOf(p)
+			pod := podOf(p)
+			k.Pods[pod.UID] = pod
 		}
 	}
 	state := s.convert(k, true)
@@ -289,7 +302,7 @@ func (s *Source) take(w watch) error {
 }
 
 func podOf(p *core.Pod) Pod {
-	out := Pod{UID: string(p.UID), Namespace: p.Namespace, Name: p.Name, Labels: p.Labels}
+	out := Pod{UID: cmp.Or(p.Annotations[staticUID], string(p.UID)), Namespace: p.Namespace, Name: p.Name, Labels: p.Labels}
 	for _, c := range p.Spec.Containers {
 		for _, port := range c.Ports {
 			if proto := manifest.Protocol(port.Protocol); port.Name != "" && proto != 0 {

@@ -47,14 +47,15 @@ var (
 	// versions of Weft that know no documents do not look at it.
 	bucketDocuments = []byte("documents")
 
-	keyFormat    = []byte("format")
-	keyIdentity  = []byte("identity")
-	keyWireGuard = []byte("wireguard")
-	keyTargets   = []byte("targets")
-	keySettings  = []byte("settings")
-	keySynced    = []byte("synced")
-	keyRing      = []byte("ring")
-	keyVote      = []byte("vote")
+	keyFormat     = []byte("format")
+	keyIdentity   = []byte("identity")
+	keyWireGuard  = []byte("wireguard")
+	keyTargets    = []byte("targets")
+	keySettings   = []byte("settings")
+	keySynced     = []byte("synced")
+	keyKubernetes = []byte("kubernetes")
+	keyRing       = []byte("ring")
+	keyVote       = []byte("vote")
 )
 
 // Store is the open state file. It is safe for concurrent use.
@@ -349,6 +350,17 @@ func (s *Store) Synced() (synced bool, err error) {
 
 // SaveSynced keeps that this host has had all documents of the mesh.
 func (s *Store) SaveSynced() error { return s.save(keySynced, true) }
+
+// Kubernetes returns what SaveKubernetes kept; nil before the first time.
+func (s *Store) Kubernetes() (data json.RawMessage, err error) {
+	_, err = s.load(keyKubernetes, &data)
+	return data, err
+}
+
+// SaveKubernetes keeps what the API server said.
+func (s *Store) SaveKubernetes(data []byte) error {
+	return s.save(keyKubernetes, json.RawMessage(data))
+}
 
 // Targets returns what SaveTargets kept; known is false before the first time.
 func (s *Store) Targets() (targets []string, known bool, err error) {

@@ -17,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-
 // Server is an http.Handler. The zero value is not ready: use New.
 type Server struct {
 	mu     sync.Mutex

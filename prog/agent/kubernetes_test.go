@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	core "k8s.io/api/core/v1"
+	networking "k8s.io/api/networking/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"weft/prog/api"
+	"weft/prog/kube/kubetest"
+)
+
+// inCluster is an agent whose policies come from an API server.
+func inCluster(t *testing.T, server *kubetest.Server) *Agent {
+	t.Helper()
+	a := shop(t)
+	http := httptest.NewServer(server)
+	config := filepath.Join(t.TempDir(), "kubeconfig")
+	text := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: \"" + http.URL + "\"}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.opts.Kubernetes = KubernetesOptions{On: true, Config: config, Node: "n1"}
+	if err := a.makeKube(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	if err := a.policiesKnown(); err == nil || !strings.Contains(err.Error(), http.URL) {
+		t.Errorf("before the API server has answered: %v", err)
+	}
+	go func() { done <- a.kube.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		server.HangUp()
+		http.CloseClientConnections()
+		http.Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return a
+}
+
+// eventually waits until something holds.
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not %s", what)
+		}
+	}
+}
+
+// Under Kubernetes the API server's policies are enforced, and weft policy only reads them.
+func TestPoliciesFollowTheAPIServer(t *testing.T) {
+	server := kubetest.New()
+	np := &networking.NetworkPolicy{
+		ObjectMeta: meta.ObjectMeta{Namespace: "shop", Name: "closed"},
+		Spec:       networking.NetworkPolicySpec{PodSelector: meta.LabelSelector{MatchLabels: map[string]string{"app": "db"}}},
+	}
+	server.Set(np)
+	a := inCluster(t, server)
+	eventually(t, "known", func() bool { return a.policiesKnown() == nil })
+	isolated := func() int {
+		if err := a.enforce(); err != nil {
+			t.Fatal(err)
+		}
+		return len(a.policies.program.Isolated)
+	}
+	eventually(t, "isolated", func() bool { return isolated() == 1 })
+	list, err := a.Policies(t.Context())
+	if err != nil || len(list) != 1 || list[0].Endpoints != 1 || !strings.Contains(list[0].Manifest, "kubectl") {
+		t.Errorf("%+v, %v", list, err)
+	}
+	for _, f := range []func() error{
+		func() error { _, err := apply(t, a, shopYAML); return err },
+		func() error {
+			_, err := a.DeletePolicy(t.Context(), api.DeleteRequest{Refs: []api.DocumentRef{list[0].DocumentRef}})
+			return err
+		},
+	} {
+		if e, ok := errors.AsType[*api.Error](f()); !ok || e.Code != api.CodeConflict || !strings.Contains(e.Message, "kubectl") {
+			t.Errorf("%+v", e)
+		}
+	}
+	server.Delete(np)
+	eventually(t, "open again", func() bool { return isolated() == 0 })
+	if s := a.source(); !strings.HasPrefix(s, "the Kubernetes API server http://") {
+		t.Error(s)
+	}
+}
+
+// A pod waits until the API server has told of it, by its UID, and has the labels that it
+// has there, also later ones.
+func TestPodsAreWhoTheAPIServerSays(t *testing.T) {
+	server := kubetest.New()
+	server.Set(kubetest.Pod("n1", "shop", "web", "old", map[string]string{"app": "old"}))
+	a := inCluster(t, server)
+	eventually(t, "known", func() bool { return a.policiesKnown() == nil })
+	time.AfterFunc(50*time.Millisecond, func() {
+		server.Set(kubetest.Pod("n1", "shop", "web", "new", map[string]string{"app": "new"}, core.ContainerPort{Name: "http", ContainerPort: 80, Protocol: "TCP"}))
+	})
+	req := api.AttachRequest{Source: SourceCNI, Namespace: "shop", Name: "web", PodUID: "new", Labels: map[string]string{"network": "weft"}}
+	if err := a.askPod(t.Context(), &req); err != nil || len(req.Labels) != 1 || req.Labels["app"] != "new" ||
+		len(req.Ports) != 1 || req.Ports[0] != (api.Port{Name: "http", Protocol: "tcp", Number: 80}) {
+		t.Errorf("%+v, %v", req, err)
+	}
+	e := &endpointRecord{AttachRequest: req}
+	server.Set(kubetest.Pod("n1", "shop", "web", "new", map[string]string{"app": "newer"}))
+	eventually(t, "relabelled", func() bool { return a.entry(e).Labels["app"] == "newer" })
+	server.Delete(kubetest.Pod("n1", "shop", "web", "new", nil))
+	eventually(t, "gone", func() bool { return len(a.kube.State().Pods) == 0 })
+	if d := a.entry(e); d.Labels["app"] != "new" {
+		t.Errorf("a pod that ends is somebody else: %+v", d)
+	}
+	ctx, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer stop()
+	err := a.askPod(ctx, &req)
+	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeNotReady || !strings.Contains(e.Message, a.kube.Server()) || !strings.Contains(e.Message, "shop/web") {
+		t.Errorf("%v", err)
+	}
+	plain := api.AttachRequest{Source: SourceAttach, Name: "by-hand"}
+	if err := a.askPod(t.Context(), &plain); err != nil || plain.Labels != nil {
+		t.Errorf("what no pod is waits for the API server: %+v, %v", plain, err)
+	}
+}
