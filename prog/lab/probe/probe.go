@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
@@ -45,6 +46,8 @@ type Result struct {
 	P99        float64    `json:"p99Ms"`
 	Max        float64    `json:"maxMs"`
 	Error      string     `json:"error,omitempty"` // why it ended early
+	// LostAt says when the first few of those lost were sent: milliseconds after the first of all.
+	LostAt []float64 `json:"lostAtMs,omitempty"`
 	// Unsent is why the last message that could not even be sent was not: it is one of those lost.
 	Unsent string `json:"unsent,omitempty"`
 }
@@ -97,6 +100,7 @@ func (t *tally) result() Result {
 	r := t.res
 	r.Sent, r.Received = len(t.sent), len(t.answered)
 	r.Lost = r.Sent - r.Received
+	r.LostAt = t.lostAt(10)
 	if len(t.rtts) == 0 {
 		return r
 	}
@@ -109,6 +113,16 @@ func (t *tally) result() Result {
 	r.Min, r.Max = ms(t.rtts[0]), ms(t.rtts[n-1])
 	r.Avg, r.P99 = ms(sum/time.Duration(n)), ms(t.rtts[int(math.Ceil(0.99*float64(n)))-1])
 	return r
+}
+
+// lostAt is when the first messages that were lost were sent.
+func (t *tally) lostAt(most int) (out []float64) {
+	for _, seq := range slices.Sorted(maps.Keys(t.sent)) {
+		if !t.answered[seq] && len(out) < most {
+			out = append(out, ms(t.sent[seq].Sub(t.sent[0])))
+		}
+	}
+	return out
 }
 
 func ms(d time.Duration) float64 { return math.Round(d.Seconds()*1e6) / 1e3 }
@@ -132,6 +146,9 @@ func Print(w io.Writer, results []Result) error {
 	for _, r := range results {
 		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%.2f/%.2f/%.2f/%.2f", r.Proto, r.Addr,
 			r.Sent, r.Received, r.Lost, r.Duplicates, r.OutOfOrder, r.Min, r.Avg, r.P99, r.Max)
+		if len(r.LostAt) > 0 && r.Received > 0 {
+			fmt.Fprintf(tw, "  lost after %v ms", r.LostAt)
+		}
 		if r.Corrupt > 0 {
 			fmt.Fprintf(tw, "  %d corrupt", r.Corrupt)
 		}
