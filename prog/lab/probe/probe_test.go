@@ -26,8 +26,8 @@ func TestTally(t *testing.T) {
 			[]answer{{0, 1e6}, {1, 2e6}, {2, 3e6}},
 			Result{Sent: 3, Received: 3, Min: 1, Avg: 2, P99: 3, Max: 3},
 		},
-		"none":      {nil, Result{Sent: 3, Lost: 3}},
-		"late":      {[]answer{{0, 1e6}, {1, 1e6}, {2, timeout + 1}}, Result{Sent: 3, Received: 2, Lost: 1, Min: 1, Avg: 1, P99: 1, Max: 1}},
+		"none":      {nil, Result{Sent: 3, Lost: 3, LostAt: []float64{0, 7, 14}}},
+		"late":      {[]answer{{0, 1e6}, {1, 1e6}, {2, timeout + 1}}, Result{Sent: 3, Received: 2, Lost: 1, LostAt: []float64{14}, Min: 1, Avg: 1, P99: 1, Max: 1}},
 		"twice":     {[]answer{{0, 1e6}, {1, 1e6}, {1, 1e6}, {2, 1e6}}, Result{Sent: 3, Received: 3, Duplicates: 1, Min: 1, Avg: 1, P99: 1, Max: 1}},
 		"reordered": {[]answer{{0, 1e6}, {2, 1e6}, {1, 1e6}}, Result{Sent: 3, Received: 3, OutOfOrder: 1, Min: 1, Avg: 1, P99: 1, Max: 1}},
 		"unasked":   {[]answer{{0, 1e6}, {1, 1e6}, {2, 1e6}, {9, 1e6}}, Result{Sent: 3, Received: 3, Corrupt: 1, Min: 1, Avg: 1, P99: 1, Max: 1}},
@@ -35,10 +35,10 @@ func TestTally(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tally := newTally("udp", netip.Addr{})
 			for seq := range uint32(3) {
-				tally.send(seq, start)
+				tally.send(seq, start.Add(time.Duration(seq)*7*time.Millisecond))
 			}
 			for _, a := range test.answers {
-				tally.receive(a.seq, start.Add(a.after), timeout)
+				tally.receive(a.seq, start.Add(time.Duration(a.seq)*7*time.Millisecond+a.after), timeout)
 			}
 			test.want.Proto = "udp"
 			got := tally.result()
