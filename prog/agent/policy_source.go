@@ -31,7 +31,7 @@ func (a *Agent) makeKube() error {
 	if !o.On {
 		return nil
 	}
-	client, server, err := kube.Connect(o.Config)
+	config, err := kube.Connect(o.Config)
 	if err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ func (a *Agent) makeKube() error {
 		return err
 	}
 	a.kube, err = kube.New(kube.Config{
-		Client: client, Server: server, Node: nodeName(o.Node), Kept: known, Save: a.store.SaveKubernetes, Log: a.log,
+		API: config, Node: nodeName(o.Node), Kept: known, Save: a.store.SaveKubernetes, Log: a.log,
 		Changed: func() {
 			a.policiesChanged()
 			a.rename() // labels of pods here

@@ -22,9 +22,7 @@ import (
 	networking "k8s.io/api/networking/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
 	"weft/prog/manifest"
@@ -33,12 +31,11 @@ import (
 
 // Config is what a Source is made of.
 type Config struct {
-	Client kubernetes.Interface
-	Server string // the API server's address, for people
-	Node   string // the name of this host's Node object
-	Kept   []byte // as Save got it in the last run
-	Save   func([]byte) error
-	Log    *slog.Logger
+	API  *rest.Config // see Connect
+	Node string       // the name of this host's Node object
+	Kept []byte       // as Save got it in the last run
+	Save func([]byte) error
+	Log  *slog.Logger
 	// Changed is called after every change. It must not block.
 	Changed func()
 }
@@ -95,7 +92,7 @@ func New(cfg Config) (*Source, error) {
 }
 
 // Server is the API server's address, for people.
-func (s *Source) Server() string { return s.cfg.Server }
+func (s *Source) Server() string { return s.cfg.API.Host }
 
 // State is what is known; nil while that is nothing.
 func (s *Source) State() *State {
@@ -132,7 +129,7 @@ func (s *Source) Pod(ctx context.Context, namespace, name, uid string) (Pod, err
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return Pod{}, &UnknownPodError{Pod: namespace + "/" + name, UID: uid, Server: s.cfg.Server, Nothing: state == nil}
+			return Pod{}, &UnknownPodError{Pod: namespace + "/" + name, UID: uid, Server: s.cfg.API.Host, Nothing: state == nil}
 		}
 	}
 }
@@ -156,15 +153,12 @@ const settle = 5 * time.Millisecond
 
 // Run follows until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
-	all := informers.NewSharedInformerFactoryWithOptions(s.cfg.Client, 0, informers.WithTransform(slim))
-	own := informers.NewSharedInformerFactoryWithOptions(s.cfg.Client, 0, informers.WithTransform(slim),
-		informers.WithTweakListOptions(func(o *meta.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", s.cfg.Node).String()
-		}))
-	w := watch{
-		policies:   all.Networking().V1().NetworkPolicies().Lister(),
-		namespaces: all.Core().V1().Namespaces().Lister(),
-		pods:       own.Core().V1().Pods().Lister(),
+	all, own := fields.Everything(), fields.OneTermEqualSelector("spec.nodeName", s.cfg.Node)
+	policies, err := informer(s.cfg.API, networking.SchemeGroupVersion, "networkpolicies", all, &networking.NetworkPolicy{}, &networking.NetworkPolicyList{})
+	namespaces, err2 := informer(s.cfg.API, core.SchemeGroupVersion, "namespaces", all, &core.Namespace{}, &core.NamespaceList{})
+	pods, err3 := informer(s.cfg.API, core.SchemeGroupVersion, "pods", own, &core.Pod{}, &core.PodList{})
+	if err := errors.Join(err, err2, err3); err != nil {
+		return err
 	}
 	kick := make(chan struct{}, 1)
 	again := func() {
@@ -176,23 +170,21 @@ func (s *Source) Run(ctx context.Context) error {
 	handler := cache.ResourceEventHandlerFuncs{
 		AddFunc: func(any) { again() }, UpdateFunc: func(any, any) { again() }, DeleteFunc: func(any) { again() },
 	}
-	for _, i := range []cache.SharedIndexInformer{
-		all.Networking().V1().NetworkPolicies().Informer(), all.Core().V1().Namespaces().Informer(), own.Core().V1().Pods().Informer(),
-	} {
+	var group sync.WaitGroup
+	defer group.Wait()
+	var synced []cache.InformerSynced
+	for _, i := range []cache.SharedIndexInformer{policies, namespaces, pods} {
 		if _, err := i.AddEventHandler(handler); err != nil {
 			return fmt.Errorf("kube: %w", err)
 		}
-		w.synced = append(w.synced, i.HasSynced)
+		synced = append(synced, i.HasSynced)
+		group.Go(func() { i.RunWithContext(ctx) })
 	}
-	for _, f := range []informers.SharedInformerFactory{all, own} {
-		f.Start(ctx.Done())
-		defer f.Shutdown()
-	}
-	if !cache.WaitForCacheSync(ctx.Done(), w.synced...) {
+	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return nil // ctx has ended
 	}
 	for {
-		if err := s.take(w); err != nil {
+		if err := s.take(policies.GetStore(), namespaces.GetStore(), pods.GetStore()); err != nil {
 			s.cfg.Log.Warn("what the API server says is in force, but cannot be kept", "err", err)
 		}
 		select {
@@ -205,20 +197,6 @@ func (s *Source) Run(ctx context.Context) error {
 		case <-time.After(settle):
 		}
 	}
-}
-
-// watch is the objects that the API server told of.
-type watch struct {
-	policies interface {
-		List(labels.Selector) ([]*networking.NetworkPolicy, error)
-	}
-	namespaces interface {
-		List(labels.Selector) ([]*core.Namespace, error)
-	}
-	pods interface {
-		List(labels.Selector) ([]*core.Pod, error)
-	}
-	synced []cache.InformerSynced
 }
 
 // slim forgets what nobody here reads: of a thousand pods that is most of the memory.
@@ -257,25 +235,20 @@ func slimMeta(m meta.ObjectMeta) meta.ObjectMeta {
 }
 
 // take makes a state of what is there, keeps it and tells who waits, if it is another one.
-func (s *Source) take(w watch) error {
-	policies, err := w.policies.List(labels.Everything())
-	namespaces, err2 := w.namespaces.List(labels.Everything())
-	pods, err3 := w.pods.List(labels.Everything())
-	if err := errors.Join(err, err2, err3); err != nil {
-		return err
-	}
+func (s *Source) take(policies, namespaces, pods cache.Store) error {
 	k := kept{Namespaces: map[string]map[string]string{}, Pods: map[string]Pod{}}
-	for _, p := range policies {
-		k.Policies = append(k.Policies, *p)
+	for _, o := range policies.List() {
+		k.Policies = append(k.Policies, *o.(*networking.NetworkPolicy))
 	}
 	slices.SortFunc(k.Policies, func(a, b networking.NetworkPolicy) int {
 		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
 	})
-	for _, n := range namespaces {
+	for _, o := range namespaces.List() {
+		n := o.(*core.Namespace)
 		k.Namespaces[n.Name] = n.Labels
 	}
-	for _, p := range pods {
-		if !p.Spec.HostNetwork {
+	for _, o := range pods.List() {
+		if p := o.(*core.Pod); !p.Spec.HostNetwork {
 			pod := podOf(p)
 			k.Pods[pod.UID] = pod
 		}

@@ -15,7 +15,6 @@ import (
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"weft/prog/kube/kubetest"
@@ -31,13 +30,10 @@ type followed struct {
 func follow(t *testing.T, api *kubetest.Server, keptBefore []byte) *followed {
 	t.Helper()
 	server := httptest.NewServer(api)
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, QPS: -1})
-	if err != nil {
-		t.Fatal(err)
-	}
 	f := &followed{}
+	var err error
 	f.Source, err = New(Config{
-		Client: client, Server: server.URL, Node: "n1", Kept: keptBefore, Log: slog.New(slog.DiscardHandler), Changed: func() {},
+		API: &rest.Config{Host: server.URL, QPS: -1}, Node: "n1", Kept: keptBefore, Log: slog.New(slog.DiscardHandler), Changed: func() {},
 		Save: func(data []byte) error { f.saved.Store(&data); return nil },
 	})
 	if err != nil {
@@ -148,7 +144,7 @@ func TestWithoutTheServer(t *testing.T) {
 	f := follow(t, api, nil)
 	live := f.eventually(t, "kept", func(st *State) bool { return f.saved.Load() != nil })
 	for name, data := range map[string][]byte{"kept": *f.saved.Load(), "nothing": nil} {
-		s, err := New(Config{Server: "https://192.0.2.1:6443", Kept: data})
+		s, err := New(Config{API: &rest.Config{Host: "https://192.0.2.1:6443"}, Kept: data})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -44,8 +44,11 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 		t.Fatalf("%d forbidden packets before anything happened", n)
 	}
 	for _, command := range [][]string{
-		{"nft", "flush", "ruleset"}, {"nft", "delete", "table", "inet", "weft"}, {"nft", "flush", "table", "inet", "weft"},
-		{"nft", "flush", "chain", "inet", "weft", "policies"}, {"nft", "flush", "map", "inet", "weft", "ingress4"},
+		{"nft", "flush", "ruleset"},
+		{"nft", "delete", "table", "inet", "weft"},
+		{"nft", "flush", "table", "inet", "weft"},
+		{"nft", "flush", "chain", "inet", "weft", "policies"},
+		{"nft", "flush", "map", "inet", "weft", "ingress4"},
 	} {
 		before := heard()
 		if _, err := p.Exec(t.Context(), "h2", nil, command...); err != nil {
