@@ -317,3 +317,56 @@ func TestConfigHidesItsKeys(t *testing.T) {
 		}
 	}
 }
+
+// A UDP packet whose checksum is computed to be zero arrives too: over IPv6 that is another
+// number on the wire (RFC 8200, 8.1), and one packet in 65,536.
+func TestChecksumsOfZero(t *testing.T) {
+	_, _, c1, c2, e1, e2 := twoHosts(t)
+	const port = 7070
+	c2.Do(func() {
+		server, err := net.ListenUDP("udp6", &net.UDPAddr{Port: port})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { server.Close() })
+		go func() {
+			buf := make([]byte, 64)
+			for {
+				n, from, err := server.ReadFromUDP(buf)
+				if err != nil {
+					return
+				}
+				_, _ = server.WriteToUDP(buf[:n], from)
+			}
+		}()
+	})
+	c1.Do(func() {
+		conn, err := net.DialUDP("udp6", &net.UDPAddr{IP: e1.Addr6.AsSlice(), Port: port}, &net.UDPAddr{IP: e2.Addr6.AsSlice(), Port: port})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		zero := 0xffff ^ onesSum(slices.Concat(e1.Addr6.AsSlice(), e2.Addr6.AsSlice(), []byte{0, 10, 0, unix.IPPROTO_UDP, port >> 8, port & 0xff, port >> 8, port & 0xff, 0, 10}))
+		for what, number := range map[string]int{"another checksum": zero ^ 1, "a checksum of zero": zero} {
+			got := make([]byte, 64)
+			if _, err := conn.Write([]byte{byte(number >> 8), byte(number)}); err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.SetReadDeadline(time.Now().Add(patience))
+			if n, err := conn.Read(got); err != nil || n != 2 {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+	})
+}
+
+// onesSum is the sum that the Internet's checksum is made of (RFC 1071).
+func onesSum(b []byte) (sum int) {
+	for i := 0; i+1 < len(b); i += 2 {
+		sum += int(b[i])<<8 | int(b[i+1])
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return sum
+}

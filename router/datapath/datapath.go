@@ -110,7 +110,7 @@ func openTUN() (tun.Device, error) {
 		t.Close()
 		return nil, fmt.Errorf("datapath: keep device %s: %w", link.Device, err)
 	}
-	return t, nil
+	return checked{t}, nil
 }
 
 func notExist(path string) bool {
