@@ -77,20 +77,18 @@ func (b *besieged) isFoe(a netip.Addr) bool {
 	return slices.Contains(b.addrs["h1/foe"], a) || slices.Contains(b.addrs["h2/foe"], a)
 }
 
-// ends stops all flows, and says how many of their messages were lost.
-func (b *besieged) ends() (lost int) {
+// ends stops all flows, which must have lost nothing.
+func (b *besieged) ends() {
 	b.t.Helper()
 	for friend, flows := range b.flows {
 		for _, f := range flows {
 			c := ask[Count](b.policed, friend, "Stop", f.Name)
-			if c.Err != "" {
+			if c.Err != "" || len(c.Missing) > 0 || c.Received < c.Sent {
 				b.t.Errorf("%s: %s: %+v", friend, f.Name, c)
 			}
-			lost += max(len(c.Missing), c.Sent-c.Received)
-			b.t.Logf("%s: %s: %d of %d, longest pause %v, missing %v", friend, f.Name, c.Received, c.Sent, c.Pause.Round(time.Millisecond), c.Missing)
+			b.t.Logf("%s: %s: %d of %d, longest pause %v", friend, f.Name, c.Received, c.Sent, c.Pause.Round(time.Millisecond))
 		}
 	}
-	return lost
 }
 
 // attack does what others may do to tables that they think are theirs.
@@ -110,25 +108,6 @@ func (b *besieged) attack(when string) {
 // flows that are allowed lose nothing.
 func TestPolicyOutlivesAgents(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
-	lossless(t, outlive)
-}
-
-// lossless runs a test that says how many messages were lost. One alone is as in
-// TestInvariant6TheAgentIsNotInTheDataPath: what costs a packet costs one again.
-func lossless(t *testing.T, test func(*testing.T) int) {
-	t.Helper()
-	lost := 0
-	t.Run("flows", func(t *testing.T) { lost = test(t) })
-	if lost == 1 && !t.Failed() {
-		t.Log("one message was lost, of all flows together: once more")
-		t.Run("again", func(t *testing.T) { lost = test(t) })
-	}
-	if lost > 0 {
-		t.Errorf("%d messages were lost", lost)
-	}
-}
-
-func outlive(t *testing.T) (lost int) {
 	b := besiege(t)
 	kill := func(host string) {
 		if err := b.Kill(t.Context(), host, "agent"); err != nil {
@@ -166,7 +145,7 @@ func outlive(t *testing.T) (lost int) {
 	start("h1")
 	start("h2")
 	b.goesOn("they are back")
-	return b.ends()
+	b.ends()
 }
 
 // The kernel keeps our table when its owner is gone, and from then on it is anybody's (it
@@ -174,10 +153,6 @@ func outlive(t *testing.T) (lost int) {
 // back, and in force again when weft launch returns. Flows that are allowed lose nothing.
 func TestPolicyComesBackAfterAFlush(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
-	lossless(t, comeBack)
-}
-
-func comeBack(t *testing.T) (lost int) {
 	b := besiege(t)
 	if err := b.Kill(t.Context(), "h2", "agent"); err != nil {
 		t.Fatal(err)
@@ -206,7 +181,7 @@ func comeBack(t *testing.T) (lost int) {
 		t.Errorf("%d forbidden packets after the agent was back", now-before)
 	}
 	t.Logf("%d forbidden packets while nothing was in force", before)
-	return b.ends()
+	b.ends()
 }
 
 // A policy that changes while a host's agent is down is enforced there when the agent is
