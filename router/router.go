@@ -131,10 +131,8 @@ func (r *Router) Judge(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Ju
 // Protected reports whether the kernel lets nobody else change the table.
 func (r *Router) Protected() bool { return r.kernel.Owned() }
 
-// Dropped counts the packets that policies dropped in a direction, by endpoint.
-func (r *Router) Dropped(d policy.Direction) (map[netip.Addr]uint64, error) {
-	return r.kernel.Dropped(d)
-}
+// Dropped counts the packets that policies dropped in a direction.
+func (r *Router) Dropped(d policy.Direction) (uint64, error) { return r.kernel.DroppedAll(d) }
 
 // loadTable makes nftables match.
 func (r *Router) loadTable(c Config) error {

@@ -45,7 +45,7 @@ var (
 	metricPolicies    = desc("policies", "NetworkPolicies, by mode: enforced, or audit where they are only tried.", "mode")
 	metricEnforced    = desc("policy_current", "Whether the kernel enforces all policies that are known on this host.")
 	metricIsolated    = desc("policy_isolated_endpoints", "Endpoints on this host that some policy isolates.")
-	metricDropped     = desc("policy_dropped_packets_total", "Packets that policies of endpoints on this host dropped, since those started.", "direction")
+	metricDropped     = desc("policy_dropped_packets_total", "Packets that policies of endpoints on this host dropped, since the agent started.", "direction")
 	metricNames       = desc("dns_entries", "Endpoints and hosts with a name, in the whole network.")
 	metricListening   = desc("dns_listening", "Whether the name server listens on all its addresses.")
 	metricCached      = desc("dns_cached_answers", "Answers of upstreams in the cache.")

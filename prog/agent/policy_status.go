@@ -66,13 +66,11 @@ func (a *Agent) inForce() inForce {
 		}
 	}
 	for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
-		counts, err := a.router.Dropped(d)
+		n, err := a.router.Dropped(d)
 		if err != nil {
 			a.log.Debug("packets that were dropped are not counted", "err", err)
 		}
-		for _, n := range counts {
-			out.Dropped[d.String()] += n
-		}
+		out.Dropped[d.String()] = n
 	}
 	return out
 }

@@ -253,7 +253,7 @@ type PeerPolicies struct {
 	Generation string `json:"generation,omitempty"` // that its kernel has
 	Current    bool   `json:"current"`              // it is PolicyStatus.Generation
 	Isolated   int    `json:"isolated"`
-	Dropped    uint64 `json:"dropped"` // packets, since its endpoints started
+	Dropped    uint64 `json:"dropped"` // packets, since its agent started
 	// Unreachable says that the mesh does not reach it now, so that nobody waits for it.
 	Unreachable bool   `json:"unreachable,omitempty"`
 	Error       string `json:"error,omitempty"`
@@ -266,6 +266,6 @@ type PolicyReport struct {
 	Policies int    `json:"policies"`
 	Audit    int    `json:"audit,omitempty"` // of these, only tried
 	Isolated int    `json:"isolated"`        // endpoints here
-	// Dropped are packets, by the direction whose policies dropped them, since the endpoints started.
+	// Dropped are packets, by the direction whose policies dropped them, since the agent started.
 	Dropped map[string]uint64 `json:"dropped"`
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -78,10 +79,39 @@ func inFile(name string, err error) error {
 	return err
 }
 
+// applying is the flags of what changes policies: whether, and until when to wait.
+type applying struct {
+	dryRun, wait bool
+	timeout      time.Duration
+}
+
+func (o *applying) add(flags *pflag.FlagSet) {
+	flags.BoolVar(&o.dryRun, "dry-run", false, "only show what would change")
+	flags.BoolVar(&o.wait, "wait", false, "wait until it is in force on every peer that can be reached")
+	flags.DurationVar(&o.timeout, "timeout", time.Minute, "how long --wait waits")
+}
+
+func (o *applying) check() error {
+	switch {
+	case o.dryRun && o.wait:
+		return usageError{errors.New("--dry-run changes nothing, so that there is nothing to --wait for")}
+	case o.timeout <= 0:
+		return usageError{fmt.Errorf("--timeout %v: want more than 0s", o.timeout)}
+	}
+	return nil
+}
+
+// show prints what became of a change, and waits for it if that was asked for.
+func (o *applying) show(ctx context.Context, a *app, r api.ApplyReply) error {
+	if err := a.show(r, func() { printApplied(a.out, r, o.dryRun) }); err != nil || !o.wait {
+		return err
+	}
+	return a.waitInForce(ctx, r.Generation, o.timeout)
+}
+
 func (a *app) policyApply() *cobra.Command {
 	var file manifestFile
-	var dryRun, wait bool
-	var timeout time.Duration
+	var then applying
 	cmd := &cobra.Command{
 		Use: "apply -f FILE|-", Short: "take policies into the network, or change them", Args: cobra.NoArgs,
 		Long: `Takes all documents of a manifest into the network: NetworkPolicies, and Namespaces for
@@ -95,39 +125,32 @@ reached enforces what was applied, and fails if one does not within --timeout; a
 is all the same.` + exitHelp,
 		Example: "  weft policy apply -f shop.yaml --dry-run\n  weft policy apply -f shop.yaml --wait\n  weft policy get shop/db | weft policy apply -f -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			switch {
-			case len(file.files) == 0:
+			if len(file.files) == 0 {
 				return usageError{errors.New("which manifest? Give it with -f FILE, or -f - for standard input")}
-			case dryRun && wait:
-				return usageError{errors.New("--dry-run changes nothing, so that there is nothing to --wait for")}
-			case timeout <= 0:
-				return usageError{fmt.Errorf("--timeout %v: want more than 0s", timeout)}
+			}
+			if err := then.check(); err != nil {
+				return err
 			}
 			text, name, err := file.read(a.in)
 			if err != nil {
 				return err
 			}
-			r, err := a.client().ApplyPolicy(cmd.Context(), api.ApplyRequest{Manifest: text, DryRun: dryRun})
+			r, err := a.client().ApplyPolicy(cmd.Context(), api.ApplyRequest{Manifest: text, DryRun: then.dryRun})
 			if err != nil {
 				return inFile(name, err)
 			}
-			if err := a.show(r, func() { printApplied(a.out, r, dryRun) }); err != nil || !wait {
-				return err
-			}
-			return a.waitInForce(cmd.Context(), r.Generation, timeout)
+			return then.show(cmd.Context(), a, r)
 		},
 	}
 	file.add(cmd.Flags())
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show what would change")
-	cmd.Flags().BoolVar(&wait, "wait", false, "wait until every peer that can be reached enforces it")
-	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long --wait waits")
+	then.add(cmd.Flags())
 	return cmd
 }
 
 func (a *app) policyDelete() *cobra.Command {
 	var file manifestFile
 	var namespace string
-	var dryRun bool
+	var then applying
 	cmd := &cobra.Command{
 		Use: "delete [NAMESPACE/]NAME... | -f FILE|-", Short: "delete policies",
 		Long: `Deletes policies by name, or those that a manifest names; all, or none if one of them is
@@ -143,9 +166,11 @@ not there. namespace/NAME takes back the labels of a namespace.` + exitHelp,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req := api.DeleteRequest{DryRun: dryRun}
-			name := ""
-			var err error
+			req, name := api.DeleteRequest{DryRun: then.dryRun}, ""
+			err := then.check()
+			if err != nil {
+				return err
+			}
 			if len(file.files) > 0 {
 				if req.Manifest, name, err = file.read(a.in); err != nil {
 					return err
@@ -162,11 +187,11 @@ not there. namespace/NAME takes back the labels of a namespace.` + exitHelp,
 			if err != nil {
 				return inFile(name, err)
 			}
-			return a.show(r, func() { printApplied(a.out, r, dryRun) })
+			return then.show(cmd.Context(), a, r)
 		},
 	}
 	file.add(cmd.Flags())
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show what would change")
+	then.add(cmd.Flags())
 	namespaceFlag(cmd, &namespace, "the namespace of names without one (default \""+defaultNamespace+"\")")
 	return cmd
 }

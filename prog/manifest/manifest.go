@@ -223,11 +223,35 @@ func mistyped(root *yamlv3.Node, err error) error {
 	for _, p := range places {
 		if kindOf(p.node) == m[1] {
 			e.Line, e.Field = p.node.Line, p.field
-			break
+			return e
+		}
+	}
+	if m[1] == "bool" { // a word that is true or false to the API server's reader only (YAML 1.1)
+		for _, p := range scalars(places) {
+			if p.node.Style == 0 && slices.Contains(booleans, strings.ToLower(p.node.Value)) {
+				e.Line, e.Field = p.node.Line, p.field
+				e.Why += fmt.Sprintf(": put %s in quotes", p.node.Value)
+				break
+			}
 		}
 	}
 	return e
 }
+
+// scalars are the values among the places, and right below them.
+func scalars(places []place) (out []place) {
+	for _, p := range places {
+		for i := 0; p.node.Kind == yamlv3.MappingNode && i+1 < len(p.node.Content); i += 2 {
+			out = append(out, p.child(i))
+		}
+		if p.node.Kind == yamlv3.ScalarNode {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+var booleans = []string{"y", "n", "yes", "no", "on", "off"}
 
 // place is a value in a document, and its path.
 type place struct {

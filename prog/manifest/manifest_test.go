@@ -188,6 +188,7 @@ func TestErrors(t *testing.T) {
 		{"- ipBlock:", "- podSelector: {}\n      ipBlock:", 20, "spec.ingress[0].from[1].ipBlock", "cannot be combined"},
 		{"operator: NotIn", "operator: Like", 13, "spec.podSelector.matchExpressions[0].operator", "Like"},
 		{"[Ingress, Egress]", "[Ingress, Both]", 14, "spec.policyTypes[1]", "is not Ingress or Egress"},
+		{"matchLabels: {app: db}", "matchLabels: {app: no}", 11, "spec.podSelector.matchLabels.app", "put no in quotes"},
 		{"kind: NetworkPolicy", "kind: Pod", 3, "kind", "want networking.k8s.io/v1 NetworkPolicy"},
 		{"name: db", "name: d b", 5, "metadata.name", "only letters"},
 		{"name: closed", "name: db, namespace: prod", 33, "metadata.name", "is in line 2 already"},

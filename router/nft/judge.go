@@ -53,16 +53,7 @@ func (k *Kernel) Judge(d policy.Direction, own netip.Addr, p Packet) (j Judgemen
 	return j, err
 }
 
-// Dropped counts the packets that policies dropped in a direction, by endpoint.
-func (k *Kernel) Dropped(d policy.Direction) (map[netip.Addr]uint64, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if err := k.open(); err != nil {
-		return nil, err
-	}
-	return k.dropped(d)
-}
-
+// dropped counts the packets that policies dropped in a direction, by endpoint.
 func (k *Kernel) dropped(d policy.Direction) (map[netip.Addr]uint64, error) {
 	out := map[netip.Addr]uint64{}
 	if k.loaded == nil {
@@ -84,6 +75,34 @@ func (k *Kernel) dropped(d policy.Direction) (map[netip.Addr]uint64, error) {
 		}
 	}
 	return out, nil
+}
+
+// DroppedAll counts the packets that policies dropped in a direction since the table was
+// loaded, those of endpoints that are gone by now too.
+func (k *Kernel) DroppedAll(d policy.Direction) (n uint64, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.open(); err != nil || k.loaded == nil {
+		return 0, err
+	}
+	for _, one := range directions {
+		name := "drop-" + one.prefix() + one.String()
+		if one.Direction != d || !slices.ContainsFunc(k.loaded.Chains, func(c *Chain) bool { return c.Name == name }) {
+			continue
+		}
+		rules, err := k.conn.GetRules(table, &nftables.Chain{Name: name, Table: table})
+		if err != nil {
+			return 0, fmt.Errorf("nftables: read chain %s: %w", name, err)
+		}
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				if c, ok := e.(*expr.Counter); ok {
+					n += c.Packets
+				}
+			}
+		}
+	}
+	return n, nil
 }
 
 // kernelTables reads what a packet meets, and each set once.

@@ -90,8 +90,12 @@ func TestWatch(t *testing.T) {
 				if l.Direction != policy.Egress || l.Audit || l.Reply || l.Src != self || l.Dst != other || l.Protocol != 17 || l.DstPort != 9 {
 					t.Errorf("heard of %+v", l)
 				}
-				if counts, err := k.Dropped(policy.Egress); err != nil || counts[self] != sent {
-					t.Errorf("counted %v, %v; %d were sent", counts, err, sent)
+				j, err := k.Judge(policy.Egress, self, l.Packet)
+				if err != nil || j.Allowed || j.Dropped != sent {
+					t.Errorf("counted %+v, %v; %d were sent", j, err, sent)
+				}
+				if n, err := k.DroppedAll(policy.Egress); err != nil || n != sent {
+					t.Errorf("counted %d in all, %v; %d were sent", n, err, sent)
 				}
 				stop()
 				if err := <-ended; err != nil {

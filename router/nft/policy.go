@@ -267,7 +267,7 @@ func (l *lowering) end(v verdicts, d direction) {
 		for _, is4 := range []bool{true, false} {
 			c.Rules = append(c.Rules, rule(d.own.inSet(l.dropped(d.Direction, is4, v.of(d.Direction, is4)))))
 		}
-		c.Rules = append(c.Rules, rule(logged(LogDrop+d.prefix()+d.String())), rule(drop()))
+		c.Rules = append(c.Rules, rule(logged(LogDrop+d.prefix()+d.String())), rule(counter(), drop()))
 	} else {
 		c.Rules = append(l.exempt(returns()), rule(logged(LogAudit+d.prefix()+d.String())))
 	}

@@ -3,8 +3,8 @@
 // rulesets; a Kernel loads it in one transaction.
 //
 // The guard is in force without the agent. Where the kernel has the table flags
-// owner and persist (6.9 and later), no other program can flush the table, and it
-// outlives its owner.
+// owner and persist (6.9 and later), no other program can flush the table while an
+// agent owns it; it outlives its owner, and is anybody's then.
 package nft
 
 import (
