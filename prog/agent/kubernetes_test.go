@@ -119,7 +119,7 @@ func TestPodsAreWhoTheAPIServerSays(t *testing.T) {
 	eventually(t, "relabelled", func() bool { return a.entry(e).Labels["app"] == "newer" })
 	server.Delete(kubetest.Pod("n1", "shop", "web", "new", nil))
 	eventually(t, "gone", func() bool { return len(a.kube.State().Pods) == 0 })
-	if d := a.entry(e); d.Labels["app"] != "new" {
+	if d := a.entry(e); d.Labels["app"] != "newer" {
 		t.Errorf("a pod that ends is somebody else: %+v", d)
 	}
 	ctx, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)

@@ -86,24 +86,17 @@ func podPorts(pod kube.Pod) (out []api.Port) {
 	return out
 }
 
-// entry is what the directory says of an endpoint: as it asked, or, of a pod that the API
-// server knows, as that says now.
+// entry is what the directory says of an endpoint: as it asked, or, of a pod, as the API
+// server said last. The caller holds the lock.
 func (a *Agent) entry(e *endpointRecord) directory.Endpoint {
-	d := e.entry()
-	if a.kube == nil || e.PodUID == "" {
-		return d
+	if a.kube != nil && e.PodUID != "" {
+		if state := a.kube.State(); state != nil {
+			if pod, ok := state.Pods[e.PodUID]; ok { // else it ends: until then it is who it was
+				e.Labels, e.Ports = pod.Labels, podPorts(pod)
+			}
+		}
 	}
-	state := a.kube.State()
-	if state == nil {
-		return d
-	}
-	pod, ok := state.Pods[e.PodUID]
-	if !ok { // it ends: until then it is who it was
-		return d
-	}
-	now := *e
-	now.Labels, now.Ports = pod.Labels, podPorts(pod)
-	return now.entry()
+	return e.entry()
 }
 
 // inKubernetes refuses what the API server is for.
