@@ -290,7 +290,7 @@ func samePod(a, b Pod) bool {
 	return a.Namespace == b.Namespace && a.Name == b.Name && maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Ports, b.Ports)
 }
 
-// convert reads the policies. One that is not understood is said, and the others count.
+// convert reads the policies. Of one that is not understood nothing is allowed, and it is said.
 func (s *Source) convert(k kept, live bool) *State {
 	st := &State{Namespaces: k.Namespaces, Pods: k.Pods, Live: live}
 	if st.Namespaces == nil {
@@ -299,8 +299,8 @@ func (s *Source) convert(k kept, live bool) *State {
 	for _, np := range k.Policies {
 		p, err := manifest.Convert(np)
 		if err != nil {
-			st.Unread = append(st.Unread, fmt.Sprintf("NetworkPolicy %s/%s is not understood here and not enforced: %v", np.Namespace, np.Name, err))
-			continue
+			st.Unread = append(st.Unread, fmt.Sprintf("NetworkPolicy %s/%s is not understood here, so that it allows nothing: %v", np.Namespace, np.Name, err))
+			p = manifest.Closed(np)
 		}
 		st.Policies = append(st.Policies, p)
 	}

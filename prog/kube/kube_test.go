@@ -164,7 +164,7 @@ func TestWithoutTheServer(t *testing.T) {
 	}
 }
 
-// A policy that this version does not understand is said, and the others count.
+// A policy that this version does not understand allows nothing, and is said.
 func TestUnreadPolicies(t *testing.T) {
 	odd := denyAll("shop", "odd")
 	odd.Spec.PolicyTypes = []networking.PolicyType{"Sideways"}
@@ -173,7 +173,7 @@ func TestUnreadPolicies(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, err := New(Config{Kept: data})
-	if st := s.State(); err != nil || len(st.Policies) != 1 || len(st.Unread) != 1 || !strings.Contains(st.Unread[0], "shop/odd") || !strings.Contains(st.Unread[0], "Sideways") {
+	if st := s.State(); err != nil || len(st.Policies) != 2 || st.Policies[0].Isolates != policy.Both || st.Policies[0].Ingress != nil || len(st.Unread) != 1 || !strings.Contains(st.Unread[0], "shop/odd") || !strings.Contains(st.Unread[0], "Sideways") {
 		t.Errorf("%v: %+v", err, st)
 	}
 }

@@ -22,11 +22,6 @@ func Convert(np networking.NetworkPolicy) (p policy.Policy, err error) {
 	if p.Namespace == "" {
 		p.Namespace = DefaultNamespace
 	}
-	for field, name := range map[string]string{"metadata.name": p.Name, "metadata.namespace": p.Namespace} {
-		if err := directory.CheckName(name); err != nil {
-			return p, &Error{Field: field, Why: err.Error()}
-		}
-	}
 	if p.Isolates, err = types(np.Spec); err != nil {
 		return p, err
 	}
@@ -48,6 +43,26 @@ func Convert(np networking.NetworkPolicy) (p policy.Policy, err error) {
 		p.Egress = append(p.Egress, out)
 	}
 	return p, p.Check()
+}
+
+// Closed is what stands for a policy that cannot be converted: who it selects is isolated, and
+// nothing is allowed.
+func Closed(np networking.NetworkPolicy) policy.Policy {
+	p := policy.Policy{Namespace: np.Namespace, Name: np.Name, Pods: *selector(&np.Spec.PodSelector), Isolates: policy.Both}
+	if isolates, err := types(np.Spec); err == nil {
+		p.Isolates = isolates
+	}
+	return p
+}
+
+// named reports which name of a policy cannot be used outside Kubernetes, which has its own rules.
+func named(p policy.Policy) error {
+	for field, name := range map[string]string{"metadata.name": p.Name, "metadata.namespace": p.Namespace} {
+		if err := directory.CheckName(name); err != nil {
+			return &Error{Field: field, Why: err.Error()}
+		}
+	}
+	return nil
 }
 
 // types are the directions that are isolated. By default that is ingress, and egress where

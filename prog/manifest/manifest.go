@@ -149,7 +149,9 @@ func parseDocument(root *yamlv3.Node) (d Document, err error) {
 		if err := strictly(root, data, &np, PolicyVersion); err != nil {
 			return d, err
 		}
-		d.Policy, err = Convert(np)
+		if d.Policy, err = Convert(np); err == nil {
+			err = named(d.Policy)
+		}
 		np.ObjectMeta, np.Namespace = ours(np.ObjectMeta), d.Policy.Namespace
 		return d.finish(root, PolicyKind, np, err)
 	case meta.TypeMeta{APIVersion: NamespaceVersion, Kind: NamespaceKind}:
