@@ -178,6 +178,27 @@ func (c *collector) String() string {
 func (c *collector) finish() string {
 	_ = c.r.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 	<-c.done
+	c.drain()
 	_ = c.r.Close()
 	return c.String()
+}
+
+// drain reads what is there, without waiting for more: on a busy machine the time may be over
+// before the first byte was read.
+func (c *collector) drain() {
+	_ = c.r.SetReadDeadline(time.Time{})
+	raw, err := c.r.SyscallConn()
+	if err != nil {
+		return
+	}
+	buf := make([]byte, 1<<16)
+	_ = raw.Read(func(fd uintptr) bool {
+		for {
+			n, err := unix.Read(int(fd), buf)
+			if n <= 0 || err != nil {
+				return true
+			}
+			_, _ = c.Write(buf[:n])
+		}
+	})
 }

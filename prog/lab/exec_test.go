@@ -1,0 +1,26 @@
+package lab
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// What a command wrote is there, also if nobody had the time to read it, and although a
+// daemon that it left behind holds the other end.
+func TestCollectorDrains(t *testing.T) {
+	c, w, err := newCollector()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close() // the daemon's
+	_ = c.r.SetReadDeadline(time.Now().Add(-time.Second))
+	<-c.done // nothing was read yet
+	want := strings.Repeat("output ", 1000)
+	if _, err := w.WriteString(want); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.finish(); got != want {
+		t.Errorf("got %d bytes, want %d", len(got), len(want))
+	}
+}
