@@ -221,6 +221,10 @@ func (a *Agent) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	a.makeIPAM(found, elect)
+	return a.makeRouter()
+}
+
+func (a *Agent) makeRouter() error {
 	exe, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)

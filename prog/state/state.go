@@ -301,67 +301,6 @@ func (s *Store) SavePeer(id peer.ID, record []byte) error {
 	return s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketPeers).Put(id[:], record) })
 }
 
-// Sets returns the endpoints of all peers that SaveSets kept.
-func (s *Store) Sets() ([][]byte, error) { return s.values(bucketDirectory) }
-
-// SaveSets keeps sets of endpoints, by owner; nil forgets one.
-func (s *Store) SaveSets(sets map[peer.ID][]byte) error {
-	byKey := make(map[string][]byte, len(sets))
-	for owner, data := range sets {
-		byKey[string(owner[:])] = data
-	}
-	return s.saveValues(bucketDirectory, byKey)
-}
-
-// Documents returns what SaveDocuments kept.
-func (s *Store) Documents() ([][]byte, error) { return s.values(bucketDocuments) }
-
-// SaveDocuments keeps documents by key, all or none; nil forgets one.
-func (s *Store) SaveDocuments(documents map[string][]byte) error {
-	return s.saveValues(bucketDocuments, documents)
-}
-
-func (s *Store) saveValues(bucket []byte, values map[string][]byte) error {
-	return s.update(func(tx *bolt.Tx) error {
-		b, err := tx.CreateBucketIfNotExists(bucket)
-		if err != nil {
-			return err
-		}
-		for key, data := range values {
-			if data == nil {
-				err = b.Delete([]byte(key))
-			} else {
-				err = b.Put([]byte(key), data)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// Synced reports whether SaveSynced was called: whether this host ever had all documents of
-// the mesh.
-func (s *Store) Synced() (synced bool, err error) {
-	_, err = s.load(keySynced, &synced)
-	return synced, err
-}
-
-// SaveSynced keeps that this host has had all documents of the mesh.
-func (s *Store) SaveSynced() error { return s.save(keySynced, true) }
-
-// Kubernetes returns what SaveKubernetes kept; nil before the first time.
-func (s *Store) Kubernetes() (data json.RawMessage, err error) {
-	_, err = s.load(keyKubernetes, &data)
-	return data, err
-}
-
-// SaveKubernetes keeps what the API server said.
-func (s *Store) SaveKubernetes(data []byte) error {
-	return s.save(keyKubernetes, json.RawMessage(data))
-}
-
 // Targets returns what SaveTargets kept; known is false before the first time.
 func (s *Store) Targets() (targets []string, known bool, err error) {
 	known, err = s.load(keyTargets, &targets)
