@@ -74,7 +74,7 @@ func TestPoliciesFollowTheAPIServer(t *testing.T) {
 		if err := a.enforce(); err != nil {
 			t.Fatal(err)
 		}
-		return len(a.policies.program.Isolated)
+		return len(a.policies.compiler.Program().Isolated)
 	}
 	eventually(t, "isolated", func() bool { return isolated() == 1 })
 	list, err := a.Policies(t.Context())

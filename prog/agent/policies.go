@@ -44,7 +44,6 @@ type policies struct {
 	ids  map[peer.ID]map[string]bool
 	ring ring.Ring // by which they count
 
-	program  policy.Program
 	enforced string   // generation that the kernel has
 	unread   []string // documents that this version cannot read
 }
@@ -139,8 +138,7 @@ func (a *Agent) enforce() error {
 	defer p.mu.Unlock()
 	a.readPolicies()
 	a.lookAround()
-	p.program = p.compiler.Program()
-	if err := a.router.Enforce(p.program); err != nil {
+	if err := a.router.Enforce(p.compiler.Program()); err != nil {
 		return err
 	}
 	p.enforced = p.made

@@ -79,7 +79,7 @@ func TestPoliciesFollowDocuments(t *testing.T) {
 			t.Fatalf("%+v, %v; want %s", reply, err, want)
 		}
 	}
-	if p := a.policies.program; len(p.Isolated) != 1 || len(p.Chains) != 1 || len(p.Sets) != 1 || len(p.Sets[0].Addrs) != 1 {
+	if p := a.policies.compiler.Program(); len(p.Isolated) != 1 || len(p.Chains) != 1 || len(p.Sets) != 1 || len(p.Sets[0].Addrs) != 1 {
 		t.Errorf("%+v", p)
 	}
 	for _, bad := range []string{strings.Replace(shopYAML, "ingress:", "ingres:", 1), shopYAML + "---\nkind: Pod\n", ""} {
@@ -96,8 +96,8 @@ func TestPoliciesFollowDocuments(t *testing.T) {
 	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeNotFound || len(a.documents.List(kindPolicy)) != 1 {
 		t.Errorf("half a deletion: %v", err)
 	}
-	if _, err := a.DeletePolicy(t.Context(), api.DeleteRequest{Manifest: shopYAML}); err != nil || len(a.policies.program.Isolated) != 0 {
-		t.Errorf("%v: %+v", err, a.policies.program)
+	if _, err := a.DeletePolicy(t.Context(), api.DeleteRequest{Manifest: shopYAML}); err != nil || len(a.policies.compiler.Program().Isolated) != 0 {
+		t.Errorf("%v: %+v", err, a.policies.compiler.Program())
 	}
 }
 

@@ -203,7 +203,7 @@ func (a *Agent) exempts(p policy.Packet) bool {
 func (a *Agent) isLocal(addr netip.Addr) bool {
 	a.policies.mu.Lock()
 	defer a.policies.mu.Unlock()
-	return slices.ContainsFunc(a.policies.compiler.Local(), func(e policy.Endpoint) bool { return slices.Contains(e.Addrs, addr) })
+	return a.policies.compiler.IsLocal(addr)
 }
 
 func describeDecision(d policy.Decision) api.Decision {
@@ -265,28 +265,29 @@ func (a *Agent) side(word string, w policy.World) (side, error) {
 	return side{}, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%s names several containers: %s; take HOST/NAME or an address", word, strings.Join(names[:min(len(names), 8)], ", "))}
 }
 
-// hostOf is the nickname of an endpoint's host, and its id there.
-func (a *Agent) hostOf(e policy.Endpoint) (host, id string) {
-	owner, id, _ := strings.Cut(e.ID, "/")
-	if v := a.view.Load(); v != nil {
-		for p, r := range v.records {
-			if p.String() == owner {
-				return r.Nickname, id
-			}
-		}
-	}
+// ownerOf is the host of an endpoint, and its id there: what judged put together.
+func ownerOf(e policy.Endpoint) (owner peer.ID, id string) {
+	word, id, _ := strings.Cut(e.ID, "/")
+	owner, _ = peer.ParseID(word) // it was one
 	return owner, id
 }
 
-func (a *Agent) sideOf(word string, e policy.Endpoint) side {
-	s := side{endpoint: e, Party: api.Party{Asked: word, Endpoint: e.Ref(), Labels: e.Labels, Addresses: e.Addrs}}
-	owner, _, _ := strings.Cut(e.ID, "/")
-	for id := range a.view.Load().records {
-		if id.String() == owner {
-			s.owner, s.Peer = id, names{a}.PeerName(id)
+// hostOf is the nickname of an endpoint's host, and its id there.
+func (a *Agent) hostOf(e policy.Endpoint) (host, id string) {
+	owner, id := ownerOf(e)
+	if v := a.view.Load(); v != nil {
+		if r, known := v.records[owner]; known {
+			return r.Nickname, id
 		}
 	}
-	return s
+	return owner.String(), id
+}
+
+func (a *Agent) sideOf(word string, e policy.Endpoint) side {
+	owner, _ := ownerOf(e)
+	return side{endpoint: e, owner: owner, Party: api.Party{
+		Asked: word, Endpoint: e.Ref(), Labels: e.Labels, Addresses: e.Addrs, Peer: names{a}.PeerName(owner),
+	}}
 }
 
 // sideAt is who has an address.

@@ -140,9 +140,13 @@ func (a *Agent) PolicyStatus(ctx context.Context) (api.PolicyStatus, error) {
 			}
 		}
 	}
+	var records map[peer.ID]peer.Record
+	if v := a.view.Load(); v != nil {
+		records = v.records
+	}
 	add(a.self(), a.mesh.Own().Nickname, own)
 	a.askAll(ctx, requestInForce, nil, func(id peer.ID, answer []byte, err error) {
-		nickname := a.nickname(id)
+		nickname := records[id].Nickname
 		var f inForce
 		if err == nil {
 			err = cbor.Unmarshal(answer, &f)
@@ -156,15 +160,6 @@ func (a *Agent) PolicyStatus(ctx context.Context) (api.PolicyStatus, error) {
 		add(id, nickname, f)
 	})
 	return status, nil
-}
-
-func (a *Agent) nickname(id peer.ID) string {
-	for _, p := range a.mesh.Peers() {
-		if p.Record.Identity != nil && p.Record.ID() == id {
-			return p.Record.Nickname
-		}
-	}
-	return ""
 }
 
 // exemptions says what policies do not apply to on this host.

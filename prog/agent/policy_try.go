@@ -32,8 +32,8 @@ const (
 func (a *Agent) tried(changes []mesh.Change) (before, after known, err error) {
 	before = a.know()
 	after.list = slices.Clone(before.list)
-	after.world = policy.World{Namespaces: maps.Clone(before.world.Namespaces), Endpoints: before.world.Endpoints}
-	if after.world.Namespaces == nil {
+	after.world = before.world
+	if after.world.Namespaces = maps.Clone(before.world.Namespaces); after.world.Namespaces == nil {
 		after.world.Namespaces = map[string]map[string]string{}
 	}
 	for _, c := range changes {

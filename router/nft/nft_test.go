@@ -186,6 +186,7 @@ func compareWithNft(t *testing.T, name string, p Program) {
 	t.Helper()
 	nft, err := exec.LookPath("nft")
 	if err != nil {
+		t.Log("what nft lists is not compared: apt-get install nftables")
 		return
 	}
 	out, err := exec.Command(nft, "-s", "-y", "list", "table", "inet", TableName).CombinedOutput()

@@ -193,7 +193,23 @@ func (c *Compiler) World() World {
 		w.Endpoints = append(w.Endpoints, m.Endpoint)
 	}
 	slices.SortFunc(w.Endpoints, func(a, b Endpoint) int { return strings.Compare(a.ID, b.ID) })
+	w.byAddr = make(map[netip.Addr]int, len(c.claims))
+	for i, e := range slices.Backward(w.Endpoints) { // the first one that has an address counts
+		for _, a := range e.Addrs {
+			w.byAddr[a] = i
+		}
+	}
 	return w
+}
+
+// IsLocal reports whether an address is of an endpoint on this host.
+func (c *Compiler) IsLocal(a netip.Addr) bool {
+	for _, m := range c.locals {
+		if slices.Contains(m.Addrs, a) {
+			return true
+		}
+	}
+	return false
 }
 
 // Local lists the endpoints that are on this host.

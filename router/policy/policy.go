@@ -165,6 +165,8 @@ type World struct {
 	// kubernetes.io/metadata.name besides, which is its name.
 	Namespaces map[string]map[string]string
 	Endpoints  []Endpoint
+
+	byAddr map[netip.Addr]int // of Endpoints; nil: each is looked at
 }
 
 // NameLabel is on every namespace (Kubernetes 1.21 and later).
@@ -217,6 +219,13 @@ func (e Endpoint) Ref() string {
 
 // At is the endpoint that has an address.
 func (w World) At(a netip.Addr) (Endpoint, bool) {
+	if w.byAddr != nil {
+		i, ok := w.byAddr[a]
+		if !ok {
+			return Endpoint{}, false
+		}
+		return w.Endpoints[i], true
+	}
 	i := slices.IndexFunc(w.Endpoints, func(e Endpoint) bool { return slices.Contains(e.Addrs, a) })
 	if i < 0 {
 		return Endpoint{}, false

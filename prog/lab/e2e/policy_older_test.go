@@ -43,6 +43,14 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 	if n := heard(); n > 0 {
 		t.Fatalf("%d forbidden packets before anything happened", n)
 	}
+	if dropped := func() (n uint64) {
+		for _, peer := range p.status("h1").Peers {
+			n += peer.Dropped
+		}
+		return n
+	}(); dropped == 0 {
+		t.Fatal("nothing was dropped: nobody hammers, so that nothing is proven")
+	}
 	for _, command := range [][]string{
 		{"nft", "flush", "ruleset"},
 		{"nft", "delete", "table", "inet", "weft"},
