@@ -315,7 +315,7 @@ func (m *Mesh) Update(change func(*peer.Record)) error {
 
 func sameRecord(a, b peer.Record) bool {
 	return a.WireGuard == b.WireGuard && a.Nickname == b.Nickname && slices.Equal(a.Underlay, b.Underlay) &&
-		a.Port == b.Port && a.Gossip == b.Gossip && a.Node == b.Node && a.State == b.State && string(a.Ring) == string(b.Ring)
+		a.Port == b.Port && a.Gossip == b.Gossip && a.Node == b.Node && a.State == b.State && a.Host == b.Host && string(a.Ring) == string(b.Ring)
 }
 
 // update signs and keeps a changed record under the next sequence number.

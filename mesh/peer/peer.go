@@ -90,11 +90,15 @@ type Record struct {
 	Sequence  uint64            `cbor:"7,keyasint"`           // grows with every change; the highest wins
 	State     State             `cbor:"8,keyasint,omitempty"`
 	Ring      []byte            `cbor:"9,keyasint,omitempty"` // id of the ring that the peer is in; empty while it waits for one
+	// Host is the UID of the Kubernetes Node that the peer runs on; empty outside Kubernetes. A
+	// Node that is made again under the same name is another one, with another UID.
+	Host string `cbor:"11,keyasint,omitempty"` // at most MaxHost bytes
 }
 
 // Bounds of a record, so that a peer cannot make others hold what it likes.
 const (
 	MaxNickname = 64
+	MaxHost     = 64 // a UID has 36; it is the API server's to choose
 	MaxUnderlay = 16
 	maxSigned   = 4096
 )
@@ -184,6 +188,8 @@ func (r Record) validate() error {
 		return errors.New("peer record: unusable nickname")
 	case len(r.Underlay) > MaxUnderlay:
 		return fmt.Errorf("peer record: %d underlay addresses, at most %d are allowed", len(r.Underlay), MaxUnderlay)
+	case len(r.Host) > MaxHost || !Printable(r.Host):
+		return errors.New("peer record: unusable host UID")
 	case len(r.Ring) > 16:
 		return errors.New("peer record: unusable ring id")
 	}

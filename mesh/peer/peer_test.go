@@ -60,6 +60,28 @@ func TestUnknownFieldsAreKept(t *testing.T) {
 	}
 }
 
+// A record that names no host is what it was before records named any: older peers read and
+// write the same bytes.
+func TestHostIsOptional(t *testing.T) {
+	r := sample()
+	plain, err := Sign(r, key(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fields map[int]any
+	if err := cbor.Unmarshal(plain.payload, &fields); err != nil || fields[11] != nil {
+		t.Errorf("%v, %v", fields, err)
+	}
+	r.Host = "0b0d6a1c-3f5e-4d58-8b1f-2c7f0a8d9e11"
+	named, err := Sign(r, key(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Decode(named.Encode()); err != nil || got.Record.Host != r.Host {
+		t.Errorf("%+v, %v", got.Record, err)
+	}
+}
+
 func TestSupersedesIsATotalOrder(t *testing.T) {
 	r := sample()
 	a, _ := Sign(r, key(1))
@@ -77,6 +99,8 @@ func TestUnusableRecordsAreRefused(t *testing.T) {
 		"long nickname":    func(r *Record) { r.Nickname = strings.Repeat("x", MaxNickname+1) },
 		"terminal escape":  func(r *Record) { r.Nickname = "h1\x1b[2J" },
 		"too many":         func(r *Record) { r.Underlay = make([]netip.Addr, MaxUnderlay+1) },
+		"long host":        func(r *Record) { r.Host = strings.Repeat("x", MaxHost+1) },
+		"unprintable host": func(r *Record) { r.Host = "\x1b[2J" },
 		"loopback":         func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("127.0.0.1")} },
 		"multicast":        func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("ff02::1")} },
 		"zone":             func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("fe80::1%eth0")} },
