@@ -40,11 +40,18 @@ func (k *Kernel) change(before, after Program) (changes bool, err error) {
 	for _, s := range after.Sets {
 		b.grow(oldSets[s.Name], s)
 	}
+	var gone []*nftables.Chain
 	for _, c := range before.Chains {
 		if newChains[c.Name] == nil {
-			b.changes = true
-			k.conn.DelChain(&nftables.Chain{Name: c.Name, Table: table})
+			gone = append(gone, &nftables.Chain{Name: c.Name, Table: table})
 		}
+	}
+	for _, c := range gone { // their rules first: one may go to another
+		b.changes = true
+		k.conn.FlushChain(c)
+	}
+	for _, c := range gone {
+		k.conn.DelChain(c)
 	}
 	for _, s := range before.Sets {
 		if newSets[s.Name] == nil {
