@@ -28,7 +28,9 @@ type part struct {
 func rule(parts ...part) Rule {
 	var r Rule
 	for _, p := range parts {
-		r.text = append(r.text, p.text)
+		if p.text != "" {
+			r.text = append(r.text, p.text)
+		}
 		r.exprs = append(r.exprs, p.exprs...)
 	}
 	return r
@@ -260,11 +262,12 @@ func (s side) load(register uint32) *expr.Payload {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: s.off, Len: 2}
 }
 
-// serviceIn matches an address, the protocol and a port together in a set.
-func (f field) serviceIn(s side, set *Set) part {
+// serviceIn matches an address, the protocol, which was matched before, and a port together
+// in a set.
+func (f field) serviceIn(s side, number byte, set *Set) part {
 	is4, size := set.Key[0].size == addr4.size, set.Key[0].size
 	return part{
-		fmt.Sprintf("%s %s . meta l4proto . th %s @%s", ip(is4), f.word, s.word, set.Name),
+		fmt.Sprintf("%s %s . meta l4proto . %s %s @%s", ip(is4), f.word, protocolName(number), s.word, set.Name),
 		append(
 			f.load(is4),
 			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: word32(size)},
@@ -281,6 +284,9 @@ func l4proto(number byte) part {
 		compare(expr.CmpOpEq, []byte{number}),
 	}}
 }
+
+// implied is a part that nft does not print, since a later one says the same.
+func implied(p part) part { return part{exprs: p.exprs} }
 
 // is matches a port of a protocol with ports.
 func (s side) is(number byte, port uint16) part {

@@ -245,7 +245,7 @@ func (l *lowering) judge(v verdicts, opened, answers *Chain) {
 		for _, is4 := range []bool{true, false} {
 			m := &Set{Name: v.prefix + d.prefix() + d.String() + family(is4), Key: Key{addrKind(is4)}, Jumps: true}
 			m.Elements = values[judged]{v.of(d.Direction, is4), compareJudged, func(j judged) Element {
-				return Element{First: string(j.addr.AsSlice()), Chain: v.prefix + d.prefix() + j.chain}
+				return Element{First: string(j.addr.AsSlice()), Chain: v.chainName(d, j.chain, is4)}
 			}}
 			l.add(m)
 			chain.Rules = append(chain.Rules, rule(d.own.vmap(m)))
@@ -253,7 +253,8 @@ func (l *lowering) judge(v verdicts, opened, answers *Chain) {
 		l.end(v, d)
 		for _, c := range l.Policy.Chains {
 			if c.Direction == d.Direction && used[c.Name] {
-				l.chain(v, d, c)
+				l.chain(v, d, c, true)
+				l.chain(v, d, c, false)
 			}
 		}
 	}
@@ -298,13 +299,18 @@ func addresses(list []netip.Addr) Elements {
 	return values[netip.Addr]{list, netip.Addr.Compare, func(a netip.Addr) Element { return Element{First: string(a.AsSlice())} }}
 }
 
-// chain makes the one of endpoints under the same policies. Its name says what is in it, so
-// one that was made before is the same.
-func (l *lowering) chain(v verdicts, d direction, c *policy.Chain) {
-	name := v.prefix + d.prefix() + c.Name
+// chainName is what the kernel calls the chain that judges the addresses of a family.
+func (v verdicts) chainName(d direction, chain string, is4 bool) string {
+	return v.prefix + d.prefix() + chain + "-" + family(is4)
+}
+
+// chain makes the one of endpoints under the same policies, for one family. Its name says
+// what is in it, so one that was made before is the same.
+func (l *lowering) chain(v verdicts, d direction, c *policy.Chain, is4 bool) {
+	name := v.chainName(d, c.Name, is4)
 	made, ok := l.last.chains[name]
 	if !ok {
-		made.Chain = &Chain{Name: name, Rules: l.rules(d, c, &made.ports)}
+		made.Chain = &Chain{Name: name, Rules: l.rules(d, c, is4, &made.ports)}
 		made.Rules = append(made.Rules, rule(goTo(v.end+d.prefix()+d.String())))
 	}
 	for _, s := range made.ports {
@@ -314,25 +320,21 @@ func (l *lowering) chain(v verdicts, d direction, c *policy.Chain) {
 	l.program.Chains = append(l.program.Chains, made.Chain)
 }
 
-// rules are those that let a packet pass: one for each match and family.
-// Sets of ports that they use are added to a list.
-func (l *lowering) rules(d direction, c *policy.Chain, used *[]*Set) (rules []Rule) {
+// rules are those that let a packet of a family pass: one for each match. Sets of ports that
+// they use are added to a list.
+func (l *lowering) rules(d direction, c *policy.Chain, is4 bool, used *[]*Set) (rules []Rule) {
 	for _, m := range c.Matches {
-		if m.Peers == "" && m.Named == "" {
-			rules = append(rules, rule(append(ports(d, m, used), returns())...))
-			continue
-		}
-		for _, is4 := range []bool{true, false} {
-			if parts, ok := l.match(d, m, is4, used); ok {
-				rules = append(rules, rule(append(parts, returns())...))
-			}
+		if parts, ok := l.match(d, m, is4, used); ok {
+			rules = append(rules, rule(append(parts, returns())...))
 		}
 	}
 	return rules
 }
 
-// match is a match in one family; a block has only one.
+// match is a match in one family, if it has anybody there. Protocol and port come first: to
+// compare them costs less than to look an address up.
 func (l *lowering) match(d direction, m policy.Match, is4 bool, used *[]*Set) (parts []part, ok bool) {
+	parts = ports(d, m, used)
 	if m.Peers != "" {
 		peers := l.index[m.Peers+"-"+family(is4)]
 		if peers == nil {
@@ -341,17 +343,19 @@ func (l *lowering) match(d direction, m policy.Match, is4 bool, used *[]*Set) (p
 		parts = append(parts, d.other.inSet(peers))
 	}
 	if m.Named != "" {
-		return append(parts, d.destination().serviceIn(d.port, l.index[m.Named+"-"+family(is4)])), true
+		parts = append(parts, d.destination().serviceIn(d.port, byte(m.Protocol), l.index[m.Named+"-"+family(is4)]))
 	}
-	return append(parts, ports(d, m, used)...), true
+	return parts, true
 }
 
-// ports match the service's port.
+// ports match the service's port; of a named one, the protocol.
 func ports(d direction, m policy.Match, used *[]*Set) []part {
 	number := byte(m.Protocol)
 	switch {
 	case m.Protocol == 0:
 		return nil
+	case m.Named != "":
+		return []part{implied(l4proto(number))}
 	case len(m.Ports) == 0:
 		return []part{l4proto(number)}
 	case len(m.Ports) == 1 && m.Ports[0].First == m.Ports[0].Last:
