@@ -94,12 +94,18 @@ func (e *enforcer) apply() error {
 
 // load starts from nothing but the guard.
 func (e *enforcer) load(c *crowd) error {
-	e.compiler = policy.NewCompiler()
-	e.compiler.SetPolicies(c.policies, c.namespaces)
-	for _, one := range c.endpoints {
-		e.compiler.Put(one, c.isLocal(one))
-	}
+	e.compiler = newCompiler(c)
 	return e.apply()
+}
+
+// newCompiler makes one that knows a crowd.
+func newCompiler(c *crowd) *policy.Compiler {
+	compiler := policy.NewCompiler()
+	compiler.SetPolicies(c.policies, c.namespaces)
+	for _, one := range c.endpoints {
+		compiler.Put(one, c.isLocal(one))
+	}
+	return compiler
 }
 
 func timed(f func() error) (seconds float64, err error) {

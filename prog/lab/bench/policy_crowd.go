@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"weft/ipam/slot"
 	"weft/router/nft"
@@ -86,21 +87,25 @@ func crowdPolicy(n, spaces, teams int) policy.Policy {
 
 func (c *crowd) isLocal(e policy.Endpoint) bool { return c.local[e.ID] }
 
-// pair is two endpoints of this host, of which the first may send to the second's crowdPort.
-func (c *crowd) pair() (from, to policy.Endpoint, err error) {
-	for _, from := range c.endpoints {
-		for _, to := range c.endpoints {
-			if !c.isLocal(from) || !c.isLocal(to) || from.ID == to.ID {
-				continue
-			}
-			w := policy.World{Namespaces: c.namespaces, Endpoints: []policy.Endpoint{from, to}} // others have no say in it
-			p := policy.Packet{Src: from.Addrs[0], Dst: to.Addrs[0], Protocol: policy.UDP, SrcPort: 1 << 15, DstPort: crowdPort}
-			if policy.Evaluate(c.policies, w, p).Allowed {
-				return from, to, nil
+// pair is two endpoints of this host, of which the first may send to the second's crowdPort
+// in all of some crowds.
+func pair(crowds ...*crowd) (ends [2]policy.Endpoint, err error) {
+	c := crowds[0]
+	for i, from := range c.endpoints {
+		for j, to := range c.endpoints {
+			if i != j && c.isLocal(from) && c.isLocal(to) && !slices.ContainsFunc(crowds, func(c *crowd) bool { return !c.allows(i, j) }) {
+				return [2]policy.Endpoint{from, to}, nil
 			}
 		}
 	}
-	return from, to, fmt.Errorf("of %d policies, none lets two endpoints here talk", len(c.policies))
+	return ends, fmt.Errorf("of %d policies, none lets two endpoints here talk", len(c.policies))
+}
+
+// allows reports whether one endpoint may send to another's crowdPort.
+func (c *crowd) allows(from, to int) bool {
+	w := policy.World{Namespaces: c.namespaces, Endpoints: []policy.Endpoint{c.endpoints[from], c.endpoints[to]}} // others have no say in it
+	p := policy.Packet{Src: w.Endpoints[0].Addrs[0], Dst: w.Endpoints[1].Addrs[0], Protocol: policy.UDP, SrcPort: 1 << 15, DstPort: crowdPort}
+	return policy.Evaluate(c.policies, w, p).Allowed
 }
 
 // crowdConfig is what the host's table is made from; nil: without policies.

@@ -16,6 +16,7 @@ import (
 
 	"weft/router/endpoint"
 	"weft/router/link"
+	"weft/router/nft"
 	"weft/router/policy"
 )
 
@@ -72,15 +73,17 @@ func (s space) do(f func() error) error {
 //	from  eth0 ── weft-…  host  weft-… ── eth0  to
 type path struct {
 	host         space
+	of           [2]policy.Endpoint
 	ends         [2]space
 	links        [2]string // the host's
 	sockets      [2]int
 	enforcer     enforcer
 	destinations *netlink.Handle
+	closed       bool
 }
 
 func newPath(ends [2]policy.Endpoint) (p *path, err error) {
-	p = &path{}
+	p = &path{of: ends}
 	if p.host, err = newSpace(); err != nil {
 		return nil, err
 	}
@@ -160,13 +163,13 @@ func (p *path) socket(i int, own policy.Endpoint, port int, other policy.Endpoin
 
 // forbids reports whether a packet to a port that no policy allows is kept from its receiver:
 // rules that let everything pass would be fast as well.
-func (p *path) forbids(ends [2]policy.Endpoint) (bool, error) {
-	from, err := p.socket(0, ends[0], crowdPort+1, ends[1])
+func (p *path) forbids() (bool, error) {
+	from, err := p.socket(0, p.of[0], crowdPort+1, p.of[1])
 	if err != nil {
 		return false, err
 	}
 	defer unix.Close(from)
-	to, err := p.socket(1, ends[1], crowdPort+1, ends[0])
+	to, err := p.socket(1, p.of[1], crowdPort+1, p.of[0])
 	if err != nil {
 		return false, err
 	}
@@ -182,7 +185,12 @@ func (p *path) forbids(ends [2]policy.Endpoint) (bool, error) {
 	return false, err
 }
 
+// close ends it; cases that share it do so only once.
 func (p *path) close() {
+	if p.closed {
+		return
+	}
+	p.closed = true
 	p.enforcer.kernel.Close()
 	p.destinations.Close()
 	for i := range p.ends {
@@ -255,37 +263,84 @@ func (p *path) forwarded() (uint64, error) {
 	return l.Attrs().Statistics.TxPackets, nil
 }
 
-// packetCase is a host with one way to enforce the policies of a crowd.
+// packetCase is a way to enforce the policies of a crowd, on a host. Ours share one: the same
+// host is up to a tenth faster or slower when it is made again, by where its memory lies.
 type packetCase struct {
-	crowd  *crowd
-	way    string // "": none, "weft", or a backend of iptables
-	path   *path
-	kube   *kubeRouter
-	loaded float64 // seconds that it took
-	rates  samples
+	crowd   *crowd
+	way     string // "": none, "weft", or a backend of iptables
+	path    *path
+	program nft.Program // ours
+	kube    *kubeRouter
+	loaded  float64 // seconds that it took
+	rates   samples
 }
 
+// setUp makes a host for one of theirs.
 func (c *packetCase) setUp(ctx context.Context) error {
-	from, to, err := c.crowd.pair()
+	ends, err := pair(c.crowd)
 	if err != nil {
 		return err
 	}
-	ends := [2]policy.Endpoint{from, to}
 	if c.path, err = newPath(ends); err != nil {
 		return err
 	}
-	switch c.way {
-	case "":
-	case "weft":
-		err = errors.Join(c.path.enforcer.open(c.path.host), c.path.enforcer.load(c.crowd))
-	default:
-		c.kube = &kubeRouter{c.crowd, c.way, 0}
-		c.loaded, err = timed(func() error { return c.kube.sync(ctx, c.path.host) })
-	}
-	if err != nil {
+	c.kube = &kubeRouter{c.crowd, c.way, 0}
+	if c.loaded, err = timed(func() error { return c.kube.sync(ctx, c.path.host) }); err != nil {
 		return err
 	}
-	forbidden, err := c.path.forbids(ends)
+	return c.check()
+}
+
+// ourCases are a host without rules, and one that has each of our programs in turn.
+func ourCases(crowds ...*crowd) (cases []*packetCase, err error) {
+	ends, err := pair(crowds...)
+	if err != nil {
+		return nil, err
+	}
+	bare := &packetCase{crowd: newCrowd(0)}
+	if bare.path, err = newPath(ends); err != nil {
+		return nil, err
+	}
+	cases = append(cases, bare)
+	host, err := newPath(ends)
+	if err != nil {
+		return cases, err
+	}
+	if err := host.enforcer.open(host.host); err != nil {
+		return cases, err
+	}
+	for _, c := range crowds {
+		one := &packetCase{crowd: c, way: "weft", path: host, program: crowdProgram(c)}
+		cases = append(cases, one)
+		if err := errors.Join(one.takeTurn(), one.check()); err != nil {
+			return cases, fmt.Errorf("%d policies: %w", len(c.policies), err)
+		}
+	}
+	return cases, nil
+}
+
+func crowdProgram(c *crowd) nft.Program {
+	var b nft.Builder
+	p := newCompiler(c).Program()
+	return b.Build(crowdConfig(&p))
+}
+
+// destroyed is how long the kernel may take to forget what a program no longer has.
+const destroyed = 100 * time.Millisecond
+
+// takeTurn puts our program in force on the host that several share.
+func (c *packetCase) takeTurn() error {
+	if c.way != "weft" {
+		return nil
+	}
+	err := c.path.enforcer.kernel.Apply(c.program)
+	time.Sleep(destroyed)
+	return err
+}
+
+// check reports whether policies are in force, where there are any.
+func (c *packetCase) check() error {
+	forbidden, err := c.path.forbids()
 	if err == nil && forbidden != (len(c.crowd.policies) > 0) {
 		err = fmt.Errorf("a packet that no policy allows: dropped %v", forbidden)
 	}
@@ -299,30 +354,36 @@ func (c *packetCase) close() {
 }
 
 // policyPackets measures small packets between two endpoints of a host. All cases are set up
-// first, and take turns then. Those of iptables that have the whole crowd are given.
+// first, and take turns then, another one first in each round. Those of iptables that have
+// the whole crowd are given.
 func policyPackets(ctx context.Context, whole *crowd, theirs []*packetCase) (err error) {
-	none := newCrowd(0)
-	cases := []*packetCase{{crowd: none}, {crowd: whole, way: "weft"}}
-	for _, few := range []*crowd{none, newCrowd(10)} {
-		cases = append(cases, &packetCase{crowd: few, way: "weft"})
-		for _, t := range theirs {
-			cases = append(cases, &packetCase{crowd: few, way: t.way})
-		}
-	}
+	none, few := newCrowd(0), newCrowd(10)
+	cases, err := ourCases(whole, few, none)
 	defer func() {
 		for _, c := range cases {
 			c.close()
 		}
 	}()
-	for _, c := range cases {
-		if err := c.setUp(ctx); err != nil {
-			return fmt.Errorf("%d policies, %q: %w", len(c.crowd.policies), c.way, err)
+	if err != nil {
+		return err
+	}
+	for _, c := range []*crowd{none, few} {
+		for _, t := range theirs {
+			one := &packetCase{crowd: c, way: t.way}
+			cases = append(cases, one)
+			if err := one.setUp(ctx); err != nil {
+				return fmt.Errorf("%d policies, %q: %w", len(c.policies), one.way, err)
+			}
 		}
 	}
 	runtime.GC()
 	all := slices.Concat(cases, theirs)
-	for range packetRounds {
-		for _, c := range all {
+	for round := range packetRounds {
+		for i := range all {
+			c := all[(i+round)%len(all)]
+			if err := c.takeTurn(); err != nil {
+				return err
+			}
 			rate, err := c.path.rate()
 			if err != nil {
 				return fmt.Errorf("%d policies, %q: %w", len(c.crowd.policies), c.way, err)
