@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -45,8 +47,25 @@ var kinds, params = func() (*runtime.Scheme, runtime.ParameterCodec) {
 	return s, runtime.NewParameterCodec(s)
 }()
 
-// informer follows the objects of a resource that a selector chooses.
-func informer(config *rest.Config, version schema.GroupVersion, resource string, selector fields.Selector, like, list runtime.Object) (cache.SharedIndexInformer, error) {
+// Client asks the API server. It is safe for concurrent use.
+type Client struct {
+	host             string
+	core, networking rest.Interface
+}
+
+// NewClient makes a client. It asks nothing of the server yet.
+func NewClient(config *rest.Config) (*Client, error) {
+	c := &Client{host: config.Host}
+	var err, err2 error
+	c.core, err = restClient(config, core.SchemeGroupVersion)
+	c.networking, err2 = restClient(config, networking.SchemeGroupVersion)
+	return c, errors.Join(err, err2)
+}
+
+// Server is the API server's address, for people.
+func (c *Client) Server() string { return c.host }
+
+func restClient(config *rest.Config, version schema.GroupVersion) (rest.Interface, error) {
 	own := *config
 	own.GroupVersion = &version
 	own.NegotiatedSerializer = serializer.NewCodecFactory(kinds).WithoutConversion()
@@ -56,6 +75,41 @@ func informer(config *rest.Config, version schema.GroupVersion, resource string,
 	client, err := rest.RESTClientFor(&own)
 	if err != nil {
 		return nil, fmt.Errorf("kube: %w", err)
+	}
+	return client, nil
+}
+
+// askTimeout bounds one request: a server that is behind a silent link is one that is down.
+const askTimeout = 10 * time.Second
+
+// do sends one request, reads the answer into an object (nil: nobody needs it), and makes its
+// error one for people; what is what was asked, as in "read the Secret weft/weft".
+func (c *Client) do(ctx context.Context, what string, request *rest.Request, into runtime.Object) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	result := request.MaxRetries(0).Do(ctx) // the caller says what it waits for, and tries again
+	err := result.Error()
+	if err == nil && into != nil {
+		err = result.Into(into)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case apierrors.IsForbidden(err):
+		return fmt.Errorf("the API server %s does not let this host %s: apply Weft's manifest again, which grants it (see `kubectl auth can-i --list --as system:serviceaccount:weft:weft`): %w", c.host, what, err)
+	case apierrors.IsUnauthorized(err):
+		return fmt.Errorf("the API server %s does not know this host's credentials: start the agent's pod anew, or see --kubeconfig: %w", c.host, err)
+	case apierrors.ReasonForError(err) == meta.StatusReasonUnknown:
+		return fmt.Errorf("the API server %s does not answer (%s): see that it runs and can be reached from this host: %w", c.host, what, err)
+	}
+	return fmt.Errorf("the API server %s: %s: %w", c.host, what, err)
+}
+
+// informer follows the objects of a resource that a selector chooses.
+func informer(config *rest.Config, version schema.GroupVersion, resource string, selector fields.Selector, like, list runtime.Object) (cache.SharedIndexInformer, error) {
+	client, err := restClient(config, version)
+	if err != nil {
+		return nil, err
 	}
 	choose := func(o *meta.ListOptions) { o.FieldSelector = selector.String() }
 	i := cache.NewSharedIndexInformer(&cache.ListWatch{

@@ -1,8 +1,10 @@
-// Package kube is what the Kubernetes API server says: policies, namespaces, and the pods of
-// this node (never those of others: the directory tells of them).
+// Package kube is what the Kubernetes API server says: policies, namespaces, Nodes, and the
+// pods of this node (never those of others: the directory tells of them); how the first
+// nodes agree on a ring through a Secret (Bootstrap); and what Weft says on the Node
+// (Reporter).
 //
-// What it knew last is kept, so that a node whose API server is down starts and serves the
-// pods that it knows. A Source is safe for concurrent use.
+// What a Source knew last is kept, so that a node whose API server is down starts and serves
+// the pods that it knows. Everything here is safe for concurrent use, but for a Bootstrap.
 package kube
 
 import (
@@ -55,6 +57,7 @@ type State struct {
 	Unread     []string                     // policies that are not understood, and why
 	Namespaces map[string]map[string]string // labels
 	Pods       map[string]Pod               // by UID
+	Nodes      map[string]Node              // by name
 	// Generation tells two states of policies and namespaces apart.
 	Generation string
 	// Live says that it is what the API server says now; else it is what it said before.
@@ -75,6 +78,7 @@ type kept struct {
 	Policies   []networking.NetworkPolicy
 	Namespaces map[string]map[string]string
 	Pods       map[string]Pod
+	Nodes      map[string]Node
 }
 
 // New makes a source; Run starts it. What it knew in the last run is there at once.
@@ -157,7 +161,8 @@ func (s *Source) Run(ctx context.Context) error {
 	policies, err := informer(s.cfg.API, networking.SchemeGroupVersion, "networkpolicies", all, &networking.NetworkPolicy{}, &networking.NetworkPolicyList{})
 	namespaces, err2 := informer(s.cfg.API, core.SchemeGroupVersion, "namespaces", all, &core.Namespace{}, &core.NamespaceList{})
 	pods, err3 := informer(s.cfg.API, core.SchemeGroupVersion, "pods", own, &core.Pod{}, &core.PodList{})
-	if err := errors.Join(err, err2, err3); err != nil {
+	nodes, err4 := informer(s.cfg.API, core.SchemeGroupVersion, "nodes", all, &core.Node{}, &core.NodeList{})
+	if err := errors.Join(err, err2, err3, err4); err != nil {
 		return err
 	}
 	kick := make(chan struct{}, 1)
@@ -173,7 +178,7 @@ func (s *Source) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	defer group.Wait()
 	var synced []cache.InformerSynced
-	for _, i := range []cache.SharedIndexInformer{policies, namespaces, pods} {
+	for _, i := range []cache.SharedIndexInformer{policies, namespaces, pods, nodes} {
 		if _, err := i.AddEventHandler(handler); err != nil {
 			return fmt.Errorf("kube: %w", err)
 		}
@@ -184,7 +189,7 @@ func (s *Source) Run(ctx context.Context) error {
 		return nil // ctx has ended
 	}
 	for {
-		if err := s.take(policies.GetStore(), namespaces.GetStore(), pods.GetStore()); err != nil {
+		if err := s.take(policies.GetStore(), namespaces.GetStore(), pods.GetStore(), nodes.GetStore()); err != nil {
 			s.cfg.Log.Warn("what the API server says is in force, but cannot be kept", "err", err)
 		}
 		select {
@@ -212,6 +217,8 @@ func slim(object any) (any, error) {
 		return pod, nil
 	case *core.Namespace:
 		return &core.Namespace{ObjectMeta: slimMeta(o.ObjectMeta)}, nil
+	case *core.Node:
+		return slimNode(o), nil
 	case *networking.NetworkPolicy:
 		return &networking.NetworkPolicy{ObjectMeta: slimMeta(o.ObjectMeta), Spec: o.Spec}, nil
 	}
@@ -235,8 +242,8 @@ func slimMeta(m meta.ObjectMeta) meta.ObjectMeta {
 }
 
 // take makes a state of what is there, keeps it and tells who waits, if it is another one.
-func (s *Source) take(policies, namespaces, pods cache.Store) error {
-	k := kept{Namespaces: map[string]map[string]string{}, Pods: map[string]Pod{}}
+func (s *Source) take(policies, namespaces, pods, nodes cache.Store) error {
+	k := kept{Namespaces: map[string]map[string]string{}, Pods: map[string]Pod{}, Nodes: map[string]Node{}}
 	for _, o := range policies.List() {
 		k.Policies = append(k.Policies, *o.(*networking.NetworkPolicy))
 	}
@@ -253,10 +260,15 @@ func (s *Source) take(policies, namespaces, pods cache.Store) error {
 			k.Pods[pod.UID] = pod
 		}
 	}
+	for _, o := range nodes.List() {
+		n := nodeOf(o.(*core.Node))
+		k.Nodes[n.Name] = n
+	}
 	state := s.convert(k, true)
 	s.mu.Lock()
 	old := s.state
-	same := old != nil && old.Live && old.Generation == state.Generation && maps.EqualFunc(old.Pods, state.Pods, samePod)
+	same := old != nil && old.Live && old.Generation == state.Generation && maps.EqualFunc(old.Pods, state.Pods, samePod) &&
+		maps.EqualFunc(old.Nodes, state.Nodes, sameNode)
 	if !same {
 		s.state = state
 		close(s.changed)
@@ -292,7 +304,7 @@ func samePod(a, b Pod) bool {
 
 // convert reads the policies. Of one that is not understood nothing is allowed, and it is said.
 func (s *Source) convert(k kept, live bool) *State {
-	st := &State{Namespaces: k.Namespaces, Pods: k.Pods, Live: live}
+	st := &State{Namespaces: k.Namespaces, Pods: k.Pods, Nodes: k.Nodes, Live: live}
 	if st.Namespaces == nil {
 		st.Namespaces = map[string]map[string]string{}
 	}

@@ -1,11 +1,13 @@
 // Package kubetest is as much of an API server as prog/kube asks: it lists and watches
-// NetworkPolicies, Namespaces and Pods, by field selectors too.
+// objects, by field selectors too, and gets, creates, updates (by resourceVersion) and
+// patches them. It can be down, refuse, and be late.
 package kubetest
 
 import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"reflect"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,6 +16,8 @@ import (
 	networking "k8s.io/api/networking/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -24,6 +28,7 @@ type Server struct {
 	events []event // all that ever happened
 	now    map[string]meta.Object
 	closed bool
+	refuse func(verb, resource string) int
 	Asked  []string // paths with their queries, in order
 }
 
@@ -41,18 +46,38 @@ func New() *Server {
 	return s
 }
 
-// pathOf is where objects of a kind are listed.
+// resource is a kind of objects.
+type resource struct {
+	version, kind, plural string
+	empty                 func() meta.Object
+}
+
+var resources = []resource{
+	{"v1", "Pod", "pods", func() meta.Object { return &core.Pod{} }},
+	{"v1", "Namespace", "namespaces", func() meta.Object { return &core.Namespace{} }},
+	{"v1", "Node", "nodes", func() meta.Object { return &core.Node{} }},
+	{"v1", "Secret", "secrets", func() meta.Object { return &core.Secret{} }},
+	{"v1", "ConfigMap", "configmaps", func() meta.Object { return &core.ConfigMap{} }},
+	{"v1", "Event", "events", func() meta.Object { return &core.Event{} }},
+	{"networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", func() meta.Object { return &networking.NetworkPolicy{} }},
+	{"networking.k8s.io/v1", "ServiceCIDR", "servicecidrs", func() meta.Object { return &networking.ServiceCIDR{} }},
+}
+
+// path is where all objects of a kind are listed.
+func (r resource) path() string {
+	if r.version == "v1" {
+		return "/api/v1/" + r.plural
+	}
+	return "/apis/" + r.version + "/" + r.plural
+}
+
+// pathOf is where objects of a kind are listed. It also says in the object what it is.
 func pathOf(o meta.Object) string {
-	switch o := o.(type) {
-	case *core.Pod:
-		o.TypeMeta = meta.TypeMeta{APIVersion: "v1", Kind: "Pod"}
-		return "/api/v1/pods"
-	case *core.Namespace:
-		o.TypeMeta = meta.TypeMeta{APIVersion: "v1", Kind: "Namespace"}
-		return "/api/v1/namespaces"
-	case *networking.NetworkPolicy:
-		o.TypeMeta = meta.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"}
-		return "/apis/networking.k8s.io/v1/networkpolicies"
+	for _, r := range resources {
+		if reflect.TypeOf(r.empty()) == reflect.TypeOf(o) {
+			o.(runtime.Object).GetObjectKind().SetGroupVersionKind(schema.FromAPIVersionAndKind(r.version, r.kind))
+			return r.path()
+		}
 	}
 	panic(fmt.Sprintf("kubetest: %T", o))
 }
@@ -66,6 +91,10 @@ func (s *Server) Delete(o meta.Object) { s.change(o, true) }
 func (s *Server) change(o meta.Object, gone bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.changeLocked(o, gone)
+}
+
+func (s *Server) changeLocked(o meta.Object, gone bool) {
 	e := event{path: pathOf(o), Type: "ADDED", Object: o}
 	key := e.path + " " + o.GetNamespace() + "/" + o.GetName()
 	if s.now[key] != nil {
@@ -101,34 +130,46 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	selector, err := fields.ParseSelector(q.Get("fieldSelector"))
 	if err != nil || q.Get("sendInitialEvents") != "" { // as servers that do not know it
-		w.WriteHeader(http.StatusUnprocessableEntity)
-		_ = json.NewEncoder(w).Encode(meta.Status{
-			TypeMeta: meta.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: meta.StatusFailure, Reason: meta.StatusReasonInvalid, Code: http.StatusUnprocessableEntity,
-		})
+		fail(w, http.StatusUnprocessableEntity, meta.StatusReasonInvalid)
 		return
 	}
 	s.mu.Lock()
 	s.Asked = append(s.Asked, r.URL.RequestURI())
 	s.mu.Unlock()
-	w.Header().Set("Content-Type", "application/json")
-	if q.Get("watch") == "" {
-		s.list(w, r.URL.Path, selector)
+	at, ok := parse(r.URL.Path)
+	if !ok {
+		fail(w, http.StatusNotFound, meta.StatusReasonNotFound)
 		return
 	}
-	since, _ := strconv.Atoi(q.Get("resourceVersion"))
-	s.watch(w, r, selector, since)
+	verb := strings.ToLower(r.Method)
+	if verb == "get" && at.name == "" {
+		verb = "list"
+	}
+	if s.refused(w, r, verb, at) {
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	switch {
+	case verb == "list" && q.Get("watch") != "":
+		since, _ := strconv.Atoi(q.Get("resourceVersion"))
+		s.watch(w, r, selector, since)
+	case verb == "list":
+		s.list(w, at.resource, selector)
+	default:
+		s.one(w, r, at)
+	}
 }
 
-func (s *Server) list(w http.ResponseWriter, path string, selector fields.Selector) {
+func (s *Server) list(w http.ResponseWriter, of resource, selector fields.Selector) {
 	s.mu.Lock()
 	items := []meta.Object{}
 	for key, o := range s.now {
-		if strings.HasPrefix(key, path+" ") && fits(selector, o) {
+		if strings.HasPrefix(key, of.path()+" ") && fits(selector, o) {
 			items = append(items, o)
 		}
 	}
 	body, err := json.Marshal(map[string]any{
-		"kind": "List", "apiVersion": "v1", "metadata": map[string]string{"resourceVersion": strconv.Itoa(len(s.events))}, "items": items,
+		"kind": of.kind + "List", "apiVersion": of.version, "metadata": map[string]string{"resourceVersion": strconv.Itoa(len(s.events))}, "items": items,
 	})
 	s.mu.Unlock()
 	if err != nil {

@@ -1,0 +1,356 @@
+package kube
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	core "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
+)
+
+// The Secret, and what is written in it. An operator may make one beforehand with a token only.
+const (
+	SecretName       = "weft"
+	DefaultNamespace = "weft"
+
+	tokenKey = "token" // of its data: secret.Token, as Reveal writes it
+
+	annotationFounder  = "weft.dev/founder"      // PeerID
+	annotationNode     = "weft.dev/founder-node" // the Node's name, and
+	annotationUID      = "weft.dev/founder-uid"  // its UID
+	annotationUniverse = "weft.dev/universe"     // CIDR,CIDR6
+	annotationFounded  = "weft.dev/founded"      // "true" for good, once the ring may be in use
+)
+
+// namespaceFile is where a pod finds the name of its namespace.
+const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+// Namespace is where the Secret is, unless another one is given: in the pod's own namespace.
+func Namespace(given string) string {
+	if given != "" {
+		return given
+	}
+	data, err := os.ReadFile(namespaceFile)
+	if name := strings.TrimSpace(string(data)); err == nil && name != "" {
+		return name
+	}
+	return DefaultNamespace // no pod
+}
+
+// Founding is what the Secret says, and all that a node needs: the ring is a function of it.
+type Founding struct {
+	Token    secret.Token `json:"-"`
+	Universe slot.Universe
+	Founder  peer.ID
+	Node     string // the founder's, by name
+	UID      string // and by UID
+	Founded  bool   // final: it never changes any more
+}
+
+// RefusedError says that the cluster cannot be founded, or joined, like this; trying again
+// does not help.
+type RefusedError struct{ Err error }
+
+func (e *RefusedError) Error() string { return e.Err.Error() }
+func (e *RefusedError) Unwrap() error { return e.Err }
+
+// Bootstrap makes all nodes of a cluster agree on one Founding, through the API server:
+//
+//	no Secret ──create──▶ founder named ──"founded" by the founder──▶ founded
+//	   (or one with                │  ▲
+//	    a token only)              └──┘ another founder, while this one's Node is
+//	                                    gone, or its disk: it has another PeerID
+//
+// Every arrow is one request that the API server refuses to all but one: a create, or an
+// update that names the version that was read. Before the last arrow nobody uses a ring, so
+// that there is never a second one.
+type Bootstrap struct {
+	Client    *Client
+	Namespace string
+	Node      string  // this host's
+	Self      peer.ID // this peer's
+	Random    io.Reader
+	// Universe decides the cluster's universe; only a founder asks for it.
+	Universe func(context.Context, secret.ClusterID) (slot.Universe, error)
+	Log      *slog.Logger
+	// Waiting is told what is waited for, for people.
+	Waiting func(why string)
+
+	pause  time.Duration // for tests
+	marked time.Time     // when "founded" was last asked for; the answer may have been lost
+}
+
+// trust bounds how long a founder whose "founded" was not answered may go on as one, once it
+// reads that it was taken: shorter than the others wait before they take over from a peer
+// that they never heard (prog/agent's silence).
+const trust = 20 * time.Second
+
+// errAgain says that something was written, here or by a faster node: it is read next.
+var errAgain = errors.New("the Secret changes while it is read: does something else write it?")
+
+// waitError says for whom a node waits.
+type waitError struct{ node string }
+
+func (e *waitError) Error() string {
+	return fmt.Sprintf("waiting for the node %s, which founds the ring: see the log of its agent (if that node is gone for good, delete it: `kubectl delete node %s`)", e.node, e.node)
+}
+
+// Run returns what was founded. It tries for ever, until ctx ends, or until it is refused.
+// mine says that this very call founded it, so that nobody else can have used what this
+// peer owns.
+func (b *Bootstrap) Run(ctx context.Context) (f Founding, mine bool, err error) {
+	first := cmp.Or(b.pause, pause)
+	said, saidAt, delay, again := "", time.Time{}, first, 0
+	for {
+		f, mine, err = b.step(ctx)
+		if _, refused := errors.AsType[*RefusedError](err); err == nil || refused {
+			return f, mine, err
+		}
+		if ctx.Err() != nil {
+			return f, false, ctx.Err()
+		}
+		if again++; errors.Is(err, errAgain) && again%maxAgain != 0 {
+			continue
+		}
+		if why := err.Error(); why != said || time.Since(saidAt) > time.Minute {
+			b.Log.Warn("the cluster's Secret", "err", why)
+			b.Waiting(why)
+			said, saidAt = why, time.Now()
+		}
+		if _, waits := errors.AsType[*waitError](err); waits {
+			delay = first
+		}
+		Sleep(ctx, delay/2+rand.N(delay))
+		delay = min(2*delay, 15*first)
+	}
+}
+
+// maxAgain is how often what was written is read at once. If it is never what was written,
+// somebody changes it on its way.
+const maxAgain = 20
+
+// pause is how long a request that failed waits for its repetition, about, and up to 15 times
+// that later: all nodes of a large cluster may wait for one server.
+const pause = time.Second
+
+// Sleep waits for a while, or until ctx ends.
+func Sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// step reads the Secret and does the one thing that is to be done about it.
+func (b *Bootstrap) step(ctx context.Context) (f Founding, mine bool, err error) {
+	now := time.Now()
+	s, err := b.Client.secret(ctx, b.Namespace)
+	if apierrors.IsNotFound(err) {
+		return f, false, b.create(ctx)
+	}
+	if err != nil {
+		return f, false, err
+	}
+	if f.Token, err = tokenOf(s); err != nil {
+		return f, false, err
+	}
+	named, err := f.read(s.Annotations)
+	switch {
+	case err != nil:
+		return f, false, fmt.Errorf("the Secret %s/%s: %w: remove its annotations weft.dev/*, or delete it, if no node has a ring yet", s.Namespace, s.Name, err)
+	case f.Founded:
+		return f, f.Founder == b.Self && !b.marked.IsZero() && time.Since(b.marked) < trust, nil
+	case !named:
+		return f, false, b.claim(ctx, s, f.Token.Cluster)
+	}
+	own, err := b.Client.Node(ctx, b.Node)
+	if err != nil {
+		return f, false, ownNodeError(b.Node, err)
+	}
+	switch {
+	case f.Founder == b.Self && f.UID == own.UID:
+		return f, false, b.mark(ctx, s, now)
+	case f.Founder == b.Self || f.UID == own.UID: // this Node was made anew, or its disk was lost
+		return f, false, b.claim(ctx, s, f.Token.Cluster)
+	}
+	switch founder, err := b.Client.Node(ctx, f.Node); {
+	case apierrors.IsNotFound(err) || err == nil && founder.UID != f.UID:
+		b.Log.Warn("the node that was to found the ring is gone: another one does", "node", f.Node, "uid", f.UID)
+		return f, false, b.claim(ctx, s, f.Token.Cluster)
+	case err != nil:
+		return f, false, err
+	}
+	return f, false, &waitError{f.Node}
+}
+
+func ownNodeError(name string, err error) error {
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("there is no Node %s, as which this host runs: the kubelet makes it; if it has another name, give that with NODE_NAME or --node-name: %w", name, err)
+	}
+	return err
+}
+
+// create makes the Secret, with a new token and this node as the founder.
+func (b *Bootstrap) create(ctx context.Context) error {
+	t, err := secret.New(b.Random)
+	if err != nil {
+		return err
+	}
+	s := &core.Secret{
+		ObjectMeta: meta.ObjectMeta{Namespace: b.Namespace, Name: SecretName, Labels: map[string]string{"app.kubernetes.io/name": "weft"}},
+		Data:       map[string][]byte{tokenKey: []byte(t.Reveal())},
+	}
+	if err := b.name(ctx, s, t.Cluster); err != nil {
+		return err
+	}
+	return b.Client.writeSecret(ctx, s)
+}
+
+// claim names this node as the founder in a Secret that was read.
+func (b *Bootstrap) claim(ctx context.Context, s *core.Secret, cluster secret.ClusterID) error {
+	if err := b.name(ctx, s, cluster); err != nil {
+		return err
+	}
+	return b.Client.writeSecret(ctx, s)
+}
+
+func (b *Bootstrap) name(ctx context.Context, s *core.Secret, cluster secret.ClusterID) error {
+	own, err := b.Client.Node(ctx, b.Node)
+	if err != nil {
+		return ownNodeError(b.Node, err)
+	}
+	u, err := b.Universe(ctx, cluster)
+	if err != nil {
+		return err
+	}
+	Founding{Universe: u, Founder: b.Self, Node: own.Name, UID: own.UID}.write(s)
+	return nil
+}
+
+// mark says for good that the ring is founded, in a Secret that did not say so at a moment.
+// Whatever the answer, it is read again.
+func (b *Bootstrap) mark(ctx context.Context, s *core.Secret, now time.Time) error {
+	s.Annotations[annotationFounded] = "true"
+	b.marked = now
+	return b.Client.writeSecret(ctx, s)
+}
+
+// read takes in annotations, and reports whether they name a founder.
+func (f *Founding) read(a map[string]string) (named bool, err error) {
+	if a[annotationFounder] == "" && a[annotationFounded] == "" {
+		return false, nil
+	}
+	if f.Founder, err = peer.ParseID(a[annotationFounder]); err != nil {
+		return true, fmt.Errorf("%s: %w", annotationFounder, err)
+	}
+	if f.Universe, err = parseUniverse(a[annotationUniverse]); err != nil {
+		return true, fmt.Errorf("%s: %w", annotationUniverse, err)
+	}
+	f.Node, f.UID, f.Founded = a[annotationNode], a[annotationUID], a[annotationFounded] == "true"
+	return true, nil
+}
+
+func (f Founding) write(s *core.Secret) {
+	if s.Annotations == nil {
+		s.Annotations = map[string]string{}
+	}
+	for key, value := range map[string]string{
+		annotationFounder: f.Founder.String(), annotationNode: f.Node, annotationUID: f.UID, annotationUniverse: f.Universe.String(),
+	} {
+		s.Annotations[key] = value
+	}
+	if f.Founded {
+		s.Annotations[annotationFounded] = "true"
+	}
+}
+
+func parseUniverse(text string) (u slot.Universe, err error) {
+	four, six, _ := strings.Cut(text, ",")
+	if u.V4, err = netip.ParsePrefix(four); err != nil {
+		return u, err
+	}
+	if u.V6, err = netip.ParsePrefix(six); err != nil {
+		return u, err
+	}
+	return u, u.Validate()
+}
+
+func tokenOf(s *core.Secret) (secret.Token, error) {
+	t, err := secret.Parse(string(s.Data[tokenKey]))
+	switch {
+	case err == nil && t.Cluster.IsZero():
+		err = errors.New("it does not say which cluster it is of")
+	case err == nil:
+		return t, nil
+	}
+	return t, fmt.Errorf("the Secret %s/%s has no usable token in data.%s (make one with `weft token`, or delete the Secret, if no node has a ring yet): %w", s.Namespace, s.Name, tokenKey, err)
+}
+
+// secret reads the Secret.
+func (c *Client) secret(ctx context.Context, namespace string) (*core.Secret, error) {
+	var s core.Secret
+	err := c.do(ctx, "read the Secret "+namespace+"/"+SecretName, c.core.Get().Namespace(namespace).Resource("secrets").Name(SecretName), &s)
+	return &s, err
+}
+
+// writeSecret creates the Secret, or updates it if it was read. It returns errAgain when that
+// went well too: what is in force is what is read next.
+func (c *Client) writeSecret(ctx context.Context, s *core.Secret) error {
+	what := " the Secret " + s.Namespace + "/" + s.Name
+	var err error
+	if s.ResourceVersion == "" {
+		err = c.do(ctx, "create"+what, c.core.Post().Namespace(s.Namespace).Resource("secrets").Body(s), nil)
+	} else {
+		err = c.do(ctx, "update"+what, c.core.Put().Namespace(s.Namespace).Resource("secrets").Name(s.Name).Body(s), nil)
+	}
+	if err == nil || apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err) && s.ResourceVersion != "" {
+		return errAgain
+	}
+	return err
+}
+
+// CheckSecret compares the Secret with what a node with a ring has kept of it. It makes it
+// again where it is missing: a node that comes later would found another ring. Nothing is
+// made where nothing was kept (the node joined in another way).
+func (c *Client) CheckSecret(ctx context.Context, namespace string, f Founding) error {
+	s, err := c.secret(ctx, namespace)
+	if apierrors.IsNotFound(err) && !f.Founder.IsZero() {
+		s = &core.Secret{
+			ObjectMeta: meta.ObjectMeta{Namespace: namespace, Name: SecretName, Labels: map[string]string{"app.kubernetes.io/name": "weft"}},
+			Data:       map[string][]byte{tokenKey: []byte(f.Token.Reveal())},
+		}
+		f.Founded = true
+		f.write(s)
+		if err := c.writeSecret(ctx, s); !errors.Is(err, errAgain) {
+			return err
+		}
+		s, err = c.secret(ctx, namespace)
+	}
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return err
+	}
+	switch t, err := tokenOf(s); {
+	case err != nil:
+		return err
+	case t.Secret != f.Token.Secret:
+		return &RefusedError{fmt.Errorf("this host has the secret of another cluster than the Secret %s/%s: run `weft reset` on it, if it shall leave its old one; or, if that Secret was made by mistake, delete it, and this host makes it again", namespace, SecretName)}
+	}
+	return nil
+}

@@ -1,0 +1,91 @@
+package kube
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+
+	core "k8s.io/api/core/v1"
+)
+
+// Node is a Node object, as far as the network is concerned.
+type Node struct {
+	Name  string
+	UID   string       // another Node of the same name has another one
+	Addrs []netip.Addr `json:",omitempty"` // InternalIPs, in the Node's order
+	Ready bool
+	// Unavailable is the status of the condition NetworkUnavailable: True, False, Unknown, or
+	// empty where nobody has set it.
+	Unavailable string `json:",omitempty"`
+}
+
+func nodeOf(n *core.Node) Node {
+	out := Node{Name: n.Name, UID: string(n.UID)}
+	for _, a := range n.Status.Addresses {
+		addr, err := netip.ParseAddr(a.Address)
+		if a.Type != core.NodeInternalIP || err != nil || !usable(addr) {
+			continue
+		}
+		if addr = addr.Unmap(); !slices.Contains(out.Addrs, addr) {
+			out.Addrs = append(out.Addrs, addr)
+		}
+	}
+	for _, c := range n.Status.Conditions {
+		switch c.Type {
+		case core.NodeReady:
+			out.Ready = c.Status == core.ConditionTrue
+		case core.NodeNetworkUnavailable:
+			out.Unavailable = string(c.Status)
+		}
+	}
+	return out
+}
+
+// usable reports whether other hosts could reach an address at all.
+func usable(a netip.Addr) bool {
+	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && a.Zone() == ""
+}
+
+func sameNode(a, b Node) bool {
+	return a.UID == b.UID && a.Ready == b.Ready && a.Unavailable == b.Unavailable && slices.Equal(a.Addrs, b.Addrs)
+}
+
+// slimNode keeps what nodeOf reads: images alone are most of a Node.
+func slimNode(n *core.Node) *core.Node {
+	out := &core.Node{ObjectMeta: slimMeta(n.ObjectMeta)}
+	out.Labels = nil
+	for _, a := range n.Status.Addresses {
+		if a.Type == core.NodeInternalIP {
+			out.Status.Addresses = append(out.Status.Addresses, a)
+		}
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == core.NodeReady || c.Type == core.NodeNetworkUnavailable {
+			out.Status.Conditions = append(out.Status.Conditions, core.NodeCondition{Type: c.Type, Status: c.Status})
+		}
+	}
+	return out
+}
+
+// Node asks for one Node. The error of one that does not exist satisfies apierrors.IsNotFound.
+func (c *Client) Node(ctx context.Context, name string) (Node, error) {
+	var n core.Node
+	err := c.do(ctx, "read the Node "+name, c.core.Get().Resource("nodes").Name(name), &n)
+	return nodeOf(&n), err
+}
+
+// Nodes asks for all Nodes as they are at this moment: from no cache, this host's or the
+// server's.
+func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
+	var list core.NodeList
+	if err := c.do(ctx, "list the Nodes", c.core.Get().Resource("nodes"), &list); err != nil {
+		return nil, err
+	}
+	out := make([]Node, 0, len(list.Items))
+	for i := range list.Items {
+		out = append(out, nodeOf(&list.Items[i]))
+	}
+	slices.SortFunc(out, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}

@@ -1,0 +1,135 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	core "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Reasons of events, for who filters them.
+const (
+	ReasonInvalidSetting = "InvalidSetting"      // the agent does not start
+	ReasonUniverseFixed  = "UniverseIsFixed"     // another one is asked for than was founded
+	ReasonMismatch       = "ClusterCIDRMismatch" // with kube-proxy's
+	ReasonReclaimed      = "AddressesReclaimed"  // of a Node that is gone
+	ReasonStillAnswers   = "DeletedNodeAnswers"  // and keeps its addresses
+	ReasonUp             = "WeftIsUp"            // of the condition NetworkUnavailable
+)
+
+// Reporter says on the Node what its operator has to know. It tries its best: an event that
+// cannot be written is in the log. It is safe for concurrent use.
+type Reporter struct {
+	client *Client
+	node   string
+	log    *slog.Logger
+	queue  chan event
+
+	mu   sync.Mutex
+	said map[event]time.Time
+}
+
+type event struct{ kind, reason, message string }
+
+// The same event is not written again for a while: who runs in a circle does not fill the
+// API server.
+const quiet = 10 * time.Minute
+
+// NewReporter makes a reporter for one Node; Run lets it write.
+func NewReporter(client *Client, node string, log *slog.Logger) *Reporter {
+	return &Reporter{client: client, node: node, log: log, queue: make(chan event, 32), said: map[event]time.Time{}}
+}
+
+// Warn says that something is wrong. It does not block.
+func (r *Reporter) Warn(reason, message string) { r.say(event{core.EventTypeWarning, reason, message}) }
+
+// Tell says that something was done. It does not block.
+func (r *Reporter) Tell(reason, message string) { r.say(event{core.EventTypeNormal, reason, message}) }
+
+func (r *Reporter) say(e event) {
+	if r.fresh(e, time.Now()) {
+		select {
+		case r.queue <- e:
+		default: // the API server is down, and the log has it all
+		}
+	}
+}
+
+// fresh reports whether an event was not said for a while.
+func (r *Reporter) fresh(e event, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for old, at := range r.said {
+		if now.Sub(at) >= quiet {
+			delete(r.said, old)
+		}
+	}
+	if _, known := r.said[e]; known {
+		return false
+	}
+	r.said[e] = now
+	return true
+}
+
+// Run writes events until ctx ends.
+func (r *Reporter) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-r.queue:
+			if err := r.write(ctx, e); err != nil && ctx.Err() == nil {
+				r.log.Warn("cannot write an event of this Node", "reason", e.reason, "message", e.message, "err", err)
+			}
+		}
+	}
+}
+
+// WarnNow is Warn for who is about to end.
+func (r *Reporter) WarnNow(ctx context.Context, reason, message string) error {
+	return r.write(ctx, event{core.EventTypeWarning, reason, message})
+}
+
+// maxMessage is what the API server takes.
+const maxMessage = 1024
+
+func (r *Reporter) write(ctx context.Context, e event) error {
+	n, err := r.client.Node(ctx, r.node)
+	if err != nil {
+		return err
+	}
+	now := meta.Now()
+	if len(e.message) > maxMessage {
+		e.message = strings.ToValidUTF8(e.message[:maxMessage-len("…")], "") + "…"
+	}
+	body := &core.Event{
+		// Where the API server wants events of what is in no namespace.
+		ObjectMeta:     meta.ObjectMeta{Namespace: meta.NamespaceDefault, Name: fmt.Sprintf("%s.%x", r.node, now.UnixNano())},
+		InvolvedObject: core.ObjectReference{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: types.UID(n.UID)},
+		Type:           e.kind, Reason: e.reason, Message: e.message, Count: 1, FirstTimestamp: now, LastTimestamp: now,
+		Source: core.EventSource{Component: "weft", Host: r.node}, ReportingController: "weft", ReportingInstance: r.node,
+	}
+	return r.client.do(ctx, "create an Event", r.client.core.Post().Namespace(meta.NamespaceDefault).Resource("events").Body(body), nil)
+}
+
+// SetAvailable tells the scheduler that the Node's network is up. Some clouds' Nodes start
+// with the opposite, and nobody else takes it back.
+func (r *Reporter) SetAvailable(ctx context.Context) error {
+	now := meta.Now()
+	patch, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []core.NodeCondition{{
+		Type: core.NodeNetworkUnavailable, Status: core.ConditionFalse, Reason: ReasonUp, Message: "Weft is up on this node",
+		LastHeartbeatTime: now, LastTransitionTime: now,
+	}}}})
+	if err != nil {
+		return err
+	}
+	return r.client.do(ctx, "patch the status of the Node "+r.node,
+		r.client.core.Patch(types.StrategicMergePatchType).Resource("nodes").Name(r.node).SubResource("status").Body(patch), nil)
+}
