@@ -42,52 +42,6 @@ const (
 	LogAudit = "weft audit "
 )
 
-// Builder makes programs one after the other. It makes what did not change since the last
-// one only once. The zero value is ready; it is not safe for concurrent use.
-type Builder struct {
-	sets   map[*policy.Set][]*Set
-	chains map[string]lowered
-}
-
-// lowered is a chain, and the sets of ports that only rules know.
-type lowered struct {
-	*Chain
-	ports []*Set
-}
-
-// Build makes the program of a host.
-func (b *Builder) Build(c Config) Program {
-	p := Build(c)
-	if c.Policy == nil || len(c.Policy.Isolated)+len(c.Policy.Tried) == 0 {
-		return p
-	}
-	l := &lowering{
-		Config: c, last: b, Builder: Builder{make(map[*policy.Set][]*Set, len(b.sets)), make(map[string]lowered, len(b.chains))},
-		program: p, index: map[string]*Set{},
-	}
-	l.lower()
-	*b = l.Builder
-	return l.program
-}
-
-// lowering is one run of a Builder.
-type lowering struct {
-	Config
-	Builder // what this run makes or takes over
-	last    *Builder
-
-	program Program
-	index   map[string]*Set // of the policies' sets in the program, by name
-}
-
-// add puts a set into the program, unless one of its name, which is the same, is there.
-func (l *lowering) add(s *Set) {
-	if l.index[s.Name] == nil {
-		l.index[s.Name] = s
-		l.program.Sets = append(l.program.Sets, s)
-	}
-}
-
 // direction is what the chains of one direction look at, for packets of the side that began
 // the connection, or of the one that answers.
 type direction struct {
@@ -159,27 +113,19 @@ func (v verdicts) of(d policy.Direction, is4 bool) []judged {
 	return ofFamily(v.own[d], is4, func(j judged) netip.Addr { return j.addr })
 }
 
-func (l *lowering) lower() {
-	for _, s := range l.Policy.Sets {
-		l.sets[s] = l.last.sets[s]
-		if l.sets[s] == nil {
-			l.sets[s] = lowerSet(s)
-		}
-		for _, one := range l.sets[s] {
-			l.add(one)
-		}
-	}
+// judge adds what finds the chains that judge a packet, and those themselves.
+func (l *lowering) judge() {
 	enforced := newVerdicts("", "drop-", l.Policy.Isolated)
 	tried := newVerdicts("tried-", "audit-", l.Policy.Tried)
 	l.self()
 	var forward []Rule
 	if len(tried.list) > 0 {
 		forward = append(forward, rule(ctReply(), jumpTo("answers-tried")), rule(ctOriginal(), jumpTo("tried")))
-		l.judge(tried, &Chain{Name: "tried"}, &Chain{Name: "answers-tried"})
+		l.judgeBy(tried, &Chain{Name: "tried"}, &Chain{Name: "answers-tried"})
 	}
 	forward = append(forward, rule(ctReply(), goTo("answers")))
 	base := &Chain{"policies", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", policyPriority, forward}
-	l.judge(enforced, base, &Chain{Name: "answers"})
+	l.judgeBy(enforced, base, &Chain{Name: "answers"})
 	if !l.Exempt.OwnHost {
 		l.ownHost()
 	}
@@ -193,18 +139,28 @@ func (l *lowering) self() {
 	for _, is4 := range []bool{true, false} {
 		k := addrKind(is4)
 		s := &Set{Name: selfName(is4), Key: Key{k, k}}
-		var pairs []Element
-		for _, i := range slices.Concat(l.Policy.Isolated, l.Policy.Tried) {
-			for _, other := range i.Self {
-				if i.Addr.Is4() == is4 && other.Is4() == is4 {
-					pairs = append(pairs, Element{First: s.Key.encode(i.Addr.AsSlice(), other.AsSlice())})
+		var list []pair
+		for _, isolated := range [][]policy.Isolated{l.Policy.Isolated, l.Policy.Tried} {
+			for _, i := range isolated {
+				for _, other := range i.Self {
+					if i.Addr.Is4() == is4 && other.Is4() == is4 {
+						list = append(list, pair{i.Addr, other})
+					}
 				}
 			}
 		}
-		s.Elements = encoded(pairs)
+		slices.SortFunc(list, comparePairs)
+		s.Elements = values[pair]{slices.Compact(list), comparePairs, func(p pair) Element {
+			return Element{First: s.Key.encode(p.src.AsSlice(), p.dst.AsSlice())}
+		}}
 		l.add(s)
 	}
 }
+
+// pair is a source and a destination.
+type pair struct{ src, dst netip.Addr }
+
+func comparePairs(a, b pair) int { return cmp.Or(a.src.Compare(b.src), a.dst.Compare(b.dst)) }
 
 func selfName(is4 bool) string { return "self" + family(is4) }
 
@@ -229,9 +185,9 @@ func family(is4 bool) string {
 	return "6"
 }
 
-// judge completes the two chains that send every packet to those of its endpoints: one for
+// judgeBy completes the two chains that send every packet to those of its endpoints: one for
 // what the side that began the connection sends, one for its answers.
-func (l *lowering) judge(v verdicts, opened, answers *Chain) {
+func (l *lowering) judgeBy(v verdicts, opened, answers *Chain) {
 	l.program.Chains = append(l.program.Chains, opened, answers)
 	used := map[string]bool{}
 	for _, i := range v.list {
@@ -304,19 +260,19 @@ func (v verdicts) chainName(d direction, chain string, is4 bool) string {
 	return v.prefix + d.prefix() + chain + "-" + family(is4)
 }
 
-// chain makes the one of endpoints under the same policies, for one family. Its name says
-// what is in it, so one that was made before is the same.
+// chain makes the one of endpoints under the same policies, for one family, if it was
+// not made before.
 func (l *lowering) chain(v verdicts, d direction, c *policy.Chain, is4 bool) {
-	name := v.chainName(d, c.Name, is4)
-	made, ok := l.last.chains[name]
+	key := chainKey{v.prefix, c.Name, d.answers, is4}
+	made, ok := l.last.chains[key]
 	if !ok {
-		made.Chain = &Chain{Name: name, Rules: l.rules(d, c, is4, &made.ports)}
+		made.Chain = &Chain{Name: v.chainName(d, c.Name, is4), Rules: l.rules(d, c, is4, &made.ports)}
 		made.Rules = append(made.Rules, rule(goTo(v.end+d.prefix()+d.String())))
 	}
 	for _, s := range made.ports {
 		l.add(s)
 	}
-	l.chains[name] = made
+	l.chains[key] = made
 	l.program.Chains = append(l.program.Chains, made.Chain)
 }
 

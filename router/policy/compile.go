@@ -31,6 +31,7 @@ type Compiler struct {
 	live       []*group                      // those that the last program had, and no other is built
 	blocks     map[string]*Set
 	chains     map[string]*Chain // all that some local endpoint has had under these policies
+	last       *Program          // nil once policies or endpoints here have changed: only sets differ from it
 }
 
 // compiled is a policy with the matches of its rules.
@@ -84,7 +85,7 @@ func (c *Compiler) SetPolicies(policies []Policy, namespaces map[string]map[stri
 		}
 		c.policies = append(c.policies, out)
 	}
-	c.live = nil
+	c.live, c.last = nil, nil
 	for name, g := range c.groups { // a set of the same name means the same
 		if before := old[name]; before != nil && before.built != nil {
 			g.built = before.built
@@ -114,7 +115,7 @@ func (c *Compiler) Put(e Endpoint, local bool) {
 	}
 	space[e.ID] = m
 	if local {
-		c.locals[e.ID] = m
+		c.locals[e.ID], c.last = m, nil
 	}
 	for _, a := range e.Addrs {
 		c.claims[a]++
@@ -138,7 +139,10 @@ func (c *Compiler) Remove(id string) {
 		return
 	}
 	delete(c.endpoints, id)
-	delete(c.locals, id)
+	if m.local {
+		delete(c.locals, id)
+		c.last = nil
+	}
 	delete(c.spaces[m.Namespace], id)
 	if len(c.spaces[m.Namespace]) == 0 {
 		delete(c.spaces, m.Namespace)
@@ -223,8 +227,16 @@ func (c *Compiler) Local() (out []Endpoint) {
 
 // Program is what the kernel is to run now.
 func (c *Compiler) Program() Program {
+	if c.last != nil {
+		p := *c.last
+		p.Sets = make([]*Set, len(p.Sets))
+		for i, s := range c.last.Sets {
+			p.Sets[i] = c.set(s.Name)
+		}
+		return p
+	}
 	p := Program{Isolated: make([]Isolated, 0, 4*len(c.locals))} // in both directions and families
-	chains, used := map[string]*Chain{}, map[string]bool{}
+	chains := map[string]*Chain{}
 	use := func(e Endpoint, d Direction, chain *Chain, list *[]Isolated) {
 		if chain == nil {
 			return
@@ -241,33 +253,37 @@ func (c *Compiler) Program() Program {
 			use(m.Endpoint, d, m.tried[d], &p.Tried)
 		}
 	}
+	byAddr := func(a, b Isolated) int { return cmp.Or(cmp.Compare(a.Direction, b.Direction), a.Addr.Compare(b.Addr)) }
+	slices.SortFunc(p.Isolated, byAddr)
+	slices.SortFunc(p.Tried, byAddr)
+	p.Chains = slices.SortedFunc(maps.Values(chains), func(a, b *Chain) int { return strings.Compare(a.Name, b.Name) })
+	p.Sets = c.used(p.Chains)
+	c.last = &p
+	return p
+}
+
+// used are the sets of some chains. No others are followed from now on.
+func (c *Compiler) used(chains []*Chain) (sets []*Set) {
+	used := map[string]bool{}
 	for _, chain := range chains {
-		p.Chains = append(p.Chains, chain)
 		for _, m := range chain.Matches {
 			used[m.Peers], used[m.Named] = true, true
 		}
 	}
 	delete(used, "")
-	for name := range used {
-		p.Sets = append(p.Sets, c.set(name))
-	}
 	for _, g := range c.live {
 		if !used[g.Name] {
 			g.built = nil
 		}
 	}
 	c.live = c.live[:0]
-	for name := range used {
+	for _, name := range slices.Sorted(maps.Keys(used)) {
+		sets = append(sets, c.set(name))
 		if g := c.groups[name]; g != nil {
 			c.live = append(c.live, g)
 		}
 	}
-	byAddr := func(a, b Isolated) int { return cmp.Or(cmp.Compare(a.Direction, b.Direction), a.Addr.Compare(b.Addr)) }
-	slices.SortFunc(p.Isolated, byAddr)
-	slices.SortFunc(p.Tried, byAddr)
-	slices.SortFunc(p.Chains, func(a, b *Chain) int { return strings.Compare(a.Name, b.Name) })
-	slices.SortFunc(p.Sets, func(a, b *Set) int { return strings.Compare(a.Name, b.Name) })
-	return p
+	return sets
 }
 
 // judge finds the chains of a local endpoint: of the policies that are in force, and, where

@@ -1,0 +1,114 @@
+package nft
+
+import (
+	"reflect"
+	"slices"
+
+	"weft/router/policy"
+)
+
+// Builder makes programs one after the other. It makes what did not change since the last
+// one only once. The zero value is ready; it is not safe for concurrent use.
+type Builder struct {
+	of     Config  // of the last program
+	guard  Program // of which this was a part
+	judges Program // and this, the sets aside that are shared with the policies' own
+	sets   map[*policy.Set][]*Set
+	chains map[chainKey]lowered
+}
+
+// chainKey is what tells chains apart.
+type chainKey struct {
+	prefix, chain string
+	answers, is4  bool
+}
+
+// lowered is a chain, and the sets of ports that only rules know.
+type lowered struct {
+	*Chain
+	ports []*Set
+}
+
+// Build makes the program of a host.
+func (b *Builder) Build(c Config) Program {
+	c.Own = slices.Clone(c.Own)
+	if !b.sameGuard(c) {
+		b.guard = Build(c)
+		b.judges = Program{}
+	}
+	p := Program{slices.Clip(b.guard.Sets), slices.Clip(b.guard.Chains)}
+	l := &lowering{
+		Config: c, last: b, program: p, index: map[string]*Set{},
+		Builder: Builder{of: c, guard: b.guard, sets: make(map[*policy.Set][]*Set, len(b.sets))},
+	}
+	if c.Policy != nil && len(c.Policy.Isolated)+len(c.Policy.Tried) > 0 {
+		l.lower()
+	}
+	*b = l.Builder
+	return l.program
+}
+
+// sameGuard reports whether the guard is the one of the last program.
+func (b *Builder) sameGuard(c Config) bool {
+	return len(b.guard.Chains) > 0 && reflect.DeepEqual(b.of.guard(), c.guard())
+}
+
+// guard is what the guard is made from.
+func (c Config) guard() Config {
+	c.Policy, c.Exempt = nil, Exempt{}
+	return c
+}
+
+// sameJudges reports whether the same chains judge the same endpoints as in the last program,
+// which had the same guard.
+func (b *Builder) sameJudges(c Config) bool {
+	old := b.of
+	return old.Policy != nil && len(b.judges.Chains) > 0 && old.Exempt == c.Exempt &&
+		identical(old.Policy.Isolated, c.Policy.Isolated) && identical(old.Policy.Tried, c.Policy.Tried) && identical(old.Policy.Chains, c.Policy.Chains)
+}
+
+// identical reports whether two lists are one in memory.
+func identical[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// lowering is one run of a Builder.
+type lowering struct {
+	Config
+	Builder // what this run makes or takes over
+	last    *Builder
+
+	program Program
+	index   map[string]*Set // of the policies' sets in the program, by name
+}
+
+// add puts a set into the program, unless one of its name, which is the same, is there.
+func (l *lowering) add(s *Set) {
+	if l.index[s.Name] == nil {
+		l.index[s.Name] = s
+		l.program.Sets = append(l.program.Sets, s)
+	}
+}
+
+// lower adds what policies need to the guard.
+func (l *lowering) lower() {
+	for _, s := range l.Policy.Sets {
+		l.sets[s] = l.last.sets[s]
+		if l.sets[s] == nil {
+			l.sets[s] = lowerSet(s)
+		}
+		for _, one := range l.sets[s] {
+			l.add(one)
+		}
+	}
+	sets, chains := len(l.program.Sets), len(l.program.Chains)
+	if l.last.sameJudges(l.Config) {
+		l.judges, l.chains = l.last.judges, l.last.chains
+		l.program.Sets = append(l.program.Sets, l.judges.Sets...)
+		l.program.Chains = append(l.program.Chains, l.judges.Chains...)
+		return
+	}
+	l.chains = make(map[chainKey]lowered, len(l.last.chains))
+	l.judge()
+	l.judges = Program{slices.Clone(l.program.Sets[sets:]), slices.Clone(l.program.Chains[chains:])}
+}
