@@ -9,7 +9,7 @@ REVISION ?= $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/d
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := help
-.PHONY: help build image demo test check soak bench test-kernel fuzz clean
+.PHONY: help build image demo test check soak bench test-kernel fuzz clean kube-build kube-up kube-down kube-shell conformance
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,22 @@ fuzz: ## every decoder of untrusted bytes, 20 s each
 	@$(GO) list -f '{{$$p := .ImportPath}}{{range .TestGoFiles}}{{$$p}} {{end}}{{range .XTestGoFiles}}{{$$p}} {{end}}' ./... | tr ' ' '\n' | sort -u | while read -r pkg; do \
 		[ -n "$$pkg" ] || continue; \
 		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s -fuzzminimizetime 50x $$pkg || exit 1; done; done
+
+kube-build: ## what a real Kubernetes on this machine needs, kept in ~/.cache/weft: 15 minutes the first time
+	@prog/lab/kube/build.sh
+	@prog/lab/kube/images.sh >/dev/null
+
+kube-up: ## a Kubernetes of NODES nodes on this machine (CNI=bridge or none, PROXY_MODE=nftables or iptables)
+	@prog/lab/kube/cluster.sh up
+
+kube-down: ## end it; nothing is left of it
+	@prog/lab/kube/cluster.sh down
+
+kube-shell: ## a shell with kubectl for it
+	@prog/lab/kube/cluster.sh shell
+
+conformance: ## upstream's specs on it (FOCUS, SKIP: regular expressions); log and report stay in bin/conformance
+	@prog/lab/kube/conformance.sh
 
 clean: ## remove what was built
 	rm -rf bin

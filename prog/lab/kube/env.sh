@@ -1,0 +1,35 @@
+# What the scripts of this folder share; each sources it.
+kube=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+checkout=$(cd "$kube/../../.." && pwd)
+
+required() { awk -v m="$2" '{ for (i = 1; i < NF; i++) if ($i == m && $(i + 1) ~ /^v/) print $(i + 1) }' "$kube/$1" | tail -1; }
+k8s_version=$(required go.mod k8s.io/kubernetes)
+etcd_version=$(required etcd/go.mod go.etcd.io/etcd/server/v3)
+coredns_version=v1.15.0 # the one that prog/lab/bench measures against, so that it is built once
+
+# What is built, by version.
+weft_cache=${XDG_CACHE_HOME:-${HOME:?}/.cache}/weft
+cache=$weft_cache/kube-$k8s_version
+etcd_dir=$weft_cache/etcd-$etcd_version
+coredns_dir=$weft_cache/coredns-$coredns_version
+PATH=$cache/bin:$etcd_dir:$coredns_dir:$PATH
+
+# The running cluster. Its folder has a short path, since sockets lie below; its namespaces and cgroups have its name.
+lab=weft-kube
+run=/var/tmp/$lab
+
+# Addresses. The nodes' end in their index plus ten, written alike in both families: 10.200.0.11 and fd00:10:200::11.
+fabric4=10.200.0. fabric6=fd00:10:200::
+service_cidr=10.96.0.0/16,fd00:10:96::/112
+service_ips=10.96.0.1,fd00:10:96::1 # of the API server
+dns_ip=10.96.0.10
+CLUSTER_CIDR=${CLUSTER_CIDR:-10.32.0.0/12,fd00:32::/64}
+
+# A made-up name: images come from this machine's own files, never from a registry.
+registry=weft.lab/e2e
+
+say() { echo "kube: $*" >&2; }
+fail() {
+	say "$*"
+	exit 1
+}
