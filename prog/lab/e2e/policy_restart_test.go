@@ -103,7 +103,20 @@ func (b *besieged) attack(when string) {
 	}
 }
 
-// The agent is killed, stopped, started and replaced by one with other options, and others
+// upgrade starts the agent of a host that was stopped from programs of another version.
+func (b *besieged) upgrade(host, version string) {
+	b.t.Helper()
+	programs := labtest.Release(b.t, version)
+	if _, err := b.Exec(b.t.Context(), host, nil, programs+"/weft", "launch"); err != nil {
+		b.t.Fatal(err)
+	}
+	out, err := b.weft(host, "", "report", "-f", "{{.Version}}")
+	if err != nil || strings.TrimSpace(out) != version {
+		b.t.Fatalf("%s runs %q: %v", host, out, err)
+	}
+}
+
+// The agent is killed, stopped, started, upgraded and replaced by one with other options, and others
 // try to flush the tables where there is one: at no moment anything forbidden passes, and
 // flows that are allowed lose nothing.
 func TestPolicyOutlivesAgents(t *testing.T) {
@@ -139,6 +152,10 @@ func TestPolicyOutlivesAgents(t *testing.T) {
 	start("h2", "--policy-exempt", "none")
 	b.goesOn("it was started with another program for the kernel")
 	b.attack("with a new agent")
+	stop("h2")
+	b.upgrade("h2", "next")
+	b.goesOn("it was upgraded")
+	b.attack("with an upgraded agent")
 	kill("h1")
 	stop("h2")
 	b.goesOn("the agents of both ends are gone")

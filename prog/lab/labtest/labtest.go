@@ -109,16 +109,32 @@ func Bin(t testing.TB) string {
 	if dir := os.Getenv("WEFT_BIN"); dir != "" {
 		return dir
 	}
-	dir, err := build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dir
+	return Release(t, "dev")
 }
+
+// Release returns a directory with programs that are built as another version, to upgrade a host to.
+func Release(t testing.TB, version string) string {
+	t.Helper()
+	building.Lock()
+	defer building.Unlock()
+	if built[version] == "" {
+		dir, err := build(version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		built[version] = dir
+	}
+	return built[version]
+}
+
+var (
+	building sync.Mutex
+	built    = map[string]string{} // by version
+)
 
 // build keeps each version of the programs in a directory named by its hash, so that processes that build at
 // the same time neither overwrite a running program nor leave one copy each behind.
-var build = sync.OnceValues(func() (string, error) {
+func build(version string) (string, error) {
 	base := fmt.Sprintf("/tmp/weft-labtest-%d", os.Geteuid())
 	if err := os.MkdirAll(base, 0o700); err != nil {
 		return "", err
@@ -129,7 +145,7 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(tmp) // after the rename it is not there any more
-	cmd := exec.Command("go", "build", "-o", tmp+"/", "weft/cmd/weft", "weft/cmd/weft-cni")
+	cmd := exec.Command("go", "build", "-ldflags", "-X weft/prog/cli.Version="+version, "-o", tmp+"/", "weft/cmd/weft", "weft/cmd/weft-cni")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("labtest: build the programs: %w\n%s", err, out)
@@ -149,7 +165,7 @@ var build = sync.OnceValues(func() (string, error) {
 		err = os.Chtimes(dir, now, now)
 	}
 	return dir, err
-})
+}
 
 // prune removes versions that no test has used for a day.
 func prune(base string) {
