@@ -31,8 +31,9 @@ const removeTimeout = 10 * time.Second
 
 // RemovalError says why a peer is not removed.
 type RemovalError struct {
-	Peer peer.ID
-	Why  string
+	Peer    peer.ID
+	Why     string
+	Nothing bool // it owns nothing that could be taken over
 }
 
 func (e *RemovalError) Error() string {
@@ -79,7 +80,7 @@ func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (s
 		return reply, errors.Join(err, a.handOutLast(listed))
 	})
 	if errors.Is(err, ring.ErrNothing) {
-		return 0, &RemovalError{dead, "it owns nothing, or nothing any more"}
+		return 0, &RemovalError{Peer: dead, Why: "it owns nothing, or nothing any more", Nothing: true}
 	}
 	return slots, err
 }
@@ -128,13 +129,13 @@ func refused(err error) string {
 // confirm asks every peer that can be reached whether another is dead.
 func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) (err error) {
 	if dead == a.cfg.Self {
-		return &RemovalError{dead, "it is this peer: `weft reset` leaves the mesh"}
+		return &RemovalError{Peer: dead, Why: "it is this peer: `weft reset` leaves the mesh"}
 	}
 	switch _, err := a.answer(ctx, func() ([]byte, error) { return nil, a.promise(a.cfg.Self, dead) }); {
 	case errors.Is(err, errRival):
 		return err
 	case err != nil:
-		return &RemovalError{dead, err.Error()}
+		return &RemovalError{Peer: dead, Why: err.Error()}
 	}
 	voters, err := a.voters(ctx, dead)
 	if err != nil {
@@ -165,13 +166,13 @@ func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) (err 
 	switch {
 	case len(refusals) > 0:
 		slices.Sort(refusals)
-		err = &RemovalError{dead, strings.Join(refusals, "; ")}
+		err = &RemovalError{Peer: dead, Why: strings.Join(refusals, "; ")}
 	case rival:
 		err = fmt.Errorf("ipam: %v is not removed: %w", dead, errRival)
 	case a.cfg.Mesh.Stopped(dead) && !force:
-		err = &RemovalError{dead, "its agent was stopped on purpose, and its containers may run on. Run `weft reset` on it; if it is gone for good, add --force"}
+		err = &RemovalError{Peer: dead, Why: "its agent was stopped on purpose, and its containers may run on. Run `weft reset` on it; if it is gone for good, add --force"}
 	case confirmed <= all/2 && !force:
-		err = &RemovalError{dead, fmt.Sprintf("only %d of %d peers can be reached and confirm that it is dead, which is no majority; it may be alive with the rest. "+
+		err = &RemovalError{Peer: dead, Why: fmt.Sprintf("only %d of %d peers can be reached and confirm that it is dead, which is no majority; it may be alive with the rest. "+
 			"If you know that it is gone for good, add --force", confirmed, all)}
 	}
 	return err

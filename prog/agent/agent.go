@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -26,7 +27,6 @@ import (
 	"weft/mesh"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
-	"weft/prog/api/server"
 	"weft/prog/dns"
 	"weft/prog/kube"
 	"weft/prog/state"
@@ -55,7 +55,8 @@ type Agent struct {
 
 	directory *mesh.Directory
 	documents *mesh.Documents
-	kube      *kube.Source // nil outside Kubernetes
+	kube      *kube.Source // nil outside Kubernetes, as is cluster
+	cluster   *kubeCluster
 	policies  policies
 	policed   chan struct{} // policies or endpoints may have changed
 	drops     drops
@@ -91,6 +92,8 @@ type settings struct {
 	Exposed bool           `json:"exposed"`
 	Exclude []netip.Prefix `json:"exclude,omitempty"` // as last given
 	Names   []givenName    `json:"names,omitempty"`
+	// Founding is what the cluster's Secret said when this host made its ring; no operator's.
+	Founding *kube.Founding `json:"founding,omitempty"`
 }
 
 // New makes an agent; Run starts it.
@@ -132,11 +135,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if a.store, err = state.Open(a.opts.StateDir); err != nil {
 		return err
 	}
-	defer a.store.Close()
-	if err := a.prepare(ctx); err != nil {
-		return err
-	}
-	defer a.router.Close()
+	defer func() { a.store.Close() }()
 	control, err := listenSocket(a.opts.socket())
 	if err != nil {
 		return err
@@ -147,23 +146,18 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return serve(ctx, control, server.Handler(a)) })
+	front := newFront(a) // it may be long until there is something behind it
+	group.Go(func() error { return serve(ctx, control, front.all) })
 	if status != nil {
-		group.Go(func() error { return serve(ctx, status, server.ReadOnly(a, a.metrics())) })
+		group.Go(func() error { return serve(ctx, status, front.readOnly) })
 	}
-	group.Go(func() error { return a.mesh.Run(ctx) })
-	group.Go(func() error { return a.ipam.Run(ctx) })
-	group.Go(func() error { return a.directory.Run(ctx) })
-	group.Go(func() error { return a.documents.Run(ctx) })
-	if a.kube != nil {
-		group.Go(func() error { return a.kube.Run(ctx) })
+	if err := a.prepare(ctx); err != nil {
+		a.stop()
+		return cmp.Or(group.Wait(), unlessStopped(err))
 	}
-	group.Go(func() error { return a.publish(ctx) })
-	group.Go(func() error { return a.police(ctx) })
-	group.Go(func() error { return a.watchDrops(ctx) })
-	group.Go(func() error { return a.watchTable(ctx) })
-	group.Go(func() error { return a.claimNode(ctx) })
-	group.Go(func() error { return a.reconcile(ctx) })
+	defer a.router.Close()
+	front.open(a)
+	a.runParts(ctx, group)
 	stopDNS := a.serveDNS(ctx)
 	err = group.Wait()
 	stopDNS()
@@ -171,16 +165,34 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	return err
 }
 
+// unlessStopped is the error of who was told to stop, or was not.
+func unlessStopped(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// runParts starts all that an agent does.
+func (a *Agent) runParts(ctx context.Context, group *errgroup.Group) {
+	group.Go(func() error { return a.mesh.Run(ctx) })
+	group.Go(func() error { return a.ipam.Run(ctx) })
+	group.Go(func() error { return a.directory.Run(ctx) })
+	group.Go(func() error { return a.documents.Run(ctx) })
+	a.runCluster(ctx, group)
+	group.Go(func() error { return a.publish(ctx) })
+	group.Go(func() error { return a.police(ctx) })
+	group.Go(func() error { return a.watchDrops(ctx) })
+	group.Go(func() error { return a.watchTable(ctx) })
+	group.Go(func() error { return a.claimNode(ctx) })
+	group.Go(func() error { return a.reconcile(ctx) })
+}
+
 // prepare reads what is stored and makes the parts from it.
 func (a *Agent) prepare(ctx context.Context) (err error) {
-	if a.keys, err = a.store.Keys(rand.Reader); err != nil {
+	if err := a.makeKeys(); err != nil {
 		return err
 	}
-	private, err := wgtypes.NewKey(a.keys.WireGuard[:])
-	if err != nil {
-		return fmt.Errorf("agent: %w", err)
-	}
-	a.public = private.PublicKey()
 	if err := a.store.Settings(&a.settings); err != nil {
 		return err
 	}
@@ -191,6 +203,12 @@ func (a *Agent) prepare(ctx context.Context) (err error) {
 		}
 	}
 	if err := a.loadEndpoints(); err != nil {
+		return err
+	}
+	if err := a.makeKube(); err != nil {
+		return err
+	}
+	if err := a.bootstrap(ctx); err != nil {
 		return err
 	}
 	targets, err := a.targets()
@@ -214,14 +232,23 @@ func (a *Agent) prepare(ctx context.Context) (err error) {
 	if err := a.makeDocuments(found != nil); err != nil {
 		return err
 	}
-	if err := a.makeKube(); err != nil {
-		return err
-	}
 	if err := a.makeDNS(); err != nil {
 		return err
 	}
 	a.makeIPAM(found, elect)
 	return a.makeRouter()
+}
+
+func (a *Agent) makeKeys() (err error) {
+	if a.keys, err = a.store.Keys(rand.Reader); err != nil {
+		return err
+	}
+	private, err := wgtypes.NewKey(a.keys.WireGuard[:])
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	a.public = private.PublicKey()
+	return nil
 }
 
 func (a *Agent) makeRouter() error {
@@ -275,8 +302,9 @@ func (a *Agent) makeMesh(targets []string) error {
 	// Complete from the first word on: a record without a ring would end the tunnels
 	// that the last agent left.
 	record := peer.Record{
-		WireGuard: a.public, Nickname: a.opts.Nickname, Underlay: addrs,
+		WireGuard: a.public, Nickname: a.nickname(), Underlay: addrs,
 		Port: uint16(a.opts.Port), Gossip: uint16(a.opts.GossipPort), Node: st.Allocations[nodeKey],
+		Host: a.ownNode().UID,
 	}
 	if r, err := ring.Decode(st.Ring); err == nil {
 		record.Ring = r.ID[:]
@@ -315,6 +343,9 @@ func (a *Agent) underlay() ([]netip.Addr, int, error) {
 	addrs, mtu, err := link.Underlay(a.opts.Universe.asked())
 	if err != nil {
 		return nil, 0, err
+	}
+	if own := a.ownNode().Addrs; len(own) > 0 {
+		addrs = own[:min(len(own), peer.MaxUnderlay)]
 	}
 	if len(a.opts.Advertise) > 0 {
 		addrs = a.opts.Advertise

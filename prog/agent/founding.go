@@ -19,6 +19,7 @@ import (
 	"weft/ipam/ring"
 	"weft/ipam/slot"
 	"weft/mesh/peer"
+	"weft/mesh/secret"
 	"weft/router/link"
 )
 
@@ -85,7 +86,7 @@ func (a *Agent) founding(ctx context.Context, targets []string) (*ring.Ring, *ip
 	}
 	switch {
 	case len(a.opts.Init.Seeds) > 0:
-		r, err := a.seeded(u)
+		r, err := seeded(a.token.Cluster, u, a.opts.Init.Seeds)
 		return r, nil, err
 	case alone:
 		r := ring.Found(newRingID(), a.token.Cluster, u, a.self())
@@ -100,16 +101,16 @@ func newRingID() (id ring.ID) {
 }
 
 // seeded is the ring of founders that everybody was told: all of them make the same.
-func (a *Agent) seeded(u slot.Universe) (*ring.Ring, error) {
-	if a.token.Cluster.IsZero() {
+func seeded(cluster secret.ClusterID, u slot.Universe, given []peer.ID) (*ring.Ring, error) {
+	if cluster.IsZero() {
 		return nil, fmt.Errorf("--ipalloc-init seed: all hosts need one token, which says which cluster it is; WEFT_PASSWORD does not: make one with `weft token`")
 	}
-	seeds := slices.Clone(a.opts.Init.Seeds)
+	seeds := slices.Clone(given)
 	slices.SortFunc(seeds, func(x, y peer.ID) int { return slices.Compare(x[:], y[:]) })
 	seeds = slices.Compact(seeds)
 	h := sha256.New()
-	fmt.Fprintf(h, "weft seeds\x00%x\x00%v\x00%v", a.token.Cluster, u, seeds)
-	r := ring.Found(ring.ID(h.Sum(nil)), a.token.Cluster, u, seeds...)
+	fmt.Fprintf(h, "weft seeds\x00%x\x00%v\x00%v", cluster, u, seeds)
+	r := ring.Found(ring.ID(h.Sum(nil)), cluster, u, seeds...)
 	return &r, nil
 }
 

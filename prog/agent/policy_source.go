@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -17,37 +16,6 @@ import (
 	"weft/prog/kube"
 	"weft/prog/manifest"
 )
-
-// KubernetesOptions say where the API server is, if policies, namespaces and pods come from it.
-type KubernetesOptions struct {
-	On     bool
-	Config string // a kubeconfig file; empty: as for a pod, from its service account
-	Node   string // the name of this host's Node object
-}
-
-// makeKube makes the source of policies under Kubernetes.
-func (a *Agent) makeKube() error {
-	o := a.opts.Kubernetes
-	if !o.On {
-		return nil
-	}
-	config, err := kube.Connect(o.Config)
-	if err != nil {
-		return err
-	}
-	known, err := a.store.Kubernetes()
-	if err != nil {
-		return err
-	}
-	a.kube, err = kube.New(kube.Config{
-		API: config, Node: nodeName(o.Node), Kept: known, Save: a.store.SaveKubernetes, Log: a.log,
-		Changed: func() {
-			a.policiesChanged()
-			a.rename() // labels of pods here
-		},
-	})
-	return err
-}
 
 // policiesKnown reports why a container cannot be attached yet: its policies are not known.
 func (a *Agent) policiesKnown() error {
@@ -119,18 +87,6 @@ func (a *Agent) source() string {
 		return "the Kubernetes API server " + a.kube.Server() + ", as it was before: it does not answer now"
 	}
 	return "the Kubernetes API server " + a.kube.Server()
-}
-
-// nodeName is the name of this host's Node object, unless it was given.
-func nodeName(given string) string {
-	if given != "" {
-		return given
-	}
-	if name := os.Getenv("NODE_NAME"); name != "" {
-		return name
-	}
-	name, _ := os.Hostname() // empty: then no pod is found, which is said
-	return strings.ToLower(name)
 }
 
 // generation names a state of all policies and namespaces.

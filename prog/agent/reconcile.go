@@ -188,6 +188,9 @@ func (a *Agent) refreshRecord(snap ipam.Snapshot) error {
 		if !snap.Ring.IsZero() {
 			r.Ring = snap.Ring.ID[:]
 		}
+		if uid := a.ownNode().UID; uid != "" { // while the Node is deleted, it is the one that was
+			r.Host = uid
+		}
 		r.Node = snap.Allocations[nodeKey]
 		if _, lost := snap.Lost[nodeKey]; lost {
 			r.Node = 0

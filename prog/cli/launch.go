@@ -64,9 +64,10 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	f.dns.add(flags, &f.DNS)
 	flags.StringSliceVar(&f.exempt, "policy-exempt", []string{agent.ExemptOwnHost, agent.ExemptICMPErrors},
 		"what policies do not apply to on this host: own-host (what containers send to their own host), or of that only dns (questions to its name server); icmp-errors (about connections that are known); or none")
-	flags.BoolVar(&f.Kubernetes.On, "kubernetes", false, "policies, namespaces and pods' labels come from the Kubernetes API server")
+	flags.BoolVar(&f.Kubernetes.On, "kubernetes", false, "this host is a Node of a Kubernetes cluster: peers, token, policies and pods' labels come from its API server")
 	flags.StringVar(&f.Kubernetes.Config, "kubeconfig", "", "where that is, for who is no pod")
 	flags.StringVar(&f.Kubernetes.Node, "node-name", "", "the name of this host's Node there (default: NODE_NAME in the environment, else the host's name)")
+	flags.StringVar(&f.Kubernetes.Namespace, "namespace", "", "the namespace there of the Secret weft (default: the pod's own, else weft)")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "log more")
 }
 
@@ -206,13 +207,16 @@ func (a *app) agent() *cobra.Command {
 	f := &launchFlags{}
 	cmd := &cobra.Command{
 		Use: "agent [PEER...]", Short: "run the agent in the foreground",
-		Long: "Runs the agent in the foreground, for a supervisor such as systemd. The flags are those of launch." + exitHelp,
+		Long: "Runs the agent in the foreground, for a supervisor such as systemd. The flags are those of launch." + environmentHelp + exitHelp,
 		RunE: func(cmd *cobra.Command, targets []string) error {
-			if err := f.complete(targets, a.err); err != nil {
+			if err := a.configure(cmd, f, targets); err != nil {
+				a.warnInvalid(cmd.Context(), f, err)
 				return err
 			}
-			if _, _, err := a.establishSecret(f); err != nil {
-				return err
+			if !f.Kubernetes.On {
+				if _, _, err := a.establishSecret(f); err != nil {
+					return err
+				}
 			}
 			for {
 				if err := agent.New(f.Options).Run(cmd.Context()); !errors.Is(err, agent.ErrMoved) {
@@ -225,6 +229,17 @@ func (a *app) agent() *cobra.Command {
 	return cmd
 }
 
+// warnInvalid says on this host's Node that the agent does not start with its settings.
+func (a *app) warnInvalid(ctx context.Context, f *launchFlags, why error) {
+	if !f.Kubernetes.On {
+		return
+	}
+	f.Log = slog.New(slog.NewTextHandler(a.err, nil))
+	if err := agent.WarnInvalid(ctx, f.Options, why); err != nil {
+		f.Log.Warn("cannot say on this host's Node what is wrong", "err", err)
+	}
+}
+
 func (a *app) launch() *cobra.Command {
 	f := &launchFlags{}
 	cmd := &cobra.Command{
@@ -234,7 +249,7 @@ func (a *app) launch() *cobra.Command {
 Without PEER, the first time, this host founds a new network and prints the token
 and the line to run on the next host. With PEER (a host name or address, optionally
 with a port) it joins that host's network. Targets, keys and addresses are kept:
-later, a plain launch is enough.` + exitHelp,
+later, a plain launch is enough.` + environmentHelp + exitHelp,
 		Example: "  weft launch                        # on the first host\n  weft launch --token - h1 <token    # on every other one",
 		RunE: func(cmd *cobra.Command, targets []string) error {
 			return a.runLaunch(cmd, f, targets)
@@ -246,15 +261,21 @@ later, a plain launch is enough.` + exitHelp,
 }
 
 func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) error {
-	if err := f.complete(targets, io.Discard); err != nil {
+	if err := a.configure(cmd, f, targets); err != nil {
 		return err
 	}
 	client := api.NewClient(filepath.Join(f.RunDir, "weft.sock"))
 	if r, err := client.Report(cmd.Context()); err == nil {
 		return fmt.Errorf("an agent runs on this host already (pid %d): `weft connect PEER` adds a target, `weft stop` ends it", r.Router.PID)
 	}
-	token, fresh, err := a.establishSecret(f)
-	if err != nil {
+	var token secret.Token
+	fresh := false
+	if !f.Kubernetes.On {
+		var err error
+		if token, fresh, err = a.establishSecret(f); err != nil {
+			return err
+		}
+	} else if err := os.MkdirAll(f.StateDir, 0o700); err != nil { // where the agent's log goes
 		return err
 	}
 	child, err := startAgent(cmd, f, targets)

@@ -1,0 +1,399 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"weft/ipam"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
+	"weft/prog/kube"
+	"weft/prog/state"
+	"weft/router/link"
+)
+
+// KubernetesOptions say where the API server is, if this host is a Node of a cluster: then
+// policies, namespaces, pods and peers are what that says, and a Secret there founds the ring.
+type KubernetesOptions struct {
+	On        bool
+	Config    string // a kubeconfig file; empty: as for a pod, from its service account
+	Node      string // the name of this host's Node object
+	Namespace string // of the Secret; empty: the pod's own, else kube.DefaultNamespace
+}
+
+// kubeCluster is what an agent has of its Kubernetes cluster.
+type kubeCluster struct {
+	client    *kube.Client
+	report    *kube.Reporter
+	node      string
+	namespace string
+	founding  kube.Founding // kept from when this host made its ring; zero if it joined in another way
+	noded     chan struct{} // Nodes may have changed
+
+	mu       sync.Mutex
+	own      kube.Node // as it was read before there was a watch
+	warnings []string
+}
+
+// makeKube makes what follows the API server, under Kubernetes.
+func (a *Agent) makeKube() error {
+	o := a.opts.Kubernetes
+	if !o.On {
+		return nil
+	}
+	config, err := kube.Connect(o.Config)
+	if err != nil {
+		return err
+	}
+	known, err := a.store.Kubernetes()
+	if err != nil {
+		return err
+	}
+	c := &kubeCluster{node: nodeName(o.Node), namespace: kube.Namespace(o.Namespace), noded: make(chan struct{}, 1)}
+	if c.client, err = kube.NewClient(config); err != nil {
+		return err
+	}
+	c.report = kube.NewReporter(c.client, c.node, a.log)
+	if a.settings.Founding != nil {
+		c.founding = *a.settings.Founding
+	}
+	a.cluster = c
+	a.kube, err = kube.New(kube.Config{
+		API: config, Node: c.node, Kept: known, Log: a.log,
+		Save: func(data []byte) error { return a.store.SaveKubernetes(data) }, // newIdentity replaces the store
+		Changed: func() {
+			a.policiesChanged()
+			a.rename() // labels of pods here
+			select {
+			case c.noded <- struct{}{}:
+			default:
+			}
+		},
+	})
+	return err
+}
+
+// nodeName is the name of this host's Node object, unless it was given.
+func nodeName(given string) string {
+	if given != "" {
+		return given
+	}
+	if name := os.Getenv("NODE_NAME"); name != "" {
+		return name
+	}
+	name, _ := os.Hostname() // empty: then no pod is found, which is said
+	return strings.ToLower(name)
+}
+
+// ownNode is this host's Node as it was last seen; the zero one before that.
+func (a *Agent) ownNode() kube.Node {
+	if a.cluster == nil {
+		return kube.Node{}
+	}
+	if st := a.kube.State(); st != nil && st.Nodes[a.cluster.node].UID != "" {
+		return st.Nodes[a.cluster.node]
+	}
+	a.cluster.mu.Lock()
+	defer a.cluster.mu.Unlock()
+	return a.cluster.own
+}
+
+// nickname is what people call this host.
+func (a *Agent) nickname() string {
+	if a.cluster == nil {
+		return a.opts.Nickname
+	}
+	return a.cluster.node[:min(len(a.cluster.node), peer.MaxNickname)]
+}
+
+// warn says on the Node, in the log and in the status that something is wrong.
+func (a *Agent) warn(reason, message string) {
+	c := a.cluster
+	c.mu.Lock()
+	known := slices.Contains(c.warnings, message)
+	if !known {
+		c.warnings = append(c.warnings, message)
+	}
+	c.mu.Unlock()
+	if !known {
+		a.log.Warn(message, "reason", reason)
+	}
+	c.report.Warn(reason, message)
+}
+
+func (a *Agent) clusterWarnings() []string {
+	if a.cluster == nil {
+		return nil
+	}
+	a.cluster.mu.Lock()
+	defer a.cluster.mu.Unlock()
+	return slices.Clone(a.cluster.warnings)
+}
+
+// bootstrap gives this host the cluster's secret and ring, if it has none. With a ring it
+// needs neither the API server nor the Secret to start.
+func (a *Agent) bootstrap(ctx context.Context) error {
+	if a.cluster == nil {
+		return nil
+	}
+	st, err := a.store.Load()
+	if err != nil {
+		return err
+	}
+	if len(st.Ring) == 0 {
+		if err := a.jokubeCluster(ctx); err != nil {
+			return err
+		}
+		if st, err = a.store.Load(); err != nil {
+			return err
+		}
+	}
+	r, err := ring.Decode(st.Ring)
+	if err != nil {
+		return fmt.Errorf("agent: stored ring: %w", err)
+	}
+	// It was decided when the ring was founded.
+	if asked := a.opts.Universe.asked(); asked.V4.IsValid() && asked.V4 != r.Universe.V4 || asked.V6.IsValid() && asked.V6 != r.Universe.V6 {
+		a.warn(kube.ReasonUniverseFixed, fmt.Sprintf("the network's addresses are %v since it was founded, and WEFT_IPALLOC_RANGE (--ipalloc-range) has no effect any more: take it back, or remove Weft from all nodes (`weft reset`) and found it anew", r.Universe))
+	}
+	a.opts.Universe = Ranges{V4: r.Universe.V4, V6: r.Universe.V6}
+	return nil
+}
+
+// jokubeCluster waits for the cluster's Secret, or makes it, and makes the ring that follows
+// from it.
+func (a *Agent) jokubeCluster(ctx context.Context) error {
+	c := a.cluster
+	f, mine, err := (&kube.Bootstrap{
+		Client: c.client, Namespace: c.namespace, Node: c.node, Self: a.self(), Random: rand.Reader, Log: a.log,
+		Universe: a.chooseUniverse, Waiting: a.setWaiting,
+	}).Run(ctx)
+	if _, refused := errors.AsType[*kube.RefusedError](err); refused {
+		a.lastWord(ctx, kube.ReasonInvalidSetting, err)
+	}
+	if err != nil {
+		return err
+	}
+	kept, err := readSecret(filepath.Join(a.opts.StateDir, SecretFile))
+	switch {
+	case err == nil && kept != f.Token:
+		return fmt.Errorf("this host has the secret of another cluster already (%s): run `weft reset` first", a.opts.StateDir)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if f.Founder == a.self() && !mine {
+		// It said so in an earlier run, and ended before it had the ring on its disk. Others may
+		// have taken over since what that founder owns: this host is a new peer.
+		a.log.Warn("this host founded the ring and did not keep it: it joins as a new peer", "was", a.self())
+		if err := a.newIdentity(); err != nil {
+			return err
+		}
+	}
+	if err := writeSecret(filepath.Join(a.opts.StateDir, SecretFile), f.Token); err != nil {
+		return err
+	}
+	c.founding, a.settings.Founding = f, &f
+	if err := a.store.SaveSettings(a.settings); err != nil {
+		return err
+	}
+	a.token = f.Token
+	r, err := seeded(f.Token.Cluster, f.Universe, []peer.ID{f.Founder})
+	if err != nil {
+		return err
+	}
+	a.log.Info("the cluster's ring", "ring", r.ID, "universe", f.Universe, "founder", f.Node, "mine", mine)
+	if err := a.store.Update(ipam.Change{Ring: r.Encode()}); err != nil {
+		return err
+	}
+	if c.own, err = c.client.Node(ctx, c.node); err != nil {
+		a.log.Warn("cannot read this host's Node", "err", err) // the watch will tell
+	}
+	return nil
+}
+
+// chooseUniverse is what this host takes for the universe if it founds.
+func (a *Agent) chooseUniverse(ctx context.Context, cluster secret.ClusterID) (slot.Universe, error) {
+	u, err := a.cluster.client.Universe(ctx, a.opts.Universe.asked(), cluster)
+	if err != nil {
+		return u, err
+	}
+	if err := link.Overlap(u); err != nil {
+		return u, &kube.RefusedError{Err: err}
+	}
+	return u, nil
+}
+
+// newIdentity replaces a state without a ring, which is worth nothing but its identity.
+func (a *Agent) newIdentity() error {
+	if err := a.store.Close(); err != nil {
+		return err
+	}
+	err := os.Remove(filepath.Join(a.opts.StateDir, state.File))
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	if a.store, err = state.Open(a.opts.StateDir); err != nil {
+		return err
+	}
+	return a.makeKeys()
+}
+
+// setWaiting says what the agent waits for before it has started.
+func (a *Agent) setWaiting(why string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.notReady = why
+}
+
+// lastWord says on the Node why the agent ends.
+func (a *Agent) lastWord(ctx context.Context, reason string, why error) {
+	if err := a.cluster.report.WarnNow(ctx, reason, "Weft does not start: "+why.Error()); err != nil {
+		a.log.Warn("cannot write an event of this Node", "err", err)
+	}
+}
+
+// WarnInvalid says on this host's Node that the agent does not start with settings like
+// these. It tries its best, and not for long.
+func WarnInvalid(ctx context.Context, opts Options, why error) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	config, err := kube.Connect(opts.Kubernetes.Config)
+	if err != nil {
+		return err
+	}
+	client, err := kube.NewClient(config)
+	if err != nil {
+		return err
+	}
+	return kube.NewReporter(client, nodeName(opts.Kubernetes.Node), opts.Log).WarnNow(ctx, kube.ReasonInvalidSetting, "Weft does not start: "+why.Error())
+}
+
+// runCluster starts what an agent does in a Kubernetes cluster.
+func (a *Agent) runCluster(ctx context.Context, group *errgroup.Group) {
+	if a.cluster == nil {
+		return
+	}
+	group.Go(func() error { return a.kube.Run(ctx) })
+	group.Go(func() error { return a.cluster.report.Run(ctx) })
+	group.Go(func() error { return a.followNodes(ctx) })
+	group.Go(func() error { return a.checkSecret(ctx) })
+	group.Go(func() error { return a.checkProxy(ctx) })
+	group.Go(func() error { return a.sayAvailable(ctx) })
+	group.Go(func() error { return a.reclaim(ctx) })
+}
+
+// nodeTargets are the addresses of the other Nodes, of the families that this one has.
+func nodeTargets(nodes map[string]kube.Node, self string) (out []string) {
+	own := nodes[self].Addrs
+	for name, n := range nodes {
+		for _, addr := range n.Addrs {
+			same := func(o netip.Addr) bool { return o.Is4() == addr.Is4() }
+			if name != self && !slices.Contains(own, addr) && (len(own) == 0 || slices.ContainsFunc(own, same)) {
+				out = append(out, addr.String())
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// followNodes joins the cluster's Nodes, as they come and go. While the API server is down
+// they are those that were there last.
+func (a *Agent) followNodes(ctx context.Context) error {
+	var last []string
+	for first := true; ; first = false {
+		if st := a.kube.State(); st != nil && st.Live {
+			if now := nodeTargets(st.Nodes, a.cluster.node); first || !slices.Equal(now, last) {
+				if err := a.mesh.Connect(now, true); err != nil {
+					a.log.Warn("cannot join the cluster's Nodes", "err", err)
+				} else {
+					last = now
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.cluster.noded:
+		}
+	}
+}
+
+// again tries until the API server has answered, ever more rarely.
+func (a *Agent) again(ctx context.Context, what string, try func() error) error {
+	for wait := time.Second; ctx.Err() == nil; wait = min(2*wait, time.Minute) {
+		err := try()
+		if _, refused := errors.AsType[*kube.RefusedError](err); err == nil || refused {
+			return err
+		}
+		if ctx.Err() == nil {
+			a.log.Warn(what, "err", err)
+		}
+		kube.Sleep(ctx, wait)
+	}
+	return nil
+}
+
+// checkSecret compares the cluster's Secret with this host's once the API server answers.
+func (a *Agent) checkSecret(ctx context.Context) error {
+	f := a.cluster.founding
+	f.Token = a.token
+	return a.again(ctx, "cannot compare the cluster's Secret with this host's", func() error {
+		return a.cluster.client.CheckSecret(ctx, a.cluster.namespace, f)
+	})
+}
+
+// checkProxy looks whether kube-proxy knows where pods are.
+func (a *Agent) checkProxy(ctx context.Context) error {
+	return a.again(ctx, "cannot compare kube-proxy's clusterCIDR with the universe", func() error {
+		p, err := a.cluster.client.Proxy(ctx)
+		if err != nil {
+			return err
+		}
+		u := a.opts.Universe.asked()
+		if !a.ipv6 {
+			u.V6 = netip.Prefix{}
+		}
+		if why := p.Mismatch(u); why != "" {
+			a.warn(kube.ReasonMismatch, why)
+		}
+		return nil
+	})
+}
+
+// sayAvailable clears the Node's condition NetworkUnavailable once this host is ready, and
+// again where somebody sets it.
+func (a *Agent) sayAvailable(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var next time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			st := a.kube.State()
+			if now.Before(next) || st == nil || !st.Live || a.ownNode().Unavailable == "False" || a.Ready(ctx) != nil {
+				continue
+			}
+			next = now.Add(30 * time.Second) // the watch tells of it long before
+			if err := a.cluster.report.SetAvailable(ctx); err != nil && ctx.Err() == nil {
+				a.log.Warn("cannot clear the condition NetworkUnavailable of this Node", "err", err)
+			}
+		}
+	}
+}
