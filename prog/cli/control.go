@@ -251,11 +251,18 @@ func (a *app) id() *cobra.Command {
 
 // datapath is the userspace WireGuard process, which the agent starts itself, or a supervisor.
 func (a *app) datapath() *cobra.Command {
-	return &cobra.Command{
+	standby := false
+	cmd := &cobra.Command{
 		Use: "datapath", Short: "run WireGuard in userspace, where the kernel has none", Args: cobra.NoArgs,
 		Long: "Runs the userspace WireGuard process in the foreground. The agent starts it itself where the kernel\nhas no WireGuard; run it as a unit of its own where a supervisor would end it together with the agent.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return datapath.Run(cmd.Context(), datapath.Config{Log: slog.New(slog.NewTextHandler(a.err, nil))})
+			run := datapath.Run
+			if standby {
+				run = datapath.Standby
+			}
+			return run(cmd.Context(), datapath.Config{Log: slog.New(slog.NewTextHandler(a.err, nil))})
 		},
 	}
+	cmd.Flags().BoolVar(&standby, "standby", false, "do nothing where the kernel has WireGuard, instead of serving there too")
+	return cmd
 }

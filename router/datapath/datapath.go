@@ -41,6 +41,20 @@ type Config struct {
 	Log *slog.Logger
 }
 
+// Standby is Run where the kernel has no WireGuard; where it has, there is nothing to do.
+func Standby(ctx context.Context, cfg Config) error {
+	kernel, err := link.KernelWireGuard()
+	if err != nil {
+		return fmt.Errorf("datapath: %w", err)
+	}
+	if !kernel {
+		return Run(ctx, cfg)
+	}
+	cfg.Log.Info("the kernel has WireGuard: this process has nothing to do, and waits")
+	<-ctx.Done()
+	return nil
+}
+
 // Run serves until ctx ends. The TUN device stays.
 func Run(ctx context.Context, cfg Config) error {
 	// Buffers are pooled: little garbage comes up, and each collection costs
@@ -150,6 +164,29 @@ func Start(ctx context.Context, exe, logPath string) error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }() // reaps it, whenever it ends
+	switch err := await(ctx, ended); {
+	case err == nil:
+		return nil
+	case errors.Is(err, errSilent):
+		cmd.Process.Kill()
+		return fmt.Errorf("datapath: it does not answer on %s: see %s", socketPath, logPath)
+	default:
+		return fmt.Errorf("datapath: it ended at once (%v): see %s", err, logPath)
+	}
+}
+
+// Await waits until a process that somebody else starts answers.
+func Await(ctx context.Context) error {
+	if err := await(ctx, nil); err != nil {
+		return fmt.Errorf("datapath: this kernel has no WireGuard, and no `weft datapath` answers on %s: under Kubernetes see `kubectl -n weft get pods -l app=weft-datapath`", socketPath)
+	}
+	return nil
+}
+
+var errSilent = errors.New("nobody answers")
+
+// await waits until the process answers or has ended, for a while.
+func await(ctx context.Context, ended <-chan error) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -157,10 +194,9 @@ func Start(ctx context.Context, exe, logPath string) error {
 	for !answers() {
 		select {
 		case <-ctx.Done():
-			cmd.Process.Kill()
-			return fmt.Errorf("datapath: it does not answer on %s: see %s", socketPath, logPath)
+			return errSilent
 		case err := <-ended:
-			return fmt.Errorf("datapath: it ended at once (%v): see %s", err, logPath)
+			return errors.New(fmt.Sprint(err)) // nil: it ended well, which is no better
 		case <-tick.C:
 		}
 	}

@@ -228,7 +228,12 @@ func IPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-const sysctlRoot = "/proc/sys/net"
+// sysctlRoot is the directory with this host's sysctls.
+var sysctlRoot = "/proc/sys/net"
+
+// SetSysctlRoot names another directory with the same content: in a container /proc/sys is
+// read-only, and the host's is mounted elsewhere. It is called before anything else here.
+func SetSysctlRoot(dir string) { sysctlRoot = dir }
 
 // IPv6Enabled reports whether new links of this host carry IPv6.
 func IPv6Enabled() bool {
@@ -254,7 +259,7 @@ func Sysctl(value string, path ...string) error {
 func WriteSysctl(value string, path ...string) error {
 	name := sysctlName(path)
 	if err := os.WriteFile(name, []byte(value), 0o644); err != nil {
-		return fmt.Errorf("sysctl %s=%s: %w", strings.ReplaceAll(strings.TrimPrefix(name, "/proc/sys/"), "/", "."), value, err)
+		return fmt.Errorf("sysctl %s=%s: %w", "net."+strings.ReplaceAll(strings.Join(path, "/"), "/", "."), value, err)
 	}
 	return nil
 }

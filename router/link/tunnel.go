@@ -13,6 +13,28 @@ import (
 	"weft/ipam/slot"
 )
 
+// KernelWireGuard reports whether the kernel of this host has WireGuard. To ask is to make a
+// device, and so to load the module.
+func KernelWireGuard() (bool, error) {
+	h, err := Handle()
+	if err != nil {
+		return false, err
+	}
+	defer h.Close()
+	probe := &netlink.Wireguard{LinkAttrs: netlink.NewLinkAttrs()}
+	probe.Name = "wgprobe"
+	switch err := h.LinkAdd(probe); {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return false, nil
+	case err != nil && !errors.Is(err, unix.EEXIST): // left by one that was killed
+		return false, fmt.Errorf("whether the kernel has WireGuard: %w", err)
+	}
+	if err := h.LinkDel(probe); err != nil {
+		return false, fmt.Errorf("link %s: %w", probe.Name, err)
+	}
+	return true, nil
+}
+
 // Overlay is what the host's routes should say of the universe.
 type Overlay struct {
 	Universe slot.Universe
