@@ -240,9 +240,8 @@ check_machine() {
 	[ -d /sys/fs/cgroup/pids ] || fail "the nodes' cgroups are laid out for cgroup v1, which is not at /sys/fs/cgroup"
 	case $CNI in bridge | none) ;; *) fail "CNI is bridge or none, not $CNI" ;; esac
 	case $PROXY_MODE in nftables | iptables) ;; *) fail "PROXY_MODE is nftables or iptables, not $PROXY_MODE" ;; esac
-	local left
-	left=$(leftovers)
-	[ -z "$left" ] || fail "there is a cluster, or what is left of one ($left): make kube-down"
+	[ -z "$(members .)" ] || fail "a cluster is up: use it with make kube-shell, or end it with make kube-down"
+	[ -z "$(leftovers)" ] || fail "something is left of a cluster: make kube-down removes it: $(leftovers)"
 }
 
 leftovers() {
@@ -294,9 +293,10 @@ down() {
 memory() {
 	local p
 	members . | while read -r p; do
-		awk -v name="$(cat "/proc/$p/comm")" '/^Pss:/ {print name, $2 / 1024}' "/proc/$p/smaps_rollup" 2>/dev/null || true
+		awk -v name="$(cat "/proc/$p/comm" 2>/dev/null)" '/^Pss:/ {print name, $2 / 1024}' "/proc/$p/smaps_rollup" 2>/dev/null || true
 	done | awk '{mib[$1] += $2; n[$1]++; all += $2}
-		END {for (p in mib) printf "%-24s x%-3d %7.1f MiB\n", p, n[p], mib[p]; printf "%-24s      %7.1f MiB\n", "all", all}' | sort -k3 -n
+		END {for (p in mib) printf "%-24s x%-3d %7.1f MiB\n", p, n[p], mib[p] | "sort -k3 -n"
+			close("sort -k3 -n"); printf "%-24s %4s %7.1f MiB\n", "all", "", all}'
 }
 
 command=${1:-help}
