@@ -9,7 +9,7 @@ REVISION ?= $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/d
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := help
-.PHONY: help build image demo test check soak bench test-kernel fuzz clean kube-build kube-up kube-down kube-shell conformance
+.PHONY: help build image manifest demo test check soak bench test-kernel fuzz clean kube-build kube-up kube-down kube-shell conformance
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ image: ## the container image, bin/weft-image.tar: an OCI archive for amd64 and 
 		GOFLAGS= GOEXPERIMENT= GOFIPS140=off GOAMD64=v1 GOARM64=v8.0 CGO_ENABLED=0 GOOS=linux GOARCH=$$arch \
 			$(GO) build $(FLAGS) -buildvcs=false -o bin/linux-$$arch/ ./cmd/weft ./cmd/weft-cni || exit 1; done
 	@$(GO) run ./prog/image -o bin/weft-image.tar -name '$(IMAGE)' -version '$(VERSION)' -revision '$(REVISION)' -created '$(SOURCE_DATE_EPOCH)' bin/linux-amd64 bin/linux-arm64
+
+manifest: ## site/weft.yaml, the chart with its default values: for those who install without Helm
+	$(GO) run ./prog/image/manifest site/chart > site/weft.yaml.new && mv site/weft.yaml.new site/weft.yaml
 
 demo: build ## three hosts on this machine: what Weft does, in under a minute (KEEP=1 leaves them running)
 	@bin/weft lab demo
