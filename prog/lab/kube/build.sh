@@ -3,7 +3,7 @@
 #
 # Builds Kubernetes, etcd and CoreDNS from their Go modules, with the versions of go.mod and etcd/go.mod, each program
 # once: they are kept in $XDG_CACHE_HOME/weft (by default ~/.cache/weft) by version. Without arguments all of them,
-# what a cluster needs first: 40 minutes on two cores.
+# what a cluster needs first: 13 minutes on two cores, 5 GB in Go's own caches, and 0.8 GB for good.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 
@@ -39,7 +39,7 @@ compile() { # PROGRAM FILE
 
 # On a terminal one line that counts the seconds, else a line at the beginning and one at the end.
 build() { # PROGRAM NTH OF
-	local file what="$1 ($2 of $3)" dir start=$SECONDS pid
+	local file what="$1 ($2 of $3)" dir start pid
 	file=$(place "$1")
 	[ ! -x "$file" ] || return 0
 	mkdir -p "$(dirname "$file")"
@@ -54,6 +54,7 @@ build() { # PROGRAM NTH OF
 	dir=$(dirname "$file")/new
 	rm -rf "$dir"
 	mkdir "$dir"
+	start=$SECONDS
 	[ -t 2 ] || say "$what: building"
 	compile "$1" "$dir/$1" >"$dir/log" 2>&1 9>&- &
 	pid=$!

@@ -120,7 +120,7 @@ apiserver_start() {
 
 control_plane_up() {
 	local pki=$run/pki config cidrs=(--allocate-node-cidrs=false)
-	# A sixteenth of the second family's range is the most that the controller manager divides.
+	# The controller manager divides a range into 65,536 at most: /64 into /80.
 	[ "$CNI" != bridge ] || cidrs=(--allocate-node-cidrs --node-cidr-mask-size-ipv6=80)
 	pki
 	start etcd etcd --data-dir="$run/etcd" --unsafe-no-fsync --log-level=warn
@@ -285,7 +285,7 @@ down() {
 	for c in /run/netns/$lab*; do
 		[ ! -e "$c" ] || ip netns del "$(basename "$c")"
 	done
-	rm -rf "$run"
+	rm -rf --one-file-system "$run"
 	left=$(leftovers)
 	[ -z "$left" ] || fail "left over: $left; what uses it is not ours, end it by hand and call again"
 }
