@@ -343,7 +343,7 @@ func (a *Agent) again(ctx context.Context, what string, try func() error) error 
 		if ctx.Err() == nil {
 			a.log.Warn(what, "err", err)
 		}
-		kube.Sleep(ctx, wait)
+		sleep(ctx, wait)
 	}
 	return nil
 }
@@ -364,11 +364,7 @@ func (a *Agent) checkProxy(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		u := a.opts.Universe.asked()
-		if !a.ipv6 {
-			u.V6 = netip.Prefix{}
-		}
-		if why := p.Mismatch(u); why != "" {
+		if why := p.Mismatch(a.opts.Universe.asked(), a.ipv6); why != "" {
 			a.warn(kube.ReasonMismatch, why)
 		}
 		return nil

@@ -134,7 +134,7 @@ func (b *Bootstrap) Run(ctx context.Context) (f Founding, mine bool, err error) 
 		if _, waits := errors.AsType[*waitError](err); waits {
 			delay = first
 		}
-		Sleep(ctx, delay/2+rand.N(delay))
+		sleep(ctx, delay/2+rand.N(delay))
 		delay = min(2*delay, 15*first)
 	}
 }
@@ -147,8 +147,7 @@ const maxAgain = 20
 // that later: all nodes of a large cluster may wait for one server.
 const pause = time.Second
 
-// Sleep waits for a while, or until ctx ends.
-func Sleep(ctx context.Context, d time.Duration) {
+func sleep(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(d):

@@ -377,8 +377,11 @@ func TestMismatch(t *testing.T) {
 		{ProxyConfig{ClusterCIDR: "10.244.0.0/16", DetectLocalMode: "InterfaceNamePrefix"}, false},
 		{ProxyConfig{DetectLocalMode: "NodeCIDR"}, true},
 	} {
-		if got := c.proxy.Mismatch(u); (got != "") != c.bad || c.bad && !strings.Contains(got, "masquerades") {
+		if got := c.proxy.Mismatch(u, true); (got != "") != c.bad || c.bad && !strings.Contains(got, "masquerades") {
 			t.Errorf("%+v: %q", c.proxy, got)
+		}
+		if got := c.proxy.Mismatch(u, false); strings.Contains(c.proxy.ClusterCIDR, "fd00:2") && got != "" {
+			t.Errorf("without IPv6: %q", got)
 		}
 	}
 }

@@ -103,7 +103,7 @@ func TestFollows(t *testing.T) {
 	if st.Generation == before {
 		t.Error("a policy that is gone made no other generation")
 	}
-	for _, asked := range api.Asked {
+	for _, asked := range api.Asked() {
 		if strings.HasPrefix(asked, "/api/v1/pods") && !strings.Contains(asked, "fieldSelector=spec.nodeName%3Dn1") {
 			t.Errorf("asked for all pods: %s", asked)
 		}

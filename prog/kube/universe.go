@@ -50,8 +50,8 @@ func (p ProxyConfig) CIDRs() (out []netip.Prefix) {
 }
 
 // Mismatch says what kube-proxy does with pods whose addresses lie outside of what it was
-// told, and how that ends; empty if all is well.
-func (p ProxyConfig) Mismatch(u slot.Universe) string {
+// told, and how that ends; empty if all is well, as it is for a family that the host lacks.
+func (p ProxyConfig) Mismatch(u slot.Universe, ipv6 bool) string {
 	const effect = "so that it masquerades what pods send to services, and policies see the node in place of the pod"
 	switch p.DetectLocalMode {
 	case "", "ClusterCIDR":
@@ -64,6 +64,8 @@ func (p ProxyConfig) Mismatch(u slot.Universe) string {
 		own := u.V6
 		if cidr.Addr().Is4() {
 			own = u.V4
+		} else if !ipv6 {
+			continue
 		}
 		if cidr.Bits() > own.Bits() || !cidr.Contains(own.Addr()) {
 			return fmt.Sprintf("kube-proxy takes for pods what lies in %v, and Weft's addresses (%v) do not, %s: set clusterCIDR to %v in the ConfigMap kube-system/kube-proxy, and restart kube-proxy (or, on a new cluster, found Weft with WEFT_IPALLOC_RANGE=%s)", cidr, own, effect, u, p.ClusterCIDR)

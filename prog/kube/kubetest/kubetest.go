@@ -1,6 +1,6 @@
 // Package kubetest is as much of an API server as prog/kube asks: it lists and watches
-// objects, by field selectors too, and gets, creates, updates (by resourceVersion) and
-// patches them. It can be down, refuse, and be late.
+// objects, by field selectors too, and gets, creates, updates (by resourceVersion), patches
+// and deletes them. It can be down, refuse, and be late.
 package kubetest
 
 import (
@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,7 +30,7 @@ type Server struct {
 	now    map[string]meta.Object
 	closed bool
 	refuse func(verb, resource string) int
-	Asked  []string // paths with their queries, in order
+	asked  []string
 }
 
 // event is a change of one object.
@@ -109,6 +110,13 @@ func (s *Server) changeLocked(o meta.Object, gone bool) {
 	s.more.Broadcast()
 }
 
+// Asked are the paths of all requests, with their queries, in order.
+func (s *Server) Asked() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.asked)
+}
+
 // HangUp ends all watches, as when a connection breaks. Those who watched come again.
 func (s *Server) HangUp() {
 	s.mu.Lock()
@@ -134,7 +142,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.mu.Lock()
-	s.Asked = append(s.Asked, r.URL.RequestURI())
+	s.asked = append(s.asked, r.URL.RequestURI())
 	s.mu.Unlock()
 	at, ok := parse(r.URL.Path)
 	if !ok {

@@ -55,7 +55,7 @@ const (
 )
 
 // Refuse lets f answer requests with an HTTP status. A verb is get, list (watches too), post,
-// put or patch. f may wait.
+// put, patch or delete. f may wait.
 func (s *Server) Refuse(f func(verb, resource string) int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,6 +127,9 @@ func (s *Server) one(w http.ResponseWriter, r *http.Request, at place) {
 		return
 	case r.Method == http.MethodGet:
 		given = now
+	case r.Method == http.MethodDelete:
+		given = now
+		s.changeLocked(now, true)
 	case r.Method == http.MethodPatch:
 		if given, err = patched(now, body, at); err != nil {
 			fail(w, http.StatusBadRequest, meta.StatusReasonBadRequest)

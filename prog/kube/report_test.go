@@ -1,0 +1,92 @@
+package kube
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	core "k8s.io/api/core/v1"
+
+	"weft/prog/kube/kubetest"
+)
+
+// Events are written on the Node, and the same one not again for a while.
+func TestEvents(t *testing.T) {
+	c := newCluster(t, 1)
+	r := NewReporter(c.client(t), "n0", slog.New(slog.DiscardHandler))
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	r.Tell(ReasonReclaimed, "took over 7 addresses")
+	r.Tell(ReasonReclaimed, "took over 7 addresses")
+	r.Tell(ReasonReclaimed, "took over 8 addresses")
+	r.Warn(ReasonMismatch, strings.Repeat("ä", 2000))
+	for deadline := time.Now().Add(20 * time.Second); len(c.All("events")) < 3 && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	stop()
+	if err := <-done; err != nil || len(c.All("events")) != 3 {
+		t.Fatalf("%v, %+v", err, c.All("events"))
+	}
+	for _, o := range c.All("events") {
+		if e := o.(*core.Event); e.InvolvedObject.UID != "uid-0" || len(e.Message) > 1024 || !strings.HasPrefix(e.Name, "n0.") || e.Source.Component != "weft" {
+			t.Errorf("%+v", e)
+		}
+	}
+	e, now := event{"Normal", ReasonReclaimed, "later"}, time.Now()
+	if !r.fresh(e, now) || r.fresh(e, now.Add(quiet-time.Second)) || !r.fresh(e, now.Add(quiet)) {
+		t.Error("not once in ten minutes")
+	}
+	c.Refuse(func(string, string) int { return http.StatusForbidden })
+	if err := r.WarnNow(t.Context(), ReasonInvalidSetting, "x"); err == nil || !strings.Contains(err.Error(), "manifest") {
+		t.Errorf("%v", err)
+	}
+}
+
+// The condition is cleared, and what else the Node says stays.
+func TestSetAvailable(t *testing.T) {
+	c := newCluster(t, 1)
+	n := kubetest.Node("n0", "uid-0", "192.0.2.1", "2001:db8::1", "127.0.0.1", "fe80::1%eth0")
+	n.Status.Conditions = append(n.Status.Conditions, core.NodeCondition{Type: core.NodeNetworkUnavailable, Status: core.ConditionTrue, Reason: "NoRouteCreated"})
+	c.Set(n)
+	r := NewReporter(c.client(t), "n0", slog.New(slog.DiscardHandler))
+	if before, err := c.client(t).Node(t.Context(), "n0"); err != nil || before.Unavailable != "True" || len(before.Addrs) != 2 {
+		t.Errorf("%+v, %v", before, err)
+	}
+	if err := r.SetAvailable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := c.client(t).Node(t.Context(), "n0"); err != nil || after.Unavailable != "False" || !after.Ready || after.UID != "uid-0" {
+		t.Errorf("%+v, %v", after, err)
+	}
+}
+
+// Nodes come, change and go, and are kept with what else is known.
+func TestFollowsNodes(t *testing.T) {
+	api := kubetest.New()
+	api.Set(kubetest.Node("n1", "u1", "192.0.2.1"))
+	far := kubetest.Node("n2", "u2", "192.0.2.2", "2001:db8::2")
+	far.Status.Images = []core.ContainerImage{{Names: []string{"large"}}}
+	api.Set(far)
+	f := follow(t, api, nil)
+	st := f.eventually(t, "known", func(st *State) bool { return st.Live && len(st.Nodes) == 2 })
+	if n := st.Nodes["n2"]; n.UID != "u2" || len(n.Addrs) != 2 || !n.Ready {
+		t.Errorf("%+v", n)
+	}
+	notReady := kubetest.Node("n2", "u2", "192.0.2.2")
+	notReady.Status.Conditions[0].Status = core.ConditionUnknown
+	api.Set(notReady)
+	f.eventually(t, "not ready", func(st *State) bool { return !st.Nodes["n2"].Ready && len(st.Nodes["n2"].Addrs) == 1 })
+	api.Set(kubetest.Node("n2", "u3", "192.0.2.2"))
+	f.eventually(t, "made anew", func(st *State) bool { return st.Nodes["n2"].UID == "u3" })
+	api.Delete(kubetest.Node("n2", "u3"))
+	f.eventually(t, "gone", func(st *State) bool { return len(st.Nodes) == 1 })
+	f.eventually(t, "kept", func(*State) bool { return f.saved.Load() != nil })
+	s, err := New(Config{Kept: *f.saved.Load()})
+	if err != nil || s.State().Nodes["n1"].UID != "u1" || s.State().Live {
+		t.Errorf("%v: %+v", err, s.State())
+	}
+}
