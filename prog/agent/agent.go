@@ -68,6 +68,7 @@ type Agent struct {
 	mtu      atomic.Int64
 	ipv6     bool
 	started  time.Time
+	turned   atomic.Pointer[time.Time] // when the reconciler last came round
 
 	installed bool                  // the CNI configuration was written; of reconcile's goroutine, as applied
 	applied   bool                  // the data path was set up once

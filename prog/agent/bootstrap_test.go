@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	core "k8s.io/api/core/v1"
 
@@ -237,6 +238,16 @@ func TestFront(t *testing.T) {
 			t.Errorf("%s: %d %s", x.path, code, body)
 		}
 	}
+	if code, body := ask(f.readOnly, "GET", "/live"); code != http.StatusOK {
+		t.Errorf("live before the first turn: %d %s", code, body)
+	}
+	for age, want := range map[time.Duration]int{time.Minute: http.StatusOK, time.Hour: http.StatusServiceUnavailable} {
+		at := time.Now().Add(-age)
+		a.turned.Store(&at)
+		if code, body := ask(f.readOnly, "GET", "/live"); code != want {
+			t.Errorf("live, %v after the last turn: %d %s", age, code, body)
+		}
+	}
 	if code, body := ask(f.all, "GET", api.PathReport); code != http.StatusOK || !strings.Contains(body, "waiting for the node n1") {
 		t.Errorf("%d %s", code, body)
 	}
@@ -244,4 +255,3 @@ func TestFront(t *testing.T) {
 		t.Errorf("%d, stopped %v", code, stopped)
 	}
 }
-

@@ -2,9 +2,11 @@ package agent
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"weft/mesh"
 	"weft/prog/api"
@@ -45,6 +47,7 @@ func newFront(a *Agent) *front {
 	}
 	all.HandleFunc("/", notReady)
 	readOnly.HandleFunc("/", notReady)
+	readOnly.HandleFunc("GET /live", a.live)
 	all.HandleFunc("GET "+api.PathReport, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(a.early())
@@ -59,9 +62,27 @@ func newFront(a *Agent) *front {
 
 // open lets everybody in.
 func (f *front) open(a *Agent) {
-	all, readOnly := server.Handler(a), server.ReadOnly(a, a.metrics())
+	all, readOnly := server.Handler(a), http.NewServeMux()
+	readOnly.Handle("/", server.ReadOnly(a, a.metrics()))
+	readOnly.HandleFunc("GET /live", a.live)
+	var status http.Handler = readOnly
 	f.all.behind.Store(&all)
-	f.readOnly.behind.Store(&readOnly)
+	f.readOnly.behind.Store(&status)
+}
+
+// stuck is how long one turn of the reconciler may take: it gives up what hangs long before.
+const stuck = 2 * time.Minute
+
+// live answers whether starting this agent anew could help: only if it hangs. That the API
+// server or other peers are down does not end it, and it has nothing to reconcile before it
+// knows the network.
+func (a *Agent) live(w http.ResponseWriter, _ *http.Request) {
+	since := a.turned.Load()
+	if since == nil || time.Since(*since) < stuck {
+		_, _ = w.Write([]byte("ok\n")) // who is gone needs no answer
+		return
+	}
+	http.Error(w, fmt.Sprintf("the reconciler has not come round for %v", time.Since(*since).Round(time.Second)), http.StatusServiceUnavailable)
 }
 
 // early is what can be said of an agent that has not started yet.

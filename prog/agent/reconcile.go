@@ -33,6 +33,8 @@ func (a *Agent) reconcile(ctx context.Context) error {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for {
+		now := time.Now()
+		a.turned.Store(&now)
 		err := a.step(ctx)
 		if fatal, ok := errors.AsType[*fatalError](err); ok {
 			return fatal.error
