@@ -1,0 +1,270 @@
+package incluster
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"weft/prog/api"
+	"weft/prog/kube/kubetest"
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+)
+
+// The test binary is its own tool inside the lab.
+const toolVar = "WEFT_INCLUSTER_TOOL"
+
+func TestMain(m *testing.M) {
+	tools := map[string]func([]string) error{"serve": serve, "ask": ask}
+	if tool, ok := tools[os.Getenv(toolVar)]; ok {
+		if err := tool(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// serve is the API server, with a Node for every NAME=UID=ADDRESS.
+func serve(args []string) error {
+	server := kubetest.New()
+	for _, a := range args {
+		part := strings.Split(a, "=")
+		server.Set(kubetest.Node(part[0], part[1], part[2]))
+	}
+	l, err := net.Listen("tcp", ":8080")
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stderr, "serving")
+	return http.Serve(l, server)
+}
+
+// ask sends METHOD PATH to it, with standard input, and prints the answer.
+func ask(args []string) error {
+	req, err := http.NewRequest(args[0], "http://127.0.0.1:8080"+args[1], os.Stdin)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(os.Stdout, resp.Body)
+	return err
+}
+
+// cluster is a lab whose last host is the API server.
+type cluster struct {
+	*lab.Lab
+	t      *testing.T
+	nodes  []string
+	server string
+	config string
+}
+
+func newCluster(t *testing.T, nodes int) *cluster {
+	c := &cluster{Lab: labtest.New(t, lab.Options{Hosts: nodes + 1, Bare: true}), t: t, server: fmt.Sprintf("h%d", nodes+1)}
+	c.nodes = c.Hosts()[:nodes]
+	addr, err := c.UnderlayAddr(c.server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.config = filepath.Join(t.TempDir(), "kubeconfig")
+	text := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: \"http://%v:8080\"}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n", addr)
+	if err := os.WriteFile(c.config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (c *cluster) tool(name string, args ...string) []string {
+	exe, err := os.Executable()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return append([]string{"env", toolVar + "=" + name, exe}, args...)
+}
+
+// serve starts the API server, with all Nodes.
+func (c *cluster) serve() {
+	c.t.Helper()
+	var nodes []string
+	for _, h := range c.nodes {
+		addr, err := c.UnderlayAddr(h)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		nodes = append(nodes, fmt.Sprintf("%s=uid-%s=%v", h, h, addr))
+	}
+	if _, err := c.Background(context.WithoutCancel(c.t.Context()), c.server, "serving", c.tool("serve", nodes...)...); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// ask asks the API server.
+func (c *cluster) ask(method, path, body string) string {
+	c.t.Helper()
+	out, err := c.Exec(c.t.Context(), c.server, strings.NewReader(body), c.tool("ask", method, path)...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return out
+}
+
+// launch starts an agent as a Node, and waits until it is ready.
+func (c *cluster) launch(host string, env ...string) error {
+	args := append([]string{"env"}, env...)
+	_, err := c.Exec(c.t.Context(), host, nil, append(args, "WEFT_KUBECONFIG="+c.config, "WEFT_NODE_NAME="+host, "weft", "launch", "--kubernetes", "--wait=40s")...)
+	return err
+}
+
+func (c *cluster) report(host string) (r api.Report) {
+	c.t.Helper()
+	out, err := c.Exec(c.t.Context(), host, nil, "weft", "report")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &r)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return r
+}
+
+func (c *cluster) eventually(within time.Duration, what string, ok func() bool) {
+	c.t.Helper()
+	for start := time.Now(); !ok(); time.Sleep(100 * time.Millisecond) {
+		if time.Since(start) > within {
+			c.t.Fatalf("not within %v: %s", within, what)
+		}
+	}
+}
+
+// owns is how many addresses the peer with an id has, as a host knows it.
+func (c *cluster) owns(host, id string) (slots uint64) {
+	for _, o := range c.report(host).IPAM.Owners {
+		if o.Peer == id {
+			slots = o.Slots
+		}
+	}
+	return slots
+}
+
+// Nodes that start at once, before their API server does, make one ring by themselves; a Node
+// that is deleted and silent is reclaimed once, one that answers is not; who starts without
+// the API server has all that it needs.
+func TestNodes(t *testing.T) {
+	c := newCluster(t, 3)
+	var starting sync.WaitGroup
+	for _, h := range c.nodes {
+		starting.Go(func() {
+			if err := c.launch(h); err != nil {
+				t.Errorf("%s: %v", h, err)
+			}
+		})
+	}
+	c.eventually(20*time.Second, "h1 says what it waits for", func() bool {
+		out, err := c.Exec(t.Context(), "h1", nil, "weft", "status")
+		return err == nil && strings.Contains(out, "does not answer") && strings.Contains(out, ":8080")
+	})
+	c.serve()
+	starting.Wait()
+	if t.Failed() {
+		return
+	}
+	rings, ids := map[string]bool{}, map[string]string{}
+	for _, h := range c.nodes {
+		r := c.report(h)
+		rings[r.IPAM.Ring], ids[h] = true, r.Router.ID
+		if r.Router.Nickname != h || len(r.Router.Targets) != 2 {
+			t.Errorf("%s: %s, %+v", h, r.Router.Nickname, r.Router.Targets)
+		}
+		c.eventually(10*time.Second, h+"'s network is available", func() bool {
+			return strings.Contains(c.ask("GET", "/api/v1/nodes/"+h, ""), "WeftIsUp")
+		})
+	}
+	if len(rings) != 1 || rings[""] {
+		t.Fatalf("several rings: %v", rings)
+	}
+	c.eventually(20*time.Second, "all have addresses", func() bool {
+		return c.owns("h1", ids["h1"]) > 0 && c.owns("h1", ids["h2"]) > 0 && c.owns("h1", ids["h3"]) > 0
+	})
+
+	// Deleted, and it answers; then it is silent too.
+	c.ask("DELETE", "/api/v1/nodes/h3", "")
+	c.eventually(10*time.Second, "that h3 answers is said", func() bool {
+		return strings.Contains(c.ask("GET", "/api/v1/events", ""), "DeletedNodeAnswers")
+	})
+	time.Sleep(5 * time.Second)
+	if c.owns("h1", ids["h3"]) == 0 {
+		t.Error("h3 was reclaimed while it answered")
+	}
+	if err := c.PowerOff(t.Context(), "h3"); err != nil {
+		t.Fatal(err)
+	}
+	gone := time.Now()
+	c.eventually(90*time.Second, "h3's addresses are reclaimed", func() bool { return c.owns("h1", ids["h3"]) == 0 && c.owns("h2", ids["h3"]) == 0 })
+	t.Logf("reclaimed after %v", time.Since(gone).Round(time.Second))
+	for _, h := range c.nodes[:2] {
+		if r := c.report(h); r.IPAM.Generation != 2 || len(r.Router.Targets) != 1 {
+			t.Errorf("%s: generation %d, targets %+v", h, r.IPAM.Generation, r.Router.Targets)
+		}
+	}
+	if events := c.ask("GET", "/api/v1/events", ""); strings.Count(events, `"AddressesReclaimed"`) != 1 {
+		t.Errorf("events: %s", events)
+	}
+
+	// Its disk is lost: another peer runs on the Node, and what the old one had is reclaimed.
+	if err := c.Kill(t.Context(), "h2", "agent"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := c.Exec(t.Context(), "h2", nil, "sh", "-c", "rm -r /var/lib/weft/*"); err != nil {
+		t.Fatal(err, out)
+	}
+	if err := c.launch("h2"); err != nil {
+		t.Fatal(err)
+	}
+	old := ids["h2"]
+	if ids["h2"] = c.report("h2").Router.ID; ids["h2"] == old {
+		t.Fatal("the same peer, without its disk")
+	}
+	c.eventually(90*time.Second, "the old h2's addresses are reclaimed", func() bool { return c.owns("h1", old) == 0 && c.owns("h2", old) == 0 })
+
+	// Without the API server an agent with its disk starts, and knows its peers.
+	if err := c.PowerOff(t.Context(), c.server); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Stop(t.Context(), "h2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.launch("h2"); err != nil {
+		t.Error(err)
+	}
+	if r := c.report("h2"); !rings[r.IPAM.Ring] || r.Router.ID != ids["h2"] {
+		t.Errorf("%+v", r.Router)
+	}
+}
+
+// A setting that is not understood ends the agent, and says so on the Node.
+func TestInvalidSetting(t *testing.T) {
+	c := newCluster(t, 1)
+	c.serve()
+	_, err := c.Exec(t.Context(), "h1", nil, "env", "WEFT_KUBECONFIG="+c.config, "WEFT_NODE_NAME=h1", "WEFT_MTU=big", "weft", "agent", "--kubernetes")
+	if err == nil || !strings.Contains(err.Error(), "WEFT_MTU") {
+		t.Errorf("%v", err)
+	}
+	if events := c.ask("GET", "/api/v1/events", ""); !strings.Contains(events, "InvalidSetting") || !strings.Contains(events, "WEFT_MTU") {
+		t.Errorf("events: %s", events)
+	}
+}
