@@ -27,6 +27,7 @@ import (
 	"weft/mesh"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
+	"weft/prog/api"
 	"weft/prog/dns"
 	"weft/prog/kube"
 	"weft/prog/state"
@@ -66,13 +67,13 @@ type Agent struct {
 
 	lostNode chan struct{} // the node address was taken over
 	mtu      atomic.Int64
+	cni      atomic.Pointer[api.CNI] // as it was installed; nil: not yet, or not at all
 	ipv6     bool
 	started  time.Time
 	turned   atomic.Pointer[time.Time] // when the reconciler last came round
 
-	installed bool                  // the CNI configuration was written; of reconcile's goroutine, as applied
-	applied   bool                  // the data path was set up once
-	strays    map[string]netip.Addr // links that the state does not know, until their addresses are kept
+	applied bool                  // the data path was set up once; of reconcile's goroutine
+	strays  map[string]netip.Addr // links that the state does not know, until their addresses are kept
 
 	advertised netip.Addr // where gossip tells the others to answer
 	movedAt    time.Time  // since when that is not this host's first address
@@ -132,6 +133,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	a.started = time.Now()
 	if err := checkPrivileges(); err != nil {
 		return err
+	}
+	if a.opts.SysctlDir != "" {
+		link.SetSysctlRoot(a.opts.SysctlDir)
 	}
 	if a.store, err = state.Open(a.opts.StateDir); err != nil {
 		return err
@@ -260,6 +264,9 @@ func (a *Agent) makeRouter() error {
 	a.router = router.New(router.Options{
 		Log: a.log,
 		StartDatapath: func(ctx context.Context) error {
+			if a.opts.DatapathElsewhere {
+				return datapath.Await(ctx)
+			}
 			return datapath.Start(ctx, exe, filepath.Join(a.opts.StateDir, "datapath.log"))
 		},
 	})

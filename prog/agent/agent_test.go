@@ -165,7 +165,7 @@ func TestConflistNamesWhatIsElsewhere(t *testing.T) {
 			CNIVersion, Name string
 			Plugins          []json.RawMessage
 		}
-		if err := json.Unmarshal(o.conflist(), &list); err != nil {
+		if err := json.Unmarshal(o.conflist(o.chain(t.Context())), &list); err != nil {
 			t.Fatal(err)
 		}
 		var got bytes.Buffer

@@ -1,13 +1,9 @@
 package agent
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"weft/ipam"
@@ -132,64 +128,4 @@ func (a *Agent) Usage(ctx context.Context) (map[string]api.Usage, error) {
 		out[id.String()] = api.Usage(u)
 	}
 	return out, nil
-}
-
-// The CNI configuration, and the plugin that it names.
-const (
-	ConflistFile = "10-weft.conflist"
-	PluginName   = "weft-cni"
-)
-
-// conflist is the CNI configuration. It names what is not where weft-cni looks for it.
-func (o Options) conflist() []byte {
-	plugin := map[string]any{"type": PluginName, "capabilities": map[string]bool{"ips": true}}
-	if socket := o.socket(); socket != api.DefaultSocket {
-		plugin["socket"] = socket
-	}
-	if o.StateDir != DefaultStateDir {
-		plugin["stateDir"] = o.StateDir
-	}
-	data, err := json.MarshalIndent(map[string]any{"cniVersion": "1.1.0", "name": "weft", "plugins": []any{plugin}}, "", "  ")
-	if err != nil {
-		panic(err) // strings only
-	}
-	return append(data, '\n')
-}
-
-// installCNI puts the plugin and then the configuration where the container
-// runtime looks for them, if they are not there already.
-func (a *Agent) installCNI() error {
-	if a.opts.CNIConfDir == "" || a.installed {
-		return nil
-	}
-	exe, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("install CNI: %w", err)
-	}
-	plugin, err := os.ReadFile(filepath.Join(filepath.Dir(exe), PluginName))
-	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("install CNI: %s is not beside %s: put it there, or use --cni-conf-dir= to do without CNI", PluginName, exe)
-	}
-	if err != nil {
-		return fmt.Errorf("install CNI: %w", err)
-	}
-	if err := installFile(filepath.Join(a.opts.CNIBinDir, PluginName), plugin, 0o755); err != nil {
-		return fmt.Errorf("install CNI: %w", err)
-	}
-	if err := installFile(filepath.Join(a.opts.CNIConfDir, ConflistFile), a.opts.conflist(), 0o644); err != nil {
-		return fmt.Errorf("install CNI: %w", err)
-	}
-	a.installed = true
-	return nil
-}
-
-// installFile writes a file unless it has that content already.
-func installFile(path string, data []byte, mode os.FileMode) error {
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return writeFile(path, data, mode)
 }

@@ -46,11 +46,16 @@ type Options struct {
 	RunDir     string
 	CNIConfDir string // empty: no CNI configuration is written
 	CNIBinDir  string
-	StatusAddr string // empty: no status over TCP
-	DNS        DNSOptions
-	Exempt     nft.Exempt // what policies do not apply to
-	Kubernetes KubernetesOptions
-	Log        *slog.Logger
+	CNIChain   []string // plugins that come behind ours, where they are in CNIBinDir
+	SysctlDir  string   // default: /proc/sys/net
+	// DatapathElsewhere says that somebody else starts the userspace WireGuard, where the
+	// kernel has none: a pod that outlives the agent's.
+	DatapathElsewhere bool
+	StatusAddr        string // empty: no status over TCP
+	DNS               DNSOptions
+	Exempt            nft.Exempt // what policies do not apply to
+	Kubernetes        KubernetesOptions
+	Log               *slog.Logger
 }
 
 // Ranges are the universe as the operator gives it: the second one may be missing.

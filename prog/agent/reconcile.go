@@ -207,7 +207,7 @@ func (a *Agent) setReady(ctx context.Context, why error) {
 		return
 	}
 	if why == nil {
-		why = a.installCNI()
+		why = a.installCNI(ctx)
 	}
 	now := ""
 	if why != nil {

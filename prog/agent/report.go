@@ -57,6 +57,9 @@ func (a *Agent) Report(ctx context.Context) (api.Report, error) {
 	r.Warnings = append(r.Warnings, a.stuckWarning()...)
 	r.Warnings = append(r.Warnings, a.policyWarnings()...)
 	r.Warnings = append(r.Warnings, a.clusterWarnings()...)
+	var warnings []string
+	r.CNI, warnings = a.reportCNI()
+	r.Warnings = append(r.Warnings, warnings...)
 	for _, l := range r.IPAM.Lost {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("%s had %v, which %s owns by now: this host was given up for dead meanwhile. It is cut off: start it anew (or `weft detach` and attach it)",
 			l.Endpoint, l.Address, l.Owner))

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -18,13 +17,8 @@ import (
 // secret. A state file that cannot be read is set aside, not deleted. The agent
 // must not be running.
 func Reset(ctx context.Context, opts Options) error {
-	for _, file := range []struct{ dir, name string }{{opts.CNIConfDir, ConflistFile}, {opts.CNIBinDir, PluginName}} {
-		if file.dir == "" {
-			continue // done without CNI: nothing of ours is in the working directory
-		}
-		if err := os.Remove(filepath.Join(file.dir, file.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("reset: %w", err)
-		}
+	if err := RemoveCNI(opts); err != nil {
+		return err
 	}
 	s, err := state.Open(opts.StateDir)
 	switch unusable, ok := errors.AsType[*state.UnusableError](err); {

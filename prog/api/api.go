@@ -22,9 +22,18 @@ type Report struct {
 	IPAM       IPAM         `json:"ipam"`
 	DNS        DNS          `json:"dns"`
 	Policy     PolicyReport `json:"policy"`
+	CNI        *CNI         `json:"cni,omitempty"` // unless no configuration was written
 	Endpoints  []Endpoint   `json:"endpoints"`
 	Warnings   []string     `json:"warnings,omitempty"` // each with what to do
 	Rejections []Rejection  `json:"rejections,omitempty"`
+}
+
+// CNI is what the container runtime is told to call.
+type CNI struct {
+	Config  string   `json:"config"`  // the file
+	Version string   `json:"version"` // the newest that all plugins speak
+	Plugins []string `json:"plugins"` // in the order of calls
+	Missing []string `json:"missing,omitempty"`
 }
 
 // Router is the mesh and the data path of this host.

@@ -71,14 +71,20 @@ func stopAgent(ctx context.Context, client *api.Client, req api.StopRequest) (ap
 }
 
 func (a *app) reset() *cobra.Command {
-	var force bool
+	var force, cniOnly bool
 	var opts agent.Options
 	cmd := &cobra.Command{
 		Use: "reset", Short: "remove Weft from this host: data path, endpoints, guard, state and secret", Args: cobra.NoArgs,
 		Long: `Leaves the network for good and removes everything that Weft made on this host. Another
 peer takes over its addresses first. Without --force it refuses while containers are
-attached, and where no other peer can take over; then weft rmpeer on another host does.` + exitHelp,
+attached, and where no other peer can take over; then weft rmpeer on another host does.
+
+With --cni it only takes the CNI configuration and the plugin away, so that no more
+containers come, and leaves everything else as it is.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cniOnly {
+				return agent.RemoveCNI(opts)
+			}
 			client := a.client()
 			r, err := client.Report(cmd.Context())
 			_, down := errors.AsType[*api.NotRunningError](err)
@@ -102,6 +108,7 @@ attached, and where no other peer can take over; then weft rmpeer on another hos
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "also cut off containers that are attached")
+	cmd.Flags().BoolVar(&cniOnly, "cni", false, "remove only the CNI configuration and the plugin")
 	cmd.Flags().StringVar(&opts.StateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")
 	cmd.Flags().StringVar(&opts.RunDir, "run-dir", agent.DefaultRunDir, "where the control socket is")
 	cmd.Flags().StringVar(&opts.CNIConfDir, "cni-conf-dir", agent.DefaultCNIConfDir, "where the CNI configuration is")

@@ -40,6 +40,7 @@ type launchFlags struct {
 	advertise []string
 	exempt    []string
 	verbose   bool
+	datapath  bool
 	wait      time.Duration // of launch only
 }
 
@@ -60,6 +61,9 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.RunDir, "run-dir", agent.DefaultRunDir, "where the control socket is")
 	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", agent.DefaultCNIConfDir, "where the CNI configuration is written; empty for none")
 	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", agent.DefaultCNIBinDir, "where the CNI plugin is installed")
+	flags.StringSliceVar(&f.CNIChain, "cni-chain", nil, "CNI plugins that come behind Weft's where they are installed: portmap, bandwidth or both (default: portmap with --kubernetes, else none)")
+	flags.BoolVar(&f.datapath, "start-datapath", true, "start `weft datapath` where the kernel has no WireGuard; false: something else does, and it is waited for")
+	flags.StringVar(&f.SysctlDir, "sysctl-dir", "", "where this host's /proc/sys/net is, for a container in which that is read-only")
 	flags.StringVar(&f.StatusAddr, "status-addr", agent.DefaultStatusAddr, "address of the read-only status over HTTP; empty for none")
 	f.dns.add(flags, &f.DNS)
 	flags.StringSliceVar(&f.exempt, "policy-exempt", []string{agent.ExemptOwnHost, agent.ExemptICMPErrors},
@@ -110,6 +114,13 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	if f.Exempt, err = agent.ParseExempt(f.exempt); err != nil {
 		return usageError{fmt.Errorf("--policy-exempt: %w", err)}
 	}
+	if err := agent.ParseChain(f.CNIChain); err != nil {
+		return usageError{fmt.Errorf("--cni-chain: %w", err)}
+	}
+	if f.CNIChain == nil && f.Kubernetes.On {
+		f.CNIChain = []string{"portmap"}
+	}
+	f.DatapathElsewhere = !f.datapath
 	if f.Rest <= 0 {
 		return usageError{fmt.Errorf("--ipalloc-rest %v: want more than 0", f.Rest)}
 	}

@@ -1,0 +1,206 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/version"
+
+	"weft/prog/api"
+)
+
+// The CNI configuration, and the plugin that it names.
+const (
+	ConflistFile = "10-weft.conflist"
+	PluginName   = "weft-cni"
+)
+
+// CNIVersion is the newest version of CNI that the plugin speaks.
+const CNIVersion = "1.1.0"
+
+// chainable are the plugins that may come behind ours: the capability by which the runtime
+// tells each what to do, and what has no effect without it.
+var chainable = map[string]struct{ capability, lost string }{
+	"portmap":   {"portMappings", "host ports"},
+	"bandwidth": {"bandwidth", "limits of bandwidth"},
+}
+
+// ParseChain reads the plugins that are to come behind ours.
+func ParseChain(names []string) error {
+	for _, name := range names {
+		if chainable[name].capability == "" {
+			return fmt.Errorf("%q: want portmap, bandwidth or both", name)
+		}
+	}
+	return nil
+}
+
+// oldVersion is what a plugin is taken to speak that does not tell: the first release of
+// CNI 1.0 is from 2021, and Debian's plugins speak it.
+const oldVersion = "1.0.0"
+
+// chain is who comes behind our plugin.
+func (o Options) chain(ctx context.Context) (c api.CNI) {
+	c.Version, c.Plugins = CNIVersion, []string{PluginName}
+	for _, name := range o.CNIChain {
+		path := filepath.Join(o.CNIBinDir, name)
+		if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+			c.Missing = append(c.Missing, name)
+			continue
+		}
+		c.Plugins = append(c.Plugins, name)
+		c.Version = older(c.Version, newestOf(ctx, path))
+	}
+	return c
+}
+
+// older is the lower of two versions.
+func older(a, b string) string {
+	if ok, err := version.GreaterThan(a, b); err == nil && ok {
+		return b
+	}
+	return a
+}
+
+// newestOf asks a plugin which versions of CNI it speaks. One that does not run here, as in
+// a container without its libraries, is taken to be old.
+func newestOf(ctx context.Context, path string) string {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Env = []string{"CNI_COMMAND=VERSION", "CNI_ARGS=", "CNI_IFNAME=", "CNI_PATH=" + filepath.Dir(path), "CNI_CONTAINERID="}
+	cmd.Stdin = strings.NewReader(`{"cniVersion": "` + oldVersion + `"}`)
+	out, err := cmd.Output()
+	if err != nil {
+		return oldVersion
+	}
+	info, err := (&version.PluginDecoder{}).Decode(out)
+	if err != nil || len(info.SupportedVersions()) == 0 {
+		return oldVersion
+	}
+	newest := info.SupportedVersions()[0]
+	for _, v := range info.SupportedVersions() {
+		if older(v, newest) == newest {
+			newest = v
+		}
+	}
+	return newest
+}
+
+// conflist is the CNI configuration. It names what is not where weft-cni looks for it.
+func (o Options) conflist(c api.CNI) []byte {
+	plugin := map[string]any{"type": PluginName, "capabilities": map[string]bool{"ips": true}}
+	if socket := o.socket(); socket != api.DefaultSocket {
+		plugin["socket"] = socket
+	}
+	if o.StateDir != DefaultStateDir {
+		plugin["stateDir"] = o.StateDir
+	}
+	plugins := []any{plugin}
+	for _, name := range c.Plugins[1:] {
+		plugins = append(plugins, map[string]any{"type": name, "capabilities": map[string]bool{chainable[name].capability: true}})
+	}
+	data, err := json.MarshalIndent(map[string]any{"cniVersion": c.Version, "name": "weft", "plugins": plugins}, "", "  ")
+	if err != nil {
+		panic(err) // strings only
+	}
+	return append(data, '\n')
+}
+
+// installCNI puts the plugin and then the configuration where the container runtime looks
+// for them, if they are not there already. A plugin of the chain that was not there yet is
+// looked for again.
+func (a *Agent) installCNI(ctx context.Context) error {
+	if a.opts.CNIConfDir == "" {
+		return nil
+	}
+	now := a.cni.Load()
+	if now != nil && !a.opts.appeared(now.Missing) {
+		return nil
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("install CNI: %w", err)
+	}
+	plugin, err := os.ReadFile(filepath.Join(filepath.Dir(exe), PluginName))
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("install CNI: %s is not beside %s: put it there, or use --cni-conf-dir= to do without CNI", PluginName, exe)
+	}
+	if err != nil {
+		return fmt.Errorf("install CNI: %w", err)
+	}
+	if err := installFile(filepath.Join(a.opts.CNIBinDir, PluginName), plugin, 0o755); err != nil {
+		return fmt.Errorf("install CNI: %w", err)
+	}
+	made := a.opts.chain(ctx)
+	made.Config = filepath.Join(a.opts.CNIConfDir, ConflistFile)
+	if err := installFile(made.Config, a.opts.conflist(made), 0o644); err != nil {
+		return fmt.Errorf("install CNI: %w", err)
+	}
+	a.cni.Store(&made)
+	return nil
+}
+
+// appeared reports whether one of some plugins is there by now.
+func (o Options) appeared(missing []string) bool {
+	return slices.ContainsFunc(missing, func(name string) bool {
+		_, err := os.Stat(filepath.Join(o.CNIBinDir, name))
+		return err == nil
+	})
+}
+
+// reportCNI is what the runtime was told, and which configurations it finds before ours.
+func (a *Agent) reportCNI() (r *api.CNI, warnings []string) {
+	made := a.cni.Load()
+	if made == nil {
+		return nil, nil
+	}
+	for _, name := range made.Missing {
+		warnings = append(warnings, fmt.Sprintf("the CNI plugin %s is not in %s: without it %s have no effect. Install it there (package containernetworking-plugins, or the CNI project's release); it is found by itself then",
+			name, a.opts.CNIBinDir, chainable[name].lost))
+	}
+	others, _ := os.ReadDir(a.opts.CNIConfDir) // unreadable: the runtime cannot read ours either
+	for _, f := range others {
+		switch filepath.Ext(f.Name()) {
+		case ".conf", ".conflist", ".json":
+			if f.Name() < ConflistFile {
+				warnings = append(warnings, fmt.Sprintf("%s comes before %s in %s: runtimes take the first, unless that is a meta plugin which calls Weft. Remove it if Weft shall be the network",
+					f.Name(), ConflistFile, a.opts.CNIConfDir))
+			}
+		}
+	}
+	return made, warnings
+}
+
+// installFile writes a file unless it has that content already.
+func installFile(path string, data []byte, mode os.FileMode) error {
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return writeFile(path, data, mode)
+}
+
+// RemoveCNI takes the configuration away, and then the plugin: no more containers come.
+func RemoveCNI(opts Options) error {
+	for _, file := range []struct{ dir, name string }{{opts.CNIConfDir, ConflistFile}, {opts.CNIBinDir, PluginName}} {
+		if file.dir == "" {
+			continue // done without CNI: nothing of ours is in the working directory
+		}
+		if err := os.Remove(filepath.Join(file.dir, file.name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("reset: %w", err)
+		}
+	}
+	return nil
+}

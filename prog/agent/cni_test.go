@@ -1,0 +1,89 @@
+package agent
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"weft/prog/api"
+)
+
+// fakePlugin is one that answers VERSION, or does not run.
+func fakePlugin(t *testing.T, dir, name, script string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The configuration names the plugins that are there, and a version that all of them speak.
+func TestChain(t *testing.T) {
+	const newest = "#!/bin/sh\ntest $CNI_COMMAND = VERSION && cat >/dev/null && echo '{\"cniVersion\": \"1.0.0\", \"supportedVersions\": [\"0.4.0\", \"1.1.0\", \"1.0.0\"]}'\n"
+	older := strings.Replace(newest, `"1.1.0", `, "", 1)
+	for _, c := range []struct {
+		name             string
+		there            map[string]string
+		asked            []string
+		version          string
+		plugins, missing []string
+	}{
+		{"alone", nil, nil, "1.1.0", []string{"weft-cni"}, nil},
+		{"not asked for", map[string]string{"portmap": newest}, nil, "1.1.0", []string{"weft-cni"}, nil},
+		{"new", map[string]string{"portmap": newest}, []string{"portmap"}, "1.1.0", []string{"weft-cni", "portmap"}, nil},
+		{"one is older", map[string]string{"portmap": newest, "bandwidth": older}, []string{"portmap", "bandwidth"}, "1.0.0", []string{"weft-cni", "portmap", "bandwidth"}, nil},
+		{"one is missing", map[string]string{"portmap": newest}, []string{"portmap", "bandwidth"}, "1.1.0", []string{"weft-cni", "portmap"}, []string{"bandwidth"}},
+		{"does not run here", map[string]string{"portmap": "#!/no/such/interpreter\n"}, []string{"portmap"}, "1.0.0", []string{"weft-cni", "portmap"}, nil},
+		{"answers nonsense", map[string]string{"portmap": "#!/bin/sh\necho {}\n"}, []string{"portmap"}, "1.0.0", []string{"weft-cni", "portmap"}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := Options{CNIBinDir: t.TempDir(), CNIChain: c.asked, StateDir: DefaultStateDir, RunDir: DefaultRunDir}
+			for name, script := range c.there {
+				fakePlugin(t, o.CNIBinDir, name, script)
+			}
+			made := o.chain(t.Context())
+			if made.Version != c.version || !slices.Equal(made.Plugins, c.plugins) || !slices.Equal(made.Missing, c.missing) {
+				t.Errorf("got %+v", made)
+			}
+			var conf struct {
+				CNIVersion string
+				Plugins    []struct {
+					Type         string
+					Capabilities map[string]bool
+				}
+			}
+			if err := json.Unmarshal(o.conflist(made), &conf); err != nil || conf.CNIVersion != c.version || len(conf.Plugins) != len(c.plugins) {
+				t.Fatalf("%v: %+v", err, conf)
+			}
+			for i, p := range conf.Plugins {
+				if p.Type != c.plugins[i] || len(p.Capabilities) != 1 {
+					t.Errorf("plugin %d: %+v", i, p)
+				}
+			}
+		})
+	}
+}
+
+// A configuration that the runtime takes before ours is told of, and so is a plugin that is
+// not there; one that comes later joins the chain.
+func TestCNIWarnings(t *testing.T) {
+	a := &Agent{opts: Options{CNIConfDir: t.TempDir(), CNIBinDir: t.TempDir(), CNIChain: []string{"portmap"}}}
+	for _, name := range []string{"00-multus.conf", "05-other.conflist", "20-later.conflist", "notes.txt"} {
+		fakePlugin(t, a.opts.CNIConfDir, name, "{}")
+	}
+	a.cni.Store(&api.CNI{Missing: []string{"portmap"}})
+	_, warnings := a.reportCNI()
+	text := strings.Join(warnings, "\n")
+	if len(warnings) != 3 || !strings.Contains(text, "host ports") || !strings.Contains(text, "00-multus.conf") || !strings.Contains(text, "05-other.conflist") {
+		t.Errorf("warnings:\n%s", text)
+	}
+	if a.opts.appeared([]string{"portmap"}) {
+		t.Error("portmap appeared")
+	}
+	fakePlugin(t, a.opts.CNIBinDir, "portmap", "")
+	if !a.opts.appeared([]string{"portmap"}) {
+		t.Error("portmap did not appear")
+	}
+}
