@@ -3,8 +3,8 @@ SHELL   := /bin/bash
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 FLAGS   := -trimpath -ldflags '-s -w -X weft/prog/cli.Version=$(VERSION)'
-# The image: its name, without the tag; the commit and the time of the sources.
-IMAGE    ?= localhost/weft
+# The image: its name, which is the one in site/weft.yaml; the commit and the time of the sources.
+IMAGE    ?= localhost/weft:latest
 REVISION ?= $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/null)
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 

@@ -38,7 +38,7 @@ func main() {
 func run(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("image", flag.ContinueOnError)
 	path := flags.String("o", "weft-image.tar", "the archive to write; the bills of materials are written beside it")
-	image := flags.String("name", "localhost/weft", "the image's name, with its registry but without a tag: that is the version")
+	image := flags.String("name", "localhost/weft", "the image's name, with its registry; without a tag that is the version")
 	version := flags.String("version", "dev", "version of the sources")
 	revision := flags.String("revision", "", "commit of the sources, if known")
 	created := flags.Int64("created", 0, "time of the sources, in seconds since 1970: the only time that the image knows")
@@ -55,7 +55,11 @@ func run(args []string, out io.Writer) error {
 	var err error
 	// Strict, because kubelet and containerd complete a name without a registry to one
 	// of a public registry: a missing image would be pulled from a stranger.
-	if opts.name, err = name.NewTag(*image+":"+opts.version, name.StrictValidation); err != nil {
+	tagged := *image
+	if !strings.Contains(tagged[strings.LastIndex(tagged, "/")+1:], ":") {
+		tagged += ":" + opts.version
+	}
+	if opts.name, err = name.NewTag(tagged, name.StrictValidation); err != nil {
 		return fmt.Errorf("%w: want -name REGISTRY/NAME (localhost/weft, for one) and a -version of letters, digits, '.', '_' and '-'", err)
 	}
 	platforms, err := readPlatforms(flags.Args())
