@@ -19,7 +19,8 @@ args=(--provider=local --ginkgo.focus="$focus" --ginkgo.skip="$skip" --ginkgo.v 
 
 if [ -n "${DRY:-}" ]; then
 	"$kube/build.sh" e2e.test
-	e2e.test "${args[@]}" --ginkgo.dry-run 2>&1 | grep '^\[sig-'
+	list=$(e2e.test "${args[@]}" --ginkgo.dry-run 2>&1) || fail "$list"
+	grep '^\[sig-' <<<"$list" || fail "no spec has such a name"
 	exit
 fi
 [ -f "$run/settings" ] || fail "there is no cluster: make kube-up"
@@ -34,7 +35,7 @@ progress='
 	/^Will run/ {of = $3; print}
 	/^\[sig-/ {name = $0}
 	/^• / {print ++n "/" of " " $0 " " name; fflush()}
-	/^(Ran|SUCCESS|FAIL|PASS)/'
+	/^(Ran [0-9]|SUCCESS|FAIL|PASS)/'
 status=0
 "$kube/cluster.sh" exec e2e.test "${args[@]}" --report-dir="$out" --dump-logs-on-failure=false 2>&1 |
 	tee "$out/e2e.log" | awk "$progress" || status=$?

@@ -29,7 +29,9 @@ mkdir -p "$new/bin"
 CGO_ENABLED=0 GOFLAGS= GOWORK=off go build -trimpath -ldflags '-s -w' -o "$new/bin/" ./mkimage ./pause
 mkimage() { "$new/bin/mkimage" "$@"; }
 
-manifest=$(GOFLAGS= GOWORK=off go list -m -f '{{.Dir}}' k8s.io/kubernetes)/test/utils/image/manifest.go
+GOFLAGS= GOWORK=off go mod download k8s.io/kubernetes # it may be gone from the module cache: the programs are kept elsewhere
+source=$(GOFLAGS= GOWORK=off go list -m -f '{{.Dir}}' k8s.io/kubernetes)/test
+manifest=$source/utils/image/manifest.go
 ref() { # CONSTANT…: the names that the specs know images by, comma separated
 	local constant refs=()
 	for constant; do
@@ -60,7 +62,8 @@ mkimage -ref "$(ref BusyBox)" -cmd sh -o "$new/busybox.tar" "${busybox[@]}" "->b
 # only that it runs.
 # shellcheck disable=SC2086
 mkimage -ref "$(ref Agnhost JessieDnsutils DistrolessIptables Nginx)" -entrypoint /agnhost -cmd pause -o "$new/agnhost.tar" \
-	"$cache/bin/agnhost:/agnhost" "->agnhost:/agnhost-2" "${busybox[@]}" $programs uploads/
+	"$cache/bin/agnhost:/agnhost" "->agnhost:/agnhost-2" "$source/images/agnhost/porter/localhost.crt:/localhost.crt" \
+	"$source/images/agnhost/porter/localhost.key:/localhost.key" "${busybox[@]}" $programs uploads/
 mkimage -ref "$(ref RegressionIssue74839)" -entrypoint /regression-issue-74839 -o "$new/regression-issue-74839.tar" \
 	"$cache/bin/regression-issue-74839:/regression-issue-74839" "${busybox[@]}"
 # With libraries, since another build of ours may have put one that is linked with C there.
