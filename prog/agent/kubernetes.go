@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -234,7 +235,17 @@ func (a *Agent) chooseUniverse(ctx context.Context, cluster secret.ClusterID) (s
 	if err := link.Overlap(u); err != nil {
 		return u, &kube.RefusedError{Err: err}
 	}
-	return u, nil
+	return u, a.checkGossipPort()
+}
+
+// checkGossipPort keeps a host from founding that nobody could then hear of: all others would
+// wait for its addresses.
+func (a *Agent) checkGossipPort() error {
+	l, err := net.Listen("tcp", fmt.Sprintf(":%d", a.opts.GossipPort))
+	if err != nil {
+		return fmt.Errorf("this host does not found the ring while its gossip port is taken: find the program with `ss -lntup sport = :%d`, or choose another port on all hosts with WEFT_PORT (--port): %w", a.opts.GossipPort, err)
+	}
+	return l.Close()
 }
 
 // newIdentity replaces a state without a ring, which is worth nothing but its identity.
