@@ -136,6 +136,7 @@ func TestReclaimAsksTheAPIServer(t *testing.T) {
 	})
 	look("the watch was behind", true)
 	n.server.Refuse(nil)
+	n.knows(t, 2)
 	n.server.Delete(gone)
 	n.knows(t, 1)
 
