@@ -363,9 +363,13 @@ func (a *Agent) again(ctx context.Context, what string, try func() error) error 
 func (a *Agent) checkSecret(ctx context.Context) error {
 	f := a.cluster.founding
 	f.Token = a.token
-	return a.again(ctx, "cannot compare the cluster's Secret with this host's", func() error {
+	err := a.again(ctx, "cannot compare the cluster's Secret with this host's", func() error {
 		return a.cluster.client.CheckSecret(ctx, a.cluster.namespace, f)
 	})
+	if err != nil {
+		a.lastWord(ctx, kube.ReasonInvalidSetting, err)
+	}
+	return err
 }
 
 // checkProxy looks whether kube-proxy knows where pods are.
