@@ -53,13 +53,13 @@ for a in "${applets[@]}"; do busybox+=("->busybox:/bin/$a"); done
 
 # Debian's own programs where the specs use more than busybox has. The shell is dash: busybox's would take its own nc,
 # whatever the PATH says.
-programs=$(with_libraries /bin/dash:/bin/sh /bin/nc.openbsd:/bin/nc /usr/bin/curl /usr/bin/dig /usr/bin/getent /bin/ss:/usr/bin/ss \
-	/usr/sbin/conntrack)
+programs=$(with_libraries /bin/dash:/bin/sh /bin/nc.openbsd:/bin/nc /usr/bin/curl /usr/bin/dig /usr/bin/getent \
+	/bin/ss:/usr/bin/ss)
 
 mkimage -ref "$(ref Pause)" -entrypoint /pause -o "$new/pause.tar" "$new/bin/pause:/pause" tmp/
 mkimage -ref "$(ref BusyBox)" -cmd sh -o "$new/busybox.tar" "${busybox[@]}" "->busybox:/bin/sh" "->busybox:/bin/nc"
-# One image stands for several: of dnsutils the specs use dig and getent, of distroless-iptables conntrack, and of nginx
-# only that it runs.
+# One image stands for several: of dnsutils the specs use dig and getent, of distroless-iptables the shell, and of nginx only
+# that it runs.
 # shellcheck disable=SC2086
 mkimage -ref "$(ref Agnhost JessieDnsutils DistrolessIptables Nginx)" -entrypoint /agnhost -cmd pause -o "$new/agnhost.tar" \
 	"$cache/bin/agnhost:/agnhost" "->agnhost:/agnhost-2" "$source/images/agnhost/porter/localhost.crt:/localhost.crt" \

@@ -77,7 +77,7 @@ imageGCHighThresholdPercent: 100 # what it removed could not be pulled again
 evictionHard: {memory.available: 50Mi, nodefs.available: "1%", imagefs.available: "1%"}
 nodeStatusUpdateFrequency: 5s
 YAML
-# The table of connections is the machine's to size.
+# How many connections there may be is the machine's to say; timeouts are of each network namespace.
 cat >/run/kubernetes/kube-proxy.yaml <<YAML
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
@@ -85,7 +85,7 @@ mode: $PROXY_MODE
 clientConnection: {kubeconfig: /run/kubernetes/kube-proxy.kubeconfig}
 clusterCIDR: $CLUSTER_CIDR
 hostnameOverride: $NAME
-conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
+conntrack: {maxPerCore: 0}
 YAML
 
 keep() { # LOG PROGRAM…: runs it again when it ends, as systemd would
