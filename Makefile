@@ -9,7 +9,7 @@ REVISION ?= $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/d
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := help
-.PHONY: help build image manifest demo test check soak bench test-kernel fuzz clean kube-build kube-up kube-down kube-shell conformance
+.PHONY: help build image manifest demo test check soak bench test-kernel fuzz clean kube-build kube-up kube-down test-kube kube-shell conformance
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,11 +64,14 @@ kube-build: ## what a real Kubernetes on this machine needs, kept in ~/.cache/we
 	@prog/lab/kube/build.sh
 	@prog/lab/kube/images.sh >/dev/null
 
-kube-up: ## a Kubernetes of NODES nodes on this machine (CNI=bridge or none, PROXY_MODE=nftables or iptables)
+kube-up: build image ## a Kubernetes of NODES nodes on this machine (CNI=weft, none or bridge, PROXY_MODE=nftables or iptables)
 	@prog/lab/kube/cluster.sh up
 
 kube-down: ## end it; nothing is left of it
 	@prog/lab/kube/cluster.sh down
+
+test-kube: build image ## Weft on a real Kubernetes of three nodes on this machine (KEEP=1 leaves it up)
+	cd prog/lab/kube && GOFLAGS= GOWORK=off $(GO) test -count=1 -timeout=30m -v .
 
 kube-shell: ## a shell with kubectl for it
 	@prog/lab/kube/cluster.sh shell

@@ -71,7 +71,7 @@ func stopAgent(ctx context.Context, client *api.Client, req api.StopRequest) (ap
 }
 
 func (a *app) reset() *cobra.Command {
-	var force, cniOnly bool
+	var force, stay, cniOnly bool
 	var opts agent.Options
 	cmd := &cobra.Command{
 		Use: "reset", Short: "remove Weft from this host: data path, endpoints, guard, state and secret", Args: cobra.NoArgs,
@@ -104,9 +104,14 @@ containers come, and leaves everything else as it is.` + exitHelp,
 			case agent.Owns(opts.StateDir) && !force:
 				return errors.New("no agent runs on this host, so nobody can take over the addresses that it owns: `weft launch` first, or use --force, and then run `weft rmpeer` on another host")
 			}
-			return agent.Reset(cmd.Context(), opts)
+			if err := agent.Reset(cmd.Context(), opts); err != nil || !stay {
+				return err
+			}
+			<-cmd.Context().Done()
+			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&stay, "stay", false, "then wait for a signal: containers of a DaemonSet must not end")
 	cmd.Flags().BoolVar(&force, "force", false, "also cut off containers that are attached")
 	cmd.Flags().BoolVar(&cniOnly, "cni", false, "remove only the CNI configuration and the plugin")
 	cmd.Flags().StringVar(&opts.StateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")

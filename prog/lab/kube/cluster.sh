@@ -17,7 +17,8 @@
 #
 # Settings, from the environment of `up`:
 #   NODES          how many, by default 3
-#   CNI            bridge: Debian's plugins, with routes between the nodes (default); none: nodes wait for a plugin
+#   CNI            weft: installed from site/weft.yaml (default); none: nodes wait for a plugin; bridge: Debian's plugins,
+#                  with routes between the nodes, to tell the lab's mistakes from ours
 #   PROXY_MODE     nftables (default) or iptables
 #   CLUSTER_CIDR   the pods' ranges, one of each family
 #
@@ -29,7 +30,7 @@ set -euo pipefail
 . "$(dirname "$0")/env.sh"
 settings=$run/settings
 [ ! -f "$settings" ] || . "$settings"
-CNI=${CNI:-bridge} PROXY_MODE=${PROXY_MODE:-nftables}
+CNI=${CNI:-weft} PROXY_MODE=${PROXY_MODE:-nftables}
 
 cp_ns() { nsenter --net=/run/netns/$lab "$@"; }
 kc() { cp_ns kubectl --kubeconfig="$run/pki/admin.kubeconfig" "$@"; }
@@ -188,6 +189,16 @@ node_wait() { # NAME MOMENT
 	wait_for 180 "$1" reported "$1" "$2"
 }
 
+# The API server is on no node, so it has a way to pods by way of one: some specs go through it.
+weft_up() {
+	kc create configmap kube-proxy -n kube-system --from-literal=config.conf="clusterCIDR: $CLUSTER_CIDR" >&2
+	kc apply -f "$checkout/site/weft.yaml" >&2
+	kc wait --for=condition=Ready node --all --timeout=120s >&2
+	in_node node1 "$checkout/bin/weft" expose
+	ip -n $lab route add "${CLUSTER_CIDR%,*}" via "${fabric4}11"
+	ip -n $lab route add "${CLUSTER_CIDR#*,}" via "${fabric6}11"
+}
+
 # A stand-in for a plugin: a bridge on each node, and the fabric routes between their ranges.
 bridge_config() { # NAME
 	local index ranges='' range
@@ -238,7 +249,8 @@ node_names() { (cd "$run" && ls -d -- */disk | cut -d/ -f1); }
 check_machine() {
 	[ "$(id -u)" = 0 ] || fail "a cluster needs root: its containers are real"
 	[ -d /sys/fs/cgroup/pids ] || fail "the nodes' cgroups are laid out for cgroup v1, which is not at /sys/fs/cgroup"
-	case $CNI in bridge | none) ;; *) fail "CNI is bridge or none, not $CNI" ;; esac
+	case $CNI in weft | none | bridge) ;; *) fail "CNI is weft, none or bridge, not $CNI" ;; esac
+	[ "$CNI" != weft ] || [ -f "$checkout/bin/weft-image.tar" ] || fail "there is no image of Weft: make image"
 	case $PROXY_MODE in nftables | iptables) ;; *) fail "PROXY_MODE is nftables or iptables, not $PROXY_MODE" ;; esac
 	[ -z "$(members .)" ] || fail "a cluster is up: use it with make kube-shell, or end it with make kube-down"
 	[ -z "$(leftovers)" ] || fail "something is left of a cluster: make kube-down removes it: $(leftovers)"
@@ -269,6 +281,7 @@ up() {
 	since=$(now)
 	for i in $(seq "$n"); do node_up "node$i" "$i"; done
 	for i in $(seq "$n"); do node_wait "node$i" "$since"; done
+	[ "$CNI" != weft ] || weft_up
 	wait_for 60 "the default service account" kc -n default get serviceaccount default
 	say "the cluster is up after $SECONDS s"
 	kc get nodes -o wide

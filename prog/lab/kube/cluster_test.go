@@ -1,0 +1,250 @@
+package kube
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// nodes are those of the cluster that the tests start.
+var nodes = []string{"node1", "node2", "node3"}
+
+// checkout is the main module's folder, where `make test-kube` has built the programs and the image.
+var checkout = func() string {
+	dir, err := filepath.Abs("../../..")
+	if err != nil {
+		panic(err)
+	}
+	return dir
+}()
+
+var weftProgram = filepath.Join(checkout, "bin", "weft")
+
+// The cluster is started once for all tests. KEEP=1 leaves it running.
+func TestMain(m *testing.M) {
+	up := exec.Command("./cluster.sh", "up")
+	up.Env = append(os.Environ(), "CNI=none", fmt.Sprintf("NODES=%d", len(nodes)))
+	up.Stdout, up.Stderr = os.Stderr, os.Stderr
+	if err := up.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "the cluster does not start:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	if os.Getenv("KEEP") == "" {
+		down := exec.Command("./cluster.sh", "down")
+		down.Stdout, down.Stderr = os.Stderr, os.Stderr
+		if err := down.Run(); err != nil {
+			fmt.Fprintln(os.Stderr, "the cluster does not end:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// cluster runs a command of cluster.sh.
+func cluster(t testing.TB, stdin string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "./cluster.sh", args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errs.String()))
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+func must(t testing.TB, out string, err error) string {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func kubectl(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := cluster(t, "", append([]string{"kubectl"}, args...)...)
+	return must(t, out, err)
+}
+
+func apply(t testing.TB, manifest string) {
+	t.Helper()
+	out, err := cluster(t, manifest, "kubectl", "apply", "-f", "-")
+	must(t, out, err)
+}
+
+// weft asks the agent of a node.
+func weft(t testing.TB, node string, args ...string) (string, error) {
+	t.Helper()
+	return cluster(t, "", append([]string{"in", node, weftProgram}, args...)...)
+}
+
+// report is as much of an agent's as tests look at.
+type report struct {
+	Ready    bool
+	NotReady string
+	Warnings []string
+	Router   struct {
+		ID    string
+		Peers []struct{ ID, Nickname, State string }
+	}
+	IPAM struct {
+		Range, Range6 string
+		Generation    int
+		Owners        []struct {
+			Peer, Nickname string
+			Slots          uint64
+		}
+	}
+	CNI       struct{ Plugins []string }
+	Endpoints []struct{ Name, Namespace string }
+}
+
+func reportOf(t testing.TB, node string) (r report, err error) {
+	t.Helper()
+	out, err := weft(t, node, "report")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &r)
+	}
+	return r, err
+}
+
+// eventually waits until something holds, and says why it does not.
+func eventually(t testing.TB, within time.Duration, what string, check func() error) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for {
+		err := check()
+		if err == nil {
+			return time.Since(start)
+		}
+		if time.Since(start) > within {
+			t.Fatalf("%s: not within %v: %v", what, within, err)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// pod is a pod as the API server and its node know it.
+type pod struct {
+	Metadata struct{ Name, Namespace, UID string }
+	Spec     struct{ NodeName string }
+	Status   struct {
+		Phase             string
+		PodIPs            []struct{ IP string }
+		ContainerStatuses []struct {
+			ContainerID string
+			Ready       bool
+		}
+	}
+}
+
+func getPod(t testing.TB, name string) (p pod) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(kubectl(t, "get", "pod", name, "-o", "json")), &p); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// ip is the pod's address of a family.
+func (p pod) ip(t testing.TB, six bool) string {
+	t.Helper()
+	for _, a := range p.Status.PodIPs {
+		if strings.Contains(a.IP, ":") == six {
+			return a.IP
+		}
+	}
+	t.Fatalf("%s has no address of the family (IPv6: %v): %v", p.Metadata.Name, six, p.Status.PodIPs)
+	return ""
+}
+
+// url is where something listens.
+func url(addr string, port int, path string) string {
+	if strings.Contains(addr, ":") {
+		addr = "[" + addr + "]"
+	}
+	return fmt.Sprintf("http://%s:%d%s", addr, port, path)
+}
+
+// get asks for a page from within a pod.
+func get(t testing.TB, from, address string) (string, error) {
+	t.Helper()
+	return cluster(t, "", "kubectl", "exec", from, "--", "curl", "-sgf", "--max-time", "3", address)
+}
+
+// pid is a process of the pod, as its node numbers it: so commands run in the pod without the API server.
+func (p pod) pid(t testing.TB) string {
+	t.Helper()
+	if len(p.Status.ContainerStatuses) == 0 {
+		t.Fatalf("%s has no container", p.Metadata.Name)
+	}
+	id := strings.TrimPrefix(p.Status.ContainerStatuses[0].ContainerID, "containerd://")
+	out, err := cluster(t, "", "in", p.Spec.NodeName, "ctr", "-n", "k8s.io", "task", "ls")
+	for line := range strings.Lines(must(t, out, err)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == id {
+			return f[1]
+		}
+	}
+	t.Fatalf("%s does not run on %s", p.Metadata.Name, p.Spec.NodeName)
+	return ""
+}
+
+// flow is an exchange of numbered messages that goes on until it is ended.
+type flow struct {
+	what string
+	cmd  *exec.Cmd
+	end  func() error
+	out  bytes.Buffer
+}
+
+// startFlow sends from a pod to `weft probe listen` in another one, 50 messages a second.
+func startFlow(t testing.TB, proto string, from pod, to string) *flow {
+	t.Helper()
+	f := &flow{what: fmt.Sprintf("%s from %s to %s", proto, from.Metadata.Name, to)}
+	f.cmd = exec.CommandContext(t.Context(), "./cluster.sh", "in", from.Spec.NodeName, "nsenter", "-t", from.pid(t), "--net",
+		weftProgram, "probe", proto, "--json", "--count", "100000", "--interval", "20ms", "--until-eof", to)
+	f.cmd.Stdout, f.cmd.Stderr = &f.out, os.Stderr
+	in, err := f.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.end = in.Close
+	if err := f.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// stop ends a flow, which must have lost nothing.
+func (f *flow) stop(t testing.TB) {
+	t.Helper()
+	if err := f.end(); err != nil {
+		t.Error(err)
+	}
+	err := f.cmd.Wait()
+	var results []struct {
+		Sent, Received, Lost int
+		MaxMs                float64
+		LostAtMs             []float64
+		Error, Unsent        string
+	}
+	if e := json.Unmarshal(f.out.Bytes(), &results); e != nil || len(results) != 1 {
+		t.Fatalf("%s: %v: %v: %s", f.what, err, e, &f.out)
+	}
+	r := results[0]
+	if err != nil || r.Lost > 0 || r.Received != r.Sent || r.Sent < 10 || r.Error != "" {
+		t.Errorf("%s: %v: %+v", f.what, err, r)
+	}
+	t.Logf("%s: %d of %d, longest %.0f ms", f.what, r.Received, r.Sent, r.MaxMs)
+}
+
+var errNot = errors.New("not yet")

@@ -1,0 +1,237 @@
+package kube
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// flows are one of each protocol and family between the probes of two nodes.
+func flows(t *testing.T, from, to string) (all []*flow) {
+	t.Helper()
+	for _, proto := range []string{"udp", "tcp"} {
+		for _, six := range []bool{false, true} {
+			all = append(all, startFlow(t, proto, getPod(t, from), getPod(t, to).ip(t, six)))
+		}
+	}
+	time.Sleep(time.Second)
+	return all
+}
+
+func stopAll(t *testing.T, all []*flow) {
+	t.Helper()
+	for _, f := range all {
+		f.stop(t)
+	}
+}
+
+// agentsReplaced waits until every agent's pod is another one than before, and ready.
+func agentsReplaced(t *testing.T, before string) {
+	t.Helper()
+	eventually(t, 2*time.Minute, "new agents", func() error {
+		now := agentPods(t)
+		for name := range strings.FieldsSeq(now) {
+			if strings.Contains(before, name) {
+				return fmt.Errorf("%s is still there", name)
+			}
+		}
+		if len(strings.Fields(now)) != len(nodes) {
+			return errNot
+		}
+		return nil
+	})
+	kubectl(t, "-n", "weft", "rollout", "status", "ds/weft", "--timeout=2m")
+}
+
+func agentPods(t *testing.T) string {
+	t.Helper()
+	return kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].metadata.name}")
+}
+
+// Agents end in every way, and flows that go on lose nothing. The data path's pods are not touched.
+func agentsKilledAndRolled(t *testing.T) {
+	datapath := kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft-datapath", "-o", "jsonpath={.items[*].metadata.uid}")
+	all := flows(t, "probe-node1", "probe-node2")
+	before := agentPods(t)
+	kubectl(t, "-n", "weft", "delete", "pods", "-l", "app=weft", "--force", "--grace-period=0")
+	agentsReplaced(t, before)
+	before = agentPods(t)
+	kubectl(t, "-n", "weft", "rollout", "restart", "ds/weft")
+	agentsReplaced(t, before)
+	stopAll(t, all)
+	if now := kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft-datapath", "-o", "jsonpath={.items[*].metadata.uid}"); now != datapath {
+		t.Errorf("the data path's pods were %s and are %s", datapath, now)
+	}
+	mayReach(t, "server-node3", "server-node2", false) // the policy is in force as before
+	mayReach(t, "server-node1", "server-node2", true)
+}
+
+// outage is how long the API server is down.
+const outage = 2 * time.Minute
+
+// Without the API server pods talk, a pod whose sandbox dies gets another one (a DEL and an ADD), and agents that start
+// anew know policies and pods. What was changed is followed once it is back.
+func withoutAPIServer(t *testing.T) {
+	victim, other := getPod(t, "probe-node3"), getPod(t, "probe-node2")
+	stranger := getPod(t, "server-node3")
+	strangerPID, friendPID := stranger.pid(t), getPod(t, "server-node1").pid(t)
+	closed := url(getPod(t, "server-node2").ip(t, false), 8080, "/hostname")
+	all := flows(t, "probe-node1", "probe-node2")
+	out, err := cluster(t, "", "apiserver-stop")
+	must(t, out, err)
+	start := time.Now()
+	agents := func(node string) { // as if by a crash: the kubelet starts it anew
+		out, err := cluster(t, "", "in", node, "pkill", "-KILL", "-f", "^/weft agent")
+		must(t, out, err)
+	}
+	agents("node2")
+	sandbox := killSandbox(t, victim)
+	eventually(t, time.Minute, "another sandbox", func() error {
+		now, err := sandboxOf(t, victim)
+		if err == nil && (now == "" || now == sandbox) {
+			err = errNot
+		}
+		return err
+	})
+	eventually(t, time.Minute, "the new pod's address in the directory", func() error {
+		for _, six := range []bool{false, true} {
+			addr, err := addressOf(t, victim, six)
+			if err != nil {
+				return err
+			}
+			if out, err := cluster(t, "", "in", other.Spec.NodeName, "nsenter", "-t", other.pid(t), "--net", weftProgram, "probe", "udp", "-c", "3", addr); err != nil {
+				return fmt.Errorf("%s: %w: %s", addr, err, out)
+			}
+		}
+		return nil
+	})
+	eventually(t, time.Minute, "node2's agent", func() error {
+		r, err := reportOf(t, "node2")
+		if err == nil && !r.Ready {
+			err = fmt.Errorf("not ready: %s", r.NotReady)
+		}
+		return err
+	})
+	ask := func(node, pid string) error {
+		_, err := cluster(t, "", "in", node, "nsenter", "-t", pid, "--net", "curl", "-sgf", "--max-time", "3", closed)
+		return err
+	}
+	if ask("node3", strangerPID) == nil {
+		t.Error("a policy is not in force after a restart without the API server")
+	}
+	if err := ask("node1", friendPID); err != nil {
+		t.Errorf("who is allowed in is not, after a restart without the API server: %v", err)
+	}
+	time.Sleep(outage - time.Since(start))
+	out, err = cluster(t, "", "apiserver-start")
+	must(t, out, err)
+	stopAll(t, all)
+	eventually(t, time.Minute, "the API server", func() error {
+		_, err := cluster(t, "", "kubectl", "label", "pod", "server-node3", "friend=yes", "--overwrite")
+		return err
+	})
+	mayReach(t, "server-node3", "server-node2", true)
+	kubectl(t, "label", "pod", "server-node3", "friend-")
+	mayReach(t, "server-node3", "server-node2", false)
+	ready(t, "probe-node3")
+}
+
+// sandboxOf is the process that holds a pod's namespaces, of a pod with one container, by its node's containerd.
+func sandboxOf(t *testing.T, p pod) (string, error) {
+	t.Helper()
+	out, err := cluster(t, "", "in", p.Spec.NodeName, "ctr", "-n", "k8s.io", "containers", "ls", "-q",
+		"labels.\"io.kubernetes.pod.uid\"=="+p.Metadata.UID+",labels.\"io.cri-containerd.kind\"==sandbox")
+	if err != nil {
+		return "", err
+	}
+	running, err := cluster(t, "", "in", p.Spec.NodeName, "ctr", "-n", "k8s.io", "task", "ls")
+	for line := range strings.Lines(running) {
+		if f := strings.Fields(line); len(f) == 3 && f[2] == "RUNNING" && slices.Contains(strings.Fields(out), f[0]) {
+			return f[1], nil
+		}
+	}
+	return "", err
+}
+
+func killSandbox(t *testing.T, p pod) (pid string) {
+	t.Helper()
+	pid, err := sandboxOf(t, p)
+	if must(t, pid, err) == "" {
+		t.Fatalf("%s has no sandbox", p.Metadata.Name)
+	}
+	out, err := cluster(t, "", "in", p.Spec.NodeName, "kill", "-KILL", pid)
+	must(t, out, err)
+	return pid
+}
+
+// addressOf asks the pod's own node, which gave it the address.
+func addressOf(t *testing.T, p pod, six bool) (string, error) {
+	t.Helper()
+	out, err := weft(t, p.Spec.NodeName, "report", "-f", `{{range .Endpoints}}{{if eq .Name "`+p.Metadata.Name+`"}}{{range .Addresses}}{{.}} {{end}}{{end}}{{end}}`)
+	for a := range strings.FieldsSeq(out) {
+		if strings.Contains(a, ":") == six {
+			return a, nil
+		}
+	}
+	if err == nil {
+		err = fmt.Errorf("no address of %s yet", p.Metadata.Name)
+	}
+	return "", err
+}
+
+// owners are the nicknames of those who own addresses, and the ring's generation.
+func owners(t *testing.T, node string) (names []string, generation int, err error) {
+	t.Helper()
+	r, err := reportOf(t, node)
+	for _, o := range r.IPAM.Owners {
+		names = append(names, o.Nickname)
+	}
+	slices.Sort(names)
+	return names, r.IPAM.Generation, err
+}
+
+// A node that only does not answer keeps its addresses. When it is deleted they are reclaimed, once; and another node of
+// its name joins like any new one.
+func nodeDeleted(t *testing.T) {
+	const gone = "node3"
+	all := flows(t, "probe-node1", "probe-node2")
+	_, before, err := owners(t, "node1")
+	must(t, "", err)
+	out, err := cluster(t, "", "node-down", gone)
+	must(t, out, err)
+	kubectl(t, "wait", "--for=condition=Ready=Unknown", "node/"+gone, "--timeout=2m")
+	time.Sleep(10 * time.Second) // silent for longer than a deleted node may be
+	if names, now, err := owners(t, "node1"); err != nil || now != before || !slices.Contains(names, gone) {
+		t.Errorf("a node that is only not ready: generation %d to %d, owners %v: %v", before, now, names, err)
+	}
+	kubectl(t, "delete", "node", gone)
+	took := eventually(t, 2*time.Minute, "the addresses of a deleted node", func() error {
+		for _, node := range []string{"node1", "node2"} {
+			names, _, err := owners(t, node)
+			if err != nil {
+				return err
+			}
+			if slices.Contains(names, gone) {
+				return fmt.Errorf("%s says that %v own them", node, names)
+			}
+		}
+		return nil
+	})
+	t.Logf("reclaimed %v after the node was deleted", took.Round(time.Second))
+	for _, node := range []string{"node1", "node2"} {
+		if _, now, err := owners(t, node); err != nil || now != before+1 {
+			t.Errorf("%s: generation %d, want one more than %d: %v", node, now, before, err)
+		}
+	}
+	out, err = cluster(t, "", "node-up", gone, "3")
+	must(t, out, err)
+	kubectl(t, "wait", "--for=condition=Ready", "node/"+gone, "--timeout=2m")
+	stopAll(t, all)
+	kubectl(t, "delete", "pod", "--force", "--grace-period=0", "--ignore-not-found", "server-"+gone, "probe-"+gone, "host-"+gone)
+	apply(t, manifestOf(t, "pods.yaml", gone))
+	ready(t, "server-"+gone, "probe-"+gone, "host-"+gone)
+	mayReach(t, "server-"+gone, "server-node1", true)
+	mayReach(t, "server-"+gone, "server-node2", false)
+}

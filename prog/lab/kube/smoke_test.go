@@ -1,0 +1,282 @@
+package kube
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestWeft installs Weft and goes through what it promises, each step on what the ones before have left.
+func TestWeft(t *testing.T) {
+	for _, step := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"Install", install},
+		{"Pods", pods},
+		{"NoPlaintext", noPlaintext},
+		{"Services", services},
+		{"Policy", policy},
+		{"Names", names},
+		{"Plugin", plugin},
+		{"AgentsKilledAndRolled", agentsKilledAndRolled},
+		{"WithoutAPIServer", withoutAPIServer},
+		{"NodeDeleted", nodeDeleted},
+		{"Uninstall", uninstall},
+	} {
+		if !t.Run(step.name, step.run) && step.name == "Install" {
+			t.Fatal("nothing else can be tested")
+		}
+	}
+}
+
+// installTime is how long the nodes of a new cluster may take to become ready.
+const installTime = time.Minute
+
+func install(t *testing.T) {
+	// Where kubeadm keeps it.
+	cidr, err := cluster(t, "", "exec", "sh", "-c", ". "+checkout+"/prog/lab/kube/env.sh; echo $CLUSTER_CIDR")
+	must(t, cidr, err)
+	apply(t, fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-proxy, namespace: kube-system}\ndata:\n  config.conf: |\n    kind: KubeProxyConfiguration\n    clusterCIDR: %s\n", cidr))
+	start := time.Now()
+	kubectl(t, "apply", "-f", checkout+"/site/weft.yaml")
+	kubectl(t, "wait", "--for=condition=Ready", "node", "--all", "--timeout=3m")
+	took := time.Since(start)
+	t.Logf("from kubectl apply to all nodes ready: %v", took.Round(100*time.Millisecond))
+	if took > installTime {
+		t.Errorf("the nodes are ready after %v, want %v", took, installTime)
+	}
+	kubectl(t, "-n", "weft", "rollout", "status", "ds/weft", "--timeout=1m")
+	for _, node := range nodes {
+		r, err := reportOf(t, node)
+		if err != nil || !r.Ready || len(r.Warnings) > 0 || len(r.Router.Peers) != len(nodes) {
+			t.Errorf("%s: %v: %+v", node, err, r)
+		}
+		if four, six, _ := strings.Cut(cidr, ","); r.IPAM.Range != four || r.IPAM.Range6 != six {
+			t.Errorf("%s: universe %s,%s, want kube-proxy's %s", node, r.IPAM.Range, r.IPAM.Range6, cidr)
+		}
+		if len(r.CNI.Plugins) != 2 {
+			t.Errorf("%s: plugins %v, want portmap behind ours", node, r.CNI.Plugins)
+		}
+		status := kubectl(t, "get", "node", node, "-o", `jsonpath={.status.conditions[?(@.type=="NetworkUnavailable")].status}`)
+		if status != "False" {
+			t.Errorf("%s: NetworkUnavailable is %q", node, status)
+		}
+	}
+	if out := kubectl(t, "get", "events", "--field-selector", "type=Warning,involvedObject.kind=Node,source=weft", "-o", "name"); out != "" {
+		t.Errorf("warnings: %s", out)
+	}
+	out, err := cluster(t, "", "dns")
+	must(t, out, err)
+}
+
+// agnhost is the name of the image.
+func agnhost(t *testing.T) string {
+	t.Helper()
+	out, err := cluster(t, "", "in", nodes[0], "ctr", "-n", "k8s.io", "images", "ls", "-q")
+	for name := range strings.Lines(must(t, out, err)) {
+		if strings.Contains(name, "/agnhost:") {
+			return strings.TrimSpace(name)
+		}
+	}
+	t.Fatal("the nodes have no image of agnhost")
+	return ""
+}
+
+// manifestOf is a file of testdata, for a node.
+func manifestOf(t *testing.T, file, node string) string {
+	t.Helper()
+	data, err := os.ReadFile("testdata/" + file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.NewReplacer("NODE", node, "AGNHOST", agnhost(t)).Replace(string(data))
+}
+
+func ready(t *testing.T, names ...string) {
+	t.Helper()
+	kubectl(t, append([]string{"wait", "--for=condition=Ready", "--timeout=90s", "pod"}, names...)...)
+}
+
+// Every pod reaches every other in both families, and is seen there by its own address; the kubelet's probes and pods
+// of the host's network reach them as well.
+func pods(t *testing.T) {
+	for _, node := range nodes {
+		apply(t, manifestOf(t, "pods.yaml", node))
+	}
+	for _, node := range nodes {
+		ready(t, "server-"+node, "probe-"+node, "host-"+node)
+	}
+	for _, from := range nodes {
+		a := getPod(t, "server-"+from)
+		for _, to := range nodes {
+			b := getPod(t, "server-"+to)
+			for _, six := range []bool{false, true} {
+				seen, err := get(t, "server-"+from, url(b.ip(t, six), 8080, "/clientip"))
+				if host, e := netip.ParseAddrPort(seen); err != nil || e != nil || host.Addr().String() != a.ip(t, six) {
+					t.Errorf("%s to %s, IPv6 %v: %v, seen as %q, want %s", from, to, six, err, seen, a.ip(t, six))
+				}
+				if _, err := get(t, "host-"+from, url(b.ip(t, six), 8080, "/hostname")); err != nil {
+					t.Errorf("the host %s to %s, IPv6 %v: %v", from, to, six, err)
+				}
+			}
+		}
+	}
+}
+
+// What pods say to each other is not to be read between the nodes.
+func noPlaintext(t *testing.T) {
+	const marker = "this is not for others"
+	capture := exec.CommandContext(t.Context(), "./cluster.sh", "exec", weftProgram, "probe", "capture", "--json", "--duration", "6s", "--marker", marker, "fabric")
+	out, err := capture.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := capture.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Second)
+	for _, six := range []bool{false, true} {
+		for _, proto := range []string{"udp", "tcp"} {
+			from, to := getPod(t, "server-node1"), getPod(t, "probe-node2")
+			o, err := cluster(t, "", "in", from.Spec.NodeName, "nsenter", "-t", from.pid(t), "--net",
+				weftProgram, "probe", proto, "--count", "20", "--interval", "10ms", "--marker", marker, "--size", "200", to.ip(t, six))
+			must(t, o, err)
+		}
+	}
+	var seen struct {
+		Packets, Marked, Dropped int
+		Flows                    []struct {
+			Kind    string
+			Port    int
+			Packets int
+		}
+	}
+	if err := json.NewDecoder(out).Decode(&seen); err != nil {
+		t.Fatal(err)
+	}
+	if err := capture.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	tunnelled := 0
+	for _, f := range seen.Flows {
+		if f.Kind == "udp" && f.Port == 6784 {
+			tunnelled += f.Packets
+		}
+		if f.Port == 7007 {
+			t.Errorf("%d packets to the probe's port are on the underlay", f.Packets)
+		}
+	}
+	if seen.Marked > 0 || seen.Dropped > 0 || tunnelled < 160 {
+		t.Errorf("%d packets with the text, %d not seen, %d in tunnels", seen.Marked, seen.Dropped, tunnelled)
+	}
+}
+
+func services(t *testing.T) {
+	apply(t, manifestOf(t, "services.yaml", ""))
+	ready(t, "hostport")
+	for _, name := range []string{"other", "own"} {
+		for ip := range strings.FieldsSeq(kubectl(t, "get", "service", name, "-o", `jsonpath={.spec.clusterIPs[0]} {.spec.clusterIPs[1]}`)) {
+			from := getPod(t, "server-node1")
+			eventually(t, 20*time.Second, name+" at "+ip, func() error {
+				seen, err := get(t, "server-node1", url(ip, 80, "/clientip"))
+				if err != nil || name == "own" {
+					return err // a pod that reaches itself by a service is masqueraded by kube-proxy
+				}
+				host, err := netip.ParseAddrPort(seen)
+				if err == nil && host.Addr().String() != from.ip(t, strings.Contains(ip, ":")) {
+					t.Fatalf("%s is seen as %v", from.Metadata.Name, host)
+				}
+				return err
+			})
+		}
+	}
+	node := func(i int) string { return fmt.Sprintf("10.200.0.%d", 10+i) }
+	outside := func(address string) (string, error) {
+		return cluster(t, "", "exec", "curl", "-sgf", "--max-time", "3", address)
+	}
+	eventually(t, 20*time.Second, "externalTrafficPolicy: Local", func() error {
+		seen, err := outside(url(node(2), 30080, "/clientip"))
+		if err == nil && !strings.HasPrefix(seen, "10.200.0.1:") {
+			t.Fatalf("who asks from outside is seen as %s", seen)
+		}
+		return err
+	})
+	if _, err := outside(url(node(1), 30080, "/clientip")); err == nil {
+		t.Error("a node without a server of the service answers, though its policy is Local")
+	}
+	if _, err := outside(url(node(1), 8111, "/hostname")); err != nil {
+		t.Errorf("hostPort from outside: %v", err)
+	}
+	if _, err := get(t, "server-node2", url(node(1), 8111, "/hostname")); err != nil {
+		t.Errorf("hostPort from a pod of another node: %v", err)
+	}
+	if _, err := get(t, "server-node1", url(node(2), 8088, "/hostname")); err != nil {
+		t.Errorf("a pod of another node's host network: %v", err)
+	}
+	eventually(t, 20*time.Second, "a headless service's name", func() error {
+		seen, err := get(t, "server-node3", "http://headless.default.svc.cluster.local:8080/hostname")
+		if err == nil && seen != "server-node2" {
+			err = fmt.Errorf("%q answers", seen)
+		}
+		return err
+	})
+}
+
+// mayReach waits until a server is reached, or is not, by its address.
+func mayReach(t *testing.T, from, to string, want bool) {
+	t.Helper()
+	for _, six := range []bool{false, true} {
+		address := url(getPod(t, to).ip(t, six), 8080, "/hostname")
+		eventually(t, 20*time.Second, fmt.Sprintf("%s to %s: %v", from, to, want), func() error {
+			if _, err := get(t, from, address); (err == nil) != want {
+				return fmt.Errorf("reached: %v", err == nil)
+			}
+			return nil
+		})
+	}
+}
+
+func policy(t *testing.T) {
+	apply(t, manifestOf(t, "policy.yaml", ""))
+	mayReach(t, "server-node1", "server-node2", false)
+	mayReach(t, "server-node2", "server-node1", true)
+	kubectl(t, "label", "pod", "server-node1", "friend=yes")
+	mayReach(t, "server-node1", "server-node2", true)
+	mayReach(t, "server-node3", "server-node2", false)
+	ready(t, "server-node2") // the kubelet's probes are exempt
+}
+
+// names asks the name server on the pod's gateway, as CoreDNS would that forwards Weft's domain.
+func names(t *testing.T) {
+	want := getPod(t, "server-node2").ip(t, false)
+	out, err := cluster(t, "", "kubectl", "exec", "server-node1", "--", "nslookup", "server-node2.default.weft.internal", "169.254.1.1")
+	if !strings.Contains(must(t, out, err), want) {
+		t.Errorf("server-node2.default.weft.internal is not %s:\n%s", want, out)
+	}
+}
+
+// plugin is the plugin of kubectl.
+func plugin(t *testing.T) {
+	ask := func(args ...string) string {
+		out, err := cluster(t, "", append([]string{"exec", checkout + "/site/kubectl-weft"}, args...)...)
+		return must(t, out, err)
+	}
+	if out := ask("status"); strings.Count(out, "Service: router") != len(nodes) {
+		t.Errorf("status of all nodes:\n%s", out)
+	}
+	if out := ask("status", "server-node2", "policy"); !strings.Contains(out, "default/friends") {
+		t.Errorf("status of server-node2's policies:\n%s", out)
+	}
+	if out := ask("explain", "server-node3", "server-node2", "8080"); !strings.Contains(out, "default/friends") || !strings.Contains(out, "friend") {
+		t.Errorf("explain:\n%s", out)
+	}
+	if out := ask("report", "default/server-node1"); !strings.Contains(out, `"ready": true`) {
+		t.Errorf("report:\n%s", out)
+	}
+}
