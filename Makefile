@@ -9,7 +9,7 @@ REVISION ?= $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/d
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := help
-.PHONY: help build image manifest demo test check soak bench test-kernel fuzz clean kube-build kube-up kube-down test-kube kube-shell conformance
+.PHONY: help build image manifest demo test check soak bench test-kernel fuzz clean kube-build kube-up kube-down test-kube kube-shell conformance density
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,10 +71,14 @@ kube-down: ## end it; nothing is left of it
 	@prog/lab/kube/cluster.sh down
 
 test-kube: build image ## Weft on a real Kubernetes of three nodes on this machine (KEEP=1 leaves it up)
+	cd prog/lab/kube/chart && GOFLAGS= GOWORK=off $(GO) test .
 	cd prog/lab/kube && GOFLAGS= GOWORK=off $(GO) test -count=1 -timeout=30m -v .
 
 kube-shell: ## a shell with kubectl for it
 	@prog/lab/kube/cluster.sh shell
+
+density: build image ## 100 pods at once on one node, next to the reference plugins; then pods that come and go (PODS, CHURN=seconds)
+	@prog/lab/kube/density.sh
 
 conformance: ## upstream's specs on it (FOCUS, SKIP: regular expressions); log and report stay in bin/conformance
 	@prog/lab/kube/conformance.sh

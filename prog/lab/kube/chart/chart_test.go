@@ -1,0 +1,123 @@
+// Package chart holds the test of what Helm and Kustomize make of site/. It is a module of its own, so that Helm stays
+// out of the others.
+package chart
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/engine"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+	"sigs.k8s.io/yaml"
+)
+
+const site = "../../../../site"
+
+// objects are those of a manifest, by kind, namespace and name.
+func objects(t *testing.T, manifest string) map[string]any {
+	t.Helper()
+	out := map[string]any{}
+	for doc := range strings.SplitSeq(manifest, "\n---") {
+		var o map[string]any
+		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
+			t.Fatalf("%v\n%s", err, doc)
+		}
+		if len(o) == 0 {
+			continue
+		}
+		meta := o["metadata"].(map[string]any)
+		namespace, _ := meta["namespace"].(string)
+		out[strings.Join([]string{o["kind"].(string), namespace, meta["name"].(string)}, "/")] = o
+	}
+	return out
+}
+
+func installed(t *testing.T) map[string]any {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(site, "weft.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects(t, string(data))
+}
+
+// helm is what `helm template weft site/chart --namespace weft` renders.
+func helm(t *testing.T, values map[string]any) map[string]any {
+	t.Helper()
+	c, err := loader.Load(filepath.Join(site, "chart"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := chartutil.ToRenderValues(c, values, chartutil.ReleaseOptions{Name: "weft", Namespace: "weft"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := engine.Render(c, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, text := range files {
+		all = append(all, text)
+	}
+	slices.Sort(all)
+	return objects(t, strings.Join(all, "\n---\n"))
+}
+
+func TestHelmRendersTheManifest(t *testing.T) {
+	if d := cmp.Diff(installed(t), helm(t, nil)); d != "" {
+		t.Errorf("(-site/weft.yaml +Helm)\n%s", d)
+	}
+}
+
+// Values reach what they are for, and nothing else.
+func TestHelmValues(t *testing.T) {
+	got := helm(t, map[string]any{
+		"image": map[string]any{"repository": "registry.example/net/weft", "tag": "v1"}, "namespace": false,
+		"settings": map[string]any{"WEFT_MTU": "1400", "WEFT_NO_DNS": true},
+	})
+	settings, ok := got["ConfigMap/weft/weft"].(map[string]any)
+	if !ok || !cmp.Equal(settings["data"], map[string]any{"WEFT_MTU": "1400", "WEFT_NO_DNS": "true"}) {
+		t.Errorf("settings: %v", settings)
+	}
+	if got["Namespace//weft"] != nil {
+		t.Error("a namespace that was not asked for")
+	}
+	delete(got, "ConfigMap/weft/weft")
+	want := installed(t)
+	delete(want, "Namespace//weft")
+	for _, name := range []string{"weft", "weft-datapath"} {
+		for _, all := range []map[string]any{got, want} {
+			pod := all["DaemonSet/weft/"+name].(map[string]any)["spec"].(map[string]any)["template"].(map[string]any)["spec"].(map[string]any)
+			c := pod["containers"].([]any)[0].(map[string]any)
+			if image := c["image"]; image != "registry.example/net/weft:v1" && image != "localhost/weft:latest" {
+				t.Errorf("%s: image %v", name, image)
+			}
+			delete(c, "image")
+		}
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-site/weft.yaml +Helm)\n%s", d)
+	}
+}
+
+func TestKustomizeRendersTheManifest(t *testing.T) {
+	out, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), site)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := out.AsYaml()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(installed(t), objects(t, string(text))); d != "" {
+		t.Errorf("(-site/weft.yaml +Kustomize)\n%s", d)
+	}
+}

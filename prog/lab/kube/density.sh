@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Many pods on one node: first with the reference plugins (bridge, host-local, portmap), then with Weft, each on a cluster
+# of its own. Shows how long a CNI ADD took, all plugins of the chain together; with Weft, pods come and go then, and
+# nothing of them may be left.
+#
+#   PODS    created at once, by default 100
+#   CHURN   seconds of coming and going, by default 600; then at least three pods have come and gone for each
+set -euo pipefail
+. "$(dirname "$0")/env.sh"
+pods=${PODS:-100} churn=${CHURN:-600}
+node=node1
+c=$kube/cluster.sh
+
+# A plugin's calls are timed by a script in its place, which costs both sides the same few milliseconds.
+wrap() { # PLUGIN…
+	local p
+	for p; do
+		"$c" in $node sh -c "cd /opt/cni/bin && mv $p $p.timed && cat >$p && chmod 755 $p" <<-'SH'
+			#!/bin/sh
+			start=$(date +%s%N)
+			"$0.timed"
+			code=$?
+			echo "$CNI_COMMAND $CNI_CONTAINERID $(($(date +%s%N) - start))" >>/run/cni-times
+			exit $code
+		SH
+	done
+}
+
+times() { # VERB: number, median and p99 in ms, of all plugins for one container together
+	"$c" in $node cat /run/cni-times | awk -v verb="$1" '$1 == verb {ns[$2] += $3} END {for (id in ns) print ns[id] / 1e6}' | sort -n |
+		awk '{ms[NR] = $1} END {printf "%d calls, median %.0f ms, p99 %.0f ms, slowest %.0f ms\n", NR, ms[int((NR + 1) / 2)], ms[int(NR * 0.99)], ms[NR]}'
+}
+
+deploy() {
+	"$c" kubectl apply -f - >&2 <<-YAML
+		apiVersion: apps/v1
+		kind: Deployment
+		metadata: {name: crowd}
+		spec:
+		  replicas: $pods
+		  selector: {matchLabels: {app: crowd}}
+		  template:
+		    metadata: {labels: {app: crowd}}
+		    spec:
+		      terminationGracePeriodSeconds: 0
+		      enableServiceLinks: false
+		      containers: [{name: pause, image: $(cat "$("$kube/images.sh")/sandbox")}]
+	YAML
+}
+
+running() { [ "$("$c" kubectl get deployment crowd -o 'jsonpath={.status.readyReplicas}')" = "$pods" ]; }
+
+all_running() { # within 10 minutes
+	local end=$((SECONDS + 600))
+	until running; do
+		[ $SECONDS -lt $end ] || fail "not all pods run: $("$c" kubectl get pods | grep -vc Running) do not; see $run/log"
+		sleep 0.5
+	done
+}
+
+# What there is for endpoints: links, routes, elements of nftables' maps, and addresses.
+traces() {
+	"$c" in $node sh -c 'ip -o link | grep -c ": weft-" || true; ip route | grep -c "dev weft-" || true
+		ip -6 route | grep -c "dev weft-" || true; nft list table inet weft | wc -l; ls /run/netns | wc -l' | xargs
+	"$c" in $node "$checkout/bin/weft" report -f '{{.IPAM.Active}} addresses, {{len .Endpoints}} endpoints'
+}
+
+come_and_go() {
+	local end=$((SECONDS + churn)) gone=0 batch=$((pods / 5))
+	while [ $SECONDS -lt $end ] || [ $gone -lt $((3 * pods)) ]; do
+		"$c" kubectl get pods -l app=crowd -o name | shuf -n $batch | xargs "$c" kubectl delete --wait=false >/dev/null
+		gone=$((gone + batch))
+		all_running
+		printf '\r%d pods have come and gone, %d s left ' $gone $((end > SECONDS ? end - SECONDS : 0)) >&2
+	done
+	echo >&2
+	echo "$gone pods have come and gone"
+}
+
+settle() { # until nothing changes any more: an address rests for a while after its pod
+	local before='' now=x end=$((SECONDS + 120))
+	while [ "$before" != "$now" ] && [ $SECONDS -lt $end ]; do
+		before=$now
+		sleep 3
+		now=$(traces)
+	done
+}
+
+crowd() { # CNI PLUGIN…
+	CNI=$1 NODES=1 "$c" up >&2
+	shift
+	wrap "$@"
+	local start=$EPOCHREALTIME
+	deploy
+	all_running
+	echo "all $pods pods run after $(awk "BEGIN {printf \"%.1f\", $EPOCHREALTIME - $start}") s; ADD: $(times ADD)"
+}
+
+echo "bridge, host-local, portmap: $(crowd bridge bridge portmap)"
+"$c" down
+echo "weft-cni, portmap: $(crowd weft weft-cni portmap)"
+policies='{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"deny"},"spec":{"podSelector":{},"policyTypes":["Ingress","Egress"]}}'
+"$c" kubectl apply -f - <<<"$policies" >&2
+"$c" kubectl scale deployment crowd --replicas=0 >&2
+settle
+before=$(traces)
+"$c" kubectl scale deployment crowd --replicas="$pods" >&2
+all_running
+come_and_go
+"$c" kubectl scale deployment crowd --replicas=0 >&2
+settle
+after=$(traces)
+echo "DEL: $(times DEL)"
+echo "before: $before"
+echo "after:  $after"
+"$c" down
+[ "$before" = "$after" ] || fail "something is left of pods that are gone"
