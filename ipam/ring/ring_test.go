@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/fxamacker/cbor/v2"
 	"pgregory.net/rapid"
 
 	"weft/ipam/slot"
@@ -165,6 +166,41 @@ func TestDecodeRefusesWhatCannotBe(t *testing.T) {
 		r.segments = segments
 		if _, err := Decode(r.Encode()); err == nil {
 			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// A newer version may say more of a segment than we understand; less is no segment.
+func TestSegmentsMaySayMore(t *testing.T) {
+	r, _, err := founded().Grant(id(1), id(2), slot.Range{Start: 64, End: 128})
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := func(change func([]cbor.RawMessage) []cbor.RawMessage) []byte {
+		var w struct {
+			head
+			Segments [][]cbor.RawMessage `cbor:"5,keyasint"`
+		}
+		if err := decoding.Unmarshal(r.Encode(), &w); err != nil {
+			t.Fatal(err)
+		}
+		w.Segments[1] = change(w.Segments[1])
+		return must(encoding.Marshal(w))
+	}
+	got, err := Decode(with(func(s []cbor.RawMessage) []cbor.RawMessage { return append(s, must(encoding.Marshal("more"))) }))
+	if err != nil || !got.Equal(r) {
+		t.Errorf("more: %v, %v", got.segments, err)
+	}
+	for name, change := range map[string]func([]cbor.RawMessage) []cbor.RawMessage{
+		"less": func(s []cbor.RawMessage) []cbor.RawMessage { return s[:4] },
+		"another": func(s []cbor.RawMessage) []cbor.RawMessage {
+			s[0] = must(encoding.Marshal("x"))
+			return append(s, s[0])
+		},
+		"not a slot": func(s []cbor.RawMessage) []cbor.RawMessage { s[0] = must(encoding.Marshal("x")); return s },
+	} {
+		if got, err := Decode(with(change)); err == nil {
+			t.Errorf("%s: accepted as %v", name, got.segments)
 		}
 	}
 }

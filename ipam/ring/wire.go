@@ -13,11 +13,15 @@ import (
 
 // wire is a ring, whole or in part, on the network and on disk.
 type wire struct {
-	ID       ID           `cbor:"1,keyasint"`
-	Cluster  [16]byte     `cbor:"2,keyasint"`
-	V4       netip.Prefix `cbor:"3,keyasint"`
-	V6       netip.Prefix `cbor:"4,keyasint"`
-	Segments []segment    `cbor:"5,keyasint"`
+	head
+	Segments []segment `cbor:"5,keyasint"`
+}
+
+type head struct {
+	ID      ID           `cbor:"1,keyasint"`
+	Cluster [16]byte     `cbor:"2,keyasint"`
+	V4      netip.Prefix `cbor:"3,keyasint"`
+	V6      netip.Prefix `cbor:"4,keyasint"`
 }
 
 type segment struct {
@@ -28,6 +32,8 @@ type segment struct {
 	Version    uint32
 	Owner      peer.ID
 }
+
+const segmentLen = 5 // elements of a segment
 
 // MaxSegments bounds what a stranger can make us hold: far above what CIDR-aligned
 // donation leads to with thousands of peers.
@@ -47,18 +53,43 @@ func must[T any](v T, err error) T {
 
 // Encode writes r so that Decode reads it. Equal rings have equal bytes.
 func (r Ring) Encode() []byte {
-	w := wire{ID: r.ID, Cluster: r.Cluster, V4: r.Universe.V4, V6: r.Universe.V6, Segments: make([]segment, len(r.segments))}
+	w := wire{head{r.ID, r.Cluster, r.Universe.V4, r.Universe.V6}, make([]segment, len(r.segments))}
 	for i, s := range r.segments {
 		w.Segments[i] = segment{Start: s.Start, End: s.End, Generation: s.Generation, Version: s.Version, Owner: s.Owner}
 	}
 	return must(encoding.Marshal(w))
 }
 
+// read decodes a ring, also one of a newer version whose segments say more: what is
+// beyond the fifth element of one is skipped. A ring is made anew by every merge, so that
+// what is skipped is not passed on either.
+func read(data []byte) (w wire, err error) {
+	err = decoding.Unmarshal(data, &w)
+	if _, differs := errors.AsType[*cbor.UnmarshalTypeError](err); !differs {
+		return w, err
+	}
+	var newer struct {
+		head
+		Segments [][]cbor.RawMessage `cbor:"5,keyasint"`
+	}
+	if decoding.Unmarshal(data, &newer) != nil {
+		return w, err // of the first attempt
+	}
+	w = wire{newer.head, make([]segment, len(newer.Segments))}
+	for i, elements := range newer.Segments {
+		known := elements[:min(len(elements), segmentLen)]
+		if err := decoding.Unmarshal(must(encoding.Marshal(known)), &w.Segments[i]); err != nil {
+			return w, err
+		}
+	}
+	return w, nil
+}
+
 // Decode reads a ring and refuses one that cannot be: segments out of order,
 // outside the universe, or without owner.
 func Decode(data []byte) (Ring, error) {
-	var w wire
-	if err := decoding.Unmarshal(data, &w); err != nil {
+	w, err := read(data)
+	if err != nil {
 		return Ring{}, fmt.Errorf("ring: %w", err)
 	}
 	r := Ring{ID: w.ID, Cluster: w.Cluster, Universe: slot.Universe{V4: w.V4, V6: w.V6}}
