@@ -35,6 +35,23 @@ func (h hello) refuse(o hello) error {
 	return nil
 }
 
+const unreadable = "its greeting cannot be read: another program with this secret, or a version of Weft that is much newer than this peer's"
+
+// readHello reads a greeting. Of one of another version no more than that needs to be
+// readable: it is refused by its version.
+func readHello(data []byte, ours uint) (h hello, err error) {
+	if err = decoding.Unmarshal(data, &h); err == nil {
+		return h, nil
+	}
+	var other struct {
+		Version uint `cbor:"1,keyasint"`
+	}
+	if e := decoding.Unmarshal(data, &other); e == nil && other.Version != 0 && other.Version != ours {
+		return hello{Version: other.Version}, nil
+	}
+	return hello{}, err
+}
+
 // envelope is every message between two peers.
 type envelope struct {
 	Kind    uint   `cbor:"1,keyasint"`
@@ -306,13 +323,14 @@ func (g gate) NotifyAlive(n *memberlist.Node) error {
 	if n.Name == g.m.name {
 		return nil
 	}
-	var theirs hello
-	if err := decoding.Unmarshal(n.Meta, &theirs); err != nil {
-		return fmt.Errorf("mesh: %v: unreadable greeting: %w", n.Addr, err)
-	}
 	g.m.mu.Lock()
 	ours := g.m.hello
 	g.m.mu.Unlock()
+	theirs, err := readHello(n.Meta, ours.Version)
+	if err != nil {
+		g.m.reject(n.Addr.String(), unreadable)
+		return fmt.Errorf("mesh: %v was refused: %s: %w", n.Addr, unreadable, err)
+	}
 	if err := ours.refuse(theirs); err != nil {
 		g.m.reject(n.Addr.String(), err.Error())
 		return fmt.Errorf("mesh: %v was refused: %w", n.Addr, err)

@@ -143,8 +143,9 @@ func New(cfg Config) (*Mesh, error) {
 	cfg.Record.State = peer.Running
 	for _, data := range cfg.Peers {
 		s, err := peer.Decode(data)
-		if err != nil {
-			return nil, fmt.Errorf("mesh: stored peer: %w", err)
+		if err != nil { // of a newer version that allowed more; its peer says it again
+			cfg.Log.Warn("a stored record is not readable", "err", err)
+			continue
 		}
 		if id := s.Record.ID(); id == self {
 			cfg.Record.Sequence = max(cfg.Record.Sequence, s.Record.Sequence)

@@ -384,6 +384,26 @@ func TestMismatchIsRefusedByName(t *testing.T) {
 	}
 }
 
+// What another version kept must not keep this one from starting.
+func TestUnreadableStoredRecordsAreLeftOut(t *testing.T) {
+	signed, err := peer.Sign(peer.Record{Nickname: "x", Sequence: 1}, identity(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := bytes.Clone(signed.Encode())
+	newer[len(newer)-1] ^= 1
+	m, err := New(Config{
+		Identity: identity(2), Store: &memory{peers: map[peer.ID][]byte{}}, Changed: func() {},
+		Log: slog.New(slog.DiscardHandler), Peers: [][]byte{newer, signed.Encode(), []byte("x")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if others := m.Others(); len(others) != 1 || others[0] != signed.Record.ID() {
+		t.Errorf("known are %v", others)
+	}
+}
+
 func TestCheckTarget(t *testing.T) {
 	for _, good := range []string{"192.0.2.1", "node1.example", "node1:6783", "2001:db8::1", "[2001:db8::1]:6783"} {
 		if err := CheckTarget(good); err != nil {
