@@ -1,0 +1,325 @@
+package wire
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"encoding"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"weft/ipam"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
+)
+
+// The cast of the corpus. Alpha and bravo share the ring, charlie owns nothing, delta is who
+// joins, echo is one more.
+const (
+	alpha = iota + 1
+	bravo
+	charlie
+	delta
+	echo
+)
+
+var names = map[int]string{alpha: "alpha", bravo: "bravo", charlie: "charlie", delta: "delta", echo: "echo"}
+
+func key(n int) ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(n)}, ed25519.SeedSize))
+}
+
+func id(n int) peer.ID { return peer.IDOf(key(n).Public().(ed25519.PublicKey)) }
+
+func nameOf(p peer.ID) string {
+	for n, name := range names {
+		if id(n) == p {
+			return name
+		}
+	}
+	return p.String()
+}
+
+var (
+	cluster   = secret.ClusterID(bytes.Repeat([]byte{0x22}, 16))
+	joinToken = secret.Token{Cluster: cluster, Secret: secret.Secret(bytes.Repeat([]byte{0x33}, 32))}
+	universe  = slot.Universe{V4: netip.MustParsePrefix("10.32.0.0/16"), V6: cluster.V6()}
+	ringID    = ring.ID(bytes.Repeat([]byte{0x11}, 16))
+	// now is when all of it is written: also when a simulation begins (testing/synctest).
+	now = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+)
+
+var otherUniverse = netip.MustParsePrefix("10.99.0.0/16")
+
+// Slots that the cast uses: the first half of the universe is alpha's, the second bravo's.
+const (
+	slotNode = slot.Slot(1)
+	slotWeb  = slot.Slot(2)
+	slotDB   = slot.Slot(3)
+	slotFar  = slot.Slot(0x8005)
+)
+
+func founded() ring.Ring { return ring.Found(ringID, cluster, universe, id(alpha), id(bravo)) }
+
+func address(n int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), 6783)
+}
+
+// record is what a member of the cast says of itself.
+func record(n int) peer.Record {
+	return peer.Record{
+		WireGuard: [32]byte(bytes.Repeat([]byte{0x40 + byte(n)}, 32)), Nickname: names[n], Port: 6784, Gossip: 6783,
+		Underlay: []netip.Addr{address(n).Addr(), netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", n))},
+	}
+}
+
+// settled is the record of one that is in the ring, under Kubernetes.
+func settled(n int) peer.Record {
+	r := record(n)
+	r.Node, r.Ring, r.Host = slotNode, ringID[:], "0f8c5f2e-0000-4000-8000-00000000000"+fmt.Sprint(n)
+	return r
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// station is the mesh as a part of the agent sees it, for a part that stands alone: it notes
+// what is said and asked.
+type station struct {
+	mu     sync.Mutex
+	others []int
+	down   int // one of them that cannot be reached
+	said   [][]byte
+	asked  []question
+	answer func(q question) ([]byte, error) // nil: nobody answers
+}
+
+type question struct {
+	to      peer.ID
+	kind    string
+	payload []byte
+}
+
+func (s *station) Broadcast(_ string, data []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.said = append(s.said, data)
+}
+
+func (s *station) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
+	q := question{to, kind, bytes.Clone(payload)}
+	s.mu.Lock()
+	s.asked = append(s.asked, q)
+	s.mu.Unlock()
+	if s.answer == nil {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return s.answer(q)
+}
+
+func (s *station) Reachable(p peer.ID) bool {
+	return slices.Contains(s.Others(), p) && (s.down == 0 || p != id(s.down))
+}
+
+func (s *station) Others() (out []peer.ID) {
+	for _, n := range s.others {
+		out = append(out, id(n))
+	}
+	return out
+}
+
+func (s *station) Stopped(peer.ID) bool  { return false }
+func (s *station) Name(p peer.ID) string { return nameOf(p) }
+
+// questions are the payloads of what was asked of one kind.
+func (s *station) questions(kind string) (payloads [][]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range s.asked {
+		if q.kind == kind {
+			payloads = append(payloads, q.payload)
+		}
+	}
+	return payloads
+}
+
+func (s *station) last() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.said) == 0 {
+		return nil
+	}
+	return s.said[len(s.said)-1]
+}
+
+// shelf is the disk of a part that stands alone.
+type shelf struct {
+	mu        sync.Mutex
+	records   map[peer.ID][]byte
+	sets      map[peer.ID][]byte
+	documents map[string][]byte
+	ipam      ipam.State
+}
+
+func newShelf() *shelf {
+	return &shelf{
+		records: map[peer.ID][]byte{}, sets: map[peer.ID][]byte{}, documents: map[string][]byte{},
+		ipam: ipam.State{Allocations: map[string]slot.Slot{}},
+	}
+}
+
+func (s *shelf) SavePeer(p peer.ID, data []byte) error { return keep(s, s.records, p, data) }
+func (s *shelf) SaveTargets([]string) error            { return nil }
+func (s *shelf) SaveSynced() error                     { return nil }
+
+func (s *shelf) SaveSets(sets map[peer.ID][]byte) (err error) {
+	for owner, data := range sets {
+		err = errors.Join(err, keep(s, s.sets, owner, data))
+	}
+	return err
+}
+
+func (s *shelf) SaveDocuments(documents map[string][]byte) (err error) {
+	for name, data := range documents {
+		err = errors.Join(err, keep(s, s.documents, name, data))
+	}
+	return err
+}
+
+func (s *shelf) Load() (ipam.State, error) { return s.ipam, nil }
+
+func (s *shelf) Update(c ipam.Change) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.Ring != nil {
+		s.ipam.Ring = c.Ring
+	}
+	if c.Vote != nil {
+		s.ipam.Vote = c.Vote
+	}
+	return nil
+}
+
+func keep[K comparable](s *shelf, m map[K][]byte, k K, data []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m[k] = data; data == nil {
+		delete(m, k)
+	}
+	return nil
+}
+
+var quiet = slog.New(slog.DiscardHandler)
+
+func nothing() {}
+
+// show writes a value for people: what is zero is left out, so that a field that is new does
+// not change what an older value means.
+func show(v any) string {
+	var b strings.Builder
+	write(&b, "", reflect.ValueOf(v))
+	return b.String()
+}
+
+func write(b *strings.Builder, indent string, v reflect.Value) {
+	if text, ok := word(v); ok {
+		fmt.Fprintf(b, "%s%s\n", indent, text)
+		return
+	}
+	switch v.Kind() {
+	case reflect.Pointer, reflect.Interface:
+		write(b, indent, v.Elem())
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if f := v.Type().Field(i); f.IsExported() && !v.Field(i).IsZero() {
+				entry(b, indent, f.Name, v.Field(i))
+			}
+		}
+	case reflect.Map:
+		keys := v.MapKeys()
+		slices.SortFunc(keys, func(x, y reflect.Value) int { return strings.Compare(fmt.Sprint(x), fmt.Sprint(y)) })
+		for _, k := range keys {
+			entry(b, indent, fmt.Sprint(k), v.MapIndex(k))
+		}
+	default:
+		for i := range v.Len() {
+			entry(b, indent, "-", v.Index(i))
+		}
+	}
+}
+
+func entry(b *strings.Builder, indent, name string, v reflect.Value) {
+	if name != "-" {
+		name += ":"
+	}
+	if text, ok := word(v); ok {
+		fmt.Fprintf(b, "%s%s %s\n", indent, name, text)
+		return
+	}
+	fmt.Fprintf(b, "%s%s\n", indent, name)
+	write(b, indent+"  ", v)
+}
+
+// word is a value that is one word.
+func word(v reflect.Value) (string, bool) {
+	if v.Kind() == reflect.Interface && !v.IsNil() {
+		v = v.Elem()
+	}
+	if !v.IsValid() {
+		return "none", true
+	}
+	if v.CanInterface() {
+		switch x := v.Interface().(type) {
+		case peer.ID:
+			return nameOf(x), true
+		case encoding.TextMarshaler:
+			text, _ := x.MarshalText()
+			return string(text), true
+		case error:
+			return x.Error(), true
+		case slot.Range:
+			return x.String(), true
+		case ed25519.PublicKey:
+			return hex.EncodeToString(x), true
+		case []byte:
+			if t := string(x); peer.Printable(strings.ReplaceAll(t, "\n", " ")) {
+				return fmt.Sprintf("%q", t), true
+			}
+			return hex.EncodeToString(x), true
+		}
+	}
+	switch v.Kind() {
+	case reflect.Struct, reflect.Map, reflect.Slice, reflect.Pointer, reflect.Interface:
+		return "none", v.Kind() != reflect.Struct && (v.IsNil() || v.Kind() == reflect.Slice && v.Len() == 0)
+	case reflect.Array:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			return fmt.Sprintf("%x", v.Interface()), true
+		}
+		return "", false
+	case reflect.String:
+		return fmt.Sprintf("%q", v), true
+	}
+	return fmt.Sprint(v), true
+}
+
+// sorted are the keys of a map, in order.
+func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// tell puts a report together.
+func tell(parts ...string) string { return strings.Join(parts, "") }

@@ -1,0 +1,266 @@
+package wire
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// recorded are the versions of the corpus, with the digest of each folder in testdata. A
+// line is added when one is recorded, and never changed: agents in the field speak these
+// bytes and have them on their disks, whatever we would rather have written.
+var recorded = map[string]string{
+	"v1": "2e61f076bac95f543ca556f5314940d8dd3a2b01616e06db3c50aaafd136d7b7",
+}
+
+var update = flag.String("update-wire", "", "record what is written today as a new version of the corpus, such as v2")
+
+const howToRecord = "If the change is meant, and older agents can read it (site/decisions/0018-wire.md), record it beside the old ones: " +
+	"go test ./prog/wire -run TestRecord -update-wire v%d, and add the digest that this prints to `recorded`"
+
+// item is one thing that travels or is kept.
+type item struct {
+	what string // for people
+	// read says what today's code makes of it: what it means, or what comes of it.
+	read func(t *testing.T, data []byte) string
+	// newer is the item as a later version could write it, with fields that are not known yet;
+	// nil if it has no room for any.
+	newer func(data []byte) []byte
+}
+
+// scene are the items among which one is read: of the same version.
+var scene map[string][]byte
+
+// items are all things of the corpus, by name.
+func items() map[string]item {
+	all := map[string]item{}
+	for _, part := range []map[string]item{stateItems, meshItems, directoryItems, documentItems, ipamItems, policyItems, diskItems} {
+		maps.Copy(all, part)
+	}
+	return all
+}
+
+// produced is what today's code writes, with the keys and times of the cast, by name.
+var (
+	produceOnce sync.Once
+	producedAll map[string][]byte
+)
+
+func produced(t *testing.T) map[string][]byte {
+	t.Helper()
+	produceOnce.Do(func() {
+		all := map[string][]byte{}
+		for _, part := range []func(*testing.T) map[string][]byte{
+			produceStates, produceDirectory, produceDocuments, produceIPAM, producePolicy, produceMesh, produceDisk,
+		} {
+			maps.Copy(all, part(t))
+		}
+		producedAll = all
+	})
+	if producedAll == nil {
+		t.Fatal("what today's code writes was not made: see the first test that failed")
+	}
+	return producedAll
+}
+
+func folder(version string) string { return filepath.Join("testdata", version) }
+
+func number(version string) int {
+	n, err := strconv.Atoi(strings.TrimPrefix(version, "v"))
+	if err != nil || version != fmt.Sprintf("v%d", n) {
+		panic("a version is named v1, v2, …: not " + version)
+	}
+	return n
+}
+
+// versions are those that are recorded, the oldest first.
+func versions() []string {
+	return slices.SortedFunc(maps.Keys(recorded), func(a, b string) int { return cmp.Compare(number(a), number(b)) })
+}
+
+func latest() string {
+	all := versions()
+	return all[len(all)-1]
+}
+
+// load reads a version: the bytes of each item, and its meaning as it was when it was recorded.
+func load(t *testing.T, version string) (data map[string][]byte, meaning map[string]string) {
+	t.Helper()
+	data, meaning = map[string][]byte{}, map[string]string{}
+	err := filepath.WalkDir(folder(version), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		rel, _ := filepath.Rel(folder(version), path)
+		name := filepath.ToSlash(strings.TrimSuffix(rel, filepath.Ext(rel)))
+		switch filepath.Ext(rel) {
+		case ".txt":
+			meaning[name] = string(text)
+		case ".hex":
+			data[name] = fromHex(t, string(text))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data, meaning
+}
+
+// toHex is the form of a recorded item: what it is, in CBOR's diagnostic notation (RFC 8949)
+// where it is CBOR, and its bytes.
+func toHex(what string, data []byte) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# %s\n", what)
+	if notation, err := cbor.Diagnose(data); err == nil {
+		fmt.Fprintf(&b, "# %s\n", notation)
+	}
+	for line := range slices.Chunk([]byte(hex.EncodeToString(data)), 96) {
+		fmt.Fprintf(&b, "%s\n", line)
+	}
+	return b.String()
+}
+
+func fromHex(t *testing.T, text string) (data []byte) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		part, err := hex.DecodeString(strings.TrimSpace(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		data = append(data, part...)
+	}
+	return data
+}
+
+// digest is one over all files of a version.
+func digest(t *testing.T, version string) string {
+	t.Helper()
+	h := sha256.New()
+	err := filepath.WalkDir(folder(version), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		fmt.Fprintf(h, "%s %d\n%s", filepath.ToSlash(path), len(text), text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// TestRecord records a new version, if it is told to.
+func TestRecord(t *testing.T) {
+	if *update == "" {
+		t.Skip("only with -update-wire")
+	}
+	version, all := *update, produced(t)
+	scene = all
+	if _, err := os.Stat(folder(version)); err == nil || number(version) != len(recorded)+1 {
+		t.Fatalf("%s is there, or does not follow the last version: what is recorded is never written again", version)
+	}
+	files := map[string]string{}
+	for name, it := range items() {
+		if all[name] == nil {
+			t.Fatalf("%s is not written by anything here", name)
+		}
+		files[name+".hex"], files[name+".txt"] = toHex(it.what, all[name]), it.read(t, all[name])
+	}
+	for name, text := range files {
+		path := filepath.Join(folder(version), filepath.FromSlash(name))
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fmt.Printf("add to recorded, in corpus_test.go:\n\t%q: %q,\n", version, digest(t, version))
+}
+
+// What was recorded stays as it is, also if that is a mistake of ours: an agent in the field
+// writes these bytes.
+func TestWhatIsRecordedIsNeverChanged(t *testing.T) {
+	if *update != "" {
+		t.Skip("recording")
+	}
+	entries, err := os.ReadDir("testdata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var folders []string
+	for _, e := range entries {
+		folders = append(folders, e.Name())
+	}
+	slices.SortFunc(folders, func(a, b string) int { return cmp.Compare(number(a), number(b)) })
+	if !slices.Equal(folders, versions()) {
+		t.Errorf("the folders are %v, recorded were %v", folders, versions())
+	}
+	for _, version := range versions() {
+		if got := digest(t, version); got != recorded[version] {
+			t.Errorf("%s was changed: its digest is %s, recorded was %s. An older agent in the field speaks these bytes, and has them on its disk: "+
+				"restore the folder from git, and make the code read it", folder(version), got, recorded[version])
+		}
+	}
+}
+
+// Today's code reads what any version wrote, and it means the same.
+func TestTodayReadsWhatWasRecorded(t *testing.T) {
+	all := items()
+	for _, version := range versions() {
+		data, meaning := load(t, version)
+		scene = data
+		for _, name := range slices.Sorted(maps.Keys(data)) {
+			t.Run(version+"/"+name, func(t *testing.T) {
+				it, known := all[name]
+				if !known {
+					t.Fatal("nothing here reads it any more: older agents still send it")
+				}
+				if got := it.read(t, data[name]); got != meaning[name] {
+					t.Errorf("it means\n%s\nand was recorded as\n%s", got, meaning[name])
+				}
+			})
+		}
+	}
+}
+
+// What today's code writes is what was recorded last, byte for byte. A change is a new
+// version, and a decision.
+func TestTodayWritesWhatWasRecorded(t *testing.T) {
+	if *update != "" {
+		t.Skip("recording")
+	}
+	data, _ := load(t, latest())
+	now := produced(t)
+	for name := range items() {
+		if _, ok := now[name]; !ok {
+			t.Errorf("%s is not written by anything here", name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(now)) {
+		switch before, ok := data[name]; {
+		case !ok:
+			t.Errorf("%s is not in %s. "+howToRecord, name, latest(), len(recorded)+1)
+		case !bytes.Equal(before, now[name]):
+			t.Errorf("%s is written as\n%sin %s it is\n%s"+howToRecord, name, toHex("now", now[name]), latest(), toHex("recorded", before), len(recorded)+1)
+		}
+	}
+}

@@ -1,0 +1,143 @@
+package wire
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// olderMeaning is what version 1 reads in an item, signatures verified and left out. It is
+// empty for what has no fields: text, bytes, and what is not read by the mesh.
+func olderMeaning(name string, data []byte) (string, error) {
+	switch {
+	case strings.HasPrefix(name, "peer/"):
+		return reading(openRecord(data))
+	case strings.HasPrefix(name, "ring/"), name == "ipam/inherit-request", strings.HasPrefix(name, "ipam/") && strings.HasSuffix(name, "-answer") && name != "ipam/usage-answer":
+		return olderRing(data)
+	case strings.HasPrefix(name, "votes/"), name == "ipam/votes-full":
+		return reading(decode[v1Votes](data))
+	case name == "ipam/usage-answer":
+		return reading(decode[v1Usage](data))
+	case strings.HasPrefix(name, "directory/set") && !strings.HasPrefix(name, "directory/sets-"), name == "disk/endpoints-another":
+		return olderSets([][]byte{data})
+	case name == "directory/sets-answer":
+		list, err := decode[[][]byte](data)
+		return both(err)(olderSets(list))
+	case strings.HasPrefix(name, "directory/news"), name == "directory/full":
+		return olderSetNews(data)
+	case name == "documents/policy", name == "documents/namespace", name == "documents/tombstone":
+		return reading(openDocument(data))
+	case strings.HasPrefix(name, "documents/news"), name == "documents/full":
+		n, err := decode[v1DocumentNews](data)
+		out, bad := olderDocuments(n.Documents)
+		return out + show(n.Held) + show(n.Digest), errors.Join(err, bad)
+	case name == "documents/missing-answer":
+		a, err := decode[v1DocumentAnswer](data)
+		return both(err)(olderDocuments(a.Documents))
+	}
+	return olderMessage(name, data)
+}
+
+func reading[T any](v T, err error) (string, error) { return show(v), err }
+
+// both adds an error to what comes after it.
+func both(err error) func(string, error) (string, error) {
+	return func(out string, bad error) (string, error) { return out, errors.Join(err, bad) }
+}
+
+func olderRing(data []byte) (string, error) {
+	r, err := decode[v1Ring](data)
+	for i, s := range r.Segments {
+		if len(s) < 5 {
+			return "", errors.New("version 1: a segment of less than 5 elements")
+		}
+		r.Segments[i] = s[:5]
+	}
+	return show(r), err
+}
+
+func olderSets(list [][]byte) (out string, err error) {
+	for _, data := range list {
+		s, endpoints, bad := openSet(data)
+		out, err = out+show(s.Version)+show(endpoints), errors.Join(err, bad)
+	}
+	return out, err
+}
+
+func olderSetNews(data []byte) (out string, err error) {
+	n, err := decode[v1SetNews](data)
+	out = show(n.From) + show(n.Held)
+	if n.Delta == nil || err != nil {
+		return out, err
+	}
+	d, err := decode[v1SetDelta](n.Delta)
+	for _, put := range d.Put {
+		e, bad := decode[v1Endpoint](put)
+		out, err = out+show(e), errors.Join(err, bad)
+	}
+	return out + show(d.Owner) + show(d.From) + show(d.To) + show(d.Gone), err
+}
+
+func olderDocuments(list [][]byte) (out string, err error) {
+	for _, data := range list {
+		doc, bad := openDocument(data)
+		out, err = out+show(doc), errors.Join(err, bad)
+	}
+	return out, err
+}
+
+// olderMessage is what version 1 reads in what the mesh itself says.
+func olderMessage(name string, data []byte) (string, error) {
+	switch {
+	case strings.HasPrefix(name, "mesh/hello"):
+		return reading(decode[v1Hello](data))
+	case strings.HasPrefix(name, "mesh/push-pull"):
+		parts, err := decode[map[string]cbor.RawMessage](data)
+		peers, bad := decode[[]byte](parts["peers"])
+		return both(errors.Join(err, bad))(olderRecords(peers))
+	case name == "mesh/delta":
+		e, err := decode[v1Envelope](data)
+		return both(err)(olderRecords(e.Payload))
+	case strings.HasPrefix(name, "mesh/"):
+		e, err := decode[v1Envelope](data)
+		m, _, bad := openMessage(e.Payload)
+		return show(m), errors.Join(err, bad)
+	}
+	return "", nil
+}
+
+func olderRecords(data []byte) (out string, err error) {
+	list, err := decode[[][]byte](data)
+	for _, one := range list {
+		r, bad := openRecord(one)
+		out, err = out+show(r), errors.Join(err, bad)
+	}
+	return out, err
+}
+
+// What any later version writes, recorded or still to come, an agent of version 1 reads, and
+// what it knows of it is the same.
+func TestOlderRulesReadWhatIsWrittenLater(t *testing.T) {
+	first, _ := load(t, versions()[0])
+	for _, version := range versions() {
+		data, _ := load(t, version)
+		scene = data
+		for _, name := range sorted(first) {
+			want, err := olderMeaning(name, first[name])
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			later := map[string][]byte{version: data[name]}
+			if newer := items()[name].newer; newer != nil {
+				later["one after "+version] = newer(data[name])
+			}
+			for who, bytes := range later {
+				if got, err := olderMeaning(name, bytes); err != nil || got != want {
+					t.Errorf("%s of %s means to version 1\n%s%v\nits own means\n%s", name, who, got, err, want)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,282 @@
+package wire
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/hashicorp/memberlist"
+
+	"weft/mesh"
+	"weft/mesh/meshtest"
+	"weft/mesh/peer"
+)
+
+// scripted is a peer of another version: memberlist around bytes that were recorded, or made
+// up. It says what it is told to, and notes what it hears. It passes nothing on, and decides
+// nothing: that an older agent goes on working is not shown by it.
+type scripted struct {
+	t     *testing.T
+	n     int
+	name  string
+	list  *memberlist.Memberlist
+	hello []byte
+	state []byte // for push/pull
+	// answer is what it answers a request with; no is a refusal.
+	answer func(m v1Message) (payload []byte, no string)
+
+	mu     sync.Mutex
+	heard  [][]byte // messages
+	merged [][]byte // states
+	asked  uint64
+}
+
+func nameInMemberlist(n int) string { return id(n).String() + "-0000000f424000000001" }
+
+// start puts it on a network, where it joins others.
+func (s *scripted) start(net *meshtest.Network, to ...int) *scripted {
+	s.t.Helper()
+	s.name = nameInMemberlist(s.n)
+	conf := memberlist.DefaultLANConfig()
+	conf.Name, conf.Transport, conf.AdvertiseAddr, conf.AdvertisePort = s.name, net.Join(address(s.n)), address(s.n).Addr().String(), 6783
+	conf.Keyring = must(memberlist.NewKeyring(nil, joinToken.Secret.GossipKey()))
+	conf.Delegate, conf.Logger = s, log.New(io.Discard, "", 0)
+	list, err := memberlist.Create(conf)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.list = list
+	for _, n := range to {
+		_, _ = list.Join([]string{address(n).String()}) // what comes of it is looked at
+	}
+	return s
+}
+
+func (s *scripted) stop() {
+	_ = s.list.Leave(time.Second)
+	_ = s.list.Shutdown()
+}
+
+func (s *scripted) NodeMeta(int) []byte             { return s.hello }
+func (s *scripted) GetBroadcasts(int, int) [][]byte { return nil }
+func (s *scripted) LocalState(bool) []byte          { return s.state }
+
+func (s *scripted) MergeRemoteState(data []byte, _ bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.merged = append(s.merged, bytes.Clone(data))
+}
+
+func (s *scripted) NotifyMsg(data []byte) {
+	data = bytes.Clone(data)
+	s.mu.Lock()
+	s.heard = append(s.heard, data)
+	s.mu.Unlock()
+	e, err := decode[v1Envelope](data)
+	if err != nil || e.Kind != v1Request || s.answer == nil {
+		return
+	}
+	m, _, err := openMessage(e.Payload)
+	if err != nil {
+		s.t.Errorf("a request that %s cannot read: %v", names[s.n], err)
+		return
+	}
+	reply := v1Message{ID: m.ID, From: id(s.n), To: m.From, IsReply: true}
+	reply.Payload, reply.Error = s.answer(m)
+	go s.send(reply.To, seal(s.n, v1Reply, reply, scriptedRecord(s.n)))
+}
+
+// scriptedRecord is what a scripted peer says of itself.
+func scriptedRecord(n int) []byte {
+	r := settled(n)
+	r.Sequence = 1
+	return must(peer.Sign(r, key(n))).Encode()
+}
+
+// send sends a message to the run of a peer that is there.
+func (s *scripted) send(to peer.ID, data []byte) {
+	for _, n := range s.list.Members() {
+		if strings.HasPrefix(n.Name, to.String()) {
+			_ = s.list.SendReliable(n, data)
+		}
+	}
+}
+
+// run is the name of the run of a peer, and its greeting.
+func (s *scripted) run(of int) (name string, hello []byte) {
+	for _, n := range s.list.Members() {
+		if strings.HasPrefix(n.Name, id(of).String()) {
+			name, hello = n.Name, n.Meta
+		}
+	}
+	return name, hello
+}
+
+func (s *scripted) messages() [][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.heard)
+}
+
+func (s *scripted) states() [][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.merged)
+}
+
+// ask sends a request, and returns the message with the reply; nil if there is none.
+func (s *scripted) ask(to int, kind string, payload []byte) []byte {
+	s.asked++
+	name, _ := s.run(to)
+	m := v1Message{ID: 7<<32 | s.asked, From: id(s.n), To: id(to), Kind: kind, Payload: payload, Run: name}
+	return s.exchange(to, m.ID, seal(s.n, v1Request, m, scriptedRecord(s.n)))
+}
+
+func (s *scripted) exchange(to int, number uint64, data []byte) (reply []byte) {
+	s.send(id(to), data)
+	for range 50 {
+		time.Sleep(100 * time.Millisecond)
+		for _, data := range s.messages() {
+			if e, err := decode[v1Envelope](data); err == nil && e.Kind == v1Reply {
+				if m, _, err := openMessage(e.Payload); err == nil && m.ID == number {
+					return data
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// aimed is a recorded request or reply for another run: with other fields of the message,
+// signed again. All that is not known here stays.
+func aimed(data []byte, fields map[uint64]any) []byte {
+	e := must(decode[v1Envelope](data))
+	s := must(decode[v1Sealed](e.Payload))
+	n := holder(must(openRecord(s.Record)).Identity)
+	for field, v := range fields {
+		s.Message = within(s.Message, field, func([]byte) []byte { return encode(v) })
+	}
+	payload := within(e.Payload, 1, func([]byte) []byte { return encode(s.Message) })
+	payload = within(payload, 2, func([]byte) []byte { return encode(sign(n, v1ForMessage, s.Message)) })
+	return within(data, 3, func([]byte) []byte { return encode(payload) })
+}
+
+// static is a replica of a mesh that stands alone.
+type static struct {
+	name string
+	full []byte
+	mu   sync.Mutex
+	got  [][]byte
+}
+
+func (s *static) Name() string { return s.name }
+func (s *static) Full() []byte { return s.full }
+
+func (s *static) Merge(data []byte) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.got = append(s.got, data)
+	return nil, nil
+}
+
+// stage is a network in virtual time.
+type stage struct {
+	t   *testing.T
+	net *meshtest.Network
+	end []func()
+}
+
+// onStage runs a simulation, and ends all that it started.
+func onStage(t *testing.T, f func(t *testing.T, s *stage)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := &stage{t: t, net: meshtest.New(1)}
+		defer func() { // also of a simulation that failed
+			for _, end := range slices.Backward(s.end) {
+				end()
+			}
+			time.Sleep(2 * time.Minute) // memberlist's Shutdown waits for nobody
+			synctest.Wait()
+		}()
+		f(t, s)
+	})
+}
+
+func (s *stage) scripted(p *scripted, to ...int) *scripted {
+	s.t.Helper()
+	p.t = s.t
+	p.start(s.net, to...)
+	s.end = append(s.end, p.stop)
+	return p
+}
+
+// today makes a mesh of today's code that is run by the caller.
+func (s *stage) today(n int, r peer.Record, targets ...int) *mesh.Mesh {
+	s.t.Helper()
+	cfg := mesh.Config{
+		Identity: key(n), Record: r, GossipKey: joinToken.Secret.GossipKey(), Cluster: cluster, Universe: universe, Store: newShelf(),
+		Port: 6783, Log: quiet, Changed: nothing, Transport: s.net.Join(address(n)),
+	}
+	for _, to := range targets {
+		cfg.Targets = append(cfg.Targets, address(to).Addr().String())
+	}
+	return must(mesh.New(cfg))
+}
+
+// run runs parts of an agent until the end.
+func (s *stage) run(parts ...func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, len(parts))
+	for _, part := range parts {
+		go func() { done <- part(ctx) }()
+	}
+	s.end = append(s.end, func() {
+		cancel()
+		for range parts {
+			if err := <-done; err != nil {
+				s.t.Error(err)
+			}
+		}
+	})
+}
+
+// eventually waits until something holds.
+func (s *stage) eventually(within time.Duration, what string, ok func() bool) {
+	s.t.Helper()
+	for start := time.Now(); !ok(); time.Sleep(100 * time.Millisecond) {
+		if time.Since(start) > within {
+			s.t.Fatalf("not within %v: %s", within, what)
+		}
+	}
+}
+
+// older are the greeting and the state of a peer of a recorded version.
+func olderHello() []byte { return scene["mesh/hello"] }
+
+// states puts a push/pull together.
+func states(parts map[string][]byte) []byte {
+	all := map[string]cbor.RawMessage{}
+	for name, data := range parts {
+		all[name] = encode(data)
+	}
+	return encode(all)
+}
+
+// describePeers is what a mesh knows of all others.
+func describePeers(m *mesh.Mesh) (out string) {
+	for _, p := range m.Peers() {
+		if p.Record.Identity != nil && p.Record.ID() != m.Self() {
+			out += fmt.Sprintf("knows %s, number %d, %v, node slot %d\n", nameOf(p.Record.ID()), p.Record.Sequence, p.Record.State, p.Record.Node)
+		}
+	}
+	return out
+}

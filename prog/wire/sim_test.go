@@ -1,0 +1,398 @@
+package wire
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"weft/ipam"
+	"weft/ipam/slot"
+	"weft/mesh"
+	"weft/mesh/directory"
+	"weft/mesh/peer"
+)
+
+// newcomer is an agent of today, as far as it speaks on the network.
+type newcomer struct {
+	*mesh.Mesh
+	ipam      *ipam.Allocator
+	directory *mesh.Directory
+	documents *mesh.Documents
+}
+
+// newcomer starts delta, without a ring, with peers to join.
+func (s *stage) newcomer(targets ...int) *newcomer {
+	s.t.Helper()
+	m, disk := s.today(delta, record(delta), targets...), newShelf()
+	d := &newcomer{
+		Mesh: m,
+		ipam: ipam.New(ipam.Config{Self: m.Self(), Store: disk, Mesh: m, Log: quiet, Cluster: cluster, Universe: universe, Changed: nothing}),
+		directory: must(mesh.NewDirectory(mesh.DirectoryConfig{
+			Identity: key(delta), Mesh: m, Store: disk, Wanted: func(peer.ID) bool { return true }, Log: quiet, Changed: nothing,
+		})),
+		documents: must(mesh.NewDocuments(mesh.DocumentsConfig{
+			Identity: key(delta), Mesh: m, Store: disk, Now: time.Now, Log: quiet, Changed: nothing,
+		})),
+	}
+	for _, r := range []mesh.Replica{d.ipam, d.ipam.Votes(), d.directory, d.documents} {
+		m.Replicate(r)
+	}
+	for kind, h := range d.ipam.Handlers() {
+		m.Handle(kind, h)
+	}
+	for _, handlers := range []map[string]mesh.Handler{d.directory.Handlers(), d.documents.Handlers()} {
+		for kind, h := range handlers {
+			m.Handle(kind, h)
+		}
+	}
+	s.run(d.ipam.Run, d.directory.Run, d.documents.Run, m.Run)
+	return d
+}
+
+// recordedAnswers answer as peers of the recorded version did.
+func recordedAnswers(m v1Message) (payload []byte, no string) {
+	item := map[string]string{
+		"ring": "ipam/ring-answer", "usage": "ipam/usage-answer", "space": "ipam/space-answer",
+		"directory/sets": "directory/sets-answer", "documents/missing": "documents/missing-answer",
+	}[m.Kind]
+	if item == "" {
+		return nil, fmt.Sprintf("this version of Weft does not know %q", m.Kind)
+	}
+	return scene[item], ""
+}
+
+// olderState is push/pull of bravo: what was recorded is alpha's, but for the record.
+func olderState() []byte {
+	parts := must(decode[map[string]cbor.RawMessage](scene["mesh/push-pull"]))
+	parts["peers"] = encode(encode([][]byte{scriptedRecord(bravo)}))
+	return encode(parts)
+}
+
+// understood reads a state as version 1 does, with the signatures in it.
+func understood(replica string, data []byte) error {
+	switch replica {
+	case "peers":
+		list, err := decode[[][]byte](data)
+		for _, r := range list {
+			_, e := openRecord(r)
+			err = errors.Join(err, e)
+		}
+		return err
+	case "ring":
+		r, err := decode[v1Ring](data)
+		if err == nil {
+			_, err = r.v1Owner(uint32(slotNode))
+			if err != nil && len(r.Segments) > 0 { // a delta need not have that slot
+				first, e := decode[uint32](r.Segments[0][0])
+				_, err = r.v1Owner(first)
+				err = errors.Join(e, err)
+			}
+		}
+		return err
+	case "votes":
+		_, err := decode[v1Votes](data)
+		return err
+	case "directory":
+		n, err := decode[v1SetNews](data)
+		if err != nil || n.Delta == nil {
+			return err
+		}
+		d, err := decode[v1SetDelta](n.Delta)
+		for _, e := range d.Put {
+			_, bad := decode[v1Endpoint](e)
+			err = errors.Join(err, bad)
+		}
+		return err
+	case "documents":
+		n, err := decode[v1DocumentNews](data)
+		for _, doc := range n.Documents {
+			_, bad := openDocument(doc)
+			err = errors.Join(err, bad)
+		}
+		return err
+	}
+	return nil // it skips what it does not know
+}
+
+// understands checks all that a peer has heard, and counts it by what it is.
+func (s *scripted) understands() map[string]int {
+	count := map[string]int{}
+	for _, data := range s.messages() {
+		e, err := decode[v1Envelope](data)
+		switch {
+		case err != nil:
+		case e.Kind == v1Delta:
+			count["delta of "+e.Replica]++
+			err = understood(e.Replica, e.Payload)
+		default:
+			var m v1Message
+			m, _, err = openMessage(e.Payload)
+			count["request or reply "+m.Kind]++
+		}
+		if err != nil {
+			s.t.Errorf("%s hears what version 1 cannot read: %v\n%s", names[s.n], err, toHex("message", data))
+		}
+	}
+	for _, data := range s.states() {
+		parts, err := decode[map[string][]byte](data)
+		for replica, part := range parts {
+			count["state of "+replica]++
+			err = errors.Join(err, understood(replica, part))
+		}
+		if err != nil {
+			s.t.Errorf("%s hears a state that version 1 cannot read: %v\n%s", names[s.n], err, toHex("state", data))
+		}
+	}
+	return count
+}
+
+// A peer of today joins peers of each recorded version. Those are bytes: what they greet with,
+// exchange and answer was recorded, and what they hear is read by nothing but what that version
+// knows, with its signatures. So this shows that today's peer learns the records, the ring, the
+// endpoints and the documents from them, that it gets an address by their grant, and that they
+// can read whatever it then says and answers.
+//
+// It does not show what older code does with what it can read: that code is not here. Nor does
+// it show memberlist's own protocol between two of its versions, which that library promises.
+func TestTodayJoinsOlderPeers(t *testing.T) {
+	for _, version := range versions() {
+		data, _ := load(t, version)
+		scene = data
+		t.Run(version, func(t *testing.T) {
+			onStage(t, func(t *testing.T, s *stage) {
+				a := s.scripted(&scripted{n: alpha, hello: scene["mesh/hello"], state: scene["mesh/push-pull"], answer: recordedAnswers})
+				b := s.scripted(&scripted{n: bravo, hello: scene["mesh/hello"], state: olderState(), answer: recordedAnswers}, alpha)
+				d := s.newcomer(alpha)
+				learns(t, s, d)
+				speaks(t, d)
+				for _, p := range []*scripted{a, b} {
+					asks(t, p)
+				}
+				time.Sleep(2 * time.Minute) // push/pull of its own
+				for _, p := range []*scripted{a, b} {
+					heard := p.understands()
+					for _, what := range []string{"state of peers", "state of ring", "state of directory", "state of documents"} {
+						if heard[what] == 0 {
+							t.Errorf("%s heard no %s: %v", names[p.n], what, heard)
+						}
+					}
+				}
+				if heard := a.understands(); heard["delta of directory"] == 0 || heard["delta of documents"] == 0 || heard["request or reply space"] == 0 {
+					t.Errorf("alpha heard %v", heard)
+				}
+			})
+		})
+	}
+}
+
+// learns waits until delta knows what alpha and bravo know.
+func learns(t *testing.T, s *stage, d *newcomer) {
+	t.Helper()
+	s.eventually(time.Minute, "it reaches both", func() bool { return d.Reachable(id(alpha)) && d.Reachable(id(bravo)) })
+	s.eventually(5*time.Minute, "it knows the records", func() bool { return strings.Count(describePeers(d.Mesh), "knows ") == 2 })
+	s.eventually(time.Minute, "it knows the ring", func() bool {
+		owner, _ := must(d.ipam.Snapshot(context.Background())).Ring.Owner(slotFar)
+		return owner == id(bravo)
+	})
+	s.eventually(time.Minute, "it knows the endpoints", func() bool {
+		e, ok := d.directory.At(slotWeb, must(d.ipam.Snapshot(context.Background())).Ring)
+		return ok && e.Name == "web" && e.Labels["app"] == "web" && e.Owner == id(alpha)
+	})
+	s.eventually(time.Minute, "it knows the documents", func() bool {
+		doc := d.documents.Get("networkpolicy", "default/web")
+		return d.documents.Synced() && doc != nil && string(doc.Body) == policyBody && d.documents.Get("networkpolicy", "default/old") == nil
+	})
+	if r := d.Rejections(); len(r) > 0 {
+		t.Errorf("refused: %+v", r)
+	}
+}
+
+// speaks has delta take an address, and say all that an agent says.
+func speaks(t *testing.T, d *newcomer) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	got, err := d.ipam.Allocate(ctx, "new/eth0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish := func(endpoints ...directory.Endpoint) error { return d.directory.Publish(endpoints) }
+	e := directory.Endpoint{ID: "new/eth0", Slots: []slot.Slot{got}, Name: "new", Ports: []directory.Port{{Name: "http", Protocol: "tcp", Number: 80}}}
+	renamed := e
+	renamed.Name = "newer"
+	if err := errors.Join(
+		d.Update(func(r *peer.Record) { r.Ring = ringID[:] }),
+		publish(e), publish(renamed),
+		d.documents.Write([]mesh.Change{{Kind: "networkpolicy", Name: "default/web", Body: []byte(policyBody + "# changed\n")}}),
+	); err != nil {
+		t.Error(err)
+	}
+	time.Sleep(5 * time.Second)
+}
+
+// asks has a peer of an older version ask delta for everything.
+func asks(t *testing.T, p *scripted) {
+	t.Helper()
+	reply := func(kind string, payload []byte) v1Message {
+		t.Helper()
+		data := p.ask(delta, kind, payload)
+		if data == nil {
+			t.Fatalf("%s gets no answer to %s", names[p.n], kind)
+		}
+		m, _, err := openMessage(must(decode[v1Envelope](data)).Payload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	if r := must(decode[v1Ring](reply("ring", nil).Payload)); len(r.Segments) < 2 {
+		t.Errorf("its ring: %+v", r)
+	}
+	if u := must(decode[v1Usage](reply("usage", nil).Payload)); u.Active != 1 || u.Free == 0 {
+		t.Errorf("its usage: %+v", u)
+	}
+	sets := must(decode[[][]byte](reply("directory/sets", encode([][8]byte{[8]byte(id(delta))})).Payload))
+	if len(sets) != 1 {
+		t.Fatalf("%d sets", len(sets))
+	}
+	if _, endpoints, err := openSet(sets[0]); err != nil || len(endpoints) != 1 || endpoints[0].Name != "newer" {
+		t.Errorf("its endpoints: %+v, %v", endpoints, err)
+	}
+	answer := must(decode[v1DocumentAnswer](reply("documents/missing", scene["documents/missing-all"]).Payload))
+	changed := 0
+	for _, data := range answer.Documents {
+		doc, err := openDocument(data)
+		if err != nil {
+			t.Error(err)
+		}
+		if bytes.Contains(doc.Body, []byte("# changed")) && doc.Version == 2 {
+			changed++
+		}
+	}
+	if changed != 1 {
+		t.Errorf("of %d documents, %d changed", len(answer.Documents), changed)
+	}
+	if no := reply("weather/forecast", []byte("tomorrow")).Error; !strings.Contains(no, `this version of Weft does not know "weather/forecast"`) {
+		t.Errorf("a kind of request that is not known: %q", no)
+	}
+}
+
+// A peer of a newer version, which says more everywhere, and things that nobody knows, lives in
+// a mesh with one of today and an older one: what it says is understood, what it signs gets to
+// the older one unchanged by way of today's, and what is not known does no harm.
+func TestNewerPeersLiveAmongTodays(t *testing.T) {
+	data, _ := load(t, latest())
+	scene = data
+	onStage(t, func(t *testing.T, s *stage) {
+		set, policy, itsRecord := newerSet(data["directory/set"]), newerDocument(data["documents/policy"]), newerRecord(scriptedRecord(alpha))
+		held := must(directory.Decode(set)).Held()
+		newer := &scripted{n: alpha, hello: withFields(data["mesh/hello"]), state: states(map[string][]byte{
+			"peers": encode([][]byte{itsRecord}), "ring": newerRing(data["ring/founded"]), "weather": []byte("fine"),
+			"directory": withFields(encode(v1SetNews{id(alpha), []v1SetHeld{{id(alpha), held.Version, held.Digest}}, nil})),
+			"documents": withFields(encode(v1DocumentNews{From: id(alpha), Documents: [][]byte{policy}, Synced: true})),
+		}), answer: func(m v1Message) ([]byte, string) {
+			if m.Kind == "directory/sets" {
+				return encode([][]byte{set}), ""
+			}
+			return recordedAnswers(m)
+		}}
+		s.net.Partition(func(a, b netip.Addr) bool { // what gets from one to the other gets there by way of delta
+			return a != b && a != address(delta).Addr() && b != address(delta).Addr()
+		})
+		d := s.newcomer()
+		time.Sleep(time.Second)
+		s.scripted(newer, delta)
+		for _, message := range [][]byte{
+			encode(v1Envelope{Kind: 9, Payload: []byte("of a kind that is not known")}),
+			encode(map[uint64]any{1: 9, 2: 7, 3: "not even bytes"}),
+			encode(v1Envelope{Kind: v1Delta, Replica: "weather", Payload: []byte("rain")}),
+			withFields(encode(v1Envelope{Kind: v1Delta, Replica: "ring", Payload: newerRing(data["ring/granted"])})),
+		} {
+			newer.send(id(delta), message)
+		}
+		ring := func() (owner peer.ID) {
+			owner, _ = must(d.ipam.Snapshot(context.Background())).Ring.Owner(0x4000)
+			return owner
+		}
+		s.eventually(time.Minute, "its ring is merged", func() bool { return ring() == id(charlie) })
+		s.eventually(time.Minute, "its endpoints are fetched", func() bool {
+			e, ok := d.directory.At(slotWeb, must(d.ipam.Snapshot(context.Background())).Ring)
+			return ok && e.Name == "web"
+		})
+		s.eventually(time.Minute, "its document is read", func() bool { return d.documents.Get("networkpolicy", "default/web") != nil })
+
+		older := s.scripted(&scripted{n: bravo, hello: data["mesh/hello"], state: states(map[string][]byte{"peers": encode([][]byte{scriptedRecord(bravo)})})}, delta)
+		time.Sleep(time.Minute)
+		older.understands()
+		getsUnchanged(t, older, itsRecord, set, policy)
+		if r := d.Rejections(); len(r) > 0 {
+			t.Errorf("refused: %+v", r)
+		}
+	})
+}
+
+// getsUnchanged checks what an older peer hears of a newer one by way of delta.
+func getsUnchanged(t *testing.T, older *scripted, record, set, policy []byte) {
+	t.Helper()
+	found := false
+	for _, data := range older.states() {
+		for _, r := range must(decode[[][]byte](must(decode[map[string][]byte](data))["peers"])) {
+			found = found || bytes.Equal(r, record)
+		}
+	}
+	if !found {
+		t.Error("the record did not get there as it was signed")
+	}
+	payload := func(kind string, payload []byte) []byte {
+		m, _, err := openMessage(must(decode[v1Envelope](older.ask(delta, kind, payload))).Payload)
+		if err != nil || m.Error != "" {
+			t.Errorf("%s: %v, %s", kind, err, m.Error)
+		}
+		return m.Payload
+	}
+	same := func(b []byte) func([]byte) bool { return func(o []byte) bool { return bytes.Equal(b, o) } }
+	if sets := must(decode[[][]byte](payload("directory/sets", encode([][8]byte{[8]byte(id(alpha))})))); !slices.ContainsFunc(sets, same(set)) {
+		t.Error("the set did not get there as it was signed")
+	}
+	if a := must(decode[v1DocumentAnswer](payload("documents/missing", data0))); !slices.ContainsFunc(a.Documents, same(policy)) {
+		t.Error("the document did not get there as it was signed")
+	}
+}
+
+// data0 is a list of nothing.
+var data0 = encode([]int{})
+
+// What speaks another protocol is refused by its version, whatever else it says: it need not
+// be readable.
+func TestOtherProtocolsAreRefusedByTheirVersion(t *testing.T) {
+	data, _ := load(t, latest())
+	scene = data
+	for name, c := range map[string]struct {
+		hello []byte
+		want  string
+	}{
+		"next":           {within(data["mesh/hello"], 1, func([]byte) []byte { return encode(2) }), "it speaks version 2 of the protocol, this peer version 1: upgrade the older one"},
+		"next, and more": {withFields(within(data["mesh/hello"], 1, func([]byte) []byte { return encode(2) })), "it speaks version 2 of the protocol"},
+		"next, all new":  {encode(map[int]any{1: 3, 2: "a cluster has a name now", 3: []any{1, 2}}), "it speaks version 3 of the protocol"},
+		"no version":     {encode(map[int]any{2: [16]byte{1}}), "it speaks version 0 of the protocol"},
+		"another universe": {within(data["mesh/hello"], 3, func([]byte) []byte {
+			return must(decode[map[uint64]cbor.RawMessage](encode(v1Ring{V4: otherUniverse})))[3]
+		}), "--ipalloc-range"},
+		"no greeting": {[]byte("hello"), "its greeting cannot be read"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := readHello(t, c.hello)
+			if !strings.Contains(got, c.want) || !strings.Contains(got, "let in: false") {
+				t.Errorf("%s, want %q", got, c.want)
+			}
+		})
+	}
+}
