@@ -192,6 +192,77 @@ func owners(t *testing.T, node string) (names []string, generation int, err erro
 	return names, r.IPAM.Generation, err
 }
 
+// nodePods are the pods of testdata on a node.
+func nodePods(node string) []string {
+	return []string{"server-" + node, "probe-" + node, "host-" + node}
+}
+
+func removePods(t *testing.T, node string) {
+	t.Helper()
+	kubectl(t, append([]string{"delete", "pod", "--force", "--grace-period=0", "--ignore-not-found"}, nodePods(node)...)...)
+}
+
+// A node that is switched off and on again has its identity, and its addresses; its pods come back.
+func nodeRebooted(t *testing.T) {
+	const node = "node3"
+	before, err := reportOf(t, node)
+	must(t, "", err)
+	out, err := cluster(t, "", "node-restart", node)
+	must(t, out, err)
+	eventually(t, 2*time.Minute, "its agent", func() error {
+		r, err := reportOf(t, node)
+		switch {
+		case err != nil:
+			return err
+		case !r.Ready:
+			return fmt.Errorf("not ready: %s", r.NotReady)
+		case r.Router.ID != before.Router.ID || r.IPAM.Generation != before.IPAM.Generation:
+			t.Fatalf("it was %+v, and is %+v", before, r)
+		}
+		return nil
+	})
+	kubectl(t, "wait", "--for=condition=Ready", "node/"+node, "--timeout=2m")
+	removePods(t, node)
+	apply(t, manifestOf(t, "pods.yaml", node))
+	ready(t, nodePods(node)...)
+	mayReach(t, "server-"+node, "server-node1", true)
+	mayReach(t, "server-"+node, "server-node2", false)
+}
+
+// A node comes back without its disk, under its name and with its Node: the agent is another one, and what the old one
+// had is reclaimed, once.
+func diskLost(t *testing.T) {
+	const node = "node3"
+	old, err := reportOf(t, node)
+	must(t, "", err)
+	_, before, err := owners(t, "node1")
+	must(t, "", err)
+	for _, args := range [][]string{{"node-down", node}, {"node-up", node, "3"}} {
+		out, err := cluster(t, "", args...)
+		must(t, out, err)
+	}
+	removePods(t, node)
+	eventually(t, 2*time.Minute, "the addresses of the old disk's agent", func() error {
+		r, err := reportOf(t, "node1")
+		if err != nil {
+			return err
+		}
+		for _, o := range r.IPAM.Owners {
+			if o.Peer == old.Router.ID {
+				return fmt.Errorf("it owns %d", o.Slots)
+			}
+		}
+		if r.IPAM.Generation != before+1 {
+			t.Fatalf("generation %d, want one more than %d", r.IPAM.Generation, before)
+		}
+		return nil
+	})
+	kubectl(t, "wait", "--for=condition=Ready", "node/"+node, "--timeout=2m")
+	apply(t, manifestOf(t, "pods.yaml", node))
+	ready(t, nodePods(node)...)
+	mayReach(t, "server-"+node, "server-node1", true)
+}
+
 // A node that only does not answer keeps its addresses. When it is deleted they are reclaimed, once; and another node of
 // its name joins like any new one.
 func nodeDeleted(t *testing.T) {
@@ -229,9 +300,9 @@ func nodeDeleted(t *testing.T) {
 	must(t, out, err)
 	kubectl(t, "wait", "--for=condition=Ready", "node/"+gone, "--timeout=2m")
 	stopAll(t, all)
-	kubectl(t, "delete", "pod", "--force", "--grace-period=0", "--ignore-not-found", "server-"+gone, "probe-"+gone, "host-"+gone)
+	removePods(t, gone)
 	apply(t, manifestOf(t, "pods.yaml", gone))
-	ready(t, "server-"+gone, "probe-"+gone, "host-"+gone)
+	ready(t, nodePods(gone)...)
 	mayReach(t, "server-"+gone, "server-node1", true)
 	mayReach(t, "server-"+gone, "server-node2", false)
 }

@@ -24,8 +24,11 @@ func TestWeft(t *testing.T) {
 		{"Policy", policy},
 		{"Names", names},
 		{"Plugin", plugin},
+		{"Settings", settings},
 		{"AgentsKilledAndRolled", agentsKilledAndRolled},
 		{"WithoutAPIServer", withoutAPIServer},
+		{"NodeRebooted", nodeRebooted},
+		{"DiskLost", diskLost},
 		{"NodeDeleted", nodeDeleted},
 		{"Uninstall", uninstall},
 	} {
@@ -110,7 +113,7 @@ func pods(t *testing.T) {
 		apply(t, manifestOf(t, "pods.yaml", node))
 	}
 	for _, node := range nodes {
-		ready(t, "server-"+node, "probe-"+node, "host-"+node)
+		ready(t, nodePods(node)...)
 	}
 	for _, from := range nodes {
 		a := getPod(t, "server-"+from)
@@ -259,6 +262,34 @@ func names(t *testing.T) {
 	if !strings.Contains(must(t, out, err), want) {
 		t.Errorf("server-node2.default.weft.internal is not %s:\n%s", want, out)
 	}
+}
+
+// A setting that is not understood is an event on the Node, and harms nobody but the agent that was to have it.
+func settings(t *testing.T) {
+	const node = "node1"
+	agent := func() string {
+		return kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft", "--field-selector=spec.nodeName="+node, "-o", "name")
+	}
+	kubectl(t, "-n", "weft", "create", "configmap", "weft", "--from-literal=WEFT_MTU=12")
+	kubectl(t, "-n", "weft", "delete", "--grace-period=0", "--force", agent())
+	eventually(t, time.Minute, "an event", func() error {
+		out := kubectl(t, "get", "events", "--field-selector=reason=InvalidSetting,involvedObject.name="+node, "-o", "jsonpath={.items[*].message}")
+		if !strings.Contains(out, "WEFT_MTU") {
+			return fmt.Errorf("events: %q", out)
+		}
+		return nil
+	})
+	mayReach(t, "server-"+node, "server-node2", true)
+	kubectl(t, "-n", "weft", "patch", "configmap", "weft", "-p", `{"data":{"WEFT_MTU":"1380"}}`)
+	kubectl(t, "-n", "weft", "delete", "--grace-period=0", "--force", agent())
+	eventually(t, time.Minute, "the MTU of the setting", func() error {
+		out, err := weft(t, node, "report", "-f", "{{.Router.MTU}} {{.Ready}}")
+		if err == nil && out != "1380 true" {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+	kubectl(t, "-n", "weft", "delete", "configmap", "weft")
 }
 
 // plugin is the plugin of kubectl.
