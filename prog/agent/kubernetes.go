@@ -156,7 +156,7 @@ func (a *Agent) bootstrap(ctx context.Context) error {
 		return err
 	}
 	if len(st.Ring) == 0 {
-		if err := a.jokubeCluster(ctx); err != nil {
+		if err := a.joinCluster(ctx); err != nil {
 			return err
 		}
 		if st, err = a.store.Load(); err != nil {
@@ -175,9 +175,9 @@ func (a *Agent) bootstrap(ctx context.Context) error {
 	return nil
 }
 
-// jokubeCluster waits for the cluster's Secret, or makes it, and makes the ring that follows
+// joinCluster waits for the cluster's Secret, or makes it, and makes the ring that follows
 // from it.
-func (a *Agent) jokubeCluster(ctx context.Context) error {
+func (a *Agent) joinCluster(ctx context.Context) error {
 	c := a.cluster
 	f, mine, err := (&kube.Bootstrap{
 		Client: c.client, Namespace: c.namespace, Node: c.node, Self: a.self(), Random: rand.Reader, Log: a.log,
