@@ -22,9 +22,13 @@ import (
 
 // Connect reads where the API server is from a kubeconfig file, or as a pod has it where
 // there is no file. It asks nothing of the server yet.
-func Connect(kubeconfig string) (*rest.Config, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if errors.Is(err, rest.ErrNotInCluster) || kubeconfig == "" && clientcmd.IsEmptyConfig(err) {
+func Connect(kubeconfig string) (config *rest.Config, err error) {
+	if kubeconfig == "" {
+		config, err = rest.InClusterConfig()
+	} else {
+		config, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
+	}
+	if errors.Is(err, rest.ErrNotInCluster) {
 		err = errors.New("this is no pod: name a file with --kubeconfig")
 	}
 	if err != nil {
