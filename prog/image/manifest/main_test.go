@@ -129,6 +129,21 @@ func TestRightsAreJustified(t *testing.T) {
 	}
 }
 
+// What is taken off is what was installed.
+func TestUninstallUsesTheSameImage(t *testing.T) {
+	data, err := os.ReadFile("../../../site/uninstall.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range objects(t) {
+		for _, c := range o.Spec.Template.Spec.Containers {
+			if !strings.Contains(string(data), "image: "+c.Image+"\n") {
+				t.Errorf("site/uninstall.yaml does not use %s", c.Image)
+			}
+		}
+	}
+}
+
 // Rolling the agent never touches the data path.
 func TestDataPathIsReplacedByHandOnly(t *testing.T) {
 	strategies := map[string]string{}
