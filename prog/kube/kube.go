@@ -22,8 +22,10 @@ import (
 
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
@@ -173,7 +175,12 @@ func (s *Source) Run(ctx context.Context) error {
 		}
 	}
 	handler := cache.ResourceEventHandlerFuncs{
-		AddFunc: func(any) { again() }, UpdateFunc: func(any, any) { again() }, DeleteFunc: func(any) { again() },
+		AddFunc: func(any) { again() }, DeleteFunc: func(any) { again() },
+		UpdateFunc: func(old, now any) {
+			if !alike(old, now) {
+				again()
+			}
+		},
 	}
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -239,6 +246,17 @@ func slimMeta(m meta.ObjectMeta) meta.ObjectMeta {
 		}
 	}
 	return out
+}
+
+// alike reports whether of an object nothing changed that is read here. Of most updates that
+// is so: each kubelet says every few minutes, or more often, that its Node is well, and then
+// not all policies have to be read anew.
+func alike(old, now any) bool {
+	a, b := old.(runtime.Object).DeepCopyObject(), now.(runtime.Object).DeepCopyObject()
+	for _, o := range []runtime.Object{a, b} {
+		o.(meta.Object).SetResourceVersion("")
+	}
+	return equality.Semantic.DeepEqual(a, b)
 }
 
 // take makes a state of what is there, keeps it and tells who waits, if it is another one.

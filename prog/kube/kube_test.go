@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"weft/prog/kube/kubetest"
+	"weft/prog/manifest"
 	"weft/router/policy"
 )
 
@@ -161,6 +162,55 @@ func TestWithoutTheServer(t *testing.T) {
 	}
 	if _, err := New(Config{Kept: []byte("{torn")}); err == nil {
 		t.Error("what was kept is torn, and taken")
+	}
+}
+
+// What a kubelet says again and again is no change; all that is read here is one.
+func TestAlike(t *testing.T) {
+	node := func(change func(*core.Node)) meta.Object {
+		n := kubetest.Node("n1", "u1", "192.0.2.1")
+		n.Status.Conditions = append(n.Status.Conditions, core.NodeCondition{Type: core.NodeNetworkUnavailable, Status: core.ConditionTrue})
+		change(n)
+		return n
+	}
+	pod := func(change func(*core.Pod)) meta.Object {
+		p := kubetest.Pod("n1", "shop", "web", "u1", map[string]string{"app": "web"}, core.ContainerPort{Name: "http", ContainerPort: 80})
+		change(p)
+		return p
+	}
+	policy := func(change func(*networking.NetworkPolicy)) meta.Object {
+		p := denyAll("shop", "closed")
+		change(p)
+		return p
+	}
+	now := meta.Now()
+	for name, c := range map[string]struct {
+		old, now meta.Object
+		alike    bool
+	}{
+		"heartbeat": {node(func(*core.Node) {}), node(func(n *core.Node) {
+			n.Status.Conditions[0].LastHeartbeatTime, n.Labels = now, map[string]string{"a": "b"}
+		}), true},
+		"not ready":  {node(func(*core.Node) {}), node(func(n *core.Node) { n.Status.Conditions[0].Status = core.ConditionFalse }), false},
+		"available":  {node(func(*core.Node) {}), node(func(n *core.Node) { n.Status.Conditions[1].Status = core.ConditionFalse }), false},
+		"address":    {node(func(*core.Node) {}), node(func(n *core.Node) { n.Status.Addresses[0].Address = "192.0.2.2" }), false},
+		"other UID":  {node(func(*core.Node) {}), node(func(n *core.Node) { n.UID = "u2" }), false},
+		"status":     {pod(func(*core.Pod) {}), pod(func(p *core.Pod) { p.Status.Phase, p.DeletionTimestamp = core.PodRunning, &now }), true},
+		"labels":     {pod(func(*core.Pod) {}), pod(func(p *core.Pod) { p.Labels = map[string]string{"app": "other"} }), false},
+		"static UID": {pod(func(*core.Pod) {}), pod(func(p *core.Pod) { p.Annotations = map[string]string{staticUID: "1"} }), false},
+		"managed":    {policy(func(*networking.NetworkPolicy) {}), policy(func(p *networking.NetworkPolicy) { p.ManagedFields = nil }), true},
+		"spec":       {policy(func(*networking.NetworkPolicy) {}), policy(func(p *networking.NetworkPolicy) { p.Spec.PolicyTypes = nil }), false},
+		"audit": {policy(func(*networking.NetworkPolicy) {}), policy(func(p *networking.NetworkPolicy) {
+			p.Annotations = map[string]string{manifest.AuditAnnotation: "true"}
+		}), false},
+		"namespace": {&core.Namespace{}, &core.Namespace{ObjectMeta: meta.ObjectMeta{Labels: map[string]string{"team": "a"}}}, false},
+	} {
+		c.now.SetResourceVersion("2")
+		old, err := slim(c.old)
+		now, err2 := slim(c.now)
+		if got := alike(old, now); err != nil || err2 != nil || got != c.alike {
+			t.Errorf("%s: %v, %v, %v", name, got, err, err2)
+		}
 	}
 }
 
