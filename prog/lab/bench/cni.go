@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -43,12 +41,12 @@ func cni(ctx context.Context, b *bench) (err error) {
 	if err := os.WriteFile(filepath.Join(theirs.StateDir("h1"), "reference.conflist"), []byte(reference), 0o600); err != nil {
 		return err
 	}
-	sides := make([]*remoteRuntime, 2)
+	sides := make([]*remote, 2)
 	for i, at := range []struct {
 		l         *lab.Lab
 		conf, bin string
 	}{{ours, "/etc/cni/net.d", "/opt/cni/bin"}, {theirs, "/var/lib/weft", referenceBin}} {
-		if sides[i], err = b.startRuntime(ctx, at.l, at.conf, at.bin); err != nil {
+		if sides[i], err = b.startRemote(ctx, at.l, "h1", "cni-runtime", at.conf, at.bin); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, sides[i].stop()) }()
@@ -67,7 +65,7 @@ func cni(ctx context.Context, b *bench) (err error) {
 		del := comparison{what: fmt.Sprintf("DEL, %d attached besides", n)}
 		for range cniRounds {
 			for _, side := range []struct {
-				*remoteRuntime
+				*remote
 				add, del *samples
 			}{{sides[0], &add.ours, &del.ours}, {sides[1], &add.theirs, &del.theirs}} {
 				if err := side.measure("add", side.add); err != nil {
@@ -82,61 +80,4 @@ func cni(ctx context.Context, b *bench) (err error) {
 	}
 	printComparisons(os.Stdout, "CNI", "ms", "bridge + host-local", rows...)
 	return nil
-}
-
-// remoteRuntime is a container runtime that runs on a lab's host; see cniRuntime.
-type remoteRuntime struct {
-	commands *os.File
-	answers  *bufio.Scanner
-	done     chan error
-}
-
-func (b *bench) startRuntime(ctx context.Context, l *lab.Lab, conf, bin string) (*remoteRuntime, error) {
-	in, commands, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	answers, out, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	r := &remoteRuntime{commands: commands, answers: bufio.NewScanner(answers), done: make(chan error, 1)}
-	go func() { // ends with its input
-		err := l.Attach(ctx, "h1", [3]*os.File{in, out, os.Stderr}, nil, b.self, "cni-runtime", conf, bin)
-		r.done <- errors.Join(err, in.Close(), out.Close())
-	}()
-	return r, nil
-}
-
-// answer is one CNI call's outcome.
-type answer struct {
-	Milliseconds float64
-	Error        string `json:",omitempty"`
-}
-
-func (r *remoteRuntime) do(verb string) (float64, error) {
-	if _, err := fmt.Fprintln(r.commands, verb); err != nil {
-		return 0, err
-	}
-	if !r.answers.Scan() {
-		return 0, fmt.Errorf("%s: no answer: %w", verb, errors.Join(r.answers.Err(), <-r.done))
-	}
-	var a answer
-	if err := json.Unmarshal(r.answers.Bytes(), &a); err != nil {
-		return 0, err
-	}
-	if a.Error != "" {
-		return 0, fmt.Errorf("%s: %s", verb, a.Error)
-	}
-	return a.Milliseconds, nil
-}
-
-func (r *remoteRuntime) measure(verb string, into *samples) error {
-	ms, err := r.do(verb)
-	into.add(ms)
-	return err
-}
-
-func (r *remoteRuntime) stop() error {
-	return errors.Join(r.commands.Close(), <-r.done)
 }

@@ -38,6 +38,7 @@ var benchmarks = []struct {
 	{"directory", directoryBench},
 	{"dns", dnsBench},
 	{"policy", policyBench},
+	{"kubernetes", kubernetes},
 }
 
 // helpers are what this program is inside of a lab's host, where it is called with their name first.
@@ -45,6 +46,9 @@ var helpers = map[string]func(context.Context, []string) error{
 	"cni-runtime":     cniRuntime,
 	"plain-wireguard": plainWireGuard,
 	"dns-upstream":    dnsUpstream,
+	"kube-api":        kubeAPI,
+	"kube-peer":       kubePeer,
+	"fetch":           fetch,
 }
 
 // bench is one run.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
@@ -14,8 +15,8 @@ import (
 )
 
 // cniRuntime is what a container runtime is to CNI. It reads verbs, one a line: "add" attaches one more container,
-// "del" detaches the last one. Each is answered with the time that it took. CONF is a folder with a conflist, BIN
-// one with plugins.
+// "add NAMESPACE NAME UID" one that is a pod, "del" detaches the last one. Each is answered with the time that it
+// took. CONF is a folder with a conflist, BIN one with plugins.
 func cniRuntime(ctx context.Context, args []string) error {
 	files, err := libcni.ConfFiles(args[0], []string{".conflist"})
 	if err != nil || len(files) != 1 {
@@ -32,7 +33,8 @@ func cniRuntime(ctx context.Context, args []string) error {
 		out      = json.NewEncoder(os.Stdout)
 	)
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-		add := in.Text() == "add"
+		words := strings.Fields(in.Text())
+		add := words[0] == "add"
 		if add {
 			attached++
 		}
@@ -46,6 +48,9 @@ func cniRuntime(ctx context.Context, args []string) error {
 		rt := &libcni.RuntimeConf{
 			ContainerID: fmt.Sprintf("bench-%d", attached), IfName: "eth0",
 			NetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(spaces[attached-1])),
+		}
+		if len(words) == 4 {
+			rt.Args = [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", words[1]}, {"K8S_POD_NAME", words[2]}, {"K8S_POD_UID", words[3]}}
 		}
 		start := time.Now()
 		if add {

@@ -1,0 +1,313 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+	core "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+
+	"weft/ipam"
+	"weft/ipam/slot"
+	"weft/mesh"
+	"weft/mesh/directory"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
+	"weft/prog/kube"
+	"weft/prog/state"
+)
+
+// How often something happens on one simulated node: with nine of them, ten times a second.
+const (
+	kubeChanges = 22
+	kubeEvery   = 900 * time.Millisecond
+)
+
+// simulated is a node that the others cannot tell from a real one: it is a Node, takes the ring from the cluster's
+// Secret, has addresses of its own in it, and tells of its pods and confirms what others tell, with the parts of an
+// agent that do so, on a real store. It has no data path and no policies, and its pods are words: nobody answers in
+// its tunnel.
+type simulated struct {
+	node, api string
+	number    int
+	store     *state.Store
+	mesh      *mesh.Mesh
+	ipam      *ipam.Allocator
+	directory *mesh.Directory
+	documents *mesh.Documents
+	pods      []directory.Endpoint // that there are, the oldest first
+	next      int                  // number of the pod that comes next
+}
+
+// kubePeer runs a simulated node: args are the API server's URL, the node's number and how many pods it has. It reads
+// verbs: "start" until it has told of all its pods; "churn" lets pods go and come, and ends when all others have
+// confirmed it; "heartbeat" says on its Node, again and again, what was said before.
+func kubePeer(ctx context.Context, args []string) (err error) {
+	p := &simulated{api: args[0]}
+	pods, err := strconv.Atoi(args[2])
+	if err != nil {
+		return err
+	}
+	if p.number, err = strconv.Atoi(args[1]); err != nil {
+		return err
+	}
+	p.node = kubeNode(p.number)
+	if p.store, err = state.Open("/var/lib/weft"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.store.Close()) }()
+	if err := p.make(ctx); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	for _, run := range []func(context.Context) error{p.mesh.Run, p.ipam.Run, p.directory.Run, p.documents.Run} {
+		group.Go(func() error { return run(ctx) })
+	}
+	out := json.NewEncoder(os.Stdout)
+	for in := bufio.NewScanner(os.Stdin); in.Scan() && err == nil; {
+		verbs := map[string]func(context.Context) error{
+			"start": func(ctx context.Context) error { return p.start(ctx, pods) }, "churn": p.churn,
+			"heartbeat": func(ctx context.Context) error { return p.often(ctx, p.heartbeat) },
+		}
+		start := time.Now()
+		var a answer
+		if err := verbs[in.Text()](ctx); err != nil {
+			a.Error = p.node + ": " + err.Error()
+		}
+		a.Milliseconds = time.Since(start).Seconds() * 1e3
+		err = out.Encode(a)
+	}
+	stop()
+	return errors.Join(err, group.Wait())
+}
+
+// make makes the parts of an agent that speak with other agents.
+func (p *simulated) make(ctx context.Context) error {
+	keys, err := p.store.Keys(rand.Reader)
+	if err != nil {
+		return err
+	}
+	private, err := wgtypes.NewKey(keys.WireGuard[:])
+	if err != nil {
+		return err
+	}
+	client, err := kube.NewClient(&rest.Config{Host: p.api, QPS: -1})
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	self := peer.IDOf(keys.Identity.Public().(ed25519.PublicKey))
+	founding, _, err := (&kube.Bootstrap{
+		Client: client, Namespace: kube.DefaultNamespace, Node: p.node, Self: self, Random: rand.Reader, Log: log, Waiting: func(string) {},
+		Universe: func(context.Context, secret.ClusterID) (u slot.Universe, err error) {
+			return u, errors.New("the agent founds the ring")
+		},
+	}).Run(ctx)
+	if err != nil {
+		return err
+	}
+	nodes, err := client.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	record := peer.Record{WireGuard: private.PublicKey(), Nickname: p.node, Port: 6784, Gossip: mesh.Port}
+	var targets []string
+	for _, n := range nodes {
+		if n.Name == p.node {
+			record.Underlay, record.Host = n.Addrs, n.UID
+		} else {
+			targets = append(targets, n.Addrs[0].String())
+		}
+	}
+	if p.mesh, err = mesh.New(mesh.Config{
+		Identity: keys.Identity, Record: record, GossipKey: founding.Token.Secret.GossipKey(), Cluster: founding.Token.Cluster,
+		Universe: founding.Universe, Targets: targets, Store: p.store, Port: mesh.Port, Log: log, Changed: nothing,
+	}); err != nil {
+		return err
+	}
+	p.directory, err = mesh.NewDirectory(mesh.DirectoryConfig{
+		Identity: keys.Identity, Mesh: p.mesh, Store: p.store, Wanted: func(peer.ID) bool { return true }, Log: log, Changed: nothing,
+	})
+	if err != nil {
+		return err
+	}
+	p.documents, err = mesh.NewDocuments(mesh.DocumentsConfig{Identity: keys.Identity, Mesh: p.mesh, Store: p.store, Now: time.Now, Log: log, Changed: nothing})
+	if err != nil {
+		return err
+	}
+	p.ipam = ipam.New(ipam.Config{
+		Self: self, Store: p.store, Mesh: p.mesh, Log: log, Cluster: founding.Token.Cluster, Universe: founding.Universe,
+		Held: p.directory.Taken, Listed: p.directory.Listed, Changed: nothing,
+	})
+	p.connect()
+	return nil
+}
+
+func nothing() {}
+
+// connect carries the replicated states over the mesh, and answers what others ask.
+func (p *simulated) connect() {
+	for _, r := range []mesh.Replica{p.ipam, p.ipam.Votes(), p.directory, p.documents} {
+		p.mesh.Replicate(r)
+	}
+	for kind, h := range p.ipam.Handlers() {
+		p.mesh.Handle(kind, h)
+	}
+	for kind, h := range p.directory.Handlers() {
+		p.mesh.Handle(kind, h)
+	}
+	for kind, h := range p.documents.Handlers() {
+		p.mesh.Handle(kind, h)
+	}
+}
+
+// start waits for the ring, and tells of itself and of its pods.
+func (p *simulated) start(ctx context.Context, pods int) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	node, err := p.ipam.Allocate(ctx, "node", nil)
+	if err != nil {
+		return err
+	}
+	snap, err := p.ipam.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.mesh.Update(func(r *peer.Record) { r.Ring, r.Node = snap.Ring.ID[:], node }); err != nil {
+		return err
+	}
+	for range pods {
+		if err := p.add(ctx); err != nil {
+			return err
+		}
+	}
+	return p.directory.Publish(p.pods)
+}
+
+// often does something kubeChanges times.
+func (p *simulated) often(ctx context.Context, do func(ctx context.Context, i int) error) error {
+	if err := sleep(ctx, time.Duration(p.number)*kubeEvery/9); err != nil { // not with all others at once
+		return err
+	}
+	tick := time.NewTicker(kubeEvery)
+	defer tick.Stop()
+	for i := range kubeChanges {
+		if err := do(ctx, i); err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// churn lets a pod go, then another one come, and so on.
+func (p *simulated) churn(ctx context.Context) error {
+	var gone []slot.Slot
+	err := p.often(ctx, func(ctx context.Context, i int) error {
+		if i%2 == 0 {
+			gone = append(gone, p.pods[0].Slots...)
+			if err := p.remove(ctx); err != nil {
+				return err
+			}
+		} else if err := errors.Join(p.ask(ctx, http.MethodPost, podOf(p.number, p.next)), p.add(ctx)); err != nil {
+			return err
+		}
+		return p.directory.Publish(p.pods)
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("pods that are gone are not forgotten by all"))
+	defer cancel()
+	for _, s := range gone {
+		for p.directory.Taken(s) {
+			if err := sleep(ctx, 50*time.Millisecond); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// heartbeat is what a kubelet writes every few minutes.
+func (p *simulated) heartbeat(ctx context.Context, _ int) error {
+	body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []core.NodeCondition{
+		{Type: core.NodeReady, Status: core.ConditionTrue, Reason: "KubeletReady", LastHeartbeatTime: meta.Now()},
+	}}})
+	if err != nil {
+		return err
+	}
+	return p.request(ctx, http.MethodPatch, "/api/v1/nodes/"+p.node+"/status", body)
+}
+
+// add gives the next pod an address.
+func (p *simulated) add(ctx context.Context) error {
+	pod := podOf(p.number, p.next)
+	s, err := p.ipam.Allocate(ctx, pod.uid(), nil)
+	if err != nil {
+		return err
+	}
+	p.next++
+	p.pods = append(p.pods, pod.endpoint(s))
+	return nil
+}
+
+// remove ends the oldest pod.
+func (p *simulated) remove(ctx context.Context) error {
+	oldest := podOf(p.number, p.next-len(p.pods))
+	if err := p.ask(ctx, http.MethodDelete, oldest); err != nil {
+		return err
+	}
+	p.pods = p.pods[1:]
+	return p.ipam.Free(ctx, oldest.uid())
+}
+
+// ask creates or deletes a pod in the API.
+func (p *simulated) ask(ctx context.Context, method string, pod kubePod) error {
+	path := "/api/v1/namespaces/" + pod.namespace + "/pods"
+	if method == http.MethodDelete {
+		return p.request(ctx, method, path+"/"+pod.name, nil)
+	}
+	body, err := json.Marshal(pod.object())
+	if err != nil {
+		return err
+	}
+	return p.request(ctx, method, path, body)
+}
+
+func (p *simulated) request(ctx context.Context, method, path string, body []byte) error {
+	req, err := http.NewRequestWithContext(ctx, method, p.api+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s %s: %s", method, path, resp.Status)
+	}
+	_, err = io.Copy(io.Discard, resp.Body) // so that the connection serves again
+	return err
+}
