@@ -129,8 +129,8 @@ func readPushPull(t *testing.T, data []byte) string {
 	got := map[string][]byte{}
 	out := meet(t, &scripted{hello: olderHello(), state: data}, func(_ *stage, d *mesh.Mesh, replicas []*static) string {
 		for _, r := range replicas {
-			if len(r.got) > 0 {
-				got[r.name] = r.got[0]
+			if data := r.first(); data != nil {
+				got[r.name] = data
 			}
 		}
 		return tell(describePeers(d), describeRejections(d))

@@ -188,6 +188,16 @@ func (s *static) Merge(data []byte) ([]byte, error) {
 	return nil, nil
 }
 
+// first is what it was told first; nil if nothing.
+func (s *static) first() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.got) == 0 {
+		return nil
+	}
+	return s.got[0]
+}
+
 // stage is a network in virtual time.
 type stage struct {
 	t   *testing.T
