@@ -14,7 +14,8 @@ type Builder struct {
 	guard  Program // of which this was a part
 	judges Program // and this, the sets aside that are shared with the policies' own
 	sets   map[*policy.Set][]*Set
-	chains map[chainKey]lowered
+	chains map[chainKey]lowered // more than the last program had, which had
+	used   int
 }
 
 // chainKey is what tells chains apart.
@@ -78,6 +79,7 @@ type lowering struct {
 	Builder // what this run makes or takes over
 	last    *Builder
 
+	anew    bool // the chains are a new map
 	program Program
 	index   map[string]*Set // of the policies' sets in the program, by name
 }
@@ -103,12 +105,15 @@ func (l *lowering) lower() {
 	}
 	sets, chains := len(l.program.Sets), len(l.program.Chains)
 	if l.last.sameJudges(l.Config) {
-		l.judges, l.chains = l.last.judges, l.last.chains
+		l.judges, l.chains, l.used = l.last.judges, l.last.chains, l.last.used
 		l.program.Sets = append(l.program.Sets, l.judges.Sets...)
 		l.program.Chains = append(l.program.Chains, l.judges.Chains...)
 		return
 	}
-	l.chains = make(map[chainKey]lowered, len(l.last.chains))
+	l.chains = l.last.chains
+	if l.anew = l.chains == nil || len(l.chains) > 2*l.last.used; l.anew {
+		l.chains = map[chainKey]lowered{} // most are of policies and endpoints that are gone
+	}
 	l.judge()
 	l.judges = Program{slices.Clone(l.program.Sets[sets:]), slices.Clone(l.program.Chains[chains:])}
 }

@@ -14,8 +14,8 @@ import (
 //	new sets → new chains → elements and rules that go → rules that come → elements that come → old chains → old sets
 func (k *Kernel) change(before, after Program) (changes bool, err error) {
 	b := &batch{Kernel: k}
-	before.Sets, after.Sets = trim(before.Sets, after.Sets)
-	before.Chains, after.Chains = trim(before.Chains, after.Chains)
+	before.Sets, after.Sets = differing(before.Sets, after.Sets)
+	before.Chains, after.Chains = differing(before.Chains, after.Chains)
 	oldSets, oldChains := byName(before.Sets, setName), byName(before.Chains, chainName)
 	newSets, newChains := byName(after.Sets, setName), byName(after.Chains, chainName)
 	for name, s := range oldSets {
@@ -64,16 +64,32 @@ func (k *Kernel) change(before, after Program) (changes bool, err error) {
 	return b.changes, b.err
 }
 
-// trim leaves out what two lists begin and end with alike: programs that follow each other
+// differing are the values that only one of two lists has: programs that follow each other
 // share most of what they have.
-func trim[T any](a, b []*T) ([]*T, []*T) {
+func differing[T any](a, b []*T) (onlyA, onlyB []*T) {
 	for len(a) > 0 && len(b) > 0 && a[0] == b[0] {
 		a, b = a[1:], b[1:]
 	}
 	for len(a) > 0 && len(b) > 0 && a[len(a)-1] == b[len(b)-1] {
 		a, b = a[:len(a)-1], b[:len(b)-1]
 	}
-	return a, b
+	in := make(map[*T]bool, len(a))
+	for _, v := range a {
+		in[v] = true
+	}
+	for _, v := range b {
+		if in[v] {
+			delete(in, v)
+		} else {
+			onlyB = append(onlyB, v)
+		}
+	}
+	for _, v := range a {
+		if in[v] {
+			onlyA = append(onlyA, v)
+		}
+	}
+	return onlyA, onlyB
 }
 
 func setName(s *Set) string     { return s.Name }

@@ -264,6 +264,7 @@ func (v verdicts) chainName(d direction, chain string, is4 bool) string {
 // not made before.
 func (l *lowering) chain(v verdicts, d direction, c *policy.Chain, is4 bool) {
 	key := chainKey{v.prefix, c.Name, d.answers, is4}
+	l.used++
 	made, ok := l.last.chains[key]
 	if !ok {
 		made.Chain = &Chain{Name: v.chainName(d, c.Name, is4), Rules: l.rules(d, c, is4, &made.ports)}
@@ -272,7 +273,9 @@ func (l *lowering) chain(v verdicts, d direction, c *policy.Chain, is4 bool) {
 	for _, s := range made.ports {
 		l.add(s)
 	}
-	l.chains[key] = made
+	if !ok || l.anew {
+		l.chains[key] = made
+	}
 	l.program.Chains = append(l.program.Chains, made.Chain)
 }
 
