@@ -21,7 +21,7 @@ type Builder struct {
 // chainKey is what tells chains apart.
 type chainKey struct {
 	prefix, chain string
-	answers, is4  bool
+	answers       bool
 }
 
 // lowered is a chain, and the sets of ports that only rules know.

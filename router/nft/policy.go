@@ -201,7 +201,7 @@ func (l *lowering) judgeBy(v verdicts, opened, answers *Chain) {
 		for _, is4 := range []bool{true, false} {
 			m := &Set{Name: v.prefix + d.prefix() + d.String() + family(is4), Key: Key{addrKind(is4)}, Jumps: true}
 			m.Elements = values[judged]{v.of(d.Direction, is4), compareJudged, func(j judged) Element {
-				return Element{First: string(j.addr.AsSlice()), Chain: v.chainName(d, j.chain, is4)}
+				return Element{First: string(j.addr.AsSlice()), Chain: v.chainName(d, j.chain)}
 			}}
 			l.add(m)
 			chain.Rules = append(chain.Rules, rule(d.own.vmap(m)))
@@ -209,8 +209,7 @@ func (l *lowering) judgeBy(v verdicts, opened, answers *Chain) {
 		l.end(v, d)
 		for _, c := range l.Policy.Chains {
 			if c.Direction == d.Direction && used[c.Name] {
-				l.chain(v, d, c, true)
-				l.chain(v, d, c, false)
+				l.chain(v, d, c)
 			}
 		}
 	}
@@ -255,19 +254,16 @@ func addresses(list []netip.Addr) Elements {
 	return values[netip.Addr]{list, netip.Addr.Compare, func(a netip.Addr) Element { return Element{First: string(a.AsSlice())} }}
 }
 
-// chainName is what the kernel calls the chain that judges the addresses of a family.
-func (v verdicts) chainName(d direction, chain string, is4 bool) string {
-	return v.prefix + d.prefix() + chain + "-" + family(is4)
-}
+// chainName is what the kernel calls the chain that judges an endpoint.
+func (v verdicts) chainName(d direction, chain string) string { return v.prefix + d.prefix() + chain }
 
-// chain makes the one of endpoints under the same policies, for one family, if it was
-// not made before.
-func (l *lowering) chain(v verdicts, d direction, c *policy.Chain, is4 bool) {
-	key := chainKey{v.prefix, c.Name, d.answers, is4}
+// chain makes the one of endpoints under the same policies, if it was not made before.
+func (l *lowering) chain(v verdicts, d direction, c *policy.Chain) {
+	key := chainKey{v.prefix, c.Name, d.answers}
 	l.used++
 	made, ok := l.last.chains[key]
 	if !ok {
-		made.Chain = &Chain{Name: v.chainName(d, c.Name, is4), Rules: l.rules(d, c, is4, &made.ports)}
+		made.Chain = &Chain{Name: v.chainName(d, c.Name), Rules: l.rules(d, c, &made.ports)}
 		made.Rules = append(made.Rules, rule(goTo(v.end+d.prefix()+d.String())))
 	}
 	for _, s := range made.ports {
@@ -279,12 +275,19 @@ func (l *lowering) chain(v verdicts, d direction, c *policy.Chain, is4 bool) {
 	l.program.Chains = append(l.program.Chains, made.Chain)
 }
 
-// rules are those that let a packet of a family pass: one for each match. Sets of ports that
-// they use are added to a list.
-func (l *lowering) rules(d direction, c *policy.Chain, is4 bool, used *[]*Set) (rules []Rule) {
+// rules are those that let a packet pass: one for each match, and for each family where it
+// names addresses. One chain has both: with two there would be twice as much to load, and
+// a packet is spared little. Sets of ports that they use are added to a list.
+func (l *lowering) rules(d direction, c *policy.Chain, used *[]*Set) (rules []Rule) {
 	for _, m := range c.Matches {
-		if parts, ok := l.match(d, m, is4, used); ok {
-			rules = append(rules, rule(append(parts, returns())...))
+		if m.Peers == "" && m.Named == "" {
+			rules = append(rules, rule(append(ports(d, m, used), returns())...))
+			continue
+		}
+		for _, is4 := range []bool{true, false} {
+			if parts, ok := l.match(d, m, is4, used); ok {
+				rules = append(rules, rule(append(parts, returns())...))
+			}
 		}
 	}
 	return rules
