@@ -162,14 +162,19 @@ func printStatus(w io.Writer, r api.Report) {
 	printDNS(w, r.DNS)
 	fmt.Fprintln(w)
 	printPolicy(w, r.Policy)
-	if c := r.CNI; c != nil {
+	if r.CNI != nil {
 		fmt.Fprintln(w)
-		b.line("Service", "cni")
-		b.line("Config", "%s (CNI %s)", c.Config, c.Version)
-		b.line("Plugins", "%s", strings.Join(c.Plugins, ", "))
-		if len(c.Missing) > 0 {
-			b.line("Missing", "%s", strings.Join(c.Missing, ", "))
-		}
+		printCNI(w, *r.CNI)
+	}
+}
+
+func printCNI(w io.Writer, c api.CNI) {
+	b := block{w}
+	b.line("Service", "cni")
+	b.line("Config", "%s (CNI %s)", c.Config, c.Version)
+	b.line("Plugins", "%s", strings.Join(c.Plugins, ", "))
+	if len(c.Missing) > 0 {
+		b.line("Missing", "%s", strings.Join(c.Missing, ", "))
 	}
 }
 
