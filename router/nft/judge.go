@@ -25,6 +25,9 @@ type Judgement struct {
 func (k *Kernel) Judge(d policy.Direction, own netip.Addr, p Packet) (j Judgement, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.loaded == nil {
+		return Judgement{Allowed: true}, nil // and to ask would make a table
+	}
 	if err := k.open(); err != nil {
 		return j, err
 	}
@@ -82,7 +85,10 @@ func (k *Kernel) dropped(d policy.Direction) (map[netip.Addr]uint64, error) {
 func (k *Kernel) DroppedAll(d policy.Direction) (n uint64, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if err := k.open(); err != nil || k.loaded == nil {
+	if k.loaded == nil {
+		return 0, nil
+	}
+	if err := k.open(); err != nil {
 		return 0, err
 	}
 	for _, one := range directions {
