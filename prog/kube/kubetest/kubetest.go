@@ -6,6 +6,7 @@ package kubetest
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"reflect"
 	"slices"
@@ -81,6 +82,16 @@ func pathOf(o meta.Object) string {
 		}
 	}
 	panic(fmt.Sprintf("kubetest: %T", o))
+}
+
+// Serve answers at an address; ready is called once it does.
+func (s *Server) Serve(addr string, ready func()) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	ready()
+	return http.Serve(l, s)
 }
 
 // Set creates an object, or updates it.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -145,12 +144,7 @@ func kubeAPI(_ context.Context, args []string) error {
 	for n := range policies {
 		server.Set(kubePolicy(crowdPolicy(n, kubeSpaces, kubeTeams)))
 	}
-	l, err := net.Listen("tcp", ":8080")
-	if err != nil {
-		return err
-	}
-	fmt.Fprintln(os.Stderr, "serving")
-	return http.Serve(l, server)
+	return server.Serve(":8080", func() { fmt.Fprintln(os.Stderr, "serving") })
 }
 
 // fetch prints what a URL answers.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -42,12 +41,7 @@ func serve(args []string) error {
 		part := strings.Split(a, "=")
 		server.Set(kubetest.Node(part[0], part[1], part[2]))
 	}
-	l, err := net.Listen("tcp", ":8080")
-	if err != nil {
-		return err
-	}
-	fmt.Fprintln(os.Stderr, "serving")
-	return http.Serve(l, server)
+	return server.Serve(":8080", func() { fmt.Fprintln(os.Stderr, "serving") })
 }
 
 // ask sends METHOD PATH to it, with standard input, and prints the answer.
