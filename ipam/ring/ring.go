@@ -84,7 +84,7 @@ func share(list []Segment, g slot.Range, owners []peer.ID) []Segment {
 	return share(list, slot.Range{Start: middle, End: g.End}, owners[half:])
 }
 
-// Generation is the highest one: how often slots were taken over.
+// Generation is the highest of any slot: 1, and one more for each time that slot was taken over.
 func (r Ring) Generation() (highest uint32) {
 	for _, s := range r.segments {
 		highest = max(highest, s.Generation)

@@ -40,7 +40,7 @@ var (
 	metricResting     = desc("ipam_resting_slots", "Addresses of this host that were freed a moment ago.")
 	metricUnreachable = desc("ipam_unreachable_slots", "Addresses whose owner cannot be reached.")
 	metricLost        = desc("ipam_lost_slots", "Addresses in use here that were taken over by another peer.")
-	metricGeneration  = desc("ipam_generation", "How often addresses were taken over from a dead peer.")
+	metricGeneration  = desc("ipam_generation", "The highest generation of any address: 1, and one more for each time it was taken over from a dead peer.")
 	metricRings       = desc("ipam_rings", "Address rings among the peers; more than one is a mistake.")
 	metricPolicies    = desc("policies", "NetworkPolicies, by mode: enforced, or audit where they are only tried.", "mode")
 	metricEnforced    = desc("policy_current", "Whether the kernel enforces all policies that are known on this host.")

@@ -113,7 +113,7 @@ type IPAM struct {
 	Excluded []netip.Prefix `json:"excluded,omitempty"` // what this host gives only to who asks for it
 	Conflict string         `json:"conflict,omitempty"`
 
-	Generation uint32  `json:"generation"`      // how often addresses were taken over from a dead peer
+	Generation uint32  `json:"generation"`      // the highest of any address: 1, and one more for each time it was taken over from a dead peer
 	Rings      []Ring  `json:"rings,omitempty"` // where peers are in more than one
 	Lost       []Lost  `json:"lost,omitempty"`  // what a take-over took away from this host
 	Vote       *Voting `json:"vote,omitempty"`  // while a ring is being founded

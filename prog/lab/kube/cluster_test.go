@@ -98,7 +98,6 @@ type report struct {
 	}
 	IPAM struct {
 		Range, Range6 string
-		Generation    int
 		Owners        []struct {
 			Peer, Nickname string
 			Slots          uint64
