@@ -26,6 +26,7 @@ import (
 	"weft/mesh/topology"
 	"weft/router/datapath"
 	"weft/router/endpoint"
+	"weft/router/link"
 	"weft/router/policy"
 	"weft/router/routertest"
 )
@@ -80,7 +81,11 @@ func hostMain() error {
 		return err
 	}
 	os.Unsetenv(hostEnv)
-	r := New(Options{Log: slog.New(slog.DiscardHandler), StartDatapath: func(ctx context.Context) error {
+	watch, err := link.OpenWatch()
+	if err != nil {
+		return err
+	}
+	r := New(Options{Log: slog.New(slog.DiscardHandler), Watch: watch, StartDatapath: func(ctx context.Context) error {
 		return datapath.Start(ctx, "/proc/self/exe", "/run/datapath.log")
 	}})
 	defer r.Close()

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/google/nftables"
@@ -41,6 +42,8 @@ type Options struct {
 	Log *slog.Logger
 	// StartDatapath runs the userspace process and returns once it answers.
 	StartDatapath func(context.Context) error
+	// Watch spares Apply to read all links and routes when none has changed; nil: it reads them each time.
+	Watch *link.Watch
 }
 
 // Config is the data path as it should be.
@@ -99,6 +102,7 @@ type Router struct {
 	builder nft.Builder
 	device  *wg.Device
 	applied Config
+	right   uint64          // version of the links and routes that were found to be as applied says; 0: none
 	policy  *policy.Program // nil: not known yet
 }
 
@@ -153,9 +157,13 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 	if err := r.loadTable(c); err != nil {
 		return err
 	}
+	version := r.opts.Watch.Version()
+	known := r.right != 0 && version == r.right && sameLinks(r.applied, c)
 	overlay := link.Overlay{Universe: c.Universe, Node: c.Node, MTU: c.MTU, IPv6: c.IPv6}
-	if err := overlay.Close(); err != nil {
-		return err
+	if !known {
+		if err := overlay.Close(); err != nil {
+			return err
+		}
 	}
 	if err := link.Forwarding(c.IPv6); err != nil {
 		return err
@@ -163,20 +171,38 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 	if err := r.device.Ensure(ctx); err != nil {
 		return err
 	}
+	known = known && r.opts.Watch.Version() == version // the device may be another one now
 	// Up before the tunnels are set: then a port that is taken is an error at once.
 	// No route leads into the device yet.
-	if err := overlay.Up(); err != nil {
-		return err
+	if !known {
+		if err := overlay.Up(); err != nil {
+			return err
+		}
 	}
 	if err := r.device.Apply(wg.Config{PrivateKey: c.PrivateKey, Port: c.Port, Tunnels: c.Tunnels}); err != nil {
 		return err
 	}
+	if known {
+		r.applied = c
+		return nil
+	}
+	r.right = 0
 	if err := overlay.Open(); err != nil {
 		return err
 	}
 	r.applied = c
 	v4, v6 := c.node()
-	return endpoint.Sync(c.Endpoints, v4, v6)
+	if err := endpoint.Sync(c.Endpoints, v4, v6); err != nil {
+		return err
+	}
+	r.right = version
+	return nil
+}
+
+// sameLinks reports whether two configurations ask for the same links, addresses and routes.
+func sameLinks(a, b Config) bool {
+	return a.Universe == b.Universe && a.Node == b.Node && a.MTU == b.MTU && a.IPv6 == b.IPv6 &&
+		slices.EqualFunc(a.Endpoints, b.Endpoints, endpoint.Endpoint.Equal)
 }
 
 // ErrNotApplied says that there is no configuration yet that an endpoint could be part of.

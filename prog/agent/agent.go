@@ -72,6 +72,7 @@ type Agent struct {
 	started  time.Time
 	turned   atomic.Pointer[time.Time] // when the reconciler last came round
 
+	host    surroundings
 	applied bool                  // the data path was set up once; of reconcile's goroutine
 	strays  map[string]netip.Addr // links that the state does not know, until their addresses are kept
 
@@ -85,6 +86,7 @@ type Agent struct {
 	node      slot.Slot
 	settings  settings
 	endpoints map[string]*endpointRecord // by api.EndpointRef.Key
+	changes   uint64                     // of endpoints
 	busy      map[string]bool            // keys being attached or detached
 	notReady  string                     // why; empty once ready
 }
@@ -160,6 +162,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		a.stop()
 		return cmp.Or(group.Wait(), unlessStopped(err))
 	}
+	defer a.host.watch.Close()
 	defer a.router.Close()
 	front.open(a)
 	a.runParts(ctx, group)
@@ -224,6 +227,9 @@ func (a *Agent) prepare(ctx context.Context) (err error) {
 		return fmt.Errorf("secret: %w", err)
 	}
 	a.ipv6 = link.IPv6Enabled()
+	if a.host.watch, err = link.OpenWatch(); err != nil {
+		return err
+	}
 	found, elect, err := a.founding(ctx, targets)
 	if err != nil {
 		return err
@@ -262,7 +268,7 @@ func (a *Agent) makeRouter() error {
 		return fmt.Errorf("agent: %w", err)
 	}
 	a.router = router.New(router.Options{
-		Log: a.log,
+		Log: a.log, Watch: a.host.watch,
 		StartDatapath: func(ctx context.Context) error {
 			if a.opts.DatapathElsewhere {
 				return datapath.Await(ctx)
@@ -348,10 +354,11 @@ func (a *Agent) makeIPAM(found *ring.Ring, elect *ipam.Election) {
 
 // underlay is where other peers reach this host, and the MTU of the tunnel.
 func (a *Agent) underlay() ([]netip.Addr, int, error) {
-	addrs, mtu, err := link.Underlay(a.opts.Universe.asked())
+	found, err := a.host.underlay(a.opts.Universe.asked())
 	if err != nil {
 		return nil, 0, err
 	}
+	addrs, mtu := found.addrs, found.mtu
 	if own := a.ownNode().Addrs; len(own) > 0 {
 		addrs = own[:min(len(own), peer.MaxUnderlay)]
 	}

@@ -72,7 +72,7 @@ func (a *Agent) step(ctx context.Context) error {
 		return ipam.ErrNoRing
 	}
 	a.mesh.SetHello(snap.Ring.Cluster, snap.Ring.Universe)
-	overlap := link.Overlap(snap.Ring.Universe)
+	overlap := a.host.overlap(snap.Ring.Universe)
 	if _, ok := errors.AsType[*link.OverlapError](overlap); ok && !a.applied {
 		return &fatalError{overlap}
 	}

@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -18,6 +19,11 @@ type Endpoint struct {
 	ContainerMAC net.HardwareAddr
 	Addr4, Addr6 netip.Addr // Addr6 is invalid where the host carries no IPv6
 	MTU          int
+}
+
+// Equal reports whether two endpoints are programmed alike.
+func (e Endpoint) Equal(o Endpoint) bool {
+	return e.HostLink == o.HostLink && bytes.Equal(e.ContainerMAC, o.ContainerMAC) && e.Addr4 == o.Addr4 && e.Addr6 == o.Addr6 && e.MTU == o.MTU
 }
 
 // Plug programs the host side: gateway addresses, neighbours, and last the routes,

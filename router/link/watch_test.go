@@ -1,0 +1,133 @@
+package link
+
+import (
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/router/routertest"
+)
+
+// Every change that others make to links, addresses, routes and permanent neighbours is heard of; neighbours that the
+// kernel finds by itself are none.
+func TestWatch(t *testing.T) {
+	routertest.New(t).Do(func() {
+		l := bridge(t, "under0", 1500, "192.0.2.1/24")
+		if err := netlink.LinkSetDown(l); err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.LinkSetIP6AddrGenMode(l, 1); err != nil { // else the kernel does things by itself, seconds later
+			t.Fatal(err)
+		}
+		if err := netlink.LinkSetUp(l); err != nil {
+			t.Fatal(err)
+		}
+		w, err := OpenWatch()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		time.Sleep(1500 * time.Millisecond) // the kernel tells of a link's state once a second
+		neighbour := func(state int) *netlink.Neigh {
+			return &netlink.Neigh{
+				LinkIndex: l.Attrs().Index, State: state, IP: net.IPv4(192, 0, 2, byte(state)), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, byte(state)},
+			}
+		}
+		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4(198, 51, 100, 0), Mask: net.CIDRMask(24, 32)}}
+		addr, err := netlink.ParseAddr("203.0.113.1/24")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, step := range []struct {
+			name  string
+			do    func() error
+			heard bool
+		}{
+			{"nothing", func() error { return nil }, false},
+			{"a link comes", func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "other0"}}) }, true},
+			{"nothing again", func() error { return nil }, false},
+			{"a link goes", func() error { return netlink.LinkDel(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "other0"}}) }, true},
+			{"another MTU", func() error { return netlink.LinkSetMTU(l, 1400) }, true},
+			{"an address comes", func() error { return netlink.AddrAdd(l, addr) }, true},
+			{"an address goes", func() error { return netlink.AddrDel(l, addr) }, true},
+			{"a route comes", func() error { return netlink.RouteAdd(route) }, true},
+			{"a route goes", func() error { return netlink.RouteDel(route) }, true},
+			{"a permanent neighbour comes", func() error { return netlink.NeighSet(neighbour(netlink.NUD_PERMANENT)) }, true},
+			{"it goes", func() error { return netlink.NeighDel(neighbour(netlink.NUD_PERMANENT)) }, true},
+			{"the kernel finds a neighbour", func() error { return netlink.NeighSet(neighbour(netlink.NUD_STALE)) }, false},
+			{"the link goes down", func() error { return netlink.LinkSetDown(l) }, true},
+			{"the link comes up", func() error { return netlink.LinkSetUp(l) }, true},
+			{"more than the kernel keeps for a listener", func() error {
+				if err := unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096); err != nil {
+					return err
+				}
+				for i := range 200 {
+					n := neighbour(netlink.NUD_STALE)
+					n.HardwareAddr[4] = byte(i)
+					if err := netlink.NeighSet(n); err != nil {
+						return err
+					}
+				}
+				return nil
+			}, true},
+		} {
+			before := settled(w)
+			if err := step.do(); err != nil {
+				t.Fatalf("%s: %v", step.name, err)
+			}
+			if heard := settled(w) != before; heard != step.heard {
+				t.Errorf("%s: heard %v, want %v", step.name, heard, step.heard)
+			}
+		}
+	})
+}
+
+// settled is the version once the kernel, which tells of some things a moment later, is done.
+func settled(w *Watch) (version uint64) {
+	for quiet := 0; quiet < 10; quiet++ {
+		time.Sleep(10 * time.Millisecond)
+		if now := w.Version(); now != version {
+			version, quiet = now, 0
+		}
+	}
+	return version
+}
+
+// What the kernel does not announce is looked at nevertheless, in the end.
+func TestWatchUnheard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0) // where nobody speaks
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &Watch{fd: fd, version: 1, since: time.Now()}
+		defer w.Close()
+		before := w.Version()
+		time.Sleep(unheard - time.Second)
+		if now := w.Version(); now != before {
+			t.Errorf("version %d after %d, and nothing was heard", now, before)
+		}
+		time.Sleep(2 * time.Second)
+		if now := w.Version(); now == before {
+			t.Errorf("the same version after %v", unheard)
+		}
+	})
+}
+
+func TestNobodyWatches(t *testing.T) {
+	var w *Watch
+	if v := w.Version(); v != 0 {
+		t.Errorf("version %d", v)
+	}
+}
+
+func FuzzAnnounces(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte{0x1c, 0, 0, 0, 28, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0})
+	f.Add([]byte{1, 0, 0, 0, 28, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Fuzz(func(_ *testing.T, messages []byte) { announces(messages) })
+}
