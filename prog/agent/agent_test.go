@@ -76,7 +76,7 @@ func (a *Agent) give(t *testing.T, id string) api.EndpointRef {
 	if e.Slot, err = a.ipam.Allocate(t.Context(), e.ref().Key(), []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
-	a.endpoints[e.ref().Key()] = e
+	a.setEndpoint(e.ref().Key(), e)
 	return e.ref()
 }
 

@@ -55,9 +55,20 @@ func (a *Agent) loadEndpoints() error {
 		if err := json.Unmarshal(note, &e.AttachRequest); err != nil {
 			return fmt.Errorf("endpoint %s: %w", key, err)
 		}
-		a.endpoints[key] = e
+		a.setEndpoint(key, e)
 		return nil
 	})
+}
+
+// setEndpoint makes an endpoint known; nil forgets it.
+func (a *Agent) setEndpoint(key string, e *endpointRecord) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.changes++; e == nil {
+		delete(a.endpoints, key)
+	} else {
+		a.endpoints[key] = e
+	}
 }
 
 // begin takes the endpoint of key for one operation at a time.
@@ -116,9 +127,7 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	if e.Slot, err = a.address(wait, key, req.Addresses, note, snap); err != nil {
 		return reply, spaceError(err)
 	}
-	a.mu.Lock()
-	a.endpoints[key] = e
-	a.mu.Unlock()
+	a.setEndpoint(key, e)
 	// Before the endpoint can send or get a packet: its link is not plugged in yet.
 	if err := a.enforce(); err != nil {
 		return reply, fmt.Errorf("isolate %s: %w", key, err)
@@ -260,9 +269,7 @@ func (a *Agent) Detach(ctx context.Context, ref api.EndpointRef) error {
 	if err := a.ipam.Free(ctx, key); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	delete(a.endpoints, key)
-	a.mu.Unlock()
+	a.setEndpoint(key, nil)
 	a.repolice()
 	a.rename()
 	return a.forgetNames(key)
@@ -339,7 +346,7 @@ func (a *Agent) releaseVanished(ctx context.Context) {
 // releaseEnded detaches processes that ended without `weft detach`: their
 // namespace is gone, and the link with it. Two rounds, so that no race counts.
 func (a *Agent) releaseEnded(ctx context.Context) {
-	present, err := endpoint.List()
+	present, err := a.host.links()
 	if err != nil {
 		a.log.Warn("cannot list links", "err", err)
 		return

@@ -24,10 +24,10 @@ func named(t *testing.T) (*Agent, slot.Slot) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.endpoints["0123456789ab/eth0"] = &endpointRecord{Slot: s, AttachRequest: api.AttachRequest{
+	a.setEndpoint("0123456789ab/eth0", &endpointRecord{Slot: s, AttachRequest: api.AttachRequest{
 		ContainerID: "0123456789ab", Interface: "eth0", Name: "Web", Namespace: "Prod",
 		Labels: map[string]string{"app": "web"}, Ports: []api.Port{{Name: "http", Protocol: "tcp", Number: 80}},
-	}}
+	}})
 	return a, s
 }
 
@@ -106,7 +106,7 @@ func TestWhichEndpointAWordNames(t *testing.T) {
 	}
 	for key, name := range map[string]string{"0123456789ab/eth1": "Web", "0123ff/eth0": "db", "dbdbdb/eth0": "01234"} {
 		id, iface, _ := strings.Cut(key, "/")
-		a.endpoints[key] = &endpointRecord{AttachRequest: api.AttachRequest{ContainerID: id, Interface: iface, Name: name}}
+		a.setEndpoint(key, &endpointRecord{AttachRequest: api.AttachRequest{ContainerID: id, Interface: iface, Name: name}})
 	}
 	for word, want := range map[string][]string{
 		"web": {"0123456789ab/eth0", "0123456789ab/eth1"}, "db": {"0123ff/eth0"}, "dbd": {"dbdbdb/eth0"},

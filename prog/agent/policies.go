@@ -17,6 +17,7 @@ import (
 	"weft/mesh/directory"
 	"weft/mesh/document"
 	"weft/mesh/peer"
+	"weft/prog/kube"
 	"weft/prog/manifest"
 	"weft/router/nft"
 	"weft/router/policy"
@@ -40,10 +41,12 @@ type policies struct {
 	made     string      // generation of the documents that list and spaces are of
 	stale    atomic.Bool // documents may have changed since
 
+	here here                       // of what the compiler has of this host's endpoints
 	seen map[peer.ID]directory.Held // whose endpoints the compiler has, and of which set
 	ids  map[peer.ID]map[string]bool
 	ring ring.Ring // by which they count
 
+	pending  bool     // the compiler knows more than the kernel
 	enforced string   // generation that the kernel has
 	unread   []string // documents that this version cannot read
 }
@@ -123,25 +126,44 @@ func (a *Agent) police(ctx context.Context) error {
 	}
 }
 
-// settled enforces, unless the first reconciliation, which does so, is still to come.
+// settled enforces what is new, unless the first reconciliation, which does so, is still to
+// come.
 func (a *Agent) settled() error {
 	if a.view.Load() == nil {
 		return nil
 	}
-	return a.enforce()
-}
-
-// enforce makes the kernel judge by what is known now, and returns when it does.
-func (a *Agent) enforce() error {
 	p := &a.policies
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if a.learn(); !p.pending {
+		return nil
+	}
+	return a.load()
+}
+
+// enforce makes the kernel judge by what is known now, and returns when it does; also when
+// nothing changed but the kernel.
+func (a *Agent) enforce() error {
+	a.policies.mu.Lock()
+	defer a.policies.mu.Unlock()
+	a.learn()
+	return a.load()
+}
+
+// learn tells the compiler what is known now. The caller holds the lock.
+func (a *Agent) learn() {
 	a.readPolicies()
 	a.lookAround()
+}
+
+// load gives the kernel the program. The caller holds the lock.
+func (a *Agent) load() error {
+	p := &a.policies
+	p.pending = true
 	if err := a.router.Enforce(p.compiler.Program()); err != nil {
 		return err
 	}
-	p.enforced = p.made
+	p.enforced, p.pending = p.made, false
 	return nil
 }
 
@@ -177,7 +199,28 @@ func (a *Agent) lookAround() {
 			delete(p.seen, owner)
 		}
 	}
-	p.put(a.self(), a.judgedHere(v.ring.Universe), true)
+	if now := a.hereNow(v.ring.Universe); now != p.here {
+		p.put(a.self(), a.judgedHere(v.ring.Universe), true)
+		p.here = now
+	}
+}
+
+// here is what the endpoints of this host, as policies see them, follow from.
+type here struct {
+	changes  uint64
+	pods     *kube.State
+	universe slot.Universe
+}
+
+func (a *Agent) hereNow(u slot.Universe) here {
+	now := here{universe: u}
+	if a.kube != nil {
+		now.pods = a.kube.State()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now.changes = a.changes
+	return now
 }
 
 // judgedHere are the endpoints of this host.
@@ -222,11 +265,12 @@ func (p *policies) put(owner peer.ID, list []policy.Endpoint, local bool) {
 	now := make(map[string]bool, len(list))
 	for _, e := range list {
 		now[e.ID] = true
-		p.compiler.Put(e, local)
+		p.pending = p.compiler.Put(e, local) || p.pending
 	}
 	for id := range p.ids[owner] {
 		if !now[id] {
 			p.compiler.Remove(id)
+			p.pending = true
 		}
 	}
 	if p.ids[owner] = now; len(now) == 0 {

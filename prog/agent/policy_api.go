@@ -38,8 +38,7 @@ func (a *Agent) Policies(context.Context) ([]api.Policy, error) {
 	p := &a.policies
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	a.readPolicies()
-	a.lookAround()
+	a.learn()
 	w := p.compiler.World()
 	out := []api.Policy{}
 	if a.kube != nil {

@@ -28,8 +28,7 @@ func (a *Agent) know() known {
 	p := &a.policies
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	a.readPolicies()
-	a.lookAround()
+	a.learn()
 	return known{p.list, p.compiler.World()}
 }
 

@@ -116,6 +116,7 @@ func (a *Agent) readPolicies() {
 		a.readDocuments()
 	}
 	p.compiler.SetPolicies(p.list, p.spaces)
+	p.pending = true
 }
 
 // readDocuments reads those that changed. The caller holds the lock.

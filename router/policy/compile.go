@@ -98,11 +98,12 @@ func (c *Compiler) SetPolicies(policies []Policy, namespaces map[string]map[stri
 }
 
 // Put makes an endpoint known, or known by other labels, addresses or ports. local says that
-// it is on this host, which then has to judge what it sends and gets.
-func (c *Compiler) Put(e Endpoint, local bool) {
+// it is on this host, which then has to judge what it sends and gets. It reports whether that
+// is new.
+func (c *Compiler) Put(e Endpoint, local bool) (changed bool) {
 	if old := c.endpoints[e.ID]; old != nil {
 		if same(old.Endpoint, e) && old.local == local {
-			return
+			return false
 		}
 		c.Remove(e.ID)
 	}
@@ -125,6 +126,7 @@ func (c *Compiler) Put(e Endpoint, local bool) {
 			g.add(c.elements(g, m))
 		}
 	}
+	return true
 }
 
 func same(a, b Endpoint) bool {
