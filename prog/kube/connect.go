@@ -10,13 +10,10 @@ import (
 	networking "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -107,26 +104,4 @@ func (c *Client) do(ctx context.Context, what string, request *rest.Request, int
 		return fmt.Errorf("the API server %s does not answer (%s): see that it runs and can be reached from this host: %w", c.host, what, err)
 	}
 	return fmt.Errorf("the API server %s: %s: %w", c.host, what, err)
-}
-
-// informer follows the objects of a resource that a selector chooses.
-func informer(config *rest.Config, version schema.GroupVersion, resource string, selector fields.Selector, like, list runtime.Object) (cache.SharedIndexInformer, error) {
-	client, err := restClient(config, version)
-	if err != nil {
-		return nil, err
-	}
-	choose := func(o *meta.ListOptions) { o.FieldSelector = selector.String() }
-	i := cache.NewSharedIndexInformer(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o meta.ListOptions) (runtime.Object, error) {
-			choose(&o)
-			into := list.DeepCopyObject()
-			return into, client.Get().Resource(resource).VersionedParams(&o, params).Do(ctx).Into(into)
-		},
-		WatchFuncWithContext: func(ctx context.Context, o meta.ListOptions) (watch.Interface, error) {
-			choose(&o)
-			o.Watch = true
-			return client.Get().Resource(resource).VersionedParams(&o, params).Watch(ctx)
-		},
-	}, like, 0, cache.Indexers{})
-	return i, i.SetTransform(slim)
 }

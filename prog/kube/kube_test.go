@@ -5,17 +5,22 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 
 	"weft/prog/kube/kubetest"
 	"weft/prog/manifest"
@@ -206,12 +211,94 @@ func TestAlike(t *testing.T) {
 		"namespace": {&core.Namespace{}, &core.Namespace{ObjectMeta: meta.ObjectMeta{Labels: map[string]string{"team": "a"}}}, false},
 	} {
 		c.now.SetResourceVersion("2")
-		old, err := slim(c.old)
-		now, err2 := slim(c.now)
-		if got := alike(old, now); err != nil || err2 != nil || got != c.alike {
-			t.Errorf("%s: %v, %v, %v", name, got, err, err2)
+		told := 0
+		f := newFollowing(func() { told++ })
+		m := f.of(c.old)
+		if err := errors.Join(m.Replace([]any{c.old}, "1"), m.Update(c.now)); err != nil || told != 1 && c.alike || told != 2 && !c.alike {
+			t.Errorf("%s: told %d times: %v", name, told, err)
 		}
 	}
+}
+
+// of is the mirror of an object's resource.
+func (f *following) of(o meta.Object) cache.ReflectorStore {
+	switch o.(type) {
+	case *core.Pod:
+		return f.pods
+	case *core.Node:
+		return f.nodes
+	case *core.Namespace:
+		return f.namespaces
+	}
+	return f.policies
+}
+
+// Nobody is told before all is known; then of what comes, changes and goes, and of a list that says something else.
+func TestMirror(t *testing.T) {
+	told := 0
+	f := newFollowing(func() { told++ })
+	pod := func(name, app string) any {
+		return kubetest.Pod("n1", "shop", name, "u-"+name, map[string]string{"app": app})
+	}
+	host := kubetest.Pod("n1", "shop", "host", "u-host", nil)
+	host.Spec.HostNetwork = true
+	for _, step := range []struct {
+		what string
+		do   func() error
+		told bool
+		has  int
+	}{
+		{"one before the list", func() error { return f.pods.Add(pod("early", "x")) }, false, 0},
+		{"the list", func() error { return f.pods.Replace([]any{pod("a", "x"), pod("b", "x"), host}, "1") }, true, 2},
+		{"one more", func() error { return f.pods.Add(pod("c", "x")) }, true, 3},
+		{"another label", func() error { return f.pods.Update(pod("c", "y")) }, true, 3},
+		{"the same again", func() error { return f.pods.Update(pod("c", "y")) }, false, 3},
+		{"of no concern", func() error { return f.pods.Update(host) }, false, 3},
+		{"the same list", func() error { return f.pods.Replace([]any{pod("c", "y"), pod("b", "x"), pod("a", "x"), host}, "2") }, false, 3},
+		{"one goes", func() error { return f.pods.Delete(pod("c", "y")) }, true, 2},
+		{"it goes again", func() error { return f.pods.Delete(pod("c", "y")) }, false, 2},
+		{"another list", func() error { return f.pods.Replace([]any{pod("b", "x")}, "3") }, true, 1},
+	} {
+		before, version := told, f.pods.version
+		if err := step.do(); err != nil || told > before != step.told {
+			t.Errorf("%s: told %v: %v", step.what, told > before, err)
+		}
+		if values, now := f.pods.since(version); now > version != step.told || step.told && len(values) != step.has {
+			t.Errorf("%s: version %d after %d: %v", step.what, now, version, values)
+		}
+	}
+	if err := f.pods.Add("no object"); err == nil {
+		t.Error("a string was taken for a pod")
+	}
+}
+
+// unreachable is an API server that cannot be reached; it notes when somebody tried.
+type unreachable struct{ tried []time.Time }
+
+func (u *unreachable) RoundTrip(*http.Request) (*http.Response, error) {
+	u.tried = append(u.tried, time.Now())
+	return nil, syscall.ECONNREFUSED
+}
+
+// However long the API server was away, it is asked again soon after it is back; and it is not besieged meanwhile.
+func TestPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithTimeout(t.Context(), 20*time.Minute)
+		defer stop()
+		var u unreachable
+		f := newFollowing(func() {})
+		err := f.pods.follow(ctx, &rest.Config{Host: "http://192.0.2.1", Transport: &u, QPS: -1}, core.SchemeGroupVersion, "pods", fields.Everything(), &core.Pod{}, &core.PodList{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		longest := time.Duration(0)
+		for i := 1; i < len(u.tried); i++ {
+			longest = max(longest, u.tried[i].Sub(u.tried[i-1]))
+		}
+		if longest > 10*time.Second || len(u.tried) < 100 || len(u.tried) > 300 {
+			t.Errorf("tried %d times in 20 minutes, with a pause of up to %v", len(u.tried), longest)
+		}
+	})
 }
 
 // A policy that this version does not understand allows nothing, and is said.

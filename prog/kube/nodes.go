@@ -51,23 +51,6 @@ func sameNode(a, b Node) bool {
 	return a.UID == b.UID && a.Ready == b.Ready && a.Unavailable == b.Unavailable && slices.Equal(a.Addrs, b.Addrs)
 }
 
-// slimNode keeps what nodeOf reads: images alone are most of a Node.
-func slimNode(n *core.Node) *core.Node {
-	out := &core.Node{ObjectMeta: slimMeta(n.ObjectMeta)}
-	out.Labels = nil
-	for _, a := range n.Status.Addresses {
-		if a.Type == core.NodeInternalIP {
-			out.Status.Addresses = append(out.Status.Addresses, a)
-		}
-	}
-	for _, c := range n.Status.Conditions {
-		if c.Type == core.NodeReady || c.Type == core.NodeNetworkUnavailable {
-			out.Status.Conditions = append(out.Status.Conditions, core.NodeCondition{Type: c.Type, Status: c.Status})
-		}
-	}
-	return out
-}
-
 // Node asks for one Node. The error of one that does not exist satisfies apierrors.IsNotFound.
 func (c *Client) Node(ctx context.Context, name string) (Node, error) {
 	var n core.Node
