@@ -39,7 +39,7 @@ func (b *Builder) Build(c Config) Program {
 	}
 	p := Program{slices.Clip(b.guard.Sets), slices.Clip(b.guard.Chains)}
 	l := &lowering{
-		Config: c, last: b, program: p, index: map[string]*Set{},
+		Config: c, last: b, program: p, index: make(map[string]*Set, len(b.sets)*2),
 		Builder: Builder{of: c, guard: b.guard, sets: make(map[*policy.Set][]*Set, len(b.sets))},
 	}
 	if c.Policy != nil && len(c.Policy.Isolated)+len(c.Policy.Tried) > 0 {

@@ -139,7 +139,7 @@ func (l *lowering) self() {
 	for _, is4 := range []bool{true, false} {
 		k := addrKind(is4)
 		s := &Set{Name: selfName(is4), Key: Key{k, k}}
-		var list []pair
+		list := make([]pair, 0, (len(l.Policy.Isolated)+len(l.Policy.Tried))/2) // of two families
 		for _, isolated := range [][]policy.Isolated{l.Policy.Isolated, l.Policy.Tried} {
 			for _, i := range isolated {
 				for _, other := range i.Self {
