@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
@@ -28,9 +30,17 @@ const (
 // │                     │         │
 // c1 c2                 c1 c2     c1 c2
 func TestTwoHostsAndOneMore(t *testing.T) {
-	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 2, Bare: true})
+	opts := lab.Options{Hosts: 3, Containers: 2, Bare: true}
+	kernel := os.Getenv(wantVar) == "kernel"
+	if kernel { // as under Kubernetes, where the process is not the agent's
+		opts.Launch = []string{"--start-datapath=false"}
+	}
+	l := labtest.New(t, opts)
 	join(t, l, "h1")
 	join(t, l, "h2", "h1")
+	if kernel {
+		standby(t, l, "h1")
+	}
 	capture, err := l.Capture(t.Context(), marker)
 	if err != nil {
 		t.Fatal(err)
@@ -102,6 +112,20 @@ func datapath(t *testing.T, l *lab.Lab, hosts ...string) {
 			t.Errorf("%s: the status does not say that the datapath is %q", h, want)
 		}
 	}
+}
+
+// standby leaves a process to a host whose kernel has WireGuard, which must find nothing to do, and end when it is told.
+func standby(t *testing.T, l *lab.Lab, host string) {
+	p, err := l.Background(context.WithoutCancel(t.Context()), host, "nothing to do", "weft", "datapath", "--standby")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.Signal(unix.SIGTERM)
+		if _, err := p.Wait(); err != nil {
+			t.Errorf("the process that stands by: %v", err)
+		}
+	})
 }
 
 // allPairs probes every container from every other, in both families.
