@@ -136,6 +136,17 @@ func (a *Agent) warn(reason, message string) {
 	c.report.Warn(reason, message)
 }
 
+// unwarn takes back what was said, from the status: the log and the events tell when it was so.
+func (a *Agent) unwarn(message string) {
+	c := a.cluster
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if i := slices.Index(c.warnings, message); i >= 0 {
+		c.warnings = slices.Delete(c.warnings, i, i+1)
+		a.log.Info("it is not so any more", "warning", message)
+	}
+}
+
 func (a *Agent) clusterWarnings() []string {
 	if a.cluster == nil {
 		return nil
@@ -372,18 +383,42 @@ func (a *Agent) checkSecret(ctx context.Context) error {
 	return err
 }
 
-// checkProxy looks whether kube-proxy knows where pods are.
+// How often kube-proxy's configuration is read again: what was mended is out of the status soon, and all nodes together
+// ask little of the API server.
+const (
+	proxyWrong = 15 * time.Second
+	proxyRight = 5 * time.Minute
+)
+
+// checkProxy looks whether kube-proxy knows where pods are, for as long as the agent runs.
 func (a *Agent) checkProxy(ctx context.Context) error {
-	return a.again(ctx, "cannot compare kube-proxy's clusterCIDR with the universe", func() error {
-		p, err := a.cluster.client.Proxy(ctx)
+	said := ""
+	for ctx.Err() == nil {
+		why := said
+		err := a.again(ctx, "cannot compare kube-proxy's clusterCIDR with the universe", func() error {
+			p, err := a.cluster.client.Proxy(ctx)
+			if err == nil {
+				why = p.Mismatch(a.opts.Universe.asked(), a.ipv6)
+			}
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		if why := p.Mismatch(a.opts.Universe.asked(), a.ipv6); why != "" {
-			a.warn(kube.ReasonMismatch, why)
+		if why != said {
+			a.unwarn(said)
+			if why != "" {
+				a.warn(kube.ReasonMismatch, why)
+			}
+			said = why
 		}
-		return nil
-	})
+		wait := proxyRight
+		if said != "" {
+			wait = proxyWrong
+		}
+		sleep(ctx, wait)
+	}
+	return nil
 }
 
 // sayAvailable clears the Node's condition NetworkUnavailable once this host is ready, and
