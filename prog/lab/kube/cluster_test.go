@@ -97,6 +97,7 @@ type report struct {
 		Peers []struct{ ID, Nickname, State string }
 	}
 	IPAM struct {
+		Ring          string
 		Range, Range6 string
 		Owners        []struct {
 			Peer, Nickname string
@@ -105,6 +106,26 @@ type report struct {
 	}
 	CNI       struct{ Plugins []string }
 	Endpoints []struct{ Name, Namespace string }
+}
+
+// has reports whether a pod is attached on the node.
+func (r report) has(pod string) bool {
+	for _, e := range r.Endpoints {
+		if e.Name == pod {
+			return true
+		}
+	}
+	return false
+}
+
+// owns is how many addresses are the node's own.
+func (r report) owns() (slots uint64) {
+	for _, o := range r.IPAM.Owners {
+		if o.Peer == r.Router.ID {
+			slots += o.Slots
+		}
+	}
+	return slots
 }
 
 func reportOf(t testing.TB, node string) (r report, err error) {

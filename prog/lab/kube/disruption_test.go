@@ -221,6 +221,58 @@ func removePods(t *testing.T, node string) {
 	kubectl(t, append([]string{"delete", "pod", "--force", "--grace-period=0", "--ignore-not-found"}, nodePods(node)...)...)
 }
 
+// Pods leave a node that is drained; its agent stays, with its addresses, and pods come back when they may.
+func drained(t *testing.T) {
+	const node = "node3"
+	apply(t, manifestOf(t, "drained.yaml", node))
+	kubectl(t, "rollout", "status", "deployment/drained", "--timeout=1m")
+	agent := func() string {
+		return kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft", "--field-selector=spec.nodeName="+node, "-o", "jsonpath={.items[*].metadata.uid} {.items[*].status.containerStatuses[*].restartCount}")
+	}
+	homes := func() string {
+		return kubectl(t, "get", "pods", "-l", "app=drained", "-o", "jsonpath={.items[*].spec.nodeName}")
+	}
+	before, err := reportOf(t, node)
+	must(t, "", err)
+	process, takeOvers := agent(), reclaimed(t)
+	kubectl(t, "drain", node, "--ignore-daemonsets", "--force", "--delete-emptydir-data", "--timeout=1m")
+	same := func(when string, now report) {
+		if now.Router.ID != before.Router.ID || now.owns() != before.owns() || !now.Ready || agent() != process || reclaimed(t) != takeOvers {
+			t.Errorf("%s: the agent %s with %d addresses, ready: %v; %d take-overs: was %s and %d", when, now.Router.ID, now.owns(), now.Ready, reclaimed(t), before.Router.ID, before.owns())
+		}
+	}
+	eventually(t, 20*time.Second, "a node without pods", func() error {
+		r, err := reportOf(t, node)
+		switch {
+		case err != nil:
+			return err
+		case len(r.Endpoints) > 0:
+			return fmt.Errorf("there are %v", r.Endpoints)
+		}
+		same("drained", r)
+		return nil
+	})
+	if where := homes(); where != "" {
+		t.Errorf("its pod is on %s, though it may not be", where)
+	}
+	mayReach(t, "server-node1", "server-node2", true)
+	kubectl(t, "uncordon", node)
+	apply(t, manifestOf(t, "pods.yaml", node)) // nobody else makes them anew
+	kubectl(t, "rollout", "status", "deployment/drained", "--timeout=1m")
+	ready(t, nodePods(node)...)
+	back := kubectl(t, "get", "pods", "-l", "app=drained", "-o", "jsonpath={.items[*].metadata.name}")
+	mayReach(t, back, "server-node1", true)
+	mayReach(t, "server-node1", back, true)
+	mayReach(t, "server-"+node, "server-node1", true)
+	if where := homes(); where != node {
+		t.Errorf("the pod is on %q", where)
+	}
+	now, err := reportOf(t, node)
+	must(t, "", err)
+	same("in use again", now)
+	kubectl(t, "delete", "deployment", "drained")
+}
+
 // A node that is switched off and on again has its identity, and its addresses; its pods come back.
 func nodeRebooted(t *testing.T) {
 	const node = "node3"

@@ -25,12 +25,15 @@ func TestWeft(t *testing.T) {
 		{"Names", names},
 		{"Plugin", plugin},
 		{"Settings", settings},
+		{"ClusterCIDR", clusterCIDR},
 		{"AgentsKilledAndRolled", agentsKilledAndRolled},
+		{"Drained", drained},
 		{"WithoutAPIServer", withoutAPIServer},
 		{"NodeRebooted", nodeRebooted},
 		{"DiskLost", diskLost},
 		{"NodeDeleted", nodeDeleted},
 		{"Uninstall", uninstall},
+		{"FounderGone", founderGone},
 	} {
 		if !t.Run(step.name, step.run) && step.name == "Install" {
 			t.Fatal("nothing else can be tested")
@@ -42,10 +45,8 @@ func TestWeft(t *testing.T) {
 const installTime = time.Minute
 
 func install(t *testing.T) {
-	// Where kubeadm keeps it.
-	cidr, err := cluster(t, "", "exec", "sh", "-c", ". "+checkout+"/prog/lab/kube/env.sh; echo $CLUSTER_CIDR")
-	must(t, cidr, err)
-	apply(t, fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-proxy, namespace: kube-system}\ndata:\n  config.conf: |\n    kind: KubeProxyConfiguration\n    clusterCIDR: %s\n", cidr))
+	cidr := clusterRange(t)
+	proxyConfig(t, cidr)
 	start := time.Now()
 	kubectl(t, "apply", "-f", checkout+"/site/weft.yaml")
 	kubectl(t, "wait", "--for=condition=Ready", "node", "--all", "--timeout=3m")
@@ -76,6 +77,19 @@ func install(t *testing.T) {
 	}
 	out, err := cluster(t, "", "dns")
 	must(t, out, err)
+}
+
+// clusterRange is what kube-proxy was told, the pods' ranges of both families.
+func clusterRange(t *testing.T) string {
+	t.Helper()
+	cidr, err := cluster(t, "", "exec", "sh", "-c", ". "+checkout+"/prog/lab/kube/env.sh; echo $CLUSTER_CIDR")
+	return must(t, cidr, err)
+}
+
+// proxyConfig writes kube-proxy's configuration where kubeadm keeps it; the lab's kube-proxy has its own.
+func proxyConfig(t *testing.T, cidr string) {
+	t.Helper()
+	apply(t, fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-proxy, namespace: kube-system}\ndata:\n  config.conf: |\n    kind: KubeProxyConfiguration\n    clusterCIDR: %s\n", cidr))
 }
 
 // agnhost is the name of the image.
@@ -262,34 +276,6 @@ func names(t *testing.T) {
 	if !strings.Contains(must(t, out, err), want) {
 		t.Errorf("server-node2.default.weft.internal is not %s:\n%s", want, out)
 	}
-}
-
-// A setting that is not understood is an event on the Node, and harms nobody but the agent that was to have it.
-func settings(t *testing.T) {
-	const node = "node1"
-	agent := func() string {
-		return kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft", "--field-selector=spec.nodeName="+node, "-o", "name")
-	}
-	kubectl(t, "-n", "weft", "create", "configmap", "weft", "--from-literal=WEFT_MTU=12")
-	kubectl(t, "-n", "weft", "delete", "--grace-period=0", "--force", agent())
-	eventually(t, time.Minute, "an event", func() error {
-		out := kubectl(t, "get", "events", "--field-selector=reason=InvalidSetting,involvedObject.name="+node, "-o", "jsonpath={.items[*].message}")
-		if !strings.Contains(out, "WEFT_MTU") {
-			return fmt.Errorf("events: %q", out)
-		}
-		return nil
-	})
-	mayReach(t, "server-"+node, "server-node2", true)
-	kubectl(t, "-n", "weft", "patch", "configmap", "weft", "-p", `{"data":{"WEFT_MTU":"1380"}}`)
-	kubectl(t, "-n", "weft", "delete", "--grace-period=0", "--force", agent())
-	eventually(t, time.Minute, "the MTU of the setting", func() error {
-		out, err := weft(t, node, "report", "-f", "{{.Router.MTU}} {{.Ready}}")
-		if err == nil && out != "1380 true" {
-			err = fmt.Errorf("%s", out)
-		}
-		return err
-	})
-	kubectl(t, "-n", "weft", "delete", "configmap", "weft")
 }
 
 // plugin is the plugin of kubectl.

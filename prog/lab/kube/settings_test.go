@@ -1,0 +1,106 @@
+package kube
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A setting that is not understood is an event on the Node, and harms nobody but the agent that was to have it.
+func settings(t *testing.T) {
+	const node = "node1"
+	agent := func() string {
+		return kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft", "--field-selector=spec.nodeName="+node, "-o", "name")
+	}
+	kubectl(t, "-n", "weft", "create", "configmap", "weft", "--from-literal=WEFT_MTU=12")
+	kubectl(t, "-n", "weft", "delete", "--grace-period=0", "--force", agent())
+	eventually(t, time.Minute, "an event", func() error {
+		out := kubectl(t, "get", "events", "--field-selector=reason=InvalidSetting,involvedObject.name="+node, "-o", "jsonpath={.items[*].message}")
+		if !strings.Contains(out, "WEFT_MTU") {
+			return fmt.Errorf("events: %q", out)
+		}
+		return nil
+	})
+	mayReach(t, "server-"+node, "server-node2", true)
+	kubectl(t, "-n", "weft", "patch", "configmap", "weft", "-p", `{"data":{"WEFT_MTU":"1380","WEFT_CNI_CHAIN":"portmap,bandwidth"}}`)
+	kubectl(t, "-n", "weft", "delete", "--grace-period=0", "--force", agent())
+	eventually(t, time.Minute, "the MTU and the plugins of the settings", func() error {
+		out, err := weft(t, node, "report", "-f", "{{.Router.MTU}} {{.CNI.Plugins}} {{.Ready}}")
+		if err == nil && out != "1380 [weft-cni portmap bandwidth] true" {
+			err = fmt.Errorf("%s", out)
+		}
+		return err
+	})
+	bandwidth(t, node)
+	kubectl(t, "-n", "weft", "delete", "configmap", "weft")
+}
+
+// bandwidth tells that what a pod's annotations ask for is set on its own link, and goes with it. How fast it then is
+// is not measured: containerd allows for a burst of 512 MiB.
+func bandwidth(t *testing.T, node string) {
+	t.Helper()
+	limits := func() string {
+		out, err := cluster(t, "", "in", node, "sh", "-c", "tc qdisc show | grep tbf || true")
+		return must(t, out, err)
+	}
+	apply(t, manifestOf(t, "limited.yaml", node))
+	ready(t, "limited")
+	link, err := weft(t, node, "report", "-f", `{{range .Endpoints}}{{if eq .Name "limited"}}{{.HostLink}}{{end}}{{end}}`)
+	must(t, link, err)
+	var in, out int
+	all := limits()
+	for line := range strings.Lines(all) {
+		switch {
+		case strings.Contains(line, " dev "+link+" ") && strings.Contains(line, " rate 8Mbit "):
+			in++
+		case strings.Contains(line, " dev bwp") && strings.Contains(line, " rate 16Mbit "): // what comes from the pod goes by way of this
+			out++
+		}
+	}
+	if in != 1 || out != 1 {
+		t.Errorf("want 8 Mbit/s to and 16 Mbit/s from the pod behind %s:\n%s", link, all)
+	}
+	mayReach(t, "server-node2", "limited", true)
+	mayReach(t, "limited", "server-node3", true)
+	kubectl(t, "delete", "pod", "limited")
+	eventually(t, 20*time.Second, "the limits' end", func() error {
+		if left := limits(); left != "" {
+			return fmt.Errorf("there are:\n%s", left)
+		}
+		return nil
+	})
+}
+
+// A range of kube-proxy's that is not Weft's is an event on each Node and in the status, there until it is mended.
+func clusterCIDR(t *testing.T) {
+	const other = "10.244.0.0/16"
+	warned := func(node string) (bool, error) {
+		r, err := reportOf(t, node)
+		return strings.Contains(strings.Join(r.Warnings, "\n"), other), err
+	}
+	proxyConfig(t, other)
+	before := agentPods(t) // they look at once when they start, and rarely later
+	kubectl(t, "-n", "weft", "delete", "pods", "-l", "app=weft", "--force", "--grace-period=0")
+	agentsReplaced(t, before)
+	for _, node := range nodes {
+		eventually(t, 20*time.Second, node+": a warning", func() error {
+			events := kubectl(t, "get", "events", "--field-selector=type=Warning,reason=ClusterCIDRMismatch,involvedObject.kind=Node,involvedObject.name="+node, "-o", "jsonpath={.items[*].message}")
+			if is, err := warned(node); err != nil || !is || !strings.Contains(events, other) {
+				return fmt.Errorf("in the status: %v (%w), events: %q", is, err, events)
+			}
+			return nil
+		})
+	}
+	proxyConfig(t, clusterRange(t))
+	for _, node := range nodes {
+		took := eventually(t, time.Minute, node+": the end of the warning", func() error {
+			is, err := warned(node)
+			if err == nil && is {
+				err = errNot
+			}
+			return err
+		})
+		t.Logf("%s: the warning is gone after %v", node, took.Round(time.Second))
+	}
+}
