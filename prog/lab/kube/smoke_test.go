@@ -25,6 +25,7 @@ func TestWeft(t *testing.T) {
 		{"Names", names},
 		{"Plugin", plugin},
 		{"Settings", settings},
+		{"Multus", multus},
 		{"ClusterCIDR", clusterCIDR},
 		{"AgentsKilledAndRolled", agentsKilledAndRolled},
 		{"Drained", drained},

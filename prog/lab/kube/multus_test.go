@@ -1,0 +1,97 @@
+package kube
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Another network's configuration behind Weft's changes nothing. Multus' comes before, and its pods have Weft's eth0, with
+// host ports, and what Multus adds; Weft says that there is one before it.
+func multus(t *testing.T) {
+	const node, netd = "node1", "/etc/cni/net.d/"
+	const first, later = "00-multus.conf", "20-other.conflist"
+	build := exec.CommandContext(t.Context(), "./build.sh", "multus") // here, since a cluster alone has no need of it
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { // Uninstall is to find a node like any other
+		out, err := cluster(t, "", "in", node, "sh", "-c", "rm -f /opt/cni/bin/multus "+netd+first+" "+netd+later+"; ip link del second 2>/dev/null || true")
+		must(t, out, err)
+	}()
+	put := func(file, content string) {
+		out, err := cluster(t, content, "in", node, "sh", "-c", "cat >/run/new && mv /run/new "+netd+file)
+		must(t, out, err)
+		time.Sleep(500 * time.Millisecond) // containerd reads it again at once, and does not say so
+	}
+
+	put(later, `{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "bridge", "bridge": "other", "ipam": {"type": "host-local", "subnet": "192.168.78.0/24"}}]}`)
+	apply(t, manifestOf(t, "beside.yaml", node))
+	ready(t, "beside")
+	mayReach(t, "beside", "server-node3", true)
+	if r, err := reportOf(t, node); err != nil || !r.has("beside") || len(r.Warnings) > 0 {
+		t.Errorf("with a configuration behind it: %v, %+v", err, r)
+	}
+	deleted(t, node, "beside") // Multus would keep its end for itself: it has not made it
+
+	out, err := cluster(t, "", "exec", "sh", "-c", "echo $KUBECONFIG; command -v multus")
+	config, program, _ := strings.Cut(must(t, out, err), "\n")
+	out, err = cluster(t, "", "in", node, "cp", program, "/opt/cni/bin/multus")
+	must(t, out, err)
+	// Multus looks for a network by name in its own folder, unless it is told another one.
+	put(first, `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "capabilities": {"portMappings": true}, "kubeconfig": "`+config+`",
+		"clusterNetwork": "weft", "confDir": "`+netd+`"}`)
+	kubectl(t, "apply", "-f", "testdata/multus-kind.yaml")
+	kubectl(t, "wait", "--for=condition=Established", "crd/network-attachment-definitions.k8s.cni.cncf.io")
+	apply(t, manifestOf(t, "multus.yaml", node))
+	ready(t, "multus")
+	throughMultus(t, node)
+	if r, err := reportOf(t, node); err != nil || !r.has("multus") || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], first) {
+		t.Errorf("with a configuration before it: %v, %+v", err, r)
+	}
+	deleted(t, node, "multus")
+}
+
+// deleted deletes a pod and waits until Weft was told.
+func deleted(t *testing.T, node, pod string) {
+	t.Helper()
+	kubectl(t, "delete", "pod", pod)
+	eventually(t, 20*time.Second, "the end of "+pod, func() error {
+		r, err := reportOf(t, node)
+		if err == nil && r.has(pod) {
+			err = errNot
+		}
+		return err
+	})
+}
+
+// throughMultus tells that Multus made a pod's network, and that its eth0 is as it would be without.
+func throughMultus(t *testing.T, node string) {
+	t.Helper()
+	var made []struct {
+		Name, Interface string
+		Default         bool
+		IPs             []string
+	}
+	status := kubectl(t, "get", "pod", "multus", "-o", `jsonpath={.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
+	if err := json.Unmarshal([]byte(status), &made); err != nil || len(made) != 2 {
+		t.Fatalf("Multus says of the pod's networks: %v: %q", err, status)
+	}
+	p := getPod(t, "multus")
+	if eth0 := made[0]; eth0.Name != "weft" || eth0.Interface != "eth0" || !eth0.Default || !slices.Equal(eth0.IPs, []string{p.ip(t, false), p.ip(t, true)}) {
+		t.Errorf("its default network is %+v, want Weft's, of %+v", eth0, p.Status.PodIPs)
+	}
+	if net1 := made[1]; net1.Name != "default/second" || net1.Interface != "net1" || len(net1.IPs) != 1 || !strings.HasPrefix(net1.IPs[0], "192.168.77.") {
+		t.Errorf("its second network is %+v", net1)
+	}
+	mayReach(t, "multus", "server-node3", true)
+	mayReach(t, "server-node3", "multus", true)
+	if _, err := cluster(t, "", "exec", "curl", "-sgf", "--max-time", "3", url("10.200.0.11", 8112, "/hostname")); err != nil {
+		t.Errorf("its host port on %s: %v", node, err)
+	}
+}
