@@ -17,6 +17,9 @@ import (
 // Kernel is the table in the kernel. While it is open it owns the table, where the
 // kernel has owners. It is safe for concurrent use.
 type Kernel struct {
+	// Namespace is a descriptor of the network namespace whose table it is; 0: the caller's.
+	Namespace int
+
 	mu     sync.Mutex
 	conn   *nftables.Conn
 	socket *netlink.Conn
@@ -34,6 +37,9 @@ const (
 // ownerless is set by the linker, in a test: then tables have no owners, as before Linux 6.9.
 var ownerless string
 
+// room is what the kernel may hold for the socket, in bytes.
+const room = 256 << 20
+
 // maxElements per message: the attribute's length has 16 bits, and the library
 // would cut a longer list off without a word.
 const maxElements = 500
@@ -47,12 +53,13 @@ func (k *Kernel) open() error {
 	}
 	grow := func(c *netlink.Conn) error {
 		k.socket = c
-		// Large programs need room; without root the kernel's limit must do.
-		_ = c.SetReadBuffer(16 << 20)
-		_ = c.SetWriteBuffer(16 << 20)
+		// A transaction is one message, and each of its parts is acknowledged by itself: a thousand endpoints, each
+		// under policies of its own, have 100,000. These are limits, not memory; without root the kernel's must do.
+		_ = c.SetReadBuffer(room)
+		_ = c.SetWriteBuffer(room)
 		return nil
 	}
-	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(grow))
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(grow), nftables.WithNetNSFd(k.Namespace))
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}

@@ -193,3 +193,33 @@ func TestEndpointsChangeElementsOnly(t *testing.T) {
 		}
 	})
 }
+
+// A host with many endpoints, each under policies of its own, loads all of their rules in one transaction.
+func TestKernelLoadsManyChains(t *testing.T) {
+	const endpoints = 1000
+	var policies []policy.Policy
+	w := policy.World{Namespaces: map[string]map[string]string{"shop": nil}}
+	for n := range endpoints {
+		app := fmt.Sprint("app", n)
+		w.Endpoints = append(w.Endpoints, policy.Endpoint{
+			ID: app, Namespace: "shop", Name: app, Labels: map[string]string{"app": app}, Addrs: []netip.Addr{universe.Addr4(slot.Slot(n + 2))},
+		})
+		p := policy.Policy{Namespace: "shop", Name: app, Pods: policy.Selector{Labels: map[string]string{"app": app}}, Isolates: policy.Both}
+		for i := range 10 {
+			rule := policy.Rule{Ports: []policy.Port{{Protocol: policy.TCP, Number: uint16(1 + n*10 + i)}}, Peers: []policy.Peer{{Block: &policy.Block{CIDR: universe.V4}}}}
+			p.Ingress, p.Egress = append(p.Ingress, rule), append(p.Egress, rule)
+		}
+		policies = append(policies, p)
+	}
+	prog := policy.Compile(policies, w, func(policy.Endpoint) bool { return true })
+	routertest.New(t).Do(func() {
+		var k Kernel
+		defer k.Close()
+		if err := k.Apply(build(config(func(c *Config) { c.Policy = &prog }))); err != nil {
+			t.Fatal(err)
+		}
+		if rules, _ := counts(t); rules < 4*endpoints*10 {
+			t.Errorf("%d rules for %d endpoints", rules, endpoints)
+		}
+	})
+}
