@@ -49,6 +49,8 @@ var helpers = map[string]func(context.Context, []string) error{
 	"kube-api":        kubeAPI,
 	"kube-peer":       kubePeer,
 	"fetch":           fetch,
+	"echo":            echo,
+	"volley":          volley,
 }
 
 // bench is one run.

@@ -28,11 +28,18 @@ const (
 //
 // Theirs takes half a minute to load. It is loaded once, and changed once: then the same
 // hosts forward packets.
-func policyBench(ctx context.Context, _ *bench) (err error) {
+func policyBench(ctx context.Context, b *bench) (err error) {
+	if err := policyTunnel(ctx, b); err != nil {
+		return fmt.Errorf("packets between hosts: %w", err)
+	}
 	if err := errors.Join(lab.Install("iptables", "iptables"), lab.Install("ipset", "ipset")); err != nil {
 		return err
 	}
 	c := newCrowd(crowdPolicies)
+	changes, err := policyChange(c) // first: an agent's memory has nothing of theirs
+	if err != nil {
+		return fmt.Errorf("change: %w", err)
+	}
 	var theirs []*packetCase
 	defer func() {
 		for _, t := range theirs {
@@ -49,7 +56,7 @@ func policyBench(ctx context.Context, _ *bench) (err error) {
 	if err := policyLoad(c, theirs); err != nil {
 		return fmt.Errorf("load: %w", err)
 	}
-	if err := policyChange(ctx, c, theirs); err != nil {
+	if err := printChanges(ctx, c, changes, theirs); err != nil {
 		return fmt.Errorf("change: %w", err)
 	}
 	if err := policyPackets(ctx, c, theirs); err != nil {
@@ -80,11 +87,12 @@ type enforcer struct {
 	kernel   nft.Kernel
 }
 
-// open loads the guard, as the agent does before it knows any policies. From then on the
-// kernel's socket is one of the namespace, and no thread need stay there: on a locked one
-// every answer of the kernel's would cost a switch of threads, which the agent does not pay.
+// open loads the guard, as the agent does before it knows any policies. No thread need stay in
+// the namespace: on a locked one every answer of the kernel's would cost a switch of threads,
+// which the agent does not pay.
 func (e *enforcer) open(s space) error {
-	return s.do(func() error { return e.kernel.Apply(nft.Build(crowdConfig(nil))) })
+	e.kernel.Namespace = int(s.NsHandle)
+	return e.kernel.Apply(nft.Build(crowdConfig(nil)))
 }
 
 func (e *enforcer) apply() error {
@@ -151,9 +159,28 @@ func policyLoad(c *crowd, theirs []*packetCase) error {
 	return nil
 }
 
-// policyChange measures from what the agent hears to what the kernel has. Theirs do the same
-// wherever the pod is.
-func policyChange(ctx context.Context, c *crowd, theirs []*packetCase) error {
+// podChange is what one pod costs, from what the agent hears to what the kernel has.
+type podChange struct{ here, elsewhere samples }
+
+// policyChange measures ours.
+func policyChange(c *crowd) (ours podChange, err error) {
+	err = inSpace(func(s space) error {
+		e := &enforcer{}
+		defer e.kernel.Close()
+		err := errors.Join(e.open(s), e.load(c))
+		if err == nil {
+			ours.elsewhere, err = podChanges(e, c, false)
+		}
+		if err == nil {
+			ours.here, err = podChanges(e, c, true)
+		}
+		return err
+	})
+	return ours, err
+}
+
+// printChanges compares with theirs, who do the same wherever the pod is.
+func printChanges(ctx context.Context, c *crowd, ours podChange, theirs []*packetCase) error {
 	syncs := make([]samples, len(theirs))
 	less := *c
 	less.endpoints = c.endpoints[:len(c.endpoints)-1]
@@ -167,30 +194,17 @@ func policyChange(ctx context.Context, c *crowd, theirs []*packetCase) error {
 	}
 	var rows []comparison
 	var tails []figure
-	err := inSpace(func(s space) error {
-		e := &enforcer{}
-		defer e.kernel.Close()
-		if err := errors.Join(e.open(s), e.load(c)); err != nil {
-			return err
+	for _, side := range []struct {
+		where string
+		ms    samples
+	}{{"on another host", ours.elsewhere}, {"on this host", ours.here}} {
+		for i, t := range theirs {
+			rows = append(rows, comparison{what: side.where + "; iptables-" + t.way, ours: side.ms, theirs: syncs[i]})
 		}
-		for _, local := range []bool{false, true} {
-			ours, err := podChanges(e, c, local)
-			if err != nil {
-				return err
-			}
-			where := map[bool]string{false: "on another host", true: "on this host"}[local]
-			for i, t := range theirs {
-				rows = append(rows, comparison{what: where + "; iptables-" + t.way, ours: ours, theirs: syncs[i]})
-			}
-			slices.Sort(ours)
-			tails = append(tails,
-				figure{what: where + ", median", ours: samples{ours.median()}, atMost: policyChangeTime},
-				figure{what: where + ", p99", ours: samples{ours[len(ours)*99/100]}, atMost: policyChangeTime})
-		}
-		return nil
-	})
-	if err != nil {
-		return err
+		sorted := slices.Sorted(slices.Values(side.ms))
+		tails = append(tails,
+			figure{what: side.where + ", median", ours: samples{side.ms.median()}, atMost: policyChangeTime},
+			figure{what: side.where + ", p99", ours: samples{sorted[len(sorted)*99/100]}, atMost: policyChangeTime})
 	}
 	printComparisons(os.Stdout, "Policies: one pod comes or goes", "ms", policyComparedTo, rows...)
 	printFigures(os.Stdout, "Policies: one pod, against the budget", "ms", tails...)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"runtime"
@@ -21,10 +22,10 @@ import (
 )
 
 const (
-	packetRounds = 21
-	packetTime   = 150 * time.Millisecond // a turn
-	packetMTU    = 1420
-	packetsEqual = 0.9 // within noise
+	packetHosts = 10                     // of ours, one after the other
+	packetTurns = 2                      // on each
+	packetTime  = 150 * time.Millisecond // a turn, after as long to warm up
+	packetMTU   = 1420
 	// packetPatience is how long a packet may take, or be missing before it counts as dropped.
 	packetPatience = 500 * time.Millisecond
 )
@@ -263,8 +264,7 @@ func (p *path) forwarded() (uint64, error) {
 	return l.Attrs().Statistics.TxPackets, nil
 }
 
-// packetCase is a way to enforce the policies of a crowd, on a host. Ours share one: the same
-// host is up to a tenth faster or slower when it is made again, by where its memory lies.
+// packetCase is a way to enforce the policies of a crowd, on a host.
 type packetCase struct {
 	crowd   *crowd
 	way     string // "": none, "weft", or a backend of iptables
@@ -273,6 +273,7 @@ type packetCase struct {
 	kube    *kubeRouter
 	loaded  float64 // seconds that it took
 	rates   samples
+	byHost  samples // ours: the mean on each
 }
 
 // setUp makes a host for one of theirs.
@@ -291,32 +292,32 @@ func (c *packetCase) setUp(ctx context.Context) error {
 	return c.check()
 }
 
-// ourCases are a host without rules, and one that has each of our programs in turn.
-func ourCases(crowds ...*crowd) (cases []*packetCase, err error) {
-	ends, err := pair(crowds...)
+// ourCases are no rules, the program of each crowd, and that of the last one again, which shows
+// the noise.
+func ourCases(crowds ...*crowd) []*packetCase {
+	cases := []*packetCase{{crowd: crowds[len(crowds)-1]}}
+	for _, c := range append(crowds, crowds[len(crowds)-1]) {
+		cases = append(cases, &packetCase{crowd: c, way: "weft", program: crowdProgram(c)})
+	}
+	return cases
+}
+
+// moveIn makes a host without rules, and one that all our programs take turns on: the same
+// host is up to a tenth faster or slower when it is made again, by where its memory lies.
+func moveIn(ends [2]policy.Endpoint, ours []*packetCase) error {
+	bare, err := newPath(ends)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	bare := &packetCase{crowd: newCrowd(0)}
-	if bare.path, err = newPath(ends); err != nil {
-		return nil, err
-	}
-	cases = append(cases, bare)
+	ours[0].path = bare
 	host, err := newPath(ends)
 	if err != nil {
-		return cases, err
+		return err
 	}
-	if err := host.enforcer.open(host.host); err != nil {
-		return cases, err
+	for _, c := range ours[1:] {
+		c.path = host
 	}
-	for _, c := range crowds {
-		one := &packetCase{crowd: c, way: "weft", path: host, program: crowdProgram(c)}
-		cases = append(cases, one)
-		if err := errors.Join(one.takeTurn(), one.check()); err != nil {
-			return cases, fmt.Errorf("%d policies: %w", len(c.policies), err)
-		}
-	}
-	return cases, nil
+	return host.enforcer.open(host.host)
 }
 
 func crowdProgram(c *crowd) nft.Program {
@@ -353,66 +354,97 @@ func (c *packetCase) close() {
 	}
 }
 
-// policyPackets measures small packets between two endpoints of a host. All cases are set up
-// first, and take turns then, another one first in each round. Those of iptables that have
-// the whole crowd are given.
+// turn measures once.
+func (c *packetCase) turn() error {
+	if err := c.takeTurn(); err != nil {
+		return err
+	}
+	if _, err := c.path.rate(); err != nil {
+		return err
+	}
+	rate, err := c.path.rate()
+	c.rates.add(rate / 1000)
+	return err
+}
+
+// policyPackets measures small packets between two endpoints of a host. All cases take turns,
+// in an order of chance, and ours do on several hosts. Those of iptables that have the whole
+// crowd are given.
 func policyPackets(ctx context.Context, whole *crowd, theirs []*packetCase) (err error) {
 	none, few := newCrowd(0), newCrowd(10)
-	cases, err := ourCases(whole, few, none)
+	ours := ourCases(whole, few, none)
+	var others []*packetCase
 	defer func() {
-		for _, c := range cases {
+		for _, c := range slices.Concat(ours, others) {
 			c.close()
 		}
 	}()
-	if err != nil {
-		return err
-	}
 	for _, c := range []*crowd{none, few} {
 		for _, t := range theirs {
 			one := &packetCase{crowd: c, way: t.way}
-			cases = append(cases, one)
+			others = append(others, one)
 			if err := one.setUp(ctx); err != nil {
 				return fmt.Errorf("%d policies, %q: %w", len(c.policies), one.way, err)
 			}
 		}
 	}
+	ends, err := pair(whole, few, none)
+	if err != nil {
+		return err
+	}
 	runtime.GC()
-	all := slices.Concat(cases, theirs)
-	for round := range packetRounds {
-		for i := range all {
-			c := all[(i+round)%len(all)]
-			if err := c.takeTurn(); err != nil {
-				return err
-			}
-			rate, err := c.path.rate()
-			if err != nil {
-				return fmt.Errorf("%d policies, %q: %w", len(c.crowd.policies), c.way, err)
-			}
-			c.rates.add(rate / 1000)
+	for range packetHosts {
+		if err := onHost(ends, ours, slices.Concat(others, theirs)); err != nil {
+			return err
 		}
 	}
-	printPackets(all)
+	printPackets(ours, slices.Concat(others, theirs))
 	return nil
 }
 
-func printPackets(cases []*packetCase) {
-	find := func(policies int, way string) samples {
-		i := slices.IndexFunc(cases, func(c *packetCase) bool { return len(c.crowd.policies) == policies && c.way == way })
-		return cases[i].rates
+// onHost measures on one host of ours, and theirs in between.
+func onHost(ends [2]policy.Endpoint, ours, theirs []*packetCase) error {
+	if err := moveIn(ends, ours); err != nil {
+		return err
 	}
+	all := slices.Concat(ours, theirs)
+	for turn := range packetTurns {
+		rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		for _, c := range all {
+			err := c.turn()
+			if err == nil && turn == 0 {
+				err = c.check()
+			}
+			if err != nil {
+				return fmt.Errorf("%d policies, %q: %w", len(c.crowd.policies), c.way, err)
+			}
+		}
+	}
+	for _, c := range ours {
+		c.byHost.add(c.rates[len(c.rates)-packetTurns:].mean())
+		c.close()
+	}
+	return nil
+}
+
+// printPackets takes ours as ourCases makes them.
+func printPackets(ours, theirs []*packetCase) {
+	bare, whole, few, none, again := ours[0], ours[1], ours[2], ours[3], ours[4]
 	var rows []comparison
-	for _, n := range []int{0, 10, crowdPolicies} {
-		for _, c := range cases {
-			if c.kube != nil && len(c.crowd.policies) == n {
-				rows = append(rows, comparison{what: fmt.Sprintf("%d policies; iptables-%s", n, c.way), ours: find(n, "weft"), theirs: c.rates})
+	for _, o := range []*packetCase{none, few, whole} {
+		for _, c := range theirs {
+			if len(c.crowd.policies) == len(o.crowd.policies) {
+				rows = append(rows, comparison{what: fmt.Sprintf("%d policies; iptables-%s", len(o.crowd.policies), c.way), ours: o.rates, theirs: c.rates})
 			}
 		}
 	}
 	printComparisons(os.Stdout, "Policies: small packets between two endpoints of one host", "thousands a second", policyComparedTo, rows...)
-	printComparisons(os.Stdout, "Policies: packets next to those under fewer policies", "thousands a second", "Weft",
-		comparison{what: "10 policies; none", ours: find(10, "weft"), theirs: find(0, "weft"), atLeast: packetsEqual},
-		comparison{what: fmt.Sprintf("%d policies; 10", crowdPolicies), ours: find(crowdPolicies, "weft"), theirs: find(10, "weft"), atLeast: packetsEqual})
+	printPairs(os.Stdout, fmt.Sprintf("Policies: packets under more policies, next to fewer on the same host, of %d hosts", packetHosts),
+		pairs{"none; none again, for the noise", again.byHost, none.byHost, false},
+		pairs{"10; none", few.byHost, none.byHost, true},
+		pairs{fmt.Sprintf("%d; 10", crowdPolicies), whole.byHost, few.byHost, true},
+		pairs{fmt.Sprintf("%d; none", crowdPolicies), whole.byHost, none.byHost, true})
 	printComparisons(os.Stdout, "Policies: packets next to a host without any rules", "thousands a second", "no rules",
-		comparison{what: "0 policies: the guard alone", ours: find(0, "weft"), theirs: find(0, "")},
-		comparison{what: fmt.Sprintf("%d policies", crowdPolicies), ours: find(crowdPolicies, "weft"), theirs: find(0, "")})
+		comparison{what: "0 policies: the guard alone", ours: none.rates, theirs: bare.rates},
+		comparison{what: fmt.Sprintf("%d policies", crowdPolicies), ours: whole.rates, theirs: bare.rates})
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"runtime"
@@ -24,6 +25,23 @@ func (s samples) median() float64 {
 	sorted := slices.Sorted(slices.Values(s))
 	n := len(sorted)
 	return (sorted[n/2] + sorted[(n-1)/2]) / 2
+}
+
+func (s samples) mean() float64 {
+	sum := 0.0
+	for _, v := range s {
+		sum += v
+	}
+	return sum / float64(len(s))
+}
+
+// uncertainty is the standard error of the mean.
+func (s samples) uncertainty() float64 {
+	mean, sum := s.mean(), 0.0
+	for _, v := range s {
+		sum += (v - mean) * (v - mean)
+	}
+	return math.Sqrt(sum / float64(len(s)-1) / float64(len(s)))
 }
 
 // String is the median with the range of all: "12.3 (11.9–14.0)".
@@ -70,6 +88,48 @@ func printComparisons(w io.Writer, title, unit, theirs string, rows ...compariso
 			ratio = fmt.Sprintf("%.1gx", c.ratio())
 		}
 		fmt.Fprintf(w, "| %s | %v | %v | **%s** | %s |\n", c.what, c.ours, c.theirs, ratio, c.budget())
+	}
+}
+
+// pairs is a row of a table: two things, measured on each of the same hosts.
+type pairs struct {
+	what  string
+	a, b  samples
+	equal bool // as they should be
+}
+
+// ratio is the geometric mean of those of all pairs, and its standard error.
+func (p pairs) ratio() (mean, uncertainty float64) {
+	var logs samples
+	for i := range p.a {
+		logs.add(math.Log(p.a[i] / p.b[i]))
+	}
+	mean = math.Exp(logs.mean())
+	return mean, mean * logs.uncertainty()
+}
+
+// coarse is an uncertainty with which one cannot say that two things are equal.
+const coarse = 0.05
+
+// budget says whether a is as much as b, but for what chance would do: one time in twenty it
+// does more.
+func (p pairs) budget() string {
+	switch mean, u := p.ratio(); {
+	case !p.equal:
+		return "–"
+	case u > coarse:
+		return "equal within noise: too much noise to tell"
+	case 1-mean > 2*u:
+		return "equal within noise: **missed**"
+	}
+	return "equal within noise: kept"
+}
+
+func printPairs(w io.Writer, title string, rows ...pairs) {
+	fmt.Fprintf(w, "\n### %s\n\n| | ratio, mean ± standard error | budget |\n|---|---|---|\n", title)
+	for _, p := range rows {
+		mean, uncertainty := p.ratio()
+		fmt.Fprintf(w, "| %s | **%.2fx** ± %.2f | %s |\n", p.what, mean, uncertainty, p.budget())
 	}
 }
 

@@ -1,6 +1,9 @@
 package main
 
-import "testing"
+import (
+	"fmt"
+	"testing"
+)
 
 func TestSamples(t *testing.T) {
 	for _, c := range []struct {
@@ -35,5 +38,27 @@ func TestBudgets(t *testing.T) {
 		if got := c.in.budget(); got != c.want {
 			t.Errorf("%v against %v: %q, want %q", c.in.ours, c.in.theirs, got, c.want)
 		}
+	}
+}
+
+// To be equal within noise takes little noise.
+func TestPairs(t *testing.T) {
+	for _, c := range []struct {
+		a, b samples
+		want string
+	}{
+		{samples{98, 103, 99, 100}, samples{100, 100, 100, 100}, "equal within noise: kept"},
+		{samples{196, 99, 300, 400}, samples{200, 100, 300, 400}, "equal within noise: kept"},
+		{samples{89, 91, 90, 90}, samples{100, 100, 100, 100}, "equal within noise: **missed**"},
+		{samples{111, 109, 110, 110}, samples{100, 100, 100, 100}, "equal within noise: kept"},
+		{samples{80, 130, 70, 120}, samples{100, 100, 100, 100}, "equal within noise: too much noise to tell"},
+	} {
+		if got := (pairs{"", c.a, c.b, true}).budget(); got != c.want {
+			t.Errorf("%v against %v: %q, want %q", []float64(c.a), []float64(c.b), got, c.want)
+		}
+	}
+	p := pairs{"", samples{50, 200, 100}, samples{100, 100, 100}, false}
+	if mean, u := p.ratio(); fmt.Sprintf("%.3f %.3f", mean, u) != "1.000 0.400" || p.budget() != "–" {
+		t.Errorf("mean %v, uncertainty %v, budget %q", mean, u, p.budget())
 	}
 }

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"weft/prog/lab"
+)
+
+const (
+	tunnelRounds = 24
+	tunnelTime   = 500 * time.Millisecond // a turn
+)
+
+// policyTunnel measures small packets between a container on one host and one on another, where the agents enforce what
+// was applied on one of them. Numbers of policies take turns, in an order of chance.
+func policyTunnel(ctx context.Context, b *bench) (err error) {
+	l, down, err := b.up(ctx, lab.Options{Name: "policy", Hosts: 2, Containers: 1})
+	if err != nil {
+		return err
+	}
+	defer down(&err)
+	to, err := l.Addrs(ctx, "h2/c1")
+	if err != nil {
+		return err
+	}
+	if _, err := l.Background(ctx, "h2/c1", echoReady, b.self, "echo", fmt.Sprint(crowdPort)); err != nil {
+		return err
+	}
+	const none, again, few, many = 0, 1, 2, 3
+	policies := []int{none: 0, again: 0, few: 10, many: crowdPolicies}
+	rates := make([]samples, len(policies))
+	now := 0
+	for range tunnelRounds {
+		for _, i := range rand.Perm(len(policies)) {
+			if err := changePolicies(ctx, l, now, policies[i]); err != nil {
+				return err
+			}
+			now = policies[i]
+			rate, err := volleys(ctx, b, l, net.JoinHostPort(to[0], fmt.Sprint(crowdPort)))
+			if err != nil {
+				return fmt.Errorf("%d policies: %w", now, err)
+			}
+			rates[i].add(rate / 1000)
+		}
+	}
+	printComparisons(os.Stdout, "Policies: small packets between containers on two hosts", "thousands a second, there and back", "without policies",
+		comparison{what: "none again", ours: rates[again], theirs: rates[none]},
+		comparison{what: "10 policies", ours: rates[few], theirs: rates[none]},
+		comparison{what: fmt.Sprintf("%d policies", crowdPolicies), ours: rates[many], theirs: rates[none]})
+	printPairs(os.Stdout, fmt.Sprintf("Policies: of those, more next to fewer in the same of %d rounds", tunnelRounds),
+		pairs{"none; none again, for the noise", rates[again], rates[none], false},
+		pairs{"10; none", rates[few], rates[none], true},
+		pairs{fmt.Sprintf("%d; 10", crowdPolicies), rates[many], rates[few], true})
+	return nil
+}
+
+// changePolicies takes the lab from one number of policies to another.
+func changePolicies(ctx context.Context, l *lab.Lab, before, after int) error {
+	for _, step := range []struct {
+		verb        string
+		first, last int
+	}{{"delete", after, before}, {"apply", before, after}} {
+		if step.first >= step.last {
+			continue
+		}
+		var text strings.Builder
+		for n := step.first; n < step.last; n++ {
+			text.WriteString(tunnelPolicy(n))
+		}
+		if _, err := l.Exec(ctx, "h1", strings.NewReader(text.String()), "weft", "policy", step.verb, "-f", "-", "--wait"); err != nil {
+			return err
+		}
+	}
+	time.Sleep(destroyed)
+	return nil
+}
+
+// tunnelPolicy is the first of some policies, which isolates every container in both directions, or one that is for nobody here.
+func tunnelPolicy(n int) string {
+	chosen := "{}"
+	if n > 0 {
+		chosen = fmt.Sprintf("{matchLabels: {app: app%d}}", n)
+	}
+	return fmt.Sprintf(`---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p%d}
+spec:
+  podSelector: %s
+  policyTypes: [Ingress, Egress]
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: app%d}}}]
+    ports: [{protocol: TCP, port: 8000}]
+  - from: [{podSelector: {}}]
+    ports: [{protocol: UDP, port: %d}]
+  egress:
+  - to: [{ipBlock: {cidr: 198.18.%d.0/24}}]
+  - to: [{podSelector: {}}]
+`, n, chosen, n+1, crowdPort, n%256)
+}
+
+// volleys is how many packets a second go there and back.
+func volleys(ctx context.Context, b *bench, l *lab.Lab, to string) (float64, error) {
+	if _, err := l.Exec(ctx, "h1/c1", nil, b.self, "volley", to, "200ms"); err != nil { // to warm up
+		return 0, err
+	}
+	out, err := l.Exec(ctx, "h1/c1", nil, b.self, "volley", to, tunnelTime.String())
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseFloat(strings.TrimSpace(out), 64)
+}
+
+// underway is how many packets of a volley are on their way at a time: enough to keep both processors busy, and few
+// enough that no queue is full. More than the tunnel carries would measure who is kept from sending.
+const underway = 32
+
+// volley sends small packets for a while, one for each that comes back, and prints how many did in a second.
+func volley(ctx context.Context, args []string) error {
+	most, err := time.ParseDuration(args[1])
+	if err != nil {
+		return err
+	}
+	c, err := (&net.Dialer{}).DialContext(ctx, "udp", args[0])
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	packet := make([]byte, 16)
+	start, back, send := time.Now(), 0, underway
+	for time.Since(start) < most {
+		for range send {
+			if _, err := c.Write(packet); err != nil {
+				return fmt.Errorf("send: %w", err)
+			}
+		}
+		send = 1
+		if err := c.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+			return err
+		}
+		switch _, err := c.Read(packet); {
+		case err == nil:
+			back++
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			send = underway // all were lost
+		default:
+			return err
+		}
+	}
+	_, err = fmt.Println(float64(back) / time.Since(start).Seconds())
+	return err
+}
+
+const echoReady = "listening"
+
+// echo sends every packet back.
+func echo(ctx context.Context, args []string) error {
+	c, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", ":"+args[0])
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, func() { c.Close() })
+	fmt.Fprintln(os.Stderr, echoReady)
+	packet := make([]byte, 64)
+	for {
+		n, from, err := c.ReadFrom(packet)
+		if err == nil {
+			_, err = c.WriteTo(packet[:n], from)
+		}
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil //nolint:nilerr // it was told to end
+			}
+			return err
+		}
+	}
+}
