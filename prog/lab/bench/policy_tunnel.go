@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	tunnelRounds = 24
+	tunnelRounds = 20
 	tunnelTime   = 500 * time.Millisecond // a turn
+	tunnelRest   = time.Second            // before it, for agents and kernels to be done with what changed
 )
 
 // policyTunnel measures small packets between a container on one host and one on another, where the agents enforce what
@@ -79,8 +80,7 @@ func changePolicies(ctx context.Context, l *lab.Lab, before, after int) error {
 			return err
 		}
 	}
-	time.Sleep(destroyed)
-	return nil
+	return sleep(ctx, tunnelRest)
 }
 
 // tunnelPolicy is the first of some policies, which isolates every container in both directions, or one that is for nobody here.
