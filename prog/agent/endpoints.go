@@ -343,6 +343,11 @@ func (a *Agent) releaseVanished(ctx context.Context) {
 	}
 }
 
+// forgotten is after how many rounds without its link a pod that the API server has no more is
+// not waited for: the runtime's DEL comes within seconds, or, where another plugin keeps it
+// for itself, never.
+const forgotten = 15
+
 // releaseEnded detaches processes that ended without `weft detach`: their
 // namespace is gone, and the link with it. Two rounds, so that no race counts.
 func (a *Agent) releaseEnded(ctx context.Context) {
@@ -357,7 +362,7 @@ func (a *Agent) releaseEnded(ctx context.Context) {
 			return false
 		}
 		e.missing++
-		return e.Source == SourceAttach && e.missing >= 2
+		return e.missing >= 2 && e.Source == SourceAttach || e.missing >= forgotten && a.podEnded(e)
 	})
 	snap, snapErr := a.ipam.Snapshot(ctx)
 	if err = errors.Join(err, snapErr, a.releaseStrays(ctx, snap, present)); err != nil && ctx.Err() == nil {

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -131,5 +132,38 @@ func TestPodsAreWhoTheAPIServerSays(t *testing.T) {
 	plain := api.AttachRequest{Source: SourceAttach, Name: "by-hand"}
 	if err := a.askPod(t.Context(), &plain); err != nil || plain.Labels != nil {
 		t.Errorf("what no pod is waits for the API server: %+v, %v", plain, err)
+	}
+}
+
+// A pod whose end nobody tells of, as some plugins in between do, does not keep its address for ever: once its link and
+// its object are gone for a while, it is free. One that the API server has, or that has a link, stays.
+func TestPodsThatEndUntold(t *testing.T) {
+	server := kubetest.New()
+	for _, uid := range []string{"ended", "running"} {
+		server.Set(kubetest.Pod("n1", "shop", uid, uid, nil))
+	}
+	a := inCluster(t, server)
+	eventually(t, "known", func() bool { return a.policiesKnown() == nil })
+	refs := map[string]api.EndpointRef{}
+	for n, uid := range []string{"ended", "running", ""} {
+		ref := a.give(t, fmt.Sprintf("%012d", n))
+		a.endpoint(ref.Key()).PodUID = uid
+		refs[uid] = ref
+	}
+	before, addresses := len(a.endpoints), a.allocations(t)
+	for range 2 * forgotten {
+		a.releaseEnded(t.Context())
+	}
+	if len(a.endpoints) != before {
+		t.Errorf("%d endpoints, %d before, and no pod ended", len(a.endpoints), before)
+	}
+	server.Delete(kubetest.Pod("n1", "shop", "ended", "ended", nil))
+	eventually(t, "gone", func() bool { return len(a.kube.State().Pods) == 1 })
+	a.releaseEnded(t.Context())
+	if a.endpoint(refs["ended"].Key()) != nil || len(a.endpoints) != before-1 {
+		t.Errorf("%d endpoints, %d before one pod ended", len(a.endpoints), before)
+	}
+	if now := a.allocations(t); now != addresses-1 {
+		t.Errorf("%d addresses are in use, %d before one pod ended", now, addresses)
 	}
 }

@@ -54,6 +54,19 @@ func podPorts(pod kube.Pod) (out []api.Port) {
 	return out
 }
 
+// podEnded reports whether an endpoint is of a pod that the API server told of, and has no more.
+func (a *Agent) podEnded(e *endpointRecord) bool {
+	if a.kube == nil || e.PodUID == "" {
+		return false
+	}
+	state := a.kube.State()
+	if state == nil || !state.Live {
+		return false
+	}
+	_, there := state.Pods[e.PodUID]
+	return !there
+}
+
 // entry is what the directory says of an endpoint: as it asked, or, of a pod, as the API
 // server said last. The caller holds the lock.
 func (a *Agent) entry(e *endpointRecord) directory.Endpoint {

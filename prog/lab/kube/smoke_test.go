@@ -27,6 +27,7 @@ func TestWeft(t *testing.T) {
 		{"Settings", settings},
 		{"Multus", multus},
 		{"ClusterCIDR", clusterCIDR},
+		{"EndedUntold", endedUntold},
 		{"AgentsKilledAndRolled", agentsKilledAndRolled},
 		{"Drained", drained},
 		{"WithoutAPIServer", withoutAPIServer},
