@@ -239,11 +239,11 @@ type flow struct {
 	Flow
 	conn net.Conn
 	stop chan struct{}
-	done sync.WaitGroup
 	mu   sync.Mutex
 	Count
-	seen map[uint64]bool
-	last time.Time
+	sending, receiving sync.WaitGroup
+	seen               map[uint64]bool
+	last               time.Time
 }
 
 // Start begins a flow.
@@ -257,8 +257,8 @@ func (p *Pod) Start(f Flow, _ *Nothing) error {
 		return err
 	}
 	one := &flow{Flow: f, conn: c, stop: make(chan struct{}), seen: map[uint64]bool{}, last: time.Now(), Count: Count{Local: local.Port()}}
-	one.done.Go(one.send)
-	one.done.Go(one.receive)
+	one.sending.Go(one.send)
+	one.receiving.Go(one.receive)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.flows[f.Name] = one
@@ -335,6 +335,7 @@ func (p *Pod) Stop(name string, out *Count) error {
 		return fmt.Errorf("no flow %s", name)
 	}
 	close(f.stop)
+	f.sending.Wait() // one more may be on its way
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(beat) {
 		f.mu.Lock()
 		whole := f.Received >= f.Sent || f.Err != ""
@@ -344,7 +345,7 @@ func (p *Pod) Stop(name string, out *Count) error {
 		}
 	}
 	f.conn.Close()
-	f.done.Wait()
+	f.receiving.Wait()
 	if len(f.seen) > 0 {
 		numbers := slices.Sorted(maps.Keys(f.seen))
 		for n := numbers[0]; n < numbers[len(numbers)-1]; n++ {
