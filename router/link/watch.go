@@ -74,7 +74,7 @@ func (w *Watch) Version() uint64 {
 }
 
 // announces reports whether messages of the kernel tell of anything but neighbours that it
-// found or lost sight of by itself.
+// found, or doubts, by itself. One that goes may have been permanent: that is not told.
 func announces(messages []byte) bool {
 	const header, state = unix.SizeofNlMsghdr, unix.SizeofNlMsghdr + 8 // struct nlmsghdr, then ndm_state of struct ndmsg
 	for len(messages) >= header {

@@ -54,7 +54,7 @@ func (k *Kernel) open() error {
 	grow := func(c *netlink.Conn) error {
 		k.socket = c
 		// A transaction is one message, and each of its parts is acknowledged by itself: a thousand endpoints, each
-		// under policies of its own, have 100,000. These are limits, not memory; without root the kernel's must do.
+		// under policies of its own, have tens of thousands. These are limits, not memory; without root the kernel's must do.
 		_ = c.SetReadBuffer(room)
 		_ = c.SetWriteBuffer(room)
 		return nil
