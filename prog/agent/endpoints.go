@@ -346,7 +346,7 @@ func (a *Agent) releaseVanished(ctx context.Context) {
 // forgotten is after how many rounds without its link a pod that the API server has no more is
 // not waited for: the runtime's DEL comes within seconds, or, where another plugin keeps it
 // for itself, never.
-const forgotten = 15
+const forgotten = 10
 
 // releaseEnded detaches processes that ended without `weft detach`: their
 // namespace is gone, and the link with it. Two rounds, so that no race counts.

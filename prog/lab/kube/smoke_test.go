@@ -26,8 +26,8 @@ func TestWeft(t *testing.T) {
 		{"Plugin", plugin},
 		{"Settings", settings},
 		{"Multus", multus},
+		{"EndedUntold", endedUntold}, // before agents start anew, which frees it as well
 		{"ClusterCIDR", clusterCIDR},
-		{"EndedUntold", endedUntold},
 		{"AgentsKilledAndRolled", agentsKilledAndRolled},
 		{"Drained", drained},
 		{"WithoutAPIServer", withoutAPIServer},
