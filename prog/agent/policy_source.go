@@ -122,9 +122,11 @@ func (a *Agent) readPolicies() {
 		return
 	}
 	if a.kube != nil {
-		if state := a.kube.State(); state != nil {
-			p.list, p.spaces, p.unread, p.made = state.Policies, state.Namespaces, state.Unread, state.Generation
+		state := a.kube.State()
+		if state == nil || state.Generation == p.made {
+			return // what is new is a pod or a Node
 		}
+		p.list, p.spaces, p.unread, p.made = state.Policies, state.Namespaces, state.Unread, state.Generation
 	} else {
 		a.readDocuments()
 	}
