@@ -103,7 +103,6 @@ func Build(c Config) Program {
 		&Chain{Name: "from-endpoint-to-host", Rules: fromEndpointToHost()},
 		&Chain{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", 0, c.received()},
 		&Chain{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", 0, c.forwarded()},
-		&Chain{"output", nftables.ChainTypeFilter, nftables.ChainHookOutput, "output", 0, c.leaving()},
 		&Chain{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, "postrouting", 100, c.nat()},
 		&Chain{"underlay", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", 300, c.translated()},
 	)
@@ -220,6 +219,10 @@ func unlessInvited(match []part) []Rule {
 // translated has the last look at what leaves by the underlay, after NAT: what
 // conntrack does not know is not translated, and would show overlay addresses there.
 // The answers of exposed endpoints do so on purpose.
+//
+// It is also the only look at what this host itself sends. In the output hook a packet to a
+// service still has the output interface of the service's address, although kube-proxy has
+// translated it to a pod's; only here it has the one that it leaves by.
 func (c Config) translated() []Rule {
 	rules := []Rule{rule(oif(endpoints), accept()), rule(oif(tunnel), accept()), rule(oif(loopback), accept())}
 	return append(rules, c.families(func(u netip.Prefix) []Rule {
@@ -233,13 +236,6 @@ func (c Config) translated() []Rule {
 	})...)
 }
 
-// leaving keeps what this host itself sends to the overlay from any other way out.
-func (c Config) leaving() []Rule {
-	return c.families(func(u netip.Prefix) []Rule {
-		return []Rule{rule(daddr.in(expr.CmpOpEq, u), notOif(tunnel), notOif(endpoints), notOif(loopback), counter(), drop())}
-	})
-}
-
 // forwarded decides what passes through this host.
 func (c Config) forwarded() []Rule {
 	rules := []Rule{
@@ -248,7 +244,9 @@ func (c Config) forwarded() []Rule {
 		rule(iif(endpoints), oif(tunnel), accept()),
 		rule(iif(tunnel), oif(endpoints), accept()),
 	}
-	rules = append(rules, c.leaving()...)
+	rules = append(rules, c.families(func(u netip.Prefix) []Rule {
+		return []Rule{rule(daddr.in(expr.CmpOpEq, u), notOif(tunnel), notOif(endpoints), notOif(loopback), counter(), drop())}
+	})...)
 	rules = append(rules,
 		// Out of the tunnel besides: answers to whom this host let in.
 		rule(iif(tunnel), notOif(tunnel), ctReply(), ctSNAT(), accept()),
