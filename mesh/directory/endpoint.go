@@ -78,13 +78,14 @@ func (e Endpoint) Addrs(u slot.Universe) []netip.Addr {
 	return out
 }
 
-// Names are the endpoint's names in the DNS domain, relative to it, the first one first.
+// Names are the endpoint's names in the DNS domain, relative to it, the first one first. In a
+// namespace, a name with a dot has no short form: it would be NAME.NAMESPACE of another one.
 func (e Endpoint) Names() []string {
 	var out []string
 	if e.Name != "" && e.Namespace != "" {
 		out = append(out, e.Name+"."+e.Namespace)
 	}
-	if e.Name != "" {
+	if e.Name != "" && (e.Namespace == "" || !strings.Contains(e.Name, ".")) {
 		out = append(out, e.Name)
 	}
 	for _, a := range e.Aliases {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -116,7 +117,7 @@ func (a *Agent) published(snap ipam.Snapshot) []directory.Endpoint {
 	var out []directory.Endpoint
 	for key, e := range a.endpoints {
 		if _, lost := snap.Lost[key]; !lost {
-			d := a.entry(e)
+			d, _ := a.entry(e).Fit()
 			d.Aliases, d.IPv4Only = a.settings.aliases(key), !a.ipv6
 			out = append(out, d)
 		}
@@ -145,6 +146,30 @@ func (e *endpointRecord) entry() directory.Endpoint {
 		d.Ports = append(d.Ports, directory.Port(p))
 	}
 	return d
+}
+
+// misfits says what the other hosts are not told of endpoints here, since it does not fit.
+func (a *Agent) misfits() (warnings []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	left := map[string][]string{} // the endpoints, by what is left out
+	for _, e := range a.endpoints {
+		d := a.entry(e)
+		if _, what := d.Fit(); len(what) > 0 {
+			text := strings.Join(what, "; ")
+			left[text] = append(left[text], cmp.Or(strings.Trim(e.Namespace+"/"+e.Name, "/"), d.ID))
+		}
+	}
+	for text, who := range left {
+		slices.Sort(who)
+		more := ""
+		if n := len(who) - 1; n > 0 {
+			more = fmt.Sprintf(" and %d more", n)
+		}
+		warnings = append(warnings, fmt.Sprintf("%s%s: not all of what it says of itself fits into the directory. It is left out: %s. Its addresses work, and policies of this host see all of it", who[0], more, text))
+	}
+	slices.Sort(warnings)
+	return warnings
 }
 
 // stuckFor is how long freed slots wait for other peers before people hear of it.

@@ -92,14 +92,13 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	if err := a.Ready(ctx); err != nil {
 		return reply, err
 	}
-	req.Name = a.short(req.Name)
+	if req.Source == SourceAttach {
+		req.Name = a.short(req.Name)
+	}
 	if err := validAttach(req); err != nil {
 		return reply, err
 	}
 	if err := a.askPod(ctx, &req); err != nil {
-		return reply, err
-	}
-	if err := validAttach(req); err != nil { // as the API server says it
 		return reply, err
 	}
 	a.releaseQueued(ctx) // a release that is still queued is of an earlier life of this endpoint
@@ -223,7 +222,11 @@ func validAttach(req api.AttachRequest) error {
 	case req.Source != SourceCNI && req.Source != SourceAttach:
 		return &api.Error{Code: api.CodeBadRequest, Message: "attach: unknown source " + req.Source}
 	}
-	if err := (&endpointRecord{AttachRequest: req}).entry().Check(); err != nil {
+	entry := (&endpointRecord{AttachRequest: req}).entry()
+	if req.Source == SourceCNI { // nobody is there to give it another name: what does not fit is left out
+		entry, _ = entry.Fit()
+	}
+	if err := entry.Check(); err != nil {
 		return &api.Error{Code: api.CodeBadRequest, Message: "attach: " + err.Error()}
 	}
 	return nil

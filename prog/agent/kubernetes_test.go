@@ -147,7 +147,8 @@ func TestPodsThatEndUntold(t *testing.T) {
 	refs := map[string]api.EndpointRef{}
 	for n, uid := range []string{"ended", "running", ""} {
 		ref := a.give(t, fmt.Sprintf("%012d", n))
-		a.endpoint(ref.Key()).PodUID = uid
+		e := a.endpoint(ref.Key())
+		e.Namespace, e.Name, e.PodUID = "shop", uid, uid
 		refs[uid] = ref
 	}
 	before, addresses := len(a.endpoints), a.allocations(t)

@@ -159,7 +159,7 @@ func TestBadNamesAreNotAttached(t *testing.T) {
 		"label":        func(r *api.AttachRequest) { r.Labels = map[string]string{"": "x"} },
 		"hyphen":       func(r *api.AttachRequest) { r.Name, r.Namespace = "a", "b-" },
 	} {
-		req := api.AttachRequest{ContainerID: "c", Interface: "eth0", Source: SourceCNI, HostLink: endpoint.HostLink("c", "eth0"), MAC: "02:00:00:00:00:01"}
+		req := api.AttachRequest{ContainerID: "c", Interface: "eth0", Source: SourceAttach, HostLink: endpoint.HostLink("c", "eth0"), MAC: "02:00:00:00:00:01"}
 		if err := validAttach(req); err != nil {
 			t.Fatal(err)
 		}

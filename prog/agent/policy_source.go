@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -43,7 +44,7 @@ func (a *Agent) askPod(ctx context.Context, req *api.AttachRequest) error {
 	if err != nil {
 		return &api.Error{Code: api.CodeNotReady, Message: err.Error()}
 	}
-	req.PodUID, req.Labels, req.Ports = pod.UID, pod.Labels, podPorts(pod)
+	req.PodUID, req.Labels, req.Ports = cmp.Or(req.PodUID, pod.UID), pod.Labels, podPorts(pod)
 	return nil
 }
 
@@ -63,16 +64,16 @@ func (a *Agent) podEnded(e *endpointRecord) bool {
 	if state == nil || !state.Live {
 		return false
 	}
-	_, there := state.Pods[e.PodUID]
+	_, there := state.Pod(e.Namespace, e.Name, e.PodUID)
 	return !there
 }
 
-// entry is what the directory says of an endpoint: as it asked, or, of a pod, as the API
-// server said last. The caller holds the lock.
+// entry is an endpoint as it asked to be, or, of a pod, as the API server said last. The
+// directory has what fits of it. The caller holds the lock.
 func (a *Agent) entry(e *endpointRecord) directory.Endpoint {
 	if a.kube != nil && e.PodUID != "" {
 		if state := a.kube.State(); state != nil {
-			if pod, ok := state.Pods[e.PodUID]; ok { // else it ends: until then it is who it was
+			if pod, ok := state.Pod(e.Namespace, e.Name, e.PodUID); ok { // else it ends: until then it is who it was
 				e.Labels, e.Ports = pod.Labels, podPorts(pod)
 			}
 		}

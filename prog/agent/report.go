@@ -55,6 +55,7 @@ func (a *Agent) Report(ctx context.Context) (api.Report, error) {
 	r.Policy = a.reportPolicy()
 	r.Warnings = append(r.Warnings, strayWarnings(snap)...)
 	r.Warnings = append(r.Warnings, a.stuckWarning()...)
+	r.Warnings = append(r.Warnings, a.misfits()...)
 	r.Warnings = append(r.Warnings, a.policyWarnings()...)
 	r.Warnings = append(r.Warnings, a.clusterWarnings()...)
 	var warnings []string

@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -108,10 +107,7 @@ func (f *following) next() *State {
 		st.Generation = generation(f.objects, st.Namespaces)
 	}
 	if pods != nil {
-		f.json.Pods, st.Pods = nil, map[string]Pod{}
-		for _, p := range pods {
-			st.Pods[p.UID] = p
-		}
+		f.json.Pods, st.Pods = nil, pods
 	}
 	if nodes != nil {
 		f.json.Nodes, st.Nodes = nil, map[string]Node{}
@@ -147,7 +143,10 @@ func stateOf(data []byte) (*State, error) {
 	if err := json.Unmarshal(data, &k); err != nil {
 		return nil, err
 	}
-	st := &State{Namespaces: k.Namespaces, Pods: k.Pods, Nodes: k.Nodes}
+	st := &State{Namespaces: k.Namespaces, Pods: map[string]Pod{}, Nodes: k.Nodes}
+	for _, p := range k.Pods { // earlier versions kept them by UID
+		st.Pods[podKey(p.Namespace, p.Name)] = p
+	}
 	if st.Namespaces == nil {
 		st.Namespaces = map[string]map[string]string{}
 	}
@@ -193,11 +192,17 @@ func (st *State) take(p readPolicy) {
 // staticUID is where the mirror of a static pod names the UID that the runtime knows it by.
 const staticUID = "kubernetes.io/config.hash"
 
-// podOf reads a pod; one that uses the host's network is of no concern.
+// podOf reads a pod; one that uses the host's network is of no concern. Ports with a name count
+// as they do for services: those of containers that go on running, so of init containers only
+// those that are started again.
 func podOf(object runtime.Object) (Pod, bool) {
 	p := object.(*core.Pod)
-	out := Pod{UID: cmp.Or(p.Annotations[staticUID], string(p.UID)), Namespace: p.Namespace, Name: p.Name, Labels: p.Labels}
-	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+	out := Pod{UID: string(p.UID), Mirrors: p.Annotations[staticUID], Namespace: p.Namespace, Name: p.Name, Labels: p.Labels}
+	ends := func(c core.Container) bool {
+		return c.RestartPolicy == nil || *c.RestartPolicy != core.ContainerRestartPolicyAlways
+	}
+	running := slices.DeleteFunc(slices.Clone(p.Spec.InitContainers), ends)
+	for _, c := range slices.Concat(running, p.Spec.Containers) {
 		for _, port := range c.Ports {
 			if proto := manifest.Protocol(port.Protocol); port.Name != "" && proto != 0 {
 				out.Ports = append(out.Ports, policy.NamedPort{Name: port.Name, Protocol: proto, Number: uint16(port.ContainerPort)})
@@ -208,5 +213,5 @@ func podOf(object runtime.Object) (Pod, bool) {
 }
 
 func samePod(a, b Pod) bool {
-	return a.UID == b.UID && a.Namespace == b.Namespace && a.Name == b.Name && maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Ports, b.Ports)
+	return a.UID == b.UID && a.Mirrors == b.Mirrors && a.Namespace == b.Namespace && a.Name == b.Name && maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Ports, b.Ports)
 }

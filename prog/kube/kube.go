@@ -33,7 +33,10 @@ type Config struct {
 
 // Pod is a pod of this node, as far as the network is concerned.
 type Pod struct {
-	UID       string
+	UID string
+	// Mirrors is the UID that the runtime knows a static pod by, as the annotation of its mirror
+	// claims it: whoever writes a pod can write that (see find).
+	Mirrors   string `json:",omitempty"`
 	Namespace string
 	Name      string
 	Labels    map[string]string  `json:",omitempty"`
@@ -45,7 +48,7 @@ type State struct {
 	Policies   []policy.Policy
 	Unread     []string                     // policies that are not understood, and why
 	Namespaces map[string]map[string]string // labels
-	Pods       map[string]Pod               // by UID
+	Pods       map[string]Pod               // by namespace/name
 	Nodes      map[string]Node              // by name
 	// Generation tells two states of policies and namespaces apart.
 	Generation string
@@ -98,7 +101,7 @@ func (e *UnknownPodError) Error() string {
 	return fmt.Sprintf("the API server %s has not told this host of the pod %s (UID %s) yet: it is tried again", e.Server, e.Pod, e.UID)
 }
 
-// Pod waits for a pod of this node, until ctx ends. An empty uid takes any pod of that name:
+// Pod waits for a pod of this node, until ctx ends. An empty uid takes the pod of that name:
 // runtimes before Kubernetes 1.20 do not name it.
 func (s *Source) Pod(ctx context.Context, namespace, name, uid string) (Pod, error) {
 	for {
@@ -106,7 +109,7 @@ func (s *Source) Pod(ctx context.Context, namespace, name, uid string) (Pod, err
 		state, changed := s.state, s.changed
 		s.mu.Unlock()
 		if state != nil {
-			if p, ok := state.find(namespace, name, uid); ok {
+			if p, ok := state.Pod(namespace, name, uid); ok {
 				return p, nil
 			}
 		}
@@ -118,19 +121,29 @@ func (s *Source) Pod(ctx context.Context, namespace, name, uid string) (Pod, err
 	}
 }
 
-// find is the pod with a UID: one of the same name may be another, with other labels.
-func (st *State) find(namespace, name, uid string) (Pod, bool) {
-	if uid != "" {
-		p, ok := st.Pods[uid]
-		return p, ok && p.Namespace == namespace && p.Name == name
+// Pod is the pod that the runtime knows by a namespace, a name and a UID, which decide
+// together: one of the same name may be another, with other labels.
+//
+// The runtime knows a static pod by a UID that the API server has only in an annotation of
+// the pod's mirror. An annotation proves nothing. It is followed within one namespace and
+// name only, and never to the UID that the API server gave to a pod.
+func (st *State) Pod(namespace, name, uid string) (Pod, bool) {
+	p, ok := st.Pods[podKey(namespace, name)]
+	switch {
+	case !ok || uid == "" || p.UID == uid:
+		return p, ok
+	case p.Mirrors != uid:
+		return Pod{}, false
 	}
-	for _, p := range st.Pods {
-		if p.Namespace == namespace && p.Name == name {
-			return p, true
+	for _, other := range st.Pods {
+		if other.UID == uid {
+			return Pod{}, false
 		}
 	}
-	return Pod{}, false
+	return p, true
 }
+
+func podKey(namespace, name string) string { return namespace + "/" + name }
 
 // settle lets what changes at once be one change.
 const settle = 5 * time.Millisecond
