@@ -61,6 +61,7 @@ type Agent struct {
 	policies  policies
 	policed   chan struct{} // policies or endpoints may have changed
 	drops     drops
+	ports     ports
 	dns       *dns.Server // nil where there is to be none
 
 	stop context.CancelFunc
@@ -191,6 +192,7 @@ func (a *Agent) runParts(ctx context.Context, group *errgroup.Group) {
 	group.Go(func() error { return a.publish(ctx) })
 	group.Go(func() error { return a.police(ctx) })
 	group.Go(func() error { return a.watchDrops(ctx) })
+	group.Go(func() error { return a.watchPorts(ctx) })
 	group.Go(func() error { return a.watchTable(ctx) })
 	group.Go(func() error { return a.claimNode(ctx) })
 	group.Go(func() error { return a.reconcile(ctx) })

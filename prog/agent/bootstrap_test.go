@@ -166,10 +166,10 @@ func TestUniverseIsFixed(t *testing.T) {
 	if err != nil || a.opts.Universe.V4.String() != "10.32.0.0/12" {
 		t.Errorf("%+v, %v", a.opts.Universe, err)
 	}
-	if w := a.clusterWarnings(); len(w) != 1 || !strings.Contains(w[0], "10.32.0.0/12") || !strings.Contains(w[0], "WEFT_IPALLOC_RANGE") {
+	if w := a.clusterWarnings(); len(w) != 1 || !strings.Contains(w[0].text, "10.32.0.0/12") || !strings.Contains(w[0].text, "WEFT_IPALLOC_RANGE") {
 		t.Errorf("%q", w)
 	}
-	a.warn(kube.ReasonUniverseFixed, a.clusterWarnings()[0]) // once is enough
+	a.warn(kube.ReasonUniverseFixed, a.clusterWarnings()[0].text) // once is enough
 	go a.cluster.report.Run(t.Context())                     //nolint:errcheck // nil
 	eventually(t, "said on the Node", func() bool { return len(server.All("events")) == 1 })
 	e := server.All("events")[0].(*core.Event)
@@ -221,7 +221,7 @@ func TestFront(t *testing.T) {
 	a := New(Options{Log: slog.New(slog.DiscardHandler), Version: "x"})
 	stopped := false
 	a.stop = func() { stopped = true }
-	a.setWaiting("waiting for the node n1")
+	a.notReady = "waiting for the node n1"
 	f := newFront(a)
 	ask := func(h http.Handler, method, path string) (int, string) {
 		w := httptest.NewRecorder()

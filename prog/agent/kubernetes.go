@@ -47,7 +47,7 @@ type kubeCluster struct {
 
 	mu       sync.Mutex
 	own      kube.Node // as it was read before there was a watch
-	warnings []string
+	warnings []warning // that stand until they are taken back
 }
 
 // makeKube makes what follows the API server, under Kubernetes.
@@ -121,41 +121,6 @@ func (a *Agent) nickname() string {
 	return a.cluster.node[:min(len(a.cluster.node), peer.MaxNickname)]
 }
 
-// warn says on the Node, in the log and in the status that something is wrong.
-func (a *Agent) warn(reason, message string) {
-	c := a.cluster
-	c.mu.Lock()
-	known := slices.Contains(c.warnings, message)
-	if !known {
-		c.warnings = append(c.warnings, message)
-	}
-	c.mu.Unlock()
-	if !known {
-		a.log.Warn(message, "reason", reason)
-	}
-	c.report.Warn(reason, message)
-}
-
-// unwarn takes back what was said, from the status: the log and the events tell when it was so.
-func (a *Agent) unwarn(message string) {
-	c := a.cluster
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if i := slices.Index(c.warnings, message); i >= 0 {
-		c.warnings = slices.Delete(c.warnings, i, i+1)
-		a.log.Info("it is not so any more", "warning", message)
-	}
-}
-
-func (a *Agent) clusterWarnings() []string {
-	if a.cluster == nil {
-		return nil
-	}
-	a.cluster.mu.Lock()
-	defer a.cluster.mu.Unlock()
-	return slices.Clone(a.cluster.warnings)
-}
-
 // bootstrap gives this host the cluster's secret and ring, if it has none. With a ring it
 // needs neither the API server nor the Secret to start.
 func (a *Agent) bootstrap(ctx context.Context) error {
@@ -192,7 +157,7 @@ func (a *Agent) joinCluster(ctx context.Context) error {
 	c := a.cluster
 	f, mine, err := (&kube.Bootstrap{
 		Client: c.client, Namespace: c.namespace, Node: c.node, Self: a.self(), Random: rand.Reader, Log: a.log,
-		Universe: a.chooseUniverse, Waiting: a.setWaiting,
+		Universe: a.chooseUniverse, Answers: a.answers, Waiting: a.setWaiting,
 	}).Run(ctx)
 	if _, refused := errors.AsType[*kube.RefusedError](err); refused {
 		a.lastWord(ctx, kube.ReasonInvalidSetting, err)
@@ -203,7 +168,9 @@ func (a *Agent) joinCluster(ctx context.Context) error {
 	kept, err := readSecret(filepath.Join(a.opts.StateDir, SecretFile))
 	switch {
 	case err == nil && kept != f.Token:
-		return fmt.Errorf("this host has the secret of another cluster already (%s): run `weft reset` first", a.opts.StateDir)
+		err := fmt.Errorf("this host has the secret of another cluster already (%s): run `weft reset` first", a.opts.StateDir)
+		a.lastWord(ctx, kube.ReasonSecret, err)
+		return err
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
@@ -249,6 +216,21 @@ func (a *Agent) chooseUniverse(ctx context.Context, cluster secret.ClusterID) (s
 	return u, a.checkGossipPort()
 }
 
+// answers reports whether an agent has its gossip port open at an address: it waits in silence
+// for who connects. A port that is closed at once is checkGossipPort's, of another host that
+// is about to found.
+func (a *Agent) answers(ctx context.Context, addr netip.Addr) bool {
+	dialer := net.Dialer{Timeout: time.Second}
+	c, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(addr, uint16(a.opts.GossipPort)).String())
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	_, err = c.Read(make([]byte, 1))
+	return errors.Is(err, os.ErrDeadlineExceeded)
+}
+
 // checkGossipPort keeps a host from founding that nobody could then hear of: all others would
 // wait for its addresses.
 func (a *Agent) checkGossipPort() error {
@@ -274,11 +256,14 @@ func (a *Agent) newIdentity() error {
 	return a.makeKeys()
 }
 
-// setWaiting says what the agent waits for before it has started.
-func (a *Agent) setWaiting(why string) {
+// setWaiting says what the agent waits for before it has started: nobody writes events yet.
+func (a *Agent) setWaiting(ctx context.Context, why string) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.notReady = why
+	a.mu.Unlock()
+	if err := a.cluster.report.WarnNow(ctx, kube.ReasonNotReady, why); err != nil && ctx.Err() == nil {
+		a.log.Debug("cannot write an event of this Node", "err", err)
+	}
 }
 
 // lastWord says on the Node why the agent ends.
@@ -293,15 +278,24 @@ func (a *Agent) lastWord(ctx context.Context, reason string, why error) {
 func WarnInvalid(ctx context.Context, opts Options, why error) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	config, err := kube.Connect(opts.Kubernetes.Config)
+	report, err := reporter(opts)
 	if err != nil {
 		return err
+	}
+	return report.WarnNow(ctx, kube.ReasonInvalidSetting, "Weft does not start: "+why.Error())
+}
+
+// reporter speaks for this host's Node where no agent does.
+func reporter(opts Options) (*kube.Reporter, error) {
+	config, err := kube.Connect(opts.Kubernetes.Config)
+	if err != nil {
+		return nil, err
 	}
 	client, err := kube.NewClient(config)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return kube.NewReporter(client, nodeName(opts.Kubernetes.Node), opts.Log).WarnNow(ctx, kube.ReasonInvalidSetting, "Weft does not start: "+why.Error())
+	return kube.NewReporter(client, nodeName(opts.Kubernetes.Node), opts.Log), nil
 }
 
 // runCluster starts what an agent does in a Kubernetes cluster.
@@ -311,8 +305,9 @@ func (a *Agent) runCluster(ctx context.Context, group *errgroup.Group) {
 	}
 	group.Go(func() error { return a.kube.Run(ctx) })
 	group.Go(func() error { return a.cluster.report.Run(ctx) })
+	group.Go(func() error { return a.tellWarnings(ctx) })
 	group.Go(func() error { return a.followNodes(ctx) })
-	group.Go(func() error { return a.checkSecret(ctx) })
+	group.Go(func() error { return a.keepSecret(ctx) })
 	group.Go(func() error { return a.checkProxy(ctx) })
 	group.Go(func() error { return a.sayAvailable(ctx) })
 	group.Go(func() error { return a.reclaim(ctx) })
@@ -370,17 +365,18 @@ func (a *Agent) again(ctx context.Context, what string, try func() error) error 
 	return nil
 }
 
-// checkSecret compares the cluster's Secret with this host's once the API server answers.
-func (a *Agent) checkSecret(ctx context.Context) error {
-	f := a.cluster.founding
-	f.Token = a.token
-	err := a.again(ctx, "cannot compare the cluster's Secret with this host's", func() error {
-		return a.cluster.client.CheckSecret(ctx, a.cluster.namespace, f)
-	})
-	if err != nil {
-		a.lastWord(ctx, kube.ReasonInvalidSetting, err)
-	}
-	return err
+// keepSecret keeps the cluster's Secret as the nodes need it that come later.
+func (a *Agent) keepSecret(ctx context.Context) error {
+	own := a.cluster.founding
+	own.Token = a.token
+	return (&kube.Keeper{
+		Client: a.cluster.client, Namespace: a.cluster.namespace, Own: own, Supervised: a.opts.Kubernetes.Config == "", Log: a.log,
+		Problem: a.oneWarning(kube.ReasonSecret),
+		Restored: func(what string) {
+			a.log.Warn(what)
+			a.cluster.report.Tell(kube.ReasonSecretRestored, what)
+		},
+	}).Run(ctx)
 }
 
 // How often kube-proxy's configuration is read again: what was mended is out of the status soon, and all nodes together
@@ -392,7 +388,7 @@ const (
 
 // checkProxy looks whether kube-proxy knows where pods are, for as long as the agent runs.
 func (a *Agent) checkProxy(ctx context.Context) error {
-	said := ""
+	said, tell := "", a.oneWarning(kube.ReasonMismatch)
 	for ctx.Err() == nil {
 		why := said
 		err := a.again(ctx, "cannot compare kube-proxy's clusterCIDR with the universe", func() error {
@@ -405,13 +401,8 @@ func (a *Agent) checkProxy(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if why != said {
-			a.unwarn(said)
-			if why != "" {
-				a.warn(kube.ReasonMismatch, why)
-			}
-			said = why
-		}
+		tell(why)
+		said = why
 		wait := proxyRight
 		if said != "" {
 			wait = proxyWrong

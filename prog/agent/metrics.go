@@ -28,6 +28,7 @@ const reportTimeout = 5 * time.Second
 
 var (
 	metricReady       = desc("ready", "Whether this host can attach containers.")
+	metricWarnings    = desc("warnings", "What hurts users of this host, as in weft status, by reason.", "reason")
 	metricPeers       = desc("peers", "Peers by state.", "state")
 	metricConnections = desc("connections", "Tunnels by state.", "state")
 	metricReceived    = desc("tunnel_received_bytes_total", "Bytes that came through the tunnel from a peer.", "peer", "nickname")
@@ -64,7 +65,7 @@ func (reportCollector) Describe(chan<- *prometheus.Desc) {}
 func (c reportCollector) Collect(out chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), reportTimeout)
 	defer cancel()
-	r, err := c.a.Report(ctx)
+	r, warnings, err := c.a.gather(ctx)
 	if err != nil {
 		out <- prometheus.NewInvalidMetric(metricReady, err)
 		return
@@ -77,6 +78,13 @@ func (c reportCollector) Collect(out chan<- prometheus.Metric) {
 		ready = 1
 	}
 	gauge(metricReady, ready)
+	reasons := map[string]float64{}
+	for _, w := range warnings {
+		reasons[w.reason]++
+	}
+	for reason, n := range reasons {
+		gauge(metricWarnings, n, reason)
+	}
 	gauge(metricEndpoints, float64(len(r.Endpoints)))
 	states := map[string]float64{}
 	for _, p := range r.Router.Peers {

@@ -20,6 +20,13 @@ import (
 
 // policiesKnown reports why a container cannot be attached yet: its policies are not known.
 func (a *Agent) policiesKnown() error {
+	if a.kube != nil {
+		for _, t := range a.kube.Troubles() {
+			if t.Refused || a.kube.State() == nil {
+				return t.Err
+			}
+		}
+	}
 	switch {
 	case a.kube != nil && a.kube.State() == nil:
 		return &kube.UnknownPodError{Server: a.kube.Server(), Nothing: true}
@@ -97,7 +104,7 @@ func (a *Agent) source() string {
 		return "documents of the network (weft policy apply)"
 	case a.kube.State() == nil:
 		return "the Kubernetes API server " + a.kube.Server() + ", which has not answered yet"
-	case !a.kube.State().Live:
+	case !a.kube.State().Live || len(a.kube.Troubles()) > 0:
 		return "the Kubernetes API server " + a.kube.Server() + ", as it was before: it does not answer now"
 	}
 	return "the Kubernetes API server " + a.kube.Server()

@@ -49,7 +49,10 @@ func TestProxyIsReadAgain(t *testing.T) {
 		want := func(when, warning string) {
 			t.Helper()
 			synctest.Wait()
-			got := strings.Join(a.clusterWarnings(), "\n")
+			got := ""
+			for _, w := range a.clusterWarnings() {
+				got += w.text + "\n"
+			}
 			if (got == "") != (warning == "") || !strings.Contains(got, warning) || strings.Count(got, "kube-proxy takes") > 1 {
 				t.Errorf("%s: %q, want %q", when, got, warning)
 			}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,10 +77,8 @@ func (a *Agent) step(ctx context.Context) error {
 	if _, ok := errors.AsType[*link.OverlapError](overlap); ok && !a.applied {
 		return &fatalError{overlap}
 	}
-	if a.kube != nil { // what is in force from before is better than nothing
-		if err := a.policiesKnown(); err != nil {
-			return err
-		}
+	if a.kube != nil && a.kube.State() == nil { // what is in force from before is better than nothing
+		return a.policiesKnown()
 	}
 	if err := a.enforce(); err != nil {
 		return err
@@ -107,7 +106,7 @@ func (a *Agent) step(ctx context.Context) error {
 	if err := a.policiesKnown(); err != nil {
 		return err
 	}
-	return a.releaseQueue().check()
+	return cmp.Or(a.ports.check(), a.releaseQueue().check())
 }
 
 // desired is the data path as it should be: a pure function of what the parts know.

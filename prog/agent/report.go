@@ -25,11 +25,17 @@ import (
 // REJECT_AFTER_TIME).
 const staleHandshake = 180 * time.Second
 
-// Report gathers everything from one look at each part.
+// Report is everything, from one look at each part.
 func (a *Agent) Report(ctx context.Context) (api.Report, error) {
+	r, _, err := a.gather(ctx)
+	return r, err
+}
+
+// gather makes a report, and tells the reasons of its warnings.
+func (a *Agent) gather(ctx context.Context) (api.Report, []warning, error) {
 	snap, err := a.ipam.Snapshot(ctx)
 	if err != nil {
-		return api.Report{}, err
+		return api.Report{}, nil, err
 	}
 	r := api.Report{Version: a.opts.Version, Endpoints: []api.Endpoint{}}
 	a.mu.Lock()
@@ -41,34 +47,22 @@ func (a *Agent) Report(ctx context.Context) (api.Report, error) {
 	}
 	a.mu.Unlock()
 	slices.SortFunc(r.Endpoints, func(x, y api.Endpoint) int { return x.Addresses[0].Compare(y.Addresses[0]) })
-	seen, err := a.router.Observe()
-	if err == nil {
-		r.Warnings = seen.Warnings
-	} else if r.Ready {
-		r.Warnings = append(r.Warnings, err.Error()+": it is made again within seconds; if it is not, see the agent's log")
-	}
+	seen, unseen := a.router.Observe()
 	peers := a.mesh.Peers()
 	r.Router = a.reportRouter(snap, peers, seen.Observed)
 	r.Router.Exposed = exposed
 	r.IPAM = a.reportIPAM(snap, peers)
 	r.DNS = a.reportDNS(snap)
 	r.Policy = a.reportPolicy()
-	r.Warnings = append(r.Warnings, strayWarnings(snap)...)
-	r.Warnings = append(r.Warnings, a.stuckWarning()...)
-	r.Warnings = append(r.Warnings, a.misfits()...)
-	r.Warnings = append(r.Warnings, a.policyWarnings()...)
-	r.Warnings = append(r.Warnings, a.clusterWarnings()...)
-	var warnings []string
-	r.CNI, warnings = a.reportCNI()
-	r.Warnings = append(r.Warnings, warnings...)
-	for _, l := range r.IPAM.Lost {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("%s had %v, which %s owns by now: this host was given up for dead meanwhile. It is cut off: start it anew (or `weft detach` and attach it)",
-			l.Endpoint, l.Address, l.Owner))
+	r.CNI, _ = a.reportCNI()
+	warnings := a.gathered(snap, seen, unseen, r.Ready)
+	for _, w := range warnings {
+		r.Warnings = append(r.Warnings, w.text)
 	}
 	for _, x := range a.mesh.Rejections() {
 		r.Rejections = append(r.Rejections, api.Rejection(x))
 	}
-	return r, nil
+	return r, warnings, nil
 }
 
 func (a *Agent) reportRouter(snap ipam.Snapshot, peers []mesh.Peer, seen wg.Observed) api.Router {
@@ -215,11 +209,7 @@ func (a *Agent) reportIPAM(snap ipam.Snapshot, peers []mesh.Peer) api.IPAM {
 		return r
 	}
 	r.Generation = snap.Ring.Generation()
-	for key, s := range snap.Lost {
-		owner, _ := snap.Ring.Owner(s)
-		r.Lost = append(r.Lost, api.Lost{Endpoint: key, Address: snap.Ring.Universe.Addr4(s), Owner: a.mesh.Name(owner)})
-	}
-	slices.SortFunc(r.Lost, func(x, y api.Lost) int { return strings.Compare(x.Endpoint, y.Endpoint) })
+	r.Lost = a.lostAddresses(snap)
 	u := snap.Ring.Universe
 	r.Ring, r.Range, r.Range6, r.Size = snap.Ring.ID.String(), u.V4.String(), u.V6.String(), u.Range().Len()
 	known := map[peer.ID]mesh.Peer{}
@@ -246,6 +236,16 @@ func (a *Agent) reportIPAM(snap ipam.Snapshot, peers []mesh.Peer) api.IPAM {
 		return cmp.Or(cmp.Compare(y.Slots, x.Slots), strings.Compare(x.Peer, y.Peer))
 	})
 	return r
+}
+
+// lostAddresses are those in use here that are another peer's by now.
+func (a *Agent) lostAddresses(snap ipam.Snapshot) (out []api.Lost) {
+	for key, s := range snap.Lost {
+		owner, _ := snap.Ring.Owner(s)
+		out = append(out, api.Lost{Endpoint: key, Address: snap.Ring.Universe.Addr4(s), Owner: a.mesh.Name(owner)})
+	}
+	slices.SortFunc(out, func(x, y api.Lost) int { return strings.Compare(x.Endpoint, y.Endpoint) })
+	return out
 }
 
 // rings says who is in which ring, if there is more than one among those that can be

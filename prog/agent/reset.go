@@ -43,5 +43,15 @@ func Reset(ctx context.Context, opts Options) error {
 	if err := os.RemoveAll(opts.socket()); err != nil {
 		return fmt.Errorf("reset: %w", err)
 	}
+	if !opts.Kubernetes.On {
+		return nil
+	}
+	report, err := reporter(opts)
+	if err == nil {
+		err = report.TakeBack(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("reset: this host is clean, but its Node still says that Weft is up, so that no new network is founded: run it again once that is mended: %w", err)
+	}
 	return nil
 }

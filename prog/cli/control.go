@@ -79,6 +79,9 @@ func (a *app) reset() *cobra.Command {
 peer takes over its addresses first. Without --force it refuses while containers are
 attached, and where no other peer can take over; then weft rmpeer on another host does.
 
+With --kubernetes it then takes back the Node's condition that Weft is up, as the pods of
+uninstall.yaml do: while that stands, no other node founds a new network.
+
 With --cni it only takes the CNI configuration and the plugin away, so that no more
 containers come, and leaves everything else as it is.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -113,12 +116,20 @@ containers come, and leaves everything else as it is.` + exitHelp,
 	}
 	cmd.Flags().BoolVar(&stay, "stay", false, "then wait for a signal: containers of a DaemonSet must not end")
 	cmd.Flags().BoolVar(&force, "force", false, "also cut off containers that are attached")
+	kubernetesFlags(cmd.Flags(), &opts.Kubernetes, "this host is a Node of a Kubernetes cluster, whose API server is to know")
 	cmd.Flags().BoolVar(&cniOnly, "cni", false, "remove only the CNI configuration and the plugin")
 	cmd.Flags().StringVar(&opts.StateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")
 	cmd.Flags().StringVar(&opts.RunDir, "run-dir", agent.DefaultRunDir, "where the control socket is")
 	cmd.Flags().StringVar(&opts.CNIConfDir, "cni-conf-dir", agent.DefaultCNIConfDir, "where the CNI configuration is")
 	cmd.Flags().StringVar(&opts.CNIBinDir, "cni-bin-dir", agent.DefaultCNIBinDir, "where the CNI plugin is")
 	return cmd
+}
+
+// kubernetesFlags say which Node of which cluster this host is.
+func kubernetesFlags(flags *pflag.FlagSet, o *agent.KubernetesOptions, use string) {
+	flags.BoolVar(&o.On, "kubernetes", false, use)
+	flags.StringVar(&o.Config, "kubeconfig", "", "where that is, for who is no pod")
+	flags.StringVar(&o.Node, "node-name", "", "the name of this host's Node there (default: NODE_NAME in the environment, else the host's name)")
 }
 
 func (a *app) rmpeer() *cobra.Command {

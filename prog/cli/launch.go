@@ -68,9 +68,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	f.dns.add(flags, &f.DNS)
 	flags.StringSliceVar(&f.exempt, "policy-exempt", []string{agent.ExemptOwnHost, agent.ExemptICMPErrors},
 		"what policies do not apply to on this host: own-host (what containers send to their own host), or of that only dns (questions to its name server); icmp-errors (about connections that are known); or none")
-	flags.BoolVar(&f.Kubernetes.On, "kubernetes", false, "this host is a Node of a Kubernetes cluster: peers, token, policies and pods' labels come from its API server")
-	flags.StringVar(&f.Kubernetes.Config, "kubeconfig", "", "where that is, for who is no pod")
-	flags.StringVar(&f.Kubernetes.Node, "node-name", "", "the name of this host's Node there (default: NODE_NAME in the environment, else the host's name)")
+	kubernetesFlags(flags, &f.Kubernetes, "this host is a Node of a Kubernetes cluster: peers, token, policies and pods' labels come from its API server")
 	flags.StringVar(&f.Kubernetes.Namespace, "namespace", "", "the namespace there of the Secret weft (default: the pod's own, else weft)")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "log more")
 }

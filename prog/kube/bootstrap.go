@@ -13,9 +13,9 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	core "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"weft/ipam/slot"
 	"weft/mesh/peer"
@@ -77,7 +77,9 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 //
 // Every arrow is one request that the API server refuses to all but one: a create, or an
 // update that names the version that was read. Before the last arrow nobody uses a ring, so
-// that there is never a second one.
+// that there is never a second one. No arrow is taken while a Node shows that the cluster has
+// a network: then the Secret was deleted, or is older than the network, and the agents that
+// are in it put it back (Keeper).
 type Bootstrap struct {
 	Client    *Client
 	Namespace string
@@ -86,9 +88,12 @@ type Bootstrap struct {
 	Random    io.Reader
 	// Universe decides the cluster's universe; only a founder asks for it.
 	Universe func(context.Context, secret.ClusterID) (slot.Universe, error)
-	Log      *slog.Logger
+	// Answers reports whether an agent answers at an address: on the port of gossip, which an
+	// agent has only once it has a ring.
+	Answers func(context.Context, netip.Addr) bool
+	Log     *slog.Logger
 	// Waiting is told what is waited for, for people.
-	Waiting func(why string)
+	Waiting func(ctx context.Context, why string)
 
 	pause  time.Duration // for tests
 	marked time.Time     // when "founded" was last asked for; the answer may have been lost
@@ -107,6 +112,14 @@ type waitError struct{ node string }
 
 func (e *waitError) Error() string {
 	return fmt.Sprintf("waiting for the node %s, which founds the ring: see the log of its agent (if that node is gone for good, delete it: `kubectl delete node %s`)", e.node, e.node)
+}
+
+// existsError says who shows that there is a network, which the Secret does not tell of.
+type existsError struct{ namespace, node, how string }
+
+func (e *existsError) Error() string {
+	return fmt.Sprintf("the Secret %s/%s does not tell of the network that the node %s is in (%s), so that this host cannot join it, and does not found another one: the agents of that network put the Secret back, see that they run (if that network is gone for good, run `weft reset --kubernetes` in a pod of Weft on that node, or delete the Node)",
+		e.namespace, SecretName, e.node, e.how)
 }
 
 // Run returns what was founded. It tries for ever, until ctx ends, or until it is refused.
@@ -128,10 +141,11 @@ func (b *Bootstrap) Run(ctx context.Context) (f Founding, mine bool, err error) 
 		}
 		if why := err.Error(); why != said || time.Since(saidAt) > time.Minute {
 			b.Log.Warn("the cluster's Secret", "err", why)
-			b.Waiting(why)
+			b.Waiting(ctx, why)
 			said, saidAt = why, time.Now()
 		}
-		if _, waits := errors.AsType[*waitError](err); waits {
+		_, waits := errors.AsType[*waitError](err)
+		if _, exists := errors.AsType[*existsError](err); waits || exists {
 			delay = first
 		}
 		sleep(ctx, delay/2+rand.N(delay))
@@ -203,16 +217,43 @@ func ownNodeError(name string, err error) error {
 	return err
 }
 
+// alone reports a network that another Node shows that there is.
+func (b *Bootstrap) alone(ctx context.Context) error {
+	nodes, err := b.Client.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	group := errgroup.Group{}
+	group.SetLimit(answersAtOnce)
+	for _, n := range nodes {
+		if n.Name == b.Node {
+			continue
+		}
+		if n.Up {
+			return &existsError{b.Namespace, n.Name, "its condition NetworkUnavailable says that Weft is up"}
+		}
+		for _, addr := range n.Addrs {
+			group.Go(func() error {
+				if b.Answers(ctx, addr) {
+					return &existsError{b.Namespace, n.Name, fmt.Sprintf("its agent answers at %v", addr)}
+				}
+				return nil
+			})
+		}
+	}
+	return group.Wait()
+}
+
+// answersAtOnce bounds how many Nodes are asked at the same time.
+const answersAtOnce = 64
+
 // create makes the Secret, with a new token and this node as the founder.
 func (b *Bootstrap) create(ctx context.Context) error {
 	t, err := secret.New(b.Random)
 	if err != nil {
 		return err
 	}
-	s := &core.Secret{
-		ObjectMeta: meta.ObjectMeta{Namespace: b.Namespace, Name: SecretName, Labels: map[string]string{"app.kubernetes.io/name": "weft"}},
-		Data:       map[string][]byte{tokenKey: []byte(t.Reveal())},
-	}
+	s := newSecret(b.Namespace, t)
 	if err := b.name(ctx, s, t.Cluster); err != nil {
 		return err
 	}
@@ -228,6 +269,9 @@ func (b *Bootstrap) claim(ctx context.Context, s *core.Secret, cluster secret.Cl
 }
 
 func (b *Bootstrap) name(ctx context.Context, s *core.Secret, cluster secret.ClusterID) error {
+	if err := b.alone(ctx); err != nil {
+		return err
+	}
 	own, err := b.Client.Node(ctx, b.Node)
 	if err != nil {
 		return ownNodeError(b.Node, err)
@@ -243,6 +287,9 @@ func (b *Bootstrap) name(ctx context.Context, s *core.Secret, cluster secret.Clu
 // mark says for good that the ring is founded, in a Secret that did not say so at a moment.
 // Whatever the answer, it is read again.
 func (b *Bootstrap) mark(ctx context.Context, s *core.Secret, now time.Time) error {
+	if err := b.alone(ctx); err != nil {
+		return err
+	}
 	s.Annotations[annotationFounded] = "true"
 	b.marked = now
 	return b.Client.writeSecret(ctx, s)
@@ -286,70 +333,4 @@ func parseUniverse(text string) (u slot.Universe, err error) {
 		return u, err
 	}
 	return u, u.Validate()
-}
-
-func tokenOf(s *core.Secret) (secret.Token, error) {
-	t, err := secret.Parse(string(s.Data[tokenKey]))
-	switch {
-	case err == nil && t.Cluster.IsZero():
-		err = errors.New("it does not say which cluster it is of")
-	case err == nil:
-		return t, nil
-	}
-	return t, fmt.Errorf("the Secret %s/%s has no usable token in data.%s (make one with `weft token`, or delete the Secret, if no node has a ring yet): %w", s.Namespace, s.Name, tokenKey, err)
-}
-
-// secret reads the Secret.
-func (c *Client) secret(ctx context.Context, namespace string) (*core.Secret, error) {
-	var s core.Secret
-	err := c.do(ctx, "read the Secret "+namespace+"/"+SecretName, c.core.Get().Namespace(namespace).Resource("secrets").Name(SecretName), &s)
-	return &s, err
-}
-
-// writeSecret creates the Secret, or updates it if it was read. It returns errAgain when that
-// went well too: what is in force is what is read next.
-func (c *Client) writeSecret(ctx context.Context, s *core.Secret) error {
-	what := " the Secret " + s.Namespace + "/" + s.Name
-	var err error
-	if s.ResourceVersion == "" {
-		err = c.do(ctx, "create"+what, c.core.Post().Namespace(s.Namespace).Resource("secrets").Body(s), nil)
-	} else {
-		err = c.do(ctx, "update"+what, c.core.Put().Namespace(s.Namespace).Resource("secrets").Name(s.Name).Body(s), nil)
-	}
-	if err == nil || apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err) && s.ResourceVersion != "" {
-		return errAgain
-	}
-	return err
-}
-
-// CheckSecret compares the Secret with what a node with a ring has kept of it. It makes it
-// again where it is missing: a node that comes later would found another ring. Nothing is
-// made where nothing was kept (the node joined in another way).
-func (c *Client) CheckSecret(ctx context.Context, namespace string, f Founding) error {
-	s, err := c.secret(ctx, namespace)
-	if apierrors.IsNotFound(err) && !f.Founder.IsZero() {
-		s = &core.Secret{
-			ObjectMeta: meta.ObjectMeta{Namespace: namespace, Name: SecretName, Labels: map[string]string{"app.kubernetes.io/name": "weft"}},
-			Data:       map[string][]byte{tokenKey: []byte(f.Token.Reveal())},
-		}
-		f.Founded = true
-		f.write(s)
-		if err := c.writeSecret(ctx, s); !errors.Is(err, errAgain) {
-			return err
-		}
-		s, err = c.secret(ctx, namespace)
-	}
-	switch {
-	case apierrors.IsNotFound(err):
-		return nil
-	case err != nil:
-		return err
-	}
-	switch t, err := tokenOf(s); {
-	case err != nil:
-		return err
-	case t.Secret != f.Token.Secret:
-		return &RefusedError{fmt.Errorf("this host has the secret of another cluster than the Secret %s/%s: run `weft reset` on it, if it shall leave its old one; or, if that Secret was made by mistake, delete it, and this host makes it again", namespace, SecretName)}
-	}
-	return nil
 }

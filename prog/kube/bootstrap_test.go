@@ -62,7 +62,8 @@ func (c *cluster) bootstrap(t *testing.T, n int, disk byte) *Bootstrap {
 		Universe: func(ctx context.Context, id secret.ClusterID) (slot.Universe, error) {
 			return client.Universe(ctx, slot.Universe{}, id)
 		},
-		Log: slog.New(slog.DiscardHandler), Waiting: func(string) {}, pause: 5 * time.Millisecond,
+		Answers: func(context.Context, netip.Addr) bool { return false },
+		Log:     slog.New(slog.DiscardHandler), Waiting: func(context.Context, string) {}, pause: 5 * time.Millisecond,
 	}
 }
 
@@ -156,7 +157,7 @@ func TestFounderGone(t *testing.T) {
 			all = append(all, c.bootstrap(t, n, 0))
 		}
 		said := make(chan string, 10)
-		all[0].Waiting = func(why string) { said <- why }
+		all[0].Waiting = func(_ context.Context, why string) { said <- why }
 		go func() {
 			if why := <-said; !strings.Contains(why, "n0") || !strings.Contains(why, "founds the ring") {
 				t.Errorf("%s: %q", name, why)
@@ -229,7 +230,7 @@ func TestBootstrapGoesOnTrying(t *testing.T) {
 		c.Refuse(func(string, string) int { return situation.code })
 		b := c.bootstrap(t, 0, 0)
 		said := make(chan string, 10)
-		b.Waiting = func(why string) {
+		b.Waiting = func(_ context.Context, why string) {
 			said <- why
 			c.Refuse(nil)
 		}
@@ -279,35 +280,6 @@ func TestBootstrapUnderFaults(t *testing.T) {
 		if t.Failed() {
 			t.Fatalf("with seed %d", seed)
 		}
-	}
-}
-
-// Who has a ring keeps its secret, makes a Secret that is missing again, and stops where the
-// Secret is another cluster's.
-func TestCheckSecret(t *testing.T) {
-	c := newCluster(t, 2)
-	f := run(t, c.bootstrap(t, 0, 0))[0]
-	if err := c.client(t).CheckSecret(t.Context(), "weft", f); err != nil {
-		t.Error(err)
-	}
-	c.Delete(c.secret(t))
-	if err := c.client(t).CheckSecret(t.Context(), "weft", Founding{Token: f.Token}); err != nil || len(c.All("secrets")) != 0 {
-		t.Errorf("%v; %v", err, c.All("secrets"))
-	}
-	if err := c.client(t).CheckSecret(t.Context(), "weft", f); err != nil {
-		t.Error(err)
-	}
-	if late := run(t, c.bootstrap(t, 1, 0))[0]; late != f {
-		t.Errorf("%+v, was %+v", late, f)
-	}
-	other, err := secret.New(crand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.Token = other
-	err = c.client(t).CheckSecret(t.Context(), "weft", f)
-	if _, ok := errors.AsType[*RefusedError](err); !ok || !strings.Contains(err.Error(), "weft reset") {
-		t.Errorf("%v", err)
 	}
 }
 

@@ -50,13 +50,13 @@ var kinds, params = func() (*runtime.Scheme, runtime.ParameterCodec) {
 
 // Client asks the API server. It is safe for concurrent use.
 type Client struct {
-	host             string
+	config           *rest.Config
 	core, networking rest.Interface
 }
 
 // NewClient makes a client. It asks nothing of the server yet.
 func NewClient(config *rest.Config) (*Client, error) {
-	c := &Client{host: config.Host}
+	c := &Client{config: config}
 	var err, err2 error
 	c.core, err = restClient(config, core.SchemeGroupVersion)
 	c.networking, err2 = restClient(config, networking.SchemeGroupVersion)
@@ -64,7 +64,7 @@ func NewClient(config *rest.Config) (*Client, error) {
 }
 
 // Server is the API server's address, for people.
-func (c *Client) Server() string { return c.host }
+func (c *Client) Server() string { return c.config.Host }
 
 func restClient(config *rest.Config, version schema.GroupVersion) (rest.Interface, error) {
 	own := *config
@@ -93,15 +93,31 @@ func (c *Client) do(ctx context.Context, what string, request *rest.Request, int
 	if err == nil && into != nil {
 		err = result.Into(into)
 	}
+	return explained(c.Server(), what, err)
+}
+
+// raw is do for an object of a kind that is not among kinds.
+func (c *Client) raw(ctx context.Context, what string, request *rest.Request) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	data, err := request.MaxRetries(0).Do(ctx).Raw()
+	return data, explained(c.Server(), what, err)
+}
+
+// explained makes the error of a request one for people; nil stays nil.
+func explained(server, what string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case apierrors.IsForbidden(err):
-		return fmt.Errorf("the API server %s does not let this host %s: apply Weft's manifest again, which grants it (see `kubectl auth can-i --list --as system:serviceaccount:weft:weft`): %w", c.host, what, err)
+	case apierrors.IsForbidden(err) && !apierrors.HasStatusCause(err, core.NamespaceTerminatingCause):
+		return fmt.Errorf("the API server %s does not let this host %s: apply Weft's manifest again, which grants it (see `kubectl auth can-i --list --as system:serviceaccount:weft:weft`): %w", server, what, err)
 	case apierrors.IsUnauthorized(err):
-		return fmt.Errorf("the API server %s does not know this host's credentials: start the agent's pod anew, or see --kubeconfig: %w", c.host, err)
+		return fmt.Errorf("the API server %s does not know this host's credentials: start the agent's pod anew, or see --kubeconfig: %w", server, err)
 	case apierrors.ReasonForError(err) == meta.StatusReasonUnknown:
-		return fmt.Errorf("the API server %s does not answer (%s): see that it runs and can be reached from this host: %w", c.host, what, err)
+		return fmt.Errorf("the API server %s does not answer (%s): see that it runs and can be reached from this host: %w", server, what, err)
 	}
-	return fmt.Errorf("the API server %s: %s: %w", c.host, what, err)
+	return fmt.Errorf("the API server %s: %s: %w", server, what, err)
 }
+
+// refused reports whether the API server answers, and does not let this host do what it has to.
+func refused(err error) bool { return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) }

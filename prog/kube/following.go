@@ -58,7 +58,7 @@ func newFollowing(changed func()) *following {
 
 // start follows the API server until ctx ends.
 func (f *following) start(ctx context.Context, group *errgroup.Group, api *rest.Config, node string) {
-	all, own := fields.Everything(), fields.OneTermEqualSelector("spec.nodeName", node)
+	all, own := selection{fields: fields.Everything()}, selection{fields: fields.OneTermEqualSelector("spec.nodeName", node)}
 	group.Go(func() error {
 		return f.policies.follow(ctx, api, networking.SchemeGroupVersion, "networkpolicies", all, &networking.NetworkPolicy{}, &networking.NetworkPolicyList{})
 	})
@@ -71,6 +71,25 @@ func (f *following) start(ctx context.Context, group *errgroup.Group, api *rest.
 	group.Go(func() error {
 		return f.nodes.follow(ctx, api, core.SchemeGroupVersion, "nodes", all, &core.Node{}, &core.NodeList{})
 	})
+}
+
+// troubles are what keeps this host from knowing what the API server has, the worst first: where
+// it refuses, and then, once, that it cannot be heard.
+func (f *following) troubles() (out []Trouble) {
+	away := Trouble{}
+	for _, err := range []error{f.policies.trouble(), f.namespaces.trouble(), f.pods.trouble(), f.nodes.trouble()} {
+		switch {
+		case err == nil:
+		case refused(err):
+			out = append(out, Trouble{err, true})
+		default:
+			away = Trouble{err, false}
+		}
+	}
+	if away.Err != nil {
+		out = append(out, away)
+	}
+	return out
 }
 
 // next is the state of now, if it is another one; nil also while not all is known.

@@ -58,16 +58,24 @@ type State struct {
 
 // Source follows the API server.
 type Source struct {
-	cfg Config
+	cfg       Config
+	following *following
 
 	mu      sync.Mutex
 	state   *State // nil: nothing is known yet
 	changed chan struct{}
+	kick    chan struct{} // what is followed has changed
 }
 
 // New makes a source; Run starts it. What it knew in the last run is there at once.
 func New(cfg Config) (*Source, error) {
-	s := &Source{cfg: cfg, changed: make(chan struct{})}
+	s := &Source{cfg: cfg, changed: make(chan struct{}), kick: make(chan struct{}, 1)}
+	s.following = newFollowing(func() {
+		select {
+		case s.kick <- struct{}{}:
+		default:
+		}
+	})
 	if cfg.Kept == nil {
 		return s, nil
 	}
@@ -81,6 +89,17 @@ func New(cfg Config) (*Source, error) {
 // Server is the API server's address, for people.
 func (s *Source) Server() string { return s.cfg.API.Host }
 
+// Trouble is why this host may not know what the API server has.
+type Trouble struct {
+	Err error
+	// Refused says that the server answers, and does not let this host read what it has to:
+	// who is new here would be without network, or without the policies of now.
+	Refused bool
+}
+
+// Troubles are what keeps this host from knowing what the API server has.
+func (s *Source) Troubles() []Trouble { return s.following.troubles() }
+
 // State is what is known; nil while that is nothing.
 func (s *Source) State() *State {
 	s.mu.Lock()
@@ -91,10 +110,14 @@ func (s *Source) State() *State {
 // UnknownPodError says that the API server has not told of a pod.
 type UnknownPodError struct {
 	Pod, UID, Server string
-	Nothing          bool // nor of anything else
+	Nothing          bool  // nor of anything else
+	Why              error // if it is known
 }
 
 func (e *UnknownPodError) Error() string {
+	if e.Why != nil {
+		return e.Why.Error()
+	}
 	if e.Nothing {
 		return fmt.Sprintf("the API server %s has not told this host of any pods and policies yet: see that it can be reached from here (`weft status`)", e.Server)
 	}
@@ -116,7 +139,12 @@ func (s *Source) Pod(ctx context.Context, namespace, name, uid string) (Pod, err
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return Pod{}, &UnknownPodError{Pod: namespace + "/" + name, UID: uid, Server: s.cfg.API.Host, Nothing: state == nil}
+			e := &UnknownPodError{Pod: namespace + "/" + name, UID: uid, Server: s.cfg.API.Host, Nothing: state == nil}
+			for _, t := range s.Troubles() {
+				e.Why = t.Err
+				break
+			}
+			return Pod{}, e
 		}
 	}
 }
@@ -150,13 +178,7 @@ const settle = 5 * time.Millisecond
 
 // Run follows until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
-	kick := make(chan struct{}, 1)
-	f := newFollowing(func() {
-		select {
-		case kick <- struct{}{}:
-		default:
-		}
-	})
+	f := s.following
 	group, ctx := errgroup.WithContext(ctx)
 	f.start(ctx, group, s.cfg.API, s.cfg.Node)
 	group.Go(func() error {
@@ -164,7 +186,7 @@ func (s *Source) Run(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-kick:
+			case <-s.kick:
 			}
 			select {
 			case <-ctx.Done():

@@ -355,7 +355,7 @@ func TestPatience(t *testing.T) {
 		defer stop()
 		var u unreachable
 		f := newFollowing(func() {})
-		err := f.pods.follow(ctx, &rest.Config{Host: "http://192.0.2.1", Transport: &u, QPS: -1}, core.SchemeGroupVersion, "pods", fields.Everything(), &core.Pod{}, &core.PodList{})
+		err := f.pods.follow(ctx, &rest.Config{Host: "http://192.0.2.1", Transport: &u, QPS: -1}, core.SchemeGroupVersion, "pods", selection{fields: fields.Everything()}, &core.Pod{}, &core.PodList{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -32,6 +32,7 @@ const (
 // Most updates of an object change nothing that is read here: each kubelet says every few
 // minutes, or more often, that its Node is well. Those are not told.
 type mirror[V any] struct {
+	contact
 	read    func(runtime.Object) (V, bool) // false: it is of no concern
 	same    func(a, b V) bool
 	changed func() // called when something is another one, and once when all is known; it must not block
@@ -43,23 +44,36 @@ type mirror[V any] struct {
 
 var _ cache.ReflectorStore = (*mirror[Pod])(nil)
 
-// follow keeps a mirror of the objects that a selector chooses, until ctx ends.
-func (m *mirror[V]) follow(ctx context.Context, config *rest.Config, version schema.GroupVersion, resource string, selector fields.Selector, like, list runtime.Object) error {
+// selection is which objects of a resource are followed.
+type selection struct {
+	namespace string // empty: all
+	fields    fields.Selector
+}
+
+// follow keeps a mirror of the objects of a selection, until ctx ends.
+func (m *mirror[V]) follow(ctx context.Context, config *rest.Config, version schema.GroupVersion, resource string, chosen selection, like, list runtime.Object) error {
 	client, err := restClient(config, version)
 	if err != nil {
 		return err
 	}
-	choose := func(o *meta.ListOptions) { o.FieldSelector = selector.String() }
+	choose := func(o *meta.ListOptions) { o.FieldSelector = chosen.fields.String() }
 	cache.NewReflectorWithOptions(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o meta.ListOptions) (runtime.Object, error) {
 			choose(&o)
 			into := list.DeepCopyObject()
-			return into, client.Get().Resource(resource).VersionedParams(&o, params).Do(ctx).Into(into)
+			err := client.Get().Namespace(chosen.namespace).Resource(resource).VersionedParams(&o, params).Do(ctx).Into(into)
+			m.listed(ctx, explained(config.Host, "list the "+resource, err))
+			return into, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o meta.ListOptions) (watch.Interface, error) {
 			choose(&o)
 			o.Watch = true
-			return client.Get().Resource(resource).VersionedParams(&o, params).Watch(ctx)
+			w, err := client.Get().Namespace(chosen.namespace).Resource(resource).VersionedParams(&o, params).Watch(ctx)
+			m.watched(ctx, explained(config.Host, "watch the "+resource, err))
+			if err != nil {
+				return nil, err
+			}
+			return watch.Filter(w, func(e watch.Event) (watch.Event, bool) { m.heard(); return e, true }), nil
 		},
 	}, like, m, cache.ReflectorOptions{Name: resource, Backoff: &wait.Backoff{
 		Duration: firstPause, Cap: patience, Factor: 2, Jitter: 1, Steps: int(math.Ceil(float64(patience) / float64(firstPause))),

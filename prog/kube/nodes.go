@@ -18,6 +18,8 @@ type Node struct {
 	// Unavailable is the status of the condition NetworkUnavailable: True, False, Unknown, or
 	// empty where nobody has set it.
 	Unavailable string `json:",omitempty"`
+	// Up says that Weft has set that condition to False: an agent there has or had a ring.
+	Up bool `json:",omitempty"`
 }
 
 func nodeOf(n *core.Node) Node {
@@ -37,6 +39,7 @@ func nodeOf(n *core.Node) Node {
 			out.Ready = c.Status == core.ConditionTrue
 		case core.NodeNetworkUnavailable:
 			out.Unavailable = string(c.Status)
+			out.Up = c.Status == core.ConditionFalse && c.Reason == ReasonUp
 		}
 	}
 	return out

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	core "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -21,6 +22,10 @@ const (
 	ReasonMismatch       = "ClusterCIDRMismatch" // with kube-proxy's
 	ReasonReclaimed      = "AddressesReclaimed"  // of a Node that is gone
 	ReasonStillAnswers   = "DeletedNodeAnswers"  // and keeps its addresses
+	ReasonSecret         = "SecretMismatch"      // the cluster's Secret is not this network's
+	ReasonSecretRestored = "SecretRestored"      // it was missing, and is there again
+	ReasonAPIServer      = "APIServer"           // it refuses, or cannot be heard
+	ReasonNotReady       = "NotReady"            // pods cannot be attached here
 	ReasonUp             = "WeftIsUp"            // of the condition NetworkUnavailable
 )
 
@@ -123,10 +128,28 @@ func (r *Reporter) write(ctx context.Context, e event) error {
 // with the opposite, and nobody else takes it back.
 func (r *Reporter) SetAvailable(ctx context.Context) error {
 	now := meta.Now()
-	patch, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []core.NodeCondition{{
+	return r.patchCondition(ctx, core.NodeCondition{
 		Type: core.NodeNetworkUnavailable, Status: core.ConditionFalse, Reason: ReasonUp, Message: "Weft is up on this node",
 		LastHeartbeatTime: now, LastTransitionTime: now,
-	}}}})
+	})
+}
+
+// TakeBack removes what SetAvailable said, from a Node on which there is no Weft any more: it
+// would keep a new network from being founded.
+func (r *Reporter) TakeBack(ctx context.Context) error {
+	n, err := r.client.Node(ctx, r.node)
+	if apierrors.IsNotFound(err) || err == nil && !n.Up {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return r.patchCondition(ctx, map[string]string{"type": string(core.NodeNetworkUnavailable), "$patch": "delete"})
+}
+
+// patchCondition changes one condition of the Node, by a strategic merge patch.
+func (r *Reporter) patchCondition(ctx context.Context, condition any) error {
+	patch, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []any{condition}}})
 	if err != nil {
 		return err
 	}

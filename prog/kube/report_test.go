@@ -59,8 +59,26 @@ func TestSetAvailable(t *testing.T) {
 	if err := r.SetAvailable(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if after, err := c.client(t).Node(t.Context(), "n0"); err != nil || after.Unavailable != "False" || !after.Ready || after.UID != "uid-0" {
+	if after, err := c.client(t).Node(t.Context(), "n0"); err != nil || after.Unavailable != "False" || !after.Up || !after.Ready || after.UID != "uid-0" {
 		t.Errorf("%+v, %v", after, err)
+	}
+	for range 2 { // the second time there is nothing to take back
+		if err := r.TakeBack(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if after, err := c.client(t).Node(t.Context(), "n0"); err != nil || after.Unavailable != "" || after.Up || !after.Ready {
+			t.Errorf("%+v, %v", after, err)
+		}
+	}
+	c.Set(n) // another network's word stays
+	if err := r.TakeBack(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := c.client(t).Node(t.Context(), "n0"); err != nil || after.Unavailable != "True" {
+		t.Errorf("%+v, %v", after, err)
+	}
+	if err := NewReporter(c.client(t), "n7", slog.New(slog.DiscardHandler)).TakeBack(t.Context()); err != nil {
+		t.Errorf("of a Node that is gone: %v", err)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 
+	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -61,6 +62,7 @@ var resources = []resource{
 	{"v1", "Secret", "secrets", func() meta.Object { return &core.Secret{} }},
 	{"v1", "ConfigMap", "configmaps", func() meta.Object { return &core.ConfigMap{} }},
 	{"v1", "Event", "events", func() meta.Object { return &core.Event{} }},
+	{"apps/v1", "DaemonSet", "daemonsets", func() meta.Object { return &apps.DaemonSet{} }},
 	{"networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", func() meta.Object { return &networking.NetworkPolicy{} }},
 	{"networking.k8s.io/v1", "ServiceCIDR", "servicecidrs", func() meta.Object { return &networking.ServiceCIDR{} }},
 }
@@ -171,19 +173,19 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case verb == "list" && q.Get("watch") != "":
 		since, _ := strconv.Atoi(q.Get("resourceVersion"))
-		s.watch(w, r, selector, since)
+		s.watch(w, r, at, selector, since)
 	case verb == "list":
-		s.list(w, at.resource, selector)
+		s.list(w, at, selector)
 	default:
 		s.one(w, r, at)
 	}
 }
 
-func (s *Server) list(w http.ResponseWriter, of resource, selector fields.Selector) {
+func (s *Server) list(w http.ResponseWriter, of place, selector fields.Selector) {
 	s.mu.Lock()
 	items := []meta.Object{}
 	for key, o := range s.now {
-		if strings.HasPrefix(key, of.path()+" ") && fits(selector, o) {
+		if strings.HasPrefix(key, of.path()+" "+of.within()) && fits(selector, o) {
 			items = append(items, o)
 		}
 	}
@@ -198,7 +200,7 @@ func (s *Server) list(w http.ResponseWriter, of resource, selector fields.Select
 	_, _ = w.Write(body) // who is gone needs no answer
 }
 
-func (s *Server) watch(w http.ResponseWriter, r *http.Request, selector fields.Selector, since int) {
+func (s *Server) watch(w http.ResponseWriter, r *http.Request, of place, selector fields.Selector, since int) {
 	w.(http.Flusher).Flush()
 	stop := make(chan struct{})
 	defer close(stop)
@@ -215,7 +217,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, selector fields.S
 	for r.Context().Err() == nil && !s.closed {
 		for ; since < len(s.events); since++ {
 			e := s.events[since]
-			if e.path != r.URL.Path || !fits(selector, e.Object) {
+			if e.path != of.path() || !strings.HasPrefix(e.Object.GetNamespace()+"/", of.within()) || !fits(selector, e.Object) {
 				continue
 			}
 			data, err := json.Marshal(e)

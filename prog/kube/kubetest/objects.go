@@ -20,6 +20,14 @@ type place struct {
 	namespace, name, sub string
 }
 
+// within is how the keys of the objects begin that are meant.
+func (p place) within() string {
+	if p.namespace == "" {
+		return ""
+	}
+	return p.namespace + "/"
+}
+
 // parse takes a path apart: …/v1/[namespaces/NAMESPACE/]RESOURCE[/NAME[/SUBRESOURCE]].
 func parse(path string) (p place, ok bool) {
 	for _, r := range resources {
@@ -147,13 +155,23 @@ func (s *Server) one(w http.ResponseWriter, r *http.Request, at place) {
 func patched(o meta.Object, patch []byte, at place) (meta.Object, error) {
 	before, ok := o.(*core.Node)
 	var change core.Node
-	err := json.Unmarshal(patch, &change)
+	var deletes struct {
+		Status struct {
+			Conditions []struct {
+				Patch string `json:"$patch"`
+			}
+		}
+	}
+	err := errors.Join(json.Unmarshal(patch, &change), json.Unmarshal(patch, &deletes))
 	if !ok || at.sub != "status" || err != nil {
 		return nil, errors.Join(errors.New("only a Node's status is patched here"), err)
 	}
 	out := before.DeepCopy()
-	for _, c := range change.Status.Conditions {
-		out.Status.Conditions = append(slices.DeleteFunc(out.Status.Conditions, func(old core.NodeCondition) bool { return old.Type == c.Type }), c)
+	for i, c := range change.Status.Conditions {
+		out.Status.Conditions = slices.DeleteFunc(out.Status.Conditions, func(old core.NodeCondition) bool { return old.Type == c.Type })
+		if deletes.Status.Conditions[i].Patch != "delete" {
+			out.Status.Conditions = append(out.Status.Conditions, c)
+		}
 	}
 	return out, nil
 }

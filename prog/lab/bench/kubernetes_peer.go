@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"net/http"
 	"os"
 	"strconv"
@@ -114,7 +115,8 @@ func (p *simulated) make(ctx context.Context) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	self := peer.IDOf(keys.Identity.Public().(ed25519.PublicKey))
 	founding, _, err := (&kube.Bootstrap{
-		Client: client, Namespace: kube.DefaultNamespace, Node: p.node, Self: self, Random: rand.Reader, Log: log, Waiting: func(string) {},
+		Client: client, Namespace: kube.DefaultNamespace, Node: p.node, Self: self, Random: rand.Reader, Log: log,
+		Waiting: func(context.Context, string) {}, Answers: func(context.Context, netip.Addr) bool { return false },
 		Universe: func(context.Context, secret.ClusterID) (u slot.Universe, err error) {
 			return u, errors.New("the agent founds the ring")
 		},

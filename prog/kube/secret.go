@@ -1,0 +1,243 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	core "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"weft/mesh/secret"
+)
+
+// DaemonSetName is the DaemonSet of the agents, in the Secret's namespace.
+const DaemonSetName = "weft"
+
+func tokenOf(s *core.Secret) (secret.Token, error) {
+	t, err := secret.Parse(string(s.Data[tokenKey]))
+	switch {
+	case err == nil && t.Cluster.IsZero():
+		err = errors.New("it does not say which cluster it is of")
+	case err == nil:
+		return t, nil
+	}
+	return t, fmt.Errorf("the Secret %s/%s has no usable token in data.%s (make one with `weft token`, or delete the Secret, if no node has a ring yet): %w", s.Namespace, s.Name, tokenKey, err)
+}
+
+// secret reads the Secret.
+func (c *Client) secret(ctx context.Context, namespace string) (*core.Secret, error) {
+	var s core.Secret
+	err := c.do(ctx, "read the Secret "+namespace+"/"+SecretName, c.core.Get().Namespace(namespace).Resource("secrets").Name(SecretName), &s)
+	return &s, err
+}
+
+// errWritten is errAgain of who wrote it.
+var errWritten = fmt.Errorf("written: %w", errAgain)
+
+// writeSecret creates the Secret, or updates it if it was read. It returns errAgain when that
+// went well too: what is in force is what is read next.
+func (c *Client) writeSecret(ctx context.Context, s *core.Secret) error {
+	what := " the Secret " + s.Namespace + "/" + s.Name
+	var err error
+	if s.ResourceVersion == "" {
+		err = c.do(ctx, "create"+what, c.core.Post().Namespace(s.Namespace).Resource("secrets").Body(s), nil)
+	} else {
+		err = c.do(ctx, "update"+what, c.core.Put().Namespace(s.Namespace).Resource("secrets").Name(s.Name).Body(s), nil)
+	}
+	if err == nil {
+		return errWritten
+	}
+	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err) && s.ResourceVersion != "" {
+		return errAgain
+	}
+	return err
+}
+
+// newSecret is a Secret with a token, and nothing about a founder yet.
+func newSecret(namespace string, t secret.Token) *core.Secret {
+	return &core.Secret{
+		ObjectMeta: meta.ObjectMeta{Namespace: namespace, Name: SecretName, Labels: map[string]string{"app.kubernetes.io/name": "weft"}},
+		Data:       map[string][]byte{tokenKey: []byte(t.Reveal())},
+	}
+}
+
+// Keeper keeps the Secret as it has to be while the network exists, for the nodes that come
+// later: they would found another network in its place. Every agent in a network runs one, and
+// all of them write the same.
+type Keeper struct {
+	Client    *Client
+	Namespace string
+	Own       Founding // as it was kept when this host joined, with its token
+	// Supervised says that the DaemonSet runs this agent. Once that is deleted, Weft is being
+	// removed, and the Secret with it.
+	Supervised bool
+	Log        *slog.Logger
+	// Problem is told what is wrong with the Secret, and empty once nothing is.
+	Problem func(string)
+	// Restored is told that the Secret was put back, and why.
+	Restored func(string)
+
+	pause time.Duration // for tests
+}
+
+// errLeft says that the Secret stays as it is, since Weft is being removed.
+var errLeft = errors.New("Weft is being removed from this cluster") //nolint:staticcheck // a name
+
+// How often the Secret is looked at though no change of it was heard of: where it cannot be
+// watched, or while Weft may be being removed.
+const lookAgain = 30 * time.Second
+
+// Run keeps the Secret until ctx ends.
+func (k *Keeper) Run(ctx context.Context) error {
+	kick := make(chan struct{}, 1)
+	watched := &mirror[string]{
+		read: func(o runtime.Object) (string, bool) { return o.(*core.Secret).ResourceVersion, true },
+		same: func(a, b string) bool { return a == b },
+		changed: func() {
+			select {
+			case kick <- struct{}{}:
+			default:
+			}
+		},
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		one := selection{namespace: k.Namespace, fields: fields.OneTermEqualSelector("metadata.name", SecretName)}
+		return watched.follow(ctx, k.Client.config, core.SchemeGroupVersion, "secrets", one, &core.Secret{}, &core.SecretList{})
+	})
+	group.Go(func() error {
+		for ctx.Err() == nil {
+			k.keep(ctx, watched.trouble())
+			select {
+			case <-ctx.Done():
+			case <-kick:
+			case <-time.After(lookAgain):
+			}
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// keep looks at the Secret until it is as it has to be, or cannot be made so now.
+func (k *Keeper) keep(ctx context.Context, unwatched error) {
+	for range maxAgain {
+		err := k.look(ctx)
+		if errors.Is(err, errAgain) && ctx.Err() == nil {
+			continue
+		}
+		_, wrong := errors.AsType[*wrongSecretError](err)
+		switch {
+		case ctx.Err() != nil:
+		case wrong || refused(err):
+			k.Problem(err.Error())
+		case err != nil && !errors.Is(err, errLeft):
+			k.Log.Warn("cannot look after the cluster's Secret", "err", err)
+		case refused(unwatched):
+			k.Problem(unwatched.Error())
+		default:
+			k.Problem("")
+		}
+		return
+	}
+	k.Problem(errAgain.Error())
+}
+
+// wrongSecretError says that the Secret is of another network than this host.
+type wrongSecretError struct{ what string }
+
+func (e *wrongSecretError) Error() string {
+	return e.what + ", so that a node that comes now does not join this host's network: delete it, and the agents of this network put theirs back; or run `weft reset` on this host, if it shall leave its network"
+}
+
+// look compares the Secret with what this host kept of it, and does the one thing that is to
+// be done about it.
+func (k *Keeper) look(ctx context.Context) error {
+	s, err := k.Client.secret(ctx, k.Namespace)
+	name := k.Namespace + "/" + SecretName
+	switch {
+	case apierrors.IsNotFound(err):
+		return k.restore(ctx, newSecret(k.Namespace, k.Own.Token), "it was missing")
+	case err != nil:
+		return err
+	case len(s.Data[tokenKey]) == 0:
+		return k.restore(ctx, s, "it had no token")
+	}
+	t, err := tokenOf(s)
+	if err != nil {
+		return &wrongSecretError{err.Error()}
+	}
+	if t != k.Own.Token {
+		return &wrongSecretError{fmt.Sprintf("the Secret %s is of another network than this host", name)}
+	}
+	var said Founding
+	named, err := said.read(s.Annotations)
+	switch {
+	case k.Own.Founder.IsZero():
+		return nil // this host joined in another way, and knows no more of it
+	case err != nil || !named || !said.Founded:
+		return k.restore(ctx, s, "it did not say who founded the network")
+	case said.Founder != k.Own.Founder || said.Universe != k.Own.Universe:
+		return &wrongSecretError{fmt.Sprintf("the Secret %s says that %s founded %v, and this host's network was founded by %s, with %v", name, said.Founder, said.Universe, k.Own.Founder, k.Own.Universe)}
+	}
+	return nil
+}
+
+// restore writes what this host kept into a Secret, unless Weft is being removed. It returns
+// errAgain when that went well too.
+func (k *Keeper) restore(ctx context.Context, s *core.Secret, why string) error {
+	if k.Own.Founder.IsZero() {
+		return nil
+	}
+	pause := k.pause
+	if pause == 0 {
+		pause = 2 * time.Second
+	}
+	sleep(ctx, rand.N(pause)) // all agents of the cluster hear of it at once, and one of them is enough
+	if k.Supervised {
+		leaving, err := k.Client.deleted(ctx, k.Namespace, DaemonSetName)
+		if err != nil {
+			return err
+		}
+		if leaving {
+			return errLeft
+		}
+	}
+	s.Data = map[string][]byte{tokenKey: []byte(k.Own.Token.Reveal())}
+	f := k.Own
+	f.Founded = true
+	f.write(s)
+	err := k.Client.writeSecret(ctx, s)
+	switch {
+	case apierrors.HasStatusCause(err, core.NamespaceTerminatingCause), apierrors.IsNotFound(err): // the namespace is going, or gone
+		return errLeft
+	case errors.Is(err, errWritten):
+		k.Restored(fmt.Sprintf("put back the Secret %s/%s, by which nodes join this network: %s", k.Namespace, SecretName, why))
+	}
+	return err
+}
+
+// deleted reports whether a DaemonSet is gone or being deleted.
+func (c *Client) deleted(ctx context.Context, namespace, name string) (bool, error) {
+	data, err := c.raw(ctx, "read the DaemonSet "+namespace+"/"+name, c.core.Get().AbsPath("/apis/apps/v1/namespaces/"+namespace+"/daemonsets/"+name))
+	if apierrors.IsNotFound(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var o meta.PartialObjectMetadata
+	if err := json.Unmarshal(data, &o); err != nil {
+		return false, fmt.Errorf("kube: the DaemonSet %s/%s: %w", namespace, name, err)
+	}
+	return o.DeletionTimestamp != nil, nil
+}
