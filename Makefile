@@ -1,10 +1,17 @@
 # Weft. `make help` lists what there is.
 SHELL   := /bin/bash
 GO      ?= go
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# The release that this tree is, or becomes: it is written there only, and `make manifest VERSION=v1.2.3` writes it anew.
+RELEASE := $(shell sed -n 's/^appVersion: //p' site/chart/Chart.yaml)
+# What somebody has set, if anybody has. Else programs say which commit they are of, unless that one is tagged.
+GIVEN   := $(VERSION)
+VERSION ?= $(shell git describe --tags --exact-match --dirty 2>/dev/null || \
+	echo $(RELEASE)$$(git describe --always --dirty --exclude '*' 2>/dev/null | sed 's/^/-/'))
 FLAGS   := -trimpath -ldflags '-s -w -X weft/prog/cli.Version=$(VERSION)'
-# The image: its name, which is the one in site/weft.yaml; the commit and the time of the sources.
-IMAGE    ?= localhost/weft:latest
+# The image: its name, which is the one in site/weft.yaml, and does not change with each commit; without a tag it gets
+# that one's. The commit and the time of the sources.
+IMAGE    ?= localhost/weft
+TAGGED   := $(IMAGE)$(if $(findstring :,$(lastword $(subst /, ,$(IMAGE)))),,:$(or $(GIVEN),$(RELEASE)))
 REVISION ?= $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/dev/null)
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
@@ -24,10 +31,10 @@ image: ## the container image, bin/weft-image.tar: an OCI archive for amd64 and 
 		echo "build for linux/$$arch"; \
 		GOFLAGS= GOEXPERIMENT= GOFIPS140=off GOAMD64=v1 GOARM64=v8.0 CGO_ENABLED=0 GOOS=linux GOARCH=$$arch \
 			$(GO) build $(FLAGS) -buildvcs=false -o bin/linux-$$arch/ ./cmd/weft ./cmd/weft-cni || exit 1; done
-	@$(GO) run ./prog/image -o bin/weft-image.tar -name '$(IMAGE)' -version '$(VERSION)' -revision '$(REVISION)' -created '$(SOURCE_DATE_EPOCH)' bin/linux-amd64 bin/linux-arm64
+	@$(GO) run ./prog/image -o bin/weft-image.tar -name '$(TAGGED)' -version '$(VERSION)' -revision '$(REVISION)' -created '$(SOURCE_DATE_EPOCH)' bin/linux-amd64 bin/linux-arm64
 
-manifest: ## site/weft.yaml, the chart with its default values: for those who install without Helm
-	$(GO) run ./prog/image/manifest site/chart > site/weft.yaml.new && mv site/weft.yaml.new site/weft.yaml
+manifest: ## site/weft.yaml, the chart with its default values, and site/uninstall.yaml (VERSION=v1.2.3: of that release, from now on)
+	$(GO) run ./prog/image/manifest $(if $(GIVEN),-version '$(GIVEN)') site
 
 demo: build ## three hosts on this machine: what Weft does, in under a minute (KEEP=1 leaves them running)
 	@bin/weft lab demo

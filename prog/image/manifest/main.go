@@ -1,16 +1,22 @@
 // Command manifest renders the Helm chart with its default values, for those who install
-// without Helm. `make manifest` runs it.
+// without Helm, and gives what uninstalls the same version. `make manifest` runs it.
+//
+// The release is written in one place, appVersion in site/chart/Chart.yaml, and is the
+// image's tag: so to apply a newer manifest is to roll the agents.
 package main
 
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"flag"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strconv"
+	"strings"
 	"text/template"
 
 	"sigs.k8s.io/yaml"
@@ -19,49 +25,122 @@ import (
 // namespace is where the chart is installed, unless Helm is told otherwise.
 const namespace = "weft"
 
-const head = "# Installs Weft: kubectl apply -f weft.yaml\n# Made from site/chart by `make manifest`: change it there.\n"
+const head = "# Installs Weft %s: kubectl apply -f weft.yaml\n# Made from site/chart by `make manifest`: change it there.\n"
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: manifest CHART")
+	version := flag.String("version", "", "the release, as v1.2.3, if it is another one from now on")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: manifest [-version VERSION] SITE")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	if flag.NArg() != 1 {
+		flag.Usage()
 		os.Exit(2)
 	}
-	if err := render(os.Args[1], os.Stdout); err != nil {
+	if err := run(flag.Arg(0), *version); err != nil {
 		fmt.Fprintln(os.Stderr, "manifest:", err)
 		os.Exit(1)
 	}
 }
 
-// render writes what Helm would, as far as templates use what it has: Chart, Release and
-// Values, and these functions. That Helm gives the same objects is tested in prog/lab/kube.
-func render(chart string, w io.Writer) error {
-	var about struct {
-		AppVersion string `json:"appVersion"`
+// run writes the manifests in the folder anew, all of them or none.
+func run(site, version string) error {
+	made, err := render(site, version)
+	if err != nil {
+		return err
 	}
-	var values map[string]any
-	for name, into := range map[string]any{"Chart.yaml": &about, "values.yaml": &values} {
-		data, err := os.ReadFile(filepath.Join(chart, name))
-		if err != nil {
+	for name, data := range made {
+		if err := os.WriteFile(filepath.Join(site, name+".new"), data, 0o644); err != nil {
 			return err
 		}
-		if err := yaml.Unmarshal(data, into); err != nil {
-			return fmt.Errorf("%s: %w", filepath.Join(chart, name), err)
+	}
+	for name := range made {
+		if err := os.Rename(filepath.Join(site, name+".new"), filepath.Join(site, name)); err != nil {
+			return err
 		}
 	}
-	t, err := template.New("weft.yaml").Option("missingkey=error").Funcs(functions).ParseFiles(filepath.Join(chart, "templates", "weft.yaml"))
+	return nil
+}
+
+// The files that name the release.
+const (
+	chartFile     = "chart/Chart.yaml"
+	installFile   = "weft.yaml"
+	uninstallFile = "uninstall.yaml"
+)
+
+// release is what can be a git tag, an image's tag and, without its v, a chart's version.
+// A chart's could have a '+' as well, and an image's tag could be a word such as latest.
+var release = regexp.MustCompile(`^v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z]+([.-][0-9A-Za-z]+)*)?$`)
+
+// Lines that change with the release.
+var (
+	chartVersion = regexp.MustCompile(`(?m)^version: .*$`)
+	appVersion   = regexp.MustCompile(`(?m)^appVersion: .*$`)
+	imageLine    = regexp.MustCompile(`(?m)^( +image: ).*$`)
+)
+
+// render returns the files' contents by name. Without a version it is the chart's.
+func render(site, version string) (map[string][]byte, error) {
+	about, err := os.ReadFile(filepath.Join(site, chartFile))
 	if err != nil {
-		return err
+		return nil, err
+	}
+	var c chart
+	if err := yaml.Unmarshal(about, &c); err != nil {
+		return nil, fmt.Errorf("%s: %w", chartFile, err)
+	}
+	if version != "" {
+		c.AppVersion = version
+	}
+	if !release.MatchString(c.AppVersion) {
+		return nil, fmt.Errorf("%q is no release: nothing is written; give one like v1.2.3 or v1.2.3-rc.1", c.AppVersion)
+	}
+	about = appVersion.ReplaceAllLiteral(about, []byte("appVersion: "+c.AppVersion))
+	about = chartVersion.ReplaceAllLiteral(about, []byte("version: "+strings.TrimPrefix(c.AppVersion, "v")))
+	install, err := c.template(filepath.Join(site, "chart"))
+	if err != nil {
+		return nil, err
+	}
+	uninstall, err := os.ReadFile(filepath.Join(site, uninstallFile))
+	if err != nil {
+		return nil, err
+	}
+	image := imageLine.FindSubmatch(install)
+	if image == nil || !imageLine.Match(uninstall) {
+		return nil, errors.New("the chart or " + uninstallFile + " names no image: nothing is written; see to its line `image:`")
+	}
+	uninstall = imageLine.ReplaceAllLiteral(uninstall, image[0])
+	return map[string][]byte{chartFile: about, installFile: install, uninstallFile: uninstall}, nil
+}
+
+// chart is what templates use of Chart.yaml.
+type chart struct {
+	AppVersion string `json:"appVersion"`
+}
+
+// template gives what Helm would, as far as templates use what it has: Chart, Release and
+// Values, and these functions. That Helm gives the same objects is tested in prog/lab/kube.
+func (c chart) template(dir string) ([]byte, error) {
+	data, err := os.ReadFile(filepath.Join(dir, "values.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	var values map[string]any
+	if err := yaml.Unmarshal(data, &values); err != nil {
+		return nil, fmt.Errorf("values.yaml: %w", err)
+	}
+	t, err := template.New("weft.yaml").Option("missingkey=error").Funcs(functions).ParseFiles(filepath.Join(dir, "templates", "weft.yaml"))
+	if err != nil {
+		return nil, err
 	}
 	var out bytes.Buffer
-	out.WriteString(head)
+	fmt.Fprintf(&out, head, c.AppVersion)
 	err = t.Execute(&out, map[string]any{
-		"Chart": about, "Values": values, "Release": map[string]string{"Namespace": namespace},
+		"Chart": c, "Values": values, "Release": map[string]string{"Namespace": namespace},
 	})
-	if err != nil {
-		return err
-	}
-	_, err = out.WriteTo(w)
-	return err
+	return out.Bytes(), err
 }
 
 var functions = template.FuncMap{

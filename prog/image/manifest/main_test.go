@@ -2,29 +2,141 @@ package main
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"sigs.k8s.io/yaml"
 )
 
-const (
-	chart     = "../../../site/chart"
-	committed = "../../../site/weft.yaml"
-)
+const site = "../../../site"
 
-func TestManifestIsCurrent(t *testing.T) {
-	var out bytes.Buffer
-	if err := render(chart, &out); err != nil {
-		t.Fatal(err)
-	}
-	have, err := os.ReadFile(committed)
+func TestManifestsAreCurrent(t *testing.T) {
+	made, err := render(site, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(have, out.Bytes()) {
-		t.Error("site/weft.yaml is not what the chart renders to: run `make manifest`")
+	for name, want := range made {
+		if !bytes.Equal(read(t, filepath.Join(site, name)), want) {
+			t.Errorf("site/%s is not what the chart renders to: run `make manifest`", name)
+		}
+	}
+}
+
+func read(t *testing.T, file string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// Another release changes the pods of both DaemonSets and of what uninstalls, and nothing
+// else: so `kubectl apply` of its manifest rolls them, newer or older.
+func TestAReleaseIsItsImagesTag(t *testing.T) {
+	old, err := render(site, "v1.2.3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer, err := render(site, "v1.3.0-rc.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]string{
+		chartFile:     {"version: 1.3.0-rc.1", "appVersion: v1.3.0-rc.1"},
+		installFile:   {"# Installs Weft v1.3.0-rc.1: kubectl apply -f weft.yaml", "image: localhost/weft:v1.3.0-rc.1", "image: localhost/weft:v1.3.0-rc.1"},
+		uninstallFile: {"image: localhost/weft:v1.3.0-rc.1"},
+	} {
+		before, after := strings.Split(string(old[name]), "\n"), strings.Split(string(newer[name]), "\n")
+		var changed []string
+		for i, line := range after {
+			if i >= len(before) || line != before[i] {
+				changed = append(changed, strings.TrimSpace(line))
+			}
+		}
+		if len(before) != len(after) || !slices.Equal(changed, want) {
+			t.Errorf("%s: a newer release changes %q, want %q", name, changed, want)
+		}
+	}
+}
+
+func TestRefusesWhatIsNoRelease(t *testing.T) {
+	for _, version := range []string{"latest", "v1", "v1.2", "v1.2.3+4", "1.2.3.4", "v01.2.3", "3afc96e", "v1.2.3-", "v1.2.3 "} {
+		if _, err := render(site, version); err == nil || !strings.Contains(err.Error(), "give one like v1.2.3") {
+			t.Errorf("%q: %v", version, err)
+		}
+	}
+	for _, version := range []string{"0.2.0", "v10.0.1", "v0.2.0-3-g3afc96e-dirty"} {
+		if _, err := render(site, version); err != nil {
+			t.Errorf("%q: %v", version, err)
+		}
+	}
+}
+
+// What is written is written for good, and the next call without a version keeps it.
+func TestWritesTheRelease(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(site)); err != nil {
+		t.Fatal(err)
+	}
+	for _, version := range []string{"v1.2.3", ""} {
+		if err := run(dir, version); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{chartFile, installFile, uninstallFile} {
+		if !strings.Contains(string(read(t, filepath.Join(dir, name))), "v1.2.3\n") {
+			t.Errorf("%s does not name v1.2.3", name)
+		}
+	}
+	if left, _ := filepath.Glob(dir + "/*.new"); len(left) > 0 {
+		t.Errorf("left over: %v", left)
+	}
+}
+
+// The image that `make image` makes is the one that the manifests ask for, whatever the
+// commit; one of another release or for another registry has that one's name.
+func TestMakeImageNamesWhatTheManifestsAskFor(t *testing.T) {
+	asked := string(imageLine.Find(read(t, filepath.Join(site, uninstallFile))))
+	asked = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(asked), "image:"))
+	_, tag, _ := strings.Cut(asked, ":")
+	for _, c := range []struct{ arg, want string }{
+		{"", asked},
+		{"VERSION=v9.9.9", "localhost/weft:v9.9.9"},
+		{"IMAGE=registry.example:5000/net/weft", "registry.example:5000/net/weft:" + tag},
+		{"IMAGE=registry.example/net/weft:mine", "registry.example/net/weft:mine"},
+	} {
+		cmd := exec.Command("make", "--no-print-directory", "-n", "-C", "../../..", "image")
+		if c.arg != "" {
+			cmd.Args = append(cmd.Args, c.arg)
+		}
+		cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { // of a make that runs this test
+			return strings.HasPrefix(kv, "MAKE") || strings.HasPrefix(kv, "VERSION=") || strings.HasPrefix(kv, "IMAGE=") || strings.HasPrefix(kv, "MFLAGS=")
+		})
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "-name '"+c.want+"'") {
+			t.Errorf("make image %s does not make %s: %v\n%s", c.arg, c.want, err, out)
+		}
+	}
+}
+
+// A tag that stays while the image changes is one that no node pulls again.
+func TestNothingNamesLatest(t *testing.T) {
+	for _, dir := range []string{site, "../../lab", "../../../README.md", "../../../Makefile"} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() && bytes.Contains(read(t, path), []byte("weft:"+"latest")) {
+				t.Errorf("%s names the tag latest", path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -55,7 +167,7 @@ type container struct {
 
 func objects(t *testing.T) (out []object) {
 	t.Helper()
-	data, err := os.ReadFile(committed)
+	data, err := os.ReadFile(filepath.Join(site, installFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +217,7 @@ func TestLeastPrivilege(t *testing.T) {
 
 // Each right in a role has a comment above it that says why.
 func TestRightsAreJustified(t *testing.T) {
-	data, err := os.ReadFile(committed)
+	data, err := os.ReadFile(filepath.Join(site, installFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,21 +238,6 @@ func TestRightsAreJustified(t *testing.T) {
 	}
 	if rules == 0 {
 		t.Error("no rules")
-	}
-}
-
-// What is taken off is what was installed.
-func TestUninstallUsesTheSameImage(t *testing.T) {
-	data, err := os.ReadFile("../../../site/uninstall.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, o := range objects(t) {
-		for _, c := range o.Spec.Template.Spec.Containers {
-			if !strings.Contains(string(data), "image: "+c.Image+"\n") {
-				t.Errorf("site/uninstall.yaml does not use %s", c.Image)
-			}
-		}
 	}
 }
 

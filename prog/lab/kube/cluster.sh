@@ -247,10 +247,16 @@ node_names() { (cd "$run" && ls -d -- */disk | cut -d/ -f1); }
 # --- the whole
 
 check_machine() {
+	local archive=$checkout/bin/weft-image.tar image
 	[ "$(id -u)" = 0 ] || fail "a cluster needs root: its containers are real"
 	[ -d /sys/fs/cgroup/pids ] || fail "the nodes' cgroups are laid out for cgroup v1, which is not at /sys/fs/cgroup"
 	case $CNI in weft | none | bridge) ;; *) fail "CNI is weft, none or bridge, not $CNI" ;; esac
-	[ "$CNI" != weft ] || [ -f "$checkout/bin/weft-image.tar" ] || fail "there is no image of Weft: make image"
+	[ "$CNI" != weft ] || [ -f "$archive" ] || fail "there is no image of Weft: make image"
+	if [ -f "$archive" ]; then # a node has no other, and would wait for the one that the manifests ask for
+		image=$(sed -n 's/^ *image: //p' "$checkout/site/uninstall.yaml")
+		tar -xOf "$archive" index.json | grep -qF "\"$image\"" ||
+			fail "$archive is not $image, which site/weft.yaml asks for: make image, without VERSION and IMAGE"
+	fi
 	case $PROXY_MODE in nftables | iptables) ;; *) fail "PROXY_MODE is nftables or iptables, not $PROXY_MODE" ;; esac
 	[ -z "$(members .)" ] || fail "a cluster is up: use it with make kube-shell, or end it with make kube-down"
 	[ -z "$(leftovers)" ] || fail "something is left of a cluster: make kube-down removes it: $(leftovers)"

@@ -57,9 +57,7 @@ func agentsKilledAndRolled(t *testing.T) {
 	before := agentPods(t)
 	kubectl(t, "-n", "weft", "delete", "pods", "-l", "app=weft", "--force", "--grace-period=0")
 	agentsReplaced(t, before)
-	before = agentPods(t)
-	kubectl(t, "-n", "weft", "rollout", "restart", "ds/weft")
-	agentsReplaced(t, before)
+	upgraded(t)
 	stopAll(t, all)
 	if now := kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft-datapath", "-o", "jsonpath={.items[*].metadata.uid}"); now != datapath {
 		t.Errorf("the data path's pods were %s and are %s", datapath, now)

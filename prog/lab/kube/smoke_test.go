@@ -107,6 +107,21 @@ func agnhost(t *testing.T) string {
 	return ""
 }
 
+// image is the name that the manifests know Weft's image by.
+func image(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile(checkout + "/site/uninstall.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, name, _ := strings.Cut(string(data), "image: ")
+	name, _, ok := strings.Cut(name, "\n")
+	if !ok {
+		t.Fatal("site/uninstall.yaml names no image")
+	}
+	return name
+}
+
 // manifestOf is a file of testdata, for a node.
 func manifestOf(t *testing.T, file, node string) string {
 	t.Helper()
@@ -114,7 +129,7 @@ func manifestOf(t *testing.T, file, node string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.NewReplacer("NODE", node, "AGNHOST", agnhost(t)).Replace(string(data))
+	return strings.NewReplacer("NODE", node, "AGNHOST", agnhost(t), "THE-IMAGE", image(t)).Replace(string(data))
 }
 
 func ready(t *testing.T, names ...string) {

@@ -1,0 +1,36 @@
+package kube
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// upgraded applies the manifest of a newer release, and then this one's again: agents are of what was applied last, the
+// data path's pods of what they were. The image is the same under another name.
+func upgraded(t *testing.T) {
+	t.Helper()
+	data, err := os.ReadFile(checkout + "/site/weft.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	this := image(t)
+	next := this + "-next"
+	for _, node := range nodes {
+		out, err := cluster(t, "", "in", node, "ctr", "-n", "k8s.io", "images", "tag", this, next)
+		must(t, out, err)
+	}
+	images := func(app string) string {
+		return kubectl(t, "-n", "weft", "get", "pods", "-l", "app="+app, "-o", "jsonpath={.items[*].spec.containers[*].image}")
+	}
+	for _, release := range []string{next, this} {
+		before := agentPods(t)
+		apply(t, strings.ReplaceAll(string(data), this, release))
+		agentsReplaced(t, before)
+		for app, want := range map[string]string{"weft": release, "weft-datapath": this} {
+			if is := images(app); is != strings.TrimSpace(strings.Repeat(want+" ", len(nodes))) {
+				t.Errorf("%s is applied: the pods of %s are of %s, want %s", release, app, is, want)
+			}
+		}
+	}
+}
