@@ -313,4 +313,17 @@ func plugin(t *testing.T) {
 	if out := ask("report", "default/server-node1"); !strings.Contains(out, `"ready": true`) {
 		t.Errorf("report:\n%s", out)
 	}
+	if out := ask("report", "server-node1", "--context=lab", "-n", "default"); !strings.Contains(out, `"ready": true`) {
+		t.Errorf("report, with flags:\n%s", out)
+	}
+	for args, want := range map[string]string{ // what the real kubectl makes of it; all else is tested with a stand-in
+		"status --context=none":     `context "none" does not exist`,
+		"report nothing":            "there is no pod default/nothing, and no node nothing",
+		"report server-node1 -n no": "there is no pod no/server-node1",
+	} {
+		_, err := cluster(t, "", append([]string{"exec", checkout + "/site/kubectl-weft"}, strings.Fields(args)...)...)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", args, err, want)
+		}
+	}
 }
