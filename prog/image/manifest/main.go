@@ -120,7 +120,7 @@ type chart struct {
 	AppVersion string `json:"appVersion"`
 }
 
-// template gives what Helm would, as far as templates use what it has: Chart, Release and
+// template gives what Helm would with --include-crds, as far as templates use what it has: Chart, Release and
 // Values, and these functions. That Helm gives the same objects is tested in prog/lab/kube.
 func (c chart) template(dir string) ([]byte, error) {
 	data, err := os.ReadFile(filepath.Join(dir, "values.yaml"))
@@ -135,8 +135,14 @@ func (c chart) template(dir string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	first, err := os.ReadFile(filepath.Join(dir, "crds", "namespace.yaml"))
+	if err != nil {
+		return nil, err
+	}
 	var out bytes.Buffer
 	fmt.Fprintf(&out, head, c.AppVersion)
+	out.Write(first)
+	out.WriteString("---\n")
 	err = t.Execute(&out, map[string]any{
 		"Chart": c, "Values": values, "Release": map[string]string{"Namespace": namespace},
 	})
