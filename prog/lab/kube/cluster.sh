@@ -100,12 +100,30 @@ fabric_up() {
 		echo 0 >ipv4/conf/all/send_redirects && echo 0 >ipv4/conf/fabric/send_redirects'
 }
 
+# Pods of the host's network may only be in namespaces that are labelled so, as in a cluster that somebody has hardened:
+# what installs Weft has to say that.
+admission_config() {
+	cat <<-YAML
+		apiVersion: apiserver.config.k8s.io/v1
+		kind: AdmissionConfiguration
+		plugins:
+		- name: PodSecurity
+		  configuration:
+		    apiVersion: pod-security.admission.config.k8s.io/v1
+		    kind: PodSecurityConfiguration
+		    defaults: {enforce: baseline}
+		    exemptions: {namespaces: [kube-system]}
+	YAML
+}
+
 apiserver_start() {
 	local pki=$run/pki
 	[ -z "$(members apiserver)" ] || fail "the API server runs"
+	admission_config >"$run/admission.yaml"
 	start apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 \
 		--advertise-address=${fabric4}1 --allow-privileged --service-cluster-ip-range=$service_cidr \
 		--authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
+		--admission-control-config-file="$run/admission.yaml" \
 		--tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt" \
 		--kubelet-preferred-address-types=InternalIP --kubelet-certificate-authority="$pki/ca.crt" \
 		--kubelet-client-certificate="$pki/apiserver-kubelet-client.crt" \
@@ -289,6 +307,7 @@ up() {
 	for i in $(seq "$n"); do node_wait "node$i" "$since"; done
 	[ "$CNI" != weft ] || weft_up
 	wait_for 60 "the default service account" kc -n default get serviceaccount default
+	kc label namespace default pod-security.kubernetes.io/enforce=privileged >/dev/null # for all that is tried out there
 	say "the cluster is up after $SECONDS s"
 	kc get nodes -o wide
 }

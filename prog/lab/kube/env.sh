@@ -6,6 +6,7 @@ required() { awk -v m="$2" '{ for (i = 1; i < NF; i++) if ($i == m && $(i + 1) ~
 k8s_version=$(required go.mod k8s.io/kubernetes)
 etcd_version=$(required etcd/go.mod go.etcd.io/etcd/server/v3)
 multus_version=$(required multus/go.mod gopkg.in/k8snetworkplumbingwg/multus-cni.v4)
+helm_version=$(required chart/go.mod helm.sh/helm/v3)
 coredns_version=v1.15.0 # the one that prog/lab/bench measures against, so that it is built once
 
 # What is built, by version.
@@ -14,7 +15,8 @@ cache=$weft_cache/kube-$k8s_version
 etcd_dir=$weft_cache/etcd-$etcd_version
 coredns_dir=$weft_cache/coredns-$coredns_version
 multus_dir=$weft_cache/multus-$multus_version
-PATH=$cache/bin:$etcd_dir:$coredns_dir:$multus_dir:$PATH
+helm_dir=$weft_cache/helm-$helm_version
+PATH=$cache/bin:$etcd_dir:$coredns_dir:$multus_dir:$helm_dir:$PATH
 
 # The running cluster. Its folder has a short path, since sockets lie below; its namespaces and cgroups have its name.
 lab=weft-kube

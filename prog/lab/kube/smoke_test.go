@@ -35,6 +35,7 @@ func TestWeft(t *testing.T) {
 		{"DiskLost", diskLost},
 		{"NodeDeleted", nodeDeleted},
 		{"Uninstall", uninstall},
+		{"Helm", byHelm},
 		{"FounderGone", founderGone},
 	} {
 		if !t.Run(step.name, step.run) && step.name == "Install" {

@@ -3,19 +3,98 @@ package kube
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
-// uninstall follows site/kubernetes.md, after which nothing is left on the nodes.
+// documented are the commands of a section of site/kubernetes.md, block by block.
+func documented(t *testing.T, section string) (blocks [][]string) {
+	t.Helper()
+	data, err := os.ReadFile(checkout + "/site/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(data), "\n## "+section+"\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+	inside := false
+	for line := range strings.Lines(text) {
+		command, is := strings.CutPrefix(line, "    ")
+		if is && !inside {
+			blocks = append(blocks, nil)
+		}
+		if inside = is; is {
+			blocks[len(blocks)-1] = append(blocks[len(blocks)-1], strings.TrimSpace(command))
+		}
+	}
+	return blocks
+}
+
+// follow runs documented commands in site/. Each has to succeed.
+func follow(t *testing.T, commands ...string) {
+	t.Helper()
+	for _, command := range commands {
+		out, err := cluster(t, "", "exec", "timeout", "180", "sh", "-c", "cd "+checkout+"/site && "+command)
+		must(t, out, err)
+	}
+}
+
+// uninstall follows site/kubernetes.md, after which nothing is left.
 func uninstall(t *testing.T) {
 	kubectl(t, "delete", "pods,services,networkpolicies", "--all", "--grace-period=0", "--force")
-	kubectl(t, "-n", "weft", "delete", "ds", "weft", "weft-datapath")
-	kubectl(t, "apply", "-f", checkout+"/site/uninstall.yaml")
-	kubectl(t, "-n", "weft", "rollout", "status", "ds/weft-uninstall", "--timeout=2m")
-	kubectl(t, "delete", "-f", checkout+"/site/weft.yaml", "-f", checkout+"/site/uninstall.yaml", "--ignore-not-found")
+	steps := documented(t, "Uninstall")[0]
+	follow(t, steps...)
+	nothingLeft(t)
+	follow(t, steps[0], steps[len(steps)-1]) // as somebody does who is not sure
+}
+
+// byHelm installs Weft by the documented command, in a cluster whose Pod Security refuses pods of the host's network unless
+// their namespace is labelled, and uninstalls it as documented.
+func byHelm(t *testing.T) {
+	build := exec.CommandContext(t.Context(), "./build.sh", "helm")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := cluster(t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "kube-public", "name": "host"}, "spec":
+		{"hostNetwork": true, "containers": [{"name": "host", "image": %q}]}}`, image(t)), "kubectl", "apply", "--dry-run=server", "-f", "-")
+	if err == nil || !strings.Contains(err.Error(), "violates PodSecurity") {
+		t.Errorf("a pod of the host's network in a namespace without label: %v", err)
+	}
+	kubectl(t, "wait", "--for=condition=Ready=False", "node", "--all", "--timeout=1m")
+	install, un := documented(t, "Install"), documented(t, "Uninstall")
+	follow(t, install[1]...)
+	kubectl(t, "wait", "--for=condition=Ready", "node", "--all", "--timeout=2m")
+	for _, block := range documented(t, "Upgrade") {
+		for _, command := range block {
+			if strings.HasPrefix(command, "helm ") || strings.Contains(command, "rollout status") {
+				follow(t, command)
+			}
+		}
+	}
+	if pods := strings.Fields(kubectl(t, "-n", "weft", "get", "pods", "-l", "app in (weft,weft-datapath)", "-o", "name")); len(pods) != 2*len(nodes) {
+		t.Errorf("there are %v", pods)
+	}
+	follow(t, append(slices.Clone(un[0][:len(un[0])-1]), un[1]...)...)
+	nothingLeft(t)
+}
+
+// nothingLeft tells that neither the API server nor the nodes have anything of Weft's.
+func nothingLeft(t *testing.T) {
+	t.Helper()
+	for _, where := range [][]string{
+		{"namespace/weft", "clusterrole/weft", "clusterrolebinding/weft"},
+		{"-n", "default", "role/weft-events", "rolebinding/weft-events"},
+		{"-n", "kube-system", "role/weft-cluster-cidr", "rolebinding/weft-cluster-cidr"},
+		{"-n", "weft", "secrets"},
+	} {
+		if left := kubectl(t, append([]string{"get", "--ignore-not-found", "-o", "name"}, where...)...); left != "" {
+			t.Errorf("the API server still has %s", strings.Join(strings.Fields(left), ", "))
+		}
+	}
 	for _, node := range nodes {
 		for what, command := range map[string]string{
 			"links":    `ip -o link | grep -E ': (weft|weft-)' || true`,
