@@ -5,7 +5,7 @@ GO      ?= go
 RELEASE := $(shell sed -n 's/^appVersion: //p' site/chart/Chart.yaml)
 # What somebody has set, if anybody has. Else programs say which commit they are of, unless that one is tagged.
 GIVEN   := $(VERSION)
-VERSION ?= $(shell git describe --tags --exact-match --dirty 2>/dev/null || \
+VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --exact-match --dirty 2>/dev/null || \
 	echo $(RELEASE)$$(git describe --always --dirty --exclude '*' 2>/dev/null | sed 's/^/-/'))
 FLAGS   := -trimpath -ldflags '-s -w -X weft/prog/cli.Version=$(VERSION)'
 # The image: its name, which is the one in site/weft.yaml, and does not change with each commit; without a tag it gets

@@ -122,6 +122,26 @@ func TestMakeImageNamesWhatTheManifestsAskFor(t *testing.T) {
 		if err != nil || !strings.Contains(string(out), "-name '"+c.want+"'") {
 			t.Errorf("make image %s does not make %s: %v\n%s", c.arg, c.want, err, out)
 		}
+		if c.arg == "" && !strings.Contains(string(out), "weft/prog/cli.Version="+tag) { // with the commit, unless that is tagged
+			t.Errorf("programs do not say that they are of %s:\n%s", tag, out)
+		}
+	}
+}
+
+// What is gone already is no error: not when somebody uninstalls, nor when they do it twice.
+func TestUninstallCanBeRepeated(t *testing.T) {
+	_, text, _ := strings.Cut(string(read(t, filepath.Join(site, "kubernetes.md"))), "\n## Uninstall\n")
+	text, _, _ = strings.Cut(text, "\n\ntakes away")
+	deletes := 0
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, "kubectl ") && strings.Contains(line, " delete ") {
+			if deletes++; !strings.HasSuffix(strings.TrimSpace(line), " --ignore-not-found") {
+				t.Errorf("it can exit 1: %s", strings.TrimSpace(line))
+			}
+		}
+	}
+	if deletes != 2 {
+		t.Errorf("%d steps delete, want what is installed and what it runs", deletes)
 	}
 }
 

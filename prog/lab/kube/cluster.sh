@@ -25,7 +25,7 @@
 # The control plane, and the bridge that joins the nodes, are in a network namespace of their own, so the machine's own
 # is not touched. A node is a network, mount, PID, UTS, IPC and cgroup namespace, which sees the usual paths and ends
 # with all its pods when its first process does. Whatever is started is in a cgroup of its own, and by that is known
-# to be ours. Logs: /var/tmp/weft-kube/log.
+# to be ours. Logs: /var/tmp/weft-kube/log. Pod Security enforces `baseline`, but for kube-system and default.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 settings=$run/settings

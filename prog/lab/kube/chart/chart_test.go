@@ -119,6 +119,43 @@ func TestHelmValues(t *testing.T) {
 	}
 }
 
+// The example in site/kustomization.yaml works: images have that name and tag, and there is a ConfigMap of that name.
+func TestKustomizeExample(t *testing.T) {
+	fs := filesys.MakeFsInMemory()
+	var example strings.Builder
+	for _, name := range []string{"kustomization.yaml", "weft.yaml"} {
+		data, err := os.ReadFile(filepath.Join(site, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := fs.WriteFile("/site/"+name, data); err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(data)) {
+			if text, ok := strings.CutPrefix(line, "#   "); ok && name == "kustomization.yaml" {
+				example.WriteString(strings.ReplaceAll(text, "<this folder>", "../site"))
+			}
+		}
+	}
+	if err := fs.WriteFile("/mine/kustomization.yaml", []byte(example.String())); err != nil {
+		t.Fatal(err)
+	}
+	out, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(fs, "/mine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := out.AsYaml()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(text), "image: registry.example/net/weft:v1.2.3\n"); n != 2 || strings.Contains(string(text), "image: localhost") {
+		t.Errorf("%d images are of the example's name and tag, want both", n)
+	}
+	if objects(t, string(text))["ConfigMap/weft/weft"] == nil {
+		t.Error("there is no ConfigMap weft")
+	}
+}
+
 func TestKustomizeRendersTheManifest(t *testing.T) {
 	out, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), site)
 	if err != nil {
