@@ -42,6 +42,7 @@ type policies struct {
 	stale    atomic.Bool // documents may have changed since
 
 	here here                       // of what the compiler has of this host's endpoints
+	from hostsFrom                  // of what it has of hosts
 	seen map[peer.ID]directory.Held // whose endpoints the compiler has, and of which set
 	ids  map[peer.ID]map[string]bool
 	ring ring.Ring // by which they count
@@ -199,6 +200,10 @@ func (a *Agent) lookAround() {
 			delete(p.seen, owner)
 		}
 	}
+	if now := (hostsFrom{v, a.kubeState()}); now != p.from {
+		p.pending = p.compiler.SetHosts(policyHosts(now, a.ipv6)) || p.pending
+		p.from = now
+	}
 	if now := a.hereNow(v.ring.Universe); now != p.here {
 		p.put(a.self(), a.judgedHere(v.ring.Universe), true)
 		p.here = now
@@ -213,10 +218,7 @@ type here struct {
 }
 
 func (a *Agent) hereNow(u slot.Universe) here {
-	now := here{universe: u}
-	if a.kube != nil {
-		now.pods = a.kube.State()
-	}
+	now := here{universe: u, pods: a.kubeState()}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now.changes = a.changes

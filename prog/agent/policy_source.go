@@ -18,6 +18,14 @@ import (
 	"weft/prog/manifest"
 )
 
+// kubeState is what the API server said last; nil outside Kubernetes, and while that is nothing.
+func (a *Agent) kubeState() *kube.State {
+	if a.kube == nil {
+		return nil
+	}
+	return a.kube.State()
+}
+
 // policiesKnown reports why a container cannot be attached yet: its policies are not known.
 func (a *Agent) policiesKnown() error {
 	if a.kube != nil {

@@ -56,7 +56,7 @@ func (w World) access(policies []Policy, e, other, dst Endpoint, d Direction) Ac
 func (w World) chosen(p Policy, r Rule, other Endpoint) bool {
 	return len(r.Peers) == 0 || slices.ContainsFunc(r.Peers, func(peer Peer) bool {
 		if peer.Block != nil {
-			return len(other.Addrs) > 0 && peer.Block.Contains(other.Addrs[0])
+			return len(other.Addrs) > 0 && w.inBlock(*peer.Block, other.Addrs[0])
 		}
 		return peer.choosesNamespace(p.Namespace, w, other.Namespace) && (peer.Pods == nil || peer.Pods.Matches(Labels{set: other.Labels}))
 	})

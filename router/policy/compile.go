@@ -11,6 +11,7 @@ import (
 // Compile makes the program of a host.
 func Compile(policies []Policy, w World, local func(Endpoint) bool) Program {
 	c := NewCompiler()
+	c.SetHosts(w.Hosts)
 	c.SetPolicies(policies, w.Namespaces)
 	for _, e := range w.Endpoints {
 		c.Put(e, local(e))
@@ -23,6 +24,7 @@ func Compile(policies []Policy, w World, local func(Endpoint) bool) Program {
 type Compiler struct {
 	namespaces map[string]map[string]string
 	policies   []compiled
+	hosts      []Host
 	endpoints  map[string]*member            // by id
 	spaces     map[string]map[string]*member // by namespace and id
 	locals     map[string]*member            // by id
@@ -194,7 +196,7 @@ func (g *group) remove(addrs []netip.Addr) {
 
 // World is what the compiler was told of, for Evaluate.
 func (c *Compiler) World() World {
-	w := World{Namespaces: c.namespaces, Endpoints: make([]Endpoint, 0, len(c.endpoints))}
+	w := World{Namespaces: c.namespaces, Hosts: c.hosts, Endpoints: make([]Endpoint, 0, len(c.endpoints))}
 	for _, m := range c.endpoints {
 		w.Endpoints = append(w.Endpoints, m.Endpoint)
 	}

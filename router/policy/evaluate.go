@@ -227,10 +227,11 @@ func (w World) declared(dst netip.Addr, want Port) string {
 // fits reports whether the other side is who a rule speaks of, and what of it is, or is not.
 func (peer Peer) fits(pol Policy, w World, other netip.Addr) (text string, ok bool) {
 	if peer.Block != nil {
-		if peer.Block.Contains(other) {
-			return fmt.Sprintf("%v is in %v", other, peer.Block), true
+		who := w.called(other)
+		if w.inBlock(*peer.Block, other) {
+			return fmt.Sprintf("%s is in %v", who, peer.Block), true
 		}
-		return fmt.Sprintf("%v is not in %v", other, peer.Block), false
+		return fmt.Sprintf("%s is not in %v", who, peer.Block), false
 	}
 	e, known := w.At(other)
 	switch {

@@ -94,11 +94,16 @@ func (c *Compiler) services(d Direction, p Port) string {
 // peers is the set of who a rule speaks of.
 func (c *Compiler) peers(p Policy, peer Peer) string {
 	if peer.Block != nil {
-		called := SetName("block", peer.Block.String())
-		if c.blocks[called] == nil {
-			c.blocks[called] = &Set{Name: called, Kind: Blocks, Blocks: peer.Block.intervals()}
+		s := Set{Kind: Blocks, Blocks: peer.Block.intervalsWith(c.hosts)}
+		content := peer.Block.String()
+		if foreign := !peer.Block.CIDR.Addr().Is4(); slices.ContainsFunc(s.Blocks, func(i Interval) bool { return i.First.Is4() == foreign }) {
+			content += " and hosts of the other family" // for which a chain has a rule of its own
 		}
-		return called
+		s.Name = SetName("block", content)
+		if c.blocks[s.Name] == nil {
+			c.blocks[s.Name] = &s
+		}
+		return s.Name
 	}
 	content := fmt.Sprintf("in %q", p.Namespace)
 	if peer.Namespaces != nil {

@@ -165,6 +165,7 @@ type World struct {
 	// kubernetes.io/metadata.name besides, which is its name.
 	Namespaces map[string]map[string]string
 	Endpoints  []Endpoint
+	Hosts      []Host
 
 	byAddr map[netip.Addr]int // of Endpoints; nil: each is looked at
 }

@@ -16,6 +16,9 @@ import (
 //
 //	x/a 10.0.1.1   x/b 10.0.1.2   x/c 10.0.1.3      and the same with fd00::
 //	y/a 10.0.2.1   …              z/c 10.0.3.3
+//
+// Its two hosts are known as 192.0.2.1 and 192.0.2.2, and have 10.0.9.1 and 10.0.9.2 in the
+// overlay.
 func World() policy.World {
 	w := policy.World{Namespaces: map[string]map[string]string{}}
 	for i, ns := range namespaces {
@@ -31,8 +34,15 @@ func World() policy.World {
 			w.Endpoints = append(w.Endpoints, e)
 		}
 	}
+	for i, known := range [][]netip.Addr{{addr("192.0.2.1"), addr("2001:db8::1")}, {addr("192.0.2.2")}} { // the second one has one family
+		w.Hosts = append(w.Hosts, policy.Host{Addrs: known, Overlay: []netip.Addr{
+			netip.AddrFrom4([4]byte{10, 0, 9, byte(i + 1)}), netip.AddrFrom16([16]byte{0: 0xfd, 14: 9, 15: byte(i + 1)}),
+		}})
+	}
 	return w
 }
+
+var addr = netip.MustParseAddr
 
 var (
 	namespaces = []string{"x", "y", "z"}
@@ -79,6 +89,8 @@ func block(cidr string, except ...string) policy.Peer {
 var blocks = []policy.Peer{
 	block("10.0.0.0/16"), block("10.0.2.0/24", "10.0.2.2/32"), block("10.0.0.0/8", "10.0.1.0/24", "10.0.1.0/31"),
 	block("fd00::/96", "fd00::200/120"), block("::/0"), block("0.0.0.0/0", "10.0.3.0/24"),
+	block("192.0.2.0/30"), block("192.0.2.0/24", "192.0.2.2/32"), block("2001:db8::/64"), block("0.0.0.0/0", "192.0.2.0/24"),
+	block("10.0.9.0/24", "10.0.9.1/32"),
 }
 
 func (r Random) peer() policy.Peer {
@@ -130,9 +142,14 @@ func (r Random) Policies() (out []policy.Policy) {
 	return out
 }
 
-var strangers = []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("10.0.2.77")}
+// strangers are outside the world, or its hosts, by family.
+var strangers = [][]netip.Addr{
+	{addr("192.0.2.7"), addr("192.0.2.1"), addr("10.0.2.77"), addr("10.0.9.1"), addr("10.0.9.2")},
+	{addr("2001:db8::1"), addr("fd00::901"), addr("fd00::902")},
+}
 
-// Packet goes from one of the world's endpoints to another one; one in six comes from outside.
+// Packet goes from one of the world's endpoints to another one; one in five comes from outside
+// or from a host.
 // The ports are those that rules are about, and their neighbours.
 func (r Random) Packet(w policy.World) policy.Packet {
 	family := r(2)
@@ -140,8 +157,8 @@ func (r Random) Packet(w policy.World) policy.Packet {
 		Src: one(r, w.Endpoints).Addrs[family], Dst: one(r, w.Endpoints).Addrs[family],
 		Protocol: one(r, append(protocols[:3:3], 1)), SrcPort: 40000, DstPort: one(r, []uint16{69, 70, 80, 81, 90, 91}),
 	}
-	if family == 0 && r(6) == 0 {
-		p.Src = one(r, strangers)
+	if r(5) == 0 {
+		p.Src = one(r, strangers[family])
 	}
 	if p.Protocol == 1 {
 		p.SrcPort, p.DstPort = 0, 0
