@@ -29,7 +29,7 @@ const (
 // noKeyFits is memberlist's error for a message under another key, in lower case.
 const noKeyFits = "no installed keys could decrypt"
 
-const wrongSecret = "wrong secret: it uses another cluster's token or password; compare them, then `weft reset` and launch again on the host that is wrong"
+const wrongSecret = "wrong secret: it uses another cluster's token or password; compare them, then run `weft reset` on the host that is wrong, and start its agent again"
 
 // Rejections lists who was turned away of late, by address.
 func (m *Mesh) Rejections() []Rejection {

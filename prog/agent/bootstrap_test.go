@@ -170,7 +170,7 @@ func TestUniverseIsFixed(t *testing.T) {
 		t.Errorf("%q", w)
 	}
 	a.warn(kube.ReasonUniverseFixed, a.clusterWarnings()[0].text) // once is enough
-	go a.cluster.report.Run(t.Context())                     //nolint:errcheck // nil
+	go a.cluster.report.Run(t.Context())                          //nolint:errcheck // nil
 	eventually(t, "said on the Node", func() bool { return len(server.All("events")) == 1 })
 	e := server.All("events")[0].(*core.Event)
 	if e.Namespace != "default" || e.InvolvedObject.Kind != "Node" || e.InvolvedObject.UID != "uid-2" || e.Type != "Warning" || e.Reason != kube.ReasonUniverseFixed {

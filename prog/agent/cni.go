@@ -22,6 +22,7 @@ import (
 const (
 	ConflistFile = "10-weft.conflist"
 	PluginName   = "weft-cni"
+	networkName  = "weft"
 )
 
 // CNIVersion is the newest version of CNI that the plugin speaks.
@@ -109,7 +110,7 @@ func (o Options) conflist(c api.CNI) []byte {
 	for _, name := range c.Plugins[1:] {
 		plugins = append(plugins, map[string]any{"type": name, "capabilities": map[string]bool{chainable[name].capability: true}})
 	}
-	data, err := json.MarshalIndent(map[string]any{"cniVersion": c.Version, "name": "weft", "plugins": plugins}, "", "  ")
+	data, err := json.MarshalIndent(map[string]any{"cniVersion": c.Version, "name": networkName, "plugins": plugins}, "", "  ")
 	if err != nil {
 		panic(err) // strings only
 	}
@@ -172,13 +173,48 @@ func (a *Agent) reportCNI() (r *api.CNI, warnings []string) {
 	for _, f := range others {
 		switch filepath.Ext(f.Name()) {
 		case ".conf", ".conflist", ".json":
-			if f.Name() < ConflistFile {
-				warnings = append(warnings, fmt.Sprintf("%s comes before %s in %s: runtimes take the first, unless that is a meta plugin which calls Weft. Remove it if Weft shall be the network",
+			if f.Name() < ConflistFile && !a.opts.callsWeft(f.Name()) {
+				warnings = append(warnings, fmt.Sprintf("%s comes before %s in %s: runtimes take the first, and nothing in it calls Weft. Remove it if Weft shall be the network",
 					f.Name(), ConflistFile, a.opts.CNIConfDir))
 			}
 		}
 	}
 	return made, warnings
+}
+
+// multus is what of Multus' configuration says which network is every pod's
+// (https://github.com/k8snetworkplumbingwg/multus-cni/blob/master/docs/configuration.md).
+type multus struct {
+	ClusterNetwork string `json:"clusterNetwork"` // a name, or a file
+	Delegates      []struct {
+		Name, Type string
+		Plugins    []struct{ Type string }
+	} `json:"delegates"` // the first one
+}
+
+// callsWeft reports whether another configuration calls Weft for every pod.
+func (o Options) callsWeft(file string) bool {
+	data, err := os.ReadFile(filepath.Join(o.CNIConfDir, file))
+	if err != nil {
+		return false
+	}
+	var conf struct {
+		multus
+		Plugins []multus `json:"plugins"`
+	}
+	if err := json.Unmarshal(data, &conf); err != nil {
+		return false
+	}
+	return slices.ContainsFunc(append(conf.Plugins, conf.multus), func(m multus) bool {
+		if m.ClusterNetwork != "" {
+			return m.ClusterNetwork == networkName || filepath.Base(m.ClusterNetwork) == ConflistFile
+		}
+		if len(m.Delegates) == 0 {
+			return false
+		}
+		first := m.Delegates[0]
+		return first.Name == networkName || first.Type == PluginName || slices.ContainsFunc(first.Plugins, func(p struct{ Type string }) bool { return p.Type == PluginName })
+	})
 }
 
 // installFile writes a file unless it has that content already.

@@ -70,14 +70,28 @@ func TestChain(t *testing.T) {
 // not there; one that comes later joins the chain.
 func TestCNIWarnings(t *testing.T) {
 	a := &Agent{opts: Options{CNIConfDir: t.TempDir(), CNIBinDir: t.TempDir(), CNIChain: []string{"portmap"}}}
-	for _, name := range []string{"00-multus.conf", "05-other.conflist", "20-later.conflist", "notes.txt"} {
-		fakePlugin(t, a.opts.CNIConfDir, name, "{}")
+	for name, content := range map[string]string{
+		"00-multus.conf":    `{"type": "multus", "name": "multus", "clusterNetwork": "other"}`,
+		"01-multus.conf":    `{"type": "multus", "clusterNetwork": "weft", "confDir": "/etc/cni/net.d"}`,
+		"01-shim.conf":      `{"type": "multus-shim", "clusterNetwork": "/host/etc/cni/net.d/10-weft.conflist"}`,
+		"02-list.conflist":  `{"name": "m", "plugins": [{"type": "multus", "clusterNetwork": "/etc/cni/net.d/10-weft.conflist"}]}`,
+		"03-delegates.conf": `{"type": "multus", "delegates": [{"name": "weft", "plugins": [{"type": "weft-cni"}, {"type": "portmap"}]}, {"type": "macvlan"}]}`,
+		"04-second.conf":    `{"type": "multus", "delegates": [{"name": "other", "type": "bridge"}, {"type": "weft-cni"}]}`,
+		"05-other.conflist": `{"name": "weft-not", "plugins": [{"type": "bridge"}]}`,
+		"06-broken.conf":    "{",
+		"20-later.conflist": "{}",
+		"notes.txt":         "",
+	} {
+		fakePlugin(t, a.opts.CNIConfDir, name, content)
 	}
 	a.cni.Store(&api.CNI{Missing: []string{"portmap"}})
 	_, warnings := a.reportCNI()
 	text := strings.Join(warnings, "\n")
-	if len(warnings) != 3 || !strings.Contains(text, "host ports") || !strings.Contains(text, "00-multus.conf") || !strings.Contains(text, "05-other.conflist") {
-		t.Errorf("warnings:\n%s", text)
+	want := []string{"host ports", "00-multus.conf", "04-second.conf", "05-other.conflist", "06-broken.conf"}
+	for _, word := range want {
+		if len(warnings) != len(want) || !strings.Contains(text, word) {
+			t.Errorf("%s: warnings:\n%s", word, text)
+		}
 	}
 	if a.opts.appeared([]string{"portmap"}) {
 		t.Error("portmap appeared")

@@ -46,7 +46,7 @@ type kubeCluster struct {
 	noded     chan struct{} // Nodes may have changed
 
 	mu       sync.Mutex
-	own      kube.Node // as it was read before there was a watch
+	own      kube.Node // as it was seen last, also while it is deleted
 	warnings []warning // that stand until they are taken back
 }
 
@@ -100,16 +100,17 @@ func nodeName(given string) string {
 	return strings.ToLower(name)
 }
 
-// ownNode is this host's Node as it was last seen; the zero one before that.
+// ownNode is this host's Node as it was seen last; the zero one before that. While it is
+// deleted it is the last one that there was, which others know this peer by.
 func (a *Agent) ownNode() kube.Node {
 	if a.cluster == nil {
 		return kube.Node{}
 	}
-	if st := a.kube.State(); st != nil && st.Nodes[a.cluster.node].UID != "" {
-		return st.Nodes[a.cluster.node]
-	}
 	a.cluster.mu.Lock()
 	defer a.cluster.mu.Unlock()
+	if st := a.kube.State(); st != nil && st.Nodes[a.cluster.node].UID != "" {
+		a.cluster.own = st.Nodes[a.cluster.node]
+	}
 	return a.cluster.own
 }
 

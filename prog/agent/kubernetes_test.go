@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"weft/prog/api"
+	"weft/prog/kube"
 	"weft/prog/kube/kubetest"
 )
 
@@ -23,9 +25,9 @@ import (
 func inCluster(t *testing.T, server *kubetest.Server) *Agent {
 	t.Helper()
 	a := shop(t)
-	http := httptest.NewServer(server)
+	web := httptest.NewServer(server)
 	config := filepath.Join(t.TempDir(), "kubeconfig")
-	text := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: \"" + http.URL + "\"}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
+	text := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: \"" + web.URL + "\"}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -35,15 +37,15 @@ func inCluster(t *testing.T, server *kubetest.Server) *Agent {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	if err := a.policiesKnown(); err == nil || !strings.Contains(err.Error(), http.URL) {
+	if err := a.policiesKnown(); err == nil || !strings.Contains(err.Error(), web.URL) {
 		t.Errorf("before the API server has answered: %v", err)
 	}
 	go func() { done <- a.kube.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
 		server.HangUp()
-		http.CloseClientConnections()
-		http.Close()
+		web.CloseClientConnections()
+		web.Close()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
@@ -97,6 +99,53 @@ func TestPoliciesFollowTheAPIServer(t *testing.T) {
 	eventually(t, "open again", func() bool { return isolated() == 0 })
 	if s := a.source(); !strings.HasPrefix(s, "the Kubernetes API server http://") {
 		t.Error(s)
+	}
+}
+
+// What the API server refuses is said, with its fix, and makes the host not ready: who is new
+// would have no network, or not the policies of now. What was in force stays.
+func TestRefusedByTheAPIServer(t *testing.T) {
+	for _, resource := range []string{"networkpolicies", "namespaces", "pods", "nodes"} {
+		server := kubetest.New()
+		server.Refuse(func(_, asked string) int {
+			if asked == resource {
+				return http.StatusForbidden
+			}
+			return kubetest.Serve
+		})
+		a := inCluster(t, server)
+		eventually(t, "refused", func() bool { return len(a.kube.Troubles()) > 0 })
+		if err := a.policiesKnown(); err == nil || !strings.Contains(err.Error(), "list the "+resource) || !strings.Contains(err.Error(), "apply Weft's manifest") {
+			t.Errorf("%s: %v", resource, err)
+		}
+		w := a.clusterWarnings()
+		if len(w) != 1 || w[0].reason != kube.ReasonAPIServer || !strings.Contains(w[0].text, resource) {
+			t.Errorf("%s: warnings: %+v", resource, w)
+		}
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		err := a.askPod(ctx, &api.AttachRequest{Source: SourceCNI, Namespace: "shop", Name: "web", PodUID: "u"})
+		stop()
+		if err == nil || !strings.Contains(err.Error(), resource) {
+			t.Errorf("%s: a new pod is told %v", resource, err)
+		}
+		server.Refuse(nil)
+		eventually(t, "known", func() bool { return a.policiesKnown() == nil && len(a.clusterWarnings()) == 0 })
+	}
+}
+
+// A host speaks for the Node that there was last, also while that is deleted.
+func TestOwnNodeIsTheLastOne(t *testing.T) {
+	server := kubetest.New()
+	server.Set(kubetest.Node("n1", "uid-1", "192.0.2.1"))
+	a := inCluster(t, server)
+	is := func(uid string) func() bool { return func() bool { return a.ownNode().UID == uid } }
+	eventually(t, "known", is("uid-1"))
+	server.Set(kubetest.Node("n1", "uid-2", "192.0.2.1"))
+	eventually(t, "made anew", is("uid-2"))
+	server.Delete(kubetest.Node("n1", "uid-2"))
+	eventually(t, "deleted", func() bool { return len(a.kube.State().Nodes) == 0 })
+	if uid := a.ownNode().UID; uid != "uid-2" {
+		t.Errorf("it speaks for %s, which was another Node before", uid)
 	}
 }
 

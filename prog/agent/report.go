@@ -59,8 +59,9 @@ func (a *Agent) gather(ctx context.Context) (api.Report, []warning, error) {
 	for _, w := range warnings {
 		r.Warnings = append(r.Warnings, w.text)
 	}
-	for _, x := range a.mesh.Rejections() {
+	for _, x := range a.mesh.Rejections() { // which have lines of their own in the status
 		r.Rejections = append(r.Rejections, api.Rejection(x))
+		warnings = append(warnings, warning{reasonTurnedAway, fmt.Sprintf("%s was turned away: %s", x.Addr, x.Reason)})
 	}
 	return r, warnings, nil
 }
@@ -200,7 +201,7 @@ func (a *Agent) reportIPAM(snap ipam.Snapshot, peers []mesh.Peer) api.IPAM {
 	_, other := errors.AsType[*ring.OtherRingError](snap.Conflict) // the records say more, and when it is over
 	switch {
 	case len(r.Rings) > 0:
-		r.Conflict = apart(r.Rings)
+		r.Conflict = apart(r.Rings, a.cluster != nil)
 	case snap.Conflict != nil && !other:
 		r.Conflict = snap.Conflict.Error()
 	}
@@ -272,14 +273,17 @@ func rings(peers []mesh.Peer) []api.Ring {
 }
 
 // apart says what several rings mean, and what ends it.
-func apart(rings []api.Ring) string {
+func apart(rings []api.Ring, kubernetes bool) string {
 	var parts []string
 	for _, r := range rings {
 		parts = append(parts, fmt.Sprintf("ring %s of %s", r.ID, strings.Join(r.Peers, ", ")))
 	}
-	small := rings[len(rings)-1]
-	return fmt.Sprintf("several networks were founded, which run on apart: %s. To make them one, run `weft reset`, and then `weft launch --token - HOST` with HOST of the first ring, on %s",
-		strings.Join(parts, "; "), strings.Join(small.Peers, ", "))
+	again := "`weft launch --token - HOST` with HOST of the first ring"
+	if kubernetes {
+		again = "delete the agent's pod, which joins the network that the Secret names when it starts anew"
+	}
+	return fmt.Sprintf("several networks were founded, which run on apart: %s. To make them one, run `weft reset`, and then %s, on %s",
+		strings.Join(parts, "; "), again, strings.Join(rings[len(rings)-1].Peers, ", "))
 }
 
 // voting says how far a vote is.

@@ -27,6 +27,8 @@ const (
 	reasonPolicy   = "PolicyUnread"
 	reasonLeftOut  = "LeftOut"     // of an endpoint: what does not fit
 	reasonPort     = "PortBlocked" // between this host and another one
+
+	reasonTurnedAway = "TurnedAway" // a host with another secret, for example
 )
 
 // gathered are the warnings of one look at everything.

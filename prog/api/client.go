@@ -56,7 +56,11 @@ func (e *NotRunningError) Error() string {
 	if errors.Is(e.Err, syscall.EACCES) {
 		return "no access to " + e.Socket + ": run this as root"
 	}
-	return "the Weft agent is not running on this host (nothing answers on " + e.Socket + "): start it with `weft launch`"
+	fix := "start it with `weft launch`"
+	if os.Getenv("KUBERNETES_SERVICE_HOST") != "" { // in a pod, which Kubernetes starts
+		fix = "see why its pod has not started it (kubectl -n weft get pods -o wide, and kubectl -n weft logs)"
+	}
+	return "the Weft agent is not running on this host (nothing answers on " + e.Socket + "): " + fix
 }
 
 func (e *NotRunningError) Unwrap() error { return e.Err }

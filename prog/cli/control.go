@@ -105,7 +105,7 @@ containers come, and leaves everything else as it is.` + exitHelp,
 					fmt.Fprintf(a.err, "this host's addresses are %s's now\n", done.Heir)
 				}
 			case agent.Owns(opts.StateDir) && !force:
-				return errors.New("no agent runs on this host, so nobody can take over the addresses that it owns: `weft launch` first, or use --force, and then run `weft rmpeer` on another host")
+				return errors.New("no agent runs on this host, so nobody can take over the addresses that it owns: start it first, or use --force, and then run `weft rmpeer` on another host")
 			}
 			if err := agent.Reset(cmd.Context(), opts); err != nil || !stay {
 				return err

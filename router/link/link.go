@@ -158,7 +158,7 @@ type OverlapError struct {
 }
 
 func (e *OverlapError) Error() string {
-	return fmt.Sprintf("the universe %v overlaps this host's route %v dev %s: found the network with another range (weft launch --ipalloc-range CIDR), or remove that route",
+	return fmt.Sprintf("the universe %v overlaps this host's route %v dev %s: found the network with another range (--ipalloc-range CIDR, under Kubernetes WEFT_IPALLOC_RANGE), or remove that route",
 		e.Universe, e.Route, e.Link)
 }
 

@@ -11,7 +11,7 @@ import (
 )
 
 // Another network's configuration behind Weft's changes nothing. Multus' comes before, and its pods have Weft's eth0, with
-// host ports, and what Multus adds; Weft says that there is one before it.
+// host ports, and what Multus adds; that it calls Weft is seen.
 func multus(t *testing.T) {
 	const node, netd = "node1", "/etc/cni/net.d/"
 	const first, later = "00-multus.conf", "20-other.conflist"
@@ -51,8 +51,8 @@ func multus(t *testing.T) {
 	ready(t, "multus")
 	kubectl(t, "delete", "pod", "beside", "--force", "--grace-period=0") // see endedUntold
 	throughMultus(t, node)
-	if r, err := reportOf(t, node); err != nil || !r.has("multus") || !r.has("beside") || len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], first) {
-		t.Errorf("with a configuration before it: %v, %+v", err, r)
+	if r, err := reportOf(t, node); err != nil || !r.has("multus") || !r.has("beside") || len(r.Warnings) > 0 {
+		t.Errorf("with a configuration before it that calls Weft: %v, %+v", err, r)
 	}
 	kubectl(t, "delete", "pod", "multus")
 	ended(t, node, "multus", 20*time.Second)
