@@ -257,11 +257,15 @@ func (a *Agent) newIdentity() error {
 	return a.makeKeys()
 }
 
-// setWaiting says what the agent waits for before it has started: nobody writes events yet.
+// setWaiting says what the agent waits for before it has started, on the Node too once that
+// takes long.
 func (a *Agent) setWaiting(ctx context.Context, why string) {
 	a.mu.Lock()
 	a.notReady = why
 	a.mu.Unlock()
+	if time.Since(a.started) < notReadyFor {
+		return
+	}
 	if err := a.cluster.report.WarnNow(ctx, kube.ReasonNotReady, why); err != nil && ctx.Err() == nil {
 		a.log.Debug("cannot write an event of this Node", "err", err)
 	}

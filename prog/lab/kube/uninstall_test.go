@@ -95,6 +95,9 @@ func nothingLeft(t *testing.T) {
 			t.Errorf("the API server still has %s", strings.Join(strings.Fields(left), ", "))
 		}
 	}
+	if out := kubectl(t, "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="NetworkUnavailable")].reason}`); out != "" {
+		t.Errorf("Nodes still say of their network: %s", out)
+	}
 	for _, node := range nodes {
 		for what, command := range map[string]string{
 			"links":    `ip -o link | grep -E ': (weft|weft-)' || true`,

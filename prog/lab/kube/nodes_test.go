@@ -1,0 +1,102 @@
+package kube
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// nodeIP is where a node is on the underlay.
+func nodeIP(n int, six bool) string {
+	if six {
+		return fmt.Sprintf("fd00:10:200::%d", 10+n)
+	}
+	return fmt.Sprintf("10.200.0.%d", 10+n)
+}
+
+// nodesAskServices is what nodes do with services themselves: the node with the server, and one without.
+func nodesAskServices(t *testing.T) {
+	apply(t, manifestOf(t, "nodes.yaml", ""))
+	ready(t, "hostdns")
+	defer kubectl(t, "delete", "service/far", "service/sticky", "pod/hostdns")
+	server := getPod(t, "server-node2")
+	for _, six := range []bool{false, true} {
+		clusterIP := serviceIP(t, "far", six)
+		external := map[bool]string{false: "203.0.113.7", true: "2001:db8:7::7"}[six]
+		for n, node := range []string{"node1", "node2"} {
+			ask := func(command ...string) (string, error) {
+				return cluster(t, "", append([]string{"in", node}, command...)...)
+			}
+			curl := func(address string) (string, error) { return ask("curl", "-sgf", "--max-time", "3", address) }
+			for way, at := range map[string]struct {
+				addr      string
+				http, udp int
+			}{
+				"its ClusterIP":              {clusterIP, 80, 81},
+				"its external IP":            {external, 80, 81},
+				"a NodePort of that node":    {nodeIP(n+1, six), 30090, 30091},
+				"a NodePort of the server's": {nodeIP(2, six), 30090, 30091},
+				"a NodePort of a third one":  {nodeIP(3, six), 30090, 30091},
+				"the pod itself":             {server.ip(t, six), 8080, 8081},
+			} {
+				what := fmt.Sprintf("%s, by %s (%s)", node, way, at.addr)
+				eventually(t, 20*time.Second, what, func() error {
+					got, err := curl(url(at.addr, at.http, "/hostname"))
+					if err == nil && got != "server-node2" {
+						err = fmt.Errorf("%q answers", got)
+					}
+					return err
+				})
+				big := strings.Repeat("weft", 5000)
+				if got, err := curl(url(at.addr, at.http, "/echo?msg="+big)); err != nil || got != big {
+					t.Errorf("%s, a large request: %v, %d bytes", what, err, len(got))
+				}
+				if got, err := ask("sh", "-c", fmt.Sprintf("echo hostname | nc -u -w 2 %s %d", at.addr, at.udp)); err != nil || got != "server-node2" {
+					t.Errorf("%s, UDP: %v, %q answers", what, err, got)
+				}
+				seen, err := curl(url(at.addr, at.http, "/clientip"))
+				if from, e := netip.ParseAddrPort(seen); err != nil || e != nil || node == "node1" && !slices.Contains(overlayOf(t, node), from.Addr().String()) && !strings.Contains(way, "NodePort") {
+					t.Errorf("%s: %v, seen as %q, want %v", what, err, seen, overlayOf(t, node))
+				} else {
+					t.Logf("%s: seen as %v", what, from.Addr())
+				}
+			}
+			sticky, last := serviceIP(t, "sticky", six), ""
+			for range 8 {
+				got, err := curl(url(sticky, 80, "/hostname"))
+				if err != nil || last != "" && got != last {
+					t.Errorf("%s, session affinity, IPv6 %v: %v, %q and then %q", node, six, err, last, got)
+				}
+				last = got
+			}
+		}
+		if got, err := get(t, "host-node1", url(clusterIP, 80, "/hostname")); err != nil || got != "server-node2" {
+			t.Errorf("a pod of the host's network, IPv6 %v: %v, %q", six, err, got)
+		}
+	}
+	if got, err := get(t, "hostdns", "http://far.default.svc.cluster.local/hostname"); err != nil || got != "server-node2" {
+		t.Errorf("a name, from a pod of the host's network: %v, %q", err, got)
+	}
+}
+
+// serviceIP is a service's ClusterIP of a family.
+func serviceIP(t *testing.T, name string, six bool) string {
+	t.Helper()
+	for ip := range strings.FieldsSeq(kubectl(t, "get", "service", name, "-o", "jsonpath={.spec.clusterIPs[0]} {.spec.clusterIPs[1]}")) {
+		if strings.Contains(ip, ":") == six {
+			return ip
+		}
+	}
+	t.Fatalf("the service %s has no ClusterIP of the family", name)
+	return ""
+}
+
+// overlayOf are a node's addresses in the overlay.
+func overlayOf(t *testing.T, node string) []string {
+	t.Helper()
+	out, err := weft(t, node, "report", "-f", "{{range .Router.Node}}{{.}} {{end}}")
+	return strings.Fields(must(t, out, err))
+}
