@@ -49,7 +49,7 @@ type policies struct {
 
 	pending  bool     // the compiler knows more than the kernel
 	enforced string   // generation that the kernel has
-	unread   []string // documents that this version cannot read
+	unread   []string // what this version cannot read of the policies, or not completely
 }
 
 // parsed is a document that was read.

@@ -168,6 +168,9 @@ func (a *Agent) readDocuments() {
 				d.Kind, d.Name, names{a}.PeerName(d.WriterID()), one.err))
 		case d.Kind == kindPolicy:
 			p.list = append(p.list, one.Policy)
+			if w := manifest.Warning(one.Policy); w != "" {
+				p.unread = append(p.unread, w)
+			}
 		default:
 			p.spaces[one.Namespace] = one.Labels
 		}
@@ -178,14 +181,14 @@ func (a *Agent) readDocuments() {
 // parseDocument reads what anybody in the mesh wrote.
 func parseDocument(d *document.Document) parsed {
 	out := parsed{digest: d.Digest}
-	docs, err := manifest.Parse(d.Body)
+	read, err := manifest.ParseStored(d.Body)
 	switch {
 	case err != nil:
 		out.err = err
-	case len(docs) != 1 || docs[0].Name() != d.Name || documentKind(docs[0]) != d.Kind:
+	case read.Name() != d.Name || documentKind(read) != d.Kind:
 		out.err = fmt.Errorf("it is not the %s %s", d.Kind, d.Name)
 	default:
-		out.Document = docs[0]
+		out.Document = read
 	}
 	return out
 }

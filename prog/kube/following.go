@@ -3,7 +3,6 @@ package kube
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 
@@ -181,20 +180,16 @@ func stateOf(data []byte) (*State, error) {
 type readPolicy struct {
 	object networking.NetworkPolicy
 	policy policy.Policy
-	unread string // why it is not
 }
 
-// policyOf reads a policy. Of one that is not understood nothing is allowed, and it is said.
+// policyOf reads a policy, as far as it can be read: the policy says what cannot.
 func policyOf(object runtime.Object) (readPolicy, bool) {
 	o := object.(*networking.NetworkPolicy)
 	np := networking.NetworkPolicy{ObjectMeta: meta.ObjectMeta{Namespace: o.Namespace, Name: o.Name, UID: o.UID}, Spec: o.Spec}
 	if audit, ok := o.Annotations[manifest.AuditAnnotation]; ok {
 		np.Annotations = map[string]string{manifest.AuditAnnotation: audit}
 	}
-	p, err := manifest.Convert(np)
-	if err != nil {
-		return readPolicy{np, manifest.Closed(np), fmt.Sprintf("NetworkPolicy %s/%s is not understood here, so that it allows nothing: %v", np.Namespace, np.Name, err)}, true
-	}
+	p, _ := manifest.Convert(np)
 	return readPolicy{object: np, policy: p}, true
 }
 
@@ -203,8 +198,8 @@ func samePolicy(a, b readPolicy) bool { return equality.Semantic.DeepEqual(a.obj
 // take adds a policy.
 func (st *State) take(p readPolicy) {
 	st.Policies = append(st.Policies, p.policy)
-	if p.unread != "" {
-		st.Unread = append(st.Unread, p.unread)
+	if w := manifest.Warning(p.policy); w != "" {
+		st.Unread = append(st.Unread, w)
 	}
 }
 

@@ -369,6 +369,37 @@ func TestPatience(t *testing.T) {
 	})
 }
 
+// What older API servers accept is read; of what cannot be, the one peer allows nothing. Each
+// policy that is not read completely is said once.
+func TestPeersThatCannotBeRead(t *testing.T) {
+	sloppy := denyAll("a", "sloppy")
+	sloppy.Spec.Ingress = []networking.NetworkPolicyIngressRule{{From: []networking.NetworkPolicyPeer{
+		{IPBlock: &networking.IPBlock{CIDR: "10.200.000.0/24"}}, {PodSelector: &meta.LabelSelector{MatchLabels: map[string]string{"app": "client"}}},
+	}}}
+	broken := sloppy.DeepCopy()
+	broken.Name, broken.Annotations = "broken", map[string]string{manifest.AuditAnnotation: "True"}
+	broken.Spec.Ingress[0].From[0].IPBlock.CIDR = "10.200.0/24"
+	data, err := json.Marshal(kept{Policies: []networking.NetworkPolicy{*sloppy, *broken}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{Kept: data})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := s.State()
+	first, second := st.Policies[0], st.Policies[1]
+	if first.Unread != nil || first.Ingress[0].Peers[0].Block.String() != "10.200.0.0/24" || len(first.Ingress[0].Peers) != 2 {
+		t.Errorf("%+v", first)
+	}
+	if !second.Audit || !second.Ingress[0].Peers[0].Unread || second.Ingress[0].Peers[1].Pods == nil {
+		t.Errorf("%+v", second)
+	}
+	if len(st.Unread) != 1 || !strings.Contains(st.Unread[0], "a/broken") || !strings.Contains(st.Unread[0], "from[0].ipBlock.cidr") || !strings.Contains(st.Unread[0], "the policy is only tried") {
+		t.Errorf("%q", st.Unread)
+	}
+}
+
 // A policy that this version does not understand allows nothing, and is said.
 func TestUnreadPolicies(t *testing.T) {
 	odd := denyAll("shop", "odd")

@@ -1,154 +1,246 @@
 package manifest
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
 
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"sigs.k8s.io/yaml"
+	"k8s.io/apimachinery/pkg/util/validation"
+	netutils "k8s.io/utils/net"
 
-	"weft/mesh/directory"
 	"weft/router/policy"
 )
 
-// Convert makes a policy of the API's object, with the API's defaults. Errors are *Error and
-// *policy.FieldError.
-func Convert(np networking.NetworkPolicy) (p policy.Policy, err error) {
-	p = policy.Policy{Namespace: np.Namespace, Name: np.Name, Audit: np.Annotations[AuditAnnotation] == "true"}
-	if p.Namespace == "" {
-		p.Namespace = DefaultNamespace
+// Convert makes a policy of the API's object, with the API's defaults, and says what of it is
+// not as the API has it. What cannot be read there, of a newer API for example, allows nothing,
+// and no more than that: the peer or the port whose part it is. So does what follows from
+// whom it selects, or in which direction, where that cannot be read:
+//
+//   - A requirement of spec.podSelector is left out. The others select all whom the whole would
+//     select, and perhaps more: they are isolated, and no rule counts, since it could open
+//     something to those that were not meant.
+//   - For a policy type both directions are isolated, and the rules of one that is not named
+//     besides do not count.
+func Convert(np networking.NetworkPolicy) (policy.Policy, []*Error) {
+	r := &reading{}
+	p := policy.Policy{Namespace: cmp.Or(np.Namespace, DefaultNamespace), Name: np.Name, Audit: r.audit(np.Annotations)}
+	isolates, guessed := r.types(np.Spec.PolicyTypes, len(np.Spec.Egress) > 0)
+	pods, whole := r.selector("spec.podSelector", &np.Spec.PodSelector)
+	if !whole {
+		guessed = policy.Both
 	}
-	if p.Isolates, err = types(np.Spec); err != nil {
-		return p, err
+	p.Isolates, p.Pods = isolates, *pods
+	for i, one := range np.Spec.Ingress {
+		p.Ingress = append(p.Ingress, r.rule(fmt.Sprintf("spec.ingress[%d]", i), ".from", one.From, one.Ports))
 	}
-	p.Pods = *selector(&np.Spec.PodSelector)
-	for i, r := range np.Spec.Ingress {
-		field := fmt.Sprintf("spec.ingress[%d]", i)
-		out, err := rule(field, ".from", r.From, r.Ports)
-		if err != nil {
-			return p, err
-		}
-		p.Ingress = append(p.Ingress, out)
+	for i, one := range np.Spec.Egress {
+		p.Egress = append(p.Egress, r.rule(fmt.Sprintf("spec.egress[%d]", i), ".to", one.To, one.Ports))
 	}
-	for i, r := range np.Spec.Egress {
-		field := fmt.Sprintf("spec.egress[%d]", i)
-		out, err := rule(field, ".to", r.To, r.Ports)
-		if err != nil {
-			return p, err
-		}
-		p.Egress = append(p.Egress, out)
+	if guessed.Has(policy.Ingress) {
+		p.Ingress = nil
 	}
-	return p, p.Check()
+	if guessed.Has(policy.Egress) {
+		p.Egress = nil
+	}
+	for _, e := range r.wrong {
+		p.Unread = append(p.Unread, e.Error())
+	}
+	return p, r.wrong
 }
 
-// Closed is what stands for a policy that cannot be converted: who it selects is isolated, and
-// nothing is allowed.
-func Closed(np networking.NetworkPolicy) policy.Policy {
-	p := policy.Policy{Namespace: np.Namespace, Name: np.Name, Pods: *selector(&np.Spec.PodSelector), Isolates: policy.Both}
-	if isolates, err := types(np.Spec); err == nil {
-		p.Isolates = isolates
+// Warning says that a policy is not in force as it was written; empty if it is.
+func Warning(p policy.Policy) string {
+	if len(p.Unread) == 0 {
+		return ""
 	}
-	return p
+	return fmt.Sprintf("NetworkPolicy %s is not read completely (%s): what cannot be read of it allows nothing; correct it, or update Weft if it is of a newer API",
+		p.Ref(), strings.Join(p.Unread, "; "))
 }
 
-// named reports which name of a policy cannot be used outside Kubernetes, which has its own rules.
-func named(p policy.Policy) error {
-	for field, name := range map[string]string{"metadata.name": p.Name, "metadata.namespace": p.Namespace} {
-		if err := directory.CheckName(name); err != nil {
-			return &Error{Field: field, Why: err.Error()}
-		}
-	}
-	return nil
+// reading is what was found wrong so far.
+type reading struct{ wrong []*Error }
+
+// say notes what is wrong, and is false, for those who return it.
+func (r *reading) say(field, format string, args ...any) bool {
+	r.wrong = append(r.wrong, &Error{Field: field, Why: fmt.Sprintf(format, args...)})
+	return false
 }
 
-// types are the directions that are isolated. By default that is ingress, and egress where
-// there are rules for it.
-func types(spec networking.NetworkPolicySpec) (policy.Directions, error) {
-	if len(spec.PolicyTypes) == 0 {
-		if len(spec.Egress) > 0 {
-			return policy.Both, nil
-		}
-		return policy.Of(policy.Ingress), nil
+// audit reports whether the policy is only tried. "True" says that as clearly as "true". What
+// says neither leaves the policy in force, as it would be without the annotation: to take one
+// out of force takes more than a word that nobody understands.
+func (r *reading) audit(annotations map[string]string) bool {
+	value, there := annotations[AuditAnnotation]
+	if !there || value == "true" || value == "false" {
+		return value == "true"
 	}
-	var out policy.Directions
-	for i, t := range spec.PolicyTypes {
+	tried, err := strconv.ParseBool(value)
+	effect := map[bool]string{true: "the policy is only tried", false: "the policy is enforced"}[tried && err == nil]
+	r.say(entry("metadata.annotations", AuditAnnotation), "%q is neither \"true\" nor \"false\": %s", value, effect)
+	return tried
+}
+
+// types are the directions that are isolated, and of these the ones that are so only because
+// there is a type that is not known. By default that is ingress, and egress where there are
+// rules for it.
+func (r *reading) types(list []networking.PolicyType, egress bool) (isolates, guessed policy.Directions) {
+	switch {
+	case len(list) == 0 && egress:
+		return policy.Both, 0
+	case len(list) == 0:
+		return policy.Of(policy.Ingress), 0
+	case len(list) > 2:
+		r.say("spec.policyTypes", "there are %d, and at most two are allowed", len(list))
+	}
+	known := true
+	for i, t := range list {
 		switch t {
 		case networking.PolicyTypeIngress:
-			out |= policy.Of(policy.Ingress)
+			isolates |= policy.Of(policy.Ingress)
 		case networking.PolicyTypeEgress:
-			out |= policy.Of(policy.Egress)
+			isolates |= policy.Of(policy.Egress)
 		default:
-			return 0, &Error{Field: fmt.Sprintf("spec.policyTypes[%d]", i), Why: fmt.Sprintf("%q is not Ingress or Egress", t)}
+			known = r.say(fmt.Sprintf("spec.policyTypes[%d]", i), "%q is not Ingress or Egress", t)
 		}
 	}
-	return out, nil
+	if known {
+		return isolates, 0
+	}
+	return policy.Both, policy.Both &^ isolates
 }
 
-func selector(s *meta.LabelSelector) *policy.Selector {
+// selector reads one, and reports whether all of it can be read. A label that no endpoint can
+// have is wrong, but means something: nobody.
+func (r *reading) selector(field string, s *meta.LabelSelector) (out *policy.Selector, whole bool) {
 	if s == nil {
-		return nil
+		return nil, true
 	}
-	out := &policy.Selector{Labels: maps.Clone(s.MatchLabels)}
-	for _, e := range s.MatchExpressions {
+	out, whole = &policy.Selector{Labels: maps.Clone(s.MatchLabels)}, true
+	r.labels(field+".matchLabels", s.MatchLabels)
+	for i, e := range s.MatchExpressions {
+		if !r.requirement(fmt.Sprintf("%s.matchExpressions[%d]", field, i), e) {
+			whole = false
+			continue
+		}
 		out.Expressions = append(out.Expressions, policy.Expression{Key: e.Key, Op: policy.Op(e.Operator), Values: e.Values})
+	}
+	return out, whole
+}
+
+func (r *reading) requirement(field string, e meta.LabelSelectorRequirement) bool {
+	for _, why := range content.IsLabelKey(e.Key) {
+		r.say(field+".key", "%q is no label: %s", e.Key, why)
+	}
+	for i, value := range e.Values {
+		for _, why := range content.IsLabelValue(value) {
+			r.say(fmt.Sprintf("%s.values[%d]", field, i), "%q is no value of a label: %s", value, why)
+		}
+	}
+	switch e.Operator {
+	case meta.LabelSelectorOpIn, meta.LabelSelectorOpNotIn:
+		return len(e.Values) > 0 || r.say(field+".values", "%s %s needs values", e.Key, e.Operator)
+	case meta.LabelSelectorOpExists, meta.LabelSelectorOpDoesNotExist:
+		return len(e.Values) == 0 || r.say(field+".values", "%s %s takes no values", e.Key, e.Operator)
+	}
+	return r.say(field+".operator", "%q is not In, NotIn, Exists or DoesNotExist", e.Operator)
+}
+
+// labels finds those that the API does not allow.
+func (r *reading) labels(field string, labels map[string]string) {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		for _, why := range content.IsLabelKey(key) {
+			r.say(entry(field, key), "%q is no label: %s", key, why)
+		}
+		for _, why := range content.IsLabelValue(labels[key]) {
+			r.say(entry(field, key), "%q is no value of a label: %s", labels[key], why)
+		}
+	}
+}
+
+func (r *reading) rule(field, list string, peers []networking.NetworkPolicyPeer, ports []networking.NetworkPolicyPort) (out policy.Rule) {
+	for i, p := range peers {
+		out.Peers = append(out.Peers, r.peer(fmt.Sprintf("%s%s[%d]", field, list, i), p))
+	}
+	for i, p := range ports {
+		one, ok := r.port(fmt.Sprintf("%s.ports[%d]", field, i), p)
+		if !ok {
+			one = policy.Port{Unread: true}
+		}
+		out.Ports = append(out.Ports, one)
 	}
 	return out
 }
 
-func rule(field, list string, peers []networking.NetworkPolicyPeer, ports []networking.NetworkPolicyPort) (r policy.Rule, err error) {
-	for i, p := range peers {
-		at := fmt.Sprintf("%s%s[%d]", field, list, i)
-		out, err := peer(at, p)
-		if err != nil {
-			return r, err
-		}
-		r.Peers = append(r.Peers, out)
+func (r *reading) peer(field string, p networking.NetworkPolicyPeer) (out policy.Peer) {
+	var ok, also bool
+	out.Pods, ok = r.selector(field+".podSelector", p.PodSelector)
+	out.Namespaces, also = r.selector(field+".namespaceSelector", p.NamespaceSelector)
+	ok = ok && also
+	selectors := p.PodSelector != nil || p.NamespaceSelector != nil
+	switch {
+	case p.IPBlock == nil && !selectors:
+		ok = r.say(field, "one of podSelector, namespaceSelector and ipBlock is needed")
+	case p.IPBlock != nil && selectors:
+		ok = r.say(field+".ipBlock", "it cannot be combined with podSelector or namespaceSelector")
+	case p.IPBlock != nil:
+		out.Block, ok = r.block(field+".ipBlock", *p.IPBlock)
 	}
-	for i, p := range ports {
-		out, err := port(fmt.Sprintf("%s.ports[%d]", field, i), p)
-		if err != nil {
-			return r, err
-		}
-		r.Ports = append(r.Ports, out)
+	if !ok {
+		return policy.Peer{Unread: true}
 	}
-	return r, nil
+	return out
 }
 
-func peer(field string, p networking.NetworkPolicyPeer) (out policy.Peer, err error) {
-	out.Pods, out.Namespaces = selector(p.PodSelector), selector(p.NamespaceSelector)
-	if p.IPBlock != nil {
-		out.Block = &policy.Block{}
-		*out.Block, err = block(field+".ipBlock", *p.IPBlock)
+// block reads one. Without an exception that cannot be read it would allow more than it
+// should: all of it is not read then.
+func (r *reading) block(field string, b networking.IPBlock) (out *policy.Block, ok bool) {
+	whole, ok := r.cidr(field+".cidr", b.CIDR)
+	if !ok {
+		return nil, false
 	}
-	return out, err
-}
-
-func block(field string, b networking.IPBlock) (out policy.Block, err error) {
-	if out.CIDR, err = cidr(field+".cidr", b.CIDR); err != nil {
-		return out, err
-	}
+	out = &policy.Block{CIDR: prefix(whole)}
+	size, _ := whole.Mask.Size()
 	for i, e := range b.Except {
-		p, err := cidr(fmt.Sprintf("%s.except[%d]", field, i), e)
-		if err != nil {
-			return out, err
+		field := fmt.Sprintf("%s.except[%d]", field, i)
+		part, is := r.cidr(field, e)
+		if !is {
+			ok = false
+			continue
 		}
-		out.Except = append(out.Except, p)
+		// The API server compares the sizes as they are written, and so a v4-mapped one is always smaller.
+		if n, _ := part.Mask.Size(); !whole.Contains(part.IP) || n <= size {
+			ok = r.say(field, "%s is not a part of %s", e, b.CIDR)
+			continue
+		}
+		out.Except = append(out.Except, prefix(part))
 	}
-	return out, nil
+	return out, ok
 }
 
-// cidr reads a prefix. The API server takes one with bits behind it, and so do we.
-func cidr(field, s string) (netip.Prefix, error) {
-	p, err := netip.ParsePrefix(s)
-	if err != nil || p.Addr().Is4In6() {
-		return p, &Error{Field: field, Why: fmt.Sprintf("%q is no CIDR, such as 192.0.2.0/24 or 2001:db8::/32", s)}
+// cidr reads one as the API server does before 1.36, which knows no better afterwards what an
+// older one has stored: with leading zeros, which are no octal numbers, with bits behind the
+// prefix, and v4-mapped (::ffff:10.0.0.0/104).
+func (r *reading) cidr(field, s string) (*net.IPNet, bool) {
+	_, n, err := netutils.ParseCIDRSloppy(s)
+	if err != nil {
+		return nil, r.say(field, "%q is no CIDR, such as 192.0.2.0/24 or 2001:db8::/32", s)
 	}
-	return p.Masked(), nil
+	return n, true
 }
+
+// prefix is a CIDR as net.IPNet, and so the API server, compares addresses with it, and as
+// its warnings write it: a v4-mapped one of 96 bits or more is of IPv4.
+func prefix(n *net.IPNet) netip.Prefix { return netip.MustParsePrefix(n.String()) }
 
 // Protocol is one of the API's, TCP by default; 0: none that policies know.
 func Protocol(p core.Protocol) policy.Protocol {
@@ -163,65 +255,39 @@ func Protocol(p core.Protocol) policy.Protocol {
 	return 0
 }
 
-func port(field string, p networking.NetworkPolicyPort) (out policy.Port, err error) {
-	out.Protocol = policy.TCP
+func (r *reading) port(field string, p networking.NetworkPolicyPort) (out policy.Port, ok bool) {
+	out.Protocol, ok = policy.TCP, true
 	if p.Protocol != nil {
-		if out.Protocol = Protocol(*p.Protocol); out.Protocol == 0 {
-			return out, &Error{Field: field + ".protocol", Why: fmt.Sprintf("%q is not TCP, UDP or SCTP", *p.Protocol)}
+		if out.Protocol = Protocol(*p.Protocol); out.Protocol == 0 || *p.Protocol == "" {
+			ok = r.say(field+".protocol", "%q is not TCP, UDP or SCTP", *p.Protocol)
 		}
-	}
-	if p.EndPort != nil {
-		if *p.EndPort < 1 || *p.EndPort > 65535 {
-			return out, &Error{Field: field + ".endPort", Why: fmt.Sprintf("%d is not between 1 and 65535", *p.EndPort)}
-		}
-		out.End = uint16(*p.EndPort)
 	}
 	switch {
 	case p.Port == nil:
+		return out, ok && (p.EndPort == nil || r.say(field+".endPort", "it needs port"))
 	case p.Port.Type == intstr.String:
 		out.Name = p.Port.StrVal
-		check := directory.Port{Name: out.Name, Protocol: "tcp", Number: 1}
-		if err := check.Check(); err != nil {
-			return out, &Error{Field: field + ".port", Why: err.Error()}
+		for _, why := range validation.IsValidPortName(out.Name) {
+			ok = r.say(field+".port", "port name %q: it %s", out.Name, why)
 		}
-	case p.Port.IntVal < 1 || p.Port.IntVal > 65535:
-		return out, &Error{Field: field + ".port", Why: fmt.Sprintf("%d is not between 1 and 65535", p.Port.IntVal)}
-	default:
-		out.Number = uint16(p.Port.IntVal)
+		return out, ok && (p.EndPort == nil || r.say(field+".endPort", "it goes with a number, not with a name"))
 	}
-	return out, nil
+	var is bool
+	if out.Number, is = r.number(field+".port", p.Port.IntVal); !is {
+		return out, false
+	}
+	if p.EndPort == nil {
+		return out, ok
+	}
+	if out.End, is = r.number(field+".endPort", *p.EndPort); !is {
+		return out, false
+	}
+	return out, ok && (out.End >= out.Number || r.say(field+".endPort", "%d is below port %d", out.End, out.Number))
 }
 
-// text is an object as YAML, without what the server alone fills in.
-func text(object any) ([]byte, error) {
-	data, err := yaml.Marshal(object)
-	if err != nil {
-		return nil, err
+func (r *reading) number(field string, n int32) (uint16, bool) {
+	if n < 1 || n > 65535 {
+		return 0, r.say(field, "%d is not between 1 and 65535", n)
 	}
-	var fields map[string]any
-	if err := yaml.Unmarshal(data, &fields); err != nil {
-		return nil, err
-	}
-	delete(fields, "status")
-	if fields["kind"] == NamespaceKind {
-		delete(fields, "spec")
-	}
-	delete(fields["metadata"].(map[string]any), "creationTimestamp")
-	return yaml.Marshal(fields)
-}
-
-// namespace reads the name and the labels.
-func namespace(ns core.Namespace) (name string, labels map[string]string, err error) {
-	if err := directory.CheckName(ns.Name); err != nil {
-		return "", nil, &Error{Field: "metadata.name", Why: err.Error()}
-	}
-	for k, v := range ns.Labels {
-		if err := directory.CheckLabel(k, v); err != nil {
-			return "", nil, &Error{Field: "metadata.labels", Why: err.Error()}
-		}
-	}
-	if have, ok := ns.Labels[policy.NameLabel]; ok && have != ns.Name {
-		return "", nil, &Error{Field: "metadata.labels", Why: fmt.Sprintf("%s is %q: it is always the name", policy.NameLabel, have)}
-	}
-	return ns.Name, ns.Labels, nil
+	return uint16(n), true
 }

@@ -1,9 +1,13 @@
 // Package manifest reads manifests (YAML or JSON) of NetworkPolicies (networking.k8s.io/v1) and
 // of Namespaces (v1), whose labels policies select by, into router/policy's model.
 //
-// It is strict: a field that the API does not have, a value that it does not allow, or a key
-// that is there twice is refused, with its line and its path. Of a file with several
-// documents all are read, or none.
+// Parse is as strict as the API server: a field that the API does not have, a value that it does
+// not allow, or a key that is there twice is refused, with its line and its path. Of a file
+// with several documents all are read, or none. The nested module apiserver compares it with
+// the API server's own code, and has a table of what is different on purpose.
+//
+// Convert and ParseStored read what somebody else has accepted already. They do not refuse
+// it: what they cannot read allows nothing, and they say so.
 package manifest
 
 import (
@@ -20,8 +24,6 @@ import (
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/json"
-	"sigs.k8s.io/yaml"
 
 	"weft/router/policy"
 )
@@ -32,6 +34,7 @@ const (
 	PolicyKind       = "NetworkPolicy"
 	NamespaceVersion = "v1"
 	NamespaceKind    = "Namespace"
+	anyList          = "List" // of NamespaceVersion: what kubectl get -o yaml prints
 )
 
 // Document is one of a manifest.
@@ -40,7 +43,7 @@ type Document struct {
 	Policy    policy.Policy     // of a NetworkPolicy
 	Namespace string            // of a Namespace: its name
 	Labels    map[string]string // of a Namespace
-	YAML      []byte            // the document alone, as it was read but for comments and order
+	YAML      []byte            // the document alone, as it was read but for comments and order; none of ParseStored
 }
 
 // Name tells documents of one kind apart: NAMESPACE/NAME of a policy.
@@ -52,7 +55,7 @@ func (d Document) Name() string {
 }
 
 // AuditAnnotation puts a policy in audit mode, with the value "true": what it would deny is
-// told, and passes.
+// told, and passes. "false" is as without it.
 const AuditAnnotation = "weft.internal/audit"
 
 // DefaultNamespace is that of a policy that names none.
@@ -79,40 +82,118 @@ func (e *Error) Error() string {
 // maxSize bounds a manifest: the API server's own bound for a request is 3 MiB.
 const maxSize = 3 << 20
 
-// Parse reads all documents of a manifest.
+// Parse reads all documents of a manifest, those in lists too.
 func Parse(data []byte) ([]Document, error) {
-	if len(data) > maxSize {
-		return nil, &Error{Why: fmt.Sprintf("%d bytes, at most %d are allowed", len(data), maxSize)}
+	roots, err := documents(data)
+	if err != nil {
+		return nil, err
 	}
 	var out []Document
 	seen := map[string]int{}
-	decoder := yamlv3.NewDecoder(bytes.NewReader(data))
-	for {
-		var doc yamlv3.Node
-		switch err := decoder.Decode(&doc); {
-		case errors.Is(err, io.EOF):
-			if len(out) == 0 {
-				return nil, &Error{Why: "there is no " + PolicyKind + " in it"}
-			}
-			return out, nil
-		case err != nil:
-			return nil, syntax(err)
-		}
-		root := doc.Content[0]
-		if root.Kind == yamlv3.ScalarNode && root.Tag == "!!null" {
-			continue // an empty document, as between two separators
-		}
+	for _, root := range roots {
 		d, err := parseDocument(root)
 		if err != nil {
 			return nil, err
 		}
 		key := d.Kind + " " + d.Name()
 		if line, twice := seen[key]; twice {
-			return nil, &Error{root.Line, "metadata.name", fmt.Sprintf("%s is in line %d already", d.Name(), line)}
+			return nil, &Error{root.node.Line, root.sub("metadata.name"), fmt.Sprintf("%s is in line %d already", d.Name(), line)}
 		}
-		seen[key] = root.Line
+		seen[key] = root.node.Line
 		out = append(out, d)
 	}
+	if len(out) == 0 {
+		return nil, &Error{Why: "there is no " + PolicyKind + " in it"}
+	}
+	return out, nil
+}
+
+// documents finds the objects of a manifest.
+func documents(data []byte) (out []place, err error) {
+	if len(data) > maxSize {
+		return nil, &Error{Why: fmt.Sprintf("%d bytes, at most %d are allowed", len(data), maxSize)}
+	}
+	decoder := yamlv3.NewDecoder(bytes.NewReader(data))
+	for {
+		var doc yamlv3.Node
+		switch err := decoder.Decode(&doc); {
+		case errors.Is(err, io.EOF):
+			return out, nil
+		case err != nil:
+			return nil, syntax(err)
+		}
+		root := place{doc.Content[0], ""}
+		if root.node.Kind == yamlv3.ScalarNode && root.node.Tag == "!!null" {
+			continue // an empty document, as between two separators
+		}
+		if err := unique(root, scalars{}); err != nil {
+			return nil, err
+		}
+		items, err := itemsOf(root)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, items...)
+	}
+}
+
+// itemsOf are the objects of a list, or the one object that it is.
+func itemsOf(root place) ([]place, error) {
+	of, isList := listed(root.is())
+	if !isList {
+		return []place{root}, nil
+	}
+	var list struct {
+		meta.TypeMeta `json:",inline"`
+		meta.ListMeta `json:"metadata"`
+		Items         []any `json:"items"`
+	}
+	data, err := root.json()
+	if err != nil {
+		return nil, err
+	}
+	if err := root.strictly(data, &list, root.is().APIVersion); err != nil {
+		return nil, err
+	}
+	items, there := root.child("items")
+	if !there || items.node.Kind != yamlv3.SequenceNode {
+		return nil, nil
+	}
+	var out []place
+	for i := range items.node.Content {
+		item := items.element(i)
+		if item.node.Kind == yamlv3.MappingNode && of.Kind != "" {
+			item.node = withType(item.node, of)
+		}
+		out = append(out, item)
+	}
+	return out, nil
+}
+
+// listed is what the elements of a list are, if it is one; empty if they say so themselves.
+func listed(is meta.TypeMeta) (of meta.TypeMeta, isList bool) {
+	switch is {
+	case meta.TypeMeta{APIVersion: NamespaceVersion, Kind: anyList}:
+		return of, true
+	case meta.TypeMeta{APIVersion: PolicyVersion, Kind: PolicyKind + anyList}:
+		return meta.TypeMeta{APIVersion: PolicyVersion, Kind: PolicyKind}, true
+	case meta.TypeMeta{APIVersion: NamespaceVersion, Kind: NamespaceKind + anyList}:
+		return meta.TypeMeta{APIVersion: NamespaceVersion, Kind: NamespaceKind}, true
+	}
+	return of, false
+}
+
+// withType is an object that says what it is; of one that does already, that counts.
+func withType(node *yamlv3.Node, is meta.TypeMeta) *yamlv3.Node {
+	out := *node
+	for key, value := range map[string]string{"apiVersion": is.APIVersion, "kind": is.Kind} {
+		if _, there := (place{node, ""}).child(key); !there {
+			out.Content = append(slices.Clone(out.Content),
+				&yamlv3.Node{Kind: yamlv3.ScalarNode, Tag: "!!str", Value: key, Line: node.Line},
+				&yamlv3.Node{Kind: yamlv3.ScalarNode, Tag: "!!str", Value: value, Line: node.Line})
+		}
+	}
+	return &out
 }
 
 var yamlLine = regexp.MustCompile(`line (\d+): (.*)`)
@@ -127,57 +208,47 @@ func syntax(err error) error {
 	return &Error{Why: err.Error()}
 }
 
-func parseDocument(root *yamlv3.Node) (d Document, err error) {
-	if err := ambiguous(place{root, ""}); err != nil {
+// parseDocument reads an object as strictly as the API server.
+func parseDocument(root place) (d Document, err error) {
+	data, err := root.json()
+	if err != nil {
 		return d, err
 	}
-	text, err := yamlv3.Marshal(root)
-	if err != nil {
-		return d, syntax(err)
-	}
-	data, err := yaml.YAMLToJSONStrict(text)
-	if err != nil {
-		return d, &Error{root.Line, "", strings.TrimPrefix(err.Error(), "yaml: ")}
-	}
-	var is meta.TypeMeta
-	if err := json.UnmarshalCaseSensitivePreserveInts(data, &is); err != nil {
-		return d, mistyped(root, err)
-	}
-	switch is {
+	switch is := root.is(); is {
 	case meta.TypeMeta{APIVersion: PolicyVersion, Kind: PolicyKind}:
-		var np networking.NetworkPolicy
-		if err := strictly(root, data, &np, PolicyVersion); err != nil {
+		var np storedPolicy
+		if err := root.strictly(data, &np, PolicyVersion); err != nil {
 			return d, err
 		}
-		if d.Policy, err = Convert(np); err == nil {
-			err = named(d.Policy)
+		var wrong []*Error
+		d.Policy, wrong = Convert(np.NetworkPolicy)
+		if err := root.first(append(wrong, checkPolicy(np.ObjectMeta)...)); err != nil {
+			return d, err
 		}
 		np.ObjectMeta, np.Namespace = ours(np.ObjectMeta), d.Policy.Namespace
-		return d.finish(root, PolicyKind, np, err)
+		return d.finish(PolicyKind, np.NetworkPolicy)
 	case meta.TypeMeta{APIVersion: NamespaceVersion, Kind: NamespaceKind}:
 		var ns core.Namespace
-		if err := strictly(root, data, &ns, NamespaceVersion); err != nil {
+		if err := root.strictly(data, &ns, NamespaceVersion); err != nil {
 			return d, err
 		}
-		d.Namespace, d.Labels, err = namespace(ns)
+		if err := root.first(checkNamespace(ns.ObjectMeta)); err != nil {
+			return d, err
+		}
+		d.Namespace, d.Labels = ns.Name, ns.Labels
 		ns.ObjectMeta, ns.Spec, ns.Status = ours(ns.ObjectMeta), core.NamespaceSpec{}, core.NamespaceStatus{}
-		return d.finish(root, NamespaceKind, ns, err)
+		return d.finish(NamespaceKind, ns)
 	}
-	return d, at(root, "kind", fmt.Sprintf("%s %s is not what is read here: want %s %s, or %s %s",
-		orNothing(is.APIVersion), orNothing(is.Kind), PolicyVersion, PolicyKind, NamespaceVersion, NamespaceKind))
+	return d, root.foreign()
 }
 
-// strictly reads an object, and nothing that it has no field for.
-func strictly(root *yamlv3.Node, data []byte, into any, version string) error {
-	strict, err := json.UnmarshalStrict(data, into)
-	if err != nil {
-		return mistyped(root, err)
-	}
-	if len(strict) > 0 {
-		field := quoted.FindString(strict[0].Error())
-		return at(root, strings.Trim(field, `"`), "there is no such field in "+version)
-	}
-	return nil
+// storedPolicy has the status that API servers before 1.28 fill in, and kubectl get prints.
+type storedPolicy struct {
+	networking.NetworkPolicy `json:",inline"`
+
+	Status struct {
+		Conditions []meta.Condition `json:"conditions"`
+	} `json:"status"`
 }
 
 // ours is the metadata that means something outside Kubernetes.
@@ -185,173 +256,28 @@ func ours(m meta.ObjectMeta) meta.ObjectMeta {
 	return meta.ObjectMeta{Name: m.Name, Namespace: m.Namespace, Labels: m.Labels, Annotations: m.Annotations}
 }
 
-// finish adds the text, or finds the line of what is wrong.
-func (d Document) finish(root *yamlv3.Node, kind string, object any, err error) (Document, error) {
-	if e, ok := errors.AsType[*Error](err); ok {
-		return d, at(root, e.Field, e.Why)
-	}
-	if e, ok := errors.AsType[*policy.FieldError](err); ok {
-		return d, at(root, e.Field, e.Why)
-	}
-	if err != nil {
-		return d, err
-	}
+// finish adds the text.
+func (d Document) finish(kind string, object any) (_ Document, err error) {
 	d.Kind = kind
 	d.YAML, err = text(object)
 	return d, err
 }
 
-var quoted = regexp.MustCompile(`"[^"]+"`)
+// is what an object says that it is.
+func (p place) is() (out meta.TypeMeta) {
+	for key, into := range map[string]*string{"apiVersion": &out.APIVersion, "kind": &out.Kind} {
+		if value, there := p.child(key); there {
+			*into = value.node.Value
+		}
+	}
+	return out
+}
+
+// foreign says that an object is none of those that are read.
+func (p place) foreign() error {
+	is := p.is()
+	return p.at("kind", fmt.Sprintf("%s %s is not what is read here: want %s %s, or %s %s, or a list of them",
+		orNothing(is.APIVersion), orNothing(is.Kind), PolicyVersion, PolicyKind, NamespaceVersion, NamespaceKind))
+}
 
 func orNothing(s string) string { return cmp.Or(s, "(nothing)") }
-
-var typeError = regexp.MustCompile(`cannot unmarshal (\w+)(?: \S+)? into Go (?:struct field \w+\.(\S+)|value) of type (\S+)`)
-
-// mistyped makes an error of a value of the wrong type. encoding/json's paths have no indices:
-// of all values that its path may mean, the first one of the type that was found counts.
-func mistyped(root *yamlv3.Node, err error) error {
-	m := typeError.FindStringSubmatch(err.Error())
-	if m == nil {
-		return &Error{Line: root.Line, Why: err.Error()}
-	}
-	e := &Error{Line: root.Line, Field: m[2], Why: fmt.Sprintf("a value of type %s is wanted, not %s", m[3][strings.LastIndex(m[3], ".")+1:], m[1])}
-	if m[2] == "" {
-		return e
-	}
-	places := []place{{root, ""}}
-	for name := range strings.SplitSeq(m[2], ".") {
-		places = below(places, name)
-	}
-	for _, p := range places {
-		if kindOf(p.node) == m[1] {
-			e.Line, e.Field = p.node.Line, p.field
-			return e
-		}
-	}
-	if m[1] == "bool" { // a word that is true or false to the API server's reader only (YAML 1.1)
-		for _, p := range scalars(places) {
-			if p.node.Style == 0 && slices.Contains(booleans, strings.ToLower(p.node.Value)) {
-				e.Line, e.Field = p.node.Line, p.field
-				e.Why += fmt.Sprintf(": put %s in quotes", p.node.Value)
-				break
-			}
-		}
-	}
-	return e
-}
-
-// scalars are the values among the places, and right below them.
-func scalars(places []place) (out []place) {
-	for _, p := range places {
-		for i := 0; p.node.Kind == yamlv3.MappingNode && i+1 < len(p.node.Content); i += 2 {
-			out = append(out, p.child(i))
-		}
-		if p.node.Kind == yamlv3.ScalarNode {
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
-var booleans = []string{"y", "n", "yes", "no", "on", "off"}
-
-// place is a value in a document, and its path.
-type place struct {
-	node  *yamlv3.Node
-	field string
-}
-
-// child is the value behind a key.
-func (p place) child(i int) place {
-	return place{p.node.Content[i+1], strings.TrimPrefix(p.field+"."+p.node.Content[i].Value, ".")}
-}
-
-// element is one of a list.
-func (p place) element(i int) place {
-	return place{p.node.Content[i], fmt.Sprintf("%s[%d]", p.field, i)}
-}
-
-// ambiguous finds a key that is there twice, of which a reader takes one; and aliases, with
-// which a small file can stand for one without end.
-func ambiguous(p place) error {
-	switch p.node.Kind {
-	case yamlv3.AliasNode:
-		return &Error{p.node.Line, p.field, "aliases are not read: write it out"}
-	case yamlv3.SequenceNode:
-		for i := range p.node.Content {
-			if err := ambiguous(p.element(i)); err != nil {
-				return err
-			}
-		}
-	case yamlv3.MappingNode:
-		seen := map[string]bool{}
-		for i := 0; i+1 < len(p.node.Content); i += 2 {
-			key := p.node.Content[i]
-			if seen[key.Value] {
-				return &Error{key.Line, p.child(i).field, "it is there already"}
-			}
-			seen[key.Value] = true
-			if err := ambiguous(p.child(i)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// below are the values of a key in the places, and in all elements of lists.
-func below(places []place, name string) (out []place) {
-	for _, p := range places {
-		switch p.node.Kind {
-		case yamlv3.SequenceNode:
-			for i := range p.node.Content {
-				out = append(out, below([]place{p.element(i)}, name)...)
-			}
-		case yamlv3.MappingNode:
-			for i := 0; i+1 < len(p.node.Content); i += 2 {
-				if p.node.Content[i].Value == name {
-					out = append(out, p.child(i))
-				}
-			}
-		}
-	}
-	return out
-}
-
-// kindOf is what encoding/json calls a value.
-func kindOf(n *yamlv3.Node) string {
-	switch {
-	case n.Kind == yamlv3.MappingNode:
-		return "object"
-	case n.Kind == yamlv3.SequenceNode:
-		return "array"
-	}
-	return map[string]string{"!!str": "string", "!!int": "number", "!!float": "number", "!!bool": "bool"}[n.Tag]
-}
-
-// at makes an error with the line of the field, or of the nearest one around it that is there.
-func at(root *yamlv3.Node, field, why string) error {
-	e := &Error{root.Line, field, why}
-	node := root
-	for step := range strings.SplitSeq(field, ".") {
-		name, index, indexed := strings.Cut(step, "[")
-		key := slices.IndexFunc(node.Content, func(n *yamlv3.Node) bool { return n.Value == name })
-		if node.Kind != yamlv3.MappingNode || key < 0 || key+1 >= len(node.Content) {
-			return e
-		}
-		e.Line, node = node.Content[key].Line, node.Content[key+1]
-		i := 0
-		if indexed {
-			_, _ = fmt.Sscan(strings.TrimSuffix(index, "]"), &i)
-		}
-		if node.Kind == yamlv3.SequenceNode {
-			if i >= len(node.Content) {
-				return e
-			}
-			if node = node.Content[i]; indexed {
-				e.Line = node.Line
-			}
-		}
-	}
-	return e
-}

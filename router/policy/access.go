@@ -55,7 +55,10 @@ func (w World) access(policies []Policy, e, other, dst Endpoint, d Direction) Ac
 // chosen reports whether a rule speaks of an endpoint.
 func (w World) chosen(p Policy, r Rule, other Endpoint) bool {
 	return len(r.Peers) == 0 || slices.ContainsFunc(r.Peers, func(peer Peer) bool {
-		if peer.Block != nil {
+		switch {
+		case peer.Unread:
+			return false
+		case peer.Block != nil:
 			return len(other.Addrs) > 0 && w.inBlock(*peer.Block, other.Addrs[0])
 		}
 		return peer.choosesNamespace(p.Namespace, w, other.Namespace) && (peer.Pods == nil || peer.Pods.Matches(Labels{set: other.Labels}))
@@ -65,6 +68,8 @@ func (w World) chosen(p Policy, r Rule, other Endpoint) bool {
 // ranges are the numbers that a port stands for at a destination.
 func (want Port) ranges(dst Endpoint) (out []Range) {
 	switch {
+	case want.Unread:
+		return nil
 	case want.Name != "":
 		for _, have := range dst.Ports {
 			if have.Name == want.Name && have.Protocol == want.Protocol {

@@ -178,7 +178,12 @@ func (r Rule) port(w World, p Packet) (text string, ok bool) {
 	if p.AnyPort {
 		var words []string
 		for _, want := range r.Ports {
-			words = append(words, want.String())
+			if !want.Unread {
+				words = append(words, want.String())
+			}
+		}
+		if len(words) == 0 {
+			return "none of its ports could be read", false
 		}
 		return " on " + strings.Join(words, ", "), true
 	}
@@ -202,7 +207,7 @@ func (r Rule) port(w World, p Packet) (text string, ok bool) {
 // declares, so that it may be another number for each.
 func (want Port) fits(w World, p Packet) bool {
 	switch {
-	case want.Protocol != p.Protocol:
+	case want.Unread, want.Protocol != p.Protocol:
 		return false
 	case want.Name != "":
 		dst, _ := w.At(p.Dst)
@@ -226,6 +231,9 @@ func (w World) declared(dst netip.Addr, want Port) string {
 
 // fits reports whether the other side is who a rule speaks of, and what of it is, or is not.
 func (peer Peer) fits(pol Policy, w World, other netip.Addr) (text string, ok bool) {
+	if peer.Unread {
+		return "a peer that could not be read allows nobody", false
+	}
 	if peer.Block != nil {
 		who := w.called(other)
 		if w.inBlock(*peer.Block, other) {

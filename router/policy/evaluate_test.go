@@ -219,29 +219,34 @@ func TestTriedPolicies(t *testing.T) {
 	}
 }
 
-func TestCheck(t *testing.T) {
-	good := on().in(from(Peer{Pods: pods("a", "b")}, block("10.0.0.0/8", "10.1.0.0/16")).ports(Port{Protocol: TCP, Number: 80, End: 90}, Port{Protocol: UDP, Name: "dns"}))
-	if err := good.Check(); err != nil {
-		t.Error(err)
-	}
-	for says, p := range map[string]Policy{
-		"policyTypes":            {Namespace: "x", Name: "p"},
-		"a name and a namespace": {Isolates: Both},
-		"spec.podSelector.matchExpressions[0].values: a In needs":             {Namespace: "x", Name: "p", Isolates: Both, Pods: Selector{Expressions: []Expression{{"a", In, nil}}}},
-		"spec.ingress[0].from[0]: one of":                                     on().in(from(Peer{})),
-		"from[0].ipBlock: it cannot":                                          on().in(from(Peer{Pods: pods(), Block: &Block{}})),
-		"ipBlock.cidr: 10.0.0.1/8":                                            on().in(from(block("10.0.0.1/8"))),
-		"ipBlock.except[0]: 11.0.0.0/16":                                      on().in(from(block("10.0.0.0/8", "11.0.0.0/16"))),
-		"spec.egress[1].to[0].namespaceSelector.matchExpressions[0].operator": on().out(Rule{}, from(Peer{Namespaces: &Selector{Expressions: []Expression{{"a", "Like", nil}}}})),
-		"spec.ingress[0].ports[0].endPort: it needs port":                     on().in(Rule{}.ports(Port{Protocol: TCP, End: 9})),
-		"ports[0].endPort: 9 is below":                                        on().in(Rule{}.ports(Port{Protocol: TCP, Number: 10, End: 9})),
-		"ports[0].endPort: it goes":                                           on().in(Rule{}.ports(Port{Protocol: TCP, Name: "x", End: 9})),
-		"ports[0].protocol":                                                   on().in(Rule{}.ports(Port{Number: 9})),
-		"matchExpressions[0].values: a Exists takes no":                       on().in(from(Peer{Pods: &Selector{Expressions: []Expression{{"a", Exists, []string{"b"}}}}})),
-		"matchExpressions[0].key: Exists without a":                           on().in(from(Peer{Pods: &Selector{Expressions: []Expression{{"", Exists, nil}}}})),
+// What could not be read allows nothing, and a rule without anything else nobody: not everybody.
+func TestUnread(t *testing.T) {
+	p := Packet{Src: addr("x/b", 0), Dst: addr("x/a", 0), Protocol: TCP, DstPort: 80}
+	unread, open := Port{Unread: true}, Peer{Pods: pods()}
+	for name, c := range map[string]struct {
+		rule Rule
+		says string // of a miss; empty: it is allowed
+	}{
+		"only such a peer":    {from(Peer{Unread: true}), "a peer that could not be read"},
+		"another peer too":    {from(Peer{Unread: true}, open), ""},
+		"only such a port":    {from(open).ports(unread), "80/TCP is none of the ports one that could not be read"},
+		"another port too":    {from(open).ports(unread, Port{Protocol: TCP, Number: 80}), ""},
+		"such a peer, a port": {from(Peer{Unread: true}).ports(Port{Protocol: TCP, Number: 80}), "a peer that could not be read"},
 	} {
-		if err := p.Check(); err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("%v, want %q", err, says)
+		policies := []Policy{on("pod", "a").in(c.rule)}
+		v := Evaluate(policies, suite, p)
+		if v.Allowed != (c.says == "") || c.says != "" && !strings.Contains(v.Ingress.Misses[0].Text, c.says) {
+			t.Errorf("%s: %+v", name, v.Ingress)
+		}
+		any := p
+		any.AnyPort, any.DstPort = true, 0
+		if got := Evaluate(policies, suite, any); got.Allowed != v.Allowed {
+			t.Errorf("%s: any port: %+v", name, got.Ingress)
+		}
+		src, _ := suite.At(p.Src)
+		dst, _ := suite.At(p.Dst)
+		if got := Between(policies, suite, src, dst).String(); (got == "none") == v.Allowed {
+			t.Errorf("%s: by Between %s", name, got)
 		}
 	}
 }

@@ -26,7 +26,9 @@ func (c *Compiler) matches(p Policy, d Direction, r Rule) (out []Match) {
 	if len(r.Peers) > 0 {
 		peers = nil
 		for _, peer := range r.Peers {
-			peers = append(peers, c.peers(p, peer))
+			if !peer.Unread {
+				peers = append(peers, c.peers(p, peer))
+			}
 		}
 	}
 	for _, peer := range peers {
@@ -47,6 +49,7 @@ func (c *Compiler) ports(d Direction, ports []Port) (out []Match) {
 	whole := map[Protocol]bool{}
 	for _, p := range ports {
 		switch {
+		case p.Unread:
 		case p.Name != "":
 			out = append(out, Match{Protocol: p.Protocol, Named: c.services(d, p)})
 		case p.Number == 0:

@@ -29,6 +29,9 @@ type Policy struct {
 	Ingress, Egress []Rule
 	// Audit says that the policy is only tried: what it would deny is told, and passes.
 	Audit bool
+	// Unread is what of it is not as the API has it, for people. It counts as far as it can be
+	// read; what cannot be allows nothing, and Unread of Peer and Port marks it.
+	Unread []string
 }
 
 // Ref is how people name a policy: NAMESPACE/NAME.
@@ -82,11 +85,12 @@ type Rule struct {
 }
 
 // Peer is who is on the other side: endpoints chosen by labels, or a block of addresses.
-// Exactly one of Block and the selectors is given.
+// Exactly one of Block, the selectors and Unread is given.
 type Peer struct {
 	// Namespaces chooses namespaces; nil: that of the policy. Pods chooses endpoints in them; nil: all.
 	Namespaces, Pods *Selector
 	Block            *Block
+	Unread           bool // it could not be read: nobody
 }
 
 // Block is the addresses of CIDR without those of Except.
@@ -111,14 +115,18 @@ func (b Block) String() string {
 	return b.CIDR.String() + " except " + strings.Join(words, ", ")
 }
 
-// Protocol is one with ports.
+// Protocol is one of IP, by its number.
 type Protocol uint8
 
-// The protocols that policies know, by their IP numbers.
+// The protocols that policies know; and those without ports that people ask about, which
+// only a rule without ports allows.
 const (
 	TCP  Protocol = 6
 	UDP  Protocol = 17
 	SCTP Protocol = 132
+
+	ICMP   Protocol = 1
+	ICMPv6 Protocol = 58
 )
 
 func (p Protocol) String() string {
@@ -129,9 +137,9 @@ func (p Protocol) String() string {
 		return "UDP"
 	case SCTP:
 		return "SCTP"
-	case 1:
+	case ICMP:
 		return "ICMP"
-	case 58:
+	case ICMPv6:
 		return "ICMPv6"
 	}
 	return fmt.Sprintf("protocol %d", uint8(p))
@@ -143,10 +151,13 @@ type Port struct {
 	Protocol    Protocol
 	Number, End uint16 // End: 0, or the last of a range
 	Name        string // of a port that the destination declares
+	Unread      bool   // it could not be read: none
 }
 
 func (p Port) String() string {
 	switch {
+	case p.Unread:
+		return "one that could not be read"
 	case p.Protocol != TCP && p.Protocol != UDP && p.Protocol != SCTP:
 		return p.Protocol.String() // it has no ports
 	case p.Name != "":

@@ -32,32 +32,6 @@ const (
 	DoesNotExist Op = "DoesNotExist"
 )
 
-// check reports why a selector cannot be used; none is no error.
-func (s *Selector) check(field string) error {
-	if s == nil {
-		return nil
-	}
-	for i, e := range s.Expressions {
-		field := fmt.Sprintf("%s.matchExpressions[%d]", field, i)
-		switch e.Op {
-		case In, NotIn:
-			if len(e.Values) == 0 {
-				return wrong(field+".values", "%s %s needs values", e.Key, e.Op)
-			}
-		case Exists, DoesNotExist:
-			if len(e.Values) > 0 {
-				return wrong(field+".values", "%s %s takes no values", e.Key, e.Op)
-			}
-		default:
-			return wrong(field+".operator", "%q is not In, NotIn, Exists or DoesNotExist", e.Op)
-		}
-		if e.Key == "" {
-			return wrong(field+".key", "%s without a key", e.Op)
-		}
-	}
-	return nil
-}
-
 // Matches reports whether the selector chooses what has these labels.
 func (s Selector) Matches(l Labels) bool { return s.mismatch(l) == "" }
 

@@ -94,12 +94,14 @@ var blocks = []policy.Peer{
 }
 
 func (r Random) peer() policy.Peer {
-	switch r(4) {
-	case 0:
+	switch r(9) {
+	case 0, 1:
 		return policy.Peer{Pods: r.Selector()}
-	case 1:
+	case 2, 3:
 		return policy.Peer{Namespaces: r.Selector()}
-	case 2:
+	case 4:
+		return policy.Peer{Unread: true}
+	case 5, 6:
 		return policy.Peer{Namespaces: r.Selector(), Pods: r.Selector()}
 	}
 	return one(r, blocks)
@@ -107,9 +109,11 @@ func (r Random) peer() policy.Peer {
 
 func (r Random) port() policy.Port {
 	p := one(r, []policy.Port{
-		{}, {Number: 80}, {Number: 81}, {Number: 70, End: 90}, {Name: "serve-tcp"}, {Name: "serve-udp"}, {Name: "nothing"},
+		{}, {Number: 80}, {Number: 81}, {Number: 70, End: 90}, {Name: "serve-tcp"}, {Name: "serve-udp"}, {Name: "nothing"}, {Unread: true},
 	})
-	p.Protocol = one(r, protocols)
+	if !p.Unread {
+		p.Protocol = one(r, protocols)
+	}
 	return p
 }
 
@@ -155,13 +159,14 @@ func (r Random) Packet(w policy.World) policy.Packet {
 	family := r(2)
 	p := policy.Packet{
 		Src: one(r, w.Endpoints).Addrs[family], Dst: one(r, w.Endpoints).Addrs[family],
-		Protocol: one(r, append(protocols[:3:3], 1)), SrcPort: 40000, DstPort: one(r, []uint16{69, 70, 80, 81, 90, 91}),
+		Protocol: one(r, append(protocols[:3:3], policy.ICMP)), SrcPort: 40000, DstPort: one(r, []uint16{69, 70, 80, 81, 90, 91}),
 	}
 	if r(5) == 0 {
 		p.Src = one(r, strangers[family])
 	}
-	if p.Protocol == 1 {
+	if p.Protocol == policy.ICMP {
 		p.SrcPort, p.DstPort = 0, 0
+		p.Protocol = [...]policy.Protocol{policy.ICMP, policy.ICMPv6}[family]
 	}
 	return p
 }

@@ -1,0 +1,120 @@
+package manifest
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	networking "k8s.io/api/networking/v1"
+	"sigs.k8s.io/yaml"
+
+	"weft/router/policy"
+)
+
+// converted is what is made of a spec that somebody else has accepted.
+func converted(t *testing.T, text, audit string) policy.Policy {
+	t.Helper()
+	np := networking.NetworkPolicy{}
+	np.Namespace, np.Name = "a", "p"
+	if audit != "" {
+		np.Annotations = map[string]string{AuditAnnotation: audit}
+	}
+	if err := yaml.Unmarshal([]byte(text), &np.Spec); err != nil {
+		t.Fatal(err)
+	}
+	p, wrong := Convert(np)
+	if len(wrong) != len(p.Unread) || (len(wrong) > 0) != (Warning(p) != "") {
+		t.Errorf("%s: %v, %q, %q", text, wrong, p.Unread, Warning(p))
+	}
+	return p
+}
+
+// What cannot be read allows nothing, and no more than that: its neighbours still count, and
+// no list becomes empty, which would mean everybody.
+func TestUnread(t *testing.T) {
+	client := policy.Peer{Pods: &policy.Selector{Labels: map[string]string{"app": "client"}}}
+	nobody, none := policy.Peer{Unread: true}, policy.Port{Unread: true}
+	for text, want := range map[string][]policy.Rule{
+		"{from: [{ipBlock: {cidr: 10.0.0/24}}, {podSelector: {matchLabels: {app: client}}}]}":           {{Peers: []policy.Peer{nobody, client}}},
+		"{from: [{ipBlock: {cidr: 10.0.0/24}}]}, {from: [{podSelector: {matchLabels: {app: client}}}]}": {{Peers: []policy.Peer{nobody}}, {Peers: []policy.Peer{client}}},
+		"{from: [{ipBlock: {cidr: 10.0.0.0/24, except: [10.0.0/28]}}]}":                                 {{Peers: []policy.Peer{nobody}}},
+		"{from: [{ipBlock: {cidr: 10.0.0.0/24, except: [11.0.0.0/28, 10.0.0.0/28]}}]}":                  {{Peers: []policy.Peer{nobody}}},
+		"{from: [{}]}": {{Peers: []policy.Peer{nobody}}}, // of a newer API: with a field that is not known here
+		"{from: [{podSelector: {matchExpressions: [{key: a, operator: Gt, values: [\"1\"]}]}}]}":                    {{Peers: []policy.Peer{nobody}}},
+		"{from: [{namespaceSelector: {matchExpressions: [{key: a, operator: In}]}, podSelector: {}}]}":              {{Peers: []policy.Peer{nobody}}},
+		"{from: [{podSelector: {}, ipBlock: {cidr: 10.0.0.0/24}}]}":                                                 {{Peers: []policy.Peer{nobody}}},
+		"{ports: [{protocol: QUIC, port: 443}]}":                                                                    {{Ports: []policy.Port{none}}},
+		"{ports: [{protocol: \"\"}, {port: 80}]}":                                                                   {{Ports: []policy.Port{none, {Protocol: policy.TCP, Number: 80}}}},
+		"{ports: [{port: 70000}, {port: 80, endPort: 79}, {port: 80, endPort: 70000}, {port: Web!}, {endPort: 1}]}": {{Ports: []policy.Port{none, none, none, none, none}}},
+		"{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: web, endPort: 9}]}":                   {{Peers: []policy.Peer{client}, Ports: []policy.Port{none}}},
+	} {
+		p := converted(t, "{podSelector: {}, ingress: ["+text+"]}", "")
+		if d := cmp.Diff(want, p.Ingress, compare); d != "" || len(p.Unread) == 0 || p.Isolates != policy.Of(policy.Ingress) {
+			t.Errorf("%s: %q (-want +got)\n%s", text, p.Unread, d)
+		}
+	}
+}
+
+// Who is selected, or in which direction, is guessed to be more, and for those no rule counts.
+func TestUnreadSelection(t *testing.T) {
+	const rules = "ingress: [{}], egress: [{}]"
+	web := policy.Selector{Labels: map[string]string{"app": "web"}}
+	for text, want := range map[string]policy.Policy{
+		"{podSelector: {matchLabels: {app: web}, matchExpressions: [{key: a, operator: Gt}]}, policyTypes: [Ingress]": {Pods: web, Isolates: policy.Of(policy.Ingress)},
+		"{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Sideways]":                                   {Pods: web, Isolates: policy.Both, Ingress: []policy.Rule{{}}},
+		"{podSelector: {matchLabels: {app: web}}, policyTypes: [Sideways]":                                            {Pods: web, Isolates: policy.Both},
+		// These are wrong, and yet clear. Older API servers have accepted the first.
+		"{podSelector: {matchExpressions: [{key: app, operator: In, values: [a b]}]}, policyTypes: [Egress]": {
+			Pods: policy.Selector{Expressions: []policy.Expression{{Key: "app", Op: policy.In, Values: []string{"a b"}}}}, Isolates: policy.Of(policy.Egress),
+			Ingress: []policy.Rule{{}}, Egress: []policy.Rule{{}},
+		},
+		"{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Egress, Ingress]": {Pods: web, Isolates: policy.Both, Ingress: []policy.Rule{{}}, Egress: []policy.Rule{{}}},
+	} {
+		got := converted(t, text+", "+rules+"}", "")
+		want.Namespace, want.Name, want.Unread = "a", "p", got.Unread
+		if d := cmp.Diff(want, got, compare); d != "" || len(got.Unread) != 1 {
+			t.Errorf("%s: %q (-want +got)\n%s", text, got.Unread, d)
+		}
+	}
+}
+
+// A policy is tried only where its annotation says so; what says something else is told.
+func TestAudit(t *testing.T) {
+	for value, want := range map[string]struct{ tried, told bool }{
+		"": {false, false}, "true": {true, false}, "false": {false, false},
+		"True": {true, true}, "1": {true, true}, "False": {false, true}, "yes": {false, true}, "ture": {false, true}, "true ": {false, true},
+	} {
+		p := converted(t, "{podSelector: {}}", value)
+		if w := Warning(p); p.Audit != want.tried || (w != "") != want.told || want.told && !strings.Contains(w, "weft.internal/audit") {
+			t.Errorf("%q: tried %v, %q", value, p.Audit, w)
+		}
+	}
+}
+
+// What another version has taken in counts as far as it can be read.
+func TestParseStored(t *testing.T) {
+	for text, want := range map[string]struct {
+		says  string
+		rules int
+	}{
+		"podSelector: {matchLabels: {\"app=db\": x}}, ingress: [{}]":                      {"is no label", 1},
+		"podSelector: {}, ingress: [{}, {from: [{ipBlock: {cidr: x}}]}]":                  {"is no CIDR", 2},
+		"podSelector: {}, ingress: [{fro: [{podSelector: {}}]}]":                          {"line 5: spec.ingress[0].fro: there is no such field", 0},
+		"podSelector: {}, ingress: [{ports: [{protocol: QUIC}]}], policyTypes: [Ingress]": {"QUIC", 1},
+		"podSelector: {}, ingress: [{ports: [{port: 80}]}], policyTypes: [Ingress]":       {"", 1},
+	} {
+		d, err := ParseStored(spec("  {" + text + "}"))
+		if err != nil || d.Name() != "default/p" || len(d.Policy.Ingress) != want.rules || !strings.Contains(Warning(d.Policy), want.says) || (want.says == "") != (Warning(d.Policy) == "") {
+			t.Errorf("%s: %+v, %v", text, d, err)
+		}
+	}
+	for _, bad := range []string{"", "a", "apiVersion: v9\nkind: NetworkPolicy", string(spec("  podSelector: 7")), string(spec("  {}")) + "\n---\n" + string(spec("  {}"))} {
+		if d, err := ParseStored([]byte(bad)); err == nil {
+			t.Errorf("%s: %+v", bad, d)
+		}
+	}
+	d, err := ParseStored([]byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {\"a b\": c}}"))
+	if err != nil || d.Name() != "shop" || d.Labels["a b"] != "c" {
+		t.Errorf("%+v, %v", d, err)
+	}
+}

@@ -1,0 +1,58 @@
+package manifest
+
+import (
+	"fmt"
+	"reflect"
+
+	core "k8s.io/api/core/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/json"
+)
+
+// ParseStored reads the one document that a host has taken in and sent to the others, of this
+// version or of one that refused less or knew more. What this one would refuse and can read all
+// the same counts as it is; what it cannot read allows nothing. Policy.Unread says what that is.
+func ParseStored(data []byte) (d Document, err error) {
+	docs, refused := Parse(data)
+	if refused == nil && len(docs) == 1 {
+		return docs[0], nil
+	}
+	roots, err := documents(data)
+	switch {
+	case err != nil:
+		return d, err
+	case len(roots) != 1:
+		return d, fmt.Errorf("there are %d objects in it, one is wanted", len(roots))
+	}
+	return storedDocument(roots[0])
+}
+
+func storedDocument(root place) (d Document, err error) {
+	data, err := root.json()
+	if err != nil {
+		return d, err
+	}
+	switch root.is() {
+	case meta.TypeMeta{APIVersion: PolicyVersion, Kind: PolicyKind}:
+		var np storedPolicy
+		unknown, err := json.UnmarshalStrict(data, &np)
+		if err != nil {
+			return d, root.mistyped(err, reflect.TypeFor[storedPolicy](), PolicyVersion)
+		}
+		d.Kind = PolicyKind
+		d.Policy, _ = Convert(np.NetworkPolicy)
+		if len(unknown) > 0 { // it may narrow what a rule allows: none counts
+			d.Policy.Ingress, d.Policy.Egress = nil, nil
+			d.Policy.Unread = append(d.Policy.Unread, root.mistyped(unknown[0], reflect.TypeFor[storedPolicy](), PolicyVersion).Error())
+		}
+		return d, nil
+	case meta.TypeMeta{APIVersion: NamespaceVersion, Kind: NamespaceKind}:
+		var ns core.Namespace
+		if _, err := json.UnmarshalStrict(data, &ns); err != nil {
+			return d, root.mistyped(err, reflect.TypeFor[core.Namespace](), NamespaceVersion)
+		}
+		d.Kind, d.Namespace, d.Labels = NamespaceKind, ns.Name, ns.Labels
+		return d, nil
+	}
+	return d, root.foreign()
+}
