@@ -173,7 +173,7 @@ func TestExplain(t *testing.T) {
 			t.Errorf("%s to %s: %+v, %v", c.src, c.dst, e, err)
 		}
 	}
-	for _, bad := range []api.ExplainRequest{{Source: "web", Destination: "nobody"}, {Source: "web", Destination: "batch", Port: 1, Protocol: "QUIC"}, {Source: "192.0.2.1", Destination: "2001:db8::1"}} {
+	for _, bad := range []api.ExplainRequest{{Source: "web", Destination: "nobody"}, {Source: "web", Destination: "shop/db", Port: 8, Protocol: "icmp"}, {Source: "web", Destination: "batch", Port: 1, Protocol: "QUIC"}, {Source: "192.0.2.1", Destination: "2001:db8::1"}} {
 		if e, err := a.Explain(t.Context(), bad); err == nil {
 			t.Errorf("%+v: %+v", bad, e)
 		}
@@ -217,6 +217,35 @@ func TestDrops(t *testing.T) {
 	if list, _ := d.list(); len(list) != mostDrops || list[0].Dest.Port() != 1000+2*mostDrops-1 {
 		t.Errorf("%d are remembered, the last is %+v", len(list), list[0])
 	}
+}
+
+// A rule with ports never allows ICMP, one without them does: in IPv6 it is ICMPv6.
+func TestExplainICMP(t *testing.T) {
+	a := shop(t)
+	if _, err := apply(t, a, shopYAML); err != nil {
+		t.Fatal(err)
+	}
+	explain := func(allowed bool) {
+		t.Helper()
+		e, err := a.Explain(t.Context(), api.ExplainRequest{Source: "web", Destination: "shop/db", Protocol: "icmp"})
+		if err != nil || len(e.Verdicts) == 0 || e.Port != "ICMP" || e.Open != "" {
+			t.Fatalf("%+v, %v", e, err)
+		}
+		for _, v := range e.Verdicts {
+			name := "ICMP is none"
+			if v.Source.Is6() {
+				name = "ICMPv6 is none"
+			}
+			if v.Allowed != allowed || !allowed && !strings.Contains(v.Ingress.Misses[0].Text, name) {
+				t.Errorf("%v: %+v", v.Source, v.Ingress)
+			}
+		}
+	}
+	explain(false)
+	if _, err := apply(t, a, strings.Replace(shopYAML, "    ports: [{port: 5432}]\n", "", 1)); err != nil {
+		t.Fatal(err)
+	}
+	explain(true)
 }
 
 func TestParseExempt(t *testing.T) {

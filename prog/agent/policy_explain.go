@@ -46,8 +46,14 @@ func (a *Agent) Explain(ctx context.Context, req api.ExplainRequest) (out api.Ex
 	}
 	k := a.know()
 	proto := protocolNumber(cmp.Or(req.Protocol, "TCP"))
-	if proto == 0 {
-		return out, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("protocol %q is not TCP, UDP or SCTP", req.Protocol)}
+	icmp := strings.EqualFold(req.Protocol, policy.ICMP.String())
+	switch {
+	case icmp && req.Port != 0:
+		return out, &api.Error{Code: api.CodeBadRequest, Message: "ICMP has no ports: ask for it without one"}
+	case icmp:
+		proto = policy.ICMP
+	case proto == 0:
+		return out, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("protocol %q is not TCP, UDP, SCTP or ICMP", req.Protocol)}
 	}
 	src, err := a.side(req.Source, k.world)
 	if err != nil {
@@ -60,7 +66,7 @@ func (a *Agent) Explain(ctx context.Context, req api.ExplainRequest) (out api.Ex
 	dst = a.behindGateway(src, dst)
 	out = api.Explanation{Source: src.Party, Destination: dst.Party, Port: "any", Verdicts: []api.Verdict{}}
 	ask := judgeRequest{
-		Protocol: uint8(proto), Port: req.Port, AnyPort: req.Port == 0,
+		Port: req.Port, AnyPort: req.Port == 0 && !icmp,
 		FromOwnHost: src.Node && dst.endpoint.ID != "" && src.owner == dst.owner,
 		ToOwnHost:   dst.Node && src.endpoint.ID != "" && src.owner == dst.owner,
 	}
@@ -72,6 +78,7 @@ func (a *Agent) Explain(ctx context.Context, req api.ExplainRequest) (out api.Ex
 	for _, ask.Src = range src.Addresses {
 		for _, ask.Dst = range dst.Addresses {
 			if ask.Src.Is4() == ask.Dst.Is4() {
+				ask.Protocol = uint8(inFamily(proto, ask.Src))
 				out.Verdicts = append(out.Verdicts, a.explainOne(ctx, k, src, dst, ask))
 			}
 		}
@@ -80,6 +87,14 @@ func (a *Agent) Explain(ctx context.Context, req api.ExplainRequest) (out api.Ex
 		return out, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("%s and %s have no address of one family", req.Source, req.Destination)}
 	}
 	return out, nil
+}
+
+// inFamily is a protocol as it is called in the family of an address.
+func inFamily(p policy.Protocol, a netip.Addr) policy.Protocol {
+	if p == policy.ICMP && a.Is6() {
+		return policy.ICMPv6
+	}
+	return p
 }
 
 // asEndpoint is a side that policies select by its address only, if it is no endpoint.

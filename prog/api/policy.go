@@ -152,14 +152,14 @@ type ExplainRequest struct {
 	Source      string `json:"source"`
 	Destination string `json:"destination"`
 	Port        uint16 `json:"port"`     // 0: any
-	Protocol    string `json:"protocol"` // TCP, UDP, SCTP; empty: any
+	Protocol    string `json:"protocol"` // TCP, UDP, SCTP; ICMP, without a port, which is ICMPv6 in IPv6; empty: any
 }
 
 // Explanation says what becomes of a connection.
 type Explanation struct {
 	Source      Party     `json:"source"`
 	Destination Party     `json:"destination"`
-	Port        string    `json:"port"` // 80/TCP, or any
+	Port        string    `json:"port"` // 80/TCP, ICMP, or any
 	Verdicts    []Verdict `json:"verdicts"`
 	// Open are the ports that can be reached, where none was asked for: as PairChange says them.
 	Open string `json:"open,omitempty"`

@@ -21,24 +21,25 @@ import (
 func (a *app) policyExplain() *cobra.Command {
 	var lastDrops, verbose bool
 	cmd := &cobra.Command{
-		Use: "explain SRC DST [PORT[/PROTO]] | --last-drops [-v]", Short: "say whether a connection is allowed, and why",
+		Use: "explain SRC DST [PORT[/PROTO] | icmp] | --last-drops [-v]", Short: "say whether a connection is allowed, and why",
 		Long: `Says whether SRC may connect to DST, and why: at both ends, which policies select it, the
 rule that allows, or of each rule the first thing that does not fit; and what the kernel
 there makes of it. SRC and DST are an address, NAME, NAMESPACE/NAME, HOST/NAME, a name in
 the DNS domain, or a container's id. PROTO is tcp (which is meant without one), udp or
-sctp. Without a port it says which ports can be reached.
+sctp. icmp asks about ping and the like, in IPv6 about ICMPv6. Without a port it says which
+ports can be reached.
 
 With --last-drops it does so for the packets that policies dropped on this host, newest
 first; those that policies in audit mode would have dropped are among them, and marked.
 
 An answer is an answer: the exit code is 0 also where it is no.` + exitHelp,
-		Example: "  weft policy explain shop/web shop/db 5432\n  weft policy explain 10.32.0.4 192.0.2.53 53/udp\n  weft policy explain shop/web shop/db\n  weft policy explain --last-drops -v",
+		Example: "  weft policy explain shop/web shop/db 5432\n  weft policy explain 10.32.0.4 192.0.2.53 53/udp\n  weft policy explain shop/web shop/db icmp\n  weft policy explain shop/web shop/db\n  weft policy explain --last-drops -v",
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
 			case lastDrops && len(args) > 0:
 				return errors.New("--last-drops is about all packets that were dropped here: it takes no SRC and DST")
 			case !lastDrops && (len(args) < 2 || len(args) > 3):
-				return errors.New("want SRC DST [PORT[/PROTO]], such as shop/web shop/db 5432/tcp, or --last-drops")
+				return errors.New("want SRC DST [PORT[/PROTO] | icmp], such as shop/web shop/db 5432/tcp, or --last-drops")
 			case !lastDrops && verbose:
 				return errors.New("--verbose goes with --last-drops: without it, all is told anyway")
 			}
@@ -71,8 +72,14 @@ An answer is an answer: the exit code is 0 also where it is no.` + exitHelp,
 	return cmd
 }
 
-// parsePort reads PORT or PORT/PROTO.
+// icmp is the protocol that is asked about without a port.
+const icmp = "ICMP"
+
+// parsePort reads PORT, PORT/PROTO or icmp.
 func parsePort(s string) (port uint16, protocol string, err error) {
+	if strings.EqualFold(s, icmp) {
+		return 0, icmp, nil
+	}
 	number, protocol, given := strings.Cut(s, "/")
 	if !given {
 		protocol = "TCP"
@@ -80,13 +87,16 @@ func parsePort(s string) (port uint16, protocol string, err error) {
 	protocol = strings.ToUpper(protocol)
 	n, err := strconv.ParseUint(number, 10, 16)
 	if err != nil || n == 0 || !slices.Contains([]string{"TCP", "UDP", "SCTP"}, protocol) {
-		return 0, "", fmt.Errorf("%q is no port: want 1 to 65535, and perhaps a protocol, such as 80, 80/tcp, 53/udp or 5060/sctp", s)
+		return 0, "", fmt.Errorf("%q is no port: want 1 to 65535, and perhaps a protocol, such as 80, 80/tcp, 53/udp or 5060/sctp; or icmp", s)
 	}
 	return uint16(n), protocol, nil
 }
 
 func printExplanation(w io.Writer, e api.Explanation) {
 	what, asked := " on "+e.Port, "it"
+	if e.Port == icmp {
+		what = " with " + icmp
+	}
 	if e.Open != "" { // a verdict is about any port then
 		what, asked = "", "any port"
 	}

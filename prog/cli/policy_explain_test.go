@@ -54,6 +54,10 @@ func explanations() map[string]api.Explanation {
 		v.Egress.Audit = &api.Decision{Endpoint: "shop/web", Policies: []string{"shop/try"}, Misses: []api.Reason{{Policy: "shop/try", Text: "it allows no egress at all"}}}
 	})
 	out["open"] = changed(func(e *api.Explanation) { e.Port, e.Open = "any", "80/TCP, 8000-9000/UDP" })
+	out["icmp"] = changed(func(e *api.Explanation) {
+		e.Port, e.Verdicts = "ICMP", e.Verdicts[:1]
+		e.Verdicts[0].Ingress.Misses = []api.Reason{{Policy: "shop/db-access", Rule: "spec.ingress[0]", Text: "ICMP is none of the ports 5432/TCP"}}
+	})
 	out["outside"] = changed(func(e *api.Explanation) {
 		e.Source = api.Party{Asked: "192.0.2.7"}
 		e.Verdicts = e.Verdicts[:1]
@@ -137,7 +141,7 @@ func TestExplainRequests(t *testing.T) {
 		word     string
 		port     uint16
 		protocol string
-	}{{"80", 80, "TCP"}, {"80/tcp", 80, "TCP"}, {"53/UDP", 53, "UDP"}, {"65535/Sctp", 65535, "SCTP"}, {"", 0, ""}} {
+	}{{"80", 80, "TCP"}, {"80/tcp", 80, "TCP"}, {"53/UDP", 53, "UDP"}, {"65535/Sctp", 65535, "SCTP"}, {"icmp", 0, "ICMP"}, {"ICMP", 0, "ICMP"}, {"", 0, ""}} {
 		args := []string{"explain", "shop/web", "10.40.0.2"}
 		if tt.word != "" {
 			args = append(args, tt.word)
@@ -161,6 +165,7 @@ func TestExplainMistakes(t *testing.T) {
 		{[]string{"explain", "a", "b", "0"}, "no port"},
 		{[]string{"explain", "a", "b", "70000"}, "no port"},
 		{[]string{"explain", "a", "b", "80/icmp"}, "no port"},
+		{[]string{"explain", "a", "b", "icmp/8"}, "no port"},
 		{[]string{"explain", "a", "b", "80/"}, "no port"},
 		{[]string{"explain", "a", "b", "-v"}, "--last-drops"},
 		{[]string{"explain", "a", "b", "--last-drops"}, "takes no SRC"},
