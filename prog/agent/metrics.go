@@ -102,7 +102,8 @@ func (c reportCollector) Collect(out chan<- prometheus.Metric) {
 }
 
 func collectPolicy(r api.PolicyReport, gauge func(*prometheus.Desc, float64, ...string), out chan<- prometheus.Metric) {
-	gauge(metricPolicies, float64(r.Policies-r.Audit), "enforced")
+	gauge(metricPolicies, float64(r.Policies-r.Audit-r.Partial), "enforced")
+	gauge(metricPolicies, float64(r.Partial), "partial")
 	gauge(metricPolicies, float64(r.Audit), "audit")
 	current := 0.0
 	if r.Current {

@@ -118,6 +118,45 @@ func TestUnreadDocuments(t *testing.T) {
 	}
 }
 
+// A policy of which this version cannot read a part is in force without it, and shown as such:
+// here by everybody's status, by the list, and by one warning.
+func TestPartlyUnreadDocuments(t *testing.T) {
+	a := shop(t)
+	odd := strings.Replace(shopYAML, "{port: 5432}", "{port: 443, protocol: QUIC}, {port: 5432}", 1)
+	if err := a.documents.Write([]mesh.Change{{Kind: kindPolicy, Name: "shop/db", Body: []byte(odd)}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.settled(); err != nil {
+		t.Fatal(err)
+	}
+	const says = `spec.ingress[0].ports[0].protocol: "QUIC" is not TCP, UDP or SCTP`
+	if w := a.policyWarnings(); len(w) != 1 || !strings.Contains(w[0], "shop/db is not read completely ("+says+")") {
+		t.Errorf("%q", w)
+	}
+	status := gathered{PolicyStatus: api.PolicyStatus{Generation: a.generation()}}
+	status.policies(a.policies.list)
+	status.add(a.self(), "here", a.inForce())
+	status.add(peer.ID{1}, "knows more", inForce{Generation: a.generation(), Policies: map[string]int{"shop/db": 1}})
+	if p := status.Policies; len(p) != 1 || p[0].Peers != 2 || !slices.Equal(p[0].Unread, []string{says}) {
+		t.Errorf("%+v", status)
+	}
+	list, err := a.Policies(t.Context())
+	if err != nil || len(list) != 1 || !slices.Equal(list[0].Unread, []string{says}) {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if r := a.reportPolicy(); r.Policies != 1 || r.Partial != 1 {
+		t.Errorf("%+v", r)
+	}
+	for port, allowed := range map[uint16]bool{443: false, 5432: true} {
+		if e, err := a.Explain(t.Context(), api.ExplainRequest{Source: "web", Destination: "shop/db", Port: port}); err != nil || e.Verdicts[0].Allowed != allowed {
+			t.Errorf("%d: %+v, %v", port, e, err)
+		}
+	}
+	if _, err := apply(t, a, odd); err == nil || !strings.Contains(err.Error(), "line 8: spec.ingress[0].ports[0].protocol") {
+		t.Errorf("it can be applied: %v", err)
+	}
+}
+
 // Before a host knows the policies of the network nobody can write over them.
 func TestNothingIsWrittenBlindly(t *testing.T) {
 	a := partial(t)
@@ -180,6 +219,35 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+// A rule with ports never allows ICMP, one without them does: in IPv6 it is ICMPv6.
+func TestExplainICMP(t *testing.T) {
+	a := shop(t)
+	if _, err := apply(t, a, shopYAML); err != nil {
+		t.Fatal(err)
+	}
+	explain := func(allowed bool) {
+		t.Helper()
+		e, err := a.Explain(t.Context(), api.ExplainRequest{Source: "web", Destination: "shop/db", Protocol: "icmp"})
+		if err != nil || len(e.Verdicts) == 0 || e.Port != "ICMP" || e.Open != "" {
+			t.Fatalf("%+v, %v", e, err)
+		}
+		for _, v := range e.Verdicts {
+			name := "ICMP is none"
+			if v.Source.Is6() {
+				name = "ICMPv6 is none"
+			}
+			if v.Allowed != allowed || !allowed && !strings.Contains(v.Ingress.Misses[0].Text, name) {
+				t.Errorf("%v: %+v", v.Source, v.Ingress)
+			}
+		}
+	}
+	explain(false)
+	if _, err := apply(t, a, strings.Replace(shopYAML, "    ports: [{port: 5432}]\n", "", 1)); err != nil {
+		t.Fatal(err)
+	}
+	explain(true)
+}
+
 // A dry run says what would be reached otherwise, and changes nothing.
 func TestPairsThatWouldChange(t *testing.T) {
 	a := shop(t)
@@ -217,35 +285,6 @@ func TestDrops(t *testing.T) {
 	if list, _ := d.list(); len(list) != mostDrops || list[0].Dest.Port() != 1000+2*mostDrops-1 {
 		t.Errorf("%d are remembered, the last is %+v", len(list), list[0])
 	}
-}
-
-// A rule with ports never allows ICMP, one without them does: in IPv6 it is ICMPv6.
-func TestExplainICMP(t *testing.T) {
-	a := shop(t)
-	if _, err := apply(t, a, shopYAML); err != nil {
-		t.Fatal(err)
-	}
-	explain := func(allowed bool) {
-		t.Helper()
-		e, err := a.Explain(t.Context(), api.ExplainRequest{Source: "web", Destination: "shop/db", Protocol: "icmp"})
-		if err != nil || len(e.Verdicts) == 0 || e.Port != "ICMP" || e.Open != "" {
-			t.Fatalf("%+v, %v", e, err)
-		}
-		for _, v := range e.Verdicts {
-			name := "ICMP is none"
-			if v.Source.Is6() {
-				name = "ICMPv6 is none"
-			}
-			if v.Allowed != allowed || !allowed && !strings.Contains(v.Ingress.Misses[0].Text, name) {
-				t.Errorf("%v: %+v", v.Source, v.Ingress)
-			}
-		}
-	}
-	explain(false)
-	if _, err := apply(t, a, strings.Replace(shopYAML, "    ports: [{port: 5432}]\n", "", 1)); err != nil {
-		t.Fatal(err)
-	}
-	explain(true)
 }
 
 func TestParseExempt(t *testing.T) {

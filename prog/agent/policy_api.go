@@ -65,7 +65,7 @@ func (a *Agent) Policies(context.Context) ([]api.Policy, error) {
 
 // describePolicy adds what a policy says, and of whom.
 func describePolicy(one api.Policy, p policy.Policy, w policy.World) api.Policy {
-	one.Selector, one.Audit = p.Pods.String(), p.Audit
+	one.Selector, one.Audit, one.Unread = p.Pods.String(), p.Audit, p.Unread
 	for direction, word := range map[policy.Direction]string{policy.Ingress: "Ingress", policy.Egress: "Egress"} {
 		if p.Isolates.Has(direction) {
 			one.Types = append(one.Types, word)

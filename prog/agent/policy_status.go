@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,6 +34,8 @@ type inForce struct {
 	Isolated   int
 	Dropped    map[string]uint64 // packets, by direction
 	Policies   map[string]int    // endpoints there that each selects
+	// Unread is what of a policy is not understood there, where there is something.
+	Unread map[string][]string `cbor:",omitempty"`
 }
 
 // policyHandlers answer other peers.
@@ -58,6 +61,12 @@ func (a *Agent) inForce() inForce {
 	}
 	for _, one := range p.list { // those too that select nobody here
 		out.Policies[one.Ref()] += 0
+		if len(one.Unread) > 0 {
+			if out.Unread == nil {
+				out.Unread = map[string][]string{}
+			}
+			out.Unread[one.Ref()] = one.Unread
+		}
 	}
 	p.mu.Unlock()
 	for _, yes := range isolated {
@@ -84,8 +93,11 @@ func (a *Agent) reportPolicy() api.PolicyReport {
 		Source: a.source(), Current: f.Generation == a.generation(), Policies: len(a.policies.list), Isolated: f.Isolated, Dropped: f.Dropped,
 	}
 	for _, p := range a.policies.list {
-		if p.Audit {
+		switch {
+		case p.Audit:
 			r.Audit++
+		case len(p.Unread) > 0:
+			r.Partial++
 		}
 	}
 	return r
@@ -117,34 +129,17 @@ func (a *Agent) askAll(ctx context.Context, kind string, payload []byte, f func(
 // PolicyStatus asks all peers which policies they enforce.
 func (a *Agent) PolicyStatus(ctx context.Context) (api.PolicyStatus, error) {
 	own := a.inForce()
-	status := api.PolicyStatus{
+	status := gathered{PolicyStatus: api.PolicyStatus{
 		Source: a.source(), Generation: a.generation(), Policies: []api.PolicyInForce{}, Peers: []api.PeerPolicies{}, Exempt: a.exemptions(),
-	}
-	index := map[string]int{}
+	}}
 	a.policies.mu.Lock()
-	for _, p := range a.policies.list {
-		index[p.Ref()] = len(status.Policies)
-		status.Policies = append(status.Policies, api.PolicyInForce{Policy: p.Ref(), Audit: p.Audit})
-	}
+	status.policies(a.policies.list)
 	a.policies.mu.Unlock()
-	add := func(id peer.ID, nickname string, f inForce) {
-		current := f.Generation == status.Generation
-		status.Peers = append(status.Peers, api.PeerPolicies{
-			Peer: id.String(), Nickname: nickname, Generation: f.Generation, Current: current, Isolated: f.Isolated,
-			Dropped: f.Dropped[policy.Ingress.String()] + f.Dropped[policy.Egress.String()],
-		})
-		for ref, n := range f.Policies {
-			if i, ok := index[ref]; ok && current {
-				status.Policies[i].Peers++
-				status.Policies[i].Endpoints += n
-			}
-		}
-	}
 	var records map[peer.ID]peer.Record
 	if v := a.view.Load(); v != nil {
 		records = v.records
 	}
-	add(a.self(), a.mesh.Own().Nickname, own)
+	status.add(a.self(), a.mesh.Own().Nickname, own)
 	a.askAll(ctx, requestInForce, nil, func(id peer.ID, answer []byte, err error) {
 		nickname := records[id].Nickname
 		var f inForce
@@ -157,9 +152,47 @@ func (a *Agent) PolicyStatus(ctx context.Context) (api.PolicyStatus, error) {
 			})
 			return
 		}
-		add(id, nickname, f)
+		status.add(id, nickname, f)
 	})
-	return status, nil
+	return status.PolicyStatus, nil
+}
+
+// gathered is what the peers have said so far.
+type gathered struct {
+	api.PolicyStatus
+	index map[string]int // of Policies
+}
+
+// policies are those that are in force somewhere, it is to be seen where.
+func (g *gathered) policies(list []policy.Policy) {
+	g.index = map[string]int{}
+	for _, p := range list {
+		g.index[p.Ref()] = len(g.Policies)
+		g.Policies = append(g.Policies, api.PolicyInForce{Policy: p.Ref(), Audit: p.Audit})
+	}
+}
+
+// add is what one peer says.
+func (g *gathered) add(id peer.ID, nickname string, f inForce) {
+	current := f.Generation == g.Generation
+	g.Peers = append(g.Peers, api.PeerPolicies{
+		Peer: id.String(), Nickname: nickname, Generation: f.Generation, Current: current, Isolated: f.Isolated,
+		Dropped: f.Dropped[policy.Ingress.String()] + f.Dropped[policy.Egress.String()],
+	})
+	for ref, n := range f.Policies {
+		i, known := g.index[ref]
+		if !known || !current {
+			continue
+		}
+		one := &g.Policies[i]
+		one.Peers++
+		one.Endpoints += n
+		for _, what := range f.Unread[ref] { // mostly the same everywhere; a peer of another version may read more
+			if !slices.Contains(one.Unread, what) {
+				one.Unread = append(one.Unread, what)
+			}
+		}
+	}
 }
 
 // exemptions says what policies do not apply to on this host.

@@ -78,6 +78,7 @@ type Policy struct {
 	Selector  string   `json:"selector,omitempty"` // of the endpoints it isolates, as kubectl prints it
 	Types     []string `json:"types,omitempty"`    // Ingress, Egress
 	Audit     bool     `json:"audit,omitempty"`    // only tried: what it would deny is told, and passes
+	Unread    []string `json:"unread,omitempty"`   // what of it is not understood on this host, and allows nothing
 	Endpoints int      `json:"endpoints"`          // that it selects, in the whole network
 }
 
@@ -244,6 +245,8 @@ type PolicyInForce struct {
 	Audit     bool   `json:"audit,omitempty"`
 	Peers     int    `json:"peers"`     // that have it in their kernel
 	Endpoints int    `json:"endpoints"` // that it isolates there
+	// Unread is what of it is not understood on one of these peers or more, and allows nothing.
+	Unread []string `json:"unread,omitempty"`
 }
 
 // PeerPolicies is what one peer says that it enforces.
@@ -264,8 +267,9 @@ type PolicyReport struct {
 	Source   string `json:"source"`
 	Current  bool   `json:"current"` // the kernel has all that is known here
 	Policies int    `json:"policies"`
-	Audit    int    `json:"audit,omitempty"` // of these, only tried
-	Isolated int    `json:"isolated"`        // endpoints here
+	Audit    int    `json:"audit,omitempty"`   // of these, only tried
+	Partial  int    `json:"partial,omitempty"` // of the others, not understood completely on this host
+	Isolated int    `json:"isolated"`          // endpoints here
 	// Dropped are packets, by the direction whose policies dropped them, since the agent started.
 	Dropped map[string]uint64 `json:"dropped"`
 }

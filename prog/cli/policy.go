@@ -335,7 +335,7 @@ func printPolicies(w io.Writer, list []api.Policy) {
 		t := newTable(w)
 		t.row("NAMESPACE", "NAME", "SELECTS", "TYPES", "ENDPOINTS", "MODE", "WRITTEN", "BY")
 		for _, p := range policies {
-			t.row(p.Namespace, p.Name, orDash(p.Selector), orDash(strings.Join(p.Types, ",")), fmt.Sprint(p.Endpoints), mode(p.Audit), written(p), orDash(p.Writer))
+			t.row(p.Namespace, p.Name, orDash(p.Selector), orDash(strings.Join(p.Types, ",")), fmt.Sprint(p.Endpoints), mode(p.Audit, p.Unread), written(p), orDash(p.Writer))
 		}
 		t.flush()
 	}
@@ -349,14 +349,6 @@ func printPolicies(w io.Writer, list []api.Policy) {
 		t.row(p.Name, written(p), orDash(p.Writer))
 	}
 	t.flush()
-}
-
-// mode says whether a policy is in force or only tried.
-func mode(audit bool) string {
-	if audit {
-		return "audit"
-	}
-	return "enforced"
 }
 
 // written says how old a document is, about, as kubectl does.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,10 +63,11 @@ func printPolicyStatus(w io.Writer, s api.PolicyStatus) {
 		t := newTable(w)
 		t.row("POLICY", "MODE", "PEERS", "ENDPOINTS")
 		for _, p := range s.Policies {
-			t.row(p.Policy, mode(p.Audit), fmt.Sprintf("%d/%d", p.Peers, len(s.Peers)), fmt.Sprint(p.Endpoints))
+			t.row(p.Policy, mode(p.Audit, p.Unread), fmt.Sprintf("%d/%d", p.Peers, len(s.Peers)), fmt.Sprint(p.Endpoints))
 		}
 		t.flush()
 	}
+	printUnread(w, s.Policies)
 	if len(behind) > 0 {
 		fmt.Fprintln(w)
 		t := newTable(w)
@@ -75,6 +77,36 @@ func printPolicyStatus(w io.Writer, s api.PolicyStatus) {
 		}
 		t.flush()
 	}
+}
+
+// mode says whether a policy is in force, all of it, or only tried.
+func mode(audit bool, unread []string) string {
+	switch {
+	case audit && len(unread) > 0:
+		return "audit,partial"
+	case audit:
+		return "audit"
+	case len(unread) > 0:
+		return "partial"
+	}
+	return "enforced"
+}
+
+// printUnread says what of policies is not understood.
+func printUnread(w io.Writer, list []api.PolicyInForce) {
+	list = slices.DeleteFunc(slices.Clone(list), func(p api.PolicyInForce) bool { return len(p.Unread) == 0 })
+	if len(list) == 0 {
+		return
+	}
+	fmt.Fprintln(w, "\nnot read as it is written; what cannot be read allows nothing (correct it, or update Weft):")
+	t := newTable(w)
+	t.row("POLICY", "WHAT")
+	for _, p := range list {
+		for _, what := range p.Unread {
+			t.row(p.Policy, what)
+		}
+	}
+	t.flush()
 }
 
 // printPolicy prints the part of weft status that is about policies.
@@ -89,6 +121,9 @@ func printPolicy(w io.Writer, r api.PolicyReport) {
 	policies := fmt.Sprint(r.Policies)
 	if r.Audit > 0 {
 		policies += fmt.Sprintf(" (%d of them in audit mode)", r.Audit)
+	}
+	if r.Partial > 0 {
+		policies += fmt.Sprintf(" (%d of them not understood completely: see `weft status policy`)", r.Partial)
 	}
 	b.line("Policies", "%s", policies)
 	b.line("Isolated", "%s", count(r.Isolated, "endpoint"))

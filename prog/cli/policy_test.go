@@ -110,7 +110,9 @@ func sampleEffects() *api.Effects {
 func samplePolicyStatus() api.PolicyStatus {
 	return api.PolicyStatus{
 		Source: "gossip", Generation: "g2", Exempt: []string{"a host and its own endpoints", "ICMPv6 neighbour discovery"},
-		Policies: []api.PolicyInForce{{Policy: "default/deny", Peers: 4, Endpoints: 7}, {Policy: "shop/db-access", Audit: true, Peers: 1, Endpoints: 2}},
+		Policies: []api.PolicyInForce{{Policy: "default/deny", Peers: 4, Endpoints: 7}, {Policy: "shop/db-access", Audit: true, Peers: 1, Endpoints: 2}, {
+			Policy: "shop/web", Peers: 4, Endpoints: 1, Unread: []string{`spec.ingress[0].from[1].ipBlock.cidr: "10.0.0/24" is no CIDR, such as 192.0.2.0/24 or 2001:db8::/32`},
+		}},
 		Peers: []api.PeerPolicies{
 			{Peer: "9bad1c5cd23bfaef", Nickname: "h1", Generation: "g2", Current: true, Isolated: 7, Dropped: 12},
 			{Peer: "3cced98783461972", Nickname: "h2", Generation: "g1", Isolated: 2},

@@ -26,6 +26,7 @@ type (
 		Isolated   int
 		Dropped    map[string]uint64
 		Policies   map[string]int
+		Unread     map[string][]string `cbor:",omitempty"`
 	}
 	judgeRequest struct {
 		Direction                       uint8
@@ -65,7 +66,7 @@ func producePolicy(t *testing.T) map[string][]byte {
 	reason := api.Reason{Policy: "default/web", Rule: "spec.ingress[0]", Text: "port TCP 80 is not among 443"}
 	all := map[string][]byte{}
 	for name, v := range map[string]any{
-		"policy/in-force-answer": inForce{"0123456789abcdef", 2, map[string]uint64{"ingress": 17}, map[string]int{"default/web": 1}},
+		"policy/in-force-answer": inForce{"0123456789abcdef", 2, map[string]uint64{"ingress": 17}, map[string]int{"default/web": 1}, nil},
 		"policy/judge-request":   judgeRequest{1, src, dst, 6, 40000, 80, false, true, false},
 		"policy/judge-answer": judgeReply{Decision: api.Decision{
 			Endpoint: "default/web", Peer: "alpha", Policies: []string{"default/web"}, By: &reason, Misses: []api.Reason{reason},
