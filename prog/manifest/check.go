@@ -49,7 +49,7 @@ func (r *reading) name(field, name string) {
 // do not say which it is.
 func (r *reading) metadata(m meta.ObjectMeta, namespaced bool, name objects.ValidateNameFunc) {
 	r.labels("metadata.labels", m.Labels)
-	m.Labels = nil
+	m.Labels, m.Generation = nil, 0 // the API server sets the other one anew
 	for _, e := range objects.ValidateObjectMeta(&m, namespaced, name, field.NewPath("metadata")) {
 		r.say(e.Field, "%s", e.ErrorBody())
 	}

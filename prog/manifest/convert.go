@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
@@ -52,10 +53,35 @@ func Convert(np networking.NetworkPolicy) (policy.Policy, []*Error) {
 	if guessed.Has(policy.Egress) {
 		p.Egress = nil
 	}
-	for _, e := range r.wrong {
-		p.Unread = append(p.Unread, e.Error())
-	}
+	p.Unread = told(r.wrong)
 	return p, r.wrong
+}
+
+// Bounds of what a policy says of itself: it goes to other hosts, and who wrote it is not
+// always who has to read that.
+const (
+	mostTold  = 8
+	mostBytes = 200
+)
+
+// told is what is wrong, for people.
+func told(wrong []*Error) (out []string) {
+	for i, e := range wrong {
+		if i == mostTold {
+			return append(out, fmt.Sprintf("and %d more", len(wrong)-i))
+		}
+		text := strings.Map(func(r rune) rune {
+			if unicode.IsPrint(r) {
+				return r
+			}
+			return unicode.ReplacementChar
+		}, e.Error())
+		if len(text) > mostBytes {
+			text = strings.ToValidUTF8(text[:mostBytes], "") + "…"
+		}
+		out = append(out, text)
+	}
+	return out
 }
 
 // Warning says that a policy is not in force as it was written; empty if it is.

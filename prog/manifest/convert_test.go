@@ -23,7 +23,7 @@ func converted(t *testing.T, text, audit string) policy.Policy {
 		t.Fatal(err)
 	}
 	p, wrong := Convert(np)
-	if len(wrong) != len(p.Unread) || (len(wrong) > 0) != (Warning(p) != "") {
+	if len(p.Unread) != min(len(wrong), mostTold+1) || (len(wrong) > 0) != (Warning(p) != "") {
 		t.Errorf("%s: %v, %q, %q", text, wrong, p.Unread, Warning(p))
 	}
 	return p
@@ -52,6 +52,15 @@ func TestUnread(t *testing.T) {
 		if d := cmp.Diff(want, p.Ingress, compare); d != "" || len(p.Unread) == 0 || p.Isolates != policy.Of(policy.Ingress) {
 			t.Errorf("%s: %q (-want +got)\n%s", text, p.Unread, d)
 		}
+	}
+}
+
+// What is told of a policy is bounded, whatever is in it, and has no control characters.
+func TestTold(t *testing.T) {
+	bad := "{ipBlock: {cidr: \"" + strings.Repeat("9", 5000) + "\"}}"
+	p := converted(t, "{podSelector: {}, policyTypes: [\"a\\e\"], ingress: [{from: ["+strings.Repeat(bad+", ", 20)+bad+"]}]}", "")
+	if w := Warning(p); len(p.Unread) != mostTold+1 || len(w) > 2000 || strings.Contains(w, "\x1b") || !strings.Contains(w, "and 14 more") {
+		t.Errorf("%q", p.Unread)
 	}
 }
 

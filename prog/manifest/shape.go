@@ -4,6 +4,7 @@ import (
 	stdjson "encoding/json"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -76,6 +77,11 @@ func (p place) json() ([]byte, error) {
 	return data, nil
 }
 
+// word is what every reader takes for a string, but for noWords.
+var word = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_./-]*$`)
+
+var noWords = []string{"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
 // scalars remembers how keys are read that are not in quotes.
 type scalars map[string]string
 
@@ -84,6 +90,9 @@ func (s scalars) key(n *yamlv3.Node) string {
 	const quoted = yamlv3.DoubleQuotedStyle | yamlv3.SingleQuotedStyle | yamlv3.LiteralStyle | yamlv3.FoldedStyle
 	if n.Kind != yamlv3.ScalarNode || n.Style&quoted != 0 && n.Style&yamlv3.TaggedStyle == 0 {
 		return n.Value
+	}
+	if n.Tag == "!!str" && word.MatchString(n.Value) && !slices.Contains(noWords, strings.ToLower(n.Value)) {
+		return n.Value // nearly all are
 	}
 	called := n.Tag + " " + n.Value
 	if known, there := s[called]; there {
@@ -154,7 +163,7 @@ func (p place) strictly(data []byte, into any, version string) error {
 }
 
 // mistyped makes an error of one that has no line: of the first value that is not of its type.
-func (p place) mistyped(err error, want reflect.Type, version string) error {
+func (p place) mistyped(err error, want reflect.Type, version string) *Error {
 	if e := misfit(p, want, version); e != nil {
 		return e
 	}

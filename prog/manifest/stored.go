@@ -43,7 +43,7 @@ func storedDocument(root place) (d Document, err error) {
 		d.Policy, _ = Convert(np.NetworkPolicy)
 		if len(unknown) > 0 { // it may narrow what a rule allows: none counts
 			d.Policy.Ingress, d.Policy.Egress = nil, nil
-			d.Policy.Unread = append(d.Policy.Unread, root.mistyped(unknown[0], reflect.TypeFor[storedPolicy](), PolicyVersion).Error())
+			d.Policy.Unread = append(d.Policy.Unread, told([]*Error{root.mistyped(unknown[0], reflect.TypeFor[storedPolicy](), PolicyVersion)})...)
 		}
 		return d, nil
 	case meta.TypeMeta{APIVersion: NamespaceVersion, Kind: NamespaceKind}:
