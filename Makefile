@@ -79,6 +79,7 @@ kube-down: ## end it; nothing is left of it
 
 test-kube: build image ## Weft on a real Kubernetes of three nodes on this machine (KEEP=1 leaves it up)
 	cd prog/lab/kube/chart && GOFLAGS= GOWORK=off $(GO) test -count=1 .
+	cd prog/manifest/apiserver && GOFLAGS= GOWORK=off $(GO) test -count=1 .
 	cd prog/lab/kube && GOFLAGS= GOWORK=off $(GO) test -count=1 -timeout=30m -v .
 	cd prog/lab/kube && GOFLAGS= GOWORK=off PROXY_MODE=iptables $(GO) test -count=1 -timeout=10m -v -run 'TestWeft/(Install|Pods|Services|NodesAskServices|Policy|PoliciesNameNodes)$$' .
 
