@@ -115,9 +115,10 @@ func (a *app) policyApply() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "apply -f FILE|-", Short: "take policies into the network, or change them", Args: cobra.NoArgs,
 		Long: `Takes all documents of a manifest into the network: NetworkPolicies, and Namespaces for
-their labels. A document that cannot be read is refused with its line and field, and then
-none is taken. A policy with the annotation weft.internal/audit: "true" is only tried:
-what it would deny passes, and weft policy explain --last-drops tells of it.
+their labels; also lists of them, as kubectl get -o yaml prints them. A document that the
+API server would refuse is refused with its line and field, and then none is taken. A
+policy with the annotation weft.internal/audit: "true" is only tried: what it would deny
+passes, and weft policy explain --last-drops tells of it.
 
 With --dry-run nothing changes: it shows which connections of now, and which pairs of
 endpoints, would be judged otherwise. With --wait it returns once every peer that can be
