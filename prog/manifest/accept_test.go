@@ -3,6 +3,7 @@ package manifest
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"weft/router/policy"
@@ -126,6 +127,11 @@ func TestCIDRs(t *testing.T) {
 		}
 		if err != nil || docs[0].Policy.Ingress[0].Peers[0].Block.String() != want.String() {
 			t.Errorf("%s: %v, want %v", text, err, want)
+			continue
+		}
+		again(t, docs[0])
+		if plain := "cidr: " + want.CIDR.String() + "\n"; !strings.Contains(string(docs[0].YAML), plain) && want.String() != "10.0.0.0/24 except 10.0.0.0/8" {
+			t.Errorf("%s is written\n%s", text, docs[0].YAML)
 		}
 	}
 }

@@ -1,6 +1,10 @@
 package manifest
 
 import (
+	"net/netip"
+	"slices"
+
+	networking "k8s.io/api/networking/v1"
 	objects "k8s.io/apimachinery/pkg/api/validation"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -52,6 +56,30 @@ func (r *reading) metadata(m meta.ObjectMeta, namespaced bool, name objects.Vali
 	m.Labels, m.Generation = nil, 0 // the API server sets the other one anew
 	for _, e := range objects.ValidateObjectMeta(&m, namespaced, name, field.NewPath("metadata")) {
 		r.say(e.Field, "%s", e.ErrorBody())
+	}
+}
+
+// plainCIDRs writes those of a policy that was read as everybody reads them: a Weft of before, on
+// another host, knows neither leading zeros nor v4-mapped ones, and would not enforce the policy.
+func plainCIDRs(spec *networking.NetworkPolicySpec, p policy.Policy) {
+	for i, r := range spec.Ingress {
+		plainBlocks(r.From, p.Ingress[i].Peers)
+	}
+	for i, r := range spec.Egress {
+		plainBlocks(r.To, p.Egress[i].Peers)
+	}
+}
+
+func plainBlocks(peers []networking.NetworkPolicyPeer, read []policy.Peer) {
+	for i, peer := range peers {
+		block := read[i].Block
+		if block == nil || slices.ContainsFunc(block.Except, func(e netip.Prefix) bool { return e.Bits() <= block.CIDR.Bits() }) {
+			continue // that is an exception only as long as it is written v4-mapped
+		}
+		peer.IPBlock.CIDR = block.CIDR.String()
+		for j, e := range block.Except {
+			peer.IPBlock.Except[j] = e.String()
+		}
 	}
 }
 

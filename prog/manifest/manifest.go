@@ -43,7 +43,7 @@ type Document struct {
 	Policy    policy.Policy     // of a NetworkPolicy
 	Namespace string            // of a Namespace: its name
 	Labels    map[string]string // of a Namespace
-	YAML      []byte            // the document alone, as it was read but for comments and order; none of ParseStored
+	YAML      []byte            // the document alone, as it was read but for comments, order and how CIDRs are written; none of ParseStored
 }
 
 // Name tells documents of one kind apart: NAMESPACE/NAME of a policy.
@@ -226,6 +226,7 @@ func parseDocument(root place) (d Document, err error) {
 			return d, err
 		}
 		np.ObjectMeta, np.Namespace = ours(np.ObjectMeta), d.Policy.Namespace
+		plainCIDRs(&np.Spec, d.Policy)
 		return d.finish(PolicyKind, np.NetworkPolicy)
 	case meta.TypeMeta{APIVersion: NamespaceVersion, Kind: NamespaceKind}:
 		var ns core.Namespace
