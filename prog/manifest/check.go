@@ -21,6 +21,10 @@ func checkPolicy(m meta.ObjectMeta) []*Error {
 	if m.Namespace != "" {
 		r.name("metadata.namespace", m.Namespace)
 	}
+	if m.Name == "" {
+		r.say("metadata.name", "a policy needs one: nobody makes one of generateName here")
+		return r.wrong
+	}
 	m.Namespace = DefaultNamespace
 	r.metadata(m, true, objects.NameIsDNSSubdomain)
 	return r.wrong

@@ -145,8 +145,8 @@ func (r *reading) types(list []networking.PolicyType, egress bool) (isolates, gu
 	return policy.Both, policy.Both &^ isolates
 }
 
-// selector reads one, and reports whether all of it can be read. A label that no endpoint can
-// have is wrong, but means something: nobody.
+// selector reads one, and reports whether all of it can be read. A label that the API does not
+// allow is wrong, but what it means is clear: whoever has it, which is nobody in Kubernetes.
 func (r *reading) selector(field string, s *meta.LabelSelector) (out *policy.Selector, whole bool) {
 	if s == nil {
 		return nil, true

@@ -31,7 +31,7 @@ var differences = []struct {
 	},
 	{
 		"names to be generated", "there is nobody to generate one, and to apply the manifest again would make another policy",
-		false, "metadata.name: Required value", meta("generateName: p-"),
+		false, "metadata.name: a policy needs one", meta("generateName: p-"),
 	},
 	{
 		"the audit annotation", "it is Weft's: what is neither true nor false would be enforced, or not, by surprise",

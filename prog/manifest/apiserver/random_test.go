@@ -41,6 +41,7 @@ func TestRandomPolicies(t *testing.T) {
 	if count >= 10_000 && (taken < int(count/10) || taken > int(count*9/10)) {
 		t.Errorf("%d of %d were taken: too few or too many to prove much", taken, count)
 	}
+	t.Logf("%d of %d were taken", taken, count)
 	for i, d := range differences {
 		t.Logf("%d times: %s", excuses[i], d.name)
 	}
@@ -76,7 +77,7 @@ func (r random) text() []byte {
 		panic(err)
 	}
 	lines := strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
-	for r.rarely(3) {
+	for r.rarely(4) {
 		lines = r.misprint(lines)
 	}
 	return []byte(strings.Join(lines, "\n") + "\n")
@@ -135,7 +136,7 @@ func (r random) policy() any {
 
 // fields are an object's, of which one is missing, or too many, at times.
 func (r random) fields(all map[string]any) map[string]any {
-	if r.rarely(40) {
+	if r.rarely(150) {
 		all[one(r, "extra", "PodSelector", "podselector", "from", "spec", "")] = r.odd()
 	}
 	names := make([]string, 0, len(all))
@@ -145,9 +146,9 @@ func (r random) fields(all map[string]any) map[string]any {
 	slices.Sort(names)
 	for _, name := range names {
 		switch {
-		case r.rarely(80):
+		case r.rarely(250):
 			delete(all, name)
-		case r.rarely(80):
+		case r.rarely(250):
 			all[name] = r.odd()
 		}
 	}
@@ -169,7 +170,7 @@ func some(r random, n int, make func() any) []any {
 }
 
 func (r random) metadata() any {
-	out := map[string]any{"name": one(r, "p", "p", "p", "p", "p.q", "0", r.word())}
+	out := map[string]any{"name": one(r, "p", "p", "p", "p", "p.q", "0", one(r, "p", r.word()))}
 	for _, f := range []struct {
 		name string
 		make func() any
@@ -187,7 +188,7 @@ func (r random) metadata() any {
 		{"managedFields", r.managedFields},
 		{"ownerReferences", r.ownerReferences},
 	} {
-		if r.rarely(6) {
+		if r.rarely(12) {
 			out[f.name] = f.make()
 		}
 	}
@@ -226,9 +227,9 @@ func (r random) labels() any {
 	for range r.IntN(3) {
 		key, value := one(r, "app", "tier", "app.kubernetes.io/name", "a_b.c"), one[any](r, "db", "web", "", "a.b_c-d", "1.10")
 		switch {
-		case r.rarely(15):
+		case r.rarely(40):
 			key = r.key()
-		case r.rarely(15):
+		case r.rarely(40):
 			value = one[any](r, "a b", "-a", "a-", "é", strings.Repeat("a", 63), strings.Repeat("a", 64), 1.10, true, nil, []any{"a"})
 		}
 		out[key] = value
@@ -260,7 +261,7 @@ func (r random) requirement() any {
 
 func (r random) cidr() string {
 	good := one(r, "10.0.0.0/8", "10.0.0.0/24", "10.0.1.0/24", "2001:db8::/32", "0.0.0.0/0", "::/0", "192.0.2.128/25")
-	switch r.IntN(6) {
+	switch r.IntN(12) {
 	case 0:
 		return one(r, "10.200.000.0/24", "010.1.2.0/024", "10.1.2.3/8", "::ffff:10.0.0.0/104", "::ffff:10.0.1.0/120", "::ffff:a00:0/100", "::ffff:0:0/96", "::ffff:10.0.0.0/90",
 			"0:0:0:0:0:ffff:10.0.0.0/112", "2001:DB8::1/32", "2001:0db8::/32", "::10.0.0.0/104", "::ffff:010.0.0.0/104", "0x0a.0.0.0/8", "256.0.0.0/8", "10.0.0.0/33", "10.0.0.0", "", "10.0.0/24",
