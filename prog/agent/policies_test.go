@@ -133,7 +133,7 @@ func TestPartlyUnreadDocuments(t *testing.T) {
 	if w := a.policyWarnings(); len(w) != 1 || !strings.Contains(w[0], "shop/db is not read completely ("+says+")") {
 		t.Errorf("%q", w)
 	}
-	status := gathered{PolicyStatus: api.PolicyStatus{Generation: a.generation()}}
+	status := policyAnswers{PolicyStatus: api.PolicyStatus{Generation: a.generation()}}
 	status.policies(a.policies.list)
 	status.add(a.self(), "here", a.inForce())
 	status.add(peer.ID{1}, "knows more", inForce{Generation: a.generation(), Policies: map[string]int{"shop/db": 1}})

@@ -129,7 +129,7 @@ func (a *Agent) askAll(ctx context.Context, kind string, payload []byte, f func(
 // PolicyStatus asks all peers which policies they enforce.
 func (a *Agent) PolicyStatus(ctx context.Context) (api.PolicyStatus, error) {
 	own := a.inForce()
-	status := gathered{PolicyStatus: api.PolicyStatus{
+	status := policyAnswers{PolicyStatus: api.PolicyStatus{
 		Source: a.source(), Generation: a.generation(), Policies: []api.PolicyInForce{}, Peers: []api.PeerPolicies{}, Exempt: a.exemptions(),
 	}}
 	a.policies.mu.Lock()
@@ -157,14 +157,14 @@ func (a *Agent) PolicyStatus(ctx context.Context) (api.PolicyStatus, error) {
 	return status.PolicyStatus, nil
 }
 
-// gathered is what the peers have said so far.
-type gathered struct {
+// policyAnswers are what the peers have said so far.
+type policyAnswers struct {
 	api.PolicyStatus
 	index map[string]int // of Policies
 }
 
 // policies are those that are in force somewhere, it is to be seen where.
-func (g *gathered) policies(list []policy.Policy) {
+func (g *policyAnswers) policies(list []policy.Policy) {
 	g.index = map[string]int{}
 	for _, p := range list {
 		g.index[p.Ref()] = len(g.Policies)
@@ -173,7 +173,7 @@ func (g *gathered) policies(list []policy.Policy) {
 }
 
 // add is what one peer says.
-func (g *gathered) add(id peer.ID, nickname string, f inForce) {
+func (g *policyAnswers) add(id peer.ID, nickname string, f inForce) {
 	current := f.Generation == g.Generation
 	g.Peers = append(g.Peers, api.PeerPolicies{
 		Peer: id.String(), Nickname: nickname, Generation: f.Generation, Current: current, Isolated: f.Isolated,
