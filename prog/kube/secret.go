@@ -90,7 +90,7 @@ type Keeper struct {
 }
 
 // errLeft says that the Secret stays as it is, since Weft is being removed.
-var errLeft = errors.New("Weft is being removed from this cluster") //nolint:staticcheck // a name
+var errLeft = errors.New("the Secret is not put back: Weft is being removed from this cluster")
 
 // How often the Secret is looked at though no change of it was heard of: where it cannot be
 // watched, or while Weft may be being removed.

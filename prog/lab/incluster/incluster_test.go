@@ -250,6 +250,47 @@ func TestNodes(t *testing.T) {
 	}
 }
 
+// The Secret is deleted while no agent runs, and a node comes: it founds no second network, says what it waits for, and
+// joins once an agent of the network has put the Secret back.
+func TestSecretDeletedWhileAllAreDown(t *testing.T) {
+	c := newCluster(t, 3)
+	c.serve()
+	for _, h := range c.nodes[:2] {
+		if err := c.launch(h); err != nil {
+			t.Fatal(err)
+		}
+		c.eventually(10*time.Second, h+"'s network is available", func() bool {
+			return strings.Contains(c.ask("GET", "/api/v1/nodes/"+h, ""), "WeftIsUp")
+		})
+	}
+	ring := c.report("h1").IPAM.Ring
+	for _, h := range c.nodes[:2] {
+		if err := c.Kill(t.Context(), h, "agent"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const secret = "/api/v1/namespaces/weft/secrets/weft"
+	c.ask("DELETE", secret, "")
+	joined := make(chan error, 1)
+	go func() { joined <- c.launch("h3") }()
+	c.eventually(20*time.Second, "h3 says that there is a network", func() bool {
+		out, err := c.Exec(t.Context(), "h3", nil, "weft", "status")
+		return err == nil && strings.Contains(out, "does not found another one") && (strings.Contains(out, "node h1") || strings.Contains(out, "node h2"))
+	})
+	if out := c.ask("GET", "/api/v1/secrets", ""); strings.Contains(out, `"Secret"`) {
+		t.Fatalf("a Secret was made: %s", out)
+	}
+	if err := c.launch("h2"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-joined; err != nil {
+		t.Error(err)
+	}
+	if r := c.report("h3"); r.IPAM.Ring != ring {
+		t.Errorf("h3 is in the ring %s, want %s", r.IPAM.Ring, ring)
+	}
+}
+
 // A setting that is not understood ends the agent, and says so on the Node.
 func TestInvalidSetting(t *testing.T) {
 	c := newCluster(t, 1)
