@@ -89,7 +89,7 @@ kube-shell: ## a shell with kubectl for it
 density: build image ## 100 pods at once on one node, next to the reference plugins; then pods that come and go (PODS, CHURN=seconds)
 	@prog/lab/kube/density.sh
 
-conformance: ## upstream's specs on it (FOCUS, SKIP: regular expressions); log and report stay in bin/conformance
+conformance: ## upstream's specs on it (SET=conformance, netpol or further; or FOCUS, SKIP: regular expressions); log and report stay in bin/conformance
 	@prog/lab/kube/conformance.sh
 
 clean: ## remove what was built

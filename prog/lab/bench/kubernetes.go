@@ -15,20 +15,24 @@ import (
 	"weft/prog/lab"
 )
 
-// The size of the cluster.
-const (
-	kubeNodes    = 10
-	kubePods     = 100 // on each
-	kubePolicies = 200
-)
+// kubeSize is the size of a cluster.
+type kubeSize struct{ nodes, pods, policies int } // pods on each node
+
+func (s *kubeSize) parse(text string) error {
+	_, err := fmt.Sscanf(text, "%d,%d,%d", &s.nodes, &s.pods, &s.policies)
+	if err != nil || s.nodes < 2 || s.pods < 1 || s.policies < 0 {
+		return fmt.Errorf("want NODES,PODS,POLICIES, such as 10,100,200")
+	}
+	return nil
+}
 
 // kubernetes measures what one agent costs in a cluster, next to one in a cluster of four nodes without any pods and
 // policies, both at the same time. The agents are real, and so are the containers on their hosts; the other nodes are
 // simulated, and so is the API server (prog/kube/kubetest): see simulated.
 func kubernetes(ctx context.Context, b *bench) (err error) {
 	var sides [2]*kubeSide
-	for i, size := range []struct{ nodes, pods, policies int }{{kubeNodes, kubePods, kubePolicies}, {4, 0, 0}} {
-		side := &kubeSide{bench: b, nodes: size.nodes, pods: size.pods, policies: size.policies}
+	for i, size := range []kubeSize{b.kube, {4, 0, 0}} {
+		side := &kubeSide{bench: b, kubeSize: size}
 		sides[i] = side
 		defer func() { err = errors.Join(err, side.down()) }()
 		if err := side.up(ctx); err != nil {
@@ -55,9 +59,9 @@ func kubernetes(ctx context.Context, b *bench) (err error) {
 	if err := errors.Join(sides[0].memory(ctx, &m.after.ours, &samples{}), sides[1].memory(ctx, &m.after.theirs, &samples{})); err != nil {
 		return err
 	}
-	title := fmt.Sprintf("One agent in Kubernetes: %d nodes, %d pods, %d of those on this host, %d policies", kubeNodes, kubeNodes*kubePods, kubePods, kubePolicies)
+	title := fmt.Sprintf("One agent in Kubernetes: %d nodes, %d pods, %d of those on this host, %d policies", b.kube.nodes, b.kube.nodes*b.kube.pods, b.kube.pods, b.kube.policies)
 	printComparisons(os.Stdout, title, "agent", "three peers, no pods, no policies", m.resident, m.own, m.heap, m.rest, m.churn, m.heartbeat, m.after)
-	printFigures(os.Stdout, fmt.Sprintf("One agent in Kubernetes: %d times each, ten a second, less what rest costs", (kubeNodes-1)*kubeChanges), "processor time, ms",
+	printFigures(os.Stdout, fmt.Sprintf("One agent in Kubernetes: %d times each, ten a second, less what rest costs", (b.kube.nodes-1)*kubeChanges), "processor time, ms",
 		figure{what: "a pod comes or goes on another node", ours: churn}, figure{what: "a Node says again that it is ready", ours: heartbeat})
 	return nil
 }
@@ -97,7 +101,7 @@ func (m *kubeFigures) busy(ctx context.Context, sides [2]*kubeSide, into *compar
 	}
 	took := time.Since(start).Seconds()
 	share := (into.ours.median() - m.rest.ours.median()) / 100
-	return samples{1000 * took * share / float64((kubeNodes-1)*kubeChanges)}, nil
+	return samples{1000 * took * share / float64(len(sides[0].peers)*kubeChanges)}, nil
 }
 
 // kubeWatch measures what the agents of both sides use while something is done.
@@ -128,7 +132,7 @@ func kubeWatch(ctx context.Context, sides [2]*kubeSide, into *comparison, f func
 // API server.
 type kubeSide struct {
 	*bench
-	nodes, pods, policies int
+	kubeSize
 
 	lab     *lab.Lab
 	agent   int // its pid

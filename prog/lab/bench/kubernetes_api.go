@@ -33,10 +33,13 @@ type kubePod struct {
 	labels          map[string]string
 }
 
+// kubeKinds is how many pods of a node differ in more than their names.
+const kubeKinds = 100
+
 // podOf spreads the pods of every node over all namespaces, and over applications and tiers: policies of all
-// namespaces choose some of them. After the first kubePods come those that replace them.
+// namespaces choose some of them. After as many as a node has come those that replace them.
 func podOf(node, n int) kubePod {
-	like := n % kubePods
+	like := n % kubeKinds
 	app := (like/kubeSpaces*2 + node) % 10
 	hash := fmt.Sprintf("%010x", 7*app+1e9)
 	return kubePod{

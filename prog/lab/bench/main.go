@@ -58,6 +58,7 @@ type bench struct {
 	bin  string // directory of weft and weft-cni
 	self string // this program
 	tmp  string // on disk, as /var/lib/weft of the lab's hosts
+	kube kubeSize
 }
 
 func main() {
@@ -82,12 +83,13 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	only := flags.String("only", strings.Join(all, ","), "comma-separated `names` of benchmarks")
 	bin := flags.String("bin", "bin", "`directory` of weft and weft-cni")
+	b := &bench{kube: kubeSize{10, 100, 200}}
+	flags.Func("kubernetes", "`NODES,PODS,POLICIES` of the benchmark kubernetes, PODS on each node (default 10,100,200)", b.kube.parse)
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	b := &bench{}
 	if b.bin, err = filepath.Abs(*bin); err != nil {
 		return err
 	}

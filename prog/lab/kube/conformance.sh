@@ -2,14 +2,25 @@
 # Runs upstream's end-to-end specs on the cluster that is up. It shows a line for each; the whole log and the JUnit
 # report of each run are kept in bin/conformance, in a folder named by its time, `latest` being the last.
 #
-#   FOCUS, SKIP    regular expressions of specs' names; by default sig-network's of Conformance, and none
+#   SET            conformance (default): sig-network's specs of Conformance; netpol: those of NetworkPolicy; further: all
+#                  others of sig-network, but for those that site/conformance.md names as left out
+#   FOCUS, SKIP    regular expressions of specs' names, in place of a set's
 #   DRY=1          only list them
 #
 # SCTP is left out where the kernel has none.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
-focus=${FOCUS:-'\[sig-network\].*\[Conformance\]'}
-skip=${SKIP:-}
+case ${SET:-conformance} in
+	conformance) focus='\[sig-network\].*\[Conformance\]' skip= ;;
+	netpol) focus='\[sig-network\] Netpol' skip= ;;
+	further)
+		focus='\[sig-network\]'
+		skip='\[Conformance\]|Netpol|LoadBalancer|Provider:GCE|OffByDefault|Disruptive|Serial|PerformanceDNS|KubeProxyNFAcct'
+		;;
+	*) fail "SET=$SET: want conformance, netpol or further" ;;
+esac
+focus=${FOCUS:-$focus}
+skip=${SKIP:-$skip}
 [ -e /proc/sys/net/sctp ] || skip+="${skip:+|}SCTP"
 
 # All images are of our registry, which the nodes have.
