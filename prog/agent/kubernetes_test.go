@@ -105,8 +105,9 @@ func TestPoliciesFollowTheAPIServer(t *testing.T) {
 // What the API server refuses is said, with its fix, and makes the host not ready: who is new
 // would have no network, or not the policies of now. What was in force stays.
 func TestRefusedByTheAPIServer(t *testing.T) {
-	for _, resource := range []string{"networkpolicies", "namespaces", "pods", "nodes"} {
+	for i, resource := range []string{"networkpolicies", "namespaces", "pods", "nodes", "networkpolicies", "pods"} {
 		server := kubetest.New()
+		server.Streams = i >= 4 // then nothing is listed any more
 		server.Refuse(func(_, asked string) int {
 			if asked == resource {
 				return http.StatusForbidden

@@ -73,6 +73,9 @@ func (m *mirror[V]) follow(ctx context.Context, config *rest.Config, version sch
 			if err != nil {
 				return nil, err
 			}
+			if o.SendInitialEvents != nil && *o.SendInitialEvents {
+				m.listed(ctx, nil) // the watch begins with what a list would have
+			}
 			return watch.Filter(w, func(e watch.Event) (watch.Event, bool) { m.heard(); return e, true }), nil
 		},
 	}, like, m, cache.ReflectorOptions{Name: resource, Backoff: &wait.Backoff{

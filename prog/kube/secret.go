@@ -92,9 +92,12 @@ type Keeper struct {
 // errLeft says that the Secret stays as it is, since Weft is being removed.
 var errLeft = errors.New("the Secret is not put back: Weft is being removed from this cluster")
 
-// How often the Secret is looked at though no change of it was heard of: where it cannot be
-// watched, or while Weft may be being removed.
-const lookAgain = 30 * time.Second
+// How often the Secret is looked at though no change of it was heard of: rarely while all is
+// well, and soon again where it cannot be watched, is not as it has to be, or was left alone.
+const (
+	lookRarely = 10 * time.Minute
+	lookSoon   = 20 * time.Second
+)
 
 // Run keeps the Secret until ctx ends.
 func (k *Keeper) Run(ctx context.Context) error {
@@ -116,11 +119,14 @@ func (k *Keeper) Run(ctx context.Context) error {
 	})
 	group.Go(func() error {
 		for ctx.Err() == nil {
-			k.keep(ctx, watched.trouble())
+			pause := lookRarely
+			if unwatched := watched.trouble(); !k.keep(ctx, unwatched) || unwatched != nil {
+				pause = lookSoon
+			}
 			select {
 			case <-ctx.Done():
 			case <-kick:
-			case <-time.After(lookAgain):
+			case <-time.After(pause/2 + rand.N(pause)):
 			}
 		}
 		return nil
@@ -129,7 +135,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 }
 
 // keep looks at the Secret until it is as it has to be, or cannot be made so now.
-func (k *Keeper) keep(ctx context.Context, unwatched error) {
+func (k *Keeper) keep(ctx context.Context, unwatched error) (done bool) {
 	for range maxAgain {
 		err := k.look(ctx)
 		if errors.Is(err, errAgain) && ctx.Err() == nil {
@@ -147,9 +153,10 @@ func (k *Keeper) keep(ctx context.Context, unwatched error) {
 		default:
 			k.Problem("")
 		}
-		return
+		return err == nil
 	}
 	k.Problem(errAgain.Error())
+	return false
 }
 
 // wrongSecretError says that the Secret is of another network than this host.

@@ -33,6 +33,9 @@ type Server struct {
 	closed bool
 	refuse func(verb, resource string) int
 	asked  []string
+	// Streams says that a watch may begin with all that there is (sendInitialEvents), as servers
+	// from 1.32 on have it. It is set before anybody asks.
+	Streams bool
 }
 
 // event is a change of one object.
@@ -150,7 +153,7 @@ func fits(selector fields.Selector, o meta.Object) bool {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	selector, err := fields.ParseSelector(q.Get("fieldSelector"))
-	if err != nil || q.Get("sendInitialEvents") != "" { // as servers that do not know it
+	if err != nil || q.Get("sendInitialEvents") != "" && !s.Streams { // as servers that do not know it
 		fail(w, http.StatusUnprocessableEntity, meta.StatusReasonInvalid)
 		return
 	}
@@ -173,6 +176,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case verb == "list" && q.Get("watch") != "":
 		since, _ := strconv.Atoi(q.Get("resourceVersion"))
+		if q.Get("sendInitialEvents") != "" {
+			since = s.stream(w, at, selector)
+		}
 		s.watch(w, r, at, selector, since)
 	case verb == "list":
 		s.list(w, at, selector)
@@ -183,12 +189,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) list(w http.ResponseWriter, of place, selector fields.Selector) {
 	s.mu.Lock()
-	items := []meta.Object{}
-	for key, o := range s.now {
-		if strings.HasPrefix(key, of.path()+" "+of.within()) && fits(selector, o) {
-			items = append(items, o)
-		}
-	}
+	items := s.chosen(of, selector)
 	body, err := json.Marshal(map[string]any{
 		"kind": of.kind + "List", "apiVersion": of.version, "metadata": map[string]string{"resourceVersion": strconv.Itoa(len(s.events))}, "items": items,
 	})
@@ -198,6 +199,33 @@ func (s *Server) list(w http.ResponseWriter, of place, selector fields.Selector)
 		return
 	}
 	_, _ = w.Write(body) // who is gone needs no answer
+}
+
+// chosen are the objects that a selector chooses. The caller holds the lock.
+func (s *Server) chosen(of place, selector fields.Selector) []meta.Object {
+	items := []meta.Object{}
+	for key, o := range s.now {
+		if strings.HasPrefix(key, of.path()+" "+of.within()) && fits(selector, o) {
+			items = append(items, o)
+		}
+	}
+	return items
+}
+
+// stream begins a watch with all that there is, and a bookmark behind it.
+func (s *Server) stream(w http.ResponseWriter, of place, selector fields.Selector) (since int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := json.NewEncoder(w)
+	for _, o := range s.chosen(of, selector) {
+		_ = out.Encode(event{Type: "ADDED", Object: o}) // who is gone needs no answer
+	}
+	end := of.empty()
+	_ = pathOf(end) // says in it what it is
+	end.SetResourceVersion(strconv.Itoa(len(s.events)))
+	end.SetAnnotations(map[string]string{meta.InitialEventsAnnotationKey: "true"})
+	_ = out.Encode(event{Type: "BOOKMARK", Object: end})
+	return len(s.events)
 }
 
 func (s *Server) watch(w http.ResponseWriter, r *http.Request, of place, selector fields.Selector, since int) {
