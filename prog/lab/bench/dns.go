@@ -296,7 +296,7 @@ func (s *dnsSetup) resident(ctx context.Context) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return residentMiB(ctx, s.lab, "h1", status.Hosts[0].Agent[0])
+	return residentMiB(ctx, s.lab, "h1", status.Hosts[0].Agent[0], resident)
 }
 
 // dnsUpstream answers every question for an address.

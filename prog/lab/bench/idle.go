@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"weft/prog/lab"
 )
 
@@ -29,6 +31,7 @@ func idle(ctx context.Context, b *bench) (err error) {
 		{what: "agent, processor, % of a core", atMost: 1},
 		{what: "datapath, resident, MiB"},
 		{what: "datapath, processor, % of a core"},
+		{what: "datapath, the most resident, after three TCP streams at once, MiB"},
 	}
 	status, err := l.Status(ctx)
 	if err != nil {
@@ -50,12 +53,15 @@ func idle(ctx context.Context, b *bench) (err error) {
 		if err != nil {
 			return err
 		}
-		resident, err := residentMiB(ctx, l, host, pid)
-		rows[2*kind].ours.add(resident)
+		mib, err := residentMiB(ctx, l, host, pid, resident)
+		rows[2*kind].ours.add(mib)
 		rows[2*kind+1].ours.add(100 * (used - before[process]) / idleTime.Seconds())
 		return err
 	})
 	if err != nil {
+		return err
+	}
+	if err := idleNoMore(ctx, l, status, &rows[4].ours); err != nil {
 		return err
 	}
 	if len(rows[2].ours) == 0 { // the kernel has WireGuard
@@ -63,6 +69,25 @@ func idle(ctx context.Context, b *bench) (err error) {
 	}
 	printFigures(os.Stdout, "At rest, with three peers", "four hosts", rows...)
 	return nil
+}
+
+// idleNoMore sends from one host to all others at once, and measures the most that each datapath had in memory by then.
+func idleNoMore(ctx context.Context, l *lab.Lab, status lab.Status, most *samples) error {
+	var group errgroup.Group
+	for _, h := range l.Hosts()[1:] {
+		group.Go(func() error { return oneStream(ctx, l, h+"/c1", &samples{}) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return eachProcess(status, func(_ string, kind int, host string, pid int) error {
+		if kind == 0 {
+			return nil
+		}
+		mib, err := residentMiB(ctx, l, host, pid, mostResident)
+		most.add(mib)
+		return err
+	})
 }
 
 // eachProcess calls f for every agent, kind 0, and every datapath, kind 1.
@@ -96,18 +121,24 @@ func processorTime(ctx context.Context, l *lab.Lab, host string, pid int) (float
 	return (user + system) / ticks, err
 }
 
-func residentMiB(ctx context.Context, l *lab.Lab, host string, pid int) (float64, error) {
+// What /proc/PID/status says of memory (proc(5)): what a process has in memory now, and the most that it ever had.
+const (
+	resident     = "VmRSS:"
+	mostResident = "VmHWM:"
+)
+
+func residentMiB(ctx context.Context, l *lab.Lab, host string, pid int, which string) (float64, error) {
 	status, err := l.Exec(ctx, host, nil, "cat", fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(status) {
-		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if value, ok := strings.CutPrefix(line, which); ok {
 			kib, err := strconv.ParseFloat(strings.Fields(value)[0], 64)
 			return kib / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("process %d of %s has no VmRSS: it is gone", pid, host)
+	return 0, fmt.Errorf("process %d of %s has no %s it is gone", pid, host, which)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

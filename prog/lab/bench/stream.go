@@ -54,7 +54,7 @@ func stream(ctx context.Context, b *bench) (err error) {
 	rates := make([]samples, 3)
 	for range streamRounds {
 		for i, l := range []*lab.Lab{ours, replaced, plain} {
-			if err := oneStream(ctx, l, &rates[i]); err != nil {
+			if err := oneStream(ctx, l, "h2/c1", &rates[i]); err != nil {
 				return err
 			}
 		}
@@ -112,15 +112,15 @@ func (b *bench) setUpPlain(ctx context.Context, l *lab.Lab, program string) erro
 	return nil
 }
 
-// oneStream sends from h1/c1 to h2/c1 for a while.
-func oneStream(ctx context.Context, l *lab.Lab, into *samples) error {
-	to, err := l.Addrs(ctx, "h2/c1")
+// oneStream sends from h1/c1 to another container for a while.
+func oneStream(ctx context.Context, l *lab.Lab, server string, into *samples) error {
+	to, err := l.Addrs(ctx, server)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx) // ends the listener
 	defer cancel()
-	if _, err := l.Background(ctx, "h2/c1", probe.ListenReady, "weft", "probe", "listen"); err != nil {
+	if _, err := l.Background(ctx, server, probe.ListenReady, "weft", "probe", "listen"); err != nil {
 		return err
 	}
 	out, err := l.Exec(ctx, "h1/c1", nil, "weft", "probe", "tcp", "--bulk", "--json", "--duration", streamDuration, to[0])
