@@ -166,6 +166,24 @@ func CheckLabel(key, value string) error {
 	return nil
 }
 
+// checkLabels reports why labels cannot be an endpoint's.
+func checkLabels(labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return fmt.Errorf("%d labels, at most %d are allowed", len(labels), maxLabels)
+	}
+	size := 0
+	for k, v := range labels {
+		if err := CheckLabel(k, v); err != nil {
+			return err
+		}
+		size += len(k) + len(v)
+	}
+	if size > maxLabelsAll {
+		return fmt.Errorf("labels of %d bytes, at most %d are allowed", size, maxLabelsAll)
+	}
+	return nil
+}
+
 // CheckOutside reports why an address cannot have a name.
 func CheckOutside(a netip.Addr) error {
 	if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.Zone() != "" {
@@ -184,7 +202,6 @@ func (e Endpoint) Check() error {
 		have, most int
 	}{
 		{"slots", len(e.Slots), maxSlots},
-		{"labels", len(e.Labels), maxLabels},
 		{"aliases", len(e.Aliases), MaxAliases},
 		{"ports", len(e.Ports), maxPorts},
 		{"outside addresses", len(e.Outside), MaxOutside},
@@ -201,15 +218,8 @@ func (e Endpoint) Check() error {
 			return fmt.Errorf("endpoint %s: %w", e.ID, err)
 		}
 	}
-	size := 0
-	for k, v := range e.Labels {
-		if err := CheckLabel(k, v); err != nil {
-			return fmt.Errorf("endpoint %s: %w", e.ID, err)
-		}
-		size += len(k) + len(v)
-	}
-	if size > maxLabelsAll {
-		return fmt.Errorf("endpoint %s: labels of %d bytes, at most %d are allowed", e.ID, size, maxLabelsAll)
+	if err := checkLabels(e.Labels); err != nil {
+		return fmt.Errorf("endpoint %s: %w", e.ID, err)
 	}
 	for _, p := range e.Ports {
 		if err := p.Check(); err != nil {

@@ -167,7 +167,7 @@ func TestUniverseIsFixed(t *testing.T) {
 		t.Errorf("%+v, %v", a.opts.Universe, err)
 	}
 	if w := a.clusterWarnings(); len(w) != 1 || !strings.Contains(w[0].text, "10.32.0.0/12") || !strings.Contains(w[0].text, "WEFT_IPALLOC_RANGE") {
-		t.Errorf("%q", w)
+		t.Errorf("%+v", w)
 	}
 	a.warn(kube.ReasonUniverseFixed, a.clusterWarnings()[0].text) // once is enough
 	go a.cluster.report.Run(t.Context())                          //nolint:errcheck // nil

@@ -166,7 +166,7 @@ func (a *Agent) misfits() (warnings []string) {
 		if n := len(who) - 1; n > 0 {
 			more = fmt.Sprintf(" and %d more", n)
 		}
-		warnings = append(warnings, fmt.Sprintf("%s%s: not all of what it says of itself fits into the directory. It is left out: %s. Its addresses work, and policies of this host see all of it", who[0], more, text))
+		warnings = append(warnings, fmt.Sprintf("%s%s: not all of what it says of itself fits into the directory. Left out is %s. Its addresses work, and policies of this host see all of it", who[0], more, text))
 	}
 	slices.Sort(warnings)
 	return warnings

@@ -223,7 +223,7 @@ func validAttach(req api.AttachRequest) error {
 		return &api.Error{Code: api.CodeBadRequest, Message: "attach: unknown source " + req.Source}
 	}
 	entry := (&endpointRecord{AttachRequest: req}).entry()
-	if req.Source == SourceCNI { // nobody is there to give it another name: what does not fit is left out
+	if req.Source == SourceCNI { // nobody is there to say it in another way: what does not fit is left out
 		entry, _ = entry.Fit()
 	}
 	if err := entry.Check(); err != nil {

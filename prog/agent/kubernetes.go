@@ -169,7 +169,7 @@ func (a *Agent) joinCluster(ctx context.Context) error {
 	kept, err := readSecret(filepath.Join(a.opts.StateDir, SecretFile))
 	switch {
 	case err == nil && kept != f.Token:
-		err := fmt.Errorf("this host has the secret of another cluster already (%s): run `weft reset` first", a.opts.StateDir)
+		err := fmt.Errorf("this host has the secret of another cluster already (%s): empty that folder, if it shall leave that one", a.opts.StateDir)
 		a.lastWord(ctx, kube.ReasonSecret, err)
 		return err
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
@@ -418,7 +418,7 @@ func (a *Agent) checkProxy(ctx context.Context) error {
 }
 
 // sayAvailable clears the Node's condition NetworkUnavailable once this host is ready, and
-// again where somebody sets it.
+// again where somebody sets it. That it is Weft's word shows others that there is a network.
 func (a *Agent) sayAvailable(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -428,11 +428,14 @@ func (a *Agent) sayAvailable(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
-			st := a.kube.State()
-			if now.Before(next) || st == nil || !st.Live || a.ownNode().Unavailable == "False" || a.Ready(ctx) != nil {
+			st, own := a.kube.State(), a.ownNode()
+			if now.Before(next) || st == nil || !st.Live || own.Up || a.Ready(ctx) != nil {
 				continue
 			}
 			next = now.Add(30 * time.Second) // the watch tells of it long before
+			if own.Unavailable == "False" {
+				next = now.Add(10 * time.Minute) // somebody else says the same, and may say it again
+			}
 			if err := a.cluster.report.SetAvailable(ctx); err != nil && ctx.Err() == nil {
 				a.log.Warn("cannot clear the condition NetworkUnavailable of this Node", "err", err)
 			}

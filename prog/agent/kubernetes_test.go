@@ -116,7 +116,7 @@ func TestRefusedByTheAPIServer(t *testing.T) {
 		})
 		a := inCluster(t, server)
 		eventually(t, "refused", func() bool { return len(a.kube.Troubles()) > 0 })
-		if err := a.policiesKnown(); err == nil || !strings.Contains(err.Error(), "list the "+resource) || !strings.Contains(err.Error(), "apply Weft's manifest") {
+		if err := a.policiesKnown(); err == nil || !strings.Contains(err.Error(), "does not let this host") || !strings.Contains(err.Error(), " the "+resource) || !strings.Contains(err.Error(), "apply Weft's manifest") {
 			t.Errorf("%s: %v", resource, err)
 		}
 		w := a.clusterWarnings()
@@ -131,6 +131,25 @@ func TestRefusedByTheAPIServer(t *testing.T) {
 		}
 		server.Refuse(nil)
 		eventually(t, "known", func() bool { return a.policiesKnown() == nil && len(a.clusterWarnings()) == 0 })
+	}
+}
+
+// That Weft is up is said where another network said the same before: it shows others that there
+// is a network.
+func TestAvailableAfterAnotherNetwork(t *testing.T) {
+	server := kubetest.New()
+	n := kubetest.Node("n1", "uid-1", "192.0.2.1")
+	n.Status.Conditions = append(n.Status.Conditions, core.NodeCondition{Type: core.NodeNetworkUnavailable, Status: core.ConditionFalse, Reason: "FlannelIsUp"})
+	server.Set(n)
+	a := inCluster(t, server)
+	a.setReady(t.Context(), nil)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- a.sayAvailable(ctx) }()
+	eventually(t, "said", func() bool { return a.ownNode().Up })
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

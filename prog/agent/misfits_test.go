@@ -26,9 +26,8 @@ func TestNamesThatDoNotFit(t *testing.T) {
 			t.Errorf("by hand, %q is not refused", name)
 		}
 	}
-	// In no namespace, or the default one, other policies would apply to it.
-	if err := validAttach(request(SourceCNI, "web", "no namespace")); err == nil {
-		t.Error("an unusable namespace is not refused")
+	if validAttach(request(SourceCNI, "web", "no namespace")) != nil || validAttach(request(SourceAttach, "web", "no namespace")) == nil {
+		t.Error("an unusable namespace is refused of a runtime, or is not of people")
 	}
 	ref := a.give(t, "c0ffee")
 	e := a.endpoint(ref.Key())

@@ -49,7 +49,7 @@ type policies struct {
 
 	pending  bool     // the compiler knows more than the kernel
 	enforced string   // generation that the kernel has
-	unread   []string // what this version cannot read of the policies, or not completely
+	unread   []string // documents that this version cannot read
 }
 
 // parsed is a document that was read.
@@ -280,11 +280,22 @@ func (p *policies) put(owner peer.ID, list []policy.Endpoint, local bool) {
 	}
 }
 
-// policyWarnings says what is not enforced here.
-func (a *Agent) policyWarnings() []string {
-	a.policies.mu.Lock()
-	defer a.policies.mu.Unlock()
-	return slices.Clone(a.policies.unread)
+// policyWarnings says what is not enforced here, or not as it was written. What one policy says
+// concerns those whom it selects.
+func (a *Agent) policyWarnings() (out []warning) {
+	p := &a.policies
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, text := range p.unread {
+		out = append(out, warning{reason: reasonPolicy, text: text})
+	}
+	for _, one := range p.list {
+		if text := manifest.Warning(one); text != "" {
+			here := slices.ContainsFunc(p.compiler.Local(), one.Selects)
+			out = append(out, warning{reason: reasonPolicy, about: one.Ref(), text: text, elsewhere: !here})
+		}
+	}
+	return out
 }
 
 // Exemptions that the operator can take away.

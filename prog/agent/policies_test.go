@@ -113,8 +113,8 @@ func TestUnreadDocuments(t *testing.T) {
 	if _, err := apply(t, a, shopYAML); err != nil {
 		t.Fatal(err)
 	}
-	if w := a.policyWarnings(); len(w) != 2 || !strings.Contains(w[0], "shop/new") || !strings.Contains(w[1], "it is not the networkpolicy shop/other") || len(a.policies.list) != 1 {
-		t.Errorf("%q, %v", w, a.policies.list)
+	if w := a.policyWarnings(); len(w) != 2 || !strings.Contains(w[0].text, "shop/new") || !strings.Contains(w[1].text, "it is not the networkpolicy shop/other") || len(a.policies.list) != 1 {
+		t.Errorf("%+v, %v", w, a.policies.list)
 	}
 }
 
@@ -130,9 +130,14 @@ func TestPartlyUnreadDocuments(t *testing.T) {
 		t.Fatal(err)
 	}
 	const says = `spec.ingress[0].ports[0].protocol: "QUIC" is not TCP, UDP or SCTP`
-	if w := a.policyWarnings(); len(w) != 1 || !strings.Contains(w[0], "shop/db is not read completely ("+says+")") {
-		t.Errorf("%q", w)
+	if w := a.policyWarnings(); len(w) != 1 || !strings.Contains(w[0].text, "shop/db is not read as it was written ("+says+")") || w[0].about != "shop/db" || w[0].elsewhere {
+		t.Errorf("%+v", w)
 	}
+	a.policies.compiler.Remove(a.self().String() + "/id-shop-db/eth0")
+	if w := a.policyWarnings(); len(w) != 1 || !w[0].elsewhere {
+		t.Errorf("it selects nobody here: %+v", w)
+	}
+	a.policies.here = here{}
 	status := policyAnswers{PolicyStatus: api.PolicyStatus{Generation: a.generation()}}
 	status.policies(a.policies.list)
 	status.add(a.self(), "here", a.inForce())

@@ -142,7 +142,7 @@ func (a *Agent) readPolicies() {
 		if state == nil || state.Generation == p.made {
 			return // what is new is a pod or a Node
 		}
-		p.list, p.spaces, p.unread, p.made = state.Policies, state.Namespaces, state.Unread, state.Generation
+		p.list, p.spaces, p.made = state.Policies, state.Namespaces, state.Generation
 	} else {
 		a.readDocuments()
 	}
@@ -168,9 +168,6 @@ func (a *Agent) readDocuments() {
 				d.Kind, d.Name, names{a}.PeerName(d.WriterID()), one.err))
 		case d.Kind == kindPolicy:
 			p.list = append(p.list, one.Policy)
-			if w := manifest.Warning(one.Policy); w != "" {
-				p.unread = append(p.unread, w)
-			}
 		default:
 			p.spaces[one.Namespace] = one.Labels
 		}

@@ -38,7 +38,7 @@ type neighbour struct {
 	gossip    uint16
 	reachable bool // by gossip
 	tunnel    bool // there is one, and
-	fresh     bool // its keys are
+	fresh     bool // it works: its keys are in use, and, where gossip was lost, newer than that
 }
 
 // blockage is one problem with a host: its key stays the same while it lasts.
@@ -63,7 +63,7 @@ func blockages(neighbours []neighbour, targets []mesh.Target, gossip int) (out [
 			out = append(out, blockage{"gossip " + n.name, fmt.Sprintf("gossip does not reach %s, though its tunnel works: what changes there is not known here. See that its agent runs, and open TCP and UDP %d between the two hosts, both ways", n.name, n.gossip)})
 		}
 	}
-	if stuck > 0 && works == 0 {
+	if stuck > 1 && works == 0 { // of two hosts, nobody knows which is at fault: both go on
 		out = append(out, blockage{noTunnel, fmt.Sprintf("no tunnel comes up to any other host, though gossip reaches %d: containers would reach no other host. Open WireGuard's UDP port between the hosts (`weft status connections`)", stuck)})
 	}
 	for _, t := range targets {
@@ -94,12 +94,12 @@ func (p *ports) look(now time.Time, seen []blockage) {
 	p.since = since
 }
 
-func (p *ports) warnings() (out []string) {
+func (p *ports) warnings() (out []warning) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, b := range p.lasting {
 		if b.key != noTunnel { // for which this host is not ready
-			out = append(out, b.text)
+			out = append(out, warning{reason: reasonPort, about: b.key, text: b.text})
 		}
 	}
 	return out
@@ -135,10 +135,16 @@ func (a *Agent) neighbours(seen wg.Observed, now time.Time) (out []neighbour) {
 			continue
 		}
 		tunnel, ok := seen.Peers[r.WireGuard]
-		out = append(out, neighbour{
-			name: r.Name(), addrs: r.Underlay, port: r.Port, gossip: r.Gossip, reachable: p.Reachable,
-			tunnel: ok, fresh: now.Sub(tunnel.Handshake) < staleHandshake,
-		})
+		n := neighbour{name: r.Name(), addrs: r.Underlay, port: r.Port, gossip: r.Gossip, reachable: p.Reachable, tunnel: ok}
+		n.fresh = now.Sub(tunnel.Handshake) < staleHandshake
+		if !p.Reachable { // a host that was powered off has keys that look fresh for minutes
+			lost := p.Since
+			if lost.IsZero() {
+				lost = a.started
+			}
+			n.fresh = n.fresh && tunnel.Handshake.After(lost)
+		}
+		out = append(out, n)
 	}
 	return out
 }

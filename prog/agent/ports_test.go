@@ -27,7 +27,8 @@ func TestBlockages(t *testing.T) {
 		"alone":                         {nil, nil, nil},
 		"all is well":                   {[]neighbour{n(true, true, true), works}, []mesh.Target{{Host: "192.0.2.2", Connected: true}}, nil},
 		"the tunnel's port":             {[]neighbour{n(true, true, false), works}, nil, []string{"tunnel 00(h2)"}},
-		"the tunnel's port, everywhere": {[]neighbour{n(true, true, false)}, nil, []string{"tunnel 00(h2)", noTunnel}},
+		"the tunnel's port, of two":     {[]neighbour{n(true, true, false)}, nil, []string{"tunnel 00(h2)"}}, // whose fault is it?
+		"the tunnel's port, everywhere": {[]neighbour{n(true, true, false), n(true, true, false)}, nil, []string{"tunnel 00(h2)", "tunnel 00(h2)", noTunnel}},
 		"gossip's port":                 {[]neighbour{n(false, true, true)}, []mesh.Target{{Host: "192.0.2.2", Err: down}}, []string{"gossip 00(h2)"}},
 		"the host is off":               {[]neighbour{n(false, true, false), works}, []mesh.Target{{Host: "192.0.2.2", Err: down}}, nil},
 		"it is in another ring":         {[]neighbour{n(true, false, false)}, nil, nil},

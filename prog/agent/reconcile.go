@@ -78,7 +78,9 @@ func (a *Agent) step(ctx context.Context) error {
 		return &fatalError{overlap}
 	}
 	if a.kube != nil && a.kube.State() == nil { // what is in force from before is better than nothing
-		return a.policiesKnown()
+		if err := a.policiesKnown(); err != nil {
+			return err
+		}
 	}
 	if err := a.enforce(); err != nil {
 		return err

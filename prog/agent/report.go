@@ -61,7 +61,7 @@ func (a *Agent) gather(ctx context.Context) (api.Report, []warning, error) {
 	}
 	for _, x := range a.mesh.Rejections() { // which have lines of their own in the status
 		r.Rejections = append(r.Rejections, api.Rejection(x))
-		warnings = append(warnings, warning{reasonTurnedAway, fmt.Sprintf("%s was turned away: %s", x.Addr, x.Reason)})
+		warnings = append(warnings, warning{reason: reasonTurnedAway, about: x.Reason, text: fmt.Sprintf("%s was turned away: %s", x.Addr, x.Reason)})
 	}
 	return r, warnings, nil
 }
@@ -278,12 +278,12 @@ func apart(rings []api.Ring, kubernetes bool) string {
 	for _, r := range rings {
 		parts = append(parts, fmt.Sprintf("ring %s of %s", r.ID, strings.Join(r.Peers, ", ")))
 	}
-	again := "`weft launch --token - HOST` with HOST of the first ring"
+	fix := "run `weft reset`, and then `weft launch --token - HOST` with HOST of the first ring,"
 	if kubernetes {
-		again = "delete the agent's pod, which joins the network that the Secret names when it starts anew"
+		fix = "empty /var/lib/weft and delete the agent's pod, which then joins the network that the Secret names,"
 	}
-	return fmt.Sprintf("several networks were founded, which run on apart: %s. To make them one, run `weft reset`, and then %s, on %s",
-		strings.Join(parts, "; "), again, strings.Join(rings[len(rings)-1].Peers, ", "))
+	return fmt.Sprintf("several networks were founded, which run on apart: %s. To make them one, %s on %s",
+		strings.Join(parts, "; "), fix, strings.Join(rings[len(rings)-1].Peers, ", "))
 }
 
 // voting says how far a vote is.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"regexp"
@@ -16,7 +17,11 @@ import (
 // are lines of the status, counted by metrics, and events under Kubernetes.
 type warning struct {
 	reason string // for who filters: kube.Reason…, or one of these
-	text   string
+	// about stays the same while the warning lasts, however its text changes; empty: the text.
+	about string
+	text  string
+	// elsewhere says that it hurts nobody here: other hosts make an event of it.
+	elsewhere bool
 }
 
 // Reasons of warnings, beside those of prog/kube.
@@ -35,7 +40,7 @@ const (
 func (a *Agent) gathered(snap ipam.Snapshot, seen router.Observed, unseen error, ready bool) (list []warning) {
 	add := func(reason string, texts ...string) {
 		for _, text := range texts {
-			list = append(list, warning{reason, text})
+			list = append(list, warning{reason: reason, text: text})
 		}
 	}
 	if unseen == nil {
@@ -44,11 +49,11 @@ func (a *Agent) gathered(snap ipam.Snapshot, seen router.Observed, unseen error,
 		add(reasonDataPath, unseen.Error()+": it is made again within seconds; if it is not, see the agent's log")
 	}
 	add(reasonAddress, strayWarnings(snap)...)
-	add(reasonAddress, a.stuckWarning()...)
+	for _, text := range a.stuckWarning() {
+		list = append(list, warning{reason: reasonAddress, about: "stuck", text: text})
+	}
 	add(reasonLeftOut, a.misfits()...)
-	add(reasonPolicy, a.policyWarnings()...)
-	list = append(list, a.clusterWarnings()...)
-	add(reasonPort, a.ports.warnings()...)
+	list = slices.Concat(list, a.policyWarnings(), a.clusterWarnings(), a.ports.warnings())
 	_, cni := a.reportCNI()
 	add(reasonHost, cni...)
 	for _, l := range a.lostAddresses(snap) {
@@ -68,7 +73,11 @@ func (a *Agent) clusterWarnings() []warning {
 	a.cluster.mu.Unlock()
 	if a.kube != nil { // it is made last
 		for _, t := range a.kube.Troubles() {
-			list = append(list, warning{kube.ReasonAPIServer, t.Err.Error()})
+			w := warning{reason: kube.ReasonAPIServer, text: t.Err.Error()}
+			if !t.Refused {
+				w.about = "away" // with the ports of each attempt in its text
+			}
+			list = append(list, w)
 		}
 	}
 	return list
@@ -78,9 +87,10 @@ func (a *Agent) clusterWarnings() []warning {
 func (a *Agent) warn(reason, message string) {
 	c := a.cluster
 	c.mu.Lock()
-	known := slices.Contains(c.warnings, warning{reason, message})
+	w := warning{reason: reason, text: message}
+	known := slices.Contains(c.warnings, w)
 	if !known {
-		c.warnings = append(c.warnings, warning{reason, message})
+		c.warnings = append(c.warnings, w)
 	}
 	c.mu.Unlock()
 	if !known {
@@ -94,7 +104,7 @@ func (a *Agent) unwarn(reason, message string) {
 	c := a.cluster
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if i := slices.Index(c.warnings, warning{reason, message}); i >= 0 {
+	if i := slices.Index(c.warnings, warning{reason: reason, text: message}); i >= 0 {
 		c.warnings = slices.Delete(c.warnings, i, i+1)
 		a.log.Info("it is not so any more", "warning", message)
 	}
@@ -124,20 +134,24 @@ const (
 	sayAgain      = 50 * time.Minute
 )
 
-// told are warnings that were said, by what does not change while they go on.
-type told map[warning]time.Time
+// told are warnings that were said, by reason and what they are about.
+type told map[[2]string]time.Time
 
-var numbers = regexp.MustCompile(`\d+`)
+// maxTold bounds how many are said in sayAgain.
+const maxTold = 500
 
 // due reports whether a warning is to be said now.
 func (t told) due(w warning, now time.Time) bool {
-	w.text = numbers.ReplaceAllString(w.text, "#") // how long it goes on, for example
-	if last, ok := t[w]; ok && now.Sub(last) < sayAgain {
+	key := [2]string{w.reason, cmp.Or(w.about, w.text)}
+	last, ok := t[key]
+	if ok && now.Sub(last) < sayAgain || !ok && len(t) >= maxTold {
 		return false
 	}
-	t[w] = now
+	t[key] = now
 	return true
 }
+
+var numbers = regexp.MustCompile(`\d+`)
 
 // tellWarnings makes events of this host's warnings.
 func (a *Agent) tellWarnings(ctx context.Context) error {
@@ -150,10 +164,11 @@ func (a *Agent) tellWarnings(ctx context.Context) error {
 		case r.Ready:
 			readyAt = now
 		case now.Sub(readyAt) > notReadyFor:
-			list = append(list, warning{kube.ReasonNotReady, "pods cannot be attached here: " + r.NotReady})
+			about := numbers.ReplaceAllString(r.NotReady, "#") // how many wait, for example
+			list = append(list, warning{reason: kube.ReasonNotReady, about: about, text: "pods cannot be attached here: " + r.NotReady})
 		}
 		for _, w := range list {
-			if said.due(w, now) {
+			if !w.elsewhere && said.due(w, now) {
 				a.cluster.report.Warn(w.reason, w.text)
 			}
 		}

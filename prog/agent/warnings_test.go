@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -16,15 +17,22 @@ func TestWarningsAreSaidOnce(t *testing.T) {
 		after time.Duration
 		want  bool
 	}{
-		{warning{reasonAddress, "3 freed addresses wait since 10s"}, 0, true},
-		{warning{reasonAddress, "4 freed addresses wait since 20s"}, time.Minute, false},
-		{warning{reasonHost, "3 freed addresses wait since 10s"}, time.Minute, true},
-		{warning{reasonAddress, "the link is gone"}, time.Minute, true},
-		{warning{reasonAddress, "4 freed addresses wait since 50m"}, sayAgain, true},
+		{warning{reason: reasonAddress, about: "stuck", text: "3 freed addresses wait since 10s"}, 0, true},
+		{warning{reason: reasonAddress, about: "stuck", text: "4 freed addresses wait since 20s"}, time.Minute, false},
+		{warning{reason: reasonHost, about: "stuck", text: "another thing"}, time.Minute, true},
+		{warning{reason: reasonPolicy, text: "shop/allow-80"}, time.Minute, true},
+		{warning{reason: reasonPolicy, text: "shop/allow-443"}, time.Minute, true},
+		{warning{reason: reasonAddress, about: "stuck", text: "4 freed addresses wait since 50m"}, sayAgain, true},
 	} {
 		if got := said.due(c.w, now.Add(c.after)); got != c.want {
 			t.Errorf("%+v after %v: %v", c.w, c.after, got)
 		}
+	}
+	for i := range 2 * maxTold {
+		said.due(warning{reason: reasonPolicy, text: fmt.Sprint(i)}, now)
+	}
+	if len(said) > maxTold {
+		t.Errorf("it remembers %d", len(said))
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -118,8 +119,8 @@ func (e *waitError) Error() string {
 type existsError struct{ namespace, node, how string }
 
 func (e *existsError) Error() string {
-	return fmt.Sprintf("the Secret %s/%s does not tell of the network that the node %s is in (%s), so that this host cannot join it, and does not found another one: the agents of that network put the Secret back, see that they run (if that network is gone for good, run `weft reset --kubernetes` in a pod of Weft on that node, or delete the Node)",
-		e.namespace, SecretName, e.node, e.how)
+	return fmt.Sprintf("the Secret %s/%s does not tell of the network that the node %s is in (%s), so that this host cannot join it, and does not found another one: the agents of that network put the Secret back, see that they run. If the node has no agent and its network is gone for good: `kubectl delete node %s`, or `kubectl patch node %[3]s --subresource=status -p '%[6]s'`",
+		e.namespace, SecretName, e.node, e.how, e.node, takenBack)
 }
 
 // Run returns what was founded. It tries for ever, until ctx ends, or until it is refused.
@@ -144,8 +145,7 @@ func (b *Bootstrap) Run(ctx context.Context) (f Founding, mine bool, err error) 
 			b.Waiting(ctx, why)
 			said, saidAt = why, time.Now()
 		}
-		_, waits := errors.AsType[*waitError](err)
-		if _, exists := errors.AsType[*existsError](err); waits || exists {
+		if _, waits := errors.AsType[*waitError](err); waits {
 			delay = first
 		}
 		sleep(ctx, delay/2+rand.N(delay))
@@ -170,7 +170,6 @@ func sleep(ctx context.Context, d time.Duration) {
 
 // step reads the Secret and does the one thing that is to be done about it.
 func (b *Bootstrap) step(ctx context.Context) (f Founding, mine bool, err error) {
-	now := time.Now()
 	s, err := b.Client.secret(ctx, b.Namespace)
 	if apierrors.IsNotFound(err) {
 		return f, false, b.create(ctx)
@@ -196,7 +195,7 @@ func (b *Bootstrap) step(ctx context.Context) (f Founding, mine bool, err error)
 	}
 	switch {
 	case f.Founder == b.Self && f.UID == own.UID:
-		return f, false, b.mark(ctx, s, now)
+		return f, false, b.mark(ctx, s)
 	case f.Founder == b.Self || f.UID == own.UID: // this Node was made anew, or its disk was lost
 		return f, false, b.claim(ctx, s, f.Token.Cluster)
 	}
@@ -217,24 +216,32 @@ func ownNodeError(name string, err error) error {
 	return err
 }
 
-// alone reports a network that another Node shows that there is.
+// alone reports a network that another Node shows that there is. What this host's own Node
+// shows is of an earlier life of it, and taken back: so, where the disks of all nodes are
+// gone, a network can be founded again.
 func (b *Bootstrap) alone(ctx context.Context) error {
 	nodes, err := b.Client.Nodes(ctx)
 	if err != nil {
 		return err
 	}
-	group := errgroup.Group{}
+	own := slices.IndexFunc(nodes, func(n Node) bool { return n.Name == b.Node })
+	if own >= 0 && nodes[own].Up {
+		if err := b.Client.takeBack(ctx, b.Node); err != nil {
+			return err
+		}
+	}
+	if own >= 0 {
+		nodes = slices.Delete(nodes, own, own+1)
+	}
+	if i := slices.IndexFunc(nodes, func(n Node) bool { return n.Up }); i >= 0 {
+		return &existsError{b.Namespace, nodes[i].Name, "its condition NetworkUnavailable says that Weft is up"}
+	}
+	group, ctx := errgroup.WithContext(ctx) // the first one that answers is enough
 	group.SetLimit(answersAtOnce)
 	for _, n := range nodes {
-		if n.Name == b.Node {
-			continue
-		}
-		if n.Up {
-			return &existsError{b.Namespace, n.Name, "its condition NetworkUnavailable says that Weft is up"}
-		}
 		for _, addr := range n.Addrs {
 			group.Go(func() error {
-				if b.Answers(ctx, addr) {
+				if ctx.Err() == nil && b.Answers(ctx, addr) {
 					return &existsError{b.Namespace, n.Name, fmt.Sprintf("its agent answers at %v", addr)}
 				}
 				return nil
@@ -284,14 +291,14 @@ func (b *Bootstrap) name(ctx context.Context, s *core.Secret, cluster secret.Clu
 	return nil
 }
 
-// mark says for good that the ring is founded, in a Secret that did not say so at a moment.
-// Whatever the answer, it is read again.
-func (b *Bootstrap) mark(ctx context.Context, s *core.Secret, now time.Time) error {
+// mark says for good that the ring is founded, in a Secret that did not say so when it was
+// read, nor does when it is written. Whatever the answer, it is read again.
+func (b *Bootstrap) mark(ctx context.Context, s *core.Secret) error {
 	if err := b.alone(ctx); err != nil {
 		return err
 	}
 	s.Annotations[annotationFounded] = "true"
-	b.marked = now
+	b.marked = time.Now()
 	return b.Client.writeSecret(ctx, s)
 }
 

@@ -109,10 +109,10 @@ func (f *following) next() *State {
 	st.Live = true
 	if policies != nil {
 		f.objects, f.json.Policies = nil, nil
-		st.Policies, st.Unread = nil, nil
+		st.Policies = nil
 		for _, key := range slices.Sorted(maps.Keys(policies)) {
 			f.objects = append(f.objects, policies[key].object)
-			st.take(policies[key])
+			st.Policies = append(st.Policies, policies[key].policy)
 		}
 	}
 	if namespaces != nil {
@@ -170,7 +170,7 @@ func stateOf(data []byte) (*State, error) {
 	}
 	for _, np := range k.Policies {
 		p, _ := policyOf(&np)
-		st.take(p)
+		st.Policies = append(st.Policies, p.policy)
 	}
 	st.Generation = generation(k.Policies, k.Namespaces)
 	return st, nil
@@ -194,14 +194,6 @@ func policyOf(object runtime.Object) (readPolicy, bool) {
 }
 
 func samePolicy(a, b readPolicy) bool { return equality.Semantic.DeepEqual(a.object, b.object) }
-
-// take adds a policy.
-func (st *State) take(p readPolicy) {
-	st.Policies = append(st.Policies, p.policy)
-	if w := manifest.Warning(p.policy); w != "" {
-		st.Unread = append(st.Unread, w)
-	}
-}
 
 // staticUID is where the mirror of a static pod names the UID that the runtime knows it by.
 const staticUID = "kubernetes.io/config.hash"

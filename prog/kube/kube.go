@@ -46,7 +46,6 @@ type Pod struct {
 // State is what is known at one moment. Nobody changes it.
 type State struct {
 	Policies   []policy.Policy
-	Unread     []string                     // of policies that are not understood, or not completely: why, and what comes of it
 	Namespaces map[string]map[string]string // labels
 	Pods       map[string]Pod               // by namespace/name
 	Nodes      map[string]Node              // by name

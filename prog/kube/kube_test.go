@@ -395,8 +395,8 @@ func TestPeersThatCannotBeRead(t *testing.T) {
 	if !second.Audit || !second.Ingress[0].Peers[0].Unread || second.Ingress[0].Peers[1].Pods == nil {
 		t.Errorf("%+v", second)
 	}
-	if len(st.Unread) != 1 || !strings.Contains(st.Unread[0], "a/broken") || !strings.Contains(st.Unread[0], "from[0].ipBlock.cidr") || !strings.Contains(st.Unread[0], "the policy is only tried") {
-		t.Errorf("%q", st.Unread)
+	if w := manifest.Warning(second); !strings.Contains(w, "a/broken") || !strings.Contains(w, "from[0].ipBlock.cidr") || !strings.Contains(w, "the policy is only tried") {
+		t.Errorf("%q", w)
 	}
 }
 
@@ -409,7 +409,11 @@ func TestUnreadPolicies(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, err := New(Config{Kept: data})
-	if st := s.State(); err != nil || len(st.Policies) != 2 || st.Policies[0].Isolates != policy.Both || st.Policies[0].Ingress != nil || len(st.Unread) != 1 || !strings.Contains(st.Unread[0], "shop/odd") || !strings.Contains(st.Unread[0], "Sideways") {
-		t.Errorf("%v: %+v", err, st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := s.State().Policies
+	if w := manifest.Warning(list[0]); len(list) != 2 || list[0].Isolates != policy.Both || list[0].Ingress != nil || !strings.Contains(w, "shop/odd") || !strings.Contains(w, "Sideways") || manifest.Warning(list[1]) != "" {
+		t.Errorf("%q: %+v", w, list)
 	}
 }

@@ -51,7 +51,7 @@ func usable(a netip.Addr) bool {
 }
 
 func sameNode(a, b Node) bool {
-	return a.UID == b.UID && a.Ready == b.Ready && a.Unavailable == b.Unavailable && slices.Equal(a.Addrs, b.Addrs)
+	return a.UID == b.UID && a.Ready == b.Ready && a.Unavailable == b.Unavailable && a.Up == b.Up && slices.Equal(a.Addrs, b.Addrs)
 }
 
 // Node asks for one Node. The error of one that does not exist satisfies apierrors.IsNotFound.

@@ -63,6 +63,9 @@ func (r *Reporter) say(e event) {
 		select {
 		case r.queue <- e:
 		default: // the API server is down, and the log has it all
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			delete(r.said, e)
 		}
 	}
 }
@@ -128,7 +131,7 @@ func (r *Reporter) write(ctx context.Context, e event) error {
 // with the opposite, and nobody else takes it back.
 func (r *Reporter) SetAvailable(ctx context.Context) error {
 	now := meta.Now()
-	return r.patchCondition(ctx, core.NodeCondition{
+	return r.client.patchCondition(ctx, r.node, core.NodeCondition{
 		Type: core.NodeNetworkUnavailable, Status: core.ConditionFalse, Reason: ReasonUp, Message: "Weft is up on this node",
 		LastHeartbeatTime: now, LastTransitionTime: now,
 	})
@@ -144,15 +147,26 @@ func (r *Reporter) TakeBack(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return r.patchCondition(ctx, map[string]string{"type": string(core.NodeNetworkUnavailable), "$patch": "delete"})
+	return r.client.takeBack(ctx, r.node)
 }
 
-// patchCondition changes one condition of the Node, by a strategic merge patch.
-func (r *Reporter) patchCondition(ctx context.Context, condition any) error {
+// takenBack is the patch of a Node's status that removes the condition, as `kubectl patch` takes it too.
+const takenBack = `{"status":{"conditions":[{"type":"NetworkUnavailable","$patch":"delete"}]}}`
+
+func (c *Client) takeBack(ctx context.Context, node string) error {
+	return c.patchStatus(ctx, node, []byte(takenBack))
+}
+
+func (c *Client) patchCondition(ctx context.Context, node string, condition core.NodeCondition) error {
 	patch, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []any{condition}}})
 	if err != nil {
 		return err
 	}
-	return r.client.do(ctx, "patch the status of the Node "+r.node,
-		r.client.core.Patch(types.StrategicMergePatchType).Resource("nodes").Name(r.node).SubResource("status").Body(patch), nil)
+	return c.patchStatus(ctx, node, patch)
+}
+
+// patchStatus sends a strategic merge patch: conditions are merged by their types.
+func (c *Client) patchStatus(ctx context.Context, node string, patch []byte) error {
+	return c.do(ctx, "patch the status of the Node "+node,
+		c.core.Patch(types.StrategicMergePatchType).Resource("nodes").Name(node).SubResource("status").Body(patch), nil)
 }

@@ -163,7 +163,7 @@ func (k *Keeper) keep(ctx context.Context, unwatched error) (done bool) {
 type wrongSecretError struct{ what string }
 
 func (e *wrongSecretError) Error() string {
-	return e.what + ", so that a node that comes now does not join this host's network: delete it, and the agents of this network put theirs back; or run `weft reset` on this host, if it shall leave its network"
+	return e.what + ", so that a node that comes now does not join this host's network: delete it, and the agents of this network put theirs back; or, if this host shall leave its network, empty its /var/lib/weft and delete its agent's pod"
 }
 
 // look compares the Secret with what this host kept of it, and does the one thing that is to
@@ -210,6 +210,12 @@ func (k *Keeper) restore(ctx context.Context, s *core.Secret, why string) error 
 		pause = 2 * time.Second
 	}
 	sleep(ctx, rand.N(pause)) // all agents of the cluster hear of it at once, and one of them is enough
+	switch now, err := k.Client.secret(ctx, k.Namespace); {
+	case err != nil && !apierrors.IsNotFound(err):
+		return err
+	case err == nil && now.ResourceVersion != s.ResourceVersion, err != nil && s.ResourceVersion != "":
+		return errAgain
+	}
 	if k.Supervised {
 		leaving, err := k.Client.deleted(ctx, k.Namespace, DaemonSetName)
 		if err != nil {

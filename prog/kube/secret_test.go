@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -114,6 +115,31 @@ func TestKeeperPutsTheSecretBack(t *testing.T) {
 		if text := k.says(); text != "" {
 			t.Errorf("all is well, and it says %q", text)
 		}
+	}
+}
+
+// Many agents hear of it at once, and few of them write.
+func TestFewAgentsPutTheSecretBack(t *testing.T) {
+	c := newCluster(t, 1)
+	c.Set(daemonSet(nil))
+	f := run(t, c.bootstrap(t, 0, 0))[0]
+	c.Delete(c.secret(t))
+	var posts atomic.Int64
+	c.Refuse(func(verb, resource string) int {
+		if verb == "post" && resource == "secrets" {
+			posts.Add(1)
+		}
+		return kubetest.Serve
+	})
+	var group sync.WaitGroup
+	for range 100 {
+		k := c.keeper(t, f)
+		k.pause = 500 * time.Millisecond
+		group.Go(func() { k.keep(t.Context(), nil) })
+	}
+	group.Wait()
+	if n := posts.Load(); n > 20 {
+		t.Errorf("%d of 100 agents wrote it", n)
 	}
 }
 
@@ -232,5 +258,28 @@ func TestNobodyFoundsASecondNetwork(t *testing.T) {
 	}
 	if f := run(t, c.bootstrap(t, 0, 0))[0]; !f.Founded {
 		t.Errorf("%+v", f)
+	}
+	// Where all disks were lost, or an earlier release was removed, each node takes back its own.
+	c = newCluster(t, 3)
+	var all []*Bootstrap
+	for n := range 3 {
+		node := kubetest.Node(nodeName(n), fmt.Sprintf("uid-%d", n), "192.0.2.1")
+		node.Status.Conditions = append(node.Status.Conditions, up)
+		c.Set(node)
+		all = append(all, c.bootstrap(t, n, 0))
+	}
+	run(t, all...)
+}
+
+// A founder that looks for long whether there is a network is still the one that founded.
+func TestFounderThatLooksForLong(t *testing.T) {
+	c := newCluster(t, 2)
+	b := c.bootstrap(t, 0, 0)
+	b.Answers = func(context.Context, netip.Addr) bool {
+		b.marked = b.marked.Add(-2 * trust) // as if that much time went by
+		return false
+	}
+	if f, mine, err := b.Run(t.Context()); err != nil || !mine || f.Founder != b.Self {
+		t.Errorf("%+v, %v, %v", f, mine, err)
 	}
 }

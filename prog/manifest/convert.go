@@ -89,7 +89,7 @@ func Warning(p policy.Policy) string {
 	if len(p.Unread) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("NetworkPolicy %s is not read completely (%s): what cannot be read of it allows nothing; correct it, or update Weft if it is of a newer API",
+	return fmt.Sprintf("NetworkPolicy %s is not read as it was written (%s): a peer, a port or a selector that cannot be read allows nothing; correct it, or update Weft if it is of a newer API",
 		p.Ref(), strings.Join(p.Unread, "; "))
 }
 

@@ -25,6 +25,8 @@ type Compiler struct {
 	namespaces map[string]map[string]string
 	policies   []compiled
 	hosts      []Host
+	aliases    []alias                       // of hosts
+	blockNames map[string]string             // of the sets of blocks, by how those are written
 	endpoints  map[string]*member            // by id
 	spaces     map[string]map[string]*member // by namespace and id
 	locals     map[string]*member            // by id
@@ -77,7 +79,7 @@ func (c *Compiler) SetPolicies(policies []Policy, namespaces map[string]map[stri
 		old = nil
 	}
 	c.namespaces, c.policies = namespaces, nil
-	c.groups, c.blocks, c.chains = map[string]*group{}, map[string]*Set{}, map[string]*Chain{}
+	c.groups, c.blocks, c.blockNames, c.chains = map[string]*group{}, map[string]*Set{}, map[string]string{}, map[string]*Chain{}
 	for _, p := range policies {
 		out := compiled{Policy: p}
 		for _, d := range []Direction{Ingress, Egress} {

@@ -67,50 +67,58 @@ func (w World) called(a netip.Addr) string {
 	return a.String()
 }
 
-// intervalsWith are the addresses of a block, with those of hosts that it means and without
-// those of hosts that it excepts.
-func (b Block) intervalsWith(hosts []Host) []Interval {
-	out := b.intervals()
+// alias is an address of a host in the overlay, and those that blocks speak of in its place.
+type alias struct {
+	addr  netip.Addr
+	known []netip.Addr
+}
+
+func aliases(hosts []Host) (out []alias) {
 	for _, h := range hosts {
 		for _, a := range h.Overlay {
-			switch names, means := b.speaksOf(h.knownBy(a)); {
-			case means:
-				out = with(out, a)
-			case names:
-				out = without(out, a)
-			}
+			out = append(out, alias{a, h.knownBy(a)})
 		}
 	}
 	return out
 }
 
-func (i Interval) contains(a netip.Addr) bool {
-	return a.BitLen() == i.First.BitLen() && !a.Less(i.First) && !i.Last.Less(a)
+// intervalsWith are the addresses of a block, with those of hosts that it means and without
+// those of hosts that it excepts.
+func (b Block) intervalsWith(hosts []alias) []Interval {
+	var with []Interval
+	var without []netip.Addr
+	for _, h := range hosts {
+		switch names, means := b.speaksOf(h.known); {
+		case means && !b.Contains(h.addr):
+			with = append(with, Interval{h.addr, h.addr})
+		case names && !means && b.Contains(h.addr):
+			without = append(without, h.addr)
+		}
+	}
+	slices.SortFunc(without, netip.Addr.Compare)
+	out := append(cut(b.intervals(), slices.Compact(without)), with...)
+	slices.SortFunc(out, func(x, y Interval) int { return x.First.Compare(y.First) })
+	return slices.Compact(out)
 }
 
-// with puts an address into intervals that are sorted and apart.
-func with(list []Interval, a netip.Addr) []Interval {
-	at, _ := slices.BinarySearchFunc(list, a, func(i Interval, a netip.Addr) int { return i.Last.Compare(a) })
-	if at < len(list) && list[at].contains(a) {
+// cut takes addresses out of intervals that have all of them. Both are sorted.
+func cut(list []Interval, addrs []netip.Addr) []Interval {
+	if len(addrs) == 0 {
 		return list
 	}
-	return slices.Insert(list, at, Interval{a, a})
-}
-
-// without takes an address out of them.
-func without(list []Interval, a netip.Addr) []Interval {
-	at := slices.IndexFunc(list, func(i Interval) bool { return i.contains(a) })
-	if at < 0 {
-		return list
+	var out []Interval
+	for _, i := range list {
+		for len(addrs) > 0 && !i.Last.Less(addrs[0]) {
+			if a := addrs[0]; i.First.Less(a) {
+				out = append(out, Interval{i.First, a.Prev()})
+			}
+			i.First, addrs = addrs[0].Next(), addrs[1:]
+		}
+		if i.First.IsValid() && !i.Last.Less(i.First) {
+			out = append(out, i)
+		}
 	}
-	var rest []Interval
-	if i := list[at]; i.First != a {
-		rest = append(rest, Interval{i.First, a.Prev()})
-	}
-	if i := list[at]; i.Last != a {
-		rest = append(rest, Interval{a.Next(), i.Last})
-	}
-	return slices.Replace(list, at, at+1, rest...)
+	return out
 }
 
 // SetHosts replaces all hosts, and reports whether that is new.
@@ -118,7 +126,7 @@ func (c *Compiler) SetHosts(hosts []Host) (changed bool) {
 	if slices.EqualFunc(c.hosts, hosts, Host.equal) {
 		return false
 	}
-	c.hosts = hosts
+	c.hosts, c.aliases = hosts, aliases(hosts)
 	if !slices.ContainsFunc(c.policies, func(p compiled) bool { return p.names() }) {
 		return false
 	}

@@ -97,16 +97,7 @@ func (c *Compiler) services(d Direction, p Port) string {
 // peers is the set of who a rule speaks of.
 func (c *Compiler) peers(p Policy, peer Peer) string {
 	if peer.Block != nil {
-		s := Set{Kind: Blocks, Blocks: peer.Block.intervalsWith(c.hosts)}
-		content := peer.Block.String()
-		if foreign := !peer.Block.CIDR.Addr().Is4(); slices.ContainsFunc(s.Blocks, func(i Interval) bool { return i.First.Is4() == foreign }) {
-			content += " and hosts of the other family" // for which a chain has a rule of its own
-		}
-		s.Name = SetName("block", content)
-		if c.blocks[s.Name] == nil {
-			c.blocks[s.Name] = &s
-		}
-		return s.Name
+		return c.block(*peer.Block)
 	}
 	content := fmt.Sprintf("in %q", p.Namespace)
 	if peer.Namespaces != nil {
@@ -119,6 +110,20 @@ func (c *Compiler) peers(p Policy, peer Peer) string {
 	if c.groups[s.Name] == nil {
 		c.groups[s.Name] = &group{Set: s, peer: &peer, own: p.Namespace}
 	}
+	return s.Name
+}
+
+// block is the set of a block's addresses.
+func (c *Compiler) block(b Block) string {
+	content := b.String()
+	if called, ok := c.blockNames[content]; ok {
+		return called
+	}
+	s := Set{Kind: Blocks, Blocks: b.intervalsWith(c.aliases), Name: SetName("block", content)}
+	if other := !b.CIDR.Addr().Is4(); slices.ContainsFunc(s.Blocks, func(i Interval) bool { return i.First.Is4() == other }) {
+		s.Name = SetName("block", content+" and hosts of the other family") // for which a chain has a rule of its own
+	}
+	c.blocks[s.Name], c.blockNames[content] = &s, s.Name
 	return s.Name
 }
 
