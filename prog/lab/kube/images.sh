@@ -47,17 +47,17 @@ with_libraries() { # PROGRAM[:PATH]…: as mkimage's arguments, with what they a
 }
 
 applets=(awk cat chmod cp cut date echo env false find grep head hostname id kill ln ls mkdir mount mv netstat nslookup
-	ping printf ps rm sed seq sleep sort tail test timeout top touch tr traceroute true vi wc wget xargs ip which)
+	ping printf ps rm sed seq sleep sort tail test timeout top touch tr traceroute true vi wc xargs ip which)
 busybox=(/bin/busybox:/bin/busybox tmp/ etc/ root/)
 for a in "${applets[@]}"; do busybox+=("->busybox:/bin/$a"); done
 
-# Debian's own programs where the specs use more than busybox has. The shell is dash: busybox's would take its own nc,
-# whatever the PATH says.
+# Debian's own programs where the specs use more than busybox has, or what fails in it: its wget, linked statically, ends
+# in a segmentation fault now and then. The shell is dash: busybox's would take its own nc, whatever the PATH says.
 programs=$(with_libraries /bin/dash:/bin/sh /bin/nc.openbsd:/bin/nc /usr/bin/curl /usr/bin/dig /usr/bin/getent \
-	/bin/ss:/usr/bin/ss)
+	/bin/ss:/usr/bin/ss /usr/bin/wget:/bin/wget)
 
 mkimage -ref "$(ref Pause)" -entrypoint /pause -o "$new/pause.tar" "$new/bin/pause:/pause" tmp/
-mkimage -ref "$(ref BusyBox)" -cmd sh -o "$new/busybox.tar" "${busybox[@]}" "->busybox:/bin/sh" "->busybox:/bin/nc"
+mkimage -ref "$(ref BusyBox)" -cmd sh -o "$new/busybox.tar" "${busybox[@]}" "->busybox:/bin/sh" "->busybox:/bin/nc" "->busybox:/bin/wget"
 # One image stands for several: of dnsutils the specs use dig and getent, of distroless-iptables the shell, and of nginx only
 # that it runs.
 # shellcheck disable=SC2086

@@ -7,7 +7,7 @@ packages=(
 	containerd runc containernetworking-plugins        # each node's runtime, and CNI=bridge
 	conntrack ethtool socat nftables iptables ipset    # the kubelet's and kube-proxy's
 	iproute2 util-linux                                # namespaces
-	busybox-static dash netcat-openbsd curl libc-bin bind9-dnsutils # what the specs run in their pods
+	busybox-static dash netcat-openbsd curl wget libc-bin bind9-dnsutils # what the specs run in their pods
 )
 missing=()
 for p in "${packages[@]}"; do
