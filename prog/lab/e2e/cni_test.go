@@ -109,8 +109,6 @@ func TestCNIBadInput(t *testing.T) {
 		"check of a stranger": {"CHECK", "stranger", netns, fmt.Sprintf(conf, "1.1.0",
 			`,"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.32.0.9/32"}]}`), 3},
 		"check without prev": {"CHECK", "a", netns, good, 7},
-		"unusable name":      {"ADD", "a", netns, fmt.Sprintf(conf, "1.1.0", `,"args":{"cni":{"name":"a b"}}`), 7},
-		"unusable port":      {"ADD", "a", netns, fmt.Sprintf(conf, "1.1.0", `,"args":{"cni":{"ports":[{"name":"http","protocol":"quic","port":80}]}}`), 7},
 		"unreadable prev":    {"ADD", "a", netns, fmt.Sprintf(conf, "1.1.0", `,"prevResult":[]`), 6},
 	} {
 		out, err := plugin(l, t, tt.command, tt.id, tt.netns, tt.conf)
@@ -123,6 +121,43 @@ func TestCNIBadInput(t *testing.T) {
 		}
 	}
 	nothingLeft(t, l, "h1")
+}
+
+// Whatever a runtime calls a container, it gets a network. What does not fit is left out, and said.
+func TestCNINamesThatDoNotFit(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 1, Containers: 1})
+	plain := fmt.Sprintf(conf, "1.1.0", "")
+	for what, c := range map[string]struct{ args, conf, says string }{
+		"a long pod name": {"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=" + strings.Repeat("step-", 14) + "x", plain, "1 to 63"},
+		"no DNS name":     {"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=My Pod", plain, "only letters"},
+		"no namespace":    {"IgnoreUnknown=1;K8S_POD_NAMESPACE=a/b;K8S_POD_NAME=web", plain, "namespace"},
+		"an odd port":     {"", fmt.Sprintf(conf, "1.1.0", `,"args":{"cni":{"name":"web","ports":[{"name":"http","protocol":"quic","port":80}]}}`), "quic"},
+		"many labels":     {"", fmt.Sprintf(conf, "1.1.0", `,"args":{"cni":{"name":"web","labels":[`+manyLabels(300)+`]}}`), "300 labels"},
+	} {
+		id := strings.ToLower(strings.ReplaceAll(what, " ", "-"))
+		netns := container(t, l, "h1/"+id)
+		out, err := l.Exec(t.Context(), "h1", strings.NewReader(c.conf), "env", "CNI_COMMAND=ADD", "CNI_CONTAINERID="+id, "CNI_ARGS="+c.args,
+			"CNI_NETNS="+netns, "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin", "/opt/cni/bin/weft-cni")
+		if err != nil {
+			t.Errorf("%s: %v %s", what, err, out)
+			continue
+		}
+		run(t, l, "h1/"+id, append([]string{"weft", "probe", "icmp", "--count", "2", "--interval", "20ms"}, addrs(t, l, "h1/c1")...)...)
+		if w := strings.Join(report(t, l, "h1").Warnings, "\n"); !strings.Contains(w, c.says) {
+			t.Errorf("%s: warnings: %s", what, w)
+		}
+		if out, err := plugin(l, t, "DEL", id, netns, plain); err != nil {
+			t.Errorf("%s: %v %s", what, err, out)
+		}
+	}
+}
+
+func manyLabels(n int) string {
+	labels := make([]string, n)
+	for i := range labels {
+		labels[i] = fmt.Sprintf(`{"key":"l%d","value":""}`, i)
+	}
+	return strings.Join(labels, ",")
 }
 
 // Results of all versions that the plugin speaks; chained, it adds to what was before.
