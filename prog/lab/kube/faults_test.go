@@ -86,6 +86,14 @@ func policiesNameNodes(t *testing.T) {
 	}
 	kubectl(t, "delete", "networkpolicy", "nodes")
 	asks("host-node1", false)
+
+	kubectl(t, "annotate", "networkpolicy", "friends", "weft.internal/audit=perhaps") // is no word for "only try it"
+	event(t, "node2", "PolicyUnread", "default/friends")
+	asks("server-node3", false)
+	if r, err := reportOf(t, "node3"); err != nil || !strings.Contains(strings.Join(r.Warnings, " "), "default/friends") {
+		t.Errorf("%v: warnings %q", err, r.Warnings)
+	}
+	kubectl(t, "annotate", "networkpolicy", "friends", "weft.internal/audit-")
 }
 
 // A right that is missing in the role is said with its fix: in the status, as an event, and to pods that start meanwhile.

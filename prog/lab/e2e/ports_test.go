@@ -1,0 +1,54 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+)
+
+// A firewall that closes WireGuard's port on one host: that host is not ready, since its containers would reach nobody, and
+// the others say which tunnel does not come up, in the status and the metrics. Once the port is open all of that ends.
+func TestBlockedPort(t *testing.T) {
+	labtest.Need(t, "nft", "nftables")
+	l := labtest.New(t, lab.Options{Hosts: 3, Bare: true})
+	rules := "table inet firewall {\nchain in { type filter hook input priority 0; udp dport 6784 drop; }\nchain out { type filter hook output priority 0; udp dport 6784 drop; }\n}\n"
+	if _, err := l.Exec(t.Context(), "h1", strings.NewReader(rules), "nft", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	run(t, l, "h1", "weft", "launch")
+	token := run(t, l, "h1", "cat", "/var/lib/weft/secret")
+	first, err := l.UnderlayAddr("h1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []string{"h2", "h3"} {
+		if _, err := l.Exec(t.Context(), h, strings.NewReader(token), "weft", "launch", "--token", "-", first.String()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const says = "UDP 6784"
+	eventually(t, 70*time.Second, "h1 is not ready", func() bool {
+		r := report(t, l, "h1")
+		return !r.Ready && strings.Contains(r.NotReady, "no tunnel comes up")
+	})
+	eventually(t, 20*time.Second, "h2 warns of h1, and is ready", func() bool {
+		r := report(t, l, "h2")
+		w := strings.Join(r.Warnings, "\n")
+		return r.Ready && len(r.Warnings) == 1 && strings.Contains(w, "(h1)") && strings.Contains(w, says)
+	})
+	if out, err := l.Exec(t.Context(), "h2", nil, toolArgs(t, "get", "http://127.0.0.1:6784/metrics")...); err != nil || !strings.Contains(out, `weft_warnings{reason="PortBlocked"} 1`) {
+		t.Errorf("%v: no metric of it", err)
+	}
+	run(t, l, "h1", "nft", "delete", "table", "inet", "firewall")
+	eventually(t, 40*time.Second, "all is well again", func() bool {
+		for _, h := range l.Hosts() {
+			if r := report(t, l, h); !r.Ready || len(r.Warnings) > 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
