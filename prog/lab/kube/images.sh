@@ -54,22 +54,21 @@ for a in "${applets[@]}"; do busybox+=("->busybox:/bin/$a"); done
 # Debian's own programs where the specs use more than busybox has, or what fails in it: its wget, linked statically, ends
 # in a segmentation fault now and then. The shell is dash: busybox's would take its own nc, whatever the PATH says.
 programs=$(with_libraries /bin/dash:/bin/sh /bin/nc.openbsd:/bin/nc /usr/bin/curl /usr/bin/dig /usr/bin/getent \
-	/bin/ss:/usr/bin/ss /usr/bin/wget:/bin/wget)
+	/bin/ss:/usr/bin/ss /usr/bin/wget:/bin/wget "$coredns_dir/coredns:/coredns")
 
 mkimage -ref "$(ref Pause)" -entrypoint /pause -o "$new/pause.tar" "$new/bin/pause:/pause" tmp/
 mkimage -ref "$(ref BusyBox)" -cmd sh -o "$new/busybox.tar" "${busybox[@]}" "->busybox:/bin/sh" "->busybox:/bin/nc" "->busybox:/bin/wget"
 # One image stands for several: of dnsutils the specs use dig and getent, of distroless-iptables the shell, and of nginx only
 # that it runs.
-# With libraries, since another build of ours may have put one that is linked with C there.
-coredns=$(with_libraries "$coredns_dir/coredns:/coredns")
 # shellcheck disable=SC2086
 mkimage -ref "$(ref Agnhost JessieDnsutils DistrolessIptables Nginx)" -entrypoint /agnhost -cmd pause -o "$new/agnhost.tar" \
 	"$cache/bin/agnhost:/agnhost" "->agnhost:/agnhost-2" "$source/images/agnhost/porter/localhost.crt:/localhost.crt" \
-	"$source/images/agnhost/porter/localhost.key:/localhost.key" "${busybox[@]}" $programs $coredns uploads/
+	"$source/images/agnhost/porter/localhost.key:/localhost.key" "${busybox[@]}" $programs uploads/
 mkimage -ref "$(ref RegressionIssue74839)" -entrypoint /regression-issue-74839 -o "$new/regression-issue-74839.tar" \
 	"$cache/bin/regression-issue-74839:/regression-issue-74839" "${busybox[@]}"
-# shellcheck disable=SC2086
-mkimage -ref "$registry/coredns:lab" -entrypoint /coredns -o "$new/coredns.tar" $coredns tmp/
+# With libraries, since another build of ours may have put one that is linked with C there.
+# shellcheck disable=SC2046
+mkimage -ref "$registry/coredns:lab" -entrypoint /coredns -o "$new/coredns.tar" $(with_libraries "$coredns_dir/coredns:/coredns") tmp/
 
 ref Pause >"$new/sandbox" # the name of the image that containerd makes pods with
 rm -r "$new/bin"
