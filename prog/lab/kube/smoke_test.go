@@ -76,10 +76,13 @@ func install(t *testing.T) {
 		if len(r.CNI.Plugins) != 2 {
 			t.Errorf("%s: plugins %v, want portmap behind ours", node, r.CNI.Plugins)
 		}
-		status := kubectl(t, "get", "node", node, "-o", `jsonpath={.status.conditions[?(@.type=="NetworkUnavailable")].status}`)
-		if status != "False" {
-			t.Errorf("%s: NetworkUnavailable is %q", node, status)
-		}
+		eventually(t, 10*time.Second, node+"'s network is available", func() error { // the agent looks once a second
+			status := kubectl(t, "get", "node", node, "-o", `jsonpath={.status.conditions[?(@.type=="NetworkUnavailable")].status}`)
+			if status != "False" {
+				return fmt.Errorf("NetworkUnavailable is %q", status)
+			}
+			return nil
+		})
 	}
 	if out := kubectl(t, "get", "events", "--field-selector", "type=Warning,involvedObject.kind=Node,source=weft", "-o", "name"); out != "" {
 		t.Errorf("warnings: %s", out)
