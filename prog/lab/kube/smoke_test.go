@@ -156,6 +156,16 @@ func pods(t *testing.T) {
 	for _, node := range nodes {
 		ready(t, nodePods(node)...)
 	}
+	for _, node := range nodes { // a first handshake that is lost is tried again with the next keepalive, 25 s later
+		took := eventually(t, 40*time.Second, node+"'s tunnels", func() error {
+			out, err := weft(t, node, "report", "-f", "{{range .Router.Connections}}{{.State}} {{end}}")
+			if err == nil && strings.Count(out, "established") != len(nodes)-1 {
+				err = fmt.Errorf("connections: %s", out)
+			}
+			return err
+		})
+		t.Logf("%s has all its tunnels after %v", node, took.Round(100*time.Millisecond))
+	}
 	for _, from := range nodes {
 		a := getPod(t, "server-"+from)
 		for _, to := range nodes {
