@@ -152,11 +152,12 @@ func (a *Agent) neighbours(seen wg.Observed, now time.Time) (out []neighbour) {
 // expected are the targets that should answer: of a cluster's Nodes, those that are ready.
 func (a *Agent) expected() []mesh.Target {
 	targets := a.mesh.Targets()
-	if a.kube == nil || a.kube.State() == nil {
+	state := a.kubeState()
+	if state == nil {
 		return targets
 	}
 	ready := map[string]bool{}
-	for _, n := range a.kube.State().Nodes {
+	for _, n := range state.Nodes {
 		for _, addr := range n.Addrs {
 			ready[addr.String()] = n.Ready
 		}

@@ -54,8 +54,12 @@ func (a *Agent) gather(ctx context.Context) (api.Report, []warning, error) {
 	r.IPAM = a.reportIPAM(snap, peers)
 	r.DNS = a.reportDNS(snap)
 	r.Policy = a.reportPolicy()
-	r.CNI, _ = a.reportCNI()
+	var cni []string
+	r.CNI, cni = a.reportCNI()
 	warnings := a.gathered(snap, seen, unseen, r.Ready)
+	for _, text := range cni {
+		warnings = append(warnings, warning{reason: reasonHost, text: text})
+	}
 	for _, w := range warnings {
 		r.Warnings = append(r.Warnings, w.text)
 	}

@@ -54,8 +54,6 @@ func (a *Agent) gathered(snap ipam.Snapshot, seen router.Observed, unseen error,
 	}
 	add(reasonLeftOut, a.misfits()...)
 	list = slices.Concat(list, a.policyWarnings(), a.clusterWarnings(), a.ports.warnings())
-	_, cni := a.reportCNI()
-	add(reasonHost, cni...)
 	for _, l := range a.lostAddresses(snap) {
 		add(reasonAddress, fmt.Sprintf("%s had %v, which %s owns by now: this host was given up for dead meanwhile. It is cut off: start it anew (or `weft detach` and attach it)",
 			l.Endpoint, l.Address, l.Owner))
