@@ -53,7 +53,7 @@ func TestInvariant7WrongAndMistypedTokens(t *testing.T) {
 	l := bare(t, 2)
 	launchFounder(t, l)
 	good := token(t, l)
-	mistyped := strings.Replace(good, good[20:22], good[21:22]+good[20:21]+"x", 1)
+	mistyped := good[:20] + good[21:22] + good[20:21] + "x" + good[22:]
 	says(t, fails(t, l, "h2", mistyped, "weft", "launch", "--token", "-", "192.0.2.1"), "mistyped", "exit code 2")
 	says(t, fails(t, l, "h2", "hunter2", "weft", "launch", "--token", "-", "192.0.2.1"), "not a Weft token", "exit code 2")
 	says(t, fails(t, l, "h2", "", "weft", "launch", "192.0.2.1"), "needs its token", "--token - HOST")
