@@ -191,14 +191,19 @@ func (m *Mesh) Run(ctx context.Context) error {
 		return err
 	}
 	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: m.reachableCount}
-	list, err := memberlist.Create(conf)
+	door, err := m.transport(conf)
+	if err == nil {
+		conf.Transport = door
+		if m.list, err = memberlist.Create(conf); err != nil {
+			_ = door.Shutdown()
+		}
+	}
 	if err != nil {
 		if strings.Contains(err.Error(), "address already in use") {
 			return fmt.Errorf("mesh: port %d is taken by another program; find it with `ss -lntup sport = :%d`, or use --port: %w", m.cfg.Port, m.cfg.Port, err)
 		}
 		return fmt.Errorf("mesh: %w", err)
 	}
-	m.list = list
 	close(m.started)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.consume(ctx) })
@@ -235,7 +240,6 @@ func (m *Mesh) running() bool {
 func (m *Mesh) listConfig() (*memberlist.Config, error) {
 	conf := memberlist.DefaultLANConfig()
 	conf.Name = m.name
-	conf.Transport = m.cfg.Transport
 	conf.BindAddr, conf.BindPort, conf.AdvertisePort = bindAddress(), m.cfg.Port, m.cfg.Port
 	own := m.Own()
 	if len(own.Underlay) == 0 {
@@ -247,7 +251,7 @@ func (m *Mesh) listConfig() (*memberlist.Config, error) {
 		return nil, fmt.Errorf("mesh: %w", err)
 	}
 	conf.Keyring = keyring
-	conf.TCPTimeout = 3 * time.Second
+	conf.TCPTimeout = streamTimeout
 	conf.GossipToTheDeadTime = 10 * time.Second
 	conf.Delegate = delegate{m}
 	conf.Events = events{m}
@@ -255,6 +259,19 @@ func (m *Mesh) listConfig() (*memberlist.Config, error) {
 	conf.Alive = gate{m}
 	conf.Logger = m.listLogger()
 	return conf, nil
+}
+
+// transport is the network, behind the door.
+func (m *Mesh) transport(conf *memberlist.Config) (*door, error) {
+	t := m.cfg.Transport
+	if t == nil {
+		var err error
+		t, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{conf.BindAddr}, BindPort: conf.BindPort, Logger: conf.Logger})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return newDoor(t, m.cfg.GossipKey, m.reject)
 }
 
 // bindAddress is the wildcard of both families, or of IPv4 where there is no IPv6.

@@ -1,0 +1,227 @@
+package mesh
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"weft/mesh/meshtest"
+	"weft/mesh/secret"
+)
+
+// flood opens streams to a host in a loop, each of which claims length bytes, and sends as
+// many as are taken, to the last chunk but one.
+func flood(group *sync.WaitGroup, from *meshtest.Transport, to netip.AddrPort, streams, length int, until time.Time) {
+	head := binary.BigEndian.AppendUint32([]byte{streamSealed}, uint32(length))
+	junk := make([]byte, chunkSize)
+	for range streams {
+		group.Go(func() {
+			for time.Now().Before(until) {
+				time.Sleep(20 * time.Millisecond)
+				c, err := from.DialTimeout(to.String(), time.Second)
+				if err != nil {
+					continue
+				}
+				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+				_, err = c.Write(head)
+				for n := 0; err == nil && n < length-2*chunkSize; n += len(junk) {
+					_, err = c.Write(junk)
+				}
+				_, _ = c.Read(make([]byte, 1))
+				c.Close()
+			}
+		})
+	}
+}
+
+// sealed is a message as memberlist sends it on a stream.
+func sealed(t *testing.T, d *door, text []byte) []byte {
+	t.Helper()
+	head := binary.BigEndian.AppendUint32([]byte{streamSealed}, uint32(sealHead+len(text)+d.aead.Overhead()))
+	nonce := make([]byte, sealHead)
+	nonce[0] = 1
+	return append(append(bytes.Clone(head), nonce...), d.aead.Seal(nil, nonce[1:], text, head)...)
+}
+
+func doorAt(t *testing.T, n *meshtest.Network, i int) *door {
+	t.Helper()
+	d, err := newDoor(n.Join(address(i)), secret.Secret{1}.GossipKey(), func(string, string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// empty asserts that nobody is counted any more.
+func (d *door) empty(t *testing.T) {
+	t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.total != (usage{}) || len(d.sources) != 0 || len(d.queued) != 0 {
+		t.Errorf("%+v, of %d sources and %d streams, are held", d.total, len(d.sources), len(d.queued))
+	}
+}
+
+// Strangers at three addresses cost what the bounds say, and nothing once they are gone.
+// A message that is sealed gets through meanwhile, also from the address of a stranger.
+func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := meshtest.New(1)
+		d := doorAt(t, n, 1)
+		var group sync.WaitGroup
+		end := time.Now().Add(4 * time.Second)
+		var strangers []*meshtest.Transport
+		for i := range 3 {
+			strangers = append(strangers, n.Join(address(2+i)))
+			flood(&group, strangers[i], address(1), 120, maxStream, end)
+		}
+		most, mostStreams := 0, 0
+		group.Go(func() {
+			for time.Now().Before(end) {
+				d.mu.Lock()
+				most, mostStreams = max(most, d.total.bytes), max(mostStreams, d.total.streams)
+				d.mu.Unlock()
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+		for i, from := range []*meshtest.Transport{n.Join(address(9)), strangers[0]} {
+			time.Sleep(time.Second)
+			message := sealed(t, d, bytes.Repeat([]byte{byte(i)}, 1000))
+			group.Go(func() {
+				for {
+					c, err := from.DialTimeout(address(1).String(), time.Second)
+					if err != nil {
+						time.Sleep(time.Millisecond)
+						continue // the simulation's backlog is short
+					}
+					_, _ = c.Write(message)
+					c.Close()
+					return
+				}
+			})
+			for done := false; !done; {
+				select {
+				case c := <-d.StreamCh():
+					got, err := io.ReadAll(c)
+					c.Close()
+					if done = bytes.Equal(got, message); !done && (err != nil || len(got) > 64) {
+						t.Fatalf("%d bytes got through: %v", len(got), err)
+					}
+				case <-time.After(time.Second):
+					t.Fatal("a sealed message did not get through")
+				}
+			}
+		}
+		go func() {
+			for c := range d.StreamCh() {
+				c.Close()
+			}
+		}()
+		group.Wait()
+		time.Sleep(2 * streamTimeout)
+		synctest.Wait()
+		if most > maxHeld || most < maxHeldSource || mostStreams > maxStreams || mostStreams < maxStreamSource {
+			t.Errorf("at most %d MiB of %d streams were held", most>>20, mostStreams)
+		}
+		d.empty(t)
+		_ = d.Shutdown()
+		close(d.open)
+	})
+}
+
+// While a stranger fills the door of a host, hosts that know the secret join it, and the
+// status names the stranger.
+func TestStrangersKeepNobodyOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(2)}
+		a := s.start(1, nil, nil)
+		var group sync.WaitGroup
+		flood(&group, s.net.Join(address(66)), address(1), 80, 20<<20, time.Now().Add(12*time.Second))
+		flood(&group, s.net.Join(address(67)), address(1), 80, maxStream, time.Now().Add(12*time.Second))
+		time.Sleep(5 * time.Second)
+		b := s.start(2, nil, []string{"192.0.2.1"})
+		s.eventually(5*time.Second, "it is here", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
+		group.Wait()
+		named := map[string]bool{}
+		for _, r := range a.Rejections() {
+			named[r.Addr] = true
+		}
+		if len(named) != 2 || !named["192.0.2.66"] || !named["192.0.2.67"] {
+			t.Errorf("turned away: %v", named)
+		}
+		s.end(a, b)
+	})
+}
+
+// Who is dialled has proved nothing: an answer that claims too much ends the attempt, and
+// one that never comes costs one chunk.
+func TestAnswersWithoutTheSecretAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := meshtest.New(3)
+		d, stranger := doorAt(t, n, 1), n.Join(address(2))
+		go func() {
+			c := <-stranger.StreamCh()
+			_, _ = c.Write(binary.BigEndian.AppendUint32([]byte{streamSealed}, 20<<20))
+			if _, err := c.Write(make([]byte, 1<<20)); err == nil {
+				t.Error("an answer of 20 MiB was read")
+			}
+		}()
+		c, err := d.DialTimeout(address(2).String(), time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 10)); err == nil || !strings.Contains(err.Error(), "MiB") {
+			t.Errorf("the answer was taken: %v", err)
+		}
+		c.Close()
+		synctest.Wait()
+		d.empty(t)
+		_ = d.Shutdown()
+	})
+}
+
+// pipe is one end of a connection of which everything can be read at once.
+type pipe struct {
+	net.Conn
+	bytes.Reader
+}
+
+func (p *pipe) Read(b []byte) (int, error) { return p.Reader.Read(b) }
+func (*pipe) Close() error                 { return nil }
+func (*pipe) RemoteAddr() net.Addr         { return net.TCPAddrFromAddrPort(address(2)) }
+
+// FuzzDoor sends anything: what memberlist gets is what was sent and verifies, or short.
+func FuzzDoor(f *testing.F) {
+	d, err := newDoor(idle{}, secret.Secret{1}.GossipKey(), func(string, string) {})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte{})
+	f.Add([]byte("GET / HTTP/1.1\r\n"))
+	f.Add([]byte{streamSealed, 0, 0, 0, 3, 1, 2, 3})
+	f.Add([]byte{streamSealed, 255, 255, 255, 255, 1})
+	f.Add(append([]byte{streamSealed, 0, 0, 1, 0}, make([]byte, 256)...))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s := &stream{Conn: &pipe{Reader: *bytes.NewReader(data)}, door: d, source: address(2).Addr()}
+		got, err := io.ReadAll(s)
+		if len(got) > 64 || err == nil && len(data) > 0 && data[0] == streamSealed && len(got) < streamHeader {
+			t.Errorf("%x became %x, %v", data, got, err)
+		}
+		s.Close()
+		d.empty(t)
+	})
+}
+
+// idle is a transport on which nothing happens.
+type idle struct{ memberlist.Transport }
+
+func (idle) StreamCh() <-chan net.Conn { return nil }

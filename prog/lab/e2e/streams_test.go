@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// streams opens COUNT connections to ADDRESS in a loop for SECONDS: each announces 20 MiB of
+// gossip, and sends as much of 19 MiB as is taken. It knows no secret.
+func streams(args []string) error {
+	count, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	d, err := time.ParseDuration(args[2])
+	if err != nil {
+		return err
+	}
+	head := binary.BigEndian.AppendUint32([]byte{10}, 20<<20)
+	end := time.Now().Add(d)
+	var group sync.WaitGroup
+	for range count {
+		group.Go(func() {
+			for time.Now().Before(end) {
+				c, err := net.DialTimeout("tcp", args[0], 3*time.Second)
+				if err != nil {
+					continue
+				}
+				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+				_, err = c.Write(head)
+				for n := 0; err == nil && n < 19<<20; n += 64 << 10 {
+					_, err = c.Write(make([]byte, 64<<10))
+				}
+				_, _ = c.Read(make([]byte, 10))
+				c.Close()
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	group.Wait()
+	return nil
+}
+
+// Connections that announce much and prove nothing leave an agent small, and the mesh goes on:
+// also while they last, a third host joins.
+func TestStreamsOfStrangersCostLittle(t *testing.T) {
+	l := bare(t, 3)
+	launchFounder(t, l)
+	good := token(t, l)
+	join := func(host string) {
+		t.Helper()
+		if _, err := l.Exec(t.Context(), host, strings.NewReader(good), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	join("h2")
+	flooded := make(chan error, 1)
+	go func() { flooded <- tool(t, l, "h2", "streams", "192.0.2.1:6783", "80", "6s") }()
+	eventually(t, 5*time.Second, "the first host turns them away", func() bool {
+		return strings.Contains(run(t, l, "h1", "weft", "status"), "Turned away: 192.0.2.2")
+	})
+	join("h3")
+	if err := <-flooded; err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "all three are one mesh", func() bool {
+		for _, h := range l.Hosts() {
+			if r := report(t, l, h); !r.Ready || len(r.Router.Peers) != 3 {
+				return false
+			}
+		}
+		return true
+	})
+	var most int // KiB, proc(5)
+	status := run(t, l, "h1", "cat", fmt.Sprintf("/proc/%d/status", report(t, l, "h1").Router.PID))
+	if _, err := fmt.Sscanf(status[strings.Index(status, "VmHWM:"):], "VmHWM: %d kB", &most); err != nil || most > 100<<10 {
+		t.Errorf("the agent had up to %d MiB in memory: %v", most>>10, err)
+	}
+	t.Logf("the agent had up to %d MiB in memory", most>>10)
+}
