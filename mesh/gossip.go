@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/hashicorp/memberlist"
@@ -188,6 +187,10 @@ func (d delegate) MergeRemoteState(data []byte, _ bool) {
 	for name, state := range states {
 		d.m.merge(name, state)
 	}
+	d.m.mu.Lock()
+	d.m.joined = true // memberlist has taken in the members before this
+	d.m.mu.Unlock()
+	d.m.doubt()
 }
 
 // merge gives a state to its replica, and passes on what was news.
@@ -236,68 +239,9 @@ func (m *Mesh) receive(ctx context.Context, data []byte) {
 // events keep track of who can be reached.
 type events struct{ m *Mesh }
 
-func (e events) NotifyJoin(n *memberlist.Node) {
-	id, ok := idOfNode(n.Name)
-	if ok && id == e.m.self && n.Name != e.m.name {
-		go e.m.meetTwin(n) // memberlist waits for nobody here
-	}
-	if !ok || id == e.m.self {
-		return
-	}
-	addr, _ := netip.AddrFromSlice(n.Addr)
-	e.m.mu.Lock()
-	k := e.m.peers[id]
-	if k == nil { // its record is on the way
-		k = &known{}
-		e.m.peers[id] = k
-	}
-	if k.nodes == nil {
-		k.nodes = map[string]netip.Addr{}
-	}
-	k.nodes[n.Name] = addr.Unmap()
-	k.latest()
-	k.since, k.retry = time.Now(), backoff{}
-	e.m.mu.Unlock()
-	e.m.cfg.Log.Info("peer is reachable", "peer", id, "addr", addr.Unmap())
-	e.m.cfg.Changed()
-}
+func (e events) NotifyJoin(n *memberlist.Node) { e.m.believe(n) }
 
-func (e events) NotifyLeave(n *memberlist.Node) {
-	id, ok := idOfNode(n.Name)
-	if !ok {
-		return
-	}
-	e.m.mu.Lock()
-	k := e.m.peers[id]
-	gone := k != nil && k.node != "" && k.lost(n.Name)
-	if gone {
-		k.since = time.Now()
-	}
-	e.m.mu.Unlock()
-	if gone {
-		e.m.cfg.Log.Info("peer is not reachable", "peer", id)
-		e.m.cfg.Changed()
-	}
-}
-
-// lost notes that one run of a peer ended, and reports whether none is left: an old
-// run can be heard of again, by a late rumour, while the new one is there.
-func (k *known) lost(node string) bool {
-	delete(k.nodes, node)
-	k.latest()
-	return k.node == ""
-}
-
-// latest makes the run that was started last the one that is spoken to: after a crash,
-// others go on telling of the one before for seconds.
-func (k *known) latest() {
-	k.node = ""
-	for name, addr := range k.nodes {
-		if name > k.node {
-			k.node, k.addr = name, addr
-		}
-	}
-}
+func (e events) NotifyLeave(n *memberlist.Node) { e.m.disbelieve(n.Name) }
 
 func (events) NotifyUpdate(*memberlist.Node) {}
 

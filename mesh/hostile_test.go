@@ -95,11 +95,23 @@ func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 func TestOldRunsHideNobody(t *testing.T) {
 	m := still(t, 1)
 	id := peer.IDOf(identity(2).Public().(ed25519.PublicKey))
-	old := &memberlist.Node{Name: id.String() + "-00000001", Addr: net.IPv4(192, 0, 2, 2)}
-	now := &memberlist.Node{Name: id.String() + "-00000002", Addr: net.IPv4(192, 0, 2, 3)}
+	signed, err := peer.Sign(peer.Record{Underlay: []netip.Addr{address(2).Addr(), address(3).Addr()}, Gossip: Port}, identity(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.mergeRecord(signed.Encode()); err != nil {
+		t.Fatal(err)
+	}
+	old := &memberlist.Node{Name: id.String() + "-00000001", Addr: net.IPv4(192, 0, 2, 2), Port: Port}
+	now := &memberlist.Node{Name: id.String() + "-00000002", Addr: net.IPv4(192, 0, 2, 3), Port: Port}
 	e := events{m}
-	e.NotifyJoin(now)
-	e.NotifyJoin(old)
+	for _, n := range []*memberlist.Node{now, old} {
+		e.NotifyJoin(n)
+		if m.peers[id].node == n.Name {
+			t.Errorf("%s counts before it has proved to be alive", n.Name)
+		}
+		m.proved(m.peers[id].runs[n.Name])
+	}
 	e.NotifyLeave(old)
 	if !m.Reachable(id) || m.peers[id].node != now.Name || m.peers[id].addr != address(3).Addr() {
 		t.Errorf("after the rumour: %+v", m.peers[id])

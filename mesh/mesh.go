@@ -57,7 +57,8 @@ type Handler func(ctx context.Context, from peer.ID, payload []byte) ([]byte, er
 
 // Store keeps what the mesh must remember over a restart.
 type Store interface {
-	SavePeer(id peer.ID, record []byte) error
+	// SavePeers keeps records, or forgets those of whom it is nil.
+	SavePeers(records map[peer.ID][]byte) error
 	SaveTargets(targets []string) error
 }
 
@@ -73,6 +74,9 @@ type Config struct {
 	Store     Store
 	Port      int
 	Log       *slog.Logger
+	// Owns reports whether a peer owns a part of the ring: it is remembered however long it is
+	// silent. It must not block, nor call the mesh. nil: nobody does.
+	Owns func(peer.ID) bool
 	// Changed is called after every change among the peers. It must not block.
 	Changed func()
 	// Transport replaces the network; for simulation.
@@ -104,17 +108,36 @@ type Mesh struct {
 	rejections map[string]*Rejection
 	rejected   time.Time  // when one was last logged
 	copied     chan error // that another host has our identity, and had it first
+
+	doubts     chan struct{} // a run is to be challenged
+	twins      map[string]*run
+	challenges map[uint64]*run
+	proofNonce uint32
+	proofs     uint32
+	advertised netip.Addr // where memberlist tells the others that we are
+	start      time.Time
+	joined     bool // states were exchanged with somebody
+	confirmed  bool // no other host has our identity
+	copySeen   time.Time
+
+	peerBytes int // of all records
+	dropped   map[peer.ID]bool
+	forgotten map[peer.ID]forgotten
 }
 
 // known is what we know of one peer.
 type known struct {
 	signed peer.Signed
+	size   int        // of that, in bytes
+	saved  bool       // that is on disk
 	node   string     // its name in memberlist while gossip reaches it, else empty
 	addr   netip.Addr // where gossip reaches it
 	since  time.Time  // when node last changed
+	heard  time.Time  // when that was last so, or its record came
+	met    bool       // it proved to be alive, since our start
 	retry  backoff
-	nodes  map[string]netip.Addr // all its runs that memberlist believes in, node among them
-	asked  map[uint32]*window    // what it asked us, by its run
+	runs   map[string]*run    // all its runs that memberlist believes in, node among them
+	asked  map[uint32]*window // what it asked us, by its run
 }
 
 // New makes a mesh; Run starts it. Replicas and handlers are added in between.
@@ -136,6 +159,12 @@ func New(cfg Config) (*Mesh, error) {
 		pending:    map[uint64]chan reply{},
 		rejections: map[string]*Rejection{},
 		copied:     make(chan error, 1),
+		doubts:     make(chan struct{}, 1),
+		twins:      map[string]*run{},
+		challenges: map[uint64]*run{},
+		proofNonce: rand.Uint32(),
+		dropped:    map[peer.ID]bool{},
+		forgotten:  map[peer.ID]forgotten{},
 	}
 	for _, t := range cfg.Targets {
 		m.targets[t] = &target{}
@@ -149,16 +178,20 @@ func New(cfg Config) (*Mesh, error) {
 		}
 		if id := s.Record.ID(); id == self {
 			cfg.Record.Sequence = max(cfg.Record.Sequence, s.Record.Sequence)
+		} else if err := m.keep(id, s, len(data)); err != nil {
+			cfg.Log.Warn("a stored record is left out", "err", err)
 		} else {
-			m.peers[id] = &known{signed: s}
+			m.peers[id].saved = true
 		}
 	}
+	m.confirmed = len(m.peers) == 0 // nobody knows us yet
 	own, err := peer.Sign(cfg.Record, cfg.Identity)
 	if err != nil {
 		return nil, fmt.Errorf("mesh: %w", err)
 	}
 	m.peers[self] = &known{signed: own}
 	m.Replicate(peersReplica{m})
+	m.Handle(requestForget, m.serveForget)
 	return m, nil
 }
 
@@ -190,6 +223,9 @@ func (m *Mesh) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	m.mu.Lock()
+	m.start, m.advertised = time.Now(), m.peers[m.self].signed.Record.Underlay[0]
+	m.mu.Unlock()
 	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: m.reachableCount}
 	door, err := m.transport(conf)
 	if err == nil {
@@ -206,6 +242,8 @@ func (m *Mesh) Run(ctx context.Context) error {
 	}
 	close(m.started)
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return m.prove(ctx) })
+	group.Go(func() error { return m.remember(ctx) })
 	group.Go(func() error { return m.consume(ctx) })
 	group.Go(func() error { return m.rejoin(ctx) })
 	group.Go(func() error {
@@ -222,7 +260,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 		m.later.Stop()
 	}
 	m.mu.Unlock()
-	m.leave()
+	m.leave(err)
 	return err
 }
 
@@ -291,15 +329,18 @@ func (m *Mesh) Farewell(s peer.State) {
 	m.farewell = s
 }
 
-// leave tells the others that we go on purpose, and gives gossip a moment to carry it.
-func (m *Mesh) leave() {
+// leave tells the others that we go on purpose, and gives gossip a moment to carry it. A
+// copy of another host says nothing in its name.
+func (m *Mesh) leave(why error) {
 	m.mu.Lock()
-	state := m.farewell
+	state, silent := m.farewell, errors.Is(why, ErrTwin) || !m.confirmed
 	m.mu.Unlock()
-	if err := m.Update(func(r *peer.Record) { r.State = state }); err != nil {
-		m.cfg.Log.Warn("cannot say goodbye", "err", err)
+	if !silent {
+		if err := m.Update(func(r *peer.Record) { r.State = state }); err != nil {
+			m.cfg.Log.Warn("cannot say goodbye", "err", err)
+		}
+		m.sendToSome(envelope{Kind: kindDelta, Replica: peersName, Payload: m.ownState()})
 	}
-	m.sendToSome(envelope{Kind: kindDelta, Replica: peersName, Payload: m.ownState()})
 	_ = m.list.Leave(time.Second)
 	time.Sleep(2 * goodbyeInterval)
 	_ = m.list.Shutdown()
@@ -326,14 +367,21 @@ func (m *Mesh) Update(change func(*peer.Record)) error {
 	if err := m.update(change); err != nil {
 		return err
 	}
-	m.Broadcast(peersName, m.ownState())
+	m.tell()
 	m.cfg.Changed()
 	return nil
 }
 
+// tell says our record, once it is clear that nobody else is this peer.
+func (m *Mesh) tell() {
+	if m.Confirmed() {
+		m.Broadcast(peersName, m.ownState())
+	}
+}
+
 func sameRecord(a, b peer.Record) bool {
 	return a.WireGuard == b.WireGuard && a.Nickname == b.Nickname && slices.Equal(a.Underlay, b.Underlay) &&
-		a.Port == b.Port && a.Gossip == b.Gossip && a.Node == b.Node && a.State == b.State && a.Host == b.Host && string(a.Ring) == string(b.Ring)
+		a.Port == b.Port && a.Gossip == b.Gossip && a.Node == b.Node && a.State == b.State && a.Host == b.Host && a.Copy == b.Copy && string(a.Ring) == string(b.Ring)
 }
 
 // update signs and keeps a changed record under the next sequence number.
@@ -349,10 +397,12 @@ func (m *Mesh) update(change func(*peer.Record)) error {
 	if err != nil {
 		return fmt.Errorf("mesh: own record: %w", err)
 	}
-	if err := m.cfg.Store.SavePeer(m.self, signed.Encode()); err != nil {
+	data := signed.Encode()
+	if err := m.cfg.Store.SavePeers(map[peer.ID][]byte{m.self: data}); err != nil {
 		return fmt.Errorf("mesh: keep own record: %w", err)
 	}
-	own.signed = signed
+	m.peerBytes += len(data) - own.size
+	own.signed, own.size = signed, len(data)
 	return nil
 }
 
@@ -374,6 +424,7 @@ type Peer struct {
 	Reachable bool       // gossip reaches it right now
 	Addr      netip.Addr // where
 	Since     time.Time  // since when that is so; zero if never since our start
+	Met       bool       // it proved to be alive, since our start
 }
 
 // Peers lists all peers, in the order of their ids.
@@ -383,7 +434,7 @@ func (m *Mesh) Peers() []Peer {
 	out := make([]Peer, 0, len(m.peers))
 	for _, id := range slices.SortedFunc(maps.Keys(m.peers), func(a, b peer.ID) int { return slices.Compare(a[:], b[:]) }) {
 		k := m.peers[id]
-		out = append(out, Peer{Record: k.signed.Record, Reachable: k.node != "" || id == m.self, Addr: k.addr, Since: k.since})
+		out = append(out, Peer{Record: k.signed.Record, Reachable: k.node != "" || id == m.self, Addr: k.addr, Since: k.since, Met: k.met})
 	}
 	return out
 }

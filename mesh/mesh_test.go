@@ -28,10 +28,14 @@ type memory struct {
 	targets []string
 }
 
-func (s *memory) SavePeer(id peer.ID, data []byte) error {
+func (s *memory) SavePeers(records map[peer.ID][]byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.peers[id] = data
+	for id, data := range records {
+		if s.peers[id] = data; data == nil {
+			delete(s.peers, id)
+		}
+	}
 	return nil
 }
 

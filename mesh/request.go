@@ -114,8 +114,11 @@ func (m *Mesh) send(kind uint, msg message) error {
 
 func (m *Mesh) sign(msg message) []byte {
 	data := encode(msg)
+	var record []byte
 	m.mu.Lock()
-	record := m.peers[m.self].signed.Encode()
+	if m.confirmed {
+		record = m.peers[m.self].signed.Encode()
+	}
 	m.mu.Unlock()
 	return encode(signedMessage{data, ed25519.Sign(m.cfg.Identity, append([]byte(messageContext), data...)), record})
 }
@@ -139,12 +142,13 @@ func (m *Mesh) open(data []byte) (message, error) {
 	if err := decoding.Unmarshal(s.Message, &msg); err != nil {
 		return msg, err
 	}
-	if s.Record != nil {
-		m.merge(peersName, encode([][]byte{s.Record}))
-	}
+	// A PeerID names its key, so that the key can come with the message.
 	var sender ed25519.PublicKey
+	if r, err := peer.Parse(s.Record); err == nil && r.Record.ID() == msg.From {
+		sender = r.Record.Identity
+	}
 	m.mu.Lock()
-	if k := m.peers[msg.From]; k != nil {
+	if k := m.peers[msg.From]; k != nil && k.hasRecord() {
 		sender = k.signed.Record.Identity
 	}
 	m.mu.Unlock()
@@ -155,6 +159,17 @@ func (m *Mesh) open(data []byte) (message, error) {
 		return msg, fmt.Errorf("%v is not known here", msg.From)
 	case !ed25519.Verify(sender, append([]byte(messageContext), s.Message...), s.Signature):
 		return msg, fmt.Errorf("it is not signed by %v", msg.From)
+	}
+	if s.Record != nil && msg.From != m.self {
+		m.mu.Lock()
+		delete(m.forgotten, msg.From) // it speaks itself
+		m.mu.Unlock()
+		m.merge(peersName, encode([][]byte{s.Record}))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.peers[msg.From] == nil {
+		return msg, fmt.Errorf("the record of %v was not taken", msg.From)
 	}
 	return msg, nil
 }
@@ -219,6 +234,10 @@ func (m *Mesh) serve(ctx context.Context, data []byte) {
 		m.cfg.Log.Debug("request ignored", "from", msg.From, "err", err)
 		return
 	}
+	if msg.Kind == requestAlive {
+		m.answerChallenge(msg)
+		return
+	}
 	h, ok := m.handlers[msg.Kind]
 	if !ok {
 		h = func(context.Context, peer.ID, []byte) ([]byte, error) {
@@ -244,6 +263,9 @@ func (m *Mesh) deliver(data []byte) {
 	msg, err := m.open(data)
 	if err != nil || !msg.IsReply {
 		m.cfg.Log.Debug("reply ignored", "from", msg.From, "err", err)
+		return
+	}
+	if m.isProof(msg) {
 		return
 	}
 	m.mu.Lock()

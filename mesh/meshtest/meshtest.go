@@ -25,6 +25,7 @@ type Network struct {
 	delay time.Duration
 	cut   func(a, b netip.Addr) bool
 	hang  bool
+	tap   func(to netip.AddrPort, p *memberlist.Packet)
 	conns map[*conn]bool
 }
 
@@ -44,6 +45,25 @@ func (n *Network) SetDelay(d time.Duration) { n.locked(func() { n.delay = d }) }
 
 // Hang makes a dial over a cut wait in vain for its whole time, as a real one does.
 func (n *Network) Hang() { n.locked(func() { n.hang = true }) }
+
+// Tap has every packet that arrives noted. What is noted can be sent again with Send.
+func (n *Network) Tap(note func(to netip.AddrPort, p *memberlist.Packet)) {
+	n.locked(func() { n.tap = note })
+}
+
+// Send brings a packet to a host, whoever it is from.
+func (n *Network) Send(to netip.AddrPort, p *memberlist.Packet) {
+	n.locked(func() {
+		t := n.nodes[to.String()]
+		if t == nil {
+			return
+		}
+		select {
+		case t.packets <- &memberlist.Packet{Buf: append([]byte(nil), p.Buf...), From: p.From, Timestamp: time.Now()}:
+		default:
+		}
+	})
+}
 
 // Partition cuts every pair of addresses for which cut holds, also streams that are open.
 func (n *Network) Partition(cut func(a, b netip.Addr) bool) {
@@ -106,6 +126,9 @@ func (t *Transport) WriteTo(b []byte, addr string) (time.Time, error) {
 		to, err := t.net.route(t.addr, addr)
 		if err != nil || t.net.rand.Float64() < t.net.loss {
 			return
+		}
+		if t.net.tap != nil {
+			t.net.tap(to.addr, p)
 		}
 		wait := time.Duration(0)
 		if t.net.delay > 0 {

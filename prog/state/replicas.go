@@ -13,11 +13,15 @@ func (s *Store) Sets() ([][]byte, error) { return s.values(bucketDirectory) }
 
 // SaveSets keeps sets of endpoints, by owner; nil forgets one.
 func (s *Store) SaveSets(sets map[peer.ID][]byte) error {
-	byKey := make(map[string][]byte, len(sets))
-	for owner, data := range sets {
-		byKey[string(owner[:])] = data
+	return s.saveValues(bucketDirectory, byKey(sets))
+}
+
+func byKey(values map[peer.ID][]byte) map[string][]byte {
+	out := make(map[string][]byte, len(values))
+	for id, data := range values {
+		out[string(id[:])] = data
 	}
-	return s.saveValues(bucketDirectory, byKey)
+	return out
 }
 
 // Documents returns what SaveDocuments kept.

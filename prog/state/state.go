@@ -279,7 +279,7 @@ func (s *Store) Keys(random io.Reader) (k Keys, err error) {
 	return k, err
 }
 
-// Peers returns the records that SavePeer kept.
+// Peers returns the records that SavePeers kept.
 func (s *Store) Peers() ([][]byte, error) { return s.values(bucketPeers) }
 
 func (s *Store) values(bucket []byte) (out [][]byte, err error) {
@@ -296,9 +296,9 @@ func (s *Store) values(bucket []byte) (out [][]byte, err error) {
 	return out, err
 }
 
-// SavePeer keeps the record of one peer.
-func (s *Store) SavePeer(id peer.ID, record []byte) error {
-	return s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketPeers).Put(id[:], record) })
+// SavePeers keeps records of peers; nil forgets one.
+func (s *Store) SavePeers(records map[peer.ID][]byte) error {
+	return s.saveValues(bucketPeers, byKey(records))
 }
 
 // Targets returns what SaveTargets kept; known is false before the first time.

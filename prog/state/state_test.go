@@ -35,7 +35,7 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 	}
 	steps := []error{
 		s.SaveTargets([]string{"h1"}),
-		s.SavePeer(peer.ID{1}, []byte("record")),
+		s.SavePeers(map[peer.ID][]byte{{1}: []byte("record")}),
 		s.Update(ipam.Change{Ring: []byte("ring"), Key: "a", Slot: 7, Note: []byte("eth0")}),
 		s.Update(ipam.Change{Key: "b", Slot: 8}),
 		s.Update(ipam.Change{Key: "b", Delete: true}),
@@ -100,7 +100,7 @@ func TestInvariant8UnusableFilesAreRefusedAndKept(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	for i := range 200 {
-		if err := s.SavePeer(peer.ID{byte(i)}, bytes.Repeat([]byte{byte(i)}, 500)); err != nil {
+		if err := s.SavePeers(map[peer.ID][]byte{{byte(i)}: bytes.Repeat([]byte{byte(i)}, 500)}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -184,9 +184,15 @@ func newShelf() *shelf {
 	}
 }
 
-func (s *shelf) SavePeer(p peer.ID, data []byte) error { return keep(s, s.records, p, data) }
-func (s *shelf) SaveTargets([]string) error            { return nil }
-func (s *shelf) SaveSynced() error                     { return nil }
+func (s *shelf) SaveTargets([]string) error { return nil }
+func (s *shelf) SaveSynced() error          { return nil }
+
+func (s *shelf) SavePeers(records map[peer.ID][]byte) (err error) {
+	for id, data := range records {
+		err = errors.Join(err, keep(s, s.records, id, data))
+	}
+	return err
+}
 
 func (s *shelf) SaveSets(sets map[peer.ID][]byte) (err error) {
 	for owner, data := range sets {

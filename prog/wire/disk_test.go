@@ -38,8 +38,8 @@ func produceDisk(t *testing.T) map[string][]byte {
 			_, err := s.Keys(bytes.NewReader(append(bytes.Repeat([]byte{alpha}, 32), bytes.Repeat([]byte{0x55}, 32)...)))
 			return errors.Join(
 				err,
-				s.SavePeer(id(alpha), states["peer/running"]),
-				s.SavePeer(id(bravo), states["peer/stopped"]),
+				s.SavePeers(map[peer.ID][]byte{id(alpha): states["peer/running"]}),
+				s.SavePeers(map[peer.ID][]byte{id(bravo): states["peer/stopped"]}),
 				s.Update(ipam.Change{Ring: states["ring/whole"], Vote: states["votes/decided"], Key: "node", Slot: slotNode}),
 				s.Update(ipam.Change{Key: "c0ffee/eth0", Slot: slotWeb, Note: must(json.Marshal(attached))}),
 				s.Update(ipam.Change{Resting: []space.Resting{{Slot: 9, Until: now.Unix() + 60}}}),

@@ -25,12 +25,13 @@ import (
 // up. It says what it is told to, and notes what it hears. It passes nothing on, and decides
 // nothing: that an older agent goes on working is not shown by it.
 type scripted struct {
-	t     *testing.T
-	n     int
-	name  string
-	list  *memberlist.Memberlist
-	hello []byte
-	state []byte // for push/pull
+	t        *testing.T
+	n        int
+	name     string
+	list     *memberlist.Memberlist
+	hello    []byte
+	state    []byte // for push/pull
+	unproven bool   // it does not show that it is alive, which would bring its record
 	// answer is what it answers a request with; no is a refusal.
 	answer func(m v1Message) (payload []byte, no string)
 
@@ -78,20 +79,30 @@ func (s *scripted) MergeRemoteState(data []byte, _ bool) {
 
 func (s *scripted) NotifyMsg(data []byte) {
 	data = bytes.Clone(data)
-	s.mu.Lock()
-	s.heard = append(s.heard, data)
-	s.mu.Unlock()
 	e, err := decode[v1Envelope](data)
-	if err != nil || e.Kind != v1Request || s.answer == nil {
-		return
-	}
-	m, _, err := openMessage(e.Payload)
-	if err != nil {
-		s.t.Errorf("a request that %s cannot read: %v", names[s.n], err)
-		return
+	var m v1Message
+	if err == nil && e.Kind == v1Request {
+		if m, _, err = openMessage(e.Payload); err != nil {
+			s.t.Errorf("a request that %s cannot read: %v", names[s.n], err)
+			return
+		}
 	}
 	reply := v1Message{ID: m.ID, From: id(s.n), To: m.From, IsReply: true}
-	reply.Payload, reply.Error = s.answer(m)
+	switch {
+	case m.Kind == "alive": // version 1 does not know this; that it says so is proof enough
+		if m.Run != s.name || s.unproven {
+			return
+		}
+		reply.Error = `this version of Weft does not know "alive"`
+	default:
+		s.mu.Lock()
+		s.heard = append(s.heard, data)
+		s.mu.Unlock()
+		if m.Kind == "" || s.answer == nil {
+			return
+		}
+		reply.Payload, reply.Error = s.answer(m)
+	}
 	go s.send(reply.To, seal(s.n, v1Reply, reply, scriptedRecord(s.n)))
 }
 

@@ -1,0 +1,405 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"weft/mesh/peer"
+)
+
+// What memberlist says of its members is not signed, and can be sent again by anybody who
+// recorded it. So a run of a peer counts once it has answered a challenge that is signed
+// for it, with the signature of the peer, and is at an address that the peer's own record
+// names. The same decides whether another host has our identity.
+
+// requestAlive challenges one run of a peer.
+const requestAlive = "alive"
+
+// challenge says who asks, and where an answer goes.
+type challenge struct {
+	Run  string         `cbor:"1,keyasint"`
+	Addr netip.AddrPort `cbor:"2,keyasint"`
+}
+
+// run is one run of a peer that memberlist believes in.
+type run struct {
+	id     peer.ID
+	name   string
+	addr   netip.AddrPort
+	proven bool // it is alive
+	placed bool // and the record of its peer named its address
+	tries  int
+	next   time.Time // when it is challenged again
+	ids    []uint64  // of the challenges that it may answer
+}
+
+const (
+	maxRunsHeard = 8 // of one peer
+	firstProof   = 250 * time.Millisecond
+	maxProof     = 8 * time.Second
+	maxAnswers   = 4
+)
+
+// prove challenges runs until ctx ends.
+func (m *Mesh) prove(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.doubts:
+		case <-timer.C:
+		}
+		now := time.Now()
+		m.challengeDue(now)
+		m.confirm(now)
+		timer.Reset(time.Until(m.nextProof(now)))
+	}
+}
+
+// doubt wakes prove.
+func (m *Mesh) doubt() {
+	select {
+	case m.doubts <- struct{}{}:
+	default:
+	}
+}
+
+// inDoubt lists the runs that have not proved to be alive. The caller holds the lock.
+func (m *Mesh) inDoubt() (out []*run) {
+	for _, k := range m.peers {
+		for _, r := range k.runs {
+			if !r.proven {
+				out = append(out, r)
+			}
+		}
+	}
+	for _, r := range m.twins {
+		if !r.proven {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// nextProof is when prove is to look again.
+func (m *Mesh) nextProof(now time.Time) time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	next := now.Add(maxProof)
+	if !m.confirmed {
+		next = now.Add(firstProof)
+	}
+	for _, r := range m.inDoubt() {
+		if r.next.Before(next) {
+			next = r.next
+		}
+	}
+	return next
+}
+
+// challengeDue sends the challenges that are due. They travel as packets: one that is lost
+// is sent again.
+func (m *Mesh) challengeDue(now time.Time) {
+	type letter struct {
+		to  netip.AddrPort
+		msg message
+	}
+	var letters []letter
+	m.mu.Lock()
+	payload := encode(challenge{m.name, m.reachedAt()})
+	for _, r := range m.inDoubt() {
+		if now.Before(r.next) {
+			continue
+		}
+		m.proofs++
+		id := uint64(m.proofNonce)<<32 | uint64(m.proofs)
+		m.challenges[id] = r
+		if r.ids = append(r.ids, id); len(r.ids) > maxAnswers {
+			delete(m.challenges, r.ids[0])
+			r.ids = r.ids[1:]
+		}
+		r.next = now.Add(min(firstProof<<min(r.tries, 16), maxProof))
+		r.tries++
+		letters = append(letters, letter{r.addr, message{ID: id, From: m.self, To: r.id, Kind: requestAlive, Run: r.name, Payload: payload}})
+	}
+	m.mu.Unlock()
+	for _, l := range letters {
+		m.sendTo(l.to, kindRequest, l.msg)
+	}
+}
+
+// reachedAt is where others reach this peer. The caller holds the lock.
+func (m *Mesh) reachedAt() netip.AddrPort {
+	var addr netip.Addr
+	if own := m.peers[m.self].signed.Record; len(own.Underlay) > 0 {
+		addr = own.Underlay[0]
+	}
+	return netip.AddrPortFrom(addr, uint16(m.cfg.Port))
+}
+
+// sendTo sends a message as one packet, wherever that is.
+func (m *Mesh) sendTo(to netip.AddrPort, kind uint, msg message) {
+	node := &memberlist.Node{Addr: to.Addr().AsSlice(), Port: to.Port()}
+	if err := m.list.SendBestEffort(node, encode(envelope{Kind: kind, Payload: m.sign(msg)})); err != nil {
+		m.cfg.Log.Debug("packet not sent", "to", to, "err", err)
+	}
+}
+
+// answerChallenge takes a challenge that is for this run, signed, and new. Who sends one is
+// alive itself.
+func (m *Mesh) answerChallenge(msg message) {
+	var c challenge
+	if err := decoding.Unmarshal(msg.Payload, &c); err != nil || !usable(c.Addr) {
+		m.cfg.Log.Debug("challenge ignored", "from", msg.From, "err", err)
+		return
+	}
+	m.sendTo(c.Addr, kindReply, message{ID: msg.ID, From: m.self, To: msg.From, IsReply: true})
+	m.mu.Lock()
+	k := m.peers[msg.From]
+	r := k.runs[c.Run]
+	twin := msg.From == m.self && c.Run != m.name && !m.ownAddr(c.Addr.Addr())
+	if twin {
+		r = &run{id: m.self, name: c.Run, addr: c.Addr}
+	}
+	m.mu.Unlock()
+	if r != nil {
+		m.proved(r)
+	}
+}
+
+// usable reports whether an answer can be sent there.
+func usable(a netip.AddrPort) bool {
+	addr := a.Addr()
+	return a.Port() != 0 && addr.IsValid() && !addr.IsUnspecified() && !addr.IsLoopback() && !addr.IsMulticast() && addr.Zone() == ""
+}
+
+// isProof reports whether a signed reply answers a challenge, and takes it.
+func (m *Mesh) isProof(msg message) bool {
+	m.mu.Lock()
+	r := m.challenges[msg.ID]
+	m.mu.Unlock()
+	if r == nil || msg.From != r.id {
+		return false
+	}
+	m.proved(r)
+	return true
+}
+
+// proved notes that a run is alive.
+func (m *Mesh) proved(r *run) {
+	m.mu.Lock()
+	m.forgetChallenges(r)
+	twin, before := r.id == m.self, r.proven
+	r.proven = true
+	m.mu.Unlock()
+	switch {
+	case before:
+	case twin:
+		m.meetTwin(r)
+	default:
+		m.reach(r.id)
+	}
+}
+
+// forgetChallenges ends those of a run. The caller holds the lock.
+func (m *Mesh) forgetChallenges(r *run) {
+	for _, id := range r.ids {
+		delete(m.challenges, id)
+	}
+	r.ids = nil
+}
+
+// reach looks anew where a peer is reached, after something changed about it.
+func (m *Mesh) reach(id peer.ID) {
+	m.mu.Lock()
+	k := m.peers[id]
+	if k == nil {
+		m.mu.Unlock()
+		return
+	}
+	before := k.node
+	k.latest()
+	now, addr := k.node, k.addr
+	if now != before {
+		k.since, k.heard = time.Now(), time.Now()
+	}
+	if now != "" {
+		k.retry = backoff{}
+		k.met = true
+	}
+	m.mu.Unlock()
+	switch {
+	case now == before:
+		return
+	case now != "":
+		m.cfg.Log.Info("peer is reachable", "peer", id, "addr", addr)
+	default:
+		m.cfg.Log.Info("peer is not reachable", "peer", id)
+	}
+	m.cfg.Changed()
+}
+
+// latest makes the run that was started last the one that is spoken to: after a crash,
+// others go on telling of the one before for seconds.
+func (k *known) latest() {
+	k.node = ""
+	record := k.signed.Record
+	for name, r := range k.runs {
+		if r.addr.Port() == record.Gossip && slices.Contains(record.Underlay, r.addr.Addr()) {
+			r.placed = true // for good: a host that gets another address runs anew for it, in its time
+		}
+		if r.proven && r.placed && name > k.node {
+			k.node, k.addr = name, r.addr.Addr()
+		}
+	}
+}
+
+// believe notes that memberlist tells of a run.
+func (m *Mesh) believe(n *memberlist.Node) {
+	id, ok := idOfNode(n.Name)
+	addr, valid := netip.AddrFromSlice(n.Addr)
+	if !ok || !valid || n.Name == m.name {
+		return
+	}
+	addr = addr.Unmap()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	runs := m.twins
+	if id == m.self {
+		if m.ownAddr(addr) {
+			return // a run of ours that has ended
+		}
+	} else {
+		k := m.peers[id]
+		if k == nil { // its record is on the way
+			if len(m.peers) >= maxPeers {
+				return
+			}
+			k = &known{heard: time.Now()}
+			m.peers[id] = k
+		}
+		if k.runs == nil {
+			k.runs = map[string]*run{}
+		}
+		k.retry = backoff{next: time.Now().Add(firstRetry)} // it is about to prove itself
+		runs = k.runs
+	}
+	runs[n.Name] = &run{id: id, name: n.Name, addr: netip.AddrPortFrom(addr, n.Port)}
+	if len(runs) > maxRunsHeard {
+		oldest := n.Name
+		for name, r := range runs {
+			if !r.proven && name < oldest {
+				oldest = name
+			}
+		}
+		m.forgetChallenges(runs[oldest])
+		delete(runs, oldest)
+	}
+	m.doubt()
+}
+
+// disbelieve notes that memberlist says of a run that it has ended.
+func (m *Mesh) disbelieve(name string) {
+	id, ok := idOfNode(name)
+	if !ok {
+		return
+	}
+	m.mu.Lock()
+	runs := m.twins
+	if k := m.peers[id]; id != m.self && k != nil {
+		runs = k.runs
+	}
+	if r := runs[name]; r != nil {
+		m.forgetChallenges(r)
+		delete(runs, name)
+	}
+	m.mu.Unlock()
+	if id != m.self {
+		m.reach(id)
+		m.forgetNameless(id)
+	}
+}
+
+// forgetNameless drops a peer of which nothing is left: no run, and no record.
+func (m *Mesh) forgetNameless(id peer.ID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if k := m.peers[id]; k != nil && !k.hasRecord() && len(k.runs) == 0 {
+		delete(m.peers, id)
+	}
+}
+
+// ownAddr reports whether an address is this host's. The caller holds the lock.
+func (m *Mesh) ownAddr(a netip.Addr) bool {
+	return a == m.advertised || slices.Contains(m.peers[m.self].signed.Record.Underlay, a)
+}
+
+// ErrTwin says that this host's identity is another host's too.
+var ErrTwin = errors.New("this host has the identity of another one, which was there first: a disk was copied. Run `weft reset --force` on the copy, and launch it again")
+
+const twin = "it speaks with this host's identity: was its disk copied from here, or this one's from there? The one that was started last stops by itself; run `weft reset --force` on the copy"
+
+// meetTwin ends this run if it is the one that was started last of two hosts with one
+// identity. The other one tells the mesh.
+func (m *Mesh) meetTwin(r *run) {
+	addr := r.addr.Addr()
+	m.reject(addr.String(), twin)
+	if m.name > r.name {
+		select {
+		case m.copied <- fmt.Errorf("mesh: %w: %v", ErrTwin, addr):
+		default:
+		}
+		return
+	}
+	m.mu.Lock()
+	m.copySeen = time.Now()
+	m.mu.Unlock()
+	if err := m.Update(func(r *peer.Record) { r.Copy = addr }); err != nil {
+		m.cfg.Log.Warn("cannot tell the mesh of the copy", "addr", addr, "err", err)
+	}
+}
+
+// What a peer that comes back waits for before it speaks and before WireGuard has its key:
+// until somebody it has joined tells of no other host with its identity.
+const (
+	confirmWait = 10 * time.Second // with nobody to ask, it goes on
+	confirmAsks = 3                // a run at another address that does not answer so often is over
+)
+
+// confirm notes that this peer's identity is its own, once that is clear.
+func (m *Mesh) confirm(now time.Time) {
+	m.mu.Lock()
+	asking := false
+	for _, r := range m.twins {
+		asking = asking || r.proven || r.tries <= confirmAsks
+	}
+	sure := m.joined && !asking || !now.Before(m.start.Add(confirmWait))
+	news := sure && !m.confirmed
+	m.confirmed = m.confirmed || sure
+	stale := m.peers[m.self].signed.Record.Copy.IsValid() && now.Sub(m.copySeen) > rejectionLife
+	m.mu.Unlock()
+	if news {
+		m.tell()
+		m.cfg.Changed()
+	}
+	if stale {
+		if err := m.Update(func(r *peer.Record) { r.Copy = netip.Addr{} }); err != nil {
+			m.cfg.Log.Warn("cannot take back what was said of a copy", "err", err)
+		}
+	}
+}
+
+// Confirmed reports whether it is clear that no other host has this one's identity.
+func (m *Mesh) Confirmed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.confirmed
+}
