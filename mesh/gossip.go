@@ -73,6 +73,11 @@ const (
 	promptNodes = 8
 )
 
+// retransmits is how often each peer passes a piece of news on, times the digits of the
+// number of peers. With memberlist's 4, of 99 peers one missed one piece of news in 30
+// without any loss, until the next push/pull; with 8 one in 100,000.
+const retransmits = 8
+
 var (
 	encoding = must(cbor.CoreDetEncOptions().EncMode())
 	decoding = must(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: 1 << 17, MaxMapPairs: 1 << 10, MaxNestedLevels: 16}.DecMode())

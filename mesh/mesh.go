@@ -226,7 +226,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	m.mu.Lock()
 	m.start, m.advertised = time.Now(), m.peers[m.self].signed.Record.Underlay[0]
 	m.mu.Unlock()
-	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: m.reachableCount}
+	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmits, NumNodes: m.reachableCount}
 	door, err := m.transport(conf)
 	if err == nil {
 		conf.Transport = door
@@ -290,6 +290,7 @@ func (m *Mesh) listConfig() (*memberlist.Config, error) {
 	}
 	conf.Keyring = keyring
 	conf.TCPTimeout = streamTimeout
+	conf.RetransmitMult = retransmits
 	conf.GossipToTheDeadTime = 10 * time.Second
 	conf.Delegate = delegate{m}
 	conf.Events = events{m}

@@ -99,6 +99,12 @@ type option func(*Config)
 
 func (s *sim) start(i int, store *memory, targets []string, options ...option) *host {
 	s.t.Helper()
+	return s.startWith(nil, i, store, targets, options...)
+}
+
+// startWith starts a peer that carries more replicas.
+func (s *sim) startWith(more []Replica, i int, store *memory, targets []string, options ...option) *host {
+	s.t.Helper()
 	if store == nil {
 		store = &memory{peers: map[peer.ID][]byte{}}
 	}
@@ -123,6 +129,9 @@ func (s *sim) start(i int, store *memory, targets []string, options ...option) *
 	}
 	h := &host{Mesh: m, counter: &counter{}, store: store, done: make(chan error, 1)}
 	m.Replicate(h.counter)
+	for _, r := range more {
+		m.Replicate(r)
+	}
 	m.Handle("echo", func(_ context.Context, from peer.ID, p []byte) ([]byte, error) {
 		h.echoed.Add(1)
 		if len(p) == 0 {
@@ -441,5 +450,56 @@ func FuzzReceive(f *testing.F) {
 		if m.Own().Sequence != 0 || len(m.Targets()) != 0 {
 			t.Fatal("bytes from the network changed our own word")
 		}
+	})
+}
+
+// gathered is a Replica whose state are all words that were heard of. It has none for
+// push/pull: what it has came by gossip.
+type gathered struct {
+	mu    sync.Mutex
+	words map[string]bool
+}
+
+func (*gathered) Name() string { return "gathered" }
+func (*gathered) Full() []byte { return nil }
+
+func (g *gathered) Merge(data []byte) ([]byte, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.words[string(data)] {
+		return nil, nil
+	}
+	g.words[string(data)] = true
+	return data, nil
+}
+
+// Without any loss, news reaches every peer by gossip: nobody has to wait for push/pull.
+func TestNewsMissesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(12)}
+		s.net.SetDelay(time.Millisecond)
+		var hosts []*host
+		var heard []*gathered
+		for i := 1; i <= 60; i++ {
+			g := &gathered{words: map[string]bool{}}
+			heard = append(heard, g)
+			hosts = append(hosts, s.startWith([]Replica{g}, i, nil, []string{"192.0.2.1"}))
+		}
+		s.eventually(time.Minute, "everybody reaches everybody", allReach(hosts))
+		const news = 100
+		for n := range news {
+			word := fmt.Appendf(nil, "word %d", n)
+			i := n % len(hosts)
+			_, _ = heard[i].Merge(word)
+			hosts[i].Broadcast("gathered", word)
+			time.Sleep(100 * time.Millisecond)
+		}
+		time.Sleep(5 * time.Second)
+		for i, g := range heard {
+			if len(g.words) != news {
+				t.Errorf("host %d heard %d of %d", i+1, len(g.words), news)
+			}
+		}
+		s.end(hosts...)
 	})
 }

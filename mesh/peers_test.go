@@ -1,0 +1,198 @@
+package mesh
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/binary"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/mesh/meshtest"
+	"weft/mesh/peer"
+)
+
+// stranger is a record that somebody made up, with a nickname as long as is allowed.
+func stranger(tb testing.TB, i int) []byte {
+	tb.Helper()
+	seed := binary.BigEndian.AppendUint64(bytes.Repeat([]byte{0xee}, ed25519.SeedSize-8), uint64(i))
+	s, err := peer.Sign(peer.Record{
+		Nickname: strings.Repeat("x", peer.MaxNickname), Host: strings.Repeat("y", peer.MaxHost),
+		Underlay: []netip.Addr{netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)})}, Gossip: Port,
+	}, ed25519.NewKeyFromSeed(seed))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s.Encode()
+}
+
+// However many records a member makes up, those that are kept are bounded, none is stored,
+// and those of peers that are here or own addresses stay. A host that comes meanwhile is let in.
+func TestRecordsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(31)}
+		owner := peer.IDOf(identity(77).Public().(ed25519.PublicKey))
+		a := s.start(1, nil, nil, func(c *Config) { c.Owns = func(id peer.ID) bool { return id == owner } })
+		b := s.start(2, nil, []string{"192.0.2.1"})
+		s.eventually(10*time.Second, "they meet", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
+		silent, err := peer.Sign(peer.Record{Nickname: "owner"}, identity(77))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.merge(peersName, encode([][]byte{silent.Encode()}))
+		var c *host
+		for i := range 10 {
+			var records [][]byte
+			for j := range 2000 {
+				records = append(records, stranger(t, 2000*i+j))
+			}
+			a.merge(peersName, encode(records))
+			a.mu.Lock()
+			total := 0
+			for _, k := range a.peers {
+				total += k.size
+			}
+			if len(a.peers) > maxPeers || total > maxPeerBytes || total != a.peerBytes || len(a.forgotten) > maxPeers {
+				t.Fatalf("%d peers of %d bytes, counted as %d, and %d forgotten", len(a.peers), total, a.peerBytes, len(a.forgotten))
+			}
+			a.mu.Unlock()
+			if i == 5 {
+				c = s.start(3, nil, []string{"192.0.2.1"})
+				s.eventually(10*time.Second, "a third host is here", func() bool { return a.Reachable(c.Self()) })
+			}
+			time.Sleep(2 * time.Second)
+		}
+		for _, h := range []*host{b, c} {
+			if record(a, h).Identity == nil || !a.Reachable(h.Self()) {
+				t.Errorf("%s is lost", h.Own().Nickname)
+			}
+		}
+		if len(a.Full(peersName)) > maxPeerBytes+maxPeers*8 {
+			t.Errorf("the state has %d bytes", len(a.Full(peersName)))
+		}
+		a.store.mu.Lock()
+		if n := len(a.store.peers); n != 4 { // itself, two that are here, and the owner
+			t.Errorf("%d records are stored", n)
+		}
+		a.store.mu.Unlock()
+		s.end(a, b, c)
+	})
+}
+
+// Full is the whole state of one kind.
+func (m *Mesh) Full(replica string) []byte { return m.replicas[replica].Full() }
+
+// What an older release stored without bounds loads, as much as there is room for.
+func TestTooManyStoredRecordsLoad(t *testing.T) {
+	store := &memory{peers: map[peer.ID][]byte{}}
+	for i := range maxPeers + 500 {
+		data := stranger(t, i)
+		s, err := peer.Parse(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.peers[s.Record.ID()] = data
+	}
+	m := still(t, 1, func(c *Config) {
+		c.Store = store
+		for _, data := range store.peers {
+			c.Peers = append(c.Peers, data)
+		}
+	})
+	if n := len(m.Peers()); n < maxPeers/2 || n > maxPeers {
+		t.Errorf("%d peers are known", n)
+	}
+	if err := m.save(); err != nil || len(store.peers) > maxPeers {
+		t.Errorf("%d are still stored: %v", len(store.peers), err)
+	}
+}
+
+// A peer that owns nothing and is silent for a day is forgotten everywhere, although each
+// host hears of it from the others again; one that comes back later is known at once.
+func TestSilentPeersAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(32)}
+		a := s.start(1, nil, nil)
+		b := s.start(2, nil, []string{"192.0.2.1"})
+		gone := s.start(3, nil, []string{"192.0.2.1"})
+		s.eventually(10*time.Second, "all are here", func() bool { return allReach([]*host{a, b, gone})() && record(a, gone).Identity != nil })
+		s.net.Partition(func(x, y netip.Addr) bool { return x == address(3).Addr() || y == address(3).Addr() })
+		knows := func(h *host) bool { return record(h, gone).Identity != nil }
+		s.eventually(time.Minute, "it is not reached any more", allReach([]*host{a, b}))
+		for _, h := range []*host{a, b} { // memberlist's day is long to compute
+			h.mu.Lock()
+			k := h.peers[gone.Self()]
+			k.heard = k.heard.Add(5*time.Minute - forgetAfter)
+			h.mu.Unlock()
+		}
+		time.Sleep(2 * time.Minute)
+		if !knows(a) || !knows(b) {
+			t.Error("it was forgotten too soon")
+		}
+		time.Sleep(5 * time.Minute)
+		if knows(a) || knows(b) || len(a.store.peers) != 2 {
+			t.Errorf("it is known after a day: %v, %v, %d records are stored", knows(a), knows(b), len(a.store.peers))
+		}
+		s.net.Heal()
+		s.eventually(2*time.Minute, "it is back", allReach([]*host{a, b, gone}))
+		s.end(a, b, gone)
+	})
+}
+
+// A peer that is to be forgotten is so at once, on all hosts; one that is here, or owns
+// addresses, is not.
+func TestForgetPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(33)}
+		owner := peer.IDOf(identity(4).Public().(ed25519.PublicKey))
+		owns := func(c *Config) { c.Owns = func(id peer.ID) bool { return id == owner } }
+		a := s.start(1, nil, nil, owns)
+		to := []string{"192.0.2.1"}
+		b, gone, owning := s.start(2, nil, to, owns), s.start(3, nil, to, owns), s.start(4, nil, to, owns)
+		s.eventually(10*time.Second, "all are here", func() bool { return allReach([]*host{a, b, gone, owning})() && record(b, gone).Identity != nil })
+		if err := a.ForgetPeer(t.Context(), gone.Self()); err == nil || !strings.Contains(err.Error(), "alive") {
+			t.Errorf("forgotten while it was alive: %v", err)
+		}
+		s.end(gone, owning)
+		if err := a.ForgetPeer(t.Context(), gone.Self()); err != nil {
+			t.Error(err)
+		}
+		if err := a.ForgetPeer(t.Context(), owner); err == nil || !strings.Contains(err.Error(), "owns") {
+			t.Errorf("forgotten with its addresses: %v", err)
+		}
+		time.Sleep(time.Minute) // push/pull brings nothing back
+		for _, h := range []*host{a, b} {
+			if record(h, gone).Identity != nil || record(h, owning).Identity == nil {
+				t.Errorf("%s knows %d peers", h.Own().Nickname, len(h.Peers()))
+			}
+		}
+		s.end(a, b)
+	})
+}
+
+// A record that says nothing new costs no look at its signature.
+func TestKnownRecordsAreNotVerified(t *testing.T) {
+	m := still(t, 1)
+	data := stranger(t, 1)
+	if news, err := m.mergeRecord(data); err != nil || !news {
+		t.Fatal(news, err)
+	}
+	forged := bytes.Clone(data)
+	forged[len(forged)-1] ^= 1
+	if news, err := m.mergeRecord(forged); news || err != nil {
+		t.Errorf("the signature of what is known was looked at: %v", err)
+	}
+	m.mu.Lock()
+	for id := range m.peers {
+		if id != m.self {
+			m.forget(id)
+		}
+	}
+	clear(m.forgotten)
+	m.mu.Unlock()
+	if news, err := m.mergeRecord(forged); news || err == nil {
+		t.Error("a forged record was taken")
+	}
+}
