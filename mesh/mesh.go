@@ -122,6 +122,7 @@ type Mesh struct {
 
 	peerBytes int // of all records
 	dropped   map[peer.ID]bool
+	unsaved   chan struct{} // there is something to save
 	forgotten map[peer.ID]forgotten
 }
 
@@ -164,6 +165,7 @@ func New(cfg Config) (*Mesh, error) {
 		challenges: map[uint64]*run{},
 		proofNonce: rand.Uint32(),
 		dropped:    map[peer.ID]bool{},
+		unsaved:    make(chan struct{}, 1),
 		forgotten:  map[peer.ID]forgotten{},
 	}
 	for _, t := range cfg.Targets {
@@ -184,7 +186,8 @@ func New(cfg Config) (*Mesh, error) {
 			m.peers[id].saved = true
 		}
 	}
-	m.confirmed = len(m.peers) == 0 // nobody knows us yet
+	// Nobody can know a peer that is new, and nobody can be asked where there are no others.
+	m.confirmed = len(m.peers) == 0 && (len(cfg.Record.Ring) == 0 || len(cfg.Targets) == 0)
 	own, err := peer.Sign(cfg.Record, cfg.Identity)
 	if err != nil {
 		return nil, fmt.Errorf("mesh: %w", err)
@@ -342,8 +345,10 @@ func (m *Mesh) leave(why error) {
 		}
 		m.sendToSome(envelope{Kind: kindDelta, Replica: peersName, Payload: m.ownState()})
 	}
-	_ = m.list.Leave(time.Second)
-	time.Sleep(2 * goodbyeInterval)
+	if !errors.Is(why, ErrTwin) { // which ends at once
+		_ = m.list.Leave(time.Second)
+		time.Sleep(2 * goodbyeInterval)
+	}
 	_ = m.list.Shutdown()
 }
 
@@ -446,6 +451,14 @@ func (m *Mesh) Reachable(id peer.ID) bool {
 	defer m.mu.Unlock()
 	k := m.peers[id]
 	return k != nil && k.node != ""
+}
+
+// Knows reports whether a record of a peer is here.
+func (m *Mesh) Knows(id peer.ID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := m.peers[id]
+	return k != nil && k.hasRecord()
 }
 
 // Others lists all other peers that are known, reachable or not, but for those that have

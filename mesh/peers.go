@@ -216,12 +216,20 @@ func (m *Mesh) ForgetPeer(ctx context.Context, id peer.ID) error {
 		return err
 	}
 	m.cfg.Changed()
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
 	var group errgroup.Group
 	group.SetLimit(maxAtOnce)
 	for _, other := range m.Others() {
 		if m.Reachable(other) {
 			group.Go(func() error {
-				_, _ = m.Request(ctx, other, requestForget, id[:]) // who cannot be asked forgets it in time
+				// It may not have heard yet that the peer owns nothing any more. Who cannot be asked forgets it in time.
+				for range 5 {
+					if _, err := m.Request(ctx, other, requestForget, id[:]); err == nil || ctx.Err() != nil {
+						break
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
 				return nil
 			})
 		}
@@ -299,11 +307,12 @@ func (m *Mesh) remember(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return m.save()
+		case <-m.unsaved:
 		case now := <-tick.C:
 			m.expire(now)
-			if err := m.save(); err != nil {
-				m.cfg.Log.Warn("cannot keep the records of peers", "err", err)
-			}
+		}
+		if err := m.save(); err != nil {
+			m.cfg.Log.Warn("cannot keep the records of peers", "err", err)
 		}
 	}
 }

@@ -234,6 +234,10 @@ func (m *Mesh) reach(id peer.ID) {
 	if now != "" {
 		k.retry = backoff{}
 		k.met = true
+		select {
+		case m.unsaved <- struct{}{}:
+		default:
+		}
 	}
 	m.mu.Unlock()
 	switch {

@@ -60,6 +60,8 @@ type Config struct {
 	Resolver   bool // a name server listens on the node addresses
 	Exempt     nft.Exempt
 	IPv6       bool
+	// Unconfirmed leaves WireGuard as it is: another host may have our key.
+	Unconfirmed bool
 }
 
 // NodeAddrs are the node addresses, IPv4 first; none while there is no slot.
@@ -179,7 +181,9 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 			return err
 		}
 	}
-	if err := r.device.Apply(wg.Config{PrivateKey: c.PrivateKey, Port: c.Port, Tunnels: c.Tunnels}); err != nil {
+	if c.Unconfirmed {
+		// What an earlier agent configured goes on.
+	} else if err := r.device.Apply(wg.Config{PrivateKey: c.PrivateKey, Port: c.Port, Tunnels: c.Tunnels}); err != nil {
 		return err
 	}
 	if known {
@@ -224,6 +228,13 @@ func (r *Router) Unplug(_ context.Context, e endpoint.Endpoint) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return endpoint.Unplug(e)
+}
+
+// Disarm takes the key and all tunnels from the device: another host goes on with them.
+func (r *Router) Disarm() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.device.Disarm()
 }
 
 // Observed is the data path as it is.

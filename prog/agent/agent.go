@@ -114,6 +114,10 @@ func New(opts Options) *Agent {
 // anew: gossip cannot change the one that it advertises.
 var ErrMoved = errors.New("this host has another address now")
 
+// ErrTwin says that this host is a copy of another one, which goes on. It is not to be started
+// again before somebody has looked.
+var ErrTwin = mesh.ErrTwin
+
 // settle is how long another address lasts before the agent runs anew for it.
 const settle = 30 * time.Second
 
@@ -170,6 +174,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	stopDNS := a.serveDNS(ctx)
 	err = group.Wait()
 	stopDNS()
+	if errors.Is(err, ErrTwin) {
+		err = errors.Join(err, a.router.Disarm())
+	}
 	a.log.Info("agent ends", "err", err)
 	return err
 }
@@ -322,8 +329,9 @@ func (a *Agent) makeMesh(targets []string) error {
 		Port: uint16(a.opts.Port), Gossip: uint16(a.opts.GossipPort), Node: st.Allocations[nodeKey],
 		Host: a.ownNode().UID,
 	}
+	owners := map[peer.ID][]slot.Range{}
 	if r, err := ring.Decode(st.Ring); err == nil {
-		record.Ring = r.ID[:]
+		record.Ring, owners = r.ID[:], r.Owned()
 	}
 	a.mesh, err = mesh.New(mesh.Config{
 		Identity:  a.keys.Identity,
@@ -337,6 +345,12 @@ func (a *Agent) makeMesh(targets []string) error {
 		Port:      a.opts.GossipPort,
 		Log:       a.log,
 		Changed:   a.changed,
+		Owns: func(id peer.ID) bool {
+			if v := a.view.Load(); v != nil {
+				return len(v.owners[id]) > 0
+			}
+			return len(owners[id]) > 0
+		},
 	})
 	return err
 }

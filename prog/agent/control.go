@@ -82,11 +82,28 @@ func (a *Agent) RemovePeer(ctx context.Context, req api.RemovePeerRequest) (r ap
 	if err != nil {
 		return r, err
 	}
-	slots, err := a.ipam.RemovePeer(ctx, id, req.Force)
+	name := a.mesh.Name(id)
+	slots, err := a.removePeer(ctx, id, req.Force)
 	if refused, ok := errors.AsType[*ipam.RemovalError](err); ok {
-		return r, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%s is not removed: %s", a.mesh.Name(id), refused.Why)}
+		return r, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%s is not removed: %s", name, refused.Why)}
 	}
-	return api.RemovePeerReply{Peer: a.mesh.Name(id), Addresses: slots}, err
+	return api.RemovePeerReply{Peer: name, Addresses: slots}, err
+}
+
+// removePeer takes over what a dead peer owns, and has all hosts forget it. One that owns
+// nothing is forgotten all the same.
+func (a *Agent) removePeer(ctx context.Context, id peer.ID, force bool) (uint64, error) {
+	slots, err := a.ipam.RemovePeer(ctx, id, force)
+	refused, ok := errors.AsType[*ipam.RemovalError](err)
+	if known := a.mesh.Knows(id); err != nil && !(ok && refused.Nothing && known) {
+		return 0, err
+	}
+	snap, err := a.ipam.Snapshot(ctx)
+	if err != nil {
+		return slots, err
+	}
+	a.look(snap) // it owns nothing by now
+	return slots, a.mesh.ForgetPeer(ctx, id)
 }
 
 // findPeer finds a peer by its id or its nickname.

@@ -244,7 +244,7 @@ func (r *reclaimer) tellOfAnswering(c census, v verdict) {
 // cannot reach it; that its Node is gone stands for the majority.
 func (r *reclaimer) takeOver(ctx context.Context, g gone) {
 	name := r.a.mesh.Name(g.ID)
-	slots, err := r.a.ipam.RemovePeer(ctx, g.ID, true)
+	slots, err := r.a.removePeer(ctx, g.ID, true)
 	refused, ok := errors.AsType[*ipam.RemovalError](err)
 	switch {
 	case ok && refused.Nothing:

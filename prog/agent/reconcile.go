@@ -52,6 +52,10 @@ func (a *Agent) reconcile(ctx context.Context) error {
 	}
 }
 
+// errUnconfirmed says that WireGuard has not got this host's key yet: two hosts with one key
+// would take each other's packets.
+var errUnconfirmed = errors.New("waiting for another peer to confirm that no other host has this one's identity; with none that answers, for 10 s")
+
 // fatalError ends the agent: going on would do harm, or never become better.
 type fatalError struct{ error }
 
@@ -102,6 +106,9 @@ func (a *Agent) step(ctx context.Context) error {
 	if overlap != nil { // it came later: what is attached goes on, and the guard keeps the rest in
 		return overlap
 	}
+	if !a.mesh.Confirmed() {
+		return errUnconfirmed
+	}
 	if cfg.Node == 0 {
 		return errors.New("waiting for a node address from the other peers (see `weft status ipam`)")
 	}
@@ -121,12 +128,13 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		PresharedKey: func(other peer.ID) [32]byte { return a.token.Secret.PresharedKey(self, other) },
 	}
 	for _, p := range a.mesh.Peers() {
-		if p.Record.Identity == nil {
+		id := p.Record.ID()
+		if p.Record.Identity == nil || len(in.Owned[id]) == 0 && !p.Met { // a tunnel for whoever signed a record would be one for each that a member makes up
 			continue
 		}
 		in.Peers = append(in.Peers, p.Record)
 		if p.Addr.IsValid() {
-			in.Preferred[p.Record.ID()] = p.Addr
+			in.Preferred[id] = p.Addr
 		}
 	}
 	for _, addr := range a.mesh.Own().Underlay {
@@ -139,7 +147,8 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		Universe: snap.Ring.Universe, Node: a.node,
 		PrivateKey: a.keys.WireGuard, Port: uint16(a.opts.Port), MTU: int(a.mtu.Load()),
 		Own: in.Owned[self], Tunnels: topology.Plan(in),
-		Exposed: a.settings.Exposed, Resolver: a.dns != nil, Exempt: a.opts.Exempt, IPv6: a.ipv6,
+		Unconfirmed: !a.mesh.Confirmed(),
+		Exposed:     a.settings.Exposed, Resolver: a.dns != nil, Exempt: a.opts.Exempt, IPv6: a.ipv6,
 	}
 	if s, ok := snap.Allocations[nodeKey]; ok {
 		cfg.Node = s

@@ -33,6 +33,8 @@ const (
 	reasonLeftOut  = "LeftOut"     // of an endpoint: what does not fit
 	reasonPort     = "PortBlocked" // between this host and another one
 
+	reasonCopy = "CopiedDisk" // of another host
+
 	reasonTurnedAway = "TurnedAway" // a host with another secret, for example
 )
 
@@ -54,6 +56,12 @@ func (a *Agent) gathered(snap ipam.Snapshot, seen router.Observed, unseen error,
 	}
 	add(reasonLeftOut, a.misfits()...)
 	list = slices.Concat(list, a.policyWarnings(), a.clusterWarnings(), a.ports.warnings())
+	for _, p := range a.mesh.Peers() {
+		if p.Record.Copy.IsValid() && p.Record.ID() != a.self() { // which says so as one that is turned away
+			list = append(list, warning{reason: reasonCopy, elsewhere: true, text: fmt.Sprintf(
+				"a host at %v has the identity of %s: a disk was copied. The copy stops by itself: run `weft reset --force` on it, and launch it again", p.Record.Copy, p.Record.Name())})
+		}
+	}
 	for _, l := range a.lostAddresses(snap) {
 		add(reasonAddress, fmt.Sprintf("%s had %v, which %s owns by now: this host was given up for dead meanwhile. It is cut off: start it anew (or `weft detach` and attach it)",
 			l.Endpoint, l.Address, l.Owner))

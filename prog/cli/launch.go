@@ -365,7 +365,11 @@ func (a *app) waitReady(ctx context.Context, client *api.Client, f *launchFlags,
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-ended:
-			return fmt.Errorf("the agent ended: %s", lastError(filepath.Join(f.StateDir, agentLog)))
+			err := fmt.Errorf("the agent ended: %s", lastError(filepath.Join(f.StateDir, agentLog)))
+			if child.ProcessState.ExitCode() == ExitCopy {
+				return endedError{err, agent.ErrTwin}
+			}
+			return err
 		case <-tick.C:
 		}
 		err := client.Ready(ctx)
@@ -380,6 +384,14 @@ func (a *app) waitReady(ctx context.Context, client *api.Client, f *launchFlags,
 	}
 	return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent runs, but is not ready after %v: %v", f.wait, a.waitingFor(ctx, client, why))}
 }
+
+// endedError is what the agent said last, and of which kind that was.
+type endedError struct {
+	error
+	kind error
+}
+
+func (e endedError) Unwrap() error { return e.kind }
 
 // waitingFor says why the agent is not ready, with what its targets answered.
 func (a *app) waitingFor(ctx context.Context, client *api.Client, why error) string {

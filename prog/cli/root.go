@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"weft/prog/agent"
 	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/probe"
@@ -31,10 +32,12 @@ const (
 	ExitUsage      = 2 // unknown command or flag, or an unusable argument
 	ExitNotRunning = 3 // no agent runs on this host
 	ExitNotReady   = 4 // the agent runs, but cannot do that yet: try again later
+	ExitCopy       = 5 // this host is a copy of another one: starting it again does not help
 )
 
 const exitHelp = `
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent runs here, 4 not ready, try again later.`
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent runs here, 4 not ready, try again later,
+5 this host is a copy of another one.`
 
 // Version is set by the build.
 var Version = "dev"
@@ -75,6 +78,9 @@ func exitCode(err error) int {
 	}
 	if _, ok := errors.AsType[usageError](err); ok {
 		return ExitUsage
+	}
+	if errors.Is(err, agent.ErrTwin) {
+		return ExitCopy
 	}
 	if _, ok := errors.AsType[*api.NotRunningError](err); ok {
 		return ExitNotRunning

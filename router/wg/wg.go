@@ -152,6 +152,18 @@ func (d *Device) Apply(c Config) error {
 	return nil
 }
 
+// Disarm takes the private key and all peers from the device, if there is one.
+func (d *Device) Disarm() error {
+	if err := d.connect(); err != nil {
+		return err
+	}
+	err := d.client.ConfigureDevice(link.Device, wgtypes.Config{PrivateKey: &wgtypes.Key{}, ReplacePeers: true})
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("wireguard: take the key from device %s: %w: `weft reset --force` removes it", link.Device, err)
+	}
+	return nil
+}
+
 // free reports whether the port can be had. Asked beforehand, since the userspace
 // device takes any port while it is coming up, and fails later without a word.
 func free(port int) error {

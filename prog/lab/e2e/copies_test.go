@@ -1,15 +1,21 @@
 package e2e
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 	"weft/prog/state"
+	"weft/router/link"
 )
 
 // copyState copies the state and the secret of one host to a folder.
@@ -26,33 +32,77 @@ func copyState(t *testing.T, from, to string) {
 	}
 }
 
-// A host whose disk was copied from another stops as soon as the two meet, and says why;
-// the other goes on.
+// disarmed fails if this host's WireGuard device has a key, or peers.
+func disarmed([]string) error {
+	client, err := wgctrl.New()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	dev, err := client.Device(link.Device)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if dev.PrivateKey != (wgtypes.Key{}) || len(dev.Peers) > 0 {
+		return fmt.Errorf("the device has a key or peers: %v, %d", dev.PublicKey, len(dev.Peers))
+	}
+	return nil
+}
+
+// A host whose disk was copied from another stops as soon as it hears of that, each time that
+// it is started: it is never ready, says why, and takes no packet of the other, which goes on.
+// That one and all others warn.
 func TestCopiedHostStops(t *testing.T) {
-	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
+	l := labtest.New(t, lab.Options{Hosts: 4, Containers: 1, Bare: true})
 	launchFounder(t, l)
 	good := token(t, l)
-	if _, err := l.Exec(t.Context(), "h2", strings.NewReader(good), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
-		t.Fatal(err)
+	for _, h := range []string{"h2", "h4"} {
+		if _, err := l.Exec(t.Context(), h, strings.NewReader(good), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
+			t.Fatal(err)
+		}
 	}
+	h2 := report(t, l, "h2").Router.Node[0].String()
+	eventually(t, time.Minute, "h1 reaches h2", func() bool {
+		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "icmp", "--count", "1", h2)
+		return err == nil
+	})
+	pinged := make(chan string, 1)
+	go func() {
+		out, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "icmp", "--count", "300", "--interval", "20ms", h2)
+		pinged <- fmt.Sprintf("%s %v", out, err)
+	}()
 	copyState(t, l.StateDir("h2"), l.StateDir("h3"))
-	run(t, l, "h3", "weft", "launch", "--wait", "0")
-	log := filepath.Join(l.StateDir("h3"), "agent.log")
-	eventually(t, 5*time.Second, "the copy stops", func() bool {
-		data, err := os.ReadFile(log)
-		return err == nil && strings.Contains(string(data), "a disk was copied")
-	})
+	for range 3 { // as under Restart=always
+		said := fails(t, l, "h3", "", "weft", "launch")
+		says(t, said, "exit code 5", "a disk was copied", "192.0.2.2", "weft reset --force")
+		if strings.Contains(said, "ready after") {
+			t.Error("the copy was ready")
+		}
+		if err := tool(t, l, "h3", "disarmed"); err != nil {
+			t.Error(err)
+		}
+	}
+	if out := <-pinged; !strings.Contains(out, "<nil>") {
+		t.Errorf("h1 lost packets to h2: %s", out)
+	}
 	says(t, fails(t, l, "h3", "", "weft", "status"), "not running")
-	eventually(t, time.Minute, "h1 reaches h2 as before", func() bool {
-		r := report(t, l, "h2")
-		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "icmp", "--count", "1", r.Router.Node[0].String())
-		return err == nil && r.Ready
+	eventually(t, 10*time.Second, "h2 says who it turned away", func() bool {
+		return strings.Contains(run(t, l, "h2", "weft", "status"), "Turned away: 192.0.2.3")
 	})
+	for _, h := range []string{"h1", "h4"} {
+		eventually(t, 10*time.Second, h+" warns", func() bool {
+			s := run(t, l, h, "weft", "status")
+			return strings.Contains(s, "192.0.2.3 has the identity of") && strings.Contains(s, "(h2)")
+		})
+	}
 	run(t, l, "h3", "weft", "reset", "--force")
 	if _, err := l.Exec(t.Context(), "h3", strings.NewReader(good), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
 		t.Fatal(err)
 	}
-	oneRing(t, l, 3)
+	oneRing(t, l, 4)
 }
 
 // An agent whose state was put back to an older copy gives nobody the address of a
@@ -95,4 +145,37 @@ func TestRestoredStateSparesRunningContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "the address is free again", func() bool { return !strings.Contains(run(t, l, "h1", "weft", "status"), forgotten[0]) })
+}
+
+// A copy that reaches nobody at first goes on after a while, as any host would. Once it hears
+// of the original it stops, and its device lets go of the key: the other's tunnels come back.
+func TestCopyLetsGoOfTheKey(t *testing.T) {
+	labtest.Need(t, "nft", "nftables")
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
+	launchFounder(t, l)
+	if _, err := l.Exec(t.Context(), "h2", strings.NewReader(token(t, l)), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
+		t.Fatal(err)
+	}
+	rules := "table inet firewall {\nchain in { type filter hook input priority 0; meta l4proto { tcp, udp } th dport 6783 drop; }\nchain out { type filter hook output priority 0; meta l4proto { tcp, udp } th dport 6783 drop; }\n}\n"
+	if _, err := l.Exec(t.Context(), "h3", strings.NewReader(rules), "nft", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	copyState(t, l.StateDir("h2"), l.StateDir("h3"))
+	run(t, l, "h3", "weft", "launch", "--wait", "0")
+	eventually(t, 10*time.Second, "it waits to be confirmed", func() bool {
+		out, err := l.Exec(t.Context(), "h3", nil, "weft", "status")
+		return err == nil && strings.Contains(out, "waiting for another peer to confirm")
+	})
+	if err := tool(t, l, "h3", "disarmed"); err != nil {
+		t.Error(err)
+	}
+	eventually(t, 20*time.Second, "it goes on", func() bool { return tool(t, l, "h3", "disarmed") != nil })
+	run(t, l, "h3", "nft", "delete", "table", "inet", "firewall")
+	eventually(t, 40*time.Second, "it lets go of the key", func() bool { return tool(t, l, "h3", "disarmed") == nil })
+	says(t, fails(t, l, "h3", "", "weft", "status"), "not running")
+	h2 := report(t, l, "h2").Router.Node[0].String()
+	eventually(t, 40*time.Second, "h1 reaches h2", func() bool {
+		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "icmp", "--count", "5", "--interval", "20ms", h2)
+		return err == nil
+	})
 }
