@@ -192,10 +192,7 @@ func (d delegate) MergeRemoteState(data []byte, _ bool) {
 	for name, state := range states {
 		d.m.merge(name, state)
 	}
-	d.m.mu.Lock()
-	d.m.joined = true // memberlist has taken in the members before this
-	d.m.mu.Unlock()
-	d.m.doubt()
+	d.m.noteJoined() // memberlist has taken in the members before this
 }
 
 // merge gives a state to its replica, and passes on what was news.

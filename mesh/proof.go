@@ -378,6 +378,14 @@ const (
 	confirmAsks = 3                // a run at another address that does not answer so often is over
 )
 
+// noteJoined notes that we know of all members that somebody else knows of.
+func (m *Mesh) noteJoined() {
+	m.mu.Lock()
+	m.joined = true
+	m.mu.Unlock()
+	m.doubt()
+}
+
 // confirm notes that this peer's identity is its own, once that is clear.
 func (m *Mesh) confirm(now time.Time) {
 	m.mu.Lock()

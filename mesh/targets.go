@@ -200,6 +200,7 @@ func (m *Mesh) join(ctx context.Context, addrs []netip.AddrPort) (bool, error) {
 		}
 		var n int
 		if n, err = m.list.Join([]string{a.String()}); n > 0 {
+			m.noteJoined()
 			return true, nil
 		}
 		err = explainJoin(a, err)

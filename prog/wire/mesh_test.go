@@ -50,13 +50,14 @@ func produceMesh(t *testing.T) map[string][]byte {
 	}
 	all := map[string][]byte{}
 	onStage(t, func(t *testing.T, s *stage) {
-		b := s.scripted(&scripted{n: bravo, hello: encode(v1Hello{1, cluster, universe.V4}), answer: func(v1Message) ([]byte, string) { return nil, "" }})
-		a := s.today(alpha, settled(alpha), bravo)
+		a := s.today(alpha, settled(alpha))
 		for _, r := range replicas {
 			a.Replicate(r)
 		}
 		a.Handle("usage", func(context.Context, peer.ID, []byte) ([]byte, error) { return votes["ipam/usage-answer"], nil })
 		s.run(a.Run)
+		time.Sleep(time.Second)
+		b := s.scripted(&scripted{n: bravo, hello: encode(v1Hello{1, cluster, universe.V4}), answer: func(v1Message) ([]byte, string) { return nil, "" }}, alpha)
 		s.eventually(10*time.Second, "they meet", func() bool { return a.Reachable(id(bravo)) && len(b.states()) > 0 })
 		_, all["mesh/hello"] = b.run(alpha)
 		all["mesh/push-pull"] = b.states()[0]

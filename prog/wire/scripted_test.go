@@ -82,6 +82,9 @@ func (s *scripted) NotifyMsg(data []byte) {
 	e, err := decode[v1Envelope](data)
 	var m v1Message
 	if err == nil && e.Kind == v1Request {
+		if sealed, err := decode[v1Sealed](e.Payload); err == nil && sealed.Record == nil {
+			return // of a peer that is not known here
+		}
 		if m, _, err = openMessage(e.Payload); err != nil {
 			s.t.Errorf("a request that %s cannot read: %v", names[s.n], err)
 			return
