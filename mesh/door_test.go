@@ -216,7 +216,7 @@ func FuzzDoor(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		s := &stream{Conn: &pipe{Reader: *bytes.NewReader(data)}, door: d, source: address(2).Addr()}
 		got, err := io.ReadAll(s)
-		if len(got) > 64 || err == nil && len(data) > 0 && data[0] == streamSealed && len(got) < streamHeader {
+		if len(got) > 64 || len(got) > 0 && data[0] == streamSealed && len(got) < streamHeader {
 			t.Errorf("%x became %x, %v", data, got, err)
 		}
 		s.Close()

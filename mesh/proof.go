@@ -156,8 +156,8 @@ func (m *Mesh) sendTo(to netip.AddrPort, kind uint, msg message) {
 // answerChallenge takes a challenge that is for this run, signed, and new. Who sends one is
 // alive itself.
 func (m *Mesh) answerChallenge(msg message) {
-	var c challenge
-	if err := decoding.Unmarshal(msg.Payload, &c); err != nil || !usable(c.Addr) {
+	c, err := readChallenge(msg.Payload)
+	if err != nil {
 		m.cfg.Log.Debug("challenge ignored", "from", msg.From, "err", err)
 		return
 	}
@@ -175,10 +175,16 @@ func (m *Mesh) answerChallenge(msg message) {
 	}
 }
 
-// usable reports whether an answer can be sent there.
-func usable(a netip.AddrPort) bool {
-	addr := a.Addr()
-	return a.Port() != 0 && addr.IsValid() && !addr.IsUnspecified() && !addr.IsLoopback() && !addr.IsMulticast() && addr.Zone() == ""
+// readChallenge refuses one that cannot be answered.
+func readChallenge(data []byte) (c challenge, err error) {
+	if err := decoding.Unmarshal(data, &c); err != nil {
+		return c, err
+	}
+	a := c.Addr.Addr()
+	if c.Addr.Port() == 0 || !a.IsValid() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Zone() != "" {
+		return c, fmt.Errorf("an answer cannot go to %v", c.Addr)
+	}
+	return c, nil
 }
 
 // isProof reports whether a signed reply answers a challenge, and takes it.

@@ -227,6 +227,22 @@ func TestConfirmation(t *testing.T) {
 	})
 }
 
+// FuzzChallenge reads anything: what is accepted can be answered.
+func FuzzChallenge(f *testing.F) {
+	for _, to := range []string{"192.0.2.1:6783", "[2001:db8::1]:6783", "127.0.0.1:6783", "192.0.2.1:0", "[fe80::1%eth0]:1", "[::]:1"} {
+		f.Add(encode(challenge{"run", netip.MustParseAddrPort(to)}))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := readChallenge(data)
+		if err != nil {
+			return
+		}
+		if a := c.Addr.Addr(); !a.IsGlobalUnicast() && !a.IsLinkLocalUnicast() || c.Addr.Port() == 0 || a.Zone() != "" {
+			t.Errorf("an answer goes to %v", c.Addr)
+		}
+	})
+}
+
 // A liar's names, however many, are forgotten once memberlist gives them up, and at any time
 // there are not more than a few for one peer.
 func TestNamesAreBounded(t *testing.T) {
