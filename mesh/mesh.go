@@ -13,17 +13,14 @@
 package mesh
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -109,21 +106,8 @@ type Mesh struct {
 	rejected   time.Time  // when one was last logged
 	copied     chan error // that another host has our identity, and had it first
 
-	doubts     chan struct{} // a run is to be challenged
-	twins      map[string]*run
-	challenges map[uint64]*run
-	proofNonce uint32
-	proofs     uint32
-	advertised netip.Addr // where memberlist tells the others that we are
-	start      time.Time
-	joined     bool // states were exchanged with somebody
-	confirmed  bool // no other host has our identity
-	copySeen   time.Time
-
-	peerBytes int // of all records
-	dropped   map[peer.ID]bool
-	unsaved   chan struct{} // there is something to save
-	forgotten map[peer.ID]forgotten
+	proof proof      // who is alive, and that nobody else is us
+	kept  remembered // the records, bounded
 }
 
 // known is what we know of one peer.
@@ -160,13 +144,8 @@ func New(cfg Config) (*Mesh, error) {
 		pending:    map[uint64]chan reply{},
 		rejections: map[string]*Rejection{},
 		copied:     make(chan error, 1),
-		doubts:     make(chan struct{}, 1),
-		twins:      map[string]*run{},
-		challenges: map[uint64]*run{},
-		proofNonce: rand.Uint32(),
-		dropped:    map[peer.ID]bool{},
-		unsaved:    make(chan struct{}, 1),
-		forgotten:  map[peer.ID]forgotten{},
+		proof:      newProof(),
+		kept:       newRemembered(),
 	}
 	for _, t := range cfg.Targets {
 		m.targets[t] = &target{}
@@ -187,7 +166,7 @@ func New(cfg Config) (*Mesh, error) {
 		}
 	}
 	// Nobody can know a peer that is new, and nobody can be asked where there are no others.
-	m.confirmed = len(m.peers) == 0 && (len(cfg.Record.Ring) == 0 || len(cfg.Targets) == 0)
+	m.proof.confirmed = len(m.peers) == 0 && (len(cfg.Record.Ring) == 0 || len(cfg.Targets) == 0)
 	own, err := peer.Sign(cfg.Record, cfg.Identity)
 	if err != nil {
 		return nil, fmt.Errorf("mesh: %w", err)
@@ -227,7 +206,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 		return err
 	}
 	m.mu.Lock()
-	m.start, m.advertised = time.Now(), m.peers[m.self].signed.Record.Underlay[0]
+	m.proof.start, m.proof.advertised = time.Now(), m.peers[m.self].signed.Record.Underlay[0]
 	m.mu.Unlock()
 	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmits, NumNodes: m.reachableCount}
 	door, err := m.transport(conf)
@@ -326,92 +305,6 @@ func bindAddress() string {
 	return "::"
 }
 
-// Farewell sets what the peer says of itself when Run ends: Stopped unless told otherwise.
-func (m *Mesh) Farewell(s peer.State) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.farewell = s
-}
-
-// leave tells the others that we go on purpose, and gives gossip a moment to carry it. A
-// copy of another host says nothing in its name.
-func (m *Mesh) leave(why error) {
-	m.mu.Lock()
-	state, silent := m.farewell, errors.Is(why, ErrTwin) || !m.confirmed
-	m.mu.Unlock()
-	if !silent {
-		if err := m.Update(func(r *peer.Record) { r.State = state }); err != nil {
-			m.cfg.Log.Warn("cannot say goodbye", "err", err)
-		}
-		m.sendToSome(envelope{Kind: kindDelta, Replica: peersName, Payload: m.ownState()})
-	}
-	if !errors.Is(why, ErrTwin) { // which ends at once
-		_ = m.list.Leave(time.Second)
-		time.Sleep(2 * goodbyeInterval)
-	}
-	_ = m.list.Shutdown()
-}
-
-const goodbyeInterval = 200 * time.Millisecond // memberlist's gossip interval
-
-// Own is this peer's own record.
-func (m *Mesh) Own() peer.Record {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.peers[m.self].signed.Record
-}
-
-// Update changes this peer's own record, and tells the mesh if it did change.
-func (m *Mesh) Update(change func(*peer.Record)) error {
-	before := m.Own()
-	after := before
-	after.Underlay = slices.Clone(before.Underlay)
-	change(&after)
-	if sameRecord(before, after) {
-		return nil
-	}
-	if err := m.update(change); err != nil {
-		return err
-	}
-	m.tell()
-	m.cfg.Changed()
-	return nil
-}
-
-// tell says our record, once it is clear that nobody else is this peer.
-func (m *Mesh) tell() {
-	if m.Confirmed() {
-		m.Broadcast(peersName, m.ownState())
-	}
-}
-
-func sameRecord(a, b peer.Record) bool {
-	return a.WireGuard == b.WireGuard && a.Nickname == b.Nickname && slices.Equal(a.Underlay, b.Underlay) &&
-		a.Port == b.Port && a.Gossip == b.Gossip && a.Node == b.Node && a.State == b.State && a.Host == b.Host && a.Copy == b.Copy && string(a.Ring) == string(b.Ring)
-}
-
-// update signs and keeps a changed record under the next sequence number.
-func (m *Mesh) update(change func(*peer.Record)) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	own := m.peers[m.self]
-	r := own.signed.Record
-	r.Underlay = slices.Clone(r.Underlay)
-	change(&r)
-	r.Sequence++
-	signed, err := peer.Sign(r, m.cfg.Identity)
-	if err != nil {
-		return fmt.Errorf("mesh: own record: %w", err)
-	}
-	data := signed.Encode()
-	if err := m.cfg.Store.SavePeers(map[peer.ID][]byte{m.self: data}); err != nil {
-		return fmt.Errorf("mesh: keep own record: %w", err)
-	}
-	m.peerBytes += len(data) - own.size
-	own.signed, own.size = signed, len(data)
-	return nil
-}
-
 // SetHello tells peers that join what they must agree with.
 func (m *Mesh) SetHello(cluster [16]byte, u slot.Universe) {
 	next := hello{Version: Version, Cluster: cluster, V4: u.V4}
@@ -422,86 +315,4 @@ func (m *Mesh) SetHello(cluster [16]byte, u slot.Universe) {
 	if changed && m.running() {
 		go m.list.UpdateNode(time.Second) //nolint:errcheck // gossip repeats it
 	}
-}
-
-// Peer is what is known of one peer, this one included.
-type Peer struct {
-	Record    peer.Record
-	Reachable bool       // gossip reaches it right now
-	Addr      netip.Addr // where
-	Since     time.Time  // since when that is so; zero if never since our start
-	Met       bool       // it proved to be alive, since our start
-}
-
-// Peers lists all peers, in the order of their ids.
-func (m *Mesh) Peers() []Peer {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	out := make([]Peer, 0, len(m.peers))
-	for _, id := range slices.SortedFunc(maps.Keys(m.peers), func(a, b peer.ID) int { return slices.Compare(a[:], b[:]) }) {
-		k := m.peers[id]
-		out = append(out, Peer{Record: k.signed.Record, Reachable: k.node != "" || id == m.self, Addr: k.addr, Since: k.since, Met: k.met})
-	}
-	return out
-}
-
-// Reachable reports whether gossip reaches a peer.
-func (m *Mesh) Reachable(id peer.ID) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	k := m.peers[id]
-	return k != nil && k.node != ""
-}
-
-// Knows reports whether a record of a peer is here.
-func (m *Mesh) Knows(id peer.ID) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	k := m.peers[id]
-	return k != nil && k.hasRecord()
-}
-
-// Others lists all other peers that are known, reachable or not, but for those that have
-// left and those of another ring.
-func (m *Mesh) Others() []peer.ID {
-	ring := m.Own().Ring
-	var out []peer.ID
-	for _, p := range m.Peers() {
-		r := p.Record
-		apart := len(ring) > 0 && len(r.Ring) > 0 && !bytes.Equal(ring, r.Ring)
-		if r.Identity != nil && r.ID() != m.self && r.State != peer.Left && !apart {
-			out = append(out, r.ID())
-		}
-	}
-	return out
-}
-
-// Stopped reports whether a peer said that its agent was stopped; its containers run on.
-func (m *Mesh) Stopped(id peer.ID) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	k := m.peers[id]
-	return k != nil && k.node == "" && k.signed.Record.State == peer.Stopped
-}
-
-// Name is what people call a peer: its id, and its nickname where that is known.
-func (m *Mesh) Name(id peer.ID) string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if k := m.peers[id]; k != nil && k.hasRecord() {
-		return k.signed.Record.Name()
-	}
-	return id.String()
-}
-
-func (m *Mesh) reachableCount() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n := 1
-	for _, k := range m.peers {
-		if k.node != "" {
-			n++
-		}
-	}
-	return n
 }

@@ -54,8 +54,8 @@ func TestRecordsAreBounded(t *testing.T) {
 			for _, k := range a.peers {
 				total += k.size
 			}
-			if len(a.peers) > maxPeers || total > maxPeerBytes || total != a.peerBytes || len(a.forgotten) > maxPeers {
-				t.Fatalf("%d peers of %d bytes, counted as %d, and %d forgotten", len(a.peers), total, a.peerBytes, len(a.forgotten))
+			if len(a.peers) > maxPeers || total > maxPeerBytes || total != a.kept.bytes || len(a.kept.forgotten) > maxPeers {
+				t.Fatalf("%d peers of %d bytes, counted as %d, and %d forgotten", len(a.peers), total, a.kept.bytes, len(a.kept.forgotten))
 			}
 			a.mu.Unlock()
 			if i == 5 {
@@ -190,7 +190,7 @@ func TestKnownRecordsAreNotVerified(t *testing.T) {
 			m.forget(id)
 		}
 	}
-	clear(m.forgotten)
+	clear(m.kept.forgotten)
 	m.mu.Unlock()
 	if news, err := m.mergeRecord(forged); news || err == nil {
 		t.Error("a forged record was taken")

@@ -2,8 +2,8 @@ package mesh
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"time"
@@ -46,6 +46,24 @@ const (
 	maxAnswers   = 4
 )
 
+// proof is what is known of who is alive. It is guarded by the lock of its Mesh.
+type proof struct {
+	doubts     chan struct{}   // a run is to be challenged
+	challenges map[uint64]*run // by the number of the request
+	nonce      uint32          // of this run, in those numbers
+	sent       uint32
+	twins      map[string]*run // other runs of our own identity
+	advertised netip.Addr      // where memberlist tells the others that we are
+	start      time.Time
+	joined     bool // states were exchanged with somebody
+	confirmed  bool // no other host has our identity
+	copySeen   time.Time
+}
+
+func newProof() proof {
+	return proof{doubts: make(chan struct{}, 1), challenges: map[uint64]*run{}, nonce: rand.Uint32(), twins: map[string]*run{}}
+}
+
 // prove challenges runs until ctx ends.
 func (m *Mesh) prove(ctx context.Context) error {
 	timer := time.NewTimer(0)
@@ -54,7 +72,7 @@ func (m *Mesh) prove(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-m.doubts:
+		case <-m.proof.doubts:
 		case <-timer.C:
 		}
 		now := time.Now()
@@ -67,7 +85,7 @@ func (m *Mesh) prove(ctx context.Context) error {
 // doubt wakes prove.
 func (m *Mesh) doubt() {
 	select {
-	case m.doubts <- struct{}{}:
+	case m.proof.doubts <- struct{}{}:
 	default:
 	}
 }
@@ -81,7 +99,7 @@ func (m *Mesh) inDoubt() (out []*run) {
 			}
 		}
 	}
-	for _, r := range m.twins {
+	for _, r := range m.proof.twins {
 		if !r.proven {
 			out = append(out, r)
 		}
@@ -94,7 +112,7 @@ func (m *Mesh) nextProof(now time.Time) time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next := now.Add(maxProof)
-	if !m.confirmed {
+	if !m.proof.confirmed {
 		next = now.Add(firstProof)
 	}
 	for _, r := range m.inDoubt() {
@@ -119,11 +137,11 @@ func (m *Mesh) challengeDue(now time.Time) {
 		if now.Before(r.next) {
 			continue
 		}
-		m.proofs++
-		id := uint64(m.proofNonce)<<32 | uint64(m.proofs)
-		m.challenges[id] = r
+		m.proof.sent++
+		id := uint64(m.proof.nonce)<<32 | uint64(m.proof.sent)
+		m.proof.challenges[id] = r
 		if r.ids = append(r.ids, id); len(r.ids) > maxAnswers {
-			delete(m.challenges, r.ids[0])
+			delete(m.proof.challenges, r.ids[0])
 			r.ids = r.ids[1:]
 		}
 		r.next = now.Add(min(firstProof<<min(r.tries, 16), maxProof))
@@ -190,7 +208,7 @@ func readChallenge(data []byte) (c challenge, err error) {
 // isProof reports whether a signed reply answers a challenge, and takes it.
 func (m *Mesh) isProof(msg message) bool {
 	m.mu.Lock()
-	r := m.challenges[msg.ID]
+	r := m.proof.challenges[msg.ID]
 	m.mu.Unlock()
 	if r == nil || msg.From != r.id {
 		return false
@@ -218,7 +236,7 @@ func (m *Mesh) proved(r *run) {
 // forgetChallenges ends those of a run. The caller holds the lock.
 func (m *Mesh) forgetChallenges(r *run) {
 	for _, id := range r.ids {
-		delete(m.challenges, id)
+		delete(m.proof.challenges, id)
 	}
 	r.ids = nil
 }
@@ -241,7 +259,7 @@ func (m *Mesh) reach(id peer.ID) {
 		k.retry = backoff{}
 		k.met = true
 		select {
-		case m.unsaved <- struct{}{}:
+		case m.kept.unsaved <- struct{}{}:
 		default:
 		}
 	}
@@ -282,7 +300,7 @@ func (m *Mesh) believe(n *memberlist.Node) {
 	addr = addr.Unmap()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	runs := m.twins
+	runs := m.proof.twins
 	if id == m.self {
 		if m.ownAddr(addr) {
 			return // a run of ours that has ended
@@ -323,7 +341,7 @@ func (m *Mesh) disbelieve(name string) {
 		return
 	}
 	m.mu.Lock()
-	runs := m.twins
+	runs := m.proof.twins
 	if k := m.peers[id]; id != m.self && k != nil {
 		runs = k.runs
 	}
@@ -349,75 +367,5 @@ func (m *Mesh) forgetNameless(id peer.ID) {
 
 // ownAddr reports whether an address is this host's. The caller holds the lock.
 func (m *Mesh) ownAddr(a netip.Addr) bool {
-	return a == m.advertised || slices.Contains(m.peers[m.self].signed.Record.Underlay, a)
-}
-
-// ErrTwin says that this host's identity is another host's too.
-var ErrTwin = errors.New("this host has the identity of another one, which was there first: a disk was copied. Run `weft reset --force` on the copy, and launch it again")
-
-const twin = "it speaks with this host's identity: was its disk copied from here, or this one's from there? The one that was started last stops by itself; run `weft reset --force` on the copy"
-
-// meetTwin ends this run if it is the one that was started last of two hosts with one
-// identity. The other one tells the mesh.
-func (m *Mesh) meetTwin(r *run) {
-	addr := r.addr.Addr()
-	m.reject(addr.String(), twin)
-	if m.name > r.name {
-		select {
-		case m.copied <- fmt.Errorf("mesh: %w: %v", ErrTwin, addr):
-		default:
-		}
-		return
-	}
-	m.mu.Lock()
-	m.copySeen = time.Now()
-	m.mu.Unlock()
-	if err := m.Update(func(r *peer.Record) { r.Copy = addr }); err != nil {
-		m.cfg.Log.Warn("cannot tell the mesh of the copy", "addr", addr, "err", err)
-	}
-}
-
-// What a peer that comes back waits for before it speaks and before WireGuard has its key:
-// until somebody it has joined tells of no other host with its identity.
-const (
-	confirmWait = 10 * time.Second // with nobody to ask, it goes on
-	confirmAsks = 3                // a run at another address that does not answer so often is over
-)
-
-// noteJoined notes that we know of all members that somebody else knows of.
-func (m *Mesh) noteJoined() {
-	m.mu.Lock()
-	m.joined = true
-	m.mu.Unlock()
-	m.doubt()
-}
-
-// confirm notes that this peer's identity is its own, once that is clear.
-func (m *Mesh) confirm(now time.Time) {
-	m.mu.Lock()
-	asking := false
-	for _, r := range m.twins {
-		asking = asking || r.proven || r.tries <= confirmAsks
-	}
-	sure := m.joined && !asking || !now.Before(m.start.Add(confirmWait))
-	news := sure && !m.confirmed
-	m.confirmed = m.confirmed || sure
-	stale := m.peers[m.self].signed.Record.Copy.IsValid() && now.Sub(m.copySeen) > rejectionLife
-	m.mu.Unlock()
-	if news {
-		m.tell()
-		m.cfg.Changed()
-	}
-	if stale {
-		if err := m.Update(func(r *peer.Record) { r.Copy = netip.Addr{} }); err != nil {
-			m.cfg.Log.Warn("cannot take back what was said of a copy", "err", err)
-		}
-	}
-}
-
-// Confirmed reports whether it is clear that no other host has this one's identity.
-func (m *Mesh) Confirmed() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.confirmed
+	return a == m.proof.advertised || slices.Contains(m.peers[m.self].signed.Record.Underlay, a)
 }

@@ -257,7 +257,7 @@ func TestNamesAreBounded(t *testing.T) {
 	for i := range 100 {
 		events{m}.NotifyLeave(&memberlist.Node{Name: fmt.Sprintf("%v-%08x", id, i)})
 	}
-	if len(m.peers) != 1 || len(m.challenges) != 0 {
-		t.Errorf("%d peers and %d challenges are kept", len(m.peers), len(m.challenges))
+	if len(m.peers) != 1 || len(m.proof.challenges) != 0 {
+		t.Errorf("%d peers and %d challenges are kept", len(m.peers), len(m.proof.challenges))
 	}
 }

@@ -116,7 +116,7 @@ func (m *Mesh) sign(msg message) []byte {
 	data := encode(msg)
 	var record []byte
 	m.mu.Lock()
-	if m.confirmed {
+	if m.proof.confirmed {
 		record = m.peers[m.self].signed.Encode()
 	}
 	m.mu.Unlock()
@@ -162,7 +162,7 @@ func (m *Mesh) open(data []byte) (message, error) {
 	}
 	if s.Record != nil && msg.From != m.self {
 		m.mu.Lock()
-		delete(m.forgotten, msg.From) // it speaks itself
+		delete(m.kept.forgotten, msg.From) // it speaks itself
 		m.mu.Unlock()
 		m.merge(peersName, encode([][]byte{s.Record}))
 	}

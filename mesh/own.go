@@ -1,0 +1,96 @@
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"weft/mesh/peer"
+)
+
+// Farewell sets what the peer says of itself when Run ends: Stopped unless told otherwise.
+func (m *Mesh) Farewell(s peer.State) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.farewell = s
+}
+
+// leave tells the others that we go on purpose, and gives gossip a moment to carry it. A
+// copy of another host says nothing in its name.
+func (m *Mesh) leave(why error) {
+	m.mu.Lock()
+	state, silent := m.farewell, errors.Is(why, ErrTwin) || !m.proof.confirmed
+	m.mu.Unlock()
+	if !silent {
+		if err := m.Update(func(r *peer.Record) { r.State = state }); err != nil {
+			m.cfg.Log.Warn("cannot say goodbye", "err", err)
+		}
+		m.sendToSome(envelope{Kind: kindDelta, Replica: peersName, Payload: m.ownState()})
+	}
+	if !errors.Is(why, ErrTwin) { // which ends at once
+		_ = m.list.Leave(time.Second)
+		time.Sleep(2 * goodbyeInterval)
+	}
+	_ = m.list.Shutdown()
+}
+
+const goodbyeInterval = 200 * time.Millisecond // memberlist's gossip interval
+
+// Own is this peer's own record.
+func (m *Mesh) Own() peer.Record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.peers[m.self].signed.Record
+}
+
+// Update changes this peer's own record, and tells the mesh if it did change.
+func (m *Mesh) Update(change func(*peer.Record)) error {
+	before := m.Own()
+	after := before
+	after.Underlay = slices.Clone(before.Underlay)
+	change(&after)
+	if sameRecord(before, after) {
+		return nil
+	}
+	if err := m.update(change); err != nil {
+		return err
+	}
+	m.tell()
+	m.cfg.Changed()
+	return nil
+}
+
+// tell says our record, once it is clear that nobody else is this peer.
+func (m *Mesh) tell() {
+	if m.Confirmed() {
+		m.Broadcast(peersName, m.ownState())
+	}
+}
+
+func sameRecord(a, b peer.Record) bool {
+	return a.WireGuard == b.WireGuard && a.Nickname == b.Nickname && slices.Equal(a.Underlay, b.Underlay) &&
+		a.Port == b.Port && a.Gossip == b.Gossip && a.Node == b.Node && a.State == b.State && a.Host == b.Host && a.Copy == b.Copy && string(a.Ring) == string(b.Ring)
+}
+
+// update signs and keeps a changed record under the next sequence number.
+func (m *Mesh) update(change func(*peer.Record)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	own := m.peers[m.self]
+	r := own.signed.Record
+	r.Underlay = slices.Clone(r.Underlay)
+	change(&r)
+	r.Sequence++
+	signed, err := peer.Sign(r, m.cfg.Identity)
+	if err != nil {
+		return fmt.Errorf("mesh: own record: %w", err)
+	}
+	data := signed.Encode()
+	if err := m.cfg.Store.SavePeers(map[peer.ID][]byte{m.self: data}); err != nil {
+		return fmt.Errorf("mesh: keep own record: %w", err)
+	}
+	m.kept.bytes += len(data) - own.size
+	own.signed, own.size = signed, len(data)
+	return nil
+}
