@@ -96,14 +96,14 @@ func encode(v any) []byte { return must(encoding.Marshal(v)) }
 // block. A few peers hear it at once, the others by gossip.
 func (m *Mesh) Broadcast(replica string, delta []byte) {
 	m.passOn(replica, delta)
-	if m.running() && len(delta) <= maxGossip {
+	if m.speaks() && len(delta) <= maxGossip {
 		go m.sendNow(encode(envelope{Kind: kindDelta, Replica: replica, Payload: delta}))
 	}
 }
 
 // passOn leaves a delta to gossip.
 func (m *Mesh) passOn(replica string, delta []byte) {
-	if !m.running() {
+	if !m.speaks() {
 		return // push/pull carries it once we have joined
 	}
 	e := envelope{Kind: kindDelta, Replica: replica, Payload: delta}
@@ -113,6 +113,10 @@ func (m *Mesh) passOn(replica string, delta []byte) {
 	}
 	go m.sendToSome(e)
 }
+
+// speaks reports whether anything may be said in this peer's name: as long as another host
+// may have the same, that one's word counts.
+func (m *Mesh) speaks() bool { return m.running() && m.Confirmed() }
 
 // sendNow sends a message to a few random peers by UDP, without waiting for the
 // next round of gossip.
@@ -175,6 +179,9 @@ func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
 
 func (d delegate) LocalState(bool) []byte {
 	states := map[string][]byte{}
+	if !d.m.speaks() {
+		return encode(states)
+	}
 	for name, r := range d.m.replicas {
 		if full := r.Full(); full != nil {
 			states[name] = full

@@ -166,7 +166,10 @@ func New(cfg Config) (*Mesh, error) {
 		}
 	}
 	// Nobody can know a peer that is new, and nobody can be asked where there are no others.
-	m.proof.confirmed = len(m.peers) == 0 && (len(cfg.Record.Ring) == 0 || len(cfg.Targets) == 0)
+	if len(m.peers) == 0 && (len(cfg.Record.Ring) == 0 || len(cfg.Targets) == 0) {
+		m.proof.confirmed = true
+		close(m.proof.sure)
+	}
 	own, err := peer.Sign(cfg.Record, cfg.Identity)
 	if err != nil {
 		return nil, fmt.Errorf("mesh: %w", err)
@@ -225,6 +228,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	close(m.started)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return m.prove(ctx) })
+	group.Go(func() error { return m.exchange(ctx) })
 	group.Go(func() error { return m.remember(ctx) })
 	group.Go(func() error { return m.consume(ctx) })
 	group.Go(func() error { return m.rejoin(ctx) })

@@ -56,16 +56,9 @@ func (m *Mesh) Update(change func(*peer.Record)) error {
 	if err := m.update(change); err != nil {
 		return err
 	}
-	m.tell()
+	m.Broadcast(peersName, m.ownState())
 	m.cfg.Changed()
 	return nil
-}
-
-// tell says our record, once it is clear that nobody else is this peer.
-func (m *Mesh) tell() {
-	if m.Confirmed() {
-		m.Broadcast(peersName, m.ownState())
-	}
 }
 
 func sameRecord(a, b peer.Record) bool {

@@ -25,13 +25,12 @@ type peersReplica struct{ m *Mesh }
 
 func (peersReplica) Name() string { return peersName }
 
-// Full leaves out our own record until it is clear that nobody else is this peer.
 func (p peersReplica) Full() []byte {
 	p.m.mu.Lock()
 	defer p.m.mu.Unlock()
 	records := make([][]byte, 0, len(p.m.peers))
-	for id, k := range p.m.peers {
-		if k.hasRecord() && (id != p.m.self || p.m.proof.confirmed) {
+	for _, k := range p.m.peers {
+		if k.hasRecord() {
 			records = append(records, k.signed.Encode())
 		}
 	}
@@ -155,6 +154,6 @@ func (m *Mesh) insist(theirs peer.Record) error {
 	if err := m.update(func(r *peer.Record) { r.Sequence = theirs.Sequence }); err != nil {
 		return err
 	}
-	m.tell()
+	m.Broadcast(peersName, m.ownState())
 	return nil
 }

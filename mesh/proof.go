@@ -55,13 +55,14 @@ type proof struct {
 	twins      map[string]*run // other runs of our own identity
 	advertised netip.Addr      // where memberlist tells the others that we are
 	start      time.Time
-	joined     bool // states were exchanged with somebody
-	confirmed  bool // no other host has our identity
+	joined     bool          // states were exchanged with somebody
+	confirmed  bool          // no other host has our identity
+	sure       chan struct{} // closed once that is so
 	copySeen   time.Time
 }
 
 func newProof() proof {
-	return proof{doubts: make(chan struct{}, 1), challenges: map[uint64]*run{}, nonce: rand.Uint32(), twins: map[string]*run{}}
+	return proof{doubts: make(chan struct{}, 1), challenges: map[uint64]*run{}, nonce: rand.Uint32(), twins: map[string]*run{}, sure: make(chan struct{})}
 }
 
 // prove challenges runs until ctx ends.

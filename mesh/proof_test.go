@@ -169,6 +169,8 @@ func TestCopiesSayNothing(t *testing.T) {
 		_ = disk.SavePeers(b.store.peers)
 		for range 3 { // as with Restart=always
 			copied := s.start(9, disk, nil, func(c *Config) { c.Identity = identity(2) })
+			_, _ = copied.counter.Merge([]byte{9})
+			copied.Broadcast("counter", []byte{9})
 			for len(copied.done) == 0 {
 				if copied.Confirmed() {
 					t.Fatal("the copy was confirmed")
@@ -183,6 +185,9 @@ func TestCopiesSayNothing(t *testing.T) {
 			if err := <-copied.done; !errors.Is(err, ErrTwin) {
 				t.Fatalf("the copy ended with %v", err)
 			}
+		}
+		if n := a.counter.get(); n != 0 {
+			t.Errorf("the others heard of what the copy has: %d", n)
 		}
 		s.eventually(10*time.Second, "all know of the copy", func() bool {
 			return !slices.ContainsFunc(all, func(h *host) bool { return record(h, b).Copy != address(9).Addr() })

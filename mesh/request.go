@@ -60,6 +60,11 @@ func (e *RefusedError) Refused() string { return e.Reason }
 
 // Request asks one peer and waits for its answer.
 func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
+	select {
+	case <-m.proof.sure:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, ctx.Err())
+	}
 	msg := message{From: m.self, To: to, Kind: kind, Payload: payload}
 	answer := make(chan reply, 1)
 	m.mu.Lock()

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -62,7 +63,7 @@ func (m *Mesh) confirm(now time.Time) {
 	stale := m.peers[m.self].signed.Record.Copy.IsValid() && now.Sub(m.proof.copySeen) > rejectionLife
 	m.mu.Unlock()
 	if news {
-		m.tell()
+		close(m.proof.sure)
 		m.cfg.Changed()
 	}
 	if stale {
@@ -70,6 +71,21 @@ func (m *Mesh) confirm(now time.Time) {
 			m.cfg.Log.Warn("cannot take back what was said of a copy", "err", err)
 		}
 	}
+}
+
+// exchange gives all that this peer kept to itself to another one, who passes it on.
+func (m *Mesh) exchange(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-m.proof.sure:
+	}
+	for _, n := range m.others() {
+		if _, err := m.list.Join([]string{n.Address()}); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return nil
 }
 
 // Confirmed reports whether it is clear that no other host has this one's identity.
