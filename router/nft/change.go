@@ -7,29 +7,63 @@ import (
 	"github.com/google/nftables"
 )
 
-// change adds to the batch what makes one program of another, and reports whether that is
-// anything. The order is the kernel's: a rule names sets and chains that are there, an
-// element a chain that is there, and what is named cannot go.
+// change makes one program of another, in two transactions: what is new, which nothing leads
+// to yet, then what leads there. In one, a packet that is being judged while the kernel goes
+// over to the next generation could be sent to a chain that has no rules in the generation
+// that the packet began in, and would pass. The order in each is the kernel's: a rule names
+// sets and chains that are there, an element a chain that is there, and what is named cannot
+// go.
 //
-//	new sets → new chains → elements and rules that go → rules that come → elements that come → old chains → old sets
+//	new sets → new chains │ elements and rules that go → rules that come → elements that come → old chains → old sets
 func (k *Kernel) change(before, after Program) (changes bool, err error) {
 	b := &batch{Kernel: k}
 	before.Sets, after.Sets = differing(before.Sets, after.Sets)
 	before.Chains, after.Chains = differing(before.Chains, after.Chains)
-	oldSets, oldChains := byName(before.Sets, setName), byName(before.Chains, chainName)
-	newSets, newChains := byName(after.Sets, setName), byName(after.Chains, chainName)
-	for name, s := range oldSets {
+	b.oldSets, b.oldChains = byName(before.Sets, setName), byName(before.Chains, chainName)
+	newSets := byName(after.Sets, setName)
+	for name, s := range b.oldSets {
 		if next := newSets[name]; next != nil && !next.alike(s) {
 			return false, fmt.Errorf("set %s would be of another kind", name)
 		}
 	}
+	b.prepare(after)
+	if b.err == nil && b.changes && k.loaded != nil { // else all that there was goes in the same transaction
+		b.err = k.conn.Flush()
+	}
+	if b.err == nil {
+		b.goOver(before, after, newSets)
+	}
+	return b.changes, b.err
+}
+
+// prepare adds what nothing leads to.
+func (b *batch) prepare(after Program) {
 	for _, s := range after.Sets {
-		if oldSets[s.Name] == nil {
+		if b.oldSets[s.Name] == nil {
 			b.addSet(s)
 		}
 	}
+	var chains []*Chain
 	for _, c := range after.Chains {
-		if oldChains[c.Name] == nil {
+		if b.oldChains[c.Name] == nil && c.Hook == nil {
+			b.addChain(c)
+			chains = append(chains, c)
+		}
+	}
+	for _, c := range chains {
+		b.setRules(nil, c)
+	}
+	for _, s := range after.Sets {
+		if b.oldSets[s.Name] == nil {
+			b.grow(nil, s)
+		}
+	}
+}
+
+// goOver makes what is in force lead to what was prepared, and takes away what is left.
+func (b *batch) goOver(before, after Program, newSets map[string]*Set) {
+	for _, c := range after.Chains {
+		if b.oldChains[c.Name] == nil && c.Hook != nil {
 			b.addChain(c)
 		}
 	}
@@ -37,11 +71,16 @@ func (k *Kernel) change(before, after Program) (changes bool, err error) {
 		b.shrink(s, newSets[s.Name])
 	}
 	for _, c := range after.Chains {
-		b.setRules(oldChains[c.Name], c)
+		if b.oldChains[c.Name] != nil || c.Hook != nil {
+			b.setRules(b.oldChains[c.Name], c)
+		}
 	}
 	for _, s := range after.Sets {
-		b.grow(oldSets[s.Name], s)
+		if b.oldSets[s.Name] != nil {
+			b.grow(b.oldSets[s.Name], s)
+		}
 	}
+	newChains := byName(after.Chains, chainName)
 	var gone []*nftables.Chain
 	for _, c := range before.Chains {
 		if newChains[c.Name] == nil {
@@ -50,18 +89,17 @@ func (k *Kernel) change(before, after Program) (changes bool, err error) {
 	}
 	for _, c := range gone { // their rules first: one may go to another
 		b.changes = true
-		k.conn.FlushChain(c)
+		b.conn.FlushChain(c)
 	}
 	for _, c := range gone {
-		k.conn.DelChain(c)
+		b.conn.DelChain(c)
 	}
 	for _, s := range before.Sets {
 		if newSets[s.Name] == nil {
 			b.changes = true
-			k.conn.DelSet(s.library(0))
+			b.conn.DelSet(s.library(0))
 		}
 	}
-	return b.changes, b.err
 }
 
 // differing are the values that only one of two lists has: programs that follow each other
@@ -106,9 +144,11 @@ func byName[T any](list []*T, name func(*T) string) map[string]*T {
 // batch is a transaction in the making.
 type batch struct {
 	*Kernel
-	sets    uint32 // that were added, which numbers them
-	changes bool
-	err     error
+	oldSets   map[string]*Set
+	oldChains map[string]*Chain
+	sets      uint32 // that were added, which numbers them
+	changes   bool
+	err       error
 }
 
 func (b *batch) fail(err error) {

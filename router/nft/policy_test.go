@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -147,6 +148,75 @@ func handles(t *testing.T) (out []string) {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// A chain that judges an endpoint is in force, with all its rules, one transaction before
+// anything leads to it: a packet that is judged meanwhile would fall through an empty one.
+func TestChainsComeBeforeWhatLeadsToThem(t *testing.T) {
+	routertest.New(t).Do(func() {
+		var k Kernel
+		defer k.Close()
+		before := build(golden["guard"])
+		if err := k.Apply(before); err != nil {
+			t.Fatal(err)
+		}
+		after := build(golden["policies"])
+		b := &batch{Kernel: &k, oldSets: byName(before.Sets, setName), oldChains: byName(before.Chains, chainName)}
+		b.prepare(after)
+		if err := errors.Join(b.err, k.conn.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		prepared := 0
+		for _, c := range after.Chains {
+			if c.Hook != nil || b.oldChains[c.Name] != nil {
+				continue
+			}
+			prepared++
+			rules, err := k.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
+			if err != nil || len(rules) != len(c.Rules) {
+				t.Errorf("chain %s has %d rules, want %d: %v", c.Name, len(rules), len(c.Rules), err)
+			}
+		}
+		for _, c := range before.Chains {
+			rules, err := k.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
+			if err != nil || len(rules) != len(c.Rules) {
+				t.Errorf("chain %s, which was in force, has %d rules, want %d: %v", c.Name, len(rules), len(c.Rules), err)
+			}
+		}
+		if prepared < 10 {
+			t.Errorf("only %d chains are new", prepared)
+		}
+		b.goOver(before, after, byName(after.Sets, setName))
+		if err := errors.Join(b.err, k.conn.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		compareWithNft(t, "after both", after)
+		k.loaded = nil
+
+		// Apply makes two transactions of that, and one of what adds no chain.
+		transactions := func(p Program) uint32 {
+			t.Helper()
+			from, err := k.generation()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := k.Apply(p); err != nil {
+				t.Fatal(err)
+			}
+			to, err := k.generation()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return to - from
+		}
+		transactions(before)
+		if n := transactions(after); n != 2 {
+			t.Errorf("%d transactions for new chains", n)
+		}
+		if n := transactions(before); n != 1 {
+			t.Errorf("%d transactions without new chains", n)
+		}
+	})
 }
 
 // An endpoint that comes or goes changes elements: no rule is made anew.
