@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"strings"
 	"sync"
@@ -37,6 +38,20 @@ func (s *memory) SavePeers(records map[peer.ID][]byte) error {
 		}
 	}
 	return nil
+}
+
+// count is how many records are stored.
+func (s *memory) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.peers)
+}
+
+// clone is a copy, as of a disk.
+func (s *memory) clone() *memory {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &memory{peers: maps.Clone(s.peers)}
 }
 
 func (s *memory) SaveTargets(t []string) error {
@@ -109,7 +124,7 @@ func (s *sim) startWith(more []Replica, i int, store *memory, targets []string, 
 		store = &memory{peers: map[peer.ID][]byte{}}
 	}
 	var peers [][]byte
-	for _, data := range store.peers {
+	for _, data := range store.clone().peers {
 		peers = append(peers, data)
 	}
 	cfg := Config{
@@ -260,7 +275,7 @@ func TestRestartRejoinsByMemory(t *testing.T) {
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
 		s.eventually(10*time.Second, "both are here", allReach([]*host{a, b}))
-		s.eventually(10*time.Second, "records are exchanged", func() bool { return len(b.store.peers) == 2 })
+		s.eventually(10*time.Second, "records are exchanged", func() bool { return b.store.count() == 2 })
 		s.end(b)
 		moved := s.start(2, b.store, nil, func(c *Config) {
 			c.Record.Underlay = []netip.Addr{address(9).Addr()}

@@ -73,7 +73,7 @@ func TestRecordsAreBounded(t *testing.T) {
 			t.Errorf("the state has %d bytes", len(a.Full(peersName)))
 		}
 		a.store.mu.Lock()
-		if n := len(a.store.peers); n != 4 { // itself, two that are here, and the owner
+		if n := a.store.count(); n != 4 { // itself, two that are here, and the owner
 			t.Errorf("%d records are stored", n)
 		}
 		a.store.mu.Unlock()
@@ -132,8 +132,8 @@ func TestSilentPeersAreForgotten(t *testing.T) {
 			t.Error("it was forgotten too soon")
 		}
 		time.Sleep(5 * time.Minute)
-		if knows(a) || knows(b) || len(a.store.peers) != 2 {
-			t.Errorf("it is known after a day: %v, %v, %d records are stored", knows(a), knows(b), len(a.store.peers))
+		if knows(a) || knows(b) || a.store.count() != 2 {
+			t.Errorf("it is known after a day: %v, %v, %d records are stored", knows(a), knows(b), a.store.count())
 		}
 		s.net.Heal()
 		s.eventually(2*time.Minute, "it is back", allReach([]*host{a, b, gone}))

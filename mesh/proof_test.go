@@ -44,7 +44,7 @@ func TestReplayEndsNobody(t *testing.T) {
 		s.net.Tap(func(to netip.AddrPort, p *memberlist.Packet) { packets = append(packets, recorded{to, p}) })
 		a := s.start(1, nil, nil)
 		before := s.start(9, nil, []string{"192.0.2.1"}, func(c *Config) { c.Identity = identity(2) })
-		s.eventually(10*time.Second, "they meet", func() bool { return allReach([]*host{a, before})() && len(before.store.peers) == 2 })
+		s.eventually(10*time.Second, "they meet", func() bool { return allReach([]*host{a, before})() && before.store.count() == 2 })
 		time.Sleep(20 * time.Second)
 		s.end(before)
 		now := s.start(2, before.store, nil)
@@ -164,9 +164,8 @@ func TestCopiesSayNothing(t *testing.T) {
 		b := s.start(2, nil, []string{"192.0.2.1"})
 		c := s.start(3, nil, []string{"192.0.2.1"})
 		all := []*host{a, b, c}
-		s.eventually(10*time.Second, "all are here", func() bool { return allReach(all)() && len(b.store.peers) == 3 })
-		disk := &memory{peers: map[peer.ID][]byte{}}
-		_ = disk.SavePeers(b.store.peers)
+		s.eventually(10*time.Second, "all are here", func() bool { return allReach(all)() && b.store.count() == 3 })
+		disk := b.store.clone()
 		for range 3 { // as with Restart=always
 			copied := s.start(9, disk, nil, func(c *Config) { c.Identity = identity(2) })
 			_, _ = copied.counter.Merge([]byte{9})
@@ -213,7 +212,7 @@ func TestConfirmation(t *testing.T) {
 		if !a.Confirmed() || !b.Confirmed() {
 			t.Error("somebody who knows nobody waits")
 		}
-		s.eventually(10*time.Second, "they meet", func() bool { return allReach([]*host{a, b})() && len(b.store.peers) == 2 })
+		s.eventually(10*time.Second, "they meet", func() bool { return allReach([]*host{a, b})() && b.store.count() == 2 })
 		s.end(b)
 		b = s.start(2, b.store, nil)
 		if b.Confirmed() {
