@@ -204,7 +204,7 @@ func (a *Allocator) load() error {
 	a.space.Hold(a.cfg.Held)
 	switch {
 	case len(state.Ring) > 0:
-		r, err := ring.Decode(state.Ring)
+		r, err := ring.Restore(state.Ring)
 		if err != nil {
 			return fmt.Errorf("ipam: stored state: %w", err)
 		}
@@ -336,7 +336,7 @@ func (a *Allocator) Snapshot(ctx context.Context) (s Snapshot, err error) {
 			Ring: a.ring, Allocations: maps.Clone(a.allocations),
 			Lost: a.lost(), Free: a.space.Free(), Resting: len(a.space.Resting()), Waiting: len(a.waiting), Behind: a.behind,
 		}
-		if time.Since(a.conflictAt) < conflictLife {
+		if s.Conflict = a.ring.Excess(); time.Since(a.conflictAt) < conflictLife {
 			s.Conflict = a.conflict
 		}
 		if e := a.election; e != nil && a.ring.IsZero() {

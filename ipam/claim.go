@@ -106,7 +106,7 @@ func (a *Allocator) serveClaim(ctx context.Context, from peer.ID, payload []byte
 			return nil, err
 		}
 		if !a.owns(want) {
-			return a.ring.Encode(), nil // it went on: the ring says where to
+			return a.full(), nil // it went on: the ring says where to
 		}
 		if err := a.take(want); err != nil {
 			return nil, errors.New(err.Why)

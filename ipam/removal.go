@@ -247,7 +247,7 @@ func (a *Allocator) serveRemoval(ctx context.Context, from peer.ID, payload []by
 		if a.ring.IsZero() {
 			return nil, nil // it knows of no grants
 		}
-		return a.ring.Encode(), nil
+		return a.full(), nil
 	})
 }
 

@@ -3,6 +3,7 @@ package ipam
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"weft/ipam/ring"
@@ -16,11 +17,14 @@ func (a *Allocator) Full() []byte {
 	var data []byte
 	_ = a.do(context.Background(), func() {
 		if !a.ring.IsZero() {
-			data = a.ring.Encode()
+			data = a.full()
 		}
 	})
 	return data
 }
+
+// full is the ring as others accept it: one that is above the bound goes in parts.
+func (a *Allocator) full() []byte { return a.ring.Part(rand.Uint64()).Encode() }
 
 // Merge takes in a ring, whole or in part, as another peer sent it. It returns
 // what was news, to be passed on. What cannot be merged is kept as a conflict for

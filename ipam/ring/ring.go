@@ -137,9 +137,12 @@ func (r Ring) Owner(s slot.Slot) (peer.ID, bool) {
 // Errors of Grant, TakeOver and Merge.
 var (
 	ErrNotOwner = errors.New("ring: only the owner of a slot gives it away")
-	ErrSpent    = errors.New("ring: the slot's version cannot be raised any further")
+	ErrSpent    = errors.New("ring: the number of the claim cannot be raised any further: somebody lied about it")
 	ErrNothing  = errors.New("ring: the peer owns nothing")
 )
+
+// spent is the last number of a generation or a version.
+const spent = ^uint32(0)
 
 // OtherRingError says that a state belongs to another ring, which never merges with ours.
 type OtherRingError struct {
@@ -159,6 +162,41 @@ func (e *UniverseError) Error() string {
 	return fmt.Sprintf("ring: its universe is %v, ours is %v", e.Theirs, e.Ours)
 }
 
+// TooManyError says that a ring has more segments than MaxSegments, or would have with what
+// was to be merged into it.
+type TooManyError struct {
+	Segments int
+	Merging  bool
+}
+
+func (e *TooManyError) Error() string {
+	what := "the ring has"
+	if e.Merging {
+		what = "with what a peer says the ring would have"
+	}
+	return fmt.Sprintf("ring: %s %d segments, at most %d are allowed, and no honest host makes so many: find who owns them in `weft status ipam`, "+
+		"run `weft reset` there, and `weft rmpeer` for each owner that is no host of yours", what, e.Segments, MaxSegments)
+}
+
+// Excess is a TooManyError if r has more segments than MaxSegments, which only the disk of an
+// earlier release can bring.
+func (r Ring) Excess() error {
+	if n := len(r.segments); n > MaxSegments {
+		return &TooManyError{Segments: n}
+	}
+	return nil
+}
+
+// Part is as much of r as others accept in one message: all of it, unless it is above the
+// bound; then that many segments, from any place on. Who merges all parts has all of r.
+func (r Ring) Part(place uint64) Ring {
+	if extra := len(r.segments) - MaxSegments; extra > 0 {
+		from := int(place % uint64(extra+1))
+		r.segments = r.segments[from : from+MaxSegments]
+	}
+	return r
+}
+
 // Grant gives g, which from owns, to another peer. It returns the new ring and
 // the part that is news.
 func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error) {
@@ -172,11 +210,15 @@ func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error
 		if s.Owner != from {
 			return Ring{}, Ring{}, fmt.Errorf("%w: %v belongs to %v", ErrNotOwner, part, s.Owner)
 		}
-		if s.Version == ^uint32(0) {
+		claim := Claim{s.Generation, s.Version + 1, to}
+		if s.Version == spent { // somebody lied about it; it goes on in the next generation
+			claim = Claim{s.Generation + 1, 1, to}
+		}
+		if claim.Generation == 0 {
 			return Ring{}, Ring{}, ErrSpent
 		}
 		covered += part.Len()
-		delta.segments = push(delta.segments, Segment{part, Claim{s.Generation, s.Version + 1, to}})
+		delta.segments = push(delta.segments, Segment{part, claim})
 	}
 	if covered != g.Len() || covered == 0 {
 		return Ring{}, Ring{}, fmt.Errorf("%w: %v is not wholly ours", ErrNotOwner, g)
@@ -190,17 +232,21 @@ func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error
 // and the part that is news.
 func (r Ring) TakeOver(dead, to peer.ID) (next, delta Ring, err error) {
 	delta = Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe}
-	for _, s := range r.segments {
-		if s.Owner != dead {
-			continue
-		}
-		if s.Generation == ^uint32(0) {
-			return Ring{}, Ring{}, ErrSpent
-		}
-		delta.segments = push(delta.segments, Segment{s.Range, Claim{s.Generation + 1, 1, to}})
-	}
-	if len(delta.segments) == 0 {
+	owned := slices.DeleteFunc(slices.Clone(r.segments), func(s Segment) bool { return s.Owner != dead })
+	if len(owned) == 0 {
 		return Ring{}, Ring{}, ErrNothing
+	}
+	// What is in the last generation, which only a liar reaches, stays; it does not keep the rest.
+	owned = slices.DeleteFunc(owned, func(s Segment) bool { return s.Generation == spent })
+	if len(owned) == 0 {
+		return Ring{}, Ring{}, ErrSpent
+	}
+	highest := uint32(0) // one for all, so that what the dead peer had in pieces becomes whole
+	for _, s := range owned {
+		highest = max(highest, s.Generation)
+	}
+	for _, s := range owned {
+		delta.segments = push(delta.segments, Segment{s.Range, Claim{highest + 1, 1, to}})
 	}
 	next, _, err = r.Merge(delta)
 	return next, delta, err
@@ -208,6 +254,12 @@ func (r Ring) TakeOver(dead, to peer.ID) (next, delta Ring, err error) {
 
 // Merge is the pointwise maximum of r and o, and the part of it that r did not
 // have: what to pass on. The zero Ring adopts any other.
+//
+// A maximum with more than MaxSegments is refused, all of it: nothing that two peers hold
+// alike depends on which half came first, and what could not be stored, sent or loaded is
+// never there. Below the bound the laws of a merge hold; at the bound r stays as it was, so
+// that it never falls, and takes in the same o later, once the segments have become fewer. A
+// ring that is above the bound already takes in what does not make it longer.
 func (r Ring) Merge(o Ring) (merged, news Ring, err error) {
 	switch {
 	case o.IsZero():
@@ -230,8 +282,11 @@ func (r Ring) Merge(o Ring) (merged, news Ring, err error) {
 			news.segments = push(news.segments, Segment{part.Range, part.b})
 		}
 	}
-	if len(news.segments) == 0 {
+	switch n := len(merged.segments); {
+	case len(news.segments) == 0:
 		return r, Ring{}, nil
+	case n > max(MaxSegments, len(r.segments)):
+		return r, Ring{}, &TooManyError{n, true}
 	}
 	return merged, news, nil
 }

@@ -3,6 +3,7 @@ package ring
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 
 	"github.com/fxamacker/cbor/v2"
@@ -36,13 +37,28 @@ type segment struct {
 const segmentLen = 5 // elements of a segment
 
 // MaxSegments bounds what a stranger can make us hold: far above what CIDR-aligned
-// donation leads to with thousands of peers.
-const MaxSegments = 1 << 17
+// donation leads to with thousands of peers. Merge keeps it, so that what is stored can be
+// sent, and can be read by who receives it.
+const MaxSegments = 1 << 16
+
+// MaxEncoded is how large a ring within the bound can be on the wire.
+const (
+	maxHead    = 128
+	maxSegment = 30
+	MaxEncoded = maxHead + MaxSegments*maxSegment
+)
 
 var (
 	encoding = must(cbor.EncOptions{Sort: cbor.SortCoreDeterministic, TextMarshaler: cbor.TextMarshalerNone}.EncMode())
-	decoding = must(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: MaxSegments, MaxMapPairs: 64, MaxNestedLevels: 8}.DecMode())
+	decoding = must(decodeOptions(MaxSegments).DecMode())
+	// What is on our own disk was once accepted, by this release or another one: how many
+	// segments that may be is bounded by the file.
+	restoring = must(decodeOptions(math.MaxInt32).DecMode())
 )
+
+func decodeOptions(elements int) cbor.DecOptions {
+	return cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: elements, MaxMapPairs: 64, MaxNestedLevels: 8}
+}
 
 func must[T any](v T, err error) T {
 	if err != nil {
@@ -63,8 +79,8 @@ func (r Ring) Encode() []byte {
 // read decodes a ring, also one of a newer version whose segments say more: what is
 // beyond the fifth element of one is skipped. A ring is made anew by every merge, so that
 // what is skipped is not passed on either.
-func read(data []byte) (w wire, err error) {
-	err = decoding.Unmarshal(data, &w)
+func read(data []byte, mode cbor.DecMode) (w wire, err error) {
+	err = mode.Unmarshal(data, &w)
 	if _, differs := errors.AsType[*cbor.UnmarshalTypeError](err); !differs {
 		return w, err
 	}
@@ -72,7 +88,7 @@ func read(data []byte) (w wire, err error) {
 		head
 		Segments [][]cbor.RawMessage `cbor:"5,keyasint"`
 	}
-	if decoding.Unmarshal(data, &newer) != nil {
+	if mode.Unmarshal(data, &newer) != nil {
 		return w, err // of the first attempt
 	}
 	w = wire{newer.head, make([]segment, len(newer.Segments))}
@@ -86,9 +102,15 @@ func read(data []byte) (w wire, err error) {
 }
 
 // Decode reads a ring and refuses one that cannot be: segments out of order,
-// outside the universe, or without owner.
-func Decode(data []byte) (Ring, error) {
-	w, err := read(data)
+// outside the universe, or without owner, or more of them than MaxSegments.
+func Decode(data []byte) (Ring, error) { return decode(data, decoding) }
+
+// Restore reads a ring from this peer's own disk: also one above the bound, which an earlier
+// release has stored. An agent that does not start could not mend it.
+func Restore(data []byte) (Ring, error) { return decode(data, restoring) }
+
+func decode(data []byte, mode cbor.DecMode) (Ring, error) {
+	w, err := read(data, mode)
 	if err != nil {
 		return Ring{}, fmt.Errorf("ring: %w", err)
 	}

@@ -330,7 +330,7 @@ func (a *Agent) makeMesh(targets []string) error {
 		Host: a.ownNode().UID,
 	}
 	owners := map[peer.ID][]slot.Range{}
-	if r, err := ring.Decode(st.Ring); err == nil {
+	if r, err := ring.Restore(st.Ring); err == nil {
 		record.Ring, owners = r.ID[:], r.Owned()
 	}
 	a.mesh, err = mesh.New(mesh.Config{

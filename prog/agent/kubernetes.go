@@ -140,7 +140,7 @@ func (a *Agent) bootstrap(ctx context.Context) error {
 			return err
 		}
 	}
-	r, err := ring.Decode(st.Ring)
+	r, err := ring.Restore(st.Ring)
 	if err != nil {
 		return fmt.Errorf("agent: stored ring: %w", err)
 	}

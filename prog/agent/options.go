@@ -212,7 +212,7 @@ func Owns(stateDir string) bool {
 	keys, err := s.Keys(rand.Reader)
 	st, loadErr := s.Load()
 	peers, peersErr := s.Peers()
-	r, ringErr := ring.Decode(st.Ring)
+	r, ringErr := ring.Restore(st.Ring)
 	if errors.Join(err, loadErr, peersErr, ringErr) != nil {
 		return false
 	}

@@ -1,0 +1,145 @@
+package ring
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+var wide = slot.Universe{V4: slot.DefaultV4, V6: universe.V6}
+
+// broken is a ring of n segments from a slot on, each with the greatest numbers that it can
+// have without being the last: as many bytes as there can be.
+func broken(n int, from, step uint64) Ring {
+	r := Ring{ID: ID{1}, Cluster: [16]byte{2}, Universe: wide}
+	for i := range uint64(n) {
+		at := from + i*step
+		r.segments = append(r.segments, Segment{slot.Range{Start: slot.Slot(at), End: at + 1}, Claim{spent - 1, spent - uint32(i%2), peer.ID{255, byte(i)}}})
+	}
+	return r
+}
+
+// What Merge makes can be stored, sent and loaded, whatever is merged, in whatever order.
+func TestWhatIsMergedCanBeLoaded(t *testing.T) {
+	for seed := range uint64(5) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 1))
+			rings := []Ring{Found(ID{1}, [16]byte{2}, wide, id(1), id(2))}
+			for range 6 {
+				n := 1 + rng.IntN(MaxSegments)
+				rings = append(rings, broken(n, rng.Uint64N(1<<19), 1+rng.Uint64N(7)))
+			}
+			have, refused := Ring{}, 0
+			for range 20 {
+				o := rings[rng.IntN(len(rings))]
+				next, news, err := have.Merge(o)
+				var many *TooManyError
+				switch {
+				case errors.As(err, &many):
+					if refused++; !next.Equal(have) || !news.IsZero() {
+						t.Fatal("what is refused changes something")
+					}
+				case err != nil:
+					t.Fatal(err)
+				}
+				back, err := Decode(next.Encode())
+				if err != nil || !back.Equal(next) {
+					t.Fatalf("%d segments: %v", len(next.segments), err)
+				}
+				if _, news, err := next.Merge(have); !news.IsZero() || err != nil {
+					t.Fatalf("it forgot something: %v", err)
+				}
+				have = next
+			}
+			if refused == 0 {
+				t.Error("nothing is refused: the test is too small")
+			}
+		})
+	}
+}
+
+// The largest ring of all fits into the bound in bytes, which push/pull has room for.
+func TestTheLargestRingFits(t *testing.T) {
+	last := broken(MaxSegments, 1<<32-2*MaxSegments, 2)
+	if n := len(last.Encode()); n > MaxEncoded || MaxEncoded > 2<<20 {
+		t.Errorf("%d bytes, at most %d are promised", n, MaxEncoded)
+	}
+	if one := len(broken(2, 1<<32-4, 2).Encode()) - len(broken(1, 1<<32-4, 2).Encode()); one > maxSegment {
+		t.Errorf("a segment has %d bytes, at most %d are promised", one, maxSegment)
+	}
+}
+
+// A disk that an earlier release filled beyond the bound loads, goes on in parts, and can
+// only become shorter.
+func TestARingAboveTheBoundLoads(t *testing.T) {
+	long := broken(3*MaxSegments, 0, 2)
+	if _, err := Decode(long.Encode()); err == nil {
+		t.Fatal("it was read from the network")
+	}
+	r, err := Restore(long.Encode())
+	if err != nil || !r.Equal(long) || r.Excess() == nil {
+		t.Fatalf("not restored: %v", err)
+	}
+	var parts Ring
+	for _, place := range []uint64{0, MaxSegments, 2 * MaxSegments, 1 << 40} {
+		part, err := Decode(r.Part(place).Encode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if parts.IsZero() {
+			parts = part
+		}
+		parts.segments = append(parts.segments, part.segments...)
+		if _, news, err := r.Merge(part); err != nil || !news.IsZero() {
+			t.Errorf("its own part is news: %v", err)
+		}
+	}
+	if want := r.segments[MaxSegments]; parts.segments[2*MaxSegments] != want {
+		t.Error("parts leave out something")
+	}
+	if _, _, err := r.Merge(broken(1, 6*MaxSegments+1, 1)); err == nil {
+		t.Error("it becomes longer still")
+	}
+	cure := Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe, segments: []Segment{{slot.Range{Start: 0, End: 5 * MaxSegments}, Claim{spent, 1, id(1)}}}}
+	if r, _, err = r.Merge(cure); err != nil || r.Excess() != nil || len(r.segments) != MaxSegments/2+1 {
+		t.Errorf("it does not become shorter: %d, %v", len(r.segments), err)
+	}
+}
+
+// A liar takes the last numbers: its neighbours can go on, and it can be taken over.
+func TestTheLastNumbersDoNotEndAnything(t *testing.T) {
+	r := founded()
+	r.segments = []Segment{
+		{slot.Range{Start: 0, End: 64}, Claim{1, spent, id(1)}},
+		{slot.Range{Start: 64, End: 128}, Claim{3, spent, id(2)}},
+		{slot.Range{Start: 128, End: 130}, Claim{spent, spent, id(2)}},
+		{slot.Range{Start: 130, End: 256}, Claim{7, 2, id(2)}},
+	}
+	given, _, err := r.Grant(id(1), id(3), slot.Range{Start: 0, End: 32})
+	if owner, _ := given.Owner(0); err != nil || owner != id(3) {
+		t.Errorf("the owner cannot give away: %v, %v", owner, err)
+	}
+	taken, _, err := r.TakeOver(id(2), id(1))
+	if owned := taken.Owned(); err != nil || len(owned[id(2)]) != 1 || owned[id(2)][0].Len() != 2 {
+		t.Errorf("the liar keeps %v, %v", taken.Owned()[id(2)], err)
+	}
+	if _, _, err := taken.TakeOver(id(2), id(1)); !errors.Is(err, ErrSpent) {
+		t.Errorf("the last generation is taken over: %v", err)
+	}
+}
+
+// What a dead peer had in pieces becomes one again.
+func TestATakeOverJoinsPieces(t *testing.T) {
+	r := founded()
+	r.segments = nil
+	for i := range uint64(256) {
+		r.segments = push(r.segments, Segment{slot.Range{Start: slot.Slot(i), End: i + 1}, Claim{uint32(1 + i%3), uint32(1 + i), id(2)}})
+	}
+	if taken, _, err := r.TakeOver(id(2), id(1)); err != nil || len(taken.segments) != 1 {
+		t.Errorf("%d segments, %v", len(taken.segments), err)
+	}
+}

@@ -1,0 +1,99 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh/secret"
+)
+
+// pieces is a ring that somebody made up, encoded: n single slots from one on.
+func pieces(t *testing.T, n int, from slot.Slot) []byte {
+	t.Helper()
+	u := slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}
+	var m map[int]cbor.RawMessage
+	if err := cbor.Unmarshal(ring.Found(ring.ID{1}, [16]byte{1}, u, peerID(1)).Encode(), &m); err != nil {
+		t.Fatal(err)
+	}
+	segments := make([][5]any, n)
+	for i := range segments {
+		at := from + 3*slot.Slot(i)
+		id := peerID(2 + i%2)
+		segments[i] = [5]any{at, at + 1, 9, 9, id[:]}
+	}
+	m[5] = must(cbor.Marshal(segments))
+	return must(cbor.Marshal(m))
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// alone runs an allocator on a disk for as long as f takes.
+func alone(t *testing.T, d *disk, f func(*Allocator)) {
+	t.Helper()
+	c := newCluster(t, 1)
+	m := &member{c: c, id: peerID(1), disk: d}
+	u := slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}
+	found := ring.Found(ring.ID{1}, [16]byte{1}, u, peerID(1))
+	a := New(Config{Self: m.id, Store: d, Mesh: m, Log: slog.New(slog.DiscardHandler), Found: &found, Changed: func() {}})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	f(a)
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatalf("it does not run: %v", err)
+	}
+}
+
+// Rings that are each within the bound, and together are not: the agent goes on, says so, and
+// starts again with what it has stored.
+func TestWhatMembersSayNeverKeepsAnAgentFromStarting(t *testing.T) {
+	d := &disk{}
+	alone(t, d, func(a *Allocator) {
+		var many *ring.TooManyError
+		if _, err := a.Merge(pieces(t, ring.MaxSegments/4, 1)); err != nil {
+			t.Fatal(err)
+		}
+		for i := range slot.Slot(3) {
+			if _, err := a.Merge(pieces(t, ring.MaxSegments/2, 2+400_000*i)); i > 0 && !errors.As(err, &many) {
+				t.Errorf("merged: %v", err)
+			}
+		}
+		if s := snapshot(t, &member{Allocator: a}); !errors.As(s.Conflict, &many) {
+			t.Errorf("status says %v", s.Conflict)
+		}
+	})
+	alone(t, d, func(a *Allocator) {
+		if _, err := a.Allocate(t.Context(), "after", nil); err != nil {
+			t.Error(err)
+		}
+		if r, err := ring.Decode(a.Full()); err != nil || len(r.Segments()) < ring.MaxSegments/4 {
+			t.Errorf("others cannot read it: %v", err)
+		}
+	})
+}
+
+// An earlier release stored more than others accept: the agent starts, says it, and tells
+// others in parts.
+func TestADiskAboveTheBoundStarts(t *testing.T) {
+	alone(t, &disk{state: State{Ring: pieces(t, 2*ring.MaxSegments, 1)}}, func(a *Allocator) {
+		var many *ring.TooManyError
+		if s := snapshot(t, &member{Allocator: a}); !errors.As(s.Conflict, &many) {
+			t.Errorf("status says %v", s.Conflict)
+		}
+		if r, err := ring.Decode(a.Full()); err != nil || len(r.Segments()) != ring.MaxSegments {
+			t.Errorf("others cannot read it: %v", err)
+		}
+	})
+}
