@@ -72,7 +72,7 @@ func (a *Allocator) vote(newer paxos.State) error {
 		return fmt.Errorf("ipam: vote: %w", err)
 	}
 	e.votes = next
-	a.cfg.Mesh.Broadcast(VotesName, next.Encode())
+	a.cfg.Mesh.Broadcast(VotesName, next.Told().Encode())
 	if v, ok := e.votes.Decided(); ok {
 		return a.found(v)
 	}
@@ -111,7 +111,7 @@ func (a *Allocator) tick() {
 	if here < e.votes.Quorum() {
 		// Perhaps nobody has heard of us: what was said at the start can be lost, and push/pull
 		// takes long to find the other voters among many hosts that do not vote.
-		a.cfg.Mesh.Broadcast(VotesName, e.votes.Encode())
+		a.cfg.Mesh.Broadcast(VotesName, e.votes.Told().Encode())
 		return
 	}
 	next, changed := e.votes.Propose()
@@ -137,7 +137,7 @@ func (v *Votes) Full() []byte {
 	var data []byte
 	_ = v.a.do(context.Background(), func() {
 		if v.a.election != nil && v.a.ring.IsZero() {
-			data = v.a.election.votes.Encode()
+			data = v.a.election.votes.Told().Encode()
 		}
 	})
 	return data

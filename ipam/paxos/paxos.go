@@ -163,7 +163,7 @@ func Restore(encoded []byte, self peer.ID, terms Terms) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	s, err := Decode(encoded)
+	s, err := decode(encoded, restoring)
 	switch own := s.votes[self]; {
 	case err != nil:
 		return State{}, err
@@ -229,11 +229,11 @@ func (s State) Merge(o State) (merged State, news bool, err error) {
 			merged.votes[id], news = theirs, true
 		}
 	}
-	switch {
-	case len(merged.votes) > MaxVoters:
-		return s, false, fmt.Errorf("paxos: peer %v makes it more than %d voters", o.self, MaxVoters)
-	case !news:
+	if !news {
 		return s, false, nil
+	}
+	if err := merged.excess(s); err != nil {
+		return s, false, fmt.Errorf("%w (with what peer %v says)", err, o.self)
 	}
 	return merged, true, nil
 }

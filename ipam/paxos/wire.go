@@ -2,6 +2,7 @@ package paxos
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/fxamacker/cbor/v2"
@@ -26,10 +27,25 @@ type vote struct {
 	Value    uint16  `cbor:"4,keyasint,omitempty"` // as Decided
 }
 
+// Bounds of what votes are for, so that a state fits into one message. Below 128 voters they
+// are never reached; a thousand, of which seldom more than a few propose at once, are far below.
+const (
+	maxValues   = 128            // different ones
+	maxFounders = 16 * MaxVoters // of all of them together
+	// MaxEncoded is how large a state within the bounds can be on the wire.
+	MaxEncoded = 256 << 10
+)
+
 var (
 	encoding = must(cbor.EncOptions{Sort: cbor.SortCoreDeterministic, TextMarshaler: cbor.TextMarshalerNone}.EncMode())
-	decoding = must(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: MaxVoters, MaxMapPairs: 64, MaxNestedLevels: 8}.DecMode())
+	decoding = must(decodeOptions(MaxVoters).DecMode())
+	// What is on our own disk was once accepted, by this release or another one.
+	restoring = must(decodeOptions(math.MaxInt32).DecMode())
 )
+
+func decodeOptions(elements int) cbor.DecOptions {
+	return cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: elements, MaxMapPairs: 64, MaxNestedLevels: 8}
+}
 
 func must[T any](v T, err error) T {
 	if err != nil {
@@ -38,14 +54,53 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// Encode writes s so that Decode reads it. Equal states have equal bytes.
-func (s State) Encode() []byte {
-	values := []Value{{}, s.decided} // the zero one sorts first and is not written
+// values are the different ones, in order; the zero one, which is not written, is the first.
+func (s State) values() []Value {
+	values := []Value{{}, s.decided}
 	for _, v := range s.votes {
 		values = append(values, v.Value)
 	}
 	slices.SortFunc(values, Value.compare)
-	values = slices.CompactFunc(values, func(a, b Value) bool { return a.compare(b) == 0 })
+	return slices.CompactFunc(values, func(a, b Value) bool { return a.compare(b) == 0 })
+}
+
+// excess reports what s has too much of, for a state that is added to old, which may have
+// been above the bounds already.
+func (s State) excess(old State) error {
+	weigh := func(s State) (values, founders int) {
+		all := s.values()
+		for _, v := range all {
+			founders += len(v.Founders)
+		}
+		return len(all) - 1, founders
+	}
+	if len(s.votes) > max(MaxVoters, len(old.votes)) {
+		return fmt.Errorf("paxos: more than %d voters", MaxVoters)
+	}
+	values, founders := weigh(s)
+	if values <= maxValues && founders <= maxFounders {
+		return nil
+	}
+	if hadValues, hadFounders := weigh(old); values > max(maxValues, hadValues) || founders > max(maxFounders, hadFounders) {
+		return fmt.Errorf("paxos: votes for %d rings with %d founders, at most %d and %d are allowed: stop the agents of some hosts, and launch them once there is a ring",
+			values, founders, maxValues, maxFounders)
+	}
+	return nil
+}
+
+// Told is as much of s as others accept: all of it, unless it is above the bounds; then its
+// own vote.
+func (s State) Told() State {
+	if s.excess(State{}) != nil {
+		s.votes, s.decided = map[peer.ID]Vote{s.self: s.votes[s.self]}, Value{}
+	}
+	return s
+}
+
+// Encode writes s so that Restore reads it, and Decode what is within the bounds. Equal states
+// have equal bytes.
+func (s State) Encode() []byte {
+	values := s.values()
 	number := func(v Value) uint16 {
 		i, _ := slices.BinarySearchFunc(values, v, Value.compare)
 		return uint16(i)
@@ -58,10 +113,22 @@ func (s State) Encode() []byte {
 	return must(encoding.Marshal(w))
 }
 
-// Decode reads a state and refuses one that cannot be, since what it says binds its voters.
+// Decode reads a state and refuses one that cannot be, since what it says binds its voters, or
+// that is above the bounds.
 func Decode(data []byte) (State, error) {
+	s, err := decode(data, decoding)
+	if err != nil {
+		return State{}, err
+	}
+	if err := s.excess(State{}); err != nil {
+		return State{}, err
+	}
+	return s, nil
+}
+
+func decode(data []byte, mode cbor.DecMode) (State, error) {
 	var w wire
-	if err := decoding.Unmarshal(data, &w); err != nil {
+	if err := mode.Unmarshal(data, &w); err != nil {
 		return State{}, fmt.Errorf("paxos: %w", err)
 	}
 	s, err := New(w.Self, w.Terms)
