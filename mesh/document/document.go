@@ -1,16 +1,17 @@
 // Package document is what the mesh agrees on and anybody may write: policies, and whatever
 // else is one value under a name for all peers.
 //
-// A Document is signed by its writer and numbered: who writes takes the number of what it
-// replaces, and one more; under a new name, one more than the highest that it knows. Of two with one number, the writer's id decides, then
+// A Document is signed by its writer and numbered: who writes takes one more than the highest
+// number that it knows (Lamport's clock). Of two with one number, the writer's id decides, then
 // the digest: the order is total, so all peers end with the same one, whatever they heard
 // first. Clocks have no part in it.
 //
 // A deleted document leaves a tombstone: its key, number and signature. It is kept for 30
-// days; a peer that was away for longer can bring back what was deleted meanwhile. What a
-// wrong clock dates into the past or the future is as good as any other: only the end of a
-// tombstone depends on the time, and one that is out of time does its work all the same (see
-// Set).
+// days. What was deleted stays so for longer: of every writer there is a Mark, which says up to
+// which number its documents were here, and what a peer that was away offers below it is
+// deleted anew. What a wrong clock dates into the past or the future is as good as any other:
+// only the end of a tombstone depends on the time, and one that is out of time does its work
+// all the same (see Set).
 //
 // Everything here is a value or belongs to one goroutine at a time; nothing reads a clock,
 // the network or the disk.
@@ -38,7 +39,8 @@ const (
 	MaxBody = 64 << 10
 
 	maxEncoded = MaxBody + 8<<10 // with what a newer version may add
-	maxVersion = 1 << 62         // so that there is always one more for who does not lie
+	maxVersion = 1 << 62         // at the last number, what is deleted beats what is not (see Supersedes)
+	maxCounted = 1 << 48         // no mesh writes so often: who is above lies, and nobody counts on from there
 	maxWritten = 1 << 40         // the year 36812: sums of times cannot overflow
 )
 
@@ -105,6 +107,9 @@ func Next(old *Document, kind, name string, body []byte, deleted bool, written i
 			return nil, fmt.Errorf("%s does not follow %s", d, old)
 		}
 		d.Version = old.Version
+		if deleted && d.Version == maxVersion {
+			d.Version--
+		}
 	}
 	return d.sign(key)
 }
@@ -209,13 +214,28 @@ func Decode(data []byte) (*Document, error) {
 }
 
 // Supersedes reports whether d replaces old, both of one key. The order is total, so that
-// all peers choose alike.
+// all peers choose alike. Its greatest are tombstones: whatever number somebody chose, it can
+// be deleted.
 func (d *Document) Supersedes(old *Document) bool {
 	if old == nil {
 		return true
 	}
 	a, b := d.WriterID(), old.WriterID()
-	return cmp.Or(cmp.Compare(d.Version, old.Version), bytes.Compare(a[:], b[:]), bytes.Compare(d.Digest[:], old.Digest[:])) > 0
+	return cmp.Or(cmp.Compare(d.Version, old.Version), last(d.ended(), old.ended()), bytes.Compare(a[:], b[:]), bytes.Compare(d.Digest[:], old.Digest[:])) > 0
+}
+
+// ended reports whether d is a tombstone that nothing with a body replaces.
+func (d *Document) ended() bool { return d.Deleted && d.Version == maxVersion }
+
+// last orders what is the end before what is not.
+func last(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
 }
 
 // Same reports whether a document says nothing but that: a body, or that there is none any
@@ -248,15 +268,16 @@ type Held struct {
 	Version uint64  `cbor:"3,keyasint"`
 	Writer  peer.ID `cbor:"4,keyasint"`
 	Digest  [8]byte `cbor:"5,keyasint"` // its begin: enough to see that two differ
+	Ended   bool    `cbor:"6,keyasint,omitempty"`
 }
 
 // Held describes the document.
 func (d *Document) Held() Held {
-	return Held{d.Kind, d.Name, d.Version, d.WriterID(), [8]byte(d.Digest[:8])}
+	return Held{d.Kind, d.Name, d.Version, d.WriterID(), [8]byte(d.Digest[:8]), d.ended()}
 }
 
 // Compare orders two versions of one document, as Supersedes does; 0 means that they are the
 // same.
 func (h Held) Compare(o Held) int {
-	return cmp.Or(cmp.Compare(h.Version, o.Version), bytes.Compare(h.Writer[:], o.Writer[:]), bytes.Compare(h.Digest[:], o.Digest[:]))
+	return cmp.Or(cmp.Compare(h.Version, o.Version), last(h.Ended, o.Ended), bytes.Compare(h.Writer[:], o.Writer[:]), bytes.Compare(h.Digest[:], o.Digest[:]))
 }

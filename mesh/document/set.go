@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"weft/mesh/peer"
 )
 
 // How many documents there are, tombstones among them. A writer that has MaxDocuments makes no
@@ -37,8 +39,9 @@ func (e *FullError) Error() string {
 // that peers need not agree on it, and it is given only to who holds what it deletes.
 type Set struct {
 	held   map[string]held // by key
-	top    uint64          // the highest version that ever was here
-	digest Digest          // at a time; zero if it has changed
+	marks  map[peer.ID]Mark
+	top    uint64 // the highest number that ever was here, but for those that nobody comes to
+	digest Digest // at a time; zero if it has changed
 	at     int64
 }
 
@@ -49,7 +52,7 @@ type held struct {
 }
 
 // NewSet makes an empty set.
-func NewSet() *Set { return &Set{held: map[string]held{}} }
+func NewSet() *Set { return &Set{held: map[string]held{}, marks: map[peer.ID]Mark{}} }
 
 // Put keeps a document, if it supersedes the one that is there, and reports whether it does.
 // It is a FullError if there is no room for one with a new name.
@@ -61,15 +64,18 @@ func (s *Set) Put(d *Document, now int64) (news bool, err error) {
 	case !known && len(s.held) >= MaxHeld:
 		return false, &FullError{len(s.held)}
 	}
-	s.held[d.Key()], s.digest, s.top = held{d, now}, Digest{}, max(s.top, d.Version)
+	s.held[d.Key()], s.digest = held{d, now}, Digest{}
+	if d.Version <= maxCounted {
+		s.top = max(s.top, d.Version)
+	}
 	return true, nil
 }
 
-// Next is what a writer makes of what is here. Under a new name its number is above all that
-// were ever here: somebody may still have a tombstone of that name, which is dropped here.
+// Next is what a writer makes of what is here. Its number is above all that were ever here:
+// somebody may still have a tombstone of that name, which is dropped here, and marks count on it.
 func (s *Set) Next(kind, name string, body []byte, deleted bool, written int64, key ed25519.PrivateKey) (*Document, error) {
 	old, _ := s.Last(Key(kind, name))
-	if old == nil && s.top < maxVersion/2 { // beyond, somebody lies, and it is not to spread
+	if old == nil || old.Version < s.top {
 		return (&Document{Kind: kind, Name: name, Version: s.top, Written: written, Deleted: deleted, Body: body}).sign(key)
 	}
 	return Next(old, kind, name, body, deleted, written, key)

@@ -1,0 +1,111 @@
+package document
+
+import (
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// Hosts write, hear single documents, compare all that they have, forget what is deleted, and
+// start anew: no document ends of which nobody wrote that it is deleted, and none that somebody
+// deleted after he had it counts on a host that had compared with him.
+func TestMarksEndWhatIsDeletedAndNothingElse(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const hosts = 4
+		var sets [hosts]*Set
+		for n := range sets {
+			sets[n] = NewSet()
+		}
+		now, deleted := today, map[string]bool{}
+		take := func(to *Set, d *Document) {
+			if to.Ended(d) {
+				if !deleted[d.Key()] {
+					t.Fatalf("%s ends, which nobody deleted", d)
+				}
+				return
+			}
+			_, _ = to.Put(d, now)
+		}
+		var said []*Document
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			n := rapid.IntRange(0, hosts-1).Draw(t, "host")
+			switch s := sets[n]; rapid.IntRange(0, 6).Draw(t, "what") {
+			case 0, 1:
+				name := rapid.SampledFrom([]string{"a", "b", "c", "d", "e", "f"}).Draw(t, "name")
+				gone := rapid.IntRange(0, 2).Draw(t, "deletes") == 0
+				d, err := s.Next("policy", name, nil, gone, now, identities[n])
+				if err != nil {
+					t.Fatal(err)
+				}
+				deleted[d.Key()] = deleted[d.Key()] || gone
+				_, _ = s.Put(d, now)
+				_, _ = s.See([]Mark{NewMark(d.Version, identities[n])})
+				said = append(said, d)
+			case 2:
+				if len(said) > 0 {
+					take(s, rapid.SampledFrom(said).Draw(t, "heard"))
+				}
+			case 3, 4:
+				from := sets[rapid.IntRange(0, hosts-1).Draw(t, "from")]
+				for _, d := range from.Missing(s.Held(), now) {
+					take(s, d)
+				}
+				if _, err := s.See(from.Marks()); err != nil {
+					t.Fatal(err)
+				}
+				for _, d := range all(from) {
+					if ours, _ := s.Last(d.Key()); !d.Deleted && ours == nil && !deleted[d.Key()] {
+						t.Fatalf("%s is lost", d)
+					}
+				}
+			case 5:
+				now += rapid.Int64Range(0, 40*day).Draw(t, "later")
+				s.Expire(now)
+			default:
+				again := NewSet()
+				for _, d := range all(s) {
+					_, since := s.Last(d.Key())
+					_, _ = again.Put(d, since)
+				}
+				if _, err := again.See(s.Marks()); err != nil {
+					t.Fatal(err)
+				}
+				sets[n] = again
+			}
+		}
+	})
+}
+
+// Once a deletion is forgotten, what was deleted ends wherever it was; what is written after
+// that does not.
+func TestAForgottenDeletionIsKnown(t *testing.T) {
+	a := next(t, nil, "web", "x", false, today, 1)
+	s := put(t, []*Document{a, next(t, a, "web", "", true, today, 2)})
+	_, _ = s.See([]Mark{NewMark(a.Version, identities[1])})
+	if s.Ended(a) {
+		t.Error("it is held, as a tombstone")
+	}
+	s.Expire(today + 40*day)
+	if later := next(t, a, "web", "y", false, today, 1); !s.Ended(a) || s.Ended(later) || s.Ended(next(t, nil, "web", "x", false, today, 3)) {
+		t.Error("what ends is not what was deleted")
+	}
+}
+
+// The marks are bounded, and none is anybody's but the writer's.
+func TestMarksAreBounded(t *testing.T) {
+	s := NewSet()
+	for i := range MaxWriters - 1 {
+		s.marks[[8]byte{1, byte(i >> 8), byte(i)}] = Mark{}
+	}
+	forged := NewMark(5, identities[1])
+	forged.Version = 6
+	for name, m := range map[string]Mark{"forged": forged, "too high": NewMark(maxCounted+1, identities[1]), "nobody's": {Version: 1}} {
+		if news, err := s.See([]Mark{m, NewMark(1, identities[2])}); news && err == nil || len(s.marks) > MaxWriters {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	_, _ = s.See([]Mark{NewMark(9, identities[1]), NewMark(9, identities[2]), NewMark(9, identities[3])})
+	if len(s.marks) != MaxWriters {
+		t.Errorf("%d marks", len(s.marks))
+	}
+}
