@@ -59,6 +59,8 @@ type Documents struct {
 	all    map[peer.ID]bool         // whose documents we have had all of in this run, while not synced
 	synced bool
 	kept   bool // that we are synced is in the store
+	marked bool // there are marks that are not in the store
+	whole  bool // all that the store had could be read, so that what is not here was deleted
 }
 
 // documentNews is what travels by gossip: documents as they are; which ones the sender has;
@@ -69,6 +71,7 @@ type documentNews struct {
 	Held      []document.Held `cbor:"3,keyasint,omitempty"`
 	Digest    []byte          `cbor:"4,keyasint,omitempty"`
 	Synced    bool            `cbor:"5,keyasint,omitempty"`
+	Marks     []document.Mark `cbor:"6,keyasint,omitempty"` // of the sender, with its digest
 }
 
 // maxNews bounds the documents, and the versions, that one message tells of. A packet of
@@ -77,9 +80,14 @@ const maxNews = 64
 
 // keptDocument is a document on disk, and since when it is here, in Unix seconds.
 type keptDocument struct {
-	Document []byte `cbor:"1,keyasint"`
-	Since    int64  `cbor:"2,keyasint"`
+	Document []byte          `cbor:"1,keyasint"`
+	Since    int64           `cbor:"2,keyasint"`
+	Marks    []document.Mark `cbor:"3,keyasint,omitempty"` // instead, under keyMarks
 }
+
+// keyMarks is where the marks are in the store: the key of no document. An earlier release
+// takes them for a document that it cannot read, and goes on.
+const keyMarks = "\x00marks"
 
 // NewDocuments makes documents; Run starts them. What was known in the last run is there at
 // once.
@@ -90,17 +98,26 @@ func NewDocuments(cfg DocumentsConfig) (*Documents, error) {
 	d := &Documents{
 		cfg: cfg, self: peer.IDOf(cfg.Identity.Public().(ed25519.PublicKey)), wake: make(chan struct{}, 1), set: document.NewSet(),
 		dirty: map[string]bool{}, mine: map[string]bool{}, wanted: map[peer.ID]documentNews{}, busy: map[peer.ID]documentNews{},
-		all: map[peer.ID]bool{}, synced: cfg.Synced, kept: cfg.Synced,
+		all: map[peer.ID]bool{}, synced: cfg.Synced, kept: cfg.Synced, whole: true,
 	}
+	var marks []document.Mark
 	for _, data := range cfg.Documents {
 		var k keptDocument
 		err := decoding.Unmarshal(data, &k)
-		if err == nil {
+		if marks = append(marks, k.Marks...); err == nil && len(k.Marks) == 0 {
 			err = d.restore(k)
 		}
 		if err != nil { // of a newer version that allowed more; it is fetched again
+			d.whole = false
 			cfg.Log.Warn("a stored document is not readable", "err", err)
 		}
+	}
+	if d.whole {
+		_, err := d.set.See(marks)
+		if err != nil {
+			cfg.Log.Warn("a stored mark is not readable", "err", err)
+		}
+		d.markOwn()
 	}
 	return d, nil
 }
@@ -111,6 +128,23 @@ func (d *Documents) restore(k keptDocument) error {
 		_, err = d.set.Put(doc, k.Since)
 	}
 	return err
+}
+
+// markOwn says how far our own numbers have come. Who has read less from its disk than it once
+// wrote does not, before it has had all that another peer has. The caller holds the lock.
+func (d *Documents) markOwn() {
+	if own := d.set.Written(d.self); own > 0 && (d.whole || d.met) {
+		d.see([]document.Mark{document.NewMark(own, d.cfg.Identity)})
+	}
+}
+
+// see takes over marks that hold here. The caller holds the lock.
+func (d *Documents) see(marks []document.Mark) {
+	news, err := d.set.See(marks)
+	d.marked = d.marked || news
+	if err != nil {
+		d.cfg.Log.Warn("a mark of a peer does not count", "err", err)
+	}
 }
 
 // Name is the documents' name as a replicated state.
@@ -128,109 +162,7 @@ func (d *Documents) Full() []byte {
 
 func (d *Documents) full() documentNews {
 	digest := d.set.Digest(d.now())
-	return documentNews{From: d.self, Digest: digest[:], Synced: d.synced}
-}
-
-// Merge takes in documents, or what another peer has. Only documents are passed on: who has
-// fetched some says so itself.
-func (d *Documents) Merge(data []byte) ([]byte, error) {
-	var n documentNews
-	if err := decoding.Unmarshal(data, &n); err != nil {
-		return nil, fmt.Errorf("documents: %w", err)
-	}
-	if len(n.Documents) > maxNews || len(n.Held) > maxNews {
-		return nil, fmt.Errorf("documents: %d documents and %d versions in one message, at most %d are allowed", len(n.Documents), len(n.Held), maxNews)
-	}
-	docs, err := decodeDocuments(n.Documents)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	fresh, refused := d.takeIn(docs)
-	switch {
-	case n.From == d.self:
-	case d.behind(n):
-		d.want(n)
-	case len(n.Digest) > 0:
-		d.compared(n.From, n.Synced)
-	}
-	return d.news(fresh), errors.Join(err, refused)
-}
-
-// decodeDocuments reads documents, and leaves out those that are none.
-func decodeDocuments(list [][]byte) (docs []*document.Document, err error) {
-	for _, data := range list {
-		doc, bad := document.Decode(data)
-		if bad != nil {
-			err = errors.Join(err, bad)
-			continue
-		}
-		docs = append(docs, doc)
-	}
-	return docs, err
-}
-
-// takeIn keeps the documents that are news, and returns them, or what we answer. The caller
-// holds the lock.
-func (d *Documents) takeIn(docs []*document.Document) (fresh []*document.Document, err error) {
-	now := d.now()
-	for _, theirs := range docs {
-		key := theirs.Key()
-		ours, _ := d.set.Last(key)
-		news, full := d.set.Put(theirs, now)
-		err = errors.Join(err, full)
-		if !news {
-			continue
-		}
-		d.dirty[key] = true
-		insists := d.insists(ours, theirs)
-		delete(d.mine, key) // it is said again once, so that two that insist do not go on for ever
-		if insists {
-			again, refused := d.set.Next(ours.Kind, ours.Name, ours.Body, ours.Deleted, now, d.cfg.Identity)
-			err = errors.Join(err, refused)
-			if refused == nil {
-				_, _ = d.set.Put(again, now) // it has the room of theirs
-				theirs = again
-			}
-		}
-		fresh = append(fresh, theirs)
-	}
-	if len(fresh) > 0 {
-		d.cfg.Changed()
-	}
-	return fresh, err
-}
-
-// insists reports whether what this run wrote is to be said again above what has a higher
-// number: where that may be no later word, but one that we did not know since our disk is an
-// older copy. So it is if we have not yet had all that another peer has, or if it is our own,
-// of a life that our disk does not remember. The caller holds the lock.
-func (d *Documents) insists(ours, theirs *document.Document) bool {
-	return d.mine[theirs.Key()] && (!d.met || theirs.WriterID() == d.self) && !theirs.Same(ours.Body, ours.Deleted)
-}
-
-// news is how documents travel by gossip: as they are if they fit into a packet, else which
-// they are; else a digest. The caller holds the lock.
-func (d *Documents) news(docs []*document.Document) []byte {
-	if len(docs) == 0 {
-		return nil
-	}
-	n := documentNews{From: d.self}
-	size := 0
-	for _, doc := range docs {
-		if size += len(doc.Body); size < maxDelta && len(n.Documents) < maxNews {
-			n.Documents = append(n.Documents, doc.Encode())
-		}
-	}
-	if data := encode(n); len(n.Documents) == len(docs) && len(data) <= maxDelta {
-		return data
-	}
-	n.Documents = nil
-	for _, doc := range docs[:min(len(docs), maxNews)] {
-		n.Held = append(n.Held, doc.Held())
-	}
-	if data := encode(n); len(n.Held) == len(docs) && len(data) <= maxDelta {
-		return data
-	}
-	return encode(d.full())
+	return documentNews{From: d.self, Digest: digest[:], Synced: d.synced, Marks: d.set.Marks()}
 }
 
 // Change is a document that is to be written, or deleted.
@@ -252,7 +184,7 @@ func (d *Documents) Write(changes []Change) error {
 	}
 	data := map[string][]byte{}
 	for _, doc := range docs {
-		data[doc.Key()] = encode(keptDocument{doc.Encode(), now})
+		data[doc.Key()] = encode(keptDocument{Document: doc.Encode(), Since: now})
 	}
 	if err := d.cfg.Store.SaveDocuments(data); err != nil { // first, so that no restart forgets what was said
 		return fmt.Errorf("mesh: nothing was written: %w", err)
@@ -264,6 +196,9 @@ func (d *Documents) Write(changes []Change) error {
 		if d.mine[doc.Key()] = news; !news { // another one's came while we wrote to the disk
 			d.dirty[doc.Key()] = true
 		}
+	}
+	if err == nil {
+		d.markOwn()
 	}
 	news := d.news(docs)
 	d.mu.Unlock()
@@ -360,14 +295,17 @@ func (d *Documents) flush() error {
 	d.saving.Lock()
 	defer d.saving.Unlock()
 	d.mu.Lock()
-	dirty, data, synced := d.dirty, map[string][]byte{}, d.synced && !d.kept
+	dirty, data, synced, marked := d.dirty, map[string][]byte{}, d.synced && !d.kept, d.marked
 	for key := range dirty {
 		data[key] = nil
 		if doc, since := d.set.Last(key); doc != nil {
-			data[key] = encode(keptDocument{doc.Encode(), since})
+			data[key] = encode(keptDocument{Document: doc.Encode(), Since: since})
 		}
 	}
-	d.dirty = map[string]bool{}
+	if marked { // with the documents that they count on
+		data[keyMarks] = encode(keptDocument{Marks: d.set.Marks()})
+	}
+	d.dirty, d.marked = map[string]bool{}, false
 	d.mu.Unlock()
 	var err error
 	if len(data) > 0 {
@@ -379,6 +317,7 @@ func (d *Documents) flush() error {
 		for key := range dirty {
 			d.dirty[key] = true
 		}
+		d.marked = d.marked || marked
 		return err
 	}
 	if !synced {

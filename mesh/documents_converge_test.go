@@ -174,8 +174,8 @@ func TestDeletedDocumentsAreForgotten(t *testing.T) {
 		c.write(m[4], noPolicy("db"))
 		time.Sleep(2 * flushEvery)
 		for n, m := range c.here {
-			if got := reads(m.Documents); got != "dns=1" || len(m.disk.copy().docs) != 3 {
-				t.Errorf("host %d: %s, keeps %d", n, got, len(m.disk.copy().docs))
+			if got := reads(m.Documents); got != "dns=1" || m.disk.len() != 3 {
+				t.Errorf("host %d: %s, keeps %d", n, got, m.disk.len())
 			}
 		}
 		c.net.Close() // no gossip for a month
@@ -184,8 +184,8 @@ func TestDeletedDocumentsAreForgotten(t *testing.T) {
 		}
 		time.Sleep(2 * flushEvery)
 		for n, m := range c.here {
-			if got := reads(m.Documents); got != "dns=1" || len(m.disk.copy().docs) != 1 {
-				t.Errorf("host %d: %s, keeps %d", n, got, len(m.disk.copy().docs))
+			if got := reads(m.Documents); got != "dns=1" || m.disk.len() != 1 {
+				t.Errorf("host %d: %s, keeps %d", n, got, m.disk.len())
 			}
 		}
 		c.end()

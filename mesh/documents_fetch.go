@@ -33,9 +33,10 @@ const (
 
 // documentAnswer is what is missing, whether there is more, and whether who sends it is synced.
 type documentAnswer struct {
-	Documents [][]byte `cbor:"1,keyasint,omitempty"`
-	More      bool     `cbor:"2,keyasint,omitempty"`
-	Synced    bool     `cbor:"3,keyasint,omitempty"`
+	Documents [][]byte        `cbor:"1,keyasint,omitempty"`
+	More      bool            `cbor:"2,keyasint,omitempty"`
+	Synced    bool            `cbor:"3,keyasint,omitempty"`
+	Marks     []document.Mark `cbor:"4,keyasint,omitempty"` // with the last of several answers
 }
 
 // Handlers answer the documents' requests of other peers.
@@ -69,6 +70,9 @@ func (d *Documents) serveMissing(_ context.Context, from peer.ID, payload []byte
 		}
 		answer.Documents = append(answer.Documents, data)
 	}
+	if !answer.More {
+		answer.Marks = d.set.Marks()
+	}
 	return encode(answer), nil
 }
 
@@ -86,7 +90,7 @@ func (d *Documents) behind(n documentNews) bool {
 // again. The caller holds the lock.
 func (d *Documents) want(n documentNews) {
 	if _, known := d.wanted[n.From]; known || len(d.wanted) < maxSources {
-		n.Documents = nil
+		n.Documents, n.Marks = nil, nil
 		d.wanted[n.From] = n
 		d.kick()
 	}
@@ -107,7 +111,7 @@ func (d *Documents) fetch(ctx context.Context, group *sync.WaitGroup) {
 		if !d.behind(n) {
 			delete(d.wanted, source)
 			if len(n.Digest) > 0 {
-				d.compared(source, n.Synced)
+				d.compared(source, n.Synced, nil)
 			}
 			continue
 		}
@@ -164,7 +168,7 @@ func (d *Documents) fetchAll(ctx context.Context, source peer.ID) error {
 		if err := decoding.Unmarshal(data, &answer); err != nil {
 			return fmt.Errorf("documents: %w", err)
 		}
-		if len(answer.Documents) > document.MaxHeld {
+		if len(answer.Documents) > document.MaxHeld || len(answer.Marks) > document.MaxWriters {
 			return fmt.Errorf("documents: an answer with %d of them", len(answer.Documents))
 		}
 		docs, err := decodeDocuments(answer.Documents)
@@ -172,7 +176,7 @@ func (d *Documents) fetchAll(ctx context.Context, source peer.ID) error {
 		more, full := d.takeIn(docs)
 		fresh = append(fresh, more...)
 		if err = errors.Join(err, full); err == nil && !answer.More {
-			d.compared(source, answer.Synced)
+			d.compared(source, answer.Synced, answer.Marks)
 		}
 		d.mu.Unlock()
 		if err != nil || !answer.More {
@@ -208,9 +212,10 @@ func (d *Documents) ask(ctx context.Context, source peer.ID) (answer []byte, err
 
 // compared notes that we have all that another peer has. That tells what the mesh has if that
 // peer knew it; and if nobody who can be reached does, what all of them have together is what
-// there is. The caller holds the lock.
-func (d *Documents) compared(with peer.ID, synced bool) {
+// there is. What it had before and has no more, we know as well. The caller holds the lock.
+func (d *Documents) compared(with peer.ID, synced bool, marks []document.Mark) {
 	d.met = true
+	d.see(marks)
 	if d.synced {
 		return
 	}

@@ -60,9 +60,12 @@ func FuzzDocuments(f *testing.F) {
 	f.Add(encode(documentNews{From: idOf(2), Documents: list}), encode([]document.Held{first.Held(), {}}))
 	f.Add(encode(documentNews{From: idOf(3), Held: []document.Held{second.Held(), {Kind: "policy", Version: 1 << 63}}}), encode(documentAnswer{Documents: list}))
 	f.Add(encode(documentNews{From: idOf(2), Digest: make([]byte, 32), Synced: true}), encode(documentAnswer{Documents: list[:1], More: true, Synced: true}))
+	mark := document.NewMark(second.Version, identity(3))
+	f.Add(encode(documentNews{From: idOf(2), Digest: make([]byte, 32), Marks: []document.Mark{mark, {}}}), encode(documentAnswer{Marks: []document.Mark{mark}}))
 	f.Add([]byte{0xa0}, []byte{0x80})
 	f.Fuzz(func(t *testing.T, gossip, answer []byte) {
-		d := documents(t, 1, &stub{answer: func() []byte { return answer }}, &shelf{docs: map[string][]byte{}})
+		m := &stub{answer: func() []byte { return answer }, others: []peer.ID{idOf(2)}}
+		d := documents(t, 1, m, &shelf{docs: map[string][]byte{}})
 		if err := d.Write([]Change{policy("mine", "x")}); err != nil {
 			t.Fatal(err)
 		}
@@ -88,7 +91,7 @@ func FuzzDocuments(f *testing.F) {
 
 // Good documents beside bad ones are taken, and alone passed on.
 func TestForgedDocumentsAreDropped(t *testing.T) {
-	d := documents(t, 1, &stub{}, &shelf{docs: map[string][]byte{}})
+	d := documents(t, 1, &stub{others: []peer.ID{idOf(2)}}, &shelf{docs: map[string][]byte{}})
 	good := written(t, 2, nil, "web", "allow")
 	lies := []document.Held{{Kind: "policy", Name: "lie", Version: 99}}
 	news, err := d.Merge(encode(documentNews{From: idOf(4), Documents: [][]byte{forged(t, "db"), good.Encode(), {}}, Held: lies, Synced: true}))
