@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/fxamacker/cbor/v2"
 
 	"weft/ipam/slot"
 	"weft/mesh/directory"
@@ -85,6 +88,9 @@ type want struct {
 	held directory.Held
 }
 
+// maxDirectoryFull is how large Full is at most.
+const maxDirectoryFull = 64 + 32*directory.MaxOwners
+
 // news is what travels by gossip: one delta, or which sets the sender has.
 type news struct {
 	From  peer.ID          `cbor:"1,keyasint"`
@@ -105,10 +111,14 @@ func NewDirectory(cfg DirectoryConfig) (*Directory, error) {
 	}
 	for _, data := range cfg.Sets {
 		k := kept{Set: data}
-		_ = decoding.Unmarshal(data, &k) // most are sets as they are
+		_ = restoring.Unmarshal(data, &k) // most are sets as they are
 		s, err := directory.Decode(k.Set)
 		if err != nil { // of a newer version that allowed more; it is fetched again
 			cfg.Log.Warn("stored endpoints are not readable", "err", err)
+			continue
+		}
+		if s.Owner != d.self && !d.dir.Room(s.Owner) { // an earlier release had no bound
+			d.dirty[s.Owner] = true
 			continue
 		}
 		d.dir.Put(s)
@@ -124,6 +134,10 @@ type kept struct {
 	Set  []byte      `cbor:"10,keyasint"` // no field of a set has this number
 	Left []slot.Slot `cbor:"11,keyasint,omitempty"`
 }
+
+// restoring reads what this host has written itself: there can be more freed slots than others
+// may send of anything.
+var restoring = must(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: math.MaxInt32, MaxNestedLevels: 16}.DecMode())
 
 // Name is the directory's name as a replicated state.
 func (d *Directory) Name() string { return DirectoryName }
@@ -141,6 +155,9 @@ func (d *Directory) Merge(data []byte) ([]byte, error) {
 	var n news
 	if err := decoding.Unmarshal(data, &n); err != nil {
 		return nil, fmt.Errorf("directory: %w", err)
+	}
+	if len(n.Held) > directory.MaxOwners {
+		return nil, fmt.Errorf("directory: endpoints of %d peers in one message, at most %d are allowed", len(n.Held), directory.MaxOwners)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -178,9 +195,9 @@ func (d *Directory) Merge(data []byte) ([]byte, error) {
 // counts reports whether a peer's set is kept here.
 func (d *Directory) counts(owner peer.ID) bool { return owner == d.self || d.cfg.Wanted(owner) }
 
-// put keeps a set that is newer. The caller holds the lock.
+// put keeps a set that is newer, if there is room. The caller holds the lock.
 func (d *Directory) put(s *directory.Set) bool {
-	if !d.dir.Put(s) {
+	if s.Owner != d.self && !d.dir.Room(s.Owner) || !d.dir.Put(s) {
 		return false
 	}
 	d.dirty[s.Owner] = true
@@ -202,6 +219,9 @@ func (d *Directory) want(from peer.ID, h directory.Held) {
 	if from == d.self || !d.dir.Lacks(h) || !d.counts(h.Owner) || ok && asked.Compare(h) == 0 {
 		return
 	}
+	if _, noted := d.wanted[h.Owner]; !noted && (len(d.wanted) >= directory.MaxOwners || !d.dir.Room(h.Owner)) {
+		return
+	}
 	d.wanted[h.Owner] = want{from, h}
 	d.kick()
 }
@@ -220,6 +240,11 @@ func (d *Directory) Publish(endpoints []directory.Endpoint) error {
 	}
 	d.mu.Lock()
 	n, err := d.publish(d.dir.Set(d.self), good, 0)
+	if errors.Is(err, directory.ErrTooLarge) {
+		fits, left := directory.FitSet(good)
+		unusable = errors.Join(unusable, left)
+		n, err = d.publish(d.dir.Set(d.self), fits, 0)
+	}
 	d.published = d.published || err == nil
 	d.mu.Unlock()
 	if n != nil {
@@ -294,56 +319,6 @@ func (d *Directory) Stuck() (slots int, since time.Time, why error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return len(d.left), d.stuckFrom, d.stuck
-}
-
-// Lookup lists the entries that count and have a name, lower case and relative to the
-// domain, and reports whether anything has that name or one below it.
-func (d *Directory) Lookup(name string, ring directory.Ring) ([]directory.Entry, bool) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.dir.Lookup(name, ring)
-}
-
-// At is the entry that counts and has a slot.
-func (d *Directory) At(s slot.Slot, ring directory.Ring) (directory.Entry, bool) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.dir.At(s, ring)
-}
-
-// Entries lists all entries that count.
-func (d *Directory) Entries(ring directory.Ring) []directory.Entry {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.dir.Entries(ring)
-}
-
-// Of lists the entries of one peer that count.
-func (d *Directory) Of(owner peer.ID, ring directory.Ring) []directory.Entry {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.dir.Of(owner, ring)
-}
-
-// Named counts the entries that count and have a name.
-func (d *Directory) Named(ring directory.Ring) int {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.dir.Named(ring)
-}
-
-// Listed are the slots that a peer says are in use.
-func (d *Directory) Listed(owner peer.ID) []slot.Slot {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.dir.Listed(owner)
-}
-
-// Held describes the set of every peer: two peers that hold the same know the same.
-func (d *Directory) Held() []directory.Held {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.dir.Held()
 }
 
 // flushEvery is how often what others say goes to disk. What a crash loses of it is fetched

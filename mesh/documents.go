@@ -74,6 +74,10 @@ type documentNews struct {
 	Marks     []document.Mark `cbor:"6,keyasint,omitempty"` // of the sender, with its digest
 }
 
+// maxDocumentsFull is how large Full is at most: that of a mesh in which every peer has written
+// something.
+const maxDocumentsFull = 256 + 120*document.MaxWriters
+
 // maxNews bounds the documents, and the versions, that one message tells of. A packet of
 // gossip has room for fewer.
 const maxNews = 64

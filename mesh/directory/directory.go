@@ -11,6 +11,10 @@ import (
 	"weft/mesh/peer"
 )
 
+// MaxOwners bounds the peers whose endpoints a directory holds: twice as many as there can be
+// peers.
+const MaxOwners = 1 << 13
+
 // Directory is the newest set of every peer, and which names are in them. Whether an entry
 // counts is decided when it is read, by what the ring says then.
 type Directory struct {
@@ -36,6 +40,11 @@ func New() *Directory {
 
 // Set is the newest set of a peer; nil if there is none.
 func (d *Directory) Set(owner peer.ID) *Set { return d.sets[owner] }
+
+// Room reports whether there is room for the set of a peer.
+func (d *Directory) Room(owner peer.ID) bool {
+	return d.sets[owner] != nil || len(d.sets) < MaxOwners
+}
 
 // Owners lists who has a set, in the order of ids.
 func (d *Directory) Owners() []peer.ID {

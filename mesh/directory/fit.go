@@ -1,6 +1,36 @@
 package directory
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// FitSet is as much of the endpoints of one peer as can be published together, and says what is
+// left out: of the largest, all but their addresses.
+func FitSet(endpoints []Endpoint) (fits []Endpoint, left error) {
+	const generation = 16 // what a number that is still to come can add
+	sizes, total := make([]int, len(endpoints)), 0
+	order := make([]int, len(endpoints))
+	for i, e := range endpoints {
+		sizes[i], order[i] = len(must(encoding.Marshal(e)))+generation, i
+		total += sizes[i]
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(sizes[b], sizes[a]) })
+	fits = slices.Clone(endpoints)
+	n := 0
+	for ; n < len(order) && total > maxSet; n++ {
+		i := order[n]
+		e := &fits[i]
+		*e = Endpoint{ID: e.ID, Slots: e.Slots, IPv4Only: e.IPv4Only}
+		total += len(must(encoding.Marshal(*e))) + generation - sizes[i]
+	}
+	if n > 0 {
+		left = fmt.Errorf("%w: the largest %d, such as %s, have no DNS name, and no selector of another host's policies chooses them: shorten their labels and names",
+			ErrTooLarge, n, fits[order[0]].ID)
+	}
+	return fits, left
+}
 
 // Fit is as much of an endpoint as can be published, and says what is left out. What others
 // accept must get a network: a bound of the directory costs what is out of it, never the

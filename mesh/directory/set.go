@@ -23,9 +23,12 @@ const MaxEndpoints = 1 << 14
 // maxEndpoint bounds one of them, encoded.
 const maxEndpoint = 64 << 10
 
-// maxSet bounds the endpoints of one peer together, encoded: what memberlist carries in one
-// message is 20 MiB.
-const maxSet = 16 << 20
+// maxSet bounds the endpoints of one peer together, encoded: a set travels in one message, of
+// which eight MiB is the most that a peer reads.
+const maxSet = 6 << 20
+
+// ErrTooLarge says that the endpoints of one peer have more than maxSet bytes.
+var ErrTooLarge = errors.New("directory: the endpoints of one peer are too large together")
 
 // item is one endpoint of a set.
 type item struct {
@@ -274,7 +277,7 @@ func (s *Set) complete() error {
 		size += s.items[i].size
 	}
 	if size > maxSet {
-		return fmt.Errorf("directory: the endpoints of %v have %d bytes, at most %d are allowed", s.Owner, size, maxSet)
+		return fmt.Errorf("%w: those of %v have %d bytes, at most %d are allowed", ErrTooLarge, s.Owner, size, maxSet)
 	}
 	s.Digest = Digest(h.Sum(nil))
 	s.places = make([]place, 0, slots)

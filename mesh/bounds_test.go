@@ -1,0 +1,153 @@
+package mesh
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"weft/ipam/paxos"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh/directory"
+	"weft/mesh/document"
+	"weft/mesh/peer"
+)
+
+// All states of a mesh fit into one message of push/pull, each at its greatest.
+func TestAllStatesFitIntoOneMessage(t *testing.T) {
+	const message, kibi = 8 << 20, 1 << 10
+	for name, c := range map[string]struct{ has, budget int }{
+		"ring": {ring.MaxEncoded, 2048 * kibi}, "votes": {paxos.MaxEncoded, 256 * kibi}, "directory": {maxDirectoryFull, 1024 * kibi},
+		"documents": {maxDocumentsFull, 1024 * kibi}, "peers": {maxPeerBytes, 3 * 1024 * kibi},
+	} {
+		if c.has > c.budget {
+			t.Errorf("%s: %d bytes, its budget is %d", name, c.has, c.budget)
+		}
+	}
+	if sum := ring.MaxEncoded + paxos.MaxEncoded + maxDirectoryFull + maxDocumentsFull + maxPeerBytes; sum > message-message/16 {
+		t.Errorf("together %d bytes", sum)
+	}
+
+	held := news{From: peer.ID{255}}
+	for i := range directory.MaxOwners {
+		var id peer.ID
+		binary.BigEndian.PutUint64(id[:], 1<<63|uint64(i))
+		held.Held = append(held.Held, directory.Held{Owner: id, Version: 1<<64 - 1, Digest: bytes.Repeat([]byte{255}, 8)})
+	}
+	if n := len(encode(held)); n > maxDirectoryFull {
+		t.Errorf("directory: %d bytes, promised %d", n, maxDirectoryFull)
+	}
+	full := documentNews{From: peer.ID{255}, Digest: make([]byte, len(document.Digest{})), Synced: true}
+	full.Marks = make([]document.Mark, document.MaxWriters)
+	for i := range full.Marks {
+		full.Marks[i] = document.Mark{Writer: make([]byte, ed25519.PublicKeySize), Version: 1<<64 - 1, Signature: make([]byte, ed25519.SignatureSize)}
+	}
+	if n := len(encode(full)); n > maxDocumentsFull {
+		t.Errorf("documents: %d bytes, promised %d", n, maxDocumentsFull)
+	}
+	// What is asked for, and answered, travels by itself.
+	question := make([]document.Held, document.MaxHeld)
+	for i := range question {
+		question[i] = document.Held{
+			Kind: strings.Repeat("k", document.MaxKind), Name: strings.Repeat("n", document.MaxName),
+			Version: 1<<64 - 1, Digest: [8]byte(bytes.Repeat([]byte{255}, 8)), Ended: true,
+		}
+	}
+	if n := len(encode(question)); n > message/4 {
+		t.Errorf("the question for documents: %d bytes", n)
+	}
+}
+
+// Somebody makes up owners without end: those that are here stay, and what is kept is bounded,
+// in memory and on disk.
+func TestTheOwnersOfEndpointsAreBounded(t *testing.T) {
+	d := quiet(t, 1, &stub{})
+	if err := d.Publish(many(3)); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := set(t, 2, nil, at("a", 1))
+	var sets [][]byte
+	for i := range directory.MaxOwners + 5 {
+		var seed [ed25519.SeedSize]byte
+		binary.BigEndian.PutUint32(seed[:], uint32(i))
+		s, _, err := directory.Next(nil, nil, 0, ed25519.NewKeyFromSeed(seed[:]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sets = append(sets, s.Encode())
+	}
+	if err := d.takeIn(decodeAll(t, sets)); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.takeIn([]*directory.Set{s}); err != nil || len(d.Held()) != directory.MaxOwners || d.set(idOf(1)).Len() != 3 {
+		t.Errorf("it holds %d, %v", len(d.Held()), err)
+	}
+	d.mu.Lock()
+	d.want(idOf(3), directory.Held{Owner: peer.ID{9, 9}, Version: 1})
+	if len(d.wanted) > 0 {
+		t.Error("it asks for what it has no room for")
+	}
+	d.mu.Unlock()
+	if err := d.Publish(many(4)); err != nil || d.set(idOf(1)).Len() != 4 {
+		t.Errorf("its own are not published: %v", err)
+	}
+	if _, err := d.Merge(encode(news{From: idOf(3), Held: make([]directory.Held, directory.MaxOwners+1)})); err == nil {
+		t.Error("a message with too many was read")
+	}
+
+	// From the disk of a release that had no bound.
+	store := &setDisk{sets: map[peer.ID][]byte{}}
+	for i, data := range sets {
+		store.sets[peer.ID{byte(i >> 8), byte(i)}] = data
+	}
+	again, err := NewDirectory(DirectoryConfig{
+		Identity: identity(1), Mesh: &stub{}, Store: store, Sets: append(sets, encode(kept{d.set(idOf(1)).Encode(), make([]slot.Slot, 200_000)})),
+		Wanted: func(peer.ID) bool { return true }, Log: slog.New(slog.DiscardHandler), Changed: func() {},
+	})
+	if err != nil || len(again.Held()) != directory.MaxOwners+1 || again.set(idOf(1)).Len() != 4 || !again.Taken(0) {
+		t.Errorf("it holds %d, %v", len(again.Held()), err)
+	}
+}
+
+func decodeAll(t *testing.T, sets [][]byte) (out []*directory.Set) {
+	t.Helper()
+	for _, data := range sets {
+		s, err := directory.Decode(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// Containers whose labels are too large together cost those labels, never the others' names.
+func TestLargeLabelsCostOnlyThemselves(t *testing.T) {
+	d := quiet(t, 1, &stub{})
+	endpoints := many(100)
+	for i := range 250 {
+		labels := map[string]string{}
+		for n := range 100 {
+			labels[fmt.Sprintf("%0300d", n)] = fmt.Sprint(i)
+		}
+		endpoints = append(endpoints, directory.Endpoint{ID: fmt.Sprint("large-", i), Slots: []slot.Slot{slot.Slot(1000 + i)}, Labels: labels})
+	}
+	err := d.Publish(endpoints)
+	if !errors.Is(err, directory.ErrTooLarge) {
+		t.Errorf("it says %v", err)
+	}
+	own := d.set(idOf(1))
+	if n := len(own.Encode()); own.Len() != 350 || n > 6<<20+64<<10 || n < 5<<20 {
+		t.Fatalf("%d endpoints in %d bytes", own.Len(), n)
+	}
+	for _, e := range own.Endpoints() {
+		if strings.HasPrefix(e.ID, "many") && e.Name == "" || len(e.Slots) != 1 {
+			t.Errorf("%+v", e)
+		}
+	}
+}
