@@ -1,0 +1,148 @@
+package state
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"os"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"weft/ipam"
+	"weft/ipam/slot"
+	"weft/ipam/space"
+	"weft/mesh/peer"
+)
+
+// written is what was stored, by bucket.
+type written struct {
+	peers, sets, docs map[string][]byte
+	slots             map[string]slot.Slot
+	notes             map[string][]byte
+	ring              []byte
+	resting           map[slot.Slot]int64
+	settings          map[string]string
+}
+
+// Whatever is written, in whatever order, is either refused or there again after a restart:
+// nothing that was stored keeps the file from being opened.
+func TestWhatIsStoredLoads(t *testing.T) {
+	root := t.TempDir()
+	rapid.Check(t, func(t *rapid.T) {
+		dir, err := os.MkdirTemp(root, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		w := &written{
+			peers: map[string][]byte{}, sets: map[string][]byte{}, docs: map[string][]byte{}, slots: map[string]slot.Slot{},
+			notes: map[string][]byte{}, resting: map[slot.Slot]int64{}, settings: map[string]string{},
+		}
+		for range rapid.IntRange(1, 3).Draw(t, "runs") {
+			s, err := Open(dir)
+			if err != nil {
+				t.Fatalf("the agent does not start: %v", err)
+			}
+			w.compare(t, s)
+			for range rapid.IntRange(0, 15).Draw(t, "steps") {
+				w.step(t, s)
+			}
+			w.compare(t, s)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// step writes something, which may be refused.
+func (w *written) step(t *rapid.T, s *Store) {
+	key := rapid.SampledFrom([]string{"a", "b", "", "\x00", "\xff\xfe", string(make([]byte, 40_000))}).Draw(t, "key")
+	value := rapid.SampledFrom([][]byte{nil, {0}, []byte("text"), {0xff, 0xfe}, make([]byte, 100_000)}).Draw(t, "value")
+	id, n := peer.ID{byte(rapid.IntRange(0, 3).Draw(t, "peer"))}, slot.Slot(rapid.Uint32().Draw(t, "slot"))
+	put := func(err error, bucket map[string][]byte, key string) {
+		if err != nil {
+			return
+		}
+		if bucket[key] = value; value == nil {
+			delete(bucket, key)
+		}
+	}
+	switch rapid.IntRange(0, 7).Draw(t, "what") {
+	case 0:
+		put(s.SavePeers(map[peer.ID][]byte{id: value}), w.peers, string(id[:]))
+	case 1:
+		put(s.SaveSets(map[peer.ID][]byte{id: value}), w.sets, string(id[:]))
+	case 2:
+		put(s.SaveDocuments(map[string][]byte{key: value}), w.docs, key)
+	case 3:
+		if err := s.Update(ipam.Change{Key: key, Slot: n, Note: value}); err == nil && key != "" {
+			w.slots[key], w.notes[key] = n, value
+			delete(w.resting, n)
+		}
+	case 4:
+		if err := s.Update(ipam.Change{Key: key, Delete: true, Resting: []space.Resting{{Slot: n, Until: -5}}}); err == nil {
+			delete(w.slots, key)
+			delete(w.notes, key)
+			w.resting[n] = -5
+		}
+	case 5:
+		if err := s.Update(ipam.Change{Ring: value, Vote: value}); err == nil && value != nil {
+			w.ring = value
+		}
+	case 6:
+		if err := s.SaveSettings(map[string]string{"set": key}); err == nil {
+			w.settings["set"] = string([]rune(key)) // as JSON has it
+		}
+	default:
+		if err := s.SaveKubernetes(value); err == nil && value != nil {
+			t.Fatalf("%q was taken for JSON", value)
+		}
+	}
+}
+
+// compare reads all that an agent reads when it starts.
+func (w *written) compare(t *rapid.T, s *Store) {
+	values := func(name string, got [][]byte, err error, want map[string][]byte) {
+		sorted := slices.SortedFunc(maps.Values(want), bytes.Compare)
+		if slices.SortFunc(got, bytes.Compare); err != nil || !slices.EqualFunc(got, sorted, bytes.Equal) {
+			t.Fatalf("%s: %d, want %d, %v", name, len(got), len(want), err)
+		}
+	}
+	peers, err := s.Peers()
+	values("peers", peers, err, w.peers)
+	sets, err := s.Sets()
+	values("sets", sets, err, w.sets)
+	docs, err := s.Documents()
+	values("documents", docs, err, w.docs)
+	st, err := s.Load()
+	if err != nil || !maps.Equal(st.Allocations, w.slots) || !bytes.Equal(st.Ring, w.ring) || !bytes.Equal(st.Vote, w.ring) {
+		t.Fatalf("%+v, %v, want %+v", st, err, w)
+	}
+	resting := map[slot.Slot]int64{}
+	for _, r := range st.Resting {
+		resting[r.Slot] = r.Until
+	}
+	if !maps.Equal(resting, w.resting) {
+		t.Fatalf("resting %v, want %v", resting, w.resting)
+	}
+	notes := map[string][]byte{}
+	if err := s.Notes(func(key string, n slot.Slot, note []byte) error { notes[key] = bytes.Clone(note); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for key, note := range w.notes {
+		if !bytes.Equal(notes[key], note) {
+			t.Fatalf("the note of %q is %q, want %q", key, notes[key], note)
+		}
+	}
+	settings := map[string]string{}
+	if err := s.Settings(&settings); err != nil || !maps.Equal(settings, w.settings) {
+		t.Fatalf("settings %v, want %v, %v", settings, w.settings, err)
+	}
+	var kept json.RawMessage
+	if kept, err = s.Kubernetes(); err != nil || len(kept) > 0 && !json.Valid(kept) {
+		t.Fatalf("Kubernetes %q, %v", kept, err)
+	}
+}
