@@ -84,8 +84,8 @@ const maxNews = 64
 
 // keptDocument is a document on disk, and since when it is here, in Unix seconds.
 type keptDocument struct {
-	Document []byte          `cbor:"1,keyasint"`
-	Since    int64           `cbor:"2,keyasint"`
+	Document []byte          `cbor:"1,keyasint,omitempty"`
+	Since    int64           `cbor:"2,keyasint,omitempty"`
 	Marks    []document.Mark `cbor:"3,keyasint,omitempty"` // instead, under keyMarks
 }
 

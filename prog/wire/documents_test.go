@@ -24,6 +24,7 @@ var documentItems = map[string]item{
 	"documents/missing-all":     {what: "the same of one that has nothing", read: readMissingRequest},
 	"documents/missing-answer":  {what: "the answer to both: what is missing", read: readMissingAnswer, newer: newerAnswer},
 	"disk/document":             {what: "in bucket documents: one of them", read: readKeptDocument, newer: newerAnswerOne},
+	"disk/marks":                {what: "in bucket documents: how far the numbers of each writer had come", read: readKeptMarks, newer: withFields},
 }
 
 // newerNews has more in the news, in the documents, and in what is said to be held.
@@ -85,6 +86,7 @@ func produceDocuments(t *testing.T) map[string][]byte {
 		t.Fatal(err)
 	}
 	all["documents/full"], all["disk/document"] = a.Full(), disk.documents[document.Key("networkpolicy", "default/web")]
+	all["disk/marks"] = disk.documents["\x00marks"]
 	ask := func(payload []byte) []byte {
 		return must(a.Handlers()["documents/missing"](t.Context(), id(charlie), payload))
 	}
@@ -172,6 +174,18 @@ func readMissingAnswer(t *testing.T, data []byte) (out string) {
 		out = tell(describeDocuments(d), show(map[string]any{"error": err, "knows all that there is": d.Synced()}))
 	})
 	return out
+}
+
+// readKeptMarks is what comes of a document of alpha's that is new to a peer, after it was here
+// once and deleted.
+func readKeptMarks(t *testing.T, data []byte) string {
+	t.Helper()
+	d := documentsOf(echo, &station{others: []int{alpha}}, newShelf(), data)
+	passedOn, err := d.Merge(encode(v1DocumentNews{From: id(alpha), Documents: [][]byte{scene["documents/policy"]}}))
+	if err != nil || passedOn == nil {
+		return show(map[string]any{"error": err})
+	}
+	return "an old document comes back, and is passed on as\n" + readDocument(t, must(decode[v1DocumentNews](passedOn)).Documents[0])
 }
 
 func readKeptDocument(t *testing.T, data []byte) string {
