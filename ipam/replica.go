@@ -39,6 +39,10 @@ func (a *Allocator) Merge(data []byte) (news []byte, err error) {
 }
 
 func (a *Allocator) merge(theirs ring.Ring) ([]byte, error) {
+	theirs, lie := theirs.Credible(time.Now().Unix())
+	if lie != nil {
+		a.conflict, a.conflictAt = lie, time.Now()
+	}
 	merged, news, err := a.ring.Merge(theirs)
 	if refused := a.acceptable(theirs); refused != nil {
 		err = refused

@@ -13,19 +13,31 @@ import (
 	"weft/mesh/secret"
 )
 
+// claimed is a ring in which peer 2 has slot 10 under one generation, and slot 20 under another.
+func claimed(t *testing.T, version, generation, other uint32) []byte {
+	t.Helper()
+	id := peerID(2)
+	return madeUp(t, [][5]any{{10, 11, generation, version, id[:]}, {20, 21, other, version, id[:]}})
+}
+
 // pieces is a ring that somebody made up, encoded: n single slots from one on.
 func pieces(t *testing.T, n int, from slot.Slot) []byte {
 	t.Helper()
-	u := slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}
-	var m map[int]cbor.RawMessage
-	if err := cbor.Unmarshal(ring.Found(ring.ID{1}, [16]byte{1}, u, peerID(1)).Encode(), &m); err != nil {
-		t.Fatal(err)
-	}
 	segments := make([][5]any, n)
 	for i := range segments {
 		at := from + 3*slot.Slot(i)
 		id := peerID(2 + i%2)
 		segments[i] = [5]any{at, at + 1, 9, 9, id[:]}
+	}
+	return madeUp(t, segments)
+}
+
+func madeUp(t *testing.T, segments [][5]any) []byte {
+	t.Helper()
+	u := slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}
+	var m map[int]cbor.RawMessage
+	if err := cbor.Unmarshal(ring.Found(ring.ID{1}, [16]byte{1}, u, peerID(1)).Encode(), &m); err != nil {
+		t.Fatal(err)
 	}
 	m[5] = must(cbor.Marshal(segments))
 	return must(cbor.Marshal(m))
@@ -80,6 +92,21 @@ func TestWhatMembersSayNeverKeepsAnAgentFromStarting(t *testing.T) {
 		}
 		if r, err := ring.Decode(a.Full()); err != nil || len(r.Segments()) < ring.MaxSegments/4 {
 			t.Errorf("others cannot read it: %v", err)
+		}
+	})
+}
+
+// A liar claims addresses under the last generation, among claims that are good: those count.
+func TestTheLastGenerationIsNotBelieved(t *testing.T) {
+	alone(t, &disk{}, func(a *Allocator) {
+		if _, err := a.Merge(claimed(t, 5, 7, ^uint32(0))); err != nil {
+			t.Fatal(err)
+		}
+		r := snapshot(t, &member{Allocator: a})
+		first, _ := r.Ring.Owner(10)
+		second, _ := r.Ring.Owner(20)
+		if first != peerID(2) || second != peerID(1) || r.Conflict == nil {
+			t.Errorf("owners %v and %v, status says %v", first, second, r.Conflict)
 		}
 	})
 }

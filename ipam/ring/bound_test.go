@@ -25,7 +25,7 @@ func broken(n int, from, step uint64) Ring {
 
 // What Merge makes can be stored, sent and loaded, whatever is merged, in whatever order.
 func TestWhatIsMergedCanBeLoaded(t *testing.T) {
-	for seed := range uint64(5) {
+	for seed := range uint64(3) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 1))
 			rings := []Ring{Found(ID{1}, [16]byte{2}, wide, id(1), id(2))}
@@ -141,5 +141,36 @@ func TestATakeOverJoinsPieces(t *testing.T) {
 	}
 	if taken, _, err := r.TakeOver(id(2), id(1)); err != nil || len(taken.segments) != 1 {
 		t.Errorf("%d segments, %v", len(taken.segments), err)
+	}
+}
+
+// A liar claims the last generation that anybody believes: a moment later a take-over is above
+// it. No clock has a part in what an honest mesh comes to.
+func TestEveryGenerationCanBeTakenOver(t *testing.T) {
+	claimed := func(generation uint32) Ring {
+		r := founded()
+		r.segments = []Segment{{slot.Range{Start: 0, End: 9}, Claim{1, 1, id(1)}}, {slot.Range{Start: 9, End: 256}, Claim{generation, spent, id(2)}}}
+		return r
+	}
+	for _, now := range []int64{-1, 0, 1_800_000_000, 1 << 36} {
+		if r, err := claimed(soonest).Credible(now); err != nil || !r.Equal(claimed(soonest)) {
+			t.Errorf("at %d an honest ring is not believed: %v", now, err)
+		}
+		if r, err := claimed(spent).Credible(now); err == nil || len(r.segments) != 1 {
+			t.Errorf("at %d the last generation is believed", now)
+		}
+	}
+	now := int64(1_800_000_000)
+	last := uint32(now/minute + skew)
+	lie, err := claimed(last).Credible(now)
+	if err != nil || len(lie.segments) != 2 {
+		t.Fatal(err)
+	}
+	taken, delta, err := lie.TakeOver(id(2), id(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if believed, err := delta.Credible(now + minute); err != nil || !believed.Equal(delta) || len(taken.Owned()) != 1 {
+		t.Errorf("it cannot be taken over: %v", err)
 	}
 }

@@ -197,6 +197,34 @@ func (r Ring) Part(place uint64) Ring {
 	return r
 }
 
+// soonest is how many take-overs of one slot there can be at any time; of more there is one in
+// a minute since 1970, and clocks differ by a day at most.
+const (
+	soonest = 1 << 16
+	minute  = 60
+	skew    = 24 * 60
+)
+
+// Credible is r without the claims whose generation nobody can have come to at a time, in Unix
+// seconds. Who takes over numbers on from what the dead peer said: without an end that moves on,
+// a liar could claim the last generation, and nothing could ever take that back. So the one
+// above it is there a minute later. An honest mesh stays below the number that needs no clock.
+func (r Ring) Credible(now int64) (credible Ring, err error) {
+	most := uint64(soonest)
+	if now > 0 {
+		most = max(most, uint64(now/minute)+skew)
+	}
+	beyond := func(s Segment) bool { return uint64(s.Generation) > most }
+	first := slices.IndexFunc(r.segments, beyond)
+	if first < 0 {
+		return r, nil
+	}
+	lie := r.segments[first]
+	r.segments = slices.DeleteFunc(slices.Clone(r.segments), beyond)
+	return r, fmt.Errorf("ring: %v is said to be taken over %d times, which cannot be: somebody lies about it, or this host's clock is far behind",
+		lie.Range, lie.Generation)
+}
+
 // Grant gives g, which from owns, to another peer. It returns the new ring and
 // the part that is news.
 func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error) {
