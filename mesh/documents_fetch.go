@@ -193,7 +193,7 @@ func (d *Documents) fetchAll(ctx context.Context, source peer.ID) error {
 func (d *Documents) ask(ctx context.Context, source peer.ID) (answer []byte, err error) {
 	for pause := askFirst; ; pause *= 2 {
 		d.mu.Lock()
-		held := encode(d.set.Held())
+		held := encode(d.set.Held(d.now()))
 		d.mu.Unlock()
 		try, cancel := context.WithTimeout(ctx, fetchTimeout)
 		answer, err = d.cfg.Mesh.Request(try, source, requestMissing, held)

@@ -238,3 +238,31 @@ func lastNumber(t *testing.T, old *document.Document) *document.Document {
 	}
 	return d
 }
+
+// Two hosts hold tombstones of one whose clock is wrong. The other one lacks them, and is not to be
+// given them: they do not ask each other for them without end.
+func TestTombstonesOutOfTimeAreNotAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCouncil(t, 1)
+		a, b := c.start(1, 0, nil), c.start(2, 1, nil)
+		for side, m := range []*member{a, b} {
+			gone, err := document.Next(nil, "policy", []string{"left", "right"}[side], nil, true, time.Now().AddDate(50, 0, 0).Unix(), identity(3))
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Documents.mu.Lock()
+			_, _ = m.set.Put(gone, m.now())
+			m.Documents.mu.Unlock()
+		}
+		c.net.Heal()
+		time.Sleep(time.Minute)
+		c.write(a, policy("web", strings.Repeat("x", 2000))) // a reason to ask
+		time.Sleep(time.Minute)
+		before := c.asked()
+		time.Sleep(time.Minute)
+		if n := c.asked() - before; n > 0 || reads(b.Documents) != reads(a.Documents) {
+			t.Errorf("%d questions without end: %s, %s", n, reads(a.Documents), reads(b.Documents))
+		}
+		c.end()
+	})
+}

@@ -267,13 +267,15 @@ type Held struct {
 	Name    string  `cbor:"2,keyasint"`
 	Version uint64  `cbor:"3,keyasint"`
 	Writer  peer.ID `cbor:"4,keyasint"`
-	Digest  [8]byte `cbor:"5,keyasint"` // its begin: enough to see that two differ
-	Ended   bool    `cbor:"6,keyasint,omitempty"`
+	Digest  [8]byte `cbor:"5,keyasint"`           // its begin: enough to see that two differ
+	Ended   bool    `cbor:"6,keyasint,omitempty"` // it is a tombstone that nothing replaces
+	// Old says that it is a tombstone out of time: only who has what it deletes is given it.
+	Old bool `cbor:"7,keyasint,omitempty"`
 }
 
 // Held describes the document.
 func (d *Document) Held() Held {
-	return Held{d.Kind, d.Name, d.Version, d.WriterID(), [8]byte(d.Digest[:8]), d.ended()}
+	return Held{d.Kind, d.Name, d.Version, d.WriterID(), [8]byte(d.Digest[:8]), d.ended(), false}
 }
 
 // Compare orders two versions of one document, as Supersedes does; 0 means that they are the

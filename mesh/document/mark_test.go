@@ -47,7 +47,7 @@ func TestMarksEndWhatIsDeletedAndNothingElse(t *testing.T) {
 				}
 			case 3, 4:
 				from := sets[rapid.IntRange(0, hosts-1).Draw(t, "from")]
-				for _, d := range from.Missing(s.Held(), now) {
+				for _, d := range from.Missing(s.Held(now), now) {
 					take(s, d)
 				}
 				if _, err := s.See(from.Marks()); err != nil {

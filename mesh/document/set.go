@@ -153,10 +153,13 @@ func (s *Set) Generation(kind string) string {
 }
 
 // Held describes all documents, by key: what a peer shows to another to hear what it lacks.
-func (s *Set) Held() []Held {
+func (s *Set) Held(now int64) []Held {
 	out := make([]Held, 0, len(s.held))
 	for _, key := range s.keys() {
-		out = append(out, s.held[key].Held())
+		d := s.held[key]
+		h := d.Held()
+		h.Old = !d.Current(now)
+		out = append(out, h)
 	}
 	return out
 }
@@ -165,7 +168,7 @@ func (s *Set) Held() []Held {
 func (s *Set) Lacks(theirs Held) bool {
 	ours, known := s.held[Key(theirs.Kind, theirs.Name)]
 	if !known {
-		return len(s.held) < MaxHeld
+		return len(s.held) < MaxHeld && !theirs.Old
 	}
 	return theirs.Compare(ours.Held()) > 0
 }

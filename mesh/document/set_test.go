@@ -106,7 +106,7 @@ func TestWhatIsMissingIsEnough(t *testing.T) {
 		docs := history(t)
 		cut := rapid.IntRange(0, len(docs)).Draw(t, "cut")
 		a, b := put(t, docs[:cut]), put(t, docs[cut:])
-		heldA, heldB := a.Held(), b.Held()
+		heldA, heldB := a.Held(today), b.Held(today)
 		forA, forB := b.Missing(heldA, today), a.Missing(heldB, today)
 		for _, d := range forA {
 			if news, err := a.Put(d, today); !news || err != nil {
@@ -119,7 +119,7 @@ func TestWhatIsMissingIsEnough(t *testing.T) {
 		if a.Digest(today) != b.Digest(today) || a.Generation("policy") != b.Generation("policy") {
 			t.Fatalf("%s\n%s", describe(a), describe(b))
 		}
-		if len(a.Missing(b.Held(), today))+len(b.Missing(a.Held(), today)) > 0 {
+		if len(a.Missing(b.Held(today), today))+len(b.Missing(a.Held(today), today)) > 0 {
 			t.Fatal("something is missing still")
 		}
 	})
@@ -193,7 +193,7 @@ func TestClocksDoNoHarm(t *testing.T) {
 			if s.Digest(today) != empty.Digest(today) || len(s.Missing(nil, today)) > 0 {
 				t.Error("who never had it has to take the tombstone")
 			}
-			if m := s.Missing(other.Held(), today); len(m) != 1 || m[0] != gone {
+			if m := s.Missing(other.Held(today), today); len(m) != 1 || m[0] != gone {
 				t.Errorf("who has the document is given %v", m)
 			}
 			if keys := s.Expire(today + 30*day); len(keys) != 1 {
