@@ -54,10 +54,11 @@ func TestRecordsAreBounded(t *testing.T) {
 			for _, k := range a.peers {
 				total += k.size
 			}
-			if len(a.peers) > maxPeers || total > maxPeerBytes || total != a.kept.bytes || len(a.kept.forgotten) > maxPeers {
-				t.Fatalf("%d peers of %d bytes, counted as %d, and %d forgotten", len(a.peers), total, a.kept.bytes, len(a.kept.forgotten))
-			}
+			peers, counted, forgotten := len(a.peers), a.kept.bytes, len(a.kept.forgotten)
 			a.mu.Unlock()
+			if peers > maxPeers || total > maxPeerBytes || total != counted || forgotten > maxPeers {
+				t.Fatalf("%d peers of %d bytes, counted as %d, and %d forgotten", peers, total, counted, forgotten)
+			}
 			if i == 5 {
 				c = s.start(3, nil, []string{"192.0.2.1"})
 				s.eventually(10*time.Second, "a third host is here", func() bool { return a.Reachable(c.Self()) })
@@ -72,11 +73,9 @@ func TestRecordsAreBounded(t *testing.T) {
 		if len(a.Full(peersName)) > maxPeerBytes+maxPeers*8 {
 			t.Errorf("the state has %d bytes", len(a.Full(peersName)))
 		}
-		a.store.mu.Lock()
 		if n := a.store.count(); n != 4 { // itself, two that are here, and the owner
 			t.Errorf("%d records are stored", n)
 		}
-		a.store.mu.Unlock()
 		s.end(a, b, c)
 	})
 }
