@@ -223,11 +223,11 @@ func (r *Router) Plug(_ context.Context, e endpoint.Endpoint) error {
 	return endpoint.Plug(e, v4, v6)
 }
 
-// Unplug removes what Plug made.
-func (r *Router) Unplug(_ context.Context, e endpoint.Endpoint) error {
+// Unplug removes the routes to endpoints.
+func (r *Router) Unplug(_ context.Context, endpoints ...endpoint.Endpoint) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return endpoint.Unplug(e)
+	return endpoint.Unplug(endpoints...)
 }
 
 // Disarm takes the key and all tunnels from the device: another host goes on with them.

@@ -169,6 +169,7 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 // cutOff ends the routes to endpoints whose address is another peer's now: somebody else
 // may have it by this time. They stay attached, so that people see them.
 func (a *Agent) cutOff(ctx context.Context, snap ipam.Snapshot) error {
+	var lost []endpoint.Endpoint
 	for key := range snap.Lost {
 		if key == nodeKey {
 			select {
@@ -176,12 +177,13 @@ func (a *Agent) cutOff(ctx context.Context, snap ipam.Snapshot) error {
 			default:
 			}
 		} else if e := a.endpoint(key); e != nil {
-			if err := a.router.Unplug(ctx, a.plug(e, snap)); err != nil {
-				return err
-			}
+			lost = append(lost, a.plug(e, snap))
 		}
 	}
-	return nil
+	if len(lost) == 0 {
+		return nil
+	}
+	return a.router.Unplug(ctx, lost...)
 }
 
 // refreshRecord tells the mesh what changed about this host.

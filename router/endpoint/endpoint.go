@@ -301,17 +301,7 @@ func Delete(hostLink string) error {
 		return err
 	}
 	defer h.Close()
-	l, err := h.LinkByName(hostLink)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
-	}
-	if err == nil {
-		err = h.LinkDel(l)
-	}
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove link %s: %w", hostLink, err)
-	}
-	return nil
+	return link.DeleteLink(h, hostLink)
 }
 
 // List names the host sides that exist.

@@ -112,6 +112,84 @@ func TestLifeOfAnEndpoint(t *testing.T) {
 	})
 }
 
+// older are routes to an endpoint as other releases and people may have made them: more than one, and none as Plug makes
+// them.
+func older(e Endpoint, index int) (out []*netlink.Route) {
+	for _, addr := range []netip.Addr{e.Addr4, e.Addr6} {
+		for _, r := range []netlink.Route{
+			{Scope: netlink.SCOPE_HOST, Protocol: link.Protocol, Priority: 7},
+			{Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_STATIC, Priority: 8},
+			{Scope: netlink.SCOPE_LINK, Protocol: link.Protocol, Priority: 9, MTU: 1300},
+			{Scope: netlink.SCOPE_HOST, Protocol: link.Protocol, Priority: 10, Type: unix.RTN_LOCAL},
+			{Scope: netlink.SCOPE_LINK, Protocol: link.Protocol, Priority: 11, Table: 100},
+		} {
+			r.Dst, r.LinkIndex = link.IPNet(netip.PrefixFrom(addr, addr.BitLen())), index
+			out = append(out, &r)
+		}
+	}
+	return out
+}
+
+// routesTo are the routes to an address, of all tables but the kernel's own.
+func routesTo(t *testing.T, addr netip.Addr) (out []netlink.Route) {
+	t.Helper()
+	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if r.Dst != nil && addrOf(r.Dst.IP) == addr && r.Table != unix.RT_TABLE_LOCAL {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// A container that keeps running without its address is reached no more, whatever its routes look like. Others are, also
+// one that has the address by now.
+func TestUnplugCutsOffWhatIsStillAttached(t *testing.T) {
+	for name, add := range map[string]bool{"routes of this release": false, "routes of others besides": true} {
+		t.Run(name, func(t *testing.T) {
+			routertest.New(t).Do(func() {
+				addNode(t)
+				lost, other := make4and6(t, routertest.New(t), "one", 7), make4and6(t, routertest.New(t), "two", 8)
+				again := lost
+				again.HostLink = make4and6(t, routertest.New(t), "three", 9).HostLink
+				if err := errors.Join(Plug(lost, node4, node6), Plug(other, node4, node6)); err != nil {
+					t.Fatal(err)
+				}
+				l, err := netlink.LinkByName(lost.HostLink)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if add {
+					for _, r := range older(lost, l.Attrs().Index) {
+						if err := netlink.RouteAdd(r); err != nil {
+							t.Fatalf("%v: %v", r, err)
+						}
+					}
+				}
+				if err := Unplug(lost); err != nil {
+					t.Error(err)
+				}
+				for _, addr := range []netip.Addr{lost.Addr4, lost.Addr6} {
+					if left := routesTo(t, addr); len(left) > 0 {
+						t.Errorf("routes to %v are left: %v", addr, left)
+					}
+				}
+				if err := errors.Join(Plug(again, node4, node6), Unplug(lost)); err != nil {
+					t.Error(err)
+				}
+				for _, addr := range []netip.Addr{other.Addr4, other.Addr6, again.Addr4, again.Addr6} {
+					if left := routesTo(t, addr); len(left) != 1 {
+						t.Errorf("routes to %v are %v: want one", addr, left)
+					}
+				}
+			})
+		})
+	}
+}
+
 // The runtime of a container may have switched IPv6 off in it: for its other interfaces that stays.
 func TestConfigureAllowsIPv6(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)

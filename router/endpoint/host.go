@@ -81,21 +81,11 @@ func ignoreAdvertisements(hostLink string) error {
 	return nil
 }
 
-// Unplug removes the routes to an endpoint; those that went with its link are no error.
-func Unplug(e Endpoint) error {
-	h, err := link.Handle()
-	if err != nil {
-		return err
+// Unplug removes the routes to endpoints, so that nothing reaches them by their addresses.
+func Unplug(endpoints ...Endpoint) error {
+	addrs := map[netip.Addr]string{}
+	for _, e := range endpoints {
+		addrs[e.Addr4], addrs[e.Addr6] = e.HostLink, e.HostLink
 	}
-	defer h.Close()
-	for _, addr := range []netip.Addr{e.Addr4, e.Addr6} {
-		if !addr.IsValid() {
-			continue
-		}
-		r := &netlink.Route{Dst: link.IPNet(netip.PrefixFrom(addr, addr.BitLen())), Protocol: link.Protocol, Table: unix.RT_TABLE_MAIN}
-		if err := h.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("remove route to %v: %w", addr, err)
-		}
-	}
-	return nil
+	return link.CutOff(addrs)
 }

@@ -186,41 +186,39 @@ func (o Overlay) Open() error {
 		}
 		want = append(want, r)
 	}
-	return deleteRoutes(h, slices.DeleteFunc(have, func(r netlink.Route) bool {
-		return r.LinkIndex != l.Attrs().Index || slices.ContainsFunc(want, func(w netlink.Route) bool { return sameRoute(r, w) })
-	}))
-}
-
-// deleteRoutes removes routes; that one is gone already is no error.
-func deleteRoutes(h *netlink.Handle, routes []netlink.Route) error {
-	for _, r := range routes {
-		if err := h.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("remove route to %v: %w", r.Dst, err)
-		}
-	}
-	return nil
+	return purgeRoutes(h, "old routes to the universe", func(r netlink.Route) bool {
+		return r.Protocol == Protocol && r.LinkIndex == l.Attrs().Index &&
+			!slices.ContainsFunc(want, func(w netlink.Route) bool { return sameRoute(r, w) })
+	})
 }
 
 // setAddresses makes the single addresses of a link exactly these; link-local ones stay.
 func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Addr) error {
-	have, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
+	list := func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) }
+	prefix := func(a netlink.Addr) netip.Prefix {
+		p, _ := prefixOf(a.IPNet)
+		return p
+	}
+	err := Purge("old addresses of "+l.Attrs().Name, func() ([]netlink.Addr, error) {
+		have, err := list()
+		return slices.DeleteFunc(have, func(a netlink.Addr) bool {
+			p := prefix(a)
+			return p.IsSingleIP() && slices.Contains(want, p.Addr()) || p.Addr().IsLinkLocalUnicast()
+		}), err
+	}, func(a netlink.Addr) error { return h.AddrDel(l, &a) })
+	if err != nil {
+		return err
+	}
+	have, err := Dump(list)
 	if err != nil {
 		return fmt.Errorf("addresses of %s: %w", l.Attrs().Name, err)
 	}
-	want = slices.Clone(want)
-	for _, a := range have {
-		addr, _ := netip.AddrFromSlice(a.IP)
-		addr = addr.Unmap()
-		if i := slices.Index(want, addr); i >= 0 {
-			want = slices.Delete(want, i, i+1)
-		} else if !addr.IsLinkLocalUnicast() {
-			if err := h.AddrDel(l, &a); err != nil {
-				return fmt.Errorf("remove address %v of %s: %w", addr, l.Attrs().Name, err)
-			}
-		}
-	}
 	for _, addr := range want {
-		if err := SetAddress(h, l, netip.PrefixFrom(addr, addr.BitLen())); err != nil {
+		p := netip.PrefixFrom(addr, addr.BitLen())
+		if slices.ContainsFunc(have, func(a netlink.Addr) bool { return prefix(a) == p }) {
+			continue
+		}
+		if err := SetAddress(h, l, p); err != nil {
 			return err
 		}
 	}
@@ -274,17 +272,9 @@ func Remove() error {
 		return err
 	}
 	defer h.Close()
-	l, err := h.LinkByName(Device)
-	if err == nil {
-		err = h.LinkDel(l)
-	}
-	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove link %s: %w", Device, err)
-	}
-	// Last, since the way through a link that is gone no longer needs a last resort.
-	routes, err := Routes(h)
-	if err != nil {
+	if err := DeleteLink(h, Device); err != nil {
 		return err
 	}
-	return deleteRoutes(h, routes)
+	// Last, since the way through a link that is gone no longer needs a last resort.
+	return purgeRoutes(h, "routes", func(r netlink.Route) bool { return r.Protocol == Protocol })
 }
