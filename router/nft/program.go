@@ -137,12 +137,24 @@ func (c Config) families(f func(u netip.Prefix) []Rule) []Rule {
 func arriving(own4, own6 *Set) []*Chain {
 	return []*Chain{
 		// An endpoint has its own addresses only: the route to each points to its link.
-		{Name: "from-endpoint", Rules: []Rule{rule(notReverse(), counter(), drop())}},
+		{Name: "from-endpoint", Rules: append(loopbackOnly(), rule(notReverse(), counter(), drop()))},
 		// What comes out of the tunnel is from another peer's slots.
-		{Name: "from-tunnel", Rules: []Rule{
+		{Name: "from-tunnel", Rules: append(loopbackOnly(),
 			rule(saddr.inSet(own4), counter(), drop()),
 			rule(saddr.inSet(own6), counter(), drop()),
-		}},
+		)},
+	}
+}
+
+// loopbackOnly keeps 127.0.0.0/8 (RFC 1122, section 3.2.1.3) to lo: with route_localnet, which
+// kube-proxy sets for NodePorts at localhost, the kernel takes it from any link. What somebody
+// translates to there on purpose is not meant: it is translated later. Of ::1 the kernel sees to
+// that in any case, before the first hook (RFC 4291, section 2.5.3).
+func loopbackOnly() []Rule {
+	local := netip.MustParsePrefix("127.0.0.0/8")
+	return []Rule{
+		rule(daddr.in(expr.CmpOpEq, local), counter(), drop()),
+		rule(saddr.in(expr.CmpOpEq, local), counter(), drop()),
 	}
 }
 
@@ -152,9 +164,10 @@ func (c Config) origins() []Rule {
 	rules := []Rule{
 		rule(iif(endpoints), goTo("from-endpoint")), rule(iif(tunnel), goTo("from-tunnel")), rule(iif(loopback), accept()),
 	}
-	return append(rules, c.families(func(u netip.Prefix) []Rule {
+	rules = append(rules, c.families(func(u netip.Prefix) []Rule {
 		return []Rule{rule(saddr.in(expr.CmpOpEq, u), counter(), drop())}
 	})...)
+	return append(rules, loopbackOnly()...)
 }
 
 // received decides what reaches this host itself: no endpoint speaks for its

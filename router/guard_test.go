@@ -1,0 +1,186 @@
+package router
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"weft/router/endpoint"
+	"weft/router/link"
+	"weft/router/routertest"
+)
+
+// door counts what comes to a port of a host, over UDP and TCP.
+type door struct{ udp, tcp atomic.Int64 }
+
+func (d *door) count() int64 { return d.udp.Load() + d.tcp.Load() }
+
+// listenAt opens a port, at one address or, without one, at all, until the test ends.
+func listenAt(t *testing.T, ns routertest.Namespace, addr string, port int) *door {
+	t.Helper()
+	d := &door{}
+	ns.Do(func() {
+		at := net.JoinHostPort(addr, fmt.Sprint(port))
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		c, err := net.ListenPacket("udp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		go func() {
+			for {
+				one, err := l.Accept()
+				if err != nil {
+					return
+				}
+				d.tcp.Add(1)
+				one.Close()
+			}
+		}()
+		go func() {
+			for b := make([]byte, 2048); ; d.udp.Add(1) {
+				if _, _, err := c.ReadFrom(b); err != nil {
+					return
+				}
+			}
+		}()
+	})
+	return d
+}
+
+// knock sends to a port over UDP and TCP, and reports whether TCP connects.
+func knock(ns routertest.Namespace, to string, port int) (connected bool) {
+	ns.Do(func() {
+		at := net.JoinHostPort(to, fmt.Sprint(port))
+		if c, err := net.Dial("udp", at); err == nil {
+			for range 3 {
+				c.Write([]byte(marker))
+			}
+			c.Close()
+		}
+		if c, err := net.DialTimeout("tcp", at, 500*time.Millisecond); err == nil {
+			connected = true
+			c.Close()
+		}
+	})
+	return connected
+}
+
+// expectOpen knocks until both protocols came through.
+func expectOpen(t *testing.T, ns routertest.Namespace, to string, port int, d *door) {
+	t.Helper()
+	udp := d.udp.Load()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if knock(ns, to, port) && d.udp.Load() > udp {
+			return
+		}
+	}
+	t.Errorf("port %d of %s is closed", port, to)
+}
+
+func loadRules(t *testing.T, ns routertest.Namespace, rules string) {
+	t.Helper()
+	program, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("no nft: apt-get install nftables")
+	}
+	ns.Do(func() {
+		cmd := exec.Command(program, "-f", "-")
+		cmd.Stdin = strings.NewReader(rules)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	})
+}
+
+// withoutLoopback makes 127.0.0.0/8 an address as any other: routed by a gateway or a link.
+func withoutLoopback(t *testing.T, ns routertest.Namespace, dev string, gateway, source net.IP) {
+	t.Helper()
+	ns.Do(func() {
+		if err := link.Sysctl("1", "ipv4/conf/all/route_localnet"); err != nil {
+			t.Fatal(err)
+		}
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if local, _ := netlink.ParseAddr("127.0.0.1/8"); netlink.AddrDel(lo, local) != nil {
+			t.Log("127.0.0.1 is gone already")
+		}
+		l, err := netlink.LinkByName(dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		to := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: link.IPNet(netip.MustParsePrefix("127.0.0.0/8")), Gw: gateway, Src: source}
+		if err := netlink.RouteReplace(to); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// With route_localnet, as kube-proxy sets it, nobody outside reaches what listens on a host's
+// loopback only; the host itself reaches an endpoint by a port at localhost.
+func TestLoopbackIsTheHostsOwn(t *testing.T) {
+	h1, h2, c1, _, e1, _ := twoHosts(t)
+	h1.ns.Do(func() {
+		if err := link.Sysctl("1", "ipv4/conf/all/route_localnet"); err != nil {
+			t.Fatal(err)
+		}
+	})
+	const private = 8080
+	doors := map[int]*door{private: listenAt(t, h1.ns, "127.0.0.1", private)}
+	doors[private+1] = listenAt(t, h1.ns, "::1", private+1)
+	public := listenAt(t, h1.ns, "", 9)
+	expectPrivate := func(t *testing.T, from routertest.Namespace, witness string) {
+		t.Helper()
+		for range 3 {
+			for to, port := range map[string]int{"127.0.0.1": private, "::1": private + 1} {
+				if knock(from, to, port) {
+					t.Errorf("%s answers", to)
+				}
+			}
+		}
+		expectOpen(t, from, witness, 9, public)
+		for port, d := range doors {
+			if d.count() != 0 {
+				t.Errorf("port %d of the loopback was reached", port)
+			}
+		}
+	}
+	t.Run("from an endpoint", func(t *testing.T) {
+		withoutLoopback(t, c1, "eth0", endpoint.Gateway4.AsSlice(), e1.Addr4.AsSlice())
+		expectPrivate(t, c1, "192.0.2.1")
+	})
+	t.Run("from the underlay", func(t *testing.T) {
+		withoutLoopback(t, h2.ns, "under", net.IPv4(192, 0, 2, 1), net.IPv4(192, 0, 2, 2))
+		expectPrivate(t, h2.ns, "192.0.2.1")
+	})
+	node := universe.Addr4(h1.config.Node).String()
+	t.Run("from the tunnel", func(t *testing.T) {
+		h2.config.Tunnels[0].AllowedIPs = append(h2.config.Tunnels[0].AllowedIPs, netip.MustParsePrefix("127.0.0.0/8"))
+		h2.must(order{Config: &h2.config})
+		withoutLoopback(t, h2.ns, link.Device, nil, universe.Addr4(h2.config.Node).AsSlice())
+		expectPrivate(t, h2.ns, node)
+	})
+	t.Run("a port at localhost leads to an endpoint", func(t *testing.T) {
+		loadRules(t, h1.ns, fmt.Sprintf("table ip services { chain output { type nat hook output priority -100\nip daddr 127.0.0.1 meta l4proto { tcp, udp } th dport 30000 dnat to %v:9\n}\n"+
+			"chain postrouting { type nat hook postrouting priority 90\nip saddr 127.0.0.0/8 oifname != \"lo\" snat to %s\n}\n}\n", e1.Addr4, node))
+		expectOpen(t, h1.ns, "127.0.0.1", 30000, listenAt(t, c1, "", 9))
+	})
+	t.Run("what somebody translates on purpose passes", func(t *testing.T) {
+		loadRules(t, h1.ns, "table ip purpose { chain prerouting { type nat hook prerouting priority -100\n"+
+			fmt.Sprintf("ip daddr 192.0.2.1 meta l4proto { tcp, udp } th dport 81 dnat to 127.0.0.1:%d\n}\n}\n", private))
+		expectOpen(t, c1, "192.0.2.1", 81, doors[private])
+	})
+}
