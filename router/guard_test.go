@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,6 +15,8 @@ import (
 
 	"weft/router/endpoint"
 	"weft/router/link"
+	"weft/router/nft"
+	"weft/router/policy"
 	"weft/router/routertest"
 )
 
@@ -89,6 +92,35 @@ func expectOpen(t *testing.T, ns routertest.Namespace, to string, port int, d *d
 	t.Errorf("port %d of %s is closed", port, to)
 }
 
+// expectShut knocks at ports that are to be closed, of several addresses at once; then it
+// knocks at one that is open at each.
+func expectShut(t *testing.T, ns routertest.Namespace, to []string, shut map[int]*door, open int, through *door) {
+	t.Helper()
+	before := map[int]int64{}
+	for port, d := range shut {
+		before[port] = d.count()
+	}
+	var all sync.WaitGroup
+	for _, a := range to {
+		for port := range shut {
+			all.Go(func() {
+				if knock(ns, a, port) {
+					t.Errorf("port %d of %s answers", port, a)
+				}
+			})
+		}
+	}
+	all.Wait()
+	for _, a := range to {
+		expectOpen(t, ns, a, open, through)
+	}
+	for port, d := range shut {
+		if n := d.count() - before[port]; n != 0 {
+			t.Errorf("%d times something came to port %d, by one of %v", n, port, to)
+		}
+	}
+}
+
 func loadRules(t *testing.T, ns routertest.Namespace, rules string) {
 	t.Helper()
 	program, err := exec.LookPath("nft")
@@ -100,6 +132,80 @@ func loadRules(t *testing.T, ns routertest.Namespace, rules string) {
 		cmd.Stdin = strings.NewReader(rules)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
+		}
+	})
+}
+
+// An endpoint does not reach what hosts say to each other, at any address of its own host or
+// of another, also by way of a service; all other ports and machines it reaches.
+func TestEndpointsAreKeptFromAgents(t *testing.T) {
+	h1, h2, c1, _, _, _ := twoHosts(t)
+	node := func(h *host) []string {
+		return []string{universe.Addr4(h.config.Node).String(), universe.Addr6(h.config.Node).String()}
+	}
+	const gossip, tunnel, other = 6783, 6785, 7
+	under := map[*host][]string{h1: {"192.0.2.1", "2001:db8::1"}, h2: {"192.0.2.2", "2001:db8::2"}}
+	for h, o := range map[*host]*host{h1: h2, h2: h1} {
+		h.config.Hosts = nft.Hosts{TCP: []uint16{gossip, tunnel}, UDP: []uint16{gossip, tunnel}}
+		for _, a := range append(node(o), under[o]...) {
+			for _, port := range []uint16{gossip, tunnel} {
+				for _, number := range []policy.Protocol{policy.TCP, policy.UDP} {
+					h.config.Hosts.Peers = append(h.config.Hosts.Peers, policy.Service{Addr: netip.MustParseAddr(a), Protocol: number, Port: port})
+				}
+			}
+		}
+		h.config.Hosts.Nodes = []netip.Addr{universe.Addr4(o.config.Node), universe.Addr6(o.config.Node)}
+		h.must(order{Config: &h.config})
+	}
+	shut, open := map[*host]map[int]*door{}, map[*host]*door{}
+	for _, h := range []*host{h1, h2} {
+		shut[h] = map[int]*door{gossip: listenAt(t, h.ns, "", gossip), tunnel: listenAt(t, h.ns, "", tunnel)}
+		open[h] = listenAt(t, h.ns, "", other)
+	}
+	t.Run("of their own host", func(t *testing.T) {
+		own := append(append(node(h1), under[h1]...), endpoint.Gateway4.String(), endpoint.Gateway6.String()+"%eth0")
+		expectShut(t, c1, own, shut[h1], other, open[h1])
+	})
+	t.Run("of another host", func(t *testing.T) {
+		expectShut(t, c1, append(node(h2), under[h2]...), shut[h2], other, open[h2])
+	})
+	t.Run("by a service", func(t *testing.T) {
+		var rules strings.Builder
+		for _, port := range []int{gossip, tunnel, other} {
+			for i, to := range append(node(h2), under[h2]...) {
+				from, family, target := fmt.Sprintf("198.51.100.%d", i), "ip", to
+				if i%2 == 1 {
+					from, family, target = fmt.Sprintf("2001:db8:5e::%d", i), "ip6", "["+to+"]"
+				}
+				fmt.Fprintf(&rules, "%s daddr %s meta l4proto { tcp, udp } th dport %d dnat %[1]s to %[4]s:%[5]d\n", family, from, port+1000, target, port)
+			}
+		}
+		loadRules(t, h1.ns, "table inet services { chain translate { type nat hook prerouting priority -100\n"+rules.String()+"}\n}\n")
+		services := []string{"198.51.100.0", "2001:db8:5e::1", "198.51.100.2", "2001:db8:5e::3"}
+		moved := map[int]*door{gossip + 1000: shut[h2][gossip], tunnel + 1000: shut[h2][tunnel]}
+		expectShut(t, c1, services, moved, other+1000, open[h2])
+	})
+	t.Run("by a service at another host's node address", func(t *testing.T) {
+		loadRules(t, h2.ns, fmt.Sprintf("table inet services { chain translate { type nat hook prerouting priority -100\n"+
+			"tcp dport 30080 redirect to %d\nudp dport 30080 redirect to %[1]d\ntcp dport 30081 redirect to %[2]d\nudp dport 30081 redirect to %[2]d\n}\n}\n", gossip, other))
+		expectShut(t, c1, node(h2), map[int]*door{30080: shut[h2][gossip]}, 30081, open[h2])
+	})
+	t.Run("but not from other machines", func(t *testing.T) {
+		h2.ns.Do(func() {
+			l, err := netlink.LinkByName("under")
+			if err != nil {
+				t.Fatal(err)
+			}
+			addr, _ := netlink.ParseAddr("192.0.2.77/24")
+			if err := netlink.AddrAdd(l, addr); err != nil {
+				t.Fatal(err)
+			}
+		})
+		expectOpen(t, c1, "192.0.2.77", gossip, shut[h2][gossip])
+	})
+	t.Run("and hosts reach each other", func(t *testing.T) {
+		for _, a := range append(node(h2), under[h2]...) {
+			expectOpen(t, h1.ns, a, gossip, shut[h2][gossip])
 		}
 	})
 }

@@ -57,6 +57,7 @@ type Config struct {
 	Tunnels    []topology.Tunnel
 	Endpoints  []endpoint.Endpoint
 	Exposed    bool
+	Hosts      nft.Hosts
 	Resolver   bool // a name server listens on the node addresses
 	Exempt     nft.Exempt
 	IPv6       bool
@@ -145,7 +146,7 @@ func (r *Router) loadTable(c Config) error {
 	v4, v6 := c.node()
 	return r.kernel.Apply(r.builder.Build(nft.Config{
 		Universe: c.Universe, Node4: v4, Node6: v6, Own: c.Own, Exposed: c.Exposed, Resolver: c.Resolver,
-		Policy: r.policy, Exempt: c.Exempt,
+		Hosts: c.Hosts, Policy: r.policy, Exempt: c.Exempt,
 	}))
 }
 

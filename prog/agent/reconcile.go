@@ -127,7 +127,8 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		Preferred:    map[peer.ID]netip.Addr{},
 		PresharedKey: func(other peer.ID) [32]byte { return a.token.Secret.PresharedKey(self, other) },
 	}
-	for _, p := range a.mesh.Peers() {
+	peers := a.mesh.Peers()
+	for _, p := range peers {
 		id := p.Record.ID()
 		if p.Record.Identity == nil || len(in.Owned[id]) == 0 && !p.Met { // a tunnel for whoever signed a record would be one for each that a member makes up
 			continue
@@ -137,7 +138,8 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 			in.Preferred[id] = p.Addr
 		}
 	}
-	for _, addr := range a.mesh.Own().Underlay {
+	own := a.mesh.Own()
+	for _, addr := range own.Underlay {
 		in.Underlay4 = in.Underlay4 || addr.Is4()
 		in.Underlay6 = in.Underlay6 || addr.Is6()
 	}
@@ -148,6 +150,7 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		PrivateKey: a.keys.WireGuard, Port: uint16(a.opts.Port), MTU: int(a.mtu.Load()),
 		Own: in.Owned[self], Tunnels: topology.Plan(in),
 		Unconfirmed: !a.mesh.Confirmed(),
+		Hosts:       guarded(own, peers, snap.Ring, a.opts.StatusAddr),
 		Exposed:     a.settings.Exposed, Resolver: a.dns != nil, Exempt: a.opts.Exempt, IPv6: a.ipv6,
 	}
 	if s, ok := snap.Allocations[nodeKey]; ok {

@@ -12,6 +12,7 @@ import (
 type Builder struct {
 	of     Config  // of the last program
 	guard  Program // of which this was a part
+	hosts  hostSets
 	judges Program // and this, the sets aside that are shared with the policies' own
 	sets   map[*policy.Set][]*Set
 	chains map[chainKey]lowered // more than the last program had, which had
@@ -33,14 +34,20 @@ type lowered struct {
 // Build makes the program of a host.
 func (b *Builder) Build(c Config) Program {
 	c.Own = slices.Clone(c.Own)
+	if b.hosts.tcp == nil || !b.of.Hosts.equal(c.Hosts) {
+		b.hosts = c.Hosts.sets()
+		c.Hosts = c.Hosts.clone()
+	} else {
+		c.Hosts = b.of.Hosts
+	}
 	if !b.sameGuard(c) {
-		b.guard = Build(c)
+		b.guard = c.build(b.hosts)
 		b.judges = Program{}
 	}
-	p := Program{slices.Clip(b.guard.Sets), slices.Clip(b.guard.Chains)}
+	p := Program{slices.Concat(b.guard.Sets, b.hosts.list()), slices.Clip(b.guard.Chains)}
 	l := &lowering{
 		Config: c, last: b, program: p, index: make(map[string]*Set, len(b.sets)*2),
-		Builder: Builder{of: c, guard: b.guard, sets: make(map[*policy.Set][]*Set, len(b.sets))},
+		Builder: Builder{of: c, guard: b.guard, hosts: b.hosts, sets: make(map[*policy.Set][]*Set, len(b.sets))},
 	}
 	if c.Policy != nil && len(c.Policy.Isolated)+len(c.Policy.Tried) > 0 {
 		l.lower()
@@ -56,7 +63,7 @@ func (b *Builder) sameGuard(c Config) bool {
 
 // guard is what the guard is made from.
 func (c Config) guard() Config {
-	c.Policy, c.Exempt = nil, Exempt{}
+	c.Hosts, c.Policy, c.Exempt = Hosts{}, nil, Exempt{}
 	return c
 }
 

@@ -48,6 +48,7 @@ var golden = map[string]Config{
 	"starting": config(func(c *Config) {
 		c.Node4, c.Node6, c.Own = netip.Addr{}, netip.Addr{}, nil
 	}),
+	"hosts":    config(func(c *Config) { c.Hosts = hosts }),
 	"ipv4":     config(func(c *Config) { c.Node6 = netip.Addr{} }),
 	"policy":   config(func(c *Config) { c.Policy, c.Exempt = shop(false), Exempt{OwnHost: true, ICMPErrors: true} }),
 	"policies": config(func(c *Config) { c.Policy, c.Resolver, c.Exempt = shop(true), true, Exempt{Resolver: true} }),

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
-	"sort"
 	"strings"
 
 	"github.com/google/nftables"
@@ -249,11 +248,6 @@ func (l *lowering) dropped(d policy.Direction, is4 bool, own []judged) *Set {
 	return s
 }
 
-// addresses are elements, of addresses that are sorted.
-func addresses(list []netip.Addr) Elements {
-	return values[netip.Addr]{list, netip.Addr.Compare, func(a netip.Addr) Element { return Element{First: string(a.AsSlice())} }}
-}
-
 // chainName is what the kernel calls the chain that judges an endpoint.
 func (v verdicts) chainName(d direction, chain string) string { return v.prefix + d.prefix() + chain }
 
@@ -361,9 +355,7 @@ func lowerSet(s *policy.Set) (out []*Set) {
 		case policy.Services:
 			set.Key = append(set.Key, proto, port)
 			list := ofFamily(s.Services, is4, func(v policy.Service) netip.Addr { return v.Addr })
-			set.Elements = values[policy.Service]{list, policy.Service.Compare, func(v policy.Service) Element {
-				return Element{First: set.Key.encode(v.Addr.AsSlice(), []byte{byte(v.Protocol)}, []byte(bigEndian(v.Port)))}
-			}}
+			set.Elements = services(set.Key, list)
 		case policy.Addrs:
 			list := ofFamily(s.Addrs, is4, func(a netip.Addr) netip.Addr { return a })
 			set.Elements = addresses(list)
@@ -371,15 +363,6 @@ func lowerSet(s *policy.Set) (out []*Set) {
 		out = append(out, set)
 	}
 	return out
-}
-
-// ofFamily are those of a sorted list: IPv4 comes first.
-func ofFamily[T any](list []T, is4 bool, addr func(T) netip.Addr) []T {
-	n := sort.Search(len(list), func(i int) bool { return addr(list[i]).Is6() })
-	if is4 {
-		return list[:n]
-	}
-	return list[n:]
 }
 
 // ownHost judges what endpoints send to their own host, and its answers. What IPv6 itself

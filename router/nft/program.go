@@ -78,6 +78,7 @@ type Config struct {
 	Exposed      bool
 	// Resolver says that a name server listens on the node addresses.
 	Resolver bool
+	Hosts    Hosts
 	Policy   *policy.Program // nil: none
 	Exempt   Exempt
 }
@@ -89,9 +90,16 @@ const (
 	loopback  = "lo"
 )
 
-// Build makes the guard and NAT of a host. Both families are always guarded, also where
-// the host carries only one.
+// Build makes the guard and NAT of a host.
 func Build(c Config) Program {
+	c.Policy = nil
+	var b Builder
+	return b.Build(c)
+}
+
+// build makes the guard and NAT, but for the sets of Hosts, to which its rules refer. Both
+// families are always guarded, also where the host carries only one.
+func (c Config) build(h hostSets) Program {
 	own4 := &Set{Name: "own4", Key: Key{addr4}, Interval: true, Elements: intervals(c.Own, c.Universe.Addr4)}
 	own6 := &Set{Name: "own6", Key: Key{addr6}, Interval: true, Elements: intervals(c.Own, c.Universe.Addr6)}
 	p := Program{Sets: []*Set{own4, own6}}
@@ -100,7 +108,9 @@ func Build(c Config) Program {
 	add(
 		&Chain{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", -300, c.origins()},
 		&Chain{Name: "uninvited", Rules: c.uninvited()},
-		&Chain{Name: "from-endpoint-to-host", Rules: fromEndpointToHost()},
+		&Chain{Name: "from-endpoint-to-host", Rules: fromEndpointToHost(h)},
+		&Chain{Name: "from-tunnel-to-host", Rules: fromTunnelToHost(h)},
+		&Chain{Name: "to-hosts", Rules: toHosts(h)},
 		&Chain{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", 0, c.received()},
 		&Chain{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", 0, c.forwarded()},
 		&Chain{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, "postrouting", 100, c.nat()},
@@ -174,18 +184,11 @@ func (c Config) origins() []Rule {
 // routers, and the underlay does not reach the node address.
 func (c Config) received() []Rule {
 	rules := []Rule{
-		rule(iif(endpoints), goTo("from-endpoint-to-host")), rule(iif(tunnel), accept()), rule(iif(loopback), accept()),
+		rule(iif(endpoints), goTo("from-endpoint-to-host")), rule(iif(tunnel), goTo("from-tunnel-to-host")), rule(iif(loopback), accept()),
 	}
 	return append(rules, c.families(func(u netip.Prefix) []Rule {
 		return []Rule{rule(daddr.in(expr.CmpOpEq, u), goTo("uninvited"))}
 	})...)
-}
-
-func fromEndpointToHost() []Rule {
-	return []Rule{
-		rule(icmp6("nd-router-advert", 134), counter(), drop()),
-		rule(icmp6("nd-redirect", 137), counter(), drop()),
-	}
 }
 
 // uninvited is what the underlay sends to overlay addresses of this host.
@@ -254,6 +257,7 @@ func (c Config) forwarded() []Rule {
 	rules := []Rule{
 		// Between endpoints, here or by the tunnel.
 		rule(iif(endpoints), oif(endpoints), accept()),
+		rule(iif(endpoints), jumpTo("to-hosts")),
 		rule(iif(endpoints), oif(tunnel), accept()),
 		rule(iif(tunnel), oif(endpoints), accept()),
 	}

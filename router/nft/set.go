@@ -5,10 +5,13 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"weft/router/policy"
 )
 
 // Set is a named set, or a map to chains.
@@ -68,6 +71,27 @@ func (v values[T]) Missing(others Elements) (out []Element) {
 func encoded(list []Element) Elements {
 	slices.SortFunc(list, compareElements)
 	return values[Element]{slices.Compact(list), compareElements, func(e Element) Element { return e }}
+}
+
+// addresses are elements, of addresses that are sorted.
+func addresses(list []netip.Addr) Elements {
+	return values[netip.Addr]{list, netip.Addr.Compare, func(a netip.Addr) Element { return Element{First: string(a.AsSlice())} }}
+}
+
+// services are elements, of services that are sorted.
+func services(k Key, list []policy.Service) Elements {
+	return values[policy.Service]{list, policy.Service.Compare, func(v policy.Service) Element {
+		return Element{First: k.encode(v.Addr.AsSlice(), []byte{byte(v.Protocol)}, []byte(bigEndian(v.Port)))}
+	}}
+}
+
+// ofFamily are those of a sorted list: IPv4 comes first.
+func ofFamily[T any](list []T, is4 bool, addr func(T) netip.Addr) []T {
+	n := sort.Search(len(list), func(i int) bool { return addr(list[i]).Is6() })
+	if is4 {
+		return list[:n]
+	}
+	return list[n:]
 }
 
 // Key is what the elements of a set are: one value, or several together.

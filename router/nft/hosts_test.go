@@ -1,0 +1,138 @@
+package nft
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"weft/router/policy"
+	"weft/router/routertest"
+)
+
+// hosts are this one and two others, of which one listens at other ports and has no IPv6.
+var hosts = Hosts{
+	TCP: []uint16{6783}, UDP: []uint16{6783, 6784},
+	Peers: slices.Concat(agentAt("192.0.2.2", 6783, 6784), agentAt("2001:db8::2", 6783, 6784), agentAt("192.0.2.3", 7000, 7001),
+		agentAt("::ffff:192.0.2.3", 7000, 7001), []policy.Service{{}}),
+	Nodes: []netip.Addr{universe.Addr4(0x50001), universe.Addr6(0x50001), universe.Addr4(0x60001), {}},
+}
+
+// agentAt is where an agent and a tunnel listen.
+func agentAt(addr string, gossip, tunnel uint16) []policy.Service {
+	a := netip.MustParseAddr(addr)
+	return []policy.Service{{Addr: a, Protocol: policy.TCP, Port: gossip}, {Addr: a, Protocol: policy.UDP, Port: gossip}, {Addr: a, Protocol: policy.UDP, Port: tunnel}}
+}
+
+// crowd is a thousand hosts with four addresses and two ports each, and a node address. The
+// port of the first host's WireGuard is to be told.
+func crowd(port uint16, policies *policy.Program) Config {
+	return config(func(c *Config) {
+		c.Policy = policies
+		c.Hosts.TCP, c.Hosts.UDP = []uint16{6783, 6784}, []uint16{6783, 6784}
+		for i := range 1000 {
+			hi, lo := byte(i>>8), byte(i)
+			for _, a := range []netip.Addr{
+				netip.AddrFrom4([4]byte{192, 168, hi, lo}), netip.AddrFrom4([4]byte{172, 16, hi, lo}),
+				netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: hi, 15: lo}), netip.AddrFrom16([16]byte{0xfd, 9, 14: hi, 15: lo}),
+			} {
+				for _, number := range []policy.Protocol{policy.TCP, policy.UDP} {
+					c.Hosts.Peers = append(c.Hosts.Peers, policy.Service{Addr: a, Protocol: number, Port: 6783}, policy.Service{Addr: a, Protocol: number, Port: port})
+				}
+			}
+			c.Hosts.Nodes = append(c.Hosts.Nodes, netip.AddrFrom4([4]byte{10, 40, hi, lo}))
+			port = 6784
+		}
+	})
+}
+
+// All addresses of many hosts get into the kernel. When one host changes, only its elements
+// do: neither the guard nor the policies are made anew.
+func TestHostsChangeByWhatDiffers(t *testing.T) {
+	routertest.New(t).Do(func() {
+		var b Builder
+		var k Kernel
+		defer k.Close()
+		policies := shop(false)
+		before := crowd(6784, policies)
+		first := b.Build(before)
+		if err := k.Apply(first); err != nil {
+			t.Fatal(err)
+		}
+		total := 0
+		for _, s := range first.Sets {
+			if !s.Interval {
+				total += s.Elements.Len()
+			}
+		}
+		if total < 17000 {
+			t.Errorf("the program has %d elements, want those of a thousand hosts", total)
+		}
+		if _, elements := counts(t); elements < total {
+			t.Errorf("%d elements in the kernel, want at least %d", elements, total)
+		}
+		slices.Reverse(before.Hosts.Peers) // an order means nothing
+		if again := b.Build(before); len(changed(first, again)) > 0 {
+			t.Errorf("in another order, %v change", changed(first, again))
+		}
+		second := b.Build(crowd(7000, policies))
+		if got := changed(first, second); !slices.Equal(got, []int{4, 4, 4, 4}) { // of two families, out and in
+			t.Errorf("one host changes %v elements of sets", got)
+		}
+		if gone, come := differing(first.Chains, second.Chains); len(gone)+len(come) > 0 {
+			t.Errorf("%d chains go and %d come", len(gone), len(come))
+		}
+		if err := k.load(second); err != nil {
+			t.Fatal(err)
+		}
+		compareWithNft(t, "changed", second)
+	})
+}
+
+// changed are the numbers of elements that go, or come, for each set of a program that is
+// another in the next one.
+func changed(before, after Program) (out []int) {
+	olds, news := byName(before.Sets, setName), byName(after.Sets, setName)
+	for _, s := range after.Sets {
+		for _, n := range []int{len(olds[s.Name].missing(s)), len(s.missing(olds[s.Name]))} {
+			if n > 0 {
+				out = append(out, n)
+			}
+		}
+	}
+	if len(olds) != len(news) {
+		out = append(out, -1)
+	}
+	return out
+}
+
+// What one of a thousand hosts costs that changes its port, from the agent's list to the kernel.
+func BenchmarkOneHostOfThousandChanges(b *testing.B) {
+	routertest.New(b).Do(func() {
+		var builder Builder
+		var k Kernel
+		defer k.Close()
+		configs := []Config{crowd(6784, nil), crowd(7000, nil)}
+		i := 0
+		for b.Loop() {
+			i++
+			if err := k.Apply(builder.Build(configs[i%2])); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// What the agent pays every two seconds for a thousand hosts that do not change.
+func BenchmarkThousandHostsUnchanged(b *testing.B) {
+	routertest.New(b).Do(func() {
+		var builder Builder
+		var k Kernel
+		defer k.Close()
+		c := crowd(6784, nil)
+		for b.Loop() {
+			if err := k.Apply(builder.Build(c)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
