@@ -210,8 +210,9 @@ func TestEndpointsAreKeptFromAgents(t *testing.T) {
 	})
 }
 
-// withoutLoopback makes 127.0.0.0/8 an address as any other: routed by a gateway or a link.
-func withoutLoopback(t *testing.T, ns routertest.Namespace, dev string, gateway, source net.IP) {
+// withoutLoopback makes 127.0.0.0/8 and ::1 addresses as any other: routed by a link, and by
+// gateways there, if there are any.
+func withoutLoopback(t *testing.T, ns routertest.Namespace, dev string, gateways ...string) {
 	t.Helper()
 	ns.Do(func() {
 		if err := link.Sysctl("1", "ipv4/conf/all/route_localnet"); err != nil {
@@ -221,16 +222,33 @@ func withoutLoopback(t *testing.T, ns routertest.Namespace, dev string, gateway,
 		if err != nil {
 			t.Fatal(err)
 		}
-		if local, _ := netlink.ParseAddr("127.0.0.1/8"); netlink.AddrDel(lo, local) != nil {
-			t.Log("127.0.0.1 is gone already")
-		}
 		l, err := netlink.LinkByName(dev)
 		if err != nil {
 			t.Fatal(err)
 		}
-		to := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: link.IPNet(netip.MustParsePrefix("127.0.0.0/8")), Gw: gateway, Src: source}
-		if err := netlink.RouteReplace(to); err != nil {
-			t.Fatal(err)
+		for i, to := range []string{"127.0.0.0/8", "::1/128"} {
+			have, err := netlink.AddrList(lo, netlink.FAMILY_ALL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, a := range have {
+				if a.IP.IsLoopback() {
+					if err := netlink.AddrDel(lo, &a); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: link.IPNet(netip.MustParsePrefix(to))}
+			if len(gateways) > 0 {
+				r.Gw = net.ParseIP(gateways[i])
+			}
+			if err := netlink.RouteReplace(r); err != nil {
+				t.Fatal(err)
+			}
+			way, err := netlink.RouteGet(net.ParseIP([]string{"127.0.0.1", "::1"}[i]))
+			if err != nil || way[0].LinkIndex != r.LinkIndex {
+				t.Fatalf("the way to %s is %v, %v: want %s", to, way, err, dev)
+			}
 		}
 	})
 }
@@ -265,18 +283,18 @@ func TestLoopbackIsTheHostsOwn(t *testing.T) {
 		}
 	}
 	t.Run("from an endpoint", func(t *testing.T) {
-		withoutLoopback(t, c1, "eth0", endpoint.Gateway4.AsSlice(), e1.Addr4.AsSlice())
+		withoutLoopback(t, c1, "eth0", endpoint.Gateway4.String(), endpoint.Gateway6.String())
 		expectPrivate(t, c1, "192.0.2.1")
 	})
 	t.Run("from the underlay", func(t *testing.T) {
-		withoutLoopback(t, h2.ns, "under", net.IPv4(192, 0, 2, 1), net.IPv4(192, 0, 2, 2))
+		withoutLoopback(t, h2.ns, "under", "192.0.2.1", "2001:db8::1")
 		expectPrivate(t, h2.ns, "192.0.2.1")
 	})
 	node := universe.Addr4(h1.config.Node).String()
 	t.Run("from the tunnel", func(t *testing.T) {
-		h2.config.Tunnels[0].AllowedIPs = append(h2.config.Tunnels[0].AllowedIPs, netip.MustParsePrefix("127.0.0.0/8"))
+		h2.config.Tunnels[0].AllowedIPs = append(h2.config.Tunnels[0].AllowedIPs, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
 		h2.must(order{Config: &h2.config})
-		withoutLoopback(t, h2.ns, link.Device, nil, universe.Addr4(h2.config.Node).AsSlice())
+		withoutLoopback(t, h2.ns, link.Device)
 		expectPrivate(t, h2.ns, node)
 	})
 	t.Run("a port at localhost leads to an endpoint", func(t *testing.T) {
