@@ -13,9 +13,11 @@ import (
 )
 
 // guarded is what containers are kept from: gossip and WireGuard of this host and of all others,
-// at the ports that each names, at each of its addresses. Over TCP nothing but the status may be
-// served at WireGuard's port: where that is for others, it is theirs too. A record speaks for its own host only:
-// the ring says which node address that has, and nothing else in the overlay is a host's.
+// at the ports that each names, at each of its addresses. A record speaks for its own host only:
+// the ring says which node address that has, and no other overlay address is a host's.
+//
+// The status may be served at WireGuard's port, over TCP. If this host's is for other machines,
+// that port stays open for TCP here and, since others do not say what they serve, there.
 func guarded(own peer.Record, peers []mesh.Peer, r ring.Ring, status string) nft.Hosts {
 	tcp := func(p peer.Record) []uint16 {
 		if public(status, p.Port) {
