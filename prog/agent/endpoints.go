@@ -288,9 +288,12 @@ func (a *Agent) Endpoint(ctx context.Context, ref api.EndpointRef) (api.Endpoint
 	if e == nil {
 		return api.Endpoint{}, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s of container %s is not attached here", ref.Interface, ref.ContainerID)}
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	return a.describe(e, snap), nil
 }
 
+// describe is an endpoint as people see it. The caller holds the lock.
 func (a *Agent) describe(e *endpointRecord, snap ipam.Snapshot) api.Endpoint {
 	_, lost := snap.Lost[e.ref().Key()]
 	return api.Endpoint{

@@ -15,17 +15,29 @@ import (
 // their addresses as long as their links exist.
 const strayPrefix = "stray "
 
-// findStrays lists the links of strays, at the start.
+// findStrays lists the links of strays, at the start. Endpoints come and go meanwhile: who
+// was known before the look or is after it is none.
 func (a *Agent) findStrays() error {
+	known := a.hostLinks()
 	routed, err := endpoint.Routed()
 	if err != nil {
 		return err
 	}
-	for _, e := range a.endpoints {
-		delete(routed, e.HostLink)
+	for _, link := range append(known, a.hostLinks()...) {
+		delete(routed, link)
 	}
 	a.strays = routed
 	return nil
+}
+
+// hostLinks are the links of all endpoints.
+func (a *Agent) hostLinks() (links []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, e := range a.endpoints {
+		links = append(links, e.HostLink)
+	}
+	return links
 }
 
 // claimStrays keeps the addresses of strays, once the ring is known. What another peer has
