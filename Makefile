@@ -16,7 +16,7 @@ REVISION ?= $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/d
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := help
-.PHONY: help build image manifest demo test check soak bench test-kernel fuzz clean kube-build kube-up kube-down test-kube kube-shell conformance density
+.PHONY: help build image manifest demo test test-unit lint race check soak bench test-kernel fuzz clean kube-build kube-up kube-down test-kube kube-shell conformance density
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,16 +41,26 @@ demo: build ## three hosts on this machine: what Weft does, in under a minute (K
 
 # go test does not see that the programs which a lab runs have changed: no cached result counts there.
 # Those tests count every packet, so each package has the machine to itself.
-test: build ## all tests
-	$(GO) test $$($(GO) list ./... | grep -v /prog/lab)
+test: build test-unit ## all tests
 	$(GO) test -count=1 -p 1 -timeout=40m ./prog/lab/...
 	@prog/lab/uml/test-kernel.sh
 
-check: ## format, vet, staticcheck, tests with the race detector
+# All packages but those with hosts.
+UNITS = $$($(GO) list ./... | grep -v /prog/lab)
+
+test-unit: ## the tests that need no lab: under 2 minutes
+	$(GO) test $(UNITS)
+
+lint: ## format, vet, staticcheck
 	@test -z "$$($(GO) tool gofumpt -l cmd mesh ipam router prog)" || { $(GO) tool gofumpt -d cmd mesh ipam router prog; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
-	$(GO) test -race -timeout=40m ./...
+
+race: ## the tests that need no lab, with the race detector
+	$(GO) test -race -short $(UNITS)
+
+check: lint race ## lint, and all tests with the race detector
+	$(GO) test -race -count=1 -p 1 -timeout=40m ./prog/lab/...
 
 soak: ## 10,000 random histories of whole clusters: no address is handed out twice (SOAK=n for as many, SEED=n replays one); then policies on 5 million packets (PACKETS=n)
 	SOAK=$(or $(SOAK),10000) $(GO) test -count=1 -timeout=0 -v -run TestSoak ./prog/soak

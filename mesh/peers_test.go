@@ -43,7 +43,7 @@ func TestRecordsAreBounded(t *testing.T) {
 		}
 		a.merge(peersName, encode([][]byte{silent.Encode()}))
 		var c *host
-		for i := range 10 {
+		for i := range 5 {
 			var records [][]byte
 			for j := range 2000 {
 				records = append(records, stranger(t, 2000*i+j))
@@ -59,7 +59,7 @@ func TestRecordsAreBounded(t *testing.T) {
 			if peers > maxPeers || total > maxPeerBytes || total != counted || forgotten > maxPeers {
 				t.Fatalf("%d peers of %d bytes, counted as %d, and %d forgotten", peers, total, counted, forgotten)
 			}
-			if i == 5 {
+			if i == 3 {
 				c = s.start(3, nil, []string{"192.0.2.1"})
 				s.eventually(10*time.Second, "a third host is here", func() bool { return a.Reachable(c.Self()) })
 			}
