@@ -56,14 +56,25 @@ func (a *Agent) serveDNS(ctx context.Context) (stop func()) {
 
 // dnsClient says who asks: an endpoint of this host with its link-local address, told by
 // the interface, or anybody with an address of the network, which the guard has seen to.
-// Nobody else is answered: this is no open resolver.
-func (a *Agent) dnsClient(remote netip.AddrPort, zone string) (client string, ok bool) {
+// Nobody else is answered: this is no open resolver. Both addresses of a slot are one client.
+func (a *Agent) dnsClient(remote netip.AddrPort, zone string) (client dns.Client, ok bool) {
 	addr := remote.Addr().Unmap().WithZone("")
 	if addr.IsLinkLocalUnicast() {
-		return zone, strings.HasPrefix(zone, link.EndpointPrefix)
+		return dns.Client{Name: zone}, strings.HasPrefix(zone, link.EndpointPrefix)
 	}
-	_, inside := names{a}.Universe().Slot(addr)
-	return addr.String(), inside || addr.IsLoopback()
+	v := a.view.Load()
+	if v == nil || addr.IsLoopback() {
+		return dns.Client{Name: addr.String()}, addr.IsLoopback()
+	}
+	s, inside := v.ring.Universe.Slot(addr)
+	if !inside {
+		return dns.Client{}, false
+	}
+	client.Name = v.ring.Universe.Addr4(s).String()
+	if owner, _ := v.ring.Owner(s); owner != a.self() {
+		client.Host = owner.String()
+	}
+	return client, true
 }
 
 // resolver is what belongs into the resolv.conf of an endpoint of a namespace.

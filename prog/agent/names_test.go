@@ -9,9 +9,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"weft/ipam/ring"
 	"weft/ipam/slot"
 	"weft/mesh/directory"
+	"weft/mesh/peer"
 	"weft/prog/api"
+	"weft/prog/dns"
 	"weft/router/endpoint"
 )
 
@@ -178,27 +181,31 @@ func TestWhoMayAskForNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.view.Store(&view{ring: snap.Ring})
-	u := snap.Ring.Universe
+	u, other := snap.Ring.Universe, peer.ID{9}
+	r := ring.Found(ring.ID{1}, [16]byte{1}, u, a.self(), other)
+	a.view.Store(&view{ring: r})
+	ours, theirs := r.Owned()[a.self()][0].Start+7, r.Owned()[other][0].Start+7
 	for _, c := range []struct {
-		addr, zone, client string
-		ok                 bool
+		addr, zone string
+		client     dns.Client
+		ok         bool
 	}{
-		{"fe80::a", "weft-0123456789", "weft-0123456789", true},
-		{"fe80::a", "weft-9876543210", "weft-9876543210", true},
-		{"fe80::a", "eth0", "", false},
-		{"fe80::a", "", "", false},
-		{"169.254.9.9", "", "", false},
-		{u.Addr4(7).String(), "", u.Addr4(7).String(), true},
-		{"::ffff:" + u.Addr4(7).String(), "", u.Addr4(7).String(), true},
-		{u.Addr6(7).String(), "", u.Addr6(7).String(), true},
-		{"127.0.0.1", "", "127.0.0.1", true},
-		{"192.0.2.1", "", "", false},
-		{"2001:db8::1", "", "", false},
+		{"fe80::a", "weft-0123456789", dns.Client{Name: "weft-0123456789"}, true},
+		{"fe80::a", "weft-9876543210", dns.Client{Name: "weft-9876543210"}, true},
+		{"fe80::a", "eth0", dns.Client{}, false},
+		{"fe80::a", "", dns.Client{}, false},
+		{"169.254.9.9", "", dns.Client{}, false},
+		{u.Addr4(ours).String(), "", dns.Client{Name: u.Addr4(ours).String()}, true},
+		{"::ffff:" + u.Addr4(ours).String(), "", dns.Client{Name: u.Addr4(ours).String()}, true},
+		{u.Addr6(ours).String(), "", dns.Client{Name: u.Addr4(ours).String()}, true},
+		{u.Addr6(theirs).String(), "", dns.Client{Name: u.Addr4(theirs).String(), Host: other.String()}, true},
+		{"127.0.0.1", "", dns.Client{Name: "127.0.0.1"}, true},
+		{"192.0.2.1", "", dns.Client{}, false},
+		{"2001:db8::1", "", dns.Client{}, false},
 	} {
 		client, ok := a.dnsClient(netip.AddrPortFrom(netip.MustParseAddr(c.addr), 4000), c.zone)
 		if ok != c.ok || ok && client != c.client {
-			t.Errorf("%s%%%s: %s, %v; want %s, %v", c.addr, c.zone, client, ok, c.client, c.ok)
+			t.Errorf("%s%%%s: %+v, %v; want %+v, %v", c.addr, c.zone, client, ok, c.client, c.ok)
 		}
 	}
 }

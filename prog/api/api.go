@@ -174,7 +174,7 @@ type DNSCounts struct {
 	Forwarded uint64 `json:"forwarded"` // put to upstreams
 	Joined    uint64 `json:"joined"`    // waited for a question that was put already
 	Failed    uint64 `json:"failed"`    // put to upstreams without an answer
-	Limited   uint64 `json:"limited"`   // not put: too many were waiting
+	Limited   uint64 `json:"limited"`   // not put, or given up: too many were waiting
 	Refused   uint64 `json:"refused"`   // answered with an error, because of what was asked
 	Dropped   uint64 `json:"dropped"`   // not answered: not from the network
 }

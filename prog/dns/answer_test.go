@@ -324,7 +324,7 @@ func TestConfig(t *testing.T) {
 		}, "not the address"},
 		{"no names", func(c *Config) { c.Names = nil }, "are needed"},
 	} {
-		cfg := Config{Names: testNames(), Client: func(netip.AddrPort, string) (string, bool) { return "", true }}
+		cfg := Config{Names: testNames(), Client: func(netip.AddrPort, string) (Client, bool) { return Client{}, true }}
 		tt.change(&cfg)
 		_, err := New(cfg)
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {

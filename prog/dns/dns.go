@@ -9,7 +9,8 @@
 // the name as the client spells it and the TTLs are put in. Both happen where the packet
 // was read. Everything else is forwarded to the servers of the host's resolv.conf, or to
 // those that Config.Forward names for a domain; that takes time, so each such question
-// gets a goroutine, of which there is a bounded number, and a share for each client.
+// gets a goroutine, of which there is a bounded number, shared fairly among clients (see
+// sharing).
 //
 // The names, NAME being what an endpoint is called and DOMAIN the domain:
 //
@@ -80,11 +81,14 @@ const (
 const (
 	port        = 53
 	budget      = 5 * time.Second // for one question to all upstreams; resolvers give up after that
-	forwards    = 1000            // questions that wait for an upstream
-	forwardsOf  = 100             // the same, of one client
-	conns       = 200             // TCP connections
-	connsOf     = 20              // the same, of one client
+	forwardsOf  = 100
+	connsOf     = 20
 	idleTimeout = 10 * time.Second
+)
+
+var (
+	forwards = limits{most: 1000, remote: 500, host: 200, each: forwardsOf} // questions that wait for an upstream
+	conns    = limits{most: 200, remote: 100, host: 40, each: connsOf}      // TCP connections
 )
 
 // Names is where answers come from. Its methods are called for every question, from many
@@ -118,7 +122,7 @@ type Config struct {
 	// Client names who asks, for sharing between clients, from the source of a packet or a
 	// connection; zone is the interface of a link-local source, and remote is without it.
 	// Who is not ok gets no answer, not even a refusal. Called for every packet.
-	Client func(remote netip.AddrPort, zone string) (client string, ok bool)
+	Client func(remote netip.AddrPort, zone string) (client Client, ok bool)
 	// ResolvConf is the file that names the servers for everything else, looked at every
 	// second. Default: DefaultResolvConf.
 	ResolvConf string
@@ -149,8 +153,8 @@ type Server struct {
 	upstreams atomic.Pointer[upstreams]
 	addrs     atomic.Pointer[[]netip.Addr] // to listen on
 	wake      chan struct{}                // the addresses changed
-	forwards  limiter
-	conns     limiter
+	forwards  sharing
+	conns     sharing
 	tasks     sync.WaitGroup // what Run waits for
 	counts    counts
 
@@ -179,8 +183,8 @@ func New(cfg Config) (*Server, error) {
 		cfg: cfg, port: cmp.Or(cfg.Port, port), hostPort: port,
 		cache:    newCache(cmp.Or(cfg.CacheEntries, DefaultCacheEntries), cmp.Or(cfg.CacheBytes, DefaultCacheBytes)),
 		wake:     make(chan struct{}, 1),
-		forwards: limiter{most: forwards, each: forwardsOf},
-		conns:    limiter{most: conns, each: connsOf},
+		forwards: sharing{limits: forwards},
+		conns:    sharing{limits: conns},
 		flights:  map[key]*flight{},
 	}
 	s.cfg.Timeout = cmp.Or(cfg.Timeout, DefaultTimeout)

@@ -83,7 +83,7 @@ func newServer(t testing.TB, change func(*Config)) *Server {
 	t.Helper()
 	cfg := Config{
 		TTL: time.Second, Self: here, Names: testNames(),
-		Client:     func(netip.AddrPort, string) (string, bool) { return "client", true },
+		Client:     func(netip.AddrPort, string) (Client, bool) { return Client{Name: "client"}, true },
 		ResolvConf: "/nonexistent/resolv.conf",
 		Timeout:    200 * time.Millisecond,
 	}
@@ -123,7 +123,7 @@ func ask(t testing.TB, s *Server, m *dns.Msg, tcp bool) *dns.Msg {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := raw(t, s, in, asker{"client", netip.MustParseAddr("10.32.0.77"), tcp})
+	out := raw(t, s, in, asker{Client{Name: "client"}, netip.MustParseAddr("10.32.0.77"), tcp})
 	if out == nil {
 		return nil
 	}
@@ -200,8 +200,14 @@ func fakeUpstream(t testing.TB, handle func(q *dns.Msg, tcp bool) *dns.Msg) *ups
 		t.Fatal(err)
 	}
 	l, err := net.Listen("tcp4", u.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
+	for tries := 0; err != nil; tries++ { // a connection of another test has that port
+		_ = u.Close()
+		if tries == 20 {
+			t.Fatal(err)
+		}
+		if u, err = net.ListenPacket("udp4", "127.0.0.1:0"); err == nil {
+			l, err = net.Listen("tcp4", u.LocalAddr().String())
+		}
 	}
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		if r := handle(q, w.LocalAddr().Network() == "tcp"); r != nil {

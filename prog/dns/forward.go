@@ -2,11 +2,11 @@ package dns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/miekg/dns"
@@ -14,39 +14,6 @@ import (
 
 // hold is how long an upstream that did not answer is left alone, unless none does.
 const hold = 3 * time.Second
-
-// limiter counts what is going on for each client, and in all, so that no client takes
-// what the others need. It is safe for use from many goroutines.
-type limiter struct {
-	most, each int
-
-	mu    sync.Mutex
-	total int
-	by    map[string]int
-}
-
-func (l *limiter) enter(client string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.total >= l.most || l.by[client] >= l.each {
-		return false
-	}
-	if l.by == nil {
-		l.by = map[string]int{}
-	}
-	l.total++
-	l.by[client]++
-	return true
-}
-
-func (l *limiter) leave(client string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.total--
-	if l.by[client]--; l.by[client] == 0 {
-		delete(l.by, client)
-	}
-}
 
 // upstreams are the servers to ask. The set is replaced as a whole; an upstream that stays
 // keeps what is known of it.
@@ -121,9 +88,12 @@ func (s *Server) loop(addr netip.AddrPort) bool {
 }
 
 // flight is a question that an upstream has; whoever asks it too waits for the same answer.
+// It ends when nobody waits any more.
 type flight struct {
-	done   chan struct{}
-	answer *packed // once done is closed
+	done    chan struct{}
+	answer  *packed // once done is closed
+	waiting int     // under Server.mu
+	end     context.CancelFunc
 }
 
 // resolve waits for the answer to a question that is not in the cache.
@@ -136,40 +106,62 @@ type flight struct {
 func (s *Server) resolve(ctx context.Context, k key, from netip.Addr) *packed {
 	s.mu.Lock()
 	f, joined := s.flights[k]
-	if !joined {
-		f = &flight{done: make(chan struct{})}
-		s.flights[k] = f
-		s.tasks.Go(func() { s.fly(ctx, k, f) })
-	}
-	s.mu.Unlock()
 	if joined {
 		s.counts.joined.Add(1)
 		for _, u := range s.upstreams.Load().of(k.name) {
 			if u.addr.Addr().WithZone("") == from {
+				s.mu.Unlock()
 				return failure(k.name, k.qtype, time.Now())
 			}
 		}
+	} else {
+		// Those who join go on waiting when the first no longer does.
+		flying, end := context.WithTimeout(context.WithoutCancel(ctx), budget)
+		f = &flight{done: make(chan struct{}), end: end}
+		s.flights[k] = f
+		s.tasks.Go(func() { s.fly(flying, k, f) })
 	}
-	<-f.done
-	return f.answer
+	f.waiting++
+	s.mu.Unlock()
+	select {
+	case <-f.done:
+		return f.answer
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.waiting--; f.waiting == 0 {
+		f.end()
+		s.landed(k, f)
+	}
+	return failure(k.name, k.qtype, time.Now())
+}
+
+// landed says that nobody can join a flight any more.
+func (s *Server) landed(k key, f *flight) {
+	if s.flights[k] == f {
+		delete(s.flights, k)
+	}
 }
 
 // fly gets the answer for everybody who waits.
 func (s *Server) fly(ctx context.Context, k key, f *flight) {
+	defer f.end()
 	s.counts.forwarded.Add(1)
-	ctx, cancel := context.WithTimeout(ctx, budget)
-	defer cancel()
 	answer := s.ask(ctx, k)
 	now := time.Now()
+	given := !errors.Is(ctx.Err(), context.Canceled) // else nobody waited for it
 	if answer == nil {
 		s.counts.failed.Add(1)
 		answer = failure(k.name, k.qtype, now)
 	}
 	answer.stored = now
-	s.cache.put(k, answer)
+	if given {
+		s.cache.put(k, answer)
+	}
 	f.answer = answer
 	s.mu.Lock()
-	delete(s.flights, k)
+	s.landed(k, f)
 	s.mu.Unlock()
 	close(f.done)
 }

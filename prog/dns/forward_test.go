@@ -301,41 +301,6 @@ func TestJoined(t *testing.T) {
 	}
 }
 
-// No client takes all, and there is an end to it in all.
-func TestLimits(t *testing.T) {
-	l := limiter{most: 5, each: 2}
-	var got []bool
-	for _, c := range []string{"a", "a", "a", "b", "b", "c", "d"} {
-		got = append(got, l.enter(c))
-	}
-	l.leave("a")
-	got = append(got, l.enter("d"), l.enter("e"))
-	for i, want := range []bool{true, true, false, true, true, true, false, true, false} {
-		if got[i] != want {
-			t.Errorf("enter %d: %v", i, got[i])
-		}
-	}
-	for _, c := range []string{"a", "b", "b", "c", "d"} {
-		l.leave(c)
-	}
-	if l.total != 0 || len(l.by) != 0 {
-		t.Errorf("left over: %+v", l.by)
-	}
-
-	var n atomic.Int32
-	s := newServer(t, nil)
-	s.forwards.each = 3
-	use(s, counted(t, &n, 100*time.Millisecond, dns.RcodeNameError))
-	var wg sync.WaitGroup
-	for i := range 10 {
-		wg.Go(func() { ask(t, s, query4(string(rune('a'+i))+".example.", dns.TypeA), false) })
-	}
-	wg.Wait()
-	if c := s.Status().Counts; c.Forwarded != 3 || c.Limited != 7 {
-		t.Errorf("%+v", c)
-	}
-}
-
 // RD=0 asks for what is known here.
 func TestWithoutRecursion(t *testing.T) {
 	var n atomic.Int32

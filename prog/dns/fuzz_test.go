@@ -44,7 +44,7 @@ func FuzzHandler(f *testing.F) {
 		p.stored, p.life = time.Now(), time.Hour
 		s.cache.put(key{name: "www.example.", qtype: dns.TypeA}, p)
 		before := bytes.Clone(in)
-		out, q, wait := s.serve(nil, in, asker{"client", netip.IPv6Loopback(), tcp})
+		out, q, wait := s.serve(nil, in, asker{Client{Name: "client"}, netip.IPv6Loopback(), tcp})
 		if !bytes.Equal(in, before) {
 			t.Fatal("the packet was written to")
 		}

@@ -37,7 +37,7 @@ func TestLoopThroughAnother(t *testing.T) {
 		m := q.Copy()
 		m.Question[0].Name = "A.Example."
 		in, _ := m.Pack()
-		out := raw(t, s, in, asker{"b", netip.MustParseAddr("127.0.0.1"), false})
+		out := raw(t, s, in, asker{Client{Name: "b"}, netip.MustParseAddr("127.0.0.1"), false})
 		var r dns.Msg
 		if err := r.Unpack(out); err != nil {
 			t.Error(err)
@@ -61,7 +61,7 @@ func TestLoopThroughStrangers(t *testing.T) {
 	s := newServer(t, nil)
 	use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
 		n.Add(1)
-		raw(t, s, packed1(q), asker{"b", netip.MustParseAddr("192.0.2.1"), false})
+		raw(t, s, packed1(q), asker{Client{Name: "b"}, netip.MustParseAddr("192.0.2.1"), false})
 		return nil
 	}))
 	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure {

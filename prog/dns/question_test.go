@@ -68,7 +68,7 @@ func TestWhatIsNoQuestion(t *testing.T) {
 		{"RFC 6891 6.1.1: OPT as an answer", rd, 1, 1, 0, 0, q + opt, "FORMERR 0"},
 		{"RFC 1035 4.1.3: half a record", rd, 1, 0, 0, 1, q + "00 0029 04D0 00000000 0004 00", "FORMERR 0"},
 	} {
-		out := raw(t, s, packet(t, tt.flags, tt.qd, tt.an, tt.ns, tt.ar, tt.body), asker{client: "c", addr: netip.IPv6Loopback()})
+		out := raw(t, s, packet(t, tt.flags, tt.qd, tt.an, tt.ns, tt.ar, tt.body), asker{addr: netip.IPv6Loopback()})
 		got := "silence"
 		if out != nil {
 			var r dns.Msg

@@ -21,7 +21,7 @@ import (
 
 // asker is who asks a question, and how.
 type asker struct {
-	client string
+	client Client
 	addr   netip.Addr // without zone
 	tcp    bool
 }
@@ -76,15 +76,19 @@ func (q *question) key() key { return key{q.name, q.qtype, q.do, q.bits&bitCD !=
 
 // later waits for the answer to q and sends it.
 func (s *Server) later(ctx context.Context, q question, from asker, send func([]byte)) {
-	if !s.forwards.enter(from.client) {
+	ctx, end := context.WithCancel(ctx)
+	place := s.forwards.enter(from.client, func() { s.counts.limited.Add(1); end() })
+	if place == nil {
+		end()
 		s.counts.limited.Add(1)
 		send(q.fail(nil, dns.RcodeServerFailure))
 		return
 	}
 	q.keep()
 	s.tasks.Go(func() {
+		defer end()
 		p := s.resolve(ctx, q.key(), from.addr)
-		s.forwards.leave(from.client) // before the client knows: its next question may come at once
+		s.forwards.leave(place) // before the client knows: its next question may come at once
 		send(q.render(nil, p, time.Now()))
 	})
 }
@@ -258,13 +262,17 @@ func (s *Server) accept(ctx context.Context, l *net.TCPListener) {
 			continue
 		}
 		from, ok := s.who(c.RemoteAddr().(*net.TCPAddr).AddrPort(), true)
-		if !ok || !s.conns.enter(from.client) {
+		var place *place
+		if ok {
+			place = s.conns.enter(from.client, func() { s.counts.dropped.Add(1); _ = c.Close() })
+		}
+		if place == nil {
 			s.counts.dropped.Add(1)
 			_ = c.Close()
 			continue
 		}
 		s.tasks.Go(func() {
-			defer s.conns.leave(from.client)
+			defer s.conns.leave(place)
 			s.stream(ctx, c, from)
 		})
 	}
@@ -272,7 +280,7 @@ func (s *Server) accept(ctx context.Context, l *net.TCPListener) {
 
 // stream answers what comes over one connection. Questions that must wait do not hold up
 // those behind them: answers come as they are there (RFC 7766 6.2.1.1).
-func (s *Server) stream(ctx context.Context, c *net.TCPConn, from asker) {
+func (s *Server) stream(ctx context.Context, c net.Conn, from asker) {
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	var writing sync.Mutex
@@ -286,6 +294,7 @@ func (s *Server) stream(ctx context.Context, c *net.TCPConn, from asker) {
 			_ = c.Close()
 		}
 	}
+	unread := make(chan struct{}, forwardsOf) // answers are kept for one who reads none of them
 	var size [2]byte
 	var in, out []byte
 	for {
@@ -302,8 +311,9 @@ func (s *Server) stream(ctx context.Context, c *net.TCPConn, from asker) {
 		answer, q, wait := s.serve(out, in, from)
 		switch {
 		case wait:
+			unread <- struct{}{}
 			waiting.Add(1)
-			s.later(ctx, q, from, func(b []byte) { defer waiting.Done(); send(b) })
+			s.later(ctx, q, from, func(b []byte) { defer func() { <-unread; waiting.Done() }(); send(b) })
 		case answer == nil:
 			return // no question: there is nothing to talk about
 		default:

@@ -102,12 +102,12 @@ func TestOverTheNetwork(t *testing.T) {
 func TestSilenceForStrangers(t *testing.T) {
 	var asked atomic.Int32
 	s := runServer(t, func(c *Config) {
-		c.Client = func(remote netip.AddrPort, zone string) (string, bool) {
+		c.Client = func(remote netip.AddrPort, zone string) (Client, bool) {
 			asked.Add(1)
 			if remote.Port() == 0 || !remote.Addr().IsLoopback() || remote.Addr().Is4In6() || zone != "" {
 				t.Errorf("client %v%%%s", remote, zone)
 			}
-			return "", false
+			return Client{}, false
 		}
 	})
 	for _, a := range loopback {

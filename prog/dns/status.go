@@ -43,7 +43,7 @@ type Counts struct {
 	Forwarded uint64 // questions put to upstreams, each once however many servers were asked
 	Joined    uint64 // waited for a question that was put already
 	Failed    uint64 // put to upstreams without an answer
-	Limited   uint64 // not put, because too many were waiting
+	Limited   uint64 // not put, or not waited for to the end, because too many were waiting
 	Refused   uint64 // answered with an error, because of what was asked
 	Dropped   uint64 // not answered: no client, or no question; connections too
 }

@@ -1,0 +1,285 @@
+package dns
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"pgregory.net/rapid"
+)
+
+// However clients come and go, no limit is passed, and a client is turned away only when it
+// has all that it may have, or when nobody whose place it could get has more than one more.
+func TestSharesAreFair(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := sharing{limits: limits{most: 9, remote: 6, host: 4, each: 3}}
+		held := map[Client][]*place{}
+		count := func(match func(Client) bool) (n, greatest int) {
+			for c, places := range held {
+				if match(c) {
+					n, greatest = n+len(places), max(greatest, len(places))
+				}
+			}
+			return n, greatest
+		}
+		drop := func(p *place) {
+			i := slices.Index(held[p.client], p)
+			if i < 0 {
+				t.Fatalf("a place of %v is taken that it does not have", p.client)
+			}
+			held[p.client] = slices.Delete(held[p.client], i, i+1)
+		}
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			c := Client{
+				Name: rapid.SampledFrom([]string{"a", "b", "c", "d", "e"}).Draw(t, "name"),
+				Host: rapid.SampledFrom([]string{"", "", "h1", "h2"}).Draw(t, "host"),
+			}
+			if mine := held[c]; len(mine) > 0 && rapid.Bool().Draw(t, "leave") {
+				s.leave(mine[0])
+				drop(mine[0])
+				continue
+			}
+			everybody := func(Client) bool { return true }
+			remote := func(o Client) bool { return o.Host != "" }
+			neighbours := func(o Client) bool { return o.Host == c.Host }
+			mine := len(held[c])
+			var p *place
+			p = s.enter(c, func() { drop(p) })
+			if p != nil {
+				held[c] = append(held[c], p)
+			}
+			all, greatest := count(everybody)
+			others, ofRemote := count(remote)
+			host, ofHost := count(neighbours)
+			switch {
+			case all > s.most || others > s.limits.remote || c.Host != "" && host > s.host || len(held[c]) > s.each:
+				t.Fatalf("%v are held", held)
+			case p != nil || mine == s.each:
+			case c.Host != "" && host == s.host && ofHost <= mine+1:
+			case c.Host != "" && others == s.limits.remote && ofRemote <= mine+1:
+			case all == s.most && greatest <= mine+1:
+			default:
+				t.Fatalf("%v is turned away with %d, while %v are held", c, mine, held)
+			}
+		}
+		for _, places := range held {
+			for _, p := range slices.Clone(places) {
+				s.leave(p)
+				s.leave(p) // as one that was taken away before
+			}
+		}
+		if s.total != 0 || s.remote != 0 || len(s.hosts) != 0 || len(s.held) != 0 {
+			t.Fatalf("left over: %+v", &s)
+		}
+	})
+}
+
+// taken is how many places are.
+func taken(s *sharing) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.total
+}
+
+// byLoopback tells clients apart by their address, 127.1.HOST.NUMBER: host 0 is this one.
+func byLoopback(remote netip.AddrPort, _ string) (Client, bool) {
+	c := Client{Name: remote.Addr().String()}
+	if host := remote.Addr().As4()[2]; remote.Addr().Is4() && host != 0 {
+		c.Host = fmt.Sprint(host)
+	}
+	return c, true
+}
+
+// connect connects from an address, n times.
+func connect(t *testing.T, s *Server, host, number byte, n int) (out []net.Conn) {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, host, number)}}
+	for range n {
+		c, err := d.Dial("tcp4", at(s, loopback[0]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		out = append(out, c)
+	}
+	return out
+}
+
+func answersOver(c net.Conn) error {
+	conn := &dns.Conn{Conn: c}
+	if err := conn.WriteMsg(query4("web.weft.internal.", dns.TypeA)); err != nil {
+		return err
+	}
+	_, err := conn.ReadMsg()
+	return err
+}
+
+// Whoever holds connections, and however many, a container of this host that comes later
+// gets one, and so does one of another host.
+func TestGreedyClientsLeaveConnectionsToOthers(t *testing.T) {
+	for name, greedy := range map[string]func(t *testing.T, s *Server){
+		"20 containers of another host": func(t *testing.T, s *Server) {
+			for i := range byte(20) {
+				connect(t, s, 1, 10+i, connsOf)
+			}
+		},
+		"20 containers of 5 other hosts": func(t *testing.T, s *Server) {
+			for i := range byte(20) {
+				connect(t, s, 1+i%5, 10+i, connsOf)
+			}
+		},
+		"20 containers of this host": func(t *testing.T, s *Server) {
+			for i := range byte(20) {
+				connect(t, s, 0, 10+i, connsOf)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := runServer(t, func(c *Config) { c.Client = byLoopback })
+			greedy(t, s)
+			for _, host := range []byte{0, 1, 6} {
+				if err := answersOver(connect(t, s, host, 1, 1)[0]); err != nil {
+					t.Errorf("a container of host %d: %v", host, err)
+				}
+			}
+			if n := taken(&s.conns); n > conns.most {
+				t.Errorf("%d connections are held", n)
+			}
+		})
+	}
+}
+
+// flood puts n questions of a client, each for a name of its own, and reports how many were
+// answered with an error so far.
+func flood(t *testing.T, s *Server, c Client, n int) (failed *atomic.Int32) {
+	t.Helper()
+	failed = new(atomic.Int32)
+	for i := range n {
+		in := packed1(query4(fmt.Sprintf("n%d.%s.example.", i, strings.ReplaceAll(c.Name+c.Host, "/", "")), dns.TypeA))
+		out, q, wait := s.serve(nil, in, asker{client: c})
+		if !wait {
+			t.Fatalf("answered at once: %x", out)
+		}
+		s.later(t.Context(), q, asker{client: c}, func([]byte) { failed.Add(1) })
+	}
+	return failed
+}
+
+// While an upstream hangs, one client that floods has its share only, and others that do
+// leave enough to whoever comes later.
+func TestFloodsLeaveForwardingToOthers(t *testing.T) {
+	const domain = "quick.test."
+	newSlow := func(t *testing.T) *Server {
+		var n atomic.Int32
+		s := newServer(t, func(c *Config) { c.Timeout = 5 * time.Second })
+		s.upstreams.Store(&upstreams{
+			host:  []*upstream{silent(t, &n)},
+			rules: map[string][]*upstream{domain: {counted(t, &n, 0, dns.RcodeNameError)}},
+		})
+		t.Cleanup(s.tasks.Wait)
+		return s
+	}
+	t.Run("one client", func(t *testing.T) {
+		s := newSlow(t)
+		failed := flood(t, s, Client{Name: "a"}, forwardsOf+10)
+		if n := taken(&s.forwards); n != forwardsOf || failed.Load() != 10 {
+			t.Errorf("%d questions wait, and %d failed", n, failed.Load())
+		}
+	})
+	for name, host := range map[string]func(i int) string{
+		"many of this host": func(int) string { return "" }, "many of another": func(int) string { return "h" },
+		"many of many": func(i int) string { return fmt.Sprint("h", i%6) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSlow(t)
+			for i := range 20 {
+				flood(t, s, Client{Name: fmt.Sprint("c", i), Host: host(i)}, forwardsOf)
+			}
+			for _, from := range []Client{{Name: "new"}, {Name: "new", Host: "h"}, {Name: "new", Host: "elsewhere"}} {
+				out := raw(t, s, packed1(query4("n"+from.Host+"."+domain, dns.TypeA)), asker{client: from})
+				if rcode := int(out[3] & 0xf); rcode != dns.RcodeNameError {
+					t.Errorf("%+v gets rcode %d", from, rcode)
+				}
+			}
+			if n := taken(&s.forwards); n > forwards.most {
+				t.Errorf("%d questions wait", n)
+			}
+		})
+	}
+}
+
+// A question goes on for those who still wait for it, and ends when nobody does.
+func TestQuestionsEndWhenNobodyWaits(t *testing.T) {
+	var n atomic.Int32
+	s := newServer(t, func(c *Config) { c.Timeout = 4 * time.Second })
+	use(s, counted(t, &n, 500*time.Millisecond, dns.RcodeNameError))
+	k := key{name: "slow.example.", qtype: dns.TypeA}
+	first, endFirst := context.WithCancel(t.Context())
+	answers := make(chan *packed, 2)
+	go func() { answers <- s.resolve(first, k, netip.Addr{}) }()
+	waiting := func(want int) func() bool {
+		return func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			f := s.flights[k]
+			return f == nil && want == 0 || f != nil && f.waiting == want
+		}
+	}
+	eventually(t, waiting(1))
+	go func() { answers <- s.resolve(t.Context(), k, netip.Addr{}) }()
+	eventually(t, waiting(2))
+	endFirst()
+	if p := <-answers; rcodeOf(p) != dns.RcodeServerFailure {
+		t.Errorf("who waits no more gets rcode %d", rcodeOf(p))
+	}
+	if p := <-answers; rcodeOf(p) != dns.RcodeNameError {
+		t.Errorf("who still waits gets rcode %d", rcodeOf(p))
+	}
+	use(s, silent(t, &n))
+	k.name = "silent.example."
+	alone, end := context.WithCancel(t.Context())
+	go func() { answers <- s.resolve(alone, k, netip.Addr{}) }()
+	eventually(t, waiting(1))
+	s.mu.Lock()
+	f := s.flights[k]
+	s.mu.Unlock()
+	end()
+	<-answers
+	select {
+	case <-f.done:
+	case <-time.After(s.cfg.Timeout / 2):
+		t.Error("the upstream is still asked")
+	}
+	if s.cache.get(k, time.Now()) != nil {
+		t.Error("that nobody waited is kept as the upstream's failure")
+	}
+}
+
+func rcodeOf(p *packed) int { return int(p.wire[3] & 0xf) }
+
+// One who asks and reads no answer is not read on: what it is to get is kept, and has an end.
+func TestUnreadAnswersAreBounded(t *testing.T) {
+	var n atomic.Int32
+	s := newServer(t, nil)
+	use(s, counted(t, &n, 0, dns.RcodeNameError))
+	client, server := net.Pipe()
+	t.Cleanup(func() { client.Close(); s.tasks.Wait() })
+	go s.stream(t.Context(), server, asker{client: Client{Name: "a"}, tcp: true})
+	for i := range 3 * forwardsOf {
+		_ = client.SetDeadline(time.Now().Add(time.Second))
+		conn := &dns.Conn{Conn: client}
+		if err := conn.WriteMsg(query4(fmt.Sprintf("n%d.example.", i), dns.TypeA)); err != nil {
+			return
+		}
+		eventually(t, func() bool { return taken(&s.forwards) == 0 })
+	}
+	t.Errorf("%d questions were read, and no answer", 3*forwardsOf)
+}
