@@ -58,9 +58,8 @@ func Standby(ctx context.Context, cfg Config) error {
 // Run serves until ctx ends. The TUN device stays.
 func Run(ctx context.Context, cfg Config) error {
 	// Buffers are pooled: little garbage comes up, and each collection costs
-	// throughput. The limit is a backstop.
+	// throughput. The limit (see followMemory) is a backstop.
 	debug.SetGCPercent(400)
-	debug.SetMemoryLimit(512 << 20)
 	t, err := openTUN()
 	if err != nil {
 		return err
@@ -75,6 +74,10 @@ func Run(ctx context.Context, cfg Config) error {
 		Errorf:   func(format string, args ...any) { cfg.Log.Warn("wireguard", "msg", fmt.Sprintf(format, args...)) },
 	})
 	defer dev.Close()
+	memory, stop := context.WithCancel(ctx)
+	followed := make(chan struct{})
+	go func() { defer close(followed); followMemory(memory, dev) }()
+	defer func() { stop(); <-followed }()
 	uapi, err := ipc.UAPIListen(link.Device, file)
 	if err != nil {
 		return fmt.Errorf("datapath: socket %s: %w", socketPath, err)

@@ -1,0 +1,108 @@
+package datapath
+
+import (
+	"bytes"
+	"context"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// What the memory limit is made of. wireguard-go needs for each peer two goroutines,
+// queues of pointers, and, while a handshake is under way, a buffer of 64 KiB, which
+// counts as a whole although one page of it is touched.
+const (
+	leastMemory = 512 << 20
+	baseMemory  = 256 << 20 // batches of buffers under load, and garbage
+	peerMemory  = 144 << 10
+)
+
+// memoryEvery is how often peers are counted.
+const memoryEvery = 10 * time.Second
+
+// memoryLimit is the Go memory limit for a number of peers, where allowed bytes can be
+// had. A limit below what is live means garbage collection without end; one above what
+// can be had means that the kernel kills the process.
+func memoryLimit(peers int, allowed uint64) int64 {
+	want := max(leastMemory, baseMemory+uint64(peers)*peerMemory)
+	return int64(min(want, allowed, math.MaxInt64))
+}
+
+// followMemory keeps the limit in step with the peers of a device.
+func followMemory(ctx context.Context, dev *device.Device) {
+	allowed := allowedMemory("/proc/self/cgroup", "/sys/fs/cgroup", machineMemory())
+	last := int64(0)
+	tick := time.NewTicker(memoryEvery)
+	defer tick.Stop()
+	for {
+		if limit := memoryLimit(countPeers(dev), allowed); limit != last {
+			debug.SetMemoryLimit(limit)
+			last = limit
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// countPeers reads the device as wgctrl does, and keeps nothing of it: there are keys in it.
+func countPeers(dev *device.Device) int {
+	var n lineCounter
+	_ = dev.IpcGetOperation(&n)
+	return int(n)
+}
+
+// lineCounter counts the peers in UAPI's text. The device writes all of it at once.
+type lineCounter int
+
+func (n *lineCounter) Write(b []byte) (int, error) {
+	*n += lineCounter(bytes.Count(b, []byte("public_key=")))
+	return len(b), nil
+}
+
+func machineMemory() uint64 {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return math.MaxUint64
+	}
+	return uint64(info.Totalram) * uint64(info.Unit)
+}
+
+// allowedMemory is nine tenths of the least limit among the process's control groups (v1
+// or v2, mounted at root), and at most half of the machine, which has other work to do.
+func allowedMemory(groups, root string, machine uint64) uint64 {
+	allowed := machine / 2
+	text, _ := os.ReadFile(groups)
+	for line := range strings.Lines(string(text)) {
+		_, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
+		kind, group, _ := strings.Cut(rest, ":")
+		dir, file := root, "memory.max"
+		switch kind {
+		case "":
+		case "memory":
+			dir, file = filepath.Join(root, "memory"), "memory.limit_in_bytes"
+		default:
+			continue
+		}
+		// A container may see its own group as the root, whatever the line says.
+		for group = filepath.Clean("/" + group); ; group = filepath.Dir(group) {
+			b, err := os.ReadFile(filepath.Join(dir, group, file))
+			if limit, bad := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64); err == nil && bad == nil {
+				allowed = min(allowed, limit/10*9) // "max" is no number
+			}
+			if group == "/" {
+				break
+			}
+		}
+	}
+	return allowed
+}
