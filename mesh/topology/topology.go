@@ -22,7 +22,17 @@ type Tunnel struct {
 	PresharedKey [32]byte
 	Endpoint     netip.AddrPort // where its signed record says that it listens
 	AllowedIPs   []netip.Prefix // node address and owned slots, both families, sorted
+	Reach        Reach
 }
+
+// Reach is what gossip says of a peer. It decides who is called, never who has a tunnel.
+type Reach uint8
+
+const (
+	Unsure  Reach = iota // not reached, but not for long: its data path may well be alive
+	Reached              // it answers now
+	Lost                 // not reached for long
+)
 
 // Input is what a plan is made from.
 type Input struct {
@@ -37,6 +47,7 @@ type Input struct {
 	// Preferred is where gossip reaches a peer right now, if it does: an address
 	// that is known to work beats the order of the record.
 	Preferred map[peer.ID]netip.Addr
+	Reach     map[peer.ID]Reach
 	// PresharedKey is the key for the pair of this peer and another.
 	PresharedKey func(peer.ID) [32]byte
 }
@@ -59,6 +70,7 @@ func Plan(in Input) []Tunnel {
 			PresharedKey: in.PresharedKey(id),
 			Endpoint:     netip.AddrPortFrom(addr, r.Port),
 			AllowedIPs:   in.allowed(in.Owned[id]),
+			Reach:        in.Reach[id],
 		})
 	}
 	slices.SortFunc(out, func(a, b Tunnel) int { return slices.Compare(a.Peer[:], b.Peer[:]) })

@@ -108,3 +108,13 @@ func TestIPv4OnlyHostTakesNoIPv6(t *testing.T) {
 		}
 	}
 }
+
+func TestATunnelSaysWhatGossipSaysOfItsPeer(t *testing.T) {
+	for _, reach := range []Reach{Unsure, Reached, Lost} {
+		in := input(record(2, nil))
+		in.Reach = map[peer.ID]Reach{record(2, nil).ID(): reach}
+		if plan := Plan(in); len(plan) != 1 || plan[0].Reach != reach {
+			t.Errorf("reach %d: %+v", reach, plan)
+		}
+	}
+}

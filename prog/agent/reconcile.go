@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/ipam"
+	"weft/mesh"
 	"weft/mesh/peer"
 	"weft/mesh/topology"
 	"weft/router"
@@ -125,6 +126,7 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		Self: self, Ring: snap.Ring.ID[:], Universe: snap.Ring.Universe, IPv6: a.ipv6,
 		Owned:        snap.Ring.Owned(),
 		Preferred:    map[peer.ID]netip.Addr{},
+		Reach:        map[peer.ID]topology.Reach{},
 		PresharedKey: func(other peer.ID) [32]byte { return a.token.Secret.PresharedKey(self, other) },
 	}
 	peers := a.mesh.Peers()
@@ -137,6 +139,7 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		if p.Addr.IsValid() {
 			in.Preferred[id] = p.Addr
 		}
+		in.Reach[id] = a.reach(p, time.Now())
 	}
 	own := a.mesh.Own()
 	for _, addr := range own.Underlay {
@@ -252,4 +255,22 @@ func checkPrivileges() error {
 		return errors.New("the capability NET_ADMIN is missing, which Weft needs to make links, routes and nftables rules: run it as root (sudo), or give the container or unit CAP_NET_ADMIN")
 	}
 	return nil
+}
+
+// lostAfter is how long gossip does not reach a peer before its tunnel is left alone.
+const lostAfter = 5 * time.Minute
+
+// reach is what gossip says of a peer. One that it never reached counts from our start.
+func (a *Agent) reach(p mesh.Peer, now time.Time) topology.Reach {
+	since := p.Since
+	if since.IsZero() {
+		since = a.started
+	}
+	switch {
+	case p.Reachable:
+		return topology.Reached
+	case now.Sub(since) > lostAfter:
+		return topology.Lost
+	}
+	return topology.Unsure
 }

@@ -29,6 +29,20 @@ type live struct {
 // REJECT_AFTER_TIME). With a keepalive, a peer whose last is older does not answer.
 const sessionLife = 180 * time.Second
 
+// silence is how long a peer that gossip has lost must be without a handshake before it
+// is not called any more. One whose data path is alive has a handshake every 2 minutes.
+const silence = 5 * time.Minute
+
+// interval is the keepalive for a tunnel. A peer that is silent for long gets none:
+// each would be 18 handshakes that nobody answers, and a buffer that waits meanwhile.
+// Traffic still calls it, and its own handshake brings the keepalive back.
+func interval(t topology.Tunnel, old live, now time.Time) time.Duration {
+	if t.Reach == topology.Lost && now.Sub(old.handshake) > silence {
+		return 0
+	}
+	return keepalive
+}
+
 // diff is the smallest change from what a device has to what is planned. It never
 // replaces a list of peers or of allowed IPs, which would lose packets:
 //
@@ -66,8 +80,9 @@ func diff(have map[wgtypes.Key]live, want []topology.Tunnel, planned map[wgtypes
 		if t.Endpoint.IsValid() && (!exists || moved(old, t.Endpoint, last, known, now)) {
 			c.Endpoint = net.UDPAddrFromAddrPort(t.Endpoint)
 		}
-		if interval := keepalive; old.keepalive != interval {
-			c.PersistentKeepaliveInterval = &interval
+		every := interval(t, old, now)
+		if old.keepalive != every {
+			c.PersistentKeepaliveInterval = &every
 		}
 		for _, p := range t.AllowedIPs {
 			if owner[p] == key && !slices.Contains(old.allowed, p) {

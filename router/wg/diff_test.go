@@ -43,6 +43,16 @@ func peerOf(n byte, endpoint, allowed string, silent time.Duration) live {
 	return l
 }
 
+func reach(t topology.Tunnel, r topology.Reach) topology.Tunnel {
+	t.Reach = r
+	return t
+}
+
+func hushed(l live) live {
+	l.keepalive = 0
+	return l
+}
+
 // describe writes changes as wg(8) would be told them.
 func describe(changes []wgtypes.PeerConfig) []string {
 	var out []string
@@ -143,6 +153,50 @@ func TestDiff(t *testing.T) {
 			have:    map[wgtypes.Key]live{key(3): peerOf(3, e2, "10.33.0.0/16", minute)},
 			want:    []topology.Tunnel{tunnel(1, e1, "10.33.0.0/16")},
 			changes: []string{"peer 1 psk 1 endpoint 192.0.2.1:6784 keepalive 25s +10.33.0.0/16", "peer 3 remove"},
+		},
+		{
+			name:    "a peer that is silent for long is not called any more",
+			have:    map[wgtypes.Key]live{key(1): peerOf(1, e1, "", hour)},
+			want:    []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Lost)},
+			planned: e1,
+			changes: []string{"peer 1 keepalive 0s"},
+		},
+		{
+			name: "and that is said once",
+			have: map[wgtypes.Key]live{key(1): hushed(peerOf(1, e1, "", hour))},
+			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Lost)}, planned: e1,
+		},
+		{
+			name:    "a lost peer is made without a call",
+			want:    []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Lost)},
+			changes: []string{"peer 1 psk 1 endpoint 192.0.2.1:6784"},
+		},
+		{
+			name: "a peer whose agent is gone keeps its keepalive while its data path answers",
+			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", 2*minute)},
+			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Lost)}, planned: e1,
+		},
+		{
+			name: "a peer that gossip lost just now is called on",
+			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", hour)},
+			want: []topology.Tunnel{tunnel(1, e1, "")}, planned: e1,
+		},
+		{
+			name: "a silent peer that gossip reaches again is called at once",
+			have: map[wgtypes.Key]live{key(1): hushed(peerOf(1, e1, "", hour))},
+			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Reached)}, planned: e1,
+			changes: []string{"peer 1 keepalive 25s"},
+		},
+		{
+			name: "a silent peer that shook hands by itself has its keepalive again",
+			have: map[wgtypes.Key]live{key(1): hushed(peerOf(1, e1, "", minute))},
+			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Lost)}, planned: e1,
+			changes: []string{"peer 1 keepalive 25s"},
+		},
+		{
+			name: "a peer that gossip reaches and that has a session is left alone",
+			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", minute)},
+			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Reached)}, planned: e1,
 		},
 		{
 			name: "two that claim one prefix do not take turns",

@@ -1,0 +1,170 @@
+package wg
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/conn/bindtest"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun/tuntest"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"weft/mesh/topology"
+)
+
+// host is wireguard-go in virtual time, with the other host as its only peer.
+//
+//	host 1 ── path: a delay, or cut ── host 2
+type host struct {
+	t       *testing.T
+	dev     *device.Device
+	tunnel  topology.Tunnel // to the other one
+	planned map[wgtypes.Key]netip.AddrPort
+}
+
+// kept holds wireguard-go's peers after a test: their finalizers would read channels of a
+// bubble that has ended.
+var kept []*device.Peer
+
+// path delays what a host sends, and loses it while lost says so.
+type path struct {
+	conn.Bind
+	delay time.Duration
+	lost  func() bool
+}
+
+func (p path) Send(bufs [][]byte, to conn.Endpoint) error {
+	if p.lost() {
+		return nil
+	}
+	for _, b := range bufs {
+		b := bytes.Clone(b)
+		time.AfterFunc(p.delay, func() { _ = p.Bind.Send([][]byte{b}, to) })
+	}
+	return nil
+}
+
+func newHosts(t *testing.T, delay time.Duration, lost func() bool) (hosts [2]*host) {
+	t.Helper()
+	var keys [2]wgtypes.Key
+	for i, bind := range bindtest.NewChannelBinds() {
+		key, err := wgtypes.GeneratePrivateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys[i] = key
+		h := &host{t: t, planned: map[wgtypes.Key]netip.AddrPort{}}
+		h.dev = device.NewDevice(tuntest.NewChannelTUN().TUN(), path{bind, delay, lost}, device.NewLogger(device.LogLevelSilent, ""))
+		h.set(fmt.Sprintf("private_key=%x\n", key[:]))
+		if err := h.dev.Up(); err != nil {
+			t.Fatal(err)
+		}
+		hosts[i] = h
+	}
+	for i, h := range hosts {
+		h.tunnel = topology.Tunnel{
+			PublicKey: keys[1-i].PublicKey(), Endpoint: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(i+1)),
+			AllowedIPs: prefixes(fmt.Sprintf("10.32.%d.0/24", 1-i)),
+		}
+	}
+	return hosts
+}
+
+// end closes both, and lets what is under way arrive.
+func end(hosts [2]*host) {
+	for _, h := range hosts {
+		if p := h.dev.LookupPeer(device.NoisePublicKey(h.tunnel.PublicKey)); p != nil {
+			kept = append(kept, p)
+		}
+		h.dev.Close()
+	}
+	time.Sleep(time.Minute)
+}
+
+func (h *host) set(uapi string) {
+	h.t.Helper()
+	if err := h.dev.IpcSet(uapi); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// reconcile is one pass of the agent.
+func (h *host) reconcile(reach topology.Reach) {
+	h.t.Helper()
+	h.tunnel.Reach = reach
+	have, _ := h.look()
+	var changes []wgtypes.PeerConfig
+	changes, h.planned = diff(have, []topology.Tunnel{h.tunnel}, h.planned, time.Now())
+	for _, c := range changes {
+		text := fmt.Sprintf("public_key=%x\n", c.PublicKey[:])
+		if c.PresharedKey != nil {
+			text += fmt.Sprintf("preshared_key=%x\n", c.PresharedKey[:])
+		}
+		if c.Endpoint != nil {
+			text += fmt.Sprintf("endpoint=%v\n", c.Endpoint)
+		}
+		if c.PersistentKeepaliveInterval != nil {
+			text += fmt.Sprintf("persistent_keepalive_interval=%d\n", int(c.PersistentKeepaliveInterval.Seconds()))
+		}
+		for _, p := range c.AllowedIPs {
+			text += fmt.Sprintf("allowed_ip=%v\n", &p)
+		}
+		h.set(text)
+	}
+}
+
+// look reads the device as Apply does, and how many bytes were sent to the peer.
+func (h *host) look() (have map[wgtypes.Key]live, sent int) {
+	h.t.Helper()
+	text, err := h.dev.IpcGet()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	have = map[wgtypes.Key]live{}
+	l := live{}
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		n, _ := strconv.Atoi(value)
+		switch name {
+		case "persistent_keepalive_interval":
+			l.keepalive = time.Duration(n) * time.Second
+		case "last_handshake_time_sec":
+			l.handshake = time.Unix(int64(n), 0)
+		case "allowed_ip":
+			l.allowed = prefixes(value)
+		case "tx_bytes":
+			sent = n
+		}
+		if name == "public_key" || len(have) > 0 {
+			have[wgtypes.Key(h.tunnel.PublicKey)] = l
+		}
+	}
+	return have, sent
+}
+
+func (h *host) shookHands() bool {
+	have, _ := h.look()
+	return have[wgtypes.Key(h.tunnel.PublicKey)].handshake.Unix() > 0
+}
+
+// within lets time pass until both have a session, with a pass of each host every 2 s.
+func within(hosts [2]*host, limit time.Duration, pass func()) (took time.Duration, ok bool) {
+	for ; took <= limit; took += 100 * time.Millisecond {
+		synctest.Wait()
+		if hosts[0].shookHands() && hosts[1].shookHands() {
+			return took, true
+		}
+		if took%(2*time.Second) == 0 && took > 0 {
+			pass()
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return took, false
+}
