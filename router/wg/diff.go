@@ -43,6 +43,13 @@ func interval(t topology.Tunnel, old live, now time.Time) time.Duration {
 	return keepalive
 }
 
+// uncalled reports whether a peer that gossip reaches has no session. Then it is called
+// again: a handshake that was lost, or that crossed the other's, can leave both sides
+// waiting for the next keepalive. WireGuard itself sends one in 5 s at most.
+func uncalled(t topology.Tunnel, old live, now time.Time) bool {
+	return t.Reach == topology.Reached && now.Sub(old.handshake) > sessionLife
+}
+
 // diff is the smallest change from what a device has to what is planned. It never
 // replaces a list of peers or of allowed IPs, which would lose packets:
 //
@@ -82,6 +89,9 @@ func diff(have map[wgtypes.Key]live, want []topology.Tunnel, planned map[wgtypes
 		}
 		every := interval(t, old, now)
 		if old.keepalive != every {
+			c.PersistentKeepaliveInterval = &every
+		} else if exists && uncalled(t, old, now) { // to turn the keepalive on sends one at once
+			changes = append(changes, wgtypes.PeerConfig{PublicKey: key, UpdateOnly: true, PersistentKeepaliveInterval: new(time.Duration(0))})
 			c.PersistentKeepaliveInterval = &every
 		}
 		for _, p := range t.AllowedIPs {

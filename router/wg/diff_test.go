@@ -194,6 +194,12 @@ func TestDiff(t *testing.T) {
 			changes: []string{"peer 1 keepalive 25s"},
 		},
 		{
+			name: "a peer that gossip reaches and that has no session is called again",
+			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", hour)},
+			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Reached)}, planned: e1,
+			changes: []string{"peer 1 keepalive 0s", "peer 1 keepalive 25s"},
+		},
+		{
 			name: "a peer that gossip reaches and that has a session is left alone",
 			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", minute)},
 			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Reached)}, planned: e1,

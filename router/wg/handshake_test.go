@@ -168,3 +168,90 @@ func within(hosts [2]*host, limit time.Duration, pass func()) (took time.Duratio
 	}
 	return took, false
 }
+
+func never() bool { return false }
+
+func TestAPeerThatWasSilentForLongHasItsTunnelWithinASecond(t *testing.T) {
+	const idle = 20 * time.Minute
+	for name, wake := range map[string]func(silent, other *host){
+		"gossip reaches it": func(h, _ *host) { h.reconcile(topology.Reached) },
+		"gossip reaches us": func(_, h *host) { h.reconcile(topology.Reached) },
+		"it calls by itself": func(_, h *host) {
+			h.set(fmt.Sprintf("public_key=%x\npersistent_keepalive_interval=25\n", h.tunnel.PublicKey))
+		},
+		"gossip reaches both": func(a, b *host) {
+			a.reconcile(topology.Reached)
+			time.Sleep(10 * time.Millisecond) // for calls that cross, see below
+			b.reconcile(topology.Reached)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cut := true
+				hosts := newHosts(t, time.Millisecond, func() bool { return cut })
+				defer end(hosts)
+				for _, h := range hosts {
+					h.reconcile(topology.Unsure)
+				}
+				time.Sleep(lostFor)
+				for _, h := range hosts {
+					h.reconcile(topology.Lost)
+				}
+				time.Sleep(3 * time.Minute) // what was begun is given up
+				_, before := hosts[0].look()
+				time.Sleep(idle)
+				if _, after := hosts[0].look(); after != before || before == 0 {
+					t.Errorf("%d bytes were sent to a peer that is silent for long, %d before", after-before, before)
+				}
+				cut = false
+				wake(hosts[0], hosts[1])
+				if _, ok := within(hosts, time.Second, func() {}); !ok {
+					t.Error("no handshake within a second")
+				}
+				for i, h := range hosts {
+					h.reconcile(topology.Lost)
+					if have, _ := h.look(); have[wgtypes.Key(h.tunnel.PublicKey)].keepalive != keepalive {
+						t.Errorf("host %d has no keepalive after the handshake", i+1)
+					}
+				}
+			})
+		})
+	}
+}
+
+// lostFor is longer than what makes a peer silent.
+const lostFor = silence + time.Minute
+
+func TestASideThatIsConfiguredLaterHasItsTunnelAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hosts := newHosts(t, time.Millisecond, never)
+		defer end(hosts)
+		hosts[0].reconcile(topology.Reached)
+		time.Sleep(time.Second)
+		hosts[1].reconcile(topology.Reached)
+		if took, ok := within(hosts, time.Second, func() {}); !ok {
+			t.Errorf("no handshake after %v", took)
+		}
+	})
+}
+
+// Two first handshakes that cross undo each other, and each side's retry after 5 s is
+// taken back when it answered the other's later than its own by more than the retry's
+// jitter (0 to 333 ms): the next one would come with the keepalive, after 25 s.
+func TestHandshakesThatCrossAreBegunAgainSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hosts := newHosts(t, 400*time.Millisecond, never)
+		defer end(hosts)
+		hosts[0].reconcile(topology.Reached)
+		hosts[1].reconcile(topology.Reached)
+		took, ok := within(hosts, 9*time.Second, func() {
+			hosts[0].reconcile(topology.Reached)
+			time.Sleep(time.Second) // the agents of two hosts do not look at the same time
+			hosts[1].reconcile(topology.Reached)
+		})
+		if !ok {
+			t.Errorf("no handshake after %v", took)
+		}
+		t.Logf("handshake after %v", took)
+	})
+}
