@@ -183,9 +183,10 @@ func (a *Allocator) Run(ctx context.Context) error {
 			return nil
 		case call := <-a.calls:
 			call()
+		case <-a.voting():
+			a.tick()
 		case <-again.C:
 			a.space.Wake(time.Now().Unix())
-			a.tick()
 			a.serve()
 		}
 	}

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -26,22 +27,41 @@ type Election struct {
 	Elsewhere func() bool
 }
 
-// proposeWithin is how long a proposer waits at most before it tries again. The moment is
-// random, so that two of them do not outbid each other for ever.
-const proposeWithin = 2 * time.Second
+// Timing of a vote. A ballot is decided once a quorum has heard of it twice and written
+// twice; one that begins before voids it. So one voter goes first, the reachable one with
+// the lowest id, and the others leave it a time that grows with their number and with
+// each ballot that came to nothing.
+const (
+	lookEvery    = 100 * time.Millisecond // at who can be reached
+	settleFor    = time.Second            // for which voters that are missing are waited for
+	ballotStep   = 250 * time.Millisecond // in which all hear of a ballot
+	maxDoublings = 3
+	tellStep     = 2 * time.Millisecond // per voter, between two words of one voter, at most
+	maxTell      = 250 * time.Millisecond
+	hereWithin   = 2 * time.Second // in which one that lacks others says that it is here
+)
 
 // election is the vote, as long as there is no ring; of the actor's goroutine.
 type election struct {
 	*Election
-	votes   paxos.State
-	propose time.Time // not before
-	err     error     // why another's votes do not count, for people
-	errAt   time.Time
+	votes paxos.State
+	kept  paxos.State // what is on disk
+	timer *time.Timer // of tick
+
+	told   paxos.State // what the others were told
+	toldAt time.Time
+	hereAt time.Time // not before: when it says again that it is here
+	ringAt time.Time // when it last told one who still votes of the ring
+
+	since  time.Time     // a quorum can be reached, or the newest ballot is known; zero while nobody may propose
+	spread time.Duration // what this voter waits beyond the lowest one
+	err    error         // why another's votes do not count, for people
+	errAt  time.Time
 }
 
 // loadVotes goes on with the vote where this peer left it, or begins.
 func (a *Allocator) loadVotes(kept []byte) (err error) {
-	e := &election{Election: a.cfg.Elect}
+	e := &election{Election: a.cfg.Elect, timer: time.NewTimer(lookEvery)}
 	if len(kept) > 0 {
 		e.votes, err = paxos.Restore(kept, a.cfg.Self, e.Terms)
 	} else {
@@ -50,15 +70,27 @@ func (a *Allocator) loadVotes(kept []byte) (err error) {
 	if err != nil {
 		return fmt.Errorf("ipam: %w", err)
 	}
-	e.wait()
+	e.kept, e.hereAt = e.votes, time.Now().Add(rand.N(hereWithin))
 	a.election = e
-	return a.vote(e.votes)
+	a.cfg.Mesh.Broadcast(VotesName, e.votes.Told().Encode())
+	e.told, e.toldAt = e.votes, time.Now()
+	a.tick()
+	return nil
 }
 
-func (e *election) wait() { e.propose = time.Now().Add(rand.N(proposeWithin)) }
+// voting ticks while there is something to vote on.
+func (a *Allocator) voting() <-chan time.Time {
+	if a.election == nil {
+		return nil
+	}
+	return a.election.timer.C
+}
 
-// vote takes the steps that a newer state of the vote asks for. It is on disk before
-// it is ours, and before others hear of it.
+// voters is how many there are, as far as this one knows.
+func (e *election) voters() int { return max(e.Terms.Expect, e.votes.Known()) }
+
+// vote takes the steps that a newer state of the vote asks for. What binds this voter is
+// on disk before it is its own, and before others hear of it.
 func (a *Allocator) vote(newer paxos.State) error {
 	e := a.election
 	next, _, err := newer.Think(func(voters []peer.ID) paxos.Value {
@@ -68,15 +100,33 @@ func (a *Allocator) vote(newer paxos.State) error {
 	if err != nil {
 		return fmt.Errorf("ipam: found a ring: %w", err)
 	}
-	if err := a.cfg.Store.Update(Change{Vote: next.Encode()}); err != nil {
-		return fmt.Errorf("ipam: vote: %w", err)
+	if next.Binds(e.kept) {
+		if err := a.cfg.Store.Update(Change{Vote: next.Encode()}); err != nil {
+			return fmt.Errorf("ipam: vote: %w", err)
+		}
+		e.kept = next
+	}
+	if !e.since.IsZero() && next.Ballot() != e.votes.Ballot() {
+		e.begin()
 	}
 	e.votes = next
-	a.cfg.Mesh.Broadcast(VotesName, next.Told().Encode())
+	a.tell()
 	if v, ok := e.votes.Decided(); ok {
 		return a.found(v)
 	}
 	return nil
+}
+
+// tell says what the others were not told yet; where it told them something a moment ago,
+// a little later: what comes in meanwhile goes with it.
+func (a *Allocator) tell() {
+	e := a.election
+	if wait := min(time.Duration(e.voters())*tellStep, maxTell) - time.Since(e.toldAt); wait > 0 {
+		e.timer.Reset(min(wait, lookEvery))
+		return
+	}
+	a.cfg.Mesh.Broadcast(VotesName, e.votes.Since(e.told).Told().Encode())
+	e.told, e.toldAt = e.votes, time.Now()
 }
 
 // found makes the ring that was decided on.
@@ -94,24 +144,18 @@ func (a *Allocator) found(v paxos.Value) error {
 	return nil
 }
 
-// tick proposes, if nothing is decided and enough voters can be reached; else it says
-// again that this one is here.
+// tick tells what is to be told, and proposes when it is this voter's turn; where too few
+// voters can be reached, it says again that this one is here.
 func (a *Allocator) tick() {
 	e := a.election
-	if e == nil || !a.ring.IsZero() || time.Now().Before(e.propose) || e.Elsewhere() {
-		return
+	if !a.ring.IsZero() {
+		return // and never again
 	}
-	here := 1
-	for _, id := range e.votes.Voters() {
-		if id != a.cfg.Self && a.cfg.Mesh.Reachable(id) {
-			here++
-		}
+	e.timer.Reset(lookEvery)
+	if e.votes.Differs(e.told) {
+		a.tell()
 	}
-	e.wait()
-	if here < e.votes.Quorum() {
-		// Perhaps nobody has heard of us: what was said at the start can be lost, and push/pull
-		// takes long to find the other voters among many hosts that do not vote.
-		a.cfg.Mesh.Broadcast(VotesName, e.votes.Told().Encode())
+	if !a.mayPropose(time.Now()) {
 		return
 	}
 	next, changed := e.votes.Propose()
@@ -119,8 +163,61 @@ func (a *Allocator) tick() {
 		return
 	}
 	if err := a.vote(next); err != nil {
+		e.begin() // as if that ballot had come to nothing
 		a.cfg.Log.Warn("cannot propose a ring", "err", err)
 	}
+}
+
+// begin makes all voters wait for the newest ballot.
+func (e *election) begin() {
+	e.since, e.spread = time.Now(), rand.N(time.Duration(e.voters())*e.step())
+}
+
+// step is how long all take to hear of a ballot: longer than was thought, after each that
+// came to nothing.
+func (e *election) step() time.Duration {
+	round := e.votes.Ballot().Round
+	return ballotStep << min(max(round, 1)-1, maxDoublings)
+}
+
+// mayPropose reports whether it is this voter's turn.
+func (a *Allocator) mayPropose(now time.Time) bool {
+	e := a.election
+	if e.Elsewhere() {
+		e.since = time.Time{}
+		return false
+	}
+	here, lowest := 1, true
+	for _, id := range e.votes.Voters() {
+		if id != a.cfg.Self && a.cfg.Mesh.Reachable(id) {
+			here++
+			lowest = lowest && bytes.Compare(a.cfg.Self[:], id[:]) < 0
+		}
+	}
+	switch {
+	case here < e.votes.Quorum():
+		e.since = time.Time{}
+		if now.After(e.hereAt) {
+			// Perhaps nobody has heard of us: what was said at the start can be lost, and push/pull
+			// takes long to find the other voters among many hosts that do not vote.
+			a.cfg.Mesh.Broadcast(VotesName, e.votes.Told().Encode())
+			e.hereAt = now.Add(rand.N(max(hereWithin, time.Duration(e.voters())*lookEvery)))
+		}
+		return false
+	case e.since.IsZero():
+		e.begin()
+	}
+	wait := settleFor // also for a host that may hear in a moment that there is a ring
+	switch {
+	case e.votes.Ballot() != paxos.Ballot{}:
+		wait = 4*e.step() + time.Duration(e.voters())*e.step()/12
+	case lowest && here == e.voters() && here > 1:
+		wait = ballotStep
+	}
+	if !lowest {
+		wait += e.spread
+	}
+	return now.Sub(e.since) >= wait
 }
 
 // Votes is the vote as a replicated state of its own.
@@ -161,7 +258,10 @@ func (a *Allocator) mergeVotes(theirs paxos.State) error {
 		return nil // a founder, or an observer: it has no vote
 	}
 	if !a.ring.IsZero() { // who still votes has not heard
-		a.cfg.Mesh.Broadcast(ReplicaName, a.ring.Encode())
+		if now := time.Now(); now.Sub(e.ringAt) >= lookEvery {
+			e.ringAt = now
+			a.cfg.Mesh.Broadcast(ReplicaName, a.ring.Encode())
+		}
 		return nil
 	}
 	merged, news, err := e.votes.Merge(theirs)

@@ -3,14 +3,12 @@ package ipam
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"weft/ipam/paxos"
 	"weft/ipam/ring"
 	"weft/ipam/slot"
 	"weft/mesh/peer"
@@ -342,96 +340,6 @@ func TestShortageNamesWhoHasNothing(t *testing.T) {
 			if !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), want) {
 				t.Errorf("got %v, want %q", err, want)
 			}
-		}
-		c.end()
-	})
-}
-
-// voter starts a peer that founds together with others.
-func (c *cluster) voter(n, expect int) *member {
-	m := &member{c: c, id: peerID(n), disk: &disk{}, done: make(chan error, 1)}
-	m.Allocator = New(Config{
-		Self: m.id, Store: m.disk, Mesh: m, Log: slog.New(slog.DiscardHandler), Changed: func() {},
-		Elect: &Election{
-			Terms:     paxos.Terms{Expect: expect},
-			Candidate: func() (ring.ID, [16]byte, slot.Universe) { return ring.ID{byte(n)}, [16]byte{byte(n)}, universe },
-			Elsewhere: func() bool { return false },
-		},
-	})
-	ctx, cancel := context.WithCancel(context.Background())
-	m.stop = cancel
-	c.put(m)
-	go func() { m.done <- m.Run(ctx) }()
-	return m
-}
-
-// Peers that start at once found one ring that they share; who comes alone waits.
-func TestFoundTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 3)
-		c.lose.Store(30)
-		first := c.voter(1, 5)
-		time.Sleep(10 * time.Second)
-		if s := snapshot(t, first); !s.Ring.IsZero() || s.Vote == nil || s.Vote.Quorum != 3 || len(s.Vote.Known) != 1 {
-			t.Fatalf("alone it founded %v, vote %+v", s.Ring.ID, s.Vote)
-		}
-		for n := 2; n <= 5; n++ {
-			c.voter(n, 5)
-		}
-		for range 60 {
-			time.Sleep(500 * time.Millisecond)
-			for _, a := range c.hosts {
-				for _, b := range c.hosts {
-					if full := a.Votes().Full(); full != nil && a != b {
-						_, _ = b.Votes().Merge(full)
-					}
-				}
-			}
-			c.gossip()
-		}
-		ids := map[ring.ID]int{}
-		for _, m := range c.hosts {
-			ids[snapshot(t, m).Ring.ID]++
-			if _, err := m.Allocate(t.Context(), "a", nil); err != nil {
-				t.Error(err)
-			}
-		}
-		if len(ids) != 1 || ids[ring.ID{}] != 0 {
-			t.Errorf("rings: %v", ids)
-		}
-		c.check()
-		c.end()
-	})
-}
-
-// Voters find each other although their first words were lost, and without push/pull.
-func TestVotersSayThatTheyAreHere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 3)
-		c.lose.Store(100)
-		a, b := c.voter(1, 2), c.voter(2, 2)
-		time.Sleep(5 * time.Second)
-		c.lose.Store(0)
-		time.Sleep(20 * time.Second)
-		if x, y := snapshot(t, a).Ring.ID, snapshot(t, b).Ring.ID; x.IsZero() || x != y {
-			t.Errorf("rings %v and %v", x, y)
-		}
-		c.end()
-	})
-}
-
-// Peers that expect different numbers do not count each other, and say so.
-func TestOtherTermsAreNamed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 3)
-		a, b := c.voter(1, 2), c.voter(2, 3)
-		_, err := a.Votes().Merge(b.Votes().Full())
-		if _, ok := errors.AsType[*paxos.TermsError](err); !ok || snapshot(t, a).Conflict == nil {
-			t.Errorf("got %v, conflict %v", err, snapshot(t, a).Conflict)
-		}
-		time.Sleep(10 * time.Second)
-		if !snapshot(t, a).Ring.IsZero() || !snapshot(t, b).Ring.IsZero() {
-			t.Error("a ring was founded")
 		}
 		c.end()
 	})

@@ -33,6 +33,8 @@ type disk struct {
 	mu    sync.Mutex
 	state State
 	fail  error
+	sync  time.Duration // what a write takes
+	count int           // writes
 }
 
 func (d *disk) Load() (State, error) {
@@ -43,9 +45,17 @@ func (d *disk) Load() (State, error) {
 	return s, nil
 }
 
-func (d *disk) Update(c Change) error {
+func (d *disk) written() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.count
+}
+
+func (d *disk) Update(c Change) error {
+	time.Sleep(d.sync)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.count++
 	if d.fail != nil {
 		return d.fail
 	}
@@ -95,6 +105,8 @@ type member struct {
 	stop context.CancelFunc
 	done chan error
 	down atomic.Bool
+	mute atomic.Bool // its gossip is lost, both ways
+	deaf atomic.Bool // answers to it are lost
 }
 
 func newCluster(t *testing.T, seed uint64) *cluster {
@@ -132,7 +144,7 @@ func (c *cluster) lost() bool {
 
 func (m *member) Broadcast(replica string, delta []byte) {
 	for _, other := range m.c.members() {
-		if other != m && m.Reachable(other.id) && !m.c.lost() {
+		if other != m && m.Reachable(other.id) && !m.mute.Load() && !other.mute.Load() && !m.c.lost() {
 			go func() {
 				if replica == VotesName {
 					_, _ = other.Votes().Merge(delta)
@@ -172,6 +184,10 @@ func (m *member) Request(ctx context.Context, to peer.ID, kind string, payload [
 	reply, err := other.Handlers()[kind](ctx, m.id, payload)
 	if m.c.replyLate {
 		time.Sleep(100 * time.Millisecond)
+	}
+	if m.deaf.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
 	}
 	if err != nil {
 		err = no{err}

@@ -238,10 +238,38 @@ func (s State) Merge(o State) (merged State, news bool, err error) {
 	return merged, true, nil
 }
 
+// Ballot is the highest that s promised; after a Think, the highest that it has heard of.
+func (s State) Ballot() Ballot { return s.votes[s.self].Promise }
+
+// Binds reports whether s holds its voter to more than o, an earlier state of the same
+// voter: then it must be on disk before anybody is told of it. What other voters said is
+// theirs to keep.
+func (s State) Binds(o State) bool {
+	return s.votes[s.self].compare(o.votes[s.self]) != 0 || s.decided.compare(o.decided) != 0
+}
+
+// Differs reports whether s says anything that o, an earlier state of the same voter, does not.
+func (s State) Differs(o State) bool {
+	return s.decided.compare(o.decided) != 0 ||
+		!maps.EqualFunc(s.votes, o.votes, func(v, w Vote) bool { return v.compare(w) == 0 })
+}
+
+// Since is s without what o, an earlier state of the same voter, says too. Its own vote is
+// always there.
+func (s State) Since(o State) State {
+	delta := s
+	delta.votes = maps.Clone(s.votes)
+	maps.DeleteFunc(delta.votes, func(id peer.ID, v Vote) bool {
+		old, ok := o.votes[id]
+		return ok && id != s.self && old.compare(v) == 0
+	})
+	return delta
+}
+
 // Propose starts a ballot above all that s has seen; an older one of s is given up.
-// The caller does so at random intervals while a quorum can be reached: two
-// proposers in step would outbid each other forever. It does nothing once a value
-// is decided. Think comes next.
+// The caller sees to it that a ballot mostly has the time to be decided before the next
+// one begins: proposers in step would outbid each other forever. It does nothing once a
+// value is decided. Think comes next.
 func (s State) Propose() (next State, changed bool) {
 	round := uint32(0)
 	for _, v := range s.votes {

@@ -1,0 +1,260 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/ipam/paxos"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+)
+
+// voter starts a peer that founds together with others.
+func (c *cluster) voter(n, expect int) *member { return c.voterOn(n, expect, &disk{}) }
+
+func (c *cluster) voterOn(n, expect int, d *disk) *member {
+	m := &member{c: c, id: peerID(n), disk: d, done: make(chan error, 1)}
+	m.Allocator = New(Config{
+		Self: m.id, Store: m.disk, Mesh: m, Log: slog.New(slog.DiscardHandler), Changed: func() {},
+		Elect: &Election{
+			Terms:     paxos.Terms{Expect: expect},
+			Candidate: func() (ring.ID, [16]byte, slot.Universe) { return ring.ID{byte(n)}, [16]byte{byte(n)}, universe },
+			Elsewhere: func() bool { return false },
+		},
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	m.stop = cancel
+	c.put(m)
+	go func() { m.done <- m.Run(ctx) }()
+	return m
+}
+
+// Peers that start at once found one ring that they share; who comes alone waits.
+func TestFoundTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		c.lose.Store(30)
+		first := c.voter(1, 5)
+		time.Sleep(10 * time.Second)
+		if s := snapshot(t, first); !s.Ring.IsZero() || s.Vote == nil || s.Vote.Quorum != 3 || len(s.Vote.Known) != 1 {
+			t.Fatalf("alone it founded %v, vote %+v", s.Ring.ID, s.Vote)
+		}
+		for n := 2; n <= 5; n++ {
+			c.voter(n, 5)
+		}
+		for range 60 {
+			time.Sleep(500 * time.Millisecond)
+			for _, a := range c.hosts {
+				for _, b := range c.hosts {
+					if full := a.Votes().Full(); full != nil && a != b {
+						_, _ = b.Votes().Merge(full)
+					}
+				}
+			}
+			c.gossip()
+		}
+		ids := map[ring.ID]int{}
+		for _, m := range c.hosts {
+			ids[snapshot(t, m).Ring.ID]++
+			if _, err := m.Allocate(t.Context(), "a", nil); err != nil {
+				t.Error(err)
+			}
+		}
+		if len(ids) != 1 || ids[ring.ID{}] != 0 {
+			t.Errorf("rings: %v", ids)
+		}
+		c.check()
+		c.end()
+	})
+}
+
+// Voters find each other although their first words were lost, and without push/pull.
+func TestVotersSayThatTheyAreHere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		c.lose.Store(100)
+		a, b := c.voter(1, 2), c.voter(2, 2)
+		time.Sleep(5 * time.Second)
+		c.lose.Store(0)
+		time.Sleep(20 * time.Second)
+		if x, y := snapshot(t, a).Ring.ID, snapshot(t, b).Ring.ID; x.IsZero() || x != y {
+			t.Errorf("rings %v and %v", x, y)
+		}
+		c.end()
+	})
+}
+
+// Peers that expect different numbers do not count each other, and say so.
+func TestOtherTermsAreNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		a, b := c.voter(1, 2), c.voter(2, 3)
+		_, err := a.Votes().Merge(b.Votes().Full())
+		if _, ok := errors.AsType[*paxos.TermsError](err); !ok || snapshot(t, a).Conflict == nil {
+			t.Errorf("got %v, conflict %v", err, snapshot(t, a).Conflict)
+		}
+		time.Sleep(10 * time.Second)
+		if !snapshot(t, a).Ring.IsZero() || !snapshot(t, b).Ring.IsZero() {
+			t.Error("a ring was founded")
+		}
+		c.end()
+	})
+}
+
+// founded waits until members have one ring, and returns it.
+func (c *cluster) founded(within time.Duration, members ...*member) ring.ID {
+	c.t.Helper()
+	rings := map[ring.ID]int{}
+	for start := time.Now(); time.Since(start) < within; time.Sleep(50 * time.Millisecond) {
+		clear(rings)
+		for _, m := range members {
+			rings[snapshot(c.t, m).Ring.ID]++
+		}
+		for id := range rings {
+			if len(rings) == 1 && !id.IsZero() {
+				return id
+			}
+		}
+	}
+	c.t.Fatalf("rings after %v: %v", within, rings)
+	return ring.ID{}
+}
+
+// ballot is the newest one that a voter has heard of.
+func ballot(t *testing.T, m *member) (b paxos.Ballot) {
+	t.Helper()
+	if err := m.do(t.Context(), func() { b = m.election.votes.Ballot() }); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// However the one that goes first fails, another founds the ring soon.
+func TestAnotherFoundsWhereTheFirstFails(t *testing.T) {
+	const voters = 7
+	for name, fails := range map[string]func(c *cluster, m []*member){
+		"nobody fails": func(*cluster, []*member) {},
+		"it is dead": func(_ *cluster, m []*member) {
+			m[0].down.Store(true)
+			m[0].mute.Store(true)
+		},
+		"it is there, and says nothing": func(_ *cluster, m []*member) { m[0].mute.Store(true) },
+		"it says no more than its ballot": func(c *cluster, m []*member) {
+			for ballot(c.t, m[3]) == (paxos.Ballot{}) {
+				time.Sleep(time.Millisecond)
+			}
+			m[0].mute.Store(true)
+		},
+		"it and the next two say nothing": func(_ *cluster, m []*member) {
+			for i := range 3 {
+				m[i].mute.Store(true)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, 3)
+				var m []*member
+				for n := 1; n <= voters; n++ {
+					m = append(m, c.voterOn(n, voters, &disk{sync: 20 * time.Millisecond}))
+				}
+				time.Sleep(10 * time.Millisecond) // all have heard that all are there
+				fails(c, m)
+				began := time.Now()
+				c.founded(6*time.Second, m[3:]...)
+				t.Logf("after %v", time.Since(began))
+				c.end()
+			})
+		})
+	}
+}
+
+// Voters that come one after another found the ring once a quorum is there, and the rest
+// hears of it, whoever has the lowest id.
+func TestVotersComeOneAfterAnother(t *testing.T) {
+	for _, step := range []int{1, -1} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCluster(t, 3)
+			var m []*member
+			for i := range 9 {
+				if m = append(m, c.voter(5+step*(i-4), 9)); len(m) < 5 && !snapshot(t, m[0]).Ring.IsZero() {
+					t.Fatalf("%d of 9 found a ring", len(m))
+				}
+				time.Sleep(700 * time.Millisecond)
+			}
+			c.founded(time.Second, m...)
+			c.end()
+		})
+	}
+}
+
+// A voter that restarts, after any of its writes, keeps its word, and the ring is founded
+// all the same.
+func TestAVoterRestartsInTheMidst(t *testing.T) {
+	for who := 1; who <= 2; who++ {
+		for write := 1; write <= 2; write++ { // the third is the ring
+			t.Run(fmt.Sprintf("voter %d after write %d", who, write), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					c := newCluster(t, 3)
+					m := map[int]*member{}
+					for n := 1; n <= 2; n++ {
+						m[n] = c.voterOn(n, 2, &disk{sync: 20 * time.Millisecond})
+					}
+					for m[who].disk.written() < write {
+						time.Sleep(time.Millisecond)
+					}
+					m[who].kill()
+					kept := m[who].disk.copy()
+					time.Sleep(time.Second)
+					m[who] = c.voterOn(who, 2, &disk{sync: 20 * time.Millisecond, state: kept.state})
+					c.founded(8*time.Second, m[1], m[2])
+					c.end()
+				})
+			})
+		}
+	}
+}
+
+// A minority never founds a ring; once the network is one again, it has the majority's.
+func TestAMinorityFoundsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		c.split(func(a, b peer.ID) bool { return (a[0] <= 2) != (b[0] <= 2) })
+		var m []*member
+		for n := 1; n <= 5; n++ {
+			m = append(m, c.voter(n, 5))
+		}
+		id := c.founded(6*time.Second, m[2:]...)
+		time.Sleep(time.Minute)
+		if a, b := snapshot(t, m[0]).Ring.ID, snapshot(t, m[1]).Ring.ID; !a.IsZero() || !b.IsZero() {
+			t.Errorf("the minority founded %v and %v", a, b)
+		}
+		c.split(func(a, b peer.ID) bool { return false })
+		if got := c.founded(5*time.Second, m...); got != id {
+			t.Errorf("ring %v, was %v", got, id)
+		}
+		c.end()
+	})
+}
+
+// Half of all words are lost, and there is no push/pull: the vote ends all the same.
+func TestAVoteEndsInSpiteOfLoss(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCluster(t, seed)
+			c.lose.Store(50)
+			var m []*member
+			for n := 1; n <= 9; n++ {
+				m = append(m, c.voterOn(n, 9, &disk{sync: 20 * time.Millisecond}))
+			}
+			c.founded(40*time.Second, m...)
+			c.end()
+		})
+	}
+}
