@@ -23,8 +23,8 @@ import (
 const (
 	requestRing    = "ring"    // the whole ring
 	requestUsage   = "usage"   // how much is free: Usage
-	requestSpace   = "space"   // a block of free slots: a grant
-	requestPressed = "pressed" // a slot, also one that rests, since nobody has a free one: a grant
+	requestSpace   = "space"   // a block of free slots, for who knows this ring: a grant
+	requestPressed = "pressed" // the same, but a slot also if it rests, since nobody has a free one
 	requestClaim   = "claim"   // one slot: a grant
 	requestRemoval = "removal" // whether a peer is dead: the whole ring
 	requestInherit = "inherit" // to take what we leave behind
@@ -47,11 +47,11 @@ func (a *Allocator) Handlers() map[string]func(ctx context.Context, from peer.ID
 	return map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
 		requestRing:  func(context.Context, peer.ID, []byte) ([]byte, error) { return a.Full(), nil },
 		requestUsage: a.serveUsage,
-		requestSpace: func(ctx context.Context, from peer.ID, _ []byte) (reply []byte, err error) {
-			return a.answer(ctx, func() ([]byte, error) { return a.donate(from, false) })
+		requestSpace: func(ctx context.Context, from peer.ID, known []byte) (reply []byte, err error) {
+			return a.answer(ctx, func() ([]byte, error) { return a.donate(from, known, false) })
 		},
-		requestPressed: func(ctx context.Context, from peer.ID, _ []byte) (reply []byte, err error) {
-			return a.answer(ctx, func() ([]byte, error) { return a.donate(from, true) })
+		requestPressed: func(ctx context.Context, from peer.ID, known []byte) (reply []byte, err error) {
+			return a.answer(ctx, func() ([]byte, error) { return a.donate(from, known, true) })
 		},
 		requestClaim:   a.serveClaim,
 		requestRemoval: a.serveRemoval,
@@ -199,7 +199,7 @@ func (a *Allocator) askEach(ctx context.Context, donors []peer.ID, kind string) 
 			refusals = append(refusals, a.cfg.Mesh.Name(id)+" has nothing free")
 			continue
 		}
-		err := a.askFor(ctx, id, kind, nil)
+		err := a.askFor(ctx, id, kind, a.Full())
 		if err == nil {
 			return true, nil
 		}
@@ -272,13 +272,18 @@ func (a *Allocator) writable() error {
 }
 
 // donate gives away about half of what is free, as a part of the ring that makes it theirs;
-// to one who is pressed, if nothing is, the slot that rests for longest.
-func (a *Allocator) donate(to peer.ID, pressed bool) ([]byte, error) {
+// to one who is pressed, if nothing is, the slot that rests for longest. Who has not heard
+// yet of what it was given before is told of that, and given no more: the answer to an
+// earlier request was lost.
+func (a *Allocator) donate(to peer.ID, known []byte, pressed bool) ([]byte, error) {
 	if err := a.writable(); err != nil {
 		return nil, err
 	}
 	if to == a.cfg.Self {
 		return nil, errors.New("a peer gives no space to itself")
+	}
+	if given, err := a.given(to, known); err != nil || given != nil {
+		return given, err
 	}
 	gift, ok := a.space.Donate()
 	if !ok && pressed {
@@ -294,6 +299,30 @@ func (a *Allocator) donate(to peer.ID, pressed bool) ([]byte, error) {
 	}
 	a.cfg.Log.Info("gave space to peer", "peer", to, "slots", gift.Len())
 	return a.publish(next, delta)
+}
+
+// given is what a peer does not know of, if there is space of its own in that: it is free,
+// since nothing can have been allocated in it. Older versions do not say what they know.
+func (a *Allocator) given(to peer.ID, known []byte) ([]byte, error) {
+	if len(known) == 0 {
+		return nil, nil
+	}
+	theirs, err := ring.Decode(known)
+	if err != nil {
+		return nil, err
+	}
+	_, news, err := theirs.Merge(a.ring)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range news.Owned()[to] {
+		for _, u := range a.usable() {
+			if g.Intersect(u).Len() > 0 {
+				return news.Encode(), nil
+			}
+		}
+	}
+	return nil, nil
 }
 
 // publish makes a ring ours that we changed, and tells the others.
