@@ -268,6 +268,8 @@ func (d *Documents) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
+	compare := time.NewTicker(compareEvery)
+	defer compare.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -275,6 +277,8 @@ func (d *Documents) Run(ctx context.Context) error {
 			return d.flush()
 		case <-d.wake:
 			d.fetch(ctx, &group)
+		case <-compare.C:
+			d.compare(ctx, &group)
 		case <-tick.C:
 			d.expire()
 			if err := d.flush(); err != nil {

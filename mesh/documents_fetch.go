@@ -29,6 +29,8 @@ const (
 const (
 	askFirst = 100 * time.Millisecond
 	askLast  = time.Second
+	// compareEvery is how often a peer that does not know what the mesh has asks the others.
+	compareEvery = 2 * time.Second
 )
 
 // documentAnswer is what is missing, whether there is more, and whether who sends it is synced.
@@ -119,17 +121,38 @@ func (d *Documents) fetch(ctx context.Context, group *sync.WaitGroup) {
 			continue
 		}
 		delete(d.wanted, source)
-		d.busy[source] = n
-		group.Go(func() {
-			if err := d.fetchAll(ctx, source); err != nil && ctx.Err() == nil {
-				d.cfg.Log.Debug("documents not fetched", "peer", source, "err", err)
-			}
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			if delete(d.busy, source); len(d.wanted) > 0 {
-				d.kick()
-			}
-		})
+		d.start(ctx, group, n)
+	}
+}
+
+// start asks one peer for what it has. The caller holds the lock.
+func (d *Documents) start(ctx context.Context, group *sync.WaitGroup, n documentNews) {
+	d.busy[n.From] = n
+	group.Go(func() {
+		if err := d.fetchAll(ctx, n.From); err != nil && ctx.Err() == nil {
+			d.cfg.Log.Debug("documents not fetched", "peer", n.From, "err", err)
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if delete(d.busy, n.From); len(d.wanted) > 0 {
+			d.kick()
+		}
+	})
+}
+
+// compare asks those whose push/pull has not come yet, while this peer does not know what
+// the mesh has: of many that start together, some miss each other's first one, and the
+// next comes only after half a minute.
+func (d *Documents) compare(ctx context.Context, group *sync.WaitGroup) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.synced {
+		return
+	}
+	for _, id := range d.cfg.Mesh.Others() {
+		if _, busy := d.busy[id]; !busy && len(d.busy) < maxAsked && !d.all[id] && d.cfg.Mesh.Reachable(id) {
+			d.start(ctx, group, documentNews{From: id})
+		}
 	}
 }
 
