@@ -1,13 +1,14 @@
 package soak
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
 
 	"weft/ipam"
+	"weft/ipam/paxos"
 	"weft/ipam/ring"
 	"weft/ipam/slot"
 	"weft/mesh/meshtest"
@@ -263,16 +264,34 @@ func (r *run) told(data []byte) {
 	})
 }
 
+// voted checks that what a voter holds itself to is on its disk before others hear of it.
+func (r *run) voted(data []byte) {
+	said, err := paxos.Decode(data)
+	r.w.locked(func() {
+		if r.stopped {
+			return
+		}
+		var kept paxos.State // of who was never bound to anything
+		if disk := r.h.disk.state.Vote; len(disk) > 0 {
+			var diskErr error
+			kept, diskErr = paxos.Decode(disk)
+			err = errors.Join(err, diskErr)
+		}
+		switch {
+		case err != nil:
+			r.w.broken("%v votes what cannot be read: %v", r, err)
+		case said.Binds(kept):
+			r.w.broken("%v votes what is not on its disk", r)
+		}
+	})
+}
+
 // Broadcast passes on what the allocator tells the others.
 func (r *run) Broadcast(replica string, delta []byte) {
 	if replica == ipam.ReplicaName {
 		r.told(delta)
 	} else {
-		r.w.locked(func() {
-			if !r.stopped && !bytes.Equal(r.h.disk.state.Vote, delta) {
-				r.w.broken("%v votes what is not on its disk", r)
-			}
-		})
+		r.voted(delta)
 	}
 	r.Node.Broadcast(replica, delta)
 }
