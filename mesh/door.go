@@ -39,6 +39,7 @@ type door struct {
 	memberlist.Transport
 	aead   cipher.AEAD
 	refuse func(addr, reason string)
+	take   func(*stream) bool // a stream that is proven, unless it is for memberlist
 	open   chan net.Conn
 	done   chan struct{}
 
@@ -56,8 +57,9 @@ type door struct {
 // that were ended give their bytes back in a moment.
 type usage struct{ streams, bytes, ending int }
 
-// newDoor puts a door in front of a transport. Shutdown ends both.
-func newDoor(t memberlist.Transport, gossipKey []byte, refuse func(addr, reason string)) (*door, error) {
+// newDoor puts a door in front of a transport. Shutdown ends both. It asks take about each
+// stream that is proven before memberlist gets it.
+func newDoor(t memberlist.Transport, gossipKey []byte, refuse func(addr, reason string), take func(*stream) bool) (*door, error) {
 	block, err := aes.NewCipher(gossipKey)
 	if err != nil {
 		return nil, fmt.Errorf("mesh: gossip key: %w", err)
@@ -66,7 +68,7 @@ func newDoor(t memberlist.Transport, gossipKey []byte, refuse func(addr, reason 
 	if err != nil {
 		return nil, fmt.Errorf("mesh: gossip key: %w", err)
 	}
-	d := &door{Transport: t, aead: aead, refuse: refuse, open: make(chan net.Conn), done: make(chan struct{}), sources: map[netip.Addr]*usage{}}
+	d := &door{Transport: t, aead: aead, refuse: refuse, take: take, open: make(chan net.Conn), done: make(chan struct{}), sources: map[netip.Addr]*usage{}}
 	d.freed = sync.NewCond(&d.mu)
 	go d.watch()
 	return d, nil
@@ -107,6 +109,9 @@ func (d *door) admit(s *stream) {
 	_ = s.SetDeadline(time.Now().Add(streamTimeout)) // where it fails, the next read does
 	if s.prove() != nil {
 		s.Close()
+		return
+	}
+	if d.take(s) {
 		return
 	}
 	select {
@@ -257,6 +262,9 @@ func (d *door) verify(s *stream) bool {
 	}
 	header, sealed := d.scratch[:streamHeader], d.scratch[streamHeader:]
 	nonce, text := sealed[1:sealHead], sealed[sealHead:]
-	_, err := d.aead.Open(text[:0], nonce, text, header)
+	text, err := d.aead.Open(text[:0], nonce, text, header)
+	if err == nil {
+		s.asked = asked(text)
+	}
 	return err == nil
 }

@@ -239,7 +239,7 @@ func (m *Mesh) receive(ctx context.Context, data []byte) {
 	case kindDelta:
 		m.merge(e.Replica, e.Payload)
 	case kindRequest:
-		m.serve(ctx, e.Payload)
+		m.serve(ctx, e.Payload, nil)
 	case kindReply:
 		m.deliver(e.Payload)
 	}

@@ -74,7 +74,7 @@ func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 		msg := message{ID: uint64(a.nonce)<<32 | 2, From: a.self, To: b.self, Kind: "echo", Run: a.peers[b.self].node}
 		a.mu.Unlock()
 		captured := a.sign(msg)
-		b.serve(t.Context(), captured)
+		b.serve(t.Context(), captured, nil)
 		synctest.Wait()
 		if n := b.echoed.Load(); n != 3 {
 			t.Errorf("served %d times what was asked 3 times", n)
@@ -82,7 +82,7 @@ func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 		s.end(b)
 		again := s.start(2, b.store, []string{"192.0.2.1"})
 		s.eventually(time.Minute, "it is back", allReach([]*host{a, again}))
-		again.serve(t.Context(), captured)
+		again.serve(t.Context(), captured, nil)
 		synctest.Wait()
 		if n := again.echoed.Load(); n != 0 {
 			t.Error("the next run served a request of the last")

@@ -86,6 +86,7 @@ type Mesh struct {
 	self     peer.ID
 	name     string // in memberlist: PeerID and a start nonce, see nodeName
 	list     *memberlist.Memberlist
+	door     *door
 	queue    *memberlist.TransmitLimitedQueue
 	inbox    chan []byte
 	started  chan struct{}
@@ -212,9 +213,9 @@ func (m *Mesh) Run(ctx context.Context) error {
 	m.proof.start, m.proof.advertised = time.Now(), m.peers[m.self].signed.Record.Underlay[0]
 	m.mu.Unlock()
 	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmits, NumNodes: m.reachableCount}
-	door, err := m.transport(conf)
+	door, err := m.transport(ctx, conf)
 	if err == nil {
-		conf.Transport = door
+		conf.Transport, m.door = door, door
 		if m.list, err = memberlist.Create(conf); err != nil {
 			_ = door.Shutdown()
 		}
@@ -287,7 +288,7 @@ func (m *Mesh) listConfig() (*memberlist.Config, error) {
 }
 
 // transport is the network, behind the door.
-func (m *Mesh) transport(conf *memberlist.Config) (*door, error) {
+func (m *Mesh) transport(ctx context.Context, conf *memberlist.Config) (*door, error) {
 	t := m.cfg.Transport
 	if t == nil {
 		var err error
@@ -296,7 +297,7 @@ func (m *Mesh) transport(conf *memberlist.Config) (*door, error) {
 			return nil, err
 		}
 	}
-	return newDoor(t, m.cfg.GossipKey, m.reject)
+	return newDoor(t, m.cfg.GossipKey, m.reject, func(s *stream) bool { return m.answer(ctx, s) })
 }
 
 // bindAddress is the wildcard of both families, or of IPv4 where there is no IPv6.

@@ -154,6 +154,10 @@ func (s *sim) startWith(more []Replica, i int, store *memory, targets []string, 
 		}
 		return append([]byte(from.String()+" "), p...), nil
 	})
+	m.Handle("slow", func(ctx context.Context, _ peer.ID, _ []byte) ([]byte, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	h.stop = cancel
 	go func() { h.done <- m.Run(ctx) }()

@@ -80,9 +80,13 @@ func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []b
 		defer m.mu.Unlock()
 		delete(m.pending, msg.ID)
 	}()
-	if err := m.send(kindRequest, msg); err != nil {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	wait, err := m.ask(ctx, msg)
+	if err != nil {
 		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, err)
 	}
+	defer func() { end(); wait() }()
 	select {
 	case r := <-answer:
 		if r.from != to {
@@ -94,11 +98,11 @@ func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []b
 	}
 }
 
-// send signs a message and sends it reliably to its receiver. A reply does not wait
-// for gossip to say where that is: who asks has just said so in its record.
-func (m *Mesh) send(kind uint, msg message) error {
+// nodeFor is where a message goes. A reply does not wait for gossip to say that: who asks
+// has just said so in its record.
+func (m *Mesh) nodeFor(kind uint, msg message) *memberlist.Node {
 	if !m.running() {
-		return ErrUnreachable
+		return nil
 	}
 	var name string
 	var record peer.Record
@@ -111,10 +115,16 @@ func (m *Mesh) send(kind uint, msg message) error {
 	if node == nil && kind == kindReply && len(record.Underlay) > 0 {
 		node = &memberlist.Node{Addr: record.Underlay[0].AsSlice(), Port: record.Gossip}
 	}
+	return node
+}
+
+// sendReply sends an answer on a new stream, to one that does not wait for it on its own.
+func (m *Mesh) sendReply(msg message) error {
+	node := m.nodeFor(kindReply, msg)
 	if node == nil {
 		return ErrUnreachable
 	}
-	return m.list.SendReliable(node, encode(envelope{Kind: kind, Payload: m.sign(msg)}))
+	return m.list.SendReliable(node, encode(envelope{Kind: kindReply, Payload: m.sign(msg)}))
 }
 
 func (m *Mesh) sign(msg message) []byte {
@@ -229,18 +239,26 @@ func (m *Mesh) once(msg message) error {
 	return nil
 }
 
-// serve answers a request, on a goroutine of its own: a handler may itself ask.
-func (m *Mesh) serve(ctx context.Context, data []byte) {
+// serve answers a request, on a goroutine of its own: a handler may itself ask. The stream
+// that the request came on ends with it; it is nil where nobody waits on that.
+func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
+	end := func() {
+		if s != nil {
+			s.Close()
+		}
+	}
 	msg, err := m.open(data)
 	if err == nil && !msg.IsReply {
 		err = m.once(msg)
 	}
 	if err != nil || msg.IsReply {
 		m.cfg.Log.Debug("request ignored", "from", msg.From, "err", err)
+		end()
 		return
 	}
 	if msg.Kind == requestAlive {
 		m.answerChallenge(msg)
+		end()
 		return
 	}
 	h, ok := m.handlers[msg.Kind]
@@ -250,6 +268,7 @@ func (m *Mesh) serve(ctx context.Context, data []byte) {
 		}
 	}
 	go func() {
+		defer end()
 		ctx, cancel := context.WithTimeout(ctx, handlerTimeout)
 		defer cancel()
 		payload, err := h(ctx, msg.From, msg.Payload)
@@ -257,7 +276,10 @@ func (m *Mesh) serve(ctx context.Context, data []byte) {
 		if err != nil {
 			answer.Error = err.Error()
 		}
-		if err := m.send(kindReply, answer); err != nil {
+		if m.reply(s, answer) == nil {
+			return
+		}
+		if err := m.sendReply(answer); err != nil {
 			m.cfg.Log.Info("reply not sent", "peer", msg.From, "err", err)
 		}
 	}()

@@ -29,10 +29,12 @@ type stream struct {
 	door   *door
 	source netip.Addr
 
-	asked bool  // whether the message was read and checked
-	err   error // why there is none
-	size  int   // of the message
-	read  int   // of that, how much memberlist has
+	done bool  // whether the message was read and checked
+	err  error // why there is none
+	size int   // of the message
+	read int   // of that, how much memberlist has
+
+	asked []byte // what the message says, if it is not for memberlist
 
 	// Guarded by the door's lock, but for the stream's own reads of chunks.
 	chunks []*chunk
@@ -65,10 +67,10 @@ var errTooLong = fmt.Errorf("a message of more than %d MiB", maxStream>>20)
 
 // prove reads the message, the first time that it is called, and verifies it.
 func (s *stream) prove() error {
-	if s.asked {
+	if s.done {
 		return s.err
 	}
-	s.asked = true
+	s.done = true
 	err := s.receive()
 	if err == nil && !s.door.verify(s) {
 		s.shorten()

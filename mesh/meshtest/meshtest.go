@@ -27,12 +27,13 @@ type Network struct {
 	hang  bool
 	tap   func(to netip.AddrPort, p *memberlist.Packet)
 	conns map[*conn]bool
+	walls map[netip.Addr]bool
 }
 
 // New makes a network that loses nothing. The seed decides which packets are lost.
 func New(seed uint64) *Network {
 	return &Network{
-		nodes: map[string]*Transport{}, conns: map[*conn]bool{},
+		nodes: map[string]*Transport{}, conns: map[*conn]bool{}, walls: map[netip.Addr]bool{},
 		rand: rand.New(rand.NewPCG(seed, 0)), cut: func(a, b netip.Addr) bool { return false },
 	}
 }
@@ -79,6 +80,10 @@ func (n *Network) Partition(cut func(a, b netip.Addr) bool) {
 
 // Heal ends all partitions.
 func (n *Network) Heal() { n.Partition(func(netip.Addr, netip.Addr) bool { return false }) }
+
+// Wall puts a host behind a firewall: nobody opens a stream to it, and those that it opens
+// itself work both ways. Packets pass.
+func (n *Network) Wall(a netip.Addr) { n.locked(func() { n.walls[a] = true }) }
 
 func (n *Network) locked(f func()) {
 	n.mu.Lock()
@@ -171,6 +176,10 @@ func (t *Transport) dial(addr string) (net.Conn, error) {
 	t.net.locked(func() {
 		var to *Transport
 		if to, err = t.net.route(t.addr, addr); err != nil {
+			return
+		}
+		if t.net.walls[to.addr.Addr()] {
+			err = fmt.Errorf("dial %s: %w", addr, errCut)
 			return
 		}
 		a, b := net.Pipe()

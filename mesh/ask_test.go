@@ -1,0 +1,106 @@
+package mesh
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"weft/mesh/meshtest"
+	"weft/mesh/secret"
+)
+
+// A host that nobody can dial is answered on the stream that it opened itself.
+func TestWhoCannotBeDialledIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(41)}
+		s.net.Hang()
+		s.net.Wall(address(2).Addr())
+		a, b := s.start(1, nil, nil), s.start(2, nil, []string{address(1).Addr().String()})
+		s.eventually(10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
+		for range 3 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			got, err := b.Request(ctx, a.Self(), "echo", []byte("hello"))
+			if want := b.Self().String() + " hello"; err != nil || string(got) != want {
+				t.Errorf("got %q, %v, want %q", got, err, want)
+			}
+			if _, err := b.Request(ctx, a.Self(), "echo", nil); err == nil || !strings.HasSuffix(err.Error(), "refused: nothing to echo") {
+				t.Errorf("refused with %v", err)
+			}
+			cancel()
+		}
+		if n := a.echoed.Load(); n != 6 {
+			t.Errorf("6 requests were worked on %d times", n)
+		}
+		s.end(a, b)
+	})
+}
+
+// Nobody waits longer than it wants to, and nothing is left of the stream.
+func TestARequestEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(42)}
+		a := s.start(1, nil, nil)
+		b := s.start(2, nil, []string{address(1).Addr().String()})
+		s.eventually(10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		if _, err := b.Request(ctx, a.Self(), "slow", nil); err == nil || time.Since(start) != time.Second {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+		s.end(a, b)
+	})
+}
+
+// What a request looks like on its stream is what memberlist takes for a message of its
+// user, so that an older version hears it.
+func TestMemberlistReadsARequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net, heard := meshtest.New(43), make(chan []byte, 1)
+		conf := memberlist.DefaultLANConfig()
+		conf.Name, conf.Transport, conf.SecretKey, conf.LogOutput = "old", net.Join(address(1)), secret.Secret{1}.GossipKey(), discard{}
+		conf.Delegate = hearer{heard: heard}
+		list, err := memberlist.Create(conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := newDoor(net.Join(address(2)), secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range [][]byte{[]byte("x"), bytes.Repeat([]byte("long "), 20000)} {
+			conn, err := d.Transport.DialTimeout(address(1).String(), time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.Write(d.seal(want)); err != nil {
+				t.Error(err)
+			}
+			if got := <-heard; !bytes.Equal(got, want) {
+				t.Errorf("it heard %d bytes, want %d", len(got), len(want))
+			}
+			conn.Close()
+		}
+		_, _ = list.Shutdown(), d.Shutdown()
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+	})
+}
+
+type discard struct{}
+
+func (discard) Write(b []byte) (int, error) { return len(b), nil }
+
+// hearer is a delegate that hears messages.
+type hearer struct{ heard chan []byte }
+
+func (h hearer) NotifyMsg(b []byte)              { h.heard <- bytes.Clone(b) }
+func (hearer) NodeMeta(int) []byte               { return nil }
+func (hearer) GetBroadcasts(int, int) [][]byte   { return nil }
+func (hearer) LocalState(bool) []byte            { return nil }
+func (hearer) MergeRemoteState(_ []byte, _ bool) {}
