@@ -45,14 +45,10 @@ func asked(text []byte) []byte {
 	return bytes.Clone(rest[4:])
 }
 
-// ask sends a request. It returns once that is sent; the reply is delivered before ctx ends,
+// ask sends a request to where a peer listens. It returns once that is sent; the reply is delivered before ctx ends,
 // or not at all. What it returns waits for the end of the stream.
-func (m *Mesh) ask(ctx context.Context, msg message) (wait func(), err error) {
-	node := m.nodeFor(kindRequest, msg)
-	if node == nil {
-		return nil, ErrUnreachable
-	}
-	conn, err := m.door.Transport.DialTimeout(node.Address(), streamTimeout)
+func (m *Mesh) ask(ctx context.Context, to string, msg message) (wait func(), err error) {
+	conn, err := m.door.Transport.DialTimeout(to, streamTimeout)
 	if err != nil {
 		return nil, err
 	}

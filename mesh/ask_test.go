@@ -3,6 +3,7 @@ package mesh
 import (
 	"bytes"
 	"context"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -16,28 +17,32 @@ import (
 
 // A host that nobody can dial is answered on the stream that it opened itself.
 func TestWhoCannotBeDialledIsAnswered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(41)}
-		s.net.Hang()
-		s.net.Wall(address(2).Addr())
-		a, b := s.start(1, nil, nil), s.start(2, nil, []string{address(1).Addr().String()})
-		s.eventually(10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
-		for range 3 {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			got, err := b.Request(ctx, a.Self(), "echo", []byte("hello"))
-			if want := b.Self().String() + " hello"; err != nil || string(got) != want {
-				t.Errorf("got %q, %v, want %q", got, err, want)
-			}
-			if _, err := b.Request(ctx, a.Self(), "echo", nil); err == nil || !strings.HasSuffix(err.Error(), "refused: nothing to echo") {
-				t.Errorf("refused with %v", err)
-			}
-			cancel()
-		}
-		if n := a.echoed.Load(); n != 6 {
-			t.Errorf("6 requests were worked on %d times", n)
-		}
-		s.end(a, b)
-	})
+	for name, behind := range map[string]func(*meshtest.Network, netip.Addr){"a firewall": (*meshtest.Network).Wall, "NAT": (*meshtest.Network).NAT} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &sim{t, meshtest.New(41)}
+				s.net.Hang()
+				behind(s.net, address(2).Addr())
+				a, b := s.start(1, nil, nil), s.start(2, nil, []string{address(1).Addr().String()})
+				s.eventually(10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
+				for range 3 {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					got, err := b.Request(ctx, a.Self(), "echo", []byte("hello"))
+					if want := b.Self().String() + " hello"; err != nil || string(got) != want {
+						t.Errorf("got %q, %v, want %q", got, err, want)
+					}
+					if _, err := b.Request(ctx, a.Self(), "echo", nil); err == nil || !strings.HasSuffix(err.Error(), "refused: nothing to echo") {
+						t.Errorf("refused with %v", err)
+					}
+					cancel()
+				}
+				if n := a.echoed.Load(); n != 6 {
+					t.Errorf("6 requests were worked on %d times", n)
+				}
+				s.end(a, b)
+			})
+		})
+	}
 }
 
 // Nobody waits longer than it wants to, and nothing is left of the stream.

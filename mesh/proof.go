@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"golang.org/x/sync/errgroup"
 
 	"weft/mesh/peer"
 )
@@ -44,6 +45,8 @@ const (
 	firstProof   = 250 * time.Millisecond
 	maxProof     = 8 * time.Second
 	maxAnswers   = 4
+	// challengeStreams is how many challenges at once travel on streams.
+	challengeStreams = 16
 )
 
 // proof is what is known of who is alive. It is guarded by the lock of its Mesh.
@@ -69,6 +72,9 @@ func newProof() proof {
 func (m *Mesh) prove(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	streams := new(errgroup.Group)
+	streams.SetLimit(challengeStreams)
+	defer func() { _ = streams.Wait() }()
 	for {
 		select {
 		case <-ctx.Done():
@@ -77,7 +83,7 @@ func (m *Mesh) prove(ctx context.Context) error {
 		case <-timer.C:
 		}
 		now := time.Now()
-		m.challengeDue(now)
+		m.challengeDue(ctx, streams, now)
 		m.confirm(now)
 		timer.Reset(time.Until(m.nextProof(now)))
 	}
@@ -125,11 +131,13 @@ func (m *Mesh) nextProof(now time.Time) time.Time {
 }
 
 // challengeDue sends the challenges that are due. They travel as packets: one that is lost
-// is sent again.
-func (m *Mesh) challengeDue(now time.Time) {
+// is sent again. Where two were not answered, every other one travels on a stream: its answer
+// comes back on that also where no packet reaches this host.
+func (m *Mesh) challengeDue(ctx context.Context, streams *errgroup.Group, now time.Time) {
 	type letter struct {
-		to  netip.AddrPort
-		msg message
+		to     netip.AddrPort
+		msg    message
+		stream bool
 	}
 	var letters []letter
 	m.mu.Lock()
@@ -146,13 +154,30 @@ func (m *Mesh) challengeDue(now time.Time) {
 			r.ids = r.ids[1:]
 		}
 		r.next = now.Add(min(firstProof<<min(r.tries, 16), maxProof))
+		stream := r.tries >= 2 && r.tries%2 == 0
 		r.tries++
-		letters = append(letters, letter{r.addr, message{ID: id, From: m.self, To: r.id, Kind: requestAlive, Run: r.name, Payload: payload}})
+		msg := message{ID: id, From: m.self, To: r.id, Kind: requestAlive, Run: r.name, Payload: payload}
+		letters = append(letters, letter{r.addr, msg, stream})
 	}
 	m.mu.Unlock()
 	for _, l := range letters {
+		if l.stream && streams.TryGo(func() error { m.challengeOn(ctx, l.to, l.msg); return nil }) {
+			continue
+		}
 		m.sendTo(l.to, kindRequest, l.msg)
 	}
+}
+
+// challengeOn sends a challenge on a stream, and hears the answer.
+func (m *Mesh) challengeOn(ctx context.Context, to netip.AddrPort, msg message) {
+	ctx, end := context.WithTimeout(ctx, streamTimeout)
+	defer end()
+	wait, err := m.ask(ctx, to.String(), msg)
+	if err != nil {
+		m.cfg.Log.Debug("challenge not sent", "to", to, "err", err)
+		return
+	}
+	wait()
 }
 
 // reachedAt is where others reach this peer. The caller holds the lock.
@@ -174,13 +199,16 @@ func (m *Mesh) sendTo(to netip.AddrPort, kind uint, msg message) {
 
 // answerChallenge takes a challenge that is for this run, signed, and new. Who sends one is
 // alive itself.
-func (m *Mesh) answerChallenge(msg message) {
+func (m *Mesh) answerChallenge(msg message, s *stream) {
 	c, err := readChallenge(msg.Payload)
 	if err != nil {
 		m.cfg.Log.Debug("challenge ignored", "from", msg.From, "err", err)
 		return
 	}
-	m.sendTo(c.Addr, kindReply, message{ID: msg.ID, From: m.self, To: msg.From, IsReply: true})
+	answer := message{ID: msg.ID, From: m.self, To: msg.From, IsReply: true}
+	if m.reply(s, answer) != nil {
+		m.sendTo(c.Addr, kindReply, answer)
+	}
 	m.mu.Lock()
 	k := m.peers[msg.From]
 	r := k.runs[c.Run]

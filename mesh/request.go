@@ -82,7 +82,11 @@ func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []b
 	}()
 	ctx, end := context.WithCancel(ctx)
 	defer end()
-	wait, err := m.ask(ctx, msg)
+	node := m.nodeFor(kindRequest, msg)
+	if node == nil {
+		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, ErrUnreachable)
+	}
+	wait, err := m.ask(ctx, node.Address(), msg)
 	if err != nil {
 		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, err)
 	}
@@ -257,7 +261,7 @@ func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
 		return
 	}
 	if msg.Kind == requestAlive {
-		m.answerChallenge(msg)
+		m.answerChallenge(msg, s)
 		end()
 		return
 	}

@@ -27,13 +27,16 @@ type Network struct {
 	hang  bool
 	tap   func(to netip.AddrPort, p *memberlist.Packet)
 	conns map[*conn]bool
-	walls map[netip.Addr]bool
+	walls map[netip.Addr]wall
 }
+
+// wall is what does not come in to a host.
+type wall struct{ streams, packets bool }
 
 // New makes a network that loses nothing. The seed decides which packets are lost.
 func New(seed uint64) *Network {
 	return &Network{
-		nodes: map[string]*Transport{}, conns: map[*conn]bool{}, walls: map[netip.Addr]bool{},
+		nodes: map[string]*Transport{}, conns: map[*conn]bool{}, walls: map[netip.Addr]wall{},
 		rand: rand.New(rand.NewPCG(seed, 0)), cut: func(a, b netip.Addr) bool { return false },
 	}
 }
@@ -83,7 +86,13 @@ func (n *Network) Heal() { n.Partition(func(netip.Addr, netip.Addr) bool { retur
 
 // Wall puts a host behind a firewall: nobody opens a stream to it, and those that it opens
 // itself work both ways. Packets pass.
-func (n *Network) Wall(a netip.Addr) { n.locked(func() { n.walls[a] = true }) }
+func (n *Network) Wall(a netip.Addr) { n.locked(func() { n.walls[a] = wall{streams: true} }) }
+
+// NAT puts a host behind NAT: nothing reaches it where it says that it is, and streams that it
+// opens itself work both ways.
+func (n *Network) NAT(a netip.Addr) {
+	n.locked(func() { n.walls[a] = wall{streams: true, packets: true} })
+}
 
 func (n *Network) locked(f func()) {
 	n.mu.Lock()
@@ -129,7 +138,7 @@ func (t *Transport) WriteTo(b []byte, addr string) (time.Time, error) {
 	p := &memberlist.Packet{Buf: append([]byte(nil), b...), From: net.UDPAddrFromAddrPort(t.addr), Timestamp: now}
 	t.net.locked(func() {
 		to, err := t.net.route(t.addr, addr)
-		if err != nil || t.net.rand.Float64() < t.net.loss {
+		if err != nil || t.net.walls[to.addr.Addr()].packets || t.net.rand.Float64() < t.net.loss {
 			return
 		}
 		if t.net.tap != nil {
@@ -178,7 +187,7 @@ func (t *Transport) dial(addr string) (net.Conn, error) {
 		if to, err = t.net.route(t.addr, addr); err != nil {
 			return
 		}
-		if t.net.walls[to.addr.Addr()] {
+		if t.net.walls[to.addr.Addr()].streams {
 			err = fmt.Errorf("dial %s: %w", addr, errCut)
 			return
 		}

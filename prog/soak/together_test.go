@@ -62,13 +62,29 @@ func voterAddr(n int) netip.AddrPort {
 // newVoter starts host n of all, with the others as targets.
 func newVoter(t *testing.T, net *meshtest.Network, n, all int, sync time.Duration) *voter {
 	t.Helper()
-	v := &voter{sync: sync}
-	u := slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}
-	var targets []string
+	var targets []int
 	for other := 1; other <= all; other++ {
 		if other != n {
-			targets = append(targets, voterAddr(other).Addr().String())
+			targets = append(targets, other)
 		}
+	}
+	return newHost(t, net, n, &voter{sync: sync}, targets, func(c *ipam.Config) {
+		c.Elect = &ipam.Election{
+			Terms:     paxos.Terms{Expect: all},
+			Candidate: func() (ring.ID, [16]byte, slot.Universe) { return ring.ID{byte(n)}, [16]byte{1}, simulated },
+			Elsewhere: func() bool { return false },
+		}
+	})
+}
+
+var simulated = slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}
+
+// newHost starts host n, which joins others.
+func newHost(t *testing.T, net *meshtest.Network, n int, v *voter, others []int, tune func(*ipam.Config)) *voter {
+	t.Helper()
+	var targets []string
+	for _, other := range others {
+		targets = append(targets, voterAddr(other).Addr().String())
 	}
 	var err error
 	v.mesh, err = mesh.New(mesh.Config{
@@ -80,14 +96,9 @@ func newVoter(t *testing.T, net *meshtest.Network, n, all int, sync time.Duratio
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.ipam = ipam.New(ipam.Config{
-		Self: v.mesh.Self(), Store: v, Mesh: v.mesh, Log: slog.New(slog.DiscardHandler), Changed: func() {},
-		Elect: &ipam.Election{
-			Terms:     paxos.Terms{Expect: all},
-			Candidate: func() (ring.ID, [16]byte, slot.Universe) { return ring.ID{byte(n)}, [16]byte{1}, u },
-			Elsewhere: func() bool { return false },
-		},
-	})
+	cfg := ipam.Config{Self: v.mesh.Self(), Store: v, Mesh: v.mesh, Log: slog.New(slog.DiscardHandler), Changed: func() {}}
+	tune(&cfg)
+	v.ipam = ipam.New(cfg)
 	v.mesh.Replicate(v.ipam)
 	v.mesh.Replicate(v.ipam.Votes())
 	for kind, h := range v.ipam.Handlers() {
@@ -106,6 +117,59 @@ func newVoter(t *testing.T, net *meshtest.Network, n, all int, sync time.Duratio
 		}
 	}
 	return v
+}
+
+// endAll stops hosts, at once.
+func endAll(voters []*voter) {
+	var all sync.WaitGroup
+	for _, v := range voters {
+		all.Go(v.stop)
+	}
+	all.Wait()
+	time.Sleep(2 * time.Minute) // memberlist's Shutdown waits for nobody
+	synctest.Wait()
+}
+
+// A host behind NAT has an address within seconds, and takes no more than one gift, however
+// often it asks.
+func TestAHostBehindNATTakesOneGift(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := meshtest.New(1)
+		net.Hang()
+		net.NAT(voterAddr(3).Addr())
+		founder := newHost(t, net, 1, &voter{}, nil, func(c *ipam.Config) {
+			r := ring.Found(ring.ID{1}, [16]byte{1}, simulated, c.Self)
+			c.Found = &r
+		})
+		hosts := []*voter{founder}
+		for n := 2; n <= 3; n++ {
+			v := newHost(t, net, n, &voter{}, []int{1}, func(*ipam.Config) {})
+			hosts = append(hosts, v)
+			for i := range 6 {
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				if _, err := v.ipam.Allocate(ctx, fmt.Sprint(i), nil); err != nil {
+					t.Errorf("h%d: %v", n, err)
+				}
+				cancel()
+			}
+		}
+		time.Sleep(45 * time.Second)
+		snap, err := founder.ipam.Snapshot(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole := simulated.Range().Len()
+		for id, ranges := range snap.Ring.Owned() {
+			owned := uint64(0)
+			for _, r := range ranges {
+				owned += r.Len()
+			}
+			if owned < whole/4 || owned > whole/2 {
+				t.Errorf("%v owns %d of %d", founder.mesh.Name(id), owned, whole)
+			}
+		}
+		endAll(hosts)
+	})
 }
 
 // Hosts that start together found one ring, soon, however many there are.
@@ -147,13 +211,7 @@ func TestHostsThatStartTogetherFoundOneRing(t *testing.T) {
 					t.Errorf("rings after %v: %v", c.within, rings)
 				}
 				t.Logf("the last host has the ring of %d owners after %v; %d writes at most", owners, last, writes)
-				var all sync.WaitGroup
-				for _, v := range voters {
-					all.Go(v.stop)
-				}
-				all.Wait()
-				time.Sleep(2 * time.Minute) // memberlist's Shutdown waits for nobody
-				synctest.Wait()
+				endAll(voters)
 			})
 		})
 	}
