@@ -58,7 +58,9 @@ func TestLostAnswersGiveNothingTwice(t *testing.T) {
 					t.Errorf("the donor keeps %d of %d, and gave %d", kept, before, given)
 				}
 				asker.deaf.Store(false)
-				s, err := asker.Allocate(t.Context(), "a", nil)
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				s, err := asker.Allocate(ctx, "a", nil)
 				if owner, _ := snapshot(t, donor).Ring.Owner(s); err != nil || owner != asker.id || owned(t, donor, asker.id) != given {
 					t.Errorf("slot %d of %v, %v; it owns %d, was given %d", s, owner, err, owned(t, donor, asker.id), given)
 				}

@@ -137,7 +137,6 @@ func ballot(t *testing.T, m *member) (b paxos.Ballot) {
 
 // However the one that goes first fails, another founds the ring soon.
 func TestAnotherFoundsWhereTheFirstFails(t *testing.T) {
-	const voters = 7
 	for name, fails := range map[string]func(c *cluster, m []*member){
 		"nobody fails": func(*cluster, []*member) {},
 		"it is dead": func(_ *cluster, m []*member) {
@@ -161,16 +160,38 @@ func TestAnotherFoundsWhereTheFirstFails(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newCluster(t, 3)
 				var m []*member
-				for n := 1; n <= voters; n++ {
-					m = append(m, c.voterOn(n, voters, &disk{sync: 20 * time.Millisecond}))
+				for n := 1; n <= 7; n++ {
+					m = append(m, c.voterOn(n, 7, &disk{sync: 20 * time.Millisecond}))
 				}
 				time.Sleep(10 * time.Millisecond) // all have heard that all are there
 				fails(c, m)
-				began := time.Now()
 				c.founded(6*time.Second, m[3:]...)
-				t.Logf("after %v", time.Since(began))
 				c.end()
 			})
+		})
+	}
+}
+
+// Where the first says nothing, the others do not all go next, and void each other's ballots.
+func TestTheOthersDoNotOutbidEachOther(t *testing.T) {
+	for seed := range uint64(10) {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCluster(t, seed)
+			var m []*member
+			for n := 1; n <= 20; n++ {
+				m = append(m, c.voterOn(n, 20, &disk{sync: time.Duration(50+10*n) * time.Millisecond}))
+			}
+			time.Sleep(10 * time.Millisecond)
+			m[0].mute.Store(true)
+			c.founded(20*time.Second, m[1:]...)
+			writes := 0
+			for _, v := range m[1:] {
+				writes += v.disk.written()
+			}
+			if writes > 8*len(m) {
+				t.Errorf("%d writes of %d voters: one ballot takes 3 of each", writes, len(m))
+			}
+			c.end()
 		})
 	}
 }
@@ -206,8 +227,10 @@ func TestAVoterRestartsInTheMidst(t *testing.T) {
 					for n := 1; n <= 2; n++ {
 						m[n] = c.voterOn(n, 2, &disk{sync: 20 * time.Millisecond})
 					}
-					for m[who].disk.written() < write {
-						time.Sleep(time.Millisecond)
+					for start := time.Now(); m[who].disk.written() < write; time.Sleep(time.Millisecond) {
+						if time.Since(start) > 5*time.Second {
+							t.Fatalf("it writes nothing that binds it")
+						}
 					}
 					m[who].kill()
 					kept := m[who].disk.copy()
