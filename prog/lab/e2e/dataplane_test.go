@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -326,9 +328,13 @@ func TestUnderlayOfOneFamily(t *testing.T) {
 	}
 }
 
-// Twenty hosts with a container each fit on a small machine, and all of them mesh.
+// Twenty hosts with a container each fit on a small machine, and all of them mesh, although
+// they are launched at once: they have found a ring within seconds.
 func TestTwentyHosts(t *testing.T) {
-	l := labtest.New(t, lab.Options{Hosts: 20, Containers: 1})
+	l := labtest.New(t, lab.Options{Hosts: 20, Containers: 1, Together: true})
+	for _, h := range l.Hosts() {
+		founded(t, l, h, 15*time.Second)
+	}
 	established(t, l)
 	for _, h := range l.Hosts() { // who owns which slots is still on its way when the last host is ready
 		args := append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, h+"/c1")...)
@@ -338,4 +344,19 @@ func TestTwentyHosts(t *testing.T) {
 		})
 	}
 	eventually(t, 10*time.Second, "h7 knows twenty owners", func() bool { return len(report(t, l, "h7").IPAM.Owners) == 20 })
+}
+
+// founded fails if a host's agent was not ready in time.
+func founded(t *testing.T, l *lab.Lab, host string, within time.Duration) {
+	t.Helper()
+	log, err := os.ReadFile(filepath.Join(l.StateDir(host), "agent.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(log), "msg=ready after=")
+	text, _, _ := strings.Cut(rest, "\n")
+	after, err := time.ParseDuration(strings.TrimSpace(text))
+	if err != nil || after > within {
+		t.Errorf("%s was ready after %v, want at most %v: %v", host, after, within, err)
+	}
 }
