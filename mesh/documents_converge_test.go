@@ -191,3 +191,34 @@ func TestDeletedDocumentsAreForgotten(t *testing.T) {
 		c.end()
 	})
 }
+
+// answering is a mesh of two others that push/pull never reaches, but requests do.
+type answering struct{ stub }
+
+func (*answering) Others() []peer.ID      { return []peer.ID{{1}, {2}} }
+func (*answering) Reachable(peer.ID) bool { return true }
+
+func (*answering) Request(_ context.Context, to peer.ID, kind string, _ []byte) ([]byte, error) {
+	if to != (peer.ID{2}) || kind != requestMissing {
+		return nil, ErrUnreachable
+	}
+	return encode(documentAnswer{Synced: true}), nil
+}
+
+// Who missed the first push/pull does not wait for the next to know what the mesh has.
+func TestDocumentsAreComparedWithoutPushPull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := documents(t, 3, &answering{}, &shelf{docs: map[string][]byte{}})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- d.Run(ctx) }()
+		time.Sleep(2 * compareEvery)
+		if !d.Synced() {
+			t.Error("it waits for push/pull")
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
