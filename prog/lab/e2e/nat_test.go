@@ -1,0 +1,40 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+)
+
+// A host that nobody reaches where it says that it is, as behind NAT, has addresses within
+// seconds, and however long it goes on asking it takes no more than one gift.
+func TestAHostBehindNATTakesOneGift(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 3, Bare: true, Underlay: "4"})
+	launchFounder(t, l)
+	if err := l.Launch(t.Context(), "h2", token(t, l), "h1"); err != nil {
+		t.Fatal(err)
+	}
+	run(t, l, "h3", "ip", "address", "add", "198.51.100.3/32", "dev", "lo")
+	h1, err := l.UnderlayAddr("h1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if _, err := l.Exec(t.Context(), "h3", strings.NewReader(token(t, l)), "weft", "launch", "--advertise", "198.51.100.3", "--token", "-", h1.String()); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("ready after %v", time.Since(start))
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Second) {
+		if _, err := addresses(t, l, "h3", "nat"+time.Now().Format("150405"), 3); err != nil {
+			t.Error(err)
+		}
+		for _, o := range report(t, l, "h1").IPAM.Owners {
+			if o.Percent < 24 || o.Percent > 51 {
+				t.Fatalf("%s owns %.1f %%", o.Nickname, o.Percent)
+			}
+		}
+	}
+}
