@@ -48,12 +48,12 @@ func (c Config) GoString() string { return c.String() }
 type Device struct {
 	start   func(context.Context) error // starts the userspace process
 	client  *wgctrl.Client
-	planned map[wgtypes.Key]netip.AddrPort
+	planned map[wgtypes.Key]memory
 }
 
 // New makes a device; start runs the userspace process and returns once it answers.
 func New(start func(context.Context) error) *Device {
-	return &Device{start: start, planned: map[wgtypes.Key]netip.AddrPort{}}
+	return &Device{start: start}
 }
 
 // Ensure makes the device unless it is there.
@@ -69,7 +69,7 @@ func (d *Device) Ensure(ctx context.Context) error {
 		return fmt.Errorf("wireguard: read device %s: %w", link.Device, err)
 	}
 	// A new device knows nothing of what was planned for the last one.
-	d.planned = map[wgtypes.Key]netip.AddrPort{}
+	d.planned = nil
 	err = addKernelDevice()
 	if err == nil {
 		// The client looked for the kernel's WireGuard when it was made: before the module was loaded.
@@ -131,10 +131,15 @@ func (d *Device) Apply(c Config) error {
 		}
 		have[p.PublicKey] = l
 	}
-	peers, next := diff(have, c.Tunnels, d.planned, time.Now())
+	key, self := wgtypes.Key(c.PrivateKey), dev.PublicKey
+	rekey := dev.PrivateKey != clamp(key)
+	if rekey {
+		self = key.PublicKey()
+	}
+	peers, next := diff(have, c.Tunnels, self, d.planned, time.Now())
 	cfg := wgtypes.Config{Peers: peers}
 	changed := len(peers) > 0
-	if key := wgtypes.Key(c.PrivateKey); dev.PrivateKey != clamp(key) {
+	if rekey {
 		cfg.PrivateKey, changed = &key, true
 	}
 	if port := int(c.Port); dev.ListenPort != port {
