@@ -56,8 +56,9 @@ lint: ## format, vet, staticcheck
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
+# The detector makes simulations of many hosts ten times as slow.
 race: ## the tests that need no lab, with the race detector
-	$(GO) test -race -short $(UNITS)
+	$(GO) test -race -short -timeout=20m $(UNITS)
 
 check: lint race ## lint, and all tests with the race detector
 	$(GO) test -race -count=1 -p 1 -timeout=40m ./prog/lab/...

@@ -31,6 +31,9 @@ func stranger(tb testing.TB, i int) []byte {
 // However many records a member makes up, those that are kept are bounded, none is stored,
 // and those of peers that are here or own addresses stay. A host that comes meanwhile is let in.
 func TestRecordsAreBounded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it makes 10,000 signatures, which take minutes under the race detector")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(31)}
 		owner := peer.IDOf(identity(77).Public().(ed25519.PublicKey))
