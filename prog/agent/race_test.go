@@ -1,53 +1,96 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"testing"
 
 	"weft/prog/api"
+	"weft/router/endpoint"
 	"weft/router/routertest"
 )
 
 // While an agent starts, and at any time later, endpoints come and go, and the operator asks
-// and changes things: none of that touches a map that another one reads. The race detector
-// watches; without it, a map that is written while it is ranged over ends the process.
+// and changes things: none of that touches what another one reads. The race detector watches;
+// without it, a map that is written while it is ranged over ends the process.
 func TestEverythingAtOnce(t *testing.T) {
-	routertest.New(t).Do(func() {
-		a := partial(t)
-		ctx := t.Context()
-		for i := range 50 {
-			a.give(t, fmt.Sprintf("old%d", i))
-		}
-		kept := a.give(t, "kept")
-		snap, err := a.ipam.Snapshot(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var group sync.WaitGroup
-		const rounds = 200
-		each := func(f func(i int)) {
-			group.Go(func() {
-				for i := range rounds {
-					f(i)
+	ns := routertest.New(t)
+	a := shop(t)
+	a.setReady(t.Context(), nil)
+	for i := range 50 {
+		a.give(t, fmt.Sprintf("old%d", i))
+	}
+	var group sync.WaitGroup
+	for _, f := range atOnce(t, a) {
+		group.Go(func() {
+			ns.Do(func() { // on a thread of its own
+				for i := range 100 {
+					f(t.Context(), i)
 				}
 			})
-		}
-		each(func(int) { _ = a.findStrays() })
-		each(func(i int) { // ADD and DEL
-			ref := api.EndpointRef{ContainerID: fmt.Sprintf("new%d", i), Interface: "eth0"}
-			a.setEndpoint(ref.Key(), &endpointRecord{AttachRequest: api.AttachRequest{ContainerID: ref.ContainerID, Interface: "eth0"}})
-			a.setEndpoint(ref.Key(), nil)
-			a.setEndpoint(fmt.Sprintf("old%d/eth0", i%50), nil)
 		})
-		each(func(i int) { _ = a.Expose(ctx, api.ExposeRequest{On: i%2 == 0}) })
-		each(func(int) { _ = a.change(func(s *settings) error { s.Names = []givenName{{Name: "x"}}; return nil }) })
-		each(func(i int) {
-			_, _ = a.Endpoint(ctx, kept)
-		})
-		each(func(int) { a.releaseEnded(ctx) })
-		each(func(int) { a.published(snap); a.misfits(); a.judgedHere(snap.Ring.Universe) })
-		each(func(int) { _, _ = a.findEndpoints("old1"); _ = a.forgetNames("old2/eth0"); a.reportIPAM(snap, nil) })
-		group.Wait()
-	})
+	}
+	group.Wait()
+}
+
+// atOnce is what happens to an agent: what fails is no matter here.
+func atOnce(t *testing.T, a *Agent) []func(ctx context.Context, i int) {
+	t.Helper()
+	kept := a.give(t, "kept")
+	snap, err := a.ipam.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []func(ctx context.Context, i int){
+		func(ctx context.Context, i int) { // the start, and each turn
+			_ = a.findStrays()
+			a.releaseVanished(ctx)
+			a.releaseEnded(ctx)
+			_ = a.enforce()
+			a.setNode(snap.Allocations[nodeKey])
+			a.setReady(ctx, nil)
+		},
+		func(ctx context.Context, i int) { // ADD and DEL
+			id := fmt.Sprintf("new%d", i)
+			req := api.AttachRequest{ContainerID: id, Interface: "eth0", HostLink: endpoint.HostLink(id, "eth0"), Source: SourceAttach, MAC: "02:00:00:00:00:01", Name: id, Labels: map[string]string{"app": "db"}}
+			if _, err := a.Attach(ctx, req); err != nil {
+				t.Errorf("attach: %v", err)
+			}
+			_ = a.Detach(ctx, api.EndpointRef{ContainerID: fmt.Sprintf("new%d", i-1), Interface: "eth0"})
+			_ = a.Detach(ctx, api.EndpointRef{ContainerID: fmt.Sprintf("old%d", i), Interface: "eth0"})
+		},
+		func(ctx context.Context, i int) { _, _ = a.Endpoint(ctx, kept) }, // with no other lock, which would hide a race
+		func(ctx context.Context, i int) { _ = a.Expose(ctx, api.ExposeRequest{On: i%2 == 0, Name: "gate"}) },
+		func(ctx context.Context, i int) {
+			req := api.NameRequest{Container: "kept", Name: fmt.Sprintf("name%d", i%5)}
+			_ = a.AddName(ctx, req)
+			_ = a.RemoveName(ctx, req)
+			_ = a.forgetNames(kept.Key())
+		},
+		func(ctx context.Context, i int) { // policies
+			_, _ = a.ApplyPolicy(ctx, api.ApplyRequest{Manifest: shopYAML})
+			_ = a.settled()
+			_, _ = a.DeletePolicy(ctx, api.DeleteRequest{Manifest: shopYAML})
+		},
+		func(ctx context.Context, i int) { // status
+			_ = a.Ready(ctx)
+			_ = a.early()
+			a.reportIPAM(snap, nil)
+			a.reportPolicy()
+			a.policyWarnings()
+			a.misfits()
+		},
+		func(ctx context.Context, i int) {
+			_ = a.directory.Publish(a.published(snap))
+			_, _ = a.Names(ctx)
+			_, _ = a.Lookup(ctx, api.LookupRequest{Name: "name1"})
+			_, _ = a.findEndpoints("old1")
+		},
+		func(ctx context.Context, i int) {
+			_, _ = a.Policies(ctx)
+			_, _ = a.Explain(ctx, api.ExplainRequest{Source: "web", Destination: "shop/db", Port: 5432})
+			_, _ = a.Drops(ctx)
+		},
+	}
 }
