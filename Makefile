@@ -16,7 +16,7 @@ REVISION ?= $(shell git describe --always --abbrev=40 --exclude '*' --dirty 2>/d
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 
 .DEFAULT_GOAL := help
-.PHONY: help build image manifest demo test test-unit lint race check soak bench test-kernel fuzz clean kube-build kube-up kube-down test-kube kube-shell conformance density
+.PHONY: help build image manifest demo test test-unit lint race race-lab check soak bench test-kernel fuzz clean kube-build kube-up kube-down test-kube kube-shell conformance density
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ lint: ## format, vet, staticcheck
 # The detector makes simulations of many hosts ten times as slow.
 race: ## the tests that need no lab, with the race detector
 	$(GO) test -race -short -timeout=20m $(UNITS)
+
+# The programs themselves have it, also as agents that nobody watches: each race fails its test.
+race-lab: ## hosts whose programs have the race detector: half an hour (RUN=regular expression of tests)
+	WEFT_LAB_RACE=1 $(GO) test -count=1 -p 1 -timeout=60m $(if $(RUN),-run '$(RUN)') ./prog/lab/e2e ./prog/lab/incluster
 
 check: lint race ## lint, and all tests with the race detector
 	$(GO) test -race -count=1 -p 1 -timeout=40m ./prog/lab/...

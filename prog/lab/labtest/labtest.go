@@ -32,6 +32,9 @@ func New(t testing.TB, o lab.Options) *lab.Lab {
 	if o.Progress == nil {
 		o.Progress = func(line string) { t.Log(line) }
 	}
+	if detecting() {
+		watchRaces(t) // first: it looks when the lab is down
+	}
 	l, err := lab.Up(t.Context(), o)
 	if l != nil {
 		t.Cleanup(func() {
@@ -145,8 +148,13 @@ func build(version string) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(tmp) // after the rename it is not there any more
-	cmd := exec.Command("go", "build", "-ldflags", "-X weft/prog/cli.Version="+version, "-o", tmp+"/", "weft/cmd/weft", "weft/cmd/weft-cni")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cgo := "CGO_ENABLED=0"
+	args := []string{"build", "-ldflags", "-X weft/prog/cli.Version=" + version, "-o", tmp + "/"}
+	if detecting() {
+		cgo, args = "CGO_ENABLED=1", append(args, "-race") // which needs it
+	}
+	cmd := exec.Command("go", append(args, "weft/cmd/weft", "weft/cmd/weft-cni")...)
+	cmd.Env = append(os.Environ(), cgo)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("labtest: build the programs: %w\n%s", err, out)
 	}
