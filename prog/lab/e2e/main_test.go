@@ -31,7 +31,7 @@ const marker = "a-payload-that-nobody-may-see-"
 const toolVar = "WEFT_E2E_TOOL"
 
 func TestMain(m *testing.M) {
-	tools := map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute, "allocate": allocate, "release": release, "get": get, "streams": streams, "disarmed": disarmed, "resolve": resolve, "await": await, "upstream": upstream, "pod": pod, "knock": knock}
+	tools := map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute, "allocate": allocate, "release": release, "get": get, "streams": streams, "disarmed": disarmed, "resolve": resolve, "await": await, "upstream": upstream, "pod": pod, "knock": knock, "demand": demand}
 	if tool, ok := tools[os.Getenv(toolVar)]; ok {
 		if err := tool(os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
