@@ -87,6 +87,7 @@ func ringOf(t *testing.T, dir string) ring.Ring {
 // Nodes of a cluster make one ring, of which one owns all, and keep the cluster's token; with
 // it on their disk they start without the API server.
 func TestNodesMakeOneRing(t *testing.T) {
+	t.Parallel() // between two requests it waits a second
 	server, config := apiServer(t)
 	var dirs []string
 	for _, n := range []string{"n1", "n2", "n3"} {
@@ -126,6 +127,7 @@ func TestNodesMakeOneRing(t *testing.T) {
 // A founder that did not keep its ring, and did not know whether others have used it since,
 // is a new peer; the old one's addresses are reclaimed from it.
 func TestFounderThatLostItsRing(t *testing.T) {
+	t.Parallel() // between two requests it waits a second
 	_, config := apiServer(t)
 	dir := t.TempDir()
 	first, err := onNode(t, config, "n1", dir, nil)
@@ -158,6 +160,7 @@ func (s *sameAgain) Read(b []byte) (int, error) {
 
 // Another range than what was founded has no effect, and is said on the Node and in the status.
 func TestUniverseIsFixed(t *testing.T) {
+	t.Parallel() // between two requests it waits a second
 	server, config := apiServer(t)
 	if _, err := onNode(t, config, "n1", t.TempDir(), nil); err != nil {
 		t.Fatal(err)

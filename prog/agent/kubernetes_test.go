@@ -106,31 +106,34 @@ func TestPoliciesFollowTheAPIServer(t *testing.T) {
 // would have no network, or not the policies of now. What was in force stays.
 func TestRefusedByTheAPIServer(t *testing.T) {
 	for i, resource := range []string{"networkpolicies", "namespaces", "pods", "nodes", "networkpolicies", "pods"} {
-		server := kubetest.New()
-		server.Streams = i >= 4 // then nothing is listed any more
-		server.Refuse(func(_, asked string) int {
-			if asked == resource {
-				return http.StatusForbidden
+		t.Run(resource, func(t *testing.T) {
+			t.Parallel() // each waits until the API server is asked again
+			server := kubetest.New()
+			server.Streams = i >= 4 // then nothing is listed any more
+			server.Refuse(func(_, asked string) int {
+				if asked == resource {
+					return http.StatusForbidden
+				}
+				return kubetest.Serve
+			})
+			a := inCluster(t, server)
+			eventually(t, "refused", func() bool { return len(a.kube.Troubles()) > 0 })
+			if err := a.policiesKnown(); err == nil || !strings.Contains(err.Error(), "does not let this host") || !strings.Contains(err.Error(), " the "+resource) || !strings.Contains(err.Error(), "apply Weft's manifest") {
+				t.Errorf("%s: %v", resource, err)
 			}
-			return kubetest.Serve
+			w := a.clusterWarnings()
+			if len(w) != 1 || w[0].reason != kube.ReasonAPIServer || !strings.Contains(w[0].text, resource) {
+				t.Errorf("%s: warnings: %+v", resource, w)
+			}
+			ctx, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			err := a.askPod(ctx, &api.AttachRequest{Source: SourceCNI, Namespace: "shop", Name: "web", PodUID: "u"})
+			stop()
+			if err == nil || !strings.Contains(err.Error(), resource) {
+				t.Errorf("%s: a new pod is told %v", resource, err)
+			}
+			server.Refuse(nil)
+			eventually(t, "known", func() bool { return a.policiesKnown() == nil && len(a.clusterWarnings()) == 0 })
 		})
-		a := inCluster(t, server)
-		eventually(t, "refused", func() bool { return len(a.kube.Troubles()) > 0 })
-		if err := a.policiesKnown(); err == nil || !strings.Contains(err.Error(), "does not let this host") || !strings.Contains(err.Error(), " the "+resource) || !strings.Contains(err.Error(), "apply Weft's manifest") {
-			t.Errorf("%s: %v", resource, err)
-		}
-		w := a.clusterWarnings()
-		if len(w) != 1 || w[0].reason != kube.ReasonAPIServer || !strings.Contains(w[0].text, resource) {
-			t.Errorf("%s: warnings: %+v", resource, w)
-		}
-		ctx, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
-		err := a.askPod(ctx, &api.AttachRequest{Source: SourceCNI, Namespace: "shop", Name: "web", PodUID: "u"})
-		stop()
-		if err == nil || !strings.Contains(err.Error(), resource) {
-			t.Errorf("%s: a new pod is told %v", resource, err)
-		}
-		server.Refuse(nil)
-		eventually(t, "known", func() bool { return a.policiesKnown() == nil && len(a.clusterWarnings()) == 0 })
 	}
 }
 

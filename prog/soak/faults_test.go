@@ -24,6 +24,7 @@ func TestFaultsAreCaught(t *testing.T) {
 		{"a take-over that fences nobody", "weft/ipam.fault=unfenced", []string{"does not stop", "two live holders"}},
 	} {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			binary := filepath.Join(t.TempDir(), "soak.test")
 			if out, err := exec.Command("go", "test", "-c", "-o", binary, "-ldflags", "-X "+f.variable, "weft/prog/soak").CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, out)
