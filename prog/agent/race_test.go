@@ -60,7 +60,8 @@ func atOnce(t *testing.T, a *Agent) []func(ctx context.Context, i int) {
 			_ = a.Detach(ctx, api.EndpointRef{ContainerID: fmt.Sprintf("new%d", i-1), Interface: "eth0"})
 			_ = a.Detach(ctx, api.EndpointRef{ContainerID: fmt.Sprintf("old%d", i), Interface: "eth0"})
 		},
-		func(ctx context.Context, i int) { _, _ = a.Endpoint(ctx, kept) }, // with no other lock, which would hide a race
+		func(ctx context.Context, i int) { _, _ = a.Endpoint(ctx, kept) }, // alone: another lock taken would hide a race
+		func(ctx context.Context, i int) { a.policyWarnings() },
 		func(ctx context.Context, i int) { _ = a.Expose(ctx, api.ExposeRequest{On: i%2 == 0, Name: "gate"}) },
 		func(ctx context.Context, i int) {
 			req := api.NameRequest{Container: "kept", Name: fmt.Sprintf("name%d", i%5)}
@@ -78,7 +79,6 @@ func atOnce(t *testing.T, a *Agent) []func(ctx context.Context, i int) {
 			_ = a.early()
 			a.reportIPAM(snap, nil)
 			a.reportPolicy()
-			a.policyWarnings()
 			a.misfits()
 		},
 		func(ctx context.Context, i int) {
