@@ -3,9 +3,7 @@ package mesh
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 
@@ -121,24 +119,17 @@ func (m *Mesh) speaks() bool { return m.running() && m.Confirmed() }
 // sendNow sends a message to a few random peers by UDP, without waiting for the
 // next round of gossip.
 func (m *Mesh) sendNow(data []byte) {
-	for i, n := range m.others() {
+	for i, n := range m.members.shuffled() {
 		if i < promptNodes {
 			_ = m.list.SendBestEffort(n, data) // gossip repeats it
 		}
 	}
 }
 
-// others are the members but this one, in random order.
-func (m *Mesh) others() []*memberlist.Node {
-	nodes := slices.DeleteFunc(m.list.Members(), func(n *memberlist.Node) bool { return n.Name == m.name })
-	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
-	return nodes
-}
-
 // sendToSome sends a message reliably to a few random peers, to all of them at once:
 // one that does not answer takes its time.
 func (m *Mesh) sendToSome(e envelope) {
-	data, nodes := encode(e), m.others()
+	data, nodes := encode(e), m.members.shuffled()
 	var group sync.WaitGroup
 	for _, n := range nodes[:min(len(nodes), someNodes)] {
 		group.Go(func() { _ = m.list.SendReliable(n, data) }) // push/pull brings it all the same
@@ -248,9 +239,17 @@ func (m *Mesh) receive(ctx context.Context, data []byte) {
 // events keep track of who can be reached.
 type events struct{ m *Mesh }
 
-func (e events) NotifyJoin(n *memberlist.Node) { e.m.believe(n) }
+func (e events) NotifyJoin(n *memberlist.Node) {
+	if n.Name != e.m.name {
+		e.m.members.join(n)
+	}
+	e.m.believe(n)
+}
 
-func (e events) NotifyLeave(n *memberlist.Node) { e.m.disbelieve(n.Name) }
+func (e events) NotifyLeave(n *memberlist.Node) {
+	e.m.members.leave(n.Name)
+	e.m.disbelieve(n.Name)
+}
 
 func (events) NotifyUpdate(*memberlist.Node) {}
 

@@ -107,6 +107,8 @@ type Mesh struct {
 	rejected   time.Time  // when one was last logged
 	copied     chan error // that another host has our identity, and had it first
 
+	members members
+
 	proof proof      // who is alive, and that nobody else is us
 	kept  remembered // the records, bounded
 }

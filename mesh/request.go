@@ -115,7 +115,7 @@ func (m *Mesh) nodeFor(kind uint, msg message) *memberlist.Node {
 		name, record = k.node, k.signed.Record
 	}
 	m.mu.Unlock()
-	node := m.member(name)
+	node := m.members.named(name)
 	if node == nil && kind == kindReply && len(record.Underlay) > 0 {
 		node = &memberlist.Node{Addr: record.Underlay[0].AsSlice(), Port: record.Gossip}
 	}
@@ -140,15 +140,6 @@ func (m *Mesh) sign(msg message) []byte {
 	}
 	m.mu.Unlock()
 	return encode(signedMessage{data, ed25519.Sign(m.cfg.Identity, append([]byte(messageContext), data...)), record})
-}
-
-func (m *Mesh) member(name string) *memberlist.Node {
-	for _, n := range m.list.Members() {
-		if n.Name == name {
-			return n
-		}
-	}
-	return nil
 }
 
 // open verifies a message that claims to be for us.

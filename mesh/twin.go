@@ -80,7 +80,7 @@ func (m *Mesh) exchange(ctx context.Context) error {
 		return nil
 	case <-m.proof.sure:
 	}
-	for _, n := range m.others() {
+	for _, n := range m.members.shuffled() {
 		if _, err := m.list.Join([]string{n.Address()}); err == nil || ctx.Err() != nil {
 			break
 		}
