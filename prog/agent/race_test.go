@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"weft/prog/api"
@@ -21,12 +22,19 @@ func TestEverythingAtOnce(t *testing.T) {
 	for i := range 50 {
 		a.give(t, fmt.Sprintf("old%d", i))
 	}
+	const rounds = 40
 	var group sync.WaitGroup
-	for _, f := range atOnce(t, a) {
+	var slower atomic.Int32 // what has not come round so often: as long, the others go on
+	all := atOnce(t, a)
+	slower.Store(int32(len(all)))
+	for _, f := range all {
 		group.Go(func() {
 			ns.Do(func() { // on a thread of its own
-				for i := range 100 {
+				for i := 0; i < rounds || slower.Load() > 0; i++ {
 					f(t.Context(), i)
+					if i == rounds-1 {
+						slower.Add(-1)
+					}
 				}
 			})
 		})
@@ -44,7 +52,6 @@ func atOnce(t *testing.T, a *Agent) []func(ctx context.Context, i int) {
 	}
 	return []func(ctx context.Context, i int){
 		func(ctx context.Context, i int) { // the start, and each turn
-			_ = a.findStrays()
 			a.releaseVanished(ctx)
 			a.releaseEnded(ctx)
 			_ = a.enforce()
@@ -62,6 +69,7 @@ func atOnce(t *testing.T, a *Agent) []func(ctx context.Context, i int) {
 		},
 		func(ctx context.Context, i int) { _, _ = a.Endpoint(ctx, kept) }, // alone: another lock taken would hide a race
 		func(ctx context.Context, i int) { a.policyWarnings() },
+		func(ctx context.Context, i int) { _ = a.findStrays() },
 		func(ctx context.Context, i int) { _ = a.Expose(ctx, api.ExposeRequest{On: i%2 == 0, Name: "gate"}) },
 		func(ctx context.Context, i int) {
 			req := api.NameRequest{Container: "kept", Name: fmt.Sprintf("name%d", i%5)}
