@@ -7,8 +7,9 @@ import (
 )
 
 // raceVar makes labs run programs that are built with the race detector: agents, the userspace
-// WireGuard, the plugin and each command. Any race fails its test.
-const raceVar = "WEFT_LAB_RACE"
+// WireGuard, the plugin and each command. Any race fails its test. (Of variables that begin with
+// WEFT_ and are no setting, agents warn.)
+const raceVar = "LAB_RACE"
 
 func detecting() bool { return os.Getenv(raceVar) != "" }
 
