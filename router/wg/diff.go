@@ -1,7 +1,6 @@
 package wg
 
 import (
-	"bytes"
 	"net"
 	"net/netip"
 	"slices"
@@ -51,32 +50,6 @@ func uncalled(t topology.Tunnel, old live, now time.Time) bool {
 	return t.Reach == topology.Reached && now.Sub(old.handshake) > sessionLife
 }
 
-// giveWay is how long the side with the greater key lets the other one call first. Two hosts
-// hear of each other at about the same time; handshakes that cross on the way undo each
-// other, and WireGuard begins no other one for 5 s.
-const giveWay = time.Second
-
-// memory is what is known of a peer from one call of diff to the next.
-type memory struct {
-	endpoint netip.AddrPort // of the last plan
-	wanted   time.Time      // since when it is to have a keepalive; zero: it is not
-}
-
-// every is interval, but for a moment in which the peer, if it goes first, calls by itself.
-func (m *memory) every(t topology.Tunnel, old live, first bool, now time.Time) time.Duration {
-	i := interval(t, old, now)
-	switch {
-	case i == 0:
-		m.wanted = time.Time{}
-	case m.wanted.IsZero():
-		m.wanted = now
-	}
-	if i != 0 && old.keepalive == 0 && first && now.Sub(old.handshake) > sessionLife && now.Sub(m.wanted) < giveWay {
-		return 0
-	}
-	return i
-}
-
 // diff is the smallest change from what a device has to what is planned. It never
 // replaces a list of peers or of allowed IPs, which would lose packets:
 //
@@ -89,11 +62,11 @@ func (m *memory) every(t topology.Tunnel, old live, first bool, now time.Time) t
 //   - an endpoint is written only when the plan's differs from the last plan's (see
 //     moved): what WireGuard learned by roaming is newer than what a record said before.
 //
-// The changes are to be applied in order. self is this host's public key, and planned is
-// what diff returned the last time.
-func diff(have map[wgtypes.Key]live, want []topology.Tunnel, self wgtypes.Key, planned map[wgtypes.Key]memory, now time.Time) ([]wgtypes.PeerConfig, map[wgtypes.Key]memory) {
+// The changes are to be applied in order. planned maps a peer to the endpoint of the
+// last plan; diff returns its next value.
+func diff(have map[wgtypes.Key]live, want []topology.Tunnel, planned map[wgtypes.Key]netip.AddrPort, now time.Time) ([]wgtypes.PeerConfig, map[wgtypes.Key]netip.AddrPort) {
 	var changes []wgtypes.PeerConfig
-	next := map[wgtypes.Key]memory{}
+	next := map[wgtypes.Key]netip.AddrPort{}
 	owner := map[netip.Prefix]wgtypes.Key{} // the first that claims one, so that two never take turns
 	for _, t := range want {
 		for _, p := range t.AllowedIPs {
@@ -104,21 +77,20 @@ func diff(have map[wgtypes.Key]live, want []topology.Tunnel, self wgtypes.Key, p
 	}
 	for _, t := range want {
 		key := wgtypes.Key(t.PublicKey)
+		next[key] = t.Endpoint
 		old, exists := have[key]
 		last, known := planned[key]
-		m := memory{t.Endpoint, last.wanted}
 		c := wgtypes.PeerConfig{PublicKey: key, UpdateOnly: exists}
 		if psk := wgtypes.Key(t.PresharedKey); !exists || old.psk != psk {
 			c.PresharedKey = &psk
 		}
-		if t.Endpoint.IsValid() && (!exists || moved(old, t.Endpoint, last.endpoint, known, now)) {
+		if t.Endpoint.IsValid() && (!exists || moved(old, t.Endpoint, last, known, now)) {
 			c.Endpoint = net.UDPAddrFromAddrPort(t.Endpoint)
 		}
-		every := m.every(t, old, bytes.Compare(key[:], self[:]) < 0, now)
-		next[key] = m
+		every := interval(t, old, now)
 		if old.keepalive != every {
 			c.PersistentKeepaliveInterval = &every
-		} else if exists && every != 0 && uncalled(t, old, now) { // to turn the keepalive on sends one at once
+		} else if exists && uncalled(t, old, now) { // to turn the keepalive on sends one at once
 			changes = append(changes, wgtypes.PeerConfig{PublicKey: key, UpdateOnly: true, PersistentKeepaliveInterval: new(time.Duration(0))})
 			c.PersistentKeepaliveInterval = &every
 		}
@@ -145,7 +117,7 @@ func moved(old live, plan, last netip.AddrPort, known bool, now time.Time) bool 
 }
 
 // surplus removes what nobody shall have: prefixes first, then peers.
-func surplus(have map[wgtypes.Key]live, keep map[wgtypes.Key]memory, owner map[netip.Prefix]wgtypes.Key) []wgtypes.PeerConfig {
+func surplus(have map[wgtypes.Key]live, keep map[wgtypes.Key]netip.AddrPort, owner map[netip.Prefix]wgtypes.Key) []wgtypes.PeerConfig {
 	var moves, gone []wgtypes.PeerConfig
 	var stray []net.IPNet
 	for key, old := range have {

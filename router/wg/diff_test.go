@@ -211,11 +211,11 @@ func TestDiff(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			planned := map[wgtypes.Key]memory{}
+			planned := map[wgtypes.Key]netip.AddrPort{}
 			if tt.planned != "" {
-				planned[key(1)] = memory{endpoint: netip.MustParseAddrPort(tt.planned)}
+				planned[key(1)] = netip.MustParseAddrPort(tt.planned)
 			}
-			changes, next := diff(tt.have, tt.want, wgtypes.Key{}, planned, now)
+			changes, next := diff(tt.have, tt.want, planned, now)
 			if d := cmp.Diff(tt.changes, describe(changes)); d != "" {
 				t.Errorf("changes (-want +got):\n%s", d)
 			}
@@ -320,7 +320,7 @@ func drawPlan(t *rapid.T, label string) []topology.Tunnel {
 func TestDiffReachesThePlanWithoutAGap(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := model{map[wgtypes.Key]bool{}, map[netip.Prefix]wgtypes.Key{}}
-		var planned map[wgtypes.Key]memory
+		planned := map[wgtypes.Key]netip.AddrPort{}
 		for round := range 3 {
 			want := drawPlan(t, fmt.Sprintf("round %d", round))
 			after := model{map[wgtypes.Key]bool{}, map[netip.Prefix]wgtypes.Key{}}
@@ -336,7 +336,7 @@ func TestDiffReachesThePlanWithoutAGap(t *testing.T) {
 				before[i] = m.lookup(address(i))
 			}
 			var changes []wgtypes.PeerConfig
-			changes, planned = diff(m.live(), want, wgtypes.Key{}, planned, now)
+			changes, planned = diff(m.live(), want, planned, now)
 			for _, c := range changes {
 				m.apply(t, c, func() {
 					for i, old := range before {
@@ -361,7 +361,7 @@ func TestDiffReachesThePlanWithoutAGap(t *testing.T) {
 			if d := cmp.Diff(after.peers, m.peers); d != "" {
 				t.Fatalf("peers (-want +got):\n%s", d)
 			}
-			if again, _ := diff(m.live(), want, wgtypes.Key{}, planned, now); len(again) > 0 {
+			if again, _ := diff(m.live(), want, planned, now); len(again) > 0 {
 				t.Fatalf("a second time it changes %v", describe(again))
 			}
 		}

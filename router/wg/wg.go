@@ -48,12 +48,12 @@ func (c Config) GoString() string { return c.String() }
 type Device struct {
 	start   func(context.Context) error // starts the userspace process
 	client  *wgctrl.Client
-	planned map[wgtypes.Key]memory
+	planned map[wgtypes.Key]netip.AddrPort
 }
 
 // New makes a device; start runs the userspace process and returns once it answers.
 func New(start func(context.Context) error) *Device {
-	return &Device{start: start}
+	return &Device{start: start, planned: map[wgtypes.Key]netip.AddrPort{}}
 }
 
 // Ensure makes the device unless it is there.
@@ -69,7 +69,7 @@ func (d *Device) Ensure(ctx context.Context) error {
 		return fmt.Errorf("wireguard: read device %s: %w", link.Device, err)
 	}
 	// A new device knows nothing of what was planned for the last one.
-	d.planned = nil
+	d.planned = map[wgtypes.Key]netip.AddrPort{}
 	err = addKernelDevice()
 	if err == nil {
 		// The client looked for the kernel's WireGuard when it was made: before the module was loaded.
@@ -131,15 +131,10 @@ func (d *Device) Apply(c Config) error {
 		}
 		have[p.PublicKey] = l
 	}
-	key, self := wgtypes.Key(c.PrivateKey), dev.PublicKey
-	rekey := dev.PrivateKey != clamp(key)
-	if rekey {
-		self = key.PublicKey()
-	}
-	peers, next := diff(have, c.Tunnels, self, d.planned, time.Now())
+	peers, next := diff(have, c.Tunnels, d.planned, time.Now())
 	cfg := wgtypes.Config{Peers: peers}
 	changed := len(peers) > 0
-	if rekey {
+	if key := wgtypes.Key(c.PrivateKey); dev.PrivateKey != clamp(key) {
 		cfg.PrivateKey, changed = &key, true
 	}
 	if port := int(c.Port); dev.ListenPort != port {
