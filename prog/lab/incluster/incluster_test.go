@@ -155,6 +155,12 @@ func (c *cluster) owns(host, id string) (slots uint64) {
 	return slots
 }
 
+// reclaimed is how many events say that addresses were reclaimed. An agent writes its event after the ring has changed.
+func (c *cluster) reclaimed() int {
+	c.t.Helper()
+	return strings.Count(c.ask("GET", "/api/v1/events", ""), `"AddressesReclaimed"`)
+}
+
 // Nodes that start at once, before their API server does, make one ring by themselves; a Node
 // that is deleted and silent is reclaimed once, one that answers is not; who starts without
 // the API server has all that it needs.
@@ -215,9 +221,7 @@ func TestNodes(t *testing.T) {
 			t.Errorf("%s: generation %d, targets %+v", h, r.IPAM.Generation, r.Router.Targets)
 		}
 	}
-	if events := c.ask("GET", "/api/v1/events", ""); strings.Count(events, `"AddressesReclaimed"`) != 1 {
-		t.Errorf("events: %s", events)
-	}
+	c.eventually(10*time.Second, "one event says that h3's addresses were reclaimed", func() bool { return c.reclaimed() == 1 })
 
 	// Its disk is lost: another peer runs on the Node, and what the old one had is reclaimed.
 	if err := c.Kill(t.Context(), "h2", "agent"); err != nil {
@@ -234,6 +238,7 @@ func TestNodes(t *testing.T) {
 		t.Fatal("the same peer, without its disk")
 	}
 	c.eventually(90*time.Second, "the old h2's addresses are reclaimed", func() bool { return c.owns("h1", old) == 0 && c.owns("h2", old) == 0 })
+	c.eventually(10*time.Second, "one more event says so", func() bool { return c.reclaimed() == 2 })
 
 	// Without the API server an agent with its disk starts, and knows its peers.
 	if err := c.PowerOff(t.Context(), c.server); err != nil {
