@@ -13,11 +13,15 @@ import (
 // Capture watches the whole underlay until it is stopped.
 type Capture struct{ process *Process }
 
-// Capture starts to count every frame that a host sends to the underlay, each once, and those among them that
+// Capture starts to count every frame that a host sends to the underlay, on its second link too, each once, and those among them that
 // contain marker. When it returns, the capture runs.
 func (l *Lab) Capture(ctx context.Context, marker string) (*Capture, error) {
 	args := []string{"weft", "probe", "capture", "--incoming", "--json", "--duration", "0", "--marker", marker}
-	p, err := l.Background(ctx, UnderlayName, probe.CaptureReady, append(args, l.Hosts()...)...)
+	underlay, err := l.node(UnderlayName).Info(ctx)
+	if err != nil {
+		return nil, l.explain(UnderlayName, err)
+	}
+	p, err := l.Background(ctx, UnderlayName, probe.CaptureReady, append(args, underlay.Ports...)...)
 	if err != nil {
 		return nil, err
 	}

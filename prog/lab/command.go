@@ -38,7 +38,7 @@ func Command() *cobra.Command {
 	var name string
 	root.PersistentFlags().StringVar(&name, "name", "default", "name of the lab; several may run at once")
 	root.AddCommand(upCommand(&name), downCommand(&name), execCommand(&name), statusCommand(&name),
-		linkCommand(&name), killCommand(&name), demoCommand(), cniCommand(), nodeCommand(),
+		linkCommand(&name), networkCommand(&name), killCommand(&name), demoCommand(&name), cniCommand(), nodeCommand(),
 		hostCommand(&name, "stop", "Run weft stop on a host: its containers stay connected", (*Lab).Stop),
 		hostCommand(&name, "start", "Launch weft again on a host that was stopped or killed", (*Lab).Start),
 		hostCommand(&name, "reboot", "End everything on a host at once and start it again", (*Lab).Reboot))
@@ -47,12 +47,18 @@ func Command() *cobra.Command {
 
 func upCommand(name *string) *cobra.Command {
 	var o Options
+	var keep bool
 	cmd := &cobra.Command{
 		Use:   "up [-- LAUNCH-FLAGS]",
 		Short: "make hosts, launch weft on them, plug containers in",
+		Long: "Make hosts, launch weft on them, plug containers in. If weft does not start, nothing is left of the lab,\n" +
+			"unless --keep says so.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.ArgsLenAtDash() < 0 && len(args) > 0 {
 				return fmt.Errorf("lab: unexpected %q: flags for weft launch go after --", args[0])
+			}
+			if o.Hosts == 0 { // which would mean the default
+				return fmt.Errorf("lab: 0 hosts: between 1 and %d are possible", MaxHosts)
 			}
 			o.Name, o.Launch = *name, args
 			o.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }
@@ -61,12 +67,12 @@ func upCommand(name *string) *cobra.Command {
 			if l == nil {
 				return err
 			}
-			if err != nil && ctx.Err() != nil { // interrupted: nobody wants to look at half a lab
-				return errors.Join(err, l.Down(context.WithoutCancel(ctx)))
-			}
-			if err != nil {
+			if err != nil && keep && ctx.Err() == nil {
 				return fmt.Errorf("%w\nThe lab is still up to look at: weft lab status --name %s; remove it with weft lab down --name %s",
 					err, l.opts.Name, l.opts.Name)
+			}
+			if err != nil {
+				return errors.Join(err, l.Down(context.WithoutCancel(ctx)))
 			}
 			s, err := l.Status(ctx)
 			if err != nil {
@@ -81,6 +87,7 @@ func upCommand(name *string) *cobra.Command {
 	f.StringVar(&o.Underlay, "underlay", "46", "families of the hosts' own network: 4, 6 or 46")
 	f.BoolVar(&o.Together, "together", false, "launch all hosts at once, each with the others as targets")
 	f.BoolVar(&o.Bare, "bare", false, "make hosts and containers only, launch and plug nothing")
+	f.BoolVar(&keep, "keep", false, "if weft does not start, leave the lab up to look at")
 	return cmd
 }
 
@@ -119,24 +126,33 @@ func execCommand(name *string) *cobra.Command {
 			if len(argv) == 0 {
 				return errors.New("lab: no command after --")
 			}
+			if onTerminal() {
+				return exitCode(cmd, l.AttachTerminal(cmd.Context(), args[0], argv...))
+			}
 			signals := make(chan os.Signal, 8)
 			signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
 			defer signal.Stop(signals)
 			// The context would end at ctrl-C, and the command with it, however it means to answer.
 			err = l.Attach(context.WithoutCancel(cmd.Context()), args[0],
 				[3]*os.File{os.Stdin, os.Stdout, os.Stderr}, signals, argv...)
-			if failed, ok := errors.AsType[*CommandError](err); ok {
-				if failed.Stderr != "" { // it could not even be started
-					fmt.Fprintln(cmd.ErrOrStderr(), "weft:", failed.Stderr)
-				}
-				return &ExitError{failed.Code}
-			}
-			return err
+			return exitCode(cmd, err)
 		},
 	}
 	// The command's own flags are not ours, with or without the dashes before it.
 	cmd.Flags().SetInterspersed(false)
 	return cmd
+}
+
+// exitCode turns a command's failure into its exit code.
+func exitCode(cmd *cobra.Command, err error) error {
+	failed, ok := errors.AsType[*CommandError](err)
+	if !ok {
+		return err
+	}
+	if failed.Stderr != "" { // it could not even be started
+		fmt.Fprintln(cmd.ErrOrStderr(), "weft:", failed.Stderr)
+	}
+	return &ExitError{failed.Code}
 }
 
 func (l *Lab) checkTarget(target string) error {
@@ -256,12 +272,16 @@ func cniCommand() *cobra.Command {
 	}
 }
 
-func demoCommand() *cobra.Command {
+func demoCommand(name *string) *cobra.Command {
 	return &cobra.Command{
-		Use: "demo", Hidden: true, Args: cobra.NoArgs,
-		Short: "show three hosts, their tunnels and what a sniffer sees",
+		Use: "demo", Args: cobra.NoArgs,
+		Short: "show three hosts, their tunnels and what a sniffer sees (KEEP=1 leaves them running)",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return Demo(cmd.Context(), cmd.OutOrStdout(), os.Getenv("KEEP") != "")
+			lab := "demo"
+			if cmd.Flags().Changed("name") {
+				lab = *name
+			}
+			return Demo(cmd.Context(), cmd.OutOrStdout(), lab, os.Getenv("KEEP") != "")
 		},
 	}
 }

@@ -21,13 +21,13 @@ type demo struct {
 	out io.Writer
 }
 
-// Demo brings three hosts up and shows what Weft does, on w. It fails if anything that it says is not true. With
+// Demo brings three hosts up, as the lab with this name, and shows what Weft does, on w. It fails if anything that it says is not true. With
 // keep the lab stays; otherwise nothing is left.
-func Demo(ctx context.Context, w io.Writer, keep bool) (err error) {
+func Demo(ctx context.Context, w io.Writer, name string, keep bool) (err error) {
 	d := &demo{out: w}
 	start := time.Now()
 	d.caption("Three hosts, two containers on each, on this machine")
-	d.lab, err = Up(ctx, Options{Name: "demo", Containers: 2, Progress: func(line string) { fmt.Fprintln(w, "  "+line) }})
+	d.lab, err = Up(ctx, Options{Name: name, Containers: 2, Progress: func(line string) { fmt.Fprintln(w, "  "+line) }})
 	if d.lab != nil && !(keep && err == nil) {
 		defer func() {
 			if e := d.lab.Down(context.WithoutCancel(ctx)); err == nil {
@@ -196,7 +196,7 @@ func (d *demo) kill(ctx context.Context) error {
 	case <-time.After(time.Second): // a third of the messages
 	case <-ctx.Done():
 	}
-	fmt.Fprintln(d.out, "$ weft lab kill --name demo h2")
+	fmt.Fprintln(d.out, "$ weft lab kill --name "+d.lab.opts.Name+" h2")
 	if err := d.lab.Kill(ctx, "h2", "agent"); err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (d *demo) restart(ctx context.Context) error {
 		return fmt.Errorf("lab: the agent of h2 runs (pid %v): it should have been dead all the time", h2.Agent)
 	}
 	fmt.Fprintln(d.out, "\nNo message was lost, none was in the clear. The agent comes back to its state:")
-	fmt.Fprintln(d.out, "\n$ weft lab start --name demo h2")
+	fmt.Fprintln(d.out, "\n$ weft lab start --name "+d.lab.opts.Name+" h2")
 	if err := d.lab.Start(ctx, "h2"); err != nil {
 		return err
 	}
@@ -240,13 +240,14 @@ func (d *demo) restart(ctx context.Context) error {
 
 func (d *demo) keepHints() {
 	for _, hint := range []string{
-		"weft lab status --name demo",
-		"weft lab exec --name demo h1 -- weft status peers",
-		"weft lab exec --name demo h1/c1 -- sh",
-		"weft lab link --name demo h1 h2 down",
-		"weft lab reboot --name demo h3",
-		"weft lab down --name demo",
+		"status",
+		"exec h1 -- weft status peers",
+		"exec h1/c1 -- sh",
+		"link h1 h2 down",
+		"reboot h3",
+		"down",
 	} {
-		fmt.Fprintln(d.out, "  bin/"+hint)
+		verb, args, _ := strings.Cut(hint, " ")
+		fmt.Fprintln(d.out, strings.TrimRight(fmt.Sprintf("  bin/weft lab %s --name %s %s", verb, d.lab.opts.Name, args), " "))
 	}
 }

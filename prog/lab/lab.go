@@ -231,7 +231,7 @@ func (l *Lab) AddContainer(ctx context.Context, container string) error {
 		return fmt.Errorf("lab: bad container %q: it is called HOST/NAME, like h1/c3", container)
 	}
 	err := l.node(host).Spawn(ctx, node.Config{
-		Role: node.Container, Name: name, Bin: l.opts.Bin, Socket: l.socket(container),
+		Role: node.Container, Name: name, Bin: l.opts.Bin, Socket: l.socket(container), Names: localNames,
 	})
 	if err != nil {
 		return fmt.Errorf("lab: add container %s: %w", container, err)

@@ -58,8 +58,9 @@ func runTests(m *testing.M) int {
 		panic(err)
 	}
 	defer os.RemoveAll(bin)
-	err = errors.Join(os.Chmod(bin, 0o755),
-		os.Symlink(exe, filepath.Join(bin, "weft")), os.Symlink(exe, filepath.Join(bin, "weft-cni")))
+	// A copy, and no link: weft lab up looks for the programs beside its own file.
+	err = errors.Join(os.Chmod(bin, 0o755), copyFile(exe, filepath.Join(bin, "weft")),
+		os.Symlink("weft", filepath.Join(bin, "weft-cni")))
 	if err != nil {
 		panic(err)
 	}

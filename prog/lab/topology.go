@@ -23,7 +23,18 @@ var (
 	gateway6 = netip.MustParseAddr("2001:db8::fe")
 )
 
+// The second network is another switch, for hosts with two links; the same rules hold there.
+var (
+	second4        = netip.MustParsePrefix("198.51.100.0/24")
+	second6        = netip.MustParsePrefix("2001:db8:1::/64")
+	secondGateway4 = netip.MustParseAddr("198.51.100.254")
+	secondGateway6 = netip.MustParseAddr("2001:db8:1::fe")
+)
+
 const gatewayMAC = "02:00:c0:00:02:fe"
+
+// uplinkMetric is that of the hosts' default routes: another one can be better, or worse.
+const uplinkMetric = 100
 
 func hostNumber(host string) (int, error) {
 	n, err := strconv.Atoi(strings.TrimPrefix(host, "h"))
@@ -43,16 +54,20 @@ func (l *Lab) UnderlayAddr(host string) (netip.Addr, error) {
 }
 
 func (l *Lab) underlayAddrs(host string) ([]netip.Prefix, error) {
+	return l.addrsIn(host, prefix4, prefix6)
+}
+
+// addrsIn are a host's addresses in a network, of the lab's families.
+func (l *Lab) addrsIn(host string, net4, net6 netip.Prefix) (addrs []netip.Prefix, err error) {
 	n, err := hostNumber(host)
 	if err != nil {
 		return nil, err
 	}
-	var addrs []netip.Prefix
 	if strings.Contains(l.opts.Underlay, "4") {
-		addrs = append(addrs, nth(prefix4, n))
+		addrs = append(addrs, nth(net4, n))
 	}
 	if strings.Contains(l.opts.Underlay, "6") {
-		addrs = append(addrs, nth(prefix6, n))
+		addrs = append(addrs, nth(net6, n))
 	}
 	return addrs, nil
 }
@@ -74,21 +89,47 @@ func (l *Lab) hostConfig(host string) (node.Config, error) {
 	if err != nil {
 		return node.Config{}, err
 	}
-	up := &node.Uplink{
-		MAC:   fmt.Sprintf("02:00:c0:00:02:%02x", n), // the same after a reboot, as a real card's
-		Addrs: addrs, GatewayMAC: gatewayMAC,
-	}
-	for _, a := range addrs {
-		if a.Addr().Is4() {
-			up.Gateways = append(up.Gateways, gateway4)
-		} else {
-			up.Gateways = append(up.Gateways, gateway6)
-		}
+	names, err := l.hostNames()
+	if err != nil {
+		return node.Config{}, err
 	}
 	return node.Config{
-		Role: node.Host, Name: host, Bin: l.opts.Bin, Socket: l.socket(host),
-		StateDir: l.StateDir(host), Scratch: filepath.Join(l.dir, host, "scratch"), Uplink: up,
+		Role: node.Host, Name: host, Bin: l.opts.Bin, Socket: l.socket(host), Names: names,
+		StateDir: l.StateDir(host), Scratch: filepath.Join(l.dir, host, "scratch"), Uplink: &node.Uplink{
+			Link: node.HostLink, Port: host, Switch: node.Bridge,
+			MAC:   fmt.Sprintf("02:00:c0:00:02:%02x", n), // the same after a reboot, as a real card's
+			Addrs: addrs, Gateways: gateways(addrs, gateway4, gateway6), GatewayMAC: gatewayMAC, Metric: uplinkMetric,
+		},
 	}, nil
+}
+
+// gateways are those of the families that a host has addresses of.
+func gateways(addrs []netip.Prefix, gw4, gw6 netip.Addr) (all []netip.Addr) {
+	for _, a := range addrs {
+		if a.Addr().Is4() {
+			all = append(all, gw4)
+		} else {
+			all = append(all, gw6)
+		}
+	}
+	return all
+}
+
+const localNames = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+// hostNames is what the /etc/hosts of a host says: every host of the lab, by its name.
+func (l *Lab) hostNames() (string, error) {
+	names := localNames
+	for _, host := range l.Hosts() {
+		addrs, err := l.underlayAddrs(host)
+		if err != nil {
+			return "", err
+		}
+		for _, a := range addrs {
+			names += a.Addr().String() + "\t" + host + "\n"
+		}
+	}
+	return names, nil
 }
 
 // StateDir is where a host's /var/lib/weft lies on this machine.

@@ -68,9 +68,20 @@ func (l *Lab) Launch(ctx context.Context, host, token string, targets ...string)
 		args = append(args, addr.String())
 	}
 	if _, err := l.Exec(ctx, host, strings.NewReader(token), args...); err != nil {
-		return fmt.Errorf("lab: launch weft on %s: %w: its log is %s", host, err, filepath.Join(l.StateDir(host), "agent.log"))
+		return fmt.Errorf("lab: launch weft on %s: %w%s", host, err, l.logEnd(host))
 	}
 	return nil
+}
+
+// logEnd is the end of an agent's log, which may be gone when somebody wants to look at it.
+func (l *Lab) logEnd(host string) string {
+	const lines = 10
+	data, err := os.ReadFile(filepath.Join(l.StateDir(host), "agent.log"))
+	if err != nil || len(data) == 0 {
+		return ""
+	}
+	all := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return "\nThe end of its log:\n  " + strings.Join(all[max(0, len(all)-lines):], "\n  ")
 }
 
 // Start launches weft again on a host that was stopped, killed or rebooted, from its persisted state.

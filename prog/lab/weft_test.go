@@ -26,6 +26,10 @@ func fakeLaunch() *cobra.Command {
 	return &cobra.Command{
 		Use: "launch", DisableFlagParsing: true,
 		RunE: func(_ *cobra.Command, args []string) error {
+			if slices.Contains(args, "--nonsense") {
+				_ = os.WriteFile("/var/lib/weft/agent.log", []byte("the agent ended\n"), 0o600)
+				return errors.New("unknown flag: --nonsense")
+			}
 			token := "founders-token"
 			if slices.Contains(args, "--token") {
 				data, err := io.ReadAll(os.Stdin)

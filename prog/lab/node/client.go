@@ -44,6 +44,9 @@ type Command struct {
 
 	// Signals are passed on to the command's process group while it runs.
 	Signals <-chan os.Signal
+
+	// Terminal says that Stdio is a terminal that belongs to nobody yet: it becomes the command's controlling one.
+	Terminal bool
 }
 
 // Exec runs a command in the node's namespaces with the caller's descriptors and waits for its end. A command
@@ -54,7 +57,7 @@ func (n Node) Exec(ctx context.Context, cmd Command) error {
 		return err
 	}
 	defer conn.Close()
-	if err := send(conn, request{Op: opExec, Argv: cmd.Argv, Env: cmd.Env}, cmd.Stdio[:]...); err != nil {
+	if err := send(conn, request{Op: opExec, Argv: cmd.Argv, Env: cmd.Env, Terminal: cmd.Terminal}, cmd.Stdio[:]...); err != nil {
 		return err
 	}
 	type result struct {
@@ -157,5 +160,30 @@ func (n Node) SetCut(ctx context.Context, cut Cut, down bool) error {
 		op = opCut
 	}
 	_, err := n.call(ctx, request{Op: op, Cut: &cut})
+	return err
+}
+
+// Plug connects a running host with one more of the underlay's switches; the host sees its end without an address
+// until it is asked for SetUplink. It is the underlay's.
+func (n Node) Plug(ctx context.Context, host string, up Uplink) error {
+	_, err := n.call(ctx, request{Op: opPlug, Name: host, Uplink: &up})
+	return err
+}
+
+// SetUplink gives a link of a host its addresses and routes.
+func (n Node) SetUplink(ctx context.Context, up Uplink) error {
+	_, err := n.call(ctx, request{Op: opUplink, Uplink: &up})
+	return err
+}
+
+// SetMTU sets the MTU of a link, in bytes.
+func (n Node) SetMTU(ctx context.Context, link string, mtu int) error {
+	_, err := n.call(ctx, request{Op: opMTU, Link: link, MTU: mtu})
+	return err
+}
+
+// SetRouteMTU gives the route to a prefix an MTU, in bytes.
+func (n Node) SetRouteMTU(ctx context.Context, prefix string, mtu int) error {
+	_, err := n.call(ctx, request{Op: opRoute, Route: prefix, MTU: mtu})
 	return err
 }

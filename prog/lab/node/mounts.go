@@ -21,7 +21,8 @@ import (
 //	/run, /etc/cni, /opt/cni   tmpfs    empty after a reboot
 //	/var/lib/weft              bind     Config.StateDir: survives a reboot
 //
-// A container has its host's files, but for a resolv.conf of its own, which is empty.
+// The /etc/hosts of both is Config.Names. A container has its host's other files, but for a resolv.conf of its own,
+// which is empty.
 func setupMounts(cfg Config) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w: a container needs --privileged for this, or: "+
@@ -33,7 +34,12 @@ func setupMounts(cfg Config) error {
 			return err
 		}
 	case Container:
-		if err := ownResolvConf(); err != nil {
+		if err := ownFile("/etc/resolv.conf", ""); err != nil {
+			return err
+		}
+	}
+	if cfg.Role != Underlay {
+		if err := ownFile("/etc/hosts", cfg.Names); err != nil {
 			return err
 		}
 	}
@@ -72,21 +78,23 @@ func hostMounts(cfg Config) error {
 	return nil
 }
 
-func ownResolvConf() error {
-	const conf = "/etc/resolv.conf"
-	f, err := os.OpenFile(conf, os.O_CREATE|os.O_RDONLY, 0o644) // to mount upon
+// ownFile puts a file of the node's own over one of the machine's.
+func ownFile(path, content string) error {
+	_ = unix.Unmount(path, unix.MNT_DETACH)                     // a host's own file, in its container: nothing can be mounted on that one
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644) // to mount upon
 	if err != nil {
 		return err
 	}
 	f.Close()
-	own, err := os.CreateTemp("/run", "resolv-")
+	own, err := os.CreateTemp("/run", "own-")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(own.Name()) // the mount keeps it
 	defer own.Close()
-	if err := errors.Join(own.Chmod(0o644), unix.Mount(own.Name(), conf, "", unix.MS_BIND, "")); err != nil {
-		return fmt.Errorf("bind %s to %s: %w", own.Name(), conf, err)
+	_, err = own.WriteString(content)
+	if err := errors.Join(err, own.Chmod(0o644), unix.Mount(own.Name(), path, "", unix.MS_BIND, "")); err != nil {
+		return fmt.Errorf("bind %s to %s: %w", own.Name(), path, err)
 	}
 	return nil
 }

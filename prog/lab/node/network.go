@@ -1,8 +1,10 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -13,8 +15,27 @@ import (
 // Bridge is the underlay's switch. Its ports are named after the hosts.
 const Bridge = "underlay"
 
-// HostLink is the interface of a host on the underlay.
-const HostLink = "eth0"
+// SecondBridge is the switch of the hosts' second links. It is made with the first of them.
+const SecondBridge = "underlay2"
+
+// SecondPort is the name of a host's port there.
+func SecondPort(host string) string { return host + "-2" }
+
+// HostLink is the interface of a host on the underlay, SecondLink one that it may get later.
+const (
+	HostLink   = "eth0"
+	SecondLink = "eth1"
+)
+
+// Uplink describes one link of a host: the port of a switch, and what the host has at its end.
+type Uplink struct {
+	Link, Port, Switch string
+	MAC                string
+	Addrs              []netip.Prefix
+	Gateways           []netip.Addr // default routes; nobody need be there
+	GatewayMAC         string       // static neighbour for every gateway
+	Metric             int          // of the default routes
+}
 
 func setupNetwork(cfg Config) error {
 	if err := linkUp("lo"); err != nil {
@@ -22,71 +43,76 @@ func setupNetwork(cfg Config) error {
 	}
 	switch cfg.Role {
 	case Underlay:
-		return setupBridge()
+		// A switch itself must stay silent: what a capture shows was sent by hosts.
+		if err := sysctl("net/ipv6/conf/default/disable_ipv6", "1"); err != nil {
+			return err
+		}
+		return ensureBridge(Bridge)
 	case Host:
 		return setupUplink(*cfg.Uplink)
 	}
 	return nil
 }
 
-func setupBridge() error {
-	// The switch itself must stay silent: what a capture shows was sent by hosts.
-	if err := sysctl("net/ipv6/conf/default/disable_ipv6", "1"); err != nil {
-		return err
-	}
+func ensureBridge(name string) error {
 	snooping := false // without a querier it would only delay neighbour discovery
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: Bridge}, MulticastSnooping: &snooping}
-	if err := netlink.LinkAdd(bridge); err != nil {
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}, MulticastSnooping: &snooping}
+	if err := netlink.LinkAdd(bridge); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add the underlay's bridge: %w: load the bridge module", err)
-	}
-	return linkUp(Bridge)
-}
-
-// plugHost connects the node with this pid to the bridge. It runs in the underlay.
-func plugHost(name, mac string, pid int) error {
-	bridge, err := netlink.LinkByName(Bridge)
-	if err != nil {
-		return err
-	}
-	hw, err := net.ParseMAC(mac)
-	if err != nil {
-		return err
-	}
-	veth := &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: name, MasterIndex: bridge.Attrs().Index, MTU: 1500},
-		PeerName:  HostLink, PeerNamespace: netlink.NsPid(pid), PeerHardwareAddr: hw,
-	}
-	if err := netlink.LinkAdd(veth); err != nil {
-		return fmt.Errorf("connect %s to the underlay: %w", name, err)
 	}
 	return linkUp(name)
 }
 
-// unplugHost removes a host's port. The kernel would do so itself when it gets round to freeing the host's
-// network namespace, which is too late for a host that comes back at once.
-func unplugHost(name string) error {
-	link, err := netlink.LinkByName(name)
-	if _, gone := err.(netlink.LinkNotFoundError); gone {
-		return nil
+// plugHost connects the node with this pid to a switch. It runs in the underlay.
+func plugHost(up Uplink, pid int) error {
+	if err := ensureBridge(up.Switch); err != nil {
+		return err
 	}
+	bridge, err := netlink.LinkByName(up.Switch)
 	if err != nil {
 		return err
 	}
-	if err := netlink.LinkDel(link); err != nil && err != unix.ENODEV {
-		return fmt.Errorf("remove the port of %s: %w", name, err)
+	hw, err := net.ParseMAC(up.MAC)
+	if err != nil {
+		return err
+	}
+	veth := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: up.Port, MasterIndex: bridge.Attrs().Index, MTU: 1500},
+		PeerName:  up.Link, PeerNamespace: netlink.NsPid(pid), PeerHardwareAddr: hw,
+	}
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fmt.Errorf("connect %s to the underlay: %w", up.Port, err)
+	}
+	return linkUp(up.Port)
+}
+
+// unplugHost removes a host's ports. The kernel would do so itself when it gets round to freeing the host's
+// network namespace, which is too late for a host that comes back at once.
+func unplugHost(host string) error {
+	for _, name := range []string{host, SecondPort(host)} {
+		link, err := netlink.LinkByName(name)
+		if _, gone := err.(netlink.LinkNotFoundError); gone {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkDel(link); err != nil && err != unix.ENODEV {
+			return fmt.Errorf("remove the port %s: %w", name, err)
+		}
 	}
 	return nil
 }
 
 func setupUplink(up Uplink) error {
 	// Addresses are unique by construction; a second of duplicate detection per host and reboot proves nothing.
-	if err := sysctl("net/ipv6/conf/"+HostLink+"/accept_dad", "0"); err != nil && !os.IsNotExist(err) {
+	if err := sysctl("net/ipv6/conf/"+up.Link+"/accept_dad", "0"); err != nil && !os.IsNotExist(err) {
 		return err
 	}
-	if err := linkUp(HostLink); err != nil {
+	if err := linkUp(up.Link); err != nil {
 		return err
 	}
-	link, err := netlink.LinkByName(HostLink)
+	link, err := netlink.LinkByName(up.Link)
 	if err != nil {
 		return err
 	}
@@ -97,7 +123,7 @@ func setupUplink(up Uplink) error {
 			addr.Flags = unix.IFA_F_NODAD
 		}
 		if err := netlink.AddrAdd(link, addr); err != nil {
-			return fmt.Errorf("add %v to %s: %w", p, HostLink, err)
+			return fmt.Errorf("add %v to %s: %w", p, up.Link, err)
 		}
 	}
 	return addGateways(link, up)
@@ -117,7 +143,7 @@ func addGateways(link netlink.Link, up Uplink) error {
 		if err := netlink.NeighSet(neigh); err != nil {
 			return fmt.Errorf("add neighbour %v: %w", gw, err)
 		}
-		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw.AsSlice()}
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw.AsSlice(), Priority: up.Metric}
 		if err := netlink.RouteAdd(route); err != nil {
 			return fmt.Errorf("add default route via %v: %w", gw, err)
 		}

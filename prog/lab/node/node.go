@@ -128,6 +128,14 @@ func (s *server) answer(req request) (reply, error) {
 		return reply{Pids: pids}, err
 	case opCut, opHeal:
 		return reply{}, setCut(*req.Cut, req.Op == opCut)
+	case opPlug:
+		return reply{}, s.plug(req.Name, *req.Uplink)
+	case opUplink:
+		return reply{}, setupUplink(*req.Uplink)
+	case opMTU:
+		return reply{}, setMTU(req.Link, req.MTU)
+	case opRoute:
+		return reply{}, setRouteMTU(req.Route, req.MTU)
 	}
 	return reply{}, fmt.Errorf("unknown request %q: the lab runs another version of weft; take it down and up", req.Op)
 }
@@ -143,7 +151,7 @@ func (s *server) exec(conn *net.UnixConn, req request, files []*os.File) reply {
 	}
 	pid, done, err := s.reaper.start(path, req.Argv, &os.ProcAttr{
 		Dir: "/", Env: s.environ(req.Env), Files: files,
-		Sys: &unix.SysProcAttr{Setsid: true},
+		Sys: &unix.SysProcAttr{Setsid: true, Setctty: req.Terminal}, // of descriptor 0
 	})
 	closeAll(files) // only the command may hold a pipe open now
 	if err != nil {
@@ -211,7 +219,7 @@ func (s *server) spawn(cfg Config) error {
 	}()
 	s.children[cfg.Name] = child{pid, done}
 	if cfg.Uplink != nil {
-		err = plugHost(cfg.Name, cfg.Uplink.MAC, pid)
+		err = plugHost(*cfg.Uplink, pid)
 	}
 	if err != nil {
 		b.abandon()
@@ -248,6 +256,17 @@ func (s *server) end(name string) error {
 	return unplugHost(name)
 }
 
+// plug gives a host that runs one more link.
+func (s *server) plug(host string, up Uplink) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, ok := s.children[host]
+	if !ok || c.ended() {
+		return fmt.Errorf("%s does not run", host)
+	}
+	return plugHost(up, c.pid)
+}
+
 func (s *server) info() (Info, error) {
 	info := Info{Name: s.cfg.Name, Processes: make(map[string][]int)}
 	s.mu.Lock()
@@ -264,7 +283,7 @@ func (s *server) info() (Info, error) {
 	}
 	if s.cfg.Role == Underlay {
 		info.Cuts, err = listCuts()
-		return info, err
+		return info, errors.Join(err, listPorts(&info))
 	}
 	for _, verb := range []string{"agent", "datapath"} {
 		if info.Processes[verb], err = findProcesses(s.cfg.Bin, verb); err != nil {

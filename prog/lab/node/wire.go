@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"time"
 
@@ -36,14 +35,7 @@ type Config struct {
 	StateDir string  `json:",omitempty"` // host: survives a reboot, seen as /var/lib/weft
 	Scratch  string  `json:",omitempty"` // host: mount point for what does not survive
 	Uplink   *Uplink `json:",omitempty"` // host: eth0
-}
-
-// Uplink describes a host's eth0.
-type Uplink struct {
-	MAC        string
-	Addrs      []netip.Prefix
-	Gateways   []netip.Addr // default routes; nobody need be there
-	GatewayMAC string       // static neighbour for every gateway
+	Names    string  `json:",omitempty"` // /etc/hosts of a host or a container
 }
 
 // Info is a node's account of itself.
@@ -53,6 +45,7 @@ type Info struct {
 	Addrs     map[string][]string `json:",omitempty"` // by interface, without lo and link-local ones
 	Processes map[string][]int    `json:",omitempty"` // by verb, see Signal
 	Cuts      []Cut               `json:",omitempty"`
+	Ports     []string            `json:",omitempty"` // of the underlay's switches
 }
 
 // Child is a node directly below another one. Its pid is the one its parent sees.
@@ -73,6 +66,13 @@ type request struct {
 	Verb   string      `json:",omitempty"` // signal
 	Signal unix.Signal `json:",omitempty"` // signal; also sent alone while exec runs
 	Cut    *Cut        `json:",omitempty"` // cut, heal
+	Uplink *Uplink     `json:",omitempty"` // plug (at the underlay, with Name), uplink (at the host)
+	Link   string      `json:",omitempty"` // mtu: eth0, or a port of the underlay
+	MTU    int         `json:",omitempty"` // mtu, route
+	Route  string      `json:",omitempty"` // route: the prefix
+
+	// Exec: the descriptors are a terminal, which becomes the command's own.
+	Terminal bool `json:",omitempty"`
 }
 
 const (
@@ -83,6 +83,10 @@ const (
 	opSignal = "signal"
 	opCut    = "cut"
 	opHeal   = "heal"
+	opPlug   = "plug"
+	opUplink = "uplink"
+	opMTU    = "mtu"
+	opRoute  = "route"
 )
 
 type reply struct {

@@ -1,0 +1,257 @@
+package lab_test
+
+import (
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+
+	"weft/prog/lab"
+)
+
+func command(t *testing.T, args ...string) *exec.Cmd {
+	return exec.CommandContext(t.Context(), filepath.Join(bin, "weft"), append([]string{"lab"}, args...)...)
+}
+
+// Hosts know each other by name; a container knows only what its network tells it.
+func TestHostsKnowEachOtherByName(t *testing.T) {
+	l := bare(t, 2, 1)
+	for name, want := range map[string]string{"h1": "192.0.2.1", "h2": "192.0.2.2"} {
+		if got := run(t, l, "h1", "getent", "ahostsv4", name); !strings.HasPrefix(got, want+" ") {
+			t.Errorf("h1 finds %q by the name %s", got, name)
+		}
+	}
+	if got := run(t, l, "h2", "getent", "ahostsv6", "h1"); !strings.HasPrefix(got, "2001:db8::1 ") {
+		t.Errorf("h2 finds %q by the name h1", got)
+	}
+	if got := run(t, l, "h1/c1", "cat", "/etc/hosts"); strings.Contains(got, "h2") || !strings.Contains(got, "localhost") {
+		t.Errorf("a container's /etc/hosts is %q", got)
+	}
+}
+
+// The network of a host becomes what those outside of the lab are; a reboot undoes it.
+func TestNetworksDiffer(t *testing.T) {
+	l := bare(t, 3, 0)
+	ping := func(size, from, to string) (int, error) {
+		out, err := l.Exec(t.Context(), from, nil, "weft", "probe", "icmp", "--json", "-c", "3", "-i", "10ms", "--timeout", "300ms", "--size", size, to)
+		return result(t, out).Received, err
+	}
+	// Large frames go between hosts that both know them, and to no other.
+	for _, h := range []string{"h1", "h2"} {
+		if err := l.SetMTU(t.Context(), h, 9000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := run(t, l, "h1", "cat", "/sys/class/net/eth0/mtu"); got != "9000" {
+		t.Errorf("the MTU is %s", got)
+	}
+	if n, err := ping("8000", "h1", "192.0.2.2"); n != 3 {
+		t.Errorf("frames of 8,000 bytes between hosts of 9,000: %d of 3: %v", n, err)
+	}
+	if n, _ := ping("8000", "h1", "192.0.2.3"); n != 0 {
+		t.Errorf("a frame of 8,000 bytes passed a port of 1,500: %d of 3", n)
+	}
+	// A route's MTU makes fragments, which arrive. IPv6 needs 1,280 bytes.
+	for to, file := range map[string]string{"192.0.2.0/24": "/proc/net/route", "2001:db8::/64": "/proc/net/ipv6_route"} {
+		before := strings.Count(run(t, l, "h3", "cat", file), "\n")
+		if err := l.SetRouteMTU(t.Context(), "h3", netip.MustParsePrefix(to), 1280); err != nil {
+			t.Fatal(err)
+		}
+		if after := strings.Count(run(t, l, "h3", "cat", file), "\n"); after != before {
+			t.Errorf("%s: %d routes became %d: the route was not replaced", to, before, after)
+		}
+	}
+	fragments := func() string {
+		return run(t, l, "h3", "sh", "-c", `awk '/^Ip:/ {n=$20} /^Ip6FragCreates/ {m=$2} END {print n, m}' /proc/net/snmp /proc/net/snmp6`)
+	}
+	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
+		before := fragments()
+		if n, err := ping("1400", "h3", to); n != 3 || fragments() == before {
+			t.Errorf("%s: %d of 3 packets through a route of 1,280 bytes, fragments %s before and %s now: %v", to, n, before, fragments(), err)
+		}
+	}
+	// The better default route is the second link's, and a sniffer sees both.
+	if err := l.AddLink(t.Context(), "h1", 50); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.AddLink(t.Context(), "h2", 0); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Capture(t.Context(), "second-link")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, l, "h1", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "--marker", "second-link", "198.51.100.2", "2001:db8:1::2")
+	_, _ = l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "-p", "9", "-c", "1", "--timeout", "1ms", "203.0.113.1")
+	if sum, err := c.Stop(); err != nil || sum.Marked != 12 {
+		t.Errorf("%d marked packets on the second network, want 12: %v", sum.Marked, err)
+	}
+	if got := run(t, l, "h1", "sh", "-c", "grep -c eth1 /proc/net/route; awk '/eth1/ {print $9}' /sys/class/net/eth1/statistics/tx_packets"); !strings.HasPrefix(got, "2") {
+		t.Errorf("h1 has %s routes by eth1, want the network's and a default one", got)
+	}
+	if err := l.Reboot(t.Context(), "h1"); err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, l, "h1", "ls", "/sys/class/net"); strings.Contains(got, "eth1") {
+		t.Errorf("after a reboot: %s", got)
+	}
+	if err := l.AddLink(t.Context(), "h1", 0); err != nil {
+		t.Errorf("a second link after a reboot: %v", err)
+	}
+}
+
+// A foreign firewall's rules come from a file, in either form.
+func TestForeignRules(t *testing.T) {
+	for program, pkg := range map[string]string{"nft": "nftables", "ip6tables-restore": "iptables"} {
+		if err := lab.Install(program, pkg); err != nil {
+			t.Skip(err)
+		}
+	}
+	l := bare(t, 2, 0)
+	rules := filepath.Join(t.TempDir(), "rules")
+	const nft = "# a comment\ntable inet foreign {\n chain in { type filter hook input priority 0; icmp type echo-request drop; }\n}\n"
+	if err := os.WriteFile(rules, []byte(nft), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reaches := func(to string) bool {
+		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "icmp", "-c", "2", "-i", "10ms", "--timeout", "200ms", to)
+		return err == nil
+	}
+	if out, err := command(t, "network", "--name", labName(t), "h2", "--firewall", rules).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if reaches("192.0.2.2") || !reaches("2001:db8::2") {
+		t.Error("nft's rules are not in force")
+	}
+	const saved = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type echo-request -j DROP\nCOMMIT\n"
+	if err := l.LoadRules(t.Context(), "h2", "rules.v6", []byte(saved)); err != nil {
+		t.Fatal(err)
+	}
+	if reaches("2001:db8::2") {
+		t.Error("ip6tables' rules are not in force")
+	}
+	if err := l.LoadRules(t.Context(), "h2", "rules", []byte("nonsense")); err == nil || !strings.Contains(err.Error(), "rules on h2") {
+		t.Errorf("nonsense: %v", err)
+	}
+}
+
+// On a terminal, exec gives the command one of its own: it has a size, and ctrl-C ends what runs in the foreground only.
+func TestExecOnATerminal(t *testing.T) {
+	bare(t, 1, 0)
+	ours, theirs, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	if err := pty.Setsize(ours, &pty.Winsize{Rows: 33, Cols: 77}); err != nil {
+		t.Fatal(err)
+	}
+	cmd := command(t, "exec", "--name", labName(t), "h1", "--", "sh")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, theirs
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = theirs.Close()
+	lines := make(chan string)
+	go func() { // ends with the terminal
+		defer close(lines)
+		buf := make([]byte, 4096)
+		for {
+			n, err := ours.Read(buf)
+			if err != nil {
+				return
+			}
+			lines <- string(buf[:n])
+		}
+	}()
+	var seen strings.Builder
+	expect := func(want string) {
+		t.Helper()
+		for deadline := time.After(10 * time.Second); !strings.Contains(seen.String(), want); {
+			select {
+			case s, more := <-lines:
+				if !more {
+					t.Fatalf("it ended, and %q was not shown: %q", want, seen.String())
+				}
+				seen.WriteString(s)
+			case <-deadline:
+				t.Fatalf("%q was not shown: %q", want, seen.String())
+			}
+		}
+	}
+	typed := func(s string) {
+		t.Helper()
+		if _, err := io.WriteString(ours, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	typed("stty size; echo on $(hostname)\n")
+	expect("33 77")
+	expect("on h1")
+	if err := pty.Setsize(ours, &pty.Winsize{Rows: 44, Cols: 88}); err != nil {
+		t.Fatal(err)
+	}
+	typed("until stty size | grep -q 44; do sleep 0.05; done; stty size\n")
+	expect("44 88")
+	typed("sh -c \"echo wait''ing; exec sleep 1000\"\n")
+	expect("waiting")
+	typed("\x03")
+	typed("echo the shell ''lives; exit 6\n")
+	expect("the shell lives")
+	for range lines { // until the terminal is closed
+	}
+	if err := cmd.Wait(); exitCode(err) != 6 {
+		t.Errorf("exit 6 is %v", err)
+	}
+}
+
+// What cannot be is refused, and what failed leaves nothing.
+func TestRefused(t *testing.T) {
+	for args, want := range map[string]string{
+		"up --hosts 0":          "0 hosts",
+		"up --hosts -1":         "-1 hosts",
+		"up --hosts 201":        "201 hosts",
+		"network h1":            "nothing to change",
+		"network h1 --metric 5": "--second-link",
+		"network h1 --mtu 9000": "no lab",
+		"exec h1 -- true":       "no lab",
+	} {
+		out, err := command(t, strings.Fields(strings.Replace(args, " ", " --name "+labName(t)+" ", 1))...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("%s: %v: %s", args, err, out)
+		}
+		nothingLeft(t)
+	}
+}
+
+// A lab in which weft does not start says why, and is gone, unless it shall stay.
+func TestUpFails(t *testing.T) {
+	up := func(args ...string) string {
+		args = append([]string{"up", "--name", labName(t), "--hosts", "1"}, args...)
+		out, err := command(t, append(args, "--", "--nonsense")...).CombinedOutput()
+		if strings.Contains(string(out), "/dev/net/tun") {
+			t.Skipf("this machine gives an ordinary user no tunnel device: %s", out)
+		}
+		if err == nil || !strings.Contains(string(out), "unknown flag") || !strings.Contains(string(out), "the agent ended") {
+			t.Errorf("%v: %v: %s", args, err, out)
+		}
+		return string(out)
+	}
+	up()
+	nothingLeft(t)
+	if out := up("--keep"); !strings.Contains(out, "still up") {
+		t.Errorf("--keep: %s", out)
+	}
+	if out, err := command(t, "down", "--name", labName(t)).CombinedOutput(); err != nil {
+		t.Errorf("down: %v: %s", err, out)
+	}
+	nothingLeft(t)
+}

@@ -1,0 +1,62 @@
+package node
+
+import (
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// setMTU sets the MTU of one link.
+func setMTU(name string, mtu int) error {
+	link, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetMTU(link, mtu)
+	}
+	if err != nil {
+		return fmt.Errorf("set the MTU of %s to %d: %w", name, mtu, err)
+	}
+	return nil
+}
+
+// setRouteMTU gives the main table's route to a prefix an MTU. All else of the route stays as it is.
+func setRouteMTU(prefix string, mtu int) error {
+	_, dst, err := net.ParseCIDR(prefix)
+	if err != nil {
+		return fmt.Errorf("%q is no prefix: write it like 192.0.2.0/24", prefix)
+	}
+	family := netlink.FAMILY_V4
+	if dst.IP.To4() == nil {
+		family = netlink.FAMILY_V6
+	}
+	filter := &netlink.Route{Dst: dst, Table: unix.RT_TABLE_MAIN}
+	routes, err := netlink.RouteListFiltered(family, filter, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return fmt.Errorf("list the routes to %v: %w", dst, err)
+	}
+	if len(routes) == 0 {
+		return fmt.Errorf("there is no route to %v: `ip route` shows which there are", dst)
+	}
+	for _, route := range routes {
+		route.MTU, route.Flags = mtu, 0
+		if err := netlink.RouteReplace(&route); err != nil {
+			return fmt.Errorf("give the route to %v the MTU %d: %w", dst, mtu, err)
+		}
+	}
+	return nil
+}
+
+// listPorts adds the ports of all switches.
+func listPorts(info *Info) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return err
+	}
+	for _, link := range links {
+		if link.Attrs().MasterIndex != 0 {
+			info.Ports = append(info.Ports, link.Attrs().Name)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,65 @@
+package lab
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"weft/prog/lab/node"
+)
+
+// onTerminal reports whether somebody types, and sees what comes.
+func onTerminal() bool {
+	return term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd()))
+}
+
+// AttachTerminal runs a command on a terminal of its own, which it controls: ctrl-C, job control and the window's size
+// are as on the caller's terminal, which shows it.
+func (l *Lab) AttachTerminal(ctx context.Context, target string, args ...string) error {
+	ours, theirs, err := pty.Open()
+	if err != nil {
+		return err
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	resized := make(chan os.Signal, 1)
+	signal.Notify(resized, unix.SIGWINCH)
+	defer signal.Stop(resized)
+	_ = pty.InheritSize(os.Stdin, ours)
+	before, err := term.MakeRaw(int(os.Stdin.Fd())) // ctrl-C is the command's to answer
+	if err != nil {
+		return err
+	}
+	defer func() { _ = term.Restore(int(os.Stdin.Fd()), before) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // ends with the command
+		for {
+			select {
+			case <-resized:
+				_ = pty.InheritSize(os.Stdin, ours)
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	go func() { _, _ = io.Copy(ours, os.Stdin) }() // ends with this program: nothing else ends a read of a terminal
+	shown := make(chan struct{})
+	go func() { // ends when nobody has the terminal any more
+		defer close(shown)
+		_, _ = io.Copy(os.Stdout, ours)
+	}()
+	err = l.node(target).Exec(ctx, node.Command{
+		Argv: args, Env: os.Environ(), Stdio: [3]*os.File{theirs, theirs, theirs}, Terminal: true,
+	})
+	_ = theirs.Close()
+	_ = ours.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // a daemon may hold it for ever
+	<-shown
+	return l.explain(target, err)
+}
