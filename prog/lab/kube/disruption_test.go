@@ -27,7 +27,7 @@ func stopAll(t *testing.T, all []*flow) {
 	}
 }
 
-// agentsReplaced waits until there is an agent's pod on every node, none is one of before, and all are ready.
+// agentsReplaced waits until every agent's pod is another one than before, and ready.
 func agentsReplaced(t *testing.T, before string) {
 	t.Helper()
 	eventually(t, 2*time.Minute, "new agents", func() error {

@@ -24,9 +24,7 @@ func settings(t *testing.T) {
 	})
 	mayReach(t, "server-"+node, "server-node2", true)
 	kubectl(t, "-n", "weft", "patch", "configmap", "weft", "-p", `{"data":{"WEFT_MTU":"1380","WEFT_CNI_CHAIN":"portmap,bandwidth"}}`)
-	before := agent()
-	kubectl(t, "-n", "weft", "delete", "--grace-period=0", "--force", before)
-	agentsReplaced(t, before) // its container may have come up with the new settings just before its end
+	kubectl(t, "-n", "weft", "delete", agent()) // not by force: it may be up with the new settings by now, and goes on for a while
 	eventually(t, time.Minute, "the MTU and the plugins of the settings", func() error {
 		out, err := weft(t, node, "report", "-f", "{{.Router.MTU}} {{.CNI.Plugins}} {{.Ready}}")
 		if err == nil && out != "1380 [weft-cni portmap bandwidth] true" {
