@@ -49,6 +49,11 @@ func (m *Mesh) keep(id peer.ID, s peer.Signed, size int) error {
 	if k == nil {
 		k = &known{heard: time.Now()}
 		m.peers[id] = k
+		for _, n := range m.members.of(id) { // memberlist tells of a run only once
+			if r := runOf(n); r != nil {
+				m.noteOf(k, r)
+			}
+		}
 	}
 	m.kept.bytes += size - k.size
 	k.signed, k.size, k.saved = s, size, false

@@ -4,9 +4,12 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/hashicorp/memberlist"
+
+	"weft/mesh/peer"
 )
 
 // members are the runs of other peers that memberlist tells of: copies, since it changes its
@@ -39,6 +42,19 @@ func (l *members) named(name string) *memberlist.Node {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.nodes[name]
+}
+
+// of are the runs of one peer.
+func (l *members) of(id peer.ID) (nodes []*memberlist.Node) {
+	prefix := id.String() + "-"
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name, n := range l.nodes {
+		if strings.HasPrefix(name, prefix) {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
 }
 
 // shuffled are all, in random order.

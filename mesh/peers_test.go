@@ -198,3 +198,22 @@ func TestKnownRecordsAreNotVerified(t *testing.T) {
 		t.Error("a forged record was taken")
 	}
 }
+
+// A host that comes when as many peers are known as there is room for is let in all the same.
+func TestAHostComesWhenAllRoomIsTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(34)}
+		a := s.start(1, nil, nil)
+		var records [][]byte
+		for i := range maxPeers - 1 {
+			records = append(records, stranger(t, i))
+		}
+		a.merge(peersName, encode(records))
+		if n := len(a.Peers()); n != maxPeers {
+			t.Fatalf("%d peers are known", n)
+		}
+		b := s.start(2, nil, []string{"192.0.2.1"})
+		s.eventually(5*time.Minute, "it is here", func() bool { return a.Reachable(b.Self()) })
+		s.end(a, b)
+	})
+}
