@@ -265,3 +265,25 @@ func TestNamesAreBounded(t *testing.T) {
 		t.Errorf("%d peers and %d challenges are kept", len(m.peers), len(m.proof.challenges))
 	}
 }
+
+// Members that take many names of a host that is away do not keep it from coming back.
+func TestInvariant7ManyNamesHideNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(26)}
+		a := s.start(1, nil, nil)
+		b := s.start(2, nil, []string{"192.0.2.1"})
+		s.eventually(10*time.Second, "they meet", func() bool { return allReach([]*host{a, b})() && b.store.count() == 2 })
+		s.end(b)
+		var liars []*memberlist.Memberlist
+		for i := range maxRunsHeard {
+			liars = append(liars, rawMember(t, s.net, 9+i, nodeName(b.Self(), time.Now().Add(time.Hour)), encode(hello{Version: Version})))
+		}
+		time.Sleep(10 * time.Second)
+		b = s.start(2, b.store, nil)
+		s.eventually(30*time.Second, "it is back", func() bool { return a.Reachable(b.Self()) })
+		for _, l := range liars {
+			_ = l.Shutdown()
+		}
+		s.end(a, b)
+	})
+}

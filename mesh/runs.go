@@ -53,19 +53,19 @@ func (m *Mesh) noteOf(k *known, r *run) {
 	m.note(k.runs, r)
 }
 
-// note adds a run to others of its peer. Where there are too many, the oldest that has not
-// proved to be alive goes. The caller holds the lock.
+// note adds a run to others of its peer. Where there are too many, the one goes that owes
+// an answer to most challenges: every member can tell of more. The caller holds the lock.
 func (m *Mesh) note(runs map[string]*run, r *run) {
 	runs[r.name] = r
 	if len(runs) > maxRunsHeard {
-		oldest := r
+		worst := r
 		for _, r := range runs {
-			if !r.proven && r.name < oldest.name {
-				oldest = r
+			if !r.proven && (r.tries > worst.tries || r.tries == worst.tries && r.name < worst.name) {
+				worst = r
 			}
 		}
-		m.forgetChallenges(oldest)
-		delete(runs, oldest.name)
+		m.forgetChallenges(worst)
+		delete(runs, worst.name)
 	}
 	m.doubt()
 }
