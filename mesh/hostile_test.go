@@ -91,6 +91,28 @@ func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 	})
 }
 
+// A peer that starts anew again and again is answered as on the first day, and costs no more.
+func TestAPeerThatStartsOftenIsAnswered(t *testing.T) {
+	m := still(t, 1)
+	id := peer.ID{7}
+	m.peers[id] = &known{}
+	for run := range uint64(4 * maxRuns) {
+		for i := range uint64(2) {
+			if err := m.once(message{ID: run<<32 | i + 1, From: id, Run: m.name}); err != nil {
+				t.Fatalf("run %d: %v", run, err)
+			}
+		}
+		for old := range min(run+1, maxRuns/2) {
+			if m.once(message{ID: (run-old)<<32 | 1, From: id, Run: m.name}) == nil {
+				t.Fatalf("run %d was served a second time in run %d", run-old, run)
+			}
+		}
+	}
+	if n := len(m.peers[id].asked); n > maxRuns {
+		t.Errorf("%d runs of one peer are remembered", n)
+	}
+}
+
 // A late rumour of a peer's old run, and its end, do not hide the run that is there.
 func TestOldRunsHideNobody(t *testing.T) {
 	m := still(t, 1)

@@ -5,6 +5,8 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -189,6 +191,7 @@ func (m *Mesh) open(data []byte) (message, error) {
 type window struct {
 	last uint32
 	seen uint64 // bit n: last - n was there
+	used time.Time
 }
 
 func (w *window) fresh(n uint32) bool {
@@ -203,10 +206,18 @@ func (w *window) fresh(n uint32) bool {
 	return fresh
 }
 
-// maxRuns bounds the windows that one peer can make us hold.
+// maxRuns bounds the windows that one peer can make us hold: two for each of its runs, one of
+// which is of its challenges.
 const maxRuns = 256
 
 var errRepeated = errors.New("it was here before, or is for an earlier run of this agent")
+
+// forgetOldest makes room for the window of another run. What could be served again then was
+// asked more than a hundred runs ago, and every request may be repeated.
+func (k *known) forgetOldest() {
+	oldest := slices.MinFunc(slices.Collect(maps.Keys(k.asked)), func(a, b uint32) int { return k.asked[a].used.Compare(k.asked[b].used) })
+	delete(k.asked, oldest)
+}
 
 // once refuses a request that was here before. Who listens on the underlay can send
 // the same bytes again, without the secret and as often as he likes.
@@ -220,7 +231,7 @@ func (m *Mesh) once(msg message) error {
 	w := k.asked[run]
 	if w == nil {
 		if len(k.asked) >= maxRuns {
-			return fmt.Errorf("%v started anew more than %d times", msg.From, maxRuns)
+			k.forgetOldest()
 		}
 		w = &window{}
 		if k.asked == nil {
@@ -228,6 +239,7 @@ func (m *Mesh) once(msg message) error {
 		}
 		k.asked[run] = w
 	}
+	w.used = time.Now()
 	if !w.fresh(uint32(msg.ID)) {
 		return errRepeated
 	}
