@@ -132,7 +132,7 @@ func TestOldRunsHideNobody(t *testing.T) {
 		if m.peers[id].node == n.Name {
 			t.Errorf("%s counts before it has proved to be alive", n.Name)
 		}
-		m.proved(m.peers[id].runs[n.Name])
+		m.proved(m.peers[id].runs[n.Name], true)
 	}
 	e.NotifyLeave(old)
 	if !m.Reachable(id) || m.peers[id].node != now.Name || m.peers[id].addr != address(3).Addr() {

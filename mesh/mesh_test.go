@@ -120,6 +120,13 @@ func (s *sim) start(i int, store *memory, targets []string, options ...option) *
 // startWith starts a peer that carries more replicas.
 func (s *sim) startWith(more []Replica, i int, store *memory, targets []string, options ...option) *host {
 	s.t.Helper()
+	h := s.make(more, i, store, targets, options...)
+	h.run()
+	return h
+}
+
+func (s *sim) make(more []Replica, i int, store *memory, targets []string, options ...option) *host {
+	s.t.Helper()
 	if store == nil {
 		store = &memory{peers: map[peer.ID][]byte{}}
 	}
@@ -158,10 +165,13 @@ func (s *sim) startWith(more []Replica, i int, store *memory, targets []string, 
 		<-ctx.Done()
 		return nil, ctx.Err()
 	})
+	return h
+}
+
+func (h *host) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	h.stop = cancel
-	go func() { h.done <- m.Run(ctx) }()
-	return h
+	go func() { h.done <- h.Run(ctx) }()
 }
 
 // end stops hosts and waits for memberlist, whose Shutdown does not.

@@ -35,6 +35,7 @@ type run struct {
 	addr   netip.AddrPort
 	proven bool // it is alive
 	placed bool // and the record of its peer named its address
+	sure   bool // it was certain of its identity when it last proved itself
 	tries  int
 	next   time.Time // when it is challenged again
 	ids    []uint64  // of the challenges that it may answer
@@ -218,7 +219,7 @@ func (m *Mesh) answerChallenge(msg message, s *stream) {
 	}
 	m.mu.Unlock()
 	if r != nil {
-		m.proved(r)
+		m.proved(r, msg.sure)
 	}
 }
 
@@ -242,16 +243,16 @@ func (m *Mesh) isProof(msg message) bool {
 	if r == nil || msg.From != r.id {
 		return false
 	}
-	m.proved(r)
+	m.proved(r, msg.sure)
 	return true
 }
 
 // proved notes that a run is alive.
-func (m *Mesh) proved(r *run) {
+func (m *Mesh) proved(r *run, sure bool) {
 	m.mu.Lock()
 	m.forgetChallenges(r)
 	twin, before := r.id == m.self, r.proven
-	r.proven = true
+	r.proven, r.sure = true, sure
 	m.mu.Unlock()
 	switch {
 	case before:

@@ -202,6 +202,35 @@ func TestCopiesSayNothing(t *testing.T) {
 	})
 }
 
+// A copy whose clock is behind stops as any other, although by its clock it was there first.
+// Where neither was, the one that was started last stops.
+func TestACopyWithASlowClockStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(27)}
+		a := s.start(1, nil, nil)
+		b := s.start(2, nil, []string{"192.0.2.1"})
+		s.eventually(10*time.Second, "they meet", func() bool { return allReach([]*host{a, b})() && b.store.count() == 2 })
+		for _, to := range [][]string{{"192.0.2.1"}, {"192.0.2.2"}, nil} {
+			copied := s.make(nil, 9, b.store.clone(), to, func(c *Config) { c.Identity = identity(2) })
+			copied.name = nodeName(b.Self(), time.Now().Add(-time.Hour))
+			copied.run()
+			select {
+			case err := <-b.done:
+				t.Fatalf("the original ended: %v", err)
+			case err := <-copied.done:
+				if !errors.Is(err, ErrTwin) || copied.Confirmed() {
+					t.Fatalf("the copy ended with %v", err)
+				}
+			}
+			time.Sleep(10 * time.Second)
+		}
+		if r := b.Rejections(); len(r) != 1 || r[0].Addr != address(9).Addr().String() || !allReach([]*host{a, b})() {
+			t.Errorf("the original names %v", r)
+		}
+		s.end(a, b)
+	})
+}
+
 // A host that comes back is confirmed as soon as it has joined; one that reaches nobody is
 // after a while.
 func TestConfirmation(t *testing.T) {

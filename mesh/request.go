@@ -27,6 +27,8 @@ type message struct {
 	Error   string  `cbor:"6,keyasint,omitempty"`
 	IsReply bool    `cbor:"7,keyasint,omitempty"`
 	Run     string  `cbor:"8,keyasint,omitempty"` // of a request: the run of the receiver that it is for
+
+	sure bool // the sender is certain that no other host has its identity: it shows its record
 }
 
 type signedMessage struct {
@@ -157,7 +159,7 @@ func (m *Mesh) open(data []byte) (message, error) {
 	// A PeerID names its key, so that the key can come with the message.
 	var sender ed25519.PublicKey
 	if r, err := peer.Parse(s.Record); err == nil && r.Record.ID() == msg.From {
-		sender = r.Record.Identity
+		sender, msg.sure = r.Record.Identity, true
 	}
 	m.mu.Lock()
 	if k := m.peers[msg.From]; k != nil && k.hasRecord() {

@@ -13,14 +13,21 @@ import (
 // ErrTwin says that this host's identity is another host's too.
 var ErrTwin = errors.New("this host has the identity of another one, which was there first: a disk was copied. Run `weft reset --force` on the copy, and launch it again")
 
-const twin = "it speaks with this host's identity: was its disk copied from here, or this one's from there? The one that was started last stops by itself; run `weft reset --force` on the copy"
+const twin = "it speaks with this host's identity: was its disk copied from here, or this one's from there? The one that came later stops by itself; run `weft reset --force` on the copy"
 
-// meetTwin ends this run if it is the one that was started last of two hosts with one
-// identity. The other one tells the mesh.
+// meetTwin ends this run if it is the one that came later of two hosts with one identity:
+// the one that is not confirmed yet, or else the one that was started last by its own clock,
+// which may be wrong. The other one tells the mesh.
 func (m *Mesh) meetTwin(r *run) {
 	addr := r.addr.Addr()
 	m.reject(addr.String(), twin)
-	if m.name > r.name {
+	m.mu.Lock()
+	later := m.name > r.name
+	if m.proof.confirmed != r.sure {
+		later = r.sure
+	}
+	m.mu.Unlock()
+	if later {
 		select {
 		case m.copied <- fmt.Errorf("mesh: %w: %v", ErrTwin, addr):
 		default:
