@@ -18,7 +18,7 @@ import (
 // a request from memberlist, closes the stream, and sends its reply on one of its own.
 
 // userHead is how such a message begins: its type, and memberlist's header, a map with the
-// length in four bytes. What memberlist itself sends is compressed, and begins otherwise.
+// length in four bytes. What memberlist of an older version sends is compressed, and begins otherwise.
 const userHead = "\x08\x81\xaaUserMsgLen\xce"
 
 // sealVersion says that the text is not padded.

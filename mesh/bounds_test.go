@@ -7,14 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"weft/ipam/paxos"
 	"weft/ipam/ring"
 	"weft/ipam/slot"
 	"weft/mesh/directory"
 	"weft/mesh/document"
+	"weft/mesh/meshtest"
 	"weft/mesh/peer"
 )
 
@@ -61,6 +66,38 @@ func TestAllStatesFitIntoOneMessage(t *testing.T) {
 	if n := len(encode(question)); n > message/4 {
 		t.Errorf("the question for documents: %d bytes", n)
 	}
+}
+
+// keys is a state of so many bytes of keys and signatures, in which nothing repeats.
+type keys struct {
+	size int
+	got  atomic.Int64
+}
+
+func (*keys) Name() string { return "keys" }
+
+func (k *keys) Full() []byte {
+	data := make([]byte, k.size)
+	rand.NewChaCha8([32]byte{}).Read(data)
+	return data
+}
+
+func (k *keys) Merge(data []byte) ([]byte, error) {
+	k.got.Store(int64(len(data)))
+	return nil, nil
+}
+
+// A message as large as all states together, each at its greatest, is exchanged.
+func TestTheLargestStateIsExchanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = maxStream - maxStream/16
+		s := &sim{t, meshtest.New(35)}
+		news := &keys{}
+		a := s.startWith([]Replica{&keys{size: size}}, 1, nil, nil)
+		b := s.startWith([]Replica{news}, 2, nil, []string{"192.0.2.1"})
+		s.eventually(10*time.Second, "it is here", func() bool { return news.got.Load() == size })
+		s.end(a, b)
+	})
 }
 
 // Somebody makes up owners without end: those that are here stay, and what is kept is bounded,

@@ -280,6 +280,7 @@ func (m *Mesh) listConfig() (*memberlist.Config, error) {
 	conf.Keyring = keyring
 	conf.TCPTimeout = streamTimeout
 	conf.RetransmitMult = retransmits
+	conf.EnableCompression = false // LZW makes what is mostly keys and signatures longer, by up to a half
 	conf.GossipToTheDeadTime = 10 * time.Second
 	conf.Delegate = delegate{m}
 	conf.Events = events{m}
