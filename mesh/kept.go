@@ -19,15 +19,20 @@ type remembered struct {
 	unsaved   chan struct{}
 	dropped   map[peer.ID]bool // still on disk
 	forgotten map[peer.ID]forgotten
+	keys      map[[32]byte]peer.ID // of WireGuard, this peer's own among them
 }
 
 func newRemembered() remembered {
-	return remembered{unsaved: make(chan struct{}, 1), dropped: map[peer.ID]bool{}, forgotten: map[peer.ID]forgotten{}}
+	return remembered{unsaved: make(chan struct{}, 1), dropped: map[peer.ID]bool{}, forgotten: map[peer.ID]forgotten{}, keys: map[[32]byte]peer.ID{}}
 }
 
 // keep makes a record the one that we have. Where there is no room, peers that own nothing
 // and are silent make it, first those that never proved to be alive. The caller holds the lock.
 func (m *Mesh) keep(id peer.ID, s peer.Signed, size int) error {
+	// A record does not prove that its peer has the key. Who takes another one's would end that one's tunnels.
+	if owner, taken := m.kept.keys[s.Record.WireGuard]; taken && owner != id {
+		return fmt.Errorf("peers: %v has the WireGuard key of %v, which was here before: run `weft reset` on the copy", id, owner)
+	}
 	k := m.peers[id]
 	number, bytes := len(m.peers), m.kept.bytes+size
 	if k == nil {
@@ -56,9 +61,24 @@ func (m *Mesh) keep(id peer.ID, s peer.Signed, size int) error {
 		}
 	}
 	m.kept.bytes += size - k.size
+	m.forgetKey(id, k)
+	m.keepKey(id, s.Record.WireGuard)
 	k.signed, k.size, k.saved = s, size, false
 	delete(m.kept.forgotten, id)
 	return nil
+}
+
+// keepKey notes whose a WireGuard key is; the zero key is none. The caller holds the lock.
+func (m *Mesh) keepKey(id peer.ID, key [32]byte) {
+	if key != [32]byte{} {
+		m.kept.keys[key] = id
+	}
+}
+
+func (m *Mesh) forgetKey(id peer.ID, k *known) {
+	if key := k.signed.Record.WireGuard; m.kept.keys[key] == id {
+		delete(m.kept.keys, key)
+	}
 }
 
 // silent lists the peers that can be forgotten: they own nothing and are not here. Those
@@ -98,6 +118,7 @@ func (m *Mesh) forget(id peer.ID) {
 		m.forgetChallenges(r)
 	}
 	m.kept.bytes -= k.size
+	m.forgetKey(id, k)
 	delete(m.peers, id)
 	if !k.hasRecord() {
 		return

@@ -154,6 +154,7 @@ func New(cfg Config) (*Mesh, error) {
 		m.targets[t] = &target{}
 	}
 	cfg.Record.State = peer.Running
+	m.keepKey(self, cfg.Record.WireGuard)
 	for _, data := range cfg.Peers {
 		s, err := peer.Decode(data)
 		if err != nil { // of a newer version that allowed more; its peer says it again

@@ -174,6 +174,37 @@ func TestForgetPeer(t *testing.T) {
 	})
 }
 
+// A record with the WireGuard key of another peer is not taken, whoever that is; one that is
+// free again is.
+func TestAKeyIsOnePeers(t *testing.T) {
+	own, theirs, free := [32]byte{1}, [32]byte{2}, [32]byte{3}
+	m := still(t, 1, func(c *Config) { c.Record.WireGuard = own })
+	say := func(i int, sequence uint64, key [32]byte) bool {
+		t.Helper()
+		s, err := peer.Sign(peer.Record{WireGuard: key, Sequence: sequence}, identity(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		news, err := m.mergeRecord(s.Encode())
+		if news != (err == nil) {
+			t.Errorf("news: %v, %v", news, err)
+		}
+		return news
+	}
+	if !say(2, 1, theirs) || say(3, 1, theirs) || say(3, 1, own) || !say(3, 1, free) || say(3, 2, theirs) {
+		t.Error("two peers have one key")
+	}
+	if !say(2, 2, [32]byte{4}) || !say(3, 3, theirs) {
+		t.Error("a key that its peer gave up is not free")
+	}
+	if err := m.forgetSilent(peer.IDOf(identity(3).Public().(ed25519.PublicKey))); err != nil {
+		t.Fatal(err)
+	}
+	if !say(4, 1, theirs) || !say(5, 1, [32]byte{}) || !say(6, 1, [32]byte{}) {
+		t.Error("the key of a peer that was forgotten, or none, is not free")
+	}
+}
+
 // A record that says nothing new costs no look at its signature.
 func TestKnownRecordsAreNotVerified(t *testing.T) {
 	m := still(t, 1)
