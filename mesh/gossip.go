@@ -264,14 +264,33 @@ type gate struct{ m *Mesh }
 
 func (g gate) NotifyMerge(nodes []*memberlist.Node) error {
 	for _, n := range nodes {
-		if err := g.NotifyAlive(n); err != nil {
+		if err := g.belongs(n); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// maxNodeName is longer than any name of a run, see nodeName.
+const maxNodeName = 64
+
+// NotifyAlive also refuses what no peer says: memberlist has no bound of its own, and all that
+// it takes in is a part of every exchange of states.
 func (g gate) NotifyAlive(n *memberlist.Node) error {
+	if n.Name == g.m.name {
+		return nil
+	}
+	_, isRun := idOfNode(n.Name)
+	if !isRun || len(n.Name) > maxNodeName || len(n.Meta) > memberlist.MetaMaxSize {
+		return fmt.Errorf("mesh: %v: a name of %d bytes and a greeting of %d are no peer's", n.Addr, len(n.Name), len(n.Meta))
+	}
+	if !g.m.members.room(n.Name) {
+		return fmt.Errorf("mesh: %v: no room for more than %d members", n.Addr, maxPeers)
+	}
+	return g.belongs(n)
+}
+
+func (g gate) belongs(n *memberlist.Node) error {
 	if n.Name == g.m.name {
 		return nil
 	}

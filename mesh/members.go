@@ -44,6 +44,13 @@ func (l *members) named(name string) *memberlist.Node {
 	return l.nodes[name]
 }
 
+// room reports whether a run is here, or one more can be.
+func (l *members) room(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.nodes[name] != nil || len(l.nodes) < maxPeers
+}
+
 // of are the runs of one peer.
 func (l *members) of(id peer.ID) (nodes []*memberlist.Node) {
 	prefix := id.String() + "-"

@@ -7,6 +7,7 @@ import (
 	"log"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -153,6 +154,39 @@ func TestInvariant7MembersCannotTakeAName(t *testing.T) {
 		}
 		s.end(a, b)
 	})
+}
+
+// Members with names of any length and number keep nobody from joining: every exchange of
+// states would carry them.
+func TestNamesAreNoPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(28)}
+		a := s.start(1, nil, nil)
+		time.Sleep(time.Second)
+		for i := range 2 {
+			name := strings.Repeat(string(rune('x'+i)), maxStream*2/3)
+			liar := rawMember(t, s.net, 9+i, peer.ID{9}.String()+"-"+name, encode(hello{Version: Version}))
+			defer func() { _ = liar.Shutdown(); time.Sleep(2 * time.Minute) }()
+		}
+		b := s.start(2, nil, []string{"192.0.2.1"})
+		s.eventually(3*time.Second, "it is here", allReach([]*host{a, b}))
+		s.end(a, b)
+	})
+	m := still(t, 1)
+	said := 0
+	for i := range maxPeers + 100 {
+		n := &memberlist.Node{Name: nodeName(peer.ID{1, byte(i >> 8), byte(i)}, time.Now()), Addr: address(9).Addr().AsSlice(), Port: Port, Meta: encode(hello{Version: Version})}
+		if (gate{m}).NotifyAlive(n) == nil {
+			events{m}.NotifyJoin(n)
+			said++
+		}
+		if i > 0 && i < maxPeers && (gate{m}).NotifyAlive(n) != nil {
+			t.Fatal("one that is here is refused")
+		}
+	}
+	if said != maxPeers {
+		t.Errorf("%d members are taken in", said)
+	}
 }
 
 // A copy of a host says nothing in its name before it stops: nobody learns of its address.
