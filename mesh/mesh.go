@@ -235,7 +235,8 @@ func (m *Mesh) Run(ctx context.Context) error {
 	group.Go(func() error { return m.exchange(ctx) })
 	group.Go(func() error { return m.remember(ctx) })
 	group.Go(func() error { return m.consume(ctx) })
-	group.Go(func() error { return m.rejoin(ctx) })
+	group.Go(func() error { return m.rejoin(ctx, false) })
+	group.Go(func() error { return m.rejoin(ctx, true) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():

@@ -248,3 +248,31 @@ func TestAHostComesWhenAllRoomIsTaken(t *testing.T) {
 		s.end(a, b)
 	})
 }
+
+// However many peers a member makes up at addresses that do not answer, those that were here
+// are called again as soon as ever.
+func TestStrangersAreCalledLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(36)}
+		a := s.start(1, nil, nil)
+		b := s.start(2, nil, []string{"192.0.2.1"})
+		s.eventually(10*time.Second, "they meet", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
+		if err := b.Forget([]string{"192.0.2.1"}); err != nil {
+			t.Fatal(err)
+		}
+		var records [][]byte
+		for i := range 1000 {
+			records = append(records, stranger(t, i))
+			s.net.Join(netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), Port))
+		}
+		s.net.Hang()
+		s.net.Partition(func(netip.Addr, netip.Addr) bool { return true })
+		for _, h := range []*host{a, b} {
+			h.merge(peersName, encode(records))
+		}
+		time.Sleep(5 * time.Minute)
+		s.net.Partition(func(_, to netip.Addr) bool { return to.As4()[0] == 198 })
+		s.eventually(time.Minute, "they are together again", allReach([]*host{a, b}))
+		s.end(a, b)
+	})
+}

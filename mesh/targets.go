@@ -118,12 +118,13 @@ func CheckTarget(s string) error {
 }
 
 // rejoin keeps joining, for ever and with backoff, every target and every known
-// peer that gossip does not reach: memberlist does not heal a long partition.
-func (m *Mesh) rejoin(ctx context.Context) error {
+// peer that gossip does not reach: memberlist does not heal a long partition. Strangers are
+// called apart from them: however many there are, nobody else waits for them.
+func (m *Mesh) rejoin(ctx context.Context, strangers bool) error {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		due := m.due(ctx, time.Now())
+		due := m.due(ctx, time.Now(), strangers)
 		group := errgroup.Group{}
 		group.SetLimit(8)
 		for _, try := range due {
@@ -139,24 +140,29 @@ func (m *Mesh) rejoin(ctx context.Context) error {
 }
 
 // due lists the attempts to make now.
-func (m *Mesh) due(ctx context.Context, now time.Time) []func() {
+func (m *Mesh) due(ctx context.Context, now time.Time, strangers bool) []func() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []func()
 	for host, t := range m.targets {
-		if t.retry.due(now) {
+		if !strangers && t.retry.due(now) {
 			out = append(out, func() { m.joinTarget(ctx, host, t) })
 		}
 	}
 	for id, k := range m.peers {
 		r := k.signed.Record
-		if id == m.self || k.node != "" || !k.hasRecord() || r.State == peer.Left || !k.retry.due(now) {
+		if id == m.self || k.node != "" || !k.hasRecord() || r.State == peer.Left || !k.retry.due(now) || m.strange(id, k) != strangers {
 			continue
 		}
 		out = append(out, func() { m.joinPeer(ctx, r, k) })
 	}
 	return out
 }
+
+// strange reports whether a peer is known by its record alone, which a member can have made
+// up: it owns nothing, and did not prove to be alive, in this run or the last. The caller
+// holds the lock.
+func (m *Mesh) strange(id peer.ID, k *known) bool { return !k.met && !k.saved && !m.owns(id) }
 
 // joinTarget resolves a target and joins it, unless a peer at that address is here already.
 func (m *Mesh) joinTarget(ctx context.Context, host string, t *target) {
