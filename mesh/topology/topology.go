@@ -20,7 +20,8 @@ type Tunnel struct {
 	Peer         peer.ID
 	PublicKey    [32]byte
 	PresharedKey [32]byte
-	Endpoint     netip.AddrPort // where its signed record says that it listens
+	Endpoint     netip.AddrPort   // one of Record: the best guess
+	Record       []netip.AddrPort // where its signed record says that it listens
 	AllowedIPs   []netip.Prefix // node address and owned slots, both families, sorted
 	Reach        Reach
 }
@@ -69,11 +70,20 @@ func Plan(in Input) []Tunnel {
 			PublicKey:    r.WireGuard,
 			PresharedKey: in.PresharedKey(id),
 			Endpoint:     netip.AddrPortFrom(addr, r.Port),
+			Record:       listens(r),
 			AllowedIPs:   in.allowed(in.Owned[id]),
 			Reach:        in.Reach[id],
 		})
 	}
 	slices.SortFunc(out, func(a, b Tunnel) int { return slices.Compare(a.Peer[:], b.Peer[:]) })
+	return out
+}
+
+// listens are the addresses of a record, with the port of its tunnels.
+func listens(r peer.Record) (out []netip.AddrPort) {
+	for _, a := range r.Underlay {
+		out = append(out, netip.AddrPortFrom(a, r.Port))
+	}
 	return out
 }
 

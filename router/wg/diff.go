@@ -23,6 +23,13 @@ type live struct {
 	allowed   []netip.Prefix
 	keepalive time.Duration
 	handshake time.Time // the last one
+	heard     time.Time // when it was last seen to have sent anything; zero: not known
+}
+
+// plan is what was planned last for a peer.
+type plan struct {
+	endpoint netip.AddrPort   // the last one that was not held back, see moved
+	record   []netip.AddrPort // where its record said that it listens
 }
 
 // sessionLife is how long a session lasts without another handshake (WireGuard's
@@ -43,6 +50,15 @@ func interval(t topology.Tunnel, old live, now time.Time) time.Duration {
 	return keepalive
 }
 
+// quiet is how long a peer with a session sends nothing before its endpoint is doubted: the
+// interval of its keepalives, and time for one to be late.
+const quiet = keepalive + 10*time.Second
+
+// alive reports whether packets come from a peer: the endpoint that the device has works.
+func (l live) alive(now time.Time) bool {
+	return now.Sub(l.handshake) <= sessionLife && (l.heard.IsZero() || now.Sub(l.heard) <= quiet)
+}
+
 // uncalled reports whether a peer that gossip reaches has no session. Then it is called
 // again: a handshake that was lost, or that crossed the other's, can leave both sides
 // waiting for the next keepalive. WireGuard itself sends one in 5 s at most.
@@ -59,14 +75,14 @@ func uncalled(t topology.Tunnel, old live, now time.Time) bool {
 //     a peer, and wgctrl cannot say it;
 //   - unless a wider one that is planned covers it: then it goes to that one's owner,
 //     where it is redundant. In the sink it would take live packets with it;
-//   - an endpoint is written only when the plan's differs from the last plan's (see
-//     moved): what WireGuard learned by roaming is newer than what a record said before.
+//   - an endpoint that works is left alone, and what WireGuard learned by roaming is newer
+//     than what a record said before (see moved).
 //
-// The changes are to be applied in order. planned maps a peer to the endpoint of the
-// last plan; diff returns its next value.
-func diff(have map[wgtypes.Key]live, want []topology.Tunnel, planned map[wgtypes.Key]netip.AddrPort, now time.Time) ([]wgtypes.PeerConfig, map[wgtypes.Key]netip.AddrPort) {
+// The changes are to be applied in order. planned is the last plan for each peer; diff
+// returns its next value.
+func diff(have map[wgtypes.Key]live, want []topology.Tunnel, planned map[wgtypes.Key]plan, now time.Time) ([]wgtypes.PeerConfig, map[wgtypes.Key]plan) {
 	var changes []wgtypes.PeerConfig
-	next := map[wgtypes.Key]netip.AddrPort{}
+	next := map[wgtypes.Key]plan{}
 	owner := map[netip.Prefix]wgtypes.Key{} // the first that claims one, so that two never take turns
 	for _, t := range want {
 		for _, p := range t.AllowedIPs {
@@ -77,15 +93,19 @@ func diff(have map[wgtypes.Key]live, want []topology.Tunnel, planned map[wgtypes
 	}
 	for _, t := range want {
 		key := wgtypes.Key(t.PublicKey)
-		next[key] = t.Endpoint
 		old, exists := have[key]
-		last, known := planned[key]
+		last := planned[key]
 		c := wgtypes.PeerConfig{PublicKey: key, UpdateOnly: exists}
 		if psk := wgtypes.Key(t.PresharedKey); !exists || old.psk != psk {
 			c.PresharedKey = &psk
 		}
-		if t.Endpoint.IsValid() && (!exists || moved(old, t.Endpoint, last, known, now)) {
+		next[key] = plan{t.Endpoint, t.Record}
+		switch {
+		case !t.Endpoint.IsValid():
+		case !exists || moved(old, t, last, now):
 			c.Endpoint = net.UDPAddrFromAddrPort(t.Endpoint)
+		case old.endpoint != t.Endpoint: // held back, until the one that it has does not work any more
+			next[key] = plan{last.endpoint, t.Record}
 		}
 		every := interval(t, old, now)
 		if old.keepalive != every {
@@ -106,18 +126,24 @@ func diff(have map[wgtypes.Key]live, want []topology.Tunnel, planned map[wgtypes
 	return append(changes, surplus(have, next, owner)...), next
 }
 
-// moved reports whether an existing peer's endpoint is to be written. What the last
-// plan was is not known after a restart of the agent: then a session that is alive
-// speaks for the endpoint that the device has.
-func moved(old live, plan, last netip.AddrPort, known bool, now time.Time) bool {
-	if known {
-		return last != plan
+// moved reports whether an existing peer's endpoint is to be written. One from which packets
+// come is not replaced by a guess, only when the peer itself, in its record, says that it is
+// there no more. One that is silent is replaced when the plan changed; after a restart of the
+// agent, when the last plan is not known, always.
+func moved(old live, t topology.Tunnel, last plan, now time.Time) bool {
+	switch {
+	case !old.endpoint.IsValid():
+		return true
+	case old.endpoint == t.Endpoint:
+		return false
+	case slices.Contains(last.record, old.endpoint) && !slices.Contains(t.Record, old.endpoint):
+		return true
 	}
-	return !old.endpoint.IsValid() || old.endpoint != plan && now.Sub(old.handshake) > sessionLife
+	return !old.alive(now) && last.endpoint != t.Endpoint
 }
 
 // surplus removes what nobody shall have: prefixes first, then peers.
-func surplus(have map[wgtypes.Key]live, keep map[wgtypes.Key]netip.AddrPort, owner map[netip.Prefix]wgtypes.Key) []wgtypes.PeerConfig {
+func surplus(have map[wgtypes.Key]live, keep map[wgtypes.Key]plan, owner map[netip.Prefix]wgtypes.Key) []wgtypes.PeerConfig {
 	var moves, gone []wgtypes.PeerConfig
 	var stray []net.IPNet
 	for key, old := range have {

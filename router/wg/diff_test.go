@@ -31,8 +31,23 @@ func tunnel(n byte, endpoint, allowed string) topology.Tunnel {
 	t := topology.Tunnel{PublicKey: key(n), PresharedKey: [32]byte{n}, AllowedIPs: prefixes(allowed)}
 	if endpoint != "" {
 		t.Endpoint = netip.MustParseAddrPort(endpoint)
+		t.Record = []netip.AddrPort{t.Endpoint}
 	}
 	return t
+}
+
+// listening adds what the record says besides.
+func listening(t topology.Tunnel, endpoints ...string) topology.Tunnel {
+	for _, e := range endpoints {
+		t.Record = append(t.Record, netip.MustParseAddrPort(e))
+	}
+	return t
+}
+
+// heard is a peer from which nothing has come for a while.
+func heard(l live, silent time.Duration) live {
+	l.heard = now.Add(-silent)
+	return l
 }
 
 func peerOf(n byte, endpoint, allowed string, silent time.Duration) live {
@@ -108,8 +123,30 @@ func TestDiff(t *testing.T) {
 			want: []topology.Tunnel{tunnel(1, e1, "")}, planned: e1,
 		},
 		{
-			name: "a record that changed beats what was learned",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, roamed, "", minute)},
+			name: "a record that changed beats what was learned, once nothing comes from there",
+			have: map[wgtypes.Key]live{key(1): heard(peerOf(1, roamed, "", minute), minute)},
+			want: []topology.Tunnel{tunnel(1, e2, "")}, planned: e1,
+			changes: []string{"peer 1 endpoint 192.0.2.2:6784"},
+		},
+		{
+			name: "and not before",
+			have: map[wgtypes.Key]live{key(1): heard(peerOf(1, roamed, "", minute), 20*time.Second)},
+			want: []topology.Tunnel{tunnel(1, e2, "")}, planned: e1,
+		},
+		{
+			name: "a better guess does not replace what works",
+			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", minute)},
+			want: []topology.Tunnel{listening(tunnel(1, e2, ""), e1)}, planned: e1,
+		},
+		{
+			name: "it does once the session is too old",
+			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", 4*minute)},
+			want: []topology.Tunnel{listening(tunnel(1, e2, ""), e1)}, planned: e1,
+			changes: []string{"peer 1 endpoint 192.0.2.2:6784"},
+		},
+		{
+			name: "an endpoint that the peer does not name any more is replaced at once",
+			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", minute)},
 			want: []topology.Tunnel{tunnel(1, e2, "")}, planned: e1,
 			changes: []string{"peer 1 endpoint 192.0.2.2:6784"},
 		},
@@ -211,9 +248,10 @@ func TestDiff(t *testing.T) {
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			planned := map[wgtypes.Key]netip.AddrPort{}
+			planned := map[wgtypes.Key]plan{}
 			if tt.planned != "" {
-				planned[key(1)] = netip.MustParseAddrPort(tt.planned)
+				e := netip.MustParseAddrPort(tt.planned)
+				planned[key(1)] = plan{e, []netip.AddrPort{e}}
 			}
 			changes, next := diff(tt.have, tt.want, planned, now)
 			if d := cmp.Diff(tt.changes, describe(changes)); d != "" {
@@ -315,12 +353,38 @@ func drawPlan(t *rapid.T, label string) []topology.Tunnel {
 	return out
 }
 
+// A guess that was held back while another endpoint worked is made once that is silent; and not again when the peer has
+// roamed since.
+func TestGuessIsMadeWhenNothingElseWorks(t *testing.T) {
+	const e1, e2, roamed = "192.0.2.1:6784", "192.0.2.2:6784", "198.51.100.9:40000"
+	planned := map[wgtypes.Key]plan{}
+	for i, step := range []struct {
+		have live
+		want topology.Tunnel
+		now  string
+	}{
+		{heard(peerOf(1, e1, "", time.Minute), time.Second), listening(tunnel(1, e1, ""), e2), ""},
+		{heard(peerOf(1, e1, "", time.Minute), time.Second), listening(tunnel(1, e2, ""), e1), ""},
+		{heard(peerOf(1, e1, "", time.Minute), 30*time.Second), listening(tunnel(1, e2, ""), e1), ""},
+		{heard(peerOf(1, e1, "", 2*time.Minute), time.Minute), listening(tunnel(1, e2, ""), e1), " endpoint " + e2},
+		{heard(peerOf(1, e2, "", time.Second), time.Second), listening(tunnel(1, e2, ""), e1), ""},
+		{heard(peerOf(1, roamed, "", time.Second), time.Second), listening(tunnel(1, e2, ""), e1), ""},
+		{heard(peerOf(1, roamed, "", time.Hour), time.Hour), listening(tunnel(1, e2, ""), e1), ""},
+	} {
+		var changes []wgtypes.PeerConfig
+		changes, planned = diff(map[wgtypes.Key]live{key(1): step.have}, []topology.Tunnel{step.want}, planned, now)
+		if got := strings.Join(describe(changes), "; "); got != strings.TrimSpace(step.now) && got != "peer 1"+step.now {
+			t.Errorf("step %d: %q, want %q", i+1, got, step.now)
+		}
+	}
+}
+
 // Applying the changes gives what is planned; and on the way, an address that had an
 // owner and is to have one is never sent to anybody but these two.
 func TestDiffReachesThePlanWithoutAGap(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := model{map[wgtypes.Key]bool{}, map[netip.Prefix]wgtypes.Key{}}
-		planned := map[wgtypes.Key]netip.AddrPort{}
+		planned := map[wgtypes.Key]plan{}
 		for round := range 3 {
 			want := drawPlan(t, fmt.Sprintf("round %d", round))
 			after := model{map[wgtypes.Key]bool{}, map[netip.Prefix]wgtypes.Key{}}

@@ -26,7 +26,7 @@ type host struct {
 	t       *testing.T
 	dev     *device.Device
 	tunnel  topology.Tunnel // to the other one
-	planned map[wgtypes.Key]netip.AddrPort
+	planned map[wgtypes.Key]plan
 }
 
 // kept holds wireguard-go's peers after a test: their finalizers would read channels of a
@@ -60,7 +60,7 @@ func newHosts(t *testing.T, delay time.Duration, lost func() bool) (hosts [2]*ho
 			t.Fatal(err)
 		}
 		keys[i] = key
-		h := &host{t: t, planned: map[wgtypes.Key]netip.AddrPort{}}
+		h := &host{t: t, planned: map[wgtypes.Key]plan{}}
 		h.dev = device.NewDevice(tuntest.NewChannelTUN().TUN(), path{bind, delay, lost}, device.NewLogger(device.LogLevelSilent, ""))
 		h.set(fmt.Sprintf("private_key=%x\n", key[:]))
 		if err := h.dev.Up(); err != nil {

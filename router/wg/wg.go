@@ -48,12 +48,19 @@ func (c Config) GoString() string { return c.String() }
 type Device struct {
 	start   func(context.Context) error // starts the userspace process
 	client  *wgctrl.Client
-	planned map[wgtypes.Key]netip.AddrPort
+	planned map[wgtypes.Key]plan
+	heard   map[wgtypes.Key]reception
+}
+
+// reception is how much has come from a peer, and when the last of it was noticed.
+type reception struct {
+	bytes int64
+	at    time.Time
 }
 
 // New makes a device; start runs the userspace process and returns once it answers.
 func New(start func(context.Context) error) *Device {
-	return &Device{start: start, planned: map[wgtypes.Key]netip.AddrPort{}}
+	return &Device{start: start, planned: map[wgtypes.Key]plan{}, heard: map[wgtypes.Key]reception{}}
 }
 
 // Ensure makes the device unless it is there.
@@ -69,7 +76,7 @@ func (d *Device) Ensure(ctx context.Context) error {
 		return fmt.Errorf("wireguard: read device %s: %w", link.Device, err)
 	}
 	// A new device knows nothing of what was planned for the last one.
-	d.planned = map[wgtypes.Key]netip.AddrPort{}
+	d.planned, d.heard = map[wgtypes.Key]plan{}, map[wgtypes.Key]reception{}
 	err = addKernelDevice()
 	if err == nil {
 		// The client looked for the kernel's WireGuard when it was made: before the module was loaded.
@@ -118,9 +125,14 @@ func (d *Device) Apply(c Config) error {
 	if err != nil {
 		return fmt.Errorf("wireguard: read device %s: %w", link.Device, err)
 	}
-	have := map[wgtypes.Key]live{}
+	have, heard, now := map[wgtypes.Key]live{}, map[wgtypes.Key]reception{}, time.Now()
 	for _, p := range dev.Peers {
-		l := live{psk: p.PresharedKey, keepalive: p.PersistentKeepaliveInterval, handshake: p.LastHandshakeTime}
+		r, known := d.heard[p.PublicKey]
+		if !known || p.ReceiveBytes != r.bytes {
+			r = reception{p.ReceiveBytes, now}
+		}
+		heard[p.PublicKey] = r
+		l := live{psk: p.PresharedKey, keepalive: p.PersistentKeepaliveInterval, handshake: p.LastHandshakeTime, heard: r.at}
 		if p.Endpoint != nil {
 			l.endpoint = unmap(p.Endpoint.AddrPort())
 		}
@@ -131,7 +143,7 @@ func (d *Device) Apply(c Config) error {
 		}
 		have[p.PublicKey] = l
 	}
-	peers, next := diff(have, c.Tunnels, d.planned, time.Now())
+	peers, next := diff(have, c.Tunnels, d.planned, now)
 	cfg := wgtypes.Config{Peers: peers}
 	changed := len(peers) > 0
 	if key := wgtypes.Key(c.PrivateKey); dev.PrivateKey != clamp(key) {
@@ -148,7 +160,7 @@ func (d *Device) Apply(c Config) error {
 			return fmt.Errorf("wireguard: configure device %s: %w", link.Device, err)
 		}
 	}
-	d.planned = next
+	d.planned, d.heard = next, heard
 	return nil
 }
 

@@ -1,0 +1,108 @@
+package topology
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"weft/mesh/peer"
+)
+
+// parse reads addresses as "10.0.0.1 old:2001:db8::1 3:192.0.2.1": those with a number have that rank.
+func parse(words string) (out []Address) {
+	for _, w := range strings.Fields(words) {
+		var a Address
+		if rest, ok := strings.CutPrefix(w, "old:"); ok {
+			w, a.Old = rest, true
+		}
+		if n, rest, ok := strings.Cut(w, ";"); ok {
+			fmt.Sscan(n, &a.Rank)
+			w = rest
+		}
+		a.Addr = netip.MustParseAddr(w)
+		out = append(out, a)
+	}
+	return out
+}
+
+func TestOrder(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		times []string // what the kernel has, one look after the other
+		want  string   // after the last
+	}{
+		{"the best rank is first", []string{"2;10.8.0.1 1;2001:db8::1 0;192.0.2.1"}, "192.0.2.1 2001:db8::1 10.8.0.1"},
+		{"a VPN takes the default route", []string{"0;192.0.2.1 1;2001:db8::1", "2;192.0.2.1 3;2001:db8::1 0;10.8.0.1"}, "192.0.2.1 2001:db8::1 10.8.0.1"},
+		{"and goes", []string{"192.0.2.1", "2;192.0.2.1 0;10.8.0.1", "192.0.2.1"}, "192.0.2.1"},
+		{"a second network card", []string{"192.0.2.1", "198.51.100.1 192.0.2.1"}, "192.0.2.1 198.51.100.1"},
+		{"a lease that is renewed", []string{"192.0.2.1 2001:db8::1", "2001:db8::1", "2001:db8::1 192.0.2.1"}, "192.0.2.1 2001:db8::1"},
+		{"another lease", []string{"192.0.2.1", "192.0.2.7"}, "192.0.2.7"},
+		{"a virtual address comes", []string{"192.0.2.1", "4;192.0.2.100 192.0.2.1"}, "192.0.2.1 192.0.2.100"},
+		{"and is there at the start", []string{"4;192.0.2.100 0;192.0.2.1"}, "192.0.2.1 192.0.2.100"},
+		{"another prefix is announced, and the old one deprecated", []string{"2001:db8:1::1", "old:2001:db8:1::1 2001:db8:2::1"}, "2001:db8:1::1 2001:db8:2::1"},
+		{"and ends", []string{"2001:db8:1::1", "old:2001:db8:1::1 2001:db8:2::1", "2001:db8:2::1"}, "2001:db8:2::1"},
+		{"what is old is not told of", []string{"192.0.2.1 old:2001:db8::1"}, "192.0.2.1"},
+		{"nothing is left", []string{"192.0.2.1", ""}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var order, got []netip.Addr
+			for _, now := range tt.times {
+				order, got = Order(order, parse(now))
+			}
+			if words := strings.Trim(fmt.Sprint(got), "[]"); words != tt.want {
+				t.Errorf("got %s, want %s", words, tt.want)
+			}
+		})
+	}
+}
+
+// Whatever comes and goes: what is told exists, once; it is all that may be told, up to the bound; and two that stay never
+// change places, nor does the first give way while it exists.
+func TestOrderIsStable(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		address := rapid.Custom(func(t *rapid.T) Address {
+			n := rapid.IntRange(1, 100).Draw(t, "n")
+			return Address{netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), rapid.IntRange(0, 5).Draw(t, "rank"), rapid.IntRange(0, 9).Draw(t, "old") == 0}
+		})
+		looks := rapid.SliceOfN(rapid.SliceOfNDistinct(address, 0, 40, func(a Address) netip.Addr { return a.Addr }), 1, 20).Draw(t, "looks")
+		var order, before []netip.Addr
+		for _, now := range looks {
+			next, addrs := Order(order, now)
+			exists := map[netip.Addr]bool{}
+			tellable := 0
+			for _, a := range now {
+				exists[a.Addr] = true
+				if !a.Old || slices.Contains(order, a.Addr) {
+					tellable++
+				}
+			}
+			if len(addrs) > peer.MaxUnderlay || len(next) > maxRemembered || len(addrs) < min(tellable, peer.MaxUnderlay) {
+				t.Fatalf("%d of %d addresses, %d remembered", len(addrs), tellable, len(next))
+			}
+			for i, a := range addrs {
+				if !exists[a] || slices.Contains(addrs[:i], a) {
+					t.Fatalf("%v of %v does not exist, or twice", a, addrs)
+				}
+			}
+			stay := func(list []netip.Addr) (out []netip.Addr) {
+				for _, a := range list {
+					if exists[a] && slices.Contains(before, a) && slices.Contains(addrs, a) {
+						out = append(out, a)
+					}
+				}
+				return out
+			}
+			if !slices.Equal(stay(before), stay(addrs)) {
+				t.Fatalf("%v stayed in %v, but became %v", stay(before), before, addrs)
+			}
+			if len(before) > 0 && exists[before[0]] && !slices.Contains(addrs, before[0]) {
+				t.Fatalf("%v exists, and was first, but %v is told", before[0], addrs)
+			}
+			order, before = next, addrs
+		}
+	})
+}
