@@ -22,7 +22,7 @@ type Tunnel struct {
 	PresharedKey [32]byte
 	Endpoint     netip.AddrPort   // one of Record: the best guess
 	Record       []netip.AddrPort // where its signed record says that it listens
-	AllowedIPs   []netip.Prefix // node address and owned slots, both families, sorted
+	AllowedIPs   []netip.Prefix   // node address and owned slots, both families, sorted
 	Reach        Reach
 }
 

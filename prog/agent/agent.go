@@ -77,8 +77,9 @@ type Agent struct {
 	applied bool                  // the data path was set up once; of reconcile's goroutine
 	strays  map[string]netip.Addr // links that the state does not know, until their addresses are kept
 
-	advertised netip.Addr // where gossip tells the others to answer
-	movedAt    time.Time  // since when that is not this host's first address
+	order      []netip.Addr // of this host's addresses, see link.Order
+	advertised netip.Addr   // where gossip tells the others to answer
+	movedAt    time.Time    // since when that is none of this host's addresses
 
 	releasing sync.Mutex // held while queued releases are done
 	changing  sync.Mutex // held while settings are changed
@@ -118,13 +119,13 @@ var ErrMoved = errors.New("this host has another address now")
 // again before somebody has looked.
 var ErrTwin = mesh.ErrTwin
 
-// settle is how long another address lasts before the agent runs anew for it.
+// settle is how long the advertised address is gone before the agent runs anew for another.
 const settle = 30 * time.Second
 
-// moved reports that this host's first address has been another one for a while.
+// moved reports that the advertised address has been none of this host's for a while.
 func (a *Agent) moved(addrs []netip.Addr, now time.Time) bool {
 	switch {
-	case addrs[0] == a.advertised:
+	case slices.Contains(addrs, a.advertised):
 		a.movedAt = time.Time{}
 	case a.movedAt.IsZero():
 		a.movedAt = now
@@ -308,16 +309,17 @@ func (a *Agent) targets() ([]string, error) {
 func (a *Agent) self() peer.ID { return peer.IDOf(a.keys.Identity.Public().(ed25519.PublicKey)) }
 
 func (a *Agent) makeMesh(targets []string) error {
+	known, err := a.store.Peers()
+	if err != nil {
+		return err
+	}
+	a.order = lastOrder(known, a.self())
 	addrs, mtu, err := a.underlay()
 	if err != nil {
 		return err
 	}
 	a.mtu.Store(int64(mtu))
 	a.advertised = addrs[0]
-	known, err := a.store.Peers()
-	if err != nil {
-		return err
-	}
 	st, err := a.store.Load()
 	if err != nil {
 		return err
@@ -368,17 +370,31 @@ func (a *Agent) makeIPAM(found *ring.Ring, elect *ipam.Election) {
 	}
 }
 
+// lastOrder are this host's addresses as its last agent told them.
+func lastOrder(known [][]byte, self peer.ID) []netip.Addr {
+	for _, data := range known {
+		if s, err := peer.Decode(data); err == nil && s.Record.ID() == self {
+			return s.Record.Underlay
+		}
+	}
+	return nil
+}
+
 // underlay is where other peers reach this host, and the MTU of the tunnel.
-func (a *Agent) underlay() ([]netip.Addr, int, error) {
+func (a *Agent) underlay() (addrs []netip.Addr, mtu int, err error) {
 	found, err := a.host.underlay(a.opts.Universe.asked())
 	if err != nil {
 		return nil, 0, err
 	}
-	addrs, mtu := found.addrs, found.mtu
+	mtu = found.mtu
+	now := found.addrs
 	if own := a.ownNode().Addrs; len(own) > 0 {
-		addrs = own[:min(len(own), peer.MaxUnderlay)]
+		now = nil
+		for _, addr := range own {
+			now = append(now, link.HostAddr{Addr: addr})
+		}
 	}
-	if len(a.opts.Advertise) > 0 {
+	if a.order, addrs = link.Order(a.order, now); len(a.opts.Advertise) > 0 {
 		addrs = a.opts.Advertise
 	}
 	if len(addrs) == 0 {

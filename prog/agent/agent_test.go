@@ -229,25 +229,27 @@ func TestFounds(t *testing.T) {
 	}
 }
 
-// A new address has to last: links that come and go do not make the agent run anew.
+// The advertised address has to be gone for a while: links that come and go do not make the agent run anew, nor does
+// another address that comes first.
 func TestMoved(t *testing.T) {
 	old, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.9")
 	a := &Agent{advertised: old}
 	start := time.Now()
 	for _, tt := range []struct {
 		after time.Duration
-		first netip.Addr
+		addrs []netip.Addr
 		want  bool
 	}{
-		{0, old, false},
-		{time.Hour, other, false},
-		{time.Hour + settle - 1, other, false},
-		{2 * time.Hour, old, false},
-		{3 * time.Hour, other, false},
-		{3*time.Hour + settle, other, true},
+		{0, []netip.Addr{old}, false},
+		{time.Hour, []netip.Addr{other}, false},
+		{time.Hour + settle - 1, []netip.Addr{other}, false},
+		{2 * time.Hour, []netip.Addr{other, old}, false},
+		{3 * time.Hour, []netip.Addr{other}, false},
+		{3*time.Hour + settle, []netip.Addr{other}, true},
+		{4 * time.Hour, []netip.Addr{other, old}, false},
 	} {
-		if got := a.moved([]netip.Addr{tt.first, old}, start.Add(tt.after)); got != tt.want {
-			t.Errorf("%v first after %v: %v", tt.first, tt.after, got)
+		if got := a.moved(tt.addrs, start.Add(tt.after)); got != tt.want {
+			t.Errorf("%v after %v: %v", tt.addrs, tt.after, got)
 		}
 	}
 }

@@ -1,8 +1,6 @@
 package agent
 
 import (
-	"net/netip"
-
 	"weft/ipam/slot"
 	"weft/router/endpoint"
 	"weft/router/link"
@@ -19,7 +17,7 @@ type surroundings struct {
 
 // underlay is how other hosts reach this one.
 type underlay struct {
-	addrs []netip.Addr
+	addrs []link.HostAddr
 	mtu   int
 }
 

@@ -7,14 +7,12 @@
 package link
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -55,100 +53,6 @@ func Dump[T any](list func() ([]T, error)) (out []T, err error) {
 		}
 	}
 	return nil, err
-}
-
-// maxUnderlay is what a peer's record holds (peer.MaxUnderlay); written out, since
-// with that package weft-cni would have to start all of CBOR.
-const maxUnderlay = 16
-
-// Underlay lists the addresses at which other hosts may reach this one, the best
-// guess first: those of the link with the default route, IPv4 before IPv6. It also
-// returns the smallest MTU of their links.
-func Underlay(universe slot.Universe) ([]netip.Addr, int, error) {
-	h, err := Handle()
-	if err != nil {
-		return nil, 0, err
-	}
-	defer h.Close()
-	links, err := Dump(h.LinkList)
-	if err != nil {
-		return nil, 0, fmt.Errorf("links: %w", err)
-	}
-	preferred := defaultLink(h)
-	type candidate struct {
-		addr netip.Addr
-		rank int
-	}
-	var found []candidate
-	mtu := 0
-	for _, l := range links {
-		attrs := l.Attrs()
-		if Ours(attrs.Name) || attrs.Flags&net.FlagLoopback != 0 || attrs.Flags&net.FlagUp == 0 {
-			continue
-		}
-		addrs, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
-		if err != nil {
-			return nil, 0, fmt.Errorf("addresses of %s: %w", attrs.Name, err)
-		}
-		rank := 2
-		if attrs.Index == preferred {
-			rank = 0
-		}
-		for _, a := range addrs {
-			if addr, ok := underlayAddr(a, universe); ok {
-				found = append(found, candidate{addr, rank + family(addr)})
-				mtu = cmp.Or(min(mtu, attrs.MTU), attrs.MTU)
-			}
-		}
-	}
-	slices.SortStableFunc(found, func(a, b candidate) int { return cmp.Compare(a.rank, b.rank) })
-	out := make([]netip.Addr, 0, len(found))
-	for _, c := range found[:min(len(found), maxUnderlay)] {
-		out = append(out, c.addr)
-	}
-	return out, mtu, nil
-}
-
-func family(a netip.Addr) int {
-	if a.Is4() {
-		return 0
-	}
-	return 1
-}
-
-// underlayAddr is an address that others can be told of.
-func underlayAddr(a netlink.Addr, universe slot.Universe) (netip.Addr, bool) {
-	addr, ok := netip.AddrFromSlice(a.IP)
-	addr = addr.Unmap()
-	const passing = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_TEMPORARY
-	if addr.Is6() && a.Flags&passing != 0 {
-		return addr, false
-	}
-	_, inside := universe.Slot(addr)
-	return addr, ok && addr.IsGlobalUnicast() && !inside
-}
-
-// defaultLink is the index of the link with the best default route, 0 if there is none.
-func defaultLink(h *netlink.Handle) int {
-	routes, err := listRoutes(h, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
-	if err != nil {
-		return 0
-	}
-	best, index := 0, 0
-	for _, r := range routes {
-		if isDefault(r) && r.LinkIndex != 0 && (index == 0 || r.Priority < best) {
-			best, index = r.Priority, r.LinkIndex
-		}
-	}
-	return index
-}
-
-func isDefault(r netlink.Route) bool {
-	if r.Dst == nil {
-		return true
-	}
-	ones, _ := r.Dst.Mask.Size()
-	return ones == 0
 }
 
 // OverlapError says that the host routes a part of the universe elsewhere.

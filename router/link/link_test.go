@@ -11,12 +11,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"weft/ipam/slot"
-	"weft/mesh/peer"
 	"weft/router/routertest"
 )
 
@@ -24,18 +22,17 @@ func TestMain(m *testing.M) { routertest.Main(m) }
 
 var universe = slot.Universe{V4: slot.DefaultV4, V6: netip.MustParsePrefix("fd01:2:3:4::/96")}
 
-func TestMaxUnderlayIsThePeers(t *testing.T) {
-	if maxUnderlay != peer.MaxUnderlay {
-		t.Errorf("maxUnderlay is %d, a peer's record holds %d", maxUnderlay, peer.MaxUnderlay)
-	}
-}
-
 // bridge makes a link that is up, with addresses.
 func bridge(t *testing.T, name string, mtu int, addrs ...string) netlink.Link {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = name, mtu
-	l := &netlink.Bridge{LinkAttrs: attrs}
+	return up(t, &netlink.Bridge{LinkAttrs: attrs}, addrs...)
+}
+
+// up makes a link, gives it addresses and sets it up.
+func up(t *testing.T, l netlink.Link, addrs ...string) netlink.Link {
+	t.Helper()
 	if err := netlink.LinkAdd(l); err != nil {
 		t.Fatal(err)
 	}
@@ -55,31 +52,6 @@ func bridge(t *testing.T, name string, mtu int, addrs ...string) netlink.Link {
 		t.Fatal(err)
 	}
 	return l
-}
-
-func TestUnderlay(t *testing.T) {
-	routertest.New(t).Do(func() {
-		bridge(t, "other", 9000, "198.51.100.4/24", "2001:db8:9::4/64", "169.254.7.7/16", "10.32.9.9/32")
-		uplink := bridge(t, "uplink", 1400, "2001:db8::4/64", "192.0.2.4/24")
-		bridge(t, "weft-0123456789", 1300, "203.0.113.1/24")
-		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: uplink.Attrs().Index, Gw: net.IPv4(192, 0, 2, 1)}); err != nil {
-			t.Fatal(err)
-		}
-		addrs, mtu, err := Underlay(universe)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got []string
-		for _, a := range addrs {
-			got = append(got, a.String())
-		}
-		if d := cmp.Diff([]string{"192.0.2.4", "2001:db8::4", "198.51.100.4", "2001:db8:9::4"}, got); d != "" {
-			t.Errorf("addresses (-want +got):\n%s", d)
-		}
-		if mtu != 1400 {
-			t.Errorf("MTU %d, want the smallest, 1400", mtu)
-		}
-	})
 }
 
 func TestOverlap(t *testing.T) {

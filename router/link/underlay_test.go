@@ -1,21 +1,87 @@
-package topology
+package link
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
 	"pgregory.net/rapid"
 
 	"weft/mesh/peer"
+	"weft/router/routertest"
 )
 
+func TestMaxUnderlayIsThePeers(t *testing.T) {
+	if maxUnderlay != peer.MaxUnderlay {
+		t.Errorf("maxUnderlay is %d, a peer's record holds %d", maxUnderlay, peer.MaxUnderlay)
+	}
+}
+
+func card(name, far string) netlink.Link {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	return &netlink.Veth{LinkAttrs: attrs, PeerName: far}
+}
+
+// What is this host's own is told of, each in its place; what serves its containers and its services is not.
+func TestUnderlay(t *testing.T) {
+	routertest.New(t).Do(func() {
+		docker := bridge(t, "docker0", 1500, "172.17.0.1/16", "fd17::1/64")
+		up(t, card("veth0", "veth1"))
+		port, err := netlink.LinkByName("veth0")
+		if err == nil {
+			err = netlink.LinkSetMaster(port, docker)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		up(t, card("eth1", "far1"), "198.51.100.4/24", "2001:db8:9::4/64", "169.254.7.7/16", "10.32.9.9/32")
+		vpn := up(t, &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "vpn"}, Mode: netlink.TUNTAP_MODE_TUN}, "10.8.0.4/24")
+		eth0 := up(t, card("eth0", "far0"), "2001:db8::4/64", "192.0.2.4/24", "192.0.2.100/32")
+		lan := bridge(t, "br0", 1500, "203.0.113.4/24")
+		out := up(t, &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "out"}, VxlanId: 7, Port: 4789})
+		if err := netlink.LinkSetMaster(out, lan); err != nil {
+			t.Fatal(err)
+		}
+		bridge(t, "weft-0123456789", 1300, "203.0.113.9/24")
+		for metric, l := range map[int]netlink.Link{100: eth0, 200: vpn} {
+			if err := netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Priority: metric, Scope: netlink.SCOPE_LINK}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		found, _, err := Underlay(universe)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, got := Order(nil, found)
+		if d := cmp.Diff("[192.0.2.4 2001:db8::4 198.51.100.4 203.0.113.4 2001:db8:9::4 10.8.0.4 192.0.2.100]", fmt.Sprint(got)); d != "" {
+			t.Errorf("addresses (-want +got):\n%s", d)
+		}
+		// The VPN takes the default route.
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: vpn.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Priority: 50, Scope: netlink.SCOPE_LINK}); err != nil {
+			t.Fatal(err)
+		}
+		if found, _, err = Underlay(universe); err != nil {
+			t.Fatal(err)
+		}
+		if _, after := Order(first, found); fmt.Sprint(after) != fmt.Sprint(got) {
+			t.Errorf("with another default route the addresses are %v, and were %v", after, got)
+		}
+		if _, fresh := Order(nil, found); fresh[0] != netip.MustParseAddr("10.8.0.4") {
+			t.Errorf("a host that knows no order begins with %v", fresh[0])
+		}
+	})
+}
+
 // parse reads addresses as "10.0.0.1 old:2001:db8::1 3:192.0.2.1": those with a number have that rank.
-func parse(words string) (out []Address) {
+func parse(words string) (out []HostAddr) {
 	for _, w := range strings.Fields(words) {
-		var a Address
+		var a HostAddr
 		if rest, ok := strings.CutPrefix(w, "old:"); ok {
 			w, a.Old = rest, true
 		}
@@ -64,11 +130,11 @@ func TestOrder(t *testing.T) {
 // change places, nor does the first give way while it exists.
 func TestOrderIsStable(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		address := rapid.Custom(func(t *rapid.T) Address {
+		address := rapid.Custom(func(t *rapid.T) HostAddr {
 			n := rapid.IntRange(1, 100).Draw(t, "n")
-			return Address{netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), rapid.IntRange(0, 5).Draw(t, "rank"), rapid.IntRange(0, 9).Draw(t, "old") == 0}
+			return HostAddr{netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), rapid.IntRange(0, 5).Draw(t, "rank"), rapid.IntRange(0, 9).Draw(t, "old") == 0}
 		})
-		looks := rapid.SliceOfN(rapid.SliceOfNDistinct(address, 0, 40, func(a Address) netip.Addr { return a.Addr }), 1, 20).Draw(t, "looks")
+		looks := rapid.SliceOfN(rapid.SliceOfNDistinct(address, 0, 40, func(a HostAddr) netip.Addr { return a.Addr }), 1, 20).Draw(t, "looks")
 		var order, before []netip.Addr
 		for _, now := range looks {
 			next, addrs := Order(order, now)
@@ -80,7 +146,7 @@ func TestOrderIsStable(t *testing.T) {
 					tellable++
 				}
 			}
-			if len(addrs) > peer.MaxUnderlay || len(next) > maxRemembered || len(addrs) < min(tellable, peer.MaxUnderlay) {
+			if len(addrs) > maxUnderlay || len(next) > maxRemembered || len(addrs) < min(tellable, maxUnderlay) {
 				t.Fatalf("%d of %d addresses, %d remembered", len(addrs), tellable, len(next))
 			}
 			for i, a := range addrs {
