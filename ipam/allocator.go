@@ -99,6 +99,9 @@ type Config struct {
 	// Listed, if given, is which slots a peer was using, as far as is known. Those of a peer that
 	// is removed are handed out last.
 	Listed func(peer.ID) []slot.Slot
+	// Heard, if given, says what shows that a peer lives which gossip does not reach, and what to
+	// do then; empty if nothing does. It must not block.
+	Heard func(peer.ID) string
 	// Changed is called after every change of the ring, and not of allocations: who
 	// asked for one knows. It must not block.
 	Changed func()

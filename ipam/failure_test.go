@@ -106,6 +106,19 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 		}
 		_, err = m[1].RemovePeer(t.Context(), m[3].id, true) // only h2 reaches it
 		refused(err, "h2")
+		// Gossip reaches it from nowhere, but a tunnel works, here or there: no force takes over what it has.
+		c.split(func(a, b peer.ID) bool { return a != b && (a == m[3].id || b == m[3].id) })
+		for n := 1; n <= 2; n++ {
+			m[n].hear.Store(&m[3].id)
+			for _, force := range []bool{false, true} {
+				_, err = m[1].RemovePeer(t.Context(), m[3].id, force)
+				refused(err, "its tunnel works")
+				if strings.Contains(err.Error(), "--force") {
+					t.Errorf("force is advised: %v", err)
+				}
+			}
+			m[n].hear.Store(nil)
+		}
 		c.split(func(a, b peer.ID) bool { return a != b })
 		_, err = m[1].RemovePeer(t.Context(), m[3].id, false)
 		refused(err, "only 1 of 3 peers")

@@ -105,8 +105,9 @@ type member struct {
 	stop context.CancelFunc
 	done chan error
 	down atomic.Bool
-	mute atomic.Bool // its gossip is lost, both ways
-	deaf atomic.Bool // answers to it are lost
+	mute atomic.Bool             // its gossip is lost, both ways
+	deaf atomic.Bool             // answers to it are lost
+	hear atomic.Pointer[peer.ID] // whose tunnel to it works
 }
 
 func newCluster(t *testing.T, seed uint64) *cluster {
@@ -216,6 +217,12 @@ func (m *member) space(ctx context.Context, to peer.ID) ([]byte, error) {
 func (c *cluster) start(n int, d *disk) *member {
 	m := &member{c: c, id: peerID(n), disk: d, done: make(chan error, 1)}
 	cfg := Config{Self: m.id, Store: d, Mesh: m, Log: slog.New(slog.DiscardHandler), Changed: func() {}}
+	cfg.Heard = func(id peer.ID) string {
+		if from := m.hear.Load(); from != nil && *from == id {
+			return "its tunnel works"
+		}
+		return ""
+	}
 	if c.tune != nil {
 		c.tune(&cfg)
 	}

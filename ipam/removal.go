@@ -212,13 +212,18 @@ func (a *Allocator) forget(by, dead peer.ID) {
 }
 
 // promise confirms to one peer that another is dead, unless it is not, or unless another
-// asked first.
+// asked first. That gossip does not reach a peer proves nothing while its tunnel works.
 func (a *Allocator) promise(by, dead peer.ID) error {
 	if dead == a.cfg.Self {
 		return errors.New("that is me, and I am alive")
 	}
 	if a.cfg.Mesh.Reachable(dead) {
 		return fmt.Errorf("%s is alive: it answers %s. Run `weft reset` on it", a.cfg.Mesh.Name(dead), a.cfg.Mesh.Name(a.cfg.Self))
+	}
+	if a.cfg.Heard != nil {
+		if what := a.cfg.Heard(dead); what != "" {
+			return fmt.Errorf("%s is alive: %s", a.cfg.Mesh.Name(dead), what)
+		}
 	}
 	now := time.Now()
 	if p := a.removals[dead]; p.by != by && now.Before(p.until) {

@@ -62,6 +62,7 @@ type Agent struct {
 	policed   chan struct{} // policies or endpoints may have changed
 	drops     drops
 	ports     ports
+	hearing   hearing
 	dns       *dns.Server // nil where there is to be none
 
 	stop context.CancelFunc
@@ -361,7 +362,7 @@ func (a *Agent) makeIPAM(found *ring.Ring, elect *ipam.Election) {
 	a.ipam = ipam.New(ipam.Config{
 		Self: a.self(), Store: a.store, Mesh: a.mesh, Log: a.log, Found: found, Elect: elect,
 		Cluster: a.token.Cluster, Universe: a.opts.Universe.asked(), Excluded: a.settings.Exclude, Rest: a.opts.Rest,
-		Held: a.directory.Taken, Listed: a.directory.Listed, Changed: a.changed,
+		Held: a.directory.Taken, Listed: a.directory.Listed, Heard: a.heard, Changed: a.changed,
 	})
 	a.mesh.Replicate(a.ipam)
 	a.mesh.Replicate(a.ipam.Votes())

@@ -120,6 +120,7 @@ func (a *Agent) watchPorts(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if seen, err := wg.Observe(); err == nil { // else there are no tunnels yet, and status says so
 			now := time.Now()
+			a.hearing.look(now, seen)
 			a.ports.look(now, blockages(a.neighbours(seen, now), a.expected(), a.opts.GossipPort))
 		}
 		sleep(ctx, portsEvery)
