@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"github.com/hashicorp/memberlist"
 )
 
 // A request opens a stream, and its reply comes back on that: who asks may be a host that
@@ -45,10 +47,10 @@ func asked(text []byte) []byte {
 	return bytes.Clone(rest[4:])
 }
 
-// ask sends a request to where a peer listens. It returns once that is sent; the reply is delivered before ctx ends,
+// ask sends a request to a run of a peer. It returns once that is sent; the reply is delivered before ctx ends,
 // or not at all. What it returns waits for the end of the stream.
-func (m *Mesh) ask(ctx context.Context, to string, msg message) (wait func(), err error) {
-	conn, err := m.door.Transport.DialTimeout(to, streamTimeout)
+func (m *Mesh) ask(ctx context.Context, to memberlist.Address, msg message) (wait func(), err error) {
+	conn, err := m.ways.dial(to, streamTimeout, m.door.Transport.DialTimeout)
 	if err != nil {
 		return nil, err
 	}

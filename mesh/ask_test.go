@@ -74,7 +74,7 @@ func TestMemberlistReadsARequest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, err := newDoor(net.Join(address(2)), secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
+		d, err := newDoor(net.Join(address(2)), &ways{}, secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
 		if err != nil {
 			t.Fatal(err)
 		}

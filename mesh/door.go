@@ -37,6 +37,7 @@ var errCrowded = errors.New("too many connections, or too many bytes on them, wi
 // either.
 type door struct {
 	memberlist.Transport
+	ways   *ways
 	aead   cipher.AEAD
 	refuse func(addr, reason string)
 	take   func(*stream) bool // a stream that is proven, unless it is for memberlist
@@ -59,7 +60,7 @@ type usage struct{ streams, bytes, ending int }
 
 // newDoor puts a door in front of a transport. Shutdown ends both. It asks take about each
 // stream that is proven before memberlist gets it.
-func newDoor(t memberlist.Transport, gossipKey []byte, refuse func(addr, reason string), take func(*stream) bool) (*door, error) {
+func newDoor(t memberlist.Transport, w *ways, gossipKey []byte, refuse func(addr, reason string), take func(*stream) bool) (*door, error) {
 	block, err := aes.NewCipher(gossipKey)
 	if err != nil {
 		return nil, fmt.Errorf("mesh: gossip key: %w", err)
@@ -68,7 +69,7 @@ func newDoor(t memberlist.Transport, gossipKey []byte, refuse func(addr, reason 
 	if err != nil {
 		return nil, fmt.Errorf("mesh: gossip key: %w", err)
 	}
-	d := &door{Transport: t, aead: aead, refuse: refuse, take: take, open: make(chan net.Conn), done: make(chan struct{}), sources: map[netip.Addr]*usage{}}
+	d := &door{Transport: t, ways: w, aead: aead, refuse: refuse, take: take, open: make(chan net.Conn), done: make(chan struct{}), sources: map[netip.Addr]*usage{}}
 	d.freed = sync.NewCond(&d.mu)
 	go d.watch()
 	return d, nil
@@ -79,7 +80,17 @@ func (d *door) StreamCh() <-chan net.Conn { return d.open }
 
 // DialTimeout opens a stream. Its answer is checked when memberlist reads it.
 func (d *door) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
-	conn, err := d.Transport.DialTimeout(addr, timeout)
+	return d.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
+}
+
+// WriteToAddress sends a packet to a run of a peer, where that answers.
+func (d *door) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
+	return d.WriteTo(b, d.ways.to(a))
+}
+
+// DialAddressTimeout opens a stream to a run of a peer, at any address of that.
+func (d *door) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	conn, err := d.ways.dial(a, timeout, d.Transport.DialTimeout)
 	if err != nil {
 		return nil, err
 	}

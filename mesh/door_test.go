@@ -54,7 +54,7 @@ func sealed(t *testing.T, d *door, text []byte) []byte {
 
 func doorAt(t *testing.T, n *meshtest.Network, i int) *door {
 	t.Helper()
-	d, err := newDoor(n.Join(address(i)), secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
+	d, err := newDoor(n.Join(address(i)), &ways{}, secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func (*pipe) RemoteAddr() net.Addr         { return net.TCPAddrFromAddrPort(addr
 
 // FuzzDoor sends anything: what memberlist gets is what was sent and verifies, or short.
 func FuzzDoor(f *testing.F) {
-	d, err := newDoor(idle{}, secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
+	d, err := newDoor(idle{}, &ways{}, secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
 	if err != nil {
 		f.Fatal(err)
 	}

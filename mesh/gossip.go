@@ -249,6 +249,7 @@ func (e events) NotifyJoin(n *memberlist.Node) {
 func (e events) NotifyLeave(n *memberlist.Node) {
 	e.m.members.leave(n.Name)
 	e.m.disbelieve(n.Name)
+	e.m.ways.forget(n.Name)
 }
 
 func (events) NotifyUpdate(*memberlist.Node) {}

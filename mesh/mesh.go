@@ -108,6 +108,7 @@ type Mesh struct {
 	copied     chan error // that another host has our identity, and had it first
 
 	members members
+	ways    ways
 
 	proof proof      // who is alive, and that nobody else is us
 	kept  remembered // the records, bounded
@@ -124,6 +125,8 @@ type known struct {
 	heard  time.Time  // when that was last so, or its record came
 	met    bool       // it proved to be alive, since our start
 	retry  backoff
+	losses []loss
+	turn   int                // of its addresses, which is to be joined next
 	runs   map[string]*run    // all its runs that memberlist believes in, node among them
 	asked  map[uint32]*window // what it asked us, by its run
 }
@@ -179,6 +182,7 @@ func New(cfg Config) (*Mesh, error) {
 		return nil, fmt.Errorf("mesh: %w", err)
 	}
 	m.peers[self] = &known{signed: own}
+	m.ways.others = m.recorded
 	m.Replicate(peersReplica{m})
 	m.Handle(requestForget, m.serveForget)
 	return m, nil
@@ -302,7 +306,7 @@ func (m *Mesh) transport(ctx context.Context, conf *memberlist.Config) (*door, e
 			return nil, err
 		}
 	}
-	return newDoor(t, m.cfg.GossipKey, m.reject, func(s *stream) bool { return m.answer(ctx, s) })
+	return newDoor(t, &m.ways, m.cfg.GossipKey, m.reject, func(s *stream) bool { return m.answer(ctx, s) })
 }
 
 // bindAddress is the wildcard of both families, or of IPv4 where there is no IPv6.

@@ -165,7 +165,7 @@ func (m *Mesh) challengeDue(ctx context.Context, streams *errgroup.Group, now ti
 		if l.stream && streams.TryGo(func() error { m.challengeOn(ctx, l.to, l.msg); return nil }) {
 			continue
 		}
-		m.sendTo(l.to, kindRequest, l.msg)
+		m.sendTo(l.to, l.msg.Run, kindRequest, l.msg)
 	}
 }
 
@@ -173,7 +173,7 @@ func (m *Mesh) challengeDue(ctx context.Context, streams *errgroup.Group, now ti
 func (m *Mesh) challengeOn(ctx context.Context, to netip.AddrPort, msg message) {
 	ctx, end := context.WithTimeout(ctx, streamTimeout)
 	defer end()
-	wait, err := m.ask(ctx, to.String(), msg)
+	wait, err := m.ask(ctx, memberlist.Address{Addr: to.String(), Name: msg.Run}, msg)
 	if err != nil {
 		m.cfg.Log.Debug("challenge not sent", "to", to, "err", err)
 		return
@@ -190,9 +190,9 @@ func (m *Mesh) reachedAt() netip.AddrPort {
 	return netip.AddrPortFrom(addr, uint16(m.cfg.Port))
 }
 
-// sendTo sends a message as one packet, wherever that is.
-func (m *Mesh) sendTo(to netip.AddrPort, kind uint, msg message) {
-	node := &memberlist.Node{Addr: to.Addr().AsSlice(), Port: to.Port()}
+// sendTo sends a message as one packet, to a run of a peer that is said to be there.
+func (m *Mesh) sendTo(to netip.AddrPort, run string, kind uint, msg message) {
+	node := &memberlist.Node{Name: run, Addr: to.Addr().AsSlice(), Port: to.Port()}
 	if err := m.list.SendBestEffort(node, encode(envelope{Kind: kind, Payload: m.sign(msg)})); err != nil {
 		m.cfg.Log.Debug("packet not sent", "to", to, "err", err)
 	}
@@ -208,7 +208,7 @@ func (m *Mesh) answerChallenge(msg message, s *stream) {
 	}
 	answer := message{ID: msg.ID, From: m.self, To: msg.From, IsReply: true}
 	if m.reply(s, answer) != nil {
-		m.sendTo(c.Addr, kindReply, answer)
+		m.sendTo(c.Addr, c.Run, kindReply, answer)
 	}
 	m.mu.Lock()
 	k := m.peers[msg.From]
@@ -284,6 +284,9 @@ func (m *Mesh) reach(id peer.ID) {
 	now, addr := k.node, k.addr
 	if now != before {
 		k.since, k.heard = time.Now(), time.Now()
+		if now == "" {
+			k.lose(before, k.since)
+		}
 	}
 	if now != "" {
 		k.retry = backoff{}

@@ -90,7 +90,7 @@ func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []b
 	if node == nil {
 		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, ErrUnreachable)
 	}
-	wait, err := m.ask(ctx, node.Address(), msg)
+	wait, err := m.ask(ctx, node.FullAddress(), msg)
 	if err != nil {
 		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, err)
 	}

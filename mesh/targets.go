@@ -154,7 +154,8 @@ func (m *Mesh) due(ctx context.Context, now time.Time, strangers bool) []func() 
 		if id == m.self || k.node != "" || !k.hasRecord() || r.State == peer.Left || !k.retry.due(now) || m.strange(id, k) != strangers {
 			continue
 		}
-		out = append(out, func() { m.joinPeer(ctx, r, k) })
+		turn := k.turn
+		out = append(out, func() { m.joinPeer(ctx, r, k, turn) })
 	}
 	return out
 }
@@ -184,15 +185,17 @@ func (m *Mesh) joinTarget(ctx context.Context, host string, t *target) {
 	}
 }
 
-// joinPeer joins a peer that was here once.
-func (m *Mesh) joinPeer(ctx context.Context, r peer.Record, k *known) {
+// joinPeer joins a peer that was here once. Another peer may answer at one of its addresses,
+// which moved there or was never its own: each time another one is the first.
+func (m *Mesh) joinPeer(ctx context.Context, r peer.Record, k *known, turn int) {
 	var addrs []netip.AddrPort
-	for _, a := range r.Underlay {
-		addrs = append(addrs, netip.AddrPortFrom(a, r.Gossip))
+	for i := range r.Underlay {
+		addrs = append(addrs, netip.AddrPortFrom(r.Underlay[(turn+i)%len(r.Underlay)], r.Gossip))
 	}
 	_, _ = m.join(ctx, addrs)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	k.turn = turn + 1
 	k.retry.failed(time.Now())
 }
 

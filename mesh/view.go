@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hashicorp/memberlist"
+
 	"weft/mesh/peer"
 )
 
@@ -17,16 +19,77 @@ type Peer struct {
 	Addr      netip.Addr // where
 	Since     time.Time  // since when that is so; zero if never since our start
 	Met       bool       // it proved to be alive, since our start
+	// Losses is how often gossip lost it lately, see Lately, and Runs how many runs of it were lost so.
+	Losses, Runs int
+}
+
+// Lately is for how long a loss counts.
+const Lately = 10 * time.Minute
+
+// loss is one time that gossip lost a peer.
+type loss struct {
+	at  time.Time
+	run string
+}
+
+// maxLosses bounds those that are remembered of one peer.
+const maxLosses = 16
+
+// lose notes that gossip lost a run. The caller holds the lock.
+func (k *known) lose(run string, now time.Time) {
+	if len(k.losses) >= maxLosses {
+		k.losses = k.losses[1:]
+	}
+	k.losses = append(k.losses, loss{now, run})
+}
+
+// lost counts the losses, and the runs, of late. The caller holds the lock.
+func (k *known) lost(now time.Time) (losses, runs int) {
+	of := map[string]bool{}
+	for _, l := range k.losses {
+		if now.Sub(l.at) < Lately {
+			losses++
+			of[l.run] = true
+		}
+	}
+	return losses, len(of)
 }
 
 // Peers lists all peers, in the order of their ids.
 func (m *Mesh) Peers() []Peer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	out := make([]Peer, 0, len(m.peers))
+	out, now := make([]Peer, 0, len(m.peers)), time.Now()
 	for _, id := range slices.SortedFunc(maps.Keys(m.peers), func(a, b peer.ID) int { return slices.Compare(a[:], b[:]) }) {
 		k := m.peers[id]
-		out = append(out, Peer{Record: k.signed.Record, Reachable: k.node != "" || id == m.self, Addr: k.addr, Since: k.since, Met: k.met})
+		p := Peer{Record: k.signed.Record, Reachable: k.node != "" || id == m.self, Addr: m.addrOf(k), Since: k.since, Met: k.met}
+		p.Losses, p.Runs = k.lost(now)
+		out = append(out, p)
+	}
+	return out
+}
+
+// addrOf is where gossip reaches a peer. The caller holds the lock.
+func (m *Mesh) addrOf(k *known) netip.Addr {
+	at := netip.AddrPortFrom(k.addr, k.signed.Record.Gossip)
+	if way, err := netip.ParseAddrPort(m.ways.to(memberlist.Address{Addr: at.String(), Name: k.node})); err == nil && k.addr.IsValid() {
+		return way.Addr()
+	}
+	return k.addr
+}
+
+// recorded are the addresses in the record of the peer that a run is of.
+func (m *Mesh) recorded(run string) (out []string) {
+	id, ok := idOfNode(run)
+	if !ok {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if k := m.peers[id]; k != nil {
+		for _, a := range k.signed.Record.Underlay {
+			out = append(out, netip.AddrPortFrom(a, k.signed.Record.Gossip).String())
+		}
 	}
 	return out
 }

@@ -107,13 +107,18 @@ func (n *Network) Join(addr netip.AddrPort) *Transport {
 	return t
 }
 
+// Also gives a host another address.
+func (n *Network) Also(t *Transport, addr netip.AddrPort) {
+	n.locked(func() { n.nodes[addr.String()] = t })
+}
+
 // route finds who listens at an address, unless the way there is cut.
 func (n *Network) route(from netip.AddrPort, to string) (*Transport, error) {
 	t := n.nodes[to]
 	if t == nil {
 		return nil, fmt.Errorf("dial %s: connection refused", to)
 	}
-	if n.cut(from.Addr(), t.addr.Addr()) {
+	if at, err := netip.ParseAddrPort(to); err != nil || n.cut(from.Addr(), at.Addr()) {
 		return nil, fmt.Errorf("dial %s: %w", to, errCut)
 	}
 	return t, nil

@@ -1,0 +1,128 @@
+package mesh
+
+import (
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+)
+
+// ways are how runs of other peers are reached: memberlist knows one address of each, the one
+// that it advertises, and its record has all. A stream tries one after the other; where another
+// one answers, packets go there too, until it does not answer. It is safe for concurrent use.
+type ways struct {
+	// others are the addresses in the record of the peer that a run is of, as HOST:PORT.
+	others func(run string) []string
+
+	mu    sync.Mutex
+	found map[string]string // by run: the address that answered instead of the advertised one
+}
+
+// headStart is how long an address is tried alone (RFC 8305, section 5).
+const headStart = 200 * time.Millisecond
+
+// to is where packets for a run go.
+func (w *ways) to(a memberlist.Address) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if found := w.found[a.Name]; found != "" {
+		return found
+	}
+	return a.Addr
+}
+
+// forget drops what was found of a run that has ended.
+func (w *ways) forget(run string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.found, run)
+}
+
+// note remembers which address answered.
+func (w *ways) note(a memberlist.Address, answered string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if answered == a.Addr {
+		delete(w.found, a.Name)
+		return
+	}
+	if w.found == nil {
+		w.found = map[string]string{}
+	}
+	w.found[a.Name] = answered
+}
+
+// all are the addresses to try, in their order: that which answered last, the advertised one,
+// and the others of the record.
+func (w *ways) all(a memberlist.Address) []string {
+	list := []string{w.to(a), a.Addr}
+	if a.Name != "" {
+		list = append(list, w.others(a.Name)...)
+	}
+	var out []string
+	for _, addr := range list {
+		if !slices.Contains(out, addr) {
+			out = append(out, addr)
+		}
+	}
+	return out
+}
+
+// dial opens a stream to the first address that answers. What does not answer soon is not waited
+// for before the next is tried.
+func (w *ways) dial(a memberlist.Address, timeout time.Duration, dial func(string, time.Duration) (net.Conn, error)) (net.Conn, error) {
+	addrs := w.all(a)
+	if len(addrs) == 1 {
+		return dial(addrs[0], timeout)
+	}
+	type result struct {
+		addr string
+		conn net.Conn
+		err  error
+	}
+	deadline := time.Now().Add(timeout)
+	results := make(chan result, len(addrs))
+	var first error
+	next, pending := 0, 0
+	start := func() {
+		addr := addrs[next]
+		next, pending = next+1, pending+1
+		go func() { // ends with its dial
+			conn, err := dial(addr, time.Until(deadline))
+			results <- result{addr, conn, err}
+		}()
+	}
+	start()
+	for pending > 0 {
+		var wait <-chan time.Time
+		if next < len(addrs) {
+			wait = time.After(headStart)
+		}
+		select {
+		case r := <-results:
+			pending--
+			if r.err == nil {
+				w.note(a, r.addr)
+				go func() { // ends with the last dial
+					for range pending {
+						if late := <-results; late.err == nil {
+							late.conn.Close()
+						}
+					}
+				}()
+				return r.conn, nil
+			}
+			if first == nil {
+				first = r.err
+			}
+			if next < len(addrs) {
+				start()
+			}
+		case <-wait:
+			start()
+		}
+	}
+	return nil, first
+}

@@ -1,0 +1,162 @@
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"weft/mesh/meshtest"
+)
+
+// A peer whose advertised address does not answer is reached at another one of its record, by packets and streams; and
+// nobody loses it meanwhile.
+func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(1)}
+		s.net.Hang()
+		other := netip.MustParseAddr("198.51.100.2")
+		h1 := s.start(1, nil, nil)
+		h2 := s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) {
+			c.Record.Underlay = append(c.Record.Underlay, netip.MustParseAddr("203.0.113.2"), other) // nobody is at the second
+			s.net.Also(c.Transport.(*meshtest.Transport), netip.AddrPortFrom(other, Port))
+		})
+		hosts := []*host{h1, h2}
+		s.eventually(10*time.Second, "all reach all", allReach(hosts))
+		since := record1(t, h1, h2).Since
+		s.net.Partition(func(from, to netip.Addr) bool { return from == address(1).Addr() && to == address(2).Addr() })
+		for range 600 {
+			time.Sleep(time.Second)
+			if p := record1(t, h1, h2); !p.Reachable || p.Since != since {
+				t.Fatalf("h1 lost h2: %+v", p)
+			}
+			if p := record1(t, h2, h1); !p.Reachable {
+				t.Fatalf("h2 lost h1: %+v", p)
+			}
+		}
+		if p := record1(t, h1, h2); p.Addr != other || p.Losses != 0 {
+			t.Errorf("h1 reaches h2 at %v after %d losses, want %v", p.Addr, p.Losses, other)
+		}
+		if _, err := h1.Request(t.Context(), h2.self, "echo", []byte("x")); err != nil {
+			t.Error(err)
+		}
+		// And joins it there.
+		s.end(h1)
+		h1 = s.start(1, h1.store, nil)
+		s.eventually(time.Minute, "h1 joins h2 again", allReach([]*host{h1, h2}))
+		s.end(h1, h2)
+	})
+}
+
+// record1 is what one host knows of another.
+func record1(t *testing.T, at, of *host) Peer {
+	t.Helper()
+	for _, p := range at.Peers() {
+		if p.Record.Identity != nil && p.Record.ID() == of.self {
+			return p
+		}
+	}
+	t.Fatal("the peer is not known")
+	return Peer{}
+}
+
+// Where another peer has taken an address of a peer, that peer is joined at its others all the same.
+func TestAddressThatIsAnothersKeepsNobodyOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(1)}
+		h1, h2, h3 := s.start(1, nil, nil), (*host)(nil), (*host)(nil)
+		virtual := netip.MustParseAddr("192.0.2.100")
+		h2 = s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) {
+			c.Record.Underlay = []netip.Addr{virtual, address(2).Addr()}
+		})
+		h3 = s.start(3, nil, []string{"192.0.2.1"}, func(c *Config) {
+			s.net.Also(c.Transport.(*meshtest.Transport), netip.AddrPortFrom(virtual, Port))
+		})
+		s.eventually(20*time.Second, "all reach all", allReach([]*host{h1, h2, h3}))
+		apart := func(a, b netip.Addr) bool { return (a == address(2).Addr()) != (b == address(2).Addr()) }
+		s.net.Partition(apart)
+		s.eventually(time.Minute, "h1 has lost h2", func() bool { return !h1.Reachable(h2.self) })
+		s.net.Heal()
+		s.eventually(3*time.Minute, "all reach all again", allReach([]*host{h1, h2, h3}))
+		s.end(h1, h2, h3)
+	})
+}
+
+// The first address that answers is taken, without waiting long for those before it; the streams of others are closed.
+func TestWaysDial(t *testing.T) {
+	type answer struct {
+		after time.Duration
+		err   bool
+	}
+	for _, tt := range []struct {
+		answers map[string]answer
+		found   string // before
+		want    string
+		within  time.Duration
+		after   string // what is found then
+	}{
+		{map[string]answer{"a": {0, false}, "b": {0, false}}, "", "a", 0, ""},
+		{map[string]answer{"a": {0, true}, "b": {0, false}, "c": {0, false}}, "", "b", 0, "b"},
+		{map[string]answer{"a": {time.Hour, true}, "b": {0, true}, "c": {0, false}}, "", "c", headStart, "c"},
+		{map[string]answer{"a": {time.Second, false}, "b": {time.Hour, true}, "c": {time.Hour, true}}, "", "a", time.Second, ""},
+		{map[string]answer{"a": {0, false}, "b": {0, false}}, "b", "b", 0, "b"},
+		{map[string]answer{"a": {0, false}, "b": {time.Hour, true}}, "b", "a", headStart, ""},
+		{map[string]answer{"a": {0, true}, "b": {0, true}, "c": {0, true}}, "", "", 0, ""},
+		{map[string]answer{"a": {time.Hour, true}, "b": {time.Hour, true}, "c": {time.Hour, true}}, "", "", 3 * time.Second, ""},
+	} {
+		t.Run(fmt.Sprint(tt.answers), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := &ways{others: func(string) []string { return []string{"a", "b", "c"}[:len(tt.answers)] }}
+				to := memberlist.Address{Addr: "a", Name: "run"}
+				if tt.found != "" {
+					w.note(to, tt.found)
+				}
+				var opened []net.Conn
+				start := time.Now()
+				conn, err := w.dial(to, 3*time.Second, func(addr string, timeout time.Duration) (net.Conn, error) {
+					time.Sleep(min(tt.answers[addr].after, timeout))
+					if tt.answers[addr].err {
+						return nil, errors.New(addr)
+					}
+					c, far := net.Pipe()
+					opened = append(opened, far)
+					return named{c, addr}, nil
+				})
+				if took := time.Since(start); took != tt.within {
+					t.Errorf("it took %v, want %v", took, tt.within)
+				}
+				if (err != nil) != (tt.want == "") || err == nil && conn.(named).addr != tt.want {
+					t.Errorf("got %v, %v; want %s", conn, err, tt.want)
+				}
+				if got := w.found["run"]; got != tt.after {
+					t.Errorf("found %q, want %q", got, tt.after)
+				}
+				time.Sleep(time.Minute)
+				if conn != nil {
+					conn.Close()
+				}
+				for _, far := range opened {
+					_ = far.SetReadDeadline(time.Now().Add(time.Second))
+					if _, err := far.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+						t.Errorf("a stream is left open: %v", err)
+					}
+				}
+			})
+		})
+	}
+}
+
+func isTimeout(err error) bool {
+	e, ok := errors.AsType[net.Error](err)
+	return ok && e.Timeout()
+}
+
+type named struct {
+	net.Conn
+	addr string
+}
