@@ -31,6 +31,7 @@ var (
 	metricWarnings    = desc("warnings", "What hurts users of this host, as in weft status, by reason.", "reason")
 	metricPeers       = desc("peers", "Peers by state.", "state")
 	metricConnections = desc("connections", "Tunnels by state.", "state")
+	metricLosses      = desc("peer_losses", "How often gossip lost a peer within the last ten minutes.", "peer", "nickname")
 	metricReceived    = desc("tunnel_received_bytes_total", "Bytes that came through the tunnel from a peer.", "peer", "nickname")
 	metricSent        = desc("tunnel_sent_bytes_total", "Bytes that went through the tunnel to a peer.", "peer", "nickname")
 	metricEndpoints   = desc("endpoints", "Attached containers, pods and processes.")
@@ -92,6 +93,11 @@ func (c reportCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	for state, n := range states {
 		gauge(metricPeers, n, state)
+	}
+	for _, p := range c.a.mesh.Peers() {
+		if p.Losses > 0 && p.Record.Identity != nil {
+			gauge(metricLosses, float64(p.Losses), p.Record.ID().String(), p.Record.Nickname)
+		}
 	}
 	collectConnections(r.Router.Connections, gauge, out)
 	collectIPAM(r.IPAM, gauge)

@@ -1,0 +1,67 @@
+package e2e
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+	"weft/prog/lab/labtest"
+	"weft/prog/lab/probe"
+)
+
+// A VPN takes a host's default route, as a second link with a better metric does: the others learn the new address, and go
+// on with the one that works. Then gossip loses the host, whose tunnel works: nobody takes over its addresses, by force
+// neither. No packet is lost.
+func TestHostsSecondLinkAndLostGossip(t *testing.T) {
+	labtest.Need(t, "nft", "nftables")
+	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
+	established(t, l)
+	h3 := func() (p api.Peer) {
+		peers := report(t, l, "h1").Router.Peers
+		if i := slices.IndexFunc(peers, func(p api.Peer) bool { return p.Nickname == "h3" }); i >= 0 {
+			return peers[i]
+		}
+		return p
+	}
+	listen(t, l, "h3/c1")
+	flow, err := l.Background(t.Context(), "h1/c1", "", append([]string{"weft", "probe", "udp", "--json", "--count", "3000", "--interval", "10ms"}, addrs(t, l, "h3/c1")...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := h3().Underlay
+	if err := l.AddLink(t.Context(), "h3", 50); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "h1 knows h3's new addresses", func() bool { return len(h3().Underlay) == 4 })
+	if after := h3().Underlay; !slices.Equal(after[:2], before) {
+		t.Errorf("h3's addresses were %v, and are %v", before, after)
+	}
+
+	rules := "table inet firewall {\nchain in { type filter hook input priority 0; th dport 6783 drop; }\nchain out { type filter hook output priority 0; th dport 6783 drop; }\n}\n"
+	if err := l.LoadRules(t.Context(), "h3", "rules", []byte(rules)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "gossip has lost h3", func() bool { return h3().State == "unreachable" })
+	for _, args := range [][]string{{"h3"}, {"--force", "h3"}} {
+		out := fails(t, l, "h1", "", append([]string{"weft", "rmpeer"}, args...)...)
+		if !strings.Contains(out, "alive") || !strings.Contains(out, "its tunnel to") || strings.Contains(out, "add --force") {
+			t.Errorf("rmpeer %v: %s", args, out)
+		}
+	}
+	run(t, l, "h3", "nft", "delete", "table", "inet", "firewall")
+	eventually(t, time.Minute, "gossip finds h3 again", func() bool { return h3().State == "running" })
+	out, err := flow.Wait()
+	var results []probe.Result
+	if e := json.Unmarshal([]byte(out), &results); e != nil || err != nil || len(results) != 2 {
+		t.Fatalf("%v, %v: %s", err, e, out)
+	}
+	for _, r := range results {
+		if r.Lost > 0 {
+			t.Errorf("packets were lost: %+v", r)
+		}
+	}
+}
