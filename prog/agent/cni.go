@@ -45,8 +45,8 @@ func ParseChain(names []string) error {
 	return nil
 }
 
-// oldVersion is what a plugin is taken to speak that does not tell: the first release of
-// CNI 1.0 is from 2021, and Debian's plugins speak it.
+// oldVersion is what a plugin is taken to speak that does not tell, and what old runtimes
+// read: the first release of CNI 1.0 is from 2021, and Debian 12's programs speak it.
 const oldVersion = "1.0.0"
 
 // chain is who comes behind our plugin.
@@ -110,7 +110,13 @@ func (o Options) conflist(c api.CNI) []byte {
 	for _, name := range c.Plugins[1:] {
 		plugins = append(plugins, map[string]any{"type": name, "capabilities": map[string]bool{chainable[name].capability: true}})
 	}
-	data, err := json.MarshalIndent(map[string]any{"cniVersion": c.Version, "name": networkName, "plugins": plugins}, "", "  ")
+	// Runtimes with a libcni from before 1.2 read the first alone, and refuse one that is too new for them: Debian 12's
+	// containerd and Podman do. The others take the newest of the list that they know.
+	versions := []string{c.Version}
+	if older(oldVersion, c.Version) == oldVersion && c.Version != oldVersion {
+		versions = []string{oldVersion, c.Version}
+	}
+	data, err := json.MarshalIndent(map[string]any{"cniVersion": versions[0], "cniVersions": versions, "name": networkName, "plugins": plugins}, "", "  ")
 	if err != nil {
 		panic(err) // strings only
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containernetworking/cni/libcni"
+
 	"weft/prog/api"
 )
 
@@ -48,14 +50,17 @@ func TestChain(t *testing.T) {
 				t.Errorf("got %+v", made)
 			}
 			var conf struct {
-				CNIVersion string
+				CNIVersion string // all that a libcni from before 1.2 reads
 				Plugins    []struct {
 					Type         string
 					Capabilities map[string]bool
 				}
 			}
-			if err := json.Unmarshal(o.conflist(made), &conf); err != nil || conf.CNIVersion != c.version || len(conf.Plugins) != len(c.plugins) {
+			if err := json.Unmarshal(o.conflist(made), &conf); err != nil || conf.CNIVersion != "1.0.0" || len(conf.Plugins) != len(c.plugins) {
 				t.Fatalf("%v: %+v", err, conf)
+			}
+			if list, err := libcni.NetworkConfFromBytes(o.conflist(made)); err != nil || list.CNIVersion != c.version {
+				t.Errorf("libcni takes version %v of CNI, want %s: %v", list, c.version, err)
 			}
 			for i, p := range conf.Plugins {
 				if p.Type != c.plugins[i] || len(p.Capabilities) != 1 {
