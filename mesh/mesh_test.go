@@ -231,6 +231,9 @@ func TestTwentyPeersConverge(t *testing.T) {
 			return true
 		})
 
+		hosts[2].Update(func(r *peer.Record) { r.MTUs = []uint32{9000} })
+		s.eventually(10*time.Second, "what a link carries is known elsewhere", func() bool { return len(record(hosts[19], hosts[2]).MTUs) == 1 })
+
 		side := func(a netip.Addr) bool { return a.As4()[3] <= 8 }
 		s.net.Partition(func(a, b netip.Addr) bool { return side(a) != side(b) })
 		s.eventually(2*time.Minute, "both sides notice", func() bool {

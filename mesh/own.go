@@ -62,7 +62,7 @@ func (m *Mesh) Update(change func(*peer.Record)) error {
 }
 
 func sameRecord(a, b peer.Record) bool {
-	return a.WireGuard == b.WireGuard && a.Nickname == b.Nickname && slices.Equal(a.Underlay, b.Underlay) &&
+	return a.WireGuard == b.WireGuard && a.Nickname == b.Nickname && slices.Equal(a.Underlay, b.Underlay) && slices.Equal(a.MTUs, b.MTUs) &&
 		a.Port == b.Port && a.Gossip == b.Gossip && a.Node == b.Node && a.State == b.State && a.Host == b.Host && a.Copy == b.Copy && string(a.Ring) == string(b.Ring)
 }
 

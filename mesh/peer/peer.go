@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -96,6 +97,9 @@ type Record struct {
 	// Copy is where another host speaks with this peer's identity, for some minutes after
 	// that was noticed.
 	Copy netip.Addr `cbor:"12,keyasint,omitzero"`
+	// MTUs are those of the links that the addresses of Underlay are on, in the same order; 0, or
+	// none, where the peer does not say.
+	MTUs []uint32 `cbor:"13,keyasint,omitempty"`
 }
 
 // Bounds of a record, so that a peer cannot make others hold what it likes.
@@ -108,6 +112,14 @@ const (
 
 // ID is the PeerID that the record's identity key stands for.
 func (r Record) ID() ID { return IDOf(r.Identity) }
+
+// MTU is that of the link with one of the peer's addresses; 0: it does not say.
+func (r Record) MTU(addr netip.Addr) int {
+	if i := slices.Index(r.Underlay, addr); i >= 0 && i < len(r.MTUs) {
+		return int(r.MTUs[i])
+	}
+	return 0
+}
 
 // Name is how people see the peer: id(nickname).
 func (r Record) Name() string { return r.ID().String() + "(" + r.Nickname + ")" }
@@ -209,6 +221,8 @@ func (r Record) validate() error {
 		return errors.New("peer record: unusable nickname")
 	case len(r.Underlay) > MaxUnderlay:
 		return fmt.Errorf("peer record: %d underlay addresses, at most %d are allowed", len(r.Underlay), MaxUnderlay)
+	case len(r.MTUs) > MaxUnderlay:
+		return fmt.Errorf("peer record: %d MTUs, at most %d are allowed", len(r.MTUs), MaxUnderlay)
 	case len(r.Host) > MaxHost || !Printable(r.Host):
 		return errors.New("peer record: unusable host UID")
 	case len(r.Ring) > 16:

@@ -82,6 +82,40 @@ func TestHostIsOptional(t *testing.T) {
 	}
 }
 
+// A record says what the links with its addresses carry; an older one says nothing of that.
+func TestMTUsAreOptional(t *testing.T) {
+	r := sample()
+	plain, err := Sign(r, key(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fields map[int]any
+	if err := cbor.Unmarshal(plain.payload, &fields); err != nil || fields[13] != nil {
+		t.Errorf("%v, %v", fields, err)
+	}
+	r.MTUs = []uint32{1500}
+	for _, s := range []Record{sample(), r} {
+		signed, err := Sign(s, key(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Decode(signed.Encode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := 0
+		if len(s.MTUs) > 0 {
+			want = 1500
+		}
+		if m := got.Record.MTU(r.Underlay[0]); m != want {
+			t.Errorf("the first link's MTU is %d, want %d", m, want)
+		}
+		if m := got.Record.MTU(r.Underlay[1]); m != 0 {
+			t.Errorf("the second link's MTU is %d, though nothing was said of it", m)
+		}
+	}
+}
+
 func TestSupersedesIsATotalOrder(t *testing.T) {
 	r := sample()
 	a, _ := Sign(r, key(1))
@@ -99,6 +133,7 @@ func TestUnusableRecordsAreRefused(t *testing.T) {
 		"long nickname":    func(r *Record) { r.Nickname = strings.Repeat("x", MaxNickname+1) },
 		"terminal escape":  func(r *Record) { r.Nickname = "h1\x1b[2J" },
 		"too many":         func(r *Record) { r.Underlay = make([]netip.Addr, MaxUnderlay+1) },
+		"too many MTUs":    func(r *Record) { r.MTUs = make([]uint32, MaxUnderlay+1) },
 		"long host":        func(r *Record) { r.Host = strings.Repeat("x", MaxHost+1) },
 		"unprintable host": func(r *Record) { r.Host = "\x1b[2J" },
 		"loopback":         func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("127.0.0.1")} },
