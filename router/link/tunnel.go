@@ -39,8 +39,15 @@ func KernelWireGuard() (bool, error) {
 type Overlay struct {
 	Universe slot.Universe
 	Node     slot.Slot // 0: none yet
-	MTU      int
+	MTU      int       // of the device: the largest that goes through any tunnel
 	IPv6     bool
+	Limits   []Limit
+}
+
+// Limit is a part of the universe to which smaller packets than MTU go.
+type Limit struct {
+	To  netip.Prefix
+	MTU int
 }
 
 // Metrics of our routes to the universe. Any other route beats the last resort; the
@@ -172,24 +179,68 @@ func (o Overlay) Open() error {
 	if err != nil {
 		return err
 	}
-	var want []netlink.Route
-	for i, p := range o.universes() {
-		r := netlink.Route{
-			Dst: IPNet(p), LinkIndex: l.Attrs().Index, Src: nodes[i].AsSlice(),
-			Scope: netlink.SCOPE_LINK, Protocol: Protocol, Table: unix.RT_TABLE_MAIN, Priority: tunnelMetric,
+	want := map[routeKey]netlink.Route{}
+	for _, r := range o.routes(l.Attrs().Index) {
+		key := keyOf(r)
+		if _, again := want[key]; !again {
+			want[key] = r
 		}
-		if p.Addr().Is6() {
-			r.Scope = netlink.SCOPE_UNIVERSE
+	}
+	right := map[routeKey]bool{}
+	for _, r := range have {
+		if key := keyOf(r); sameRoute(r, want[key]) {
+			right[key] = true
 		}
-		if err := SetRoute(h, have, r); err != nil {
-			return err
+	}
+	for key, r := range want {
+		if !right[key] {
+			if err := replaceRoute(h, r); err != nil {
+				return err
+			}
 		}
-		want = append(want, r)
 	}
 	return purgeRoutes(h, "old routes to the universe", func(r netlink.Route) bool {
 		return r.Protocol == Protocol && r.LinkIndex == l.Attrs().Index &&
-			!slices.ContainsFunc(want, func(w netlink.Route) bool { return sameRoute(r, w) })
+			!sameRoute(r, want[keyOf(r)])
 	})
+}
+
+// routes lead the universe into the tunnel, and say where less fits through.
+func (o Overlay) routes(device int) (out []netlink.Route) {
+	nodes := o.Nodes()
+	into := func(p netip.Prefix, mtu int) {
+		r := netlink.Route{
+			Dst: IPNet(p), LinkIndex: device, Src: nodes[0].AsSlice(), MTU: mtu,
+			Scope: netlink.SCOPE_LINK, Protocol: Protocol, Table: unix.RT_TABLE_MAIN, Priority: tunnelMetric,
+		}
+		if p.Addr().Is6() {
+			r.Src, r.Scope = nodes[1].AsSlice(), netlink.SCOPE_UNIVERSE
+			// When it forwards IPv6, Linux looks at a route's MTU only if that is locked; else when it
+			// sends, and older versions then let pass what segmentation offload joined.
+			r.MTULock = mtu != 0
+		}
+		out = append(out, r)
+	}
+	for _, p := range o.universes() {
+		into(p, 0)
+	}
+	for _, limit := range o.Limits {
+		if o.IPv6 || limit.To.Addr().Is4() {
+			into(limit.To, limit.MTU)
+		}
+	}
+	return out
+}
+
+// routeKey is what two routes of one table cannot both have.
+type routeKey struct {
+	to     netip.Prefix
+	metric int
+}
+
+func keyOf(r netlink.Route) routeKey {
+	to, _ := prefixOf(r.Dst)
+	return routeKey{to, r.Priority}
 }
 
 // setAddresses makes the single addresses of a link exactly these; link-local ones stay.
@@ -247,6 +298,10 @@ func SetRoute(h *netlink.Handle, have []netlink.Route, r netlink.Route) error {
 	if slices.ContainsFunc(have, func(old netlink.Route) bool { return sameRoute(old, r) }) {
 		return nil
 	}
+	return replaceRoute(h, r)
+}
+
+func replaceRoute(h *netlink.Handle, r netlink.Route) error {
 	if err := h.RouteReplace(&r); err != nil {
 		return fmt.Errorf("route to %v: %w", r.Dst, err)
 	}
@@ -255,7 +310,8 @@ func SetRoute(h *netlink.Handle, have []netlink.Route, r netlink.Route) error {
 
 func sameRoute(a, b netlink.Route) bool {
 	return a.Dst != nil && b.Dst != nil && a.Dst.String() == b.Dst.String() && a.Priority == b.Priority &&
-		a.LinkIndex == b.LinkIndex && a.Src.Equal(b.Src) && a.Protocol == b.Protocol && routeType(a) == routeType(b)
+		a.LinkIndex == b.LinkIndex && a.Src.Equal(b.Src) && a.Protocol == b.Protocol && routeType(a) == routeType(b) &&
+		a.MTU == b.MTU && a.MTULock == b.MTULock
 }
 
 func routeType(r netlink.Route) int {

@@ -1,0 +1,128 @@
+package link
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// MTUs are those of this host's links.
+type MTUs struct {
+	ByAddr  map[netip.Addr]int // of the link with an address; not of lo and its like, which carry nothing
+	Default int                // of the link with the best default route; 0: there is none
+}
+
+// ReadMTUs reads them.
+func ReadMTUs() (MTUs, error) {
+	out := MTUs{ByAddr: map[netip.Addr]int{}}
+	h, err := Handle()
+	if err != nil {
+		return out, err
+	}
+	defer h.Close()
+	links, err := Dump(h.LinkList)
+	if err != nil {
+		return out, fmt.Errorf("links: %w", err)
+	}
+	preferred, byIndex := defaultLink(h), map[int]int{}
+	for _, l := range links {
+		attrs := l.Attrs()
+		if attrs.Flags&net.FlagLoopback != 0 || l.Type() == "dummy" {
+			continue
+		}
+		byIndex[attrs.Index] = attrs.MTU
+		if attrs.Index == preferred {
+			out.Default = attrs.MTU
+		}
+	}
+	addrs, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return out, fmt.Errorf("addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok && byIndex[a.LinkIndex] != 0 {
+			out.ByAddr[addr.Unmap()] = byIndex[a.LinkIndex]
+		}
+	}
+	return out, nil
+}
+
+// Way is how this host sends to an address.
+type Way struct {
+	Link int // index
+	// MTU is the route's own, or the smaller one that an ICMP message has taught the kernel, or
+	// else the link's.
+	MTU int
+}
+
+// WayTo asks the kernel for the way to an address. from is the source, if one is chosen already.
+func WayTo(h *netlink.Handle, to, from netip.Addr) (Way, error) {
+	var options netlink.RouteGetOptions
+	if from.IsValid() {
+		options.SrcAddr = from.AsSlice()
+	}
+	routes, err := h.RouteGetWithOptions(to.AsSlice(), &options)
+	if err != nil {
+		return Way{}, fmt.Errorf("route to %v: %w", to, err)
+	}
+	if len(routes) == 0 {
+		return Way{}, fmt.Errorf("route to %v: %w", to, unix.ENETUNREACH)
+	}
+	way := Way{routes[0].LinkIndex, routes[0].MTU}
+	if way.MTU == 0 {
+		l, err := h.LinkByIndex(way.Link)
+		if err != nil {
+			return Way{}, fmt.Errorf("link of the route to %v: %w", to, err)
+		}
+		way.MTU = l.Attrs().MTU
+	}
+	return way, nil
+}
+
+// skipStats spares what a link counted (RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h).
+const skipStats = 1 << 3
+
+// OtherEndMTU is the MTU of a veth's other end, in whichever network namespace that is; 0 where
+// the kernel does not say.
+func (s Socket) OtherEndMTU(l netlink.Link) int {
+	attrs := l.Attrs()
+	if attrs.ParentIndex == 0 || attrs.NetNsID < 0 {
+		return 0
+	}
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(attrs.ParentIndex)
+	request := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	for _, part := range []nl.NetlinkRequestData{
+		msg, nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(attrs.NetNsID))), nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)),
+	} {
+		request.AddData(part)
+	}
+	if err := unix.Sendto(int(s), request.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return 0
+	}
+	in := make([]byte, 16<<10)
+	n, _, err := unix.Recvfrom(int(s), in, unix.MSG_DONTWAIT) // the kernel answers before it returns from Sendto
+	if err != nil {
+		return 0
+	}
+	answers, err := syscall.ParseNetlinkMessage(in[:n])
+	if err != nil || len(answers) == 0 || answers[0].Header.Seq != request.Seq || answers[0].Header.Type != unix.RTM_NEWLINK || len(answers[0].Data) < unix.SizeofIfInfomsg {
+		return 0
+	}
+	values, err := nl.ParseRouteAttr(answers[0].Data[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return 0
+	}
+	for _, v := range values {
+		if v.Attr.Type == unix.IFLA_MTU && len(v.Value) == 4 {
+			return int(binary.NativeEndian.Uint32(v.Value))
+		}
+	}
+	return 0
+}

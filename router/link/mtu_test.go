@@ -1,0 +1,146 @@
+package link
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+
+	"weft/router/routertest"
+)
+
+func addrs(list ...string) (out []netip.Addr) {
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+// A bridge that other hosts are not reached by says nothing of the way to them; a route's own MTU
+// does.
+func TestTheMTUOfAWayIsItsRoutes(t *testing.T) {
+	routertest.New(t).Do(func() {
+		uplink := bridge(t, "uplink", 1500, "192.0.2.4/24", "2001:db8::4/64")
+		bridge(t, "unrelated", 1400, "172.17.0.1/16")
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		anycast := &netlink.Addr{IPNet: IPNet(netip.MustParsePrefix("203.0.113.1/32"))}
+		if err := errors.Join(netlink.AddrAdd(lo, anycast), netlink.RouteAdd(&netlink.Route{LinkIndex: uplink.Attrs().Index, Gw: net.IPv4(192, 0, 2, 1)})); err != nil {
+			t.Fatal(err)
+		}
+		mtus, err := ReadMTUs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]int{"default": mtus.Default}
+		for _, a := range addrs("192.0.2.4", "2001:db8::4", "172.17.0.1", "203.0.113.1", "127.0.0.1") {
+			got[a.String()] = mtus.ByAddr[a]
+		}
+		want := map[string]int{"default": 1500, "192.0.2.4": 1500, "2001:db8::4": 1500, "172.17.0.1": 1400, "203.0.113.1": 0, "127.0.0.1": 0}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("MTUs (-want +got):\n%s", d)
+		}
+		h, err := Handle()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		way := func(want int, to ...string) {
+			t.Helper()
+			for _, to := range addrs(to...) {
+				if w, err := WayTo(h, to, netip.Addr{}); err != nil || w.MTU != want || w.Link != uplink.Attrs().Index {
+					t.Errorf("the way to %v: %+v, %v; want %d by link %d", to, w, err, want, uplink.Attrs().Index)
+				}
+			}
+		}
+		way(1500, "192.0.2.9", "2001:db8::9", "198.51.100.1")
+		for _, to := range []string{"192.0.2.9/32", "2001:db8::9/128"} {
+			r := &netlink.Route{LinkIndex: uplink.Attrs().Index, Dst: IPNet(netip.MustParsePrefix(to)), MTU: 1300}
+			if err := netlink.RouteAdd(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		way(1300, "192.0.2.9", "2001:db8::9")
+		way(1500, "192.0.2.8", "2001:db8::8")
+		if w, err := WayTo(h, netip.MustParseAddr("2001:db8:9::1"), netip.Addr{}); err == nil {
+			t.Errorf("there is no way, and it is %+v", w)
+		}
+	})
+}
+
+// What carries less than the device has routes of its own, in both families: they change with it
+// and go with it.
+func TestLimitsAreRoutes(t *testing.T) {
+	routertest.New(t).Do(func() {
+		bridge(t, Device, 1500)
+		limits := func(to4, to6 string, mtu int) []Limit {
+			return []Limit{
+				{netip.MustParsePrefix(to4), mtu},
+				{netip.MustParsePrefix(to6), mtu},
+				{netip.MustParsePrefix(to4), 600}, // of two that claim the same, the first counts
+			}
+		}
+		h, err := Handle()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		for _, step := range []struct {
+			limits      []Limit
+			far, nearby int // what goes to 10.40.0.9, and to 10.41.0.9
+		}{
+			{nil, 8920, 8920},
+			{limits("10.40.0.0/16", "fd01:2:3:4::8:0/112", 1420), 1420, 8920},
+			{limits("10.40.0.0/16", "fd01:2:3:4::8:0/112", 1320), 1320, 8920},
+			{limits("10.41.0.0/16", "fd01:2:3:4::10:0/112", 1320), 8920, 1320},
+			{nil, 8920, 8920},
+		} {
+			o := Overlay{Universe: universe, Node: 5, MTU: 8920, IPv6: true, Limits: step.limits}
+			for range 2 {
+				if err := errors.Join(o.Close(), o.Up(), o.Open()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for to, want := range map[string]int{"10.40.0.9": step.far, "fd01:2:3:4::8:9": step.far, "10.41.0.9": step.nearby, "fd01:2:3:4::10:9": step.nearby} {
+				if w, err := WayTo(h, netip.MustParseAddr(to), netip.Addr{}); err != nil || w.MTU != want {
+					t.Errorf("with %v, %d bytes go to %s, %v; want %d", step.limits, w.MTU, to, err, want)
+				}
+			}
+			have, err := Routes(h)
+			if want := 4 + min(2, len(step.limits)); err != nil || len(have) != want {
+				t.Errorf("with %v there are %d routes, %v; want %d", step.limits, len(have), err, want)
+			}
+		}
+	})
+}
+
+func TestTheOtherEndOfAVethSaysItsMTU(t *testing.T) {
+	container := routertest.New(t)
+	routertest.New(t).Do(func() {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU = "here", 1400
+		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "there", PeerMTU: 1234, PeerNamespace: netlink.NsFd(container.Fd())}
+		if err := netlink.LinkAdd(veth); err != nil {
+			t.Fatal(err)
+		}
+		socket, err := OpenSocket()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+		for name, want := range map[string]int{"here": 1234, "lo": 0} {
+			l, err := netlink.LinkByName(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if mtu := socket.OtherEndMTU(l); mtu != want {
+				t.Errorf("the other end of %s has %d, want %d", name, mtu, want)
+			}
+		}
+	})
+}
