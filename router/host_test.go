@@ -293,7 +293,7 @@ func (h *host) attach(s slot.Slot) (routertest.Namespace, endpoint.Endpoint) {
 	h.t.Helper()
 	c := routertest.New(h.t)
 	e := endpoint.Endpoint{
-		HostLink: endpoint.HostLink(fmt.Sprint(s), "eth0"), MTU: 1420,
+		HostLink: endpoint.HostLink(fmt.Sprint(s), "eth0"), MTU: h.config.MTU,
 		Addr4: universe.Addr4(s), Addr6: universe.Addr6(s),
 	}
 	h.ns.Do(func() {
@@ -308,7 +308,7 @@ func (h *host) attach(s slot.Slot) (routertest.Namespace, endpoint.Endpoint) {
 		pair := endpoint.PairOf(e.HostLink)
 		e.ContainerMAC = pair.ContainerMAC
 		all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-		err = in.Configure(endpoint.Config{Addr4: e.Addr4, Addr6: e.Addr6, HostMAC: pair.HostMAC, MTU: 1420, Routes: all})
+		err = in.Configure(endpoint.Config{Addr4: e.Addr4, Addr6: e.Addr6, HostMAC: pair.HostMAC, MTU: e.MTU, Routes: all})
 		if err != nil {
 			h.t.Fatal(err)
 		}
@@ -334,7 +334,7 @@ func echo(t *testing.T, ns routertest.Namespace) {
 	})
 	t.Cleanup(func() { c.Close() })
 	go func() {
-		for b := make([]byte, 2048); ; {
+		for b := make([]byte, 1<<16); ; {
 			n, from, err := c.ReadFrom(b)
 			if err != nil {
 				return

@@ -30,13 +30,6 @@ import (
 	"weft/router/wg"
 )
 
-// Overhead is what WireGuard adds to a packet on an IPv6 underlay: 40 bytes of
-// IPv6, 8 of UDP, 32 of its own. MinMTU is the least that IPv6 asks of a link (RFC 8200).
-const (
-	Overhead = 80
-	MinMTU   = 1280
-)
-
 // Options are what a Router is made of.
 type Options struct {
 	Log *slog.Logger
@@ -52,7 +45,7 @@ type Config struct {
 	Node       slot.Slot // 0: none yet
 	PrivateKey [32]byte
 	Port       uint16
-	MTU        int
+	MTU        int // of the device; a tunnel's may be smaller
 	Own        []slot.Range
 	Tunnels    []topology.Tunnel
 	Endpoints  []endpoint.Endpoint
@@ -94,6 +87,18 @@ func (c Config) node() (v4, v6 netip.Addr) {
 		v6 = c.Universe.Addr6(c.Node)
 	}
 	return v4, v6
+}
+
+// limits are what goes through tunnels that carry less than the device's MTU.
+func (c Config) limits() (out []link.Limit) {
+	for _, t := range c.Tunnels {
+		for _, p := range t.AllowedIPs {
+			if mtu := t.MTUFor(p.Addr().Is6()); t.MTU != 0 && mtu < c.MTU {
+				out = append(out, link.Limit{To: p, MTU: mtu})
+			}
+		}
+	}
+	return out
 }
 
 // Router is this host's data path.
@@ -162,7 +167,7 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 	}
 	version := r.opts.Watch.Version()
 	known := r.right != 0 && version == r.right && sameLinks(r.applied, c)
-	overlay := link.Overlay{Universe: c.Universe, Node: c.Node, MTU: c.MTU, IPv6: c.IPv6}
+	overlay := link.Overlay{Universe: c.Universe, Node: c.Node, MTU: c.MTU, IPv6: c.IPv6, Limits: c.limits()}
 	if !known {
 		if err := overlay.Close(); err != nil {
 			return err
@@ -207,6 +212,7 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 // sameLinks reports whether two configurations ask for the same links, addresses and routes.
 func sameLinks(a, b Config) bool {
 	return a.Universe == b.Universe && a.Node == b.Node && a.MTU == b.MTU && a.IPv6 == b.IPv6 &&
+		slices.Equal(a.limits(), b.limits()) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, endpoint.Endpoint.Equal)
 }
 

@@ -24,6 +24,11 @@ type Tunnel struct {
 	Record       []netip.AddrPort // where its signed record says that it listens
 	AllowedIPs   []netip.Prefix   // node address and owned slots, both families, sorted
 	Reach        Reach
+	// Route and Link are what this host's route to the peer carries, and the peer's link with
+	// the address of Endpoint; 0: not known. MTU, see SetMTUs, is what follows inside the tunnel.
+	Route, Link int
+	MTU         int
+	device      int // the device's MTU
 }
 
 // Reach is what gossip says of a peer. It decides who is called, never who has a tunnel.
@@ -49,6 +54,8 @@ type Input struct {
 	// that is known to work beats the order of the record.
 	Preferred map[peer.ID]netip.Addr
 	Reach     map[peer.ID]Reach
+	// Route is the largest packet that this host's route to an address carries; 0: not known.
+	Route func(netip.Addr) int
 	// PresharedKey is the key for the pair of this peer and another.
 	PresharedKey func(peer.ID) [32]byte
 }
@@ -73,6 +80,8 @@ func Plan(in Input) []Tunnel {
 			Record:       listens(r),
 			AllowedIPs:   in.allowed(in.Owned[id]),
 			Reach:        in.Reach[id],
+			Route:        in.Route(addr),
+			Link:         r.MTU(addr),
 		})
 	}
 	slices.SortFunc(out, func(a, b Tunnel) int { return slices.Compare(a.Peer[:], b.Peer[:]) })

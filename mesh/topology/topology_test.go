@@ -30,6 +30,7 @@ func input(peers ...peer.Record) Input {
 		Universe:     slot.Universe{V4: slot.DefaultV4, V6: netip.MustParsePrefix("fd00::/96")},
 		Owned:        map[peer.ID][]slot.Range{record(2, nil).ID(): {{Start: 256, End: 768}}},
 		PresharedKey: func(id peer.ID) [32]byte { return [32]byte{id[0]} },
+		Route:        func(netip.Addr) int { return 1500 },
 	}
 	return in
 }

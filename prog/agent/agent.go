@@ -27,6 +27,7 @@ import (
 	"weft/mesh"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
+	"weft/mesh/topology"
 	"weft/prog/api"
 	"weft/prog/dns"
 	"weft/prog/kube"
@@ -67,9 +68,10 @@ type Agent struct {
 
 	stop context.CancelFunc
 
-	lostNode chan struct{} // the node address was taken over
-	mtu      atomic.Int64
-	cni      atomic.Pointer[api.CNI] // as it was installed; nil: not yet, or not at all
+	lostNode chan struct{}                     // the node address was taken over
+	mtu      atomic.Int64                      // of the device, and of containers that are attached now
+	tunnels  atomic.Pointer[[]topology.Tunnel] // as last planned
+	cni      atomic.Pointer[api.CNI]           // as it was installed; nil: not yet, or not at all
 	ipv6     bool
 	started  time.Time
 	turned   atomic.Pointer[time.Time] // when the reconciler last came round
@@ -315,11 +317,15 @@ func (a *Agent) makeMesh(targets []string) error {
 		return err
 	}
 	a.order = lastOrder(known, a.self())
-	addrs, mtu, err := a.underlay()
+	addrs, err := a.underlay()
 	if err != nil {
 		return err
 	}
-	a.mtu.Store(int64(mtu))
+	mtus, err := a.linkMTUs(addrs)
+	if err != nil {
+		return err
+	}
+	a.mtu.Store(int64(topology.SetMTUs(nil, int(mtus[0]), a.opts.MTU)))
 	a.advertised = addrs[0]
 	st, err := a.store.Load()
 	if err != nil {
@@ -328,7 +334,7 @@ func (a *Agent) makeMesh(targets []string) error {
 	// Complete from the first word on: a record without a ring would end the tunnels
 	// that the last agent left.
 	record := peer.Record{
-		WireGuard: a.public, Nickname: a.nickname(), Underlay: addrs,
+		WireGuard: a.public, Nickname: a.nickname(), Underlay: addrs, MTUs: mtus,
 		Port: uint16(a.opts.Port), Gossip: uint16(a.opts.GossipPort), Node: st.Allocations[nodeKey],
 		Host: a.ownNode().UID,
 	}
@@ -381,14 +387,12 @@ func lastOrder(known [][]byte, self peer.ID) []netip.Addr {
 	return nil
 }
 
-// underlay is where other peers reach this host, and the MTU of the tunnel.
-func (a *Agent) underlay() (addrs []netip.Addr, mtu int, err error) {
-	found, err := a.host.underlay(a.opts.Universe.asked())
+// underlay is where other peers reach this host.
+func (a *Agent) underlay() (addrs []netip.Addr, err error) {
+	now, err := a.host.underlay(a.opts.Universe.asked())
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	mtu = found.mtu
-	now := found.addrs
 	if own := a.ownNode().Addrs; len(own) > 0 {
 		now = nil
 		for _, addr := range own {
@@ -399,12 +403,9 @@ func (a *Agent) underlay() (addrs []netip.Addr, mtu int, err error) {
 		addrs = a.opts.Advertise
 	}
 	if len(addrs) == 0 {
-		return nil, 0, errors.New("this host has no address that others could reach: give it one, or name it with --advertise ADDR")
+		return nil, errors.New("this host has no address that others could reach: give it one, or name it with --advertise ADDR")
 	}
-	if a.opts.MTU != 0 {
-		return addrs, a.opts.MTU, nil
-	}
-	return addrs, max(mtu-router.Overhead, router.MinMTU), nil
+	return addrs, nil
 }
 
 // changed asks for a reconciliation. It never blocks: one that is asked for already will do.

@@ -146,7 +146,7 @@ func (a *Agent) election(ctx context.Context, targets []string) *ipam.Election {
 func (a *Agent) countOthers(ctx context.Context, targets []string) (n int) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	own, _, err := a.underlay()
+	own, err := a.underlay()
 	if err != nil {
 		return len(targets)
 	}

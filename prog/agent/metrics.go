@@ -34,6 +34,7 @@ var (
 	metricLosses      = desc("peer_losses", "How often gossip lost a peer within the last ten minutes.", "peer", "nickname")
 	metricReceived    = desc("tunnel_received_bytes_total", "Bytes that came through the tunnel from a peer.", "peer", "nickname")
 	metricSent        = desc("tunnel_sent_bytes_total", "Bytes that went through the tunnel to a peer.", "peer", "nickname")
+	metricMTU         = desc("tunnel_mtu_bytes", "The largest packet of the overlay that goes to a peer.", "peer", "nickname")
 	metricEndpoints   = desc("endpoints", "Attached containers, pods and processes.")
 	metricSlots       = desc("ipam_slots", "Addresses that a peer owns.", "peer", "nickname")
 	metricUniverse    = desc("ipam_universe_slots", "Addresses of the universe.")
@@ -148,6 +149,9 @@ func collectConnections(list []api.Connection, gauge func(*prometheus.Desc, floa
 		states[c.State]++
 		out <- prometheus.MustNewConstMetric(metricReceived, prometheus.CounterValue, float64(c.Received), c.Peer, c.Nickname)
 		out <- prometheus.MustNewConstMetric(metricSent, prometheus.CounterValue, float64(c.Sent), c.Peer, c.Nickname)
+		if c.MTU != 0 {
+			gauge(metricMTU, float64(c.MTU), c.Peer, c.Nickname)
+		}
 	}
 	for state, n := range states {
 		gauge(metricConnections, n, state)

@@ -24,8 +24,8 @@ import (
 	"weft/ipam/slot"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
+	"weft/mesh/topology"
 	"weft/prog/state"
-	"weft/router"
 	"weft/router/nft"
 )
 
@@ -73,8 +73,8 @@ func (o Options) Validate() error {
 			return fmt.Errorf("%s %d: want 1 to 65535", p.flag, p.port)
 		}
 	}
-	if o.MTU != 0 && (o.MTU < router.MinMTU || o.MTU > 65535) {
-		return fmt.Errorf("--mtu %d: want %d, the least that IPv6 asks of a link, to 65535", o.MTU, router.MinMTU)
+	if o.MTU != 0 && (o.MTU < topology.MinMTU || o.MTU > 65535) {
+		return fmt.Errorf("--mtu %d: want %d, the least that IPv6 asks of a link, to 65535", o.MTU, topology.MinMTU)
 	}
 	return nil
 }

@@ -90,7 +90,10 @@ func (a *Agent) step(ctx context.Context) error {
 	if err := a.enforce(); err != nil {
 		return err
 	}
-	cfg := a.desired(snap)
+	cfg, err := a.desired(snap)
+	if err != nil {
+		return err
+	}
 	if err := a.router.Apply(ctx, cfg); err != nil {
 		return err
 	}
@@ -120,13 +123,19 @@ func (a *Agent) step(ctx context.Context) error {
 }
 
 // desired is the data path as it should be: a pure function of what the parts know.
-func (a *Agent) desired(snap ipam.Snapshot) router.Config {
+func (a *Agent) desired(snap ipam.Snapshot) (router.Config, error) {
 	self := a.self()
+	route, done, err := a.host.routes()
+	if err != nil {
+		return router.Config{}, err
+	}
+	defer done()
 	in := topology.Input{
 		Self: self, Ring: snap.Ring.ID[:], Universe: snap.Ring.Universe, IPv6: a.ipv6,
 		Owned:        snap.Ring.Owned(),
 		Preferred:    map[peer.ID]netip.Addr{},
 		Reach:        map[peer.ID]topology.Reach{},
+		Route:        route,
 		PresharedKey: func(other peer.ID) [32]byte { return a.token.Secret.PresharedKey(self, other) },
 	}
 	peers := a.mesh.Peers()
@@ -146,12 +155,13 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		in.Underlay4 = in.Underlay4 || addr.Is4()
 		in.Underlay6 = in.Underlay6 || addr.Is6()
 	}
+	tunnels := a.plan(in, own)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	cfg := router.Config{
 		Universe: snap.Ring.Universe, Node: a.node,
 		PrivateKey: a.keys.WireGuard, Port: uint16(a.opts.Port), MTU: int(a.mtu.Load()),
-		Own: in.Owned[self], Tunnels: topology.Plan(in),
+		Own: in.Owned[self], Tunnels: tunnels,
 		Unconfirmed: !a.mesh.Confirmed(),
 		Hosts:       guarded(own, peers, snap.Ring, a.opts.StatusAddr),
 		Exposed:     a.settings.Exposed, Resolver: a.dns != nil, Exempt: a.opts.Exempt, IPv6: a.ipv6,
@@ -169,7 +179,7 @@ func (a *Agent) desired(snap ipam.Snapshot) router.Config {
 		}
 	}
 	slices.SortFunc(cfg.Endpoints, func(x, y endpoint.Endpoint) int { return x.Addr4.Compare(y.Addr4) })
-	return cfg
+	return cfg, nil
 }
 
 // cutOff ends the routes to endpoints whose address is another peer's now: somebody else
@@ -194,16 +204,19 @@ func (a *Agent) cutOff(ctx context.Context, snap ipam.Snapshot) error {
 
 // refreshRecord tells the mesh what changed about this host.
 func (a *Agent) refreshRecord(snap ipam.Snapshot) error {
-	addrs, mtu, err := a.underlay()
+	addrs, err := a.underlay()
 	switch {
 	case err != nil: // Links come and go; the last known addresses are the best guess.
-		addrs, mtu = a.mesh.Own().Underlay, int(a.mtu.Load())
+		addrs = a.mesh.Own().Underlay
 	case a.moved(addrs, time.Now()):
 		return &fatalError{ErrMoved}
 	}
-	a.mtu.Store(int64(mtu))
+	mtus, err := a.linkMTUs(addrs)
+	if err != nil {
+		mtus = a.mesh.Own().MTUs
+	}
 	return a.mesh.Update(func(r *peer.Record) {
-		r.Underlay = addrs
+		r.Underlay, r.MTUs = addrs, mtus
 		r.Ring = nil
 		if !snap.Ring.IsZero() {
 			r.Ring = snap.Ring.ID[:]

@@ -161,8 +161,8 @@ func (a *Agent) reportConnection(snap ipam.Snapshot, p mesh.Peer, targets []mesh
 		if !tunnel.Handshake.IsZero() {
 			c.Handshake = &tunnel.Handshake
 		}
-		c.Received, c.Sent = tunnel.Received, tunnel.Sent
-		c.Info = fmt.Sprintf("encrypted   %-9s %s(%s) mtu=%d", seen.Kind, c.Peer, c.Nickname, a.mtu.Load())
+		c.Received, c.Sent, c.MTU = tunnel.Received, tunnel.Sent, a.tunnelMTU(rec.ID())
+		c.Info = fmt.Sprintf("encrypted   %-9s %s(%s) mtu=%d", seen.Kind, c.Peer, c.Nickname, c.MTU)
 		if !p.Reachable {
 			c.Info += fmt.Sprintf(" (gossip: %s)", a.reportPeer(snap, p).State)
 		}

@@ -33,6 +33,7 @@ const (
 	reasonLeftOut  = "LeftOut"     // of an endpoint: what does not fit
 	reasonPort     = "PortBlocked" // between this host and another one
 	reasonFlapping = "PeerFlapping"
+	reasonPath     = "PathMTU" // of the way to another host: less than the tunnel needs
 
 	reasonCopy = "CopiedDisk" // of another host
 
@@ -56,7 +57,7 @@ func (a *Agent) gathered(snap ipam.Snapshot, seen router.Observed, unseen error,
 		list = append(list, warning{reason: reasonAddress, about: "stuck", text: text})
 	}
 	add(reasonLeftOut, a.misfits()...)
-	list = slices.Concat(list, a.policyWarnings(), a.clusterWarnings(), a.ports.warnings(), a.flapping())
+	list = slices.Concat(list, a.policyWarnings(), a.clusterWarnings(), a.ports.warnings(), a.flapping(), a.pathWarnings())
 	for _, p := range a.mesh.Peers() {
 		if p.Record.Copy.IsValid() && p.Record.ID() != a.self() { // which says so as one that is turned away
 			list = append(list, warning{reason: reasonCopy, elsewhere: true, text: fmt.Sprintf(

@@ -83,6 +83,7 @@ type Connection struct {
 	Nickname  string         `json:"nickname"`
 	Gossip    bool           `json:"gossip"`              // whether gossip reaches the peer
 	Handshake *time.Time     `json:"handshake,omitempty"` // the last one
+	MTU       int            `json:"mtu,omitempty"`       // the largest packet of the overlay that goes to the peer
 	Received  int64          `json:"received"`            // bytes
 	Sent      int64          `json:"sent"`                // bytes
 }

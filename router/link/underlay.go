@@ -67,17 +67,16 @@ const (
 	besidesAnother = 30 // of a link that has an address with a network: a virtual address, which moves from host to host
 )
 
-// Underlay lists the addresses at which other hosts may reach this one, in the kernel's order. It also
-// returns the smallest MTU of their links.
-func Underlay(universe slot.Universe) (out []HostAddr, mtu int, err error) {
+// Underlay lists the addresses at which other hosts may reach this one, in the kernel's order.
+func Underlay(universe slot.Universe) (out []HostAddr, err error) {
 	h, err := Handle()
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	defer h.Close()
 	links, err := Dump(h.LinkList)
 	if err != nil {
-		return nil, 0, fmt.Errorf("links: %w", err)
+		return nil, fmt.Errorf("links: %w", err)
 	}
 	preferred := defaultLink(h)
 	for _, l := range links {
@@ -90,7 +89,7 @@ func Underlay(universe slot.Universe) (out []HostAddr, mtu int, err error) {
 		}
 		addrs, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 		if err != nil {
-			return nil, 0, fmt.Errorf("addresses of %s: %w", attrs.Name, err)
+			return nil, fmt.Errorf("addresses of %s: %w", attrs.Name, err)
 		}
 		rank := onOtherLink
 		switch {
@@ -114,10 +113,9 @@ func Underlay(universe slot.Universe) (out []HostAddr, mtu int, err error) {
 				addr.Rank++
 			}
 			out = append(out, addr)
-			mtu = cmp.Or(min(mtu, attrs.MTU), attrs.MTU)
 		}
 	}
-	return out, mtu, nil
+	return out, nil
 }
 
 // single4 reports whether an IPv4 address comes without a network.

@@ -54,7 +54,7 @@ func TestUnderlay(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		found, _, err := Underlay(universe)
+		found, err := Underlay(universe)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,7 +66,7 @@ func TestUnderlay(t *testing.T) {
 		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: vpn.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Priority: 50, Scope: netlink.SCOPE_LINK}); err != nil {
 			t.Fatal(err)
 		}
-		if found, _, err = Underlay(universe); err != nil {
+		if found, err = Underlay(universe); err != nil {
 			t.Fatal(err)
 		}
 		if _, after := Order(first, found); fmt.Sprint(after) != fmt.Sprint(got) {

@@ -1,0 +1,68 @@
+package topology
+
+import (
+	"net/netip"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+func TestTheMTUIsThatOfThePath(t *testing.T) {
+	v4, v6 := netip.MustParseAddrPort("192.0.2.2:6784"), netip.MustParseAddrPort("[2001:db8::2]:6784")
+	for name, tt := range map[string]struct {
+		link, given              int
+		peer                     netip.AddrPort
+		route, theirs            int
+		device, inside4, inside6 int
+	}{
+		"all links alike":                       {1500, 0, v4, 1500, 1500, 1420, 1420, 1420},
+		"all links alike, over IPv6":            {1500, 0, v6, 1500, 1500, 1420, 1420, 1420},
+		"a peer that does not say":              {9000, 0, v4, 9000, 0, 8920, 8920, 8920},
+		"jumbo frames on both":                  {9000, 0, v4, 9000, 9000, 8920, 8920, 8920},
+		"jumbo frames here":                     {9000, 0, v4, 9000, 1500, 8920, 1420, 1420},
+		"jumbo frames here, over IPv6":          {9000, 0, v6, 9000, 1500, 8920, 1408, 1408},
+		"jumbo frames there":                    {1500, 0, v4, 1500, 9000, 1420, 1420, 1420},
+		"jumbo frames on another link":          {1500, 0, v4, 9000, 9000, 8920, 8920, 8920},
+		"a route with a smaller MTU":            {1500, 0, v4, 1400, 1500, 1420, 1320, 1320},
+		"less than IPv6 needs":                  {1500, 0, v4, 1280, 1500, 1420, 1200, 1280},
+		"no route":                              {1500, 0, v4, 0, 1500, 1420, 1420, 1420},
+		"nothing known":                         {0, 0, v4, 0, 0, 1420, 1420, 1420},
+		"a small link":                          {1280, 0, v4, 1280, 1280, 1280, 1200, 1280},
+		"what no link has":                      {1500, 0, v4, 1500, 1, 1420, 576, 1280},
+		"an operator's word":                    {1500, 1300, v4, 1500, 1500, 1300, 1300, 1300},
+		"an operator's word, against the links": {1500, 8920, v4, 1500, 9000, 8920, 8920, 8920},
+		"another operator's word":               {1500, 0, v4, 1500, 1380, 1420, 1300, 1300},
+	} {
+		tunnels := []Tunnel{{Endpoint: tt.peer, Route: tt.route, Link: tt.theirs}}
+		device := SetMTUs(tunnels, tt.link, tt.given)
+		if got := tunnels[0]; device != tt.device || got.MTUFor(false) != tt.inside4 || got.MTUFor(true) != tt.inside6 {
+			t.Errorf("%s: device %d, IPv4 %d, IPv6 %d; want %d, %d, %d", name, device, got.MTUFor(false), got.MTUFor(true), tt.device, tt.inside4, tt.inside6)
+		}
+	}
+	if device := SetMTUs(nil, 1500, 0); device != 1420 {
+		t.Errorf("without a peer the device's MTU is %d, want 1420", device)
+	}
+}
+
+// Whatever links and routes there are, what goes through a tunnel fits into its path, unless IP
+// itself asks for more, and no tunnel carries more than the device.
+func TestWhatGoesThroughATunnelFitsIntoItsPath(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		mtu := rapid.OneOf(rapid.Just(0), rapid.IntRange(68, 65535))
+		tunnel := rapid.Custom(func(t *rapid.T) Tunnel {
+			addr := rapid.SampledFrom([]netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}).Draw(t, "addr")
+			return Tunnel{Endpoint: netip.AddrPortFrom(addr, 6784), Route: mtu.Draw(t, "route"), Link: mtu.Draw(t, "link")}
+		})
+		tunnels := rapid.SliceOfN(tunnel, 1, 4).Draw(t, "tunnels")
+		device := SetMTUs(tunnels, mtu.Draw(t, "own"), 0)
+		for _, x := range tunnels {
+			size := rapid.IntRange(1, x.MTU).Draw(t, "size")
+			if fits := x.Sealed(size) <= x.Path(); !fits && x.Path() != 0 && x.MTU > leastMTU && device > MinMTU {
+				t.Errorf("%d bytes are %d on a path of %d: %+v", size, x.Sealed(size), x.Path(), x)
+			}
+			if x.MTU > device || x.MTUFor(true) < MinMTU || x.MTUFor(true) > device {
+				t.Errorf("device %d: %+v", device, x)
+			}
+		}
+	})
+}
