@@ -31,6 +31,7 @@ type endpointRecord struct {
 	api.AttachRequest
 	Slot slot.Slot
 
+	mtu     int // what the container was told; 0: by an earlier agent
 	missing int // rounds in which its link was not there
 }
 
@@ -42,7 +43,7 @@ func (e *endpointRecord) ref() api.EndpointRef {
 func (a *Agent) plug(e *endpointRecord, snap ipam.Snapshot) endpoint.Endpoint {
 	u := snap.Ring.Universe
 	mac, _ := net.ParseMAC(e.MAC) // checked when it was attached
-	p := endpoint.Endpoint{HostLink: e.HostLink, ContainerMAC: mac, Addr4: u.Addr4(e.Slot), MTU: int(a.mtu.Load())}
+	p := endpoint.Endpoint{HostLink: e.HostLink, ContainerMAC: mac, Addr4: u.Addr4(e.Slot), MTU: e.mtu}
 	if a.ipv6 {
 		p.Addr6 = u.Addr6(e.Slot)
 	}
@@ -102,7 +103,7 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 		return reply, err
 	}
 	a.releaseQueued(ctx) // a release that is still queued is of an earlier life of this endpoint
-	e := &endpointRecord{AttachRequest: req}
+	e := &endpointRecord{AttachRequest: req, mtu: int(a.mtu.Load())}
 	key := e.ref().Key()
 	done, err := a.begin(key)
 	if err != nil {
@@ -133,7 +134,7 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 	}
 	a.rename()
 	return api.AttachReply{
-		Addresses: addresses(a.plug(e, snap)), Universe: a.universe(snap), MTU: int(a.mtu.Load()), Resolver: a.resolver(e.Namespace),
+		Addresses: addresses(a.plug(e, snap)), Universe: a.universe(snap), MTU: e.mtu, Resolver: a.resolver(e.Namespace),
 	}, nil
 }
 

@@ -18,7 +18,9 @@ type Endpoint struct {
 	HostLink     string
 	ContainerMAC net.HardwareAddr
 	Addr4, Addr6 netip.Addr // Addr6 is invalid where the host carries no IPv6
-	MTU          int
+	// MTU is what the container was told; 0: not known any more. What the kernel says of the
+	// container's end comes first, see Sync.
+	MTU int
 }
 
 // Equal reports whether two endpoints are programmed alike.

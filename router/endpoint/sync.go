@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -16,6 +17,10 @@ import (
 // them at once and touches only what differs: the kernel drops an endpoint's route
 // when the node address goes, and others make mistakes. An endpoint whose link is
 // gone is left out: it is its owner's to detach.
+//
+// Both ends of a link have the container's MTU, whatever became of the tunnel's since: with less
+// here, larger packets of the container would vanish; with more, those to it. What does not fit
+// elsewhere is answered with an ICMP error.
 func Sync(endpoints []Endpoint, node4, node6 netip.Addr) error {
 	if len(endpoints) == 0 {
 		return nil
@@ -37,7 +42,11 @@ func Sync(endpoints []Endpoint, node4, node6 netip.Addr) error {
 	var errs []error
 	for _, e := range endpoints {
 		l, there := now.links[e.HostLink]
-		if !there || now.right(l, e, node4, node6) {
+		if !there {
+			continue
+		}
+		e.MTU = cmp.Or(socket.OtherEndMTU(l), e.MTU)
+		if now.right(l, e, node4, node6) {
 			continue
 		}
 		if err := plug(socket, e, node4, node6); err != nil && exists(e.HostLink) == nil {
@@ -132,6 +141,6 @@ func (s state) right(l netlink.Link, e Endpoint, node4, node6 netip.Addr) bool {
 		return ok && r.LinkIndex == attrs.Index && addrOf(r.Src) == node &&
 			s.addresses[place{attrs.Index, gateway}] && s.neighbours[place{attrs.Index, addr}] == e.ContainerMAC.String()
 	}
-	return attrs.Flags&net.FlagUp != 0 && attrs.MTU == e.MTU && family(e.Addr4, Gateway4, node4) &&
+	return attrs.Flags&net.FlagUp != 0 && (e.MTU == 0 || attrs.MTU == e.MTU) && family(e.Addr4, Gateway4, node4) &&
 		(!e.Addr6.IsValid() || family(e.Addr6, Gateway6, node6))
 }
