@@ -22,7 +22,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/ipc"
 	"golang.zx2c4.com/wireguard/tun"
@@ -69,7 +68,13 @@ func Run(ctx context.Context, cfg Config) error {
 		t.Close()
 		return fmt.Errorf("datapath: socket %s: %w: another `weft datapath` may be running", socketPath, err)
 	}
-	dev := device.NewDevice(t, conn.NewDefaultBind(), &device.Logger{
+	bind, err := newBind(cfg.Log)
+	if err != nil {
+		t.Close()
+		return err
+	}
+	defer bind.release() // after the device is closed
+	dev := device.NewDevice(t, bind, &device.Logger{
 		Verbosef: device.DiscardLogf,
 		Errorf:   func(format string, args ...any) { cfg.Log.Warn("wireguard", "msg", fmt.Sprintf(format, args...)) },
 	})

@@ -1,0 +1,316 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
+
+	"weft/router/link"
+	"weft/router/routertest"
+)
+
+func TestMain(m *testing.M) { routertest.Main(m) }
+
+const patience = 10 * time.Second
+
+// connect joins two namespaces by a veth pair, with the addresses 192.0.NET.1 and .2, and
+// 2001:db8:NET::1 and ::2.
+func connect(t *testing.T, a, b routertest.Namespace, name string, number int) {
+	t.Helper()
+	a.Do(func() {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = name
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name, PeerNamespace: netlink.NsFd(b.Fd())}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for i, ns := range []routertest.Namespace{a, b} {
+		ns.Do(func() {
+			l, err := netlink.LinkByName(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			addr, _ := netlink.ParseAddr(fmt.Sprintf("192.0.%d.%d/24", number, i+1))
+			addr6, _ := netlink.ParseAddr(fmt.Sprintf("2001:db8:%d::%d/64", number, i+1))
+			addr6.Flags = unix.IFA_F_NODAD
+			if err := errors.Join(netlink.AddrAdd(l, addr), netlink.AddrAdd(l, addr6), netlink.LinkSetUp(l)); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	settle(t, a, b, fmt.Sprintf("2001:db8:%d::2", number)) // IPv6 takes its time
+	settle(t, b, a, fmt.Sprintf("2001:db8:%d::1", number))
+}
+
+// settle waits until packets pass from one namespace to an address of another.
+func settle(t *testing.T, from, to routertest.Namespace, addr string) {
+	t.Helper()
+	server, port := listen(t, to)
+	from.Do(func() {
+		for end := time.Now().Add(patience); ; {
+			c, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr(addr), uint16(port)).String())
+			if err == nil {
+				_, err = c.Write([]byte("there?"))
+				c.Close()
+			}
+			_ = server.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+			if n, _ := server.Read(make([]byte, 10)); n > 0 {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("nothing passes to %s: %v", addr, err)
+			}
+		}
+	})
+}
+
+// routeMTU sets that of the routes to what connect made; 0: as the link's.
+func routeMTU(t *testing.T, ns routertest.Namespace, name string, number, mtu int) {
+	t.Helper()
+	ns.Do(func() {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, to := range []string{fmt.Sprintf("192.0.%d.0/24", number), fmt.Sprintf("2001:db8:%d::/64", number)} {
+			r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: link.IPNet(netip.MustParsePrefix(to)), MTU: mtu, Scope: netlink.SCOPE_LINK}
+			if to[0] == '2' {
+				r.Scope, r.Priority = netlink.SCOPE_UNIVERSE, 256
+			}
+			if err := netlink.RouteReplace(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// opened is a bind in a namespace.
+func opened(t *testing.T, ns routertest.Namespace) (b *bind) {
+	t.Helper()
+	ns.Do(func() {
+		var err error
+		if b, err = newBind(slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err = b.Open(0); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Cleanup(func() { b.Close(); b.release() })
+	return b
+}
+
+func listen(t *testing.T, ns routertest.Namespace) (c *net.UDPConn, port int) {
+	t.Helper()
+	ns.Do(func() {
+		var err error
+		if c, err = net.ListenUDP("udp", nil); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Cleanup(func() { c.Close() })
+	return c, c.LocalAddr().(*net.UDPAddr).Port
+}
+
+// batch is packets with room behind them, as the library makes them: it joins them there.
+func batch(count, size int) (out [][]byte) {
+	for range count {
+		out = append(out, make([]byte, size, 1<<16))
+	}
+	return out
+}
+
+// send sends; for a moment after an IPv6 route was replaced the kernel has none.
+func send(t *testing.T, b *bind, packets [][]byte, to conn.Endpoint) {
+	t.Helper()
+	err := b.Send(packets, to)
+	for end := time.Now().Add(patience); errors.Is(err, unix.ENETUNREACH) && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		err = b.Send(packets, to)
+	}
+	if err != nil {
+		t.Fatalf("send to %s: %v", to.DstToString(), err)
+	}
+}
+
+// A batch of which packets are larger than the route allows arrives as a whole, in both
+// families; and once the route allows them again, they are joined again.
+func TestPacketsThatAreTooLargeForTheRouteArrive(t *testing.T) {
+	t.Parallel()
+	a, z := routertest.New(t), routertest.New(t)
+	connect(t, a, z, "under", 2)
+	b := opened(t, a)
+	server, port := listen(t, z)
+	for _, to := range []string{"192.0.2.2", "2001:db8:2::2"} {
+		routeMTU(t, a, "under", 2, 0)
+		e, err := b.ParseEndpoint(netip.AddrPortFrom(netip.MustParseAddr(to), uint16(port)).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		arrives := func(what string) {
+			t.Helper()
+			packets := slices.Concat(batch(3, 100), batch(20, 1400), batch(3, 100))
+			send(t, b, packets, e)
+			large := 0
+			for buf := make([]byte, 1<<16); large < 20; {
+				_ = server.SetReadDeadline(time.Now().Add(patience))
+				n, err := server.Read(buf)
+				if err != nil {
+					t.Fatalf("to %s, %s: %d of 20 packets arrived: %v", to, what, large, err)
+				}
+				if n == 1400 {
+					large++
+				}
+			}
+		}
+		arrives("at first")
+		routeMTU(t, a, "under", 2, 1280)
+		arrives("with a smaller MTU")
+		arrives("known by now")
+		carries := func() int { return b.path(e.(*conn.StdNetEndpoint)).carries }
+		if c := carries(); c >= 1280 || c < 1200 {
+			t.Errorf("to %s: %d bytes go together with others", to, c)
+		}
+		routeMTU(t, a, "under", 2, 0)
+		for end := time.Now().Add(patience); carries() < 1400; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("to %s: the larger MTU was not noticed", to)
+			}
+		}
+		arrives("with the larger MTU again")
+	}
+}
+
+// What a router on the way says of a smaller MTU counts like a route's own.
+func TestPacketsThatAreTooLargeForARouterArrive(t *testing.T) {
+	t.Parallel()
+	a, router, z := routertest.New(t), routertest.New(t), routertest.New(t)
+	connect(t, a, router, "one", 1)
+	connect(t, z, router, "two", 2)
+	router.Do(func() {
+		two, err := netlink.LinkByName("two")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(netlink.LinkSetMTU(two, 1280), link.Forwarding(true)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	for i, ns := range []routertest.Namespace{a, z} {
+		ns.Do(func() {
+			for _, gateway := range []string{"192.0.%d.2", "2001:db8:%d::2"} {
+				if err := netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(fmt.Sprintf(gateway, i+1))}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+	b := opened(t, a)
+	server, port := listen(t, z)
+	for _, to := range []string{"192.0.2.1", "2001:db8:2::1"} {
+		e, err := b.ParseEndpoint(netip.AddrPortFrom(netip.MustParseAddr(to), uint16(port)).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		arrived := 0
+		for end := time.Now().Add(patience); arrived < 20; { // the first batch teaches
+			send(t, b, batch(20, 1400), e)
+			for buf := make([]byte, 1<<16); ; arrived++ {
+				_ = server.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+				if n, err := server.Read(buf); err != nil || n != 1400 {
+					break
+				}
+			}
+			if time.Now().After(end) {
+				t.Fatalf("to %s: %d packets arrived", to, arrived)
+			}
+		}
+	}
+}
+
+// cameIn is a peer's endpoint as the library makes it of a packet that came in by a link, where
+// the kernel has no UDP_GRO: with that, it forgets the link.
+func cameIn(from netip.AddrPort, to netip.Addr, by int) conn.Endpoint {
+	e := &conn.StdNetEndpoint{AddrPort: from}
+	var control []byte
+	if to.Is4() {
+		control = unix.PktInfo4(&unix.Inet4Pktinfo{Ifindex: int32(by), Spec_dst: to.As4()})
+	} else {
+		control = unix.PktInfo6(&unix.Inet6Pktinfo{Ifindex: uint32(by), Addr: to.As16()})
+	}
+	*(*[]byte)(reflect.ValueOf(e).Elem().FieldByName("src").Addr().UnsafePointer()) = control
+	return e
+}
+
+// Packets go to a peer from where its own came in, as long as that is on the way to it.
+func TestPacketsLeaveByTheLinkOfTheRoute(t *testing.T) {
+	t.Parallel()
+	a, z := routertest.New(t), routertest.New(t)
+	connect(t, a, z, "one", 1)
+	connect(t, a, z, "two", 2)
+	b := opened(t, a)
+	for _, at := range []string{"198.51.100.9", "2001:db8:f::9"} {
+		far := netip.MustParseAddr(at)
+		z.Do(func() {
+			lo, err := netlink.LinkByName("lo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(far, far.BitLen())), Flags: unix.IFA_F_NODAD}); err != nil {
+				t.Fatal(err)
+			}
+		})
+		way := func(number int) (local netip.Addr, by int) {
+			t.Helper()
+			format, gateway := "192.0.%d.1", ""
+			if far.Is6() {
+				format = "2001:db8:%d::1"
+			}
+			local = netip.MustParseAddr(fmt.Sprintf(format, number))
+			gateway = local.Next().String()
+			a.Do(func() {
+				to := link.IPNet(netip.PrefixFrom(far, far.BitLen()))
+				if err := netlink.RouteReplace(&netlink.Route{Dst: to, Gw: net.ParseIP(gateway)}); err != nil {
+					t.Fatal(err)
+				}
+				l, err := netlink.LinkByName([]string{1: "one", 2: "two"}[number])
+				if err != nil {
+					t.Fatal(err)
+				}
+				by = l.Attrs().Index
+			})
+			return local, by
+		}
+		peer, port := listen(t, z)
+		local, by := way(1)
+		e := cameIn(netip.AddrPortFrom(far, uint16(port)), local, by)
+		source := func() netip.Addr {
+			t.Helper()
+			send(t, b, batch(1, 10), e)
+			_ = peer.SetReadDeadline(time.Now().Add(patience))
+			_, seen, err := peer.ReadFromUDPAddrPort(make([]byte, 100))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return seen.Addr().Unmap()
+		}
+		if s := source(); s != local {
+			t.Errorf("an answer came from %v, want %v, which was asked", s, local)
+		}
+		other, _ := way(2)
+		for end := time.Now().Add(patience); source() != other; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("to %v: packets leave by the link that was the way once", far)
+			}
+		}
+	}
+}
