@@ -1,0 +1,75 @@
+package e2e
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/prog/api"
+	"weft/prog/lab"
+)
+
+// The MTU follows the links and routes that carry the tunnel: of hosts with 9000 and 1500 bytes
+// any packet arrives, a bridge that carries nothing of it changes nothing, and where a route
+// carries less than WireGuard's packets, streams go on, and the status says why they are slow.
+func TestTheMTUIsThatOfThePath(t *testing.T) {
+	l := bare(t, 2)
+	run(t, l, "h1", "ip", "link", "set", "eth0", "mtu", "9000")
+	run(t, l, lab.UnderlayName, "ip", "link", "set", "h1", "mtu", "9000")
+	launchFounder(t, l)
+	if err := l.Launch(t.Context(), "h2", token(t, l), "h1"); err != nil {
+		t.Fatal(err)
+	}
+	established(t, l)
+	for _, c := range []string{"h1/c1", "h2/c1"} {
+		if _, err := l.Plug(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		listen(t, l, c)
+	}
+	connection := func() api.Connection { return report(t, l, "h1").Router.Connections[0] }
+	mtus := func(host string) (list []string) {
+		for line := range strings.Lines(run(t, l, host, "ip", "-o", "link")) {
+			if f := strings.Fields(line); strings.HasPrefix(f[1], "weft") {
+				list = append(list, f[4])
+			}
+		}
+		return list
+	}
+
+	probe := func(kind, from, to, size string, more ...string) {
+		t.Helper()
+		args := slices.Concat([]string{"weft", "probe", kind, "--interval", "5ms", "--size", size}, more, addrs(t, l, to))
+		if kind == "udp" { // the first teach the sender what fits
+			_, _ = l.Exec(t.Context(), from, nil, append(args, "--timeout", "50ms")...)
+		}
+		run(t, l, from, args...)
+	}
+	eventually(t, 10*time.Second, "h1 knows what h2's link carries", func() bool { return connection().MTU == 1420 })
+	if got := mtus("h1"); !slices.Equal(got, []string{"8920", "8920"}) {
+		t.Errorf("where links carry 9000, the tunnel and a container have MTUs %v", got)
+	}
+	probe("udp", "h1/c1", "h2/c1", "2000")
+	probe("udp", "h2/c1", "h1/c1", "2000")
+	probe("udp", "h1", "h2/c1", "2000")
+
+	// A bridge, as of a container engine. That the agent looked since, shows what it mends.
+	own := strings.Fields(run(t, l, "h2", "sh", "-c", "ls /sys/class/net | grep weft-"))[0]
+	run(t, l, "h2", "sh", "-c", "ip link add br0 type bridge && ip link set br0 mtu 1400 up && ip address add 172.30.0.1/16 dev br0 && ip link set mtu 1300 dev "+own)
+	eventually(t, 10*time.Second, "beside a bridge with 1400, the tunnel and a container have 1420", func() bool {
+		return slices.Equal(mtus("h2"), []string{"1420", "1420"})
+	})
+
+	run(t, l, "h1", "ip", "route", "replace", "192.0.2.0/24", "dev", "eth0", "mtu", "1280")
+	probe("tcp", "h1/c1", "h2/c1", "60000", "--count", "50", "--timeout", "10s")
+	warned := func() bool {
+		return slices.ContainsFunc(report(t, l, "h1").Warnings, func(w string) bool { return strings.Contains(w, "ip route get 192.0.2.2") })
+	}
+	eventually(t, 10*time.Second, "the status tells of the route", func() bool { return connection().MTU == 1200 && warned() })
+	probe("tcp", "h1/c1", "h2/c1", "60000", "--count", "50", "--timeout", "10s")
+	probe("udp", "h1/c1", "h2/c1", "2000")
+
+	run(t, l, "h1", "ip", "route", "replace", "192.0.2.0/24", "dev", "eth0")
+	eventually(t, 10*time.Second, "the status tells of the route no more", func() bool { return connection().MTU == 1420 && !warned() })
+}
