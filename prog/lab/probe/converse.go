@@ -35,6 +35,7 @@ func converse(ctx context.Context, t *tally, cfg Config, c conversation) (Result
 
 	sending.Go(func() {
 		if !sendAll(ctx, &mu, t, cfg, c) {
+			_ = c.deadline(time.Now()) // nothing more comes
 			return
 		}
 		mu.Lock()
@@ -122,7 +123,7 @@ func collect(t *tally, cfg Config, data []byte, err error, now time.Time) bool {
 // ended tells errors after which nothing more can come from those that cost one message.
 func ended(err error) bool {
 	for _, passing := range []error{
-		unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EPERM, unix.EACCES, unix.ENOBUFS, unix.EAGAIN,
+		unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EPERM, unix.EACCES, unix.ENOBUFS, unix.EAGAIN, unix.EMSGSIZE,
 	} {
 		if errors.Is(err, passing) {
 			return false
