@@ -251,13 +251,16 @@ func TestTwentyPeersConverge(t *testing.T) {
 	})
 }
 
-func record(at, of *host) peer.Record {
+func record(at, of *host) peer.Record { return peerAt(at, of).Record }
+
+// peerAt is what one host knows of another; the zero Peer if it knows nothing.
+func peerAt(at, of *host) Peer {
 	for _, p := range at.Peers() {
 		if p.Record.ID() == of.Self() {
-			return p.Record
+			return p
 		}
 	}
-	return peer.Record{}
+	return Peer{}
 }
 
 func TestLeavingAndVanishingAreToldApart(t *testing.T) {

@@ -28,18 +28,18 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 		})
 		hosts := []*host{h1, h2}
 		s.eventually(10*time.Second, "all reach all", allReach(hosts))
-		since := record1(t, h1, h2).Since
+		since := peerAt(h1, h2).Since
 		s.net.Partition(func(from, to netip.Addr) bool { return from == address(1).Addr() && to == address(2).Addr() })
 		for range 600 {
 			time.Sleep(time.Second)
-			if p := record1(t, h1, h2); !p.Reachable || p.Since != since {
+			if p := peerAt(h1, h2); !p.Reachable || p.Since != since {
 				t.Fatalf("h1 lost h2: %+v", p)
 			}
-			if p := record1(t, h2, h1); !p.Reachable {
+			if p := peerAt(h2, h1); !p.Reachable {
 				t.Fatalf("h2 lost h1: %+v", p)
 			}
 		}
-		if p := record1(t, h1, h2); p.Addr != other || p.Losses != 0 {
+		if p := peerAt(h1, h2); p.Addr != other || p.Losses != 0 {
 			t.Errorf("h1 reaches h2 at %v after %d losses, want %v", p.Addr, p.Losses, other)
 		}
 		if _, err := h1.Request(t.Context(), h2.self, "echo", []byte("x")); err != nil {
@@ -51,18 +51,6 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 		s.eventually(time.Minute, "h1 joins h2 again", allReach([]*host{h1, h2}))
 		s.end(h1, h2)
 	})
-}
-
-// record1 is what one host knows of another.
-func record1(t *testing.T, at, of *host) Peer {
-	t.Helper()
-	for _, p := range at.Peers() {
-		if p.Record.Identity != nil && p.Record.ID() == of.self {
-			return p
-		}
-	}
-	t.Fatal("the peer is not known")
-	return Peer{}
 }
 
 // Where another peer has taken an address of a peer, that peer is joined at its others all the same.

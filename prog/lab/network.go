@@ -51,7 +51,7 @@ func (l *Lab) AddLink(ctx context.Context, host string, metric int) error {
 	return l.atHost(host, l.node(host).SetUplink(ctx, up))
 }
 
-// SetRouteMTU gives a host's route to a prefix an MTU, in bytes; all else of the route stays.
+// SetRouteMTU gives a host's route to a prefix an MTU, in bytes, or takes it away with 0; all else of the route stays.
 func (l *Lab) SetRouteMTU(ctx context.Context, host string, prefix netip.Prefix, mtu int) error {
 	if err := l.checkHost(host); err != nil {
 		return err

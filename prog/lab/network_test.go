@@ -89,11 +89,10 @@ func TestNetworksDiffer(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, l, "h1", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "--marker", "second-link", "198.51.100.2", "2001:db8:1::2")
-	_, _ = l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "-p", "9", "-c", "1", "--timeout", "1ms", "203.0.113.1")
 	if sum, err := c.Stop(); err != nil || sum.Marked != 12 {
 		t.Errorf("%d marked packets on the second network, want 12: %v", sum.Marked, err)
 	}
-	if got := run(t, l, "h1", "sh", "-c", "grep -c eth1 /proc/net/route; awk '/eth1/ {print $9}' /sys/class/net/eth1/statistics/tx_packets"); !strings.HasPrefix(got, "2") {
+	if got := run(t, l, "h1", "grep", "-c", "eth1", "/proc/net/route"); got != "2" {
 		t.Errorf("h1 has %s routes by eth1, want the network's and a default one", got)
 	}
 	if err := l.Reboot(t.Context(), "h1"); err != nil {

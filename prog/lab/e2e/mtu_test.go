@@ -1,22 +1,31 @@
 package e2e
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"weft/prog/api"
-	"weft/prog/lab"
+	"weft/prog/lab/labtest"
 )
 
 // The MTU follows the links and routes that carry the tunnel: of hosts with 9000 and 1500 bytes
 // any packet arrives, a bridge that carries nothing of it changes nothing, and where a route
 // carries less than WireGuard's packets, streams go on, and the status says why they are slow.
 func TestTheMTUIsThatOfThePath(t *testing.T) {
+	labtest.Need(t, "ip", "iproute2")
 	l := bare(t, 2)
-	run(t, l, "h1", "ip", "link", "set", "eth0", "mtu", "9000")
-	run(t, l, lab.UnderlayName, "ip", "link", "set", "h1", "mtu", "9000")
+	if err := l.SetMTU(t.Context(), "h1", 9000); err != nil {
+		t.Fatal(err)
+	}
+	route := func(mtu int) {
+		t.Helper()
+		if err := l.SetRouteMTU(t.Context(), "h1", netip.MustParsePrefix("192.0.2.0/24"), mtu); err != nil {
+			t.Fatal(err)
+		}
+	}
 	launchFounder(t, l)
 	if err := l.Launch(t.Context(), "h2", token(t, l), "h1"); err != nil {
 		t.Fatal(err)
@@ -61,7 +70,7 @@ func TestTheMTUIsThatOfThePath(t *testing.T) {
 		return slices.Equal(mtus("h2"), []string{"1420", "1420"})
 	})
 
-	run(t, l, "h1", "ip", "route", "replace", "192.0.2.0/24", "dev", "eth0", "mtu", "1280")
+	route(1280)
 	probe("tcp", "h1/c1", "h2/c1", "60000", "--count", "50", "--timeout", "10s")
 	warned := func() bool {
 		return slices.ContainsFunc(report(t, l, "h1").Warnings, func(w string) bool { return strings.Contains(w, "ip route get 192.0.2.2") })
@@ -70,6 +79,6 @@ func TestTheMTUIsThatOfThePath(t *testing.T) {
 	probe("tcp", "h1/c1", "h2/c1", "60000", "--count", "50", "--timeout", "10s")
 	probe("udp", "h1/c1", "h2/c1", "2000")
 
-	run(t, l, "h1", "ip", "route", "replace", "192.0.2.0/24", "dev", "eth0")
+	route(0)
 	eventually(t, 10*time.Second, "the status tells of the route no more", func() bool { return connection().MTU == 1420 && !warned() })
 }
