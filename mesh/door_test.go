@@ -26,7 +26,7 @@ func flood(group *sync.WaitGroup, from *meshtest.Transport, to netip.AddrPort, s
 	for range streams {
 		group.Go(func() {
 			for time.Now().Before(until) {
-				time.Sleep(20 * time.Millisecond)
+				time.Sleep(100 * time.Millisecond)
 				c, err := from.DialTimeout(to.String(), time.Second)
 				if err != nil {
 					continue
@@ -80,9 +80,9 @@ func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 		var group sync.WaitGroup
 		end := time.Now().Add(4 * time.Second)
 		var strangers []*meshtest.Transport
-		for i := range 3 {
+		for i, length := range []int{maxStream, maxStream, 2 * chunkSize} { // the last one says no more than a length
 			strangers = append(strangers, n.Join(address(2+i)))
-			flood(&group, strangers[i], address(1), 120, maxStream, end)
+			flood(&group, strangers[i], address(1), 120, length, end)
 		}
 		most, mostStreams := 0, 0
 		group.Go(func() {
@@ -148,11 +148,11 @@ func TestStrangersKeepNobodyOut(t *testing.T) {
 		s := &sim{t, meshtest.New(2)}
 		a := s.start(1, nil, nil)
 		var group sync.WaitGroup
-		flood(&group, s.net.Join(address(66)), address(1), 80, 20<<20, time.Now().Add(12*time.Second))
-		flood(&group, s.net.Join(address(67)), address(1), 80, maxStream, time.Now().Add(12*time.Second))
-		time.Sleep(5 * time.Second)
+		flood(&group, s.net.Join(address(66)), address(1), 80, 20<<20, time.Now().Add(6*time.Second))
+		flood(&group, s.net.Join(address(67)), address(1), 80, maxStream, time.Now().Add(6*time.Second))
+		time.Sleep(time.Second)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(5*time.Second, "it is here", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
+		s.eventually(4*time.Second, "it is here", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
 		group.Wait()
 		named := map[string]bool{}
 		for _, r := range a.Rejections() {

@@ -102,7 +102,7 @@ func (n *Network) locked(f func()) {
 
 // Join makes the transport of one host.
 func (n *Network) Join(addr netip.AddrPort) *Transport {
-	t := &Transport{net: n, addr: addr, packets: make(chan *memberlist.Packet, 256), streams: make(chan net.Conn, 16)}
+	t := &Transport{net: n, addr: addr, packets: make(chan *memberlist.Packet, 256), streams: make(chan net.Conn, backlog)}
 	n.locked(func() { n.nodes[addr.String()] = t })
 	return t
 }
@@ -123,6 +123,9 @@ func (n *Network) route(from netip.AddrPort, to string) (*Transport, error) {
 	}
 	return t, nil
 }
+
+// backlog is how many streams wait for a host to take them, as the kernel has it (net.core.somaxconn).
+const backlog = 4096
 
 // Transport is one host's end; it implements memberlist.Transport.
 type Transport struct {
