@@ -63,7 +63,7 @@ they go together.` + exitHelp,
 					ContainerID: c.id, Interface: iface, Source: agent.SourceAttach,
 					Name: cmp.Or(name, c.name), Namespace: namespace, Addresses: asked,
 				},
-				Netns: c.netns, Default: all,
+				Netns: c.netns, Default: all, Beside: true,
 			}
 			if at.Labels, err = parseLabels(labels); err != nil {
 				return usageError{err}
@@ -87,7 +87,7 @@ they go together.` + exitHelp,
 	cmd.Flags().StringVar(&namespace, "namespace", "", "the endpoint's namespace: NAME.NAMESPACE.DOMAIN in DNS")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "KEY=VALUE; repeat it for more")
 	cmd.Flags().StringArrayVar(&ports, "port", nil, "a port with a name, NAME=NUMBER[/tcp|udp|sctp], for SRV records; repeat it for more")
-	cmd.Flags().BoolVar(&all, "default", false, "make it the container's default route")
+	cmd.Flags().BoolVar(&all, "default", false, "make it the container's default route until it is detached (what has another network's address keeps that one's)")
 	return cmd
 }
 

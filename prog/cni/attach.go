@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"weft/prog/api"
 	"weft/router/endpoint"
@@ -16,6 +17,7 @@ type Attachment struct {
 	api.AttachRequest
 	Netns   string // path of the container's network namespace
 	Default bool   // whether all traffic goes this way, or only the universe's
+	Beside  bool   // whether the container has another network already, which is to stay
 }
 
 // ParseAddresses reads addresses that a container asks for. A prefix length, as Weave and the
@@ -53,7 +55,7 @@ func Attach(ctx context.Context, client *api.Client, at Attachment) (_ Attached,
 	}
 	defer container.Close()
 	plugged := client.StartPlug(ctx, at.ref())
-	err = errors.Join(container.Configure(containerSide(reply, pair, at.Default)), plugged())
+	err = errors.Join(container.Configure(containerSide(reply, pair, at)), plugged())
 	if err != nil {
 		return Attached{}, errors.Join(err, Detach(context.WithoutCancel(ctx), client, at.ref()))
 	}
@@ -100,8 +102,11 @@ func create(at Attachment) (*endpoint.Container, error) {
 	return container, nil
 }
 
-func containerSide(reply api.AttachReply, pair endpoint.Pair, isDefault bool) endpoint.Config {
-	c := endpoint.Config{HostMAC: pair.HostMAC, MTU: reply.MTU, Routes: reply.Universe}
+func containerSide(reply api.AttachReply, pair endpoint.Pair, at Attachment) endpoint.Config {
+	c := endpoint.Config{HostMAC: pair.HostMAC, MTU: reply.MTU, Beside: at.Beside}
+	if at.Beside || !at.Default {
+		c.Routes = slices.Clone(reply.Universe)
+	}
 	for _, a := range reply.Addresses {
 		if a.Is4() {
 			c.Addr4 = a
@@ -109,8 +114,8 @@ func containerSide(reply api.AttachReply, pair endpoint.Pair, isDefault bool) en
 			c.Addr6 = a
 		}
 	}
-	if isDefault {
-		c.Routes = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
+	if at.Default {
+		c.Routes = append(c.Routes, netip.MustParsePrefix("0.0.0.0/0"))
 		if c.Addr6.IsValid() {
 			c.Routes = append(c.Routes, netip.MustParsePrefix("::/0"))
 		}

@@ -160,7 +160,17 @@ type Config struct {
 	HostMAC      net.HardwareAddr
 	MTU          int
 	Routes       []netip.Prefix // what goes this way
+	// Beside says that the container has another network already, whose routes stay as they are
+	// and count again once the link is gone. The latest such link comes first.
+	Beside bool
 }
+
+// Where the default routes of links beside another network are, and the rules that lead there:
+// before the main table's (32766), behind what a container has of its own.
+const (
+	DefaultTable  = 6784
+	rulesPriority = 32000
+)
 
 func (c Config) addresses() []netip.Addr {
 	if c.Addr6.IsValid() {
@@ -196,17 +206,39 @@ func (c Config) requests(index int) (out []link.Request) {
 	}
 	out = append(out, link.Up(index, c.MTU))
 	for _, a := range c.addresses() {
-		gateway := Gateway4
+		via := link.Via{Index: index, Gateway: Gateway4, Source: a}
 		if a.Is6() {
-			gateway = Gateway6
+			via.Gateway = Gateway6
 		}
-		out = append(out, link.Neighbour(index, gateway, c.HostMAC))
+		if c.Beside {
+			via.Metric = max(1, 1<<16-index)
+		}
+		out = append(out, link.Neighbour(index, via.Gateway, c.HostMAC))
 		if a.Is4() { // fe80::1 is on the link by itself
-			out = append(out, link.Route(netip.PrefixFrom(gateway, gateway.BitLen()), link.Via{Index: index, Scope: netlink.SCOPE_LINK}))
+			out = append(out, link.Route(netip.PrefixFrom(Gateway4, 32), link.Via{Index: index, Scope: netlink.SCOPE_LINK, Metric: via.Metric}))
 		}
-		for _, p := range c.Routes {
-			if p.Addr().Is4() == a.Is4() {
-				out = append(out, link.Route(p, link.Via{Index: index, Gateway: gateway, Source: a}))
+		out = append(out, c.routes(a.Is4(), via)...)
+	}
+	return out
+}
+
+// routes lead one family. Beside another network, what has that network's addresses keeps its
+// ways: answers to a published port leave as the questions came.
+func (c Config) routes(is4 bool, via link.Via) (out []link.Request) {
+	for _, p := range c.Routes {
+		if p.Addr().Is4() != is4 {
+			continue
+		}
+		if !c.Beside || p.Bits() > 0 {
+			out = append(out, link.Route(p, via))
+			continue
+		}
+		own := via
+		own.Table = DefaultTable
+		out = append(out, link.Route(p, own), link.SpecificFirst(is4, rulesPriority))
+		for _, from := range c.Routes {
+			if from.Addr().Is4() == is4 && from.Bits() > 0 {
+				out = append(out, link.Chooses(from, DefaultTable, rulesPriority+1)...)
 			}
 		}
 	}

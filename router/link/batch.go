@@ -45,10 +45,11 @@ func (s Socket) Index(name string) (int, error) {
 type Request struct {
 	what string
 	*nl.NetlinkRequest
+	fine unix.Errno // what the kernel may answer as well
 }
 
 func request(what string, kind int, parts ...nl.NetlinkRequestData) Request {
-	r := Request{what, nl.NewNetlinkRequest(kind, unix.NLM_F_ACK)}
+	r := Request{what: what, NetlinkRequest: nl.NewNetlinkRequest(kind, unix.NLM_F_ACK)}
 	if kind != unix.RTM_SETLINK {
 		r.Flags |= unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	}
@@ -110,12 +111,14 @@ func Neighbour(index int, addr netip.Addr, mac net.HardwareAddr) Request {
 		nl.NewRtAttr(netlink.NDA_DST, addr.AsSlice()), nl.NewRtAttr(netlink.NDA_LLADDR, mac))
 }
 
-// Via is a route through a link; Gateway and Source are optional.
+// Via is a route through a link; Gateway and Source are optional. Table and Metric are the
+// kernel's own, unless given.
 type Via struct {
 	Index           int
 	Gateway, Source netip.Addr
 	Scope           netlink.Scope
 	Protocol        netlink.RouteProtocol
+	Table, Metric   int
 }
 
 // Route leads a prefix through a link.
@@ -133,6 +136,51 @@ func Route(to netip.Prefix, via Via) Request {
 	if via.Source.IsValid() {
 		r.AddData(nl.NewRtAttr(unix.RTA_PREFSRC, via.Source.AsSlice()))
 	}
+	if via.Table != 0 {
+		msg.Table = unix.RT_TABLE_UNSPEC
+		r.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(uint32(via.Table))))
+	}
+	if via.Metric != 0 {
+		r.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(uint32(via.Metric))))
+	}
+	return r
+}
+
+// SpecificFirst makes a family ask the main table first, for all but default routes.
+func SpecificFirst(is4 bool, priority int) Request {
+	from := netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	if is4 {
+		from = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	r := rule(from, unix.RT_TABLE_MAIN, priority, 0)
+	r.AddData(nl.NewRtAttr(nl.FRA_SUPPRESS_PREFIXLEN, nl.Uint32Attr(0)))
+	return r
+}
+
+// findSource makes a rule of IPv6 hold also for what has no source address yet, if it would
+// get one of the rule's prefix (FIB_RULE_FIND_SADDR, linux/fib_rules.h).
+const findSource = 0x10000
+
+// Chooses are the rules by which what has a source of a prefix, or none yet, asks a table.
+func Chooses(from netip.Prefix, table, priority int) []Request {
+	if from.Addr().Is6() {
+		return []Request{rule(from, table, priority, findSource)}
+	}
+	return []Request{rule(netip.PrefixFrom(netip.IPv4Unspecified(), 32), table, priority, 0), rule(from, table, priority, 0)}
+}
+
+// rule is a policy routing rule. One that is there already stays.
+func rule(from netip.Prefix, table, priority, flags int) Request {
+	msg := nl.NewRtMsg() // struct fib_rule_hdr has the layout of struct rtmsg, Type being the action
+	msg.Family, msg.Src_len, msg.Table, msg.Type, msg.Flags = uint8(nl.GetIPFamily(from.Addr().AsSlice())), uint8(from.Bits()), unix.RT_TABLE_UNSPEC, nl.FR_ACT_TO_TBL, uint32(flags)
+	msg.Scope, msg.Protocol = 0, 0
+	r := request(fmt.Sprintf("rule for what comes from %v", from), unix.RTM_NEWRULE, msg,
+		nl.NewRtAttr(nl.FRA_PRIORITY, nl.Uint32Attr(uint32(priority))), nl.NewRtAttr(nl.FRA_TABLE, nl.Uint32Attr(uint32(table))))
+	if from.Bits() > 0 {
+		r.AddData(nl.NewRtAttr(nl.FRA_SRC, from.Addr().AsSlice()))
+	}
+	r.Flags = r.Flags&^unix.NLM_F_REPLACE | unix.NLM_F_EXCL
+	r.fine = unix.EEXIST
 	return r
 }
 
@@ -163,7 +211,7 @@ func (s Socket) Do(requests ...Request) error {
 				return fmt.Errorf("route socket: an answer of %d bytes to request %d", len(m.Data), m.Header.Seq)
 			}
 			errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
-			if errno != 0 && failed == nil {
+			if errno != 0 && errno != requests[m.Header.Seq].fine && failed == nil {
 				failed = fmt.Errorf("%s: %w", requests[m.Header.Seq].what, errno)
 			}
 		}
