@@ -42,7 +42,9 @@ func (a *app) attach() *cobra.Command {
 		Use: "attach [ADDRESS...] CONTAINER", Short: "attach a running container or process to the network", Args: cobra.MinimumNArgs(1),
 		Long: `Attaches what CONTAINER names: a PID, the path of a network namespace, or the name or
 id of a Docker container. It prints the addresses. Only traffic to the network's own
-addresses goes this way, unless --default is given. An ADDRESS is what the container
+addresses goes this way, unless --default is given; published ports go on all the same,
+and detach leaves the container's other routes as they were. The attachment ends with the
+container: after "docker restart", attach it again. An ADDRESS is what the container
 shall have, if it is free anywhere in the network: of either family, or of both where
 they go together.` + exitHelp,
 		Example: "  weft attach 10.32.0.7 web",
