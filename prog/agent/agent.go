@@ -87,6 +87,8 @@ type Agent struct {
 	releasing sync.Mutex // held while queued releases are done
 	changing  sync.Mutex // held while settings are changed
 
+	ended ended // attachments that Docker's containers lost
+
 	mu        sync.Mutex
 	node      slot.Slot
 	settings  settings

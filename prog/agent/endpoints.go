@@ -128,6 +128,7 @@ func (a *Agent) Attach(ctx context.Context, req api.AttachRequest) (reply api.At
 		return reply, spaceError(err)
 	}
 	a.setEndpoint(key, e)
+	a.ended.forget(key)
 	// Before the endpoint can send or get a packet: its link is not plugged in yet.
 	if err := a.enforce(); err != nil {
 		return reply, fmt.Errorf("isolate %s: %w", key, err)
@@ -315,15 +316,16 @@ func (a *Agent) Collect(ctx context.Context, req api.CollectRequest) error {
 // somebody else is attaching or detaching right now.
 func (a *Agent) detachWhere(ctx context.Context, gone func(*endpointRecord) bool) error {
 	a.mu.Lock()
-	var refs []api.EndpointRef
+	var those []*endpointRecord
 	for _, e := range a.endpoints {
 		if gone(e) {
-			refs = append(refs, e.ref())
+			those = append(those, e)
 		}
 	}
 	a.mu.Unlock()
 	var errs []error
-	for _, ref := range refs {
+	for _, e := range those {
+		ref := e.ref()
 		err := a.Detach(ctx, ref)
 		if busy, ok := errors.AsType[*api.Error](err); ok && busy.Code == api.CodeNotReady {
 			continue
@@ -331,6 +333,7 @@ func (a *Agent) detachWhere(ctx context.Context, gone func(*endpointRecord) bool
 		if err != nil {
 			errs = append(errs, fmt.Errorf("detach %s: %w", ref.Key(), err))
 		} else {
+			a.ended.note(e, time.Now())
 			a.log.Info("endpoint is gone, its address is free again", "endpoint", ref.Key())
 		}
 	}
@@ -358,6 +361,7 @@ const forgotten = 10
 // releaseEnded detaches processes that ended without `weft detach`: their
 // namespace is gone, and the link with it. Two rounds, so that no race counts.
 func (a *Agent) releaseEnded(ctx context.Context) {
+	a.ended.look(ctx, dockerSocket, time.Now())
 	present, err := a.host.links()
 	if err != nil {
 		a.log.Warn("cannot list links", "err", err)

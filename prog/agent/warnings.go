@@ -56,6 +56,7 @@ func (a *Agent) gathered(snap ipam.Snapshot, seen router.Observed, unseen error,
 	for _, text := range a.stuckWarning() {
 		list = append(list, warning{reason: reasonAddress, about: "stuck", text: text})
 	}
+	add(reasonAddress, a.ended.warnings()...)
 	add(reasonLeftOut, a.misfits()...)
 	list = slices.Concat(list, a.policyWarnings(), a.clusterWarnings(), a.ports.warnings(), a.flapping(), a.pathWarnings())
 	for _, p := range a.mesh.Peers() {

@@ -1,0 +1,116 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// dockerSocket answers whether a container runs.
+const dockerSocket = "/var/run/docker.sock"
+
+// Bounds of what is remembered of attachments that ended.
+const (
+	maxEnded = 256
+	endedFor = 24 * time.Hour
+)
+
+// ended remembers Docker's containers whose attachment by hand ended with their network
+// namespace: `docker restart` makes a new one under the same id, which is not attached.
+type ended struct {
+	mu    sync.Mutex
+	known map[string]*endedContainer // by endpoint key
+}
+
+type endedContainer struct {
+	id, name string
+	at       time.Time
+	again    bool // Docker runs it again
+}
+
+// note remembers an endpoint that ended, if Docker may start it again.
+func (d *ended) note(e *endpointRecord, now time.Time) {
+	docker := len(e.ContainerID) == 64 && strings.Trim(e.ContainerID, "0123456789abcdef") == ""
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if e.Source != SourceAttach || !docker || len(d.known) >= maxEnded {
+		return
+	}
+	if d.known == nil {
+		d.known = map[string]*endedContainer{}
+	}
+	d.known[e.ref().Key()] = &endedContainer{id: e.ContainerID, name: e.Name, at: now}
+}
+
+// forget ends the memory of an endpoint: it is attached again.
+func (d *ended) forget(key string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.known, key)
+}
+
+// look asks Docker which of them run again.
+func (d *ended) look(ctx context.Context, socket string, now time.Time) {
+	d.mu.Lock()
+	ids := map[string]string{}
+	for key, c := range d.known {
+		if now.Sub(c.at) > endedFor {
+			delete(d.known, key)
+			continue
+		}
+		ids[key] = c.id
+	}
+	d.mu.Unlock()
+	if len(ids) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "unix", socket)
+	}}}
+	for key, id := range ids {
+		again := runs(ctx, &client, id)
+		d.mu.Lock()
+		if c := d.known[key]; c != nil {
+			c.again = again
+		}
+		d.mu.Unlock()
+	}
+}
+
+// runs reports whether Docker runs a container (API v1.41, GET /containers/{id}/json).
+func runs(ctx context.Context, client *http.Client, id string) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/"+url.PathEscape(id)+"/json", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	var c struct{ State struct{ Running bool } }
+	return resp.StatusCode == http.StatusOK && json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 8<<20)).Decode(&c) == nil && c.State.Running
+}
+
+// warnings name the containers that run again without what was attached.
+func (d *ended) warnings() (out []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range d.known {
+		if c.again {
+			out = append(out, fmt.Sprintf("container %s (%s) was started again and is not attached any more: its address is free. Run `weft attach` for it again", c.id[:12], c.name))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
