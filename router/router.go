@@ -18,8 +18,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/google/nftables"
-
 	"weft/ipam/slot"
 	"weft/mesh/topology"
 	"weft/router/datapath"
@@ -45,6 +43,7 @@ type Config struct {
 	Node       slot.Slot // 0: none yet
 	PrivateKey [32]byte
 	Port       uint16
+	Gossip     uint16 // the port of gossip, TCP and UDP; 0: a firewall's is not looked at
 	MTU        int // of the device; a tunnel's may be smaller
 	Own        []slot.Range
 	Tunnels    []topology.Tunnel
@@ -257,18 +256,17 @@ func (r *Router) Observe() (Observed, error) {
 		return Observed{}, err
 	}
 	o := Observed{Observed: dev}
-	foreign, err := nft.ForeignDrops(nftables.ChainHookForward, nftables.ChainHookInput)
+	r.mu.Lock()
+	c := r.applied
+	r.mu.Unlock()
+	if c.Universe.IsZero() {
+		return o, nil
+	}
+	blocked, err := c.firewalls()
 	if err != nil {
 		return Observed{}, err
 	}
-	if foreign[0] != "" {
-		o.Warnings = append(o.Warnings, fmt.Sprintf(
-			"the firewall chain %q drops forwarded packets by default, also containers': let them pass (for Docker: iptables -I DOCKER-USER -i weft+ -j ACCEPT; iptables -I DOCKER-USER -o weft+ -j ACCEPT; for ufw: ufw default allow routed)", foreign[0]))
-	}
-	if foreign[1] != "" {
-		o.Warnings = append(o.Warnings, fmt.Sprintf(
-			"the firewall chain %q drops what comes to this host by default, also containers' questions to the name server: let them pass (iptables -I INPUT -i weft+ -p udp --dport 53 -j ACCEPT; iptables -I INPUT -i weft+ -p tcp --dport 53 -j ACCEPT)", foreign[1]))
-	}
+	o.Warnings = blocked
 	return o, nil
 }
 

@@ -162,6 +162,7 @@ func (a *Agent) desired(snap ipam.Snapshot) (router.Config, error) {
 		Universe: snap.Ring.Universe, Node: a.node,
 		PrivateKey: a.keys.WireGuard, Port: uint16(a.opts.Port), MTU: int(a.mtu.Load()),
 		Own: in.Owned[self], Tunnels: tunnels,
+		Gossip:      uint16(a.opts.GossipPort),
 		Unconfirmed: !a.mesh.Confirmed(),
 		Hosts:       guarded(own, peers, snap.Ring, a.opts.StatusAddr),
 		Exposed:     a.settings.Exposed, Resolver: a.dns != nil, Exempt: a.opts.Exempt, IPv6: a.ipv6,

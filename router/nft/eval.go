@@ -3,192 +3,325 @@ package nft
 import (
 	"bytes"
 	"fmt"
-	"net/netip"
+	"slices"
 
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
 
-// Packet is what rules look at.
-type Packet struct {
-	Src, Dst         netip.Addr
-	Protocol         byte
-	SrcPort, DstPort uint16
-	Iif, Oif         string
-	Reply            bool // conntrack says that it answers
-}
-
 // tables are rules and sets, of a Program or of the kernel.
 type tables interface {
 	rules(chain string) ([][]expr.Any, error)
-	// find looks a key up; of a map it says to which chain that leads.
-	find(set string, key []byte) (chain string, found bool, err error)
+	// keySize is how many bytes a set looks at; negative: find cannot tell.
+	keySize(set string) (int, error)
+	// find looks a key up; of a map it says what becomes of a packet.
+	find(set string, key []byte) (v *expr.Verdict, found bool, err error)
 }
 
-// machine runs rules on a packet as the kernel does (nft_do_chain).
+// answer says whether something is so; of what the machine cannot know, it says maybe.
+type answer int8
+
+const (
+	no answer = iota
+	maybe
+	yes
+)
+
+func is(b bool) answer {
+	if b {
+		return yes
+	}
+	return no
+}
+
+// outcomes are what may become of a packet in a chain: one, if the machine knows all that
+// the rules look at.
+type outcomes byte
+
+const (
+	accepts outcomes = 1 << iota
+	drops
+	falls // out of the chain, which has no more to say
+)
+
+// machine runs rules on a packet as the kernel does (nft_do_chain). Where a rule looks at what
+// is not known it goes both ways.
 type machine struct {
 	tables
 	packet Packet
 	// passed are the chains that it came through.
 	passed []string
-	data   [20 * 4]byte // registers of 32 bits; those of 128 bits are four of them
+	been   map[string]outcomes // what chains made of it, so that each runs once
+	data   [20 * 4]byte        // registers of 32 bits; those of 128 bits are four of them
+	known  [20 * 4]bool        // the bytes of data that hold what the packet has
 }
 
 // maxDepth is more than any program needs; a ring of jumps cannot be loaded.
 const maxDepth = 16
 
-// run judges the packet by a chain, and all that it leads to. The kind is VerdictContinue
-// where the chain has no more to say.
-func (m *machine) run(chain string, depth int) (expr.VerdictKind, error) {
+// run judges the packet by a chain, and all that it leads to.
+func (m *machine) run(chain string, depth int) (out outcomes, err error) {
 	if depth > maxDepth {
 		return 0, fmt.Errorf("nftables: chain %s: jumps lead too deep", chain)
+	}
+	if out, ok := m.been[chain]; ok {
+		return out, nil
 	}
 	m.passed = append(m.passed, chain)
 	rules, err := m.rules(chain)
 	if err != nil {
 		return 0, err
 	}
+	left := false
 	for _, rule := range rules {
-		v, err := m.rule(rule)
+		v, fits, err := m.rule(rule)
 		if err != nil {
 			return 0, fmt.Errorf("nftables: chain %s: %w", chain, err)
 		}
-		switch {
-		case v == nil:
+		if fits == no || v == nil || v.Kind == expr.VerdictContinue {
 			continue
-		case v.Kind == expr.VerdictReturn:
-			return expr.VerdictContinue, nil
-		case v.Kind == expr.VerdictGoto:
-			return m.run(v.Chain, depth+1)
-		case v.Kind == expr.VerdictJump:
-			if kind, err := m.run(v.Chain, depth+1); err != nil || kind != expr.VerdictContinue {
-				return kind, err
-			}
-		default:
-			return v.Kind, nil
+		}
+		o, err := m.verdict(v, depth)
+		if err != nil {
+			return 0, err
+		}
+		if back := o&falls != 0; v.Kind == expr.VerdictJump && back {
+			o, fits = o&^falls, maybe
+		}
+		out |= o
+		if left = fits == yes; left {
+			break
 		}
 	}
-	return expr.VerdictContinue, nil
+	if !left {
+		out |= falls
+	}
+	if m.been == nil {
+		m.been = map[string]outcomes{}
+	}
+	m.been[chain] = out
+	return out, nil
 }
 
-// rule runs one rule: its verdict, or nil where it does not fit or has none.
-func (m *machine) rule(exprs []expr.Any) (*expr.Verdict, error) {
+// verdict is what becomes of a packet by one.
+func (m *machine) verdict(v *expr.Verdict, depth int) (outcomes, error) {
+	switch v.Kind {
+	case expr.VerdictReturn:
+		return falls, nil
+	case expr.VerdictGoto, expr.VerdictJump:
+		return m.run(v.Chain, depth+1)
+	case expr.VerdictAccept:
+		return accepts, nil
+	case expr.VerdictDrop:
+		return drops, nil
+	}
+	return accepts | drops, nil // a queue, for example: another program decides
+}
+
+// rule runs one rule: whether it fits, and its verdict; nil: it has none.
+func (m *machine) rule(exprs []expr.Any) (*expr.Verdict, answer, error) {
+	m.known = [len(m.known)]bool{} // what no expression loads is what the library cannot read
+	fits := yes
 	for _, e := range exprs {
-		v, fits, err := m.step(e)
-		if err != nil || v != nil || !fits {
-			return v, err
+		v, so, err := m.step(e)
+		if err != nil || so == no {
+			return nil, no, err
+		}
+		if fits = min(fits, so); v != nil {
+			return v, fits, nil
 		}
 	}
-	return nil, nil
+	return nil, fits, nil
 }
 
-// reg is where a register's bytes begin.
-func (m *machine) reg(number uint32) []byte {
-	at := int(number-unix.NFT_REG32_00) * 4
+// at is where a register's bytes begin.
+func at(number uint32) int {
+	i := int(number-unix.NFT_REG32_00) * 4
 	if number < unix.NFT_REG32_00 {
-		at = int(number-unix.NFT_REG_1) * 16
+		i = int(number-unix.NFT_REG_1) * 16
 	}
-	return m.data[min(max(at, 0), len(m.data)):]
+	return i
 }
 
-func (m *machine) step(e expr.Any) (v *expr.Verdict, fits bool, err error) {
+// reg is a register's content, and all behind it.
+func (m *machine) reg(number uint32) []byte { return m.data[min(max(at(number), 0), len(m.data)):] }
+
+// set puts a known value into a register.
+func (m *machine) set(number uint32, value []byte) {
+	copy(m.reg(number), value)
+	m.mark(number, len(value), true)
+}
+
+func (m *machine) mark(number uint32, size int, known bool) {
+	for i := range m.known {
+		if from := at(number); i >= from && i < from+size+padding(size) {
+			m.known[i] = known
+		}
+	}
+}
+
+// knows reports whether so many bytes of a register are known.
+func (m *machine) knows(number uint32, size int) bool {
+	from := min(max(at(number), 0), len(m.known))
+	return !slices.Contains(m.known[from:min(from+size, len(m.known))], false)
+}
+
+func (m *machine) step(e expr.Any) (*expr.Verdict, answer, error) {
 	switch e := e.(type) {
-	case *expr.Counter, *expr.Limit, *expr.Log:
-		return nil, true, nil
+	case *expr.Counter, *expr.Log:
+		return nil, yes, nil
 	case *expr.Verdict:
-		return e, true, nil
+		return e, yes, nil
 	case *expr.Meta:
-		return nil, true, m.meta(e)
+		if !e.SourceRegister { // else it sets what it names
+			m.meta(e)
+		}
+		return nil, yes, nil
 	case *expr.Payload:
 		return nil, m.payload(e), nil
 	case *expr.Ct:
-		return nil, true, m.ct(e)
+		if !e.SourceRegister {
+			m.ct(e)
+		}
+		return nil, yes, nil
 	case *expr.Bitwise:
-		src, dst := m.reg(e.SourceRegister), m.reg(e.DestRegister)
-		for i := range min(int(e.Len), len(src), len(dst), len(e.Mask), len(e.Xor)) {
-			dst[i] = src[i]&e.Mask[i] ^ e.Xor[i]
-		}
-		return nil, true, nil
+		m.bitwise(e)
+		return nil, yes, nil
 	case *expr.Cmp:
-		equal := bytes.HasPrefix(m.reg(e.Register), e.Data)
-		return nil, equal == (e.Op == expr.CmpOpEq), nil
+		if !m.knows(e.Register, len(e.Data)) {
+			return nil, maybe, nil
+		}
+		return nil, compared(e.Op, bytes.Compare(m.reg(e.Register)[:len(e.Data)], e.Data)), nil
 	case *expr.Lookup:
-		chain, found, err := m.find(e.SetName, m.reg(e.SourceRegister))
-		if err != nil || !found {
-			return nil, false, err
-		}
-		if chain != "" {
-			return jump(chain), true, nil
-		}
-		return nil, true, nil
+		return m.lookup(e)
 	}
-	return nil, false, fmt.Errorf("%T is not understood", e)
+	v, so := m.foreign(e)
+	return v, so, nil
 }
 
-func (m *machine) meta(e *expr.Meta) error {
-	switch e.Key {
-	case expr.MetaKeyNFPROTO:
-		family := byte(unix.NFPROTO_IPV6)
-		if m.packet.Src.Is4() {
-			family = unix.NFPROTO_IPV4
-		}
-		copy(m.reg(e.Register), []byte{family, 0, 0, 0})
-	case expr.MetaKeyL4PROTO:
-		copy(m.reg(e.Register), []byte{m.packet.Protocol, 0, 0, 0})
-	case expr.MetaKeyIIFNAME:
-		m.name(e.Register, m.packet.Iif)
-	case expr.MetaKeyOIFNAME:
-		m.name(e.Register, m.packet.Oif)
-	default:
-		return fmt.Errorf("meta key %d is not understood", e.Key)
+// compared reports whether an order is what an operator asks for.
+func compared(op expr.CmpOp, order int) answer {
+	switch op {
+	case expr.CmpOpEq:
+		return is(order == 0)
+	case expr.CmpOpNeq:
+		return is(order != 0)
+	case expr.CmpOpLt:
+		return is(order < 0)
+	case expr.CmpOpLte:
+		return is(order <= 0)
+	case expr.CmpOpGt:
+		return is(order > 0)
+	case expr.CmpOpGte:
+		return is(order >= 0)
+	}
+	return maybe
+}
+
+func (m *machine) bitwise(e *expr.Bitwise) {
+	known := m.knows(e.SourceRegister, int(e.Len)) && len(e.Mask) > 0 // else it shifts
+	src, dst := m.reg(e.SourceRegister), m.reg(e.DestRegister)
+	for i := range min(int(e.Len), len(src), len(dst), len(e.Mask), len(e.Xor)) {
+		dst[i] = src[i]&e.Mask[i] ^ e.Xor[i]
+	}
+	m.mark(e.DestRegister, int(e.Len), known)
+}
+
+func (m *machine) lookup(e *expr.Lookup) (*expr.Verdict, answer, error) {
+	key := m.reg(e.SourceRegister)
+	size, err := m.keySize(e.SetName)
+	if err != nil {
+		return nil, no, err
+	}
+	if size < 0 || !m.knows(e.SourceRegister, size) {
+		return unsure(e.IsDestRegSet), maybe, nil
+	}
+	v, found, err := m.find(e.SetName, key)
+	if err != nil {
+		return nil, no, err
+	}
+	if e.IsDestRegSet && v == nil && found { // a map of values
+		return nil, maybe, nil
+	}
+	return v, is(found != e.Invert), nil
+}
+
+// unsure is the verdict of a map that may hold any.
+func unsure(verdicts bool) *expr.Verdict {
+	if verdicts {
+		return &expr.Verdict{Kind: expr.VerdictQueue}
 	}
 	return nil
+}
+
+func (m *machine) meta(e *expr.Meta) {
+	p := m.packet
+	family, ether := byte(unix.NFPROTO_IPV6), uint16(unix.ETH_P_IPV6)
+	if p.Src.Is4() {
+		family, ether = unix.NFPROTO_IPV4, unix.ETH_P_IP
+	}
+	switch e.Key {
+	case expr.MetaKeyNFPROTO:
+		m.set(e.Register, []byte{family, 0, 0, 0})
+	case expr.MetaKeyL4PROTO:
+		m.set(e.Register, []byte{p.Protocol, 0, 0, 0})
+	case expr.MetaKeyPROTOCOL:
+		m.set(e.Register, append(binaryutil.BigEndian.PutUint16(ether), 0, 0))
+	case expr.MetaKeyIIFNAME:
+		m.name(e.Register, p.Iif)
+	case expr.MetaKeyOIFNAME:
+		m.name(e.Register, p.Oif)
+	case expr.MetaKeyIIF:
+		m.set(e.Register, binaryutil.NativeEndian.PutUint32(p.IifIndex))
+	case expr.MetaKeyOIF:
+		m.set(e.Register, binaryutil.NativeEndian.PutUint32(p.OifIndex))
+	default:
+		m.mark(e.Register, 16, false)
+	}
 }
 
 func (m *machine) name(register uint32, link string) {
 	padded := make([]byte, unix.IFNAMSIZ)
 	copy(padded, link)
-	copy(m.reg(register), padded)
+	m.set(register, padded)
 }
 
 // payload reads from the headers; a packet without ports has none to read.
-func (m *machine) payload(e *expr.Payload) bool {
-	var header []byte
-	switch p := m.packet; {
-	case e.Base == expr.PayloadBaseTransportHeader:
-		if p.Protocol != unix.IPPROTO_TCP && p.Protocol != unix.IPPROTO_UDP && p.Protocol != unix.IPPROTO_SCTP {
-			return false
-		}
-		header = append(binaryutil.BigEndian.PutUint16(p.SrcPort), binaryutil.BigEndian.PutUint16(p.DstPort)...)
-	case p.Src.Is4():
-		header = append(make([]byte, saddr.off4), append(p.Src.AsSlice(), p.Dst.AsSlice()...)...)
-	default:
-		header = append(make([]byte, saddr.off6), append(p.Src.AsSlice(), p.Dst.AsSlice()...)...)
+func (m *machine) payload(e *expr.Payload) answer {
+	if e.OperationType == expr.PayloadWrite {
+		return yes
 	}
+	if e.Base == expr.PayloadBaseTransportHeader && !m.packet.hasPorts() && !m.packet.pings() {
+		return no
+	}
+	header, known := m.packet.header(e.Base)
 	end := int(e.Offset + e.Len)
-	if end > len(header) {
-		return false
+	if end > len(header) || slices.Contains(known[e.Offset:end], false) {
+		m.mark(e.DestRegister, int(e.Len), false)
+		return yes
 	}
 	value := make([]byte, int(e.Len)+padding(int(e.Len)))
 	copy(value, header[e.Offset:end])
-	copy(m.reg(e.DestRegister), value)
-	return true
+	m.set(e.DestRegister, value)
+	return yes
 }
 
-func (m *machine) ct(e *expr.Ct) error {
-	value := make([]byte, 4)
+func (m *machine) ct(e *expr.Ct) {
 	switch e.Key {
 	case expr.CtKeyDIRECTION:
+		direction := byte(0)
 		if m.packet.Reply {
-			value[0] = 1
+			direction = 1
 		}
-	case expr.CtKeySTATE, expr.CtKeySTATUS: // neither related nor translated
+		m.set(e.Register, []byte{direction, 0, 0, 0})
+	case expr.CtKeySTATE:
+		m.set(e.Register, binaryutil.NativeEndian.PutUint32(m.packet.state()))
+	case expr.CtKeySTATUS: // not translated; the rest is nobody's concern
+		m.set(e.Register, make([]byte, 4))
 	default:
-		return fmt.Errorf("ct key %d is not understood", e.Key)
+		m.mark(e.Register, 16, false)
 	}
-	copy(m.reg(e.Register), value)
-	return nil
 }
 
 // rules and find make a Program tables.
@@ -204,22 +337,40 @@ func (p Program) rules(chain string) (out [][]expr.Any, err error) {
 	return nil, fmt.Errorf("nftables: there is no chain %s", chain)
 }
 
-func (p Program) find(set string, key []byte) (chain string, found bool, err error) {
+func (p Program) set(name string) (*Set, error) {
 	for _, s := range p.Sets {
-		if s.Name == set {
-			chain, found = s.find(key)
-			return chain, found, nil
+		if s.Name == name {
+			return s, nil
 		}
 	}
-	return "", false, fmt.Errorf("nftables: there is no set %s", set)
+	return nil, fmt.Errorf("nftables: there is no set %s", name)
 }
 
-func (s *Set) find(key []byte) (chain string, found bool) {
+func (p Program) keySize(set string) (int, error) {
+	s, err := p.set(set)
+	if err != nil {
+		return 0, err
+	}
+	size := 0
+	for _, k := range s.Key {
+		size += k.size + padding(k.size)
+	}
+	return size, nil
+}
+
+func (p Program) find(set string, key []byte) (*expr.Verdict, bool, error) {
+	s, err := p.set(set)
+	if err != nil {
+		return nil, false, err
+	}
 	for _, e := range s.Elements.All() {
 		k := string(key[:len(e.First)])
 		if k == e.First || s.Interval && e.First <= k && k <= e.Last {
-			return e.Chain, true
+			if e.Chain != "" {
+				return jump(e.Chain), true, nil
+			}
+			return nil, true, nil
 		}
 	}
-	return "", false
+	return nil, false, nil
 }

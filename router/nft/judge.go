@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -35,22 +36,21 @@ func (k *Kernel) Judge(d policy.Direction, own netip.Addr, p Packet) (j Judgemen
 	if err != nil {
 		return j, fmt.Errorf("nftables: list sets: %w", err)
 	}
-	m := machine{tables: &kernelTables{conn: k.conn, sets: sets, read: map[string]*Set{}}, packet: p}
+	m := machine{tables: &kernelTables{conn: k.conn, table: table, sets: sets}, packet: p}
 	jumps := d.String() + family(own.Is4())
 	if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == jumps }) {
 		return Judgement{Allowed: true}, nil // no policies at all
 	}
-	if j.Chain, _, err = m.find(jumps, own.AsSlice()); err != nil {
-		return j, err
+	v, found, err := m.find(jumps, own.AsSlice())
+	if err != nil || !found {
+		return Judgement{Allowed: true}, err
 	}
-	if j.Chain == "" {
-		return Judgement{Allowed: true}, nil
-	}
-	kind, err := m.run(j.Chain, 0)
+	j.Chain = v.Chain
+	out, err := m.run(j.Chain, 0)
 	if err != nil {
 		return j, err
 	}
-	j.Allowed = kind != expr.VerdictDrop
+	j.Allowed = out&drops == 0
 	counts, err := k.dropped(d)
 	j.Dropped = counts[own]
 	return j, err
@@ -111,80 +111,138 @@ func (k *Kernel) DroppedAll(d policy.Direction) (n uint64, err error) {
 	return n, nil
 }
 
-// kernelTables reads what a packet meets, and each set once.
+// kernelTables reads what a packet meets in one table, and each chain and set once.
 type kernelTables struct {
-	conn *nftables.Conn
-	sets []*nftables.Set
-	read map[string]*Set
+	conn   *nftables.Conn
+	table  *nftables.Table
+	sets   []*nftables.Set
+	chains map[string][][]expr.Any
+	read   map[string][]element
 }
 
-func (t *kernelTables) rules(chain string) (out [][]expr.Any, err error) {
-	rules, err := t.conn.GetRules(table, &nftables.Chain{Name: chain, Table: table})
+// element is one of a set in the kernel: a value, or all from one to another.
+type element struct {
+	first, last string
+	verdict     *expr.Verdict
+	several     bool // values, with a range of each: not understood
+}
+
+func (t *kernelTables) rules(chain string) ([][]expr.Any, error) {
+	if out, ok := t.chains[chain]; ok {
+		return out, nil
+	}
+	rules, err := t.conn.GetRules(t.table, &nftables.Chain{Name: chain, Table: t.table})
 	if err != nil {
 		return nil, fmt.Errorf("nftables: read chain %s: %w", chain, err)
 	}
+	var out [][]expr.Any
 	for _, r := range rules {
 		out = append(out, r.Exprs)
 	}
+	if t.chains == nil {
+		t.chains = map[string][][]expr.Any{}
+	}
+	t.chains[chain] = out
 	return out, nil
 }
 
-func (t *kernelTables) find(name string, key []byte) (chain string, found bool, err error) {
-	if t.read[name] == nil {
-		i := slices.IndexFunc(t.sets, func(s *nftables.Set) bool { return s.Name == name })
-		if i < 0 {
-			return "", false, fmt.Errorf("nftables: there is no set %s", name)
-		}
-		elements, err := t.conn.GetSetElements(t.sets[i])
-		if err != nil {
-			return "", false, fmt.Errorf("nftables: read set %s: %w", name, err)
-		}
-		t.read[name] = fromLibrary(t.sets[i], elements)
+func (t *kernelTables) elements(name string) ([]element, error) {
+	if list, ok := t.read[name]; ok {
+		return list, nil
 	}
-	chain, found = t.read[name].find(key)
-	return chain, found, nil
+	i := slices.IndexFunc(t.sets, func(s *nftables.Set) bool { return s.Name == name })
+	if i < 0 {
+		return nil, fmt.Errorf("nftables: there is no set %s", name)
+	}
+	elements, err := t.conn.GetSetElements(t.sets[i])
+	if err != nil {
+		return nil, fmt.Errorf("nftables: read set %s: %w", name, err)
+	}
+	if t.read == nil {
+		t.read = map[string][]element{}
+	}
+	t.read[name] = fromLibrary(t.sets[i], elements)
+	return t.read[name], nil
+}
+
+func (t *kernelTables) keySize(set string) (int, error) {
+	list, err := t.elements(set)
+	switch {
+	case err != nil:
+		return 0, err
+	case len(list) == 0:
+		return 0, nil
+	case slices.ContainsFunc(list, func(e element) bool { return e.several }):
+		return -1, nil
+	}
+	return len(list[0].first), nil
+}
+
+func (t *kernelTables) find(set string, key []byte) (*expr.Verdict, bool, error) {
+	list, err := t.elements(set)
+	for _, e := range list {
+		if k := string(key[:min(len(e.first), len(key))]); e.first <= k && k <= e.last {
+			return e.verdict, true, nil
+		}
+	}
+	return nil, false, err
 }
 
 // fromLibrary is a set as it was read. Of intervals, the kernel lists every first value and
-// every one behind a last, in no certain order.
-func fromLibrary(s *nftables.Set, elements []nftables.SetElement) *Set {
-	out := &Set{Name: s.Name, Interval: s.Interval}
-	var list []Element
+// every one behind a last, in no certain order; where one ends, the next may begin.
+func fromLibrary(s *nftables.Set, elements []nftables.SetElement) (out []element) {
 	slices.SortStableFunc(elements, func(a, b nftables.SetElement) int {
-		return slices.Compare(a.Key, b.Key)
+		if c := slices.Compare(a.Key, b.Key); c != 0 || a.IntervalEnd == b.IntervalEnd {
+			return c
+		}
+		if a.IntervalEnd {
+			return -1
+		}
+		return 1
 	})
 	for i, e := range elements {
-		switch {
-		case s.Interval && e.IntervalEnd:
+		if s.Interval && e.IntervalEnd {
 			continue
-		case s.Interval:
+		}
+		one := element{first: string(e.Key), last: string(e.Key), several: len(e.KeyEnd) > 0}
+		if s.Interval {
 			last := slices.Repeat([]byte{0xff}, len(e.Key))
 			if i+1 < len(elements) {
 				last = before(elements[i+1].Key)
 			}
-			list = append(list, Element{First: string(e.Key), Last: string(last)})
-		case s.IsMap:
-			list = append(list, Element{First: string(e.Key), Chain: chainOf(e.Val)})
-		default:
-			list = append(list, Element{First: string(e.Key)})
+			one.last = string(last)
 		}
+		if s.IsMap {
+			one.verdict = verdictOf(e.Val)
+		}
+		out = append(out, one)
 	}
-	out.Elements = encoded(list)
 	return out
 }
 
-// chainOf is the chain in a verdict, which the library leaves as it came.
-func chainOf(verdict []byte) (chain string) {
-	attrs, err := netlink.NewAttributeDecoder(verdict)
+// verdictOf is the verdict of a map's element, which the library leaves as it came; nil: the
+// map holds something else.
+func verdictOf(value []byte) *expr.Verdict {
+	attrs, err := netlink.NewAttributeDecoder(value)
 	if err != nil {
-		return ""
+		return nil
 	}
+	attrs.ByteOrder = binary.BigEndian
+	var v *expr.Verdict
 	for attrs.Next() {
-		if attrs.Type() == unix.NFTA_VERDICT_CHAIN {
-			chain = attrs.String()
+		switch attrs.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			v = &expr.Verdict{Kind: expr.VerdictKind(int32(attrs.Uint32()))}
+		case unix.NFTA_VERDICT_CHAIN:
+			if v != nil {
+				v.Chain = attrs.String()
+			}
 		}
 	}
-	return chain
+	if attrs.Err() != nil {
+		return nil
+	}
+	return v
 }
 
 // before is the value in front of one.

@@ -1,15 +1,12 @@
 package nft
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -290,56 +287,4 @@ func (k *Kernel) close() {
 		k.conn.CloseLasting()
 	}
 	k.conn, k.socket, k.loaded = nil, nil, nil
-}
-
-// ForeignDrops names, for each of some hooks (nftables.ChainHookForward, ChainHookInput), a
-// chain of another program that drops by default what the hook sees, which our accept cannot
-// override; empty if there is none, or if a rule of that table names our links: then
-// somebody has seen to it. What iptables-legacy set up is not visible here.
-func ForeignDrops(hooks ...*nftables.ChainHook) ([]string, error) {
-	conn, err := nftables.New()
-	if err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
-	}
-	chains, err := conn.ListChains()
-	if err != nil {
-		return nil, fmt.Errorf("nftables: list chains: %w", err)
-	}
-	out := make([]string, len(hooks))
-	for i, hook := range hooks {
-		n := slices.IndexFunc(chains, func(c *nftables.Chain) bool {
-			return drops(c, hook) && !slices.ContainsFunc(chains, func(o *nftables.Chain) bool {
-				return o.Table.Name == c.Table.Name && o.Table.Family == c.Table.Family && namesUs(conn, o)
-			})
-		})
-		if n >= 0 {
-			out[i] = chains[n].Table.Name + " " + chains[n].Name
-		}
-	}
-	return out, nil
-}
-
-// drops reports whether a chain of another table drops by default what a hook sees.
-func drops(c *nftables.Chain, hook *nftables.ChainHook) bool {
-	switch c.Table.Family {
-	case nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6:
-		return c.Table.Name != TableName && c.Hooknum != nil && *c.Hooknum == *hook &&
-			c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
-	}
-	return false
-}
-
-// namesUs reports whether a rule of the chain matches our links by name. A rule that
-// cannot be read is not ours.
-func namesUs(conn *nftables.Conn, c *nftables.Chain) bool {
-	rules, err := conn.GetRules(c.Table, c)
-	if err != nil {
-		return false
-	}
-	return slices.ContainsFunc(rules, func(r *nftables.Rule) bool {
-		return slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
-			cmp, ok := e.(*expr.Cmp)
-			return ok && bytes.HasPrefix(cmp.Data, []byte(tunnel))
-		})
-	})
 }

@@ -17,7 +17,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"weft/ipam/slot"
@@ -340,47 +339,6 @@ func TestKernelLoadsManyRanges(t *testing.T) {
 		if _, elements := counts(t); elements < 2*2*3000 {
 			t.Errorf("%d elements, want two for each of 3000 ranges in two sets", elements)
 		}
-	})
-}
-
-func TestForeignDrops(t *testing.T) {
-	routertest.New(t).Do(func() {
-		expectForeign := func(want string) {
-			t.Helper()
-			got, err := ForeignDrops(nftables.ChainHookForward, nftables.ChainHookInput)
-			if err != nil || !slices.Equal(got, []string{want, ""}) {
-				t.Errorf("foreign drops %q, %v; want %q, and none of what comes to the host", got, err, want)
-			}
-		}
-		var k Kernel
-		defer k.Close()
-		if err := k.Apply(build(golden["guard"])); err != nil {
-			t.Fatal(err)
-		}
-		expectForeign("")
-		conn, err := nftables.New()
-		if err != nil {
-			t.Fatal(err)
-		}
-		filter := conn.AddTable(&nftables.Table{Name: "filter", Family: nftables.TableFamilyIPv4})
-		policy := nftables.ChainPolicyDrop
-		forward := conn.AddChain(&nftables.Chain{
-			Name: "FORWARD", Table: filter, Type: nftables.ChainTypeFilter,
-			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &policy,
-		})
-		if err := conn.Flush(); err != nil {
-			t.Fatal(err)
-		}
-		expectForeign("filter FORWARD")
-		conn.AddRule(&nftables.Rule{Table: filter, Chain: forward, Exprs: []expr.Any{
-			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte("weft")},
-			&expr.Verdict{Kind: expr.VerdictAccept},
-		}})
-		if err := conn.Flush(); err != nil {
-			t.Fatal(err)
-		}
-		expectForeign("")
 	})
 }
 

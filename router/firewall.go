@@ -1,0 +1,227 @@
+package router
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/ipam/slot"
+	"weft/router/link"
+	"weft/router/nft"
+)
+
+// need is what other firewalls must let pass.
+type need struct {
+	what string
+	hook *nftables.ChainHook
+	// The same as firewalls say it. In a link's name, + stands for any end in iptables and ufw, * in nft.
+	iptables []string
+	nft      []string
+	ufw      []string // empty: its command cannot tell it
+	port     string   // as firewalld says it; empty: the zone of our links lets it pass
+	packet   nft.Packet
+}
+
+// Names and ports of packets that stand for all others of their kind.
+const (
+	somePort    = 40000
+	otherPort   = 8080
+	endpoints   = link.EndpointPrefix + "0"
+	dns         = 53
+	maxUnderlay = 16 // peers whose way is looked at
+)
+
+// needs are all of them, in both families.
+func (c Config) needs() (out []need) {
+	here, other := c.ends()
+	families := []family{{c.Universe.Addr4, unix.IPPROTO_ICMP, "icmp"}, {c.Universe.Addr6, unix.IPPROTO_ICMPV6, "ipv6-icmp"}}
+	if !c.IPv6 {
+		families = families[:1]
+	}
+	for _, f := range families {
+		local, beside, node, remote := f.addr(here), f.addr(here+1), f.addr(c.Node), f.addr(other)
+		for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+			p := nft.Packet{Protocol: protocol, SrcPort: somePort, DstPort: otherPort}
+			out = append(out, bothWays("what containers send to other hosts", p.From(endpoints, local).To(link.Device, remote))...)
+			out = append(out, bothWays("what other hosts send to containers", p.From(link.Device, remote).To(endpoints, local))...)
+			out = append(out, bothWays("what containers here send each other", p.From(endpoints, local).To(link.EndpointPrefix+"1", beside))...)
+			if c.Node != 0 {
+				out = append(out, c.withHost(p, local, node, remote)...)
+			}
+		}
+		if c.Node != 0 {
+			out = append(out, need{
+				what: "pings of other hosts and their containers to this host", hook: nftables.ChainHookInput,
+				iptables: []string{"-i weft+ -p " + f.word}, nft: []string{`iifname "weft*" meta l4proto ` + f.word}, ufw: []string{"allow in on weft+"},
+				packet: nft.Packet{Protocol: f.ping, Iif: link.Device, Src: remote, Dst: node},
+			})
+		}
+	}
+	return append(out, c.underlay()...)
+}
+
+// family is IPv4 or IPv6.
+type family struct {
+	addr func(slot.Slot) netip.Addr
+	ping byte
+	word string // for ping's protocol
+}
+
+// withHost is what this host and the overlay send each other.
+func (c Config) withHost(p nft.Packet, local, node, remote netip.Addr) []need {
+	question := p.From(endpoints, local).To("", node)
+	question.DstPort = dns
+	out := []need{
+		{
+			what: "containers' answers to this host", hook: nftables.ChainHookInput, packet: p.From("", node).To(endpoints, local).Answer(),
+			iptables: []string{"-i weft+ -m conntrack --ctstate RELATED,ESTABLISHED"}, nft: []string{`iifname "weft*" ct state established,related`},
+			ufw: []string{"allow in on weft+"},
+		},
+		leaving("what this host sends to containers", p.From("", node).To(endpoints, local)),
+		leaving("what this host sends to containers", p.From("", node).To(link.Device, remote)),
+	}
+	if word := protocolWord(p.Protocol); c.Resolver {
+		out = append(out, need{
+			what: "containers' questions to the name server", hook: nftables.ChainHookInput, packet: question,
+			iptables: []string{"-i weft+ -p " + word + " --dport 53"}, nft: []string{`iifname "weft*" ` + word + " dport 53"},
+			ufw: []string{"allow in on weft+ to any port 53"},
+		})
+	}
+	return out
+}
+
+// bothWays is what is forwarded, and its answer.
+func bothWays(what string, p nft.Packet) []need {
+	return []need{passing(what, p), passing(what, p.Answer())}
+}
+
+// ends are a slot of this host, with another behind it, and one of another host.
+func (c Config) ends() (here, other slot.Slot) {
+	here = c.Node + 1
+	if len(c.Own) > 0 {
+		here = c.Own[0].Start + 2
+	}
+	for other = 1 << 18; slices.ContainsFunc(c.Own, func(r slot.Range) bool { return r.Start <= other && uint64(other) < r.End }); other -= 1 << 10 {
+		if other <= 1<<10 { // all is ours: no other host is there yet
+			break
+		}
+	}
+	return here, other
+}
+
+func protocolWord(number byte) string {
+	if number == unix.IPPROTO_UDP {
+		return "udp"
+	}
+	return "tcp"
+}
+
+// passing is what is forwarded.
+func passing(what string, p nft.Packet) need {
+	return need{
+		what: what, hook: nftables.ChainHookForward, packet: p,
+		iptables: []string{"-i weft+", "-o weft+"}, nft: []string{`iifname "weft*"`, `oifname "weft*"`},
+		ufw: []string{"route allow in on weft+", "route allow out on weft+"},
+	}
+}
+
+// leaving is what this host itself sends by our links.
+func leaving(what string, p nft.Packet) need {
+	return need{
+		what: what, hook: nftables.ChainHookOutput, packet: p,
+		iptables: []string{"-o weft+"}, nft: []string{`oifname "weft*"`}, ufw: []string{"allow out on weft+"},
+	}
+}
+
+// underlay is what hosts say to each other: by the way to each peer, or by the default route
+// while there is none.
+func (c Config) underlay() (out []need) {
+	h, err := link.Handle()
+	if err != nil || c.Gossip == 0 {
+		return nil
+	}
+	defer h.Close()
+	var peers []netip.Addr
+	for _, t := range c.Tunnels {
+		if a := t.Endpoint.Addr().Unmap(); a.IsValid() && len(peers) < maxUnderlay {
+			peers = append(peers, a)
+		}
+	}
+	if len(peers) == 0 { // addresses for documentation (RFC 5737, RFC 3849), which are nobody's
+		peers = []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}
+	}
+	for _, p := range peers {
+		way, err := h.RouteGet(p.AsSlice())
+		if err != nil || len(way) == 0 || way[0].Src == nil {
+			continue
+		}
+		own, _ := netip.AddrFromSlice(way[0].Src)
+		l, err := h.LinkByIndex(way[0].LinkIndex)
+		if err != nil {
+			continue
+		}
+		for _, port := range []struct {
+			what     string
+			protocol byte
+			number   uint16
+		}{
+			{"gossip over TCP", unix.IPPROTO_TCP, c.Gossip}, {udpGossip, unix.IPPROTO_UDP, c.Gossip}, {"the encrypted tunnel", unix.IPPROTO_UDP, c.Port},
+		} {
+			out = append(out, hostPort(port.what, port.protocol, port.number, l, p, own.Unmap())...)
+		}
+	}
+	return out
+}
+
+const udpGossip = "gossip over UDP"
+
+// hostPort is what comes to a port of this host, and what goes to the same port of another.
+func hostPort(what string, protocol byte, port uint16, l netlink.Link, peer, own netip.Addr) []need {
+	word, name, index := protocolWord(protocol), l.Attrs().Name, uint32(l.Attrs().Index)
+	both := func(what string, hook *nftables.ChainHook, ufw string, p nft.Packet) need {
+		p.Protocol, p.SrcPort, p.DstPort = protocol, somePort, port
+		return need{
+			what: fmt.Sprintf("%s (%s %d)", what, strings.ToUpper(word), port), hook: hook, packet: p, port: fmt.Sprintf("%d/%s", port, word),
+			iptables: []string{fmt.Sprintf("-p %s --dport %d", word, port)}, nft: []string{fmt.Sprintf("%s dport %d", word, port)},
+			ufw: []string{fmt.Sprintf("%s %d/%s", ufw, port, word)},
+		}
+	}
+	return []need{
+		both(what+" from other hosts", nftables.ChainHookInput, "allow", nft.Packet{Iif: name, IifIndex: index, Src: peer, Dst: own}),
+		both(what+" to other hosts", nftables.ChainHookOutput, "allow out", nft.Packet{Oif: name, OifIndex: index, Src: own, Dst: peer}),
+	}
+}
+
+// firewalls are warnings about what other firewalls on this host drop, each with what to do.
+func (c Config) firewalls() ([]string, error) {
+	needs := c.needs()
+	indices := map[string]uint32{}
+	number := func(name string) uint32 {
+		if name == "" {
+			return 0
+		}
+		if _, ok := indices[name]; !ok {
+			indices[name] = 1 << 30 // no link's, so that rules by number are for other links
+			if l, err := net.InterfaceByName(name); err == nil {
+				indices[name] = uint32(l.Index)
+			}
+		}
+		return indices[name]
+	}
+	ways := make([]nft.Way, len(needs))
+	for i, n := range needs {
+		n.packet.IifIndex, n.packet.OifIndex = number(n.packet.Iif), number(n.packet.Oif)
+		ways[i] = nft.Way{Hook: n.hook, Packet: n.packet}
+	}
+	blocks, err := nft.Blocks(ways)
+	if err != nil {
+		return nil, err
+	}
+	return blockWarnings(needs, blocks), nil
+}

@@ -1,0 +1,173 @@
+package router
+
+import (
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"weft/ipam/slot"
+	"weft/mesh/topology"
+	"weft/router/routertest"
+)
+
+// guarded is a host with the underlay of join, where another firewall may be loaded.
+func guarded(t *testing.T) (routertest.Namespace, Config) {
+	t.Helper()
+	ns := routertest.New(t)
+	ns.Do(func() {
+		under := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "under"}, PeerName: "wire"}
+		if err := netlink.LinkAdd(under); err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range []string{"192.0.2.1/24", "2001:db8::1/64"} {
+			a, _ := netlink.ParseAddr(text)
+			a.Flags = 0x02 // nodad
+			if err := netlink.AddrAdd(under, a); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := netlink.LinkSetUp(under); err != nil {
+			t.Fatal(err)
+		}
+	})
+	c := Config{Universe: universe, Node: 1<<16 + 1, Own: []slot.Range{{Start: 1 << 16, End: 2 << 16}}, IPv6: true, Resolver: true, Port: 6784, Gossip: 6783}
+	for _, a := range []string{"192.0.2.2", "2001:db8::2"} {
+		c.Tunnels = append(c.Tunnels, topology.Tunnel{Endpoint: netip.AddrPortFrom(netip.MustParseAddr(a), 6784)})
+	}
+	return ns, c
+}
+
+// restore loads what a firewall made in a namespace: name.nft, or name.v4 and name.v6.
+func restore(t *testing.T, ns routertest.Namespace, name string) {
+	t.Helper()
+	for suffix, program := range map[string][]string{".nft": {"nft", "-f"}, ".v4": {"iptables-nft-restore"}, ".v6": {"ip6tables-nft-restore"}} {
+		file := filepath.Join("testdata", "firewalls", name+suffix)
+		if _, err := os.Stat(file); err == nil {
+			run(t, ns, append(program, file)...)
+		}
+	}
+}
+
+func run(t *testing.T, ns routertest.Namespace, command ...string) {
+	t.Helper()
+	program, err := exec.LookPath(command[0])
+	if err != nil {
+		t.Skipf("no %s: apt-get install nftables iptables", command[0])
+	}
+	ns.Do(func() {
+		if out, err := exec.Command(program, command[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", command, err, out)
+		}
+	})
+}
+
+func warningsIn(t *testing.T, ns routertest.Namespace, c Config) (out []string) {
+	t.Helper()
+	ns.Do(func() {
+		var err error
+		if out, err = c.firewalls(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	return out
+}
+
+// What a firewall closes is told with the firewall, the chains and commands; when those were
+// followed, nothing is told any more. The rules are what the programs themselves made.
+func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
+	udpOnly := []string{"over UDP from other hosts (UDP 6783), which goes on by TCP"}
+	for name, c := range map[string]struct {
+		rules    string   // the file; or, with a line break, nft's own language
+		want     []string // in the one warning
+		not      []string
+		followed string // the rules after the commands; empty: the test runs them
+	}{
+		"firewalld": {
+			rules: "firewalld", followed: "firewalld-fixed",
+			want: []string{
+				"firewalld drops", "inet firewalld filter_FORWARD", "inet firewalld filter_INPUT", "send to other hosts,", "name server,", "the encrypted tunnel from other hosts (UDP 6784)",
+				"firewall-cmd --permanent --zone=trusted --add-interface=weft+; firewall-cmd --permanent --add-port=6783/tcp --add-port=6783/udp --add-port=6784/udp; firewall-cmd --reload",
+			},
+			not: []string{"IPv4", "IPv6", "to other hosts (", "goes on by TCP"},
+		},
+		"ufw": {
+			rules: "ufw", followed: "ufw-fixed",
+			want: []string{
+				"ufw drops", "ip filter FORWARD", "ip6 filter INPUT", "ufw route allow in on weft+; ufw route allow out on weft+", "ufw allow in on weft+ to any port 53",
+				"ufw allow 6783/tcp; ufw allow 6783/udp; ufw allow 6784/udp",
+			},
+			not: []string{"IPv4", "IPv6", "answers", "pings"},
+		},
+		"Docker in both families": { // 20.10 has no DOCKER-USER in IPv6
+			rules: "docker",
+			want:  []string{"Docker drops", "iptables -I DOCKER-USER -i weft+ -j ACCEPT", "ip6tables -I FORWARD -o weft+ -j ACCEPT"},
+			not:   []string{"6783", "name server"},
+		},
+		"iptables": {
+			rules: "iptables", want: []string{"iptables drops", "in IPv6", "ip6tables -I INPUT -p udp --dport 6784 -j ACCEPT", "ip6tables -I OUTPUT -o weft+ -j ACCEPT"},
+		},
+		"nftables": {
+			rules: "table inet mine {\n set inner { type ifname; elements = { \"lo\" }; }\n chain in { type filter hook input priority 0; policy accept;\n" +
+				"iif lo accept; iifname @inner accept; ct state vmap { established : accept, related : accept, invalid : drop }\nmeta l4proto { icmp, ipv6-icmp } accept\n" +
+				"tcp dport { 22, 53, 6000-7000 } accept\n udp dport { 6784, 53 } accept; reject\n}\n}\n",
+			want: append(udpOnly, "inet mine in", "nft insert rule inet mine in udp dport 6783 accept"),
+			not:  []string{"name server", "pings", "tunnel", "TCP 6783"},
+		},
+		"nftables by address": {
+			rules: "table ip mine {\n chain over { type filter hook forward priority 10; policy drop;\n ct state established accept; ip saddr 10.32.0.0/12 ip daddr 10.0.0.0-10.31.255.255 accept\n }\n}\n",
+			want:  []string{"send to other hosts in IPv4", `nft insert rule ip mine over iifname "weft*" accept`},
+		},
+		"nothing known for certain": {
+			rules: "table inet mine {\n chain f { type filter hook forward priority 0; policy drop;\n meta mark 1 accept\n }\n" +
+				"chain i { type filter hook input priority 0; limit rate over 10/second drop; meta mark 1 drop; }\n}\n",
+		},
+		"an accept before a later drop": {
+			rules: "table inet mine {\n chain f { type filter hook forward priority 0; iifname \"weft*\" accept; oifname \"weft*\" accept; drop; }\n}\n",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ns, config := guarded(t)
+			if strings.Contains(c.rules, "\n") {
+				loadRules(t, ns, c.rules)
+			} else {
+				restore(t, ns, c.rules)
+			}
+			told := warningsIn(t, ns, config)
+			if len(c.want) == 0 {
+				if len(told) > 0 {
+					t.Errorf("told %q", told)
+				}
+				return
+			}
+			if len(told) != 1 {
+				t.Fatalf("told %q; want one warning", told)
+			}
+			for _, part := range c.want {
+				if !strings.Contains(told[0], part) {
+					t.Errorf("%q is missing in %s", part, told[0])
+				}
+			}
+			for _, part := range c.not {
+				if strings.Contains(told[0], part) {
+					t.Errorf("%q is in %s", part, told[0])
+				}
+			}
+			if c.followed != "" {
+				run(t, ns, "nft", "flush", "ruleset")
+				restore(t, ns, c.followed)
+			} else {
+				commands := regexp.MustCompile("`(.*)`").FindStringSubmatch(told[0])[1]
+				run(t, ns, "sh", "-ec", commands)
+			}
+			if told := warningsIn(t, ns, config); len(told) > 0 {
+				t.Errorf("after all that was said: %q", told)
+			}
+		})
+	}
+}
