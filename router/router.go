@@ -44,7 +44,7 @@ type Config struct {
 	PrivateKey [32]byte
 	Port       uint16
 	Gossip     uint16 // the port of gossip, TCP and UDP; 0: a firewall's is not looked at
-	MTU        int // of the device; a tunnel's may be smaller
+	MTU        int    // of the device; a tunnel's may be smaller
 	Own        []slot.Range
 	Tunnels    []topology.Tunnel
 	Endpoints  []endpoint.Endpoint
@@ -199,6 +199,9 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 	if err := overlay.Open(); err != nil {
 		return err
 	}
+	if err := overlay.Vacant(c.Own); err != nil {
+		return err
+	}
 	r.applied = c
 	v4, v6 := c.node()
 	if err := endpoint.Sync(c.Endpoints, v4, v6); err != nil {
@@ -211,7 +214,7 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 // sameLinks reports whether two configurations ask for the same links, addresses and routes.
 func sameLinks(a, b Config) bool {
 	return a.Universe == b.Universe && a.Node == b.Node && a.MTU == b.MTU && a.IPv6 == b.IPv6 &&
-		slices.Equal(a.limits(), b.limits()) &&
+		slices.Equal(a.limits(), b.limits()) && slices.Equal(a.Own, b.Own) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, endpoint.Endpoint.Equal)
 }
 

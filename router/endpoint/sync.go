@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"weft/router/link"
 )
@@ -121,7 +122,7 @@ func look(h *netlink.Handle) (state, error) {
 		return s, err
 	}
 	for _, r := range routes {
-		if ones, bits := r.Dst.Mask.Size(); ones == bits {
+		if ones, bits := r.Dst.Mask.Size(); ones == bits && r.Type != unix.RTN_UNREACHABLE { // of a slot that is all we own
 			s.routes[addrOf(r.Dst.IP)] = r
 		}
 	}
