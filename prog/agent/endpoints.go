@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -357,6 +358,24 @@ func (a *Agent) releaseVanished(ctx context.Context) {
 // not waited for: the runtime's DEL comes within seconds, or, where another plugin keeps it
 // for itself, never.
 const forgotten = 10
+
+// deleted is after how many rounds without its link, which nobody asked to remove, people hear
+// of an endpoint: a runtime's DEL comes within seconds of a container's end.
+const deleted = 8
+
+// unlinked warns of endpoints whose links were deleted by hand.
+func (a *Agent) unlinked() (warnings []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, e := range a.endpoints {
+		if e.missing >= deleted {
+			warnings = append(warnings, fmt.Sprintf("%s cannot be reached, and reaches nobody: its link %s is gone from this host, and no runtime asked for that. Delete the pod or container, so that a new one gets a link",
+				cmp.Or(strings.Trim(e.Namespace+"/"+e.Name, "/"), e.ref().Key()), e.HostLink))
+		}
+	}
+	slices.Sort(warnings)
+	return warnings
+}
 
 // releaseEnded detaches processes that ended without `weft detach`: their
 // namespace is gone, and the link with it. Two rounds, so that no race counts.

@@ -58,6 +58,7 @@ func (a *Agent) gathered(snap ipam.Snapshot, seen router.Observed, unseen error,
 	}
 	add(reasonAddress, a.ended.warnings()...)
 	add(reasonLeftOut, a.misfits()...)
+	add(reasonDataPath, a.unlinked()...)
 	list = slices.Concat(list, a.policyWarnings(), a.clusterWarnings(), a.ports.warnings(), a.flapping(), a.pathWarnings())
 	for _, p := range a.mesh.Peers() {
 		if p.Record.Copy.IsValid() && p.Record.ID() != a.self() { // which says so as one that is turned away
