@@ -124,6 +124,7 @@ type known struct {
 	since  time.Time  // when node last changed
 	heard  time.Time  // when that was last so, or its record came
 	met    bool       // it proved to be alive, since our start
+	mute   muteness
 	retry  backoff
 	losses []loss
 	turn   int                // of its addresses, which is to be joined next

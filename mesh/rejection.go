@@ -97,6 +97,9 @@ type logWriter struct{ m *Mesh }
 
 func (w logWriter) Write(line []byte) (int, error) {
 	text := string(bytes.TrimSpace(line))
+	if rest, ok := strings.CutPrefix(text, "[WARN] memberlist: Was able to connect to "); ok {
+		w.m.muted(rest)
+	}
 	_, from, hasFrom := strings.Cut(text, "from=")
 	if host, _, err := net.SplitHostPort(from); hasFrom && err == nil {
 		addr := host

@@ -19,6 +19,7 @@ type Peer struct {
 	Addr      netip.Addr // where
 	Since     time.Time  // since when that is so; zero if never since our start
 	Met       bool       // it proved to be alive, since our start
+	Mute      bool       // it answers by TCP, and again and again not by UDP
 	// Losses is how often gossip lost it lately, see Lately, and Runs how many runs of it were lost so.
 	Losses, Runs int
 }
@@ -60,9 +61,10 @@ func (m *Mesh) Peers() []Peer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out, now := make([]Peer, 0, len(m.peers)), time.Now()
+	round := time.Duration(len(m.peers)) * time.Second // in which each is probed about once
 	for _, id := range slices.SortedFunc(maps.Keys(m.peers), func(a, b peer.ID) int { return slices.Compare(a[:], b[:]) }) {
 		k := m.peers[id]
-		p := Peer{Record: k.signed.Record, Reachable: k.node != "" || id == m.self, Addr: m.addrOf(k), Since: k.since, Met: k.met}
+		p := Peer{Record: k.signed.Record, Reachable: k.node != "" || id == m.self, Addr: m.addrOf(k), Since: k.since, Met: k.met, Mute: k.mute.lasts(now, round)}
 		p.Losses, p.Runs = k.lost(now)
 		out = append(out, p)
 	}

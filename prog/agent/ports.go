@@ -37,6 +37,7 @@ type neighbour struct {
 	port      uint16 // WireGuard's
 	gossip    uint16
 	reachable bool // by gossip
+	mute      bool // that, but not by UDP
 	tunnel    bool // there is one, and
 	fresh     bool // it works: its keys are in use, and, where gossip was lost, newer than that
 }
@@ -53,6 +54,9 @@ func blockages(neighbours []neighbour, targets []mesh.Target, gossip int) (out [
 	var known []netip.Addr
 	for _, n := range neighbours {
 		known = append(known, n.addrs...)
+		if n.reachable && n.mute {
+			out = append(out, blockage{"udp " + n.name, fmt.Sprintf("gossip reaches %s by TCP, but not by UDP: it goes on, with more traffic, and finds failures later. Open UDP %d between the two hosts, both ways", n.name, n.gossip)})
+		}
 		switch {
 		case n.reachable && n.tunnel && !n.fresh:
 			stuck++
@@ -136,7 +140,7 @@ func (a *Agent) neighbours(seen wg.Observed, now time.Time) (out []neighbour) {
 			continue
 		}
 		tunnel, ok := seen.Peers[r.WireGuard]
-		n := neighbour{name: r.Name(), addrs: r.Underlay, port: r.Port, gossip: r.Gossip, reachable: p.Reachable, tunnel: ok}
+		n := neighbour{name: r.Name(), addrs: r.Underlay, port: r.Port, gossip: r.Gossip, reachable: p.Reachable, mute: p.Mute, tunnel: ok}
 		n.fresh = now.Sub(tunnel.Handshake) < staleHandshake
 		if !p.Reachable { // a host that was powered off has keys that look fresh for minutes
 			lost := p.Since

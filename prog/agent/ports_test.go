@@ -32,6 +32,7 @@ func TestBlockages(t *testing.T) {
 		"gossip's port":                 {[]neighbour{n(false, true, true)}, []mesh.Target{{Host: "192.0.2.2", Err: down}}, []string{"gossip 00(h2)"}},
 		"the host is off":               {[]neighbour{n(false, true, false), works}, []mesh.Target{{Host: "192.0.2.2", Err: down}}, nil},
 		"it is in another ring":         {[]neighbour{n(true, false, false)}, nil, nil},
+		"gossip's port, UDP only":       {[]neighbour{{name: "00(h2)", port: 6784, gossip: 6783, reachable: true, mute: true, tunnel: true, fresh: true}}, nil, []string{"udp 00(h2)"}},
 		"a target that never answered":  {[]neighbour{works}, []mesh.Target{{Host: "192.0.2.9", Err: down}}, []string{"target 192.0.2.9"}},
 		"a target that is being tried":  {nil, []mesh.Target{{Host: "192.0.2.9"}}, nil},
 	} {

@@ -1,0 +1,65 @@
+package mesh
+
+import (
+	"crypto/ed25519"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/mesh/meshtest"
+	"weft/mesh/peer"
+)
+
+// A peer that answers probes by TCP only is mute if that happens again and again, until it
+// happens no more; memberlist's own words tell.
+func TestPeersThatAnswerByTCPOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := still(t, 1)
+		other := peer.IDOf(identity(2).Public().(ed25519.PublicKey))
+		m.mu.Lock()
+		m.peers[other] = &known{}
+		m.mu.Unlock()
+		mute := func() (is bool) {
+			for _, p := range m.Peers() {
+				is = is || p.Mute
+			}
+			return is
+		}
+		for i := range 3 {
+			if mute() {
+				t.Errorf("mute after %d probes", i)
+			}
+			fmt.Fprintf(logWriter{m}, "[WARN] memberlist: Was able to connect to %s over TCP but UDP probes failed, network may be misconfigured\n", nodeName(other, time.Now()))
+			time.Sleep(2 * time.Second)
+		}
+		if !mute() {
+			t.Error("not mute after 3 probes")
+		}
+		time.Sleep(time.Minute)
+		if mute() {
+			t.Error("mute a minute after the last probe that failed")
+		}
+	})
+}
+
+// memberlist says so in these words: where UDP is blocked, peers are mute, and reachable.
+func TestBlockedUDPMakesPeersMute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sim{t, meshtest.New(47)}
+		a, b := s.start(1, nil, nil), s.start(2, nil, []string{address(1).Addr().String()})
+		s.eventually(10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
+		mute := func() bool {
+			return slices.ContainsFunc(b.Peers(), func(p Peer) bool { return p.Mute && p.Reachable && p.Record.ID() == a.Self() })
+		}
+		if mute() {
+			t.Error("mute while UDP works")
+		}
+		s.net.SetLoss(1)
+		s.eventually(30*time.Second, "a is mute", mute)
+		s.net.SetLoss(0)
+		s.eventually(time.Minute, "a is not mute any more", func() bool { return !mute() && b.Reachable(a.Self()) })
+		s.end(a, b)
+	})
+}
