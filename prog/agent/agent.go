@@ -94,7 +94,7 @@ type Agent struct {
 	settings  settings
 	endpoints map[string]*endpointRecord // by api.EndpointRef.Key
 	changes   uint64                     // of endpoints
-	busy      map[string]bool            // keys being attached or detached
+	busy      map[string]chan struct{}   // keys being attached or detached
 	notReady  string                     // why; empty once ready
 }
 
@@ -111,7 +111,7 @@ type settings struct {
 func New(opts Options) *Agent {
 	return &Agent{
 		opts: opts, log: opts.Log, kick: make(chan struct{}, 1), named: make(chan struct{}, 1), policed: make(chan struct{}, 1), lostNode: make(chan struct{}, 1),
-		endpoints: map[string]*endpointRecord{}, busy: map[string]bool{},
+		endpoints: map[string]*endpointRecord{}, busy: map[string]chan struct{}{},
 		notReady: "the agent is starting",
 	}
 }

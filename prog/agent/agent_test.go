@@ -253,3 +253,25 @@ func TestMoved(t *testing.T) {
 		}
 	}
 }
+
+// Two runtimes' calls, or one that repeats itself: both ends of an endpoint succeed.
+func TestDeleteDuringADelete(t *testing.T) {
+	a := partial(t)
+	ref := a.give(t, "c1")
+	done, err := a.begin(ref.Key()) // DEL of c1 is under way
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := make(chan error, 1)
+	go func() { second <- a.Detach(t.Context(), ref) }()
+	if err := a.end(t.Context(), ref.Key()); err != nil {
+		t.Fatal(err)
+	}
+	done()
+	if err := <-second; err != nil {
+		t.Error(err)
+	}
+	if n := a.allocations(t); n != 0 {
+		t.Errorf("%d slots are left", n)
+	}
+}

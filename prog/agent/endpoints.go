@@ -19,7 +19,7 @@ import (
 )
 
 // attachTimeout bounds how long an attachment waits for an address.
-const attachTimeout = 10 * time.Second
+const attachTimeout = 8 * time.Second
 
 // Sources of endpoints: who takes care of their end.
 const (
@@ -71,21 +71,6 @@ func (a *Agent) setEndpoint(key string, e *endpointRecord) {
 	} else {
 		a.endpoints[key] = e
 	}
-}
-
-// begin takes the endpoint of key for one operation at a time.
-func (a *Agent) begin(key string) (done func(), err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.busy[key] {
-		return nil, &api.Error{Code: api.CodeNotReady, Message: "another operation on " + key + " is under way: try again"}
-	}
-	a.busy[key] = true
-	return func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		delete(a.busy, key)
-	}, nil
 }
 
 // Attach makes an endpoint known and gives it an address. If nothing more comes of
@@ -249,15 +234,29 @@ func (a *Agent) endpoint(key string) *endpointRecord {
 	return a.endpoints[key]
 }
 
-// Detach ends an endpoint: first its link, then its routes, last its address, so
-// that nobody else is given an address that is still in use.
+// Detach ends an endpoint, once nobody else is at it.
 func (a *Agent) Detach(ctx context.Context, ref api.EndpointRef) error {
-	key := ref.Key()
-	done, err := a.begin(key)
+	done, err := a.turn(ctx, ref.Key())
 	if err != nil {
 		return err
 	}
 	defer done()
+	return a.end(ctx, ref.Key())
+}
+
+// detachIdle ends an endpoint, unless somebody else is at it.
+func (a *Agent) detachIdle(ctx context.Context, ref api.EndpointRef) error {
+	done, err := a.begin(ref.Key())
+	if err != nil {
+		return err
+	}
+	defer done()
+	return a.end(ctx, ref.Key())
+}
+
+// end ends an endpoint that the caller has taken: first its link, then its routes, last its
+// address, so that nobody else is given an address that is still in use.
+func (a *Agent) end(ctx context.Context, key string) error {
 	e := a.endpoint(key)
 	if e == nil {
 		return nil
@@ -266,7 +265,7 @@ func (a *Agent) Detach(ctx context.Context, ref api.EndpointRef) error {
 	if err != nil {
 		return err
 	}
-	if err := endpoint.Delete(e.HostLink); err != nil {
+	if err := endpoint.Remove(e.HostLink); err != nil {
 		return err
 	}
 	if err := a.router.Unplug(ctx, a.plug(e, snap)); err != nil {
@@ -327,7 +326,7 @@ func (a *Agent) detachWhere(ctx context.Context, gone func(*endpointRecord) bool
 	var errs []error
 	for _, e := range those {
 		ref := e.ref()
-		err := a.Detach(ctx, ref)
+		err := a.detachIdle(ctx, ref)
 		if busy, ok := errors.AsType[*api.Error](err); ok && busy.Code == api.CodeNotReady {
 			continue
 		}

@@ -49,7 +49,7 @@ func (a *Agent) releaseFile(ctx context.Context, file string) error {
 		a.log.Warn("unreadable release set aside", "file", file+".unreadable", "err", err)
 		return os.Rename(file, file+".unreadable")
 	}
-	if err := a.Detach(ctx, ref); err != nil {
+	if err := a.detachIdle(ctx, ref); err != nil {
 		return err
 	}
 	return os.Remove(file)

@@ -40,11 +40,15 @@ const (
 
 // Client speaks to the agent on this host.
 type Client struct {
-	socket string
+	socket   string
+	patience time.Duration
 }
 
 // NewClient makes a client of the agent that listens on a unix socket.
-func NewClient(socket string) *Client { return &Client{socket} }
+func NewClient(socket string) *Client { return &Client{socket, patience} }
+
+// Within is a client that gives the agent another time for its answer than 30 s.
+func (c *Client) Within(patience time.Duration) *Client { return &Client{c.socket, patience} }
 
 // NotRunningError says that nobody listens on the socket.
 type NotRunningError struct {
@@ -64,6 +68,17 @@ func (e *NotRunningError) Error() string {
 }
 
 func (e *NotRunningError) Unwrap() error { return e.Err }
+
+// SilentError says that an agent is there, but did not answer in time.
+type SilentError struct {
+	Socket string
+	After  time.Duration
+}
+
+func (e *SilentError) Error() string {
+	return fmt.Sprintf("the Weft agent on this host did not answer within %v (on %s): it hangs or was stopped, or the host is overloaded. Look at its process (pgrep -af 'weft agent'); if it does not recover, end it with kill -9 and start it again: containers stay connected",
+		e.After, e.Socket)
+}
 
 // Report asks for everything.
 func (c *Client) Report(ctx context.Context) (r Report, err error) {
@@ -154,7 +169,7 @@ func (c *Client) call(ctx context.Context, path string, in, out any) error {
 	return c.start(ctx, path, in)(out)
 }
 
-// patience is how long the agent may take for an answer. It is the socket's own timeout: a
+// patience is how long the agent may take for an answer by default. It is the socket's own timeout: a
 // timer or a poller would keep a second thread of the plugin busy with waking up.
 const patience = 30 * time.Second
 
@@ -172,7 +187,7 @@ func (c *Client) start(ctx context.Context, path string, in any) (answer func(ou
 		defer stop()
 		status, data, err := receive(conn)
 		if err != nil {
-			return fmt.Errorf("the agent did not answer: %w", errors.Join(ctx.Err(), err))
+			return c.silent(fmt.Errorf("the agent did not answer: %w", errors.Join(ctx.Err(), err)))
 		}
 		return decode(status, data, out)
 	}
@@ -192,12 +207,23 @@ func (c *Client) send(ctx context.Context, path string, in any) (*os.File, error
 	}
 	conn, err := c.dial()
 	if err != nil {
+		if silent, ok := errors.AsType[*SilentError](c.silent(err)); ok { // so many wait that there is no more room
+			return nil, silent
+		}
 		return nil, &NotRunningError{c.socket, err}
 	}
 	if _, err := conn.WriteString(request); err != nil {
-		return nil, errors.Join(fmt.Errorf("the agent did not listen: %w", err), conn.Close())
+		return nil, errors.Join(c.silent(fmt.Errorf("the agent did not listen: %w", err)), conn.Close())
 	}
 	return conn, nil
+}
+
+// silent is err, or what it means where the socket's timeout ended the wait.
+func (c *Client) silent(err error) error {
+	if errors.Is(err, syscall.EAGAIN) {
+		return &SilentError{c.socket, c.patience}
+	}
+	return err
 }
 
 // dial connects, with a socket that blocks.
@@ -206,7 +232,7 @@ func (c *Client) dial() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
-	limit := syscall.NsecToTimeval(patience.Nanoseconds())
+	limit := syscall.NsecToTimeval(c.patience.Nanoseconds())
 	for _, option := range []int{syscall.SO_RCVTIMEO, syscall.SO_SNDTIMEO} {
 		if err = syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, option, &limit); err != nil {
 			break

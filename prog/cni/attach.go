@@ -123,11 +123,14 @@ func containerSide(reply api.AttachReply, pair endpoint.Pair, at Attachment) end
 	return c
 }
 
-// Detach ends an endpoint: its link at once, then its address. It returns an
-// *api.NotRunningError if no agent answers; the link is gone then all the same.
+// Detach ends an endpoint: its link, then its address. The agent does both, because it need
+// not wait for all that the kernel does after a link is gone, while a process that ends must.
+// Whatever comes of that, the link is gone afterwards. It returns an *api.NotRunningError if
+// there is no agent, and an *api.SilentError if there is one that does not answer.
 func Detach(ctx context.Context, client *api.Client, ref api.EndpointRef) error {
-	if err := endpoint.Delete(endpoint.HostLink(ref.ContainerID, ref.Interface)); err != nil {
-		return err
+	err := client.Detach(ctx, ref)
+	if left := endpoint.Delete(endpoint.HostLink(ref.ContainerID, ref.Interface)); left != nil {
+		return left
 	}
-	return client.Detach(ctx, ref)
+	return err
 }

@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
@@ -99,6 +100,10 @@ func asked(conf config, args arguments) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
+// patience is how long the plugin waits for an answer of the agent, so that an operation ends
+// within 10 s: runtimes take several minutes until they give up, and pods wait for it.
+const patience = 9 * time.Second
+
 // Main runs the operation that CNI_COMMAND names.
 func Main() {
 	skel.PluginMainFuncs(skel.CNIFuncs{Add: add, Del: del, Check: check, GC: collect, Status: status}, Versions,
@@ -113,7 +118,7 @@ func parse(stdin []byte) (config, *api.Client, error) {
 	if err := version.ParsePrevResult(&c.NetConf); err != nil {
 		return c, nil, types.NewError(types.ErrDecodingFailure, "prevResult cannot be read", err.Error())
 	}
-	return c, api.NewClient(c.Socket), nil
+	return c, api.NewClient(c.Socket).Within(patience), nil
 }
 
 // add attaches the container (CNI ADD).
@@ -308,10 +313,17 @@ func cniError(err error) error {
 	}
 	code, msg := uint(types.ErrInternal), "Weft could not do it"
 	_, down := errors.AsType[*api.NotRunningError](err)
+	_, silent := errors.AsType[*api.SilentError](err)
 	answer, _ := errors.AsType[*api.Error](err)
 	switch {
-	case down, answer != nil && (answer.Code == api.CodeNotReady || answer.Code == api.CodeNoSpace):
-		code, msg = types.ErrTryAgainLater, "Weft is not ready on this host, or has no address to give"
+	case down:
+		code, msg = types.ErrTryAgainLater, "Weft does not run on this host"
+	case silent:
+		code, msg = types.ErrTryAgainLater, "Weft does not answer on this host"
+	case answer != nil && answer.Code == api.CodeNoSpace:
+		code, msg = types.ErrTryAgainLater, "Weft has no address to give on this host now"
+	case answer != nil && answer.Code == api.CodeNotReady:
+		code, msg = types.ErrTryAgainLater, "Weft cannot do it on this host yet"
 	case answer != nil && answer.Code == api.CodeBadRequest:
 		code, msg = types.ErrInvalidNetworkConfig, "Weft cannot give the container what it asks for"
 	case answer != nil && answer.Code == api.CodeNotFound:

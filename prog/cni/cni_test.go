@@ -10,7 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/google/go-cmp/cmp"
 
 	"weft/prog/api"
@@ -120,6 +122,64 @@ func TestAttachUndoesItself(t *testing.T) {
 			t.Errorf("%s: the agent was told %d times that the endpoint is gone", name, got)
 		}
 	}
+}
+
+// An agent that is there and does nothing, as after SIGSTOP: DEL takes the link away all the
+// same, and says in time, with the spec's code, what is the matter.
+func TestDetachFromAHangingAgent(t *testing.T) {
+	host, container := routertest.New(t), routertest.New(t)
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket) // whose connections nobody takes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	host.Do(func() {
+		in, err := endpoint.Open(container.Path(), "eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		if err := in.Create(endpoint.HostLink("c1", "eth0")); err != nil {
+			t.Fatal(err)
+		}
+		err = Detach(t.Context(), api.NewClient(socket).Within(50*time.Millisecond), api.EndpointRef{ContainerID: "c1", Interface: "eth0"})
+		if _, down := errors.AsType[*api.NotRunningError](err); err == nil || down {
+			t.Errorf("the agent is there: %v", err)
+		}
+		e, ok := errors.AsType[*types.Error](cniError(err))
+		if !ok || e.Code != types.ErrTryAgainLater || !strings.Contains(e.Msg+e.Details, "does not answer") || strings.Contains(e.Msg, "address") {
+			t.Errorf("the runtime hears %v", e)
+		}
+		if links, err := endpoint.List(); len(links) != 0 {
+			t.Errorf("links %v are left, %v", links, err)
+		}
+	})
+	if patience >= 10*time.Second {
+		t.Errorf("the plugin waits %v", patience)
+	}
+}
+
+// A link that the agent knows nothing of is gone as well.
+func TestDetachOfWhatTheAgentDoesNotKnow(t *testing.T) {
+	host, container := routertest.New(t), routertest.New(t)
+	client := fake{detached: make(chan string, 1)}.serve(t)
+	host.Do(func() {
+		in, err := endpoint.Open(container.Path(), "eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		if err := in.Create(endpoint.HostLink("c1", "eth0")); err != nil {
+			t.Fatal(err)
+		}
+		if err := Detach(t.Context(), client, api.EndpointRef{ContainerID: "c1", Interface: "eth0"}); err != nil {
+			t.Error(err)
+		}
+		if links, err := endpoint.List(); len(links) != 0 {
+			t.Errorf("links %v are left, %v", links, err)
+		}
+	})
 }
 
 // What a container says of itself, and where.

@@ -336,6 +336,10 @@ func Delete(hostLink string) error {
 	return link.DeleteLink(h, hostLink)
 }
 
+// Remove is Delete for a program that lives on: it returns once the pair is gone, while
+// the kernel still waits for itself.
+func Remove(hostLink string) error { return link.RemoveLink(hostLink) }
+
 // List names the host sides that exist.
 func List() ([]string, error) {
 	h, err := link.Handle()

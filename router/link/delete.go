@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -87,6 +88,46 @@ func leadsInto(r netlink.Route, index int) bool {
 func DeleteLink(h *netlink.Handle, name string) error {
 	list := func() ([]netlink.Link, error) { return named(h, name) }
 	return Purge("link "+name, list, func(l netlink.Link) error { return h.LinkDel(l) })
+}
+
+// longestLook is the most time between two looks at whether a link is gone.
+const longestLook = 20 * time.Millisecond
+
+// RemoveLink deletes a link, and returns once it is out of all tables of this host: it has no
+// name, no addresses and no routes, and nothing comes in by it. The kernel then waits for
+// readers of its memory, tens of milliseconds in which nobody needs to wait with it: the
+// goroutine that asked for the deletion ends with that. It deletes by index, once: the name
+// may be another link's by then.
+func RemoveLink(name string) error {
+	looking, err := Handle()
+	if err != nil {
+		return err
+	}
+	defer looking.Close()
+	found, err := named(looking, name)
+	if err != nil || len(found) == 0 {
+		return err
+	}
+	deleting, err := Handle()
+	if err != nil {
+		return err
+	}
+	deleted := make(chan error, 1)
+	go func() {
+		defer deleting.Close()
+		deleted <- deleting.LinkDel(found[0])
+	}()
+	for wait := time.Millisecond; ; wait = min(2*wait, longestLook) {
+		select {
+		case <-deleted:
+			return DeleteLink(looking, name) // nothing is left to do, or it says why that is not so
+		case <-time.After(wait):
+		}
+		// The kernel answers after the deletion, not in its midst: both take the same lock.
+		if left, err := named(looking, name); err == nil && len(left) == 0 {
+			return nil
+		}
+	}
 }
 
 // named is the link of a name, or none.

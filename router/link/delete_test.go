@@ -85,3 +85,49 @@ func TestOldRoutesAndAddressesGo(t *testing.T) {
 		}
 	})
 }
+
+// A link that was removed is gone with its routes when RemoveLink returns, although the
+// kernel is not done with it. Its name can be given again, and stays with who has it then.
+func TestRemovedLinksAreGoneAtOnce(t *testing.T) {
+	routertest.New(t).Do(func() {
+		h, err := Handle()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		for range 20 {
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name = "v0"
+			if err := h.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "v1"}); err != nil {
+				t.Fatal(err)
+			}
+			l, err := h.LinkByName("v0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			to := netip.MustParsePrefix("10.32.0.7/32")
+			route := netlink.Route{Dst: IPNet(to), LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK}
+			if err := errors.Join(h.LinkSetUp(l), h.RouteAdd(&route)); err != nil {
+				t.Fatal(err)
+			}
+			if err := RemoveLink("v0"); err != nil {
+				t.Fatal(err)
+			}
+			routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: IPNet(to)}, netlink.RT_FILTER_DST)
+			if err != nil || len(routes) > 0 {
+				t.Errorf("routes %v are left, %v", routes, err)
+			}
+			for _, name := range []string{"v0", "v1"} {
+				if left, err := named(h, name); err != nil || len(left) > 0 {
+					t.Errorf("%s is left, %v", name, err)
+				}
+			}
+		}
+		if err := RemoveLink("v0"); err != nil {
+			t.Errorf("one that is gone: %v", err)
+		}
+		if err := RemoveLink("lo"); err == nil {
+			t.Error("the kernel keeps lo, and nobody hears of it")
+		}
+	})
+}

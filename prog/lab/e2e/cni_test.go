@@ -232,6 +232,45 @@ func TestCNIWhileTheAgentIsDown(t *testing.T) {
 	nothingLeft(t, l, "h1")
 }
 
+// While the agent hangs every operation ends within 10 s, with the spec's code and the reason.
+// DEL takes the link away; when the agent goes on, DEL succeeds, and nothing is left.
+func TestCNIWhileTheAgentHangs(t *testing.T) {
+	l := labtest.New(t, lab.Options{Hosts: 1})
+	netns, other := container(t, l, "h1/x"), container(t, l, "h1/y")
+	good := fmt.Sprintf(conf, "1.1.0", "")
+	out, err := plugin(l, t, "ADD", "x", netns, good)
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	checked := fmt.Sprintf(conf, "1.1.0", `,"prevResult":`+out)
+	signal := func(name string) { run(t, l, "h1", "sh", "-c", "kill -"+name+" $(pgrep -f 'weft agent')") }
+	signal("STOP")
+	var ops sync.WaitGroup
+	for _, op := range []struct {
+		command, id, netns, conf string
+		code                     int
+	}{{"DEL", "x", netns, good, 11}, {"DEL", "x", netns, good, 11}, {"ADD", "y", other, good, 11}, {"STATUS", "y", other, good, 50}, {"CHECK", "x", netns, checked, 11}} {
+		ops.Go(func() {
+			begin := time.Now()
+			out, err := plugin(l, t, op.command, op.id, op.netns, op.conf)
+			if took := time.Since(begin); err == nil || took > 10*time.Second || !strings.Contains(out, fmt.Sprintf(`"code": %d`, op.code)) || !strings.Contains(out, "not answer") {
+				t.Errorf("%s after %v: %v: %s", op.command, took, err, out)
+			}
+		})
+	}
+	ops.Wait()
+	if links := endpointLinks(t, l, "h1"); len(links) > 0 {
+		t.Errorf("after DEL there is still %v", links)
+	}
+	signal("CONT")
+	for _, id := range []string{"x", "y"} { // as runtimes do after an error
+		if out, err := plugin(l, t, "DEL", id, netns, good); err != nil {
+			t.Errorf("DEL: %v: %s", err, out)
+		}
+	}
+	nothingLeft(t, l, "h1")
+}
+
 // A hundred containers at once: a hundred addresses; and when they are gone, nothing is left.
 func TestHundredAtOnce(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
