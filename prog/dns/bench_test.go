@@ -96,6 +96,62 @@ func BenchmarkCached(b *testing.B) {
 	benchmarkUDP(b, "www.example.", dns.TypeA, func(s *Server) { cacheExample(b, s) })
 }
 
+// BenchmarkForwarded asks for names that nobody has asked for before, one by one from several
+// clients. The upstream costs little, so that most of what is measured is the server and the
+// kernel's sockets.
+func BenchmarkForwarded(b *testing.B) {
+	s := newServer(b, nil)
+	use(s, quickUpstream(b))
+	const clients = 20
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range clients {
+		wg.Go(func() {
+			answer := make(chan []byte, 1)
+			for n := next.Add(1); n <= int64(b.N); n = next.Add(1) {
+				in := packed1(query4(fmt.Sprintf("d%d.example.", n), dns.TypeA))
+				out, q, wait := s.serve(nil, in, asker{})
+				if wait {
+					s.later(b.Context(), q, asker{}, func(m []byte) { answer <- m })
+					out = <-answer
+				}
+				if len(out) < headerSize || out[3]&0xF != dns.RcodeSuccess || out[7] != 1 {
+					b.Errorf("answer %x", out)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	s.tasks.Wait()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "queries/s")
+}
+
+// quickUpstream gives every name the same address.
+func quickUpstream(b *testing.B) *upstream {
+	b.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { c.Close() })
+	go func() {
+		for buf := make([]byte, 4096); ; {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			end := skipName(buf[:n], headerSize) + 4
+			copy(buf[2:], []byte{0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0})
+			out := append(buf[:end], 0xC0, headerSize, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1)
+			_, _ = c.WriteToUDPAddrPort(out, from)
+		}
+	}()
+	return &upstream{addr: c.LocalAddr().(*net.UDPAddr).AddrPort()}
+}
+
 // cacheExample puts an answer about www.example. into the cache.
 func cacheExample(b *testing.B, s *Server) {
 	b.Helper()

@@ -148,6 +148,7 @@ type Server struct {
 	cfg       Config
 	port      uint16
 	hostPort  uint16 // of the servers in resolv.conf
+	budget    time.Duration
 	authority authority
 	cache     *cache
 	upstreams atomic.Pointer[upstreams]
@@ -180,7 +181,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{
-		cfg: cfg, port: cmp.Or(cfg.Port, port), hostPort: port,
+		cfg: cfg, port: cmp.Or(cfg.Port, port), hostPort: port, budget: budget,
 		cache:    newCache(cmp.Or(cfg.CacheEntries, DefaultCacheEntries), cmp.Or(cfg.CacheBytes, DefaultCacheBytes)),
 		wake:     make(chan struct{}, 1),
 		forwards: sharing{limits: forwards},
@@ -270,6 +271,7 @@ func (s *Server) Run(ctx context.Context) error {
 	for {
 		s.readConf(&conf)
 		s.bind(ctx, open)
+		s.upstreams.Load().all(func(_ string, u *upstream) { u.lines.close(time.Now()) })
 		select {
 		case <-ctx.Done():
 			return nil

@@ -94,6 +94,7 @@ func newServer(t testing.TB, change func(*Config)) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.budget = min(budget, 5*s.cfg.Timeout)
 	s.SetAddrs(nodeAddrs)
 	return s
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,6 +36,11 @@ func (u *upstreams) with(servers []netip.Addr, port uint16) *upstreams {
 			known[addr] = &upstream{addr: addr}
 		}
 		next.host = append(next.host, known[addr])
+	}
+	for _, h := range u.host {
+		if !slices.Contains(next.host, h) {
+			h.lines.close(time.Time{})
+		}
 	}
 	return next
 }
@@ -116,7 +122,7 @@ func (s *Server) resolve(ctx context.Context, k key, from netip.Addr) *packed {
 		}
 	} else {
 		// Those who join go on waiting when the first no longer does.
-		flying, end := context.WithTimeout(context.WithoutCancel(ctx), budget)
+		flying, end := context.WithTimeout(context.WithoutCancel(ctx), s.budget)
 		f = &flight{done: make(chan struct{}), end: end}
 		s.flights[k] = f
 		s.tasks.Go(func() { s.fly(flying, k, f) })
@@ -166,54 +172,101 @@ func (s *Server) fly(ctx context.Context, k key, f *flight) {
 	close(f.done)
 }
 
-// ask goes from one upstream to the next until one has an answer. If none as much as
-// replies, all are asked once more: a packet may have been lost.
+// heard is what came of asking an upstream, the nth that was.
+type heard struct {
+	from *upstream
+	nth  int
+	m    *dns.Msg
+	err  error
+}
+
+// ask goes from one upstream to the next until one has an answer. One that does not answer
+// in time is listened to while others are asked: whoever answers first does. If none as much
+// as replies, all are asked once more: a packet may have been lost.
 func (s *Server) ask(ctx context.Context, k key) *packed {
-	var servers, usable []*upstream
+	usable, all := s.choose(k.name)
+	order := slices.Concat(usable, all)
+	replies := make(chan heard, len(order))
+	patience := time.NewTimer(s.cfg.Timeout)
+	defer patience.Stop()
+	asked, open := 0, 0
+	for next, replied := true, false; ; {
+		if next && asked < len(order) && (asked < len(usable) || !replied) {
+			u, nth := order[asked], asked+1
+			s.tasks.Go(func() {
+				m, err := u.exchange(ctx, k)
+				replies <- heard{u, nth, m, err}
+			})
+			patience.Reset(s.cfg.Timeout)
+			asked, open, next = nth, open+1, false
+		}
+		if open == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-patience.C:
+			s.fails(order[asked-1], errSilent)
+			next = true
+		case h := <-replies:
+			open--
+			last := h.nth == asked && !next
+			if answer := s.hear(ctx, h, k, last); answer != nil {
+				return answer
+			}
+			replied = replied || h.err == nil
+			next = next || last
+		}
+	}
+}
+
+// choose lists the upstreams for a name, and before them those that are likely to answer.
+func (s *Server) choose(name string) (usable, all []*upstream) {
 	now := time.Now()
-	for _, u := range s.upstreams.Load().of(k.name) {
+	for _, u := range s.upstreams.Load().of(name) {
 		if s.loop(u.addr) {
 			continue
 		}
-		servers = append(servers, u)
+		all = append(all, u)
 		if u.usable(now) {
 			usable = append(usable, u)
 		}
 	}
 	if len(usable) == 0 {
-		usable = servers
+		usable = all
 	}
-	answer, replied := s.askOnce(ctx, k, usable)
-	if answer == nil && !replied {
-		answer, _ = s.askOnce(ctx, k, servers)
+	return usable, all
+}
+
+// hear is the answer in what was heard from an upstream, in time or late; nil: there is none.
+func (s *Server) hear(ctx context.Context, h heard, k key, inTime bool) *packed {
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case h.err != nil:
+		s.fails(h.from, h.err)
+		return nil
+	case !inTime:
+		h.from.late(s.cfg.Timeout)
+	case h.from.answered():
+		s.cfg.Log.Info("upstream name server answers again", keyServer, h.from.addr)
+	}
+	// An error may be the upstream's own: the next one may know better. It is not held
+	// against this one, whose other names may well be in order.
+	answer, err := believe(h.m, k, s.authority.owns)
+	if err != nil {
+		s.cfg.Log.Debug("upstream name server has no answer", keyServer, h.from.addr, keyName, k.name, keyErr, err)
+		return nil
 	}
 	return answer
 }
 
-func (s *Server) askOnce(ctx context.Context, k key, servers []*upstream) (answer *packed, replied bool) {
-	for _, u := range servers {
-		m, err := u.exchange(ctx, k, s.cfg.Timeout)
-		if ctx.Err() != nil {
-			return nil, true
-		}
-		if err != nil {
-			if u.failed(time.Now(), err) {
-				s.cfg.Log.Warn("upstream name server fails", keyServer, u.addr, keyErr, err)
-			}
-			continue
-		}
-		if u.answered() {
-			s.cfg.Log.Info("upstream name server answers again", keyServer, u.addr)
-		}
-		replied = true
-		// An error may be the upstream's own: the next one may know better. It is not held
-		// against this one, whose other names may well be in order.
-		if answer, err = believe(m, k, s.authority.owns); err == nil {
-			return answer, true
-		}
-		s.cfg.Log.Debug("upstream name server has no answer", keyServer, u.addr, keyName, k.name, keyErr, err)
+// fails notes that an upstream does not answer.
+func (s *Server) fails(u *upstream, err error) {
+	if u.failed(time.Now(), err) {
+		s.cfg.Log.Warn("upstream name server fails", keyServer, u.addr, keyErr, err)
 	}
-	return nil, replied
 }
 
 // checkForward makes Config.Forward's domains canonical.

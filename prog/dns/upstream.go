@@ -4,11 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -22,6 +22,7 @@ type upstream struct {
 	addr    netip.AddrPort
 	retryAt atomic.Int64           // Unix nanoseconds; 0 while it answers
 	reason  atomic.Pointer[string] // why it did not answer last
+	lines   lines
 }
 
 // usable reports whether u is worth a question. Of those that failed, one question after
@@ -35,6 +36,7 @@ func (u *upstream) usable(now time.Time) bool {
 func (u *upstream) failed(now time.Time, err error) (news bool) {
 	why := err.Error()
 	u.reason.Store(&why)
+	u.lines.close(time.Time{}) // the way to it may be another by now
 	return u.retryAt.Swap(now.Add(hold).UnixNano()) == 0
 }
 
@@ -47,17 +49,23 @@ func (u *upstream) answered() (news bool) {
 	return u.retryAt.Swap(0) != 0
 }
 
-// exchange asks u, over UDP and then over TCP if the answer does not fit, and gives each of
-// them the timeout.
-func (u *upstream) exchange(ctx context.Context, k key, timeout time.Duration) (*dns.Msg, error) {
+// late notes that u answers, but later than others are asked.
+func (u *upstream) late(timeout time.Duration) {
+	why := fmt.Sprintf("takes more than %v to answer", timeout)
+	u.reason.Store(&why)
+}
+
+// exchange asks u, over UDP and then over TCP if the answer does not fit, and listens until
+// ctx ends.
+func (u *upstream) exchange(ctx context.Context, k key) (*dns.Msg, error) {
 	m := query(k)
-	r, err := u.over(ctx, "udp", m, timeout)
+	r, err := u.overUDP(ctx, m)
 	if err == nil && (r.Rcode == dns.RcodeFormatError || r.Rcode == dns.RcodeNotImplemented) && r.IsEdns0() == nil {
 		m.Extra = nil // it does not know EDNS (RFC 6891 7)
-		r, err = u.over(ctx, "udp", m, timeout)
+		r, err = u.overUDP(ctx, m)
 	}
 	if err == nil && r.Truncated {
-		r, err = u.over(ctx, "tcp", m, timeout)
+		r, err = u.overTCP(ctx, m)
 	}
 	return r, err
 }
@@ -69,56 +77,71 @@ func query(k key) *dns.Msg {
 	return m.SetEdns0(maxUDP, k.do)
 }
 
-// over asks u in one way. A socket of its own for every question has a port that nobody
-// can guess, and gets nothing from any other address (RFC 5452 4.5).
-func (u *upstream) over(ctx context.Context, network string, m *dns.Msg, timeout time.Duration) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	c, err := new(net.Dialer).DialContext(ctx, network, u.addr.String())
+// overUDP asks u by one packet.
+func (u *upstream) overUDP(ctx context.Context, m *dns.Msg) (r *dns.Msg, err error) {
+	c, err := u.lines.take(ctx, u.addr)
+	if err != nil {
+		return nil, plain(ctx, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	clean := true // nothing came but the answer
+	defer func() {
+		if stop() && err == nil && clean {
+			u.lines.give(c)
+		} else {
+			_ = c.Close()
+		}
+	}()
+	out, err := m.PackBuffer(c.buf)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Write(out); err != nil {
+		return nil, plain(ctx, err)
+	}
+	for {
+		n, err := c.Read(c.buf)
+		if err != nil {
+			return nil, plain(ctx, err)
+		}
+		// What is no answer to this question may come from one who would like to answer
+		// it in place of u: the answer may still come.
+		r := new(dns.Msg)
+		if err := r.Unpack(c.buf[:n]); (err == nil || r.Truncated) && answers(r, m) {
+			return r, nil
+		}
+		clean = false
+	}
+}
+
+// overTCP asks u by a connection of its own.
+func (u *upstream) overTCP(ctx context.Context, m *dns.Msg) (*dns.Msg, error) {
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", u.addr.String())
 	if err != nil {
 		return nil, plain(ctx, err)
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })()
-	out, err := m.PackBuffer(make([]byte, 2+minUDP)[2:])
+	out, err := m.Pack()
 	if err != nil {
 		return nil, err
 	}
-	if network == "tcp" {
-		out = append(binary.BigEndian.AppendUint16(nil, uint16(len(out))), out...)
-	}
-	if _, err := c.Write(out); err != nil {
+	if _, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(out))), out...)); err != nil {
 		return nil, plain(ctx, err)
-	}
-	buf := make([]byte, 4096) // some send more than they were asked for
-	for {
-		in, err := readMessage(c, network, &buf)
-		if err != nil {
-			return nil, plain(ctx, err)
-		}
-		var r dns.Msg
-		// What is no answer to this question may come from one who would like to answer
-		// it in place of u: the answer may still come.
-		if err := r.Unpack(in); (err == nil || r.Truncated) && answers(&r, m) {
-			return &r, nil
-		} else if network == "tcp" {
-			return nil, errors.New("answers another question")
-		}
-	}
-}
-
-func readMessage(c net.Conn, network string, buf *[]byte) ([]byte, error) {
-	if network == "udp" {
-		n, err := c.Read(*buf)
-		return (*buf)[:n], err
 	}
 	var size [2]byte
 	if _, err := io.ReadFull(c, size[:]); err != nil {
-		return nil, err
+		return nil, plain(ctx, err)
 	}
-	*buf = slices.Grow((*buf)[:0], int(binary.BigEndian.Uint16(size[:])))[:binary.BigEndian.Uint16(size[:])]
-	_, err := io.ReadFull(c, *buf)
-	return *buf, err
+	in := make([]byte, binary.BigEndian.Uint16(size[:]))
+	if _, err := io.ReadFull(c, in); err != nil {
+		return nil, plain(ctx, err)
+	}
+	r := new(dns.Msg)
+	if err := r.Unpack(in); err != nil && !r.Truncated || !answers(r, m) {
+		return nil, errors.New("answers another question")
+	}
+	return r, nil
 }
 
 // answers reports whether r answers m (RFC 5452 9.1). Servers that understood nothing need
@@ -134,10 +157,13 @@ func answers(r, m *dns.Msg) bool {
 	return len(r.Question) == 1 && a.Qtype == b.Qtype && a.Qclass == b.Qclass && strings.EqualFold(a.Name, b.Name)
 }
 
+// errSilent says that nothing was heard in time.
+var errSilent = errors.New("does not answer")
+
 // plain is err for people: without the addresses of a socket that is gone.
 func plain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return errors.New("does not answer")
+		return errSilent
 	}
 	if call, ok := errors.AsType[*os.SyscallError](err); ok {
 		return call.Err
