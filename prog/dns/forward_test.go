@@ -228,6 +228,30 @@ func TestLostPacket(t *testing.T) {
 	}
 }
 
+// An upstream that is slower than others are given time is heard all the same, whether it is
+// alone or others are asked meanwhile, and is not said to be silent.
+func TestLateAnswersAreHeard(t *testing.T) {
+	for name, others := range map[string]func(n *atomic.Int32) []*upstream{
+		"alone":                  func(*atomic.Int32) []*upstream { return nil },
+		"before one is silent":   func(n *atomic.Int32) []*upstream { return []*upstream{silent(t, n)} },
+		"before one that errs":   func(n *atomic.Int32) []*upstream { return []*upstream{counted(t, n, 0, dns.RcodeServerFailure)} },
+		"before one that is not": func(*atomic.Int32) []*upstream { return []*upstream{refusing(t)} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var n atomic.Int32
+			s := newServer(t, nil)
+			slow := counted(t, &n, 3*s.cfg.Timeout/2, dns.RcodeSuccess, answerA...)
+			use(s, append([]*upstream{slow}, others(&n)...)...)
+			if r := ask(t, s, query4("www.example.", dns.TypeA), false); len(r.Answer) != 1 {
+				t.Error(r)
+			}
+			if why := s.Status().Upstreams[0].Err; why != "takes more than 200ms to answer" {
+				t.Errorf("the status says %q", why)
+			}
+		})
+	}
+}
+
 func TestUsable(t *testing.T) {
 	u, now := &upstream{}, time.Unix(100, 0)
 	if !u.usable(now) || !u.failed(now, net.ErrClosed) || u.failed(now, net.ErrClosed) || u.usable(now.Add(hold-1)) {
