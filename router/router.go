@@ -35,6 +35,8 @@ type Options struct {
 	StartDatapath func(context.Context) error
 	// Watch spares Apply to read all links and routes when none has changed; nil: it reads them each time.
 	Watch *link.Watch
+	// Changing hears of a sysctl before it is changed, once, with the value that it has; nil: nobody does.
+	Changing func(name, was, set string) error
 }
 
 // Config is the data path as it should be.
@@ -172,7 +174,7 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 			return err
 		}
 	}
-	if err := link.Forwarding(c.IPv6); err != nil {
+	if err := link.Forwarding(c.IPv6, r.opts.Changing); err != nil {
 		return err
 	}
 	if err := r.device.Ensure(ctx); err != nil {

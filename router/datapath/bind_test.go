@@ -201,7 +201,7 @@ func TestPacketsThatAreTooLargeForARouterArrive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(netlink.LinkSetMTU(two, 1280), link.Forwarding(true)); err != nil {
+		if err := errors.Join(netlink.LinkSetMTU(two, 1280), link.Forwarding(true, nil)); err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -180,9 +180,19 @@ func sysctlName(path []string) string {
 
 // Forwarding makes this host route packets between its links. A host that takes
 // its default route from router advertisements would lose it by that: such links
-// are told to go on accepting them (accept_ra=2).
-func Forwarding(ipv6 bool) error {
-	if err := Sysctl("1", "ipv4/ip_forward"); err != nil {
+// are told to go on accepting them (accept_ra=2). changing, if there is one, hears of each
+// value before it is another one: who removes Weft wants it back.
+func Forwarding(ipv6 bool, changing func(name, was, set string) error) error {
+	set := func(value, name string) error {
+		was, err := os.ReadFile(sysctlName([]string{name}))
+		if err == nil && strings.TrimSpace(string(was)) != value && changing != nil {
+			if err := changing(name, strings.TrimSpace(string(was)), value); err != nil {
+				return err
+			}
+		}
+		return Sysctl(value, name)
+	}
+	if err := set("1", "ipv4/ip_forward"); err != nil {
 		return err
 	}
 	if !ipv6 {
@@ -201,9 +211,9 @@ func Forwarding(ipv6 bool) error {
 		if err != nil || strings.TrimSpace(string(v)) != "1" || Ours(l.Name()) || l.Name() == "lo" {
 			continue
 		}
-		if err := Sysctl("2", "ipv6/conf", l.Name(), "accept_ra"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := set("2", "ipv6/conf/"+l.Name()+"/accept_ra"); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
-	return Sysctl("1", "ipv6/conf/all/forwarding")
+	return set("1", "ipv6/conf/all/forwarding")
 }

@@ -140,7 +140,7 @@ func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
 	routertest.New(t).Do(func() {
 		bridge(t, "uplink", 1500)
 		for range 2 {
-			if err := Forwarding(true); err != nil {
+			if err := Forwarding(true, nil); err != nil {
 				if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
 					t.Skip(err)
 				}
