@@ -75,25 +75,29 @@ func (e *UnusableError) Error() string {
 func (e *UnusableError) Unwrap() error { return e.Why }
 
 // ErrLocked says that another process has the state open.
-var ErrLocked = errors.New("the state is in use: an agent is running on this host already (`weft status`)")
+var ErrLocked = errors.New("the state is in use")
 
 // Open opens the state in folder dir, and makes it if there is none.
 func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("state: %w", err)
+		return nil, explained(fmt.Errorf("state: %w", err))
 	}
 	path := filepath.Join(dir, File)
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		if err := create(path); err != nil {
-			return nil, err
+			return nil, explained(err)
 		}
-	} else if err := examine(path); err != nil {
+	} else if err := examine(path); surroundings(err) {
+		return nil, explained(fmt.Errorf("state: %w", err))
+	} else if err != nil {
 		return nil, &UnusableError{path, err}
 	}
 	db, err := openFile(path)
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, ErrLocked
+		return nil, lockedError(path)
+	case surroundings(err):
+		return nil, explained(fmt.Errorf("state: %w", err))
 	case err != nil:
 		return nil, &UnusableError{path, err}
 	}
