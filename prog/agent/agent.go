@@ -96,6 +96,7 @@ type Agent struct {
 	changes   uint64                     // of endpoints
 	busy      map[string]chan struct{}   // keys being attached or detached
 	notReady  string                     // why; empty once ready
+	waiting   bool                       // to be told which network this host belongs to
 }
 
 // settings are what the operator changes at run time.
@@ -144,7 +145,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	ctx, a.stop = context.WithCancel(ctx)
 	defer a.stop()
 	a.started = time.Now()
-	if err := checkPrivileges(); err != nil {
+	if err := CheckPrivileges(); err != nil {
 		return err
 	}
 	if a.opts.SysctlDir != "" {
@@ -165,6 +166,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	front := newFront(a) // it may be long until there is something behind it
+	notify("READY=1", "STATUS=starting")
 	group.Go(func() error { return serve(ctx, control, front.all) })
 	if status != nil {
 		group.Go(func() error { return serve(ctx, status, front.readOnly) })
@@ -283,7 +285,7 @@ func (a *Agent) makeRouter() error {
 		return fmt.Errorf("agent: %w", err)
 	}
 	a.router = router.New(router.Options{
-		Log: a.log, Watch: a.host.watch,
+		Log: a.log, Watch: a.host.watch, Changing: a.store.SaveSysctl,
 		StartDatapath: func(ctx context.Context) error {
 			if a.opts.DatapathElsewhere {
 				return datapath.Await(ctx)

@@ -187,7 +187,7 @@ func TestResetWithoutCNI(t *testing.T) {
 	if err := os.WriteFile(state, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_ = Reset(t.Context(), Options{StateDir: state})
+	_, _ = Reset(t.Context(), Options{StateDir: state})
 	for _, name := range []string{ConflistFile, PluginName} {
 		if _, err := os.Stat(name); err != nil {
 			t.Error(err)

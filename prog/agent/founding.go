@@ -65,6 +65,9 @@ func ParseInit(s string) (i Init, err error) {
 // with others, or neither and waits to hear of one.
 func (a *Agent) founding(ctx context.Context, targets []string) (*ring.Ring, *ipam.Election, error) {
 	st, err := a.store.Load()
+	if err == nil && len(st.Ring) > 0 {
+		err = a.forgetLaunched()
+	}
 	if err != nil || len(st.Ring) > 0 || a.opts.Init.Observer {
 		return nil, nil, err
 	}

@@ -90,7 +90,7 @@ func (a *Agent) early() api.Report {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return api.Report{
-		Version: a.opts.Version, NotReady: a.notReady, Endpoints: []api.Endpoint{},
+		Version: a.opts.Version, NotReady: a.notReady, Endpoints: []api.Endpoint{}, Settings: a.opts.Settings, Waiting: a.waiting,
 		Router: api.Router{
 			Protocol: mesh.Version, ID: "-", Nickname: a.opts.Nickname, Port: a.opts.Port, GossipPort: a.opts.GossipPort, PID: os.Getpid(),
 			Targets: []api.Target{}, Connections: []api.Connection{}, Peers: []api.Peer{},

@@ -25,6 +25,7 @@ import (
 	"weft/mesh/peer"
 	"weft/mesh/secret"
 	"weft/mesh/topology"
+	"weft/prog/api"
 	"weft/prog/state"
 	"weft/router/nft"
 )
@@ -56,6 +57,7 @@ type Options struct {
 	Exempt            nft.Exempt // what policies do not apply to
 	Kubernetes        KubernetesOptions
 	Log               *slog.Logger
+	Settings          []api.Setting // as the report shows them
 }
 
 // Ranges are the universe as the operator gives it: the second one may be missing.

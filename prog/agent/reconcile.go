@@ -119,7 +119,7 @@ func (a *Agent) step(ctx context.Context) error {
 	if err := a.policiesKnown(); err != nil {
 		return err
 	}
-	return cmp.Or(a.ports.check(), a.releaseQueue().check())
+	return cmp.Or(CheckDisk(a.opts.StateDir), a.ports.check(), a.releaseQueue().check())
 }
 
 // desired is the data path as it should be: a pure function of what the parts know.
@@ -252,21 +252,23 @@ func (a *Agent) setReady(ctx context.Context, why error) {
 	switch {
 	case before == now:
 	case now == "":
+		notify("STATUS=ready")
 		a.log.Info("ready", "after", time.Since(a.started).Round(time.Millisecond))
 	default:
+		notify("STATUS=not ready: " + now)
 		a.log.Warn("not ready", "why", now)
 	}
 }
 
-// checkPrivileges says at once what would fail in many places later.
-func checkPrivileges() error {
+// CheckPrivileges says at once what would fail in many places later.
+func CheckPrivileges() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&header, &data[0]); err != nil {
 		return fmt.Errorf("agent: read capabilities: %w", err)
 	}
 	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
-		return errors.New("the capability NET_ADMIN is missing, which Weft needs to make links, routes and nftables rules: run it as root (sudo), or give the container or unit CAP_NET_ADMIN")
+		return errors.New("this needs root: run it with sudo. (The capability NET_ADMIN is missing, by which Weft makes links, routes and nftables rules; a container or a unit can be given that alone)")
 	}
 	return nil
 }

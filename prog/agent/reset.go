@@ -6,52 +6,78 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"weft/prog/state"
 	"weft/router"
+	"weft/router/link"
 )
 
 // Reset removes from this host everything that Weft made: the CNI configuration
 // first, so that no more containers come, then the data path, then state and
-// secret. A state file that cannot be read is set aside, not deleted. The agent
+// secret. The sysctls that Weft changed get their earlier values, but not on a Node, where others
+// need them too; kept says of each that could not be. A state file that cannot be read is set aside, not deleted. The agent
 // must not be running.
-func Reset(ctx context.Context, opts Options) error {
-	if err := RemoveCNI(opts); err != nil {
-		return err
+func Reset(ctx context.Context, opts Options) (kept []string, err error) {
+	if err := CheckPrivileges(); err != nil {
+		return nil, err
 	}
+	if err := RemoveCNI(opts); err != nil {
+		return nil, err
+	}
+	var sysctls []state.Sysctl
 	s, err := state.Open(opts.StateDir)
 	switch unusable, ok := errors.AsType[*state.UnusableError](err); {
 	case ok:
 		aside := unusable.Path + ".aside-" + time.Now().UTC().Format("20060102T150405")
 		if err := os.Rename(unusable.Path, aside); err != nil {
-			return fmt.Errorf("reset: set the state aside: %w", err)
+			return kept, fmt.Errorf("reset: set the state aside: %w", err)
 		}
 	case err != nil:
-		return fmt.Errorf("reset: %w", err)
+		return kept, fmt.Errorf("reset: %w", err)
 	default:
+		if sysctls, err = s.Sysctls(); err != nil {
+			sysctls = nil // nothing of it is worth keeping this host in the network
+		}
 		s.Close()
 	}
 	if err := router.Remove(ctx); err != nil {
-		return fmt.Errorf("reset: %w", err)
+		return kept, fmt.Errorf("reset: %w", err)
 	}
-	for _, name := range []string{state.File, SecretFile, ReleaseDir, "agent.log", "datapath.log"} {
+	if !opts.Kubernetes.On {
+		kept = restoreSysctls(sysctls)
+	}
+	for _, name := range []string{state.File, SecretFile, ReleaseDir, LaunchedFile, "agent.log", "agent.log.1", "datapath.log", "datapath.log.1"} {
 		if err := os.RemoveAll(filepath.Join(opts.StateDir, name)); err != nil {
-			return fmt.Errorf("reset: %w", err)
+			return kept, fmt.Errorf("reset: %w", err)
 		}
 	}
 	if err := os.RemoveAll(opts.socket()); err != nil {
-		return fmt.Errorf("reset: %w", err)
+		return kept, fmt.Errorf("reset: %w", err)
 	}
 	if !opts.Kubernetes.On {
-		return nil
+		return kept, nil
 	}
 	report, err := reporter(opts)
 	if err == nil {
 		err = report.TakeBack(ctx)
 	}
 	if err != nil {
-		return fmt.Errorf("reset: this host is clean, but its Node still says that Weft is up, so that no new network is founded: run it again once that is mended: %w", err)
+		return kept, fmt.Errorf("reset: this host is clean, but its Node still says that Weft is up, so that no new network is founded: run it again once that is mended: %w", err)
 	}
-	return nil
+	return kept, nil
+}
+
+// restoreSysctls undoes what Weft changed, the last first, where nobody changed it since.
+func restoreSysctls(changed []state.Sysctl) (kept []string) {
+	for _, c := range slices.Backward(changed) {
+		if !link.SysctlIs(c.Set, c.Name) {
+			continue
+		}
+		if err := link.WriteSysctl(c.Was, c.Name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			kept = append(kept, fmt.Sprintf("%v: it was %s before Weft", err, c.Was))
+		}
+	}
+	return kept
 }

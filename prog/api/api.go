@@ -26,7 +26,24 @@ type Report struct {
 	Endpoints  []Endpoint   `json:"endpoints"`
 	Warnings   []string     `json:"warnings,omitempty"` // each with what to do
 	Rejections []Rejection  `json:"rejections,omitempty"`
+	Settings   []Setting    `json:"settings,omitempty"`
+	Waiting    bool         `json:"waiting,omitempty"` // to be told which network it belongs to: `weft launch`
 }
+
+// Setting is a flag of the agent, and where its value came from: one of the From constants.
+type Setting struct {
+	Name   string `json:"name"`
+	Value  string `json:"value"`
+	Origin string `json:"origin"`
+}
+
+// Origins of settings; each wins over those before it.
+const (
+	FromDefault     = "default"
+	FromFile        = "file"
+	FromEnvironment = "environment"
+	FromFlag        = "flag"
+)
 
 // CNI is what the container runtime is told to call.
 type CNI struct {

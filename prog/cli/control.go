@@ -72,6 +72,7 @@ func stopAgent(ctx context.Context, client *api.Client, req api.StopRequest) (ap
 
 func (a *app) reset() *cobra.Command {
 	var force, stay, cniOnly bool
+	var settings string
 	var opts agent.Options
 	cmd := &cobra.Command{
 		Use: "reset", Short: "remove Weft from this host: data path, endpoints, guard, state and secret", Args: cobra.NoArgs,
@@ -87,6 +88,9 @@ containers come, and leaves everything else as it is.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cniOnly {
 				return agent.RemoveCNI(opts)
+			}
+			if err := agent.CheckPrivileges(); err != nil {
+				return err
 			}
 			client := a.client()
 			r, err := client.Report(cmd.Context())
@@ -107,7 +111,14 @@ containers come, and leaves everything else as it is.` + exitHelp,
 			case agent.Owns(opts.StateDir) && !force:
 				return errors.New("no agent runs on this host, so nobody can take over the addresses that it owns: start it first, or use --force, and then run `weft rmpeer` on another host")
 			}
-			if err := agent.Reset(cmd.Context(), opts); err != nil || !stay {
+			kept, err := agent.Reset(cmd.Context(), opts)
+			for _, text := range kept {
+				fmt.Fprintln(a.err, "weft: not restored:", text)
+			}
+			if err == nil {
+				err = removeSettings(settings)
+			}
+			if err != nil || !stay {
 				return err
 			}
 			<-cmd.Context().Done()
@@ -117,6 +128,7 @@ containers come, and leaves everything else as it is.` + exitHelp,
 	cmd.Flags().BoolVar(&stay, "stay", false, "then wait for a signal: containers of a DaemonSet must not end")
 	cmd.Flags().BoolVar(&force, "force", false, "also cut off containers that are attached")
 	kubernetesFlags(cmd.Flags(), &opts.Kubernetes, "this host is a Node of a Kubernetes cluster, whose API server is to know")
+	cmd.Flags().StringVar(&settings, "settings", settingsFile, "the file with this host's settings, which is removed if launch made it")
 	cmd.Flags().BoolVar(&cniOnly, "cni", false, "remove only the CNI configuration and the plugin")
 	cmd.Flags().StringVar(&opts.StateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")
 	cmd.Flags().StringVar(&opts.RunDir, "run-dir", agent.DefaultRunDir, "where the control socket is")
@@ -279,6 +291,7 @@ func (a *app) datapath() *cobra.Command {
 		Use: "datapath", Short: "run WireGuard in userspace, where the kernel has none", Args: cobra.NoArgs,
 		Long: "Runs the userspace WireGuard process in the foreground. The agent starts it itself where the kernel\nhas no WireGuard; run it as a unit of its own where a supervisor would end it together with the agent.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			go boundLog(cmd.Context())
 			run := datapath.Run
 			if standby {
 				run = datapath.Standby

@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"weft/prog/api"
 )
 
 // environmentPrefix begins the variables that settings can be given in.
@@ -24,11 +26,12 @@ func variable(flag string) string {
 const environmentHelp = `
 
 Every flag but --token can be given in the environment too, as WEFT_ and its name in capitals:
-WEFT_IPALLOC_RANGE, WEFT_MTU. The flag wins, and an empty variable counts as not set.`
+WEFT_IPALLOC_RANGE, WEFT_MTU. The flag wins, and an empty variable counts as not set. Below both is
+/etc/weft/weft.yaml, where launch saves its flags (` + "`weft config view`" + ` shows all).`
 
 // noVariable are flags that are not settings, or that must not be in the environment: a token
 // would be read there by whoever lists processes.
-var noVariable = []string{"help", "json", "socket", "token", "wait"}
+var noVariable = []string{"help", "json", "socket", "token", "wait", "found"}
 
 // otherVariables are ours too, but no flags.
 var otherVariables = []string{"WEFT_PASSWORD"}
@@ -42,7 +45,7 @@ func isServiceLink(name, value string) bool {
 }
 
 // fromEnvironment sets the flags that were not given from the environment, and returns the
-// names of the variables that it used, and of those that nobody knows.
+// names of the flags that it set, and of the variables that nobody knows.
 func fromEnvironment(flags *pflag.FlagSet, environ []string) (used, unknown []string, err error) {
 	values := map[string]string{}
 	for _, entry := range environ {
@@ -64,7 +67,7 @@ func fromEnvironment(flags *pflag.FlagSet, environ []string) (used, unknown []st
 		if e := flags.Set(f.Name, value); e != nil {
 			err = usageError{fmt.Errorf("%s in the environment: %w", name, e)}
 		}
-		used = append(used, name)
+		used = append(used, f.Name)
 	})
 	for name := range values {
 		unknown = append(unknown, name)
@@ -73,26 +76,43 @@ func fromEnvironment(flags *pflag.FlagSet, environ []string) (used, unknown []st
 	return used, unknown, err
 }
 
-// blame names the variable in an error about a flag that came from the environment: who set
-// it does not know the flag.
-func blame(err error, used []string) error {
+// blame names the variable, or the line of the settings file, in an error about a flag that was
+// set there: who set it does not know the flag.
+func blame(err error, from origins, file settings) error {
 	if err == nil {
 		return nil
 	}
-	for _, name := range used {
-		flag := "--" + strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(name, environmentPrefix), "_", "-"))
-		if regexp.MustCompile(`(^|\s)` + flag + `($|[\s:=])`).MatchString(err.Error()) {
-			return usageError{fmt.Errorf("%s in the environment: %w", name, err)}
+	for name, origin := range from {
+		if origin == api.FromFlag || !regexp.MustCompile(`(^|\s)--`+name+`($|[\s:=])`).MatchString(err.Error()) {
+			continue
 		}
+		if origin == api.FromFile {
+			return usageError{fmt.Errorf("%s: %w", file.at(name), err)}
+		}
+		return usageError{fmt.Errorf("%s in the environment: %w", variable(name), err)}
 	}
 	return err
 }
 
-// configure completes the options of an agent from its flags and the environment.
+// configure completes the options of an agent from its flags, the environment and the settings
+// file, in this order.
 func (a *app) configure(cmd *cobra.Command, f *launchFlags, targets []string) error {
+	f.from = origins{}
+	cmd.Flags().Visit(func(flag *pflag.Flag) { f.from[flag.Name] = api.FromFlag })
 	used, unknown, err := fromEnvironment(cmd.Flags(), os.Environ())
+	for _, flag := range used {
+		f.from[flag] = api.FromEnvironment
+	}
+	var file settings
 	if err == nil {
-		err = blame(f.complete(targets, a.err), used)
+		file, err = readSettings(f.settings)
+	}
+	if err == nil {
+		err = file.apply(cmd.Flags(), f.from)
+	}
+	if err == nil {
+		f.Settings = listSettings(cmd.Flags(), f.from)
+		err = blame(f.complete(targets, a.err), f.from, file)
 	}
 	if err == nil {
 		err = f.checkKubernetes()

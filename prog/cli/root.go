@@ -119,7 +119,7 @@ func (a *app) root() *cobra.Command {
 		a.attach(), a.detach(), a.ps(), a.expose(), a.hide(),
 		a.dnsAdd(), a.dnsRemove(), a.dnsLookup(),
 		a.policy(),
-		a.status(), a.report(), a.version(), a.token(), a.datapath(),
+		a.status(), a.report(), a.version(), a.config(), a.token(), a.datapath(),
 		lab.Command(), probe.Command(),
 	)
 	checkArgs(root)

@@ -208,7 +208,7 @@ func (l *Lab) boot(ctx context.Context, host string) error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{cfg.StateDir, cfg.Scratch} {
+	for _, dir := range []string{cfg.StateDir, cfg.Settings, cfg.Scratch} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("lab: %w", err)
 		}

@@ -95,7 +95,7 @@ func (l *Lab) hostConfig(host string) (node.Config, error) {
 	}
 	return node.Config{
 		Role: node.Host, Name: host, Bin: l.opts.Bin, Socket: l.socket(host), Names: names,
-		StateDir: l.StateDir(host), Scratch: filepath.Join(l.dir, host, "scratch"), Uplink: &node.Uplink{
+		StateDir: l.StateDir(host), Settings: filepath.Join(l.dir, host, "etc"), Scratch: filepath.Join(l.dir, host, "scratch"), Uplink: &node.Uplink{
 			Link: node.HostLink, Port: host, Switch: node.Bridge,
 			MAC:   fmt.Sprintf("02:00:c0:00:02:%02x", n), // the same after a reboot, as a real card's
 			Addrs: addrs, Gateways: gateways(addrs, gateway4, gateway6), GatewayMAC: gatewayMAC, Metric: uplinkMetric,

@@ -401,3 +401,32 @@ func TestFilesAreForRootOnly(t *testing.T) {
 		t.Error("the report has the secret")
 	}
 }
+
+// What launch was told is kept over stop and reboot, and told by `weft config view`; reset ends it.
+func TestSettingsSurvive(t *testing.T) {
+	l := bare(t, 1)
+	launchFounder(t, l, "--mtu", "1300", "--nickname", "a")
+	kept := func(when, nickname string, mtu int) {
+		t.Helper()
+		if r := report(t, l, "h1").Router; r.MTU != mtu || r.Nickname != nickname {
+			t.Errorf("%s: %s with MTU %d", when, r.Nickname, r.MTU)
+		}
+	}
+	run(t, l, "h1", "weft", "stop")
+	run(t, l, "h1", "weft", "launch")
+	kept("after a stop", "a", 1300)
+	run(t, l, "h1", "weft", "stop")
+	run(t, l, "h1", "weft", "launch", "--nickname", "b")
+	kept("with another name", "b", 1300)
+	if err := l.Reboot(t.Context(), "h1"); err != nil {
+		t.Fatal(err)
+	}
+	run(t, l, "h1", "weft", "launch")
+	kept("after a reboot", "b", 1300)
+	says(t, run(t, l, "h1", "weft", "config", "view", "--json"), `"running": true`, `"name": "mtu",
+      "value": "1300",
+      "origin": "file"`)
+	run(t, l, "h1", "weft", "reset")
+	run(t, l, "h1", "weft", "launch")
+	kept("after a reset", "h1", 1420)
+}

@@ -20,6 +20,7 @@ import (
 //
 //	/run, /etc/cni, /opt/cni   tmpfs    empty after a reboot
 //	/var/lib/weft              bind     Config.StateDir: survives a reboot
+//	/etc/weft                  bind     Config.Settings: survives a reboot
 //
 // The /etc/hosts of both is Config.Names. A container has its host's other files, but for a resolv.conf of its own,
 // which is empty.
@@ -74,6 +75,12 @@ func hostMounts(cfg Config) error {
 	}
 	if err := unix.Mount(cfg.StateDir, "/var/lib/weft", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %s to /var/lib/weft: %w", cfg.StateDir, err)
+	}
+	if err := os.MkdirAll("/etc/weft", 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(cfg.Settings, "/etc/weft", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s to /etc/weft: %w", cfg.Settings, err)
 	}
 	return nil
 }

@@ -33,6 +33,7 @@ type Config struct {
 
 	Lock     string  `json:",omitempty"` // underlay: held locked while the lab lives
 	StateDir string  `json:",omitempty"` // host: survives a reboot, seen as /var/lib/weft
+	Settings string  `json:",omitempty"` // host: survives a reboot, seen as /etc/weft
 	Scratch  string  `json:",omitempty"` // host: mount point for what does not survive
 	Uplink   *Uplink `json:",omitempty"` // host: eth0
 	Names    string  `json:",omitempty"` // /etc/hosts of a host or a container

@@ -1,0 +1,44 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// leastFree is how much room the state's disk has to have: below that no more containers come,
+// so that what is attached can still be changed and ended.
+const leastFree = 1 << 20
+
+// CheckDisk reports why nothing can be kept in a folder.
+func CheckDisk(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("the state folder %s: %w", dir, err)
+	}
+	switch free := st.Bavail * uint64(st.Bsize); {
+	case st.Flags&unix.ST_RDONLY != 0:
+		return fmt.Errorf("the file system of %s is read-only, and Weft keeps its state there: see why (dmesg), and mount it writable (mount -o remount,rw), or name another folder with --state-dir", dir)
+	case free < leastFree:
+		return fmt.Errorf("the disk of %s is full (%d KiB are left, %d are needed): make room there (df %s)", dir, free>>10, leastFree>>10, dir)
+	case st.Files > 0 && st.Ffree == 0:
+		return fmt.Errorf("the file system of %s has no more inodes: delete files there (df -i %s)", dir, dir)
+	}
+	return nil
+}
+
+// MakeStateDir makes the state folder, and reports why nothing can be kept there.
+func MakeStateDir(dir string) error {
+	err := os.MkdirAll(dir, 0o700)
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("the state folder %s cannot be made: its file system is read-only: mount it writable, or name another folder with --state-dir", dir)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("the state folder %s cannot be made: %w: this needs root: run it with sudo", dir, err)
+	case err != nil:
+		return fmt.Errorf("the state folder: %w", err)
+	}
+	return CheckDisk(dir)
+}

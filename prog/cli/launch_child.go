@@ -1,0 +1,81 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"weft/prog/agent"
+	"weft/prog/api"
+)
+
+// launchChild starts the agent as a process of its own, and keeps what it was told once that runs.
+func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client, _ int) error {
+	if founds, err := agent.Founds(f.StateDir, f.Targets); err != nil {
+		return err
+	} else if !f.Kubernetes.On {
+		if err := agent.MarkLaunched(f.StateDir, founds); err != nil {
+			return err
+		}
+	}
+	path := filepath.Join(f.StateDir, agentLog)
+	child, err := startAgent(cmd, f, f.Targets)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("agent's log: %w", err)
+	}
+	said := info.Size() // by agents before this one
+	gone := make(chan error, 1)
+	go func() {
+		_ = child.Wait() // what it said is the reason, not its exit code
+		err := fmt.Errorf("the agent ended: %s", lastError(f.StateDir, said))
+		if child.ProcessState.ExitCode() == ExitCopy {
+			err = endedError{err, agent.ErrTwin}
+		}
+		gone <- err
+	}()
+	err = a.waitReady(cmd.Context(), client, f, gone)
+	if _, runs := errors.AsType[*api.Error](err); (err == nil || runs) && !f.Kubernetes.On {
+		if err := saveSettings(f.settings, givenSettings(cmd.Flags(), f.from)); err != nil {
+			fmt.Fprintf(a.err, "weft: Weft runs, but the next launch has to be told its flags again: %v\n", err)
+		}
+	}
+	return err
+}
+
+// startAgent starts the agent in a session of its own, its log in the state folder.
+func startAgent(cmd *cobra.Command, f *launchFlags, targets []string) (*exec.Cmd, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(f.StateDir, agentLog)
+	if err := rotateLog(path); err != nil {
+		return nil, fmt.Errorf("agent's log: %w", err)
+	}
+	log, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("agent's log: %w", err)
+	}
+	defer log.Close()
+	args := []string{"agent"}
+	for _, flag := range changedFlags(cmd) { // the environment and the settings file it reads itself
+		name, _, _ := strings.Cut(strings.TrimPrefix(flag, "--"), "=")
+		if f.from[name] == api.FromFlag && name != "token" && name != "wait" {
+			args = append(args, flag)
+		}
+	}
+	child := exec.Command(exe, append(append(args, "--"), targets...)...)
+	child.Stdout, child.Stderr = log, log
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return child, child.Start()
+}

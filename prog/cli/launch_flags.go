@@ -1,0 +1,143 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weft/ipam"
+	"weft/mesh"
+	"weft/prog/agent"
+)
+
+// launchFlags are the flags of launch and agent.
+type launchFlags struct {
+	agent.Options
+	dns       dnsFlags
+	ranges    string
+	tokenSrc  string
+	init      string
+	exclude   []string
+	advertise []string
+	exempt    []string
+	verbose   bool
+	datapath  bool
+	wait      time.Duration // of launch only
+	found     bool          // a network, where this host belongs to none
+	settings  string        // the file
+	from      origins
+}
+
+func (f *launchFlags) add(cmd *cobra.Command) {
+	host, _ := os.Hostname() // empty is fine: then only the id is shown
+	flags := cmd.Flags()
+	flags.StringVar(&f.ranges, "ipalloc-range", "", "the overlay's addresses: CIDR[,CIDR6] (default 10.32.0.0/12 and a ULA derived from the cluster)")
+	flags.StringVar(&f.init, "ipalloc-init", "", "who founds the address ring: consensus=N, seed=ID,ID… or observer (default: a host without PEER founds; hosts with PEER vote, unless one has a ring)")
+	flags.StringSliceVar(&f.exclude, "ipalloc-exclude", nil, "CIDRs whose addresses this host hands out only to who asks for them; give it on every host, where it is kept (\"\" ends it)")
+	flags.DurationVar(&f.Rest, "ipalloc-rest", ipam.DefaultRest, "how long an address that was freed rests before it is used again")
+	flags.StringVar(&f.tokenSrc, "token", "", "a file with the cluster's token, or - for standard input")
+	flags.StringVar(&f.Nickname, "nickname", host, "the name that people see")
+	flags.StringSliceVar(&f.advertise, "advertise", nil, "addresses at which other hosts reach this one (default: its own)")
+	flags.IntVar(&f.GossipPort, "port", mesh.Port, "gossip port, TCP and UDP; the same on all hosts")
+	flags.IntVar(&f.Port, "wireguard-port", agent.DefaultPort, "WireGuard port, UDP")
+	flags.IntVar(&f.MTU, "mtu", 0, "MTU of the overlay (default: the underlay's less 80)")
+	flags.StringVar(&f.StateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")
+	flags.StringVar(&f.RunDir, "run-dir", agent.DefaultRunDir, "where the control socket is")
+	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", agent.DefaultCNIConfDir, "where the CNI configuration is written; empty for none")
+	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", agent.DefaultCNIBinDir, "where the CNI plugin is installed")
+	flags.StringSliceVar(&f.CNIChain, "cni-chain", nil, "CNI plugins that come behind Weft's where they are installed: portmap, bandwidth or both (default: portmap with --kubernetes, else none)")
+	flags.BoolVar(&f.datapath, "start-datapath", true, "start `weft datapath` where the kernel has no WireGuard; false: something else does, and it is waited for")
+	flags.StringVar(&f.SysctlDir, "sysctl-dir", "", "where this host's /proc/sys/net is, for a container in which that is read-only")
+	flags.StringVar(&f.StatusAddr, "status-addr", agent.DefaultStatusAddr, "address of the read-only status over HTTP; empty for none")
+	f.dns.add(flags, &f.DNS)
+	flags.StringSliceVar(&f.exempt, "policy-exempt", []string{agent.ExemptOwnHost, agent.ExemptICMPErrors},
+		"what policies do not apply to on this host: own-host (what containers send to their own host), or of that only dns (questions to its name server); icmp-errors (about connections that are known); or none")
+	kubernetesFlags(flags, &f.Kubernetes, "this host is a Node of a Kubernetes cluster: peers, token, policies and pods' labels come from its API server")
+	flags.StringVar(&f.Kubernetes.Namespace, "namespace", "", "the namespace there of the Secret weft (default: the pod's own, else weft)")
+	flags.StringVar(&f.settings, "settings", settingsFile, "the file with this host's settings")
+	flags.BoolVarP(&f.verbose, "verbose", "v", false, "log more")
+}
+
+// complete checks the flags and fills Options from them.
+func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
+	f.Version = Version
+	f.Targets = targets
+	for _, t := range targets {
+		if err := mesh.CheckTarget(t); err != nil {
+			return usageError{err}
+		}
+	}
+	for _, s := range f.advertise {
+		addr, err := netip.ParseAddr(s)
+		if err != nil {
+			return usageError{fmt.Errorf("--advertise %s: %w", s, err)}
+		}
+		f.Advertise = append(f.Advertise, addr.Unmap())
+	}
+	var err error
+	if f.Universe, err = parseRanges(f.ranges); err != nil {
+		return usageError{err}
+	}
+	if f.Init, err = agent.ParseInit(f.init); err != nil {
+		return usageError{err}
+	}
+	if f.exclude != nil {
+		f.Exclude = []netip.Prefix{}
+	}
+	for _, s := range f.exclude {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return usageError{fmt.Errorf("--ipalloc-exclude %s: %w", s, err)}
+		}
+		f.Exclude = append(f.Exclude, p.Masked())
+	}
+	if err := f.dns.complete(&f.DNS); err != nil {
+		return usageError{err}
+	}
+	if f.Exempt, err = agent.ParseExempt(f.exempt); err != nil {
+		return usageError{fmt.Errorf("--policy-exempt: %w", err)}
+	}
+	if err := agent.ParseChain(f.CNIChain); err != nil {
+		return usageError{fmt.Errorf("--cni-chain: %w", err)}
+	}
+	if f.CNIChain == nil && f.Kubernetes.On {
+		f.CNIChain = []string{"portmap"}
+	}
+	f.DatapathElsewhere = !f.datapath
+	if f.Rest <= 0 {
+		return usageError{fmt.Errorf("--ipalloc-rest %v: want more than 0", f.Rest)}
+	}
+	if err := f.Validate(); err != nil {
+		return usageError{err}
+	}
+	level := slog.LevelInfo
+	if f.verbose {
+		level = slog.LevelDebug
+	}
+	f.Log = slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: level}))
+	return nil
+}
+
+// parseRanges reads CIDR[,CIDR6].
+func parseRanges(s string) (r agent.Ranges, err error) {
+	if s == "" {
+		return r, nil
+	}
+	four, six, two := strings.Cut(s, ",")
+	if r.V4, err = netip.ParsePrefix(four); err == nil && two {
+		r.V6, err = netip.ParsePrefix(six)
+	}
+	if err == nil {
+		err = r.Validate()
+	}
+	if err != nil {
+		return r, fmt.Errorf("--ipalloc-range %s: %w", s, err)
+	}
+	return r, nil
+}

@@ -1,0 +1,38 @@
+package cli
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+
+	"weft/prog/agent"
+)
+
+// An agent with nobody to join founds only if it was told to.
+func TestAgentFoundsOnlyWhenTold(t *testing.T) {
+	stopped, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, tt := range map[string]struct {
+		change func(*launchFlags) error
+		waits  bool
+	}{
+		"nothing":         {func(*launchFlags) error { return nil }, true},
+		"joined before":   {func(f *launchFlags) error { return agent.MarkLaunched(f.StateDir, false) }, true},
+		"a token":         {func(f *launchFlags) error { f.tokenSrc = "-"; return nil }, true},
+		"--found":         {func(f *launchFlags) error { f.found = true; return nil }, false},
+		"weft launch":     {func(f *launchFlags) error { return agent.MarkLaunched(f.StateDir, true) }, false},
+		"PEER":            {func(f *launchFlags) error { f.Targets = []string{"192.0.2.1"}; return nil }, false},
+		"targets kept":    {func(f *launchFlags) error { return agent.KeepTargets(f.StateDir, []string{"192.0.2.1"}) }, false},
+		"--ipalloc-init=": {func(f *launchFlags) error { f.init = "observer"; return nil }, false},
+	} {
+		f := &launchFlags{}
+		f.StateDir, f.RunDir, f.Log = t.TempDir(), t.TempDir(), slog.New(slog.DiscardHandler)
+		if err := tt.change(f); err != nil {
+			t.Fatal(err)
+		}
+		ended, err := f.awaitLaunch(stopped)
+		if waited := ended || err != nil; waited != tt.waits { // an error: without root it cannot wait
+			t.Errorf("%s: it waited: %v, %v", name, waited, err)
+		}
+	}
+}

@@ -1,0 +1,67 @@
+package cli
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A person types the token, and it does not show.
+func TestTokenIsAskedForWithoutEcho(t *testing.T) {
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer master.Close()
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer terminal.Close()
+	said := &typist{master: master, text: "hunter2\n"}
+	if got, err := (&app{in: terminal, err: said}).readToken(); err != nil || string(got) != "hunter2" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := terminal.WriteString("end"); err != nil {
+		t.Fatal(err)
+	}
+	shown := make([]byte, 100)
+	k, err := master.Read(shown)
+	if err != nil || strings.Contains(string(shown[:k]), "hunter2") || !strings.Contains(said.String(), "token") {
+		t.Errorf("on the terminal: %q; the question: %q, %v", shown[:k], said.String(), err)
+	}
+}
+
+// typist answers once it is asked and the terminal shows nothing any more.
+type typist struct {
+	bytes.Buffer
+	master *os.File
+	text   string
+}
+
+func (y *typist) Write(p []byte) (int, error) {
+	if y.Len() == 0 {
+		go func() {
+			for begin := time.Now(); time.Since(begin) < 10*time.Second; { // then the test fails
+				t, err := unix.IoctlGetTermios(int(y.master.Fd()), unix.TCGETS)
+				if err != nil || t.Lflag&unix.ECHO == 0 {
+					break
+				}
+			}
+			_, _ = y.master.WriteString(y.text)
+		}()
+	}
+	return y.Buffer.Write(p)
+}

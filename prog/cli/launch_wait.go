@@ -1,0 +1,133 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"weft/prog/agent"
+	"weft/prog/api"
+)
+
+// waitReady shows what the agent waits for until it is ready, and why it ended if it did.
+func (a *app) waitReady(ctx context.Context, client *api.Client, f *launchFlags, ended <-chan error) error {
+	if f.wait == 0 {
+		return nil
+	}
+	progress := newProgress(a.err)
+	defer progress.done()
+	start := time.Now()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	why := errors.New("the agent is starting")
+	for time.Since(start) < f.wait {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-ended:
+			return err
+		case <-tick.C:
+		}
+		err := client.Ready(ctx)
+		if err == nil {
+			progress.line("ready after %.1f s", time.Since(start).Seconds())
+			return nil
+		}
+		if _, down := errors.AsType[*api.NotRunningError](err); !down {
+			why = err
+		}
+		progress.line("%4.1f s  %v", time.Since(start).Seconds(), a.waitingFor(ctx, client, why))
+	}
+	return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent runs, but is not ready after %v: %v", f.wait, a.waitingFor(ctx, client, why))}
+}
+
+// endedError is what the agent said last, and of which kind that was.
+type endedError struct {
+	error
+	kind error
+}
+
+func (e endedError) Unwrap() error { return e.kind }
+
+// waitingFor says why the agent is not ready, with what its targets answered.
+func (a *app) waitingFor(ctx context.Context, client *api.Client, why error) string {
+	text := why.Error()
+	r, err := client.Report(ctx)
+	if err != nil {
+		return text
+	}
+	for _, t := range r.Router.Targets {
+		if t.Error != "" {
+			text += "; target " + t.Host + ": " + t.Error
+		}
+	}
+	return text
+}
+
+// lastError is what an agent said last, in a log that had so many bytes before.
+func lastError(stateDir string, before int64) string {
+	path := filepath.Join(stateDir, agentLog)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	if int64(len(data)) >= before { // else the log was rotated since
+		data = data[before:]
+	}
+	if last := lastWord(string(data)); last != "" {
+		return last
+	}
+	if err := agent.CheckDisk(stateDir); err != nil { // then it could not write why
+		return err.Error()
+	}
+	return "without a word, see " + path
+}
+
+// lastWord is the last error in a log.
+func lastWord(log string) (last string) {
+	for line := range strings.Lines(log) {
+		if text, ok := strings.CutPrefix(line, "weft: "); ok {
+			last = strings.TrimSpace(text)
+		}
+	}
+	return last
+}
+
+// progress is one line that is written over on a terminal, and written once per
+// new text elsewhere.
+type progress struct {
+	w        io.Writer
+	terminal bool
+	last     string
+}
+
+func newProgress(w io.Writer) *progress { return &progress{w: w, terminal: isTerminal(w)} }
+
+func (p *progress) line(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if p.terminal {
+		fmt.Fprintf(p.w, "\r\x1b[K%s", text)
+		p.last = text
+		return
+	}
+	// Without the time in front, so that waiting does not fill a log.
+	_, what, _ := strings.Cut(text, "  ")
+	if what == "" {
+		what = text
+	}
+	if what != p.last {
+		fmt.Fprintln(p.w, what)
+		p.last = what
+	}
+}
+
+func (p *progress) done() {
+	if p.terminal && p.last != "" {
+		fmt.Fprintln(p.w)
+	}
+}

@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"weft/prog/api"
+)
+
+// settingsIn writes a settings file for a test.
+func settingsIn(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "weft", "weft.yaml")
+	if err := replaceFile(path, []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestFlagsWinOverEnvironmentOverFile(t *testing.T) {
+	path := settingsIn(t, "# ours\nmtu: 1300\nport: 7000\nwireguard-port: 7001\nnickname: \"a\"\ndns-ttl: \"5s\"\nno-dns: true\nadvertise: [192.0.2.1, \"2001:db8::1\"]\npolicy-exempt: none\n")
+	f, _, err := configured(t, []string{"WEFT_PORT=8000", "WEFT_WIREGUARD_PORT=8001"}, []string{"--settings", path, "--wireguard-port=9001"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.MTU != 1300 || f.GossipPort != 8000 || f.Port != 9001 || f.Nickname != "a" || f.DNS.TTL.Seconds() != 5 || !f.DNS.Off || len(f.Advertise) != 2 || f.Exempt.OwnHost {
+		t.Errorf("%+v", f.Options)
+	}
+	want := map[string]string{"mtu": api.FromFile, "port": api.FromEnvironment, "wireguard-port": api.FromFlag, "state-dir": api.FromDefault}
+	for _, s := range f.Settings {
+		if w, ok := want[s.Name]; ok && s.Origin != w {
+			t.Errorf("%+v, want %s", s, w)
+		}
+	}
+}
+
+func TestMistakesInTheSettingsFileNameLineAndKey(t *testing.T) {
+	for text, says := range map[string]string{
+		"mtu: 1300\nMtu_: 1\n":          "line 2: Mtu_: there is no such setting (did you mean mtu?)",
+		"nonsense: 1\n":                 "line 1: nonsense: there is no such setting",
+		"\nmtu: large\n":                "line 2: mtu: want a whole number",
+		"mtu: 12\n":                     "line 1: mtu: --mtu 12: want 1280",
+		"no-dns: perhaps\n":             "line 1: no-dns: want true or false",
+		"nickname: 007\n":               "line 1: nickname: want a text in quotes",
+		"dns-ttl: 5\n":                  "line 1: dns-ttl: want a duration in quotes",
+		"ipalloc-rest: soon\n":          "line 1: ipalloc-rest: ",
+		"port: [1, 2]\n":                "line 1: port: want a whole number, not a list",
+		"token: weft1-verysecret\n":     "a token does not belong into this file",
+		"wait: 1m\n":                    "there is no such setting",
+		"mtu: 1300\nmtu: 1400\n":        "line 2: key \"mtu\" already set",
+		"mtu: [\n":                      "weft.yaml",
+		"\"advertise\":\n  - nowhere\n": "line 1: advertise: --advertise nowhere",
+	} {
+		_, _, err := configured(t, nil, []string{"--settings", settingsIn(t, text)})
+		if err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "weft.yaml") || exitCode(err) != ExitUsage || strings.Contains(err.Error(), "verysecret") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+// Every setting can be in the file: what launch saves of it is read as the same.
+func TestWhatLaunchSavesIsReadAgain(t *testing.T) {
+	args := []string{
+		"--mtu=1300", "--nickname=a: \"#b\"", "--no-dns=false", "--dns-ttl=90s", "--advertise=192.0.2.1,2001:db8::1", "--ipalloc-exclude=", "--policy-exempt=none",
+		"--ipalloc-range=10.1.0.0/16", "--dns-forward=corp=192.0.2.53", "--status-addr=", "--token=/dev/null",
+	}
+	path := settingsIn(t, "# a comment that stays\nmtu: 1400\nadvertise:\n- 192.0.2.7\n  # inside\ndns-domain: \"old.internal\"")
+	given, _, err := configured(t, nil, append([]string{"--settings", path}, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := given.flagsOf(t, args)
+	if err := saveSettings(path, givenSettings(flags, given.from)); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, gone := range []string{"token", "192.0.2.7", "1400", "settings:"} {
+		if strings.Contains(string(text), gone) {
+			t.Errorf("%s is in the file:\n%s", gone, text)
+		}
+	}
+	if !strings.Contains(string(text), "# a comment that stays\n") {
+		t.Errorf("the comment is gone:\n%s", text)
+	}
+	again, _, err := configured(t, nil, []string{"--settings", path})
+	if err != nil {
+		t.Fatalf("%v:\n%s", err, text)
+	}
+	values := map[string]string{}
+	for _, s := range again.Settings {
+		values[s.Name] = s.Value
+	}
+	for _, s := range given.Settings {
+		if s.Origin == api.FromFlag && values[s.Name] != s.Value {
+			t.Errorf("%s: %q became %q:\n%s", s.Name, s.Value, values[s.Name], text)
+		}
+	}
+	if again.Exclude == nil || again.DNS.Domain != "old.internal" {
+		t.Errorf("%+v", again.Options)
+	}
+}
+
+// flagsOf are the flags as a command line sets them.
+func (f *launchFlags) flagsOf(t *testing.T, args []string) *pflag.FlagSet {
+	t.Helper()
+	cmd := (&app{}).agent()
+	if err := cmd.ParseFlags(args); err != nil {
+		t.Fatal(err)
+	}
+	return cmd.Flags()
+}
+
+func TestResetRemovesOnlyASettingsFileThatLaunchMade(t *testing.T) {
+	own := settingsIn(t, "mtu: 1300\n")
+	made := filepath.Join(t.TempDir(), "weft.yaml")
+	if err := saveSettings(made, map[string]string{"mtu": "1300"}); err != nil {
+		t.Fatal(err)
+	}
+	for path, stays := range map[string]bool{own: true, made: false} {
+		if err := removeSettings(path); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(path); (err == nil) != stays {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// Each setting is documented, with the default that it has.
+func TestSettingsAreDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../../site/settings.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := settingsNow(filepath.Join(t.TempDir(), "none"))
+	if err != nil || len(list) < 30 {
+		t.Fatal(list, err)
+	}
+	for _, s := range list {
+		row := "| `" + s.Name + "` | "
+		if s.Value != "" && s.Name != "nickname" { // which is this machine's
+			row += "`" + s.Value + "`"
+		}
+		if !strings.Contains(string(doc), "\n"+row) {
+			t.Errorf("site/settings.md has no row that begins %s", row)
+		}
+	}
+	if rows := strings.Count(string(doc), "\n| `"); rows != len(list) {
+		t.Errorf("site/settings.md has %d rows, there are %d settings", rows, len(list))
+	}
+}
+
+func TestConfigViewWithoutAgent(t *testing.T) {
+	path := settingsIn(t, "mtu: 1300\n")
+	code, out, errOut := weft(t, "", "config", "view", "--socket", "/no/such/socket", "--settings", path)
+	if code != ExitOK || !strings.Contains(out, "mtu") || !strings.Contains(out, path) || !strings.Contains(out, "default") {
+		t.Errorf("%d %s %s", code, out, errOut)
+	}
+	if got := changing([]api.Setting{{Name: "mtu", Value: "1300", Origin: api.FromFile}, {Name: "port", Value: "1", Origin: api.FromFlag}},
+		[]api.Setting{{Name: "mtu", Value: "1400", Origin: api.FromFile}, {Name: "port", Value: "2", Origin: api.FromFile}}); len(got) != 1 || got[0].Name != "mtu" {
+		t.Errorf("%+v", got)
+	}
+}
