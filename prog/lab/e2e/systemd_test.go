@@ -1,0 +1,62 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/prog/lab/labtest"
+)
+
+const units = "../../../site/systemd"
+
+// The units are hardened: systemd itself says how much a process in them could still do.
+func TestUnitsAreHardened(t *testing.T) {
+	labtest.Need(t, "systemd-analyze", "systemd")
+	for _, unit := range []string{"weft.service", "weft-datapath.service"} {
+		out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=39", "--no-pager", filepath.Join(units, unit)).CombinedOutput()
+		if err != nil {
+			t.Errorf("%s: %v\n%s", unit, err, out)
+		}
+	}
+}
+
+// A real systemd runs the agent: it waits until launch decides, stop and reset are not undone, a
+// crash is, and after a reset no new network is founded.
+func TestAgentUnderSystemd(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("systemd as process 1 of a namespace needs root")
+	}
+	if _, err := os.Stat("/lib/systemd/systemd"); err != nil {
+		t.Skip("systemd is not installed: ", err)
+	}
+	out := t.TempDir()
+	where, err := filepath.Abs(units)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "unshare", "-p", "-f", "--kill-child", "-m", "-n", "-u", "-i", "-C", "bash", "testdata/systemd.sh", out, labtest.Bin(t), where)
+	console, _ := cmd.CombinedOutput() // it is killed when it powers off
+	said, err := os.ReadFile(filepath.Join(out, "said"))
+	if err != nil {
+		t.Skipf("systemd does not run in a namespace here: %v\n%s", err, console)
+	}
+	rest := string(said)
+	for _, want := range []string{
+		"started: active\n", "Not ready: this host belongs to no network", "launched: active\n", "ready: true 1300\n", "stopped: inactive\n",
+		"launched again: active\n", "again: true 1300\n", "upgraded: active\n", "one network all the time\n", "reset: inactive\n",
+		"started after reset: active\n", "belongs to no network", "state:\n", "198.51.100.1:1", "launch refused\n", "the end\n",
+	} {
+		_, after, ok := strings.Cut(rest, want)
+		if !ok {
+			t.Fatalf("not said: %q\n%s\n%s", want, said, console)
+		}
+		rest = after
+	}
+}
