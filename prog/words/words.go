@@ -1,0 +1,72 @@
+// Package words reads what people type, and words what they read: errors that say what was
+// wanted instead of which function of Go refused it, and numbers with their noun. It needs
+// the standard library only and holds no state, so everything from mesh's edges to the CNI
+// plugin can use it.
+package words
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Addr reads an IP address without a zone; one of IPv4 in IPv6's form is an IPv4 address.
+func Addr(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	switch {
+	case err != nil && strings.Contains(s, "/"):
+		return a, fmt.Errorf("%q is no IP address: want one without a prefix length, such as 192.0.2.1 or 2001:db8::1", s)
+	case err != nil:
+		return a, fmt.Errorf("%q is no IP address: want one such as 192.0.2.1 or 2001:db8::1", s)
+	case a.Zone() != "":
+		return a, fmt.Errorf("%q has a zone, which says something on one host only: want an address without %%%s", s, a.Zone())
+	}
+	return a.Unmap(), nil
+}
+
+// Prefix reads a CIDR.
+func Prefix(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if err == nil {
+		return p, nil
+	}
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		return p, fmt.Errorf("%q has no prefix length: want a CIDR such as %s/%d", s, s, a.BitLen())
+	}
+	return p, fmt.Errorf("%q is no CIDR: want ADDRESS/LENGTH, such as 10.32.0.0/12 or fd00::/64", s)
+}
+
+// Port reads the number of a port.
+func Port(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is no port: want a number from 1 to 65535", s)
+	}
+	return uint16(n), nil
+}
+
+// Count is a number with its noun: 1 container, 2 containers, 1 address, 2 addresses.
+func Count[N ~int | ~uint64](n N, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	end := "s"
+	for _, hiss := range []string{"s", "x", "ch", "sh"} {
+		if strings.HasSuffix(noun, hiss) {
+			end = "es"
+		}
+	}
+	if stem, ok := strings.CutSuffix(noun, "y"); ok {
+		noun, end = stem, "ies"
+	}
+	return fmt.Sprintf("%d %s%s", n, noun, end)
+}
+
+// Are is the verb that goes with a number.
+func Are[N ~int | ~uint64](n N) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
+}

@@ -1,0 +1,56 @@
+package words
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestErrorsSayWhatIsWanted(t *testing.T) {
+	read := map[string]func(string) error{
+		"addr":   func(s string) error { _, err := Addr(s); return err },
+		"prefix": func(s string) error { _, err := Prefix(s); return err },
+		"port":   func(s string) error { _, err := Port(s); return err },
+	}
+	for _, tt := range []struct{ what, in, says string }{
+		{"addr", "192.0.2.1", ""},
+		{"addr", "::ffff:192.0.2.1", ""},
+		{"addr", "300.1.2.3", "want one such as"},
+		{"addr", "", "want one such as"},
+		{"addr", "10.32.0.5/24", "without a prefix length"},
+		{"addr", "fe80::1%eth0", "without %eth0"},
+		{"prefix", "10.32.0.0/12", ""},
+		{"prefix", "10.32.0.0", "such as 10.32.0.0/32"},
+		{"prefix", "fd00::", "such as fd00::/128"},
+		{"prefix", "10.32.0.0/33", "ADDRESS/LENGTH"},
+		{"port", "80", ""},
+		{"port", "0", "1 to 65535"},
+		{"port", "65536", "1 to 65535"},
+		{"port", "-1", "1 to 65535"},
+	} {
+		err := read[tt.what](tt.in)
+		if (err == nil) != (tt.says == "") || err != nil && (!strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), tt.in)) {
+			t.Errorf("%s %q: %v", tt.what, tt.in, err)
+		}
+	}
+}
+
+func TestNumbersAgreeWithTheirNoun(t *testing.T) {
+	for _, tt := range []struct {
+		n          int
+		noun, want string
+	}{
+		{0, "container", "0 containers"},
+		{1, "container", "1 container"},
+		{2, "container", "2 containers"},
+		{1, "address", "1 address"},
+		{3, "address", "3 addresses"},
+		{2, "policy", "2 policies"},
+	} {
+		if got := Count(tt.n, tt.noun); got != tt.want {
+			t.Errorf("%s, want %s", got, tt.want)
+		}
+	}
+	if Are(1) != "is" || Are(0) != "are" {
+		t.Error("the verb does not agree")
+	}
+}
