@@ -453,12 +453,13 @@ func TestUnreadableStoredRecordsAreLeftOut(t *testing.T) {
 }
 
 func TestCheckTarget(t *testing.T) {
-	for _, good := range []string{"192.0.2.1", "node1.example", "node1:6783", "2001:db8::1", "[2001:db8::1]:6783"} {
+	for _, good := range []string{"192.0.2.1", "node1.example", "node1:6783", "2001:db8::1", "[2001:db8::1]:6783", "127.0.0.1", "h1", "host.example.", "1and1.example"} {
 		if err := CheckTarget(good); err != nil {
 			t.Error(err)
 		}
 	}
-	for _, bad := range []string{"", "a b", "-x", "host:port", "host:70000", "http://x", "x/24"} {
+	for _, bad := range []string{"", "a b", "-x", "host:port", "host:70000", "http://x", "x/24",
+		"300.1.2.3", "300.1.2.3:6783", "192.0.2", "192.0.2.1.", "2001:db8::zz", "1", "h1:0", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255"} {
 		if CheckTarget(bad) == nil {
 			t.Errorf("%q was accepted", bad)
 		}

@@ -110,11 +110,25 @@ func CheckTarget(s string) error {
 	if h, p, err := net.SplitHostPort(s); err == nil {
 		host, port = h, p
 	}
-	_, err := strconv.ParseUint(port, 10, 16)
-	if port != "" && err != nil || host == "" || strings.ContainsAny(host, " \t\n/@%[]") || strings.HasPrefix(host, "-") {
+	n, err := strconv.ParseUint(port, 10, 16)
+	if port != "" && (err != nil || n == 0) || host == "" || strings.ContainsAny(host, " \t\n/@%[]") || strings.HasPrefix(host, "-") {
 		return fmt.Errorf("target %q: want HOST or HOST:PORT, such as 192.0.2.1, node1.example or [2001:db8::1]:6783", s)
 	}
+	addr, err := netip.ParseAddr(host)
+	switch {
+	case err != nil && looksLikeAddress(host):
+		return fmt.Errorf("target %q: %s is no IP address, and no name of a host either: want one such as 192.0.2.1, node1.example or 2001:db8::1", s, host)
+	case err == nil && (addr.IsUnspecified() || addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255})):
+		return fmt.Errorf("target %q: that is no address of one host", s)
+	}
 	return nil
+}
+
+// looksLikeAddress reports whether a word can only have been meant as an address: it has a
+// colon, or its last label is a number, as no top-level domain's is (RFC 3696, section 2).
+func looksLikeAddress(host string) bool {
+	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
+	return strings.Contains(host, ":") || strings.Trim(labels[len(labels)-1], "0123456789") == ""
 }
 
 // rejoin keeps joining, for ever and with backoff, every target and every known
