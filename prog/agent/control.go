@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"weft/ipam"
+	"weft/mesh"
 	"weft/mesh/peer"
 	"weft/prog/api"
 )
@@ -23,6 +24,9 @@ func (a *Agent) Ready(context.Context) error {
 
 // Targets changes whom this peer joins.
 func (a *Agent) Targets(_ context.Context, req api.TargetsRequest) error {
+	if err := knownTargets(a.mesh.Targets(), req.Forget); err != nil {
+		return err
+	}
 	if err := a.mesh.Forget(req.Forget); err != nil {
 		return err
 	}
@@ -31,6 +35,16 @@ func (a *Agent) Targets(_ context.Context, req api.TargetsRequest) error {
 	}
 	if err := a.mesh.Connect(req.Connect, req.Replace); err != nil {
 		return &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
+	}
+	return nil
+}
+
+// knownTargets refuses to forget what is no target, and then all that was asked with it.
+func knownTargets(targets []mesh.Target, forget []string) error {
+	for _, host := range forget {
+		if !slices.ContainsFunc(targets, func(t mesh.Target) bool { return t.Host == host }) {
+			return &api.Error{Code: api.CodeNotFound, Message: host + " is no target of this host: nothing is forgotten (`weft status targets` lists them)"}
+		}
 	}
 	return nil
 }
