@@ -458,8 +458,10 @@ func TestCheckTarget(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for _, bad := range []string{"", "a b", "-x", "host:port", "host:70000", "http://x", "x/24",
-		"300.1.2.3", "300.1.2.3:6783", "192.0.2", "192.0.2.1.", "2001:db8::zz", "1", "h1:0", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255"} {
+	for _, bad := range []string{
+		"", "a b", "-x", "host:port", "host:70000", "http://x", "x/24",
+		"300.1.2.3", "300.1.2.3:6783", "192.0.2", "192.0.2.1.", "2001:db8::zz", "1", "h1:0", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255",
+	} {
 		if CheckTarget(bad) == nil {
 			t.Errorf("%q was accepted", bad)
 		}

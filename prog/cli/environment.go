@@ -65,7 +65,7 @@ func fromEnvironment(flags *pflag.FlagSet, environ []string) (used, unknown []st
 			return
 		}
 		if e := flags.Set(f.Name, value); e != nil {
-			err = usageError{fmt.Errorf("%s in the environment: %w", name, e)}
+			err = usageError{fmt.Errorf("%s in the environment: %w", name, badValue(f, value))}
 		}
 		used = append(used, f.Name)
 	})

@@ -11,7 +11,7 @@ import (
 )
 
 // kubectlStub stands in for kubectl: it notes what it is asked, and knows agents on node1 and node2, and two pods. ABSENT,
-// SILENT and DOWN say what is wrong: there are no agents, these agents do not answer, nor does the API server.
+// SILENT, NOTREADY and DOWN say what is wrong: there are no agents, these agents do not answer, nor does the API server.
 const kubectlStub = `#!/bin/sh
 printf '%s\n' "$*" >>"$CALLS"
 case "$*" in *"config view"*) printf shop; exit ;; esac
@@ -21,7 +21,8 @@ case "$*" in
 	for node in $SILENT; do
 		case "$*" in *"agent-$node "*) echo "error: unable to upgrade connection" >&2; exit 1 ;; esac
 	done
-	echo "asked: $*" ;;
+	echo "asked: $*"
+	case "$*" in *"agent-$NOTREADY "*) echo "command terminated with exit code 4" >&2; exit 4 ;; esac ;;
 *"get node node1 "*) echo node/node1 ;;
 *"get node "*) ;;
 *"-n shop get pod web-0 "*) printf 'Pod node2' ;;
@@ -82,6 +83,8 @@ func TestKubectlPlugin(t *testing.T) {
 		{args: "status", env: "WEFT_NAMESPACE=net", out: "asked: -n net exec agent-node1"},
 		{args: "status", env: "SILENT=node1 node2", code: 1, errs: "none of the 2 agents answers"},
 		{args: "status", env: "SILENT=node1", code: 1, out: "asked: " + on2 + "status\n", errs: "no answer from node1: only the others'"},
+		{args: "status", env: "NOTREADY=node1", code: 4, out: "asked: " + on2 + "status\n", errs: "exit code 4", not: "no answer"},
+		{args: "status web-0", env: "NOTREADY=node2", code: 4, errs: "exit code 4"},
 		{args: "status", env: "DOWN=1", code: 1, errs: "the agents cannot be listed", not: "has no agents"},
 		{args: "status web-0", env: "SILENT=node2", code: 1, errs: "unable to upgrade"},
 		{args: "status web-0", env: "ABSENT=1", code: 1, errs: "no agent runs on node node2", not: "asked:"},

@@ -249,7 +249,7 @@ func TestPolicyMistakes(t *testing.T) {
 		{[]string{"delete", "-n", "a", "-f", "-"}, ExitUsage, "not both"},
 		{[]string{"delete", "a/b/c"}, ExitUsage, "no name of a policy"},
 		{[]string{"delete", "a/"}, ExitUsage, "no name of a policy"},
-		{[]string{"get"}, ExitUsage, "accepts 1 arg"},
+		{[]string{"get"}, ExitUsage, "got 0 arguments: want `weft policy get"},
 		{[]string{"get", "deny", "-o", "xml"}, ExitUsage, "yaml or json"},
 		{[]string{"get", "db-access"}, ExitFailed, "no NetworkPolicy db-access in namespace default"},
 	} {

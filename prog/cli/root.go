@@ -31,13 +31,13 @@ const (
 	ExitFailed     = 1 // it did not work; the message says why
 	ExitUsage      = 2 // unknown command or flag, or an unusable argument
 	ExitNotRunning = 3 // no agent runs on this host
-	ExitNotReady   = 4 // the agent runs, but cannot do that yet: try again later
+	ExitNotReady   = 4 // the agent runs, but cannot do that yet: try again later; of status: this host is not ready
 	ExitCopy       = 5 // this host is a copy of another one: starting it again does not help
 )
 
 const exitHelp = `
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent runs here, 4 not ready, try again later,
-5 this host is a copy of another one.`
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent runs here, 4 not ready, try again later
+(of weft status too), 5 this host is a copy of another one.`
 
 // Version is set by the build.
 var Version = "dev"
@@ -53,6 +53,9 @@ type app struct {
 // usageError is a mistake on the command line.
 type usageError struct{ error }
 
+// errNotReady is the exit code of a command that has printed why this host is not ready.
+var errNotReady = errors.New("not ready")
+
 // Main runs the command line and returns its exit code.
 func Main(args []string, in io.Reader, out, errOut io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -60,12 +63,15 @@ func Main(args []string, in io.Reader, out, errOut io.Writer) int {
 	a := &app{in: in, out: out, err: errOut}
 	root := a.root()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	err := checkWords(root, args)
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	if err == nil {
 		return ExitOK
 	}
 	code := exitCode(err)
-	if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Code == 0 {
+	if exit, ok := errors.AsType[*lab.ExitError](err); (!ok || exit.Code == 0) && !errors.Is(err, errNotReady) {
 		fmt.Fprintln(errOut, "weft:", err)
 	}
 	return code
@@ -78,6 +84,9 @@ func exitCode(err error) int {
 	}
 	if _, ok := errors.AsType[usageError](err); ok {
 		return ExitUsage
+	}
+	if errors.Is(err, errNotReady) {
+		return ExitNotReady
 	}
 	if errors.Is(err, agent.ErrTwin) {
 		return ExitCopy
@@ -97,6 +106,7 @@ func exitCode(err error) int {
 }
 
 func (a *app) root() *cobra.Command {
+	version := false
 	root := &cobra.Command{
 		Use:           "weft",
 		Short:         "an encrypted mesh network for containers",
@@ -104,14 +114,19 @@ func (a *app) root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if version {
+				return a.printVersion()
+			}
+			return cmd.Help()
+		},
 	}
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath())}
-	})
+	root.SetFlagErrorFunc(flagError)
+	root.SetHelpCommand(help(root))
+	root.Flags().BoolVar(&version, "version", false, "print the version")
 	root.PersistentFlags().StringVar(&a.socket, "socket", api.DefaultSocket, "the agent's control socket")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
 	root.AddCommand(
@@ -124,21 +139,6 @@ func (a *app) root() *cobra.Command {
 	)
 	checkArgs(root)
 	return root
-}
-
-// checkArgs makes wrong arguments a usage error, in every command.
-func checkArgs(c *cobra.Command) {
-	if check := c.Args; check != nil {
-		c.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
-				return usageError{fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath())}
-			}
-			return nil
-		}
-	}
-	for _, sub := range c.Commands() {
-		checkArgs(sub)
-	}
 }
 
 func (a *app) client() *api.Client { return api.NewClient(a.socket) }
@@ -157,10 +157,12 @@ func (a *app) show(v any, print func()) error {
 func (a *app) version() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "print the version", Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			info, _ := debug.ReadBuildInfo()
-			v := map[string]string{"version": Version, "go": info.GoVersion}
-			return a.show(v, func() { fmt.Fprintf(a.out, "weft %s (%s)\n", Version, info.GoVersion) })
-		},
+		RunE: func(*cobra.Command, []string) error { return a.printVersion() },
 	}
+}
+
+func (a *app) printVersion() error {
+	info, _ := debug.ReadBuildInfo()
+	v := map[string]string{"version": Version, "go": info.GoVersion}
+	return a.show(v, func() { fmt.Fprintf(a.out, "weft %s (%s)\n", Version, info.GoVersion) })
 }

@@ -17,8 +17,17 @@ import (
 func (a *app) status() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "show how this host and its network are", Args: cobra.NoArgs,
-		Long: "Shows the state of the agent, the mesh and the addresses. The subcommands show one part in full." + exitHelp,
-		RunE: a.printReport(func(r api.Report) any { return r }, printStatus),
+		Long: "Shows the state of the agent, the mesh and the addresses, and exits with 4 while this host is not ready.\nThe subcommands show one part in full." + exitHelp,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := a.client().Report(cmd.Context())
+			if err == nil {
+				err = a.show(r, func() { printStatus(a.out, r) })
+			}
+			if err == nil && !r.Ready {
+				return errNotReady
+			}
+			return err
+		},
 	}
 	cmd.AddCommand(
 		&cobra.Command{

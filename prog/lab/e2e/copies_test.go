@@ -165,7 +165,8 @@ func TestCopyLetsGoOfTheKey(t *testing.T) {
 	run(t, l, "h3", "weft", "launch", "--wait", "0")
 	eventually(t, 10*time.Second, "it waits to be confirmed", func() bool {
 		out, err := l.Exec(t.Context(), "h3", nil, "weft", "status")
-		return err == nil && strings.Contains(out, "waiting for another peer to confirm")
+		failed, ok := errors.AsType[*lab.CommandError](err)
+		return ok && failed.Code == 4 && strings.Contains(out, "waiting for another peer to confirm")
 	})
 	if err := tool(t, l, "h3", "disarmed"); err != nil {
 		t.Error(err)

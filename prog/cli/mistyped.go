@@ -1,0 +1,167 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"weft/prog/words"
+)
+
+// checkWords refuses a word that names no command, wherever in the tree and whatever flags
+// stand around it: cobra itself would print a group's help for it, with success.
+func checkWords(root *cobra.Command, args []string) error {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd(args...)
+	cmd, rest, err := root.Find(args)
+	if err != nil || !cmd.HasSubCommands() {
+		return nil // what Find refuses, Execute does too
+	}
+	if word := firstWord(cmd, rest); word != "" && !strings.HasPrefix(word, "__") { // cobra's own, for completion
+		return unknownCommand(cmd, word)
+	}
+	return nil
+}
+
+// firstWord is the first argument that is neither a flag nor the value of one.
+func firstWord(cmd *cobra.Command, args []string) string {
+	for i := 0; i < len(args); i++ {
+		name, long := strings.CutPrefix(args[i], "--")
+		switch {
+		case args[i] == "--":
+			return ""
+		case long && !strings.Contains(name, "="):
+			if f := cmd.Flag(name); f != nil && f.NoOptDefVal == "" {
+				i++
+			}
+		case !strings.HasPrefix(args[i], "-"):
+			return args[i]
+		}
+	}
+	return ""
+}
+
+// unknownCommand says what serves instead of a word, or which command may have been meant.
+func unknownCommand(cmd *cobra.Command, word string) error {
+	text := fmt.Sprintf("unknown command %q for %q", word, cmd.CommandPath())
+	cmd.SuggestionsMinimumDistance = 2
+	if instead := weaveCommands[word]; instead != "" && !cmd.HasParent() {
+		text += ": " + instead
+	} else if near := cmd.SuggestionsFor(word); len(near) > 0 {
+		text += ": did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return usageError{fmt.Errorf("%s (see `%s --help`)", text, cmd.CommandPath())}
+}
+
+// flagError words what pflag says of a flag.
+func flagError(cmd *cobra.Command, err error) error {
+	text := err.Error()
+	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		text = unknownFlag(cmd, e)
+	} else if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		text = badValue(e.GetFlag(), e.GetValue()).Error()
+	}
+	return usageError{fmt.Errorf("%s (see `%s --help`)", text, cmd.CommandPath())}
+}
+
+func unknownFlag(cmd *cobra.Command, e *pflag.NotExistError) string {
+	name, text := e.GetSpecifiedName(), e.Error()
+	if short := e.GetSpecifiedShortnames(); short != "" { // -nickname, as Weave 1.0 had it
+		name, _, _ = strings.Cut(short, "=")
+		if len(name) > 1 && cmd.Flag(name) != nil {
+			return fmt.Sprintf("unknown flag -%s: did you mean --%[1]s?", name)
+		}
+	}
+	if instead := weaveFlags[name]; instead != "" {
+		return fmt.Sprintf("unknown flag --%s: %s", name, instead)
+	}
+	// cobra knows which commands are alike: the flags stand in for them.
+	flags := &cobra.Command{SuggestionsMinimumDistance: 2}
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			flags.AddCommand(&cobra.Command{Use: f.Name, Run: func(*cobra.Command, []string) {}})
+		}
+	})
+	if near := flags.SuggestionsFor(name); len(near) > 0 && len(name) > 1 {
+		return fmt.Sprintf("unknown flag --%s: did you mean --%s?", name, strings.Join(near, " or --"))
+	}
+	return text
+}
+
+// wanted is what a flag's value looks like, by the name that pflag gives its type.
+var wanted = map[string]string{
+	"bool": "true or false", "int": "a whole number", "uint16": "a number from 0 to 65535",
+	"duration": "a time such as 1s, 500ms or 2m", "float64": "a number", "uint": "a whole number from 0",
+}
+
+// badValue says what a flag wants. It does not repeat what Go's parsers say.
+func badValue(f *pflag.Flag, value string) error {
+	want := wanted[f.Value.Type()]
+	if want == "" {
+		want = "another value"
+	}
+	return fmt.Errorf("--%s %s: want %s", f.Name, value, want)
+}
+
+// checkArgs makes wrong arguments a usage error, in every command.
+func checkArgs(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usageError{fmt.Errorf("%w (see `%s --help`)", argsError(cmd, args, err), cmd.CommandPath())}
+			}
+			return nil
+		}
+	}
+	for _, sub := range c.Commands() {
+		checkArgs(sub)
+	}
+}
+
+// argsError words what cobra's own checks say.
+func argsError(cmd *cobra.Command, args []string, err error) error {
+	text := err.Error()
+	switch instead := weaveArguments[cmd.Name()]; {
+	case strings.HasPrefix(text, "unknown command"): // from NoArgs
+		text = fmt.Sprintf("`%s` takes no arguments, but got %q", cmd.CommandPath(), args)
+		if instead != "" {
+			text += ": " + instead
+		}
+	case strings.HasPrefix(text, "requires ") || strings.HasPrefix(text, "accepts "):
+		text = fmt.Sprintf("got %s: want `%s`", words.Count(len(args), "argument"), cmd.UseLine())
+		if instead != "" && len(args) > 0 {
+			text += "; " + instead
+		}
+	default:
+		return err
+	}
+	return errors.New(text)
+}
+
+// help prints a command's help, and refuses a word that is none.
+func help(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]", Short: "show the help of a command",
+		ValidArgsFunction: func(_ *cobra.Command, args []string, begin string) (out []string, _ cobra.ShellCompDirective) {
+			if cmd, _, err := root.Find(args); err == nil {
+				for _, sub := range cmd.Commands() {
+					if sub.IsAvailableCommand() && strings.HasPrefix(sub.Name(), begin) {
+						out = append(out, sub.Name())
+					}
+				}
+			}
+			return out, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return unknownCommand(cmd, strings.Join(rest, " "))
+			}
+			cmd.InitDefaultHelpFlag()
+			return cmd.Help()
+		},
+	}
+}

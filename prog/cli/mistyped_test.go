@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A wrong word or flag fails, wherever it stands, and the message says what serves instead.
+func TestWrongWordsFailAndSayWhatServes(t *testing.T) {
+	for _, tt := range []struct{ args, says string }{
+		{"nosuch", `unknown command "nosuch" for "weft"`},
+		{"help nosuch", `unknown command "nosuch" for "weft"`},
+		{"help status nosuch", `unknown command "nosuch" for "weft status"`},
+		{"nosuch --help", `unknown command "nosuch"`},
+		{"nosuch --frob", `unknown command "nosuch"`},
+		{"--socket /x nosuch", `unknown command "nosuch"`},
+		{"staus", "did you mean status?"},
+		{"help staus", "did you mean status?"},
+		{"status conections", "did you mean connections?"},
+		{"policy aply", "did you mean apply?"},
+		{"lab exce", "did you mean exec?"},
+		{"lunch", "did you mean launch?"},
+		{"launch --tokne x", "unknown flag --tokne: did you mean --token?"},
+		{"launch --ipalloc x", "did you mean --ipalloc-exclude or --ipalloc-init or --ipalloc-range or --ipalloc-rest?"},
+		{"launch -nickname x", "did you mean --nickname?"},
+		{"ps --jsno", "did you mean --json?"},
+		{"status -x", "unknown shorthand flag"},
+
+		{"setup", "`weft launch`"},
+		{"env", "`weft attach CONTAINER`"},
+		{"config", "`weft attach CONTAINER`"},
+		{"run -d nginx", "`docker run -d IMAGE`, then `weft attach CONTAINER`"},
+		{"run --with-dns 10.2.1.1/24 nginx", "`docker run -d IMAGE`"},
+		{"help run", "`docker run -d IMAGE`"},
+		{"start web", "`docker start CONTAINER`"},
+		{"restart web", "`docker restart CONTAINER`"},
+		{"launch-proxy", "without a proxy"},
+		{"launch-router", "`weft launch`"},
+		{"dns-args", "--dns 169.254.1.1"},
+		{"launch --password x", "WEFT_PASSWORD"},
+		{"launch -password x", "WEFT_PASSWORD"},
+		{"launch --no-discovery", "`weft forget`"},
+		{"launch --log-level=debug", "--verbose"},
+		{"launch --trusted-subnets 10.0.0.0/8", "encrypted"},
+		{"launch --ipalloc-default-subnet 10.2.0.0/16", "--ipalloc-range"},
+		{"attach --without-dns web", "--no-dns"},
+		{"expose 10.2.1.132/24", "node address"},
+		{"detach 10.2.1.1/24 web", "takes back all addresses"},
+	} {
+		code, out, errOut := weft(t, "", strings.Fields(tt.args)...)
+		if code != ExitUsage || out != "" || !strings.Contains(errOut, tt.says) {
+			t.Errorf("weft %s: exit code %d, %s%s", tt.args, code, out, errOut)
+		}
+	}
+	for _, args := range []string{"", "--help", "help", "help status", "help lab exec", "status --help", "lab --help", "--socket /x --help", "__complete sta"} {
+		if code, out, errOut := weft(t, "", strings.Fields(args)...); code != ExitOK || out == "" {
+			t.Errorf("weft %s: exit code %d, %s", args, code, errOut)
+		}
+	}
+}
+
+// What is said of Weave's commands and flags would be lost on one that Weft has.
+func TestWhatWeaveHadIsNotWhatWeftHas(t *testing.T) {
+	root := (&app{}).root()
+	for name := range weaveCommands {
+		if cmd, _, _ := root.Find([]string{name}); cmd != root {
+			t.Errorf("weft has a command %s", name)
+		}
+	}
+	launch, _, _ := root.Find([]string{"launch"})
+	for name := range weaveFlags {
+		if launch.Flag(name) != nil {
+			t.Errorf("weft launch has a flag --%s", name)
+		}
+	}
+	for name := range weaveArguments {
+		if cmd, _, _ := root.Find([]string{name}); cmd == root {
+			t.Errorf("weft has no command %s", name)
+		}
+	}
+}
+
+func TestVersionIsAFlagToo(t *testing.T) {
+	_, want, _ := weft(t, "", "version")
+	if code, out, errOut := weft(t, "", "--version"); code != ExitOK || out != want || !strings.HasPrefix(out, "weft ") {
+		t.Errorf("exit code %d, %s%s", code, out, errOut)
+	}
+}
+
+// Status fails while the host is not ready, so that scripts can wait for it, and prints all the same.
+func TestStatusFailsWhileNotReady(t *testing.T) {
+	socket := serveReport(t)
+	code, out, errOut := weft(t, "", "status", "--socket", socket)
+	if code != ExitNotReady || !strings.Contains(out, "Not ready: waiting for a node address") || errOut != "" {
+		t.Errorf("exit code %d, %s%s", code, out, errOut)
+	}
+	if code, _, errOut := weft(t, "", "status", "peers", "--socket", socket); code != ExitOK {
+		t.Errorf("a part of it: exit code %d, %s", code, errOut)
+	}
+	if code, _, _ := weft(t, "", "status", "--socket", filepath.Join(t.TempDir(), "nobody")); code != ExitNotRunning {
+		t.Errorf("no agent: exit code %d", code)
+	}
+}
