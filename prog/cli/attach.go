@@ -149,7 +149,7 @@ func (a *app) detach() *cobra.Command {
 			if i < 0 {
 				return fmt.Errorf("%s is not attached here with interface %s (`weft ps` lists what is)", args[0], iface)
 			}
-			return cni.Detach(cmd.Context(), client, api.EndpointRef{ContainerID: r.Endpoints[i].ContainerID, Interface: iface})
+			return a.did(cni.Detach(cmd.Context(), client, api.EndpointRef{ContainerID: r.Endpoints[i].ContainerID, Interface: iface}))
 		},
 	}
 	cmd.Flags().StringVar(&iface, "interface", "ethwe", "the interface's name inside the container")

@@ -128,7 +128,7 @@ func TestJSONEverywhere(t *testing.T) {
 			t.Errorf("%v: exit code %d, %s%s", args, code, out, errOut)
 		}
 	}
-	if code, out, _ := weft(t, "", "report", "--socket", socket, "-f", "{{range .Router.Peers}}{{.Nickname}} {{end}}"); code != ExitOK || out != "h1 h2 h3 \n" {
+	if code, out, _ := weft(t, "", "report", "--socket", socket, "-f", "{{range .router.peers}}{{.nickname}} {{end}}"); code != ExitOK || out != "h1 h2 h3 \n" {
 		t.Errorf("report -f: %d %q", code, out)
 	}
 }

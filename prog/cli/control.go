@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,6 +16,7 @@ import (
 	"weft/mesh/secret"
 	"weft/prog/agent"
 	"weft/prog/api"
+	"weft/prog/words"
 	"weft/router/datapath"
 )
 
@@ -42,7 +44,7 @@ func (a *app) stop() *cobra.Command {
 		Long: "Stops the agent. Tunnels, containers and the guard stay as they are, and traffic goes on;\n`weft launch` takes them over again, `weft reset` removes everything." + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := stopAgent(cmd.Context(), a.client(), api.StopRequest{})
-			return err
+			return a.did(err)
 		},
 	}
 }
@@ -87,11 +89,12 @@ With --cni it only takes the CNI configuration and the plugin away, so that no m
 containers come, and leaves everything else as it is.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cniOnly {
-				return agent.RemoveCNI(opts)
+				return a.did(agent.RemoveCNI(opts))
 			}
 			if err := agent.CheckPrivileges(); err != nil {
 				return err
 			}
+			wiped := wiped{Done: true}
 			client := a.client()
 			r, err := client.Report(cmd.Context())
 			_, down := errors.AsType[*api.NotRunningError](err)
@@ -99,13 +102,13 @@ containers come, and leaves everything else as it is.` + exitHelp,
 			case err != nil && !down:
 				return err
 			case err == nil && len(r.Endpoints) > 0 && !force:
-				return fmt.Errorf("%d containers are attached to this host (`weft ps`): detach them, or use --force to cut them off", len(r.Endpoints))
+				return fmt.Errorf("%s %s attached to this host (`weft ps`): use `weft detach` first, or --force to cut off all", words.Count(len(r.Endpoints), "container"), words.Are(len(r.Endpoints)))
 			case err == nil:
 				done, err := stopAgent(cmd.Context(), client, api.StopRequest{Leave: true, Force: force})
 				if err != nil {
 					return err
 				}
-				if done.Heir != "" {
+				if wiped.Heir = done.Heir; done.Heir != "" && !a.json {
 					fmt.Fprintf(a.err, "this host's addresses are %s's now\n", done.Heir)
 				}
 			case agent.Owns(opts.StateDir) && !force:
@@ -118,7 +121,10 @@ containers come, and leaves everything else as it is.` + exitHelp,
 			if err == nil {
 				err = removeSettings(settings)
 			}
-			if err != nil || !stay {
+			if err != nil {
+				return err
+			}
+			if err := a.show(wiped, func() {}); err != nil || !stay {
 				return err
 			}
 			<-cmd.Context().Done()
@@ -153,20 +159,27 @@ confirm that it is dead first. Should it come back, it finds out at once, cuts o
 has a lost address, and starts anew. Without a majority it refuses, since the peer may
 be alive with those that cannot be reached; --force is for when you know better.` + exitHelp,
 		RunE: func(cmd *cobra.Command, peers []string) error {
+			removed := []api.RemovePeerReply{}
 			for _, name := range peers {
 				r, err := a.client().RemovePeer(cmd.Context(), api.RemovePeerRequest{Peer: name, Force: force})
 				if err != nil {
-					return err
+					return errors.Join(err, a.showRemoved(removed)) // what was done is done
 				}
-				if err := a.show(r, func() { fmt.Fprintf(a.out, "%d addresses of %s are this host's now\n", r.Addresses, r.Peer) }); err != nil {
-					return err
-				}
+				removed = append(removed, r)
 			}
-			return nil
+			return a.showRemoved(removed)
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "also without a majority of the peers")
 	return cmd
+}
+
+func (a *app) showRemoved(list []api.RemovePeerReply) error {
+	return a.show(list, func() {
+		for _, r := range list {
+			fmt.Fprintf(a.out, "%s of %s %s this host's now\n", words.Count(r.Addresses, "address"), r.Peer, words.Are(r.Addresses))
+		}
+	})
 }
 
 func (a *app) prime() *cobra.Command {
@@ -188,7 +201,10 @@ func (a *app) prime() *cobra.Command {
 					err = next
 				}
 			}
-			return err
+			if err != nil {
+				return err
+			}
+			return a.show(primed{true}, func() {})
 		},
 	}
 	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "how long to wait")
@@ -200,7 +216,7 @@ func (a *app) connect() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "connect [--replace] PEER...", Short: "add hosts to join", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, hosts []string) error {
-			return a.client().Targets(cmd.Context(), api.TargetsRequest{Connect: hosts, Replace: replace})
+			return a.changeTargets(cmd.Context(), api.TargetsRequest{Connect: hosts, Replace: replace})
 		},
 	}
 	cmd.Flags().BoolVar(&replace, "replace", false, "forget all other targets")
@@ -211,9 +227,22 @@ func (a *app) forget() *cobra.Command {
 	return &cobra.Command{
 		Use: "forget PEER...", Short: "stop joining hosts; connected peers stay", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, hosts []string) error {
-			return a.client().Targets(cmd.Context(), api.TargetsRequest{Forget: hosts})
+			return a.changeTargets(cmd.Context(), api.TargetsRequest{Forget: hosts})
 		},
 	}
+}
+
+// changeTargets changes the targets, and prints with --json which there are now.
+func (a *app) changeTargets(ctx context.Context, req api.TargetsRequest) error {
+	client := a.client()
+	if err := client.Targets(ctx, req); err != nil || !a.json {
+		return err
+	}
+	r, err := client.Report(ctx)
+	if err != nil {
+		return err
+	}
+	return a.show(r.Router.Targets, nil)
 }
 
 func (a *app) expose() *cobra.Command {
@@ -222,19 +251,7 @@ func (a *app) expose() *cobra.Command {
 		Use: "expose [-h NAME]", Short: "let the underlay reach containers through this host", Args: cobra.NoArgs,
 		Long: "Lets hosts on the underlay reach containers, on any host of the mesh, through this one:\ngive them a route to the universe by this host. What they send is encrypted from here on, not before.\nWith -h this host has a name in the DNS domain, for containers.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client := a.client()
-			if err := client.Expose(cmd.Context(), api.ExposeRequest{On: true, Name: name}); err != nil {
-				return err
-			}
-			r, err := client.Report(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.show(map[string]any{"exposed": true, "node": r.Router.Node}, func() {
-				for _, n := range r.Router.Node {
-					fmt.Fprintln(a.out, n)
-				}
-			})
+			return a.changeExposure(cmd.Context(), api.ExposeRequest{On: true, Name: name})
 		},
 	}
 	nameFlag(cmd, &name)
@@ -245,9 +262,28 @@ func (a *app) hide() *cobra.Command {
 	return &cobra.Command{
 		Use: "hide", Short: "end what expose allowed", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.client().Expose(cmd.Context(), api.ExposeRequest{})
+			return a.changeExposure(cmd.Context(), api.ExposeRequest{})
 		},
 	}
+}
+
+// changeExposure exposes this host, and prints by which addresses, or hides it.
+func (a *app) changeExposure(ctx context.Context, req api.ExposeRequest) error {
+	client := a.client()
+	if err := client.Expose(ctx, req); err != nil {
+		return err
+	}
+	r, err := client.Report(ctx)
+	if err != nil {
+		return err
+	}
+	return a.show(exposure{req.On, append([]netip.Addr{}, r.Router.Node...)}, func() {
+		if req.On {
+			for _, n := range r.Router.Node {
+				fmt.Fprintln(a.out, n)
+			}
+		}
+	})
 }
 
 // token makes a token before any host has founded: for tools that install many hosts.
@@ -260,7 +296,7 @@ func (a *app) token() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(map[string]string{"token": t.Reveal()}, func() { fmt.Fprintln(a.out, t.Reveal()) })
+			return a.show(tokened{t.Reveal()}, func() { fmt.Fprintln(a.out, t.Reveal()) })
 		},
 	}
 }
@@ -277,7 +313,7 @@ func (a *app) id() *cobra.Command {
 			} else if id, err = agent.Identity(stateDir); err != nil {
 				return err
 			}
-			return a.show(map[string]string{"id": id}, func() { fmt.Fprintln(a.out, id) })
+			return a.show(identity{id}, func() { fmt.Fprintln(a.out, id) })
 		},
 	}
 	cmd.Flags().StringVar(&stateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")

@@ -94,7 +94,7 @@ one of its own. Without -h the name is CONTAINER's.` + exitHelp,
 		if req.Name = cmp.Or(req.Name, called); req.Name == "" {
 			return usageError{errors.New("which name? Give it with -h NAME")}
 		}
-		return a.client().AddName(ctx, req)
+		return a.did(a.client().AddName(ctx, req))
 	})
 }
 
@@ -102,7 +102,9 @@ func (a *app) dnsRemove() *cobra.Command {
 	return a.dnsChange(&cobra.Command{
 		Use: "dns-remove [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "take back what dns-add gave",
 		Long: "Takes back what dns-add gave on this host; without -h, all names that it gave." + exitHelp,
-	}, func(ctx context.Context, req api.NameRequest, _ string) error { return a.client().RemoveName(ctx, req) })
+	}, func(ctx context.Context, req api.NameRequest, _ string) error {
+		return a.did(a.client().RemoveName(ctx, req))
+	})
 }
 
 // dnsChange is a command that names containers, addresses and, by -h as in Weave, a name. run
@@ -178,7 +180,7 @@ func (a *app) statusDNS() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(names, func() { printNames(a.out, names) })
+			return a.show(append([]api.Name{}, names...), func() { printNames(a.out, names) })
 		},
 	}
 }

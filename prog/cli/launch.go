@@ -148,10 +148,12 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if err := start(cmd, f, client, waits); err != nil {
 		return err
 	}
-	if r, err := client.Report(cmd.Context()); err == nil && fresh && isTerminal(a.out) {
-		printInvitation(a.out, token, r)
-	}
-	return nil
+	r, err := client.Report(cmd.Context()) // fails with --wait 0: nobody answers yet
+	return a.show(launched{r.Ready, fresh, r.Router.ID, r.Router.Nickname, r.Router.Node, r.Router.PID}, func() {
+		if err == nil && fresh && isTerminal(a.out) {
+			printInvitation(a.out, token, r)
+		}
+	})
 }
 
 // runsAlready refuses to launch beside an agent, unless that one waits to be told of its network:

@@ -70,7 +70,7 @@ func startAgent(cmd *cobra.Command, f *launchFlags, targets []string) (*exec.Cmd
 	args := []string{"agent"}
 	for _, flag := range changedFlags(cmd) { // the environment and the settings file it reads itself
 		name, _, _ := strings.Cut(strings.TrimPrefix(flag, "--"), "=")
-		if f.from[name] == api.FromFlag && name != "token" && name != "wait" {
+		if f.from[name] == api.FromFlag && name != "token" && name != "wait" && name != "json" {
 			args = append(args, flag)
 		}
 	}

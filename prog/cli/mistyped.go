@@ -14,8 +14,6 @@ import (
 // checkWords refuses a word that names no command, wherever in the tree and whatever flags
 // stand around it: cobra itself would print a group's help for it, with success.
 func checkWords(root *cobra.Command, args []string) error {
-	root.InitDefaultHelpCmd()
-	root.InitDefaultCompletionCmd(args...)
 	cmd, rest, err := root.Find(args)
 	if err != nil || !cmd.HasSubCommands() {
 		return nil // what Find refuses, Execute does too
@@ -106,18 +104,27 @@ func badValue(f *pflag.Flag, value string) error {
 	return fmt.Errorf("--%s %s: want %s", f.Name, value, want)
 }
 
-// checkArgs makes wrong arguments a usage error, in every command.
-func checkArgs(c *cobra.Command) {
-	if check := c.Args; check != nil {
-		c.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
-				return usageError{fmt.Errorf("%w (see `%s --help`)", argsError(cmd, args, err), cmd.CommandPath())}
-			}
+// checkArgs makes wrong arguments a usage error, in every command, and --json where it would
+// be ignored.
+func (a *app) checkArgs(c *cobra.Command) {
+	check := c.Args
+	if check == nil {
+		check = cobra.ArbitraryArgs
+	}
+	c.Args = func(cmd *cobra.Command, args []string) error {
+		err := check(cmd, args)
+		switch {
+		case err != nil:
+			err = argsError(cmd, args, err)
+		case a.json && noJSON[cmd.CommandPath()]:
+			err = fmt.Errorf("`%s` prints no JSON: leave out --json", cmd.CommandPath())
+		default:
 			return nil
 		}
+		return usageError{fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath())}
 	}
 	for _, sub := range c.Commands() {
-		checkArgs(sub)
+		a.checkArgs(sub)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 func (a *app) policyExplain() *cobra.Command {
@@ -335,7 +336,7 @@ func kernelText(k api.Kernel) string {
 	if k.Chain == "" {
 		return "not isolated there"
 	}
-	return fmt.Sprintf("chain %s, %s dropped so far", k.Chain, count(k.Dropped, "packet"))
+	return fmt.Sprintf("chain %s, %s dropped so far", k.Chain, words.Count(k.Dropped, "packet"))
 }
 
 // printDrops prints a line for each kind of packet, and in full what is to be said of it.
@@ -376,7 +377,7 @@ func shortReason(d api.Drop) string {
 	}
 	text := reasonText(dec.Misses[0])
 	if more := len(dec.Misses) - 1; more > 0 {
-		text += fmt.Sprintf(" (and %s)", count(more, "more rule"))
+		text += fmt.Sprintf(" (and %s)", words.Count(more, "more rule"))
 	}
 	return text
 }

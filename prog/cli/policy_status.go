@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 func (a *app) statusPolicy() *cobra.Command {
@@ -51,8 +52,8 @@ func printPolicyStatus(w io.Writer, s api.PolicyStatus) {
 	} else {
 		b.line("Policies", "%d", len(s.Policies))
 	}
-	b.line("Isolated", "%s", count(isolated, "endpoint"))
-	b.line("Dropped", "%s", count(dropped, "packet"))
+	b.line("Isolated", "%s", words.Count(isolated, "endpoint"))
+	b.line("Dropped", "%s", words.Count(dropped, "packet"))
 	exempt := strings.Join(s.Exempt, "; ")
 	if exempt == "" {
 		exempt = "nothing"
@@ -126,8 +127,8 @@ func printPolicy(w io.Writer, r api.PolicyReport) {
 		policies += fmt.Sprintf(" (%d of them not understood completely: see `weft status policy`)", r.Partial)
 	}
 	b.line("Policies", "%s", policies)
-	b.line("Isolated", "%s", count(r.Isolated, "endpoint"))
-	b.line("Dropped", "%s", count(r.Dropped["ingress"]+r.Dropped["egress"], "packet"))
+	b.line("Isolated", "%s", words.Count(r.Isolated, "endpoint"))
+	b.line("Dropped", "%s", words.Count(r.Dropped["ingress"]+r.Dropped["egress"], "packet"))
 }
 
 // peerName is a peer as all output names one.
@@ -144,14 +145,6 @@ func lack(p api.PeerPolicies) string {
 		return "it enforces nothing yet"
 	}
 	return "it still enforces generation " + p.Generation
-}
-
-// count is a number of things.
-func count[N int | uint64](n N, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // pollPolicies is how long waitInForce leaves the peers alone between two questions.
@@ -174,7 +167,7 @@ func (a *app) waitInForce(ctx context.Context, generation string, timeout time.D
 		fmt.Fprintf(a.err, "%s is unreachable: it gets this when it is back\n", peerName(p))
 	}
 	if !a.json {
-		fmt.Fprintf(a.out, "in force on %s\n", count(len(last.done), "peer"))
+		fmt.Fprintf(a.out, "in force on %s\n", words.Count(len(last.done), "peer"))
 	}
 	return nil
 }
@@ -192,7 +185,7 @@ func (a *app) followPolicies(ctx context.Context, generation string) (last waiti
 			return last, err
 		}
 		if terminal {
-			fmt.Fprintf(a.err, "\r\x1b[Kin force on %d of %s", len(last.done), count(last.reachable(), "peer"))
+			fmt.Fprintf(a.err, "\r\x1b[Kin force on %d of %s", len(last.done), words.Count(last.reachable(), "peer"))
 		}
 		if !last.over() {
 			select {
@@ -243,5 +236,5 @@ func (x waiting) failure(timeout time.Duration) error {
 		late = append(late, peerName(p)+" ("+lack(p)+")")
 	}
 	return fmt.Errorf("applied, but after %v %d of %s did not enforce it: %s; `weft status policy` shows when they do",
-		timeout, len(late), count(x.reachable(), "peer"), strings.Join(late, ", "))
+		timeout, len(late), words.Count(x.reachable(), "peer"), strings.Join(late, ", "))
 }

@@ -8,7 +8,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -137,22 +136,13 @@ func (a *app) root() *cobra.Command {
 		a.status(), a.report(), a.version(), a.config(), a.token(), a.datapath(),
 		lab.Command(), probe.Command(),
 	)
-	checkArgs(root)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd("completion")
+	a.checkArgs(root)
 	return root
 }
 
 func (a *app) client() *api.Client { return api.NewClient(a.socket) }
-
-// show prints v as JSON, or lets print do it for people.
-func (a *app) show(v any, print func()) error {
-	if !a.json {
-		print()
-		return nil
-	}
-	enc := json.NewEncoder(a.out)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
-}
 
 func (a *app) version() *cobra.Command {
 	return &cobra.Command{
@@ -163,6 +153,6 @@ func (a *app) version() *cobra.Command {
 
 func (a *app) printVersion() error {
 	info, _ := debug.ReadBuildInfo()
-	v := map[string]string{"version": Version, "go": info.GoVersion}
+	v := versioned{Version, info.GoVersion}
 	return a.show(v, func() { fmt.Fprintf(a.out, "weft %s (%s)\n", Version, info.GoVersion) })
 }

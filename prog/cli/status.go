@@ -6,7 +6,6 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
-	"text/template"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -88,9 +87,9 @@ func (a *app) report() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use: "report [-f TEMPLATE]", Short: "print everything as JSON, or by a Go template", Args: cobra.NoArgs,
-		Example: "  weft report -f '{{range .Router.Peers}}{{.Nickname}} {{.State}}{{\"\\n\"}}{{end}}'",
+		Example: "  weft report -f '{{range .router.peers}}{{.nickname}} {{.state}}{{\"\\n\"}}{{end}}'\n  weft report -f '{{json .router.targets}}'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			t, err := template.New("report").Parse(format)
+			t, err := reportTemplate(format)
 			if err != nil {
 				return usageError{fmt.Errorf("-f: %w", err)}
 			}
@@ -102,14 +101,10 @@ func (a *app) report() *cobra.Command {
 				a.json = true
 				return a.show(r, nil)
 			}
-			if err := t.Execute(a.out, r); err != nil {
-				return usageError{fmt.Errorf("-f: %w", err)}
-			}
-			fmt.Fprintln(a.out)
-			return nil
+			return a.fill(t, r)
 		},
 	}
-	cmd.Flags().StringVarP(&format, "format", "f", "", "a Go template over the report's fields")
+	cmd.Flags().StringVarP(&format, "format", "f", "", "a Go template over the report's fields, called as in its JSON; json prints one so")
 	return cmd
 }
 

@@ -105,7 +105,7 @@ type dnsSetup struct {
 const corePort = "1053"
 
 func (s *dnsSetup) start(ctx context.Context) error {
-	out, err := s.lab.Exec(ctx, "h1", nil, "weft", "report", "-f", "{{index .Router.Node 0}}")
+	out, err := s.lab.Exec(ctx, "h1", nil, "weft", "report", "-f", "{{index .router.node 0}}")
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ func stream(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	defer down(&err)
-	if kind, err := ours.Exec(ctx, "h1", nil, "weft", "report", "-f", "{{.Router.Datapath}}"); err != nil || strings.TrimSpace(kind) != "userspace" {
+	if kind, err := ours.Exec(ctx, "h1", nil, "weft", "report", "-f", "{{.router.datapath}}"); err != nil || strings.TrimSpace(kind) != "userspace" {
 		return errors.Join(err, fmt.Errorf("the datapath is %q: this compares userspace ones, on a kernel without WireGuard", kind))
 	}
 	replaced, down, err := b.up(ctx, lab.Options{Name: "replaced", Hosts: 2, Containers: 1})

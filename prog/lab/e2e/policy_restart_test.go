@@ -110,7 +110,7 @@ func (b *besieged) upgrade(host, version string) {
 	if _, err := b.Exec(b.t.Context(), host, nil, programs+"/weft", "launch"); err != nil {
 		b.t.Fatal(err)
 	}
-	out, err := b.weft(host, "", "report", "-f", "{{.Version}}")
+	out, err := b.weft(host, "", "report", "-f", "{{.version}}")
 	if err != nil || strings.TrimSpace(out) != version {
 		b.t.Fatalf("%s runs %q: %v", host, out, err)
 	}

@@ -62,7 +62,7 @@ all_running() { # within 10 minutes
 traces() {
 	"$c" in $node sh -c 'ip -o link | grep -c ": weft-" || true; ip route | grep -c "dev weft-" || true
 		ip -6 route | grep -c "dev weft-" || true; nft list table inet weft | wc -l; ls /run/netns | wc -l' | xargs
-	"$c" in $node "$checkout/bin/weft" report -f '{{.IPAM.Active}} addresses, {{len .Endpoints}} endpoints'
+	"$c" in $node "$checkout/bin/weft" report -f '{{.ipam.active}} addresses, {{len .endpoints}} endpoints'
 }
 
 come_and_go() {

@@ -167,7 +167,7 @@ func killSandbox(t *testing.T, p pod) (pid string) {
 // addressOf asks the pod's own node, which gave it the address.
 func addressOf(t *testing.T, p pod, six bool) (string, error) {
 	t.Helper()
-	out, err := weft(t, p.Spec.NodeName, "report", "-f", `{{range .Endpoints}}{{if eq .Name "`+p.Metadata.Name+`"}}{{range .Addresses}}{{.}} {{end}}{{end}}{{end}}`)
+	out, err := weft(t, p.Spec.NodeName, "report", "-f", `{{range .endpoints}}{{if eq .name "`+p.Metadata.Name+`"}}{{range .addresses}}{{.}} {{end}}{{end}}{{end}}`)
 	for a := range strings.FieldsSeq(out) {
 		if strings.Contains(a, ":") == six {
 			return a, nil

@@ -97,6 +97,6 @@ func serviceIP(t *testing.T, name string, six bool) string {
 // overlayOf are a node's addresses in the overlay.
 func overlayOf(t *testing.T, node string) []string {
 	t.Helper()
-	out, err := weft(t, node, "report", "-f", "{{range .Router.Node}}{{.}} {{end}}")
+	out, err := weft(t, node, "report", "-f", "{{range .router.node}}{{.}} {{end}}")
 	return strings.Fields(must(t, out, err))
 }

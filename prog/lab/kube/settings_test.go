@@ -26,7 +26,7 @@ func settings(t *testing.T) {
 	kubectl(t, "-n", "weft", "patch", "configmap", "weft", "-p", `{"data":{"WEFT_MTU":"1380","WEFT_CNI_CHAIN":"portmap,bandwidth"}}`)
 	kubectl(t, "-n", "weft", "delete", agent()) // not by force: it may be up with the new settings by now, and goes on for a while
 	eventually(t, time.Minute, "the MTU and the plugins of the settings", func() error {
-		out, err := weft(t, node, "report", "-f", "{{.Router.MTU}} {{.CNI.Plugins}} {{.Ready}}")
+		out, err := weft(t, node, "report", "-f", "{{.router.mtu}} {{.cni.plugins}} {{.ready}}")
 		if err == nil && out != "1380 [weft-cni portmap bandwidth] true" {
 			err = fmt.Errorf("%s", out)
 		}
@@ -46,7 +46,7 @@ func bandwidth(t *testing.T, node string) {
 	}
 	apply(t, manifestOf(t, "limited.yaml", node))
 	ready(t, "limited")
-	link, err := weft(t, node, "report", "-f", `{{range .Endpoints}}{{if eq .Name "limited"}}{{.HostLink}}{{end}}{{end}}`)
+	link, err := weft(t, node, "report", "-f", `{{range .endpoints}}{{if eq .name "limited"}}{{.hostLink}}{{end}}{{end}}`)
 	must(t, link, err)
 	var in, out int
 	all := limits()

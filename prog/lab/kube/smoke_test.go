@@ -158,7 +158,7 @@ func pods(t *testing.T) {
 	}
 	for _, node := range nodes { // a first handshake that is lost is tried again with the next keepalive, 25 s later
 		took := eventually(t, 40*time.Second, node+"'s tunnels", func() error {
-			out, err := weft(t, node, "report", "-f", "{{range .Router.Connections}}{{.State}} {{end}}")
+			out, err := weft(t, node, "report", "-f", "{{range .router.connections}}{{.state}} {{end}}")
 			if err == nil && strings.Count(out, "established") != len(nodes)-1 {
 				err = fmt.Errorf("connections: %s", out)
 			}

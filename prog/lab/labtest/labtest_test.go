@@ -41,7 +41,7 @@ func TestNew(t *testing.T) {
 func TestReboot(t *testing.T) {
 	l := New(t, lab.Options{Hosts: 2, Containers: 1})
 	name := func() string {
-		out, err := l.Exec(t.Context(), "h2", nil, "weft", "report", "-f", "{{.Router.ID}}")
+		out, err := l.Exec(t.Context(), "h2", nil, "weft", "report", "-f", "{{.router.id}}")
 		if err != nil {
 			t.Fatal(err)
 		}

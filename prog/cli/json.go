@@ -1,0 +1,154 @@
+package cli
+
+import (
+	"encoding"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"strings"
+	"text/template"
+
+	"github.com/spf13/cobra"
+
+	"weft/prog/api"
+)
+
+// What commands print with --json that the agent does not answer so itself. site/json.md tells
+// of all, and site/json.schema.json has every field.
+type (
+	done struct {
+		Done bool `json:"done"`
+	} // of commands that only do something
+	versioned struct {
+		Version string `json:"version"`
+		Go      string `json:"go"`
+	}
+	identity struct {
+		ID string `json:"id"`
+	}
+	tokened struct {
+		Token string `json:"token"`
+	}
+	primed struct {
+		Ready bool `json:"ready"`
+	}
+	exposure struct {
+		Exposed bool         `json:"exposed"`
+		Node    []netip.Addr `json:"node"` // this host's node addresses: where a route to the universe leads
+	}
+	launched struct {
+		Ready    bool         `json:"ready"`   // false only with --wait 0
+		Founded  bool         `json:"founded"` // a new network; its token is in the state folder, and never printed here
+		ID       string       `json:"id,omitempty"`
+		Nickname string       `json:"nickname,omitempty"`
+		Node     []netip.Addr `json:"node,omitempty"`
+		PID      int          `json:"pid"`
+	}
+	wiped struct {
+		Done bool   `json:"done"`
+		Heir string `json:"heir,omitempty"` // the peer that has this host's addresses now
+	}
+)
+
+// noJSON are the commands that run until they are ended, or print what another program reads.
+var noJSON = map[string]bool{
+	"weft agent": true, "weft datapath": true, "weft help": true, "weft probe listen": true,
+	"weft completion bash": true, "weft completion zsh": true, "weft completion fish": true, "weft completion powershell": true,
+	"weft lab up": true, "weft lab down": true, "weft lab exec": true, "weft lab link": true, "weft lab kill": true,
+	"weft lab start": true, "weft lab stop": true, "weft lab reboot": true, "weft lab network": true, "weft lab demo": true,
+}
+
+// show prints v as JSON, or lets print do it for people.
+func (a *app) show(v any, print func()) error {
+	if !a.json {
+		print()
+		return nil
+	}
+	enc := json.NewEncoder(a.out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// did says with --json that a command has done what it should; people hear nothing.
+func (a *app) did(err error) error {
+	if err != nil {
+		return err
+	}
+	return a.show(done{true}, func() {})
+}
+
+// jsonFlag adds -o json, which kubectl's users type, for --json.
+func (a *app) jsonFlag(cmd *cobra.Command) {
+	output := ""
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json, for the same as --json")
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if a.json = a.json || output == "json"; output != "" && output != "json" {
+			return usageError{fmt.Errorf("-o %s: want json, or leave it out for a table", output)}
+		}
+		return nil
+	}
+}
+
+// reportTemplate reads a template of report -f. A field has the name that --json gives it.
+func reportTemplate(text string) (*template.Template, error) {
+	return template.New("report").Option("missingkey=error").Funcs(template.FuncMap{"json": func(v any) (string, error) {
+		data, err := json.Marshal(v)
+		return string(data), err
+	}}).Parse(text)
+}
+
+// fill executes a template on a report.
+func (a *app) fill(t *template.Template, r api.Report) error {
+	if err := t.Execute(a.out, fields(reflect.ValueOf(r))); err != nil {
+		return usageError{fmt.Errorf("-f: %w: fields are called as `weft report` prints them, such as .router.peers", err)}
+	}
+	fmt.Fprintln(a.out)
+	return nil
+}
+
+// fields is a value as encoding/json names it, with fields that are empty too, so that a
+// template may ask for them.
+func fields(v reflect.Value) any {
+	if v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface {
+		if v.IsNil() {
+			return nil
+		}
+		return fields(v.Elem())
+	}
+	if m, ok := v.Interface().(encoding.TextMarshaler); ok {
+		text, err := m.MarshalText()
+		if err != nil { // none of the report's can fail
+			return err.Error()
+		}
+		return string(text)
+	}
+	switch v.Kind() {
+	case reflect.Struct:
+		out := map[string]any{}
+		for f, value := range v.Fields() {
+			if f.Anonymous {
+				for name, x := range fields(value).(map[string]any) {
+					out[name] = x
+				}
+				continue
+			}
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			out[name] = fields(value)
+		}
+		return out
+	case reflect.Slice:
+		out := make([]any, v.Len())
+		for i := range out {
+			out[i] = fields(v.Index(i))
+		}
+		return out
+	case reflect.Map:
+		out := map[string]any{}
+		for key, value := range v.Seq2() {
+			out[key.String()] = fields(value)
+		}
+		return out
+	}
+	return v.Interface()
+}
