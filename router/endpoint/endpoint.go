@@ -23,6 +23,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -58,6 +59,22 @@ type Pair struct {
 // PairOf derives the addresses of a pair from the link's name: known before the link
 // is made, and fixed, which keeps udev from changing them.
 func PairOf(hostLink string) Pair { return Pair{mac(hostLink, "host"), mac(hostLink, "container")} }
+
+// maxInterface is the most bytes that an interface's name has (IFNAMSIZ, with a NUL).
+const maxInterface = unix.IFNAMSIZ - 1
+
+// CheckInterface refuses what the kernel takes for no interface's name (dev_valid_name).
+func CheckInterface(name string) error {
+	switch {
+	case name == "" || name == "." || name == "..":
+		return fmt.Errorf("interface %q: that is no name of an interface: want one such as eth1", name)
+	case len(name) > maxInterface:
+		return fmt.Errorf("interface %s: its name has %d bytes, at most %d are allowed", name, len(name), maxInterface)
+	case strings.ContainsFunc(name, func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) }):
+		return fmt.Errorf("interface %q: its name has a slash, a colon or a space, which none may have", name)
+	}
+	return nil
+}
 
 // Container is the network namespace of a container, opened for one interface.
 type Container struct {
@@ -146,7 +163,7 @@ func (c *Container) add(hostLink string) error {
 		return fmt.Errorf("the container has an interface %s already: choose another name", c.ifname)
 	}
 	if err != nil {
-		return fmt.Errorf("make link %s, with %s in %s: %w", hostLink, c.ifname, c.path, err)
+		return fmt.Errorf("make link %s, with %s in %s: %w", hostLink, c.ifname, c.path, link.Explain(err))
 	}
 	return nil
 }

@@ -212,7 +212,7 @@ func (s Socket) Do(requests ...Request) error {
 			}
 			errno := unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
 			if errno != 0 && errno != requests[m.Header.Seq].fine && failed == nil {
-				failed = fmt.Errorf("%s: %w", requests[m.Header.Seq].what, errno)
+				failed = fmt.Errorf("%s: %w", requests[m.Header.Seq].what, Explain(errno))
 			}
 		}
 	}

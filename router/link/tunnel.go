@@ -30,7 +30,7 @@ func KernelWireGuard() (bool, error) {
 		return false, fmt.Errorf("whether the kernel has WireGuard: %w", err)
 	}
 	if err := h.LinkDel(probe); err != nil {
-		return false, fmt.Errorf("link %s: %w", probe.Name, err)
+		return false, fmt.Errorf("link %s: %w", probe.Name, Explain(err))
 	}
 	return true, nil
 }
@@ -96,7 +96,7 @@ func (o Overlay) Close() error {
 		if p.Addr().Is6() {
 			lo, err := h.LinkByName("lo") // IPv6 hangs them on lo
 			if err != nil {
-				return fmt.Errorf("unreachable route: %w", err)
+				return fmt.Errorf("unreachable route: %w", Explain(err))
 			}
 			r.LinkIndex = lo.Attrs().Index
 		}
@@ -120,7 +120,7 @@ func (o Overlay) Up() error {
 	}
 	if o.MTU != 0 && l.Attrs().MTU != o.MTU {
 		if err := h.LinkSetMTU(l, o.MTU); err != nil {
-			return fmt.Errorf("MTU %d of %s: %w", o.MTU, Device, err)
+			return fmt.Errorf("MTU %d of %s: %w", o.MTU, Device, Explain(err))
 		}
 	}
 	if l.Attrs().Flags&net.FlagUp != 0 {
@@ -132,7 +132,7 @@ func (o Overlay) Up() error {
 		}
 	}
 	if err := h.LinkSetUp(l); err != nil {
-		return fmt.Errorf("link %s up: %w", Device, err)
+		return fmt.Errorf("link %s up: %w", Device, Explain(err))
 	}
 	return nil
 }
@@ -150,7 +150,7 @@ func NoLinkLocal(h *netlink.Handle, l netlink.Link) error {
 func device(h *netlink.Handle) (netlink.Link, error) {
 	l, err := h.LinkByName(Device)
 	if err != nil {
-		return nil, fmt.Errorf("link %s: %w", Device, err)
+		return nil, fmt.Errorf("link %s: %w", Device, Explain(err))
 	}
 	return l, nil
 }
@@ -262,7 +262,7 @@ func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Addr) error {
 	}
 	have, err := Dump(list)
 	if err != nil {
-		return fmt.Errorf("addresses of %s: %w", l.Attrs().Name, err)
+		return fmt.Errorf("addresses of %s: %w", l.Attrs().Name, Explain(err))
 	}
 	for _, addr := range want {
 		p := netip.PrefixFrom(addr, addr.BitLen())
@@ -287,7 +287,7 @@ func SetAddress(h *netlink.Handle, l netlink.Link, p netip.Prefix) error {
 		a.Scope = unix.RT_SCOPE_LINK
 	}
 	if err := h.AddrReplace(l, a); err != nil {
-		return fmt.Errorf("address %v of %s: %w", p, l.Attrs().Name, err)
+		return fmt.Errorf("address %v of %s: %w", p, l.Attrs().Name, Explain(err))
 	}
 	return nil
 }
@@ -303,7 +303,7 @@ func SetRoute(h *netlink.Handle, have []netlink.Route, r netlink.Route) error {
 
 func replaceRoute(h *netlink.Handle, r netlink.Route) error {
 	if err := h.RouteReplace(&r); err != nil {
-		return fmt.Errorf("route to %v: %w", r.Dst, err)
+		return fmt.Errorf("route to %v: %w", r.Dst, Explain(err))
 	}
 	return nil
 }

@@ -111,7 +111,7 @@ func addKernelDevice() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = link.Device
 	if err := h.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs}); err != nil {
-		return fmt.Errorf("wireguard: make device %s: %w", link.Device, err)
+		return fmt.Errorf("wireguard: make device %s: %w", link.Device, link.Explain(err))
 	}
 	return nil
 }
