@@ -75,7 +75,7 @@ func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (s
 		for _, s := range delta.Segments() {
 			slots += s.Len()
 		}
-		a.cfg.Log.Warn("took over what a dead peer owned", "peer", dead, "slots", slots, "generation", next.Generation())
+		a.cfg.Log.Warn("took over what a dead peer owned", "peer", a.cfg.Mesh.Name(dead), "slots", slots, "generation", next.Generation())
 		reply, err := a.publish(next, delta)
 		return reply, errors.Join(err, a.handOutLast(listed))
 	})
@@ -295,7 +295,7 @@ func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 		if err == nil {
 			return here[0], nil
 		}
-		a.cfg.Log.Warn("a peer did not take what this one leaves", "peer", id, "err", err)
+		a.cfg.Log.Warn("a peer did not take what this one leaves", "peer", a.cfg.Mesh.Name(id), "err", err)
 	}
 	return heir, errors.Join(ErrNoHeir, a.do(ctx, func() { a.leaving = false })) // it stays, and asks for space like a new one
 }

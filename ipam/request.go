@@ -121,7 +121,7 @@ func (a *Allocator) catchUp(ctx context.Context) {
 			_, err = a.Merge(reply)
 		}
 		if err != nil {
-			a.cfg.Log.Info("a peer did not say what became of the ring", "peer", id, "err", err)
+			a.cfg.Log.Info("a peer did not say what became of the ring", "peer", a.cfg.Mesh.Name(id), "err", err)
 		}
 	})
 	_ = a.do(ctx, func() {
@@ -297,7 +297,7 @@ func (a *Allocator) donate(to peer.ID, known []byte, pressed bool) ([]byte, erro
 		a.resize() // the gift is free again
 		return nil, err
 	}
-	a.cfg.Log.Info("gave space to peer", "peer", to, "slots", gift.Len())
+	a.cfg.Log.Info("gave space to peer", "peer", a.cfg.Mesh.Name(to), "slots", gift.Len())
 	return a.publish(next, delta)
 }
 

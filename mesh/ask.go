@@ -86,7 +86,7 @@ func (m *Mesh) hear(conn net.Conn) {
 	}
 	var e envelope
 	if err := decoding.Unmarshal(s.asked, &e); err != nil || e.Kind != kindReply {
-		m.cfg.Log.Debug("reply ignored", "from", s.source, "err", err)
+		m.cfg.Log.Debug("reply ignored", "addr", s.source, "err", err)
 		return
 	}
 	m.deliver(e.Payload)

@@ -33,6 +33,8 @@ type Messenger interface {
 	// Others lists all other peers that are known, reachable or not, but for those that have
 	// left and those of another ring.
 	Others() []peer.ID
+	// Name is what people call a peer: its id, and its nickname where that is known.
+	Name(peer.ID) string
 }
 
 // DirectoryStore keeps the sets over a restart.

@@ -43,6 +43,7 @@ func (s *stub) Request(context.Context, peer.ID, string, []byte) ([]byte, error)
 }
 func (s *stub) Reachable(peer.ID) bool { return true }
 func (s *stub) Others() []peer.ID      { return s.others }
+func (s *stub) Name(id peer.ID) string { return id.String() }
 
 // quiet makes a directory that does not run.
 func quiet(t testing.TB, n int, m Messenger) *Directory {

@@ -107,6 +107,9 @@ func (r *resident) requests(kind string) int {
 	return r.asked[kind]
 }
 
+// Name is a peer's, and not the replica's.
+func (r *resident) Name(id peer.ID) string { return r.Node.Name(id) }
+
 // start runs host n on a side of the network, with what is on its disk.
 func (w *town) start(n, side int, disk *setDisk) *resident {
 	w.t.Helper()

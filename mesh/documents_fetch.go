@@ -130,7 +130,7 @@ func (d *Documents) start(ctx context.Context, group *sync.WaitGroup, n document
 	d.busy[n.From] = n
 	group.Go(func() {
 		if err := d.fetchAll(ctx, n.From); err != nil && ctx.Err() == nil {
-			d.cfg.Log.Debug("documents not fetched", "peer", n.From, "err", err)
+			d.cfg.Log.Debug("documents not fetched", "peer", d.cfg.Mesh.Name(n.From), "err", err)
 		}
 		d.mu.Lock()
 		defer d.mu.Unlock()

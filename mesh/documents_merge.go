@@ -76,7 +76,7 @@ func (d *Documents) takeIn(docs []*document.Document) (fresh []*document.Documen
 			if err = errors.Join(err, refused); refused != nil {
 				continue
 			}
-			d.cfg.Log.Warn("a document that was deleted long ago came back from a host that was away: it is deleted again", "document", theirs.String(), "writer", theirs.WriterID())
+			d.cfg.Log.Warn("a document that was deleted long ago came back from a host that was away: it is deleted again", "document", theirs.String(), "writer", d.cfg.Mesh.Name(theirs.WriterID()))
 			theirs = gone // who offered it hears so
 		}
 		key := theirs.Key()

@@ -85,6 +85,9 @@ type member struct {
 	ahead atomic.Int64 // how much its clock is, in days
 }
 
+// Name is a peer's, and not the replica's.
+func (m *member) Name(id peer.ID) string { return m.Node.Name(id) }
+
 func newCouncil(t *testing.T, seed uint64) *council {
 	return &council{t: t, net: meshtest.NewGossip(seed), here: map[int]*member{}, runs: map[int]meshtest.Known{}}
 }

@@ -127,7 +127,7 @@ func (d *Directory) fetch(ctx context.Context, group *sync.WaitGroup) {
 			defer cancel()
 			err := d.fetchFrom(ctx, source, owners)
 			if err != nil && ctx.Err() == nil {
-				d.cfg.Log.Debug("endpoints not fetched", "peer", source, "err", err)
+				d.cfg.Log.Debug("endpoints not fetched", "peer", d.cfg.Mesh.Name(source), "err", err)
 			}
 			d.fetched(source, list, err)
 		})

@@ -203,7 +203,7 @@ func (m *Mesh) sendTo(to netip.AddrPort, run string, kind uint, msg message) {
 func (m *Mesh) answerChallenge(msg message, s *stream) {
 	c, err := readChallenge(msg.Payload)
 	if err != nil {
-		m.cfg.Log.Debug("challenge ignored", "from", msg.From, "err", err)
+		m.cfg.Log.Debug("challenge ignored", "peer", m.Name(msg.From), "err", err)
 		return
 	}
 	answer := message{ID: msg.ID, From: m.self, To: msg.From, IsReply: true}
@@ -301,9 +301,9 @@ func (m *Mesh) reach(id peer.ID) {
 	case now == before:
 		return
 	case now != "":
-		m.cfg.Log.Info("peer is reachable", "peer", id, "addr", addr)
+		m.cfg.Log.Info("peer is reachable", "peer", m.Name(id), "addr", addr)
 	default:
-		m.cfg.Log.Info("peer is not reachable", "peer", id)
+		m.cfg.Log.Info("peer is not reachable", "peer", m.Name(id))
 	}
 	m.cfg.Changed()
 }

@@ -261,7 +261,7 @@ func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
 		err = m.once(msg)
 	}
 	if err != nil || msg.IsReply {
-		m.cfg.Log.Debug("request ignored", "from", msg.From, "err", err)
+		m.cfg.Log.Debug("request ignored", "peer", m.Name(msg.From), "err", err)
 		end()
 		return
 	}
@@ -289,7 +289,7 @@ func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
 			return
 		}
 		if err := m.sendReply(answer); err != nil {
-			m.cfg.Log.Info("reply not sent", "peer", msg.From, "err", err)
+			m.cfg.Log.Info("reply not sent", "peer", m.Name(msg.From), "err", err)
 		}
 	}()
 }
@@ -298,7 +298,7 @@ func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
 func (m *Mesh) deliver(data []byte) {
 	msg, err := m.open(data)
 	if err != nil || !msg.IsReply {
-		m.cfg.Log.Debug("reply ignored", "from", msg.From, "err", err)
+		m.cfg.Log.Debug("reply ignored", "peer", m.Name(msg.From), "err", err)
 		return
 	}
 	if m.isProof(msg) {

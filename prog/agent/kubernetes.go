@@ -178,7 +178,7 @@ func (a *Agent) joinCluster(ctx context.Context) error {
 	if f.Founder == a.self() && !mine {
 		// It said so in an earlier run, and ended before it had the ring on its disk. Others may
 		// have taken over since what that founder owns: this host is a new peer.
-		a.log.Warn("this host founded the ring and did not keep it: it joins as a new peer", "was", a.self())
+		a.log.Warn("this host founded the ring and did not keep it: it joins as a new peer", "was", fmt.Sprintf("%v(%s)", a.self(), a.opts.Nickname))
 		if err := a.newIdentity(); err != nil {
 			return err
 		}

@@ -1,0 +1,71 @@
+package arch
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// In a log, people look for a host by the name they gave it: what names a peer there is
+// id(nickname), from a function Name, or text that was made of it.
+func TestLogsNamePeersWithTheirNickname(t *testing.T) {
+	about := []string{"peer", "writer", "owner", "heir"}
+	levels := []string{"Debug", "Info", "Warn", "Error"}
+	looked := 0
+	for _, dir := range []string{"mesh", "ipam", "router", "prog"} {
+		err := filepath.WalkDir(filepath.Join("..", "..", dir), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			set := token.NewFileSet()
+			file, err := parser.ParseFile(set, path, nil, 0)
+			if err != nil {
+				return err
+			}
+			ast.Inspect(file, func(n ast.Node) bool {
+				call, ok := n.(*ast.CallExpr)
+				if !ok {
+					return true
+				}
+				f, ok := call.Fun.(*ast.SelectorExpr)
+				if !ok || !slices.Contains(levels, f.Sel.Name) || len(call.Args) < 3 {
+					return true
+				}
+				for i := 1; i+1 < len(call.Args); i += 2 {
+					key, ok := call.Args[i].(*ast.BasicLit)
+					if !ok || !slices.Contains(about, strings.Trim(key.Value, `"`)) {
+						continue
+					}
+					if looked++; !named(call.Args[i+1]) {
+						t.Errorf("%v: what %s is has no nickname: use Mesh.Name", set.Position(key.Pos()), key.Value)
+					}
+				}
+				return true
+			})
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if looked < 8 {
+		t.Errorf("only %d logs that name peers were found: does this test still look in the right place?", looked)
+	}
+}
+
+// named reports whether an expression calls Name, or is a variable that is called name.
+func named(x ast.Expr) bool {
+	switch x := x.(type) {
+	case *ast.CallExpr:
+		f, ok := x.Fun.(*ast.SelectorExpr)
+		return ok && f.Sel.Name == "Name"
+	case *ast.Ident:
+		return x.Name == "name"
+	}
+	return false
+}
