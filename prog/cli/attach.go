@@ -49,7 +49,7 @@ shall have, if it is free anywhere in the network: of either family, or of both 
 they go together.` + exitHelp,
 		Example: "  weft attach 10.32.0.7 web",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			asked, err := cni.ParseAddresses(args[:len(args)-1])
+			asked, err := askedAddresses(args[:len(args)-1])
 			if err != nil {
 				return usageError{err}
 			}

@@ -134,7 +134,7 @@ func (a *app) root() *cobra.Command {
 		a.dnsAdd(), a.dnsRemove(), a.dnsLookup(),
 		a.policy(),
 		a.status(), a.report(), a.version(), a.config(), a.token(), a.datapath(),
-		lab.Command(), probe.Command(),
+		lab.Command(), probe.Command(a.addressesOf),
 	)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd("completion")

@@ -68,7 +68,7 @@ func Capture(ctx context.Context, cfg CaptureConfig, ready func()) (CaptureSumma
 func openPacket(name string) (int, error) {
 	ifi, err := net.InterfaceByName(name)
 	if err != nil {
-		return -1, err
+		return -1, fmt.Errorf("there is no interface %s here (`ip link` lists them)", name)
 	}
 	// Bound with protocol 0 the socket is silent until Bind names the interface: nothing of others gets in.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)

@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+
+	"weft/prog/words"
 )
 
 // ErrLoss is returned after the results have been printed: some messages did not come back as they should.
@@ -19,9 +23,12 @@ var ErrLoss = errors.New("probe: not every message came back once, unchanged and
 // maxSize keeps a message within one receive buffer and one UDP datagram.
 const maxSize = 60_000
 
-// Command returns weft probe. Its commands end with their context, which the caller ends on SIGINT and SIGTERM;
+// Lookup finds the addresses of a name, or none.
+type Lookup func(ctx context.Context, name string) []netip.Addr
+
+// Command returns weft probe. mesh, if given, knows names before the resolver of the system is asked. Its commands end with their context, which the caller ends on SIGINT and SIGTERM;
 // listen and capture then end well.
-func Command() *cobra.Command {
+func Command(mesh Lookup) *cobra.Command {
 	root := &cobra.Command{
 		Use: "probe", Short: "send, answer and capture test traffic", Args: cobra.NoArgs,
 		Long: "Send, answer and capture test traffic.\n\n" +
@@ -30,23 +37,23 @@ func Command() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.AddCommand(
-		sendCommand("icmp", "Send echo requests to addresses", ICMP),
-		sendCommand("udp", "Send datagrams to weft probe listen", UDP),
-		sendCommand("tcp", "Send messages, or with --bulk a stream, on one connection to weft probe listen", TCP),
+		sendCommand("icmp", "Send echo requests to addresses or names", ICMP, mesh),
+		sendCommand("udp", "Send datagrams to weft probe listen", UDP, mesh),
+		sendCommand("tcp", "Send messages, or with --bulk a stream, on one connection to weft probe listen", TCP, mesh),
 		listenCommand(), captureCommand())
 	return root
 }
 
 type prober func(context.Context, netip.Addr, Config) (Result, error)
 
-func sendCommand(proto, short string, probe prober) *cobra.Command {
+func sendCommand(proto, short string, probe prober, mesh Lookup) *cobra.Command {
 	var cfg Config
 	var asJSON, bulk, untilEOF bool
 	var duration time.Duration
 	cmd := &cobra.Command{
-		Use: proto + " ADDR…", Short: short, Args: cobra.MinimumNArgs(1),
+		Use: proto + " HOST…", Short: short, Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			addrs, err := parse(args, cfg)
+			addrs, err := parse(cmd.Context(), args, cfg, mesh)
 			if err != nil {
 				return err
 			}
@@ -90,7 +97,7 @@ func atEOF(r io.Reader) <-chan struct{} {
 // DefaultPort is where weft probe listen listens, unless told otherwise.
 const DefaultPort = 7007
 
-func parse(args []string, cfg Config) ([]netip.Addr, error) {
+func parse(ctx context.Context, args []string, cfg Config, mesh Lookup) ([]netip.Addr, error) {
 	switch {
 	case cfg.Count < 1:
 		return nil, fmt.Errorf("probe: --count %d: at least 1 is needed", cfg.Count)
@@ -101,13 +108,33 @@ func parse(args []string, cfg Config) ([]netip.Addr, error) {
 	}
 	addrs := make([]netip.Addr, len(args))
 	for i, arg := range args {
-		addr, err := netip.ParseAddr(arg)
+		addr, err := find(ctx, arg, mesh)
 		if err != nil {
-			return nil, fmt.Errorf("probe: %q is no IP address: %w", arg, err)
+			return nil, fmt.Errorf("probe: %w", err)
 		}
-		addrs[i] = addr.Unmap()
+		addrs[i] = addr
 	}
 	return addrs, nil
+}
+
+// find is the address that an argument stands for: of a name the first one.
+func find(ctx context.Context, arg string, mesh Lookup) (netip.Addr, error) {
+	if addr, err := netip.ParseAddr(arg); err == nil {
+		return addr.Unmap(), nil
+	}
+	if _, err := words.Addr(arg); strings.Contains(arg, ":") || strings.Trim(arg, "0123456789.") == "" {
+		return netip.Addr{}, err // no name looks like that
+	}
+	if mesh != nil {
+		if known := mesh(ctx, arg); len(known) > 0 {
+			return known[0], nil
+		}
+	}
+	known, err := net.DefaultResolver.LookupNetIP(ctx, "ip", arg)
+	if err != nil || len(known) == 0 {
+		return netip.Addr{}, fmt.Errorf("no address is known of %s, neither in the network nor by this host's resolver (`weft status dns` lists the network's names)", arg)
+	}
+	return known[0].Unmap(), nil
 }
 
 // run probes all addresses at the same time.

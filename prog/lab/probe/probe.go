@@ -31,7 +31,8 @@ type Config struct {
 	Until <-chan struct{}
 }
 
-// Result is what became of the messages to one address. Latencies are round trips in milliseconds.
+// Result is what became of the messages to one address. Latencies are round trips in milliseconds, and missing where none
+// came back.
 type Result struct {
 	Proto      string     `json:"proto"`
 	Addr       netip.Addr `json:"addr"`
@@ -41,10 +42,10 @@ type Result struct {
 	Duplicates int        `json:"duplicates"`
 	OutOfOrder int        `json:"outOfOrder"`
 	Corrupt    int        `json:"corrupt"`
-	Min        float64    `json:"minMs"`
-	Avg        float64    `json:"avgMs"`
-	P99        float64    `json:"p99Ms"`
-	Max        float64    `json:"maxMs"`
+	Min        float64    `json:"minMs,omitempty"`
+	Avg        float64    `json:"avgMs,omitempty"`
+	P99        float64    `json:"p99Ms,omitempty"`
+	Max        float64    `json:"maxMs,omitempty"`
 	Error      string     `json:"error,omitempty"` // why it ended early
 	// LostAt says when the first few of those lost were sent: milliseconds after the first of all.
 	LostAt []float64 `json:"lostAtMs,omitempty"`
@@ -144,8 +145,12 @@ func Print(w io.Writer, results []Result) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "PROTO\tADDRESS\tSENT\tRECEIVED\tLOST\tDUP\tREORDERED\tMIN/AVG/P99/MAX MS")
 	for _, r := range results {
-		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%.2f/%.2f/%.2f/%.2f", r.Proto, r.Addr,
-			r.Sent, r.Received, r.Lost, r.Duplicates, r.OutOfOrder, r.Min, r.Avg, r.P99, r.Max)
+		latency := "-" // of none that came back
+		if r.Received > 0 {
+			latency = fmt.Sprintf("%.2f/%.2f/%.2f/%.2f", r.Min, r.Avg, r.P99, r.Max)
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s", r.Proto, r.Addr,
+			r.Sent, r.Received, r.Lost, r.Duplicates, r.OutOfOrder, latency)
 		if len(r.LostAt) > 0 && r.Received > 0 {
 			fmt.Fprintf(tw, "  lost after %v ms", r.LostAt)
 		}

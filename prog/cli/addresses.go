@@ -1,0 +1,40 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"weft/prog/words"
+)
+
+// askedAddresses reads the addresses that attach is to give. A prefix length is refused: Weave's
+// users isolate by it, and would miss that without knowing.
+func askedAddresses(args []string) (out []netip.Addr, err error) {
+	for _, s := range args {
+		p, err := netip.ParsePrefix(s)
+		if err == nil && p.Bits() != p.Addr().BitLen() {
+			return nil, fmt.Errorf("%s: a container has whole addresses here, and no subnet of its own: give %s; `weft policy` says who may reach whom", s, p.Addr())
+		}
+		addr := p.Addr().Unmap()
+		if err != nil {
+			if addr, err = words.Addr(s); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, addr)
+	}
+	return out, nil
+}
+
+// addressesOf are a name's in the network, or none where no agent runs.
+func (a *app) addressesOf(ctx context.Context, name string) (out []netip.Addr) {
+	found, err := a.client().Lookup(ctx, name)
+	if err != nil {
+		return nil
+	}
+	for _, n := range found {
+		out = append(out, n.Addresses...)
+	}
+	return out
+}
