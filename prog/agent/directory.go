@@ -16,6 +16,7 @@ import (
 	"weft/mesh/directory"
 	"weft/mesh/peer"
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 // view is what decides whether an entry of the directory counts: one look at ring and
@@ -181,8 +182,8 @@ func (a *Agent) stuckWarning() []string {
 	if why == nil || time.Since(since) < stuckFor {
 		return nil
 	}
-	return []string{fmt.Sprintf("%d freed addresses are not given again, since for %v not all peers have said that they dropped their old names: %v. Look at the agent there",
-		slots, time.Since(since).Round(time.Second), why)}
+	return []string{fmt.Sprintf("%s %s not given again after being freed, since for %v not all peers have said that they dropped their old names: %v. Look at the agent there",
+		words.Count(slots, "address"), words.Are(slots), time.Since(since).Round(time.Second), why)}
 }
 
 // names is the directory as the name server sees it.

@@ -200,13 +200,16 @@ func addresses(p endpoint.Endpoint) []netip.Addr {
 
 func validAttach(req api.AttachRequest) error {
 	_, macErr := net.ParseMAC(req.MAC)
+	ifaceErr := endpoint.CheckInterface(req.Interface)
 	switch {
-	case req.ContainerID == "" || req.Interface == "" || strings.ContainsRune(req.Interface, '/'):
-		return &api.Error{Code: api.CodeBadRequest, Message: "attach: container id or interface name is missing or unusable"}
+	case req.ContainerID == "":
+		return &api.Error{Code: api.CodeBadRequest, Message: "attach: the container's id is missing"}
+	case ifaceErr != nil:
+		return &api.Error{Code: api.CodeBadRequest, Message: "attach: " + ifaceErr.Error()}
 	case req.HostLink != endpoint.HostLink(req.ContainerID, req.Interface):
 		return &api.Error{Code: api.CodeBadRequest, Message: "attach: the host link does not have the endpoint's name"}
 	case macErr != nil:
-		return &api.Error{Code: api.CodeBadRequest, Message: "attach: " + macErr.Error()}
+		return &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("attach: %q is no MAC address", req.MAC)}
 	case req.Source != SourceCNI && req.Source != SourceAttach:
 		return &api.Error{Code: api.CodeBadRequest, Message: "attach: unknown source " + req.Source}
 	}

@@ -6,6 +6,7 @@ import (
 
 	"weft/mesh"
 	"weft/mesh/peer"
+	"weft/prog/words"
 )
 
 // flapLosses is how many losses of one peer, within mesh.Lately, are too many for a restart or a
@@ -20,10 +21,10 @@ func flapping(peers []mesh.Peer, self peer.ID, fresh func(peer.Record) bool) (ou
 		if r.Identity == nil || r.ID() == self || p.Losses < flapLosses || len(r.Underlay) == 0 {
 			continue
 		}
-		text := fmt.Sprintf("gossip lost %s %d times within %d minutes, and found it again: its names and policies come and go here. ", r.Name(), p.Losses, int(mesh.Lately.Minutes()))
+		text := fmt.Sprintf("gossip lost %s %s within %d minutes, and found it again: its names and policies come and go here. ", r.Name(), words.Count(p.Losses, "time"), int(mesh.Lately.Minutes()))
 		switch {
 		case p.Runs > p.Losses/2:
-			text += fmt.Sprintf("Its agent was started %d times meanwhile: see its log there, and whether that host's addresses change", p.Runs)
+			text += fmt.Sprintf("Its agent was started %s meanwhile: see its log there, and whether that host's addresses change", words.Count(p.Runs, "time"))
 		case fresh(r):
 			text += fmt.Sprintf("Its tunnel works, so that its host lives: packets at port %d get lost. Open TCP and UDP %d between the two hosts, both ways, at %v; if that address is the wrong one, name another with --advertise on that host", r.Gossip, r.Gossip, r.Underlay[0])
 		default:

@@ -38,9 +38,8 @@ func ParseInit(s string) (i Init, err error) {
 	case s == "":
 		return i, nil
 	case kind == "consensus":
-		i.Expect, err = strconv.Atoi(value)
-		if err == nil && (i.Expect < 1 || i.Expect > paxos.MaxVoters) {
-			err = fmt.Errorf("want 1 to %d peers", paxos.MaxVoters)
+		if i.Expect, err = strconv.Atoi(value); err != nil || i.Expect < 1 || i.Expect > paxos.MaxVoters {
+			err = fmt.Errorf("want a number of peers from 1 to %d", paxos.MaxVoters)
 		}
 	case kind == "seed":
 		for _, text := range strings.Split(value, ",") {

@@ -12,6 +12,7 @@ import (
 	"weft/ipam"
 	"weft/mesh/peer"
 	"weft/prog/kube"
+	"weft/prog/words"
 )
 
 // silence is how long a peer must not have been heard before it can be taken for gone: gossip
@@ -252,7 +253,7 @@ func (r *reclaimer) takeOver(ctx context.Context, g gone) {
 	case err != nil && ctx.Err() == nil:
 		r.a.log.Warn("a peer whose Node is gone is not removed", "peer", name, "why", strings.TrimPrefix(err.Error(), "ipam: "))
 	case err == nil:
-		message := fmt.Sprintf("took over %d addresses of %s (Node UID %s): %s", slots, name, g.Host, g.Why)
+		message := fmt.Sprintf("took over %s of %s (Node UID %s): %s", words.Count(slots, "address"), name, g.Host, g.Why)
 		r.a.log.Warn(message)
 		r.a.cluster.report.Tell(kube.ReasonReclaimed, message)
 	}

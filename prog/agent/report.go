@@ -17,6 +17,7 @@ import (
 	"weft/mesh"
 	"weft/mesh/peer"
 	"weft/prog/api"
+	"weft/prog/words"
 	"weft/router/link"
 	"weft/router/wg"
 )
@@ -316,8 +317,8 @@ func ipamStatus(snap ipam.Snapshot, owners []api.Owner) string {
 	}
 	for _, o := range owners {
 		if o.Reachable && !o.Self {
-			return fmt.Sprintf("waiting for IPs from other peers (%d requests)", snap.Waiting)
+			return fmt.Sprintf("waiting for IPs from other peers (%s)", words.Count(snap.Waiting, "request"))
 		}
 	}
-	return fmt.Sprintf("all other IP ranges are owned by unreachable peers (%d requests wait)", snap.Waiting)
+	return fmt.Sprintf("all other IP ranges are owned by unreachable peers (waiting: %s)", words.Count(snap.Waiting, "request"))
 }

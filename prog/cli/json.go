@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -92,16 +93,26 @@ func (a *app) jsonFlag(cmd *cobra.Command) {
 
 // reportTemplate reads a template of report -f. A field has the name that --json gives it.
 func reportTemplate(text string) (*template.Template, error) {
-	return template.New("report").Option("missingkey=error").Funcs(template.FuncMap{"json": func(v any) (string, error) {
+	t, err := template.New("report").Option("missingkey=error").Funcs(template.FuncMap{"json": func(v any) (string, error) {
 		data, err := json.Marshal(v)
 		return string(data), err
 	}}).Parse(text)
+	return t, templateError(err)
+}
+
+// templateError says where a template is wrong, and not how Go holds the report.
+func templateError(err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(strings.NewReplacer("template: report:", "line ", "map has no entry for key", "there is no field",
+		"executing \"report\" ", "", "nil pointer evaluating interface {}.", "nothing has the field ").Replace(err.Error()))
 }
 
 // fill executes a template on a report.
 func (a *app) fill(t *template.Template, r api.Report) error {
 	if err := t.Execute(a.out, fields(reflect.ValueOf(r))); err != nil {
-		return usageError{fmt.Errorf("-f: %w: fields are called as `weft report` prints them, such as .router.peers", err)}
+		return usageError{fmt.Errorf("-f: %w: fields are called as `weft report` prints them, such as .router.peers", templateError(err))}
 	}
 	fmt.Fprintln(a.out)
 	return nil

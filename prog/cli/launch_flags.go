@@ -14,6 +14,7 @@ import (
 	"weft/ipam"
 	"weft/mesh"
 	"weft/prog/agent"
+	"weft/prog/words"
 )
 
 // launchFlags are the flags of launch and agent.
@@ -74,7 +75,7 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 		}
 	}
 	for _, s := range f.advertise {
-		addr, err := netip.ParseAddr(s)
+		addr, err := words.Addr(s)
 		if err != nil {
 			return usageError{fmt.Errorf("--advertise %s: %w", s, err)}
 		}
@@ -91,7 +92,7 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 		f.Exclude = []netip.Prefix{}
 	}
 	for _, s := range f.exclude {
-		p, err := netip.ParsePrefix(s)
+		p, err := words.Prefix(s)
 		if err != nil {
 			return usageError{fmt.Errorf("--ipalloc-exclude %s: %w", s, err)}
 		}
@@ -130,8 +131,8 @@ func parseRanges(s string) (r agent.Ranges, err error) {
 		return r, nil
 	}
 	four, six, two := strings.Cut(s, ",")
-	if r.V4, err = netip.ParsePrefix(four); err == nil && two {
-		r.V6, err = netip.ParsePrefix(six)
+	if r.V4, err = words.Prefix(four); err == nil && two {
+		r.V6, err = words.Prefix(six)
 	}
 	if err == nil {
 		err = r.Validate()

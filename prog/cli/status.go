@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 func (a *app) status() *cobra.Command {
@@ -125,7 +126,7 @@ func printStatus(w io.Writer, r api.Report) {
 		b.line("Warning", "%s", warning)
 	}
 	for _, x := range r.Rejections {
-		b.line("Turned away", "%s (%d times, last %s ago): %s", x.Addr, x.Count, age(x.Last), x.Reason)
+		b.line("Turned away", "%s (%s, last %s ago): %s", x.Addr, words.Count(x.Count, "time"), age(x.Last), x.Reason)
 	}
 	fmt.Fprintln(w)
 	rt := r.Router
@@ -134,7 +135,6 @@ func printStatus(w io.Writer, r api.Report) {
 	b.line("Name", "%s(%s)", rt.ID, rt.Nickname)
 	b.line("Cluster", "%s", orDash(rt.Cluster))
 	b.line("Encryption", "always; WireGuard, %s", orDash(rt.Datapath))
-	b.line("PeerDiscovery", "enabled")
 	b.line("Targets", "%d", len(rt.Targets))
 	b.line("Connections", "%s", countConnections(rt.Connections))
 	reachable := 0
@@ -143,8 +143,7 @@ func printStatus(w io.Writer, r api.Report) {
 			reachable++
 		}
 	}
-	b.line("Peers", "%d (%d reachable, with %d established connections)", len(rt.Peers), reachable, established(rt.Connections))
-	b.line("TrustedSubnets", "none")
+	b.line("Peers", "%d (%d reachable, with %s)", len(rt.Peers), reachable, words.Count(established(rt.Connections), "established connection"))
 	b.line("Node", "%s", orDash(join(rt.Node, " ")))
 	b.line("MTU", "%d", rt.MTU)
 	if !rt.IPv6 {
@@ -158,7 +157,6 @@ func printStatus(w io.Writer, r api.Report) {
 	b.line("Status", "%s", r.IPAM.Status)
 	b.line("Range", "%s", orDash(r.IPAM.Range))
 	b.line("Range6", "%s", orDash(r.IPAM.Range6))
-	b.line("DefaultSubnet", "%s", orDash(r.IPAM.Range))
 	if r.IPAM.Conflict != "" {
 		b.line("Conflict", "%s", r.IPAM.Conflict)
 	}
@@ -267,7 +265,7 @@ func printIPAM(w io.Writer, r api.Report) {
 		case !o.Self && !o.Reachable:
 			note = "- unreachable!"
 		}
-		t.row(fmt.Sprintf("%s(%s)", o.Peer, o.Nickname), bar(o.Percent), fmt.Sprintf("%d IPs", o.Slots), fmt.Sprintf("(%04.1f%% of total)", o.Percent), note)
+		t.row(fmt.Sprintf("%s(%s)", o.Peer, o.Nickname), bar(o.Percent), words.Count(o.Slots, "IP"), fmt.Sprintf("(%04.1f%% of total)", o.Percent), note)
 	}
 	t.flush()
 	if len(r.IPAM.Excluded) > 0 {

@@ -20,8 +20,8 @@ type Attachment struct {
 	Beside  bool   // whether the container has another network already, which is to stay
 }
 
-// ParseAddresses reads addresses that a container asks for. A prefix length, as Weave and the
-// CNI conventions have it, is ignored: an endpoint's is always a whole address.
+// ParseAddresses reads addresses that a container asks for. A prefix length, which CNI's
+// conventions demand, is ignored: an endpoint's is always a whole address.
 func ParseAddresses(list []string) (out []netip.Addr, err error) {
 	for _, s := range list {
 		addr, err := netip.ParseAddr(s)
@@ -46,6 +46,9 @@ type Attached struct {
 // sets up the container's side and the agent the host's. `weft attach` and CNI ADD
 // are this. If a step fails, all of it is undone.
 func Attach(ctx context.Context, client *api.Client, at Attachment) (_ Attached, err error) {
+	if err := endpoint.CheckInterface(at.Interface); err != nil {
+		return Attached{}, &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
+	}
 	at.HostLink = endpoint.HostLink(at.ContainerID, at.Interface)
 	pair := endpoint.PairOf(at.HostLink)
 	at.MAC = pair.ContainerMAC.String()

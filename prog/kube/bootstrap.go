@@ -21,6 +21,7 @@ import (
 	"weft/ipam/slot"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
+	"weft/prog/words"
 )
 
 // The Secret, and what is written in it. An operator may make one beforehand with a token only.
@@ -333,10 +334,10 @@ func (f Founding) write(s *core.Secret) {
 
 func parseUniverse(text string) (u slot.Universe, err error) {
 	four, six, _ := strings.Cut(text, ",")
-	if u.V4, err = netip.ParsePrefix(four); err != nil {
+	if u.V4, err = words.Prefix(four); err != nil {
 		return u, err
 	}
-	if u.V6, err = netip.ParsePrefix(six); err != nil {
+	if u.V6, err = words.Prefix(six); err != nil {
 		return u, err
 	}
 	return u, u.Validate()

@@ -15,6 +15,7 @@ import (
 
 	"weft/ipam/slot"
 	"weft/mesh/secret"
+	"weft/prog/words"
 )
 
 // ProxyConfig is what kube-proxy was told of where pods are. The zero one was told nothing.
@@ -123,7 +124,7 @@ func (c *Client) services(ctx context.Context) (out []netip.Prefix, err error) {
 	}
 	for _, s := range list.Items {
 		for _, text := range s.Spec.CIDRs {
-			cidr, e := netip.ParsePrefix(text)
+			cidr, e := words.Prefix(text)
 			if e != nil {
 				err = errors.Join(err, fmt.Errorf("the ServiceCIDR %s: %w", s.Name, e))
 				continue

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/prog/lab/probe"
+	"weft/prog/words"
 )
 
 // Capture watches the whole underlay until it is stopped.
@@ -50,15 +51,15 @@ func CheckSilence(sum probe.CaptureSummary) error {
 		case "udp 6783", "tcp 6783", "arp", "nd", "mld":
 		case probe.UnreachablePrefix + "udp 6783", probe.UnreachablePrefix + "udp 6784": // to a host whose agent or datapath is down
 		default:
-			return fmt.Errorf("lab: the underlay carried %d packets of %s: only WireGuard, gossip, ARP, ND and MLD belong there",
-				row.Packets, row.Name())
+			return fmt.Errorf("lab: the underlay carried %s of %s: only WireGuard, gossip, ARP, ND and MLD belong there",
+				words.Count(row.Packets, "packet"), row.Name())
 		}
 	}
 	switch {
 	case sum.Marked > 0:
-		return fmt.Errorf("lab: %d packets on the underlay carried the payload in the clear", sum.Marked)
+		return fmt.Errorf("lab: %s on the underlay carried the payload in the clear", words.Count(sum.Marked, "packet"))
 	case sum.Dropped > 0:
-		return fmt.Errorf("lab: the capture missed %d packets: it proves nothing", sum.Dropped)
+		return fmt.Errorf("lab: the capture missed %s: it proves nothing", words.Count(sum.Dropped, "packet"))
 	case !tunnel:
 		return fmt.Errorf("lab: the capture saw no tunnel: it proves nothing")
 	}

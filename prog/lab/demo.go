@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"weft/prog/lab/probe"
+	"weft/prog/words"
 )
 
 // demoMarker fills every payload of the demo: were any of it sent in the clear, the capture would find it.
@@ -133,7 +134,7 @@ func (d *demo) reach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.caption("Meanwhile a sniffer on the hosts' own network saw this, and %q in %d packets", demoMarker, sum.Marked)
+	d.caption("Meanwhile a sniffer on the hosts' own network saw this, and %q in %s", demoMarker, words.Count(sum.Marked, "packet"))
 	if err := sum.Print(d.out); err != nil {
 		return err
 	}

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/prog/lab/node"
+	"weft/prog/words"
 )
 
 // Options is what a lab is made of. The zero value is three hosts without containers on an underlay of both
@@ -198,7 +199,7 @@ func (l *Lab) startRoot() error {
 }
 
 func (l *Lab) addHosts(ctx context.Context) error {
-	l.opts.Progress(fmt.Sprintf("making %d hosts with %d containers each", l.opts.Hosts, l.opts.Containers))
+	l.opts.Progress(fmt.Sprintf("making %s with %s each", words.Count(l.opts.Hosts, "host"), words.Count(l.opts.Containers, "container")))
 	return l.eachHost(ctx, l.boot)
 }
 

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sync/errgroup"
+
+	"weft/prog/words"
 )
 
 // launchAll starts weft everywhere: by default h1 founds the mesh and the others join it with its token.
@@ -19,7 +21,7 @@ func (l *Lab) launchAll(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		l.opts.Progress(fmt.Sprintf("launching weft on %d hosts at once", len(hosts)))
+		l.opts.Progress(fmt.Sprintf("launching weft on %s at once", words.Count(len(hosts), "host")))
 		group, ctx := errgroup.WithContext(ctx) // no limit: they may wait for each other
 		for _, host := range hosts {
 			group.Go(func() error { return l.Launch(ctx, host, token, l.others(host)...) })

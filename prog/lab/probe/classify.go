@@ -9,6 +9,8 @@ import (
 	"text/tabwriter"
 
 	"golang.org/x/sys/unix"
+
+	"weft/prog/words"
 )
 
 const etherHeader = 14
@@ -150,7 +152,7 @@ func (s CaptureSummary) Print(w io.Writer) error {
 		return err
 	}
 	if s.Dropped > 0 {
-		_, err := fmt.Fprintf(w, "%d packets were not seen: the capture was too slow for them\n", s.Dropped)
+		_, err := fmt.Fprintf(w, "not seen: %s, for which the capture was too slow\n", words.Count(s.Dropped, "packet"))
 		return err
 	}
 	return nil

@@ -1,0 +1,98 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// internals are what Go says to programmers: names of its functions, types and packages, and
+// how it prints values.
+var internals = regexp.MustCompile(`strconv\.|netip\.|ParseAddr|ParsePrefix|ParseInt|ParseUint|ParseBool|Atoi|pflag|json:|template: |reflect|interface \{\}|unmarshal|goroutine|panic|%!|&\{|map\[|<nil>|0xc0|invalid syntax|numerical result|route ip|time: invalid|no value`)
+
+// refuses asserts that a command fails, and says why in people's words.
+func refuses(t *testing.T, stdin string, args ...string) {
+	t.Helper()
+	code, out, errOut := weft(t, stdin, args...)
+	if code == ExitOK || out != "" || !strings.HasPrefix(errOut, "weft: ") || internals.MatchString(errOut) {
+		t.Errorf("weft %s: exit code %d, %s%s", strings.Join(args, " "), code, out, errOut)
+	}
+}
+
+// A value that no flag can have, for every flag of every command that takes no text.
+func TestUnusableFlagsAreNotExplainedInGo(t *testing.T) {
+	looked := 0
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		path := strings.Fields(c.CommandPath())[1:]
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			if strings.HasPrefix(f.Value.Type(), "string") {
+				return
+			}
+			looked++
+			for _, value := range []string{"nonsense", "99999999999999999999", "-1x", ""} {
+				refuses(t, "", append(path, "--"+f.Name+"="+value)...)
+			}
+			if wanted[f.Value.Type()] == "" {
+				t.Errorf("weft %s --%s: nothing says what a %s looks like", strings.Join(path, " "), f.Name, f.Value.Type())
+			}
+		})
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk((&app{}).root())
+	if looked < 40 {
+		t.Errorf("only %d flags were found", looked)
+	}
+}
+
+// Text that is no address, number, name or file, for every command that takes some.
+func TestUnusableTextIsNotExplainedInGo(t *testing.T) {
+	socket := serveAll(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	self := "/proc/self/ns/net"
+	for _, args := range []string{
+		"launch 300.1.2.3", "launch h1:99999", "launch 2001:db8::zz", "launch h1:x",
+		"launch --advertise nonsense", "launch --advertise 192.0.2.1/24", "launch --advertise fe80::1%eth0",
+		"launch --ipalloc-range nonsense", "launch --ipalloc-range 10.32.0.0", "launch --ipalloc-range 10.32.0.0/33",
+		"launch --ipalloc-range 10.32.0.0/12,nonsense", "launch --ipalloc-range 10.32.0.1/12", "launch --ipalloc-range 10.32.0.0/12,10.48.0.0/12",
+		"launch --ipalloc-exclude nonsense", "launch --ipalloc-exclude 10.32.0.1",
+		"launch --ipalloc-init consensus=nonsense", "launch --ipalloc-init consensus=", "launch --ipalloc-init seed=nonsense", "launch --ipalloc-init x",
+		"launch --dns-domain a..b", "launch --dns-forward corp=300.1.2.3", "launch --dns-forward corp=192.0.2.1:x", "launch --dns-forward corp",
+		"launch --policy-exempt x", "launch --cni-chain x", "launch --mtu 1", "launch --port 0",
+		"launch --token " + dir, "launch --token " + file, "launch --token -",
+		"attach 10.32.0.5/24 " + self, "attach 300.1.2.3 " + self, "attach nonsense " + self, "attach /no/such/netns", "attach 4194305", "attach " + file,
+		"attach --label x " + self, "attach --port http=x " + self, "attach --port http=99999 " + self,
+		"attach --interface a-name-that-is-too-long " + self,
+		"detach nosuch", "dns-add 10.32.0.5/24", "dns-add a b", "dns-remove",
+		"policy apply -f /no/such/file", "policy apply -f " + dir, "policy apply", "policy delete a/b/c", "policy get a/b/c", "policy list -o x",
+		"policy explain a", "policy explain a b x", "policy explain a b 99999", "policy explain a b 80/x", "policy apply -f - --timeout 0s",
+		"probe icmp 300.1.2.3", "probe icmp 2001:db8::zz", "probe icmp 192.0.2.1 --count 0", "probe udp 192.0.2.1 --size 1", "probe capture nosuch",
+		"report -f {{", "report -f {{nosuch}}", "report -f {{.Router}}", "report -f {{.router.nosuch}}", "report -f {{.cni.config}}", "report -f {{index.router.peers}}",
+		"lab up --hosts 0", "lab exec", "lab network h1 --route-mtu x=1280", "lab kill h1 --name ../x", "lab link a b c",
+	} {
+		refuses(t, "nonsense", append([]string{"--socket", socket}, strings.Fields(args)...)...)
+	}
+}
+
+// What the length of a prefix would mean in Weave is not dropped without a word.
+func TestAttachHearsPrefixLengths(t *testing.T) {
+	_, err := askedAddresses([]string{"10.32.0.5/24"})
+	if err == nil || !strings.Contains(err.Error(), "give 10.32.0.5;") {
+		t.Error(err)
+	}
+	got, err := askedAddresses([]string{"10.32.0.5/32", "fd00::5/128", "::ffff:10.32.0.6"})
+	if err != nil || len(got) != 3 || got[0].String() != "10.32.0.5" || got[1].String() != "fd00::5" || got[2].String() != "10.32.0.6" {
+		t.Error(got, err)
+	}
+}
