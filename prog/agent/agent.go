@@ -104,6 +104,8 @@ type settings struct {
 	Exposed bool           `json:"exposed"`
 	Exclude []netip.Prefix `json:"exclude,omitempty"` // as last given
 	Names   []givenName    `json:"names,omitempty"`
+	// Withdrawn are the keys of endpoints whose own names nobody is to find while they run.
+	Withdrawn []string `json:"withdrawn,omitempty"`
 	// Founding is what the cluster's Secret said when this host made its ring; no operator's.
 	Founding *kube.Founding `json:"founding,omitempty"`
 }

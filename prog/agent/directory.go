@@ -120,6 +120,9 @@ func (a *Agent) published(snap ipam.Snapshot) []directory.Endpoint {
 		if _, lost := snap.Lost[key]; !lost {
 			d, _ := a.entry(e).Fit()
 			d.Aliases, d.IPv4Only = a.settings.aliases(key), !a.ipv6
+			if slices.Contains(a.settings.Withdrawn, key) {
+				d.Name = ""
+			}
 			out = append(out, d)
 		}
 	}

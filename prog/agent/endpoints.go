@@ -305,6 +305,7 @@ func (a *Agent) describe(e *endpointRecord, snap ipam.Snapshot) api.Endpoint {
 		Lost: lost, ContainerID: e.ContainerID, Interface: e.Interface, Source: e.Source, Network: e.Network,
 		Name: e.Name, Namespace: e.Namespace, HostLink: e.HostLink, MAC: e.MAC,
 		Addresses: addresses(a.plug(e, snap)), Labels: e.Labels, Ports: e.Ports, Aliases: a.settings.aliases(e.ref().Key()),
+		Withdrawn: slices.Contains(a.settings.Withdrawn, e.ref().Key()),
 	}
 }
 

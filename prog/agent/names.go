@@ -31,6 +31,37 @@ func (s settings) aliases(key string) (out []string) {
 	return slices.Compact(out)
 }
 
+// ownName reports whether a name is an endpoint's own: what it was called when it was
+// attached, alone or with its namespace.
+func (a *Agent) ownName(key, name string) bool {
+	e := a.endpoint(key)
+	if e == nil {
+		return false
+	}
+	own, _ := e.entry().Fit() // what does not fit is no name anywhere
+	return own.Name != "" && (name == "" || slices.Contains(own.Names(), name))
+}
+
+// withdraw takes the own names away that a request means, and reports whether there was one.
+func (a *Agent) withdraw(s *settings, given []givenName, name string) (any bool) {
+	for _, g := range given {
+		if g.Endpoint != "" && !slices.Contains(s.Withdrawn, g.Endpoint) && a.ownName(g.Endpoint, name) {
+			s.Withdrawn, any = append(s.Withdrawn, g.Endpoint), true
+		}
+	}
+	return any
+}
+
+// restore gives an endpoint its own name back if that was taken away.
+func (a *Agent) restore(s *settings, key, name string) bool {
+	i := slices.Index(s.Withdrawn, key)
+	if i < 0 || !a.ownName(key, name) {
+		return false
+	}
+	s.Withdrawn = slices.Delete(s.Withdrawn, i, i+1)
+	return true
+}
+
 // outside counts the addresses outside that have a name.
 func (s settings) outside(name string) (n int) {
 	for _, g := range s.Names {
@@ -48,7 +79,7 @@ func (a *Agent) change(f func(*settings) error) error {
 	a.mu.Lock()
 	next := a.settings
 	a.mu.Unlock()
-	next.Names = slices.Clone(next.Names)
+	next.Names, next.Withdrawn = slices.Clone(next.Names), slices.Clone(next.Withdrawn)
 	if err := f(&next); err != nil {
 		return err
 	}
@@ -88,7 +119,8 @@ func (a *Agent) short(name string) string {
 	return name
 }
 
-// AddName gives a container here, this host, or an address outside a name.
+// AddName gives a container here, this host, or an address outside a name. A container's own
+// name comes back so.
 func (a *Agent) AddName(ctx context.Context, req api.NameRequest) error {
 	name, err := a.relative(req.Name)
 	if err != nil {
@@ -100,6 +132,9 @@ func (a *Agent) AddName(ctx context.Context, req api.NameRequest) error {
 	}
 	return a.change(func(s *settings) error {
 		for _, g := range given {
+			if a.restore(s, g.Endpoint, name) {
+				continue
+			}
 			if g.Name = name; !slices.Contains(s.Names, g) {
 				s.Names = append(s.Names, g)
 			}
@@ -112,7 +147,9 @@ func (a *Agent) AddName(ctx context.Context, req api.NameRequest) error {
 	})
 }
 
-// RemoveName takes back what AddName gave.
+// RemoveName takes back what AddName gave, and a container's own name too, so that nobody new
+// finds one that is about to end. That lasts over restarts of the agent, and until the
+// container is attached anew.
 func (a *Agent) RemoveName(ctx context.Context, req api.NameRequest) (err error) {
 	name := ""
 	if req.Name != "" {
@@ -131,8 +168,8 @@ func (a *Agent) RemoveName(ctx context.Context, req api.NameRequest) (err error)
 				return g.Endpoint == n.Endpoint && g.Addr == n.Addr
 			})
 		})
-		if len(s.Names) == before {
-			return &api.Error{Code: api.CodeNotFound, Message: "no such name was given on this host (`weft status dns` lists all names; the host that gave one takes it back)"}
+		if withdrawn := a.withdraw(s, given, name); len(s.Names) == before && !withdrawn {
+			return &api.Error{Code: api.CodeNotFound, Message: "no such name was given on this host, or is a container's own here (`weft status dns` lists all names; the host that gave one takes it back)"}
 		}
 		return nil
 	})
@@ -213,14 +250,17 @@ func (a *Agent) findEndpoints(word string) ([]string, error) {
 
 // forgetNames drops the names of an endpoint that ended.
 func (a *Agent) forgetNames(key string) error {
+	a.changing.Lock() // a change that saw the endpoint is done then
 	a.mu.Lock()
-	named := len(a.settings.aliases(key)) > 0
+	named := len(a.settings.aliases(key)) > 0 || slices.Contains(a.settings.Withdrawn, key)
 	a.mu.Unlock()
+	a.changing.Unlock()
 	if !named {
 		return nil
 	}
 	return a.change(func(s *settings) error {
 		s.Names = slices.DeleteFunc(s.Names, func(n givenName) bool { return n.Endpoint == key })
+		s.Withdrawn = slices.DeleteFunc(s.Withdrawn, func(k string) bool { return k == key })
 		return nil
 	})
 }

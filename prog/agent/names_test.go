@@ -80,6 +80,60 @@ func TestNamesThatPeopleGive(t *testing.T) {
 	}
 }
 
+// A container that is about to end loses its own name while it runs, over a restart of the
+// agent too, and has it again when somebody says so or when it is attached anew.
+func TestOwnNamesAreWithdrawn(t *testing.T) {
+	a, s := named(t)
+	const key = "0123456789ab/eth0"
+	snap, err := a.ipam.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := func() string { return a.published(snap)[0].Name }
+	if err := a.AddName(t.Context(), api.NameRequest{Name: "shop", Container: "Web"}); err != nil {
+		t.Fatal(err)
+	}
+	steps := []struct {
+		what    string
+		do      func() error
+		own     string
+		aliases []string
+	}{
+		{"a further name is its own business", func() error {
+			return a.RemoveName(t.Context(), api.NameRequest{Name: "shop", Container: "Web"})
+		}, "web", nil},
+		{"all names", func() error { return a.RemoveName(t.Context(), api.NameRequest{Container: "Web"}) }, "", nil},
+		{"another name does not bring it back", func() error {
+			return a.AddName(t.Context(), api.NameRequest{Name: "shop", Container: "Web"})
+		}, "", []string{"shop"}},
+		{"its own does", func() error { return a.AddName(t.Context(), api.NameRequest{Name: "WEB", Container: "Web"}) }, "web", []string{"shop"}},
+		{"by its name with the namespace, at its address", func() error {
+			return a.RemoveName(t.Context(), api.NameRequest{Name: "web.prod", Addresses: []netip.Addr{snap.Ring.Universe.Addr4(s)}})
+		}, "", []string{"shop"}},
+	}
+	for _, step := range steps {
+		if err := step.do(); err != nil || own() != step.own || !slices.Equal(a.published(snap)[0].Aliases, step.aliases) {
+			t.Errorf("%s: %+v, %v", step.what, a.published(snap)[0], err)
+		}
+	}
+	if e := a.describe(a.endpoint(key), snap); !e.Withdrawn || e.Name != "Web" {
+		t.Errorf("it is described as %+v", e)
+	}
+	if d := a.published(snap)[0]; d.Namespace != "prod" || d.Labels["app"] != "web" || d.Check() != nil {
+		t.Errorf("policies would see another endpoint: %+v, %v", d, d.Check())
+	}
+	if err := a.RemoveName(t.Context(), api.NameRequest{Name: "web", Container: "Web"}); err == nil {
+		t.Error("a name that is withdrawn was withdrawn again")
+	}
+	var kept settings
+	if err := a.store.Settings(&kept); err != nil || !slices.Equal(kept.Withdrawn, []string{key}) {
+		t.Errorf("a restart would give it back: %+v, %v", kept, err)
+	}
+	if err := a.forgetNames(key); err != nil || own() != "web" {
+		t.Errorf("attached anew: %q, %v", own(), err)
+	}
+}
+
 func TestNamesThatAreRefused(t *testing.T) {
 	a, _ := named(t)
 	for says, req := range map[string]api.NameRequest{

@@ -217,7 +217,7 @@ type Name struct {
 
 // NameRequest adds or removes a name in the DNS domain.
 type NameRequest struct {
-	Name      string       `json:"name"`                // with or without the domain; of a container that is removed, empty for all
+	Name      string       `json:"name"`                // with or without the domain; empty for all of a container that names are taken from, its own among them
 	Container string       `json:"container,omitempty"` // id, its first characters, or name, of one that is attached here
 	Addresses []netip.Addr `json:"addresses,omitempty"` // of endpoints here, of this host, or outside the network
 }
@@ -256,6 +256,8 @@ type Endpoint struct {
 	Labels  map[string]string `json:"labels,omitempty"`
 	Aliases []string          `json:"aliases,omitempty"` // further names in the DNS domain
 	Ports   []Port            `json:"ports,omitempty"`
+
+	Withdrawn bool `json:"withdrawn,omitempty"` // dns-remove took its own name away, until it is attached anew
 
 	Lost bool `json:"lost,omitempty"` // the addresses are another peer's by now; it is cut off
 }

@@ -86,7 +86,7 @@ func (a *app) dnsAdd() *cobra.Command {
 	return a.dnsChange(&cobra.Command{
 		Use: "dns-add [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "give a container or an address a name in the DNS domain",
 		Long: `Gives a container that is attached to this host another name in the DNS domain, until it
-is detached. An ADDRESS is that of a container here, of this host, or one outside the
+is detached; its own name, if dns-remove took that away. An ADDRESS is that of a container here, of this host, or one outside the
 network: then the name stays until it is removed. Where CONTAINER is given too, it is
 one of its own. Without -h the name is CONTAINER's.` + exitHelp,
 		Example: "  weft dns-add web -h shop.weft.internal\n  weft dns-add 192.0.2.17 -h printer",
@@ -100,8 +100,11 @@ one of its own. Without -h the name is CONTAINER's.` + exitHelp,
 
 func (a *app) dnsRemove() *cobra.Command {
 	return a.dnsChange(&cobra.Command{
-		Use: "dns-remove [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "take back what dns-add gave",
-		Long: "Takes back what dns-add gave on this host; without -h, all names that it gave." + exitHelp,
+		Use: "dns-remove [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "take names away: what dns-add gave, or a container's own",
+		Long: `Takes back what dns-add gave on this host, and a container's own name too: it runs on, and
+nobody new finds it, for the time before it ends. Without -h these are all its names. Its
+own name comes back with dns-add CONTAINER -h NAME, or when it is attached again.` + exitHelp,
+		Example: "  weft dns-remove web\n  weft dns-remove web -h shop",
 	}, func(ctx context.Context, req api.NameRequest, _ string) error {
 		return a.did(a.client().RemoveName(ctx, req))
 	})

@@ -226,6 +226,16 @@ func TestNamesByHand(t *testing.T) {
 	lookup("front")
 	run(t, l, "h1", "weft", "hide")
 	lookup("gateway")
+
+	weft("h2", "dns-remove", "web")
+	lookup("web.shop")
+	weft("h2", "stop")
+	weft("h2", "launch")
+	says(t, weft("h2", "ps", "web"), "shop/web (withdrawn)")
+	lookup("web.shop")
+	weft("h2", "dns-add", "web", "-h", "web")
+	lookup("web.shop", web[0])
+	weft("h2", "dns-add", "web", "-h", "shop-front")
 	netns, err := l.NetNS(t.Context(), shop)
 	if err != nil {
 		t.Fatal(err)
