@@ -158,9 +158,13 @@ func (a *app) detach() *cobra.Command {
 
 func (a *app) ps() *cobra.Command {
 	return &cobra.Command{
-		Use: "ps", Short: "list what is attached to this host", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Use: "ps [CONTAINER...]", Short: "list what is attached to this host",
+		Long: "Lists what is attached to this host, or only what CONTAINER names: an id, its beginning, a name, a PID\nor the path of a network namespace. It fails if one of them is not attached." + exitHelp,
+		RunE: func(cmd *cobra.Command, words []string) error {
 			r, err := a.client().Report(cmd.Context())
+			if err == nil && len(words) > 0 {
+				r.Endpoints, err = chosen(cmd.Context(), r.Endpoints, words)
+			}
 			if err != nil {
 				return err
 			}
@@ -175,6 +179,9 @@ func (a *app) ps() *cobra.Command {
 					addresses := join(e.Addresses, " ")
 					if e.Lost {
 						addresses += " (lost)"
+					}
+					if e.Withdrawn {
+						name += " (withdrawn)"
 					}
 					t.row(shortID(e.ContainerID), e.Interface, orDash(name), addresses, e.Source)
 				}

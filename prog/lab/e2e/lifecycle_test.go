@@ -326,7 +326,7 @@ func TestStopAndReset(t *testing.T) {
 	if err := l.Start(t.Context(), "h2"); err != nil {
 		t.Fatal(err)
 	}
-	says(t, fails(t, l, "h2", "", "weft", "reset"), "1 containers are attached", "--force")
+	says(t, fails(t, l, "h2", "", "weft", "reset"), "1 container is attached", "--force")
 	run(t, l, "h2", "weft", "reset", "--force")
 	eventually(t, 5*time.Second, "h1 knows that h2 left", peer("left"))
 	if c := report(t, l, "h1").Router.Connections; len(c) != 0 {

@@ -1,0 +1,50 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"weft/prog/api"
+)
+
+// chosen are the endpoints that words name, in their order. One that names none is an error.
+func chosen(ctx context.Context, all []api.Endpoint, words []string) ([]api.Endpoint, error) {
+	keep := make([]bool, len(all))
+	for _, word := range words {
+		matches := containersOf(all, word)
+		if !slices.Contains(matches, true) {
+			if c, err := findContainer(ctx, word); err == nil { // a PID, a path, or what only Docker knows it by
+				matches = containersOf(all, c.id)
+			}
+		}
+		if !slices.Contains(matches, true) {
+			return nil, fmt.Errorf("%s is not attached to this host (`weft ps` lists what is)", word)
+		}
+		for i, match := range matches {
+			keep[i] = keep[i] || match
+		}
+	}
+	out := []api.Endpoint{}
+	for i, e := range all {
+		if keep[i] {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+// containersOf marks the endpoints of containers with this id or name, with or without the
+// namespace, or else those whose id begins so.
+func containersOf(all []api.Endpoint, word string) []bool {
+	exact, begin := make([]bool, len(all)), make([]bool, len(all))
+	for i, e := range all {
+		exact[i] = e.ContainerID == word || e.Name != "" && (strings.EqualFold(e.Name, word) || strings.EqualFold(e.Namespace+"/"+e.Name, word))
+		begin[i] = strings.HasPrefix(e.ContainerID, word)
+	}
+	if slices.Contains(exact, true) {
+		return exact
+	}
+	return begin
+}

@@ -1,0 +1,34 @@
+package cli
+
+import (
+	"strings"
+	"testing"
+
+	"weft/prog/api"
+)
+
+func TestWhichContainersPsLists(t *testing.T) {
+	self, err := namespaceOf(container{netns: "/proc/self/ns/net"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := []api.Endpoint{
+		{ContainerID: "4f66ad9a0b2e11d4", Interface: "ethwe", Name: "web"},
+		{ContainerID: "4f66ad9a0b2e11d4", Interface: "eth1", Name: "web"},
+		{ContainerID: "web4711", Interface: "eth0", Name: "db", Namespace: "shop"},
+		{ContainerID: self.id, Interface: "ethwe"},
+	}
+	for words, want := range map[string]string{
+		"web": "ethwe eth1", "WEB db": "ethwe eth1 eth0", "shop/db": "eth0", "web4": "eth0", "4f66": "ethwe eth1", "4f66ad9a0b2e11d4": "ethwe eth1",
+		"db web": "ethwe eth1 eth0", "/proc/self/ns/net": "ethwe", "nosuch": "", "web nosuch": "",
+	} {
+		got, err := chosen(t.Context(), all, strings.Fields(words))
+		var names []string
+		for _, e := range got {
+			names = append(names, e.Interface)
+		}
+		if strings.Join(names, " ") != want || (err == nil) != (want != "") {
+			t.Errorf("ps %s: %v, %v", words, names, err)
+		}
+	}
+}
