@@ -255,6 +255,8 @@ func inLines(t *testing.T, object map[string]any) string {
 func schemaOf(typ reflect.Type, defs map[string]any) map[string]any {
 	is := func(name string) map[string]any { return map[string]any{"type": name} }
 	switch {
+	case typ.Kind() == reflect.Pointer:
+		return schemaOf(typ.Elem(), defs)
 	case typ == reflect.TypeFor[time.Time]():
 		return map[string]any{"type": "string", "format": "date-time"}
 	case typ == reflect.TypeFor[time.Duration]():
@@ -263,8 +265,6 @@ func schemaOf(typ reflect.Type, defs map[string]any) map[string]any {
 		return is("string")
 	}
 	switch typ.Kind() {
-	case reflect.Pointer:
-		return schemaOf(typ.Elem(), defs)
 	case reflect.Slice:
 		// encoding/json writes null for a list that is nil
 		return map[string]any{"type": []string{"array", "null"}, "items": schemaOf(typ.Elem(), defs)}
