@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"weft/prog/words"
@@ -37,4 +38,20 @@ func (a *app) addressesOf(ctx context.Context, name string) (out []netip.Addr) {
 		out = append(out, n.Addresses...)
 	}
 	return out
+}
+
+// checkStatusAddr refuses what the agent could not listen on, before it starts. Empty is for
+// none, and an empty host for all addresses.
+func checkStatusAddr(s string) error {
+	if s == "" {
+		return nil
+	}
+	_, port, err := net.SplitHostPort(s)
+	if err == nil {
+		_, err = words.Port(port)
+	}
+	if err != nil {
+		return fmt.Errorf("--status-addr %s: want ADDRESS:PORT, such as 127.0.0.1:6784 or [::1]:6784, or nothing for no status", s)
+	}
+	return nil
 }

@@ -78,7 +78,7 @@ var drops = []api.Drop{}
 // missing in an answer is what a command must fill in.
 func serveAll(t *testing.T) string {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "s")
+	socket := filepath.Join(t.TempDir(), "weft.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)

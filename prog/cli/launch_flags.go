@@ -98,6 +98,9 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 		}
 		f.Exclude = append(f.Exclude, p.Masked())
 	}
+	if err := checkStatusAddr(f.StatusAddr); err != nil {
+		return usageError{err}
+	}
 	if err := f.dns.complete(&f.DNS); err != nil {
 		return usageError{err}
 	}
