@@ -59,6 +59,7 @@ var outputs = map[string]struct {
 	"weft status dns":         {value: []api.Name{}, args: "status dns"},
 	"weft status policy":      {value: api.PolicyStatus{}, args: "status policy"},
 	"weft report":             {value: api.Report{}, args: "report"},
+	"weft config view":        {value: configReply{}, args: "config view"},
 	"weft policy apply":       {value: api.ApplyReply{}, args: "policy apply -f -"},
 	"weft policy delete":      {value: api.ApplyReply{}, args: "policy delete web"},
 	"weft policy list":        {value: []api.Policy{}, args: "policy list"},

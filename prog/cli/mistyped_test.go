@@ -29,7 +29,6 @@ func TestWrongWordsFailAndSayWhatServes(t *testing.T) {
 
 		{"setup", "`weft launch`"},
 		{"env", "`weft attach CONTAINER`"},
-		{"config", "`weft attach CONTAINER`"},
 		{"run -d nginx", "`docker run -d IMAGE`, then `weft attach CONTAINER`"},
 		{"run --with-dns 10.2.1.1/24 nginx", "`docker run -d IMAGE`"},
 		{"help run", "`docker run -d IMAGE`"},

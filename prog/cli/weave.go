@@ -15,7 +15,6 @@ var weaveCommands = map[string]string{
 	"start":           "use `docker start CONTAINER`, then `weft attach CONTAINER`; the agent itself starts with `weft launch`",
 	"restart":         "use `docker restart CONTAINER`, then `weft attach CONTAINER`; for the agent use `weft stop`, then `weft launch`",
 	"env":             noProxy,
-	"config":          noProxy,
 	"proxy":           noProxy,
 	"proxy-env":       noProxy,
 	"proxy-config":    noProxy,
