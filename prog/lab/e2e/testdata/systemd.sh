@@ -34,15 +34,15 @@ state() { # once it is settled
 systemctl start weft; state started
 weft status | grep 'Not ready'
 weft launch --mtu 1300; state launched
-weft report -f 'ready: {{.Ready}} {{.Router.MTU}}'; first=$(weft report -f '{{.Router.Cluster}}')
+weft report -f 'ready: {{.ready}} {{.router.mtu}}'; first=$(weft report -f '{{.router.cluster}}')
 weft stop; state stopped
 weft launch; state "launched again"
-weft report -f 'again: {{.Ready}} {{.Router.MTU}}'
+weft report -f 'again: {{.ready}} {{.router.mtu}}'
 pid=$(systemctl show -p MainPID --value weft); kill -9 $pid
-until weft report -f '{{.Ready}}' 2>/dev/null | grep -q true; do :; done
+until weft report -f '{{.ready}}' 2>/dev/null | grep -q true; do :; done
 systemctl restart weft; state upgraded
-until weft report -f '{{.Ready}}' 2>/dev/null | grep -q true; do :; done
-[ "$(weft report -f '{{.Router.Cluster}}')" = "$first" ] && echo one network all the time
+until weft report -f '{{.ready}}' 2>/dev/null | grep -q true; do :; done
+[ "$(weft report -f '{{.router.cluster}}')" = "$first" ] && echo one network all the time
 weft reset; state reset
 systemctl start weft; state "started after reset"
 weft status | grep 'Not ready'; echo state: $(ls -A /var/lib/weft)
