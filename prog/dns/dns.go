@@ -156,7 +156,7 @@ type Server struct {
 	wake      chan struct{}                // the addresses changed
 	forwards  sharing
 	conns     sharing
-	tasks     sync.WaitGroup // what Run waits for
+	tasks     *crew // what Run waits for
 	counts    counts
 
 	mu       sync.Mutex
@@ -187,6 +187,7 @@ func New(cfg Config) (*Server, error) {
 		forwards: sharing{limits: forwards},
 		conns:    sharing{limits: conns},
 		flights:  map[key]*flight{},
+		tasks:    newCrew(),
 	}
 	s.cfg.Timeout = cmp.Or(cfg.Timeout, DefaultTimeout)
 	s.authority = authority{

@@ -1,7 +1,9 @@
 package dns
 
 import (
+	"bufio"
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -72,9 +75,27 @@ func (u *upstream) exchange(ctx context.Context, k key) (*dns.Msg, error) {
 
 // query is the question as an upstream gets it.
 func query(k key) *dns.Msg {
-	m := new(dns.Msg).SetQuestion(k.name, k.qtype) // its id is from crypto/rand
-	m.CheckingDisabled = k.cd
+	m := &dns.Msg{
+		MsgHdr:   dns.MsgHdr{Id: ids.next(), RecursionDesired: true, CheckingDisabled: k.cd},
+		Question: []dns.Question{{Name: k.name, Qtype: k.qtype, Qclass: dns.ClassINET}},
+	}
 	return m.SetEdns0(maxUDP, k.do)
+}
+
+// ids are what nobody guesses, taken from the kernel by the hundred.
+var ids = idSource{from: bufio.NewReaderSize(rand.Reader, 512)}
+
+type idSource struct {
+	mu   sync.Mutex
+	from *bufio.Reader
+}
+
+func (s *idSource) next() uint16 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var id [2]byte
+	_, _ = io.ReadFull(s.from, id[:]) // crypto/rand does not fail
+	return binary.BigEndian.Uint16(id[:])
 }
 
 // overUDP asks u by one packet.
