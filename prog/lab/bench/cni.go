@@ -62,7 +62,7 @@ func cni(ctx context.Context, b *bench) (err error) {
 			}
 		}
 		add := comparison{what: fmt.Sprintf("ADD, %d attached already", n), atMost: 0.6}
-		del := comparison{what: fmt.Sprintf("DEL, %d attached besides", n)}
+		del := comparison{what: fmt.Sprintf("DEL, %d attached besides", n), atMost: 1}
 		for range cniRounds {
 			for _, side := range []struct {
 				*remote
