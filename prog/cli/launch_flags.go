@@ -47,7 +47,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.StringSliceVar(&f.advertise, "advertise", nil, "addresses at which other hosts reach this one (default: its own)")
 	flags.IntVar(&f.GossipPort, "port", mesh.Port, "gossip port, TCP and UDP; the same on all hosts")
 	flags.IntVar(&f.Port, "wireguard-port", agent.DefaultPort, "WireGuard port, UDP")
-	flags.IntVar(&f.MTU, "mtu", 0, "MTU of the overlay (default: the underlay's less 80)")
+	flags.IntVar(&f.MTU, "mtu", 0, "MTU of the overlay (default: that of the path to each peer, less 80)")
 	flags.StringVar(&f.StateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")
 	flags.StringVar(&f.RunDir, "run-dir", agent.DefaultRunDir, "where the control socket is")
 	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", agent.DefaultCNIConfDir, "where the CNI configuration is written; empty for none")
