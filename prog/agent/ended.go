@@ -4,13 +4,17 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"weft/prog/api"
 )
 
 // dockerSocket answers whether a container runs.
@@ -30,9 +34,9 @@ type ended struct {
 }
 
 type endedContainer struct {
-	id, name string
-	at       time.Time
-	again    bool // Docker runs it again
+	api.Endpoint
+	at    time.Time
+	again bool // Docker runs it again
 }
 
 // note remembers an endpoint that ended, if Docker may start it again.
@@ -46,10 +50,12 @@ func (d *ended) note(e *endpointRecord, now time.Time) {
 	if d.known == nil {
 		d.known = map[string]*endedContainer{}
 	}
-	d.known[e.ref().Key()] = &endedContainer{id: e.ContainerID, name: e.Name, at: now}
+	d.known[e.ref().Key()] = &endedContainer{at: now, Endpoint: api.Endpoint{
+		ContainerID: e.ContainerID, Interface: e.Interface, Source: e.Source, Name: e.Name, Namespace: e.Namespace, Addresses: []netip.Addr{},
+	}}
 }
 
-// forget ends the memory of an endpoint: it is attached again.
+// forget ends the memory of an endpoint: it is attached again, or shall not be.
 func (d *ended) forget(key string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -65,7 +71,7 @@ func (d *ended) look(ctx context.Context, socket string, now time.Time) {
 			delete(d.known, key)
 			continue
 		}
-		ids[key] = c.id
+		ids[key] = c.ContainerID
 	}
 	d.mu.Unlock()
 	if len(ids) == 0 {
@@ -102,15 +108,21 @@ func runs(ctx context.Context, client *http.Client, id string) bool {
 	return resp.StatusCode == http.StatusOK && json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 8<<20)).Decode(&c) == nil && c.State.Running
 }
 
-// warnings name the containers that run again without what was attached.
-func (d *ended) warnings() (out []string) {
+// list is the containers that run again without what was attached.
+func (d *ended) list() (out []api.Endpoint) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, c := range d.known {
-		if c.again {
-			out = append(out, fmt.Sprintf("container %s (%s) was started again and is not attached any more: its address is free. Run `weft attach` for it again", c.id[:12], c.name))
+	for _, key := range slices.Sorted(maps.Keys(d.known)) {
+		if c := d.known[key]; c.again {
+			out = append(out, c.Endpoint)
 		}
 	}
-	slices.Sort(out)
+	return out
+}
+
+func (d *ended) warnings() (out []string) {
+	for _, c := range d.list() {
+		out = append(out, fmt.Sprintf("container %s (%s) runs and is not attached any more (it was started again, or its link was deleted): its address is free. Run `weft attach` for it again, or `weft detach` if it shall not be attached", c.ContainerID[:12], c.Name))
+	}
 	return out
 }

@@ -50,6 +50,9 @@ func TestContainersThatWereStartedAgainAreNamed(t *testing.T) {
 	if w := d.warnings(); len(w) != 2 || !strings.Contains(w[0], "aaaaaaaaaaaa (web)") || !strings.Contains(w[0], "weft attach") {
 		t.Errorf("%q", w)
 	}
+	if l := d.list(); len(l) != 2 || l[0].ContainerID != id("a") || l[0].Interface != "ethwe" || l[0].Name != "web" {
+		t.Errorf("%+v", l)
+	}
 	d.forget(again)
 	if w := d.warnings(); len(w) != 1 {
 		t.Errorf("attached again: %q", w)

@@ -244,6 +244,7 @@ func (a *Agent) Detach(ctx context.Context, ref api.EndpointRef) error {
 		return err
 	}
 	defer done()
+	a.ended.forget(ref.Key())
 	return a.end(ctx, ref.Key())
 }
 

@@ -38,7 +38,7 @@ func (a *Agent) gather(ctx context.Context) (api.Report, []warning, error) {
 	if err != nil {
 		return api.Report{}, nil, err
 	}
-	r := api.Report{Version: a.opts.Version, Endpoints: []api.Endpoint{}, Settings: a.opts.Settings}
+	r := api.Report{Version: a.opts.Version, Endpoints: []api.Endpoint{}, Settings: a.opts.Settings, Unattached: a.ended.list()}
 	a.mu.Lock()
 	r.NotReady = a.notReady
 	r.Ready = r.NotReady == ""

@@ -24,7 +24,8 @@ type Report struct {
 	Policy     PolicyReport `json:"policy"`
 	CNI        *CNI         `json:"cni,omitempty"` // unless no configuration was written
 	Endpoints  []Endpoint   `json:"endpoints"`
-	Warnings   []string     `json:"warnings,omitempty"` // each with what to do
+	Unattached []Endpoint   `json:"unattached,omitempty"` // Docker runs them again, and what was attached ended with their first run
+	Warnings   []string     `json:"warnings,omitempty"`   // each with what to do
 	Rejections []Rejection  `json:"rejections,omitempty"`
 	Settings   []Setting    `json:"settings,omitempty"`
 	Waiting    bool         `json:"waiting,omitempty"` // to be told which network it belongs to: `weft launch`

@@ -143,13 +143,14 @@ func (a *app) detach() *cobra.Command {
 			if c, err := findContainer(cmd.Context(), args[0]); err == nil {
 				id = c.id
 			}
-			i := slices.IndexFunc(r.Endpoints, func(e api.Endpoint) bool {
+			all := slices.Concat(r.Endpoints, r.Unattached)
+			i := slices.IndexFunc(all, func(e api.Endpoint) bool {
 				return e.Interface == iface && (e.ContainerID == id || e.Name != "" && e.Name == args[0])
 			})
 			if i < 0 {
 				return fmt.Errorf("%s is not attached here with interface %s (`weft ps` lists what is)", args[0], iface)
 			}
-			return a.did(cni.Detach(cmd.Context(), client, api.EndpointRef{ContainerID: r.Endpoints[i].ContainerID, Interface: iface}))
+			return a.did(cni.Detach(cmd.Context(), client, api.EndpointRef{ContainerID: all[i].ContainerID, Interface: iface}))
 		},
 	}
 	cmd.Flags().StringVar(&iface, "interface", "ethwe", "the interface's name inside the container")
@@ -164,6 +165,7 @@ func (a *app) ps() *cobra.Command {
 			r, err := a.client().Report(cmd.Context())
 			if err == nil && len(words) > 0 {
 				r.Endpoints, err = chosen(cmd.Context(), r.Endpoints, words)
+				r.Unattached = nil
 			}
 			if err != nil {
 				return err
@@ -184,6 +186,9 @@ func (a *app) ps() *cobra.Command {
 						name += " (withdrawn)"
 					}
 					t.row(shortID(e.ContainerID), e.Interface, orDash(name), addresses, e.Source)
+				}
+				for _, e := range r.Unattached {
+					t.row(shortID(e.ContainerID), e.Interface, orDash(e.Name), "-", "nobody: it was started again (`weft attach` it)")
 				}
 				t.flush()
 			})

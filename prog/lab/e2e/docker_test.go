@@ -103,14 +103,20 @@ func TestDockersRoutesAndPublishedPorts(t *testing.T) {
 		t.Errorf("detached: %s, before: %s", got, before)
 	}
 	published("detached")
-	run(t, l, "h1", "weft", "attach", "web")
-	dock("restart", "-t", "0", "web")
-	eventually(t, 30*time.Second, "the status names a container that lost its attachment", func() bool {
-		return strings.Contains(strings.Join(report(t, l, "h1").Warnings, "\n"), "(web) was started again")
-	})
-	run(t, l, "h1", "weft", "attach", "web")
-	if w := strings.Join(report(t, l, "h1").Warnings, "\n"); strings.Contains(w, "started again") {
-		t.Errorf("attached again: %s", w)
+	for _, then := range []string{"attach", "detach"} { // either is an answer
+		run(t, l, "h1", "weft", "attach", "web")
+		dock("restart", "-t", "0", "web")
+		eventually(t, 30*time.Second, "the status names a container that lost its attachment", func() bool {
+			return strings.Contains(strings.Join(report(t, l, "h1").Warnings, "\n"), "(web) runs and is not attached any more")
+		})
+		if ps := run(t, l, "h1", "weft", "ps"); !strings.Contains(ps, "nobody: it was started again") {
+			t.Errorf("ps says\n%s", ps)
+		}
+		run(t, l, "h1", "weft", then, "web")
+		if r := report(t, l, "h1"); len(r.Unattached) != 0 || strings.Contains(strings.Join(r.Warnings, "\n"), "any more") {
+			t.Errorf("after %s: %+v, %q", then, r.Unattached, r.Warnings)
+		}
+		_, _ = l.Exec(t.Context(), "h1", nil, "weft", "detach", "web")
 	}
 	dock("rm", "-f", "web")
 }
