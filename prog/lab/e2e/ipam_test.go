@@ -260,7 +260,7 @@ func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 func TestClaims(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Launch: []string{"--ipalloc-exclude", "10.32.0.8/29,10.40.0.0/29"}})
 	netns := container(t, l, "h1/x")
-	run(t, l, "h1", "weft", "attach", "--interface", "eth0", "10.40.0.3/12", netns) // h2's, and excluded from what is given at random
+	run(t, l, "h1", "weft", "attach", "--interface", "eth0", "10.40.0.3/32", netns) // h2's, and excluded from what is given at random
 	if got := addrs(t, l, "h1/x")[0]; got != "10.40.0.3" {
 		t.Errorf("asked for 10.40.0.3, got %s", got)
 	}
