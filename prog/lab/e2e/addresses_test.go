@@ -17,6 +17,7 @@ import (
 // on with the one that works. Then gossip loses the host, whose tunnel works: nobody takes over its addresses, by force
 // neither. No packet is lost.
 func TestHostsSecondLinkAndLostGossip(t *testing.T) {
+	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
 	established(t, l)

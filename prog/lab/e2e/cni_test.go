@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
@@ -245,18 +243,7 @@ func TestCNIWhileTheAgentHangs(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	checked := fmt.Sprintf(conf, "1.1.0", `,"prevResult":`+out)
-	status, err := l.Status(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	agent := status.Hosts[0].Agent[0] // of this lab's only host
-	signal := func(s unix.Signal) {
-		if err := unix.Kill(agent, s); err != nil {
-			t.Fatal(err)
-		}
-	}
-	signal(unix.SIGSTOP)
-	t.Cleanup(func() { _ = unix.Kill(agent, unix.SIGCONT) })
+	signalAgent(t, l, 0, "STOP")
 	var ops sync.WaitGroup
 	for _, op := range []struct {
 		command, id, netns, conf string
@@ -274,7 +261,7 @@ func TestCNIWhileTheAgentHangs(t *testing.T) {
 	if links := endpointLinks(t, l, "h1"); len(links) > 0 {
 		t.Errorf("after DEL there is still %v", links)
 	}
-	signal(unix.SIGCONT)
+	signalAgent(t, l, 0, "CONT")
 	for _, id := range []string{"x", "y"} { // as runtimes do after an error
 		if out, err := plugin(l, t, "DEL", id, netns, good); err != nil {
 			t.Errorf("DEL: %v: %s", err, out)

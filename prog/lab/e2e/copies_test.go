@@ -151,6 +151,7 @@ func TestRestoredStateSparesRunningContainers(t *testing.T) {
 // A copy that reaches nobody at first goes on after a while, as any host would. Once it hears
 // of the original it stops, and its device lets go of the key: the other's tunnels come back.
 func TestCopyLetsGoOfTheKey(t *testing.T) {
+	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
 	launchFounder(t, l)

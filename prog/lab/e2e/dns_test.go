@@ -248,6 +248,7 @@ func TestNamesByHand(t *testing.T) {
 // The agent's restart serves what was known at once; who cannot be reached is not answered,
 // and who was removed is not even known.
 func TestNamesWhileThingsFail(t *testing.T) {
+	labtest.Waits(t)
 	l := threeNamed(t)
 	ask := func(from, name string) string { return digs(t, l, from, "+short", name+".weft.internal A")[0] }
 	web, c1, c3 := addrs(t, l, shop)[0], addrs(t, l, "h1/c1")[0], addrs(t, l, "h3/c1")[0]
@@ -314,14 +315,7 @@ func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	distinct(t, all)
-	agent := func(signal string) {
-		t.Helper()
-		s, err := l.Status(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		run(t, l, "h2", "sh", "-c", fmt.Sprintf("kill -%s %d", signal, s.Hosts[1].Agent[0]))
-	}
+	agent := func(signal string) { signalAgent(t, l, 1, signal) }
 	if free := report(t, l, "h1").IPAM.Free; free != 0 {
 		t.Fatalf("%d addresses are left", free)
 	}

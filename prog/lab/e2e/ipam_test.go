@@ -102,6 +102,7 @@ func split(t *testing.T, l *lab.Lab, a, b []string, up bool) {
 // Five hosts that are launched at once, each with the others as targets, found one ring.
 // Then both sides of a split allocate, and nothing is given twice.
 func TestStartTogetherAndSplit(t *testing.T) {
+	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 5, Containers: 1, Together: true, Launch: []string{"--ipalloc-range", "10.44.0.0/24"}})
 	established(t, l)
 	oneRing(t, l, 5)
@@ -164,6 +165,7 @@ func fullFounder(t *testing.T, l *lab.Lab) (netns, addr string) {
 // owned is taken over. When it comes back it finds that out at once, cuts off what has a
 // lost address, and starts anew.
 func TestRemovedPeerComesBack(t *testing.T) {
+	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
 	netns, lost := fullFounder(t, l)
 	good := token(t, l)
@@ -258,6 +260,7 @@ func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 
 // A container is given the address that it asks for, wherever it is free.
 func TestClaims(t *testing.T) {
+	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 2, Launch: []string{"--ipalloc-exclude", "10.32.0.8/29,10.40.0.0/29"}})
 	netns := container(t, l, "h1/x")
 	run(t, l, "h1", "weft", "attach", "--interface", "eth0", "10.40.0.3/32", netns) // h2's, and excluded from what is given at random

@@ -232,6 +232,16 @@ func fails(t *testing.T, l *lab.Lab, target string, stdin string, args ...string
 	return failed.Error()
 }
 
+// signalAgent sends a signal to the agent of the host with this number.
+func signalAgent(t *testing.T, l *lab.Lab, host int, signal string) {
+	t.Helper()
+	s, err := l.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, l, s.Hosts[host].Name, "sh", "-c", fmt.Sprintf("kill -%s %d", signal, s.Hosts[host].Agent[0]))
+}
+
 // listen answers probes on a target until the test ends.
 func listen(t *testing.T, l *lab.Lab, target string) {
 	t.Helper()

@@ -12,6 +12,7 @@ import (
 // A host that nobody reaches where it says that it is, as behind NAT, has addresses within
 // seconds, and however long it goes on asking it takes no more than one gift.
 func TestAHostBehindNATTakesOneGift(t *testing.T) {
+	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 3, Bare: true, Underlay: "4"})
 	launchFounder(t, l)
 	if err := l.Launch(t.Context(), "h2", token(t, l), "h1"); err != nil {

@@ -12,6 +12,7 @@ import (
 // A firewall that closes WireGuard's port on one host: that host is not ready, since its containers would reach nobody, and
 // the others say which tunnel does not come up, in the status and the metrics. Once the port is open all of that ends.
 func TestBlockedPort(t *testing.T) {
+	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Bare: true})
 	rules := "table inet firewall {\nchain in { type filter hook input priority 0; udp dport 6784 drop; }\nchain out { type filter hook output priority 0; udp dport 6784 drop; }\n}\n"

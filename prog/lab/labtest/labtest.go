@@ -53,6 +53,14 @@ func New(t testing.TB, o lab.Options) *lab.Lab {
 	return l
 }
 
+// Waits lets a test run beside others that mostly wait as well, for what takes a system half a minute and hardly a
+// processor. They come after all others. (The race detector's log is named in the environment, which all tests share.)
+func Waits(t *testing.T) {
+	if !detecting() {
+		t.Parallel()
+	}
+}
+
 // name is unique among the tests that may run at the same time.
 func name(t testing.TB) string {
 	sum := sha256.Sum256([]byte(t.Name()))
