@@ -94,25 +94,9 @@ containers come, and leaves everything else as it is.` + exitHelp,
 			if err := agent.CheckPrivileges(); err != nil {
 				return err
 			}
-			wiped := wiped{Done: true}
-			client := a.client()
-			r, err := client.Report(cmd.Context())
-			_, down := errors.AsType[*api.NotRunningError](err)
-			switch {
-			case err != nil && !down:
+			heir, err := a.leave(cmd.Context(), opts.StateDir, force)
+			if err != nil {
 				return err
-			case err == nil && len(r.Endpoints) > 0 && !force:
-				return fmt.Errorf("%s %s attached to this host (`weft ps`): use `weft detach` first, or --force to cut off all", words.Count(len(r.Endpoints), "container"), words.Are(len(r.Endpoints)))
-			case err == nil:
-				done, err := stopAgent(cmd.Context(), client, api.StopRequest{Leave: true, Force: force})
-				if err != nil {
-					return err
-				}
-				if wiped.Heir = done.Heir; done.Heir != "" && !a.json {
-					fmt.Fprintf(a.err, "this host's addresses are %s's now\n", done.Heir)
-				}
-			case agent.Owns(opts.StateDir) && !force:
-				return errors.New("no agent runs on this host, so nobody can take over the addresses that it owns: start it first, or use --force, and then run `weft rmpeer` on another host")
 			}
 			kept, err := agent.Reset(cmd.Context(), opts)
 			for _, text := range kept {
@@ -124,7 +108,7 @@ containers come, and leaves everything else as it is.` + exitHelp,
 			if err != nil {
 				return err
 			}
-			if err := a.show(wiped, func() {}); err != nil || !stay {
+			if err := a.show(wiped{Done: true, Heir: heir}, func() {}); err != nil || !stay {
 				return err
 			}
 			<-cmd.Context().Done()
@@ -141,6 +125,28 @@ containers come, and leaves everything else as it is.` + exitHelp,
 	cmd.Flags().StringVar(&opts.CNIConfDir, "cni-conf-dir", agent.DefaultCNIConfDir, "where the CNI configuration is")
 	cmd.Flags().StringVar(&opts.CNIBinDir, "cni-bin-dir", agent.DefaultCNIBinDir, "where the CNI plugin is")
 	return cmd
+}
+
+// leave stops this host's agent, which hands its addresses to an heir.
+func (a *app) leave(ctx context.Context, stateDir string, force bool) (heir string, err error) {
+	client := a.client()
+	r, err := client.Report(ctx)
+	_, down := errors.AsType[*api.NotRunningError](err)
+	switch {
+	case down && agent.Owns(stateDir) && !force:
+		return "", errors.New("no agent runs on this host, so nobody can take over the addresses that it owns: start it first, or use --force, and then run `weft rmpeer` on another host")
+	case down:
+		return "", nil
+	case err != nil:
+		return "", err
+	case len(r.Endpoints) > 0 && !force:
+		return "", fmt.Errorf("%s %s attached to this host (`weft ps`): use `weft detach` first, or --force to cut off all", words.Count(len(r.Endpoints), "container"), words.Are(len(r.Endpoints)))
+	}
+	done, err := stopAgent(ctx, client, api.StopRequest{Leave: true, Force: force})
+	if err == nil && done.Heir != "" && !a.json {
+		fmt.Fprintf(a.err, "this host's addresses are %s's now\n", done.Heir)
+	}
+	return done.Heir, err
 }
 
 // kubernetesFlags say which Node of which cluster this host is.

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -198,32 +197,6 @@ func TestMissingPrivilege(t *testing.T) {
 	says(t, string(out), "NET_ADMIN", "root")
 }
 
-// Invariant 8: an unusable state file is refused by name, kept, and set aside by reset.
-func TestInvariant8UnusableStateFile(t *testing.T) {
-	l := bare(t, 1)
-	launchFounder(t, l)
-	run(t, l, "h1", "weft", "stop")
-	path := filepath.Join(l.StateDir("h1"), "state.db")
-	good, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, content := range map[string][]byte{"torn": good[:2*os.Getpagesize()] /* the heads of the file, which grows by more than it needs */, "foreign": []byte("I am something else"), "empty": {}} {
-		if err := os.WriteFile(path, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		says(t, fails(t, l, "h1", "", "weft", "launch"), "/var/lib/weft/state.db", "left as it was")
-		if after, _ := os.ReadFile(path); !bytes.Equal(after, content) {
-			t.Errorf("%s: the file was changed", name)
-		}
-	}
-	run(t, l, "h1", "weft", "reset")
-	if aside, _ := filepath.Glob(path + ".aside-*"); len(aside) != 1 {
-		t.Errorf("set aside: %v", aside)
-	}
-	launchFounder(t, l)
-}
-
 func TestAttach(t *testing.T) {
 	l := bare(t, 1)
 	launchFounder(t, l)
@@ -404,33 +377,4 @@ func TestFilesAreForRootOnly(t *testing.T) {
 	if strings.Contains(out, secret) || strings.Contains(out, fmt.Sprintf("%x", secret)) {
 		t.Error("the report has the secret")
 	}
-}
-
-// What launch was told is kept over stop and reboot, and told by `weft config view`; reset ends it.
-func TestSettingsSurvive(t *testing.T) {
-	l := bare(t, 1)
-	launchFounder(t, l, "--mtu", "1300", "--nickname", "a")
-	kept := func(when, nickname string, mtu int) {
-		t.Helper()
-		if r := report(t, l, "h1").Router; r.MTU != mtu || r.Nickname != nickname {
-			t.Errorf("%s: %s with MTU %d", when, r.Nickname, r.MTU)
-		}
-	}
-	run(t, l, "h1", "weft", "stop")
-	run(t, l, "h1", "weft", "launch")
-	kept("after a stop", "a", 1300)
-	run(t, l, "h1", "weft", "stop")
-	run(t, l, "h1", "weft", "launch", "--nickname", "b")
-	kept("with another name", "b", 1300)
-	if err := l.Reboot(t.Context(), "h1"); err != nil {
-		t.Fatal(err)
-	}
-	run(t, l, "h1", "weft", "launch")
-	kept("after a reboot", "b", 1300)
-	says(t, run(t, l, "h1", "weft", "config", "view", "--json"), `"running": true`, `"name": "mtu",
-      "value": "1300",
-      "origin": "file"`)
-	run(t, l, "h1", "weft", "reset")
-	run(t, l, "h1", "weft", "launch")
-	kept("after a reset", "h1", 1420)
 }
