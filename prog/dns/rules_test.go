@@ -1,0 +1,87 @@
+package dns
+
+import (
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+func TestRules(t *testing.T) {
+	var host, corp, lab atomic.Int32
+	rule := func(u *upstream) []netip.AddrPort { return []netip.AddrPort{u.addr} }
+	s := newServer(t, func(c *Config) {
+		c.Forward = map[string][]netip.AddrPort{
+			"Corp":      rule(counted(t, &corp, 0, dns.RcodeNameError)),
+			"lab.corp.": rule(counted(t, &lab, 0, dns.RcodeServerFailure)),
+			"x.onion":   rule(counted(t, &corp, 0, dns.RcodeNameError)),
+		}
+	})
+	s.upstreams.Store(&upstreams{rules: s.upstreams.Load().rules, host: []*upstream{counted(t, &host, 0, dns.RcodeNameError)}})
+	for _, tt := range []struct {
+		name string
+		n    *atomic.Int32
+		want int
+	}{
+		{"corp.", &corp, dns.RcodeNameError},
+		{"a.b.CORP.", &corp, dns.RcodeNameError},
+		{"acorp.", &host, dns.RcodeNameError},
+		{"lab.corp.", &lab, dns.RcodeServerFailure},
+		{"a.lab.corp.", &lab, dns.RcodeServerFailure},
+		{"b.local.", &host, dns.RcodeNameError},
+		{".", &host, dns.RcodeNameError},
+		{"a.x.onion.", &corp, dns.RcodeNameError},
+	} {
+		before := tt.n.Load()
+		if r := ask(t, s, query4(tt.name, dns.TypeA), false); r.Rcode != tt.want || tt.n.Load() != before+1 {
+			t.Errorf("%s: %v", tt.name, r)
+		}
+	}
+	if n := host.Load() + corp.Load() + lab.Load(); n != 8 {
+		t.Errorf("%d questions, want 8: those of a rule go nowhere else", n)
+	}
+}
+
+func TestRuleForEverything(t *testing.T) {
+	var n atomic.Int32
+	s := newServer(t, func(c *Config) {
+		c.Forward = map[string][]netip.AddrPort{".": {counted(t, &n, 0, dns.RcodeNameError).addr}}
+	})
+	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError {
+		t.Error(r)
+	}
+	if r := ask(t, s, query4("localhost.", dns.TypeA), false); len(r.Answer) != 1 || n.Load() != 1 {
+		t.Errorf("RFC 6761 6.3: %v", r)
+	}
+}
+
+// 50,000 names go through a cache that does not grow with them.
+func TestManyNames(t *testing.T) {
+	if testing.Short() {
+		t.Skip("some seconds")
+	}
+	s := newServer(t, func(c *Config) { c.CacheEntries, c.Timeout = 1000, 5*time.Second })
+	use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
+		return replies(q, dns.RcodeSuccess, q.Question[0].Name+" 60 A 192.0.2.1")
+	}))
+	var wg sync.WaitGroup
+	for w := range 20 {
+		wg.Go(func() {
+			for i := range 2500 {
+				name := "n" + strconv.Itoa(w*2500+i) + ".example."
+				if r := ask(t, s, query4(name, dns.TypeA), false); len(r.Answer) != 1 {
+					t.Errorf("%s: %v", name, r)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if st := s.Status(); st.Cached != 1000 || st.CacheBytes > 1000*500 || st.Counts.Forwarded != 50_000 {
+		t.Errorf("%+v", st)
+	}
+}
