@@ -92,13 +92,9 @@ func (o Overlay) Close() error {
 		return err
 	}
 	for _, p := range o.universes() {
-		r := netlink.Route{Dst: IPNet(p), Type: unix.RTN_UNREACHABLE, Priority: lastResort, Protocol: Protocol, Table: unix.RT_TABLE_MAIN}
-		if p.Addr().Is6() {
-			lo, err := h.LinkByName("lo") // IPv6 hangs them on lo
-			if err != nil {
-				return fmt.Errorf("unreachable route: %w", Explain(err))
-			}
-			r.LinkIndex = lo.Attrs().Index
+		r, err := unreachable(h, p, lastResort)
+		if err != nil {
+			return err
 		}
 		if err := SetRoute(h, have, r); err != nil {
 			return err

@@ -24,16 +24,17 @@ func (o Overlay) Vacant(own []slot.Range) error {
 	if err != nil {
 		return err
 	}
-	lo, err := h.LinkByName("lo") // IPv6 hangs them on lo
-	if err != nil {
-		return fmt.Errorf("unreachable routes: %w", err)
-	}
 	var want []netlink.Route
 	for _, r := range own {
 		for _, p := range o.Universe.Prefixes(r) {
-			if p.Addr().Is4() || o.IPv6 {
-				want = append(want, vacant(p, lo.Attrs().Index))
+			if p.Addr().Is6() && !o.IPv6 {
+				continue
 			}
+			r, err := unreachable(h, p, vacant(p))
+			if err != nil {
+				return err
+			}
+			want = append(want, r)
 		}
 	}
 	for _, r := range want {
@@ -53,15 +54,24 @@ func (o Overlay) Vacant(own []slot.Range) error {
 	return purgeRoutes(h, "routes to slots of others", old)
 }
 
-// vacant is the route to slots of ours. It beats the tunnel's, which is as long where the whole
-// universe is ours, but not that of an endpoint, which is as long where one slot is.
-func vacant(p netip.Prefix, lo int) netlink.Route {
-	r := netlink.Route{Dst: IPNet(p), Type: unix.RTN_UNREACHABLE, Priority: tunnelMetric - 1, Protocol: Protocol, Table: unix.RT_TABLE_MAIN}
+// vacant is the metric of a route to slots of ours. It beats the tunnel's, which is as long where
+// the whole universe is ours, but not that of an endpoint, which is as long where one slot is.
+func vacant(p netip.Prefix) int {
 	if p.IsSingleIP() {
-		r.Priority = lastResort
+		return lastResort
 	}
+	return tunnelMetric - 1
+}
+
+// unreachable is a route by which the kernel answers that nobody is there. IPv6's hangs on lo.
+func unreachable(h *netlink.Handle, p netip.Prefix, metric int) (netlink.Route, error) {
+	r := netlink.Route{Dst: IPNet(p), Type: unix.RTN_UNREACHABLE, Priority: metric, Protocol: Protocol, Table: unix.RT_TABLE_MAIN}
 	if p.Addr().Is6() {
-		r.LinkIndex = lo
+		lo, err := h.LinkByName("lo")
+		if err != nil {
+			return r, fmt.Errorf("unreachable route: %w", Explain(err))
+		}
+		r.LinkIndex = lo.Attrs().Index
 	}
-	return r
+	return r, nil
 }
