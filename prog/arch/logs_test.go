@@ -18,40 +18,25 @@ func TestLogsNamePeersWithTheirNickname(t *testing.T) {
 	levels := []string{"Debug", "Info", "Warn", "Error"}
 	looked := 0
 	for _, dir := range []string{"mesh", "ipam", "router", "prog"} {
-		err := filepath.WalkDir(filepath.Join("..", "..", dir), func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-				return err
+		inspect(t, dir, nil, func(at func(ast.Node) token.Position, n ast.Node) {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return
 			}
-			set := token.NewFileSet()
-			file, err := parser.ParseFile(set, path, nil, 0)
-			if err != nil {
-				return err
+			f, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok || !slices.Contains(levels, f.Sel.Name) || len(call.Args) < 3 {
+				return
 			}
-			ast.Inspect(file, func(n ast.Node) bool {
-				call, ok := n.(*ast.CallExpr)
-				if !ok {
-					return true
+			for i := 1; i+1 < len(call.Args); i += 2 {
+				key, ok := call.Args[i].(*ast.BasicLit)
+				if !ok || !slices.Contains(about, strings.Trim(key.Value, `"`)) {
+					continue
 				}
-				f, ok := call.Fun.(*ast.SelectorExpr)
-				if !ok || !slices.Contains(levels, f.Sel.Name) || len(call.Args) < 3 {
-					return true
+				if looked++; !named(call.Args[i+1]) {
+					t.Errorf("%v: what %s is has no nickname: use Mesh.Name", at(key), key.Value)
 				}
-				for i := 1; i+1 < len(call.Args); i += 2 {
-					key, ok := call.Args[i].(*ast.BasicLit)
-					if !ok || !slices.Contains(about, strings.Trim(key.Value, `"`)) {
-						continue
-					}
-					if looked++; !named(call.Args[i+1]) {
-						t.Errorf("%v: what %s is has no nickname: use Mesh.Name", set.Position(key.Pos()), key.Value)
-					}
-				}
-				return true
-			})
-			return nil
+			}
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
 	}
 	if looked < 8 {
 		t.Errorf("only %d logs that name peers were found: does this test still look in the right place?", looked)
@@ -68,4 +53,33 @@ func named(x ast.Expr) bool {
 		return x.Name == "name"
 	}
 	return false
+}
+
+// inspect shows all that is written in the programs below a folder, without tests and folders of
+// the names in without.
+func inspect(t *testing.T, dir string, without []string, look func(at func(ast.Node) token.Position, n ast.Node)) {
+	t.Helper()
+	err := filepath.WalkDir(filepath.Join("..", "..", dir), func(path string, d fs.DirEntry, err error) error {
+		if d != nil && d.IsDir() && slices.Contains(without, d.Name()) {
+			return fs.SkipDir
+		}
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		set := token.NewFileSet()
+		file, err := parser.ParseFile(set, path, nil, 0)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if n != nil {
+				look(func(n ast.Node) token.Position { return set.Position(n.Pos()) }, n)
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
