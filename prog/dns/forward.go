@@ -207,7 +207,9 @@ func (s *Server) ask(ctx context.Context, k key) *packed {
 		case <-ctx.Done():
 			return nil
 		case <-patience.C:
-			s.fails(order[asked-1], errSilent)
+			if !next { // else whoever was asked last has replied
+				s.fails(order[asked-1], errSilent)
+			}
 			next = true
 		case h := <-replies:
 			open--

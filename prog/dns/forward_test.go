@@ -251,6 +251,19 @@ func TestLateAnswersAreHeard(t *testing.T) {
 	}
 }
 
+// Who answers at once is not said to be silent, because another one is.
+func TestAnUpstreamThatSaysNoIsNotSilent(t *testing.T) {
+	var n atomic.Int32
+	s := newServer(t, nil)
+	use(s, counted(t, &n, 5*s.cfg.Timeout/2, dns.RcodeSuccess, answerA...), counted(t, &n, 0, dns.RcodeServerFailure))
+	if r := ask(t, s, query4("www.example.", dns.TypeA), false); len(r.Answer) != 1 {
+		t.Error(r)
+	}
+	if why := s.Status().Upstreams[1].Err; why != "" {
+		t.Errorf("the status says %q", why)
+	}
+}
+
 func TestUsable(t *testing.T) {
 	u, now := &upstream{}, time.Unix(100, 0)
 	if !u.usable(now) || !u.failed(now, net.ErrClosed) || u.failed(now, net.ErrClosed) || u.usable(now.Add(hold-1)) {
