@@ -106,12 +106,12 @@ func (m *Mesh) changeTargets(change func()) error {
 
 // CheckTarget refuses what cannot be a host to join.
 func CheckTarget(s string) error {
-	host, port := s, ""
+	host, port := s, "1" // any that can be
 	if h, p, err := net.SplitHostPort(s); err == nil {
 		host, port = h, p
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
-	if port != "" && (err != nil || n == 0) || host == "" || strings.ContainsAny(host, " \t\n/@%[]") || strings.HasPrefix(host, "-") {
+	if err != nil || n == 0 || host == "" || strings.ContainsAny(host, " \t\n/@%[],") || strings.HasPrefix(host, "-") {
 		return fmt.Errorf("target %q: want HOST or HOST:PORT, such as 192.0.2.1, node1.example or [2001:db8::1]:6783", s)
 	}
 	addr, err := netip.ParseAddr(host)

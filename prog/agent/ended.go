@@ -44,11 +44,14 @@ func (d *ended) note(e *endpointRecord, now time.Time) {
 	docker := len(e.ContainerID) == 64 && strings.Trim(e.ContainerID, "0123456789abcdef") == ""
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if e.Source != SourceAttach || !docker || len(d.known) >= maxEnded {
+	if e.Source != SourceAttach || !docker {
 		return
 	}
 	if d.known == nil {
 		d.known = map[string]*endedContainer{}
+	}
+	if len(d.known) >= maxEnded {
+		delete(d.known, slices.MinFunc(slices.Collect(maps.Keys(d.known)), func(a, b string) int { return d.known[a].at.Compare(d.known[b].at) }))
 	}
 	d.known[e.ref().Key()] = &endedContainer{at: now, Endpoint: api.Endpoint{
 		ContainerID: e.ContainerID, Interface: e.Interface, Source: e.Source, Name: e.Name, Namespace: e.Namespace, Addresses: []netip.Addr{},
@@ -84,28 +87,31 @@ func (d *ended) look(ctx context.Context, socket string, now time.Time) {
 		return dialer.DialContext(ctx, "unix", socket)
 	}}}
 	for key, id := range ids {
-		again := runs(ctx, &client, id)
+		again, gone := runs(ctx, &client, id)
 		d.mu.Lock()
-		if c := d.known[key]; c != nil {
+		if c := d.known[key]; c != nil && gone {
+			delete(d.known, key)
+		} else if c != nil {
 			c.again = again
 		}
 		d.mu.Unlock()
 	}
 }
 
-// runs reports whether Docker runs a container (API v1.41, GET /containers/{id}/json).
-func runs(ctx context.Context, client *http.Client, id string) bool {
+// runs reports whether Docker runs a container, or has it no more (API v1.41, GET /containers/{id}/json).
+func runs(ctx context.Context, client *http.Client, id string) (runs, gone bool) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/"+url.PathEscape(id)+"/json", nil)
 	if err != nil {
-		return false
+		return false, false
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return false
+		return false, false
 	}
 	defer resp.Body.Close()
 	var c struct{ State struct{ Running bool } }
-	return resp.StatusCode == http.StatusOK && json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 8<<20)).Decode(&c) == nil && c.State.Running
+	runs = resp.StatusCode == http.StatusOK && json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 8<<20)).Decode(&c) == nil && c.State.Running
+	return runs, resp.StatusCode == http.StatusNotFound
 }
 
 // list is the containers that run again without what was attached.

@@ -61,10 +61,15 @@ func TestContainersThatWereStartedAgainAreNamed(t *testing.T) {
 	if w := d.warnings(); len(w) != 0 || len(d.known) != 0 {
 		t.Errorf("a day later: %q", w)
 	}
+	last := ""
 	for i := range 2 * maxEnded {
-		note(fmt.Sprintf("%064x", i), SourceAttach)
+		last = note(fmt.Sprintf("%064x", i), SourceAttach)
+		now = now.Add(time.Second)
 	}
-	if len(d.known) != maxEnded {
-		t.Errorf("%d are remembered", len(d.known))
+	if len(d.known) != maxEnded || d.known[last] == nil {
+		t.Errorf("%d are remembered, of the latest: %v", len(d.known), d.known[last])
+	}
+	if d.look(t.Context(), socket, now); len(d.known) != 0 {
+		t.Errorf("%d are remembered that Docker has no more", len(d.known))
 	}
 }

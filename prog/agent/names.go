@@ -233,7 +233,8 @@ func (a *Agent) findEndpoints(word string) ([]string, error) {
 	var exact, begin []string
 	for k, e := range a.endpoints {
 		switch {
-		case e.ContainerID == word || strings.EqualFold(e.Name, word):
+		case word == "": // an empty variable of a script means nobody
+		case e.ContainerID == word || strings.EqualFold(e.Name, word) || strings.EqualFold(e.Namespace+"/"+e.Name, word):
 			exact = append(exact, k)
 		case strings.HasPrefix(e.ContainerID, word):
 			begin = append(begin, k)

@@ -14,10 +14,12 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"weft/ipam/ring"
@@ -73,6 +75,20 @@ func (o Options) Validate() error {
 	}{{"--port", o.GossipPort}, {"--wireguard-port", o.Port}} {
 		if p.port < 1 || p.port > 65535 {
 			return fmt.Errorf("%s %d: want 1 to 65535", p.flag, p.port)
+		}
+	}
+	if o.GossipPort == o.Port {
+		return fmt.Errorf("--port and --wireguard-port are both %d: gossip and WireGuard each need a port of their own", o.Port)
+	}
+	if _, port, _ := net.SplitHostPort(o.StatusAddr); port == strconv.Itoa(o.GossipPort) {
+		return fmt.Errorf("--status-addr %s: gossip has TCP port %s (--port): choose another one", o.StatusAddr, port)
+	}
+	if len(o.Nickname) > peer.MaxNickname || !peer.Printable(o.Nickname) {
+		return fmt.Errorf("--nickname %.100q: want at most %d bytes, without control characters", o.Nickname, peer.MaxNickname)
+	}
+	for _, a := range o.Advertise {
+		if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
+			return fmt.Errorf("--advertise %v: no other host reaches this one there: want an address of this host, or of what forwards to it", a)
 		}
 	}
 	if o.MTU != 0 && (o.MTU < topology.MinMTU || o.MTU > 65535) {

@@ -42,13 +42,16 @@ const (
 type Client struct {
 	socket   string
 	patience time.Duration
+	until    time.Time // for all calls together; zero: each has its patience
 }
 
 // NewClient makes a client of the agent that listens on a unix socket.
-func NewClient(socket string) *Client { return &Client{socket, patience} }
+func NewClient(socket string) *Client { return &Client{socket: socket, patience: patience} }
 
 // Within is a client that gives the agent another time for its answer than 30 s.
-func (c *Client) Within(patience time.Duration) *Client { return &Client{c.socket, patience} }
+func (c *Client) Within(patience time.Duration) *Client {
+	return &Client{c.socket, patience, time.Now().Add(patience)}
+}
 
 // NotRunningError says that nobody listens on the socket.
 type NotRunningError struct {
@@ -232,7 +235,11 @@ func (c *Client) dial() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
-	limit := syscall.NsecToTimeval(c.patience.Nanoseconds())
+	left := c.patience
+	if !c.until.IsZero() {
+		left = max(time.Until(c.until), 100*time.Millisecond) // 0 would be for ever
+	}
+	limit := syscall.NsecToTimeval(left.Nanoseconds())
 	for _, option := range []int{syscall.SO_RCVTIMEO, syscall.SO_SNDTIMEO} {
 		if err = syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, option, &limit); err != nil {
 			break

@@ -46,9 +46,12 @@ func checkStatusAddr(s string) error {
 	if s == "" {
 		return nil
 	}
-	_, port, err := net.SplitHostPort(s)
+	host, port, err := net.SplitHostPort(s)
 	if err == nil {
 		_, err = words.Port(port)
+	}
+	if err == nil && host != "" && host != "localhost" {
+		_, err = netip.ParseAddr(host)
 	}
 	if err != nil {
 		return fmt.Errorf("--status-addr %s: want ADDRESS:PORT, such as 127.0.0.1:6784 or [::1]:6784, or nothing for no status", s)

@@ -23,6 +23,7 @@ import (
 	"weft/prog/agent"
 	"weft/prog/api"
 	"weft/prog/cni"
+	"weft/prog/words"
 )
 
 // dockerSocket answers what the PID of a container is.
@@ -139,18 +140,18 @@ func (a *app) detach() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			id := args[0]
-			if c, err := findContainer(cmd.Context(), args[0]); err == nil {
-				id = c.id
+			all, err := chosen(cmd.Context(), slices.Concat(r.Endpoints, r.Unattached), args)
+			if err != nil {
+				return err
 			}
-			all := slices.Concat(r.Endpoints, r.Unattached)
-			i := slices.IndexFunc(all, func(e api.Endpoint) bool {
-				return e.Interface == iface && (e.ContainerID == id || e.Name != "" && e.Name == args[0])
-			})
-			if i < 0 {
+			all = slices.DeleteFunc(all, func(e api.Endpoint) bool { return e.Interface != iface })
+			switch len(all) {
+			case 0:
 				return fmt.Errorf("%s is not attached here with interface %s (`weft ps` lists what is)", args[0], iface)
+			case 1:
+				return a.did(cni.Detach(cmd.Context(), client, api.EndpointRef{ContainerID: all[0].ContainerID, Interface: iface}))
 			}
-			return a.did(cni.Detach(cmd.Context(), client, api.EndpointRef{ContainerID: all[i].ContainerID, Interface: iface}))
+			return fmt.Errorf("%s could be any of %s: say which by its id (`weft ps`)", args[0], words.Count(len(all), "container"))
 		},
 	}
 	cmd.Flags().StringVar(&iface, "interface", "ethwe", "the interface's name inside the container")
@@ -163,12 +164,19 @@ func (a *app) ps() *cobra.Command {
 		Long: "Lists what is attached to this host, or only what CONTAINER names: an id, its beginning, a name, a PID\nor the path of a network namespace. It fails if one of them is not attached." + exitHelp,
 		RunE: func(cmd *cobra.Command, words []string) error {
 			r, err := a.client().Report(cmd.Context())
-			if err == nil && len(words) > 0 {
-				r.Endpoints, err = chosen(cmd.Context(), r.Endpoints, words)
-				r.Unattached = nil
-			}
 			if err != nil {
 				return err
+			}
+			if len(words) > 0 {
+				all, err := chosen(cmd.Context(), slices.Concat(r.Endpoints, r.Unattached), words)
+				if err != nil {
+					return err
+				}
+				attached := len(all)
+				if i := slices.IndexFunc(all, func(e api.Endpoint) bool { return len(e.Addresses) == 0 }); i >= 0 {
+					attached = i
+				}
+				r.Endpoints, r.Unattached = all[:attached], all[attached:]
 			}
 			return a.show(r.Endpoints, func() {
 				t := newTable(a.out)

@@ -69,7 +69,10 @@ func TestUnusableTextIsNotExplainedInGo(t *testing.T) {
 		"launch --ipalloc-exclude nonsense", "launch --ipalloc-exclude 10.32.0.1",
 		"launch --ipalloc-init consensus=nonsense", "launch --ipalloc-init consensus=", "launch --ipalloc-init seed=nonsense", "launch --ipalloc-init x",
 		"launch --dns-domain a..b", "launch --dns-forward corp=300.1.2.3", "launch --dns-forward corp=192.0.2.1:x", "launch --dns-forward corp",
-		"launch --policy-exempt x", "launch --cni-chain x", "launch --status-addr nonsense", "launch --status-addr 127.0.0.1:x", "launch --status-addr ::1:80", "launch --mtu 1", "launch --port 0",
+		"launch --policy-exempt x", "launch --cni-chain x", "launch --status-addr nonsense", "launch --status-addr 127.0.0.1:x", "launch --status-addr ::1:80",
+		"launch --status-addr 300.1.2.3:80", "launch --status-addr foo:80", "launch --status-addr 127.0.0.1:6783", "launch --wireguard-port 6783",
+		"launch --advertise 127.0.0.1", "launch --advertise 0.0.0.0", "launch --advertise ff02::1", "launch --nickname " + strings.Repeat("n", 65), "launch --nickname a\x01b",
+		"launch --dns-forward corp=::1%lo", "launch --dns-forward corp=[192.0.2.53", "launch --dns-forward corp=[::1%lo]:53", "launch --mtu 1", "launch --port 0",
 		"launch --token " + dir, "launch --token " + file, "launch --token -",
 		"attach 10.32.0.5/24 " + self, "attach 300.1.2.3 " + self, "attach nonsense " + self, "attach /no/such/netns", "attach 4194305", "attach " + file,
 		"attach --label x " + self, "attach --port http=x " + self, "attach --port http=99999 " + self,
@@ -78,7 +81,7 @@ func TestUnusableTextIsNotExplainedInGo(t *testing.T) {
 		"policy apply -f /no/such/file", "policy apply -f " + dir, "policy apply", "policy delete a/b/c", "policy get a/b/c", "policy list -o x",
 		"policy explain a", "policy explain a b x", "policy explain a b 99999", "policy explain a b 80/x", "policy apply -f - --timeout 0s",
 		"probe icmp 300.1.2.3", "probe icmp 2001:db8::zz", "probe icmp 192.0.2.1 --count 0", "probe udp 192.0.2.1 --size 1", "probe capture nosuch",
-		"report -f {{", "report -f {{nosuch}}", "report -f {{.Router}}", "report -f {{.router.nosuch}}", "report -f {{.cni.config}}", "report -f {{index.router.peers}}",
+		"report -f {{", "report -f {{nosuch}}", "report -f {{.Router}}", "report -f {{.router.nosuch}}", "report -f {{.cni.config}}", "report -f {{.ready.x}}", "report -f {{.router.peers.id}}", "report -f {{index.router.peers}}",
 		"lab up --hosts 0", "lab exec", "lab network h1 --route-mtu x=1280", "lab kill h1 --name ../x", "lab link a b c",
 	} {
 		words := append([]string{"--socket", socket}, strings.Fields(args)...)

@@ -193,10 +193,16 @@ func (a *app) prime() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "prime", Short: "wait until this host can hand out addresses", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if wait <= 0 {
+				return usageError{fmt.Errorf("--wait %v: want more than 0s", wait)}
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()
 			client := a.client()
 			err := client.Ready(ctx)
+			if errors.Is(err, context.DeadlineExceeded) {
+				return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent did not answer within %v: it hangs, or the host is overloaded", wait)}
+			}
 			for e, ok := errors.AsType[*api.Error](err); ok && e.Code == api.CodeNotReady; e, ok = errors.AsType[*api.Error](err) {
 				select {
 				case <-ctx.Done():

@@ -17,6 +17,7 @@ import (
 	"weft/prog/agent"
 	"weft/prog/api"
 	"weft/prog/dns"
+	"weft/prog/words"
 )
 
 // dnsFlags are the name server's flags of launch and agent.
@@ -72,11 +73,15 @@ func (d *dnsFlags) complete(o *agent.DNSOptions) error {
 
 // parseServer reads ADDRESS or ADDRESS:PORT.
 func parseServer(s string) (netip.AddrPort, error) {
-	if addr, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+	bare := s
+	if inner, ok := strings.CutPrefix(s, "["); ok && strings.HasSuffix(s, "]") {
+		bare = strings.TrimSuffix(inner, "]")
+	}
+	if addr, err := words.Addr(bare); err == nil {
 		return netip.AddrPortFrom(addr, 53), nil
 	}
 	addr, err := netip.ParseAddrPort(s)
-	if err != nil || addr.Port() == 0 {
+	if err != nil || addr.Port() == 0 || addr.Addr().Zone() != "" {
 		return addr, fmt.Errorf("%q is no address of a server: want one such as 192.0.2.53 or [2001:db8::53]:5353", s)
 	}
 	return addr, nil

@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"bytes"
 	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
+	"regexp"
 	"strings"
 	"text/template"
 
@@ -105,16 +107,21 @@ func templateError(err error) error {
 	if err == nil {
 		return nil
 	}
+	text := evaluated.ReplaceAllString(err.Error(), "it has no field $1: it is a list, or no group of fields")
 	return errors.New(strings.NewReplacer("template: report:", "line ", "map has no entry for key", "there is no field",
-		"executing \"report\" ", "", "nil pointer evaluating interface {}.", "nothing has the field ").Replace(err.Error()))
+		"executing \"report\" ", "", "nil pointer evaluating interface {}.", "nothing has the field ").Replace(text))
 }
+
+// evaluated is how Go says that what is no map has no fields.
+var evaluated = regexp.MustCompile(`can't evaluate field (\S+) in type \S+( \{\})?`)
 
 // fill executes a template on a report.
 func (a *app) fill(t *template.Template, r api.Report) error {
-	if err := t.Execute(a.out, fields(reflect.ValueOf(r))); err != nil {
+	var out bytes.Buffer // nothing is printed of a report that breaks off
+	if err := t.Execute(&out, fields(reflect.ValueOf(r))); err != nil {
 		return usageError{fmt.Errorf("-f: %w: fields are called as `weft report` prints them, such as .router.peers", templateError(err))}
 	}
-	fmt.Fprintln(a.out)
+	fmt.Fprintln(a.out, out.String())
 	return nil
 }
 

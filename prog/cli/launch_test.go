@@ -1,11 +1,16 @@
 package cli
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"log/slog"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"weft/prog/agent"
+	"weft/prog/api"
 )
 
 // An agent with nobody to join founds only if it was told to.
@@ -34,5 +39,16 @@ func TestAgentFoundsOnlyWhenTold(t *testing.T) {
 		if waited := ended || err != nil; waited != tt.waits { // an error: without root it cannot wait
 			t.Errorf("%s: it waited: %v, %v", name, waited, err)
 		}
+	}
+}
+
+// Who interrupts launch is told that the agent runs on, and its settings are kept for the next time.
+func TestAnInterruptedLaunchLeavesAnAgent(t *testing.T) {
+	interrupted, cancel := context.WithCancel(t.Context())
+	cancel()
+	a := &app{err: &bytes.Buffer{}}
+	err := a.waitReady(interrupted, api.NewClient(filepath.Join(t.TempDir(), "none")), &launchFlags{wait: time.Minute}, nil)
+	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeNotReady {
+		t.Error(err)
 	}
 }

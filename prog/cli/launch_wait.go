@@ -28,7 +28,7 @@ func (a *app) waitReady(ctx context.Context, client *api.Client, f *launchFlags,
 	for time.Since(start) < f.wait {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("interrupted: the agent runs on (`weft status`, `weft stop`); it is not ready: %v", why)}
 		case err := <-ended:
 			return err
 		case <-tick.C:

@@ -32,9 +32,15 @@ func firstWord(cmd *cobra.Command, args []string) string {
 		case args[i] == "--":
 			return ""
 		case long && !strings.Contains(name, "="):
-			if f := cmd.Flag(name); f != nil && f.NoOptDefVal == "" {
+			f := cmd.Flag(name)
+			switch {
+			case f == nil && name != "help":
+				return "" // cobra refuses the flag, and what follows may be its value
+			case f != nil && f.NoOptDefVal == "":
 				i++
 			}
+		case !long && len(args[i]) > 1 && args[i][0] == '-' && args[i] != "-h":
+			return "" // no group has short flags: cobra refuses it
 		case !strings.HasPrefix(args[i], "-"):
 			return args[i]
 		}

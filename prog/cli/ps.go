@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,6 +14,9 @@ import (
 func chosen(ctx context.Context, all []api.Endpoint, words []string) ([]api.Endpoint, error) {
 	keep := make([]bool, len(all))
 	for _, word := range words {
+		if word == "" {
+			return nil, usageError{errors.New("which container? A word is empty")}
+		}
 		matches := containersOf(all, word)
 		if !slices.Contains(matches, true) {
 			if c, err := findContainer(ctx, word); err == nil { // a PID, a path, or what only Docker knows it by

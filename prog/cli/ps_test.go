@@ -18,6 +18,9 @@ func TestWhichContainersPsLists(t *testing.T) {
 		{ContainerID: "web4711", Interface: "eth0", Name: "db", Namespace: "shop"},
 		{ContainerID: self.id, Interface: "ethwe"},
 	}
+	if _, err := chosen(t.Context(), all, []string{""}); err == nil {
+		t.Error("an empty word means everything")
+	}
 	for words, want := range map[string]string{
 		"web": "ethwe eth1", "WEB db": "ethwe eth1 eth0", "shop/db": "eth0", "web4": "eth0", "4f66": "ethwe eth1", "4f66ad9a0b2e11d4": "ethwe eth1",
 		"db web": "ethwe eth1 eth0", "/proc/self/ns/net": "ethwe", "nosuch": "", "web nosuch": "",

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -90,7 +91,7 @@ func exitCode(err error) int {
 	if errors.Is(err, agent.ErrTwin) {
 		return ExitCopy
 	}
-	if _, ok := errors.AsType[*api.NotRunningError](err); ok {
+	if _, ok := errors.AsType[*api.NotRunningError](err); ok && !errors.Is(err, fs.ErrPermission) {
 		return ExitNotRunning
 	}
 	if e, ok := errors.AsType[*api.Error](err); ok {
