@@ -213,6 +213,7 @@ func (a *Agent) runParts(ctx context.Context, group *errgroup.Group) {
 	group.Go(func() error { return a.watchTable(ctx) })
 	group.Go(func() error { return a.claimNode(ctx) })
 	group.Go(func() error { return a.reconcile(ctx) })
+	group.Go(func() error { return a.ended.follow(ctx) })
 }
 
 // prepare reads what is stored and makes the parts from it.

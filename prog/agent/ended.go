@@ -65,6 +65,15 @@ func (d *ended) forget(key string) {
 	delete(d.known, key)
 }
 
+// follow asks Docker again and again, beside the reconciler: it may hang.
+func (d *ended) follow(ctx context.Context) error {
+	for ctx.Err() == nil {
+		d.look(ctx, dockerSocket, time.Now())
+		sleep(ctx, 10*time.Second)
+	}
+	return nil
+}
+
 // look asks Docker which of them run again.
 func (d *ended) look(ctx context.Context, socket string, now time.Time) {
 	d.mu.Lock()

@@ -246,14 +246,19 @@ func (a *Agent) Detach(ctx context.Context, ref api.EndpointRef) error {
 	return a.end(ctx, ref.Key())
 }
 
-// detachIdle ends an endpoint, unless somebody else is at it.
+// detachIdle ends an endpoint that nobody asked to end, unless somebody is at it.
 func (a *Agent) detachIdle(ctx context.Context, ref api.EndpointRef) error {
 	done, err := a.begin(ref.Key())
 	if err != nil {
 		return err
 	}
 	defer done()
-	return a.end(ctx, ref.Key())
+	e := a.endpoint(ref.Key())
+	if err := a.end(ctx, ref.Key()); err != nil || e == nil {
+		return err
+	}
+	a.ended.note(e, time.Now())
+	return nil
 }
 
 // end ends an endpoint that the caller has taken: first its link, then its routes, last its
@@ -336,7 +341,6 @@ func (a *Agent) detachWhere(ctx context.Context, gone func(*endpointRecord) bool
 		if err != nil {
 			errs = append(errs, fmt.Errorf("detach %s: %w", ref.Key(), err))
 		} else {
-			a.ended.note(e, time.Now())
 			a.log.Info("endpoint is gone, its address is free again", "endpoint", ref.Key())
 		}
 	}

@@ -44,6 +44,50 @@ func ToldToFound(stateDir string) bool {
 	return err == nil && strings.TrimSpace(string(word)) == "found"
 }
 
+// BeforeLaunch remembers what launch is about to write on a host that belongs to no network.
+// What it returns takes that back, for a launch that failed: else the next agent would found or
+// join a network that nobody wants any more. A host that belongs to one by then keeps it.
+func BeforeLaunch(stateDir string) (undo func() error, err error) {
+	hosted := func(f func(*state.Store) error) error {
+		if _, err := os.Lstat(filepath.Join(stateDir, state.File)); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		s, err := state.Open(stateDir)
+		if err != nil {
+			return err
+		}
+		return errors.Join(f(s), s.Close())
+	}
+	var targets []string
+	if err := hosted(func(s *state.Store) (err error) { targets, _, err = s.Targets(); return err }); err != nil {
+		return nil, err
+	}
+	_, noSecret := os.Lstat(filepath.Join(stateDir, SecretFile))
+	return func() error {
+		belongs := false
+		err := hosted(func(s *state.Store) error {
+			st, err := s.Load()
+			if belongs = len(st.Ring) > 0; belongs || err != nil {
+				return err
+			}
+			return s.SaveTargets(targets)
+		})
+		if belongs || err != nil {
+			return err
+		}
+		wrote := []string{LaunchedFile}
+		if noSecret != nil {
+			wrote = append(wrote, SecretFile)
+		}
+		for _, name := range wrote {
+			if err := os.Remove(filepath.Join(stateDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		return nil
+	}, nil
+}
+
 // KeepTargets adds the hosts to join to the state of an agent that does not run yet.
 func KeepTargets(stateDir string, targets []string) error {
 	s, err := state.Open(stateDir)
@@ -56,8 +100,9 @@ func KeepTargets(stateDir string, targets []string) error {
 }
 
 // AwaitLaunch serves the sockets of an agent that belongs to no network, and says so there, until
-// `weft launch` decides (then it returns true) or the agent is stopped.
-func AwaitLaunch(ctx context.Context, opts Options) (bool, error) {
+// `weft launch` decides (then it returns true) or the agent is stopped. before is launch's word as
+// it was when the agent found that it belongs to none.
+func AwaitLaunch(ctx context.Context, opts Options, before os.FileInfo) (bool, error) {
 	a := New(opts)
 	ctx, a.stop = context.WithCancel(ctx)
 	defer a.stop()
@@ -65,7 +110,6 @@ func AwaitLaunch(ctx context.Context, opts Options) (bool, error) {
 		return false, err
 	}
 	path := filepath.Join(opts.StateDir, LaunchedFile)
-	before, _ := os.Stat(path)
 	a.notReady, a.waiting = belongsNowhere, true
 	control, err := listenSocket(opts.socket())
 	if err != nil {
@@ -95,6 +139,12 @@ func AwaitLaunch(ctx context.Context, opts Options) (bool, error) {
 	})
 	err = group.Wait()
 	return launched, err
+}
+
+// LaunchWord is launch's word as it is now; nil: there is none.
+func LaunchWord(stateDir string) os.FileInfo {
+	info, _ := os.Stat(filepath.Join(stateDir, LaunchedFile))
+	return info
 }
 
 // launchedSince reports whether launch gave its word anew since a look at its file (nil: there was none).

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/ipam"
 	"weft/prog/api"
 	"weft/prog/state"
 	"weft/router/link"
@@ -39,7 +40,7 @@ func TestAgentWaitsUntilLaunchDecides(t *testing.T) {
 	done := make(chan outcome, 1)
 	n := routertest.New(t) // NET_ADMIN, also for ordinary users
 	go n.Do(func() {
-		launched, err := AwaitLaunch(t.Context(), opts)
+		launched, err := AwaitLaunch(t.Context(), opts, nil)
 		done <- outcome{launched, err}
 	})
 	said := make([]byte, 4096)
@@ -93,7 +94,7 @@ func TestWaitingAgentCanBeStopped(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	routertest.New(t).Do(func() {
-		if launched, err := AwaitLaunch(ctx, opts); launched || err != nil {
+		if launched, err := AwaitLaunch(ctx, opts, nil); launched || err != nil {
 			t.Error(launched, err)
 		}
 	})
@@ -169,4 +170,47 @@ func TestStateDiskInTrouble(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What a launch that failed wrote is taken back, unless the host belongs to a network by then.
+func TestAFailedLaunchLeavesNothing(t *testing.T) {
+	for name, belongs := range map[string]bool{"failed": false, "founded": true} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := KeepTargets(dir, []string{"192.0.2.9"}); err != nil { // of an earlier one
+				t.Fatal(err)
+			}
+			undo, err := BeforeLaunch(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = EstablishSecret(dir, nil, true)
+			if err := errors.Join(err, MarkLaunched(dir, true), KeepTargets(dir, []string{"192.0.2.1"})); err != nil {
+				t.Fatal(err)
+			}
+			s, err := state.Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if belongs {
+				if err := s.Update(ipam.Change{Ring: []byte("a ring")}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := errors.Join(s.Close(), undo(), undo()); err != nil {
+				t.Fatal(err)
+			}
+			_, err = Secret(dir)
+			if kept := err == nil; kept != belongs || ToldToFound(dir) != belongs {
+				t.Errorf("the secret is kept: %v, the word: %v", kept, ToldToFound(dir))
+			}
+			if s, err = state.Open(dir); err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if targets, _, err := s.Targets(); err != nil || len(targets) != map[bool]int{true: 2, false: 1}[belongs] {
+				t.Error(targets, err)
+			}
+		})
+	}
 }

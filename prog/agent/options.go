@@ -144,6 +144,11 @@ func EstablishSecret(stateDir string, given *secret.Token, founds bool) (t secre
 	return t, writeSecret(path, t)
 }
 
+// Secret is the token that this host keeps.
+func Secret(stateDir string) (secret.Token, error) {
+	return readSecret(filepath.Join(stateDir, SecretFile))
+}
+
 func readSecret(path string) (secret.Token, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 )
 
 // forgotten is after how many rounds without its link a pod that the API server has no more is
@@ -36,7 +35,6 @@ func (a *Agent) unlinked() (warnings []string) {
 // releaseEnded detaches processes that ended without `weft detach`: their
 // namespace is gone, and the link with it. Two rounds, so that no race counts.
 func (a *Agent) releaseEnded(ctx context.Context) {
-	a.ended.look(ctx, dockerSocket, time.Now())
 	present, err := a.host.links()
 	if err != nil {
 		a.log.Warn("cannot list links", "err", err)

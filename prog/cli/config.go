@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -42,12 +43,12 @@ no agent runs, the settings that one would be started with.` + exitHelp,
 			}
 			reply := configReply{File: path, Settings: next}
 			r, err := api.NewClient(a.socket).Report(cmd.Context())
-			if _, down := errors.AsType[*api.NotRunningError](err); err != nil && !down {
+			if _, down := errors.AsType[*api.NotRunningError](err); err != nil && (!down || errors.Is(err, fs.ErrPermission)) {
 				return err
 			}
 			if err == nil && len(r.Settings) > 0 {
 				reply.Running, reply.Settings = true, r.Settings
-				reply.Next = changing(r.Settings, next)
+				reply.Next = changing(r.Settings, next, unitLoaded())
 			}
 			return a.show(reply, func() { a.printConfig(reply) })
 		},
@@ -70,14 +71,14 @@ func settingsNow(path string) ([]api.Setting, error) {
 }
 
 // changing are the settings of the file that are not those of the agent, which was given others since.
-func changing(have, next []api.Setting) (list []api.Setting) {
+func changing(have, next []api.Setting, unit bool) (list []api.Setting) {
 	running := map[string]api.Setting{}
 	for _, s := range have {
 		running[s.Name] = s
 	}
 	for _, s := range next {
 		r := running[s.Name]
-		byFile := r.Origin == api.FromDefault || r.Origin == api.FromFile
+		byFile := r.Origin == api.FromDefault || r.Origin == api.FromFile || r.Origin == api.FromFlag && !unit // launch's own flags are in the file too
 		if r.Value != s.Value && byFile {
 			list = append(list, s)
 		}

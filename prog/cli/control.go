@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -88,11 +89,17 @@ uninstall.yaml do: while that stands, no other node founds a new network.
 With --cni it only takes the CNI configuration and the plugin away, so that no more
 containers come, and leaves everything else as it is.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cniOnly {
-				return a.did(agent.RemoveCNI(opts))
-			}
 			if err := agent.CheckPrivileges(); err != nil {
 				return err
+			}
+			if err := applyDirs(settings, cmd.Flags()); err != nil {
+				return err
+			}
+			if !cmd.Flags().Changed("socket") {
+				a.socket = filepath.Join(opts.RunDir, filepath.Base(api.DefaultSocket))
+			}
+			if cniOnly {
+				return a.did(agent.RemoveCNI(opts))
 			}
 			heir, err := a.leave(cmd.Context(), opts.StateDir, force)
 			if err != nil {
@@ -319,6 +326,9 @@ func (a *app) id() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "id", Short: "print this host's peer id, and make its identity if it has none", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := applyDirs(settingsFile, cmd.Flags()); err != nil {
+				return err
+			}
 			id := ""
 			if r, err := a.client().Report(cmd.Context()); err == nil {
 				id = r.Router.ID

@@ -41,7 +41,11 @@ waits for that: it founds a network by itself only with --found.` + environmentH
 				if ended, err := f.awaitLaunch(cmd.Context()); ended || err != nil {
 					return err
 				}
-				if _, _, err := a.establishSecret(f); err != nil {
+				given, err := a.secretGiven(f.tokenSrc)
+				if err == nil {
+					err = f.keepSecret(given)
+				}
+				if err != nil {
 					return err
 				}
 			}
@@ -61,11 +65,14 @@ waits for that: it founds a network by itself only with --found.` + environmentH
 // program starts anew in the same process: what launch was told is in the settings file. It
 // reports whether the agent was stopped meanwhile.
 func (f *launchFlags) awaitLaunch(ctx context.Context) (ended bool, err error) {
+	word := agent.LaunchWord(f.StateDir)
 	founds, err := agent.Founds(f.StateDir, f.Targets)
-	if err != nil || !founds || f.found || f.init != "" || agent.ToldToFound(f.StateDir) {
+	// The settings file may be older than the last reset: what it says of founding is nobody's word.
+	told := f.found || f.init != "" && f.from["ipalloc-init"] != api.FromFile || agent.ToldToFound(f.StateDir)
+	if err != nil || !founds || told {
 		return false, err
 	}
-	launched, err := agent.AwaitLaunch(ctx, f.Options)
+	launched, err := agent.AwaitLaunch(ctx, f.Options, word)
 	if err != nil || !launched {
 		return true, err
 	}
@@ -115,11 +122,11 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if _, err := runsAlready(cmd.Context(), client); err != nil {
 		return err
 	}
-	given, err := a.secretGiven(f.tokenSrc)
-	if err != nil {
+	if err := agent.CheckPrivileges(); err != nil {
 		return err
 	}
-	if err := agent.CheckPrivileges(); err != nil {
+	given, err := a.secretGiven(f.tokenSrc)
+	if err != nil {
 		return err
 	}
 	if err := agent.MakeStateDir(f.StateDir); err != nil { // where the agent's log goes, too
@@ -134,26 +141,39 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if err != nil {
 		return err
 	}
-	var token secret.Token
-	fresh := false
-	if !f.Kubernetes.On {
-		if token, fresh, err = f.keepSecret(given); err != nil {
-			return err
-		}
+	l := launching{given: given, waits: waits, unit: f.unitInstalled()}
+	if l.unit && waits == 0 {
+		calmUnit()
 	}
-	start := a.launchChild
-	if waits != 0 || f.unitInstalled() {
-		start = a.launchUnit
+	if l.founds, err = agent.Founds(f.StateDir, f.Targets); err == nil {
+		l.undo, err = agent.BeforeLaunch(f.StateDir)
 	}
-	if err := start(cmd, f, client, waits); err != nil {
+	if err != nil {
 		return err
 	}
-	r, err := client.Report(cmd.Context()) // fails with --wait 0: nobody answers yet
-	return a.show(launched{r.Ready, fresh, r.Router.ID, r.Router.Nickname, r.Router.Node, r.Router.PID}, func() {
-		if err == nil && fresh && isTerminal(a.out) {
+	start := a.launchChild
+	if waits != 0 || l.unit {
+		start = a.launchUnit
+	}
+	if err := start(cmd, f, client, l); err != nil {
+		return err
+	}
+	founded := l.founds && given == nil && !f.Kubernetes.On // then nobody has seen the token
+	r, err := client.Report(cmd.Context())
+	return a.show(launched{r.Ready, founded, r.Router.ID, r.Router.Nickname, r.Router.Node, r.Router.PID}, func() {
+		if token, e := agent.Secret(f.StateDir); err == nil && e == nil && founded && isTerminal(a.out) {
 			printInvitation(a.out, token, r)
 		}
 	})
+}
+
+// launching is what launch has found out before an agent is started or told.
+type launching struct {
+	given  *secret.Token // by the operator, if any
+	founds bool          // it has nobody to join
+	unit   bool          // systemd has a unit for the agent
+	waits  int           // the process id of an agent that waits for launch; 0: none runs
+	undo   func() error  // takes back what launch writes into the state folder
 }
 
 // runsAlready refuses to launch beside an agent, unless that one waits to be told of its network:

@@ -16,24 +16,24 @@ import (
 )
 
 // launchChild starts the agent as a process of its own, and keeps what it was told once that runs.
-func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client, _ int) error {
-	if founds, err := agent.Founds(f.StateDir, f.Targets); err != nil {
-		return err
-	} else if !f.Kubernetes.On {
-		if err := agent.MarkLaunched(f.StateDir, founds); err != nil {
-			return err
+func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client, l launching) error {
+	if !f.Kubernetes.On {
+		err := f.keepSecret(l.given)
+		if err == nil {
+			err = agent.MarkLaunched(f.StateDir, l.founds)
+		}
+		if err != nil {
+			return errors.Join(err, l.undo())
 		}
 	}
-	path := filepath.Join(f.StateDir, agentLog)
+	said := int64(0) // by agents before this one
+	if info, err := os.Stat(filepath.Join(f.StateDir, agentLog)); err == nil {
+		said = info.Size()
+	}
 	child, err := startAgent(cmd, f, f.Targets)
 	if err != nil {
-		return err
+		return errors.Join(err, l.undo())
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("agent's log: %w", err)
-	}
-	said := info.Size() // by agents before this one
 	gone := make(chan error, 1)
 	go func() {
 		_ = child.Wait() // what it said is the reason, not its exit code
@@ -44,7 +44,12 @@ func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client
 		gone <- err
 	}()
 	err = a.waitReady(cmd.Context(), client, f, gone)
-	if _, runs := errors.AsType[*api.Error](err); (err == nil || runs) && !f.Kubernetes.On {
+	_, runs := errors.AsType[*api.Error](err)
+	switch {
+	case f.Kubernetes.On:
+	case err != nil && !runs:
+		err = errors.Join(err, l.undo())
+	default:
 		if err := saveSettings(f.settings, givenSettings(cmd.Flags(), f.from)); err != nil {
 			fmt.Fprintf(a.err, "weft: Weft runs, but the next launch has to be told its flags again: %v\n", err)
 		}

@@ -50,24 +50,14 @@ func (a *app) secretGiven(source string) (*secret.Token, error) {
 	return &t, nil
 }
 
-// establishSecret keeps this host's secret, and reports whether it is one that the
-// operator has not seen: a new cluster's.
-func (a *app) establishSecret(f *launchFlags) (secret.Token, bool, error) {
-	given, err := a.secretGiven(f.tokenSrc)
-	if err != nil {
-		return secret.Token{}, false, err
-	}
-	return f.keepSecret(given)
-}
-
-// keepSecret is establishSecret with what the operator gave.
-func (f *launchFlags) keepSecret(given *secret.Token) (secret.Token, bool, error) {
+// keepSecret keeps this host's secret: the operator's, the one from before, or, where this host
+// founds, a new one.
+func (f *launchFlags) keepSecret(given *secret.Token) error {
 	founds, err := agent.Founds(f.StateDir, f.Targets)
-	if err != nil {
-		return secret.Token{}, false, err
+	if err == nil {
+		_, err = agent.EstablishSecret(f.StateDir, given, founds)
 	}
-	t, err := agent.EstablishSecret(f.StateDir, given, founds)
-	return t, founds && given == nil, err
+	return err
 }
 
 // readToken reads a token from standard input. A person is asked for it, and what he types does

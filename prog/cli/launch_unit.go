@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,7 +23,12 @@ const agentUnit = "weft.service"
 
 // unitInstalled reports whether this host's agent is systemd's to run.
 func (f *launchFlags) unitInstalled() bool {
-	if _, err := os.Stat("/run/systemd/system"); err != nil || f.StateDir != agent.DefaultStateDir || f.RunDir != agent.DefaultRunDir || f.Kubernetes.On {
+	return f.StateDir == agent.DefaultStateDir && f.RunDir == agent.DefaultRunDir && !f.Kubernetes.On && unitLoaded()
+}
+
+// unitLoaded reports whether systemd runs this host and has the agent's unit.
+func unitLoaded() bool {
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
 		return false
 	}
 	out, err := exec.Command("systemctl", "show", "--property=LoadState", "--value", agentUnit).Output()
@@ -29,43 +36,77 @@ func (f *launchFlags) unitInstalled() bool {
 }
 
 // launchUnit leaves what launch was told where a supervisor's agent reads it, and starts that
-// agent unless it waits for just this.
-func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client, waits int) error {
+// agent unless it waits for just this. Where it fails, all is as before.
+func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client, l launching) error {
+	if err := f.reachesUnit(); err != nil {
+		return err
+	}
 	before, err := readSettings(f.settings)
 	if err != nil {
 		return err
 	}
-	if err := saveSettings(f.settings, givenSettings(cmd.Flags(), f.from)); err != nil {
-		return err
+	if l.given != nil || !l.founds { // else the agent makes one, unless it has its own
+		err = f.keepSecret(l.given)
 	}
-	founds, err := agent.Founds(f.StateDir, f.Targets)
+	if err == nil {
+		err = saveSettings(f.settings, givenSettings(cmd.Flags(), f.from))
+	}
 	if err == nil && len(f.Targets) > 0 {
 		err = agent.KeepTargets(f.StateDir, f.Targets)
 	}
 	if err == nil {
-		err = agent.MarkLaunched(f.StateDir, founds)
-	}
-	ctx, cancel := context.WithCancel(cmd.Context())
-	defer cancel()
-	gone := make(chan error, 1)
-	switch {
-	case err != nil:
-	case waits != 0:
-		go watchProcess(ctx, waits, gone)
-	default:
-		if out, e := exec.Command("systemctl", "start", "--no-block", agentUnit).CombinedOutput(); e != nil {
-			err = fmt.Errorf("systemctl start %s: %w: %s", agentUnit, e, strings.TrimSpace(string(out)))
-		} else {
-			go watchUnit(ctx, gone)
-		}
+		err = agent.MarkLaunched(f.StateDir, l.founds)
 	}
 	if err == nil {
-		err = a.waitReady(ctx, client, f, gone)
+		err = a.startUnit(cmd.Context(), f, client, l)
 	}
-	if _, runs := errors.AsType[*api.Error](err); err != nil && !runs { // it did not start with these
-		err = errors.Join(err, before.restore())
+	if _, runs := errors.AsType[*api.Error](err); err == nil || runs {
+		return err
+	}
+	if l.unit {
+		_ = exec.Command("systemctl", "stop", agentUnit).Run()
+	}
+	err = errors.Join(err, before.restore(), l.undo())
+	if l.unit && l.waits != 0 { // it waits again
+		_ = exec.Command("systemctl", "start", "--no-block", agentUnit).Run()
 	}
 	return err
+}
+
+// calmUnit ends a unit that fails again and again: it would be started with what is only half told,
+// and its last failure taken for that of the next start.
+func calmUnit() {
+	_ = exec.Command("systemctl", "stop", agentUnit).Run()
+	_ = exec.Command("systemctl", "reset-failed", agentUnit).Run() // an error: it never failed
+}
+
+// startUnit starts the unit, or watches the agent that waits, until it is ready.
+func (a *app) startUnit(ctx context.Context, f *launchFlags, client *api.Client, l launching) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	gone := make(chan error, 1)
+	if l.waits != 0 {
+		go watchProcess(ctx, l.waits, gone)
+	} else {
+		if out, err := exec.Command("systemctl", "start", "--no-block", agentUnit).CombinedOutput(); err != nil {
+			return fmt.Errorf("systemctl start %s: %w: %s", agentUnit, err, strings.TrimSpace(string(out)))
+		}
+		go watchUnit(ctx, gone)
+	}
+	return a.waitReady(ctx, client, f, gone)
+}
+
+// reachesUnit refuses settings that an agent would not hear of that a supervisor runs.
+func (f *launchFlags) reachesUnit() error {
+	for _, name := range slices.Sorted(maps.Keys(f.from)) {
+		if f.from[name] == api.FromEnvironment {
+			return usageError{fmt.Errorf("%s does not reach the agent, which a supervisor runs: give --%s, which is saved in %s", variable(name), name, settingsFile)}
+		}
+	}
+	if f.settings != settingsFile {
+		return usageError{fmt.Errorf("--settings %s does not reach the agent, which a supervisor runs: write into %s", f.settings, settingsFile)}
+	}
+	return nil
 }
 
 // watchProcess tells when an agent that another supervisor runs ended.

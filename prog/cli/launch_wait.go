@@ -17,7 +17,7 @@ import (
 // waitReady shows what the agent waits for until it is ready, and why it ended if it did.
 func (a *app) waitReady(ctx context.Context, client *api.Client, f *launchFlags, ended <-chan error) error {
 	if f.wait == 0 {
-		return nil
+		return a.waitStarted(ctx, client, ended)
 	}
 	progress := newProgress(a.err)
 	defer progress.done()
@@ -28,7 +28,7 @@ func (a *app) waitReady(ctx context.Context, client *api.Client, f *launchFlags,
 	for time.Since(start) < f.wait {
 		select {
 		case <-ctx.Done():
-			return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("interrupted: the agent runs on (`weft status`, `weft stop`); it is not ready: %v", why)}
+			return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("interrupted: the agent goes on (`weft status`, `weft stop`); it is not ready: %v", why)}
 		case err := <-ended:
 			return err
 		case <-tick.C:
@@ -44,6 +44,23 @@ func (a *app) waitReady(ctx context.Context, client *api.Client, f *launchFlags,
 		progress.line("%4.1f s  %v", time.Since(start).Seconds(), a.waitingFor(ctx, client, why))
 	}
 	return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent runs, but is not ready after %v: %v", f.wait, a.waitingFor(ctx, client, why))}
+}
+
+// waitStarted waits until an agent answers, ready or not: one that ends at once has to say why.
+func (a *app) waitStarted(ctx context.Context, client *api.Client, ended <-chan error) error {
+	for start := time.Now(); time.Since(start) < 5*time.Second; {
+		select {
+		case <-ctx.Done():
+			return &api.Error{Code: api.CodeNotReady, Message: "interrupted: the agent goes on (`weft status`, `weft stop`)"}
+		case err := <-ended:
+			return err
+		case <-time.After(20 * time.Millisecond):
+		}
+		if r, err := client.Report(ctx); err == nil && !r.Waiting {
+			return nil
+		}
+	}
+	return nil
 }
 
 // endedError is what the agent said last, and of which kind that was.

@@ -62,7 +62,7 @@ func reopenLog(fds ...int) error {
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return err
+		return errors.Join(err, os.Rename(path+".1", path)) // it is tried again
 	}
 	defer f.Close()
 	for _, fd := range fds {

@@ -98,6 +98,21 @@ func (s settings) apply(flags *pflag.FlagSet, from origins) error {
 	return nil
 }
 
+// applyDirs sets the folders that a command was not given to what the settings file says: the agent
+// uses those.
+func applyDirs(path string, flags *pflag.FlagSet) error {
+	file, err := readSettings(path)
+	if err != nil {
+		return err
+	}
+	for key := range file.entries {
+		if f := flags.Lookup(key); f == nil || !strings.HasSuffix(key, "-dir") {
+			delete(file.entries, key)
+		}
+	}
+	return file.apply(flags, origins{})
+}
+
 // didYouMean names the setting that was meant where only case or the kind of dash differ, or one letter.
 func didYouMean(key string, flags *pflag.FlagSet) (hint string) {
 	plain := func(s string) string { return strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(s)) }
@@ -268,6 +283,9 @@ func (s settings) restore() error {
 
 // replaceFile writes a file whole or not at all.
 func replaceFile(path string, text []byte) error {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("settings: %w", err)
 	}

@@ -163,8 +163,10 @@ func TestConfigViewWithoutAgent(t *testing.T) {
 	if code != ExitOK || !strings.Contains(out, "mtu") || !strings.Contains(out, path) || !strings.Contains(out, "default") {
 		t.Errorf("%d %s %s", code, out, errOut)
 	}
-	if got := changing([]api.Setting{{Name: "mtu", Value: "1300", Origin: api.FromFile}, {Name: "port", Value: "1", Origin: api.FromFlag}},
-		[]api.Setting{{Name: "mtu", Value: "1400", Origin: api.FromFile}, {Name: "port", Value: "2", Origin: api.FromFile}}); len(got) != 1 || got[0].Name != "mtu" {
-		t.Errorf("%+v", got)
+	for unit, want := range map[bool]int{true: 1, false: 2} { // a unit has its flags again, launch need not
+		if got := changing([]api.Setting{{Name: "mtu", Value: "1300", Origin: api.FromFile}, {Name: "port", Value: "1", Origin: api.FromFlag}},
+			[]api.Setting{{Name: "mtu", Value: "1400", Origin: api.FromFile}, {Name: "port", Value: "2", Origin: api.FromFile}}, unit); len(got) != want || got[0].Name != "mtu" {
+			t.Errorf("%+v", got)
+		}
 	}
 }

@@ -40,6 +40,8 @@ weft launch; state "launched again"
 weft report -f 'again: {{.ready}} {{.router.mtu}}'
 pid=$(systemctl show -p MainPID --value weft); kill -9 $pid
 until weft report -f '{{.ready}}' 2>/dev/null | grep -q true; do :; done
+kill -QUIT $(systemctl show -p MainPID --value weft) # ends as a panic does
+until weft report -f '{{.ready}}' 2>/dev/null | grep -q true; do :; done; state "after a panic"
 systemctl restart weft; state upgraded
 until weft report -f '{{.ready}}' 2>/dev/null | grep -q true; do :; done
 [ "$(weft report -f '{{.router.cluster}}')" = "$first" ] && echo one network all the time
@@ -47,6 +49,8 @@ weft reset; state reset
 systemctl start weft; state "started after reset"
 weft status | grep 'Not ready'; echo state: $(ls -A /var/lib/weft)
 weft launch --status-addr 198.51.100.1:1 || echo launch refused
+until weft status 2>/dev/null | grep -q 'belongs to no network'; do :; done; echo waits again with: $(ls -A /var/lib/weft /etc/weft 2>/dev/null)
+WEFT_MTU=1300 weft launch; echo variable: $?
 echo the end
 X
 cd $N; mkdir -p old; pivot_root . old
