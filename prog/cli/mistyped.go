@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -20,6 +21,10 @@ func checkWords(root *cobra.Command, args []string) error {
 	}
 	if word := firstWord(cmd, rest); word != "" && !strings.HasPrefix(word, "__") { // cobra's own, for completion
 		return unknownCommand(cmd, word)
+	}
+	helps := func(arg string) bool { return arg == "--help" || arg == "-h" || arg == "--version" }
+	if slices.Contains(args, "--json") && cmd.Name() != "status" && !slices.ContainsFunc(args, helps) {
+		return usageError{fmt.Errorf("`%s` prints no JSON, its commands do (see `%s --help`)", cmd.CommandPath(), cmd.CommandPath())}
 	}
 	return nil
 }

@@ -23,6 +23,7 @@ import (
 	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/probe"
+	"weft/prog/words"
 )
 
 // Exit codes.
@@ -101,6 +102,9 @@ func exitCode(err error) int {
 		case api.CodeBadRequest:
 			return ExitUsage
 		}
+	}
+	if _, ok := errors.AsType[words.Misuse](err); ok {
+		return ExitUsage
 	}
 	return ExitFailed
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/prog/lab/node"
+	"weft/prog/words"
 )
 
 // ExitError is what weft lab exec returns when its command failed. The command has said why; all that is left
@@ -58,7 +59,7 @@ func upCommand(name *string) *cobra.Command {
 				return fmt.Errorf("lab: unexpected %q: flags for weft launch go after --", args[0])
 			}
 			if o.Hosts == 0 { // which would mean the default
-				return fmt.Errorf("lab: 0 hosts: between 1 and %d are possible", MaxHosts)
+				return words.Misused(fmt.Errorf("lab: 0 hosts: between 1 and %d are possible", MaxHosts))
 			}
 			o.Name, o.Launch = *name, args
 			o.Progress = func(line string) { fmt.Fprintln(cmd.ErrOrStderr(), line) }

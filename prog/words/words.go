@@ -11,6 +11,14 @@ import (
 	"strings"
 )
 
+// Misuse is an error in what somebody typed, which ends a command with exit code 2.
+type Misuse struct{ error }
+
+func (m Misuse) Unwrap() error { return m.error }
+
+// Misused makes an error one in what somebody typed.
+func Misused(err error) error { return Misuse{err} }
+
 // Addr reads an IP address without a zone; one of IPv4 in IPv6's form is an IPv4 address.
 func Addr(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)

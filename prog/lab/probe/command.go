@@ -54,8 +54,11 @@ func sendCommand(proto, short string, probe prober, mesh Lookup) *cobra.Command 
 		Use: proto + " HOST…", Short: short, Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			addrs, err := parse(cmd.Context(), args, cfg, mesh)
+			if err == nil && bulk && asJSON && len(addrs) > 1 {
+				err = errors.New("probe: --bulk with --json measures one address")
+			}
 			if err != nil {
-				return err
+				return words.Misused(err)
 			}
 			if untilEOF {
 				cfg.Until = atEOF(cmd.InOrStdin())
