@@ -51,7 +51,7 @@ func TestAgentUnderSystemd(t *testing.T) {
 	for _, want := range []string{
 		"started: active\n", "Not ready: this host belongs to no network", "launched: active\n", "ready: true 1300\n", "stopped: inactive\n",
 		"launched again: active\n", "again: true 1300\n", "after a panic: active\n", "upgraded: active\n", "one network all the time\n", "reset: inactive\n",
-		"started after reset: active\n", "belongs to no network", "state:\n", "198.51.100.1:1", "launch refused\n", "waits again with: state.db\n", "WEFT_MTU does not reach the agent", "variable: 2\n", "the end\n",
+		"started after reset: active\n", "belongs to no network", "state:\n", "198.51.100.1:1", "launch refused\n", "waits again with: /var/lib/weft: state.db\n", "WEFT_MTU does not reach the agent", "variable: 2\n", "the end\n",
 	} {
 		_, after, ok := strings.Cut(rest, want)
 		if !ok {
