@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -85,9 +86,16 @@ func explainJoin(a netip.AddrPort, err error) error {
 		return fmt.Errorf("%v: connection refused: is Weft running there?", a)
 	case strings.Contains(text, "timeout"):
 		return fmt.Errorf("%v: no answer: is the host up, and does a firewall let TCP and UDP %d through?", a, a.Port())
+	case strings.Contains(text, "network is unreachable"):
+		return fmt.Errorf("%v: this host has no route there: add one (`ip route get %v` shows what is missing), or connect to another address of that host", a, a.Addr())
+	case strings.Contains(text, "no route to host"):
+		return fmt.Errorf("%v: the way there ends before that host: is it up, is the address right, and does a firewall let TCP and UDP %d through?", a, a.Port())
 	}
-	return fmt.Errorf("%v: %w", a, err)
+	return fmt.Errorf("%v: %s", a, strings.Join(strings.Fields(wrapping.ReplaceAllString(err.Error(), "")), " "))
 }
+
+// wrapping is what memberlist and Go say of a failed join before its cause, on lines of its own.
+var wrapping = regexp.MustCompile(`^(\d+ errors? occurred:\s*\* )?(failed to \w+ \S+: )?(dial tcp \S+: )?(connect: )?`)
 
 // listLogger turns memberlist's log into ours. A sender with another secret shows
 // up nowhere else: memberlist only logs that it could not decrypt.
