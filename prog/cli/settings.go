@@ -49,10 +49,34 @@ func readSettings(path string) (s settings, err error) {
 		return s, fmt.Errorf("settings: %w", err)
 	}
 	if err := yaml.UnmarshalStrict(s.text, &s.entries); err != nil {
-		return s, usageError{fmt.Errorf("settings file %s: %w: want lines such as `mtu: 1300`, each key once", path, err)}
+		return s, usageError{unreadable(path, s.text, err)}
 	}
 	return s, nil
 }
+
+// unreadable says for people, on one line, why a text holds no settings. The YAML package names Go's
+// types, and only some of its errors name a line.
+func unreadable(path string, text []byte, err error) error {
+	why := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")
+	if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok { // a text, a number or a list
+		start := firstEntry.FindIndex(text)
+		why = fmt.Sprintf("line %d: there is no key with a value", 1+bytes.Count(text[:start[0]], []byte("\n")))
+	} else if twice := keyTwice.FindStringSubmatch(why); twice != nil {
+		why = twice[1] + twice[2] + " is there a second time"
+	} else if strings.Contains(why, "invalid map key") {
+		why = "a key is no text"
+	}
+	why = strings.TrimPrefix(strings.TrimPrefix(why, "yaml: "), "json: ")
+	if line, rest, ok := strings.Cut(why, ": "); ok && strings.HasPrefix(line, "line ") {
+		path, why = path+", "+line, rest
+	}
+	return fmt.Errorf("settings file %s: %s: want lines such as `mtu: 1300`, each key once", path, strings.Join(strings.Fields(why), " "))
+}
+
+var (
+	firstEntry = regexp.MustCompile(`(?m)^[ \t]*[^#\s]|\z`)                             // the first line that is neither empty nor a comment
+	keyTwice   = regexp.MustCompile(`(line \d+: )key "?([^"\n]+)"? already set in map`) // as the YAML package words it
+)
 
 // keyAt matches the line where the entry of a key begins.
 func keyAt(key string) *regexp.Regexp {
@@ -90,8 +114,8 @@ func (s settings) apply(flags *pflag.FlagSet, from origins) error {
 		if f.Changed {
 			continue
 		}
-		if err := setFlag(flags, f, values); err != nil {
-			return usageError{fmt.Errorf("%s: %w", s.at(key), err)}
+		if setFlag(flags, f, values) != nil {
+			return usageError{fmt.Errorf("%s: %w", s.at(key), badValue(f, strings.Join(values, ",")))}
 		}
 		from[key] = api.FromFile
 	}
@@ -268,7 +292,7 @@ func saveSettings(path string, given map[string]string) error {
 		return nil
 	}
 	if err := yaml.UnmarshalStrict(text, &map[string]json.RawMessage{}); err != nil {
-		return fmt.Errorf("settings file %s: its form is too unusual for `weft launch` to write into it: write one key per line: %w", path, err)
+		return fmt.Errorf("settings file %s: its form is too unusual for `weft launch` to write into it: write one key per line, such as `mtu: 1300`", path)
 	}
 	return replaceFile(path, text)
 }

@@ -40,23 +40,30 @@ func TestFlagsWinOverEnvironmentOverFile(t *testing.T) {
 
 func TestMistakesInTheSettingsFileNameLineAndKey(t *testing.T) {
 	for text, says := range map[string]string{
-		"mtu: 1300\nMtu_: 1\n":          "line 2: Mtu_: there is no such setting (did you mean mtu?)",
-		"nonsense: 1\n":                 "line 1: nonsense: there is no such setting",
-		"\nmtu: large\n":                "line 2: mtu: want a whole number",
-		"mtu: 12\n":                     "line 1: mtu: --mtu 12: want 1280",
-		"no-dns: perhaps\n":             "line 1: no-dns: want true or false",
-		"nickname: 007\n":               "line 1: nickname: want a text in quotes",
-		"dns-ttl: 5\n":                  "line 1: dns-ttl: want a duration in quotes",
-		"ipalloc-rest: soon\n":          "line 1: ipalloc-rest: ",
-		"port: [1, 2]\n":                "line 1: port: want a whole number, not a list",
-		"token: weft1-verysecret\n":     "a token does not belong into this file",
-		"wait: 1m\n":                    "there is no such setting",
-		"mtu: 1300\nmtu: 1400\n":        "line 2: key \"mtu\" already set",
-		"mtu: [\n":                      "weft.yaml",
-		"\"advertise\":\n  - nowhere\n": "line 1: advertise: --advertise nowhere",
+		"mtu: 1300\nMtu_: 1\n":               "line 2: Mtu_: there is no such setting (did you mean mtu?)",
+		"nonsense: 1\n":                      "line 1: nonsense: there is no such setting",
+		"\nmtu: large\n":                     "line 2: mtu: want a whole number",
+		"mtu: 12\n":                          "line 1: mtu: --mtu 12: want 1280",
+		"no-dns: perhaps\n":                  "line 1: no-dns: want true or false",
+		"nickname: 007\n":                    "line 1: nickname: want a text in quotes",
+		"dns-ttl: 5\n":                       "line 1: dns-ttl: want a duration in quotes",
+		"ipalloc-rest: soon\n":               "line 1: ipalloc-rest: --ipalloc-rest soon: want a time such as",
+		"port: [1, 2]\n":                     "line 1: port: want a whole number, not a list",
+		"token: weft1-verysecret\n":          "a token does not belong into this file",
+		"wait: 1m\n":                         "there is no such setting",
+		"mtu: 1300\nmtu: 1400\n":             "line 2: mtu is there a second time",
+		"mtu: 1\nport: 2\nmtu: 3\nport: 4\n": "line 3: mtu is there a second time: want lines",
+		"mtu: [\n":                           "line 1: did not find expected",
+		"mtu: a: b\n":                        "weft.yaml: mapping values are not allowed",
+		"mtu":                                "weft.yaml, line 1: there is no key with a value: want lines such as `mtu: 1300`",
+		"\n# ours\n- mtu: 1300\n":            "weft.yaml, line 3: there is no key with a value",
+		"? [mtu]\n: 1300\n":                  "a key is no text",
+		"mtu: .nan\n":                        "unsupported value",
+		"\"advertise\":\n  - nowhere\n":      "line 1: advertise: --advertise nowhere",
 	} {
 		_, _, err := configured(t, nil, []string{"--settings", settingsIn(t, text)})
-		if err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "weft.yaml") || exitCode(err) != ExitUsage || strings.Contains(err.Error(), "verysecret") {
+		if err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "weft.yaml") || exitCode(err) != ExitUsage || strings.Contains(err.Error(), "verysecret") ||
+			strings.Contains(err.Error(), "\n") || internals.MatchString(err.Error()) || strings.Contains(err.Error(), " yaml: ") {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
