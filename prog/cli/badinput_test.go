@@ -94,6 +94,20 @@ func TestUnusableTextIsNotExplainedInGo(t *testing.T) {
 	}
 }
 
+// Who left out the length of a range reads one that is taken.
+func TestTheRangeThatIsAdvisedIsTaken(t *testing.T) {
+	for _, without := range []string{"10.32.0.0", "10.1.2.3", "192.168.7.0"} {
+		_, err := parseRanges(without)
+		if err == nil {
+			t.Fatal(without)
+		}
+		_, advice, _ := strings.Cut(err.Error(), "such as ")
+		if _, err := parseRanges(strings.Fields(advice)[0]); err != nil {
+			t.Errorf("%s: %s: %v", without, advice, err)
+		}
+	}
+}
+
 // What the length of a prefix would mean in Weave is not dropped without a word.
 func TestAttachHearsPrefixLengths(t *testing.T) {
 	_, err := askedAddresses([]string{"10.32.0.5/24"})

@@ -40,7 +40,12 @@ func Prefix(s string) (netip.Prefix, error) {
 		return p, nil
 	}
 	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
-		return p, fmt.Errorf("%q has no prefix length: want a CIDR such as %s/%d", s, s, a.BitLen())
+		a = a.Unmap()
+		bits := 16 // of a range that can be a network's
+		if a.Is6() {
+			bits = 64
+		}
+		return p, fmt.Errorf("%q has no prefix length: want a CIDR, such as %v for a range, or %v/%d for one address", s, netip.PrefixFrom(a, bits).Masked(), a, a.BitLen())
 	}
 	return p, fmt.Errorf("%q is no CIDR: want ADDRESS/LENGTH, such as 10.32.0.0/12 or fd00::/64", s)
 }
