@@ -257,22 +257,23 @@ func dockerContainer(ctx context.Context, socket, name string) (container, error
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return container{}, fmt.Errorf("%q is neither a PID nor a path, and Docker does not answer on %s to ask for a container of that name: %w", name, socket, err)
+		return container{}, fmt.Errorf("%q is neither a PID nor a path, and Docker cannot be asked for a container of that name on %s (%s): is it running, and may you use it?", name, socket, words.Cause(err))
 	}
 	defer resp.Body.Close()
 	var c struct {
-		ID    string
-		Name  string
-		State struct{ Pid int }
+		ID      string
+		Name    string
+		State   struct{ Pid int }
+		Message string // of an error
 	}
-	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 8<<20)).Decode(&c); err != nil {
-		return container{}, fmt.Errorf("docker container %s: %w", name, err)
-	}
+	err = json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 8<<20)).Decode(&c)
 	switch {
+	case err != nil:
+		return container{}, fmt.Errorf("docker container %s: %s gives an answer (HTTP status %d) that is not Docker's, or breaks off: see what listens there", name, socket, resp.StatusCode)
 	case resp.StatusCode == http.StatusNotFound:
 		return container{}, fmt.Errorf("docker has no container %q (`docker ps`)", name)
 	case resp.StatusCode != http.StatusOK:
-		return container{}, fmt.Errorf("docker container %s: %s", name, resp.Status)
+		return container{}, fmt.Errorf("docker container %s: Docker says: %.300s (HTTP status %d)", name, cmp.Or(strings.Join(strings.Fields(c.Message), " "), "nothing"), resp.StatusCode)
 	case c.State.Pid == 0:
 		return container{}, fmt.Errorf("docker container %s is not running: start it first", name)
 	}

@@ -13,7 +13,7 @@ import (
 
 // internals are what Go says to programmers: names of its functions, types and packages, and
 // how it prints values.
-var internals = regexp.MustCompile(`strconv\.|netip\.|ParseAddr|ParsePrefix|ParseInt|ParseUint|ParseBool|Atoi|pflag|json:|template: |reflect|interface \{\}|unmarshal|goroutine|panic|%!|&\{|map\[|<nil>|0xc0|invalid syntax|numerical result|route ip|time: invalid|no value`)
+var internals = regexp.MustCompile(`strconv\.|netip\.|ParseAddr|ParsePrefix|ParseInt|ParseUint|ParseBool|Atoi|pflag|json:|template: |reflect|interface \{\}|unmarshal|goroutine|panic|%!|&\{|map\[|<nil>|0xc0|invalid syntax|numerical result|route ip|time: invalid|no value|dial (tcp|udp|unix)|listen ip|looking for beginning`)
 
 // refuses asserts that a command fails, and says why in people's words.
 func refuses(t *testing.T, stdin string, args ...string) {

@@ -279,6 +279,13 @@ func TestDockerContainer(t *testing.T) {
 			_, _ = io.WriteString(w, `{"Id":"4f66ad9a0b2e11d4","Name":"/web","State":{"Pid":4711}}`)
 		case "/containers/stopped/json":
 			_, _ = io.WriteString(w, `{"Id":"aa","Name":"/stopped","State":{"Pid":0}}`)
+		case "/containers/broken/json":
+			w.WriteHeader(http.StatusInternalServerError)
+			_, _ = io.WriteString(w, `{"message":"disk\nfull`+strings.Repeat(".", 1000)+`"}`)
+		case "/containers/html/json":
+			_, _ = io.WriteString(w, `hello`)
+		case "/containers/silent/json":
+			panic(http.ErrAbortHandler)
 		default:
 			w.WriteHeader(http.StatusNotFound)
 			_, _ = io.WriteString(w, `{"message":"No such container"}`)
@@ -290,12 +297,16 @@ func TestDockerContainer(t *testing.T) {
 	if want := (container{id: "4f66ad9a0b2e11d4", netns: "/proc/4711/ns/net", name: "web"}); err != nil || c != want {
 		t.Errorf("%+v, %v", c, err)
 	}
-	for name, says := range map[string]string{"stopped": "start it first", "other": "has no container"} {
-		if _, err := dockerContainer(t.Context(), socket, name); err == nil || !strings.Contains(err.Error(), says) {
+	for name, says := range map[string]string{
+		"stopped": "start it first", "other": "has no container", "broken": "Docker says: disk full...",
+		"html": "that is not Docker's", "silent": "(it hung up)",
+	} {
+		if _, err := dockerContainer(t.Context(), socket, name); err == nil || !strings.Contains(err.Error(), says) || len(err.Error()) > 500 || internals.MatchString(err.Error()) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := dockerContainer(t.Context(), socket+"x", "web"); err == nil || !strings.Contains(err.Error(), "neither a PID nor a path") {
+	if _, err := dockerContainer(t.Context(), socket+"x", "web"); err == nil || !strings.Contains(err.Error(), "neither a PID nor a path") ||
+		!strings.Contains(err.Error(), "x (no such file or directory): is it running") || strings.Contains(err.Error(), "http://") {
 		t.Errorf("no Docker: %v", err)
 	}
 }

@@ -5,10 +5,14 @@
 package words
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Misuse is an error in what somebody typed, which ends a command with exit code 2.
@@ -48,6 +52,30 @@ func Prefix(s string) (netip.Prefix, error) {
 		return p, fmt.Errorf("%q has no prefix length: want a CIDR, such as %v for a range, or %v/%d for one address", s, netip.PrefixFrom(a, bits).Masked(), a, a.BitLen())
 	}
 	return p, fmt.Errorf("%q is no CIDR: want ADDRESS/LENGTH, such as 10.32.0.0/12 or fd00::/64", s)
+}
+
+// Cause is why a call to a network or a file failed, without the names that Go gives to the steps
+// on the way there: what the kernel said, or that there was no answer.
+func Cause(err error) string {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return errno.Error()
+	}
+	if wait, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err); ok && wait.Timeout() {
+		return "no answer in time"
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "it hung up"
+	}
+	for next := errors.Unwrap(err); next != nil; next = errors.Unwrap(err) {
+		err = next
+	}
+	return strings.Join(strings.Fields(err.Error()), " ")
 }
 
 // Port reads the number of a port.

@@ -1,7 +1,15 @@
 package words
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -31,6 +39,28 @@ func TestErrorsSayWhatIsWanted(t *testing.T) {
 		err := read[tt.what](tt.in)
 		if (err == nil) != (tt.says == "") || err != nil && (!strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), tt.in)) {
 			t.Errorf("%s %q: %v", tt.what, tt.in, err)
+		}
+	}
+}
+
+func TestCausesDoNotNameGosSteps(t *testing.T) {
+	dial := func(err error) error {
+		return &url.Error{Op: "Get", URL: "http://docker/x", Err: &net.OpError{Op: "dial", Net: "unix", Err: err}}
+	}
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{dial(os.NewSyscallError("connect", syscall.ENOENT)), "no such file or directory"},
+		{dial(os.NewSyscallError("connect", syscall.ECONNREFUSED)), "connection refused"},
+		{dial(os.ErrDeadlineExceeded), "no answer in time"},
+		{dial(os.NewSyscallError("connect", syscall.ETIMEDOUT)), "connection timed out"},
+		{dial(context.Canceled), "interrupted"},
+		{dial(io.ErrUnexpectedEOF), "it hung up"},
+		{dial(errors.New("something\nelse")), "something else"},
+	} {
+		if got := Cause(fmt.Errorf("step: %w", tt.err)); got != tt.want {
+			t.Errorf("%v: %q, want %q", tt.err, got, tt.want)
 		}
 	}
 }
