@@ -1,14 +1,19 @@
 package cli
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"weft/prog/lab/probe"
 )
 
 // internals are what Go says to programmers: names of its functions, types and packages, and
@@ -81,6 +86,7 @@ func TestUnusableTextIsNotExplainedInGo(t *testing.T) {
 		"policy apply -f /no/such/file", "policy apply -f " + dir, "policy apply", "policy delete a/b/c", "policy get a/b/c", "policy list -o x",
 		"policy explain a", "policy explain a b x", "policy explain a b 99999", "policy explain a b 80/x", "policy apply -f - --timeout 0s",
 		"probe icmp 300.1.2.3", "probe icmp 2001:db8::zz", "probe icmp 192.0.2.1 --count 0", "probe udp 192.0.2.1 --size 1", "probe capture nosuch",
+		"probe tcp 127.0.0.1 --port 1", "probe tcp 127.0.0.1 --port 1 --bulk",
 		"report -f {{", "report -f {{nosuch}}", "report -f {{.Router}}", "report -f {{.router.nosuch}}", "report -f {{.cni.config}}", "report -f {{.ready.x}}", "report -f {{.router.peers.id}}", "report -f {{index.router.peers}}",
 		"lab up --hosts 0", "lab exec", "lab network h1 --route-mtu x=1280", "lab kill h1 --name ../x", "lab link a b c",
 	} {
@@ -91,6 +97,20 @@ func TestUnusableTextIsNotExplainedInGo(t *testing.T) {
 			words = append(words, "--run-dir", filepath.Dir(socket))
 		}
 		refuses(t, "nonsense", words...)
+	}
+}
+
+// Without the right to raw sockets, which this thread drops, probe says what is missing.
+func TestProbeICMPSaysThatItNeedsRoot(t *testing.T) {
+	runtime.LockOSThread() // and never unlocks it: the thread ends with the test
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	none := make([]unix.CapUserData, 2) // that version has two
+	if err := unix.Capset(&head, &none[0]); err != nil {
+		t.Fatal(err)
+	}
+	_, err := probe.ICMP(t.Context(), netip.MustParseAddr("127.0.0.1"), probe.Config{})
+	if err == nil || !strings.Contains(err.Error(), "needs root") || internals.MatchString(err.Error()) {
+		t.Error(err)
 	}
 }
 

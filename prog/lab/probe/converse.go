@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"weft/prog/words"
 )
 
 // conversation is one way to send numbered messages and to get them back. receive returns nil for what is not
@@ -136,7 +138,7 @@ func ended(err error) bool {
 func UDP(ctx context.Context, addr netip.Addr, cfg Config) (Result, error) {
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, cfg.Port)))
 	if err != nil {
-		return Result{}, fmt.Errorf("probe: %w", err)
+		return Result{}, fmt.Errorf("probe: %v, UDP port %d: %s", addr, cfg.Port, words.Cause(err))
 	}
 	return converse(ctx, newTally("udp", addr), cfg, conversation{
 		send: func(seq uint32) error {
@@ -184,7 +186,7 @@ func dialTCP(ctx context.Context, addr netip.Addr, cfg Config, mode byte) (*net.
 	dialer := net.Dialer{Timeout: 5 * time.Second}
 	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(addr.String(), strconv.Itoa(int(cfg.Port))))
 	if err != nil {
-		return nil, fmt.Errorf("probe: %w: is weft probe listen --tcp %d running there?", err, cfg.Port)
+		return nil, fmt.Errorf("probe: %v, TCP port %d: %s: is `weft probe listen --tcp %d` running there?", addr, cfg.Port, words.Cause(err), cfg.Port)
 	}
 	if _, err := conn.Write([]byte{mode}); err != nil {
 		return nil, errors.Join(fmt.Errorf("probe: %w", err), conn.Close())

@@ -3,7 +3,9 @@ package probe
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -11,6 +13,8 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+
+	"weft/prog/words"
 )
 
 const (
@@ -77,8 +81,10 @@ func ICMP(ctx context.Context, addr netip.Addr, cfg Config) (Result, error) {
 		network, local = "ip6:ipv6-icmp", "::"
 	}
 	var err error
-	if e.conn, err = icmp.ListenPacket(network, local); err != nil {
-		return Result{}, fmt.Errorf("probe: icmp: %w: it needs CAP_NET_RAW; try as root, or probe tcp", err)
+	if e.conn, err = icmp.ListenPacket(network, local); errors.Is(err, fs.ErrPermission) {
+		return Result{}, errors.New("probe: ICMP needs root (CAP_NET_RAW): run it as root, or use `weft probe tcp`")
+	} else if err != nil {
+		return Result{}, fmt.Errorf("probe: ICMP to %v: %s", addr, words.Cause(err))
 	}
 	return converse(ctx, newTally("icmp", addr), cfg, e.conversation())
 }
