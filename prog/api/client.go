@@ -266,7 +266,11 @@ func decode(status int, data []byte, out any) error {
 		return nil
 	}
 	if err := json.Unmarshal(data, out); err != nil {
-		return fmt.Errorf("the agent's answer is unreadable (another version?): %w", err)
+		where := ""
+		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && wrong.Field != "" {
+			where = " (" + wrong.Field + ")"
+		}
+		return fmt.Errorf("the agent's answer is not understood%s: it may be of another version; restart it with this one (`weft stop`, then `weft launch`): containers stay connected", where)
 	}
 	return nil
 }

@@ -1,0 +1,20 @@
+package api
+
+import (
+	"strings"
+	"testing"
+)
+
+// An answer of another version is not explained in Go's words.
+func TestAnAnswerOfAnotherVersionIsNotUnderstood(t *testing.T) {
+	for answer, says := range map[string]string{
+		`{"router":1}`: "the agent's answer is not understood (router): it may be of another version",
+		`[]`:           "the agent's answer is not understood: it may be of another version",
+		`nonsense`:     "restart it with this one",
+	} {
+		err := decode(200, []byte(answer), &Report{})
+		if err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "json") || strings.Contains(err.Error(), "invalid") {
+			t.Errorf("%s: %v", answer, err)
+		}
+	}
+}
