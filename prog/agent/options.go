@@ -77,6 +77,11 @@ func (o Options) Validate() error {
 			return fmt.Errorf("%s %d: want 1 to 65535", p.flag, p.port)
 		}
 	}
+	for _, d := range []struct{ flag, dir string }{{"--state-dir", o.StateDir}, {"--run-dir", o.RunDir}} {
+		if d.dir == "" {
+			return fmt.Errorf("%s: want the path of a folder: it is empty", d.flag)
+		}
+	}
 	if o.GossipPort == o.Port {
 		return fmt.Errorf("--port and --wireguard-port are both %d: gossip and WireGuard each need a port of their own", o.Port)
 	}

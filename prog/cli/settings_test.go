@@ -58,6 +58,8 @@ func TestMistakesInTheSettingsFileNameLineAndKey(t *testing.T) {
 		"mtu":                                "weft.yaml, line 1: there is no key with a value: want lines such as `mtu: 1300`",
 		"\n# ours\n- mtu: 1300\n":            "weft.yaml, line 3: there is no key with a value",
 		"? [mtu]\n: 1300\n":                  "a key is no text",
+		"state-dir: \"\"\n":                  "line 1: state-dir: --state-dir: want the path of a folder",
+		"run-dir: \"\"\n":                    "line 1: run-dir: --run-dir: want the path of a folder",
 		"mtu: .nan\n":                        "unsupported value",
 		"\"advertise\":\n  - nowhere\n":      "line 1: advertise: --advertise nowhere",
 	} {
