@@ -187,8 +187,16 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if errors.Is(err, ErrTwin) {
 		err = errors.Join(err, a.router.Disarm())
 	}
-	a.log.Info("agent ends", "err", err)
+	a.log.Info("agent ends", failure(err)...)
 	return err
+}
+
+// failure is an error as the attribute of a log's line; of none there is no attribute.
+func failure(err error) []any {
+	if err == nil {
+		return nil
+	}
+	return []any{"err", err}
 }
 
 // unlessStopped is the error of who was told to stop, or was not.

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -273,5 +274,19 @@ func TestDeleteDuringADelete(t *testing.T) {
 	}
 	if n := a.allocations(t); n != 0 {
 		t.Errorf("%d slots are left", n)
+	}
+}
+
+// An agent that was told to stop did not fail, and its log does not speak of an error.
+func TestNoErrorIsNotLogged(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{{nil, "level=INFO msg=\"agent ends\"\n"}, {errors.New("why"), "level=INFO msg=\"agent ends\" err=why\n"}} {
+		var out strings.Builder
+		slog.New(slog.NewTextHandler(&out, nil)).Info("agent ends", failure(tt.err)...)
+		if !strings.HasSuffix(out.String(), tt.want) {
+			t.Errorf("%s, want %s", out.String(), tt.want)
+		}
 	}
 }
