@@ -73,7 +73,7 @@ const MinPassword = 8
 // share only a password have nothing else in common: a random token is stronger.
 func FromPassword(password string) (Token, error) {
 	if len(password) < MinPassword {
-		return Token{}, fmt.Errorf("password: %d bytes, at least %d are needed; or let the first host make a token", len(password), MinPassword)
+		return Token{}, fmt.Errorf("password: too short: at least %d bytes are needed; or let the first host make a token", MinPassword)
 	}
 	key := argon2.IDKey([]byte(password), []byte("weft cluster secret v1"), 3, 64*1024, 4, 32)
 	return Token{Secret: Secret(key)}, nil

@@ -3,24 +3,27 @@ package arch
 import (
 	"go/ast"
 	"go/token"
-	"path/filepath"
 	"regexp"
 	"testing"
 )
 
-// counted is a number with a noun that has its s whatever the number is; bound is what may,
-// since it is never one.
 var (
-	counted = regexp.MustCompile(`%d (containers|addresses|endpoints|hosts|peers|packets|requests|times|IPs|arguments|messages|names)\b`)
-	bound   = regexp.MustCompile(`(at most|at least|more than|between|to|of|and) %d|%d [a-z]+: between`)
+	// counted is a number with a noun that has its s whatever the number is.
+	counted = regexp.MustCompile(`%d (containers|addresses|endpoints|hosts|peers|packets|requests|times|IPs|arguments|messages|names|bytes)\b`)
+	// bound is what may, since it is never one: a bound, or a number beyond one.
+	bound = regexp.MustCompile(`(at most|at least|more than|between|to|of|and) %d|%d [a-z]+: between|%d [a-z]+, (at most|1 to) %d`)
+	// unseen is what nobody reads but us: why bytes between agents are no message, and what stands
+	// for a configuration with keys.
+	unseen = regexp.MustCompile(`^"(a claim has|a removal has|a peer's id has|ring: %v is said|data path of) `)
 )
 
-// One container is not "1 containers": words.Count writes numbers with their noun.
+// One container is not "1 containers": words.Count writes numbers with their noun. Packages that
+// cannot import it word what they say without.
 func TestNumbersAgreeWithTheirNouns(t *testing.T) {
-	for _, dir := range []string{"agent", "cli", "cni", "kube", "lab"} {
+	for _, dir := range []string{"mesh", "ipam", "router", "prog/agent", "prog/cli", "prog/cni", "prog/kube", "prog/lab"} {
 		measurements := []string{"bench", "uml"} // for us
-		inspect(t, filepath.Join("prog", dir), measurements, func(at func(ast.Node) token.Position, n ast.Node) {
-			if s, ok := n.(*ast.BasicLit); ok && s.Kind == token.STRING && counted.MatchString(bound.ReplaceAllString(s.Value, "")) {
+		inspect(t, dir, measurements, func(at func(ast.Node) token.Position, n ast.Node) {
+			if s, ok := n.(*ast.BasicLit); ok && s.Kind == token.STRING && counted.MatchString(bound.ReplaceAllString(s.Value, "")) && !unseen.MatchString(s.Value) {
 				t.Errorf("%v: %s: use words.Count", at(s), s.Value)
 			}
 		})

@@ -177,7 +177,7 @@ func runBulk(ctx context.Context, w io.Writer, addrs []netip.Addr, cfg Config, d
 		if asJSON {
 			err = writeJSON(w, r)
 		} else {
-			_, err = fmt.Fprintf(w, "%s: %.3f Gbit/s (%d bytes in %.2f s)\n", r.Addr, r.Gbits, r.Bytes, r.Seconds)
+			_, err = fmt.Fprintf(w, "%s: %.3f Gbit/s (%s in %.2f s)\n", r.Addr, r.Gbits, words.Count(uint64(r.Bytes), "byte"), r.Seconds)
 		}
 		if err != nil {
 			return err
