@@ -59,7 +59,7 @@ func unknownCommand(cmd *cobra.Command, word string) error {
 	cmd.SuggestionsMinimumDistance = 2
 	if instead := weaveCommands[word]; instead != "" && !cmd.HasParent() {
 		text += ": " + instead
-	} else if near := cmd.SuggestionsFor(word); len(near) > 0 {
+	} else if near := cmd.SuggestionsFor(word); word != "" && len(near) > 0 { // all begin with nothing
 		text += ": did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return usageError{fmt.Errorf("%s (see `%s --help`)", text, cmd.CommandPath())}

@@ -62,6 +62,9 @@ func TestWrongWordsFailAndSayWhatServes(t *testing.T) {
 			t.Errorf("weft %s: exit code %d, %s%s", tt.args, code, out, errOut)
 		}
 	}
+	if code, _, errOut := weft(t, "", "help", ""); code != ExitUsage || strings.Contains(errOut, "did you mean") {
+		t.Errorf("weft help '': exit code %d, %s", code, errOut)
+	}
 	for _, args := range []string{"", "--help", "help", "help status", "help lab exec", "status --help", "lab --help", "--socket /x --help", "__complete sta"} {
 		if code, out, errOut := weft(t, "", strings.Fields(args)...); code != ExitOK || out == "" {
 			t.Errorf("weft %s: exit code %d, %s", args, code, errOut)
