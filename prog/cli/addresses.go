@@ -13,6 +13,9 @@ import (
 // users isolate by it, and would miss that without knowing.
 func askedAddresses(args []string) (out []netip.Addr, err error) {
 	for _, s := range args {
+		if instead := weaveAddress(s); instead != "" {
+			return nil, fmt.Errorf("%s: %s", s, instead)
+		}
 		p, err := netip.ParsePrefix(s)
 		if err == nil && p.Bits() != p.Addr().BitLen() {
 			return nil, fmt.Errorf("%s: a container has whole addresses here, and no subnet of its own: give %s; `weft policy` says who may reach whom", s, p.Addr())

@@ -84,8 +84,11 @@ func unknownFlag(cmd *cobra.Command, e *pflag.NotExistError) string {
 			return fmt.Sprintf("unknown flag -%s: did you mean --%[1]s?", name)
 		}
 	}
-	if instead := weaveFlags[name]; instead != "" {
-		return fmt.Sprintf("unknown flag --%s: %s", name, instead)
+	of := weaveFlags[strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")]
+	for _, flag := range []string{name, e.GetSpecifiedName()} { // the second is one letter, if name is -Hvalue
+		if instead := of[flag]; instead != "" {
+			return fmt.Sprintf("unknown flag %s%s: %s", "--"[:min(len(flag), 2)], flag, instead)
+		}
 	}
 	// cobra knows which commands are alike: the flags stand in for them.
 	flags := &cobra.Command{SuggestionsMinimumDistance: 2}

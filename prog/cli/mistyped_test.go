@@ -54,6 +54,18 @@ func TestWrongWordsFailAndSayWhatServes(t *testing.T) {
 		{"launch --trusted-subnets 10.0.0.0/8", "encrypted"},
 		{"launch --ipalloc-default-subnet 10.2.0.0/16", "--ipalloc-range"},
 		{"attach --without-dns web", "--no-dns"},
+		{"attach --iface eth1 web", "unknown flag --iface: use --interface"},
+		{"attach --rewrite-hosts web", "`weft attach --name`"},
+		{"attach net:10.2.1.0/24 web", "leave it out"},
+		{"attach net:default web", "`weft policy`"},
+		{"attach ip:10.2.1.3/24 web", "give the address alone: 10.2.1.3\n"},
+		{"dns-add --name foo web", "-h NAME"},
+		{"expose --name foo", "-h NAME"},
+		{"probe tcp --host X", "unknown flag --host: give the host without a flag"},
+		{"launch -H unix:///weave.sock", "unknown flag -H: Docker goes on"},
+		{"agent -Hunix:///weave.sock", "unknown flag -H: Docker goes on"},
+		{"launch --tlsverify", "without a proxy"},
+		{"launch --awsvpc", "in a VPC too"},
 		{"expose 10.2.1.132/24", "node address"},
 		{"detach 10.2.1.1/24 web", "takes back all addresses"},
 	} {
@@ -80,10 +92,16 @@ func TestWhatWeaveHadIsNotWhatWeftHas(t *testing.T) {
 			t.Errorf("weft has a command %s", name)
 		}
 	}
-	launch, _, _ := root.Find([]string{"launch"})
-	for name := range weaveFlags {
-		if launch.Flag(name) != nil {
-			t.Errorf("weft launch has a flag --%s", name)
+	for words, flags := range weaveFlags {
+		cmd, rest, err := root.Find(strings.Fields(words))
+		if err != nil || cmd == root || len(rest) > 0 {
+			t.Errorf("weft has no command %s", words)
+			continue
+		}
+		for name := range flags {
+			if cmd.Flag(name) != nil {
+				t.Errorf("weft %s has a flag --%s", words, name)
+			}
 		}
 	}
 	for name := range weaveArguments {

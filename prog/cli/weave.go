@@ -1,5 +1,10 @@
 package cli
 
+import (
+	"fmt"
+	"strings"
+)
+
 // What Weave Net's command line had and Weft's has not, and what serves instead: its users
 // type these from habit. Commands are those of all its releases.
 
@@ -42,9 +47,33 @@ const (
 	noSubnets  = "there is one range, --ipalloc-range; policies say who may reach whom (`weft policy`)"
 	neverPlain = "everything is encrypted, and that cannot be turned off"
 	nameByFlag = "a container is called what Docker calls it, or what `weft attach --name` says"
+	nameByH    = "use -h NAME"
+
+	noMulticast    = "there is no multicast between hosts, and no route for it"
+	hostIsArgument = "give the host without a flag"
 )
 
-var weaveFlags = map[string]string{
+// weaveFlags are flags by command.
+var weaveFlags = map[string]map[string]string{
+	"launch": weaveLaunch,
+	"agent":  weaveLaunch,
+	"attach": {
+		"iface":              "use --interface",
+		"without-dns":        "use --no-dns with `weft launch`",
+		"rewrite-hosts":      nameByFlag,
+		"no-rewrite-hosts":   nameByFlag,
+		"no-multicast-route": noMulticast,
+	},
+	"detach":     {"iface": "use --interface"},
+	"dns-add":    {"name": nameByH},
+	"dns-remove": {"name": nameByH},
+	"expose":     {"name": nameByH},
+	"probe icmp": {"host": hostIsArgument},
+	"probe tcp":  {"host": hostIsArgument},
+	"probe udp":  {"host": hostIsArgument},
+}
+
+var weaveLaunch = map[string]string{
 	"password":                "an argument shows in the process list: use --token FILE, or WEFT_PASSWORD in the environment",
 	"no-discovery":            "hosts of one network always find each other; `weft forget` drops a target",
 	"log-level":               "use --verbose for more than the usual",
@@ -61,6 +90,13 @@ var weaveFlags = map[string]string{
 	"plugin":                  noProxy,
 	"proxy":                   noProxy,
 	"docker-api":              noProxy,
+	"H":                       noProxy,
+	"tls":                     noProxy,
+	"tlscacert":               noProxy,
+	"tlscert":                 noProxy,
+	"tlskey":                  noProxy,
+	"tlsverify":               noProxy,
+	"awsvpc":                  "every pair of hosts has its own tunnel, in a VPC too: let its security groups pass TCP and UDP 6783, and UDP 6784",
 	"without-dns":             "use --no-dns with `weft launch`",
 	"no-default-ipalloc":      noProxy,
 	"hostname-from-label":     nameByFlag,
@@ -69,7 +105,7 @@ var weaveFlags = map[string]string{
 	"rewrite-inspect":         noProxy,
 	"rewrite-hosts":           nameByFlag,
 	"no-rewrite-hosts":        nameByFlag,
-	"no-multicast-route":      "there is no multicast between hosts, and no route for it",
+	"no-multicast-route":      noMulticast,
 	"no-masq-local":           "what containers send to each other always keeps its source",
 	"dns-listen-address":      "the name server listens on the node address, and for containers on 169.254.1.1",
 	"dns-effective-address":   "the name server listens on the node address, and for containers on 169.254.1.1",
@@ -85,4 +121,18 @@ var weaveArguments = map[string]string{
 	"expose": "this host has its node address already (`weft status`: Node)",
 	"hide":   "it ends all that `weft expose` allowed",
 	"detach": "it takes back all addresses of the interface",
+}
+
+// weaveAddress says what serves instead of an address as attach had it there, which had a word before it:
+// nothing for one that has none.
+func weaveAddress(s string) string {
+	kind, rest, _ := strings.Cut(s, ":")
+	switch kind {
+	case "ip":
+		address, _, _ := strings.Cut(rest, "/")
+		return fmt.Sprintf("give the address alone: %s", address)
+	case "net":
+		return "leave it out: " + noSubnets
+	}
+	return ""
 }
