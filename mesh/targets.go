@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -252,7 +253,13 @@ func resolve(ctx context.Context, host string, port int) ([]netip.AddrPort, erro
 	defer cancel()
 	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", host, err)
+		why := err.Error()
+		if e, ok := errors.AsType[*net.DNSError](err); ok {
+			if why = e.Err; e.IsTimeout {
+				why = "no DNS server answers"
+			}
+		}
+		return nil, fmt.Errorf("no address is known of %s (%s): look at /etc/resolv.conf, or give the address", host, why)
 	}
 	var out []netip.AddrPort
 	for _, ip := range ips {
