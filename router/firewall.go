@@ -107,10 +107,14 @@ func (c Config) ends() (here, other slot.Slot) {
 	if len(c.Own) > 0 {
 		here = c.Own[0].Start + 2
 	}
-	for other = 1 << 18; slices.ContainsFunc(c.Own, func(r slot.Range) bool { return r.Start <= other && uint64(other) < r.End }); other -= 1 << 10 {
-		if other <= 1<<10 { // all is ours: no other host is there yet
+	usable := c.Universe.Usable()
+	other = slot.Slot(usable.End - 1)
+	for other > usable.Start {
+		i := slices.IndexFunc(c.Own, func(r slot.Range) bool { return r.Contains(other) })
+		if i < 0 || c.Own[i].Start <= usable.Start { // all is ours: no other host is there yet
 			break
 		}
+		other = c.Own[i].Start - 1
 	}
 	return here, other
 }

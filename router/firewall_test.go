@@ -43,6 +43,12 @@ func guarded(t *testing.T) (routertest.Namespace, Config) {
 	return ns, c
 }
 
+// small makes the universe one of 65,536 slots, of which half are this host's.
+func small(c *Config) {
+	c.Universe = slot.Universe{V4: netip.MustParsePrefix("10.50.0.0/16"), V6: netip.MustParsePrefix("fd50::/112")}
+	c.Node, c.Own = 5, []slot.Range{{Start: 1, End: 1 << 15}}
+}
+
 // restore loads what a firewall made in a namespace: name.nft, or name.v4 and name.v6.
 func restore(t *testing.T, ns routertest.Namespace, name string) {
 	t.Helper()
@@ -87,6 +93,7 @@ func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
 		want     []string // in the one warning
 		not      []string
 		followed string // the rules after the commands; empty: the test runs them
+		but      func(*Config)
 	}{
 		"firewalld": {
 			rules: "firewalld", followed: "firewalld-fixed",
@@ -123,6 +130,16 @@ func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
 			rules: "table ip mine {\n chain over { type filter hook forward priority 10; policy drop;\n ct state established accept; ip saddr 10.32.0.0/12 ip daddr 10.0.0.0-10.31.255.255 accept\n }\n}\n",
 			want:  []string{"send to other hosts in IPv4", `nft insert rule ip mine over iifname "weft*" accept`},
 		},
+		"a small universe that may pass by its CIDR": {
+			rules: "table inet mine {\n chain f { type filter hook forward priority 0; policy drop;\n" +
+				"ip saddr 10.50.0.0/16 ip daddr 10.50.0.0/16 accept; ip6 saddr fd50::/112 ip6 daddr fd50::/112 accept\n }\n}\n",
+			but: small,
+		},
+		"a small universe whose CIDR is dropped": {
+			rules: "table ip mine {\n chain f { type filter hook forward priority 0;\n ip saddr 10.50.128.0/17 ip daddr 10.50.0.0/17 drop\n }\n}\n",
+			want:  []string{"other hosts send to containers in IPv4"}, not: []string{"each other"},
+			but: small,
+		},
 		"nothing known for certain": {
 			rules: "table inet mine {\n chain f { type filter hook forward priority 0; policy drop;\n meta mark 1 accept\n }\n" +
 				"chain i { type filter hook input priority 0; limit rate over 10/second drop; meta mark 1 drop; }\n}\n",
@@ -133,6 +150,9 @@ func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ns, config := guarded(t)
+			if c.but != nil {
+				c.but(&config)
+			}
 			if strings.Contains(c.rules, "\n") {
 				loadRules(t, ns, c.rules)
 			} else {
