@@ -140,6 +140,16 @@ func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
 			want:  []string{"other hosts send to containers in IPv4"}, not: []string{"each other"},
 			but: small,
 		},
+		"a catch-all after what it does not catch": {
+			rules: "table inet mine {\n set few { type inet_service; elements = { 1, * }; }\n chain f { type filter hook forward priority 0;\n" +
+				"iifname vmap { \"weft*\" : accept, * : drop }; oifname vmap { \"weft*\" : accept, * : drop }\n }\n" +
+				"chain i { type filter hook input priority 0; policy drop;\n iifname \"weft*\" accept; tcp dport @few accept\n" +
+				"udp dport vmap { * : drop, 6784 : accept, 6783 : accept, 53 : drop }\n }\n}\n",
+		},
+		"a catch-all": {
+			rules: "table inet mine {\n chain i { type filter hook input priority 0;\n udp dport vmap { * : drop, 6784 : accept, 53 : accept }\n }\n}\n",
+			want:  udpOnly, not: []string{"tunnel", "name server"},
+		},
 		"nothing known for certain": {
 			rules: "table inet mine {\n chain f { type filter hook forward priority 0; policy drop;\n meta mark 1 accept\n }\n" +
 				"chain i { type filter hook input priority 0; limit rate over 10/second drop; meta mark 1 drop; }\n}\n",

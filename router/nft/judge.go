@@ -175,15 +175,23 @@ func (t *kernelTables) keySize(set string) (int, error) {
 	case slices.ContainsFunc(list, func(e element) bool { return e.several }):
 		return -1, nil
 	}
-	return len(list[0].first), nil
+	return len(list[len(list)-1].first), nil // the first may be the catch-all
 }
 
 func (t *kernelTables) find(set string, key []byte) (*expr.Verdict, bool, error) {
 	list, err := t.elements(set)
-	for _, e := range list {
+	var rest *element // the catch-all, which has no key: for what nothing else matches
+	for i, e := range list {
+		if e.first == "" {
+			rest = &list[i]
+			continue
+		}
 		if k := string(key[:min(len(e.first), len(key))]); e.first <= k && k <= e.last {
 			return e.verdict, true, nil
 		}
+	}
+	if rest != nil {
+		return rest.verdict, true, nil
 	}
 	return nil, false, err
 }
