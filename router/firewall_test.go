@@ -150,6 +150,9 @@ func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
 			rules: "table inet mine {\n chain i { type filter hook input priority 0;\n udp dport vmap { * : drop, 6784 : accept, 53 : accept }\n }\n}\n",
 			want:  udpOnly, not: []string{"tunnel", "name server"},
 		},
+		"a dormant table": {
+			rules: "table inet mine {\n flags dormant\n chain f { type filter hook forward priority 0; policy drop; }\n}\n",
+		},
 		"nothing known for certain": {
 			rules: "table inet mine {\n chain f { type filter hook forward priority 0; policy drop;\n meta mark 1 accept\n }\n" +
 				"chain i { type filter hook input priority 0; limit rate over 10/second drop; meta mark 1 drop; }\n}\n",

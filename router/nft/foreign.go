@@ -49,10 +49,14 @@ func Blocks(ways []Way) ([]Block, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nftables: list chains: %w", err)
 	}
+	tables, err := conn.ListTables()
+	if err != nil {
+		return nil, fmt.Errorf("nftables: list tables: %w", err)
+	}
 	var out []Block
 	read := map[string]*kernelTables{}
 	for _, c := range chains {
-		if !filters(c) {
+		if !filters(c) || asleep(tables, c.Table) {
 			continue
 		}
 		key := fmt.Sprint(c.Table.Family, " ", c.Table.Name)
@@ -88,6 +92,14 @@ func Blocks(ways []Way) ([]Block, error) {
 func filters(c *nftables.Chain) bool {
 	ours := c.Table.Name == TableName && c.Table.Family == nftables.TableFamilyINet
 	return c.Hooknum != nil && !ours && c.Type != nftables.ChainTypeNAT
+}
+
+// asleep reports whether a table is dormant: the kernel keeps its chains from the hooks.
+func asleep(tables []*nftables.Table, t *nftables.Table) bool {
+	const dormant = 1<<24 | 1 // NFT_TABLE_F_DORMANT: the library reads its big-endian flags in this host's order
+	return slices.ContainsFunc(tables, func(o *nftables.Table) bool {
+		return o.Name == t.Name && o.Family == t.Family && o.Flags&dormant != 0
+	})
 }
 
 func carries(f nftables.TableFamily, p Packet) bool {
