@@ -86,32 +86,19 @@ const dockerUser = "DOCKER-USER"
 
 // fixes are commands that let pass what is dropped, as people of that firewall write them.
 func fixes(f nft.Firewall, needs []need, blocks []nft.Block) (out []string) {
-	var ports []string
-	links := false
+	if f == nft.Firewalld {
+		return zones(needs, blocks)
+	}
 	for _, b := range blocks {
 		n := needs[b.Way]
-		program := "iptables"
-		if b.Table.Family == nftables.TableFamilyIPv6 {
-			program = "ip6tables"
-		}
 		switch f {
-		case nft.Firewalld:
-			if n.port != "" {
-				ports = once(ports, "--add-port="+n.port)
-			} else {
-				links = true
-			}
 		case nft.UFW: // each command is for both families
 			for _, arguments := range n.ufw {
 				out = once(out, "ufw "+arguments)
 			}
 		case nft.Docker, nft.IPTables:
-			chain := b.Chain
-			if f == nft.Docker && slices.Contains(b.Chains, dockerUser) {
-				chain = dockerUser
-			}
 			for _, match := range n.iptables {
-				out = once(out, program+" -I "+chain+" "+match+" -j ACCEPT")
+				out = once(out, insertion(f, b)+" "+match+" -j ACCEPT")
 			}
 		default:
 			for _, match := range n.nft {
@@ -119,14 +106,57 @@ func fixes(f nft.Firewall, needs []need, blocks []nft.Block) (out []string) {
 			}
 		}
 	}
-	if f != nft.Firewalld {
-		return out
+	return out
+}
+
+// insertion is the command that puts a rule of iptables in front of those that drop.
+func insertion(f nft.Firewall, b nft.Block) string {
+	program, chain := "iptables", b.Chain
+	if b.Table.Family == nftables.TableFamilyIPv6 {
+		program = "ip6tables"
 	}
-	if links {
-		out = append(out, "firewall-cmd --permanent --zone=trusted --add-interface=weft+")
+	if b.Table.Name != "filter" {
+		program += " -t " + b.Table.Name
 	}
-	if len(ports) > 0 { // of the default zone
-		out = append(out, "firewall-cmd --permanent "+strings.Join(ports, " "))
+	if f == nft.Docker && slices.Contains(b.Chains, dockerUser) {
+		chain = dockerUser
+	}
+	return program + " -I " + chain
+}
+
+// zones are firewalld's commands: our links come into a zone that lets all pass, and a port
+// is opened in the zone that the packet came to.
+func zones(needs []need, blocks []nft.Block) (out []string) {
+	ports := map[string][]string{}
+	var order []string
+	for _, b := range blocks {
+		n := needs[b.Way]
+		if n.port == "" {
+			out = once(out, "firewall-cmd --permanent --zone=trusted --add-interface=weft+")
+			continue
+		}
+		for _, zone := range zonesOf(b) {
+			order = once(order, zone)
+			ports[zone] = once(ports[zone], "--add-port="+n.port)
+		}
+	}
+	for _, zone := range order {
+		out = append(out, "firewall-cmd --permanent "+zone+strings.Join(ports[zone], " "))
 	}
 	return append(out, "firewall-cmd --reload")
+}
+
+// zonesOf are arguments that name the zones by whose chains a packet came, such as
+// filter_IN_public, or IN_public with iptables; none of them: the default zone, unnamed.
+func zonesOf(b nft.Block) (out []string) {
+	for _, chain := range b.Passed {
+		zone, ok := strings.CutPrefix(strings.TrimPrefix(chain, "filter_"), "IN_")
+		if ok && !strings.HasPrefix(zone, "policy_") && slices.Contains(b.Chains, chain+"_allow") {
+			out = append(out, "--zone="+zone+" ")
+		}
+	}
+	if len(out) == 0 {
+		return []string{""}
+	}
+	return out
 }

@@ -49,9 +49,14 @@ func small(c *Config) {
 	c.Node, c.Own = 5, []slot.Range{{Start: 1, End: 1 << 15}}
 }
 
-// restore loads what a firewall made in a namespace: name.nft, or name.v4 and name.v6.
-func restore(t *testing.T, ns routertest.Namespace, name string) {
+// load puts rules in force: nft's own language, or what a firewall made, which is name.nft,
+// or name.v4 and name.v6.
+func load(t *testing.T, ns routertest.Namespace, name string) {
 	t.Helper()
+	if strings.Contains(name, "\n") {
+		loadRules(t, ns, name)
+		return
+	}
 	for suffix, program := range map[string][]string{".nft": {"nft", "-f"}, ".v4": {"iptables-nft-restore"}, ".v6": {"ip6tables-nft-restore"}} {
 		file := filepath.Join("testdata", "firewalls", name+suffix)
 		if _, err := os.Stat(file); err == nil {
@@ -84,6 +89,15 @@ func warningsIn(t *testing.T, ns routertest.Namespace, c Config) (out []string) 
 	return out
 }
 
+// zoned is what firewalld's chains lead to with FirewallBackend=iptables, but for the last one.
+const zoned = `table ip filter {
+	chain INPUT { type filter hook input priority 0; iifname "weft*" accept; tcp dport 6783 accept; udp dport 6783 accept; jump INPUT_ZONES; reject; }
+	chain INPUT_ZONES { iifname "under" goto IN_dmz; goto IN_public; }
+	chain IN_public { jump IN_public_allow; }
+	chain IN_public_allow { accept; }
+	chain IN_dmz { jump IN_dmz_allow; reject; }
+`
+
 // What a firewall closes is told with the firewall, the chains and commands; when those were
 // followed, nothing is told any more. The rules are what the programs themselves made.
 func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
@@ -99,7 +113,7 @@ func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
 			rules: "firewalld", followed: "firewalld-fixed",
 			want: []string{
 				"firewalld drops", "inet firewalld filter_FORWARD", "inet firewalld filter_INPUT", "send to other hosts,", "name server,", "the encrypted tunnel from other hosts (UDP 6784)",
-				"firewall-cmd --permanent --zone=trusted --add-interface=weft+; firewall-cmd --permanent --add-port=6783/tcp --add-port=6783/udp --add-port=6784/udp; firewall-cmd --reload",
+				"firewall-cmd --permanent --zone=trusted --add-interface=weft+; firewall-cmd --permanent --zone=public --add-port=6783/tcp --add-port=6783/udp --add-port=6784/udp; firewall-cmd --reload",
 			},
 			not: []string{"IPv4", "IPv6", "to other hosts (", "goes on by TCP"},
 		},
@@ -118,6 +132,17 @@ func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
 		},
 		"iptables": {
 			rules: "iptables", want: []string{"iptables drops", "in IPv6", "ip6tables -I INPUT -p udp --dport 6784 -j ACCEPT", "ip6tables -I OUTPUT -o weft+ -j ACCEPT"},
+		},
+		"iptables in other tables": {
+			rules: "iptables-tables", want: []string{"iptables drops", "iptables -t mangle -I FORWARD -o weft+ -j ACCEPT", "iptables -t raw -I OUTPUT -p udp --dport 6784 -j ACCEPT"},
+		},
+		"nftables with a chain in capitals": {
+			rules: "table ip fw {\n chain FORWARD { type filter hook forward priority 0; policy drop; }\n}\n",
+			want:  []string{"nftables drops", `nft insert rule ip fw FORWARD iifname "weft*" accept`},
+		},
+		"firewalld by iptables, with the underlay in a zone of its own": {
+			rules: zoned + "chain IN_dmz_allow {\n}\n}\n", followed: zoned + "chain IN_dmz_allow {\n udp dport 6784 accept\n}\n}\n",
+			want: []string{"firewalld drops", "`firewall-cmd --permanent --zone=dmz --add-port=6784/udp; firewall-cmd --reload`"},
 		},
 		"nftables": {
 			rules: "table inet mine {\n set inner { type ifname; elements = { \"lo\" }; }\n chain in { type filter hook input priority 0; policy accept;\n" +
@@ -166,11 +191,7 @@ func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
 			if c.but != nil {
 				c.but(&config)
 			}
-			if strings.Contains(c.rules, "\n") {
-				loadRules(t, ns, c.rules)
-			} else {
-				restore(t, ns, c.rules)
-			}
+			load(t, ns, c.rules)
 			told := warningsIn(t, ns, config)
 			if len(c.want) == 0 {
 				if len(told) > 0 {
@@ -193,7 +214,7 @@ func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
 			}
 			if c.followed != "" {
 				run(t, ns, "nft", "flush", "ruleset")
-				restore(t, ns, c.followed)
+				load(t, ns, c.followed)
 			} else {
 				commands := regexp.MustCompile("`(.*)`").FindStringSubmatch(told[0])[1]
 				run(t, ns, "sh", "-ec", commands)

@@ -21,6 +21,7 @@ type Block struct {
 	Table    *nftables.Table
 	Chain    string   // the base chain
 	Chains   []string // of the table: whose rules they are shows there
+	Passed   []string // chains that the packet came through
 	Firewall Firewall
 }
 
@@ -81,7 +82,7 @@ func Blocks(ways []Way) ([]Block, error) {
 			}
 			if made == drops {
 				names := chainsOf(chains, c.Table)
-				out = append(out, Block{Way: i, Table: c.Table, Chain: c.Name, Chains: names, Firewall: whose(c, names)})
+				out = append(out, Block{Way: i, Table: c.Table, Chain: c.Name, Chains: names, Passed: m.passed, Firewall: whose(c, names)})
 			}
 		}
 	}
@@ -130,16 +131,18 @@ func chainsOf(chains []*nftables.Chain, t *nftables.Table) (names []string) {
 	return names
 }
 
-// whose tells a firewall by the names that it gives. Where ufw and Docker share a chain, what
-// Docker lets through ufw would still drop.
+// whose tells a firewall by the names that it gives. Where ufw or firewalld and Docker share a
+// chain, what Docker lets through the other would still drop.
 func whose(c *nftables.Chain, chains []string) Firewall {
 	switch has := func(prefix string) bool {
 		return slices.ContainsFunc(chains, func(name string) bool { return strings.HasPrefix(name, prefix) })
 	}; {
 	case strings.HasPrefix(c.Table.Name, "firewalld"):
 		return Firewalld
-	case c.Table.Family == nftables.TableFamilyINet || c.Name != strings.ToUpper(c.Name):
+	case c.Table.Family == nftables.TableFamilyINet || !slices.Contains(iptablesTables, c.Table.Name) || c.Name != strings.ToUpper(c.Name):
 		return Plain
+	case has("INPUT_ZONES"): // firewalld with FirewallBackend=iptables
+		return Firewalld
 	case has("ufw-") || has("ufw6-"):
 		return UFW
 	case has("DOCKER") && *c.Hooknum == *nftables.ChainHookForward:
@@ -147,3 +150,6 @@ func whose(c *nftables.Chain, chains []string) Firewall {
 	}
 	return IPTables
 }
+
+// iptablesTables are those of iptables and ip6tables that may drop.
+var iptablesTables = []string{"filter", "mangle", "raw", "security"}
