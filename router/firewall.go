@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"weft/ipam/slot"
@@ -24,7 +23,7 @@ type need struct {
 	iptables []string
 	nft      []string
 	ufw      []string // empty: its command cannot tell it
-	port     string   // as firewalld says it; empty: the zone of our links lets it pass
+	port     string   // as firewalld says it; empty: the zone of our links lets it pass; answer: its own rules do
 	packet   nft.Packet
 }
 
@@ -34,6 +33,7 @@ const (
 	otherPort   = 8080
 	endpoints   = link.EndpointPrefix + "0"
 	dns         = 53
+	answer      = "answer"
 	maxUnderlay = 16 // peers whose way is looked at
 )
 
@@ -63,7 +63,32 @@ func (c Config) needs() (out []need) {
 			})
 		}
 	}
-	return append(out, c.underlay()...)
+	return everywhere(append(out, c.underlay()...))
+}
+
+// everywhere adds the hooks that the same packets meet in front of routing and behind it.
+func everywhere(needs []need) (out []need) {
+	for _, n := range needs {
+		out = append(out, n)
+		overlay, forwarded := n.port == "", *n.hook == *nftables.ChainHookForward
+		if n.packet.Iif != "" {
+			first := n
+			first.hook, first.packet = nftables.ChainHookPrerouting, n.packet.To("", n.packet.Dst)
+			if overlay && (forwarded || n.packet.Reply) { // no match by state: conntrack may come later
+				first.iptables, first.nft = []string{"-i weft+"}, []string{`iifname "weft*"`}
+			}
+			out = append(out, first)
+		}
+		if n.packet.Oif != "" {
+			last := n
+			last.hook = nftables.ChainHookPostrouting
+			if overlay && forwarded {
+				last.iptables, last.nft = []string{"-o weft+"}, []string{`oifname "weft*"`}
+			}
+			out = append(out, last)
+		}
+	}
+	return out
 }
 
 // family is IPv4 or IPv6.
@@ -177,7 +202,7 @@ func (c Config) underlay() (out []need) {
 		}{
 			{"gossip over TCP", unix.IPPROTO_TCP, c.Gossip}, {udpGossip, unix.IPPROTO_UDP, c.Gossip}, {"the encrypted tunnel", unix.IPPROTO_UDP, c.Port},
 		} {
-			out = append(out, hostPort(port.what, port.protocol, port.number, l, p, own.Unmap())...)
+			out = append(out, hostPort(port.what, port.protocol, port.number, l.Attrs().Name, p, own.Unmap())...)
 		}
 	}
 	return out
@@ -185,21 +210,42 @@ func (c Config) underlay() (out []need) {
 
 const udpGossip = "gossip over UDP"
 
-// hostPort is what comes to a port of this host, and what goes to the same port of another.
-func hostPort(what string, protocol byte, port uint16, l netlink.Link, peer, own netip.Addr) []need {
-	word, name, index := protocolWord(protocol), l.Attrs().Name, uint32(l.Attrs().Index)
-	both := func(what string, hook *nftables.ChainHook, ufw string, p nft.Packet) need {
-		p.Protocol, p.SrcPort, p.DstPort = protocol, somePort, port
-		return need{
-			what: fmt.Sprintf("%s (%s %d)", what, strings.ToUpper(word), port), hook: hook, packet: p, port: fmt.Sprintf("%d/%s", port, word),
-			iptables: []string{fmt.Sprintf("-p %s --dport %d", word, port)}, nft: []string{fmt.Sprintf("%s dport %d", word, port)},
-			ufw: []string{fmt.Sprintf("%s %d/%s", ufw, port, word)},
+// hostPort is what comes to a port of this host, what goes to the same port of another, and
+// the answers to both.
+func hostPort(what string, protocol byte, port uint16, link string, peer, own netip.Addr) (out []need) {
+	word := protocolWord(protocol)
+	asked := nft.Packet{Protocol: protocol, SrcPort: somePort, DstPort: port}
+	if protocol == unix.IPPROTO_UDP { // hosts send from the port that they listen at
+		asked.SrcPort = port
+	}
+	asking := asked.From("", own).To(link, peer)
+	asked = asked.From(link, peer).To("", own)
+	for _, side := range []struct {
+		what          string
+		hook          *nftables.ChainHook
+		ufw           string
+		asks, answers nft.Packet
+	}{
+		{"from other hosts", nftables.ChainHookInput, "allow", asked, asking.Answer()},
+		{"to other hosts", nftables.ChainHookOutput, "allow out", asking, asked.Answer()},
+	} {
+		named := func(how string) string {
+			return fmt.Sprintf("%s%s %s (%s %d)", what, how, side.what, strings.ToUpper(word), port)
 		}
+		ask := need{
+			what: named(""), hook: side.hook, packet: side.asks, port: fmt.Sprintf("%d/%s", port, word),
+			iptables: []string{fmt.Sprintf("-p %s --dport %d", word, port)}, nft: []string{fmt.Sprintf("%s dport %d", word, port)},
+			ufw: []string{fmt.Sprintf("%s %d/%s", side.ufw, port, word)},
+		}
+		back := ask
+		back.packet = side.answers
+		if protocol == unix.IPPROTO_TCP { // told by flags: a firewall that drops answers may know no connections
+			back.what, back.port, back.ufw = named(": answers"), answer, nil
+			back.iptables, back.nft = []string{fmt.Sprintf("-p tcp --sport %d ! --syn", port)}, []string{fmt.Sprintf("tcp sport %d tcp flags ack", port)}
+		}
+		out = append(out, ask, back)
 	}
-	return []need{
-		both(what+" from other hosts", nftables.ChainHookInput, "allow", nft.Packet{Iif: name, IifIndex: index, Src: peer, Dst: own}),
-		both(what+" to other hosts", nftables.ChainHookOutput, "allow out", nft.Packet{Oif: name, OifIndex: index, Src: own, Dst: peer}),
-	}
+	return out
 }
 
 // firewalls are warnings about what other firewalls on this host drop, each with what to do.

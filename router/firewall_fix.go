@@ -91,12 +91,12 @@ func fixes(f nft.Firewall, needs []need, blocks []nft.Block) (out []string) {
 	}
 	for _, b := range blocks {
 		n := needs[b.Way]
-		switch f {
-		case nft.UFW: // each command is for both families
+		switch {
+		case f == nft.UFW && n.port != answer: // each command is for both families
 			for _, arguments := range n.ufw {
 				out = once(out, "ufw "+arguments)
 			}
-		case nft.Docker, nft.IPTables:
+		case f != nft.Plain:
 			for _, match := range n.iptables {
 				out = once(out, insertion(f, b)+" "+match+" -j ACCEPT")
 			}
@@ -131,13 +131,15 @@ func zones(needs []need, blocks []nft.Block) (out []string) {
 	var order []string
 	for _, b := range blocks {
 		n := needs[b.Way]
-		if n.port == "" {
+		switch n.port {
+		case answer: // passes by rules that firewalld makes at each reload
+		case "":
 			out = once(out, "firewall-cmd --permanent --zone=trusted --add-interface=weft+")
-			continue
-		}
-		for _, zone := range zonesOf(b) {
-			order = once(order, zone)
-			ports[zone] = once(ports[zone], "--add-port="+n.port)
+		default:
+			for _, zone := range zonesOf(b) {
+				order = once(order, zone)
+				ports[zone] = once(ports[zone], "--add-port="+n.port)
+			}
 		}
 	}
 	for _, zone := range order {

@@ -91,7 +91,7 @@ func warningsIn(t *testing.T, ns routertest.Namespace, c Config) (out []string) 
 
 // zoned is what firewalld's chains lead to with FirewallBackend=iptables, but for the last one.
 const zoned = `table ip filter {
-	chain INPUT { type filter hook input priority 0; iifname "weft*" accept; tcp dport 6783 accept; udp dport 6783 accept; jump INPUT_ZONES; reject; }
+	chain INPUT { type filter hook input priority 0; ct state established accept; iifname "weft*" accept; tcp dport 6783 accept; udp dport 6783 accept; jump INPUT_ZONES; reject; }
 	chain INPUT_ZONES { iifname "under" goto IN_dmz; goto IN_public; }
 	chain IN_public { jump IN_public_allow; }
 	chain IN_public_allow { accept; }
@@ -154,6 +154,30 @@ func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
 		"nftables by address": {
 			rules: "table ip mine {\n chain over { type filter hook forward priority 10; policy drop;\n ct state established accept; ip saddr 10.32.0.0/12 ip daddr 10.0.0.0-10.31.255.255 accept\n }\n}\n",
 			want:  []string{"send to other hosts in IPv4", `nft insert rule ip mine over iifname "weft*" accept`},
+		},
+		"iptables without connections": {
+			rules: "iptables-stateless", want: []string{
+				"gossip over TCP: answers from other hosts (TCP 6783) in IPv4", "iptables -I INPUT -p tcp --sport 6783 ! --syn -j ACCEPT",
+				"iptables -t mangle -I PREROUTING -i weft+ -j ACCEPT",
+			},
+			not: []string{"gossip over TCP from", "tunnel", "-o weft+"},
+		},
+		"nftables without connections": {
+			rules: "table inet mine {\n chain o { type filter hook output priority 0; policy drop;\n oifname \"weft*\" accept; meta l4proto { tcp, udp } th dport 6000-7000 accept\n }\n}\n",
+			want:  []string{"drops gossip over TCP: answers to other hosts (TCP 6783), in", "`nft insert rule inet mine o tcp sport 6783 tcp flags ack accept`"},
+		},
+		"nftables in front of routing and behind it": {
+			rules: "table inet mine {\n chain first { type filter hook prerouting priority -300;\n iifname \"weft*\" drop\n }\n" +
+				"chain last { type filter hook postrouting priority 0;\n oifname \"weft*\" drop; udp dport 6784 drop\n }\n}\n",
+			want: []string{
+				"send to other hosts,", "pings", "containers' answers", "the encrypted tunnel to other hosts (UDP 6784)", `insert rule inet mine first iifname "weft*" accept`,
+				`insert rule inet mine last oifname "weft*" accept`, "insert rule inet mine last udp dport 6784 accept",
+			},
+			not: []string{"ct state", "first oifname", "last iifname", "gossip"},
+		},
+		"what comes from the port of the tunnel and of gossip": {
+			rules: "table inet mine {\n chain i { type filter hook input priority 0; policy drop;\n ct state established accept; iifname \"weft*\" accept\n" +
+				"tcp dport 6783 accept; udp sport 6783 udp dport 6783 accept; udp sport 6784 udp dport 6784 accept\n }\n}\n",
 		},
 		"a small universe that may pass by its CIDR": {
 			rules: "table inet mine {\n chain f { type filter hook forward priority 0; policy drop;\n" +
