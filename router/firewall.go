@@ -168,8 +168,9 @@ func leaving(what string, p nft.Packet) need {
 	}
 }
 
-// underlay is what hosts say to each other: by the way to each peer, or by the default route
-// while there is none.
+// underlay is what hosts say to each other: by the way to each peer or, while there is none, by
+// the default route. The address beside ours then stands for a peer's: many firewalls let only
+// neighbours pass, or drop addresses that are nobody's.
 func (c Config) underlay() (out []need) {
 	h, err := link.Handle()
 	if err != nil || c.Gossip == 0 {
@@ -182,7 +183,8 @@ func (c Config) underlay() (out []need) {
 			peers = append(peers, a)
 		}
 	}
-	if len(peers) == 0 { // addresses for documentation (RFC 5737, RFC 3849), which are nobody's
+	alone := len(peers) == 0
+	if alone { // the way to addresses for documentation (RFC 5737, RFC 3849), which are nobody's
 		peers = []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}
 	}
 	for _, p := range peers {
@@ -191,6 +193,10 @@ func (c Config) underlay() (out []need) {
 			continue
 		}
 		own, _ := netip.AddrFromSlice(way[0].Src)
+		own = own.Unmap()
+		if alone {
+			p = own.Next()
+		}
 		l, err := h.LinkByIndex(way[0].LinkIndex)
 		if err != nil {
 			continue
@@ -202,7 +208,7 @@ func (c Config) underlay() (out []need) {
 		}{
 			{"gossip over TCP", unix.IPPROTO_TCP, c.Gossip}, {udpGossip, unix.IPPROTO_UDP, c.Gossip}, {"the encrypted tunnel", unix.IPPROTO_UDP, c.Port},
 		} {
-			out = append(out, hostPort(port.what, port.protocol, port.number, l.Attrs().Name, p, own.Unmap())...)
+			out = append(out, hostPort(port.what, port.protocol, port.number, l.Attrs().Name, p, own)...)
 		}
 	}
 	return out

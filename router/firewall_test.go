@@ -1,6 +1,7 @@
 package router
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -35,6 +36,11 @@ func guarded(t *testing.T) (routertest.Namespace, Config) {
 		if err := netlink.LinkSetUp(under); err != nil {
 			t.Fatal(err)
 		}
+		for _, gateway := range []string{"192.0.2.254", "2001:db8::fe"} {
+			if err := netlink.RouteAdd(&netlink.Route{LinkIndex: under.Index, Gw: net.ParseIP(gateway)}); err != nil {
+				t.Fatal(err)
+			}
+		}
 	})
 	c := Config{Universe: universe, Node: 1<<16 + 1, Own: []slot.Range{{Start: 1 << 16, End: 2 << 16}}, IPv6: true, Resolver: true, Port: 6784, Gossip: 6783}
 	for _, a := range []string{"192.0.2.2", "2001:db8::2"} {
@@ -48,6 +54,9 @@ func small(c *Config) {
 	c.Universe = slot.Universe{V4: netip.MustParsePrefix("10.50.0.0/16"), V6: netip.MustParsePrefix("fd50::/112")}
 	c.Node, c.Own = 5, []slot.Range{{Start: 1, End: 1 << 15}}
 }
+
+// alone is a host that knows no other.
+func alone(c *Config) { c.Tunnels = nil }
 
 // load puts rules in force: nft's own language, or what a firewall made, which is name.nft,
 // or name.v4 and name.v6.
@@ -198,6 +207,20 @@ func TestFirewallsAreToldWithWhatOpensThem(t *testing.T) {
 		"a catch-all": {
 			rules: "table inet mine {\n chain i { type filter hook input priority 0;\n udp dport vmap { * : drop, 6784 : accept, 53 : accept }\n }\n}\n",
 			want:  udpOnly, not: []string{"tunnel", "name server"},
+		},
+		"neighbours only, without a peer yet": {
+			rules: "table inet mine {\n chain i { type filter hook input priority 0; policy drop;\n ct state established accept; iifname \"weft*\" accept\n" +
+				"ip saddr 192.0.2.0/24 accept; ip6 saddr 2001:db8::/64 accept\n }\n}\n",
+			but: alone,
+		},
+		"reserved addresses, without a peer yet": {
+			rules: "table inet mine {\n chain i { type filter hook input priority 0;\n ip saddr { 198.51.100.0/24, 203.0.113.0/24 } drop\n }\n}\n",
+			but:   alone,
+		},
+		"all but port 22, without a peer yet": {
+			rules: "table inet mine {\n chain i { type filter hook input priority 0; policy drop;\n ct state established accept; iifname \"weft*\" accept; tcp dport 22 accept\n }\n}\n",
+			want:  []string{"gossip over TCP from", "tunnel"}, not: []string{"IPv4", "IPv6"},
+			but: alone,
 		},
 		"a dormant table": {
 			rules: "table inet mine {\n flags dormant\n chain f { type filter hook forward priority 0; policy drop; }\n}\n",
