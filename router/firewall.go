@@ -255,8 +255,7 @@ func hostPort(what string, protocol byte, port uint16, link string, peer, own ne
 }
 
 // firewalls are warnings about what other firewalls on this host drop, each with what to do.
-func (c Config) firewalls() ([]string, error) {
-	needs := c.needs()
+func firewalls(needs []need) ([]string, error) {
 	indices := map[string]uint32{}
 	number := func(name string) uint32 {
 		if name == "" {

@@ -91,7 +91,7 @@ func warningsIn(t *testing.T, ns routertest.Namespace, c Config) (out []string) 
 	t.Helper()
 	ns.Do(func() {
 		var err error
-		if out, err = c.firewalls(); err != nil {
+		if out, err = firewalls(c.needs()); err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -104,7 +104,8 @@ func (c Config) limits() (out []link.Limit) {
 
 // Router is this host's data path.
 type Router struct {
-	opts Options
+	opts   Options
+	warned kept
 
 	mu      sync.Mutex
 	kernel  nft.Kernel
@@ -267,7 +268,7 @@ func (r *Router) Observe() (Observed, error) {
 	if c.Universe.IsZero() {
 		return o, nil
 	}
-	blocked, err := c.firewalls()
+	blocked, err := r.warned.ask(c.needs(), firewalls)
 	if err != nil {
 		return Observed{}, err
 	}
