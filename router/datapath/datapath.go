@@ -40,18 +40,39 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// Standby is Run where the kernel has no WireGuard; where it has, there is nothing to do.
+// errBusy says that another process serves the device.
+var errBusy = fmt.Errorf("datapath: device %s is in use: another `weft datapath` runs already", link.Device)
+
+// Standby is Run where the kernel has no WireGuard; where it has, there is nothing to do. It
+// waits while another process serves, such as one that an agent started.
 func Standby(ctx context.Context, cfg Config) error {
 	kernel, err := link.KernelWireGuard()
 	if err != nil {
 		return fmt.Errorf("datapath: %w", err)
 	}
 	if !kernel {
-		return Run(ctx, cfg)
+		return onceFree(ctx, cfg.Log, func() error { return Run(ctx, cfg) })
 	}
 	cfg.Log.Info("the kernel has WireGuard: this process has nothing to do, and waits")
 	<-ctx.Done()
 	return nil
+}
+
+// onceFree runs run again and again until the device is no other process's.
+func onceFree(ctx context.Context, log *slog.Logger, run func() error) error {
+	err := run()
+	if errors.Is(err, errBusy) {
+		log.Info("another process serves the device: this one waits until that ends")
+	}
+	for errors.Is(err, errBusy) {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+		err = run()
+	}
+	return err
 }
 
 // Run serves until ctx ends. The TUN device stays.
@@ -120,7 +141,7 @@ func openTUN() (tun.Device, error) {
 	t, err := tun.CreateTUN(link.Device, mtu)
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return nil, fmt.Errorf("datapath: device %s is in use: another `weft datapath` runs already", link.Device)
+		return nil, errBusy
 	case errors.Is(err, unix.EINVAL):
 		return nil, fmt.Errorf("datapath: a link %s of another kind is there: remove it (ip link del %s)", link.Device, link.Device)
 	case err != nil && notExist("/dev/net/tun"):
