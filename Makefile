@@ -47,6 +47,7 @@ test: build test-unit ## all tests
 
 # All packages but those with hosts.
 UNITS = $(filter-out weft/prog/lab%,$(shell $(GO) list ./...))
+LABS  = $(filter weft/prog/lab%,$(shell $(GO) list ./...))
 
 test-unit: ## the tests that need no lab: under 2 minutes
 	$(GO) test $(UNITS)
@@ -72,7 +73,8 @@ race-lab: ## hosts whose programs have the race detector: 7 minutes (RUN=regular
 	LAB_RACE=1 $(GO) test -count=1 -p 1 -timeout=40m -run '$(or $(RUN),$(RACES))' ./prog/lab/e2e ./prog/lab/incluster
 
 check: lint race ## lint, and all tests with the race detector
-	$(GO) test -race -count=1 -p 1 -timeout=40m ./prog/lab/...
+	$(GO) test -race -count=1 -cpu 1 $(filter $(BUBBLES),$(LABS))
+	$(GO) test -race -count=1 -p 1 -timeout=40m $(filter-out $(BUBBLES),$(LABS))
 
 soak: ## 10,000 random histories of whole clusters: no address is handed out twice (SOAK=n for as many, SEED=n replays one); then policies on 5 million packets (PACKETS=n)
 	SOAK=$(or $(SOAK),10000) $(GO) test -count=1 -timeout=0 -v -run TestSoak ./prog/soak
