@@ -390,6 +390,8 @@ func TestUpKilled(t *testing.T) {
 		if _, err := lab.Down(t.Context(), labName(t)); err != nil {
 			t.Errorf("killed after %v: %v", after, err)
 		}
+		// Nobody knows yet of a root that was killed before it had its lock: it finds its folder gone, and ends.
+		waitFor(t, func() bool { return len(nodePids(t, "")) == 0 })
 		nothingLeft(t)
 	}
 }
