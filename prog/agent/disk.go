@@ -1,11 +1,12 @@
 package agent
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"weft/prog/state"
 )
 
 // leastFree is how much room the state's disk has to have: below that no more containers come,
@@ -31,14 +32,8 @@ func CheckDisk(dir string) error {
 
 // MakeStateDir makes the state folder, and reports why nothing can be kept there.
 func MakeStateDir(dir string) error {
-	err := os.MkdirAll(dir, 0o700)
-	switch {
-	case errors.Is(err, unix.EROFS):
-		return fmt.Errorf("the state folder %s cannot be made: its file system is read-only: mount it writable, or name another folder with --state-dir", dir)
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("the state folder %s cannot be made: %w: this needs root: run it with sudo", dir, err)
-	case err != nil:
-		return fmt.Errorf("the state folder: %w", err)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return state.Explained(fmt.Errorf("the state folder %s cannot be made: %w", dir, err))
 	}
 	return CheckDisk(dir)
 }

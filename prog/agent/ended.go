@@ -2,23 +2,18 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
-	"net"
-	"net/http"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"weft/prog/api"
+	"weft/prog/docker"
 )
-
-// dockerSocket answers whether a container runs.
-const dockerSocket = "/var/run/docker.sock"
 
 // Bounds of what is remembered of attachments that ended.
 const (
@@ -68,7 +63,7 @@ func (d *ended) forget(key string) {
 // follow asks Docker again and again, beside the reconciler: it may hang.
 func (d *ended) follow(ctx context.Context) error {
 	for ctx.Err() == nil {
-		d.look(ctx, dockerSocket, time.Now())
+		d.look(ctx, docker.Socket, time.Now())
 		sleep(ctx, 10*time.Second)
 	}
 	return nil
@@ -91,36 +86,16 @@ func (d *ended) look(ctx context.Context, socket string, now time.Time) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var dialer net.Dialer
-		return dialer.DialContext(ctx, "unix", socket)
-	}}}
 	for key, id := range ids {
-		again, gone := runs(ctx, &client, id)
+		found, err := docker.Inspect(ctx, socket, id)
 		d.mu.Lock()
-		if c := d.known[key]; c != nil && gone {
+		if c := d.known[key]; c != nil && errors.Is(err, docker.ErrNone) {
 			delete(d.known, key)
 		} else if c != nil {
-			c.again = again
+			c.again = err == nil && found.State.Running
 		}
 		d.mu.Unlock()
 	}
-}
-
-// runs reports whether Docker runs a container, or has it no more (API v1.41, GET /containers/{id}/json).
-func runs(ctx context.Context, client *http.Client, id string) (runs, gone bool) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/"+url.PathEscape(id)+"/json", nil)
-	if err != nil {
-		return false, false
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return false, false
-	}
-	defer resp.Body.Close()
-	var c struct{ State struct{ Running bool } }
-	runs = resp.StatusCode == http.StatusOK && json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 8<<20)).Decode(&c) == nil && c.State.Running
-	return runs, resp.StatusCode == http.StatusNotFound
 }
 
 // list is the containers that run again without what was attached.

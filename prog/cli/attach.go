@@ -3,11 +3,8 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -23,11 +20,9 @@ import (
 	"weft/prog/agent"
 	"weft/prog/api"
 	"weft/prog/cni"
+	"weft/prog/docker"
 	"weft/prog/words"
 )
-
-// dockerSocket answers what the PID of a container is.
-const dockerSocket = "/var/run/docker.sock"
 
 // container is what attach and detach name: the id that keys its allocation, and
 // the path of its network namespace, empty if it is gone.
@@ -52,14 +47,14 @@ they go together.` + exitHelp,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			asked, err := askedAddresses(args[:len(args)-1])
 			if err != nil {
-				return usageError{err}
+				return words.Misused(err)
 			}
 			c, err := findContainer(cmd.Context(), args[len(args)-1])
 			if err != nil {
 				return err
 			}
 			if err := checkDocker(c.name); err != nil && name == "" {
-				return usageError{err}
+				return words.Misused(err)
 			}
 			at := cni.Attachment{
 				AttachRequest: api.AttachRequest{
@@ -69,10 +64,10 @@ they go together.` + exitHelp,
 				Netns: c.netns, Default: all, Beside: true,
 			}
 			if at.Labels, err = parseLabels(labels); err != nil {
-				return usageError{err}
+				return words.Misused(err)
 			}
 			if at.Ports, err = parsePorts(ports); err != nil {
-				return usageError{err}
+				return words.Misused(err)
 			}
 			done, err := cni.Attach(cmd.Context(), a.client(), at)
 			if err != nil {
@@ -221,7 +216,7 @@ func findContainer(ctx context.Context, word string) (container, error) {
 	if strings.Contains(word, "/") {
 		return namespaceOf(container{netns: word}, word+" does not exist")
 	}
-	return dockerContainer(ctx, dockerSocket, word)
+	return dockerContainer(ctx, docker.Socket, word)
 }
 
 // namespaceOf keys a namespace by its identity, so that a PID and a path of the
@@ -243,37 +238,19 @@ func namespaceOf(c container, missing string) (container, error) {
 	return c, nil
 }
 
-// dockerContainer asks Docker's API (v1.41, GET /containers/{id}/json).
+// dockerContainer asks Docker for a container.
 func dockerContainer(ctx context.Context, socket, name string) (container, error) {
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/containers/"+url.PathEscape(name)+"/json", nil)
-	if err != nil {
-		return container{}, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return container{}, fmt.Errorf("%q is neither a PID nor a path, and Docker cannot be asked for a container of that name on %s (%s): is it running, and may you use it?", name, socket, words.Cause(err))
-	}
-	defer resp.Body.Close()
-	var c struct {
-		ID      string
-		Name    string
-		State   struct{ Pid int }
-		Message string // of an error
-	}
-	err = json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 8<<20)).Decode(&c)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	c, err := docker.Inspect(ctx, socket, name)
+	_, silent := errors.AsType[*url.Error](err)
 	switch {
-	case err != nil:
-		return container{}, fmt.Errorf("docker container %s: %s gives an answer (HTTP status %d) that is not Docker's, or breaks off: see what listens there", name, socket, resp.StatusCode)
-	case resp.StatusCode == http.StatusNotFound:
+	case silent:
+		return container{}, fmt.Errorf("%q is neither a PID nor a path, and Docker cannot be asked for a container of that name on %s (%s): is it running, and may you use it?", name, socket, words.Cause(err))
+	case errors.Is(err, docker.ErrNone):
 		return container{}, fmt.Errorf("docker has no container %q (`docker ps`)", name)
-	case resp.StatusCode != http.StatusOK:
-		return container{}, fmt.Errorf("docker container %s: Docker says: %.300s (HTTP status %d)", name, cmp.Or(strings.Join(strings.Fields(c.Message), " "), "nothing"), resp.StatusCode)
+	case err != nil:
+		return container{}, err
 	case c.State.Pid == 0:
 		return container{}, fmt.Errorf("docker container %s is not running: start it first", name)
 	}

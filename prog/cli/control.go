@@ -201,7 +201,7 @@ func (a *app) prime() *cobra.Command {
 		Use: "prime", Short: "wait until this host can hand out addresses", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if wait <= 0 {
-				return usageError{fmt.Errorf("--wait %v: want more than 0s", wait)}
+				return words.Misused(fmt.Errorf("--wait %v: want more than 0s", wait))
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()

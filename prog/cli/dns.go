@@ -97,7 +97,7 @@ one of its own. Without -h the name is CONTAINER's.` + exitHelp,
 		Example: "  weft dns-add web -h shop.weft.internal\n  weft dns-add 192.0.2.17 -h printer",
 	}, func(ctx context.Context, req api.NameRequest, called string) error {
 		if req.Name = cmp.Or(req.Name, called); req.Name == "" {
-			return usageError{errors.New("which name? Give it with -h NAME")}
+			return words.Misused(errors.New("which name? Give it with -h NAME"))
 		}
 		return a.did(a.client().AddName(ctx, req))
 	})
@@ -127,7 +127,7 @@ func (a *app) dnsChange(cmd *cobra.Command, run func(ctx context.Context, req ap
 			case err == nil:
 				req.Addresses = append(req.Addresses, addr.Unmap())
 			case req.Container != "":
-				return usageError{fmt.Errorf("%s and %s: one container at a time", req.Container, word)}
+				return words.Misused(fmt.Errorf("%s and %s: one container at a time", req.Container, word))
 			default:
 				req.Container = word
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 // environmentPrefix begins the variables that settings can be given in.
@@ -65,7 +66,7 @@ func fromEnvironment(flags *pflag.FlagSet, environ []string) (used, unknown []st
 			return
 		}
 		if e := flags.Set(f.Name, value); e != nil {
-			err = usageError{fmt.Errorf("%s in the environment: %w", name, badValue(f, value))}
+			err = words.Misused(fmt.Errorf("%s in the environment: %w", name, badValue(f, value)))
 		}
 		used = append(used, f.Name)
 	})
@@ -87,9 +88,9 @@ func blame(err error, from origins, file settings) error {
 			continue
 		}
 		if origin == api.FromFile {
-			return usageError{fmt.Errorf("%s: %w", file.at(name), err)}
+			return words.Misused(fmt.Errorf("%s: %w", file.at(name), err))
 		}
-		return usageError{fmt.Errorf("%s in the environment: %w", variable(name), err)}
+		return words.Misused(fmt.Errorf("%s in the environment: %w", variable(name), err))
 	}
 	return err
 }
@@ -133,7 +134,7 @@ func (f *launchFlags) checkKubernetes() error {
 		name  string
 	}{{f.tokenSrc != "", "--token"}, {os.Getenv("WEFT_PASSWORD") != "", "WEFT_PASSWORD"}, {len(f.Targets) > 0, "PEER"}, {f.init != "", "--ipalloc-init"}} {
 		if x.given {
-			return usageError{fmt.Errorf("%s does not go with --kubernetes: peers are the cluster's Nodes, and its Secret holds the token and names the founder. To give a token, make that Secret before: kubectl -n weft create secret generic weft --from-file=token=FILE", x.name)}
+			return words.Misused(fmt.Errorf("%s does not go with --kubernetes: peers are the cluster's Nodes, and its Secret holds the token and names the founder. To give a token, make that Secret before: kubectl -n weft create secret generic weft --from-file=token=FILE", x.name))
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 // What commands print with --json that the agent does not answer so itself. site/json.md tells
@@ -87,7 +88,7 @@ func (a *app) jsonFlag(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json, for the same as --json")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if a.json = a.json || output == "json"; output != "" && output != "json" {
-			return usageError{fmt.Errorf("-o %s: want json, or leave it out for a table", output)}
+			return words.Misused(fmt.Errorf("-o %s: want json, or leave it out for a table", output))
 		}
 		return nil
 	}
@@ -119,7 +120,7 @@ var evaluated = regexp.MustCompile(`can't evaluate field (\S+) in type \S+( \{\}
 func (a *app) fill(t *template.Template, r api.Report) error {
 	var out bytes.Buffer // nothing is printed of a report that breaks off
 	if err := t.Execute(&out, fields(reflect.ValueOf(r))); err != nil {
-		return usageError{fmt.Errorf("-f: %w: fields are called as `weft report` prints them, such as .router.peers", templateError(err))}
+		return words.Misused(fmt.Errorf("-f: %w: fields are called as `weft report` prints them, such as .router.peers", templateError(err)))
 	}
 	fmt.Fprintln(a.out, out.String())
 	return nil

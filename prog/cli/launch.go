@@ -41,11 +41,7 @@ waits for that: it founds a network by itself only with --found.` + environmentH
 				if ended, err := f.awaitLaunch(cmd.Context()); ended || err != nil {
 					return err
 				}
-				given, err := a.secretGiven(f.tokenSrc)
-				if err == nil {
-					err = f.keepSecret(given)
-				}
-				if err != nil {
+				if err := a.establishSecret(f); err != nil {
 					return err
 				}
 			}
@@ -59,6 +55,20 @@ waits for that: it founds a network by itself only with --found.` + environmentH
 	f.add(cmd)
 	cmd.Flags().BoolVar(&f.found, "found", false, "found a network where this host belongs to none and is given no PEER")
 	return cmd
+}
+
+// establishSecret keeps this host's secret: the operator's, the one from before, or, where this
+// host founds, a new one.
+func (a *app) establishSecret(f *launchFlags) error {
+	given, err := a.secretGiven(f.tokenSrc)
+	if err != nil {
+		return err
+	}
+	founds, err := agent.Founds(f.StateDir, f.Targets)
+	if err == nil {
+		_, err = agent.EstablishSecret(f.StateDir, given, founds)
+	}
+	return err
 }
 
 // awaitLaunch waits where this host belongs to no network and was told of none. Then the
@@ -142,6 +152,13 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 		return err
 	}
 	l := launching{given: given, waits: waits, unit: f.unitInstalled()}
+	start := a.launchChild
+	if waits != 0 || l.unit {
+		start, err = a.launchUnit, f.reachesUnit()
+	}
+	if err != nil {
+		return err
+	}
 	if l.unit && waits == 0 {
 		calmUnit()
 	}
@@ -150,10 +167,6 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	}
 	if err != nil {
 		return err
-	}
-	start := a.launchChild
-	if waits != 0 || l.unit {
-		start = a.launchUnit
 	}
 	if err := start(cmd, f, client, l); err != nil {
 		return err

@@ -18,7 +18,7 @@ import (
 // launchChild starts the agent as a process of its own, and keeps what it was told once that runs.
 func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client, l launching) error {
 	if !f.Kubernetes.On {
-		err := f.keepSecret(l.given)
+		_, err := agent.EstablishSecret(f.StateDir, l.given, l.founds)
 		if err == nil {
 			err = agent.MarkLaunched(f.StateDir, l.founds)
 		}

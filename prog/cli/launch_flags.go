@@ -71,22 +71,22 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	f.Targets = targets
 	for _, t := range targets {
 		if err := mesh.CheckTarget(t); err != nil {
-			return usageError{err}
+			return words.Misused(err)
 		}
 	}
 	for _, s := range f.advertise {
 		addr, err := words.Addr(s)
 		if err != nil {
-			return usageError{fmt.Errorf("--advertise %s: %w", s, err)}
+			return words.Misused(fmt.Errorf("--advertise %s: %w", s, err))
 		}
 		f.Advertise = append(f.Advertise, addr.Unmap())
 	}
 	var err error
 	if f.Universe, err = parseRanges(f.ranges); err != nil {
-		return usageError{err}
+		return words.Misused(err)
 	}
 	if f.Init, err = agent.ParseInit(f.init); err != nil {
-		return usageError{err}
+		return words.Misused(err)
 	}
 	if f.exclude != nil {
 		f.Exclude = []netip.Prefix{}
@@ -94,31 +94,31 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	for _, s := range f.exclude {
 		p, err := words.Prefix(s)
 		if err != nil {
-			return usageError{fmt.Errorf("--ipalloc-exclude %s: %w", s, err)}
+			return words.Misused(fmt.Errorf("--ipalloc-exclude %s: %w", s, err))
 		}
 		f.Exclude = append(f.Exclude, p.Masked())
 	}
 	if err := checkStatusAddr(f.StatusAddr); err != nil {
-		return usageError{err}
+		return words.Misused(err)
 	}
 	if err := f.dns.complete(&f.DNS); err != nil {
-		return usageError{err}
+		return words.Misused(err)
 	}
 	if f.Exempt, err = agent.ParseExempt(f.exempt); err != nil {
-		return usageError{fmt.Errorf("--policy-exempt: %w", err)}
+		return words.Misused(fmt.Errorf("--policy-exempt: %w", err))
 	}
 	if err := agent.ParseChain(f.CNIChain); err != nil {
-		return usageError{fmt.Errorf("--cni-chain: %w", err)}
+		return words.Misused(fmt.Errorf("--cni-chain: %w", err))
 	}
 	if f.CNIChain == nil && f.Kubernetes.On {
 		f.CNIChain = []string{"portmap"}
 	}
 	f.DatapathElsewhere = !f.datapath
 	if f.Rest <= 0 {
-		return usageError{fmt.Errorf("--ipalloc-rest %v: want more than 0", f.Rest)}
+		return words.Misused(fmt.Errorf("--ipalloc-rest %v: want more than 0", f.Rest))
 	}
 	if err := f.Validate(); err != nil {
-		return usageError{err}
+		return words.Misused(err)
 	}
 	level := slog.LevelInfo
 	if f.verbose {

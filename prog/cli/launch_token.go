@@ -9,7 +9,7 @@ import (
 	"golang.org/x/term"
 
 	"weft/mesh/secret"
-	"weft/prog/agent"
+	"weft/prog/words"
 )
 
 // secretGiven is the token that the operator gave: by --token, or WEFT_PASSWORD.
@@ -24,7 +24,7 @@ func (a *app) secretGiven(source string) (*secret.Token, error) {
 	case source == "":
 		t, err := secret.FromPassword(password)
 		if err != nil {
-			return nil, usageError{fmt.Errorf("WEFT_PASSWORD: %w", err)}
+			return nil, words.Misused(fmt.Errorf("WEFT_PASSWORD: %w", err))
 		}
 		return &t, nil
 	case source == "-":
@@ -36,7 +36,7 @@ func (a *app) secretGiven(source string) (*secret.Token, error) {
 	default:
 		data, err := os.ReadFile(source)
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, usageError{fmt.Errorf("--token %s: no such file; a token itself is not given as an argument, where others could read it: pipe it into --token -", hideToken(source))}
+			return nil, words.Misused(fmt.Errorf("--token %s: no such file; a token itself is not given as an argument, where others could read it: pipe it into --token -", hideToken(source)))
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--token: %w", err)
@@ -45,19 +45,9 @@ func (a *app) secretGiven(source string) (*secret.Token, error) {
 	}
 	t, err := secret.Parse(text)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("--token: %w", err)}
+		return nil, words.Misused(fmt.Errorf("--token: %w", err))
 	}
 	return &t, nil
-}
-
-// keepSecret keeps this host's secret: the operator's, the one from before, or, where this host
-// founds, a new one.
-func (f *launchFlags) keepSecret(given *secret.Token) error {
-	founds, err := agent.Founds(f.StateDir, f.Targets)
-	if err == nil {
-		_, err = agent.EstablishSecret(f.StateDir, given, founds)
-	}
-	return err
 }
 
 // readToken reads a token from standard input. A person is asked for it, and what he types does

@@ -16,6 +16,7 @@ import (
 
 	"weft/prog/agent"
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 // agentUnit is the agent's unit of systemd.
@@ -38,15 +39,12 @@ func unitLoaded() bool {
 // launchUnit leaves what launch was told where a supervisor's agent reads it, and starts that
 // agent unless it waits for just this. Where it fails, all is as before.
 func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client, l launching) error {
-	if err := f.reachesUnit(); err != nil {
-		return err
-	}
 	before, err := readSettings(f.settings)
 	if err != nil {
 		return err
 	}
 	if l.given != nil || !l.founds { // else the agent makes one, unless it has its own
-		err = f.keepSecret(l.given)
+		_, err = agent.EstablishSecret(f.StateDir, l.given, l.founds)
 	}
 	if err == nil {
 		err = saveSettings(f.settings, givenSettings(cmd.Flags(), f.from))
@@ -64,20 +62,23 @@ func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client,
 		return err
 	}
 	if l.unit {
-		_ = exec.Command("systemctl", "stop", agentUnit).Run()
+		systemctl("stop")
 	}
 	err = errors.Join(err, before.restore(), l.undo())
 	if l.unit && l.waits != 0 { // it waits again
-		_ = exec.Command("systemctl", "start", "--no-block", agentUnit).Run()
+		systemctl("start", "--no-block")
 	}
 	return err
 }
 
+// systemctl does something to the unit, as far as that is possible.
+func systemctl(args ...string) { _ = exec.Command("systemctl", append(args, agentUnit)...).Run() }
+
 // calmUnit ends a unit that fails again and again: it would be started with what is only half told,
 // and its last failure taken for that of the next start.
 func calmUnit() {
-	_ = exec.Command("systemctl", "stop", agentUnit).Run()
-	_ = exec.Command("systemctl", "reset-failed", agentUnit).Run() // an error: it never failed
+	systemctl("stop")
+	systemctl("reset-failed") // an error: it never failed
 }
 
 // startUnit starts the unit, or watches the agent that waits, until it is ready.
@@ -100,11 +101,11 @@ func (a *app) startUnit(ctx context.Context, f *launchFlags, client *api.Client,
 func (f *launchFlags) reachesUnit() error {
 	for _, name := range slices.Sorted(maps.Keys(f.from)) {
 		if f.from[name] == api.FromEnvironment {
-			return usageError{fmt.Errorf("%s does not reach the agent, which a supervisor runs: give --%s, which is saved in %s", variable(name), name, settingsFile)}
+			return words.Misused(fmt.Errorf("%s does not reach the agent, which a supervisor runs: give --%s, which is saved in %s", variable(name), name, settingsFile))
 		}
 	}
 	if f.settings != settingsFile {
-		return usageError{fmt.Errorf("--settings %s does not reach the agent, which a supervisor runs: write into %s", f.settings, settingsFile)}
+		return words.Misused(fmt.Errorf("--settings %s does not reach the agent, which a supervisor runs: write into %s", f.settings, settingsFile))
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ func checkWords(root *cobra.Command, args []string) error {
 	}
 	helps := func(arg string) bool { return arg == "--help" || arg == "-h" || arg == "--version" }
 	if slices.Contains(args, "--json") && cmd.Name() != "status" && !slices.ContainsFunc(args, helps) {
-		return usageError{fmt.Errorf("`%s` prints no JSON, its commands do (see `%s --help`)", cmd.CommandPath(), cmd.CommandPath())}
+		return words.Misused(fmt.Errorf("`%s` prints no JSON, its commands do (see `%s --help`)", cmd.CommandPath(), cmd.CommandPath()))
 	}
 	return nil
 }
@@ -62,7 +62,7 @@ func unknownCommand(cmd *cobra.Command, word string) error {
 	} else if near := cmd.SuggestionsFor(word); word != "" && len(near) > 0 { // all begin with nothing
 		text += ": did you mean " + strings.Join(near, " or ") + "?"
 	}
-	return usageError{fmt.Errorf("%s (see `%s --help`)", text, cmd.CommandPath())}
+	return words.Misused(fmt.Errorf("%s (see `%s --help`)", text, cmd.CommandPath()))
 }
 
 // flagError words what pflag says of a flag.
@@ -73,7 +73,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	} else if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
 		text = badValue(e.GetFlag(), e.GetValue()).Error()
 	}
-	return usageError{fmt.Errorf("%s (see `%s --help`)", text, cmd.CommandPath())}
+	return words.Misused(fmt.Errorf("%s (see `%s --help`)", text, cmd.CommandPath()))
 }
 
 func unknownFlag(cmd *cobra.Command, e *pflag.NotExistError) string {
@@ -135,7 +135,7 @@ func (a *app) checkArgs(c *cobra.Command) {
 		default:
 			return nil
 		}
-		return usageError{fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath())}
+		return words.Misused(fmt.Errorf("%w (see `%s --help`)", err, cmd.CommandPath()))
 	}
 	for _, sub := range c.Commands() {
 		a.checkArgs(sub)

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 // defaultNamespace is that of names without one, as kubectl has it.
@@ -48,7 +49,7 @@ func (m *manifestFile) add(flags *pflag.FlagSet) {
 // read is the text of the manifest, and what errors about it call it.
 func (m *manifestFile) read(in io.Reader) (text, name string, err error) {
 	if len(m.files) > 1 {
-		return "", "", usageError{errors.New("one -f at a time: a file may have several documents, with --- between them")}
+		return "", "", words.Misused(errors.New("one -f at a time: a file may have several documents, with --- between them"))
 	}
 	name = m.files[0]
 	if name == "-" {
@@ -56,17 +57,17 @@ func (m *manifestFile) read(in io.Reader) (text, name string, err error) {
 	} else {
 		f, err := os.Open(name)
 		if err != nil {
-			return "", "", usageError{fmt.Errorf("-f: %w", err)}
+			return "", "", words.Misused(fmt.Errorf("-f: %w", err))
 		}
 		defer f.Close()
 		in = f
 	}
 	data, err := io.ReadAll(io.LimitReader(in, api.MaxBody+1))
 	if err != nil {
-		return "", "", usageError{fmt.Errorf("-f: %w", err)}
+		return "", "", words.Misused(fmt.Errorf("-f: %w", err))
 	}
 	if len(data) > api.MaxBody {
-		return "", "", usageError{fmt.Errorf("-f: %s has more than %d MiB: that is no manifest", name, api.MaxBody>>20)}
+		return "", "", words.Misused(fmt.Errorf("-f: %s has more than %d MiB: that is no manifest", name, api.MaxBody>>20))
 	}
 	return string(data), name, nil
 }
@@ -94,9 +95,9 @@ func (o *applying) add(flags *pflag.FlagSet) {
 func (o *applying) check() error {
 	switch {
 	case o.dryRun && o.wait:
-		return usageError{errors.New("--dry-run changes nothing, so that there is nothing to --wait for")}
+		return words.Misused(errors.New("--dry-run changes nothing, so that there is nothing to --wait for"))
 	case o.timeout <= 0:
-		return usageError{fmt.Errorf("--timeout %v: want more than 0s", o.timeout)}
+		return words.Misused(fmt.Errorf("--timeout %v: want more than 0s", o.timeout))
 	}
 	return nil
 }
@@ -127,7 +128,7 @@ is all the same.` + exitHelp,
 		Example: "  weft policy apply -f shop.yaml --dry-run\n  weft policy apply -f shop.yaml --wait\n  weft policy get shop/db | weft policy apply -f -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(file.files) == 0 {
-				return usageError{errors.New("which manifest? Give it with -f FILE, or -f - for standard input")}
+				return words.Misused(errors.New("which manifest? Give it with -f FILE, or -f - for standard input"))
 			}
 			if err := then.check(); err != nil {
 				return err
@@ -180,7 +181,7 @@ not there. namespace/NAME takes back the labels of a namespace.` + exitHelp,
 			for _, word := range args {
 				ref, err := parseRef(word, namespace)
 				if err != nil {
-					return usageError{err}
+					return words.Misused(err)
 				}
 				req.Refs = append(req.Refs, ref)
 			}
@@ -309,11 +310,11 @@ that gives a namespace its labels.` + exitHelp,
 		Example: "  weft policy get shop/db-access\n  weft policy get -n shop db-access -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if output != "yaml" && output != "json" {
-				return usageError{fmt.Errorf("-o %s: want yaml or json", output)}
+				return words.Misused(fmt.Errorf("-o %s: want yaml or json", output))
 			}
 			ref, err := parseRef(args[0], namespace)
 			if err != nil {
-				return usageError{err}
+				return words.Misused(err)
 			}
 			list, err := a.client().Policies(cmd.Context())
 			if err != nil {

@@ -58,7 +58,7 @@ An answer is an answer: the exit code is 0 also where it is no.` + exitHelp,
 			if len(args) == 3 {
 				var err error
 				if req.Port, req.Protocol, err = parsePort(args[2]); err != nil {
-					return usageError{err}
+					return words.Misused(err)
 				}
 			}
 			e, err := a.client().Explain(cmd.Context(), req)

@@ -8,14 +8,15 @@ import (
 	"strings"
 
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 // chosen are the endpoints that words name, in their order. One that names none is an error.
-func chosen(ctx context.Context, all []api.Endpoint, words []string) ([]api.Endpoint, error) {
+func chosen(ctx context.Context, all []api.Endpoint, named []string) ([]api.Endpoint, error) {
 	keep := make([]bool, len(all))
-	for _, word := range words {
+	for _, word := range named {
 		if word == "" {
-			return nil, usageError{errors.New("which container? A word is empty")}
+			return nil, words.Misused(errors.New("which container? A word is empty"))
 		}
 		matches := containersOf(all, word)
 		if !slices.Contains(matches, true) {

@@ -51,9 +51,6 @@ type app struct {
 	json     bool
 }
 
-// usageError is a mistake on the command line.
-type usageError struct{ error }
-
 // errNotReady is the exit code of a command that has printed why this host is not ready.
 var errNotReady = errors.New("not ready")
 
@@ -83,7 +80,7 @@ func exitCode(err error) int {
 	if exit, ok := errors.AsType[*lab.ExitError](err); ok {
 		return exit.Code
 	}
-	if _, ok := errors.AsType[usageError](err); ok {
+	if _, ok := errors.AsType[words.Misuse](err); ok {
 		return ExitUsage
 	}
 	if errors.Is(err, errNotReady) {
@@ -102,9 +99,6 @@ func exitCode(err error) int {
 		case api.CodeBadRequest:
 			return ExitUsage
 		}
-	}
-	if _, ok := errors.AsType[words.Misuse](err); ok {
-		return ExitUsage
 	}
 	return ExitFailed
 }

@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"weft/prog/api"
+	"weft/prog/words"
 )
 
 // settingsFile is where this host's settings are. It is read by launch and agent, under the
@@ -49,7 +50,7 @@ func readSettings(path string) (s settings, err error) {
 		return s, fmt.Errorf("settings: %w", err)
 	}
 	if err := yaml.UnmarshalStrict(s.text, &s.entries); err != nil {
-		return s, usageError{unreadable(path, s.text, err)}
+		return s, words.Misused(unreadable(path, s.text, err))
 	}
 	return s, nil
 }
@@ -103,19 +104,19 @@ func (s settings) apply(flags *pflag.FlagSet, from origins) error {
 		f := flags.Lookup(key)
 		switch {
 		case key == "token":
-			return usageError{fmt.Errorf("%s: a token does not belong into this file, which others may read: give it once with `weft launch --token -`, or put it into /var/lib/weft/secret (mode 0600)", s.at(key))}
+			return words.Misused(fmt.Errorf("%s: a token does not belong into this file, which others may read: give it once with `weft launch --token -`, or put it into /var/lib/weft/secret (mode 0600)", s.at(key)))
 		case f == nil || slices.Contains(notInFile, key):
-			return usageError{fmt.Errorf("%s: there is no such setting%s: `weft config view` lists them", s.at(key), didYouMean(key, flags))}
+			return words.Misused(fmt.Errorf("%s: there is no such setting%s: `weft config view` lists them", s.at(key), didYouMean(key, flags)))
 		}
 		values, err := flagValues(f, s.entries[key])
 		if err != nil {
-			return usageError{fmt.Errorf("%s: %w", s.at(key), err)}
+			return words.Misused(fmt.Errorf("%s: %w", s.at(key), err))
 		}
 		if f.Changed {
 			continue
 		}
 		if setFlag(flags, f, values) != nil {
-			return usageError{fmt.Errorf("%s: %w", s.at(key), badValue(f, strings.Join(values, ",")))}
+			return words.Misused(fmt.Errorf("%s: %w", s.at(key), badValue(f, strings.Join(values, ","))))
 		}
 		from[key] = api.FromFile
 	}

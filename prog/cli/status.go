@@ -92,7 +92,7 @@ func (a *app) report() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := reportTemplate(format)
 			if err != nil {
-				return usageError{fmt.Errorf("-f: %w", err)}
+				return words.Misused(fmt.Errorf("-f: %w", err))
 			}
 			r, err := a.reportWithUsage(cmd.Context())
 			if err != nil {

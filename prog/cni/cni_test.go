@@ -124,6 +124,19 @@ func TestAttachUndoesItself(t *testing.T) {
 	}
 }
 
+// pair makes the link of a container, from the host's namespace.
+func pair(t *testing.T, container routertest.Namespace) {
+	t.Helper()
+	in, err := endpoint.Open(container.Path(), "eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if err := in.Create(endpoint.HostLink("c1", "eth0")); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // An agent that is there and does nothing, as after SIGSTOP: DEL takes the link away all the
 // same, and says in time, with the spec's code, what is the matter.
 func TestDetachFromAHangingAgent(t *testing.T) {
@@ -135,14 +148,7 @@ func TestDetachFromAHangingAgent(t *testing.T) {
 	}
 	defer l.Close()
 	host.Do(func() {
-		in, err := endpoint.Open(container.Path(), "eth0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer in.Close()
-		if err := in.Create(endpoint.HostLink("c1", "eth0")); err != nil {
-			t.Fatal(err)
-		}
+		pair(t, container)
 		err = Detach(t.Context(), api.NewClient(socket).Within(50*time.Millisecond), api.EndpointRef{ContainerID: "c1", Interface: "eth0"})
 		if _, down := errors.AsType[*api.NotRunningError](err); err == nil || down {
 			t.Errorf("the agent is there: %v", err)
@@ -165,14 +171,7 @@ func TestDetachOfWhatTheAgentDoesNotKnow(t *testing.T) {
 	host, container := routertest.New(t), routertest.New(t)
 	client := fake{detached: make(chan string, 1)}.serve(t)
 	host.Do(func() {
-		in, err := endpoint.Open(container.Path(), "eth0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer in.Close()
-		if err := in.Create(endpoint.HostLink("c1", "eth0")); err != nil {
-			t.Fatal(err)
-		}
+		pair(t, container)
 		if err := Detach(t.Context(), client, api.EndpointRef{ContainerID: "c1", Interface: "eth0"}); err != nil {
 			t.Error(err)
 		}

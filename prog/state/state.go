@@ -80,15 +80,15 @@ var ErrLocked = errors.New("the state is in use")
 // Open opens the state in folder dir, and makes it if there is none.
 func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, explained(fmt.Errorf("state: %w", err))
+		return nil, Explained(fmt.Errorf("state: %w", err))
 	}
 	path := filepath.Join(dir, File)
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		if err := create(path); err != nil {
-			return nil, explained(err)
+			return nil, Explained(err)
 		}
 	} else if err := examine(path); surroundings(err) {
-		return nil, explained(fmt.Errorf("state: %w", err))
+		return nil, Explained(fmt.Errorf("state: %w", err))
 	} else if err != nil {
 		return nil, &UnusableError{path, err}
 	}
@@ -97,7 +97,7 @@ func Open(dir string) (*Store, error) {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, lockedError(path)
 	case surroundings(err):
-		return nil, explained(fmt.Errorf("state: %w", err))
+		return nil, Explained(fmt.Errorf("state: %w", err))
 	case err != nil:
 		return nil, &UnusableError{path, err}
 	}

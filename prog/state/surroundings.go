@@ -20,8 +20,8 @@ func surroundings(err error) bool {
 	return false
 }
 
-// explained adds what to do about an error of the surroundings.
-func explained(err error) error {
+// Explained adds what to do about an error of the surroundings.
+func Explained(err error) error {
 	switch {
 	case errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("%w: mount that file system writable (mount -o remount,rw), or name another folder with --state-dir", err)

@@ -22,8 +22,8 @@ func TestTroubleAroundTheFileIsNoFaultOfTheFile(t *testing.T) {
 		syscall.EACCES: "needs root", syscall.EPERM: "needs root", syscall.EROFS: "remount,rw", syscall.ENOSPC: "make room", syscall.EDQUOT: "make room",
 	} {
 		err := &fs.PathError{Op: "open", Path: "/x", Err: kind}
-		if !surroundings(err) || !strings.Contains(explained(err).Error(), says) || !errors.Is(explained(err), kind) {
-			t.Errorf("%v: %v", kind, explained(err))
+		if !surroundings(err) || !strings.Contains(Explained(err).Error(), says) || !errors.Is(Explained(err), kind) {
+			t.Errorf("%v: %v", kind, Explained(err))
 		}
 	}
 	if surroundings(errors.New("it is torn")) {
