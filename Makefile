@@ -2,13 +2,13 @@
 SHELL   := /bin/bash
 GO      ?= go
 # The release that this tree is, or becomes: it is written there only, and `make manifest VERSION=v1.2.3` writes it anew.
-RELEASE := $(shell sed -n 's/^appVersion: //p' site/chart/Chart.yaml)
+RELEASE := $(shell sed -n 's/^appVersion: //p' site/deploy/chart/Chart.yaml)
 # What somebody has set, if anybody has. Else programs say which commit they are of, unless that one is tagged.
 GIVEN   := $(VERSION)
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --exact-match --dirty 2>/dev/null || \
 	echo $(RELEASE)$$(git describe --always --dirty --exclude '*' 2>/dev/null | sed 's/^/-/'))
 FLAGS   := -trimpath -ldflags '-s -w -X weft/prog/cli.Version=$(VERSION)'
-# The image: its name, which is the one in site/weft.yaml, and does not change with each commit; without a tag it gets
+# The image: its name, which is the one in site/deploy/weft.yaml, and does not change with each commit; without a tag it gets
 # that one's. The commit and the time of the sources.
 IMAGE    ?= localhost/weft
 TAGGED   := $(IMAGE)$(if $(findstring :,$(lastword $(subst /, ,$(IMAGE)))),,:$(or $(GIVEN),$(RELEASE)))
@@ -33,8 +33,8 @@ image: ## the container image, bin/weft-image.tar: an OCI archive for amd64 and 
 			$(GO) build $(FLAGS) -buildvcs=false -o bin/linux-$$arch/ ./cmd/weft ./cmd/weft-cni || exit 1; done
 	@$(GO) run ./prog/image -o bin/weft-image.tar -name '$(TAGGED)' -version '$(VERSION)' -revision '$(REVISION)' -created '$(SOURCE_DATE_EPOCH)' bin/linux-amd64 bin/linux-arm64
 
-manifest: ## site/weft.yaml, the chart with its default values, and site/uninstall.yaml (VERSION=v1.2.3: of that release, from now on)
-	$(GO) run ./prog/image/manifest $(if $(GIVEN),-version '$(GIVEN)') site
+manifest: ## site/deploy/weft.yaml, the chart with its default values, and site/deploy/uninstall.yaml (VERSION=v1.2.3: of that release, from now on)
+	$(GO) run ./prog/image/manifest $(if $(GIVEN),-version '$(GIVEN)') site/deploy
 
 demo: build ## three hosts on this machine: what Weft does, in under a minute (KEEP=1 leaves them running)
 	@bin/weft lab demo
@@ -83,7 +83,7 @@ soak: ## 10,000 random histories of whole clusters: no address is handed out twi
 test-kernel: ## the two-host test on the kernel's own WireGuard, in user-mode Linux
 	@prog/lab/uml/test-kernel.sh
 
-bench: build ## the benchmarks behind site/benchmarks.md
+bench: build ## the benchmarks behind site/docs/benchmarks.md
 	$(GO) run ./prog/lab/bench
 
 fuzz: ## every decoder of untrusted bytes, 20 s each

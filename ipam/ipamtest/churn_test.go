@@ -11,7 +11,7 @@ import (
 
 // A day of 200 peers: pods come and go, and every ten minutes a host leaves and another
 // joins. What names a peer's part of the universe stays short, also where three of four
-// addresses are in use (site/ipam.md has the figures).
+// addresses are in use (site/docs/ipam.md has the figures).
 func TestADayOfChurnLeavesFewAllowedIPs(t *testing.T) {
 	for name, c := range map[string]struct {
 		universe           string

@@ -32,7 +32,7 @@ func (d *dnsFlags) add(flags *pflag.FlagSet, o *agent.DNSOptions) {
 	flags.DurationVar(&o.TTL, "dns-ttl", dns.DefaultTTL, "how long resolvers may keep an answer about the network, whole seconds up to 24h")
 	flags.BoolVar(&o.PreferLocal, "dns-prefer-local", false, "of several endpoints with one name, answer those on this host first")
 	flags.StringSliceVar(&d.forward, "dns-forward", nil, "DOMAIN=ADDRESS[:PORT]: ask this server about names in DOMAIN, \".\" for all; repeat it for more")
-	flags.BoolVar(&o.Fallback, "dns-fallback", false, "give containers this host's own server as a second one; read site/dns.md first")
+	flags.BoolVar(&o.Fallback, "dns-fallback", false, "give containers this host's own server as a second one; read site/docs/dns.md first")
 	flags.StringVar(&o.ResolvConf, "resolv-conf", dns.DefaultResolvConf, "where this host's own servers are named, for all other names")
 }
 

@@ -18,8 +18,8 @@ import (
 	"weft/prog/words"
 )
 
-// What commands print with --json that the agent does not answer so itself. site/json.md tells
-// of all, and site/json.schema.json has every field.
+// What commands print with --json that the agent does not answer so itself. site/docs/json.md tells
+// of all, and site/docs/json.schema.json has every field.
 type (
 	done struct {
 		Done bool `json:"done"`

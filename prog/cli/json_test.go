@@ -213,7 +213,7 @@ func within(t *testing.T, path string, part, whole any) {
 	}
 }
 
-// The schema that site/json.md points to is what the types say.
+// The schema that site/docs/json.md points to is what the types say.
 func TestJSONSchema(t *testing.T) {
 	defs, commands := map[string]any{}, map[string]any{}
 	for path, o := range outputs {
@@ -226,7 +226,7 @@ func TestJSONSchema(t *testing.T) {
 	if !json.Valid(data) {
 		t.Fatalf("this is no JSON:\n%s", data)
 	}
-	path := filepath.Join("..", "..", "site", "json.schema.json")
+	path := filepath.Join("..", "..", "site", "docs", "json.schema.json")
 	if *update {
 		if err := os.WriteFile(path, data, 0o644); err != nil {
 			t.Fatal(err)

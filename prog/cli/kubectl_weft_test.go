@@ -36,7 +36,7 @@ esac
 
 // The plugin of kubectl finds the right agent, takes kubectl's flags wherever they stand, and fails when nobody answers.
 func TestKubectlPlugin(t *testing.T) {
-	script, err := filepath.Abs("../../site/kubectl-weft")
+	script, err := filepath.Abs("../../site/deploy/kubectl-weft")
 	if err != nil {
 		t.Fatal(err)
 	}

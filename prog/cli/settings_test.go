@@ -144,7 +144,7 @@ func TestResetRemovesOnlyASettingsFileThatLaunchMade(t *testing.T) {
 
 // Each setting is documented, with the default that it has.
 func TestSettingsAreDocumented(t *testing.T) {
-	doc, err := os.ReadFile("../../site/settings.md")
+	doc, err := os.ReadFile("../../site/docs/settings.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,11 +158,11 @@ func TestSettingsAreDocumented(t *testing.T) {
 			row += "`" + s.Value + "`"
 		}
 		if !strings.Contains(string(doc), "\n"+row) {
-			t.Errorf("site/settings.md has no row that begins %s", row)
+			t.Errorf("site/docs/settings.md has no row that begins %s", row)
 		}
 	}
 	if rows := strings.Count(string(doc), "\n| `"); rows != len(list) {
-		t.Errorf("site/settings.md has %d rows, there are %d settings", rows, len(list))
+		t.Errorf("site/docs/settings.md has %d rows, there are %d settings", rows, len(list))
 	}
 }
 

@@ -31,7 +31,7 @@ var recorded = map[string]string{
 
 var update = flag.String("update-wire", "", "record what is written today as a new version of the corpus, such as v2")
 
-const howToRecord = "If the change is meant, and older agents can read it (site/decisions/0018-wire.md), record it beside the old ones: " +
+const howToRecord = "If the change is meant, and older agents can read it (site/docs/decisions/0018-wire.md), record it beside the old ones: " +
 	"go test ./prog/wire -run TestRecord -update-wire v%d, and add the digest that this prints to `recorded`"
 
 // item is one thing that travels or is kept.

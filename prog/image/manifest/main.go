@@ -1,7 +1,7 @@
 // Command manifest renders the Helm chart with its default values, for those who install
 // without Helm, and gives what uninstalls the same version. `make manifest` runs it.
 //
-// The release is written in one place, appVersion in site/chart/Chart.yaml, and is the
+// The release is written in one place, appVersion in site/deploy/chart/Chart.yaml, and is the
 // image's tag: so to apply a newer manifest is to roll the agents.
 package main
 
@@ -25,12 +25,12 @@ import (
 // namespace is where the chart is installed, unless Helm is told otherwise.
 const namespace = "weft"
 
-const head = "# Installs Weft %s: kubectl apply -f weft.yaml\n# Made from site/chart by `make manifest`: change it there.\n"
+const head = "# Installs Weft %s: kubectl apply -f weft.yaml\n# Made from site/deploy/chart by `make manifest`: change it there.\n"
 
 func main() {
 	version := flag.String("version", "", "the release, as v1.2.3, if it is another one from now on")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: manifest [-version VERSION] SITE")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: manifest [-version VERSION] FOLDER")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -45,18 +45,18 @@ func main() {
 }
 
 // run writes the manifests in the folder anew, all of them or none.
-func run(site, version string) error {
-	made, err := render(site, version)
+func run(folder, version string) error {
+	made, err := render(folder, version)
 	if err != nil {
 		return err
 	}
 	for name, data := range made {
-		if err := os.WriteFile(filepath.Join(site, name+".new"), data, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(folder, name+".new"), data, 0o644); err != nil {
 			return err
 		}
 	}
 	for name := range made {
-		if err := os.Rename(filepath.Join(site, name+".new"), filepath.Join(site, name)); err != nil {
+		if err := os.Rename(filepath.Join(folder, name+".new"), filepath.Join(folder, name)); err != nil {
 			return err
 		}
 	}
@@ -82,8 +82,8 @@ var (
 )
 
 // render returns the files' contents by name. Without a version it is the chart's.
-func render(site, version string) (map[string][]byte, error) {
-	about, err := os.ReadFile(filepath.Join(site, chartFile))
+func render(folder, version string) (map[string][]byte, error) {
+	about, err := os.ReadFile(filepath.Join(folder, chartFile))
 	if err != nil {
 		return nil, err
 	}
@@ -99,11 +99,11 @@ func render(site, version string) (map[string][]byte, error) {
 	}
 	about = appVersion.ReplaceAllLiteral(about, []byte("appVersion: "+c.AppVersion))
 	about = chartVersion.ReplaceAllLiteral(about, []byte("version: "+strings.TrimPrefix(c.AppVersion, "v")))
-	install, err := c.template(filepath.Join(site, "chart"))
+	install, err := c.template(filepath.Join(folder, "chart"))
 	if err != nil {
 		return nil, err
 	}
-	uninstall, err := os.ReadFile(filepath.Join(site, uninstallFile))
+	uninstall, err := os.ReadFile(filepath.Join(folder, uninstallFile))
 	if err != nil {
 		return nil, err
 	}

@@ -13,16 +13,20 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-const site = "../../../site"
+// deploy has what is installed, docs what people read.
+const (
+	deploy = "../../../site/deploy"
+	docs   = "../../../site/docs"
+)
 
 func TestManifestsAreCurrent(t *testing.T) {
-	made, err := render(site, "")
+	made, err := render(deploy, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range made {
-		if !bytes.Equal(read(t, filepath.Join(site, name)), want) {
-			t.Errorf("site/%s is not what the chart renders to: run `make manifest`", name)
+		if !bytes.Equal(read(t, filepath.Join(deploy, name)), want) {
+			t.Errorf("site/deploy/%s is not what the chart renders to: run `make manifest`", name)
 		}
 	}
 }
@@ -39,11 +43,11 @@ func read(t *testing.T, file string) []byte {
 // Another release changes the pods of both DaemonSets and of what uninstalls, and nothing
 // else: so `kubectl apply` of its manifest rolls them, newer or older.
 func TestAReleaseIsItsImagesTag(t *testing.T) {
-	old, err := render(site, "v1.2.3")
+	old, err := render(deploy, "v1.2.3")
 	if err != nil {
 		t.Fatal(err)
 	}
-	newer, err := render(site, "v1.3.0-rc.1")
+	newer, err := render(deploy, "v1.3.0-rc.1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,12 +71,12 @@ func TestAReleaseIsItsImagesTag(t *testing.T) {
 
 func TestRefusesWhatIsNoRelease(t *testing.T) {
 	for _, version := range []string{"latest", "v1", "v1.2", "v1.2.3+4", "1.2.3.4", "v01.2.3", "3afc96e", "v1.2.3-", "v1.2.3 "} {
-		if _, err := render(site, version); err == nil || !strings.Contains(err.Error(), "give one like v1.2.3") {
+		if _, err := render(deploy, version); err == nil || !strings.Contains(err.Error(), "give one like v1.2.3") {
 			t.Errorf("%q: %v", version, err)
 		}
 	}
 	for _, version := range []string{"0.2.0", "v10.0.1", "v0.2.0-3-g3afc96e-dirty"} {
-		if _, err := render(site, version); err != nil {
+		if _, err := render(deploy, version); err != nil {
 			t.Errorf("%q: %v", version, err)
 		}
 	}
@@ -81,7 +85,7 @@ func TestRefusesWhatIsNoRelease(t *testing.T) {
 // What is written is written for good, and the next call without a version keeps it.
 func TestWritesTheRelease(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS(site)); err != nil {
+	if err := os.CopyFS(dir, os.DirFS(deploy)); err != nil {
 		t.Fatal(err)
 	}
 	for _, version := range []string{"v1.2.3", ""} {
@@ -102,7 +106,7 @@ func TestWritesTheRelease(t *testing.T) {
 // The image that `make image` makes is the one that the manifests ask for, whatever the
 // commit; one of another release or for another registry has that one's name.
 func TestMakeImageNamesWhatTheManifestsAskFor(t *testing.T) {
-	asked := string(imageLine.Find(read(t, filepath.Join(site, uninstallFile))))
+	asked := string(imageLine.Find(read(t, filepath.Join(deploy, uninstallFile))))
 	asked = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(asked), "image:"))
 	_, tag, _ := strings.Cut(asked, ":")
 	for _, c := range []struct{ arg, want string }{
@@ -130,7 +134,7 @@ func TestMakeImageNamesWhatTheManifestsAskFor(t *testing.T) {
 
 // What is gone already is no error: not when somebody uninstalls, nor when they do it twice.
 func TestUninstallCanBeRepeated(t *testing.T) {
-	_, text, _ := strings.Cut(string(read(t, filepath.Join(site, "kubernetes.md"))), "\n## Uninstall\n")
+	_, text, _ := strings.Cut(string(read(t, filepath.Join(docs, "kubernetes.md"))), "\n## Uninstall\n")
 	text, _, _ = strings.Cut(text, "\n\ntakes away")
 	deletes := 0
 	for line := range strings.Lines(text) {
@@ -147,7 +151,7 @@ func TestUninstallCanBeRepeated(t *testing.T) {
 
 // A tag that stays while the image changes is one that no node pulls again.
 func TestNothingNamesLatest(t *testing.T) {
-	for _, dir := range []string{site, "../../lab", "../../../README.md", "../../../Makefile"} {
+	for _, dir := range []string{deploy, docs, "../../lab", "../../../README.md", "../../../Makefile"} {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && !d.IsDir() && bytes.Contains(read(t, path), []byte("weft:"+"latest")) {
 				t.Errorf("%s names the tag latest", path)
@@ -187,7 +191,7 @@ type container struct {
 
 func objects(t *testing.T) (out []object) {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(site, installFile))
+	data, err := os.ReadFile(filepath.Join(deploy, installFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +241,7 @@ func TestLeastPrivilege(t *testing.T) {
 
 // Each right in a role has a comment above it that says why.
 func TestRightsAreJustified(t *testing.T) {
-	data, err := os.ReadFile(filepath.Join(site, installFile))
+	data, err := os.ReadFile(filepath.Join(deploy, installFile))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,5 @@
 // Command bench measures what Weft has budgets for, on labs of this machine, and prints Markdown: the tables of
-// site/benchmarks.md.
+// site/docs/benchmarks.md.
 //
 // Every figure comes with what it is compared to, measured in the same run, in turns (A B A B …), so that whatever
 // else the machine does meets both. A budget that is missed is printed as such; it is not an error.

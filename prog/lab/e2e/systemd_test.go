@@ -12,7 +12,7 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-const units = "../../../site/systemd"
+const units = "../../../site/deploy/systemd"
 
 // The units are hardened: systemd itself says how much a process in them could still do.
 func TestUnitsAreHardened(t *testing.T) {

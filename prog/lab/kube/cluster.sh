@@ -17,7 +17,7 @@
 #
 # Settings, from the environment of `up`:
 #   NODES          how many, by default 3
-#   CNI            weft: installed from site/weft.yaml (default); none: nodes wait for a plugin; bridge: Debian's plugins,
+#   CNI            weft: installed from site/deploy/weft.yaml (default); none: nodes wait for a plugin; bridge: Debian's plugins,
 #                  with routes between the nodes, to tell the lab's mistakes from ours
 #   PROXY_MODE     nftables (default) or iptables
 #   CLUSTER_CIDR   the pods' ranges, one of each family
@@ -210,7 +210,7 @@ node_wait() { # NAME MOMENT
 # The API server is on no node, so it has a way to pods by way of one: some specs go through it.
 weft_up() {
 	kc create configmap kube-proxy -n kube-system --from-literal=config.conf="clusterCIDR: $CLUSTER_CIDR" >&2
-	kc apply -f "$checkout/site/weft.yaml" >&2
+	kc apply -f "$checkout/site/deploy/weft.yaml" >&2
 	kc wait --for=condition=Ready node --all --timeout=120s >&2
 	in_node node1 "$checkout/bin/weft" expose
 	ip -n $lab route add "${CLUSTER_CIDR%,*}" via "${fabric4}11"
@@ -271,9 +271,9 @@ check_machine() {
 	case $CNI in weft | none | bridge) ;; *) fail "CNI is weft, none or bridge, not $CNI" ;; esac
 	[ "$CNI" != weft ] || [ -f "$archive" ] || fail "there is no image of Weft: make image"
 	if [ -f "$archive" ]; then # a node has no other, and would wait for the one that the manifests ask for
-		image=$(sed -n 's/^ *image: //p' "$checkout/site/uninstall.yaml")
+		image=$(sed -n 's/^ *image: //p' "$checkout/site/deploy/uninstall.yaml")
 		tar -xOf "$archive" index.json | grep -qF "\"$image\"" ||
-			fail "$archive is not $image, which site/weft.yaml asks for: make image, without VERSION and IMAGE"
+			fail "$archive is not $image, which site/deploy/weft.yaml asks for: make image, without VERSION and IMAGE"
 	fi
 	case $PROXY_MODE in nftables | iptables) ;; *) fail "PROXY_MODE is nftables or iptables, not $PROXY_MODE" ;; esac
 	[ -z "$(members .)" ] || fail "a cluster is up: use it with make kube-shell, or end it with make kube-down"

@@ -3,7 +3,7 @@
 # report of each run are kept in bin/conformance, in a folder named by its time, `latest` being the last.
 #
 #   SET            conformance (default): sig-network's specs of Conformance; netpol: those of NetworkPolicy; further: all
-#                  others of sig-network, but for those that site/conformance.md names as left out
+#                  others of sig-network, but for those that site/docs/conformance.md names as left out
 #   FOCUS, SKIP    regular expressions of specs' names, in place of a set's
 #   DRY=1          only list them
 #

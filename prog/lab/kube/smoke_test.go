@@ -57,7 +57,7 @@ func install(t *testing.T) {
 	cidr := clusterRange(t)
 	proxyConfig(t, cidr)
 	start := time.Now()
-	kubectl(t, "apply", "-f", checkout+"/site/weft.yaml")
+	kubectl(t, "apply", "-f", checkout+"/site/deploy/weft.yaml")
 	kubectl(t, "wait", "--for=condition=Ready", "node", "--all", "--timeout=3m")
 	took := time.Since(start)
 	t.Logf("from kubectl apply to all nodes ready: %v", took.Round(100*time.Millisecond))
@@ -120,14 +120,14 @@ func agnhost(t *testing.T) string {
 // image is the name that the manifests know Weft's image by.
 func image(t *testing.T) string {
 	t.Helper()
-	data, err := os.ReadFile(checkout + "/site/uninstall.yaml")
+	data, err := os.ReadFile(checkout + "/site/deploy/uninstall.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, name, _ := strings.Cut(string(data), "image: ")
 	name, _, ok := strings.Cut(name, "\n")
 	if !ok {
-		t.Fatal("site/uninstall.yaml names no image")
+		t.Fatal("site/deploy/uninstall.yaml names no image")
 	}
 	return name
 }
@@ -318,7 +318,7 @@ func names(t *testing.T) {
 // plugin is the plugin of kubectl.
 func plugin(t *testing.T) {
 	ask := func(args ...string) string {
-		out, err := cluster(t, "", append([]string{"exec", checkout + "/site/kubectl-weft"}, args...)...)
+		out, err := cluster(t, "", append([]string{"exec", checkout + "/site/deploy/kubectl-weft"}, args...)...)
 		return must(t, out, err)
 	}
 	if out := ask("status"); strings.Count(out, "Service: router") != len(nodes) {
@@ -341,7 +341,7 @@ func plugin(t *testing.T) {
 		"report nothing":            "there is no pod default/nothing, and no node nothing",
 		"report server-node1 -n no": "there is no pod no/server-node1",
 	} {
-		_, err := cluster(t, "", append([]string{"exec", checkout + "/site/kubectl-weft"}, strings.Fields(args)...)...)
+		_, err := cluster(t, "", append([]string{"exec", checkout + "/site/deploy/kubectl-weft"}, strings.Fields(args)...)...)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", args, err, want)
 		}

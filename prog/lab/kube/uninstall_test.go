@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// documented are the commands of a section of site/kubernetes.md, block by block.
+// documented are the commands of a section of site/docs/kubernetes.md, block by block.
 func documented(t *testing.T, section string) (blocks [][]string) {
 	t.Helper()
-	data, err := os.ReadFile(checkout + "/site/kubernetes.md")
+	data, err := os.ReadFile(checkout + "/site/docs/kubernetes.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,16 +33,16 @@ func documented(t *testing.T, section string) (blocks [][]string) {
 	return blocks
 }
 
-// follow runs documented commands in site/. Each has to succeed.
+// follow runs documented commands in site/deploy. Each has to succeed.
 func follow(t *testing.T, commands ...string) {
 	t.Helper()
 	for _, command := range commands {
-		out, err := cluster(t, "", "exec", "timeout", "180", "sh", "-c", "cd "+checkout+"/site && "+command)
+		out, err := cluster(t, "", "exec", "timeout", "180", "sh", "-c", "cd "+checkout+"/site/deploy && "+command)
 		must(t, out, err)
 	}
 }
 
-// uninstall follows site/kubernetes.md, after which nothing is left.
+// uninstall follows site/docs/kubernetes.md, after which nothing is left.
 func uninstall(t *testing.T) {
 	kubectl(t, "delete", "pods,services,networkpolicies", "--all", "--grace-period=0", "--force")
 	steps := documented(t, "Uninstall")[0]
@@ -131,7 +131,7 @@ func founderGone(t *testing.T) {
 			"weft.dev/founder": "00112233445566aa", "weft.dev/founder-node": "node9", "weft.dev/founder-uid": "9e1d0000-0000-4000-8000-000000000009",
 			"weft.dev/universe": "10.99.0.0/16,fd00:99::/64"}}, "stringData": {"token": %q}}]}`, token))
 	start := time.Now()
-	kubectl(t, "apply", "-f", checkout+"/site/weft.yaml")
+	kubectl(t, "apply", "-f", checkout+"/site/deploy/weft.yaml")
 	kubectl(t, "wait", "--for=condition=Ready", "node", "--all", "--timeout=1m")
 	t.Logf("all nodes are ready after %v", time.Since(start).Round(100*time.Millisecond))
 

@@ -10,7 +10,7 @@ import (
 // data path's pods of what they were. The image is the same under another name.
 func upgraded(t *testing.T) {
 	t.Helper()
-	data, err := os.ReadFile(checkout + "/site/weft.yaml")
+	data, err := os.ReadFile(checkout + "/site/deploy/weft.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,5 @@
 # Runs a real systemd as process 1 of namespaces of its own, on an overlay of this machine's files,
-# with the units of site/systemd. $1: a folder for the outcome, $2: the programs, $3: the units.
+# with the units of site/deploy/systemd. $1: a folder for the outcome, $2: the programs, $3: the units.
 set -e
 R=$1/scratch; mkdir -p $R; mount -t tmpfs none $R; mkdir -p $R/up $R/work $R/root
 mount -t overlay overlay -o lowerdir=/,upperdir=$R/up,workdir=$R/work $R/root

@@ -1,4 +1,4 @@
-// Package chart holds the test of what Helm and Kustomize make of site/. It is a module of its own, so that Helm stays
+// Package chart holds the test of what Helm and Kustomize make of site/deploy. It is a module of its own, so that Helm stays
 // out of the others.
 package chart
 
@@ -18,7 +18,11 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-const site = "../../../../site"
+// deploy has what is installed, docs what people read.
+const (
+	deploy = "../../../../site/deploy"
+	docs   = "../../../../site/docs"
+)
 
 // objects are those of a manifest, by kind, namespace and name.
 func objects(t *testing.T, manifest string) map[string]any {
@@ -41,17 +45,17 @@ func objects(t *testing.T, manifest string) map[string]any {
 
 func installed(t *testing.T) map[string]any {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(site, "weft.yaml"))
+	data, err := os.ReadFile(filepath.Join(deploy, "weft.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return objects(t, string(data))
 }
 
-// helm is what `helm template weft site/chart --namespace weft --include-crds` renders.
+// helm is what `helm template weft site/deploy/chart --namespace weft --include-crds` renders.
 func helm(t *testing.T, values map[string]any) map[string]any {
 	t.Helper()
-	c, err := loader.Load(filepath.Join(site, "chart"))
+	c, err := loader.Load(filepath.Join(deploy, "chart"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +83,7 @@ func helm(t *testing.T, values map[string]any) map[string]any {
 // release is the image's tag where nobody names another.
 func release(t *testing.T) string {
 	t.Helper()
-	c, err := loader.Load(filepath.Join(site, "chart"))
+	c, err := loader.Load(filepath.Join(deploy, "chart"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +92,7 @@ func release(t *testing.T) string {
 
 func TestHelmRendersTheManifest(t *testing.T) {
 	if d := cmp.Diff(installed(t), helm(t, nil)); d != "" {
-		t.Errorf("(-site/weft.yaml +Helm)\n%s", d)
+		t.Errorf("(-site/deploy/weft.yaml +Helm)\n%s", d)
 	}
 }
 
@@ -115,25 +119,25 @@ func TestHelmValues(t *testing.T) {
 		}
 	}
 	if d := cmp.Diff(want, got); d != "" {
-		t.Errorf("(-site/weft.yaml +Helm)\n%s", d)
+		t.Errorf("(-site/deploy/weft.yaml +Helm)\n%s", d)
 	}
 }
 
-// The example in site/kustomization.yaml works: images have that name and tag, and there is a ConfigMap of that name.
+// The example in site/deploy/kustomization.yaml works: images have that name and tag, and there is a ConfigMap of that name.
 func TestKustomizeExample(t *testing.T) {
 	fs := filesys.MakeFsInMemory()
 	var example strings.Builder
 	for _, name := range []string{"kustomization.yaml", "weft.yaml"} {
-		data, err := os.ReadFile(filepath.Join(site, name))
+		data, err := os.ReadFile(filepath.Join(deploy, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := fs.WriteFile("/site/"+name, data); err != nil {
+		if err := fs.WriteFile("/deploy/"+name, data); err != nil {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(string(data)) {
 			if text, ok := strings.CutPrefix(line, "#   "); ok && name == "kustomization.yaml" {
-				example.WriteString(strings.ReplaceAll(text, "<this folder>", "../site"))
+				example.WriteString(strings.ReplaceAll(text, "<this folder>", "../deploy"))
 			}
 		}
 	}
@@ -157,7 +161,7 @@ func TestKustomizeExample(t *testing.T) {
 }
 
 func TestKustomizeRendersTheManifest(t *testing.T) {
-	out, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), site)
+	out, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), deploy)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,6 +170,6 @@ func TestKustomizeRendersTheManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(installed(t), objects(t, string(text))); d != "" {
-		t.Errorf("(-site/weft.yaml +Kustomize)\n%s", d)
+		t.Errorf("(-site/deploy/weft.yaml +Kustomize)\n%s", d)
 	}
 }

@@ -161,10 +161,10 @@ func discovery(path string) object {
 	return nil
 }
 
-// documented are the lines of a section's indented blocks in site/kubernetes.md that begin with a word.
+// documented are the lines of a section's indented blocks in site/docs/kubernetes.md that begin with a word.
 func documented(t *testing.T, section, word string) (lines []string) {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(site, "kubernetes.md"))
+	data, err := os.ReadFile(filepath.Join(docs, "kubernetes.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +176,7 @@ func documented(t *testing.T, section, word string) (lines []string) {
 		}
 	}
 	if len(lines) == 0 {
-		t.Fatalf("site/kubernetes.md has no line with %s in %q", word, section)
+		t.Fatalf("site/docs/kubernetes.md has no line with %s in %q", word, section)
 	}
 	return lines
 }
@@ -201,7 +201,7 @@ func TestHelmUnderPodSecurity(t *testing.T) {
 		t.Helper()
 		words := strings.Fields(line)
 		cmd := exec.Command(program, words[1:]...)
-		cmd.Dir = site
+		cmd.Dir = deploy
 		cmd.Env = append(os.Environ(), "KUBECONFIG="+config, "HOME="+t.TempDir())
 		out, err := cmd.CombinedOutput()
 		return string(out), err

@@ -1,0 +1,63 @@
+package arch
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+var (
+	// linked is the target of a link in Markdown, up to its anchor.
+	linked = regexp.MustCompile(`\]\(([^)#\s]+)`)
+	// sitePath is a path below site that a comment, a message, a script or a page names.
+	sitePath = regexp.MustCompile(`\bsite/[\w./-]*\w`)
+)
+
+// Relative links in pages, and paths below site wherever they are named, lead to files that exist.
+func TestLinksAndPathsExist(t *testing.T) {
+	const root = "../.."
+	links, paths := 0, 0
+	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".git" || file == filepath.Join(root, "bin")):
+			return fs.SkipDir
+		case !d.Type().IsRegular():
+			return nil
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if filepath.Ext(file) == ".md" {
+			for _, m := range linked.FindAllSubmatch(text, -1) {
+				if to := string(m[1]); !strings.Contains(to, ":") {
+					links++
+					exists(t, file, filepath.Join(filepath.Dir(file), to))
+				}
+			}
+		}
+		for _, path := range sitePath.FindAllString(string(text), -1) {
+			paths++
+			exists(t, file, filepath.Join(root, path))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if links < 80 || paths < 60 {
+		t.Errorf("only %d links and %d paths were found: does this test still look in the right place?", links, paths)
+	}
+}
+
+func exists(t *testing.T, file, path string) {
+	t.Helper()
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("%s: %s does not exist", file, path)
+	}
+}
