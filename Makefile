@@ -5,8 +5,7 @@ GO      ?= go
 RELEASE := $(shell sed -n 's/^appVersion: //p' site/deploy/chart/Chart.yaml)
 # What somebody has set, if anybody has. Else programs say which commit they are of, unless that one is tagged.
 GIVEN   := $(VERSION)
-VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --exact-match --dirty 2>/dev/null || \
-	echo $(RELEASE)$$(git describe --always --dirty --exclude '*' 2>/dev/null | sed 's/^/-/'))
+VERSION ?= $(shell prog/image/version.sh)
 FLAGS   := -trimpath -ldflags '-s -w -X weft/prog/cli.Version=$(VERSION)'
 # The image: its name, which is the one in site/deploy/weft.yaml, and does not change with each commit; without a tag it gets
 # that one's. The commit and the time of the sources.
@@ -25,13 +24,8 @@ build: ## static binaries into bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/ ./cmd/weft ./cmd/weft-cni
 
-# All settings by name: what a machine has set with `go env -w` or in GOFLAGS would make another image.
 image: ## the container image, bin/weft-image.tar: an OCI archive for amd64 and arm64, beside it what it is made of
-	@for arch in amd64 arm64; do \
-		echo "build for linux/$$arch"; \
-		GOFLAGS= GOEXPERIMENT= GOFIPS140=off GOAMD64=v1 GOARM64=v8.0 CGO_ENABLED=0 GOOS=linux GOARCH=$$arch \
-			$(GO) build $(FLAGS) -buildvcs=false -o bin/linux-$$arch/ ./cmd/weft ./cmd/weft-cni || exit 1; done
-	@$(GO) run ./prog/image -o bin/weft-image.tar -name '$(TAGGED)' -version '$(VERSION)' -revision '$(REVISION)' -created '$(SOURCE_DATE_EPOCH)' bin/linux-amd64 bin/linux-arm64
+	@prog/image/build.sh $(FLAGS) -- -name '$(TAGGED)' -version '$(VERSION)' -revision '$(REVISION)' -created '$(SOURCE_DATE_EPOCH)'
 
 manifest: ## site/deploy/weft.yaml, the chart with its default values, and site/deploy/uninstall.yaml (VERSION=v1.2.3: of that release, from now on)
 	$(GO) run ./prog/image/manifest $(if $(GIVEN),-version '$(GIVEN)') site/deploy
@@ -47,7 +41,6 @@ test: build test-unit ## all tests
 
 # All packages but those with hosts.
 UNITS = $(filter-out weft/prog/lab%,$(shell $(GO) list ./...))
-LABS  = $(filter weft/prog/lab%,$(shell $(GO) list ./...))
 
 test-unit: ## the tests that need no lab: under 2 minutes
 	$(GO) test $(UNITS)
@@ -57,14 +50,8 @@ lint: ## format, vet, staticcheck
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 
-# Packages whose tests have virtual time.
-BUBBLES = $(shell $(GO) list -test -f '{{range .Deps}}{{if eq . "testing/synctest"}}{{$$.ImportPath}}{{end}}{{end}}' ./... | sed -n 's/\.test$$//p')
-
-# The detector makes simulations of many hosts ten times as slow. Before Go 1.27 it crashes when two processors run the
-# timers of one synctest bubble (golang/go#78156): those packages get one each.
 race: ## the tests that need no lab, with the race detector
-	$(GO) test -race -short -timeout=20m -cpu 1 $(filter $(BUBBLES),$(UNITS))
-	$(GO) test -race -short -timeout=20m $(filter-out $(BUBBLES),$(UNITS))
+	@prog/tools/race.sh units
 
 # The programs themselves have it, also as agents that nobody watches: each race fails its test. Some tests of 20 hosts
 # have limits of time that such programs do not keep on a small machine: they are not among these.
@@ -73,8 +60,7 @@ race-lab: ## hosts whose programs have the race detector: 7 minutes (RUN=regular
 	LAB_RACE=1 $(GO) test -count=1 -p 1 -timeout=40m -run '$(or $(RUN),$(RACES))' ./prog/lab/e2e ./prog/lab/incluster
 
 check: lint race ## lint, and all tests with the race detector
-	$(GO) test -race -count=1 -cpu 1 $(filter $(BUBBLES),$(LABS))
-	$(GO) test -race -count=1 -p 1 -timeout=40m $(filter-out $(BUBBLES),$(LABS))
+	@prog/tools/race.sh labs
 
 soak: ## 10,000 random histories of whole clusters: no address is handed out twice (SOAK=n for as many, SEED=n replays one); then policies on 5 million packets (PACKETS=n)
 	SOAK=$(or $(SOAK),10000) $(GO) test -count=1 -timeout=0 -v -run TestSoak ./prog/soak
@@ -87,9 +73,7 @@ bench: build ## the benchmarks behind site/docs/benchmarks.md
 	$(GO) run ./prog/lab/bench
 
 fuzz: ## every decoder of untrusted bytes, 20 s each
-	@$(GO) list -f '{{$$p := .ImportPath}}{{range .TestGoFiles}}{{$$p}} {{end}}{{range .XTestGoFiles}}{{$$p}} {{end}}' ./... | tr ' ' '\n' | sort -u | while read -r pkg; do \
-		[ -n "$$pkg" ] || continue; \
-		for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s -fuzzminimizetime 50x $$pkg || exit 1; done; done
+	@prog/tools/fuzz.sh
 
 kube-build: ## what a real Kubernetes on this machine needs, kept in ~/.cache/weft: 15 minutes the first time
 	@prog/lab/kube/build.sh
@@ -102,10 +86,7 @@ kube-down: ## end it; nothing is left of it
 	@prog/lab/kube/cluster.sh down
 
 test-kube: build image ## Weft on a real Kubernetes of three nodes on this machine (KEEP=1 leaves it up)
-	cd prog/lab/kube/chart && GOFLAGS= GOWORK=off $(GO) test -count=1 .
-	cd prog/manifest/apiserver && GOFLAGS= GOWORK=off $(GO) test -count=1 .
-	cd prog/lab/kube && GOFLAGS= GOWORK=off $(GO) test -count=1 -timeout=30m -v .
-	cd prog/lab/kube && GOFLAGS= GOWORK=off PROXY_MODE=iptables $(GO) test -count=1 -timeout=10m -v -run 'TestWeft/(Install|Pods|Services|NodesAskServices|Policy|PoliciesNameNodes)$$' .
+	@prog/lab/kube/test.sh
 
 kube-shell: ## a shell with kubectl for it
 	@prog/lab/kube/cluster.sh shell

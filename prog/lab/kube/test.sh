@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Tests Weft on a real Kubernetes of three nodes on this machine, after the cheaper tests of modules that need one's
+# libraries: the chart, and what an API server accepts. At last once more what kube-proxy's mode makes a difference for.
+set -euo pipefail
+cd "$(dirname "$0")"
+export GOFLAGS='' GOWORK=off
+go=${GO:-go}
+
+(cd chart && "$go" test -count=1 .)
+(cd ../../manifest/apiserver && "$go" test -count=1 .)
+"$go" test -count=1 -timeout=30m -v .
+PROXY_MODE=iptables "$go" test -count=1 -timeout=10m -v -run 'TestWeft/(Install|Pods|Services|NodesAskServices|Policy|PoliciesNameNodes)$' .
