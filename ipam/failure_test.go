@@ -39,8 +39,7 @@ func three(t *testing.T) (*cluster, [4]*member, [4]slot.Slot) {
 // kill makes a member unreachable and stops it.
 func (m *member) kill() {
 	m.down.Store(true)
-	m.stop()
-	<-m.done
+	m.end()
 }
 
 // revive starts it again from its disk.
@@ -286,8 +285,7 @@ func TestFreedSlotsRest(t *testing.T) {
 			}
 			time.Sleep(2 * time.Second)
 		}
-		m.stop()
-		<-m.done
+		m.end()
 		m = c.start(1, m.disk)
 		if s := snapshot(t, m); s.Free != 0 || s.Resting != 3 {
 			t.Errorf("%d free, %d rest", s.Free, s.Resting)

@@ -240,12 +240,18 @@ func (c *cluster) start(n int, d *disk) *member {
 
 func (c *cluster) end() {
 	for _, m := range c.hosts {
-		m.stop()
-		if err := <-m.done; err != nil {
-			c.t.Error(err)
-		}
+		m.end()
 	}
 	synctest.Wait()
+}
+
+// end stops a member, and waits until it has ended.
+func (m *member) end() {
+	m.c.t.Helper()
+	m.stop()
+	if err := <-m.done; err != nil {
+		m.c.t.Error(err)
+	}
 }
 
 // gossip is push/pull: everybody tells everybody, where the network allows.
@@ -314,8 +320,7 @@ func TestInvariant2OneAddressOneEndpoint(t *testing.T) {
 				case 2:
 					c.split(func(a, b peer.ID) bool { return false })
 				case 3:
-					m.stop()
-					<-m.done
+					m.end()
 					c.start(n, m.disk)
 				case 4, 5:
 					for key := range held[n] {
@@ -383,8 +388,7 @@ func TestAllocateIsIdempotentAndSurvivesRestart(t *testing.T) {
 		if again, _ := m.Allocate(t.Context(), "a", nil); again != first {
 			t.Errorf("asked twice: %d, then %d", first, again)
 		}
-		m.stop()
-		<-m.done
+		m.end()
 		m = c.start(1, m.disk)
 		if after, _ := m.Allocate(t.Context(), "a", nil); after != first {
 			t.Errorf("after a restart: %d, was %d", after, first)

@@ -174,7 +174,7 @@ func (a *Allocator) ask() {
 			got, _ = a.askEach(ctx, donors, requestPressed)
 		}
 		_ = a.do(ctx, func() {
-			a.asking, a.refusals = false, append(refusals, more...)
+			a.asking, a.refusals = false, slices.Concat(refusals, more)
 			if got {
 				a.serve() // who waits on is asked for again
 			}

@@ -78,7 +78,7 @@ func (*keys) Name() string { return "keys" }
 
 func (k *keys) Full() []byte {
 	data := make([]byte, k.size)
-	rand.NewChaCha8([32]byte{}).Read(data)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(data)
 	return data
 }
 

@@ -220,7 +220,9 @@ func TestTwentyPeersConverge(t *testing.T) {
 		}
 		s.eventually(time.Minute, "everybody reaches everybody", allReach(hosts))
 
-		hosts[3].counter.Merge([]byte{7})
+		if _, err := hosts[3].counter.Merge([]byte{7}); err != nil {
+			t.Fatal(err)
+		}
 		hosts[3].Broadcast("counter", []byte{7})
 		s.eventually(10*time.Second, "a delta reaches everybody", func() bool {
 			for _, h := range hosts {
@@ -231,7 +233,9 @@ func TestTwentyPeersConverge(t *testing.T) {
 			return true
 		})
 
-		hosts[2].Update(func(r *peer.Record) { r.MTUs = []uint32{9000} })
+		if err := hosts[2].Update(func(r *peer.Record) { r.MTUs = []uint32{9000} }); err != nil {
+			t.Fatal(err)
+		}
 		s.eventually(10*time.Second, "what a link carries is known elsewhere", func() bool { return len(record(hosts[19], hosts[2]).MTUs) == 1 })
 
 		side := func(a netip.Addr) bool { return a.As4()[3] <= 8 }
@@ -239,7 +243,9 @@ func TestTwentyPeersConverge(t *testing.T) {
 		s.eventually(2*time.Minute, "both sides notice", func() bool {
 			return hosts[0].reachableCount() == 8 && hosts[19].reachableCount() == 12
 		})
-		hosts[0].Update(func(r *peer.Record) { r.Node = 77 })
+		if err := hosts[0].Update(func(r *peer.Record) { r.Node = 77 }); err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(10 * time.Minute)
 		if got := record(hosts[19], hosts[0]).Node; got != 0 {
 			t.Fatalf("the record crossed a partition: node slot %d", got)
@@ -373,10 +379,9 @@ func TestInvariant7RecordsProveTheirName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &sim{t, meshtest.New(6)}
 	m, err := New(Config{
 		Identity: identity(2), Store: &memory{peers: map[peer.ID][]byte{}}, Changed: func() {},
-		Log: slog.New(slog.DiscardHandler), Transport: s.net.Join(address(2)),
+		Log: slog.New(slog.DiscardHandler), Transport: meshtest.New(6).Join(address(2)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -484,7 +489,7 @@ func FuzzReceive(f *testing.F) {
 		}
 		m.receive(t.Context(), data)
 		delegate{m}.MergeRemoteState(data, true)
-		logWriter{m}.Write(data)
+		_, _ = logWriter{m}.Write(data)
 		if m.Own().Sequence != 0 || len(m.Targets()) != 0 {
 			t.Fatal("bytes from the network changed our own word")
 		}

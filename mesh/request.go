@@ -51,7 +51,7 @@ const messageContext = "weft message v1\x00"
 // deadline of its own.
 const handlerTimeout = 10 * time.Second
 
-// Errors of Request.
+// ErrUnreachable is Request's error for a peer that gossip does not reach.
 var ErrUnreachable = errors.New("the peer cannot be reached by gossip right now")
 
 // RefusedError is the answer of a peer that does not do what was asked.

@@ -68,7 +68,7 @@ func knock(ns routertest.Namespace, to string, port int) (connected bool) {
 		at := net.JoinHostPort(to, fmt.Sprint(port))
 		if c, err := net.Dial("udp", at); err == nil {
 			for range 3 {
-				c.Write([]byte(marker))
+				_, _ = c.Write([]byte(marker))
 			}
 			c.Close()
 		}

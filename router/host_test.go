@@ -119,7 +119,7 @@ func hostMain() error {
 			fmt.Println(obey(ctx, r, o))
 		case <-tick.C:
 			if current != nil {
-				r.Apply(ctx, *current) // an error is a later attempt's to mend
+				_ = r.Apply(ctx, *current) // an error is a later attempt's to mend
 			}
 		}
 	}
@@ -179,7 +179,7 @@ func startHost(t *testing.T, n byte) *host {
 	t.Cleanup(func() { // its PID namespace ends with it, and the datapath with that
 		in.Close()
 		h.cmd.Process.Kill()
-		h.cmd.Wait()
+		_ = h.cmd.Wait()
 	})
 	h.in = json.NewEncoder(in)
 	go func() {
@@ -339,7 +339,7 @@ func echo(t *testing.T, ns routertest.Namespace) {
 			if err != nil {
 				return
 			}
-			c.WriteTo(append([]byte(from.(*net.UDPAddr).IP.String()+" "), b[:n]...), from)
+			_, _ = c.WriteTo(append([]byte(from.(*net.UDPAddr).IP.String()+" "), b[:n]...), from)
 		}
 	}()
 }
@@ -357,8 +357,8 @@ func call(t *testing.T, ns routertest.Namespace, to netip.Addr, patience time.Du
 		}
 		defer c.Close()
 		for end := time.Now().Add(patience); time.Now().Before(end); {
-			c.Write([]byte(marker))
-			c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+			_, _ = c.Write([]byte(marker))
+			_ = c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 			b := make([]byte, 2048)
 			if n, err := c.Read(b); err == nil {
 				seen, _, _ = strings.Cut(string(b[:n]), " ")

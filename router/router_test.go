@@ -114,8 +114,8 @@ func underlayIsKeptOut(t *testing.T, h1, h2 *host, e2 endpoint.Endpoint) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				c.Write([]byte("anybody there?"))
-				c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+				_, _ = c.Write([]byte("anybody there?"))
+				_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 				if n, err := c.Read(make([]byte, 100)); err == nil {
 					t.Errorf("%s got %d bytes from %v", claim, n, to)
 				}
@@ -160,17 +160,19 @@ func spoofing(t *testing.T, h *host, c routertest.Namespace, e endpoint.Endpoint
 				if err := netlink.AddrAdd(lo, addr); err != nil {
 					t.Fatal(err)
 				}
-				defer netlink.AddrDel(lo, addr)
+				defer func() { _ = netlink.AddrDel(lo, addr) }()
 			}
 			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: source.AsSlice()}}
 			conn, err := d.Dial("udp", netip.AddrPortFrom(to, 4001).String())
 			if err != nil {
 				t.Fatal(err)
 			}
-			conn.Write([]byte(claim))
+			if _, err := conn.Write([]byte(claim)); err != nil {
+				t.Fatal(err)
+			}
 			conn.Close()
 		})
-		listener.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		_ = listener.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 		n, _, err := listener.ReadFrom(make([]byte, 100))
 		if arrived := err == nil && n > 0; arrived != own {
 			t.Errorf("source %s: arrived %v, want %v", claim, arrived, own)
@@ -300,7 +302,9 @@ func killDatapath(t *testing.T, h *host) {
 			continue
 		}
 		var pid int
-		fmt.Sscanf(dir, "/proc/%d", &pid)
+		if _, err := fmt.Sscanf(dir, "/proc/%d", &pid); err != nil {
+			t.Fatal(err)
+		}
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/fxamacker/cbor/v2"
@@ -357,7 +358,7 @@ func TestHistoriesHaveOneResult(t *testing.T) {
 				said = append(said, delta)
 			}
 		}
-		all := append(said, rings[1:]...)
+		all := slices.Concat(said, rings[1:])
 		one, two := founded(), founded()
 		for i := range all {
 			one, two = merged(t, one, all[i]), merged(t, two, all[len(all)-1-i])

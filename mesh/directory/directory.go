@@ -71,7 +71,7 @@ func (d *Directory) Forget(owner peer.ID) {
 // exchange updates the index with what differs between two sets of one owner.
 func (d *Directory) exchange(owner peer.ID, old, next *Set) {
 	for i, j := 0, 0; i < old.Len() || j < next.Len(); {
-		order := 0
+		var order int
 		switch {
 		case i == old.Len():
 			order = 1

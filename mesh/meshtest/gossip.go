@@ -162,8 +162,8 @@ func (g *Gossip) linked(a, b *Node) bool { return g.together(len(g.epochs)-1, a,
 // sees reports whether a believes that it reaches b: changes are noticed late.
 func (g *Gossip) sees(a, b *Node) bool {
 	now := time.Now()
-	for e := len(g.epochs) - 1; e >= 0; e-- {
-		together, since := g.together(e, a, b), now.Sub(g.epochs[e].at)
+	for e, epoch := range slices.Backward(g.epochs) {
+		together, since := g.together(e, a, b), now.Sub(epoch.at)
 		if since >= failLag {
 			return together
 		}

@@ -37,7 +37,7 @@ func (w *words) String() string {
 func (w *words) Merge(data []byte) (news []byte, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, word := range bytes.Split(data, nil) { // each letter is a word
+	for word := range bytes.SplitSeq(data, nil) { // each letter is a word
 		if !w.said[string(word)] {
 			w.said[string(word)] = true
 			news = append(news, word...)

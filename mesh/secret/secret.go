@@ -29,15 +29,21 @@ type Secret [32]byte
 
 const redacted = "[secret]"
 
-func (Secret) String() string               { return redacted }
-func (Secret) GoString() string             { return redacted }
+func (Secret) String() string { return redacted }
+
+// GoString keeps the secret out of what %#v prints.
+func (Secret) GoString() string { return redacted }
+
+// MarshalText keeps the secret out of JSON and logs.
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // ClusterID names a cluster. It is random, made at founding, and never changes,
 // whatever is rotated; it is no secret.
 type ClusterID [16]byte
 
-func (c ClusterID) String() string               { return hex.EncodeToString(c[:]) }
+func (c ClusterID) String() string { return hex.EncodeToString(c[:]) }
+
+// MarshalText is String, for JSON and logs.
 func (c ClusterID) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // IsZero reports that the cluster is not known yet: a peer that joins by password
@@ -50,7 +56,9 @@ type Token struct {
 	Secret  Secret
 }
 
-func (t Token) String() string   { return "token of cluster " + t.Cluster.String() }
+func (t Token) String() string { return "token of cluster " + t.Cluster.String() }
+
+// GoString keeps the secret out of what %#v prints.
 func (t Token) GoString() string { return t.String() }
 
 // New makes the token of a new cluster from a source of randomness.

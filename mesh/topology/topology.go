@@ -34,6 +34,7 @@ type Tunnel struct {
 // Reach is what gossip says of a peer. It decides who is called, never who has a tunnel.
 type Reach uint8
 
+// What gossip can say of a peer.
 const (
 	Unsure  Reach = iota // not reached, but not for long: its data path may well be alive
 	Reached              // it answers now

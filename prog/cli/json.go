@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"regexp"
@@ -135,7 +136,7 @@ func fields(v reflect.Value) any {
 		}
 		return fields(v.Elem())
 	}
-	if m, ok := v.Interface().(encoding.TextMarshaler); ok {
+	if m, ok := reflect.TypeAssert[encoding.TextMarshaler](v); ok {
 		text, err := m.MarshalText()
 		if err != nil { // none of the report's can fail
 			return err.Error()
@@ -147,9 +148,7 @@ func fields(v reflect.Value) any {
 		out := map[string]any{}
 		for f, value := range v.Fields() {
 			if f.Anonymous {
-				for name, x := range fields(value).(map[string]any) {
-					out[name] = x
-				}
+				maps.Copy(out, fields(value).(map[string]any))
 				continue
 			}
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")

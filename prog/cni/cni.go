@@ -81,7 +81,7 @@ func (c config) describe(k8s arguments, req *api.AttachRequest) {
 // arguments are what Kubernetes says of a pod in CNI_ARGS.
 type arguments struct {
 	types.CommonArgs
-	K8S_POD_NAME      types.UnmarshallableString //nolint:revive // the names are the protocol
+	K8S_POD_NAME      types.UnmarshallableString // the names are the protocol
 	K8S_POD_NAMESPACE types.UnmarshallableString
 	K8S_POD_UID       types.UnmarshallableString
 	IP                types.UnmarshallableString // what the container asks for, or two with a comma
@@ -311,7 +311,7 @@ func cniError(err error) error {
 	if err == nil {
 		return nil
 	}
-	code, msg := uint(types.ErrInternal), "Weft could not do it"
+	code, msg := types.ErrInternal, "Weft could not do it"
 	_, down := errors.AsType[*api.NotRunningError](err)
 	_, silent := errors.AsType[*api.SilentError](err)
 	answer, _ := errors.AsType[*api.Error](err)

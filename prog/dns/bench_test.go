@@ -2,6 +2,7 @@ package dns
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -64,7 +65,7 @@ func client(addr string, in []byte, n, window int) (took []time.Duration, err er
 		_ = c.SetReadDeadline(time.Now().Add(time.Second))
 		size, e := c.Read(buf)
 		if e != nil || err != nil {
-			return nil, fmt.Errorf("question %d: %v, %v", i, e, err)
+			return nil, fmt.Errorf("question %d: %w", i, errors.Join(e, err))
 		}
 		if size < headerSize || buf[3]&0xF != dns.RcodeSuccess || binary.BigEndian.Uint16(buf[6:]) == 0 {
 			return nil, fmt.Errorf("question %d: %x", i, buf[:size])
@@ -145,8 +146,8 @@ func quickUpstream(b *testing.B) *upstream {
 			}
 			end := skipName(buf[:n], headerSize) + 4
 			copy(buf[2:], []byte{0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0})
-			out := append(buf[:end], 0xC0, headerSize, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1)
-			_, _ = c.WriteToUDPAddrPort(out, from)
+			end += copy(buf[end:], []byte{0xC0, headerSize, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1})
+			_, _ = c.WriteToUDPAddrPort(buf[:end], from)
 		}
 	}()
 	return &upstream{addr: c.LocalAddr().(*net.UDPAddr).AddrPort()}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -322,11 +323,9 @@ func (f Founding) write(s *core.Secret) {
 	if s.Annotations == nil {
 		s.Annotations = map[string]string{}
 	}
-	for key, value := range map[string]string{
+	maps.Copy(s.Annotations, map[string]string{
 		annotationFounder: f.Founder.String(), annotationNode: f.Node, annotationUID: f.UID, annotationUniverse: f.Universe.String(),
-	} {
-		s.Annotations[key] = value
-	}
+	})
 	if f.Founded {
 		s.Annotations[annotationFounded] = "true"
 	}

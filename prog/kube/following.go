@@ -48,7 +48,7 @@ func newFollowing(changed func()) *following {
 		policies: &mirror[readPolicy]{read: policyOf, same: samePolicy, changed: changed},
 		namespaces: &mirror[map[string]string]{
 			read: func(o runtime.Object) (map[string]string, bool) { return o.(*core.Namespace).Labels, true },
-			same: func(a, b map[string]string) bool { return maps.Equal(a, b) }, changed: changed,
+			same: maps.Equal[map[string]string, map[string]string], changed: changed,
 		},
 		pods:  &mirror[Pod]{read: podOf, same: samePod, changed: changed},
 		nodes: &mirror[Node]{read: func(o runtime.Object) (Node, bool) { return nodeOf(o.(*core.Node)), true }, same: sameNode, changed: changed},

@@ -24,6 +24,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -324,10 +325,8 @@ func (l *Lab) checkHost(host string) error {
 	if _, err := hostNumber(host); err != nil {
 		return err
 	}
-	for _, h := range l.Hosts() {
-		if h == host {
-			return nil
-		}
+	if slices.Contains(l.Hosts(), host) {
+		return nil
 	}
 	return fmt.Errorf("lab: no host %s: there are h1 to h%d", host, l.opts.Hosts)
 }

@@ -119,17 +119,18 @@ const localNames = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopb
 
 // hostNames is what the /etc/hosts of a host says: every host of the lab, by its name.
 func (l *Lab) hostNames() (string, error) {
-	names := localNames
+	var names strings.Builder
+	names.WriteString(localNames)
 	for _, host := range l.Hosts() {
 		addrs, err := l.underlayAddrs(host)
 		if err != nil {
 			return "", err
 		}
 		for _, a := range addrs {
-			names += a.Addr().String() + "\t" + host + "\n"
+			fmt.Fprintf(&names, "%v\t%s\n", a.Addr(), host)
 		}
 	}
-	return names, nil
+	return names.String(), nil
 }
 
 // StateDir is where a host's /var/lib/weft lies on this machine.

@@ -91,7 +91,7 @@ func TestUnreadSelection(t *testing.T) {
 func TestAudit(t *testing.T) {
 	for value, want := range map[string]struct{ tried, told bool }{
 		"": {false, false}, "true": {true, false}, "false": {false, false},
-		"True": {true, true}, "1": {true, true}, "False": {false, true}, "yes": {false, true}, "ture": {false, true}, "true ": {false, true},
+		"True": {true, true}, "1": {true, true}, "False": {false, true}, "yes": {false, true}, "ture": {false, true}, "true ": {false, true}, //nolint:gocritic // a space is the case
 	} {
 		p := converted(t, "{podSelector: {}}", value)
 		if w := Warning(p); p.Audit != want.tried || (w != "") != want.told || want.told && !strings.Contains(w, "weft.internal/audit") {

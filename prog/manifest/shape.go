@@ -3,6 +3,7 @@ package manifest
 import (
 	stdjson "encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
 	"regexp"
 	"slices"
@@ -227,9 +228,7 @@ func fieldsOf(t reflect.Type) map[string]reflect.Type {
 			out[name] = f.Type
 			continue
 		}
-		for name, of := range fieldsOf(f.Type) { // it is inlined
-			out[name] = of
-		}
+		maps.Copy(out, fieldsOf(f.Type)) // it is inlined
 	}
 	return out
 }

@@ -181,12 +181,12 @@ func (w *world) partition() {
 func (w *world) heal() { w.sides(func(*host) int { return 0 }) }
 
 func (w *world) sides(side func(*host) int) {
-	text := ""
+	var text strings.Builder
 	w.locked(func() {
 		w.stirred = time.Now()
 		for _, h := range w.hosts {
 			if h.side = side(h); !h.gone {
-				text += fmt.Sprintf(" %s:%d", h.name, h.side)
+				fmt.Fprintf(&text, " %s:%d", h.name, h.side)
 			}
 		}
 	})
@@ -195,7 +195,7 @@ func (w *world) sides(side func(*host) int) {
 		defer w.mu.Unlock()
 		return w.byNode[n].side
 	})
-	w.note("sides:%s", text)
+	w.note("sides:%s", text.String())
 }
 
 // crash ends a host's agent, sometimes in order.

@@ -136,8 +136,7 @@ func TestInvariant8UnusableFilesAreRefusedAndKept(t *testing.T) {
 				t.Fatal(err)
 			}
 			s, err := Open(filepath.Dir(path))
-			var unusable *UnusableError
-			if !errors.As(err, &unusable) {
+			if _, ok := errors.AsType[*UnusableError](err); !ok {
 				if s != nil {
 					s.Close()
 				}

@@ -6,6 +6,7 @@ import (
 	"go/parser"
 	"go/printer"
 	"go/token"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -97,9 +98,7 @@ func readPolicy[T any](t *testing.T, data []byte) string {
 func TestThePolicyTypesAreTheAgents(t *testing.T) {
 	ours, theirs := declared(t, "policy_test.go"), map[string]string{}
 	for _, file := range []string{"policy_status.go", "policy_explain.go", "policy_try.go"} {
-		for name, text := range declared(t, "../agent/"+file) {
-			theirs[name] = text
-		}
+		maps.Copy(theirs, declared(t, "../agent/"+file))
 	}
 	for _, name := range []string{"inForce", "judgeRequest", "judgeReply", "flowChanges"} {
 		if ours[name] == "" || ours[name] != theirs[name] {

@@ -200,7 +200,7 @@ func Start(ctx context.Context, exe, logPath string) error {
 		cmd.Process.Kill()
 		return fmt.Errorf("datapath: it does not answer on %s: see %s", socketPath, logPath)
 	default:
-		return fmt.Errorf("datapath: it ended at once (%v): see %s", err, logPath)
+		return fmt.Errorf("datapath: it ended at once (%w): see %s", err, logPath)
 	}
 }
 
@@ -244,7 +244,7 @@ func answers() bool {
 func Stop(ctx context.Context) error {
 	c, err := net.Dial("unix", socketPath)
 	if err != nil {
-		return nil //nolint:nilerr // nobody is there
+		return nil // nobody is there
 	}
 	defer c.Close()
 	pid, err := server(c.(*net.UnixConn))

@@ -74,7 +74,7 @@ func machineMemory() uint64 {
 	if unix.Sysinfo(&info) != nil {
 		return math.MaxUint64
 	}
-	return uint64(info.Totalram) * uint64(info.Unit)
+	return uint64(info.Totalram) * uint64(info.Unit) //nolint:unconvert // 32 bits on other platforms
 }
 
 // allowedMemory is nine tenths of the least limit among the process's control groups (v1

@@ -112,10 +112,11 @@ func RemoveLink(name string) error {
 	if err != nil {
 		return err
 	}
-	deleted := make(chan error, 1)
+	deleted := make(chan struct{})
 	go func() {
+		defer close(deleted)
 		defer deleting.Close()
-		deleted <- deleting.LinkDel(found[0])
+		_ = deleting.LinkDel(found[0])
 	}()
 	for wait := time.Millisecond; ; wait = min(2*wait, longestLook) {
 		select {

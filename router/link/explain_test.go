@@ -16,10 +16,10 @@ func TestTheKernelsCodesAreExplained(t *testing.T) {
 			t.Errorf("%v: %v", errno, err)
 		}
 	}
-	if err := Explain(io.EOF); err != io.EOF {
+	if err := Explain(io.EOF); !errors.Is(err, io.EOF) {
 		t.Error(err)
 	}
-	if err := Explain(unix.ENOENT); err != unix.ENOENT {
+	if err := Explain(unix.ENOENT); !errors.Is(err, unix.ENOENT) {
 		t.Error(err)
 	}
 	if Explain(nil) != nil {

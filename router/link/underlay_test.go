@@ -80,13 +80,13 @@ func TestUnderlay(t *testing.T) {
 
 // parse reads addresses as "10.0.0.1 old:2001:db8::1 3:192.0.2.1": those with a number have that rank.
 func parse(words string) (out []HostAddr) {
-	for _, w := range strings.Fields(words) {
+	for w := range strings.FieldsSeq(words) {
 		var a HostAddr
 		if rest, ok := strings.CutPrefix(w, "old:"); ok {
 			w, a.Old = rest, true
 		}
 		if n, rest, ok := strings.Cut(w, ";"); ok {
-			fmt.Sscan(n, &a.Rank)
+			_, _ = fmt.Sscan(n, &a.Rank)
 			w = rest
 		}
 		a.Addr = netip.MustParseAddr(w)

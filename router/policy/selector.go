@@ -78,11 +78,12 @@ func (e Expression) String() string {
 
 // content tells two selectors apart: quoted, so that no odd label makes them look alike.
 func (s Selector) content() string {
-	out := fmt.Sprintf("%q", s.Labels) // in the order of its keys
+	var out strings.Builder
+	fmt.Fprintf(&out, "%q", s.Labels) // in the order of its keys
 	for _, e := range s.Expressions {
-		out += fmt.Sprintf(" %q %s %q", e.Key, e.Op, e.Values)
+		fmt.Fprintf(&out, " %q %s %q", e.Key, e.Op, e.Values)
 	}
-	return out
+	return out.String()
 }
 
 // String is a selector in kubectl's form: app=web,tier in (a,b),!old.

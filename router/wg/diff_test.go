@@ -21,7 +21,7 @@ func key(n byte) wgtypes.Key { return wgtypes.Key{0: n, 31: 7} }
 
 func prefixes(words string) []netip.Prefix {
 	var out []netip.Prefix
-	for _, w := range strings.Fields(words) {
+	for w := range strings.FieldsSeq(words) {
 		out = append(out, netip.MustParsePrefix(w))
 	}
 	return out

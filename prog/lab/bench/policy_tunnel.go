@@ -177,7 +177,7 @@ func echo(ctx context.Context, args []string) error {
 		}
 		if err != nil {
 			if ctx.Err() != nil {
-				return nil //nolint:nilerr // it was told to end
+				return nil // it was told to end
 			}
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -89,8 +90,8 @@ func TestContainersAreKeptFromAgents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own := append(append(h1.Underlay, h1.Node...), netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1%eth0"))
-	other := append(h2.Underlay, h2.Node...)
+	own := slices.Concat(h1.Underlay, h1.Node, []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1%eth0")})
+	other := slices.Concat(h2.Underlay, h2.Node)
 	if len(own) != 6 || len(other) != 4 {
 		t.Fatalf("addresses of h1 %v, of h2 %v", own, other)
 	}

@@ -337,7 +337,7 @@ func TestCNIGC(t *testing.T) {
 func endpointLinks(t *testing.T, l *lab.Lab, host string) []string {
 	t.Helper()
 	var out []string
-	for _, line := range strings.Split(run(t, l, host, "cat", "/proc/net/dev"), "\n") {
+	for line := range strings.SplitSeq(run(t, l, host, "cat", "/proc/net/dev"), "\n") {
 		if name, _, _ := strings.Cut(strings.TrimSpace(line), ":"); strings.HasPrefix(name, "weft-") {
 			out = append(out, name)
 		}
@@ -358,7 +358,7 @@ func nothingLeft(t *testing.T, l *lab.Lab, host string) {
 		t.Errorf("links are left: %v", links)
 	}
 	for _, file := range []string{"/proc/net/route", "/proc/net/ipv6_route"} {
-		for _, line := range strings.Split(run(t, l, host, "cat", file), "\n") {
+		for line := range strings.SplitSeq(run(t, l, host, "cat", file), "\n") {
 			if strings.Contains(line, "weft-") {
 				t.Errorf("a route is left: %s", line)
 			}

@@ -64,12 +64,12 @@ func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
 	}
 	to := addrs(t, l, "h2/c1")
 	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
+	done := make(chan struct{})
 	go func() { // what gets lost does not matter, only where it goes
 		for ctx.Err() == nil {
 			_, _ = l.Exec(ctx, "h1/c1", nil, append([]string{"weft", "probe", "udp", "--count", "100", "--interval", "10ms", "--size", "300", "--marker", marker}, to...)...)
 		}
-		done <- nil
+		close(done)
 	}()
 	for _, host := range []string{"h1", "h2"} {
 		for _, kind := range []string{"agent", "datapath"} {

@@ -107,7 +107,7 @@ func TestPassword(t *testing.T) {
 	run(t, l, "h2", append(env, "weft", "launch", "192.0.2.1")...)
 	established(t, l)
 	for _, h := range l.Hosts() {
-		for _, pid := range strings.Fields(run(t, l, h, "sh", "-c", "cd /proc; echo [0-9]*")) {
+		for pid := range strings.FieldsSeq(run(t, l, h, "sh", "-c", "cd /proc; echo [0-9]*")) {
 			out, err := l.Exec(t.Context(), h, nil, "sh", "-c", "cat /proc/"+pid+"/cmdline /proc/"+pid+"/environ 2>/dev/null")
 			if err == nil && strings.Contains(out, "correct horse") {
 				t.Errorf("%s: the password shows in process %s", h, pid)

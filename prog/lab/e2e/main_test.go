@@ -101,7 +101,7 @@ func spoof(args []string) error {
 func rawUDP(args []string) error {
 	c, err := net.Dial("udp", args[0])
 	if err != nil {
-		return nil //nolint:nilerr // unreachable is an answer as well
+		return nil // unreachable is an answer as well
 	}
 	defer c.Close()
 	count, err := strconv.Atoi(args[1])

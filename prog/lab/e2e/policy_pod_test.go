@@ -147,9 +147,7 @@ func (p *Pod) Heard(_ Nothing, out *map[Heard]int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	*out = map[Heard]int{}
-	for k, n := range p.heard {
-		(*out)[k] = n
-	}
+	maps.Copy(*out, p.heard)
 	return nil
 }
 

@@ -91,13 +91,13 @@ func plugHost(up Uplink, pid int) error {
 func unplugHost(host string) error {
 	for _, name := range []string{host, SecondPort(host)} {
 		link, err := netlink.LinkByName(name)
-		if _, gone := err.(netlink.LinkNotFoundError); gone {
+		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if err := netlink.LinkDel(link); err != nil && err != unix.ENODEV {
+		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("remove the port %s: %w", name, err)
 		}
 	}

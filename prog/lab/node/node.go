@@ -46,7 +46,7 @@ func Main(ctx context.Context) error {
 	_, _ = answer.WriteString(ready)
 	_ = answer.Close()
 	go s.reaper.run(ctx)
-	return s.serve(ctx, listener)
+	return s.serve(listener)
 }
 
 func (s *server) setup() (*net.UnixListener, error) {
@@ -83,7 +83,7 @@ func (s *server) setup() (*net.UnixListener, error) {
 	return net.ListenUnix("unixpacket", &net.UnixAddr{Name: s.cfg.Socket, Net: "unixpacket"})
 }
 
-func (s *server) serve(ctx context.Context, listener *net.UnixListener) error {
+func (s *server) serve(listener *net.UnixListener) error {
 	for {
 		conn, err := listener.AcceptUnix()
 		if err != nil {
@@ -91,12 +91,12 @@ func (s *server) serve(ctx context.Context, listener *net.UnixListener) error {
 		}
 		go func() { // ends with the request
 			defer conn.Close()
-			s.handle(ctx, conn)
+			s.handle(conn)
 		}()
 	}
 }
 
-func (s *server) handle(ctx context.Context, conn *net.UnixConn) {
+func (s *server) handle(conn *net.UnixConn) {
 	var req request
 	files, err := receive(conn, &req)
 	if err != nil {
@@ -185,7 +185,7 @@ func (s *server) lookPath(name string) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, nil
 	}
-	for _, dir := range strings.Split(s.cfg.Bin+":"+systemPath, ":") {
+	for dir := range strings.SplitSeq(s.cfg.Bin+":"+systemPath, ":") {
 		path := filepath.Join(dir, name)
 		if unix.Access(path, unix.X_OK) == nil {
 			if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
