@@ -1,9 +1,8 @@
-// Package slot is the arithmetic of the address universe: slots, ranges of
-// slots, and the one place where a slot becomes an IPv4 and an IPv6 address.
+// Package slot is the arithmetic of the address universe: slots, ranges of slots, and the
+// conversion of slots to IPv4 and IPv6 addresses.
 //
-// A slot is an offset into the universe. One ring serves both families, so
-// everything that decides about addresses (ring, space, allocations) speaks of
-// slots only; addresses appear at the edges, through Universe.
+// A slot is an offset into the universe. One ring serves both address families, so ring, space and
+// allocations handle only slots. Universe converts them where addresses are needed.
 //
 // All types are plain values, safe to copy and to compare.
 package slot
@@ -19,14 +18,14 @@ import (
 // Slot is an offset into the universe.
 type Slot uint32
 
-// Range is the half-open run of slots [Start, End). End is 64 bits wide so that
-// a universe of 2^32 slots has an end.
+// Range is the half-open run of slots [Start, End). End has 64 bits, so that it can lie behind the
+// last of 2^32 slots.
 type Range struct {
 	Start Slot   `json:"start"`
 	End   uint64 `json:"end"`
 }
 
-// Len is the number of slots in r.
+// Len returns the number of slots in r.
 func (r Range) Len() uint64 {
 	if r.End <= uint64(r.Start) {
 		return 0
@@ -37,7 +36,7 @@ func (r Range) Len() uint64 {
 // Contains reports whether s lies in r.
 func (r Range) Contains(s Slot) bool { return s >= r.Start && uint64(s) < r.End }
 
-// Intersect is the part that r and o share; its Len is 0 when they share none.
+// Intersect returns the slots that are in both r and o; the result is empty if there are none.
 func (r Range) Intersect(o Range) Range {
 	r.Start, r.End = max(r.Start, o.Start), min(r.End, o.End)
 	if r.Len() == 0 {
@@ -46,7 +45,7 @@ func (r Range) Intersect(o Range) Range {
 	return r
 }
 
-// Without is what is left of r where o is cut out.
+// Without returns the parts of r that are not in o.
 func (r Range) Without(o Range) (rest []Range) {
 	o = r.Intersect(o)
 	if o.Len() == 0 {
@@ -62,8 +61,8 @@ func (r Range) Without(o Range) (rest []Range) {
 
 func (r Range) String() string { return fmt.Sprintf("[%d,%d)", r.Start, r.End) }
 
-// Blocks cuts r into the fewest power-of-two blocks that are aligned to their
-// own size: the ranges that one CIDR can name.
+// Blocks divides r into the fewest ranges that are each one CIDR: power-of-two sizes, aligned to
+// their size.
 func (r Range) Blocks() []Range {
 	var out []Range
 	for start := uint64(r.Start); start < r.End; {
@@ -75,53 +74,53 @@ func (r Range) Blocks() []Range {
 }
 
 // Universe maps slots to addresses: slot n is V4's address n and V6's address n.
-// The zero Universe is "not known yet".
+// The zero Universe means that it is not known yet.
 type Universe struct {
 	V4 netip.Prefix `json:"v4"`
 	V6 netip.Prefix `json:"v6"`
 }
 
-// DefaultV4 is the universe of a mesh that was not told another, as in Weave Net.
+// DefaultV4 is the universe of a mesh without a configured one, the same as Weave Net's.
 var DefaultV4 = netip.MustParsePrefix("10.32.0.0/12")
 
-// ClusterV6 derives the IPv6 universe from a cluster id: a /96 inside a ULA /64
-// (RFC 4193), the same on every peer and unique to the cluster, with nothing to
-// configure. Callers pass at least 7 bytes of the id's hash.
+// ClusterV6 derives the IPv6 universe from a cluster id: a /96 inside a ULA /64 (RFC 4193). It is
+// unique to the cluster and the same on every peer, without configuration. hash must hold at least
+// 7 bytes of the id's hash.
 func ClusterV6(hash []byte) netip.Prefix {
 	a := [16]byte{0: 0xfd}
 	copy(a[1:8], hash)
 	return netip.PrefixFrom(netip.AddrFrom16(a), 96)
 }
 
-// Validate reports why u cannot serve as a universe.
+// Validate returns an error if u cannot serve as a universe.
 func (u Universe) Validate() error {
 	switch {
 	case !u.V4.IsValid() || !u.V4.Addr().Is4():
-		return errors.New("universe: the first range must be an IPv4 CIDR, such as 10.32.0.0/12")
+		return errors.New("universe: the first range must be an IPv4 CIDR, for example 10.32.0.0/12")
 	case u.V4.Masked() != u.V4:
 		return fmt.Errorf("universe: %v has host bits set; did you mean %v?", u.V4, u.V4.Masked())
 	case u.V4.Bits() < 8 || u.V4.Bits() > 28:
-		return fmt.Errorf("universe: %v must be between a /8 and a /28", u.V4)
+		return fmt.Errorf("universe: the prefix length of %v must be from /8 to /28", u.V4)
 	case !u.V6.IsValid() || !u.V6.Addr().Is6() || u.V6.Addr().Is4In6():
-		return errors.New("universe: the second range must be an IPv6 CIDR, such as fd00:77ef::/96")
+		return errors.New("universe: the second range must be an IPv6 CIDR, for example fd00:77ef::/96")
 	case u.V6.Masked() != u.V6:
 		return fmt.Errorf("universe: %v has host bits set; did you mean %v?", u.V6, u.V6.Masked())
 	case 128-u.V6.Bits() < 32-u.V4.Bits() || u.V6.Bits() < 64:
-		return fmt.Errorf("universe: %v must be between a /64 and a /%d, to hold as many addresses as %v",
+		return fmt.Errorf("universe: the prefix length of %v must be from /64 to /%d, to hold as many addresses as %v",
 			u.V6, 128-(32-u.V4.Bits()), u.V4)
 	}
 	for _, a := range []netip.Addr{u.V4.Addr(), u.Addr4(Slot(u.Range().End - 1)), u.V6.Addr()} {
 		if !a.IsGlobalUnicast() { // loopback, link-local, multicast, broadcast
-			return fmt.Errorf("universe: %v is no address for a host: take a private range, such as 10.32.0.0/12", a)
+			return fmt.Errorf("universe: %v cannot be a host address: use a private range, for example 10.32.0.0/12", a)
 		}
 	}
 	return nil
 }
 
-// IsZero reports whether u is not known yet.
+// IsZero reports whether the universe is not known yet.
 func (u Universe) IsZero() bool { return !u.V4.IsValid() }
 
-// Range is every slot of the universe.
+// Range returns every slot of the universe.
 func (u Universe) Range() Range {
 	if u.IsZero() {
 		return Range{}
@@ -129,22 +128,22 @@ func (u Universe) Range() Range {
 	return Range{0, 1 << (32 - u.V4.Bits())}
 }
 
-// Usable is Range without its first and last slot. Routing needs neither set
-// aside, but software that knows of network, broadcast and subnet-router
-// anycast addresses takes them for special, so nobody is given one.
+// Usable returns Range without its first and last slot. Routing does not reserve them, but some
+// software treats them as network, broadcast or subnet-router anycast addresses. So they are never
+// allocated.
 func (u Universe) Usable() Range {
 	r := u.Range()
 	return Range{r.Start + 1, r.End - 1}
 }
 
-// Addr4 is the IPv4 address of s.
+// Addr4 returns the IPv4 address of s.
 func (u Universe) Addr4(s Slot) netip.Addr {
 	a := u.V4.Addr().As4()
 	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])+uint32(s))
 	return netip.AddrFrom4(a)
 }
 
-// Addr6 is the IPv6 address of s.
+// Addr6 returns the IPv6 address of s.
 func (u Universe) Addr6(s Slot) netip.Addr {
 	a := u.V6.Addr().As16()
 	low := binary.BigEndian.Uint64(a[8:]) + uint64(s)
@@ -152,7 +151,7 @@ func (u Universe) Addr6(s Slot) netip.Addr {
 	return netip.AddrFrom16(a)
 }
 
-// Slot is the slot of an address of either family, and whether it has one.
+// Slot returns the slot of an IPv4 or IPv6 address, and false if the address is outside u.
 func (u Universe) Slot(a netip.Addr) (Slot, bool) {
 	a = a.Unmap()
 	switch {
@@ -172,7 +171,7 @@ func (u Universe) Slot(a netip.Addr) (Slot, bool) {
 	return 0, false
 }
 
-// Cut is the slots whose addresses lie in p, of either family.
+// Cut returns the slots whose addresses lie in p, an IPv4 or IPv6 prefix.
 func (u Universe) Cut(p netip.Prefix) Range {
 	p = p.Masked()
 	whole, bits := u.V6, 128
@@ -192,7 +191,7 @@ func (u Universe) Cut(p netip.Prefix) Range {
 	return Range{first, uint64(first) + 1<<min(32, bits-p.Bits())}.Intersect(u.Range())
 }
 
-// Prefixes are the CIDRs, first IPv4 then IPv6, that name exactly the slots of r.
+// Prefixes returns the CIDRs that contain exactly the slots of r, IPv4 before IPv6.
 func (u Universe) Prefixes(r Range) []netip.Prefix {
 	blocks := r.Intersect(u.Range()).Blocks()
 	out := make([]netip.Prefix, 0, 2*len(blocks))
@@ -205,8 +204,8 @@ func (u Universe) Prefixes(r Range) []netip.Prefix {
 	return out
 }
 
-// Cover is the two prefixes that name the universe's slots: V4, and the part of
-// V6 that slots map to.
+// Cover returns the two prefixes that contain exactly the slots of u: V4, and the part of V6 that
+// slots map to.
 func (u Universe) Cover() []netip.Prefix { return u.Prefixes(u.Range()) }
 
 func (u Universe) String() string {

@@ -14,34 +14,34 @@ func TestBlocksAreAlignedAndCoverTheRange(t *testing.T) {
 		at := uint64(r.Start)
 		for _, b := range r.Blocks() {
 			if uint64(b.Start) != at || b.Len()&(b.Len()-1) != 0 || uint64(b.Start)%b.Len() != 0 {
-				t.Fatalf("%v: block %v is not next, not a power of two, or not aligned", r, b)
+				t.Fatalf("range %v: block %v does not start at the previous end, or is no aligned power of two", r, b)
 			}
 			at = b.End
 		}
 		if at != max(r.End, uint64(r.Start)) {
-			t.Fatalf("%v: covered up to %d", r, at)
+			t.Fatalf("range %v: blocks end at %d", r, at)
 		}
 	})
 }
 
-func TestSlotsAndAddressesAreTheSame(t *testing.T) {
+func TestSlotsConvertToAddressesAndBack(t *testing.T) {
 	u := Universe{V4: DefaultV4, V6: netip.MustParsePrefix("fd01:2:3:4::/96")}
 	rapid.Check(t, func(t *rapid.T) {
 		s := Slot(rapid.Uint32Range(0, uint32(u.Range().End-1)).Draw(t, "slot"))
 		four, ok4 := u.Slot(u.Addr4(s))
 		six, ok6 := u.Slot(u.Addr6(s))
 		if !ok4 || !ok6 || four != s || six != s {
-			t.Fatalf("slot %d: %v, %v", s, four, six)
+			t.Fatalf("slot %d: its IPv4 address converts back to %v, its IPv6 address to %v", s, four, six)
 		}
 		for _, p := range u.Prefixes(Range{s, uint64(s) + 1}) {
 			if !p.IsSingleIP() || p.Addr() != u.Addr4(s) && p.Addr() != u.Addr6(s) {
-				t.Fatalf("slot %d: prefix %v", s, p)
+				t.Fatalf("slot %d: prefix %v is not its single address", s, p)
 			}
 		}
 	})
 	for _, outside := range []string{"10.48.0.0", "10.31.255.255", "fd01:2:3:4::10:0", "fd01:2:3:5::1", "192.0.2.1"} {
 		if s, ok := u.Slot(netip.MustParseAddr(outside)); ok {
-			t.Errorf("%s has slot %d", outside, s)
+			t.Errorf("%s is outside the universe, but has slot %d", outside, s)
 		}
 	}
 }
@@ -61,7 +61,7 @@ func TestUniverseValidate(t *testing.T) {
 		{"10.32.0.0/12", "fd00::/48", false},
 		{"fd00::/96", "10.32.0.0/12", false},
 		{"127.0.0.0/8", "fd00::/96", false},
-		{"169.254.0.0/16", "fd00::/96", false}, // the gateway's
+		{"169.254.0.0/16", "fd00::/96", false}, // holds the endpoints' gateway address
 		{"224.0.0.0/8", "fd00::/96", false},
 		{"255.0.0.0/8", "fd00::/96", false},
 		{"0.0.0.0/8", "fd00::/96", false},
@@ -71,7 +71,7 @@ func TestUniverseValidate(t *testing.T) {
 	} {
 		u := Universe{V4: netip.MustParsePrefix(tt.v4), V6: netip.MustParsePrefix(tt.v6)}
 		if err := u.Validate(); (err == nil) != tt.ok {
-			t.Errorf("%v: %v", u, err)
+			t.Errorf("Validate of %v: %v", u, err)
 		}
 	}
 }
