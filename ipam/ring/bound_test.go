@@ -12,8 +12,8 @@ import (
 
 var wide = slot.Universe{V4: slot.DefaultV4, V6: universe.V6}
 
-// broken is a ring of n segments from a slot on, each with the greatest numbers that it can
-// have without being the last: as many bytes as there can be.
+// broken returns a ring of n one-slot segments, one every step slots. Each has the largest
+// generation and version that are still valid, so its encoding is as long as it can be.
 func broken(n int, from, step uint64) Ring {
 	r := Ring{ID: ID{1}, Cluster: [16]byte{2}, Universe: wide}
 	for i := range uint64(n) {
@@ -23,8 +23,8 @@ func broken(n int, from, step uint64) Ring {
 	return r
 }
 
-// What Merge makes can be stored, sent and loaded, whatever is merged, in whatever order.
-func TestWhatIsMergedCanBeLoaded(t *testing.T) {
+// A ring that Merge returns can be stored, sent and loaded, whatever the order of merges.
+func TestMergedRingsDecode(t *testing.T) {
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 1))
@@ -41,48 +41,48 @@ func TestWhatIsMergedCanBeLoaded(t *testing.T) {
 				switch {
 				case errors.As(err, &many):
 					if refused++; !next.Equal(have) || !news.IsZero() {
-						t.Fatal("what is refused changes something")
+						t.Fatal("Merge refused a ring, but changed the receiver or returned news")
 					}
 				case err != nil:
 					t.Fatal(err)
 				}
 				back, err := Decode(next.Encode())
 				if err != nil || !back.Equal(next) {
-					t.Fatalf("%d segments: %v", len(next.segments), err)
+					t.Fatalf("decode the merged ring of %d segments: %v", len(next.segments), err)
 				}
 				if _, news, err := next.Merge(have); !news.IsZero() || err != nil {
-					t.Fatalf("it forgot something: %v", err)
+					t.Fatalf("the merged ring lacks claims of its input: %v", err)
 				}
 				have = next
 			}
 			if refused == 0 {
-				t.Error("nothing is refused: the test is too small")
+				t.Error("no merge was refused: the test draws too few segments")
 			}
 		})
 	}
 }
 
-// The largest ring of all fits into the bound in bytes, which push/pull has room for.
-func TestTheLargestRingFits(t *testing.T) {
+// The largest allowed ring fits MaxEncoded, and push/pull accepts messages of that size.
+func TestLargestRingFitsMaxEncoded(t *testing.T) {
 	last := broken(MaxSegments, 1<<32-2*MaxSegments, 2)
 	if n := len(last.Encode()); n > MaxEncoded || MaxEncoded > 2<<20 {
-		t.Errorf("%d bytes, at most %d are promised", n, MaxEncoded)
+		t.Errorf("the largest ring encodes to %d bytes, want at most MaxEncoded = %d", n, MaxEncoded)
 	}
 	if one := len(broken(2, 1<<32-4, 2).Encode()) - len(broken(1, 1<<32-4, 2).Encode()); one > maxSegment {
-		t.Errorf("a segment has %d bytes, at most %d are promised", one, maxSegment)
+		t.Errorf("a segment encodes to %d bytes, want at most maxSegment = %d", one, maxSegment)
 	}
 }
 
-// A disk that an earlier release filled beyond the bound loads, goes on in parts, and can
-// only become shorter.
-func TestARingAboveTheBoundLoads(t *testing.T) {
+// Earlier releases could store a ring above MaxSegments. It can be restored, is sent in parts, and
+// can only become shorter.
+func TestOversizedRingRestoresAndOnlyShrinks(t *testing.T) {
 	long := broken(3*MaxSegments, 0, 2)
 	if _, err := Decode(long.Encode()); err == nil {
-		t.Fatal("it was read from the network")
+		t.Fatal("Decode accepted an oversized ring from the network")
 	}
 	r, err := Restore(long.Encode())
 	if err != nil || !r.Equal(long) || r.Excess() == nil {
-		t.Fatalf("not restored: %v", err)
+		t.Fatalf("Restore of an oversized ring: %v", err)
 	}
 	var parts Ring
 	for _, place := range []uint64{0, MaxSegments, 2 * MaxSegments, 1 << 40} {
@@ -95,23 +95,24 @@ func TestARingAboveTheBoundLoads(t *testing.T) {
 		}
 		parts.segments = append(parts.segments, part.segments...)
 		if _, news, err := r.Merge(part); err != nil || !news.IsZero() {
-			t.Errorf("its own part is news: %v", err)
+			t.Errorf("merging a part of the ring into itself gave news: %v", err)
 		}
 	}
 	if want := r.segments[MaxSegments]; parts.segments[2*MaxSegments] != want {
-		t.Error("parts leave out something")
+		t.Error("the parts together lack a segment of the ring")
 	}
 	if _, _, err := r.Merge(broken(1, 6*MaxSegments+1, 1)); err == nil {
-		t.Error("it becomes longer still")
+		t.Error("an oversized ring accepted a segment that makes it longer")
 	}
 	cure := Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe, segments: []Segment{{slot.Range{Start: 0, End: 5 * MaxSegments}, Claim{spent, 1, id(1)}}}}
 	if r, _, err = r.Merge(cure); err != nil || r.Excess() != nil || len(r.segments) != MaxSegments/2+1 {
-		t.Errorf("it does not become shorter: %d, %v", len(r.segments), err)
+		t.Errorf("an oversized ring did not shrink: %d segments, error %v", len(r.segments), err)
 	}
 }
 
-// A liar takes the last numbers: its neighbours can go on, and it can be taken over.
-func TestTheLastNumbersDoNotEndAnything(t *testing.T) {
+// A malicious peer uses the largest version and generation. Its neighbours can still grant their
+// slots, and its own slots can be taken over.
+func TestExhaustedNumbersCanBeGrantedAndTakenOver(t *testing.T) {
 	r := founded()
 	r.segments = []Segment{
 		{slot.Range{Start: 0, End: 64}, Claim{1, spent, id(1)}},
@@ -121,31 +122,32 @@ func TestTheLastNumbersDoNotEndAnything(t *testing.T) {
 	}
 	given, _, err := r.Grant(id(1), id(3), slot.Range{Start: 0, End: 32})
 	if owner, _ := given.Owner(0); err != nil || owner != id(3) {
-		t.Errorf("the owner cannot give away: %v, %v", owner, err)
+		t.Errorf("grant at the largest version: owner is %v, error %v", owner, err)
 	}
 	taken, _, err := r.TakeOver(id(2), id(1))
 	if owned := taken.Owned(); err != nil || len(owned[id(2)]) != 1 || owned[id(2)][0].Len() != 2 {
-		t.Errorf("the liar keeps %v, %v", taken.Owned()[id(2)], err)
+		t.Errorf("after the take-over the dead peer still owns %v, error %v", taken.Owned()[id(2)], err)
 	}
 	if _, _, err := taken.TakeOver(id(2), id(1)); !errors.Is(err, ErrSpent) {
-		t.Errorf("the last generation is taken over: %v", err)
+		t.Errorf("take-over of the largest generation: got %v, want ErrSpent", err)
 	}
 }
 
-// What a dead peer had in pieces becomes one again.
-func TestATakeOverJoinsPieces(t *testing.T) {
+// A take-over joins neighbouring segments of the dead peer into one.
+func TestTakeOverJoinsSegments(t *testing.T) {
 	r := founded()
 	r.segments = nil
 	for i := range uint64(256) {
 		r.segments = push(r.segments, Segment{slot.Range{Start: slot.Slot(i), End: i + 1}, Claim{uint32(1 + i%3), uint32(1 + i), id(2)}})
 	}
 	if taken, _, err := r.TakeOver(id(2), id(1)); err != nil || len(taken.segments) != 1 {
-		t.Errorf("%d segments, %v", len(taken.segments), err)
+		t.Errorf("take-over left %d segments, want 1; error %v", len(taken.segments), err)
 	}
 }
 
-// A liar claims the last generation that anybody believes: a moment later a take-over is above
-// it. No clock has a part in what an honest mesh comes to.
+// A malicious peer claims the highest generation that is credible now. One minute later a take-over
+// with a higher generation is credible too. Rings with low generations are credible whatever the
+// clock says.
 func TestEveryGenerationCanBeTakenOver(t *testing.T) {
 	claimed := func(generation uint32) Ring {
 		r := founded()
@@ -154,10 +156,10 @@ func TestEveryGenerationCanBeTakenOver(t *testing.T) {
 	}
 	for _, now := range []int64{-1, 0, 1_800_000_000, 1 << 36} {
 		if r, err := claimed(soonest).Credible(now); err != nil || !r.Equal(claimed(soonest)) {
-			t.Errorf("at %d an honest ring is not believed: %v", now, err)
+			t.Errorf("at time %d a ring with a low generation is not credible: %v", now, err)
 		}
 		if r, err := claimed(spent).Credible(now); err == nil || len(r.segments) != 1 {
-			t.Errorf("at %d the last generation is believed", now)
+			t.Errorf("at time %d the largest generation is credible", now)
 		}
 	}
 	now := int64(1_800_000_000)
@@ -171,6 +173,6 @@ func TestEveryGenerationCanBeTakenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	if believed, err := delta.Credible(now + minute); err != nil || !believed.Equal(delta) || len(taken.Owned()) != 1 {
-		t.Errorf("it cannot be taken over: %v", err)
+		t.Errorf("the take-over is not credible one minute later: %v", err)
 	}
 }

@@ -1,16 +1,16 @@
-// Package ring says who owns which slots of the universe.
+// Package ring records which peer owns which slots of the universe.
 //
-// A ring is a function from slot to claim (generation, version, owner), stored as
-// ranges. Merge is the pointwise maximum of two such functions, by generation,
-// then version, then owner. That order is total, so Merge is commutative,
-// associative and idempotent: whatever order news travels in, and however often
-// it comes, all peers that heard the same have the same ring.
+// A ring is a function from slot to claim (generation, version, owner), stored as ranges. Merge is
+// the pointwise maximum of two such functions: by generation, then version, then owner. That order
+// is total, so Merge is commutative, associative and idempotent. Peers that received the same
+// updates hold the same ring, whatever the order and number of deliveries.
 //
-// Why no peer loses slots by that: only the owner of a slot raises its version,
-// and it does so exactly when it gives the slot away. A higher generation is for
-// taking over what a dead peer owned, over the dead peer's own word.
+// A merge never takes slots from a live owner: only the owner of a slot raises its version, and
+// only when it gives the slot away. A take-over of a dead peer's slots raises the generation, which
+// overrides any version that the dead peer wrote.
 //
-// A Ring is an immutable value: every change returns a new one.
+// A Ring is an immutable value: every change returns a new one. The package does no I/O and reads
+// no clock.
 package ring
 
 import (
@@ -25,15 +25,15 @@ import (
 	"weft/mesh/peer"
 )
 
-// ID names a ring. Two founders make two rings, which never merge.
+// ID identifies a ring. Rings of two founders have different IDs and never merge.
 type ID [16]byte
 
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
-// IsZero reports that there is no ring.
+// IsZero reports whether id is unset, which means that there is no ring.
 func (id ID) IsZero() bool { return id == ID{} }
 
-// MarshalText writes id as people see it.
+// MarshalText returns id in hexadecimal.
 func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 
 // Claim is the ring's value at one slot.
@@ -43,34 +43,34 @@ type Claim struct {
 	Owner      peer.ID
 }
 
-// fault is a bug to be found, set by the linker, by prog/soak's tests only:
+// fault selects a deliberate bug, to prove that prog/soak's tests detect it. Only they set it:
 // -ldflags '-X weft/ipam/ring.fault=tie'.
 var fault string
 
-// Compare orders claims; the higher one holds.
+// Compare orders claims; of two claims to one slot, the higher one holds.
 func (c Claim) Compare(o Claim) int {
-	if fault == "tie" { // not total: of two claims, the first one heard stays
+	if fault == "tie" { // the order is not total: the claim that arrived first stays
 		return cmp.Or(cmp.Compare(c.Generation, o.Generation), cmp.Compare(c.Version, o.Version))
 	}
 	return cmp.Or(cmp.Compare(c.Generation, o.Generation), cmp.Compare(c.Version, o.Version), bytes.Compare(c.Owner[:], o.Owner[:]))
 }
 
-// Segment is a run of slots with one claim.
+// Segment is a run of consecutive slots with the same claim.
 type Segment struct {
 	slot.Range
 	Claim
 }
 
-// Ring is who owns what. The zero Ring claims nothing and belongs to no cluster.
+// Ring maps slots to owners. The zero Ring claims nothing and belongs to no cluster.
 type Ring struct {
 	ID       ID
 	Cluster  [16]byte
 	Universe slot.Universe
-	segments []Segment // sorted, disjoint, neighbours with one claim joined; a gap is not claimed
+	segments []Segment // sorted, disjoint, equal neighbours joined; slots in gaps are unclaimed
 }
 
-// Found makes a ring that the owners share: each has one block that a CIDR can name,
-// and nobody's is more than twice another's. Owners beyond the number of slots get none.
+// Found returns a ring that divides the universe among owners. Each gets one CIDR-aligned block,
+// and no block is more than twice as large as another. Surplus owners get none.
 func Found(id ID, cluster [16]byte, u slot.Universe, owners ...peer.ID) Ring {
 	return Ring{ID: id, Cluster: cluster, Universe: u, segments: share(nil, u.Range(), owners)}
 }
@@ -84,7 +84,7 @@ func share(list []Segment, g slot.Range, owners []peer.ID) []Segment {
 	return share(list, slot.Range{Start: middle, End: g.End}, owners[half:])
 }
 
-// Generation is the highest of any slot: 1, and one more for each time that slot was taken over.
+// Generation returns the highest generation of any slot: 1, plus the number of its take-overs.
 func (r Ring) Generation() (highest uint32) {
 	for _, s := range r.segments {
 		highest = max(highest, s.Generation)
@@ -92,18 +92,18 @@ func (r Ring) Generation() (highest uint32) {
 	return highest
 }
 
-// IsZero reports that there is no ring yet.
+// IsZero reports whether r is the zero Ring: no ring is known yet.
 func (r Ring) IsZero() bool { return r.ID.IsZero() }
 
-// Segments lists the claims in the order of slots. The caller must not change it.
+// Segments returns the claims in slot order. The caller must not change them.
 func (r Ring) Segments() []Segment { return r.segments }
 
-// Equal reports whether r and o say the same.
+// Equal reports whether r and o hold the same claims for the same cluster.
 func (r Ring) Equal(o Ring) bool {
 	return r.ID == o.ID && r.Cluster == o.Cluster && r.Universe == o.Universe && slices.Equal(r.segments, o.segments)
 }
 
-// Owned lists the ranges of every owner, neighbouring segments joined.
+// Owned returns each owner's ranges, with neighbouring segments joined.
 func (r Ring) Owned() map[peer.ID][]slot.Range {
 	out := map[peer.ID][]slot.Range{}
 	for _, s := range r.segments {
@@ -117,7 +117,7 @@ func (r Ring) Owned() map[peer.ID][]slot.Range {
 	return out
 }
 
-// Owner is who owns s, if anybody does.
+// Owner returns the owner of s, and false if s is unclaimed.
 func (r Ring) Owner(s slot.Slot) (peer.ID, bool) {
 	i, ok := slices.BinarySearchFunc(r.segments, s, func(g Segment, s slot.Slot) int {
 		switch {
@@ -136,34 +136,34 @@ func (r Ring) Owner(s slot.Slot) (peer.ID, bool) {
 
 // Errors of Grant, TakeOver and Merge.
 var (
-	ErrNotOwner = errors.New("ring: only the owner of a slot gives it away")
-	ErrSpent    = errors.New("ring: the number of the claim cannot be raised any further: somebody lied about it")
-	ErrNothing  = errors.New("ring: the peer owns nothing")
+	ErrNotOwner = errors.New("ring: only the owner of a slot can give it away")
+	ErrSpent    = errors.New("ring: generation or version is at its maximum, which only a faulty or malicious peer writes: the owner of these addresses cannot change again")
+	ErrNothing  = errors.New("ring: the peer owns no addresses")
 )
 
-// spent is the last number of a generation or a version.
+// spent is the largest generation and version; a claim that has both cannot be raised.
 const spent = ^uint32(0)
 
-// OtherRingError says that a state belongs to another ring, which never merges with ours.
+// OtherRingError reports a state of another ring, which never merges with ours.
 type OtherRingError struct {
 	Ours, Theirs ID
 }
 
 func (e *OtherRingError) Error() string {
-	return fmt.Sprintf("ring: %v is another ring than ours, %v: two peers founded one each; run `weft reset` on the side to give up", e.Theirs, e.Ours)
+	return fmt.Sprintf("ring: received ring %v, but this mesh has ring %v: two founders created separate meshes, which cannot merge; run `weft reset` on the hosts of the mesh to give up", e.Theirs, e.Ours)
 }
 
-// UniverseError says that a state of our ring speaks of another universe.
+// UniverseError reports a state of our ring with another universe or cluster.
 type UniverseError struct {
 	Ours, Theirs slot.Universe
 }
 
 func (e *UniverseError) Error() string {
-	return fmt.Sprintf("ring: its universe is %v, ours is %v", e.Theirs, e.Ours)
+	return fmt.Sprintf("ring: received a ring with universe %v, want %v", e.Theirs, e.Ours)
 }
 
-// TooManyError says that a ring has more segments than MaxSegments, or would have with what
-// was to be merged into it.
+// TooManyError reports a ring with more segments than MaxSegments. Merging says that a merge would
+// have led to it.
 type TooManyError struct {
 	Segments int
 	Merging  bool
@@ -172,14 +172,14 @@ type TooManyError struct {
 func (e *TooManyError) Error() string {
 	what := "the ring has"
 	if e.Merging {
-		what = "with what a peer says the ring would have"
+		what = "merging a peer's ring would give"
 	}
-	return fmt.Sprintf("ring: %s %d segments, at most %d are allowed, and no honest host makes so many: find who owns them in `weft status ipam`, "+
-		"run `weft reset` there, and `weft rmpeer` for each owner that is no host of yours", what, e.Segments, MaxSegments)
+	return fmt.Sprintf("ring: %s %d segments, at most %d are allowed: a faulty or malicious peer splits its addresses; find the owner in `weft status ipam`, "+
+		"run `weft reset` there, and `weft rmpeer` for each owner that is not one of your hosts", what, e.Segments, MaxSegments)
 }
 
-// Excess is a TooManyError if r has more segments than MaxSegments, which only the disk of an
-// earlier release can bring.
+// Excess returns a TooManyError if r has more segments than MaxSegments. Only a ring that an
+// earlier release stored on disk can.
 func (r Ring) Excess() error {
 	if n := len(r.segments); n > MaxSegments {
 		return &TooManyError{Segments: n}
@@ -187,8 +187,8 @@ func (r Ring) Excess() error {
 	return nil
 }
 
-// Part is as much of r as others accept in one message: all of it, unless it is above the
-// bound; then that many segments, from any place on. Who merges all parts has all of r.
+// Part returns what peers accept in one message: r itself, or, above MaxSegments, that many
+// segments starting at a position derived from place. Merging all parts yields all of r.
 func (r Ring) Part(place uint64) Ring {
 	if extra := len(r.segments) - MaxSegments; extra > 0 {
 		from := int(place % uint64(extra+1))
@@ -197,18 +197,19 @@ func (r Ring) Part(place uint64) Ring {
 	return r
 }
 
-// soonest is how many take-overs of one slot there can be at any time; of more there is one in
-// a minute since 1970, and clocks differ by a day at most.
+// Generations up to soonest are credible at any time. Above that, one more becomes credible per
+// minute since 1970. skew, in minutes, is how far clocks may differ.
 const (
 	soonest = 1 << 16
 	minute  = 60
 	skew    = 24 * 60
 )
 
-// Credible is r without the claims whose generation nobody can have come to at a time, in Unix
-// seconds. Who takes over numbers on from what the dead peer said: without an end that moves on,
-// a liar could claim the last generation, and nothing could ever take that back. So the one
-// above it is there a minute later. An honest mesh stays below the number that needs no clock.
+// Credible returns r without claims whose generation is too high for the time now, in Unix seconds.
+// A take-over raises the generation that the dead peer wrote. Without a limit, a malicious peer
+// could claim the highest generation for ever. The limit grows by one a minute, so a take-over of
+// the highest credible claim becomes credible a minute later. Rings of correct peers stay below
+// soonest and do not depend on the clock.
 func (r Ring) Credible(now int64) (credible Ring, err error) {
 	most := uint64(soonest)
 	if now > 0 {
@@ -221,12 +222,12 @@ func (r Ring) Credible(now int64) (credible Ring, err error) {
 	}
 	lie := r.segments[first]
 	r.segments = slices.DeleteFunc(slices.Clone(r.segments), beyond)
-	return r, fmt.Errorf("ring: %v is said to be taken over %d times, which cannot be: somebody lies about it, or this host's clock is far behind",
+	return r, fmt.Errorf("ring: %v has generation %d, which is too high: a peer sends false claims, or this host's clock is far behind: the claims are ignored; check this host's clock",
 		lie.Range, lie.Generation)
 }
 
-// Grant gives g, which from owns, to another peer. It returns the new ring and
-// the part that is news.
+// Grant gives the range g, which from owns, to another peer. It returns the new ring, and the delta
+// to send to other peers.
 func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error) {
 	delta = Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe}
 	covered := uint64(0)
@@ -239,7 +240,7 @@ func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error
 			return Ring{}, Ring{}, fmt.Errorf("%w: %v belongs to %v", ErrNotOwner, part, s.Owner)
 		}
 		claim := Claim{s.Generation, s.Version + 1, to}
-		if s.Version == spent { // somebody lied about it; it goes on in the next generation
+		if s.Version == spent { // only a malicious peer writes it; continue in the next generation
 			claim = Claim{s.Generation + 1, 1, to}
 		}
 		if claim.Generation == 0 {
@@ -249,27 +250,27 @@ func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error
 		delta.segments = push(delta.segments, Segment{part, claim})
 	}
 	if covered != g.Len() || covered == 0 {
-		return Ring{}, Ring{}, fmt.Errorf("%w: %v is not wholly ours", ErrNotOwner, g)
+		return Ring{}, Ring{}, fmt.Errorf("%w: parts of %v are unclaimed", ErrNotOwner, g)
 	}
 	next, _, err = r.Merge(delta)
 	return next, delta, err
 }
 
-// TakeOver gives all that a dead peer owns to another, under a higher generation: what
-// the dead peer gave away without our knowledge is overruled. It returns the new ring
-// and the part that is news.
+// TakeOver gives everything that a dead peer owns to another peer, under a higher generation. That
+// overrides grants of the dead peer that have not reached us. It returns the new ring, and the
+// delta to send to other peers.
 func (r Ring) TakeOver(dead, to peer.ID) (next, delta Ring, err error) {
 	delta = Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe}
 	owned := slices.DeleteFunc(slices.Clone(r.segments), func(s Segment) bool { return s.Owner != dead })
 	if len(owned) == 0 {
 		return Ring{}, Ring{}, ErrNothing
 	}
-	// What is in the last generation, which only a liar reaches, stays; it does not keep the rest.
+	// Only a malicious peer reaches the largest generation. Those segments stay; the others move.
 	owned = slices.DeleteFunc(owned, func(s Segment) bool { return s.Generation == spent })
 	if len(owned) == 0 {
 		return Ring{}, Ring{}, ErrSpent
 	}
-	highest := uint32(0) // one for all, so that what the dead peer had in pieces becomes whole
+	highest := uint32(0) // one generation for all, so that neighbouring segments join
 	for _, s := range owned {
 		highest = max(highest, s.Generation)
 	}
@@ -280,14 +281,13 @@ func (r Ring) TakeOver(dead, to peer.ID) (next, delta Ring, err error) {
 	return next, delta, err
 }
 
-// Merge is the pointwise maximum of r and o, and the part of it that r did not
-// have: what to pass on. The zero Ring adopts any other.
+// Merge returns the pointwise maximum of r and o, and the part of it that r lacked: the news to
+// pass on to other peers. The zero Ring adopts any other ring.
 //
-// A maximum with more than MaxSegments is refused, all of it: nothing that two peers hold
-// alike depends on which half came first, and what could not be stored, sent or loaded is
-// never there. Below the bound the laws of a merge hold; at the bound r stays as it was, so
-// that it never falls, and takes in the same o later, once the segments have become fewer. A
-// ring that is above the bound already takes in what does not make it longer.
+// Merge refuses a result of more than MaxSegments as a whole, since it could not be stored, sent or
+// loaded. Taking in half of it would make the result depend on the order of arrival. r then stays
+// as it was, and accepts o later, once it has fewer segments. An r that is above the bound already
+// accepts whatever does not make it longer.
 func (r Ring) Merge(o Ring) (merged, news Ring, err error) {
 	switch {
 	case o.IsZero():
@@ -319,7 +319,7 @@ func (r Ring) Merge(o Ring) (merged, news Ring, err error) {
 	return merged, news, nil
 }
 
-// push appends s, joined with its neighbour where both claim alike.
+// push appends s to list, joined with the last segment if they touch and have equal claims.
 func push(list []Segment, s Segment) []Segment {
 	if n := len(list); n > 0 && list[n-1].End == uint64(s.Start) && list[n-1].Claim == s.Claim {
 		list[n-1].End = s.End
@@ -328,13 +328,13 @@ func push(list []Segment, s Segment) []Segment {
 	return append(list, s)
 }
 
-// pair is a run of slots over which both a and b are constant; a zero claim stands for none.
+// pair is a run of slots over which the claims a and b are constant; zero means unclaimed.
 type pair struct {
 	slot.Range
 	a, b Claim
 }
 
-// overlay walks two segment lists at once and yields every run that at least one of them claims.
+// overlay walks two segment lists in parallel and yields every run that at least one claims.
 func overlay(a, b []Segment) func(yield func(pair) bool) {
 	return func(yield func(pair) bool) {
 		at := uint64(0)

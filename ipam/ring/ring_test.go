@@ -22,7 +22,7 @@ func id(n int) peer.ID { return peer.ID{byte(n)} }
 
 func founded() Ring { return Found(ID{1}, [16]byte{2}, universe, id(1)) }
 
-// anyRing draws a ring that need not come from any history: merge must cope with all.
+// anyRing draws an arbitrary ring, even one that no sequence of grants could produce.
 func anyRing(t *rapid.T, label string) Ring {
 	r := Ring{ID: ID{1}, Cluster: [16]byte{2}, Universe: universe}
 	at := uint64(0)
@@ -43,7 +43,7 @@ func merged(t *rapid.T, a, b Ring) Ring {
 		t.Fatal(err)
 	}
 	if again, _, _ := a.Merge(news); !again.Equal(m) {
-		t.Fatalf("the news alone do not lead to the same ring:\n%v\n%v", again.segments, m.segments)
+		t.Fatalf("merging only the news gives another ring:\n%v\nwant\n%v", again.segments, m.segments)
 	}
 	return m
 }
@@ -60,15 +60,15 @@ func TestInvariant4MergeLaws(t *testing.T) {
 			t.Fatalf("not associative:\n%v\n%v", x.segments, y.segments)
 		}
 		if _, news, _ := ab.Merge(a); !news.IsZero() {
-			t.Fatalf("not idempotent: %v is news", news.segments)
+			t.Fatalf("not idempotent: merging an input again gives news %v", news.segments)
 		}
-		for s := range universe.Range().End { // the definition, slot by slot
+		for s := range universe.Range().End { // compare with the definition, slot by slot
 			want := claimAt(a, slot.Slot(s))
 			if o := claimAt(b, slot.Slot(s)); o.Compare(want) > 0 {
 				want = o
 			}
 			if got := claimAt(ab, slot.Slot(s)); got != want {
-				t.Fatalf("slot %d: %v, want %v", s, got, want)
+				t.Fatalf("slot %d: claim %v, want %v", s, got, want)
 			}
 		}
 		back, err := Decode(ab.Encode())
@@ -87,8 +87,8 @@ func claimAt(r Ring, s slot.Slot) Claim {
 	return Claim{}
 }
 
-// Invariants 2 and 3: however news travels, no slot ever has two peers that both
-// believe it is theirs, since only the owner gives it away.
+// Invariants 2 and 3: no slot ever has two peers that both consider themselves its owner, whatever
+// the order of messages, since only the owner gives a slot away.
 func TestInvariant2NoSlotHasTwoOwners(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const peers = 4
@@ -110,7 +110,7 @@ func TestInvariant2NoSlotHasTwoOwners(t *testing.T) {
 				}
 				rings[p] = next
 				inFlight = append(inFlight, delta, next)
-			case len(inFlight) > 0: // any message arrives anywhere, in any order, any number of times
+			case len(inFlight) > 0: // any message reaches any peer, in any order, any number of times
 				rings[p] = merged(t, rings[p], inFlight[rapid.IntRange(0, len(inFlight)-1).Draw(t, "message")])
 			}
 			for s := range universe.Range().End {
@@ -121,14 +121,14 @@ func TestInvariant2NoSlotHasTwoOwners(t *testing.T) {
 					}
 				}
 				if owners > 1 {
-					t.Fatalf("slot %d has %d owners that believe in it", s, owners)
+					t.Fatalf("slot %d: %d peers consider themselves its owner", s, owners)
 				}
 			}
 		}
 	})
 }
 
-// Invariant 3: a peer gives away only what is its own.
+// Invariant 3: a peer grants only slots that it owns.
 func TestInvariant3OnlyTheOwnerGrants(t *testing.T) {
 	r := founded()
 	r, _, err := r.Grant(id(1), id(2), slot.Range{Start: 64, End: 128})
@@ -137,11 +137,11 @@ func TestInvariant3OnlyTheOwnerGrants(t *testing.T) {
 	}
 	for _, g := range []slot.Range{{Start: 64, End: 65}, {Start: 0, End: 128}, {Start: 200, End: 300}, {Start: 5, End: 5}} {
 		if _, _, err := r.Grant(id(1), id(3), g); !errors.Is(err, ErrNotOwner) {
-			t.Errorf("grant of %v: %v", g, err)
+			t.Errorf("grant of %v: got %v, want ErrNotOwner", g, err)
 		}
 	}
 	if o, ok := r.Owner(64); !ok || o != id(2) {
-		t.Errorf("owner of 64: %v", o)
+		t.Errorf("owner of slot 64: %v, want peer 2", o)
 	}
 }
 
@@ -154,25 +154,26 @@ func TestRingsOfTwoFoundersNeverMerge(t *testing.T) {
 	}
 }
 
-func TestDecodeRefusesWhatCannotBe(t *testing.T) {
+func TestDecodeRefusesInvalidRings(t *testing.T) {
 	for name, segments := range map[string][]Segment{
 		"overlap":      {{slot.Range{Start: 0, End: 10}, Claim{1, 1, id(1)}}, {slot.Range{Start: 5, End: 20}, Claim{1, 1, id(2)}}},
 		"outside":      {{slot.Range{Start: 0, End: 1000}, Claim{1, 1, id(1)}}},
 		"empty":        {{slot.Range{Start: 7, End: 7}, Claim{1, 1, id(1)}}},
-		"nobody":       {{slot.Range{Start: 0, End: 10}, Claim{1, 1, peer.ID{}}}},
+		"no owner":     {{slot.Range{Start: 0, End: 10}, Claim{1, 1, peer.ID{}}}},
 		"no version":   {{slot.Range{Start: 0, End: 10}, Claim{1, 0, id(1)}}},
 		"out of order": {{slot.Range{Start: 20, End: 30}, Claim{1, 1, id(1)}}, {slot.Range{Start: 0, End: 10}, Claim{1, 1, id(1)}}},
 	} {
 		r := founded()
 		r.segments = segments
 		if _, err := Decode(r.Encode()); err == nil {
-			t.Errorf("%s: accepted", name)
+			t.Errorf("Decode accepted a ring with fault %q", name)
 		}
 	}
 }
 
-// A newer version may say more of a segment than we understand; less is no segment.
-func TestSegmentsMaySayMore(t *testing.T) {
+// Segments of a newer version may have extra elements, which Decode ignores. Segments with missing
+// or invalid elements are refused.
+func TestDecodeIgnoresExtraSegmentElements(t *testing.T) {
 	r, _, err := founded().Grant(id(1), id(2), slot.Range{Start: 64, End: 128})
 	if err != nil {
 		t.Fatal(err)
@@ -190,15 +191,15 @@ func TestSegmentsMaySayMore(t *testing.T) {
 	}
 	got, err := Decode(with(func(s []cbor.RawMessage) []cbor.RawMessage { return append(s, must(encoding.Marshal("more"))) }))
 	if err != nil || !got.Equal(r) {
-		t.Errorf("more: %v, %v", got.segments, err)
+		t.Errorf("extra element: got %v, %v", got.segments, err)
 	}
 	for name, change := range map[string]func([]cbor.RawMessage) []cbor.RawMessage{
-		"less": func(s []cbor.RawMessage) []cbor.RawMessage { return s[:4] },
-		"another": func(s []cbor.RawMessage) []cbor.RawMessage {
+		"too few elements": func(s []cbor.RawMessage) []cbor.RawMessage { return s[:4] },
+		"extra element, but start is a string": func(s []cbor.RawMessage) []cbor.RawMessage {
 			s[0] = must(encoding.Marshal("x"))
 			return append(s, s[0])
 		},
-		"not a slot": func(s []cbor.RawMessage) []cbor.RawMessage { s[0] = must(encoding.Marshal("x")); return s },
+		"start is a string": func(s []cbor.RawMessage) []cbor.RawMessage { s[0] = must(encoding.Marshal("x")); return s },
 	} {
 		if got, err := Decode(with(change)); err == nil {
 			t.Errorf("%s: accepted as %v", name, got.segments)
@@ -219,10 +220,10 @@ func FuzzDecode(f *testing.F) {
 		}
 		again, err := Decode(r.Encode())
 		if err != nil || !again.Equal(r) {
-			t.Fatalf("what was read cannot be written: %v", err)
+			t.Fatalf("encoding and decoding again gave another ring: %v", err)
 		}
 		if _, _, err := r.Merge(founded()); err == nil && r.ID != founded().ID {
-			t.Fatal("merged with another ring")
+			t.Fatal("Merge accepted a ring with another ID")
 		}
 	})
 }
@@ -248,7 +249,7 @@ func BenchmarkMergeThousandPeers(b *testing.B) {
 
 func founded0(u slot.Universe) Ring { return Found(ID{1}, [16]byte{2}, u, id(1)) }
 
-func TestFoundSharesOneBlockEach(t *testing.T) {
+func TestFoundGivesEachOwnerOneBlock(t *testing.T) {
 	for n := 1; n <= 20; n++ {
 		var owners []peer.ID
 		for i := 1; i <= n; i++ {
@@ -257,7 +258,7 @@ func TestFoundSharesOneBlockEach(t *testing.T) {
 		r := Found(ID{1}, [16]byte{2}, universe, owners...)
 		owned := r.Owned()
 		if len(owned) != n {
-			t.Errorf("%d of %d founders own something", len(owned), n)
+			t.Errorf("%d of %d founders own slots", len(owned), n)
 		}
 		least, most := ^uint64(0), uint64(0)
 		for o, ranges := range owned {
@@ -267,7 +268,7 @@ func TestFoundSharesOneBlockEach(t *testing.T) {
 			least, most = min(least, ranges[0].Len()), max(most, ranges[0].Len())
 		}
 		if most > 2*least {
-			t.Errorf("%d founders: %d slots for one, %d for another", n, most, least)
+			t.Errorf("%d founders: the smallest block has %d slots, the largest %d", n, most, least)
 		}
 	}
 	tiny := slot.Universe{V4: netip.MustParsePrefix("10.32.0.0/28"), V6: universe.V6}
@@ -280,8 +281,8 @@ func TestFoundSharesOneBlockEach(t *testing.T) {
 	}
 }
 
-// A take-over overrules what the dead peer gave away unheard, its old state, and
-// itself should it come back; and a second take-over of the same peer has one winner.
+// A take-over overrides grants of the dead peer that were not yet known, its old state, and the
+// peer itself if it returns. Of two take-overs of the same peer, one wins everywhere.
 func TestTakeOverOverrulesTheDeadPeer(t *testing.T) {
 	r, _, err := founded().Grant(id(1), id(2), slot.Range{Start: 128, End: 256})
 	if err != nil {
@@ -301,25 +302,25 @@ func TestTakeOverOverrulesTheDeadPeer(t *testing.T) {
 	}
 	for _, late := range []Ring{unheard, dead, r, delta} {
 		if after, news, err := taken.Merge(late); err != nil || !news.IsZero() || !after.Equal(taken) {
-			t.Errorf("%v undid it: %v, %v", late.Segments(), after.Segments(), err)
+			t.Errorf("merging %v undid the take-over: %v, %v", late.Segments(), after.Segments(), err)
 		}
 	}
 	if back, _, _ := dead.Merge(delta); len(back.Owned()[id(2)]) != 0 || len(back.Owned()[id(3)]) != 0 {
-		t.Errorf("the dead peer came back and still owns %v", back.Owned())
+		t.Errorf("the dead peer returned and still owns slots: %v", back.Owned())
 	}
 	a, _, _ := taken.Merge(rival)
 	b, _, _ := rival.Merge(taken)
 	if !a.Equal(b) || len(a.Owned()[id(1)]) > 0 && len(a.Owned()[id(4)]) > 0 && len(a.Owned()[id(2)]) > 0 {
-		t.Errorf("two winners: %v and %v", a.Segments(), b.Segments())
+		t.Errorf("two rival take-overs both hold: %v and %v", a.Segments(), b.Segments())
 	}
 	if _, _, err := taken.TakeOver(id(2), id(1)); !errors.Is(err, ErrNothing) {
-		t.Errorf("a second time: %v", err)
+		t.Errorf("second take-over of the same peer: got %v, want ErrNothing", err)
 	}
 }
 
-// Histories of grants and take-overs, on peers that are at times put back to what they
-// persisted before, end in one ring: whatever order the rest hears of them in.
-func TestHistoriesHaveOneResult(t *testing.T) {
+// Grants and take-overs end in one ring, whatever the order of messages, even if peers occasionally
+// restart from an older stored state.
+func TestGrantsAndTakeOversConverge(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const peers = 4
 		rings, kept := make([]Ring, peers+1), make([]Ring, peers+1)
@@ -364,14 +365,14 @@ func TestHistoriesHaveOneResult(t *testing.T) {
 			one, two = merged(t, one, all[i]), merged(t, two, all[len(all)-1-i])
 		}
 		if !one.Equal(two) {
-			t.Fatalf("two results:\n%v\n%v", one.segments, two.segments)
+			t.Fatalf("merging in two orders gives two rings:\n%v\n%v", one.segments, two.segments)
 		}
 		covered := uint64(0)
 		for _, s := range one.Segments() {
 			covered += s.Len()
 		}
 		if covered != universe.Range().Len() {
-			t.Fatalf("%d slots are lost", universe.Range().Len()-covered)
+			t.Fatalf("%d slots have no owner", universe.Range().Len()-covered)
 		}
 	})
 }

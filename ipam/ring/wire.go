@@ -12,7 +12,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// wire is a ring, whole or in part, on the network and on disk.
+// wire is the encoding of a ring or a part of it, on the network and on disk.
 type wire struct {
 	head
 	Segments []segment `cbor:"5,keyasint"`
@@ -36,12 +36,12 @@ type segment struct {
 
 const segmentLen = 5 // elements of a segment
 
-// MaxSegments bounds what a stranger can make us hold: far above what CIDR-aligned
-// donation leads to with thousands of peers. Merge keeps it, so that what is stored can be
-// sent, and can be read by who receives it.
+// MaxSegments bounds the memory that a malicious peer can make us use. CIDR-aligned donation among
+// thousands of peers stays far below it. Merge enforces it, so that every stored ring can be sent,
+// and every receiver can decode it.
 const MaxSegments = 1 << 16
 
-// MaxEncoded is how large a ring within the bound can be on the wire.
+// MaxEncoded is the largest encoding, in bytes, of a ring with at most MaxSegments.
 const (
 	maxHead    = 128
 	maxSegment = 30
@@ -51,8 +51,8 @@ const (
 var (
 	encoding = must(cbor.EncOptions{Sort: cbor.SortCoreDeterministic, TextMarshaler: cbor.TextMarshalerNone}.EncMode())
 	decoding = must(decodeOptions(MaxSegments).DecMode())
-	// What is on our own disk was once accepted, by this release or another one: how many
-	// segments that may be is bounded by the file.
+	// Our own disk holds only rings that this release or an earlier one accepted. The file size
+	// bounds their number of segments.
 	restoring = must(decodeOptions(math.MaxInt32).DecMode())
 )
 
@@ -67,7 +67,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// Encode writes r so that Decode reads it. Equal rings have equal bytes.
+// Encode returns r in the form that Decode reads. Equal rings have equal bytes.
 func (r Ring) Encode() []byte {
 	w := wire{head{r.ID, r.Cluster, r.Universe.V4, r.Universe.V6}, make([]segment, len(r.segments))}
 	for i, s := range r.segments {
@@ -76,9 +76,8 @@ func (r Ring) Encode() []byte {
 	return must(encoding.Marshal(w))
 }
 
-// read decodes a ring, also one of a newer version whose segments say more: what is
-// beyond the fifth element of one is skipped. A ring is made anew by every merge, so that
-// what is skipped is not passed on either.
+// read decodes a ring. Segments of a newer version may have more than five elements: the extra ones
+// are skipped. They are not forwarded either, since every merge encodes the ring anew.
 func read(data []byte, mode cbor.DecMode) (w wire, err error) {
 	err = mode.Unmarshal(data, &w)
 	if _, differs := errors.AsType[*cbor.UnmarshalTypeError](err); !differs {
@@ -89,7 +88,7 @@ func read(data []byte, mode cbor.DecMode) (w wire, err error) {
 		Segments [][]cbor.RawMessage `cbor:"5,keyasint"`
 	}
 	if mode.Unmarshal(data, &newer) != nil {
-		return w, err // of the first attempt
+		return w, err // the error of the first attempt
 	}
 	w = wire{newer.head, make([]segment, len(newer.Segments))}
 	for i, elements := range newer.Segments {
@@ -101,12 +100,12 @@ func read(data []byte, mode cbor.DecMode) (w wire, err error) {
 	return w, nil
 }
 
-// Decode reads a ring and refuses one that cannot be: segments out of order,
-// outside the universe, or without owner, or more of them than MaxSegments.
+// Decode reads a ring. It refuses rings with segments out of order, outside the universe or without
+// owner, and rings with more than MaxSegments.
 func Decode(data []byte) (Ring, error) { return decode(data, decoding) }
 
-// Restore reads a ring from this peer's own disk: also one above the bound, which an earlier
-// release has stored. An agent that does not start could not mend it.
+// Restore reads a ring from this peer's own disk. Unlike Decode it accepts rings above MaxSegments,
+// which an earlier release may have stored: an agent must start to repair them.
 func Restore(data []byte) (Ring, error) { return decode(data, restoring) }
 
 func decode(data []byte, mode cbor.DecMode) (Ring, error) {
@@ -116,7 +115,7 @@ func decode(data []byte, mode cbor.DecMode) (Ring, error) {
 	}
 	r := Ring{ID: w.ID, Cluster: w.Cluster, Universe: slot.Universe{V4: w.V4, V6: w.V6}}
 	if r.IsZero() {
-		return Ring{}, errors.New("ring: it has no id")
+		return Ring{}, errors.New("ring: the encoded ring has no id")
 	}
 	if err := r.Universe.Validate(); err != nil {
 		return Ring{}, fmt.Errorf("ring: %w", err)
