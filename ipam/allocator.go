@@ -1,14 +1,14 @@
-// Package ipam decides which address: it owns this peer's view of the ring and
-// its allocations, and asks other peers for space when its own runs out.
+// Package ipam allocates addresses. It owns this peer's view of the ring and this peer's
+// allocations, and asks other peers for space when its own runs out.
 //
-// The Allocator is an actor: one goroutine, in Run, holds all of its state, so
-// there are no locks. Every change is persisted before it is answered. It never
-// hands out a slot that it does not own, and never the same slot to two keys.
+// The Allocator is an actor: the goroutine of Run holds all of its state, so there are no locks.
+// Every change is persisted before it is answered. It never allocates a slot that this peer does
+// not own, and never the same slot to two keys.
 //
-// What can take slots away from a peer is a take-over, when it was given up for dead,
-// or the mesh's word against its own older state. Allocations in such slots are lost:
-// the peer is fenced, and says which. A peer that starts from stored state hears from
-// the others what became of the ring before it writes.
+// Other peers take over the slots of a peer that they removed as dead. Allocations in such slots
+// are lost: the returning peer is fenced, and reports them. The same happens if a peer starts from
+// an old copy of its state. So a peer with stored state fetches the current ring from the others
+// before it changes the ring.
 package ipam
 
 import (
@@ -30,121 +30,121 @@ import (
 	"weft/mesh/peer"
 )
 
-// Store keeps the allocator's state. Update is one transaction.
+// Store persists the allocator's state. Update is one transaction.
 type Store interface {
 	Load() (State, error)
 	Update(Change) error
 }
 
-// State is what a Store holds.
+// State is the content of a Store.
 type State struct {
-	Ring        []byte               // as ring.Encode wrote it; empty: none yet
-	Vote        []byte               // as paxos.State.Encode wrote it; empty: none yet
+	Ring        []byte               // written by ring.Encode; empty if there is none yet
+	Vote        []byte               // written by paxos.State.Encode; empty if there is none yet
 	Allocations map[string]slot.Slot // by key
-	Resting     []space.Resting
+	Quarantined []space.Quarantined
 }
 
-// Change is what one step changes in a Store.
+// Change is one update of a Store.
 type Change struct {
-	Ring   []byte // nil: as it was
-	Vote   []byte // nil: as it was
+	Ring   []byte // nil: unchanged
+	Vote   []byte // nil: unchanged
 	Key    string // "": no allocation changes
 	Slot   slot.Slot
-	Note   []byte // the asker's own, kept beside the slot
-	Delete bool   // the allocation of Key goes
-	// Rest, of an allocation that goes, is until when its slot rests (Unix seconds). What
-	// rested until Now need not be kept any longer.
-	Rest, Now int64
-	Resting   []space.Resting // further slots that rest from now on
+	Note   []byte // the caller's data, stored with the slot
+	Delete bool   // delete the allocation of Key
+	// QuarantineUntil is the end of the quarantine of a deleted allocation's slot, in Unix
+	// seconds. Entries whose quarantine ended at Now or earlier may be dropped.
+	QuarantineUntil, Now int64
+	Quarantined          []space.Quarantined // further slots whose quarantine starts now
 }
 
-// Mesh is what the allocator needs of the other peers.
+// Mesh is the allocator's access to other peers.
 type Mesh interface {
-	// Broadcast passes a delta on to all peers. It does not block.
+	// Broadcast sends a delta to all peers. It does not block.
 	Broadcast(replica string, delta []byte)
-	// Request asks one peer and waits for its answer. An answer that says no is an error with a
-	// method Refused() string.
+	// Request sends a request to one peer and waits for its answer. If the peer refuses, the error
+	// has a method Refused() string.
 	Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error)
-	// Reachable reports whether a peer can be asked at all.
+	// Reachable reports whether requests reach a peer at present.
 	Reachable(peer.ID) bool
-	// Others lists all other peers that are known, reachable or not, but for those that have
-	// left and those of another ring.
+	// Others lists all other known peers, reachable or not, without those that have left or belong
+	// to another ring.
 	Others() []peer.ID
-	// Stopped reports whether a peer said that its agent was stopped; its containers run on.
+	// Stopped reports whether a peer announced that its agent was stopped; its containers may still
+	// run.
 	Stopped(peer.ID) bool
-	// Name is what people call a peer.
+	// Name returns a peer's name for messages.
 	Name(peer.ID) string
 }
 
-// Config is what an Allocator is made of.
+// Config configures an Allocator.
 type Config struct {
 	Self  peer.ID
 	Store Store
 	Mesh  Mesh
 	Log   *slog.Logger
-	// Found, if given, is the ring that this peer founds unless it has one already.
+	// Found, if set, is the ring that this peer founds, unless it has one already.
 	Found *ring.Ring
-	// Elect, if given, is how this peer takes part in founding one together with others.
+	// Elect, if set, makes this peer agree with others on one ring to found.
 	Elect *Election
-	// Cluster and Universe are what the ring must be of, as far as they are set.
+	// Cluster and Universe, if set, are what the ring must have.
 	Cluster  [16]byte
 	Universe slot.Universe
-	// Excluded is what is never handed out unless it is asked for by name.
+	// Excluded ranges are only allocated when requested by address.
 	Excluded []netip.Prefix
-	// Rest is how long a slot rests before it is used again; default DefaultRest.
+	// Rest is how long a released slot stays in quarantine; default DefaultRest.
 	Rest time.Duration
-	// Held, if given, reports whether a slot that was freed is still known to other peers as who
-	// had it: it is not handed out, however scarce slots are. It must not block.
+	// Held, if set, reports whether other peers still map a released slot to its former endpoint.
+	// Such a slot is not allocated, even if no other is free. It must not block.
 	Held func(slot.Slot) bool
-	// Listed, if given, is which slots a peer was using, as far as is known. Those of a peer that
-	// is removed are handed out last.
+	// Listed, if set, returns the slots that a peer is known to use. After the removal of the peer
+	// they are allocated last.
 	Listed func(peer.ID) []slot.Slot
-	// Heard, if given, says what shows that a peer lives which gossip does not reach, and what to
-	// do then; empty if nothing does. It must not block.
+	// Heard, if set, returns proof that a peer is alive although gossip does not reach it, and the
+	// command that helps; empty if there is none. It must not block.
 	Heard func(peer.ID) string
-	// Changed is called after every change of the ring, and not of allocations: who
-	// asked for one knows. It must not block.
+	// Changed is called after every change of the ring, but not of allocations. It must not block.
 	Changed func()
 }
 
-// ReplicaName is the ring's, in gossip.
+// ReplicaName is the name of the ring as a replicated state.
 const ReplicaName = "ring"
 
-// DefaultRest is how long a slot rests before it is used again.
+// DefaultRest is the default quarantine of a released slot.
 const DefaultRest = time.Minute
 
-// conflictLife is how long a conflict is shown: gossip repeats one that goes on.
+// conflictLife is how long a conflict is shown. Gossip repeats one that persists.
 const conflictLife = 5 * time.Minute
 
-// Errors of Allocate, beside the context's own.
+// Errors of Allocate, besides context errors.
 var (
 	ErrStopped = errors.New("ipam: the agent is stopping")
-	ErrNoRing  = errors.New("ipam: there is no ring yet: this peer waits to hear of it from its targets (see `weft status targets`)")
-	ErrNoSpace = errors.New("ipam: no free address is left in the mesh that can be reached (see `weft status ipam`)")
-	ErrBehind  = errors.New("ipam: this peer has just started and still hears from the others what became of the ring: try again")
+	ErrNoRing  = errors.New("ipam: this peer has not received the address ring yet: no address can be allocated; check its connections in `weft status targets`")
+	ErrNoSpace = errors.New("ipam: no reachable peer has a free address (see `weft status ipam`)")
+	ErrBehind  = errors.New("ipam: this peer has just started and is fetching the current ring from the others; try again in a few seconds")
 	ErrLeaving = errors.New("ipam: this peer is leaving the mesh")
 )
 
-// Allocator hands out slots.
+// Allocator allocates slots to keys.
 type Allocator struct {
 	cfg     Config
 	calls   chan func()
 	stopped chan struct{}
-	grants  atomic.Int32 // asked for, and not answered
+	grants  atomic.Int32 // requests for slots that are not answered yet
 
-	// What follows belongs to the goroutine of Run.
+	// The fields below belong to the goroutine of Run.
 	ring        ring.Ring
-	conflict    error // the last state that could not be merged, for people
+	conflict    error // why the last state could not be merged, for status
 	conflictAt  time.Time
 	space       *space.Space
 	allocations map[string]slot.Slot
 	waiting     []waiter
 	asking      bool
-	refusals    []string // why the last round of asking brought nothing, for people
-	behind      bool     // until the others have said what became of the ring
+	refusals    []string // why the last round of requests failed, for error messages
+	behind      bool     // true until the others have sent the current ring
 	leaving     bool
 	election    *election           // nil where this peer does not vote
-	removals    map[peer.ID]removal // whom we confirmed to be dead, and to whom
+	removals    map[peer.ID]removal // by dead peer: the removals that we confirmed
 	asks        sync.WaitGroup
 	ctx         context.Context
 }
@@ -160,7 +160,7 @@ type result struct {
 	err  error
 }
 
-// New makes an allocator; Run starts it.
+// New returns an Allocator; Run starts it.
 func New(cfg Config) *Allocator {
 	cfg.Rest = cmp.Or(cfg.Rest, DefaultRest)
 	return &Allocator{cfg: cfg, calls: make(chan func()), stopped: make(chan struct{}), removals: map[peer.ID]removal{}}
@@ -169,7 +169,7 @@ func New(cfg Config) *Allocator {
 // Run loads the state and serves until ctx ends. Calls made before Run wait for it.
 func (a *Allocator) Run(ctx context.Context) error {
 	defer a.asks.Wait()
-	defer close(a.stopped) // first: a request under way waits for it
+	defer close(a.stopped) // runs first: pending requests wait for it
 	a.ctx = ctx
 	if err := a.load(); err != nil {
 		return err
@@ -189,7 +189,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 		case <-a.voting():
 			a.tick()
 		case <-again.C:
-			a.space.Wake(time.Now().Unix())
+			a.space.Release(time.Now().Unix())
 			a.serve()
 		}
 	}
@@ -224,15 +224,15 @@ func (a *Allocator) load() error {
 		}
 	}
 	a.resize()
-	for _, r := range state.Resting {
-		a.space.Rest(r)
+	for _, r := range state.Quarantined {
+		a.space.Quarantine(r)
 	}
 	a.warnOfLost(ring.Ring{})
 	a.cfg.Changed()
 	return nil
 }
 
-// do runs f on the actor's goroutine and waits for it.
+// do runs f on the goroutine of Run and waits for it.
 func (a *Allocator) do(ctx context.Context, f func()) error {
 	done := make(chan struct{})
 	select {
@@ -246,9 +246,9 @@ func (a *Allocator) do(ctx context.Context, f func()) error {
 	}
 }
 
-// Allocate gives key a slot, the same one every time until it is freed. Where this
-// peer has none free it asks the others, for as long as ctx allows. The note is the
-// asker's own: the store keeps it with the slot, in the same transaction.
+// Allocate returns the slot of key, and allocates one if it has none. If this peer has no free
+// slot, it asks other peers until ctx ends. The store keeps note with the slot, in the same
+// transaction.
 func (a *Allocator) Allocate(ctx context.Context, key string, note []byte) (slot.Slot, error) {
 	reply := make(chan result, 1)
 	err := a.do(ctx, func() {
@@ -268,8 +268,8 @@ func (a *Allocator) Allocate(ctx context.Context, key string, note []byte) (slot
 	}
 }
 
-// withdraw takes back a request that was not met in time, and explains why it was
-// not. If it was met in the meantime, that counts: no slot is lost in between.
+// withdraw cancels a request that was not answered in time, and returns the reason. If it was
+// answered in the meantime, withdraw returns that slot, so that no slot is lost.
 func (a *Allocator) withdraw(ctx context.Context, reply chan result) (slot.Slot, error) {
 	r := result{err: ErrStopped}
 	_ = a.do(context.WithoutCancel(ctx), func() {
@@ -290,7 +290,7 @@ func (a *Allocator) withdraw(ctx context.Context, reply chan result) (slot.Slot,
 	return r.slot, r.err
 }
 
-// Free takes back the slot of key; a key that has none is no error.
+// Free releases the slot of key. A key without a slot is no error.
 func (a *Allocator) Free(ctx context.Context, key string) error {
 	var err error
 	if e := a.do(ctx, func() {
@@ -299,11 +299,11 @@ func (a *Allocator) Free(ctx context.Context, key string) error {
 			return
 		}
 		now := time.Now()
-		rest := space.Resting{Slot: s, Until: now.Add(a.cfg.Rest).Unix()}
+		quarantine := space.Quarantined{Slot: s, Until: now.Add(a.cfg.Rest).Unix()}
 		change := Change{Key: key, Slot: s, Delete: true, Now: now.Unix()}
 		ours := a.owns(s)
 		if ours {
-			change.Rest = rest.Until
+			change.QuarantineUntil = quarantine.Until
 		}
 		if err = a.cfg.Store.Update(change); err != nil {
 			err = fmt.Errorf("ipam: free %v: %w", s, err)
@@ -312,7 +312,7 @@ func (a *Allocator) Free(ctx context.Context, key string) error {
 		delete(a.allocations, key)
 		if ours {
 			a.space.Give(s)
-			a.space.Rest(rest)
+			a.space.Quarantine(quarantine)
 		}
 	}); e != nil {
 		return e
@@ -323,22 +323,22 @@ func (a *Allocator) Free(ctx context.Context, key string) error {
 // Snapshot is the allocator's state at one moment.
 type Snapshot struct {
 	Ring        ring.Ring
-	Conflict    error // why a state that a peer sent of late could not be merged
+	Conflict    error // why a recently received state could not be merged
 	Allocations map[string]slot.Slot
-	Lost        map[string]slot.Slot // of Allocations, those whose slot is another peer's now
-	Free        uint64               // slots that this peer can hand out without asking
-	Resting     int                  // slots that were freed a moment ago
+	Lost        map[string]slot.Slot // the allocations whose slot another peer owns now
+	Free        uint64               // slots that this peer can allocate without asking others
+	Resting     int                  // released slots in quarantine
 	Waiting     int                  // requests that wait for space
-	Behind      bool                 // this peer still hears from the others what became of the ring
-	Vote        *Vote                // of a peer that takes part in founding a ring, while there is none
+	Behind      bool                 // this peer is still fetching the current ring
+	Vote        *Vote                // progress of the election; nil if this peer does not vote or there is a ring
 }
 
-// Snapshot copies the state.
+// Snapshot returns a copy of the state.
 func (a *Allocator) Snapshot(ctx context.Context) (s Snapshot, err error) {
 	err = a.do(ctx, func() {
 		s = Snapshot{
 			Ring: a.ring, Allocations: maps.Clone(a.allocations),
-			Lost: a.lost(), Free: a.space.Free(), Resting: len(a.space.Resting()), Waiting: len(a.waiting), Behind: a.behind,
+			Lost: a.lost(), Free: a.space.Free(), Resting: len(a.space.Quarantined()), Waiting: len(a.waiting), Behind: a.behind,
 		}
 		if s.Conflict = a.ring.Excess(); time.Since(a.conflictAt) < conflictLife {
 			s.Conflict = a.conflict
@@ -353,14 +353,14 @@ func (a *Allocator) Snapshot(ctx context.Context) (s Snapshot, err error) {
 	return s, err
 }
 
-// serve meets the requests that wait, in order, and asks for space if one cannot be met.
+// serve answers waiting requests in order, and asks other peers for space if one cannot be met.
 func (a *Allocator) serve() {
 	if errors.Is(a.serveFrom((*space.Space).Take), ErrNoSpace) {
 		a.ask()
 	}
 }
 
-// serveFrom meets the requests that wait, in order, until one has to go on waiting.
+// serveFrom answers waiting requests in order, until one must keep waiting.
 func (a *Allocator) serveFrom(take func(*space.Space) (slot.Slot, bool)) error {
 	for !a.ring.IsZero() && len(a.waiting) > 0 {
 		w := a.waiting[0]
@@ -374,7 +374,7 @@ func (a *Allocator) serveFrom(take func(*space.Space) (slot.Slot, bool)) error {
 	return nil
 }
 
-// meet gives a waiter a slot of our own space, persisted.
+// meet allocates and persists a slot of this peer's own space.
 func (a *Allocator) meet(w waiter, take func(*space.Space) (slot.Slot, bool)) (slot.Slot, error) {
 	if s, ok := a.allocations[w.key]; ok {
 		return s, nil
@@ -392,7 +392,7 @@ func (a *Allocator) meet(w waiter, take func(*space.Space) (slot.Slot, bool)) (s
 	return s, a.keep(w.key, s, w.note)
 }
 
-// keep persists an allocation of a slot that was taken from the space.
+// keep persists the allocation of a slot that was taken from the space.
 func (a *Allocator) keep(key string, s slot.Slot, note []byte) error {
 	if err := a.cfg.Store.Update(Change{Key: key, Slot: s, Note: note}); err != nil {
 		a.space.Give(s)
@@ -409,13 +409,13 @@ func (a *Allocator) failAll(err error) {
 	a.waiting = nil
 }
 
-// resize recomputes the free space from the ring and the allocations.
+// resize computes the free space anew from ring and allocations.
 func (a *Allocator) resize() {
 	owned := a.ring.Owned()[a.cfg.Self]
 	a.space.Resize(a.usable(), owned, slices.Collect(maps.Values(a.allocations)))
 }
 
-// usable is the universe without what is excluded.
+// usable returns the universe without the excluded ranges.
 func (a *Allocator) usable() []slot.Range {
 	u := a.ring.Universe
 	if u.IsZero() {
@@ -437,14 +437,14 @@ func (a *Allocator) owns(s slot.Slot) bool {
 	return ok && owner == a.cfg.Self
 }
 
-// fault is a bug to be found, set by the linker, by prog/soak's tests only:
+// fault selects a deliberate bug, to prove that prog/soak's tests detect it. Only they set it:
 // -ldflags '-X weft/ipam.fault=unfenced'.
 var fault string
 
-// lost are the allocations in slots that are another peer's now.
+// lost returns the allocations whose slots another peer owns now.
 func (a *Allocator) lost() map[string]slot.Slot {
 	var out map[string]slot.Slot
-	if fault == "unfenced" { // whoever held a slot that was taken over goes on with it
+	if fault == "unfenced" { // the former owner keeps using slots that were taken over
 		return out
 	}
 	for key, s := range a.allocations {
@@ -458,7 +458,7 @@ func (a *Allocator) lost() map[string]slot.Slot {
 	return out
 }
 
-// warnOfLost logs which allocations the change from an older ring took away.
+// warnOfLost logs the allocations that were lost since the ring was before.
 func (a *Allocator) warnOfLost(before ring.Ring) {
 	if a.ring.IsZero() {
 		return
@@ -466,7 +466,7 @@ func (a *Allocator) warnOfLost(before ring.Ring) {
 	for key, s := range a.lost() {
 		if owner, _ := before.Owner(s); before.IsZero() || owner == a.cfg.Self {
 			now, _ := a.ring.Owner(s)
-			a.cfg.Log.Warn("an address was taken over while this peer was away: what has it is cut off", "allocation", key,
+			a.cfg.Log.Warn("an address of this host was taken over while it was away: its container is cut off; start the container anew", "allocation", key,
 				"address", a.ring.Universe.Addr4(s), "owner", a.cfg.Mesh.Name(now))
 		}
 	}

@@ -10,21 +10,21 @@ import (
 	"weft/mesh/peer"
 )
 
-// ClaimError says why an address that was asked for by name is not given.
+// ClaimError reports why a requested address cannot be allocated.
 type ClaimError struct {
 	Slot  slot.Slot
 	Why   string
-	Later bool // whether it may be otherwise soon
-	Held  bool // whether all that stands in the way is that others still know it as who had it
+	Later bool // whether trying again soon may succeed
+	Held  bool // whether the only reason is that other peers still map it to its former endpoint
 }
 
-func (e *ClaimError) Error() string { return "ipam: the address cannot be given: " + e.Why }
+func (e *ClaimError) Error() string { return "ipam: the address cannot be allocated: " + e.Why }
 
-// claimTries is how often a claim follows a slot that changes hands meanwhile.
+// claimTries limits how often a claim follows a slot whose owner changes meanwhile.
 const claimTries = 3
 
-// Claim gives key the slot that it asks for, if it is free anywhere in the mesh; the
-// peer that owns it is asked to give it away.
+// Claim allocates one given slot to key, if it is free anywhere in the mesh. If another peer owns
+// it, that peer is asked to give it away.
 func (a *Allocator) Claim(ctx context.Context, key string, want slot.Slot, note []byte) error {
 	for range claimTries {
 		owner, err := a.claimHere(ctx, key, want, note)
@@ -32,18 +32,18 @@ func (a *Allocator) Claim(ctx context.Context, key string, want slot.Slot, note 
 			return err
 		}
 		if !a.cfg.Mesh.Reachable(owner) {
-			return &ClaimError{Slot: want, Why: fmt.Sprintf("%s, whose it is to give, cannot be reached", a.cfg.Mesh.Name(owner)), Later: true}
+			return &ClaimError{Slot: want, Why: fmt.Sprintf("its owner %s cannot be reached", a.cfg.Mesh.Name(owner)), Later: true}
 		}
 		payload := binary.BigEndian.AppendUint32(nil, uint32(want))
 		if err := a.askFor(ctx, owner, requestClaim, payload); err != nil {
 			held := refused(err) == whyHeld
-			return &ClaimError{Slot: want, Why: fmt.Sprintf("%s, whose it is to give: %v", a.cfg.Mesh.Name(owner), err), Later: held, Held: held}
+			return &ClaimError{Slot: want, Why: fmt.Sprintf("its owner %s refuses: %v", a.cfg.Mesh.Name(owner), err), Later: held, Held: held}
 		}
 	}
-	return &ClaimError{Slot: want, Why: "it changes hands all the time: try again", Later: true}
+	return &ClaimError{Slot: want, Why: "its owner changed several times during the request: try again", Later: true}
 }
 
-// claimHere gives key the slot if it is our own, and else says whose it is.
+// claimHere allocates the slot to key if this peer owns it, and otherwise returns its owner.
 func (a *Allocator) claimHere(ctx context.Context, key string, want slot.Slot, note []byte) (owner peer.ID, err error) {
 	e := a.do(ctx, func() {
 		have, allocated := a.allocations[key]
@@ -52,14 +52,14 @@ func (a *Allocator) claimHere(ctx context.Context, key string, want slot.Slot, n
 			owner = a.cfg.Self
 			return
 		case allocated:
-			err = &ClaimError{Slot: want, Why: fmt.Sprintf("%s has %v already", key, a.ring.Universe.Addr4(have))}
+			err = &ClaimError{Slot: want, Why: fmt.Sprintf("%s already has %v", key, a.ring.Universe.Addr4(have))}
 			return
 		}
 		if err = a.writable(); err != nil {
 			return
 		}
 		if !a.ring.Universe.Usable().Contains(want) {
-			err = &ClaimError{Slot: want, Why: "it is outside " + a.ring.Universe.String() + ", or the first or the last of it"}
+			err = &ClaimError{Slot: want, Why: "it is outside " + a.ring.Universe.String() + ", or the first or the last address of it"}
 			return
 		}
 		if owner, _ = a.ring.Owner(want); owner != a.cfg.Self {
@@ -77,7 +77,7 @@ func (a *Allocator) claimHere(ctx context.Context, key string, want slot.Slot, n
 	return owner, err
 }
 
-// take takes one slot out of our space, or says who holds it.
+// take removes one slot from our free space, or returns the reason why it cannot be allocated.
 func (a *Allocator) take(want slot.Slot) *ClaimError {
 	if a.space.TakeExactly(want) {
 		return nil
@@ -93,12 +93,13 @@ func (a *Allocator) take(want slot.Slot) *ClaimError {
 	return &ClaimError{Slot: want, Why: "it is not free"}
 }
 
+// whyHeld is part of the protocol: peers of other versions compare it, so it must not change.
 const whyHeld = "it was freed a moment ago, and other peers still know it as who had it: try again"
 
-// serveClaim gives away one slot to a peer that asks for it by name.
+// serveClaim gives one slot to a peer that requests it by address.
 func (a *Allocator) serveClaim(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
 	if len(payload) != 4 {
-		return nil, fmt.Errorf("a claim has %d bytes, want 4", len(payload))
+		return nil, fmt.Errorf("invalid claim: it has %d bytes, want 4", len(payload))
 	}
 	want := slot.Slot(binary.BigEndian.Uint32(payload))
 	return a.answer(ctx, func() ([]byte, error) {
@@ -106,7 +107,7 @@ func (a *Allocator) serveClaim(ctx context.Context, from peer.ID, payload []byte
 			return nil, err
 		}
 		if !a.owns(want) {
-			return a.full(), nil // it went on: the ring says where to
+			return a.full(), nil // another peer owns it now: our ring shows which
 		}
 		if err := a.take(want); err != nil {
 			return nil, errors.New(err.Why)

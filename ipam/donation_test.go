@@ -11,7 +11,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// owned is how much of the universe a peer owns, as another one knows.
+// owned returns how many slots a peer owns, according to the ring of m.
 func owned(t *testing.T, m *member, of peer.ID) (n uint64) {
 	t.Helper()
 	for _, r := range snapshot(t, m).Ring.Owned()[of] {
@@ -20,18 +20,17 @@ func owned(t *testing.T, m *member, of peer.ID) (n uint64) {
 	return n
 }
 
-// A peer that no answer and no word of the ring reaches asks again and again: it is given
-// space once by each donor, and a donor keeps half of what it had. Once one answer comes
-// through, it has what it was given first.
-func TestLostAnswersGiveNothingTwice(t *testing.T) {
-	for name, pressed := range map[string]bool{"space": false, "under pressure": true} {
+// A peer that receives neither replies nor gossip keeps asking. Each donor gives it space once, and
+// keeps half of its own. Once a reply arrives, the peer gets that first grant.
+func TestLostRepliesCauseOneGrantOnly(t *testing.T) {
+	for name, pressed := range map[string]bool{"free slots": false, "only quarantined slots": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newCluster(t, 1)
 				donor := c.start(1, &disk{})
 				asker := c.start(2, &disk{})
 				c.gossip()
-				if pressed { // all but one slot is used, and that one rests
+				if pressed { // all slots are used, except those freed below, which are in quarantine
 					for n := range int(universe.Usable().Len()) {
 						if _, err := donor.Allocate(t.Context(), string(rune('A'+n)), nil); err != nil {
 							t.Fatal(err)
@@ -49,20 +48,20 @@ func TestLostAnswersGiveNothingTwice(t *testing.T) {
 				for range 8 {
 					ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 					if _, err := asker.Allocate(ctx, "a", nil); !errors.Is(err, ErrNoSpace) {
-						t.Fatalf("without any answer: %v", err)
+						t.Fatalf("Allocate without replies: got %v, want ErrNoSpace", err)
 					}
 					cancel()
 				}
 				given := owned(t, donor, asker.id)
 				if kept := owned(t, donor, donor.id); given == 0 || kept < before/2 || pressed && given != 1 {
-					t.Errorf("the donor keeps %d of %d, and gave %d", kept, before, given)
+					t.Errorf("the donor owns %d of its %d slots, and gave %d", kept, before, given)
 				}
 				asker.deaf.Store(false)
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
 				s, err := asker.Allocate(ctx, "a", nil)
 				if owner, _ := snapshot(t, donor).Ring.Owner(s); err != nil || owner != asker.id || owned(t, donor, asker.id) != given {
-					t.Errorf("slot %d of %v, %v; it owns %d, was given %d", s, owner, err, owned(t, donor, asker.id), given)
+					t.Errorf("got slot %d, owned by %v, error %v; the requester owns %d slots, want %d", s, owner, err, owned(t, donor, asker.id), given)
 				}
 				c.end()
 			})
@@ -70,8 +69,8 @@ func TestLostAnswersGiveNothingTwice(t *testing.T) {
 	}
 }
 
-// Who uses up what it was given, or gives it away, is given more.
-func TestWhoKnowsWhatItHasIsGivenMore(t *testing.T) {
+// A peer that uses up a grant, or gives it away, gets another one.
+func TestPeerThatKnowsItsGrantsGetsMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		donor := c.start(1, &disk{})
@@ -81,7 +80,7 @@ func TestWhoKnowsWhatItHasIsGivenMore(t *testing.T) {
 			t.Fatal(err)
 		}
 		first := owned(t, asker, asker.id)
-		donor.mute.Store(true) // it does not hear what the asker gives away
+		donor.mute.Store(true) // so that the donor does not learn what the requester gives away
 		if _, err := asker.Handlers()[requestSpace](t.Context(), peerID(3), nil); err != nil {
 			t.Fatal(err)
 		}
@@ -91,15 +90,15 @@ func TestWhoKnowsWhatItHasIsGivenMore(t *testing.T) {
 			_, err := asker.Allocate(ctx, string(rune('A'+n)), nil)
 			cancel()
 			if err != nil {
-				t.Fatalf("after %d of %d: %v", n, first, err)
+				t.Fatalf("Allocate after %d of %d slots: %v", n, first, err)
 			}
 		}
 		c.end()
 	})
 }
 
-// A claim whose answer was lost is answered again, and the slot changes hands once.
-func TestAClaimMayBeRepeated(t *testing.T) {
+// A claim whose reply was lost can be repeated; the slot is granted once.
+func TestRepeatedClaimGrantsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		donor := c.start(1, &disk{})
@@ -111,13 +110,13 @@ func TestAClaimMayBeRepeated(t *testing.T) {
 		for range 3 {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			if err := asker.Claim(ctx, "a", want, nil); err == nil {
-				t.Fatal("claimed without an answer")
+				t.Fatal("Claim succeeded without a reply")
 			}
 			cancel()
 		}
 		asker.deaf.Store(false)
 		if err := asker.Claim(t.Context(), "a", want, nil); err != nil || owned(t, donor, asker.id) != 1 {
-			t.Errorf("%v; it owns %d", err, owned(t, donor, asker.id))
+			t.Errorf("repeated claim: %v; the requester owns %d slots, want 1", err, owned(t, donor, asker.id))
 		}
 		c.end()
 	})

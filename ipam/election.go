@@ -14,52 +14,51 @@ import (
 	"weft/mesh/peer"
 )
 
-// VotesName is the founders' vote, in gossip.
+// VotesName is the name of the votes as a replicated state.
 const VotesName = "votes"
 
-// Election is how peers that start at once agree on who founds the ring.
+// Election configures how peers that start together agree on the founders of the ring.
 type Election struct {
 	Terms paxos.Terms
-	// Candidate completes what this peer would found: the ring's id, the cluster's, and
-	// the universe.
+	// Candidate returns what this peer would found: the ids of ring and cluster, and the universe.
 	Candidate func() (ring.ID, [16]byte, slot.Universe)
-	// Elsewhere reports whether some peer says that it has a ring: then nobody founds another.
+	// Elsewhere reports whether any peer announces a ring: then this peer founds none.
 	Elsewhere func() bool
 }
 
-// Timing of a vote. A ballot is decided once a quorum has heard of it twice and written
-// twice; one that begins before voids it. So one voter goes first, the reachable one with
-// the lowest id, and the others leave it a time that grows with their number and with
-// each ballot that came to nothing.
+// Timing of an election. A ballot is decided once a quorum has received it and stored its vote
+// twice. A competing ballot that starts earlier voids it. So the reachable voter with the lowest id
+// proposes first. The others wait longer, depending on their number and on the number of failed
+// ballots.
 const (
-	lookEvery    = 100 * time.Millisecond // at who can be reached
-	settleFor    = time.Second            // for which voters that are missing are waited for
-	ballotStep   = 250 * time.Millisecond // in which all hear of a ballot
+	lookEvery    = 100 * time.Millisecond // between two looks at which voters are reachable
+	settleFor    = time.Second            // how long to wait for missing voters
+	ballotStep   = 250 * time.Millisecond // time in which all voters receive a ballot
 	maxDoublings = 3
-	tellStep     = 2 * time.Millisecond // per voter, between two words of one voter, at most
+	tellStep     = 2 * time.Millisecond // per voter: the shortest interval between two messages of one voter
 	maxTell      = 250 * time.Millisecond
-	hereWithin   = 2 * time.Second // in which one that lacks others says that it is here
+	hereWithin   = 2 * time.Second // how soon a voter without quorum announces itself again
 )
 
-// election is the vote, as long as there is no ring; of the actor's goroutine.
+// election is the state of the vote while there is no ring. It belongs to the actor's goroutine.
 type election struct {
 	*Election
 	votes paxos.State
-	kept  paxos.State // what is on disk
+	kept  paxos.State // as stored on disk
 	timer *time.Timer // of tick
 
-	told   paxos.State // what the others were told
-	toldAt time.Time
-	hereAt time.Time // not before: when it says again that it is here
-	ringAt time.Time // when it last told one who still votes of the ring
+	sent   paxos.State // as last sent to the others
+	sentAt time.Time
+	hereAt time.Time // earliest time of the next announcement
+	ringAt time.Time // when it last sent the ring to a peer that still votes
 
-	since  time.Time     // a quorum can be reached, or the newest ballot is known; zero while nobody may propose
-	spread time.Duration // what this voter waits beyond the lowest one
-	err    error         // why another's votes do not count, for people
+	since  time.Time     // when a quorum became reachable or the newest ballot arrived; zero while proposing is not allowed
+	spread time.Duration // how much longer this voter waits than the one with the lowest id
+	err    error         // why another peer's votes are refused, for status
 	errAt  time.Time
 }
 
-// loadVotes goes on with the vote where this peer left it, or begins.
+// loadVotes continues the election from the stored votes, or starts it.
 func (a *Allocator) loadVotes(kept []byte) (err error) {
 	e := &election{Election: a.cfg.Elect, timer: time.NewTimer(lookEvery)}
 	if len(kept) > 0 {
@@ -72,13 +71,13 @@ func (a *Allocator) loadVotes(kept []byte) (err error) {
 	}
 	e.kept, e.hereAt = e.votes, time.Now().Add(rand.N(hereWithin))
 	a.election = e
-	a.cfg.Mesh.Broadcast(VotesName, e.votes.Told().Encode())
-	e.told, e.toldAt = e.votes, time.Now()
+	a.cfg.Mesh.Broadcast(VotesName, e.votes.Sendable().Encode())
+	e.sent, e.sentAt = e.votes, time.Now()
 	a.tick()
 	return nil
 }
 
-// voting ticks while there is something to vote on.
+// voting returns the channel of the election's timer, or nil if this peer does not vote.
 func (a *Allocator) voting() <-chan time.Time {
 	if a.election == nil {
 		return nil
@@ -86,14 +85,14 @@ func (a *Allocator) voting() <-chan time.Time {
 	return a.election.timer.C
 }
 
-// voters is how many there are, as far as this one knows.
+// voters returns the number of voters: as configured, or as known if that is more.
 func (e *election) voters() int { return max(e.Terms.Expect, e.votes.Known()) }
 
-// vote takes the steps that a newer state of the vote asks for. What binds this voter is
-// on disk before it is its own, and before others hear of it.
+// vote advances the election to a newer state. Whatever binds this voter is stored before it takes
+// effect and before it is sent to others.
 func (a *Allocator) vote(newer paxos.State) error {
 	e := a.election
-	next, _, err := newer.Think(func(voters []peer.ID) paxos.Value {
+	next, _, err := newer.Advance(func(voters []peer.ID) paxos.Value {
 		id, cluster, u := e.Candidate()
 		return paxos.Value{Ring: id, Cluster: cluster, V4: u.V4, V6: u.V6, Founders: voters}
 	})
@@ -110,33 +109,33 @@ func (a *Allocator) vote(newer paxos.State) error {
 		e.begin()
 	}
 	e.votes = next
-	a.tell()
+	a.send()
 	if v, ok := e.votes.Decided(); ok {
 		return a.found(v)
 	}
 	return nil
 }
 
-// tell says what the others were not told yet; where it told them something a moment ago,
-// a little later: what comes in meanwhile goes with it.
-func (a *Allocator) tell() {
+// send sends the votes that the others were not sent yet. Shortly after an earlier message it waits
+// a little, so that several changes go into one message.
+func (a *Allocator) send() {
 	e := a.election
-	if wait := min(time.Duration(e.voters())*tellStep, maxTell) - time.Since(e.toldAt); wait > 0 {
+	if wait := min(time.Duration(e.voters())*tellStep, maxTell) - time.Since(e.sentAt); wait > 0 {
 		e.timer.Reset(min(wait, lookEvery))
 		return
 	}
-	a.cfg.Mesh.Broadcast(VotesName, e.votes.Since(e.told).Told().Encode())
-	e.told, e.toldAt = e.votes, time.Now()
+	a.cfg.Mesh.Broadcast(VotesName, e.votes.Since(e.sent).Sendable().Encode())
+	e.sent, e.sentAt = e.votes, time.Now()
 }
 
-// found makes the ring that was decided on.
+// found creates the ring that the election decided on.
 func (a *Allocator) found(v paxos.Value) error {
 	r := ring.Found(ring.ID(v.Ring), v.Cluster, slot.Universe{V4: v.V4, V6: v.V6}, v.Founders...)
 	if err := a.acceptable(r); err != nil {
 		a.conflict, a.conflictAt = err, time.Now()
 		return err
 	}
-	a.cfg.Log.Info("the ring is founded", "ring", r.ID, "founders", len(v.Founders))
+	a.cfg.Log.Info("founded the address ring", "ring", r.ID, "founders", len(v.Founders))
 	if err := a.adopt(r); err != nil {
 		return err
 	}
@@ -144,16 +143,16 @@ func (a *Allocator) found(v paxos.Value) error {
 	return nil
 }
 
-// tick tells what is to be told, and proposes when it is this voter's turn; where too few
-// voters can be reached, it says again that this one is here.
+// tick sends pending votes, and proposes when it is this voter's turn. Without a reachable quorum
+// it announces this voter again.
 func (a *Allocator) tick() {
 	e := a.election
 	if !a.ring.IsZero() {
-		return // and never again
+		return // the timer is not set again
 	}
 	e.timer.Reset(lookEvery)
-	if e.votes.Differs(e.told) {
-		a.tell()
+	if e.votes.Differs(e.sent) {
+		a.send()
 	}
 	if !a.mayPropose(time.Now()) {
 		return
@@ -163,24 +162,24 @@ func (a *Allocator) tick() {
 		return
 	}
 	if err := a.vote(next); err != nil {
-		e.begin() // as if that ballot had come to nothing
-		a.cfg.Log.Warn("cannot propose a ring", "err", err)
+		e.begin() // as if that ballot had failed
+		a.cfg.Log.Warn("cannot propose a ring: trying again later", "err", err)
 	}
 }
 
-// begin makes all voters wait for the newest ballot.
+// begin starts the waiting times anew, for the newest ballot.
 func (e *election) begin() {
 	e.since, e.spread = time.Now(), rand.N(time.Duration(e.voters())*e.step())
 }
 
-// step is how long all take to hear of a ballot: longer than was thought, after each that
-// came to nothing.
+// step is the time in which all voters should receive a ballot. It doubles after each failed
+// ballot.
 func (e *election) step() time.Duration {
 	round := e.votes.Ballot().Round
 	return ballotStep << min(max(round, 1)-1, maxDoublings)
 }
 
-// mayPropose reports whether it is this voter's turn.
+// mayPropose reports whether it is this voter's turn to propose.
 func (a *Allocator) mayPropose(now time.Time) bool {
 	e := a.election
 	if e.Elsewhere() {
@@ -198,16 +197,16 @@ func (a *Allocator) mayPropose(now time.Time) bool {
 	case here < e.votes.Quorum():
 		e.since = time.Time{}
 		if now.After(e.hereAt) {
-			// Perhaps nobody has heard of us: what was said at the start can be lost, and push/pull
-			// takes long to find the other voters among many hosts that do not vote.
-			a.cfg.Mesh.Broadcast(VotesName, e.votes.Told().Encode())
+			// Perhaps no voter knows this one: the first announcement can be lost. Push/pull takes
+			// long to find the other voters among many hosts that do not vote.
+			a.cfg.Mesh.Broadcast(VotesName, e.votes.Sendable().Encode())
 			e.hereAt = now.Add(rand.N(max(hereWithin, time.Duration(e.voters())*lookEvery)))
 		}
 		return false
 	case e.since.IsZero():
 		e.begin()
 	}
-	wait := settleFor // also for a host that may hear in a moment that there is a ring
+	wait := settleFor // also because news of an existing ring may still be on its way
 	switch {
 	case e.votes.Ballot() != paxos.Ballot{}:
 		wait = 4*e.step() + time.Duration(e.voters())*e.step()/12
@@ -220,44 +219,44 @@ func (a *Allocator) mayPropose(now time.Time) bool {
 	return now.Sub(e.since) >= wait
 }
 
-// Votes is the vote as a replicated state of its own.
+// Votes returns the votes as a replicated state.
 func (a *Allocator) Votes() *Votes { return &Votes{a} }
 
-// Votes is the replicated state of an Election.
+// Votes is the election's replicated state.
 type Votes struct{ a *Allocator }
 
-// Name is the vote's name as a replicated state.
+// Name returns the name of the votes as a replicated state.
 func (*Votes) Name() string { return VotesName }
 
-// Full is all votes that are known; nil where there is nothing to vote on, or not any more.
+// Full returns all known votes; nil if this peer does not vote or there is a ring.
 func (v *Votes) Full() []byte {
 	var data []byte
 	_ = v.a.do(context.Background(), func() {
 		if v.a.election != nil && v.a.ring.IsZero() {
-			data = v.a.election.votes.Told().Encode()
+			data = v.a.election.votes.Sendable().Encode()
 		}
 	})
 	return data
 }
 
-// Merge takes in another peer's votes. What is news is passed on with what this peer
-// makes of it, by itself.
+// Merge merges another peer's votes. It returns no news: this peer broadcasts them itself, together
+// with its own vote.
 func (v *Votes) Merge(data []byte) (news []byte, err error) {
 	theirs, err := paxos.Decode(data)
 	if err != nil {
 		return nil, err
 	}
 	a := v.a
-	_ = a.do(context.Background(), func() { err = a.mergeVotes(theirs) }) // who is stopping does not vote
+	_ = a.do(context.Background(), func() { err = a.mergeVotes(theirs) }) // do only fails while stopping, when votes do not matter
 	return nil, err
 }
 
 func (a *Allocator) mergeVotes(theirs paxos.State) error {
 	e := a.election
 	if e == nil {
-		return nil // a founder, or an observer: it has no vote
+		return nil // this peer founds alone or only observes: it has no vote
 	}
-	if !a.ring.IsZero() { // who still votes has not heard
+	if !a.ring.IsZero() { // a peer that still votes has not received the ring
 		if now := time.Now(); now.Sub(e.ringAt) >= lookEvery {
 			e.ringAt = now
 			a.cfg.Mesh.Broadcast(ReplicaName, a.ring.Encode())
@@ -275,10 +274,10 @@ func (a *Allocator) mergeVotes(theirs paxos.State) error {
 	return a.vote(merged)
 }
 
-// Vote is how far an election is, for people.
+// Vote is the progress of an election, for status.
 type Vote struct {
 	Expected, Quorum int
-	Known            []peer.ID // voters, this peer included
+	Known            []peer.ID // known voters, including this peer
 }
 
 func (e *election) describe() *Vote {

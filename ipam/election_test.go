@@ -15,7 +15,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// voter starts a peer that founds together with others.
+// voter starts a peer that takes part in the election.
 func (c *cluster) voter(n, expect int) *member { return c.voterOn(n, expect, &disk{}) }
 
 func (c *cluster) voterOn(n, expect int, d *disk) *member {
@@ -35,15 +35,15 @@ func (c *cluster) voterOn(n, expect int, d *disk) *member {
 	return m
 }
 
-// Peers that start at once found one ring that they share; who comes alone waits.
-func TestFoundTogether(t *testing.T) {
+// Peers that start together found one ring; a peer that starts alone waits for a quorum.
+func TestVotersFoundOneRingTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		c.lose.Store(30)
 		first := c.voter(1, 5)
 		time.Sleep(10 * time.Second)
 		if s := snapshot(t, first); !s.Ring.IsZero() || s.Vote == nil || s.Vote.Quorum != 3 || len(s.Vote.Known) != 1 {
-			t.Fatalf("alone it founded %v, vote %+v", s.Ring.ID, s.Vote)
+			t.Fatalf("a voter without quorum: ring %v, vote %+v", s.Ring.ID, s.Vote)
 		}
 		for n := 2; n <= 5; n++ {
 			c.voter(n, 5)
@@ -67,15 +67,15 @@ func TestFoundTogether(t *testing.T) {
 			}
 		}
 		if len(ids) != 1 || ids[ring.ID{}] != 0 {
-			t.Errorf("rings: %v", ids)
+			t.Errorf("the members have rings %v, want one", ids)
 		}
 		c.check()
 		c.end()
 	})
 }
 
-// Voters find each other although their first words were lost, and without push/pull.
-func TestVotersSayThatTheyAreHere(t *testing.T) {
+// Voters find each other although their first announcements were lost, without push/pull.
+func TestVotersRepeatAnnouncements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		c.lose.Store(100)
@@ -84,30 +84,31 @@ func TestVotersSayThatTheyAreHere(t *testing.T) {
 		c.lose.Store(0)
 		time.Sleep(20 * time.Second)
 		if x, y := snapshot(t, a).Ring.ID, snapshot(t, b).Ring.ID; x.IsZero() || x != y {
-			t.Errorf("rings %v and %v", x, y)
+			t.Errorf("the voters have rings %v and %v, want one", x, y)
 		}
 		c.end()
 	})
 }
 
-// Peers that expect different numbers do not count each other, and say so.
-func TestOtherTermsAreNamed(t *testing.T) {
+// The votes of peers that expect different numbers of voters do not count together, and the
+// conflict is reported.
+func TestOtherTermsAreReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		a, b := c.voter(1, 2), c.voter(2, 3)
 		_, err := a.Votes().Merge(b.Votes().Full())
 		if _, ok := errors.AsType[*paxos.TermsError](err); !ok || snapshot(t, a).Conflict == nil {
-			t.Errorf("got %v, conflict %v", err, snapshot(t, a).Conflict)
+			t.Errorf("Merge gave %v, status shows conflict %v; want a TermsError", err, snapshot(t, a).Conflict)
 		}
 		time.Sleep(10 * time.Second)
 		if !snapshot(t, a).Ring.IsZero() || !snapshot(t, b).Ring.IsZero() {
-			t.Error("a ring was founded")
+			t.Error("a ring was founded in spite of different terms")
 		}
 		c.end()
 	})
 }
 
-// founded waits until members have one ring, and returns it.
+// founded waits until all members have the same ring, and returns its id.
 func (c *cluster) founded(within time.Duration, members ...*member) ring.ID {
 	c.t.Helper()
 	rings := map[ring.ID]int{}
@@ -126,7 +127,7 @@ func (c *cluster) founded(within time.Duration, members ...*member) ring.ID {
 	return ring.ID{}
 }
 
-// ballot is the newest one that a voter has heard of.
+// ballot returns the highest ballot that a voter knows.
 func ballot(t *testing.T, m *member) (b paxos.Ballot) {
 	t.Helper()
 	if err := m.do(t.Context(), func() { b = m.election.votes.Ballot() }); err != nil {
@@ -135,22 +136,22 @@ func ballot(t *testing.T, m *member) (b paxos.Ballot) {
 	return b
 }
 
-// However the one that goes first fails, another founds the ring soon.
-func TestAnotherFoundsWhereTheFirstFails(t *testing.T) {
+// If the voter that proposes first fails in any way, another one founds the ring soon.
+func TestElectionSurvivesFailedProposers(t *testing.T) {
 	for name, fails := range map[string]func(c *cluster, m []*member){
-		"nobody fails": func(*cluster, []*member) {},
-		"it is dead": func(_ *cluster, m []*member) {
+		"no failure": func(*cluster, []*member) {},
+		"first voter is dead": func(_ *cluster, m []*member) {
 			m[0].down.Store(true)
 			m[0].mute.Store(true)
 		},
-		"it is there, and says nothing": func(_ *cluster, m []*member) { m[0].mute.Store(true) },
-		"it says no more than its ballot": func(c *cluster, m []*member) {
+		"first voter is reachable but silent": func(_ *cluster, m []*member) { m[0].mute.Store(true) },
+		"first voter goes silent after its ballot": func(c *cluster, m []*member) {
 			for ballot(c.t, m[3]) == (paxos.Ballot{}) {
 				time.Sleep(time.Millisecond)
 			}
 			m[0].mute.Store(true)
 		},
-		"it and the next two say nothing": func(_ *cluster, m []*member) {
+		"first three voters are silent": func(_ *cluster, m []*member) {
 			for i := range 3 {
 				m[i].mute.Store(true)
 			}
@@ -163,7 +164,7 @@ func TestAnotherFoundsWhereTheFirstFails(t *testing.T) {
 				for n := 1; n <= 7; n++ {
 					m = append(m, c.voterOn(n, 7, &disk{sync: 20 * time.Millisecond}))
 				}
-				time.Sleep(10 * time.Millisecond) // all have heard that all are there
+				time.Sleep(10 * time.Millisecond) // until all voters know each other
 				fails(c, m)
 				c.founded(6*time.Second, m[3:]...)
 				c.end()
@@ -172,8 +173,9 @@ func TestAnotherFoundsWhereTheFirstFails(t *testing.T) {
 	}
 }
 
-// Where the first says nothing, the others do not all go next, and void each other's ballots.
-func TestTheOthersDoNotOutbidEachOther(t *testing.T) {
+// If the first voter is silent, the others do not all propose at once and void each other's
+// ballots.
+func TestProposersDoNotOutbidEachOther(t *testing.T) {
 	for seed := range uint64(10) {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCluster(t, seed)
@@ -189,23 +191,23 @@ func TestTheOthersDoNotOutbidEachOther(t *testing.T) {
 				writes += v.disk.written()
 			}
 			if writes > 8*len(m) {
-				t.Errorf("%d writes of %d voters: one ballot takes 3 of each", writes, len(m))
+				t.Errorf("%d disk writes of %d voters, but one ballot needs only 3 per voter", writes, len(m))
 			}
 			c.end()
 		})
 	}
 }
 
-// Voters that come one after another found the ring once a quorum is there, and the rest
-// hears of it, whoever has the lowest id.
-func TestVotersComeOneAfterAnother(t *testing.T) {
+// Voters that start one by one found the ring once there is a quorum, in any order of ids. Later
+// voters receive that ring.
+func TestRingIsFoundedOnceQuorumStarted(t *testing.T) {
 	for _, step := range []int{1, -1} {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCluster(t, 3)
 			var m []*member
 			for i := range 9 {
 				if m = append(m, c.voter(5+step*(i-4), 9)); len(m) < 5 && !snapshot(t, m[0]).Ring.IsZero() {
-					t.Fatalf("%d of 9 found a ring", len(m))
+					t.Fatalf("%d of 9 voters founded a ring, which is no quorum", len(m))
 				}
 				time.Sleep(700 * time.Millisecond)
 			}
@@ -215,11 +217,10 @@ func TestVotersComeOneAfterAnother(t *testing.T) {
 	}
 }
 
-// A voter that restarts, after any of its writes, keeps its word, and the ring is founded
-// all the same.
-func TestAVoterRestartsInTheMidst(t *testing.T) {
+// A voter that restarts after any of its writes still keeps its promises, and the ring is founded.
+func TestElectionSurvivesRestartAfterAnyWrite(t *testing.T) {
 	for who := 1; who <= 2; who++ {
-		for write := 1; write <= 2; write++ { // the third is the ring
+		for write := 1; write <= 2; write++ { // the third write stores the ring
 			t.Run(fmt.Sprintf("voter %d after write %d", who, write), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					c := newCluster(t, 3)
@@ -229,7 +230,7 @@ func TestAVoterRestartsInTheMidst(t *testing.T) {
 					}
 					for start := time.Now(); m[who].disk.written() < write; time.Sleep(time.Millisecond) {
 						if time.Since(start) > 5*time.Second {
-							t.Fatalf("it writes nothing that binds it")
+							t.Fatalf("the voter stored no vote within 5 s")
 						}
 					}
 					m[who].kill()
@@ -244,8 +245,8 @@ func TestAVoterRestartsInTheMidst(t *testing.T) {
 	}
 }
 
-// A minority never founds a ring; once the network is one again, it has the majority's.
-func TestAMinorityFoundsNothing(t *testing.T) {
+// A minority never founds a ring. After the partition it gets the ring of the majority.
+func TestMinorityFoundsNoRing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		c.split(func(a, b peer.ID) bool { return (a[0] <= 2) != (b[0] <= 2) })
@@ -260,14 +261,14 @@ func TestAMinorityFoundsNothing(t *testing.T) {
 		}
 		c.split(func(a, b peer.ID) bool { return false })
 		if got := c.founded(5*time.Second, m...); got != id {
-			t.Errorf("ring %v, was %v", got, id)
+			t.Errorf("after the partition the ring is %v, want the majority's %v", got, id)
 		}
 		c.end()
 	})
 }
 
-// Half of all words are lost, and there is no push/pull: the vote ends all the same.
-func TestAVoteEndsInSpiteOfLoss(t *testing.T) {
+// With half of all messages lost and without push/pull, the election still ends.
+func TestElectionEndsDespiteMessageLoss(t *testing.T) {
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCluster(t, seed)

@@ -14,7 +14,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// three is a cluster of three of which each owns something, and holds one slot.
+// three returns a cluster of three peers that each own slots and have allocated one.
 func three(t *testing.T) (*cluster, [4]*member, [4]slot.Slot) {
 	c := newCluster(t, 1)
 	var m [4]*member
@@ -42,7 +42,7 @@ func (m *member) kill() {
 	m.end()
 }
 
-// revive starts it again from its disk.
+// revive starts a member again from its disk.
 func (m *member) revive() *member { return m.c.start(int(m.id[0]), m.disk) }
 
 func snapshot(t *testing.T, m *member) Snapshot {
@@ -54,18 +54,18 @@ func snapshot(t *testing.T, m *member) Snapshot {
 	return s
 }
 
-// A dead peer's slots are taken over; when it comes back, it hears of that before it hands
-// out anything, says what it lost, and starts anew with nothing.
+// A dead peer's slots are taken over. When it returns, it learns that before it allocates anything,
+// reports its lost allocations, and gets new space.
 func TestRemovedPeerIsFenced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, held := three(t)
 		m[3].kill()
 		if n, err := m[1].RemovePeer(t.Context(), m[3].id, false); err != nil || n == 0 {
-			t.Fatalf("took over %d, %v", n, err)
+			t.Fatalf("RemovePeer took over %d slots, %v", n, err)
 		}
 		synctest.Wait()
 		if owned := snapshot(t, m[2]).Ring.Owned(); len(owned[m[3].id]) > 0 {
-			t.Errorf("another peer believes that it owns %v", owned[m[3].id])
+			t.Errorf("a third peer's ring still gives the removed peer %v", owned[m[3].id])
 		}
 		if err := m[1].Claim(t.Context(), "heir", held[3], nil); err != nil {
 			t.Fatal(err)
@@ -74,21 +74,21 @@ func TestRemovedPeerIsFenced(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		if s, err := back.Allocate(ctx, "b", nil); err != nil || s == held[3] {
-			t.Errorf("back, it gives %d, %v", s, err)
+			t.Errorf("the returned peer allocated slot %d, %v; want one that was not taken over", s, err)
 		}
 		snap := snapshot(t, back)
 		if len(snap.Lost) != 1 || snap.Lost["a"] != held[3] {
-			t.Errorf("it lost %v, want %d", snap.Lost, held[3])
+			t.Errorf("the returned peer reports lost allocations %v, want slot %d", snap.Lost, held[3])
 		}
 		if err := back.Free(t.Context(), "a"); err != nil || snapshot(t, back).Resting != 0 {
-			t.Errorf("what is another's rests here: %v", err)
+			t.Errorf("a slot of another peer is in quarantine here: %v", err)
 		}
 		c.end()
 	})
 }
 
-// Who is alive is not removed, nor who may be alive on the other side of a partition,
-// unless by force.
+// A peer that is alive, or may be alive behind a partition, is only removed by force. A peer that
+// proves to be alive is not removed even by force.
 func TestRemovalNeedsAMajority(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
@@ -103,9 +103,10 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 		c.cut = func(a, b peer.ID) bool {
 			return a != b && (a == m[3].id || b == m[3].id) && (a == m[1].id || b == m[1].id)
 		}
-		_, err = m[1].RemovePeer(t.Context(), m[3].id, true) // only h2 reaches it
+		_, err = m[1].RemovePeer(t.Context(), m[3].id, true) // only h2 reaches h3
 		refused(err, "h2")
-		// Gossip reaches it from nowhere, but a tunnel works, here or there: no force takes over what it has.
+		// Gossip does not reach h3, but a tunnel to it works, from here or from h2: even force is
+		// refused.
 		c.split(func(a, b peer.ID) bool { return a != b && (a == m[3].id || b == m[3].id) })
 		for n := 1; n <= 2; n++ {
 			m[n].hear.Store(&m[3].id)
@@ -113,7 +114,7 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 				_, err = m[1].RemovePeer(t.Context(), m[3].id, force)
 				refused(err, "its tunnel works")
 				if strings.Contains(err.Error(), "--force") {
-					t.Errorf("force is advised: %v", err)
+					t.Errorf("the error advises --force although the peer is alive: %v", err)
 				}
 			}
 			m[n].hear.Store(nil)
@@ -124,16 +125,16 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 		_, err = m[1].RemovePeer(t.Context(), m[1].id, true)
 		refused(err, "weft reset")
 		if n, err := m[1].RemovePeer(t.Context(), m[3].id, true); err != nil || n == 0 {
-			t.Errorf("by force: %d, %v", n, err)
+			t.Errorf("removal by force took over %d slots, %v", n, err)
 		}
 		_, err = m[1].RemovePeer(t.Context(), m[3].id, true)
-		refused(err, "owns nothing")
+		refused(err, "owns no addresses")
 		c.end()
 	})
 }
 
-// Of two hosts that remove the same peer at once, one takes everything.
-func TestRivalsHaveOneWinner(t *testing.T) {
+// If two hosts remove the same peer at once, one of them takes over all its slots.
+func TestConcurrentRemovalsHaveOneWinner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
 		m[3].kill()
@@ -146,50 +147,49 @@ func TestRivalsHaveOneWinner(t *testing.T) {
 		}
 		first, second := <-taken, <-taken
 		if (first == 0) == (second == 0) {
-			t.Errorf("they took %d and %d slots", first, second)
+			t.Errorf("the two removals took over %d and %d slots, want one of them to get all", first, second)
 		}
 		c.gossip()
 		synctest.Wait()
-		c.hosts[m[3].id] = m[2] // the dead one is not checked
+		c.hosts[m[3].id] = m[2] // check must skip the dead member
 		delete(c.hosts, m[3].id)
 		c.check()
 		c.end()
 	})
 }
 
-// A peer that leaves is not gone before another has its space on disk.
-func TestLeavingHasAnHeir(t *testing.T) {
+// A peer only leaves once another peer has stored its space on disk.
+func TestLeaveWaitsForHeirsDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
 		all := func(a, b peer.ID) bool { return a != b }
 		none := func(a, b peer.ID) bool { return false }
 		c.split(all)
 		if _, err := m[3].Leave(t.Context()); !errors.Is(err, ErrNoHeir) {
-			t.Errorf("cut off: %v", err)
+			t.Errorf("Leave while partitioned: got %v, want ErrNoHeir", err)
 		}
 		if _, err := m[3].Allocate(t.Context(), "b", nil); err != nil {
-			t.Errorf("it stays, but: %v", err)
+			t.Errorf("Allocate after a failed Leave: %v", err)
 		}
 		c.split(none)
-		c.lose.Store(100) // gossip does not help
+		c.lose.Store(100) // the heir must not learn it by gossip
 		heir, err := m[3].Leave(t.Context())
 		if err != nil || heir.IsZero() {
-			t.Fatalf("heir %v, %v", heir, err)
+			t.Fatalf("Leave: heir %v, error %v", heir, err)
 		}
 		r, err := ring.Decode(c.hosts[heir].disk.state.Ring)
 		if err != nil || len(r.Owned()[m[3].id]) != 0 || len(r.Owned()) != 2 {
-			t.Errorf("on the heir's disk: %v, %v", r.Owned(), err)
+			t.Errorf("the ring on the heir's disk has owners %v, error %v", r.Owned(), err)
 		}
 		if _, err := m[3].Allocate(t.Context(), "c", nil); !errors.Is(err, ErrLeaving) {
-			t.Errorf("after it left: %v", err)
+			t.Errorf("Allocate after Leave: got %v, want ErrLeaving", err)
 		}
 		c.end()
 	})
 }
 
-// What a peer asked for before it began to leave goes to the heir too, and is not lost
-// with a peer that is gone.
-func TestNothingIsGrantedToWhoHasLeft(t *testing.T) {
+// Slots that a peer requested before it began to leave go to the heir too, and are not lost.
+func TestPendingGrantsGoToTheHeir(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
 		synctest.Wait()
@@ -198,25 +198,25 @@ func TestNothingIsGrantedToWhoHasLeft(t *testing.T) {
 		owned := snapshot(t, m[1]).Ring.Owned()[m[1].id]
 		claimed := make(chan error)
 		go func() {
-			time.Sleep(50 * time.Millisecond) // while Leave hears who needs space
+			time.Sleep(50 * time.Millisecond) // while Leave asks the others for their usage
 			claimed <- m[3].Claim(t.Context(), "late", slot.Slot(owned[0].End-2), nil)
 		}()
 		if heir, err := m[3].Leave(t.Context()); err != nil {
-			t.Errorf("heir %v, %v", heir, err)
+			t.Errorf("Leave: heir %v, error %v", heir, err)
 		}
 		if err := <-claimed; !errors.Is(err, ErrLeaving) {
-			t.Errorf("the claim: %v", err)
+			t.Errorf("the pending claim: got %v, want ErrLeaving", err)
 		}
 		if left := snapshot(t, m[3]).Ring.Owned()[m[3].id]; len(left) > 0 {
-			t.Errorf("it is gone, and owns %v", left)
+			t.Errorf("the peer that left still owns %v", left)
 		}
 		c.end()
 	})
 }
 
-// A peer whose disk was put back to an older copy hears what it gave away since, before it
-// gives anything away again.
-func TestRestoredStateIsBroughtUpToDateFirst(t *testing.T) {
+// A peer whose disk was restored from an older copy learns of its later grants before it changes
+// the ring again.
+func TestRestoredStateCatchesUpBeforeGranting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		m := c.start(1, &disk{})
@@ -236,7 +236,7 @@ func TestRestoredStateIsBroughtUpToDateFirst(t *testing.T) {
 		if data, err := m.space(t.Context(), peerID(2)); err == nil {
 			delta, _ := ring.Decode(data)
 			for id, ranges := range delta.Owned() {
-				t.Logf("it gives %v to %v", ranges, id)
+				t.Logf("granted %v to %v", ranges, id)
 			}
 		} else if !errors.Is(err, ErrBehind) {
 			t.Error(err)
@@ -246,7 +246,7 @@ func TestRestoredStateIsBroughtUpToDateFirst(t *testing.T) {
 			_, err := m.Allocate(ctx, string(rune('A'+n)), nil)
 			cancel()
 			if err != nil {
-				t.Fatalf("after %d: %v", n, err)
+				t.Fatalf("Allocate after %d allocations: %v", n, err)
 			}
 			c.check()
 		}
@@ -259,9 +259,9 @@ func (d *disk) copy() *disk {
 	return &disk{state: s}
 }
 
-// A slot that is freed rests, also over a restart; when nothing else is left, the one
-// that has rested longest is given first, and who asks for one by name has it at once.
-func TestFreedSlotsRest(t *testing.T) {
+// A freed slot stays in quarantine, across restarts too. If no other slot is free, the one that
+// leaves quarantine first is allocated. A claim by address gets its slot at once.
+func TestFreedSlotsStayInQuarantine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		m := c.start(1, &disk{})
@@ -288,27 +288,27 @@ func TestFreedSlotsRest(t *testing.T) {
 		m.end()
 		m = c.start(1, m.disk)
 		if s := snapshot(t, m); s.Free != 0 || s.Resting != 3 {
-			t.Errorf("%d free, %d rest", s.Free, s.Resting)
+			t.Errorf("after a restart %d slots are free and %d in quarantine, want 0 and 3", s.Free, s.Resting)
 		}
 		if err := m.Claim(t.Context(), "by name", all[9], nil); err != nil {
 			t.Error(err)
 		}
 		if first, second := get("new x"), get("new y"); first != all[7] || second != all[3] {
-			t.Errorf("under pressure %d and %d, want %d and %d", first, second, all[7], all[3])
+			t.Errorf("with no free slot, got slots %d and %d; want %d and %d", first, second, all[7], all[3])
 		}
 		if err := m.Free(t.Context(), "new x"); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(DefaultRest + time.Second)
 		if s := snapshot(t, m); s.Free != 1 || s.Resting != 0 {
-			t.Errorf("rested: %d free, %d rest", s.Free, s.Resting)
+			t.Errorf("after the quarantine %d slots are free and %d in quarantine, want 1 and 0", s.Free, s.Resting)
 		}
 		c.end()
 	})
 }
 
-// A slot that is asked for by name comes from whoever owns it, or the refusal says who has it.
-func TestClaims(t *testing.T) {
+// A claim gets its slot from whichever peer owns it; a refusal names the holder.
+func TestClaimGetsSlotFromItsOwner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, held := three(t)
 		refused := func(err error, why string) {
@@ -324,7 +324,7 @@ func TestClaims(t *testing.T) {
 		synctest.Wait()
 		c.check()
 		if err := m[1].Claim(t.Context(), "x", free, nil); err != nil {
-			t.Errorf("a second time: %v", err)
+			t.Errorf("repeated claim: %v", err)
 		}
 		refused(m[1].Claim(t.Context(), "x", free+1, nil), "has 10.32.0.")
 		refused(m[2].Claim(t.Context(), "y", free, nil), "x on h1 holds it")
@@ -336,8 +336,8 @@ func TestClaims(t *testing.T) {
 	})
 }
 
-// What stands in the way is said by name.
-func TestShortageNamesWhoHasNothing(t *testing.T) {
+// The error of a failed allocation names each peer and why it gave no space.
+func TestShortageNamesEachPeersReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
 		c.split(func(a, b peer.ID) bool { return a != b && (a == m[3].id || b == m[3].id) })
@@ -347,7 +347,7 @@ func TestShortageNamesWhoHasNothing(t *testing.T) {
 			_, err = m[1+n%2].Allocate(ctx, "n"+string(rune('A'+n)), nil)
 			cancel()
 		}
-		for _, want := range []string{"h3 cannot be reached", "has nothing free"} {
+		for _, want := range []string{"h3 cannot be reached", "has no free address"} {
 			if !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), want) {
 				t.Errorf("got %v, want %q", err, want)
 			}
@@ -356,8 +356,8 @@ func TestShortageNamesWhoHasNothing(t *testing.T) {
 	})
 }
 
-// Excluded ranges are handed out only by name; the cut may lie anywhere.
-func TestExcludedRangesAreSpared(t *testing.T) {
+// Excluded ranges are removed from the usable slots.
+func TestExcludedRangesAreNotUsable(t *testing.T) {
 	a := New(Config{Excluded: nil})
 	a.ring = ring.Found(ring.ID{1}, [16]byte{1}, universe, peerID(1))
 	whole := a.usable()
@@ -368,7 +368,7 @@ func TestExcludedRangesAreSpared(t *testing.T) {
 	}
 }
 
-// Who asks about peers that nobody knows makes this one hold nothing.
+// Requests to confirm the removal of unknown peers store nothing.
 func TestPromisesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
@@ -379,7 +379,7 @@ func TestPromisesAreBounded(t *testing.T) {
 		}
 		if err := m[1].do(t.Context(), func() {
 			if len(m[1].removals) != 0 {
-				t.Errorf("%d promises are held", len(m[1].removals))
+				t.Errorf("%d promises are stored, want none", len(m[1].removals))
 			}
 		}); err != nil {
 			t.Error(err)

@@ -10,7 +10,7 @@ import (
 	"weft/ipam/ring"
 )
 
-// Whatever another peer asks, and however it votes, nothing panics, and what is allocated here stays.
+// No request and no votes of another peer cause a panic or change this peer's allocations.
 func FuzzRequests(f *testing.F) {
 	found := ring.Found(ring.ID{1}, [16]byte{1}, universe, peerID(1), peerID(2))
 	f.Add(uint8(0), []byte(nil))
@@ -37,7 +37,7 @@ func FuzzRequests(f *testing.F) {
 			t.Fatal(err)
 		}
 		if snap.Allocations["mine"] != s {
-			t.Errorf("%s of %x: the allocation is %v, was %d", name, payload, snap.Allocations, s)
+			t.Errorf("after request %s with payload %x allocations are %v, want slot %d", name, payload, snap.Allocations, s)
 		}
 		cancel()
 		if err := <-done; err != nil {

@@ -13,8 +13,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// A slot that others still know as who had it goes to nobody: not after its rest, not
-// under pressure, and not to who asks for it by name.
+// While other peers map a slot to its former endpoint, it is not allocated: not after its
+// quarantine, not when no other slot is free, and not by address.
 func TestHeldSlotIsNotReused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
@@ -42,35 +42,35 @@ func TestHeldSlotIsNotReused(t *testing.T) {
 				}
 			}
 		}
-		if s, err := get("under pressure"); !errors.Is(err, ErrNoSpace) {
-			t.Errorf("%d, %v", s, err)
+		if s, err := get("no other is free"); !errors.Is(err, ErrNoSpace) {
+			t.Errorf("no other slot is free: got slot %d, %v; want ErrNoSpace", s, err)
 		}
 		time.Sleep(2 * DefaultRest)
-		if s, err := get("after its rest"); !errors.Is(err, ErrNoSpace) {
-			t.Errorf("%d, %v", s, err)
+		if s, err := get("after quarantine"); !errors.Is(err, ErrNoSpace) {
+			t.Errorf("after quarantine: got slot %d, %v; want ErrNoSpace", s, err)
 		}
 		want := slot.Slot(freed.Load())
-		claim, ok := errors.AsType[*ClaimError](m.Claim(t.Context(), "by name", want, nil))
+		claim, ok := errors.AsType[*ClaimError](m.Claim(t.Context(), "by address", want, nil))
 		if !ok || !claim.Held || claim.Why != whyHeld {
-			t.Errorf("by name: %+v", claim)
+			t.Errorf("claim of a held slot: got %+v, want whyHeld", claim)
 		}
 		held.Store(false)
-		if s, err := get("at last"); err != nil || s != want {
-			t.Errorf("%d, %v, want %d", s, err, want)
+		if s, err := get("no longer held"); err != nil || s != want {
+			t.Errorf("no longer held: got slot %d, %v; want %d", s, err, want)
 		}
 		c.end()
 	})
 }
 
-// What a removed peer is known to have used is handed out last, also after a restart.
-func TestRemovedPeersSlotsAreHandedOutLast(t *testing.T) {
+// The slots that a removed peer used are allocated last, even after a restart.
+func TestRemovedPeersSlotsAreAllocatedLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, held := three(t)
 		used := []slot.Slot{held[3], held[3] + 1}
 		c.tune = func(cfg *Config) {
 			cfg.Listed = func(id peer.ID) []slot.Slot {
 				if id == peerID(3) {
-					return append(used, held[1]) // one that is not its own, by mistake
+					return append(used, held[1]) // wrongly includes a slot of another peer
 				}
 				return nil
 			}
@@ -83,7 +83,7 @@ func TestRemovedPeersSlotsAreHandedOutLast(t *testing.T) {
 			t.Fatal(err)
 		}
 		if s := snapshot(t, m[1]); s.Resting != len(used) {
-			t.Errorf("%d rest, want %d", s.Resting, len(used))
+			t.Errorf("%d slots in quarantine, want %d", s.Resting, len(used))
 		}
 		m[1].kill()
 		m[1] = m[1].revive()
@@ -94,13 +94,13 @@ func TestRemovedPeersSlotsAreHandedOutLast(t *testing.T) {
 				t.Fatal(err)
 			}
 			if s == used[0] || s == used[1] {
-				t.Errorf("%d was handed out while %d others were free", s, n-1)
+				t.Errorf("slot %d of the removed peer was allocated while %d others were free", s, n-1)
 			}
 		}
 		if s := snapshot(t, m[1]); s.Resting != len(used) {
-			t.Errorf("%d rest at last, want %d", s.Resting, len(used))
+			t.Errorf("after a restart %d slots are in quarantine, want %d", s.Resting, len(used))
 		}
-		// Another peer gets them when nobody has anything else, and not before.
+		// Another peer gets them when there are no other free slots in the mesh, and not before.
 		for n := 0; ; n++ {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			s, err := m[2].Allocate(ctx, string(rune('A'+n)), nil)
@@ -111,7 +111,7 @@ func TestRemovedPeersSlotsAreHandedOutLast(t *testing.T) {
 			used = slices.DeleteFunc(used, func(u slot.Slot) bool { return u == s && snapshot(t, m[2]).Free == 0 })
 		}
 		if len(used) > 0 {
-			t.Errorf("%d were not given to the peer that needs them", len(used))
+			t.Errorf("%d slots of the removed peer were not allocated although no other was free", len(used))
 		}
 		m[3].revive()
 		c.end()

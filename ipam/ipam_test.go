@@ -28,13 +28,13 @@ var universe = slot.Universe{V4: netip.MustParsePrefix("10.32.0.0/24"), V6: neti
 
 func peerID(n int) peer.ID { return peer.ID{byte(n)} }
 
-// disk is a Store that can be told to fail.
+// disk is a Store in memory whose writes can be made slow or to fail.
 type disk struct {
 	mu    sync.Mutex
 	state State
 	fail  error
-	sync  time.Duration // what a write takes
-	count int           // writes
+	sync  time.Duration // how long a write takes
+	count int           // number of writes
 }
 
 func (d *disk) Load() (State, error) {
@@ -75,25 +75,25 @@ func (d *disk) Update(c Change) error {
 	if c.Vote != nil {
 		d.state.Vote = c.Vote
 	}
-	d.state.Resting = slices.DeleteFunc(d.state.Resting, func(r space.Resting) bool { return r.Slot == c.Slot && c.Key != "" })
-	d.state.Resting = append(d.state.Resting, c.Resting...)
-	if c.Rest != 0 {
-		d.state.Resting = append(d.state.Resting, space.Resting{Slot: c.Slot, Until: c.Rest})
+	d.state.Quarantined = slices.DeleteFunc(d.state.Quarantined, func(r space.Quarantined) bool { return r.Slot == c.Slot && c.Key != "" })
+	d.state.Quarantined = append(d.state.Quarantined, c.Quarantined...)
+	if c.QuarantineUntil != 0 {
+		d.state.Quarantined = append(d.state.Quarantined, space.Quarantined{Slot: c.Slot, Until: c.QuarantineUntil})
 	}
 	return nil
 }
 
-// cluster is allocators with a network that can lose deltas and cut pairs.
+// cluster is a set of allocators, with a network that can lose deltas and partition.
 type cluster struct {
 	t    *testing.T
-	lose atomic.Int64 // per cent of the deltas
+	lose atomic.Int64 // percentage of lost deltas
 
 	mu    sync.Mutex
 	rand  *rand.Rand
 	hosts map[peer.ID]*member
 	cut   func(a, b peer.ID) bool
 
-	replyLate bool // gossip overtakes replies
+	replyLate bool // delay replies, so that gossip arrives first
 	tune      func(*Config)
 }
 
@@ -105,9 +105,9 @@ type member struct {
 	stop context.CancelFunc
 	done chan error
 	down atomic.Bool
-	mute atomic.Bool             // its gossip is lost, both ways
-	deaf atomic.Bool             // answers to it are lost
-	hear atomic.Pointer[peer.ID] // whose tunnel to it works
+	mute atomic.Bool             // its gossip is lost in both directions
+	deaf atomic.Bool             // replies to it are lost
+	hear atomic.Pointer[peer.ID] // the peer whose tunnel to it works
 }
 
 func newCluster(t *testing.T, seed uint64) *cluster {
@@ -129,14 +129,14 @@ func (c *cluster) put(m *member) {
 	c.hosts[m.id] = m
 }
 
-// members are all that ever started, in the order of their ids.
+// members returns all peers that ever started, sorted by id.
 func (c *cluster) members() []*member {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.SortedFunc(maps.Values(c.hosts), func(a, b *member) int { return bytes.Compare(a.id[:], b.id[:]) })
 }
 
-// lost draws whether a delta is lost.
+// lost reports whether the next delta is lost.
 func (c *cluster) lost() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -157,7 +157,7 @@ func (m *member) Broadcast(replica string, delta []byte) {
 	}
 }
 
-// Others are all that ever started.
+// Others returns all other peers that ever started.
 func (m *member) Others() (out []peer.ID) {
 	for _, other := range m.c.members() {
 		if other.id != m.id {
@@ -169,7 +169,7 @@ func (m *member) Others() (out []peer.ID) {
 
 func (m *member) Stopped(peer.ID) bool { return false }
 
-// no is an answer that says no.
+// no is the refusal of a request.
 type no struct{ error }
 
 func (e no) Refused() string { return e.Error() }
@@ -198,7 +198,7 @@ func (m *member) Request(ctx context.Context, to peer.ID, kind string, payload [
 
 func (m *member) Reachable(id peer.ID) bool { return m.reach(id) != nil }
 
-// reach is another member, if the network leads to it.
+// reach returns another member, or nil if the network does not reach it.
 func (m *member) reach(id peer.ID) *member {
 	m.c.mu.Lock()
 	defer m.c.mu.Unlock()
@@ -208,12 +208,12 @@ func (m *member) reach(id peer.ID) *member {
 	return nil
 }
 
-// space is what another peer's request for space leads to.
+// space sends m a peer's request for space.
 func (m *member) space(ctx context.Context, to peer.ID) ([]byte, error) {
 	return m.Handlers()[requestSpace](ctx, to, nil)
 }
 
-// start runs an allocator; the first peer founds.
+// start runs an allocator. Peer 1 founds the ring.
 func (c *cluster) start(n int, d *disk) *member {
 	m := &member{c: c, id: peerID(n), disk: d, done: make(chan error, 1)}
 	cfg := Config{Self: m.id, Store: d, Mesh: m, Log: slog.New(slog.DiscardHandler), Changed: func() {}}
@@ -254,7 +254,7 @@ func (m *member) end() {
 	}
 }
 
-// gossip is push/pull: everybody tells everybody, where the network allows.
+// gossip is one round of push/pull among all reachable peers.
 func (c *cluster) gossip() {
 	for _, a := range c.members() {
 		for _, b := range c.members() {
@@ -265,7 +265,7 @@ func (c *cluster) gossip() {
 	}
 }
 
-// check asserts what must always hold, over all peers at once.
+// check asserts the invariants over all peers.
 func (c *cluster) check() {
 	c.t.Helper()
 	holder := map[slot.Slot]string{}
@@ -276,24 +276,24 @@ func (c *cluster) check() {
 		}
 		for key, s := range snap.Allocations {
 			if owner, _ := snap.Ring.Owner(s); owner != id {
-				c.t.Fatalf("%v gave %s slot %d, which %v owns", id, key, s, owner)
+				c.t.Fatalf("peer %v allocated %s slot %d, which %v owns", id, key, s, owner)
 			}
 			if other, taken := holder[s]; taken {
-				c.t.Fatalf("slot %d has two holders: %s and %v %s", s, other, id, key)
+				c.t.Fatalf("slot %d is allocated twice: to %s and to %v %s", s, other, id, key)
 			}
 			if !universe.Usable().Contains(s) {
-				c.t.Fatalf("slot %d was handed out", s)
+				c.t.Fatalf("slot %d is not usable, but was allocated", s)
 			}
 			holder[s] = fmt.Sprintf("%v %s", id, key)
 			if m.disk.state.Allocations[key] != s {
-				c.t.Fatalf("%s has slot %d, the disk says %d", key, s, m.disk.state.Allocations[key])
+				c.t.Fatalf("%s has slot %d, but on disk slot %d", key, s, m.disk.state.Allocations[key])
 			}
 		}
 	}
 }
 
-// Invariant 2: one address, one live endpoint, over random histories with lost
-// messages, partitions, and restarts from disk.
+// Invariant 2: no address has two live endpoints, in random histories with lost messages,
+// partitions and restarts from disk.
 func TestInvariant2OneAddressOneEndpoint(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		seed := rapid.Uint64().Draw(r, "seed")
@@ -346,9 +346,8 @@ func TestInvariant2OneAddressOneEndpoint(t *testing.T) {
 	})
 }
 
-// Twenty peers empty a /24 to the last address: nobody is refused before, and then
-// everybody is told why.
-func TestTheUniverseIsUsedToItsLastAddress(t *testing.T) {
+// Twenty peers use a /24 up to its last address. Only then requests fail, with the reason.
+func TestAllAddressesOfUniverseAreAllocated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		const peers = 20
@@ -371,7 +370,7 @@ func TestTheUniverseIsUsedToItsLastAddress(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		if _, err := c.hosts[peerID(7)].Allocate(ctx, "one more", nil); !errors.Is(err, ErrNoSpace) {
-			t.Errorf("one more: %v", err)
+			t.Errorf("allocation from a full universe: got %v, want ErrNoSpace", err)
 		}
 		c.end()
 	})
@@ -386,22 +385,22 @@ func TestAllocateIsIdempotentAndSurvivesRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		if again, _ := m.Allocate(t.Context(), "a", nil); again != first {
-			t.Errorf("asked twice: %d, then %d", first, again)
+			t.Errorf("two calls for one key gave slots %d and %d", first, again)
 		}
 		m.end()
 		m = c.start(1, m.disk)
 		if after, _ := m.Allocate(t.Context(), "a", nil); after != first {
-			t.Errorf("after a restart: %d, was %d", after, first)
+			t.Errorf("after a restart the key has slot %d, want %d", after, first)
 		}
 		if other, _ := m.Allocate(t.Context(), "b", nil); other == first {
-			t.Errorf("slot %d was given twice", other)
+			t.Errorf("slot %d was allocated to two keys", other)
 		}
 		c.end()
 	})
 }
 
-// What could not be persisted was not answered, and is free again.
-func TestNothingIsAnsweredThatIsNotOnDisk(t *testing.T) {
+// An allocation that cannot be persisted fails, and its slot is free again.
+func TestFailedWritesChangeNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		d := &disk{}
@@ -412,24 +411,24 @@ func TestNothingIsAnsweredThatIsNotOnDisk(t *testing.T) {
 		before, _ := m.Snapshot(t.Context())
 		d.fail = errors.New("disk full")
 		if _, err := m.Allocate(t.Context(), "b", nil); !errors.Is(err, d.fail) {
-			t.Errorf("allocate: %v", err)
+			t.Errorf("Allocate with a failing disk: %v", err)
 		}
 		if _, err := m.space(t.Context(), peerID(2)); !errors.Is(err, d.fail) {
-			t.Errorf("donate: %v", err)
+			t.Errorf("donation with a failing disk: %v", err)
 		}
 		if err := m.Free(t.Context(), "a"); !errors.Is(err, d.fail) {
-			t.Errorf("free: %v", err)
+			t.Errorf("Free with a failing disk: %v", err)
 		}
 		after, _ := m.Snapshot(t.Context())
 		if after.Free != before.Free || !after.Ring.Equal(before.Ring) || len(after.Allocations) != 1 {
-			t.Errorf("the failures left traces: %+v, was %+v", after, before)
+			t.Errorf("failed writes changed the state to %+v, want %+v", after, before)
 		}
 		c.end()
 	})
 }
 
-// One request takes one grant, also when gossip brings it before the reply does.
-func TestOneRequestTakesOneGrant(t *testing.T) {
+// One request leads to one grant, even if the grant arrives by gossip before the reply.
+func TestOneRequestLeadsToOneGrant(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		for n := 1; n <= 3; n++ {
@@ -445,33 +444,33 @@ func TestOneRequestTakesOneGrant(t *testing.T) {
 		}
 		snap, _ := c.hosts[peerID(1)].Snapshot(t.Context())
 		if segments := snap.Ring.Segments(); len(segments) != 3 {
-			t.Errorf("the ring: %v", segments)
+			t.Errorf("the ring has segments %v, want 3: one per peer", segments)
 		}
 		c.end()
 	})
 }
 
-func TestAPeerWithTargetsWaitsForTheRing(t *testing.T) {
+func TestAllocateWithoutRingFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		m := c.start(2, &disk{})
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		if _, err := m.Allocate(ctx, "a", nil); !errors.Is(err, ErrNoRing) {
-			t.Errorf("got %v", err)
+			t.Errorf("got %v, want ErrNoRing", err)
 		}
 		c.end()
 	})
 }
 
-// Rings of two founders, of another cluster or another universe are kept apart and reported.
-func TestForeignRingsAreReportedNotMerged(t *testing.T) {
+// Rings of another founder, cluster or universe are reported as conflicts and not merged.
+func TestForeignRingsAreReportedAndNotMerged(t *testing.T) {
 	other := universe
 	other.V4 = netip.MustParsePrefix("10.99.0.0/24")
 	for name, theirs := range map[string]ring.Ring{
-		"two founders": ring.Found(ring.ID{2}, [16]byte{1}, universe, peerID(2)),
-		"cluster":      ring.Found(ring.ID{1}, [16]byte{9}, universe, peerID(2)),
-		"universe":     ring.Found(ring.ID{1}, [16]byte{1}, other, peerID(2)),
+		"another founder":  ring.Found(ring.ID{2}, [16]byte{1}, universe, peerID(2)),
+		"another cluster":  ring.Found(ring.ID{1}, [16]byte{9}, universe, peerID(2)),
+		"another universe": ring.Found(ring.ID{1}, [16]byte{1}, other, peerID(2)),
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -480,14 +479,14 @@ func TestForeignRingsAreReportedNotMerged(t *testing.T) {
 				news, err := m.Merge(theirs.Encode())
 				snap, _ := m.Snapshot(t.Context())
 				if news != nil || err == nil || snap.Conflict == nil {
-					t.Errorf("merged: %v, %v", news, err)
+					t.Errorf("Merge gave news %v, error %v; want no news, an error and a conflict", news, err)
 				}
 				if owner, _ := snap.Ring.Owner(5); owner != peerID(1) {
-					t.Errorf("our ring changed: slot 5 is %v's", owner)
+					t.Errorf("our ring changed: slot 5 belongs to %v", owner)
 				}
 				time.Sleep(conflictLife)
 				if snap, _ = m.Snapshot(t.Context()); snap.Conflict != nil {
-					t.Error("a conflict that is over is still shown")
+					t.Error("the conflict is still shown after conflictLife")
 				}
 				c.end()
 			})
@@ -495,9 +494,8 @@ func TestForeignRingsAreReportedNotMerged(t *testing.T) {
 	}
 }
 
-// Who gave up waiting is given nothing: no slot is lost to a request that nobody
-// waits for, not even when space comes at the very moment.
-func TestWhoGivesUpIsGivenNothing(t *testing.T) {
+// No slot is allocated to a request that was cancelled, even if space arrives at that moment.
+func TestCancelledRequestGetsNoSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		founder := c.start(1, &disk{})
@@ -508,7 +506,7 @@ func TestWhoGivesUpIsGivenNothing(t *testing.T) {
 			_, err := m.Allocate(ctx, "a", nil)
 			given <- err
 		}()
-		synctest.Wait() // it waits for a ring
+		synctest.Wait() // until the request waits for a ring
 		cancel()
 		delta, err := founder.space(t.Context(), m.id)
 		if err == nil {
@@ -520,7 +518,7 @@ func TestWhoGivesUpIsGivenNothing(t *testing.T) {
 		err = <-given
 		snap, _ := m.Snapshot(t.Context())
 		if (err == nil) != (len(snap.Allocations) == 1) || snap.Waiting != 0 {
-			t.Errorf("answered %v, allocated %v, %d wait", err, snap.Allocations, snap.Waiting)
+			t.Errorf("the request returned %v, allocations are %v, %d requests wait", err, snap.Allocations, snap.Waiting)
 		}
 		c.end()
 	})

@@ -17,36 +17,36 @@ import (
 	"weft/mesh/peer"
 )
 
-// removal is who may take over what a dead peer owned, by our word.
+// removal is our promise to one peer: only it may take over a dead peer's slots for now.
 type removal struct {
 	by    peer.ID
 	until time.Time
 }
 
-// promiseLife is how long a peer that confirmed a removal confirms no other's.
+// promiseLife is how long a peer that confirmed a removal refuses to confirm it to others.
 const promiseLife = 3 * time.Second
 
-// removeTimeout bounds how long rivals are waited for.
+// removeTimeout limits how long RemovePeer waits for rivals that remove the same peer.
 const removeTimeout = 10 * time.Second
 
-// RemovalError says why a peer is not removed.
+// RemovalError reports why a peer was not removed.
 type RemovalError struct {
 	Peer    peer.ID
 	Why     string
-	Nothing bool // it owns nothing that could be taken over
+	Nothing bool // the peer owns no slots that could be taken over
 }
 
 func (e *RemovalError) Error() string {
-	return fmt.Sprintf("ipam: %v is not removed: %s", e.Peer, e.Why)
+	return fmt.Sprintf("ipam: cannot remove peer %v: %s", e.Peer, e.Why)
 }
 
-// errRival says that another peer removes the same one right now.
+// errRival reports that another peer is removing the same one. Its text is part of the protocol:
+// peers of other versions compare it, so it must not change.
 var errRival = errors.New("another peer is removing it at this moment")
 
-// RemovePeer takes over what a dead peer owns, and says how many slots that were. All
-// peers that can be reached confirm that it is dead, and tell what they know of its last
-// grants. Without a majority of all peers it does so only by force: this side of a
-// partition cannot know whether the peer is alive on the other.
+// RemovePeer takes over the slots of a dead peer, and returns their number. All reachable peers
+// must confirm that it is dead, and send its last grants. Without a majority of all peers it needs
+// force: this side of a partition cannot know whether the peer is alive on the other.
 func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (slots uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
@@ -63,8 +63,8 @@ func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (s
 		if !errors.Is(err, errRival) || ctx.Err() != nil {
 			return 0, err
 		}
-		a.giveUp(ctx, dead)             // rivals that hold on to what they were promised would keep each other out
-		sleep(ctx, rand.N(promiseLife)) // one of them comes back before the others
+		a.giveUp(ctx, dead)             // rivals that keep their promises would block each other
+		sleep(ctx, rand.N(promiseLife)) // random, so that one rival tries again before the others
 	}
 	_, err = a.answer(ctx, func() ([]byte, error) {
 		listed := a.listed(dead)
@@ -75,21 +75,21 @@ func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (s
 		for _, s := range delta.Segments() {
 			slots += s.Len()
 		}
-		a.cfg.Log.Warn("took over what a dead peer owned", "peer", a.cfg.Mesh.Name(dead), "slots", slots, "generation", next.Generation())
+		a.cfg.Log.Warn("took over the addresses of a dead peer", "peer", a.cfg.Mesh.Name(dead), "slots", slots, "generation", next.Generation())
 		reply, err := a.publish(next, delta)
 		return reply, errors.Join(err, a.handOutLast(listed))
 	})
 	if errors.Is(err, ring.ErrNothing) {
-		return 0, &RemovalError{Peer: dead, Why: "it owns nothing, or nothing any more", Nothing: true}
+		return 0, &RemovalError{Peer: dead, Why: "it owns no addresses", Nothing: true}
 	}
 	return slots, err
 }
 
-// lastFor is how long what a removed peer had is handed out only where nothing else is
-// left: its containers may run on, and somebody may still speak to them.
+// lastFor is how long the used slots of a removed peer stay in quarantine. Its containers may still
+// run, and other hosts may still send to them.
 const lastFor = 24 * time.Hour
 
-// listed is what a peer is known to use of what it owns.
+// listed returns the slots that a peer owns and is known to use.
 func (a *Allocator) listed(id peer.ID) []slot.Slot {
 	if a.cfg.Listed == nil {
 		return nil
@@ -100,24 +100,24 @@ func (a *Allocator) listed(id peer.ID) []slot.Slot {
 	})
 }
 
-// handOutLast lets slots that became ours rest for a long time.
+// handOutLast puts slots that we took over into a long quarantine.
 func (a *Allocator) handOutLast(slots []slot.Slot) error {
 	if len(slots) == 0 {
 		return nil
 	}
-	var resting []space.Resting
+	var quarantined []space.Quarantined
 	until := time.Now().Add(lastFor).Unix()
 	for _, s := range slots {
-		resting = append(resting, space.Resting{Slot: s, Until: until})
-		a.space.Rest(space.Resting{Slot: s, Until: until})
+		quarantined = append(quarantined, space.Quarantined{Slot: s, Until: until})
+		a.space.Quarantine(space.Quarantined{Slot: s, Until: until})
 	}
-	if err := a.cfg.Store.Update(Change{Resting: resting}); err != nil {
-		return fmt.Errorf("ipam: keep what rests: %w", err)
+	if err := a.cfg.Store.Update(Change{Quarantined: quarantined}); err != nil {
+		return fmt.Errorf("ipam: store the quarantined addresses: %w", err)
 	}
 	return nil
 }
 
-// refused is what a peer answered that does not do what was asked; empty if it did not answer.
+// refused returns the reason of a peer that refused a request; empty if the peer did not answer.
 func refused(err error) string {
 	var no interface{ Refused() string }
 	if errors.As(err, &no) {
@@ -126,10 +126,10 @@ func refused(err error) string {
 	return ""
 }
 
-// confirm asks every peer that can be reached whether another is dead.
+// confirm asks every reachable peer to confirm that a peer is dead.
 func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) (err error) {
 	if dead == a.cfg.Self {
-		return &RemovalError{Peer: dead, Why: "it is this peer: `weft reset` leaves the mesh"}
+		return &RemovalError{Peer: dead, Why: "it is this host: run `weft reset` to leave the mesh"}
 	}
 	switch _, err := a.answer(ctx, func() ([]byte, error) { return nil, a.promise(a.cfg.Self, dead) }); {
 	case errors.Is(err, errRival):
@@ -159,26 +159,26 @@ func (a *Allocator) confirm(ctx context.Context, dead peer.ID, force bool) (err 
 		case why == errRival.Error():
 			rival = true
 		case why != "":
-			refusals = append(refusals, fmt.Sprintf("%s says: %s", a.cfg.Mesh.Name(id), why))
+			refusals = append(refusals, fmt.Sprintf("%s refuses: %s", a.cfg.Mesh.Name(id), why))
 		}
 	})
-	all := len(voters) + 2 // with this peer and the dead one: so that no two sides of a split have a majority
+	all := len(voters) + 2 // count this peer and the dead one, so that only one side of a partition has a majority
 	switch {
 	case len(refusals) > 0:
 		slices.Sort(refusals)
 		err = &RemovalError{Peer: dead, Why: strings.Join(refusals, "; ")}
 	case rival:
-		err = fmt.Errorf("ipam: %v is not removed: %w", dead, errRival)
+		err = fmt.Errorf("ipam: cannot remove peer %v: %w", dead, errRival)
 	case a.cfg.Mesh.Stopped(dead) && !force:
-		err = &RemovalError{Peer: dead, Why: "its agent was stopped on purpose, and its containers may run on. Run `weft reset` on it; if it is gone for good, add --force"}
+		err = &RemovalError{Peer: dead, Why: "its agent was stopped on purpose, and its containers may still run: run `weft reset` on that host; if it is gone for good, add --force"}
 	case confirmed <= all/2 && !force:
-		err = &RemovalError{Peer: dead, Why: fmt.Sprintf("only %d of %d peers can be reached and confirm that it is dead, which is no majority; it may be alive with the rest. "+
-			"If you know that it is gone for good, add --force", confirmed, all)}
+		err = &RemovalError{Peer: dead, Why: fmt.Sprintf("only %d of %d peers can be reached and confirm that it is dead, which is no majority: it may be alive behind a partition; "+
+			"if it is gone for good, add --force", confirmed, all)}
 	}
 	return err
 }
 
-// giveUp takes back what was asked of everybody.
+// giveUp withdraws the request for confirmation from all peers.
 func (a *Allocator) giveUp(ctx context.Context, dead peer.ID) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), usageTimeout)
 	defer cancel()
@@ -186,9 +186,9 @@ func (a *Allocator) giveUp(ctx context.Context, dead peer.ID) {
 	_ = a.do(ctx, func() { a.forget(a.cfg.Self, dead) })
 }
 
-// voters are the other peers that count for a majority: all that are known, but for those
-// that were removed with our confirmation. It is not enough that a peer owns nothing and
-// cannot be reached: then each side of a split could leave out some of the other.
+// voters returns the other peers that count for the majority: all known peers, except those removed
+// with our confirmation. To leave out every unreachable peer without slots would be unsafe: then
+// both sides of a partition could find a majority.
 func (a *Allocator) voters(ctx context.Context, dead peer.ID) (voters []peer.ID, err error) {
 	err = a.do(ctx, func() {
 		owned := a.ring.Owned()
@@ -200,25 +200,25 @@ func (a *Allocator) voters(ctx context.Context, dead peer.ID) (voters []peer.ID,
 	return voters, err
 }
 
-// The payload of a removal: whom, and whether it is given up.
+// The payload of a removal request: the dead peer, and 1 if the request is withdrawn.
 func removalAsked(dead peer.ID) []byte   { return append(dead[:], 0) }
 func removalGivenUp(dead peer.ID) []byte { return append(dead[:], 1) }
 
-// forget takes back what was promised.
+// forget withdraws the promise that was made to by.
 func (a *Allocator) forget(by, dead peer.ID) {
 	if a.removals[dead].by == by {
 		delete(a.removals, dead)
 	}
 }
 
-// promise confirms to one peer that another is dead, unless it is not, or unless another
-// asked first. That gossip does not reach a peer proves nothing while its tunnel works.
+// promise confirms to the peer by that a peer is dead. It refuses if the peer is alive, or if
+// another peer was promised first. Silence in gossip is no proof of death while the tunnel works.
 func (a *Allocator) promise(by, dead peer.ID) error {
 	if dead == a.cfg.Self {
-		return errors.New("that is me, and I am alive")
+		return errors.New("that is this host, and it is alive")
 	}
 	if a.cfg.Mesh.Reachable(dead) {
-		return fmt.Errorf("%s is alive: it answers %s. Run `weft reset` on it", a.cfg.Mesh.Name(dead), a.cfg.Mesh.Name(a.cfg.Self))
+		return fmt.Errorf("%s is alive: it answers %s; run `weft reset` on it", a.cfg.Mesh.Name(dead), a.cfg.Mesh.Name(a.cfg.Self))
 	}
 	if a.cfg.Heard != nil {
 		if what := a.cfg.Heard(dead); what != "" {
@@ -229,7 +229,7 @@ func (a *Allocator) promise(by, dead peer.ID) error {
 	if p := a.removals[dead]; p.by != by && now.Before(p.until) {
 		return errRival
 	}
-	if len(a.ring.Owned()[dead]) > 0 || slices.Contains(a.cfg.Mesh.Others(), dead) { // a stranger cannot make us hold any id
+	if len(a.ring.Owned()[dead]) > 0 || slices.Contains(a.cfg.Mesh.Others(), dead) { // store known peers only, so that the map stays bounded
 		a.removals[dead] = removal{by, now.Add(promiseLife)}
 	}
 	return nil
@@ -238,7 +238,7 @@ func (a *Allocator) promise(by, dead peer.ID) error {
 func (a *Allocator) serveRemoval(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
 	const size = len(peer.ID{})
 	if len(payload) != size+1 {
-		return nil, fmt.Errorf("a removal has %d bytes, want %d", len(payload), size+1)
+		return nil, fmt.Errorf("invalid removal: it has %d bytes, want %d", len(payload), size+1)
 	}
 	dead, givenUp := peer.ID(payload[:size]), payload[size] != 0
 	return a.answer(ctx, func() ([]byte, error) {
@@ -250,22 +250,22 @@ func (a *Allocator) serveRemoval(ctx context.Context, from peer.ID, payload []by
 			return nil, err
 		}
 		if a.ring.IsZero() {
-			return nil, nil // it knows of no grants
+			return nil, nil // without a ring there are no grants to send
 		}
 		return a.full(), nil
 	})
 }
 
-// ErrNoHeir says that nobody confirmed to have taken what this peer leaves.
-var ErrNoHeir = errors.New("ipam: no other peer that can be reached confirmed to take over this peer's addresses")
+// ErrNoHeir reports that no peer confirmed to take over this peer's slots.
+var ErrNoHeir = errors.New("ipam: no reachable peer confirmed to take over this host's addresses: the host has not left; check `weft status connections` and try again")
 
-// Leave hands all that this peer owns to an heir, and waits until one peer has it on its
-// disk. From then on nothing is allocated here. A peer that is alone has no heir, and needs none.
+// Leave gives all of this peer's slots to another peer, the heir, and waits until one peer has
+// stored that. From then on this peer allocates nothing. A peer without others needs no heir.
 func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 	here := a.reachable()
 	usage := a.Usage(ctx, here[:min(len(here), mostAsked)])
 	here = slices.DeleteFunc(here, func(id peer.ID) bool { _, answers := usage[id]; return !answers })
-	slices.SortStableFunc(here, func(x, y peer.ID) int { return cmp.Compare(usage[x].Free, usage[y].Free) }) // who needs it most
+	slices.SortStableFunc(here, func(x, y peer.ID) int { return cmp.Compare(usage[x].Free, usage[y].Free) }) // the peer with the fewest free slots first
 	alone := false
 	if _, err := a.answer(ctx, func() ([]byte, error) {
 		alone = a.ring.IsZero() || len(a.cfg.Mesh.Others()) == 0
@@ -278,7 +278,7 @@ func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 		return heir, err
 	}
 	a.awaitGrants(ctx)
-	testament, err := a.answer(ctx, func() ([]byte, error) {
+	handover, err := a.answer(ctx, func() ([]byte, error) {
 		if err := a.bequeath(here[0]); err != nil {
 			a.leaving = false
 			return nil, err
@@ -288,16 +288,16 @@ func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 	if err != nil {
 		return heir, err
 	}
-	for _, id := range here { // the heir first; but whoever has it on disk will tell it
+	for _, id := range here { // the heir first; but any peer that has stored it will gossip it
 		ask, cancel := context.WithTimeout(ctx, askTimeout)
-		_, err := a.cfg.Mesh.Request(ask, id, requestInherit, testament)
+		_, err := a.cfg.Mesh.Request(ask, id, requestInherit, handover)
 		cancel()
 		if err == nil {
 			return here[0], nil
 		}
-		a.cfg.Log.Warn("a peer did not take what this one leaves", "peer", a.cfg.Mesh.Name(id), "err", err)
+		a.cfg.Log.Warn("a peer did not confirm to take over this host's addresses: asking the next one", "peer", a.cfg.Mesh.Name(id), "err", err)
 	}
-	return heir, errors.Join(ErrNoHeir, a.do(ctx, func() { a.leaving = false })) // it stays, and asks for space like a new one
+	return heir, errors.Join(ErrNoHeir, a.do(ctx, func() { a.leaving = false })) // this peer stays, and asks for space like a new one
 }
 
 func (a *Allocator) leave() {
@@ -305,8 +305,8 @@ func (a *Allocator) leave() {
 	a.failAll(ErrLeaving)
 }
 
-// awaitGrants waits for the answers to what this peer asked for before it began to leave:
-// a grant that comes after it is gone would belong to nobody.
+// awaitGrants waits for pending grants that this peer requested before it began to leave. A grant
+// that arrives after it has left would be lost.
 func (a *Allocator) awaitGrants(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -319,7 +319,7 @@ func (a *Allocator) awaitGrants(ctx context.Context) {
 	}
 }
 
-// serveInherit takes in what another peer leaves; it is on disk before that is confirmed.
+// serveInherit merges the ring of a leaving peer, and confirms once it is on disk.
 func (a *Allocator) serveInherit(ctx context.Context, _ peer.ID, payload []byte) ([]byte, error) {
 	theirs, err := ring.Decode(payload)
 	if err != nil {
@@ -331,7 +331,7 @@ func (a *Allocator) serveInherit(ctx context.Context, _ peer.ID, payload []byte)
 	})
 }
 
-// bequeath gives all that is ours to one peer.
+// bequeath gives all of our slots to one peer.
 func (a *Allocator) bequeath(to peer.ID) error {
 	next := a.ring
 	var deltas []ring.Ring

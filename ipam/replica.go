@@ -9,10 +9,10 @@ import (
 	"weft/ipam/ring"
 )
 
-// Name is the ring's name as a replicated state.
+// Name returns the name of the ring as a replicated state.
 func (a *Allocator) Name() string { return ReplicaName }
 
-// Full is the whole ring, for push/pull; nil while there is none.
+// Full returns the whole ring for push/pull; nil if there is none.
 func (a *Allocator) Full() []byte {
 	var data []byte
 	_ = a.do(context.Background(), func() {
@@ -23,18 +23,18 @@ func (a *Allocator) Full() []byte {
 	return data
 }
 
-// full is the ring as others accept it: one that is above the bound goes in parts.
+// full returns the ring, or a part of it if it is too large for one message.
 func (a *Allocator) full() []byte { return a.ring.Part(rand.Uint64()).Encode() }
 
-// Merge takes in a ring, whole or in part, as another peer sent it. It returns
-// what was news, to be passed on. What cannot be merged is kept as a conflict for
-// status; it never ends the connection, so an error is for the log only.
+// Merge merges a ring, or a part of one, that another peer sent. It returns the news to pass on. A
+// state that cannot be merged is kept as a conflict for status. It never closes the connection: the
+// error is only for the log.
 func (a *Allocator) Merge(data []byte) (news []byte, err error) {
 	theirs, err := ring.Decode(data)
 	if err != nil {
 		return nil, err
 	}
-	_ = a.do(context.Background(), func() { news, err = a.merge(theirs) }) // who is stopping needs no news
+	_ = a.do(context.Background(), func() { news, err = a.merge(theirs) }) // do only fails while stopping, when news do not matter
 	return news, err
 }
 
@@ -60,23 +60,23 @@ func (a *Allocator) merge(theirs ring.Ring) ([]byte, error) {
 	return news.Encode(), nil
 }
 
-// acceptable refuses a ring of another cluster or universe than this peer was told of.
+// acceptable returns an error if the cluster or universe of r is not the configured one.
 func (a *Allocator) acceptable(r ring.Ring) error {
 	if a.cfg.Cluster != [16]byte{} && r.Cluster != a.cfg.Cluster {
-		return fmt.Errorf("ipam: the ring is of cluster %x, this peer's token of %x; `weft reset` leaves the old cluster", r.Cluster, a.cfg.Cluster)
+		return fmt.Errorf("ipam: the ring belongs to cluster %x, this peer's token to %x: they cannot be combined; run `weft reset` to leave the old cluster", r.Cluster, a.cfg.Cluster)
 	}
 	asked := a.cfg.Universe
 	if asked.V4.IsValid() && r.Universe.V4 != asked.V4 || asked.V6.IsValid() && r.Universe.V6 != asked.V6 {
-		return fmt.Errorf("ipam: the mesh's universe is %v, this peer was launched with another: launch it with --ipalloc-range %v, or without the flag",
+		return fmt.Errorf("ipam: the mesh's address range is %v, this peer was launched with another one: launch it with --ipalloc-range %v, or without that flag",
 			r.Universe, r.Universe)
 	}
 	return nil
 }
 
-// adopt persists a ring, makes it ours and serves what waited for it.
+// adopt persists r, makes it the current ring and serves waiting requests.
 func (a *Allocator) adopt(r ring.Ring) error {
 	if err := a.cfg.Store.Update(Change{Ring: r.Encode()}); err != nil {
-		return fmt.Errorf("ipam: keep the ring: %w", err)
+		return fmt.Errorf("ipam: store the ring: %w", err)
 	}
 	before := a.ring
 	a.ring = r

@@ -19,30 +19,30 @@ import (
 	"weft/mesh/peer"
 )
 
-// What one allocator asks of another. A reply that changes the ring is a part of it.
+// The kinds of requests between allocators. A reply that changes the ring is a part of the ring.
 const (
 	requestRing    = "ring"    // the whole ring
-	requestUsage   = "usage"   // how much is free: Usage
-	requestSpace   = "space"   // a block of free slots, for who knows this ring: a grant
-	requestPressed = "pressed" // the same, but a slot also if it rests, since nobody has a free one
-	requestClaim   = "claim"   // one slot: a grant
-	requestRemoval = "removal" // whether a peer is dead: the whole ring
-	requestInherit = "inherit" // to take what we leave behind
+	requestUsage   = "usage"   // how much the peer uses and has free: Usage
+	requestSpace   = "space"   // a block of free slots; the payload is the requester's ring, the reply a grant
+	requestPressed = "pressed" // the same, or a slot in quarantine, since no peer has a free one
+	requestClaim   = "claim"   // one given slot; the reply is a grant
+	requestRemoval = "removal" // confirm that a peer is dead; the reply is the whole ring
+	requestInherit = "inherit" // take over the slots of the leaving sender
 )
 
 // Timing of requests.
 const (
-	askTimeout   = 3 * time.Second        // one peer's answer
-	usageTimeout = time.Second            // the same, where the answer is no more than advice
-	askAgain     = 500 * time.Millisecond // until the next round, when nobody had space
-	aloneFor     = 3 * time.Second        // how long a peer that starts waits for another to appear
-	soonAfter    = 500 * time.Millisecond // how long it then waits for the rest
+	askTimeout   = 3 * time.Second        // for one peer's answer
+	usageTimeout = time.Second            // the same, for answers that are only advice
+	askAgain     = 500 * time.Millisecond // between two rounds in which no peer had space
+	aloneFor     = 3 * time.Second        // how long a starting peer waits for the first other peer
+	soonAfter    = 500 * time.Millisecond // how long it then waits for the others
 )
 
-// mostAsked bounds how many peers are asked at once how much they have free.
+// mostAsked limits how many peers are asked for their usage at once.
 const mostAsked = 16
 
-// Handlers answer what other peers' allocators ask, by name.
+// Handlers returns the handlers of other peers' requests, by kind.
 func (a *Allocator) Handlers() map[string]func(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
 	return map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
 		requestRing:  func(context.Context, peer.ID, []byte) ([]byte, error) { return a.Full(), nil },
@@ -59,7 +59,7 @@ func (a *Allocator) Handlers() map[string]func(ctx context.Context, from peer.ID
 	}
 }
 
-// answer runs f on the actor's goroutine.
+// answer runs f on the actor's goroutine and returns its result.
 func (a *Allocator) answer(ctx context.Context, f func() ([]byte, error)) (reply []byte, err error) {
 	if e := a.do(ctx, func() { reply, err = f() }); e != nil {
 		return nil, e
@@ -67,20 +67,20 @@ func (a *Allocator) answer(ctx context.Context, f func() ([]byte, error)) (reply
 	return reply, err
 }
 
-// Usage is what a peer has of its own.
+// Usage is one peer's use of its slots.
 type Usage struct {
-	Active  uint64 `cbor:"1,keyasint"` // allocations
-	Free    uint64 `cbor:"2,keyasint"` // slots that can be handed out
-	Resting uint64 `cbor:"3,keyasint"` // slots that were freed a moment ago
+	Active  uint64 `cbor:"1,keyasint"` // allocated slots
+	Free    uint64 `cbor:"2,keyasint"` // slots that can be allocated
+	Resting uint64 `cbor:"3,keyasint"` // released slots in quarantine
 }
 
 func (a *Allocator) serveUsage(ctx context.Context, _ peer.ID, _ []byte) ([]byte, error) {
 	return a.answer(ctx, func() ([]byte, error) {
-		return cbor.Marshal(Usage{uint64(len(a.allocations)), a.space.Free(), uint64(len(a.space.Resting()))})
+		return cbor.Marshal(Usage{uint64(len(a.allocations)), a.space.Free(), uint64(len(a.space.Quarantined()))})
 	})
 }
 
-// Usage asks peers what they have free; who does not answer soon is left out.
+// Usage asks peers for their usage. Peers that do not answer within usageTimeout are left out.
 func (a *Allocator) Usage(ctx context.Context, peers []peer.ID) map[peer.ID]Usage {
 	ctx, cancel := context.WithTimeout(ctx, usageTimeout)
 	defer cancel()
@@ -98,7 +98,7 @@ func (a *Allocator) Usage(ctx context.Context, peers []peer.ID) map[peer.ID]Usag
 	return out
 }
 
-// askAll asks several peers at once, and calls got, on several goroutines, with each answer.
+// askAll asks peers in parallel, and calls got for each answer, on several goroutines.
 func (a *Allocator) askAll(ctx context.Context, peers []peer.ID, kind string, payload []byte, got func(id peer.ID, reply []byte, err error)) {
 	var all sync.WaitGroup
 	for _, id := range peers {
@@ -110,9 +110,8 @@ func (a *Allocator) askAll(ctx context.Context, peers []peer.ID, kind string, pa
 	all.Wait()
 }
 
-// catchUp hears from the others what became of the ring while this peer was away: its
-// stored state may be older than what it said last. Where nobody can be reached, it goes
-// on alone after a while.
+// catchUp fetches the current ring from the other peers. This peer's stored state may be older than
+// what it last sent. If no peer can be reached for a while, it continues alone.
 func (a *Allocator) catchUp(ctx context.Context) {
 	ask, cancel := context.WithTimeout(ctx, aloneFor+askTimeout)
 	defer cancel()
@@ -121,7 +120,7 @@ func (a *Allocator) catchUp(ctx context.Context) {
 			_, err = a.Merge(reply)
 		}
 		if err != nil {
-			a.cfg.Log.Info("a peer did not say what became of the ring", "peer", a.cfg.Mesh.Name(id), "err", err)
+			a.cfg.Log.Info("could not fetch the current ring from a peer: continuing without it", "peer", a.cfg.Mesh.Name(id), "err", err)
 		}
 	})
 	_ = a.do(ctx, func() {
@@ -131,8 +130,8 @@ func (a *Allocator) catchUp(ctx context.Context) {
 	})
 }
 
-// gathered waits for the other peers to appear after a start: for all of them, or for
-// those that come soon after the first.
+// gathered waits after a start for the other peers, and returns the reachable ones. It waits for
+// all of them, but not long after the first.
 func (a *Allocator) gathered(ctx context.Context) (here []peer.ID) {
 	until := time.Now().Add(aloneFor)
 	for ctx.Err() == nil && time.Now().Before(until) {
@@ -155,12 +154,12 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// reachable are the other peers that can be asked.
+// reachable returns the other peers that can be asked.
 func (a *Allocator) reachable() []peer.ID {
 	return slices.DeleteFunc(a.cfg.Mesh.Others(), func(id peer.ID) bool { return !a.cfg.Mesh.Reachable(id) })
 }
 
-// ask requests space from the other owners, in the background; one round at a time.
+// ask requests space from the other owners, in the background, one round at a time.
 func (a *Allocator) ask() {
 	if a.asking {
 		return
@@ -176,27 +175,27 @@ func (a *Allocator) ask() {
 		_ = a.do(ctx, func() {
 			a.asking, a.refusals = false, slices.Concat(refusals, more)
 			if got {
-				a.serve() // who waits on is asked for again
+				a.serve() // starts another round if requests still wait
 			}
 		})
 	})
 }
 
-// pressed hands out what rests here, better too soon than never, and reports whether
-// somebody waits still.
+// pressed allocates slots in quarantine to waiting requests, since none is free. It reports whether
+// requests still wait.
 func (a *Allocator) pressed(ctx context.Context) (still bool) {
-	_ = a.do(ctx, func() { still = errors.Is(a.serveFrom((*space.Space).TakeResting), ErrNoSpace) })
+	_ = a.do(ctx, func() { still = errors.Is(a.serveFrom((*space.Space).TakeQuarantined), ErrNoSpace) })
 	return still
 }
 
-// askEach asks one donor after the other, who has most first, until one gives. It runs
-// outside the actor.
+// askEach asks the donors in turn, those with the most free slots first, until one gives space. It
+// runs outside the actor.
 func (a *Allocator) askEach(ctx context.Context, donors []peer.ID, kind string) (got bool, refusals []string) {
 	usage := a.Usage(ctx, donors[:min(len(donors), mostAsked)])
 	slices.SortStableFunc(donors, func(x, y peer.ID) int { return cmp.Compare(usage[y].Free, usage[x].Free) })
 	for _, id := range donors {
 		if u, known := usage[id]; known && u.Free == 0 && (kind == requestSpace || u.Resting == 0) {
-			refusals = append(refusals, a.cfg.Mesh.Name(id)+" has nothing free")
+			refusals = append(refusals, a.cfg.Mesh.Name(id)+" has no free address")
 			continue
 		}
 		err := a.askFor(ctx, id, kind, a.Full())
@@ -208,7 +207,7 @@ func (a *Allocator) askEach(ctx context.Context, donors []peer.ID, kind string) 
 	return false, refusals
 }
 
-// askFor asks one peer for slots and takes them.
+// askFor requests slots from one peer and merges its grant.
 func (a *Allocator) askFor(ctx context.Context, id peer.ID, kind string, payload []byte) error {
 	a.grants.Add(1)
 	defer a.grants.Add(-1)
@@ -218,11 +217,11 @@ func (a *Allocator) askFor(ctx context.Context, id peer.ID, kind string, payload
 	if err != nil {
 		return err
 	}
-	_, err = a.Merge(data) // no news: gossip was faster than the reply
+	_, err = a.Merge(data) // the result is empty if gossip was faster than the reply
 	return err
 }
 
-// donors are the other owners that can be reached, who owns most first, and why not the rest.
+// donors returns the reachable owners, the largest first, and why the others cannot be asked.
 func (a *Allocator) donors() (donors []peer.ID, refusals []string) {
 	sizes := map[peer.ID]uint64{}
 	for id, ranges := range a.ring.Owned() {
@@ -243,7 +242,7 @@ func (a *Allocator) donors() (donors []peer.ID, refusals []string) {
 	}), refusals
 }
 
-// shortage says why there is no address.
+// shortage returns the error for a request that found no address.
 func (a *Allocator) shortage() error {
 	const most = 5
 	why := slices.Clone(a.refusals)
@@ -253,12 +252,12 @@ func (a *Allocator) shortage() error {
 	if len(why) > most {
 		why = append(why[:most], fmt.Sprintf("and %d more", len(why)-most))
 	}
-	return fmt.Errorf("%w: nothing is free here; %s", ErrNoSpace, strings.Join(why, "; "))
+	return fmt.Errorf("%w: this host has no free address; %s", ErrNoSpace, strings.Join(why, "; "))
 }
 
-var errNothingFree = errors.New("it has nothing free")
+var errNothingFree = errors.New("it has no free address")
 
-// writable reports why this peer may not give away anything now.
+// writable returns an error if this peer may not change the ring now.
 func (a *Allocator) writable() error {
 	switch {
 	case a.ring.IsZero():
@@ -271,23 +270,23 @@ func (a *Allocator) writable() error {
 	return nil
 }
 
-// donate gives away about half of what is free, as a part of the ring that makes it theirs;
-// to one who is pressed, if nothing is, the slot that rests for longest. Who has not heard
-// yet of what it was given before is told of that, and given no more: the answer to an
-// earlier request was lost.
+// donate gives about half of the free slots to a peer, and returns the grant. If there are none and
+// the peer is pressed, it gives the slot that leaves quarantine first. known is the requester's
+// ring: if it lacks an earlier grant to the requester, the answer was lost. Then donate repeats
+// that grant instead of giving more.
 func (a *Allocator) donate(to peer.ID, known []byte, pressed bool) ([]byte, error) {
 	if err := a.writable(); err != nil {
 		return nil, err
 	}
 	if to == a.cfg.Self {
-		return nil, errors.New("a peer gives no space to itself")
+		return nil, errors.New("a peer cannot request space from itself")
 	}
 	if given, err := a.given(to, known); err != nil || given != nil {
 		return given, err
 	}
 	gift, ok := a.space.Donate()
 	if !ok && pressed {
-		gift, ok = a.space.DonateResting()
+		gift, ok = a.space.DonateQuarantined()
 	}
 	if !ok {
 		return nil, errNothingFree
@@ -297,12 +296,12 @@ func (a *Allocator) donate(to peer.ID, known []byte, pressed bool) ([]byte, erro
 		a.resize() // the gift is free again
 		return nil, err
 	}
-	a.cfg.Log.Info("gave space to peer", "peer", a.cfg.Mesh.Name(to), "slots", gift.Len())
+	a.cfg.Log.Info("gave address space to a peer", "peer", a.cfg.Mesh.Name(to), "slots", gift.Len())
 	return a.publish(next, delta)
 }
 
-// given is what a peer does not know of, if there is space of its own in that: it is free,
-// since nothing can have been allocated in it. Older versions do not say what they know.
+// given returns the part of the ring that a peer does not know, if that contains usable slots of
+// its own. They are all free, since the peer did not know of them. Older versions send no ring.
 func (a *Allocator) given(to peer.ID, known []byte) ([]byte, error) {
 	if len(known) == 0 {
 		return nil, nil
@@ -325,7 +324,7 @@ func (a *Allocator) given(to peer.ID, known []byte) ([]byte, error) {
 	return nil, nil
 }
 
-// publish makes a ring ours that we changed, and tells the others.
+// publish adopts a ring that this peer changed, and broadcasts the delta.
 func (a *Allocator) publish(next, delta ring.Ring) ([]byte, error) {
 	if err := a.adopt(next); err != nil {
 		a.resize()

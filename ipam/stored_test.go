@@ -13,14 +13,14 @@ import (
 	"weft/mesh/secret"
 )
 
-// claimed is a ring in which peer 2 has slot 10 under one generation, and slot 20 under another.
+// claimed returns a ring in which peer 2 owns slots 10 and 20, under two generations.
 func claimed(t *testing.T, version, generation, other uint32) []byte {
 	t.Helper()
 	id := peerID(2)
 	return madeUp(t, [][5]any{{10, 11, generation, version, id[:]}, {20, 21, other, version, id[:]}})
 }
 
-// pieces is a ring that somebody made up, encoded: n single slots from one on.
+// pieces returns an invented, encoded ring of n single slots, starting at from.
 func pieces(t *testing.T, n int, from slot.Slot) []byte {
 	t.Helper()
 	segments := make([][5]any, n)
@@ -50,7 +50,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// alone runs an allocator on a disk for as long as f takes.
+// alone runs a founding allocator on d until f returns.
 func alone(t *testing.T, d *disk, f func(*Allocator)) {
 	t.Helper()
 	c := newCluster(t, 1)
@@ -64,13 +64,13 @@ func alone(t *testing.T, d *disk, f func(*Allocator)) {
 	f(a)
 	cancel()
 	if err := <-done; err != nil {
-		t.Fatalf("it does not run: %v", err)
+		t.Fatalf("Run: %v", err)
 	}
 }
 
-// Rings that are each within the bound, and together are not: the agent goes on, says so, and
-// starts again with what it has stored.
-func TestWhatMembersSayNeverKeepsAnAgentFromStarting(t *testing.T) {
+// Rings that are within the bound can together exceed it. The agent then refuses them, reports that
+// in status, and can restart from its disk.
+func TestOversizedRingsNeverPreventStart(t *testing.T) {
 	d := &disk{}
 	alone(t, d, func(a *Allocator) {
 		var many *ring.TooManyError
@@ -79,11 +79,11 @@ func TestWhatMembersSayNeverKeepsAnAgentFromStarting(t *testing.T) {
 		}
 		for i := range slot.Slot(3) {
 			if _, err := a.Merge(pieces(t, ring.MaxSegments/2, 2+400_000*i)); i > 0 && !errors.As(err, &many) {
-				t.Errorf("merged: %v", err)
+				t.Errorf("merge beyond the bound: got %v, want a TooManyError", err)
 			}
 		}
 		if s := snapshot(t, &member{Allocator: a}); !errors.As(s.Conflict, &many) {
-			t.Errorf("status says %v", s.Conflict)
+			t.Errorf("status shows conflict %v, want a TooManyError", s.Conflict)
 		}
 	})
 	alone(t, d, func(a *Allocator) {
@@ -91,13 +91,13 @@ func TestWhatMembersSayNeverKeepsAnAgentFromStarting(t *testing.T) {
 			t.Error(err)
 		}
 		if r, err := ring.Decode(a.Full()); err != nil || len(r.Segments()) < ring.MaxSegments/4 {
-			t.Errorf("others cannot read it: %v", err)
+			t.Errorf("peers cannot decode the ring that is sent: %v", err)
 		}
 	})
 }
 
-// A liar claims addresses under the last generation, among claims that are good: those count.
-func TestTheLastGenerationIsNotBelieved(t *testing.T) {
+// Claims under an incredible generation are ignored; the other claims of the same ring count.
+func TestIncredibleGenerationsAreIgnored(t *testing.T) {
 	alone(t, &disk{}, func(a *Allocator) {
 		if _, err := a.Merge(claimed(t, 5, 7, ^uint32(0))); err != nil {
 			t.Fatal(err)
@@ -106,21 +106,21 @@ func TestTheLastGenerationIsNotBelieved(t *testing.T) {
 		first, _ := r.Ring.Owner(10)
 		second, _ := r.Ring.Owner(20)
 		if first != peerID(2) || second != peerID(1) || r.Conflict == nil {
-			t.Errorf("owners %v and %v, status says %v", first, second, r.Conflict)
+			t.Errorf("owners are %v and %v, status shows conflict %v", first, second, r.Conflict)
 		}
 	})
 }
 
-// An earlier release stored more than others accept: the agent starts, says it, and tells
-// others in parts.
-func TestADiskAboveTheBoundStarts(t *testing.T) {
+// Earlier releases could store a ring above the bound. The agent starts with it, reports it, and
+// sends it in parts.
+func TestOversizedStoredRingStartsAndIsReported(t *testing.T) {
 	alone(t, &disk{state: State{Ring: pieces(t, 2*ring.MaxSegments, 1)}}, func(a *Allocator) {
 		var many *ring.TooManyError
 		if s := snapshot(t, &member{Allocator: a}); !errors.As(s.Conflict, &many) {
-			t.Errorf("status says %v", s.Conflict)
+			t.Errorf("status shows conflict %v, want a TooManyError", s.Conflict)
 		}
 		if r, err := ring.Decode(a.Full()); err != nil || len(r.Segments()) != ring.MaxSegments {
-			t.Errorf("others cannot read it: %v", err)
+			t.Errorf("peers cannot decode the ring that is sent: %v", err)
 		}
 	})
 }

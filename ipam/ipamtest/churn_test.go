@@ -9,10 +9,10 @@ import (
 	"weft/mesh/secret"
 )
 
-// A day of 200 peers: pods come and go, and every ten minutes a host leaves and another
-// joins. What names a peer's part of the universe stays short, also where three of four
-// addresses are in use (site/docs/ipam.md has the figures).
-func TestADayOfChurnLeavesFewAllowedIPs(t *testing.T) {
+// A day of 200 peers: containers start and stop, and every ten minutes one host leaves and another
+// joins. Each peer's list of allowed IPs stays short, even with three of four addresses in use. The
+// figures are in site/docs/ipam.md.
+func TestOneDayOfChurnKeepsAllowedIPsFew(t *testing.T) {
 	for name, c := range map[string]struct {
 		universe           string
 		pods, hours, bound int
@@ -34,12 +34,12 @@ func day(t *testing.T, v4 netip.Prefix, pods, hours, bound int) {
 	}
 	worst, sum, n, most := 0, 0, 0, 0
 	for minute := int64(0); minute < int64(60*hours); minute++ {
-		m.Wake(minute)
+		m.Release(minute)
 		used := 0
-		for _, p := range m.Peers { // three pods per minute and host come or go, around a number that wanders
+		for _, p := range m.Peers { // on each host three containers start or stop per minute, around an average of pods
 			for range 3 {
 				if len(p.Used) == 0 || r.IntN(2*pods) >= len(p.Used) {
-					m.Allocate(p) // where nothing is left, it waits for its turn
+					m.Allocate(p) // if no slot is free anywhere, skip it
 				} else {
 					m.Free(p, r.IntN(len(p.Used)), minute+1)
 				}

@@ -1,6 +1,6 @@
-// Package ipamtest is a mesh of peers without network, disk or clock, in which everybody
-// hears everything at once: how much space is where after a long time, how many CIDRs name
-// what a peer owns, how large a ring becomes. For tests and benchmarks.
+// Package ipamtest simulates address allocation in a mesh, without network, disk or clock. Every
+// peer learns of every change at once. Tests and benchmarks use it to measure how space spreads
+// over a long time: CIDRs per peer and size of the ring. A Mesh belongs to one goroutine.
 package ipamtest
 
 import (
@@ -13,17 +13,17 @@ import (
 	"weft/mesh/peer"
 )
 
-// Mesh is all peers.
+// Mesh is the simulated mesh: one ring that all peers share.
 type Mesh struct {
 	Ring  ring.Ring
 	Peers []*Peer
-	// Grants is how often space was given away.
+	// Grants counts how often a peer gave space to another.
 	Grants int
 
 	born uint64
 }
 
-// Peer is one of them.
+// Peer is one simulated host.
 type Peer struct {
 	ID   peer.ID
 	Used []slot.Slot
@@ -31,7 +31,7 @@ type Peer struct {
 	space *space.Space
 }
 
-// New makes a mesh of one peer, who owns everything.
+// New returns a mesh of one peer that owns the whole universe.
 func New(u slot.Universe) *Mesh {
 	m := &Mesh{}
 	p := m.Join()
@@ -44,7 +44,7 @@ func New(u slot.Universe) *Mesh {
 func (m *Mesh) Join() *Peer {
 	m.born++
 	p := &Peer{space: space.New(nil, nil, nil)}
-	binary.BigEndian.PutUint64(p.ID[:], m.born*0x9E3779B97F4A7C15) // in no order
+	binary.BigEndian.PutUint64(p.ID[:], m.born*0x9E3779B97F4A7C15) // multiplied so that ids are in no order
 	m.Peers = append(m.Peers, p)
 	return p
 }
@@ -53,7 +53,7 @@ func (m *Mesh) resize(p *Peer) {
 	p.space.Resize([]slot.Range{m.Ring.Universe.Usable()}, m.Ring.Owned()[p.ID], p.Used)
 }
 
-// Allocate gives a peer one more slot, if one is left anywhere.
+// Allocate gives a slot to p, and reports whether one was free in the mesh.
 func (m *Mesh) Allocate(p *Peer) bool {
 	s, ok := p.space.Take()
 	if !ok && m.donate(p) {
@@ -65,23 +65,23 @@ func (m *Mesh) Allocate(p *Peer) bool {
 	return ok
 }
 
-// Free takes back the slot at an index of Used; it rests until a time.
+// Free releases p.Used[i]; the slot stays in quarantine until the given time.
 func (m *Mesh) Free(p *Peer, i int, until int64) {
 	s := p.Used[i]
 	p.Used[i] = p.Used[len(p.Used)-1]
 	p.Used = p.Used[:len(p.Used)-1]
 	p.space.Give(s)
-	p.space.Rest(space.Resting{Slot: s, Until: until})
+	p.space.Quarantine(space.Quarantined{Slot: s, Until: until})
 }
 
-// Wake frees what has rested.
-func (m *Mesh) Wake(now int64) {
+// Release ends the quarantines that last until now or earlier.
+func (m *Mesh) Release(now int64) {
 	for _, p := range m.Peers {
-		p.space.Wake(now)
+		p.space.Release(now)
 	}
 }
 
-// donate gives a peer space of the one who has most.
+// donate moves space to a peer from the peer with the most free slots.
 func (m *Mesh) donate(to *Peer) bool {
 	var from *Peer
 	for _, p := range m.Peers {
@@ -104,13 +104,13 @@ func (m *Mesh) donate(to *Peer) bool {
 func (m *Mesh) grant(from, to *Peer, g slot.Range) {
 	next, _, err := m.Ring.Grant(from.ID, to.ID, g)
 	if err != nil {
-		panic(fmt.Sprintf("ipamtest: a peer gives away what is not its own: %v", err))
+		panic(fmt.Sprintf("ipamtest: a peer grants slots that it does not own: %v", err))
 	}
 	m.Ring = next
 	m.Grants++
 }
 
-// Leave takes a peer out; who has least free is its heir.
+// Leave removes peer i; the peer with the fewest free slots inherits its slots.
 func (m *Mesh) Leave(i int) {
 	p := m.Peers[i]
 	m.Peers[i] = m.Peers[len(m.Peers)-1]
@@ -127,7 +127,7 @@ func (m *Mesh) Leave(i int) {
 	m.resize(heir)
 }
 
-// AllowedIPs is how many CIDRs of one family name what each owner owns.
+// AllowedIPs returns how many CIDRs of one family each owner has.
 func (m *Mesh) AllowedIPs() map[peer.ID]int {
 	out := map[peer.ID]int{}
 	for id, ranges := range m.Ring.Owned() {

@@ -9,8 +9,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// crowd is n voters from one on, with the longest numbers that there are, who voted for values
-// with so many founders, each for its own one of so many.
+// crowd returns n voters, starting at number from, with the longest possible encoding. They vote
+// for the given number of values in turn, each with that many founders.
 func crowd(n, from, values, founders int) State {
 	longID := func(i int) (id peer.ID) {
 		binary.BigEndian.PutUint64(id[:], 1<<63|uint64(i))
@@ -28,8 +28,8 @@ func crowd(n, from, values, founders int) State {
 	return s
 }
 
-// Whatever members say, in whatever order: what is kept loads, and what is told is read.
-func TestWhatIsMergedCanBeLoaded(t *testing.T) {
+// Whatever states are merged, in any order: the result can be restored and sent.
+func TestMergedStatesRestoreAndDecode(t *testing.T) {
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 1))
@@ -46,7 +46,7 @@ func TestWhatIsMergedCanBeLoaded(t *testing.T) {
 				check(t, s)
 			}
 			if refused == 0 {
-				t.Error("nothing is refused: the test is too small")
+				t.Error("no merge was refused: the test draws too few voters and values")
 			}
 		})
 	}
@@ -55,17 +55,17 @@ func TestWhatIsMergedCanBeLoaded(t *testing.T) {
 func check(t *testing.T, s State) {
 	t.Helper()
 	if back, err := Restore(s.Encode(), s.self, s.terms); err != nil || !equal(back, s) {
-		t.Fatalf("it does not load: %v", err)
+		t.Fatalf("Restore of the merged state: %v", err)
 	}
-	told := s.Told().Encode()
+	told := s.Sendable().Encode()
 	if back, err := Decode(told); err != nil || len(told) > MaxEncoded {
-		t.Fatalf("others cannot read it: %d bytes, %d votes, %v", len(told), back.Known(), err)
+		t.Fatalf("peers cannot decode the sent state: %d bytes, %d votes, %v", len(told), back.Known(), err)
 	}
 }
 
-// The largest state of all fits into the bound in bytes, which push/pull has room for; what an
-// earlier release kept beyond it loads.
-func TestTheLargestVoteFits(t *testing.T) {
+// The largest allowed state fits MaxEncoded, and push/pull accepts messages of that size. A larger
+// state of an earlier release can be restored.
+func TestLargestStateFitsMaxEncoded(t *testing.T) {
 	s := crowd(MaxVoters, 0, maxValues, maxFounders/maxValues)
 	if err := s.excess(State{}); err != nil {
 		t.Fatal(err)
@@ -75,7 +75,7 @@ func TestTheLargestVoteFits(t *testing.T) {
 	s = crowd(MaxVoters, 0, MaxVoters, 100)
 	s.decided = Value{Ring: [16]byte{1}, Cluster: [16]byte{1}, V4: v4, V6: v6, Founders: []peer.ID{id(1)}} // one value more than voters
 	check(t, s)
-	if told := s.Told(); told.Known() != 1 {
-		t.Errorf("it tells %d votes", told.Known())
+	if told := s.Sendable(); told.Known() != 1 {
+		t.Errorf("a state above the bounds sends %d votes, want only its own", told.Known())
 	}
 }

@@ -1,21 +1,21 @@
-// Package paxos decides who founds the address ring when several hosts start at
-// once and each could found one of its own.
+// Package paxos decides which hosts found the address ring, when several hosts that could each
+// found one start at once.
 //
-// It is Paxos for a single decision ("Paxos Made Simple", Lamport 2001), over
-// gossip of states instead of messages. Every voter is acceptor, proposer and
-// learner. It keeps the newest vote it has heard of from each voter (which ballot
-// it promised, which value it accepted under which ballot) and tells all of them to
-// whom it meets. Votes only grow, so that Merge takes the higher one of each voter,
-// and loss, repetition and disorder do no harm. A proposer promises itself a ballot
-// higher than any it saw; whoever hears of it promises it too, and from then on
-// accepts nothing lower. When a quorum promised, the proposer accepts its ballot
-// with the value that the promisers accepted last, or else with a value of its own;
-// the others accept that after it. What a quorum accepted under one ballot is
-// decided: any later ballot is promised by somebody who accepted it, and carries it on.
+// It is Paxos for a single decision ("Paxos Made Simple", Lamport 2001), with gossip of states in
+// place of messages. Every voter is acceptor, proposer and learner. It keeps the newest known vote
+// of each voter, and sends them all to its peers. A vote holds the promised ballot, and the
+// accepted value with its ballot. Votes only grow, so Merge takes the higher one of each voter;
+// lost, repeated and reordered states do no harm.
 //
-// A State is an immutable value: every change returns a new one. If the caller
-// cannot write the new one to disk, it keeps the old one and nothing has happened.
-// Nothing here reads a clock: the caller says when to propose.
+// A proposer promises itself a ballot higher than any it knows. A voter that receives it promises
+// it too, and accepts nothing lower from then on. When a quorum has promised the ballot, the
+// proposer accepts it, with the value that those voters accepted last, or with its own if there is
+// none. The other voters then accept that. A value that a quorum accepted under one ballot is
+// decided: any later quorum contains a voter that accepted it, and carries it on.
+//
+// A State is an immutable value: every change returns a new one. A caller that cannot write the new
+// state to disk keeps the old one, and nothing has happened. The package does no I/O and reads no
+// clock: the caller decides when to propose.
 package paxos
 
 import (
@@ -32,16 +32,16 @@ import (
 	"weft/mesh/peer"
 )
 
-// MaxVoters bounds what a stranger can make us hold.
+// MaxVoters bounds the memory that a malicious peer can make us use.
 const MaxVoters = 1024
 
-// Terms are what voters must agree on before they vote. If they did not expect
-// equally many, two quorums need not meet.
+// Terms are what voters must agree on before they vote. With different expectations, two quorums
+// need not share a voter.
 type Terms struct {
-	// Expect is how many voters there are, 1 to MaxVoters. A few may be missing, but
-	// hosts beyond it, if they start apart, could make a quorum of their own.
+	// Expect is the number of voters, 1 to MaxVoters. A minority of them may be missing. Surplus
+	// hosts that start separately could form a second quorum.
 	Expect int          `cbor:"1,keyasint"`
-	V4     netip.Prefix `cbor:"2,keyasint,omitzero"` // as asked for on the command line; invalid if not asked for
+	V4     netip.Prefix `cbor:"2,keyasint,omitzero"` // as given on the command line; invalid if not given
 	V6     netip.Prefix `cbor:"3,keyasint,omitzero"`
 }
 
@@ -55,8 +55,8 @@ func (t Terms) String() string {
 	return s
 }
 
-// TermsError says that a peer votes under other terms than we do, so that neither
-// counts the other's vote.
+// TermsError reports that a peer votes under other terms than this one. Neither of them counts the
+// other's vote.
 type TermsError struct {
 	Peer         peer.ID
 	Ours, Theirs Terms
@@ -67,10 +67,10 @@ func (e *TermsError) Error() string {
 	if e.Ours.Expect == e.Theirs.Expect {
 		fix = "--ipalloc-range"
 	}
-	return fmt.Sprintf("paxos: peer %v was launched with %v, this one with %v: launch both with the same %s", e.Peer, e.Theirs, e.Ours, fix)
+	return fmt.Sprintf("paxos: peer %v was launched with %v, this one with %v: their votes do not count together: launch both with the same %s", e.Peer, e.Theirs, e.Ours, fix)
 }
 
-// Value is what is decided: the ring, and who founds it.
+// Value is what is decided: the ring and its founders.
 type Value struct {
 	Ring     [16]byte     `cbor:"1,keyasint"`
 	Cluster  [16]byte     `cbor:"2,keyasint"`
@@ -81,7 +81,7 @@ type Value struct {
 
 func (v Value) isZero() bool { return v.Ring == [16]byte{} }
 
-// compare is an arbitrary total order, for equality and for a fixed form on the wire.
+// compare is an arbitrary total order, for equality and for a canonical order on the wire.
 func (v Value) compare(o Value) int {
 	return cmp.Or(bytes.Compare(v.Ring[:], o.Ring[:]), bytes.Compare(v.Cluster[:], o.Cluster[:]), v.V4.Compare(o.V4), v.V6.Compare(o.V6),
 		slices.CompareFunc(v.Founders, o.Founders, compareIDs))
@@ -89,28 +89,28 @@ func (v Value) compare(o Value) int {
 
 func compareIDs(a, b peer.ID) int { return bytes.Compare(a[:], b[:]) }
 
-// validate reports why v cannot be decided under t.
+// validate returns an error if v cannot be decided under t.
 func (v Value) validate(t Terms) error {
 	if err := (slot.Universe{V4: v.V4, V6: v.V6}).Validate(); err != nil {
 		return fmt.Errorf("paxos: %w", err)
 	}
 	switch {
 	case v.isZero():
-		return errors.New("paxos: a value without a ring")
+		return errors.New("paxos: invalid value: it has no ring")
 	case t.V4.IsValid() && t.V4 != v.V4 || t.V6.IsValid() && t.V6 != v.V6:
-		return fmt.Errorf("paxos: a value with %v,%v, asked for was %v", v.V4, v.V6, t)
+		return fmt.Errorf("paxos: invalid value: its range is %v,%v, but this host was launched with %v", v.V4, v.V6, t)
 	case len(v.Founders) < 1 || len(v.Founders) > MaxVoters || v.Founders[0].IsZero():
-		return fmt.Errorf("paxos: a value with no usable founders, %d in number", len(v.Founders))
+		return fmt.Errorf("paxos: invalid value: it has %d founders, or one without id", len(v.Founders))
 	}
 	for i, id := range v.Founders[1:] {
 		if compareIDs(v.Founders[i], id) >= 0 {
-			return fmt.Errorf("paxos: founder %v is out of order or there twice", id)
+			return fmt.Errorf("paxos: invalid value: founder %v is out of order or listed twice", id)
 		}
 	}
 	return nil
 }
 
-// Ballot numbers an attempt to decide. The zero Ballot is none.
+// Ballot numbers an attempt to decide. The zero Ballot means none.
 type Ballot struct {
 	Round    uint32  `cbor:"1,keyasint"`
 	Proposer peer.ID `cbor:"2,keyasint"` // makes ballots of two proposers differ
@@ -121,43 +121,43 @@ func (b Ballot) Compare(o Ballot) int {
 	return cmp.Or(cmp.Compare(b.Round, o.Round), compareIDs(b.Proposer, o.Proposer))
 }
 
-// Vote is what one acceptor has bound itself to.
+// Vote is what one acceptor has promised and accepted.
 type Vote struct {
-	Promise  Ballot // it accepts nothing lower
+	Promise  Ballot // the acceptor accepts no lower ballot
 	Accepted Ballot // at most Promise
-	Value    Value  // accepted; zero while Accepted is
+	Value    Value  // the accepted value; zero if Accepted is zero
 }
 
-// compare orders the votes of one acceptor by age. The value never matters there,
-// unless somebody lost his disk; then it keeps Merge commutative.
+// compare orders the votes of one acceptor by age. Votes of the same age have the same value,
+// unless the acceptor lost its disk. The last comparison keeps Merge commutative in that case.
 func (v Vote) compare(o Vote) int {
 	return cmp.Or(v.Promise.Compare(o.Promise), v.Accepted.Compare(o.Accepted), v.Value.compare(o.Value))
 }
 
-// State is one voter's view of the vote. It is never zero: make it by New, Restore or Decode.
+// State is one voter's view of the election. It is never zero: New, Restore or Decode make it.
 type State struct {
 	self    peer.ID
 	terms   Terms
-	votes   map[peer.ID]Vote // its own is always there; never changed in place
-	decided Value            // learned; kept, since the votes that show it may move on to a higher ballot
-	mine    Ballot           // proposed in this run; not on the wire, see Think
+	votes   map[peer.ID]Vote // contains self; never changed in place
+	decided Value            // the learned value; kept, since the votes that prove it may change to a higher ballot
+	mine    Ballot           // proposed since the start; not on the wire, see Advance
 }
 
-// New is the state of a voter that knows nobody yet.
+// New returns the state of a voter that knows no other voter yet.
 func New(self peer.ID, terms Terms) (State, error) {
 	if self.IsZero() || terms.Expect < 1 || terms.Expect > MaxVoters {
-		return State{}, fmt.Errorf("paxos: peer %v cannot vote with %v: give a number of hosts between 1 and %d", self, terms, MaxVoters)
+		return State{}, fmt.Errorf("paxos: peer %v cannot vote with %v: the number of hosts must be from 1 to %d", self, terms, MaxVoters)
 	}
 	for _, p := range []*netip.Prefix{&terms.V4, &terms.V6} {
 		if !p.IsValid() {
-			*p = netip.Prefix{} // makes all ways of not asking equal
+			*p = netip.Prefix{} // one representation for "not given"
 		}
 	}
 	return State{self: self, terms: terms, votes: map[peer.ID]Vote{self: {}}}, nil
 }
 
-// Restore reads what the voter self last wrote to disk. Under new terms it goes on
-// only as long as it accepted nothing: nothing can have been decided with it then.
+// Restore reads the state that the voter self stored last. Other terms than the stored ones are
+// only possible if it has accepted nothing: then nothing can have been decided with its vote.
 func Restore(encoded []byte, self peer.ID, terms Terms) (State, error) {
 	fresh, err := New(self, terms)
 	if err != nil {
@@ -168,48 +168,48 @@ func Restore(encoded []byte, self peer.ID, terms Terms) (State, error) {
 	case err != nil:
 		return State{}, err
 	case s.self != self:
-		return State{}, fmt.Errorf("paxos: the state on disk is of peer %v, this is %v; `weft reset` starts anew", s.self, self)
+		return State{}, fmt.Errorf("paxos: the state on disk belongs to peer %v, but this is peer %v: it cannot be used; run `weft reset` to start anew", s.self, self)
 	case s.terms == fresh.terms:
 		return s, nil
 	case own.Accepted == Ballot{} && s.decided.isZero():
-		return fresh.with(Vote{Promise: own.Promise}), nil // a promise binds under any terms
+		return fresh.with(Vote{Promise: own.Promise}), nil // a promise remains valid under other terms
 	}
-	return State{}, fmt.Errorf("paxos: this host voted with %v, and is launched with %v: launch it as before, or run `weft reset` on every host that voted",
+	return State{}, fmt.Errorf("paxos: this host has voted with %v, but is now launched with %v: launch it as before, or run `weft reset` on every host that has voted",
 		s.terms, fresh.terms)
 }
 
-// with is s after its own vote changed.
+// with returns s with another vote of its own.
 func (s State) with(own Vote) State {
 	s.votes = maps.Clone(s.votes)
 	s.votes[s.self] = own
 	return s
 }
 
-// Voters are all voters heard of, self included, sorted.
+// Voters returns all known voters including self, sorted.
 func (s State) Voters() []peer.ID { return slices.SortedFunc(maps.Keys(s.votes), compareIDs) }
 
-// Known is how many voters were heard of, self included.
+// Known returns the number of known voters, including self.
 func (s State) Known() int { return len(s.votes) }
 
-// fault is a bug to be found, set by the linker, by prog/soak's tests only:
+// fault selects a deliberate bug, to prove that prog/soak's tests detect it. Only they set it:
 // -ldflags '-X weft/ipam/paxos.fault=quorum'.
 var fault string
 
-// Quorum is how many voters must accept, self included.
+// Quorum returns the number of voters that must accept, including self.
 func (s State) Quorum() int {
-	if fault == "quorum" { // without self
+	if fault == "quorum" { // the bug: self is not counted
 		return max(1, s.terms.Expect/2)
 	}
 	return s.terms.Expect/2 + 1
 }
 
-// Decided is the value that was decided, once a Think of any voter has seen it.
-// The caller must not change it.
+// Decided returns the decided value, and false while Advance has not learned one. The caller must
+// not change it.
 func (s State) Decided() (Value, bool) { return s.decided, !s.decided.isZero() }
 
-// Merge is the newer vote of each voter, and whether any was news. Its own vote s
-// takes from others only if theirs is ahead: then the disk held an older one, and
-// what it told them before binds it. Think comes next, and then the disk.
+// Merge takes the newer vote of each voter, and reports whether any changed. It replaces even the
+// vote of s itself if o has a newer one: then an older state was restored from disk, and the votes
+// that were sent before still bind this voter. Call Advance next, then store the result.
 func (s State) Merge(o State) (merged State, news bool, err error) {
 	if s.terms != o.terms {
 		return s, false, &TermsError{o.self, s.terms, o.terms}
@@ -221,7 +221,7 @@ func (s State) Merge(o State) (merged State, news bool, err error) {
 	case ours.isZero():
 		merged.decided, news = theirs, true
 	case ours.compare(theirs) != 0:
-		return s, false, fmt.Errorf("paxos: ring %x was decided here, %x at peer %v: more hosts voted than %v says; run `weft reset` on the side to give up",
+		return s, false, fmt.Errorf("paxos: this host's election decided on ring %x, that of peer %[3]v on %[2]x: more hosts voted than %[4]v allows; run `weft reset` on the hosts of the ring to give up",
 			ours.Ring, theirs.Ring, o.self, s.terms)
 	}
 	for id, theirs := range o.votes {
@@ -233,29 +233,28 @@ func (s State) Merge(o State) (merged State, news bool, err error) {
 		return s, false, nil
 	}
 	if err := merged.excess(s); err != nil {
-		return s, false, fmt.Errorf("%w (with what peer %v says)", err, o.self)
+		return s, false, fmt.Errorf("%w (after a merge of the votes from peer %v)", err, o.self)
 	}
 	return merged, true, nil
 }
 
-// Ballot is the highest that s promised; after a Think, the highest that it has heard of.
+// Ballot returns the highest ballot that s promised. After Advance it is the highest known one.
 func (s State) Ballot() Ballot { return s.votes[s.self].Promise }
 
-// Binds reports whether s holds its voter to more than o, an earlier state of the same
-// voter: then it must be on disk before anybody is told of it. What other voters said is
-// theirs to keep.
+// Binds reports whether the own vote or the decision of s differs from o, an earlier state of the
+// same voter. Then s must be stored before it is sent. The other voters store their own votes.
 func (s State) Binds(o State) bool {
 	return s.votes[s.self].compare(o.votes[s.self]) != 0 || s.decided.compare(o.decided) != 0
 }
 
-// Differs reports whether s says anything that o, an earlier state of the same voter, does not.
+// Differs reports whether s contains anything that o, an earlier state of the same voter, lacks.
 func (s State) Differs(o State) bool {
 	return s.decided.compare(o.decided) != 0 ||
 		!maps.EqualFunc(s.votes, o.votes, func(v, w Vote) bool { return v.compare(w) == 0 })
 }
 
-// Since is s without what o, an earlier state of the same voter, says too. Its own vote is
-// always there.
+// Since returns s without the votes that o, an earlier state of the same voter, already contains.
+// The own vote is always included.
 func (s State) Since(o State) State {
 	delta := s
 	delta.votes = maps.Clone(s.votes)
@@ -266,10 +265,10 @@ func (s State) Since(o State) State {
 	return delta
 }
 
-// Propose starts a ballot above all that s has seen; an older one of s is given up.
-// The caller sees to it that a ballot mostly has the time to be decided before the next
-// one begins: proposers in step would outbid each other forever. It does nothing once a
-// value is decided. Think comes next.
+// Propose starts a ballot above all that s knows, and gives up an older one of s. The caller must
+// leave a ballot enough time to be decided before the next one starts: proposers that compete could
+// otherwise outbid each other for ever. Once a value is decided, Propose does nothing. Call Advance
+// next.
 func (s State) Propose() (next State, changed bool) {
 	round := uint32(0)
 	for _, v := range s.votes {
@@ -284,11 +283,10 @@ func (s State) Propose() (next State, changed bool) {
 	return s.with(own), true
 }
 
-// Think does what the rules ask for after anything changed: it promises, accepts,
-// and learns what was decided. Changed says that the result must be on disk before
-// anybody is told of it. candidate is asked for the value to propose, with the
-// voters known so far, only where s is free to choose; an error is about its answer.
-func (s State) Think(candidate func(voters []peer.ID) Value) (next State, changed bool, err error) {
+// Advance applies the rules of Paxos after any change: it promises, accepts, and learns a decision.
+// If changed, the result must be stored before it is sent. If s is free to choose a value, Advance
+// calls candidate with the known voters. An error means that this value is invalid.
+func (s State) Advance(candidate func(voters []peer.ID) Value) (next State, changed bool, err error) {
 	if !s.decided.isZero() {
 		return s, false, nil
 	}
@@ -298,13 +296,13 @@ func (s State) Think(candidate func(voters []peer.ID) Value) (next State, change
 			own.Promise = v.Promise
 		}
 	}
-	for _, id := range voters { // nobody is above our promise now, so that "not below" is "equal"
+	for _, id := range voters { // our promise is now the highest, so comparing for equality suffices
 		if v := s.votes[id]; v.Accepted == own.Promise && own.Accepted != own.Promise {
 			own.Accepted, own.Value = v.Accepted, v.Value
 		}
 	}
-	// Only a ballot of this run: of one from before a restart, a disk that went back
-	// in time would not tell that a value was proposed under it already.
+	// Propose a value only under a ballot of this run. For one from before a restart, an older disk
+	// may have forgotten that a value was proposed under it.
 	if own.Promise == s.mine && own.Accepted != own.Promise {
 		if last, ok := s.promised(s.mine); ok {
 			if own.Accepted, own.Value = s.mine, last.Value; last.Value.isZero() {
@@ -321,9 +319,9 @@ func (s State) Think(candidate func(voters []peer.ID) Value) (next State, change
 	return next, own.compare(s.votes[s.self]) != 0 || !next.decided.isZero(), nil
 }
 
-// promised reports whether enough voters promised b, and the last vote of theirs.
-// Of more voters than expected, all but a quorum less one must promise: fewer could
-// miss those who decided already (Flexible Paxos, Howard et al. 2016).
+// promised reports whether enough voters promised b, and returns the last accepted vote among them.
+// If there are more voters than expected, all but quorum-1 must promise: fewer could miss the
+// voters that already decided (Flexible Paxos, Howard et al. 2016).
 func (s State) promised(b Ballot) (last Vote, ok bool) {
 	n := 0
 	for _, v := range s.votes {
@@ -338,8 +336,8 @@ func (s State) promised(b Ballot) (last Vote, ok bool) {
 	return last, n >= max(s.Quorum(), s.Known()-s.Quorum()+1)
 }
 
-// learn is the value that a quorum accepted under one ballot. It is no part of Merge,
-// which would depend on the order of news otherwise.
+// learn returns the value that a quorum accepted under one ballot. It is no part of Merge, whose
+// result must not depend on the order of states.
 func (s State) learn() Value {
 	accepted := map[Ballot]int{}
 	for _, v := range s.votes {

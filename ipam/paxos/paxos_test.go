@@ -20,7 +20,7 @@ var (
 
 func id(n int) peer.ID { return peer.ID{byte(n)} }
 
-// valueOf is what peer n would found at its k-th attempt: never the same twice.
+// valueOf returns what peer n would found at its k-th attempt. No two are equal.
 func valueOf(n, k int, voters []peer.ID) Value {
 	return Value{Ring: [16]byte{byte(n), byte(k), byte(k >> 8)}, Cluster: [16]byte{7}, V4: v4, V6: v6, Founders: voters}
 }
@@ -39,15 +39,15 @@ func fresh(t interface{ Fatal(...any) }, n, expect int) State {
 
 func equal(a, b State) bool { a.self = b.self; return bytes.Equal(a.Encode(), b.Encode()) }
 
-// world is the voters 1..n, their disks, and a network that keeps every state ever sent.
+// world is voters 1..n, their disks, and a network that keeps every state that was ever sent.
 type world struct {
 	rapid.TB
 	expect   int
-	states   []State // at 0: none
+	states   []State // index 0 is unused
 	disks    [][]byte
 	sent     [][]byte
 	attempts int
-	accepted map[Ballot]map[peer.ID]bool // by acceptors that wrote it to disk
+	accepted map[Ballot]map[peer.ID]bool // the acceptors that stored their acceptance
 	values   map[Ballot]Value
 	chosen   *Value
 }
@@ -62,7 +62,7 @@ func newWorld(t rapid.TB, voters, expect int) *world {
 	return w
 }
 
-// keep is what the caller does with a new state: disk first, then it may be told.
+// keep does what a caller must do with a new state: store it, then send it.
 func (w *world) keep(n int, s State) {
 	if was, ok := w.states[n].Decided(); ok {
 		if is, still := s.Decided(); !still || is.compare(was) != 0 {
@@ -89,7 +89,7 @@ func (w *world) keep(n int, s State) {
 	}
 	if v, ok := s.Decided(); ok {
 		if w.chosen == nil {
-			w.Fatalf("peer %d believes in %x, which no quorum accepted", n, v.Ring)
+			w.Fatalf("peer %d decided on %x, which no quorum accepted", n, v.Ring)
 		}
 		w.choose(v)
 	}
@@ -102,8 +102,8 @@ func (w *world) choose(v Value) {
 	w.chosen = &v
 }
 
-func (w *world) think(n int) State {
-	next, _, err := w.states[n].Think(func(voters []peer.ID) Value {
+func (w *world) advance(n int) State {
+	next, _, err := w.states[n].Advance(func(voters []peer.ID) Value {
 		w.attempts++
 		return valueOf(n, w.attempts, voters)
 	})
@@ -130,8 +130,8 @@ func (w *world) restart(n int) {
 	}
 }
 
-// even draws from 0..n-1, all alike: rapid's own ranges lean towards small numbers,
-// so that a schedule would be mostly the first peer doing the first thing.
+// even draws from 0..n-1 uniformly. rapid's own ranges prefer small numbers, so that most schedules
+// would repeat the first action of the first peer.
 func even(n int) *rapid.Generator[int] {
 	return rapid.Custom(func(t *rapid.T) (x int) {
 		for range 12 {
@@ -144,9 +144,9 @@ func even(n int) *rapid.Generator[int] {
 	})
 }
 
-// chaos delivers any state ever sent anywhere, in any order, any number of times or
-// never, also across changing splits of the network; voters propose as they like and
-// crash before or after they wrote to disk.
+// chaos delivers any state ever sent to any peer, in any order, any number of times or never, and
+// across changing partitions. Voters propose at random, and crash before or after they wrote to
+// disk.
 func (w *world) chaos(t *rapid.T, steps int) {
 	inside := make([]bool, len(w.states))
 	for range steps {
@@ -160,41 +160,41 @@ func (w *world) chaos(t *rapid.T, steps int) {
 		}
 		n, from := 1+even(len(w.disks)-1).Draw(t, "peer"), 1+even(len(w.disks)-1).Draw(t, "from")
 		switch op := even(20).Draw(t, "op"); {
-		case op <= 9 && inside[n] == inside[from]: // what somebody said last
+		case op <= 9 && inside[n] == inside[from]: // deliver the newest state of a peer
 			w.deliver(n, w.disks[from])
-			w.keep(n, w.think(n))
-		case op == 10: // heard of, not thought about yet
+			w.keep(n, w.advance(n))
+		case op == 10: // merged, not advanced yet
 			w.deliver(n, w.disks[from])
-		case op == 11: // long out of date
+		case op == 11: // deliver an old state
 			w.deliver(n, w.sent[even(len(w.sent)).Draw(t, "message")])
-			w.keep(n, w.think(n))
+			w.keep(n, w.advance(n))
 		case op == 12:
 			w.restart(n)
-		case op == 13: // it thought, and crashed before anybody knew
-			w.think(n)
+		case op == 13: // advance, and crash before storing
+			w.advance(n)
 			w.restart(n)
 		case op >= 17:
 			w.states[n], _ = w.states[n].Propose()
-			w.keep(n, w.think(n))
+			w.keep(n, w.advance(n))
 		}
 	}
 }
 
-// flow lets those who are up hear each other until there is no more news.
+// flow exchanges states among the peers in up until they all know the same.
 func (w *world) flow(up []int) {
 	for range 4 {
 		for _, n := range up {
 			for _, from := range up {
 				w.deliver(n, w.disks[from])
-				w.keep(n, w.think(n))
+				w.keep(n, w.advance(n))
 			}
 		}
 	}
 }
 
-// Invariant: at most one value is ever decided, and who knows it never forgets it.
-// When at last a quorum can talk and one of them proposes, all of them know it.
-func TestOnlyOneValueIsDecidedAndThenByAll(t *testing.T) {
+// Invariant: at most one value is ever decided, and a peer that knows it never forgets it. Once a
+// quorum can communicate and one of them proposes, all of them learn it.
+func TestAtMostOneValueIsDecided(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		for range 3 { // one schedule is cheap, and most are harmless
 			voters := 1 + even(5).Draw(t, "voters")
@@ -208,12 +208,12 @@ func TestOnlyOneValueIsDecidedAndThenByAll(t *testing.T) {
 			}
 			w.flow(up)
 			w.states[up[0]], _ = w.states[up[0]].Propose()
-			w.keep(up[0], w.think(up[0]))
+			w.keep(up[0], w.advance(up[0]))
 			w.flow(up)
 			for _, n := range up {
 				v, ok := w.states[n].Decided()
 				if !ok {
-					t.Fatalf("peer %d does not know what was decided", n)
+					t.Fatalf("peer %d did not learn the decided value", n)
 				}
 				w.choose(v)
 			}
@@ -221,8 +221,8 @@ func TestOnlyOneValueIsDecidedAndThenByAll(t *testing.T) {
 	})
 }
 
-// With a voter too many, or one that was reset and came back under a new name,
-// nothing goes wrong as long as they had heard of each other.
+// A surplus voter, or one that was reset and has a new identity, does no harm if the voters know of
+// each other.
 func TestMoreVotersThanExpected(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		expect := rapid.IntRange(1, 3).Draw(t, "expected")
@@ -238,38 +238,38 @@ func TestMoreVotersThanExpected(t *testing.T) {
 	})
 }
 
-// The two rules that safety rests on; random schedules break them too seldom.
-func TestTheRulesOfPaxos(t *testing.T) {
+// The two rules on which safety depends. Random schedules test them too rarely.
+func TestQuorumPromisesBeforeAccept(t *testing.T) {
 	v1, v2 := valueOf(1, 1, []peer.ID{id(1)}), valueOf(2, 1, []peer.ID{id(2)})
 	b1, b2, b3 := Ballot{1, id(1)}, Ballot{2, id(2)}, Ballot{3, id(3)}
-	for range 20 { // the order of a map must not matter
+	for range 20 { // map iteration order must not matter
 		s := fresh(t, 3, 5)
 		s.votes[id(1)], s.votes[id(2)] = Vote{b1, b1, v1}, Vote{b2, b2, v2}
 		s, _ = s.Propose()
-		if next, changed, err := s.Think(by(3)); changed || err != nil {
+		if next, changed, err := s.Advance(by(3)); changed || err != nil {
 			t.Fatalf("accepted %v before a quorum promised, %v", next.votes[id(3)], err)
 		}
 		s.votes[id(1)] = Vote{b3, b1, v1}
-		if _, changed, _ := s.Think(by(3)); changed {
-			t.Fatal("two are no quorum of five")
+		if _, changed, _ := s.Advance(by(3)); changed {
+			t.Fatal("accepted with two of five promises")
 		}
 		s.votes[id(2)] = Vote{b3, b2, v2}
-		if next, _, _ := s.Think(by(3)); next.votes[id(3)].compare(Vote{b3, b3, v2}) != 0 {
-			t.Fatalf("the value accepted last is to be carried on, not %v", next.votes[id(3)])
+		if next, _, _ := s.Advance(by(3)); next.votes[id(3)].compare(Vote{b3, b3, v2}) != 0 {
+			t.Fatalf("accepted %v, want the value that was accepted last", next.votes[id(3)])
 		}
 	}
 	s := fresh(t, 3, 5)
 	s.votes[id(3)], s.votes[id(1)] = Vote{Promise: b2}, Vote{b1, b1, v1}
-	if next, changed, _ := s.Think(by(3)); changed {
+	if next, changed, _ := s.Advance(by(3)); changed {
 		t.Fatalf("accepted below its promise: %v", next.votes[id(3)])
 	}
 	s.votes[id(2)] = Vote{b3, b3, v2}
-	if next, changed, _ := s.Think(by(3)); !changed || next.votes[id(3)].compare(Vote{b3, b3, v2}) != 0 {
+	if next, changed, _ := s.Advance(by(3)); !changed || next.votes[id(3)].compare(Vote{b3, b3, v2}) != 0 {
 		t.Fatalf("did not accept above its promise: %v", next.votes[id(3)])
 	}
 }
 
-func TestAQuorumCountsThePeerItselfAndNoMore(t *testing.T) {
+func TestQuorumCountsSelfOnce(t *testing.T) {
 	for _, tt := range []struct {
 		expect, up int
 		decides    bool
@@ -278,7 +278,7 @@ func TestAQuorumCountsThePeerItselfAndNoMore(t *testing.T) {
 		up := []int{1, 2, 3}[:tt.up]
 		w.flow(up)
 		w.states[1], _ = w.states[1].Propose()
-		w.keep(1, w.think(1))
+		w.keep(1, w.advance(1))
 		if tt.expect > 1 { // one of one decides at once
 			w.flow(up)
 		}
@@ -291,13 +291,13 @@ func TestAQuorumCountsThePeerItselfAndNoMore(t *testing.T) {
 			t.Errorf("founders: %v", v.Founders)
 		}
 		if next, changed := s.Propose(); ok && (changed || !equal(next, s)) {
-			t.Error("proposed what was decided already")
+			t.Error("Propose changed a decided state")
 		}
 	}
 }
 
-// anyState draws a state that need not come from any history, but keeps to one value
-// a ballot, and to one that was decided, as Paxos does.
+// anyState draws an arbitrary state. As Paxos guarantees, it has one value per ballot and at most
+// one decided value.
 func anyState(t *rapid.T, label string) State {
 	s := fresh(t, rapid.IntRange(1, 4).Draw(t, label), 3)
 	ballot := rapid.Custom(func(t *rapid.T) Ballot {
@@ -308,7 +308,7 @@ func anyState(t *rapid.T, label string) State {
 		switch rapid.IntRange(0, 3).Draw(t, "vote") {
 		case 0:
 			continue
-		case 1: // heard of
+		case 1: // known, but without a vote
 		case 2:
 			v.Promise = ballot.Draw(t, "promise")
 		case 3:
@@ -333,7 +333,7 @@ func merged(t *rapid.T, a, b State) State {
 		t.Fatal(err)
 	}
 	if news == equal(m, a) || !bytes.Equal(before, a.Encode()) {
-		t.Fatalf("news %v, and the state changed or not", news)
+		t.Fatalf("Merge reports news = %v, which contradicts its result, or it changed its receiver", news)
 	}
 	return m
 }
@@ -354,7 +354,7 @@ func TestMergeLaws(t *testing.T) {
 		for _, v := range []State{a, b} {
 			for n, vote := range v.votes {
 				if ab.votes[n].Promise.Compare(vote.Promise) < 0 {
-					t.Fatalf("%v forgot a promise", n)
+					t.Fatalf("the merged vote of %v is below its promise", n)
 				}
 			}
 		}
@@ -365,14 +365,14 @@ func TestMergeLaws(t *testing.T) {
 	})
 }
 
-// A disk that went back in time: what the peer told others binds it, and it starts
-// no second proposal under a ballot that it may have used.
-func TestAnOlderDiskIsOverruledByOthers(t *testing.T) {
+// After a restart from an older disk, the votes that other peers know still bind the voter. It
+// proposes no value under a ballot that it may have used before.
+func TestNewerVotesOfPeersOverrideOlderDisk(t *testing.T) {
 	a, b := fresh(t, 1, 3), fresh(t, 2, 3)
 	old := a.Encode()
 	a, _ = a.Propose()
 	b, _, _ = b.Merge(a)
-	b, _, _ = b.Think(by(2))
+	b, _, _ = b.Advance(by(2))
 
 	a, err := Restore(old, id(1), Terms{Expect: 3})
 	if err != nil {
@@ -380,29 +380,29 @@ func TestAnOlderDiskIsOverruledByOthers(t *testing.T) {
 	}
 	a, news, err := a.Merge(b)
 	if err != nil || !news || a.votes[id(1)].Promise != (Ballot{1, id(1)}) {
-		t.Fatalf("own vote %v, %v", a.votes[id(1)], err)
+		t.Fatalf("own vote is %v, want the promise known to the peer; error %v", a.votes[id(1)], err)
 	}
-	if a, changed, _ := a.Think(by(1)); changed || a.votes[id(1)].Accepted != (Ballot{}) {
-		t.Fatal("it went on with a ballot that it does not remember")
+	if a, changed, _ := a.Advance(by(1)); changed || a.votes[id(1)].Accepted != (Ballot{}) {
+		t.Fatal("proposed a value under a ballot from before the restart")
 	}
 	a, _ = a.Propose()
 	if got := a.votes[id(1)].Promise; got != (Ballot{2, id(1)}) {
-		t.Fatalf("proposed %v", got)
+		t.Fatalf("proposed ballot %v, want the next round", got)
 	}
 }
 
-// A value that was decided stays so also for one who sees votes move on to a higher
-// ballot that no quorum has accepted yet.
-func TestDecidedStaysWhenVotesMoveOn(t *testing.T) {
+// A decided value stays decided, even for a peer that sees votes change to a higher ballot which no
+// quorum has accepted yet.
+func TestDecisionSurvivesHigherBallots(t *testing.T) {
 	v, low, high := valueOf(1, 1, []peer.ID{id(1)}), Ballot{1, id(1)}, Ballot{2, id(4)}
 	a := fresh(t, 1, 5)
 	for n := 1; n <= 3; n++ {
 		a.votes[id(n)] = Vote{low, low, v}
 	}
 	if _, ok := a.Decided(); ok {
-		t.Fatal("nobody has thought yet")
+		t.Fatal("decided before any Advance")
 	}
-	a, changed, _ := a.Think(by(1))
+	a, changed, _ := a.Advance(by(1))
 	b := fresh(t, 4, 5)
 	for n := 3; n <= 4; n++ {
 		b.votes[id(n)] = Vote{high, high, v}
@@ -412,15 +412,15 @@ func TestDecidedStaysWhenVotesMoveOn(t *testing.T) {
 		t.Fatalf("decided %v, %v", ok, err)
 	}
 	if b, _, _ = b.Merge(a); b.decided.compare(v) != 0 {
-		t.Fatal("who hears of a decision knows it")
+		t.Fatal("Merge did not take over the decision")
 	}
 	b.decided = valueOf(2, 2, []peer.ID{id(1)})
 	if got, news, err := a.Merge(b); err == nil || news || !equal(got, a) || !strings.Contains(err.Error(), "weft reset") {
-		t.Fatalf("two decisions: %v", err)
+		t.Fatalf("merge of a different decision: %v", err)
 	}
 }
 
-func TestOtherTermsAreNamedAndNotMerged(t *testing.T) {
+func TestMergeRefusesAndNamesOtherTerms(t *testing.T) {
 	for _, tt := range []struct {
 		ours, theirs Terms
 		says         []string
@@ -438,7 +438,7 @@ func TestOtherTermsAreNamedAndNotMerged(t *testing.T) {
 		}
 		for _, s := range tt.says {
 			if !strings.Contains(err.Error(), s) {
-				t.Errorf("%q does not say %q", err, s)
+				t.Errorf("error %q does not contain %q", err, s)
 			}
 		}
 	}
@@ -446,15 +446,15 @@ func TestOtherTermsAreNamedAndNotMerged(t *testing.T) {
 
 func TestRestore(t *testing.T) {
 	promised, _ := fresh(t, 1, 1).Propose()
-	accepted, _, _ := promised.Think(by(1))
+	accepted, _, _ := promised.Advance(by(1))
 	for name, tt := range map[string]struct {
 		s     State
 		self  peer.ID
 		terms Terms
 		ok    bool
 	}{
-		"as before":                     {accepted, id(1), Terms{Expect: 1}, true},
-		"somebody else's":               {accepted, id(2), Terms{Expect: 1}, false},
+		"same terms":                    {accepted, id(1), Terms{Expect: 1}, true},
+		"state of another peer":         {accepted, id(2), Terms{Expect: 1}, false},
 		"new terms, nothing accepted":   {promised, id(1), Terms{Expect: 3}, true},
 		"new terms, something accepted": {accepted, id(1), Terms{Expect: 3}, false},
 		"unusable terms":                {promised, id(1), Terms{Expect: 0}, false},
@@ -466,10 +466,10 @@ func TestRestore(t *testing.T) {
 	}
 }
 
-func TestAnUnusableCandidateChangesNothing(t *testing.T) {
+func TestInvalidCandidateChangesNothing(t *testing.T) {
 	for name, break_ := range map[string]func(*Value){
 		"no ring":           func(v *Value) { v.Ring = [16]byte{} },
-		"nobody":            func(v *Value) { v.Founders = nil },
+		"no founders":       func(v *Value) { v.Founders = nil },
 		"other range":       func(v *Value) { v.V4 = netip.MustParsePrefix("10.64.0.0/12") },
 		"no universe":       func(v *Value) { v.V6 = netip.Prefix{} },
 		"unsorted founders": func(v *Value) { v.Founders = []peer.ID{id(2), id(1)} },
@@ -479,7 +479,7 @@ func TestAnUnusableCandidateChangesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		s, _ = s.Propose()
-		next, changed, err := s.Think(func(voters []peer.ID) Value {
+		next, changed, err := s.Advance(func(voters []peer.ID) Value {
 			v := valueOf(1, 1, voters)
 			break_(&v)
 			return v
@@ -487,8 +487,8 @@ func TestAnUnusableCandidateChangesNothing(t *testing.T) {
 		if err == nil || changed || !equal(next, s) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if next, _, err = s.Think(by(1)); err != nil || next.decided.isZero() {
-			t.Errorf("%s, then a good one: %v", name, err)
+		if next, _, err = s.Advance(by(1)); err != nil || next.decided.isZero() {
+			t.Errorf("%s, then a valid candidate: %v", name, err)
 		}
 	}
 }

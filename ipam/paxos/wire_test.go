@@ -9,10 +9,10 @@ import (
 	"weft/mesh/peer"
 )
 
-func TestBounds(t *testing.T) {
+func TestVotersAndRoundsAreBounded(t *testing.T) {
 	for _, expect := range []int{-1, 0, MaxVoters + 1} {
 		if _, err := New(id(1), Terms{Expect: expect}); err == nil {
-			t.Errorf("%d voters", expect)
+			t.Errorf("New accepted terms with %d voters", expect)
 		}
 	}
 	a, b := fresh(t, 1, 3), fresh(t, 2, 3)
@@ -23,19 +23,19 @@ func TestBounds(t *testing.T) {
 		t.Error(err)
 	}
 	if got, news, err := a.Merge(b); err == nil || news || got.Known() != MaxVoters {
-		t.Errorf("%d voters: %v", got.Known(), err)
+		t.Errorf("merging one voter too many: %d voters, error %v", got.Known(), err)
 	}
 	a.votes[id(2)] = Vote{}
 	if _, err := Decode(a.Encode()); err == nil {
-		t.Error("decoded too many votes")
+		t.Error("Decode accepted too many votes")
 	}
 	b.votes[id(1)] = Vote{Promise: Ballot{^uint32(0), id(1)}}
 	if _, changed := b.Propose(); changed {
-		t.Error("proposed beyond the last round")
+		t.Error("Propose exceeded the last round")
 	}
 }
 
-func TestDecodeRefusesWhatCannotBe(t *testing.T) {
+func TestDecodeRefusesInvalidStates(t *testing.T) {
 	good := func() wire {
 		v := valueOf(1, 1, []peer.ID{id(1), id(2)})
 		return wire{Self: id(1), Terms: Terms{Expect: 3}, Values: []Value{v}, Votes: []vote{{id(1), Ballot{2, id(2)}, Ballot{1, id(1)}, 1}, {Voter: id(2)}}}
@@ -46,9 +46,9 @@ func TestDecodeRefusesWhatCannotBe(t *testing.T) {
 	for name, break_ := range map[string]func(*wire){
 		"no sender":             func(w *wire) { w.Self = peer.ID{} },
 		"sender's vote missing": func(w *wire) { w.Self = id(3) },
-		"expects nobody":        func(w *wire) { w.Terms.Expect = 0 },
+		"expects no voters":     func(w *wire) { w.Terms.Expect = 0 },
 		"expects too many":      func(w *wire) { w.Terms.Expect = MaxVoters + 1 },
-		"unusable range asked":  func(w *wire) { w.Terms.V4 = netip.PrefixFrom(v4.Addr(), 99) },
+		"unusable range given":  func(w *wire) { w.Terms.V4 = netip.PrefixFrom(v4.Addr(), 99) },
 		"founders unsorted":     func(w *wire) { w.Values[0].Founders = []peer.ID{id(2), id(1)} },
 		"founder twice":         func(w *wire) { w.Values[0].Founders = []peer.ID{id(1), id(1)} },
 		"founder zero":          func(w *wire) { w.Values[0].Founders = []peer.ID{{}, id(1)} },
@@ -57,26 +57,26 @@ func TestDecodeRefusesWhatCannotBe(t *testing.T) {
 		"host bits":             func(w *wire) { w.Values[0].V4 = netip.MustParsePrefix("10.32.0.1/12") },
 		"no ring":               func(w *wire) { w.Values[0].Ring = [16]byte{} },
 		"accepted > promise":    func(w *wire) { w.Votes[0].Accepted = Ballot{3, id(1)} },
-		"ballot of nobody":      func(w *wire) { w.Votes[0].Promise = Ballot{Round: 2} },
-		"ballot of no round":    func(w *wire) { w.Votes[1].Promise = Ballot{Proposer: id(1)} },
+		"ballot, no proposer":   func(w *wire) { w.Votes[0].Promise = Ballot{Round: 2} },
+		"ballot without round":  func(w *wire) { w.Votes[1].Promise = Ballot{Proposer: id(1)} },
 		"value missing":         func(w *wire) { w.Votes[0].Value = 0 },
-		"value not there":       func(w *wire) { w.Votes[0].Value = 2 },
+		"unknown value index":   func(w *wire) { w.Votes[0].Value = 2 },
 		"value without ballot":  func(w *wire) { w.Votes[0].Accepted = Ballot{} },
-		"decided not there":     func(w *wire) { w.Decided = 2 },
+		"unknown decided index": func(w *wire) { w.Decided = 2 },
 		"votes unsorted":        func(w *wire) { slices.Reverse(w.Votes) },
-		"vote twice":            func(w *wire) { w.Votes = append(w.Votes, w.Votes[1]) },
-		"vote of nobody":        func(w *wire) { w.Votes = append([]vote{{}}, w.Votes...) },
+		"voter listed twice":    func(w *wire) { w.Votes = append(w.Votes, w.Votes[1]) },
+		"voter without id":      func(w *wire) { w.Votes = append([]vote{{}}, w.Votes...) },
 	} {
 		w := good()
 		break_(&w)
 		if _, err := Decode(must(encoding.Marshal(w))); err == nil {
-			t.Errorf("%s: accepted", name)
+			t.Errorf("Decode accepted a state with fault %q", name)
 		}
 	}
 }
 
-// A newer version may say more than we understand.
-func TestDecodeToleratesUnknownFields(t *testing.T) {
+// A newer version may add fields, which Decode ignores.
+func TestDecodeIgnoresUnknownFields(t *testing.T) {
 	s := fresh(t, 1, 3)
 	var m map[int]any
 	if err := decoding.Unmarshal(s.Encode(), &m); err != nil {
@@ -93,7 +93,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(s.Encode())
 	s, _ = s.Propose()
 	f.Add(s.Encode())
-	s, _, _ = s.Think(by(1))
+	s, _, _ = s.Advance(by(1))
 	f.Add(s.Encode())
 	three, _ := New(id(3), Terms{Expect: 3})
 	three.votes[id(1)] = Vote{Ballot{2, id(3)}, Ballot{1, id(1)}, s.decided}
@@ -107,17 +107,17 @@ func FuzzDecode(f *testing.F) {
 		}
 		again, err := Decode(s.Encode())
 		if err != nil || !bytes.Equal(again.Encode(), s.Encode()) {
-			t.Fatalf("what was read cannot be written: %v", err)
+			t.Fatalf("encoding and decoding again gave another state: %v", err)
 		}
 		if _, news, err := s.Merge(again); err != nil || news {
-			t.Fatalf("its own state is news, %v", err)
+			t.Fatalf("merging a state into itself gave news, error %v", err)
 		}
 		next, _ := s.Propose()
-		if next, _, err = next.Think(by(1)); err != nil {
+		if next, _, err = next.Advance(by(1)); err != nil {
 			return
 		}
 		if _, err := Decode(next.Encode()); err != nil {
-			t.Fatalf("what came of it cannot be read: %v", err)
+			t.Fatalf("the advanced state cannot be decoded: %v", err)
 		}
 	})
 }

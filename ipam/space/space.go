@@ -1,9 +1,9 @@
-// Package space keeps the free slots of one peer: what it owns, less what is
-// allocated. It says which slot is handed out next and which block is given away.
+// Package space keeps the free slots of one peer: the slots that it owns, less the allocated ones.
+// It chooses the slot to allocate next, and the block to donate to another peer.
 //
-// A slot that is given back rests for a while, so that late packets and conntrack
-// entries meet nobody. A Space belongs to one goroutine. It reads no clock and asks
-// nobody: times are the caller's, in seconds.
+// A released slot stays in quarantine for a while before it is allocated again, so that late
+// packets and conntrack entries of the old endpoint do not reach a new one. A Space belongs to one
+// goroutine. It does no I/O and reads no clock: callers pass times in Unix seconds.
 package space
 
 import (
@@ -13,24 +13,23 @@ import (
 	"weft/ipam/slot"
 )
 
-// Space is the free slots of one peer.
+// Space holds the free slots of one peer.
 type Space struct {
-	usable  []slot.Range // sorted, disjoint; outside them nothing is handed out
-	free    []slot.Range // sorted, disjoint, neighbours joined
-	resting []Resting    // the oldest first
-	next    slot.Slot    // where the search for a free slot goes on
-	held    func(slot.Slot) bool
+	usable      []slot.Range  // sorted, disjoint; Take allocates nothing outside them
+	free        []slot.Range  // sorted, disjoint, neighbours joined
+	quarantined []Quarantined // in order of Until
+	next        slot.Slot     // where the search for a free slot continues
+	held        func(slot.Slot) bool
 }
 
-// Resting is a slot that was given back, and when it is free again.
-type Resting struct {
+// Quarantined is a released slot, and the time at which it becomes free.
+type Quarantined struct {
 	Slot  slot.Slot
 	Until int64
 }
 
-// New makes the space of a peer that owns some ranges and has allocated some
-// slots in them. Slots outside usable are owned like others, but handed out only
-// to who asks for them by name.
+// New returns the space of a peer that owns the ranges owned and has allocated the slots used.
+// Slots outside usable are only allocated by TakeExactly.
 func New(usable, owned []slot.Range, used []slot.Slot) *Space {
 	s := &Space{usable: usable}
 	for _, r := range owned {
@@ -42,24 +41,24 @@ func New(usable, owned []slot.Range, used []slot.Slot) *Space {
 	return s
 }
 
-// Hold makes slots rest for as long as held reports true of them, also under pressure and
-// past their time.
+// Hold sets a predicate. A slot stays in quarantine as long as held returns true for it, even past
+// its time and when no other slot is free.
 func (s *Space) Hold(held func(slot.Slot) bool) { s.held = held }
 
-func (s *Space) holds(r Resting) bool { return s.held != nil && s.held(r.Slot) }
+func (s *Space) holds(r Quarantined) bool { return s.held != nil && s.held(r.Slot) }
 
-// Resize makes s the space of a peer that now owns other ranges. What rests goes on
-// resting, and where it goes on searching stays.
+// Resize updates s after the owned ranges changed. Quarantined slots stay in quarantine, and the
+// search for free slots continues where it was.
 func (s *Space) Resize(usable, owned []slot.Range, used []slot.Slot) {
-	next, resting, held := s.next, s.resting, s.held
+	next, quarantined, held := s.next, s.quarantined, s.held
 	*s = *New(usable, owned, used)
 	s.next, s.held = next, held
-	for _, r := range resting {
-		s.Rest(r)
+	for _, r := range quarantined {
+		s.Quarantine(r)
 	}
 }
 
-// Free counts the slots that can be handed out.
+// Free returns the number of slots that Take can allocate.
 func (s *Space) Free() (n uint64) {
 	for _, r := range s.free {
 		n += s.within(r)
@@ -67,10 +66,10 @@ func (s *Space) Free() (n uint64) {
 	return n
 }
 
-// Resting lists the slots that rest, the oldest first. The caller must not change it.
-func (s *Space) Resting() []Resting { return s.resting }
+// Quarantined returns the slots in quarantine, in order of Until. The caller must not change it.
+func (s *Space) Quarantined() []Quarantined { return s.quarantined }
 
-// within counts the usable slots of r.
+// within returns the number of usable slots in r.
 func (s *Space) within(r slot.Range) (n uint64) {
 	for _, u := range s.usable {
 		n += r.Intersect(u).Len()
@@ -78,8 +77,8 @@ func (s *Space) within(r slot.Range) (n uint64) {
 	return n
 }
 
-// Take hands out a free slot, the next one after the last that was handed out, so
-// that a slot rests for as long as possible before it is used again.
+// Take allocates the next free slot after the last one that it returned. So a released slot stays
+// unused for as long as possible.
 func (s *Space) Take() (slot.Slot, bool) {
 	for _, from := range []slot.Slot{s.next, 0} {
 		for _, r := range s.free {
@@ -94,22 +93,22 @@ func (s *Space) Take() (slot.Slot, bool) {
 	return 0, false
 }
 
-// TakeResting hands out the slot that rests for longest, for when nothing else is left.
-func (s *Space) TakeResting() (slot.Slot, bool) {
-	i := slices.IndexFunc(s.resting, func(r Resting) bool { return s.within(single(r.Slot)) > 0 && !s.holds(r) })
+// TakeQuarantined allocates the slot that leaves quarantine first, for use when no slot is free.
+func (s *Space) TakeQuarantined() (slot.Slot, bool) {
+	i := slices.IndexFunc(s.quarantined, func(r Quarantined) bool { return s.within(single(r.Slot)) > 0 && !s.holds(r) })
 	if i < 0 {
 		return 0, false
 	}
-	taken := s.resting[i].Slot
-	s.resting = slices.Delete(s.resting, i, i+1)
+	taken := s.quarantined[i].Slot
+	s.quarantined = slices.Delete(s.quarantined, i, i+1)
 	return taken, true
 }
 
-// TakeExactly hands out one slot, if it is free or rests and is not held: who asks for an
-// address by name has it back at once.
+// TakeExactly allocates one given slot if it is free, or in quarantine and not held. So a container
+// that requests its former address gets it back without waiting.
 func (s *Space) TakeExactly(want slot.Slot) bool {
-	if i := slices.IndexFunc(s.resting, func(r Resting) bool { return r.Slot == want && !s.holds(r) }); i >= 0 {
-		s.resting = slices.Delete(s.resting, i, i+1)
+	if i := slices.IndexFunc(s.quarantined, func(r Quarantined) bool { return r.Slot == want && !s.holds(r) }); i >= 0 {
+		s.quarantined = slices.Delete(s.quarantined, i, i+1)
 		return true
 	}
 	return s.remove(single(want))
@@ -117,36 +116,36 @@ func (s *Space) TakeExactly(want slot.Slot) bool {
 
 func single(s slot.Slot) slot.Range { return slot.Range{Start: s, End: uint64(s) + 1} }
 
-// Give takes back a slot that was never used.
+// Give makes a slot free at once, without quarantine.
 func (s *Space) Give(back slot.Slot) { s.add(single(back)) }
 
-// Rest takes a slot that is free out of use until its time; one that is not free stays as it is.
-func (s *Space) Rest(r Resting) {
+// Quarantine takes a free slot out of use until r.Until. A slot that is not free stays as it is.
+func (s *Space) Quarantine(r Quarantined) {
 	if !s.remove(single(r.Slot)) {
 		return
 	}
-	i, _ := slices.BinarySearchFunc(s.resting, r.Until+1, func(x Resting, until int64) int { return cmp.Compare(x.Until, until) })
-	s.resting = slices.Insert(s.resting, i, r)
+	i, _ := slices.BinarySearchFunc(s.quarantined, r.Until+1, func(x Quarantined, until int64) int { return cmp.Compare(x.Until, until) })
+	s.quarantined = slices.Insert(s.quarantined, i, r)
 }
 
-// Wake makes free what has rested until now and is not held, and returns it.
-func (s *Space) Wake(now int64) (woken []Resting) {
-	s.resting = slices.DeleteFunc(s.resting, func(r Resting) bool {
+// Release frees and returns the quarantined slots whose time has come and which are not held.
+func (s *Space) Release(now int64) (released []Quarantined) {
+	s.quarantined = slices.DeleteFunc(s.quarantined, func(r Quarantined) bool {
 		over := r.Until <= now && !s.holds(r)
 		if over {
-			woken = append(woken, r)
+			released = append(released, r)
 		}
 		return over
 	})
-	for _, r := range woken {
+	for _, r := range released {
 		s.Give(r.Slot)
 	}
-	return woken
+	return released
 }
 
-// Donate gives away about half of what is free: the largest block that one CIDR
-// can name, or the upper half of it where it is most of what is free. A single
-// slot goes whole. What is given is no longer free.
+// Donate takes about half of the free slots out of s, to give them to another peer. It chooses the
+// largest free CIDR block, or its upper half if that block is most of the free space. The last free
+// slot is given away as well.
 func (s *Space) Donate() (slot.Range, bool) {
 	var best slot.Range
 	for _, r := range s.free {
@@ -169,18 +168,19 @@ func (s *Space) Donate() (slot.Range, bool) {
 	return gift, s.remove(gift)
 }
 
-// DonateResting gives away the slot that rests for longest, for when nobody has another one.
-func (s *Space) DonateResting() (slot.Range, bool) {
-	taken, ok := s.TakeResting()
+// DonateQuarantined is Donate for the slot that leaves quarantine first, for use when no peer has a
+// free slot.
+func (s *Space) DonateQuarantined() (slot.Range, bool) {
+	taken, ok := s.TakeQuarantined()
 	return single(taken), ok
 }
 
-// add makes r free; what was free already stays so.
+// add makes r free; parts of it may be free already.
 func (s *Space) add(r slot.Range) {
 	if r.Len() == 0 {
 		return
 	}
-	// The first range that r touches, and the first behind it that it does not.
+	// Find the first free range that r touches, and the first one after it that r does not touch.
 	i, _ := slices.BinarySearchFunc(s.free, uint64(r.Start), func(f slot.Range, start uint64) int {
 		if f.End < start {
 			return -1
@@ -194,7 +194,7 @@ func (s *Space) add(r slot.Range) {
 	s.free = slices.Replace(s.free, i, j, r)
 }
 
-// remove makes r not free, if all of it is.
+// remove makes r not free, and reports whether all of it was free.
 func (s *Space) remove(r slot.Range) bool {
 	i := slices.IndexFunc(s.free, func(f slot.Range) bool { return f.Start <= r.Start && r.End <= f.End })
 	if i < 0 {

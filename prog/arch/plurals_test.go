@@ -12,9 +12,9 @@ var (
 	counted = regexp.MustCompile(`%d (containers|addresses|endpoints|hosts|peers|packets|requests|times|IPs|arguments|messages|names|bytes)\b`)
 	// bound is what may, since it is never one: a bound, or a number beyond one.
 	bound = regexp.MustCompile(`(at most|at least|more than|between|to|of|and) %d|%d [a-z]+: between|%d [a-z]+, (at most|1 to) %d`)
-	// unseen is what nobody reads but us: why bytes between agents are no message, and what stands
+	// unseen matches messages that only developers read: why bytes between agents are no message, and what stands
 	// for a configuration with keys.
-	unseen = regexp.MustCompile(`^"(a claim has|a removal has|a peer's id has|ring: %v is said|data path of) `)
+	unseen = regexp.MustCompile(`^"(invalid claim: it has|invalid removal: it has|a peer's id has|data path of) `)
 )
 
 // One container is not "1 containers": words.Count writes numbers with their noun. Packages that

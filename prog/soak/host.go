@@ -50,7 +50,7 @@ func newDisk() *disk {
 func (d *disk) clone() *disk {
 	c := *d
 	c.state.Allocations, c.slots, c.known = maps.Clone(d.state.Allocations), maps.Clone(d.slots), maps.Clone(d.known)
-	c.state.Resting = slices.Clone(d.state.Resting)
+	c.state.Quarantined = slices.Clone(d.state.Quarantined)
 	c.full = time.Time{}
 	return &c
 }
@@ -73,9 +73,9 @@ func (d *disk) write(c ipam.Change) {
 		d.state.Allocations[c.Key] = c.Slot
 		d.slots[c.Slot] = c.Key
 	}
-	d.state.Resting = slices.DeleteFunc(d.state.Resting, func(r space.Resting) bool { return r.Slot == c.Slot || r.Until <= c.Now })
-	if c.Rest != 0 {
-		d.state.Resting = append(d.state.Resting, space.Resting{Slot: c.Slot, Until: c.Rest})
+	d.state.Quarantined = slices.DeleteFunc(d.state.Quarantined, func(r space.Quarantined) bool { return r.Slot == c.Slot || r.Until <= c.Now })
+	if c.QuarantineUntil != 0 {
+		d.state.Quarantined = append(d.state.Quarantined, space.Quarantined{Slot: c.Slot, Until: c.QuarantineUntil})
 	}
 }
 

@@ -83,7 +83,7 @@ func (w *written) step(t *rapid.T, s *Store) {
 			delete(w.resting, n)
 		}
 	case 4:
-		if err := s.Update(ipam.Change{Key: key, Delete: true, Resting: []space.Resting{{Slot: n, Until: -5}}}); err == nil {
+		if err := s.Update(ipam.Change{Key: key, Delete: true, Quarantined: []space.Quarantined{{Slot: n, Until: -5}}}); err == nil {
 			delete(w.slots, key)
 			delete(w.notes, key)
 			w.resting[n] = -5
@@ -122,7 +122,7 @@ func (w *written) compare(t *rapid.T, s *Store) {
 		t.Fatalf("%+v, %v, want %+v", st, err, w)
 	}
 	resting := map[slot.Slot]int64{}
-	for _, r := range st.Resting {
+	for _, r := range st.Quarantined {
 		resting[r.Slot] = r.Until
 	}
 	if !maps.Equal(resting, w.resting) {

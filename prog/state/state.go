@@ -348,7 +348,7 @@ func (s *Store) Load() (st ipam.State, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
 		st.Ring = bytes.Clone(tx.Bucket(bucketRing).Get(keyRing))
 		st.Vote = bytes.Clone(tx.Bucket(bucketRing).Get(keyVote))
-		if err := eachResting(tx, func(r space.Resting) error { st.Resting = append(st.Resting, r); return nil }); err != nil {
+		if err := eachResting(tx, func(r space.Quarantined) error { st.Quarantined = append(st.Quarantined, r); return nil }); err != nil {
 			return err
 		}
 		return tx.Bucket(bucketAllocations).ForEach(func(k, v []byte) error {
@@ -373,7 +373,7 @@ func (s *Store) Update(c ipam.Change) error {
 				return err
 			}
 		}
-		for _, r := range c.Resting {
+		for _, r := range c.Quarantined {
 			if err := putResting(tx, r.Slot, r.Until); err != nil {
 				return err
 			}
@@ -396,12 +396,12 @@ func slotKey(s slot.Slot) []byte { return binary.BigEndian.AppendUint32(nil, uin
 
 // rest notes that a slot was freed, and forgets those that have rested.
 func rest(tx *bolt.Tx, c ipam.Change) error {
-	if c.Rest == 0 {
+	if c.QuarantineUntil == 0 {
 		return nil
 	}
 	b := tx.Bucket(bucketResting)
 	var over []slot.Slot
-	if err := eachResting(tx, func(r space.Resting) error {
+	if err := eachResting(tx, func(r space.Quarantined) error {
 		if r.Until <= c.Now {
 			over = append(over, r.Slot)
 		}
@@ -414,19 +414,19 @@ func rest(tx *bolt.Tx, c ipam.Change) error {
 			return err
 		}
 	}
-	return putResting(tx, c.Slot, c.Rest)
+	return putResting(tx, c.Slot, c.QuarantineUntil)
 }
 
 func putResting(tx *bolt.Tx, s slot.Slot, until int64) error {
 	return tx.Bucket(bucketResting).Put(slotKey(s), binary.BigEndian.AppendUint64(nil, uint64(until)))
 }
 
-func eachResting(tx *bolt.Tx, f func(space.Resting) error) error {
+func eachResting(tx *bolt.Tx, f func(space.Quarantined) error) error {
 	return tx.Bucket(bucketResting).ForEach(func(k, v []byte) error {
 		if len(k) != 4 || len(v) != 8 {
 			return fmt.Errorf("resting slot %x has %d bytes", k, len(v))
 		}
-		return f(space.Resting{Slot: slot.Slot(binary.BigEndian.Uint32(k)), Until: int64(binary.BigEndian.Uint64(v))})
+		return f(space.Quarantined{Slot: slot.Slot(binary.BigEndian.Uint32(k)), Until: int64(binary.BigEndian.Uint64(v))})
 	})
 }
 

@@ -40,9 +40,9 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 		s.Update(ipam.Change{Key: "b", Slot: 8}),
 		s.Update(ipam.Change{Key: "b", Delete: true}),
 		s.Update(ipam.Change{Key: "node", Slot: 9}),
-		s.Update(ipam.Change{Key: "c", Slot: 10, Delete: true, Rest: 100, Now: 40}),
-		s.Update(ipam.Change{Key: "c", Slot: 11, Delete: true, Rest: 170, Now: 110}), // 10 has rested
-		s.Update(ipam.Change{Key: "c", Slot: 12, Delete: true, Rest: 171, Now: 111}),
+		s.Update(ipam.Change{Key: "c", Slot: 10, Delete: true, QuarantineUntil: 100, Now: 40}),
+		s.Update(ipam.Change{Key: "c", Slot: 11, Delete: true, QuarantineUntil: 170, Now: 110}), // 10 has rested
+		s.Update(ipam.Change{Key: "c", Slot: 12, Delete: true, QuarantineUntil: 171, Now: 111}),
 		s.Update(ipam.Change{Key: "a", Slot: 12, Vote: []byte("vote")}), // taken again
 		s.Update(ipam.Change{Key: "a", Slot: 7, Note: []byte("eth0")}),
 		s.Close(),
@@ -66,8 +66,8 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 	if err != nil || !known || len(targets) != 1 || len(peers) != 1 || string(st.Ring) != "ring" || len(st.Allocations) != 2 || st.Allocations["a"] != 7 {
 		t.Errorf("after a restart: %v %v %v %+v %v", targets, known, peers, st, err)
 	}
-	if string(st.Vote) != "vote" || len(st.Resting) != 1 || st.Resting[0] != (space.Resting{Slot: 11, Until: 170}) {
-		t.Errorf("after a restart: vote %q, resting %v", st.Vote, st.Resting)
+	if string(st.Vote) != "vote" || len(st.Quarantined) != 1 || st.Quarantined[0] != (space.Quarantined{Slot: 11, Until: 170}) {
+		t.Errorf("after a restart: vote %q, resting %v", st.Vote, st.Quarantined)
 	}
 	notes := map[string]string{}
 	err = s.Notes(func(key string, _ slot.Slot, note []byte) error { notes[key] = string(note); return nil })

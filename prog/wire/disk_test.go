@@ -42,7 +42,7 @@ func produceDisk(t *testing.T) map[string][]byte {
 				s.SavePeers(map[peer.ID][]byte{id(bravo): states["peer/stopped"]}),
 				s.Update(ipam.Change{Ring: states["ring/whole"], Vote: states["votes/decided"], Key: "node", Slot: slotNode}),
 				s.Update(ipam.Change{Key: "c0ffee/eth0", Slot: slotWeb, Note: must(json.Marshal(attached))}),
-				s.Update(ipam.Change{Resting: []space.Resting{{Slot: 9, Until: now.Unix() + 60}}}),
+				s.Update(ipam.Change{Quarantined: []space.Quarantined{{Slot: 9, Until: now.Unix() + 60}}}),
 				s.SaveSets(map[peer.ID][]byte{id(alpha): sets["disk/endpoints-own"]}),
 				s.SaveDocuments(map[string][]byte{"networkpolicy\x00default/web": docs["disk/document"]}),
 				s.SaveSynced(),
@@ -183,5 +183,5 @@ func readShelf(t *testing.T, s *state.Store) (out string) {
 	for _, doc := range docs {
 		out += readKeptDocument(t, doc)
 	}
-	return tell(out, show(map[string]any{"allocations": st.Allocations, "notes": notes, "resting": st.Resting}))
+	return tell(out, show(map[string]any{"allocations": st.Allocations, "notes": notes, "resting": st.Quarantined}))
 }

@@ -188,7 +188,7 @@ func TestWhatIsMergedIsMadeAnew(t *testing.T) {
 func TestBytesWithoutFieldsHaveNoRoom(t *testing.T) {
 	data, _ := load(t, latest())
 	scene = data
-	for name, want := range map[string]string{"ipam/claim-request": "a claim has 5 bytes, want 4", "ipam/removal-request": "a removal has 10 bytes, want 9"} {
+	for name, want := range map[string]string{"ipam/claim-request": "invalid claim: it has 5 bytes, want 4", "ipam/removal-request": "invalid removal: it has 10 bytes, want 9"} {
 		if got := items()[name].read(t, longer(data[name])); !strings.Contains(got, want) {
 			t.Errorf("%s with more: %s", name, got)
 		}

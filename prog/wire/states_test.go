@@ -96,7 +96,7 @@ func produceVotes(t *testing.T) map[string][]byte {
 		t.Helper()
 		s, _, err := s.Merge(o)
 		fail(err)
-		s, _, err = s.Think(value)
+		s, _, err = s.Advance(value)
 		fail(err)
 		return s
 	}

@@ -250,7 +250,7 @@ func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 	}
 	start := time.Now()
 	_, err = addresses(t, l, "h7", "more", 1)
-	if err == nil || !strings.Contains(err.Error(), "no free address is left") || !strings.Contains(err.Error(), "has nothing free") {
+	if err == nil || !strings.Contains(err.Error(), "no reachable peer has a free address") || !strings.Contains(err.Error(), "has no free address") {
 		t.Errorf("one more: %v", err)
 	}
 	if took := time.Since(start); took > 13*time.Second {
@@ -313,8 +313,8 @@ func TestClaims(t *testing.T) {
 		t.Fatal(err)
 	}
 	late := container(t, l, "h1/z")
-	eventually(t, time.Minute, "h1 says who cannot be reached", func() bool {
-		return strings.Contains(fails(t, l, "h1", "", "weft", "attach", "10.40.0.4", late), "h2), whose it is to give, cannot be reached")
+	eventually(t, time.Minute, "h1 names the owner that cannot be reached", func() bool {
+		return strings.Contains(fails(t, l, "h1", "", "weft", "attach", "10.40.0.4", late), "h2) cannot be reached")
 	})
 }
 
