@@ -1,11 +1,10 @@
-// Package peer says who a peer is: its identity, its PeerID, and the signed
-// record in which it tells the mesh how to reach it.
+// Package peer defines what identifies a peer: its identity key, its PeerID, and the signed record
+// in which it announces how to reach it.
 //
-// A PeerID is the truncated SHA-256 of an Ed25519 public key, so that a record
-// proves its own name: nobody, not even one who knows the cluster secret, can
-// speak for another peer without that peer's private key.
+// A PeerID is the truncated SHA-256 of an Ed25519 public key, so a record proves that its name is
+// right. Without a peer's private key no one can sign for it, not even with the cluster secret.
 //
-// Everything here is a value; nothing reads a clock, the network or the disk.
+// All types are values. The package reads no clock, network or disk.
 package peer
 
 import (
@@ -22,49 +21,49 @@ import (
 	"weft/ipam/slot"
 )
 
-// ID names a peer. It is the first 8 bytes of the SHA-256 of its identity key:
-// 64 bits are enough that an accidental clash does not happen; a deliberate one
-// needs the cluster secret and 2^64 keys, and is refused as a changed identity.
+// ID identifies a peer: the first 8 bytes of the SHA-256 of its identity key. With 64 bits
+// accidental collisions do not happen. A deliberate one needs the cluster secret and 2^64 keys, and
+// is refused as a changed identity.
 type ID [8]byte
 
-// IDOf derives the PeerID of an identity key.
+// IDOf returns the PeerID of an identity key.
 func IDOf(key ed25519.PublicKey) ID {
 	sum := sha256.Sum256(key)
 	return ID(sum[:8])
 }
 
-// ParseID reads the form that String writes.
+// ParseID parses the format of String.
 func ParseID(s string) (ID, error) {
 	var id ID
 	b, err := hex.DecodeString(s)
 	if err != nil || len(b) != len(id) {
-		return ID{}, fmt.Errorf("peer id %q: want %d hexadecimal digits, as `weft status peers` shows them", s, 2*len(id))
+		return ID{}, fmt.Errorf("peer id %q: want %d hexadecimal digits; `weft status peers` shows the ids", s, 2*len(id))
 	}
 	return ID(b), nil
 }
 
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
-// IsZero reports whether id names nobody.
+// IsZero reports whether id is unset.
 func (id ID) IsZero() bool { return id == ID{} }
 
-// MarshalText writes id as people see it.
+// MarshalText returns id in hexadecimal.
 func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 
-// UnmarshalText reads what MarshalText wrote.
+// UnmarshalText parses the format of MarshalText.
 func (id *ID) UnmarshalText(b []byte) (err error) {
 	*id, err = ParseID(string(b))
 	return err
 }
 
-// State is what a peer says of itself; that it fell silent is for others to notice.
+// State is the state that a peer announces. Whether it is reachable is for other peers to detect.
 type State uint8
 
-// The states of a record, as the peer that signs it sees itself.
+// The states of a peer.
 const (
 	Running State = iota // the agent runs
-	Stopped              // the agent was stopped on purpose; the data path goes on
-	Left                 // the peer left for good (`weft reset`): forget its tunnel
+	Stopped              // the agent was stopped on purpose; the data path continues
+	Left                 // the peer left the mesh for good (`weft reset`); its tunnel is removed
 )
 
 func (s State) String() string {
@@ -79,7 +78,7 @@ func (s State) String() string {
 	return fmt.Sprintf("state %d", uint8(s))
 }
 
-// Record is what a peer tells the mesh about itself.
+// Record is what a peer announces about itself.
 type Record struct {
 	Identity  ed25519.PublicKey `cbor:"1,keyasint"`           // 32 bytes; its hash is the PeerID
 	WireGuard [32]byte          `cbor:"2,keyasint"`           // Curve25519 public key
@@ -87,33 +86,32 @@ type Record struct {
 	Underlay  []netip.Addr      `cbor:"4,keyasint"`           // preferred first; at most MaxUnderlay
 	Port      uint16            `cbor:"5,keyasint"`           // WireGuard's UDP port
 	Gossip    uint16            `cbor:"10,keyasint"`          // gossip's port, TCP and UDP
-	Node      slot.Slot         `cbor:"6,keyasint,omitempty"` // the slot of the node address; 0 while it has none
-	Sequence  uint64            `cbor:"7,keyasint"`           // grows with every change; the highest wins
+	Node      slot.Slot         `cbor:"6,keyasint,omitempty"` // the slot of its node address; 0 if it has none
+	Sequence  uint64            `cbor:"7,keyasint"`           // raised with every change; the highest wins
 	State     State             `cbor:"8,keyasint,omitempty"`
-	Ring      []byte            `cbor:"9,keyasint,omitempty"` // id of the ring that the peer is in; empty while it waits for one
+	Ring      []byte            `cbor:"9,keyasint,omitempty"` // id of the peer's ring; empty while it waits for one
 	// Host is the UID of the Kubernetes Node that the peer runs on; empty outside Kubernetes. A
-	// Node that is made again under the same name is another one, with another UID.
+	// Node that is created again under the same name has another UID.
 	Host string `cbor:"11,keyasint,omitempty"` // at most MaxHost bytes
-	// Copy is where another host speaks with this peer's identity, for some minutes after
-	// that was noticed.
+	// Copy is the address of another host that uses this peer's identity, for some minutes after
+	// that was detected.
 	Copy netip.Addr `cbor:"12,keyasint,omitzero"`
-	// MTUs are those of the links that the addresses of Underlay are on, in the same order; 0, or
-	// none, where the peer does not say.
+	// MTUs are the link MTUs of the Underlay addresses, in the same order; 0 or missing if unknown.
 	MTUs []uint32 `cbor:"13,keyasint,omitempty"`
 }
 
-// Bounds of a record, so that a peer cannot make others hold what it likes.
+// Bounds of a record, so that a peer cannot make others store any amount.
 const (
 	MaxNickname = 64
-	MaxHost     = 64 // a UID has 36; it is the API server's to choose
+	MaxHost     = 64 // UIDs have 36 bytes, but the API server may choose other ones
 	MaxUnderlay = 16
 	maxSigned   = 4096
 )
 
-// ID is the PeerID that the record's identity key stands for.
+// ID returns the PeerID of the record's identity key.
 func (r Record) ID() ID { return IDOf(r.Identity) }
 
-// MTU is that of the link with one of the peer's addresses; 0: it does not say.
+// MTU returns the MTU of the link with one of the peer's addresses; 0 if it is unknown.
 func (r Record) MTU(addr netip.Addr) int {
 	if i := slices.Index(r.Underlay, addr); i >= 0 && i < len(r.MTUs) {
 		return int(r.MTUs[i])
@@ -121,24 +119,24 @@ func (r Record) MTU(addr netip.Addr) int {
 	return 0
 }
 
-// Name is how people see the peer: id(nickname).
+// Name returns the peer's name for messages: id(nickname).
 func (r Record) Name() string { return r.ID().String() + "(" + r.Nickname + ")" }
 
-// Signed is a record with the signature over its exact bytes. The bytes are kept
-// as they came, so that fields of a newer version survive being passed on.
+// Signed is a record with its signature. It keeps the signed bytes as received, so that fields of a
+// newer version are passed on.
 type Signed struct {
 	Record    Record
 	payload   []byte
 	signature []byte
 }
 
-// wire is the form of Signed on the network and on disk.
+// wire is the encoding of Signed, on the network and on disk.
 type wire struct {
 	Payload   []byte `cbor:"1,keyasint"`
 	Signature []byte `cbor:"2,keyasint"`
 }
 
-// context keeps a record's signature from being good for anything else.
+// context makes a record's signature invalid for anything else.
 const context = "weft peer record v1\x00"
 
 var (
@@ -150,12 +148,12 @@ var (
 
 func must[T any](v T, err error) T {
 	if err != nil {
-		panic(err) // constant options
+		panic(err) // only constant options reach this
 	}
 	return v
 }
 
-// Sign makes r the word of the holder of key, whose public half it puts into r.
+// Sign signs r with key, and sets its identity to the public key.
 func Sign(r Record, key ed25519.PrivateKey) (Signed, error) {
 	r.Identity = key.Public().(ed25519.PublicKey)
 	if err := r.validate(); err != nil {
@@ -168,12 +166,12 @@ func Sign(r Record, key ed25519.PrivateKey) (Signed, error) {
 	return Signed{Record: r, payload: payload, signature: ed25519.Sign(key, append([]byte(context), payload...))}, nil
 }
 
-// Encode writes s so that Decode reads it.
+// Encode encodes s for Decode.
 func (s Signed) Encode() []byte {
 	return must(encoding.Marshal(wire{s.payload, s.signature}))
 }
 
-// Decode reads a signed record and refuses one that does not verify.
+// Decode decodes a signed record, and refuses one with an invalid signature.
 func Decode(data []byte) (Signed, error) {
 	s, err := Parse(data)
 	if err != nil {
@@ -185,11 +183,11 @@ func Decode(data []byte) (Signed, error) {
 	return s, nil
 }
 
-// Parse reads a signed record that nothing vouches for before Verify does: it costs a
-// fraction of that.
+// Parse decodes a signed record without verifying the signature, which is much cheaper. Call Verify
+// before relying on it.
 func Parse(data []byte) (Signed, error) {
 	if len(data) > maxSigned {
-		return Signed{}, fmt.Errorf("peer record: %d bytes, at most %d are allowed", len(data), maxSigned)
+		return Signed{}, fmt.Errorf("peer record: refused: it has %d bytes, at most %d are allowed", len(data), maxSigned)
 	}
 	var w wire
 	if err := decoding.Unmarshal(data, &w); err != nil {
@@ -205,10 +203,10 @@ func Parse(data []byte) (Signed, error) {
 	return s, nil
 }
 
-// Verify refuses a record that its peer did not sign.
+// Verify returns an error if the signature is invalid.
 func (s Signed) Verify() error {
 	if !ed25519.Verify(s.Record.Identity, append([]byte(context), s.payload...), s.signature) {
-		return fmt.Errorf("peer record: the signature of %v does not verify", s.Record.ID())
+		return fmt.Errorf("peer record: the signature of %v is invalid", s.Record.ID())
 	}
 	return nil
 }
@@ -218,25 +216,26 @@ func (r Record) validate() error {
 	case len(r.Identity) != ed25519.PublicKeySize:
 		return errors.New("peer record: no identity key")
 	case len(r.Nickname) > MaxNickname || !Printable(r.Nickname):
-		return errors.New("peer record: unusable nickname")
+		return errors.New("peer record: invalid nickname")
 	case len(r.Underlay) > MaxUnderlay:
 		return fmt.Errorf("peer record: %d underlay addresses, at most %d are allowed", len(r.Underlay), MaxUnderlay)
 	case len(r.MTUs) > MaxUnderlay:
 		return fmt.Errorf("peer record: %d MTUs, at most %d are allowed", len(r.MTUs), MaxUnderlay)
 	case len(r.Host) > MaxHost || !Printable(r.Host):
-		return errors.New("peer record: unusable host UID")
+		return errors.New("peer record: invalid host UID")
 	case len(r.Ring) > 16:
-		return errors.New("peer record: unusable ring id")
+		return errors.New("peer record: invalid ring id")
 	}
 	for _, a := range r.Underlay {
 		if !a.IsValid() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Zone() != "" {
-			return fmt.Errorf("peer record: unusable underlay address %v", a)
+			return fmt.Errorf("peer record: invalid underlay address %v", a)
 		}
 	}
 	return nil
 }
 
-// Printable keeps control characters of a stranger's nickname out of terminals and logs.
+// Printable reports whether s has no control characters. It keeps terminals and logs safe from
+// strings of other hosts.
 func Printable(s string) bool {
 	for _, c := range s {
 		if c < ' ' || c == 0x7f || c == '\uFFFD' || c >= 0x80 && c < 0xa0 {
@@ -246,8 +245,8 @@ func Printable(s string) bool {
 	return true
 }
 
-// Supersedes reports whether s replaces old, both records of one peer. The order
-// is total: sequence first, then the bytes, so that all peers choose alike.
+// Supersedes reports whether s replaces old, a record of the same peer. The order is total: by
+// sequence number, then by bytes. So all peers choose the same record.
 func (s Signed) Supersedes(old Signed) bool {
 	if s.Record.Sequence != old.Record.Sequence {
 		return s.Record.Sequence > old.Record.Sequence

@@ -21,30 +21,30 @@ func sample() Record {
 	}
 }
 
-func TestRecordProvesItsName(t *testing.T) {
+func TestRecordIsSignedByItsPeer(t *testing.T) {
 	s, err := Sign(sample(), key(1))
 	if err != nil {
 		t.Fatal(err)
 	}
 	got, err := Decode(s.Encode())
 	if err != nil || got.Record.ID() != IDOf(key(1).Public().(ed25519.PublicKey)) || got.Record.Underlay[1] != sample().Underlay[1] {
-		t.Fatalf("%+v, %v", got, err)
+		t.Fatalf("decoded %+v, error %v", got, err)
 	}
-	// Signed by somebody else in the name of the first.
+	// Signed by another peer in the name of the first one.
 	forged := Signed{payload: s.payload, signature: ed25519.Sign(key(2), append([]byte(context), s.payload...))}
 	if _, err := Decode(forged.Encode()); err == nil {
-		t.Error("another's signature was accepted")
+		t.Error("the signature of another peer was accepted")
 	}
-	// A signature that was made for something else.
+	// A signature over the same bytes without the context.
 	forged.signature = ed25519.Sign(key(1), s.payload)
 	if _, err := Decode(forged.Encode()); err == nil {
 		t.Error("a signature without its context was accepted")
 	}
 }
 
-// A field of a newer version survives being passed on by an older one.
-func TestUnknownFieldsAreKept(t *testing.T) {
-	newer := map[int]any{1: []byte(key(1).Public().(ed25519.PublicKey)), 3: "h1", 7: 4, 99: "of the future"}
+// A field of a newer version is passed on by an older one.
+func TestUnknownFieldsArePassedOn(t *testing.T) {
+	newer := map[int]any{1: []byte(key(1).Public().(ed25519.PublicKey)), 3: "h1", 7: 4, 99: "new field"}
 	payload := must(encoding.Marshal(newer))
 	s := Signed{payload: payload, signature: ed25519.Sign(key(1), append([]byte(context), payload...))}
 	got, err := Decode(s.Encode())
@@ -52,16 +52,16 @@ func TestUnknownFieldsAreKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	var back map[int]any
-	if err := cbor.Unmarshal(got.payload, &back); err != nil || back[99] != "of the future" {
-		t.Errorf("passed on: %v, %v", back, err)
+	if err := cbor.Unmarshal(got.payload, &back); err != nil || back[99] != "new field" {
+		t.Errorf("fields passed on: %v, error %v", back, err)
 	}
 	if _, err := Decode(got.Encode()); err != nil {
 		t.Error(err)
 	}
 }
 
-// A record that names no host is what it was before records named any: older peers read and
-// write the same bytes.
+// A record without Host has the same bytes as before the field existed, so that older peers can
+// read it.
 func TestHostIsOptional(t *testing.T) {
 	r := sample()
 	plain, err := Sign(r, key(1))
@@ -70,7 +70,7 @@ func TestHostIsOptional(t *testing.T) {
 	}
 	var fields map[int]any
 	if err := cbor.Unmarshal(plain.payload, &fields); err != nil || fields[11] != nil {
-		t.Errorf("%v, %v", fields, err)
+		t.Errorf("encoded fields %v, error %v", fields, err)
 	}
 	r.Host = "0b0d6a1c-3f5e-4d58-8b1f-2c7f0a8d9e11"
 	named, err := Sign(r, key(1))
@@ -78,11 +78,11 @@ func TestHostIsOptional(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := Decode(named.Encode()); err != nil || got.Record.Host != r.Host {
-		t.Errorf("%+v, %v", got.Record, err)
+		t.Errorf("decoded %+v, error %v", got.Record, err)
 	}
 }
 
-// A record says what the links with its addresses carry; an older one says nothing of that.
+// A record lists the MTUs of its links; records of older versions do not.
 func TestMTUsAreOptional(t *testing.T) {
 	r := sample()
 	plain, err := Sign(r, key(1))
@@ -91,7 +91,7 @@ func TestMTUsAreOptional(t *testing.T) {
 	}
 	var fields map[int]any
 	if err := cbor.Unmarshal(plain.payload, &fields); err != nil || fields[13] != nil {
-		t.Errorf("%v, %v", fields, err)
+		t.Errorf("encoded fields %v, error %v", fields, err)
 	}
 	r.MTUs = []uint32{1500}
 	for _, s := range []Record{sample(), r} {
@@ -111,12 +111,12 @@ func TestMTUsAreOptional(t *testing.T) {
 			t.Errorf("the first link's MTU is %d, want %d", m, want)
 		}
 		if m := got.Record.MTU(r.Underlay[1]); m != 0 {
-			t.Errorf("the second link's MTU is %d, though nothing was said of it", m)
+			t.Errorf("the second link's MTU is %d, want 0: unknown", m)
 		}
 	}
 }
 
-func TestSupersedesIsATotalOrder(t *testing.T) {
+func TestSupersedesIsTotalOrder(t *testing.T) {
 	r := sample()
 	a, _ := Sign(r, key(1))
 	r.Nickname = "other"
@@ -124,41 +124,41 @@ func TestSupersedesIsATotalOrder(t *testing.T) {
 	r.Sequence++
 	c, _ := Sign(r, key(1))
 	if a.Supersedes(b) == b.Supersedes(a) || a.Supersedes(a) || !c.Supersedes(a) || !c.Supersedes(b) || a.Supersedes(c) {
-		t.Error("two peers could keep different records for ever")
+		t.Error("Supersedes is no total order: two peers could keep different records")
 	}
 }
 
-func TestUnusableRecordsAreRefused(t *testing.T) {
+func TestInvalidRecordsAreRefused(t *testing.T) {
 	for name, change := range map[string]func(*Record){
-		"long nickname":    func(r *Record) { r.Nickname = strings.Repeat("x", MaxNickname+1) },
-		"terminal escape":  func(r *Record) { r.Nickname = "h1\x1b[2J" },
-		"too many":         func(r *Record) { r.Underlay = make([]netip.Addr, MaxUnderlay+1) },
-		"too many MTUs":    func(r *Record) { r.MTUs = make([]uint32, MaxUnderlay+1) },
-		"long host":        func(r *Record) { r.Host = strings.Repeat("x", MaxHost+1) },
-		"unprintable host": func(r *Record) { r.Host = "\x1b[2J" },
-		"loopback":         func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("127.0.0.1")} },
-		"multicast":        func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("ff02::1")} },
-		"zone":             func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("fe80::1%eth0")} },
-		"long ring id":     func(r *Record) { r.Ring = make([]byte, 17) },
-		"invalid address":  func(r *Record) { r.Underlay = []netip.Addr{{}} },
-		"unspecified host": func(r *Record) { r.Underlay = []netip.Addr{netip.IPv4Unspecified()} },
+		"long nickname":      func(r *Record) { r.Nickname = strings.Repeat("x", MaxNickname+1) },
+		"terminal escape":    func(r *Record) { r.Nickname = "h1\x1b[2J" },
+		"too many addresses": func(r *Record) { r.Underlay = make([]netip.Addr, MaxUnderlay+1) },
+		"too many MTUs":      func(r *Record) { r.MTUs = make([]uint32, MaxUnderlay+1) },
+		"long host":          func(r *Record) { r.Host = strings.Repeat("x", MaxHost+1) },
+		"unprintable host":   func(r *Record) { r.Host = "\x1b[2J" },
+		"loopback":           func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("127.0.0.1")} },
+		"multicast":          func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("ff02::1")} },
+		"zone":               func(r *Record) { r.Underlay = []netip.Addr{netip.MustParseAddr("fe80::1%eth0")} },
+		"long ring id":       func(r *Record) { r.Ring = make([]byte, 17) },
+		"invalid address":    func(r *Record) { r.Underlay = []netip.Addr{{}} },
+		"unspecified host":   func(r *Record) { r.Underlay = []netip.Addr{netip.IPv4Unspecified()} },
 	} {
 		r := sample()
 		change(&r)
 		if _, err := Sign(r, key(1)); err == nil {
-			t.Errorf("%s: accepted", name)
+			t.Errorf("%s: Sign accepted the record", name)
 		}
 	}
 }
 
-func TestParseID(t *testing.T) {
+func TestParseIDRefusesInvalidIDs(t *testing.T) {
 	id := IDOf(key(1).Public().(ed25519.PublicKey))
 	if got, err := ParseID(id.String()); err != nil || got != id {
-		t.Errorf("%v, %v", got, err)
+		t.Errorf("ParseID returned %v, %v", got, err)
 	}
 	for _, bad := range []string{"", "12", "zz" + id.String()[2:], id.String() + "00"} {
 		if _, err := ParseID(bad); err == nil {
-			t.Errorf("%q was accepted", bad)
+			t.Errorf("ParseID accepted %q", bad)
 		}
 	}
 }
@@ -173,7 +173,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		if again, err := Decode(s.Encode()); err != nil || again.Record.ID() != s.Record.ID() {
-			t.Fatalf("what was read cannot be written: %v", err)
+			t.Fatalf("encoding and decoding again gave another record: %v", err)
 		}
 	})
 }
