@@ -20,16 +20,16 @@ func token(t *testing.T) Token {
 	return tok
 }
 
-func TestTokenSurvivesTheTrip(t *testing.T) {
+func TestParseReturnsRevealedToken(t *testing.T) {
 	want := token(t)
 	for _, s := range []string{want.Reveal(), " " + want.Reveal() + "\r\n", strings.ToUpper(want.Reveal())} {
 		if got, err := Parse(s); err != nil || got != want {
-			t.Errorf("%q: %v, %v", s, got, err)
+			t.Errorf("Parse of %q: %v, %v", s, got, err)
 		}
 	}
 }
 
-// A token with any one character changed, lost, doubled or swapped is refused by name.
+// A token with any one character changed, removed, doubled or swapped is refused as mistyped.
 func TestMistypedTokenIsRefused(t *testing.T) {
 	good := token(t).Reveal()
 	for i := len(prefix); i < len(good); i++ {
@@ -43,62 +43,62 @@ func TestMistypedTokenIsRefused(t *testing.T) {
 		}
 		for _, s := range bad {
 			if _, err := Parse(s); !errors.Is(err, ErrMistyped) {
-				t.Errorf("%q: %v", s, err)
+				t.Errorf("Parse of %q: got %v, want ErrMistyped", s, err)
 			}
 		}
 	}
 	if _, err := Parse("hunter2"); !errors.Is(err, ErrNoToken) {
-		t.Errorf("no token at all: %v", err)
+		t.Errorf("Parse of a string that is no token: got %v, want ErrNoToken", err)
 	}
 }
 
-func TestSecretsDoNotPrintThemselves(t *testing.T) {
+func TestSecretsAreRedactedWhenPrinted(t *testing.T) {
 	tok := token(t)
 	inJSON, err := json.Marshal(tok)
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw := tok.Reveal()[len(prefix)+30:] // the part behind the cluster id
+	raw := tok.Reveal()[len(prefix)+30:] // the part after the cluster id
 	for _, printed := range []string{
 		fmt.Sprint(tok), fmt.Sprintf("%+v %#v %s", tok, tok, tok.Secret), fmt.Sprintf("%v %#v", tok.Secret, tok.Secret), string(inJSON),
 	} {
 		if strings.Contains(printed, raw) || strings.Contains(printed, fmt.Sprintf("%x", tok.Secret[:4])) || strings.Contains(printed, "7, 99") || strings.Contains(printed, "0x63") {
-			t.Errorf("the secret shows in %s", printed)
+			t.Errorf("the output contains the secret: %s", printed)
 		}
 	}
 }
 
-func TestPresharedKeysBelongToPairs(t *testing.T) {
+func TestPresharedKeysDifferPerPair(t *testing.T) {
 	s := token(t).Secret
 	a, b, c := peer.ID{1}, peer.ID{2}, peer.ID{3}
 	if s.PresharedKey(a, b) != s.PresharedKey(b, a) {
 		t.Error("the two ends of a tunnel have different keys")
 	}
 	if s.PresharedKey(a, b) == s.PresharedKey(a, c) || bytes.Equal(s.GossipKey(), s.derive("")) {
-		t.Error("two uses share a key")
+		t.Error("two pairs, or gossip and another use, share a key")
 	}
 }
 
-func TestPassword(t *testing.T) {
+func TestPasswordDeterminesSecret(t *testing.T) {
 	a, err := FromPassword("correct horse")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if b, _ := FromPassword("correct horse"); a != b {
-		t.Error("one password gives two secrets")
+		t.Error("the same password gives two secrets")
 	}
 	if b, _ := FromPassword("Correct horse"); a == b {
-		t.Error("two passwords give one secret")
+		t.Error("two passwords give the same secret")
 	}
 	if _, err := FromPassword("short"); err == nil {
 		t.Error("a password of 5 bytes was accepted")
 	}
 }
 
-func TestClusterV6IsAULA(t *testing.T) {
+func TestClusterV6IsULA(t *testing.T) {
 	a, b := ClusterID{1}.V6(), ClusterID{2}.V6()
 	if a == b || a.Bits() != 96 || a.Addr().As16()[0] != 0xfd || a.Masked() != a {
-		t.Errorf("got %v and %v", a, b)
+		t.Errorf("IPv6 universes of two clusters: %v and %v, want two different ULA /96", a, b)
 	}
 }
 
@@ -112,7 +112,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		if again, err := Parse(tok.Reveal()); err != nil || again != tok {
-			t.Fatalf("%q: %v", s, err)
+			t.Fatalf("Reveal and Parse again, for %q: %v", s, err)
 		}
 	})
 }
