@@ -7,7 +7,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-func TestTheMTUIsThatOfThePath(t *testing.T) {
+func TestTunnelMTUFollowsPathMTU(t *testing.T) {
 	v4, v6 := netip.MustParseAddrPort("192.0.2.2:6784"), netip.MustParseAddrPort("[2001:db8::2]:6784")
 	for name, tt := range map[string]struct {
 		link, given              int
@@ -15,23 +15,23 @@ func TestTheMTUIsThatOfThePath(t *testing.T) {
 		route, theirs            int
 		device, inside4, inside6 int
 	}{
-		"all links alike":                       {1500, 0, v4, 1500, 1500, 1420, 1420, 1420},
-		"all links alike, over IPv6":            {1500, 0, v6, 1500, 1500, 1420, 1420, 1420},
-		"a peer that does not say":              {9000, 0, v4, 9000, 0, 8920, 8920, 8920},
-		"jumbo frames on both":                  {9000, 0, v4, 9000, 9000, 8920, 8920, 8920},
-		"jumbo frames here":                     {9000, 0, v4, 9000, 1500, 8920, 1420, 1420},
-		"jumbo frames here, over IPv6":          {9000, 0, v6, 9000, 1500, 8920, 1408, 1408},
-		"jumbo frames there":                    {1500, 0, v4, 1500, 9000, 1420, 1420, 1420},
-		"jumbo frames on another link":          {1500, 0, v4, 9000, 9000, 8920, 8920, 8920},
-		"a route with a smaller MTU":            {1500, 0, v4, 1400, 1500, 1420, 1320, 1320},
-		"less than IPv6 needs":                  {1500, 0, v4, 1280, 1500, 1420, 1200, 1280},
-		"no route":                              {1500, 0, v4, 0, 1500, 1420, 1420, 1420},
-		"nothing known":                         {0, 0, v4, 0, 0, 1420, 1420, 1420},
-		"a small link":                          {1280, 0, v4, 1280, 1280, 1280, 1200, 1280},
-		"what no link has":                      {1500, 0, v4, 1500, 1, 1420, 576, 1280},
-		"an operator's word":                    {1500, 1300, v4, 1500, 1500, 1300, 1300, 1300},
-		"an operator's word, against the links": {1500, 8920, v4, 1500, 9000, 8920, 8920, 8920},
-		"another operator's word":               {1500, 0, v4, 1500, 1380, 1420, 1300, 1300},
+		"equal links":                            {1500, 0, v4, 1500, 1500, 1420, 1420, 1420},
+		"equal links, over IPv6":                 {1500, 0, v6, 1500, 1500, 1420, 1420, 1420},
+		"peer with unknown MTU":                  {9000, 0, v4, 9000, 0, 8920, 8920, 8920},
+		"jumbo frames on both hosts":             {9000, 0, v4, 9000, 9000, 8920, 8920, 8920},
+		"jumbo frames on this host":              {9000, 0, v4, 9000, 1500, 8920, 1420, 1420},
+		"jumbo frames on this host, over IPv6":   {9000, 0, v6, 9000, 1500, 8920, 1408, 1408},
+		"jumbo frames on the peer":               {1500, 0, v4, 1500, 9000, 1420, 1420, 1420},
+		"jumbo frames on another link":           {1500, 0, v4, 9000, 9000, 8920, 8920, 8920},
+		"route with a smaller MTU":               {1500, 0, v4, 1400, 1500, 1420, 1320, 1320},
+		"below the IPv6 minimum":                 {1500, 0, v4, 1280, 1500, 1420, 1200, 1280},
+		"no route":                               {1500, 0, v4, 0, 1500, 1420, 1420, 1420},
+		"all MTUs unknown":                       {0, 0, v4, 0, 0, 1420, 1420, 1420},
+		"link with the IPv6 minimum":             {1280, 0, v4, 1280, 1280, 1280, 1200, 1280},
+		"impossible MTU of the peer":             {1500, 0, v4, 1500, 1, 1420, 576, 1280},
+		"configured MTU":                         {1500, 1300, v4, 1500, 1500, 1300, 1300, 1300},
+		"configured MTU above that of the links": {1500, 8920, v4, 1500, 9000, 8920, 8920, 8920},
+		"configured MTU of the peer":             {1500, 0, v4, 1500, 1380, 1420, 1300, 1300},
 	} {
 		tunnels := []Tunnel{{Endpoint: tt.peer, Route: tt.route, Link: tt.theirs}}
 		device := SetMTUs(tunnels, tt.link, tt.given)
@@ -44,9 +44,9 @@ func TestTheMTUIsThatOfThePath(t *testing.T) {
 	}
 }
 
-// Whatever links and routes there are, what goes through a tunnel fits into its path, unless IP
-// itself asks for more, and no tunnel carries more than the device.
-func TestWhatGoesThroughATunnelFitsIntoItsPath(t *testing.T) {
+// Packets of a tunnel's MTU fit into its path MTU, unless IP itself requires larger ones. No tunnel
+// MTU exceeds that of the device.
+func TestTunnelPacketsFitPathMTU(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		mtu := rapid.OneOf(rapid.Just(0), rapid.IntRange(68, 65535))
 		tunnel := rapid.Custom(func(t *rapid.T) Tunnel {
@@ -58,10 +58,10 @@ func TestWhatGoesThroughATunnelFitsIntoItsPath(t *testing.T) {
 		for _, x := range tunnels {
 			size := rapid.IntRange(1, x.MTU).Draw(t, "size")
 			if fits := x.Sealed(size) <= x.Path(); !fits && x.Path() != 0 && x.MTU > leastMTU && device > MinMTU {
-				t.Errorf("%d bytes are %d on a path of %d: %+v", size, x.Sealed(size), x.Path(), x)
+				t.Errorf("an inner packet of %d bytes has %d on a path MTU of %d: %+v", size, x.Sealed(size), x.Path(), x)
 			}
 			if x.MTU > device || x.MTUFor(true) < MinMTU || x.MTUFor(true) > device {
-				t.Errorf("device %d: %+v", device, x)
+				t.Errorf("a tunnel MTU exceeds the device MTU %d, or is below the IPv6 minimum: %+v", device, x)
 			}
 		}
 	})

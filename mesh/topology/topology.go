@@ -1,9 +1,9 @@
-// Package topology plans the mesh: from who is here, who owns which slots and
-// what this peer can reach, to the tunnels that it should have.
+// Package topology plans the tunnels of this peer from the known peers, the owners of slots, and
+// what this host can reach.
 //
-// Plan is a pure function: the same values in, the same tunnels out, in the same
-// order. It never decides by liveness that it has not been told about: a peer
-// whose agent is gone keeps its tunnel, because the agent is not in the data path.
+// Plan is a pure function: the same input gives the same tunnels in the same order. It does not act
+// on the liveness of peers: a peer whose agent is down keeps its tunnel, because the agent is not
+// in the data path.
 package topology
 
 import (
@@ -15,53 +15,54 @@ import (
 	"weft/mesh/peer"
 )
 
-// Tunnel is one WireGuard peer as it should be configured.
+// Tunnel is the desired configuration of one WireGuard peer.
 type Tunnel struct {
 	Peer         peer.ID
 	PublicKey    [32]byte
 	PresharedKey [32]byte
-	Endpoint     netip.AddrPort   // one of Record: the best guess
-	Record       []netip.AddrPort // where its signed record says that it listens
+	Endpoint     netip.AddrPort   // one of Record: the best known one
+	Record       []netip.AddrPort // the addresses of its signed record
 	AllowedIPs   []netip.Prefix   // node address and owned slots, both families, sorted
 	Reach        Reach
-	// Route and Link are what this host's route to the peer carries, and the peer's link with
-	// the address of Endpoint; 0: not known. MTU, see SetMTUs, is what follows inside the tunnel.
+	// Route is the MTU of this host's route to the peer, Link that of the peer's link with the
+	// Endpoint address; 0 if unknown. SetMTUs computes MTU, the largest packet inside the tunnel.
 	Route, Link int
 	MTU         int
 	device      int // the device's MTU
 }
 
-// Reach is what gossip says of a peer. It decides who is called, never who has a tunnel.
+// Reach is a peer's reachability by gossip. It decides which peers get handshakes, not which get
+// tunnels.
 type Reach uint8
 
 // What gossip can say of a peer.
 const (
-	Unsure  Reach = iota // not reached, but not for long: its data path may well be alive
-	Reached              // it answers now
-	Lost                 // not reached for long
+	Unsure  Reach = iota // unreachable for a short time: its data path may be alive
+	Reached              // reachable
+	Lost                 // unreachable for long
 )
 
-// Input is what a plan is made from.
+// Input is the input of Plan.
 type Input struct {
 	Self     peer.ID
-	Ring     []byte // id of the ring this peer is in: others' slots mean nothing here
+	Ring     []byte // id of this peer's ring: peers of other rings get no tunnel
 	Universe slot.Universe
-	IPv6     bool // whether this host carries IPv6 inside the overlay
+	IPv6     bool // whether this host has IPv6 in the overlay
 	Peers    []peer.Record
 	Owned    map[peer.ID][]slot.Range
-	// Underlay4 and Underlay6 say which families this host can send on.
+	// Underlay4 and Underlay6 say which address families this host can send with.
 	Underlay4, Underlay6 bool
-	// Preferred is where gossip reaches a peer right now, if it does: an address
-	// that is known to work beats the order of the record.
+	// Preferred is the address at which gossip reaches a peer at present. It is known to work, so
+	// it is preferred to the order in the record.
 	Preferred map[peer.ID]netip.Addr
 	Reach     map[peer.ID]Reach
-	// Route is the largest packet that this host's route to an address carries; 0: not known.
+	// Route returns the MTU of this host's route to an address; 0 if unknown.
 	Route func(netip.Addr) int
-	// PresharedKey is the key for the pair of this peer and another.
+	// PresharedKey returns the key of this peer and another.
 	PresharedKey func(peer.ID) [32]byte
 }
 
-// Plan lists the tunnels of a full mesh, ordered by PeerID.
+// Plan returns the tunnels of a full mesh, sorted by PeerID.
 func Plan(in Input) []Tunnel {
 	var out []Tunnel
 	for _, r := range in.Peers {
@@ -89,7 +90,7 @@ func Plan(in Input) []Tunnel {
 	return out
 }
 
-// listens are the addresses of a record, with the port of its tunnels.
+// listens returns the addresses of a record, with the port of its tunnels.
 func listens(r peer.Record) (out []netip.AddrPort) {
 	for _, a := range r.Underlay {
 		out = append(out, netip.AddrPortFrom(a, r.Port))
@@ -97,8 +98,8 @@ func listens(r peer.Record) (out []netip.AddrPort) {
 	return out
 }
 
-// endpoint chooses the first address in the record that this host can send to,
-// unless gossip shows that another of them works.
+// endpoint returns the first address in the record that this host can send to, or the one that
+// gossip uses.
 func (in Input) endpoint(r peer.Record) (netip.Addr, bool) {
 	usable := func(a netip.Addr) bool { return a.Is4() && in.Underlay4 || a.Is6() && in.Underlay6 }
 	if a, ok := in.Preferred[r.ID()]; ok && usable(a) && slices.Contains(r.Underlay, a) {
@@ -111,8 +112,8 @@ func (in Input) endpoint(r peer.Record) (netip.Addr, bool) {
 	return r.Underlay[i], true
 }
 
-// allowed is the list for cryptokey routing. The node address lies in a slot that
-// the peer owns, so that the owned ranges cover it.
+// allowed returns the allowed IPs of a peer for cryptokey routing. Its node address lies in a slot
+// that it owns, so the owned ranges cover it.
 func (in Input) allowed(owned []slot.Range) []netip.Prefix {
 	var out []netip.Prefix
 	for _, r := range owned {

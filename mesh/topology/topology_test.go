@@ -35,7 +35,7 @@ func input(peers ...peer.Record) Input {
 	return in
 }
 
-func TestAllowedIPsAreWhatThePeerOwns(t *testing.T) {
+func TestAllowedIPsAreOwnedRanges(t *testing.T) {
 	plan := Plan(input(record(1, nil), record(2, nil)))
 	if len(plan) != 1 || plan[0].PublicKey != ([32]byte{2}) || plan[0].Endpoint != netip.MustParseAddrPort("192.0.2.2:6784") {
 		t.Fatalf("plan: %+v", plan)
@@ -50,7 +50,7 @@ func TestAllowedIPsAreWhatThePeerOwns(t *testing.T) {
 	}
 }
 
-func TestWhoGetsATunnel(t *testing.T) {
+func TestPeersThatGetTunnels(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(*peer.Record)
 		input  func(*Input)
@@ -63,7 +63,7 @@ func TestWhoGetsATunnel(t *testing.T) {
 		"no ring yet":      {change: func(r *peer.Record) { r.Ring = nil }},
 		"IPv6 underlay":    {input: func(in *Input) { in.Underlay4, in.Underlay6 = false, true }, want: "[2001:db8::1]:6784"},
 		"no common family": {change: func(r *peer.Record) { r.Underlay = r.Underlay[1:] }},
-		"gossip knows more": {
+		"gossip uses another address of the record": {
 			change: func(r *peer.Record) { r.Underlay = append(r.Underlay, netip.MustParseAddr("192.0.2.99")) },
 			input: func(in *Input) {
 				in.Preferred = map[peer.ID]netip.Addr{record(2, nil).ID(): netip.MustParseAddr("192.0.2.99")}
@@ -110,7 +110,7 @@ func TestIPv4OnlyHostTakesNoIPv6(t *testing.T) {
 	}
 }
 
-func TestATunnelSaysWhatGossipSaysOfItsPeer(t *testing.T) {
+func TestTunnelHasReachabilityOfItsPeer(t *testing.T) {
 	for _, reach := range []Reach{Unsure, Reached, Lost} {
 		in := input(record(2, nil))
 		in.Reach = map[peer.ID]Reach{record(2, nil).ID(): reach}
