@@ -1,20 +1,18 @@
-// Package document is what the mesh agrees on and anybody may write: policies, and whatever
-// else is one value under a name for all peers.
+// Package document holds values under a name that all peers share and any peer may write, for
+// example policies.
 //
-// A Document is signed by its writer and numbered: who writes takes one more than the highest
-// number that it knows (Lamport's clock). Of two with one number, the writer's id decides, then
-// the digest: the order is total, so all peers end with the same one, whatever they heard
-// first. Clocks have no part in it.
+// A Document is signed by its writer and numbered. The writer takes one more than the highest
+// version that it knows, as in Lamport's logical clock. Of two documents with the same version, the
+// greater writer's id wins, then the greater digest. That order is total and independent of clocks,
+// so all peers end with the same document, whatever the order of arrival.
 //
-// A deleted document leaves a tombstone: its key, number and signature. It is kept for 30
-// days. What was deleted stays so for longer: of every writer there is a Mark, which says up to
-// which number its documents were here, and what a peer that was away offers below it is
-// deleted anew. What a wrong clock dates into the past or the future is as good as any other:
-// only the end of a tombstone depends on the time, and one that is out of time does its work
-// all the same (see Set).
+// A deleted document leaves a tombstone with its key, version and signature, which is kept for 30
+// days. High-water marks protect deletions for longer: a Mark says up to which version all
+// documents of one writer were present. If a peer that was away offers a missing document below the
+// mark, it is deleted again. Only the end of a tombstone depends on clocks; see Set for wrong ones.
 //
-// Everything here is a value or belongs to one goroutine at a time; nothing reads a clock,
-// the network or the disk.
+// All types are values, or belong to one goroutine at a time. The package reads no clock, network
+// or disk.
 package document
 
 import (
@@ -30,42 +28,41 @@ import (
 	"weft/mesh/peer"
 )
 
-// Bounds, so that a peer cannot make others hold what it likes. A NetworkPolicy's name has
-// at most 253 bytes in Kubernetes; a body of 64 KiB is a policy of hundreds of rules, and with
-// it the largest possible document still is a small part of one answer between two peers.
+// Bounds of what a peer can make others store. A NetworkPolicy's name has at most 253 bytes in
+// Kubernetes. A body of 64 KiB holds a policy of hundreds of rules, and is still a small part of
+// one reply between two peers.
 const (
 	MaxKind = 32
 	MaxName = 256
 	MaxBody = 64 << 10
 
-	maxEncoded = MaxBody + 8<<10 // with what a newer version may add
-	maxVersion = 1 << 62         // at the last number, what is deleted beats what is not (see Supersedes)
-	maxCounted = 1 << 48         // no mesh writes so often: who is above lies, and nobody counts on from there
+	maxEncoded = MaxBody + 8<<10 // leaves room for fields of newer versions
+	maxVersion = 1 << 62         // at this version, tombstones win over other documents (see Supersedes)
+	maxCounted = 1 << 48         // no mesh writes so often: higher versions are malicious and not counted on from
 	maxWritten = 1 << 40         // the year 36812: sums of times cannot overflow
 )
 
-// Digest tells two documents, or two sets of them, apart.
+// Digest identifies the content of a document or of a set of documents.
 type Digest [sha256.Size]byte
 
-// Document is one version of what has a name. It is immutable, and verified: whoever has one
-// knows that its writer said so.
+// Document is one version of a named value. It is immutable, and its signature was verified.
 type Document struct {
-	Kind    string // what it is: policy
+	Kind    string // for example "policy"
 	Name    string
 	Version uint64
 	Writer  ed25519.PublicKey
-	Written int64 // Unix seconds, as the writer's clock said
-	Deleted bool  // it is a tombstone, without a body
+	Written int64 // Unix seconds, by the writer's clock
+	Deleted bool  // whether it is a tombstone, which has no body
 	Body    []byte
-	Digest  Digest // of what is signed
+	Digest  Digest // of the signed content
 
-	// raw is what was signed, as it came, so that fields of a newer version survive being passed
-	// on; nil where it is what we would write ourselves.
+	// raw is the signed content as received, so that fields of a newer version are passed on; nil
+	// if our own encoding is the same.
 	raw       []byte
 	signature []byte
 }
 
-// content is what is signed.
+// content is the signed part of a document.
 type content struct {
 	Kind    string `cbor:"1,keyasint"`
 	Name    string `cbor:"2,keyasint"`
@@ -76,13 +73,13 @@ type content struct {
 	Body    []byte `cbor:"7,keyasint,omitempty"`
 }
 
-// wire is a document on the network and on disk.
+// wire is the encoding of a document, on the network and on disk.
 type wire struct {
 	Content   []byte `cbor:"1,keyasint"`
 	Signature []byte `cbor:"2,keyasint"`
 }
 
-// context keeps a document's signature from being good for anything else.
+// context makes a document's signature invalid for anything else.
 const context = "weft document v1\x00"
 
 var (
@@ -94,17 +91,17 @@ var (
 
 func must[T any](v T, err error) T {
 	if err != nil {
-		panic(err) // constant options, or our own types
+		panic(err) // only constant options and our own types reach this
 	}
 	return v
 }
 
-// Next is what a writer makes of old, the newest version that it knows; nil if it knows none.
+// Next returns the version after old, the newest one known to the writer; nil if there is none.
 func Next(old *Document, kind, name string, body []byte, deleted bool, written int64, key ed25519.PrivateKey) (*Document, error) {
 	d := &Document{Kind: kind, Name: name, Written: written, Deleted: deleted, Body: body}
 	if old != nil {
 		if old.Key() != d.Key() {
-			return nil, fmt.Errorf("%s does not follow %s", d, old)
+			return nil, fmt.Errorf("%s cannot follow %s: the keys differ", d, old)
 		}
 		d.Version = old.Version
 		if deleted && d.Version == maxVersion {
@@ -114,7 +111,7 @@ func Next(old *Document, kind, name string, body []byte, deleted bool, written i
 	return d.sign(key)
 }
 
-// sign makes d the word of the holder of key, with the number after the one in d.
+// sign signs d with key, under the version after the one in d.
 func (d *Document) sign(key ed25519.PrivateKey) (*Document, error) {
 	d.Version++
 	d.Writer, d.Written, d.Body = key.Public().(ed25519.PublicKey), max(d.Written, 0), bytes.Clone(d.Body)
@@ -127,7 +124,7 @@ func (d *Document) sign(key ed25519.PrivateKey) (*Document, error) {
 	return d, nil
 }
 
-// CheckKey reports why there can be no document of a kind and name.
+// CheckKey returns an error if no document can have that kind and name.
 func CheckKey(kind, name string) error {
 	bad := func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' }
 	switch {
@@ -141,39 +138,39 @@ func CheckKey(kind, name string) error {
 	return nil
 }
 
-// check reports why a document cannot be one.
+// check returns an error if d is invalid.
 func (d *Document) check() error {
 	if err := CheckKey(d.Kind, d.Name); err != nil {
 		return fmt.Errorf("document: %w", err)
 	}
 	switch {
 	case len(d.Writer) != ed25519.PublicKeySize:
-		return fmt.Errorf("document: %s: no key of its writer", d)
+		return fmt.Errorf("document: %s: its writer's key is missing", d)
 	case d.Version == 0 || d.Version > maxVersion:
-		return fmt.Errorf("document: %s: there is no version %d: give it another name", d, d.Version)
+		return fmt.Errorf("document: %s: version %d is impossible: use another name", d, d.Version)
 	case d.Written < 0 || d.Written > maxWritten:
-		return fmt.Errorf("document: %s: it was written at no time: %d", d, d.Written)
+		return fmt.Errorf("document: %s: invalid time %d", d, d.Written)
 	case len(d.Body) > MaxBody:
-		return fmt.Errorf("document: %s has %d bytes, at most %d are allowed: make several of it", d, len(d.Body), MaxBody)
+		return fmt.Errorf("document: %s has %d bytes, at most %d are allowed: split it into several", d, len(d.Body), MaxBody)
 	case d.Deleted && len(d.Body) > 0:
-		return fmt.Errorf("document: %s is deleted, and has a body", d)
+		return fmt.Errorf("document: %s is deleted, but has a body", d)
 	}
 	return nil
 }
 
-// String is how people see the document's name.
+// String returns kind and name for messages.
 func (d *Document) String() string { return fmt.Sprintf("%.32s %.256q", d.Kind, d.Name) }
 
-// Key is the kind and the name: no two keys are the same bytes.
+// Key returns kind and name as a unique key.
 func (d *Document) Key() string { return Key(d.Kind, d.Name) }
 
-// Key is that of a document with a kind and name.
+// Key returns the key of a document with a kind and name.
 func Key(kind, name string) string { return kind + "\x00" + name }
 
-// WriterID is the peer that wrote the document.
+// WriterID returns the peer that wrote the document.
 func (d *Document) WriterID() peer.ID { return peer.IDOf(d.Writer) }
 
-// content is what is signed.
+// content returns the signed content.
 func (d *Document) content() []byte {
 	if d.raw != nil {
 		return d.raw
@@ -181,13 +178,13 @@ func (d *Document) content() []byte {
 	return must(encoding.Marshal(content{d.Kind, d.Name, d.Version, d.Writer, d.Written, d.Deleted, d.Body}))
 }
 
-// Encode writes d so that Decode reads it.
+// Encode encodes d for Decode.
 func (d *Document) Encode() []byte { return must(encoding.Marshal(wire{d.content(), d.signature})) }
 
-// Decode reads a document and refuses one that its writer has not signed.
+// Decode decodes a document, and refuses one with an invalid signature.
 func Decode(data []byte) (*Document, error) {
 	if len(data) > maxEncoded {
-		return nil, fmt.Errorf("document: %d bytes, at most %d are allowed", len(data), maxEncoded)
+		return nil, fmt.Errorf("document: refused: it has %d bytes, at most %d are allowed", len(data), maxEncoded)
 	}
 	var w wire
 	var c content
@@ -205,7 +202,7 @@ func Decode(data []byte) (*Document, error) {
 		return nil, err
 	}
 	if !ed25519.Verify(d.Writer, append([]byte(context), w.Content...), w.Signature) {
-		return nil, fmt.Errorf("document: %s is not signed by %v, who should have written it", d, d.WriterID())
+		return nil, fmt.Errorf("document: %s: the signature of its writer %v is invalid", d, d.WriterID())
 	}
 	if !bytes.Equal(d.content(), w.Content) {
 		d.raw = w.Content
@@ -213,9 +210,9 @@ func Decode(data []byte) (*Document, error) {
 	return d, nil
 }
 
-// Supersedes reports whether d replaces old, both of one key. The order is total, so that
-// all peers choose alike. Its greatest are tombstones: whatever number somebody chose, it can
-// be deleted.
+// Supersedes reports whether d replaces old, a document with the same key. The order is total, so
+// all peers choose the same one. Its greatest elements are tombstones, so that a document with any
+// version can be deleted.
 func (d *Document) Supersedes(old *Document) bool {
 	if old == nil {
 		return true
@@ -224,10 +221,10 @@ func (d *Document) Supersedes(old *Document) bool {
 	return cmp.Or(cmp.Compare(d.Version, old.Version), last(d.ended(), old.ended()), bytes.Compare(a[:], b[:]), bytes.Compare(d.Digest[:], old.Digest[:])) > 0
 }
 
-// ended reports whether d is a tombstone that nothing with a body replaces.
+// ended reports whether d is a tombstone that only tombstones can replace.
 func (d *Document) ended() bool { return d.Deleted && d.Version == maxVersion }
 
-// last orders what is the end before what is not.
+// last orders true after false.
 func last(a, b bool) int {
 	switch {
 	case a == b:
@@ -238,8 +235,8 @@ func last(a, b bool) int {
 	return -1
 }
 
-// Same reports whether a document says nothing but that: a body, or that there is none any
-// more. A nil document is none.
+// Same reports whether d has the given body, or is deleted if deleted is set. A nil document counts
+// as deleted.
 func (d *Document) Same(body []byte, deleted bool) bool {
 	if d == nil || d.Deleted || deleted {
 		return deleted && (d == nil || d.Deleted)
@@ -247,39 +244,37 @@ func (d *Document) Same(body []byte, deleted bool) bool {
 	return bytes.Equal(d.Body, body)
 }
 
-// How long a tombstone is in time: that long after it was written, and so much before, since
-// clocks differ.
+// A tombstone is current from one day before its time, since clocks differ, to 30 days after it.
 const (
 	keepFor = 30 * 24 * 3600
 	skew    = 24 * 3600
 )
 
-// within reports whether a time is one at which a tombstone that matters now was written.
+// within reports whether a tombstone written at t is current at now.
 func within(t, now int64) bool { return now-keepFor < t && t < now+skew }
 
-// Current reports whether all peers are to have the document: each one but tombstones that
-// are out of time.
+// Current reports whether all peers should have the document: all documents except tombstones that
+// are not current.
 func (d *Document) Current(now int64) bool { return !d.Deleted || within(d.Written, now) }
 
-// Held says which version of a document a peer has.
+// Held describes the version of a document that a peer has.
 type Held struct {
 	Kind    string  `cbor:"1,keyasint"`
 	Name    string  `cbor:"2,keyasint"`
 	Version uint64  `cbor:"3,keyasint"`
 	Writer  peer.ID `cbor:"4,keyasint"`
-	Digest  [8]byte `cbor:"5,keyasint"`           // its begin: enough to see that two differ
-	Ended   bool    `cbor:"6,keyasint,omitempty"` // it is a tombstone that nothing replaces
-	// Old says that it is a tombstone out of time: only who has what it deletes is given it.
+	Digest  [8]byte `cbor:"5,keyasint"`           // the start of the digest, enough to detect a difference
+	Ended   bool    `cbor:"6,keyasint,omitempty"` // whether it is a tombstone that only tombstones can replace
+	// Old marks a tombstone that is not current: it is only sent to peers that have the document.
 	Old bool `cbor:"7,keyasint,omitempty"`
 }
 
-// Held describes the document.
+// Held returns the description of the document.
 func (d *Document) Held() Held {
 	return Held{d.Kind, d.Name, d.Version, d.WriterID(), [8]byte(d.Digest[:8]), d.ended(), false}
 }
 
-// Compare orders two versions of one document, as Supersedes does; 0 means that they are the
-// same.
+// Compare orders two versions of one document as Supersedes does; 0 means that they are the same.
 func (h Held) Compare(o Held) int {
 	return cmp.Or(cmp.Compare(h.Version, o.Version), last(h.Ended, o.Ended), bytes.Compare(h.Writer[:], o.Writer[:]), bytes.Compare(h.Digest[:], o.Digest[:]))
 }

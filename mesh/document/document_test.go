@@ -11,7 +11,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// today is when the tests are, in Unix seconds.
+// today is the current time of the tests, in Unix seconds.
 const today = int64(1_800_000_000)
 
 var identities = func() (out [4]ed25519.PrivateKey) {
@@ -30,12 +30,12 @@ func next(t rapid.TB, old *Document, name, body string, deleted bool, written in
 	return d
 }
 
-// signed is what a writer can put on the network, whatever it does.
+// signed returns content signed by writer n, valid or not.
 func signed(n int, content []byte) []byte {
 	return must(encoding.Marshal(wire{content, ed25519.Sign(identities[n], append([]byte(context), content...))}))
 }
 
-func TestEncodingIsExact(t *testing.T) {
+func TestDecodeReturnsEncodedDocument(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		deleted := rapid.Bool().Draw(t, "deleted")
 		body := rapid.SliceOfN(rapid.Byte(), 0, 100).Draw(t, "body")
@@ -48,33 +48,33 @@ func TestEncodingIsExact(t *testing.T) {
 			t.Fatal(err)
 		}
 		if back.Supersedes(d) || d.Supersedes(back) || back.Digest != d.Digest || !bytes.Equal(back.Encode(), d.Encode()) || !back.Same(d.Body, d.Deleted) {
-			t.Fatalf("%+v, want %+v", back, d)
+			t.Fatalf("decoded %+v, want %+v", back, d)
 		}
 		if back.raw != nil {
-			t.Fatal("the bytes are kept as well")
+			t.Fatal("the received bytes are kept although our encoding is the same")
 		}
 	})
 }
 
-func TestNextNumbersFromTheNewest(t *testing.T) {
+func TestNextRaisesVersionWhateverTheClock(t *testing.T) {
 	a := next(t, nil, "web", "1", false, today, 1)
-	b := next(t, a, "web", "2", false, today-1000, 2) // whatever its clock says
+	b := next(t, a, "web", "2", false, today-1000, 2) // its clock is behind
 	c := next(t, b, "web", "", true, 0, 1)
 	if a.Version != 1 || b.Version != 2 || c.Version != 3 || !b.Supersedes(a) || !c.Supersedes(b) || a.Supersedes(b) {
 		t.Errorf("versions %d, %d, %d", a.Version, b.Version, c.Version)
 	}
 	if _, err := Next(a, "policy", "db", nil, false, today, identities[1]); err == nil {
-		t.Error("it follows a document of another name")
+		t.Error("Next accepted a document with another name")
 	}
 	body := []byte("mine")
 	d, _ := Next(nil, "policy", "web", body, false, today, identities[1])
 	if body[0] = 'M'; string(d.Body) != "mine" {
-		t.Error("the caller's bytes are the document's")
+		t.Error("the document shares its body with the caller")
 	}
 }
 
-// A newer version may say more than we understand; we pass it on as it came.
-func TestUnknownFieldsSurvive(t *testing.T) {
+// A newer version may add fields, which are passed on unchanged.
+func TestUnknownFieldsArePassedOn(t *testing.T) {
 	d := next(t, nil, "web", "body", false, today, 1)
 	var m map[int]any
 	if err := decoding.Unmarshal(d.content(), &m); err != nil {
@@ -84,11 +84,11 @@ func TestUnknownFieldsSurvive(t *testing.T) {
 	data := signed(1, must(encoding.Marshal(m)))
 	got, err := Decode(data)
 	if err != nil || string(got.Body) != "body" || !bytes.Equal(got.Encode(), data) || got.Digest == d.Digest {
-		t.Errorf("%+v, %v", got, err)
+		t.Errorf("decoded %+v, error %v", got, err)
 	}
 }
 
-func TestForgeriesAreRefused(t *testing.T) {
+func TestInvalidDocumentsAreRefused(t *testing.T) {
 	d := next(t, nil, "web", "body", false, today, 1)
 	change := func(f func(m map[int]any)) []byte {
 		var m map[int]any
@@ -100,30 +100,30 @@ func TestForgeriesAreRefused(t *testing.T) {
 	}
 	with := func(field int, v any) []byte { return signed(1, change(func(m map[int]any) { m[field] = v })) }
 	for name, data := range map[string][]byte{
-		"another's signature":   signed(2, d.content()),
-		"no signature":          must(encoding.Marshal(wire{Content: d.content()})),
-		"another context":       must(encoding.Marshal(wire{d.content(), ed25519.Sign(identities[1], d.content())})),
-		"another writer":        with(4, []byte(identities[2].Public().(ed25519.PublicKey))),
-		"half a key":            with(4, []byte{1, 2}),
-		"no kind":               with(1, ""),
-		"a long kind":           with(1, strings.Repeat("k", MaxKind+1)),
-		"a kind with a NUL":     with(1, "policy\x00"),
-		"an unprintable name":   with(2, "a\x1b[2J"),
-		"no name":               with(2, ""),
-		"a long name":           with(2, strings.Repeat("n", MaxName+1)),
-		"a name not of UTF-8":   signed(1, bytes.Replace(d.content(), []byte("web"), []byte("w\xffb"), 1)),
-		"version 0":             with(3, 0),
-		"the last version":      with(3, uint64(1<<64-1)),
-		"before all time":       with(5, -1),
-		"after all time":        with(5, int64(1<<62)),
-		"a body of the deleted": with(6, true),
-		"a large body":          with(7, make([]byte, MaxBody+1)),
-		"much of what is new":   with(99, make([]byte, maxEncoded)),
-		"more behind it":        append(d.Encode(), 0),
-		"nothing":               nil,
+		"signature of another": signed(2, d.content()),
+		"no signature":         must(encoding.Marshal(wire{Content: d.content()})),
+		"another context":      must(encoding.Marshal(wire{d.content(), ed25519.Sign(identities[1], d.content())})),
+		"another writer":       with(4, []byte(identities[2].Public().(ed25519.PublicKey))),
+		"half a key":           with(4, []byte{1, 2}),
+		"no kind":              with(1, ""),
+		"a long kind":          with(1, strings.Repeat("k", MaxKind+1)),
+		"a kind with a NUL":    with(1, "policy\x00"),
+		"an unprintable name":  with(2, "a\x1b[2J"),
+		"no name":              with(2, ""),
+		"a long name":          with(2, strings.Repeat("n", MaxName+1)),
+		"name is not UTF-8":    signed(1, bytes.Replace(d.content(), []byte("web"), []byte("w\xffb"), 1)),
+		"version 0":            with(3, 0),
+		"version too high":     with(3, uint64(1<<64-1)),
+		"negative time":        with(5, -1),
+		"time too large":       with(5, int64(1<<62)),
+		"deleted with a body":  with(6, true),
+		"a large body":         with(7, make([]byte, MaxBody+1)),
+		"too many new fields":  with(99, make([]byte, maxEncoded)),
+		"trailing data":        append(d.Encode(), 0),
+		"no data":              nil,
 	} {
 		if got, err := Decode(data); err == nil {
-			t.Errorf("%s: accepted %+v", name, got)
+			t.Errorf("%s: Decode accepted %+v", name, got)
 		}
 	}
 	data := d.Encode()
@@ -132,14 +132,14 @@ func TestForgeriesAreRefused(t *testing.T) {
 			flipped := bytes.Clone(data)
 			flipped[i] ^= 1 << bit
 			if got, err := Decode(flipped); err == nil && !bytes.Equal(got.Encode(), data) {
-				t.Fatalf("bit %d of byte %d: accepted %+v", bit, i, got)
+				t.Fatalf("with bit %d of byte %d flipped, Decode accepted %+v", bit, i, got)
 			}
 		}
 	}
 }
 
-// What cannot be sent cannot be written either.
-func TestWritersAreBounded(t *testing.T) {
+// Documents that cannot be sent cannot be written either.
+func TestInvalidDocumentsCannotBeWritten(t *testing.T) {
 	for name, f := range map[string]func() (*Document, error){
 		"a large body": func() (*Document, error) {
 			return Next(nil, "policy", "a", make([]byte, MaxBody+1), false, today, identities[1])
@@ -148,15 +148,15 @@ func TestWritersAreBounded(t *testing.T) {
 		"a kind in capitals": func() (*Document, error) {
 			return Next(nil, "Policy", "a", nil, false, today, identities[1])
 		},
-		"a deleted body": func() (*Document, error) {
+		"deleted with a body": func() (*Document, error) {
 			return Next(nil, "policy", "a", []byte("x"), true, today, identities[1])
 		},
-		"the last version": func() (*Document, error) {
+		"after the largest version": func() (*Document, error) {
 			return Next(&Document{Kind: "policy", Name: "a", Version: maxVersion}, "policy", "a", nil, false, today, identities[1])
 		},
 	} {
 		if d, err := f(); err == nil {
-			t.Errorf("%s: %+v", name, d)
+			t.Errorf("%s: Next returned %+v", name, d)
 		}
 	}
 	d, err := Next(nil, strings.Repeat("k", MaxKind), strings.Repeat("ä", MaxName/2), make([]byte, MaxBody), false, maxWritten, identities[1])
@@ -164,13 +164,13 @@ func TestWritersAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Decode(d.Encode()); err != nil {
-		t.Errorf("the largest one: %v", err)
+		t.Errorf("decode the largest document: %v", err)
 	}
 }
 
-// The order is total, and that of Held: two peers that compare only what they hold choose as
-// those do that have the documents.
-func TestTheOrderIsTotal(t *testing.T) {
+// Supersedes is a total order, and Held.Compare is the same one. So peers that compare only
+// versions choose the same documents.
+func TestSupersedesIsTotalOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		docs := make([]*Document, 3)
 		for i := range docs {
@@ -187,10 +187,10 @@ func TestTheOrderIsTotal(t *testing.T) {
 		}
 		a, b, c := docs[0], docs[1], docs[2]
 		if a.Supersedes(a) || a.Digest != b.Digest && a.Supersedes(b) == b.Supersedes(a) || a.Supersedes(b) && b.Supersedes(c) && !a.Supersedes(c) {
-			t.Fatalf("%+v\n%+v\n%+v", a, b, c)
+			t.Fatalf("no total order of\n%+v\n%+v\n%+v", a, b, c)
 		}
 		if (a.Held().Compare(b.Held()) > 0) != a.Supersedes(b) {
-			t.Fatal("what is held has another order")
+			t.Fatal("Held.Compare differs from Supersedes")
 		}
 	})
 }
@@ -200,7 +200,7 @@ func samples(t testing.TB) []*Document {
 	return []*Document{a, next(t, a, "web", "", true, today, 2), next(t, nil, "größer", "", false, 0, 3)}
 }
 
-// The signature keeps the fuzzer out; so it also fuzzes what is signed.
+// Random data has no valid signature, so the fuzzer also signs its data as content.
 func FuzzDecode(f *testing.F) {
 	for _, d := range samples(f) {
 		f.Add(d.Encode())
@@ -215,25 +215,25 @@ func FuzzDecode(f *testing.F) {
 			}
 			again, err := Decode(d.Encode())
 			if err != nil || again.Digest != d.Digest || !bytes.Equal(again.Encode(), d.Encode()) {
-				t.Fatalf("what was read cannot be written: %v", err)
+				t.Fatalf("encoding and decoding again gave another document: %v", err)
 			}
 			s := NewSet()
 			if news, err := s.Put(d, today); !news || err != nil {
-				t.Fatalf("a document is no news: %v", err)
+				t.Fatalf("Put into an empty set reported no news: %v", err)
 			}
 			if news, _ := s.Put(again, today); news || s.Lacks(again.Held()) || len(s.Missing(s.Held(today), today)) > 0 {
-				t.Fatal("its own document is news")
+				t.Fatal("Put of the same document reported news")
 			}
 			if (s.Get(d.Kind, d.Name) == nil) != d.Deleted || len(s.List(d.Kind)) > 1 {
-				t.Fatal("what is deleted is there")
+				t.Fatal("Get or List returns a deleted document")
 			}
 			s.Expire(today + 2*keepFor)
 			after, err := Next(d, d.Kind, d.Name, nil, true, today, identities[2])
 			if err != nil || !d.ended() && !after.Supersedes(d) {
-				t.Fatalf("it cannot be deleted: %v", err)
+				t.Fatalf("the document cannot be deleted: %v", err)
 			}
 			if h := after.Held(); after.Supersedes(d) != (h.Compare(d.Held()) > 0) {
-				t.Fatal("what one holds tells another order than the documents")
+				t.Fatal("Held.Compare differs from Supersedes")
 			}
 		}
 	})

@@ -11,43 +11,43 @@ import (
 	"weft/mesh/peer"
 )
 
-// Mark says how far a writer's numbers have come, by its own signature. Who holds one has had
-// every document of that writer up to the number: what is not here any more was replaced, or
-// deleted. So marks are what is left of a deletion once its tombstone is forgotten.
+// Mark is the high-water mark of one writer, signed by it. A peer that holds a mark has had every
+// document of that writer up to Version. A document that is missing below it was replaced or
+// deleted. So marks preserve deletions after their tombstones have expired.
 //
-// It holds because a writer numbers on from all that it knows, so that no later document of
-// its own has a lower number; and because a mark is taken over only from a peer all of whose
-// documents are here.
+// This is correct for two reasons. A writer numbers above everything it knows, so none of its later
+// documents has a lower version. And marks are only taken over from a peer all of whose documents
+// are here.
 type Mark struct {
 	Writer    ed25519.PublicKey `cbor:"1,keyasint"`
 	Version   uint64            `cbor:"2,keyasint"`
 	Signature []byte            `cbor:"3,keyasint"`
 }
 
-// MaxWriters bounds the marks: as many as there can be peers. Of more, the documents may
-// return from a host that was away while they were deleted and forgotten.
+// MaxWriters bounds the marks: there can be as many peers. Deleted documents of further writers may
+// return from a host that was away until their tombstones had expired.
 const MaxWriters = 1 << 12
 
-// markContext keeps a mark's signature from being good for anything else.
+// markContext makes a mark's signature invalid for anything else.
 const markContext = "weft documents written v1\x00"
 
 func signedMark(version uint64) []byte {
 	return binary.BigEndian.AppendUint64([]byte(markContext), version)
 }
 
-// NewMark is the word of the holder of key that it has come to a number.
+// NewMark returns a mark at a version, signed with key.
 func NewMark(version uint64, key ed25519.PrivateKey) Mark {
 	return Mark{key.Public().(ed25519.PublicKey), version, ed25519.Sign(key, signedMark(version))}
 }
 
 func (m Mark) check() error {
 	if len(m.Writer) != ed25519.PublicKeySize || m.Version == 0 || m.Version > maxCounted || !ed25519.Verify(m.Writer, signedMark(m.Version), m.Signature) {
-		return fmt.Errorf("document: a mark at %d is not its writer's", m.Version)
+		return fmt.Errorf("document: invalid mark at version %d: the signature is not its writer's", m.Version)
 	}
 	return nil
 }
 
-// Marks are all marks, in the order of the writers' ids.
+// Marks returns all marks, sorted by writer id.
 func (s *Set) Marks() []Mark {
 	ids := slices.SortedFunc(maps.Keys(s.marks), func(a, b peer.ID) int { return bytes.Compare(a[:], b[:]) })
 	out := make([]Mark, len(ids))
@@ -57,7 +57,7 @@ func (s *Set) Marks() []Mark {
 	return out
 }
 
-// Written is the highest number of a writer's documents here, as far as numbers are counted.
+// Written returns the highest version of a writer's documents here, without malicious ones.
 func (s *Set) Written(writer peer.ID) (highest uint64) {
 	for _, h := range s.held {
 		if h.Version <= maxCounted && h.Version > highest && h.WriterID() == writer {
@@ -67,8 +67,8 @@ func (s *Set) Written(writer peer.ID) (highest uint64) {
 	return highest
 }
 
-// See takes over the marks of a peer all of whose documents are here, and reports whether any
-// was news. It ends with the first one that is forged.
+// See merges the marks of a peer all of whose documents are here, and reports whether any was news.
+// It stops at the first invalid one.
 func (s *Set) See(marks []Mark) (news bool, err error) {
 	for _, m := range marks {
 		id := peer.IDOf(m.Writer)
@@ -84,8 +84,8 @@ func (s *Set) See(marks []Mark) (news bool, err error) {
 	return news, nil
 }
 
-// Ended reports whether a document is known to have been deleted, though its tombstone is
-// forgotten: it was here, and is not. Who offers it was away meanwhile.
+// Ended reports whether a document was deleted and its tombstone has expired: it is missing below
+// its writer's mark. A host that offers it was away meanwhile.
 func (s *Set) Ended(d *Document) bool {
 	_, here := s.held[d.Key()]
 	return !here && !d.Deleted && d.Version <= s.marks[d.WriterID()].Version

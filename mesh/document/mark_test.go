@@ -6,10 +6,10 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Hosts write, hear single documents, compare all that they have, forget what is deleted, and
-// start anew: no document ends of which nobody wrote that it is deleted, and none that somebody
-// deleted after he had it counts on a host that had compared with him.
-func TestMarksEndWhatIsDeletedAndNothingElse(t *testing.T) {
+// Hosts write, receive single documents, compare all documents, expire tombstones and restart, in
+// random order. Marks end no document that was not deleted. A deleted document does not return to a
+// host that had compared with the one that deleted it.
+func TestMarksEndOnlyDeletedDocuments(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const hosts = 4
 		var sets [hosts]*Set
@@ -20,7 +20,7 @@ func TestMarksEndWhatIsDeletedAndNothingElse(t *testing.T) {
 		take := func(to *Set, d *Document) {
 			if to.Ended(d) {
 				if !deleted[d.Key()] {
-					t.Fatalf("%s ends, which nobody deleted", d)
+					t.Fatalf("%s counts as ended, but was never deleted", d)
 				}
 				return
 			}
@@ -55,7 +55,7 @@ func TestMarksEndWhatIsDeletedAndNothingElse(t *testing.T) {
 				}
 				for _, d := range all(from) {
 					if ours, _ := s.Last(d.Key()); !d.Deleted && ours == nil && !deleted[d.Key()] {
-						t.Fatalf("%s is lost", d)
+						t.Fatalf("%s is missing after a comparison, but was never deleted", d)
 					}
 				}
 			case 5:
@@ -76,36 +76,35 @@ func TestMarksEndWhatIsDeletedAndNothingElse(t *testing.T) {
 	})
 }
 
-// Once a deletion is forgotten, what was deleted ends wherever it was; what is written after
-// that does not.
-func TestAForgottenDeletionIsKnown(t *testing.T) {
+// After its tombstone has expired, a deleted document still counts as ended; a later one does not.
+func TestMarkRemembersExpiredDeletion(t *testing.T) {
 	a := next(t, nil, "web", "x", false, today, 1)
 	s := put(t, []*Document{a, next(t, a, "web", "", true, today, 2)})
 	_, _ = s.See([]Mark{NewMark(a.Version, identities[1])})
 	if s.Ended(a) {
-		t.Error("it is held, as a tombstone")
+		t.Error("Ended is true while the tombstone is held")
 	}
 	s.Expire(today + 40*day)
 	if later := next(t, a, "web", "y", false, today, 1); !s.Ended(a) || s.Ended(later) || s.Ended(next(t, nil, "web", "x", false, today, 3)) {
-		t.Error("what ends is not what was deleted")
+		t.Error("Ended is not true for exactly the deleted document")
 	}
 }
 
-// The marks are bounded, and none is anybody's but the writer's.
-func TestMarksAreBounded(t *testing.T) {
+// The number of marks is bounded, and only the writer can sign its mark.
+func TestMarksAreBoundedAndSigned(t *testing.T) {
 	s := NewSet()
 	for i := range MaxWriters - 1 {
 		s.marks[[8]byte{1, byte(i >> 8), byte(i)}] = Mark{}
 	}
 	forged := NewMark(5, identities[1])
 	forged.Version = 6
-	for name, m := range map[string]Mark{"forged": forged, "too high": NewMark(maxCounted+1, identities[1]), "nobody's": {Version: 1}} {
+	for name, m := range map[string]Mark{"forged": forged, "too high": NewMark(maxCounted+1, identities[1]), "without writer": {Version: 1}} {
 		if news, err := s.See([]Mark{m, NewMark(1, identities[2])}); news && err == nil || len(s.marks) > MaxWriters {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s mark: got %v", name, err)
 		}
 	}
 	_, _ = s.See([]Mark{NewMark(9, identities[1]), NewMark(9, identities[2]), NewMark(9, identities[3])})
 	if len(s.marks) != MaxWriters {
-		t.Errorf("%d marks", len(s.marks))
+		t.Errorf("%d marks, want MaxWriters", len(s.marks))
 	}
 }

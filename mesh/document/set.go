@@ -12,50 +12,49 @@ import (
 	"weft/mesh/peer"
 )
 
-// How many documents there are, tombstones among them. A writer that has MaxDocuments makes no
-// new one. Others may have made some at the same time, behind a partition: so a set takes in
-// what comes, up to MaxHeld. Beyond that, which nobody reaches who keeps to the first bound,
-// what is held stays and can be changed and deleted, and new ones are refused: which of them
-// are held then depends on what came first, until some are deleted and their tombstones gone.
-// The alternative, to give up one that is held, would end a policy that is in force.
+// MaxDocuments is the number of documents, including tombstones, above which a writer makes no new
+// one. Writers behind a partition can exceed it together, so a set accepts up to MaxHeld. Only
+// malicious writers exceed that. Then the documents that are held stay, and can be changed and
+// deleted, but new ones are refused. Which ones are held then depends on the order of arrival,
+// until some tombstones expire. Dropping a held document would end a policy that is in force.
 const (
 	MaxDocuments = 4096
 	MaxHeld      = MaxDocuments + MaxDocuments/4
 )
 
-// FullError says that there is no room for one more document.
+// FullError reports that there is no room for a new document.
 type FullError struct{ Have int }
 
 func (e *FullError) Error() string {
-	return fmt.Sprintf("the mesh holds %d documents, and at most %d are allowed, those among them that were deleted in the last 30 days: "+
-		"change documents instead of making new ones, or put what belongs together into one", e.Have, MaxDocuments)
+	return fmt.Sprintf("the mesh holds %d documents, including those deleted in the last 30 days, but at most %d are allowed: "+
+		"change existing documents instead of adding new ones, or combine several into one", e.Have, MaxDocuments)
 }
 
-// Set is the newest version of every document. Below its bound a set is a function of the
-// documents that were put into it, in whatever order, and however often.
+// Set holds the newest version of every document. Within its bound it depends only on the documents
+// that were put into it, not on their order or repetition.
 //
-// A tombstone is dropped 30 days after it was written. One that is out of time when it comes,
-// since its writer's clock is wrong, is kept for 30 days from then. It counts in no digest, so
-// that peers need not agree on it, and it is given only to who holds what it deletes.
+// A tombstone is dropped 30 days after it was written. One that is not current on arrival, because
+// its writer's clock is wrong, is kept for 30 days after that. It is left out of digests, so that
+// peers need not agree on it, and is only sent to peers that hold the deleted document.
 type Set struct {
 	held   map[string]held // by key
 	marks  map[peer.ID]Mark
-	top    uint64 // the highest number that ever was here, but for those that nobody comes to
-	digest Digest // at a time; zero if it has changed
+	top    uint64 // the highest version that was ever here, except malicious ones
+	digest Digest // cached digest at time at; zero if outdated
 	at     int64
 }
 
-// held is a document, and since when it is here, in Unix seconds.
+// held is a document and the time of its arrival, in Unix seconds.
 type held struct {
 	*Document
 	since int64
 }
 
-// NewSet makes an empty set.
+// NewSet returns an empty set.
 func NewSet() *Set { return &Set{held: map[string]held{}, marks: map[peer.ID]Mark{}} }
 
-// Put keeps a document, if it supersedes the one that is there, and reports whether it does.
-// It is a FullError if there is no room for one with a new name.
+// Put stores a document if it supersedes the present one, and reports whether it does. It returns a
+// FullError if there is no room for a new key.
 func (s *Set) Put(d *Document, now int64) (news bool, err error) {
 	old, known := s.held[d.Key()]
 	switch {
@@ -71,8 +70,9 @@ func (s *Set) Put(d *Document, now int64) (news bool, err error) {
 	return true, nil
 }
 
-// Next is what a writer makes of what is here. Its number is above all that were ever here:
-// somebody may still have a tombstone of that name, which is dropped here, and marks count on it.
+// Next returns the document that a writer writes over the present one. Its version is above all
+// that were ever here: another peer may still have a tombstone of that name which has expired here,
+// and marks rely on it.
 func (s *Set) Next(kind, name string, body []byte, deleted bool, written int64, key ed25519.PrivateKey) (*Document, error) {
 	old, _ := s.Last(Key(kind, name))
 	if old == nil || old.Version < s.top {
@@ -81,7 +81,7 @@ func (s *Set) Next(kind, name string, body []byte, deleted bool, written int64, 
 	return Next(old, kind, name, body, deleted, written, key)
 }
 
-// Expire drops the tombstones that have done their work, and lists their keys.
+// Expire drops the expired tombstones and returns their keys.
 func (s *Set) Expire(now int64) (keys []string) {
 	for key, h := range s.held {
 		late := !within(h.Written, h.since) && within(h.since, now)
@@ -94,17 +94,17 @@ func (s *Set) Expire(now int64) (keys []string) {
 	return keys
 }
 
-// Len is the number of documents, tombstones among them.
+// Len returns the number of documents, including tombstones.
 func (s *Set) Len() int { return len(s.held) }
 
-// Last is the newest version of a document, which may be a tombstone, and since when it is
-// here; nil if there is none.
+// Last returns the newest version of a document, which may be a tombstone, and the time of its
+// arrival; nil if there is none.
 func (s *Set) Last(key string) (d *Document, since int64) {
 	h := s.held[key]
 	return h.Document, h.since
 }
 
-// Get is a document; nil if there is none, or it is deleted.
+// Get returns a document; nil if there is none or it is deleted.
 func (s *Set) Get(kind, name string) *Document {
 	if d := s.held[Key(kind, name)].Document; d != nil && !d.Deleted {
 		return d
@@ -112,7 +112,7 @@ func (s *Set) Get(kind, name string) *Document {
 	return nil
 }
 
-// List are the documents of a kind, but for the deleted ones, by name.
+// List returns the documents of a kind without deleted ones, sorted by name.
 func (s *Set) List(kind string) (out []*Document) {
 	for _, h := range s.held {
 		if h.Kind == kind && !h.Deleted {
@@ -123,11 +123,11 @@ func (s *Set) List(kind string) (out []*Document) {
 	return out
 }
 
-// keys are those of all documents, in order.
+// keys returns the keys of all documents, sorted.
 func (s *Set) keys() []string { return slices.Sorted(maps.Keys(s.held)) }
 
-// Digest is one over all documents that all peers are to have: two peers with the same digest
-// have the same documents.
+// Digest returns the digest of all current documents. Peers with the same digest have the same
+// documents.
 func (s *Set) Digest(now int64) Digest {
 	if s.digest != (Digest{}) && s.at == now {
 		return s.digest
@@ -142,8 +142,8 @@ func (s *Set) Digest(now int64) Digest {
 	return s.digest
 }
 
-// Generation tells people whether two peers have the same documents of a kind: the begin of a
-// digest over those that are not deleted, in hexadecimal.
+// Generation returns a fingerprint of the documents of a kind, without deleted ones: the start of a
+// digest in hexadecimal. People compare it to see whether two peers have the same documents.
 func (s *Set) Generation(kind string) string {
 	h := sha256.New()
 	for _, d := range s.List(kind) {
@@ -152,7 +152,8 @@ func (s *Set) Generation(kind string) string {
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
-// Held describes all documents, by key: what a peer shows to another to hear what it lacks.
+// Held returns the versions of all documents, sorted by key. A peer sends it to request what it
+// lacks.
 func (s *Set) Held(now int64) []Held {
 	out := make([]Held, 0, len(s.held))
 	for _, key := range s.keys() {
@@ -164,7 +165,8 @@ func (s *Set) Held(now int64) []Held {
 	return out
 }
 
-// Lacks reports whether what somebody has is newer than what is here, and there is room for it.
+// Lacks reports whether another peer's version is newer than the one here, and there is room for
+// it.
 func (s *Set) Lacks(theirs Held) bool {
 	ours, known := s.held[Key(theirs.Kind, theirs.Name)]
 	if !known {
@@ -173,8 +175,8 @@ func (s *Set) Lacks(theirs Held) bool {
 	return theirs.Compare(ours.Held()) > 0
 }
 
-// Missing are the documents here that somebody lacks, by key. Of what is deleted and out of
-// time, only those that hold an older version hear.
+// Missing returns the documents that are newer here than in theirs, sorted by key. A tombstone that
+// is not current is only returned if theirs has an older version.
 func (s *Set) Missing(theirs []Held, now int64) (out []*Document) {
 	have := make(map[string]Held, len(theirs))
 	for _, h := range theirs {

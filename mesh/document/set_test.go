@@ -10,8 +10,8 @@ import (
 
 const day = 24 * 3600
 
-// history is what several writers did, each of them with what it had heard by then: some of
-// it restored from an older copy, with clocks of which some are wrong by years.
+// history draws the documents of several writers. Each knows some documents of the others, may
+// restart from an older copy, and may have a clock that is wrong by years.
 func history(t *rapid.T) (docs []*Document) {
 	sets := [3]*Set{NewSet(), NewSet(), NewSet()}
 	var copies []*Set
@@ -34,7 +34,7 @@ func history(t *rapid.T) (docs []*Document) {
 			clock := rapid.SampledFrom([]int64{0, today - 31*day, today, today + 12*3600, today + 3650*day}).Draw(t, "clock")
 			old, _ := sets[n].Last(Key("policy", name))
 			d, err := sets[n].Next("policy", name, []byte(body), body == "", clock, identities[n+1])
-			if rapid.IntRange(0, 9).Draw(t, "lies") == 0 {
+			if rapid.IntRange(0, 9).Draw(t, "malicious version") == 0 {
 				old = &Document{Kind: "policy", Name: name, Version: rapid.SampledFrom([]uint64{maxCounted - 1, maxVersion - 1}).Draw(t, "number")}
 				d, err = Next(old, "policy", name, []byte(body), body == "", clock, identities[n+1])
 			}
@@ -56,7 +56,7 @@ func put(t rapid.TB, docs []*Document) *Set {
 	for _, d := range docs {
 		lacked := s.Lacks(d.Held())
 		if news, err := s.Put(d, today); news != lacked || err != nil {
-			t.Fatalf("lacked %v, kept %v, %v", lacked, news, err)
+			t.Fatalf("Lacks is %v, but Put reports %v, error %v", lacked, news, err)
 		}
 		if news, _ := s.Put(d, today); news || s.Lacks(d.Held()) {
 			t.Fatal("not idempotent")
@@ -73,8 +73,8 @@ func all(s *Set) (out []*Document) {
 	return out
 }
 
-// However documents travel, all peers end with the same ones; also over a restart between.
-func TestPutIsAMerge(t *testing.T) {
+// Sets do not depend on the order and grouping of Put, nor on a restart in between.
+func TestPutIsCommutativeAndIdempotent(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		docs := history(t)
 		want := put(t, docs)
@@ -94,14 +94,14 @@ func TestPutIsAMerge(t *testing.T) {
 		}
 		for name, got := range map[string]*Set{"commuted": commuted, "associated": restarted} {
 			if describe(got) != describe(want) || got.Digest(today) != want.Digest(today) || got.Generation("policy") != want.Generation("policy") {
-				t.Fatalf("%s: %s, want %s", name, describe(got), describe(want))
+				t.Fatalf("%s: set is %s, want %s", name, describe(got), describe(want))
 			}
 		}
 	})
 }
 
-// Two peers that give each other what is missing, and nothing else, have the same digest.
-func TestWhatIsMissingIsEnough(t *testing.T) {
+// Two peers that send each other exactly the missing documents have the same digest.
+func TestExchangeOfMissingMakesSetsEqual(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		docs := history(t)
 		cut := rapid.IntRange(0, len(docs)).Draw(t, "cut")
@@ -110,22 +110,22 @@ func TestWhatIsMissingIsEnough(t *testing.T) {
 		forA, forB := b.Missing(heldA, today), a.Missing(heldB, today)
 		for _, d := range forA {
 			if news, err := a.Put(d, today); !news || err != nil {
-				t.Fatalf("it was not missing: %v", err)
+				t.Fatalf("Missing returned a document that is not news: %v", err)
 			}
 		}
 		for _, d := range forB {
 			_, _ = b.Put(d, today)
 		}
 		if a.Digest(today) != b.Digest(today) || a.Generation("policy") != b.Generation("policy") {
-			t.Fatalf("%s\n%s", describe(a), describe(b))
+			t.Fatalf("the sets differ after the exchange:\n%s\n%s", describe(a), describe(b))
 		}
 		if len(a.Missing(b.Held(today), today))+len(b.Missing(a.Held(today), today)) > 0 {
-			t.Fatal("something is missing still")
+			t.Fatal("documents are still missing after the exchange")
 		}
 	})
 }
 
-func TestWhatIsDeletedIsGone(t *testing.T) {
+func TestDeletedDocumentsAreNotListed(t *testing.T) {
 	s := NewSet()
 	empty := s.Digest(today)
 	a := next(t, nil, "web", "x", false, today, 1)
@@ -137,94 +137,93 @@ func TestWhatIsDeletedIsGone(t *testing.T) {
 	}
 	before := s.Generation("policy")
 	if l := s.List("policy"); len(l) != 2 || l[0] != b || s.Get("policy", "web") != a || s.Get("other", "web") != nil || len(s.List("other")) > 0 {
-		t.Errorf("listed %v", l)
+		t.Errorf("two documents: List returned %v", l)
 	}
 	gone := next(t, a, "web", "", true, today, 2)
 	_, _ = s.Put(gone, today)
 	if l := s.List("policy"); len(l) != 1 || l[0] != b || s.Get("policy", "web") != nil || s.Generation("policy") == before {
-		t.Errorf("listed %v", l)
+		t.Errorf("after a deletion: List returned %v", l)
 	}
 	if news, _ := s.Put(a, today); news {
-		t.Error("an old copy brings it back")
+		t.Error("an older version replaced the tombstone")
 	}
 	again := next(t, gone, "web", "x", false, today, 1)
 	if news, _ := s.Put(again, today); !news || s.Get("policy", "web") != again {
-		t.Error("it cannot be made again")
+		t.Error("the deleted document cannot be written again")
 	}
 	if s.Digest(today) == empty || len(s.Generation("policy")) != 16 {
-		t.Error("digests")
+		t.Error("the digest is that of the empty set, or the generation is too short")
 	}
 }
 
-// A tombstone is held for 30 days; then nobody holds it or asks for it.
+// A tombstone is held for 30 days; then it is dropped and not requested.
 func TestTombstonesExpire(t *testing.T) {
-	a := next(t, nil, "web", "x", false, today-100*day, 1) // age does nothing to what is not deleted
+	a := next(t, nil, "web", "x", false, today-100*day, 1) // other documents do not expire
 	gone := next(t, a, "web", "", true, today, 1)
 	s, empty := put(t, []*Document{a, gone}), NewSet()
 	if keys := s.Expire(today + 30*day - 1); len(keys) > 0 || s.Digest(today+30*day-1) == empty.Digest(0) {
-		t.Error("it is dropped early")
+		t.Error("the tombstone was dropped early or is left out of the digest")
 	}
 	if s.Digest(today+30*day) != empty.Digest(0) {
-		t.Error("who has dropped it and who is about to differ")
+		t.Error("the digests before and after dropping the tombstone differ")
 	}
 	if keys := s.Expire(today + 30*day); len(keys) != 1 || keys[0] != a.Key() || s.Len() != 0 {
-		t.Errorf("dropped %q", keys)
+		t.Errorf("expired keys are %q, want the tombstone's", keys)
 	}
 	if keys := put(t, []*Document{a}).Expire(today + 1000*day); len(keys) > 0 {
-		t.Errorf("dropped %q", keys)
+		t.Errorf("a document that is not deleted expired: %q", keys)
 	}
 }
 
-// The clock of who deletes is wrong by years: what it deletes is deleted all the same, and the
-// tombstone is not there for ever.
-func TestClocksDoNoHarm(t *testing.T) {
+// A wrong clock of the deleting peer does no harm: the document is deleted, and its tombstone
+// expires.
+func TestWrongClocksStillDeleteAndExpire(t *testing.T) {
 	for name, clock := range map[string]int64{"1970": 0, "the past": today - 31*day, "the future": today + 3650*day, "the end of time": maxWritten} {
 		t.Run(name, func(t *testing.T) {
 			a := next(t, nil, "web", "x", false, clock, 1)
 			gone := next(t, a, "web", "", true, clock, 1)
 			s, other, empty := put(t, []*Document{a}), put(t, []*Document{a}), NewSet()
 			if s.Expire(today); s.Get("policy", "web") == nil {
-				t.Fatal("the document is not there")
+				t.Fatal("the document expired because of its writer's clock")
 			}
 			_, _ = s.Put(gone, today)
 			if keys := s.Expire(today + 29*day); len(keys) > 0 || s.Get("policy", "web") != nil {
-				t.Error("it is not deleted, or forgotten at once")
+				t.Error("the document is not deleted, or its tombstone expired early")
 			}
 			if s.Digest(today) != empty.Digest(today) || len(s.Missing(nil, today)) > 0 {
-				t.Error("who never had it has to take the tombstone")
+				t.Error("the tombstone counts in the digest, or is sent to a peer without the document")
 			}
 			if m := s.Missing(other.Held(today), today); len(m) != 1 || m[0] != gone {
-				t.Errorf("who has the document is given %v", m)
+				t.Errorf("a peer with the document gets %v, want the tombstone", m)
 			}
 			if keys := s.Expire(today + 30*day); len(keys) != 1 {
-				t.Error("it is there for ever")
+				t.Error("the tombstone did not expire after 30 days")
 			}
-			// What is written next does not depend on that clock.
+			// The next document supersedes the tombstone whatever that clock said.
 			if back := next(t, gone, "web", "y", false, today, 2); !back.Supersedes(gone) {
-				t.Error("the future wins")
+				t.Error("a tombstone from the future supersedes a later document")
 			}
 		})
 	}
-	// Our own clock was wrong when it came.
+	// The receiving peer's clock was wrong when the tombstone arrived.
 	gone := next(t, nil, "web", "", true, today, 1)
 	for _, wrong := range []int64{0, today + 3650*day} {
 		s := NewSet()
 		_, _ = s.Put(gone, wrong)
 		if s.Expire(wrong); s.Len() != 1 || s.Digest(today) != put(t, []*Document{gone}).Digest(today) {
-			t.Error("it does not count once the clock is right")
+			t.Error("the tombstone does not count once the clock is right")
 		}
 		if keys := s.Expire(today + 29*day); len(keys) > 0 {
-			t.Error("dropped early")
+			t.Error("the tombstone expired early")
 		}
 		if keys := s.Expire(today + 30*day); len(keys) != 1 {
-			t.Error("not dropped")
+			t.Error("the tombstone did not expire after 30 days")
 		}
 	}
 }
 
-// Beyond the bound, new documents are refused, and those that are held can be changed and
-// deleted.
-func TestTheNumberIsBounded(t *testing.T) {
+// At the bound, new documents are refused, but held ones can be changed and deleted.
+func TestNumberOfDocumentsIsBounded(t *testing.T) {
 	s := NewSet()
 	for i := range MaxHeld {
 		s.held[fmt.Sprint(i)] = held{&Document{Kind: "k", Name: fmt.Sprint(i)}, today}
@@ -237,19 +236,19 @@ func TestTheNumberIsBounded(t *testing.T) {
 	more := next(t, nil, "db", "x", false, today, 1)
 	var full *FullError
 	if _, err := s.Put(more, today); !errors.As(err, &full) || s.Len() != MaxHeld || s.Lacks(more.Held()) {
-		t.Errorf("one more: %v", err)
+		t.Errorf("Put beyond MaxHeld: got %v, want a FullError", err)
 	}
 	second := next(t, first, "web", "", true, today, 2)
 	if !s.Lacks(second.Held()) {
-		t.Error("it does not ask for a change")
+		t.Error("Lacks is false for a change of a held document")
 	}
 	if news, err := s.Put(second, today); !news || err != nil {
-		t.Errorf("a change: %v", err)
+		t.Errorf("Put of a change at the bound: %v", err)
 	}
 }
 
-// A name is used again once its tombstone is dropped here; elsewhere, somebody still has it.
-func TestANewNameIsAboveWhatWasForgotten(t *testing.T) {
+// A name is reused after its tombstone expired here; other peers may still have the tombstone.
+func TestReusedNameSupersedesExpiredTombstone(t *testing.T) {
 	a := next(t, nil, "web", "x", false, today, 1)
 	b := next(t, a, "web", "y", false, today, 1)
 	gone := next(t, b, "web", "", true, today, 1)
@@ -257,14 +256,14 @@ func TestANewNameIsAboveWhatWasForgotten(t *testing.T) {
 	s.Expire(today + 40*day)
 	again, err := s.Next("policy", "web", []byte("z"), false, today+40*day, identities[2])
 	if err != nil || !again.Supersedes(gone) {
-		t.Errorf("%+v, %v", again, err)
+		t.Errorf("Next after expiry: %+v, error %v", again, err)
 	}
-	// The highest number of all does not end what others can write.
+	// The largest version does not affect the versions of other documents.
 	_, _ = s.Put(&Document{Kind: "policy", Name: "lie", Version: maxVersion}, today)
 	if d, err := s.Next("policy", "db", nil, false, today, identities[2]); err != nil || d.Version != gone.Version+1 {
-		t.Errorf("%+v, %v", d, err)
+		t.Errorf("Next after a malicious version: %+v, error %v", d, err)
 	}
 	if _, err := s.Next("policy", "lie", nil, false, today, identities[2]); err == nil {
-		t.Error("there is a version after the last")
+		t.Error("Next returned a version after the largest one")
 	}
 }
