@@ -11,19 +11,19 @@ import (
 	"weft/mesh/peer"
 )
 
-// MaxOwners bounds the peers whose endpoints a directory holds: twice as many as there can be
-// peers.
+// MaxOwners bounds the number of peers with endpoints in a directory: twice the number of peers
+// that there can be.
 const MaxOwners = 1 << 13
 
-// Directory is the newest set of every peer, and which names are in them. Whether an entry
-// counts is decided when it is read, by what the ring says then.
+// Directory holds the newest set of every peer, and an index of their names. Whether an entry is
+// valid is decided on each read, with the current ring.
 type Directory struct {
 	sets  map[peer.ID]*Set
-	names map[string][]at // lower case, relative to the domain → in order
-	below map[string]int  // how many names lie below a name that may be none itself
+	names map[string][]at // by name, lower case and relative to the domain; sorted
+	below map[string]int  // by parent name: the number of names below it
 }
 
-// at is where an endpoint is kept.
+// at identifies an endpoint.
 type at struct {
 	owner peer.ID
 	id    string
@@ -33,12 +33,12 @@ func (a at) compare(b at) int {
 	return cmp.Or(bytes.Compare(a.owner[:], b.owner[:]), cmp.Compare(a.id, b.id))
 }
 
-// New makes an empty directory.
+// New returns an empty directory.
 func New() *Directory {
 	return &Directory{sets: map[peer.ID]*Set{}, names: map[string][]at{}, below: map[string]int{}}
 }
 
-// Set is the newest set of a peer; nil if there is none.
+// Set returns the newest set of a peer, or nil.
 func (d *Directory) Set(owner peer.ID) *Set { return d.sets[owner] }
 
 // Room reports whether there is room for the set of a peer.
@@ -46,12 +46,12 @@ func (d *Directory) Room(owner peer.ID) bool {
 	return d.sets[owner] != nil || len(d.sets) < MaxOwners
 }
 
-// Owners lists who has a set, in the order of ids.
+// Owners returns the peers that have a set, sorted by id.
 func (d *Directory) Owners() []peer.ID {
 	return slices.SortedFunc(maps.Keys(d.sets), func(a, b peer.ID) int { return bytes.Compare(a[:], b[:]) })
 }
 
-// Put keeps a set, if it supersedes the one that is there, and reports whether it does.
+// Put stores a set if it supersedes the present one, and reports whether it does.
 func (d *Directory) Put(s *Set) bool {
 	old := d.sets[s.Owner]
 	if !s.Supersedes(old) {
@@ -62,13 +62,13 @@ func (d *Directory) Put(s *Set) bool {
 	return true
 }
 
-// Forget drops the set of a peer.
+// Forget deletes the set of a peer.
 func (d *Directory) Forget(owner peer.ID) {
 	d.exchange(owner, d.sets[owner], nil)
 	delete(d.sets, owner)
 }
 
-// exchange updates the index with what differs between two sets of one owner.
+// exchange updates the index with the differences between two sets of one owner.
 func (d *Directory) exchange(owner peer.ID, old, next *Set) {
 	for i, j := 0, 0; i < old.Len() || j < next.Len(); {
 		var order int
@@ -96,7 +96,7 @@ func (d *Directory) exchange(owner peer.ID, old, next *Set) {
 	}
 }
 
-// index adds the names of an endpoint, or takes them out.
+// index adds the names of an endpoint to the index, or removes them.
 func (d *Directory) index(owner peer.ID, i *item, add bool) {
 	where := at{owner, i.ID}
 	for _, name := range i.Names() {
@@ -119,12 +119,12 @@ func (d *Directory) index(owner peer.ID, i *item, add bool) {
 	}
 }
 
-// Ring is what of the ring the directory asks.
+// Ring is the part of the ring that the directory uses.
 type Ring interface {
 	Owner(s slot.Slot) (peer.ID, bool)
 }
 
-// counts reports whether the ring says that the entry's peer owns all its slots.
+// counts reports whether the entry is valid: its peer owns all its slots.
 func (e Entry) counts(ring Ring) bool { return owns(ring, e.Owner, e.Slots) }
 
 func owns(ring Ring, id peer.ID, slots []slot.Slot) bool {
@@ -136,8 +136,8 @@ func owns(ring Ring, id peer.ID, slots []slot.Slot) bool {
 	return true
 }
 
-// Lookup lists the entries that count and have a name, by owner and id, and reports whether
-// there are any, or a name below it, whether that counts or not.
+// Lookup returns the valid entries with a name, sorted by owner and id. exists reports whether
+// there are any, or any name below it, valid or not.
 func (d *Directory) Lookup(name string, ring Ring) (entries []Entry, exists bool) {
 	for _, where := range d.names[name] {
 		s := d.sets[where.owner]
@@ -150,7 +150,7 @@ func (d *Directory) Lookup(name string, ring Ring) (entries []Entry, exists bool
 	return entries, len(entries) > 0 || d.below[name] > 0
 }
 
-// At is the entry that counts and has a slot.
+// At returns the valid entry of a slot.
 func (d *Directory) At(s slot.Slot, ring Ring) (Entry, bool) {
 	owner, _ := ring.Owner(s)
 	i, ok := d.sets[owner].at(s)
@@ -161,7 +161,7 @@ func (d *Directory) At(s slot.Slot, ring Ring) (Entry, bool) {
 	return e, e.counts(ring)
 }
 
-// Entries lists all entries that count, by owner and id.
+// Entries returns all valid entries, sorted by owner and id.
 func (d *Directory) Entries(ring Ring) []Entry {
 	n := 0
 	for _, s := range d.sets {
@@ -174,7 +174,7 @@ func (d *Directory) Entries(ring Ring) []Entry {
 	return out
 }
 
-// Of lists the entries of one peer that count, by id.
+// Of returns the valid entries of one peer, sorted by id.
 func (d *Directory) Of(owner peer.ID, ring Ring) (out []Entry) {
 	s := d.sets[owner]
 	if s == nil {
@@ -188,7 +188,7 @@ func (d *Directory) Of(owner peer.ID, ring Ring) (out []Entry) {
 	return out
 }
 
-// Named counts the entries that count and have a name.
+// Named returns the number of valid entries that have a name.
 func (d *Directory) Named(ring Ring) (n int) {
 	for owner, s := range d.sets {
 		for i := range s.items {
@@ -201,14 +201,14 @@ func (d *Directory) Named(ring Ring) (n int) {
 	return n
 }
 
-// Listed are the slots that a peer says are in use.
+// Listed returns the slots that a peer announces as used.
 func (d *Directory) Listed(owner peer.ID) []slot.Slot { return d.sets[owner].Slots() }
 
-// Held says which version of whose set a peer has.
+// Held describes the version of a peer's set.
 type Held struct {
 	Owner   peer.ID `cbor:"1,keyasint"`
 	Version uint64  `cbor:"2,keyasint"`
-	Digest  []byte  `cbor:"3,keyasint"` // the first 8 bytes: enough to see that two differ
+	Digest  []byte  `cbor:"3,keyasint"` // the first 8 bytes, enough to detect a difference
 }
 
 // Compare orders two versions of the set of one owner; 0 means that they are the same.
@@ -216,13 +216,13 @@ func (h Held) Compare(o Held) int {
 	return cmp.Or(cmp.Compare(h.Version, o.Version), bytes.Compare(h.Digest, o.Digest))
 }
 
-// heldBytes is how much of a digest tells two sets of one version apart.
+// heldBytes is the length of Held.Digest.
 const heldBytes = 8
 
-// Held describes the set.
+// Held returns the description of the set.
 func (s *Set) Held() Held { return Held{s.Owner, s.Version, s.Digest[:heldBytes]} }
 
-// Held describes all sets: what two peers compare before they exchange any.
+// Held returns the descriptions of all sets, which two peers compare before they exchange any.
 func (d *Directory) Held() []Held {
 	out := make([]Held, 0, len(d.sets))
 	for _, owner := range d.Owners() {
@@ -231,13 +231,13 @@ func (d *Directory) Held() []Held {
 	return out
 }
 
-// Lacks reports whether what somebody has of a peer is newer than what is here.
+// Lacks reports whether another peer's version of a set is newer than the one here.
 func (d *Directory) Lacks(h Held) bool {
 	s := d.sets[h.Owner]
 	return len(h.Digest) <= heldBytes && (s == nil || h.Compare(s.Held()) > 0)
 }
 
-// Lists reports whether a peer says that a slot is in use.
+// Lists reports whether a peer announces a slot as used.
 func (d *Directory) Lists(owner peer.ID, s slot.Slot) bool {
 	_, ok := d.sets[owner].at(s)
 	return ok

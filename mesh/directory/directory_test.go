@@ -29,13 +29,13 @@ var ids = func() (out [4]peer.ID) {
 
 func id(n int) peer.ID { return ids[n] }
 
-// What endpoints are drawn from: little, so that they meet.
+// The few values from which endpoints are drawn, so that they often collide.
 var (
 	someIDs    = []string{"a/eth0", "b/eth0", "c/eth0", "node"}
 	someNames  = []string{"", "web", "db", "a.b"}
 	someSpaces = []string{"", "shop", "b"}
 	aliases    = []string{"b", "db", "shop", "web.shop", "www", "x.web.shop"}
-	allNames   = append([]string{"a", "a.b.shop", "eb.shop", "nobody", "op", "x"}, append(aliases, someNames[1:]...)...)
+	allNames   = append([]string{"a", "a.b.shop", "eb.shop", "absent", "op", "x"}, append(aliases, someNames[1:]...)...)
 )
 
 const someSlots = 8
@@ -81,8 +81,8 @@ func next(t rapid.TB, old *Set, endpoints []Endpoint, atLeast uint64, n int) (*S
 	return s, d
 }
 
-// history is what a peer said in its life, some of it twice differently: its disk was
-// restored from a copy.
+// history draws the sets that a peer published. Two can have the same version, as after a restart
+// from an older copy of the disk.
 func history(t *rapid.T, n int) (sets []*Set, deltas []*Delta) {
 	for range rapid.IntRange(1, 6).Draw(t, "changes") {
 		var old *Set
@@ -99,7 +99,7 @@ func history(t *rapid.T, n int) (sets []*Set, deltas []*Delta) {
 	return sets, deltas
 }
 
-// someRing says whose a slot is: that of peer 1 to 3, or nobody's.
+// someRing is a Ring: the owner of each slot is peer 1 to 3, or 0 for none.
 type someRing [someSlots]int
 
 func (r someRing) Owner(s slot.Slot) (peer.ID, bool) {
@@ -109,8 +109,7 @@ func (r someRing) Owner(s slot.Slot) (peer.ID, bool) {
 	return id(r[s]), true
 }
 
-// check compares what a directory tells with what follows from its sets, looked through from
-// end to end.
+// check compares the answers of a directory with a linear search through its sets.
 func check(t *rapid.T, d *Directory, ring someRing) {
 	var all, counting []Entry
 	for _, owner := range d.Owners() {
@@ -143,14 +142,14 @@ func check(t *rapid.T, d *Directory, ring someRing) {
 		})
 		got, exists := d.Lookup(name, ring)
 		if same(name, got, want); exists != (below || len(want) > 0) {
-			t.Fatalf("%s exists: %v", name, exists)
+			t.Fatalf("Lookup of %s: exists is %v", name, exists)
 		}
 	}
 	for s := range slot.Slot(someSlots) {
 		for n := 1; n <= 3; n++ {
 			i := slices.IndexFunc(all, func(e Entry) bool { return e.Owner == id(n) && slices.Contains(e.Slots, s) })
 			if d.Lists(id(n), s) != (i >= 0) || slices.Contains(d.Listed(id(n)), s) != (i >= 0) {
-				t.Fatalf("peer %d lists slot %d: %v", n, s, d.Lists(id(n), s))
+				t.Fatalf("peer %d lists slot %d: Lists is %v, which contradicts its set", n, s, d.Lists(id(n), s))
 			}
 			if ring[s] != n {
 				continue
@@ -160,20 +159,20 @@ func check(t *rapid.T, d *Directory, ring someRing) {
 				want = append(want, all[i])
 			}
 			if got, ok := d.At(s, ring); ok != (want != nil) {
-				t.Fatalf("at %d: %+v, want %+v", s, got, want)
+				t.Fatalf("entry of slot %d: %+v, want %+v", s, got, want)
 			} else if ok {
 				same(fmt.Sprint("at ", s), []Entry{got}, want)
 			}
 		}
 		if got, ok := d.At(s, ring); ok && (ring[s] == 0 || got.Owner != id(ring[s])) {
-			t.Fatalf("at %d, which is of %d, there is %+v", s, ring[s], got)
+			t.Fatalf("slot %d belongs to peer %d, but its entry is %+v", s, ring[s], got)
 		}
 	}
 }
 
-// The indexes tell what the sets say, and nothing counts against the ring, whatever was put
-// and forgotten before, and in whatever order.
-func TestIndexesFollowFromTheSets(t *testing.T) {
+// The indexes match the sets, and only entries that the ring confirms are valid, after any sequence
+// of Put and Forget.
+func TestIndexesMatchSets(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var ring someRing
 		for s := range ring {
@@ -197,14 +196,14 @@ func TestIndexesFollowFromTheSets(t *testing.T) {
 			d.Forget(id(n))
 		}
 		if len(d.names)+len(d.below)+len(d.sets) > 0 {
-			t.Fatalf("what is left: %v, %v, %v", d.names, d.below, d.sets)
+			t.Fatalf("the empty directory still has %v, %v, %v", d.names, d.below, d.sets)
 		}
 	})
 }
 
-// However sets travel, all peers end with the same ones: also where a peer said two things
+// Directories do not depend on the order and grouping of Put, even if a peer published two sets
 // with one version.
-func TestPutIsAMerge(t *testing.T) {
+func TestPutIsCommutativeAndIdempotent(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var sets []*Set
 		for n := 1; n <= 2; n++ {
@@ -216,7 +215,7 @@ func TestPutIsAMerge(t *testing.T) {
 			for _, s := range order {
 				before := d.Set(s.Owner)
 				if news, lacked := d.Lacks(s.Held()), d.Put(s); news != lacked {
-					t.Fatalf("version %d after %v: lacked %v, kept %v", s.Version, before, news, lacked)
+					t.Fatalf("version %d after %v: Lacks is %v, but Put reports %v", s.Version, before, news, lacked)
 				}
 				if d.Put(s) || d.Lacks(s.Held()) {
 					t.Fatal("not idempotent")
@@ -227,22 +226,22 @@ func TestPutIsAMerge(t *testing.T) {
 		want := put(sets)
 		shuffled := put(rapid.Permutation(sets).Draw(t, "order"))
 		if !cmp.Equal(shuffled.Held(), want.Held()) {
-			t.Fatalf("%v, %v", shuffled.Held(), want.Held())
+			t.Fatalf("in another order: %v, want %v", shuffled.Held(), want.Held())
 		}
-		// In groups: what a merge of some of them left is merged with what the others left.
+		// Merge the results of two groups of sets.
 		cut := rapid.IntRange(0, len(sets)).Draw(t, "cut")
 		left, right := put(sets[:cut]), put(sets[cut:])
 		for _, owner := range right.Owners() {
 			left.Put(right.Set(owner))
 		}
 		if !cmp.Equal(left.Held(), want.Held()) {
-			t.Fatalf("%v, %v", left.Held(), want.Held())
+			t.Fatalf("merged in groups: %v, want %v", left.Held(), want.Held())
 		}
 	})
 }
 
-// Two peers that exchange what the other one lacks, and nothing else, end with the same.
-func TestHeldTellsWhatDiffers(t *testing.T) {
+// Two peers that send each other exactly the sets that Lacks reports end with equal directories.
+func TestExchangeOfLackingSetsMakesEqual(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := New(), New()
 		for n := 1; n <= 3; n++ {
@@ -258,7 +257,7 @@ func TestHeldTellsWhatDiffers(t *testing.T) {
 		}
 		for _, h := range b.Held() {
 			if a.Lacks(h) && !a.Put(b.Set(h.Owner)) {
-				t.Fatalf("%v is no news", h)
+				t.Fatalf("Lacks is true for %v, but Put reports no news", h)
 			}
 		}
 		for _, h := range a.Held() {
@@ -267,10 +266,10 @@ func TestHeldTellsWhatDiffers(t *testing.T) {
 			}
 		}
 		if !cmp.Equal(a.Held(), b.Held()) {
-			t.Fatalf("%v, %v", a.Held(), b.Held())
+			t.Fatalf("the directories differ: %v and %v", a.Held(), b.Held())
 		}
 	})
 	if New().Lacks(Held{Owner: id(1), Version: 1, Digest: make([]byte, heldBytes+1)}) {
-		t.Error("a digest that is none is believed")
+		t.Error("Lacks accepted a digest that is too long")
 	}
 }

@@ -12,7 +12,7 @@ import (
 
 var universe = slot.Universe{V4: netip.MustParsePrefix("10.32.0.0/24"), V6: netip.MustParsePrefix("fd00:1::/96")}
 
-func TestCheck(t *testing.T) {
+func TestInvalidEndpointsAreRefused(t *testing.T) {
 	addr := netip.MustParseAddr
 	long := strings.Repeat("a", 63)
 	labels := func(n, size int) map[string]string {
@@ -23,7 +23,7 @@ func TestCheck(t *testing.T) {
 		return m
 	}
 	for _, c := range []struct {
-		why string // what the error tells; empty for none
+		why string // part of the error; empty if there is none
 		e   Endpoint
 	}{
 		{"", Endpoint{ID: "node"}},
@@ -31,10 +31,10 @@ func TestCheck(t *testing.T) {
 		{"", Endpoint{ID: "a", Name: "0-1", Labels: map[string]string{"app.kubernetes.io/name": "größer", "empty": ""}}},
 		{"", Endpoint{ID: "a", Labels: labels(maxLabels, 128), Slots: make([]slot.Slot, maxSlots)}},
 		{"", Endpoint{ID: "a", Ports: []Port{{"http-2", "tcp", 65535}, {"a", "sctp", 1}}, Outside: []netip.Addr{addr("192.0.2.1"), addr("2001:db8::1")}}},
-		{"unusable id", Endpoint{}},
-		{"unusable id", Endpoint{ID: strings.Repeat("a", maxID+1)}},
-		{"unusable id", Endpoint{ID: "a\n"}},
-		{"unusable id", Endpoint{ID: "a\xff"}},
+		{"invalid id", Endpoint{}},
+		{"invalid id", Endpoint{ID: strings.Repeat("a", maxID+1)}},
+		{"invalid id", Endpoint{ID: "a\n"}},
+		{"invalid id", Endpoint{ID: "a\xff"}},
 		{"1 to 63", Endpoint{ID: "a", Name: long + "a"}},
 		{"1 to 63", Endpoint{ID: "a", Name: "a..b"}},
 		{"1 to 63", Endpoint{ID: "a", Name: ".a"}},
@@ -59,9 +59,9 @@ func TestCheck(t *testing.T) {
 		{"65 aliases", Endpoint{ID: "a", Aliases: slices.Repeat([]string{"b"}, MaxAliases+1)}},
 		{"65 ports", Endpoint{ID: "a", Ports: make([]Port, maxPorts+1)}},
 		{"17 outside", Endpoint{ID: "a", Outside: make([]netip.Addr, MaxOutside+1)}},
-		{"such as http", Endpoint{ID: "a", Ports: []Port{{"", "tcp", 1}}}},
-		{"such as http", Endpoint{ID: "a", Ports: []Port{{"sixteen-letters-", "tcp", 1}}}},
-		{"such as http", Endpoint{ID: "a", Ports: []Port{{"HTTP", "tcp", 1}}}},
+		{"for example http", Endpoint{ID: "a", Ports: []Port{{"", "tcp", 1}}}},
+		{"for example http", Endpoint{ID: "a", Ports: []Port{{"sixteen-letters-", "tcp", 1}}}},
+		{"for example http", Endpoint{ID: "a", Ports: []Port{{"HTTP", "tcp", 1}}}},
 		{"one letter", Endpoint{ID: "a", Ports: []Port{{"80", "tcp", 1}}}},
 		{"hyphens", Endpoint{ID: "a", Ports: []Port{{"a--b", "tcp", 1}}}},
 		{"hyphens", Endpoint{ID: "a", Ports: []Port{{"-a", "tcp", 1}}}},
@@ -75,13 +75,13 @@ func TestCheck(t *testing.T) {
 	} {
 		err := c.e.Check()
 		if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
-			t.Errorf("%.100v: %v, want %q", c.e, err, c.why)
+			t.Errorf("Check of %.100v: got %v, want an error with %q", c.e, err, c.why)
 		}
 	}
 }
 
-// What can be published can be read: the largest endpoint of all is within the bound of one.
-func TestTheLargestEndpointTravels(t *testing.T) {
+// The largest allowed endpoint can be published and decoded.
+func TestLargestEndpointDecodes(t *testing.T) {
 	e := Endpoint{ID: strings.Repeat("i", maxID), Name: strings.Repeat("n", 63), Namespace: strings.Repeat("s", 63), Labels: map[string]string{}, Generation: 1<<64 - 1, IPv4Only: true}
 	for i := range 50 {
 		e.Labels[fmt.Sprintf("%0320d", i)] = strings.Repeat("v", 320)
@@ -108,22 +108,22 @@ func TestTheLargestEndpointTravels(t *testing.T) {
 	}
 }
 
-func TestAddrsAndNames(t *testing.T) {
+func TestAddrsAndNamesAreOrdered(t *testing.T) {
 	e := Endpoint{
 		ID: "a", Name: "web", Namespace: "shop", Aliases: []string{"web", "www"}, Slots: []slot.Slot{5, 6},
 		Outside: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.32.0.9"), netip.MustParseAddr("fd00:1::9")},
 	}
 	if got := fmt.Sprint(e.Names()); got != "[web.shop web www]" {
-		t.Error(got)
+		t.Error("unexpected result:", got)
 	}
 	if got := fmt.Sprint(e.Addrs(universe)); got != "[10.32.0.5 10.32.0.6 fd00:1::5 fd00:1::6 192.0.2.1]" {
-		t.Error(got)
+		t.Error("unexpected result:", got)
 	}
 	e.IPv4Only = true
 	if got := fmt.Sprint(e.Addrs(universe)); got != "[10.32.0.5 10.32.0.6 192.0.2.1]" {
-		t.Error(got)
+		t.Error("unexpected result:", got)
 	}
 	if got := fmt.Sprint(Endpoint{Namespace: "shop"}.Names()); got != "[]" {
-		t.Error(got)
+		t.Error("unexpected result:", got)
 	}
 }

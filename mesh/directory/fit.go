@@ -6,10 +6,10 @@ import (
 	"slices"
 )
 
-// FitSet is as much of the endpoints of one peer as can be published together, and says what is
-// left out: of the largest, all but their addresses.
+// FitSet returns as much of one peer's endpoints as can be published together. Of the largest ones
+// it keeps only the addresses, and left says so.
 func FitSet(endpoints []Endpoint) (fits []Endpoint, left error) {
-	const generation = 16 // what a number that is still to come can add
+	const generation = 16 // bytes that the generation, which is set later, can add
 	sizes, total := make([]int, len(endpoints)), 0
 	order := make([]int, len(endpoints))
 	for i, e := range endpoints {
@@ -26,34 +26,34 @@ func FitSet(endpoints []Endpoint) (fits []Endpoint, left error) {
 		total += len(must(encoding.Marshal(*e))) + generation - sizes[i]
 	}
 	if n > 0 {
-		left = fmt.Errorf("%w: the largest %d, such as %s, have no DNS name, and no selector of another host's policies chooses them: shorten their labels and names",
+		left = fmt.Errorf("%w: the %d largest, for example %s, get no DNS name, and no selector of other hosts' policies matches them: shorten their labels and names",
 			ErrTooLarge, n, fits[order[0]].ID)
 	}
 	return fits, left
 }
 
-// Fit is as much of an endpoint as can be published, and says what is left out. What others
-// accept must get a network: a bound of the directory costs what is out of it, never the
-// endpoint.
+// Fit returns as much of an endpoint as can be published, and what is left out. A container that a
+// runtime accepted must get a network: bounds of the directory cost it a name or labels, never
+// more.
 //
-// A name or a port is left out alone. Without one of its labels, or its namespace, an endpoint
-// would be another one, whom a policy may let in (NotIn, DoesNotExist): then only its id is
-// published, so that for the policies of other hosts it is nobody.
+// A name or a port is left out alone. An endpoint without one of its labels or its namespace could
+// match a policy that excludes that label (NotIn, DoesNotExist). So in that case only its id is
+// published, and no selector of other hosts' policies matches it.
 func (e Endpoint) Fit() (fits Endpoint, left []string) {
-	nobody := func(why error) (Endpoint, []string) {
-		return Endpoint{ID: e.ID}, []string{fmt.Sprintf("all but its addresses, so that it has no DNS name, and no selector of another host's policies chooses it (%v)", why)}
+	bare := func(why error) (Endpoint, []string) {
+		return Endpoint{ID: e.ID}, []string{fmt.Sprintf("all but its addresses: it gets no DNS name, and no selector of other hosts' policies matches it (%v)", why)}
 	}
 	if e.Namespace != "" {
 		if err := CheckName(e.Namespace); err != nil {
-			return nobody(fmt.Errorf("namespace: %w", err))
+			return bare(fmt.Errorf("namespace: %w", err))
 		}
 	}
 	if err := checkLabels(e.Labels); err != nil {
-		return nobody(err)
+		return bare(err)
 	}
 	fits = e
 	if e.Name != "" {
-		if err := CheckName(e.Names()[0]); err != nil { // the longest
+		if err := CheckName(e.Names()[0]); err != nil { // the longest name
 			fits.Name = ""
 			left = append(left, fmt.Sprintf("its DNS name (%v)", err))
 		}
@@ -71,7 +71,7 @@ func (e Endpoint) Fit() (fits Endpoint, left []string) {
 		}
 	}
 	if many > 0 {
-		left = append(left, fmt.Sprintf("%d ports with a name (at most %d fit)", many, maxPorts))
+		left = append(left, fmt.Sprintf("%d named ports (at most %d are allowed)", many, maxPorts))
 	}
 	return fits, left
 }

@@ -12,9 +12,8 @@ import (
 	"weft/ipam/slot"
 )
 
-// Whatever a runtime says of an endpoint, something of it can be published; what can be
-// published as it is stays as it is.
-func TestFit(t *testing.T) {
+// Fit makes any endpoint publishable, and leaves a valid one unchanged.
+func TestFitMakesEndpointsPublishable(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.OneOf(rapid.StringMatching(`[a-z0-9.-]{0,260}`), rapid.String(), rapid.StringN(0, 400, 700))
 		e := Endpoint{ID: "c/eth0", Slots: []slot.Slot{7}, Name: text.Draw(t, "name"), Namespace: rapid.SampledFrom([]string{"", "shop", strings.Repeat("n", 63), "No Namespace"}).Draw(t, "namespace")}
@@ -28,19 +27,20 @@ func TestFit(t *testing.T) {
 		}
 		fits, left := e.Fit()
 		if err := fits.Check(); err != nil {
-			t.Fatalf("what is left cannot be published: %v", err)
+			t.Fatalf("the result of Fit cannot be published: %v", err)
 		}
 		if whole := e.Check() == nil; whole != (len(left) == 0) || whole && !fits.Same(e) {
-			t.Fatalf("%v: %q is left out: %+v became %+v", e.Check(), left, e, fits)
+			t.Fatalf("Check gave %v, left out %q: %+v became %+v", e.Check(), left, e, fits)
 		}
 		if len(fits.Slots) > 0 && (!maps.Equal(fits.Labels, e.Labels) || fits.Namespace != e.Namespace) {
-			t.Fatalf("with an address, and another one: %+v became %+v", e, fits)
+			t.Fatalf("Fit kept the addresses but changed labels or namespace: %+v became %+v", e, fits)
 		}
 	})
 }
 
-// The API server accepts names of 253 bytes without a dot, and more labels and ports than fit.
-func TestFitOfPods(t *testing.T) {
+// Pods accepted by the API server can have names of 253 bytes without a dot, and more labels and
+// ports than allowed here.
+func TestFitOfKubernetesPods(t *testing.T) {
 	long := strings.Repeat("a", 253)
 	many, large := map[string]string{}, map[string]string{}
 	for i := range maxLabels + 1 {
@@ -54,17 +54,17 @@ func TestFitOfPods(t *testing.T) {
 		want func(Endpoint) bool
 		left string
 	}{
-		"a long name":    {Endpoint{ID: "a", Name: long, Namespace: "shop", Labels: map[string]string{"app": "web"}}, func(e Endpoint) bool { return e.Name == "" && e.Labels["app"] == "web" }, "DNS name"},
-		"63 bytes":       {Endpoint{ID: "a", Name: long[:63], Namespace: "shop"}, func(e Endpoint) bool { return e.Name == long[:63] }, ""},
-		"long together":  {Endpoint{ID: "a", Name: strings.Repeat("a.", 90) + "a", Namespace: long[:63]}, func(e Endpoint) bool { return e.Name == "" && e.Namespace != "" }, "at most 230"},
-		"no name of DNS": {Endpoint{ID: "a", Name: "my pod", Namespace: "shop"}, func(e Endpoint) bool { return e.Name == "" }, "only letters"},
-		// Without the last of its labels it would be somebody whom "without that label" means.
-		"many labels":       {Endpoint{ID: "a", Name: "web", Slots: []slot.Slot{7}, Labels: many}, func(e Endpoint) bool { return e.Same(Endpoint{ID: "a"}) }, "257 labels"},
-		"large labels":      {Endpoint{ID: "a", Name: "web", Slots: []slot.Slot{7}, Labels: large}, func(e Endpoint) bool { return e.Same(Endpoint{ID: "a"}) }, "bytes"},
-		"no namespace":      {Endpoint{ID: "a", Name: "web", Slots: []slot.Slot{7}, Namespace: "a/b"}, func(e Endpoint) bool { return e.Same(Endpoint{ID: "a"}) }, "namespace"},
-		"an unusable port":  {Endpoint{ID: "a", Name: "web", Ports: []Port{{"Web", "tcp", 80}, {"ok", "tcp", 81}}}, func(e Endpoint) bool { return slices.Equal(e.Ports, []Port{{"ok", "tcp", 81}}) }, "port name"},
-		"nothing is amiss":  {Endpoint{ID: "a", Name: "web", Labels: map[string]string{"app": "web"}}, func(e Endpoint) bool { return maps.Equal(e.Labels, map[string]string{"app": "web"}) }, ""},
-		"nobody else's one": {Endpoint{ID: "a", Name: "srv.other", Namespace: "evil"}, func(e Endpoint) bool { return slices.Equal(e.Names(), []string{"srv.other.evil"}) }, ""},
+		"a long name":                 {Endpoint{ID: "a", Name: long, Namespace: "shop", Labels: map[string]string{"app": "web"}}, func(e Endpoint) bool { return e.Name == "" && e.Labels["app"] == "web" }, "DNS name"},
+		"name of 63 bytes":            {Endpoint{ID: "a", Name: long[:63], Namespace: "shop"}, func(e Endpoint) bool { return e.Name == long[:63] }, ""},
+		"name and namespace too long": {Endpoint{ID: "a", Name: strings.Repeat("a.", 90) + "a", Namespace: long[:63]}, func(e Endpoint) bool { return e.Name == "" && e.Namespace != "" }, "at most 230"},
+		"not a DNS name":              {Endpoint{ID: "a", Name: "my pod", Namespace: "shop"}, func(e Endpoint) bool { return e.Name == "" }, "only letters"},
+		// Without some of its labels, it could match a selector that excludes them.
+		"many labels":                  {Endpoint{ID: "a", Name: "web", Slots: []slot.Slot{7}, Labels: many}, func(e Endpoint) bool { return e.Same(Endpoint{ID: "a"}) }, "257 labels"},
+		"large labels":                 {Endpoint{ID: "a", Name: "web", Slots: []slot.Slot{7}, Labels: large}, func(e Endpoint) bool { return e.Same(Endpoint{ID: "a"}) }, "bytes"},
+		"invalid namespace":            {Endpoint{ID: "a", Name: "web", Slots: []slot.Slot{7}, Namespace: "a/b"}, func(e Endpoint) bool { return e.Same(Endpoint{ID: "a"}) }, "namespace"},
+		"invalid port":                 {Endpoint{ID: "a", Name: "web", Ports: []Port{{"Web", "tcp", 80}, {"ok", "tcp", 81}}}, func(e Endpoint) bool { return slices.Equal(e.Ports, []Port{{"ok", "tcp", 81}}) }, "port name"},
+		"valid":                        {Endpoint{ID: "a", Name: "web", Labels: map[string]string{"app": "web"}}, func(e Endpoint) bool { return maps.Equal(e.Labels, map[string]string{"app": "web"}) }, ""},
+		"no name in another namespace": {Endpoint{ID: "a", Name: "srv.other", Namespace: "evil"}, func(e Endpoint) bool { return slices.Equal(e.Names(), []string{"srv.other.evil"}) }, ""},
 	} {
 		got, left := c.pod.Fit()
 		if !c.want(got) || (len(left) > 0) != (c.left != "") || !strings.Contains(strings.Join(left, "\n"), c.left) {

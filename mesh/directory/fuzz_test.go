@@ -19,7 +19,7 @@ func samples(t testing.TB) (*Set, *Set, *Delta) {
 	return s, after, d
 }
 
-// The signature keeps the fuzzer out; so it also fuzzes one endpoint, and signs the set of it.
+// Random data has no valid signature, so the fuzzer also signs a set of its data as one endpoint.
 func FuzzDecode(f *testing.F) {
 	s, _, _ := samples(f)
 	f.Add(s.Encode())
@@ -35,21 +35,21 @@ func FuzzDecode(f *testing.F) {
 			}
 			again, err := Decode(s.Encode())
 			if err != nil || again.Digest != s.Digest || !bytes.Equal(again.Encode(), s.Encode()) {
-				t.Fatalf("what was read cannot be written: %v", err)
+				t.Fatalf("encoding and decoding again gave another set: %v", err)
 			}
 			d := New()
 			if !d.Put(s) || d.Put(again) {
-				t.Fatal("its own set is news")
+				t.Fatal("Put of the same set reported news")
 			}
 			d.Forget(s.Owner)
 			if len(d.names)+len(d.below) > 0 {
-				t.Fatalf("what is left: %v, %v", d.names, d.below)
+				t.Fatalf("Forget left index entries: %v, %v", d.names, d.below)
 			}
 			if s.Owner != id(1) {
 				continue
 			}
 			if after, delta, err := Next(s, s.Endpoints(), 0, key(1)); err != nil || after != s || delta != nil {
-				t.Fatalf("its own endpoints are a change: %v", err)
+				t.Fatalf("Next with the same endpoints reported a change: %v", err)
 			}
 		}
 	})
@@ -68,13 +68,13 @@ func FuzzDelta(f *testing.F) {
 			return
 		}
 		if got, err := s.Apply(d); err == nil && got.Digest != after.Digest {
-			t.Fatalf("it leads to %+v", got)
+			t.Fatalf("Apply accepted a delta that leads to %+v", got)
 		}
 		if _, err := (*Set)(nil).Apply(d); err == nil {
-			t.Fatal("it builds on nothing")
+			t.Fatal("Apply to a nil set succeeded")
 		}
 		if again, err := DecodeDelta(d.Encode()); err != nil || !bytes.Equal(again.Encode(), d.Encode()) {
-			t.Fatalf("what was read cannot be written: %v", err)
+			t.Fatalf("encoding and decoding again gave another delta: %v", err)
 		}
 	})
 }

@@ -20,27 +20,27 @@ import (
 // MaxEndpoints bounds the endpoints of one peer.
 const MaxEndpoints = 1 << 14
 
-// maxEndpoint bounds one of them, encoded.
+// maxEndpoint bounds the encoding of one endpoint.
 const maxEndpoint = 64 << 10
 
-// maxSet bounds the endpoints of one peer together, encoded: a set travels in one message, of
-// which eight MiB is the most that a peer reads.
+// maxSet bounds the encoding of all endpoints of one peer. A set travels in one message, and peers
+// read messages of up to 8 MiB.
 const maxSet = 6 << 20
 
-// ErrTooLarge says that the endpoints of one peer have more than maxSet bytes.
+// ErrTooLarge reports that the endpoints of one peer exceed maxSet.
 var ErrTooLarge = errors.New("directory: the endpoints of one peer are too large together")
 
 // item is one endpoint of a set.
 type item struct {
 	Endpoint
-	// raw are the bytes as they came, so that fields of a newer version survive being passed
-	// on; nil where they are what we would write ourselves.
+	// raw is the encoding as received, so that fields of a newer version are passed on; nil if our
+	// own encoding is the same.
 	raw  []byte
-	size int               // of the bytes
-	sum  [sha256.Size]byte // of the bytes
+	size int               // of the encoding
+	sum  [sha256.Size]byte // of the encoding
 }
 
-// encoded is the item as its owner signed it.
+// encoded returns the encoding that the owner signed.
 func (i *item) encoded() []byte {
 	if i.raw != nil {
 		return i.raw
@@ -48,17 +48,16 @@ func (i *item) encoded() []byte {
 	return must(encoding.Marshal(i.Endpoint))
 }
 
-// place is where a slot is in a set.
+// place maps a slot to an item of a set.
 type place struct {
 	slot slot.Slot
 	item int32
 }
 
-// Digest tells two sets of one owner apart.
+// Digest identifies the content of a set.
 type Digest [sha256.Size]byte
 
-// Set is all endpoints of one peer at one time. It is immutable, and verified: whoever
-// has one knows that the owner said so.
+// Set is all endpoints of one peer at one time. It is immutable, and its signature was verified.
 type Set struct {
 	Owner     peer.ID
 	Version   uint64
@@ -69,17 +68,17 @@ type Set struct {
 	signature []byte
 }
 
-// Delta turns one version of a set into a later one.
+// Delta changes one version of a set into a later one.
 type Delta struct {
 	Owner     peer.ID  `cbor:"1,keyasint"`
 	From      uint64   `cbor:"2,keyasint"`
 	To        uint64   `cbor:"3,keyasint"`
-	Put       [][]byte `cbor:"4,keyasint,omitempty"` // endpoints, encoded
-	Gone      []string `cbor:"5,keyasint,omitempty"` // their ids
-	Signature []byte   `cbor:"6,keyasint"`           // over the set that comes out
+	Put       [][]byte `cbor:"4,keyasint,omitempty"` // encoded new and changed endpoints
+	Gone      []string `cbor:"5,keyasint,omitempty"` // ids of removed endpoints
+	Signature []byte   `cbor:"6,keyasint"`           // of the resulting set
 }
 
-// wireSet is a set on the network and on disk.
+// wireSet is the encoding of a set, on the network and on disk.
 type wireSet struct {
 	Identity  []byte   `cbor:"1,keyasint"`
 	Version   uint64   `cbor:"2,keyasint"`
@@ -87,7 +86,7 @@ type wireSet struct {
 	Signature []byte   `cbor:"4,keyasint"`
 }
 
-// context keeps a set's signature from being good for anything else.
+// context makes a set's signature invalid for anything else.
 const context = "weft endpoints v1\x00"
 
 var (
@@ -99,22 +98,22 @@ var (
 
 func must[T any](v T, err error) T {
 	if err != nil {
-		panic(err) // constant options, or our own types
+		panic(err) // only constant options and our own types reach this
 	}
 	return v
 }
 
-// ErrGap says that a delta builds on a version that is not here: the set is to be fetched.
-var ErrGap = errors.New("directory: the delta builds on another version of the set")
+// ErrGap reports that a delta has another base version: the whole set must be fetched.
+var ErrGap = errors.New("directory: the delta is for another version of the set")
 
-// Supersedes reports whether s replaces old, both of one owner. The order is total, so
-// that all peers choose alike also between two sets with one number, which an owner makes
-// whose disk was restored from a copy.
+// Supersedes reports whether s replaces old, a set of the same owner. The order is total, so all
+// peers choose the same set. That includes two sets with one version, which an owner signs if its
+// disk was restored from a copy.
 func (s *Set) Supersedes(old *Set) bool {
 	return old == nil || cmp.Or(cmp.Compare(s.Version, old.Version), bytes.Compare(s.Digest[:], old.Digest[:])) > 0
 }
 
-// Len is the number of endpoints.
+// Len returns the number of endpoints; a nil set has none.
 func (s *Set) Len() int {
 	if s == nil {
 		return 0
@@ -122,8 +121,8 @@ func (s *Set) Len() int {
 	return len(s.items)
 }
 
-// Endpoints lists the endpoints, in the order of their ids. What they refer to is the set's:
-// nobody changes it.
+// Endpoints returns the endpoints, sorted by id. Their maps and slices belong to the set and must
+// not be changed.
 func (s *Set) Endpoints() []Endpoint {
 	if s == nil {
 		return nil
@@ -135,7 +134,7 @@ func (s *Set) Endpoints() []Endpoint {
 	return out
 }
 
-// Slots are all slots of the endpoints, in order, each of them once.
+// Slots returns the distinct slots of all endpoints, sorted.
 func (s *Set) Slots() []slot.Slot {
 	if s == nil {
 		return nil
@@ -147,7 +146,7 @@ func (s *Set) Slots() []slot.Slot {
 	return out
 }
 
-// at is the endpoint that has a slot; of several, which are a mistake of their owner, the
+// at returns the endpoint of a slot. If the owner assigned a slot to several by mistake, it is the
 // first one.
 func (s *Set) at(n slot.Slot) (*item, bool) {
 	if s == nil {
@@ -167,7 +166,7 @@ func (s *Set) find(id string) (int, bool) {
 	return slices.BinarySearchFunc(s.items, id, func(i item, id string) int { return cmp.Compare(i.ID, id) })
 }
 
-// signed is what the signature covers.
+// signed returns the data that the signature covers.
 func (s *Set) signed() []byte {
 	b := append([]byte(context), s.Owner[:]...)
 	b = binary.BigEndian.AppendUint64(b, s.Version)
@@ -176,7 +175,7 @@ func (s *Set) signed() []byte {
 
 func (s *Set) verify() error {
 	if !ed25519.Verify(s.identity, s.signed(), s.signature) {
-		return fmt.Errorf("directory: version %d of the endpoints of %v is not signed by it", s.Version, s.Owner)
+		return fmt.Errorf("directory: version %d of the endpoints of %v: invalid signature", s.Version, s.Owner)
 	}
 	return nil
 }
@@ -184,7 +183,7 @@ func (s *Set) verify() error {
 // readItem decodes one endpoint.
 func readItem(raw []byte) (item, error) {
 	if len(raw) > maxEndpoint {
-		return item{}, fmt.Errorf("directory: an endpoint of %d bytes, at most %d are allowed", len(raw), maxEndpoint)
+		return item{}, fmt.Errorf("directory: refused an endpoint of %d bytes, at most %d are allowed", len(raw), maxEndpoint)
 	}
 	i := item{size: len(raw), sum: sha256.Sum256(raw)}
 	if err := decoding.Unmarshal(raw, &i.Endpoint); err != nil {
@@ -200,7 +199,7 @@ func readItem(raw []byte) (item, error) {
 	return i, nil
 }
 
-// share makes strings that many endpoints have one in memory.
+// share deduplicates strings in memory that many endpoints have in common.
 func (e *Endpoint) share() {
 	one := func(s string) string { return unique.Make(s).Value() }
 	e.Namespace = one(e.Namespace)
@@ -216,9 +215,9 @@ func (e *Endpoint) share() {
 	}
 }
 
-// Next is the set that follows old, nil for none, with other endpoints, and the delta
-// that leads there. An endpoint whose id is new gets its generation. Next returns old, and
-// no delta, if nothing changed. The version is old's and one more, or atLeast.
+// Next returns the set after old, which can be nil, with other endpoints, and the delta between
+// them. An endpoint with a new id gets its generation. The version is old's plus one, or atLeast.
+// If nothing changed, Next returns old and no delta.
 func Next(old *Set, endpoints []Endpoint, atLeast uint64, key ed25519.PrivateKey) (*Set, *Delta, error) {
 	identity := key.Public().(ed25519.PublicKey)
 	s := &Set{Owner: peer.IDOf(identity), Version: max(atLeast, 1), identity: identity}
@@ -237,7 +236,7 @@ func Next(old *Set, endpoints []Endpoint, atLeast uint64, key ed25519.PrivateKey
 			}
 		}
 		raw := must(encoding.Marshal(e))
-		i, err := readItem(raw) // as the others will, and so that nothing of the caller's is kept
+		i, err := readItem(raw) // decode as other peers will, which also copies the caller's data
 		if err != nil {
 			return nil, nil, err
 		}
@@ -260,8 +259,7 @@ func Next(old *Set, endpoints []Endpoint, atLeast uint64, key ed25519.PrivateKey
 	return s, d, nil
 }
 
-// complete sorts the items, refuses what they are together that each one may not show, and
-// makes what follows from them.
+// complete sorts the items, checks them as a whole, and computes digest and index.
 func (s *Set) complete() error {
 	slices.SortFunc(s.items, func(a, b item) int { return cmp.Compare(a.ID, b.ID) })
 	if len(s.items) > MaxEndpoints {
@@ -291,7 +289,7 @@ func (s *Set) complete() error {
 	return nil
 }
 
-// Apply is the set that a delta makes of s: ErrGap if it builds on another one.
+// Apply returns the result of applying a delta to s, or ErrGap if the delta has another base.
 func (s *Set) Apply(d Delta) (*Set, error) {
 	if s == nil || d.Owner != s.Owner || d.From != s.Version || d.To <= d.From {
 		return nil, ErrGap
@@ -318,14 +316,14 @@ func (s *Set) Apply(d Delta) (*Set, error) {
 		return nil, err
 	}
 	if next.verify() != nil {
-		// It is forged; or else it builds on another set with the number of ours, which an owner
-		// makes whose disk was restored. The whole set tells.
-		return nil, fmt.Errorf("%w, or is not signed by %v", ErrGap, d.Owner)
+		// The delta is forged, or its base is another set with the version of ours: an owner whose
+		// disk was restored makes such sets. Fetching the whole set resolves both.
+		return nil, fmt.Errorf("%w, or its signature is not that of %v", ErrGap, d.Owner)
 	}
 	return next, nil
 }
 
-// Encode writes s so that Decode reads it.
+// Encode encodes s for Decode.
 func (s *Set) Encode() []byte {
 	w := wireSet{Identity: s.identity, Version: s.Version, Signature: s.signature}
 	for i := range s.items {
@@ -334,14 +332,14 @@ func (s *Set) Encode() []byte {
 	return must(encoding.Marshal(w))
 }
 
-// Decode reads a set and refuses one that its owner has not signed.
+// Decode decodes a set, and refuses one with an invalid signature.
 func Decode(data []byte) (*Set, error) {
 	var w wireSet
 	if err := decoding.Unmarshal(data, &w); err != nil {
 		return nil, fmt.Errorf("directory: %w", err)
 	}
 	if len(w.Identity) != ed25519.PublicKeySize || len(w.Endpoints) > MaxEndpoints {
-		return nil, fmt.Errorf("directory: a set with a key of %d bytes and %d endpoints", len(w.Identity), len(w.Endpoints))
+		return nil, fmt.Errorf("directory: invalid set: a key of %d bytes and %d endpoints", len(w.Identity), len(w.Endpoints))
 	}
 	s := &Set{Owner: peer.IDOf(w.Identity), Version: w.Version, identity: w.Identity, signature: w.Signature}
 	s.items = make([]item, 0, len(w.Endpoints))
@@ -358,10 +356,10 @@ func Decode(data []byte) (*Set, error) {
 	return s, nil
 }
 
-// Encode writes d so that DecodeDelta reads it.
+// Encode encodes d for DecodeDelta.
 func (d Delta) Encode() []byte { return must(encoding.Marshal(d)) }
 
-// DecodeDelta reads a delta; only Apply tells whether it is true.
+// DecodeDelta decodes a delta; Apply verifies its signature.
 func DecodeDelta(data []byte) (d Delta, err error) {
 	if err := decoding.Unmarshal(data, &d); err != nil {
 		return d, fmt.Errorf("directory: %w", err)

@@ -15,9 +15,9 @@ import (
 	"weft/ipam/slot"
 )
 
-// In order, deltas lead to the set that they are said to lead to. In any other order they
-// lead nowhere: never to a set that its owner did not make.
-func TestDeltasLeadToTheSet(t *testing.T) {
+// Applied in order, deltas lead to the sets that they were made for. In another order they are
+// refused, and never lead to a set that the owner did not sign.
+func TestDeltasLeadOnlyToSignedSets(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		sets, deltas := history(t, 1)
 		var at *Set
@@ -26,14 +26,14 @@ func TestDeltasLeadToTheSet(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d.From == 0 { // where there is nothing to build on, the set is sent
+			if d.From == 0 { // without a base, the whole set is sent
 				at = sets[i]
 				continue
 			}
 			builds := at != nil && at.Version == d.From
 			next, err := at.Apply(decoded)
 			if err == nil && (next.Digest != sets[i].Digest || !bytes.Equal(next.Encode(), sets[i].Encode())) {
-				t.Fatalf("delta %d leads to %x", i, next.Digest)
+				t.Fatalf("delta %d leads to the wrong set %x", i, next.Digest)
 			}
 			if err != nil && (!errors.Is(err, ErrGap) || builds && next != nil) {
 				t.Fatal(err)
@@ -49,13 +49,13 @@ func TestDeltasLeadToTheSet(t *testing.T) {
 			case err != nil && !errors.Is(err, ErrGap):
 				t.Fatal(err)
 			case err == nil && (next.Digest != sets[i].Digest || next.Version != sets[i].Version):
-				t.Fatalf("delta %d of version %d leads to version %d, %x", i, s.Version, next.Version, next.Digest)
+				t.Fatalf("delta %d applied to version %d leads to version %d, %x", i, s.Version, next.Version, next.Digest)
 			}
 		}
 	})
 }
 
-func TestEncodingIsExact(t *testing.T) {
+func TestDecodeReturnsEncodedSet(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		sets, _ := history(t, 1)
 		s := sets[len(sets)-1]
@@ -64,25 +64,24 @@ func TestEncodingIsExact(t *testing.T) {
 			t.Fatal(err)
 		}
 		if back.Supersedes(s) || s.Supersedes(back) || !bytes.Equal(back.Encode(), s.Encode()) {
-			t.Fatalf("%+v, want %+v", back, s)
+			t.Fatalf("decoded %+v, want %+v", back, s)
 		}
 		for i, e := range s.Endpoints() {
 			if !e.Same(back.Endpoints()[i]) {
-				t.Fatalf("%+v, want %+v", back.Endpoints()[i], e)
+				t.Fatalf("decoded endpoint %+v, want %+v", back.Endpoints()[i], e)
 			}
 		}
-		// What was read can be built upon as what was made.
+		// Next gives the same result for a decoded set.
 		endpoints := anyEndpoints(t)
 		a, _ := next(t, s, endpoints, 0, 1)
 		b, _ := next(t, back, endpoints, 0, 1)
 		if !bytes.Equal(a.Encode(), b.Encode()) {
-			t.Fatal("what follows differs")
+			t.Fatal("Next differs after decoding")
 		}
 	})
 }
 
-// newer is an endpoint as a later version of Weft could write it: with a field that this one
-// does not know.
+// newer returns an endpoint as a newer version could encode it, with an unknown field.
 func newer(e Endpoint) []byte {
 	var m map[int]any
 	if err := decoding.Unmarshal(must(encoding.Marshal(e)), &m); err != nil {
@@ -92,7 +91,7 @@ func newer(e Endpoint) []byte {
 	return must(encoding.Marshal(m))
 }
 
-// signSet is what an owner can put on the network, whatever it does.
+// signSet returns a set signed by owner n, valid or not.
 func signSet(n int, version uint64, raws ...[]byte) []byte {
 	s := &Set{Owner: id(n), Version: version}
 	for _, raw := range raws {
@@ -106,24 +105,24 @@ func signSet(n int, version uint64, raws ...[]byte) []byte {
 	return must(encoding.Marshal(wireSet{key(n).Public().(ed25519.PublicKey), version, raws, ed25519.Sign(key(n), s.signed())}))
 }
 
-// A newer version may say more than we understand; we pass it on, and build upon it.
-func TestUnknownFieldsSurvive(t *testing.T) {
+// A newer version may add fields, which are passed on unchanged, also when the set changes.
+func TestUnknownFieldsArePassedOn(t *testing.T) {
 	raw := newer(Endpoint{ID: "a", Name: "web", Labels: map[string]string{"app": "web"}})
 	s, err := Decode(signSet(1, 3, raw))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if e := s.Endpoints()[0]; e.Name != "web" || e.Labels["app"] != "web" {
-		t.Errorf("%+v", e)
+		t.Errorf("decoded endpoint %+v", e)
 	}
 	again, err := Decode(s.Encode())
 	if err != nil || !bytes.Equal(again.items[0].encoded(), raw) {
-		t.Fatalf("it is lost: %v", err)
+		t.Fatalf("the unknown field is lost: %v", err)
 	}
 	after, d := next(t, s, append(again.Endpoints(), Endpoint{ID: "b"}), 0, 1)
 	got, err := again.Apply(*d)
 	if err != nil || !bytes.Equal(got.Encode(), after.Encode()) || !bytes.Equal(got.items[0].encoded(), raw) {
-		t.Fatalf("it is lost with the next change: %v", err)
+		t.Fatalf("the unknown field is lost with the next change: %v", err)
 	}
 	delta := Delta{Owner: id(1), From: 3, To: 4, Put: [][]byte{newer(Endpoint{ID: "b"})}}
 	want, err := Decode(signSet(1, 4, raw, delta.Put[0]))
@@ -132,11 +131,11 @@ func TestUnknownFieldsSurvive(t *testing.T) {
 	}
 	delta.Signature = want.signature
 	if got, err := s.Apply(delta); err != nil || !bytes.Equal(got.Encode(), want.Encode()) {
-		t.Fatalf("a newer delta: %v", err)
+		t.Fatalf("apply a delta with unknown fields: %v", err)
 	}
 }
 
-// Nothing that was changed on its way is believed.
+// Data changed in transit is refused.
 func TestFlippedBitsAreRefused(t *testing.T) {
 	s, _ := next(t, nil, []Endpoint{{ID: "a", Name: "web", Slots: []slot.Slot{1}}, {ID: "b", Labels: map[string]string{"k": "v"}}}, 0, 1)
 	after, d := next(t, s, []Endpoint{{ID: "a", Name: "db"}, {ID: "c"}}, 0, 1)
@@ -146,7 +145,7 @@ func TestFlippedBitsAreRefused(t *testing.T) {
 			flipped := bytes.Clone(data)
 			flipped[i] ^= 1 << bit
 			if got, err := Decode(flipped); err == nil && !bytes.Equal(got.Encode(), data) {
-				t.Fatalf("bit %d of byte %d: accepted %+v", bit, i, got)
+				t.Fatalf("with bit %d of byte %d flipped, Decode accepted %+v", bit, i, got)
 			}
 		}
 	}
@@ -160,13 +159,13 @@ func TestFlippedBitsAreRefused(t *testing.T) {
 				continue
 			}
 			if got, err := s.Apply(delta); err == nil && !bytes.Equal(got.Encode(), after.Encode()) {
-				t.Fatalf("bit %d of byte %d: led to %+v", bit, i, got)
+				t.Fatalf("with bit %d of byte %d flipped, the delta led to %+v", bit, i, got)
 			}
 		}
 	}
 }
 
-func TestForgeriesAreRefused(t *testing.T) {
+func TestInvalidSetsAreRefused(t *testing.T) {
 	s, _ := next(t, nil, []Endpoint{{ID: "a", Name: "web"}}, 0, 1)
 	other, _ := next(t, nil, []Endpoint{{ID: "a", Name: "web"}}, 0, 2)
 	good := func() wireSet {
@@ -183,42 +182,42 @@ func TestForgeriesAreRefused(t *testing.T) {
 	}
 	m[99] = strings.Repeat("x", maxEndpoint)
 	for name, data := range map[string][]byte{
-		"another's signature":      must(encoding.Marshal(func() wireSet { w := good(); w.Signature = other.signature; return w }())),
-		"another's name":           must(encoding.Marshal(func() wireSet { w := good(); w.Identity = other.identity; return w }())),
-		"a later version":          must(encoding.Marshal(func() wireSet { w := good(); w.Version++; return w }())),
-		"no signature":             must(encoding.Marshal(func() wireSet { w := good(); w.Signature = nil; return w }())),
-		"half a key":               must(encoding.Marshal(func() wireSet { w := good(); w.Identity = w.Identity[:16]; return w }())),
-		"one endpoint less":        must(encoding.Marshal(func() wireSet { w := good(); w.Endpoints = nil; return w }())),
-		"an endpoint twice":        signSet(1, 1, must(encoding.Marshal(Endpoint{ID: "a"})), must(encoding.Marshal(Endpoint{ID: "a"}))),
-		"an endpoint without id":   signSet(1, 1, must(encoding.Marshal(Endpoint{Name: "web"}))),
-		"a name out of bounds":     signSet(1, 1, must(encoding.Marshal(Endpoint{ID: "a", Name: "WEB"}))),
-		"an endpoint too large":    signSet(1, 1, must(encoding.Marshal(m))),
-		"an endpoint that is none": signSet(1, 1, []byte("x")),
-		"nothing":                  nil,
+		"signature of another":   must(encoding.Marshal(func() wireSet { w := good(); w.Signature = other.signature; return w }())),
+		"key of another":         must(encoding.Marshal(func() wireSet { w := good(); w.Identity = other.identity; return w }())),
+		"a later version":        must(encoding.Marshal(func() wireSet { w := good(); w.Version++; return w }())),
+		"no signature":           must(encoding.Marshal(func() wireSet { w := good(); w.Signature = nil; return w }())),
+		"half a key":             must(encoding.Marshal(func() wireSet { w := good(); w.Identity = w.Identity[:16]; return w }())),
+		"one endpoint missing":   must(encoding.Marshal(func() wireSet { w := good(); w.Endpoints = nil; return w }())),
+		"an endpoint twice":      signSet(1, 1, must(encoding.Marshal(Endpoint{ID: "a"})), must(encoding.Marshal(Endpoint{ID: "a"}))),
+		"an endpoint without id": signSet(1, 1, must(encoding.Marshal(Endpoint{Name: "web"}))),
+		"a name out of bounds":   signSet(1, 1, must(encoding.Marshal(Endpoint{ID: "a", Name: "WEB"}))),
+		"an endpoint too large":  signSet(1, 1, must(encoding.Marshal(m))),
+		"not an endpoint":        signSet(1, 1, []byte("x")),
+		"no data":                nil,
 	} {
 		if got, err := Decode(data); err == nil {
-			t.Errorf("%s: accepted %+v", name, got)
+			t.Errorf("%s: Decode accepted %+v", name, got)
 		}
 	}
 	if _, d := next(t, other, []Endpoint{{ID: "b"}}, 0, 2); d != nil {
 		if _, err := s.Apply(*d); !errors.Is(err, ErrGap) {
-			t.Errorf("a delta of another: %v", err)
+			t.Errorf("delta of another peer: got %v, want ErrGap", err)
 		}
 		d.Owner = s.Owner
 		if _, err := s.Apply(*d); !errors.Is(err, ErrGap) {
-			t.Errorf("a delta signed by another: %v", err)
+			t.Errorf("delta signed by another peer: got %v, want ErrGap", err)
 		}
 	}
 }
 
-// What cannot be sent cannot be published either.
+// Sets that cannot be sent cannot be published either.
 func TestSetsAreBounded(t *testing.T) {
 	many := make([]Endpoint, MaxEndpoints+1)
 	for i := range many {
 		many[i].ID = fmt.Sprint(i)
 	}
 	if _, _, err := Next(nil, many, 0, key(1)); err == nil {
-		t.Error("too many endpoints")
+		t.Error("Next accepted too many endpoints")
 	}
 	if s, _, err := Next(nil, many[1:], 0, key(1)); err != nil || s.Len() != MaxEndpoints {
 		t.Error(err)
@@ -230,75 +229,75 @@ func TestSetsAreBounded(t *testing.T) {
 		}
 	}
 	if _, _, err := Next(nil, many[:600], 0, key(1)); err == nil || !strings.Contains(err.Error(), "bytes") {
-		t.Errorf("too much to send: %v", err)
+		t.Errorf("endpoints that exceed maxSet: got %v, want an error with their bytes", err)
 	}
 	if _, _, err := Next(nil, []Endpoint{{ID: "a"}, {ID: "a"}}, 0, key(1)); err == nil {
-		t.Error("an endpoint twice")
+		t.Error("Next accepted an endpoint twice")
 	}
 	s, _ := next(t, nil, []Endpoint{{ID: "a"}, {ID: "b"}}, 0, 1)
 	if _, _, err := Next(s, []Endpoint{{ID: "a"}, {ID: "a"}}, 0, key(1)); err == nil {
-		t.Error("an endpoint twice, and none in place of another")
+		t.Error("Next accepted an endpoint twice in place of another")
 	}
 }
 
-func TestNextSaysWhatChanged(t *testing.T) {
+func TestNextReturnsTheChanges(t *testing.T) {
 	a, b := Endpoint{ID: "a", Name: "web"}, Endpoint{ID: "b", Labels: map[string]string{"k": "v"}}
 	s, d := next(t, nil, []Endpoint{b, a}, 0, 1)
 	if s.Version != 1 || d.From != 0 || s.Endpoints()[0].Generation != 1 {
-		t.Errorf("%+v, %+v", s, d)
+		t.Errorf("first set %+v, delta %+v", s, d)
 	}
 	if again, d := next(t, s, []Endpoint{a, b}, 0, 1); again != s || d != nil {
-		t.Error("the same endpoints in another order are a change")
+		t.Error("the same endpoints in another order gave a delta")
 	}
-	b.Labels["k"] = "w" // the caller's map is the caller's
+	b.Labels["k"] = "w" // the set must not share the caller's map
 	if s.Endpoints()[1].Labels["k"] != "v" {
-		t.Error("the set changed")
+		t.Error("changing the caller's map changed the set")
 	}
 	s2, d := next(t, s, []Endpoint{a, b}, 0, 1)
 	if d == nil || len(d.Put) != 1 || len(d.Gone) != 0 || d.From != 1 || d.To != 2 || s2.Endpoints()[1].Generation != 1 {
-		t.Errorf("%+v", d)
+		t.Errorf("delta of a changed label: %+v", d)
 	}
 	s3, d := next(t, s2, []Endpoint{b}, 0, 1)
 	if len(d.Put) != 0 || !slices.Equal(d.Gone, []string{"a"}) {
-		t.Errorf("%+v", d)
+		t.Errorf("delta of a removed endpoint: %+v", d)
 	}
 	if s4, _ := next(t, s3, []Endpoint{a, b}, 0, 1); s4.Endpoints()[0].Generation != 4 {
-		t.Error("a second life of an id has the generation of the first")
+		t.Error("an id that is used again has its old generation")
 	}
 	if s9, d := next(t, s3, []Endpoint{b}, 9, 1); s9.Version != 9 || d.From != 3 || s9.Digest != s3.Digest {
-		t.Errorf("%+v, %+v", s9, d)
+		t.Errorf("Next with atLeast 9: set %+v, delta %+v", s9, d)
 	}
 	if none, d := next(t, s3, nil, 0, 1); none.Len() != 0 || len(d.Gone) != 1 {
-		t.Errorf("%+v", d)
+		t.Errorf("delta to the empty set: %+v", d)
 	}
 }
 
-func TestOneVersionTwoSets(t *testing.T) {
+func TestTwoSetsWithOneVersionAreOrdered(t *testing.T) {
 	s, _ := next(t, nil, []Endpoint{{ID: "a"}}, 0, 1)
 	one, d := next(t, s, []Endpoint{{ID: "a"}, {ID: "b"}}, 0, 1)
 	two, _ := next(t, s, []Endpoint{{ID: "a"}, {ID: "c"}}, 0, 1)
 	if one.Version != two.Version || one.Supersedes(two) == two.Supersedes(one) {
-		t.Errorf("%v and %v", one.Held(), two.Held())
+		t.Errorf("no total order of %v and %v", one.Held(), two.Held())
 	}
-	// A delta that builds on the other of them does not fit, and says so.
+	// A delta based on one of them cannot be applied to the other, and the error is ErrGap.
 	_, more := next(t, one, []Endpoint{{ID: "d"}, {ID: "b"}}, 0, 1)
 	if _, err := two.Apply(*more); !errors.Is(err, ErrGap) {
-		t.Errorf("it leads to %v", err)
+		t.Errorf("got %v, want ErrGap", err)
 	}
 	if got, err := s.Apply(*d); err != nil || got.Digest != one.Digest {
 		t.Error(err)
 	}
 }
 
-// Endpoints that have much in common have it once.
-func TestStringsAreShared(t *testing.T) {
+// Strings that endpoints have in common are deduplicated in memory.
+func TestSharingKeepsValues(t *testing.T) {
 	e := Endpoint{ID: "a", Namespace: "shop", Labels: map[string]string{"app": "web"}}
 	before := maps.Clone(e.Labels)
 	if e.share(); e.Namespace != "shop" || !maps.Equal(e.Labels, before) {
-		t.Errorf("%+v", e)
+		t.Errorf("share changed the endpoint to %+v", e)
 	}
 	s, _ := next(t, nil, []Endpoint{e}, 0, 1)
 	if back, err := Decode(s.Encode()); err != nil || back.items[0].raw != nil {
-		t.Errorf("the bytes are kept as well: %v", err)
+		t.Errorf("the received bytes are kept although our encoding is the same: %v", err)
 	}
 }
