@@ -13,32 +13,32 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// A request opens a stream, and its reply comes back on that: who asks may be a host that
-// nobody can dial, behind NAT or a firewall.
+// A request opens a stream, and its reply returns on the same stream. So hosts behind NAT or a
+// firewall, to which others cannot connect, can send requests too.
 //
-// On the wire both are memberlist's own user messages. A peer of an older version takes such
-// a request from memberlist, closes the stream, and sends its reply on one of its own.
+// On the wire both are user messages of memberlist. A peer of an older version gets such a request
+// from memberlist, closes the stream, and sends its reply on a stream that it opens.
 
-// userHead is how such a message begins: its type, and memberlist's header, a map with the
-// length in four bytes. What memberlist of an older version sends is compressed, and begins otherwise.
+// userHead is the start of such a message: its type, and memberlist's header, a map with the length
+// in four bytes. Messages of older versions are compressed and start differently.
 const userHead = "\x08\x81\xaaUserMsgLen\xce"
 
-// sealVersion says that the text is not padded.
+// sealVersion is memberlist's encryption version without padding.
 const sealVersion = 1
 
-// seal makes the message of a stream.
-func (d *door) seal(data []byte) []byte {
+// seal encrypts a message for a stream.
+func (d *admission) seal(data []byte) []byte {
 	text := binary.BigEndian.AppendUint32([]byte(userHead), uint32(len(data)))
 	text = append(text, data...)
 	out := make([]byte, streamHeader+sealHead, streamHeader+sealHead+len(text)+d.aead.Overhead())
 	out[0], out[streamHeader] = streamSealed, sealVersion
 	binary.BigEndian.PutUint32(out[1:], uint32(sealHead+len(text)+d.aead.Overhead()))
 	nonce := out[streamHeader+1 : streamHeader+sealHead]
-	_, _ = rand.Read(nonce) // never fails (crypto/rand)
+	_, _ = rand.Read(nonce) // crypto/rand.Read never fails
 	return d.aead.Seal(out, nonce, text, out[:streamHeader])
 }
 
-// asked is what was sealed by seal; nil if something else was.
+// asked returns the content of a message that seal made, or nil for other messages.
 func asked(text []byte) []byte {
 	rest, ok := bytes.CutPrefix(text, []byte(userHead))
 	if !ok || len(rest) < 4 || uint64(binary.BigEndian.Uint32(rest)) != uint64(len(rest)-4) {
@@ -47,15 +47,15 @@ func asked(text []byte) []byte {
 	return bytes.Clone(rest[4:])
 }
 
-// ask sends a request to a run of a peer. It returns once that is sent; the reply is delivered before ctx ends,
-// or not at all. What it returns waits for the end of the stream.
+// ask sends a request to a run of a peer, and returns once it is sent. The reply is delivered
+// before ctx ends, or not at all. The returned function waits for the end of the stream.
 func (m *Mesh) ask(ctx context.Context, to memberlist.Address, msg message) (wait func(), err error) {
-	conn, err := m.ways.dial(to, streamTimeout, m.door.Transport.DialTimeout)
+	conn, err := m.dialer.dial(to, streamTimeout, m.admission.Transport.DialTimeout)
 	if err != nil {
 		return nil, err
 	}
-	_ = conn.SetDeadline(time.Now().Add(streamTimeout)) // where it fails, the write does
-	if _, err := conn.Write(m.door.seal(encode(envelope{Kind: kindRequest, Payload: m.sign(msg)}))); err != nil {
+	_ = conn.SetDeadline(time.Now().Add(streamTimeout)) // if this fails, so does the write
+	if _, err := conn.Write(m.admission.seal(encode(envelope{Kind: kindRequest, Payload: m.sign(msg)}))); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -70,29 +70,29 @@ func (m *Mesh) ask(ctx context.Context, to memberlist.Address, msg message) (wai
 	return func() { <-done }, nil
 }
 
-// hear takes the reply to a request from its stream. Until it begins, the stream does not
-// count among those that have proved nothing: it is ours, and waits for a handler.
+// hear receives the reply to a request from its stream. Until the first byte arrives, the stream is
+// not counted as unproven: we opened it, and the handler may take a while.
 func (m *Mesh) hear(conn net.Conn) {
 	_ = conn.SetReadDeadline(time.Now().Add(handlerTimeout + streamTimeout))
 	first := []byte{0}
 	if _, err := io.ReadFull(conn, first); err != nil {
-		return // an older version, or it is gone
+		return // the peer has an older version, or has gone
 	}
 	_ = conn.SetReadDeadline(time.Now().Add(streamTimeout))
-	s := &stream{Conn: begun{conn, io.MultiReader(bytes.NewReader(first), conn)}, door: m.door, source: sourceOf(conn.RemoteAddr())}
+	s := &stream{Conn: begun{conn, io.MultiReader(bytes.NewReader(first), conn)}, admission: m.admission, source: sourceOf(conn.RemoteAddr())}
 	defer s.Close()
 	if s.prove() != nil {
 		return
 	}
 	var e envelope
 	if err := decoding.Unmarshal(s.asked, &e); err != nil || e.Kind != kindReply {
-		m.cfg.Log.Debug("reply ignored", "addr", s.source, "err", err)
+		m.cfg.Log.Debug("ignoring a reply", "addr", s.source, "err", err)
 		return
 	}
 	m.deliver(e.Payload)
 }
 
-// begun is a stream of which some bytes were read.
+// begun is a stream whose first bytes were already read.
 type begun struct {
 	net.Conn
 	rest io.Reader
@@ -100,7 +100,7 @@ type begun struct {
 
 func (b begun) Read(p []byte) (int, error) { return b.rest.Read(p) }
 
-// answer takes a stream that waits for a reply, and reports whether it is one.
+// answer handles a stream that carries a request, and reports whether it was one.
 func (m *Mesh) answer(ctx context.Context, s *stream) bool {
 	var e envelope
 	if s.asked == nil || !m.running() || decoding.Unmarshal(s.asked, &e) != nil || e.Kind != kindRequest {
@@ -110,14 +110,14 @@ func (m *Mesh) answer(ctx context.Context, s *stream) bool {
 	return true
 }
 
-var errNoStream = errors.New("the request did not come on a stream that waits")
+var errNoStream = errors.New("the request did not arrive on a stream that waits for its reply")
 
-// reply sends an answer on the stream that the request came on.
+// reply sends a reply on the stream of its request.
 func (m *Mesh) reply(s *stream, msg message) error {
 	if s == nil {
 		return errNoStream
 	}
-	_ = s.SetWriteDeadline(time.Now().Add(streamTimeout)) // where it fails, the write does
-	_, err := s.Write(m.door.seal(encode(envelope{Kind: kindReply, Payload: m.sign(msg)})))
+	_ = s.SetWriteDeadline(time.Now().Add(streamTimeout)) // if this fails, so does the write
+	_, err := s.Write(m.admission.seal(encode(envelope{Kind: kindReply, Payload: m.sign(msg)})))
 	return err
 }

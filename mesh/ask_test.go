@@ -15,13 +15,13 @@ import (
 	"weft/mesh/secret"
 )
 
-// A host that nobody can dial is answered on the stream that it opened itself.
-func TestWhoCannotBeDialledIsAnswered(t *testing.T) {
-	for name, behind := range map[string]func(*meshtest.Network, netip.Addr){"a firewall": (*meshtest.Network).Wall, "NAT": (*meshtest.Network).NAT} {
+// A host to which no other host can connect gets replies on the streams that it opened.
+func TestHostBehindNATGetsReplies(t *testing.T) {
+	for name, behind := range map[string]func(*meshtest.Network, netip.Addr){"a firewall": (*meshtest.Network).Firewall, "NAT": (*meshtest.Network).NAT} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &sim{t, meshtest.New(41)}
-				s.net.Hang()
+				s.net.HangDials()
 				behind(s.net, address(2).Addr())
 				a, b := s.start(1, nil, nil), s.start(2, nil, []string{address(1).Addr().String()})
 				s.eventually(10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
@@ -32,12 +32,12 @@ func TestWhoCannotBeDialledIsAnswered(t *testing.T) {
 						t.Errorf("got %q, %v, want %q", got, err, want)
 					}
 					if _, err := b.Request(ctx, a.Self(), "echo", nil); err == nil || !strings.HasSuffix(err.Error(), "refused: nothing to echo") {
-						t.Errorf("refused with %v", err)
+						t.Errorf("a refused request returned %v", err)
 					}
 					cancel()
 				}
 				if n := a.echoed.Load(); n != 6 {
-					t.Errorf("6 requests were worked on %d times", n)
+					t.Errorf("6 requests were handled %d times", n)
 				}
 				s.end(a, b)
 			})
@@ -45,8 +45,8 @@ func TestWhoCannotBeDialledIsAnswered(t *testing.T) {
 	}
 }
 
-// Nobody waits longer than it wants to, and nothing is left of the stream.
-func TestARequestEndsWithItsContext(t *testing.T) {
+// A request ends with its context, and leaves no stream open.
+func TestRequestEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(42)}
 		a := s.start(1, nil, nil)
@@ -56,15 +56,14 @@ func TestARequestEndsWithItsContext(t *testing.T) {
 		defer cancel()
 		start := time.Now()
 		if _, err := b.Request(ctx, a.Self(), "slow", nil); err == nil || time.Since(start) != time.Second {
-			t.Errorf("after %v: %v", time.Since(start), err)
+			t.Errorf("the request ended after %v with %v, want 1s and an error", time.Since(start), err)
 		}
 		s.end(a, b)
 	})
 }
 
-// What a request looks like on its stream is what memberlist takes for a message of its
-// user, so that an older version hears it.
-func TestMemberlistReadsARequest(t *testing.T) {
+// memberlist parses a request on a stream as a user message, so that older versions receive it.
+func TestMemberlistParsesRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net, heard := meshtest.New(43), make(chan []byte, 1)
 		conf := memberlist.DefaultLANConfig()
@@ -74,7 +73,7 @@ func TestMemberlistReadsARequest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, err := newDoor(net.Join(address(2)), &ways{}, secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
+		d, err := newAdmission(net.Join(address(2)), &dialer{}, secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,7 +86,7 @@ func TestMemberlistReadsARequest(t *testing.T) {
 				t.Error(err)
 			}
 			if got := <-heard; !bytes.Equal(got, want) {
-				t.Errorf("it heard %d bytes, want %d", len(got), len(want))
+				t.Errorf("memberlist received %d bytes, want %d", len(got), len(want))
 			}
 			conn.Close()
 		}
@@ -101,7 +100,7 @@ type discard struct{}
 
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
 
-// hearer is a delegate that hears messages.
+// hearer is a delegate that passes on user messages.
 type hearer struct{ heard chan []byte }
 
 func (h hearer) NotifyMsg(b []byte)              { h.heard <- bytes.Clone(b) }

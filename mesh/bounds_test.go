@@ -23,19 +23,19 @@ import (
 	"weft/mesh/peer"
 )
 
-// All states of a mesh fit into one message of push/pull, each at its greatest.
-func TestAllStatesFitIntoOneMessage(t *testing.T) {
+// The largest states of all kinds together fit into one push/pull message.
+func TestAllStatesFitOnePushPull(t *testing.T) {
 	const message, kibi = 8 << 20, 1 << 10
 	for name, c := range map[string]struct{ has, budget int }{
 		"ring": {ring.MaxEncoded, 2048 * kibi}, "votes": {paxos.MaxEncoded, 256 * kibi}, "directory": {maxDirectoryFull, 1024 * kibi},
 		"documents": {maxDocumentsFull, 1024 * kibi}, "peers": {maxPeerBytes, 3 * 1024 * kibi},
 	} {
 		if c.has > c.budget {
-			t.Errorf("%s: %d bytes, its budget is %d", name, c.has, c.budget)
+			t.Errorf("%s: the largest state has %d bytes, its budget is %d", name, c.has, c.budget)
 		}
 	}
 	if sum := ring.MaxEncoded + paxos.MaxEncoded + maxDirectoryFull + maxDocumentsFull + maxPeerBytes; sum > message-message/16 {
-		t.Errorf("together %d bytes", sum)
+		t.Errorf("all states together have %d bytes, too many for one message", sum)
 	}
 
 	held := news{From: peer.ID{255}}
@@ -45,7 +45,7 @@ func TestAllStatesFitIntoOneMessage(t *testing.T) {
 		held.Held = append(held.Held, directory.Held{Owner: id, Version: 1<<64 - 1, Digest: bytes.Repeat([]byte{255}, 8)})
 	}
 	if n := len(encode(held)); n > maxDirectoryFull {
-		t.Errorf("directory: %d bytes, promised %d", n, maxDirectoryFull)
+		t.Errorf("directory: %d bytes, want at most maxDirectoryFull = %d", n, maxDirectoryFull)
 	}
 	full := documentNews{From: peer.ID{255}, Digest: make([]byte, len(document.Digest{})), Synced: true}
 	full.Marks = make([]document.Mark, document.MaxWriters)
@@ -53,9 +53,9 @@ func TestAllStatesFitIntoOneMessage(t *testing.T) {
 		full.Marks[i] = document.Mark{Writer: make([]byte, ed25519.PublicKeySize), Version: 1<<64 - 1, Signature: make([]byte, ed25519.SignatureSize)}
 	}
 	if n := len(encode(full)); n > maxDocumentsFull {
-		t.Errorf("documents: %d bytes, promised %d", n, maxDocumentsFull)
+		t.Errorf("documents: %d bytes, want at most maxDocumentsFull = %d", n, maxDocumentsFull)
 	}
-	// What is asked for, and answered, travels by itself.
+	// Requests and replies are messages of their own.
 	question := make([]document.Held, document.MaxHeld)
 	for i := range question {
 		question[i] = document.Held{
@@ -64,11 +64,11 @@ func TestAllStatesFitIntoOneMessage(t *testing.T) {
 		}
 	}
 	if n := len(encode(question)); n > message/4 {
-		t.Errorf("the question for documents: %d bytes", n)
+		t.Errorf("the largest request for documents has %d bytes", n)
 	}
 }
 
-// keys is a state of so many bytes of keys and signatures, in which nothing repeats.
+// keys is a state of size random bytes, as incompressible as keys and signatures.
 type keys struct {
 	size int
 	got  atomic.Int64
@@ -87,22 +87,22 @@ func (k *keys) Merge(data []byte) ([]byte, error) {
 	return nil, nil
 }
 
-// A message as large as all states together, each at its greatest, is exchanged.
-func TestTheLargestStateIsExchanged(t *testing.T) {
+// A push/pull message of the largest size is exchanged.
+func TestLargestStateIsExchanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = maxStream - maxStream/16
 		s := &sim{t, meshtest.New(35)}
 		news := &keys{}
 		a := s.startWith([]Replica{&keys{size: size}}, 1, nil, nil)
 		b := s.startWith([]Replica{news}, 2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "it is here", func() bool { return news.got.Load() == size })
+		s.eventually(10*time.Second, "the large state arrives", func() bool { return news.got.Load() == size })
 		s.end(a, b)
 	})
 }
 
-// Somebody makes up owners without end: those that are here stay, and what is kept is bounded,
-// in memory and on disk.
-func TestTheOwnersOfEndpointsAreBounded(t *testing.T) {
+// A peer invents any number of owners. Existing sets stay, and the stored ones are bounded in
+// memory and on disk.
+func TestDirectoryOwnersAreBounded(t *testing.T) {
 	d := quiet(t, 1, &stub{})
 	if err := d.Publish(many(3)); err != nil {
 		t.Fatal(err)
@@ -122,22 +122,22 @@ func TestTheOwnersOfEndpointsAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := d.takeIn([]*directory.Set{s}); err != nil || len(d.Held()) != directory.MaxOwners || d.set(idOf(1)).Len() != 3 {
-		t.Errorf("it holds %d, %v", len(d.Held()), err)
+		t.Errorf("the directory holds %d sets, error %v", len(d.Held()), err)
 	}
 	d.mu.Lock()
 	d.want(idOf(3), directory.Held{Owner: peer.ID{9, 9}, Version: 1})
 	if len(d.wanted) > 0 {
-		t.Error("it asks for what it has no room for")
+		t.Error("it requests a set that it has no room for")
 	}
 	d.mu.Unlock()
 	if err := d.Publish(many(4)); err != nil || d.set(idOf(1)).Len() != 4 {
-		t.Errorf("its own are not published: %v", err)
+		t.Errorf("own endpoints cannot be published: %v", err)
 	}
 	if _, err := d.Merge(encode(news{From: idOf(3), Held: make([]directory.Held, directory.MaxOwners+1)})); err == nil {
-		t.Error("a message with too many was read")
+		t.Error("Merge accepted a message with too many owners")
 	}
 
-	// From the disk of a release that had no bound.
+	// The disk of an earlier release, which had no bound.
 	store := &setDisk{sets: map[peer.ID][]byte{}}
 	for i, data := range sets {
 		store.sets[peer.ID{byte(i >> 8), byte(i)}] = data
@@ -147,7 +147,7 @@ func TestTheOwnersOfEndpointsAreBounded(t *testing.T) {
 		Wanted: func(peer.ID) bool { return true }, Log: slog.New(slog.DiscardHandler), Changed: func() {},
 	})
 	if err != nil || len(again.Held()) != directory.MaxOwners+1 || again.set(idOf(1)).Len() != 4 || !again.Taken(0) {
-		t.Errorf("it holds %d, %v", len(again.Held()), err)
+		t.Errorf("from the disk the directory holds %d sets, error %v", len(again.Held()), err)
 	}
 }
 
@@ -163,8 +163,8 @@ func decodeAll(t *testing.T, sets [][]byte) (out []*directory.Set) {
 	return out
 }
 
-// Containers whose labels are too large together cost those labels, never the others' names.
-func TestLargeLabelsCostOnlyThemselves(t *testing.T) {
+// Labels that exceed the bound are dropped; names of all endpoints stay.
+func TestOversizedLabelsAreDroppedAlone(t *testing.T) {
 	d := quiet(t, 1, &stub{})
 	endpoints := many(100)
 	for i := range 250 {
@@ -176,15 +176,15 @@ func TestLargeLabelsCostOnlyThemselves(t *testing.T) {
 	}
 	err := d.Publish(endpoints)
 	if !errors.Is(err, directory.ErrTooLarge) {
-		t.Errorf("it says %v", err)
+		t.Errorf("Publish returned %v, want ErrTooLarge", err)
 	}
 	own := d.set(idOf(1))
 	if n := len(own.Encode()); own.Len() != 350 || n > 6<<20+64<<10 || n < 5<<20 {
-		t.Fatalf("%d endpoints in %d bytes", own.Len(), n)
+		t.Fatalf("published %d endpoints in %d bytes", own.Len(), n)
 	}
 	for _, e := range own.Endpoints() {
 		if strings.HasPrefix(e.ID, "many") && e.Name == "" || len(e.Slots) != 1 {
-			t.Errorf("%+v", e)
+			t.Errorf("endpoint lost its name or slot: %+v", e)
 		}
 	}
 }

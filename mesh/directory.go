@@ -19,92 +19,92 @@ import (
 	"weft/mesh/peer"
 )
 
-// DirectoryName is the endpoints', in gossip.
+// DirectoryName is the name of the endpoints as a replicated state.
 const DirectoryName = "directory"
 
-// Messenger is what the directory needs of the mesh.
+// Messenger is the directory's access to the mesh.
 type Messenger interface {
-	// Broadcast passes a delta on to all peers. It does not block.
+	// Broadcast sends a delta to all peers. It does not block.
 	Broadcast(replica string, delta []byte)
-	// Request asks one peer and waits for its answer.
+	// Request sends a request to one peer and waits for its answer.
 	Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error)
-	// Reachable reports whether a peer can be asked at all.
+	// Reachable reports whether requests reach a peer at present.
 	Reachable(peer.ID) bool
-	// Others lists all other peers that are known, reachable or not, but for those that have
-	// left and those of another ring.
+	// Others lists all other known peers, reachable or not, without those that have left or belong
+	// to another ring.
 	Others() []peer.ID
-	// Name is what people call a peer: its id, and its nickname where that is known.
+	// Name returns a peer's name for messages: its id, and its nickname if known.
 	Name(peer.ID) string
 }
 
-// DirectoryStore keeps the sets over a restart.
+// DirectoryStore persists the sets of endpoints.
 type DirectoryStore interface {
-	// SaveSets keeps sets of endpoints, by owner; nil forgets one.
+	// SaveSets stores sets by owner; nil deletes one.
 	SaveSets(sets map[peer.ID][]byte) error
 }
 
-// DirectoryConfig is what a Directory is made of.
+// DirectoryConfig configures a Directory.
 type DirectoryConfig struct {
 	Identity ed25519.PrivateKey
 	Mesh     Messenger
 	Store    DirectoryStore
-	Sets     [][]byte // known from the last run
-	// Wanted reports whether a peer's endpoints can count at all: it owns a part of the ring, or
-	// it can be reached. It must not block.
+	Sets     [][]byte // as stored by an earlier run
+	// Wanted reports whether a peer's endpoints can be valid: it owns a part of the ring, or it is
+	// reachable. It must not block.
 	Wanted func(peer.ID) bool
 	Log    *slog.Logger
 	// Changed is called after every change. It must not block.
 	Changed func()
-	// Settle returns once all that follows from the directory is in force here, such as who may
-	// reach whom; until then a slot that was freed is not said to be forgotten. nil: nothing does.
+	// Settle returns once everything that follows from the directory is in force on this host, such
+	// as policy. Only then this peer confirms that it has dropped a freed slot. nil: nothing
+	// follows.
 	Settle func() error
 }
 
-// Directory replicates the endpoints of all peers. Small changes travel as deltas by
-// gossip; whoever lacks what a delta builds on, or hears that another peer has a newer
-// set, fetches the set. Push/pull exchanges only which versions there are.
+// Directory replicates the endpoints of all peers. Each peer's endpoints are one versioned, signed
+// set. Small changes travel as deltas by gossip. A peer that lacks a delta's base version, or
+// learns of a newer set, fetches that set. Push/pull exchanges only versions.
 //
-// It is safe for concurrent use. Nothing blocks on the network but Run.
+// A Directory is safe for concurrent use. Only Run blocks on the network.
 type Directory struct {
 	cfg  DirectoryConfig
 	self peer.ID
-	wake chan struct{} // there is something to fetch
+	wake chan struct{} // wakes Run to fetch sets
 
 	saving sync.Mutex // held while the store is written
 
 	mu        sync.RWMutex
 	dir       *directory.Directory
-	published bool                       // our set is what this run says, not what is left of the last one
-	dirty     map[peer.ID]bool           // not yet in the store
+	published bool                       // our set was published in this run, not restored from disk
+	dirty     map[peer.ID]bool           // sets that are not stored yet
 	wanted    map[peer.ID]want           // sets to fetch, by owner
-	asked     map[peer.ID]directory.Held // those that are being fetched
-	busy      map[peer.ID]bool           // who is being asked for sets
-	left      map[slot.Slot]uint64       // slots that others may still know by a name of ours, and the version without them
-	stuck     error                      // why the last round of confirmations did not free them
-	stuckFrom time.Time                  // since when no round did
+	asked     map[peer.ID]directory.Held // sets that are being fetched
+	busy      map[peer.ID]bool           // peers that are being asked for sets
+	left      map[slot.Slot]uint64       // freed slots that other peers may still map to our endpoints, with the version of our set that first lacks them
+	stuck     error                      // why the last round of confirmations failed
+	stuckFrom time.Time                  // when confirmations began to fail
 }
 
-// want is a set to fetch, and who has it.
+// want is a set to fetch, and the peer that has it.
 type want struct {
 	from peer.ID
 	held directory.Held
 }
 
-// maxDirectoryFull is how large Full is at most.
+// maxDirectoryFull is the largest size of Full, in bytes.
 const maxDirectoryFull = 64 + 32*directory.MaxOwners
 
-// news is what travels by gossip: one delta, or which sets the sender has.
+// news is a gossip message: one delta, or the versions of the sender's sets.
 type news struct {
 	From  peer.ID          `cbor:"1,keyasint"`
 	Held  []directory.Held `cbor:"2,keyasint,omitempty"`
 	Delta []byte           `cbor:"3,keyasint,omitempty"`
 }
 
-// NewDirectory makes a directory; Run starts it. What it knew in the last run can be
-// looked up at once.
+// NewDirectory returns a directory; Run starts it. Stored endpoints can be looked up at once.
 func NewDirectory(cfg DirectoryConfig) (*Directory, error) {
 	if len(cfg.Identity) != ed25519.PrivateKeySize {
-		return nil, errors.New("mesh: a directory without an identity")
+		return nil, errors.New("mesh: directory: no identity given")
 	}
 	d := &Directory{
 		cfg: cfg, self: peer.IDOf(cfg.Identity.Public().(ed25519.PublicKey)), wake: make(chan struct{}, 1), dir: directory.New(),
@@ -113,13 +113,13 @@ func NewDirectory(cfg DirectoryConfig) (*Directory, error) {
 	}
 	for _, data := range cfg.Sets {
 		k := kept{Set: data}
-		_ = restoring.Unmarshal(data, &k) // most are sets as they are
+		_ = restoring.Unmarshal(data, &k) // most entries are plain sets
 		s, err := directory.Decode(k.Set)
-		if err != nil { // of a newer version that allowed more; it is fetched again
-			cfg.Log.Warn("stored endpoints are not readable", "err", err)
+		if err != nil { // written by a newer version; it is fetched again
+			cfg.Log.Warn("ignoring unreadable stored endpoints: fetching them again", "err", err)
 			continue
 		}
-		if s.Owner != d.self && !d.dir.Room(s.Owner) { // an earlier release had no bound
+		if s.Owner != d.self && !d.dir.Room(s.Owner) { // an earlier release had no bound on owners
 			d.dirty[s.Owner] = true
 			continue
 		}
@@ -131,35 +131,35 @@ func NewDirectory(cfg DirectoryConfig) (*Directory, error) {
 	return d, nil
 }
 
-// kept is our own set on disk.
+// kept is the stored form of our own set, with its freed slots.
 type kept struct {
-	Set  []byte      `cbor:"10,keyasint"` // no field of a set has this number
+	Set  []byte      `cbor:"10,keyasint"` // a number that no field of a set has
 	Left []slot.Slot `cbor:"11,keyasint,omitempty"`
 }
 
-// restoring reads what this host has written itself: there can be more freed slots than others
-// may send of anything.
+// restoring decodes what this host stored itself. The number of freed slots can exceed the bounds
+// for received messages.
 var restoring = must(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: math.MaxInt32, MaxNestedLevels: 16}.DecMode())
 
-// Name is the directory's name as a replicated state.
+// Name returns the name of the directory as a replicated state.
 func (d *Directory) Name() string { return DirectoryName }
 
-// Full says which sets are here; who lacks one fetches it.
+// Full returns the versions of all sets; peers fetch the sets that they lack.
 func (d *Directory) Full() []byte {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return encode(news{From: d.self, Held: d.dir.Held()})
 }
 
-// Merge takes in a delta, or what another peer has. Only a delta that was applied is
-// passed on: who has fetched a set says so itself.
+// Merge merges a delta, or another peer's versions. Only an applied delta is passed on: a peer that
+// fetched a set announces that itself.
 func (d *Directory) Merge(data []byte) ([]byte, error) {
 	var n news
 	if err := decoding.Unmarshal(data, &n); err != nil {
 		return nil, fmt.Errorf("directory: %w", err)
 	}
 	if len(n.Held) > directory.MaxOwners {
-		return nil, fmt.Errorf("directory: endpoints of %d peers in one message, at most %d are allowed", len(n.Held), directory.MaxOwners)
+		return nil, fmt.Errorf("directory: refused a message with endpoints of %d peers, at most %d are allowed", len(n.Held), directory.MaxOwners)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -185,19 +185,19 @@ func (d *Directory) Merge(data []byte) ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case delta.Owner == d.self:
-		return nil, d.insist(next)
+		return nil, d.refute(next)
 	}
 	d.put(next)
 	if len(n.Delta) > maxDelta {
 		return encode(news{From: d.self, Held: []directory.Held{next.Held()}}), nil
 	}
-	return encode(news{From: n.From, Delta: n.Delta}), nil // without what else was in it, which nobody signed
+	return encode(news{From: n.From, Delta: n.Delta}), nil // only the signed part
 }
 
-// counts reports whether a peer's set is kept here.
+// counts reports whether a peer's set is stored here.
 func (d *Directory) counts(owner peer.ID) bool { return owner == d.self || d.cfg.Wanted(owner) }
 
-// put keeps a set that is newer, if there is room. The caller holds the lock.
+// put stores a newer set, if there is room. The caller holds the lock.
 func (d *Directory) put(s *directory.Set) bool {
 	if s.Owner != d.self && !d.dir.Room(s.Owner) || !d.dir.Put(s) {
 		return false
@@ -207,15 +207,15 @@ func (d *Directory) put(s *directory.Set) bool {
 	return true
 }
 
-func (d *Directory) kick() {
+func (d *Directory) wakeUp() {
 	select {
 	case d.wake <- struct{}{}:
 	default:
 	}
 }
 
-// want notes that another peer has a set, if it is newer than ours and nobody is being
-// asked for it yet. The caller holds the lock.
+// want schedules a fetch of a set from another peer, if it is newer than ours and not being
+// fetched. The caller holds the lock.
 func (d *Directory) want(from peer.ID, h directory.Held) {
 	asked, ok := d.asked[h.Owner]
 	if from == d.self || !d.dir.Lacks(h) || !d.counts(h.Owner) || ok && asked.Compare(h) == 0 {
@@ -225,17 +225,17 @@ func (d *Directory) want(from peer.ID, h directory.Held) {
 		return
 	}
 	d.wanted[h.Owner] = want{from, h}
-	d.kick()
+	d.wakeUp()
 }
 
-// Publish makes these the endpoints of this peer, and tells the mesh if that changes any.
-// Those that cannot be published are left out, and are in the error.
+// Publish replaces this peer's endpoints, and announces the change. Endpoints that cannot be
+// published are left out and named in the error.
 func (d *Directory) Publish(endpoints []directory.Endpoint) error {
 	var unusable error
 	good := make([]directory.Endpoint, 0, len(endpoints))
 	for _, e := range endpoints {
 		if err := e.Check(); err != nil {
-			unusable = errors.Join(unusable, fmt.Errorf("mesh: not published: %w", err))
+			unusable = errors.Join(unusable, fmt.Errorf("mesh: endpoint not published: %w", err))
 			continue
 		}
 		good = append(good, e)
@@ -250,14 +250,14 @@ func (d *Directory) Publish(endpoints []directory.Endpoint) error {
 	d.published = d.published || err == nil
 	d.mu.Unlock()
 	if n != nil {
-		err = d.flush(d.self) // first, so that no restart forgets what was said
+		err = d.flush(d.self) // store first, so that a restart does not forget what was announced
 		d.cfg.Mesh.Broadcast(DirectoryName, n)
 	}
 	return errors.Join(unusable, err)
 }
 
-// publish makes endpoints the set that follows old, and returns what to tell the mesh; nil
-// if nothing changed. The caller holds the lock.
+// publish makes endpoints the set after old, and returns the message to broadcast; nil if nothing
+// changed. The caller holds the lock.
 func (d *Directory) publish(old *directory.Set, endpoints []directory.Endpoint, atLeast uint64) ([]byte, error) {
 	next, delta, err := directory.Next(old, endpoints, atLeast, d.cfg.Identity)
 	if err != nil || delta == nil {
@@ -271,8 +271,8 @@ func (d *Directory) publish(old *directory.Set, endpoints []directory.Endpoint, 
 	return encode(n), nil
 }
 
-// follow makes next our own set. A slot of the one before, or of another one that the mesh
-// knows, is taken until it is forgotten everywhere. The caller holds the lock.
+// follow makes next our own set. Slots of the previous set, and of another version that the mesh
+// knows, stay taken until all peers have dropped them. The caller holds the lock.
 func (d *Directory) follow(next, other *directory.Set) {
 	for _, s := range slices.Concat(other.Slots(), d.dir.Listed(d.self)) {
 		d.left[s] = next.Version
@@ -283,14 +283,14 @@ func (d *Directory) follow(next, other *directory.Set) {
 	}
 }
 
-// maxDelta is the largest delta that travels: one that fits into a packet of gossip. Of a
-// larger change only the version travels, and the set is fetched.
+// maxDelta is the largest delta that is sent: it fits into one gossip packet. For a larger change
+// only the version is sent, and peers fetch the set.
 const maxDelta = maxGossip - 100
 
-// insist answers a later word of ours than we remember, since our state was restored from
-// an older copy. What this run said counts, and is said again, louder; before it said
-// anything, it goes on from there. The caller holds the lock.
-func (d *Directory) insist(theirs *directory.Set) error {
+// refute handles a newer version of our own set than we know, after our state was restored from an
+// older copy. If this run has published endpoints, they are published again with a higher version.
+// Otherwise we continue from the newer set. The caller holds the lock.
+func (d *Directory) refute(theirs *directory.Set) error {
 	own := d.dir.Set(d.self)
 	switch {
 	case !theirs.Supersedes(own):
@@ -306,8 +306,8 @@ func (d *Directory) insist(theirs *directory.Set) error {
 	return err
 }
 
-// Taken reports whether a slot is known in the mesh as one of our endpoints, or may still
-// be: it cannot be another one's before that is over.
+// Taken reports whether other peers map a slot to one of our endpoints, or may still do so. Until
+// that ends, the slot must not be allocated.
 func (d *Directory) Taken(s slot.Slot) bool {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -315,19 +315,18 @@ func (d *Directory) Taken(s slot.Slot) bool {
 	return left || d.dir.Lists(d.self, s)
 }
 
-// Stuck is how many freed slots wait until others have dropped their old names, since when
-// no round of asking them succeeded, and why; nil if the last one did.
+// Stuck returns the number of freed slots that other peers have not yet dropped. If confirmations
+// fail, it also returns since when and why.
 func (d *Directory) Stuck() (slots int, since time.Time, why error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	return len(d.left), d.stuckFrom, d.stuck
 }
 
-// flushEvery is how often what others say goes to disk. What a crash loses of it is fetched
-// again.
+// flushEvery is how often the sets of other peers are stored. What a crash loses is fetched again.
 const flushEvery = time.Second
 
-// Run fetches, keeps and confirms until ctx ends.
+// Run fetches, stores and confirms sets until ctx ends.
 func (d *Directory) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -343,13 +342,13 @@ func (d *Directory) Run(ctx context.Context) error {
 		case <-tick.C:
 			d.forget()
 			if err := d.flush(); err != nil {
-				d.cfg.Log.Warn("cannot keep the directory", "err", err)
+				d.cfg.Log.Warn("cannot store the directory: trying again", "err", err)
 			}
 		}
 	}
 }
 
-// forget drops the sets of peers that are gone for good.
+// forget drops the sets of peers that are no longer wanted.
 func (d *Directory) forget() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -362,7 +361,7 @@ func (d *Directory) forget() {
 	}
 }
 
-// flush writes what changed of some owners; of all, if none are named.
+// flush stores the changed sets of the given owners, or of all owners if none are given.
 func (d *Directory) flush(owners ...peer.ID) error {
 	d.saving.Lock()
 	defer d.saving.Unlock()

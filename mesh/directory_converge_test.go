@@ -12,18 +12,18 @@ import (
 	"weft/mesh/meshtest"
 )
 
-// The directory under all of that at once converges.
+// The directory converges in spite of loss, partitions, restarts, restored disks and removals.
 func TestDirectoryConverges(t *testing.T) {
 	for seed := range uint64(8) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { misfortunes(t, seed) })
+			synctest.Test(t, func(t *testing.T) { faults(t, seed) })
 		})
 	}
 }
 
-func misfortunes(t *testing.T, seed uint64) {
-	w, r := newTown(t, seed), rand.New(rand.NewPCG(seed, 1))
-	w.net.SetWeather(meshtest.Weather{Loss: 0.2, Duplicate: 0.1, Delay: time.Second})
+func faults(t *testing.T, seed uint64) {
+	w, r := newDirCluster(t, seed), rand.New(rand.NewPCG(seed, 1))
+	w.net.SetConditions(meshtest.Conditions{Loss: 0.2, Duplicate: 0.1, Delay: time.Second})
 	disks, removed := map[int]*setDisk{}, map[int]bool{}
 	backups := map[int][]*setDisk{}
 	for n := 1; n <= 6; n++ {
@@ -33,7 +33,7 @@ func misfortunes(t *testing.T, seed uint64) {
 		n := 1 + r.IntN(6)
 		h := w.here[n]
 		switch dice := r.IntN(20); {
-		case h == nil && (dice < 10 || removed[n]): // it comes back: with its disk, an older one, or none
+		case h == nil && (dice < 10 || removed[n]): // start it again: with its disk, an older copy, or none
 			disk := disks[n]
 			if b := backups[n]; dice < 3 && len(b) > 0 {
 				disk = b[r.IntN(len(b))].copy()
@@ -52,7 +52,7 @@ func misfortunes(t *testing.T, seed uint64) {
 			for i := range r.IntN(1 + 10*(dice/7)) {
 				says = append(says, at(fmt.Sprintf("%d-%d", r.IntN(8)/7, i), slot.Slot(100*n+r.IntN(20))))
 			}
-			w.say(h, says...)
+			w.publish(h, says...)
 		case dice < 12:
 			backups[n] = append(backups[n], h.disk.copy())
 		case dice < 15 && len(w.here) > 2:
@@ -67,12 +67,12 @@ func misfortunes(t *testing.T, seed uint64) {
 	}
 	w.net.Heal()
 	for _, h := range w.here {
-		w.say(h, append(h.says, at("last", slot.Slot(100*h.n+50)))...)
+		w.publish(h, append(h.says, at("last", slot.Slot(100*h.n+50)))...)
 	}
 	time.Sleep(10 * time.Second)
-	w.eventually(5*time.Minute, "all is well again")
+	w.eventually(5*time.Minute, "all hosts have the same sets after the partition")
 	time.Sleep(2 * time.Minute)
-	w.eventually(0, "and stays so")
+	w.eventually(0, "all hosts still have the same sets")
 	for _, h := range w.here {
 		if sets, slots := h.waits(); sets+slots > 0 {
 			t.Errorf("host %d still waits for %d sets and %d slots", h.n, sets, slots)

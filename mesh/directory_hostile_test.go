@@ -18,7 +18,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// stub is a mesh that answers as it is told.
+// stub is a Messenger with prepared answers.
 type stub struct {
 	broadcast func([]byte)
 	answer    func() []byte
@@ -45,7 +45,7 @@ func (s *stub) Reachable(peer.ID) bool { return true }
 func (s *stub) Others() []peer.ID      { return s.others }
 func (s *stub) Name(id peer.ID) string { return id.String() }
 
-// quiet makes a directory that does not run.
+// quiet returns a directory that does not run.
 func quiet(t testing.TB, n int, m Messenger) *Directory {
 	t.Helper()
 	d, err := NewDirectory(DirectoryConfig{
@@ -67,7 +67,7 @@ func set(t testing.TB, n int, old *directory.Set, endpoints ...directory.Endpoin
 	return s, d
 }
 
-// fetchAll does what Run does, until nothing is left to do.
+// fetchAll fetches as Run does, until nothing is wanted.
 func fetchAll(t testing.TB, d *Directory) {
 	t.Helper()
 	for range 100 {
@@ -80,10 +80,10 @@ func fetchAll(t testing.TB, d *Directory) {
 		}
 		d.mu.Unlock()
 	}
-	t.Fatalf("it asks without end: %v", d.wanted)
+	t.Fatalf("it still requests sets after 100 rounds: %v", d.wanted)
 }
 
-// Whatever comes, nothing panics or goes on for ever, and what this peer says stays.
+// No message causes a panic, endless requests or a change of this peer's own endpoints.
 func FuzzDirectory(f *testing.F) {
 	s1, _ := set(f, 2, nil, at("a", 1))
 	s2, d2 := set(f, 2, s1, at("a", 1), at("b", 2))
@@ -113,16 +113,16 @@ func FuzzDirectory(f *testing.F) {
 		_ = d.confirmOne(t.Context(), idOf(2), d.set(idOf(1)).Held())
 		fetchAll(t, d)
 		if own := d.set(idOf(1)).Endpoints(); len(own) != 1 || own[0].ID != "mine" {
-			t.Errorf("its own endpoints are %+v", own)
+			t.Errorf("own endpoints changed to %+v", own)
 		}
 		if len(d.Held()) > 3 || len(d.asked)+len(d.busy) > 0 {
-			t.Errorf("it holds %v, asks %v %v", d.Held(), d.asked, d.busy)
+			t.Errorf("it holds sets %v, and requests %v from %v", d.Held(), d.asked, d.busy)
 		}
 	})
 }
 
-// What was tacked onto a signed delta does not travel on with it.
-func TestOnlyWhatIsSignedIsPassedOn(t *testing.T) {
+// Unsigned data next to a signed delta is not passed on.
+func TestOnlySignedDeltaIsPassedOn(t *testing.T) {
 	d := quiet(t, 1, &stub{})
 	s1, _ := set(t, 2, nil, at("a", 1))
 	d.dir.Put(s1)
@@ -130,12 +130,12 @@ func TestOnlyWhatIsSignedIsPassedOn(t *testing.T) {
 	lies := []directory.Held{{Owner: idOf(3), Version: 99}}
 	got, err := d.Merge(encode(news{From: idOf(4), Held: lies, Delta: delta.Encode()}))
 	if want := encode(news{From: idOf(4), Delta: delta.Encode()}); err != nil || !slices.Equal(got, want) {
-		t.Errorf("passed on %x, %v", got, err)
+		t.Errorf("passed on %x, error %v; want only the delta", got, err)
 	}
 }
 
-// liar is a peer that claims what it likes, and answers with what it likes.
-func (w *town) liar(n int, answer func() ([]byte, error)) (*meshtest.Node, *atomic.Int64) {
+// rogue starts a peer that answers requests with answer, and counts them.
+func (w *dirCluster) rogue(n int, answer func() ([]byte, error)) (*meshtest.Node, *atomic.Int64) {
 	node, asked := w.net.Node(idOf(n), nil), &atomic.Int64{}
 	h := func(context.Context, peer.ID, []byte) ([]byte, error) {
 		asked.Add(1)
@@ -145,15 +145,15 @@ func (w *town) liar(n int, answer func() ([]byte, error)) (*meshtest.Node, *atom
 	return node, asked
 }
 
-// A liar claims to have the newest of all, again and again. It is asked about as often as it
-// lies, the truth arrives all the same, and in the end nobody waits for anything.
-func TestALiarChangesNothing(t *testing.T) {
+// A malicious peer repeatedly claims to have the newest sets. The number of requests stays in
+// proportion to its claims, true sets still arrive, and no request remains open.
+func TestFalseVersionsDelayNothing(t *testing.T) {
 	stale, _ := set(t, 2, nil, at("first-2", 2))
 	foreign, _ := set(t, 66, nil, at("foreign", 66))
 	for name, answer := range map[string]func() ([]byte, error){
-		"nothing":      func() ([]byte, error) { return encode([][]byte{}), nil },
+		"no sets":      func() ([]byte, error) { return encode([][]byte{}), nil },
 		"an error":     func() ([]byte, error) { return nil, errors.New("no") },
-		"no answer":    func() ([]byte, error) { time.Sleep(time.Minute); return nil, nil },
+		"no reply":     func() ([]byte, error) { time.Sleep(time.Minute); return nil, nil },
 		"garbage":      func() ([]byte, error) { return []byte("garbage"), nil },
 		"garbage sets": func() ([]byte, error) { return encode([][]byte{{1}, {2}}), nil },
 		"stale sets":   func() ([]byte, error) { return encode([][]byte{stale.Encode()}), nil },
@@ -167,7 +167,7 @@ func TestALiarChangesNothing(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w, h := five(t)
 				w.remove(idOf(66), true)
-				liar, asked := w.liar(9, answer)
+				rogue, asked := w.rogue(9, answer)
 				time.Sleep(5 * time.Second)
 				before := w.fetches()
 				const lies = 20
@@ -176,25 +176,25 @@ func TestALiarChangesNothing(t *testing.T) {
 					for n := 1; n <= 200; n++ {
 						held = append(held, directory.Held{Owner: idOf(n % 100), Version: uint64(1000 + i)})
 					}
-					liar.Broadcast(DirectoryName, encode(news{From: idOf(9), Held: held}))
+					rogue.Broadcast(DirectoryName, encode(news{From: idOf(9), Held: held}))
 					if i%5 == 0 {
-						w.say(h[2], at(fmt.Sprint("true-", i), slot.Slot(i)))
+						w.publish(h[2], at(fmt.Sprint("true-", i), slot.Slot(i)))
 					}
 					time.Sleep(100 * time.Millisecond)
 				}
-				w.eventually(15*time.Second, "the truth")
+				w.eventually(15*time.Second, "all hosts have the true sets")
 				time.Sleep(30 * time.Second)
 				if n := w.fetches() - before; asked.Load() > 10*lies || n > 5*(5*lies+5*lies) {
-					t.Errorf("the liar was asked %d times, all together %d times", asked.Load(), n)
+					t.Errorf("%d requests went to the malicious peer, %d in total", asked.Load(), n)
 				}
 				before = w.fetches()
 				time.Sleep(time.Minute)
 				if n := w.fetches() - before; n > 0 {
-					t.Errorf("%d requests without end", n)
+					t.Errorf("%d more requests within a minute, want none", n)
 				}
 				for _, r := range w.here {
 					if sets, _ := r.waits(); len(r.Held()) != 5 || sets > 0 {
-						t.Errorf("host %d holds %v, waits for %d sets", r.n, r.Held(), sets)
+						t.Errorf("host %d holds sets %v, and waits for %d", r.n, r.Held(), sets)
 					}
 				}
 				w.end()
@@ -203,7 +203,7 @@ func TestALiarChangesNothing(t *testing.T) {
 	}
 }
 
-// An answer is bounded: in its number of sets, and its size.
+// A reply is bounded in number of sets and in size.
 func TestAnswersAreBounded(t *testing.T) {
 	d := quiet(t, 1, &stub{})
 	s, _ := set(t, 2, nil, many(2000)...)
@@ -211,10 +211,10 @@ func TestAnswersAreBounded(t *testing.T) {
 	one := len(s.Encode())
 	answer, err := d.serveSets(t.Context(), idOf(3), encode(slices.Repeat([]peer.ID{idOf(2)}, 100_000)))
 	if err != nil || len(answer) > maxAnswer+one {
-		t.Errorf("%d bytes, %v", len(answer), err)
+		t.Errorf("the reply has %d bytes, error %v", len(answer), err)
 	}
 	d = quiet(t, 1, &stub{answer: func() []byte { return answer }})
 	if err := d.fetchFrom(t.Context(), idOf(3), []peer.ID{idOf(2)}); err == nil || len(d.Held()) > 0 {
-		t.Errorf("more sets than asked for: %v", err)
+		t.Errorf("a reply with more sets than requested: got %v, want an error", err)
 	}
 }

@@ -29,7 +29,7 @@ var ids = func() (out [100]peer.ID) {
 
 func idOf(n int) peer.ID { return ids[n] }
 
-// setDisk is what a host keeps of the directory.
+// setDisk is a DirectoryStore in memory.
 type setDisk struct {
 	mu   sync.Mutex
 	sets map[peer.ID][]byte
@@ -53,17 +53,17 @@ func (d *setDisk) copy() *setDisk {
 	return &setDisk{sets: maps.Clone(d.sets)}
 }
 
-// town is hosts with a directory each, on a network of which the weather can be chosen.
-type town struct {
+// dirCluster is a set of hosts with a directory each, on a simulated network.
+type dirCluster struct {
 	t    *testing.T
 	net  *meshtest.Gossip
 	mu   sync.Mutex
-	gone map[peer.ID]bool // nobody wants their sets
-	here map[int]*resident
+	gone map[peer.ID]bool // removed peers, whose sets are not wanted
+	here map[int]*dirHost
 }
 
-// resident is one run of a host.
-type resident struct {
+// dirHost is one run of a host.
+type dirHost struct {
 	*Directory
 	*meshtest.Node
 	n      int
@@ -71,52 +71,52 @@ type resident struct {
 	says   []directory.Endpoint // what it has published
 	stop   context.CancelFunc
 	done   chan error
-	slow   atomic.Int64 // how long it takes to answer
-	behind atomic.Bool  // what follows from the directory is not yet in force
+	slow   atomic.Int64 // how long it takes to answer a request
+	behind atomic.Bool  // its policy is not applied yet
 	asked  map[string]int
 	counts sync.Mutex
 }
 
-func newTown(t *testing.T, seed uint64) *town {
-	return &town{t: t, net: meshtest.NewGossip(seed), gone: map[peer.ID]bool{}, here: map[int]*resident{}}
+func newDirCluster(t *testing.T, seed uint64) *dirCluster {
+	return &dirCluster{t: t, net: meshtest.NewGossip(seed), gone: map[peer.ID]bool{}, here: map[int]*dirHost{}}
 }
 
-func (w *town) wanted(id peer.ID) bool {
+func (w *dirCluster) wanted(id peer.ID) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return !w.gone[id]
 }
 
-func (w *town) remove(id peer.ID, gone bool) {
+func (w *dirCluster) remove(id peer.ID, gone bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.gone[id] = gone
 }
 
-// Request counts what is asked.
-func (r *resident) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
+// Request counts requests by kind.
+func (r *dirHost) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
 	r.counts.Lock()
 	r.asked[kind]++
 	r.counts.Unlock()
 	return r.Node.Request(ctx, to, kind, payload)
 }
 
-func (r *resident) requests(kind string) int {
+func (r *dirHost) requests(kind string) int {
 	r.counts.Lock()
 	defer r.counts.Unlock()
 	return r.asked[kind]
 }
 
-// Name is a peer's, and not the replica's.
-func (r *resident) Name(id peer.ID) string { return r.Node.Name(id) }
+// Name returns a peer's name; it resolves the ambiguity with the replica's name.
+func (r *dirHost) Name(id peer.ID) string { return r.Node.Name(id) }
 
-// start runs host n on a side of the network, with what is on its disk.
-func (w *town) start(n, side int, disk *setDisk) *resident {
+// start runs host n in a partition of the network, from its disk.
+func (w *dirCluster) start(n, side int, disk *setDisk) *dirHost {
 	w.t.Helper()
 	if disk == nil {
 		disk = &setDisk{sets: map[peer.ID][]byte{}}
 	}
-	r := &resident{n: n, Node: w.net.Node(idOf(n), nil), disk: disk, done: make(chan error, 1), asked: map[string]int{}}
+	r := &dirHost{n: n, Node: w.net.Node(idOf(n), nil), disk: disk, done: make(chan error, 1), asked: map[string]int{}}
 	d, err := NewDirectory(DirectoryConfig{
 		Identity: identity(n), Mesh: r, Store: disk, Sets: slices.Collect(maps.Values(disk.copy().sets)), Wanted: w.wanted,
 		Log: slog.New(slog.DiscardHandler), Changed: func() {},
@@ -134,7 +134,8 @@ func (w *town) start(n, side int, disk *setDisk) *resident {
 	handlers := map[string]meshtest.Handler{}
 	for kind, h := range d.Handlers() {
 		handlers[kind] = func(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
-			// Not with a timer of no time at all: Go 1.26's race detector crashes on it in a bubble.
+			// No timer with duration zero: Go 1.26's race detector crashes on it in a synctest
+			// bubble.
 			if slow := time.Duration(r.slow.Load()); slow > 0 {
 				select {
 				case <-time.After(slow):
@@ -153,8 +154,8 @@ func (w *town) start(n, side int, disk *setDisk) *resident {
 	return r
 }
 
-// kill ends a host's run without a word.
-func (w *town) kill(r *resident) {
+// kill ends a host's run without an announcement.
+func (w *dirCluster) kill(r *dirHost) {
 	r.Stop()
 	r.stop()
 	if err := <-r.done; err != nil {
@@ -163,7 +164,7 @@ func (w *town) kill(r *resident) {
 	delete(w.here, r.n)
 }
 
-func (w *town) end() {
+func (w *dirCluster) end() {
 	for _, r := range w.here {
 		w.kill(r)
 	}
@@ -172,8 +173,8 @@ func (w *town) end() {
 	synctest.Wait()
 }
 
-// say publishes what a host has.
-func (w *town) say(r *resident, endpoints ...directory.Endpoint) {
+// publish publishes endpoints of a host.
+func (w *dirCluster) publish(r *dirHost, endpoints ...directory.Endpoint) {
 	w.t.Helper()
 	r.says = endpoints
 	if err := r.Publish(endpoints); err != nil {
@@ -181,9 +182,8 @@ func (w *town) say(r *resident, endpoints ...directory.Endpoint) {
 	}
 }
 
-// eventually waits until all hosts know of each other what they say; of those that are not
-// here, all the same.
-func (w *town) eventually(within time.Duration, what string) {
+// eventually waits until all running hosts have equal sets, with the endpoints that each published.
+func (w *dirCluster) eventually(within time.Duration, what string) {
 	w.t.Helper()
 	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
 		diff := w.differ()
@@ -196,19 +196,19 @@ func (w *town) eventually(within time.Duration, what string) {
 	}
 }
 
-func (w *town) differ() string {
-	var first *resident
+func (w *dirCluster) differ() string {
+	var first *dirHost
 	for _, n := range slices.Sorted(maps.Keys(w.here)) {
 		r := w.here[n]
 		if first == nil {
 			first = r
 		}
 		if got, want := fmt.Sprint(r.Held()), fmt.Sprint(first.Held()); got != want {
-			return fmt.Sprintf("host %d holds\n%s, host %d\n%s", r.n, got, first.n, want)
+			return fmt.Sprintf("host %d holds sets\n%s, host %d\n%s", r.n, got, first.n, want)
 		}
 		for _, o := range w.here {
 			if got, want := describe(r.set(idOf(o.n)).Endpoints()), describe(o.says); got != want {
-				return fmt.Sprintf("host %d knows of host %d %s, which says %s", r.n, o.n, got, want)
+				return fmt.Sprintf("host %d knows endpoints of host %d as %s, want %s", r.n, o.n, got, want)
 			}
 		}
 	}
@@ -236,71 +236,71 @@ func many(n int) (out []directory.Endpoint) {
 	return out
 }
 
-// five is hosts 1 to 5 that know each other.
-func five(t *testing.T) (*town, [6]*resident) {
-	w := newTown(t, 1)
-	var h [6]*resident
+// five returns hosts 1 to 5, which know each other.
+func five(t *testing.T) (*dirCluster, [6]*dirHost) {
+	w := newDirCluster(t, 1)
+	var h [6]*dirHost
 	for n := 1; n <= 5; n++ {
 		h[n] = w.start(n, 0, nil)
-		w.say(h[n], at(fmt.Sprint("first-", n), slot.Slot(n)))
+		w.publish(h[n], at(fmt.Sprint("first-", n), slot.Slot(n)))
 	}
-	w.eventually(10*time.Second, "they meet")
+	w.eventually(10*time.Second, "all hosts have all sets")
 	time.Sleep(10 * time.Second)
 	return w, h
 }
 
-// waits is what a host still waits for: sets, and slots that are not free yet.
-func (r *resident) waits() (sets, slots int) {
+// waits returns how many sets and freed slots a host still waits for.
+func (r *dirHost) waits() (sets, slots int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.wanted) + len(r.Directory.asked) + len(r.busy), len(r.left)
 }
 
-func (w *town) fetches() (n int) {
+func (w *dirCluster) fetches() (n int) {
 	for _, r := range w.here {
 		n += r.requests(requestSets)
 	}
 	return n
 }
 
-// A small change travels by itself; a large one is fetched, once by each.
-func TestAChangeIsSoonEverywhere(t *testing.T) {
+// A small change arrives by gossip alone; a large one is fetched once by each peer.
+func TestChangeReachesAllPeersSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
 		before := w.fetches()
-		w.say(h[1], at("a", 1), at("b", 11))
+		w.publish(h[1], at("a", 1), at("b", 11))
 		w.eventually(200*time.Millisecond, "a change")
 		if n := w.fetches() - before; n != 0 {
 			t.Errorf("%d fetches for a small change", n)
 		}
 		time.Sleep(10 * time.Second)
 		before = w.fetches()
-		w.say(h[1], append(many(100), at("b", 111))...)
+		w.publish(h[1], append(many(100), at("b", 111))...)
 		w.eventually(300*time.Millisecond, "a large change")
 		time.Sleep(time.Minute)
 		if n := w.fetches() - before; n != 4 {
-			t.Errorf("%d fetches of one set by four", n)
+			t.Errorf("%d fetches of a large set by four peers, want 4", n)
 		}
-		w.say(h[1])
-		w.eventually(300*time.Millisecond, "its end")
+		w.publish(h[1])
+		w.eventually(300*time.Millisecond, "the removal of all endpoints")
 		w.end()
 	})
 }
 
-// Who missed a change fetches the set as soon as it hears of the next one; also if that is
-// announced while an older set is on its way.
-func TestALostDeltaLeadsToAFetch(t *testing.T) {
+// A peer that missed a change fetches the set when the next one arrives, even if that happens while
+// an older set is being fetched.
+func TestLostDeltaLeadsToFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
-		w.net.SetWeather(meshtest.Weather{Loss: 1})
-		w.say(h[1], at("a", 1))
+		w.net.SetConditions(meshtest.Conditions{Loss: 1})
+		w.publish(h[1], at("a", 1))
 		time.Sleep(50 * time.Millisecond)
-		w.net.SetWeather(meshtest.Weather{})
-		w.say(h[1], at("a", 1), at("b", 11))
-		w.eventually(200*time.Millisecond, "what was missed")
-		w.net.SetWeather(meshtest.Weather{Delay: 100 * time.Millisecond})
+		w.net.SetConditions(meshtest.Conditions{})
+		w.publish(h[1], at("a", 1), at("b", 11))
+		w.eventually(200*time.Millisecond, "the missed change arrives")
+		w.net.SetConditions(meshtest.Conditions{Delay: 100 * time.Millisecond})
 		for i := range 30 {
-			w.say(h[2], many(i)...)
+			w.publish(h[2], many(i)...)
 			time.Sleep(time.Duration(i) * 3 * time.Millisecond)
 		}
 		w.eventually(time.Second, "a quick series")
@@ -308,8 +308,8 @@ func TestALostDeltaLeadsToAFetch(t *testing.T) {
 	})
 }
 
-// A set that is on its way when a later one is announced does not end the wish for that.
-func TestAnOlderSetIsNotEnough(t *testing.T) {
+// If a newer set is announced while an older one is being fetched, the newer one is fetched next.
+func TestNewerSetIsFetchedAfterOlderOne(t *testing.T) {
 	d := quiet(t, 1, &stub{})
 	s1, _ := set(t, 2, nil, at("a", 1))
 	s2, _ := set(t, 2, s1, at("a", 1), at("b", 2))
@@ -317,7 +317,7 @@ func TestAnOlderSetIsNotEnough(t *testing.T) {
 		t.Fatal(err)
 	}
 	var group sync.WaitGroup
-	d.cfg.Mesh = &stub{answer: func() []byte { // it was on its way
+	d.cfg.Mesh = &stub{answer: func() []byte { // announced while the fetch is under way
 		if _, err := d.Merge(encode(news{From: idOf(2), Held: []directory.Held{s2.Held()}})); err != nil {
 			t.Error(err)
 		}
@@ -329,11 +329,11 @@ func TestAnOlderSetIsNotEnough(t *testing.T) {
 	d.fetch(t.Context(), &group)
 	group.Wait()
 	if got := d.set(idOf(2)); got == nil || got.Version != s2.Version {
-		t.Errorf("it has %+v", got)
+		t.Errorf("the directory has set %+v, want version 2", got)
 	}
 }
 
-func TestPartitionsHeal(t *testing.T) {
+func TestDirectoryConvergesAfterPartition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
 		w.net.Partition(func(n *meshtest.Node) int {
@@ -345,96 +345,96 @@ func TestPartitionsHeal(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		for i := range 10 {
 			for n := 1; n <= 5; n++ {
-				w.say(h[n], at(fmt.Sprint("later-", n), slot.Slot(20+n)), at(fmt.Sprint("round-", i), slot.Slot(30+n)))
+				w.publish(h[n], at(fmt.Sprint("later-", n), slot.Slot(20+n)), at(fmt.Sprint("round-", i), slot.Slot(30+n)))
 			}
 			time.Sleep(3 * time.Second)
 		}
 		if w.differ() == "" {
-			t.Fatal("there was no partition")
+			t.Fatal("the partition had no effect")
 		}
 		w.net.Heal()
-		w.eventually(time.Minute, "all are together again")
+		w.eventually(time.Minute, "all hosts have the same sets after the partition")
 		w.end()
 	})
 }
 
-func TestRestart(t *testing.T) {
+func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
 		held := fmt.Sprint(h[1].Held())
 		w.kill(h[1])
 		h[1] = w.start(1, 0, h[1].disk)
 		if got := fmt.Sprint(h[1].Held()); got != held {
-			t.Errorf("it starts with %s, had %s", got, held)
+			t.Errorf("after a restart it holds %s, want %s", got, held)
 		}
-		w.say(h[1], at("first-1", 1))
+		w.publish(h[1], at("first-1", 1))
 		time.Sleep(time.Minute)
 		if got := fmt.Sprint(h[1].Held()); got != held {
-			t.Errorf("the same endpoints, but %s, before %s", got, held)
+			t.Errorf("publishing the same endpoints changed the sets to %s, want %s", got, held)
 		}
 		w.eventually(0, "after a restart")
-		// An older copy of its disk, before it says anything, and after.
+		// Start it with an older copy of its disk, first without publishing, then with.
 		old := h[1].disk.copy()
-		w.say(h[1], many(3)...)
+		w.publish(h[1], many(3)...)
 		time.Sleep(3 * time.Second)
-		w.say(h[1], append(many(2), at("x", 77))...)
+		w.publish(h[1], append(many(2), at("x", 77))...)
 		time.Sleep(10 * time.Second)
 		version := h[2].set(idOf(1)).Version
 		w.kill(h[1])
 		h[1] = w.start(1, 0, old.copy())
 		h[1].says = append(many(2), at("x", 77))
-		w.eventually(20*time.Second, "what it said is there, before it says anything")
+		w.eventually(20*time.Second, "it takes over its newer set before it publishes")
 		if got := h[1].set(idOf(1)).Version; got != version {
-			t.Errorf("version %d, want %d: it says nothing new", got, version)
+			t.Errorf("version %d, want %d since it has published nothing", got, version)
 		}
 		w.kill(h[1])
 		h[1] = w.start(1, 0, old.copy())
-		w.say(h[1], at("first-1", 1), at("y", 78))
+		w.publish(h[1], at("first-1", 1), at("y", 78))
 		if got := h[1].set(idOf(1)).Version; got >= version {
-			t.Fatalf("it starts with version %d already", got)
+			t.Fatalf("it starts with version %d, want an older one", got)
 		}
-		w.eventually(20*time.Second, "what it says now counts")
-		for _, s := range []slot.Slot{0, 77} { // only the mesh knew that it had them
+		w.eventually(20*time.Second, "the newly published set replaces the newer version")
+		for _, s := range []slot.Slot{0, 77} { // slots that only other peers knew it had used
 			if !h[1].Taken(s) {
-				t.Errorf("slot %d is free at once", s)
+				t.Errorf("slot %d is free although other peers may still map it", s)
 			}
 		}
 		time.Sleep(15 * time.Second)
 		if h[1].Taken(0) || h[1].Taken(77) || !h[1].Taken(78) {
-			t.Error("what is taken is not what is known")
+			t.Error("the taken slots are not those that peers still map")
 		}
 		w.end()
 	})
 }
 
-// A delta of our own past life comes late: what this run says counts.
-func TestOwnPastIsAnswered(t *testing.T) {
+// A late delta of an earlier run is refuted: what this run published counts.
+func TestOwnOlderRunIsRefuted(t *testing.T) {
 	said := 0
 	d := quiet(t, 1, &stub{broadcast: func([]byte) { said++ }})
 	s1, _ := set(t, 1, nil, at("a", 1))
 	_, delta := set(t, 1, s1, at("a", 1), at("lost", 2))
 	d.dir.Put(s1)
 	if err := d.Publish([]directory.Endpoint{at("a", 1)}); err != nil || said != 0 {
-		t.Fatalf("said %d, %v", said, err)
+		t.Fatalf("%d broadcasts, error %v; want none", said, err)
 	}
 	if _, err := d.Merge(encode(news{From: idOf(1), Delta: delta.Encode()})); err != nil {
 		t.Fatal(err)
 	}
 	if own := d.set(idOf(1)); own.Version != 3 || own.Len() != 1 || said != 1 || !d.Taken(2) {
-		t.Errorf("%+v, said %d, slot 2 is taken: %v", own, said, d.Taken(2))
+		t.Errorf("own set %+v, %d broadcasts, slot 2 is taken: %v", own, said, d.Taken(2))
 	}
 }
 
-// Sets of removed peers vanish, also from disk; who comes back starts where it left off, or
-// from nothing, whatever some peers still remember.
-func TestRemovalAndRejoin(t *testing.T) {
+// Sets of removed peers are deleted, also on disk. A returning peer continues with its own set or
+// with none, whatever other peers still have.
+func TestRemovedPeersSetIsDeletedAndCanReturn(t *testing.T) {
 	for _, wiped := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			w, h := five(t)
-			w.say(h[1], many(5)...)
+			w.publish(h[1], many(5)...)
 			time.Sleep(10 * time.Second)
 			w.kill(h[1])
-			w.net.Partition(func(n *meshtest.Node) int { // host 5 hears of nothing
+			w.net.Partition(func(n *meshtest.Node) int { // host 5 does not learn of the removal
 				if n == h[5].Node {
 					return 1
 				}
@@ -446,7 +446,7 @@ func TestRemovalAndRejoin(t *testing.T) {
 			time.Sleep(3 * time.Second)
 			for _, r := range w.here {
 				if r.set(idOf(1)) != nil || r.disk.sets[idOf(1)] != nil {
-					t.Errorf("host %d still has it", r.n)
+					t.Errorf("host %d still has the set of the removed peer", r.n)
 				}
 			}
 			w.remove(idOf(1), false)
@@ -455,11 +455,11 @@ func TestRemovalAndRejoin(t *testing.T) {
 				disk = nil
 			}
 			h[1] = w.start(1, 0, disk)
-			w.say(h[1], at("new", 50))
-			w.eventually(20*time.Second, "it is back")
+			w.publish(h[1], at("new", 50))
+			w.eventually(20*time.Second, "the returned peer's set arrives")
 			h[5] = w.start(5, 0, late)
-			w.say(h[5], at("first-5", 5))
-			w.eventually(time.Minute, "who still remembers its past comes back")
+			w.publish(h[5], at("first-5", 5))
+			w.eventually(time.Minute, "a host with the old set of the removed peer converges")
 			w.end()
 		})
 	}

@@ -13,91 +13,90 @@ import (
 	"weft/mesh/peer"
 )
 
-// DocumentsName is the documents', in gossip.
+// DocumentsName is the name of the documents as a replicated state.
 const DocumentsName = "documents"
 
-// DocumentStore keeps the documents over a restart.
+// DocumentStore persists the documents.
 type DocumentStore interface {
-	// SaveDocuments keeps documents by key, all or none; nil forgets one.
+	// SaveDocuments stores documents by key in one transaction; nil deletes one.
 	SaveDocuments(documents map[string][]byte) error
-	// SaveSynced keeps that this peer has had all documents.
+	// SaveSynced stores that this peer has received all documents once.
 	SaveSynced() error
 }
 
-// DocumentsConfig is what Documents are made of.
+// DocumentsConfig configures Documents.
 type DocumentsConfig struct {
 	Identity  ed25519.PrivateKey
 	Mesh      Messenger
 	Store     DocumentStore
-	Documents [][]byte // known from the last run
-	Synced    bool     // as it was in the last run
+	Documents [][]byte // as stored by an earlier run
+	Synced    bool     // as stored by an earlier run
 	Now       func() time.Time
 	Log       *slog.Logger
-	// Changed is called after every change, also of Synced. It must not block.
+	// Changed is called after every change, including changes of Synced. It must not block.
 	Changed func()
 }
 
-// Documents replicates what anybody in the mesh may write. A small change travels whole by
-// gossip, of a larger one only which versions there are; push/pull exchanges a digest. Who
-// hears of something that it lacks asks for all that it lacks (see documents_fetch.go).
+// Documents replicates documents that every peer may write. A small change travels by gossip as a
+// whole; for a larger one only its versions do. Push/pull exchanges a digest of all documents. A
+// peer that learns that it lacks something fetches everything that it lacks (documents_fetch.go).
 //
-// It is safe for concurrent use. Nothing blocks on the network but Run.
+// Documents is safe for concurrent use. Only Run blocks on the network.
 type Documents struct {
 	cfg  DocumentsConfig
 	self peer.ID
-	wake chan struct{} // there is something to ask
+	wake chan struct{} // wakes Run to fetch documents
 
 	saving sync.Mutex // held while the store is written
 
 	mu     sync.Mutex
 	set    *document.Set
-	dirty  map[string]bool // keys of what is not yet in the store
-	mine   map[string]bool // keys of what this run wrote, and nobody since (see insists)
+	dirty  map[string]bool // keys of documents that are not stored yet
+	mine   map[string]bool // keys of documents that this run wrote last (see mustRefute)
 	wanted map[peer.ID]documentNews
-	busy   map[peer.ID]documentNews // who is being asked, and for what
-	met    bool                     // in this run, we have had all that some other peer has
-	all    map[peer.ID]bool         // whose documents we have had all of in this run, while not synced
+	busy   map[peer.ID]documentNews // peers that are being asked, and for what
+	met    bool                     // whether this run received all documents of some other peer
+	all    map[peer.ID]bool         // peers whose documents this run has received completely, while not synced
 	synced bool
-	kept   bool // that we are synced is in the store
-	marked bool // there are marks that are not in the store
-	whole  bool // all that the store had could be read, so that what is not here was deleted
+	kept   bool // whether synced is stored
+	marked bool // whether there are high-water marks that are not stored
+	whole  bool // whether all stored documents were readable, so that a missing one was deleted
 }
 
-// documentNews is what travels by gossip: documents as they are; which ones the sender has;
-// or a digest of all that it has.
+// documentNews is a gossip message: whole documents, versions that the sender has, or a digest of
+// all its documents.
 type documentNews struct {
 	From      peer.ID         `cbor:"1,keyasint"`
 	Documents [][]byte        `cbor:"2,keyasint,omitempty"`
 	Held      []document.Held `cbor:"3,keyasint,omitempty"`
 	Digest    []byte          `cbor:"4,keyasint,omitempty"`
 	Synced    bool            `cbor:"5,keyasint,omitempty"`
-	Marks     []document.Mark `cbor:"6,keyasint,omitempty"` // of the sender, with its digest
+	Marks     []document.Mark `cbor:"6,keyasint,omitempty"` // the sender's high-water marks, sent with its digest
 }
 
-// maxDocumentsFull is how large Full is at most: that of a mesh in which every peer has written
-// something.
+// maxDocumentsFull is the largest size of Full, in bytes: for a mesh in which every peer has
+// written documents.
 const maxDocumentsFull = 256 + 120*document.MaxWriters
 
-// maxNews bounds the documents, and the versions, that one message tells of. A packet of
-// gossip has room for fewer.
+// maxNews bounds the number of documents and of versions in one message. A gossip packet holds
+// fewer.
 const maxNews = 64
 
-// keptDocument is a document on disk, and since when it is here, in Unix seconds.
+// keptDocument is a stored document, and when it arrived here, in Unix seconds.
 type keptDocument struct {
 	Document []byte          `cbor:"1,keyasint,omitempty"`
 	Since    int64           `cbor:"2,keyasint,omitempty"`
-	Marks    []document.Mark `cbor:"3,keyasint,omitempty"` // instead, under keyMarks
+	Marks    []document.Mark `cbor:"3,keyasint,omitempty"` // the only field of the entry keyMarks
 }
 
-// keyMarks is where the marks are in the store: the key of no document. An earlier release
-// takes them for a document that it cannot read, and goes on.
+// keyMarks is the key of the high-water marks in the store. No document has this key. An earlier
+// release treats it as an unreadable document and continues.
 const keyMarks = "\x00marks"
 
-// NewDocuments makes documents; Run starts them. What was known in the last run is there at
-// once.
+// NewDocuments returns Documents; Run starts them. Stored documents can be read at once.
 func NewDocuments(cfg DocumentsConfig) (*Documents, error) {
 	if len(cfg.Identity) != ed25519.PrivateKeySize {
-		return nil, errors.New("mesh: documents without an identity")
+		return nil, errors.New("mesh: documents: no identity given")
 	}
 	d := &Documents{
 		cfg: cfg, self: peer.IDOf(cfg.Identity.Public().(ed25519.PublicKey)), wake: make(chan struct{}, 1), set: document.NewSet(),
@@ -111,15 +110,15 @@ func NewDocuments(cfg DocumentsConfig) (*Documents, error) {
 		if marks = append(marks, k.Marks...); err == nil && len(k.Marks) == 0 {
 			err = d.restore(k)
 		}
-		if err != nil { // of a newer version that allowed more; it is fetched again
+		if err != nil { // written by a newer version; it is fetched again
 			d.whole = false
-			cfg.Log.Warn("a stored document is not readable", "err", err)
+			cfg.Log.Warn("ignoring an unreadable stored document: fetching it again", "err", err)
 		}
 	}
 	if d.whole {
 		_, err := d.set.See(marks)
 		if err != nil {
-			cfg.Log.Warn("a stored mark is not readable", "err", err)
+			cfg.Log.Warn("ignoring an invalid stored high-water mark", "err", err)
 		}
 		d.markOwn()
 	}
@@ -134,30 +133,31 @@ func (d *Documents) restore(k keptDocument) error {
 	return err
 }
 
-// markOwn says how far our own numbers have come. Who has read less from its disk than it once
-// wrote does not, before it has had all that another peer has. The caller holds the lock.
+// markOwn signs our high-water mark: the highest number that we have written. If the store was not
+// fully readable, that number may be too low, until we have all documents of another peer. The
+// caller holds the lock.
 func (d *Documents) markOwn() {
 	if own := d.set.Written(d.self); own > 0 && (d.whole || d.met) {
 		d.see([]document.Mark{document.NewMark(own, d.cfg.Identity)})
 	}
 }
 
-// see takes over marks that hold here. The caller holds the lock.
+// see merges valid high-water marks. The caller holds the lock.
 func (d *Documents) see(marks []document.Mark) {
 	news, err := d.set.See(marks)
 	d.marked = d.marked || news
 	if err != nil {
-		d.cfg.Log.Warn("a mark of a peer does not count", "err", err)
+		d.cfg.Log.Warn("ignoring an invalid high-water mark of a peer", "err", err)
 	}
 }
 
-// Name is the documents' name as a replicated state.
+// Name returns the name of the documents as a replicated state.
 func (d *Documents) Name() string { return DocumentsName }
 
-// now is the time in Unix seconds.
+// now returns the time in Unix seconds.
 func (d *Documents) now() int64 { return d.cfg.Now().Unix() }
 
-// Full says which documents are here, all in one digest; who has another one asks.
+// Full returns a digest of all documents; a peer with another digest asks for what it lacks.
 func (d *Documents) Full() []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -169,15 +169,15 @@ func (d *Documents) full() documentNews {
 	return documentNews{From: d.self, Digest: digest[:], Synced: d.synced, Marks: d.set.Marks()}
 }
 
-// Change is a document that is to be written, or deleted.
+// Change is a document to write or to delete.
 type Change struct {
 	Kind, Name string
 	Body       []byte
 	Deleted    bool
 }
 
-// Write makes changes, all or none, keeps them, and tells the mesh. What changes nothing is
-// left out. No two changes are of one document.
+// Write makes and stores all changes or none, and broadcasts them. A change without effect is left
+// out. Each document may be changed only once per call.
 func (d *Documents) Write(changes []Change) error {
 	d.saving.Lock()
 	defer d.saving.Unlock()
@@ -190,14 +190,14 @@ func (d *Documents) Write(changes []Change) error {
 	for _, doc := range docs {
 		data[doc.Key()] = encode(keptDocument{Document: doc.Encode(), Since: now})
 	}
-	if err := d.cfg.Store.SaveDocuments(data); err != nil { // first, so that no restart forgets what was said
+	if err := d.cfg.Store.SaveDocuments(data); err != nil { // store first, so that a restart does not forget what was announced
 		return fmt.Errorf("mesh: nothing was written: %w", err)
 	}
 	d.mu.Lock()
 	for _, doc := range docs {
 		news, full := d.set.Put(doc, now)
 		err = errors.Join(err, full)
-		if d.mine[doc.Key()] = news; !news { // another one's came while we wrote to the disk
+		if d.mine[doc.Key()] = news; !news { // another peer's version arrived while we wrote to disk
 			d.dirty[doc.Key()] = true
 		}
 	}
@@ -211,7 +211,7 @@ func (d *Documents) Write(changes []Change) error {
 	return err
 }
 
-// next makes the documents that follow from changes.
+// next returns the documents that changes lead to.
 func (d *Documents) next(changes []Change, now int64) (docs []*document.Document, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -220,10 +220,10 @@ func (d *Documents) next(changes []Change, now int64) (docs []*document.Document
 		key := document.Key(c.Kind, c.Name)
 		old, _ := d.set.Last(key)
 		if seen[key] {
-			return nil, fmt.Errorf("mesh: %s %q is to be changed twice at once", c.Kind, c.Name)
+			return nil, fmt.Errorf("mesh: nothing was written: %s %q occurs twice in one request", c.Kind, c.Name)
 		}
 		seen[key] = true
-		// Before we know what the mesh has, also what seems to be there already is worth saying.
+		// Until we know the documents of the mesh, write even what seems to be there already.
 		if d.met && old.Same(c.Body, c.Deleted) {
 			continue
 		}
@@ -241,29 +241,29 @@ func (d *Documents) next(changes []Change, now int64) (docs []*document.Document
 	return docs, nil
 }
 
-// Get is a document; nil if there is none, or it is deleted. Nobody changes it.
+// Get returns a document, or nil if there is none or it is deleted. It must not be changed.
 func (d *Documents) Get(kind, name string) *document.Document {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.set.Get(kind, name)
 }
 
-// List are the documents of a kind, by name. Nobody changes them.
+// List returns the documents of a kind, sorted by name. They must not be changed.
 func (d *Documents) List(kind string) []*document.Document {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.set.List(kind)
 }
 
-// Generation tells people whether two peers have the same documents of a kind: 16 hexadecimal
-// digits.
+// Generation returns a fingerprint of all documents of a kind, 16 hexadecimal digits. Peers with
+// the same documents have the same one.
 func (d *Documents) Generation(kind string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.set.Generation(kind)
 }
 
-// Run asks, keeps and forgets until ctx ends.
+// Run fetches, stores and expires documents until ctx ends.
 func (d *Documents) Run(ctx context.Context) error {
 	var group sync.WaitGroup
 	tick := time.NewTicker(flushEvery)
@@ -282,13 +282,13 @@ func (d *Documents) Run(ctx context.Context) error {
 		case <-tick.C:
 			d.expire()
 			if err := d.flush(); err != nil {
-				d.cfg.Log.Warn("cannot keep the documents", "err", err)
+				d.cfg.Log.Warn("cannot store the documents: trying again", "err", err)
 			}
 		}
 	}
 }
 
-// expire drops the tombstones that have done their work.
+// expire drops tombstones that are old enough.
 func (d *Documents) expire() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -298,7 +298,7 @@ func (d *Documents) expire() {
 	}
 }
 
-// flush writes what changed; that we are synced, only after what we are synced with.
+// flush stores the changed documents, and after them that we are synced.
 func (d *Documents) flush() error {
 	d.saving.Lock()
 	defer d.saving.Unlock()
@@ -310,7 +310,7 @@ func (d *Documents) flush() error {
 			data[key] = encode(keptDocument{Document: doc.Encode(), Since: since})
 		}
 	}
-	if marked { // with the documents that they count on
+	if marked { // in one transaction with the documents that they cover
 		data[keyMarks] = encode(keptDocument{Marks: d.set.Marks()})
 	}
 	d.dirty, d.marked = map[string]bool{}, false

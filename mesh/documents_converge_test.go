@@ -17,20 +17,20 @@ import (
 	"weft/mesh/secret"
 )
 
-// The documents under all misfortunes at once converge: loss, partitions, restarts with the
-// disk as it was, with an older copy or with none, and clocks that are wrong by a lifetime.
+// Documents converge in spite of loss, partitions, restarts with the same disk, an older copy or
+// none, and clocks that are wrong by decades.
 func TestDocumentsConverge(t *testing.T) {
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { badYear(t, seed) })
+			synctest.Test(t, func(t *testing.T) { documentFaults(t, seed) })
 		})
 	}
 }
 
-func badYear(t *testing.T, seed uint64) {
-	c, r := newCouncil(t, seed), rand.New(rand.NewPCG(seed, 1))
-	c.net.SetWeather(meshtest.Weather{Loss: 0.2, Duplicate: 0.1, Delay: time.Second})
-	disks, backups := map[int]*shelf{}, map[int][]*shelf{}
+func documentFaults(t *testing.T, seed uint64) {
+	c, r := newDocCluster(t, seed), rand.New(rand.NewPCG(seed, 1))
+	c.net.SetConditions(meshtest.Conditions{Loss: 0.2, Duplicate: 0.1, Delay: time.Second})
+	disks, backups := map[int]*docDisk{}, map[int][]*docDisk{}
 	for n := 1; n <= 5; n++ {
 		c.start(n, 0, nil)
 	}
@@ -74,7 +74,7 @@ func badYear(t *testing.T, seed uint64) {
 		time.Sleep(time.Duration(r.IntN(4000)) * time.Millisecond)
 	}
 	c.net.Heal()
-	var last *member
+	var last *docHost
 	for _, m := range c.here {
 		last = m
 		c.write(m, policy(fmt.Sprint("last-", m.n), "x"))
@@ -87,20 +87,20 @@ func badYear(t *testing.T, seed uint64) {
 	before := c.asked()
 	time.Sleep(time.Minute)
 	if n := c.asked() - before; n > 0 {
-		t.Errorf("%d questions without end", n)
+		t.Errorf("%d more requests within a minute, want none", n)
 	}
 	for _, m := range c.here {
 		again := documents(t, m.n, &stub{}, m.disk)
 		if got := reads(again); got != reads(m.Documents) || !strings.Contains(got, "web-0=the last word") || !m.Synced() {
-			t.Errorf("host %d has %s, on disk %s, synced %v", m.n, reads(m.Documents), got, m.Synced())
+			t.Errorf("host %d has %s, on disk %s, synced: %v", m.n, reads(m.Documents), got, m.Synced())
 		}
 	}
 	c.end()
 }
 
-// On the mesh itself, with memberlist's packets: who joins has all documents within a second,
-// and knows it. Nothing waits for the next push/pull, which comes half a minute later.
-func TestAJoinerHasTheDocumentsSoon(t *testing.T) {
+// With memberlist's packets, a joining peer has all documents and is synced within a second,
+// without waiting half a minute for push/pull.
+func TestJoiningPeerHasDocumentsSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := sim{t, meshtest.New(1)}
 		var hosts []*host
@@ -116,7 +116,7 @@ func TestAJoinerHasTheDocumentsSoon(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d := documents(t, n, m, &shelf{docs: map[string][]byte{}})
+			d := documents(t, n, m, &docDisk{docs: map[string][]byte{}})
 			m.Replicate(d)
 			for kind, h := range d.Handlers() {
 				m.Handle(kind, h)
@@ -131,7 +131,7 @@ func TestAJoinerHasTheDocumentsSoon(t *testing.T) {
 		if err := docs[0].MarkSynced(); err != nil {
 			t.Fatal(err)
 		}
-		for i := range 40 { // more than fits into one answer
+		for i := range 40 { // more than fits into one reply
 			if err := docs[0].Write([]Change{policy(fmt.Sprint(i), strings.Repeat("x", 30_000))}); err != nil {
 				t.Fatal(err)
 			}
@@ -140,7 +140,7 @@ func TestAJoinerHasTheDocumentsSoon(t *testing.T) {
 		for n := 2; n <= 5; n++ {
 			start(n, address(n-1).Addr().String())
 			d := docs[n-1]
-			s.eventually(time.Second, "a joiner is synced", func() bool { return d.Synced() && d.Generation("policy") == docs[0].Generation("policy") })
+			s.eventually(time.Second, "the joining peer is synced", func() bool { return d.Synced() && d.Generation("policy") == docs[0].Generation("policy") })
 		}
 		time.Sleep(5 * time.Second)
 		if err := docs[4].Write([]Change{policy("small", "y"), noPolicy("1")}); err != nil {
@@ -149,7 +149,7 @@ func TestAJoinerHasTheDocumentsSoon(t *testing.T) {
 		if err := docs[3].Write([]Change{policy("large", strings.Repeat("z", 60_000))}); err != nil {
 			t.Fatal(err)
 		}
-		s.eventually(2*time.Second, "a change is everywhere", func() bool {
+		s.eventually(2*time.Second, "all peers have the changes", func() bool {
 			for _, d := range docs {
 				if d.Get("policy", "small") == nil || d.Get("policy", "large") == nil || d.Get("policy", "1") != nil {
 					return false
@@ -163,8 +163,8 @@ func TestAJoinerHasTheDocumentsSoon(t *testing.T) {
 	})
 }
 
-// What is deleted is gone from all disks 30 days later, also where a clock is wrong.
-func TestDeletedDocumentsAreForgotten(t *testing.T) {
+// Tombstones are dropped from all disks after 30 days, even if clocks are wrong.
+func TestTombstonesExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m := four(t)
 		m[4].ahead.Store(20_000)
@@ -175,24 +175,24 @@ func TestDeletedDocumentsAreForgotten(t *testing.T) {
 		time.Sleep(2 * flushEvery)
 		for n, m := range c.here {
 			if got := reads(m.Documents); got != "dns=1" || m.disk.len() != 3 {
-				t.Errorf("host %d: %s, keeps %d", n, got, m.disk.len())
+				t.Errorf("host %d has %s, and stores %d entries", n, got, m.disk.len())
 			}
 		}
-		c.net.Close() // no gossip for a month
+		c.net.Close() // no gossip while clocks advance by a month
 		for _, m := range c.here {
 			m.ahead.Store(31)
 		}
 		time.Sleep(2 * flushEvery)
 		for n, m := range c.here {
 			if got := reads(m.Documents); got != "dns=1" || m.disk.len() != 1 {
-				t.Errorf("host %d: %s, keeps %d", n, got, m.disk.len())
+				t.Errorf("after 31 days host %d has %s, and stores %d entries", n, got, m.disk.len())
 			}
 		}
 		c.end()
 	})
 }
 
-// answering is a mesh of two others that push/pull never reaches, but requests do.
+// answering is a Messenger with two other peers that requests reach but push/pull does not.
 type answering struct{ stub }
 
 func (*answering) Others() []peer.ID      { return []peer.ID{{1}, {2}} }
@@ -205,16 +205,16 @@ func (*answering) Request(_ context.Context, to peer.ID, kind string, _ []byte) 
 	return encode(documentAnswer{Synced: true}), nil
 }
 
-// Who missed the first push/pull does not wait for the next to know what the mesh has.
-func TestDocumentsAreComparedWithoutPushPull(t *testing.T) {
+// A peer that missed the first push/pull becomes synced without waiting for the next.
+func TestSyncedWithoutPushPull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := documents(t, 3, &answering{}, &shelf{docs: map[string][]byte{}})
+		d := documents(t, 3, &answering{}, &docDisk{docs: map[string][]byte{}})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- d.Run(ctx) }()
 		time.Sleep(2 * compareEvery)
 		if !d.Synced() {
-			t.Error("it waits for push/pull")
+			t.Error("not synced without push/pull")
 		}
 		cancel()
 		if err := <-done; err != nil {

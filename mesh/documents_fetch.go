@@ -12,48 +12,50 @@ import (
 	"weft/mesh/peer"
 )
 
-// requestMissing: what the asker has → the documents that it lacks, as many as fit.
+// requestMissing sends the versions that the requester has; the reply is the documents that it
+// lacks, as many as fit.
 const requestMissing = "documents/missing"
 
-// Bounds of what is asked.
+// Bounds of requests for missing documents.
 const (
-	maxShown   = 1 << 14 // versions in one question: more than this version ever holds
-	maxSources = 256     // peers that wait to be asked
-	maxAsked   = 8       // peers at once
-	// maxRounds bounds the answers of one peer in a row: so many that all that can be held fits.
+	maxShown   = 1 << 14 // versions in one request: more than a peer of this version ever holds
+	maxSources = 256     // peers waiting to be asked
+	maxAsked   = 8       // peers asked at once
+	// maxRounds bounds the consecutive requests to one peer, so that all possible documents fit.
 	maxRounds = 2 * document.MaxHeld * document.MaxBody / maxAnswer
 )
 
-// How long to wait before a question that was lost is asked again. Who has just joined may not
-// be known to all yet; push/pull, which heals the rest, comes only after half a minute.
+// Pauses before an unanswered request is repeated. Some peers may not know a newly joined one yet,
+// and the next push/pull is up to half a minute away.
 const (
 	askFirst = 100 * time.Millisecond
 	askLast  = time.Second
-	// compareEvery is how often a peer that does not know what the mesh has asks the others.
+	// compareEvery is how often a peer that is not synced asks the others.
 	compareEvery = 2 * time.Second
 )
 
-// documentAnswer is what is missing, whether there is more, and whether who sends it is synced.
+// documentAnswer holds missing documents, whether there are more, and whether the sender is synced.
 type documentAnswer struct {
 	Documents [][]byte        `cbor:"1,keyasint,omitempty"`
 	More      bool            `cbor:"2,keyasint,omitempty"`
 	Synced    bool            `cbor:"3,keyasint,omitempty"`
-	Marks     []document.Mark `cbor:"4,keyasint,omitempty"` // with the last of several answers
+	Marks     []document.Mark `cbor:"4,keyasint,omitempty"` // only in the last of several answers
 }
 
-// Handlers answer the documents' requests of other peers.
+// Handlers returns the handlers of other peers' requests for documents.
 func (d *Documents) Handlers() map[string]Handler {
 	return map[string]Handler{requestMissing: d.serveMissing}
 }
 
-// serveMissing answers with what the asker lacks, and asks it in turn if it has what we lack.
+// serveMissing returns the documents that the requester lacks. If it has documents that we lack, it
+// also schedules a request to it.
 func (d *Documents) serveMissing(_ context.Context, from peer.ID, payload []byte) ([]byte, error) {
 	var theirs []document.Held
 	if err := decoding.Unmarshal(payload, &theirs); err != nil {
 		return nil, err
 	}
 	if len(theirs) > maxShown {
-		return nil, fmt.Errorf("%d versions in one question, at most %d are allowed", len(theirs), maxShown)
+		return nil, fmt.Errorf("refused a request with %d versions, at most %d are allowed", len(theirs), maxShown)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -78,8 +80,8 @@ func (d *Documents) serveMissing(_ context.Context, from peer.ID, payload []byte
 	return encode(answer), nil
 }
 
-// behind reports whether who sent the news has something that we lack, as far as it tells. The
-// caller holds the lock.
+// behind reports whether n shows that its sender has something that we lack. The caller holds the
+// lock.
 func (d *Documents) behind(n documentNews) bool {
 	if slices.ContainsFunc(n.Held, d.set.Lacks) {
 		return true
@@ -88,24 +90,24 @@ func (d *Documents) behind(n documentNews) bool {
 	return len(n.Digest) > 0 && string(n.Digest) != string(digest[:])
 }
 
-// want notes that another peer has what we lack. Of more than we can note, push/pull tells
-// again. The caller holds the lock.
+// want notes that another peer has something that we lack. If there are too many, push/pull tells
+// us again. The caller holds the lock.
 func (d *Documents) want(n documentNews) {
 	if _, known := d.wanted[n.From]; known || len(d.wanted) < maxSources {
 		n.Documents, n.Marks = nil, nil
 		d.wanted[n.From] = n
-		d.kick()
+		d.wakeUp()
 	}
 }
 
-func (d *Documents) kick() {
+func (d *Documents) wakeUp() {
 	select {
 	case d.wake <- struct{}{}:
 	default:
 	}
 }
 
-// fetch asks those that have what we still lack: some at once, each of them once at a time.
+// fetch asks the peers that have something that we lack, a few at a time, each only once at a time.
 func (d *Documents) fetch(ctx context.Context, group *sync.WaitGroup) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -125,24 +127,24 @@ func (d *Documents) fetch(ctx context.Context, group *sync.WaitGroup) {
 	}
 }
 
-// start asks one peer for what it has. The caller holds the lock.
+// start asks one peer for the documents that we lack. The caller holds the lock.
 func (d *Documents) start(ctx context.Context, group *sync.WaitGroup, n documentNews) {
 	d.busy[n.From] = n
 	group.Go(func() {
 		if err := d.fetchAll(ctx, n.From); err != nil && ctx.Err() == nil {
-			d.cfg.Log.Debug("documents not fetched", "peer", d.cfg.Mesh.Name(n.From), "err", err)
+			d.cfg.Log.Debug("could not fetch documents from a peer", "peer", d.cfg.Mesh.Name(n.From), "err", err)
 		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		if delete(d.busy, n.From); len(d.wanted) > 0 {
-			d.kick()
+			d.wakeUp()
 		}
 	})
 }
 
-// compare asks those whose push/pull has not come yet, while this peer does not know what
-// the mesh has: of many that start together, some miss each other's first one, and the
-// next comes only after half a minute.
+// compare asks the peers with which there was no push/pull yet, while this peer is not synced. If
+// many peers start together, some miss each other's first push/pull, and the next one comes only
+// after half a minute.
 func (d *Documents) compare(ctx context.Context, group *sync.WaitGroup) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -156,8 +158,8 @@ func (d *Documents) compare(ctx context.Context, group *sync.WaitGroup) {
 	}
 }
 
-// underway reports whether the source is being asked, or another one for the same: all that
-// fetched something tell so. The caller holds the lock.
+// underway reports whether the sender of n is being asked, or another peer for the same documents:
+// every peer that fetched a document announces it. The caller holds the lock.
 func (d *Documents) underway(n documentNews) bool {
 	if _, busy := d.busy[n.From]; busy {
 		return true
@@ -171,10 +173,10 @@ func (d *Documents) underway(n documentNews) bool {
 	return false
 }
 
-// fetchAll gets all from one peer that it has and we lack.
+// fetchAll fetches all documents that one peer has and we lack.
 func (d *Documents) fetchAll(ctx context.Context, source peer.ID) error {
 	var fresh []*document.Document
-	defer func() { // only at the end: half of it is nothing that anybody lacks
+	defer func() { // announce only at the end, when all have arrived
 		d.mu.Lock()
 		news := d.news(fresh)
 		d.mu.Unlock()
@@ -192,7 +194,7 @@ func (d *Documents) fetchAll(ctx context.Context, source peer.ID) error {
 			return fmt.Errorf("documents: %w", err)
 		}
 		if len(answer.Documents) > document.MaxHeld || len(answer.Marks) > document.MaxWriters {
-			return fmt.Errorf("documents: an answer with %d of them", len(answer.Documents))
+			return fmt.Errorf("documents: refused a reply with %d documents", len(answer.Documents))
 		}
 		docs, err := decodeDocuments(answer.Documents)
 		d.mu.Lock()
@@ -209,10 +211,11 @@ func (d *Documents) fetchAll(ctx context.Context, source peer.ID) error {
 			break
 		}
 	}
-	return errors.New("documents: there is more without end")
+	return errors.New("documents: gave up: the peer keeps announcing more documents without sending new ones")
 }
 
-// ask shows a peer what we have. A question that got no answer is asked again, a few times.
+// ask sends a peer our versions and returns the reply. It repeats an unanswered request a few
+// times.
 func (d *Documents) ask(ctx context.Context, source peer.ID) (answer []byte, err error) {
 	for pause := askFirst; ; pause *= 2 {
 		d.mu.Lock()
@@ -233,9 +236,9 @@ func (d *Documents) ask(ctx context.Context, source peer.ID) (answer []byte, err
 	}
 }
 
-// compared notes that we have all that another peer has. That tells what the mesh has if that
-// peer knew it; and if nobody who can be reached does, what all of them have together is what
-// there is. What it had before and has no more, we know as well. The caller holds the lock.
+// compared notes that we have all documents of another peer, and merges its high-water marks. We
+// are synced if that peer was, or if we now have all documents of every reachable peer. The caller
+// holds the lock.
 func (d *Documents) compared(with peer.ID, synced bool, marks []document.Mark) {
 	d.met = true
 	d.see(marks)
@@ -251,7 +254,7 @@ func (d *Documents) compared(with peer.ID, synced bool, marks []document.Mark) {
 	}
 }
 
-// metAll reports whether we have had all that any peer has that can be reached.
+// metAll reports whether we have received all documents of every reachable peer.
 func (d *Documents) metAll() bool {
 	for _, id := range d.cfg.Mesh.Others() {
 		if !d.all[id] && d.cfg.Mesh.Reachable(id) {
@@ -261,15 +264,15 @@ func (d *Documents) metAll() bool {
 	return len(d.all) > 0
 }
 
-// Synced reports whether this peer knows what the mesh has agreed on: in this run or an
-// earlier one, it has had all documents of a peer that did, or founded the mesh.
+// Synced reports whether this peer has known the whole state of the mesh, in this or an earlier
+// run: it founded the mesh, or received all documents of a synced peer.
 func (d *Documents) Synced() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.synced
 }
 
-// MarkSynced is for who founds a mesh: what it has is what there is. It is kept at once.
+// MarkSynced marks the founder of a mesh as synced, and stores that at once.
 func (d *Documents) MarkSynced() error {
 	d.mu.Lock()
 	changed := !d.synced

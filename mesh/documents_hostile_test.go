@@ -26,12 +26,12 @@ func written(t testing.TB, n int, old *document.Document, name, body string) *do
 	return d
 }
 
-// forged is a document whose body somebody has changed on its way.
+// forged returns a document whose body was changed after it was signed.
 func forged(t testing.TB, name string) []byte {
 	return bytes.Replace(written(t, 2, nil, name, "allow").Encode(), []byte("allow"), []byte("block"), 1)
 }
 
-// askAll does what Run does, until nothing is left to ask.
+// askAll fetches as Run does, until nothing is wanted.
 func askAll(t testing.TB, d *Documents) {
 	t.Helper()
 	for range 100 {
@@ -45,10 +45,10 @@ func askAll(t testing.TB, d *Documents) {
 			return
 		}
 	}
-	t.Fatalf("it asks without end: %v", d.wanted)
+	t.Fatalf("it still requests documents after 100 rounds: %v", d.wanted)
 }
 
-// Whatever comes, nothing panics or goes on for ever, and what is not signed does not count.
+// No message causes a panic or endless requests, and unsigned documents are refused.
 func FuzzDocuments(f *testing.F) {
 	first := written(f, 2, nil, "web", "allow")
 	second := written(f, 3, first, "web", "block")
@@ -65,50 +65,50 @@ func FuzzDocuments(f *testing.F) {
 	f.Add([]byte{0xa0}, []byte{0x80})
 	f.Fuzz(func(t *testing.T, gossip, answer []byte) {
 		m := &stub{answer: func() []byte { return answer }, others: []peer.ID{idOf(2)}}
-		d := documents(t, 1, m, &shelf{docs: map[string][]byte{}})
+		d := documents(t, 1, m, &docDisk{docs: map[string][]byte{}})
 		if err := d.Write([]Change{policy("mine", "x")}); err != nil {
 			t.Fatal(err)
 		}
 		for _, data := range [][]byte{gossip, answer} {
 			if news, _ := d.Merge(data); len(news) > maxDelta {
-				t.Errorf("news of %d bytes", len(news))
+				t.Errorf("Merge returned news of %d bytes, more than maxDelta", len(news))
 			}
 			_, _ = d.serveMissing(t.Context(), idOf(2), data)
 			_, _ = d.serveMissing(t.Context(), idOf(1), data)
 			askAll(t, d)
 		}
 		if d.Get("policy", "mine") == nil || len(d.List("policy")) > 2 {
-			t.Errorf("it has %s", reads(d))
+			t.Errorf("unexpected documents: %s", reads(d))
 		}
 		if err := d.flush(); err != nil {
 			t.Fatal(err)
 		}
-		if again := documents(t, 1, &stub{}, d.cfg.Store.(*shelf)); reads(again) != reads(d) {
+		if again := documents(t, 1, &stub{}, d.cfg.Store.(*docDisk)); reads(again) != reads(d) {
 			t.Errorf("on disk %s, in memory %s", reads(again), reads(d))
 		}
 	})
 }
 
-// Good documents beside bad ones are taken, and alone passed on.
+// Valid documents in a message with invalid ones are stored, and only those are passed on.
 func TestForgedDocumentsAreDropped(t *testing.T) {
-	d := documents(t, 1, &stub{others: []peer.ID{idOf(2)}}, &shelf{docs: map[string][]byte{}})
+	d := documents(t, 1, &stub{others: []peer.ID{idOf(2)}}, &docDisk{docs: map[string][]byte{}})
 	good := written(t, 2, nil, "web", "allow")
 	lies := []document.Held{{Kind: "policy", Name: "lie", Version: 99}}
 	news, err := d.Merge(encode(documentNews{From: idOf(4), Documents: [][]byte{forged(t, "db"), good.Encode(), {}}, Held: lies, Synced: true}))
 	if want := encode(documentNews{From: idOf(1), Documents: [][]byte{good.Encode()}}); err == nil || !slices.Equal(news, want) || reads(d) != "web=allow" {
-		t.Errorf("passed on %x, %v; it has %s", news, err, reads(d))
+		t.Errorf("passed on %x, error %v; documents are %s", news, err, reads(d))
 	}
 	if news, err := d.Merge(encode(documentNews{From: idOf(4), Documents: slices.Repeat([][]byte{good.Encode()}, maxNews+1)})); err == nil || news != nil {
-		t.Error("a message with too many was read")
+		t.Error("Merge accepted a message with too many documents")
 	}
 	if _, err := d.serveMissing(t.Context(), idOf(4), encode(make([]document.Held, maxShown+1))); err == nil {
-		t.Error("a question with too many was answered")
+		t.Error("a request with too many versions was answered")
 	}
 }
 
-// Somebody says that everybody has something new: what we note of it is bounded.
-func TestWhatIsNotedIsBounded(t *testing.T) {
-	d := documents(t, 1, &stub{}, &shelf{docs: map[string][]byte{}})
+// A malicious peer announces something new from many peers: the pending requests are bounded.
+func TestPendingRequestsAreBounded(t *testing.T) {
+	d := documents(t, 1, &stub{}, &docDisk{docs: map[string][]byte{}})
 	for i := range 3 * maxSources {
 		data := encode(documentNews{From: peer.ID{byte(i), byte(i >> 8), 1}, Digest: []byte{1}})
 		if _, err := d.Merge(data); err != nil {
@@ -116,13 +116,13 @@ func TestWhatIsNotedIsBounded(t *testing.T) {
 		}
 	}
 	if len(d.wanted) > maxSources {
-		t.Errorf("%d wait", len(d.wanted))
+		t.Errorf("%d peers wait to be asked", len(d.wanted))
 	}
 }
 
-// Answers are bounded in their size; what does not fit comes with the next one.
+// Replies are bounded in size; what does not fit comes in the next one.
 func TestMissingComesInParts(t *testing.T) {
-	from, to := documents(t, 1, &stub{}, &shelf{docs: map[string][]byte{}}), documents(t, 2, &stub{}, &shelf{docs: map[string][]byte{}})
+	from, to := documents(t, 1, &stub{}, &docDisk{docs: map[string][]byte{}}), documents(t, 2, &stub{}, &docDisk{docs: map[string][]byte{}})
 	for i := range 40 {
 		if _, err := from.set.Put(written(t, 3, nil, fmt.Sprint(i), string(make([]byte, document.MaxBody))), time.Now().Unix()); err != nil {
 			t.Fatal(err)
@@ -135,19 +135,19 @@ func TestMissingComesInParts(t *testing.T) {
 		held = payload
 		answer, err := from.serveMissing(t.Context(), idOf(2), payload)
 		if len(answer) > maxAnswer+1000 {
-			t.Errorf("an answer of %d bytes", len(answer))
+			t.Errorf("a reply of %d bytes", len(answer))
 		}
 		return answer, err
 	}}
 	if err := to.fetchAll(t.Context(), idOf(1)); err != nil || rounds != 3 || reads(to) != reads(from) {
-		t.Errorf("%d rounds, %v, %d documents", rounds, err, to.set.Len())
+		t.Errorf("%d rounds, error %v, %d documents", rounds, err, to.set.Len())
 	}
 	if len(held) == 0 || to.set.Digest(0) != from.set.Digest(0) {
-		t.Error("they differ")
+		t.Error("the digests differ after the fetch")
 	}
 }
 
-// asking is a mesh in which questions are answered by a function.
+// asking is a Messenger whose requests are answered by a function.
 type asking struct {
 	stub
 	ask func(payload []byte) ([]byte, error)
@@ -157,17 +157,17 @@ func (a *asking) Request(_ context.Context, _ peer.ID, _ string, payload []byte)
 	return a.ask(payload)
 }
 
-// A liar claims to have the newest of all, again and again, and answers as it likes. It is asked
-// about as often as it lies, the truth arrives all the same, and in the end nobody waits.
-func TestALiarChangesNoDocument(t *testing.T) {
+// A malicious peer repeatedly claims to have the newest documents. The number of requests stays in
+// proportion to its claims, true documents still arrive, and no request remains open.
+func TestFalseDocumentVersionsDelayNothing(t *testing.T) {
 	endless := written(t, 9, nil, "endless", "x")
 	for name, answer := range map[string]func() ([]byte, error){
-		"nothing":      func() ([]byte, error) { return encode(documentAnswer{}), nil },
-		"an error":     func() ([]byte, error) { return nil, errors.New("no") },
-		"no answer":    func() ([]byte, error) { time.Sleep(time.Minute); return nil, nil },
-		"garbage":      func() ([]byte, error) { return []byte("garbage"), nil },
-		"a forged one": func() ([]byte, error) { return encode(documentAnswer{Documents: [][]byte{forged(t, "web")}}), nil },
-		"never enough": func() ([]byte, error) { return encode(documentAnswer{More: true}), nil },
+		"no documents":      func() ([]byte, error) { return encode(documentAnswer{}), nil },
+		"an error":          func() ([]byte, error) { return nil, errors.New("no") },
+		"no reply":          func() ([]byte, error) { time.Sleep(time.Minute); return nil, nil },
+		"garbage":           func() ([]byte, error) { return []byte("garbage"), nil },
+		"a forged document": func() ([]byte, error) { return encode(documentAnswer{Documents: [][]byte{forged(t, "web")}}), nil },
+		"endlessly more":    func() ([]byte, error) { return encode(documentAnswer{More: true}), nil },
 		"a huge list": func() ([]byte, error) {
 			return encode(documentAnswer{Documents: slices.Repeat([][]byte{endless.Encode()}, document.MaxHeld+1)}), nil
 		},
@@ -175,8 +175,8 @@ func TestALiarChangesNoDocument(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c, m := four(t)
-				liar, asked := c.net.Node(idOf(9), nil), &atomic.Int64{}
-				liar.Start(0, meshtest.NodeConfig{Handlers: map[string]meshtest.Handler{
+				rogue, asked := c.net.Node(idOf(9), nil), &atomic.Int64{}
+				rogue.Start(0, meshtest.NodeConfig{Handlers: map[string]meshtest.Handler{
 					requestMissing: func(context.Context, peer.ID, []byte) ([]byte, error) { asked.Add(1); return answer() },
 				}, Twin: func() {}})
 				time.Sleep(5 * time.Second)
@@ -186,19 +186,19 @@ func TestALiarChangesNoDocument(t *testing.T) {
 					if i%2 == 0 {
 						n = documentNews{From: idOf(9), Digest: []byte{byte(i)}, Synced: true}
 					}
-					liar.Broadcast(DocumentsName, encode(n))
+					rogue.Broadcast(DocumentsName, encode(n))
 					c.write(m[2], policy("web", fmt.Sprint("true-", i)))
 					time.Sleep(200 * time.Millisecond)
 				}
 				c.eventually(15*time.Second, fmt.Sprint("web=true-", lies-1))
 				time.Sleep(time.Minute)
 				if n := asked.Load(); n > 4*lies*2 {
-					t.Errorf("the liar was asked %d times by 4", n)
+					t.Errorf("%d requests of 4 hosts went to the malicious peer", n)
 				}
 				before := c.asked()
 				time.Sleep(time.Minute)
 				if n := c.asked() - before; n > 0 {
-					t.Errorf("%d questions without end", n)
+					t.Errorf("%d more requests within a minute, want none", n)
 				}
 				c.end()
 			})

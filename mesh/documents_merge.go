@@ -8,15 +8,15 @@ import (
 	"weft/mesh/document"
 )
 
-// Merge takes in documents, or what another peer has. Only documents are passed on: who has
-// fetched some says so itself.
+// Merge merges documents, or another peer's versions. Only documents are passed on: a peer that
+// fetched some announces that itself.
 func (d *Documents) Merge(data []byte) ([]byte, error) {
 	var n documentNews
 	if err := decoding.Unmarshal(data, &n); err != nil {
 		return nil, fmt.Errorf("documents: %w", err)
 	}
 	if len(n.Documents) > maxNews || len(n.Held) > maxNews || len(n.Marks) > document.MaxWriters {
-		return nil, fmt.Errorf("documents: %d documents and %d versions in one message, at most %d are allowed", len(n.Documents), len(n.Held), maxNews)
+		return nil, fmt.Errorf("documents: refused a message with %d documents and %d versions, at most %d are allowed", len(n.Documents), len(n.Held), maxNews)
 	}
 	docs, err := decodeDocuments(n.Documents)
 	d.mu.Lock()
@@ -34,10 +34,10 @@ func (d *Documents) Merge(data []byte) ([]byte, error) {
 	return d.news(fresh), errors.Join(err, refused)
 }
 
-// byPeers parts documents that a peer wrote whom we know from the others. Gossip is not signed
-// by who passes it on, so that anybody could have written those: they are asked for instead,
-// of a peer that answers for them. So one that comes before the record of its writer is not
-// lost, nor is what a peer wrote that is gone. The caller holds the lock.
+// byPeers separates the documents that known peers wrote from the others. Gossip is not signed by
+// the peer that passes it on, so anyone with the secret could have sent the others. Those are
+// requested from a peer instead. So a document that arrives before its writer's record is not lost,
+// nor one of a writer that is gone. The caller holds the lock.
 func (d *Documents) byPeers(docs []*document.Document) (good []*document.Document, strange []document.Held) {
 	if len(docs) == 0 {
 		return nil, nil
@@ -53,7 +53,7 @@ func (d *Documents) byPeers(docs []*document.Document) (good []*document.Documen
 	return good, strange
 }
 
-// decodeDocuments reads documents, and leaves out those that are none.
+// decodeDocuments decodes documents and leaves out invalid ones.
 func decodeDocuments(list [][]byte) (docs []*document.Document, err error) {
 	for _, data := range list {
 		doc, bad := document.Decode(data)
@@ -66,8 +66,8 @@ func decodeDocuments(list [][]byte) (docs []*document.Document, err error) {
 	return docs, err
 }
 
-// takeIn keeps the documents that are news, and returns them, or what we answer. The caller
-// holds the lock.
+// takeIn stores the documents that are new, and returns them, or our replacements for them. The
+// caller holds the lock.
 func (d *Documents) takeIn(docs []*document.Document) (fresh []*document.Document, err error) {
 	now := d.now()
 	for _, theirs := range docs {
@@ -76,8 +76,8 @@ func (d *Documents) takeIn(docs []*document.Document) (fresh []*document.Documen
 			if err = errors.Join(err, refused); refused != nil {
 				continue
 			}
-			d.cfg.Log.Warn("a document that was deleted long ago came back from a host that was away: it is deleted again", "document", theirs.String(), "writer", d.cfg.Mesh.Name(theirs.WriterID()))
-			theirs = gone // who offered it hears so
+			d.cfg.Log.Warn("a host that was away sent a document that was deleted long ago: deleting it again", "document", theirs.String(), "writer", d.cfg.Mesh.Name(theirs.WriterID()))
+			theirs = gone // so that its sender learns of the deletion
 		}
 		key := theirs.Key()
 		ours, _ := d.set.Last(key)
@@ -87,13 +87,13 @@ func (d *Documents) takeIn(docs []*document.Document) (fresh []*document.Documen
 			continue
 		}
 		d.dirty[key] = true
-		insists := d.insists(ours, theirs)
-		delete(d.mine, key) // it is said again once, so that two that insist do not go on for ever
-		if insists {
+		refute := d.mustRefute(ours, theirs)
+		delete(d.mine, key) // refute only once, so that two peers do not refute each other for ever
+		if refute {
 			again, refused := d.set.Next(ours.Kind, ours.Name, ours.Body, ours.Deleted, now, d.cfg.Identity)
 			err = errors.Join(err, refused)
 			if refused == nil {
-				_, _ = d.set.Put(again, now) // it has the room of theirs
+				_, _ = d.set.Put(again, now) // it replaces theirs, so there is room
 				theirs = again
 				d.markOwn()
 			}
@@ -106,16 +106,16 @@ func (d *Documents) takeIn(docs []*document.Document) (fresh []*document.Documen
 	return fresh, err
 }
 
-// insists reports whether what this run wrote is to be said again above what has a higher
-// number: where that may be no later word, but one that we did not know since our disk is an
-// older copy. So it is if we have not yet had all that another peer has, or if it is our own,
-// of a life that our disk does not remember. The caller holds the lock.
-func (d *Documents) insists(ours, theirs *document.Document) bool {
+// mustRefute reports whether a document that this run wrote must be written again, above a version
+// with a higher number. That version may be older, but unknown to us since our disk was restored
+// from an older copy. This is possible until we have all documents of another peer, and if that
+// version is our own. The caller holds the lock.
+func (d *Documents) mustRefute(ours, theirs *document.Document) bool {
 	return d.mine[theirs.Key()] && (!d.met || theirs.WriterID() == d.self) && !theirs.Same(ours.Body, ours.Deleted)
 }
 
-// news is how documents travel by gossip: as they are if they fit into a packet, else which
-// they are; else a digest. The caller holds the lock.
+// news returns the gossip message about documents: the documents themselves if they fit into a
+// packet, else their versions, else a digest. The caller holds the lock.
 func (d *Documents) news(docs []*document.Document) []byte {
 	if len(docs) == 0 {
 		return nil

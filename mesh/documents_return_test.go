@@ -12,32 +12,32 @@ import (
 	"weft/mesh/peer"
 )
 
-// days lets so much time go by on the clocks of all hosts, and what is forgotten be forgotten.
-func (c *council) days(n int64) {
+// days advances the clocks of all hosts, and waits until expired entries are dropped.
+func (c *docCluster) days(n int64) {
 	for _, m := range c.here {
 		m.ahead.Add(n)
 	}
 	time.Sleep(2 * flushEvery)
 }
 
-// A host was away for longer than a tombstone lives. What was deleted meanwhile stays deleted,
-// everywhere, and what was written meanwhile is there, on whichever side.
-func TestWhatIsDeletedDoesNotReturn(t *testing.T) {
-	for name, change := range map[string]func(c *council, m *[5]*member){
-		"all run on": func(*council, *[5]*member) {},
-		"those that deleted it start anew": func(c *council, m *[5]*member) {
+// A host was away for longer than a tombstone lives. Documents deleted meanwhile stay deleted on
+// all hosts, and documents written meanwhile on either side exist on all.
+func TestDeletedDocumentsDoNotReturn(t *testing.T) {
+	for name, change := range map[string]func(c *docCluster, m *[5]*docHost){
+		"no restart": func(*docCluster, *[5]*docHost) {},
+		"the hosts that know of the deletion restart": func(c *docCluster, m *[5]*docHost) {
 			for n := 1; n <= 3; n++ {
 				c.kill(m[n])
 				m[n] = c.start(n, 0, m[n].disk)
 				m[n].ahead.Store(40)
 			}
 		},
-		"who was away starts anew": func(c *council, m *[5]*member) {
+		"the returning host restarts": func(c *docCluster, m *[5]*docHost) {
 			c.kill(m[4])
 			m[4] = c.start(4, 1, m[4].disk)
 			m[4].ahead.Store(40)
 		},
-		"one that joined later is all that is left": func(c *council, m *[5]*member) {
+		"only a host that joined later remains": func(c *docCluster, m *[5]*docHost) {
 			joiner := c.start(5, 0, nil)
 			joiner.ahead.Store(40)
 			time.Sleep(time.Minute)
@@ -48,13 +48,13 @@ func TestWhatIsDeletedDoesNotReturn(t *testing.T) {
 			joiner = c.start(5, 0, joiner.disk)
 			joiner.ahead.Store(40)
 		},
-		"the clock of who was away is wrong":  func(_ *council, m *[5]*member) { m[4].ahead.Store(-20_000) },
-		"the clock of another one is wrong":   func(_ *council, m *[5]*member) { m[2].ahead.Store(20_000) },
-		"who wrote it is gone":                func(c *council, m *[5]*member) { c.kill(m[1]) },
-		"who deleted it is gone":              func(c *council, m *[5]*member) { c.kill(m[2]) },
-		"only one is left of those that knew": func(c *council, m *[5]*member) { c.kill(m[1]); c.kill(m[2]) },
-		"it is away for as long once more":    func(c *council, _ *[5]*member) { c.days(100) },
-		"the same name was written and deleted": func(c *council, m *[5]*member) {
+		"wrong clock on the returning host":           func(_ *docCluster, m *[5]*docHost) { m[4].ahead.Store(-20_000) },
+		"wrong clock on another host":                 func(_ *docCluster, m *[5]*docHost) { m[2].ahead.Store(20_000) },
+		"the writer is gone":                          func(c *docCluster, m *[5]*docHost) { c.kill(m[1]) },
+		"the deleting host is gone":                   func(c *docCluster, m *[5]*docHost) { c.kill(m[2]) },
+		"one host remains that knows of the deletion": func(c *docCluster, m *[5]*docHost) { c.kill(m[1]); c.kill(m[2]) },
+		"the host stays away for much longer":         func(c *docCluster, _ *[5]*docHost) { c.days(100) },
+		"the name was written and deleted again": func(c *docCluster, m *[5]*docHost) {
 			c.write(m[3], policy("old", "again"))
 			time.Sleep(time.Second)
 			c.write(m[3], noPolicy("old"))
@@ -80,7 +80,7 @@ func TestWhatIsDeletedDoesNotReturn(t *testing.T) {
 				time.Sleep(time.Minute)
 				c.days(40)
 				if _, kept := m[3].disk.copy().docs[document.Key("policy", "old")]; kept {
-					t.Fatal("the tombstone is not forgotten: the test shows nothing")
+					t.Fatal("the tombstone has not expired, so the test proves nothing")
 				}
 				change(c, &m)
 				c.net.Heal()
@@ -90,7 +90,7 @@ func TestWhatIsDeletedDoesNotReturn(t *testing.T) {
 						t.Errorf("host %d has %s", m.n, got)
 					}
 				}
-				if strings.Contains(name, "clock") { // which of two hosts has a tombstone to show then differs
+				if strings.Contains(name, "clock") { // with a wrong clock hosts may differ in their tombstones
 					c.end()
 					return
 				}
@@ -98,7 +98,7 @@ func TestWhatIsDeletedDoesNotReturn(t *testing.T) {
 				before := c.asked()
 				time.Sleep(time.Minute)
 				if n := c.asked() - before; n > 0 {
-					t.Errorf("%d questions without end", n)
+					t.Errorf("%d more requests within a minute, want none", n)
 				}
 				c.end()
 			})
@@ -106,8 +106,8 @@ func TestWhatIsDeletedDoesNotReturn(t *testing.T) {
 	}
 }
 
-// Who could not read all that is on its disk does not take for deleted what it lacks.
-func TestAnUnreadableDiskDeletesNothing(t *testing.T) {
+// A host that could not read its whole disk does not treat missing documents as deleted.
+func TestUnreadableDiskDeletesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m := four(t)
 		c.write(m[1], policy("web", "1"), policy("db", "1"))
@@ -121,7 +121,7 @@ func TestAnUnreadableDiskDeletesNothing(t *testing.T) {
 		joiner := c.start(5, 1, nil)
 		time.Sleep(time.Minute)
 		if got := reads(joiner.Documents); got != "db=1 dns=1 new=1" {
-			t.Fatalf("the joiner has %s", got)
+			t.Fatalf("the joining host has %s", got)
 		}
 		c.net.Heal()
 		c.eventually(2*time.Minute, "db=1 dns=1 new=1 web=1")
@@ -129,8 +129,8 @@ func TestAnUnreadableDiskDeletesNothing(t *testing.T) {
 	})
 }
 
-// Whatever somebody signs without being a peer does not count, whoever is said to have sent
-// it. A peer's counts, also if it is here before its writer's record.
+// Documents signed by an identity that is no peer are refused, whichever peer sends them. A peer's
+// document is accepted, even if it arrives before its writer's record.
 func TestOnlyPeersWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m := four(t)
@@ -139,19 +139,19 @@ func TestOnlyPeersWrite(t *testing.T) {
 			n := encode(documentNews{From: idOf(from), Documents: [][]byte{stranger.Encode()}})
 			for _, h := range c.here {
 				if news, _ := h.Merge(n); news != nil {
-					t.Errorf("host %d passes it on", h.n)
+					t.Errorf("host %d passed on the document of an unknown writer", h.n)
 				}
 			}
 		}
 		time.Sleep(time.Minute)
 		c.eventually(0, "")
 		if n := c.asked(); n > 60 {
-			t.Errorf("%d questions", n)
+			t.Errorf("%d requests about the document of an unknown writer", n)
 		}
-		late := c.start(5, 0, nil) // nobody has met it yet
+		late := c.start(5, 0, nil) // not known to the others yet
 		time.Sleep(time.Millisecond)
 		if slices.Contains(m[1].Others(), idOf(5)) {
-			t.Skip("they have met already")
+			t.Skip("the new host is already known to the others")
 		}
 		c.write(late, policy("late", "x"))
 		c.eventually(time.Minute, "late=x")
@@ -159,11 +159,10 @@ func TestOnlyPeersWrite(t *testing.T) {
 	})
 }
 
-// A peer that has left is no peer any more, and what it wrote is in force: who joins hears it
-// of those that have it.
-func TestWhatAPeerWroteThatIsGoneCounts(t *testing.T) {
+// Documents of a peer that has left stay in force: a joining peer fetches them from others.
+func TestDocumentsOfDepartedPeersCount(t *testing.T) {
 	doc := written(t, 77, nil, "web", "x")
-	from := documents(t, 1, &stub{}, &shelf{docs: map[string][]byte{}})
+	from := documents(t, 1, &stub{}, &docDisk{docs: map[string][]byte{}})
 	if _, err := from.set.Put(doc, time.Now().Unix()); err != nil {
 		t.Fatal(err)
 	}
@@ -171,18 +170,18 @@ func TestWhatAPeerWroteThatIsGoneCounts(t *testing.T) {
 	d := documents(t, 2, &asking{stub: stub{others: []peer.ID{idOf(1)}}, ask: func(payload []byte) ([]byte, error) {
 		asked++
 		return from.serveMissing(t.Context(), idOf(2), payload)
-	}}, &shelf{docs: map[string][]byte{}})
+	}}, &docDisk{docs: map[string][]byte{}})
 	if news, err := d.Merge(encode(documentNews{From: idOf(1), Documents: [][]byte{doc.Encode()}})); news != nil || err != nil || reads(d) != "" {
-		t.Errorf("gossip alone brought it: %s, %v", reads(d), err)
+		t.Errorf("gossip alone delivered the document: %s, %v", reads(d), err)
 	}
 	if askAll(t, d); reads(d) != "web=x" || asked != 1 {
-		t.Errorf("it has %q after %d questions", reads(d), asked)
+		t.Errorf("documents are %q after %d requests", reads(d), asked)
 	}
 }
 
-// A member writes a document with the last number of all: another one can delete it, and the
-// numbers of what others write do not follow.
-func TestTheLastNumberCanBeDeleted(t *testing.T) {
+// A malicious member writes a document with the largest version. Another peer can delete it, and
+// versions of other documents stay small.
+func TestLargestVersionCanBeDeleted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m := four(t)
 		doc := written(t, 4, nil, "lie", "x")
@@ -204,15 +203,15 @@ func TestTheLastNumberCanBeDeleted(t *testing.T) {
 		c.write(m[3], policy("web", "y"), policy("db", "z"))
 		c.eventually(time.Minute, "db=z web=y")
 		if v := m[1].version("db"); v > 10 {
-			t.Errorf("version %d", v)
+			t.Errorf("another document has version %d, want a small one", v)
 		}
 		c.end()
 	})
 }
 
-// Marks that somebody forges count nowhere, and end no new document.
+// Forged high-water marks are refused, and do not affect new documents.
 func TestForgedMarksDoNotCount(t *testing.T) {
-	d := documents(t, 1, &stub{others: []peer.ID{idOf(2)}}, &shelf{docs: map[string][]byte{}})
+	d := documents(t, 1, &stub{others: []peer.ID{idOf(2)}}, &docDisk{docs: map[string][]byte{}})
 	digest := d.set.Digest(d.now())
 	forged := document.NewMark(1<<40, identity(3))
 	forged.Writer = written(t, 2, nil, "web", "x").Writer
@@ -220,14 +219,14 @@ func TestForgedMarksDoNotCount(t *testing.T) {
 		_, _ = d.Merge(encode(documentNews{From: idOf(2), Digest: digest[:], Marks: marks}))
 	}
 	if got := d.set.Marks(); len(got) > 0 {
-		t.Errorf("it has %v", got)
+		t.Errorf("forged marks were accepted: %v", got)
 	}
 	if _, err := d.Merge(encode(documentNews{From: idOf(2), Documents: [][]byte{written(t, 2, nil, "web", "x").Encode()}})); err != nil || reads(d) != "web=x" {
-		t.Errorf("it has %s, %v", reads(d), err)
+		t.Errorf("documents are %s, error %v", reads(d), err)
 	}
 }
 
-// lastNumber is the document with the last number that there is, signed by its writer.
+// lastNumber returns the document with the largest version, signed by its writer.
 func lastNumber(t *testing.T, old *document.Document) *document.Document {
 	t.Helper()
 	top := *old
@@ -239,13 +238,13 @@ func lastNumber(t *testing.T, old *document.Document) *document.Document {
 	return d
 }
 
-// Two hosts hold tombstones of one whose clock is wrong. The other one lacks them, and is not to be
-// given them: they do not ask each other for them without end.
-func TestTombstonesOutOfTimeAreNotAskedFor(t *testing.T) {
+// Two hosts hold different tombstones dated in the future, which must not be given to other hosts.
+// They do not request them from each other without end.
+func TestFutureTombstonesAreNotRequested(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCouncil(t, 1)
+		c := newDocCluster(t, 1)
 		a, b := c.start(1, 0, nil), c.start(2, 1, nil)
-		for side, m := range []*member{a, b} {
+		for side, m := range []*docHost{a, b} {
 			gone, err := document.Next(nil, "policy", []string{"left", "right"}[side], nil, true, time.Now().AddDate(50, 0, 0).Unix(), identity(3))
 			if err != nil {
 				t.Fatal(err)
@@ -256,12 +255,12 @@ func TestTombstonesOutOfTimeAreNotAskedFor(t *testing.T) {
 		}
 		c.net.Heal()
 		time.Sleep(time.Minute)
-		c.write(a, policy("web", strings.Repeat("x", 2000))) // a reason to ask
+		c.write(a, policy("web", strings.Repeat("x", 2000))) // causes a request
 		time.Sleep(time.Minute)
 		before := c.asked()
 		time.Sleep(time.Minute)
 		if n := c.asked() - before; n > 0 || reads(b.Documents) != reads(a.Documents) {
-			t.Errorf("%d questions without end: %s, %s", n, reads(a.Documents), reads(b.Documents))
+			t.Errorf("%d more requests within a minute, want none; documents are %s and %s", n, reads(a.Documents), reads(b.Documents))
 		}
 		c.end()
 	})

@@ -13,20 +13,20 @@ import (
 	"weft/mesh/peer"
 )
 
-// Requests of the directory.
+// Kinds of the directory's requests.
 const (
-	requestSets = "directory/sets" // owners → their sets, as many as fit
-	requestHeld = "directory/held" // which set the asker has of itself → which one the asked has, once that is not older
+	requestSets = "directory/sets" // payload: owners; reply: their sets, as many as fit
+	requestHeld = "directory/held" // payload: version of the requester's set; reply: the version here, once it is not older
 )
 
-// Bounds of an answer with sets, and of the time that it may take.
+// Bounds of a reply with sets, and of its duration.
 const (
-	maxAnswer    = 1 << 20 // bytes, but one set goes in any case
+	maxAnswer    = 1 << 20 // bytes; the first set is sent whatever its size
 	maxOwners    = 1 << 10
 	fetchTimeout = 3 * time.Second
 )
 
-// Handlers answer the directory's requests of other peers.
+// Handlers returns the handlers of other peers' requests to the directory.
 func (d *Directory) Handlers() map[string]Handler {
 	return map[string]Handler{requestSets: d.serveSets, requestHeld: d.serveHeld}
 }
@@ -52,7 +52,7 @@ func (d *Directory) serveSets(_ context.Context, _ peer.ID, payload []byte) ([]b
 	return encode(sets), nil
 }
 
-// set is what is here of a peer.
+// set returns the stored set of a peer, or nil.
 func (d *Directory) set(owner peer.ID) *directory.Set {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -65,9 +65,9 @@ func (d *Directory) lacks(h directory.Held) bool {
 	return d.dir.Lacks(h)
 }
 
-// serveHeld answers once we have the version of the asker's set that it names: who has none
-// at all could still get an older one from a third. The answer is empty where the asker's
-// set is not kept.
+// serveHeld replies once this peer has at least the given version of the requester's set. Having
+// none is not enough, since a third peer could still send an older one. The reply is empty if the
+// requester's set is not stored here.
 func (d *Directory) serveHeld(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
 	var h directory.Held
 	if err := decoding.Unmarshal(payload, &h); err != nil {
@@ -76,7 +76,7 @@ func (d *Directory) serveHeld(ctx context.Context, from peer.ID, payload []byte)
 	h.Owner = from
 	switch {
 	case from == d.self:
-		return nil, errors.New("it is our own")
+		return nil, errors.New("a peer cannot confirm its own endpoints")
 	case !d.counts(from):
 		d.forget()
 	case d.lacks(h):
@@ -88,20 +88,20 @@ func (d *Directory) serveHeld(ctx context.Context, from peer.ID, payload []byte)
 	}
 	s := d.set(from)
 	if s != nil && d.lacks(h) || s == nil && d.counts(from) {
-		return nil, fmt.Errorf("version %d of the endpoints of %v did not arrive", h.Version, from)
+		return nil, fmt.Errorf("could not fetch version %d of the endpoints of %v", h.Version, from)
 	}
 	if d.cfg.Settle != nil {
 		if err := d.cfg.Settle(); err != nil {
 			return nil, err
 		}
 	}
-	if err := d.flush(from); err != nil || s == nil { // a restart must not bring back what we say is gone
+	if err := d.flush(from); err != nil || s == nil { // store first, so that a restart does not bring back the endpoints that we confirm as gone
 		return nil, err
 	}
 	return encode(s.Held()), nil
 }
 
-// fetch asks for all sets that are wanted: every peer for what it has, at once.
+// fetch requests all wanted sets, in parallel from the peers that have them.
 func (d *Directory) fetch(ctx context.Context, group *sync.WaitGroup) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -127,16 +127,16 @@ func (d *Directory) fetch(ctx context.Context, group *sync.WaitGroup) {
 			defer cancel()
 			err := d.fetchFrom(ctx, source, owners)
 			if err != nil && ctx.Err() == nil {
-				d.cfg.Log.Debug("endpoints not fetched", "peer", d.cfg.Mesh.Name(source), "err", err)
+				d.cfg.Log.Debug("could not fetch endpoints from a peer", "peer", d.cfg.Mesh.Name(source), "err", err)
 			}
 			d.fetched(source, list, err)
 		})
 	}
 }
 
-// fetched notes that a source was asked. What did not fit into its answer is asked for
-// again; what it does not have, of the owner itself. Who cannot be asked now says what it
-// has at the next push/pull.
+// fetched handles the end of a request for sets. Sets that did not fit into the reply are requested
+// again; sets that the peer lacks are requested from their owner. The next push/pull covers peers
+// that are not reachable now.
 func (d *Directory) fetched(source peer.ID, list []directory.Held, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -159,11 +159,11 @@ func (d *Directory) fetched(source peer.ID, list []directory.Held, err error) {
 		}
 	}
 	if len(d.wanted) > 0 {
-		d.kick()
+		d.wakeUp()
 	}
 }
 
-// fetchFrom gets sets from one peer and takes them in.
+// fetchFrom fetches sets from one peer and stores them.
 func (d *Directory) fetchFrom(ctx context.Context, source peer.ID, owners []peer.ID) error {
 	answer, err := d.cfg.Mesh.Request(ctx, source, requestSets, encode(owners))
 	if err != nil {
@@ -174,7 +174,7 @@ func (d *Directory) fetchFrom(ctx context.Context, source peer.ID, owners []peer
 		return fmt.Errorf("directory: %w", err)
 	}
 	if len(list) > len(owners) {
-		return fmt.Errorf("directory: %d sets, asked for %d", len(list), len(owners))
+		return fmt.Errorf("directory: refused a reply with %d sets, %d were requested", len(list), len(owners))
 	}
 	var sets []*directory.Set
 	for _, data := range list {
@@ -187,7 +187,7 @@ func (d *Directory) fetchFrom(ctx context.Context, source peer.ID, owners []peer
 	return d.takeIn(sets)
 }
 
-// takeIn keeps the sets that are news, and says that they are here.
+// takeIn stores the sets that are newer, and announces them.
 func (d *Directory) takeIn(sets []*directory.Set) (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -195,7 +195,7 @@ func (d *Directory) takeIn(sets []*directory.Set) (err error) {
 	for _, s := range sets {
 		switch {
 		case s.Owner == d.self:
-			err = errors.Join(err, d.insist(s))
+			err = errors.Join(err, d.refute(s))
 		case d.counts(s.Owner) && d.put(s):
 			fresh = append(fresh, s.Held())
 		}
@@ -206,9 +206,9 @@ func (d *Directory) takeIn(sets []*directory.Set) (err error) {
 	return err
 }
 
-// confirmPause is how long one round of confirmations waits for the next, for each other
-// peer; confirmLeast in a small mesh. The first waits until it is known again who can be
-// reached: at the start, that is nobody.
+// confirmPause is the pause between two rounds of confirmations, per other peer; confirmLeast is
+// the shortest pause. The first round waits longer, since no peer is reachable right after the
+// start.
 const (
 	confirmPause = 20 * time.Millisecond
 	confirmLeast = 500 * time.Millisecond
@@ -216,7 +216,7 @@ const (
 	confirmAsk   = 16 // peers at once
 )
 
-// confirmAll asks all peers, while slots of ours may still be known by an old name.
+// confirmAll asks all peers to confirm our set, as long as they may still list freed slots.
 func (d *Directory) confirmAll(ctx context.Context) {
 	pause := confirmFirst
 	for ctx.Err() == nil {
@@ -229,7 +229,7 @@ func (d *Directory) confirmAll(ctx context.Context) {
 	}
 }
 
-// note remembers how a round ended, for people.
+// note stores the result of a round, for status.
 func (d *Directory) note(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -239,8 +239,7 @@ func (d *Directory) note(err error) {
 	d.stuck = err
 }
 
-// confirm makes sure that every peer that can be reached has dropped what is not in our
-// set any more.
+// confirm makes sure that every reachable peer has dropped the freed slots.
 func (d *Directory) confirm(ctx context.Context) error {
 	d.mu.RLock()
 	own, waiting := d.dir.Set(d.self), len(d.left)
@@ -267,9 +266,9 @@ func (d *Directory) confirm(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	for _, id := range d.cfg.Mesh.Others() { // who came in the meantime may have it from somebody who had not dropped it
+	for _, id := range d.cfg.Mesh.Others() { // a peer that joined meanwhile may have received the old set
 		if ok, _ := dropped.Load(id); ok != true && d.cfg.Mesh.Reachable(id) {
-			return fmt.Errorf("%v has just come", id)
+			return fmt.Errorf("%v has just joined: asking again", id)
 		}
 	}
 	d.mu.Lock()
@@ -283,8 +282,8 @@ func (d *Directory) confirm(ctx context.Context) error {
 	return nil
 }
 
-// confirmOne asks one peer to have our set. What it has may be a later one of this run, but
-// not one of before our state was restored.
+// confirmOne asks one peer to confirm our set. The peer may have a later version of this run, but
+// not one from before our state was restored.
 func (d *Directory) confirmOne(ctx context.Context, id peer.ID, own directory.Held) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*fetchTimeout)
 	defer cancel()
@@ -301,7 +300,7 @@ func (d *Directory) confirmOne(ctx context.Context, id peer.ID, own directory.He
 	defer d.mu.Unlock()
 	d.want(id, theirs)
 	if theirs.Compare(own) < 0 || d.dir.Lacks(theirs) {
-		return fmt.Errorf("it has version %d, not %d", theirs.Version, own.Version)
+		return fmt.Errorf("it has version %d of this host's endpoints, want %d", theirs.Version, own.Version)
 	}
 	return nil
 }

@@ -13,29 +13,29 @@ import (
 	"weft/mesh/peer"
 )
 
-// hello is what a peer says of itself in memberlist's node metadata (at most 512
-// bytes): enough to refuse one that does not belong here before anything is merged.
+// hello is a peer's greeting, sent in memberlist's node metadata (at most 512 bytes). A peer that
+// does not fit this mesh is refused by its greeting, before any state is merged.
 type hello struct {
 	Version uint         `cbor:"1,keyasint"`
-	Cluster [16]byte     `cbor:"2,keyasint"` // zero while it is not known
-	V4      netip.Prefix `cbor:"3,keyasint"` // the universe; zero while it is not known
+	Cluster [16]byte     `cbor:"2,keyasint"` // zero while unknown
+	V4      netip.Prefix `cbor:"3,keyasint"` // the universe's IPv4 range; zero while unknown
 }
 
-// refuse reports why two peers cannot be in one mesh.
+// refuse returns why two peers cannot be in one mesh, or nil.
 func (h hello) refuse(o hello) error {
 	switch {
 	case h.Version != o.Version:
-		return fmt.Errorf("it speaks version %d of the protocol, this peer version %d: upgrade the older one", o.Version, h.Version)
+		return fmt.Errorf("it uses protocol version %d, this peer version %d: upgrade the older one", o.Version, h.Version)
 	case h.V4.IsValid() && o.V4.IsValid() && h.V4 != o.V4:
-		return fmt.Errorf("its universe is %v, this peer's is %v: launch both with the same --ipalloc-range", o.V4, h.V4)
+		return fmt.Errorf("its address range is %v, this peer's is %v: launch both with the same --ipalloc-range", o.V4, h.V4)
 	}
 	return nil
 }
 
-const unreadable = "its greeting cannot be read: another program with this secret, or a version of Weft that is much newer than this peer's"
+const unreadable = "its greeting is unreadable: it runs a much newer version of Weft, or another program uses this mesh's secret"
 
-// readHello reads a greeting. Of one of another version no more than that needs to be
-// readable: it is refused by its version.
+// readHello decodes a greeting. For a peer of another version only the version needs to be
+// readable, since it is refused for that.
 func readHello(data []byte, ours uint) (h hello, err error) {
 	if err = decoding.Unmarshal(data, &h); err == nil {
 		return h, nil
@@ -49,10 +49,10 @@ func readHello(data []byte, ours uint) (h hello, err error) {
 	return hello{}, err
 }
 
-// envelope is every message between two peers.
+// envelope is the frame of every message between two peers.
 type envelope struct {
 	Kind    uint   `cbor:"1,keyasint"`
-	Replica string `cbor:"2,keyasint,omitempty"` // of a delta
+	Replica string `cbor:"2,keyasint,omitempty"` // the state that a delta belongs to
 	Payload []byte `cbor:"3,keyasint,omitempty"`
 }
 
@@ -62,18 +62,18 @@ const (
 	kindReply   = 3
 )
 
-// maxGossip is the largest delta that travels by gossip: a UDP packet of
-// memberlist holds 1,400 bytes with its own and the cipher's overhead. Larger
-// ones are sent reliably to a few peers, who pass on what is news to them.
+// maxGossip is the largest delta sent by gossip. A UDP packet of memberlist holds 1,400 bytes,
+// including its own and the cipher's overhead. Larger deltas are sent over TCP to a few peers,
+// which pass on what is news to them.
 const (
 	maxGossip   = 1200
 	someNodes   = 3
 	promptNodes = 8
 )
 
-// retransmits is how often each peer passes a piece of news on, times the digits of the
-// number of peers. With memberlist's 4, of 99 peers one missed one piece of news in 30
-// without any loss, until the next push/pull; with 8 one in 100,000.
+// retransmits is how often each peer passes a delta on, times the digits of the number of peers.
+// With memberlist's 4, one of 99 peers missed one delta in 30 until the next push/pull, even
+// without packet loss. With 8 it is one in 100,000.
 const retransmits = 8
 
 var (
@@ -83,26 +83,26 @@ var (
 
 func must[T any](v T, err error) T {
 	if err != nil {
-		panic(err) // constant options, or our own types
+		panic(err) // only constant options and our own types reach this
 	}
 	return v
 }
 
 func encode(v any) []byte { return must(encoding.Marshal(v)) }
 
-// Broadcast tells all peers a delta that is this peer's own news. It does not
-// block. A few peers hear it at once, the others by gossip.
+// Broadcast sends a delta of this peer to all peers. It does not block. A few peers receive it at
+// once, the others by gossip.
 func (m *Mesh) Broadcast(replica string, delta []byte) {
 	m.passOn(replica, delta)
-	if m.speaks() && len(delta) <= maxGossip {
+	if m.maySend() && len(delta) <= maxGossip {
 		go m.sendNow(encode(envelope{Kind: kindDelta, Replica: replica, Payload: delta}))
 	}
 }
 
-// passOn leaves a delta to gossip.
+// passOn queues a delta for gossip.
 func (m *Mesh) passOn(replica string, delta []byte) {
-	if !m.speaks() {
-		return // push/pull carries it once we have joined
+	if !m.maySend() {
+		return // push/pull delivers it after we have joined
 	}
 	e := envelope{Kind: kindDelta, Replica: replica, Payload: delta}
 	if len(delta) <= maxGossip {
@@ -112,12 +112,12 @@ func (m *Mesh) passOn(replica string, delta []byte) {
 	go m.sendToSome(e)
 }
 
-// speaks reports whether anything may be said in this peer's name: as long as another host
-// may have the same, that one's word counts.
-func (m *Mesh) speaks() bool { return m.running() && m.Confirmed() }
+// maySend reports whether this peer may send states: gossip runs, and it is confirmed that no other
+// host has the same identity. Until then the other host's states count.
+func (m *Mesh) maySend() bool { return m.running() && m.Confirmed() }
 
-// sendNow sends a message to a few random peers by UDP, without waiting for the
-// next round of gossip.
+// sendNow sends a message to a few random peers by UDP, without waiting for the next gossip
+// interval.
 func (m *Mesh) sendNow(data []byte) {
 	for i, n := range m.members.shuffled() {
 		if i < promptNodes {
@@ -126,19 +126,19 @@ func (m *Mesh) sendNow(data []byte) {
 	}
 }
 
-// sendToSome sends a message reliably to a few random peers, to all of them at once:
-// one that does not answer takes its time.
+// sendToSome sends a message over TCP to a few random peers in parallel, since one that does not
+// answer takes a while.
 func (m *Mesh) sendToSome(e envelope) {
 	data, nodes := encode(e), m.members.shuffled()
 	var group sync.WaitGroup
 	for _, n := range nodes[:min(len(nodes), someNodes)] {
-		group.Go(func() { _ = m.list.SendReliable(n, data) }) // push/pull brings it all the same
+		group.Go(func() { _ = m.list.SendReliable(n, data) }) // push/pull delivers it otherwise
 	}
 	group.Wait()
 }
 
-// broadcast is a message in memberlist's queue; states never invalidate each
-// other there, since a later delta need not contain an earlier one.
+// broadcast is a message in memberlist's queue. It never invalidates another one, since a later
+// delta need not contain an earlier one.
 type broadcast []byte
 
 func (broadcast) Invalidates(memberlist.Broadcast) bool { return false }
@@ -146,7 +146,7 @@ func (b broadcast) Message() []byte                     { return b }
 func (broadcast) Finished()                             {}
 func (broadcast) UniqueBroadcast()                      {}
 
-// delegate is how memberlist speaks to us.
+// delegate receives memberlist's calls.
 type delegate struct{ m *Mesh }
 
 func (d delegate) NodeMeta(int) []byte {
@@ -155,8 +155,8 @@ func (d delegate) NodeMeta(int) []byte {
 	return encode(d.m.hello)
 }
 
-// NotifyMsg must not block memberlist: what does not fit is dropped, and healed by
-// push/pull or the sender's deadline.
+// NotifyMsg must not block memberlist: it drops messages that do not fit into the inbox. Push/pull
+// or the sender's deadline makes up for them.
 func (d delegate) NotifyMsg(data []byte) {
 	select {
 	case d.m.inbox <- append([]byte(nil), data...):
@@ -170,7 +170,7 @@ func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
 
 func (d delegate) LocalState(bool) []byte {
 	states := map[string][]byte{}
-	if !d.m.speaks() {
+	if !d.m.maySend() {
 		return encode(states)
 	}
 	for name, r := range d.m.replicas {
@@ -184,31 +184,31 @@ func (d delegate) LocalState(bool) []byte {
 func (d delegate) MergeRemoteState(data []byte, _ bool) {
 	var states map[string][]byte
 	if err := decoding.Unmarshal(data, &states); err != nil {
-		d.m.cfg.Log.Warn("unreadable state from a peer", "err", err)
+		d.m.cfg.Log.Warn("ignoring an unreadable state from a peer", "err", err)
 		return
 	}
 	for name, state := range states {
 		d.m.merge(name, state)
 	}
-	d.m.noteJoined() // memberlist has taken in the members before this
+	d.m.noteJoined() // memberlist has merged the members before this call
 }
 
-// merge gives a state to its replica, and passes on what was news.
+// merge passes a state to its replica, and sends the news to other peers.
 func (m *Mesh) merge(name string, state []byte) {
 	r, ok := m.replicas[name]
 	if !ok {
-		return // of a newer version
+		return // a state of a newer version
 	}
 	news, err := r.Merge(state)
 	if err != nil {
-		m.cfg.Log.Warn("state from a peer not merged", "replica", name, "err", err)
+		m.cfg.Log.Warn("could not merge a state from a peer", "replica", name, "err", err)
 	}
 	if news != nil {
 		m.passOn(name, news)
 	}
 }
 
-// consume handles messages, one after the other.
+// consume handles received messages one by one.
 func (m *Mesh) consume(ctx context.Context) error {
 	for {
 		select {
@@ -223,7 +223,7 @@ func (m *Mesh) consume(ctx context.Context) error {
 func (m *Mesh) receive(ctx context.Context, data []byte) {
 	var e envelope
 	if err := decoding.Unmarshal(data, &e); err != nil {
-		m.cfg.Log.Debug("unreadable message from a peer", "err", err)
+		m.cfg.Log.Debug("ignoring an unreadable message from a peer", "err", err)
 		return
 	}
 	switch e.Kind {
@@ -236,20 +236,20 @@ func (m *Mesh) receive(ctx context.Context, data []byte) {
 	}
 }
 
-// events keep track of who can be reached.
+// events tracks which runs memberlist reports as reachable.
 type events struct{ m *Mesh }
 
 func (e events) NotifyJoin(n *memberlist.Node) {
 	if n.Name != e.m.name {
 		e.m.members.join(n)
 	}
-	e.m.believe(n)
+	e.m.runJoined(n)
 }
 
 func (e events) NotifyLeave(n *memberlist.Node) {
 	e.m.members.leave(n.Name)
-	e.m.disbelieve(n.Name)
-	e.m.ways.forget(n.Name)
+	e.m.runLeft(n.Name)
+	e.m.dialer.forget(n.Name)
 }
 
 func (events) NotifyUpdate(*memberlist.Node) {}
@@ -260,7 +260,7 @@ func idOfNode(name string) (peer.ID, bool) {
 	return id, err == nil
 }
 
-// gate refuses peers that do not belong here, at the door and in rumours.
+// gate refuses peers that do not fit this mesh, when they join and when other peers report them.
 type gate struct{ m *Mesh }
 
 func (g gate) NotifyMerge(nodes []*memberlist.Node) error {
@@ -272,21 +272,21 @@ func (g gate) NotifyMerge(nodes []*memberlist.Node) error {
 	return nil
 }
 
-// maxNodeName is longer than any name of a run, see nodeName.
+// maxNodeName exceeds the length of every name that nodeName returns.
 const maxNodeName = 64
 
-// NotifyAlive also refuses what no peer says: memberlist has no bound of its own, and all that
-// it takes in is a part of every exchange of states.
+// NotifyAlive also bounds names and number of members, which memberlist does not: every member is a
+// part of each push/pull.
 func (g gate) NotifyAlive(n *memberlist.Node) error {
 	if n.Name == g.m.name {
 		return nil
 	}
 	_, isRun := idOfNode(n.Name)
 	if !isRun || len(n.Name) > maxNodeName || len(n.Meta) > memberlist.MetaMaxSize {
-		return fmt.Errorf("mesh: %v: a name of %d bytes and a greeting of %d are no peer's", n.Addr, len(n.Name), len(n.Meta))
+		return fmt.Errorf("mesh: %v: not a peer: the lengths of its name and greeting are %d and %d", n.Addr, len(n.Name), len(n.Meta))
 	}
 	if !g.m.members.room(n.Name) {
-		return fmt.Errorf("mesh: %v: no room for more than %d members", n.Addr, maxPeers)
+		return fmt.Errorf("mesh: %v: refused: the mesh already has %d members", n.Addr, maxPeers)
 	}
 	return g.belongs(n)
 }

@@ -18,7 +18,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// still makes a mesh that does not run.
+// still returns a mesh that does not run.
 func still(t *testing.T, i int, options ...option) *Mesh {
 	t.Helper()
 	cfg := Config{
@@ -36,9 +36,8 @@ func still(t *testing.T, i int, options ...option) *Mesh {
 	return m
 }
 
-// Anybody can send garbage, with any source: it fills neither memory nor log, and
-// makes nobody look at the whole data path.
-func TestStrangersCostLittle(t *testing.T) {
+// Garbage from any source address fills neither memory nor log, and causes no change notification.
+func TestGarbageIsBoundedAndNotNotified(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		changes, log := 0, &bytes.Buffer{}
 		m := still(t, 1, func(c *Config) {
@@ -52,19 +51,18 @@ func TestStrangersCostLittle(t *testing.T) {
 		}
 		time.Sleep(rejectionLife + time.Second)
 		if n := len(m.Rejections()); n != 0 {
-			t.Errorf("%d are still shown", n)
+			t.Errorf("%d rejections are still shown", n)
 		}
 	})
 }
 
-// Who listens on the underlay sends the same bytes again: they are not served twice,
-// neither by this run of the agent nor by the next.
+// A replayed request is not served again, neither by this run of the agent nor by the next.
 func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(8)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both are here", func() bool { return allReach([]*host{a, b})() && record(b, a).Identity != nil })
+		s.eventually(10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(b, a).Identity != nil })
 		for range 3 {
 			if _, err := a.Request(t.Context(), b.Self(), "echo", []byte("x")); err != nil {
 				t.Fatal(err)
@@ -77,22 +75,22 @@ func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 		b.serve(t.Context(), captured, nil)
 		synctest.Wait()
 		if n := b.echoed.Load(); n != 3 {
-			t.Errorf("served %d times what was asked 3 times", n)
+			t.Errorf("3 requests and a replay were served %d times", n)
 		}
 		s.end(b)
 		again := s.start(2, b.store, []string{"192.0.2.1"})
-		s.eventually(time.Minute, "it is back", allReach([]*host{a, again}))
+		s.eventually(time.Minute, "the restarted host is connected", allReach([]*host{a, again}))
 		again.serve(t.Context(), captured, nil)
 		synctest.Wait()
 		if n := again.echoed.Load(); n != 0 {
-			t.Error("the next run served a request of the last")
+			t.Error("the next run served a replayed request of the previous run")
 		}
 		s.end(a, again)
 	})
 }
 
-// A peer that starts anew again and again is answered as on the first day, and costs no more.
-func TestAPeerThatStartsOftenIsAnswered(t *testing.T) {
+// A peer that restarts any number of times is still answered, and uses bounded memory.
+func TestReplayWindowsAreBoundedPerPeer(t *testing.T) {
 	m := still(t, 1)
 	id := peer.ID{7}
 	m.peers[id] = &known{}
@@ -104,17 +102,17 @@ func TestAPeerThatStartsOftenIsAnswered(t *testing.T) {
 		}
 		for old := range min(run+1, maxRuns/2) {
 			if m.once(message{ID: (run-old)<<32 | 1, From: id, Run: m.name}) == nil {
-				t.Fatalf("run %d was served a second time in run %d", run-old, run)
+				t.Fatalf("a replayed request of run %d was served in run %d", run-old, run)
 			}
 		}
 	}
 	if n := len(m.peers[id].asked); n > maxRuns {
-		t.Errorf("%d runs of one peer are remembered", n)
+		t.Errorf("%d replay windows of one peer are stored", n)
 	}
 }
 
-// A late rumour of a peer's old run, and its end, do not hide the run that is there.
-func TestOldRunsHideNobody(t *testing.T) {
+// Late reports of a peer's earlier run, and of its end, do not affect the current run.
+func TestLateReportsOfOldRunsAreIgnored(t *testing.T) {
 	m := still(t, 1)
 	id := peer.IDOf(identity(2).Public().(ed25519.PublicKey))
 	signed, err := peer.Sign(peer.Record{Underlay: []netip.Addr{address(2).Addr(), address(3).Addr()}, Gossip: Port}, identity(2))
@@ -130,57 +128,56 @@ func TestOldRunsHideNobody(t *testing.T) {
 	for _, n := range []*memberlist.Node{now, old} {
 		e.NotifyJoin(n)
 		if m.peers[id].node == n.Name {
-			t.Errorf("%s counts before it has proved to be alive", n.Name)
+			t.Errorf("%s counts as reachable before it was proven", n.Name)
 		}
 		m.proved(m.peers[id].runs[n.Name], true)
 	}
 	e.NotifyLeave(old)
 	if !m.Reachable(id) || m.peers[id].node != now.Name || m.peers[id].addr != address(3).Addr() {
-		t.Errorf("after the rumour: %+v", m.peers[id])
+		t.Errorf("after late reports of the old run: %+v", m.peers[id])
 	}
 	e.NotifyLeave(now)
 	if m.Reachable(id) {
-		t.Error("it is reachable after its end")
+		t.Error("the peer is reachable after its run has ended")
 	}
 }
 
-// Of two hosts with one identity, as cloned machines have, the one that was started last
-// stops, and says why. One that restored an older state is believed at once.
-func TestOneOfTwinsStops(t *testing.T) {
+// Of two hosts with one identity, for example cloned machines, the one that started last stops with
+// an error. A host that was restored from an older state is accepted at once.
+func TestLaterHostWithSameIdentityStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(9)}
 		a := s.start(1, nil, nil)
 		restored := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "it is here", func() bool { return record(a, restored).Identity != nil })
+		s.eventually(10*time.Second, "the host's record arrives", func() bool { return record(a, restored).Identity != nil })
 		s.end(restored)
 		restored = s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) { c.Record.Nickname = "restored" })
-		s.eventually(time.Minute, "its new word counts", func() bool { return record(a, restored).Nickname == "restored" })
+		s.eventually(time.Minute, "its new record is accepted", func() bool { return record(a, restored).Nickname == "restored" })
 		if r := restored.Rejections(); len(r) != 0 {
-			t.Errorf("a restored host: %v", r)
+			t.Errorf("a restored host reports rejections: %v", r)
 		}
 		twin := s.start(3, nil, []string{"192.0.2.1"}, func(c *Config) { c.Identity = identity(2) })
 		before := record(a, restored).Sequence
 		if err := <-twin.done; !errors.Is(err, ErrTwin) {
-			t.Errorf("the twin that was started last ends with %v", err)
+			t.Errorf("the host that started last ended with %v, want ErrTwin", err)
 		}
 		time.Sleep(time.Minute)
 		if n := record(a, restored).Sequence - before; n > 30 {
-			t.Errorf("%d words since then", n)
+			t.Errorf("%d new records since then", n)
 		}
 		if r := twin.Rejections(); len(r) != 1 || r[0].Addr != "192.0.2.2" {
-			t.Errorf("it names %v", r)
+			t.Errorf("it reports rejections %v, want the other host's address", r)
 		}
 		if got := record(a, restored).Underlay; len(got) != 1 || got[0] != address(2).Addr() {
-			t.Errorf("the mesh believes it at %v", got)
+			t.Errorf("the mesh has its addresses as %v", got)
 		}
 		s.end(a, restored)
 	})
 }
 
-// A host that reaches nobody any more, and knows many, stops as fast as any other:
-// attempts to join that hang do not add up.
-func TestStopDoesNotWaitForTheUnreachable(t *testing.T) {
-	for name, after := range map[string]time.Duration{"just cut off": 100 * time.Millisecond, "long cut off": 5 * time.Minute} {
+// A partitioned host that knows many peers stops as fast as any other: pending joins do not add up.
+func TestStopDoesNotWaitForUnreachablePeers(t *testing.T) {
+	for name, after := range map[string]time.Duration{"just partitioned": 100 * time.Millisecond, "partitioned for long": 5 * time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &sim{t, meshtest.New(10)}
@@ -190,8 +187,8 @@ func TestStopDoesNotWaitForTheUnreachable(t *testing.T) {
 						c.Record.Underlay = append(c.Record.Underlay, netip.AddrFrom4([4]byte{192, 0, 2, byte(100 + i)}))
 					}))
 				}
-				s.eventually(time.Minute, "all are here", allReach(hosts))
-				s.net.Hang()
+				s.eventually(time.Minute, "all hosts are connected", allReach(hosts))
+				s.net.HangDials()
 				s.net.Partition(func(a, b netip.Addr) bool { return true })
 				time.Sleep(after)
 				start := time.Now()
@@ -200,7 +197,7 @@ func TestStopDoesNotWaitForTheUnreachable(t *testing.T) {
 					t.Error(err)
 				}
 				if took := time.Since(start); took > 6*time.Second {
-					t.Errorf("it took %v to stop", took)
+					t.Errorf("stopping took %v", took)
 				}
 				s.end(hosts[1:]...)
 			})
@@ -208,14 +205,14 @@ func TestStopDoesNotWaitForTheUnreachable(t *testing.T) {
 	}
 }
 
-func TestWindow(t *testing.T) {
+func TestReplayWindow(t *testing.T) {
 	var w window
 	for i, tt := range []struct {
 		n    uint32
 		want bool
 	}{{1, true}, {1, false}, {3, true}, {2, true}, {2, false}, {100, true}, {3, false}, {36, false}, {37, true}, {37, false}, {1 << 31, true}, {100, false}} {
 		if got := w.fresh(tt.n); got != tt.want {
-			t.Errorf("step %d, number %d: %v", i, tt.n, got)
+			t.Errorf("step %d, number %d: fresh is %v", i, tt.n, got)
 		}
 	}
 }

@@ -12,26 +12,26 @@ import (
 	"weft/mesh/peer"
 )
 
-// remembered says what is remembered of peers, beside their records. It is guarded by the lock of
-// its Mesh.
+// remembered is the bookkeeping of the records of all peers. The lock of its Mesh guards it.
 type remembered struct {
-	bytes     int // of all records
+	bytes     int // total size of all records
 	unsaved   chan struct{}
-	dropped   map[peer.ID]bool // still on disk
+	dropped   map[peer.ID]bool // forgotten peers that are still on disk
 	forgotten map[peer.ID]forgotten
-	keys      map[[32]byte]peer.ID // of WireGuard, this peer's own among them
+	keys      map[[32]byte]peer.ID // WireGuard keys and their peers, including this one
 }
 
 func newRemembered() remembered {
 	return remembered{unsaved: make(chan struct{}, 1), dropped: map[peer.ID]bool{}, forgotten: map[peer.ID]forgotten{}, keys: map[[32]byte]peer.ID{}}
 }
 
-// keep makes a record the one that we have. Where there is no room, peers that own nothing
-// and are silent make it, first those that never proved to be alive. The caller holds the lock.
+// keep stores a new record of a peer. If there is no room, it forgets peers that own nothing and
+// are not reachable; those that never proved to be alive go first. The caller holds the lock.
 func (m *Mesh) keep(id peer.ID, s peer.Signed, size int) error {
-	// A record does not prove that its peer has the key. Who takes another one's would end that one's tunnels.
+	// A record does not prove possession of the WireGuard key. Accepting the key of another peer
+	// would break that peer's tunnels.
 	if owner, taken := m.kept.keys[s.Record.WireGuard]; taken && owner != id {
-		return fmt.Errorf("peers: %v has the WireGuard key of %v, which was here before: run `weft reset` on the copy", id, owner)
+		return fmt.Errorf("peers: refused the record of %v: it has the WireGuard key of %v, which is already known: run `weft reset` on the copied host", id, owner)
 	}
 	k := m.peers[id]
 	number, bytes := len(m.peers), m.kept.bytes+size
@@ -48,13 +48,13 @@ func (m *Mesh) keep(id peer.ID, s peer.Signed, size int) error {
 			}
 		}
 		if len(silent) == 0 || len(silent) == 1 && silent[0] == id {
-			return fmt.Errorf("peers: no room for %v: the %d that are known own addresses or are alive", id, len(m.peers))
+			return fmt.Errorf("peers: no room for %v: all %d known peers own addresses or are reachable", id, len(m.peers))
 		}
 	}
 	if k == nil {
 		k = &known{heard: time.Now()}
 		m.peers[id] = k
-		for _, n := range m.members.of(id) { // memberlist tells of a run only once
+		for _, n := range m.members.of(id) { // memberlist reports each run only once
 			if r := runOf(n); r != nil {
 				m.noteOf(k, r)
 			}
@@ -68,7 +68,7 @@ func (m *Mesh) keep(id peer.ID, s peer.Signed, size int) error {
 	return nil
 }
 
-// keepKey notes whose a WireGuard key is; the zero key is none. The caller holds the lock.
+// keepKey stores the owner of a WireGuard key; the zero key means none. The caller holds the lock.
 func (m *Mesh) keepKey(id peer.ID, key [32]byte) {
 	if key != [32]byte{} {
 		m.kept.keys[key] = id
@@ -81,8 +81,8 @@ func (m *Mesh) forgetKey(id peer.ID, k *known) {
 	}
 }
 
-// silent lists the peers that can be forgotten: they own nothing and are not here. Those
-// come first that never proved to be alive, then those that were silent for long. The caller
+// silent lists the peers that can be forgotten: they own nothing and are not reachable. Those that
+// never proved to be alive come first, then those unreachable for the longest time. The caller
 // holds the lock.
 func (m *Mesh) silent() (out []peer.ID) {
 	for id, k := range m.peers {
@@ -105,13 +105,13 @@ func (m *Mesh) silent() (out []peer.ID) {
 
 func (m *Mesh) owns(id peer.ID) bool { return m.cfg.Owns != nil && m.cfg.Owns(id) }
 
-// forgotten is the last word of a peer that we know no more: others may still repeat it.
+// forgotten is the last sequence number of a forgotten peer, whose record others may still send.
 type forgotten struct {
 	sequence uint64
 	at       time.Time
 }
 
-// forget drops what is known of a peer. The caller holds the lock.
+// forget deletes all knowledge of a peer. The caller holds the lock.
 func (m *Mesh) forget(id peer.ID) {
 	k := m.peers[id]
 	for _, r := range k.runs {
@@ -129,7 +129,7 @@ func (m *Mesh) forget(id peer.ID) {
 	}
 }
 
-// expire forgets the peers that own nothing and were silent for long.
+// expire forgets the peers that own nothing and have been unreachable for forgetAfter.
 func (m *Mesh) expire(now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -141,10 +141,10 @@ func (m *Mesh) expire(now time.Time) {
 	maps.DeleteFunc(m.kept.forgotten, func(_ peer.ID, f forgotten) bool { return now.Sub(f.at) > 2*forgetAfter })
 }
 
-// requestForget asks a peer to forget another one, which is named.
+// requestForget asks a peer to forget the peer in the payload.
 const requestForget = "forget"
 
-// ForgetPeer forgets a peer that owns nothing and is not here, and asks all others to.
+// ForgetPeer forgets a peer that owns nothing and is not reachable, and asks all others to do so.
 func (m *Mesh) ForgetPeer(ctx context.Context, id peer.ID) error {
 	if err := m.forgetSilent(id); err != nil {
 		return err
@@ -157,7 +157,8 @@ func (m *Mesh) ForgetPeer(ctx context.Context, id peer.ID) error {
 	for _, other := range m.Others() {
 		if m.Reachable(other) {
 			group.Go(func() error {
-				// It may not have heard yet that the peer owns nothing any more. Who cannot be asked forgets it in time.
+				// The other peer may not know yet that the forgotten one owns nothing. A peer that
+				// cannot be asked forgets it after forgetAfter.
 				for range 5 {
 					if _, err := m.Request(ctx, other, requestForget, id[:]); err == nil || ctx.Err() != nil {
 						break
@@ -189,16 +190,16 @@ func (m *Mesh) forgetSilent(id peer.ID) error {
 	case k == nil:
 		return nil
 	case id == m.self, k.node != "":
-		return fmt.Errorf("mesh: %v is alive", id)
+		return fmt.Errorf("mesh: %v cannot be forgotten: it is alive", id)
 	case m.owns(id):
-		return fmt.Errorf("mesh: %v owns addresses", id)
+		return fmt.Errorf("mesh: %v cannot be forgotten: it owns addresses", id)
 	}
 	m.forget(id)
 	return nil
 }
 
-// save writes what is to be remembered over a restart: peers that proved to be alive, or
-// own something. What a crash loses, others say again.
+// save stores the peers that proved to be alive or own something. Records lost in a crash arrive
+// again from other peers.
 func (m *Mesh) save() error {
 	m.mu.Lock()
 	changes, kept := map[peer.ID][]byte{}, []*known(nil)
@@ -228,12 +229,12 @@ func (m *Mesh) save() error {
 				m.kept.dropped[id] = true
 			}
 		}
-		return fmt.Errorf("mesh: keep the records of peers: %w", err)
+		return fmt.Errorf("mesh: store the records of peers: %w", err)
 	}
 	return nil
 }
 
-// remember saves and expires until ctx ends.
+// remember saves and expires records until ctx ends.
 func (m *Mesh) remember(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -246,7 +247,7 @@ func (m *Mesh) remember(ctx context.Context) error {
 			m.expire(now)
 		}
 		if err := m.save(); err != nil {
-			m.cfg.Log.Warn("cannot keep the records of peers", "err", err)
+			m.cfg.Log.Warn("cannot store the records of peers: trying again", "err", err)
 		}
 	}
 }

@@ -12,15 +12,15 @@ import (
 	"weft/mesh/peer"
 )
 
-// members are the runs of other peers that memberlist tells of: copies, since it changes its
-// own, which Members hands out, while others read them. A run's address does not change without
-// another NotifyJoin. It is safe for concurrent use; what it hands out never changes.
+// members holds copies of the runs of other peers that memberlist reports. memberlist changes its
+// own nodes while Members' callers read them. A run's address only changes with another NotifyJoin.
+// It is safe for concurrent use, and never changes what it returned.
 type members struct {
 	mu    sync.Mutex
 	nodes map[string]*memberlist.Node
 }
 
-// join keeps a copy. memberlist holds its lock meanwhile.
+// join stores a copy of n. memberlist holds its lock meanwhile.
 func (l *members) join(n *memberlist.Node) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -37,21 +37,21 @@ func (l *members) leave(name string) {
 	delete(l.nodes, name)
 }
 
-// named is the one of a name; nil if there is none.
+// named returns the run with a name, or nil.
 func (l *members) named(name string) *memberlist.Node {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.nodes[name]
 }
 
-// room reports whether a run is here, or one more can be.
+// room reports whether a run is known or another one fits.
 func (l *members) room(name string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.nodes[name] != nil || len(l.nodes) < maxPeers
 }
 
-// of are the runs of one peer.
+// of returns the runs of one peer.
 func (l *members) of(id peer.ID) (nodes []*memberlist.Node) {
 	prefix := id.String() + "-"
 	l.mu.Lock()
@@ -64,7 +64,7 @@ func (l *members) of(id peer.ID) (nodes []*memberlist.Node) {
 	return nodes
 }
 
-// shuffled are all, in random order.
+// shuffled returns all runs in random order.
 func (l *members) shuffled() []*memberlist.Node {
 	l.mu.Lock()
 	nodes := slices.Collect(maps.Values(l.nodes))

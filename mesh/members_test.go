@@ -9,14 +9,14 @@ import (
 	"weft/mesh/meshtest"
 )
 
-// Who is spoken to is who memberlist tells of, also once one has ended or started anew; but what
-// memberlist changes, while it hears of others, is read by nobody else.
+// members lists the runs that memberlist reports, also after one has ended or restarted. It holds
+// copies, since memberlist changes its own nodes concurrently.
 func TestMembersAreCopies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(41)}
 		a := s.start(1, nil, nil)
 		b, c := s.start(2, nil, []string{"192.0.2.1"}), s.start(3, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "all are here", allReach([]*host{a, b, c}))
+		s.eventually(10*time.Second, "all hosts are connected", allReach([]*host{a, b, c}))
 		same := func() bool {
 			var told, kept []string
 			for _, n := range a.list.Members() {
@@ -27,7 +27,7 @@ func TestMembersAreCopies(t *testing.T) {
 			for _, n := range a.members.shuffled() {
 				kept = append(kept, n.Name+" "+n.Address())
 				if slices.Contains(a.list.Members(), n) || slices.Contains(a.list.Members(), a.nodeFor(kindRequest, message{To: b.Self()})) {
-					t.Errorf("%s is memberlist's own", n.Name)
+					t.Errorf("%s is memberlist's own node, not a copy", n.Name)
 				}
 			}
 			slices.Sort(told)
@@ -35,12 +35,12 @@ func TestMembersAreCopies(t *testing.T) {
 			return slices.Equal(told, kept)
 		}
 		if len(a.members.shuffled()) != 2 || !same() {
-			t.Errorf("%v", a.members.shuffled())
+			t.Errorf("members differ from memberlist's: %v", a.members.shuffled())
 		}
 		s.end(c)
-		s.eventually(30*time.Second, "it has left", func() bool { return len(a.members.shuffled()) == 1 && same() })
+		s.eventually(30*time.Second, "the third host has left", func() bool { return len(a.members.shuffled()) == 1 && same() })
 		again := s.start(3, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "it is back", func() bool { return len(a.members.shuffled()) == 2 && same() })
+		s.eventually(10*time.Second, "the third host is connected again", func() bool { return len(a.members.shuffled()) == 2 && same() })
 		s.end(a, b, again)
 	})
 }

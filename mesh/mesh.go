@@ -1,15 +1,14 @@
-// Package mesh is who is here: membership and dissemination over memberlist.
+// Package mesh provides membership and dissemination over memberlist.
 //
-// It owns the peers, the first of the replicated states, and carries the others
-// through the Replica interface. Gossip carries states, not messages: every
-// replica can be merged in any order and any number of times, so a lost, late or
-// repeated packet does no harm, and push/pull heals what gossip missed. Beside
-// that there is one typed request and reply between two peers.
+// It owns the records of all peers, the first of the replicated states, and carries the other
+// states through the Replica interface. Gossip carries states, not messages. Every state can be
+// merged in any order and any number of times, so lost, late or repeated packets do no harm, and
+// push/pull delivers whatever gossip missed. In addition, two peers can exchange a typed request
+// and reply.
 //
-// All gossip is encrypted with a key derived from the cluster secret; records,
-// requests and replies are also signed by the identity of the peer that they come
-// from. Nothing from the network ends the mesh: what cannot be understood is
-// counted, shown in status, and dropped.
+// All gossip is encrypted with a key derived from the cluster secret. Records, requests and replies
+// are also signed by the identity of their peer. A Mesh is safe for concurrent use. Nothing that
+// arrives from the network ends it: an invalid message is counted, shown in status and dropped.
 package mesh
 
 import (
@@ -32,107 +31,107 @@ import (
 	"weft/mesh/peer"
 )
 
-// Version of the protocol. Peers of another version refuse each other by name.
+// Version is the version of the protocol. Peers with different versions refuse each other.
 const Version = 1
 
-// Port is where gossip listens, TCP and UDP, unless told otherwise.
+// Port is the default port of gossip, TCP and UDP.
 const Port = 6783
 
 // Replica is one replicated state. Its methods are called from several goroutines.
 type Replica interface {
-	// Name tells the states apart on the wire.
+	// Name identifies the state on the wire.
 	Name() string
-	// Full is the whole state, for push/pull; nil while there is none.
+	// Full returns the whole state for push/pull; nil if there is none.
 	Full() []byte
-	// Merge takes in a state, whole or in part, and returns what was news, which
-	// is passed on; nil if nothing was. An error is logged and ends nothing.
+	// Merge merges a state or a part of one. It returns the news, which are passed on to other
+	// peers; nil if there are none. An error is logged and has no other effect.
 	Merge(data []byte) (news []byte, err error)
 }
 
-// Handler answers a request of another peer.
+// Handler answers a request from another peer.
 type Handler func(ctx context.Context, from peer.ID, payload []byte) ([]byte, error)
 
-// Store keeps what the mesh must remember over a restart.
+// Store persists what the mesh needs after a restart.
 type Store interface {
-	// SavePeers keeps records, or forgets those of whom it is nil.
+	// SavePeers stores records by peer; nil deletes one.
 	SavePeers(records map[peer.ID][]byte) error
 	SaveTargets(targets []string) error
 }
 
-// Config is what a Mesh is made of.
+// Config configures a Mesh.
 type Config struct {
 	Identity  ed25519.PrivateKey
-	Record    peer.Record // this peer's record as it is at the start; the mesh numbers and signs it
+	Record    peer.Record // this peer's initial record; the mesh numbers and signs it
 	GossipKey []byte      // 32 bytes
 	Cluster   [16]byte    // zero: any
 	Universe  slot.Universe
 	Targets   []string // hosts to join, as HOST or HOST:PORT
-	Peers     [][]byte // records known from the last run
+	Peers     [][]byte // stored records of other peers
 	Store     Store
 	Port      int
 	Log       *slog.Logger
-	// Owns reports whether a peer owns a part of the ring: it is remembered however long it is
-	// silent. It must not block, nor call the mesh. nil: nobody does.
+	// Owns reports whether a peer owns a part of the ring. Such a peer is never forgotten. It must
+	// not block or call the mesh. nil: no peer does.
 	Owns func(peer.ID) bool
-	// Changed is called after every change among the peers. It must not block.
+	// Changed is called after every change to any peer. It must not block.
 	Changed func()
-	// Transport replaces the network; for simulation.
+	// Transport replaces the network, for simulation.
 	Transport memberlist.Transport
 }
 
-// Mesh is this peer's membership.
+// Mesh is this host's view of all peers, and its connection to them.
 type Mesh struct {
-	cfg      Config
-	self     peer.ID
-	name     string // in memberlist: PeerID and a start nonce, see nodeName
-	list     *memberlist.Memberlist
-	door     *door
-	queue    *memberlist.TransmitLimitedQueue
-	inbox    chan []byte
-	started  chan struct{}
-	replicas map[string]Replica
-	handlers map[string]Handler
+	cfg       Config
+	self      peer.ID
+	name      string // this run's name in memberlist, see nodeName
+	list      *memberlist.Memberlist
+	admission *admission
+	queue     *memberlist.TransmitLimitedQueue
+	inbox     chan []byte
+	started   chan struct{}
+	replicas  map[string]Replica
+	handlers  map[string]Handler
 
 	mu         sync.Mutex
 	peers      map[peer.ID]*known
 	targets    map[string]*target
 	hello      hello
 	farewell   peer.State
-	insisted   time.Time   // when we last contradicted the mesh about ourselves
-	later      *time.Timer // until we do so again
-	nonce      uint32      // of this run, in the ids of its requests
-	asked      uint32      // requests made
+	refuted    time.Time   // when we last refuted a newer record of this peer
+	later      *time.Timer // pending refutation
+	nonce      uint32      // identifies this run in the ids of its requests
+	asked      uint32      // number of requests sent
 	pending    map[uint64]chan reply
 	rejections map[string]*Rejection
-	rejected   time.Time  // when one was last logged
-	copied     chan error // that another host has our identity, and had it first
+	rejected   time.Time  // when a rejection was last logged
+	copied     chan error // receives the error if an older host has our identity
 
 	members members
-	ways    ways
+	dialer  dialer
 
-	proof proof      // who is alive, and that nobody else is us
-	kept  remembered // the records, bounded
+	proof proof      // which runs are alive, and whether our identity is unique
+	kept  remembered // bounds and bookkeeping of the records
 }
 
-// known is what we know of one peer.
+// known is the state of one peer.
 type known struct {
 	signed peer.Signed
-	size   int        // of that, in bytes
-	saved  bool       // that is on disk
+	size   int        // of signed, in bytes
+	saved  bool       // whether signed is on disk
 	node   string     // its name in memberlist while gossip reaches it, else empty
-	addr   netip.Addr // where gossip reaches it
+	addr   netip.Addr // the address at which gossip reaches it
 	since  time.Time  // when node last changed
-	heard  time.Time  // when that was last so, or its record came
-	met    bool       // it proved to be alive, since our start
+	heard  time.Time  // when gossip last reached it, or its record arrived
+	met    bool       // whether it proved to be alive since our start
 	mute   muteness
 	retry  backoff
 	losses []loss
-	turn   int                // of its addresses, which is to be joined next
-	runs   map[string]*run    // all its runs that memberlist believes in, node among them
-	asked  map[uint32]*window // what it asked us, by its run
+	turn   int                // index of the address to join first next time
+	runs   map[string]*run    // all its runs that memberlist reports, including node
+	asked  map[uint32]*window // the requests received from it, by run nonce
 }
 
-// New makes a mesh; Run starts it. Replicas and handlers are added in between.
+// New returns a Mesh; Run starts it. Add replicas and handlers in between.
 func New(cfg Config) (*Mesh, error) {
 	self := peer.IDOf(cfg.Identity.Public().(ed25519.PublicKey))
 	m := &Mesh{
@@ -161,19 +160,19 @@ func New(cfg Config) (*Mesh, error) {
 	m.keepKey(self, cfg.Record.WireGuard)
 	for _, data := range cfg.Peers {
 		s, err := peer.Decode(data)
-		if err != nil { // of a newer version that allowed more; its peer says it again
-			cfg.Log.Warn("a stored record is not readable", "err", err)
+		if err != nil { // written by a newer version; its peer sends it again
+			cfg.Log.Warn("ignoring an unreadable stored peer record: its peer will send it again", "err", err)
 			continue
 		}
 		if id := s.Record.ID(); id == self {
 			cfg.Record.Sequence = max(cfg.Record.Sequence, s.Record.Sequence)
 		} else if err := m.keep(id, s, len(data)); err != nil {
-			cfg.Log.Warn("a stored record is left out", "err", err)
+			cfg.Log.Warn("ignoring a stored peer record", "err", err)
 		} else {
 			m.peers[id].saved = true
 		}
 	}
-	// Nobody can know a peer that is new, and nobody can be asked where there are no others.
+	// A new peer cannot have a copy elsewhere, and without other peers there is no one to ask.
 	if len(m.peers) == 0 && (len(cfg.Record.Ring) == 0 || len(cfg.Targets) == 0) {
 		m.proof.confirmed = true
 		close(m.proof.sure)
@@ -183,33 +182,32 @@ func New(cfg Config) (*Mesh, error) {
 		return nil, fmt.Errorf("mesh: %w", err)
 	}
 	m.peers[self] = &known{signed: own}
-	m.ways.others = m.recorded
+	m.dialer.others = m.recorded
 	m.Replicate(peersReplica{m})
 	m.Handle(requestForget, m.serveForget)
 	return m, nil
 }
 
-// nodeName is the name under which memberlist knows one run of one peer.
-// memberlist refuses a known name at a new address until the old one is long
-// dead, so every start has a name of its own. Of two runs, the later one's is the
-// greater.
+// nodeName returns the name of one run of a peer in memberlist. A run lasts from one start of the
+// agent to its end. memberlist refuses a known name at a new address for a long time, so every run
+// has its own name. A later run has a greater name.
 func nodeName(id peer.ID, start time.Time) string {
 	return fmt.Sprintf("%v-%012x%08x", id, start.UnixMilli(), rand.Uint32())
 }
 
-// Self is this peer's id.
+// Self returns this peer's id.
 func (m *Mesh) Self() peer.ID { return m.self }
 
-// Replicate adds a replicated state; before Run only.
+// Replicate adds a replicated state. Call it before Run.
 func (m *Mesh) Replicate(r Replica) { m.replicas[r.Name()] = r }
 
-// Handle answers requests of one kind; before Run only.
+// Handle sets the handler of one kind of requests. Call it before Run.
 func (m *Mesh) Handle(kind string, h Handler) { m.handlers[kind] = h }
 
-// Run joins and serves until ctx ends, then says goodbye. It owns all goroutines
-// of the mesh, but for memberlist's own.
+// Run joins the mesh and serves until ctx ends, then announces that this peer leaves. It owns all
+// goroutines of the mesh, except those of memberlist.
 func (m *Mesh) Run(ctx context.Context) error {
-	// Every run speaks under a number of its own, or its word would not count as new.
+	// Every run needs a new sequence number: peers ignore a record that is not newer.
 	if err := m.update(func(*peer.Record) {}); err != nil {
 		return err
 	}
@@ -221,16 +219,16 @@ func (m *Mesh) Run(ctx context.Context) error {
 	m.proof.start, m.proof.advertised = time.Now(), m.peers[m.self].signed.Record.Underlay[0]
 	m.mu.Unlock()
 	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmits, NumNodes: m.reachableCount}
-	door, err := m.transport(ctx, conf)
+	admission, err := m.transport(ctx, conf)
 	if err == nil {
-		conf.Transport, m.door = door, door
+		conf.Transport, m.admission = admission, admission
 		if m.list, err = memberlist.Create(conf); err != nil {
-			_ = door.Shutdown()
+			_ = admission.Shutdown()
 		}
 	}
 	if err != nil {
 		if strings.Contains(err.Error(), "address already in use") {
-			return fmt.Errorf("mesh: port %d is taken by another program; find it with `ss -lntup sport = :%d`, or use --port: %w", m.cfg.Port, m.cfg.Port, err)
+			return fmt.Errorf("mesh: port %d is in use by another program: find it with `ss -lntup sport = :%d`, or use --port: %w", m.cfg.Port, m.cfg.Port, err)
 		}
 		return fmt.Errorf("mesh: %w", err)
 	}
@@ -260,7 +258,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	return err
 }
 
-// running reports whether memberlist is there to be used.
+// running reports whether memberlist has started.
 func (m *Mesh) running() bool {
 	select {
 	case <-m.started:
@@ -270,14 +268,14 @@ func (m *Mesh) running() bool {
 	}
 }
 
-// listConfig is memberlist's configuration.
+// listConfig returns memberlist's configuration.
 func (m *Mesh) listConfig() (*memberlist.Config, error) {
 	conf := memberlist.DefaultLANConfig()
 	conf.Name = m.name
 	conf.BindAddr, conf.BindPort, conf.AdvertisePort = bindAddress(), m.cfg.Port, m.cfg.Port
 	own := m.Own()
 	if len(own.Underlay) == 0 {
-		return nil, errors.New("mesh: this host has no address that others could reach; give it one, or name it with --advertise")
+		return nil, errors.New("mesh: this host has no address that other hosts can reach: configure one, or set it with --advertise")
 	}
 	conf.AdvertiseAddr = own.Underlay[0].String()
 	keyring, err := memberlist.NewKeyring(nil, m.cfg.GossipKey)
@@ -287,7 +285,7 @@ func (m *Mesh) listConfig() (*memberlist.Config, error) {
 	conf.Keyring = keyring
 	conf.TCPTimeout = streamTimeout
 	conf.RetransmitMult = retransmits
-	conf.EnableCompression = false // LZW makes what is mostly keys and signatures longer, by up to a half
+	conf.EnableCompression = false // LZW enlarges messages of keys and signatures by up to a half
 	conf.GossipToTheDeadTime = 10 * time.Second
 	conf.Delegate = delegate{m}
 	conf.Events = events{m}
@@ -297,8 +295,8 @@ func (m *Mesh) listConfig() (*memberlist.Config, error) {
 	return conf, nil
 }
 
-// transport is the network, behind the door.
-func (m *Mesh) transport(ctx context.Context, conf *memberlist.Config) (*door, error) {
+// transport returns the network, behind the admission control of streams.
+func (m *Mesh) transport(ctx context.Context, conf *memberlist.Config) (*admission, error) {
 	t := m.cfg.Transport
 	if t == nil {
 		var err error
@@ -307,10 +305,10 @@ func (m *Mesh) transport(ctx context.Context, conf *memberlist.Config) (*door, e
 			return nil, err
 		}
 	}
-	return newDoor(t, &m.ways, m.cfg.GossipKey, m.reject, func(s *stream) bool { return m.answer(ctx, s) })
+	return newAdmission(t, &m.dialer, m.cfg.GossipKey, m.reject, func(s *stream) bool { return m.answer(ctx, s) })
 }
 
-// bindAddress is the wildcard of both families, or of IPv4 where there is no IPv6.
+// bindAddress returns the IPv6 wildcard, which also covers IPv4, or 0.0.0.0 without IPv6.
 func bindAddress() string {
 	l, err := net.Listen("tcp", "[::]:0")
 	if err != nil {
@@ -320,7 +318,7 @@ func bindAddress() string {
 	return "::"
 }
 
-// SetHello tells peers that join what they must agree with.
+// SetHello sets the cluster and universe that joining peers must share with this one.
 func (m *Mesh) SetHello(cluster [16]byte, u slot.Universe) {
 	next := hello{Version: Version, Cluster: cluster, V4: u.V4}
 	m.mu.Lock()

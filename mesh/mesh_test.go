@@ -22,7 +22,7 @@ import (
 	"weft/mesh/secret"
 )
 
-// memory is a Store that outlives a simulated host.
+// memory is a Store that survives the end of a simulated host.
 type memory struct {
 	mu      sync.Mutex
 	peers   map[peer.ID][]byte
@@ -40,14 +40,14 @@ func (s *memory) SavePeers(records map[peer.ID][]byte) error {
 	return nil
 }
 
-// count is how many records are stored.
+// count returns the number of stored records.
 func (s *memory) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.peers)
 }
 
-// clone is a copy, as of a disk.
+// clone returns a copy, like a copied disk.
 func (s *memory) clone() *memory {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,7 +59,7 @@ func (s *memory) SaveTargets(t []string) error {
 	return nil
 }
 
-// counter is a Replica whose state is the largest number heard of.
+// counter is a Replica whose state is the largest number received.
 type counter struct {
 	mu sync.Mutex
 	n  byte
@@ -117,7 +117,7 @@ func (s *sim) start(i int, store *memory, targets []string, options ...option) *
 	return s.startWith(nil, i, store, targets, options...)
 }
 
-// startWith starts a peer that carries more replicas.
+// startWith starts a peer with additional replicas.
 func (s *sim) startWith(more []Replica, i int, store *memory, targets []string, options ...option) *host {
 	s.t.Helper()
 	h := s.make(more, i, store, targets, options...)
@@ -174,7 +174,7 @@ func (h *host) run() {
 	go func() { h.done <- h.Run(ctx) }()
 }
 
-// end stops hosts and waits for memberlist, whose Shutdown does not.
+// end stops hosts, and waits for memberlist, whose Shutdown does not wait.
 func (s *sim) end(hosts ...*host) {
 	for _, h := range hosts {
 		h.stop()
@@ -186,7 +186,7 @@ func (s *sim) end(hosts ...*host) {
 	synctest.Wait()
 }
 
-// eventually gives the simulation virtual time until a condition holds.
+// eventually lets virtual time pass until a condition holds.
 func (s *sim) eventually(within time.Duration, what string, ok func() bool) {
 	s.t.Helper()
 	for start := time.Now(); !ok(); time.Sleep(100 * time.Millisecond) {
@@ -207,8 +207,8 @@ func allReach(hosts []*host) func() bool {
 	}
 }
 
-// Twenty peers that know only the first one, a network that loses a tenth of the
-// packets, a partition of ten minutes: all states converge, during and after.
+// Twenty peers know only the first one. All states converge, with a tenth of the packets lost, and
+// after a partition of ten minutes.
 func TestTwentyPeersConverge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(1)}
@@ -218,13 +218,13 @@ func TestTwentyPeersConverge(t *testing.T) {
 		for i := 2; i <= 20; i++ {
 			hosts = append(hosts, s.start(i, nil, []string{"192.0.2.1"}))
 		}
-		s.eventually(time.Minute, "everybody reaches everybody", allReach(hosts))
+		s.eventually(time.Minute, "all hosts are connected", allReach(hosts))
 
 		if _, err := hosts[3].counter.Merge([]byte{7}); err != nil {
 			t.Fatal(err)
 		}
 		hosts[3].Broadcast("counter", []byte{7})
-		s.eventually(10*time.Second, "a delta reaches everybody", func() bool {
+		s.eventually(10*time.Second, "a delta reaches all hosts", func() bool {
 			for _, h := range hosts {
 				if h.counter.get() != 7 {
 					return false
@@ -236,11 +236,11 @@ func TestTwentyPeersConverge(t *testing.T) {
 		if err := hosts[2].Update(func(r *peer.Record) { r.MTUs = []uint32{9000} }); err != nil {
 			t.Fatal(err)
 		}
-		s.eventually(10*time.Second, "what a link carries is known elsewhere", func() bool { return len(record(hosts[19], hosts[2]).MTUs) == 1 })
+		s.eventually(10*time.Second, "the MTU of a changed record is known on another host", func() bool { return len(record(hosts[19], hosts[2]).MTUs) == 1 })
 
 		side := func(a netip.Addr) bool { return a.As4()[3] <= 8 }
 		s.net.Partition(func(a, b netip.Addr) bool { return side(a) != side(b) })
-		s.eventually(2*time.Minute, "both sides notice", func() bool {
+		s.eventually(2*time.Minute, "both sides notice the partition", func() bool {
 			return hosts[0].reachableCount() == 8 && hosts[19].reachableCount() == 12
 		})
 		if err := hosts[0].Update(func(r *peer.Record) { r.Node = 77 }); err != nil {
@@ -251,7 +251,7 @@ func TestTwentyPeersConverge(t *testing.T) {
 			t.Fatalf("the record crossed a partition: node slot %d", got)
 		}
 		s.net.Heal()
-		s.eventually(2*time.Minute, "the mesh heals", allReach(hosts))
+		s.eventually(2*time.Minute, "all hosts are connected again", allReach(hosts))
 		s.eventually(time.Minute, "the record arrives", func() bool { return record(hosts[19], hosts[0]).Node == 77 })
 		s.end(hosts...)
 	})
@@ -259,7 +259,7 @@ func TestTwentyPeersConverge(t *testing.T) {
 
 func record(at, of *host) peer.Record { return peerAt(at, of).Record }
 
-// peerAt is what one host knows of another; the zero Peer if it knows nothing.
+// peerAt returns what one host knows of another; the zero Peer if it does not know it.
 func peerAt(at, of *host) Peer {
 	for _, p := range at.Peers() {
 		if p.Record.ID() == of.Self() {
@@ -269,14 +269,14 @@ func peerAt(at, of *host) Peer {
 	return Peer{}
 }
 
-func TestLeavingAndVanishingAreToldApart(t *testing.T) {
+func TestStoppedLeftAndUnreachableDiffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(2)}
 		a := s.start(1, nil, nil)
 		to := []string{"192.0.2.1"}
 		stopped, left, vanished := s.start(2, nil, to), s.start(3, nil, to), s.start(4, nil, to)
 		hosts := []*host{a, stopped, left, vanished}
-		s.eventually(10*time.Second, "all are here", allReach(hosts))
+		s.eventually(10*time.Second, "all hosts are connected", allReach(hosts))
 
 		s.net.Partition(func(x, y netip.Addr) bool { return x == address(4).Addr() || y == address(4).Addr() })
 		left.Farewell(peer.Left)
@@ -293,21 +293,21 @@ func TestLeavingAndVanishingAreToldApart(t *testing.T) {
 	})
 }
 
-// A peer that restarts without targets finds the mesh by the peers that it
-// remembers, under its old id, at a new address.
-func TestRestartRejoinsByMemory(t *testing.T) {
+// A peer that restarts without targets, at a new address, rejoins through its stored peers under
+// its old id.
+func TestRestartRejoinsThroughStoredPeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(3)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both are here", allReach([]*host{a, b}))
+		s.eventually(10*time.Second, "both hosts are connected", allReach([]*host{a, b}))
 		s.eventually(10*time.Second, "records are exchanged", func() bool { return b.store.count() == 2 })
 		s.end(b)
 		moved := s.start(2, b.store, nil, func(c *Config) {
 			c.Record.Underlay = []netip.Addr{address(9).Addr()}
 			c.Transport = s.net.Join(address(9))
 		})
-		s.eventually(time.Minute, "they meet again", allReach([]*host{a, moved}))
+		s.eventually(time.Minute, "both hosts are connected again", allReach([]*host{a, moved}))
 		s.eventually(time.Minute, "the new address is known", func() bool {
 			r := record(a, moved)
 			return len(r.Underlay) == 1 && r.Underlay[0] == address(9).Addr() && r.State == peer.Running
@@ -316,17 +316,17 @@ func TestRestartRejoinsByMemory(t *testing.T) {
 	})
 }
 
-func TestRequest(t *testing.T) {
+func TestRequestReturnsReplyOrError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(4)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both are here", func() bool {
+		s.eventually(10*time.Second, "both hosts are connected", func() bool {
 			return allReach([]*host{a, b})() && record(a, b).Identity != nil
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
-		for x, y := range map[*host]*host{a: b, b: a} { // as if gossip had been slower
+		for x, y := range map[*host]*host{a: b, b: a} { // as if the records had not arrived by gossip yet
 			x.mu.Lock()
 			x.peers[y.Self()].signed = peer.Signed{}
 			x.mu.Unlock()
@@ -336,23 +336,23 @@ func TestRequest(t *testing.T) {
 		b.mu.Unlock()
 		got, err := a.Request(ctx, b.Self(), "echo", []byte("hello"))
 		if err != nil || string(got) != a.Self().String()+" hello" {
-			t.Errorf("echo: %q, %v", got, err)
+			t.Errorf("reply to echo: %q, %v", got, err)
 		}
 		var refused *RefusedError
 		if _, err := a.Request(ctx, b.Self(), "echo", nil); !errors.As(err, &refused) {
-			t.Errorf("a refusal: %v", err)
+			t.Errorf("refused request: got %v, want a RefusedError", err)
 		}
 		if _, err := a.Request(ctx, b.Self(), "no such thing", nil); !errors.As(err, &refused) {
-			t.Errorf("an unknown kind: %v", err)
+			t.Errorf("unknown kind: got %v, want a RefusedError", err)
 		}
 		if _, err := a.Request(ctx, peer.ID{9}, "echo", nil); !errors.Is(err, ErrUnreachable) {
-			t.Errorf("an unknown peer: %v", err)
+			t.Errorf("unknown peer: got %v, want ErrUnreachable", err)
 		}
 		s.end(a, b)
 	})
 }
 
-// Invariant 7: nobody enters without the secret, and both sides say so.
+// Invariant 7: a host without the secret cannot join, and both sides report why.
 func TestInvariant7WrongSecretIsRefusedOnBothSides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(5)}
@@ -360,20 +360,20 @@ func TestInvariant7WrongSecretIsRefusedOnBothSides(t *testing.T) {
 		b := s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) { c.GossipKey = secret.Secret{2}.GossipKey() })
 		time.Sleep(10 * time.Second)
 		if a.reachableCount() != 1 || b.reachableCount() != 1 {
-			t.Error("a peer with another secret was let in")
+			t.Error("a peer with another secret was accepted")
 		}
 		if err := b.Targets()[0].Err; err == nil || !strings.Contains(err.Error(), "wrong secret") || !strings.Contains(err.Error(), "192.0.2.1") {
-			t.Errorf("the joiner says: %v", err)
+			t.Errorf("the joining host reports: %v", err)
 		}
 		if r := a.Rejections(); len(r) != 1 || r[0].Addr != "192.0.2.2" || !strings.Contains(r[0].Reason, "wrong secret") || r[0].Count < 2 {
-			t.Errorf("the other side says: %+v", r)
+			t.Errorf("the other host reports: %+v", r)
 		}
 		s.end(a, b)
 	})
 }
 
-// Invariant 7: knowing the secret is not enough to speak for another peer.
-func TestInvariant7RecordsProveTheirName(t *testing.T) {
+// Invariant 7: the secret alone does not allow a peer to impersonate another.
+func TestInvariant7RecordsAreSignedByTheirPeer(t *testing.T) {
 	r := peer.Record{Nickname: "x", Sequence: 1}
 	signed, err := peer.Sign(r, identity(1))
 	if err != nil {
@@ -391,18 +391,18 @@ func TestInvariant7RecordsProveTheirName(t *testing.T) {
 		bad := bytes.Clone(good)
 		bad[i] ^= 1
 		if news, err := (peersReplica{m}).Merge(encode([][]byte{bad})); news != nil || err == nil {
-			t.Fatalf("byte %d changed: accepted as %v, %v", i, news, err)
+			t.Fatalf("a record with byte %d changed was accepted: news %v, error %v", i, news, err)
 		}
 	}
 	if news, err := (peersReplica{m}).Merge(encode([][]byte{good})); news == nil || err != nil {
-		t.Fatalf("the untouched record: %v, %v", news, err)
+		t.Fatalf("the valid record: news %v, error %v", news, err)
 	}
 	if news, err := (peersReplica{m}).Merge(encode([][]byte{good})); news != nil || err != nil {
-		t.Fatalf("told twice: %v, %v", news, err)
+		t.Fatalf("the same record again: news %v, error %v", news, err)
 	}
 }
 
-func TestMismatchIsRefusedByName(t *testing.T) {
+func TestMismatchedVersionOrRangeIsRefused(t *testing.T) {
 	other := slot.Universe{V4: netip.MustParsePrefix("10.99.0.0/16")}
 	ours := slot.Universe{V4: slot.DefaultV4}
 	for name, tt := range map[string]struct {
@@ -423,13 +423,13 @@ func TestMismatchIsRefusedByName(t *testing.T) {
 				b.mu.Unlock()
 				time.Sleep(10 * time.Second)
 				if a.reachableCount() != 1 || b.reachableCount() != 1 {
-					t.Error("the peer was let in")
+					t.Error("a peer with a mismatch was accepted")
 				}
 				if err := b.Targets()[0].Err; err == nil || !strings.Contains(err.Error(), tt.want) {
-					t.Errorf("the joiner says: %v", err)
+					t.Errorf("the joining host reports: %v", err)
 				}
 				if r := a.Rejections(); len(r) != 1 || !strings.Contains(r[0].Reason, tt.want) {
-					t.Errorf("the other side says: %+v", r)
+					t.Errorf("the other host reports: %+v", r)
 				}
 				s.end(a, b)
 			})
@@ -437,8 +437,8 @@ func TestMismatchIsRefusedByName(t *testing.T) {
 	}
 }
 
-// What another version kept must not keep this one from starting.
-func TestUnreadableStoredRecordsAreLeftOut(t *testing.T) {
+// Records that another version stored do not prevent the start.
+func TestUnreadableStoredRecordsAreIgnored(t *testing.T) {
 	signed, err := peer.Sign(peer.Record{Nickname: "x", Sequence: 1}, identity(1))
 	if err != nil {
 		t.Fatal(err)
@@ -453,7 +453,7 @@ func TestUnreadableStoredRecordsAreLeftOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	if others := m.Others(); len(others) != 1 || others[0] != signed.Record.ID() {
-		t.Errorf("known are %v", others)
+		t.Errorf("known peers are %v, want only the one with a valid record", others)
 	}
 }
 
@@ -468,12 +468,12 @@ func TestCheckTarget(t *testing.T) {
 		"300.1.2.3", "300.1.2.3:6783", "192.0.2", "192.0.2.1.", "2001:db8::zz", "1", "h1:0", "1.2.3.4:", "a,b", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255",
 	} {
 		if CheckTarget(bad) == nil {
-			t.Errorf("%q was accepted", bad)
+			t.Errorf("CheckTarget accepted %q", bad)
 		}
 	}
 }
 
-// Whatever bytes arrive, the mesh neither panics nor believes them.
+// No data from the network causes a panic or changes this peer's own record or targets.
 func FuzzReceive(f *testing.F) {
 	signed, _ := peer.Sign(peer.Record{Nickname: "x"}, identity(1))
 	f.Add(encode(envelope{Kind: kindDelta, Replica: peersName, Payload: encode([][]byte{signed.Encode()})}))
@@ -491,13 +491,13 @@ func FuzzReceive(f *testing.F) {
 		delegate{m}.MergeRemoteState(data, true)
 		_, _ = logWriter{m}.Write(data)
 		if m.Own().Sequence != 0 || len(m.Targets()) != 0 {
-			t.Fatal("bytes from the network changed our own word")
+			t.Fatal("data from the network changed our own record or targets")
 		}
 	})
 }
 
-// gathered is a Replica whose state are all words that were heard of. It has none for
-// push/pull: what it has came by gossip.
+// gathered is a Replica whose state is the set of all words received. It has no state for
+// push/pull, so everything in it arrived by gossip.
 type gathered struct {
 	mu    sync.Mutex
 	words map[string]bool
@@ -516,10 +516,10 @@ func (g *gathered) Merge(data []byte) ([]byte, error) {
 	return data, nil
 }
 
-// Without any loss, news reaches every peer by gossip: nobody has to wait for push/pull.
-func TestNewsMissesNobody(t *testing.T) {
+// Without packet loss, gossip delivers every delta to every peer, without push/pull.
+func TestGossipReachesEveryPeer(t *testing.T) {
 	if testing.Short() {
-		t.Skip("short: 60 hosts take minutes under the race detector, and show chances, not races")
+		t.Skip("short: 60 hosts take minutes under the race detector, and this test is about probabilities, not races")
 	}
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(12)}
@@ -531,7 +531,7 @@ func TestNewsMissesNobody(t *testing.T) {
 			heard = append(heard, g)
 			hosts = append(hosts, s.startWith([]Replica{g}, i, nil, []string{"192.0.2.1"}))
 		}
-		s.eventually(time.Minute, "everybody reaches everybody", allReach(hosts))
+		s.eventually(time.Minute, "all hosts are connected", allReach(hosts))
 		const news = 100
 		for n := range news {
 			word := fmt.Appendf(nil, "word %d", n)
@@ -543,7 +543,7 @@ func TestNewsMissesNobody(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		for i, g := range heard {
 			if len(g.words) != news {
-				t.Errorf("host %d heard %d of %d", i+1, len(g.words), news)
+				t.Errorf("host %d received %d of %d words", i+1, len(g.words), news)
 			}
 		}
 		s.end(hosts...)

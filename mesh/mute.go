@@ -2,16 +2,17 @@ package mesh
 
 import "time"
 
-// muteness is when a peer last answered a probe by TCP only: memberlist then goes on as if all
-// were well, and says so nowhere but in its log. One such probe may be packets that were lost.
+// muteness holds the last three times at which a peer answered a probe only by TCP, not by UDP.
+// memberlist treats such a peer as healthy and only logs it. A single one may be due to packet
+// loss.
 type muteness [3]time.Time
 
-// lasts reports whether the peer was mute in most of the last rounds of probes.
+// lasts reports whether the peer failed to answer UDP in most of the recent probe rounds.
 func (t muteness) lasts(now time.Time, round time.Duration) bool {
 	return !t[0].IsZero() && now.Sub(t[0]) < max(5*round, 30*time.Second)
 }
 
-// muted takes in what memberlist says of a peer, which it names first.
+// muted handles memberlist's log line about such a probe; text begins with the peer's name.
 func (m *Mesh) muted(text string) {
 	id, ok := idOfNode(text)
 	m.mu.Lock()

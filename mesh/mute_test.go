@@ -12,9 +12,9 @@ import (
 	"weft/mesh/peer"
 )
 
-// A peer that answers probes by TCP only is mute if that happens again and again, until it
-// happens no more; memberlist's own words tell.
-func TestPeersThatAnswerByTCPOnly(t *testing.T) {
+// A peer that repeatedly answers probes by TCP only is mute, until that stops. memberlist's log
+// lines tell.
+func TestRepeatedTCPOnlyAnswersMakePeerMute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := still(t, 1)
 		other := peer.IDOf(identity(2).Public().(ed25519.PublicKey))
@@ -44,7 +44,7 @@ func TestPeersThatAnswerByTCPOnly(t *testing.T) {
 	})
 }
 
-// memberlist says so in these words: where UDP is blocked, peers are mute, and reachable.
+// memberlist logs exactly these lines: with UDP blocked, a peer is mute but reachable.
 func TestBlockedUDPMakesPeersMute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(47)}
@@ -59,7 +59,7 @@ func TestBlockedUDPMakesPeersMute(t *testing.T) {
 		s.net.SetLoss(1)
 		s.eventually(30*time.Second, "a is mute", mute)
 		s.net.SetLoss(0)
-		s.eventually(time.Minute, "a is not mute any more", func() bool { return !mute() && b.Reachable(a.Self()) })
+		s.eventually(time.Minute, "a is no longer mute", func() bool { return !mute() && b.Reachable(a.Self()) })
 		s.end(a, b)
 	})
 }

@@ -9,26 +9,26 @@ import (
 	"weft/mesh/peer"
 )
 
-// Farewell sets what the peer says of itself when Run ends: Stopped unless told otherwise.
+// Farewell sets the state that this peer announces when Run ends: Stopped by default.
 func (m *Mesh) Farewell(s peer.State) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.farewell = s
 }
 
-// leave tells the others that we go on purpose, and gives gossip a moment to carry it. A
-// copy of another host says nothing in its name.
+// leave announces that this peer leaves, and gives gossip a moment to deliver it. A host whose
+// identity belongs to another host announces nothing.
 func (m *Mesh) leave(why error) {
 	m.mu.Lock()
 	state, silent := m.farewell, errors.Is(why, ErrTwin) || !m.proof.confirmed
 	m.mu.Unlock()
 	if !silent {
 		if err := m.Update(func(r *peer.Record) { r.State = state }); err != nil {
-			m.cfg.Log.Warn("cannot say goodbye", "err", err)
+			m.cfg.Log.Warn("cannot announce that this host leaves", "err", err)
 		}
 		m.sendToSome(envelope{Kind: kindDelta, Replica: peersName, Payload: m.ownState()})
 	}
-	if !errors.Is(why, ErrTwin) { // which ends at once
+	if !errors.Is(why, ErrTwin) { // a copied host ends at once
 		_ = m.list.Leave(time.Second)
 		time.Sleep(2 * goodbyeInterval)
 	}
@@ -37,14 +37,14 @@ func (m *Mesh) leave(why error) {
 
 const goodbyeInterval = 200 * time.Millisecond // memberlist's gossip interval
 
-// Own is this peer's own record.
+// Own returns this peer's own record.
 func (m *Mesh) Own() peer.Record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.peers[m.self].signed.Record
 }
 
-// Update changes this peer's own record, and tells the mesh if it did change.
+// Update changes this peer's own record, and broadcasts it if it differs.
 func (m *Mesh) Update(change func(*peer.Record)) error {
 	before := m.Own()
 	after := before
@@ -66,7 +66,7 @@ func sameRecord(a, b peer.Record) bool {
 		a.Port == b.Port && a.Gossip == b.Gossip && a.Node == b.Node && a.State == b.State && a.Host == b.Host && a.Copy == b.Copy && string(a.Ring) == string(b.Ring)
 }
 
-// update signs and keeps a changed record under the next sequence number.
+// update signs and stores a changed record under the next sequence number.
 func (m *Mesh) update(change func(*peer.Record)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -81,7 +81,7 @@ func (m *Mesh) update(change func(*peer.Record)) error {
 	}
 	data := signed.Encode()
 	if err := m.cfg.Store.SavePeers(map[peer.ID][]byte{m.self: data}); err != nil {
-		return fmt.Errorf("mesh: keep own record: %w", err)
+		return fmt.Errorf("mesh: store own record: %w", err)
 	}
 	m.kept.bytes += len(data) - own.size
 	own.signed, own.size = signed, len(data)

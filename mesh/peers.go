@@ -11,12 +11,13 @@ import (
 
 const peersName = "peers"
 
-// What holders of the secret can make us remember. A record has some 250 bytes.
+// Bounds of the records that a peer with the secret can make us store. A record has about 250
+// bytes.
 const (
 	maxPeers     = 1 << 12
-	maxPeerBytes = 3 << 20 // of all records; states of other kinds share a message with them
-	// forgetAfter is how long a peer that owns nothing may be silent before it is forgotten.
-	// It is long, since a majority is one of all peers that are known.
+	maxPeerBytes = 3 << 20 // of all records, which share a push/pull message with other states
+	// forgetAfter is how long a peer that owns nothing may be unreachable before it is forgotten.
+	// It is long, because all known peers count for a majority.
 	forgetAfter = 24 * time.Hour
 )
 
@@ -37,7 +38,7 @@ func (p peersReplica) Full() []byte {
 	return encode(records)
 }
 
-// ownState is the part of the replica that is this peer's word.
+// ownState returns the state that consists of this peer's record only.
 func (m *Mesh) ownState() []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -46,8 +47,8 @@ func (m *Mesh) ownState() []byte {
 
 func (k *known) hasRecord() bool { return k.signed.Record.Identity != nil }
 
-// Merge keeps what supersedes the record that we have, and names it as news. One
-// bad record does not spoil the others.
+// Merge stores the records that supersede ours, and returns them as news. An invalid record does
+// not affect the others.
 func (p peersReplica) Merge(data []byte) ([]byte, error) {
 	var records [][]byte
 	if err := decoding.Unmarshal(data, &records); err != nil {
@@ -70,8 +71,8 @@ func (p peersReplica) Merge(data []byte) ([]byte, error) {
 	return encode(news), errors.Join(errs...)
 }
 
-// mergeRecord keeps a record that is news. Most are not, which is clear before the
-// signature, the dear part, is verified.
+// mergeRecord stores a record if it is news. Most are not, so that is checked before the signature,
+// whose verification is expensive.
 func (m *Mesh) mergeRecord(data []byte) (news bool, err error) {
 	s, err := peer.Parse(data)
 	if err != nil {
@@ -88,7 +89,7 @@ func (m *Mesh) mergeRecord(data []byte) (news bool, err error) {
 		return false, err
 	}
 	if id == m.self {
-		return false, m.insist(s.Record)
+		return false, m.refute(s.Record)
 	}
 	m.mu.Lock()
 	fresh = m.isNews(s)
@@ -102,7 +103,8 @@ func (m *Mesh) mergeRecord(data []byte) (news bool, err error) {
 	return fresh && err == nil, err
 }
 
-// isNews reports whether a record says more than we have, or forgot. The caller holds the lock.
+// isNews reports whether a record supersedes the stored or forgotten one. The caller holds the
+// lock.
 func (m *Mesh) isNews(s peer.Signed) bool {
 	id := s.Record.ID()
 	if f, ok := m.kept.forgotten[id]; ok && s.Record.Sequence <= f.sequence {
@@ -112,12 +114,11 @@ func (m *Mesh) isNews(s peer.Signed) bool {
 	return k == nil || !k.hasRecord() || s.Supersedes(k.signed)
 }
 
-// insistPause is how long the mesh may contradict us before we do.
-const insistPause = 10 * time.Second
+// refutePause is the shortest time between two refutations.
+const refutePause = 10 * time.Second
 
-// insistLater comes back to a contradiction that fell into the pause: push/pull would say
-// it again, but not soon.
-func (m *Mesh) insistLater(in time.Duration, theirs peer.Record) {
+// refuteLater refutes after the pause, since push/pull would repeat the record only much later.
+func (m *Mesh) refuteLater(in time.Duration, theirs peer.Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.later != nil {
@@ -125,30 +126,30 @@ func (m *Mesh) insistLater(in time.Duration, theirs peer.Record) {
 	}
 	m.later = time.AfterFunc(in, func() {
 		if m.Own().Sequence > theirs.Sequence {
-			return // we have spoken meanwhile
+			return // our record has a higher number meanwhile
 		}
-		if err := m.insist(theirs); err != nil {
-			m.cfg.Log.Warn("cannot contradict what the mesh says of this peer", "err", err)
+		if err := m.refute(theirs); err != nil {
+			m.cfg.Log.Warn("cannot refute an outdated record of this host", "err", err)
 		}
 	})
 }
 
-// insist speaks again, louder: the mesh remembers a later word of ours than we do.
-// The first time our state was restored from an older copy. If it goes on, another
-// host has our identity, and two who insist at once would never end.
-func (m *Mesh) insist(theirs peer.Record) error {
+// refute publishes our record with a higher sequence number than theirs, a record of ours that we
+// do not know. The first time, our state was probably restored from an older copy. If it continues,
+// another host has our identity; the pause keeps both from refuting each other without end.
+func (m *Mesh) refute(theirs peer.Record) error {
 	m.mu.Lock()
-	now, last, own := time.Now(), m.insisted, m.peers[m.self].signed.Record
-	wait := !last.IsZero() && now.Sub(last) < insistPause
+	now, last, own := time.Now(), m.refuted, m.peers[m.self].signed.Record
+	wait := !last.IsZero() && now.Sub(last) < refutePause
 	if !wait {
-		m.insisted = now
+		m.refuted = now
 	}
 	m.mu.Unlock()
 	if !last.IsZero() && len(theirs.Underlay) > 0 && !slices.Equal(theirs.Underlay, own.Underlay) {
 		m.reject(theirs.Underlay[0].String(), twin)
 	}
 	if wait {
-		m.insistLater(insistPause-now.Sub(last), theirs)
+		m.refuteLater(refutePause-now.Sub(last), theirs)
 		return nil
 	}
 	if err := m.update(func(r *peer.Record) { r.Sequence = theirs.Sequence }); err != nil {

@@ -14,8 +14,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// stranger is a record that somebody made up, with a nickname as long as is allowed.
-func stranger(tb testing.TB, i int) []byte {
+// inventedRecord returns an invented record with the longest allowed nickname.
+func inventedRecord(tb testing.TB, i int) []byte {
 	tb.Helper()
 	seed := binary.BigEndian.AppendUint64(bytes.Repeat([]byte{0xee}, ed25519.SeedSize-8), uint64(i))
 	s, err := peer.Sign(peer.Record{
@@ -28,18 +28,18 @@ func stranger(tb testing.TB, i int) []byte {
 	return s.Encode()
 }
 
-// However many records a member makes up, those that are kept are bounded, none is stored,
-// and those of peers that are here or own addresses stay. A host that comes meanwhile is let in.
+// A malicious member invents any number of records. The kept ones are bounded, none is stored, and
+// peers that are reachable or own addresses stay. Another host can join meanwhile.
 func TestRecordsAreBounded(t *testing.T) {
 	if testing.Short() {
-		t.Skip("short: it makes 10,000 signatures, which take minutes under the race detector")
+		t.Skip("short: 10,000 signatures take minutes under the race detector")
 	}
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(31)}
 		owner := peer.IDOf(identity(77).Public().(ed25519.PublicKey))
 		a := s.start(1, nil, nil, func(c *Config) { c.Owns = func(id peer.ID) bool { return id == owner } })
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "they meet", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
+		s.eventually(10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
 		silent, err := peer.Sign(peer.Record{Nickname: "owner"}, identity(77))
 		if err != nil {
 			t.Fatal(err)
@@ -49,7 +49,7 @@ func TestRecordsAreBounded(t *testing.T) {
 		for i := range 5 {
 			var records [][]byte
 			for j := range 2000 {
-				records = append(records, stranger(t, 2000*i+j))
+				records = append(records, inventedRecord(t, 2000*i+j))
 			}
 			a.merge(peersName, encode(records))
 			a.mu.Lock()
@@ -60,37 +60,37 @@ func TestRecordsAreBounded(t *testing.T) {
 			peers, counted, forgotten := len(a.peers), a.kept.bytes, len(a.kept.forgotten)
 			a.mu.Unlock()
 			if peers > maxPeers || total > maxPeerBytes || total != counted || forgotten > maxPeers {
-				t.Fatalf("%d peers of %d bytes, counted as %d, and %d forgotten", peers, total, counted, forgotten)
+				t.Fatalf("%d peers with %d bytes (counted: %d), %d forgotten peers", peers, total, counted, forgotten)
 			}
 			if i == 3 {
 				c = s.start(3, nil, []string{"192.0.2.1"})
-				s.eventually(10*time.Second, "a third host is here", func() bool { return a.Reachable(c.Self()) })
+				s.eventually(10*time.Second, "the third host is connected", func() bool { return a.Reachable(c.Self()) })
 			}
 			time.Sleep(2 * time.Second)
 		}
 		for _, h := range []*host{b, c} {
 			if record(a, h).Identity == nil || !a.Reachable(h.Self()) {
-				t.Errorf("%s is lost", h.Own().Nickname)
+				t.Errorf("%s is forgotten or unreachable", h.Own().Nickname)
 			}
 		}
 		if len(a.Full(peersName)) > maxPeerBytes+maxPeers*8 {
-			t.Errorf("the state has %d bytes", len(a.Full(peersName)))
+			t.Errorf("the state for push/pull has %d bytes", len(a.Full(peersName)))
 		}
-		if n := a.store.count(); n != 4 { // itself, two that are here, and the owner
-			t.Errorf("%d records are stored", n)
+		if n := a.store.count(); n != 4 { // itself, two connected hosts, and the owner of addresses
+			t.Errorf("%d records are stored, want 4", n)
 		}
 		s.end(a, b, c)
 	})
 }
 
-// Full is the whole state of one kind.
+// Full returns the whole state of one kind.
 func (m *Mesh) Full(replica string) []byte { return m.replicas[replica].Full() }
 
-// What an older release stored without bounds loads, as much as there is room for.
-func TestTooManyStoredRecordsLoad(t *testing.T) {
+// Of the unbounded records that an older release stored, as many as there is room for are loaded.
+func TestExcessStoredRecordsAreDropped(t *testing.T) {
 	store := &memory{peers: map[peer.ID][]byte{}}
 	for i := range maxPeers + 500 {
-		data := stranger(t, i)
+		data := inventedRecord(t, i)
 		s, err := peer.Parse(data)
 		if err != nil {
 			t.Fatal(err)
@@ -107,23 +107,23 @@ func TestTooManyStoredRecordsLoad(t *testing.T) {
 		t.Errorf("%d peers are known", n)
 	}
 	if err := m.save(); err != nil || len(store.peers) > maxPeers {
-		t.Errorf("%d are still stored: %v", len(store.peers), err)
+		t.Errorf("%d records are still stored: %v", len(store.peers), err)
 	}
 }
 
-// A peer that owns nothing and is silent for a day is forgotten everywhere, although each
-// host hears of it from the others again; one that comes back later is known at once.
-func TestSilentPeersAreForgotten(t *testing.T) {
+// A peer that owns nothing and is unreachable for a day is forgotten by all hosts, although they
+// send each other its record. If it returns later, it is accepted at once.
+func TestUnreachablePeersAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(32)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
 		gone := s.start(3, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "all are here", func() bool { return allReach([]*host{a, b, gone})() && record(a, gone).Identity != nil })
+		s.eventually(10*time.Second, "all hosts are connected", func() bool { return allReach([]*host{a, b, gone})() && record(a, gone).Identity != nil })
 		s.net.Partition(func(x, y netip.Addr) bool { return x == address(3).Addr() || y == address(3).Addr() })
 		knows := func(h *host) bool { return record(h, gone).Identity != nil }
-		s.eventually(time.Minute, "it is not reached any more", allReach([]*host{a, b}))
-		for _, h := range []*host{a, b} { // memberlist's day is long to compute
+		s.eventually(time.Minute, "the third host is unreachable", allReach([]*host{a, b}))
+		for _, h := range []*host{a, b} { // simulating a whole day would take too long
 			h.mu.Lock()
 			k := h.peers[gone.Self()]
 			k.heard = k.heard.Add(5*time.Minute - forgetAfter)
@@ -131,20 +131,19 @@ func TestSilentPeersAreForgotten(t *testing.T) {
 		}
 		time.Sleep(2 * time.Minute)
 		if !knows(a) || !knows(b) {
-			t.Error("it was forgotten too soon")
+			t.Error("the peer was forgotten too early")
 		}
 		time.Sleep(5 * time.Minute)
 		if knows(a) || knows(b) || a.store.count() != 2 {
-			t.Errorf("it is known after a day: %v, %v, %d records are stored", knows(a), knows(b), a.store.count())
+			t.Errorf("the peer is known after a day: %v, %v; %d records are stored", knows(a), knows(b), a.store.count())
 		}
 		s.net.Heal()
-		s.eventually(2*time.Minute, "it is back", allReach([]*host{a, b, gone}))
+		s.eventually(2*time.Minute, "the third host is connected again", allReach([]*host{a, b, gone}))
 		s.end(a, b, gone)
 	})
 }
 
-// A peer that is to be forgotten is so at once, on all hosts; one that is here, or owns
-// addresses, is not.
+// ForgetPeer forgets a peer on all hosts at once, unless it is reachable or owns addresses.
 func TestForgetPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(33)}
@@ -155,28 +154,27 @@ func TestForgetPeer(t *testing.T) {
 		b, gone, owning := s.start(2, nil, to, owns), s.start(3, nil, to, owns), s.start(4, nil, to, owns)
 		s.eventually(10*time.Second, "all are here", func() bool { return allReach([]*host{a, b, gone, owning})() && record(b, gone).Identity != nil })
 		if err := a.ForgetPeer(t.Context(), gone.Self()); err == nil || !strings.Contains(err.Error(), "alive") {
-			t.Errorf("forgotten while it was alive: %v", err)
+			t.Errorf("forgetting a reachable peer: got %v, want a refusal", err)
 		}
 		s.end(gone, owning)
 		if err := a.ForgetPeer(t.Context(), gone.Self()); err != nil {
 			t.Error(err)
 		}
 		if err := a.ForgetPeer(t.Context(), owner); err == nil || !strings.Contains(err.Error(), "owns") {
-			t.Errorf("forgotten with its addresses: %v", err)
+			t.Errorf("forgetting an owner of addresses: got %v, want a refusal", err)
 		}
-		time.Sleep(time.Minute) // push/pull brings nothing back
+		time.Sleep(time.Minute) // push/pull must not restore its record
 		for _, h := range []*host{a, b} {
 			if record(h, gone).Identity != nil || record(h, owning).Identity == nil {
-				t.Errorf("%s knows %d peers", h.Own().Nickname, len(h.Peers()))
+				t.Errorf("%s knows %d peers: it still knows the forgotten one, or lost the owner", h.Own().Nickname, len(h.Peers()))
 			}
 		}
 		s.end(a, b)
 	})
 }
 
-// A record with the WireGuard key of another peer is not taken, whoever that is; one that is
-// free again is.
-func TestAKeyIsOnePeers(t *testing.T) {
+// A record with another peer's WireGuard key is refused. A key that its peer gave up can be used.
+func TestWireGuardKeyBelongsToOnePeer(t *testing.T) {
 	own, theirs, free := [32]byte{1}, [32]byte{2}, [32]byte{3}
 	m := still(t, 1, func(c *Config) { c.Record.WireGuard = own })
 	say := func(i int, sequence uint64, key [32]byte) bool {
@@ -187,35 +185,35 @@ func TestAKeyIsOnePeers(t *testing.T) {
 		}
 		news, err := m.mergeRecord(s.Encode())
 		if news != (err == nil) {
-			t.Errorf("news: %v, %v", news, err)
+			t.Errorf("news is %v, but error is %v", news, err)
 		}
 		return news
 	}
 	if !say(2, 1, theirs) || say(3, 1, theirs) || say(3, 1, own) || !say(3, 1, free) || say(3, 2, theirs) {
-		t.Error("two peers have one key")
+		t.Error("two peers have the same key")
 	}
 	if !say(2, 2, [32]byte{4}) || !say(3, 3, theirs) {
-		t.Error("a key that its peer gave up is not free")
+		t.Error("a key that its peer gave up is refused")
 	}
 	if err := m.forgetSilent(peer.IDOf(identity(3).Public().(ed25519.PublicKey))); err != nil {
 		t.Fatal(err)
 	}
 	if !say(4, 1, theirs) || !say(5, 1, [32]byte{}) || !say(6, 1, [32]byte{}) {
-		t.Error("the key of a peer that was forgotten, or none, is not free")
+		t.Error("the key of a forgotten peer, or no key, is refused")
 	}
 }
 
-// A record that says nothing new costs no look at its signature.
+// The signature of a record that is not news is not verified.
 func TestKnownRecordsAreNotVerified(t *testing.T) {
 	m := still(t, 1)
-	data := stranger(t, 1)
+	data := inventedRecord(t, 1)
 	if news, err := m.mergeRecord(data); err != nil || !news {
 		t.Fatal(news, err)
 	}
 	forged := bytes.Clone(data)
 	forged[len(forged)-1] ^= 1
 	if news, err := m.mergeRecord(forged); news || err != nil {
-		t.Errorf("the signature of what is known was looked at: %v", err)
+		t.Errorf("the signature of a known record was verified: %v", err)
 	}
 	m.mu.Lock()
 	for id := range m.peers {
@@ -226,53 +224,53 @@ func TestKnownRecordsAreNotVerified(t *testing.T) {
 	clear(m.kept.forgotten)
 	m.mu.Unlock()
 	if news, err := m.mergeRecord(forged); news || err == nil {
-		t.Error("a forged record was taken")
+		t.Error("a forged record was accepted")
 	}
 }
 
-// A host that comes when as many peers are known as there is room for is let in all the same.
-func TestAHostComesWhenAllRoomIsTaken(t *testing.T) {
+// A host can join even if the largest number of peers is known.
+func TestHostJoinsWhenPeerTableIsFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(34)}
 		a := s.start(1, nil, nil)
 		var records [][]byte
 		for i := range maxPeers - 1 {
-			records = append(records, stranger(t, i))
+			records = append(records, inventedRecord(t, i))
 		}
 		a.merge(peersName, encode(records))
 		if n := len(a.Peers()); n != maxPeers {
 			t.Fatalf("%d peers are known", n)
 		}
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(5*time.Minute, "it is here", func() bool { return a.Reachable(b.Self()) })
+		s.eventually(5*time.Minute, "the new host is connected", func() bool { return a.Reachable(b.Self()) })
 		s.end(a, b)
 	})
 }
 
-// However many peers a member makes up at addresses that do not answer, those that were here
-// are called again as soon as ever.
-func TestStrangersAreCalledLast(t *testing.T) {
+// A malicious member invents peers at addresses that do not answer. Known peers are still rejoined
+// as soon as before.
+func TestInventedPeersDoNotDelayRejoin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(36)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "they meet", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
+		s.eventually(10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
 		if err := b.Forget([]string{"192.0.2.1"}); err != nil {
 			t.Fatal(err)
 		}
 		var records [][]byte
 		for i := range 1000 {
-			records = append(records, stranger(t, i))
+			records = append(records, inventedRecord(t, i))
 			s.net.Join(netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), Port))
 		}
-		s.net.Hang()
+		s.net.HangDials()
 		s.net.Partition(func(netip.Addr, netip.Addr) bool { return true })
 		for _, h := range []*host{a, b} {
 			h.merge(peersName, encode(records))
 		}
 		time.Sleep(5 * time.Minute)
 		s.net.Partition(func(_, to netip.Addr) bool { return to.As4()[0] == 198 })
-		s.eventually(time.Minute, "they are together again", allReach([]*host{a, b}))
+		s.eventually(time.Minute, "both hosts are connected again", allReach([]*host{a, b}))
 		s.end(a, b)
 	})
 }

@@ -14,62 +14,62 @@ import (
 	"weft/mesh/peer"
 )
 
-// What memberlist says of its members is not signed, and can be sent again by anybody who
-// recorded it. So a run of a peer counts once it has answered a challenge that is signed
-// for it, with the signature of the peer, and is at an address that the peer's own record
-// names. The same decides whether another host has our identity.
+// memberlist's reports about its members are not signed, so a recorded one can be replayed. So a
+// run of a peer counts as alive only after two checks. It answered a signed challenge with its
+// peer's signature, and it is at an address in that peer's record. The same challenge detects
+// another host with our identity.
 
 // requestAlive challenges one run of a peer.
 const requestAlive = "alive"
 
-// challenge says who asks, and where an answer goes.
+// challenge names the challenging run, and the address for the answer.
 type challenge struct {
 	Run  string         `cbor:"1,keyasint"`
 	Addr netip.AddrPort `cbor:"2,keyasint"`
 }
 
-// run is one run of a peer that memberlist believes in.
+// run is one run of a peer's agent, from start to end, that memberlist reports.
 type run struct {
 	id     peer.ID
 	name   string
 	addr   netip.AddrPort
-	proven bool // it is alive
-	placed bool // and the record of its peer named its address
-	sure   bool // it was certain of its identity when it last proved itself
+	proven bool // it answered a challenge
+	placed bool // the record of its peer contained its address
+	sure   bool // it knew that its identity is unique when it last answered
 	tries  int
-	next   time.Time // when it is challenged again
-	ids    []uint64  // of the challenges that it may answer
+	next   time.Time // when to challenge it next
+	ids    []uint64  // ids of the challenges that it may still answer
 }
 
 const (
-	maxRunsHeard = 8 // of one peer
+	maxRunsHeard = 8 // per peer
 	firstProof   = 250 * time.Millisecond
 	maxProof     = 8 * time.Second
 	maxAnswers   = 4
-	// challengeStreams is how many challenges at once travel on streams.
+	// challengeStreams limits how many challenges travel on streams at once.
 	challengeStreams = 16
 )
 
-// proof is what is known of who is alive. It is guarded by the lock of its Mesh.
+// proof is the state of the challenges. The lock of its Mesh guards it.
 type proof struct {
-	doubts     chan struct{}   // a run is to be challenged
-	challenges map[uint64]*run // by the number of the request
-	nonce      uint32          // of this run, in those numbers
+	wake       chan struct{}   // wakes prove to challenge a run
+	challenges map[uint64]*run // by request id
+	nonce      uint32          // identifies this run in those ids
 	sent       uint32
-	twins      map[string]*run // other runs of our own identity
-	advertised netip.Addr      // where memberlist tells the others that we are
+	twins      map[string]*run // runs of other hosts with our identity
+	advertised netip.Addr      // the address that memberlist advertises for this peer
 	start      time.Time
-	joined     bool          // states were exchanged with somebody
-	confirmed  bool          // no other host has our identity
-	sure       chan struct{} // closed once that is so
+	joined     bool          // a push/pull with another peer succeeded
+	confirmed  bool          // it is certain that no other host has our identity
+	sure       chan struct{} // closed once confirmed
 	copySeen   time.Time
 }
 
 func newProof() proof {
-	return proof{doubts: make(chan struct{}, 1), challenges: map[uint64]*run{}, nonce: rand.Uint32(), twins: map[string]*run{}, sure: make(chan struct{})}
+	return proof{wake: make(chan struct{}, 1), challenges: map[uint64]*run{}, nonce: rand.Uint32(), twins: map[string]*run{}, sure: make(chan struct{})}
 }
 
-// prove challenges runs until ctx ends.
+// prove challenges unproven runs until ctx ends.
 func (m *Mesh) prove(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -80,7 +80,7 @@ func (m *Mesh) prove(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-m.proof.doubts:
+		case <-m.proof.wake:
 		case <-timer.C:
 		}
 		now := time.Now()
@@ -90,16 +90,16 @@ func (m *Mesh) prove(ctx context.Context) error {
 	}
 }
 
-// doubt wakes prove.
-func (m *Mesh) doubt() {
+// wakeProver wakes prove.
+func (m *Mesh) wakeProver() {
 	select {
-	case m.proof.doubts <- struct{}{}:
+	case m.proof.wake <- struct{}{}:
 	default:
 	}
 }
 
-// inDoubt lists the runs that have not proved to be alive. The caller holds the lock.
-func (m *Mesh) inDoubt() (out []*run) {
+// unproven lists the runs that have not proved to be alive. The caller holds the lock.
+func (m *Mesh) unproven() (out []*run) {
 	for _, k := range m.peers {
 		for _, r := range k.runs {
 			if !r.proven {
@@ -115,7 +115,7 @@ func (m *Mesh) inDoubt() (out []*run) {
 	return out
 }
 
-// nextProof is when prove is to look again.
+// nextProof returns when prove must look at the runs again.
 func (m *Mesh) nextProof(now time.Time) time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -123,7 +123,7 @@ func (m *Mesh) nextProof(now time.Time) time.Time {
 	if !m.proof.confirmed {
 		next = now.Add(firstProof)
 	}
-	for _, r := range m.inDoubt() {
+	for _, r := range m.unproven() {
 		if r.next.Before(next) {
 			next = r.next
 		}
@@ -131,9 +131,9 @@ func (m *Mesh) nextProof(now time.Time) time.Time {
 	return next
 }
 
-// challengeDue sends the challenges that are due. They travel as packets: one that is lost
-// is sent again. Where two were not answered, every other one travels on a stream: its answer
-// comes back on that also where no packet reaches this host.
+// challengeDue sends the challenges that are due, as packets, which are repeated if lost. After two
+// unanswered packets every other challenge uses a stream. The answer returns on the same stream, so
+// it arrives even if no packet can reach this host.
 func (m *Mesh) challengeDue(ctx context.Context, streams *errgroup.Group, now time.Time) {
 	type letter struct {
 		to     netip.AddrPort
@@ -143,7 +143,7 @@ func (m *Mesh) challengeDue(ctx context.Context, streams *errgroup.Group, now ti
 	var letters []letter
 	m.mu.Lock()
 	payload := encode(challenge{m.name, m.reachedAt()})
-	for _, r := range m.inDoubt() {
+	for _, r := range m.unproven() {
 		if now.Before(r.next) {
 			continue
 		}
@@ -169,19 +169,19 @@ func (m *Mesh) challengeDue(ctx context.Context, streams *errgroup.Group, now ti
 	}
 }
 
-// challengeOn sends a challenge on a stream, and hears the answer.
+// challengeOn sends a challenge on a stream, and waits for the answer.
 func (m *Mesh) challengeOn(ctx context.Context, to netip.AddrPort, msg message) {
 	ctx, end := context.WithTimeout(ctx, streamTimeout)
 	defer end()
 	wait, err := m.ask(ctx, memberlist.Address{Addr: to.String(), Name: msg.Run}, msg)
 	if err != nil {
-		m.cfg.Log.Debug("challenge not sent", "to", to, "err", err)
+		m.cfg.Log.Debug("could not send a challenge", "to", to, "err", err)
 		return
 	}
 	wait()
 }
 
-// reachedAt is where others reach this peer. The caller holds the lock.
+// reachedAt returns the address at which others reach this peer. The caller holds the lock.
 func (m *Mesh) reachedAt() netip.AddrPort {
 	var addr netip.Addr
 	if own := m.peers[m.self].signed.Record; len(own.Underlay) > 0 {
@@ -190,20 +190,20 @@ func (m *Mesh) reachedAt() netip.AddrPort {
 	return netip.AddrPortFrom(addr, uint16(m.cfg.Port))
 }
 
-// sendTo sends a message as one packet, to a run of a peer that is said to be there.
+// sendTo sends a message as one packet to a run of a peer at the given address.
 func (m *Mesh) sendTo(to netip.AddrPort, run string, kind uint, msg message) {
 	node := &memberlist.Node{Name: run, Addr: to.Addr().AsSlice(), Port: to.Port()}
 	if err := m.list.SendBestEffort(node, encode(envelope{Kind: kind, Payload: m.sign(msg)})); err != nil {
-		m.cfg.Log.Debug("packet not sent", "to", to, "err", err)
+		m.cfg.Log.Debug("could not send a packet", "to", to, "err", err)
 	}
 }
 
-// answerChallenge takes a challenge that is for this run, signed, and new. Who sends one is
-// alive itself.
+// answerChallenge answers a challenge that is signed, new and addressed to this run. It also proves
+// that the sender is alive.
 func (m *Mesh) answerChallenge(msg message, s *stream) {
 	c, err := readChallenge(msg.Payload)
 	if err != nil {
-		m.cfg.Log.Debug("challenge ignored", "peer", m.Name(msg.From), "err", err)
+		m.cfg.Log.Debug("ignoring a challenge", "peer", m.Name(msg.From), "err", err)
 		return
 	}
 	answer := message{ID: msg.ID, From: m.self, To: msg.From, IsReply: true}
@@ -223,19 +223,19 @@ func (m *Mesh) answerChallenge(msg message, s *stream) {
 	}
 }
 
-// readChallenge refuses one that cannot be answered.
+// readChallenge decodes a challenge, and refuses one without a usable address for the answer.
 func readChallenge(data []byte) (c challenge, err error) {
 	if err := decoding.Unmarshal(data, &c); err != nil {
 		return c, err
 	}
 	a := c.Addr.Addr()
 	if c.Addr.Port() == 0 || !a.IsValid() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Zone() != "" {
-		return c, fmt.Errorf("an answer cannot go to %v", c.Addr)
+		return c, fmt.Errorf("invalid challenge: no answer can be sent to %v", c.Addr)
 	}
 	return c, nil
 }
 
-// isProof reports whether a signed reply answers a challenge, and takes it.
+// isProof reports whether a signed reply answers a challenge, and marks the run as proven.
 func (m *Mesh) isProof(msg message) bool {
 	m.mu.Lock()
 	r := m.proof.challenges[msg.ID]
@@ -247,7 +247,7 @@ func (m *Mesh) isProof(msg message) bool {
 	return true
 }
 
-// proved notes that a run is alive.
+// proved marks a run as alive.
 func (m *Mesh) proved(r *run, sure bool) {
 	m.mu.Lock()
 	m.forgetChallenges(r)
@@ -263,7 +263,7 @@ func (m *Mesh) proved(r *run, sure bool) {
 	}
 }
 
-// forgetChallenges ends those of a run. The caller holds the lock.
+// forgetChallenges discards the open challenges of a run. The caller holds the lock.
 func (m *Mesh) forgetChallenges(r *run) {
 	for _, id := range r.ids {
 		delete(m.proof.challenges, id)
@@ -271,7 +271,7 @@ func (m *Mesh) forgetChallenges(r *run) {
 	r.ids = nil
 }
 
-// reach looks anew where a peer is reached, after something changed about it.
+// reach updates the run and address at which a peer is reached, after a change to the peer.
 func (m *Mesh) reach(id peer.ID) {
 	m.mu.Lock()
 	k := m.peers[id]
@@ -303,19 +303,19 @@ func (m *Mesh) reach(id peer.ID) {
 	case now != "":
 		m.cfg.Log.Info("peer is reachable", "peer", m.Name(id), "addr", addr)
 	default:
-		m.cfg.Log.Info("peer is not reachable", "peer", m.Name(id))
+		m.cfg.Log.Info("peer is unreachable", "peer", m.Name(id))
 	}
 	m.cfg.Changed()
 }
 
-// latest makes the run that was started last the one that is spoken to: after a crash,
-// others go on telling of the one before for seconds.
+// latest chooses the run that was started last. After a crash, other peers still report the
+// previous run for some seconds.
 func (k *known) latest() {
 	k.node = ""
 	record := k.signed.Record
 	for name, r := range k.runs {
 		if r.addr.Port() == record.Gossip && slices.Contains(record.Underlay, r.addr.Addr()) {
-			r.placed = true // for good: a host that gets another address runs anew for it, in its time
+			r.placed = true // stays true: a host with a new address starts a new run for it
 		}
 		if r.proven && r.placed && name > k.node {
 			k.node, k.addr = name, r.addr.Addr()
@@ -323,7 +323,7 @@ func (k *known) latest() {
 	}
 }
 
-// ownAddr reports whether an address is this host's. The caller holds the lock.
+// ownAddr reports whether an address belongs to this host. The caller holds the lock.
 func (m *Mesh) ownAddr(a netip.Addr) bool {
 	return a == m.proof.advertised || slices.Contains(m.peers[m.self].signed.Record.Underlay, a)
 }

@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// Rejection is somebody who was turned away, for people to see on both sides.
+// Rejection is a host that was refused, for status on both sides.
 type Rejection struct {
-	Addr   string // without the port, so that retries count as one
+	Addr   string // without port, so that retries count together
 	Reason string
 	Count  int
 	Last   time.Time
@@ -23,16 +23,16 @@ type Rejection struct {
 
 const (
 	maxRejections  = 64
-	rejectionLife  = 10 * time.Minute // how long one is shown after the last time
-	rejectionPause = time.Second      // between two lines in the log: anybody can cause them
+	rejectionLife  = 10 * time.Minute // how long a rejection is shown after it last occurred
+	rejectionPause = time.Second      // between two log lines, since any host can cause them
 )
 
-// noKeyFits is memberlist's error for a message under another key, in lower case.
+// noKeyFits is memberlist's error for a message under an unknown key, in lower case.
 const noKeyFits = "no installed keys could decrypt"
 
-const wrongSecret = "wrong secret: it uses another cluster's token or password; compare them, then run `weft reset` on the host that is wrong, and start its agent again"
+const wrongSecret = "wrong secret: it uses another cluster's token or password: compare them, run `weft reset` on the wrong host, and start its agent again"
 
-// Rejections lists who was turned away of late, by address.
+// Rejections lists the hosts that were refused recently, by address.
 func (m *Mesh) Rejections() []Rejection {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -44,8 +44,8 @@ func (m *Mesh) Rejections() []Rejection {
 	return out
 }
 
-// reject counts one, and logs the first of a kind. It is called for what strangers
-// send, from any source address: so it does nothing else.
+// reject counts a rejection, and logs the first one of a kind. Any host can cause it, with any
+// source address, so it does nothing else.
 func (m *Mesh) reject(addr, reason string) {
 	m.mu.Lock()
 	r := m.rejections[addr]
@@ -66,12 +66,12 @@ func (m *Mesh) reject(addr, reason string) {
 	}
 	m.mu.Unlock()
 	if loud {
-		m.cfg.Log.Warn("turned away", "addr", addr, "reason", reason)
+		m.cfg.Log.Warn("refused a host", "addr", addr, "reason", reason)
 	}
 }
 
-// explainJoin says in our words why a join failed. memberlist reports a key that
-// does not fit in the text of its error only.
+// explainJoin translates memberlist's error of a failed join. memberlist reports a wrong key only
+// in the text of its error.
 func explainJoin(a netip.AddrPort, err error) error {
 	text := strings.ToLower(err.Error())
 	switch {
@@ -81,24 +81,24 @@ func explainJoin(a netip.AddrPort, err error) error {
 		_, reason, _ := strings.Cut(err.Error(), "was refused: ")
 		return fmt.Errorf("%v: refused: %s", a, strings.TrimSpace(reason))
 	case strings.Contains(text, "eof"), strings.Contains(text, "connection reset"):
-		return fmt.Errorf("%v: it answered, then hung up: see `weft status` and the log over there", a)
+		return fmt.Errorf("%v: it closed the connection: see `weft status` and the agent's log on that host", a)
 	case strings.Contains(text, "connection refused"):
-		return fmt.Errorf("%v: connection refused: is Weft running there?", a)
+		return fmt.Errorf("%v: connection refused: is Weft running on that host?", a)
 	case strings.Contains(text, "timeout"):
-		return fmt.Errorf("%v: no answer: is the host up, and does a firewall let TCP and UDP %d through?", a, a.Port())
+		return fmt.Errorf("%v: no answer: is the host up, and does its firewall allow TCP and UDP port %d?", a, a.Port())
 	case strings.Contains(text, "network is unreachable"):
-		return fmt.Errorf("%v: this host has no route there: add one (`ip route get %v` shows what is missing), or connect to another address of that host", a, a.Addr())
+		return fmt.Errorf("%v: no route to that network: add one (`ip route get %v` shows what is missing), or connect to another address of that host", a, a.Addr())
 	case strings.Contains(text, "no route to host"):
-		return fmt.Errorf("%v: the way there ends before that host: is it up, is the address right, and does a firewall let TCP and UDP %d through?", a, a.Port())
+		return fmt.Errorf("%v: a router or that host rejects the connection: is the host up, is the address right, and does its firewall allow TCP and UDP port %d?", a, a.Port())
 	}
 	return fmt.Errorf("%v: %s", a, strings.Join(strings.Fields(wrapping.ReplaceAllString(err.Error(), "")), " "))
 }
 
-// wrapping is what memberlist and Go say of a failed join before its cause, on lines of its own.
+// wrapping matches the text that memberlist and Go put before the cause of a failed join.
 var wrapping = regexp.MustCompile(`^(\d+ errors? occurred:\s*\* )?(failed to \w+ \S+: )?(dial tcp \S+: )?(connect: )?`)
 
-// listLogger turns memberlist's log into ours. A sender with another secret shows
-// up nowhere else: memberlist only logs that it could not decrypt.
+// listLogger passes memberlist's log to ours. A sender with another secret is only visible there:
+// memberlist logs that it could not decrypt.
 func (m *Mesh) listLogger() *log.Logger { return log.New(logWriter{m}, "", 0) }
 
 type logWriter struct{ m *Mesh }
@@ -118,7 +118,7 @@ func (w logWriter) Write(line []byte) (int, error) {
 		case strings.Contains(strings.ToLower(text), noKeyFits):
 			w.m.reject(addr, wrongSecret)
 		case strings.Contains(text, "failed to receive"), strings.Contains(text, "Decrypt packet failed"):
-			w.m.reject(addr, "it sent something that is no encrypted gossip: no secret at all, or another program")
+			w.m.reject(addr, "it sent data that is not encrypted gossip: it has no secret, or it is another program")
 		}
 	}
 	w.m.cfg.Log.Debug("memberlist", "msg", text)

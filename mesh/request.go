@@ -14,10 +14,9 @@ import (
 	"weft/mesh/peer"
 )
 
-// message is a request or a reply: signed by the identity of the sender for the
-// receiver, so that the cluster secret alone does not let one speak for another. Its
-// ID is a number of the sender's run, in the high half, and one that counts; so a
-// request is served once (see once), and a reply fits no other.
+// message is a request or a reply. The sender signs it for the receiver, so knowing the cluster
+// secret is not enough to impersonate a peer. The high half of ID identifies the sender's run, the
+// low half counts requests. So a request is served only once, and a reply matches only its request.
 type message struct {
 	ID      uint64  `cbor:"1,keyasint"`
 	From    peer.ID `cbor:"2,keyasint"`
@@ -26,16 +25,16 @@ type message struct {
 	Payload []byte  `cbor:"5,keyasint,omitempty"`
 	Error   string  `cbor:"6,keyasint,omitempty"`
 	IsReply bool    `cbor:"7,keyasint,omitempty"`
-	Run     string  `cbor:"8,keyasint,omitempty"` // of a request: the run of the receiver that it is for
+	Run     string  `cbor:"8,keyasint,omitempty"` // of a request: the receiver's run
 
-	sure bool // the sender is certain that no other host has its identity: it shows its record
+	sure bool // the sender is certain that its identity is unique, since it sent its record
 }
 
 type signedMessage struct {
 	Message   []byte `cbor:"1,keyasint"`
 	Signature []byte `cbor:"2,keyasint"`
-	// Record is the sender's own: gossip may be slower than the first request of a
-	// peer that has just joined.
+	// Record is the sender's record, since gossip may be slower than the first request of a new
+	// peer.
 	Record []byte `cbor:"3,keyasint,omitempty"`
 }
 
@@ -47,22 +46,22 @@ type reply struct {
 
 const messageContext = "weft message v1\x00"
 
-// handlerTimeout bounds how long a request is worked on; the asking side has a
-// deadline of its own.
+// handlerTimeout limits the handling of a request; the requester has its own deadline.
 const handlerTimeout = 10 * time.Second
 
-// ErrUnreachable is Request's error for a peer that gossip does not reach.
-var ErrUnreachable = errors.New("the peer cannot be reached by gossip right now")
+// ErrUnreachable reports a request to a peer that gossip does not reach.
+var ErrUnreachable = errors.New("the peer cannot be reached by gossip at present")
 
-// RefusedError is the answer of a peer that does not do what was asked.
+// RefusedError is the error of a peer that refused a request.
 type RefusedError struct{ Reason string }
 
 func (e *RefusedError) Error() string { return "the peer refused: " + e.Reason }
 
-// Refused tells an answer that says no from none, for who does not know this type.
+// Refused returns the reason. Packages that do not know this type use it to tell refusals from
+// failures.
 func (e *RefusedError) Refused() string { return e.Reason }
 
-// Request asks one peer and waits for its answer.
+// Request sends a request to one peer and waits for its reply.
 func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
 	select {
 	case <-m.proof.sure:
@@ -106,8 +105,8 @@ func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []b
 	}
 }
 
-// nodeFor is where a message goes. A reply does not wait for gossip to say that: who asks
-// has just said so in its record.
+// nodeFor returns the node that a message goes to, or nil. A reply may use the address in the
+// requester's record, which came with the request.
 func (m *Mesh) nodeFor(kind uint, msg message) *memberlist.Node {
 	if !m.running() {
 		return nil
@@ -126,7 +125,7 @@ func (m *Mesh) nodeFor(kind uint, msg message) *memberlist.Node {
 	return node
 }
 
-// sendReply sends an answer on a new stream, to one that does not wait for it on its own.
+// sendReply sends a reply on a new stream, if the request did not come on a waiting stream.
 func (m *Mesh) sendReply(msg message) error {
 	node := m.nodeFor(kindReply, msg)
 	if node == nil {
@@ -146,7 +145,7 @@ func (m *Mesh) sign(msg message) []byte {
 	return encode(signedMessage{data, ed25519.Sign(m.cfg.Identity, append([]byte(messageContext), data...)), record})
 }
 
-// open verifies a message that claims to be for us.
+// open verifies a received message.
 func (m *Mesh) open(data []byte) (message, error) {
 	var s signedMessage
 	var msg message
@@ -156,7 +155,7 @@ func (m *Mesh) open(data []byte) (message, error) {
 	if err := decoding.Unmarshal(s.Message, &msg); err != nil {
 		return msg, err
 	}
-	// A PeerID names its key, so that the key can come with the message.
+	// A PeerID is derived from the public key, so the key can come with the message.
 	var sender ed25519.PublicKey
 	if r, err := peer.Parse(s.Record); err == nil && r.Record.ID() == msg.From {
 		sender, msg.sure = r.Record.Identity, true
@@ -168,31 +167,31 @@ func (m *Mesh) open(data []byte) (message, error) {
 	m.mu.Unlock()
 	switch {
 	case msg.To != m.self:
-		return msg, fmt.Errorf("it is for %v", msg.To)
+		return msg, fmt.Errorf("the message is for peer %v", msg.To)
 	case sender == nil:
-		return msg, fmt.Errorf("%v is not known here", msg.From)
+		return msg, fmt.Errorf("unknown sender %v", msg.From)
 	case !ed25519.Verify(sender, append([]byte(messageContext), s.Message...), s.Signature):
-		return msg, fmt.Errorf("it is not signed by %v", msg.From)
+		return msg, fmt.Errorf("the signature is not that of %v", msg.From)
 	}
 	if s.Record != nil && msg.From != m.self {
 		m.mu.Lock()
-		delete(m.kept.forgotten, msg.From) // it speaks itself
+		delete(m.kept.forgotten, msg.From) // the peer itself is sending again
 		m.mu.Unlock()
 		m.merge(peersName, encode([][]byte{s.Record}))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.peers[msg.From] == nil {
-		return msg, fmt.Errorf("the record of %v was not taken", msg.From)
+		return msg, fmt.Errorf("the record of %v was refused", msg.From)
 	}
 	return msg, nil
 }
 
-// window remembers which requests of one run of one peer were there, by number: of
-// the last 64 each one, and all before them.
+// window is the replay window of one run of one peer. It records each of the last 64 request
+// numbers; all earlier ones count as received.
 type window struct {
 	last uint32
-	seen uint64 // bit n: last - n was there
+	seen uint64 // bit n is set if last - n was received
 	used time.Time
 }
 
@@ -208,21 +207,20 @@ func (w *window) fresh(n uint32) bool {
 	return fresh
 }
 
-// maxRuns bounds the windows that one peer can make us hold: two for each of its runs, one of
-// which is of its challenges.
+// maxRuns bounds the replay windows per peer. Each run of a peer has two, one for its challenges.
 const maxRuns = 256
 
-var errRepeated = errors.New("it was here before, or is for an earlier run of this agent")
+var errRepeated = errors.New("repeated request, or one for an earlier run of this agent")
 
-// forgetOldest makes room for the window of another run. What could be served again then was
-// asked more than a hundred runs ago, and every request may be repeated.
+// forgetOldest makes room for the window of another run. A replay then becomes possible only for
+// requests of a run more than a hundred runs ago, and repeating any request does no harm.
 func (k *known) forgetOldest() {
 	oldest := slices.MinFunc(slices.Collect(maps.Keys(k.asked)), func(a, b uint32) int { return k.asked[a].used.Compare(k.asked[b].used) })
 	delete(k.asked, oldest)
 }
 
-// once refuses a request that was here before. Who listens on the underlay can send
-// the same bytes again, without the secret and as often as he likes.
+// once refuses a replayed request. A host that captures packets on the underlay can replay them
+// without the secret, any number of times.
 func (m *Mesh) once(msg message) error {
 	if msg.Run != m.name {
 		return errRepeated
@@ -248,8 +246,8 @@ func (m *Mesh) once(msg message) error {
 	return nil
 }
 
-// serve answers a request, on a goroutine of its own: a handler may itself ask. The stream
-// that the request came on ends with it; it is nil where nobody waits on that.
+// serve answers a request, on its own goroutine since a handler may send requests too. s is the
+// stream of the request, which ends with it, or nil if the reply does not use one.
 func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
 	end := func() {
 		if s != nil {
@@ -261,7 +259,7 @@ func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
 		err = m.once(msg)
 	}
 	if err != nil || msg.IsReply {
-		m.cfg.Log.Debug("request ignored", "peer", m.Name(msg.From), "err", err)
+		m.cfg.Log.Debug("ignoring a request", "peer", m.Name(msg.From), "err", err)
 		end()
 		return
 	}
@@ -273,7 +271,7 @@ func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
 	h, ok := m.handlers[msg.Kind]
 	if !ok {
 		h = func(context.Context, peer.ID, []byte) ([]byte, error) {
-			return nil, fmt.Errorf("this version of Weft does not know %q", msg.Kind)
+			return nil, fmt.Errorf("this version of Weft does not know %q", msg.Kind) // part of the protocol: older peers know these words
 		}
 	}
 	go func() {
@@ -289,16 +287,16 @@ func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
 			return
 		}
 		if err := m.sendReply(answer); err != nil {
-			m.cfg.Log.Info("reply not sent", "peer", m.Name(msg.From), "err", err)
+			m.cfg.Log.Info("could not send a reply", "peer", m.Name(msg.From), "err", err)
 		}
 	}()
 }
 
-// deliver gives a reply to whoever waits for it.
+// deliver passes a reply to the request that waits for it.
 func (m *Mesh) deliver(data []byte) {
 	msg, err := m.open(data)
 	if err != nil || !msg.IsReply {
-		m.cfg.Log.Debug("reply ignored", "peer", m.Name(msg.From), "err", err)
+		m.cfg.Log.Debug("ignoring a reply", "peer", m.Name(msg.From), "err", err)
 		return
 	}
 	if m.isProof(msg) {
@@ -313,6 +311,6 @@ func (m *Mesh) deliver(data []byte) {
 	}
 	select {
 	case waiting <- r:
-	default: // nobody waits any more, or it came twice
+	default: // the request has ended, or the reply is a duplicate
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// runOf is a run as memberlist tells of it; nil if that cannot be read.
+// runOf converts memberlist's node to a run; nil if name or address are invalid.
 func runOf(n *memberlist.Node) *run {
 	id, ok := idOfNode(n.Name)
 	addr, valid := netip.AddrFromSlice(n.Addr)
@@ -19,8 +19,8 @@ func runOf(n *memberlist.Node) *run {
 	return &run{id: id, name: n.Name, addr: netip.AddrPortFrom(addr.Unmap(), n.Port)}
 }
 
-// believe notes that memberlist tells of a run.
-func (m *Mesh) believe(n *memberlist.Node) {
+// runJoined handles a run that memberlist reports as alive.
+func (m *Mesh) runJoined(n *memberlist.Node) {
 	r := runOf(n)
 	if r == nil || n.Name == m.name {
 		return
@@ -28,15 +28,15 @@ func (m *Mesh) believe(n *memberlist.Node) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if r.id == m.self {
-		if !m.ownAddr(r.addr.Addr()) { // else a run of ours that has ended
+		if !m.ownAddr(r.addr.Addr()) { // otherwise it is an earlier run of this host
 			m.note(m.proof.twins, r)
 		}
 		return
 	}
 	k := m.peers[r.id]
-	if k == nil { // its record is on the way
+	if k == nil { // its record has not arrived yet
 		if len(m.peers) >= maxPeers {
-			return // its record makes room, see keep
+			return // keep makes room when its record arrives
 		}
 		k = &known{heard: time.Now()}
 		m.peers[r.id] = k
@@ -44,17 +44,17 @@ func (m *Mesh) believe(n *memberlist.Node) {
 	m.noteOf(k, r)
 }
 
-// noteOf notes a run of another peer. The caller holds the lock.
+// noteOf adds a run of another peer. The caller holds the lock.
 func (m *Mesh) noteOf(k *known, r *run) {
 	if k.runs == nil {
 		k.runs = map[string]*run{}
 	}
-	k.retry = backoff{next: time.Now().Add(firstRetry)} // it is about to prove itself
+	k.retry = backoff{next: time.Now().Add(firstRetry)} // it will be challenged first
 	m.note(k.runs, r)
 }
 
-// note adds a run to others of its peer. Where there are too many, the one goes that owes
-// an answer to most challenges: every member can tell of more. The caller holds the lock.
+// note adds a run to those of its peer. Any member can report runs, so if there are too many, the
+// one with most unanswered challenges is dropped. The caller holds the lock.
 func (m *Mesh) note(runs map[string]*run, r *run) {
 	runs[r.name] = r
 	if len(runs) > maxRunsHeard {
@@ -67,11 +67,11 @@ func (m *Mesh) note(runs map[string]*run, r *run) {
 		m.forgetChallenges(worst)
 		delete(runs, worst.name)
 	}
-	m.doubt()
+	m.wakeProver()
 }
 
-// disbelieve notes that memberlist says of a run that it has ended.
-func (m *Mesh) disbelieve(name string) {
+// runLeft handles a run that memberlist reports as ended.
+func (m *Mesh) runLeft(name string) {
 	id, ok := idOfNode(name)
 	if !ok {
 		return
@@ -92,7 +92,7 @@ func (m *Mesh) disbelieve(name string) {
 	}
 }
 
-// forgetNameless drops a peer of which nothing is left: no run, and no record.
+// forgetNameless drops a peer without run and record.
 func (m *Mesh) forgetNameless(id peer.ID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

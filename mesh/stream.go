@@ -11,8 +11,8 @@ import (
 	"sync"
 )
 
-// The form of memberlist's messages on a stream: a type; where that says that it is sealed,
-// a length of four bytes; a version, a nonce and the sealed text.
+// The format of memberlist's messages on a stream: a type byte; if it says "encrypted", a length of
+// four bytes; then version, nonce and ciphertext.
 const (
 	streamHeader = 5
 	streamSealed = 10
@@ -23,25 +23,26 @@ type chunk [chunkSize]byte
 
 var chunks = sync.Pool{New: func() any { return new(chunk) }}
 
-// stream is a connection of which memberlist reads one message, once that is proven.
+// stream is a connection from which memberlist reads one message, once that is verified.
 type stream struct {
 	net.Conn
-	door   *door
-	source netip.Addr
+	admission *admission
+	source    netip.Addr
 
-	done bool  // whether the message was read and checked
-	err  error // why there is none
-	size int   // of the message
-	read int   // of that, how much memberlist has
+	done bool  // whether the message was read and verified
+	err  error // why there is no valid message
+	size int   // bytes of the message received so far
+	read int   // bytes that memberlist has read
 
-	asked []byte // what the message says, if it is not for memberlist
+	asked []byte // content of the message, if it is a request or reply
 
-	// Guarded by the door's lock, but for the stream's own reads of chunks.
+	// Guarded by the admission's lock, except the stream's own reads of chunks.
 	chunks []*chunk
-	gone   error // why the door ended it
+	gone   error // the error, if the stream was evicted
 }
 
-// Read gives memberlist the message, and nothing after it: a stream carries one each way.
+// Read returns the message to memberlist, and nothing after it: a stream carries one in each
+// direction.
 func (s *stream) Read(b []byte) (int, error) {
 	if err := s.prove(); err != nil {
 		return 0, err
@@ -52,44 +53,43 @@ func (s *stream) Read(b []byte) (int, error) {
 	i, from := s.read/chunkSize, s.read%chunkSize
 	n := copy(b, s.chunks[i][from:min(chunkSize, s.size-i*chunkSize)])
 	if s.read += n; s.read == s.size {
-		s.door.release(s)
+		s.admission.release(s)
 	}
 	return n, nil
 }
 
-// Close gives back what the stream holds.
+// Close releases the memory of the stream and closes it.
 func (s *stream) Close() error {
-	s.door.release(s)
+	s.admission.release(s)
 	return s.Conn.Close()
 }
 
 var errTooLong = fmt.Errorf("a message of more than %d MiB", maxStream>>20)
 
-// prove reads the message, the first time that it is called, and verifies it.
+// prove reads and verifies the message, on the first call.
 func (s *stream) prove() error {
 	if s.done {
 		return s.err
 	}
 	s.done = true
 	err := s.receive()
-	if err == nil && !s.door.verify(s) {
+	if err == nil && !s.admission.verify(s) {
 		s.shorten()
 	}
-	if gone := s.door.leave(s); gone != nil {
+	if gone := s.admission.leave(s); gone != nil {
 		err = gone
 	}
 	if err != nil {
 		s.report(err)
-		s.door.release(s)
+		s.admission.release(s)
 	}
 	s.err = err
 	return err
 }
 
-// receive reads the message. Where it is not sealed its first byte is enough: memberlist
-// refuses it by that.
+// receive reads the message. An unencrypted one is refused by its first byte, so no more is read.
 func (s *stream) receive() error {
-	if err := s.door.enter(s); err != nil {
+	if err := s.admission.enter(s); err != nil {
 		return err
 	}
 	if err := s.fill(1); err != nil || s.chunks[0][0] != streamSealed {
@@ -105,11 +105,11 @@ func (s *stream) receive() error {
 	return s.fill(streamHeader + int(length))
 }
 
-// fill reads until there are size bytes of the message.
+// fill reads until size bytes of the message have arrived.
 func (s *stream) fill(size int) error {
 	for s.size < size {
 		if s.size == len(s.chunks)*chunkSize {
-			if err := s.door.grow(s); err != nil {
+			if err := s.admission.grow(s); err != nil {
 				return err
 			}
 		}
@@ -122,8 +122,8 @@ func (s *stream) fill(size int) error {
 	return nil
 }
 
-// shorten leaves so much of a message that does not verify that memberlist refuses it, and
-// tells the sender.
+// shorten truncates a message that does not verify. memberlist then refuses it and tells the
+// sender.
 func (s *stream) shorten() {
 	if s.chunks[0][0] != streamSealed {
 		return
@@ -132,8 +132,8 @@ func (s *stream) shorten() {
 	binary.BigEndian.PutUint32(s.chunks[0][1:], uint32(s.size-streamHeader))
 }
 
-// report tells people of a stream that was turned away. One that ends before it says
-// anything is a probe of a port.
+// report reports a refused stream in status. One that ends without sending anything is a port
+// probe.
 func (s *stream) report(err error) {
 	peer := s.RemoteAddr().String()
 	if host, _, e := net.SplitHostPort(peer); e == nil {
@@ -144,8 +144,8 @@ func (s *stream) report(err error) {
 	}
 	switch {
 	case errors.Is(err, errCrowded), errors.Is(err, errTooLong):
-		s.door.refuse(peer, "it sent "+err.Error()+": no host of this mesh does so; find the program that does")
+		s.admission.refuse(peer, "it sent "+err.Error()+": it is not a host of this mesh: find the program that does this")
 	case errors.Is(err, os.ErrDeadlineExceeded) && s.size > 0:
-		s.door.refuse(peer, fmt.Sprintf("its message was not complete after %v: the network is slow, or it is another program", streamTimeout))
+		s.admission.refuse(peer, fmt.Sprintf("its message was incomplete after %v: the network is slow, or it is another program", streamTimeout))
 	}
 }

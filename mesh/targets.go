@@ -18,15 +18,15 @@ import (
 	"weft/mesh/peer"
 )
 
-// target is a host that the operator told us to join.
+// target is a host that the operator configured to join.
 type target struct {
 	retry     backoff
 	err       error
 	connected bool
 }
 
-// backoff is when to try again: at once, then ever more rarely, with some spread
-// so that peers do not call in step.
+// backoff computes the time of the next attempt. The delay doubles, and is randomized so that peers
+// do not try in step.
 type backoff struct {
 	delay time.Duration
 	next  time.Time
@@ -51,7 +51,7 @@ type Target struct {
 	Err       error // of the last attempt, while not connected
 }
 
-// Targets lists the targets by name.
+// Targets lists all targets, sorted by name.
 func (m *Mesh) Targets() []Target {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -63,7 +63,7 @@ func (m *Mesh) Targets() []Target {
 	return out
 }
 
-// Connect adds targets, or replaces all of them.
+// Connect adds targets, or replaces all targets.
 func (m *Mesh) Connect(hosts []string, replace bool) error {
 	for _, h := range hosts {
 		if err := CheckTarget(h); err != nil {
@@ -82,7 +82,7 @@ func (m *Mesh) Connect(hosts []string, replace bool) error {
 	})
 }
 
-// Forget drops targets. Peers that are connected stay so.
+// Forget removes targets. Established connections to their peers stay.
 func (m *Mesh) Forget(hosts []string) error {
 	return m.changeTargets(func() {
 		for _, h := range hosts {
@@ -98,48 +98,48 @@ func (m *Mesh) changeTargets(change func()) error {
 	err := m.cfg.Store.SaveTargets(slices.Sorted(maps.Keys(m.targets)))
 	if err != nil {
 		m.targets = before
-		err = fmt.Errorf("mesh: keep targets: %w", err)
+		err = fmt.Errorf("mesh: store targets: %w", err)
 	}
 	m.mu.Unlock()
 	m.cfg.Changed()
 	return err
 }
 
-// CheckTarget refuses what cannot be a host to join.
+// CheckTarget returns an error if s cannot be a host to join.
 func CheckTarget(s string) error {
-	host, port := s, "1" // any that can be
+	host, port := s, "1" // any valid port
 	if h, p, err := net.SplitHostPort(s); err == nil {
 		host, port = h, p
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || n == 0 || host == "" || strings.ContainsAny(host, " \t\n/@%[],") || strings.HasPrefix(host, "-") {
-		return fmt.Errorf("target %q: want HOST or HOST:PORT, such as 192.0.2.1, node1.example or [2001:db8::1]:6783", s)
+		return fmt.Errorf("target %q: want HOST or HOST:PORT, for example 192.0.2.1, node1.example or [2001:db8::1]:6783", s)
 	}
 	addr, err := netip.ParseAddr(host)
 	switch {
 	case err != nil && looksLikeAddress(host):
-		return fmt.Errorf("target %q: %s is no IP address, and no name of a host either: want one such as 192.0.2.1, node1.example or 2001:db8::1", s, host)
+		return fmt.Errorf("target %q: %s is neither an IP address nor a host name: use one, for example 192.0.2.1, node1.example or 2001:db8::1", s, host)
 	case err == nil && (addr.IsUnspecified() || addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255})):
-		return fmt.Errorf("target %q: that is no address of one host", s)
+		return fmt.Errorf("target %q: this is not the address of a single host: use a unicast address", s)
 	}
 	return nil
 }
 
-// looksLikeAddress reports whether a word can only have been meant as an address: it has a
-// colon, or its last label is a number, as no top-level domain's is (RFC 3696, section 2).
+// looksLikeAddress reports whether a string can only be meant as an address. It has a colon, or its
+// last label is numeric, which no top-level domain is (RFC 3696, section 2).
 func looksLikeAddress(host string) bool {
 	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
 	return strings.Contains(host, ":") || strings.Trim(labels[len(labels)-1], "0123456789") == ""
 }
 
-// rejoin keeps joining, for ever and with backoff, every target and every known
-// peer that gossip does not reach: memberlist does not heal a long partition. Strangers are
-// called apart from them: however many there are, nobody else waits for them.
-func (m *Mesh) rejoin(ctx context.Context, strangers bool) error {
+// rejoin joins all targets and all known peers that gossip does not reach, for ever and with
+// backoff, because memberlist does not heal a long partition. Unproven peers are joined by a call
+// of their own, so that any number of them cannot delay the others.
+func (m *Mesh) rejoin(ctx context.Context, unproven bool) error {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		due := m.due(ctx, time.Now(), strangers)
+		due := m.due(ctx, time.Now(), unproven)
 		group := errgroup.Group{}
 		group.SetLimit(8)
 		for _, try := range due {
@@ -154,19 +154,19 @@ func (m *Mesh) rejoin(ctx context.Context, strangers bool) error {
 	}
 }
 
-// due lists the attempts to make now.
-func (m *Mesh) due(ctx context.Context, now time.Time, strangers bool) []func() {
+// due returns the join attempts to make now.
+func (m *Mesh) due(ctx context.Context, now time.Time, unproven bool) []func() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []func()
 	for host, t := range m.targets {
-		if !strangers && t.retry.due(now) {
+		if !unproven && t.retry.due(now) {
 			out = append(out, func() { m.joinTarget(ctx, host, t) })
 		}
 	}
 	for id, k := range m.peers {
 		r := k.signed.Record
-		if id == m.self || k.node != "" || !k.hasRecord() || r.State == peer.Left || !k.retry.due(now) || m.strange(id, k) != strangers {
+		if id == m.self || k.node != "" || !k.hasRecord() || r.State == peer.Left || !k.retry.due(now) || m.unprovenPeer(id, k) != unproven {
 			continue
 		}
 		turn := k.turn
@@ -175,12 +175,12 @@ func (m *Mesh) due(ctx context.Context, now time.Time, strangers bool) []func() 
 	return out
 }
 
-// strange reports whether a peer is known by its record alone, which a member can have made
-// up: it owns nothing, and did not prove to be alive, in this run or the last. The caller
-// holds the lock.
-func (m *Mesh) strange(id peer.ID, k *known) bool { return !k.met && !k.saved && !m.owns(id) }
+// unprovenPeer reports whether a peer is unproven: it is known only by a record, which any member can
+// invent. It owns nothing, and never proved to be alive in this run or the last. The caller holds
+// the lock.
+func (m *Mesh) unprovenPeer(id peer.ID, k *known) bool { return !k.met && !k.saved && !m.owns(id) }
 
-// joinTarget resolves a target and joins it, unless a peer at that address is here already.
+// joinTarget resolves a target and joins it, unless a reachable peer has that address.
 func (m *Mesh) joinTarget(ctx context.Context, host string, t *target) {
 	addrs, err := resolve(ctx, host, m.cfg.Port)
 	connected := false
@@ -194,14 +194,14 @@ func (m *Mesh) joinTarget(ctx context.Context, host string, t *target) {
 	defer m.mu.Unlock()
 	t.connected, t.err = connected, err
 	if connected {
-		t.retry = backoff{next: time.Now().Add(firstRetry)} // look again whether it is still here
+		t.retry = backoff{next: time.Now().Add(firstRetry)} // check again later whether it is still connected
 	} else {
 		t.retry.failed(time.Now())
 	}
 }
 
-// joinPeer joins a peer that was here once. Another peer may answer at one of its addresses,
-// which moved there or was never its own: each time another one is the first.
+// joinPeer joins a known peer. Another peer may answer at one of its addresses, so each attempt
+// starts with another address.
 func (m *Mesh) joinPeer(ctx context.Context, r peer.Record, k *known, turn int) {
 	var addrs []netip.AddrPort
 	for i := range r.Underlay {
@@ -214,8 +214,8 @@ func (m *Mesh) joinPeer(ctx context.Context, r peer.Record, k *known, turn int) 
 	k.retry.failed(time.Now())
 }
 
-// join tries addresses until one answers. An attempt that is under way cannot be
-// broken off, but when the agent stops no other one follows.
+// join tries addresses until one answers. A running attempt cannot be cancelled, but no other one
+// starts after ctx has ended.
 func (m *Mesh) join(ctx context.Context, addrs []netip.AddrPort) (bool, error) {
 	var err error
 	for _, a := range addrs {
@@ -232,7 +232,7 @@ func (m *Mesh) join(ctx context.Context, addrs []netip.AddrPort) (bool, error) {
 	return false, err
 }
 
-// here reports whether gossip reaches a peer at that address, or it is our own.
+// here reports whether an address belongs to this host or to a reachable peer.
 func (m *Mesh) here(a netip.Addr) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -259,7 +259,7 @@ func resolve(ctx context.Context, host string, port int) ([]netip.AddrPort, erro
 				why = "no DNS server answers"
 			}
 		}
-		return nil, fmt.Errorf("no address is known of %s (%s): look at /etc/resolv.conf, or give the address", host, why)
+		return nil, fmt.Errorf("cannot resolve %s (%s): check /etc/resolv.conf, or give an IP address", host, why)
 	}
 	var out []netip.AddrPort
 	for _, ip := range ips {

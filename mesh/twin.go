@@ -10,14 +10,14 @@ import (
 	"weft/mesh/peer"
 )
 
-// ErrTwin says that this host's identity is another host's too.
-var ErrTwin = errors.New("this host has the identity of another one, which was there first: a disk was copied. Run `weft reset --force` on the copy, and launch it again")
+// ErrTwin reports that another host has this host's identity.
+var ErrTwin = errors.New("this host has the identity of another host, which was here first: its disk was copied: run `weft reset --force` on the copy, and launch it again")
 
-const twin = "it speaks with this host's identity: was its disk copied from here, or this one's from there? The one that came later stops by itself; run `weft reset --force` on the copy"
+const twin = "it has the same identity as this host: one of the disks is a copy of the other: the agent that started later stops; run `weft reset --force` on the copy"
 
-// meetTwin ends this run if it is the one that came later of two hosts with one identity:
-// the one that is not confirmed yet, or else the one that was started last by its own clock,
-// which may be wrong. The other one tells the mesh.
+// meetTwin handles another host with our identity. The host that joined later ends its run: the one
+// that is not confirmed, or, if both or neither are, the one that started last by its own clock,
+// which may be wrong. The other host announces the copy.
 func (m *Mesh) meetTwin(r *run) {
 	addr := r.addr.Addr()
 	m.reject(addr.String(), twin)
@@ -38,26 +38,26 @@ func (m *Mesh) meetTwin(r *run) {
 	m.proof.copySeen = time.Now()
 	m.mu.Unlock()
 	if err := m.Update(func(r *peer.Record) { r.Copy = addr }); err != nil {
-		m.cfg.Log.Warn("cannot tell the mesh of the copy", "addr", addr, "err", err)
+		m.cfg.Log.Warn("cannot announce the host with a copied identity", "addr", addr, "err", err)
 	}
 }
 
-// What a peer that comes back waits for before it speaks and before WireGuard has its key:
-// until somebody it has joined tells of no other host with its identity.
+// A returning peer waits before it sends anything and before WireGuard gets its key, until a peer
+// that it joined reports no other host with its identity.
 const (
-	confirmWait = 10 * time.Second // with nobody to ask, it goes on
-	confirmAsks = 3                // a run at another address that does not answer so often is over
+	confirmWait = 10 * time.Second // without any peer to ask, it continues after this time
+	confirmAsks = 3                // a run at another address has ended if it leaves this many challenges unanswered
 )
 
-// noteJoined notes that we know of all members that somebody else knows of.
+// noteJoined notes that a push/pull delivered all members that another peer knows.
 func (m *Mesh) noteJoined() {
 	m.mu.Lock()
 	m.proof.joined = true
 	m.mu.Unlock()
-	m.doubt()
+	m.wakeProver()
 }
 
-// confirm notes that this peer's identity is its own, once that is clear.
+// confirm marks this peer's identity as unique, once that is certain.
 func (m *Mesh) confirm(now time.Time) {
 	m.mu.Lock()
 	asking := false
@@ -75,12 +75,12 @@ func (m *Mesh) confirm(now time.Time) {
 	}
 	if stale {
 		if err := m.Update(func(r *peer.Record) { r.Copy = netip.Addr{} }); err != nil {
-			m.cfg.Log.Warn("cannot take back what was said of a copy", "err", err)
+			m.cfg.Log.Warn("cannot withdraw the announcement of a copied identity", "err", err)
 		}
 	}
 }
 
-// exchange gives all that this peer kept to itself to another one, who passes it on.
+// exchange sends the states that this peer held back to another peer, which passes them on.
 func (m *Mesh) exchange(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -95,7 +95,7 @@ func (m *Mesh) exchange(ctx context.Context) error {
 	return nil
 }
 
-// Confirmed reports whether it is clear that no other host has this one's identity.
+// Confirmed reports whether it is certain that no other host has this host's identity.
 func (m *Mesh) Confirmed() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

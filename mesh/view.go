@@ -12,31 +12,32 @@ import (
 	"weft/mesh/peer"
 )
 
-// Peer is what is known of one peer, this one included.
+// Peer is the state of one peer, which can be this one.
 type Peer struct {
 	Record    peer.Record
-	Reachable bool       // gossip reaches it right now
-	Addr      netip.Addr // where
-	Since     time.Time  // since when that is so; zero if never since our start
-	Met       bool       // it proved to be alive, since our start
-	Mute      bool       // it answers by TCP, and again and again not by UDP
-	// Losses is how often gossip lost it lately, see Lately, and Runs how many runs of it were lost so.
+	Reachable bool       // whether gossip reaches it at present
+	Addr      netip.Addr // the address at which gossip reaches it
+	Since     time.Time  // when Reachable last changed; zero if never since our start
+	Met       bool       // whether it proved to be alive since our start
+	Mute      bool       // it answers probes by TCP, but repeatedly not by UDP
+	// Losses is how often gossip lost the peer within Lately, and Runs how many of its runs were
+	// lost.
 	Losses, Runs int
 }
 
-// Lately is for how long a loss counts.
+// Lately is how long a loss counts.
 const Lately = 10 * time.Minute
 
-// loss is one time that gossip lost a peer.
+// loss is one event in which gossip lost a peer.
 type loss struct {
 	at  time.Time
 	run string
 }
 
-// maxLosses bounds those that are remembered of one peer.
+// maxLosses bounds the stored losses per peer.
 const maxLosses = 16
 
-// lose notes that gossip lost a run. The caller holds the lock.
+// lose records the loss of a run. The caller holds the lock.
 func (k *known) lose(run string, now time.Time) {
 	if len(k.losses) >= maxLosses {
 		k.losses = k.losses[1:]
@@ -44,7 +45,7 @@ func (k *known) lose(run string, now time.Time) {
 	k.losses = append(k.losses, loss{now, run})
 }
 
-// lost counts the losses, and the runs, of late. The caller holds the lock.
+// lost returns the recent losses, and the number of runs among them. The caller holds the lock.
 func (k *known) lost(now time.Time) (losses, runs int) {
 	of := map[string]bool{}
 	for _, l := range k.losses {
@@ -56,12 +57,12 @@ func (k *known) lost(now time.Time) (losses, runs int) {
 	return losses, len(of)
 }
 
-// Peers lists all peers, in the order of their ids.
+// Peers lists all peers, sorted by id.
 func (m *Mesh) Peers() []Peer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out, now := make([]Peer, 0, len(m.peers)), time.Now()
-	round := time.Duration(len(m.peers)) * time.Second // in which each is probed about once
+	round := time.Duration(len(m.peers)) * time.Second // the time in which each peer is probed about once
 	for _, id := range slices.SortedFunc(maps.Keys(m.peers), func(a, b peer.ID) int { return slices.Compare(a[:], b[:]) }) {
 		k := m.peers[id]
 		p := Peer{Record: k.signed.Record, Reachable: k.node != "" || id == m.self, Addr: m.addrOf(k), Since: k.since, Met: k.met, Mute: k.mute.lasts(now, round)}
@@ -71,16 +72,16 @@ func (m *Mesh) Peers() []Peer {
 	return out
 }
 
-// addrOf is where gossip reaches a peer. The caller holds the lock.
+// addrOf returns the address at which gossip reaches a peer. The caller holds the lock.
 func (m *Mesh) addrOf(k *known) netip.Addr {
 	at := netip.AddrPortFrom(k.addr, k.signed.Record.Gossip)
-	if way, err := netip.ParseAddrPort(m.ways.to(memberlist.Address{Addr: at.String(), Name: k.node})); err == nil && k.addr.IsValid() {
+	if way, err := netip.ParseAddrPort(m.dialer.to(memberlist.Address{Addr: at.String(), Name: k.node})); err == nil && k.addr.IsValid() {
 		return way.Addr()
 	}
 	return k.addr
 }
 
-// recorded are the addresses in the record of the peer that a run is of.
+// recorded returns the addresses in the record of a run's peer.
 func (m *Mesh) recorded(run string) (out []string) {
 	id, ok := idOfNode(run)
 	if !ok {
@@ -104,7 +105,7 @@ func (m *Mesh) Reachable(id peer.ID) bool {
 	return k != nil && k.node != ""
 }
 
-// Knows reports whether a record of a peer is here.
+// Knows reports whether a peer's record is known.
 func (m *Mesh) Knows(id peer.ID) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -112,8 +113,8 @@ func (m *Mesh) Knows(id peer.ID) bool {
 	return k != nil && k.hasRecord()
 }
 
-// Others lists all other peers that are known, reachable or not, but for those that have
-// left and those of another ring.
+// Others lists all other known peers, reachable or not, without those that have left or belong to
+// another ring.
 func (m *Mesh) Others() []peer.ID {
 	ring := m.Own().Ring
 	var out []peer.ID
@@ -127,7 +128,8 @@ func (m *Mesh) Others() []peer.ID {
 	return out
 }
 
-// Stopped reports whether a peer said that its agent was stopped; its containers run on.
+// Stopped reports whether a peer announced that its agent was stopped; its containers may still
+// run.
 func (m *Mesh) Stopped(id peer.ID) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -135,7 +137,7 @@ func (m *Mesh) Stopped(id peer.ID) bool {
 	return k != nil && k.node == "" && k.signed.Record.State == peer.Stopped
 }
 
-// Name is what people call a peer: its id, and its nickname where that is known.
+// Name returns a peer's name for messages: its id, and its nickname if known.
 func (m *Mesh) Name(id peer.ID) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()

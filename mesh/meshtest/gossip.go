@@ -11,49 +11,48 @@ import (
 	"weft/mesh/peer"
 )
 
-// Gossip is a network for the simulation of whole clusters, at the level of what a
-// mesh promises its users: states spread, some of them late, twice or never; full
-// states are exchanged at random; who answers is noticed late, and who does not, later
-// still. It has none of memberlist's packets, so that an hour of a cluster takes a
-// moment.
+// Gossip simulates the network of a whole cluster at the level of what a mesh promises its users.
+// Deltas spread, some late, twice or never; full states are exchanged at random; a change of
+// reachability is noticed after a while. It has none of memberlist's packets, so that an hour of a
+// cluster takes little time.
 //
-// It is made for testing/synctest. The fate of each message follows from the seed, its
-// sender, its receiver and how many there were before it, and no two things happen in
-// the same nanosecond, so that a seed tells the same story again.
+// It is made for testing/synctest, and deterministic. What happens to a message depends only on the
+// seed, its sender and receiver, and the number of messages before it. No two events happen in the
+// same nanosecond.
 //
-// Its methods may be called at any time. It calls replicas and handlers with no lock held.
+// It is safe for concurrent use, and calls replicas and handlers without holding a lock.
 type Gossip struct {
-	mu      sync.Mutex
-	seed    uint64
-	weather Weather
-	nodes   []*Node // all runs that ever started, by number
-	peers   map[peer.ID][]*Node
-	epochs  []epoch
-	counts  map[stream]uint64
-	busy    map[int64]bool // instants at which something happens
-	closed  bool
+	mu         sync.Mutex
+	seed       uint64
+	conditions Conditions
+	nodes      []*Node // all runs that ever started, by their number
+	peers      map[peer.ID][]*Node
+	epochs     []epoch
+	counts     map[stream]uint64
+	busy       map[int64]bool // instants at which an event is scheduled
+	closed     bool
 }
 
-// Weather is how bad the network is.
-type Weather struct {
-	Loss      float64       // share of deltas that are lost; of requests and full states, half of it
-	Duplicate float64       // share of deltas that come twice
-	Delay     time.Duration // the longest; most messages are much faster
+// Conditions are network conditions: loss, duplication and delay.
+type Conditions struct {
+	Loss      float64       // share of lost deltas; for requests and full states, half of it
+	Duplicate float64       // share of duplicated deltas
+	Delay     time.Duration // the longest delay; most messages are much faster
 }
 
-// Replica is one replicated state, as mesh.Replica. It is said again here because the mesh's
-// own tests import this package.
+// Replica is mesh.Replica. It is declared here again because the mesh's own tests import this
+// package.
 type Replica interface {
 	Name() string
 	Full() []byte
 	Merge(data []byte) (news []byte, err error)
 }
 
-// Handler answers a request, as mesh.Handler.
+// Handler is mesh.Handler.
 type Handler = func(ctx context.Context, from peer.ID, payload []byte) ([]byte, error)
 
-// epoch is a time in which the network did not change: the side that each run was on, by
-// its number; down for those that did not run.
+// epoch is a period in which the network did not change. side is the partition of each run, by its
+// number, or down.
 type epoch struct {
 	at   time.Time
 	side []int
@@ -61,45 +60,45 @@ type epoch struct {
 
 const down = -1
 
-// stream is what messages are counted in. Each kind has its own, so that the order in
-// which goroutines of one instant send does not matter.
+// stream identifies a sequence of messages. Each kind of message has its own, so that the order of
+// goroutines that send at the same instant does not matter.
 type stream struct {
 	from, to int
 	kind     string
 }
 
-// How slowly things are noticed, as with memberlist's defaults for a LAN.
+// How late changes are noticed, similar to memberlist's defaults for a LAN.
 const (
-	joinLag   = 2 * time.Second  // that a peer answers
-	failLag   = 6 * time.Second  // that it does not any more, but for
-	leastFail = time.Second      // at least
-	twinLag   = time.Second      // that another has our identity
-	pullEvery = 12 * time.Second // between a peer's exchanges of full states, about
-	serveFor  = 10 * time.Second // how long a request is worked on
-	someNodes = 3                // how many a peer tells what it heard
+	joinLag   = 2 * time.Second  // until a peer counts as reachable
+	failLag   = 6 * time.Second  // until it counts as unreachable, at most
+	leastFail = time.Second      // the same, at least
+	twinLag   = time.Second      // until another run with the same identity is noticed
+	pullEvery = 12 * time.Second // between two push/pulls of a peer, about
+	serveFor  = 10 * time.Second // the time limit of a request's handler
+	someNodes = 3                // the number of peers to which news are passed on
 )
 
-// NewGossip makes a network without nodes, in fine weather.
+// NewGossip returns a network without nodes, loss or long delays.
 func NewGossip(seed uint64) *Gossip {
-	return &Gossip{seed: seed, weather: Weather{Delay: 10 * time.Millisecond}, peers: map[peer.ID][]*Node{}, counts: map[stream]uint64{}, busy: map[int64]bool{}}
+	return &Gossip{seed: seed, conditions: Conditions{Delay: 10 * time.Millisecond}, peers: map[peer.ID][]*Node{}, counts: map[stream]uint64{}, busy: map[int64]bool{}}
 }
 
-// SetWeather changes how messages fare from now on.
-func (g *Gossip) SetWeather(w Weather) {
+// SetConditions changes the network conditions for messages sent from now on.
+func (g *Gossip) SetConditions(w Conditions) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.weather = w
+	g.conditions = w
 }
 
-// Close ends all exchange, so that the bubble can end.
+// Close ends all exchange, so that the synctest bubble can end.
 func (g *Gossip) Close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
 }
 
-// Partition puts every running node on a side; only those on one side reach each other.
-// Nodes that start later are on side 0 unless they are moved.
+// Partition assigns every running node to a side. Only nodes on the same side reach each other.
+// Nodes that start later choose their side.
 func (g *Gossip) Partition(side func(*Node) int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -112,8 +111,8 @@ func (g *Gossip) Partition(side func(*Node) int) {
 // Heal ends all partitions.
 func (g *Gossip) Heal() { g.Partition(func(*Node) int { return 0 }) }
 
-// changed begins an epoch, and sees to what comes of it: those who meet anew exchange
-// their states, and of twins who meet one ends.
+// changed starts an epoch, and schedules its consequences: nodes that newly reach each other
+// exchange their states, and of two runs with one identity the later one is told.
 func (g *Gossip) changed() {
 	e := epoch{time.Now(), make([]int, len(g.nodes))}
 	for i, n := range g.nodes {
@@ -156,10 +155,10 @@ func (g *Gossip) together(e int, a, b *Node) bool {
 	return a.run != down && b.run != down && a.run < len(side) && b.run < len(side) && side[a.run] != down && side[a.run] == side[b.run]
 }
 
-// linked is together, now.
+// linked reports whether two nodes reach each other now.
 func (g *Gossip) linked(a, b *Node) bool { return g.together(len(g.epochs)-1, a, b) }
 
-// sees reports whether a believes that it reaches b: changes are noticed late.
+// sees reports whether b counts as reachable for a. Changes are noticed late.
 func (g *Gossip) sees(a, b *Node) bool {
 	now := time.Now()
 	for e, epoch := range slices.Backward(g.epochs) {
@@ -178,9 +177,9 @@ func (g *Gossip) sees(a, b *Node) bool {
 	return false
 }
 
-// mix is a number that looks random and depends on all of its arguments.
+// mix returns a pseudo-random hash of all its arguments.
 func mix(parts ...uint64) (h uint64) {
-	for _, p := range parts { // SplitMix64, over the sum so far
+	for _, p := range parts { // SplitMix64 over the sum so far
 		h += p + 0x9e3779b97f4a7c15
 		h = (h ^ h>>30) * 0xbf58476d1ce4e5b9
 		h = (h ^ h>>27) * 0x94d049bb133111eb
@@ -189,8 +188,7 @@ func mix(parts ...uint64) (h uint64) {
 	return h
 }
 
-// notice ends the later one of two that have one identity, if they still meet. The mesh
-// itself leaves it to people which of them; a simulation needs a rule.
+// notice tells the later of two runs with the same identity, if they still reach each other.
 func (g *Gossip) notice(a, b *Node) {
 	g.mu.Lock()
 	twins := g.linked(a, b) && !g.closed
@@ -200,7 +198,7 @@ func (g *Gossip) notice(a, b *Node) {
 	}
 }
 
-// dice is the randomness of the next event of a stream.
+// dice returns the random source for the next event of a stream.
 func (g *Gossip) dice(kind string, from, to *Node) *rand.Rand {
 	s := stream{from.run, to.run, kind}
 	g.counts[s]++
@@ -211,8 +209,8 @@ func (g *Gossip) dice(kind string, from, to *Node) *rand.Rand {
 	return rand.New(rand.NewPCG(g.seed, h))
 }
 
-// after calls f within a time, at an instant of its own. The caller holds the lock; f
-// is called without.
+// after calls f within a duration, at an instant with no other event. The caller holds the lock; f
+// is called without it.
 func (g *Gossip) after(r *rand.Rand, within time.Duration, f func()) {
 	now := time.Now()
 	at := now.UnixNano() + 1 + r.Int64N(int64(within))
@@ -231,25 +229,25 @@ func (g *Gossip) after(r *rand.Rand, within time.Duration, f func()) {
 	})
 }
 
-// delay draws how long a message takes at most: mostly a twentieth of the longest.
+// delay draws the longest delay of a message: usually a twentieth of the configured one.
 func (g *Gossip) delay(r *rand.Rand) time.Duration {
-	longest := max(g.weather.Delay, time.Millisecond)
+	longest := max(g.conditions.Delay, time.Millisecond)
 	if r.IntN(8) > 0 {
 		return max(longest/20, time.Millisecond)
 	}
 	return longest
 }
 
-// send carries a message over, if it arrives at all. What is under way when its sender
-// ends still arrives; what meets a partition does not.
+// send delivers a message, unless it is lost. It still arrives if its sender stops meanwhile, but
+// not across a partition.
 func (g *Gossip) send(kind string, from, to *Node, deliver func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r := g.dice(kind, from, to)
-	loss, copies := g.weather.Loss/2, 1
+	loss, copies := g.conditions.Loss/2, 1
 	if kind == kindDelta {
 		loss *= 2
-		if r.Float64() < g.weather.Duplicate {
+		if r.Float64() < g.conditions.Duplicate {
 			copies = 2
 		}
 	}
@@ -264,7 +262,7 @@ func (g *Gossip) send(kind string, from, to *Node, deliver func()) {
 			g.mu.Lock()
 			arrives := to.up && to.side == from.side
 			if arrives {
-				to.known.hear(from.id, Word{from.run, Running})
+				to.known.hear(from.id, Status{from.run, Running})
 			}
 			g.mu.Unlock()
 			if arrives {
@@ -282,7 +280,7 @@ const (
 	kindReply   = "reply"
 )
 
-// exchange is a push and a pull of full states between two nodes.
+// exchange is one push/pull of full states between two nodes.
 func (g *Gossip) exchange(a, b *Node) {
 	push := func(from, to *Node, then func()) {
 		states := from.full()
@@ -302,7 +300,7 @@ func (g *Gossip) exchange(a, b *Node) {
 	push(a, b, func() { push(b, a, func() {}) })
 }
 
-// around are the nodes that n tells things: it reaches them, and knows. The caller holds the lock.
+// around returns the nodes that n reaches and that count as reachable. The caller holds the lock.
 func (g *Gossip) around(n *Node) []*Node {
 	var out []*Node
 	for _, o := range g.nodes {
@@ -313,10 +311,11 @@ func (g *Gossip) around(n *Node) []*Node {
 	return out
 }
 
-// ErrUnreachable says that no run of a peer answers, as far as the asker knows.
-var ErrUnreachable = errors.New("the peer cannot be reached by gossip right now")
+// ErrUnreachable reports that no run of a peer counts as reachable.
+var ErrUnreachable = errors.New("the peer cannot be reached by gossip at present")
 
-// find is the run of a peer that a message from n goes to: one of them, if there are twins.
+// find returns the run of a peer that a message from n goes to, or nil. Of two with the same
+// identity it chooses one at random.
 func (g *Gossip) find(n *Node, id peer.ID) *Node {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -329,7 +328,7 @@ func (g *Gossip) find(n *Node, id peer.ID) *Node {
 	if len(runs) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(runs, func(a, b *Node) int { // one that answers, if there is one
+	slices.SortStableFunc(runs, func(a, b *Node) int { // prefer one that answers
 		if x, y := g.linked(n, a), g.linked(n, b); x == y {
 			return 0
 		} else if x {

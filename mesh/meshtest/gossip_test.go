@@ -14,7 +14,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// words is a replica: the words that were said.
+// words is a replica whose state is the set of all words received.
 type words struct {
 	mu   sync.Mutex
 	said map[string]bool
@@ -62,12 +62,12 @@ func cluster(g *Gossip, n int, twin func()) (nodes []*Node, states []*words) {
 	return nodes, states
 }
 
-// What is said spreads in spite of loss, and over a partition once it has healed.
+// Deltas spread in spite of loss, and across a partition after it has healed.
 func TestGossipSpreads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := NewGossip(1)
 		defer g.Close()
-		g.SetWeather(Weather{Loss: 0.3, Duplicate: 0.3, Delay: time.Second})
+		g.SetConditions(Conditions{Loss: 0.3, Duplicate: 0.3, Delay: time.Second})
 		nodes, states := cluster(g, 8, nil)
 		heard := func(want string) (n int) {
 			for _, s := range states {
@@ -84,26 +84,27 @@ func TestGossipSpreads(t *testing.T) {
 		say(0, "a")
 		time.Sleep(time.Minute)
 		if n := heard("a"); n != 8 {
-			t.Errorf("%d of 8 have heard", n)
+			t.Errorf("%d of 8 nodes have the word", n)
 		}
 		g.Partition(func(n *Node) int { return int(n.id[0]) % 2 })
 		say(0, "b")
 		time.Sleep(time.Minute)
 		if n := heard("ab"); n != 4 {
-			t.Errorf("%d have heard over a partition of 4 and 4", n)
+			t.Errorf("%d nodes have the word during the partition, want 4", n)
 		}
 		if nodes[0].Reachable(nodes[1].id) || !nodes[0].Reachable(nodes[2].id) || len(nodes[0].Others()) != 7 {
-			t.Error("the partition is not noticed, or peers are forgotten")
+			t.Error("reachability ignores the partition, or peers are missing")
 		}
 		g.Heal()
 		time.Sleep(time.Minute)
 		if n := heard("ab"); n != 8 {
-			t.Errorf("%d of 8 have heard after it healed", n)
+			t.Errorf("%d of 8 nodes have the word after the partition", n)
 		}
 	})
 }
 
-// Requests are answered, refused, or time out; who stopped is noticed late, and its word counts.
+// Requests are answered, refused or time out. A stopped peer counts as unreachable after a while,
+// and its announced state is kept.
 func TestGossipRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := NewGossip(1)
@@ -112,44 +113,44 @@ func TestGossipRequests(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		if got, err := nodes[0].Request(ctx, nodes[1].id, "echo", []byte{7}); err != nil || !bytes.Equal(got, []byte{7, 1}) {
-			t.Errorf("got %v, %v", got, err)
+			t.Errorf("echo returned %v, %v", got, err)
 		}
 		if _, err := nodes[0].Request(ctx, nodes[1].id, "echo", nil); !errors.Is(err, refused("nothing to say")) {
-			t.Errorf("refused: %v", err)
+			t.Errorf("refused request: got %v", err)
 		}
-		nodes[1].Say(Stopped)
+		nodes[1].Announce(Stopped)
 		nodes[1].Stop()
 		if !nodes[0].Reachable(nodes[1].id) {
-			t.Error("a stop is noticed at once")
+			t.Error("a stopped node counts as unreachable at once")
 		}
 		if _, err := nodes[0].Request(ctx, nodes[1].id, "echo", []byte{7}); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("not noticed yet: %v", err)
+			t.Errorf("before the stop is noticed: got %v, want DeadlineExceeded", err)
 		}
 		if _, err := nodes[0].Request(t.Context(), nodes[1].id, "echo", []byte{7}); !errors.Is(err, ErrUnreachable) || !nodes[0].Stopped(nodes[1].id) {
-			t.Errorf("noticed: %v", err)
+			t.Errorf("after the stop is noticed: got %v, want ErrUnreachable", err)
 		}
 	})
 }
 
-// Of two runs of one peer, the later one is told once they meet.
+// Of two runs of one peer, the later one is told when they reach each other.
 func TestGossipTwins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := NewGossip(1)
 		defer g.Close()
 		told := 0
-		nodes, _ := cluster(g, 1, func() { t.Error("the wrong one") })
+		nodes, _ := cluster(g, 1, func() { t.Error("the earlier run was told") })
 		twin := g.Node(nodes[0].id, nodes[0].Known())
 		twin.Start(1, NodeConfig{Twin: func() { told++; twin.Stop() }})
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if told != 0 {
-			t.Error("they have not met")
+			t.Error("the run was told although they do not reach each other")
 		}
 		g.Heal()
 		time.Sleep(TwinLag)
 		synctest.Wait()
 		if told != 1 {
-			t.Errorf("told %d times", told)
+			t.Errorf("the later run was told %d times, want once", told)
 		}
 	})
 }

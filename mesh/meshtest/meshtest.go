@@ -1,7 +1,7 @@
-// Package meshtest is a network for simulation: memberlist's transport in memory,
-// with loss, delay and partitions, made for testing/synctest. A packet that finds
-// its receiver's queue full is dropped, as a real one would be: a transport that
-// waits deadlocks once a member has stopped.
+// Package meshtest simulates networks for tests with testing/synctest. Network is memberlist's
+// transport in memory, with loss, delay and partitions; Gossip simulates a whole cluster. Both are
+// safe for concurrent use. A packet for a full queue is dropped, as in a real network: a transport
+// that blocks would deadlock once a member has stopped.
 package meshtest
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// Network connects transports. Its methods may be called at any time.
+// Network connects transports. It is safe for concurrent use.
 type Network struct {
 	mu    sync.Mutex
 	nodes map[string]*Transport
@@ -30,10 +30,10 @@ type Network struct {
 	walls map[netip.Addr]wall
 }
 
-// wall is what does not come in to a host.
+// wall says what a host does not receive.
 type wall struct{ streams, packets bool }
 
-// New makes a network that loses nothing. The seed decides which packets are lost.
+// New returns a network without loss. The seed decides which packets will be lost.
 func New(seed uint64) *Network {
 	return &Network{
 		nodes: map[string]*Transport{}, conns: map[*conn]bool{}, walls: map[netip.Addr]wall{},
@@ -41,21 +41,21 @@ func New(seed uint64) *Network {
 	}
 }
 
-// SetLoss makes the network lose a share of packets, 0 to 1. Streams lose nothing.
+// SetLoss sets the share of packets that are lost, from 0 to 1. Streams lose nothing.
 func (n *Network) SetLoss(share float64) { n.locked(func() { n.loss = share }) }
 
-// SetDelay makes every packet take up to twice d.
+// SetDelay makes every packet take up to 2*d.
 func (n *Network) SetDelay(d time.Duration) { n.locked(func() { n.delay = d }) }
 
-// Hang makes a dial over a cut wait in vain for its whole time, as a real one does.
-func (n *Network) Hang() { n.locked(func() { n.hang = true }) }
+// HangDials makes dials across a partition block until their timeout, as in a real network.
+func (n *Network) HangDials() { n.locked(func() { n.hang = true }) }
 
-// Tap has every packet that arrives noted. What is noted can be sent again with Send.
+// Tap sets a function that gets a copy of every packet. Send can replay it.
 func (n *Network) Tap(note func(to netip.AddrPort, p *memberlist.Packet)) {
 	n.locked(func() { n.tap = note })
 }
 
-// Send brings a packet to a host, whoever it is from.
+// Send delivers a packet to a host, whatever its sender.
 func (n *Network) Send(to netip.AddrPort, p *memberlist.Packet) {
 	n.locked(func() {
 		t := n.nodes[to.String()]
@@ -69,7 +69,7 @@ func (n *Network) Send(to netip.AddrPort, p *memberlist.Packet) {
 	})
 }
 
-// Partition cuts every pair of addresses for which cut holds, also streams that are open.
+// Partition cuts every pair of addresses for which cut returns true, including open streams.
 func (n *Network) Partition(cut func(a, b netip.Addr) bool) {
 	n.locked(func() {
 		n.cut = cut
@@ -84,12 +84,12 @@ func (n *Network) Partition(cut func(a, b netip.Addr) bool) {
 // Heal ends all partitions.
 func (n *Network) Heal() { n.Partition(func(netip.Addr, netip.Addr) bool { return false }) }
 
-// Wall puts a host behind a firewall: nobody opens a stream to it, and those that it opens
-// itself work both ways. Packets pass.
-func (n *Network) Wall(a netip.Addr) { n.locked(func() { n.walls[a] = wall{streams: true} }) }
+// Firewall puts a host behind a firewall: other hosts cannot open streams to it. Streams that it opens
+// work in both directions, and packets pass.
+func (n *Network) Firewall(a netip.Addr) { n.locked(func() { n.walls[a] = wall{streams: true} }) }
 
-// NAT puts a host behind NAT: nothing reaches it where it says that it is, and streams that it
-// opens itself work both ways.
+// NAT puts a host behind NAT: nothing reaches its advertised address. Streams that it opens work in
+// both directions.
 func (n *Network) NAT(a netip.Addr) {
 	n.locked(func() { n.walls[a] = wall{streams: true, packets: true} })
 }
@@ -100,19 +100,19 @@ func (n *Network) locked(f func()) {
 	f()
 }
 
-// Join makes the transport of one host.
+// Join returns the transport of a new host.
 func (n *Network) Join(addr netip.AddrPort) *Transport {
 	t := &Transport{net: n, addr: addr, packets: make(chan *memberlist.Packet, 256), streams: make(chan net.Conn, backlog)}
 	n.locked(func() { n.nodes[addr.String()] = t })
 	return t
 }
 
-// Also gives a host another address.
-func (n *Network) Also(t *Transport, addr netip.AddrPort) {
+// AddAddress gives a host another address.
+func (n *Network) AddAddress(t *Transport, addr netip.AddrPort) {
 	n.locked(func() { n.nodes[addr.String()] = t })
 }
 
-// route finds who listens at an address, unless the way there is cut.
+// route returns the transport at an address, unless a partition lies in between.
 func (n *Network) route(from netip.AddrPort, to string) (*Transport, error) {
 	t := n.nodes[to]
 	if t == nil {
@@ -124,10 +124,10 @@ func (n *Network) route(from netip.AddrPort, to string) (*Transport, error) {
 	return t, nil
 }
 
-// backlog is how many streams wait for a host to take them, as the kernel has it (net.core.somaxconn).
+// backlog is how many streams wait to be accepted, as net.core.somaxconn in the kernel.
 const backlog = 4096
 
-// Transport is one host's end; it implements memberlist.Transport.
+// Transport is one host's end of the network. It implements memberlist.Transport.
 type Transport struct {
 	net     *Network
 	addr    netip.AddrPort
@@ -135,12 +135,12 @@ type Transport struct {
 	streams chan net.Conn
 }
 
-// FinalAdvertiseAddr is the address of the host, whatever was configured.
+// FinalAdvertiseAddr returns the address of the host, whatever was configured.
 func (t *Transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
 	return t.addr.Addr().AsSlice(), int(t.addr.Port()), nil
 }
 
-// WriteTo sends a packet; one that is lost on the way is no error.
+// WriteTo sends a packet. A lost packet is no error.
 func (t *Transport) WriteTo(b []byte, addr string) (time.Time, error) {
 	now := time.Now()
 	p := &memberlist.Packet{Buf: append([]byte(nil), b...), From: net.UDPAddrFromAddrPort(t.addr), Timestamp: now}
@@ -166,10 +166,10 @@ func (t *Transport) WriteTo(b []byte, addr string) (time.Time, error) {
 	return now, nil
 }
 
-// PacketCh is where packets arrive.
+// PacketCh returns the channel of received packets.
 func (t *Transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 
-// StreamCh is where connections arrive.
+// StreamCh returns the channel of accepted streams.
 func (t *Transport) StreamCh() <-chan net.Conn { return t.streams }
 
 var errCut = errors.New("i/o timeout")
@@ -212,7 +212,7 @@ func (t *Transport) dial(addr string) (net.Conn, error) {
 	return ours, err
 }
 
-// Shutdown takes the host off the network.
+// Shutdown removes the host from the network.
 func (t *Transport) Shutdown() error {
 	t.net.locked(func() {
 		if t.net.nodes[t.addr.String()] == t {

@@ -12,26 +12,27 @@ import (
 	"weft/mesh/peer"
 )
 
-// Known is whom a peer heard of in its life, and their last word, as its disk keeps it.
-type Known map[peer.ID]Word
+// Known is what a peer knows of all peers, as stored on its disk: the last Status of each.
+type Known map[peer.ID]Status
 
-// Word is what a peer says of itself. That of a later run counts, and in one run, the later word.
-type Word struct {
+// Status is the state that a peer announced. A later run replaces an earlier one; within one run, a
+// later state replaces an earlier one.
+type Status struct {
 	Run   int
 	State State
 }
 
-// State is a peer's own, in the order in which one run says it.
+// State is the state of a run, in the order in which it can change.
 type State int
 
-// States.
+// States of a run.
 const (
 	Running State = iota
-	Stopped       // its agent ended in order, and comes back
-	Left          // for ever
+	Stopped       // the agent was stopped, and may start again
+	Left          // the peer left the mesh for good
 )
 
-func (k Known) hear(id peer.ID, w Word) {
+func (k Known) hear(id peer.ID, w Status) {
 	if old, ok := k[id]; !ok || w.Run > old.Run || w.Run == old.Run && w.State > old.State {
 		k[id] = w
 	}
@@ -45,45 +46,45 @@ func (k Known) union(o Known) {
 
 func (k Known) clone() Known { return maps.Clone(k) }
 
-// Node is one run of one peer on a Gossip.
+// Node is one run of one peer on a Gossip network.
 type Node struct {
 	g     *Gossip
 	id    peer.ID
-	run   int // its number; down before its start
+	run   int // its number; down before it has started
 	side  int
 	up    bool
 	known Known
 	cfg   NodeConfig
 }
 
-// NodeConfig is what a node carries.
+// NodeConfig configures a Node.
 type NodeConfig struct {
 	Replicas []Replica
 	Handlers map[string]Handler
-	// Twin is called once a run of the same peer that started earlier is noticed: this one has to stop.
+	// Twin is called when an earlier run of the same peer is noticed: this run must stop.
 	Twin func()
 }
 
-// Node makes a node that is not on the network yet.
+// Node returns a node that is not on the network yet.
 func (g *Gossip) Node(id peer.ID, known Known) *Node {
 	n := &Node{g: g, id: id, run: down, known: Known{}}
 	n.known.union(known)
 	return n
 }
 
-// Start puts the node on the network, on a side of its partition.
+// Start puts the node on the network, on one side of a partition.
 func (n *Node) Start(side int, cfg NodeConfig) {
 	n.g.mu.Lock()
 	defer n.g.mu.Unlock()
 	n.cfg, n.side, n.up, n.run = cfg, side, true, len(n.g.nodes)
-	n.known.hear(n.id, Word{n.run, Running})
+	n.known.hear(n.id, Status{n.run, Running})
 	n.g.nodes = append(n.g.nodes, n)
 	n.g.peers[n.id] = append(n.g.peers[n.id], n)
 	n.g.changed()
 	n.pull()
 }
 
-// Stop takes the node off the network, without a word.
+// Stop removes the node from the network without an announcement.
 func (n *Node) Stop() {
 	n.g.mu.Lock()
 	defer n.g.mu.Unlock()
@@ -93,9 +94,9 @@ func (n *Node) Stop() {
 	}
 }
 
-// Say tells the others how this run ends. Stop comes next.
-func (n *Node) Say(last State) {
-	word := Word{n.run, last}
+// Announce sends the final state of this run to the others. Call Stop next.
+func (n *Node) Announce(last State) {
+	word := Status{n.run, last}
 	n.g.mu.Lock()
 	n.known.hear(n.id, word)
 	around := n.g.around(n)
@@ -109,14 +110,14 @@ func (n *Node) Say(last State) {
 	}
 }
 
-// Known is whom the node heard of.
+// Known returns what the node knows of all peers.
 func (n *Node) Known() Known {
 	n.g.mu.Lock()
 	defer n.g.mu.Unlock()
 	return n.known.clone()
 }
 
-// pull exchanges states with a random node, now and then. The caller holds the lock.
+// pull exchanges full states with a random node from time to time. The caller holds the lock.
 func (n *Node) pull() {
 	r := n.g.dice("pull", n, n)
 	n.g.after(r, pullEvery, func() {
@@ -133,7 +134,7 @@ func (n *Node) pull() {
 	})
 }
 
-// Broadcast passes a delta on to all nodes that can be reached.
+// Broadcast sends a delta to all reachable nodes.
 func (n *Node) Broadcast(replica string, delta []byte) { n.tell(replica, delta, false) }
 
 func (n *Node) tell(replica string, delta []byte, some bool) {
@@ -153,7 +154,7 @@ func (n *Node) tell(replica string, delta []byte, some bool) {
 	}
 }
 
-// merge gives a state to its replica, and passes on what was news.
+// merge passes a state to its replica, and sends the news to other nodes.
 func (n *Node) merge(replica string, data []byte) {
 	for _, r := range n.cfg.Replicas {
 		if r.Name() != replica {
@@ -179,7 +180,8 @@ func (n *Node) full() (out []state) {
 	return out
 }
 
-// Request asks one peer and waits for its answer. What is lost is waited for until ctx ends.
+// Request sends a request to one peer and waits for its reply. If either is lost, it waits until
+// ctx ends.
 func (n *Node) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
 	o := n.g.find(n, to)
 	if o == nil {
@@ -210,28 +212,28 @@ func (n *Node) serve(ctx context.Context, from peer.ID, kind string, payload []b
 		return nil, errors.New("unknown request")
 	}
 	data, err := h(ctx, from, payload)
-	if err != nil { // only its text travels
+	if err != nil { // only the text is sent
 		err = refused(err.Error())
 	}
 	return data, err
 }
 
-// refused is the answer of a peer that does not do what was asked.
+// refused is the error of a peer that refused a request.
 type refused string
 
 func (r refused) Error() string   { return "the peer refused: " + string(r) }
 func (r refused) Refused() string { return string(r) }
 
-// Reachable reports whether the node believes that it reaches a peer.
+// Reachable reports whether a peer counts as reachable for the node.
 func (n *Node) Reachable(id peer.ID) bool { return n.g.find(n, id) != nil }
 
-// Others lists all other peers that the node heard of and that did not leave.
+// Others lists all other peers that the node knows and that have not left.
 func (n *Node) Others() []peer.ID {
 	n.g.mu.Lock()
 	defer n.g.mu.Unlock()
 	for _, o := range n.g.nodes {
 		if n.g.sees(n, o) {
-			n.known.hear(o.id, Word{o.run, Running})
+			n.known.hear(o.id, Status{o.run, Running})
 		}
 	}
 	var out []peer.ID
@@ -244,15 +246,15 @@ func (n *Node) Others() []peer.ID {
 	return out
 }
 
-// Stopped reports whether the last word of a peer was that its agent was stopped.
+// Stopped reports whether a peer announced that its agent was stopped.
 func (n *Node) Stopped(id peer.ID) bool {
 	n.g.mu.Lock()
 	defer n.g.mu.Unlock()
 	return n.known[id].State == Stopped
 }
 
-// Name is what people call a peer: as much of its id as tells them apart.
+// Name returns the start of a peer's id, which is enough to tell peers apart.
 func (n *Node) Name(id peer.ID) string { return id.String()[:4] }
 
-// TwinLag is how long two runs of one peer that meet go on both.
+// TwinLag is how long two runs of one peer that reach each other both continue.
 const TwinLag = twinLag + time.Millisecond

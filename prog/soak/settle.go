@@ -29,7 +29,7 @@ const settleWithin = 3 * time.Minute
 // settle makes all well again, and checks that it is.
 func (w *world) settle() {
 	w.note("all is well again")
-	w.net.SetWeather(meshtest.Weather{Delay: 100 * time.Millisecond})
+	w.net.SetConditions(meshtest.Conditions{Delay: 100 * time.Millisecond})
 	w.heal()
 	w.locked(func() {
 		for _, h := range w.hosts {

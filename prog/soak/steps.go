@@ -206,7 +206,7 @@ func (w *world) crash() {
 	}
 	goodbye := w.rand.IntN(2) == 0
 	if goodbye {
-		r.Say(meshtest.Stopped)
+		r.Announce(meshtest.Stopped)
 	}
 	w.note("%v crashes (goodbye: %v)", r, goodbye)
 	w.stop(r)
@@ -384,9 +384,9 @@ func (w *world) leave() {
 }
 
 // left ends a host that has left, and checks that it leaves nothing that is its own. In
-// bad weather a grant can come so late that nobody waits for it.
+// bad conditions a grant can come so late that nobody waits for it.
 func (w *world) left(r *run, heir peer.ID) {
-	r.Say(meshtest.Left)
+	r.Announce(meshtest.Left)
 	if !w.stop(r) {
 		return
 	}

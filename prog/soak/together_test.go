@@ -135,7 +135,7 @@ func endAll(voters []*voter) {
 func TestAHostBehindNATTakesOneGift(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := meshtest.New(1)
-		net.Hang()
+		net.HangDials()
 		net.NAT(voterAddr(3).Addr())
 		founder := newHost(t, net, 1, &voter{}, nil, func(c *ipam.Config) {
 			r := ring.Found(ring.ID{1}, [16]byte{1}, simulated, c.Self)

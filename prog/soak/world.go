@@ -31,16 +31,16 @@ import (
 
 // shape is what a seed makes of a cluster before anything happens.
 type shape struct {
-	universe slot.Universe
-	excluded []netip.Prefix
-	rest     time.Duration
-	hosts    int
-	voters   int // how many of them found the ring together; 0: the first does it alone
-	apart    bool
-	calm     bool // a good network, and nobody uses force: no excuses at all
-	rounds   int  // of trouble, each of which ends well
-	steps    int  // in a round
-	weather  meshtest.Weather
+	universe   slot.Universe
+	excluded   []netip.Prefix
+	rest       time.Duration
+	hosts      int
+	voters     int // how many of them found the ring together; 0: the first does it alone
+	apart      bool
+	calm       bool // a good network, and nobody uses force: no excuses at all
+	rounds     int  // of trouble, each of which ends well
+	steps      int  // in a round
+	conditions meshtest.Conditions
 }
 
 // draw makes clusters small, and their universes smaller, so that there is never enough
@@ -55,7 +55,7 @@ func draw(r *rand.Rand) shape {
 		hosts:  3 + r.IntN(6),
 		rounds: 1 + r.IntN(2),
 		steps:  20 + r.IntN(40),
-		weather: meshtest.Weather{
+		conditions: meshtest.Conditions{
 			Loss:      []float64{0, 0.05, 0.3}[r.IntN(3)],
 			Duplicate: []float64{0, 0.2}[r.IntN(2)],
 			Delay:     []time.Duration{20 * time.Millisecond, 300 * time.Millisecond, 2 * time.Second}[r.IntN(3)],
@@ -73,7 +73,7 @@ func draw(r *rand.Rand) shape {
 		s.apart = r.IntN(2) == 0
 	}
 	if r.IntN(6) == 0 {
-		s.calm, s.apart, s.weather = true, false, meshtest.Weather{Delay: 20 * time.Millisecond}
+		s.calm, s.apart, s.conditions = true, false, meshtest.Conditions{Delay: 20 * time.Millisecond}
 	}
 	if r.IntN(3) == 0 {
 		s.excluded = []netip.Prefix{netip.PrefixFrom(s.universe.Addr4(slot.Slot(16*r.IntN(4))), 28)}
@@ -126,10 +126,10 @@ func Run(seed uint64, print func(line string)) error {
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	defer w.end()
 	w.note("%d hosts, %d voters (apart: %v), %v without %v, rest %v, calm: %v, %+v",
-		w.shape.hosts, w.voters, w.apart, w.universe.V4, w.excluded, w.rest, w.calm, w.weather)
+		w.shape.hosts, w.voters, w.apart, w.universe.V4, w.excluded, w.rest, w.calm, w.conditions)
 	w.founding()
 	for range w.rounds {
-		w.net.SetWeather(w.weather)
+		w.net.SetConditions(w.conditions)
 		for range w.steps {
 			w.step()
 			if !w.pause() {
@@ -222,7 +222,7 @@ func (w *world) newID() (id peer.ID) {
 
 // founding starts the cluster.
 func (w *world) founding() {
-	w.net.SetWeather(w.weather)
+	w.net.SetConditions(w.conditions)
 	for i := range w.shape.hosts {
 		h := w.add()
 		h.voter, h.founder = i < w.voters, w.voters == 0 && i == 0

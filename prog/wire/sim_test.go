@@ -382,14 +382,14 @@ func TestOtherProtocolsAreRefusedByTheirVersion(t *testing.T) {
 		hello []byte
 		want  string
 	}{
-		"next":           {within(data["mesh/hello"], 1, func([]byte) []byte { return encode(2) }), "it speaks version 2 of the protocol, this peer version 1: upgrade the older one"},
-		"next, and more": {withFields(within(data["mesh/hello"], 1, func([]byte) []byte { return encode(2) })), "it speaks version 2 of the protocol"},
-		"next, all new":  {encode(map[int]any{1: 3, 2: "a cluster has a name now", 3: []any{1, 2}}), "it speaks version 3 of the protocol"},
-		"no version":     {encode(map[int]any{2: [16]byte{1}}), "it speaks version 0 of the protocol"},
+		"next":           {within(data["mesh/hello"], 1, func([]byte) []byte { return encode(2) }), "it uses protocol version 2, this peer version 1: upgrade the older one"},
+		"next, and more": {withFields(within(data["mesh/hello"], 1, func([]byte) []byte { return encode(2) })), "it uses protocol version 2"},
+		"next, all new":  {encode(map[int]any{1: 3, 2: "a cluster has a name now", 3: []any{1, 2}}), "it uses protocol version 3"},
+		"no version":     {encode(map[int]any{2: [16]byte{1}}), "it uses protocol version 0"},
 		"another universe": {within(data["mesh/hello"], 3, func([]byte) []byte {
 			return must(decode[map[uint64]cbor.RawMessage](encode(v1Ring{V4: otherUniverse})))[3]
 		}), "--ipalloc-range"},
-		"no greeting": {[]byte("hello"), "its greeting cannot be read"},
+		"no greeting": {[]byte("hello"), "its greeting is unreadable"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := readHello(t, c.hello)

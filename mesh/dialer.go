@@ -9,22 +9,22 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// ways are how runs of other peers are reached: memberlist knows one address of each, the one
-// that it advertises, and its record has all. A stream tries one after the other; where another
-// one answers, packets go there too, until it does not answer. It is safe for concurrent use.
-type ways struct {
-	// others are the addresses in the record of the peer that a run is of, as HOST:PORT.
+// dialer finds the address at which a run of a peer is reached. memberlist knows only the address
+// that the peer advertises; the peer's record has all. A stream tries one after the other. If
+// another one answers, packets use it too, until it stops answering. It is safe for concurrent use.
+type dialer struct {
+	// others returns the addresses in the record of a run's peer, as HOST:PORT.
 	others func(run string) []string
 
 	mu    sync.Mutex
-	found map[string]string // by run: the address that answered instead of the advertised one
+	found map[string]string // by run: the address that answered in place of the advertised one
 }
 
-// headStart is how long an address is tried alone (RFC 8305, section 5).
+// headStart is the delay before the next address is tried in parallel (RFC 8305, section 5).
 const headStart = 200 * time.Millisecond
 
-// to is where packets for a run go.
-func (w *ways) to(a memberlist.Address) string {
+// to returns the address for packets to a run.
+func (w *dialer) to(a memberlist.Address) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if found := w.found[a.Name]; found != "" {
@@ -33,15 +33,15 @@ func (w *ways) to(a memberlist.Address) string {
 	return a.Addr
 }
 
-// forget drops what was found of a run that has ended.
-func (w *ways) forget(run string) {
+// forget drops the address of a run that has ended.
+func (w *dialer) forget(run string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.found, run)
 }
 
-// note remembers which address answered.
-func (w *ways) note(a memberlist.Address, answered string) {
+// note stores the address that answered.
+func (w *dialer) note(a memberlist.Address, answered string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if answered == a.Addr {
@@ -54,9 +54,9 @@ func (w *ways) note(a memberlist.Address, answered string) {
 	w.found[a.Name] = answered
 }
 
-// all are the addresses to try, in their order: that which answered last, the advertised one,
-// and the others of the record.
-func (w *ways) all(a memberlist.Address) []string {
+// all returns the addresses to try, in order: the one that answered last, the advertised one, and
+// the others of the record.
+func (w *dialer) all(a memberlist.Address) []string {
 	list := []string{w.to(a), a.Addr}
 	if a.Name != "" {
 		list = append(list, w.others(a.Name)...)
@@ -70,9 +70,9 @@ func (w *ways) all(a memberlist.Address) []string {
 	return out
 }
 
-// dial opens a stream to the first address that answers. What does not answer soon is not waited
-// for before the next is tried.
-func (w *ways) dial(a memberlist.Address, timeout time.Duration, dial func(string, time.Duration) (net.Conn, error)) (net.Conn, error) {
+// dial opens a stream to the first address that answers. It tries the next address if one does not
+// answer within headStart.
+func (w *dialer) dial(a memberlist.Address, timeout time.Duration, dial func(string, time.Duration) (net.Conn, error)) (net.Conn, error) {
 	addrs := w.all(a)
 	if len(addrs) == 1 {
 		return dial(addrs[0], timeout)

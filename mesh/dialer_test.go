@@ -14,17 +14,17 @@ import (
 	"weft/mesh/meshtest"
 )
 
-// A peer whose advertised address does not answer is reached at another one of its record, by packets and streams; and
-// nobody loses it meanwhile.
+// A peer whose advertised address does not answer is reached at another address of its record, by
+// packets and streams, without being lost in between.
 func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(1)}
-		s.net.Hang()
+		s.net.HangDials()
 		other := netip.MustParseAddr("198.51.100.2")
 		h1 := s.start(1, nil, nil)
 		h2 := s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) {
-			c.Record.Underlay = append(c.Record.Underlay, netip.MustParseAddr("203.0.113.2"), other) // nobody is at the second
-			s.net.Also(c.Transport.(*meshtest.Transport), netip.AddrPortFrom(other, Port))
+			c.Record.Underlay = append(c.Record.Underlay, netip.MustParseAddr("203.0.113.2"), other) // no host has the second address
+			s.net.AddAddress(c.Transport.(*meshtest.Transport), netip.AddrPortFrom(other, Port))
 		})
 		hosts := []*host{h1, h2}
 		s.eventually(10*time.Second, "all reach all", allReach(hosts))
@@ -45,7 +45,7 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 		if _, err := h1.Request(t.Context(), h2.self, "echo", []byte("x")); err != nil {
 			t.Error(err)
 		}
-		// And joins it there.
+		// A restarted host joins it at the other address.
 		s.end(h1)
 		h1 = s.start(1, h1.store, nil)
 		s.eventually(time.Minute, "h1 joins h2 again", allReach([]*host{h1, h2}))
@@ -53,8 +53,8 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 	})
 }
 
-// Where another peer has taken an address of a peer, that peer is joined at its others all the same.
-func TestAddressThatIsAnothersKeepsNobodyOut(t *testing.T) {
+// If another peer has taken over one address of a peer, that peer is joined at its other addresses.
+func TestPeerIsJoinedDespiteTakenAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(1)}
 		h1 := s.start(1, nil, nil)
@@ -63,7 +63,7 @@ func TestAddressThatIsAnothersKeepsNobodyOut(t *testing.T) {
 			c.Record.Underlay = []netip.Addr{virtual, address(2).Addr()}
 		})
 		h3 := s.start(3, nil, []string{"192.0.2.1"}, func(c *Config) {
-			s.net.Also(c.Transport.(*meshtest.Transport), netip.AddrPortFrom(virtual, Port))
+			s.net.AddAddress(c.Transport.(*meshtest.Transport), netip.AddrPortFrom(virtual, Port))
 		})
 		s.eventually(20*time.Second, "all reach all", allReach([]*host{h1, h2, h3}))
 		apart := func(a, b netip.Addr) bool { return (a == address(2).Addr()) != (b == address(2).Addr()) }
@@ -75,18 +75,19 @@ func TestAddressThatIsAnothersKeepsNobodyOut(t *testing.T) {
 	})
 }
 
-// The first address that answers is taken, without waiting long for those before it; the streams of others are closed.
-func TestWaysDial(t *testing.T) {
+// The first address that answers is used, without a long wait for those before it. All other
+// streams are closed.
+func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 	type answer struct {
 		after time.Duration
 		err   bool
 	}
 	for _, tt := range []struct {
 		answers map[string]answer
-		found   string // before
+		found   string // address found before
 		want    string
 		within  time.Duration
-		after   string // what is found then
+		after   string // address found afterwards
 	}{
 		{map[string]answer{"a": {0, false}, "b": {0, false}}, "", "a", 0, ""},
 		{map[string]answer{"a": {0, true}, "b": {0, false}, "c": {0, false}}, "", "b", 0, "b"},
@@ -99,7 +100,7 @@ func TestWaysDial(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(tt.answers), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := &ways{others: func(string) []string { return []string{"a", "b", "c"}[:len(tt.answers)] }}
+				w := &dialer{others: func(string) []string { return []string{"a", "b", "c"}[:len(tt.answers)] }}
 				to := memberlist.Address{Addr: "a", Name: "run"}
 				if tt.found != "" {
 					w.note(to, tt.found)
@@ -131,7 +132,7 @@ func TestWaysDial(t *testing.T) {
 				for _, far := range opened {
 					_ = far.SetReadDeadline(time.Now().Add(time.Second))
 					if _, err := far.Read(make([]byte, 1)); err == nil || isTimeout(err) {
-						t.Errorf("a stream is left open: %v", err)
+						t.Errorf("an unused stream was left open: %v", err)
 					}
 				}
 			})

@@ -18,8 +18,8 @@ import (
 	"weft/mesh/secret"
 )
 
-// flood opens streams to a host in a loop, each of which claims length bytes, and sends as
-// many as are taken, to the last chunk but one.
+// flood opens streams to a host in a loop. Each announces length bytes, and sends as many as the
+// host reads, except the last two chunks.
 func flood(group *sync.WaitGroup, from *meshtest.Transport, to netip.AddrPort, streams, length int, until time.Time) {
 	head := binary.BigEndian.AppendUint32([]byte{streamSealed}, uint32(length))
 	junk := make([]byte, chunkSize)
@@ -43,8 +43,8 @@ func flood(group *sync.WaitGroup, from *meshtest.Transport, to netip.AddrPort, s
 	}
 }
 
-// sealed is a message as memberlist sends it on a stream.
-func sealed(t *testing.T, d *door, text []byte) []byte {
+// sealed returns a message in the format that memberlist sends on a stream.
+func sealed(t *testing.T, d *admission, text []byte) []byte {
 	t.Helper()
 	head := binary.BigEndian.AppendUint32([]byte{streamSealed}, uint32(sealHead+len(text)+d.aead.Overhead()))
 	nonce := make([]byte, sealHead)
@@ -52,37 +52,37 @@ func sealed(t *testing.T, d *door, text []byte) []byte {
 	return append(append(bytes.Clone(head), nonce...), d.aead.Seal(nil, nonce[1:], text, head)...)
 }
 
-func doorAt(t *testing.T, n *meshtest.Network, i int) *door {
+func admissionAt(t *testing.T, n *meshtest.Network, i int) *admission {
 	t.Helper()
-	d, err := newDoor(n.Join(address(i)), &ways{}, secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
+	d, err := newAdmission(n.Join(address(i)), &dialer{}, secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
 	if err != nil {
 		t.Fatal(err)
 	}
 	return d
 }
 
-// empty asserts that nobody is counted any more.
-func (d *door) empty(t *testing.T) {
+// empty asserts that no stream is counted any more.
+func (d *admission) empty(t *testing.T) {
 	t.Helper()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.total != (usage{}) || len(d.sources) != 0 || len(d.queued) != 0 {
-		t.Errorf("%+v, of %d sources and %d streams, are held", d.total, len(d.sources), len(d.queued))
+		t.Errorf("usage is %+v, of %d sources and %d streams; want none", d.total, len(d.sources), len(d.queued))
 	}
 }
 
-// Strangers at three addresses cost what the bounds say, and nothing once they are gone.
-// A message that is sealed gets through meanwhile, also from the address of a stranger.
+// Hosts without the secret at three addresses use no more than the bounds, and nothing after they
+// have gone. Encrypted messages still get through, even from the address of such a host.
 func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := meshtest.New(1)
-		d := doorAt(t, n, 1)
+		d := admissionAt(t, n, 1)
 		var group sync.WaitGroup
 		end := time.Now().Add(4 * time.Second)
-		var strangers []*meshtest.Transport
-		for i, length := range []int{maxStream, maxStream, 2 * chunkSize} { // the last one says no more than a length
-			strangers = append(strangers, n.Join(address(2+i)))
-			flood(&group, strangers[i], address(1), 120, length, end)
+		var flooders []*meshtest.Transport
+		for i, length := range []int{maxStream, maxStream, 2 * chunkSize} { // the last one sends hardly more than a length
+			flooders = append(flooders, n.Join(address(2+i)))
+			flood(&group, flooders[i], address(1), 120, length, end)
 		}
 		most, mostStreams := 0, 0
 		group.Go(func() {
@@ -93,12 +93,12 @@ func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 				time.Sleep(10 * time.Millisecond)
 			}
 		})
-		for i, from := range []*meshtest.Transport{n.Join(address(9)), strangers[0]} {
+		for i, from := range []*meshtest.Transport{n.Join(address(9)), flooders[0]} {
 			time.Sleep(time.Second)
 			message := sealed(t, d, bytes.Repeat([]byte{byte(i)}, 1000))
 			through := make(chan struct{})
 			group.Go(func() {
-				for { // as gossip does: who shares an address with a stranger may need several tries
+				for { // retry as gossip does: a host that shares the address of a flooding one may need several tries
 					if c, err := from.DialTimeout(address(1).String(), time.Second); err == nil {
 						_, _ = c.Write(message)
 						c.Close()
@@ -116,10 +116,10 @@ func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 					got, err := io.ReadAll(c)
 					c.Close()
 					if done = bytes.Equal(got, message); !done && (err != nil || len(got) > 64) {
-						t.Fatalf("%d bytes got through: %v", len(got), err)
+						t.Fatalf("%d unverified bytes got through: %v", len(got), err)
 					}
 				case <-time.After(time.Second):
-					t.Fatal("a sealed message did not get through")
+					t.Fatal("an encrypted message did not get through")
 				}
 			}
 			close(through)
@@ -133,7 +133,7 @@ func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 		time.Sleep(2 * streamTimeout)
 		synctest.Wait()
 		if most > maxHeld || most < maxHeldSource || mostStreams > maxStreams || mostStreams < maxStreamSource {
-			t.Errorf("at most %d MiB of %d streams were held", most>>20, mostStreams)
+			t.Errorf("streams held up to %d MiB, in up to %d streams", most>>20, mostStreams)
 		}
 		d.empty(t)
 		_ = d.Shutdown()
@@ -141,9 +141,9 @@ func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 	})
 }
 
-// While a stranger fills the door of a host, hosts that know the secret join it, and the
-// status names the stranger.
-func TestStrangersKeepNobodyOut(t *testing.T) {
+// While hosts without the secret flood a host with streams, hosts with the secret can join it, and
+// its status names the flooding hosts.
+func TestFloodDoesNotPreventJoining(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{t, meshtest.New(2)}
 		a := s.start(1, nil, nil)
@@ -152,25 +152,25 @@ func TestStrangersKeepNobodyOut(t *testing.T) {
 		flood(&group, s.net.Join(address(67)), address(1), 80, maxStream, time.Now().Add(6*time.Second))
 		time.Sleep(time.Second)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(4*time.Second, "it is here", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
+		s.eventually(4*time.Second, "the joining host is connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
 		group.Wait()
 		named := map[string]bool{}
 		for _, r := range a.Rejections() {
 			named[r.Addr] = true
 		}
 		if len(named) != 2 || !named["192.0.2.66"] || !named["192.0.2.67"] {
-			t.Errorf("turned away: %v", named)
+			t.Errorf("status names %v as refused, want both flooding hosts", named)
 		}
 		s.end(a, b)
 	})
 }
 
-// Who is dialled has proved nothing: an answer that claims too much ends the attempt, and
-// one that never comes costs one chunk.
-func TestAnswersWithoutTheSecretAreBounded(t *testing.T) {
+// The answer of a dialled host is unproven too. One that announces too much ends the attempt, and
+// one that never comes uses one chunk.
+func TestUnprovenAnswersAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := meshtest.New(3)
-		d, stranger := doorAt(t, n, 1), n.Join(address(2))
+		d, stranger := admissionAt(t, n, 1), n.Join(address(2))
 		go func() {
 			c := <-stranger.StreamCh()
 			_, _ = c.Write(binary.BigEndian.AppendUint32([]byte{streamSealed}, 20<<20))
@@ -183,7 +183,7 @@ func TestAnswersWithoutTheSecretAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := c.Read(make([]byte, 10)); err == nil || !strings.Contains(err.Error(), "MiB") {
-			t.Errorf("the answer was taken: %v", err)
+			t.Errorf("the answer was accepted: %v", err)
 		}
 		c.Close()
 		synctest.Wait()
@@ -192,7 +192,7 @@ func TestAnswersWithoutTheSecretAreBounded(t *testing.T) {
 	})
 }
 
-// pipe is one end of a connection of which everything can be read at once.
+// pipe is one end of a connection whose data can all be read at once.
 type pipe struct {
 	net.Conn
 	bytes.Reader
@@ -202,9 +202,9 @@ func (p *pipe) Read(b []byte) (int, error) { return p.Reader.Read(b) }
 func (*pipe) Close() error                 { return nil }
 func (*pipe) RemoteAddr() net.Addr         { return net.TCPAddrFromAddrPort(address(2)) }
 
-// FuzzDoor sends anything: what memberlist gets is what was sent and verifies, or short.
-func FuzzDoor(f *testing.F) {
-	d, err := newDoor(idle{}, &ways{}, secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
+// FuzzAdmission sends arbitrary data: memberlist gets either verified messages or short invalid ones.
+func FuzzAdmission(f *testing.F) {
+	d, err := newAdmission(idle{}, &dialer{}, secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -214,17 +214,17 @@ func FuzzDoor(f *testing.F) {
 	f.Add([]byte{streamSealed, 255, 255, 255, 255, 1})
 	f.Add(append([]byte{streamSealed, 0, 0, 1, 0}, make([]byte, 256)...))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		s := &stream{Conn: &pipe{Reader: *bytes.NewReader(data)}, door: d, source: address(2).Addr()}
+		s := &stream{Conn: &pipe{Reader: *bytes.NewReader(data)}, admission: d, source: address(2).Addr()}
 		got, err := io.ReadAll(s)
 		if len(got) > 64 || len(got) > 0 && data[0] == streamSealed && len(got) < streamHeader {
-			t.Errorf("%x became %x, %v", data, got, err)
+			t.Errorf("memberlist got %[2]x for %[1]x, error %[3]v", data, got, err)
 		}
 		s.Close()
 		d.empty(t)
 	})
 }
 
-// idle is a transport on which nothing happens.
+// idle is a transport without any traffic.
 type idle struct{ memberlist.Transport }
 
 func (idle) StreamCh() <-chan net.Conn { return nil }
