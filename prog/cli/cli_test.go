@@ -150,7 +150,7 @@ func TestExitCodesAndErrors(t *testing.T) {
 		{[]string{"status", "--frob"}, ExitUsage, "--help"},
 		{[]string{"connect"}, ExitUsage, "got 0 arguments: want `weft connect [--replace] PEER..."},
 		{[]string{"launch", "a b"}, ExitUsage, "want HOST or HOST:PORT"},
-		{[]string{"launch", "300.1.2.3"}, ExitUsage, "300.1.2.3 is no IP address"},
+		{[]string{"launch", "300.1.2.3"}, ExitUsage, "300.1.2.3 is neither an IP address"},
 		{[]string{"launch", "--advertise", "x"}, ExitUsage, "--advertise x"},
 		{[]string{"launch", "--port", "70000"}, ExitUsage, "--port 70000"},
 		{[]string{"launch", "--wireguard-port", "0"}, ExitUsage, "--wireguard-port 0"},

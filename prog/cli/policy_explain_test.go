@@ -26,7 +26,7 @@ func sampleExplanation() api.Explanation {
 			Ingress: api.Decision{
 				Endpoint: "shop/db", Peer: "3cced98783461972(h2)", Policies: []string{"shop/db-access", "shop/deny"},
 				Misses: []api.Reason{
-					{Policy: "shop/db-access", Rule: "spec.ingress[0]", Text: "shop/web: its label is app=web, app=api is asked for"},
+					{Policy: "shop/db-access", Rule: "spec.ingress[0]", Text: "shop/web: its label is app=web, want app=api"},
 					{Policy: "shop/db-access", Rule: "spec.ingress[1]", Text: src.String() + " is not in 192.0.2.0/24"},
 					{Policy: "shop/deny", Text: "it allows no ingress at all"},
 				},
@@ -49,7 +49,7 @@ func explanations() map[string]api.Explanation {
 		e.Verdicts = e.Verdicts[:1]
 		v := &e.Verdicts[0]
 		v.Allowed, v.Ingress.Allowed, v.Ingress.Kernel, v.Ingress.Unasked = true, true, nil, "3cced98783461972(h2) does not answer"
-		v.Ingress.By = &api.Reason{Policy: "shop/db-access", Rule: "spec.ingress[0]", Text: "shop/web is chosen on 5432/TCP"}
+		v.Ingress.By = &api.Reason{Policy: "shop/db-access", Rule: "spec.ingress[0]", Text: "shop/web is selected on 5432/TCP"}
 		v.Ingress.Misses = nil
 		v.Egress.Audit = &api.Decision{Endpoint: "shop/web", Policies: []string{"shop/try"}, Misses: []api.Reason{{Policy: "shop/try", Text: "it allows no egress at all"}}}
 	})
@@ -67,7 +67,7 @@ func explanations() map[string]api.Explanation {
 		e.Source = api.Party{Asked: "h2", Node: true, Peer: "3cced98783461972(h2)"}
 		for i := range e.Verdicts {
 			v := &e.Verdicts[i]
-			v.Allowed, v.Exempt, v.Egress, v.Ingress = true, "a host always reaches its own endpoints", api.Decision{Allowed: true}, api.Decision{Allowed: true}
+			v.Allowed, v.Exempt, v.Egress, v.Ingress = true, "a host can always reach its own endpoints", api.Decision{Allowed: true}, api.Decision{Allowed: true}
 		}
 	})
 	out["no-family"] = changed(func(e *api.Explanation) { e.Verdicts = nil })

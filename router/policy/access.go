@@ -6,13 +6,13 @@ import (
 	"strings"
 )
 
-// Access is the ports by which one endpoint may reach another.
+// Access is the set of ports on which one endpoint may connect to another.
 type Access struct {
-	All   bool // every port of every protocol, also of those without ports
+	All   bool // every port of every protocol, and protocols without ports
 	Ports map[Protocol][]Range
 }
 
-// Between is how one endpoint may reach another, in the family of its first addresses.
+// Between returns the access from one endpoint to another, in the family of their first addresses.
 func Between(policies []Policy, w World, src, dst Endpoint) Access {
 	if src.ID == dst.ID {
 		return Access{All: true}
@@ -21,7 +21,7 @@ func Between(policies []Policy, w World, src, dst Endpoint) Access {
 	return out.and(w.access(policies, dst, src, dst, Ingress))
 }
 
-// access is what the policies of one side, e, allow.
+// access returns what the policies of one endpoint, e, allow in a direction.
 func (w World) access(policies []Policy, e, other, dst Endpoint, d Direction) Access {
 	out, isolated := Access{Ports: map[Protocol][]Range{}}, false
 	for _, p := range policies {
@@ -52,7 +52,7 @@ func (w World) access(policies []Policy, e, other, dst Endpoint, d Direction) Ac
 	return out
 }
 
-// chosen reports whether a rule speaks of an endpoint.
+// chosen reports whether a rule applies to an endpoint on the other side.
 func (w World) chosen(p Policy, r Rule, other Endpoint) bool {
 	return len(r.Peers) == 0 || slices.ContainsFunc(r.Peers, func(peer Peer) bool {
 		switch {
@@ -65,7 +65,7 @@ func (w World) chosen(p Policy, r Rule, other Endpoint) bool {
 	})
 }
 
-// ranges are the numbers that a port stands for at a destination.
+// ranges returns the port numbers that a Port means at a destination.
 func (want Port) ranges(dst Endpoint) (out []Range) {
 	switch {
 	case want.Unread:
@@ -83,7 +83,7 @@ func (want Port) ranges(dst Endpoint) (out []Range) {
 	return []Range{{want.Number, max(want.Number, want.End)}}
 }
 
-// and is what both allow.
+// and returns what both a and b allow.
 func (a Access) and(b Access) Access {
 	switch {
 	case a.All:
@@ -104,7 +104,7 @@ func (a Access) and(b Access) Access {
 	return out
 }
 
-// String is as people write ports: "all", "none", "80/TCP, 8000-9000/UDP".
+// String returns the ports for people: "all", "none", "80/TCP, 8000-9000/UDP".
 func (a Access) String() string {
 	if a.All {
 		return "all"

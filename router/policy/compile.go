@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Compile makes the program of a host.
+// Compile returns the program of a host. local reports which endpoints are on that host.
 func Compile(policies []Policy, w World, local func(Endpoint) bool) Program {
 	c := NewCompiler()
 	c.SetHosts(w.Hosts)
@@ -19,51 +19,51 @@ func Compile(policies []Policy, w World, local func(Endpoint) bool) Program {
 	return c.Program()
 }
 
-// Compiler makes programs of a world that changes: what one endpoint changes costs the
-// sets that it is in, not all of them. It is not safe for concurrent use.
+// Compiler builds programs while policies and endpoints change. A change of one endpoint only costs
+// the sets that contain it. A Compiler is not safe for concurrent use.
 type Compiler struct {
 	namespaces map[string]map[string]string
 	policies   []compiled
 	hosts      []Host
 	aliases    []alias                       // of hosts
-	blockNames map[string]string             // of the sets of blocks, by how those are written
+	blockNames map[string]string             // by block as written: the name of its set
 	endpoints  map[string]*member            // by id
 	spaces     map[string]map[string]*member // by namespace and id
 	locals     map[string]*member            // by id
-	claims     map[netip.Addr]int            // how many endpoints have an address: for a moment it can be two
-	groups     map[string]*group             // by the name of their set
-	live       []*group                      // those that the last program had, and no other is built
+	claims     map[netip.Addr]int            // number of endpoints per address; briefly, two can have one
+	groups     map[string]*group             // by set name
+	live       []*group                      // the groups of the last program; only they are built
 	blocks     map[string]*Set
-	chains     map[string]*Chain // all that some local endpoint has had under these policies
-	last       *Program          // nil once policies or endpoints here have changed: only sets differ from it
+	chains     map[string]*Chain // by name: every chain built for these policies
+	last       *Program          // the last program; nil after policies or local endpoints changed. Otherwise only sets can differ
 }
 
-// compiled is a policy with the matches of its rules.
+// compiled is a policy with the matches of its rules, by direction.
 type compiled struct {
 	Policy
 	matches [2][]Match
 }
 
-// member is an endpoint, and what judges it if it is local.
+// member is an endpoint, and its chains by direction if it is local.
 type member struct {
 	Endpoint
 	local         bool
-	judged        bool // the chains are those of the policies of now
+	current       bool // whether the chains belong to the current policies
 	chains, tried [2]*Chain
 }
 
-// group is a set whose elements follow from who is there. It is kept only while a chain
-// uses it.
+// group is a set whose elements depend on the known endpoints. It is only kept up to date while a
+// chain uses it.
 type group struct {
 	Set
-	peer  *Peer // of one of endpoints, with the namespace that it is about by default
+	peer  *Peer // for a set of endpoints: the selectors, and the policy's own namespace
 	own   string
-	port  Port // of one of named ports
-	near  bool // of those, only of endpoints here: what comes in goes to one of them
+	port  Port // for a set of named ports
+	near  bool // only named ports of local endpoints, since ingress goes to them
 	built *Set
 }
 
-// NewCompiler makes one of an empty world.
+// NewCompiler returns a compiler without policies and endpoints.
 func NewCompiler() *Compiler {
 	return &Compiler{
 		endpoints: map[string]*member{}, spaces: map[string]map[string]*member{}, locals: map[string]*member{},
@@ -90,20 +90,19 @@ func (c *Compiler) SetPolicies(policies []Policy, namespaces map[string]map[stri
 		c.policies = append(c.policies, out)
 	}
 	c.live, c.last = nil, nil
-	for name, g := range c.groups { // a set of the same name means the same
+	for name, g := range c.groups { // sets with the same name have the same content
 		if before := old[name]; before != nil && before.built != nil {
 			g.built = before.built
 			c.live = append(c.live, g)
 		}
 	}
 	for _, m := range c.locals {
-		m.judged = false
+		m.current = false
 	}
 }
 
-// Put makes an endpoint known, or known by other labels, addresses or ports. local says that
-// it is on this host, which then has to judge what it sends and gets. It reports whether that
-// is new.
+// Put adds an endpoint, or changes its labels, addresses or ports. local says that it is on this
+// host, which then enforces its policies. Put reports whether anything changed.
 func (c *Compiler) Put(e Endpoint, local bool) (changed bool) {
 	if old := c.endpoints[e.ID]; old != nil {
 		if same(old.Endpoint, e) && old.local == local {
@@ -138,7 +137,7 @@ func same(a, b Endpoint) bool {
 		slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Ports, b.Ports)
 }
 
-// Remove forgets an endpoint; one that is not known is no error.
+// Remove deletes an endpoint; an unknown one is no error.
 func (c *Compiler) Remove(id string) {
 	m := c.endpoints[id]
 	if m == nil {
@@ -171,13 +170,13 @@ func (c *Compiler) Remove(id string) {
 		if alone {
 			g.remove(m.Addrs)
 		} else {
-			g.built = nil // what it shares stays: it is built again when it is asked for
+			g.built = nil // an address is shared with another endpoint: build the set anew when needed
 		}
 	}
 }
 
-// add puts elements into a set that is in use. The set that was there stays as it is, for
-// whoever has it.
+// add adds elements to a set that is in use. It copies the set, since earlier programs still refer
+// to the old one.
 func (g *group) add(addrs []netip.Addr, services []Service) {
 	if len(addrs)+len(services) == 0 {
 		return
@@ -188,7 +187,7 @@ func (g *group) add(addrs []netip.Addr, services []Service) {
 	g.built = &next
 }
 
-// remove takes out of a set what has one of some addresses.
+// remove removes the elements with one of the addresses from a set.
 func (g *group) remove(addrs []netip.Addr) {
 	next := *g.built
 	next.Addrs = slices.DeleteFunc(slices.Clone(next.Addrs), func(a netip.Addr) bool { return slices.Contains(addrs, a) })
@@ -196,7 +195,7 @@ func (g *group) remove(addrs []netip.Addr) {
 	g.built = &next
 }
 
-// World is what the compiler was told of, for Evaluate.
+// World returns all namespaces, endpoints and hosts that the compiler knows, for Evaluate.
 func (c *Compiler) World() World {
 	w := World{Namespaces: c.namespaces, Hosts: c.hosts, Endpoints: make([]Endpoint, 0, len(c.endpoints))}
 	for _, m := range c.endpoints {
@@ -204,7 +203,7 @@ func (c *Compiler) World() World {
 	}
 	slices.SortFunc(w.Endpoints, func(a, b Endpoint) int { return strings.Compare(a.ID, b.ID) })
 	w.byAddr = make(map[netip.Addr]int, len(c.claims))
-	for i, e := range slices.Backward(w.Endpoints) { // the first one that has an address counts
+	for i, e := range slices.Backward(w.Endpoints) { // of several endpoints with an address, the first one counts
 		for _, a := range e.Addrs {
 			w.byAddr[a] = i
 		}
@@ -212,7 +211,7 @@ func (c *Compiler) World() World {
 	return w
 }
 
-// IsLocal reports whether an address is of an endpoint on this host.
+// IsLocal reports whether an endpoint on this host has an address.
 func (c *Compiler) IsLocal(a netip.Addr) bool {
 	for _, m := range c.locals {
 		if slices.Contains(m.Addrs, a) {
@@ -222,7 +221,7 @@ func (c *Compiler) IsLocal(a netip.Addr) bool {
 	return false
 }
 
-// Local lists the endpoints that are on this host.
+// Local returns the endpoints on this host, sorted by id.
 func (c *Compiler) Local() (out []Endpoint) {
 	for _, m := range c.locals {
 		out = append(out, m.Endpoint)
@@ -231,7 +230,7 @@ func (c *Compiler) Local() (out []Endpoint) {
 	return out
 }
 
-// Program is what the kernel is to run now.
+// Program returns the current program.
 func (c *Compiler) Program() Program {
 	if c.last != nil {
 		p := *c.last
@@ -253,7 +252,7 @@ func (c *Compiler) Program() Program {
 		}
 	}
 	for _, m := range c.locals {
-		c.judge(m)
+		c.updateChains(m)
 		for _, d := range []Direction{Ingress, Egress} {
 			use(m.Endpoint, d, m.chains[d], &p.Isolated)
 			use(m.Endpoint, d, m.tried[d], &p.Tried)
@@ -268,7 +267,7 @@ func (c *Compiler) Program() Program {
 	return p
 }
 
-// used are the sets of some chains. No others are followed from now on.
+// used returns the sets that chains refer to, and stops updating all others.
 func (c *Compiler) used(chains []*Chain) (sets []*Set) {
 	used := map[string]bool{}
 	for _, chain := range chains {
@@ -292,10 +291,10 @@ func (c *Compiler) used(chains []*Chain) (sets []*Set) {
 	return sets
 }
 
-// judge finds the chains of a local endpoint: of the policies that are in force, and, where
-// some are only tried, of both together.
-func (c *Compiler) judge(m *member) {
-	if m.judged {
+// updateChains finds the chains of a local endpoint: of the policies in force, and, if some are in
+// audit mode, of both together.
+func (c *Compiler) updateChains(m *member) {
+	if m.current {
 		return
 	}
 	for _, d := range []Direction{Ingress, Egress} {
@@ -321,10 +320,10 @@ func (c *Compiler) judge(m *member) {
 			m.tried[d] = c.chain(d, all)
 		}
 	}
-	m.judged = true
+	m.current = true
 }
 
-// chain is the one with these matches.
+// chain returns the chain with these matches.
 func (c *Compiler) chain(d Direction, matches []Match) *Chain {
 	matches = slices.Clone(matches)
 	slices.SortFunc(matches, func(a, b Match) int { return strings.Compare(a.String(), b.String()) })
@@ -340,7 +339,7 @@ func (c *Compiler) chain(d Direction, matches []Match) *Chain {
 	return c.chains[called]
 }
 
-// set is the one with a name.
+// set returns the set with a name.
 func (c *Compiler) set(name string) *Set {
 	g := c.groups[name]
 	if g == nil {
@@ -352,7 +351,7 @@ func (c *Compiler) set(name string) *Set {
 	return g.built
 }
 
-// build looks at everybody who could be in a set.
+// build collects the elements of a set from all endpoints.
 func (c *Compiler) build(g *group) *Set {
 	s := g.Set
 	for namespace, space := range c.spaces {
@@ -370,7 +369,7 @@ func (c *Compiler) build(g *group) *Set {
 	return &s
 }
 
-// elements are what an endpoint contributes to a set.
+// elements returns what an endpoint contributes to a set.
 func (c *Compiler) elements(g *group, m *member) ([]netip.Addr, []Service) {
 	if g.peer != nil && !g.peer.choosesNamespace(g.own, World{Namespaces: c.namespaces}, m.Namespace) {
 		return nil, nil
@@ -378,7 +377,7 @@ func (c *Compiler) elements(g *group, m *member) ([]netip.Addr, []Service) {
 	return g.chosen(m)
 }
 
-// chosen are the elements of an endpoint in a namespace that counts.
+// chosen is elements for an endpoint whose namespace is known to match.
 func (g *group) chosen(m *member) (addrs []netip.Addr, services []Service) {
 	if g.peer != nil {
 		if g.peer.Pods == nil || g.peer.Pods.Matches(Labels{set: m.Labels}) {
@@ -399,7 +398,7 @@ func (g *group) chosen(m *member) (addrs []netip.Addr, services []Service) {
 	return nil, services
 }
 
-// inserted is a sorted list with more in it; the list itself stays as it is.
+// inserted returns a sorted list with further elements, without changing the original.
 func inserted[T any](list, more []T, compare func(a, b T) int) []T {
 	if len(more) == 0 {
 		return list

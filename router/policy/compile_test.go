@@ -16,9 +16,8 @@ import (
 
 func everyone(Endpoint) bool { return true }
 
-// The two ways to an answer agree on every packet: what the program of the hosts does, and
-// what the text of the API says.
-func TestCompileIsEvaluate(t *testing.T) {
+// Evaluate and compiled programs give the same verdict for every packet.
+func TestCompileMatchesEvaluate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policies := draw(t).Policies()
 		prog := Compile(policies, suite, everyone)
@@ -26,10 +25,10 @@ func TestCompileIsEvaluate(t *testing.T) {
 			p := draw(t).Packet(suite)
 			want := Evaluate(policies, suite, p)
 			if got := Evaluate(policies, suite, policytest.Answer(p)); got.Allowed != want.Allowed {
-				t.Fatalf("%+v is %v, its answer %v", p, want.Allowed, got.Allowed)
+				t.Fatalf("packet %+v: allowed %v, but its reply %v", p, want.Allowed, got.Allowed)
 			}
 			if got := policytest.Allows(prog, p); got != want.Allowed {
-				t.Fatalf("%+v: the program says %v\n%+v\n%+v", p, got, want, prog)
+				t.Fatalf("packet %+v: the program's verdict is %v, Evaluate's is\n%+v\n%+v", p, got, want, prog)
 			}
 			for d, want := range map[Direction]Decision{Egress: want.Egress, Ingress: want.Ingress} {
 				tried := want.Allowed
@@ -41,16 +40,16 @@ func TestCompileIsEvaluate(t *testing.T) {
 					own = p.Dst
 				}
 				told := slices.ContainsFunc(prog.Tried, func(i Isolated) bool { return i.Direction == d && i.Addr == own })
-				if !told && want.Tried != nil || told && policytest.Judge(prog, prog.Tried, d, p) != tried {
-					t.Fatalf("%+v, %v: what is tried is not %v: %+v\n%+v", p, d, tried, want, prog)
+				if !told && want.Tried != nil || told && policytest.AllowsIn(prog, prog.Tried, d, p) != tried {
+					t.Fatalf("packet %+v, %v: the audit verdict is not %v: %+v\n%+v", p, d, tried, want, prog)
 				}
 			}
 		}
 	})
 }
 
-// A compiler that has seen endpoints come, go and change says what a new one says.
-func TestCompilerFollows(t *testing.T) {
+// A compiler that follows changes of endpoints gives the same program as a new one.
+func TestCompilerFollowsEndpointChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := NewCompiler()
 		w, policies, local := World{Namespaces: map[string]map[string]string{}}, []Policy{}, map[string]bool{}
@@ -76,29 +75,30 @@ func TestCompilerFollows(t *testing.T) {
 			}
 			want := Compile(policies, w, func(e Endpoint) bool { return local[e.ID] })
 			compare := cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateEmpty(), cmpopts.SortSlices(func(a, b Isolated) bool {
-				return fmt.Sprint(a) < fmt.Sprint(b) // two endpoints with one address
+				return fmt.Sprint(a) < fmt.Sprint(b) // order of two endpoints with one address
 			})}
 			if d := cmp.Diff(want, c.Program(), compare); d != "" {
-				t.Fatalf("(-anew +followed)\n%s", d)
+				t.Fatalf("(-new compiler +updated compiler)\n%s", d)
 			}
 		}
 	})
 }
 
-// Two hosts, each with the program for its own endpoints, do together what one for all does.
-func TestEachHostDoesItsPart(t *testing.T) {
+// Two hosts, each with the program for its own endpoints, give the same verdict together as one
+// host.
+func TestProgramsOfTwoHostsMatchEvaluate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policies, p := draw(t).Policies(), draw(t).Packet(suite)
 		onFirst := func(e Endpoint) bool { return e.Name == "a" }
 		first, second := Compile(policies, suite, onFirst), Compile(policies, suite, func(e Endpoint) bool { return !onFirst(e) })
 		if want, got := Evaluate(policies, suite, p).Allowed, policytest.Allows(first, p) && policytest.Allows(second, p); got != want {
-			t.Errorf("%+v: %v, want %v", p, got, want)
+			t.Errorf("packet %+v: allowed %v, want %v", p, got, want)
 		}
 	})
 }
 
-// An endpoint that comes or goes changes sets and who is isolated, and no chain that is in use.
-func TestEndpointsChangeElementsOnly(t *testing.T) {
+// Adding or removing an endpoint changes sets and isolated addresses, but no chain in use.
+func TestEndpointChangesKeepChains(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policies := draw(t).Policies()
 		before := Compile(policies, suite, everyone)
@@ -107,7 +107,7 @@ func TestEndpointsChangeElementsOnly(t *testing.T) {
 		after := Compile(policies, fewer, everyone)
 		for _, c := range after.Chains {
 			if !slices.ContainsFunc(before.Chains, func(b *Chain) bool { return cmp.Equal(b, c) }) {
-				t.Errorf("chain %s is another one without y/b: %+v", c.Name, c)
+				t.Errorf("removing y/b changed chain %s to %+v", c.Name, c)
 			}
 		}
 		names := func(p Program) (out []string) {
@@ -118,7 +118,7 @@ func TestEndpointsChangeElementsOnly(t *testing.T) {
 		}
 		for _, s := range names(after) {
 			if !slices.Contains(names(before), s) {
-				t.Errorf("set %s is new without y/b", s)
+				t.Errorf("removing y/b added set %s", s)
 			}
 		}
 	})

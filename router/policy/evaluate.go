@@ -7,25 +7,25 @@ import (
 	"strings"
 )
 
-// Packet is what Evaluate judges. The ports are 0 where the protocol has none.
+// Packet is a packet to evaluate. The ports are 0 for protocols without ports.
 type Packet struct {
 	Src, Dst         netip.Addr
 	Protocol         Protocol
 	SrcPort, DstPort uint16
-	// Reply says that the packet belongs to a connection that the other side began: then it is
-	// judged as a packet of that direction.
+	// Reply says that the other side opened the connection. The packet is then evaluated like one
+	// in the direction of opening.
 	Reply bool
-	// FromOwnHost says that it comes from the host that the destination is on, itself: a
-	// kubelet's probe, for example. No policy forbids that.
+	// FromOwnHost says that the destination's own host sends the packet, for example a kubelet's
+	// probe. Policies never forbid that.
 	FromOwnHost bool
-	// ToOwnHost says that it goes to the host that the source is on, where policies do not apply
-	// to that.
+	// ToOwnHost says that the packet goes to the source's own host, and that policies do not apply
+	// to such packets.
 	ToOwnHost bool
-	// AnyPort asks for any port of any protocol: a rule fits if it allows one.
+	// AnyPort asks for any port of any protocol: a rule matches if it allows at least one.
 	AnyPort bool
 }
 
-// opened is the packet as the side that began the connection would have sent it.
+// opened returns the packet as the side that opened the connection would send it.
 func (p Packet) opened() Packet {
 	if p.Reply {
 		p.Src, p.Dst, p.SrcPort, p.DstPort, p.Reply = p.Dst, p.Src, p.DstPort, p.SrcPort, false
@@ -33,39 +33,39 @@ func (p Packet) opened() Packet {
 	return p
 }
 
-// Verdict is what comes of a packet, and why.
+// Verdict is the result for a packet, with the reasons.
 type Verdict struct {
 	Allowed bool
-	// Exempt says why policies have no say; empty if they have.
+	// Exempt says why policies do not apply; empty if they do.
 	Exempt          string
 	Egress, Ingress Decision // at the source and at the destination
 }
 
-// Decision is one direction's part of a verdict.
+// Decision is the result for one direction.
 type Decision struct {
 	Direction Direction
-	// Endpoint is whose policies were asked; empty where no endpoint has the address.
+	// Endpoint is the endpoint whose policies were evaluated; empty if no endpoint has the address.
 	Endpoint string
-	// Policies are those that isolate it, by reference. If there are none, everything is allowed.
+	// Policies are the policies that isolate it. If there are none, everything is allowed.
 	Policies []string
 	Allowed  bool
-	// By is the rule that allows, where policies isolate the endpoint.
+	// By is the rule that allows the packet, if policies isolate the endpoint.
 	By *Reason
-	// Misses are, of a packet that is denied, the rules that could have allowed it, and the
-	// first thing of each that does not fit.
+	// Misses are, for a denied packet, the rules that could have allowed it, each with the first
+	// requirement that does not match.
 	Misses []Reason
-	// Tried is what would become of it with those policies that are only tried; nil if the same.
+	// Tried is the decision including the policies in audit mode; nil if it is the same.
 	Tried *Decision
 }
 
-// Reason names a rule, and says what of it fits or does not.
+// Reason names a rule, and says which part of it matches or does not.
 type Reason struct {
 	Policy string
-	Rule   int // from 0, in the list of its direction; -1: the policy has none
+	Rule   int // index in the list of its direction; -1 if the policy has no rules
 	Text   string
 }
 
-// Evaluate judges a packet by the text of the API.
+// Evaluate returns the verdict on a packet according to the text of the API.
 func Evaluate(policies []Policy, w World, p Packet) Verdict {
 	p = p.opened()
 	src, fromEndpoint := w.At(p.Src)
@@ -73,11 +73,11 @@ func Evaluate(policies []Policy, w World, p Packet) Verdict {
 	v := Verdict{Egress: Decision{Direction: Egress, Allowed: true}, Ingress: Decision{Allowed: true}}
 	switch {
 	case fromEndpoint && toEndpoint && src.ID == dst.ID:
-		v.Exempt = "an endpoint always reaches itself"
+		v.Exempt = "an endpoint can always reach itself"
 	case p.FromOwnHost:
-		v.Exempt = "a host always reaches its own endpoints"
+		v.Exempt = "a host can always reach its own endpoints"
 	case p.ToOwnHost:
-		v.Exempt = "endpoints reach their own host here"
+		v.Exempt = "endpoints can always reach their own host in this configuration"
 	default:
 		if fromEndpoint {
 			v.Egress = decide(policies, w, src, Egress, p)
@@ -90,8 +90,7 @@ func Evaluate(policies []Policy, w World, p Packet) Verdict {
 	return v
 }
 
-// decide asks the policies that are in force, and then, if there are any, also those that
-// are only tried.
+// decide evaluates the policies in force, and, if there are any in audit mode, those as well.
 func decide(policies []Policy, w World, e Endpoint, d Direction, p Packet) Decision {
 	var enforced, all []Policy
 	for _, pol := range policies {
@@ -111,7 +110,7 @@ func decide(policies []Policy, w World, e Endpoint, d Direction, p Packet) Decis
 	return out
 }
 
-// Selects reports whether the policy is about an endpoint, in whatever direction.
+// Selects reports whether the policy isolates an endpoint in any direction.
 func (p Policy) Selects(e Endpoint) bool { return p.selects(e, Ingress) || p.selects(e, Egress) }
 
 // selects reports whether the policy isolates an endpoint in a direction.
@@ -144,7 +143,7 @@ func decideBy(policies []Policy, w World, e Endpoint, d Direction, p Packet) Dec
 	return out
 }
 
-// allows reports whether a rule allows a packet, and what of it fits or does not.
+// allows reports whether a rule allows a packet, and which part of it matches or does not.
 func (r Rule) allows(pol Policy, w World, d Direction, p Packet) (text string, ok bool) {
 	port, ok := r.port(w, p)
 	if !ok {
@@ -155,7 +154,7 @@ func (r Rule) allows(pol Policy, w World, d Direction, p Packet) (text string, o
 		other = p.Dst
 	}
 	if len(r.Peers) == 0 {
-		return "everybody" + port, true
+		return "any peer" + port, true
 	}
 	var why []string
 	for _, peer := range r.Peers {
@@ -170,7 +169,7 @@ func (r Rule) allows(pol Policy, w World, d Direction, p Packet) (text string, o
 	return strings.Join(why, "; "), false
 }
 
-// port reports whether a rule's ports have the packet's destination port.
+// port reports whether a rule's ports contain the packet's destination port.
 func (r Rule) port(w World, p Packet) (text string, ok bool) {
 	if len(r.Ports) == 0 {
 		return "", true
@@ -183,7 +182,7 @@ func (r Rule) port(w World, p Packet) (text string, ok bool) {
 			}
 		}
 		if len(words) == 0 {
-			return "none of its ports could be read", false
+			return "none of its ports could be parsed", false
 		}
 		return " on " + strings.Join(words, ", "), true
 	}
@@ -203,8 +202,8 @@ func (r Rule) port(w World, p Packet) (text string, ok bool) {
 	return fmt.Sprintf("%s is none of the ports %s", Port{Protocol: p.Protocol, Number: p.DstPort}, names), false
 }
 
-// fits reports whether a packet goes to a port. A name is one that the destination
-// declares, so that it may be another number for each.
+// fits reports whether a packet goes to a port. A named port is declared by the destination, so its
+// number can differ per destination.
 func (want Port) fits(w World, p Packet) bool {
 	switch {
 	case want.Unread, want.Protocol != p.Protocol:
@@ -218,7 +217,7 @@ func (want Port) fits(w World, p Packet) bool {
 	return p.DstPort >= want.Number && p.DstPort <= max(want.Number, want.End)
 }
 
-// declared says, for people, which number a name has at a destination.
+// declared describes which number a named port has at a destination.
 func (w World) declared(dst netip.Addr, want Port) string {
 	e, _ := w.At(dst)
 	for _, have := range e.Ports {
@@ -229,24 +228,24 @@ func (w World) declared(dst netip.Addr, want Port) string {
 	return " (not declared there)"
 }
 
-// fits reports whether the other side is who a rule speaks of, and what of it is, or is not.
+// fits reports whether the other side matches a peer of a rule, and which part matches or does not.
 func (peer Peer) fits(pol Policy, w World, other netip.Addr) (text string, ok bool) {
 	if peer.Unread {
-		return "a peer that could not be read allows nobody", false
+		return "a peer of this rule could not be parsed, so it allows nothing", false
 	}
 	if peer.Block != nil {
-		who := w.called(other)
+		called := w.called(other)
 		if w.inBlock(*peer.Block, other) {
-			return fmt.Sprintf("%s is in %v", who, peer.Block), true
+			return fmt.Sprintf("%s is in %v", called, peer.Block), true
 		}
-		return fmt.Sprintf("%s is not in %v", who, peer.Block), false
+		return fmt.Sprintf("%s is not in %v", called, peer.Block), false
 	}
 	e, known := w.At(other)
 	switch {
 	case !known:
-		return fmt.Sprintf("%v is no endpoint that is known, and endpoints are asked for", other), false
+		return fmt.Sprintf("%v is not a known endpoint, but the rule selects endpoints", other), false
 	case peer.Namespaces == nil && e.Namespace != pol.Namespace:
-		return fmt.Sprintf("%s is in namespace %s, %s is asked for", e.Ref(), e.Namespace, pol.Namespace), false
+		return fmt.Sprintf("%s is in namespace %s, want %s", e.Ref(), e.Namespace, pol.Namespace), false
 	case peer.Namespaces != nil:
 		if why := peer.Namespaces.mismatch(w.namespace(e.Namespace)); why != "" {
 			return fmt.Sprintf("namespace %s of %s: %s", e.Namespace, e.Ref(), why), false
@@ -257,5 +256,5 @@ func (peer Peer) fits(pol Policy, w World, other netip.Addr) (text string, ok bo
 			return fmt.Sprintf("%s: %s", e.Ref(), why), false
 		}
 	}
-	return fmt.Sprintf("%s is chosen", e.Ref()), true
+	return fmt.Sprintf("%s is selected", e.Ref()), true
 }

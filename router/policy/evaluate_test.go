@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// The cluster of the upstream suite (kubernetes/test/e2e/network/netpol): namespaces x, y
-// and z with the pods a, b and c in each, which serve ports 80 and 81 over TCP, UDP and SCTP.
+// suite is the cluster of the upstream suite (kubernetes/test/e2e/network/netpol): namespaces x, y
+// and z with pods a, b and c, which serve ports 80 and 81 over TCP, UDP and SCTP.
 //
 //	x/a 10.0.1.1   x/b 10.0.1.2   x/c 10.0.1.3      and the same with fd00::
 //	y/a 10.0.2.1   …              z/c 10.0.3.3
@@ -41,7 +41,7 @@ func pods(labels ...string) *Selector {
 	return s
 }
 
-// on isolates the pods of namespace x with a label, or all of them.
+// on returns a policy that isolates the pods of namespace x with a label, or all of them.
 func on(labels ...string) Policy {
 	return Policy{Namespace: "x", Name: "p", Pods: *pods(labels...), Isolates: Of(Ingress)}
 }
@@ -70,14 +70,14 @@ var all = strings.Fields("x/a x/b x/c y/a y/b y/c z/a z/b z/c")
 
 var tcp80, tcp81 = Port{Protocol: TCP, Number: 80}, Port{Protocol: TCP, Number: 81}
 
-// situations are the suite's, by their names there: who reaches whom.
+// situations are the cases of the upstream suite, by their names there.
 var situations = map[string]struct {
 	policies []Policy
-	to       string   // whom all try to reach; or, of egress, who tries to reach all
+	to       string   // the destination of all connections; if egress is set, their source
 	egress   bool     //
-	allowed  string   // the others that succeed, besides to itself
-	port     uint16   // default 80
-	proto    Protocol // default TCP
+	allowed  string   // the endpoints at the other end that succeed, besides itself
+	port     uint16   // 0 means 80
+	proto    Protocol // 0 means TCP
 }{
 	"support a 'default-deny-ingress' policy":                             {[]Policy{on().in()}, "x/a", false, "", 0, 0},
 	"support a 'default-deny-all' policy, egress":                         {[]Policy{on().in().both()}, "x/a", true, "", 0, 0},
@@ -94,7 +94,7 @@ var situations = map[string]struct {
 	"MatchExpressions NotIn":                                              {[]Policy{on("pod", "a").in(from(Peer{Namespaces: &Selector{Expressions: []Expression{{"ns", NotIn, []string{"x"}}}}}))}, "x/a", false, "y/a y/b y/c z/a z/b z/c", 0, 0},
 	"MatchExpressions NotIn of a label that is missing":                   {[]Policy{on("pod", "a").in(from(Peer{Namespaces: &Selector{Expressions: []Expression{{"old", NotIn, []string{"yes"}}}}}))}, "x/a", false, "x/a x/b x/c y/a y/b y/c z/a z/b z/c", 0, 0},
 	"MatchExpressions DoesNotExist":                                       {[]Policy{on("pod", "a").in(from(Peer{Pods: &Selector{Expressions: []Expression{{"pod", DoesNotExist, nil}}}}))}, "x/a", false, "", 0, 0},
-	"a policy of another namespace selects nobody here":                   {[]Policy{{Namespace: "y", Name: "p", Isolates: Of(Ingress)}}, "x/a", false, "x/b x/c y/a y/b y/c z/a z/b z/c", 0, 0},
+	"a policy of another namespace selects no pod here":                   {[]Policy{{Namespace: "y", Name: "p", Isolates: Of(Ingress)}}, "x/a", false, "x/b x/c y/a y/b y/c z/a z/b z/c", 0, 0},
 	"an empty rule allows all":                                            {[]Policy{on().in(Rule{})}, "x/a", false, "x/b x/c y/a y/b y/c z/a z/b z/c", 0, 0},
 	"enforce policy based on Ports":                                       {[]Policy{on("pod", "a").in(from(inNamespace("ns", "y")).ports(tcp81))}, "x/a", false, "y/a y/b y/c", 81, 0},
 	"enforce policy based on Ports: another port":                         {[]Policy{on("pod", "a").in(from(inNamespace("ns", "y")).ports(tcp81))}, "x/a", false, "", 80, 0},
@@ -106,22 +106,23 @@ var situations = map[string]struct {
 	"named port in ingress":                                               {[]Policy{on("pod", "a").in(Rule{}.ports(Port{Protocol: UDP, Name: "serve-udp"}))}, "x/a", false, "x/b x/c y/a y/b y/c z/a z/b z/c", 80, UDP},
 	"named port of another protocol":                                      {[]Policy{on("pod", "a").in(Rule{}.ports(Port{Protocol: UDP, Name: "serve-tcp"}))}, "x/a", false, "", 80, UDP},
 	"endPort: the last of the range":                                      {[]Policy{on("pod", "a").in(Rule{}.ports(Port{Protocol: TCP, Number: 79, End: 81}))}, "x/a", false, "x/b x/c y/a y/b y/c z/a z/b z/c", 81, 0},
-	"endPort: behind the range":                                           {[]Policy{on("pod", "a").in(Rule{}.ports(Port{Protocol: TCP, Number: 79, End: 81}))}, "x/a", false, "", 82, 0},
+	"endPort: after the range":                                            {[]Policy{on("pod", "a").in(Rule{}.ports(Port{Protocol: TCP, Number: 79, End: 81}))}, "x/a", false, "", 82, 0},
 	"based on CIDR":                                                       {[]Policy{on("pod", "a").in(from(block("10.0.2.0/24"), block("fd00::200/120")))}, "x/a", false, "y/a y/b y/c", 0, 0},
 	"based on CIDR with except":                                           {[]Policy{on("pod", "a").in(from(block("10.0.2.0/24", "10.0.2.2/32"), block("fd00::200/120", "fd00::202/128")))}, "x/a", false, "y/a y/c", 0, 0},
-	"a CIDR beats the except of another":                                  {[]Policy{on("pod", "a").in(from(block("10.0.2.0/24", "10.0.2.2/32"), block("fd00::200/120"), block("10.0.2.2/32")))}, "x/a", false, "y/a y/b y/c", 0, 0},
+	"a CIDR overrides the except of another":                              {[]Policy{on("pod", "a").in(from(block("10.0.2.0/24", "10.0.2.2/32"), block("fd00::200/120"), block("10.0.2.2/32")))}, "x/a", false, "y/a y/b y/c", 0, 0},
 	"egress: support denying of egress traffic":                           {[]Policy{on("pod", "a").out()}, "x/a", true, "", 0, 0},
 	"egress: denying it does not deny ingress":                            {[]Policy{on("pod", "a").out()}, "x/a", false, "x/b x/c y/a y/b y/c z/a z/b z/c", 0, 0},
 	"egress: based on PodSelector":                                        {[]Policy{on("pod", "a").out(from(Peer{Pods: pods("pod", "b")}))}, "x/a", true, "x/b", 0, 0},
 	"egress: based on NamespaceSelector":                                  {[]Policy{on("pod", "a").out(from(inNamespace("ns", "y")))}, "x/a", true, "y/a y/b y/c", 0, 0},
 	"egress: named port, at the destination":                              {[]Policy{on("pod", "a").out(Rule{}.ports(Port{Protocol: TCP, Name: "serve-tcp"}))}, "x/a", true, "x/b x/c y/a y/b y/c z/a z/b z/c", 80, 0},
-	"egress: except denies what ingress of nobody asks":                   {[]Policy{on("pod", "a").out(from(block("0.0.0.0/0", "10.0.2.0/24"), block("::/0", "fd00::200/120")))}, "x/a", true, "x/b x/c z/a z/b z/c", 0, 0},
+	"egress: except denies the excluded range":                            {[]Policy{on("pod", "a").out(from(block("0.0.0.0/0", "10.0.2.0/24"), block("::/0", "fd00::200/120")))}, "x/a", true, "x/b x/c z/a z/b z/c", 0, 0},
 	"egress at the source and ingress at the destination are both needed": {[]Policy{on("pod", "a").out(from(inNamespace("ns", "y"))), {Namespace: "y", Name: "q", Pods: *pods("pod", "b"), Isolates: Of(Ingress)}}, "x/a", true, "y/a y/c", 0, 0},
-	"a policy that is only tried isolates nobody":                         {[]Policy{on().in().tried()}, "x/a", false, "x/b x/c y/a y/b y/c z/a z/b z/c", 0, 0},
+	"a policy in audit mode isolates no pod":                              {[]Policy{on().in().tried()}, "x/a", false, "x/b x/c y/a y/b y/c z/a z/b z/c", 0, 0},
 }
 
-// Everybody tries, in both families, and the answers pass exactly where the questions do.
-func TestUpstreamSuite(t *testing.T) {
+// Verdicts match the upstream suite in both families, and replies are allowed exactly if the
+// packets that they answer are.
+func TestEvaluateMatchesUpstreamSuite(t *testing.T) {
 	for name, c := range situations {
 		port, proto := c.port, c.proto
 		if port == 0 {
@@ -140,11 +141,11 @@ func TestUpstreamSuite(t *testing.T) {
 				want := other == c.to || strings.Contains(" "+c.allowed+" ", " "+other+" ")
 				v := Evaluate(c.policies, suite, p)
 				if v.Allowed != want {
-					t.Errorf("%s: %s to %s: %v, want %v: %+v", name, src, dst, v.Allowed, want, v)
+					t.Errorf("%s: %s to %s: allowed %v, want %v: %+v", name, src, dst, v.Allowed, want, v)
 				}
 				back := Packet{Src: p.Dst, Dst: p.Src, Protocol: proto, SrcPort: port, DstPort: 40000, Reply: true}
 				if r := Evaluate(c.policies, suite, back); r.Allowed != want {
-					t.Errorf("%s: the answer of %s to %s: %v, want %v", name, dst, src, r.Allowed, want)
+					t.Errorf("%s: the reply of %s to %s: allowed %v, want %v", name, dst, src, r.Allowed, want)
 				}
 			}
 		}
@@ -163,8 +164,9 @@ func addr(ref string, family int) netip.Addr {
 	panic(ref)
 }
 
-// What people are told is the first thing that does not fit, of each rule that could have.
-func TestReasons(t *testing.T) {
+// A denied packet has the first requirement that does not match, for each rule that could have
+// allowed it.
+func TestDenialNamesFirstMismatchPerRule(t *testing.T) {
 	policies := []Policy{
 		on("pod", "a").in(
 			from(inNamespace("ns", "y")).ports(Port{Protocol: TCP, Number: 443}, Port{Protocol: UDP, Name: "serve-udp"}),
@@ -176,11 +178,11 @@ func TestReasons(t *testing.T) {
 	v := Evaluate(policies, suite, p)
 	want := []Reason{
 		{"x/p", 0, "80/TCP is none of the ports 443/TCP, serve-udp/UDP (80 there)"},
-		{"x/p", 1, "y/b is in namespace y, x is asked for; 10.0.2.2 is not in 10.0.2.0/24 except 10.0.2.2/32"},
+		{"x/p", 1, "y/b is in namespace y, want x; 10.0.2.2 is not in 10.0.2.0/24 except 10.0.2.2/32"},
 		{"x/closed", -1, "it allows no ingress at all"},
 	}
 	if v.Allowed || v.Ingress.Endpoint != "x/a" || len(v.Ingress.Misses) != len(want) {
-		t.Fatalf("%+v", v)
+		t.Fatalf("verdict %+v, want 3 misses", v)
 	}
 	for i := range want {
 		if v.Ingress.Misses[i] != want[i] {
@@ -188,65 +190,66 @@ func TestReasons(t *testing.T) {
 		}
 	}
 	p.Src = addr("x/b", 0)
-	if v = Evaluate(policies, suite, p); !v.Allowed || *v.Ingress.By != (Reason{"x/p", 1, "x/b is chosen"}) || v.Ingress.Misses != nil {
-		t.Errorf("%+v", v)
+	if v = Evaluate(policies, suite, p); !v.Allowed || *v.Ingress.By != (Reason{"x/p", 1, "x/b is selected"}) || v.Ingress.Misses != nil {
+		t.Errorf("packet from a selected peer: %+v", v)
 	}
 	p.Src = netip.MustParseAddr("192.0.2.7")
-	if v = Evaluate(policies, suite, p); v.Allowed || !strings.Contains(v.Ingress.Misses[1].Text, "192.0.2.7 is no endpoint that is known") {
-		t.Errorf("%+v", v)
+	if v = Evaluate(policies, suite, p); v.Allowed || !strings.Contains(v.Ingress.Misses[1].Text, "192.0.2.7 is not a known endpoint") {
+		t.Errorf("packet from an unknown address: %+v", v)
 	}
 	p.FromOwnHost = true
 	if v = Evaluate(policies, suite, p); !v.Allowed || v.Exempt == "" {
-		t.Errorf("a probe of its own host: %+v", v)
+		t.Errorf("probe from the endpoint's own host: %+v", v)
 	}
 }
 
-// A policy that is only tried is told about where it would change something.
-func TestTriedPolicies(t *testing.T) {
+// The decision of policies in audit mode is reported where it differs.
+func TestAuditPoliciesReportDifferences(t *testing.T) {
 	tried := on("pod", "a").in(from(Peer{Pods: pods("pod", "b")})).tried()
 	p := Packet{Src: addr("x/c", 0), Dst: addr("x/a", 0), Protocol: TCP, DstPort: 80}
 	v := Evaluate([]Policy{tried}, suite, p)
 	if !v.Allowed || v.Ingress.Tried == nil || v.Ingress.Tried.Allowed || len(v.Ingress.Tried.Misses) != 1 {
-		t.Errorf("what it would deny: %+v", v)
+		t.Errorf("audit policy that would deny: %+v", v)
 	}
 	p.Src = addr("x/b", 0)
 	if v = Evaluate([]Policy{tried}, suite, p); !v.Allowed || v.Ingress.Tried != nil {
-		t.Errorf("what it would allow: %+v", v)
+		t.Errorf("audit policy that would allow: %+v", v)
 	}
 	closed := on("pod", "a")
 	if v = Evaluate([]Policy{closed, tried}, suite, p); v.Allowed || v.Ingress.Tried == nil || !v.Ingress.Tried.Allowed {
-		t.Errorf("what it would open: %+v", v)
+		t.Errorf("audit policy that would allow what is denied: %+v", v)
 	}
 }
 
-// What could not be read allows nothing, and a rule without anything else nobody: not everybody.
-func TestUnread(t *testing.T) {
+// An unparsed part of a rule allows nothing. A rule with nothing else matches no peer, not every
+// peer.
+func TestUnparsedRulePartsAllowNothing(t *testing.T) {
 	p := Packet{Src: addr("x/b", 0), Dst: addr("x/a", 0), Protocol: TCP, DstPort: 80}
 	unread, open := Port{Unread: true}, Peer{Pods: pods()}
 	for name, c := range map[string]struct {
 		rule Rule
-		says string // of a miss; empty: it is allowed
+		says string // part of the miss; empty if the packet is allowed
 	}{
-		"only such a peer":    {from(Peer{Unread: true}), "a peer that could not be read"},
+		"only such a peer":    {from(Peer{Unread: true}), "could not be parsed"},
 		"another peer too":    {from(Peer{Unread: true}, open), ""},
-		"only such a port":    {from(open).ports(unread), "80/TCP is none of the ports one that could not be read"},
+		"only such a port":    {from(open).ports(unread), "80/TCP is none of the ports one that could not be parsed"},
 		"another port too":    {from(open).ports(unread, Port{Protocol: TCP, Number: 80}), ""},
-		"such a peer, a port": {from(Peer{Unread: true}).ports(Port{Protocol: TCP, Number: 80}), "a peer that could not be read"},
+		"such a peer, a port": {from(Peer{Unread: true}).ports(Port{Protocol: TCP, Number: 80}), "could not be parsed"},
 	} {
 		policies := []Policy{on("pod", "a").in(c.rule)}
 		v := Evaluate(policies, suite, p)
 		if v.Allowed != (c.says == "") || c.says != "" && !strings.Contains(v.Ingress.Misses[0].Text, c.says) {
-			t.Errorf("%s: %+v", name, v.Ingress)
+			t.Errorf("%s: verdict %+v", name, v.Ingress)
 		}
 		any := p
 		any.AnyPort, any.DstPort = true, 0
 		if got := Evaluate(policies, suite, any); got.Allowed != v.Allowed {
-			t.Errorf("%s: any port: %+v", name, got.Ingress)
+			t.Errorf("%s, any port: verdict %+v", name, got.Ingress)
 		}
 		src, _ := suite.At(p.Src)
 		dst, _ := suite.At(p.Dst)
 		if got := Between(policies, suite, src, dst).String(); (got == "none") == v.Allowed {
-			t.Errorf("%s: by Between %s", name, got)
+			t.Errorf("%s: Between returned %s, which contradicts Evaluate", name, got)
 		}
 	}
 }

@@ -8,9 +8,9 @@ import (
 	"weft/router/policy/policytest"
 )
 
-// What random tests once found while the compiler was written, each as the least that shows
-// it. Programs of one host and of two say what Evaluate says.
-func TestFoundByChance(t *testing.T) {
+// Cases that random tests found while the compiler was written, each reduced to a minimum. Programs
+// of one host and of two give the same verdict as Evaluate.
+func TestCasesFoundByRandomTests(t *testing.T) {
 	addr := netip.MustParseAddr
 	all := func(list ...Port) []Rule { return []Rule{{Ports: list}} }
 	blocks := func(cidr string, except ...netip.Prefix) Rule {
@@ -33,18 +33,18 @@ func TestFoundByChance(t *testing.T) {
 		port     uint16
 		allowed  bool
 	}{
-		"a policy that is only tried stops nobody":                     {tried, "fd00::102", "fd00::301", UDP, 81, true},
-		"a range of ports holds what is between its ends":              {x(Selector{}, Of(Ingress), all(Port{Protocol: TCP, Number: 70, End: 90}), nil), "10.0.3.2", "10.0.1.2", TCP, 81, true},
-		"a range of ports ends":                                        {x(Selector{}, Of(Ingress), all(Port{Protocol: TCP, Number: 70, End: 90}), nil), "10.0.3.2", "10.0.1.2", TCP, 91, false},
-		"a protocol without a port is each of its ports":               {x(pod("c"), Of(Ingress), all(Port{Protocol: SCTP, Number: 70, End: 90}, anyTCP), nil), "10.0.2.1", "10.0.1.3", TCP, 69, true},
-		"a block goes with each protocol that its rule names":          {x(pod("b"), Of(Egress), nil, []Rule{withPorts}), "fd00::102", "fd00::101", TCP, 90, true},
-		"a block of IPv4 holds nobody of IPv6":                         {x(Selector{}, Of(Egress), nil, []Rule{blocks("0.0.0.0/0", netip.MustParsePrefix("10.0.3.0/24"))}), "fd00::101", "fd00::201", ICMPv6, 0, false},
-		"an exception takes all that it names out of a block":          {x(Selector{}, Of(Ingress), []Rule{blocks("fd00::/96", netip.MustParsePrefix("fd00::200/120"))}, nil), "fd00::202", "fd00::102", TCP, 81, false},
-		"what is behind an exception is in its block":                  {x(Selector{}, Of(Ingress), []Rule{blocks("fd00::/96", netip.MustParsePrefix("fd00::200/120"))}, nil), "fd00::301", "fd00::102", TCP, 81, true},
-		"an endpoint reaches itself, whatever isolates it":             {x(pod("a"), Both, nil, nil), "10.0.1.1", "10.0.1.1", TCP, 70, true},
-		"a port by a name that nobody has allows nobody":               {x(Selector{}, Of(Ingress), all(Port{Protocol: TCP, Name: "nothing"}), nil), "10.0.3.3", "10.0.1.2", TCP, 80, false},
-		"a port by its name is the destination's, also for strangers":  {x(Selector{}, Of(Ingress), all(Port{Protocol: UDP, Name: "serve-udp"}), nil), "10.0.2.77", "10.0.1.2", UDP, 80, true},
-		"a port by its name of a stranger, which has none, is no port": {x(Selector{}, Of(Egress), nil, all(Port{Protocol: UDP, Name: "serve-udp"})), "10.0.1.2", "10.0.2.77", UDP, 80, false},
+		"audit policy denies nothing":                     {tried, "fd00::102", "fd00::301", UDP, 81, true},
+		"port range contains the ports between its ends":  {x(Selector{}, Of(Ingress), all(Port{Protocol: TCP, Number: 70, End: 90}), nil), "10.0.3.2", "10.0.1.2", TCP, 81, true},
+		"port range excludes the ports after its end":     {x(Selector{}, Of(Ingress), all(Port{Protocol: TCP, Number: 70, End: 90}), nil), "10.0.3.2", "10.0.1.2", TCP, 91, false},
+		"protocol without port means all its ports":       {x(pod("c"), Of(Ingress), all(Port{Protocol: SCTP, Number: 70, End: 90}, anyTCP), nil), "10.0.2.1", "10.0.1.3", TCP, 69, true},
+		"block applies to each protocol of its rule":      {x(pod("b"), Of(Egress), nil, []Rule{withPorts}), "fd00::102", "fd00::101", TCP, 90, true},
+		"IPv4 block contains no IPv6 address":             {x(Selector{}, Of(Egress), nil, []Rule{blocks("0.0.0.0/0", netip.MustParsePrefix("10.0.3.0/24"))}), "fd00::101", "fd00::201", ICMPv6, 0, false},
+		"except removes its whole range from a block":     {x(Selector{}, Of(Ingress), []Rule{blocks("fd00::/96", netip.MustParsePrefix("fd00::200/120"))}, nil), "fd00::202", "fd00::102", TCP, 81, false},
+		"addresses after an except are in the block":      {x(Selector{}, Of(Ingress), []Rule{blocks("fd00::/96", netip.MustParsePrefix("fd00::200/120"))}, nil), "fd00::301", "fd00::102", TCP, 81, true},
+		"isolated endpoint reaches itself":                {x(pod("a"), Both, nil, nil), "10.0.1.1", "10.0.1.1", TCP, 70, true},
+		"undeclared port name allows nothing":             {x(Selector{}, Of(Ingress), all(Port{Protocol: TCP, Name: "nothing"}), nil), "10.0.3.3", "10.0.1.2", TCP, 80, false},
+		"named port is looked up at the destination":      {x(Selector{}, Of(Ingress), all(Port{Protocol: UDP, Name: "serve-udp"}), nil), "10.0.2.77", "10.0.1.2", UDP, 80, true},
+		"named port never matches an unknown destination": {x(Selector{}, Of(Egress), nil, all(Port{Protocol: UDP, Name: "serve-udp"})), "10.0.1.2", "10.0.2.77", UDP, 80, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			policies := []Policy{c.policy}
@@ -53,18 +53,18 @@ func TestFoundByChance(t *testing.T) {
 				p.SrcPort = 0
 			}
 			if got := Evaluate(policies, suite, p).Allowed; got != c.allowed {
-				t.Errorf("Evaluate says %v", got)
+				t.Errorf("Evaluate: allowed %v", got)
 			}
 			if got := policytest.Allows(Compile(policies, suite, everyone), p); got != c.allowed {
-				t.Errorf("the program says %v", got)
+				t.Errorf("the program of one host: allowed %v", got)
 			}
 			first := func(e Endpoint) bool { return e.Name == "a" }
 			second := func(e Endpoint) bool { return !first(e) }
 			if got := policytest.Allows(Compile(policies, suite, first), p) && policytest.Allows(Compile(policies, suite, second), p); got != c.allowed {
-				t.Errorf("the programs of two hosts say %v", got)
+				t.Errorf("the programs of two hosts: allowed %v", got)
 			}
 			if got := Evaluate(policies, suite, policytest.Answer(p)).Allowed; got != c.allowed {
-				t.Errorf("of its answer Evaluate says %v", got)
+				t.Errorf("Evaluate of the reply: allowed %v", got)
 			}
 		})
 	}

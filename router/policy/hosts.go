@@ -6,16 +6,16 @@ import (
 	"slices"
 )
 
-// Host is a host of the network, by the addresses that people know it by. What it sends itself
-// comes with its addresses in the overlay, which nobody writes into a policy: what a block
-// says of the host holds for those.
+// Host is a host with the addresses that people know. Packets that it sends itself arrive with its
+// overlay addresses, which no one writes into a policy. So an ipBlock that contains a known address
+// of the host also applies to its overlay addresses.
 type Host struct {
-	Addrs   []netip.Addr // such as a Node's InternalIPs
+	Addrs   []netip.Addr // for example a Node's InternalIPs
 	Overlay []netip.Addr
 }
 
-// knownBy are the addresses that a block has to speak of for one of the overlay: those of its
-// family, or of the other one where the host has none of that.
+// knownBy returns the known addresses to compare with a block in place of an overlay address: those
+// of the same family, or all if the host has none of that family.
 func (h Host) knownBy(overlay netip.Addr) []netip.Addr {
 	var same []netip.Addr
 	for _, a := range h.Addrs {
@@ -33,8 +33,8 @@ func (h Host) equal(o Host) bool {
 	return slices.Equal(h.Addrs, o.Addrs) && slices.Equal(h.Overlay, o.Overlay)
 }
 
-// speaksOf reports whether a block names a host, by whatever of its addresses lies in the
-// block's CIDR, and whether it then means it, or excepts it.
+// speaksOf reports whether a block's CIDR contains any known address of a host, and whether the
+// block then includes the host or excludes it.
 func (b Block) speaksOf(known []netip.Addr) (names, means bool) {
 	for _, a := range known {
 		if b.CIDR.Contains(a) {
@@ -44,8 +44,8 @@ func (b Block) speaksOf(known []netip.Addr) (names, means bool) {
 	return names, means
 }
 
-// inBlock reports whether an address is in a block: that of a host, if the block names the
-// host, as far as it means it.
+// inBlock reports whether a block contains an address. For an overlay address of a host, the host's
+// known addresses decide if the block's CIDR contains any.
 func (w World) inBlock(b Block, a netip.Addr) bool {
 	for _, h := range w.Hosts {
 		if slices.Contains(h.Overlay, a) {
@@ -57,7 +57,7 @@ func (w World) inBlock(b Block, a netip.Addr) bool {
 	return b.Contains(a)
 }
 
-// called is an address for people: with those that a host is known by.
+// called returns an address for messages, with the known addresses of its host.
 func (w World) called(a netip.Addr) string {
 	for _, h := range w.Hosts {
 		if slices.Contains(h.Overlay, a) {
@@ -67,7 +67,8 @@ func (w World) called(a netip.Addr) string {
 	return a.String()
 }
 
-// alias is an address of a host in the overlay, and those that blocks speak of in its place.
+// alias is an overlay address of a host, and the known addresses to compare with blocks in its
+// place.
 type alias struct {
 	addr  netip.Addr
 	known []netip.Addr
@@ -82,8 +83,8 @@ func aliases(hosts []Host) (out []alias) {
 	return out
 }
 
-// intervalsWith are the addresses of a block, with those of hosts that it means and without
-// those of hosts that it excepts.
+// intervalsWith returns the addresses of a block, plus the overlay addresses of hosts that it
+// includes, minus those of hosts that it excludes.
 func (b Block) intervalsWith(hosts []alias) []Interval {
 	var with []Interval
 	var without []netip.Addr
@@ -101,7 +102,7 @@ func (b Block) intervalsWith(hosts []alias) []Interval {
 	return slices.Compact(out)
 }
 
-// cut takes addresses out of intervals that have all of them. Both are sorted.
+// cut removes addresses from intervals that contain them. Both are sorted.
 func cut(list []Interval, addrs []netip.Addr) []Interval {
 	if len(addrs) == 0 {
 		return list
@@ -121,7 +122,7 @@ func cut(list []Interval, addrs []netip.Addr) []Interval {
 	return out
 }
 
-// SetHosts replaces all hosts, and reports whether that is new.
+// SetHosts replaces all hosts, and reports whether that changes the program.
 func (c *Compiler) SetHosts(hosts []Host) (changed bool) {
 	if slices.EqualFunc(c.hosts, hosts, Host.equal) {
 		return false
@@ -138,7 +139,7 @@ func (c *Compiler) SetHosts(hosts []Host) (changed bool) {
 	return true
 }
 
-// names reports whether a policy has a block.
+// names reports whether a policy has any block.
 func (p Policy) names() bool {
 	for _, r := range slices.Concat(p.Ingress, p.Egress) {
 		if slices.ContainsFunc(r.Peers, func(peer Peer) bool { return peer.Block != nil }) {

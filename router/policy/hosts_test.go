@@ -6,14 +6,14 @@ import (
 	"testing"
 )
 
-// What a block says of a host's own addresses holds for its addresses in the overlay, in the
-// text and in the program alike.
-func TestHostsInBlocks(t *testing.T) {
+// Evaluate and the compiled sets apply blocks with a host's known addresses to its overlay
+// addresses.
+func TestBlocksApplyToHostsOverlayAddresses(t *testing.T) {
 	addr := netip.MustParseAddr
 	hosts := []Host{
 		{Addrs: []netip.Addr{addr("10.200.0.11"), addr("fd00:10:200::11")}, Overlay: []netip.Addr{addr("10.32.0.1"), addr("fd00:32::1")}},
-		{Addrs: []netip.Addr{addr("10.200.0.12")}, Overlay: []netip.Addr{addr("10.40.0.1"), addr("fd00:32::8:1")}}, // has IPv4 only
-		{Addrs: []netip.Addr{addr("10.200.0.13"), addr("10.201.0.13")}, Overlay: []netip.Addr{addr("10.44.0.1")}},  // has two
+		{Addrs: []netip.Addr{addr("10.200.0.12")}, Overlay: []netip.Addr{addr("10.40.0.1"), addr("fd00:32::8:1")}}, // only known by IPv4
+		{Addrs: []netip.Addr{addr("10.200.0.13"), addr("10.201.0.13")}, Overlay: []netip.Addr{addr("10.44.0.1")}},  // known by two addresses
 		{Overlay: []netip.Addr{addr("10.47.0.1")}},
 	}
 	for _, c := range []struct {
@@ -24,9 +24,9 @@ func TestHostsInBlocks(t *testing.T) {
 		{"10.200.0.0/24", nil, []string{"10.32.0.1", "10.40.0.1", "10.44.0.1", "fd00:32::8:1", "10.200.0.11"}, []string{"fd00:32::1", "10.47.0.1", "10.32.0.2", "10.31.255.255"}},
 		{"fd00:10:200::/64", nil, []string{"fd00:32::1"}, []string{"10.32.0.1", "fd00:32::8:1"}},
 		{"10.200.0.0/24", []string{"10.200.0.12/32"}, []string{"10.32.0.1"}, []string{"10.40.0.1", "fd00:32::8:1"}},
-		{"0.0.0.0/0", []string{"10.200.0.0/16"}, []string{"10.47.0.1", "10.32.0.2", "8.8.8.8"}, []string{"10.32.0.1", "10.40.0.1", "10.200.0.11"}}, // everybody but the nodes
-		{"0.0.0.0/0", []string{"10.32.0.0/12"}, []string{"10.32.0.1", "10.40.0.1", "8.8.8.8"}, []string{"10.47.0.1", "10.32.0.2"}},                 // everybody but pods
-		{"10.0.0.0/8", []string{"10.200.0.13/32"}, []string{"10.44.0.1"}, nil},                                                                     // its other address is meant
+		{"0.0.0.0/0", []string{"10.200.0.0/16"}, []string{"10.47.0.1", "10.32.0.2", "8.8.8.8"}, []string{"10.32.0.1", "10.40.0.1", "10.200.0.11"}}, // everything except the nodes
+		{"0.0.0.0/0", []string{"10.32.0.0/12"}, []string{"10.32.0.1", "10.40.0.1", "8.8.8.8"}, []string{"10.47.0.1", "10.32.0.2"}},                 // everything except pods
+		{"10.0.0.0/8", []string{"10.200.0.13/32"}, []string{"10.44.0.1"}, nil},                                                                     // its other address is included
 		{"10.32.0.0/12", nil, []string{"10.32.0.1", "10.47.0.1"}, []string{"10.200.0.11"}},
 		{"10.32.0.1/32", nil, []string{"10.32.0.1"}, []string{"10.40.0.1"}},
 		{"192.0.2.0/24", nil, nil, []string{"10.32.0.1", "fd00:32::8:1"}},
@@ -38,7 +38,7 @@ func TestHostsInBlocks(t *testing.T) {
 		}
 		intervals := b.intervalsWith(aliases(hosts))
 		if !slices.IsSortedFunc(intervals, func(x, y Interval) int { return x.First.Compare(y.First) }) {
-			t.Errorf("%v: not sorted: %v", b, intervals)
+			t.Errorf("intervals of %v are not sorted: %v", b, intervals)
 		}
 		for want, list := range map[bool][]string{true: c.in, false: c.out} {
 			for _, a := range list {
@@ -46,21 +46,21 @@ func TestHostsInBlocks(t *testing.T) {
 					return addr(a).BitLen() == i.First.BitLen() && !addr(a).Less(i.First) && !i.Last.Less(addr(a))
 				})
 				if inText := (World{Hosts: hosts}).inBlock(b, addr(a)); inText != want || inSet != want {
-					t.Errorf("%v, %s: by the text %v, in the set %v, want %v: %v", b, a, inText, inSet, want, intervals)
+					t.Errorf("block %v, address %s: Evaluate says %v, the set %v, want %v: %v", b, a, inText, inSet, want, intervals)
 				}
 			}
 		}
 	}
 }
 
-// Hosts that come and go change the sets of blocks, and nothing where there is no block.
-func TestHostsChange(t *testing.T) {
+// Added and removed hosts change the sets of blocks, and nothing if no policy has a block.
+func TestHostsChangeSetsOfBlocks(t *testing.T) {
 	c := NewCompiler()
 	host := Host{Addrs: []netip.Addr{netip.MustParseAddr("10.200.0.11")}, Overlay: []netip.Addr{netip.MustParseAddr("10.32.0.1"), netip.MustParseAddr("fd00:32::1")}}
 	open := Policy{Namespace: "a", Isolates: Of(Ingress), Ingress: []Rule{{}}}
 	c.SetPolicies([]Policy{open}, nil)
 	if c.SetHosts([]Host{host}) {
-		t.Error("a host changes policies without a block")
+		t.Error("a host changed policies without blocks")
 	}
 	c.SetHosts(nil)
 	open.Ingress[0].Peers = []Peer{{Block: &Block{CIDR: netip.MustParsePrefix("10.200.0.0/24")}}}
@@ -68,15 +68,15 @@ func TestHostsChange(t *testing.T) {
 	c.Put(Endpoint{ID: "e", Namespace: "a", Addrs: []netip.Addr{netip.MustParseAddr("10.32.0.9")}}, true)
 	blocks := func() []Interval { return c.Program().Sets[0].Blocks }
 	if got := blocks(); len(got) != 1 {
-		t.Errorf("%v", got)
+		t.Errorf("without hosts the block has intervals %v, want one", got)
 	}
 	if !c.SetHosts([]Host{host}) || c.SetHosts([]Host{host}) {
-		t.Error("a host that comes is no change, or one that stays is")
+		t.Error("SetHosts reports no change for a new host, or a change for the same one")
 	}
 	if got := blocks(); len(got) != 3 {
-		t.Errorf("with the host: %v", got)
+		t.Errorf("with the host the block has intervals %v, want 3", got)
 	}
 	if !c.SetHosts(nil) || len(blocks()) != 1 {
-		t.Errorf("the host is gone: %v", blocks())
+		t.Errorf("after removing the host the block has intervals %v, want one", blocks())
 	}
 }

@@ -12,13 +12,13 @@ import (
 
 var suite = policytest.World()
 
-// draw lets a property test choose.
+// draw makes the random choices from a property test.
 func draw(t *rapid.T) policytest.Random {
 	return func(n int) int { return rapid.IntRange(0, n-1).Draw(t, "choice") }
 }
 
-// The order of policies, of rules and of peers does not matter.
-func TestOrderDoesNotMatter(t *testing.T) {
+// The order of policies, rules and peers does not matter.
+func TestOrderOfPoliciesDoesNotMatter(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policies, p := draw(t).Policies(), draw(t).Packet(suite)
 		want := Evaluate(policies, suite, p).Allowed
@@ -28,7 +28,7 @@ func TestOrderDoesNotMatter(t *testing.T) {
 			turned[i].Ingress, turned[i].Egress = backwards(turned[i].Ingress), backwards(turned[i].Egress)
 		}
 		if got := Evaluate(turned, suite, p).Allowed; got != want {
-			t.Errorf("%+v: %v, turned round %v", p, want, got)
+			t.Errorf("packet %+v: allowed %v, in reverse order %v", p, want, got)
 		}
 	})
 }
@@ -44,8 +44,8 @@ func backwards(rules []Rule) []Rule {
 	return rules
 }
 
-// One more rule in a policy allows more, or the same.
-func TestRulesOnlyAllow(t *testing.T) {
+// An additional rule in a policy never denies more.
+func TestAdditionalRulesOnlyAllow(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policies, p := draw(t).Policies(), draw(t).Packet(suite)
 		if len(policies) == 0 {
@@ -57,13 +57,13 @@ func TestRulesOnlyAllow(t *testing.T) {
 		more[i].Ingress = append(slices.Clone(more[i].Ingress), draw(t).Rule())
 		more[i].Egress = append(slices.Clone(more[i].Egress), draw(t).Rule())
 		if after := Evaluate(more, suite, p).Allowed; before && !after {
-			t.Errorf("%+v: a further rule denies it", p)
+			t.Errorf("packet %+v: an additional rule denies it", p)
 		}
 	})
 }
 
-// Whoever asks in words gets the same answer in both families, but for blocks.
-func TestFamiliesAreAlike(t *testing.T) {
+// Without blocks, the verdict is the same in both families.
+func TestVerdictIsSameInBothFamilies(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policies, p := draw(t).Policies(), draw(t).Packet(suite)
 		for i := range policies {
@@ -84,28 +84,28 @@ func TestFamiliesAreAlike(t *testing.T) {
 			got[family] = Evaluate(policies, suite, p).Allowed
 		}
 		if got[0] != got[1] {
-			t.Errorf("%+v: %v over IPv4, %v over IPv6", p, got[0], got[1])
+			t.Errorf("packet %+v: allowed %v over IPv4, %v over IPv6", p, got[0], got[1])
 		}
 	})
 }
 
-// A denied packet has a reason for each rule that could have allowed it; an allowed one
-// names the rule, where policies have a say.
+// A denied packet has a reason for each rule that could have allowed it. An allowed one has the
+// rule that allows it, if policies apply.
 func TestVerdictsHaveReasons(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		v := Evaluate(draw(t).Policies(), suite, draw(t).Packet(suite))
 		if v.Allowed != (v.Egress.Allowed && v.Ingress.Allowed) {
-			t.Errorf("the parts do not make the whole: %+v", v)
+			t.Errorf("the verdict contradicts its two decisions: %+v", v)
 		}
 		for _, d := range []Decision{v.Egress, v.Ingress} {
 			isolated := len(d.Policies) > 0
 			switch {
 			case !isolated && (!d.Allowed || d.By != nil || d.Misses != nil):
-				t.Errorf("not isolated, and yet: %+v", d)
+				t.Errorf("not isolated, but denied or with reasons: %+v", d)
 			case isolated && d.Allowed && (d.By == nil || d.By.Text == "" || d.Misses != nil):
-				t.Errorf("allowed by whom? %+v", d)
+				t.Errorf("allowed without a rule: %+v", d)
 			case isolated && !d.Allowed && (d.By != nil || len(d.Misses) == 0):
-				t.Errorf("denied, why? %+v", d)
+				t.Errorf("denied without reasons: %+v", d)
 			}
 		}
 	})

@@ -9,18 +9,18 @@ import (
 	"slices"
 )
 
-// SetName is a name that follows from a content: what is alike shares it.
+// SetName returns a name derived from a content, so that equal contents share a name.
 func SetName(kind, content string) string {
 	sum := sha256.Sum256([]byte(content))
 	return kind + "-" + hex.EncodeToString(sum[:8])
 }
 
-// String is a match for people, and tells two apart.
+// String returns the match for messages. It is also its unique key.
 func (m Match) String() string {
 	return fmt.Sprintf("%s %d %v %s", m.Peers, m.Protocol, m.Ports, m.Named)
 }
 
-// matches are those of one rule: of each peer with each protocol and each named port.
+// matches returns the matches of one rule: for each peer, one per protocol and named port.
 func (c *Compiler) matches(p Policy, d Direction, r Rule) (out []Match) {
 	peers := []string{""}
 	if len(r.Peers) > 0 {
@@ -40,7 +40,7 @@ func (c *Compiler) matches(p Policy, d Direction, r Rule) (out []Match) {
 	return out
 }
 
-// ports are the matches of a rule's ports: one for each protocol, and one for each name.
+// ports returns the matches of a rule's ports: one per protocol, and one per named port.
 func (c *Compiler) ports(d Direction, ports []Port) (out []Match) {
 	if len(ports) == 0 {
 		return []Match{{}}
@@ -69,7 +69,7 @@ func (c *Compiler) ports(d Direction, ports []Port) (out []Match) {
 	return out
 }
 
-// joined are the same ports, in ranges that are sorted and apart.
+// joined returns the same ports as sorted ranges that do not touch.
 func joined(list []Range) []Range {
 	slices.SortFunc(list, func(a, b Range) int { return cmp.Compare(a.First, b.First) })
 	out := list[:1]
@@ -84,8 +84,8 @@ func joined(list []Range) []Range {
 	return out
 }
 
-// services is the set of the endpoints that declare a named port: of all, where it is what
-// endpoints here ask for.
+// services returns the name of the set of endpoints that declare a named port. For ingress it only
+// has local endpoints.
 func (c *Compiler) services(d Direction, p Port) string {
 	s := Set{Name: SetName("port-"+d.String(), p.String()), Kind: Services}
 	if c.groups[s.Name] == nil {
@@ -94,7 +94,7 @@ func (c *Compiler) services(d Direction, p Port) string {
 	return s.Name
 }
 
-// peers is the set of who a rule speaks of.
+// peers returns the name of the set of a rule's peer.
 func (c *Compiler) peers(p Policy, peer Peer) string {
 	if peer.Block != nil {
 		return c.block(*peer.Block)
@@ -113,7 +113,7 @@ func (c *Compiler) peers(p Policy, peer Peer) string {
 	return s.Name
 }
 
-// block is the set of a block's addresses.
+// block returns the name of the set of a block's addresses.
 func (c *Compiler) block(b Block) string {
 	content := b.String()
 	if called, ok := c.blockNames[content]; ok {
@@ -121,13 +121,13 @@ func (c *Compiler) block(b Block) string {
 	}
 	s := Set{Kind: Blocks, Blocks: b.intervalsWith(c.aliases), Name: SetName("block", content)}
 	if other := !b.CIDR.Addr().Is4(); slices.ContainsFunc(s.Blocks, func(i Interval) bool { return i.First.Is4() == other }) {
-		s.Name = SetName("block", content+" and hosts of the other family") // for which a chain has a rule of its own
+		s.Name = SetName("block", content+" and hosts of the other family") // the chain needs an extra rule for the other family
 	}
 	c.blocks[s.Name], c.blockNames[content] = &s, s.Name
 	return s.Name
 }
 
-// choosesNamespace reports whether selectors choose endpoints of a namespace.
+// choosesNamespace reports whether a peer's selectors select endpoints of a namespace.
 func (peer Peer) choosesNamespace(own string, w World, namespace string) bool {
 	if peer.Namespaces == nil {
 		return namespace == own
@@ -135,7 +135,7 @@ func (peer Peer) choosesNamespace(own string, w World, namespace string) bool {
 	return peer.Namespaces.Matches(w.namespace(namespace))
 }
 
-// intervals are the addresses of a block: what is between those of Except.
+// intervals returns the addresses of a block without those of Except.
 func (b Block) intervals() []Interval {
 	except := slices.Clone(b.Except)
 	slices.SortFunc(except, func(x, y netip.Prefix) int {
@@ -146,7 +146,7 @@ func (b Block) intervals() []Interval {
 	for _, e := range except {
 		first := e.Masked().Addr()
 		if !next.IsValid() || lastOf(e).Less(next) {
-			continue // inside of one that came before
+			continue // contained in an earlier one
 		}
 		if next.Less(first) {
 			out = append(out, Interval{next, first.Prev()})
@@ -159,7 +159,7 @@ func (b Block) intervals() []Interval {
 	return out
 }
 
-// lastOf is the last address of a prefix.
+// lastOf returns the last address of a prefix.
 func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {

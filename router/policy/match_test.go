@@ -9,25 +9,25 @@ import (
 
 func everyone(Endpoint) bool { return true }
 
-// Two selectors that read alike, by odd labels, are two sets.
-func TestSelectorsAreNotMistaken(t *testing.T) {
+// Selectors that print alike because of odd labels still have separate sets.
+func TestSelectorsThatPrintAlikeAreDistinct(t *testing.T) {
 	odd := Selector{Labels: map[string]string{"a=b,c": "d"}}
 	even := Selector{Labels: map[string]string{"a": "b", "c": "d"}}
 	prog := Compile([]Policy{on().in(from(Peer{Pods: &odd}), from(Peer{Pods: &even}))}, suite, everyone)
 	if odd.String() != even.String() || len(prog.Sets) != 2 {
-		t.Errorf("%q and %q: %+v", odd, even, prog.Sets)
+		t.Errorf("selectors %q and %q share a set: %+v", odd, even, prog.Sets)
 	}
 }
 
-// Endpoints under the same policies share a chain, rules that mean the same share a set.
-func TestSharing(t *testing.T) {
+// Endpoints under the same policies share a chain, and equal rules share a set.
+func TestEqualPoliciesShareChainsAndSets(t *testing.T) {
 	policies := []Policy{
 		on().in(from(Peer{Pods: pods("pod", "b")}), from(block("10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.255.255.255/32"))),
 		on().in(from(Peer{Pods: pods("pod", "b")}).ports(tcp81, tcp80, Port{Protocol: TCP, Number: 79})),
 	}
 	prog := Compile(policies, suite, everyone)
 	if len(prog.Chains) != 1 || len(prog.Isolated) != 6 || len(prog.Sets) != 2 || len(prog.Chains[0].Matches) != 3 {
-		t.Errorf("%+v", prog)
+		t.Errorf("unexpected number of chains, sets or matches: %+v", prog)
 	}
 	want := []Interval{
 		{netip.MustParseAddr("10.0.0.0"), netip.MustParseAddr("10.0.255.255")},
@@ -43,7 +43,7 @@ func TestSharing(t *testing.T) {
 		{[]Range{{65535, 65535}, {1, 65535}}, []Range{{1, 65535}}},
 	} {
 		if d := cmp.Diff(c.want, joined(c.list)); d != "" {
-			t.Error(d)
+			t.Error("joined ports (-want +got):", d)
 		}
 	}
 }

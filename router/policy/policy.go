@@ -1,16 +1,16 @@
-// Package policy is NetworkPolicy (networking.k8s.io/v1): what the policies of a cluster
-// allow, as values.
+// Package policy implements NetworkPolicy (networking.k8s.io/v1) as pure functions: which packets
+// the policies of a cluster allow.
 //
-// There are two ways to an answer here, which check each other. Evaluate takes one packet,
-// follows the text of the API, and says which rule decided, in words. Compile makes the
-// program that the kernel runs for every packet.
+// It has two implementations, and tests compare them. Evaluate follows the text of the API for one
+// packet, and says in words which rule decided. Compile builds the program that the kernel runs for
+// every packet.
 //
-// The semantics, from the API's text: an endpoint that no policy selects for a direction may
-// do everything in that direction. One that some policy selects is isolated: it may do what
-// at least one of those policies allows, and nothing else. A connection needs egress at its
-// source and ingress at its destination. Answers to an allowed connection are allowed.
+// The semantics are those of the API. An endpoint that no policy selects for a direction may do
+// everything in that direction. An endpoint that a policy selects is isolated: it may do what at
+// least one of its policies allows, and nothing else. A connection needs egress at its source and
+// ingress at its destination. Replies of an allowed connection are allowed.
 //
-// Nothing here reads a clock, the network or the disk.
+// The package reads no clock, network or disk.
 package policy
 
 import (
@@ -23,24 +23,24 @@ import (
 // Policy is one NetworkPolicy.
 type Policy struct {
 	Namespace, Name string
-	Pods            Selector // of the endpoints in Namespace that it isolates
-	// Isolates says in which directions; the rules of a direction that is not isolated mean nothing.
+	Pods            Selector // the endpoints in Namespace that it isolates
+	// Isolates are the directions in which it isolates; rules of other directions are ignored.
 	Isolates        Directions
 	Ingress, Egress []Rule
-	// Audit says that the policy is only tried: what it would deny is told, and passes.
+	// Audit says that the policy is in audit mode: packets that it would deny are logged, but pass.
 	Audit bool
-	// Unread is what of it is not as the API has it, for people. It counts as far as it can be
-	// read; what cannot be allows nothing, and Unread of Peer and Port marks it.
+	// Unread lists the parts that could not be parsed, for messages. All other parts count. An
+	// unparsed part allows nothing; Peer.Unread and Port.Unread mark it.
 	Unread []string
 }
 
-// Ref is how people name a policy: NAMESPACE/NAME.
+// Ref returns the policy's name for messages: NAMESPACE/NAME.
 func (p Policy) Ref() string { return p.Namespace + "/" + p.Name }
 
-// Direction is one of two.
+// Direction is ingress or egress.
 type Direction uint8
 
-// Directions is a set of them.
+// Directions is a set of directions.
 type Directions uint8
 
 // The directions, as seen from the endpoint.
@@ -59,7 +59,7 @@ func (d Direction) String() string {
 // Both is both directions.
 const Both Directions = 1<<Ingress | 1<<Egress
 
-// Of makes a set.
+// Of returns a set of directions.
 func Of(list ...Direction) (out Directions) {
 	for _, d := range list {
 		out |= 1 << d
@@ -70,7 +70,7 @@ func Of(list ...Direction) (out Directions) {
 // Has reports whether d is in the set.
 func (ds Directions) Has(d Direction) bool { return ds&(1<<d) != 0 }
 
-// rules are those of a direction.
+// rules returns the rules of a direction.
 func (p Policy) rules(d Direction) []Rule {
 	if d == Egress {
 		return p.Egress
@@ -78,19 +78,20 @@ func (p Policy) rules(d Direction) []Rule {
 	return p.Ingress
 }
 
-// Rule allows what one of its peers does on one of its ports.
+// Rule allows connections with one of its peers on one of its ports.
 type Rule struct {
-	Peers []Peer // none: everybody
-	Ports []Port // none: every port of every protocol
+	Peers []Peer // empty: all peers
+	Ports []Port // empty: every port of every protocol
 }
 
-// Peer is who is on the other side: endpoints chosen by labels, or a block of addresses.
-// Exactly one of Block, the selectors and Unread is given.
+// Peer is the other side of a connection: endpoints selected by labels, or a block of addresses.
+// Exactly one of Block, the selectors and Unread is set.
 type Peer struct {
-	// Namespaces chooses namespaces; nil: that of the policy. Pods chooses endpoints in them; nil: all.
+	// Namespaces selects namespaces; nil means the policy's own. Pods selects endpoints in them;
+	// nil means all.
 	Namespaces, Pods *Selector
 	Block            *Block
-	Unread           bool // it could not be read: nobody
+	Unread           bool // it could not be parsed and matches nothing
 }
 
 // Block is the addresses of CIDR without those of Except.
@@ -99,7 +100,7 @@ type Block struct {
 	Except []netip.Prefix
 }
 
-// Contains reports whether an address is in the block.
+// Contains reports whether the block contains an address.
 func (b Block) Contains(a netip.Addr) bool {
 	return b.CIDR.Contains(a) && !slices.ContainsFunc(b.Except, func(p netip.Prefix) bool { return p.Contains(a) })
 }
@@ -115,11 +116,10 @@ func (b Block) String() string {
 	return b.CIDR.String() + " except " + strings.Join(words, ", ")
 }
 
-// Protocol is one of IP, by its number.
+// Protocol is an IP protocol number.
 type Protocol uint8
 
-// The protocols that policies know; and those without ports that people ask about, which
-// only a rule without ports allows.
+// The protocols of policies, and two protocols without ports, which only rules without ports allow.
 const (
 	TCP  Protocol = 6
 	UDP  Protocol = 17
@@ -145,19 +145,18 @@ func (p Protocol) String() string {
 	return fmt.Sprintf("protocol %d", uint8(p))
 }
 
-// Port is a port or a range of ports of one protocol. With neither number nor name it is
-// every port.
+// Port is a port or a range of ports of one protocol. Without number and name it means all ports.
 type Port struct {
 	Protocol    Protocol
-	Number, End uint16 // End: 0, or the last of a range
-	Name        string // of a port that the destination declares
-	Unread      bool   // it could not be read: none
+	Number, End uint16 // End is the last port of a range, or 0
+	Name        string // name of a port that the destination declares
+	Unread      bool   // it could not be parsed and matches nothing
 }
 
 func (p Port) String() string {
 	switch {
 	case p.Unread:
-		return "one that could not be read"
+		return "one that could not be parsed"
 	case p.Protocol != TCP && p.Protocol != UDP && p.Protocol != SCTP:
 		return p.Protocol.String() // it has no ports
 	case p.Name != "":
@@ -170,32 +169,32 @@ func (p Port) String() string {
 	return fmt.Sprintf("%d/%v", p.Number, p.Protocol)
 }
 
-// World is whom policies are about.
+// World is everything that policies refer to.
 type World struct {
-	// Namespaces has the labels of those that are known. Every namespace has the label
-	// kubernetes.io/metadata.name besides, which is its name.
+	// Namespaces has the labels of the known namespaces. In addition, every namespace has the label
+	// kubernetes.io/metadata.name with its name.
 	Namespaces map[string]map[string]string
 	Endpoints  []Endpoint
 	Hosts      []Host
 
-	byAddr map[netip.Addr]int // of Endpoints; nil: each is looked at
+	byAddr map[netip.Addr]int // index of Endpoints; nil means linear search
 }
 
-// NameLabel is on every namespace (Kubernetes 1.21 and later).
+// NameLabel is the label with the name of a namespace (Kubernetes 1.21 and later).
 const NameLabel = "kubernetes.io/metadata.name"
 
-// namespace is the labels of one.
+// namespace returns the labels of a namespace.
 func (w World) namespace(name string) Labels {
 	return Labels{w.Namespaces[name], name}
 }
 
-// Labels are those of an endpoint or a namespace.
+// Labels are the labels of an endpoint or a namespace.
 type Labels struct {
 	set  map[string]string
-	name string // of a namespace, for NameLabel
+	name string // the namespace's name, for NameLabel
 }
 
-// Get is the value of a label, and whether it is there.
+// Get returns the value of a label, and whether it exists.
 func (l Labels) Get(key string) (string, bool) {
 	if key == NameLabel && l.name != "" {
 		return l.name, true
@@ -204,7 +203,7 @@ func (l Labels) Get(key string) (string, bool) {
 	return v, ok
 }
 
-// Endpoint is one end of connections.
+// Endpoint is a pod or container that policies can select.
 type Endpoint struct {
 	ID        string
 	Namespace string
@@ -221,7 +220,7 @@ type NamedPort struct {
 	Number   uint16
 }
 
-// Ref is how people name an endpoint: NAMESPACE/NAME, or its id where it has no name.
+// Ref returns the endpoint's name for messages: NAMESPACE/NAME, or its id if it has no name.
 func (e Endpoint) Ref() string {
 	if e.Name == "" {
 		return e.ID
@@ -229,7 +228,7 @@ func (e Endpoint) Ref() string {
 	return e.Namespace + "/" + e.Name
 }
 
-// At is the endpoint that has an address.
+// At returns the endpoint with an address.
 func (w World) At(a netip.Addr) (Endpoint, bool) {
 	if w.byAddr != nil {
 		i, ok := w.byAddr[a]

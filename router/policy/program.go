@@ -5,57 +5,58 @@ import (
 	"net/netip"
 )
 
-// Program is what a host's kernel runs for every packet: by its source's and its
-// destination's address to a chain, which has to have a match.
+// Program is what a host's kernel runs for every packet. The addresses of source and destination
+// lead to chains; a packet passes if a match of the chain fits.
 //
-// What chains there are follows from policies and labels alone. Which endpoint is where is in
-// the sets and in Isolated, so that one that comes or goes changes elements, and no chain.
+// The chains depend only on policies and labels. Endpoints occur only in the sets and in Isolated,
+// so that an added or removed endpoint changes elements, but no chain.
 //
-// Programs of one Compiler share the sets and chains that are the same: who loads one after
-// the other need not look into those.
+// Programs of one Compiler share unchanged sets and chains in memory, so a loader can skip them by
+// comparing pointers.
 type Program struct {
 	Isolated []Isolated // by direction and address
-	Tried    []Isolated // the same with the policies that are only tried, where they select the endpoint
+	Tried    []Isolated // the same including policies in audit mode, for endpoints that those select
 	Chains   []*Chain   // by name
 	Sets     []*Set     // by name
 }
 
-// Isolated says which chain judges an address of an endpoint on this host.
+// Isolated assigns a chain to an address of an endpoint on this host.
 type Isolated struct {
 	Direction Direction
 	Addr      netip.Addr
 	Chain     string
-	Self      []netip.Addr // of the same endpoint, this one included: it always reaches itself
+	Self      []netip.Addr // all addresses of the endpoint, which can always reach itself
 }
 
-// Chain allows what one of its matches fits, and nothing else. Its name is made of its content.
+// Chain allows packets that one of its matches fits, and no others. Its name is derived from its
+// content.
 type Chain struct {
 	Name      string
 	Direction Direction
 	Matches   []Match
 }
 
-// Match fits a packet if everything in it does.
+// Match fits a packet if all its parts do.
 type Match struct {
-	Peers    string   // the set that has the address of the other side; empty: everybody
+	Peers    string   // name of the set with the address of the other side; empty: any
 	Protocol Protocol // 0: any
-	Ports    []Range  // of the destination; none: all, if Named is empty too
-	Named    string   // the set that has destination, protocol and port
+	Ports    []Range  // of the destination; empty: all, unless Named is set
+	Named    string   // name of the set with destination, protocol and port
 }
 
-// Range is the ports First to Last, both included.
+// Range is the ports First to Last, inclusive.
 type Range struct{ First, Last uint16 }
 
-// Set is a named set, shared by all matches that mean the same. It holds one of three things.
+// Set is a named set, shared by all matches with the same content. It has one kind of elements.
 type Set struct {
 	Name     string
 	Kind     SetKind
-	Addrs    []netip.Addr // of endpoints that selectors choose, sorted
-	Blocks   []Interval   // sorted and apart
+	Addrs    []netip.Addr // of selected endpoints, sorted
+	Blocks   []Interval   // sorted, disjoint
 	Services []Service    // named ports, sorted
 }
 
-// SetKind is what a set holds.
+// SetKind is the kind of a set's elements.
 type SetKind uint8
 
 // The kinds of sets.
@@ -65,7 +66,7 @@ const (
 	Services
 )
 
-// Interval is the addresses First to Last, both included.
+// Interval is the addresses First to Last, inclusive.
 type Interval struct{ First, Last netip.Addr }
 
 // Service is a named port of an endpoint.

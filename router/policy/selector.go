@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Selector chooses by labels (metav1.LabelSelector): everything in it must hold. The empty
-// one chooses all.
+// Selector selects by labels (metav1.LabelSelector): all its requirements must hold. The empty
+// selector selects everything.
 type Selector struct {
 	Labels      map[string]string
 	Expressions []Expression
@@ -18,13 +18,13 @@ type Selector struct {
 type Expression struct {
 	Key    string
 	Op     Op
-	Values []string // of In and NotIn: at least one; of the others: none
+	Values []string // at least one for In and NotIn, none for the others
 }
 
-// Op is what an expression asks of a label.
+// Op is the operator of an expression.
 type Op string
 
-// The operators. NotIn holds also where the label is missing.
+// The operators. NotIn also holds if the label is missing.
 const (
 	In           Op = "In"
 	NotIn        Op = "NotIn"
@@ -32,16 +32,16 @@ const (
 	DoesNotExist Op = "DoesNotExist"
 )
 
-// Matches reports whether the selector chooses what has these labels.
+// Matches reports whether the selector selects something with these labels.
 func (s Selector) Matches(l Labels) bool { return s.mismatch(l) == "" }
 
-// mismatch is the first requirement that does not hold, for people; empty if all do.
+// mismatch describes the first requirement that does not hold; empty if all do.
 func (s Selector) mismatch(l Labels) string {
 	for _, key := range slices.Sorted(maps.Keys(s.Labels)) {
 		if have, ok := l.Get(key); !ok {
-			return fmt.Sprintf("it has no label %s, %s=%s is asked for", key, key, s.Labels[key])
+			return fmt.Sprintf("it has no label %s, want %s=%s", key, key, s.Labels[key])
 		} else if have != s.Labels[key] {
-			return fmt.Sprintf("its label is %s=%s, %s is asked for", key, have, s.Labels[key])
+			return fmt.Sprintf("its label is %s=%s, want %s", key, have, s.Labels[key])
 		}
 	}
 	for _, e := range s.Expressions {
@@ -57,9 +57,9 @@ func (e Expression) mismatch(l Labels) string {
 	among := slices.Contains(e.Values, have)
 	switch {
 	case e.Op == In && !ok, e.Op == Exists && !ok:
-		return fmt.Sprintf("it has no label %s, and %v", e.Key, e)
+		return fmt.Sprintf("it has no label %s, %v", e.Key, e)
 	case e.Op == In && !among, e.Op == NotIn && ok && among, e.Op == DoesNotExist && ok:
-		return fmt.Sprintf("its label is %s=%s, and %v", e.Key, have, e)
+		return fmt.Sprintf("its label is %s=%s, %v", e.Key, have, e)
 	}
 	return ""
 }
@@ -67,26 +67,27 @@ func (e Expression) mismatch(l Labels) string {
 func (e Expression) String() string {
 	switch e.Op {
 	case In:
-		return fmt.Sprintf("one of %s is asked for", strings.Join(e.Values, ", "))
+		return fmt.Sprintf("want one of %s", strings.Join(e.Values, ", "))
 	case NotIn:
-		return fmt.Sprintf("none of %s is asked for", strings.Join(e.Values, ", "))
+		return fmt.Sprintf("want none of %s", strings.Join(e.Values, ", "))
 	case Exists:
-		return "one is asked for"
+		return "want one with any value"
 	}
-	return "none is asked for"
+	return "want no such label"
 }
 
-// content tells two selectors apart: quoted, so that no odd label makes them look alike.
+// content returns a unique key of the selector. Quoting keeps odd labels from making two look
+// alike.
 func (s Selector) content() string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "%q", s.Labels) // in the order of its keys
+	fmt.Fprintf(&out, "%q", s.Labels) // prints maps in the order of their keys
 	for _, e := range s.Expressions {
 		fmt.Fprintf(&out, " %q %s %q", e.Key, e.Op, e.Values)
 	}
 	return out.String()
 }
 
-// String is a selector in kubectl's form: app=web,tier in (a,b),!old.
+// String returns the selector in kubectl's syntax: app=web,tier in (a,b),!old.
 func (s Selector) String() string {
 	var parts []string
 	for _, key := range slices.Sorted(maps.Keys(s.Labels)) {

@@ -1,5 +1,5 @@
-// Package policytest makes policies, packets and a cluster at random, and interprets what is
-// compiled: for tests that two ways to a verdict lead to the same one.
+// Package policytest draws random policies, packets and clusters, and interprets compiled programs.
+// Tests use it to compare implementations of policy. It keeps no state.
 package policytest
 
 import (
@@ -11,8 +11,8 @@ import (
 	"weft/router/policy"
 )
 
-// World is the cluster of the upstream suite (kubernetes/test/e2e/network/netpol): namespaces
-// x, y and z with the pods a, b and c in each, which serve port 80 by a name.
+// World returns the cluster of the upstream suite (kubernetes/test/e2e/network/netpol): namespaces
+// x, y and z with pods a, b and c, which serve port 80 as a named port.
 //
 //	x/a 10.0.1.1   x/b 10.0.1.2   x/c 10.0.1.3      and the same with fd00::
 //	y/a 10.0.2.1   …              z/c 10.0.3.3
@@ -34,7 +34,7 @@ func World() policy.World {
 			w.Endpoints = append(w.Endpoints, e)
 		}
 	}
-	for i, known := range [][]netip.Addr{{addr("192.0.2.1"), addr("2001:db8::1")}, {addr("192.0.2.2")}} { // the second one has one family
+	for i, known := range [][]netip.Addr{{addr("192.0.2.1"), addr("2001:db8::1")}, {addr("192.0.2.2")}} { // the second host has only IPv4
 		w.Hosts = append(w.Hosts, policy.Host{Addrs: known, Overlay: []netip.Addr{
 			netip.AddrFrom4([4]byte{10, 0, 9, byte(i + 1)}), netip.AddrFrom16([16]byte{0: 0xfd, 14: 9, 15: byte(i + 1)}),
 		}})
@@ -50,12 +50,12 @@ var (
 	protocols  = []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP}
 )
 
-// Random chooses a number below n: rand.IntN, or what a property test draws.
+// Random returns a number below n, from rand.IntN or a property test.
 type Random func(n int) int
 
 func one[T any](r Random, list []T) T { return list[r(len(list))] }
 
-// Selector chooses among the world's labels.
+// Selector draws a selector on the labels of the world.
 func (r Random) Selector() *policy.Selector {
 	s := &policy.Selector{}
 	for _, of := range []struct {
@@ -91,7 +91,7 @@ var blocks = []policy.Peer{
 	block("fd00::/96", "fd00::200/120"), block("::/0"), block("0.0.0.0/0", "10.0.3.0/24"),
 	block("192.0.2.0/30"), block("192.0.2.0/24", "192.0.2.2/32"), block("2001:db8::/64"), block("0.0.0.0/0", "192.0.2.0/24"),
 	block("10.0.9.0/24", "10.0.9.1/32"),
-	block("10.0.1.0/24", "10.0.0.0/8"), // nobody
+	block("10.0.1.0/24", "10.0.0.0/8"), // empty
 }
 
 func (r Random) peer() policy.Peer {
@@ -118,7 +118,7 @@ func (r Random) port() policy.Port {
 	return p
 }
 
-// Rule allows something, or nothing.
+// Rule draws a rule, which may match nothing.
 func (r Random) Rule() (out policy.Rule) {
 	for range r(3) {
 		out.Peers = append(out.Peers, r.peer())
@@ -129,7 +129,7 @@ func (r Random) Rule() (out policy.Rule) {
 	return out
 }
 
-// Policies are up to four; one in eight is only tried.
+// Policies draws up to four policies; one in eight is in audit mode.
 func (r Random) Policies() (out []policy.Policy) {
 	for n := range r(5) {
 		p := policy.Policy{
@@ -147,15 +147,14 @@ func (r Random) Policies() (out []policy.Policy) {
 	return out
 }
 
-// strangers are outside the world, or its hosts, by family.
-var strangers = [][]netip.Addr{
+// outside are addresses, by family, that are outside the world or belong to its hosts.
+var outside = [][]netip.Addr{
 	{addr("192.0.2.7"), addr("192.0.2.1"), addr("10.0.2.77"), addr("10.0.9.1"), addr("10.0.9.2")},
 	{addr("2001:db8::1"), addr("fd00::901"), addr("fd00::902")},
 }
 
-// Packet goes from one of the world's endpoints to another one; one in five comes from outside
-// or from a host.
-// The ports are those that rules are about, and their neighbours.
+// Packet draws a packet between two endpoints of the world. One in five comes from outside or from
+// a host. The ports are those of the rules and their neighbours.
 func (r Random) Packet(w policy.World) policy.Packet {
 	family := r(2)
 	p := policy.Packet{
@@ -163,7 +162,7 @@ func (r Random) Packet(w policy.World) policy.Packet {
 		Protocol: one(r, append(protocols[:3:3], policy.ICMP)), SrcPort: 40000, DstPort: one(r, []uint16{69, 70, 80, 81, 90, 91}),
 	}
 	if r(5) == 0 {
-		p.Src = one(r, strangers[family])
+		p.Src = one(r, outside[family])
 	}
 	if p.Protocol == policy.ICMP {
 		p.SrcPort, p.DstPort = 0, 0
@@ -172,19 +171,19 @@ func (r Random) Packet(w policy.World) policy.Packet {
 	return p
 }
 
-// Answer is what comes back.
+// Answer returns the reply to a packet.
 func Answer(p policy.Packet) policy.Packet {
 	p.Src, p.Dst, p.SrcPort, p.DstPort, p.Reply = p.Dst, p.Src, p.DstPort, p.SrcPort, !p.Reply
 	return p
 }
 
-// Allows interprets a program on a packet of the side that began the connection.
+// Allows returns a program's verdict on a packet of the side that opened the connection.
 func Allows(prog policy.Program, p policy.Packet) bool {
-	return p.FromOwnHost || Judge(prog, prog.Isolated, policy.Egress, p) && Judge(prog, prog.Isolated, policy.Ingress, p)
+	return p.FromOwnHost || AllowsIn(prog, prog.Isolated, policy.Egress, p) && AllowsIn(prog, prog.Isolated, policy.Ingress, p)
 }
 
-// Judge asks the chains in one direction: those of Isolated, or those of Tried.
-func Judge(prog policy.Program, list []policy.Isolated, d policy.Direction, p policy.Packet) bool {
+// AllowsIn returns the verdict for one direction, with the chains of Isolated or of Tried.
+func AllowsIn(prog policy.Program, list []policy.Isolated, d policy.Direction, p policy.Packet) bool {
 	own, other := p.Src, p.Dst
 	if d == policy.Ingress {
 		own, other = other, own
