@@ -65,7 +65,7 @@ check: lint race ## lint, and all tests with the race detector
 
 soak: ## 10,000 random histories of whole clusters: no address is handed out twice (SOAK=n for as many, SEED=n replays one); then policies on 5 million packets (PACKETS=n)
 	SOAK=$(or $(SOAK),10000) $(GO) test -count=1 -timeout=0 -v -run TestSoak ./prog/soak
-	SOAK=$(or $(PACKETS),5000000) $(GO) test -count=1 -timeout=0 -v -run TestThreeWaysAgree ./router/nft
+	SOAK=$(or $(PACKETS),5000000) $(GO) test -count=1 -timeout=0 -v -run TestPolicyEvaluationsAgree ./router/nft
 
 test-kernel: ## the two-host test on the kernel's own WireGuard, in user-mode Linux
 	@prog/lab/uml/test-kernel.sh

@@ -137,9 +137,9 @@ func (r *Router) Enforce(p policy.Program) error {
 	return r.loadTable(r.applied)
 }
 
-// Judge reads what the kernel makes of a packet by the policies of one of its ends, own.
-func (r *Router) Judge(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Judgement, error) {
-	return r.kernel.Judge(d, own, p)
+// Evaluate reads what the kernel makes of a packet by the policies of one of its ends, own.
+func (r *Router) Judge(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Evaluation, error) {
+	return r.kernel.Evaluate(d, own, p)
 }
 
 // Protected reports whether the kernel lets nobody else change the table.

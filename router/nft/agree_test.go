@@ -13,26 +13,26 @@ import (
 	"weft/router/policy/policytest"
 )
 
-// verdict runs the whole of a program's policies on a packet.
+// verdict evaluates all policy rules of a program for a packet.
 func (p Program) verdict(q policy.Packet) (allowed bool, passed []string, err error) {
 	m := machine{tables: p, packet: Packet{
 		Src: q.Src, Dst: q.Dst, Protocol: byte(q.Protocol), SrcPort: q.SrcPort, DstPort: q.DstPort, Reply: q.Reply,
 	}}
 	if _, err := p.rules("policies"); err != nil {
-		return true, nil, nil // nobody is isolated
+		return true, nil, nil // no endpoint is isolated
 	}
 	out, err := m.run("policies", 0)
 	if out&drops != 0 && out != drops {
-		err = errors.Join(err, fmt.Errorf("the outcomes are %b: one is not certain", out))
+		err = errors.Join(err, fmt.Errorf("the outcome is not certain: %b", out))
 	}
 	return out != drops, m.passed, err
 }
 
-// Three ways to a verdict agree on random policies and packets: the text of the API, the
-// compiled program, and its nftables rules, which are run as the kernel runs them. SOAK=n
-// looks at n packets, SEED=n at those of one seed.
-func TestThreeWaysAgree(t *testing.T) {
-	const each = 100 // packets for a set of policies
+// Three evaluations agree on random policies and packets: policy.Evaluate, the compiled program,
+// and its nftables rules, interpreted as in the kernel. SOAK=n tests n packets, SEED=n those of one
+// seed.
+func TestPolicyEvaluationsAgree(t *testing.T) {
+	const each = 100 // packets per set of policies
 	number := func(name string, otherwise uint64) uint64 {
 		if n, err := strconv.ParseUint(os.Getenv(name), 10, 64); err == nil {
 			return n
@@ -56,11 +56,11 @@ func TestThreeWaysAgree(t *testing.T) {
 			p := r.Packet(w)
 			want := policy.Evaluate(policies, w, p)
 			if got := policytest.Allows(prog, p); got != want.Allowed {
-				t.Fatalf("SEED=%d: %+v: the program says %v, the text %+v", seed, p, got, want)
+				t.Fatalf("SEED=%d: packet %+v: the program allows it: %v, Evaluate: %+v", seed, p, got, want)
 			}
 			for _, q := range []policy.Packet{p, policytest.Answer(p)} {
 				if got, passed, err := rules.verdict(q); err != nil || got != want.Allowed {
-					t.Fatalf("SEED=%d: %+v: nftables say %v by way of %v, %v; the text %+v\n%v", seed, q, got, passed, err, want, rules)
+					t.Fatalf("SEED=%d: packet %+v: nftables allow it: %v through chains %v, error %v; Evaluate: %+v\n%v", seed, q, got, passed, err, want, rules)
 				}
 			}
 			if !want.Allowed {
@@ -75,5 +75,5 @@ func TestThreeWaysAgree(t *testing.T) {
 	if packets > 1000 && end > 10 && (denied < int(packets/10) || denied > int(packets*9/10)) {
 		t.Errorf("%d of %d packets were denied: too few or too many to prove much", denied, packets)
 	}
-	t.Logf("%d packets and their answers agree, %d are denied", packets, denied)
+	t.Logf("evaluations of %d packets and their replies agree, %d are denied", packets, denied)
 }

@@ -7,31 +7,31 @@ import (
 	"weft/router/policy"
 )
 
-// Builder makes programs one after the other. It makes what did not change since the last
-// one only once. The zero value is ready; it is not safe for concurrent use.
+// Builder builds a series of programs, and rebuilds only what changed since the last one. The zero
+// value is ready to use. A Builder is not safe for concurrent use.
 type Builder struct {
-	of     Config  // of the last program
-	guard  Program // of which this was a part
-	hosts  hostSets
-	judges Program // and this, the sets aside that are shared with the policies' own
-	sets   map[*policy.Set][]*Set
-	chains map[chainKey]lowered // more than the last program had, which had
-	used   int
+	of       Config  // the Config of the last program
+	guard    Program // the part of the last program for guard and NAT
+	hosts    hostSets
+	policies Program // the part for policies, without the sets that policy.Program defines
+	sets     map[*policy.Set][]*Set
+	chains   map[chainKey]lowered // cached chains; the last program used that many:
+	used     int
 }
 
-// chainKey is what tells chains apart.
+// chainKey identifies a cached chain.
 type chainKey struct {
 	prefix, chain string
 	answers       bool
 }
 
-// lowered is a chain, and the sets of ports that only rules know.
+// lowered is a built chain, and the port sets that only its rules use.
 type lowered struct {
 	*Chain
 	ports []*Set
 }
 
-// Build makes the program of a host.
+// Build returns the program of a host.
 func (b *Builder) Build(c Config) Program {
 	c.Own = slices.Clone(c.Own)
 	if b.hosts.tcp == nil || !b.of.Hosts.equal(c.Hosts) {
@@ -42,7 +42,7 @@ func (b *Builder) Build(c Config) Program {
 	}
 	if !b.sameGuard(c) {
 		b.guard = c.build(b.hosts)
-		b.judges = Program{}
+		b.policies = Program{}
 	}
 	p := Program{slices.Concat(b.guard.Sets, b.hosts.list()), slices.Clip(b.guard.Chains)}
 	l := &lowering{
@@ -56,42 +56,42 @@ func (b *Builder) Build(c Config) Program {
 	return l.program
 }
 
-// sameGuard reports whether the guard is the one of the last program.
+// sameGuard reports whether the guard of the last program can be used again.
 func (b *Builder) sameGuard(c Config) bool {
 	return len(b.guard.Chains) > 0 && reflect.DeepEqual(b.of.guard(), c.guard())
 }
 
-// guard is what the guard is made from.
+// guard returns the parts of c that the guard depends on.
 func (c Config) guard() Config {
 	c.Hosts, c.Policy, c.Exempt = Hosts{}, nil, Exempt{}
 	return c
 }
 
-// sameJudges reports whether the same chains judge the same endpoints as in the last program,
-// which had the same guard.
-func (b *Builder) sameJudges(c Config) bool {
+// samePolicies reports whether policy chains and isolated endpoints are those of the last program.
+// The guard must be the same too.
+func (b *Builder) samePolicies(c Config) bool {
 	old := b.of
-	return old.Policy != nil && len(b.judges.Chains) > 0 && old.Exempt == c.Exempt &&
+	return old.Policy != nil && len(b.policies.Chains) > 0 && old.Exempt == c.Exempt &&
 		identical(old.Policy.Isolated, c.Policy.Isolated) && identical(old.Policy.Tried, c.Policy.Tried) && identical(old.Policy.Chains, c.Policy.Chains)
 }
 
-// identical reports whether two lists are one in memory.
+// identical reports whether two lists are the same memory.
 func identical[T any](a, b []T) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// lowering is one run of a Builder.
+// lowering is one call of Build.
 type lowering struct {
 	Config
-	Builder // what this run makes or takes over
+	Builder // the state after this call
 	last    *Builder
 
-	anew    bool // the chains are a new map
+	anew    bool // whether the cache of chains is a new map
 	program Program
-	index   map[string]*Set // of the policies' sets in the program, by name
+	index   map[string]*Set // the policies' sets in the program, by name
 }
 
-// add puts a set into the program, unless one of its name, which is the same, is there.
+// add adds a set to the program, unless one with its name, which is equal, is there.
 func (l *lowering) add(s *Set) {
 	if l.index[s.Name] == nil {
 		l.index[s.Name] = s
@@ -99,7 +99,7 @@ func (l *lowering) add(s *Set) {
 	}
 }
 
-// lower adds what policies need to the guard.
+// lower adds the chains and sets of the policies.
 func (l *lowering) lower() {
 	for _, s := range l.Policy.Sets {
 		l.sets[s] = l.last.sets[s]
@@ -111,16 +111,16 @@ func (l *lowering) lower() {
 		}
 	}
 	sets, chains := len(l.program.Sets), len(l.program.Chains)
-	if l.last.sameJudges(l.Config) {
-		l.judges, l.chains, l.used = l.last.judges, l.last.chains, l.last.used
-		l.program.Sets = append(l.program.Sets, l.judges.Sets...)
-		l.program.Chains = append(l.program.Chains, l.judges.Chains...)
+	if l.last.samePolicies(l.Config) {
+		l.policies, l.chains, l.used = l.last.policies, l.last.chains, l.last.used
+		l.program.Sets = append(l.program.Sets, l.policies.Sets...)
+		l.program.Chains = append(l.program.Chains, l.policies.Chains...)
 		return
 	}
 	l.chains = l.last.chains
 	if l.anew = l.chains == nil || len(l.chains) > 2*l.last.used; l.anew {
-		l.chains = map[chainKey]lowered{} // most are of policies and endpoints that are gone
+		l.chains = map[chainKey]lowered{} // drop the cache: most chains belong to removed policies and endpoints
 	}
-	l.judge()
-	l.judges = Program{slices.Clone(l.program.Sets[sets:]), slices.Clone(l.program.Chains[chains:])}
+	l.addPolicies()
+	l.policies = Program{slices.Clone(l.program.Sets[sets:]), slices.Clone(l.program.Chains[chains:])}
 }

@@ -7,14 +7,14 @@ import (
 	"github.com/google/nftables"
 )
 
-// change makes one program of another, in two transactions: what is new, which nothing leads
-// to yet, then what leads there. In one, a packet that is being judged while the kernel goes
-// over to the next generation could be sent to a chain that has no rules in the generation
-// that the packet began in, and would pass. The order in each is the kernel's: a rule names
-// sets and chains that are there, an element a chain that is there, and what is named cannot
-// go.
+// change turns the table from one program into another, in two transactions. The first adds new
+// chains and sets that nothing refers to yet; the second makes rules and elements refer to them.
+// With a single transaction, a packet could start in the old generation and jump to a chain that
+// has no rules in that generation. The packet would then pass. Within a transaction the kernel
+// demands an order: rules need the sets and chains that they name, elements their chains, and
+// whatever is still named cannot be deleted.
 //
-//	new sets → new chains │ elements and rules that go → rules that come → elements that come → old chains → old sets
+//	new sets → new chains │ delete elements and rules → add rules → add elements → delete chains → delete sets
 func (k *Kernel) change(before, after Program) (changes bool, err error) {
 	b := &batch{Kernel: k}
 	before.Sets, after.Sets = differing(before.Sets, after.Sets)
@@ -23,11 +23,11 @@ func (k *Kernel) change(before, after Program) (changes bool, err error) {
 	newSets := byName(after.Sets, setName)
 	for name, s := range b.oldSets {
 		if next := newSets[name]; next != nil && !next.alike(s) {
-			return false, fmt.Errorf("set %s would be of another kind", name)
+			return false, fmt.Errorf("set %s cannot change its type", name)
 		}
 	}
 	b.prepare(after)
-	if b.err == nil && b.changes && k.loaded != nil { // else all that there was goes in the same transaction
+	if b.err == nil && b.changes && k.loaded != nil { // otherwise the old content is deleted in the same transaction
 		b.err = k.conn.Flush()
 	}
 	if b.err == nil {
@@ -36,7 +36,7 @@ func (k *Kernel) change(before, after Program) (changes bool, err error) {
 	return b.changes, b.err
 }
 
-// prepare adds what nothing leads to.
+// prepare adds the new sets and chains, to which nothing refers yet.
 func (b *batch) prepare(after Program) {
 	for _, s := range after.Sets {
 		if b.oldSets[s.Name] == nil {
@@ -60,7 +60,7 @@ func (b *batch) prepare(after Program) {
 	}
 }
 
-// goOver makes what is in force lead to what was prepared, and takes away what is left.
+// goOver lets rules and elements refer to what was prepared, and deletes what is no longer used.
 func (b *batch) goOver(before, after Program, newSets map[string]*Set) {
 	for _, c := range after.Chains {
 		if b.oldChains[c.Name] == nil && c.Hook != nil {
@@ -87,7 +87,7 @@ func (b *batch) goOver(before, after Program, newSets map[string]*Set) {
 			gone = append(gone, &nftables.Chain{Name: c.Name, Table: table})
 		}
 	}
-	for _, c := range gone { // their rules first: one may go to another
+	for _, c := range gone { // flush all first: rules of one may jump to another
 		b.changes = true
 		b.conn.FlushChain(c)
 	}
@@ -102,8 +102,8 @@ func (b *batch) goOver(before, after Program, newSets map[string]*Set) {
 	}
 }
 
-// differing are the values that only one of two lists has: programs that follow each other
-// share most of what they have.
+// differing returns the values that only one of two lists contains. Consecutive programs share most
+// values.
 func differing[T any](a, b []*T) (onlyA, onlyB []*T) {
 	for len(a) > 0 && len(b) > 0 && a[0] == b[0] {
 		a, b = a[1:], b[1:]
@@ -141,12 +141,12 @@ func byName[T any](list []*T, name func(*T) string) map[string]*T {
 	return out
 }
 
-// batch is a transaction in the making.
+// batch is a transaction under construction.
 type batch struct {
 	*Kernel
 	oldSets   map[string]*Set
 	oldChains map[string]*Chain
-	sets      uint32 // that were added, which numbers them
+	sets      uint32 // number of added sets, which is their id
 	changes   bool
 	err       error
 }
@@ -175,7 +175,7 @@ func (b *batch) addChain(c *Chain) {
 	b.conn.AddChain(chain)
 }
 
-// setRules makes the rules of a chain those of c.
+// setRules replaces the rules of a chain by those of c.
 func (b *batch) setRules(old, c *Chain) {
 	if old == c || old != nil && slices.EqualFunc(old.Rules, c.Rules, sameRule) {
 		return
@@ -192,8 +192,9 @@ func (b *batch) setRules(old, c *Chain) {
 
 func sameRule(a, b Rule) bool { return slices.Equal(a.text, b.text) }
 
-// shrink takes out of a set what is not in the next one: of a map all, if it goes, since its
-// elements hold chains; of intervals all, since they may be cut anew.
+// shrink deletes the elements of a set that the next one lacks. It deletes all elements of a map
+// that will be deleted, since they refer to chains, and of changed intervals, which may be divided
+// differently.
 func (b *batch) shrink(s, next *Set) {
 	switch {
 	case next == s, next == nil && !s.Jumps, s.Elements.Len() == 0:
@@ -210,7 +211,7 @@ func (b *batch) shrink(s, next *Set) {
 	}
 }
 
-// grow adds to a set what was not in the old one; nil: it is new.
+// grow adds the elements that the old set lacks; old is nil for a new set.
 func (b *batch) grow(old, s *Set) {
 	if old == s {
 		return
@@ -226,7 +227,7 @@ func (b *batch) grow(old, s *Set) {
 	b.elements(s, list, b.conn.SetAddElements)
 }
 
-// elements sends some, in pieces that fit into a message.
+// elements sends elements in portions that fit into a message.
 func (b *batch) elements(s *Set, list []Element, send func(*nftables.Set, []nftables.SetElement) error) {
 	for piece := range slices.Chunk(s.forLibrary(list), maxElements) {
 		b.changes = true

@@ -10,16 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tables are rules and sets, of a Program or of the kernel.
+// tables gives access to rules and sets, of a Program or of the kernel.
 type tables interface {
 	rules(chain string) ([][]expr.Any, error)
-	// keySize is how many bytes a set looks at; negative: find cannot tell.
+	// keySize returns the bytes that a set compares; negative if find cannot tell.
 	keySize(set string) (int, error)
-	// find looks a key up; of a map it says what becomes of a packet.
+	// find looks up a key; for a verdict map it returns the verdict.
 	find(set string, key []byte) (v *expr.Verdict, found bool, err error)
 }
 
-// answer says whether something is so; of what the machine cannot know, it says maybe.
+// answer is yes, no, or maybe if it depends on something unknown.
 type answer int8
 
 const (
@@ -35,32 +35,32 @@ func is(b bool) answer {
 	return no
 }
 
-// outcomes are what may become of a packet in a chain: one, if the machine knows all that
-// the rules look at.
+// outcomes is the set of possible results of a packet in a chain. It is a single one if everything
+// that the rules examine is known.
 type outcomes byte
 
 const (
 	accepts outcomes = 1 << iota
 	drops
-	falls // out of the chain, which has no more to say
+	falls // reaches the end of the chain
 )
 
-// machine runs rules on a packet as the kernel does (nft_do_chain). Where a rule looks at what
-// is not known it goes both ways.
+// machine interprets rules on a packet as the kernel does (nft_do_chain). If a rule examines
+// something unknown, it follows both branches.
 type machine struct {
 	tables
 	packet Packet
-	// passed are the chains that it came through.
+	// passed lists the chains that the packet traversed.
 	passed []string
-	been   map[string]outcomes // what chains made of it, so that each runs once
-	data   [20 * 4]byte        // registers of 32 bits; those of 128 bits are four of them
-	known  [20 * 4]bool        // the bytes of data that hold what the packet has
+	been   map[string]outcomes // results by chain, so that each chain runs once
+	data   [20 * 4]byte        // 32-bit registers; a 128-bit register is four of them
+	known  [20 * 4]bool        // which bytes of data have a known value
 }
 
-// maxDepth is more than any program needs; a ring of jumps cannot be loaded.
+// maxDepth exceeds the depth of any program; the kernel refuses loops of jumps.
 const maxDepth = 16
 
-// run judges the packet by a chain, and all that it leads to.
+// run evaluates a chain, and all chains that it leads to.
 func (m *machine) run(chain string, depth int) (out outcomes, err error) {
 	if depth > maxDepth {
 		return 0, fmt.Errorf("nftables: chain %s: jumps lead too deep", chain)
@@ -104,7 +104,7 @@ func (m *machine) run(chain string, depth int) (out outcomes, err error) {
 	return out, nil
 }
 
-// verdict is what becomes of a packet by one.
+// verdict returns the results of a verdict.
 func (m *machine) verdict(v *expr.Verdict, depth int) (outcomes, error) {
 	switch v.Kind {
 	case expr.VerdictReturn:
@@ -116,12 +116,12 @@ func (m *machine) verdict(v *expr.Verdict, depth int) (outcomes, error) {
 	case expr.VerdictDrop:
 		return drops, nil
 	}
-	return accepts | drops, nil // a queue, for example: another program decides
+	return accepts | drops, nil // for example a queue: another program decides
 }
 
-// rule runs one rule: whether it fits, and its verdict; nil: it has none.
+// rule evaluates one rule: whether it matches, and its verdict, or nil if it has none.
 func (m *machine) rule(exprs []expr.Any) (*expr.Verdict, answer, error) {
-	m.known = [len(m.known)]bool{} // what no expression loads is what the library cannot read
+	m.known = [len(m.known)]bool{} // a register that no expression loads belongs to one that the library cannot parse
 	fits := yes
 	for _, e := range exprs {
 		v, so, err := m.step(e)
@@ -135,7 +135,7 @@ func (m *machine) rule(exprs []expr.Any) (*expr.Verdict, answer, error) {
 	return nil, fits, nil
 }
 
-// at is where a register's bytes begin.
+// at returns the offset of a register in data.
 func at(number uint32) int {
 	i := int(number-unix.NFT_REG32_00) * 4
 	if number < unix.NFT_REG32_00 {
@@ -144,10 +144,10 @@ func at(number uint32) int {
 	return i
 }
 
-// reg is a register's content, and all behind it.
+// reg returns data from a register on.
 func (m *machine) reg(number uint32) []byte { return m.data[min(max(at(number), 0), len(m.data)):] }
 
-// set puts a known value into a register.
+// set stores a known value in a register.
 func (m *machine) set(number uint32, value []byte) {
 	copy(m.reg(number), value)
 	m.mark(number, len(value), true)
@@ -161,7 +161,7 @@ func (m *machine) mark(number uint32, size int, known bool) {
 	}
 }
 
-// knows reports whether so many bytes of a register are known.
+// knows reports whether the first bytes of a register are known.
 func (m *machine) knows(number uint32, size int) bool {
 	from := min(max(at(number), 0), len(m.known))
 	return !slices.Contains(m.known[from:min(from+size, len(m.known))], false)
@@ -174,7 +174,7 @@ func (m *machine) step(e expr.Any) (*expr.Verdict, answer, error) {
 	case *expr.Verdict:
 		return e, yes, nil
 	case *expr.Meta:
-		if !e.SourceRegister { // else it sets what it names
+		if !e.SourceRegister { // otherwise it sets the meta value
 			m.meta(e)
 		}
 		return nil, yes, nil
@@ -200,7 +200,7 @@ func (m *machine) step(e expr.Any) (*expr.Verdict, answer, error) {
 	return v, so, nil
 }
 
-// compared reports whether an order is what an operator asks for.
+// compared reports whether an order satisfies an operator.
 func compared(op expr.CmpOp, order int) answer {
 	switch op {
 	case expr.CmpOpEq:
@@ -220,7 +220,7 @@ func compared(op expr.CmpOp, order int) answer {
 }
 
 func (m *machine) bitwise(e *expr.Bitwise) {
-	known := m.knows(e.SourceRegister, int(e.Len)) && len(e.Mask) > 0 // else it shifts
+	known := m.knows(e.SourceRegister, int(e.Len)) && len(e.Mask) > 0 // without a mask it is a shift
 	src, dst := m.reg(e.SourceRegister), m.reg(e.DestRegister)
 	for i := range min(int(e.Len), len(src), len(dst), len(e.Mask), len(e.Xor)) {
 		dst[i] = src[i]&e.Mask[i] ^ e.Xor[i]
@@ -241,13 +241,13 @@ func (m *machine) lookup(e *expr.Lookup) (*expr.Verdict, answer, error) {
 	if err != nil {
 		return nil, no, err
 	}
-	if e.IsDestRegSet && v == nil && found { // a map of values
+	if e.IsDestRegSet && v == nil && found { // a map to values, not verdicts
 		return nil, maybe, nil
 	}
 	return v, is(found != e.Invert), nil
 }
 
-// unsure is the verdict of a map that may hold any.
+// unsure returns the verdict of a map with unknown content.
 func unsure(verdicts bool) *expr.Verdict {
 	if verdicts {
 		return &expr.Verdict{Kind: expr.VerdictQueue}
@@ -287,7 +287,7 @@ func (m *machine) name(register uint32, link string) {
 	m.set(register, padded)
 }
 
-// payload reads from the headers; a packet without ports has none to read.
+// payload loads header fields. A rule on ports does not match a packet without ports.
 func (m *machine) payload(e *expr.Payload) answer {
 	if e.OperationType == expr.PayloadWrite {
 		return yes
@@ -317,14 +317,14 @@ func (m *machine) ct(e *expr.Ct) {
 		m.set(e.Register, []byte{direction, 0, 0, 0})
 	case expr.CtKeySTATE:
 		m.set(e.Register, binaryutil.NativeEndian.PutUint32(m.packet.state()))
-	case expr.CtKeySTATUS: // not translated; the rest is nobody's concern
+	case expr.CtKeySTATUS: // not translated; our rules use no other bits
 		m.set(e.Register, make([]byte, 4))
 	default:
 		m.mark(e.Register, 16, false)
 	}
 }
 
-// rules and find make a Program tables.
+// rules, keySize and find let a Program be evaluated.
 func (p Program) rules(chain string) (out [][]expr.Any, err error) {
 	for _, c := range p.Chains {
 		if c.Name == chain {
@@ -334,7 +334,7 @@ func (p Program) rules(chain string) (out [][]expr.Any, err error) {
 			return out, nil
 		}
 	}
-	return nil, fmt.Errorf("nftables: there is no chain %s", chain)
+	return nil, fmt.Errorf("nftables: chain %s does not exist", chain)
 }
 
 func (p Program) set(name string) (*Set, error) {
@@ -343,7 +343,7 @@ func (p Program) set(name string) (*Set, error) {
 			return s, nil
 		}
 	}
-	return nil, fmt.Errorf("nftables: there is no set %s", name)
+	return nil, fmt.Errorf("nftables: set %s does not exist", name)
 }
 
 func (p Program) keySize(set string) (int, error) {

@@ -10,8 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Rule is one rule: the same in nft's own syntax, for people and tests, and as
-// expressions, for the kernel.
+// Rule is one rule, in nft's syntax for people and tests, and as expressions for the kernel.
 type Rule struct {
 	text  []string
 	exprs []expr.Any
@@ -19,7 +18,7 @@ type Rule struct {
 
 func (r Rule) String() string { return strings.Join(r.text, " ") }
 
-// part is a piece of a rule: a match, or a statement at its end.
+// part is a piece of a rule: a match or a statement.
 type part struct {
 	text  string
 	exprs []expr.Any
@@ -42,7 +41,7 @@ func compare(op expr.CmpOp, data []byte) expr.Any {
 	return &expr.Cmp{Op: op, Register: reg, Data: data}
 }
 
-// sign is an operator as it prints.
+// sign returns an operator in nft's syntax.
 func sign(op expr.CmpOp) string {
 	if op == expr.CmpOpNeq {
 		return "!= "
@@ -50,7 +49,7 @@ func sign(op expr.CmpOp) string {
 	return ""
 }
 
-// ifname matches a link by name, or by prefix if the name ends in "*".
+// ifname matches an interface by name, or by prefix if the name ends in "*".
 func ifname(keyword string, key expr.MetaKey, op expr.CmpOp, name string) part {
 	data := []byte(strings.TrimSuffix(name, "*"))
 	if !strings.HasSuffix(name, "*") {
@@ -80,7 +79,7 @@ var (
 	daddr = field{"daddr", 16, 24}
 )
 
-// load matches the family and puts the address into the register.
+// load matches the address family and loads the address into the register.
 func (f field) load(is4 bool) []expr.Any {
 	proto, off, size := byte(unix.NFPROTO_IPV6), f.off6, uint32(16)
 	if is4 {
@@ -100,7 +99,7 @@ func ip(is4 bool) string {
 	return "ip6"
 }
 
-// in matches an address in a prefix, or outside it.
+// in matches an address inside a prefix, or outside of it.
 func (f field) in(op expr.CmpOp, p netip.Prefix) part {
 	is4, size := p.Addr().Is4(), p.Addr().BitLen()/8
 	mask := make([]byte, size)
@@ -132,7 +131,8 @@ func (f field) inSet(s *Set) part {
 	}
 }
 
-// notReverse matches a packet whose source is not routed to the link that it came from.
+// notReverse matches a packet whose source is not routed to its input interface (reverse path
+// filter).
 func notReverse() part {
 	return part{"fib saddr . iif oif missing", []expr.Any{
 		&expr.Fib{Register: reg, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
@@ -150,7 +150,7 @@ func icmp6(name string, number byte) part {
 	}}
 }
 
-// ctBits matches if any of some bits of a conntrack value is set.
+// ctBits matches if any of the given bits of a conntrack value is set.
 func ctBits(text string, key expr.CtKey, bits uint32) part {
 	return part{text, []expr.Any{
 		&expr.Ct{Key: key, Register: reg},
@@ -172,7 +172,7 @@ func ctSNAT() part    { return ctBits("ct status snat", expr.CtKeySTATUS, status
 func ctDNAT() part    { return ctBits("ct status dnat", expr.CtKeySTATUS, statusDNAT) }
 func ctRelated() part { return ctBits("ct state related", expr.CtKeySTATE, expr.CtStateBitRELATED) }
 
-// ctReply matches a packet that answers: the flow began on the other side.
+// ctReply matches a packet in the reply direction of its flow.
 func ctReply() part {
 	return part{"ct direction reply", []expr.Any{
 		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg},
@@ -189,11 +189,10 @@ func accept() part { return verdict("accept", expr.VerdictAccept) }
 
 func masquerade() part { return part{"masquerade", []expr.Any{&expr.Masq{}}} }
 
-// snat gives a packet a fixed source. Unlike masquerade it forgets no flow when
-// the link goes down.
+// snat sets a fixed source address. Unlike masquerade it keeps flows when the interface goes down.
 func snat(to netip.Addr) part { return nat("snat", expr.NATTypeSourceNAT, to) }
 
-// dnat gives a packet another destination.
+// dnat sets another destination address.
 func dnat(to netip.Addr) part { return nat("dnat", expr.NATTypeDestNAT, to) }
 
 func nat(word string, kind expr.NATType, to netip.Addr) part {
@@ -207,13 +206,13 @@ func nat(word string, kind expr.NATType, to netip.Addr) part {
 	}}
 }
 
-// counter counts what a rule dropped, for people who look.
+// counter counts the packets that a rule drops, for people.
 func counter() part { return part{"counter", []expr.Any{&expr.Counter{}}} }
 
-// jump is the verdict that a map's element holds.
+// jump returns the verdict of a map element.
 func jump(chain string) *expr.Verdict { return &expr.Verdict{Kind: expr.VerdictJump, Chain: chain} }
 
-// jumpTo and goTo go on in another chain; from one that was gone to, nothing returns.
+// jumpTo continues in another chain and returns from it; goTo does not return.
 func jumpTo(chain string) part {
 	return part{"jump " + chain, []expr.Any{jump(chain)}}
 }
@@ -224,7 +223,7 @@ func goTo(chain string) part {
 
 func returns() part { return verdict("return", expr.VerdictReturn) }
 
-// vmap jumps to the chain that a map has for an address; without one, the next rule is next.
+// vmap jumps to the chain that a map has for an address; without one, the next rule follows.
 func (f field) vmap(m *Set) part {
 	is4 := m.Key[0].size == addr4.size
 	return part{
@@ -233,7 +232,7 @@ func (f field) vmap(m *Set) part {
 	}
 }
 
-// word32 is the register of four bytes that begins so many bytes behind reg.
+// word32 returns the 32-bit register at an offset after reg.
 func word32(offset int) uint32 { return uint32(unix.NFT_REG32_00 + offset/4) }
 
 // pairIn matches source and destination together in a set.
@@ -247,10 +246,10 @@ func pairIn(s *Set) part {
 	}
 }
 
-// side is a port of a packet.
+// side is the source or destination port of a packet.
 type side struct {
 	word string
-	off  uint32 // in the headers of TCP, UDP and SCTP alike
+	off  uint32 // the same in the headers of TCP, UDP and SCTP
 }
 
 var (
@@ -262,8 +261,8 @@ func (s side) load(register uint32) *expr.Payload {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: s.off, Len: 2}
 }
 
-// serviceIn matches an address, the protocol, which was matched before, and a port together
-// in a set.
+// serviceIn matches address, protocol and port together in a set. An earlier part must match the
+// protocol.
 func (f field) serviceIn(s side, number byte, set *Set) part {
 	is4, size := set.Key[0].size == addr4.size, set.Key[0].size
 	return part{
@@ -285,7 +284,7 @@ func l4proto(number byte) part {
 	}}
 }
 
-// implied is a part that nft does not print, since a later one says the same.
+// implied returns a part that nft does not print, since a later one implies it.
 func implied(p part) part { return part{exprs: p.exprs} }
 
 // is matches a port of a protocol with ports.
@@ -300,7 +299,7 @@ func (s side) inSet(number byte, set *Set) part {
 		l4proto(number).exprs, s.load(reg), &expr.Lookup{SourceRegister: reg, SetName: set.Name})}
 }
 
-// ctOriginal matches a packet of the side that began.
+// ctOriginal matches a packet in the original direction of its flow.
 func ctOriginal() part {
 	return part{"ct direction original", []expr.Any{
 		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg},
@@ -308,10 +307,10 @@ func ctOriginal() part {
 	}}
 }
 
-// Of what is logged, the kernel keeps so much of each packet: the headers.
+// snapshot is how many bytes of a logged packet the kernel keeps: enough for the headers.
 const snapshot = 128
 
-// logged tells LogGroup of a packet, if that is not too often.
+// logged sends a packet to LogGroup, within a rate limit.
 func logged(prefix string) part {
 	return part{
 		fmt.Sprintf("limit rate 10/second burst 50 packets log prefix %q group %d snaplen %d", prefix, LogGroup, snapshot),

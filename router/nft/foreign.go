@@ -8,27 +8,27 @@ import (
 	"github.com/google/nftables"
 )
 
-// Way is a packet on its way through a hook that should pass there.
+// Way is a packet at a hook that it should pass.
 type Way struct {
 	Hook   *nftables.ChainHook
 	Packet Packet
 }
 
-// Block is a way that the rules of another program close. What looks at more than is known
-// of a packet, such as a mark or a list of addresses, is not taken for closed.
+// Block is a Way that rules of another program certainly drop. Rules that examine anything unknown,
+// for example a mark or a list of addresses, do not count as dropping.
 type Block struct {
-	Way      int // its index
+	Way      int // index of the Way
 	Table    *nftables.Table
 	Chain    string   // the base chain
-	Chains   []string // of the table: whose rules they are shows there
-	Passed   []string // chains that the packet came through
+	Chains   []string // all chains of the table, which show which program made them
+	Passed   []string // the chains that the packet traversed
 	Firewall Firewall
 }
 
-// Firewall is a program that people know to tell what may pass.
+// Firewall is a known program that filters packets.
 type Firewall string
 
-// The firewalls. IPTables is whatever uses iptables, over nftables; Plain whatever else there is.
+// The firewalls. IPTables is any program that uses iptables over nftables; Plain is any other.
 const (
 	Firewalld Firewall = "firewalld"
 	UFW       Firewall = "ufw"
@@ -37,9 +37,9 @@ const (
 	Plain     Firewall = "nftables"
 )
 
-// Blocks finds the ways that are closed for certain, by running the base chains of all tables
-// but ours on the packets: an accept of ours cannot override what another chain drops. What
-// iptables-legacy set up is not visible here.
+// Blocks finds the ways that are certainly dropped. It runs the base chains of all other tables on
+// the packets, since our accept cannot override another chain's drop. Rules of iptables-legacy are
+// not visible here.
 func Blocks(ways []Way) ([]Block, error) {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
@@ -64,7 +64,7 @@ func Blocks(ways []Way) ([]Block, error) {
 		if read[key] == nil {
 			sets, err := conn.GetSets(c.Table)
 			if err != nil {
-				continue // it is gone by now
+				continue // deleted meanwhile
 			}
 			read[key] = &kernelTables{conn: conn, table: c.Table, sets: sets}
 		}
@@ -74,7 +74,7 @@ func Blocks(ways []Way) ([]Block, error) {
 			}
 			m := machine{tables: read[key], packet: w.Packet}
 			made, err := m.run(c.Name, 0)
-			if err != nil { // what cannot be read is not known
+			if err != nil { // a chain that cannot be read does not count
 				continue
 			}
 			if made&falls != 0 {
@@ -89,13 +89,13 @@ func Blocks(ways []Way) ([]Block, error) {
 	return out, nil
 }
 
-// filters reports whether a chain is a base chain of another table that may drop what is routed.
+// filters reports whether a chain is a base chain of another table that may drop forwarded packets.
 func filters(c *nftables.Chain) bool {
 	ours := c.Table.Name == TableName && c.Table.Family == nftables.TableFamilyINet
 	return c.Hooknum != nil && !ours && c.Type != nftables.ChainTypeNAT
 }
 
-// asleep reports whether a table is dormant: the kernel keeps its chains from the hooks.
+// asleep reports whether a table is dormant: the kernel does not run its chains.
 func asleep(tables []*nftables.Table, t *nftables.Table) bool {
 	const dormant = 1<<24 | 1 // NFT_TABLE_F_DORMANT: the library reads its big-endian flags in this host's order
 	return slices.ContainsFunc(tables, func(o *nftables.Table) bool {
@@ -131,8 +131,8 @@ func chainsOf(chains []*nftables.Chain, t *nftables.Table) (names []string) {
 	return names
 }
 
-// whose tells a firewall by the names that it gives. Where ufw or firewalld and Docker share a
-// chain, what Docker lets through the other would still drop.
+// whose recognizes a firewall by the names of its tables and chains. If Docker shares a chain with
+// ufw or firewalld, the result is the latter, which would still drop what Docker accepts.
 func whose(c *nftables.Chain, chains []string) Firewall {
 	switch has := func(prefix string) bool {
 		return slices.ContainsFunc(chains, func(name string) bool { return strings.HasPrefix(name, prefix) })
@@ -151,5 +151,5 @@ func whose(c *nftables.Chain, chains []string) Firewall {
 	return IPTables
 }
 
-// iptablesTables are those of iptables and ip6tables that may drop.
+// iptablesTables are the tables of iptables and ip6tables that may drop.
 var iptablesTables = []string{"filter", "mangle", "raw", "security"}

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// foreign runs what only other programs' rules have.
+// foreign evaluates expressions that only other programs' rules have.
 func (m *machine) foreign(e expr.Any) (*expr.Verdict, answer) {
 	switch e := e.(type) {
 	case *expr.Reject:
@@ -34,7 +34,7 @@ func (m *machine) foreign(e expr.Any) (*expr.Verdict, answer) {
 		m.mark(e.DestRegister, int(e.Len), false)
 		return nil, yes
 	case *expr.Objref:
-		const counter = 1 // NFT_OBJECT_COUNTER: any other may be a limit
+		const counter = 1 // NFT_OBJECT_COUNTER; another object may be a limit
 		if e.Type == counter {
 			return nil, yes
 		}
@@ -45,13 +45,13 @@ func (m *machine) foreign(e expr.Any) (*expr.Verdict, answer) {
 	case *expr.Target:
 		return target(e.Name)
 	}
-	for i := range m.known { // whatever it does
+	for i := range m.known { // an unknown expression may change any register
 		m.known[i] = false
 	}
 	return nil, maybe
 }
 
-// match runs a match of iptables that nftables does not have.
+// match evaluates an iptables match that nftables does not have.
 func (m *machine) match(e *expr.Match) answer {
 	p := m.packet
 	switch info := e.Info.(type) {
@@ -85,7 +85,7 @@ func (m *machine) match(e *expr.Match) answer {
 			return p.multiport(*info)
 		case "icmp", "icmp6":
 			return min(is(p.pings()), maybe)
-		case "state": // an older form of conntrack: one word of states
+		case "state": // an older form of the conntrack match: one word of states
 			if len(*info) >= 1 {
 				return is(p.state()&uint32((*info)[0]) != 0)
 			}
@@ -96,16 +96,17 @@ func (m *machine) match(e *expr.Match) answer {
 
 func between(port uint16, ports [2]uint16) bool { return ports[0] <= port && port <= ports[1] }
 
-// conntrack matches a state (linux/netfilter/xt_conntrack.h).
+// conntrack evaluates a match on the state (linux/netfilter/xt_conntrack.h).
 func (p Packet) conntrack(flags, inverted, states uint16) answer {
 	const state, alias = 1 << 0, 1 << 13
 	if flags&^alias != state {
-		return maybe // it asks for more
+		return maybe // it also matches something else
 	}
 	return is((p.state()&uint32(states) != 0) != (inverted&state != 0))
 }
 
-// multiport matches ports and ranges of them (linux/netfilter/xt_multiport.h, revision 1).
+// multiport evaluates a match on ports and port ranges (linux/netfilter/xt_multiport.h, revision
+// 1).
 func (p Packet) multiport(info []byte) answer {
 	const most = 15
 	if len(info) < 2+2*most+most+1 || !p.hasPorts() {
@@ -129,7 +130,7 @@ func (p Packet) multiport(info []byte) answer {
 	return is(found != inverted)
 }
 
-// goesOn are targets of iptables after which the next rule is next.
+// goesOn are iptables targets after which the next rule follows.
 var goesOn = []string{
 	"AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "HL", "LED", "LOG", "MARK", "NFLOG",
 	"NOTRACK", "RATEEST", "SECMARK", "SET", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL",

@@ -9,12 +9,12 @@ import (
 	"weft/router/policy"
 )
 
-// Hosts is what endpoints are kept from: the agents and tunnels of their own host and of all
-// others. To those, a container's packet has its host's address, so that its host would be
-// blamed for it.
+// Hosts lists what endpoints must not reach: agents and tunnels of their own and of all other
+// hosts. A container's packet to them would carry its host's address, so that they would take it
+// for the host's.
 type Hosts struct {
-	TCP, UDP []uint16         // ports of this host, at each of its addresses
-	Peers    []policy.Service // of other hosts, at their addresses in the underlay and the overlay
+	TCP, UDP []uint16         // ports of this host, at all its addresses
+	Peers    []policy.Service // ports of other hosts, at their underlay and overlay addresses
 	Nodes    []netip.Addr     // node addresses of other hosts
 }
 
@@ -26,18 +26,18 @@ func (h Hosts) clone() Hosts {
 	return Hosts{slices.Clone(h.TCP), slices.Clone(h.UDP), slices.Clone(h.Peers), slices.Clone(h.Nodes)}
 }
 
-// hostSets are Hosts as sets. They change without the guard's rules.
+// hostSets holds Hosts as sets. They can change without the guard's rules.
 type hostSets struct {
 	tcp, udp     *Set
-	peers, nodes [2]*Set // of IPv4, of IPv6
+	peers, nodes [2]*Set // for IPv4 and IPv6
 }
 
 func (h hostSets) list() []*Set {
 	return []*Set{h.tcp, h.udp, h.peers[0], h.peers[1], h.nodes[0], h.nodes[1]}
 }
 
-// sets takes the lists in any order, and in any form of an address: what is in them comes from
-// other hosts.
+// sets builds the sets. Addresses and ports may come in any order and form, since other hosts
+// announce them.
 func (h Hosts) sets() (out hostSets) {
 	ports := func(name string, list []uint16) *Set {
 		var elements []Element
@@ -72,12 +72,12 @@ func (h Hosts) sets() (out hostSets) {
 	return out
 }
 
-// plain is an address as a packet has it.
+// plain returns an address in the form that packets have.
 func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
 
-// toHosts looks at what an endpoint sends to anybody but endpoints of this host: after it was
-// translated to a service's backend, and before it gets this host's address. Answers to what
-// another host began pass.
+// toHosts returns the rules for packets of endpoints that leave this host or go to the host itself.
+// They run after the translation of service addresses and before masquerading. Replies to
+// connections from other hosts pass.
 func toHosts(h hostSets) []Rule {
 	rules := []Rule{rule(ctReply(), returns())}
 	for _, s := range h.peers {
@@ -88,7 +88,7 @@ func toHosts(h hostSets) []Rule {
 	return rules
 }
 
-// toPorts drops what is for this host's agent or tunnel.
+// toPorts drops packets to this host's agent and tunnel.
 func (h hostSets) toPorts() []Rule {
 	return []Rule{
 		rule(dport.inSet(unix.IPPROTO_TCP, h.tcp), counter(), drop()),
@@ -104,8 +104,8 @@ func fromEndpointToHost(h hostSets) []Rule {
 	}, h.toPorts()...)
 }
 
-// fromTunnelToHost lets other hosts through, and keeps their endpoints from what they are kept
-// from there too: a service at this host's node address may lead anywhere.
+// fromTunnelToHost accepts packets of other hosts. It protects this host's ports from their
+// endpoints, as on their own host: a service at this host's node address may lead to them.
 func fromTunnelToHost(h hostSets) []Rule {
 	return append([]Rule{
 		rule(saddr.inSet(h.nodes[0]), accept()),

@@ -9,7 +9,7 @@ import (
 	"weft/router/routertest"
 )
 
-// hosts are this one and two others, of which one listens at other ports and has no IPv6.
+// hosts are this host and two others, one of which uses other ports and has no IPv6.
 var hosts = Hosts{
 	TCP: []uint16{6783}, UDP: []uint16{6783, 6784},
 	Peers: slices.Concat(agentAt("192.0.2.2", 6783, 6784), agentAt("2001:db8::2", 6783, 6784), agentAt("192.0.2.3", 7000, 7001),
@@ -17,14 +17,14 @@ var hosts = Hosts{
 	Nodes: []netip.Addr{universe.Addr4(0x50001), universe.Addr6(0x50001), universe.Addr4(0x60001), {}},
 }
 
-// agentAt is where an agent and a tunnel listen.
+// agentAt returns the services of an agent and its tunnel at an address.
 func agentAt(addr string, gossip, tunnel uint16) []policy.Service {
 	a := netip.MustParseAddr(addr)
 	return []policy.Service{{Addr: a, Protocol: policy.TCP, Port: gossip}, {Addr: a, Protocol: policy.UDP, Port: gossip}, {Addr: a, Protocol: policy.UDP, Port: tunnel}}
 }
 
-// crowd is a thousand hosts with four addresses and two ports each, and a node address. The
-// port of the first host's WireGuard is to be told.
+// crowd is the configuration with a thousand hosts, each with four addresses, two ports and a node
+// address. port is the WireGuard port of the first host.
 func crowd(port uint16, policies *policy.Program) Config {
 	return config(func(c *Config) {
 		c.Policy = policies
@@ -45,9 +45,9 @@ func crowd(port uint16, policies *policy.Program) Config {
 	})
 }
 
-// All addresses of many hosts get into the kernel. When one host changes, only its elements
-// do: neither the guard nor the policies are made anew.
-func TestHostsChangeByWhatDiffers(t *testing.T) {
+// All addresses of many hosts are loaded. If one host changes, only its elements change: neither
+// the guard nor the policies are rebuilt.
+func TestHostChangeOnlyChangesItsElements(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var b Builder
 		var k Kernel
@@ -70,16 +70,16 @@ func TestHostsChangeByWhatDiffers(t *testing.T) {
 		if _, elements := counts(t); elements < total {
 			t.Errorf("%d elements in the kernel, want at least %d", elements, total)
 		}
-		slices.Reverse(before.Hosts.Peers) // an order means nothing
+		slices.Reverse(before.Hosts.Peers) // the order must not matter
 		if again := b.Build(before); len(changed(first, again)) > 0 {
-			t.Errorf("in another order, %v change", changed(first, again))
+			t.Errorf("in another order the sets change by %v elements, want none", changed(first, again))
 		}
 		second := b.Build(crowd(7000, policies))
-		if got := changed(first, second); !slices.Equal(got, []int{4, 4, 4, 4}) { // of two families, out and in
-			t.Errorf("one host changes %v elements of sets", got)
+		if got := changed(first, second); !slices.Equal(got, []int{4, 4, 4, 4}) { // deleted and added, in two sets per family
+			t.Errorf("changing one host changes the sets by %v elements", got)
 		}
 		if gone, come := differing(first.Chains, second.Chains); len(gone)+len(come) > 0 {
-			t.Errorf("%d chains go and %d come", len(gone), len(come))
+			t.Errorf("%d chains were deleted and %d added, want none", len(gone), len(come))
 		}
 		if err := k.load(second); err != nil {
 			t.Fatal(err)
@@ -88,8 +88,7 @@ func TestHostsChangeByWhatDiffers(t *testing.T) {
 	})
 }
 
-// changed are the numbers of elements that go, or come, for each set of a program that is
-// another in the next one.
+// changed returns the numbers of deleted and added elements of each changed set.
 func changed(before, after Program) (out []int) {
 	olds, news := byName(before.Sets, setName), byName(after.Sets, setName)
 	for _, s := range after.Sets {
@@ -105,7 +104,7 @@ func changed(before, after Program) (out []int) {
 	return out
 }
 
-// What one of a thousand hosts costs that changes its port, from the agent's list to the kernel.
+// The cost of a changed port of one of a thousand hosts, from the agent's list to the kernel.
 func BenchmarkOneHostOfThousandChanges(b *testing.B) {
 	routertest.New(b).Do(func() {
 		var builder Builder
@@ -122,7 +121,7 @@ func BenchmarkOneHostOfThousandChanges(b *testing.B) {
 	})
 }
 
-// What the agent pays every two seconds for a thousand hosts that do not change.
+// The cost of the agent's check every two seconds for a thousand unchanged hosts.
 func BenchmarkThousandHostsUnchanged(b *testing.B) {
 	routertest.New(b).Do(func() {
 		var builder Builder

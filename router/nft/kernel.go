@@ -11,47 +11,48 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kernel is the table in the kernel. While it is open it owns the table, where the
-// kernel has owners. It is safe for concurrent use.
+// Kernel is the table in the kernel. While it is open it owns the table, if the kernel supports
+// owners. It is safe for concurrent use.
 type Kernel struct {
-	// Namespace is a descriptor of the network namespace whose table it is; 0: the caller's.
+	// Namespace is a descriptor of the network namespace with the table; 0 means the caller's.
 	Namespace int
 
 	mu     sync.Mutex
 	conn   *nftables.Conn
 	socket *netlink.Conn
-	owned  bool     // nobody else can change the table
-	loaded *Program // the one that was loaded last, by this process
-	at     uint32   // the generation of the kernel's tables afterwards
+	owned  bool     // whether no other program can change the table
+	loaded *Program // the program that this process loaded last
+	at     uint32   // the generation of the kernel's ruleset after that
 }
 
-// table flags (linux/netfilter/nf_tables.h).
+// Flags of a table (linux/netfilter/nf_tables.h).
 const (
 	flagOwner   = 0x2
 	flagPersist = 0x4
 )
 
-// ownerless is set by the linker, in a test: then tables have no owners, as before Linux 6.9.
+// ownerless is set by the linker in a test. Then tables have no owners, as before Linux 6.9.
 var ownerless string
 
-// room is what the kernel may hold for the socket, in bytes.
+// room is the socket buffer size to request, in bytes.
 const room = 256 << 20
 
-// maxElements per message: the attribute's length has 16 bits, and the library
-// would cut a longer list off without a word.
+// maxElements is the number of elements per message. The attribute's length has 16 bits, and the
+// library would silently truncate a longer list.
 const maxElements = 500
 
 var table = &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
 
-// open connects, and adopts or makes the table.
+// open connects, and creates or adopts the table.
 func (k *Kernel) open() error {
 	if k.conn != nil {
 		return nil
 	}
 	grow := func(c *netlink.Conn) error {
 		k.socket = c
-		// A transaction is one message, and each of its parts is acknowledged by itself: a thousand endpoints, each
-		// under policies of its own, have tens of thousands. These are limits, not memory; without root the kernel's must do.
+		// A transaction is one message, and each of its parts is acknowledged separately. A
+		// thousand endpoints with separate policies have tens of thousands of parts. These are
+		// limits, not allocations. Without root the kernel's limits apply.
 		_ = c.SetReadBuffer(room)
 		_ = c.SetWriteBuffer(room)
 		return nil
@@ -66,12 +67,12 @@ func (k *Kernel) open() error {
 	}
 	k.owned = err == nil
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
-		err = k.makeTable(0) // before 6.9
+		err = k.makeTable(0) // Linux before 6.9
 	}
 	if err != nil {
 		conn.CloseLasting()
 		if errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("nftables: table %s: %w: this process lacks NET_ADMIN, or another agent runs and owns the table: stop that with `weft stop`", TableName, err)
+			return fmt.Errorf("nftables: table %s: %w: this process lacks CAP_NET_ADMIN, or another running agent owns the table: stop that agent with `weft stop`", TableName, err)
 		}
 		return fmt.Errorf("nftables: table %s: %w", TableName, err)
 	}
@@ -79,7 +80,7 @@ func (k *Kernel) open() error {
 	return nil
 }
 
-// makeTable sends NEWTABLE in a batch of its own: the library would leave out the flags.
+// makeTable sends NEWTABLE in a batch of its own, since the library would omit the flags.
 func (k *Kernel) makeTable(flags uint32) error {
 	attrs := netlink.NewAttributeEncoder()
 	attrs.String(unix.NFTA_TABLE_NAME, TableName)
@@ -110,8 +111,8 @@ func (k *Kernel) makeTable(flags uint32) error {
 	return err
 }
 
-// Apply makes the table's content the program, in one transaction: at no moment is
-// less in force than before or after. What is there already is not touched.
+// Apply replaces the content of the table by the program without an interruption: at no time is
+// less in force than before or after. Content that is already there is not touched.
 func (k *Kernel) Apply(p Program) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -128,7 +129,7 @@ func (k *Kernel) Apply(p Program) error {
 		}
 	}
 	err := k.load(p)
-	if err != nil { // the table may be gone: another one's flush where there are no owners
+	if err != nil { // another program may have deleted the table, if there are no owners
 		k.close()
 		if err = k.open(); err == nil {
 			err = k.load(p)
@@ -141,8 +142,8 @@ func (k *Kernel) Apply(p Program) error {
 	return nil
 }
 
-// whole reports whether what was loaded is all there still. Where the table is ours alone
-// nobody else can have changed it; nor if no table was changed at all.
+// whole reports whether everything that was loaded is still there. This is certain if we own the
+// table, or if the generation of the ruleset has not changed.
 func (k *Kernel) whole() (bool, error) {
 	if k.owned {
 		return true, nil
@@ -173,7 +174,7 @@ func (k *Kernel) whole() (bool, error) {
 	return true, nil
 }
 
-// generation is the number that the kernel gives to the state of all tables.
+// generation returns the kernel's generation number of the ruleset.
 func (k *Kernel) generation() (uint32, error) {
 	replies, err := k.socket.Execute(netlink.Message{
 		Header: netlink.Header{
@@ -197,11 +198,10 @@ func (k *Kernel) generation() (uint32, error) {
 			}
 		}
 	}
-	return 0, errors.New("nftables: the kernel names no generation")
+	return 0, errors.New("nftables: the kernel returned no generation")
 }
 
-// load goes from what was loaded to p, in one batch; from whatever is in the table, if
-// nothing was.
+// load changes the table from the last loaded program to p, or from any content if none was loaded.
 func (k *Kernel) load(p Program) error {
 	before := k.loaded
 	if before == nil {
@@ -226,7 +226,7 @@ func (k *Kernel) load(p Program) error {
 	return nil
 }
 
-// clear takes everything out of the table: rules first, then the elements that name chains.
+// clear deletes the content of the table: rules first, then the map elements that name chains.
 func (k *Kernel) clear() error {
 	chains, err := k.conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -253,7 +253,7 @@ func (k *Kernel) clear() error {
 	return nil
 }
 
-// Delete removes the table, for a reset; one that is not there is no error.
+// Delete deletes the table, for a reset; a missing table is no error.
 func (k *Kernel) Delete() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -268,14 +268,14 @@ func (k *Kernel) Delete() error {
 	return nil
 }
 
-// Owned reports whether the table is ours alone: then the kernel refuses others' changes.
+// Owned reports whether we own the table, so that the kernel refuses changes by other programs.
 func (k *Kernel) Owned() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.conn != nil && k.owned
 }
 
-// Close lets go of the table; it stays in force.
+// Close releases the table, which stays in force.
 func (k *Kernel) Close() {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -13,17 +13,17 @@ import (
 	"weft/router/policy"
 )
 
-// Logged is a packet that policies dropped, or would drop.
+// Logged is a packet that policies dropped, or would have dropped.
 type Logged struct {
 	Packet
-	Direction policy.Direction // whose policies: the destination's (ingress) or the source's
-	Audit     bool             // it passed: only policies that are tried would drop it
+	Direction policy.Direction // whether policies of the destination (ingress) or of the source (egress) decided
+	Audit     bool             // the packet passed, since only policies in audit mode would drop it
 }
 
-// Watch calls f for every packet that the kernel logs, until ctx ends. It reads from the
-// namespace that it is called in.
+// Watch calls f for every packet that the kernel logs, until ctx ends. It reads the log of the
+// calling thread's network namespace.
 func Watch(ctx context.Context, f func(Logged)) error {
-	// At once, one by one: rules log few.
+	// Deliver each packet at once: the rules limit the rate.
 	log, err := nflog.Open(&nflog.Config{Group: LogGroup, Copymode: nflog.CopyPacket, Bufsize: snapshot, QThresh: 1})
 	if err != nil {
 		return fmt.Errorf("nflog group %d: %w", LogGroup, err)
@@ -37,7 +37,7 @@ func Watch(ctx context.Context, f func(Logged)) error {
 		}
 		return 0
 	}
-	// What could not be received is lost, as when there is more than fits into the buffer.
+	// Errors mean lost packets, for example when the buffer overflows. Continue.
 	failed := func(error) int { return 0 }
 	if err := log.RegisterWithErrorFunc(ctx, hook, failed); err != nil {
 		return fmt.Errorf("nflog group %d: %w", LogGroup, err)
@@ -46,7 +46,7 @@ func Watch(ctx context.Context, f func(Logged)) error {
 	return nil
 }
 
-// parseLogged reads a prefix of ours, and the headers of a packet.
+// parseLogged parses a log prefix of ours and the headers of a packet.
 func parseLogged(prefix string, payload []byte) (l Logged, ok bool) {
 	words := strings.Fields(strings.TrimRight(prefix, "\x00"))
 	if len(words) != 3 {
@@ -72,8 +72,8 @@ func parseLogged(prefix string, payload []byte) (l Logged, ok bool) {
 	return l, ok
 }
 
-// parsePacket reads addresses, protocol and ports. Extension headers of IPv6 (RFC 8200) are
-// passed over, as far as there are few.
+// parsePacket parses addresses, protocol and ports. It skips IPv6 extension headers (RFC 8200), up
+// to a small number.
 func parsePacket(b []byte) (p Packet, ok bool) {
 	if len(b) < 20 {
 		return p, false
@@ -104,7 +104,7 @@ func parsePacket(b []byte) (p Packet, ok bool) {
 	return p, true
 }
 
-// afterExtensions is the protocol behind the extension headers, and its header.
+// afterExtensions returns the protocol after the extension headers, and its header.
 func afterExtensions(next byte, b []byte) (byte, []byte) {
 	for range 8 {
 		switch next {

@@ -22,7 +22,7 @@ var (
 		0, 53, 0x9c, 0x40)
 )
 
-func TestParseLogged(t *testing.T) {
+func TestLoggedPacketsAreParsed(t *testing.T) {
 	for _, c := range []struct {
 		prefix  string
 		payload []byte
@@ -43,25 +43,25 @@ func TestParseLogged(t *testing.T) {
 		{"weft drop ingress", nil, Logged{}, false},
 	} {
 		if got, ok := parseLogged(c.prefix, c.payload); ok != c.ok || ok && got != c.want {
-			t.Errorf("%q: %+v, %v", c.prefix, got, ok)
+			t.Errorf("packet with prefix %q: got %+v, %v", c.prefix, got, ok)
 		}
 	}
 }
 
-// What endpoints send is not ours: no packet makes the parser fail.
+// No packet of an endpoint makes the parser panic.
 func FuzzParsePacket(f *testing.F) {
 	f.Add(tcp4)
 	f.Add(udp6)
 	f.Add([]byte{0x6f})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if p, ok := parsePacket(data); ok && (!p.Src.IsValid() || !p.Dst.IsValid()) {
-			t.Errorf("%x: %+v", data, p)
+			t.Errorf("parsing %x gave invalid addresses: %+v", data, p)
 		}
 	})
 }
 
-// A packet that the kernel drops is heard of, and counted.
-func TestWatch(t *testing.T) {
+// A dropped packet is reported and counted.
+func TestDroppedPacketIsReportedAndCounted(t *testing.T) {
 	self, other := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
 	prog := policy.Compile([]policy.Policy{{Namespace: "x", Name: "p", Isolates: policy.Of(policy.Egress)}},
 		policy.World{Endpoints: []policy.Endpoint{{ID: "a", Namespace: "x", Addrs: []netip.Addr{self}}}},
@@ -81,21 +81,21 @@ func TestWatch(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		for sent := uint64(1); ; sent++ { // until the watch has begun
+		for sent := uint64(1); ; sent++ { // repeat until Watch has subscribed
 			if _, err := conn.Write([]byte("hello")); err != nil {
 				t.Fatal(err)
 			}
 			select {
 			case l := <-heard:
 				if l.Direction != policy.Egress || l.Audit || l.Reply || l.Src != self || l.Dst != other || l.Protocol != 17 || l.DstPort != 9 {
-					t.Errorf("heard of %+v", l)
+					t.Errorf("reported packet is %+v", l)
 				}
-				j, err := k.Judge(policy.Egress, self, l.Packet)
+				j, err := k.Evaluate(policy.Egress, self, l.Packet)
 				if err != nil || j.Allowed || j.Dropped != sent {
-					t.Errorf("counted %+v, %v; %d were sent", j, err, sent)
+					t.Errorf("counted %+v, error %v; %d packets were sent", j, err, sent)
 				}
 				if n, err := k.DroppedAll(policy.Egress); err != nil || n != sent {
-					t.Errorf("counted %d in all, %v; %d were sent", n, err, sent)
+					t.Errorf("DroppedAll returned %d, error %v; %d packets were sent", n, err, sent)
 				}
 				stop()
 				if err := <-ended; err != nil {

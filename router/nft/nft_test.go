@@ -58,7 +58,7 @@ func build(c Config) Program {
 	return b.Build(c)
 }
 
-func TestBuild(t *testing.T) {
+func TestBuildMatchesGolden(t *testing.T) {
 	for name, c := range golden {
 		t.Run(name, func(t *testing.T) {
 			got := build(c).String()
@@ -70,7 +70,7 @@ func TestBuild(t *testing.T) {
 			}
 			want, err := os.ReadFile(path)
 			if err != nil {
-				t.Fatalf("%v: make it with -update", err)
+				t.Fatalf("%v: create it with -update", err)
 			}
 			if d := cmp.Diff(string(want), got); d != "" {
 				t.Errorf("%s (-want +got; -update accepts it):\n%s", path, d)
@@ -79,7 +79,7 @@ func TestBuild(t *testing.T) {
 	}
 }
 
-// counts are the rules and elements that the kernel has of our table.
+// counts returns the number of rules and elements of our table in the kernel.
 func counts(t *testing.T) (rules, elements int) {
 	t.Helper()
 	conn, err := nftables.New()
@@ -100,7 +100,7 @@ func counts(t *testing.T) (rules, elements int) {
 		}
 	}
 	sets, err := conn.GetSets(table)
-	if err != nil && !strings.Contains(err.Error(), unix.ENOENT.Error()) { // the library does not wrap it
+	if err != nil && !strings.Contains(err.Error(), unix.ENOENT.Error()) { // the library does not wrap the error
 		t.Fatal(err)
 	}
 	for _, s := range sets {
@@ -127,7 +127,7 @@ func expect(t *testing.T, p Program, what string) {
 	}
 }
 
-// The kernel takes every program, and replaces one by another.
+// The kernel accepts every program, and replaces one by another.
 func TestKernelLoadsAndReplaces(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var k Kernel
@@ -144,11 +144,11 @@ func TestKernelLoadsAndReplaces(t *testing.T) {
 	})
 }
 
-// What is printed is nft's own syntax: it can be loaded.
-func TestNftReadsOurText(t *testing.T) {
+// The printed program is nft's own syntax: nft can load it.
+func TestNftAcceptsPrintedPrograms(t *testing.T) {
 	nft, err := exec.LookPath("nft")
 	if err != nil {
-		t.Skip("no nft: apt-get install nftables")
+		t.Skip("nft is not installed: run apt-get install nftables")
 	}
 	routertest.New(t).Do(func() {
 		for name, c := range golden {
@@ -161,8 +161,8 @@ func TestNftReadsOurText(t *testing.T) {
 	})
 }
 
-// From every program to every other, by what differs.
-func TestKernelChanges(t *testing.T) {
+// Changing every program into every other one gives the right table.
+func TestKernelChangesProgramsIncrementally(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var k Kernel
 		defer k.Close()
@@ -172,7 +172,7 @@ func TestKernelChanges(t *testing.T) {
 				if err := k.Apply(build(golden[from])); err != nil {
 					t.Fatalf("%s: %v", from, err)
 				}
-				if err := k.load(build(golden[to])); err != nil { // Apply would begin from nothing
+				if err := k.load(build(golden[to])); err != nil { // Apply would start with an empty table on errors
 					t.Errorf("%s to %s: %v", from, to, err)
 				}
 				compareWithNft(t, from+" to "+to, build(golden[to]))
@@ -181,13 +181,13 @@ func TestKernelChanges(t *testing.T) {
 	})
 }
 
-// compareWithNft asks nft, where it is installed, whether it can list the table: old
-// versions abort on expressions that they do not know.
+// compareWithNft compares the program with what nft, if installed, lists of the table. Old versions
+// of nft abort on unknown expressions.
 func compareWithNft(t *testing.T, name string, p Program) {
 	t.Helper()
 	nft, err := exec.LookPath("nft")
 	if err != nil {
-		t.Log("what nft lists is not compared: apt-get install nftables")
+		t.Log("nft's listing is not compared: run apt-get install nftables")
 		return
 	}
 	out, err := exec.Command(nft, "-s", "-y", "list", "table", "inet", TableName).CombinedOutput()
@@ -203,8 +203,8 @@ var owner = regexp.MustCompile(`# progname \S+ (flags owner )?`)
 
 var counted = regexp.MustCompile(`( counter)?( packets \d+ bytes \d+)?,`)
 
-// normal is a ruleset without what nft writes in its own way: the order of sets and chains,
-// lines and spaces, the elements' order, and the units of what is zero.
+// normal returns a ruleset without differences in nft's notation: order of sets, chains and
+// elements, white space, and units of zero.
 func normal(ruleset string) (blocks []string) {
 	for block := range strings.SplitSeq(ruleset, "\n\t}\n") {
 		head, elements, found := strings.Cut(strings.Join(strings.Fields(block), " "), "elements = {")
@@ -224,7 +224,7 @@ func normal(ruleset string) (blocks []string) {
 	return blocks
 }
 
-func TestKernelRepairs(t *testing.T) {
+func TestKernelOwnsAndAdoptsTable(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var first, second, other Kernel
 		p := build(golden["guard"])
@@ -232,19 +232,19 @@ func TestKernelRepairs(t *testing.T) {
 			t.Fatal(err)
 		}
 		owned := flush(t) != nil
-		t.Logf("the kernel protects the table from others: %v", owned)
+		t.Logf("the kernel protects the table from other programs: %v", owned)
 		if owned {
 			expect(t, p, "flushed by another")
 			if err := second.Apply(p); !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "weft stop") {
-				t.Errorf("a second owner: %v", err)
+				t.Errorf("Apply by a second owner: got %v, want EPERM with the command that helps", err)
 			}
 		}
 		first.Close() // the agent ends: the table stays
 		expect(t, p, "orphaned")
 		if err := flush(t); err != nil {
-			t.Fatalf("flush of an orphan: %v", err)
+			t.Fatalf("flushing a table without owner: %v", err)
 		}
-		if err := other.Apply(p); err != nil { // the next one adopts it
+		if err := other.Apply(p); err != nil { // the next Kernel adopts it
 			t.Fatal(err)
 		}
 		expect(t, p, "adopted")
@@ -252,15 +252,15 @@ func TestKernelRepairs(t *testing.T) {
 			t.Fatal(err)
 		}
 		if rules, elements := counts(t); rules != 0 || elements != 0 {
-			t.Errorf("%d rules and %d elements are left", rules, elements)
+			t.Errorf("after Delete %d rules and %d elements are left", rules, elements)
 		}
 		if err := other.Delete(); err != nil {
-			t.Errorf("a second time: %v", err)
+			t.Errorf("second Delete: %v", err)
 		}
 	})
 }
 
-// Where tables have no owners, another program's flush is heard of, and repaired.
+// Without table owners, another program's changes are reported and repaired.
 func TestKernelRepairsWithoutOwners(t *testing.T) {
 	ownerless = "yes"
 	defer func() { ownerless = "" }()
@@ -276,13 +276,13 @@ func TestKernelRepairsWithoutOwners(t *testing.T) {
 			t.Fatal(err)
 		}
 		for what, remove := range map[string]func(*nftables.Conn){
-			"rules":        func(c *nftables.Conn) { c.FlushTable(table) },
-			"table":        func(c *nftables.Conn) { c.DelTable(table) },
-			"one chain":    func(c *nftables.Conn) { c.FlushChain(&nftables.Chain{Name: "policies", Table: table}) },
-			"one set":      func(c *nftables.Conn) { c.FlushSet(&nftables.Set{Name: "ingress4", Table: table}) },
-			"nothing ours": func(c *nftables.Conn) { c.AddTable(&nftables.Table{Name: "other", Family: nftables.TableFamilyINet}) },
+			"rules":       func(c *nftables.Conn) { c.FlushTable(table) },
+			"table":       func(c *nftables.Conn) { c.DelTable(table) },
+			"one chain":   func(c *nftables.Conn) { c.FlushChain(&nftables.Chain{Name: "policies", Table: table}) },
+			"one set":     func(c *nftables.Conn) { c.FlushSet(&nftables.Set{Name: "ingress4", Table: table}) },
+			"other table": func(c *nftables.Conn) { c.AddTable(&nftables.Table{Name: "other", Family: nftables.TableFamilyINet}) },
 		} {
-			for heard := false; !heard; { // until the listener is there
+			for heard := false; !heard; { // repeat until Removed has subscribed
 				conn, err := nftables.New()
 				if err != nil {
 					t.Fatal(err)
@@ -295,7 +295,7 @@ func TestKernelRepairsWithoutOwners(t *testing.T) {
 				case <-removed:
 					heard = true
 				case <-time.After(100 * time.Millisecond):
-					heard = what == "nothing ours"
+					heard = what == "other table"
 				}
 				if err := k.Apply(p); err != nil {
 					t.Fatalf("%s: %v", what, err)
@@ -322,7 +322,7 @@ func flush(t *testing.T) error {
 	return conn.Flush()
 }
 
-// A long list of slots is loaded whole: the library would cut it off.
+// A long list of slots is loaded completely, although the library truncates long messages.
 func TestKernelLoadsManyRanges(t *testing.T) {
 	routertest.New(t).Do(func() {
 		c := config(func(c *Config) {
@@ -342,7 +342,7 @@ func TestKernelLoadsManyRanges(t *testing.T) {
 	})
 }
 
-// What the agent pays every two seconds for a guard that is in force.
+// The cost of the agent's check every two seconds for an unchanged guard.
 func BenchmarkApplyUnchanged(b *testing.B) {
 	routertest.New(b).Do(func() {
 		var k Kernel

@@ -8,30 +8,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Packet is what rules look at.
+// Packet is what rules examine.
 type Packet struct {
 	Src, Dst         netip.Addr
 	Protocol         byte
 	SrcPort, DstPort uint16
 	Iif, Oif         string
-	// The same by number, as some rules name links.
+	// Interface indexes, for rules that match interfaces by index.
 	IifIndex, OifIndex uint32
-	Reply              bool // conntrack says that it answers
+	Reply              bool // in the reply direction of its flow
 }
 
-// From is the packet as it comes by a link from an address; of a host's own, the link is empty.
+// From returns the packet as it arrives on an interface from an address; link is empty for a packet
+// of the host itself.
 func (p Packet) From(link string, src netip.Addr) Packet {
 	p.Iif, p.Src = link, src
 	return p
 }
 
-// To is the packet as it leaves by a link to an address; to the host itself, the link is empty.
+// To returns the packet as it leaves on an interface to an address; link is empty for a packet to
+// the host itself.
 func (p Packet) To(link string, dst netip.Addr) Packet {
 	p.Oif, p.Dst = link, dst
 	return p
 }
 
-// Answer is a packet of the same flow, the other way.
+// Answer returns a reply of the same flow.
 func (p Packet) Answer() Packet {
 	p.Src, p.Dst, p.SrcPort, p.DstPort, p.Iif, p.Oif = p.Dst, p.Src, p.DstPort, p.SrcPort, p.Oif, p.Iif
 	p.Reply = !p.Reply
@@ -46,7 +48,7 @@ func (p Packet) pings() bool {
 	return p.Protocol == unix.IPPROTO_ICMP || p.Protocol == unix.IPPROTO_ICMPV6
 }
 
-// header is what is known of a packet's headers.
+// header returns the known bytes of a packet's headers.
 func (p Packet) header(base expr.PayloadBase) (header []byte, known []bool) {
 	header, known = make([]byte, 64), make([]bool, 64)
 	put := func(offset uint32, value ...byte) {
@@ -76,7 +78,7 @@ func (p Packet) header(base expr.PayloadBase) (header []byte, known []bool) {
 	return header, known
 }
 
-// flags are TCP's: SYN begins a connection, SYN and ACK answer.
+// flags returns TCP's flags: SYN for a new connection, SYN and ACK for a reply.
 func (p Packet) flags() byte {
 	if p.Reply {
 		return 0x12
@@ -84,7 +86,7 @@ func (p Packet) flags() byte {
 	return 0x02
 }
 
-// state is conntrack's: a flow that began is established.
+// state returns conntrack's state: new, or established for a reply.
 func (p Packet) state() uint32 {
 	if p.Reply {
 		return expr.CtStateBitESTABLISHED

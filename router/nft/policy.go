@@ -12,42 +12,41 @@ import (
 	"weft/router/policy"
 )
 
-// Policies are judged in base chains of their own, behind the guard's: whatever that
-// accepts, they still see. Every packet is judged, those of established connections too, so
-// that a policy that changes ends what it no longer allows. A packet of the side that
-// answers is judged as the one that it answers, by chains with addresses and ports swapped.
+// Policies are enforced in base chains of their own, after those of the guard: they also see what
+// the guard accepts. They see every packet, even of established connections, so a changed policy
+// ends connections that it no longer allows. A reply is evaluated as the packet that it answers, by
+// chains with addresses and ports swapped.
 //
 //	policies
-//	   ├─ tried, answers-tried: told what the policies that are only tried would drop
-//	   ├─ answers: vmap by the destination, then the source ──▶ answers-egress-…, answers-ingress-…
-//	   └─ vmap by the source ──▶ egress-…, by the destination ──▶ ingress-…
+//	   ├─ tried, answers-tried: log what the policies in audit mode would drop
+//	   ├─ answers: vmap by destination, then source ──▶ answers-egress-…, answers-ingress-…
+//	   └─ vmap by source ──▶ egress-…, by destination ──▶ ingress-…
 //
-// A chain of one endpoint returns what one of its rules fits. A packet that comes to its end
-// passes if policies do not apply to it, such as one of an endpoint to itself; all others
-// are counted, logged and dropped.
+// The chain of an endpoint returns for a packet that one of its rules matches. At its end, packets
+// to which policies do not apply pass, for example from an endpoint to itself. All others are
+// counted, logged and dropped.
 
-// Exempt says to what policies do not apply. That a host reaches its own endpoints is
-// always so.
+// Exempt says to which packets policies do not apply. A host can always reach its own endpoints.
 type Exempt struct {
-	OwnHost    bool // what endpoints send to their own host
-	Resolver   bool // of that, questions to the name server
-	ICMPErrors bool // ICMP errors about a connection that is known (RFC 792, 4443)
+	OwnHost    bool // packets of endpoints to their own host
+	Resolver   bool // of those, DNS queries to the host's name server
+	ICMPErrors bool // ICMP errors about a known connection (RFC 792, 4443)
 }
 
-// Prefixes of what is logged, followed by the direction, and before that "answers-" where the
-// packet belongs to a connection that the other side began.
+// Prefixes of log messages. The direction follows, after "answers-" for packets in the reply
+// direction.
 const (
 	LogDrop  = "weft drop "
 	LogAudit = "weft audit "
 )
 
-// direction is what the chains of one direction look at, for packets of the side that began
-// the connection, or of the one that answers.
+// direction describes the chains of one policy direction, for packets in the original or in the
+// reply direction of their connection.
 type direction struct {
 	policy.Direction
 	answers    bool
 	own, other field
-	port       side // the service's
+	port       side // the port of the connection's destination
 }
 
 var directions = []direction{
@@ -57,7 +56,7 @@ var directions = []direction{
 	{policy.Ingress, true, saddr, daddr, sport},
 }
 
-// destination is the side that the service is on.
+// destination returns the field that holds the connection's destination.
 func (d direction) destination() field {
 	if d.Direction == policy.Egress {
 		return d.other
@@ -65,7 +64,7 @@ func (d direction) destination() field {
 	return d.own
 }
 
-// prefix is how names of chains and maps for answers begin.
+// prefix returns the prefix of the names of chains and maps for replies.
 func (d direction) prefix() string {
 	if d.answers {
 		return "answers-"
@@ -73,72 +72,73 @@ func (d direction) prefix() string {
 	return ""
 }
 
-// verdicts are the two ways in which a packet that no rule fits ends.
+// verdicts describes one set of policies: those in force, or those including audit mode.
 type verdicts struct {
-	prefix string // of names
-	end    string // of the name of the chain at the end
+	prefix string // prefix of names
+	end    string // prefix of the name of the final chain
 	list   []policy.Isolated
-	own    map[policy.Direction][]judged // the list, by direction
+	own    map[policy.Direction][]isolatedAddr // list, by direction
 }
 
-// judged is an address of an endpoint, and the chain that judges it.
-type judged struct {
+// isolatedAddr is an address of an endpoint, and the chain that evaluates its packets.
+type isolatedAddr struct {
 	addr  netip.Addr
 	chain string
 }
 
-func compareJudged(a, b judged) int {
+func compareIsolated(a, b isolatedAddr) int {
 	return cmp.Or(a.addr.Compare(b.addr), strings.Compare(a.chain, b.chain))
 }
 
 func newVerdicts(prefix, end string, list []policy.Isolated) verdicts {
-	v := verdicts{prefix, end, list, map[policy.Direction][]judged{}}
+	v := verdicts{prefix, end, list, map[policy.Direction][]isolatedAddr{}}
 	for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
-		own := make([]judged, 0, len(list))
+		own := make([]isolatedAddr, 0, len(list))
 		for _, i := range list {
 			if i.Direction == d {
-				own = append(own, judged{i.Addr, i.Chain})
+				own = append(own, isolatedAddr{i.Addr, i.Chain})
 			}
 		}
-		slices.SortFunc(own, compareJudged)
-		// Two endpoints with one address would make the kernel refuse the whole program.
-		v.own[d] = slices.CompactFunc(own, func(a, b judged) bool { return a.addr == b.addr })
+		slices.SortFunc(own, compareIsolated)
+		// The kernel would refuse a program with two entries for one address.
+		v.own[d] = slices.CompactFunc(own, func(a, b isolatedAddr) bool { return a.addr == b.addr })
 	}
 	return v
 }
 
-// of are those of a direction and family.
-func (v verdicts) of(d policy.Direction, is4 bool) []judged {
-	return ofFamily(v.own[d], is4, func(j judged) netip.Addr { return j.addr })
+// of returns the entries of a direction and family.
+func (v verdicts) of(d policy.Direction, is4 bool) []isolatedAddr {
+	return ofFamily(v.own[d], is4, func(j isolatedAddr) netip.Addr { return j.addr })
 }
 
-// judge adds what finds the chains that judge a packet, and those themselves.
-func (l *lowering) judge() {
+// addPolicies adds the policies' chains, and the maps that lead packets to them.
+func (l *lowering) addPolicies() {
 	enforced := newVerdicts("", "drop-", l.Policy.Isolated)
 	tried := newVerdicts("tried-", "audit-", l.Policy.Tried)
 	l.self()
 	var forward []Rule
 	if len(tried.list) > 0 {
 		forward = append(forward, rule(ctReply(), jumpTo("answers-tried")), rule(ctOriginal(), jumpTo("tried")))
-		l.judgeBy(tried, &Chain{Name: "tried"}, &Chain{Name: "answers-tried"})
+		l.dispatch(tried, &Chain{Name: "tried"}, &Chain{Name: "answers-tried"})
 	}
 	forward = append(forward, rule(ctReply(), goTo("answers")))
 	base := &Chain{"policies", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", policyPriority, forward}
-	l.judgeBy(enforced, base, &Chain{Name: "answers"})
+	l.dispatch(enforced, base, &Chain{Name: "answers"})
 	if !l.Exempt.OwnHost {
 		l.ownHost()
 	}
 }
 
-// policyPriority is behind the guard's chains.
+// policyPriority is after the guard's chains.
 const policyPriority = 10
 
-// self makes the sets of who reaches itself, as by way of a service.
+// self adds the sets of pairs of addresses of the same endpoint, which can reach itself, for
+// example through a service.
 func (l *lowering) self() {
 	for _, is4 := range []bool{true, false} {
 		k := addrKind(is4)
 		s := &Set{Name: selfName(is4), Key: Key{k, k}}
-		list := make([]pair, 0, (len(l.Policy.Isolated)+len(l.Policy.Tried))/2) // of two families
+		list := make([]pair, 0, (len(l.Policy.Isolated)+len(l.Policy.Tried))/2) // half of them per family
 		for _, isolated := range [][]policy.Isolated{l.Policy.Isolated, l.Policy.Tried} {
 			for _, i := range isolated {
 				for _, other := range i.Self {
@@ -163,8 +163,8 @@ func comparePairs(a, b pair) int { return cmp.Or(a.src.Compare(b.src), a.dst.Com
 
 func selfName(is4 bool) string { return "self" + family(is4) }
 
-// exempt ends, by a verdict, what policies do not apply to. It comes last: few packets get
-// there, and all others are spared the questions.
+// exempt returns rules that end with a verdict for packets to which policies do not apply. They
+// come last, since few packets get there, and all others are spared the comparison.
 func (l *lowering) exempt(end part) (rules []Rule) {
 	for _, is4 := range []bool{true, false} {
 		rules = append(rules, rule(pairIn(l.index[selfName(is4)]), end))
@@ -184,9 +184,9 @@ func family(is4 bool) string {
 	return "6"
 }
 
-// judgeBy completes the two chains that send every packet to those of its endpoints: one for
-// what the side that began the connection sends, one for its answers.
-func (l *lowering) judgeBy(v verdicts, opened, answers *Chain) {
+// dispatch completes the two chains that lead every packet to the chains of its endpoints: one for
+// the original direction, one for replies.
+func (l *lowering) dispatch(v verdicts, opened, answers *Chain) {
 	l.program.Chains = append(l.program.Chains, opened, answers)
 	used := map[string]bool{}
 	for _, i := range v.list {
@@ -199,7 +199,7 @@ func (l *lowering) judgeBy(v verdicts, opened, answers *Chain) {
 		}
 		for _, is4 := range []bool{true, false} {
 			m := &Set{Name: v.prefix + d.prefix() + d.String() + family(is4), Key: Key{addrKind(is4)}, Jumps: true}
-			m.Elements = values[judged]{v.of(d.Direction, is4), compareJudged, func(j judged) Element {
+			m.Elements = values[isolatedAddr]{v.of(d.Direction, is4), compareIsolated, func(j isolatedAddr) Element {
 				return Element{First: string(j.addr.AsSlice()), Chain: v.chainName(d, j.chain)}
 			}}
 			l.add(m)
@@ -214,7 +214,7 @@ func (l *lowering) judgeBy(v verdicts, opened, answers *Chain) {
 	}
 }
 
-// end makes the chain for packets that no rule fits.
+// end adds the final chain, for packets that no rule matches.
 func (l *lowering) end(v verdicts, d direction) {
 	c := &Chain{Name: v.end + d.prefix() + d.String()}
 	if v.prefix == "" {
@@ -229,12 +229,12 @@ func (l *lowering) end(v verdicts, d direction) {
 	l.program.Chains = append(l.program.Chains, c)
 }
 
-// droppedName names the set that counts the packets that were dropped, by endpoint.
+// droppedName returns the name of the set that counts dropped packets by endpoint.
 func droppedName(d policy.Direction, is4 bool) string { return "dropped-" + d.String() + family(is4) }
 
-// dropped is the set that counts. Chains for both kinds of packets use it. An endpoint stays
-// in it while its chain changes, and so does its count.
-func (l *lowering) dropped(d policy.Direction, is4 bool, own []judged) *Set {
+// dropped returns that set. The final chains of both directions of a connection use it. An
+// endpoint's count continues while its chain changes.
+func (l *lowering) dropped(d policy.Direction, is4 bool, own []isolatedAddr) *Set {
 	name := droppedName(d, is4)
 	if s := l.index[name]; s != nil {
 		return s
@@ -248,10 +248,10 @@ func (l *lowering) dropped(d policy.Direction, is4 bool, own []judged) *Set {
 	return s
 }
 
-// chainName is what the kernel calls the chain that judges an endpoint.
+// chainName returns the kernel's name of a policy chain.
 func (v verdicts) chainName(d direction, chain string) string { return v.prefix + d.prefix() + chain }
 
-// chain makes the one of endpoints under the same policies, if it was not made before.
+// chain adds the chain of a group of endpoints with equal policies, built or from the cache.
 func (l *lowering) chain(v verdicts, d direction, c *policy.Chain) {
 	key := chainKey{v.prefix, c.Name, d.answers}
 	l.used++
@@ -269,9 +269,9 @@ func (l *lowering) chain(v verdicts, d direction, c *policy.Chain) {
 	l.program.Chains = append(l.program.Chains, made.Chain)
 }
 
-// rules are those that let a packet pass: one for each match, and for each family where it
-// names addresses. One chain has both: with two there would be twice as much to load, and
-// a packet is spared little. Sets of ports that they use are added to a list.
+// rules returns the rules of a chain: one per match, or one per family for matches with addresses.
+// One chain serves both families: two would double what must be loaded and hardly save time per
+// packet. used gets the port sets that the rules need.
 func (l *lowering) rules(d direction, c *policy.Chain, used *[]*Set) (rules []Rule) {
 	for _, m := range c.Matches {
 		if m.Peers == "" && m.Named == "" {
@@ -287,8 +287,8 @@ func (l *lowering) rules(d direction, c *policy.Chain, used *[]*Set) (rules []Ru
 	return rules
 }
 
-// match is a match in one family, if it has anybody there. Protocol and port come first: to
-// compare them costs less than to look an address up.
+// match returns the parts of a match in one family, and false if its set has none there. Protocol
+// and port come first, since comparing them is cheaper than an address lookup.
 func (l *lowering) match(d direction, m policy.Match, is4 bool, used *[]*Set) (parts []part, ok bool) {
 	parts = ports(d, m, used)
 	if m.Peers != "" {
@@ -304,7 +304,7 @@ func (l *lowering) match(d direction, m policy.Match, is4 bool, used *[]*Set) (p
 	return parts, true
 }
 
-// ports match the service's port; of a named one, the protocol.
+// ports returns the match on the destination port, or for a named port only on the protocol.
 func ports(d direction, m policy.Match, used *[]*Set) []part {
 	number := byte(m.Protocol)
 	switch {
@@ -322,7 +322,7 @@ func ports(d direction, m policy.Match, used *[]*Set) []part {
 	return []part{d.port.inSet(number, set)}
 }
 
-// portSet is the set of some ranges of ports, which all rules with the same share.
+// portSet returns the set of some port ranges. Rules with equal ranges share it.
 func portSet(ranges []policy.Range) *Set {
 	s := &Set{Key: Key{port}, Interval: true}
 	var words []string
@@ -338,7 +338,7 @@ func portSet(ranges []policy.Range) *Set {
 
 func bigEndian(n uint16) string { return string([]byte{byte(n >> 8), byte(n)}) }
 
-// lowerSet makes the sets of both families; of a block, those that it has.
+// lowerSet returns the sets of both families; for blocks, only of those families that it has.
 func lowerSet(s *policy.Set) (out []*Set) {
 	for _, is4 := range []bool{true, false} {
 		set := &Set{Name: s.Name + "-" + family(is4), Key: Key{addrKind(is4)}}
@@ -365,8 +365,8 @@ func lowerSet(s *policy.Set) (out []*Set) {
 	return out
 }
 
-// ownHost judges what endpoints send to their own host, and its answers. What IPv6 itself
-// needs of the gateway passes (RFC 4861).
+// ownHost adds the policies for packets from endpoints to their own host, and replies. Neighbour
+// discovery with the gateway passes (RFC 4861).
 func (l *lowering) ownHost() {
 	in := []Rule{
 		rule(icmp6("nd-neighbor-solicit", 135), accept()), rule(icmp6("nd-neighbor-advert", 136), accept()),

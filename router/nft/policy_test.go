@@ -14,9 +14,9 @@ import (
 	"weft/router/routertest"
 )
 
-// shop is the program of policies with everything in it: who may ask the database, and by
-// which ports, and what the web may ask outside. more adds one that is only tried, named
-// ports, and SCTP.
+// shop is a program with all kinds of policies: which endpoints may reach the database on which
+// ports, and which destinations the web servers may reach outside. more adds a policy in audit
+// mode, named ports and SCTP.
 func shop(more bool) *policy.Program {
 	policies, w := shopPolicies(more)
 	prog := policy.Compile(policies, w, func(e policy.Endpoint) bool { return e.Name != "web2" })
@@ -65,9 +65,8 @@ func shopPolicies(more bool) ([]policy.Policy, policy.World) {
 	return policies, w
 }
 
-// What the text of the API says, what the program says, and what the kernel says of the same
-// packet when its own rules and sets are read back.
-func TestJudge(t *testing.T) {
+// policy.Evaluate, the program, and the kernel's rules and sets, read back, agree on packets.
+func TestKernelEvaluatesLikePolicy(t *testing.T) {
 	policies, w := shopPolicies(true)
 	p := build(golden["policies"])
 	routertest.New(t).Do(func() {
@@ -93,24 +92,24 @@ func TestJudge(t *testing.T) {
 					m := machine{tables: p, packet: packet}
 					out, err := m.run("policies", 0)
 					ingress, egress := want.Ingress.Allowed, want.Egress.Allowed
-					if dst.Name == "web2" { // another host's
+					if dst.Name == "web2" { // an endpoint of another host
 						ingress = true
 					}
 					if err != nil || (out != drops) != (ingress && egress) {
-						t.Errorf("%+v: %v, %v by way of %v; want %+v", q, out, err, m.passed, want)
+						t.Errorf("packet %+v: outcome %v, error %v, through chains %v; want %+v", q, out, err, m.passed, want)
 					}
 					answer := machine{tables: p, packet: Packet{Src: q.Dst, Dst: q.Src, Protocol: packet.Protocol, SrcPort: q.DstPort, DstPort: q.SrcPort, Reply: true}}
 					if out, err := answer.run("policies", 0); err != nil || (out != drops) != (ingress && egress) {
-						t.Errorf("the answer of %+v: %v, %v by way of %v; want %+v", q, out, err, answer.passed, want)
+						t.Errorf("reply to %+v: outcome %v, error %v, through chains %v; want %+v", q, out, err, answer.passed, want)
 					}
 					for d, allowed := range map[policy.Direction]bool{policy.Ingress: ingress, policy.Egress: egress} {
 						own := q.Src
 						if d == policy.Ingress {
 							own = q.Dst
 						}
-						j, err := k.Judge(d, own, packet)
+						j, err := k.Evaluate(d, own, packet)
 						if err != nil || j.Allowed != allowed {
-							t.Errorf("%+v: the kernel's %v: %+v, %v; want %v", q, d, j, err, allowed)
+							t.Errorf("packet %+v: %v in the kernel is %+v, error %v; want %v", q, d, j, err, allowed)
 						}
 						if !allowed {
 							denied++
@@ -120,12 +119,12 @@ func TestJudge(t *testing.T) {
 			}
 		}
 		if denied < 20 {
-			t.Errorf("%d were denied: too few to prove anything", denied)
+			t.Errorf("only %d packets were denied, too few to prove anything", denied)
 		}
 	})
 }
 
-// handles are the rules that the kernel has, which keep their numbers while they stay.
+// handles returns the handles of all rules in the kernel, which stay the same while a rule stays.
 func handles(t *testing.T) (out []string) {
 	t.Helper()
 	conn, err := nftables.New()
@@ -149,9 +148,9 @@ func handles(t *testing.T) (out []string) {
 	return out
 }
 
-// A chain that judges an endpoint is in force, with all its rules, one transaction before
-// anything leads to it: a packet that is judged meanwhile would fall through an empty one.
-func TestChainsComeBeforeWhatLeadsToThem(t *testing.T) {
+// The chain of an endpoint has all its rules one transaction before anything refers to it.
+// Otherwise a packet could meanwhile pass through the empty chain.
+func TestChainsAreCompleteBeforeReferenced(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var k Kernel
 		defer k.Close()
@@ -179,20 +178,20 @@ func TestChainsComeBeforeWhatLeadsToThem(t *testing.T) {
 		for _, c := range before.Chains {
 			rules, err := k.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
 			if err != nil || len(rules) != len(c.Rules) {
-				t.Errorf("chain %s, which was in force, has %d rules, want %d: %v", c.Name, len(rules), len(c.Rules), err)
+				t.Errorf("chain %s of the old program has %d rules, want %d: %v", c.Name, len(rules), len(c.Rules), err)
 			}
 		}
 		if prepared < 10 {
-			t.Errorf("only %d chains are new", prepared)
+			t.Errorf("only %d chains are new, want at least 10", prepared)
 		}
 		b.goOver(before, after, byName(after.Sets, setName))
 		if err := errors.Join(b.err, k.conn.Flush()); err != nil {
 			t.Fatal(err)
 		}
-		compareWithNft(t, "after both", after)
+		compareWithNft(t, "after both transactions", after)
 		k.loaded = nil
 
-		// Apply makes two transactions of that, and one of what adds no chain.
+		// Apply makes two transactions of this, and one of a change that adds no chain.
 		transactions := func(p Program) uint32 {
 			t.Helper()
 			from, err := k.generation()
@@ -210,16 +209,16 @@ func TestChainsComeBeforeWhatLeadsToThem(t *testing.T) {
 		}
 		transactions(before)
 		if n := transactions(after); n != 2 {
-			t.Errorf("%d transactions for new chains", n)
+			t.Errorf("%d transactions for a program with new chains, want 2", n)
 		}
 		if n := transactions(before); n != 1 {
-			t.Errorf("%d transactions without new chains", n)
+			t.Errorf("%d transactions for a program without new chains, want 1", n)
 		}
 	})
 }
 
-// An endpoint that comes or goes changes elements: no rule is made anew.
-func TestEndpointsChangeElementsOnly(t *testing.T) {
+// Adding or removing an endpoint changes elements and keeps all rules.
+func TestEndpointChangesKeepRules(t *testing.T) {
 	routertest.New(t).Do(func() {
 		c := policy.NewCompiler()
 		web := policy.Selector{Labels: map[string]string{"app": "web"}}
@@ -252,18 +251,18 @@ func TestEndpointsChangeElementsOnly(t *testing.T) {
 			put(n+3, n < 50)
 		}
 		if after := apply("many"); !slices.Equal(before, after) {
-			t.Errorf("rules were made anew: %v, %v", before, after)
+			t.Errorf("adding endpoints replaced rules: %v, then %v", before, after)
 		}
 		for n := range slot.Slot(2000) {
 			c.Remove(fmt.Sprint(n + 3))
 		}
 		if after := apply("one again"); !slices.Equal(before, after) {
-			t.Errorf("rules were made anew: %v, %v", before, after)
+			t.Errorf("removing endpoints replaced rules: %v, then %v", before, after)
 		}
 	})
 }
 
-// A host with many endpoints, each under policies of its own, loads all of their rules in one transaction.
+// A thousand endpoints with separate policies are loaded in one transaction.
 func TestKernelLoadsManyChains(t *testing.T) {
 	const endpoints = 1000
 	var policies []policy.Policy

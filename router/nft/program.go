@@ -1,10 +1,9 @@
-// Package nft turns what the guard, NAT and policy should be into nftables: a
-// Program is a value that prints in nft's own syntax, so that tests read like
-// rulesets; a Kernel loads it in one transaction.
+// Package nft turns guard, NAT and policies into nftables. A Program is a value that prints in
+// nft's own syntax, so that tests read like rulesets. A Kernel loads it without an interruption.
 //
-// The guard is in force without the agent. Where the kernel has the table flags
-// owner and persist (6.9 and later), no other program can flush the table while an
-// agent owns it; it outlives its owner, and is anybody's then.
+// The guard stays in force without the agent. If the kernel has the table flags owner and persist
+// (6.9 and later), no other program can change the table while an agent owns it. The table outlives
+// its owner, and can then be changed by any program. The package never touches other tables.
 package nft
 
 import (
@@ -23,7 +22,7 @@ import (
 	"weft/router/policy"
 )
 
-// TableName is our one table, of family inet.
+// TableName is the name of our only table, of family inet.
 const TableName = "weft"
 
 // Program is the whole content of the table.
@@ -32,7 +31,7 @@ type Program struct {
 	Chains []*Chain
 }
 
-// Chain is a chain; one without a hook is jumped to by others.
+// Chain is a chain. Other chains jump to one without a hook.
 type Chain struct {
 	Name     string
 	Type     nftables.ChainType
@@ -42,7 +41,7 @@ type Chain struct {
 	Rules    []Rule
 }
 
-// String is the chain in nft's syntax.
+// String returns the chain in nft's syntax.
 func (c *Chain) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\tchain %s {\n", c.Name)
@@ -56,7 +55,7 @@ func (c *Chain) String() string {
 	return b.String()
 }
 
-// String is the program in nft's syntax, as nft -f takes it.
+// String returns the program in nft's syntax, as input for nft -f.
 func (p Program) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "table inet %s {\n", TableName)
@@ -70,35 +69,35 @@ func (p Program) String() string {
 	return b.String()
 }
 
-// Config is what the program is made from.
+// Config is the input of a program.
 type Config struct {
 	Universe     slot.Universe
-	Node4, Node6 netip.Addr   // invalid: none yet
+	Node4, Node6 netip.Addr   // invalid if there is none yet
 	Own          []slot.Range // the slots that this peer owns
 	Exposed      bool
-	// Resolver says that a name server listens on the node addresses.
+	// Resolver says that a DNS server listens on the node addresses.
 	Resolver bool
 	Hosts    Hosts
-	Policy   *policy.Program // nil: none
+	Policy   *policy.Program // nil if there are no policies
 	Exempt   Exempt
 }
 
-// Names of links, as rules match them.
+// Names of interfaces in rules.
 const (
 	tunnel    = link.Device
 	endpoints = link.EndpointPrefix + "*"
 	loopback  = "lo"
 )
 
-// Build makes the guard and NAT of a host.
+// Build returns the guard and NAT of a host, without policies.
 func Build(c Config) Program {
 	c.Policy = nil
 	var b Builder
 	return b.Build(c)
 }
 
-// build makes the guard and NAT, but for the sets of Hosts, to which its rules refer. Both
-// families are always guarded, also where the host carries only one.
+// build returns the guard and NAT, without the sets of Hosts that its rules use. Both families are
+// always guarded, even if the host uses only one.
 func (c Config) build(h hostSets) Program {
 	own4 := &Set{Name: "own4", Key: Key{addr4}, Interval: true, Elements: intervals(c.Own, c.Universe.Addr4)}
 	own6 := &Set{Name: "own6", Key: Key{addr6}, Interval: true, Elements: intervals(c.Own, c.Universe.Addr6)}
@@ -122,7 +121,7 @@ func (c Config) build(h hostSets) Program {
 	return p
 }
 
-// intervals are the addresses of ranges of slots.
+// intervals returns the addresses of ranges of slots.
 func intervals(own []slot.Range, addr func(slot.Slot) netip.Addr) Elements {
 	out := make([]Element, 0, len(own))
 	for _, r := range own {
@@ -131,7 +130,7 @@ func intervals(own []slot.Range, addr func(slot.Slot) netip.Addr) Elements {
 	return encoded(out)
 }
 
-// families calls f with the universe of either family.
+// families calls f with the universe's prefix of each family.
 func (c Config) families(f func(u netip.Prefix) []Rule) []Rule {
 	var out []Rule
 	for _, u := range []netip.Prefix{c.Universe.V4, c.Universe.V6} {
@@ -140,15 +139,17 @@ func (c Config) families(f func(u netip.Prefix) []Rule) []Rule {
 	return out
 }
 
-// Names are compared first where that decides most packets, and addresses where those do:
-// every packet passes all base chains of its hooks, the encrypted ones of the tunnel too.
+// The order of comparisons matters, since every packet passes all base chains of its hooks, even
+// the encrypted packets of the tunnel. Interface names come first if they decide most packets, and
+// addresses if those do.
 
-// arriving are the chains that check who may claim which source, by where a packet is from.
+// arriving returns the chains that check source addresses by input interface.
 func arriving(own4, own6 *Set) []*Chain {
 	return []*Chain{
-		// An endpoint has its own addresses only: the route to each points to its link.
+		// The routes of an endpoint's own addresses lead to its interface, so others fail the
+		// reverse path check.
 		{Name: "from-endpoint", Rules: append(loopbackOnly(), rule(notReverse(), counter(), drop()))},
-		// What comes out of the tunnel is from another peer's slots.
+		// Packets from the tunnel must not have a source in this peer's own slots.
 		{Name: "from-tunnel", Rules: append(loopbackOnly(),
 			rule(saddr.inSet(own4), counter(), drop()),
 			rule(saddr.inSet(own6), counter(), drop()),
@@ -156,10 +157,10 @@ func arriving(own4, own6 *Set) []*Chain {
 	}
 }
 
-// loopbackOnly keeps 127.0.0.0/8 (RFC 1122, section 3.2.1.3) to lo: with route_localnet, which
-// kube-proxy sets for NodePorts at localhost, the kernel takes it from any link. What somebody
-// translates to there on purpose is not meant: it is translated later. Of ::1 the kernel sees to
-// that in any case, before the first hook (RFC 4291, section 2.5.3).
+// loopbackOnly drops packets with 127.0.0.0/8 (RFC 1122, section 3.2.1.3) on other interfaces than
+// lo. With route_localnet, which kube-proxy sets for NodePorts at localhost, the kernel would
+// accept them. DNAT to 127.0.0.0/8 is not affected, since it happens later. For ::1 the kernel
+// itself does this before the first hook (RFC 4291, section 2.5.3).
 func loopbackOnly() []Rule {
 	local := netip.MustParsePrefix("127.0.0.0/8")
 	return []Rule{
@@ -168,8 +169,8 @@ func loopbackOnly() []Rule {
 	}
 }
 
-// origins sends packets there, before anything else sees them. Nobody on the underlay has an
-// overlay address.
+// origins checks the source of every packet first. Packets from the underlay must not have an
+// overlay source.
 func (c Config) origins() []Rule {
 	rules := []Rule{
 		rule(iif(endpoints), goTo("from-endpoint")), rule(iif(tunnel), goTo("from-tunnel")), rule(iif(loopback), accept()),
@@ -180,8 +181,8 @@ func (c Config) origins() []Rule {
 	return append(rules, loopbackOnly()...)
 }
 
-// received decides what reaches this host itself: no endpoint speaks for its
-// routers, and the underlay does not reach the node address.
+// received filters packets to this host. Endpoints must not send router advertisements or
+// redirects, and packets from the underlay must not reach the node address.
 func (c Config) received() []Rule {
 	rules := []Rule{
 		rule(iif(endpoints), goTo("from-endpoint-to-host")), rule(iif(tunnel), goTo("from-tunnel-to-host")), rule(iif(loopback), accept()),
@@ -191,26 +192,26 @@ func (c Config) received() []Rule {
 	})...)
 }
 
-// uninvited is what the underlay sends to overlay addresses of this host.
+// uninvited filters packets from the underlay to overlay addresses of this host.
 func (c Config) uninvited() (rules []Rule) {
 	if !c.Exposed {
 		return unlessInvited(nil)
 	}
-	for _, question := range questions() { // the name server is for the overlay only
+	for _, question := range questions() { // the DNS server is only for the overlay
 		rules = append(rules, rule(question, counter(), drop()))
 	}
 	return rules
 }
 
-// questions match what asks a name server.
+// questions matches DNS queries.
 func questions() []part {
 	return []part{dport.is(unix.IPPROTO_UDP, dnsPort), dport.is(unix.IPPROTO_TCP, dnsPort)}
 }
 
 const dnsPort = 53
 
-// resolver brings what endpoints ask of their gateway to the name server, which listens on
-// the node addresses: one socket for all links, in both families.
+// resolver redirects DNS queries of endpoints from their gateway address to the node address. So
+// one socket per family serves all interfaces.
 func (c Config) resolver() (rules []Rule) {
 	for _, to := range []struct{ gateway, node netip.Addr }{{endpoint.Gateway4, c.Node4}, {endpoint.Gateway6, c.Node6}} {
 		if !to.node.IsValid() {
@@ -223,7 +224,7 @@ func (c Config) resolver() (rules []Rule) {
 	return rules
 }
 
-// unlessInvited drops what matches, but for answers and what was translated on purpose.
+// unlessInvited drops matching packets, except replies and packets with DNAT.
 func unlessInvited(match []part) []Rule {
 	var rules []Rule
 	for _, allowed := range []part{ctReply(), ctRelated(), ctDNAT()} {
@@ -232,13 +233,13 @@ func unlessInvited(match []part) []Rule {
 	return append(rules, rule(append(slices.Clone(match), counter(), drop())...))
 }
 
-// translated has the last look at what leaves by the underlay, after NAT: what
-// conntrack does not know is not translated, and would show overlay addresses there.
-// The answers of exposed endpoints do so on purpose.
+// translated filters packets that leave by the underlay, after NAT. A packet unknown to conntrack
+// is not masqueraded, and would show an overlay address there. Replies of exposed endpoints do so
+// on purpose.
 //
-// It is also the only look at what this host itself sends. In the output hook a packet to a
-// service still has the output interface of the service's address, although kube-proxy has
-// translated it to a pod's; only here it has the one that it leaves by.
+// It is also the only filter for packets of this host itself. In the output hook, a packet to a
+// service still has the output interface of the service's address, even after kube-proxy's DNAT to
+// a pod. Only here it has its final output interface.
 func (c Config) translated() []Rule {
 	rules := []Rule{rule(oif(endpoints), accept()), rule(oif(tunnel), accept()), rule(oif(loopback), accept())}
 	return append(rules, c.families(func(u netip.Prefix) []Rule {
@@ -252,10 +253,10 @@ func (c Config) translated() []Rule {
 	})...)
 }
 
-// forwarded decides what passes through this host.
+// forwarded filters packets that this host forwards.
 func (c Config) forwarded() []Rule {
 	rules := []Rule{
-		// Between endpoints, here or by the tunnel.
+		// Between endpoints, on this host or through the tunnel.
 		rule(iif(endpoints), oif(endpoints), accept()),
 		rule(iif(endpoints), jumpTo("to-hosts")),
 		rule(iif(endpoints), oif(tunnel), accept()),
@@ -265,7 +266,8 @@ func (c Config) forwarded() []Rule {
 		return []Rule{rule(daddr.in(expr.CmpOpEq, u), notOif(tunnel), notOif(endpoints), notOif(loopback), counter(), drop())}
 	})...)
 	rules = append(rules,
-		// Out of the tunnel besides: answers to whom this host let in.
+		// From the tunnel to other interfaces only replies pass, to connections that this host
+		// accepted.
 		rule(iif(tunnel), notOif(tunnel), ctReply(), ctSNAT(), accept()),
 		rule(iif(tunnel), counter(), drop()),
 	)
@@ -278,8 +280,8 @@ func (c Config) forwarded() []Rule {
 	return rules
 }
 
-// nat gives what enters the tunnel an overlay source, and what leaves the overlay
-// this host's. Between endpoints nothing is translated.
+// nat gives packets that enter the tunnel an overlay source, and packets that leave the overlay
+// this host's address. Between endpoints nothing is translated.
 func (c Config) nat() []Rule {
 	return c.families(func(u netip.Prefix) []Rule {
 		var rules []Rule
@@ -295,5 +297,5 @@ func (c Config) nat() []Rule {
 	})
 }
 
-// LogGroup is the netlink log group that hears of what policies drop (nfnetlink_log).
+// LogGroup is the netlink log group of dropped packets (nfnetlink_log).
 const LogGroup = 6783

@@ -14,26 +14,26 @@ import (
 	"weft/router/policy"
 )
 
-// Set is a named set, or a map to chains.
+// Set is a named set, or a map from keys to chains.
 type Set struct {
 	Name     string
 	Key      Key
 	Interval bool // elements are First to Last
-	Counter  bool // each element counts the packets that it matched
-	Jumps    bool // a map: each element names a chain to jump to
+	Counter  bool // each element counts its packets
+	Jumps    bool // a verdict map: each element names a chain to jump to
 	Elements Elements
 }
 
-// Elements are those of a set, sorted. Most programs differ from the one before in one
-// element of thousands: so they are encoded only where they are needed.
+// Elements are the sorted elements of a set. Consecutive programs usually differ in one of
+// thousands, so elements are only encoded when needed.
 type Elements interface {
 	Len() int
 	All() []Element
-	// Missing are those that others have not.
+	// Missing returns the elements that others lacks.
 	Missing(others Elements) []Element
 }
 
-// values are elements that are made of values.
+// values are elements encoded from values.
 type values[T comparable] struct {
 	list    []T // sorted
 	compare func(a, b T) int
@@ -67,25 +67,25 @@ func (v values[T]) Missing(others Elements) (out []Element) {
 	return out
 }
 
-// encoded are elements as they are. It sorts them.
+// encoded returns elements that are already encoded, and sorts them.
 func encoded(list []Element) Elements {
 	slices.SortFunc(list, compareElements)
 	return values[Element]{slices.Compact(list), compareElements, func(e Element) Element { return e }}
 }
 
-// addresses are elements, of addresses that are sorted.
+// addresses returns the elements of sorted addresses.
 func addresses(list []netip.Addr) Elements {
 	return values[netip.Addr]{list, netip.Addr.Compare, func(a netip.Addr) Element { return Element{First: string(a.AsSlice())} }}
 }
 
-// services are elements, of services that are sorted.
+// services returns the elements of sorted services.
 func services(k Key, list []policy.Service) Elements {
 	return values[policy.Service]{list, policy.Service.Compare, func(v policy.Service) Element {
 		return Element{First: k.encode(v.Addr.AsSlice(), []byte{byte(v.Protocol)}, []byte(bigEndian(v.Port)))}
 	}}
 }
 
-// ofFamily are those of a sorted list: IPv4 comes first.
+// ofFamily returns the part of a sorted list with addresses of one family: IPv4 comes first.
 func ofFamily[T any](list []T, is4 bool, addr func(T) netip.Addr) []T {
 	n := sort.Search(len(list), func(i int) bool { return addr(list[i]).Is6() })
 	if is4 {
@@ -94,18 +94,18 @@ func ofFamily[T any](list []T, is4 bool, addr func(T) netip.Addr) []T {
 	return list[n:]
 }
 
-// Key is what the elements of a set are: one value, or several together.
+// Key is the type of a set's keys: one value or a concatenation.
 type Key []kind
 
-// kind is one value in a key.
+// kind is the type of one value in a key.
 type kind struct {
 	word  string // in nft's syntax
 	data  nftables.SetDatatype
-	size  int // in bytes; in a key of several, each is padded to a multiple of four
+	size  int // in bytes; in a concatenation each is padded to a multiple of four
 	print func([]byte) string
 }
 
-// The kinds.
+// The types of values.
 var (
 	addr4 = kind{"ipv4_addr", nftables.TypeIPAddr, 4, printAddr}
 	addr6 = kind{"ipv6_addr", nftables.TypeIP6Addr, 16, printAddr}
@@ -141,13 +141,13 @@ func protocolName(number byte) string {
 	return fmt.Sprint(number)
 }
 
-// Element is one of a set, as the kernel has it: bytes in network order.
+// Element is an element in the kernel's encoding, in network byte order.
 type Element struct {
-	First, Last string // Last: of an interval, included
-	Chain       string // of a map
+	First, Last string // Last is the end of an interval, inclusive
+	Chain       string // the chain, in a verdict map
 }
 
-// datatype is a key as the library has it.
+// datatype returns the library's type of the key.
 func (k Key) datatype() nftables.SetDatatype {
 	if len(k) == 1 {
 		return k[0].data
@@ -167,7 +167,7 @@ func (k Key) String() string {
 	return strings.Join(words, " . ")
 }
 
-// encode makes the bytes of a key from those of its values.
+// encode returns the bytes of a key with the given values.
 func (k Key) encode(values ...[]byte) string {
 	if len(k) == 1 {
 		return string(values[0])
@@ -182,7 +182,7 @@ func (k Key) encode(values ...[]byte) string {
 
 func padding(size int) int { return -size & 3 }
 
-// print is a key in nft's syntax.
+// print returns a key in nft's syntax.
 func (k Key) print(key string) string {
 	var words []string
 	for _, one := range k {
@@ -192,7 +192,7 @@ func (k Key) print(key string) string {
 	return strings.Join(words, " . ")
 }
 
-// print is an element in nft's syntax, which prefers prefixes to intervals.
+// print returns an element in nft's syntax, which prefers prefixes to intervals.
 func (s Set) print(e Element) string {
 	out := s.Key.print(e.First)
 	switch {
@@ -207,8 +207,7 @@ func (s Set) print(e Element) string {
 	return out + "-" + s.Key.print(e.Last)
 }
 
-// prefix is how many bits the two ends have in common, if the rest is all of what is
-// possible; else -1.
+// prefix returns the prefix length of an interval, or -1 if it is no prefix.
 func prefix(first, last string) int {
 	n, rest := 0, false
 	for i := range len(first) {
@@ -230,7 +229,7 @@ func prefix(first, last string) int {
 	return n
 }
 
-// String is the set in nft's syntax.
+// String returns the set in nft's syntax.
 func (s Set) String() string {
 	var b strings.Builder
 	word, value := "set", ""
@@ -257,13 +256,13 @@ func (s Set) String() string {
 	return b.String()
 }
 
-// alike reports whether one set can become the other by its elements.
+// alike reports whether one set can become the other by changing its elements.
 func (s *Set) alike(o *Set) bool {
 	return s == o || s.Interval == o.Interval && s.Counter == o.Counter && s.Jumps == o.Jumps &&
 		slices.EqualFunc(s.Key, o.Key, func(a, b kind) bool { return a.word == b.word })
 }
 
-// missing are the elements of s that another one has not.
+// missing returns the elements of s that another set lacks.
 func (s *Set) missing(other *Set) (out []Element) {
 	return s.Elements.Missing(other.Elements)
 }
@@ -275,7 +274,7 @@ func compareElements(a, b Element) int {
 	return strings.Compare(a.Chain, b.Chain)
 }
 
-// library is the set as the library has it.
+// library returns the set in the library's form.
 func (s Set) library(id uint32) *nftables.Set {
 	set := &nftables.Set{
 		Table: table, Name: s.Name, ID: id, Interval: s.Interval, Counter: s.Counter,
@@ -287,8 +286,8 @@ func (s Set) library(id uint32) *nftables.Set {
 	return set
 }
 
-// forLibrary are elements as the library has them: an interval is two, its first and the one
-// behind its last, if there is one.
+// forLibrary returns elements in the library's form. An interval becomes two: its first value, and
+// the value after its last, if there is one.
 func (s Set) forLibrary(list []Element) (out []nftables.SetElement) {
 	for _, e := range list {
 		one := nftables.SetElement{Key: []byte(e.First)}
@@ -305,7 +304,7 @@ func (s Set) forLibrary(list []Element) (out []nftables.SetElement) {
 	return out
 }
 
-// successor is the value behind one; nil behind the last of all.
+// successor returns the next value, or nil after the largest.
 func successor(value string) []byte {
 	b := []byte(value)
 	for i := range slices.Backward(b) {

@@ -12,13 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removals are the messages that tell of something in a table that is gone, or another.
+// removals are the types of messages about removed or replaced parts of a table.
 var removals = []int{
 	unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET, unix.NFT_MSG_DELSETELEM,
 }
 
-// Removed calls f whenever something was taken out of our table, by whomever, until ctx ends:
-// before Linux 6.9 other programs can, and then every moment counts. f must not block.
+// Removed calls f whenever something was removed from our table, by any program, until ctx ends.
+// Before Linux 6.9 other programs can do so, and the guard must be restored at once. f must not
+// block.
 func Removed(ctx context.Context, f func()) error {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -33,7 +34,7 @@ func Removed(ctx context.Context, f func()) error {
 		messages, err := conn.Receive()
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
-		case errors.Is(err, unix.ENOBUFS): // some were lost: perhaps ours
+		case errors.Is(err, unix.ENOBUFS): // messages were lost, perhaps about our table
 			f()
 		case err != nil:
 			return fmt.Errorf("nftables events: %w", err)
@@ -44,8 +45,8 @@ func Removed(ctx context.Context, f func()) error {
 	return nil
 }
 
-// fromOurs reports whether a message tells of a removal from our table, whose name is the
-// first attribute of all of them.
+// fromOurs reports whether a message is about a removal from our table. All these messages have the
+// table's name as first attribute.
 func fromOurs(m netlink.Message) bool {
 	if int(m.Header.Type)>>8 != unix.NFNL_SUBSYS_NFTABLES || !slices.Contains(removals, int(m.Header.Type)&0xff) || len(m.Data) < 4 {
 		return false

@@ -14,20 +14,20 @@ import (
 	"weft/router/policy"
 )
 
-// Judgement is what the kernel makes of a packet in one direction.
-type Judgement struct {
+// Evaluation is the kernel's verdict on a packet in one direction.
+type Evaluation struct {
 	Allowed bool
-	Chain   string // that judges the endpoint; empty: none
-	Dropped uint64 // packets of the endpoint in that direction, since it came
+	Chain   string // the endpoint's chain; empty if it is not isolated
+	Dropped uint64 // number of dropped packets of the endpoint in that direction
 }
 
-// Judge reads the kernel's own rules and sets, and runs them on a packet of the side that
-// begins a connection. own is the endpoint whose policies are asked.
-func (k *Kernel) Judge(d policy.Direction, own netip.Addr, p Packet) (j Judgement, err error) {
+// Evaluate reads the rules and sets from the kernel, and evaluates them for a packet of the side that
+// opens the connection. own is the address of the endpoint whose policies apply.
+func (k *Kernel) Evaluate(d policy.Direction, own netip.Addr, p Packet) (j Evaluation, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.loaded == nil {
-		return Judgement{Allowed: true}, nil // and to ask would make a table
+		return Evaluation{Allowed: true}, nil // opening would create a table
 	}
 	if err := k.open(); err != nil {
 		return j, err
@@ -39,11 +39,11 @@ func (k *Kernel) Judge(d policy.Direction, own netip.Addr, p Packet) (j Judgemen
 	m := machine{tables: &kernelTables{conn: k.conn, table: table, sets: sets}, packet: p}
 	jumps := d.String() + family(own.Is4())
 	if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == jumps }) {
-		return Judgement{Allowed: true}, nil // no policies at all
+		return Evaluation{Allowed: true}, nil // there are no policies
 	}
 	v, found, err := m.find(jumps, own.AsSlice())
 	if err != nil || !found {
-		return Judgement{Allowed: true}, err
+		return Evaluation{Allowed: true}, err
 	}
 	j.Chain = v.Chain
 	out, err := m.run(j.Chain, 0)
@@ -56,7 +56,7 @@ func (k *Kernel) Judge(d policy.Direction, own netip.Addr, p Packet) (j Judgemen
 	return j, err
 }
 
-// dropped counts the packets that policies dropped in a direction, by endpoint.
+// dropped returns the number of packets that policies dropped in a direction, by endpoint address.
 func (k *Kernel) dropped(d policy.Direction) (map[netip.Addr]uint64, error) {
 	out := map[netip.Addr]uint64{}
 	if k.loaded == nil {
@@ -80,8 +80,8 @@ func (k *Kernel) dropped(d policy.Direction) (map[netip.Addr]uint64, error) {
 	return out, nil
 }
 
-// DroppedAll counts the packets that policies dropped in a direction since the table was
-// loaded, those of endpoints that are gone by now too.
+// DroppedAll returns the number of packets that policies dropped in a direction since the table was
+// loaded, including those of removed endpoints.
 func (k *Kernel) DroppedAll(d policy.Direction) (n uint64, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -111,7 +111,7 @@ func (k *Kernel) DroppedAll(d policy.Direction) (n uint64, err error) {
 	return n, nil
 }
 
-// kernelTables reads what a packet meets in one table, and each chain and set once.
+// kernelTables reads the chains and sets of one table from the kernel as needed, each only once.
 type kernelTables struct {
 	conn   *nftables.Conn
 	table  *nftables.Table
@@ -120,11 +120,11 @@ type kernelTables struct {
 	read   map[string][]element
 }
 
-// element is one of a set in the kernel: a value, or all from one to another.
+// element is an element of a set in the kernel: a value or an interval.
 type element struct {
 	first, last string
 	verdict     *expr.Verdict
-	several     bool // values, with a range of each: not understood
+	several     bool // a concatenation of intervals, which is not supported
 }
 
 func (t *kernelTables) rules(chain string) ([][]expr.Any, error) {
@@ -152,7 +152,7 @@ func (t *kernelTables) elements(name string) ([]element, error) {
 	}
 	i := slices.IndexFunc(t.sets, func(s *nftables.Set) bool { return s.Name == name })
 	if i < 0 {
-		return nil, fmt.Errorf("nftables: there is no set %s", name)
+		return nil, fmt.Errorf("nftables: set %s does not exist", name)
 	}
 	elements, err := t.conn.GetSetElements(t.sets[i])
 	if err != nil {
@@ -175,12 +175,12 @@ func (t *kernelTables) keySize(set string) (int, error) {
 	case slices.ContainsFunc(list, func(e element) bool { return e.several }):
 		return -1, nil
 	}
-	return len(list[len(list)-1].first), nil // the first may be the catch-all
+	return len(list[len(list)-1].first), nil // not the first, which may be the catch-all
 }
 
 func (t *kernelTables) find(set string, key []byte) (*expr.Verdict, bool, error) {
 	list, err := t.elements(set)
-	var rest *element // the catch-all, which has no key: for what nothing else matches
+	var rest *element // the catch-all element, which has no key and matches everything else
 	for i, e := range list {
 		if e.first == "" {
 			rest = &list[i]
@@ -196,8 +196,8 @@ func (t *kernelTables) find(set string, key []byte) (*expr.Verdict, bool, error)
 	return nil, false, err
 }
 
-// fromLibrary is a set as it was read. Of intervals, the kernel lists every first value and
-// every one behind a last, in no certain order; where one ends, the next may begin.
+// fromLibrary converts a set as the library returns it. For intervals, the kernel lists every first
+// value and every value after a last one, in no certain order. Intervals can be adjacent.
 func fromLibrary(s *nftables.Set, elements []nftables.SetElement) (out []element) {
 	slices.SortStableFunc(elements, func(a, b nftables.SetElement) int {
 		if c := slices.Compare(a.Key, b.Key); c != 0 || a.IntervalEnd == b.IntervalEnd {
@@ -228,7 +228,7 @@ func fromLibrary(s *nftables.Set, elements []nftables.SetElement) (out []element
 	return out
 }
 
-// verdictOf is the verdict of a map's element, which the library leaves as it came; nil: the
+// verdictOf decodes the verdict of a map element, which the library returns undecoded; nil if the
 // map holds something else.
 func verdictOf(value []byte) *expr.Verdict {
 	attrs, err := netlink.NewAttributeDecoder(value)
@@ -253,7 +253,7 @@ func verdictOf(value []byte) *expr.Verdict {
 	return v
 }
 
-// before is the value in front of one.
+// before returns the value before another.
 func before(value []byte) []byte {
 	b := slices.Clone(value)
 	for i := range slices.Backward(b) {
