@@ -15,29 +15,29 @@ import (
 	"weft/router/nft"
 )
 
-// need is what other firewalls must let pass.
+// need is one kind of packet that the other firewalls of this host must accept.
 type need struct {
 	what string
 	hook *nftables.ChainHook
-	// The same as firewalls say it. In a link's name, + stands for any end in iptables and ufw, * in nft.
+	// The matches of a rule that accepts it, for each tool. In link names, iptables and ufw write + for any suffix, nft writes *.
 	iptables []string
 	nft      []string
-	ufw      []string // empty: its command cannot tell it
-	port     string   // as firewalld says it; empty: the zone of our links lets it pass; answer: its own rules do
+	ufw      []string // empty: ufw's command line cannot express it
+	port     string   // for firewalld's --add-port; empty: the zone of Weft's links accepts it; replies: firewalld's own rules do
 	packet   nft.Packet
 }
 
-// Names and ports of packets that stand for all others of their kind.
+// Names and ports of sample packets: each stands for all packets of its kind.
 const (
 	somePort    = 40000
 	otherPort   = 8080
 	endpoints   = link.EndpointPrefix + "0"
 	dns         = 53
-	answer      = "answer"
-	maxUnderlay = 16 // peers whose way is looked at
+	replies     = "replies"
+	maxUnderlay = 16 // peers whose routes are checked
 )
 
-// needs are all of them, in both families.
+// needs returns every kind of packet that this configuration needs, in both families.
 func (c Config) needs() (out []need) {
 	here, other := c.ends()
 	families := []family{{c.Universe.Addr4, unix.IPPROTO_ICMP, "icmp"}, {c.Universe.Addr6, unix.IPPROTO_ICMPV6, "ipv6-icmp"}}
@@ -48,16 +48,16 @@ func (c Config) needs() (out []need) {
 		local, beside, node, remote := f.addr(here), f.addr(here+1), f.addr(c.Node), f.addr(other)
 		for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
 			p := nft.Packet{Protocol: protocol, SrcPort: somePort, DstPort: otherPort}
-			out = append(out, bothWays("what containers send to other hosts", p.From(endpoints, local).To(link.Device, remote))...)
-			out = append(out, bothWays("what other hosts send to containers", p.From(link.Device, remote).To(endpoints, local))...)
-			out = append(out, bothWays("what containers here send each other", p.From(endpoints, local).To(link.EndpointPrefix+"1", beside))...)
+			out = append(out, bothWays("packets from containers to other hosts", p.From(endpoints, local).To(link.Device, remote))...)
+			out = append(out, bothWays("packets from other hosts to containers", p.From(link.Device, remote).To(endpoints, local))...)
+			out = append(out, bothWays("packets between containers of this host", p.From(endpoints, local).To(link.EndpointPrefix+"1", beside))...)
 			if c.Node != 0 {
 				out = append(out, c.withHost(p, local, node, remote)...)
 			}
 		}
 		if c.Node != 0 {
 			out = append(out, need{
-				what: "pings of other hosts and their containers to this host", hook: nftables.ChainHookInput,
+				what: "pings from other hosts and their containers to this host", hook: nftables.ChainHookInput,
 				iptables: []string{"-i weft+ -p " + f.word}, nft: []string{`iifname "weft*" meta l4proto ` + f.word}, ufw: []string{"allow in on weft+"},
 				packet: nft.Packet{Protocol: f.ping, Iif: link.Device, Src: remote, Dst: node},
 			})
@@ -66,7 +66,7 @@ func (c Config) needs() (out []need) {
 	return everywhere(append(out, c.underlay()...))
 }
 
-// everywhere adds the hooks that the same packets meet in front of routing and behind it.
+// everywhere adds the prerouting and postrouting hooks, which the same packets traverse too.
 func everywhere(needs []need) (out []need) {
 	for _, n := range needs {
 		out = append(out, n)
@@ -74,7 +74,7 @@ func everywhere(needs []need) (out []need) {
 		if n.packet.Iif != "" {
 			first := n
 			first.hook, first.packet = nftables.ChainHookPrerouting, n.packet.To("", n.packet.Dst)
-			if overlay && (forwarded || n.packet.Reply) { // no match by state: conntrack may come later
+			if overlay && (forwarded || n.packet.Reply) { // no match by state: conntrack may run after this hook
 				first.iptables, first.nft = []string{"-i weft+"}, []string{`iifname "weft*"`}
 			}
 			out = append(out, first)
@@ -91,29 +91,29 @@ func everywhere(needs []need) (out []need) {
 	return out
 }
 
-// family is IPv4 or IPv6.
+// family is IPv4 or IPv6, with its ICMP protocol.
 type family struct {
 	addr func(slot.Slot) netip.Addr
-	ping byte
-	word string // for ping's protocol
+	ping byte   // ICMP's protocol number
+	word string // ICMP's name in rules
 }
 
-// withHost is what this host and the overlay send each other.
+// withHost returns the packets between this host and the overlay.
 func (c Config) withHost(p nft.Packet, local, node, remote netip.Addr) []need {
-	question := p.From(endpoints, local).To("", node)
-	question.DstPort = dns
+	query := p.From(endpoints, local).To("", node)
+	query.DstPort = dns
 	out := []need{
 		{
-			what: "containers' answers to this host", hook: nftables.ChainHookInput, packet: p.From("", node).To(endpoints, local).Answer(),
+			what: "replies from containers to this host", hook: nftables.ChainHookInput, packet: p.From("", node).To(endpoints, local).Answer(),
 			iptables: []string{"-i weft+ -m conntrack --ctstate RELATED,ESTABLISHED"}, nft: []string{`iifname "weft*" ct state established,related`},
 			ufw: []string{"allow in on weft+"},
 		},
-		leaving("what this host sends to containers", p.From("", node).To(endpoints, local)),
-		leaving("what this host sends to containers", p.From("", node).To(link.Device, remote)),
+		leaving("packets from this host to containers", p.From("", node).To(endpoints, local)),
+		leaving("packets from this host to containers", p.From("", node).To(link.Device, remote)),
 	}
 	if word := protocolWord(p.Protocol); c.Resolver {
 		out = append(out, need{
-			what: "containers' questions to the name server", hook: nftables.ChainHookInput, packet: question,
+			what: "DNS queries from containers to this host's name server", hook: nftables.ChainHookInput, packet: query,
 			iptables: []string{"-i weft+ -p " + word + " --dport 53"}, nft: []string{`iifname "weft*" ` + word + " dport 53"},
 			ufw: []string{"allow in on weft+ to any port 53"},
 		})
@@ -121,12 +121,13 @@ func (c Config) withHost(p nft.Packet, local, node, remote netip.Addr) []need {
 	return out
 }
 
-// bothWays is what is forwarded, and its answer.
+// bothWays returns a forwarded packet and its reply.
 func bothWays(what string, p nft.Packet) []need {
 	return []need{passing(what, p), passing(what, p.Answer())}
 }
 
-// ends are a slot of this host, with another behind it, and one of another host.
+// ends returns a sample slot of this host, whose successor is this host's too, and one of another
+// host.
 func (c Config) ends() (here, other slot.Slot) {
 	here = c.Node + 1
 	if len(c.Own) > 0 {
@@ -136,7 +137,7 @@ func (c Config) ends() (here, other slot.Slot) {
 	other = slot.Slot(usable.End - 1)
 	for other > usable.Start {
 		i := slices.IndexFunc(c.Own, func(r slot.Range) bool { return r.Contains(other) })
-		if i < 0 || c.Own[i].Start <= usable.Start { // all is ours: no other host is there yet
+		if i < 0 || c.Own[i].Start <= usable.Start { // this host owns every slot: no other host has any yet
 			break
 		}
 		other = c.Own[i].Start - 1
@@ -151,7 +152,7 @@ func protocolWord(number byte) string {
 	return "tcp"
 }
 
-// passing is what is forwarded.
+// passing returns the need for a forwarded packet.
 func passing(what string, p nft.Packet) need {
 	return need{
 		what: what, hook: nftables.ChainHookForward, packet: p,
@@ -160,7 +161,7 @@ func passing(what string, p nft.Packet) need {
 	}
 }
 
-// leaving is what this host itself sends by our links.
+// leaving returns the need for a packet that this host itself sends through Weft's links.
 func leaving(what string, p nft.Packet) need {
 	return need{
 		what: what, hook: nftables.ChainHookOutput, packet: p,
@@ -168,9 +169,9 @@ func leaving(what string, p nft.Packet) need {
 	}
 }
 
-// underlay is what hosts say to each other: by the way to each peer or, while there is none, by
-// the default route. The address beside ours then stands for a peer's: many firewalls let only
-// neighbours pass, or drop addresses that are nobody's.
+// underlay returns the packets between this host's agent and its peers. They follow the route to
+// each peer or, without peers, the default route. A neighbour of this host's address then stands
+// for a peer: many firewalls accept only neighbours, or drop addresses that are not assigned.
 func (c Config) underlay() (out []need) {
 	h, err := link.Handle()
 	if err != nil || c.Gossip == 0 {
@@ -183,21 +184,21 @@ func (c Config) underlay() (out []need) {
 			peers = append(peers, a)
 		}
 	}
-	alone := len(peers) == 0
-	if alone { // the way to addresses for documentation (RFC 5737, RFC 3849), which are nobody's
+	unpeered := len(peers) == 0
+	if unpeered { // follow the route to addresses for documentation (RFC 5737, RFC 3849), which no host has
 		peers = []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}
 	}
 	for _, p := range peers {
-		way, err := h.RouteGet(p.AsSlice())
-		if err != nil || len(way) == 0 || way[0].Src == nil {
+		route, err := h.RouteGet(p.AsSlice())
+		if err != nil || len(route) == 0 || route[0].Src == nil {
 			continue
 		}
-		own, _ := netip.AddrFromSlice(way[0].Src)
+		own, _ := netip.AddrFromSlice(route[0].Src)
 		own = own.Unmap()
-		if alone {
+		if unpeered {
 			p = own.Next()
 		}
-		l, err := h.LinkByIndex(way[0].LinkIndex)
+		l, err := h.LinkByIndex(route[0].LinkIndex)
 		if err != nil {
 			continue
 		}
@@ -216,45 +217,46 @@ func (c Config) underlay() (out []need) {
 
 const udpGossip = "gossip over UDP"
 
-// hostPort is what comes to a port of this host, what goes to the same port of another, and
-// the answers to both.
+// hostPort returns the packets to a port of this host, the packets to the same port of a peer, and
+// the replies to both.
 func hostPort(what string, protocol byte, port uint16, link string, peer, own netip.Addr) (out []need) {
 	word := protocolWord(protocol)
-	asked := nft.Packet{Protocol: protocol, SrcPort: somePort, DstPort: port}
-	if protocol == unix.IPPROTO_UDP { // hosts send from the port that they listen at
-		asked.SrcPort = port
+	incoming := nft.Packet{Protocol: protocol, SrcPort: somePort, DstPort: port}
+	if protocol == unix.IPPROTO_UDP { // hosts send from the port that they listen on
+		incoming.SrcPort = port
 	}
-	asking := asked.From("", own).To(link, peer)
-	asked = asked.From(link, peer).To("", own)
+	outgoing := incoming.From("", own).To(link, peer)
+	incoming = incoming.From(link, peer).To("", own)
 	for _, side := range []struct {
-		what          string
-		hook          *nftables.ChainHook
-		ufw           string
-		asks, answers nft.Packet
+		direction         string
+		hook              *nftables.ChainHook
+		ufw               string
+		requests, answers nft.Packet
 	}{
-		{"from other hosts", nftables.ChainHookInput, "allow", asked, asking.Answer()},
-		{"to other hosts", nftables.ChainHookOutput, "allow out", asking, asked.Answer()},
+		{"from other hosts", nftables.ChainHookInput, "allow", incoming, outgoing.Answer()},
+		{"to other hosts", nftables.ChainHookOutput, "allow out", outgoing, incoming.Answer()},
 	} {
-		named := func(how string) string {
-			return fmt.Sprintf("%s%s %s (%s %d)", what, how, side.what, strings.ToUpper(word), port)
+		named := func(suffix string) string {
+			return fmt.Sprintf("%s%s %s (%s %d)", what, suffix, side.direction, strings.ToUpper(word), port)
 		}
-		ask := need{
-			what: named(""), hook: side.hook, packet: side.asks, port: fmt.Sprintf("%d/%s", port, word),
+		request := need{
+			what: named(""), hook: side.hook, packet: side.requests, port: fmt.Sprintf("%d/%s", port, word),
 			iptables: []string{fmt.Sprintf("-p %s --dport %d", word, port)}, nft: []string{fmt.Sprintf("%s dport %d", word, port)},
 			ufw: []string{fmt.Sprintf("%s %d/%s", side.ufw, port, word)},
 		}
-		back := ask
-		back.packet = side.answers
-		if protocol == unix.IPPROTO_TCP { // told by flags: a firewall that drops answers may know no connections
-			back.what, back.port, back.ufw = named(": answers"), answer, nil
-			back.iptables, back.nft = []string{fmt.Sprintf("-p tcp --sport %d ! --syn", port)}, []string{fmt.Sprintf("tcp sport %d tcp flags ack", port)}
+		reply := request
+		reply.packet = side.answers
+		if protocol == unix.IPPROTO_TCP { // matched by flags: a firewall that drops replies may not use conntrack
+			reply.what, reply.port, reply.ufw = named(": replies"), replies, nil
+			reply.iptables, reply.nft = []string{fmt.Sprintf("-p tcp --sport %d ! --syn", port)}, []string{fmt.Sprintf("tcp sport %d tcp flags ack", port)}
 		}
-		out = append(out, ask, back)
+		out = append(out, request, reply)
 	}
 	return out
 }
 
-// firewalls are warnings about what other firewalls on this host drop, each with what to do.
+// firewalls returns one warning for each other firewall on this host that drops a need, with the
+// commands that accept it.
 func firewalls(needs []need) ([]string, error) {
 	indices := map[string]uint32{}
 	number := func(name string) uint32 {
@@ -262,7 +264,7 @@ func firewalls(needs []need) ([]string, error) {
 			return 0
 		}
 		if _, ok := indices[name]; !ok {
-			indices[name] = 1 << 30 // no link's, so that rules by number are for other links
+			indices[name] = 1 << 30 // no link has this index: rules that match by index do not apply
 			if l, err := net.InterfaceByName(name); err == nil {
 				indices[name] = uint32(l.Index)
 			}

@@ -10,7 +10,7 @@ import (
 	"weft/router/nft"
 )
 
-// once adds what is not in a list yet.
+// once appends the words that the list does not contain yet.
 func once(list []string, words ...string) []string {
 	for _, w := range words {
 		if !slices.Contains(list, w) {
@@ -20,7 +20,7 @@ func once(list []string, words ...string) []string {
 	return list
 }
 
-// blockWarnings has one warning for each firewall.
+// blockWarnings returns one warning for each firewall.
 func blockWarnings(needs []need, blocks []nft.Block) (out []string) {
 	byFirewall := map[nft.Firewall][]nft.Block{}
 	var order []nft.Firewall
@@ -35,13 +35,13 @@ func blockWarnings(needs []need, blocks []nft.Block) (out []string) {
 		for _, b := range byFirewall[f] {
 			chains = once(chains, tableOf(b)+" "+b.Chain)
 		}
-		out = append(out, fmt.Sprintf("the firewall %s drops %s, in %s: let them pass by `%s`",
+		out = append(out, fmt.Sprintf("the firewall %s drops %s, in %s: allow them with `%s`",
 			f, strings.Join(what(needs, byFirewall[f]), ", "), strings.Join(chains, " and "), strings.Join(fixes(f, needs, byFirewall[f]), "; ")))
 	}
 	return out
 }
 
-// what is dropped; with its family, where the other one passes.
+// what names the needs that are dropped. It adds the family if the other one is accepted.
 func what(needs []need, blocks []nft.Block) (out []string) {
 	families := map[string]int{}
 	const v4, v6 = 1, 2
@@ -51,9 +51,9 @@ func what(needs []need, blocks []nft.Block) (out []string) {
 		}
 		return v6
 	}
-	looked := map[string]int{}
+	all := map[string]int{}
 	for _, n := range needs {
-		looked[n.what] |= bit(n)
+		all[n.what] |= bit(n)
 	}
 	var names []string
 	for _, b := range blocks {
@@ -64,27 +64,29 @@ func what(needs []need, blocks []nft.Block) (out []string) {
 	tcp := slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, "gossip over TCP") })
 	for _, n := range names {
 		text := n
-		if families[n] != looked[n] {
+		if families[n] != all[n] {
 			text += [...]string{v4: " in IPv4", v6: " in IPv6"}[families[n]]
 		}
 		if strings.HasPrefix(n, udpGossip) && !tcp {
-			text += ", which goes on by TCP and finds failures later"
+			text += " (gossip continues over TCP, but detects failed peers later)"
 		}
 		out = append(out, text)
 	}
 	return out
 }
 
-// tableOf names a table as nft does.
+// tableOf names a table in nft's syntax.
 func tableOf(b nft.Block) string {
 	family := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6"}
 	return family[b.Table.Family] + " " + b.Table.Name
 }
 
-// dockerUser is the chain that Docker leaves to people; older versions have it in IPv4 only.
+// dockerUser is the chain that Docker reserves for the administrator; older versions have it in
+// IPv4 only.
 const dockerUser = "DOCKER-USER"
 
-// fixes are commands that let pass what is dropped, as people of that firewall write them.
+// fixes returns the commands that accept the dropped packets, in the syntax of that firewall's
+// users.
 func fixes(f nft.Firewall, needs []need, blocks []nft.Block) (out []string) {
 	if f == nft.Firewalld {
 		return zones(needs, blocks)
@@ -92,7 +94,7 @@ func fixes(f nft.Firewall, needs []need, blocks []nft.Block) (out []string) {
 	for _, b := range blocks {
 		n := needs[b.Way]
 		switch {
-		case f == nft.UFW && n.port != answer: // each command is for both families
+		case f == nft.UFW && n.port != replies: // each command applies to both families
 			for _, arguments := range n.ufw {
 				out = once(out, "ufw "+arguments)
 			}
@@ -109,7 +111,7 @@ func fixes(f nft.Firewall, needs []need, blocks []nft.Block) (out []string) {
 	return out
 }
 
-// insertion is the command that puts a rule of iptables in front of those that drop.
+// insertion returns the iptables command that inserts a rule before those that drop.
 func insertion(f nft.Firewall, b nft.Block) string {
 	program, chain := "iptables", b.Chain
 	if b.Table.Family == nftables.TableFamilyIPv6 {
@@ -124,15 +126,15 @@ func insertion(f nft.Firewall, b nft.Block) string {
 	return program + " -I " + chain
 }
 
-// zones are firewalld's commands: our links come into a zone that lets all pass, and a port
-// is opened in the zone that the packet came to.
+// zones returns firewalld's commands. They put Weft's links into the zone "trusted", which accepts
+// everything, and open a port in the zone that the packet arrived in.
 func zones(needs []need, blocks []nft.Block) (out []string) {
 	ports := map[string][]string{}
 	var order []string
 	for _, b := range blocks {
 		n := needs[b.Way]
 		switch n.port {
-		case answer: // passes by rules that firewalld makes at each reload
+		case replies: // accepted by rules that firewalld installs at each reload
 		case "":
 			out = once(out, "firewall-cmd --permanent --zone=trusted --add-interface=weft+")
 		default:
@@ -148,8 +150,9 @@ func zones(needs []need, blocks []nft.Block) (out []string) {
 	return append(out, "firewall-cmd --reload")
 }
 
-// zonesOf are arguments that name the zones by whose chains a packet came, such as
-// filter_IN_public, or IN_public with iptables; none of them: the default zone, unnamed.
+// zonesOf returns arguments that name the zones whose chains a packet traversed, such as
+// filter_IN_public, or IN_public with the iptables backend. Without such chains it returns the
+// default zone: no argument.
 func zonesOf(b nft.Block) (out []string) {
 	for _, chain := range b.Passed {
 		zone, ok := strings.CutPrefix(strings.TrimPrefix(chain, "filter_"), "IN_")

@@ -20,15 +20,15 @@ import (
 	"weft/router/routertest"
 )
 
-// door counts what comes to a port of a host, over UDP and TCP.
-type door struct{ udp, tcp atomic.Int64 }
+// portCounter counts the UDP datagrams and TCP connections that arrive at a port of a host.
+type portCounter struct{ udp, tcp atomic.Int64 }
 
-func (d *door) count() int64 { return d.udp.Load() + d.tcp.Load() }
+func (d *portCounter) count() int64 { return d.udp.Load() + d.tcp.Load() }
 
-// listenAt opens a port, at one address or, without one, at all, until the test ends.
-func listenAt(t *testing.T, ns routertest.Namespace, addr string, port int) *door {
+// listenAt opens a port at one address, or at all if addr is empty, until the test ends.
+func listenAt(t *testing.T, ns routertest.Namespace, addr string, port int) *portCounter {
 	t.Helper()
-	d := &door{}
+	d := &portCounter{}
 	ns.Do(func() {
 		at := net.JoinHostPort(addr, fmt.Sprint(port))
 		l, err := net.Listen("tcp", at)
@@ -62,8 +62,8 @@ func listenAt(t *testing.T, ns routertest.Namespace, addr string, port int) *doo
 	return d
 }
 
-// knock sends to a port over UDP and TCP, and reports whether TCP connects.
-func knock(ns routertest.Namespace, to string, port int) (connected bool) {
+// probe sends to a port over UDP and TCP, and reports whether TCP connects.
+func probe(ns routertest.Namespace, to string, port int) (connected bool) {
 	ns.Do(func() {
 		at := net.JoinHostPort(to, fmt.Sprint(port))
 		if c, err := net.Dial("udp", at); err == nil {
@@ -80,32 +80,32 @@ func knock(ns routertest.Namespace, to string, port int) (connected bool) {
 	return connected
 }
 
-// expectOpen knocks until both protocols came through.
-func expectOpen(t *testing.T, ns routertest.Namespace, to string, port int, d *door) {
+// expectOpen probes a port until both protocols arrived.
+func expectOpen(t *testing.T, ns routertest.Namespace, to string, port int, d *portCounter) {
 	t.Helper()
 	udp := d.udp.Load()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if knock(ns, to, port) && d.udp.Load() > udp {
+		if probe(ns, to, port) && d.udp.Load() > udp {
 			return
 		}
 	}
-	t.Errorf("port %d of %s is closed", port, to)
+	t.Errorf("UDP or TCP to port %d of %s does not arrive; want both", port, to)
 }
 
-// expectShut knocks at ports that are to be closed, of several addresses at once; then it
-// knocks at one that is open at each.
-func expectShut(t *testing.T, ns routertest.Namespace, to []string, shut map[int]*door, open int, through *door) {
+// expectClosed probes ports that must be closed at several addresses. Then it probes one port that
+// must be open at each, which proves that the earlier packets would have arrived by now.
+func expectClosed(t *testing.T, ns routertest.Namespace, to []string, closed map[int]*portCounter, open int, through *portCounter) {
 	t.Helper()
 	before := map[int]int64{}
-	for port, d := range shut {
+	for port, d := range closed {
 		before[port] = d.count()
 	}
 	var all sync.WaitGroup
 	for _, a := range to {
-		for port := range shut {
+		for port := range closed {
 			all.Go(func() {
-				if knock(ns, a, port) {
-					t.Errorf("port %d of %s answers", port, a)
+				if probe(ns, a, port) {
+					t.Errorf("port %d of %s accepts TCP; want it closed", port, a)
 				}
 			})
 		}
@@ -114,9 +114,9 @@ func expectShut(t *testing.T, ns routertest.Namespace, to []string, shut map[int
 	for _, a := range to {
 		expectOpen(t, ns, a, open, through)
 	}
-	for port, d := range shut {
+	for port, d := range closed {
 		if n := d.count() - before[port]; n != 0 {
-			t.Errorf("%d times something came to port %d, by one of %v", n, port, to)
+			t.Errorf("the number of datagrams and connections that arrived at port %d through %v is %d; want 0", port, to, n)
 		}
 	}
 }
@@ -125,7 +125,7 @@ func loadRules(t *testing.T, ns routertest.Namespace, rules string) {
 	t.Helper()
 	program, err := exec.LookPath("nft")
 	if err != nil {
-		t.Skip("no nft: apt-get install nftables")
+		t.Skip("nft is not installed: apt-get install nftables")
 	}
 	ns.Do(func() {
 		cmd := exec.Command(program, "-f", "-")
@@ -136,9 +136,9 @@ func loadRules(t *testing.T, ns routertest.Namespace, rules string) {
 	})
 }
 
-// An endpoint does not reach what hosts say to each other, at any address of its own host or
-// of another, also by way of a service; all other ports and machines it reaches.
-func TestEndpointsAreKeptFromAgents(t *testing.T) {
+// An endpoint cannot reach the ports of gossip and of the tunnel, at any address of its own host or
+// of another, also through a service. It can reach all other ports and all other machines.
+func TestEndpointsCannotReachGossipAndTunnelPorts(t *testing.T) {
 	h1, h2, c1, _, _, _ := twoHosts(t)
 	node := func(h *host) []string {
 		return []string{universe.Addr4(h.config.Node).String(), universe.Addr6(h.config.Node).String()}
@@ -155,21 +155,21 @@ func TestEndpointsAreKeptFromAgents(t *testing.T) {
 			}
 		}
 		h.config.Hosts.Nodes = []netip.Addr{universe.Addr4(o.config.Node), universe.Addr6(o.config.Node)}
-		h.must(order{Config: &h.config})
+		h.must(request{Config: &h.config})
 	}
-	shut, open := map[*host]map[int]*door{}, map[*host]*door{}
+	closed, open := map[*host]map[int]*portCounter{}, map[*host]*portCounter{}
 	for _, h := range []*host{h1, h2} {
-		shut[h] = map[int]*door{gossip: listenAt(t, h.ns, "", gossip), tunnel: listenAt(t, h.ns, "", tunnel)}
+		closed[h] = map[int]*portCounter{gossip: listenAt(t, h.ns, "", gossip), tunnel: listenAt(t, h.ns, "", tunnel)}
 		open[h] = listenAt(t, h.ns, "", other)
 	}
-	t.Run("of their own host", func(t *testing.T) {
+	t.Run("at their own host", func(t *testing.T) {
 		own := append(append(node(h1), under[h1]...), endpoint.Gateway4.String(), endpoint.Gateway6.String()+"%eth0")
-		expectShut(t, c1, own, shut[h1], other, open[h1])
+		expectClosed(t, c1, own, closed[h1], other, open[h1])
 	})
-	t.Run("of another host", func(t *testing.T) {
-		expectShut(t, c1, append(node(h2), under[h2]...), shut[h2], other, open[h2])
+	t.Run("at another host", func(t *testing.T) {
+		expectClosed(t, c1, append(node(h2), under[h2]...), closed[h2], other, open[h2])
 	})
-	t.Run("by a service", func(t *testing.T) {
+	t.Run("through a service", func(t *testing.T) {
 		var rules strings.Builder
 		for _, port := range []int{gossip, tunnel, other} {
 			for i, to := range append(node(h2), under[h2]...) {
@@ -182,15 +182,15 @@ func TestEndpointsAreKeptFromAgents(t *testing.T) {
 		}
 		loadRules(t, h1.ns, "table inet services { chain translate { type nat hook prerouting priority -100\n"+rules.String()+"}\n}\n")
 		services := []string{"198.51.100.0", "2001:db8:5e::1", "198.51.100.2", "2001:db8:5e::3"}
-		moved := map[int]*door{gossip + 1000: shut[h2][gossip], tunnel + 1000: shut[h2][tunnel]}
-		expectShut(t, c1, services, moved, other+1000, open[h2])
+		moved := map[int]*portCounter{gossip + 1000: closed[h2][gossip], tunnel + 1000: closed[h2][tunnel]}
+		expectClosed(t, c1, services, moved, other+1000, open[h2])
 	})
-	t.Run("by a service at another host's node address", func(t *testing.T) {
+	t.Run("through a service at another host's node address", func(t *testing.T) {
 		loadRules(t, h2.ns, fmt.Sprintf("table inet services { chain translate { type nat hook prerouting priority -100\n"+
 			"tcp dport 30080 redirect to %d\nudp dport 30080 redirect to %[1]d\ntcp dport 30081 redirect to %[2]d\nudp dport 30081 redirect to %[2]d\n}\n}\n", gossip, other))
-		expectShut(t, c1, node(h2), map[int]*door{30080: shut[h2][gossip]}, 30081, open[h2])
+		expectClosed(t, c1, node(h2), map[int]*portCounter{30080: closed[h2][gossip]}, 30081, open[h2])
 	})
-	t.Run("but not from other machines", func(t *testing.T) {
+	t.Run("but at machines outside the mesh", func(t *testing.T) {
 		h2.ns.Do(func() {
 			l, err := netlink.LinkByName("under")
 			if err != nil {
@@ -201,17 +201,17 @@ func TestEndpointsAreKeptFromAgents(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-		expectOpen(t, c1, "192.0.2.77", gossip, shut[h2][gossip])
+		expectOpen(t, c1, "192.0.2.77", gossip, closed[h2][gossip])
 	})
-	t.Run("and hosts reach each other", func(t *testing.T) {
+	t.Run("and hosts reach each other's ports", func(t *testing.T) {
 		for _, a := range append(node(h2), under[h2]...) {
-			expectOpen(t, h1.ns, a, gossip, shut[h2][gossip])
+			expectOpen(t, h1.ns, a, gossip, closed[h2][gossip])
 		}
 	})
 }
 
-// withoutLoopback makes 127.0.0.0/8 and ::1 addresses as any other: routed by a link, and by
-// gateways there, if there are any.
+// withoutLoopback makes 127.0.0.0/8 and ::1 ordinary destinations: routed through a link, and
+// through gateways if there are any.
 func withoutLoopback(t *testing.T, ns routertest.Namespace, dev string, gateways ...string) {
 	t.Helper()
 	ns.Do(func() {
@@ -245,17 +245,18 @@ func withoutLoopback(t *testing.T, ns routertest.Namespace, dev string, gateways
 			if err := netlink.RouteReplace(r); err != nil {
 				t.Fatal(err)
 			}
-			way, err := netlink.RouteGet(net.ParseIP([]string{"127.0.0.1", "::1"}[i]))
-			if err != nil || way[0].LinkIndex != r.LinkIndex {
-				t.Fatalf("the way to %s is %v, %v: want %s", to, way, err, dev)
+			route, err := netlink.RouteGet(net.ParseIP([]string{"127.0.0.1", "::1"}[i]))
+			if err != nil || route[0].LinkIndex != r.LinkIndex {
+				t.Fatalf("the route to %s is %v, %v; want one through %s", to, route, err, dev)
 			}
 		}
 	})
 }
 
-// With route_localnet, as kube-proxy sets it, nobody outside reaches what listens on a host's
-// loopback only; the host itself reaches an endpoint by a port at localhost.
-func TestLoopbackIsTheHostsOwn(t *testing.T) {
+// With route_localnet, which kube-proxy sets, no other machine or container reaches a port on a
+// host's loopback address. The host itself reaches an endpoint through a translated port at
+// localhost.
+func TestLoopbackIsReachableFromTheHostOnly(t *testing.T) {
 	h1, h2, c1, _, e1, _ := twoHosts(t)
 	h1.ns.Do(func() {
 		if err := link.Sysctl("1", "ipv4/conf/all/route_localnet"); err != nil {
@@ -263,26 +264,26 @@ func TestLoopbackIsTheHostsOwn(t *testing.T) {
 		}
 	})
 	const private = 8080
-	doors := map[int]*door{private: listenAt(t, h1.ns, "127.0.0.1", private)}
-	doors[private+1] = listenAt(t, h1.ns, "::1", private+1)
+	loopback := map[int]*portCounter{private: listenAt(t, h1.ns, "127.0.0.1", private)}
+	loopback[private+1] = listenAt(t, h1.ns, "::1", private+1)
 	public := listenAt(t, h1.ns, "", 9)
 	expectPrivate := func(t *testing.T, from routertest.Namespace, witness string) {
 		t.Helper()
-		var knocks sync.WaitGroup // at once: each that nobody answers waits
+		var probes sync.WaitGroup // in parallel: a probe without an answer waits
 		for range 3 {
 			for to, port := range map[string]int{"127.0.0.1": private, "::1": private + 1} {
-				knocks.Go(func() {
-					if knock(from, to, port) {
-						t.Errorf("%s answers", to)
+				probes.Go(func() {
+					if probe(from, to, port) {
+						t.Errorf("%s accepts TCP; want no answer", to)
 					}
 				})
 			}
 		}
-		knocks.Wait()
+		probes.Wait()
 		expectOpen(t, from, witness, 9, public)
-		for port, d := range doors {
+		for port, d := range loopback {
 			if d.count() != 0 {
-				t.Errorf("port %d of the loopback was reached", port)
+				t.Errorf("a packet arrived at port %d of the loopback address; want none", port)
 			}
 		}
 	}
@@ -297,7 +298,7 @@ func TestLoopbackIsTheHostsOwn(t *testing.T) {
 	node := universe.Addr4(h1.config.Node).String()
 	t.Run("from the tunnel", func(t *testing.T) {
 		h2.config.Tunnels[0].AllowedIPs = append(h2.config.Tunnels[0].AllowedIPs, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
-		h2.must(order{Config: &h2.config})
+		h2.must(request{Config: &h2.config})
 		withoutLoopback(t, h2.ns, link.Device)
 		expectPrivate(t, h2.ns, node)
 	})
@@ -306,9 +307,9 @@ func TestLoopbackIsTheHostsOwn(t *testing.T) {
 			"chain postrouting { type nat hook postrouting priority 90\nip saddr 127.0.0.0/8 oifname != \"lo\" snat to %s\n}\n}\n", e1.Addr4, node))
 		expectOpen(t, h1.ns, "127.0.0.1", 30000, listenAt(t, c1, "", 9))
 	})
-	t.Run("what somebody translates on purpose passes", func(t *testing.T) {
+	t.Run("a deliberate translation to loopback passes", func(t *testing.T) {
 		loadRules(t, h1.ns, "table ip purpose { chain prerouting { type nat hook prerouting priority -100\n"+
 			fmt.Sprintf("ip daddr 192.0.2.1 meta l4proto { tcp, udp } th dport 81 dnat to 127.0.0.1:%d\n}\n}\n", private))
-		expectOpen(t, c1, "192.0.2.1", 81, doors[private])
+		expectOpen(t, c1, "192.0.2.1", 81, loopback[private])
 	})
 }

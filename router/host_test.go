@@ -31,12 +31,12 @@ import (
 	"weft/router/routertest"
 )
 
-// Two hosts, each a process in namespaces of its own, joined by a veth pair:
+// These tests run two hosts, each a process in its own namespaces, joined by a veth pair:
 //
 //	c1 -- weft-… [ h1 ] weft ==tunnel== weft [ h2 ] weft-… -- c2
 //	              under  192.0.2.1 --- 192.0.2.2  under
 //
-// The test binary plays all programs: itself, the host's agent (hostMain), and
+// The test binary is every program: the test itself, the agent of a host (hostMain), and
 // `weft datapath`, which the agent starts as usual.
 const hostEnv = "WEFT_ROUTER_TEST_HOST"
 
@@ -64,16 +64,16 @@ func datapathMain() error {
 	return datapath.Run(ctx, datapath.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 }
 
-// order is what the test asks of a host; each is answered by one line: "ok", or why not.
-type order struct {
-	Config   *Config            // becomes what is applied, now and every 100 ms
+// request is a command of the test to a host, which answers with one line: "ok" or the error.
+type request struct {
+	Config   *Config            // to be applied now and every 100 ms
 	Endpoint *endpoint.Endpoint // to be plugged
-	Observe  bool               // answered with the kind of device
-	Remove   bool               // everything
+	Observe  bool               // the answer is the kind of device
+	Remove   bool               // remove everything
 }
 
 func hostMain() error {
-	// The UAPI socket has a fixed path: each host gets its own /run. /var/run leads there.
+	// The UAPI socket has a fixed path, so each host needs its own /run, to which /var/run is a link.
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return err
 	}
@@ -93,15 +93,15 @@ func hostMain() error {
 		return err
 	}
 	ctx := context.Background()
-	orders := make(chan order)
+	requests := make(chan request)
 	go func() {
-		defer close(orders)
+		defer close(requests)
 		for in := json.NewDecoder(os.Stdin); ; {
-			var o order
+			var o request
 			if in.Decode(&o) != nil {
 				return
 			}
-			orders <- o
+			requests <- o
 		}
 	}()
 	fmt.Println("ok")
@@ -109,23 +109,23 @@ func hostMain() error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	for {
 		select {
-		case o, open := <-orders:
+		case o, open := <-requests:
 			if !open {
 				return Remove(ctx)
 			}
 			if o.Config != nil || o.Remove {
 				current = o.Config
 			}
-			fmt.Println(obey(ctx, r, o))
+			fmt.Println(handle(ctx, r, o))
 		case <-tick.C:
 			if current != nil {
-				_ = r.Apply(ctx, *current) // an error is a later attempt's to mend
+				_ = r.Apply(ctx, *current) // a later attempt repairs what this one could not
 			}
 		}
 	}
 }
 
-func obey(ctx context.Context, r *Router, o order) string {
+func handle(ctx context.Context, r *Router, o request) string {
 	var err error
 	switch {
 	case o.Config != nil:
@@ -147,7 +147,7 @@ func obey(ctx context.Context, r *Router, o order) string {
 	return "ok"
 }
 
-// host is the test's end of a host.
+// host is the test's handle on a host.
 type host struct {
 	t       *testing.T
 	ns      routertest.Namespace
@@ -176,7 +176,7 @@ func startHost(t *testing.T, n byte) *host {
 	if err := h.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { // its PID namespace ends with it, and the datapath with that
+	t.Cleanup(func() { // ends the host's PID namespace, and the datapath with it
 		in.Close()
 		h.cmd.Process.Kill()
 		_ = h.cmd.Wait()
@@ -198,7 +198,7 @@ func startHost(t *testing.T, n byte) *host {
 		}
 	}()
 	if got := <-h.answers; got != "ok" {
-		t.Fatalf("host %d does not start: %q", n, got)
+		t.Fatalf("host %d did not start: it answered %q, want ok", n, got)
 	}
 	h.ns = routertest.Of(t, h.cmd.Process.Pid)
 	key := privateKey(t, n)
@@ -218,8 +218,8 @@ func privateKey(t *testing.T, n byte) *ecdh.PrivateKey {
 	return key
 }
 
-// ask gives an order and returns the answer.
-func (h *host) ask(o order) string {
+// ask sends a request and returns the answer.
+func (h *host) ask(o request) string {
 	h.t.Helper()
 	if err := h.in.Encode(o); err != nil {
 		h.t.Fatal(err)
@@ -228,19 +228,19 @@ func (h *host) ask(o order) string {
 	case a := <-h.answers:
 		return a
 	case <-time.After(20 * time.Second):
-		h.t.Fatal("the host does not answer")
+		h.t.Fatal("the host did not answer within 20 s")
 		return ""
 	}
 }
 
-func (h *host) must(o order) {
+func (h *host) must(o request) {
 	h.t.Helper()
 	if a := h.ask(o); a != "ok" {
-		h.t.Fatalf("host says: %s", a)
+		h.t.Fatalf("the host answered %s; want ok", a)
 	}
 }
 
-// tunnelTo is what the plan says of the other host.
+// tunnelTo configures the tunnel to the other host, as mesh/topology would.
 func (h *host) tunnelTo(o *host, n byte) {
 	t := topology.Tunnel{
 		PublicKey: [32]byte(privateKey(h.t, n).PublicKey().Bytes()), PresharedKey: [32]byte{7},
@@ -252,7 +252,7 @@ func (h *host) tunnelTo(o *host, n byte) {
 	h.config.Tunnels = []topology.Tunnel{t}
 }
 
-// join gives two hosts an underlay.
+// join connects two hosts by an underlay.
 func join(t *testing.T, a, b *host) {
 	t.Helper()
 	a.ns.Do(func() {
@@ -276,11 +276,11 @@ func join(t *testing.T, a, b *host) {
 			addr, _ := netlink.ParseAddr(fmt.Sprintf("192.0.2.%d/24", i+1))
 			addr6, _ := netlink.ParseAddr(fmt.Sprintf("2001:db8::%d/64", i+1))
 			addr6.Flags = unix.IFA_F_NODAD
-			// The way by which anything would leave that nothing keeps.
-			way := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.IPv4(192, 0, 2, byte(2-i))}
-			way6 := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(fmt.Sprintf("2001:db8::%d", 2-i))}
+			// Default routes: plaintext packets would leave through them.
+			route := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.IPv4(192, 0, 2, byte(2-i))}
+			route6 := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(fmt.Sprintf("2001:db8::%d", 2-i))}
 			err = errors.Join(netlink.AddrAdd(l, addr), netlink.AddrAdd(l, addr6), netlink.LinkSetUp(l), netlink.LinkSetUp(lo),
-				netlink.RouteAdd(way), netlink.RouteAdd(way6))
+				netlink.RouteAdd(route), netlink.RouteAdd(route6))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -288,7 +288,7 @@ func join(t *testing.T, a, b *host) {
 	}
 }
 
-// attach makes a container on h, at a slot, and returns its namespace and addresses.
+// attach makes a container on h at a slot, and returns its namespace and its endpoint.
 func (h *host) attach(s slot.Slot) (routertest.Namespace, endpoint.Endpoint) {
 	h.t.Helper()
 	c := routertest.New(h.t)
@@ -316,13 +316,14 @@ func (h *host) attach(s slot.Slot) (routertest.Namespace, endpoint.Endpoint) {
 			h.t.Error(err)
 		}
 	})
-	h.must(order{Endpoint: &e})
+	h.must(request{Endpoint: &e})
 	h.config.Endpoints = append(h.config.Endpoints, e)
-	h.must(order{Config: &h.config})
+	h.must(request{Config: &h.config})
 	return c, e
 }
 
-// echo answers UDP on port 7 of a namespace, until the test ends.
+// echo answers UDP datagrams on port 7 of a namespace until the test ends. An answer starts with
+// the source address.
 func echo(t *testing.T, ns routertest.Namespace) {
 	t.Helper()
 	var c net.PacketConn
@@ -346,8 +347,8 @@ func echo(t *testing.T, ns routertest.Namespace) {
 
 const marker = "weft-payload-marker"
 
-// call sends the marker until it is echoed, and returns the source that the other
-// side saw; empty if there is no answer in time.
+// call sends the marker to the echo server until an answer arrives. It returns the source address
+// that the server saw, or nothing if no answer arrives in time.
 func call(t *testing.T, ns routertest.Namespace, to netip.Addr, patience time.Duration) (seen string) {
 	t.Helper()
 	ns.Do(func() {
@@ -370,8 +371,8 @@ func call(t *testing.T, ns routertest.Namespace, to netip.Addr, patience time.Du
 	return seen
 }
 
-// sniff looks at everything on a host's underlay for the marker and for overlay
-// addresses, until the test ends.
+// sniff counts the packets on a host's underlay that contain the marker or overlay addresses, until
+// the test ends.
 func sniff(t *testing.T, h *host) *atomic.Int64 {
 	t.Helper()
 	var leaks atomic.Int64

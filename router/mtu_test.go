@@ -14,9 +14,9 @@ import (
 	"weft/router/routertest"
 )
 
-// carry sets the MTU of a host's underlay, and what follows for its one tunnel when the other
-// host's underlay carries theirs.
-func (h *host) carry(t *testing.T, own, theirs int) {
+// setMTUs sets the MTU of a host's underlay, and configures its tunnel for that and for theirs, the
+// MTU of the other host's underlay.
+func (h *host) setMTUs(t *testing.T, own, theirs int) {
 	t.Helper()
 	h.ns.Do(func() {
 		l, err := netlink.LinkByName("under")
@@ -29,11 +29,11 @@ func (h *host) carry(t *testing.T, own, theirs int) {
 	})
 	h.config.Tunnels[0].Route, h.config.Tunnels[0].Link = own, theirs
 	h.config.MTU = topology.SetMTUs(h.config.Tunnels, own, 0)
-	h.must(order{Config: &h.config})
+	h.must(request{Config: &h.config})
 }
 
-// large exchanges packets of a size, which others may divide, until one came back.
-func large(t *testing.T, ns routertest.Namespace, to netip.Addr, size int) {
+// exchange sends UDP datagrams of a size, which may be fragmented, until one is echoed.
+func exchange(t *testing.T, ns routertest.Namespace, to netip.Addr, size int) {
 	t.Helper()
 	ns.Do(func() {
 		c, err := net.Dial("udp", netip.AddrPortFrom(to, 7).String())
@@ -49,13 +49,13 @@ func large(t *testing.T, ns routertest.Namespace, to netip.Addr, size int) {
 				return
 			}
 		}
-		t.Fatalf("%d bytes to %v are lost", size, to)
+		t.Fatalf("no UDP datagram of %d bytes to %v was echoed; want one", size, to)
 	})
 }
 
-// learn sends packets that nobody may divide, as large as the sender believes to fit, until it
-// was told that no more than some size does.
-func learn(t *testing.T, ns routertest.Namespace, to netip.Addr, want int) {
+// expectPathMTU sends packets with Don't Fragment, as large as the sender's path MTU allows, until
+// path MTU discovery has reduced that to want.
+func expectPathMTU(t *testing.T, ns routertest.Namespace, to netip.Addr, want int) {
 	t.Helper()
 	ns.Do(func() {
 		c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 7)))
@@ -86,13 +86,13 @@ func learn(t *testing.T, ns routertest.Namespace, to netip.Addr, want int) {
 			}
 			_, _ = c.Write(make([]byte, mtu-headers))
 		}
-		t.Fatalf("to %v, the sender believes that %d bytes fit, want %d", to, mtu, want)
+		t.Fatalf("the path MTU to %v is %d; want %d", to, mtu, want)
 	})
 }
 
-// Hosts whose links carry 9000 and 1500 bytes exchange packets of any size, between containers
-// and from the host itself, in both families; who sends what does not fit is told what does.
-func TestHostsWithDifferentMTUs(t *testing.T) {
+// Hosts whose links have MTUs of 9000 and 1500 exchange packets of any size, between containers and
+// from the host itself, in both families. A sender of a packet that is too big learns the path MTU.
+func TestHostsWithDifferentMTUsExchangePacketsOfAnySize(t *testing.T) {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skipf("no TUN device: %v", err)
 	}
@@ -101,51 +101,51 @@ func TestHostsWithDifferentMTUs(t *testing.T) {
 	join(t, h1, h2)
 	h1.tunnelTo(h2, 2)
 	h2.tunnelTo(h1, 1)
-	h1.carry(t, 9000, 1500)
-	h2.carry(t, 1500, 9000)
+	h1.setMTUs(t, 9000, 1500)
+	h2.setMTUs(t, 1500, 9000)
 	c1, e1 := h1.attach(1<<16 + 7)
 	c2, e2 := h2.attach(2<<16 + 9)
 	if e1.MTU != 8920 || e2.MTU != 1420 {
-		t.Fatalf("containers have MTUs %d and %d", e1.MTU, e2.MTU)
+		t.Fatalf("containers have MTUs %d and %d; want 8920 and 1420", e1.MTU, e2.MTU)
 	}
 	echo(t, c1)
 	echo(t, c2)
 	for _, to := range []netip.Addr{e2.Addr4, e2.Addr6} {
-		learn(t, c1, to, 1420)
-		large(t, c1, to, 2000)
-		large(t, c1, to, 8000)
-		large(t, h1.ns, to, 2000)
+		expectPathMTU(t, c1, to, 1420)
+		exchange(t, c1, to, 2000)
+		exchange(t, c1, to, 8000)
+		exchange(t, h1.ns, to, 2000)
 	}
 	for _, to := range []netip.Addr{e1.Addr4, e1.Addr6} {
-		large(t, c2, to, 2000)
-		large(t, h2.ns, to, 2000)
+		exchange(t, c2, to, 2000)
+		exchange(t, h2.ns, to, 2000)
 	}
-	// Containers that were attached when links carried less, here and there.
+	// These containers were attached when the links of their hosts had a smaller MTU.
 	h1.config.MTU, h2.config.MTU = 1400, 1300
 	c3, e3 := h1.attach(1<<16 + 8)
 	c4, e4 := h2.attach(2<<16 + 10)
-	h1.carry(t, 9000, 1500)
-	h2.carry(t, 1500, 9000)
+	h1.setMTUs(t, 9000, 1500)
+	h2.setMTUs(t, 1500, 9000)
 	echo(t, c3)
 	echo(t, c4)
 	for _, to := range []netip.Addr{e3.Addr4, e3.Addr6, e4.Addr4, e4.Addr6} {
-		large(t, c1, to, 2000)
-		large(t, h1.ns, to, 2000)
+		exchange(t, c1, to, 2000)
+		exchange(t, h1.ns, to, 2000)
 	}
-	learn(t, c1, e3.Addr6, 1400)
-	learn(t, c1, e4.Addr4, 1300)
-	learn(t, c1, e4.Addr6, 1300)
+	expectPathMTU(t, c1, e3.Addr6, 1400)
+	expectPathMTU(t, c1, e4.Addr4, 1300)
+	expectPathMTU(t, c1, e4.Addr6, 1300)
 
-	// A route carries less than what IPv6 needs.
-	h1.carry(t, 9000, 1280)
+	// The MTU of this route is below what IPv6 requires.
+	h1.setMTUs(t, 9000, 1280)
 	routeMTU(t, h1, 1280)
-	learn(t, c1, e2.Addr4, 1200)
-	learn(t, c1, e2.Addr6, 1280)
-	large(t, c1, e2.Addr4, 2000)
-	large(t, c1, e2.Addr6, 2000)
+	expectPathMTU(t, c1, e2.Addr4, 1200)
+	expectPathMTU(t, c1, e2.Addr6, 1280)
+	exchange(t, c1, e2.Addr4, 2000)
+	exchange(t, c1, e2.Addr6, 2000)
 }
 
-// routeMTU sets that of a host's IPv4 route to the other.
+// routeMTU sets the MTU of a host's IPv4 route to the other.
 func routeMTU(t *testing.T, h *host, mtu int) {
 	t.Helper()
 	h.ns.Do(func() {

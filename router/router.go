@@ -1,12 +1,12 @@
-// Package router is how packets travel: it takes the whole desired state of this
-// host's data path and makes the kernel match.
+// Package router owns this host's data path: it takes the complete desired state and makes the
+// kernel match it, in this order.
 //
-//	guard, unreachable routes → device → tunnels → addresses, routes → endpoints
+//	nftables table, unreachable routes → device → tunnels → addresses, routes → endpoints
 //
-// The order is the promise: what keeps packets from leaving in plaintext is in
-// force before anything that could carry one, and stays when the agent goes.
-// Apply tolerates repeats and repairs what others broke. A Router is safe for
-// concurrent use; one change is made at a time.
+// The order is a promise: the rules that prevent plaintext on the underlay are in force before
+// anything that could carry a packet. They stay when the agent exits. Apply may be repeated, and
+// repairs what other programs changed. A Router is safe for concurrent use: it makes one change at
+// a time. It never decides the desired state itself.
 package router
 
 import (
@@ -28,38 +28,38 @@ import (
 	"weft/router/wg"
 )
 
-// Options are what a Router is made of.
+// Options configure a Router.
 type Options struct {
 	Log *slog.Logger
-	// StartDatapath runs the userspace process and returns once it answers.
+	// StartDatapath starts the userspace WireGuard process and returns when that answers.
 	StartDatapath func(context.Context) error
-	// Watch spares Apply to read all links and routes when none has changed; nil: it reads them each time.
+	// Watch lets Apply skip the listing of links and routes if none has changed; nil: Apply lists them each time.
 	Watch *link.Watch
-	// Changing hears of a sysctl before it is changed, once, with the value that it has; nil: nobody does.
+	// Changing is called once before a sysctl is changed, with the value that it has; nil: there is no call.
 	Changing func(name, was, set string) error
 }
 
-// Config is the data path as it should be.
+// Config is the desired state of the data path.
 type Config struct {
 	Universe   slot.Universe
 	Node       slot.Slot // 0: none yet
 	PrivateKey [32]byte
 	Port       uint16
-	Gossip     uint16 // the port of gossip, TCP and UDP; 0: a firewall's is not looked at
+	Gossip     uint16 // the port of gossip, TCP and UDP; 0: other firewalls are not checked for it
 	MTU        int    // of the device; a tunnel's may be smaller
 	Own        []slot.Range
 	Tunnels    []topology.Tunnel
 	Endpoints  []endpoint.Endpoint
-	Exposed    bool
+	Exposed    bool // the overlay is reachable from outside through this host
 	Hosts      nft.Hosts
 	Resolver   bool // a name server listens on the node addresses
 	Exempt     nft.Exempt
 	IPv6       bool
-	// Unconfirmed leaves WireGuard as it is: another host may have our key.
+	// Unconfirmed leaves WireGuard's configuration as it is: another host may have the same key.
 	Unconfirmed bool
 }
 
-// NodeAddrs are the node addresses, IPv4 first; none while there is no slot.
+// NodeAddrs returns the node addresses, IPv4 first; none while the host has no slot.
 func (c Config) NodeAddrs() (out []netip.Addr) {
 	v4, v6 := c.node()
 	for _, a := range []netip.Addr{v4, v6} {
@@ -70,15 +70,15 @@ func (c Config) NodeAddrs() (out []netip.Addr) {
 	return out
 }
 
-// String keeps the keys out of logs; Format verbs use it.
+// String describes the configuration without its keys, so that they never reach logs.
 func (c Config) String() string {
 	return fmt.Sprintf("data path of %v in %v: %d tunnels, %d endpoints", c.Node, c.Universe, len(c.Tunnels), len(c.Endpoints))
 }
 
-// GoString is String: %#v shows no keys either.
+// GoString is the same as String, so that %#v shows no keys either.
 func (c Config) GoString() string { return c.String() }
 
-// node is the node address of either family; invalid where there is none.
+// node returns the node address of each family; an address that the host does not have is invalid.
 func (c Config) node() (v4, v6 netip.Addr) {
 	if c.Node == 0 {
 		return v4, v6
@@ -90,7 +90,7 @@ func (c Config) node() (v4, v6 netip.Addr) {
 	return v4, v6
 }
 
-// limits are what goes through tunnels that carry less than the device's MTU.
+// limits returns the destinations behind tunnels whose MTU is below the device's.
 func (c Config) limits() (out []link.Limit) {
 	for _, t := range c.Tunnels {
 		for _, p := range t.AllowedIPs {
@@ -102,31 +102,31 @@ func (c Config) limits() (out []link.Limit) {
 	return out
 }
 
-// Router is this host's data path.
+// Router programs this host's data path.
 type Router struct {
-	opts   Options
-	warned kept
+	opts     Options
+	warnings firewallCache
 
-	mu      sync.Mutex
-	kernel  nft.Kernel
-	builder nft.Builder
-	device  *wg.Device
-	applied Config
-	right   uint64          // version of the links and routes that were found to be as applied says; 0: none
-	policy  *policy.Program // nil: not known yet
+	mu       sync.Mutex
+	kernel   nft.Kernel
+	builder  nft.Builder
+	device   *wg.Device
+	applied  Config          // the last configuration whose links were programmed
+	verified uint64          // the version of links and routes that were found to match applied; 0: none
+	policy   *policy.Program // nil: not known yet
 }
 
-// New makes a router; it touches nothing yet.
+// New makes a Router. It changes nothing in the kernel yet.
 func New(opts Options) *Router {
 	return &Router{opts: opts, device: wg.New(opts.StartDatapath)}
 }
 
-// ErrNoPolicies says that Enforce was not called yet: the rules of an earlier agent may be in
-// force, and would be lost.
-var ErrNoPolicies = errors.New("router: the policies are not known yet")
+// ErrNoPolicies says that Enforce was not called yet. The rules of an earlier agent may be in
+// force, and Apply would replace them.
+var ErrNoPolicies = errors.New("router: the network policies are not known yet: the kernel's rules stay as they are until the agent has read them")
 
-// Enforce makes every packet be judged by a program, and returns once the kernel does; before
-// the first Apply, once that has been called.
+// Enforce makes the kernel evaluate every packet by a program, and returns when it does. Before the
+// first Apply it only stores the program, which Apply then loads.
 func (r *Router) Enforce(p policy.Program) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -137,18 +137,19 @@ func (r *Router) Enforce(p policy.Program) error {
 	return r.loadTable(r.applied)
 }
 
-// Evaluate reads what the kernel makes of a packet by the policies of one of its ends, own.
+// Judge returns what the kernel's rules decide about a packet by the policies of own, one of the
+// packet's ends.
 func (r *Router) Judge(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Evaluation, error) {
 	return r.kernel.Evaluate(d, own, p)
 }
 
-// Protected reports whether the kernel lets nobody else change the table.
+// Protected reports whether the kernel lets no other program change the table.
 func (r *Router) Protected() bool { return r.kernel.Owned() }
 
-// Dropped counts the packets that policies dropped in a direction.
+// Dropped returns the number of packets in a direction that policies dropped.
 func (r *Router) Dropped(d policy.Direction) (uint64, error) { return r.kernel.DroppedAll(d) }
 
-// loadTable makes nftables match.
+// loadTable makes the nftables table match a configuration.
 func (r *Router) loadTable(c Config) error {
 	v4, v6 := c.node()
 	return r.kernel.Apply(r.builder.Build(nft.Config{
@@ -157,7 +158,7 @@ func (r *Router) loadTable(c Config) error {
 	}))
 }
 
-// Apply makes the kernel match.
+// Apply makes the kernel match a configuration.
 func (r *Router) Apply(ctx context.Context, c Config) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -168,7 +169,7 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 		return err
 	}
 	version := r.opts.Watch.Version()
-	known := r.right != 0 && version == r.right && sameLinks(r.applied, c)
+	known := r.verified != 0 && version == r.verified && sameLinks(r.applied, c)
 	overlay := link.Overlay{Universe: c.Universe, Node: c.Node, MTU: c.MTU, IPv6: c.IPv6, Limits: c.limits()}
 	if !known {
 		if err := overlay.Close(); err != nil {
@@ -181,16 +182,16 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 	if err := r.device.Ensure(ctx); err != nil {
 		return err
 	}
-	known = known && r.opts.Watch.Version() == version // the device may be another one now
-	// Up before the tunnels are set: then a port that is taken is an error at once.
-	// No route leads into the device yet.
+	known = known && r.opts.Watch.Version() == version // Ensure may have replaced the device
+	// The link is set up before the tunnels are configured, so that a port in use is an error at once. No route
+	// leads to the device yet.
 	if !known {
 		if err := overlay.Up(); err != nil {
 			return err
 		}
 	}
 	if c.Unconfirmed {
-		// What an earlier agent configured goes on.
+		// The configuration of an earlier agent stays in force.
 	} else if err := r.device.Apply(wg.Config{PrivateKey: c.PrivateKey, Port: c.Port, Tunnels: c.Tunnels}); err != nil {
 		return err
 	}
@@ -198,7 +199,7 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 		r.applied = c
 		return nil
 	}
-	r.right = 0
+	r.verified = 0
 	if err := overlay.Open(); err != nil {
 		return err
 	}
@@ -210,7 +211,7 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 	if err := endpoint.Sync(c.Endpoints, v4, v6); err != nil {
 		return err
 	}
-	r.right = version
+	r.verified = version
 	return nil
 }
 
@@ -221,10 +222,10 @@ func sameLinks(a, b Config) bool {
 		slices.EqualFunc(a.Endpoints, b.Endpoints, endpoint.Endpoint.Equal)
 }
 
-// ErrNotApplied says that there is no configuration yet that an endpoint could be part of.
-var ErrNotApplied = errors.New("router: the data path is not set up yet")
+// ErrNotApplied says that Apply has not succeeded yet, so that an endpoint cannot be programmed.
+var ErrNotApplied = errors.New("router: the data path is not set up yet: endpoints cannot be attached; try again in a few seconds")
 
-// Plug programs one endpoint, between two calls of Apply.
+// Plug programs one endpoint without waiting for the next Apply.
 func (r *Router) Plug(_ context.Context, e endpoint.Endpoint) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -242,20 +243,20 @@ func (r *Router) Unplug(_ context.Context, endpoints ...endpoint.Endpoint) error
 	return endpoint.Unplug(endpoints...)
 }
 
-// Disarm takes the key and all tunnels from the device: another host goes on with them.
+// Disarm removes the key and all tunnels from the device, because another host uses them now.
 func (r *Router) Disarm() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.device.Disarm()
 }
 
-// Observed is the data path as it is.
+// Observed is the actual state of the data path.
 type Observed struct {
 	wg.Observed
-	Warnings []string // each with what to do
+	Warnings []string // each names a cause, its effect and what to do
 }
 
-// Observe reads the kernel.
+// Observe reads the state of the data path from the kernel.
 func (r *Router) Observe() (Observed, error) {
 	dev, err := wg.Observe()
 	if err != nil {
@@ -268,7 +269,7 @@ func (r *Router) Observe() (Observed, error) {
 	if c.Universe.IsZero() {
 		return o, nil
 	}
-	blocked, err := r.warned.ask(c.needs(), firewalls)
+	blocked, err := r.warnings.get(c.needs(), firewalls)
 	if err != nil {
 		return Observed{}, err
 	}
@@ -276,8 +277,8 @@ func (r *Router) Observe() (Observed, error) {
 	return o, nil
 }
 
-// Remove takes everything away that Weft made on this host: endpoints, device,
-// routes, the userspace process, and last the guard.
+// Remove deletes everything that Weft made on this host: endpoints, the device, routes, the
+// userspace process, and the nftables table last.
 func Remove(ctx context.Context) error {
 	links, err := endpoint.List()
 	if err != nil {
@@ -298,5 +299,5 @@ func Remove(ctx context.Context) error {
 	return kernel.Delete()
 }
 
-// Close lets go of the kernel's tables; everything stays in force.
+// Close closes the connection to nftables. Everything that is programmed stays in force.
 func (r *Router) Close() { r.kernel.Close() }

@@ -21,7 +21,7 @@ import (
 	"weft/router/routertest"
 )
 
-// twoHosts is the whole topology, with its tunnel up.
+// twoHosts makes two hosts with a tunnel, and one container on each.
 func twoHosts(t *testing.T) (h1, h2 *host, c1, c2 routertest.Namespace, e1, e2 endpoint.Endpoint) {
 	t.Helper()
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
@@ -32,8 +32,8 @@ func twoHosts(t *testing.T) (h1, h2 *host, c1, c2 routertest.Namespace, e1, e2 e
 	join(t, h1, h2)
 	h1.tunnelTo(h2, 2)
 	h2.tunnelTo(h1, 1)
-	h1.must(order{Config: &h1.config})
-	h2.must(order{Config: &h2.config})
+	h1.must(request{Config: &h1.config})
+	h2.must(request{Config: &h2.config})
 	c1, e1 = h1.attach(1<<16 + 7)
 	c2, e2 = h2.attach(2<<16 + 9)
 	echo(t, c1)
@@ -46,18 +46,18 @@ const patience = 10 * time.Second
 func expectCall(t *testing.T, from routertest.Namespace, to netip.Addr, seen string) {
 	t.Helper()
 	if got := call(t, from, to, patience); got != seen {
-		t.Errorf("call to %v was seen from %q, want %q", to, got, seen)
+		t.Errorf("the echo server at %v saw the source %q; want %q", to, got, seen)
 	}
 }
 
-func expectSilence(t *testing.T, from routertest.Namespace, to netip.Addr) {
+func expectNoReply(t *testing.T, from routertest.Namespace, to netip.Addr) {
 	t.Helper()
 	if got := call(t, from, to, 400*time.Millisecond); got != "" {
-		t.Errorf("call to %v was answered, to %s", to, got)
+		t.Errorf("%v answered, and saw the source %s; want no answer", to, got)
 	}
 }
 
-func TestTwoHosts(t *testing.T) {
+func TestOverlayCarriesAndIsolatesPackets(t *testing.T) {
 	h1, h2, c1, c2, e1, e2 := twoHosts(t)
 	leaks := sniff(t, h2)
 	t.Run("endpoints reach each other with their own addresses", func(t *testing.T) {
@@ -76,23 +76,23 @@ func TestTwoHosts(t *testing.T) {
 		expectCall(t, c1, netip.MustParseAddr("2001:db8::2"), "2001:db8::1")
 		for end := time.Now().Add(patience); leaks.Load() == 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatal("the sniffer did not see what went out in plaintext")
+				t.Fatal("the sniffer did not see the plaintext packets to the outside")
 			}
 		}
-		leaks := sniff(t, h2) // anew: that was no secret, and the old one may not have read all of it
+		leaks := sniff(t, h2) // a new one: those plaintext packets were intended, and the old sniffer may still be reading them
 		expectCall(t, c1, e2.Addr4, e1.Addr4.String())
 		if n := leaks.Load(); n > 0 {
-			t.Errorf("%d packets of the overlay were seen on the underlay", n)
+			t.Errorf("the number of overlay packets that were seen on the underlay is %d; want 0", n)
 		}
 	})
-	t.Run("a spoofed source goes nowhere", func(t *testing.T) { spoofing(t, h2, c2, e2) })
-	t.Run("the underlay does not reach endpoints", func(t *testing.T) { underlayIsKeptOut(t, h1, h2, e2) })
+	t.Run("packets with a spoofed source are dropped", func(t *testing.T) { testSpoofedSources(t, h2, c2, e2) })
+	t.Run("the underlay does not reach endpoints", func(t *testing.T) { testUnderlayIsBlocked(t, h1, h2, e2) })
 }
 
-// underlayIsKeptOut sends to an endpoint from a neighbour that routes the universe to
-// this host, with an underlay source and with an overlay one.
-func underlayIsKeptOut(t *testing.T, h1, h2 *host, e2 endpoint.Endpoint) {
-	h1.must(order{Remove: true}) // h1 becomes a stranger
+// testUnderlayIsBlocked sends to an endpoint from a neighbour that routes the universe to this
+// host, once with an underlay source and once with an overlay source.
+func testUnderlayIsBlocked(t *testing.T, h1, h2 *host, e2 endpoint.Endpoint) {
+	h1.must(request{Remove: true}) // h1 is now a machine outside the mesh
 	h1.ns.Do(func() {
 		l, err := netlink.LinkByName("under")
 		if err != nil {
@@ -106,38 +106,38 @@ func underlayIsKeptOut(t *testing.T, h1, h2 *host, e2 endpoint.Endpoint) {
 			t.Fatal(err)
 		}
 	})
-	leaked := func(t *testing.T, claim string) { // the replies, if there were any, would be overlay traffic
+	expectNoAnswer := func(t *testing.T, source string) { // replies would be overlay packets
 		h1.ns.Do(func() {
-			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(claim)}, Timeout: time.Second}
+			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(source)}, Timeout: time.Second}
 			for _, to := range []netip.Addr{e2.Addr4, universe.Addr4(h2.config.Node)} {
 				c, err := d.Dial("udp", netip.AddrPortFrom(to, 7).String())
 				if err != nil {
 					t.Fatal(err)
 				}
-				_, _ = c.Write([]byte("anybody there?"))
+				_, _ = c.Write([]byte("probe"))
 				_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 				if n, err := c.Read(make([]byte, 100)); err == nil {
-					t.Errorf("%s got %d bytes from %v", claim, n, to)
+					t.Errorf("%s received %d bytes from %v; want none", source, n, to)
 				}
 				c.Close()
 			}
 		})
 	}
-	leaked(t, "192.0.2.1")
-	leaked(t, universe.Addr4(5).String())
+	expectNoAnswer(t, "192.0.2.1")
+	expectNoAnswer(t, universe.Addr4(5).String())
 	h2.config.Exposed = true
-	h2.must(order{Config: &h2.config})
+	h2.must(request{Config: &h2.config})
 	if got := call(t, h1.ns, e2.Addr4, time.Second); got != "192.0.2.1" {
-		t.Errorf("exposed, the endpoint saw %q", got)
+		t.Errorf("while the overlay is exposed, the endpoint saw the source %q; want 192.0.2.1", got)
 	}
-	leaked(t, universe.Addr4(5).String())
+	expectNoAnswer(t, universe.Addr4(5).String())
 	h2.config.Exposed = false
-	h2.must(order{Config: &h2.config})
+	h2.must(request{Config: &h2.config})
 }
 
-// spoofing sends to the endpoint's own host, with the endpoint's addresses, which
-// arrive, and with others, which do not.
-func spoofing(t *testing.T, h *host, c routertest.Namespace, e endpoint.Endpoint) {
+// testSpoofedSources sends to the endpoint's own host. Packets with the endpoint's addresses
+// arrive; packets with other source addresses do not.
+func testSpoofedSources(t *testing.T, h *host, c routertest.Namespace, e endpoint.Endpoint) {
 	var listener net.PacketConn
 	h.ns.Do(func() {
 		var err error
@@ -175,14 +175,14 @@ func spoofing(t *testing.T, h *host, c routertest.Namespace, e endpoint.Endpoint
 		_ = listener.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 		n, _, err := listener.ReadFrom(make([]byte, 100))
 		if arrived := err == nil && n > 0; arrived != own {
-			t.Errorf("source %s: arrived %v, want %v", claim, arrived, own)
+			t.Errorf("a packet from %s: arrived %v, want %v", claim, arrived, own)
 		}
 	}
 }
 
-// Killed with -9, the datapath is made anew, and nothing leaves in plaintext meanwhile;
-// so with a device, routes and rules that somebody removed.
-func TestApplyRepairs(t *testing.T) {
+// Apply restarts a datapath that was killed with SIGKILL, and no packet leaves in plaintext
+// meanwhile. It also restores a device, routes and rules that another program deleted.
+func TestApplyRestoresWhatOthersDeleted(t *testing.T) {
 	h1, h2, c1, _, e1, e2 := twoHosts(t)
 	leaks := sniff(t, h2)
 	again := func(t *testing.T) {
@@ -192,7 +192,7 @@ func TestApplyRepairs(t *testing.T) {
 		expectCall(t, h1.ns, e1.Addr4, universe.Addr4(h1.config.Node).String())
 	}
 	again(t)
-	if kind := h1.ask(order{Observe: true}); kind == "userspace" {
+	if kind := h1.ask(request{Observe: true}); kind == "userspace" {
 		for range 3 {
 			killDatapath(t, h1)
 			again(t)
@@ -206,7 +206,7 @@ func TestApplyRepairs(t *testing.T) {
 		h1.ns.Do(func() {
 			routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: link.Protocol}, netlink.RT_FILTER_PROTOCOL)
 			if err != nil || len(routes) < 6 {
-				t.Fatalf("%d routes, %v", len(routes), err)
+				t.Fatalf("found %d routes of Weft, %v; want at least 6", len(routes), err)
 			}
 			for _, r := range routes {
 				if err := netlink.RouteDel(&r); err != nil {
@@ -217,17 +217,18 @@ func TestApplyRepairs(t *testing.T) {
 		again(t)
 	})
 	if n := leaks.Load(); n > 0 {
-		t.Errorf("%d packets of the overlay were seen on the underlay", n)
+		t.Errorf("the number of overlay packets that were seen on the underlay is %d; want 0", n)
 	}
-	t.Run("reset leaves nothing", func(t *testing.T) {
-		h1.must(order{Remove: true})
+	t.Run("Remove leaves no links and no routes", func(t *testing.T) {
+		h1.must(request{Remove: true})
 		h1.ns.Do(func() { expectNothing(t) })
-		expectSilence(t, h1.ns, e2.Addr4)
+		expectNoReply(t, h1.ns, e2.Addr4)
 	})
 }
 
-// A port that is taken is an error that says so, and no tunnel that silently has no port.
-func TestPortTaken(t *testing.T) {
+// If the port is in use, Apply returns an error that names it. It never leaves a tunnel without a
+// port.
+func TestAPortInUseIsAnError(t *testing.T) {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skipf("no TUN device: %v", err)
 	}
@@ -246,11 +247,11 @@ func TestPortTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	if a := h.ask(order{Config: &h.config}); !strings.Contains(a, "6784") || !strings.Contains(a, "--wireguard-port") {
-		t.Errorf("with a port that is taken: %q", a)
+	if a := h.ask(request{Config: &h.config}); !strings.Contains(a, "6784") || !strings.Contains(a, "--wireguard-port") {
+		t.Errorf("with the port in use, Apply returned %q; want the port and the flag", a)
 	}
 	taken.Close()
-	h.must(order{Config: &h.config})
+	h.must(request{Config: &h.config})
 }
 
 func expectNothing(t *testing.T) {
@@ -281,8 +282,8 @@ func deleteLink(t *testing.T, name string) {
 	}
 }
 
-// killDatapath ends the host's userspace process without warning: the one child of
-// that name in the host's PID namespace.
+// killDatapath kills the userspace process: the one with the argument "datapath" in the host's PID
+// namespace.
 func killDatapath(t *testing.T, h *host) {
 	t.Helper()
 	ours, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", h.cmd.Process.Pid))
@@ -311,11 +312,11 @@ func killDatapath(t *testing.T, h *host) {
 		killed = true
 	}
 	if !killed {
-		t.Fatal("no datapath runs")
+		t.Fatal("the host runs no datapath process")
 	}
 }
 
-func TestConfigHidesItsKeys(t *testing.T) {
+func TestFormattingAConfigShowsNoKeys(t *testing.T) {
 	c := Config{PrivateKey: [32]byte{1, 2, 3, 250}, Tunnels: []topology.Tunnel{{PresharedKey: [32]byte{251}}}}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
 		if s := fmt.Sprintf(verb, c); strings.Contains(s, "250") || strings.Contains(s, "251") {
@@ -324,9 +325,9 @@ func TestConfigHidesItsKeys(t *testing.T) {
 	}
 }
 
-// A UDP packet whose checksum is computed to be zero arrives too: over IPv6 that is another
-// number on the wire (RFC 8200, 8.1), and one packet in 65,536.
-func TestChecksumsOfZero(t *testing.T) {
+// A UDP packet arrives also if its checksum is computed as zero, which one in 65,536 is. IPv6 sends
+// it as 0xffff instead (RFC 8200, 8.1).
+func TestUDPPacketsWithAChecksumOfZeroArrive(t *testing.T) {
 	_, _, c1, c2, e1, e2 := twoHosts(t)
 	const port = 7070
 	c2.Do(func() {
@@ -360,13 +361,14 @@ func TestChecksumsOfZero(t *testing.T) {
 			}
 			_ = conn.SetReadDeadline(time.Now().Add(patience))
 			if n, err := conn.Read(got); err != nil || n != 2 {
-				t.Errorf("%s: %v", what, err)
+				t.Errorf("the packet with %s was not echoed: %v", what, err)
 			}
 		}
 	})
 }
 
-// onesSum is the sum that the Internet's checksum is made of (RFC 1071).
+// onesSum returns the one's complement sum of which the Internet checksum is the complement (RFC
+// 1071).
 func onesSum(b []byte) (sum int) {
 	for i := 0; i+1 < len(b); i += 2 {
 		sum += int(b[i])<<8 | int(b[i+1])

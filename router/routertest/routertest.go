@@ -1,6 +1,6 @@
-// Package routertest gives tests of router/... network namespaces of their own, so
-// that they change nothing of the machine's and leave nothing behind: a namespace
-// ends with the last thread and file that refers to it.
+// Package routertest gives the tests of router and its subpackages their own network namespaces, so
+// that they change nothing of the machine and leave nothing behind. A namespace ends with the last
+// thread and file that refers to it.
 package routertest
 
 import (
@@ -17,11 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inner marks the test binary's second run, inside a user namespace.
+// inner is the environment variable of the test binary's second run, inside a user namespace.
 const inner = "WEFT_ROUTERTEST_INNER"
 
-// Main is TestMain for packages whose tests need namespaces: an ordinary user's run
-// executes itself again as root of a user namespace.
+// Main is the TestMain of packages whose tests need namespaces. For an ordinary user it runs the
+// test binary again as root of a user namespace.
 func Main(m *testing.M) {
 	if os.Geteuid() == 0 || os.Getenv(inner) != "" {
 		os.Exit(m.Run())
@@ -39,19 +39,19 @@ func Main(m *testing.M) {
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		os.Exit(exit.ExitCode())
 	}
-	if err != nil { // no user namespaces here: Namespace skips
+	if err != nil { // user namespaces are not available: New skips each test
 		os.Exit(m.Run())
 	}
 	os.Exit(0)
 }
 
-// Namespace is a network namespace.
+// Namespace is a network namespace of a test.
 type Namespace struct {
 	t    testing.TB
 	file *os.File
 }
 
-// New makes a namespace, with lo up. It skips the test where that is not allowed.
+// New makes a namespace whose loopback is up. It skips the test if the kernel does not allow that.
 func New(t testing.TB) Namespace {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -66,7 +66,7 @@ func New(t testing.TB) Namespace {
 		made <- ns
 	}()
 	if err := <-failed; err != nil {
-		t.Skipf("network namespaces: %v", err)
+		t.Skipf("network namespaces are not available: %v", err)
 	}
 	n := Namespace{t, os.NewFile(uintptr(<-made), "netns")}
 	t.Cleanup(func() { n.file.Close() })
@@ -76,13 +76,13 @@ func New(t testing.TB) Namespace {
 			err = netlink.LinkSetUp(lo)
 		}
 		if err != nil {
-			t.Errorf("lo up: %v", err)
+			t.Errorf("setting lo up: %v", err)
 		}
 	})
 	return n
 }
 
-// Of is the namespace of a process.
+// Of returns the network namespace of a process.
 func Of(t testing.TB, pid int) Namespace {
 	t.Helper()
 	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
@@ -93,14 +93,14 @@ func Of(t testing.TB, pid int) Namespace {
 	return Namespace{t, f}
 }
 
-// Path names the namespace for those who open it by path.
+// Path returns a path by which other code can open the namespace.
 func (n Namespace) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.Fd()) }
 
-// Fd is the open namespace.
+// Fd returns the file descriptor of the open namespace.
 func (n Namespace) Fd() int { return int(n.file.Fd()) }
 
-// Do runs f on a thread in the namespace. Sockets that f opens stay there. If f ends
-// the test (t.Fatal), Do ends it for the caller too.
+// Do runs f on a thread in the namespace. Sockets that f opens stay in it. If f ends the test with
+// t.Fatal, Do ends it for the caller too.
 func (n Namespace) Do(f func()) {
 	n.t.Helper()
 	returned := false
@@ -109,7 +109,7 @@ func (n Namespace) Do(f func()) {
 		defer close(done)
 		runtime.LockOSThread() // never unlocked
 		if err := unix.Setns(n.Fd(), unix.CLONE_NEWNET); err != nil {
-			n.t.Errorf("enter namespace: %v", err)
+			n.t.Errorf("entering the namespace: %v", err)
 			return
 		}
 		f()
