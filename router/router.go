@@ -172,7 +172,7 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 	known := r.verified != 0 && version == r.verified && sameLinks(r.applied, c)
 	overlay := link.Overlay{Universe: c.Universe, Node: c.Node, MTU: c.MTU, IPv6: c.IPv6, Limits: c.limits()}
 	if !known {
-		if err := overlay.Close(); err != nil {
+		if err := overlay.SetUnreachable(); err != nil {
 			return err
 		}
 	}
@@ -200,10 +200,10 @@ func (r *Router) Apply(ctx context.Context, c Config) error {
 		return nil
 	}
 	r.verified = 0
-	if err := overlay.Open(); err != nil {
+	if err := overlay.SetRoutes(); err != nil {
 		return err
 	}
-	if err := overlay.Vacant(c.Own); err != nil {
+	if err := overlay.RejectUnassigned(c.Own); err != nil {
 		return err
 	}
 	r.applied = c

@@ -11,8 +11,8 @@ import (
 	"weft/router/routertest"
 )
 
-// The kernel tries every request; the error names the first that failed.
-func TestDoNamesWhatFailed(t *testing.T) {
+// The kernel tries every request. The error names the first that failed.
+func TestDoNamesTheFirstFailedRequest(t *testing.T) {
 	routertest.New(t).Do(func() {
 		s, err := OpenSocket()
 		if err != nil {
@@ -21,10 +21,10 @@ func TestDoNamesWhatFailed(t *testing.T) {
 		defer s.Close()
 		lo, err := s.Index("lo")
 		if err != nil || lo != 1 {
-			t.Fatalf("lo has index %d, %v", lo, err)
+			t.Fatalf("lo has index %d, %v; want 1", lo, err)
 		}
 		var many []Request
-		for n := range byte(200) { // more answers than fit into one read
+		for n := range byte(200) { // more answers than one read returns
 			many = append(many, Address(lo, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, n}), 32), 0))
 		}
 		if err := s.Do(append(many, Up(lo, 0))...); err != nil {
@@ -37,13 +37,13 @@ func TestDoNamesWhatFailed(t *testing.T) {
 			Route(outside, Via{Index: lo, Scope: unix.RT_SCOPE_LINK}),
 		)
 		if !errors.Is(err, unix.ENETUNREACH) || !strings.Contains(err.Error(), outside.String()) {
-			t.Errorf("got %v", err)
+			t.Errorf("Do returned %v; want ENETUNREACH for %v", err, outside)
 		}
 		if err := s.Do(Route(outside, Via{Index: lo, Scope: unix.RT_SCOPE_LINK})); err != nil {
-			t.Errorf("what failed before stands in the way: %v", err)
+			t.Errorf("a request after failed ones: %v", err)
 		}
 		if _, err := s.Index("eth9"); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "eth9") {
-			t.Errorf("a link that is missing: %v", err)
+			t.Errorf("the index of a missing link: %v; want ENODEV for eth9", err)
 		}
 	})
 }

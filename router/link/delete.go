@@ -11,25 +11,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attempts is how often Purge deletes what is left.
+// attempts is how many times Purge deletes what is listed.
 const attempts = 3
 
-// Purge deletes all that a function lists, each as it is listed, until it lists nothing. That
-// the kernel does not find what is to be deleted proves nothing: it compares more than what was
-// meant, as the scope of a route. Only an empty list does.
+// Purge deletes everything that list returns, in the form that list returns, until the list is
+// empty. "Not found" from the kernel is no proof of absence: it compares attributes that the caller
+// did not mean, such as a route's scope.
 func Purge[T any](what string, list func() ([]T, error), remove func(T) error) error {
 	var failed error
 	for round := 0; ; round++ {
 		left, err := Dump(list)
 		switch {
 		case err != nil:
-			return fmt.Errorf("remove %s: %w", what, err)
+			return fmt.Errorf("listing %s in order to remove them: %w", what, err)
 		case len(left) == 0:
 			return nil
 		case round == attempts:
-			return fmt.Errorf("remove %s: %d are left: %w", what, len(left), failed)
+			return fmt.Errorf("removing %s: %d are left: %w", what, len(left), failed)
 		}
-		failed = errors.New("others make them again")
+		failed = errors.New("another program adds them again: find it with `ip monitor`, and stop it")
 		for _, one := range left {
 			if err := remove(one); err != nil {
 				failed = err
@@ -38,8 +38,8 @@ func Purge[T any](what string, list func() ([]T, error), remove func(T) error) e
 	}
 }
 
-// purgeRoutes removes the routes that match, of all tables but the kernel's own, which holds
-// what follows from addresses.
+// purgeRoutes removes the routes that match from all tables except the kernel's own table "local",
+// whose routes follow from addresses.
 func purgeRoutes(h *netlink.Handle, what string, match func(netlink.Route) bool) error {
 	return Purge(what, func() ([]netlink.Route, error) {
 		all, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
@@ -47,9 +47,9 @@ func purgeRoutes(h *netlink.Handle, what string, match func(netlink.Route) bool)
 	}, func(r netlink.Route) error { return h.RouteDel(&r) })
 }
 
-// CutOff removes every route to an address, of those given, that leads into the link it is
-// given with, whoever made it and however. With a link, the kernel has removed all of its
-// routes.
+// CutOff removes every route to a single address in addrs that leads through the link given with
+// that address, whatever program added it. If a link is missing, the kernel has removed its routes
+// already.
 func CutOff(addrs map[netip.Addr]string) error {
 	h, err := Handle()
 	if err != nil {
@@ -58,7 +58,7 @@ func CutOff(addrs map[netip.Addr]string) error {
 	defer h.Close()
 	indexes := map[string]int{}
 	for _, name := range addrs {
-		if _, asked := indexes[name]; asked {
+		if _, known := indexes[name]; known {
 			continue
 		}
 		l, err := named(h, name)
@@ -79,32 +79,31 @@ func CutOff(addrs map[netip.Addr]string) error {
 	})
 }
 
-// leadsInto reports whether a route, or one of its ways, leads into a link.
+// leadsInto reports whether a route, or one of its nexthops, leads through a link.
 func leadsInto(r netlink.Route, index int) bool {
-	return r.LinkIndex == index || slices.ContainsFunc(r.MultiPath, func(way *netlink.NexthopInfo) bool { return way.LinkIndex == index })
+	return r.LinkIndex == index || slices.ContainsFunc(r.MultiPath, func(hop *netlink.NexthopInfo) bool { return hop.LinkIndex == index })
 }
 
-// DeleteLink removes a link; one that is gone is no error.
+// DeleteLink removes a link. A missing link is no error.
 func DeleteLink(h *netlink.Handle, name string) error {
 	list := func() ([]netlink.Link, error) { return named(h, name) }
 	return Purge("link "+name, list, func(l netlink.Link) error { return h.LinkDel(l) })
 }
 
-// longestLook is the most time between two looks at whether a link is gone.
-const longestLook = 20 * time.Millisecond
+// longestPoll is the longest interval between two checks whether a link is gone.
+const longestPoll = 20 * time.Millisecond
 
-// RemoveLink deletes a link, and returns once it is out of all tables of this host: it has no
-// name, no addresses and no routes, and nothing comes in by it. The kernel then waits for
-// readers of its memory, tens of milliseconds in which nobody needs to wait with it: the
-// goroutine that asked for the deletion ends with that. It deletes by index, once: the name
-// may be another link's by then.
+// RemoveLink deletes a link. It returns when the link has left all tables of this host: it has no
+// name, no addresses and no routes, and receives no packets. The kernel then waits for an RCU grace
+// period of tens of milliseconds, and a goroutine waits with it. The deletion is by index and
+// happens once: another link may have the name by then.
 func RemoveLink(name string) error {
-	looking, err := Handle()
+	polling, err := Handle()
 	if err != nil {
 		return err
 	}
-	defer looking.Close()
-	found, err := named(looking, name)
+	defer polling.Close()
+	found, err := named(polling, name)
 	if err != nil || len(found) == 0 {
 		return err
 	}
@@ -118,20 +117,20 @@ func RemoveLink(name string) error {
 		defer deleting.Close()
 		_ = deleting.LinkDel(found[0])
 	}()
-	for wait := time.Millisecond; ; wait = min(2*wait, longestLook) {
+	for wait := time.Millisecond; ; wait = min(2*wait, longestPoll) {
 		select {
 		case <-deleted:
-			return DeleteLink(looking, name) // nothing is left to do, or it says why that is not so
+			return DeleteLink(polling, name) // finds nothing, or returns why the link is still there
 		case <-time.After(wait):
 		}
-		// The kernel answers after the deletion, not in its midst: both take the same lock.
-		if left, err := named(looking, name); err == nil && len(left) == 0 {
+		// The kernel answers only after the deletion, never during it: both hold the same lock.
+		if left, err := named(polling, name); err == nil && len(left) == 0 {
 			return nil
 		}
 	}
 }
 
-// named is the link of a name, or none.
+// named returns the link with a name, or none.
 func named(h *netlink.Handle, name string) ([]netlink.Link, error) {
 	l, err := h.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {

@@ -13,29 +13,30 @@ import (
 	"weft/router/routertest"
 )
 
-// What the kernel does not find is not gone: only a list says that.
-func TestPurgeBelievesTheListOnly(t *testing.T) {
+// "Not found" from the kernel does not prove that an object is gone. Only an empty list does.
+func TestPurgeEndsWhenTheListIsEmpty(t *testing.T) {
 	there := []int{1, 2, 3}
 	list := func() ([]int, error) { return slices.Clone(there), nil }
 	err := Purge("numbers", list, func(int) error { return unix.ESRCH })
 	if !errors.Is(err, unix.ESRCH) || !strings.Contains(err.Error(), "numbers: 3 are left") {
-		t.Errorf("nothing was deleted: %v", err)
+		t.Errorf("Purge without any deletion returned %v; want ESRCH and the number that is left", err)
 	}
 	remove := func(n int) error {
 		there = slices.DeleteFunc(there, func(have int) bool { return have == n })
-		return unix.ESRCH // somebody was faster
+		return unix.ESRCH // another program deleted it first
 	}
 	if err := Purge("numbers", list, remove); err != nil || len(there) > 0 {
 		t.Errorf("%v are left, %v", there, err)
 	}
 }
 
-// What an older release gave the tunnel, in other words, goes when this one opens it, and all of ours on a reset.
-func TestOldRoutesAndAddressesGo(t *testing.T) {
+// SetRoutes removes addresses and routes that an older release added with other attributes. Remove
+// removes all of Weft's.
+func TestSetRoutesRemovesOldRoutesAndAddresses(t *testing.T) {
 	routertest.New(t).Do(func() {
 		l := bridge(t, Device, 1500)
 		o := Overlay{Universe: universe, Node: 5, MTU: 1400, IPv6: true}
-		if err := errors.Join(o.Close(), o.Up()); err != nil {
+		if err := errors.Join(o.SetUnreachable(), o.Up()); err != nil {
 			t.Fatal(err)
 		}
 		old := []netip.Prefix{
@@ -57,13 +58,13 @@ func TestOldRoutesAndAddressesGo(t *testing.T) {
 				}
 			}
 		}
-		if err := o.Open(); err != nil {
+		if err := o.SetRoutes(); err != nil {
 			t.Fatal(err)
 		}
 		have, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 		have = slices.DeleteFunc(have, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
 		if err != nil || len(have) != 2 {
-			t.Errorf("addresses %v, %v: want the node's two", have, err)
+			t.Errorf("addresses %v, %v; want the two of the node", have, err)
 		}
 		count := func() (n int) {
 			all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE)
@@ -78,17 +79,17 @@ func TestOldRoutesAndAddressesGo(t *testing.T) {
 			return n
 		}
 		if n := count(); n != 4 {
-			t.Errorf("%d routes of ours, want the tunnel's and the last resort, for two families", n)
+			t.Errorf("%d routes of Weft; want the tunnel's and the unreachable one, for two families", n)
 		}
 		if err := Remove(); err != nil || count() != 0 {
-			t.Errorf("%d routes of ours are left after a reset, %v", count(), err)
+			t.Errorf("%d routes of Weft are left after Remove, %v; want none", count(), err)
 		}
 	})
 }
 
-// A link that was removed is gone with its routes when RemoveLink returns, although the
-// kernel is not done with it. Its name can be given again, and stays with who has it then.
-func TestRemovedLinksAreGoneAtOnce(t *testing.T) {
+// A link and its routes are gone when RemoveLink returns, although the kernel is still freeing it.
+// Another link can take the name at once.
+func TestRemoveLinkReturnsWhenTheLinkIsGone(t *testing.T) {
 	routertest.New(t).Do(func() {
 		h, err := Handle()
 		if err != nil {
@@ -115,19 +116,19 @@ func TestRemovedLinksAreGoneAtOnce(t *testing.T) {
 			}
 			routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: IPNet(to)}, netlink.RT_FILTER_DST)
 			if err != nil || len(routes) > 0 {
-				t.Errorf("routes %v are left, %v", routes, err)
+				t.Errorf("after RemoveLink the routes %v are left, %v", routes, err)
 			}
 			for _, name := range []string{"v0", "v1"} {
 				if left, err := named(h, name); err != nil || len(left) > 0 {
-					t.Errorf("%s is left, %v", name, err)
+					t.Errorf("after RemoveLink the link %s is left, %v", name, err)
 				}
 			}
 		}
 		if err := RemoveLink("v0"); err != nil {
-			t.Errorf("one that is gone: %v", err)
+			t.Errorf("removing a missing link: %v; want no error", err)
 		}
 		if err := RemoveLink("lo"); err == nil {
-			t.Error("the kernel keeps lo, and nobody hears of it")
+			t.Error("removing lo, which the kernel refuses, returned no error")
 		}
 	})
 }

@@ -6,19 +6,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// meanings are what the kernel's codes mean of links, addresses and routes. libc's words for
-// them speak of files and numerical results.
+// meanings says what the kernel's error codes mean for links, addresses and routes. The texts of
+// libc are about files and numerical results.
 var meanings = map[unix.Errno]string{
-	unix.ERANGE:       "a name or value is longer or larger than the kernel takes (an interface's name has at most 15 bytes)",
-	unix.EINVAL:       "the kernel does not take this value",
-	unix.EPERM:        "the kernel forbids it: this needs root, and in a container the capability NET_ADMIN",
-	unix.EOPNOTSUPP:   "this kernel has no support for it: load its module (modprobe veth, wireguard), or use a kernel with it",
-	unix.EAFNOSUPPORT: "this kernel has no support for it: is IPv6 compiled out?",
+	unix.ERANGE:       "a name or value is longer or larger than the kernel accepts (an interface name has at most 15 bytes)",
+	unix.EINVAL:       "the kernel does not accept this value",
+	unix.EPERM:        "the kernel denies it: run as root, in a container with the capability NET_ADMIN",
+	unix.EOPNOTSUPP:   "this kernel does not support it: load its module (modprobe veth, wireguard), or use a kernel that has it",
+	unix.EAFNOSUPPORT: "this kernel does not support this address family: is IPv6 compiled out?",
 	unix.EEXIST:       "it exists already",
-	unix.ENOBUFS:      "the kernel has no room for it: see `dmesg`",
+	unix.ENOBUFS:      "the kernel has no memory or buffer for it: see `dmesg`",
 }
 
-// explained is an errno in better words. It is still found by errors.Is.
+// explained is an errno with the text of meanings. errors.Is still finds the errno.
 type explained struct {
 	errno unix.Errno
 	text  string
@@ -27,8 +27,8 @@ type explained struct {
 func (e explained) Error() string { return e.text }
 func (e explained) Unwrap() error { return e.errno }
 
-// Explain puts what an errno means of links, addresses and routes in the place of libc's words.
-// Other errors stay as they are.
+// Explain replaces libc's text for an errno by what the errno means for links, addresses and
+// routes. It returns other errors unchanged.
 func Explain(err error) error {
 	errno, ok := errors.AsType[unix.Errno](err)
 	if text := meanings[errno]; ok && text != "" {

@@ -1,9 +1,9 @@
-// Package link reads and writes links, addresses, routes and sysctls of this host
-// over netlink.
+// Package link reads and writes links, addresses, routes and sysctls of this host over netlink.
 //
-// Every writer takes the desired state and tolerates repeats. What it makes can be
-// told apart: routes carry Protocol, links the names below. It is linked into
-// weft-cni, so it imports nothing beyond netlink.
+// Every function that writes takes the desired state and may be repeated. Weft's objects are
+// marked: routes by Protocol, links by the names below. Functions hold no state between calls,
+// except for the sysctl directory. The package is linked into weft-cni, so it imports little beyond
+// netlink.
 package link
 
 import (
@@ -21,21 +21,21 @@ import (
 	"weft/ipam/slot"
 )
 
-// Names of our links: the tunnel, and the prefix of the host side of endpoints.
+// Names of Weft's links: the tunnel, and the prefix of the host's end of an endpoint.
 const (
 	Device         = "weft"
 	EndpointPrefix = "weft-"
 )
 
-// Protocol marks our routes (rtnetlink's rtm_protocol), so that `ip route show
-// proto 87` lists them and a reset finds them.
+// Protocol marks Weft's routes (rtnetlink's rtm_protocol), so that `ip route show proto 87` lists
+// them and a reset finds them.
 const Protocol netlink.RouteProtocol = 0x57
 
 // Ours reports whether a link was made by Weft.
 func Ours(name string) bool { return name == Device || strings.HasPrefix(name, EndpointPrefix) }
 
-// Handle opens netlink in the current namespace. The family is named, since a
-// kernel may lack others.
+// Handle opens netlink in the current network namespace. It names the one family that it needs,
+// since a kernel may lack others.
 func Handle() (*netlink.Handle, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -44,8 +44,8 @@ func Handle() (*netlink.Handle, error) {
 	return h, nil
 }
 
-// Dump calls a function that lists things until nothing changed meanwhile: the
-// kernel marks a list that changed while it was read, since it may lack entries.
+// Dump calls a function that lists objects until no object changed during the call. The kernel
+// marks a list that changed while it was read, since such a list may lack entries.
 func Dump[T any](list func() ([]T, error)) (out []T, err error) {
 	for range 20 {
 		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
@@ -55,19 +55,19 @@ func Dump[T any](list func() ([]T, error)) (out []T, err error) {
 	return nil, err
 }
 
-// OverlapError says that the host routes a part of the universe elsewhere.
+// OverlapError says that the host routes a part of the universe to another network.
 type OverlapError struct {
 	Universe, Route netip.Prefix
 	Link            string
 }
 
 func (e *OverlapError) Error() string {
-	return fmt.Sprintf("the universe %v overlaps this host's route %v dev %s: found the network with another range (--ipalloc-range CIDR, under Kubernetes WEFT_IPALLOC_RANGE), or remove that route",
+	return fmt.Sprintf("the universe %v overlaps this host's route %v dev %s: Weft would hide a network that this host uses; choose another range (--ipalloc-range CIDR, under Kubernetes WEFT_IPALLOC_RANGE), or remove that route",
 		e.Universe, e.Route, e.Link)
 }
 
-// Overlap refuses a universe of which the host routes a part elsewhere already.
-// Default routes and our own do not count.
+// Overlap returns an error if the host already routes a part of the universe to another network.
+// Default routes and Weft's own routes do not count.
 func Overlap(universe slot.Universe) error {
 	h, err := Handle()
 	if err != nil {
@@ -102,12 +102,12 @@ func Overlap(universe slot.Universe) error {
 func listRoutes(h *netlink.Handle, filter *netlink.Route, mask uint64) ([]netlink.Route, error) {
 	routes, err := Dump(func() ([]netlink.Route, error) { return h.RouteListFiltered(netlink.FAMILY_ALL, filter, mask) })
 	if err != nil {
-		return nil, fmt.Errorf("routes: %w", err)
+		return nil, fmt.Errorf("listing routes: %w", err)
 	}
 	return routes, nil
 }
 
-// Routes lists our routes in the main table, of both families.
+// Routes lists Weft's routes in the main table, of both families.
 func Routes(h *netlink.Handle) ([]netlink.Route, error) {
 	return listRoutes(h, &netlink.Route{Protocol: Protocol}, netlink.RT_FILTER_PROTOCOL)
 }
@@ -127,19 +127,20 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(addr, ones), true
 }
 
-// IPNet is a prefix in the standard library's older form, which netlink takes.
+// IPNet converts a prefix to the type that netlink takes.
 func IPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// sysctlRoot is the directory with this host's sysctls.
+// sysctlRoot is the directory of this host's sysctls.
 var sysctlRoot = "/proc/sys/net"
 
-// SetSysctlRoot names another directory with the same content: in a container /proc/sys is
-// read-only, and the host's is mounted elsewhere. It is called before anything else here.
+// SetSysctlRoot sets another directory for the host's sysctls. In a container /proc/sys is
+// read-only, and the host's is mounted elsewhere. It must be called before any other function of
+// this package.
 func SetSysctlRoot(dir string) { sysctlRoot = dir }
 
-// IPv6Enabled reports whether new links of this host carry IPv6.
+// IPv6Enabled reports whether IPv6 is enabled on new links of this host.
 func IPv6Enabled() bool {
 	for _, scope := range []string{"all", "default"} {
 		v, err := os.ReadFile(filepath.Join(sysctlRoot, "ipv6/conf", scope, "disable_ipv6"))
@@ -150,8 +151,8 @@ func IPv6Enabled() bool {
 	return true
 }
 
-// Sysctl sets one value below /proc/sys/net, unless it is right already: in a
-// container that tree is often read-only.
+// Sysctl sets one value below /proc/sys/net, unless it is set already: in a container that tree is
+// often read-only.
 func Sysctl(value string, path ...string) error {
 	if SysctlIs(value, path...) {
 		return nil
@@ -159,16 +160,17 @@ func Sysctl(value string, path ...string) error {
 	return WriteSysctl(value, path...)
 }
 
-// WriteSysctl is Sysctl for a link that is new: looking there first takes as long as writing.
+// WriteSysctl sets a value without reading it first, for a new link: reading takes as long as
+// writing.
 func WriteSysctl(value string, path ...string) error {
 	name := sysctlName(path)
 	if err := os.WriteFile(name, []byte(value), 0o644); err != nil {
-		return fmt.Errorf("sysctl %s=%s: %w", "net."+strings.ReplaceAll(strings.Join(path, "/"), "/", "."), value, err)
+		return fmt.Errorf("setting sysctl %s=%s: %w", "net."+strings.ReplaceAll(strings.Join(path, "/"), "/", "."), value, err)
 	}
 	return nil
 }
 
-// SysctlIs reports whether a value below /proc/sys/net is there and is this one.
+// SysctlIs reports whether a value below /proc/sys/net exists and equals value.
 func SysctlIs(value string, path ...string) bool {
 	have, err := os.ReadFile(sysctlName(path))
 	return err == nil && strings.TrimSpace(string(have)) == value
@@ -178,10 +180,10 @@ func sysctlName(path []string) string {
 	return filepath.Join(append([]string{sysctlRoot}, path...)...)
 }
 
-// Forwarding makes this host route packets between its links. A host that takes
-// its default route from router advertisements would lose it by that: such links
-// are told to go on accepting them (accept_ra=2). changing, if there is one, hears of each
-// value before it is another one: who removes Weft wants it back.
+// Forwarding makes this host route packets between its links. With forwarding, a link ignores
+// router advertisements, and the host would lose a default route from them; such links are set to
+// accept them (accept_ra=2). changing, unless nil, is called before each change, so that an
+// uninstallation can restore the value.
 func Forwarding(ipv6 bool, changing func(name, was, set string) error) error {
 	set := func(value, name string) error {
 		was, err := os.ReadFile(sysctlName([]string{name}))
@@ -204,7 +206,7 @@ func Forwarding(ipv6 bool, changing func(name, was, set string) error) error {
 	}
 	links, err := os.ReadDir(filepath.Join(sysctlRoot, "ipv6/conf"))
 	if err != nil {
-		return fmt.Errorf("sysctl: %w", err)
+		return fmt.Errorf("listing sysctls of IPv6: %w", err)
 	}
 	for _, l := range links {
 		v, err := os.ReadFile(filepath.Join(sysctlRoot, "ipv6/conf", l.Name(), "accept_ra"))

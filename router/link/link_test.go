@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { routertest.Main(m) }
 
 var universe = slot.Universe{V4: slot.DefaultV4, V6: netip.MustParsePrefix("fd01:2:3:4::/96")}
 
-// bridge makes a link that is up, with addresses.
+// bridge makes a bridge that is up and has addresses.
 func bridge(t *testing.T, name string, mtu int, addrs ...string) netlink.Link {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()
@@ -54,7 +54,7 @@ func up(t *testing.T, l netlink.Link, addrs ...string) netlink.Link {
 	return l
 }
 
-func TestOverlap(t *testing.T) {
+func TestOverlapFindsRoutesToOtherNetworks(t *testing.T) {
 	for _, tt := range []struct{ addr, names string }{
 		{"192.0.2.1/24", ""},
 		{"10.40.1.1/16", "10.40.0.0/16 dev uplink"},
@@ -71,15 +71,15 @@ func TestOverlap(t *testing.T) {
 			err := Overlap(universe)
 			switch {
 			case tt.names == "" && err != nil:
-				t.Error(err)
+				t.Errorf("with the address %s: %v; want no error", tt.addr, err)
 			case tt.names != "" && (err == nil || !strings.Contains(err.Error(), "--ipalloc-range")):
-				t.Errorf("%s: %v", tt.addr, err)
+				t.Errorf("with the address %s: %v; want an error that names --ipalloc-range", tt.addr, err)
 			}
 			if tt.names != "" {
 				return
 			}
-			for range 2 { // our own routes are no obstacle
-				if err := errors.Join(o.Close(), o.Up(), o.Open(), Overlap(universe)); err != nil {
+			for range 2 { // Weft's own routes do not count
+				if err := errors.Join(o.SetUnreachable(), o.Up(), o.SetRoutes(), Overlap(universe)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -87,15 +87,15 @@ func TestOverlap(t *testing.T) {
 	}
 }
 
-// The universe ends in unreachable, whatever happens to the device; and a node
-// address that changes takes its predecessor's place.
-func TestOverlay(t *testing.T) {
+// The route to the universe becomes unreachable when the device is deleted. A new node address
+// replaces the old one.
+func TestOverlayIsUnreachableWithoutTheDevice(t *testing.T) {
 	routertest.New(t).Do(func() {
 		l := bridge(t, Device, 1500)
 		for _, node := range []slot.Slot{5, 6} {
 			o := Overlay{Universe: universe, Node: node, MTU: 1400, IPv6: true}
 			for range 2 {
-				if err := errors.Join(o.Close(), o.Up(), o.Open()); err != nil {
+				if err := errors.Join(o.SetUnreachable(), o.Up(), o.SetRoutes()); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -106,21 +106,21 @@ func TestOverlay(t *testing.T) {
 				}
 				routes, err := netlink.RouteGet(to.AsSlice())
 				if err != nil || routes[0].LinkIndex != l.Attrs().Index || !routes[0].Src.Equal(src.AsSlice()) {
-					t.Errorf("the way to %v: %v, %v; want the tunnel, from %v", to, routes, err, src)
+					t.Errorf("the route to %v is %v, %v; want the tunnel with the source %v", to, routes, err, src)
 				}
 			}
 		}
 		have, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 		have = slices.DeleteFunc(have, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
 		if err != nil || len(have) != 2 {
-			t.Errorf("addresses %v, %v: want the last node's two", have, err)
+			t.Errorf("addresses %v, %v; want the two of the last node", have, err)
 		}
 		if err := netlink.LinkDel(l); err != nil {
 			t.Fatal(err)
 		}
 		for _, to := range []netip.Addr{universe.Addr4(99), universe.Addr6(99)} {
 			if routes, err := netlink.RouteGet(to.AsSlice()); !errors.Is(err, unix.EHOSTUNREACH) && !errors.Is(err, unix.ENETUNREACH) {
-				t.Errorf("without a device, the way to %v: %v, %v", to, routes, err)
+				t.Errorf("without the device the route to %v is %v, %v; want unreachable", to, routes, err)
 			}
 		}
 		for range 2 {
@@ -131,7 +131,7 @@ func TestOverlay(t *testing.T) {
 		h, _ := Handle()
 		defer h.Close()
 		if left, err := Routes(h); err != nil || len(left) > 0 {
-			t.Errorf("routes %v are left, %v", left, err)
+			t.Errorf("after Remove the routes %v are left, %v", left, err)
 		}
 	})
 }

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MTUs are those of this host's links.
+// MTUs holds the MTUs of this host's links.
 type MTUs struct {
-	ByAddr  map[netip.Addr]int // of the link with an address; not of lo and its like, which carry nothing
+	ByAddr  map[netip.Addr]int // of the link with an address; without loopback and dummy links, which send nothing
 	Default int                // of the link with the best default route; 0: there is none
 }
 
-// ReadMTUs reads them.
+// ReadMTUs reads the MTUs of this host's links from the kernel.
 func ReadMTUs() (MTUs, error) {
 	out := MTUs{ByAddr: map[netip.Addr]int{}}
 	h, err := Handle()
@@ -28,7 +28,7 @@ func ReadMTUs() (MTUs, error) {
 	defer h.Close()
 	links, err := Dump(h.LinkList)
 	if err != nil {
-		return out, fmt.Errorf("links: %w", err)
+		return out, fmt.Errorf("listing links: %w", err)
 	}
 	preferred, byIndex := defaultLink(h), map[int]int{}
 	for _, l := range links {
@@ -43,7 +43,7 @@ func ReadMTUs() (MTUs, error) {
 	}
 	addrs, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
-		return out, fmt.Errorf("addresses: %w", err)
+		return out, fmt.Errorf("listing addresses: %w", err)
 	}
 	for _, a := range addrs {
 		if addr, ok := netip.AddrFromSlice(a.IP); ok && byIndex[a.LinkIndex] != 0 {
@@ -53,15 +53,16 @@ func ReadMTUs() (MTUs, error) {
 	return out, nil
 }
 
-// Way is how this host sends to an address.
+// Way is the route by which this host sends to an address.
 type Way struct {
 	Link int // index
-	// MTU is the route's own, or the smaller one that an ICMP message has taught the kernel, or
-	// else the link's.
+	// MTU is the route's own, or the smaller path MTU that an ICMP message told the kernel, or else the
+	// link's.
 	MTU int
 }
 
-// WayTo asks the kernel for the way to an address. from is the source, if one is chosen already.
+// WayTo looks up the route to an address in the kernel. from is the source address, if it is chosen
+// already.
 func WayTo(h *netlink.Handle, to, from netip.Addr) (Way, error) {
 	var options netlink.RouteGetOptions
 	if from.IsValid() {
@@ -69,27 +70,28 @@ func WayTo(h *netlink.Handle, to, from netip.Addr) (Way, error) {
 	}
 	routes, err := h.RouteGetWithOptions(to.AsSlice(), &options)
 	if err != nil {
-		return Way{}, fmt.Errorf("route to %v: %w", to, err)
+		return Way{}, fmt.Errorf("looking up the route to %v: %w", to, err)
 	}
 	if len(routes) == 0 {
-		return Way{}, fmt.Errorf("route to %v: %w", to, unix.ENETUNREACH)
+		return Way{}, fmt.Errorf("looking up the route to %v: %w", to, unix.ENETUNREACH)
 	}
 	way := Way{routes[0].LinkIndex, routes[0].MTU}
 	if way.MTU == 0 {
 		l, err := h.LinkByIndex(way.Link)
 		if err != nil {
-			return Way{}, fmt.Errorf("link of the route to %v: %w", to, err)
+			return Way{}, fmt.Errorf("reading the link of the route to %v: %w", to, err)
 		}
 		way.MTU = l.Attrs().MTU
 	}
 	return way, nil
 }
 
-// skipStats spares what a link counted (RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h).
+// skipStats leaves a link's statistics out of the answer (RTEXT_FILTER_SKIP_STATS of
+// linux/rtnetlink.h).
 const skipStats = 1 << 3
 
-// OtherEndMTU is the MTU of a veth's other end, in whichever network namespace that is; 0 where
-// the kernel does not say.
+// OtherEndMTU returns the MTU of a veth's other end, in any network namespace; 0 if the kernel does
+// not report it.
 func (s Socket) OtherEndMTU(l netlink.Link) int {
 	attrs := l.Attrs()
 	if attrs.ParentIndex == 0 || attrs.NetNsID < 0 {
@@ -107,7 +109,7 @@ func (s Socket) OtherEndMTU(l netlink.Link) int {
 		return 0
 	}
 	in := make([]byte, 16<<10)
-	n, _, err := unix.Recvfrom(int(s), in, unix.MSG_DONTWAIT) // the kernel answers before it returns from Sendto
+	n, _, err := unix.Recvfrom(int(s), in, unix.MSG_DONTWAIT) // the kernel has answered when Sendto returns
 	if err != nil {
 		return 0
 	}

@@ -19,9 +19,8 @@ func addrs(list ...string) (out []netip.Addr) {
 	return out
 }
 
-// A bridge that other hosts are not reached by says nothing of the way to them; a route's own MTU
-// does.
-func TestTheMTUOfAWayIsItsRoutes(t *testing.T) {
+// The MTU to an address is that of its route, not that of an unrelated bridge.
+func TestWayToReportsTheMTUOfTheRoute(t *testing.T) {
 	routertest.New(t).Do(func() {
 		uplink := bridge(t, "uplink", 1500, "192.0.2.4/24", "2001:db8::4/64")
 		bridge(t, "unrelated", 1400, "172.17.0.1/16")
@@ -50,39 +49,39 @@ func TestTheMTUOfAWayIsItsRoutes(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer h.Close()
-		way := func(want int, to ...string) {
+		expectMTU := func(want int, to ...string) {
 			t.Helper()
 			for _, to := range addrs(to...) {
 				if w, err := WayTo(h, to, netip.Addr{}); err != nil || w.MTU != want || w.Link != uplink.Attrs().Index {
-					t.Errorf("the way to %v: %+v, %v; want %d by link %d", to, w, err, want, uplink.Attrs().Index)
+					t.Errorf("the route to %v is %+v, %v; want MTU %d through link %d", to, w, err, want, uplink.Attrs().Index)
 				}
 			}
 		}
-		way(1500, "192.0.2.9", "2001:db8::9", "198.51.100.1")
+		expectMTU(1500, "192.0.2.9", "2001:db8::9", "198.51.100.1")
 		for _, to := range []string{"192.0.2.9/32", "2001:db8::9/128"} {
 			r := &netlink.Route{LinkIndex: uplink.Attrs().Index, Dst: IPNet(netip.MustParsePrefix(to)), MTU: 1300}
 			if err := netlink.RouteAdd(r); err != nil {
 				t.Fatal(err)
 			}
 		}
-		way(1300, "192.0.2.9", "2001:db8::9")
-		way(1500, "192.0.2.8", "2001:db8::8")
+		expectMTU(1300, "192.0.2.9", "2001:db8::9")
+		expectMTU(1500, "192.0.2.8", "2001:db8::8")
 		if w, err := WayTo(h, netip.MustParseAddr("2001:db8:9::1"), netip.Addr{}); err == nil {
-			t.Errorf("there is no way, and it is %+v", w)
+			t.Errorf("an address without a route has the route %+v; want an error", w)
 		}
 	})
 }
 
-// What carries less than the device has routes of its own, in both families: they change with it
-// and go with it.
-func TestLimitsAreRoutes(t *testing.T) {
+// Each part of the universe with a smaller MTU than the device has a route of its own, in both
+// families. The route changes and disappears with the limit.
+func TestEachLimitHasARoute(t *testing.T) {
 	routertest.New(t).Do(func() {
 		bridge(t, Device, 1500)
 		limits := func(to4, to6 string, mtu int) []Limit {
 			return []Limit{
 				{netip.MustParsePrefix(to4), mtu},
 				{netip.MustParsePrefix(to6), mtu},
-				{netip.MustParsePrefix(to4), 600}, // of two that claim the same, the first counts
+				{netip.MustParsePrefix(to4), 600}, // the first of two limits for one prefix counts
 			}
 		}
 		h, err := Handle()
@@ -92,7 +91,7 @@ func TestLimitsAreRoutes(t *testing.T) {
 		defer h.Close()
 		for _, step := range []struct {
 			limits      []Limit
-			far, nearby int // what goes to 10.40.0.9, and to 10.41.0.9
+			far, nearby int // the MTUs to 10.40.0.9 and to 10.41.0.9
 		}{
 			{nil, 8920, 8920},
 			{limits("10.40.0.0/16", "fd01:2:3:4::8:0/112", 1420), 1420, 8920},
@@ -102,24 +101,24 @@ func TestLimitsAreRoutes(t *testing.T) {
 		} {
 			o := Overlay{Universe: universe, Node: 5, MTU: 8920, IPv6: true, Limits: step.limits}
 			for range 2 {
-				if err := errors.Join(o.Close(), o.Up(), o.Open()); err != nil {
+				if err := errors.Join(o.SetUnreachable(), o.Up(), o.SetRoutes()); err != nil {
 					t.Fatal(err)
 				}
 			}
 			for to, want := range map[string]int{"10.40.0.9": step.far, "fd01:2:3:4::8:9": step.far, "10.41.0.9": step.nearby, "fd01:2:3:4::10:9": step.nearby} {
 				if w, err := WayTo(h, netip.MustParseAddr(to), netip.Addr{}); err != nil || w.MTU != want {
-					t.Errorf("with %v, %d bytes go to %s, %v; want %d", step.limits, w.MTU, to, err, want)
+					t.Errorf("with the limits %v, the MTU %d is that to %s, %v; want %d", step.limits, w.MTU, to, err, want)
 				}
 			}
 			have, err := Routes(h)
 			if want := 4 + min(2, len(step.limits)); err != nil || len(have) != want {
-				t.Errorf("with %v there are %d routes, %v; want %d", step.limits, len(have), err, want)
+				t.Errorf("with the limits %v there are %d routes, %v; want %d", step.limits, len(have), err, want)
 			}
 		}
 	})
 }
 
-func TestTheOtherEndOfAVethSaysItsMTU(t *testing.T) {
+func TestOtherEndMTUReadsTheVethInAnotherNamespace(t *testing.T) {
 	container := routertest.New(t)
 	routertest.New(t).Do(func() {
 		attrs := netlink.NewLinkAttrs()
@@ -139,7 +138,7 @@ func TestTheOtherEndOfAVethSaysItsMTU(t *testing.T) {
 				t.Fatal(err)
 			}
 			if mtu := socket.OtherEndMTU(l); mtu != want {
-				t.Errorf("the other end of %s has %d, want %d", name, mtu, want)
+				t.Errorf("the other end of %s has MTU %d; want %d", name, mtu, want)
 			}
 		}
 	})

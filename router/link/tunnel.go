@@ -13,8 +13,8 @@ import (
 	"weft/ipam/slot"
 )
 
-// KernelWireGuard reports whether the kernel of this host has WireGuard. To ask is to make a
-// device, and so to load the module.
+// KernelWireGuard reports whether this host's kernel has WireGuard. It finds out by making a
+// device, which also loads the module.
 func KernelWireGuard() (bool, error) {
 	h, err := Handle()
 	if err != nil {
@@ -26,39 +26,39 @@ func KernelWireGuard() (bool, error) {
 	switch err := h.LinkAdd(probe); {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return false, nil
-	case err != nil && !errors.Is(err, unix.EEXIST): // left by one that was killed
-		return false, fmt.Errorf("whether the kernel has WireGuard: %w", err)
+	case err != nil && !errors.Is(err, unix.EEXIST): // a process that was killed left it
+		return false, fmt.Errorf("finding out whether the kernel has WireGuard, by making the link wgprobe: %w", err)
 	}
 	if err := h.LinkDel(probe); err != nil {
-		return false, fmt.Errorf("link %s: %w", probe.Name, Explain(err))
+		return false, fmt.Errorf("deleting link %s: %w", probe.Name, Explain(err))
 	}
 	return true, nil
 }
 
-// Overlay is what the host's routes should say of the universe.
+// Overlay is the desired state of the device and of this host's routes to the universe.
 type Overlay struct {
 	Universe slot.Universe
 	Node     slot.Slot // 0: none yet
-	MTU      int       // of the device: the largest that goes through any tunnel
+	MTU      int       // of the device: the largest MTU of any tunnel
 	IPv6     bool
 	Limits   []Limit
 }
 
-// Limit is a part of the universe to which smaller packets than MTU go.
+// Limit is a part of the universe whose tunnel has a smaller MTU than the device.
 type Limit struct {
 	To  netip.Prefix
 	MTU int
 }
 
-// Metrics of our routes to the universe. Any other route beats the last resort; the
-// tunnel's is written out since 0 would mean 1024 in IPv6 and 0 in IPv4.
+// Metrics of Weft's routes to the universe. Every other route has priority over the fallback. The
+// tunnel's metric is explicit, because 0 would mean 1024 in IPv6 and 0 in IPv4.
 const (
-	tunnelMetric = 512
-	lastResort   = 4278198272
+	tunnelMetric   = 512
+	fallbackMetric = 4278198272
 )
 
-// universes are the overlay's prefixes in the families that this host carries.
-// The guard covers IPv6 in any case.
+// universes returns the overlay's prefixes in the families that this host has enabled. The nftables
+// table covers IPv6 in any case.
 func (o Overlay) universes() []netip.Prefix {
 	if o.IPv6 {
 		return []netip.Prefix{o.Universe.V4, o.Universe.V6}
@@ -66,7 +66,7 @@ func (o Overlay) universes() []netip.Prefix {
 	return []netip.Prefix{o.Universe.V4}
 }
 
-// Nodes are the node's addresses, IPv4 first; none while there is no node slot.
+// Nodes returns the node's addresses, IPv4 first; none while the node has no slot.
 func (o Overlay) Nodes() []netip.Addr {
 	switch {
 	case o.Node == 0:
@@ -77,11 +77,11 @@ func (o Overlay) Nodes() []netip.Addr {
 	return []netip.Addr{o.Universe.Addr4(o.Node)}
 }
 
-// Close makes the universe unreachable but for what better routes say. It comes
-// first: then no packet for the overlay follows the default route, at any moment.
-// These routes stay when the device is gone; IPv6's go when lo goes down, so that
-// they are applied again and again.
-func (o Overlay) Close() error {
+// SetUnreachable makes the universe unreachable, except for routes with a smaller metric. It comes
+// first, so that no packet for the overlay ever follows the default route. These routes stay when
+// the device is deleted. Those of IPv6 disappear when lo goes down, so they are set again at each
+// Apply.
+func (o Overlay) SetUnreachable() error {
 	h, err := Handle()
 	if err != nil {
 		return err
@@ -92,7 +92,7 @@ func (o Overlay) Close() error {
 		return err
 	}
 	for _, p := range o.universes() {
-		r, err := unreachable(h, p, lastResort)
+		r, err := unreachable(h, p, fallbackMetric)
 		if err != nil {
 			return err
 		}
@@ -103,7 +103,7 @@ func (o Overlay) Close() error {
 	return nil
 }
 
-// Up gives the device its MTU and brings it up. No route leads into it yet.
+// Up sets the device's MTU and sets the device up. No route leads to it yet.
 func (o Overlay) Up() error {
 	h, err := Handle()
 	if err != nil {
@@ -116,7 +116,7 @@ func (o Overlay) Up() error {
 	}
 	if o.MTU != 0 && l.Attrs().MTU != o.MTU {
 		if err := h.LinkSetMTU(l, o.MTU); err != nil {
-			return fmt.Errorf("MTU %d of %s: %w", o.MTU, Device, Explain(err))
+			return fmt.Errorf("setting MTU %d of %s: %w", o.MTU, Device, Explain(err))
 		}
 	}
 	if l.Attrs().Flags&net.FlagUp != 0 {
@@ -128,17 +128,17 @@ func (o Overlay) Up() error {
 		}
 	}
 	if err := h.LinkSetUp(l); err != nil {
-		return fmt.Errorf("link %s up: %w", Device, Explain(err))
+		return fmt.Errorf("setting link %s up: %w", Device, Explain(err))
 	}
 	return nil
 }
 
-// NoLinkLocal keeps the kernel from giving a link an IPv6 link-local address of its
-// own, and from announcing that to neighbours. It has to come before the link is up.
+// NoLinkLocal stops the kernel from giving a link an IPv6 link-local address and from announcing
+// that to neighbours. It must be called before the link is up.
 func NoLinkLocal(h *netlink.Handle, l netlink.Link) error {
 	const none = 1 // IN6_ADDR_GEN_MODE_NONE
 	if err := h.LinkSetIP6AddrGenMode(l, none); err != nil {
-		return fmt.Errorf("address generation of %s: %w", l.Attrs().Name, err)
+		return fmt.Errorf("turning off IPv6 address generation of %s: %w", l.Attrs().Name, err)
 	}
 	return nil
 }
@@ -146,15 +146,15 @@ func NoLinkLocal(h *netlink.Handle, l netlink.Link) error {
 func device(h *netlink.Handle) (netlink.Link, error) {
 	l, err := h.LinkByName(Device)
 	if err != nil {
-		return nil, fmt.Errorf("link %s: %w", Device, Explain(err))
+		return nil, fmt.Errorf("reading link %s: %w", Device, Explain(err))
 	}
 	return l, nil
 }
 
-// Open gives the tunnel its addresses and the universe its way into it. It does
-// nothing before there is a node address, since every packet of the host's own
-// needs one as its source.
-func (o Overlay) Open() error {
+// SetRoutes gives the tunnel its addresses, and routes the universe through it. It does nothing
+// while there is no node address, since every packet that the host itself sends needs one as its
+// source.
+func (o Overlay) SetRoutes() error {
 	nodes := o.Nodes()
 	if nodes == nil {
 		return nil
@@ -182,14 +182,14 @@ func (o Overlay) Open() error {
 			want[key] = r
 		}
 	}
-	right := map[routeKey]bool{}
+	present := map[routeKey]bool{}
 	for _, r := range have {
 		if key := keyOf(r); sameRoute(r, want[key]) {
-			right[key] = true
+			present[key] = true
 		}
 	}
 	for key, r := range want {
-		if !right[key] {
+		if !present[key] {
 			if err := replaceRoute(h, r); err != nil {
 				return err
 			}
@@ -201,7 +201,7 @@ func (o Overlay) Open() error {
 	})
 }
 
-// routes lead the universe into the tunnel, and say where less fits through.
+// routes returns the routes of the universe through the tunnel, and the routes with a smaller MTU.
 func (o Overlay) routes(device int) (out []netlink.Route) {
 	nodes := o.Nodes()
 	into := func(p netip.Prefix, mtu int) {
@@ -211,8 +211,8 @@ func (o Overlay) routes(device int) (out []netlink.Route) {
 		}
 		if p.Addr().Is6() {
 			r.Src, r.Scope = nodes[1].AsSlice(), netlink.SCOPE_UNIVERSE
-			// When it forwards IPv6, Linux looks at a route's MTU only if that is locked; else when it
-			// sends, and older versions then let pass what segmentation offload joined.
+			// When Linux forwards IPv6, it applies a route's MTU only if that is locked. Otherwise it applies the MTU
+			// when it sends, and older versions then let pass packets that segmentation offload has joined.
 			r.MTULock = mtu != 0
 		}
 		out = append(out, r)
@@ -228,7 +228,7 @@ func (o Overlay) routes(device int) (out []netlink.Route) {
 	return out
 }
 
-// routeKey is what two routes of one table cannot both have.
+// routeKey identifies a route in one table: no two routes of it have the same key.
 type routeKey struct {
 	to     netip.Prefix
 	metric int
@@ -239,14 +239,14 @@ func keyOf(r netlink.Route) routeKey {
 	return routeKey{to, r.Priority}
 }
 
-// setAddresses makes the single addresses of a link exactly these; link-local ones stay.
+// setAddresses makes the addresses of a link exactly these. Link-local addresses stay.
 func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Addr) error {
 	list := func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) }
 	prefix := func(a netlink.Addr) netip.Prefix {
 		p, _ := prefixOf(a.IPNet)
 		return p
 	}
-	err := Purge("old addresses of "+l.Attrs().Name, func() ([]netlink.Addr, error) {
+	err := Purge("old addresses of link "+l.Attrs().Name, func() ([]netlink.Addr, error) {
 		have, err := list()
 		return slices.DeleteFunc(have, func(a netlink.Addr) bool {
 			p := prefix(a)
@@ -258,7 +258,7 @@ func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Addr) error {
 	}
 	have, err := Dump(list)
 	if err != nil {
-		return fmt.Errorf("addresses of %s: %w", l.Attrs().Name, Explain(err))
+		return fmt.Errorf("listing the addresses of %s: %w", l.Attrs().Name, Explain(err))
 	}
 	for _, addr := range want {
 		p := netip.PrefixFrom(addr, addr.BitLen())
@@ -272,8 +272,8 @@ func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Addr) error {
 	return nil
 }
 
-// SetAddress gives a link an address, usable at once: nobody else can have it, so
-// IPv6 need not ask.
+// SetAddress gives a link an address that is usable at once. Weft assigned it to this host alone,
+// so IPv6's duplicate address detection is turned off.
 func SetAddress(h *netlink.Handle, l netlink.Link, p netip.Prefix) error {
 	a := &netlink.Addr{IPNet: IPNet(p)}
 	if p.Addr().Is6() {
@@ -283,13 +283,13 @@ func SetAddress(h *netlink.Handle, l netlink.Link, p netip.Prefix) error {
 		a.Scope = unix.RT_SCOPE_LINK
 	}
 	if err := h.AddrReplace(l, a); err != nil {
-		return fmt.Errorf("address %v of %s: %w", p, l.Attrs().Name, Explain(err))
+		return fmt.Errorf("setting address %v of %s: %w", p, l.Attrs().Name, Explain(err))
 	}
 	return nil
 }
 
-// SetRoute sets a route unless it is among those there are (see Routes): replacing
-// an equal IPv6 route would take it away for a moment.
+// SetRoute sets a route unless have, the result of Routes, contains it: replacing an equal IPv6
+// route would remove it for a moment.
 func SetRoute(h *netlink.Handle, have []netlink.Route, r netlink.Route) error {
 	if slices.ContainsFunc(have, func(old netlink.Route) bool { return sameRoute(old, r) }) {
 		return nil
@@ -299,7 +299,7 @@ func SetRoute(h *netlink.Handle, have []netlink.Route, r netlink.Route) error {
 
 func replaceRoute(h *netlink.Handle, r netlink.Route) error {
 	if err := h.RouteReplace(&r); err != nil {
-		return fmt.Errorf("route to %v: %w", r.Dst, Explain(err))
+		return fmt.Errorf("setting the route to %v: %w", r.Dst, Explain(err))
 	}
 	return nil
 }
@@ -317,7 +317,7 @@ func routeType(r netlink.Route) int {
 	return r.Type
 }
 
-// Remove deletes the tunnel's link and every route of ours, for a reset.
+// Remove deletes the tunnel's link and every route of Weft, for a reset.
 func Remove() error {
 	h, err := Handle()
 	if err != nil {
@@ -327,6 +327,6 @@ func Remove() error {
 	if err := DeleteLink(h, Device); err != nil {
 		return err
 	}
-	// Last, since the way through a link that is gone no longer needs a last resort.
+	// The routes come last: while the link exists, the universe needs its unreachable routes.
 	return purgeRoutes(h, "routes", func(r netlink.Route) bool { return r.Protocol == Protocol })
 }

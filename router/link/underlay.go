@@ -13,32 +13,32 @@ import (
 	"weft/ipam/slot"
 )
 
-// maxUnderlay is what a peer's record holds (peer.MaxUnderlay); written out, since
-// weft-cni links this package.
+// maxUnderlay is the maximum number of addresses in a peer's record (peer.MaxUnderlay). It is
+// repeated here so that weft-cni, which links this package, does not import package peer.
 const maxUnderlay = 16
 
-// HostAddr is one at which other hosts may reach this one, as the kernel has it.
+// HostAddr is an address of this host, at which other hosts may reach it, as the kernel reports it.
 type HostAddr struct {
 	Addr netip.Addr
-	Rank int // of those that are new, the smallest goes first
-	// Old says that nobody is told of it who does not know it already: it is about to go
-	// (deprecated, RFC 4862), or changes by itself (temporary, RFC 8981).
-	Old bool
+	Rank int // new addresses are ordered by rank, the smallest first
+	// Unstable says that the address is not advertised unless it was before: it is about to be removed (deprecated, RFC
+	// 4862), or changes by itself (temporary, RFC 8981).
+	Unstable bool
 }
 
-// maxRemembered bounds the order of addresses, those that are gone included.
+// maxRemembered limits the addresses in an order, including those that no longer exist.
 const maxRemembered = 4 * maxUnderlay
 
-// Order is the order of a host's addresses: what was there before keeps its place, as long as
-// it exists, and gets it back when it returns. The first is the one that gossip advertises,
-// and that peers send to: it must not follow a default route, which any VPN changes. Next is the
-// order to give the next time; addrs are those of it that exist.
+// Order returns a host's addresses in a stable order: an address keeps its place as long as it
+// exists, and gets it back when it returns. Gossip advertises the first address, and peers send to
+// it, so it must not follow a default route, which any VPN changes. next is the order to pass the
+// next time; addrs are the existing addresses in it.
 func Order(before []netip.Addr, now []HostAddr) (next, addrs []netip.Addr) {
 	now = slices.Clone(now)
 	slices.SortStableFunc(now, func(a, b HostAddr) int { return cmp.Compare(a.Rank, b.Rank) })
 	next = slices.Clone(before)
 	for _, a := range now {
-		if !a.Old && !slices.Contains(next, a.Addr) {
+		if !a.Unstable && !slices.Contains(next, a.Addr) {
 			next = append(next, a.Addr)
 		}
 	}
@@ -59,12 +59,12 @@ func Order(before []netip.Addr, now []HostAddr) (next, addrs []netip.Addr) {
 	return next, addrs
 }
 
-// Ranks of addresses; those of IPv6 are one more.
+// Ranks of addresses. An IPv6 address has the next larger rank.
 const (
-	onDefaultLink  = 0  // of the link with the best default route
-	onOtherLink    = 10 // of a link of another network
-	onTunnel       = 20 // of a VPN or another overlay
-	besidesAnother = 30 // of a link that has an address with a network: a virtual address, which moves from host to host
+	onDefaultLink  = 0  // on the link with the best default route
+	onOtherLink    = 10 // on a link to another network
+	onTunnel       = 20 // on the link of a VPN or another overlay
+	besidesAnother = 30 // a /32 beside an address with a network: a virtual address, which moves from host to host
 )
 
 // Underlay lists the addresses at which other hosts may reach this one, in the kernel's order.
@@ -76,7 +76,7 @@ func Underlay(universe slot.Universe) (out []HostAddr, err error) {
 	defer h.Close()
 	links, err := Dump(h.LinkList)
 	if err != nil {
-		return nil, fmt.Errorf("links: %w", err)
+		return nil, fmt.Errorf("listing links: %w", err)
 	}
 	preferred := defaultLink(h)
 	for _, l := range links {
@@ -89,7 +89,7 @@ func Underlay(universe slot.Universe) (out []HostAddr, err error) {
 		}
 		addrs, err := Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 		if err != nil {
-			return nil, fmt.Errorf("addresses of %s: %w", attrs.Name, err)
+			return nil, fmt.Errorf("listing the addresses of %s: %w", attrs.Name, err)
 		}
 		rank := onOtherLink
 		switch {
@@ -118,15 +118,15 @@ func Underlay(universe slot.Universe) (out []HostAddr, err error) {
 	return out, nil
 }
 
-// single4 reports whether an IPv4 address comes without a network.
+// single4 reports whether an address is an IPv4 address with the prefix length 32.
 func single4(a netlink.Addr) bool {
 	ones, bits := a.Mask.Size()
 	return bits == 32 && ones == 32
 }
 
-// forContainers reports whether a link serves containers or virtual machines of this host: a
-// bridge without a port that leads out of it. Its addresses are the same on many hosts. So are
-// those of kube-proxy's link, which are services'.
+// forContainers reports whether a link serves containers or virtual machines of this host. Such a
+// link is a bridge without a port to another network; its addresses are the same on many hosts.
+// kube-proxy's link also counts: its addresses belong to services.
 func forContainers(l netlink.Link, all []netlink.Link) bool {
 	if l.Attrs().Name == "kube-ipvs0" {
 		return true
@@ -136,7 +136,7 @@ func forContainers(l netlink.Link, all []netlink.Link) bool {
 	})
 }
 
-// isTunnel reports whether a link's packets travel inside others.
+// isTunnel reports whether a link encapsulates its packets in others.
 func isTunnel(l netlink.Link) bool {
 	switch l.Type() {
 	case "tuntap", "wireguard", "vxlan", "geneve", "gre", "gretap", "ip6gre", "ipip", "ip6tnl", "sit", "vti", "vti6", "xfrm":
@@ -145,13 +145,13 @@ func isTunnel(l netlink.Link) bool {
 	return false
 }
 
-// underlayAddr is an address that others can be told of.
+// underlayAddr converts an address, and reports whether other hosts may use it.
 func underlayAddr(a netlink.Addr, universe slot.Universe) (HostAddr, bool) {
 	ip, ok := netip.AddrFromSlice(a.IP)
 	ip = ip.Unmap()
 	out := HostAddr{Addr: ip}
 	if ip.Is6() {
-		out.Old = a.Flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_TEMPORARY) != 0
+		out.Unstable = a.Flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_TEMPORARY) != 0
 		if a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0 {
 			return out, false
 		}
@@ -160,7 +160,7 @@ func underlayAddr(a netlink.Addr, universe slot.Universe) (HostAddr, bool) {
 	return out, ok && ip.IsGlobalUnicast() && !inside
 }
 
-// defaultLink is the index of the link with the best default route, 0 if there is none.
+// defaultLink returns the index of the link with the best default route, or 0 if there is none.
 func defaultLink(h *netlink.Handle) int {
 	routes, err := listRoutes(h, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {

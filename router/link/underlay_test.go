@@ -16,20 +16,22 @@ import (
 	"weft/router/routertest"
 )
 
-func TestMaxUnderlayIsThePeers(t *testing.T) {
+func TestMaxUnderlayEqualsThatOfPackagePeer(t *testing.T) {
 	if maxUnderlay != peer.MaxUnderlay {
-		t.Errorf("maxUnderlay is %d, a peer's record holds %d", maxUnderlay, peer.MaxUnderlay)
+		t.Errorf("maxUnderlay is %d; want peer.MaxUnderlay, which is %d", maxUnderlay, peer.MaxUnderlay)
 	}
 }
 
+// card makes a network card: a veth whose other end is far.
 func card(name, far string) netlink.Link {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
 	return &netlink.Veth{LinkAttrs: attrs, PeerName: far}
 }
 
-// What is this host's own is told of, each in its place; what serves its containers and its services is not.
-func TestUnderlay(t *testing.T) {
+// Underlay returns this host's own addresses in the order of their ranks, without those that serve
+// containers and services.
+func TestUnderlayOmitsAddressesOfContainersAndServices(t *testing.T) {
 	routertest.New(t).Do(func() {
 		docker := bridge(t, "docker0", 1500, "172.17.0.1/16", "fd17::1/64")
 		up(t, card("veth0", "veth1"))
@@ -70,20 +72,21 @@ func TestUnderlay(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, after := Order(first, found); fmt.Sprint(after) != fmt.Sprint(got) {
-			t.Errorf("with another default route the addresses are %v, and were %v", after, got)
+			t.Errorf("with another default route the addresses are %v; want the same as before, %v", after, got)
 		}
 		if _, fresh := Order(nil, found); fresh[0] != netip.MustParseAddr("10.8.0.4") {
-			t.Errorf("a host that knows no order begins with %v", fresh[0])
+			t.Errorf("without an earlier order the first address is %v; want that of the default link, 10.8.0.4", fresh[0])
 		}
 	})
 }
 
-// parse reads addresses as "10.0.0.1 old:2001:db8::1 3:192.0.2.1": those with a number have that rank.
+// parse reads addresses such as "10.0.0.1 old:2001:db8::1 3;192.0.2.1": an unstable one and one of
+// rank 3.
 func parse(words string) (out []HostAddr) {
 	for w := range strings.FieldsSeq(words) {
 		var a HostAddr
 		if rest, ok := strings.CutPrefix(w, "old:"); ok {
-			w, a.Old = rest, true
+			w, a.Unstable = rest, true
 		}
 		if n, rest, ok := strings.Cut(w, ";"); ok {
 			_, _ = fmt.Sscan(n, &a.Rank)
@@ -95,24 +98,24 @@ func parse(words string) (out []HostAddr) {
 	return out
 }
 
-func TestOrder(t *testing.T) {
+func TestOrderKeepsAddressesInTheirPlaces(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		times []string // what the kernel has, one look after the other
-		want  string   // after the last
+		times []string // the kernel's addresses, at successive times
+		want  string   // the order at the last time
 	}{
 		{"the best rank is first", []string{"2;10.8.0.1 1;2001:db8::1 0;192.0.2.1"}, "192.0.2.1 2001:db8::1 10.8.0.1"},
-		{"a VPN takes the default route", []string{"0;192.0.2.1 1;2001:db8::1", "2;192.0.2.1 3;2001:db8::1 0;10.8.0.1"}, "192.0.2.1 2001:db8::1 10.8.0.1"},
-		{"and goes", []string{"192.0.2.1", "2;192.0.2.1 0;10.8.0.1", "192.0.2.1"}, "192.0.2.1"},
+		{"a VPN replaces the default route", []string{"0;192.0.2.1 1;2001:db8::1", "2;192.0.2.1 3;2001:db8::1 0;10.8.0.1"}, "192.0.2.1 2001:db8::1 10.8.0.1"},
+		{"the VPN disappears again", []string{"192.0.2.1", "2;192.0.2.1 0;10.8.0.1", "192.0.2.1"}, "192.0.2.1"},
 		{"a second network card", []string{"192.0.2.1", "198.51.100.1 192.0.2.1"}, "192.0.2.1 198.51.100.1"},
-		{"a lease that is renewed", []string{"192.0.2.1 2001:db8::1", "2001:db8::1", "2001:db8::1 192.0.2.1"}, "192.0.2.1 2001:db8::1"},
-		{"another lease", []string{"192.0.2.1", "192.0.2.7"}, "192.0.2.7"},
-		{"a virtual address comes", []string{"192.0.2.1", "4;192.0.2.100 192.0.2.1"}, "192.0.2.1 192.0.2.100"},
-		{"and is there at the start", []string{"4;192.0.2.100 0;192.0.2.1"}, "192.0.2.1 192.0.2.100"},
-		{"another prefix is announced, and the old one deprecated", []string{"2001:db8:1::1", "old:2001:db8:1::1 2001:db8:2::1"}, "2001:db8:1::1 2001:db8:2::1"},
-		{"and ends", []string{"2001:db8:1::1", "old:2001:db8:1::1 2001:db8:2::1", "2001:db8:2::1"}, "2001:db8:2::1"},
-		{"what is old is not told of", []string{"192.0.2.1 old:2001:db8::1"}, "192.0.2.1"},
-		{"nothing is left", []string{"192.0.2.1", ""}, ""},
+		{"an address that disappears and returns", []string{"192.0.2.1 2001:db8::1", "2001:db8::1", "2001:db8::1 192.0.2.1"}, "192.0.2.1 2001:db8::1"},
+		{"a DHCP lease with another address", []string{"192.0.2.1", "192.0.2.7"}, "192.0.2.7"},
+		{"a virtual address appears", []string{"192.0.2.1", "4;192.0.2.100 192.0.2.1"}, "192.0.2.1 192.0.2.100"},
+		{"a virtual address exists from the start", []string{"4;192.0.2.100 0;192.0.2.1"}, "192.0.2.1 192.0.2.100"},
+		{"a router announces another prefix and deprecates the old one", []string{"2001:db8:1::1", "old:2001:db8:1::1 2001:db8:2::1"}, "2001:db8:1::1 2001:db8:2::1"},
+		{"the deprecated prefix expires", []string{"2001:db8:1::1", "old:2001:db8:1::1 2001:db8:2::1", "2001:db8:2::1"}, "2001:db8:2::1"},
+		{"a new address that is deprecated is not advertised", []string{"192.0.2.1 old:2001:db8::1"}, "192.0.2.1"},
+		{"no address is left", []string{"192.0.2.1", ""}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var order, got []netip.Addr
@@ -120,38 +123,39 @@ func TestOrder(t *testing.T) {
 				order, got = Order(order, parse(now))
 			}
 			if words := strings.Trim(fmt.Sprint(got), "[]"); words != tt.want {
-				t.Errorf("got %s, want %s", words, tt.want)
+				t.Errorf("the order is %s; want %s", words, tt.want)
 			}
 		})
 	}
 }
 
-// Whatever comes and goes: what is told exists, once; it is all that may be told, up to the bound; and two that stay never
-// change places, nor does the first give way while it exists.
-func TestOrderIsStable(t *testing.T) {
+// For every sequence of changes: each address in the order exists, and occurs once. The order
+// contains all addresses that may be advertised, up to the limit. Two addresses that stay never
+// change places. The first stays while it exists.
+func TestOrderIsStableUnderAnyChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		address := rapid.Custom(func(t *rapid.T) HostAddr {
 			n := rapid.IntRange(1, 100).Draw(t, "n")
 			return HostAddr{netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), rapid.IntRange(0, 5).Draw(t, "rank"), rapid.IntRange(0, 9).Draw(t, "old") == 0}
 		})
-		looks := rapid.SliceOfN(rapid.SliceOfNDistinct(address, 0, 40, func(a HostAddr) netip.Addr { return a.Addr }), 1, 20).Draw(t, "looks")
+		times := rapid.SliceOfN(rapid.SliceOfNDistinct(address, 0, 40, func(a HostAddr) netip.Addr { return a.Addr }), 1, 20).Draw(t, "times")
 		var order, before []netip.Addr
-		for _, now := range looks {
+		for _, now := range times {
 			next, addrs := Order(order, now)
 			exists := map[netip.Addr]bool{}
-			tellable := 0
+			allowed := 0
 			for _, a := range now {
 				exists[a.Addr] = true
-				if !a.Old || slices.Contains(order, a.Addr) {
-					tellable++
+				if !a.Unstable || slices.Contains(order, a.Addr) {
+					allowed++
 				}
 			}
-			if len(addrs) > maxUnderlay || len(next) > maxRemembered || len(addrs) < min(tellable, maxUnderlay) {
-				t.Fatalf("%d of %d addresses, %d remembered", len(addrs), tellable, len(next))
+			if len(addrs) > maxUnderlay || len(next) > maxRemembered || len(addrs) < min(allowed, maxUnderlay) {
+				t.Fatalf("the order has %d of the %d addresses that may be advertised, and remembers %d", len(addrs), allowed, len(next))
 			}
 			for i, a := range addrs {
 				if !exists[a] || slices.Contains(addrs[:i], a) {
-					t.Fatalf("%v of %v does not exist, or twice", a, addrs)
+					t.Fatalf("%v in the order %v does not exist, or occurs twice", a, addrs)
 				}
 			}
 			stay := func(list []netip.Addr) (out []netip.Addr) {
@@ -163,10 +167,10 @@ func TestOrderIsStable(t *testing.T) {
 				return out
 			}
 			if !slices.Equal(stay(before), stay(addrs)) {
-				t.Fatalf("%v stayed in %v, but became %v", stay(before), before, addrs)
+				t.Fatalf("the addresses %v of %v stayed, but are ordered %v now", stay(before), before, addrs)
 			}
 			if len(before) > 0 && exists[before[0]] && !slices.Contains(addrs, before[0]) {
-				t.Fatalf("%v exists, and was first, but %v is told", before[0], addrs)
+				t.Fatalf("%v exists and was first, but the order is %v now", before[0], addrs)
 			}
 			order, before = next, addrs
 		}

@@ -10,25 +10,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch hears of every change to the links, addresses, routes and permanent neighbours of
-// this host, whoever makes it: who has read them once need not read them all again to learn
-// that they are as they were.
+// Watch counts the changes of any program to the links, addresses, routes and permanent neighbour
+// entries of this host. A caller that has read them can see that they have not changed, without
+// reading them again. It is safe for concurrent use.
 type Watch struct {
 	mu      sync.Mutex
 	fd      int
 	version uint64
-	since   time.Time // when version became what it is
+	since   time.Time // when version last changed
 	buf     [1 << 16]byte
 }
 
-// unheard is how long something that the kernel does not announce goes unnoticed.
-const unheard = 30 * time.Second
+// maxUnnoticed is the longest time for which a change that the kernel does not announce goes
+// unnoticed.
+const maxUnnoticed = 30 * time.Second
 
-// OpenWatch begins to listen in the calling thread's network namespace.
+// OpenWatch starts a Watch in the network namespace of the calling thread.
 func OpenWatch() (*Watch, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("watch links: %w", err)
+		return nil, fmt.Errorf("opening a netlink socket to watch links: %w", err)
 	}
 	groups := 0
 	for _, g := range []int{
@@ -38,29 +39,29 @@ func OpenWatch() (*Watch, error) {
 	}
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: uint32(groups)}); err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("watch links: %w", err)
+		return nil, fmt.Errorf("subscribing to changes of links and routes: %w", err)
 	}
 	return &Watch{fd: fd, version: 1, since: time.Now()}, nil
 }
 
-// Close ends it.
+// Close closes the netlink socket.
 func (w *Watch) Close() { _ = unix.Close(w.fd) }
 
-// Version is greater than before when something may have changed since; 0 says that nobody
-// watches. Ask for it before reading what it is the version of.
+// Version returns a number that grows when something may have changed. A nil Watch returns 0. Call
+// it before reading the objects whose version it is.
 func (w *Watch) Version() uint64 {
 	if w == nil {
 		return 0
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	changed := time.Since(w.since) >= unheard
+	changed := time.Since(w.since) >= maxUnnoticed
 	for {
 		n, _, err := unix.Recvfrom(w.fd, w.buf[:], 0)
 		if errors.Is(err, unix.EAGAIN) {
 			break
 		}
-		// An error is a buffer that ran over: some changes are unknown.
+		// An error means that the socket's buffer overflowed, and announcements are lost.
 		changed = changed || err != nil || announces(w.buf[:n])
 		if err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
 			break
@@ -73,8 +74,9 @@ func (w *Watch) Version() uint64 {
 	return w.version
 }
 
-// announces reports whether messages of the kernel tell of anything but neighbours that it
-// found, or doubts, by itself. One that goes may have been permanent: that is not told.
+// announces reports whether netlink messages announce anything other than a neighbour that the
+// kernel resolved or probes. The deletion of any neighbour counts, because the message does not say
+// whether it was permanent.
 func announces(messages []byte) bool {
 	const header, state = unix.SizeofNlMsghdr, unix.SizeofNlMsghdr + 8 // struct nlmsghdr, then ndm_state of struct ndmsg
 	for len(messages) >= header {

@@ -13,9 +13,9 @@ import (
 	"weft/router/routertest"
 )
 
-// Every change that others make to links, addresses, routes and permanent neighbours is heard of; neighbours that the
-// kernel finds by itself are none.
-func TestWatch(t *testing.T) {
+// A Watch notices every change to links, addresses, routes and permanent neighbour entries. It
+// ignores neighbours that the kernel resolves itself.
+func TestWatchNoticesChanges(t *testing.T) {
 	routertest.New(t).Do(func() {
 		l := quiet(t)
 		w, err := OpenWatch()
@@ -23,7 +23,7 @@ func TestWatch(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer w.Close()
-		time.Sleep(1500 * time.Millisecond) // the kernel tells of a link's state once a second
+		time.Sleep(1500 * time.Millisecond) // the kernel announces a link's state at most once a second
 		neighbour := func(state int) *netlink.Neigh {
 			last := byte(state)
 			return &netlink.Neigh{LinkIndex: l.Attrs().Index, State: state, IP: net.IPv4(192, 0, 2, last), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, last}}
@@ -34,24 +34,24 @@ func TestWatch(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, step := range []struct {
-			name  string
-			do    func() error
-			heard bool
+			name    string
+			do      func() error
+			changed bool
 		}{
-			{"nothing", func() error { return nil }, false},
-			{"a link comes", func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "other0"}}) }, true},
-			{"a link goes", func() error { return netlink.LinkDel(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "other0"}}) }, true},
+			{"no change", func() error { return nil }, false},
+			{"a link is added", func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "other0"}}) }, true},
+			{"a link is deleted", func() error { return netlink.LinkDel(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "other0"}}) }, true},
 			{"another MTU", func() error { return netlink.LinkSetMTU(l, 1400) }, true},
-			{"an address comes", func() error { return netlink.AddrAdd(l, addr) }, true},
-			{"an address goes", func() error { return netlink.AddrDel(l, addr) }, true},
-			{"a route comes", func() error { return netlink.RouteAdd(route) }, true},
-			{"a route goes", func() error { return netlink.RouteDel(route) }, true},
-			{"a permanent neighbour comes", func() error { return netlink.NeighSet(neighbour(netlink.NUD_PERMANENT)) }, true},
-			{"it goes", func() error { return netlink.NeighDel(neighbour(netlink.NUD_PERMANENT)) }, true},
-			{"the kernel finds a neighbour", func() error { return netlink.NeighSet(neighbour(netlink.NUD_STALE)) }, false},
-			{"the link goes down", func() error { return netlink.LinkSetDown(l) }, true},
-			{"the link comes up", func() error { return netlink.LinkSetUp(l) }, true},
-			{"more than the kernel keeps for a listener", func() error {
+			{"an address is added", func() error { return netlink.AddrAdd(l, addr) }, true},
+			{"an address is deleted", func() error { return netlink.AddrDel(l, addr) }, true},
+			{"a route is added", func() error { return netlink.RouteAdd(route) }, true},
+			{"a route is deleted", func() error { return netlink.RouteDel(route) }, true},
+			{"a permanent neighbour entry is added", func() error { return netlink.NeighSet(neighbour(netlink.NUD_PERMANENT)) }, true},
+			{"the permanent neighbour entry is deleted", func() error { return netlink.NeighDel(neighbour(netlink.NUD_PERMANENT)) }, true},
+			{"a neighbour entry that is not permanent is added", func() error { return netlink.NeighSet(neighbour(netlink.NUD_STALE)) }, false},
+			{"the link is set down", func() error { return netlink.LinkSetDown(l) }, true},
+			{"the link is set up", func() error { return netlink.LinkSetUp(l) }, true},
+			{"more announcements than the socket's buffer holds", func() error {
 				if err := unix.SetsockoptInt(w.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096); err != nil {
 					return err
 				}
@@ -69,14 +69,14 @@ func TestWatch(t *testing.T) {
 			if err := step.do(); err != nil {
 				t.Fatalf("%s: %v", step.name, err)
 			}
-			if heard := settled(w) != before; heard != step.heard {
-				t.Errorf("%s: heard %v, want %v", step.name, heard, step.heard)
+			if changed := settled(w) != before; changed != step.changed {
+				t.Errorf("%s: the version changed: %v; want %v", step.name, changed, step.changed)
 			}
 		}
 	})
 }
 
-// quiet makes a link of which the kernel has nothing to say by itself, seconds later.
+// quiet makes a link about which the kernel announces nothing by itself later.
 func quiet(t *testing.T) netlink.Link {
 	t.Helper()
 	l := bridge(t, "under0", 1500, "192.0.2.1/24")
@@ -86,7 +86,8 @@ func quiet(t *testing.T) netlink.Link {
 	return l
 }
 
-// settled is the version once the kernel, which tells of some things a moment later, is done.
+// settled returns the version when it has stopped changing: the kernel announces some changes with
+// a delay.
 func settled(w *Watch) (version uint64) {
 	for quiet := 0; quiet < 10; quiet++ {
 		time.Sleep(10 * time.Millisecond)
@@ -97,31 +98,31 @@ func settled(w *Watch) (version uint64) {
 	return version
 }
 
-// What the kernel does not announce is looked at nevertheless, in the end.
-func TestWatchUnheard(t *testing.T) {
+// The version also changes after a fixed time, because the kernel does not announce every change.
+func TestWatchVersionChangesWithoutAnnouncements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0) // where nobody speaks
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0) // a socket that receives nothing
 		if err != nil {
 			t.Fatal(err)
 		}
 		w := &Watch{fd: fd, version: 1, since: time.Now()}
 		defer w.Close()
 		before := w.Version()
-		time.Sleep(unheard - time.Second)
+		time.Sleep(maxUnnoticed - time.Second)
 		if now := w.Version(); now != before {
-			t.Errorf("version %d after %d, and nothing was heard", now, before)
+			t.Errorf("the version changed from %[2]d to %[1]d without an announcement; want no change yet", now, before)
 		}
 		time.Sleep(2 * time.Second)
 		if now := w.Version(); now == before {
-			t.Errorf("the same version after %v", unheard)
+			t.Errorf("the version did not change within %v; want a change", maxUnnoticed)
 		}
 	})
 }
 
-func TestNobodyWatches(t *testing.T) {
+func TestANilWatchHasVersionZero(t *testing.T) {
 	var w *Watch
 	if v := w.Version(); v != 0 {
-		t.Errorf("version %d", v)
+		t.Errorf("a nil Watch has version %d; want 0", v)
 	}
 }
 

@@ -1,0 +1,80 @@
+package link
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/ipam/slot"
+)
+
+// RejectUnassigned makes this host's own slots unreachable, except for those of endpoints, whose
+// routes have longer prefixes. A connection to an unassigned address then fails at once with an
+// ICMP error. Without these routes its packets would go into the tunnel, or come out of it, and be
+// lost.
+func (o Overlay) RejectUnassigned(own []slot.Range) error {
+	h, err := Handle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	have, err := Routes(h)
+	if err != nil {
+		return err
+	}
+	var want []netlink.Route
+	for _, r := range own {
+		for _, p := range o.Universe.Prefixes(r) {
+			if p.Addr().Is6() && !o.IPv6 {
+				continue
+			}
+			r, err := unreachable(h, p, unassignedMetric(p))
+			if err != nil {
+				return err
+			}
+			want = append(want, r)
+		}
+	}
+	for _, r := range want {
+		if err := SetRoute(h, have, r); err != nil {
+			return err
+		}
+	}
+	old := func(r netlink.Route) bool {
+		p, ok := prefixOf(r.Dst)
+		fallback := ok && r.Priority == fallbackMetric && slices.Contains(o.universes(), p) // see SetUnreachable
+		return r.Protocol == Protocol && routeType(r) == unix.RTN_UNREACHABLE && !fallback &&
+			!slices.ContainsFunc(want, func(w netlink.Route) bool { return sameRoute(r, w) })
+	}
+	if !slices.ContainsFunc(have, old) {
+		return nil
+	}
+	return purgeRoutes(h, "unreachable routes to slots that this host no longer owns", old)
+}
+
+// unassignedMetric is the metric of an unreachable route to slots of this host. It is smaller than
+// the tunnel's, whose prefix is equal where this host owns the whole universe. It is larger than an
+// endpoint's, whose prefix is equal where this host owns one slot.
+func unassignedMetric(p netip.Prefix) int {
+	if p.IsSingleIP() {
+		return fallbackMetric
+	}
+	return tunnelMetric - 1
+}
+
+// unreachable returns a route by which the kernel answers "host unreachable". In IPv6 it belongs to
+// lo.
+func unreachable(h *netlink.Handle, p netip.Prefix, metric int) (netlink.Route, error) {
+	r := netlink.Route{Dst: IPNet(p), Type: unix.RTN_UNREACHABLE, Priority: metric, Protocol: Protocol, Table: unix.RT_TABLE_MAIN}
+	if p.Addr().Is6() {
+		lo, err := h.LinkByName("lo")
+		if err != nil {
+			return r, fmt.Errorf("finding lo for the unreachable route: %w", Explain(err))
+		}
+		r.LinkIndex = lo.Attrs().Index
+	}
+	return r, nil
+}
