@@ -36,22 +36,22 @@ func tunnel(n byte, endpoint, allowed string) topology.Tunnel {
 	return t
 }
 
-// listening adds what the record says besides.
-func listening(t topology.Tunnel, endpoints ...string) topology.Tunnel {
+// alsoListening adds addresses to the peer's record.
+func alsoListening(t topology.Tunnel, endpoints ...string) topology.Tunnel {
 	for _, e := range endpoints {
 		t.Record = append(t.Record, netip.MustParseAddrPort(e))
 	}
 	return t
 }
 
-// heard is a peer from which nothing has come for a while.
-func heard(l live, silent time.Duration) live {
-	l.heard = now.Add(-silent)
+// receivedAgo sets the time since packets last arrived from a peer.
+func receivedAgo(l devicePeer, ago time.Duration) devicePeer {
+	l.received = now.Add(-ago)
 	return l
 }
 
-func peerOf(n byte, endpoint, allowed string, silent time.Duration) live {
-	l := live{psk: wgtypes.Key{n}, allowed: prefixes(allowed), keepalive: keepalive, handshake: now.Add(-silent)}
+func peerOf(n byte, endpoint, allowed string, ago time.Duration) devicePeer {
+	l := devicePeer{psk: wgtypes.Key{n}, allowed: prefixes(allowed), keepalive: keepalive, handshake: now.Add(-ago)}
 	if endpoint != "" {
 		l.endpoint = netip.MustParseAddrPort(endpoint)
 	}
@@ -63,12 +63,12 @@ func reach(t topology.Tunnel, r topology.Reach) topology.Tunnel {
 	return t
 }
 
-func hushed(l live) live {
+func withoutKeepalive(l devicePeer) devicePeer {
 	l.keepalive = 0
 	return l
 }
 
-// describe writes changes as wg(8) would be told them.
+// describe writes changes in the words of wg(8).
 func describe(changes []wgtypes.PeerConfig) []string {
 	var out []string
 	for _, c := range changes {
@@ -97,12 +97,12 @@ func describe(changes []wgtypes.PeerConfig) []string {
 	return out
 }
 
-func TestDiff(t *testing.T) {
+func TestDiffChangesOnlyWhatDiffers(t *testing.T) {
 	const e1, e2, roamed = "192.0.2.1:6784", "192.0.2.2:6784", "198.51.100.9:40000"
 	const minute, hour = time.Minute, time.Hour
 	for _, tt := range []struct {
 		name    string
-		have    map[wgtypes.Key]live
+		have    map[wgtypes.Key]devicePeer
 		want    []topology.Tunnel
 		planned string // the endpoint that was planned last for peer 1
 		changes []string
@@ -113,137 +113,137 @@ func TestDiff(t *testing.T) {
 			changes: []string{"peer 1 psk 1 endpoint 192.0.2.1:6784 keepalive 25s +10.32.0.0/16 +fd00::/112"},
 		},
 		{
-			name: "what is right is left alone",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "10.32.0.0/16", minute)},
+			name: "an equal configuration is not changed",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "10.32.0.0/16", minute)},
 			want: []topology.Tunnel{tunnel(1, e1, "10.32.0.0/16")}, planned: e1,
 		},
 		{
-			name: "a roamed endpoint stays",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, roamed, "", hour)},
+			name: "an endpoint learned by roaming stays",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, roamed, "", hour)},
 			want: []topology.Tunnel{tunnel(1, e1, "")}, planned: e1,
 		},
 		{
-			name: "a record that changed beats what was learned, once nothing comes from there",
-			have: map[wgtypes.Key]live{key(1): heard(peerOf(1, roamed, "", minute), minute)},
+			name: "a changed record replaces an endpoint learned by roaming, after the receive timeout",
+			have: map[wgtypes.Key]devicePeer{key(1): receivedAgo(peerOf(1, roamed, "", minute), minute)},
 			want: []topology.Tunnel{tunnel(1, e2, "")}, planned: e1,
 			changes: []string{"peer 1 endpoint 192.0.2.2:6784"},
 		},
 		{
-			name: "and not before",
-			have: map[wgtypes.Key]live{key(1): heard(peerOf(1, roamed, "", minute), 20*time.Second)},
+			name: "but not before the receive timeout",
+			have: map[wgtypes.Key]devicePeer{key(1): receivedAgo(peerOf(1, roamed, "", minute), 20*time.Second)},
 			want: []topology.Tunnel{tunnel(1, e2, "")}, planned: e1,
 		},
 		{
-			name: "a better guess does not replace what works",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", minute)},
-			want: []topology.Tunnel{listening(tunnel(1, e2, ""), e1)}, planned: e1,
+			name: "another endpoint from the record does not replace one that works",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "", minute)},
+			want: []topology.Tunnel{alsoListening(tunnel(1, e2, ""), e1)}, planned: e1,
 		},
 		{
-			name: "it does once the session is too old",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", 4*minute)},
-			want: []topology.Tunnel{listening(tunnel(1, e2, ""), e1)}, planned: e1,
+			name: "it replaces one whose session is too old",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "", 4*minute)},
+			want: []topology.Tunnel{alsoListening(tunnel(1, e2, ""), e1)}, planned: e1,
 			changes: []string{"peer 1 endpoint 192.0.2.2:6784"},
 		},
 		{
-			name: "an endpoint that the peer does not name any more is replaced at once",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", minute)},
+			name: "an endpoint that the peer removed from its record is replaced at once",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "", minute)},
 			want: []topology.Tunnel{tunnel(1, e2, "")}, planned: e1,
 			changes: []string{"peer 1 endpoint 192.0.2.2:6784"},
 		},
 		{
-			name: "after a restart a live session keeps its endpoint",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, roamed, "", minute)},
+			name: "after a restart, a peer with a session keeps its endpoint",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, roamed, "", minute)},
 			want: []topology.Tunnel{tunnel(1, e1, "")},
 		},
 		{
-			name:    "after a restart a dead session takes the record's",
-			have:    map[wgtypes.Key]live{key(1): peerOf(1, roamed, "", hour)},
+			name:    "after a restart, a peer without a session gets the endpoint of its record",
+			have:    map[wgtypes.Key]devicePeer{key(1): peerOf(1, roamed, "", hour)},
 			want:    []topology.Tunnel{tunnel(1, e1, "")},
 			changes: []string{"peer 1 endpoint 192.0.2.1:6784"},
 		},
 		{
-			name: "a changed pre-shared key is set, nothing else",
-			have: map[wgtypes.Key]live{key(1): peerOf(9, e1, "", minute)},
+			name: "only a changed pre-shared key is set",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(9, e1, "", minute)},
 			want: []topology.Tunnel{tunnel(1, e1, "")}, planned: e1,
 			changes: []string{"peer 1 psk 1"},
 		},
 		{
 			name: "a prefix moves by being added to its new owner",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "10.32.0.0/16", minute), key(2): peerOf(2, e2, "", minute)},
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "10.32.0.0/16", minute), key(2): peerOf(2, e2, "", minute)},
 			want: []topology.Tunnel{tunnel(1, e1, ""), tunnel(2, e2, "10.32.0.0/16")}, planned: e1,
 			changes: []string{"peer 2 +10.32.0.0/16"},
 		},
 		{
-			name: "half is given away: the halves first, then the whole goes down the sink",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "10.32.0.0/16", minute), key(2): peerOf(2, e2, "", minute)},
+			name: "half of a prefix moves: both halves are added, then the whole is removed through the sink",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "10.32.0.0/16", minute), key(2): peerOf(2, e2, "", minute)},
 			want: []topology.Tunnel{tunnel(1, e1, "10.32.0.0/17"), tunnel(2, e2, "10.32.128.0/17")}, planned: e1,
 			changes: []string{"peer 1 +10.32.0.0/17", "peer 2 +10.32.128.0/17", "sink +10.32.0.0/16", "sink remove"},
 		},
 		{
-			name: "what a wider prefix covers stays with its owner, or goes there",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "10.32.0.0/17", minute), key(2): peerOf(2, e2, "10.32.128.0/17", minute)},
+			name: "a prefix inside a wider one stays with or moves to the wider one's owner",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "10.32.0.0/17", minute), key(2): peerOf(2, e2, "10.32.128.0/17", minute)},
 			want: []topology.Tunnel{tunnel(1, e1, "10.32.0.0/16"), tunnel(2, e2, "")}, planned: e1,
 			changes: []string{"peer 1 +10.32.0.0/16", "peer 1 +10.32.128.0/17"},
 		},
 		{
 			name:    "a peer that left is removed last",
-			have:    map[wgtypes.Key]live{key(3): peerOf(3, e2, "10.33.0.0/16", minute)},
+			have:    map[wgtypes.Key]devicePeer{key(3): peerOf(3, e2, "10.33.0.0/16", minute)},
 			want:    []topology.Tunnel{tunnel(1, e1, "10.33.0.0/16")},
 			changes: []string{"peer 1 psk 1 endpoint 192.0.2.1:6784 keepalive 25s +10.33.0.0/16", "peer 3 remove"},
 		},
 		{
-			name:    "a peer that is silent for long is not called any more",
-			have:    map[wgtypes.Key]live{key(1): peerOf(1, e1, "", hour)},
+			name:    "the keepalive of a peer that is lost for long is turned off",
+			have:    map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "", hour)},
 			want:    []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Lost)},
 			planned: e1,
 			changes: []string{"peer 1 keepalive 0s"},
 		},
 		{
-			name: "and that is said once",
-			have: map[wgtypes.Key]live{key(1): hushed(peerOf(1, e1, "", hour))},
+			name: "a keepalive that is off already is not changed",
+			have: map[wgtypes.Key]devicePeer{key(1): withoutKeepalive(peerOf(1, e1, "", hour))},
 			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Lost)}, planned: e1,
 		},
 		{
-			name:    "a lost peer is made without a call",
+			name:    "a lost peer is added without a keepalive",
 			want:    []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Lost)},
 			changes: []string{"peer 1 psk 1 endpoint 192.0.2.1:6784"},
 		},
 		{
-			name: "a peer whose agent is gone keeps its keepalive while its data path answers",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", 2*minute)},
+			name: "a lost peer keeps its keepalive while its data path answers",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "", 2*minute)},
 			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Lost)}, planned: e1,
 		},
 		{
-			name: "a peer that gossip lost just now is called on",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", hour)},
+			name: "a peer that gossip has not lost keeps its keepalive",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "", hour)},
 			want: []topology.Tunnel{tunnel(1, e1, "")}, planned: e1,
 		},
 		{
-			name: "a silent peer that gossip reaches again is called at once",
-			have: map[wgtypes.Key]live{key(1): hushed(peerOf(1, e1, "", hour))},
+			name: "the keepalive of a peer that gossip reaches again is turned on",
+			have: map[wgtypes.Key]devicePeer{key(1): withoutKeepalive(peerOf(1, e1, "", hour))},
 			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Reached)}, planned: e1,
 			changes: []string{"peer 1 keepalive 25s"},
 		},
 		{
-			name: "a silent peer that shook hands by itself has its keepalive again",
-			have: map[wgtypes.Key]live{key(1): hushed(peerOf(1, e1, "", minute))},
+			name: "the keepalive of a lost peer is turned on after a handshake by that peer",
+			have: map[wgtypes.Key]devicePeer{key(1): withoutKeepalive(peerOf(1, e1, "", minute))},
 			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Lost)}, planned: e1,
 			changes: []string{"peer 1 keepalive 25s"},
 		},
 		{
-			name: "a peer that gossip reaches and that has no session is called again",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", hour)},
+			name: "a peer that gossip reaches and that has no session gets a new handshake",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "", hour)},
 			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Reached)}, planned: e1,
 			changes: []string{"peer 1 keepalive 0s", "peer 1 keepalive 25s"},
 		},
 		{
-			name: "a peer that gossip reaches and that has a session is left alone",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "", minute)},
+			name: "a peer that gossip reaches and that has a session is not changed",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "", minute)},
 			want: []topology.Tunnel{reach(tunnel(1, e1, ""), topology.Reached)}, planned: e1,
 		},
 		{
-			name: "two that claim one prefix do not take turns",
-			have: map[wgtypes.Key]live{key(1): peerOf(1, e1, "10.32.0.0/16", minute), key(2): peerOf(2, e2, "", minute)},
+			name: "of two peers that claim one prefix, the first keeps it",
+			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "10.32.0.0/16", minute), key(2): peerOf(2, e2, "", minute)},
 			want: []topology.Tunnel{tunnel(1, e1, "10.32.0.0/16"), tunnel(2, e2, "10.32.0.0/16")}, planned: e1,
 		},
 	} {
@@ -258,14 +258,14 @@ func TestDiff(t *testing.T) {
 				t.Errorf("changes (-want +got):\n%s", d)
 			}
 			if len(next) != len(tt.want) {
-				t.Errorf("next plan: %v", next)
+				t.Errorf("the next plan is %v; want one entry for each tunnel", next)
 			}
 		})
 	}
 }
 
-// model is a device as far as cryptokey routing goes (wireguard.com/protocol, and
-// wg(8)): a prefix belongs to one peer, and adding it elsewhere moves it.
+// model is a device's cryptokey routing (wireguard.com/protocol, and wg(8)): a prefix belongs to
+// one peer, and adding it to another peer moves it.
 type model struct {
 	peers map[wgtypes.Key]bool
 	owner map[netip.Prefix]wgtypes.Key
@@ -273,7 +273,7 @@ type model struct {
 
 func (m model) apply(t *rapid.T, c wgtypes.PeerConfig, each func()) {
 	if c.ReplaceAllowedIPs {
-		t.Fatal("replaces the allowed IPs")
+		t.Fatal("the change replaces the list of allowed IPs; want additions only")
 	}
 	if c.Remove {
 		delete(m.peers, c.PublicKey)
@@ -294,7 +294,8 @@ func (m model) apply(t *rapid.T, c wgtypes.PeerConfig, each func()) {
 	}
 }
 
-// lookup is who an address is sent to: the longest prefix decides.
+// lookup returns the peer to which packets for an address are sent: the one with the longest
+// prefix.
 func (m model) lookup(a netip.Addr) (best wgtypes.Key) {
 	bits := -1
 	for p, k := range m.owner {
@@ -305,11 +306,11 @@ func (m model) lookup(a netip.Addr) (best wgtypes.Key) {
 	return best
 }
 
-// live is the device as Apply reads it.
-func (m model) live() map[wgtypes.Key]live {
-	out := map[wgtypes.Key]live{}
+// devicePeers returns the peers as Apply reads them from the device.
+func (m model) devicePeers() map[wgtypes.Key]devicePeer {
+	out := map[wgtypes.Key]devicePeer{}
 	for k := range m.peers {
-		l := live{psk: wgtypes.Key{k[0]}, keepalive: keepalive, handshake: now}
+		l := devicePeer{psk: wgtypes.Key{k[0]}, keepalive: keepalive, handshake: now}
 		for p, o := range m.owner {
 			if o == k {
 				l.allowed = append(l.allowed, p)
@@ -320,7 +321,7 @@ func (m model) live() map[wgtypes.Key]live {
 	return out
 }
 
-// drawPlan shares out 16 blocks, named by prefixes of any length, among four peers.
+// drawPlan distributes 16 blocks, as prefixes of any length, among four peers.
 func drawPlan(t *rapid.T, label string) []topology.Tunnel {
 	var out []topology.Tunnel
 	taken := map[int]bool{}
@@ -353,35 +354,35 @@ func drawPlan(t *rapid.T, label string) []topology.Tunnel {
 	return out
 }
 
-// A guess that was held back while another endpoint worked is made once that is silent; and not again when the peer has
-// roamed since.
-func TestGuessIsMadeWhenNothingElseWorks(t *testing.T) {
+// A planned endpoint is held back while the present one works, and written when that stops working.
+// It is not written again after the peer has roamed.
+func TestAnotherEndpointIsUsedWhenThePresentOneStopsWorking(t *testing.T) {
 	const e1, e2, roamed = "192.0.2.1:6784", "192.0.2.2:6784", "198.51.100.9:40000"
 	planned := map[wgtypes.Key]plan{}
 	for i, step := range []struct {
-		have live
+		have devicePeer
 		want topology.Tunnel
 		now  string
 	}{
-		{heard(peerOf(1, e1, "", time.Minute), time.Second), listening(tunnel(1, e1, ""), e2), ""},
-		{heard(peerOf(1, e1, "", time.Minute), time.Second), listening(tunnel(1, e2, ""), e1), ""},
-		{heard(peerOf(1, e1, "", time.Minute), 30*time.Second), listening(tunnel(1, e2, ""), e1), ""},
-		{heard(peerOf(1, e1, "", 2*time.Minute), time.Minute), listening(tunnel(1, e2, ""), e1), " endpoint " + e2},
-		{heard(peerOf(1, e2, "", time.Second), time.Second), listening(tunnel(1, e2, ""), e1), ""},
-		{heard(peerOf(1, roamed, "", time.Second), time.Second), listening(tunnel(1, e2, ""), e1), ""},
-		{heard(peerOf(1, roamed, "", time.Hour), time.Hour), listening(tunnel(1, e2, ""), e1), ""},
+		{receivedAgo(peerOf(1, e1, "", time.Minute), time.Second), alsoListening(tunnel(1, e1, ""), e2), ""},
+		{receivedAgo(peerOf(1, e1, "", time.Minute), time.Second), alsoListening(tunnel(1, e2, ""), e1), ""},
+		{receivedAgo(peerOf(1, e1, "", time.Minute), 30*time.Second), alsoListening(tunnel(1, e2, ""), e1), ""},
+		{receivedAgo(peerOf(1, e1, "", 2*time.Minute), time.Minute), alsoListening(tunnel(1, e2, ""), e1), " endpoint " + e2},
+		{receivedAgo(peerOf(1, e2, "", time.Second), time.Second), alsoListening(tunnel(1, e2, ""), e1), ""},
+		{receivedAgo(peerOf(1, roamed, "", time.Second), time.Second), alsoListening(tunnel(1, e2, ""), e1), ""},
+		{receivedAgo(peerOf(1, roamed, "", time.Hour), time.Hour), alsoListening(tunnel(1, e2, ""), e1), ""},
 	} {
 		var changes []wgtypes.PeerConfig
-		changes, planned = diff(map[wgtypes.Key]live{key(1): step.have}, []topology.Tunnel{step.want}, planned, now)
+		changes, planned = diff(map[wgtypes.Key]devicePeer{key(1): step.have}, []topology.Tunnel{step.want}, planned, now)
 		if got := strings.Join(describe(changes), "; "); got != strings.TrimSpace(step.now) && got != "peer 1"+step.now {
-			t.Errorf("step %d: %q, want %q", i+1, got, step.now)
+			t.Errorf("step %d: the changes are %q; want %q", i+1, got, step.now)
 		}
 	}
 }
 
-// Applying the changes gives what is planned; and on the way, an address that had an
-// owner and is to have one is never sent to anybody but these two.
-func TestDiffReachesThePlanWithoutAGap(t *testing.T) {
+// Applying the changes results in the plan. On the way, an address with an old and a new owner is
+// always sent to one of these two.
+func TestDiffMovesPrefixesWithoutLosingPackets(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := model{map[wgtypes.Key]bool{}, map[netip.Prefix]wgtypes.Key{}}
 		planned := map[wgtypes.Key]plan{}
@@ -400,39 +401,39 @@ func TestDiffReachesThePlanWithoutAGap(t *testing.T) {
 				before[i] = m.lookup(address(i))
 			}
 			var changes []wgtypes.PeerConfig
-			changes, planned = diff(m.live(), want, planned, now)
+			changes, planned = diff(m.devicePeers(), want, planned, now)
 			for _, c := range changes {
 				m.apply(t, c, func() {
 					for i, old := range before {
 						is, next := m.lookup(address(i)), after.lookup(address(i))
 						if old != (wgtypes.Key{}) && next != (wgtypes.Key{}) && is != old && is != next {
-							t.Fatalf("address %v goes to %v, not to %v or %v", address(i), is, old, next)
+							t.Fatalf("during the changes, packets for %v go to %v; want %v or %v", address(i), is, old, next)
 						}
 					}
 				})
 			}
 			for p, k := range after.owner {
 				if m.owner[p] != k {
-					t.Fatalf("prefix %v is with %v, not with %v", p, m.owner[p], k)
+					t.Fatalf("the prefix %v belongs to %v; want %v", p, m.owner[p], k)
 				}
 			}
-			// What is left over is redundant: in no place does it decide otherwise.
+			// Additional prefixes are redundant: no address has another destination because of them.
 			for i := range before {
 				if is, next := m.lookup(address(i)), after.lookup(address(i)); is != next {
-					t.Fatalf("address %v goes to %v, not to %v", address(i), is, next)
+					t.Fatalf("packets for %v go to %v; want %v", address(i), is, next)
 				}
 			}
 			if d := cmp.Diff(after.peers, m.peers); d != "" {
 				t.Fatalf("peers (-want +got):\n%s", d)
 			}
-			if again, _ := diff(m.live(), want, planned, now); len(again) > 0 {
-				t.Fatalf("a second time it changes %v", describe(again))
+			if again, _ := diff(m.devicePeers(), want, planned, now); len(again) > 0 {
+				t.Fatalf("diff after its changes were applied returns %v; want no changes", describe(again))
 			}
 		}
 	})
 }
 
-func TestConfigHidesItsKeys(t *testing.T) {
+func TestFormattingAConfigShowsNoKeys(t *testing.T) {
 	c := Config{PrivateKey: [32]byte{1, 2, 3, 250}, Port: 6784, Tunnels: []topology.Tunnel{tunnel(251, "", "")}}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
 		if s := fmt.Sprintf(verb, c); strings.Contains(s, "250") || strings.Contains(s, "251") || strings.Contains(s, "fa") {

@@ -19,21 +19,21 @@ import (
 	"weft/mesh/topology"
 )
 
-// host is wireguard-go in virtual time, with the other host as its only peer.
+// host is wireguard-go in virtual time with one peer, the other host.
 //
-//	host 1 ── path: a delay, or cut ── host 2
+//	host 1 ── path: delays packets, or loses them ── host 2
 type host struct {
 	t       *testing.T
 	dev     *device.Device
-	tunnel  topology.Tunnel // to the other one
+	tunnel  topology.Tunnel // to the other host
 	planned map[wgtypes.Key]plan
 }
 
-// kept holds wireguard-go's peers after a test: their finalizers would read channels of a
-// bubble that has ended.
-var kept []*device.Peer
+// closedPeers keeps wireguard-go's peers reachable after a test. Their finalizers would read
+// channels of a synctest bubble that has ended.
+var closedPeers []*device.Peer
 
-// path delays what a host sends, and loses it while lost says so.
+// path delays a host's packets, and loses them while lost returns true.
 type path struct {
 	conn.Bind
 	delay time.Duration
@@ -77,11 +77,11 @@ func newHosts(t *testing.T, delay time.Duration, lost func() bool) (hosts [2]*ho
 	return hosts
 }
 
-// end closes both, and lets what is under way arrive.
+// end closes both devices, and lets packets in flight arrive.
 func end(hosts [2]*host) {
 	for _, h := range hosts {
 		if p := h.dev.LookupPeer(device.NoisePublicKey(h.tunnel.PublicKey)); p != nil {
-			kept = append(kept, p)
+			closedPeers = append(closedPeers, p)
 		}
 		h.dev.Close()
 	}
@@ -95,11 +95,11 @@ func (h *host) set(uapi string) {
 	}
 }
 
-// reconcile is one pass of the agent.
+// reconcile runs one pass of the agent.
 func (h *host) reconcile(reach topology.Reach) {
 	h.t.Helper()
 	h.tunnel.Reach = reach
-	have, _ := h.look()
+	have, _ := h.read()
 	var changes []wgtypes.PeerConfig
 	changes, h.planned = diff(have, []topology.Tunnel{h.tunnel}, h.planned, time.Now())
 	for _, c := range changes {
@@ -120,15 +120,15 @@ func (h *host) reconcile(reach topology.Reach) {
 	}
 }
 
-// look reads the device as Apply does, and how many bytes were sent to the peer.
-func (h *host) look() (have map[wgtypes.Key]live, sent int) {
+// read reads the device as Apply does, and returns how many bytes were sent to the peer.
+func (h *host) read() (have map[wgtypes.Key]devicePeer, sent int) {
 	h.t.Helper()
 	text, err := h.dev.IpcGet()
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	have = map[wgtypes.Key]live{}
-	l := live{}
+	have = map[wgtypes.Key]devicePeer{}
+	l := devicePeer{}
 	for line := range strings.Lines(text) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		n, _ := strconv.Atoi(value)
@@ -149,16 +149,17 @@ func (h *host) look() (have map[wgtypes.Key]live, sent int) {
 	return have, sent
 }
 
-func (h *host) shookHands() bool {
-	have, _ := h.look()
+func (h *host) hasHandshake() bool {
+	have, _ := h.read()
 	return have[wgtypes.Key(h.tunnel.PublicKey)].handshake.Unix() > 0
 }
 
-// within lets time pass until both have a session, with a pass of each host every 2 s.
-func within(hosts [2]*host, limit time.Duration, pass func()) (took time.Duration, ok bool) {
+// waitForHandshake lets time pass until both hosts have a session. Every 2 s it calls pass, which
+// reconciles the hosts.
+func waitForHandshake(hosts [2]*host, limit time.Duration, pass func()) (took time.Duration, ok bool) {
 	for ; took <= limit; took += 100 * time.Millisecond {
 		synctest.Wait()
-		if hosts[0].shookHands() && hosts[1].shookHands() {
+		if hosts[0].hasHandshake() && hosts[1].hasHandshake() {
 			return took, true
 		}
 		if took%(2*time.Second) == 0 && took > 0 {
@@ -171,17 +172,17 @@ func within(hosts [2]*host, limit time.Duration, pass func()) (took time.Duratio
 
 func never() bool { return false }
 
-func TestAPeerThatWasSilentForLongHasItsTunnelWithinASecond(t *testing.T) {
+func TestALostPeerHasASessionWithinASecondAfterItReturns(t *testing.T) {
 	const idle = 20 * time.Minute
-	for name, wake := range map[string]func(silent, other *host){
-		"gossip reaches it": func(h, _ *host) { h.reconcile(topology.Reached) },
-		"gossip reaches us": func(_, h *host) { h.reconcile(topology.Reached) },
-		"it calls by itself": func(_, h *host) {
+	for name, restore := range map[string]func(first, second *host){
+		"gossip of the first host reaches the second": func(h, _ *host) { h.reconcile(topology.Reached) },
+		"gossip of the second host reaches the first": func(_, h *host) { h.reconcile(topology.Reached) },
+		"the second host sends a keepalive": func(_, h *host) {
 			h.set(fmt.Sprintf("public_key=%x\npersistent_keepalive_interval=25\n", h.tunnel.PublicKey))
 		},
-		"gossip reaches both": func(a, b *host) {
+		"gossip of both hosts reaches the other": func(a, b *host) {
 			a.reconcile(topology.Reached)
-			time.Sleep(10 * time.Millisecond) // for calls that cross, see below
+			time.Sleep(10 * time.Millisecond) // for handshakes that cross, see TestCrossingHandshakesAreRetriedSoon
 			b.reconcile(topology.Reached)
 		},
 	} {
@@ -197,21 +198,21 @@ func TestAPeerThatWasSilentForLongHasItsTunnelWithinASecond(t *testing.T) {
 				for _, h := range hosts {
 					h.reconcile(topology.Lost)
 				}
-				time.Sleep(3 * time.Minute) // what was begun is given up
-				_, before := hosts[0].look()
+				time.Sleep(3 * time.Minute) // handshakes in progress are given up
+				_, before := hosts[0].read()
 				time.Sleep(idle)
-				if _, after := hosts[0].look(); after != before || before == 0 {
-					t.Errorf("%d bytes were sent to a peer that is silent for long, %d before", after-before, before)
+				if _, after := hosts[0].read(); after != before || before == 0 {
+					t.Errorf("the bytes sent to a lost peer grew from %d to %d; want no growth from more than 0", before, after)
 				}
 				cut = false
-				wake(hosts[0], hosts[1])
-				if _, ok := within(hosts, time.Second, func() {}); !ok {
-					t.Error("no handshake within a second")
+				restore(hosts[0], hosts[1])
+				if _, ok := waitForHandshake(hosts, time.Second, func() {}); !ok {
+					t.Error("there was no handshake within a second")
 				}
 				for i, h := range hosts {
 					h.reconcile(topology.Lost)
-					if have, _ := h.look(); have[wgtypes.Key(h.tunnel.PublicKey)].keepalive != keepalive {
-						t.Errorf("host %d has no keepalive after the handshake", i+1)
+					if have, _ := h.read(); have[wgtypes.Key(h.tunnel.PublicKey)].keepalive != keepalive {
+						t.Errorf("host %d has no keepalive after the handshake; want one", i+1)
 					}
 				}
 			})
@@ -219,39 +220,40 @@ func TestAPeerThatWasSilentForLongHasItsTunnelWithinASecond(t *testing.T) {
 	}
 }
 
-// lostFor is longer than what makes a peer silent.
-const lostFor = silence + time.Minute
+// lostFor is longer than the time after which the keepalive of a lost peer is turned off.
+const lostFor = lostTimeout + time.Minute
 
-func TestASideThatIsConfiguredLaterHasItsTunnelAtOnce(t *testing.T) {
+func TestAHostThatIsConfiguredLaterHasASessionAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hosts := newHosts(t, time.Millisecond, never)
 		defer end(hosts)
 		hosts[0].reconcile(topology.Reached)
 		time.Sleep(time.Second)
 		hosts[1].reconcile(topology.Reached)
-		if took, ok := within(hosts, time.Second, func() {}); !ok {
-			t.Errorf("no handshake after %v", took)
+		if took, ok := waitForHandshake(hosts, time.Second, func() {}); !ok {
+			t.Errorf("there was no handshake within %v", took)
 		}
 	})
 }
 
-// Two first handshakes that cross undo each other, and each side's retry after 5 s is
-// taken back when it answered the other's later than its own by more than the retry's
-// jitter (0 to 333 ms): the next one would come with the keepalive, after 25 s.
-func TestHandshakesThatCrossAreBegunAgainSoon(t *testing.T) {
+// If both sides start their first handshake at the same time, each invalidates the other's. Each
+// side retries after 5 s with a jitter of 0 to 333 ms. It cancels the retry if its answer to the
+// other's handshake came later than its own initiation by more than the jitter. The next handshake
+// would then come with the keepalive, after 25 s.
+func TestCrossingHandshakesAreRetriedSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hosts := newHosts(t, 400*time.Millisecond, never)
 		defer end(hosts)
 		hosts[0].reconcile(topology.Reached)
 		hosts[1].reconcile(topology.Reached)
-		took, ok := within(hosts, 9*time.Second, func() {
+		took, ok := waitForHandshake(hosts, 9*time.Second, func() {
 			hosts[0].reconcile(topology.Reached)
-			time.Sleep(time.Second) // the agents of two hosts do not look at the same time
+			time.Sleep(time.Second) // the agents of two hosts do not reconcile at the same time
 			hosts[1].reconcile(topology.Reached)
 		})
 		if !ok {
-			t.Errorf("no handshake after %v", took)
+			t.Errorf("there was no handshake within %v", took)
 		}
-		t.Logf("handshake after %v", took)
+		t.Logf("the handshake took %v", took)
 	})
 }

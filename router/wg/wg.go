@@ -1,8 +1,9 @@
-// Package wg is the WireGuard device: the kernel's where it has one, else that of
-// `weft datapath`, both through wgctrl, so that there is one code path.
+// Package wg configures this host's WireGuard device: the kernel's if the kernel has WireGuard,
+// otherwise that of `weft datapath`. It uses wgctrl for both, so that there is one code path.
 //
-// Apply compares the device with the plan and changes what differs, nothing else:
-// tunnels that stay are never touched. A Device belongs to one goroutine.
+// Apply compares the device with the plan and changes only the differences: it never touches
+// tunnels that stay. A Device must be used by one goroutine at a time; Observe may be called at any
+// time. The package never logs keys.
 package wg
 
 import (
@@ -29,41 +30,41 @@ const (
 	Userspace = "userspace"
 )
 
-// Config is the device as it should be.
+// Config is the desired state of the device.
 type Config struct {
 	PrivateKey [32]byte
 	Port       uint16
 	Tunnels    []topology.Tunnel
 }
 
-// String keeps the keys out of logs; Format verbs use it.
+// String describes the configuration without its keys, so that they never reach logs.
 func (c Config) String() string {
 	return fmt.Sprintf("WireGuard on port %d with %d tunnels", c.Port, len(c.Tunnels))
 }
 
-// GoString is String: %#v shows no keys either.
+// GoString is the same as String, so that %#v shows no keys either.
 func (c Config) GoString() string { return c.String() }
 
 // Device is this host's WireGuard device.
 type Device struct {
-	start   func(context.Context) error // starts the userspace process
-	client  *wgctrl.Client
-	planned map[wgtypes.Key]plan
-	heard   map[wgtypes.Key]reception
+	start    func(context.Context) error // starts the userspace process
+	client   *wgctrl.Client
+	planned  map[wgtypes.Key]plan
+	received map[wgtypes.Key]reception
 }
 
-// reception is how much has come from a peer, and when the last of it was noticed.
+// reception is how many bytes were received from a peer, and when that number last grew.
 type reception struct {
 	bytes int64
 	at    time.Time
 }
 
-// New makes a device; start runs the userspace process and returns once it answers.
+// New returns a Device. start starts the userspace process and returns when that answers.
 func New(start func(context.Context) error) *Device {
-	return &Device{start: start, planned: map[wgtypes.Key]plan{}, heard: map[wgtypes.Key]reception{}}
+	return &Device{start: start, planned: map[wgtypes.Key]plan{}, received: map[wgtypes.Key]reception{}}
 }
 
-// Ensure makes the device unless it is there.
+// Ensure makes the device if it does not exist.
 func (d *Device) Ensure(ctx context.Context) error {
 	if err := d.connect(); err != nil {
 		return err
@@ -73,18 +74,18 @@ func (d *Device) Ensure(ctx context.Context) error {
 		return nil
 	}
 	if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("wireguard: read device %s: %w", link.Device, err)
+		return fmt.Errorf("wireguard: reading device %s: %w", link.Device, err)
 	}
-	// A new device knows nothing of what was planned for the last one.
-	d.planned, d.heard = map[wgtypes.Key]plan{}, map[wgtypes.Key]reception{}
+	// The last plan does not apply to a new device.
+	d.planned, d.received = map[wgtypes.Key]plan{}, map[wgtypes.Key]reception{}
 	err = addKernelDevice()
 	if err == nil {
-		// The client looked for the kernel's WireGuard when it was made: before the module was loaded.
+		// The client looked for the kernel's WireGuard when it was made, which was before the module was loaded.
 		d.client.Close()
 		d.client = nil
 		return nil
 	}
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EEXIST) { // no WireGuard in this kernel; or our TUN device without its process
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EEXIST) { // the kernel has no WireGuard; or Weft's TUN device is left without its process
 		return d.start(ctx)
 	}
 	return err
@@ -96,7 +97,7 @@ func (d *Device) connect() error {
 	}
 	c, err := wgctrl.New()
 	if err != nil {
-		return fmt.Errorf("wireguard: %w", err)
+		return fmt.Errorf("wireguard: opening a client: %w", err)
 	}
 	d.client = c
 	return nil
@@ -111,28 +112,28 @@ func addKernelDevice() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = link.Device
 	if err := h.LinkAdd(&netlink.Wireguard{LinkAttrs: attrs}); err != nil {
-		return fmt.Errorf("wireguard: make device %s: %w", link.Device, link.Explain(err))
+		return fmt.Errorf("wireguard: making device %s: %w", link.Device, link.Explain(err))
 	}
 	return nil
 }
 
-// Apply makes the device match. Ensure comes first.
+// Apply makes the device match a configuration. Ensure must have been called.
 func (d *Device) Apply(c Config) error {
 	if err := d.connect(); err != nil {
 		return err
 	}
 	dev, err := d.client.Device(link.Device)
 	if err != nil {
-		return fmt.Errorf("wireguard: read device %s: %w", link.Device, err)
+		return fmt.Errorf("wireguard: reading device %s: %w", link.Device, err)
 	}
-	have, heard, now := map[wgtypes.Key]live{}, map[wgtypes.Key]reception{}, time.Now()
+	have, received, now := map[wgtypes.Key]devicePeer{}, map[wgtypes.Key]reception{}, time.Now()
 	for _, p := range dev.Peers {
-		r, known := d.heard[p.PublicKey]
+		r, known := d.received[p.PublicKey]
 		if !known || p.ReceiveBytes != r.bytes {
 			r = reception{p.ReceiveBytes, now}
 		}
-		heard[p.PublicKey] = r
-		l := live{psk: p.PresharedKey, keepalive: p.PersistentKeepaliveInterval, handshake: p.LastHandshakeTime, heard: r.at}
+		received[p.PublicKey] = r
+		l := devicePeer{psk: p.PresharedKey, keepalive: p.PersistentKeepaliveInterval, handshake: p.LastHandshakeTime, received: r.at}
 		if p.Endpoint != nil {
 			l.endpoint = unmap(p.Endpoint.AddrPort())
 		}
@@ -157,32 +158,32 @@ func (d *Device) Apply(c Config) error {
 	}
 	if changed {
 		if err := d.client.ConfigureDevice(link.Device, cfg); err != nil {
-			return fmt.Errorf("wireguard: configure device %s: %w", link.Device, err)
+			return fmt.Errorf("wireguard: configuring device %s: %w", link.Device, err)
 		}
 	}
-	d.planned, d.heard = next, heard
+	d.planned, d.received = next, received
 	return nil
 }
 
-// Disarm takes the private key and all peers from the device, if there is one.
+// Disarm removes the private key and all peers from the device, if it exists.
 func (d *Device) Disarm() error {
 	if err := d.connect(); err != nil {
 		return err
 	}
 	err := d.client.ConfigureDevice(link.Device, wgtypes.Config{PrivateKey: &wgtypes.Key{}, ReplacePeers: true})
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("wireguard: take the key from device %s: %w: `weft reset --force` removes it", link.Device, err)
+		return fmt.Errorf("wireguard: removing the key from device %s: %w: two hosts may use it now; `weft reset --force` removes the device", link.Device, err)
 	}
 	return nil
 }
 
-// free reports whether the port can be had. Asked beforehand, since the userspace
-// device takes any port while it is coming up, and fails later without a word.
+// free returns an error if the port is in use. It must be checked first: while the userspace device
+// is coming up it accepts any port, and fails later without an error.
 func free(port int) error {
 	for _, network := range []string{"udp4", "udp6"} {
 		c, err := net.ListenUDP(network, &net.UDPAddr{Port: port})
 		if errors.Is(err, unix.EADDRINUSE) {
-			return fmt.Errorf("wireguard: UDP port %d is taken by another program: stop that, or choose another with --wireguard-port", port)
+			return fmt.Errorf("wireguard: UDP port %d is in use by another program, so there are no tunnels: stop that program, or choose another port with --wireguard-port", port)
 		}
 		if err == nil {
 			c.Close()
@@ -191,7 +192,7 @@ func free(port int) error {
 	return nil
 }
 
-// clamp is a private key as WireGuard stores it (RFC 7748, section 5).
+// clamp returns a private key in the form in which WireGuard stores it (RFC 7748, section 5).
 func clamp(k wgtypes.Key) wgtypes.Key {
 	k[0] &= 248
 	k[31] = k[31]&127 | 64
@@ -200,29 +201,29 @@ func clamp(k wgtypes.Key) wgtypes.Key {
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
-// Observed is the device as it is.
+// Observed is the actual state of the device.
 type Observed struct {
 	Kind  string
 	Peers map[[32]byte]Peer // by public key
 }
 
-// Peer is one tunnel as it is.
+// Peer is the actual state of one tunnel.
 type Peer struct {
 	Endpoint       netip.AddrPort
 	Handshake      time.Time // zero: none yet
 	Received, Sent int64     // bytes
 }
 
-// Observe reads the device, with a client of its own: it may be called at any time.
+// Observe reads the device through its own client, so that it may be called at any time.
 func Observe() (Observed, error) {
 	client, err := wgctrl.New()
 	if err != nil {
-		return Observed{}, fmt.Errorf("wireguard: %w", err)
+		return Observed{}, fmt.Errorf("wireguard: opening a client: %w", err)
 	}
 	defer client.Close()
 	dev, err := client.Device(link.Device)
 	if err != nil {
-		return Observed{}, fmt.Errorf("wireguard: read device %s: %w", link.Device, err)
+		return Observed{}, fmt.Errorf("wireguard: reading device %s: %w", link.Device, err)
 	}
 	o := Observed{Kind: Userspace, Peers: map[[32]byte]Peer{}}
 	if dev.Type == wgtypes.LinuxKernel {
