@@ -12,7 +12,8 @@ import (
 	"weft/router/routertest"
 )
 
-// attachBeside adds an interface to a container that has another network, as `weft attach` does.
+// attachBeside adds an interface to a container that has another network too, as `weft attach`
+// does.
 func attachBeside(t *testing.T, c routertest.Namespace, ifname string, n byte, isDefault bool) string {
 	t.Helper()
 	e := Endpoint{HostLink: HostLink("c", ifname)}
@@ -47,8 +48,8 @@ func attachBeside(t *testing.T, c routertest.Namespace, ifname string, n byte, i
 	return e.HostLink
 }
 
-// dockers gives a container a network like Docker's: a bridge with a default route.
-func dockers(t *testing.T, c routertest.Namespace) {
+// addDockerNetwork gives a container a network like Docker's: a link with a default route.
+func addDockerNetwork(t *testing.T, c routertest.Namespace) {
 	t.Helper()
 	c.Do(func() {
 		la := netlink.NewLinkAttrs()
@@ -74,9 +75,10 @@ func dockers(t *testing.T, c routertest.Namespace) {
 	})
 }
 
-// way is the interface by which a container sends to an address, and the source that it takes,
-// or the error. From is empty for a program that leaves the choice to the kernel.
-func way(c routertest.Namespace, to, from string) (out string) {
+// routeOf returns the interface by which a container sends to an address, and the source address
+// that the kernel chooses, or the error. from is empty if the program leaves the source to the
+// kernel.
+func routeOf(c routertest.Namespace, to, from string) (out string) {
 	c.Do(func() {
 		routes, err := netlink.RouteGetWithOptions(net.ParseIP(to), &netlink.RouteGetOptions{SrcAddr: net.ParseIP(from)})
 		if err != nil {
@@ -96,16 +98,16 @@ func way(c routertest.Namespace, to, from string) (out string) {
 	return out
 }
 
-// A default route that `weft attach --default` brings counts while the link is there, for what
-// has none of the other network's addresses, and the other network's is never touched.
-func TestAnotherNetworksRoutesStay(t *testing.T) {
+// The default route of `weft attach --default` applies while its link exists, to packets without an
+// address of the other network. The other network's routes never change.
+func TestRoutesOfAnotherNetworkStay(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
-	dockers(t, c)
-	expect := func(when string, ways map[[2]string]string) {
+	addDockerNetwork(t, c)
+	expect := func(when string, routes map[[2]string]string) {
 		t.Helper()
-		for w, want := range ways {
-			if got := way(c, w[0], w[1]); got != want {
-				t.Errorf("%s: from %q to %s by %q, want %q", when, w[1], w[0], got, want)
+		for w, want := range routes {
+			if got := routeOf(c, w[0], w[1]); got != want {
+				t.Errorf("%s: packets from %q to %s leave by %q; want %q", when, w[1], w[0], got, want)
 			}
 		}
 	}
@@ -113,8 +115,8 @@ func TestAnotherNetworksRoutesStay(t *testing.T) {
 		{"192.0.2.1", ""}: "eth0 172.17.0.2", {"2001:db8::1", ""}: "eth0 fd17::2",
 		{"10.40.0.1", ""}: "eth0 172.17.0.2", {"172.17.0.9", ""}: "eth0 172.17.0.2",
 	}
-	expect("before", before)
-	published := map[[2]string]string{ // the answers of published ports
+	expect("before attaching", before)
+	published := map[[2]string]string{ // replies of published ports
 		{"192.0.2.1", "172.17.0.2"}: "eth0", {"2001:db8::1", "fd17::2"}: "eth0",
 		{"172.17.0.9", ""}: "eth0 172.17.0.2", {"fd17::9", ""}: "eth0 fd17::2",
 	}
@@ -126,7 +128,7 @@ func TestAnotherNetworksRoutesStay(t *testing.T) {
 		}
 	}
 	host.Do(func() {
-		for range 2 { // attached again it is as at first
+		for range 2 { // the second time has the same result
 			first := attachBeside(t, c, "ethwe", 5, true)
 			expect("attached", published)
 			expect("attached", outgoing("ethwe", "10.32.0.5", "fd32::5"))
@@ -136,18 +138,18 @@ func TestAnotherNetworksRoutesStay(t *testing.T) {
 			if err := Delete(second); err != nil {
 				t.Fatal(err)
 			}
-			expect("the second is gone", outgoing("ethwe", "10.32.0.5", "fd32::5"))
+			expect("the second is detached", outgoing("ethwe", "10.32.0.5", "fd32::5"))
 			if err := Delete(first); err != nil {
 				t.Fatal(err)
 			}
-			expect("detached", before)
+			expect("both are detached", before)
 		}
 		attachBeside(t, c, "ethwe", 5, false)
 		second := attachBeside(t, c, "ethwe2", 6, false)
 		if err := Delete(second); err != nil {
 			t.Fatal(err)
 		}
-		expect("not the default", map[[2]string]string{
+		expect("attached without --default", map[[2]string]string{
 			{"192.0.2.1", ""}: "eth0 172.17.0.2", {"2001:db8::1", ""}: "eth0 fd17::2",
 			{"10.40.0.1", ""}: "ethwe 10.32.0.5", {"fd32::40", ""}: "ethwe fd32::5",
 		})
@@ -155,8 +157,8 @@ func TestAnotherNetworksRoutesStay(t *testing.T) {
 	c.Do(func() {
 		rules, err := netlink.RuleList(netlink.FAMILY_ALL)
 		rules = slices.DeleteFunc(rules, func(r netlink.Rule) bool { return r.Priority != rulesPriority && r.Priority != rulesPriority+1 })
-		if err != nil || len(rules) != 3+2 { // by family
-			t.Errorf("%d rules, %v: they pile up: %v", len(rules), err, rules)
+		if err != nil || len(rules) != 3+2 { // IPv4 needs one rule more
+			t.Errorf("after several attachments there are %d rules, %v; want 5: %v", len(rules), err, rules)
 		}
 	})
 }

@@ -1,16 +1,17 @@
-// Package endpoint is a container's veth pair: made and set up inside the
-// container by weft-cni, programmed on the host side by the agent.
+// Package endpoint owns the veth pair of a container. weft-cni makes it and sets up the container's
+// end; the agent programs the host's end.
 //
 //	container                        host
 //	eth0  10.32.0.7/32        ---    weft-1f0c9a73be  169.254.1.1/32, fe80::1/64
 //	default via 169.254.1.1          10.32.0.7/32 dev weft-1f0c9a73be src NODE
 //
-// It is routed, not bridged: every packet crosses the forward hook, and since the
-// endpoint's route points to its own link, a packet with another's address has no
-// way in. The gateways are link-local and the same everywhere; both sides know each
-// other's MAC address from the start, so that no packet waits for a neighbour.
+// The pair is routed, not bridged: every packet traverses the forward hook. Reverse path filtering
+// drops a packet with another endpoint's source address, since that address is routed to another
+// link. The gateways are link-local and the same for all endpoints. Both ends have a permanent
+// neighbour entry for each other, so no packet waits for resolution.
 //
-// It is linked into weft-cni, so it imports nothing beyond netlink.
+// Functions may be called concurrently for different endpoints. The package never assigns
+// addresses. It is linked into weft-cni, so it imports little beyond netlink.
 package endpoint
 
 import (
@@ -32,58 +33,60 @@ import (
 	"weft/router/link"
 )
 
-// The gateways of every endpoint, answered by the host side of its link.
+// Gateway4 and Gateway6 are the gateways of every endpoint: addresses of the host's end of its
+// link.
 var (
 	Gateway4 = netip.MustParseAddr("169.254.1.1")
 	Gateway6 = netip.MustParseAddr("fe80::1")
 )
 
-// Errors of the container's side.
+// Errors of setting up the container's end.
 var (
-	ErrExists      = errors.New("the endpoint's link exists already")
+	ErrExists      = errors.New("the endpoint's link on the host exists already")
 	ErrNoNamespace = errors.New("the network namespace does not exist")
 )
 
-// HostLink is the name of an endpoint's host side: the same for an endpoint at any
-// time, so that whoever knows the endpoint can remove it.
+// HostLink returns the name of the host's end of an endpoint's link. It depends on its arguments
+// only, so that any program that knows the endpoint can find and remove the link.
 func HostLink(containerID, ifname string) string {
 	sum := sha256.Sum256([]byte(containerID + "\x00" + ifname))
 	return link.EndpointPrefix + hex.EncodeToString(sum[:5])
 }
 
-// Pair is the two ends of a veth pair.
+// Pair holds the MAC addresses of both ends of a veth pair.
 type Pair struct {
 	HostMAC, ContainerMAC net.HardwareAddr
 }
 
-// PairOf derives the addresses of a pair from the link's name: known before the link
-// is made, and fixed, which keeps udev from changing them.
+// PairOf derives the MAC addresses of a pair from the link's name, so that they are known before
+// the link is made. Since they are set explicitly, udev does not change them.
 func PairOf(hostLink string) Pair { return Pair{mac(hostLink, "host"), mac(hostLink, "container")} }
 
-// maxInterface is the most bytes that an interface's name has (IFNAMSIZ, with a NUL).
+// maxInterface is the maximum length of an interface name in bytes (IFNAMSIZ without the NUL).
 const maxInterface = unix.IFNAMSIZ - 1
 
-// CheckInterface refuses what the kernel takes for no interface's name (dev_valid_name).
+// CheckInterface returns an error if the kernel would refuse an interface name (dev_valid_name).
 func CheckInterface(name string) error {
 	switch {
 	case name == "" || name == "." || name == "..":
-		return fmt.Errorf("interface %q: that is no name of an interface: want one such as eth1", name)
+		return fmt.Errorf("interface %q: this is not a valid interface name: want one such as eth1", name)
 	case len(name) > maxInterface:
 		return fmt.Errorf("interface %s: its name has %d bytes, at most %d are allowed", name, len(name), maxInterface)
 	case strings.ContainsFunc(name, func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) }):
-		return fmt.Errorf("interface %q: its name has a slash, a colon or a space, which none may have", name)
+		return fmt.Errorf("interface %q: its name contains a slash, a colon or a space: choose a name without them", name)
 	}
 	return nil
 }
 
-// Container is the network namespace of a container, opened for one interface.
+// Container is the network namespace of a container, opened for one interface. It must be used by
+// one goroutine at a time.
 type Container struct {
 	path, ifname string
-	ns, own      netns.NsHandle // the container's, and the one to come back to
-	socket       link.Socket    // in the container
+	ns, own      netns.NsHandle // the container's namespace, and the one to return to
+	socket       link.Socket    // in the container's namespace
 }
 
-// Open opens a network namespace other than this one.
+// Open opens a network namespace. It must not be the calling process's own.
 func Open(netnsPath, ifname string) (_ *Container, err error) {
 	c := &Container{path: netnsPath, ifname: ifname, own: netns.None(), socket: -1}
 	defer func() {
@@ -96,10 +99,10 @@ func Open(netnsPath, ifname string) (_ *Container, err error) {
 	}
 	kind, err := unix.IoctlRetInt(int(c.ns), unix.NS_GET_NSTYPE)
 	if err != nil || kind != unix.CLONE_NEWNET {
-		return nil, fmt.Errorf("%w: %s is something else", ErrNoNamespace, netnsPath)
+		return nil, fmt.Errorf("%w: %s is not a network namespace", ErrNoNamespace, netnsPath)
 	}
 	if c.own, err = netns.Get(); err != nil {
-		return nil, fmt.Errorf("this network namespace: %w", err)
+		return nil, fmt.Errorf("opening this process's network namespace: %w", err)
 	}
 	if c.own.Equal(c.ns) {
 		return nil, fmt.Errorf("%s is this host's own network namespace: only containers can be attached", netnsPath)
@@ -114,7 +117,7 @@ func Open(netnsPath, ifname string) (_ *Container, err error) {
 	return c, nil
 }
 
-// Close lets go of the namespace.
+// Close closes the namespace.
 func (c *Container) Close() {
 	c.socket.Close()
 	c.ns.Close()
@@ -128,8 +131,8 @@ func mac(hostLink, side string) net.HardwareAddr {
 	return m
 }
 
-// Create makes the pair: one end here, and the other, still down, in the container.
-// It does all that needs no address. It returns ErrExists if the host side is there
+// Create makes the pair: one end in this namespace, the other, still down, in the container. It
+// sets everything that does not depend on addresses. It returns ErrExists if the host's end exists
 // already.
 func (c *Container) Create(hostLink string) error {
 	if err := c.add(hostLink); err != nil {
@@ -139,7 +142,7 @@ func (c *Container) Create(hostLink string) error {
 		return errors.Join(err, Delete(hostLink))
 	}
 	if err := c.socket.Do(link.Up(loopback, 0)); err != nil {
-		return errors.Join(fmt.Errorf("container's lo: %w", err), Delete(hostLink))
+		return errors.Join(fmt.Errorf("setting up lo in the container: %w", err), Delete(hostLink))
 	}
 	return nil
 }
@@ -163,27 +166,27 @@ func (c *Container) add(hostLink string) error {
 		return fmt.Errorf("the container has an interface %s already: choose another name", c.ifname)
 	}
 	if err != nil {
-		return fmt.Errorf("make link %s, with %s in %s: %w", hostLink, c.ifname, c.path, link.Explain(err))
+		return fmt.Errorf("making link %s, with %s in %s: %w", hostLink, c.ifname, c.path, link.Explain(err))
 	}
 	return nil
 }
 
-// loopback is the index that lo has in every network namespace.
+// loopback is the index of lo in every network namespace.
 const loopback = 1
 
-// Config is the container's side.
+// Config is the desired state of the container's end.
 type Config struct {
-	Addr4, Addr6 netip.Addr // Addr6 is invalid where the host carries no IPv6
+	Addr4, Addr6 netip.Addr // Addr6 is invalid if IPv6 is disabled on the host
 	HostMAC      net.HardwareAddr
 	MTU          int
-	Routes       []netip.Prefix // what goes this way
-	// Beside says that the container has another network already, whose routes stay as they are
-	// and count again once the link is gone. The latest such link comes first.
+	Routes       []netip.Prefix // the destinations that are routed through this link
+	// Beside says that the container already has another network. That network's routes stay unchanged, and apply again
+	// when this link is deleted. Of several such links, the last one made has priority.
 	Beside bool
 }
 
-// Where the default routes of links beside another network are, and the rules that lead there:
-// before the main table's (32766), behind what a container has of its own.
+// The table of the default routes of links beside another network, and the priority of the rules
+// that use it: before the main table's (32766), after any rules that the container added itself.
 const (
 	DefaultTable  = 6784
 	rulesPriority = 32000
@@ -196,27 +199,27 @@ func (c Config) addresses() []netip.Addr {
 	return []netip.Addr{c.Addr4}
 }
 
-// Configure sets up the container's side of what Create made, and brings it up.
+// Configure sets up the container's end of the pair that Create made, and sets it up (UP).
 func (c *Container) Configure(cfg Config) error {
 	index, err := c.socket.Index(c.ifname)
 	if err != nil {
-		return fmt.Errorf("container: %w", err)
+		return fmt.Errorf("in the container: %w", err)
 	}
 	err = c.socket.Do(cfg.requests(index)...)
-	if errors.Is(err, unix.EACCES) && cfg.Addr6.IsValid() { // IPv6 is switched off
+	if errors.Is(err, unix.EACCES) && cfg.Addr6.IsValid() { // IPv6 is disabled
 		if err := c.allowIPv6(); err != nil {
 			return err
 		}
 		err = c.socket.Do(cfg.requests(index)...)
 	}
 	if err != nil {
-		return fmt.Errorf("container's %s: %w", c.ifname, err)
+		return fmt.Errorf("in the container, on %s: %w", c.ifname, err)
 	}
 	return nil
 }
 
-// requests give the container its addresses, its gateways, known by their MAC address,
-// and its routes.
+// requests returns the changes that give the container its addresses, neighbour entries for its
+// gateways, and routes.
 func (c Config) requests(index int) (out []link.Request) {
 	for _, a := range c.addresses() {
 		out = append(out, link.Address(index, netip.PrefixFrom(a, a.BitLen()), netlink.SCOPE_UNIVERSE))
@@ -231,7 +234,7 @@ func (c Config) requests(index int) (out []link.Request) {
 			via.Metric = max(1, 1<<16-index)
 		}
 		out = append(out, link.Neighbour(index, via.Gateway, c.HostMAC))
-		if a.Is4() { // fe80::1 is on the link by itself
+		if a.Is4() { // fe80::1 needs no route: it is link-local
 			out = append(out, link.Route(netip.PrefixFrom(Gateway4, 32), link.Via{Index: index, Scope: netlink.SCOPE_LINK, Metric: via.Metric}))
 		}
 		out = append(out, c.routes(a.Is4(), via)...)
@@ -239,8 +242,9 @@ func (c Config) requests(index int) (out []link.Request) {
 	return out
 }
 
-// routes lead one family. Beside another network, what has that network's addresses keeps its
-// ways: answers to a published port leave as the questions came.
+// routes returns the routes of one family. If the container has another network, packets with that
+// network's source addresses keep its routes: the replies of a published port leave by the
+// interface of the requests.
 func (c Config) routes(is4 bool, via link.Via) (out []link.Request) {
 	for _, p := range c.Routes {
 		if p.Addr().Is4() != is4 {
@@ -252,41 +256,42 @@ func (c Config) routes(is4 bool, via link.Via) (out []link.Request) {
 		}
 		own := via
 		own.Table = DefaultTable
-		out = append(out, link.Route(p, own), link.SpecificFirst(is4, rulesPriority))
+		out = append(out, link.Route(p, own), link.MainTableFirst(is4, rulesPriority))
 		for _, from := range c.Routes {
 			if from.Addr().Is4() == is4 && from.Bits() > 0 {
-				out = append(out, link.Chooses(from, DefaultTable, rulesPriority+1)...)
+				out = append(out, link.SourceRules(from, DefaultTable, rulesPriority+1)...)
 			}
 		}
 	}
 	return out
 }
 
-// allowIPv6 undoes a container runtime's net.ipv6.conf.default.disable_ipv6=1 for
-// this one interface. Sysctls belong to a thread's namespace, so it borrows one.
+// allowIPv6 enables IPv6 on this one interface, for container runtimes that set
+// net.ipv6.conf.default.disable_ipv6=1. Sysctls depend on the thread's namespace, so it enters the
+// container's.
 func (c *Container) allowIPv6() error {
 	return c.inside(func() error {
 		return link.Sysctl("0", "ipv6/conf", c.ifname, "disable_ipv6")
 	})
 }
 
-// inside runs f in the container's namespace. A thread that cannot come back ends
-// with its goroutine: it is never unlocked.
+// inside runs f on a thread in the container's namespace. If the thread cannot return to its own
+// namespace, it stays locked, and ends with its goroutine.
 func (c *Container) inside(f func() error) error {
 	runtime.LockOSThread()
 	if err := netns.Set(c.ns); err != nil {
 		runtime.UnlockOSThread()
-		return fmt.Errorf("enter the container's namespace: %w", err)
+		return fmt.Errorf("entering the container's namespace: %w", err)
 	}
 	err := f()
 	if back := netns.Set(c.own); back != nil {
-		return errors.Join(err, fmt.Errorf("come back from the container's namespace: %w", back))
+		return errors.Join(err, fmt.Errorf("returning from the container's namespace: %w", back))
 	}
 	runtime.UnlockOSThread()
 	return err
 }
 
-// Check compares the container's side with what it should be, and names what is missing.
+// Check compares the container's end with its desired state. The error names what is missing.
 func Check(hostLink, netnsPath, ifname string, addrs []netip.Addr) error {
 	if err := exists(hostLink); err != nil {
 		return err
@@ -298,7 +303,7 @@ func Check(hostLink, netnsPath, ifname string, addrs []netip.Addr) error {
 	defer c.Close()
 	h, err := netlink.NewHandleAt(c.ns, unix.NETLINK_ROUTE)
 	if err != nil {
-		return fmt.Errorf("look into %s: %w", netnsPath, err)
+		return fmt.Errorf("opening netlink in %s: %w", netnsPath, err)
 	}
 	defer h.Close()
 	l, err := h.LinkByName(ifname)
@@ -310,7 +315,7 @@ func Check(hostLink, netnsPath, ifname string, addrs []netip.Addr) error {
 	}
 	have, err := link.Dump(func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) })
 	if err != nil {
-		return fmt.Errorf("addresses of %s in %s: %w", ifname, netnsPath, err)
+		return fmt.Errorf("listing the addresses of %s in %s: %w", ifname, netnsPath, err)
 	}
 	for _, want := range addrs {
 		if !slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.Equal(want.AsSlice()) }) {
@@ -322,10 +327,10 @@ func Check(hostLink, netnsPath, ifname string, addrs []netip.Addr) error {
 		}
 		routes, err := link.Dump(func() ([]netlink.Route, error) { return h.RouteList(l, family) })
 		if err != nil {
-			return fmt.Errorf("routes of %s in %s: %w", ifname, netnsPath, err)
+			return fmt.Errorf("listing the routes of %s in %s: %w", ifname, netnsPath, err)
 		}
 		if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Gw.Equal(gateway.AsSlice()) }) {
-			return fmt.Errorf("%s in %s has no route by its gateway %v", ifname, netnsPath, gateway)
+			return fmt.Errorf("%s in %s has no route through its gateway %v", ifname, netnsPath, gateway)
 		}
 	}
 	return nil
@@ -343,7 +348,7 @@ func exists(hostLink string) error {
 	return nil
 }
 
-// Delete removes a pair by its host side; one that is gone already is no error.
+// Delete removes a pair by the name of its host's end. A missing pair is no error.
 func Delete(hostLink string) error {
 	h, err := link.Handle()
 	if err != nil {
@@ -353,11 +358,11 @@ func Delete(hostLink string) error {
 	return link.DeleteLink(h, hostLink)
 }
 
-// Remove is Delete for a program that lives on: it returns once the pair is gone, while
-// the kernel still waits for itself.
+// Remove does the same as Delete in a long-lived process: it returns when the pair has left the
+// host's tables, and does not wait until the kernel has freed it.
 func Remove(hostLink string) error { return link.RemoveLink(hostLink) }
 
-// List names the host sides that exist.
+// List returns the names of the host's ends that exist.
 func List() ([]string, error) {
 	h, err := link.Handle()
 	if err != nil {
@@ -366,7 +371,7 @@ func List() ([]string, error) {
 	defer h.Close()
 	links, err := link.Dump(h.LinkList)
 	if err != nil {
-		return nil, fmt.Errorf("links: %w", err)
+		return nil, fmt.Errorf("listing links: %w", err)
 	}
 	var out []string
 	for _, l := range links {

@@ -17,16 +17,16 @@ import (
 
 func TestMain(m *testing.M) { routertest.Main(m) }
 
-func TestHostLink(t *testing.T) {
+func TestHostLinkIsStableAndUnique(t *testing.T) {
 	if got := HostLink("8d1f", "eth0"); got != "weft-c5e5b99f2c" || len(got) > 15 {
-		t.Errorf("HostLink is %q: endpoints that exist would be lost", got)
+		t.Errorf("HostLink is %q; want the name of earlier releases, weft-c5e5b99f2c: otherwise existing endpoints would be lost", got)
 	}
 	if HostLink("a", "b") == HostLink("a\x00b", "") || HostLink("a", "eth0") == HostLink("a", "eth1") {
-		t.Error("two endpoints share a link")
+		t.Error("two endpoints have the same HostLink; want different ones")
 	}
 }
 
-// make4and6 makes and configures an endpoint of container c, from inside the host.
+// make4and6 makes and configures an endpoint of container c. It must run in the host's namespace.
 func make4and6(t testing.TB, c routertest.Namespace, name string, n byte) Endpoint {
 	t.Helper()
 	e := Endpoint{
@@ -72,7 +72,7 @@ func addNode(t testing.TB) {
 	}
 }
 
-func TestLifeOfAnEndpoint(t *testing.T) {
+func TestCreateCheckPlugAndDeleteAnEndpoint(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	host.Do(func() {
 		addNode(t)
@@ -82,7 +82,7 @@ func TestLifeOfAnEndpoint(t *testing.T) {
 			t.Error(err)
 		}
 		if err := Check(e.HostLink, c.Path(), "eth0", append(addrs, node4)); err == nil || !strings.Contains(err.Error(), node4.String()) {
-			t.Errorf("a missing address: %v", err)
+			t.Errorf("Check with a missing address returned %v; want an error that names it", err)
 		}
 		in, err := Open(c.Path(), "eth0")
 		if err != nil {
@@ -90,31 +90,31 @@ func TestLifeOfAnEndpoint(t *testing.T) {
 		}
 		defer in.Close()
 		if err := in.Create(e.HostLink); !errors.Is(err, ErrExists) {
-			t.Errorf("a second time: %v", err)
+			t.Errorf("the second Create of a link returned %v; want ErrExists", err)
 		}
 		if err := in.Create(HostLink("two", "eth0")); err == nil || errors.Is(err, ErrExists) {
-			t.Errorf("an interface that the container has: %v", err)
+			t.Errorf("Create of an interface that the container has returned %v; want an error other than ErrExists", err)
 		}
 		if err := Plug(e, node4, node6); err != nil {
 			t.Fatal(err)
 		}
 		if names, err := List(); err != nil || len(names) != 1 || names[0] != e.HostLink {
-			t.Errorf("links %v, %v", names, err)
+			t.Errorf("List returned %v, %v; want only %s", names, err, e.HostLink)
 		}
 		for range 2 {
 			if err := errors.Join(Delete(e.HostLink), Unplug(e)); err != nil {
-				t.Errorf("delete: %v", err)
+				t.Errorf("deleting and unplugging the endpoint: %v", err)
 			}
 		}
 		if err := Check(e.HostLink, c.Path(), "eth0", addrs); err == nil {
-			t.Error("an endpoint that is gone passes the check")
+			t.Error("Check of a deleted endpoint returned no error")
 		}
 	})
 }
 
-// older are routes to an endpoint as other releases and people may have made them: more than one, and none as Plug makes
-// them.
-func older(e Endpoint, index int) (out []*netlink.Route) {
+// otherRoutes returns several routes to an endpoint, as other releases or administrators may have
+// added them. None is equal to Plug's.
+func otherRoutes(e Endpoint, index int) (out []*netlink.Route) {
 	for _, addr := range []netip.Addr{e.Addr4, e.Addr6} {
 		for _, r := range []netlink.Route{
 			{Scope: netlink.SCOPE_HOST, Protocol: link.Protocol, Priority: 7},
@@ -130,7 +130,7 @@ func older(e Endpoint, index int) (out []*netlink.Route) {
 	return out
 }
 
-// routesTo are the routes to an address, of all tables but the kernel's own.
+// routesTo returns the routes to an address in all tables except "local".
 func routesTo(t *testing.T, addr netip.Addr) (out []netlink.Route) {
 	t.Helper()
 	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE)
@@ -145,44 +145,44 @@ func routesTo(t *testing.T, addr netip.Addr) (out []netlink.Route) {
 	return out
 }
 
-// A container that keeps running without its address is reached no more, whatever its routes look like. Others are, also
-// one that has the address by now.
-func TestUnplugCutsOffWhatIsStillAttached(t *testing.T) {
-	for name, add := range map[string]bool{"routes of this release": false, "routes of others besides": true} {
+// After Unplug, no packet reaches a container that still runs, whatever routes there were. Other
+// containers stay reachable, also one that has got the address since.
+func TestUnplugRemovesAllRoutesToARunningContainer(t *testing.T) {
+	for name, add := range map[string]bool{"routes of this release": false, "and routes of other programs": true} {
 		t.Run(name, func(t *testing.T) {
 			routertest.New(t).Do(func() {
 				addNode(t)
-				lost, other := make4and6(t, routertest.New(t), "one", 7), make4and6(t, routertest.New(t), "two", 8)
-				again := lost
-				again.HostLink = make4and6(t, routertest.New(t), "three", 9).HostLink
-				if err := errors.Join(Plug(lost, node4, node6), Plug(other, node4, node6)); err != nil {
+				unplugged, other := make4and6(t, routertest.New(t), "one", 7), make4and6(t, routertest.New(t), "two", 8)
+				successor := unplugged
+				successor.HostLink = make4and6(t, routertest.New(t), "three", 9).HostLink
+				if err := errors.Join(Plug(unplugged, node4, node6), Plug(other, node4, node6)); err != nil {
 					t.Fatal(err)
 				}
-				l, err := netlink.LinkByName(lost.HostLink)
+				l, err := netlink.LinkByName(unplugged.HostLink)
 				if err != nil {
 					t.Fatal(err)
 				}
 				if add {
-					for _, r := range older(lost, l.Attrs().Index) {
+					for _, r := range otherRoutes(unplugged, l.Attrs().Index) {
 						if err := netlink.RouteAdd(r); err != nil {
 							t.Fatalf("%v: %v", r, err)
 						}
 					}
 				}
-				if err := Unplug(lost); err != nil {
+				if err := Unplug(unplugged); err != nil {
 					t.Error(err)
 				}
-				for _, addr := range []netip.Addr{lost.Addr4, lost.Addr6} {
+				for _, addr := range []netip.Addr{unplugged.Addr4, unplugged.Addr6} {
 					if left := routesTo(t, addr); len(left) > 0 {
-						t.Errorf("routes to %v are left: %v", addr, left)
+						t.Errorf("after Unplug, routes to %v are left: %v", addr, left)
 					}
 				}
-				if err := errors.Join(Plug(again, node4, node6), Unplug(lost)); err != nil {
+				if err := errors.Join(Plug(successor, node4, node6), Unplug(unplugged)); err != nil {
 					t.Error(err)
 				}
-				for _, addr := range []netip.Addr{other.Addr4, other.Addr6, again.Addr4, again.Addr6} {
+				for _, addr := range []netip.Addr{other.Addr4, other.Addr6, successor.Addr4, successor.Addr6} {
 					if left := routesTo(t, addr); len(left) != 1 {
-						t.Errorf("routes to %v are %v: want one", addr, left)
+						t.Errorf("the routes to %v are %v; want one", addr, left)
 					}
 				}
 			})
@@ -190,8 +190,9 @@ func TestUnplugCutsOffWhatIsStillAttached(t *testing.T) {
 	}
 }
 
-// The runtime of a container may have switched IPv6 off in it: for its other interfaces that stays.
-func TestConfigureAllowsIPv6(t *testing.T) {
+// A container runtime may have disabled IPv6 in the container. Configure enables it for its own
+// interface only.
+func TestConfigureEnablesIPv6OnItsInterfaceOnly(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	c.Do(func() {
 		if err := link.Sysctl("1", "ipv6/conf", "default", "disable_ipv6"); err != nil {
@@ -206,13 +207,14 @@ func TestConfigureAllowsIPv6(t *testing.T) {
 	})
 	c.Do(func() {
 		if !link.SysctlIs("1", "ipv6/conf", "default", "disable_ipv6") {
-			t.Error("it was switched on for all")
+			t.Error("Configure changed the default of disable_ipv6; want a change of its own interface only")
 		}
 	})
 }
 
-// Nothing that a container sends changes the host's routes, and reverse path filtering is strict.
-func TestPlugIsStrict(t *testing.T) {
+// Packets from a container cannot change the host's routes, and reverse path filtering of its link
+// is strict.
+func TestPlugSetsStrictReversePathFiltering(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	host.Do(func() {
 		addNode(t)
@@ -231,23 +233,22 @@ func TestPlugIsStrict(t *testing.T) {
 	})
 }
 
-func TestOpenNeedsAnotherNamespace(t *testing.T) {
+func TestOpenRefusesWhatIsNoContainerNamespace(t *testing.T) {
 	host := routertest.New(t)
 	host.Do(func() {
 		for _, path := range []string{"/nowhere", "/proc/self/ns/mnt", "/etc/passwd", "/dev/null"} {
 			if _, err := Open(path, "eth0"); !errors.Is(err, ErrNoNamespace) {
-				t.Errorf("%s: %v", path, err)
+				t.Errorf("Open(%s) returned %v; want ErrNoNamespace", path, err)
 			}
 		}
 		if _, err := Open(host.Path(), "eth0"); err == nil || errors.Is(err, ErrNoNamespace) {
-			t.Errorf("the host's own: %v", err)
+			t.Errorf("Open of the host's own namespace returned %v; want an error other than ErrNoNamespace", err)
 		}
 	})
 }
 
-// Whatever somebody takes away from an endpoint's host side, Sync gives it back, and
-// leaves the rest alone.
-func TestSyncRepairs(t *testing.T) {
+// Sync restores anything that another program changed on an endpoint's host end.
+func TestSyncRestoresTheHostEnd(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	host.Do(func() {
 		addNode(t)
@@ -258,28 +259,28 @@ func TestSyncRepairs(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer h.Close()
-		right := func() bool {
-			s, err := look(h)
+		intact := func() bool {
+			s, err := readState(h)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return s.right(s.links[e.HostLink], e, node4, node6)
+			return s.matches(s.links[e.HostLink], e, node4, node6)
 		}
-		for name, breakIt := range map[string]func(l netlink.Link) error{
-			"new":  func(netlink.Link) error { return nil },
-			"down": h.LinkSetDown,
-			"MTU":  func(l netlink.Link) error { return h.LinkSetMTU(l, 1300) },
-			"gateway": func(l netlink.Link) error {
+		for name, change := range map[string]func(l netlink.Link) error{
+			"not programmed yet": func(netlink.Link) error { return nil },
+			"link set down":      h.LinkSetDown,
+			"MTU changed":        func(l netlink.Link) error { return h.LinkSetMTU(l, 1300) },
+			"gateway address deleted": func(l netlink.Link) error {
 				return h.AddrDel(l, &netlink.Addr{IPNet: link.IPNet(netip.PrefixFrom(Gateway4, 32))})
 			},
-			"route": func(l netlink.Link) error {
+			"route deleted": func(l netlink.Link) error {
 				return h.RouteDel(&netlink.Route{Dst: link.IPNet(netip.PrefixFrom(e.Addr6, 128)), LinkIndex: l.Attrs().Index})
 			},
-			"neighbour": func(l netlink.Link) error {
+			"neighbour entry deleted": func(l netlink.Link) error {
 				return h.NeighDel(&netlink.Neigh{LinkIndex: l.Attrs().Index, IP: e.Addr4.AsSlice()})
 			},
 		} {
-			if name != "new" {
+			if name != "not programmed yet" {
 				if err := Sync(all, node4, node6); err != nil {
 					t.Fatal(err)
 				}
@@ -288,21 +289,22 @@ func TestSyncRepairs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := breakIt(l); err != nil {
+			if err := change(l); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			if name != "new" && right() {
-				t.Errorf("%s: not noticed", name)
+			if name != "not programmed yet" && intact() {
+				t.Errorf("%s: matches reports true; want false", name)
 			}
-			if err := Sync(all, node4, node6); err != nil || !right() {
-				t.Errorf("%s: not repaired: %v", name, err)
+			if err := Sync(all, node4, node6); err != nil || !intact() {
+				t.Errorf("%s: Sync returned %v, or did not restore the endpoint", name, err)
 			}
 		}
 	})
 }
 
-// Many at once: a list that changes while it is read is read again.
-func TestManyAtOnce(t *testing.T) {
+// Endpoints are made, listed and deleted at the same time: a list that changes while it is read is
+// read again.
+func TestManyEndpointsAtOnce(t *testing.T) {
 	const n = 24
 	host := routertest.New(t)
 	containers := make([]routertest.Namespace, n)
@@ -320,7 +322,7 @@ func TestManyAtOnce(t *testing.T) {
 					t.Error(err)
 				}
 				if names, err := List(); err != nil || len(names) == 0 {
-					t.Errorf("links %v, %v", names, err)
+					t.Errorf("List returned %v, %v; want at least the link of this goroutine", names, err)
 				}
 				if err := Delete(e.HostLink); err != nil {
 					t.Error(err)
@@ -331,12 +333,12 @@ func TestManyAtOnce(t *testing.T) {
 	group.Wait()
 	host.Do(func() {
 		if names, err := List(); err != nil || len(names) > 0 {
-			t.Errorf("links %v are left, %v", names, err)
+			t.Errorf("after all deletions, links %v are left, %v", names, err)
 		}
 	})
 }
 
-// What the agent pays every two seconds for 50 endpoints that are right.
+// This is the agent's cost for 50 unchanged endpoints, every two seconds.
 func BenchmarkSyncUnchanged(b *testing.B) {
 	host := routertest.New(b)
 	host.Do(func() {

@@ -13,24 +13,24 @@ import (
 	"weft/router/link"
 )
 
-// Endpoint is the host side of an attached container.
+// Endpoint is the desired state of the host's end of an attached container.
 type Endpoint struct {
 	HostLink     string
 	ContainerMAC net.HardwareAddr
-	Addr4, Addr6 netip.Addr // Addr6 is invalid where the host carries no IPv6
-	// MTU is what the container was told; 0: not known any more. What the kernel says of the
-	// container's end comes first, see Sync.
+	Addr4, Addr6 netip.Addr // Addr6 is invalid if IPv6 is disabled on the host
+	// MTU is the MTU that the container was given; 0: not known any longer. The actual MTU of the container's end takes
+	// precedence, see Sync.
 	MTU int
 }
 
-// Equal reports whether two endpoints are programmed alike.
+// Equal reports whether two endpoints have the same desired state.
 func (e Endpoint) Equal(o Endpoint) bool {
 	return e.HostLink == o.HostLink && bytes.Equal(e.ContainerMAC, o.ContainerMAC) && e.Addr4 == o.Addr4 && e.Addr6 == o.Addr6 && e.MTU == o.MTU
 }
 
-// Plug programs the host side: gateway addresses, neighbours, and last the routes,
-// from which on packets pass. The sources are the node's addresses, for what the host
-// itself sends to the endpoint.
+// Plug programs the host's end: gateway addresses, neighbour entries, and last the routes, from
+// which on packets pass. The routes' source is the node's address, which the host uses when it
+// sends to the endpoint itself.
 func Plug(e Endpoint, node4, node6 netip.Addr) error {
 	socket, err := link.OpenSocket()
 	if err != nil {
@@ -50,12 +50,12 @@ func plug(socket link.Socket, e Endpoint, node4, node6 netip.Addr) error {
 		requests = append(requests, e.requests(index, e.Addr6, node6)...)
 	}
 	if err := socket.Do(requests...); err != nil {
-		return fmt.Errorf("link %s: %w", e.HostLink, err)
+		return fmt.Errorf("programming link %s: %w", e.HostLink, err)
 	}
 	return nil
 }
 
-// requests are the host side of one family.
+// requests returns the changes of the host's end in one family.
 func (e Endpoint) requests(index int, addr, node netip.Addr) []link.Request {
 	gateway, scope := netip.PrefixFrom(Gateway4, 32), netlink.SCOPE_LINK
 	via := link.Via{Index: index, Source: node, Scope: netlink.SCOPE_LINK, Protocol: link.Protocol}
@@ -70,9 +70,9 @@ func (e Endpoint) requests(index int, addr, node netip.Addr) []link.Request {
 	}
 }
 
-// ignoreAdvertisements keeps what an endpoint says from changing the host's IPv6 routes.
-// The guard sees to that as well, so that a /proc/sys that is read-only, or has no IPv6,
-// is no obstacle.
+// ignoreAdvertisements makes the host ignore router advertisements and redirects from an endpoint,
+// which would change its IPv6 routes. The nftables table drops them too, so a /proc/sys that is
+// read-only or has no IPv6 is no error.
 func ignoreAdvertisements(hostLink string) error {
 	for _, name := range []string{"accept_ra", "accept_redirects"} {
 		err := link.WriteSysctl("0", "ipv6/conf", hostLink, name)
@@ -83,11 +83,11 @@ func ignoreAdvertisements(hostLink string) error {
 	return nil
 }
 
-// Unplug removes the routes to endpoints, so that nothing reaches them by their addresses.
+// Unplug removes the routes to endpoints, so that no packet reaches them by their addresses.
 func Unplug(endpoints ...Endpoint) error {
 	addrs := map[netip.Addr]string{}
 	for _, e := range endpoints {
 		addrs[e.Addr4], addrs[e.Addr6] = e.HostLink, e.HostLink
 	}
-	return link.CutOff(addrs)
+	return link.RemoveHostRoutes(addrs)
 }

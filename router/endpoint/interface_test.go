@@ -10,21 +10,21 @@ import (
 	"weft/router/routertest"
 )
 
-func TestInterfaceNames(t *testing.T) {
-	for name, says := range map[string]string{
+func TestCheckInterfaceRefusesWhatTheKernelRefuses(t *testing.T) {
+	for name, want := range map[string]string{
 		"eth0": "", "ethwe": "", "a.b-c@d": "", strings.Repeat("e", 15): "",
 		strings.Repeat("e", 16): "at most 15", "": "want one such as", ".": "want one such as", "..": "want one such as",
 		"a/b": "slash", "a:1": "colon", "a b": "space", "a\tb": "space",
 	} {
 		err := CheckInterface(name)
-		if (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
-			t.Errorf("%q: %v", name, err)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("CheckInterface(%q) returned %v; want an error that contains %q, or none if empty", name, err, want)
 		}
 	}
 }
 
-// What the kernel says of a link that it does not make is put in words about links.
-func TestTheKernelsRefusalIsExplained(t *testing.T) {
+// If the kernel refuses a name, the error is about interface names, not about numerical results.
+func TestCreateExplainsTheKernelsError(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	host.Do(func() {
 		in, err := Open(c.Path(), strings.Repeat("e", 16))
@@ -34,7 +34,7 @@ func TestTheKernelsRefusalIsExplained(t *testing.T) {
 		defer in.Close()
 		err = in.Create("weft-one")
 		if !errors.Is(err, unix.ERANGE) || strings.Contains(err.Error(), "numerical result") || !strings.Contains(err.Error(), "15 bytes") {
-			t.Error(err)
+			t.Errorf("Create with a name of 16 bytes returned %v; want ERANGE and the limit of 15 bytes", err)
 		}
 	})
 }

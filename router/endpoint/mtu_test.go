@@ -9,9 +9,9 @@ import (
 	"weft/router/routertest"
 )
 
-// Both ends of an endpoint's link have the container's MTU, whatever the host's end had or others
-// gave the container's; also where nobody remembers what the container was told.
-func TestTheHostsEndHasTheContainersMTU(t *testing.T) {
+// Sync sets both ends of an endpoint's link to the MTU of the container's end, even if other
+// programs changed either end, or if the MTU that the container was given is not known.
+func TestSyncGivesTheHostEndTheContainersMTU(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	set := func(ns routertest.Namespace, name string, mtu int) {
 		t.Helper()
@@ -41,12 +41,12 @@ func TestTheHostsEndHasTheContainersMTU(t *testing.T) {
 		defer socket.Close()
 		return socket.OtherEndMTU(l)
 	}
-	for _, told := range []int{e.MTU, 1300, 9000, 0} {
+	for _, given := range []int{e.MTU, 1300, 9000, 0} {
 		for _, mtu := range []int{1400, 8920, 1320} {
 			set(c, "eth0", mtu)
 			set(host, e.HostLink, 1350)
 			host.Do(func() {
-				e.MTU = told
+				e.MTU = given
 				if err := Sync([]Endpoint{e}, node4, node6); err != nil {
 					t.Fatal(err)
 				}
@@ -55,7 +55,7 @@ func TestTheHostsEndHasTheContainersMTU(t *testing.T) {
 					t.Fatal(err)
 				}
 				if got := l.Attrs().MTU; got != mtu || otherEnd(l) != mtu {
-					t.Errorf("told %d: the host's end has %d, the container's %d, want %d", told, got, otherEnd(l), mtu)
+					t.Errorf("with the recorded MTU %d, the host's end has %d and the container's %d; want %d", given, got, otherEnd(l), mtu)
 				}
 			})
 		}

@@ -14,14 +14,14 @@ import (
 	"weft/router/link"
 )
 
-// Sync makes the host side of each endpoint what Plug makes it. It looks at all of
-// them at once and touches only what differs: the kernel drops an endpoint's route
-// when the node address goes, and others make mistakes. An endpoint whose link is
-// gone is left out: it is its owner's to detach.
+// Sync makes the host's end of each endpoint equal to what Plug programs. It reads all of them at
+// once and changes only what differs: the kernel deletes an endpoint's route when the node address
+// is deleted, and other programs make mistakes. It ignores an endpoint whose link is missing: the
+// program that attached it must detach it.
 //
-// Both ends of a link have the container's MTU, whatever became of the tunnel's since: with less
-// here, larger packets of the container would vanish; with more, those to it. What does not fit
-// elsewhere is answered with an ICMP error.
+// Both ends of a link have the container's MTU, also after the tunnel's has changed. With a smaller
+// one on the host's end, larger packets from the container would be lost; with a larger one,
+// packets to it. A packet that is too big for its next link is answered with an ICMP error.
 func Sync(endpoints []Endpoint, node4, node6 netip.Addr) error {
 	if len(endpoints) == 0 {
 		return nil
@@ -36,7 +36,7 @@ func Sync(endpoints []Endpoint, node4, node6 netip.Addr) error {
 		return err
 	}
 	defer socket.Close()
-	now, err := look(h)
+	now, err := readState(h)
 	if err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func Sync(endpoints []Endpoint, node4, node6 netip.Addr) error {
 			continue
 		}
 		e.MTU = cmp.Or(socket.OtherEndMTU(l), e.MTU)
-		if now.right(l, e, node4, node6) {
+		if now.matches(l, e, node4, node6) {
 			continue
 		}
 		if err := plug(socket, e, node4, node6); err != nil && exists(e.HostLink) == nil {
@@ -57,14 +57,14 @@ func Sync(endpoints []Endpoint, node4, node6 netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// Routed lists the host sides that exist, with the IPv4 address that is routed to each.
+// Routed returns the host's ends that exist, each with the IPv4 address that is routed to it.
 func Routed() (map[string]netip.Addr, error) {
 	h, err := link.Handle()
 	if err != nil {
 		return nil, err
 	}
 	defer h.Close()
-	now, err := look(h)
+	now, err := readState(h)
 	if err != nil {
 		return nil, err
 	}
@@ -79,11 +79,11 @@ func Routed() (map[string]netip.Addr, error) {
 	return out, nil
 }
 
-// state is what the kernel has of our endpoints.
+// state is the kernel's state of all endpoints.
 type state struct {
 	links      map[string]netlink.Link
 	addresses  map[place]bool
-	neighbours map[place]string // permanent ones, with their MAC address
+	neighbours map[place]string // permanent entries, with their MAC address
 	routes     map[netip.Addr]netlink.Route
 }
 
@@ -92,25 +92,25 @@ type place struct {
 	addr netip.Addr
 }
 
-func look(h *netlink.Handle) (state, error) {
+func readState(h *netlink.Handle) (state, error) {
 	s := state{map[string]netlink.Link{}, map[place]bool{}, map[place]string{}, map[netip.Addr]netlink.Route{}}
 	links, err := link.Dump(h.LinkList)
 	if err != nil {
-		return s, fmt.Errorf("links: %w", err)
+		return s, fmt.Errorf("listing links: %w", err)
 	}
 	for _, l := range links {
 		s.links[l.Attrs().Name] = l
 	}
 	addrs, err := link.Dump(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
-		return s, fmt.Errorf("addresses: %w", err)
+		return s, fmt.Errorf("listing addresses: %w", err)
 	}
 	for _, a := range addrs {
 		s.addresses[place{a.LinkIndex, addrOf(a.IP)}] = true
 	}
 	neighbours, err := link.Dump(func() ([]netlink.Neigh, error) { return h.NeighList(0, netlink.FAMILY_ALL) })
 	if err != nil {
-		return s, fmt.Errorf("neighbours: %w", err)
+		return s, fmt.Errorf("listing neighbour entries: %w", err)
 	}
 	for _, n := range neighbours {
 		if n.State&netlink.NUD_PERMANENT != 0 {
@@ -122,7 +122,7 @@ func look(h *netlink.Handle) (state, error) {
 		return s, err
 	}
 	for _, r := range routes {
-		if ones, bits := r.Dst.Mask.Size(); ones == bits && r.Type != unix.RTN_UNREACHABLE { // of a slot that is all we own
+		if ones, bits := r.Dst.Mask.Size(); ones == bits && r.Type != unix.RTN_UNREACHABLE { // an unreachable route is that of a range of one slot, see link.RejectUnassigned
 			s.routes[addrOf(r.Dst.IP)] = r
 		}
 	}
@@ -134,8 +134,8 @@ func addrOf(ip net.IP) netip.Addr {
 	return a.Unmap()
 }
 
-// right reports whether an endpoint's host side is as Plug makes it.
-func (s state) right(l netlink.Link, e Endpoint, node4, node6 netip.Addr) bool {
+// matches reports whether an endpoint's host end is as Plug makes it.
+func (s state) matches(l netlink.Link, e Endpoint, node4, node6 netip.Addr) bool {
 	attrs := l.Attrs()
 	family := func(addr, gateway, node netip.Addr) bool {
 		r, ok := s.routes[addr]

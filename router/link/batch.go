@@ -146,9 +146,9 @@ func Route(to netip.Prefix, via Via) Request {
 	return r
 }
 
-// SpecificFirst returns the rule that looks up the main table first, and ignores that table's
+// MainTableFirst returns the rule that looks up the main table first, and ignores that table's
 // default routes.
-func SpecificFirst(is4 bool, priority int) Request {
+func MainTableFirst(is4 bool, priority int) Request {
 	from := netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	if is4 {
 		from = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
@@ -162,9 +162,9 @@ func SpecificFirst(is4 bool, priority int) Request {
 // of the rule's prefix (FIB_RULE_FIND_SADDR, linux/fib_rules.h).
 const findSource = 0x10000
 
-// Chooses returns the rules by which packets with a source of a prefix, or without a source yet,
+// SourceRules returns the rules by which packets with a source of a prefix, or without a source yet,
 // use a table.
-func Chooses(from netip.Prefix, table, priority int) []Request {
+func SourceRules(from netip.Prefix, table, priority int) []Request {
 	if from.Addr().Is6() {
 		return []Request{rule(from, table, priority, findSource)}
 	}

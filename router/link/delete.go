@@ -47,10 +47,10 @@ func purgeRoutes(h *netlink.Handle, what string, match func(netlink.Route) bool)
 	}, func(r netlink.Route) error { return h.RouteDel(&r) })
 }
 
-// CutOff removes every route to a single address in addrs that leads through the link given with
+// RemoveHostRoutes removes every route to a single address in addrs that leads through the link given with
 // that address, whatever program added it. If a link is missing, the kernel has removed its routes
 // already.
-func CutOff(addrs map[netip.Addr]string) error {
+func RemoveHostRoutes(addrs map[netip.Addr]string) error {
 	h, err := Handle()
 	if err != nil {
 		return err
