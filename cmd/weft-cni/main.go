@@ -1,4 +1,5 @@
-// Command weft-cni is Weft's CNI plugin; a container runtime runs it.
+// Command weft-cni is Weft's CNI plugin. The container runtime runs it for every container that it
+// adds or removes.
 package main
 
 import "weft/prog/cni"

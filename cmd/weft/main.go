@@ -1,4 +1,4 @@
-// Command weft is the command line, and the agent.
+// Command weft is Weft's command line. Its command "weft launch" runs the agent.
 package main
 
 import (

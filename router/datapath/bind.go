@@ -17,53 +17,55 @@ import (
 	"weft/router/link"
 )
 
-// bind is the library's way to the network, which minds what this host's routes say.
+// bind is the network interface of wireguard-go. It follows this host's routes and their MTUs.
 //
-// The library hands the kernel up to 64 packets as one, to be cut apart there (UDP_SEGMENT).
-// Where one of them is larger than the path's MTU, the kernel refuses them all: with EMSGSIZE,
-// before Linux 6.14 with EINVAL. Of packets that come one by one it makes fragments. So what was
-// refused is sent again one by one, and from then on each packet that is larger than the path's MTU
-// goes alone, until something changes about this host's links and routes, or a while is over.
+// wireguard-go passes the kernel up to 64 packets in one call, which the kernel segments
+// (UDP_SEGMENT). If one of them is larger than the path MTU, the kernel rejects all of them, with
+// EMSGSIZE, or before Linux 6.14 with EINVAL. It fragments packets that are sent one by one. So
+// bind sends rejected packets again one by one. From then on it sends each packet that is larger
+// than the path MTU alone, until this host's links or routes change, or maxUnnoticed of link.Watch
+// is over.
 //
-// The library sends from the address and the link that a peer's packet came in by, until a route
-// changes; but it hears of routes only with a bind of its own type. So bind does what the kernel's
-// WireGuard does: it leaves that link when it is not the route's any more.
+// wireguard-go sends from the address and the link where a peer's packet arrived, until a route
+// changes. But it reads route changes only with a bind of its own type. So bind does what the
+// kernel's WireGuard does: when the route leads through another link, it no longer uses the old
+// one.
 type bind struct {
 	*conn.StdNetBind
 	log    *slog.Logger
 	routes *netlink.Handle
 	watch  *link.Watch
 	start  time.Time
-	asked  atomic.Int64  // when the watch was, since start
-	latest atomic.Uint64 // its version then
+	asked  atomic.Int64  // when watch was last read, since start
+	latest atomic.Uint64 // the version of watch then
 
 	mu    sync.RWMutex
 	paths map[netip.AddrPort]path
 }
 
-// path is what is known of the way to an address.
+// path is what bind knows about the route to an address.
 type path struct {
-	version uint64 // of the links and routes
-	carries int    // the largest packet, less IP and UDP, that may go with others; 0: any
-	left    int32  // the link that is not the way any more; 0: none
+	version uint64 // of the links and routes, see link.Watch
+	carries int    // the maximum payload of a packet that may be sent with others; 0: any
+	left    int32  // a link that the route no longer uses; 0: none
 }
 
 const (
-	// watchEvery bounds how often the watch is asked, which is a system call.
+	// watchEvery is the minimum interval between two reads of the watch: each is a system call.
 	watchEvery = 100 * time.Millisecond
-	// maxPaths bounds what is known: addresses come from the network, also forged ones.
+	// maxPaths limits the paths: addresses come from the network, and may be forged.
 	maxPaths = 1 << 16
 )
 
 func newBind(log *slog.Logger) (*bind, error) {
 	watch, err := link.OpenWatch()
 	if err != nil {
-		return nil, fmt.Errorf("datapath: %w", err)
+		return nil, fmt.Errorf("datapath: watching links and routes: %w", err)
 	}
 	routes, err := link.Handle()
 	if err != nil {
 		watch.Close()
-		return nil, fmt.Errorf("datapath: %w", err)
+		return nil, fmt.Errorf("datapath: opening netlink: %w", err)
 	}
 	b := &bind{
 		StdNetBind: conn.NewStdNetBind().(*conn.StdNetBind), log: log, routes: routes, watch: watch,
@@ -73,7 +75,8 @@ func newBind(log *slog.Logger) (*bind, error) {
 	return b, nil
 }
 
-// release ends what newBind opened; Close only closes the port, for a while.
+// release closes what newBind opened. Close closes the port only, and wireguard-go may open that
+// again.
 func (b *bind) release() {
 	b.routes.Close()
 	b.watch.Close()
@@ -90,20 +93,20 @@ func (b *bind) Send(packets [][]byte, to conn.Endpoint) error {
 	if disabled, ok := errors.AsType[conn.ErrUDPGSODisabled](err); err == nil || ok && disabled.RetryErr == nil {
 		return err
 	}
-	now := b.look(e)
+	now := b.lookUp(e)
 	if errors.Is(err, unix.EINVAL) {
-		now.left = e.SrcIfidx() // the source may be gone
+		now.left = e.SrcIfidx() // the source address may have been deleted
 	}
 	tooLarge := errors.Is(err, unix.EMSGSIZE) || errors.Is(err, unix.EINVAL)
 	if tooLarge && now.left == p.left && apart(packets, now.carries) == nil {
-		now.carries = 1 // the route says that all fit, and is wrong
+		now.carries = 1 // all packets fit the route's MTU, which must be wrong
 	}
 	b.keep(e, now)
-	if !tooLarge && now.left == p.left || now == p { // nothing is left to be tried
+	if !tooLarge && now.left == p.left || now == p { // no other attempt is possible
 		return err
 	}
-	b.log.Warn("the kernel refuses packets: they are sent again, each that is too large for the path alone",
-		"to", e.DstToString(), "largest", now.carries, "err", err)
+	b.log.Warn("the kernel rejected packets together: sending them again, each that exceeds the path MTU alone",
+		"to", e.DstToString(), "max_payload", now.carries, "err", err)
 	return b.sendBy(now, packets, e)
 }
 
@@ -117,8 +120,9 @@ func (b *bind) sendBy(p path, packets [][]byte, e *conn.StdNetEndpoint) error {
 	return b.StdNetBind.Send(packets, e)
 }
 
-// apart is packets such that none of more than a size is sent together with others; nil if
-// there is no such packet. The library joins packets where the first has room for the next.
+// apart returns packets such that none larger than a size is sent together with others, or nil if
+// none is larger. wireguard-go joins packets if the first one's buffer has room for the next, so
+// apart removes that room.
 func apart(packets [][]byte, size int) [][]byte {
 	large := func(p []byte) bool { return len(p) > size }
 	if size == 0 || !slices.ContainsFunc(packets, large) {
@@ -133,7 +137,8 @@ func apart(packets [][]byte, size int) [][]byte {
 	return out
 }
 
-// path is what is known of the way to a peer, looked up again after each change.
+// path returns what is known about the route to a peer. It looks the route up again after each
+// change.
 func (b *bind) path(e *conn.StdNetEndpoint) path {
 	since := int64(time.Since(b.start))
 	if last := b.asked.Load(); since-last >= int64(watchEvery) && b.asked.CompareAndSwap(last, since) {
@@ -145,25 +150,25 @@ func (b *bind) path(e *conn.StdNetEndpoint) path {
 	b.mu.RUnlock()
 	switch {
 	case !ok:
-		p = path{version: version} // until the kernel refuses something
+		p = path{version: version} // until the kernel rejects a packet
 		b.keep(e, p)
 	case p.version != version:
-		p = b.look(e)
+		p = b.lookUp(e)
 	}
 	return p
 }
 
-// look asks the kernel for the way to a peer.
-func (b *bind) look(e *conn.StdNetEndpoint) path {
+// lookUp asks the kernel for the route to a peer.
+func (b *bind) lookUp(e *conn.StdNetEndpoint) path {
 	p := path{version: b.latest.Load()}
 	to := e.DstIP().Unmap()
-	way, err := link.WayTo(b.routes, to, e.SrcIP())
-	if by := e.SrcIfidx(); by != 0 && (err != nil || way.Link != int(by)) {
+	route, err := link.WayTo(b.routes, to, e.SrcIP())
+	if by := e.SrcIfidx(); by != 0 && (err != nil || route.Link != int(by)) {
 		p.left = by
-		way, err = link.WayTo(b.routes, to, netip.Addr{})
+		route, err = link.WayTo(b.routes, to, netip.Addr{})
 	}
 	if err == nil {
-		p.carries = max(1, way.MTU-headers(to))
+		p.carries = max(1, route.MTU-headers(to))
 	}
 	b.keep(e, p)
 	return p
@@ -178,7 +183,7 @@ func (b *bind) keep(e *conn.StdNetEndpoint, p path) {
 	b.paths[e.AddrPort] = p
 }
 
-// headers are those of IP and UDP.
+// headers returns the length of the IP and UDP headers.
 func headers(to netip.Addr) int {
 	if to.Is4() {
 		return 20 + 8

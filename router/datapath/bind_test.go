@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { routertest.Main(m) }
 
 const patience = 10 * time.Second
 
-// connect joins two namespaces by a veth pair, with the addresses 192.0.NET.1 and .2, and
+// connect joins two namespaces by a veth pair with the addresses 192.0.NET.1 and .2, and
 // 2001:db8:NET::1 and ::2.
 func connect(t *testing.T, a, b routertest.Namespace, name string, number int) {
 	t.Helper()
@@ -48,11 +48,11 @@ func connect(t *testing.T, a, b routertest.Namespace, name string, number int) {
 			}
 		})
 	}
-	settle(t, a, b, fmt.Sprintf("2001:db8:%d::2", number)) // IPv6 takes its time
+	settle(t, a, b, fmt.Sprintf("2001:db8:%d::2", number)) // IPv6 addresses are usable after a delay
 	settle(t, b, a, fmt.Sprintf("2001:db8:%d::1", number))
 }
 
-// settle waits until packets pass from one namespace to an address of another.
+// settle waits until packets arrive from one namespace at an address of another.
 func settle(t *testing.T, from, to routertest.Namespace, addr string) {
 	t.Helper()
 	server, port := listen(t, to)
@@ -60,7 +60,7 @@ func settle(t *testing.T, from, to routertest.Namespace, addr string) {
 		for end := time.Now().Add(patience); ; {
 			c, err := net.Dial("udp", netip.AddrPortFrom(netip.MustParseAddr(addr), uint16(port)).String())
 			if err == nil {
-				_, err = c.Write([]byte("there?"))
+				_, err = c.Write([]byte("probe"))
 				c.Close()
 			}
 			_ = server.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
@@ -68,13 +68,13 @@ func settle(t *testing.T, from, to routertest.Namespace, addr string) {
 				return
 			}
 			if time.Now().After(end) {
-				t.Fatalf("nothing passes to %s: %v", addr, err)
+				t.Fatalf("no packet arrives at %s: %v", addr, err)
 			}
 		}
 	})
 }
 
-// routeMTU sets that of the routes to what connect made; 0: as the link's.
+// routeMTU sets the MTU of the routes that connect made; 0: that of the link.
 func routeMTU(t *testing.T, ns routertest.Namespace, name string, number, mtu int) {
 	t.Helper()
 	ns.Do(func() {
@@ -94,7 +94,7 @@ func routeMTU(t *testing.T, ns routertest.Namespace, name string, number, mtu in
 	})
 }
 
-// opened is a bind in a namespace.
+// opened returns an open bind in a namespace.
 func opened(t *testing.T, ns routertest.Namespace) (b *bind) {
 	t.Helper()
 	ns.Do(func() {
@@ -122,7 +122,8 @@ func listen(t *testing.T, ns routertest.Namespace) (c *net.UDPConn, port int) {
 	return c, c.LocalAddr().(*net.UDPAddr).Port
 }
 
-// batch is packets with room behind them, as the library makes them: it joins them there.
+// batch returns packets with free capacity behind each, as wireguard-go makes them: it joins
+// packets there.
 func batch(count, size int) (out [][]byte) {
 	for range count {
 		out = append(out, make([]byte, size, 1<<16))
@@ -130,7 +131,8 @@ func batch(count, size int) (out [][]byte) {
 	return out
 }
 
-// send sends; for a moment after an IPv6 route was replaced the kernel has none.
+// send sends packets. It retries while there is no route, as for a moment after an IPv6 route was
+// replaced.
 func send(t *testing.T, b *bind, packets [][]byte, to conn.Endpoint) {
 	t.Helper()
 	err := b.Send(packets, to)
@@ -138,13 +140,13 @@ func send(t *testing.T, b *bind, packets [][]byte, to conn.Endpoint) {
 		err = b.Send(packets, to)
 	}
 	if err != nil {
-		t.Fatalf("send to %s: %v", to.DstToString(), err)
+		t.Fatalf("sending to %s: %v", to.DstToString(), err)
 	}
 }
 
-// A batch of which packets are larger than the route allows arrives as a whole, in both
-// families; and once the route allows them again, they are joined again.
-func TestPacketsThatAreTooLargeForTheRouteArrive(t *testing.T) {
+// All packets of a batch arrive, although some exceed the MTU of the route, in both families. When
+// the route's MTU is larger again, packets are joined again.
+func TestPacketsAboveTheRouteMTUArrive(t *testing.T) {
 	t.Parallel()
 	a, z := routertest.New(t), routertest.New(t)
 	connect(t, a, z, "under", 2)
@@ -156,7 +158,7 @@ func TestPacketsThatAreTooLargeForTheRouteArrive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		arrives := func(what string) {
+		arrives := func(when string) {
 			t.Helper()
 			packets := slices.Concat(batch(3, 100), batch(20, 1400), batch(3, 100))
 			send(t, b, packets, e)
@@ -165,33 +167,33 @@ func TestPacketsThatAreTooLargeForTheRouteArrive(t *testing.T) {
 				_ = server.SetReadDeadline(time.Now().Add(patience))
 				n, err := server.Read(buf)
 				if err != nil {
-					t.Fatalf("to %s, %s: %d of 20 packets arrived: %v", to, what, large, err)
+					t.Fatalf("to %s, %s: %d of 20 large packets arrived; want all: %v", to, when, large, err)
 				}
 				if n == 1400 {
 					large++
 				}
 			}
 		}
-		arrives("at first")
+		arrives("with the link's MTU")
 		routeMTU(t, a, "under", 2, 1280)
-		arrives("with a smaller MTU")
-		arrives("known by now")
+		arrives("right after the route's MTU shrank")
+		arrives("after the smaller MTU is known")
 		carries := func() int { return b.path(e.(*conn.StdNetEndpoint)).carries }
 		if c := carries(); c >= 1280 || c < 1200 {
-			t.Errorf("to %s: %d bytes go together with others", to, c)
+			t.Errorf("to %s: the maximum payload of packets that are sent together is %d; want 1200 to 1279", to, c)
 		}
 		routeMTU(t, a, "under", 2, 0)
 		for end := time.Now().Add(patience); carries() < 1400; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("to %s: the larger MTU was not noticed", to)
+				t.Fatalf("to %s: the maximum payload did not grow with the route's MTU", to)
 			}
 		}
-		arrives("with the larger MTU again")
+		arrives("after the route's MTU grew")
 	}
 }
 
-// What a router on the way says of a smaller MTU counts like a route's own.
-func TestPacketsThatAreTooLargeForARouterArrive(t *testing.T) {
+// A smaller MTU that a router reports by ICMP has the same effect as that of a route.
+func TestPacketsAboveThePathMTUArrive(t *testing.T) {
 	t.Parallel()
 	a, router, z := routertest.New(t), routertest.New(t), routertest.New(t)
 	connect(t, a, router, "one", 1)
@@ -222,7 +224,7 @@ func TestPacketsThatAreTooLargeForARouterArrive(t *testing.T) {
 			t.Fatal(err)
 		}
 		arrived := 0
-		for end := time.Now().Add(patience); arrived < 20; { // the first batch teaches
+		for end := time.Now().Add(patience); arrived < 20; { // the ICMP errors to the first batch report the path MTU
 			send(t, b, batch(20, 1400), e)
 			for buf := make([]byte, 1<<16); ; arrived++ {
 				_ = server.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
@@ -231,14 +233,14 @@ func TestPacketsThatAreTooLargeForARouterArrive(t *testing.T) {
 				}
 			}
 			if time.Now().After(end) {
-				t.Fatalf("to %s: %d packets arrived", to, arrived)
+				t.Fatalf("to %s: %d of 20 packets arrived", to, arrived)
 			}
 		}
 	}
 }
 
-// cameIn is a peer's endpoint as the library makes it of a packet that came in by a link, where
-// the kernel has no UDP_GRO: with that, it forgets the link.
+// cameIn returns a peer's endpoint as wireguard-go makes it from a packet that arrived on a link,
+// if the kernel has no UDP_GRO. With UDP_GRO, wireguard-go loses the link.
 func cameIn(from netip.AddrPort, to netip.Addr, by int) conn.Endpoint {
 	e := &conn.StdNetEndpoint{AddrPort: from}
 	var control []byte
@@ -251,8 +253,9 @@ func cameIn(from netip.AddrPort, to netip.Addr, by int) conn.Endpoint {
 	return e
 }
 
-// Packets go to a peer from where its own came in, as long as that is on the way to it.
-func TestPacketsLeaveByTheLinkOfTheRoute(t *testing.T) {
+// Packets go to a peer from the address and link where its own arrived, as long as the route uses
+// that link.
+func TestPacketsLeaveThroughTheLinkOfTheRoute(t *testing.T) {
 	t.Parallel()
 	a, z := routertest.New(t), routertest.New(t)
 	connect(t, a, z, "one", 1)
@@ -269,7 +272,7 @@ func TestPacketsLeaveByTheLinkOfTheRoute(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-		way := func(number int) (local netip.Addr, by int) {
+		setRoute := func(number int) (local netip.Addr, by int) {
 			t.Helper()
 			format, gateway := "192.0.%d.1", ""
 			if far.Is6() {
@@ -291,7 +294,7 @@ func TestPacketsLeaveByTheLinkOfTheRoute(t *testing.T) {
 			return local, by
 		}
 		peer, port := listen(t, z)
-		local, by := way(1)
+		local, by := setRoute(1)
 		e := cameIn(netip.AddrPortFrom(far, uint16(port)), local, by)
 		source := func() netip.Addr {
 			t.Helper()
@@ -304,12 +307,12 @@ func TestPacketsLeaveByTheLinkOfTheRoute(t *testing.T) {
 			return seen.Addr().Unmap()
 		}
 		if s := source(); s != local {
-			t.Errorf("an answer came from %v, want %v, which was asked", s, local)
+			t.Errorf("an answer came from %v; want %v, to which the request was sent", s, local)
 		}
-		other, _ := way(2)
+		other, _ := setRoute(2)
 		for end := time.Now().Add(patience); source() != other; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("to %v: packets leave by the link that was the way once", far)
+				t.Fatalf("to %v: packets still leave through the link of the old route", far)
 			}
 		}
 	}

@@ -5,17 +5,17 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// checked is a TUN device whose packets all have a checksum that their receivers take.
+// checked is a TUN device whose packets all have a checksum that receivers accept.
 //
-// The kernel leaves checksums to whoever reads from the device, and WireGuard's library
-// computes them. One in 65,536 is zero. Over IPv6 that is to be sent as 0xffff (RFC 8200, 8.1),
-// which the library does not do: the receiver drops such a UDP packet.
+// The kernel leaves checksums to the program that reads the device, and wireguard-go computes them.
+// One in 65,536 is zero. UDP over IPv6 requires 0xffff instead (RFC 8200, 8.1), which wireguard-go
+// does not send: the receiver would drop the packet.
 type checked struct{ tun.Device }
 
 func (c checked) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) {
 	n, err = c.Device.Read(bufs, sizes, offset)
 	for i := range n {
-		mend(bufs[i][offset : offset+sizes[i]])
+		fixChecksum(bufs[i][offset : offset+sizes[i]])
 	}
 	return n, err
 }
@@ -25,8 +25,8 @@ const (
 	udpChecksum = header6 + 6
 )
 
-// mend replaces a checksum of zero in a UDP packet over IPv6.
-func mend(packet []byte) {
+// fixChecksum replaces a checksum of zero in a UDP packet over IPv6 by 0xffff.
+func fixChecksum(packet []byte) {
 	if len(packet) >= udpChecksum+2 && packet[0]>>4 == 6 && packet[6] == unix.IPPROTO_UDP &&
 		packet[udpChecksum] == 0 && packet[udpChecksum+1] == 0 {
 		packet[udpChecksum], packet[udpChecksum+1] = 0xff, 0xff

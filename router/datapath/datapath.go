@@ -1,11 +1,11 @@
-// Package datapath is the userspace WireGuard process, for kernels without
-// WireGuard. It is a process of its own, so that traffic flows on while the agent
-// restarts; its TUN device is persistent, so that after a crash the device, its
-// addresses and its routes stay (without carrier: packets for the overlay go
-// nowhere else) until the next process adopts it.
+// Package datapath is the userspace WireGuard process, for kernels without WireGuard. It is a
+// separate process, so that traffic continues while the agent restarts. Its TUN device is
+// persistent: after a crash, the device, its addresses and its routes stay until the next process
+// opens it. Meanwhile the device has no carrier, and packets for the overlay leave no other way.
 //
-// It is configured through the standard UAPI socket, by wgctrl or `wg`, and holds
-// keys in memory only: the agent configures it again after a restart.
+// wgctrl or `wg` configures it through the standard UAPI socket. It holds keys in memory only:
+// after a restart the agent configures it again. One process serves the device; Start, Await and
+// Stop may be called by any other.
 package datapath
 
 import (
@@ -29,22 +29,23 @@ import (
 	"weft/router/link"
 )
 
-// socketPath is where wgctrl and `wg` look for the process (wireguard-go's UAPI).
+// socketPath is the UAPI socket, where wgctrl and `wg` expect it.
 const socketPath = "/var/run/wireguard/" + link.Device + ".sock"
 
-// startTimeout bounds how long Start waits until the process answers.
+// startTimeout limits how long Start waits until the process answers.
 const startTimeout = 5 * time.Second
 
-// Config is what the process is made of.
+// Config configures the process.
 type Config struct {
 	Log *slog.Logger
 }
 
-// errBusy says that another process serves the device.
-var errBusy = fmt.Errorf("datapath: device %s is in use: another `weft datapath` runs already", link.Device)
+// errBusy says that another process serves the device already.
+var errBusy = fmt.Errorf("datapath: device %s is in use by another `weft datapath`: stop that one first", link.Device)
 
-// Standby is Run where the kernel has no WireGuard; where it has, there is nothing to do. It
-// waits while another process serves, such as one that an agent started.
+// Standby does the same as Run on a kernel without WireGuard. On a kernel with WireGuard it does
+// nothing until ctx ends. While another process serves the device, such as one that an agent
+// started, it waits.
 func Standby(ctx context.Context, cfg Config) error {
 	kernel, err := link.KernelWireGuard()
 	if err != nil {
@@ -53,16 +54,16 @@ func Standby(ctx context.Context, cfg Config) error {
 	if !kernel {
 		return onceFree(ctx, cfg.Log, func() error { return Run(ctx, cfg) })
 	}
-	cfg.Log.Info("the kernel has WireGuard: this process has nothing to do, and waits")
+	cfg.Log.Info("the kernel has WireGuard: this process is not needed, and waits to be stopped")
 	<-ctx.Done()
 	return nil
 }
 
-// onceFree runs run again and again until the device is no other process's.
+// onceFree calls run until another process no longer serves the device.
 func onceFree(ctx context.Context, log *slog.Logger, run func() error) error {
 	err := run()
 	if errors.Is(err, errBusy) {
-		log.Info("another process serves the device: this one waits until that ends")
+		log.Info("another process serves the device: waiting until it ends")
 	}
 	for errors.Is(err, errBusy) {
 		select {
@@ -75,10 +76,10 @@ func onceFree(ctx context.Context, log *slog.Logger, run func() error) error {
 	return err
 }
 
-// Run serves until ctx ends. The TUN device stays.
+// Run serves the device until ctx ends. The TUN device stays.
 func Run(ctx context.Context, cfg Config) error {
-	// Buffers are pooled: little garbage comes up, and each collection costs
-	// throughput. The limit (see followMemory) is a backstop.
+	// Buffers are pooled, so there is little garbage, and each collection costs throughput. The memory limit (see
+	// followMemory) bounds the heap.
 	debug.SetGCPercent(400)
 	t, err := openTUN()
 	if err != nil {
@@ -87,17 +88,19 @@ func Run(ctx context.Context, cfg Config) error {
 	file, err := ipc.UAPIOpen(link.Device)
 	if err != nil {
 		t.Close()
-		return fmt.Errorf("datapath: socket %s: %w: another `weft datapath` may be running", socketPath, err)
+		return fmt.Errorf("datapath: opening socket %s: %w: another `weft datapath` may be running: stop it first", socketPath, err)
 	}
 	bind, err := newBind(cfg.Log)
 	if err != nil {
 		t.Close()
 		return err
 	}
-	defer bind.release() // after the device is closed
+	defer bind.release() // deferred first, so that the device is closed before
 	dev := device.NewDevice(t, bind, &device.Logger{
 		Verbosef: device.DiscardLogf,
-		Errorf:   func(format string, args ...any) { cfg.Log.Warn("wireguard", "msg", fmt.Sprintf(format, args...)) },
+		Errorf: func(format string, args ...any) {
+			cfg.Log.Warn("wireguard-go reported an error", "msg", fmt.Sprintf(format, args...))
+		},
 	})
 	defer dev.Close()
 	memory, stop := context.WithCancel(ctx)
@@ -106,7 +109,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer func() { stop(); <-followed }()
 	uapi, err := ipc.UAPIListen(link.Device, file)
 	if err != nil {
-		return fmt.Errorf("datapath: socket %s: %w", socketPath, err)
+		return fmt.Errorf("datapath: listening on socket %s: %w", socketPath, err)
 	}
 	defer uapi.Close()
 	failed := make(chan error, 1)
@@ -120,19 +123,19 @@ func Run(ctx context.Context, cfg Config) error {
 			go dev.IpcHandle(c)
 		}
 	}()
-	cfg.Log.Info("userspace WireGuard serves", "device", link.Device, "socket", socketPath)
+	cfg.Log.Info("userspace WireGuard serves the device", "device", link.Device, "socket", socketPath)
 	select {
 	case <-ctx.Done():
 		return nil
 	case <-dev.Wait():
-		return fmt.Errorf("datapath: the device %s was removed", link.Device)
+		return fmt.Errorf("datapath: another program deleted the device %s: this process ends; the agent or its supervisor starts a new one", link.Device)
 	case err := <-failed:
-		return fmt.Errorf("datapath: socket %s: %w", socketPath, err)
+		return fmt.Errorf("datapath: accepting on socket %s: %w", socketPath, err)
 	}
 }
 
-// openTUN makes or adopts the persistent TUN device. One that is adopted keeps its
-// MTU: with a greater one, packets would be lost until the agent corrects it.
+// openTUN creates the persistent TUN device, or opens the existing one with its MTU. With a larger
+// MTU, packets would be lost until the agent sets the right one.
 func openTUN() (tun.Device, error) {
 	mtu := device.DefaultMTU
 	if l, err := net.InterfaceByName(link.Device); err == nil {
@@ -143,15 +146,15 @@ func openTUN() (tun.Device, error) {
 	case errors.Is(err, unix.EBUSY):
 		return nil, errBusy
 	case errors.Is(err, unix.EINVAL):
-		return nil, fmt.Errorf("datapath: a link %s of another kind is there: remove it (ip link del %s)", link.Device, link.Device)
+		return nil, fmt.Errorf("datapath: a link %s of another kind exists: delete it (ip link del %s)", link.Device, link.Device)
 	case err != nil && notExist("/dev/net/tun"):
 		return nil, errors.New("datapath: /dev/net/tun is missing: load the module (modprobe tun), or make it (mkdir -p /dev/net && mknod /dev/net/tun c 10 200)")
 	case err != nil:
-		return nil, fmt.Errorf("datapath: make device %s: %w", link.Device, err)
+		return nil, fmt.Errorf("datapath: making device %s: %w", link.Device, err)
 	}
 	if err := persist(t.File()); err != nil {
 		t.Close()
-		return nil, fmt.Errorf("datapath: keep device %s: %w", link.Device, err)
+		return nil, fmt.Errorf("datapath: making device %s persistent: %w", link.Device, err)
 	}
 	return checked{t}, nil
 }
@@ -161,9 +164,9 @@ func notExist(path string) bool {
 	return errors.Is(err, os.ErrNotExist)
 }
 
-// persist makes the device outlive the process.
+// persist makes the device outlive this process.
 func persist(f *os.File) error {
-	raw, err := f.SyscallConn() // not Fd: the runtime goes on polling the file
+	raw, err := f.SyscallConn() // not Fd, which would stop the runtime's polling of the file
 	if err != nil {
 		return err
 	}
@@ -172,16 +175,16 @@ func persist(f *os.File) error {
 	return errors.Join(err, failed)
 }
 
-// Start runs `exe datapath` in a session of its own, which outlives the caller, and
-// waits until it answers. A process that answers already will do.
+// Start runs `exe datapath` in a new session, so that it outlives the caller, and waits until it
+// answers. If a process answers already, Start does nothing.
 func Start(ctx context.Context, exe, logPath string) error {
 	if answers() {
 		return nil
 	}
-	// Appended to: how the last one ended is what people look for.
+	// The log is appended to: after a crash, its cause is in the last lines.
 	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return fmt.Errorf("datapath: %w", err)
+		return fmt.Errorf("datapath: opening its log: %w", err)
 	}
 	defer log.Close()
 	cmd := exec.Command(exe, "datapath")
@@ -189,22 +192,22 @@ func Start(ctx context.Context, exe, logPath string) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("datapath: start: %w", err)
+		return fmt.Errorf("datapath: starting the process: %w", err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }() // reaps it, whenever it ends
+	go func() { ended <- cmd.Wait() }() // reaps the process when it ends
 	switch err := await(ctx, ended); {
 	case err == nil:
 		return nil
-	case errors.Is(err, errSilent):
+	case errors.Is(err, errTimeout):
 		cmd.Process.Kill()
-		return fmt.Errorf("datapath: it does not answer on %s: see %s", socketPath, logPath)
+		return fmt.Errorf("datapath: the process did not answer on %s within %v and was killed: see %s", socketPath, startTimeout, logPath)
 	default:
-		return fmt.Errorf("datapath: it ended at once (%w): see %s", err, logPath)
+		return fmt.Errorf("datapath: the process ended right after its start (%w): see %s", err, logPath)
 	}
 }
 
-// Await waits until a process that somebody else starts answers.
+// Await waits until a process answers that another program starts.
 func Await(ctx context.Context) error {
 	if err := await(ctx, nil); err != nil {
 		return fmt.Errorf("datapath: this kernel has no WireGuard, and no `weft datapath` answers on %s: under Kubernetes see `kubectl -n weft get pods -l app=weft-datapath`", socketPath)
@@ -212,9 +215,9 @@ func Await(ctx context.Context) error {
 	return nil
 }
 
-var errSilent = errors.New("nobody answers")
+var errTimeout = errors.New("the datapath process does not answer")
 
-// await waits until the process answers or has ended, for a while.
+// await waits until the process answers, has ended, or startTimeout is over.
 func await(ctx context.Context, ended <-chan error) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -223,9 +226,9 @@ func await(ctx context.Context, ended <-chan error) error {
 	for !answers() {
 		select {
 		case <-ctx.Done():
-			return errSilent
+			return errTimeout
 		case err := <-ended:
-			return errors.New(fmt.Sprint(err)) // nil: it ended well, which is no better
+			return errors.New(fmt.Sprint(err)) // also if err is nil: a process that has ended cannot answer
 		case <-tick.C:
 		}
 	}
@@ -240,39 +243,39 @@ func answers() bool {
 	return err == nil
 }
 
-// Stop ends the process, if one answers, and waits until it is gone.
+// Stop ends the process that answers, if any, and waits until it has ended.
 func Stop(ctx context.Context) error {
 	c, err := net.Dial("unix", socketPath)
 	if err != nil {
-		return nil // nobody is there
+		return nil // no process serves the socket
 	}
 	defer c.Close()
 	pid, err := server(c.(*net.UnixConn))
 	if err != nil {
-		return fmt.Errorf("datapath: which process serves %s: %w", socketPath, err)
+		return fmt.Errorf("datapath: finding the process that serves %s: %w", socketPath, err)
 	}
 	process, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("datapath: process %d: %w", pid, err)
+		return fmt.Errorf("datapath: opening process %d: %w", pid, err)
 	}
 	defer unix.Close(process)
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
 		if err := unix.PidfdSendSignal(process, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("datapath: end process %d: %w", pid, err)
+			return fmt.Errorf("datapath: ending process %d: %w", pid, err)
 		}
 		if ended(ctx, process) {
 			return nil
 		}
 	}
-	return fmt.Errorf("datapath: process %d does not end", pid)
+	return fmt.Errorf("datapath: process %d did not end after SIGKILL: see its state with `ps -p %d`", pid, pid)
 }
 
-// server is the process at the other end of c.
+// server returns the id of the process at the other end of c.
 func server(c *net.UnixConn) (int, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -285,12 +288,12 @@ func server(c *net.UnixConn) (int, error) {
 		return 0, err
 	}
 	if cred.Pid <= 0 {
-		return 0, errors.New("one of another PID namespace: end it there")
+		return 0, errors.New("it is in another PID namespace: end it there")
 	}
 	return int(cred.Pid), nil
 }
 
-// ended waits up to half of startTimeout for a process to end; a zombie has ended.
+// ended waits up to half of startTimeout until a process has ended. A zombie counts as ended.
 func ended(ctx context.Context, process int) bool {
 	for wait := startTimeout / 2; wait > 0 && ctx.Err() == nil; wait -= 10 * time.Millisecond {
 		fds := []unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}

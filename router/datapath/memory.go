@@ -15,27 +15,27 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 )
 
-// What the memory limit is made of. wireguard-go needs for each peer two goroutines,
-// queues of pointers, and, while a handshake is under way, a buffer of 64 KiB, which
-// counts as a whole although one page of it is touched.
+// The parts of the memory limit. For each peer, wireguard-go needs two goroutines and queues of
+// pointers. During a handshake it also needs a buffer of 64 KiB, which counts in full although the
+// process touches one page of it.
 const (
-	leastMemory = 512 << 20
-	baseMemory  = 256 << 20 // batches of buffers under load, and garbage
-	peerMemory  = 144 << 10
+	minMemory  = 512 << 20
+	baseMemory = 256 << 20 // batches of buffers under load, and garbage
+	peerMemory = 144 << 10
 )
 
-// memoryEvery is how often peers are counted.
+// memoryEvery is the interval between two counts of the peers.
 const memoryEvery = 10 * time.Second
 
-// memoryLimit is the Go memory limit for a number of peers, where allowed bytes can be
-// had. A limit below what is live means garbage collection without end; one above what
-// can be had means that the kernel kills the process.
+// memoryLimit returns Go's memory limit for a number of peers, at most allowed bytes. A limit below
+// the live heap means garbage collection without end. A limit above the available memory means that
+// the kernel kills the process.
 func memoryLimit(peers int, allowed uint64) int64 {
-	want := max(leastMemory, baseMemory+uint64(peers)*peerMemory)
+	want := max(minMemory, baseMemory+uint64(peers)*peerMemory)
 	return int64(min(want, allowed, math.MaxInt64))
 }
 
-// followMemory keeps the limit in step with the peers of a device.
+// followMemory adapts the memory limit to the number of peers until ctx ends.
 func followMemory(ctx context.Context, dev *device.Device) {
 	allowed := allowedMemory("/proc/self/cgroup", "/sys/fs/cgroup", machineMemory())
 	last := int64(0)
@@ -54,14 +54,15 @@ func followMemory(ctx context.Context, dev *device.Device) {
 	}
 }
 
-// countPeers reads the device as wgctrl does, and keeps nothing of it: there are keys in it.
+// countPeers reads the device as wgctrl does, and stores nothing of what it reads, which contains
+// keys.
 func countPeers(dev *device.Device) int {
 	var n lineCounter
 	_ = dev.IpcGetOperation(&n)
 	return int(n)
 }
 
-// lineCounter counts the peers in UAPI's text. The device writes all of it at once.
+// lineCounter counts the peers in UAPI's text. The device writes that text in one call.
 type lineCounter int
 
 func (n *lineCounter) Write(b []byte) (int, error) {
@@ -77,8 +78,8 @@ func machineMemory() uint64 {
 	return uint64(info.Totalram) * uint64(info.Unit) //nolint:unconvert // 32 bits on other platforms
 }
 
-// allowedMemory is nine tenths of the least limit among the process's control groups (v1
-// or v2, mounted at root), and at most half of the machine, which has other work to do.
+// allowedMemory returns nine tenths of the smallest limit of the process's control groups (v1 or
+// v2, mounted at root). It is at most half of the machine's memory, which other processes need too.
 func allowedMemory(groups, root string, machine uint64) uint64 {
 	allowed := machine / 2
 	text, _ := os.ReadFile(groups)
@@ -93,11 +94,11 @@ func allowedMemory(groups, root string, machine uint64) uint64 {
 		default:
 			continue
 		}
-		// A container may see its own group as the root, whatever the line says.
+		// A container may see its own group as the root, whatever the path in this line.
 		for group = filepath.Clean("/" + group); ; group = filepath.Dir(group) {
 			b, err := os.ReadFile(filepath.Join(dir, group, file))
 			if limit, bad := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64); err == nil && bad == nil {
-				allowed = min(allowed, limit/10*9) // "max" is no number
+				allowed = min(allowed, limit/10*9) // "max" does not parse: no limit
 			}
 			if group == "/" {
 				break

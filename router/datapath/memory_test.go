@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestTheMemoryLimitGrowsWithThePeersUpToWhatIsAllowed(t *testing.T) {
+func TestMemoryLimitGrowsWithThePeersUpToTheAllowedMemory(t *testing.T) {
 	const mib, gib = 1 << 20, 1 << 30
 	for _, tt := range []struct {
 		peers   int
@@ -20,25 +20,25 @@ func TestTheMemoryLimitGrowsWithThePeersUpToWhatIsAllowed(t *testing.T) {
 		{100, 200 * mib, 200 * mib},
 	} {
 		if got := memoryLimit(tt.peers, tt.allowed); got != tt.want {
-			t.Errorf("%d peers, %d MiB allowed: %d MiB, want %d", tt.peers, tt.allowed/mib, got/mib, tt.want/mib)
+			t.Errorf("the limit for %d peers and %d MiB allowed is %d MiB; want %d MiB", tt.peers, tt.allowed/mib, got/mib, tt.want/mib)
 		}
 	}
 }
 
-func TestTheLeastLimitOfAllControlGroupsCounts(t *testing.T) {
+func TestAllowedMemoryIsBelowTheSmallestControlGroupLimit(t *testing.T) {
 	const machine = 1 << 33
 	for name, tt := range map[string]struct {
 		groups string
 		files  map[string]string
 		want   uint64
 	}{
-		"no control groups":          {"", nil, machine / 2},
-		"no limit":                   {"0::/a\n", map[string]string{"a/memory.max": "max\n"}, machine / 2},
-		"its own":                    {"0::/a/b\n", map[string]string{"a/b/memory.max": "1000\n", "a/memory.max": "2000\n"}, 900},
-		"that of the group above":    {"0::/a/b\n", map[string]string{"a/b/memory.max": "max\n", "a/memory.max": "2000\n"}, 1800},
-		"a container's, at the root": {"0::/kubepods/x\n", map[string]string{"memory.max": "3000\n"}, 2700},
-		"version 1":                  {"5:cpu:/a\n4:memory:/a\n0::/\n", map[string]string{"memory/a/memory.limit_in_bytes": "1000\n"}, 900},
-		"what no kernel writes":      {"x\n0::\n\n::::\n0::/../..\n", map[string]string{"memory.max": "-1\n"}, machine / 2},
+		"no control groups":                   {"", nil, machine / 2},
+		"no limit":                            {"0::/a\n", map[string]string{"a/memory.max": "max\n"}, machine / 2},
+		"a limit of its own group":            {"0::/a/b\n", map[string]string{"a/b/memory.max": "1000\n", "a/memory.max": "2000\n"}, 900},
+		"a limit of the parent group":         {"0::/a/b\n", map[string]string{"a/b/memory.max": "max\n", "a/memory.max": "2000\n"}, 1800},
+		"a limit of the root, in a container": {"0::/kubepods/x\n", map[string]string{"memory.max": "3000\n"}, 2700},
+		"a limit of cgroup v1":                {"5:cpu:/a\n4:memory:/a\n0::/\n", map[string]string{"memory/a/memory.limit_in_bytes": "1000\n"}, 900},
+		"invalid lines and numbers":           {"x\n0::\n\n::::\n0::/../..\n", map[string]string{"memory.max": "-1\n"}, machine / 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
@@ -56,7 +56,7 @@ func TestTheLeastLimitOfAllControlGroupsCounts(t *testing.T) {
 				write(filepath.Join(root, path), text)
 			}
 			if got := allowedMemory(groups, root, machine); got != tt.want {
-				t.Errorf("allowed %d, want %d", got, tt.want)
+				t.Errorf("allowed memory is %d; want %d", got, tt.want)
 			}
 		})
 	}

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// A datapath of its own unit does not fail beside one that an agent started: it takes over when
-// that ends, within seconds.
+// A datapath process started by another unit does not fail while one that an agent started serves
+// the device. It takes over within seconds after that one ends.
 func TestStandbyWaitsForTheDevice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began, broken := time.Now(), errors.New("broken")
@@ -21,12 +21,12 @@ func TestStandbyWaitsForTheDevice(t *testing.T) {
 			return broken
 		})
 		if took := time.Since(began); !errors.Is(err, broken) || took > 6*time.Second {
-			t.Errorf("after %v: %v", took, err)
+			t.Errorf("onceFree returned %[2]v after %[1]v; want the error of run within a second after the device is free", took, err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Minute, cancel)
 		if err := onceFree(ctx, slog.New(slog.DiscardHandler), func() error { return errBusy }); err != nil {
-			t.Error(err)
+			t.Errorf("onceFree returned %v after its context ended; want no error", err)
 		}
 	})
 }

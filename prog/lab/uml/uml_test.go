@@ -114,9 +114,9 @@ func datapath(t *testing.T, l *lab.Lab, hosts ...string) {
 	}
 }
 
-// standby leaves a process to a host whose kernel has WireGuard, which must find nothing to do, and end when it is told.
+// standby leaves a process to a host whose kernel has WireGuard, which must find that it is not needed, and end on SIGTERM.
 func standby(t *testing.T, l *lab.Lab, host string) {
-	p, err := l.Background(context.WithoutCancel(t.Context()), host, "nothing to do", "weft", "datapath", "--standby")
+	p, err := l.Background(context.WithoutCancel(t.Context()), host, "this process is not needed", "weft", "datapath", "--standby")
 	if err != nil {
 		t.Fatal(err)
 	}
