@@ -90,7 +90,7 @@ func TestPeerThatKnowsItsGrantsGetsMore(t *testing.T) {
 			_, err := asker.Allocate(ctx, string(rune('A'+n)), nil)
 			cancel()
 			if err != nil {
-				t.Fatalf("Allocate after %d of %d slots: %v", n, first, err)
+				t.Fatalf("after %d of the %d slots that the asker got, Allocate returned %v; want an address", n, first, err)
 			}
 		}
 		c.end()
@@ -110,7 +110,7 @@ func TestRepeatedClaimGrantsOnce(t *testing.T) {
 		for range 3 {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			if err := asker.Claim(ctx, "a", want, nil); err == nil {
-				t.Fatal("Claim succeeded without a reply")
+				t.Fatal("Claim returned no error, although the owner did not reply")
 			}
 			cancel()
 		}

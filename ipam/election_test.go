@@ -43,7 +43,7 @@ func TestVotersFoundOneRingTogether(t *testing.T) {
 		first := c.voter(1, 5)
 		time.Sleep(10 * time.Second)
 		if s := snapshot(t, first); !s.Ring.IsZero() || s.Vote == nil || s.Vote.Quorum != 3 || len(s.Vote.Known) != 1 {
-			t.Fatalf("a voter without quorum: ring %v, vote %+v", s.Ring.ID, s.Vote)
+			t.Fatalf("one voter of a quorum of 3 has ring %v and vote %+v; want no ring, and one known voter", s.Ring.ID, s.Vote)
 		}
 		for n := 2; n <= 5; n++ {
 			c.voter(n, 5)
@@ -123,7 +123,7 @@ func (c *cluster) founded(within time.Duration, members ...*member) ring.ID {
 			}
 		}
 	}
-	c.t.Fatalf("rings after %v: %v", within, rings)
+	c.t.Fatalf("after %v the peers have the rings %v; want the same for all", within, rings)
 	return ring.ID{}
 }
 
@@ -257,7 +257,7 @@ func TestMinorityFoundsNoRing(t *testing.T) {
 		id := c.founded(6*time.Second, m[2:]...)
 		time.Sleep(time.Minute)
 		if a, b := snapshot(t, m[0]).Ring.ID, snapshot(t, m[1]).Ring.ID; !a.IsZero() || !b.IsZero() {
-			t.Errorf("the minority founded %v and %v", a, b)
+			t.Errorf("the minority founded the rings %v and %v; want none", a, b)
 		}
 		c.split(func(a, b peer.ID) bool { return false })
 		if got := c.founded(5*time.Second, m...); got != id {

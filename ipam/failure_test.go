@@ -61,7 +61,7 @@ func TestRemovedPeerIsFenced(t *testing.T) {
 		c, m, held := three(t)
 		m[3].kill()
 		if n, err := m[1].RemovePeer(t.Context(), m[3].id, false); err != nil || n == 0 {
-			t.Fatalf("RemovePeer took over %d slots, %v", n, err)
+			t.Fatalf("RemovePeer took over %d slots, %v; want more than 0 and no error", n, err)
 		}
 		synctest.Wait()
 		if owned := snapshot(t, m[2]).Ring.Owned(); len(owned[m[3].id]) > 0 {
@@ -95,7 +95,7 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 		refused := func(err error, why string) {
 			t.Helper()
 			if e, ok := errors.AsType[*RemovalError](err); !ok || !strings.Contains(e.Why, why) {
-				t.Errorf("got %v, want %q", err, why)
+				t.Errorf("the removal returned %v; want a RemovalError that contains %q", err, why)
 			}
 		}
 		_, err := m[1].RemovePeer(t.Context(), m[3].id, true)
@@ -169,13 +169,13 @@ func TestLeaveWaitsForHeirsDisk(t *testing.T) {
 			t.Errorf("Leave while partitioned: got %v, want ErrNoHeir", err)
 		}
 		if _, err := m[3].Allocate(t.Context(), "b", nil); err != nil {
-			t.Errorf("Allocate after a failed Leave: %v", err)
+			t.Errorf("Allocate after a failed Leave returned %v; want an address", err)
 		}
 		c.split(none)
 		c.lose.Store(100) // the heir must not learn it by gossip
 		heir, err := m[3].Leave(t.Context())
 		if err != nil || heir.IsZero() {
-			t.Fatalf("Leave: heir %v, error %v", heir, err)
+			t.Fatalf("Leave returned heir %v and error %v; want an heir", heir, err)
 		}
 		r, err := ring.Decode(c.hosts[heir].disk.state.Ring)
 		if err != nil || len(r.Owned()[m[3].id]) != 0 || len(r.Owned()) != 2 {
@@ -202,7 +202,7 @@ func TestPendingGrantsGoToTheHeir(t *testing.T) {
 			claimed <- m[3].Claim(t.Context(), "late", slot.Slot(owned[0].End-2), nil)
 		}()
 		if heir, err := m[3].Leave(t.Context()); err != nil {
-			t.Errorf("Leave: heir %v, error %v", heir, err)
+			t.Errorf("Leave during a claim returned heir %v and error %v; want an heir", heir, err)
 		}
 		if err := <-claimed; !errors.Is(err, ErrLeaving) {
 			t.Errorf("the pending claim: got %v, want ErrLeaving", err)
@@ -236,7 +236,7 @@ func TestRestoredStateCatchesUpBeforeGranting(t *testing.T) {
 		if data, err := m.space(t.Context(), peerID(2)); err == nil {
 			delta, _ := ring.Decode(data)
 			for id, ranges := range delta.Owned() {
-				t.Logf("granted %v to %v", ranges, id)
+				t.Logf("the donor granted %v to %v", ranges, id)
 			}
 		} else if !errors.Is(err, ErrBehind) {
 			t.Error(err)
@@ -246,7 +246,7 @@ func TestRestoredStateCatchesUpBeforeGranting(t *testing.T) {
 			_, err := m.Allocate(ctx, string(rune('A'+n)), nil)
 			cancel()
 			if err != nil {
-				t.Fatalf("Allocate after %d allocations: %v", n, err)
+				t.Fatalf("after %d allocations, Allocate returned %v; want an address", n, err)
 			}
 			c.check()
 		}
@@ -314,7 +314,7 @@ func TestClaimGetsSlotFromItsOwner(t *testing.T) {
 		refused := func(err error, why string) {
 			t.Helper()
 			if e, ok := errors.AsType[*ClaimError](err); !ok || !strings.Contains(e.Why, why) {
-				t.Errorf("got %v, want %q", err, why)
+				t.Errorf("Claim returned %v; want a ClaimError that contains %q", err, why)
 			}
 		}
 		free := held[3] + 1
@@ -324,7 +324,7 @@ func TestClaimGetsSlotFromItsOwner(t *testing.T) {
 		synctest.Wait()
 		c.check()
 		if err := m[1].Claim(t.Context(), "x", free, nil); err != nil {
-			t.Errorf("repeated claim: %v", err)
+			t.Errorf("repeating a successful claim returned %v; want no error", err)
 		}
 		refused(m[1].Claim(t.Context(), "x", free+1, nil), "has 10.32.0.")
 		refused(m[2].Claim(t.Context(), "y", free, nil), "x on h1 holds it")
@@ -349,7 +349,7 @@ func TestShortageNamesEachPeersReason(t *testing.T) {
 		}
 		for _, want := range []string{"h3 cannot be reached", "has no free address"} {
 			if !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), want) {
-				t.Errorf("got %v, want %q", err, want)
+				t.Errorf("Allocate returned %v; want ErrNoSpace with the text %q", err, want)
 			}
 		}
 		c.end()
@@ -364,7 +364,7 @@ func TestExcludedRangesAreNotUsable(t *testing.T) {
 	a.cfg.Excluded = append(a.cfg.Excluded, universe.Prefixes(slot.Range{Start: 16, End: 32})...)
 	want := []slot.Range{{Start: 1, End: 16}, {Start: 32, End: 255}}
 	if got := a.usable(); !slices.Equal(got, want) || !slices.Equal(whole, []slot.Range{{Start: 1, End: 255}}) {
-		t.Errorf("usable: %v, want %v", got, want)
+		t.Errorf("the usable ranges are %v; want %v", got, want)
 	}
 }
 
@@ -379,7 +379,7 @@ func TestPromisesAreBounded(t *testing.T) {
 		}
 		if err := m[1].do(t.Context(), func() {
 			if len(m[1].removals) != 0 {
-				t.Errorf("%d promises are stored, want none", len(m[1].removals))
+				t.Errorf("after the removal, %d promises are stored; want none", len(m[1].removals))
 			}
 		}); err != nil {
 			t.Error(err)

@@ -83,7 +83,7 @@ func TestRemovedPeersSlotsAreAllocatedLast(t *testing.T) {
 			t.Fatal(err)
 		}
 		if s := snapshot(t, m[1]); s.Resting != len(used) {
-			t.Errorf("%d slots in quarantine, want %d", s.Resting, len(used))
+			t.Errorf("%d slots are in quarantine; want %d", s.Resting, len(used))
 		}
 		m[1].kill()
 		m[1] = m[1].revive()

@@ -363,7 +363,7 @@ func TestAllAddressesOfUniverseAreAllocated(t *testing.T) {
 			_, err := c.hosts[peerID(1+int(i)%peers)].Allocate(ctx, fmt.Sprint(i), nil)
 			cancel()
 			if err != nil {
-				t.Fatalf("address %d of %d: %v", i+1, universe.Usable().Len(), err)
+				t.Fatalf("allocating address %d of %d: %v", i+1, universe.Usable().Len(), err)
 			}
 			c.check()
 		}
@@ -411,13 +411,13 @@ func TestFailedWritesChangeNothing(t *testing.T) {
 		before, _ := m.Snapshot(t.Context())
 		d.fail = errors.New("disk full")
 		if _, err := m.Allocate(t.Context(), "b", nil); !errors.Is(err, d.fail) {
-			t.Errorf("Allocate with a failing disk: %v", err)
+			t.Errorf("Allocate with a failing disk returned %v; want the disk's error", err)
 		}
 		if _, err := m.space(t.Context(), peerID(2)); !errors.Is(err, d.fail) {
-			t.Errorf("donation with a failing disk: %v", err)
+			t.Errorf("a donation with a failing disk returned %v; want the disk's error", err)
 		}
 		if err := m.Free(t.Context(), "a"); !errors.Is(err, d.fail) {
-			t.Errorf("Free with a failing disk: %v", err)
+			t.Errorf("Free with a failing disk returned %v; want the disk's error", err)
 		}
 		after, _ := m.Snapshot(t.Context())
 		if after.Free != before.Free || !after.Ring.Equal(before.Ring) || len(after.Allocations) != 1 {
@@ -457,7 +457,7 @@ func TestAllocateWithoutRingFails(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		if _, err := m.Allocate(ctx, "a", nil); !errors.Is(err, ErrNoRing) {
-			t.Errorf("got %v, want ErrNoRing", err)
+			t.Errorf("the request returned %v; want ErrNoRing", err)
 		}
 		c.end()
 	})

@@ -64,7 +64,7 @@ func alone(t *testing.T, d *disk, f func(*Allocator)) {
 	f(a)
 	cancel()
 	if err := <-done; err != nil {
-		t.Fatalf("Run: %v", err)
+		t.Fatalf("Run returned %v after its context ended; want no error", err)
 	}
 }
 
@@ -83,7 +83,7 @@ func TestOversizedRingsNeverPreventStart(t *testing.T) {
 			}
 		}
 		if s := snapshot(t, &member{Allocator: a}); !errors.As(s.Conflict, &many) {
-			t.Errorf("status shows conflict %v, want a TooManyError", s.Conflict)
+			t.Errorf("the status shows the conflict %v; want a TooManyError", s.Conflict)
 		}
 	})
 	alone(t, d, func(a *Allocator) {
@@ -117,7 +117,7 @@ func TestOversizedStoredRingStartsAndIsReported(t *testing.T) {
 	alone(t, &disk{state: State{Ring: pieces(t, 2*ring.MaxSegments, 1)}}, func(a *Allocator) {
 		var many *ring.TooManyError
 		if s := snapshot(t, &member{Allocator: a}); !errors.As(s.Conflict, &many) {
-			t.Errorf("status shows conflict %v, want a TooManyError", s.Conflict)
+			t.Errorf("the status shows the conflict %v; want a TooManyError", s.Conflict)
 		}
 		if r, err := ring.Decode(a.Full()); err != nil || len(r.Segments()) != ring.MaxSegments {
 			t.Errorf("peers cannot decode the ring that is sent: %v", err)

@@ -116,7 +116,7 @@ func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 					got, err := io.ReadAll(c)
 					c.Close()
 					if done = bytes.Equal(got, message); !done && (err != nil || len(got) > 64) {
-						t.Fatalf("%d unverified bytes got through: %v", len(got), err)
+						t.Fatalf("%d unverified bytes reached memberlist, error %v; want none", len(got), err)
 					}
 				case <-time.After(time.Second):
 					t.Fatal("an encrypted message did not get through")
@@ -183,7 +183,7 @@ func TestUnprovenAnswersAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := c.Read(make([]byte, 10)); err == nil || !strings.Contains(err.Error(), "MiB") {
-			t.Errorf("the answer was accepted: %v", err)
+			t.Errorf("reading an answer above the limit returned %v; want an error that names the limit in MiB", err)
 		}
 		c.Close()
 		synctest.Wait()
@@ -217,7 +217,7 @@ func FuzzAdmission(f *testing.F) {
 		s := &stream{Conn: &pipe{Reader: *bytes.NewReader(data)}, admission: d, source: address(2).Addr()}
 		got, err := io.ReadAll(s)
 		if len(got) > 64 || len(got) > 0 && data[0] == streamSealed && len(got) < streamHeader {
-			t.Errorf("memberlist got %[2]x for %[1]x, error %[3]v", data, got, err)
+			t.Errorf("the input %[1]x reached memberlist as %[2]x, error %[3]v; want no unverified bytes", data, got, err)
 		}
 		s.Close()
 		d.empty(t)

@@ -29,15 +29,15 @@ func TestHostBehindNATGetsReplies(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 					got, err := b.Request(ctx, a.Self(), "echo", []byte("hello"))
 					if want := b.Self().String() + " hello"; err != nil || string(got) != want {
-						t.Errorf("got %q, %v, want %q", got, err, want)
+						t.Errorf("the echo returned %q, error %v; want %q", got, err, want)
 					}
 					if _, err := b.Request(ctx, a.Self(), "echo", nil); err == nil || !strings.HasSuffix(err.Error(), "refused: nothing to echo") {
-						t.Errorf("a refused request returned %v", err)
+						t.Errorf("a refused request returned %v; want the peer's reason", err)
 					}
 					cancel()
 				}
 				if n := a.echoed.Load(); n != 6 {
-					t.Errorf("6 requests were handled %d times", n)
+					t.Errorf("6 requests were handled %d times; want 6", n)
 				}
 				s.end(a, b)
 			})
@@ -86,7 +86,7 @@ func TestMemberlistParsesRequest(t *testing.T) {
 				t.Error(err)
 			}
 			if got := <-heard; !bytes.Equal(got, want) {
-				t.Errorf("memberlist received %d bytes, want %d", len(got), len(want))
+				t.Errorf("memberlist received %d bytes; want %d", len(got), len(want))
 			}
 			conn.Close()
 		}

@@ -122,7 +122,7 @@ func TestDirectoryOwnersAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := d.takeIn([]*directory.Set{s}); err != nil || len(d.Held()) != directory.MaxOwners || d.set(idOf(1)).Len() != 3 {
-		t.Errorf("the directory holds %d sets, error %v", len(d.Held()), err)
+		t.Errorf("the directory holds %d sets, error %v; want MaxOwners, with that of the known owner", len(d.Held()), err)
 	}
 	d.mu.Lock()
 	d.want(idOf(3), directory.Held{Owner: peer.ID{9, 9}, Version: 1})
@@ -131,7 +131,7 @@ func TestDirectoryOwnersAreBounded(t *testing.T) {
 	}
 	d.mu.Unlock()
 	if err := d.Publish(many(4)); err != nil || d.set(idOf(1)).Len() != 4 {
-		t.Errorf("own endpoints cannot be published: %v", err)
+		t.Errorf("publishing own endpoints in a full directory returned %v; want no error", err)
 	}
 	if _, err := d.Merge(encode(news{From: idOf(3), Held: make([]directory.Held, directory.MaxOwners+1)})); err == nil {
 		t.Error("Merge accepted a message with too many owners")
@@ -176,11 +176,11 @@ func TestOversizedLabelsAreDroppedAlone(t *testing.T) {
 	}
 	err := d.Publish(endpoints)
 	if !errors.Is(err, directory.ErrTooLarge) {
-		t.Errorf("Publish returned %v, want ErrTooLarge", err)
+		t.Errorf("Publish of too many endpoints returned %v; want ErrTooLarge", err)
 	}
 	own := d.set(idOf(1))
 	if n := len(own.Encode()); own.Len() != 350 || n > 6<<20+64<<10 || n < 5<<20 {
-		t.Fatalf("published %d endpoints in %d bytes", own.Len(), n)
+		t.Fatalf("published %d endpoints in %d bytes; want 350 in about 6 MiB", own.Len(), n)
 	}
 	for _, e := range own.Endpoints() {
 		if strings.HasPrefix(e.ID, "many") && e.Name == "" || len(e.Slots) != 1 {

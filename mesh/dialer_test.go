@@ -33,14 +33,14 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 		for range 600 {
 			time.Sleep(time.Second)
 			if p := peerAt(h1, h2); !p.Reachable || !p.Since.Equal(since) {
-				t.Fatalf("h1 lost h2: %+v", p)
+				t.Fatalf("h1 lost h2 although only the first address fails: %+v", p)
 			}
 			if p := peerAt(h2, h1); !p.Reachable {
-				t.Fatalf("h2 lost h1: %+v", p)
+				t.Fatalf("h2 lost h1 although only the first address fails: %+v", p)
 			}
 		}
 		if p := peerAt(h1, h2); p.Addr != other || p.Losses != 0 {
-			t.Errorf("h1 reaches h2 at %v after %d losses, want %v", p.Addr, p.Losses, other)
+			t.Errorf("h1 reaches h2 at %v after %d losses; want %v", p.Addr, p.Losses, other)
 		}
 		if _, err := h1.Request(t.Context(), h2.self, "echo", []byte("x")); err != nil {
 			t.Error(err)
@@ -117,13 +117,13 @@ func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 					return named{c, addr}, nil
 				})
 				if took := time.Since(start); took != tt.within {
-					t.Errorf("it took %v, want %v", took, tt.within)
+					t.Errorf("dialling took %v; want %v", took, tt.within)
 				}
 				if (err != nil) != (tt.want == "") || err == nil && conn.(named).addr != tt.want {
-					t.Errorf("got %v, %v; want %s", conn, err, tt.want)
+					t.Errorf("dialling returned %v, error %v; want a connection to %q", conn, err, tt.want)
 				}
 				if got := w.found["run"]; got != tt.after {
-					t.Errorf("found %q, want %q", got, tt.after)
+					t.Errorf("the remembered address is %q; want %q", got, tt.after)
 				}
 				time.Sleep(time.Minute)
 				if conn != nil {

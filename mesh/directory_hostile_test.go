@@ -113,7 +113,7 @@ func FuzzDirectory(f *testing.F) {
 		_ = d.confirmOne(t.Context(), idOf(2), d.set(idOf(1)).Held())
 		fetchAll(t, d)
 		if own := d.set(idOf(1)).Endpoints(); len(own) != 1 || own[0].ID != "mine" {
-			t.Errorf("own endpoints changed to %+v", own)
+			t.Errorf("foreign sets changed the own endpoints to %+v; want only mine", own)
 		}
 		if len(d.Held()) > 3 || len(d.asked)+len(d.busy) > 0 {
 			t.Errorf("it holds sets %v, and requests %v from %v", d.Held(), d.asked, d.busy)
@@ -211,7 +211,7 @@ func TestAnswersAreBounded(t *testing.T) {
 	one := len(s.Encode())
 	answer, err := d.serveSets(t.Context(), idOf(3), encode(slices.Repeat([]peer.ID{idOf(2)}, 100_000)))
 	if err != nil || len(answer) > maxAnswer+one {
-		t.Errorf("the reply has %d bytes, error %v", len(answer), err)
+		t.Errorf("the reply to a repeated request has %d bytes, error %v; want at most maxAnswer and one set", len(answer), err)
 	}
 	d = quiet(t, 1, &stub{answer: func() []byte { return answer }})
 	if err := d.fetchFrom(t.Context(), idOf(3), []peer.ID{idOf(2)}); err == nil || len(d.Held()) > 0 {

@@ -29,7 +29,7 @@ func (w *dirCluster) freed(r *dirHost, s slot.Slot, within time.Duration) time.D
 			return time.Since(start)
 		}
 		if time.Since(start) > within {
-			w.t.Fatalf("slot %d is still taken after %v", s, within)
+			w.t.Fatalf("slot %d is still taken after %v; want it free", s, within)
 		}
 	}
 }
@@ -53,7 +53,7 @@ func TestFreedSlotIsTakenUntilAllPeersDropIt(t *testing.T) {
 			t.Error("slot 1 is not taken, or slot 2 is")
 		}
 		if took := w.freed(h[1], 1, 2*time.Second); took < 5*time.Millisecond {
-			t.Errorf("slot 1 is free after only %v", took)
+			t.Errorf("slot 1 was free after %v; want it taken until the peer has confirmed", took)
 		}
 		// One host misses the change, and its owner is slow to answer the fetch.
 		w.publish(h[1], at("again", 1))
@@ -102,12 +102,12 @@ func TestOnlyReachablePeersHoldFreedSlots(t *testing.T) {
 		}
 		slots, since, why := h[1].Stuck()
 		if slots != 1 || time.Since(since) < 30*time.Second || why == nil || !strings.Contains(why.Error(), idOf(3).String()) {
-			t.Errorf("Stuck reports %d slots since %v, reason %v", slots, since, why)
+			t.Errorf("Stuck reports %d slots since %v, reason %v; want one slot for 30 s, and the host that has not confirmed", slots, since, why)
 		}
 		w.alone(h[3])
 		w.freed(h[1], 1, 10*time.Second)
 		if _, _, why := h[1].Stuck(); why != nil {
-			t.Errorf("Stuck still reports %v", why)
+			t.Errorf("after the last slot is free, Stuck reports %v; want nothing", why)
 		}
 		h[3].slow.Store(0)
 
@@ -226,11 +226,11 @@ func TestOnlyCurrentSetsConfirm(t *testing.T) {
 	}
 	m.answer = func() []byte { return encode([][]byte{own.Encode()}) }
 	if answer, err := d.serveHeld(t.Context(), idOf(1), encode(own.Held())); err != nil || string(answer) != string(encode(own.Held())) {
-		t.Errorf("confirmation after a fetch: %x, %v", answer, err)
+		t.Errorf("the confirmation after a fetch is %x, error %v; want the owner's sets", answer, err)
 	}
 	d.cfg.Wanted = func(peer.ID) bool { return false }
 	if answer, err := d.serveHeld(t.Context(), idOf(1), encode(later.Held())); err != nil || answer != nil || d.set(idOf(1)) != nil {
-		t.Errorf("unwanted owner: reply %x, error %v, sets %v", answer, err, d.Held())
+		t.Errorf("for an owner that is not wanted, the reply is %x, error %v, sets %v; want none", answer, err, d.Held())
 	}
 }
 
@@ -324,7 +324,7 @@ func TestEndpointsAreStoredBeforeAnnounced(t *testing.T) {
 	m.broadcast = func([]byte) {
 		again, err := NewDirectory(DirectoryConfig{Identity: identity(1), Mesh: m, Sets: [][]byte{disk.sets[idOf(1)]}, Log: d.cfg.Log})
 		if err != nil || fmt.Sprint(again.Held()) != fmt.Sprint(d.Held()) || again.Taken(1) != d.Taken(1) {
-			t.Errorf("a restart would restore %v, error %v", again.Held(), err)
+			t.Errorf("at the time of the broadcast, a restart would restore %v, error %v; want the announced sets", again.Held(), err)
 		}
 	}
 	for _, says := range [][]directory.Endpoint{{at("a", 1)}, {at("a", 1), at("b", 2)}, {at("b", 2)}} {
@@ -342,7 +342,7 @@ func TestEndpointsAreStoredBeforeAnnounced(t *testing.T) {
 func TestInvalidEndpointIsLeftOut(t *testing.T) {
 	d := quiet(t, 1, &stub{})
 	if err := d.Publish([]directory.Endpoint{at("a", 1), {ID: "b", Name: "Not A Name"}, at("c", 3)}); err == nil || d.set(idOf(1)).Len() != 2 {
-		t.Errorf("%d endpoints are published, want 2; error %v", d.set(idOf(1)).Len(), err)
+		t.Errorf("%d endpoints are published, error %v; want 2", d.set(idOf(1)).Len(), err)
 	}
 }
 

@@ -191,7 +191,7 @@ func (w *dirCluster) eventually(within time.Duration, what string) {
 			return
 		}
 		if time.Since(start) > within {
-			w.t.Fatalf("not within %v: %s: %s", within, what, diff)
+			w.t.Fatalf("not reached within %v: %s: %s", within, what, diff)
 		}
 	}
 }
@@ -271,7 +271,7 @@ func TestChangeReachesAllPeersSoon(t *testing.T) {
 		w.publish(h[1], at("a", 1), at("b", 11))
 		w.eventually(200*time.Millisecond, "a change")
 		if n := w.fetches() - before; n != 0 {
-			t.Errorf("%d fetches for a small change", n)
+			t.Errorf("a small change caused %d fetches; want 0", n)
 		}
 		time.Sleep(10 * time.Second)
 		before = w.fetches()
@@ -350,7 +350,7 @@ func TestDirectoryConvergesAfterPartition(t *testing.T) {
 			time.Sleep(3 * time.Second)
 		}
 		if w.differ() == "" {
-			t.Fatal("the partition had no effect")
+			t.Fatal("the directories are equal in spite of the partition")
 		}
 		w.net.Heal()
 		w.eventually(time.Minute, "all hosts have the same sets after the partition")
@@ -365,7 +365,7 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 		w.kill(h[1])
 		h[1] = w.start(1, 0, h[1].disk)
 		if got := fmt.Sprint(h[1].Held()); got != held {
-			t.Errorf("after a restart it holds %s, want %s", got, held)
+			t.Errorf("after a restart the directory holds %s; want %s", got, held)
 		}
 		w.publish(h[1], at("first-1", 1))
 		time.Sleep(time.Minute)
@@ -415,7 +415,7 @@ func TestOwnOlderRunIsRefuted(t *testing.T) {
 	_, delta := set(t, 1, s1, at("a", 1), at("lost", 2))
 	d.dir.Put(s1)
 	if err := d.Publish([]directory.Endpoint{at("a", 1)}); err != nil || said != 0 {
-		t.Fatalf("%d broadcasts, error %v; want none", said, err)
+		t.Fatalf("publishing the stored endpoints caused %d broadcasts, error %v; want none", said, err)
 	}
 	if _, err := d.Merge(encode(news{From: idOf(1), Delta: delta.Encode()})); err != nil {
 		t.Fatal(err)

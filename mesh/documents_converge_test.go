@@ -92,7 +92,7 @@ func documentFaults(t *testing.T, seed uint64) {
 	for _, m := range c.here {
 		again := documents(t, m.n, &stub{}, m.disk)
 		if got := reads(again); got != reads(m.Documents) || !strings.Contains(got, "web-0=the last word") || !m.Synced() {
-			t.Errorf("host %d has %s, on disk %s, synced: %v", m.n, reads(m.Documents), got, m.Synced())
+			t.Errorf("host %d has the documents %s, on disk %s, synced: %v; want the last write in both, and synced", m.n, reads(m.Documents), got, m.Synced())
 		}
 	}
 	c.end()
@@ -175,7 +175,7 @@ func TestTombstonesExpire(t *testing.T) {
 		time.Sleep(2 * flushEvery)
 		for n, m := range c.here {
 			if got := reads(m.Documents); got != "dns=1" || m.disk.len() != 3 {
-				t.Errorf("host %d has %s, and stores %d entries", n, got, m.disk.len())
+				t.Errorf("host %d has the documents %s, and stores %d entries; want dns=1 and 3 entries", n, got, m.disk.len())
 			}
 		}
 		c.net.Close() // no gossip while clocks advance by a month
@@ -214,7 +214,7 @@ func TestSyncedWithoutPushPull(t *testing.T) {
 		go func() { done <- d.Run(ctx) }()
 		time.Sleep(2 * compareEvery)
 		if !d.Synced() {
-			t.Error("not synced without push/pull")
+			t.Error("the documents are not synced without push/pull; want them synced by requests")
 		}
 		cancel()
 		if err := <-done; err != nil {

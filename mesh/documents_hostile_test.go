@@ -78,13 +78,13 @@ func FuzzDocuments(f *testing.F) {
 			askAll(t, d)
 		}
 		if d.Get("policy", "mine") == nil || len(d.List("policy")) > 2 {
-			t.Errorf("unexpected documents: %s", reads(d))
+			t.Errorf("after invalid messages the documents are %s; want mine and at most one other policy", reads(d))
 		}
 		if err := d.flush(); err != nil {
 			t.Fatal(err)
 		}
 		if again := documents(t, 1, &stub{}, d.cfg.Store.(*docDisk)); reads(again) != reads(d) {
-			t.Errorf("on disk %s, in memory %s", reads(again), reads(d))
+			t.Errorf("the documents on disk are %s, in memory %s; want the same", reads(again), reads(d))
 		}
 	})
 }
@@ -96,7 +96,7 @@ func TestForgedDocumentsAreDropped(t *testing.T) {
 	lies := []document.Held{{Kind: "policy", Name: "lie", Version: 99}}
 	news, err := d.Merge(encode(documentNews{From: idOf(4), Documents: [][]byte{forged(t, "db"), good.Encode(), {}}, Held: lies, Synced: true}))
 	if want := encode(documentNews{From: idOf(1), Documents: [][]byte{good.Encode()}}); err == nil || !slices.Equal(news, want) || reads(d) != "web=allow" {
-		t.Errorf("passed on %x, error %v; documents are %s", news, err, reads(d))
+		t.Errorf("Merge passed on %x, error %v, and the documents are %s; want only the valid document", news, err, reads(d))
 	}
 	if news, err := d.Merge(encode(documentNews{From: idOf(4), Documents: slices.Repeat([][]byte{good.Encode()}, maxNews+1)})); err == nil || news != nil {
 		t.Error("Merge accepted a message with too many documents")
@@ -116,7 +116,7 @@ func TestPendingRequestsAreBounded(t *testing.T) {
 		}
 	}
 	if len(d.wanted) > maxSources {
-		t.Errorf("%d peers wait to be asked", len(d.wanted))
+		t.Errorf("%d peers are queued for requests; want at most maxSources", len(d.wanted))
 	}
 }
 
@@ -135,12 +135,12 @@ func TestMissingComesInParts(t *testing.T) {
 		held = payload
 		answer, err := from.serveMissing(t.Context(), idOf(2), payload)
 		if len(answer) > maxAnswer+1000 {
-			t.Errorf("a reply of %d bytes", len(answer))
+			t.Errorf("a reply has %d bytes; want at most maxAnswer+1000", len(answer))
 		}
 		return answer, err
 	}}
 	if err := to.fetchAll(t.Context(), idOf(1)); err != nil || rounds != 3 || reads(to) != reads(from) {
-		t.Errorf("%d rounds, error %v, %d documents", rounds, err, to.set.Len())
+		t.Errorf("the fetch took %d rounds, error %v, and returned %d documents; want 3 rounds and all documents", rounds, err, to.set.Len())
 	}
 	if len(held) == 0 || to.set.Digest(0) != from.set.Digest(0) {
 		t.Error("the digests differ after the fetch")

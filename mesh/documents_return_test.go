@@ -87,7 +87,7 @@ func TestDeletedDocumentsDoNotReturn(t *testing.T) {
 				time.Sleep(3 * time.Minute)
 				for _, m := range c.here {
 					if got := reads(m.Documents); got != "here=x kept=x there=x" {
-						t.Errorf("host %d has %s", m.n, got)
+						t.Errorf("after the partition, host %d has the documents %s; want those of both sides", m.n, got)
 					}
 				}
 				if strings.Contains(name, "clock") { // with a wrong clock hosts may differ in their tombstones
@@ -121,7 +121,7 @@ func TestUnreadableDiskDeletesNothing(t *testing.T) {
 		joiner := c.start(5, 1, nil)
 		time.Sleep(time.Minute)
 		if got := reads(joiner.Documents); got != "db=1 dns=1 new=1" {
-			t.Fatalf("the joining host has %s", got)
+			t.Fatalf("the joining host has the documents %s; want db=1 dns=1 new=1", got)
 		}
 		c.net.Heal()
 		c.eventually(2*time.Minute, "db=1 dns=1 new=1 web=1")
@@ -172,10 +172,10 @@ func TestDocumentsOfDepartedPeersCount(t *testing.T) {
 		return from.serveMissing(t.Context(), idOf(2), payload)
 	}}, &docDisk{docs: map[string][]byte{}})
 	if news, err := d.Merge(encode(documentNews{From: idOf(1), Documents: [][]byte{doc.Encode()}})); news != nil || err != nil || reads(d) != "" {
-		t.Errorf("gossip alone delivered the document: %s, %v", reads(d), err)
+		t.Errorf("before it is requested, the document is %s, error %v; want none", reads(d), err)
 	}
 	if askAll(t, d); reads(d) != "web=x" || asked != 1 {
-		t.Errorf("documents are %q after %d requests", reads(d), asked)
+		t.Errorf("the documents are %q after %d requests; want web=x after 1", reads(d), asked)
 	}
 }
 
@@ -219,10 +219,10 @@ func TestForgedMarksDoNotCount(t *testing.T) {
 		_, _ = d.Merge(encode(documentNews{From: idOf(2), Digest: digest[:], Marks: marks}))
 	}
 	if got := d.set.Marks(); len(got) > 0 {
-		t.Errorf("forged marks were accepted: %v", got)
+		t.Errorf("the forged marks %v were accepted; want none", got)
 	}
 	if _, err := d.Merge(encode(documentNews{From: idOf(2), Documents: [][]byte{written(t, 2, nil, "web", "x").Encode()}})); err != nil || reads(d) != "web=x" {
-		t.Errorf("documents are %s, error %v", reads(d), err)
+		t.Errorf("after the valid document, the documents are %s, error %v; want web=x", reads(d), err)
 	}
 }
 

@@ -225,7 +225,7 @@ func (c *docCluster) eventually(within time.Duration, want string) {
 			return
 		}
 		if time.Since(start) > within {
-			c.t.Fatalf("not within %v: %s", within, diff)
+			c.t.Fatalf("not reached within %v: %s", within, diff)
 		}
 	}
 }
@@ -258,7 +258,7 @@ func TestDocumentReachesAllPeersSoon(t *testing.T) {
 		c.write(m[4], many...) // 3 MB, in several replies
 		c.eventually(5*time.Second, "*")
 		if n := c.asked() - before; n < 9 || n > 40 {
-			t.Errorf("%d requests for 100 documents", n)
+			t.Errorf("fetching 100 documents took %d requests; want 9 to 40", n)
 		}
 		if m[4].Get("policy", "many-7") == nil || m[4].Get("policy", "db") != nil || len(m[1].List("policy")) != 101 {
 			t.Error("the documents are not those that were written")
@@ -273,7 +273,7 @@ func TestWritesAreAllOrNone(t *testing.T) {
 	disk := &docDisk{docs: map[string][]byte{}}
 	d := documents(t, 1, &stub{broadcast: func([]byte) { said++ }}, disk)
 	if err := d.Write([]Change{policy("web", "a"), policy("db", "b")}); err != nil || said != 1 || disk.writes != 1 || len(disk.docs) != 2 {
-		t.Fatalf("%d broadcasts, %d writes, error %v", said, disk.writes, err)
+		t.Fatalf("writing two documents caused %d broadcasts and %d disk writes, error %v; want one each", said, disk.writes, err)
 	}
 	for name, changes := range map[string][]Change{
 		"one is too large": {policy("web", "new"), policy("db", strings.Repeat("x", document.MaxBody+1))},
@@ -281,21 +281,21 @@ func TestWritesAreAllOrNone(t *testing.T) {
 		"one occurs twice": {policy("web", "new"), noPolicy("web")},
 	} {
 		if err := d.Write(changes); err == nil || said != 1 || disk.writes != 1 || reads(d) != "db=b web=a" {
-			t.Errorf("%s: %d broadcasts, %d writes, error %v", name, said, disk.writes, err)
+			t.Errorf("%s: an invalid write left %d broadcasts and %d disk writes, error %v; want an error, and one each as before", name, said, disk.writes, err)
 		}
 	}
 	disk.fail = errors.New("the disk is full")
 	if err := d.Write([]Change{policy("web", "new")}); !errors.Is(err, disk.fail) || said != 1 || reads(d) != "db=b web=a" {
-		t.Errorf("with a full disk: %d broadcasts, error %v", said, err)
+		t.Errorf("writing to a full disk left %d broadcasts, error %v; want the disk's error, and one as before", said, err)
 	}
 	disk.fail = nil
 	d.met = true
 	if err := d.Write([]Change{policy("web", "a"), noPolicy("none")}); err != nil || said != 1 || disk.writes != 1 {
-		t.Errorf("without a change: %d broadcasts, %d writes, error %v", said, disk.writes, err)
+		t.Errorf("writing unchanged documents left %d broadcasts and %d disk writes, error %v; want one each as before", said, disk.writes, err)
 	}
 	again := documents(t, 1, &stub{}, disk)
 	if reads(again) != "db=b web=a" || again.Generation("policy") != d.Generation("policy") {
-		t.Errorf("after a restart the documents are %s", reads(again))
+		t.Errorf("after a restart the documents are %s; want db=b web=a", reads(again))
 	}
 	// With the largest number of documents, new ones are refused, but changes are possible.
 	for i := range document.MaxDocuments - 3 {
@@ -394,7 +394,7 @@ func TestOwnOlderDocumentsAreRefutedOnce(t *testing.T) {
 	merge := func(doc *document.Document, want string) {
 		t.Helper()
 		if _, err := d.Merge(encode(documentNews{From: idOf(3), Documents: [][]byte{doc.Encode()}})); err != nil || reads(d) != want {
-			t.Errorf("documents are %s, want %s; error %v", reads(d), want, err)
+			t.Errorf("the documents are %s; want %s; error %v", reads(d), want, err)
 		}
 	}
 	if err := d.Write([]Change{policy("web", "now"), policy("db", "now")}); err != nil {
@@ -438,7 +438,7 @@ func TestJoiningPeerBecomesSynced(t *testing.T) {
 		founder := c.start(1, 0, nil)
 		c.write(founder, policy("web", strings.Repeat("x", 2000)))
 		if founder.Synced() {
-			t.Error("synced without any other peer")
+			t.Error("a founder without peers is synced; want it not synced")
 		}
 		if err := founder.MarkSynced(); err != nil || !founder.Synced() || !founder.disk.synced {
 			t.Error(err)
@@ -446,11 +446,11 @@ func TestJoiningPeerBecomesSynced(t *testing.T) {
 		joiner := c.start(2, 0, nil)
 		for start := time.Now(); !joiner.Synced(); time.Sleep(10 * time.Millisecond) {
 			if time.Since(start) > 3*time.Second { // most of it passes until the simulated network connects them
-				t.Fatal("not synced")
+				t.Fatal("the joining host is not synced after 3 s")
 			}
 		}
 		if reads(joiner.Documents) != reads(founder.Documents) {
-			t.Error("synced without the documents")
+			t.Error("the joining host is synced, but has not all documents")
 		}
 		time.Sleep(2 * flushEvery)
 		if !joiner.disk.copy().synced || joiner.disk.len() != 1 {
@@ -458,7 +458,7 @@ func TestJoiningPeerBecomesSynced(t *testing.T) {
 		}
 		c.kill(joiner)
 		if joiner = c.start(2, 1, joiner.disk); !joiner.Synced() {
-			t.Error("not synced after a restart")
+			t.Error("after a restart the host is not synced; want it synced from its disk")
 		}
 		c.end()
 	})
@@ -476,7 +476,7 @@ func TestSyncedNeedsOneThatKnows(t *testing.T) {
 	merge := func(data []byte) {
 		t.Helper()
 		if news, err := d.Merge(data); err != nil || news != nil {
-			t.Errorf("%x, %v", news, err)
+			t.Errorf("Merge returned %x, %v; want nothing to pass on, and no error", news, err)
 		}
 	}
 	merge(full(1, true)) // its own message, returned

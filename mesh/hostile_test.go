@@ -51,7 +51,7 @@ func TestGarbageIsBoundedAndNotNotified(t *testing.T) {
 		}
 		time.Sleep(rejectionLife + time.Second)
 		if n := len(m.Rejections()); n != 0 {
-			t.Errorf("%d rejections are still shown", n)
+			t.Errorf("%d rejections are shown after rejectionLife; want 0", n)
 		}
 	})
 }
@@ -97,7 +97,7 @@ func TestReplayWindowsAreBoundedPerPeer(t *testing.T) {
 	for run := range uint64(4 * maxRuns) {
 		for i := range uint64(2) {
 			if err := m.once(message{ID: run<<32 | i + 1, From: id, Run: m.name}); err != nil {
-				t.Fatalf("run %d: %v", run, err)
+				t.Fatalf("a new message of run %d was refused: %v", run, err)
 			}
 		}
 		for old := range min(run+1, maxRuns/2) {
@@ -154,7 +154,7 @@ func TestLaterHostWithSameIdentityStops(t *testing.T) {
 		restored = s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) { c.Record.Nickname = "restored" })
 		s.eventually(time.Minute, "its new record is accepted", func() bool { return record(a, restored).Nickname == "restored" })
 		if r := restored.Rejections(); len(r) != 0 {
-			t.Errorf("a restored host reports rejections: %v", r)
+			t.Errorf("the restored host reports the rejections %v; want none", r)
 		}
 		twin := s.start(3, nil, []string{"192.0.2.1"}, func(c *Config) { c.Identity = identity(2) })
 		before := record(a, restored).Sequence
@@ -163,7 +163,7 @@ func TestLaterHostWithSameIdentityStops(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		if n := record(a, restored).Sequence - before; n > 30 {
-			t.Errorf("%d new records since then", n)
+			t.Errorf("%d new records were written in a minute; want at most 30", n)
 		}
 		if r := twin.Rejections(); len(r) != 1 || r[0].Addr != "192.0.2.2" {
 			t.Errorf("it reports rejections %v, want the other host's address", r)
@@ -197,7 +197,7 @@ func TestStopDoesNotWaitForUnreachablePeers(t *testing.T) {
 					t.Error(err)
 				}
 				if took := time.Since(start); took > 6*time.Second {
-					t.Errorf("stopping took %v", took)
+					t.Errorf("stopping the host took %v; want at most 6 s", took)
 				}
 				s.end(hosts[1:]...)
 			})
@@ -212,7 +212,7 @@ func TestReplayWindow(t *testing.T) {
 		want bool
 	}{{1, true}, {1, false}, {3, true}, {2, true}, {2, false}, {100, true}, {3, false}, {36, false}, {37, true}, {37, false}, {1 << 31, true}, {100, false}} {
 		if got := w.fresh(tt.n); got != tt.want {
-			t.Errorf("step %d, number %d: fresh is %v", i, tt.n, got)
+			t.Errorf("step %d: fresh(%d) is %v; want the opposite", i, tt.n, got)
 		}
 	}
 }

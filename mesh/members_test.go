@@ -35,7 +35,7 @@ func TestMembersAreCopies(t *testing.T) {
 			return slices.Equal(told, kept)
 		}
 		if len(a.members.shuffled()) != 2 || !same() {
-			t.Errorf("members differ from memberlist's: %v", a.members.shuffled())
+			t.Errorf("the members are %v; want those of memberlist", a.members.shuffled())
 		}
 		s.end(c)
 		s.eventually(30*time.Second, "the third host has left", func() bool { return len(a.members.shuffled()) == 1 && same() })

@@ -191,7 +191,7 @@ func (s *sim) eventually(within time.Duration, what string, ok func() bool) {
 	s.t.Helper()
 	for start := time.Now(); !ok(); time.Sleep(100 * time.Millisecond) {
 		if time.Since(start) > within {
-			s.t.Fatalf("not within %v: %s", within, what)
+			s.t.Fatalf("not reached within %v: %s", within, what)
 		}
 	}
 }
@@ -283,10 +283,10 @@ func TestStoppedLeftAndUnreachableDiffer(t *testing.T) {
 		s.end(stopped, left)
 		for h, want := range map[*host]peer.State{stopped: peer.Stopped, left: peer.Left, vanished: peer.Running} {
 			if got := record(a, h).State; got != want {
-				t.Errorf("%v: state %v, want %v", h.Own().Nickname, got, want)
+				t.Errorf("the record of host %v has the state %v; want %v", h.Own().Nickname, got, want)
 			}
 			if a.Reachable(h.Self()) {
-				t.Errorf("%v is still reachable", h.Own().Nickname)
+				t.Errorf("host %v is reachable after it ended; want it lost", h.Own().Nickname)
 			}
 		}
 		s.end(a, vanished)
@@ -336,17 +336,17 @@ func TestRequestReturnsReplyOrError(t *testing.T) {
 		b.mu.Unlock()
 		got, err := a.Request(ctx, b.Self(), "echo", []byte("hello"))
 		if err != nil || string(got) != a.Self().String()+" hello" {
-			t.Errorf("reply to echo: %q, %v", got, err)
+			t.Errorf("the reply to echo is %q, error %v; want the sender and its text", got, err)
 		}
 		var refused *RefusedError
 		if _, err := a.Request(ctx, b.Self(), "echo", nil); !errors.As(err, &refused) {
-			t.Errorf("refused request: got %v, want a RefusedError", err)
+			t.Errorf("a refused request returned %v; want a RefusedError", err)
 		}
 		if _, err := a.Request(ctx, b.Self(), "no such thing", nil); !errors.As(err, &refused) {
-			t.Errorf("unknown kind: got %v, want a RefusedError", err)
+			t.Errorf("a request of an unknown kind returned %v; want a RefusedError", err)
 		}
 		if _, err := a.Request(ctx, peer.ID{9}, "echo", nil); !errors.Is(err, ErrUnreachable) {
-			t.Errorf("unknown peer: got %v, want ErrUnreachable", err)
+			t.Errorf("a request to an unknown peer returned %v; want ErrUnreachable", err)
 		}
 		s.end(a, b)
 	})
@@ -363,10 +363,10 @@ func TestInvariant7WrongSecretIsRefusedOnBothSides(t *testing.T) {
 			t.Error("a peer with another secret was accepted")
 		}
 		if err := b.Targets()[0].Err; err == nil || !strings.Contains(err.Error(), "wrong secret") || !strings.Contains(err.Error(), "192.0.2.1") {
-			t.Errorf("the joining host reports: %v", err)
+			t.Errorf("the joining host reports %v; want 'wrong secret' with the other's address", err)
 		}
 		if r := a.Rejections(); len(r) != 1 || r[0].Addr != "192.0.2.2" || !strings.Contains(r[0].Reason, "wrong secret") || r[0].Count < 2 {
-			t.Errorf("the other host reports: %+v", r)
+			t.Errorf("the other host reports the rejections %+v; want one with 'wrong secret' and the address", r)
 		}
 		s.end(a, b)
 	})
@@ -395,7 +395,7 @@ func TestInvariant7RecordsAreSignedByTheirPeer(t *testing.T) {
 		}
 	}
 	if news, err := (peersReplica{m}).Merge(encode([][]byte{good})); news == nil || err != nil {
-		t.Fatalf("the valid record: news %v, error %v", news, err)
+		t.Fatalf("merging the valid record returned news %v, error %v; want news", news, err)
 	}
 	if news, err := (peersReplica{m}).Merge(encode([][]byte{good})); news != nil || err != nil {
 		t.Fatalf("the same record again: news %v, error %v", news, err)
@@ -426,10 +426,10 @@ func TestMismatchedVersionOrRangeIsRefused(t *testing.T) {
 					t.Error("a peer with a mismatch was accepted")
 				}
 				if err := b.Targets()[0].Err; err == nil || !strings.Contains(err.Error(), tt.want) {
-					t.Errorf("the joining host reports: %v", err)
+					t.Errorf("the joining host reports %v; want %q", err, tt.want)
 				}
 				if r := a.Rejections(); len(r) != 1 || !strings.Contains(r[0].Reason, tt.want) {
-					t.Errorf("the other host reports: %+v", r)
+					t.Errorf("the other host reports the rejections %+v; want one with %q", r, tt.want)
 				}
 				s.end(a, b)
 			})
@@ -468,7 +468,7 @@ func TestCheckTarget(t *testing.T) {
 		"300.1.2.3", "300.1.2.3:6783", "192.0.2", "192.0.2.1.", "2001:db8::zz", "1", "h1:0", "1.2.3.4:", "a,b", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255",
 	} {
 		if CheckTarget(bad) == nil {
-			t.Errorf("CheckTarget accepted %q", bad)
+			t.Errorf("CheckTarget accepted the invalid target %q", bad)
 		}
 	}
 }
@@ -543,7 +543,7 @@ func TestGossipReachesEveryPeer(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		for i, g := range heard {
 			if len(g.words) != news {
-				t.Errorf("host %d received %d of %d words", i+1, len(g.words), news)
+				t.Errorf("host %d received %d of %d broadcast words; want all", i+1, len(g.words), news)
 			}
 		}
 		s.end(hosts...)

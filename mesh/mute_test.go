@@ -29,13 +29,13 @@ func TestRepeatedTCPOnlyAnswersMakePeerMute(t *testing.T) {
 		}
 		for i := range 3 {
 			if mute() {
-				t.Errorf("mute after %d probes", i)
+				t.Errorf("the peer is reported as mute after %d failed probes; want 3", i)
 			}
 			fmt.Fprintf(logWriter{m}, "[WARN] memberlist: Was able to connect to %s over TCP but UDP probes failed, network may be misconfigured\n", nodeName(other, time.Now()))
 			time.Sleep(2 * time.Second)
 		}
 		if !mute() {
-			t.Error("not mute after 3 probes")
+			t.Error("the peer is not reported as mute after 3 failed probes")
 		}
 		time.Sleep(time.Minute)
 		if mute() {
@@ -54,7 +54,7 @@ func TestBlockedUDPMakesPeersMute(t *testing.T) {
 			return slices.ContainsFunc(b.Peers(), func(p Peer) bool { return p.Mute && p.Reachable && p.Record.ID() == a.Self() })
 		}
 		if mute() {
-			t.Error("mute while UDP works")
+			t.Error("the peer is reported as mute while UDP works")
 		}
 		s.net.SetLoss(1)
 		s.eventually(30*time.Second, "a is mute", mute)

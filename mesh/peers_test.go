@@ -70,14 +70,14 @@ func TestRecordsAreBounded(t *testing.T) {
 		}
 		for _, h := range []*host{b, c} {
 			if record(a, h).Identity == nil || !a.Reachable(h.Self()) {
-				t.Errorf("%s is forgotten or unreachable", h.Own().Nickname)
+				t.Errorf("host %s is forgotten or unreachable; want it known and reachable", h.Own().Nickname)
 			}
 		}
 		if len(a.Full(peersName)) > maxPeerBytes+maxPeers*8 {
 			t.Errorf("the state for push/pull has %d bytes", len(a.Full(peersName)))
 		}
 		if n := a.store.count(); n != 4 { // itself, two connected hosts, and the owner of addresses
-			t.Errorf("%d records are stored, want 4", n)
+			t.Errorf("%d peer records are stored; want 4", n)
 		}
 		s.end(a, b, c)
 	})
@@ -104,10 +104,10 @@ func TestExcessStoredRecordsAreDropped(t *testing.T) {
 		}
 	})
 	if n := len(m.Peers()); n < maxPeers/2 || n > maxPeers {
-		t.Errorf("%d peers are known", n)
+		t.Errorf("%d stored peers were loaded; want maxPeers/2 to maxPeers", n)
 	}
 	if err := m.save(); err != nil || len(store.peers) > maxPeers {
-		t.Errorf("%d records are still stored: %v", len(store.peers), err)
+		t.Errorf("after save, %d records are stored, error %v; want at most maxPeers", len(store.peers), err)
 	}
 }
 
@@ -185,7 +185,7 @@ func TestWireGuardKeyBelongsToOnePeer(t *testing.T) {
 		}
 		news, err := m.mergeRecord(s.Encode())
 		if news != (err == nil) {
-			t.Errorf("news is %v, but error is %v", news, err)
+			t.Errorf("mergeRecord returned news %v with error %v; want exactly one of them", news, err)
 		}
 		return news
 	}
@@ -208,7 +208,7 @@ func TestKnownRecordsAreNotVerified(t *testing.T) {
 	m := still(t, 1)
 	data := inventedRecord(t, 1)
 	if news, err := m.mergeRecord(data); err != nil || !news {
-		t.Fatal(news, err)
+		t.Fatalf("merging a new record returned news %v, error %v; want news", news, err)
 	}
 	forged := bytes.Clone(data)
 	forged[len(forged)-1] ^= 1
@@ -224,7 +224,7 @@ func TestKnownRecordsAreNotVerified(t *testing.T) {
 	clear(m.kept.forgotten)
 	m.mu.Unlock()
 	if news, err := m.mergeRecord(forged); news || err == nil {
-		t.Error("a forged record was accepted")
+		t.Error("a forged record was accepted after the original was forgotten")
 	}
 }
 
@@ -239,7 +239,7 @@ func TestHostJoinsWhenPeerTableIsFull(t *testing.T) {
 		}
 		a.merge(peersName, encode(records))
 		if n := len(a.Peers()); n != maxPeers {
-			t.Fatalf("%d peers are known", n)
+			t.Fatalf("%d peers are known; want maxPeers", n)
 		}
 		b := s.start(2, nil, []string{"192.0.2.1"})
 		s.eventually(5*time.Minute, "the new host is connected", func() bool { return a.Reachable(b.Self()) })

@@ -54,14 +54,14 @@ func TestReplayStopsNoAgent(t *testing.T) {
 		again(s.net, packets, time.Minute, address(1), address(2))
 		select {
 		case err := <-now.done:
-			t.Fatalf("the agent stopped: %v", err)
+			t.Fatalf("the agent stopped because of replayed packets: %v", err)
 		default:
 		}
 		if r := slices.Concat(a.Rejections(), now.Rejections()); len(r) != 0 {
-			t.Errorf("rejections: %v", r)
+			t.Errorf("replayed packets caused the rejections %v; want none", r)
 		}
 		if !allReach([]*host{a, now})() {
-			t.Error("the hosts are disconnected")
+			t.Error("the hosts lost each other because of replayed packets")
 		}
 		s.end(a, now)
 	})
@@ -136,7 +136,7 @@ func TestInvariant7MembersCannotImpersonatePeers(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			select {
 			case err := <-b.done:
-				t.Fatalf("the impersonated agent stopped: %v", err)
+				t.Fatalf("the agent stopped because another member used its name: %v", err)
 			default:
 			}
 			for _, p := range a.Peers() {
@@ -181,11 +181,11 @@ func TestInvalidMemberNamesAreRefused(t *testing.T) {
 			said++
 		}
 		if i > 0 && i < maxPeers && (gate{m}).NotifyAlive(n) != nil {
-			t.Fatal("a known member was refused")
+			t.Fatal("NotifyAlive refused a known member")
 		}
 	}
 	if said != maxPeers {
-		t.Errorf("%d members were accepted, want maxPeers", said)
+		t.Errorf("%d members were accepted; want maxPeers", said)
 	}
 }
 
@@ -206,7 +206,7 @@ func TestCopiedHostAnnouncesNothing(t *testing.T) {
 			copied.Broadcast("counter", []byte{9})
 			for len(copied.done) == 0 {
 				if copied.Confirmed() {
-					t.Fatal("the copy was confirmed")
+					t.Fatal("the copy of a running host was confirmed; want it to stop")
 				}
 				for _, h := range all[:1] {
 					if r := record(h, b); len(r.Underlay) != 1 || r.Underlay[0] != address(2).Addr() || r.State != peer.Running || !h.Reachable(b.Self()) {
@@ -216,7 +216,7 @@ func TestCopiedHostAnnouncesNothing(t *testing.T) {
 				time.Sleep(10 * time.Millisecond)
 			}
 			if err := <-copied.done; !errors.Is(err, ErrTwin) {
-				t.Fatalf("the copy ended with %v", err)
+				t.Fatalf("the copy of a running host ended with %v; want ErrTwin", err)
 			}
 		}
 		if n := a.counter.get(); n != 0 {
@@ -250,10 +250,10 @@ func TestCopiedHostWithSlowClockStops(t *testing.T) {
 			copied.run()
 			select {
 			case err := <-b.done:
-				t.Fatalf("the original stopped: %v", err)
+				t.Fatalf("the original host stopped because of its copy: %v", err)
 			case err := <-copied.done:
 				if !errors.Is(err, ErrTwin) || copied.Confirmed() {
-					t.Fatalf("the copy ended with %v", err)
+					t.Fatalf("the copy ended with %v, or was confirmed; want ErrTwin", err)
 				}
 			}
 			time.Sleep(10 * time.Second)

@@ -21,7 +21,7 @@ func TestFailedJoinsAreExplainedOnOneLine(t *testing.T) {
 		err := explainJoin(a, fmt.Errorf("1 error occurred:\n\t* failed to join %v: %s\n\n", a, cause)) // the format of memberlist's errors
 		text := err.Error()
 		if !strings.Contains(text, says) || !strings.HasPrefix(text, a.String()) || strings.ContainsAny(text, "\n\t*") || strings.Contains(text, "dial tcp") {
-			t.Errorf("explanation of %s: %q", cause, text)
+			t.Errorf("the explanation of %s is %q; want one line that contains %q", cause, text, says)
 		}
 	}
 }

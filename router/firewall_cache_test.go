@@ -36,7 +36,7 @@ func TestSlowFirewallScansAreCached(t *testing.T) {
 						time.Sleep(c.pause)
 					}
 					if got, err := cache.get(slices.Clone(needs), scan); err != nil || !slices.Equal(got, []string{"one"}) {
-						t.Fatal(got, err)
+						t.Fatalf("get returned %q, error %v; want the result of the first scan", got, err)
 					}
 				}
 				if scans != c.want {

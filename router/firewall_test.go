@@ -82,7 +82,7 @@ func run(t *testing.T, ns routertest.Namespace, command ...string) {
 	}
 	ns.Do(func() {
 		if out, err := exec.Command(program, command[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v: %s", command, err, out)
+			t.Fatalf("the command %v failed: %v: %s", command, err, out)
 		}
 	})
 }
@@ -242,12 +242,12 @@ func TestWarningsNameTheFirewallAndTheCommandsThatOpenIt(t *testing.T) {
 			warnings := warningsIn(t, ns, config)
 			if len(c.want) == 0 {
 				if len(warnings) > 0 {
-					t.Errorf("warnings %q; want none", warnings)
+					t.Errorf("the warnings are %q; want none", warnings)
 				}
 				return
 			}
 			if len(warnings) != 1 {
-				t.Fatalf("warnings %q; want one", warnings)
+				t.Fatalf("the warnings are %q; want one", warnings)
 			}
 			for _, part := range c.want {
 				if !strings.Contains(warnings[0], part) {

@@ -131,7 +131,7 @@ func loadRules(t *testing.T, ns routertest.Namespace, rules string) {
 		cmd := exec.Command(program, "-f", "-")
 		cmd.Stdin = strings.NewReader(rules)
 		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
+			t.Fatalf("loading rules with nft: %v: %s", err, out)
 		}
 	})
 }
@@ -274,7 +274,7 @@ func TestLoopbackIsReachableFromTheHostOnly(t *testing.T) {
 			for to, port := range map[string]int{"127.0.0.1": private, "::1": private + 1} {
 				probes.Go(func() {
 					if probe(from, to, port) {
-						t.Errorf("%s accepts TCP; want no answer", to)
+						t.Errorf("the loopback address %s accepts TCP; want no answer", to)
 					}
 				})
 			}

@@ -210,7 +210,7 @@ func TestApplyRestoresWhatOthersDeleted(t *testing.T) {
 			}
 			for _, r := range routes {
 				if err := netlink.RouteDel(&r); err != nil {
-					t.Errorf("%v: %v", r, err)
+					t.Errorf("deleting the route %v: %v", r, err)
 				}
 			}
 		})
@@ -262,12 +262,12 @@ func expectNothing(t *testing.T) {
 	}
 	for _, l := range links {
 		if link.Ours(l.Attrs().Name) {
-			t.Errorf("link %s is left", l.Attrs().Name)
+			t.Errorf("after Remove the link %s is left", l.Attrs().Name)
 		}
 	}
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: link.Protocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil || len(routes) > 0 {
-		t.Errorf("routes %v are left, %v", routes, err)
+		t.Errorf("after Remove the routes %v are left, %v", routes, err)
 	}
 }
 
@@ -320,7 +320,7 @@ func TestFormattingAConfigShowsNoKeys(t *testing.T) {
 	c := Config{PrivateKey: [32]byte{1, 2, 3, 250}, Tunnels: []topology.Tunnel{{PresharedKey: [32]byte{251}}}}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
 		if s := fmt.Sprintf(verb, c); strings.Contains(s, "250") || strings.Contains(s, "251") {
-			t.Errorf("%s shows a key: %s", verb, s)
+			t.Errorf("formatting with %s shows a key: %s", verb, s)
 		}
 	}
 }

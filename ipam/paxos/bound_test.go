@@ -55,7 +55,7 @@ func TestMergedStatesRestoreAndDecode(t *testing.T) {
 func check(t *testing.T, s State) {
 	t.Helper()
 	if back, err := Restore(s.Encode(), s.self, s.terms); err != nil || !equal(back, s) {
-		t.Fatalf("Restore of the merged state: %v", err)
+		t.Fatalf("Restore returned another state than the merged one, or error %v", err)
 	}
 	told := s.Sendable().Encode()
 	if back, err := Decode(told); err != nil || len(told) > MaxEncoded {
@@ -71,7 +71,7 @@ func TestLargestStateFitsMaxEncoded(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(t, s)
-	t.Logf("%d bytes", len(s.Encode()))
+	t.Logf("the largest state has %d bytes", len(s.Encode()))
 	s = crowd(MaxVoters, 0, MaxVoters, 100)
 	s.decided = Value{Ring: [16]byte{1}, Cluster: [16]byte{1}, V4: v4, V6: v6, Founders: []peer.ID{id(1)}} // one value more than voters
 	check(t, s)

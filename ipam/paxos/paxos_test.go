@@ -66,7 +66,7 @@ func newWorld(t rapid.TB, voters, expect int) *world {
 func (w *world) keep(n int, s State) {
 	if was, ok := w.states[n].Decided(); ok {
 		if is, still := s.Decided(); !still || is.compare(was) != 0 {
-			w.Fatalf("peer %d: decided %x, then %x", n, was.Ring, is.Ring)
+			w.Fatalf("peer %d decided on ring %x, and later on %x", n, was.Ring, is.Ring)
 		}
 	}
 	w.states[n], w.disks[n] = s, s.Encode()
@@ -76,7 +76,7 @@ func (w *world) keep(n int, s State) {
 			continue
 		}
 		if was, ok := w.values[v.Accepted]; ok && was.compare(v.Value) != 0 {
-			w.Fatalf("ballot %v has the values %x and %x", v.Accepted, was.Ring, v.Value.Ring)
+			w.Fatalf("ballot %v has the two values %x and %x; want one", v.Accepted, was.Ring, v.Value.Ring)
 		}
 		w.values[v.Accepted] = v.Value
 		if w.accepted[v.Accepted] == nil {
@@ -97,7 +97,7 @@ func (w *world) keep(n int, s State) {
 
 func (w *world) choose(v Value) {
 	if w.chosen != nil && w.chosen.compare(v) != 0 {
-		w.Fatalf("two values were decided: %x and %x", w.chosen.Ring, v.Ring)
+		w.Fatalf("the peers decided on two values, %x and %x; want one", w.chosen.Ring, v.Ring)
 	}
 	w.chosen = &v
 }
@@ -247,7 +247,7 @@ func TestQuorumPromisesBeforeAccept(t *testing.T) {
 		s.votes[id(1)], s.votes[id(2)] = Vote{b1, b1, v1}, Vote{b2, b2, v2}
 		s, _ = s.Propose()
 		if next, changed, err := s.Advance(by(3)); changed || err != nil {
-			t.Fatalf("accepted %v before a quorum promised, %v", next.votes[id(3)], err)
+			t.Fatalf("the voter accepted %v before a quorum promised, error %v", next.votes[id(3)], err)
 		}
 		s.votes[id(1)] = Vote{b3, b1, v1}
 		if _, changed, _ := s.Advance(by(3)); changed {
@@ -261,7 +261,7 @@ func TestQuorumPromisesBeforeAccept(t *testing.T) {
 	s := fresh(t, 3, 5)
 	s.votes[id(3)], s.votes[id(1)] = Vote{Promise: b2}, Vote{b1, b1, v1}
 	if next, changed, _ := s.Advance(by(3)); changed {
-		t.Fatalf("accepted below its promise: %v", next.votes[id(3)])
+		t.Fatalf("the voter accepted a ballot below its promise: %v", next.votes[id(3)])
 	}
 	s.votes[id(2)] = Vote{b3, b3, v2}
 	if next, changed, _ := s.Advance(by(3)); !changed || next.votes[id(3)].compare(Vote{b3, b3, v2}) != 0 {
@@ -288,7 +288,7 @@ func TestQuorumCountsSelfOnce(t *testing.T) {
 			t.Errorf("%d of %d are up: decided %v, known %d, quorum %d", tt.up, tt.expect, ok, s.Known(), s.Quorum())
 		}
 		if ok && len(v.Founders) != tt.up {
-			t.Errorf("founders: %v", v.Founders)
+			t.Errorf("the founders are %v; want %d", v.Founders, tt.up)
 		}
 		if next, changed := s.Propose(); ok && (changed || !equal(next, s)) {
 			t.Error("Propose changed a decided state")
@@ -343,13 +343,13 @@ func TestMergeLaws(t *testing.T) {
 		a, b, c := anyState(t, "a"), anyState(t, "b"), anyState(t, "c")
 		ab := merged(t, a, b)
 		if !equal(ab, merged(t, b, a)) {
-			t.Fatal("not commutative")
+			t.Fatal("Merge is not commutative: a with b differs from b with a")
 		}
 		if !equal(merged(t, ab, c), merged(t, a, merged(t, b, c))) {
-			t.Fatal("not associative")
+			t.Fatal("Merge is not associative: (a with b) with c differs from a with (b with c)")
 		}
 		if !equal(ab, merged(t, ab, b)) || !equal(ab, merged(t, ab, a)) {
-			t.Fatal("not idempotent")
+			t.Fatal("Merge is not idempotent: a second merge changed the state")
 		}
 		for _, v := range []State{a, b} {
 			for n, vote := range v.votes {
@@ -360,7 +360,7 @@ func TestMergeLaws(t *testing.T) {
 		}
 		back, err := Decode(ab.Encode())
 		if err != nil || back.self != ab.self || !bytes.Equal(back.Encode(), ab.Encode()) {
-			t.Fatalf("encoding: %v", err)
+			t.Fatalf("decoding the encoded state returned another state, or error %v", err)
 		}
 	})
 }
@@ -400,7 +400,7 @@ func TestDecisionSurvivesHigherBallots(t *testing.T) {
 		a.votes[id(n)] = Vote{low, low, v}
 	}
 	if _, ok := a.Decided(); ok {
-		t.Fatal("decided before any Advance")
+		t.Fatal("the state is decided before any call of Advance")
 	}
 	a, changed, _ := a.Advance(by(1))
 	b := fresh(t, 4, 5)
@@ -409,14 +409,14 @@ func TestDecisionSurvivesHigherBallots(t *testing.T) {
 	}
 	a, _, err := a.Merge(b)
 	if got, ok := a.Decided(); !changed || err != nil || !ok || got.compare(v) != 0 {
-		t.Fatalf("decided %v, %v", ok, err)
+		t.Fatalf("after the merge, decided is %v, error %v; want the value of the quorum", ok, err)
 	}
 	if b, _, _ = b.Merge(a); b.decided.compare(v) != 0 {
 		t.Fatal("Merge did not take over the decision")
 	}
 	b.decided = valueOf(2, 2, []peer.ID{id(1)})
 	if got, news, err := a.Merge(b); err == nil || news || !equal(got, a) || !strings.Contains(err.Error(), "weft reset") {
-		t.Fatalf("merge of a different decision: %v", err)
+		t.Fatalf("merging a different decision returned %v; want an error that names weft reset, and no change", err)
 	}
 }
 
@@ -433,7 +433,7 @@ func TestMergeRefusesAndNamesOtherTerms(t *testing.T) {
 		b, _ := New(id(2), tt.theirs)
 		got, news, err := a.Merge(b)
 		if e, ok := errors.AsType[*TermsError](err); !ok || news || got.Known() != 1 || e.Peer != id(2) || e.Ours != tt.ours || e.Theirs != tt.theirs {
-			t.Errorf("%v and %v: %v", tt.ours, tt.theirs, err)
+			t.Errorf("merging a state with terms %[2]v into one with terms %[1]v returned %[3]v; want a TermsError, and no change", tt.ours, tt.theirs, err)
 			continue
 		}
 		for _, s := range tt.says {
@@ -461,7 +461,7 @@ func TestRestore(t *testing.T) {
 	} {
 		got, err := Restore(tt.s.Encode(), tt.self, tt.terms)
 		if (err == nil) != tt.ok || tt.ok && (got.terms != tt.terms || got.votes[id(1)].Promise != (Ballot{1, id(1)})) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: Restore returned the terms %+v, error %v; want success %v", name, got.terms, err, tt.ok)
 		}
 	}
 }
@@ -485,10 +485,10 @@ func TestInvalidCandidateChangesNothing(t *testing.T) {
 			return v
 		})
 		if err == nil || changed || !equal(next, s) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("candidate with %s: Advance returned %v, changed %v; want an error and no change", name, err, changed)
 		}
 		if next, _, err = s.Advance(by(1)); err != nil || next.decided.isZero() {
-			t.Errorf("%s, then a valid candidate: %v", name, err)
+			t.Errorf("a valid candidate after one with %s: %v; want a decision", name, err)
 		}
 	}
 }

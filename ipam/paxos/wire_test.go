@@ -12,7 +12,7 @@ import (
 func TestVotersAndRoundsAreBounded(t *testing.T) {
 	for _, expect := range []int{-1, 0, MaxVoters + 1} {
 		if _, err := New(id(1), Terms{Expect: expect}); err == nil {
-			t.Errorf("New accepted terms with %d voters", expect)
+			t.Errorf("New accepted terms with %d voters; want an error", expect)
 		}
 	}
 	a, b := fresh(t, 1, 3), fresh(t, 2, 3)
@@ -27,11 +27,11 @@ func TestVotersAndRoundsAreBounded(t *testing.T) {
 	}
 	a.votes[id(2)] = Vote{}
 	if _, err := Decode(a.Encode()); err == nil {
-		t.Error("Decode accepted too many votes")
+		t.Error("Decode accepted a state with more than MaxVoters votes; want an error")
 	}
 	b.votes[id(1)] = Vote{Promise: Ballot{^uint32(0), id(1)}}
 	if _, changed := b.Propose(); changed {
-		t.Error("Propose exceeded the last round")
+		t.Error("Propose started a round after the highest possible one; want no change")
 	}
 }
 
@@ -70,7 +70,7 @@ func TestDecodeRefusesInvalidStates(t *testing.T) {
 		w := good()
 		break_(&w)
 		if _, err := Decode(must(encoding.Marshal(w))); err == nil {
-			t.Errorf("Decode accepted a state with fault %q", name)
+			t.Errorf("Decode accepted a state with the fault %q; want an error", name)
 		}
 	}
 }

@@ -82,7 +82,7 @@ func TestOversizedRingRestoresAndOnlyShrinks(t *testing.T) {
 	}
 	r, err := Restore(long.Encode())
 	if err != nil || !r.Equal(long) || r.Excess() == nil {
-		t.Fatalf("Restore of an oversized ring: %v", err)
+		t.Fatalf("Restore of an oversized ring from the disk returned error %v, or a ring without excess", err)
 	}
 	var parts Ring
 	for _, place := range []uint64{0, MaxSegments, 2 * MaxSegments, 1 << 40} {

@@ -54,10 +54,10 @@ func TestInvariant4MergeLaws(t *testing.T) {
 		a, b, c := anyRing(t, "a"), anyRing(t, "b"), anyRing(t, "c")
 		ab := merged(t, a, b)
 		if ba := merged(t, b, a); !ab.Equal(ba) {
-			t.Fatalf("not commutative:\n%v\n%v", ab.segments, ba.segments)
+			t.Fatalf("Merge is not commutative:\n%v\n%v", ab.segments, ba.segments)
 		}
 		if x, y := merged(t, ab, c), merged(t, a, merged(t, b, c)); !x.Equal(y) {
-			t.Fatalf("not associative:\n%v\n%v", x.segments, y.segments)
+			t.Fatalf("Merge is not associative:\n%v\n%v", x.segments, y.segments)
 		}
 		if _, news, _ := ab.Merge(a); !news.IsZero() {
 			t.Fatalf("not idempotent: merging an input again gives news %v", news.segments)
@@ -68,12 +68,12 @@ func TestInvariant4MergeLaws(t *testing.T) {
 				want = o
 			}
 			if got := claimAt(ab, slot.Slot(s)); got != want {
-				t.Fatalf("slot %d: claim %v, want %v", s, got, want)
+				t.Fatalf("the claim of slot %d is %v; want %v", s, got, want)
 			}
 		}
 		back, err := Decode(ab.Encode())
 		if err != nil || !back.Equal(ab) || !bytes.Equal(back.Encode(), ab.Encode()) {
-			t.Fatalf("encoding: %v", err)
+			t.Fatalf("decoding the encoded ring returned another ring, or error %v", err)
 		}
 	})
 }
@@ -137,11 +137,11 @@ func TestInvariant3OnlyTheOwnerGrants(t *testing.T) {
 	}
 	for _, g := range []slot.Range{{Start: 64, End: 65}, {Start: 0, End: 128}, {Start: 200, End: 300}, {Start: 5, End: 5}} {
 		if _, _, err := r.Grant(id(1), id(3), g); !errors.Is(err, ErrNotOwner) {
-			t.Errorf("grant of %v: got %v, want ErrNotOwner", g, err)
+			t.Errorf("granting %v returned %v; want ErrNotOwner", g, err)
 		}
 	}
 	if o, ok := r.Owner(64); !ok || o != id(2) {
-		t.Errorf("owner of slot 64: %v, want peer 2", o)
+		t.Errorf("the owner of slot 64 is %v; want peer 2", o)
 	}
 }
 
@@ -150,7 +150,7 @@ func TestRingsOfTwoFoundersNeverMerge(t *testing.T) {
 	got, news, err := a.Merge(b)
 	var other *OtherRingError
 	if !errors.As(err, &other) || !got.Equal(a) || !news.IsZero() {
-		t.Errorf("got %v, %v", got, err)
+		t.Errorf("merging another ring returned %v, %v; want the same ring and an OtherRingError", got, err)
 	}
 }
 
@@ -166,7 +166,7 @@ func TestDecodeRefusesInvalidRings(t *testing.T) {
 		r := founded()
 		r.segments = segments
 		if _, err := Decode(r.Encode()); err == nil {
-			t.Errorf("Decode accepted a ring with fault %q", name)
+			t.Errorf("Decode accepted a ring with the fault %q; want an error", name)
 		}
 	}
 }
@@ -191,7 +191,7 @@ func TestDecodeIgnoresExtraSegmentElements(t *testing.T) {
 	}
 	got, err := Decode(with(func(s []cbor.RawMessage) []cbor.RawMessage { return append(s, must(encoding.Marshal("more"))) }))
 	if err != nil || !got.Equal(r) {
-		t.Errorf("extra element: got %v, %v", got.segments, err)
+		t.Errorf("decoding a segment with an additional element returned %v, %v; want the ring", got.segments, err)
 	}
 	for name, change := range map[string]func([]cbor.RawMessage) []cbor.RawMessage{
 		"too few elements": func(s []cbor.RawMessage) []cbor.RawMessage { return s[:4] },
@@ -202,7 +202,7 @@ func TestDecodeIgnoresExtraSegmentElements(t *testing.T) {
 		"start is a string": func(s []cbor.RawMessage) []cbor.RawMessage { s[0] = must(encoding.Marshal("x")); return s },
 	} {
 		if got, err := Decode(with(change)); err == nil {
-			t.Errorf("%s: accepted as %v", name, got.segments)
+			t.Errorf("%s: Decode accepted the ring as %v; want an error", name, got.segments)
 		}
 	}
 }
@@ -258,12 +258,12 @@ func TestFoundGivesEachOwnerOneBlock(t *testing.T) {
 		r := Found(ID{1}, [16]byte{2}, universe, owners...)
 		owned := r.Owned()
 		if len(owned) != n {
-			t.Errorf("%d of %d founders own slots", len(owned), n)
+			t.Errorf("%d of %d founders own slots; want all", len(owned), n)
 		}
 		least, most := ^uint64(0), uint64(0)
 		for o, ranges := range owned {
 			if len(ranges) != 1 || len(ranges[0].Blocks()) != 1 {
-				t.Errorf("%d founders: %v has %v, want one block", n, o, ranges)
+				t.Errorf("of %d founders, %v owns %v; want one block", n, o, ranges)
 			}
 			least, most = min(least, ranges[0].Len()), max(most, ranges[0].Len())
 		}
@@ -277,7 +277,7 @@ func TestFoundGivesEachOwnerOneBlock(t *testing.T) {
 		many = append(many, id(i))
 	}
 	if r := Found(ID{1}, [16]byte{2}, tiny, many...); len(r.Segments()) != 16 {
-		t.Errorf("16 slots for 40 founders: %v", r.Segments())
+		t.Errorf("a universe of 16 slots with 40 founders has the segments %v; want 16", r.Segments())
 	}
 }
 
@@ -294,7 +294,7 @@ func TestTakeOverOverrulesTheDeadPeer(t *testing.T) {
 	}
 	taken, delta, err := r.TakeOver(id(2), id(1))
 	if err != nil || taken.Generation() != 2 || len(taken.Owned()) != 1 {
-		t.Fatalf("%v, %v", taken.Segments(), err)
+		t.Fatalf("after the take-over the segments are %v, error %v; want one owner in generation 2", taken.Segments(), err)
 	}
 	rival, _, err := r.TakeOver(id(2), id(4))
 	if err != nil {
@@ -372,7 +372,7 @@ func TestGrantsAndTakeOversConverge(t *testing.T) {
 			covered += s.Len()
 		}
 		if covered != universe.Range().Len() {
-			t.Fatalf("%d slots have no owner", universe.Range().Len()-covered)
+			t.Fatalf("%d slots have no owner; want 0", universe.Range().Len()-covered)
 		}
 	})
 }

@@ -19,7 +19,7 @@ func TestBlocksAreAlignedAndCoverTheRange(t *testing.T) {
 			at = b.End
 		}
 		if at != max(r.End, uint64(r.Start)) {
-			t.Fatalf("range %v: blocks end at %d", r, at)
+			t.Fatalf("the blocks of range %v end at %d; want the range's end", r, at)
 		}
 	})
 }
@@ -71,7 +71,7 @@ func TestUniverseValidate(t *testing.T) {
 	} {
 		u := Universe{V4: netip.MustParsePrefix(tt.v4), V6: netip.MustParsePrefix(tt.v6)}
 		if err := u.Validate(); (err == nil) != tt.ok {
-			t.Errorf("Validate of %v: %v", u, err)
+			t.Errorf("Validate of %v returned %v; want success %v", u, err, tt.ok)
 		}
 	}
 }

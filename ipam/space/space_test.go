@@ -48,7 +48,7 @@ func (m *model) release() {
 	m.now += rapid.Int64Range(0, 3).Draw(m.T, "time")
 	for _, r := range m.s.Release(m.now) {
 		if m.quarantined[r.Slot] > m.now || m.quarantined[r.Slot] == 0 {
-			m.Fatalf("slot %d left quarantine at %d, want %d", r.Slot, m.now, m.quarantined[r.Slot])
+			m.Fatalf("slot %d left quarantine at time %d; want %d", r.Slot, m.now, m.quarantined[r.Slot])
 		}
 		delete(m.quarantined, r.Slot)
 		m.free[r.Slot] = true
@@ -72,7 +72,7 @@ func (m *model) takeExactly() {
 	want := slot.Slot(rapid.Uint32Range(0, size-1).Draw(m.T, "exactly"))
 	there := m.free[want] || m.quarantined[want] > 0
 	if ok := m.s.TakeExactly(want); ok != there {
-		m.Fatalf("TakeExactly(%d) = %v, want %v", want, ok, there)
+		m.Fatalf("TakeExactly(%d) returned %v; want %v", want, ok, there)
 	}
 	if there {
 		delete(m.free, want)
@@ -150,10 +150,10 @@ func TestSpaceMatchesModel(t *testing.T) {
 			m.release()
 			steps[rapid.IntRange(0, len(steps)-1).Draw(t, "step")]()
 			if len(m.s.Quarantined()) != len(m.quarantined) {
-				t.Fatalf("%d slots in quarantine, want %d", len(m.s.Quarantined()), len(m.quarantined))
+				t.Fatalf("%d slots are in quarantine; want %d", len(m.s.Quarantined()), len(m.quarantined))
 			}
 			if got, want := m.s.Free(), countUsable(m.free, m.usable); got != want {
-				t.Fatalf("%d slots free, want %d", got, want)
+				t.Fatalf("%d slots are free; want %d", got, want)
 			}
 		}
 	})
@@ -191,7 +191,7 @@ func TestDonateGivesAboutHalf(t *testing.T) {
 	s := New([]slot.Range{{Start: 1, End: 1<<20 - 1}}, []slot.Range{universe}, []slot.Slot{1})
 	for _, want := range []slot.Range{{Start: 1 << 19, End: 1 << 20}, {Start: 1 << 18, End: 1 << 19}} {
 		if got, ok := s.Donate(); !ok || got != want {
-			t.Errorf("Donate gave %v, %v; want %v", got, ok, want)
+			t.Errorf("Donate returned %v, %v; want %v", got, ok, want)
 		}
 	}
 	untouched := New([]slot.Range{universe}, []slot.Range{universe}, nil)

@@ -122,13 +122,13 @@ func check(t *rapid.T, d *Directory, ring someRing) {
 	}
 	same := func(what string, got, want []Entry) {
 		if !slices.EqualFunc(got, want, func(a, b Entry) bool { return a.Owner == b.Owner && a.Same(b.Endpoint) }) {
-			t.Fatalf("%s: %+v, want %+v", what, got, want)
+			t.Fatalf("%s returned %+v; want %+v", what, got, want)
 		}
 	}
 	same("entries", d.Entries(ring), counting)
 	nameless := slices.DeleteFunc(slices.Clone(counting), func(e Entry) bool { return len(e.Names()) > 0 })
 	if got := d.Named(ring); got != len(counting)-len(nameless) {
-		t.Fatalf("%d entries have a name, want %d", got, len(counting)-len(nameless))
+		t.Fatalf("%d entries have a name; want %d", got, len(counting)-len(nameless))
 	}
 	for _, name := range append(slices.Clone(allNames), "web.b", "db.b", "a.b.b", "b.b", "shop.b", "db.shop") {
 		var want []Entry
@@ -142,7 +142,7 @@ func check(t *rapid.T, d *Directory, ring someRing) {
 		})
 		got, exists := d.Lookup(name, ring)
 		if same(name, got, want); exists != (below || len(want) > 0) {
-			t.Fatalf("Lookup of %s: exists is %v", name, exists)
+			t.Fatalf("Lookup of %s reports exists %v; want %v", name, exists, !exists)
 		}
 	}
 	for s := range slot.Slot(someSlots) {
@@ -159,7 +159,7 @@ func check(t *rapid.T, d *Directory, ring someRing) {
 				want = append(want, all[i])
 			}
 			if got, ok := d.At(s, ring); ok != (want != nil) {
-				t.Fatalf("entry of slot %d: %+v, want %+v", s, got, want)
+				t.Fatalf("the entry of slot %d is %+v; want %+v", s, got, want)
 			} else if ok {
 				same(fmt.Sprint("at ", s), []Entry{got}, want)
 			}
@@ -196,7 +196,7 @@ func TestIndexesMatchSets(t *testing.T) {
 			d.Forget(id(n))
 		}
 		if len(d.names)+len(d.below)+len(d.sets) > 0 {
-			t.Fatalf("the empty directory still has %v, %v, %v", d.names, d.below, d.sets)
+			t.Fatalf("after all owners were forgotten, the directory has %v, %v, %v; want nothing", d.names, d.below, d.sets)
 		}
 	})
 }
@@ -218,7 +218,7 @@ func TestPutIsCommutativeAndIdempotent(t *testing.T) {
 					t.Fatalf("version %d after %v: Lacks is %v, but Put reports %v", s.Version, before, news, lacked)
 				}
 				if d.Put(s) || d.Lacks(s.Held()) {
-					t.Fatal("not idempotent")
+					t.Fatal("a second Put of the same set reported news")
 				}
 			}
 			return d
@@ -226,7 +226,7 @@ func TestPutIsCommutativeAndIdempotent(t *testing.T) {
 		want := put(sets)
 		shuffled := put(rapid.Permutation(sets).Draw(t, "order"))
 		if !cmp.Equal(shuffled.Held(), want.Held()) {
-			t.Fatalf("in another order: %v, want %v", shuffled.Held(), want.Held())
+			t.Fatalf("Put in another order resulted in %v; want %v", shuffled.Held(), want.Held())
 		}
 		// Merge the results of two groups of sets.
 		cut := rapid.IntRange(0, len(sets)).Draw(t, "cut")
@@ -235,7 +235,7 @@ func TestPutIsCommutativeAndIdempotent(t *testing.T) {
 			left.Put(right.Set(owner))
 		}
 		if !cmp.Equal(left.Held(), want.Held()) {
-			t.Fatalf("merged in groups: %v, want %v", left.Held(), want.Held())
+			t.Fatalf("Put in groups resulted in %v; want %v", left.Held(), want.Held())
 		}
 	})
 }
@@ -266,7 +266,7 @@ func TestExchangeOfLackingSetsMakesEqual(t *testing.T) {
 			}
 		}
 		if !cmp.Equal(a.Held(), b.Held()) {
-			t.Fatalf("the directories differ: %v and %v", a.Held(), b.Held())
+			t.Fatalf("after the exchange, the directories hold %v and %v; want the same", a.Held(), b.Held())
 		}
 	})
 	if New().Lacks(Held{Owner: id(1), Version: 1, Digest: make([]byte, heldBytes+1)}) {

@@ -114,16 +114,16 @@ func TestAddrsAndNamesAreOrdered(t *testing.T) {
 		Outside: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.32.0.9"), netip.MustParseAddr("fd00:1::9")},
 	}
 	if got := fmt.Sprint(e.Names()); got != "[web.shop web www]" {
-		t.Error("unexpected result:", got)
+		t.Errorf("the names are %s; want [web.shop web www]", got)
 	}
 	if got := fmt.Sprint(e.Addrs(universe)); got != "[10.32.0.5 10.32.0.6 fd00:1::5 fd00:1::6 192.0.2.1]" {
-		t.Error("unexpected result:", got)
+		t.Errorf("the addresses are %s; want those of both slots in both families, and 192.0.2.1", got)
 	}
 	e.IPv4Only = true
 	if got := fmt.Sprint(e.Addrs(universe)); got != "[10.32.0.5 10.32.0.6 192.0.2.1]" {
-		t.Error("unexpected result:", got)
+		t.Errorf("the addresses of an IPv4-only endpoint are %s; want IPv4 addresses", got)
 	}
 	if got := fmt.Sprint(Endpoint{Namespace: "shop"}.Names()); got != "[]" {
-		t.Error("unexpected result:", got)
+		t.Errorf("an endpoint without a name has the names %s; want none", got)
 	}
 }

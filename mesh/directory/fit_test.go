@@ -30,7 +30,7 @@ func TestFitMakesEndpointsPublishable(t *testing.T) {
 			t.Fatalf("the result of Fit cannot be published: %v", err)
 		}
 		if whole := e.Check() == nil; whole != (len(left) == 0) || whole && !fits.Same(e) {
-			t.Fatalf("Check gave %v, left out %q: %+v became %+v", e.Check(), left, e, fits)
+			t.Fatalf("Check returned %v, but Fit left out %q and changed %+v to %+v", e.Check(), left, e, fits)
 		}
 		if len(fits.Slots) > 0 && (!maps.Equal(fits.Labels, e.Labels) || fits.Namespace != e.Namespace) {
 			t.Fatalf("Fit kept the addresses but changed labels or namespace: %+v became %+v", e, fits)
@@ -68,7 +68,7 @@ func TestFitOfKubernetesPods(t *testing.T) {
 	} {
 		got, left := c.pod.Fit()
 		if !c.want(got) || (len(left) > 0) != (c.left != "") || !strings.Contains(strings.Join(left, "\n"), c.left) {
-			t.Errorf("%s: %+v, left out: %q", name, got, left)
+			t.Errorf("%s: Fit returned %+v and left out %q; want to leave out %q", name, got, left, c.left)
 		}
 	}
 }

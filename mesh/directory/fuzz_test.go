@@ -43,7 +43,7 @@ func FuzzDecode(f *testing.F) {
 			}
 			d.Forget(s.Owner)
 			if len(d.names)+len(d.below) > 0 {
-				t.Fatalf("Forget left index entries: %v, %v", d.names, d.below)
+				t.Fatalf("Forget of the only owner left the index entries %v, %v", d.names, d.below)
 			}
 			if s.Owner != id(1) {
 				continue
@@ -71,7 +71,7 @@ func FuzzDelta(f *testing.F) {
 			t.Fatalf("Apply accepted a delta that leads to %+v", got)
 		}
 		if _, err := (*Set)(nil).Apply(d); err == nil {
-			t.Fatal("Apply to a nil set succeeded")
+			t.Fatal("Apply of a delta to a nil set returned no error")
 		}
 		if again, err := DecodeDelta(d.Encode()); err != nil || !bytes.Equal(again.Encode(), d.Encode()) {
 			t.Fatalf("encoding and decoding again gave another delta: %v", err)

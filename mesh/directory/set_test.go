@@ -64,11 +64,11 @@ func TestDecodeReturnsEncodedSet(t *testing.T) {
 			t.Fatal(err)
 		}
 		if back.Supersedes(s) || s.Supersedes(back) || !bytes.Equal(back.Encode(), s.Encode()) {
-			t.Fatalf("decoded %+v, want %+v", back, s)
+			t.Fatalf("decoding the encoded set returned %+v; want %+v", back, s)
 		}
 		for i, e := range s.Endpoints() {
 			if !e.Same(back.Endpoints()[i]) {
-				t.Fatalf("decoded endpoint %+v, want %+v", back.Endpoints()[i], e)
+				t.Fatalf("decoding the set returned the endpoint %+v; want %+v", back.Endpoints()[i], e)
 			}
 		}
 		// Next gives the same result for a decoded set.
@@ -76,7 +76,7 @@ func TestDecodeReturnsEncodedSet(t *testing.T) {
 		a, _ := next(t, s, endpoints, 0, 1)
 		b, _ := next(t, back, endpoints, 0, 1)
 		if !bytes.Equal(a.Encode(), b.Encode()) {
-			t.Fatal("Next differs after decoding")
+			t.Fatal("Next of the decoded set differs from Next of the original")
 		}
 	})
 }
@@ -113,11 +113,11 @@ func TestUnknownFieldsArePassedOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	if e := s.Endpoints()[0]; e.Name != "web" || e.Labels["app"] != "web" {
-		t.Errorf("decoded endpoint %+v", e)
+		t.Errorf("the decoded endpoint is %+v; want the name and label web", e)
 	}
 	again, err := Decode(s.Encode())
 	if err != nil || !bytes.Equal(again.items[0].encoded(), raw) {
-		t.Fatalf("the unknown field is lost: %v", err)
+		t.Fatalf("decoding and encoding lost the unknown field, error %v", err)
 	}
 	after, d := next(t, s, append(again.Endpoints(), Endpoint{ID: "b"}), 0, 1)
 	got, err := again.Apply(*d)
@@ -131,7 +131,7 @@ func TestUnknownFieldsArePassedOn(t *testing.T) {
 	}
 	delta.Signature = want.signature
 	if got, err := s.Apply(delta); err != nil || !bytes.Equal(got.Encode(), want.Encode()) {
-		t.Fatalf("apply a delta with unknown fields: %v", err)
+		t.Fatalf("applying a delta with unknown fields returned another set, or error %v", err)
 	}
 }
 
@@ -196,7 +196,7 @@ func TestInvalidSetsAreRefused(t *testing.T) {
 		"no data":                nil,
 	} {
 		if got, err := Decode(data); err == nil {
-			t.Errorf("%s: Decode accepted %+v", name, got)
+			t.Errorf("%s: Decode accepted the set %+v; want an error", name, got)
 		}
 	}
 	if _, d := next(t, other, []Endpoint{{ID: "b"}}, 0, 2); d != nil {
@@ -217,7 +217,7 @@ func TestSetsAreBounded(t *testing.T) {
 		many[i].ID = fmt.Sprint(i)
 	}
 	if _, _, err := Next(nil, many, 0, key(1)); err == nil {
-		t.Error("Next accepted too many endpoints")
+		t.Error("Next accepted more endpoints than the maximum")
 	}
 	if s, _, err := Next(nil, many[1:], 0, key(1)); err != nil || s.Len() != MaxEndpoints {
 		t.Error(err)
@@ -232,7 +232,7 @@ func TestSetsAreBounded(t *testing.T) {
 		t.Errorf("endpoints that exceed maxSet: got %v, want an error with their bytes", err)
 	}
 	if _, _, err := Next(nil, []Endpoint{{ID: "a"}, {ID: "a"}}, 0, key(1)); err == nil {
-		t.Error("Next accepted an endpoint twice")
+		t.Error("Next accepted two endpoints with one id")
 	}
 	s, _ := next(t, nil, []Endpoint{{ID: "a"}, {ID: "b"}}, 0, 1)
 	if _, _, err := Next(s, []Endpoint{{ID: "a"}, {ID: "a"}}, 0, key(1)); err == nil {
@@ -244,7 +244,7 @@ func TestNextReturnsTheChanges(t *testing.T) {
 	a, b := Endpoint{ID: "a", Name: "web"}, Endpoint{ID: "b", Labels: map[string]string{"k": "v"}}
 	s, d := next(t, nil, []Endpoint{b, a}, 0, 1)
 	if s.Version != 1 || d.From != 0 || s.Endpoints()[0].Generation != 1 {
-		t.Errorf("first set %+v, delta %+v", s, d)
+		t.Errorf("the first set is %+v with the delta %+v; want version 1 from 0", s, d)
 	}
 	if again, d := next(t, s, []Endpoint{a, b}, 0, 1); again != s || d != nil {
 		t.Error("the same endpoints in another order gave a delta")
@@ -255,20 +255,20 @@ func TestNextReturnsTheChanges(t *testing.T) {
 	}
 	s2, d := next(t, s, []Endpoint{a, b}, 0, 1)
 	if d == nil || len(d.Put) != 1 || len(d.Gone) != 0 || d.From != 1 || d.To != 2 || s2.Endpoints()[1].Generation != 1 {
-		t.Errorf("delta of a changed label: %+v", d)
+		t.Errorf("the delta of a changed label is %+v; want one changed endpoint, from version 1 to 2", d)
 	}
 	s3, d := next(t, s2, []Endpoint{b}, 0, 1)
 	if len(d.Put) != 0 || !slices.Equal(d.Gone, []string{"a"}) {
-		t.Errorf("delta of a removed endpoint: %+v", d)
+		t.Errorf("the delta of a removed endpoint is %+v; want only its id", d)
 	}
 	if s4, _ := next(t, s3, []Endpoint{a, b}, 0, 1); s4.Endpoints()[0].Generation != 4 {
 		t.Error("an id that is used again has its old generation")
 	}
 	if s9, d := next(t, s3, []Endpoint{b}, 9, 1); s9.Version != 9 || d.From != 3 || s9.Digest != s3.Digest {
-		t.Errorf("Next with atLeast 9: set %+v, delta %+v", s9, d)
+		t.Errorf("Next with atLeast 9 returned the set %+v and the delta %+v; want version 9 from 3", s9, d)
 	}
 	if none, d := next(t, s3, nil, 0, 1); none.Len() != 0 || len(d.Gone) != 1 {
-		t.Errorf("delta to the empty set: %+v", d)
+		t.Errorf("the delta to the empty set is %+v; want one removed endpoint", d)
 	}
 }
 
@@ -277,12 +277,12 @@ func TestTwoSetsWithOneVersionAreOrdered(t *testing.T) {
 	one, d := next(t, s, []Endpoint{{ID: "a"}, {ID: "b"}}, 0, 1)
 	two, _ := next(t, s, []Endpoint{{ID: "a"}, {ID: "c"}}, 0, 1)
 	if one.Version != two.Version || one.Supersedes(two) == two.Supersedes(one) {
-		t.Errorf("no total order of %v and %v", one.Held(), two.Held())
+		t.Errorf("neither or both of the sets %v and %v supersede the other; want exactly one", one.Held(), two.Held())
 	}
 	// A delta based on one of them cannot be applied to the other, and the error is ErrGap.
 	_, more := next(t, one, []Endpoint{{ID: "d"}, {ID: "b"}}, 0, 1)
 	if _, err := two.Apply(*more); !errors.Is(err, ErrGap) {
-		t.Errorf("got %v, want ErrGap", err)
+		t.Errorf("Apply of a delta from another version returned %v; want ErrGap", err)
 	}
 	if got, err := s.Apply(*d); err != nil || got.Digest != one.Digest {
 		t.Error(err)
@@ -294,7 +294,7 @@ func TestSharingKeepsValues(t *testing.T) {
 	e := Endpoint{ID: "a", Namespace: "shop", Labels: map[string]string{"app": "web"}}
 	before := maps.Clone(e.Labels)
 	if e.share(); e.Namespace != "shop" || !maps.Equal(e.Labels, before) {
-		t.Errorf("share changed the endpoint to %+v", e)
+		t.Errorf("share changed the endpoint to %+v; want equal values", e)
 	}
 	s, _ := next(t, nil, []Endpoint{e}, 0, 1)
 	if back, err := Decode(s.Encode()); err != nil || back.items[0].raw != nil {

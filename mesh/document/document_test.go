@@ -48,7 +48,7 @@ func TestDecodeReturnsEncodedDocument(t *testing.T) {
 			t.Fatal(err)
 		}
 		if back.Supersedes(d) || d.Supersedes(back) || back.Digest != d.Digest || !bytes.Equal(back.Encode(), d.Encode()) || !back.Same(d.Body, d.Deleted) {
-			t.Fatalf("decoded %+v, want %+v", back, d)
+			t.Fatalf("decoding the encoded document returned %+v; want %+v", back, d)
 		}
 		if back.raw != nil {
 			t.Fatal("the received bytes are kept although our encoding is the same")
@@ -61,7 +61,7 @@ func TestNextRaisesVersionWhateverTheClock(t *testing.T) {
 	b := next(t, a, "web", "2", false, today-1000, 2) // its clock is behind
 	c := next(t, b, "web", "", true, 0, 1)
 	if a.Version != 1 || b.Version != 2 || c.Version != 3 || !b.Supersedes(a) || !c.Supersedes(b) || a.Supersedes(b) {
-		t.Errorf("versions %d, %d, %d", a.Version, b.Version, c.Version)
+		t.Errorf("the versions are %d, %d, %d; want 1, 2, 3, each superseding the one before", a.Version, b.Version, c.Version)
 	}
 	if _, err := Next(a, "policy", "db", nil, false, today, identities[1]); err == nil {
 		t.Error("Next accepted a document with another name")
@@ -84,7 +84,7 @@ func TestUnknownFieldsArePassedOn(t *testing.T) {
 	data := signed(1, must(encoding.Marshal(m)))
 	got, err := Decode(data)
 	if err != nil || string(got.Body) != "body" || !bytes.Equal(got.Encode(), data) || got.Digest == d.Digest {
-		t.Errorf("decoded %+v, error %v", got, err)
+		t.Errorf("decoding a document with an unknown field returned %+v, error %v; want the same encoding", got, err)
 	}
 }
 
@@ -123,7 +123,7 @@ func TestInvalidDocumentsAreRefused(t *testing.T) {
 		"no data":              nil,
 	} {
 		if got, err := Decode(data); err == nil {
-			t.Errorf("%s: Decode accepted %+v", name, got)
+			t.Errorf("%s: Decode accepted the document %+v; want an error", name, got)
 		}
 	}
 	data := d.Encode()
@@ -156,7 +156,7 @@ func TestInvalidDocumentsCannotBeWritten(t *testing.T) {
 		},
 	} {
 		if d, err := f(); err == nil {
-			t.Errorf("%s: Next returned %+v", name, d)
+			t.Errorf("%s: Next returned the document %+v; want an error", name, d)
 		}
 	}
 	d, err := Next(nil, strings.Repeat("k", MaxKind), strings.Repeat("ä", MaxName/2), make([]byte, MaxBody), false, maxWritten, identities[1])
@@ -164,7 +164,7 @@ func TestInvalidDocumentsCannotBeWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Decode(d.Encode()); err != nil {
-		t.Errorf("decode the largest document: %v", err)
+		t.Errorf("decoding the largest document: %v", err)
 	}
 }
 
@@ -187,7 +187,7 @@ func TestSupersedesIsTotalOrder(t *testing.T) {
 		}
 		a, b, c := docs[0], docs[1], docs[2]
 		if a.Supersedes(a) || a.Digest != b.Digest && a.Supersedes(b) == b.Supersedes(a) || a.Supersedes(b) && b.Supersedes(c) && !a.Supersedes(c) {
-			t.Fatalf("no total order of\n%+v\n%+v\n%+v", a, b, c)
+			t.Fatalf("Supersedes is no strict total order of\n%+v\n%+v\n%+v", a, b, c)
 		}
 		if (a.Held().Compare(b.Held()) > 0) != a.Supersedes(b) {
 			t.Fatal("Held.Compare differs from Supersedes")
@@ -230,7 +230,7 @@ func FuzzDecode(f *testing.F) {
 			s.Expire(today + 2*keepFor)
 			after, err := Next(d, d.Kind, d.Name, nil, true, today, identities[2])
 			if err != nil || !d.ended() && !after.Supersedes(d) {
-				t.Fatalf("the document cannot be deleted: %v", err)
+				t.Fatalf("deleting the document returned %v, or no newer document", err)
 			}
 			if h := after.Held(); after.Supersedes(d) != (h.Compare(d.Held()) > 0) {
 				t.Fatal("Held.Compare differs from Supersedes")

@@ -100,11 +100,11 @@ func TestMarksAreBoundedAndSigned(t *testing.T) {
 	forged.Version = 6
 	for name, m := range map[string]Mark{"forged": forged, "too high": NewMark(maxCounted+1, identities[1]), "without writer": {Version: 1}} {
 		if news, err := s.See([]Mark{m, NewMark(1, identities[2])}); news && err == nil || len(s.marks) > MaxWriters {
-			t.Errorf("%s mark: got %v", name, err)
+			t.Errorf("a %s mark was accepted, error %v", name, err)
 		}
 	}
 	_, _ = s.See([]Mark{NewMark(9, identities[1]), NewMark(9, identities[2]), NewMark(9, identities[3])})
 	if len(s.marks) != MaxWriters {
-		t.Errorf("%d marks, want MaxWriters", len(s.marks))
+		t.Errorf("%d marks are kept; want MaxWriters", len(s.marks))
 	}
 }

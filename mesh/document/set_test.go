@@ -59,7 +59,7 @@ func put(t rapid.TB, docs []*Document) *Set {
 			t.Fatalf("Lacks is %v, but Put reports %v, error %v", lacked, news, err)
 		}
 		if news, _ := s.Put(d, today); news || s.Lacks(d.Held()) {
-			t.Fatal("not idempotent")
+			t.Fatal("a second Put of the same document reported news")
 		}
 	}
 	return s
@@ -137,12 +137,12 @@ func TestDeletedDocumentsAreNotListed(t *testing.T) {
 	}
 	before := s.Generation("policy")
 	if l := s.List("policy"); len(l) != 2 || l[0] != b || s.Get("policy", "web") != a || s.Get("other", "web") != nil || len(s.List("other")) > 0 {
-		t.Errorf("two documents: List returned %v", l)
+		t.Errorf("after two writes, List or Get returned other documents: %v", l)
 	}
 	gone := next(t, a, "web", "", true, today, 2)
 	_, _ = s.Put(gone, today)
 	if l := s.List("policy"); len(l) != 1 || l[0] != b || s.Get("policy", "web") != nil || s.Generation("policy") == before {
-		t.Errorf("after a deletion: List returned %v", l)
+		t.Errorf("after a deletion, List or Get returned the deleted document: %v", l)
 	}
 	if news, _ := s.Put(a, today); news {
 		t.Error("an older version replaced the tombstone")
@@ -214,7 +214,7 @@ func TestWrongClocksStillDeleteAndExpire(t *testing.T) {
 			t.Error("the tombstone does not count once the clock is right")
 		}
 		if keys := s.Expire(today + 29*day); len(keys) > 0 {
-			t.Error("the tombstone expired early")
+			t.Error("the tombstone expired before 30 days")
 		}
 		if keys := s.Expire(today + 30*day); len(keys) != 1 {
 			t.Error("the tombstone did not expire after 30 days")
@@ -256,12 +256,12 @@ func TestReusedNameSupersedesExpiredTombstone(t *testing.T) {
 	s.Expire(today + 40*day)
 	again, err := s.Next("policy", "web", []byte("z"), false, today+40*day, identities[2])
 	if err != nil || !again.Supersedes(gone) {
-		t.Errorf("Next after expiry: %+v, error %v", again, err)
+		t.Errorf("Next of an expired tombstone returned %+v, error %v; want a document that supersedes it", again, err)
 	}
 	// The largest version does not affect the versions of other documents.
 	_, _ = s.Put(&Document{Kind: "policy", Name: "lie", Version: maxVersion}, today)
 	if d, err := s.Next("policy", "db", nil, false, today, identities[2]); err != nil || d.Version != gone.Version+1 {
-		t.Errorf("Next after a malicious version: %+v, error %v", d, err)
+		t.Errorf("Next beside a document with the largest version returned %+v, error %v; want the next version", d, err)
 	}
 	if _, err := s.Next("policy", "lie", nil, false, today, identities[2]); err == nil {
 		t.Error("Next returned a version after the largest one")

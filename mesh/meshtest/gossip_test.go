@@ -84,7 +84,7 @@ func TestGossipSpreads(t *testing.T) {
 		say(0, "a")
 		time.Sleep(time.Minute)
 		if n := heard("a"); n != 8 {
-			t.Errorf("%d of 8 nodes have the word", n)
+			t.Errorf("%d of 8 nodes received the broadcast; want all", n)
 		}
 		g.Partition(func(n *Node) int { return int(n.id[0]) % 2 })
 		say(0, "b")
@@ -113,10 +113,10 @@ func TestGossipRequests(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		if got, err := nodes[0].Request(ctx, nodes[1].id, "echo", []byte{7}); err != nil || !bytes.Equal(got, []byte{7, 1}) {
-			t.Errorf("echo returned %v, %v", got, err)
+			t.Errorf("the echo returned %v, error %v; want [7 1]", got, err)
 		}
 		if _, err := nodes[0].Request(ctx, nodes[1].id, "echo", nil); !errors.Is(err, refused("nothing to say")) {
-			t.Errorf("refused request: got %v", err)
+			t.Errorf("a refused request returned %v; want its refusal", err)
 		}
 		nodes[1].Announce(Stopped)
 		nodes[1].Stop()
@@ -138,7 +138,7 @@ func TestGossipTwins(t *testing.T) {
 		g := NewGossip(1)
 		defer g.Close()
 		told := 0
-		nodes, _ := cluster(g, 1, func() { t.Error("the earlier run was told") })
+		nodes, _ := cluster(g, 1, func() { t.Error("the earlier run of the node was called; want only the later one") })
 		twin := g.Node(nodes[0].id, nodes[0].Known())
 		twin.Start(1, NodeConfig{Twin: func() { told++; twin.Stop() }})
 		time.Sleep(time.Minute)

@@ -28,7 +28,7 @@ func TestRecordIsSignedByItsPeer(t *testing.T) {
 	}
 	got, err := Decode(s.Encode())
 	if err != nil || got.Record.ID() != IDOf(key(1).Public().(ed25519.PublicKey)) || got.Record.Underlay[1] != sample().Underlay[1] {
-		t.Fatalf("decoded %+v, error %v", got, err)
+		t.Fatalf("decoding the encoded record returned %+v, error %v; want the sample", got, err)
 	}
 	// Signed by another peer in the name of the first one.
 	forged := Signed{payload: s.payload, signature: ed25519.Sign(key(2), append([]byte(context), s.payload...))}
@@ -53,7 +53,7 @@ func TestUnknownFieldsArePassedOn(t *testing.T) {
 	}
 	var back map[int]any
 	if err := cbor.Unmarshal(got.payload, &back); err != nil || back[99] != "new field" {
-		t.Errorf("fields passed on: %v, error %v", back, err)
+		t.Errorf("the record is passed on with the fields %v, error %v; want the unknown field kept", back, err)
 	}
 	if _, err := Decode(got.Encode()); err != nil {
 		t.Error(err)
@@ -70,7 +70,7 @@ func TestHostIsOptional(t *testing.T) {
 	}
 	var fields map[int]any
 	if err := cbor.Unmarshal(plain.payload, &fields); err != nil || fields[11] != nil {
-		t.Errorf("encoded fields %v, error %v", fields, err)
+		t.Errorf("a record without a host is encoded with the fields %v, error %v; want no field 11", fields, err)
 	}
 	r.Host = "0b0d6a1c-3f5e-4d58-8b1f-2c7f0a8d9e11"
 	named, err := Sign(r, key(1))
@@ -78,7 +78,7 @@ func TestHostIsOptional(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := Decode(named.Encode()); err != nil || got.Record.Host != r.Host {
-		t.Errorf("decoded %+v, error %v", got.Record, err)
+		t.Errorf("decoding a record with a host returned %+v, error %v; want its host", got.Record, err)
 	}
 }
 
@@ -91,7 +91,7 @@ func TestMTUsAreOptional(t *testing.T) {
 	}
 	var fields map[int]any
 	if err := cbor.Unmarshal(plain.payload, &fields); err != nil || fields[13] != nil {
-		t.Errorf("encoded fields %v, error %v", fields, err)
+		t.Errorf("a record without MTUs is encoded with the fields %v, error %v; want no field 13", fields, err)
 	}
 	r.MTUs = []uint32{1500}
 	for _, s := range []Record{sample(), r} {
@@ -146,7 +146,7 @@ func TestInvalidRecordsAreRefused(t *testing.T) {
 		r := sample()
 		change(&r)
 		if _, err := Sign(r, key(1)); err == nil {
-			t.Errorf("%s: Sign accepted the record", name)
+			t.Errorf("%s: Sign accepted the invalid record", name)
 		}
 	}
 }
@@ -154,11 +154,11 @@ func TestInvalidRecordsAreRefused(t *testing.T) {
 func TestParseIDRefusesInvalidIDs(t *testing.T) {
 	id := IDOf(key(1).Public().(ed25519.PublicKey))
 	if got, err := ParseID(id.String()); err != nil || got != id {
-		t.Errorf("ParseID returned %v, %v", got, err)
+		t.Errorf("parsing the text of an id returned %v, error %v; want the id", got, err)
 	}
 	for _, bad := range []string{"", "12", "zz" + id.String()[2:], id.String() + "00"} {
 		if _, err := ParseID(bad); err == nil {
-			t.Errorf("ParseID accepted %q", bad)
+			t.Errorf("ParseID accepted the invalid id %q", bad)
 		}
 	}
 }

@@ -24,7 +24,7 @@ func TestParseReturnsRevealedToken(t *testing.T) {
 	want := token(t)
 	for _, s := range []string{want.Reveal(), " " + want.Reveal() + "\r\n", strings.ToUpper(want.Reveal())} {
 		if got, err := Parse(s); err != nil || got != want {
-			t.Errorf("Parse of %q: %v, %v", s, got, err)
+			t.Errorf("Parse of %q returned %v, error %v; want the token", s, got, err)
 		}
 	}
 }
@@ -43,7 +43,7 @@ func TestMistypedTokenIsRefused(t *testing.T) {
 		}
 		for _, s := range bad {
 			if _, err := Parse(s); !errors.Is(err, ErrMistyped) {
-				t.Errorf("Parse of %q: got %v, want ErrMistyped", s, err)
+				t.Errorf("Parse of %q returned %v; want ErrMistyped", s, err)
 			}
 		}
 	}
@@ -63,7 +63,7 @@ func TestSecretsAreRedactedWhenPrinted(t *testing.T) {
 		fmt.Sprint(tok), fmt.Sprintf("%+v %#v %s", tok, tok, tok.Secret), fmt.Sprintf("%v %#v", tok.Secret, tok.Secret), string(inJSON),
 	} {
 		if strings.Contains(printed, raw) || strings.Contains(printed, fmt.Sprintf("%x", tok.Secret[:4])) || strings.Contains(printed, "7, 99") || strings.Contains(printed, "0x63") {
-			t.Errorf("the output contains the secret: %s", printed)
+			t.Errorf("formatting a token shows the secret: %s", printed)
 		}
 	}
 }
@@ -91,7 +91,7 @@ func TestPasswordDeterminesSecret(t *testing.T) {
 		t.Error("two passwords give the same secret")
 	}
 	if _, err := FromPassword("short"); err == nil {
-		t.Error("a password of 5 bytes was accepted")
+		t.Error("FromPassword accepted a password of 5 bytes; want an error")
 	}
 }
 
@@ -112,7 +112,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		if again, err := Parse(tok.Reveal()); err != nil || again != tok {
-			t.Fatalf("Reveal and Parse again, for %q: %v", s, err)
+			t.Fatalf("Parse of the revealed token of %q returned another token, or error %v", s, err)
 		}
 	})
 }

@@ -36,7 +36,7 @@ func TestTunnelMTUFollowsPathMTU(t *testing.T) {
 		tunnels := []Tunnel{{Endpoint: tt.peer, Route: tt.route, Link: tt.theirs}}
 		device := SetMTUs(tunnels, tt.link, tt.given)
 		if got := tunnels[0]; device != tt.device || got.MTUFor(false) != tt.inside4 || got.MTUFor(true) != tt.inside6 {
-			t.Errorf("%s: device %d, IPv4 %d, IPv6 %d; want %d, %d, %d", name, device, got.MTUFor(false), got.MTUFor(true), tt.device, tt.inside4, tt.inside6)
+			t.Errorf("%s: the MTUs of the device, IPv4 and IPv6 are %d, %d, %d; want %d, %d, %d", name, device, got.MTUFor(false), got.MTUFor(true), tt.device, tt.inside4, tt.inside6)
 		}
 	}
 	if device := SetMTUs(nil, 1500, 0); device != 1420 {

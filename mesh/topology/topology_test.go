@@ -38,7 +38,7 @@ func input(peers ...peer.Record) Input {
 func TestAllowedIPsAreOwnedRanges(t *testing.T) {
 	plan := Plan(input(record(1, nil), record(2, nil)))
 	if len(plan) != 1 || plan[0].PublicKey != ([32]byte{2}) || plan[0].Endpoint != netip.MustParseAddrPort("192.0.2.2:6784") {
-		t.Fatalf("plan: %+v", plan)
+		t.Fatalf("the plan is %+v; want one tunnel to peer 2", plan)
 	}
 	var got []string
 	for _, p := range plan[0].AllowedIPs {
@@ -46,7 +46,7 @@ func TestAllowedIPsAreOwnedRanges(t *testing.T) {
 	}
 	want := []string{"10.32.1.0/24", "10.32.2.0/24", "fd00::100/120", "fd00::200/120"}
 	if !slices.Equal(got, want) {
-		t.Errorf("allowed IPs %v, want %v", got, want)
+		t.Errorf("the allowed IPs are %v; want %v", got, want)
 	}
 }
 
@@ -84,9 +84,9 @@ func TestPeersThatGetTunnels(t *testing.T) {
 		plan := Plan(in)
 		switch {
 		case tt.want == "" && len(plan) > 0:
-			t.Errorf("%s: %+v", name, plan)
+			t.Errorf("%s: the plan is %+v; want no tunnel", name, plan)
 		case tt.want != "" && (len(plan) != 1 || plan[0].Endpoint.String() != tt.want):
-			t.Errorf("%s: %+v, want %s", name, plan, tt.want)
+			t.Errorf("%s: the plan is %+v; want one tunnel to %s", name, plan, tt.want)
 		}
 	}
 }
@@ -96,7 +96,7 @@ func TestPlanDoesNotDependOnOrder(t *testing.T) {
 	want := Plan(input(peers...))
 	slices.Reverse(peers)
 	if got := Plan(input(peers...)); !reflect.DeepEqual(got, want) {
-		t.Errorf("got %+v, want %+v", got, want)
+		t.Errorf("for the peers in another order the plan is %+v; want %+v", got, want)
 	}
 }
 
@@ -105,7 +105,7 @@ func TestIPv4OnlyHostTakesNoIPv6(t *testing.T) {
 	in.IPv6 = false
 	for _, p := range Plan(in)[0].AllowedIPs {
 		if p.Addr().Is6() {
-			t.Errorf("allowed IPs contain %v", p)
+			t.Errorf("without IPv6 the allowed IPs contain %v", p)
 		}
 	}
 }
@@ -115,7 +115,7 @@ func TestTunnelHasReachabilityOfItsPeer(t *testing.T) {
 		in := input(record(2, nil))
 		in.Reach = map[peer.ID]Reach{record(2, nil).ID(): reach}
 		if plan := Plan(in); len(plan) != 1 || plan[0].Reach != reach {
-			t.Errorf("reach %d: %+v", reach, plan)
+			t.Errorf("the plan is %+[2]v; want one tunnel with reach %[1]d", reach, plan)
 		}
 	}
 }

@@ -165,7 +165,7 @@ func TestUnplugRemovesAllRoutesToARunningContainer(t *testing.T) {
 				if add {
 					for _, r := range otherRoutes(unplugged, l.Attrs().Index) {
 						if err := netlink.RouteAdd(r); err != nil {
-							t.Fatalf("%v: %v", r, err)
+							t.Fatalf("adding the route %v: %v", r, err)
 						}
 					}
 				}
@@ -227,7 +227,7 @@ func TestPlugSetsStrictReversePathFiltering(t *testing.T) {
 			"ipv6/conf/%s/accept_ra": "0", "ipv6/conf/%s/accept_redirects": "0",
 		} {
 			if name = fmt.Sprintf(name, e.HostLink); !link.SysctlIs(want, name) {
-				t.Errorf("%s is not %s", name, want)
+				t.Errorf("the sysctl %s is not %s", name, want)
 			}
 		}
 	})
@@ -290,7 +290,7 @@ func TestSyncRestoresTheHostEnd(t *testing.T) {
 				t.Fatal(err)
 			}
 			if err := change(l); err != nil {
-				t.Fatalf("%s: %v", name, err)
+				t.Fatalf("%s: changing the endpoint: %v", name, err)
 			}
 			if name != "not programmed yet" && intact() {
 				t.Errorf("%s: matches reports true; want false", name)

@@ -40,7 +40,7 @@ func TestDoNamesTheFirstFailedRequest(t *testing.T) {
 			t.Errorf("Do returned %v; want ENETUNREACH for %v", err, outside)
 		}
 		if err := s.Do(Route(outside, Via{Index: lo, Scope: unix.RT_SCOPE_LINK})); err != nil {
-			t.Errorf("a request after failed ones: %v", err)
+			t.Errorf("a request after failed ones returned %v; want no error", err)
 		}
 		if _, err := s.Index("eth9"); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "eth9") {
 			t.Errorf("the index of a missing link: %v; want ENODEV for eth9", err)

@@ -26,7 +26,7 @@ func TestPurgeEndsWhenTheListIsEmpty(t *testing.T) {
 		return unix.ESRCH // another program deleted it first
 	}
 	if err := Purge("numbers", list, remove); err != nil || len(there) > 0 {
-		t.Errorf("%v are left, %v", there, err)
+		t.Errorf("after Purge the objects %v are left, error %v; want none", there, err)
 	}
 }
 

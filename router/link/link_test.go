@@ -158,7 +158,7 @@ func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
 func expectSysctl(path, want string) error {
 	got, err := os.ReadFile(filepath.Join(sysctlRoot, path))
 	if err == nil && strings.TrimSpace(string(got)) != want {
-		err = fmt.Errorf("%s is %s, want %s", path, strings.TrimSpace(string(got)), want)
+		err = fmt.Errorf("the sysctl %s is %s; want %s", path, strings.TrimSpace(string(got)), want)
 	}
 	return err
 }

@@ -67,7 +67,7 @@ func TestWatchNoticesChanges(t *testing.T) {
 		} {
 			before := settled(w)
 			if err := step.do(); err != nil {
-				t.Fatalf("%s: %v", step.name, err)
+				t.Fatalf("making the change %q: %v", step.name, err)
 			}
 			if changed := settled(w) != before; changed != step.changed {
 				t.Errorf("%s: the version changed: %v; want %v", step.name, changed, step.changed)

@@ -23,7 +23,7 @@ func (p Program) verdict(q policy.Packet) (allowed bool, passed []string, err er
 	}
 	out, err := m.run("policies", 0)
 	if out&drops != 0 && out != drops {
-		err = errors.Join(err, fmt.Errorf("the outcome is not certain: %b", out))
+		err = errors.Join(err, fmt.Errorf("the evaluation has no certain outcome, but the outcomes %b", out))
 	}
 	return out != drops, m.passed, err
 }

@@ -43,7 +43,7 @@ func TestLoggedPacketsAreParsed(t *testing.T) {
 		{"weft drop ingress", nil, Logged{}, false},
 	} {
 		if got, ok := parseLogged(c.prefix, c.payload); ok != c.ok || ok && got != c.want {
-			t.Errorf("packet with prefix %q: got %+v, %v", c.prefix, got, ok)
+			t.Errorf("parsing a packet with the log prefix %q returned %+v, %v; want %+v, %v", c.prefix, got, ok, c.want, c.ok)
 		}
 	}
 }
@@ -55,7 +55,7 @@ func FuzzParsePacket(f *testing.F) {
 	f.Add([]byte{0x6f})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if p, ok := parsePacket(data); ok && (!p.Src.IsValid() || !p.Dst.IsValid()) {
-			t.Errorf("parsing %x gave invalid addresses: %+v", data, p)
+			t.Errorf("parsing %x returned a packet with invalid addresses: %+v", data, p)
 		}
 	})
 }
@@ -88,11 +88,11 @@ func TestDroppedPacketIsReportedAndCounted(t *testing.T) {
 			select {
 			case l := <-heard:
 				if l.Direction != policy.Egress || l.Audit || l.Reply || l.Src != self || l.Dst != other || l.Protocol != 17 || l.DstPort != 9 {
-					t.Errorf("reported packet is %+v", l)
+					t.Errorf("the reported packet is %+v; want the UDP packet that was dropped at egress", l)
 				}
 				j, err := k.Evaluate(policy.Egress, self, l.Packet)
 				if err != nil || j.Allowed || j.Dropped != sent {
-					t.Errorf("counted %+v, error %v; %d packets were sent", j, err, sent)
+					t.Errorf("Evaluate returned %+v, error %v; want it denied, and the %d sent packets counted as dropped", j, err, sent)
 				}
 				if n, err := k.DroppedAll(policy.Egress); err != nil || n != sent {
 					t.Errorf("DroppedAll returned %d, error %v; %d packets were sent", n, err, sent)

@@ -70,7 +70,7 @@ func TestBuildMatchesGolden(t *testing.T) {
 			}
 			want, err := os.ReadFile(path)
 			if err != nil {
-				t.Fatalf("%v: create it with -update", err)
+				t.Fatalf("reading the golden file: %v: run the test with -update to create it", err)
 			}
 			if d := cmp.Diff(string(want), got); d != "" {
 				t.Errorf("%s (-want +got; -update accepts it):\n%s", path, d)
@@ -123,7 +123,7 @@ func size(p Program) (n int) {
 func expect(t *testing.T, p Program, what string) {
 	t.Helper()
 	if rules, _ := counts(t); rules != size(p) {
-		t.Errorf("%s: %d rules in the kernel, want %d", what, rules, size(p))
+		t.Errorf("%s: the kernel has %d rules; want %d", what, rules, size(p))
 	}
 }
 
@@ -135,7 +135,7 @@ func TestKernelLoadsAndReplaces(t *testing.T) {
 		for name, c := range golden {
 			for range 2 {
 				if err := k.Apply(build(c)); err != nil {
-					t.Fatalf("%s: %v", name, err)
+					t.Fatalf("applying the program %s: %v", name, err)
 				}
 			}
 			expect(t, build(c), name)
@@ -155,7 +155,7 @@ func TestNftAcceptsPrintedPrograms(t *testing.T) {
 			check := exec.Command(nft, "-c", "-f", "-")
 			check.Stdin = strings.NewReader(build(c).String())
 			if out, err := check.CombinedOutput(); err != nil {
-				t.Errorf("%s: %v\n%s", name, err, out)
+				t.Errorf("nft does not accept the text of program %s: %v\n%s", name, err, out)
 			}
 		}
 	})
@@ -170,10 +170,10 @@ func TestKernelChangesProgramsIncrementally(t *testing.T) {
 		for _, from := range names {
 			for _, to := range names {
 				if err := k.Apply(build(golden[from])); err != nil {
-					t.Fatalf("%s: %v", from, err)
+					t.Fatalf("applying the program %s: %v", from, err)
 				}
 				if err := k.load(build(golden[to])); err != nil { // Apply would start with an empty table on errors
-					t.Errorf("%s to %s: %v", from, to, err)
+					t.Errorf("changing the program %s into %s: %v", from, to, err)
 				}
 				compareWithNft(t, from+" to "+to, build(golden[to]))
 			}
@@ -195,7 +195,7 @@ func compareWithNft(t *testing.T, name string, p Program) {
 		t.Errorf("nft cannot list %s: %v\n%s", name, err, out)
 	}
 	if d := cmp.Diff(normal(p.String()), normal(string(out))); d != "" {
-		t.Errorf("%s: (-ours +what nft lists)\n%s", name, d)
+		t.Errorf("the text of program %s differs from that of nft (-Weft +nft):\n%s", name, d)
 	}
 }
 
@@ -255,7 +255,7 @@ func TestKernelOwnsAndAdoptsTable(t *testing.T) {
 			t.Errorf("after Delete %d rules and %d elements are left", rules, elements)
 		}
 		if err := other.Delete(); err != nil {
-			t.Errorf("second Delete: %v", err)
+			t.Errorf("the second Delete returned %v; want no error", err)
 		}
 	})
 }
@@ -298,7 +298,7 @@ func TestKernelRepairsWithoutOwners(t *testing.T) {
 					heard = what == "other table"
 				}
 				if err := k.Apply(p); err != nil {
-					t.Fatalf("%s: %v", what, err)
+					t.Fatalf("Apply after a change of %s: %v", what, err)
 				}
 				expect(t, p, what)
 				compareWithNft(t, what, p)

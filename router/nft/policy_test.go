@@ -172,7 +172,7 @@ func TestChainsAreCompleteBeforeReferenced(t *testing.T) {
 			prepared++
 			rules, err := k.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
 			if err != nil || len(rules) != len(c.Rules) {
-				t.Errorf("chain %s has %d rules, want %d: %v", c.Name, len(rules), len(c.Rules), err)
+				t.Errorf("chain %s in the kernel has %d rules; want %d: %v", c.Name, len(rules), len(c.Rules), err)
 			}
 		}
 		for _, c := range before.Chains {
@@ -240,7 +240,7 @@ func TestEndpointChangesKeepRules(t *testing.T) {
 			prog := c.Program()
 			p := b.Build(config(func(c *Config) { c.Policy = &prog }))
 			if err := k.Apply(p); err != nil {
-				t.Fatalf("%s: %v", what, err)
+				t.Fatalf("applying the policies, %s: %v", what, err)
 			}
 			compareWithNft(t, what, p)
 			return handles(t)
@@ -287,7 +287,7 @@ func TestKernelLoadsManyChains(t *testing.T) {
 			t.Fatal(err)
 		}
 		if rules, _ := counts(t); rules < 4*endpoints*10 {
-			t.Errorf("%d rules for %d endpoints", rules, endpoints)
+			t.Errorf("the kernel has %d rules for %d endpoints; want at least 40 for each", rules, endpoints)
 		}
 	})
 }

@@ -25,7 +25,7 @@ func TestCompileMatchesEvaluate(t *testing.T) {
 			p := draw(t).Packet(suite)
 			want := Evaluate(policies, suite, p)
 			if got := Evaluate(policies, suite, policytest.Answer(p)); got.Allowed != want.Allowed {
-				t.Fatalf("packet %+v: allowed %v, but its reply %v", p, want.Allowed, got.Allowed)
+				t.Fatalf("packet %+v is allowed: %v, but its reply: %v; want the same", p, want.Allowed, got.Allowed)
 			}
 			if got := policytest.Allows(prog, p); got != want.Allowed {
 				t.Fatalf("packet %+v: the program's verdict is %v, Evaluate's is\n%+v\n%+v", p, got, want, prog)
@@ -78,7 +78,7 @@ func TestCompilerFollowsEndpointChanges(t *testing.T) {
 				return fmt.Sprint(a) < fmt.Sprint(b) // order of two endpoints with one address
 			})}
 			if d := cmp.Diff(want, c.Program(), compare); d != "" {
-				t.Fatalf("(-new compiler +updated compiler)\n%s", d)
+				t.Fatalf("the programs differ (-new compiler +updated compiler):\n%s", d)
 			}
 		}
 	})
@@ -92,7 +92,7 @@ func TestProgramsOfTwoHostsMatchEvaluate(t *testing.T) {
 		onFirst := func(e Endpoint) bool { return e.Name == "a" }
 		first, second := Compile(policies, suite, onFirst), Compile(policies, suite, func(e Endpoint) bool { return !onFirst(e) })
 		if want, got := Evaluate(policies, suite, p).Allowed, policytest.Allows(first, p) && policytest.Allows(second, p); got != want {
-			t.Errorf("packet %+v: allowed %v, want %v", p, got, want)
+			t.Errorf("packet %+v is allowed: %v; want %v", p, got, want)
 		}
 	})
 }
@@ -107,7 +107,7 @@ func TestEndpointChangesKeepChains(t *testing.T) {
 		after := Compile(policies, fewer, everyone)
 		for _, c := range after.Chains {
 			if !slices.ContainsFunc(before.Chains, func(b *Chain) bool { return cmp.Equal(b, c) }) {
-				t.Errorf("removing y/b changed chain %s to %+v", c.Name, c)
+				t.Errorf("removing the endpoint y/b changed chain %s to %+v; want only sets to change", c.Name, c)
 			}
 		}
 		names := func(p Program) (out []string) {
@@ -118,7 +118,7 @@ func TestEndpointChangesKeepChains(t *testing.T) {
 		}
 		for _, s := range names(after) {
 			if !slices.Contains(names(before), s) {
-				t.Errorf("removing y/b added set %s", s)
+				t.Errorf("removing the endpoint y/b added the set %s", s)
 			}
 		}
 	})

@@ -141,7 +141,7 @@ func TestEvaluateMatchesUpstreamSuite(t *testing.T) {
 				want := other == c.to || strings.Contains(" "+c.allowed+" ", " "+other+" ")
 				v := Evaluate(c.policies, suite, p)
 				if v.Allowed != want {
-					t.Errorf("%s: %s to %s: allowed %v, want %v: %+v", name, src, dst, v.Allowed, want, v)
+					t.Errorf("%s: a packet from %s to %s is allowed: %v; want %v: %+v", name, src, dst, v.Allowed, want, v)
 				}
 				back := Packet{Src: p.Dst, Dst: p.Src, Protocol: proto, SrcPort: port, DstPort: 40000, Reply: true}
 				if r := Evaluate(c.policies, suite, back); r.Allowed != want {
@@ -182,20 +182,20 @@ func TestDenialNamesFirstMismatchPerRule(t *testing.T) {
 		{"x/closed", -1, "it allows no ingress at all"},
 	}
 	if v.Allowed || v.Ingress.Endpoint != "x/a" || len(v.Ingress.Misses) != len(want) {
-		t.Fatalf("verdict %+v, want 3 misses", v)
+		t.Fatalf("the verdict is %+v; want 3 misses", v)
 	}
 	for i := range want {
 		if v.Ingress.Misses[i] != want[i] {
-			t.Errorf("got  %+v\nwant %+v", v.Ingress.Misses[i], want[i])
+			t.Errorf("the miss is\n%+v; want\n%+v", v.Ingress.Misses[i], want[i])
 		}
 	}
 	p.Src = addr("x/b", 0)
 	if v = Evaluate(policies, suite, p); !v.Allowed || *v.Ingress.By != (Reason{"x/p", 1, "x/b is selected"}) || v.Ingress.Misses != nil {
-		t.Errorf("packet from a selected peer: %+v", v)
+		t.Errorf("the verdict for a packet from a selected peer is %+v; want allowed by rule 1 of x/p", v)
 	}
 	p.Src = netip.MustParseAddr("192.0.2.7")
 	if v = Evaluate(policies, suite, p); v.Allowed || !strings.Contains(v.Ingress.Misses[1].Text, "192.0.2.7 is not a known endpoint") {
-		t.Errorf("packet from an unknown address: %+v", v)
+		t.Errorf("the verdict for a packet from an unknown address is %+v; want denied, with the address in the miss", v)
 	}
 	p.FromOwnHost = true
 	if v = Evaluate(policies, suite, p); !v.Allowed || v.Exempt == "" {
@@ -209,11 +209,11 @@ func TestAuditPoliciesReportDifferences(t *testing.T) {
 	p := Packet{Src: addr("x/c", 0), Dst: addr("x/a", 0), Protocol: TCP, DstPort: 80}
 	v := Evaluate([]Policy{tried}, suite, p)
 	if !v.Allowed || v.Ingress.Tried == nil || v.Ingress.Tried.Allowed || len(v.Ingress.Tried.Misses) != 1 {
-		t.Errorf("audit policy that would deny: %+v", v)
+		t.Errorf("the verdict with an audit policy that would deny is %+v; want allowed, with the denial reported", v)
 	}
 	p.Src = addr("x/b", 0)
 	if v = Evaluate([]Policy{tried}, suite, p); !v.Allowed || v.Ingress.Tried != nil {
-		t.Errorf("audit policy that would allow: %+v", v)
+		t.Errorf("the verdict with an audit policy that would allow is %+v; want allowed, with nothing reported", v)
 	}
 	closed := on("pod", "a")
 	if v = Evaluate([]Policy{closed, tried}, suite, p); v.Allowed || v.Ingress.Tried == nil || !v.Ingress.Tried.Allowed {
@@ -232,19 +232,19 @@ func TestUnparsedRulePartsAllowNothing(t *testing.T) {
 	}{
 		"only such a peer":    {from(Peer{Unread: true}), "could not be parsed"},
 		"another peer too":    {from(Peer{Unread: true}, open), ""},
-		"only such a port":    {from(open).ports(unread), "80/TCP is none of the ports one that could not be parsed"},
+		"only such a port":    {from(open).ports(unread), "80/TCP is none of the ports (unparsed port)"},
 		"another port too":    {from(open).ports(unread, Port{Protocol: TCP, Number: 80}), ""},
 		"such a peer, a port": {from(Peer{Unread: true}).ports(Port{Protocol: TCP, Number: 80}), "could not be parsed"},
 	} {
 		policies := []Policy{on("pod", "a").in(c.rule)}
 		v := Evaluate(policies, suite, p)
 		if v.Allowed != (c.says == "") || c.says != "" && !strings.Contains(v.Ingress.Misses[0].Text, c.says) {
-			t.Errorf("%s: verdict %+v", name, v.Ingress)
+			t.Errorf("%s: the decision is %+v; want a miss that contains %q, or allowed if empty", name, v.Ingress, c.says)
 		}
 		any := p
 		any.AnyPort, any.DstPort = true, 0
 		if got := Evaluate(policies, suite, any); got.Allowed != v.Allowed {
-			t.Errorf("%s, any port: verdict %+v", name, got.Ingress)
+			t.Errorf("%s: the decision for any port is %+v; want the same as for port 80", name, got.Ingress)
 		}
 		src, _ := suite.At(p.Src)
 		dst, _ := suite.At(p.Dst)

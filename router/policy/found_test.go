@@ -53,7 +53,7 @@ func TestCasesFoundByRandomTests(t *testing.T) {
 				p.SrcPort = 0
 			}
 			if got := Evaluate(policies, suite, p).Allowed; got != c.allowed {
-				t.Errorf("Evaluate: allowed %v", got)
+				t.Errorf("Evaluate allows the packet: %v; want %v", got, c.allowed)
 			}
 			if got := policytest.Allows(Compile(policies, suite, everyone), p); got != c.allowed {
 				t.Errorf("the program of one host: allowed %v", got)
@@ -61,10 +61,10 @@ func TestCasesFoundByRandomTests(t *testing.T) {
 			first := func(e Endpoint) bool { return e.Name == "a" }
 			second := func(e Endpoint) bool { return !first(e) }
 			if got := policytest.Allows(Compile(policies, suite, first), p) && policytest.Allows(Compile(policies, suite, second), p); got != c.allowed {
-				t.Errorf("the programs of two hosts: allowed %v", got)
+				t.Errorf("the programs of the two hosts allow the packet: %v; want %v", got, c.allowed)
 			}
 			if got := Evaluate(policies, suite, policytest.Answer(p)).Allowed; got != c.allowed {
-				t.Errorf("Evaluate of the reply: allowed %v", got)
+				t.Errorf("Evaluate allows the reply: %v; want %v", got, c.allowed)
 			}
 		})
 	}

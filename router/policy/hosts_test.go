@@ -60,7 +60,7 @@ func TestHostsChangeSetsOfBlocks(t *testing.T) {
 	open := Policy{Namespace: "a", Isolates: Of(Ingress), Ingress: []Rule{{}}}
 	c.SetPolicies([]Policy{open}, nil)
 	if c.SetHosts([]Host{host}) {
-		t.Error("a host changed policies without blocks")
+		t.Error("SetHosts reports a change although no policy has a block")
 	}
 	c.SetHosts(nil)
 	open.Ingress[0].Peers = []Peer{{Block: &Block{CIDR: netip.MustParsePrefix("10.200.0.0/24")}}}

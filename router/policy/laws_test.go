@@ -28,7 +28,7 @@ func TestOrderOfPoliciesDoesNotMatter(t *testing.T) {
 			turned[i].Ingress, turned[i].Egress = backwards(turned[i].Ingress), backwards(turned[i].Egress)
 		}
 		if got := Evaluate(turned, suite, p).Allowed; got != want {
-			t.Errorf("packet %+v: allowed %v, in reverse order %v", p, want, got)
+			t.Errorf("packet %+v is allowed: %v, with the policies in reverse order: %v; want the same", p, want, got)
 		}
 	})
 }
@@ -101,11 +101,11 @@ func TestVerdictsHaveReasons(t *testing.T) {
 			isolated := len(d.Policies) > 0
 			switch {
 			case !isolated && (!d.Allowed || d.By != nil || d.Misses != nil):
-				t.Errorf("not isolated, but denied or with reasons: %+v", d)
+				t.Errorf("a decision that no policy applies to is denied or has reasons: %+v", d)
 			case isolated && d.Allowed && (d.By == nil || d.By.Text == "" || d.Misses != nil):
-				t.Errorf("allowed without a rule: %+v", d)
+				t.Errorf("an allowed packet of an isolated endpoint has no rule that allows it: %+v", d)
 			case isolated && !d.Allowed && (d.By != nil || len(d.Misses) == 0):
-				t.Errorf("denied without reasons: %+v", d)
+				t.Errorf("a denied packet has no reasons: %+v", d)
 			}
 		}
 	})

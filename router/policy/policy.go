@@ -156,7 +156,7 @@ type Port struct {
 func (p Port) String() string {
 	switch {
 	case p.Unread:
-		return "one that could not be parsed"
+		return "(unparsed port)"
 	case p.Protocol != TCP && p.Protocol != UDP && p.Protocol != SCTP:
 		return p.Protocol.String() // it has no ports
 	case p.Name != "":
