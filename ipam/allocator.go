@@ -198,7 +198,7 @@ func (a *Allocator) Run(ctx context.Context) error {
 func (a *Allocator) load() error {
 	state, err := a.cfg.Store.Load()
 	if err != nil {
-		return fmt.Errorf("ipam: load: %w", err)
+		return fmt.Errorf("ipam: loading the stored state: %w", err)
 	}
 	a.allocations = state.Allocations
 	if a.allocations == nil {
@@ -210,7 +210,7 @@ func (a *Allocator) load() error {
 	case len(state.Ring) > 0:
 		r, err := ring.Restore(state.Ring)
 		if err != nil {
-			return fmt.Errorf("ipam: stored state: %w", err)
+			return fmt.Errorf("ipam: decoding the stored ring: %w", err)
 		}
 		if err := a.acceptable(r); err != nil {
 			return err
@@ -306,7 +306,7 @@ func (a *Allocator) Free(ctx context.Context, key string) error {
 			change.QuarantineUntil = quarantine.Until
 		}
 		if err = a.cfg.Store.Update(change); err != nil {
-			err = fmt.Errorf("ipam: free %v: %w", s, err)
+			err = fmt.Errorf("ipam: freeing slot %v: %w", s, err)
 			return
 		}
 		delete(a.allocations, key)
@@ -396,7 +396,7 @@ func (a *Allocator) meet(w waiter, take func(*space.Space) (slot.Slot, bool)) (s
 func (a *Allocator) keep(key string, s slot.Slot, note []byte) error {
 	if err := a.cfg.Store.Update(Change{Key: key, Slot: s, Note: note}); err != nil {
 		a.space.Give(s)
-		return fmt.Errorf("ipam: allocate %v: %w", s, err)
+		return fmt.Errorf("ipam: storing the allocation of slot %v: %w", s, err)
 	}
 	a.allocations[key] = s
 	return nil

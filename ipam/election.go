@@ -67,7 +67,7 @@ func (a *Allocator) loadVotes(kept []byte) (err error) {
 		e.votes, err = paxos.New(a.cfg.Self, e.Terms)
 	}
 	if err != nil {
-		return fmt.Errorf("ipam: %w", err)
+		return fmt.Errorf("ipam: preparing the election: %w", err)
 	}
 	e.kept, e.hereAt = e.votes, time.Now().Add(rand.N(hereWithin))
 	a.election = e
@@ -97,11 +97,11 @@ func (a *Allocator) vote(newer paxos.State) error {
 		return paxos.Value{Ring: id, Cluster: cluster, V4: u.V4, V6: u.V6, Founders: voters}
 	})
 	if err != nil {
-		return fmt.Errorf("ipam: found a ring: %w", err)
+		return fmt.Errorf("ipam: founding a ring: %w", err)
 	}
 	if next.Binds(e.kept) {
 		if err := a.cfg.Store.Update(Change{Vote: next.Encode()}); err != nil {
-			return fmt.Errorf("ipam: vote: %w", err)
+			return fmt.Errorf("ipam: storing the vote: %w", err)
 		}
 		e.kept = next
 	}

@@ -112,7 +112,7 @@ func (a *Allocator) handOutLast(slots []slot.Slot) error {
 		a.space.Quarantine(space.Quarantined{Slot: s, Until: until})
 	}
 	if err := a.cfg.Store.Update(Change{Quarantined: quarantined}); err != nil {
-		return fmt.Errorf("ipam: store the quarantined addresses: %w", err)
+		return fmt.Errorf("ipam: storing the quarantined addresses: %w", err)
 	}
 	return nil
 }

@@ -76,7 +76,7 @@ func (a *Allocator) acceptable(r ring.Ring) error {
 // adopt persists r, makes it the current ring and serves waiting requests.
 func (a *Allocator) adopt(r ring.Ring) error {
 	if err := a.cfg.Store.Update(Change{Ring: r.Encode()}); err != nil {
-		return fmt.Errorf("ipam: store the ring: %w", err)
+		return fmt.Errorf("ipam: storing the ring: %w", err)
 	}
 	before := a.ring
 	a.ring = r

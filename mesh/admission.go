@@ -63,11 +63,11 @@ type usage struct{ streams, bytes, ending int }
 func newAdmission(t memberlist.Transport, w *dialer, gossipKey []byte, refuse func(addr, reason string), take func(*stream) bool) (*admission, error) {
 	block, err := aes.NewCipher(gossipKey)
 	if err != nil {
-		return nil, fmt.Errorf("mesh: gossip key: %w", err)
+		return nil, fmt.Errorf("mesh: the gossip key is invalid: %w", err)
 	}
 	aead, err := cipher.NewGCM(block)
 	if err != nil {
-		return nil, fmt.Errorf("mesh: gossip key: %w", err)
+		return nil, fmt.Errorf("mesh: the gossip key is invalid: %w", err)
 	}
 	d := &admission{Transport: t, dialer: w, aead: aead, refuse: refuse, take: take, open: make(chan net.Conn), done: make(chan struct{}), sources: map[netip.Addr]*usage{}}
 	d.freed = sync.NewCond(&d.mu)

@@ -156,7 +156,7 @@ func (d *Directory) Full() []byte {
 func (d *Directory) Merge(data []byte) ([]byte, error) {
 	var n news
 	if err := decoding.Unmarshal(data, &n); err != nil {
-		return nil, fmt.Errorf("directory: %w", err)
+		return nil, fmt.Errorf("directory: decoding a broadcast: %w", err)
 	}
 	if len(n.Held) > directory.MaxOwners {
 		return nil, fmt.Errorf("directory: refused a message with endpoints of %d peers, at most %d are allowed", len(n.Held), directory.MaxOwners)
@@ -235,7 +235,7 @@ func (d *Directory) Publish(endpoints []directory.Endpoint) error {
 	good := make([]directory.Endpoint, 0, len(endpoints))
 	for _, e := range endpoints {
 		if err := e.Check(); err != nil {
-			unusable = errors.Join(unusable, fmt.Errorf("mesh: endpoint not published: %w", err))
+			unusable = errors.Join(unusable, fmt.Errorf("mesh: an endpoint is not published, so other hosts do not know its names: %w", err))
 			continue
 		}
 		good = append(good, e)

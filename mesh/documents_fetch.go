@@ -191,10 +191,10 @@ func (d *Documents) fetchAll(ctx context.Context, source peer.ID) error {
 		}
 		var answer documentAnswer
 		if err := decoding.Unmarshal(data, &answer); err != nil {
-			return fmt.Errorf("documents: %w", err)
+			return fmt.Errorf("documents: decoding a reply: %w", err)
 		}
 		if len(answer.Documents) > document.MaxHeld || len(answer.Marks) > document.MaxWriters {
-			return fmt.Errorf("documents: refused a reply with %d documents", len(answer.Documents))
+			return fmt.Errorf("documents: refused a reply with %d documents: at most %d are allowed", len(answer.Documents), document.MaxHeld)
 		}
 		docs, err := decodeDocuments(answer.Documents)
 		d.mu.Lock()
@@ -282,7 +282,7 @@ func (d *Documents) MarkSynced() error {
 		d.cfg.Changed()
 	}
 	if err := d.flush(); err != nil {
-		return fmt.Errorf("mesh: %w", err)
+		return fmt.Errorf("mesh: storing documents: %w", err)
 	}
 	return nil
 }

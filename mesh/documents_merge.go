@@ -13,7 +13,7 @@ import (
 func (d *Documents) Merge(data []byte) ([]byte, error) {
 	var n documentNews
 	if err := decoding.Unmarshal(data, &n); err != nil {
-		return nil, fmt.Errorf("documents: %w", err)
+		return nil, fmt.Errorf("documents: decoding a broadcast: %w", err)
 	}
 	if len(n.Documents) > maxNews || len(n.Held) > maxNews || len(n.Marks) > document.MaxWriters {
 		return nil, fmt.Errorf("documents: refused a message with %d documents and %d versions, at most %d are allowed", len(n.Documents), len(n.Held), maxNews)

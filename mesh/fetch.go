@@ -171,7 +171,7 @@ func (d *Directory) fetchFrom(ctx context.Context, source peer.ID, owners []peer
 	}
 	var list [][]byte
 	if err := decoding.Unmarshal(answer, &list); err != nil {
-		return fmt.Errorf("directory: %w", err)
+		return fmt.Errorf("directory: decoding a reply: %w", err)
 	}
 	if len(list) > len(owners) {
 		return fmt.Errorf("directory: refused a reply with %d sets, %d were requested", len(list), len(owners))
@@ -257,7 +257,7 @@ func (d *Directory) confirm(ctx context.Context) error {
 		group.Go(func() error {
 			err := d.confirmOne(groupCtx, id, own.Held())
 			if err != nil && d.cfg.Mesh.Reachable(id) {
-				return fmt.Errorf("%v: %w", id, err)
+				return fmt.Errorf("peer %v has not confirmed the published endpoints: %w", id, err)
 			}
 			dropped.Store(id, err == nil)
 			return nil
@@ -268,7 +268,7 @@ func (d *Directory) confirm(ctx context.Context) error {
 	}
 	for _, id := range d.cfg.Mesh.Others() { // a peer that joined meanwhile may have received the old set
 		if ok, _ := dropped.Load(id); ok != true && d.cfg.Mesh.Reachable(id) {
-			return fmt.Errorf("%v has just joined: asking again", id)
+			return fmt.Errorf("peer %v has just joined: asking it too", id)
 		}
 	}
 	d.mu.Lock()

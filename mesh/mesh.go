@@ -179,7 +179,7 @@ func New(cfg Config) (*Mesh, error) {
 	}
 	own, err := peer.Sign(cfg.Record, cfg.Identity)
 	if err != nil {
-		return nil, fmt.Errorf("mesh: %w", err)
+		return nil, fmt.Errorf("mesh: signing this host's record: %w", err)
 	}
 	m.peers[self] = &known{signed: own}
 	m.dialer.others = m.recorded
@@ -230,7 +230,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 		if strings.Contains(err.Error(), "address already in use") {
 			return fmt.Errorf("mesh: port %d is in use by another program: find it with `ss -lntup sport = :%d`, or use --port: %w", m.cfg.Port, m.cfg.Port, err)
 		}
-		return fmt.Errorf("mesh: %w", err)
+		return fmt.Errorf("mesh: starting gossip: %w", err)
 	}
 	close(m.started)
 	group, ctx := errgroup.WithContext(ctx)
@@ -280,7 +280,7 @@ func (m *Mesh) listConfig() (*memberlist.Config, error) {
 	conf.AdvertiseAddr = own.Underlay[0].String()
 	keyring, err := memberlist.NewKeyring(nil, m.cfg.GossipKey)
 	if err != nil {
-		return nil, fmt.Errorf("mesh: %w", err)
+		return nil, fmt.Errorf("mesh: the gossip key is invalid: %w", err)
 	}
 	conf.Keyring = keyring
 	conf.TCPTimeout = streamTimeout

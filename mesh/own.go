@@ -77,11 +77,11 @@ func (m *Mesh) update(change func(*peer.Record)) error {
 	r.Sequence++
 	signed, err := peer.Sign(r, m.cfg.Identity)
 	if err != nil {
-		return fmt.Errorf("mesh: own record: %w", err)
+		return fmt.Errorf("mesh: signing this host's record: %w", err)
 	}
 	data := signed.Encode()
 	if err := m.cfg.Store.SavePeers(map[peer.ID][]byte{m.self: data}); err != nil {
-		return fmt.Errorf("mesh: store own record: %w", err)
+		return fmt.Errorf("mesh: storing this host's record: %w", err)
 	}
 	m.kept.bytes += len(data) - own.size
 	own.signed, own.size = signed, len(data)

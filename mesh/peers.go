@@ -52,7 +52,7 @@ func (k *known) hasRecord() bool { return k.signed.Record.Identity != nil }
 func (p peersReplica) Merge(data []byte) ([]byte, error) {
 	var records [][]byte
 	if err := decoding.Unmarshal(data, &records); err != nil {
-		return nil, fmt.Errorf("peers: %w", err)
+		return nil, fmt.Errorf("peers: decoding records: %w", err)
 	}
 	var news [][]byte
 	var errs []error

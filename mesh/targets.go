@@ -98,7 +98,7 @@ func (m *Mesh) changeTargets(change func()) error {
 	err := m.cfg.Store.SaveTargets(slices.Sorted(maps.Keys(m.targets)))
 	if err != nil {
 		m.targets = before
-		err = fmt.Errorf("mesh: store targets: %w", err)
+		err = fmt.Errorf("mesh: storing targets: %w", err)
 	}
 	m.mu.Unlock()
 	m.cfg.Changed()

@@ -92,7 +92,7 @@ func compareIDs(a, b peer.ID) int { return bytes.Compare(a[:], b[:]) }
 // validate returns an error if v cannot be decided under t.
 func (v Value) validate(t Terms) error {
 	if err := (slot.Universe{V4: v.V4, V6: v.V6}).Validate(); err != nil {
-		return fmt.Errorf("paxos: %w", err)
+		return fmt.Errorf("paxos: the value is invalid: %w", err)
 	}
 	switch {
 	case v.isZero():

@@ -129,7 +129,7 @@ func Decode(data []byte) (State, error) {
 func decode(data []byte, mode cbor.DecMode) (State, error) {
 	var w wire
 	if err := mode.Unmarshal(data, &w); err != nil {
-		return State{}, fmt.Errorf("paxos: %w", err)
+		return State{}, fmt.Errorf("paxos: decoding the state: %w", err)
 	}
 	s, err := New(w.Self, w.Terms)
 	if err != nil {

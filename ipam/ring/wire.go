@@ -111,14 +111,14 @@ func Restore(data []byte) (Ring, error) { return decode(data, restoring) }
 func decode(data []byte, mode cbor.DecMode) (Ring, error) {
 	w, err := read(data, mode)
 	if err != nil {
-		return Ring{}, fmt.Errorf("ring: %w", err)
+		return Ring{}, fmt.Errorf("ring: decoding: %w", err)
 	}
 	r := Ring{ID: w.ID, Cluster: w.Cluster, Universe: slot.Universe{V4: w.V4, V6: w.V6}}
 	if r.IsZero() {
 		return Ring{}, errors.New("ring: the encoded ring has no id")
 	}
 	if err := r.Universe.Validate(); err != nil {
-		return Ring{}, fmt.Errorf("ring: %w", err)
+		return Ring{}, fmt.Errorf("ring: the universe is invalid: %w", err)
 	}
 	at := uint64(0)
 	for _, s := range w.Segments {

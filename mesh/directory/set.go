@@ -187,10 +187,10 @@ func readItem(raw []byte) (item, error) {
 	}
 	i := item{size: len(raw), sum: sha256.Sum256(raw)}
 	if err := decoding.Unmarshal(raw, &i.Endpoint); err != nil {
-		return item{}, fmt.Errorf("directory: %w", err)
+		return item{}, fmt.Errorf("directory: decoding an endpoint: %w", err)
 	}
 	if err := i.Check(); err != nil {
-		return item{}, fmt.Errorf("directory: %w", err)
+		return item{}, fmt.Errorf("directory: refused an invalid endpoint: %w", err)
 	}
 	i.share()
 	if !bytes.Equal(i.encoded(), raw) {
@@ -336,7 +336,7 @@ func (s *Set) Encode() []byte {
 func Decode(data []byte) (*Set, error) {
 	var w wireSet
 	if err := decoding.Unmarshal(data, &w); err != nil {
-		return nil, fmt.Errorf("directory: %w", err)
+		return nil, fmt.Errorf("directory: decoding a set: %w", err)
 	}
 	if len(w.Identity) != ed25519.PublicKeySize || len(w.Endpoints) > MaxEndpoints {
 		return nil, fmt.Errorf("directory: invalid set: a key of %d bytes and %d endpoints", len(w.Identity), len(w.Endpoints))
@@ -362,7 +362,7 @@ func (d Delta) Encode() []byte { return must(encoding.Marshal(d)) }
 // DecodeDelta decodes a delta; Apply verifies its signature.
 func DecodeDelta(data []byte) (d Delta, err error) {
 	if err := decoding.Unmarshal(data, &d); err != nil {
-		return d, fmt.Errorf("directory: %w", err)
+		return d, fmt.Errorf("directory: decoding a delta: %w", err)
 	}
 	return d, nil
 }

@@ -189,10 +189,10 @@ func Decode(data []byte) (*Document, error) {
 	var w wire
 	var c content
 	if err := decoding.Unmarshal(data, &w); err != nil {
-		return nil, fmt.Errorf("document: %w", err)
+		return nil, fmt.Errorf("document: decoding: %w", err)
 	}
 	if err := decoding.Unmarshal(w.Content, &c); err != nil {
-		return nil, fmt.Errorf("document: %w", err)
+		return nil, fmt.Errorf("document: decoding its content: %w", err)
 	}
 	d := &Document{
 		Kind: c.Kind, Name: c.Name, Version: c.Version, Writer: c.Writer, Written: c.Written, Deleted: c.Deleted, Body: c.Body,

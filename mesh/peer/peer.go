@@ -161,7 +161,7 @@ func Sign(r Record, key ed25519.PrivateKey) (Signed, error) {
 	}
 	payload, err := encoding.Marshal(r)
 	if err != nil {
-		return Signed{}, fmt.Errorf("peer record: %w", err)
+		return Signed{}, fmt.Errorf("peer record: encoding: %w", err)
 	}
 	return Signed{Record: r, payload: payload, signature: ed25519.Sign(key, append([]byte(context), payload...))}, nil
 }
@@ -191,11 +191,11 @@ func Parse(data []byte) (Signed, error) {
 	}
 	var w wire
 	if err := decoding.Unmarshal(data, &w); err != nil {
-		return Signed{}, fmt.Errorf("peer record: %w", err)
+		return Signed{}, fmt.Errorf("peer record: decoding: %w", err)
 	}
 	s := Signed{payload: w.Payload, signature: w.Signature}
 	if err := decoding.Unmarshal(w.Payload, &s.Record); err != nil {
-		return Signed{}, fmt.Errorf("peer record: %w", err)
+		return Signed{}, fmt.Errorf("peer record: decoding its content: %w", err)
 	}
 	if err := s.Record.validate(); err != nil {
 		return Signed{}, err

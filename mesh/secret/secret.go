@@ -64,10 +64,10 @@ func (t Token) GoString() string { return t.String() }
 func New(random io.Reader) (Token, error) {
 	var t Token
 	if _, err := io.ReadFull(random, t.Secret[:]); err != nil {
-		return Token{}, fmt.Errorf("secret: %w", err)
+		return Token{}, fmt.Errorf("secret: reading random bytes: %w", err)
 	}
 	if _, err := io.ReadFull(random, t.Cluster[:]); err != nil {
-		return Token{}, fmt.Errorf("secret: %w", err)
+		return Token{}, fmt.Errorf("secret: reading random bytes: %w", err)
 	}
 	return t, nil
 }

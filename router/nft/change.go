@@ -23,7 +23,7 @@ func (k *Kernel) change(before, after Program) (changes bool, err error) {
 	newSets := byName(after.Sets, setName)
 	for name, s := range b.oldSets {
 		if next := newSets[name]; next != nil && !next.alike(s) {
-			return false, fmt.Errorf("set %s cannot change its type", name)
+			return false, fmt.Errorf("set %s has another type than before, which the kernel cannot change", name)
 		}
 	}
 	b.prepare(after)

@@ -34,7 +34,7 @@ func (k *Kernel) Evaluate(d policy.Direction, own netip.Addr, p Packet) (j Evalu
 	}
 	sets, err := k.conn.GetSets(table)
 	if err != nil {
-		return j, fmt.Errorf("nftables: list sets: %w", err)
+		return j, fmt.Errorf("nftables: listing sets: %w", err)
 	}
 	m := machine{tables: &kernelTables{conn: k.conn, table: table, sets: sets}, packet: p}
 	jumps := d.String() + family(own.Is4())
@@ -69,7 +69,7 @@ func (k *Kernel) dropped(d policy.Direction) (map[netip.Addr]uint64, error) {
 		}
 		elements, err := k.conn.GetSetElements(k.loaded.Sets[i].library(0))
 		if err != nil {
-			return nil, fmt.Errorf("nftables: read set %s: %w", k.loaded.Sets[i].Name, err)
+			return nil, fmt.Errorf("nftables: reading set %s: %w", k.loaded.Sets[i].Name, err)
 		}
 		for _, e := range elements {
 			if a, ok := netip.AddrFromSlice(e.Key); ok && e.Counter != nil {
@@ -98,7 +98,7 @@ func (k *Kernel) DroppedAll(d policy.Direction) (n uint64, err error) {
 		}
 		rules, err := k.conn.GetRules(table, &nftables.Chain{Name: name, Table: table})
 		if err != nil {
-			return 0, fmt.Errorf("nftables: read chain %s: %w", name, err)
+			return 0, fmt.Errorf("nftables: reading chain %s: %w", name, err)
 		}
 		for _, r := range rules {
 			for _, e := range r.Exprs {
@@ -133,7 +133,7 @@ func (t *kernelTables) rules(chain string) ([][]expr.Any, error) {
 	}
 	rules, err := t.conn.GetRules(t.table, &nftables.Chain{Name: chain, Table: t.table})
 	if err != nil {
-		return nil, fmt.Errorf("nftables: read chain %s: %w", chain, err)
+		return nil, fmt.Errorf("nftables: reading chain %s: %w", chain, err)
 	}
 	var out [][]expr.Any
 	for _, r := range rules {
@@ -156,7 +156,7 @@ func (t *kernelTables) elements(name string) ([]element, error) {
 	}
 	elements, err := t.conn.GetSetElements(t.sets[i])
 	if err != nil {
-		return nil, fmt.Errorf("nftables: read set %s: %w", name, err)
+		return nil, fmt.Errorf("nftables: reading set %s: %w", name, err)
 	}
 	if t.read == nil {
 		t.read = map[string][]element{}

@@ -43,16 +43,16 @@ const (
 func Blocks(ways []Way) ([]Block, error) {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
+		return nil, fmt.Errorf("nftables: opening netlink: %w", err)
 	}
 	defer func() { _ = conn.CloseLasting() }()
 	chains, err := conn.ListChains()
 	if err != nil {
-		return nil, fmt.Errorf("nftables: list chains: %w", err)
+		return nil, fmt.Errorf("nftables: listing chains: %w", err)
 	}
 	tables, err := conn.ListTables()
 	if err != nil {
-		return nil, fmt.Errorf("nftables: list tables: %w", err)
+		return nil, fmt.Errorf("nftables: listing tables: %w", err)
 	}
 	var out []Block
 	read := map[string]*kernelTables{}

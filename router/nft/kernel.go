@@ -59,7 +59,7 @@ func (k *Kernel) open() error {
 	}
 	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(grow), nftables.WithNetNSFd(k.Namespace))
 	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
+		return fmt.Errorf("nftables: opening netlink: %w", err)
 	}
 	err = unix.EOPNOTSUPP
 	if ownerless == "" {
@@ -72,9 +72,9 @@ func (k *Kernel) open() error {
 	if err != nil {
 		conn.CloseLasting()
 		if errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("nftables: table %s: %w: this process lacks CAP_NET_ADMIN, or another running agent owns the table: stop that agent with `weft stop`", TableName, err)
+			return fmt.Errorf("nftables: changing table %s: %w: this process lacks CAP_NET_ADMIN, or another running agent owns the table: stop that agent with `weft stop`", TableName, err)
 		}
-		return fmt.Errorf("nftables: table %s: %w", TableName, err)
+		return fmt.Errorf("nftables: changing table %s: %w", TableName, err)
 	}
 	k.conn = conn
 	return nil
@@ -155,7 +155,7 @@ func (k *Kernel) whole() (bool, error) {
 	for _, c := range k.loaded.Chains {
 		rules, err := k.conn.GetRules(table, &nftables.Chain{Name: c.Name, Table: table})
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return false, fmt.Errorf("nftables: read chain %s: %w", c.Name, err)
+			return false, fmt.Errorf("nftables: reading chain %s: %w", c.Name, err)
 		}
 		if len(rules) != len(c.Rules) {
 			return false, nil
@@ -164,7 +164,7 @@ func (k *Kernel) whole() (bool, error) {
 	for _, s := range k.loaded.Sets {
 		elements, err := k.conn.GetSetElements(s.library(0))
 		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return false, fmt.Errorf("nftables: read set %s: %w", s.Name, err)
+			return false, fmt.Errorf("nftables: reading set %s: %w", s.Name, err)
 		}
 		if len(elements) < s.Elements.Len() {
 			return false, nil
@@ -184,12 +184,12 @@ func (k *Kernel) generation() (uint32, error) {
 		Data: []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
 	})
 	if err != nil {
-		return 0, fmt.Errorf("nftables: generation: %w", err)
+		return 0, fmt.Errorf("nftables: reading the generation of the ruleset: %w", err)
 	}
 	for _, m := range replies {
 		attrs, err := netlink.NewAttributeDecoder(m.Data[min(4, len(m.Data)):])
 		if err != nil {
-			return 0, fmt.Errorf("nftables: generation: %w", err)
+			return 0, fmt.Errorf("nftables: decoding the generation of the ruleset: %w", err)
 		}
 		attrs.ByteOrder = binary.BigEndian
 		for attrs.Next() {
@@ -263,7 +263,7 @@ func (k *Kernel) Delete() error {
 	defer k.close()
 	k.conn.DelTable(table)
 	if err := k.conn.Flush(); err != nil {
-		return fmt.Errorf("nftables: remove table %s: %w", TableName, err)
+		return fmt.Errorf("nftables: removing table %s: %w", TableName, err)
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func Watch(ctx context.Context, f func(Logged)) error {
 	// Deliver each packet at once: the rules limit the rate.
 	log, err := nflog.Open(&nflog.Config{Group: LogGroup, Copymode: nflog.CopyPacket, Bufsize: snapshot, QThresh: 1})
 	if err != nil {
-		return fmt.Errorf("nflog group %d: %w", LogGroup, err)
+		return fmt.Errorf("opening nflog group %d: %w", LogGroup, err)
 	}
 	defer log.Close()
 	hook := func(a nflog.Attribute) int {
@@ -40,7 +40,7 @@ func Watch(ctx context.Context, f func(Logged)) error {
 	// Errors mean lost packets, for example when the buffer overflows. Continue.
 	failed := func(error) int { return 0 }
 	if err := log.RegisterWithErrorFunc(ctx, hook, failed); err != nil {
-		return fmt.Errorf("nflog group %d: %w", LogGroup, err)
+		return fmt.Errorf("reading nflog group %d: %w", LogGroup, err)
 	}
 	<-ctx.Done()
 	return nil

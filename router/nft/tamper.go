@@ -23,11 +23,11 @@ var removals = []int{
 func Removed(ctx context.Context, f func()) error {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
-		return fmt.Errorf("nftables events: %w", err)
+		return fmt.Errorf("opening netlink for nftables events: %w", err)
 	}
 	defer conn.Close()
 	if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
-		return fmt.Errorf("nftables events: %w", err)
+		return fmt.Errorf("subscribing to nftables events: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })()
 	for ctx.Err() == nil {
@@ -37,7 +37,7 @@ func Removed(ctx context.Context, f func()) error {
 		case errors.Is(err, unix.ENOBUFS): // messages were lost, perhaps about our table
 			f()
 		case err != nil:
-			return fmt.Errorf("nftables events: %w", err)
+			return fmt.Errorf("receiving nftables events: %w", err)
 		case slices.ContainsFunc(messages, fromOurs):
 			f()
 		}
