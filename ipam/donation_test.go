@@ -43,8 +43,8 @@ func TestLostRepliesCauseOneGrantOnly(t *testing.T) {
 					}
 				}
 				before := owned(t, donor, donor.id)
-				asker.mute.Store(true)
-				asker.deaf.Store(true)
+				asker.loseGossip.Store(true)
+				asker.loseReplies.Store(true)
 				for range 8 {
 					ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 					if _, err := asker.Allocate(ctx, "a", nil); !errors.Is(err, ErrNoSpace) {
@@ -56,7 +56,7 @@ func TestLostRepliesCauseOneGrantOnly(t *testing.T) {
 				if kept := owned(t, donor, donor.id); given == 0 || kept < before/2 || pressed && given != 1 {
 					t.Errorf("the donor owns %d of its %d slots, and gave %d", kept, before, given)
 				}
-				asker.deaf.Store(false)
+				asker.loseReplies.Store(false)
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
 				s, err := asker.Allocate(ctx, "a", nil)
@@ -80,7 +80,7 @@ func TestPeerThatKnowsItsGrantsGetsMore(t *testing.T) {
 			t.Fatal(err)
 		}
 		first := owned(t, asker, asker.id)
-		donor.mute.Store(true) // so that the donor does not learn what the requester gives away
+		donor.loseGossip.Store(true) // so that the donor does not learn what the requester gives away
 		if _, err := asker.Handlers()[requestSpace](t.Context(), peerID(3), nil); err != nil {
 			t.Fatal(err)
 		}
@@ -104,8 +104,8 @@ func TestRepeatedClaimGrantsOnce(t *testing.T) {
 		donor := c.start(1, &disk{})
 		asker := c.start(2, &disk{})
 		c.gossip()
-		asker.mute.Store(true)
-		asker.deaf.Store(true)
+		asker.loseGossip.Store(true)
+		asker.loseReplies.Store(true)
 		const want = slot.Slot(77)
 		for range 3 {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -114,7 +114,7 @@ func TestRepeatedClaimGrantsOnce(t *testing.T) {
 			}
 			cancel()
 		}
-		asker.deaf.Store(false)
+		asker.loseReplies.Store(false)
 		if err := asker.Claim(t.Context(), "a", want, nil); err != nil || owned(t, donor, asker.id) != 1 {
 			t.Errorf("repeated claim: %v; the requester owns %d slots, want 1", err, owned(t, donor, asker.id))
 		}

@@ -31,7 +31,7 @@ type Election struct {
 // proposes first. The others wait longer, depending on their number and on the number of failed
 // ballots.
 const (
-	lookEvery    = 100 * time.Millisecond // between two looks at which voters are reachable
+	lookEvery    = 100 * time.Millisecond // between two checks of which voters are reachable
 	settleFor    = time.Second            // how long to wait for missing voters
 	ballotStep   = 250 * time.Millisecond // time in which all voters receive a ballot
 	maxDoublings = 3
@@ -50,7 +50,7 @@ type election struct {
 	sent   paxos.State // as last sent to the others
 	sentAt time.Time
 	hereAt time.Time // earliest time of the next announcement
-	ringAt time.Time // when it last sent the ring to a peer that still votes
+	ringAt time.Time // when this peer last sent the ring to one that still votes
 
 	since  time.Time     // when a quorum became reachable or the newest ballot arrived; zero while proposing is not allowed
 	spread time.Duration // how much longer this voter waits than the one with the lowest id

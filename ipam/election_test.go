@@ -142,18 +142,18 @@ func TestElectionSurvivesFailedProposers(t *testing.T) {
 		"no failure": func(*cluster, []*member) {},
 		"first voter is dead": func(_ *cluster, m []*member) {
 			m[0].down.Store(true)
-			m[0].mute.Store(true)
+			m[0].loseGossip.Store(true)
 		},
-		"first voter is reachable but silent": func(_ *cluster, m []*member) { m[0].mute.Store(true) },
+		"first voter is reachable but silent": func(_ *cluster, m []*member) { m[0].loseGossip.Store(true) },
 		"first voter goes silent after its ballot": func(c *cluster, m []*member) {
 			for ballot(c.t, m[3]) == (paxos.Ballot{}) {
 				time.Sleep(time.Millisecond)
 			}
-			m[0].mute.Store(true)
+			m[0].loseGossip.Store(true)
 		},
 		"first three voters are silent": func(_ *cluster, m []*member) {
 			for i := range 3 {
-				m[i].mute.Store(true)
+				m[i].loseGossip.Store(true)
 			}
 		},
 	} {
@@ -184,7 +184,7 @@ func TestProposersDoNotOutbidEachOther(t *testing.T) {
 				m = append(m, c.voterOn(n, 20, &disk{sync: time.Duration(50+10*n) * time.Millisecond}))
 			}
 			time.Sleep(10 * time.Millisecond)
-			m[0].mute.Store(true)
+			m[0].loseGossip.Store(true)
 			c.founded(20*time.Second, m[1:]...)
 			writes := 0
 			for _, v := range m[1:] {

@@ -109,7 +109,7 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 		// refused.
 		c.split(func(a, b peer.ID) bool { return a != b && (a == m[3].id || b == m[3].id) })
 		for n := 1; n <= 2; n++ {
-			m[n].hear.Store(&m[3].id)
+			m[n].tunnel.Store(&m[3].id)
 			for _, force := range []bool{false, true} {
 				_, err = m[1].RemovePeer(t.Context(), m[3].id, force)
 				refused(err, "its tunnel works")
@@ -117,7 +117,7 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 					t.Errorf("the error advises --force although the peer is alive: %v", err)
 				}
 			}
-			m[n].hear.Store(nil)
+			m[n].tunnel.Store(nil)
 		}
 		c.split(func(a, b peer.ID) bool { return a != b })
 		_, err = m[1].RemovePeer(t.Context(), m[3].id, false)

@@ -102,12 +102,12 @@ type member struct {
 	id   peer.ID
 	disk *disk
 	*Allocator
-	stop context.CancelFunc
-	done chan error
-	down atomic.Bool
-	mute atomic.Bool             // its gossip is lost in both directions
-	deaf atomic.Bool             // replies to it are lost
-	hear atomic.Pointer[peer.ID] // the peer whose tunnel to it works
+	stop        context.CancelFunc
+	done        chan error
+	down        atomic.Bool
+	loseGossip  atomic.Bool             // gossip of and to this member is lost
+	loseReplies atomic.Bool             // replies to this member are lost
+	tunnel      atomic.Pointer[peer.ID] // the peer whose tunnel to this member works
 }
 
 func newCluster(t *testing.T, seed uint64) *cluster {
@@ -145,7 +145,7 @@ func (c *cluster) lost() bool {
 
 func (m *member) Broadcast(replica string, delta []byte) {
 	for _, other := range m.c.members() {
-		if other != m && m.Reachable(other.id) && !m.mute.Load() && !other.mute.Load() && !m.c.lost() {
+		if other != m && m.Reachable(other.id) && !m.loseGossip.Load() && !other.loseGossip.Load() && !m.c.lost() {
 			go func() {
 				if replica == VotesName {
 					_, _ = other.Votes().Merge(delta)
@@ -186,7 +186,7 @@ func (m *member) Request(ctx context.Context, to peer.ID, kind string, payload [
 	if m.c.replyLate {
 		time.Sleep(100 * time.Millisecond)
 	}
-	if m.deaf.Load() {
+	if m.loseReplies.Load() {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
@@ -218,7 +218,7 @@ func (c *cluster) start(n int, d *disk) *member {
 	m := &member{c: c, id: peerID(n), disk: d, done: make(chan error, 1)}
 	cfg := Config{Self: m.id, Store: d, Mesh: m, Log: slog.New(slog.DiscardHandler), Changed: func() {}}
 	cfg.Heard = func(id peer.ID) string {
-		if from := m.hear.Load(); from != nil && *from == id {
+		if from := m.tunnel.Load(); from != nil && *from == id {
 			return "its tunnel works"
 		}
 		return ""

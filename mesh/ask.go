@@ -19,7 +19,7 @@ import (
 // On the wire both are user messages of memberlist. A peer of an older version gets such a request
 // from memberlist, closes the stream, and sends its reply on a stream that it opens.
 
-// userHead is the start of such a message: its type, and memberlist's header, a map with the length
+// userHead is the start of a user message: its type, and memberlist's header, a map with the length
 // in four bytes. Messages of older versions are compressed and start differently.
 const userHead = "\x08\x81\xaaUserMsgLen\xce"
 

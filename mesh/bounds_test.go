@@ -55,7 +55,7 @@ func TestAllStatesFitOnePushPull(t *testing.T) {
 	if n := len(encode(full)); n > maxDocumentsFull {
 		t.Errorf("documents: %d bytes, want at most maxDocumentsFull = %d", n, maxDocumentsFull)
 	}
-	// Requests and replies are messages of their own.
+	// Requests and replies are separate messages.
 	question := make([]document.Held, document.MaxHeld)
 	for i := range question {
 		question[i] = document.Held{

@@ -407,7 +407,8 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 	})
 }
 
-// A late delta of an earlier run is refuted: what this run published counts.
+// A delta of an earlier run arrives late. The peer refutes it: it broadcasts the endpoints that
+// this run published, with a higher version.
 func TestOwnOlderRunIsRefuted(t *testing.T) {
 	said := 0
 	d := quiet(t, 1, &stub{broadcast: func([]byte) { said++ }})

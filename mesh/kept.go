@@ -229,7 +229,7 @@ func (m *Mesh) save() error {
 				m.kept.dropped[id] = true
 			}
 		}
-		return fmt.Errorf("mesh: store the records of peers: %w", err)
+		return fmt.Errorf("mesh: storing the records of peers: %w", err)
 	}
 	return nil
 }

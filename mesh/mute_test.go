@@ -12,8 +12,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// A peer that repeatedly answers probes by TCP only is mute, until that stops. memberlist's log
-// lines tell.
+// A peer that repeatedly answers probes by TCP only is reported as mute, until that stops.
+// memberlist reports such answers only in its log.
 func TestRepeatedTCPOnlyAnswersMakePeerMute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := still(t, 1)

@@ -66,7 +66,7 @@ func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []b
 	select {
 	case <-m.proof.sure:
 	case <-ctx.Done():
-		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, ctx.Err())
+		return nil, fmt.Errorf("mesh: asking %v for %s: %w", to, kind, ctx.Err())
 	}
 	msg := message{From: m.self, To: to, Kind: kind, Payload: payload}
 	answer := make(chan reply, 1)
@@ -87,21 +87,21 @@ func (m *Mesh) Request(ctx context.Context, to peer.ID, kind string, payload []b
 	defer end()
 	node := m.nodeFor(kindRequest, msg)
 	if node == nil {
-		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, ErrUnreachable)
+		return nil, fmt.Errorf("mesh: asking %v for %s: %w", to, kind, ErrUnreachable)
 	}
 	wait, err := m.ask(ctx, node.FullAddress(), msg)
 	if err != nil {
-		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, err)
+		return nil, fmt.Errorf("mesh: asking %v for %s: %w", to, kind, err)
 	}
 	defer func() { end(); wait() }()
 	select {
 	case r := <-answer:
 		if r.from != to {
-			return nil, fmt.Errorf("mesh: ask %v for %s: %v answered instead", to, kind, r.from)
+			return nil, fmt.Errorf("mesh: asking %v for %s: %v answered instead", to, kind, r.from)
 		}
 		return r.payload, r.err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("mesh: ask %v for %s: %w", to, kind, ctx.Err())
+		return nil, fmt.Errorf("mesh: asking %v for %s: %w", to, kind, ctx.Err())
 	}
 }
 
@@ -271,7 +271,7 @@ func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
 	h, ok := m.handlers[msg.Kind]
 	if !ok {
 		h = func(context.Context, peer.ID, []byte) ([]byte, error) {
-			return nil, fmt.Errorf("this version of Weft does not know %q", msg.Kind) // part of the protocol: older peers know these words
+			return nil, fmt.Errorf("this version of Weft does not know %q", msg.Kind) // part of the protocol: older peers compare this text
 		}
 	}
 	go func() {

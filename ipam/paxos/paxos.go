@@ -254,7 +254,7 @@ func (s State) Differs(o State) bool {
 }
 
 // Since returns s without the votes that o, an earlier state of the same voter, already contains.
-// The own vote is always included.
+// This peer's own vote is always included.
 func (s State) Since(o State) State {
 	delta := s
 	delta.votes = maps.Clone(s.votes)

@@ -112,7 +112,7 @@ func (g *Gossip) Partition(side func(*Node) int) {
 func (g *Gossip) Heal() { g.Partition(func(*Node) int { return 0 }) }
 
 // changed starts an epoch, and schedules its consequences: nodes that newly reach each other
-// exchange their states, and of two runs with one identity the later one is told.
+// exchange their states, and Twin of the later of two runs with one identity is called.
 func (g *Gossip) changed() {
 	e := epoch{time.Now(), make([]int, len(g.nodes))}
 	for i, n := range g.nodes {
@@ -188,7 +188,8 @@ func mix(parts ...uint64) (h uint64) {
 	return h
 }
 
-// notice tells the later of two runs with the same identity, if they still reach each other.
+// notice calls Twin of the later of two runs with the same identity, if they still reach each
+// other.
 func (g *Gossip) notice(a, b *Node) {
 	g.mu.Lock()
 	twins := g.linked(a, b) && !g.closed

@@ -132,7 +132,7 @@ func TestGossipRequests(t *testing.T) {
 	})
 }
 
-// Of two runs of one peer, the later one is told when they reach each other.
+// If two runs of one peer reach each other, Twin of the later one is called.
 func TestGossipTwins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := NewGossip(1)

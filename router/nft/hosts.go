@@ -10,8 +10,8 @@ import (
 )
 
 // Hosts lists what endpoints must not reach: agents and tunnels of their own and of all other
-// hosts. A container's packet to them would carry its host's address, so that they would take it
-// for the host's.
+// hosts. A container's packet to an agent would have its host's source address, so the agent would
+// accept it as the host's.
 type Hosts struct {
 	TCP, UDP []uint16         // ports of this host, at all its addresses
 	Peers    []policy.Service // ports of other hosts, at their underlay and overlay addresses
@@ -104,8 +104,8 @@ func fromEndpointToHost(h hostSets) []Rule {
 	}, h.toPorts()...)
 }
 
-// fromTunnelToHost accepts packets of other hosts. It protects this host's ports from their
-// endpoints, as on their own host: a service at this host's node address may lead to them.
+// fromTunnelToHost accepts packets of other hosts. It protects this host's agent and tunnel from
+// their endpoints as well: a service at this host's node address may lead to them.
 func fromTunnelToHost(h hostSets) []Rule {
 	return append([]Rule{
 		rule(saddr.inSet(h.nodes[0]), accept()),

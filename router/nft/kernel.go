@@ -137,7 +137,7 @@ func (k *Kernel) Apply(p Program) error {
 	}
 	if err != nil {
 		k.loaded = nil
-		return fmt.Errorf("nftables: load the guard and the policies: %w", err)
+		return fmt.Errorf("nftables: loading the guard and the policies: %w", err)
 	}
 	return nil
 }

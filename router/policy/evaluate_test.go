@@ -73,8 +73,8 @@ var tcp80, tcp81 = Port{Protocol: TCP, Number: 80}, Port{Protocol: TCP, Number: 
 // situations are the cases of the upstream suite, by their names there.
 var situations = map[string]struct {
 	policies []Policy
-	to       string   // the destination of all connections; if egress is set, their source
-	egress   bool     //
+	to       string // the destination of all connections; if egress is set, their source
+	egress   bool
 	allowed  string   // the endpoints at the other end that succeed, besides itself
 	port     uint16   // 0 means 80
 	proto    Protocol // 0 means TCP

@@ -6,9 +6,9 @@ import (
 	"slices"
 )
 
-// Host is a host with the addresses that people know. Packets that it sends itself arrive with its
-// overlay addresses, which no one writes into a policy. So an ipBlock that contains a known address
-// of the host also applies to its overlay addresses.
+// Host is a host with its known addresses. Packets that it sends itself arrive with its overlay
+// addresses, which administrators do not write into policies. So an ipBlock that contains a known
+// address of the host also applies to its overlay addresses.
 type Host struct {
 	Addrs   []netip.Addr // for example a Node's InternalIPs
 	Overlay []netip.Addr
