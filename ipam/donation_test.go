@@ -54,7 +54,7 @@ func TestLostRepliesCauseOneGrantOnly(t *testing.T) {
 				}
 				given := owned(t, donor, asker.id)
 				if kept := owned(t, donor, donor.id); given == 0 || kept < before/2 || pressed && given != 1 {
-					t.Errorf("the donor owns %d of its %d slots, and gave %d", kept, before, given)
+					t.Errorf("the donor kept %d of its %d slots, and gave %d; want one grant, of at most half", kept, before, given)
 				}
 				asker.loseReplies.Store(false)
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

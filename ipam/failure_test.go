@@ -65,7 +65,7 @@ func TestRemovedPeerIsFenced(t *testing.T) {
 		}
 		synctest.Wait()
 		if owned := snapshot(t, m[2]).Ring.Owned(); len(owned[m[3].id]) > 0 {
-			t.Errorf("a third peer's ring still gives the removed peer %v", owned[m[3].id])
+			t.Errorf("in a third peer's ring the removed peer still owns %v", owned[m[3].id])
 		}
 		if err := m[1].Claim(t.Context(), "heir", held[3], nil); err != nil {
 			t.Fatal(err)
@@ -125,7 +125,7 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 		_, err = m[1].RemovePeer(t.Context(), m[1].id, true)
 		refused(err, "weft reset")
 		if n, err := m[1].RemovePeer(t.Context(), m[3].id, true); err != nil || n == 0 {
-			t.Errorf("removal by force took over %d slots, %v", n, err)
+			t.Errorf("removal by force took over %d slots, error %v; want more than 0", n, err)
 		}
 		_, err = m[1].RemovePeer(t.Context(), m[3].id, true)
 		refused(err, "owns no addresses")
@@ -179,7 +179,7 @@ func TestLeaveWaitsForHeirsDisk(t *testing.T) {
 		}
 		r, err := ring.Decode(c.hosts[heir].disk.state.Ring)
 		if err != nil || len(r.Owned()[m[3].id]) != 0 || len(r.Owned()) != 2 {
-			t.Errorf("the ring on the heir's disk has owners %v, error %v", r.Owned(), err)
+			t.Errorf("the ring on the heir's disk has the owners %v, error %v; want two, without the peer that left", r.Owned(), err)
 		}
 		if _, err := m[3].Allocate(t.Context(), "c", nil); !errors.Is(err, ErrLeaving) {
 			t.Errorf("Allocate after Leave: got %v, want ErrLeaving", err)

@@ -518,7 +518,7 @@ func TestCancelledRequestGetsNoSlot(t *testing.T) {
 		err = <-given
 		snap, _ := m.Snapshot(t.Context())
 		if (err == nil) != (len(snap.Allocations) == 1) || snap.Waiting != 0 {
-			t.Errorf("the request returned %v, allocations are %v, %d requests wait", err, snap.Allocations, snap.Waiting)
+			t.Errorf("the cancelled request returned %v, but the allocations are %v and %d requests wait; want a slot exactly if there is no error", err, snap.Allocations, snap.Waiting)
 		}
 		c.end()
 	})

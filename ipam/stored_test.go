@@ -106,7 +106,7 @@ func TestIncredibleGenerationsAreIgnored(t *testing.T) {
 		first, _ := r.Ring.Owner(10)
 		second, _ := r.Ring.Owner(20)
 		if first != peerID(2) || second != peerID(1) || r.Conflict == nil {
-			t.Errorf("owners are %v and %v, status shows conflict %v", first, second, r.Conflict)
+			t.Errorf("the owners of slots 10 and 20 are %v and %v, and the conflict is %v; want peers 2 and 1, and a conflict", first, second, r.Conflict)
 		}
 	})
 }

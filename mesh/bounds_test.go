@@ -147,7 +147,7 @@ func TestDirectoryOwnersAreBounded(t *testing.T) {
 		Wanted: func(peer.ID) bool { return true }, Log: slog.New(slog.DiscardHandler), Changed: func() {},
 	})
 	if err != nil || len(again.Held()) != directory.MaxOwners+1 || again.set(idOf(1)).Len() != 4 || !again.Taken(0) {
-		t.Errorf("from the disk the directory holds %d sets, error %v", len(again.Held()), err)
+		t.Errorf("loaded from the disk, the directory holds %d sets, error %v; want MaxOwners and its own", len(again.Held()), err)
 	}
 }
 

@@ -116,7 +116,7 @@ func FuzzDirectory(f *testing.F) {
 			t.Errorf("foreign sets changed the own endpoints to %+v; want only mine", own)
 		}
 		if len(d.Held()) > 3 || len(d.asked)+len(d.busy) > 0 {
-			t.Errorf("it holds sets %v, and requests %v from %v", d.Held(), d.asked, d.busy)
+			t.Errorf("the directory holds the sets %v, and requests %v from %v; want at most 3, and no open requests", d.Held(), d.asked, d.busy)
 		}
 	})
 }
@@ -185,7 +185,7 @@ func TestFalseVersionsDelayNothing(t *testing.T) {
 				w.eventually(15*time.Second, "all hosts have the true sets")
 				time.Sleep(30 * time.Second)
 				if n := w.fetches() - before; asked.Load() > 10*lies || n > 5*(5*lies+5*lies) {
-					t.Errorf("%d requests went to the malicious peer, %d in total", asked.Load(), n)
+					t.Errorf("%d requests went to the malicious peer, and %d to all; want a number in proportion to its claims", asked.Load(), n)
 				}
 				before = w.fetches()
 				time.Sleep(time.Minute)
@@ -194,7 +194,7 @@ func TestFalseVersionsDelayNothing(t *testing.T) {
 				}
 				for _, r := range w.here {
 					if sets, _ := r.waits(); len(r.Held()) != 5 || sets > 0 {
-						t.Errorf("host %d holds sets %v, and waits for %d", r.n, r.Held(), sets)
+						t.Errorf("host %d holds the sets %v, and waits for %d; want 5 and 0", r.n, r.Held(), sets)
 					}
 				}
 				w.end()

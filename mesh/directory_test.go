@@ -422,7 +422,7 @@ func TestOwnOlderRunIsRefuted(t *testing.T) {
 		t.Fatal(err)
 	}
 	if own := d.set(idOf(1)); own.Version != 3 || own.Len() != 1 || said != 1 || !d.Taken(2) {
-		t.Errorf("own set %+v, %d broadcasts, slot 2 is taken: %v", own, said, d.Taken(2))
+		t.Errorf("the own set is %+v after %d broadcasts, and slot 2 is taken: %v; want version 3 with one endpoint, 1 broadcast, and true", own, said, d.Taken(2))
 	}
 }
 

@@ -185,7 +185,7 @@ func TestTombstonesExpire(t *testing.T) {
 		time.Sleep(2 * flushEvery)
 		for n, m := range c.here {
 			if got := reads(m.Documents); got != "dns=1" || m.disk.len() != 1 {
-				t.Errorf("after 31 days host %d has %s, and stores %d entries", n, got, m.disk.len())
+				t.Errorf("after 31 days host %d has the documents %s, and stores %d entries; want dns=1 and one entry", n, got, m.disk.len())
 			}
 		}
 		c.end()

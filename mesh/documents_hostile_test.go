@@ -193,7 +193,7 @@ func TestFalseDocumentVersionsDelayNothing(t *testing.T) {
 				c.eventually(15*time.Second, fmt.Sprint("web=true-", lies-1))
 				time.Sleep(time.Minute)
 				if n := asked.Load(); n > 4*lies*2 {
-					t.Errorf("%d requests of 4 hosts went to the malicious peer", n)
+					t.Errorf("4 hosts sent %d requests to the malicious peer; want at most two for each false claim", n)
 				}
 				before := c.asked()
 				time.Sleep(time.Minute)

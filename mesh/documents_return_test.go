@@ -146,7 +146,7 @@ func TestOnlyPeersWrite(t *testing.T) {
 		time.Sleep(time.Minute)
 		c.eventually(0, "")
 		if n := c.asked(); n > 60 {
-			t.Errorf("%d requests about the document of an unknown writer", n)
+			t.Errorf("the document of an unknown writer caused %d requests; want at most 60", n)
 		}
 		late := c.start(5, 0, nil) // not known to the others yet
 		time.Sleep(time.Millisecond)

@@ -370,7 +370,7 @@ func TestWritesAfterOlderDiskWin(t *testing.T) {
 				}
 				m[1] = c.start(1, side, old)
 				if reads(m[1].Documents) != "db=0 web=0" {
-					t.Fatalf("from the older disk it starts with %s", reads(m[1].Documents))
+					t.Fatalf("from its older disk the host starts with the documents %s; want db=0 web=0", reads(m[1].Documents))
 				}
 				c.write(m[1], policy("web", "now"))
 				version := m[2].version("web")
@@ -378,7 +378,7 @@ func TestWritesAfterOlderDiskWin(t *testing.T) {
 				c.net.Heal()
 				c.eventually(time.Minute, "db=later-4 web=now")
 				if got := m[2].version("web"); got <= version || got > version+3 {
-					t.Errorf("the new document has version %d, the mesh had %d", got, version)
+					t.Errorf("the new document has version %d; want 1 to 3 more than that of the mesh, %d", got, version)
 				}
 				c.end()
 			})
@@ -486,10 +486,10 @@ func TestSyncedNeedsOneThatKnows(t *testing.T) {
 	}
 	merge(full(3, false))
 	if !d.Synced() {
-		t.Error("not synced although all reachable peers agree")
+		t.Error("the host is not synced, although all reachable peers have the same digest")
 	}
 	d = documents(t, 1, m, &docDisk{docs: map[string][]byte{}})
 	if merge(full(3, true)); !d.Synced() {
-		t.Error("not synced although host 3 is and has the same digest")
+		t.Error("the host is not synced, although host 3 is synced and has the same digest")
 	}
 }

@@ -47,7 +47,7 @@ func TestGarbageIsBoundedAndNotNotified(t *testing.T) {
 			fmt.Fprintf(logWriter{m}, "[ERR] memberlist: Decrypt packet failed: x from=192.0.2.%d:%d\n", i%256, i)
 		}
 		if lines := bytes.Count(log.Bytes(), []byte("\n")); changes > 0 || lines != 1 || len(m.Rejections()) != maxRejections {
-			t.Errorf("%d changes, %d lines in the log, %d rejections", changes, lines, len(m.Rejections()))
+			t.Errorf("invalid packets caused %d change notifications, %d log lines and %d rejections; want none, 1 and maxRejections", changes, lines, len(m.Rejections()))
 		}
 		time.Sleep(rejectionLife + time.Second)
 		if n := len(m.Rejections()); n != 0 {
@@ -107,7 +107,7 @@ func TestReplayWindowsAreBoundedPerPeer(t *testing.T) {
 		}
 	}
 	if n := len(m.peers[id].asked); n > maxRuns {
-		t.Errorf("%d replay windows of one peer are stored", n)
+		t.Errorf("%d replay windows of one peer are stored; want at most maxRuns", n)
 	}
 }
 

@@ -60,7 +60,7 @@ func TestRecordsAreBounded(t *testing.T) {
 			peers, counted, forgotten := len(a.peers), a.kept.bytes, len(a.kept.forgotten)
 			a.mu.Unlock()
 			if peers > maxPeers || total > maxPeerBytes || total != counted || forgotten > maxPeers {
-				t.Fatalf("%d peers with %d bytes (counted: %d), %d forgotten peers", peers, total, counted, forgotten)
+				t.Fatalf("there are %d peers with %d bytes (counted: %d), and %d forgotten peers; want at most maxPeers and maxPeerBytes", peers, total, counted, forgotten)
 			}
 			if i == 3 {
 				c = s.start(3, nil, []string{"192.0.2.1"})
@@ -74,7 +74,7 @@ func TestRecordsAreBounded(t *testing.T) {
 			}
 		}
 		if len(a.Full(peersName)) > maxPeerBytes+maxPeers*8 {
-			t.Errorf("the state for push/pull has %d bytes", len(a.Full(peersName)))
+			t.Errorf("the state for push/pull has %d bytes; want at most maxPeerBytes and 8 for each peer", len(a.Full(peersName)))
 		}
 		if n := a.store.count(); n != 4 { // itself, two connected hosts, and the owner of addresses
 			t.Errorf("%d peer records are stored; want 4", n)
@@ -135,7 +135,7 @@ func TestUnreachablePeersAreForgotten(t *testing.T) {
 		}
 		time.Sleep(5 * time.Minute)
 		if knows(a) || knows(b) || a.store.count() != 2 {
-			t.Errorf("the peer is known after a day: %v, %v; %d records are stored", knows(a), knows(b), a.store.count())
+			t.Errorf("after a day, the two hosts know the peer: %v, %v, and %d records are stored; want false, false and 2", knows(a), knows(b), a.store.count())
 		}
 		s.net.Heal()
 		s.eventually(2*time.Minute, "the third host is connected again", allReach([]*host{a, b, gone}))

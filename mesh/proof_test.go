@@ -141,7 +141,7 @@ func TestInvariant7MembersCannotImpersonatePeers(t *testing.T) {
 			}
 			for _, p := range a.Peers() {
 				if p.Record.ID() == b.Self() && (!p.Reachable || p.Addr != address(2).Addr()) {
-					t.Errorf("the impersonated peer is at %v, reachable: %v", p.Addr, p.Reachable)
+					t.Errorf("the impersonated peer is at %v, reachable: %v; want its own address, and true", p.Addr, p.Reachable)
 				}
 			}
 			if _, err := a.Request(t.Context(), b.Self(), "echo", []byte("x")); err != nil {
@@ -210,7 +210,7 @@ func TestCopiedHostAnnouncesNothing(t *testing.T) {
 				}
 				for _, h := range all[:1] {
 					if r := record(h, b); len(r.Underlay) != 1 || r.Underlay[0] != address(2).Addr() || r.State != peer.Running || !h.Reachable(b.Self()) {
-						t.Fatalf("the others have the original's address as %v, state %v", r.Underlay, r.State)
+						t.Fatalf("for other hosts, the original has the addresses %v and state %v; want its own address and running", r.Underlay, r.State)
 					}
 				}
 				time.Sleep(10 * time.Millisecond)
@@ -278,7 +278,7 @@ func TestHostIsConfirmedAfterJoinOrTimeout(t *testing.T) {
 		s.end(b)
 		b = s.start(2, b.store, nil)
 		if b.Confirmed() {
-			t.Error("a returning host is confirmed before it has joined")
+			t.Error("a returning host was confirmed before it had joined")
 		}
 		s.eventually(time.Second, "the returning host is confirmed", b.Confirmed)
 		s.eventually(time.Second, "the other host has its new record", func() bool { return record(a, b).State == peer.Running && allReach([]*host{a, b})() })
@@ -287,7 +287,7 @@ func TestHostIsConfirmedAfterJoinOrTimeout(t *testing.T) {
 		b = s.start(2, b.store, nil)
 		s.eventually(confirmWait+time.Second, "the host is confirmed without any other", b.Confirmed)
 		if took := time.Since(start); took < confirmWait {
-			t.Errorf("it was confirmed after %v, before confirmWait", took)
+			t.Errorf("the host was confirmed after %v; want confirmWait or later", took)
 		}
 		s.end(b)
 	})

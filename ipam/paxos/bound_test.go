@@ -59,7 +59,7 @@ func check(t *testing.T, s State) {
 	}
 	told := s.Sendable().Encode()
 	if back, err := Decode(told); err != nil || len(told) > MaxEncoded {
-		t.Fatalf("peers cannot decode the sent state: %d bytes, %d votes, %v", len(told), back.Known(), err)
+		t.Fatalf("the state to send has %d bytes and %d votes, and decoding it returned %v; want at most MaxEncoded and no error", len(told), back.Known(), err)
 	}
 }
 

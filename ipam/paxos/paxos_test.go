@@ -265,7 +265,7 @@ func TestQuorumPromisesBeforeAccept(t *testing.T) {
 	}
 	s.votes[id(2)] = Vote{b3, b3, v2}
 	if next, changed, _ := s.Advance(by(3)); !changed || next.votes[id(3)].compare(Vote{b3, b3, v2}) != 0 {
-		t.Fatalf("did not accept above its promise: %v", next.votes[id(3)])
+		t.Fatalf("the voter did not accept a ballot above its promise: %v", next.votes[id(3)])
 	}
 }
 
@@ -285,7 +285,7 @@ func TestQuorumCountsSelfOnce(t *testing.T) {
 		s := w.states[1]
 		v, ok := s.Decided()
 		if ok != tt.decides || s.Known() != tt.up || s.Quorum() != tt.expect/2+1 {
-			t.Errorf("%d of %d are up: decided %v, known %d, quorum %d", tt.up, tt.expect, ok, s.Known(), s.Quorum())
+			t.Errorf("with %d of %d voters running: decided %v, known voters %d, quorum %d; want another result", tt.up, tt.expect, ok, s.Known(), s.Quorum())
 		}
 		if ok && len(v.Founders) != tt.up {
 			t.Errorf("the founders are %v; want %d", v.Founders, tt.up)
@@ -383,7 +383,7 @@ func TestNewerVotesOfPeersOverrideOlderDisk(t *testing.T) {
 		t.Fatalf("own vote is %v, want the promise known to the peer; error %v", a.votes[id(1)], err)
 	}
 	if a, changed, _ := a.Advance(by(1)); changed || a.votes[id(1)].Accepted != (Ballot{}) {
-		t.Fatal("proposed a value under a ballot from before the restart")
+		t.Fatal("the voter proposed a value under a ballot from before its restart")
 	}
 	a, _ = a.Propose()
 	if got := a.votes[id(1)].Promise; got != (Ballot{2, id(1)}) {

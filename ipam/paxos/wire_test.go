@@ -23,7 +23,7 @@ func TestVotersAndRoundsAreBounded(t *testing.T) {
 		t.Error(err)
 	}
 	if got, news, err := a.Merge(b); err == nil || news || got.Known() != MaxVoters {
-		t.Errorf("merging one voter too many: %d voters, error %v", got.Known(), err)
+		t.Errorf("merging one voter too many resulted in %d voters, error %v; want MaxVoters and an error", got.Known(), err)
 	}
 	a.votes[id(2)] = Vote{}
 	if _, err := Decode(a.Encode()); err == nil {

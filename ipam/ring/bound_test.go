@@ -48,7 +48,7 @@ func TestMergedRingsDecode(t *testing.T) {
 				}
 				back, err := Decode(next.Encode())
 				if err != nil || !back.Equal(next) {
-					t.Fatalf("decode the merged ring of %d segments: %v", len(next.segments), err)
+					t.Fatalf("decoding the merged ring of %d segments: %v", len(next.segments), err)
 				}
 				if _, news, err := next.Merge(have); !news.IsZero() || err != nil {
 					t.Fatalf("the merged ring lacks claims of its input: %v", err)
@@ -106,7 +106,7 @@ func TestOversizedRingRestoresAndOnlyShrinks(t *testing.T) {
 	}
 	cure := Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe, segments: []Segment{{slot.Range{Start: 0, End: 5 * MaxSegments}, Claim{spent, 1, id(1)}}}}
 	if r, _, err = r.Merge(cure); err != nil || r.Excess() != nil || len(r.segments) != MaxSegments/2+1 {
-		t.Errorf("an oversized ring did not shrink: %d segments, error %v", len(r.segments), err)
+		t.Errorf("after a merge that shortens it, the oversized ring has %d segments, error %v; want less than the maximum", len(r.segments), err)
 	}
 }
 
@@ -122,7 +122,7 @@ func TestExhaustedNumbersCanBeGrantedAndTakenOver(t *testing.T) {
 	}
 	given, _, err := r.Grant(id(1), id(3), slot.Range{Start: 0, End: 32})
 	if owner, _ := given.Owner(0); err != nil || owner != id(3) {
-		t.Errorf("grant at the largest version: owner is %v, error %v", owner, err)
+		t.Errorf("after a grant at the largest version the owner is %v, error %v; want peer 3", owner, err)
 	}
 	taken, _, err := r.TakeOver(id(2), id(1))
 	if owned := taken.Owned(); err != nil || len(owned[id(2)]) != 1 || owned[id(2)][0].Len() != 2 {

@@ -60,7 +60,7 @@ func TestInvariant4MergeLaws(t *testing.T) {
 			t.Fatalf("Merge is not associative:\n%v\n%v", x.segments, y.segments)
 		}
 		if _, news, _ := ab.Merge(a); !news.IsZero() {
-			t.Fatalf("not idempotent: merging an input again gives news %v", news.segments)
+			t.Fatalf("Merge is not idempotent: merging an input again returned the news %v", news.segments)
 		}
 		for s := range universe.Range().End { // compare with the definition, slot by slot
 			want := claimAt(a, slot.Slot(s))
@@ -268,7 +268,7 @@ func TestFoundGivesEachOwnerOneBlock(t *testing.T) {
 			least, most = min(least, ranges[0].Len()), max(most, ranges[0].Len())
 		}
 		if most > 2*least {
-			t.Errorf("%d founders: the smallest block has %d slots, the largest %d", n, most, least)
+			t.Errorf("of %d founders, the smallest block has %d slots and the largest %d; want at most twice as many", n, least, most)
 		}
 	}
 	tiny := slot.Universe{V4: netip.MustParsePrefix("10.32.0.0/28"), V6: universe.V6}

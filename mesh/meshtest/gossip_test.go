@@ -98,7 +98,7 @@ func TestGossipSpreads(t *testing.T) {
 		g.Heal()
 		time.Sleep(time.Minute)
 		if n := heard("ab"); n != 8 {
-			t.Errorf("%d of 8 nodes have the word after the partition", n)
+			t.Errorf("after the partition %d of 8 nodes have the word; want all", n)
 		}
 	})
 }
@@ -144,7 +144,7 @@ func TestGossipTwins(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if told != 0 {
-			t.Error("the run was told although they do not reach each other")
+			t.Error("Twin was called although the two runs do not reach each other")
 		}
 		g.Heal()
 		time.Sleep(TwinLag)

@@ -76,7 +76,7 @@ func TestHostChangeOnlyChangesItsElements(t *testing.T) {
 		}
 		second := b.Build(crowd(7000, policies))
 		if got := changed(first, second); !slices.Equal(got, []int{4, 4, 4, 4}) { // deleted and added, in two sets per family
-			t.Errorf("changing one host changes the sets by %v elements", got)
+			t.Errorf("changing one host changes the sets by %v elements; want 4 in each", got)
 		}
 		if gone, come := differing(first.Chains, second.Chains); len(gone)+len(come) > 0 {
 			t.Errorf("%d chains were deleted and %d added, want none", len(gone), len(come))

@@ -95,7 +95,7 @@ func TestDroppedPacketIsReportedAndCounted(t *testing.T) {
 					t.Errorf("Evaluate returned %+v, error %v; want it denied, and the %d sent packets counted as dropped", j, err, sent)
 				}
 				if n, err := k.DroppedAll(policy.Egress); err != nil || n != sent {
-					t.Errorf("DroppedAll returned %d, error %v; %d packets were sent", n, err, sent)
+					t.Errorf("DroppedAll returned %d, error %v; want %d, the number of packets sent", n, err, sent)
 				}
 				stop()
 				if err := <-ended; err != nil {

@@ -217,7 +217,7 @@ func TestAuditPoliciesReportDifferences(t *testing.T) {
 	}
 	closed := on("pod", "a")
 	if v = Evaluate([]Policy{closed, tried}, suite, p); v.Allowed || v.Ingress.Tried == nil || !v.Ingress.Tried.Allowed {
-		t.Errorf("audit policy that would allow what is denied: %+v", v)
+		t.Errorf("the verdict with an audit policy that would allow a denied packet is %+v; want denied, with the allowance reported", v)
 	}
 }
 

@@ -74,7 +74,7 @@ func TestHostsChangeSetsOfBlocks(t *testing.T) {
 		t.Error("SetHosts reports no change for a new host, or a change for the same one")
 	}
 	if got := blocks(); len(got) != 3 {
-		t.Errorf("with the host the block has intervals %v, want 3", got)
+		t.Errorf("with the host the block has the intervals %v; want 3", got)
 	}
 	if !c.SetHosts(nil) || len(blocks()) != 1 {
 		t.Errorf("after removing the host the block has intervals %v, want one", blocks())

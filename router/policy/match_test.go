@@ -27,7 +27,7 @@ func TestEqualPoliciesShareChainsAndSets(t *testing.T) {
 	}
 	prog := Compile(policies, suite, everyone)
 	if len(prog.Chains) != 1 || len(prog.Isolated) != 6 || len(prog.Sets) != 2 || len(prog.Chains[0].Matches) != 3 {
-		t.Errorf("unexpected number of chains, sets or matches: %+v", prog)
+		t.Errorf("the program is %+v; want 1 chain with 3 matches, 6 isolated addresses and 2 sets", prog)
 	}
 	want := []Interval{
 		{netip.MustParseAddr("10.0.0.0"), netip.MustParseAddr("10.0.255.255")},
