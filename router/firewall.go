@@ -13,6 +13,7 @@ import (
 	"weft/ipam/slot"
 	"weft/router/link"
 	"weft/router/nft"
+	"weft/router/problem"
 )
 
 // need is one kind of packet that the other firewalls of this host must accept.
@@ -255,9 +256,8 @@ func hostPort(what string, protocol byte, port uint16, link string, peer, own ne
 	return out
 }
 
-// firewalls returns one warning for each other firewall on this host that drops a need, with the
-// commands that accept it.
-func firewalls(needs []need) ([]string, error) {
+// firewalls returns one problem for each other firewall on this host that drops a need.
+func firewalls(needs []need) ([]problem.Problem, error) {
 	indices := map[string]uint32{}
 	number := func(name string) uint32 {
 		if name == "" {
@@ -280,5 +280,5 @@ func firewalls(needs []need) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return blockWarnings(needs, blocks), nil
+	return blockProblems(needs, blocks), nil
 }

@@ -5,15 +5,17 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"weft/router/problem"
 )
 
-// firewallCache holds the last warnings about firewalls, so that status stays fast where a scan
+// firewallCache holds the last problems with firewalls, so that status stays fast where a scan
 // takes long: the kernel needs seconds to list a set of 100,000 addresses. Its zero value is empty.
 // It is safe for concurrent use; a call during a scan waits for that scan's result.
 type firewallCache struct {
 	mu       sync.Mutex
 	needs    []need
-	warnings []string
+	problems []problem.Problem
 	until    time.Time
 }
 
@@ -24,18 +26,18 @@ const (
 )
 
 // get returns the result of scan, or a cached result for the same needs.
-func (k *firewallCache) get(needs []need, scan func([]need) ([]string, error)) ([]string, error) {
+func (k *firewallCache) get(needs []need, scan func([]need) ([]problem.Problem, error)) ([]problem.Problem, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	began := time.Now()
 	if began.Before(k.until) && reflect.DeepEqual(k.needs, needs) {
-		return slices.Clone(k.warnings), nil
+		return slices.Clone(k.problems), nil
 	}
 	found, err := scan(needs)
 	if err != nil {
 		return nil, err
 	}
-	k.needs, k.warnings, k.until = needs, found, time.Time{}
+	k.needs, k.problems, k.until = needs, found, time.Time{}
 	if took := time.Since(began); took > quickScan {
 		k.until = time.Now().Add(min(cacheTimes*took, cacheMax))
 	}

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"weft/router/problem"
 )
 
 // A scan that took long is not repeated at once, unless the needs have changed.
@@ -26,17 +28,17 @@ func TestSlowFirewallScansAreCached(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var cache firewallCache
 				scans := 0
-				scan := func(needs []need) ([]string, error) {
+				scan := func(needs []need) ([]problem.Problem, error) {
 					time.Sleep(c.takes)
 					scans++
-					return []string{needs[0].what}, nil
+					return []problem.Problem{{What: needs[0].what}}, nil
 				}
 				for i, needs := range [][]need{few, c.next} {
 					if i > 0 {
 						time.Sleep(c.pause)
 					}
-					if got, err := cache.get(slices.Clone(needs), scan); err != nil || !slices.Equal(got, []string{"one"}) {
-						t.Fatalf("get returned %q, error %v; want the result of the first scan", got, err)
+					if got, err := cache.get(slices.Clone(needs), scan); err != nil || !slices.Equal(got, []problem.Problem{{What: "one"}}) {
+						t.Fatalf("get returned %v, error %v; want the result of the first scan", got, err)
 					}
 				}
 				if scans != c.want {

@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables"
 
 	"weft/router/nft"
+	"weft/router/problem"
 )
 
 // once appends the words that the list does not contain yet.
@@ -20,8 +21,8 @@ func once(list []string, words ...string) []string {
 	return list
 }
 
-// blockWarnings returns one warning for each firewall.
-func blockWarnings(needs []need, blocks []nft.Block) (out []string) {
+// blockProblems returns one problem for each firewall.
+func blockProblems(needs []need, blocks []nft.Block) (out []problem.Problem) {
 	byFirewall := map[nft.Firewall][]nft.Block{}
 	var order []nft.Firewall
 	for _, b := range blocks {
@@ -35,8 +36,11 @@ func blockWarnings(needs []need, blocks []nft.Block) (out []string) {
 		for _, b := range byFirewall[f] {
 			chains = once(chains, tableOf(b)+" "+b.Chain)
 		}
-		out = append(out, fmt.Sprintf("the firewall %s drops %s, in %s: allow them with `%s`",
-			f, strings.Join(what(needs, byFirewall[f]), ", "), strings.Join(chains, " and "), strings.Join(fixes(f, needs, byFirewall[f]), "; ")))
+		out = append(out, problem.Problem{
+			Reason: problem.Host,
+			What:   fmt.Sprintf("the firewall %s drops %s, in %s", f, strings.Join(what(needs, byFirewall[f]), ", "), strings.Join(chains, " and ")),
+			Fix:    fmt.Sprintf("allow them with `%s`", strings.Join(fixes(f, needs, byFirewall[f]), "; ")),
+		})
 	}
 	return out
 }

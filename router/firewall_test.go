@@ -90,9 +90,12 @@ func run(t *testing.T, ns routertest.Namespace, command ...string) {
 func warningsIn(t *testing.T, ns routertest.Namespace, c Config) (out []string) {
 	t.Helper()
 	ns.Do(func() {
-		var err error
-		if out, err = firewalls(c.needs()); err != nil {
+		found, err := firewalls(c.needs())
+		if err != nil {
 			t.Fatal(err)
+		}
+		for _, p := range found {
+			out = append(out, p.String())
 		}
 	})
 	return out

@@ -25,6 +25,7 @@ import (
 	"weft/router/link"
 	"weft/router/nft"
 	"weft/router/policy"
+	"weft/router/problem"
 	"weft/router/wg"
 )
 
@@ -253,7 +254,7 @@ func (r *Router) Disarm() error {
 // Observed is the actual state of the data path.
 type Observed struct {
 	wg.Observed
-	Warnings []string // each names a cause, its effect and what to do
+	Problems []problem.Problem
 }
 
 // Observe reads the state of the data path from the kernel.
@@ -273,7 +274,7 @@ func (r *Router) Observe() (Observed, error) {
 	if err != nil {
 		return Observed{}, err
 	}
-	o.Warnings = blocked
+	o.Problems = blocked
 	return o, nil
 }
 

@@ -9,21 +9,26 @@ import (
 	"slices"
 	"time"
 
+	"weft/prog/agent/config"
+	"weft/prog/agent/statedir"
+	"weft/prog/cni/install"
+	"weft/prog/kube"
+	"weft/prog/kube/node"
 	"weft/prog/state"
 	"weft/router"
 	"weft/router/link"
 )
 
-// Reset removes from this host everything that Weft made: the CNI configuration
-// first, so that no more containers come, then the data path, then state and
-// secret. The sysctls that Weft changed get their earlier values, but not on a Node, where others
-// need them too; kept says of each that could not be. A state file that cannot be read is set aside, not deleted. The agent
-// must not be running.
-func Reset(ctx context.Context, opts Options) (kept []string, err error) {
+// Reset removes from this host everything that Weft made: the CNI configuration first, so that no
+// more containers come, then the data path, then state and secret. The sysctls that Weft changed
+// get their earlier values, but not on a Node, where others need them too; kept says of each that
+// could not be restored. A state file that cannot be read is set aside, not deleted. The agent must
+// not be running.
+func Reset(ctx context.Context, opts config.Options) (kept []string, err error) {
 	if err := CheckPrivileges(); err != nil {
 		return nil, err
 	}
-	if err := RemoveCNI(opts); err != nil {
+	if err := install.Remove(opts.CNIConfDir, opts.CNIBinDir); err != nil {
 		return nil, err
 	}
 	var sysctls []state.Sysctl
@@ -48,12 +53,12 @@ func Reset(ctx context.Context, opts Options) (kept []string, err error) {
 	if !opts.Kubernetes.On {
 		kept = restoreSysctls(sysctls)
 	}
-	for _, name := range []string{state.File, SecretFile, ReleaseDir, LaunchedFile, "agent.log", "agent.log.1", "datapath.log", "datapath.log.1"} {
+	for _, name := range []string{state.File, statedir.SecretFile, statedir.ReleaseDir, statedir.LaunchedFile, "agent.log", "agent.log.1", "datapath.log", "datapath.log.1"} {
 		if err := os.RemoveAll(filepath.Join(opts.StateDir, name)); err != nil {
 			return kept, fmt.Errorf("reset: %w", err)
 		}
 	}
-	if err := os.RemoveAll(opts.socket()); err != nil {
+	if err := os.RemoveAll(opts.Socket()); err != nil {
 		return kept, fmt.Errorf("reset: %w", err)
 	}
 	if !opts.Kubernetes.On {
@@ -80,4 +85,29 @@ func restoreSysctls(changed []state.Sysctl) (kept []string) {
 		}
 	}
 	return kept
+}
+
+// WarnInvalid says on this host's Node that the agent does not start with settings like these. It
+// tries its best, and not for long.
+func WarnInvalid(ctx context.Context, opts config.Options, why error) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	report, err := reporter(opts)
+	if err != nil {
+		return err
+	}
+	return report.WarnNow(ctx, kube.ReasonInvalidSetting, "Weft does not start: "+why.Error())
+}
+
+// reporter speaks for this host's Node where no agent does.
+func reporter(opts config.Options) (*kube.Reporter, error) {
+	config, err := kube.Connect(opts.Kubernetes.Config)
+	if err != nil {
+		return nil, err
+	}
+	client, err := kube.NewClient(config)
+	if err != nil {
+		return nil, err
+	}
+	return kube.NewReporter(client, node.Name(opts.Kubernetes.Node), opts.Log), nil
 }

@@ -9,6 +9,12 @@ import (
 	"time"
 )
 
+// Sources of endpoints: what takes care of their end.
+const (
+	SourceCNI    = "cni"    // the container runtime, by DEL or GC
+	SourceAttach = "attach" // `weft detach`, or the end of the namespace
+)
+
 // DefaultSocket is where the agent listens.
 const DefaultSocket = "/run/weft/weft.sock"
 
@@ -26,9 +32,18 @@ type Report struct {
 	Endpoints  []Endpoint   `json:"endpoints"`
 	Unattached []Endpoint   `json:"unattached,omitempty"` // Docker runs them again, and what was attached ended with their first run
 	Warnings   []string     `json:"warnings,omitempty"`   // each with what to do
+	Problems   []Problem    `json:"problems,omitempty"`   // the same, in parts
 	Rejections []Rejection  `json:"rejections,omitempty"`
 	Settings   []Setting    `json:"settings,omitempty"`
 	Waiting    bool         `json:"waiting,omitempty"` // to be told which network it belongs to: `weft launch`
+}
+
+// Problem is what hurts the users of a host.
+type Problem struct {
+	Reason string `json:"reason"` // a name for those that filter, as in events and metrics
+	What   string `json:"what"`
+	Effect string `json:"effect,omitempty"`
+	Fix    string `json:"fix,omitempty"`
 }
 
 // Setting is a flag of the agent, and where its value came from: one of the From constants.

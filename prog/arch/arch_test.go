@@ -19,7 +19,7 @@ import (
 // global randomness, no log.
 var pure = []string{
 	"weft/mesh/peer", "weft/mesh/secret", "weft/mesh/directory", "weft/mesh/document", "weft/mesh/topology",
-	"weft/router/policy", "weft/ipam/slot", "weft/ipam/ring", "weft/ipam/space", "weft/ipam/paxos",
+	"weft/router/policy", "weft/router/problem", "weft/ipam/slot", "weft/ipam/ring", "weft/ipam/space", "weft/ipam/paxos",
 }
 
 // kubernetes are the packages that may know Kubernetes' own types.

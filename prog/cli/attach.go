@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/mesh/directory"
-	"weft/prog/agent"
 	"weft/prog/api"
 	"weft/prog/cni"
 	"weft/prog/docker"
@@ -58,7 +57,7 @@ they go together.` + exitHelp,
 			}
 			at := cni.Attachment{
 				AttachRequest: api.AttachRequest{
-					ContainerID: c.id, Interface: iface, Source: agent.SourceAttach,
+					ContainerID: c.id, Interface: iface, Source: api.SourceAttach,
 					Name: cmp.Or(name, c.name), Namespace: namespace, Addresses: asked,
 				},
 				Netns: c.netns, Default: all, Beside: true,

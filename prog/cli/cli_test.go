@@ -18,7 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"weft/prog/agent"
+	"weft/prog/agent/config"
 	"weft/prog/api"
 	"weft/prog/lab"
 )
@@ -197,7 +197,7 @@ func TestShortIDs(t *testing.T) {
 }
 
 func TestForwardFlags(t *testing.T) {
-	var o agent.DNSOptions
+	var o config.DNS
 	d := dnsFlags{domain: "Weft.Internal.", forward: []string{".=192.0.2.53", "Corp.=192.0.2.54", "corp=[2001:db8::53]:5353"}}
 	if err := d.complete(&o); err != nil {
 		t.Fatal(err)

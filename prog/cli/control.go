@@ -16,7 +16,10 @@ import (
 
 	"weft/mesh/secret"
 	"weft/prog/agent"
+	"weft/prog/agent/config"
+	"weft/prog/agent/statedir"
 	"weft/prog/api"
+	"weft/prog/cni/install"
 	"weft/prog/words"
 	"weft/router/datapath"
 )
@@ -76,7 +79,7 @@ func stopAgent(ctx context.Context, client *api.Client, req api.StopRequest) (ap
 func (a *app) reset() *cobra.Command {
 	var force, stay, cniOnly bool
 	var settings string
-	var opts agent.Options
+	var opts config.Options
 	cmd := &cobra.Command{
 		Use: "reset", Short: "remove Weft from this host: data path, endpoints, guard, state and secret", Args: cobra.NoArgs,
 		Long: `Leaves the network for good and removes everything that Weft made on this host. Another
@@ -99,7 +102,7 @@ containers come, and leaves everything else as it is.` + exitHelp,
 				a.socket = filepath.Join(opts.RunDir, filepath.Base(api.DefaultSocket))
 			}
 			if cniOnly {
-				return a.did(agent.RemoveCNI(opts))
+				return a.did(install.Remove(opts.CNIConfDir, opts.CNIBinDir))
 			}
 			heir, err := a.leave(cmd.Context(), opts.StateDir, force)
 			if err != nil {
@@ -127,10 +130,10 @@ containers come, and leaves everything else as it is.` + exitHelp,
 	kubernetesFlags(cmd.Flags(), &opts.Kubernetes, "this host is a Node of a Kubernetes cluster, whose API server is to know")
 	cmd.Flags().StringVar(&settings, "settings", settingsFile, "the file with this host's settings, which is removed if launch made it")
 	cmd.Flags().BoolVar(&cniOnly, "cni", false, "remove only the CNI configuration and the plugin")
-	cmd.Flags().StringVar(&opts.StateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")
-	cmd.Flags().StringVar(&opts.RunDir, "run-dir", agent.DefaultRunDir, "where the control socket is")
-	cmd.Flags().StringVar(&opts.CNIConfDir, "cni-conf-dir", agent.DefaultCNIConfDir, "where the CNI configuration is")
-	cmd.Flags().StringVar(&opts.CNIBinDir, "cni-bin-dir", agent.DefaultCNIBinDir, "where the CNI plugin is")
+	cmd.Flags().StringVar(&opts.StateDir, "state-dir", config.DefaultStateDir, "where the state is kept")
+	cmd.Flags().StringVar(&opts.RunDir, "run-dir", config.DefaultRunDir, "where the control socket is")
+	cmd.Flags().StringVar(&opts.CNIConfDir, "cni-conf-dir", config.DefaultCNIConfDir, "where the CNI configuration is")
+	cmd.Flags().StringVar(&opts.CNIBinDir, "cni-bin-dir", config.DefaultCNIBinDir, "where the CNI plugin is")
 	return cmd
 }
 
@@ -140,7 +143,7 @@ func (a *app) leave(ctx context.Context, stateDir string, force bool) (heir stri
 	r, err := client.Report(ctx)
 	_, down := errors.AsType[*api.NotRunningError](err)
 	switch {
-	case down && agent.Owns(stateDir) && !force:
+	case down && statedir.Owns(stateDir) && !force:
 		return "", errors.New("no agent runs on this host, so nobody can take over the addresses that it owns: start it first, or use --force, and then run `weft rmpeer` on another host")
 	case down:
 		return "", nil
@@ -157,7 +160,7 @@ func (a *app) leave(ctx context.Context, stateDir string, force bool) (heir stri
 }
 
 // kubernetesFlags say which Node of which cluster this host is.
-func kubernetesFlags(flags *pflag.FlagSet, o *agent.KubernetesOptions, use string) {
+func kubernetesFlags(flags *pflag.FlagSet, o *config.Kubernetes, use string) {
 	flags.BoolVar(&o.On, "kubernetes", false, use)
 	flags.StringVar(&o.Config, "kubeconfig", "", "where that is, for who is no pod")
 	flags.StringVar(&o.Node, "node-name", "", "the name of this host's Node there (default: NODE_NAME in the environment, else the host's name)")
@@ -332,13 +335,13 @@ func (a *app) id() *cobra.Command {
 			id := ""
 			if r, err := a.client().Report(cmd.Context()); err == nil {
 				id = r.Router.ID
-			} else if id, err = agent.Identity(stateDir); err != nil {
+			} else if id, err = statedir.Identity(stateDir); err != nil {
 				return err
 			}
 			return a.show(identity{id}, func() { fmt.Fprintln(a.out, id) })
 		},
 	}
-	cmd.Flags().StringVar(&stateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")
+	cmd.Flags().StringVar(&stateDir, "state-dir", config.DefaultStateDir, "where the state is kept")
 	return cmd
 }
 

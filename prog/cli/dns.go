@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"weft/mesh/directory"
-	"weft/prog/agent"
+	"weft/prog/agent/config"
 	"weft/prog/api"
 	"weft/prog/dns"
 	"weft/prog/words"
@@ -26,7 +26,7 @@ type dnsFlags struct {
 	forward []string
 }
 
-func (d *dnsFlags) add(flags *pflag.FlagSet, o *agent.DNSOptions) {
+func (d *dnsFlags) add(flags *pflag.FlagSet, o *config.DNS) {
 	flags.BoolVar(&o.Off, "no-dns", false, "no name server on this host")
 	flags.StringVar(&d.domain, "dns-domain", dns.DefaultDomain, "the domain of the network's names; the same on all hosts")
 	flags.DurationVar(&o.TTL, "dns-ttl", dns.DefaultTTL, "how long resolvers may keep an answer about the network, whole seconds up to 24h")
@@ -37,7 +37,7 @@ func (d *dnsFlags) add(flags *pflag.FlagSet, o *agent.DNSOptions) {
 }
 
 // complete fills the options from the flags.
-func (d *dnsFlags) complete(o *agent.DNSOptions) error {
+func (d *dnsFlags) complete(o *config.DNS) error {
 	o.Domain = strings.ToLower(strings.Trim(d.domain, "."))
 	if err := (dns.Config{Domain: o.Domain}).Check(); err != nil {
 		return fmt.Errorf("--dns-domain: %w", err)

@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weft/prog/agent"
+	"weft/prog/agent/config"
 )
 
 // configured is what an agent's flags and environment come to.
@@ -47,7 +47,7 @@ func TestSettingsFromTheEnvironment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Universe.V4.String() != "10.1.0.0/16" || f.MTU != 1300 || f.GossipPort != 7001 || f.Port != agent.DefaultPort || f.Exempt.OwnHost || !f.verbose ||
+	if f.Universe.V4.String() != "10.1.0.0/16" || f.MTU != 1300 || f.GossipPort != 7001 || f.Port != config.DefaultPort || f.Exempt.OwnHost || !f.verbose ||
 		!f.DNS.Off || len(f.DNS.Forward) != 2 || !f.Kubernetes.On || f.Kubernetes.Namespace != "net" {
 		t.Errorf("%+v", f)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"weft/mesh/secret"
 	"weft/prog/agent"
+	"weft/prog/agent/statedir"
 	"weft/prog/api"
 )
 
@@ -46,7 +47,7 @@ waits for that: it founds a network by itself only with --found.` + environmentH
 				}
 			}
 			for {
-				if err := agent.New(f.Options).Run(cmd.Context()); !errors.Is(err, agent.ErrMoved) {
+				if err := agent.Run(cmd.Context(), f.Options); !errors.Is(err, agent.ErrMoved) {
 					return err
 				}
 			}
@@ -64,9 +65,9 @@ func (a *app) establishSecret(f *launchFlags) error {
 	if err != nil {
 		return err
 	}
-	founds, err := agent.Founds(f.StateDir, f.Targets)
+	founds, err := statedir.Founds(f.StateDir, f.Targets)
 	if err == nil {
-		_, err = agent.EstablishSecret(f.StateDir, given, founds)
+		_, err = statedir.EstablishSecret(f.StateDir, given, founds)
 	}
 	return err
 }
@@ -75,10 +76,10 @@ func (a *app) establishSecret(f *launchFlags) error {
 // program starts anew in the same process: what launch was told is in the settings file. It
 // reports whether the agent was stopped meanwhile.
 func (f *launchFlags) awaitLaunch(ctx context.Context) (ended bool, err error) {
-	word := agent.LaunchWord(f.StateDir)
-	founds, err := agent.Founds(f.StateDir, f.Targets)
+	word := statedir.Launched(f.StateDir)
+	founds, err := statedir.Founds(f.StateDir, f.Targets)
 	// The settings file may be older than the last reset: what it says of founding is nobody's word.
-	told := f.found || f.init != "" && f.from["ipalloc-init"] != api.FromFile || agent.ToldToFound(f.StateDir)
+	told := f.found || f.init != "" && f.from["ipalloc-init"] != api.FromFile || statedir.ToldToFound(f.StateDir)
 	if err != nil || !founds || told {
 		return false, err
 	}
@@ -139,7 +140,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if err != nil {
 		return err
 	}
-	if err := agent.MakeStateDir(f.StateDir); err != nil { // where the agent's log goes, too
+	if err := statedir.Make(f.StateDir); err != nil { // where the agent's log goes, too
 		return err
 	}
 	unlock, err := lockLaunch(f.RunDir)
@@ -162,8 +163,8 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if l.unit && waits == 0 {
 		calmUnit()
 	}
-	if l.founds, err = agent.Founds(f.StateDir, f.Targets); err == nil {
-		l.undo, err = agent.BeforeLaunch(f.StateDir)
+	if l.founds, err = statedir.Founds(f.StateDir, f.Targets); err == nil {
+		l.undo, err = statedir.BeforeLaunch(f.StateDir)
 	}
 	if err != nil {
 		return err
@@ -174,7 +175,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	founded := l.founds && given == nil && !f.Kubernetes.On // then nobody has seen the token
 	r, err := client.Report(cmd.Context())
 	return a.show(launched{r.Ready, founded, r.Router.ID, r.Router.Nickname, r.Router.Node, r.Router.PID}, func() {
-		if token, e := agent.Secret(f.StateDir); err == nil && e == nil && founded && isTerminal(a.out) {
+		if token, e := statedir.Secret(f.StateDir); err == nil && e == nil && founded && isTerminal(a.out) {
 			printInvitation(a.out, token, r)
 		}
 	})

@@ -12,15 +12,16 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/prog/agent"
+	"weft/prog/agent/statedir"
 	"weft/prog/api"
 )
 
 // launchChild starts the agent as a process of its own, and keeps what it was told once that runs.
 func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client, l launching) error {
 	if !f.Kubernetes.On {
-		_, err := agent.EstablishSecret(f.StateDir, l.given, l.founds)
+		_, err := statedir.EstablishSecret(f.StateDir, l.given, l.founds)
 		if err == nil {
-			err = agent.MarkLaunched(f.StateDir, l.founds)
+			err = statedir.MarkLaunched(f.StateDir, l.founds)
 		}
 		if err != nil {
 			return errors.Join(err, l.undo())

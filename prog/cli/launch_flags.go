@@ -13,13 +13,14 @@ import (
 
 	"weft/ipam"
 	"weft/mesh"
-	"weft/prog/agent"
+	"weft/prog/agent/config"
+	"weft/prog/cni/install"
 	"weft/prog/words"
 )
 
 // launchFlags are the flags of launch and agent.
 type launchFlags struct {
-	agent.Options
+	config.Options
 	dns       dnsFlags
 	ranges    string
 	tokenSrc  string
@@ -46,18 +47,18 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.Nickname, "nickname", host, "the name that people see")
 	flags.StringSliceVar(&f.advertise, "advertise", nil, "addresses at which other hosts reach this one (default: its own)")
 	flags.IntVar(&f.GossipPort, "port", mesh.Port, "gossip port, TCP and UDP; the same on all hosts")
-	flags.IntVar(&f.Port, "wireguard-port", agent.DefaultPort, "WireGuard port, UDP")
+	flags.IntVar(&f.Port, "wireguard-port", config.DefaultPort, "WireGuard port, UDP")
 	flags.IntVar(&f.MTU, "mtu", 0, "MTU of the overlay (default: that of the path to each peer, less 80)")
-	flags.StringVar(&f.StateDir, "state-dir", agent.DefaultStateDir, "where the state is kept")
-	flags.StringVar(&f.RunDir, "run-dir", agent.DefaultRunDir, "where the control socket is")
-	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", agent.DefaultCNIConfDir, "where the CNI configuration is written; empty for none")
-	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", agent.DefaultCNIBinDir, "where the CNI plugin is installed")
+	flags.StringVar(&f.StateDir, "state-dir", config.DefaultStateDir, "where the state is kept")
+	flags.StringVar(&f.RunDir, "run-dir", config.DefaultRunDir, "where the control socket is")
+	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", config.DefaultCNIConfDir, "where the CNI configuration is written; empty for none")
+	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", config.DefaultCNIBinDir, "where the CNI plugin is installed")
 	flags.StringSliceVar(&f.CNIChain, "cni-chain", nil, "CNI plugins that come behind Weft's where they are installed: portmap, bandwidth or both (default: portmap with --kubernetes, else none)")
 	flags.BoolVar(&f.datapath, "start-datapath", true, "start `weft datapath` where the kernel has no WireGuard; false: something else does, and it is waited for")
 	flags.StringVar(&f.SysctlDir, "sysctl-dir", "", "where this host's /proc/sys/net is, for a container in which that is read-only")
-	flags.StringVar(&f.StatusAddr, "status-addr", agent.DefaultStatusAddr, "address of the read-only status over HTTP; empty for none")
+	flags.StringVar(&f.StatusAddr, "status-addr", config.DefaultStatusAddr, "address of the read-only status over HTTP; empty for none")
 	f.dns.add(flags, &f.DNS)
-	flags.StringSliceVar(&f.exempt, "policy-exempt", []string{agent.ExemptOwnHost, agent.ExemptICMPErrors},
+	flags.StringSliceVar(&f.exempt, "policy-exempt", []string{config.ExemptOwnHost, config.ExemptICMPErrors},
 		"what policies do not apply to on this host: own-host (what containers send to their own host), or of that only dns (questions to its name server); icmp-errors (about connections that are known); or none")
 	kubernetesFlags(flags, &f.Kubernetes, "this host is a Node of a Kubernetes cluster: peers, token, policies and pods' labels come from its API server")
 	flags.StringVar(&f.Kubernetes.Namespace, "namespace", "", "the namespace there of the Secret weft (default: the pod's own, else weft)")
@@ -85,7 +86,7 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	if f.Universe, err = parseRanges(f.ranges); err != nil {
 		return words.Misused(err)
 	}
-	if f.Init, err = agent.ParseInit(f.init); err != nil {
+	if f.Init, err = config.ParseInit(f.init); err != nil {
 		return words.Misused(err)
 	}
 	if f.exclude != nil {
@@ -104,10 +105,10 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	if err := f.dns.complete(&f.DNS); err != nil {
 		return words.Misused(err)
 	}
-	if f.Exempt, err = agent.ParseExempt(f.exempt); err != nil {
+	if f.Exempt, err = config.ParseExempt(f.exempt); err != nil {
 		return words.Misused(fmt.Errorf("--policy-exempt: %w", err))
 	}
-	if err := agent.ParseChain(f.CNIChain); err != nil {
+	if err := install.ParseChain(f.CNIChain); err != nil {
 		return words.Misused(fmt.Errorf("--cni-chain: %w", err))
 	}
 	if f.CNIChain == nil && f.Kubernetes.On {
@@ -129,7 +130,7 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 }
 
 // parseRanges reads CIDR[,CIDR6].
-func parseRanges(s string) (r agent.Ranges, err error) {
+func parseRanges(s string) (r config.Ranges, err error) {
 	if s == "" {
 		return r, nil
 	}

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/prog/agent"
+	"weft/prog/agent/statedir"
 	"weft/prog/api"
 )
 
@@ -22,12 +22,12 @@ func TestAgentFoundsOnlyWhenTold(t *testing.T) {
 		waits  bool
 	}{
 		"nothing":         {func(*launchFlags) error { return nil }, true},
-		"joined before":   {func(f *launchFlags) error { return agent.MarkLaunched(f.StateDir, false) }, true},
+		"joined before":   {func(f *launchFlags) error { return statedir.MarkLaunched(f.StateDir, false) }, true},
 		"a token":         {func(f *launchFlags) error { f.tokenSrc = "-"; return nil }, true},
 		"--found":         {func(f *launchFlags) error { f.found = true; return nil }, false},
-		"weft launch":     {func(f *launchFlags) error { return agent.MarkLaunched(f.StateDir, true) }, false},
+		"weft launch":     {func(f *launchFlags) error { return statedir.MarkLaunched(f.StateDir, true) }, false},
 		"PEER":            {func(f *launchFlags) error { f.Targets = []string{"192.0.2.1"}; return nil }, false},
-		"targets kept":    {func(f *launchFlags) error { return agent.KeepTargets(f.StateDir, []string{"192.0.2.1"}) }, false},
+		"targets kept":    {func(f *launchFlags) error { return statedir.KeepTargets(f.StateDir, []string{"192.0.2.1"}) }, false},
 		"--ipalloc-init=": {func(f *launchFlags) error { f.init = "observer"; return nil }, false},
 	} {
 		f := &launchFlags{}

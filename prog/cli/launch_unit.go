@@ -14,7 +14,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"weft/prog/agent"
+	"weft/prog/agent/config"
+	"weft/prog/agent/statedir"
 	"weft/prog/api"
 	"weft/prog/words"
 )
@@ -24,7 +25,7 @@ const agentUnit = "weft.service"
 
 // unitInstalled reports whether this host's agent is systemd's to run.
 func (f *launchFlags) unitInstalled() bool {
-	return f.StateDir == agent.DefaultStateDir && f.RunDir == agent.DefaultRunDir && !f.Kubernetes.On && unitLoaded()
+	return f.StateDir == config.DefaultStateDir && f.RunDir == config.DefaultRunDir && !f.Kubernetes.On && unitLoaded()
 }
 
 // unitLoaded reports whether systemd runs this host and has the agent's unit.
@@ -44,16 +45,16 @@ func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client,
 		return err
 	}
 	if l.given != nil || !l.founds { // else the agent makes one, unless it has its own
-		_, err = agent.EstablishSecret(f.StateDir, l.given, l.founds)
+		_, err = statedir.EstablishSecret(f.StateDir, l.given, l.founds)
 	}
 	if err == nil {
 		err = saveSettings(f.settings, givenSettings(cmd.Flags(), f.from))
 	}
 	if err == nil && len(f.Targets) > 0 {
-		err = agent.KeepTargets(f.StateDir, f.Targets)
+		err = statedir.KeepTargets(f.StateDir, f.Targets)
 	}
 	if err == nil {
-		err = agent.MarkLaunched(f.StateDir, l.founds)
+		err = statedir.MarkLaunched(f.StateDir, l.founds)
 	}
 	if err == nil {
 		err = a.startUnit(cmd.Context(), f, client, l)

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"weft/prog/agent"
+	"weft/prog/agent/statedir"
 	"weft/prog/api"
 )
 
@@ -99,7 +99,7 @@ func lastError(stateDir string, before int64) string {
 	if last := lastWord(string(data)); last != "" {
 		return last
 	}
-	if err := agent.CheckDisk(stateDir); err != nil { // then it could not write why
+	if err := statedir.CheckDisk(stateDir); err != nil { // then it could not write why
 		return err.Error()
 	}
 	return "without a word, see " + path

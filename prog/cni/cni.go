@@ -142,7 +142,7 @@ func add(args *skel.CmdArgs) error {
 	ctx := context.Background()
 	at := Attachment{
 		AttachRequest: api.AttachRequest{
-			ContainerID: args.ContainerID, Interface: args.IfName, Source: "cni", Network: conf.Name, Addresses: addrs,
+			ContainerID: args.ContainerID, Interface: args.IfName, Source: api.SourceCNI, Network: conf.Name, Addresses: addrs,
 		},
 		Netns: args.Netns, Default: true,
 	}

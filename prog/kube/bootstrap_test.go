@@ -349,10 +349,10 @@ func TestMismatch(t *testing.T) {
 		{ProxyConfig{ClusterCIDR: "10.244.0.0/16", DetectLocalMode: "InterfaceNamePrefix"}, false},
 		{ProxyConfig{DetectLocalMode: "NodeCIDR"}, true},
 	} {
-		if got := c.proxy.Mismatch(u, true); (got != "") != c.bad || c.bad && !strings.Contains(got, "masquerades") {
+		if got := c.proxy.Mismatch(u, true).String(); (got != "") != c.bad || c.bad && !strings.Contains(got, "masquerades") {
 			t.Errorf("%+v: %q", c.proxy, got)
 		}
-		if got := c.proxy.Mismatch(u, false); strings.Contains(c.proxy.ClusterCIDR, "fd00:2") && got != "" {
+		if got := c.proxy.Mismatch(u, false).String(); strings.Contains(c.proxy.ClusterCIDR, "fd00:2") && got != "" {
 			t.Errorf("without IPv6: %q", got)
 		}
 	}

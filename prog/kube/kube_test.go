@@ -327,8 +327,8 @@ func TestPeersThatCannotBeRead(t *testing.T) {
 	if !second.Audit || !second.Ingress[0].Peers[0].Unread || second.Ingress[0].Peers[1].Pods == nil {
 		t.Errorf("%+v", second)
 	}
-	if w := manifest.Warning(second); !strings.Contains(w, "a/broken") || !strings.Contains(w, "from[0].ipBlock.cidr") || !strings.Contains(w, "the policy is only tried") {
-		t.Errorf("%q", w)
+	if p, _ := manifest.Problem(second); !strings.Contains(p.What, "a/broken") || !strings.Contains(p.What, "from[0].ipBlock.cidr") || !strings.Contains(p.What, "the policy is only tried") {
+		t.Errorf("%v", p)
 	}
 }
 
@@ -345,7 +345,8 @@ func TestUnreadPolicies(t *testing.T) {
 		t.Fatal(err)
 	}
 	list := s.State().Policies
-	if w := manifest.Warning(list[0]); len(list) != 2 || list[0].Isolates != policy.Both || list[0].Ingress != nil || !strings.Contains(w, "shop/odd") || !strings.Contains(w, "Sideways") || manifest.Warning(list[1]) != "" {
+	w, _ := manifest.Problem(list[0])
+	if _, bad := manifest.Problem(list[1]); len(list) != 2 || list[0].Isolates != policy.Both || list[0].Ingress != nil || !strings.Contains(w.What, "shop/odd") || !strings.Contains(w.What, "Sideways") || bad {
 		t.Errorf("%q: %+v", w, list)
 	}
 }

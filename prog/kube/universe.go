@@ -16,6 +16,7 @@ import (
 	"weft/ipam/slot"
 	"weft/mesh/secret"
 	"weft/prog/words"
+	"weft/router/problem"
 )
 
 // ProxyConfig is what kube-proxy was told of where pods are. The zero one was told nothing.
@@ -51,15 +52,17 @@ func (p ProxyConfig) CIDRs() (out []netip.Prefix) {
 }
 
 // Mismatch says what kube-proxy does with pods whose addresses lie outside of what it was
-// told, and how that ends; empty if all is well, as it is for a family that the host lacks.
-func (p ProxyConfig) Mismatch(u slot.Universe, ipv6 bool) string {
-	const effect = "so that it masquerades what pods send to services, and policies see the node in place of the pod"
+// told, and how that ends; zero if all is well, as it is for a family that the host lacks.
+func (p ProxyConfig) Mismatch(u slot.Universe, ipv6 bool) problem.Problem {
+	wrong := problem.Problem{Reason: ReasonMismatch, Effect: "it masquerades what pods send to services, and policies see the node in place of the pod"}
 	switch p.DetectLocalMode {
 	case "", "ClusterCIDR":
 	case "NodeCIDR":
-		return fmt.Sprintf("kube-proxy takes for pods what lies in its Node's podCIDR (detectLocalMode: NodeCIDR), and Weft's addresses (%v) do not, %s: set detectLocalMode to ClusterCIDR and clusterCIDR to %v in the ConfigMap kube-system/kube-proxy, and restart kube-proxy", u, effect, u)
+		wrong.What = fmt.Sprintf("kube-proxy takes for pods what lies in its Node's podCIDR (detectLocalMode: NodeCIDR), and Weft's addresses (%v) do not", u)
+		wrong.Fix = fmt.Sprintf("set detectLocalMode to ClusterCIDR and clusterCIDR to %v in the ConfigMap kube-system/kube-proxy, and restart kube-proxy", u)
+		return wrong
 	default:
-		return "" // it looks at interfaces
+		return problem.Problem{} // it looks at interfaces
 	}
 	for _, cidr := range p.CIDRs() {
 		own := u.V6
@@ -69,10 +72,12 @@ func (p ProxyConfig) Mismatch(u slot.Universe, ipv6 bool) string {
 			continue
 		}
 		if cidr.Bits() > own.Bits() || !cidr.Contains(own.Addr()) {
-			return fmt.Sprintf("kube-proxy takes for pods what lies in %v, and Weft's addresses (%v) do not, %s: set clusterCIDR to %v in the ConfigMap kube-system/kube-proxy, and restart kube-proxy (or, on a new cluster, found Weft with WEFT_IPALLOC_RANGE=%s)", cidr, own, effect, u, p.ClusterCIDR)
+			wrong.What = fmt.Sprintf("kube-proxy takes for pods what lies in %v, and Weft's addresses (%v) do not", cidr, own)
+			wrong.Fix = fmt.Sprintf("set clusterCIDR to %v in the ConfigMap kube-system/kube-proxy, and restart kube-proxy (or, on a new cluster, found Weft with WEFT_IPALLOC_RANGE=%s)", u, p.ClusterCIDR)
+			return wrong
 		}
 	}
-	return ""
+	return problem.Problem{}
 }
 
 // Universe is what a founder takes for the cluster's: what is asked for, else what

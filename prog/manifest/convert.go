@@ -20,6 +20,7 @@ import (
 	netutils "k8s.io/utils/net"
 
 	"weft/router/policy"
+	"weft/router/problem"
 )
 
 // Convert makes a policy of the API's object, with the API's defaults, and says what of it is
@@ -84,13 +85,17 @@ func told(wrong []*Error) (out []string) {
 	return out
 }
 
-// Warning says that a policy is not in force as it was written; empty if it is.
-func Warning(p policy.Policy) string {
+// Problem says what of a policy could not be read; false if all of it was.
+func Problem(p policy.Policy) (problem.Problem, bool) {
 	if len(p.Unread) == 0 {
-		return ""
+		return problem.Problem{}, false
 	}
-	return fmt.Sprintf("NetworkPolicy %s is not read as it was written (%s): a peer, a port or a selector that cannot be read allows nothing; correct it, or update Weft if it is of a newer API",
-		p.Ref(), strings.Join(p.Unread, "; "))
+	return problem.Problem{
+		Reason: problem.Policy, About: p.Ref(),
+		What:   fmt.Sprintf("NetworkPolicy %s is not read as it was written (%s)", p.Ref(), strings.Join(p.Unread, "; ")),
+		Effect: "a peer, a port or a selector that cannot be read allows nothing",
+		Fix:    "correct it, or update Weft if it is of a newer API",
+	}, true
 }
 
 // reading is what was found wrong so far.

@@ -12,6 +12,12 @@ import (
 )
 
 // converted is what is made of a spec that somebody else has accepted.
+// warning is what of a policy could not be read, for people.
+func warning(p policy.Policy) string {
+	said, _ := Problem(p)
+	return said.String()
+}
+
 func converted(t *testing.T, text, audit string) policy.Policy {
 	t.Helper()
 	np := networking.NetworkPolicy{}
@@ -23,8 +29,8 @@ func converted(t *testing.T, text, audit string) policy.Policy {
 		t.Fatal(err)
 	}
 	p, wrong := Convert(np)
-	if len(p.Unread) != min(len(wrong), mostTold+1) || (len(wrong) > 0) != (Warning(p) != "") {
-		t.Errorf("%s: %v, %q, %q", text, wrong, p.Unread, Warning(p))
+	if said, bad := Problem(p); len(p.Unread) != min(len(wrong), mostTold+1) || (len(wrong) > 0) != bad {
+		t.Errorf("%s: %v, %q, %v", text, wrong, p.Unread, said)
 	}
 	return p
 }
@@ -59,7 +65,7 @@ func TestUnread(t *testing.T) {
 func TestTold(t *testing.T) {
 	bad := "{ipBlock: {cidr: \"" + strings.Repeat("9", 5000) + "\"}}"
 	p := converted(t, "{podSelector: {}, policyTypes: [\"a\\e\"], ingress: [{from: ["+strings.Repeat(bad+", ", 20)+bad+"]}]}", "")
-	if w := Warning(p); len(p.Unread) != mostTold+1 || len(w) > 2000 || strings.Contains(w, "\x1b") || !strings.Contains(w, "and 14 more") {
+	if w := warning(p); len(p.Unread) != mostTold+1 || len(w) > 2000 || strings.Contains(w, "\x1b") || !strings.Contains(w, "and 14 more") {
 		t.Errorf("%q", p.Unread)
 	}
 }
@@ -94,7 +100,7 @@ func TestAudit(t *testing.T) {
 		"True": {true, true}, "1": {true, true}, "False": {false, true}, "yes": {false, true}, "ture": {false, true}, "true ": {false, true}, //nolint:gocritic // a space is the case
 	} {
 		p := converted(t, "{podSelector: {}}", value)
-		if w := Warning(p); p.Audit != want.tried || (w != "") != want.told || want.told && !strings.Contains(w, "weft.internal/audit") {
+		if w := warning(p); p.Audit != want.tried || (w != "") != want.told || want.told && !strings.Contains(w, "weft.internal/audit") {
 			t.Errorf("%q: tried %v, %q", value, p.Audit, w)
 		}
 	}
@@ -113,7 +119,7 @@ func TestParseStored(t *testing.T) {
 		"podSelector: {}, ingress: [{ports: [{port: 80}]}], policyTypes: [Ingress]":       {"", 1},
 	} {
 		d, err := ParseStored(spec("  {" + text + "}"))
-		if err != nil || d.Name() != "default/p" || len(d.Policy.Ingress) != want.rules || !strings.Contains(Warning(d.Policy), want.says) || (want.says == "") != (Warning(d.Policy) == "") {
+		if err != nil || d.Name() != "default/p" || len(d.Policy.Ingress) != want.rules || !strings.Contains(warning(d.Policy), want.says) || (want.says == "") != (warning(d.Policy) == "") {
 			t.Errorf("%s: %+v, %v", text, d, err)
 		}
 	}

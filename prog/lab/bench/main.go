@@ -84,6 +84,7 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	only := flags.String("only", strings.Join(all, ","), "comma-separated `names` of benchmarks")
 	bin := flags.String("bin", "bin", "`directory` of weft and weft-cni")
+	before := flags.String("before", "", "`directory` of other ones: each benchmark runs with both, in turns, three times")
 	b := &bench{kube: kubeSize{10, 100, 200}}
 	flags.Func("kubernetes", "`NODES,PODS,POLICIES` of the benchmark kubernetes, PODS on each node (default 10,100,200)", b.kube.parse)
 	if err := flags.Parse(args); err != nil {
@@ -91,7 +92,8 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	if b.bin, err = filepath.Abs(*bin); err != nil {
+	bins, err := turns(*bin, *before)
+	if err != nil {
 		return err
 	}
 	if b.self, err = os.Executable(); err != nil {
@@ -106,11 +108,27 @@ func run(ctx context.Context, args []string) (err error) {
 		if !slices.Contains(strings.Split(*only, ","), benchmark.name) {
 			continue
 		}
-		if err := benchmark.run(ctx, b); err != nil {
-			return fmt.Errorf("%s: %w", benchmark.name, err)
+		for _, b.bin = range bins {
+			if len(bins) > 1 {
+				fmt.Printf("\n### With %s\n", b.bin)
+			}
+			if err := benchmark.run(ctx, b); err != nil {
+				return fmt.Errorf("%s: %w", benchmark.name, err)
+			}
 		}
 	}
 	return nil
+}
+
+// turns are the directories of programs that each benchmark runs with, one after the other.
+func turns(bin, before string) (dirs []string, err error) {
+	if bin, err = filepath.Abs(bin); err != nil || before == "" {
+		return []string{bin}, err
+	}
+	if before, err = filepath.Abs(before); err != nil {
+		return nil, err
+	}
+	return []string{before, bin, before, bin, before, bin}, nil
 }
 
 // up brings a lab up. The returned function takes it down and adds what goes wrong to *err.

@@ -1,0 +1,57 @@
+// Package ask asks all other peers one thing at once.
+package ask
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"weft/mesh/peer"
+)
+
+const (
+	// Timeout bounds how long a peer may take.
+	Timeout = 5 * time.Second
+	// atOnce bounds how many peers are asked at once.
+	atOnce = 16
+)
+
+// ErrUnreachable says that a peer was not asked.
+var ErrUnreachable = errors.New("it cannot be reached now")
+
+// Mesh is what requests need of the mesh.
+type Mesh interface {
+	Others() []peer.ID
+	Reachable(peer.ID) bool
+	Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error)
+}
+
+// All sends a request to all other peers that can be reached, and calls f with each answer, one at
+// a time. It returns when every peer has answered, or had its time.
+func All(ctx context.Context, mesh Mesh, kind string, payload []byte, f func(id peer.ID, answer []byte, err error)) {
+	var mu sync.Mutex
+	group := errgroup.Group{}
+	group.SetLimit(atOnce)
+	for _, id := range mesh.Others() {
+		group.Go(func() error {
+			answer, err := one(ctx, mesh, id, kind, payload)
+			mu.Lock()
+			defer mu.Unlock()
+			f(id, answer, err)
+			return nil
+		})
+	}
+	_ = group.Wait() // its functions return nil
+}
+
+func one(ctx context.Context, mesh Mesh, id peer.ID, kind string, payload []byte) ([]byte, error) {
+	if !mesh.Reachable(id) {
+		return nil, ErrUnreachable
+	}
+	ctx, cancel := context.WithTimeout(ctx, Timeout)
+	defer cancel()
+	return mesh.Request(ctx, id, kind, payload)
+}

@@ -1,0 +1,87 @@
+package attach
+
+import (
+	"cmp"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"weft/ipam/slot"
+	"weft/mesh/directory"
+	"weft/prog/agent/settings"
+	"weft/prog/agent/view"
+	"weft/prog/api"
+	"weft/router/endpoint"
+)
+
+// Endpoint is what is attached under one key. The store keeps the request with the allocation.
+type Endpoint struct {
+	api.AttachRequest
+	Slot slot.Slot
+	MTU  int // that the container was told; 0: by an earlier agent
+}
+
+// Key identifies an endpoint on this host.
+func (e Endpoint) Key() string { return e.ref().Key() }
+
+func (e Endpoint) ref() api.EndpointRef {
+	return api.EndpointRef{ContainerID: e.ContainerID, Interface: e.Interface}
+}
+
+// Title is what people call an endpoint: its name with its namespace, else its key.
+func (e Endpoint) Title() string {
+	return cmp.Or(strings.Trim(e.Namespace+"/"+e.Name, "/"), e.Key())
+}
+
+// Plug returns the host side of an endpoint.
+func (e Endpoint) Plug(u slot.Universe, ipv6 bool) endpoint.Endpoint {
+	mac, _ := net.ParseMAC(e.MAC) // checked when it was attached
+	p := endpoint.Endpoint{HostLink: e.HostLink, ContainerMAC: mac, Addr4: u.Addr4(e.Slot), MTU: e.MTU}
+	if ipv6 {
+		p.Addr6 = u.Addr6(e.Slot)
+	}
+	return p
+}
+
+func addresses(p endpoint.Endpoint) []netip.Addr {
+	out := []netip.Addr{p.Addr4}
+	if p.Addr6.IsValid() {
+		out = append(out, p.Addr6)
+	}
+	return out
+}
+
+// Entry returns what an endpoint says of itself, for the directory, which has what fits of it.
+func (e Endpoint) Entry() directory.Endpoint {
+	d := directory.Endpoint{
+		ID: e.Key(), Slots: []slot.Slot{e.Slot},
+		Name: strings.ToLower(e.Name), Namespace: strings.ToLower(e.Namespace), Labels: e.Labels,
+	}
+	for _, p := range e.Ports {
+		d.Ports = append(d.Ports, directory.Port(p))
+	}
+	return d
+}
+
+// Owns reports whether a name is an endpoint's own: what it was called when it was attached,
+// alone or with its namespace. An empty name stands for any.
+func (e Endpoint) Owns(name string) bool {
+	own, _ := e.Entry().Fit() // what does not fit is no name anywhere
+	return own.Name != "" && (name == "" || slices.Contains(own.Names(), name))
+}
+
+// describe is an endpoint as people see it.
+func (e Endpoint) describe(v *view.View, s settings.Values, ipv6 bool) api.Endpoint {
+	key := e.Key()
+	out := api.Endpoint{
+		ContainerID: e.ContainerID, Interface: e.Interface, Source: e.Source, Network: e.Network,
+		Name: e.Name, Namespace: e.Namespace, HostLink: e.HostLink, MAC: e.MAC, Addresses: []netip.Addr{},
+		Labels: e.Labels, Ports: e.Ports, Aliases: s.Aliases(key), Withdrawn: slices.Contains(s.Withdrawn, key),
+	}
+	if v != nil && !v.Ring.IsZero() {
+		_, out.Lost = v.Lost[key]
+		out.Addresses = addresses(e.Plug(v.Ring.Universe, ipv6))
+	}
+	return out
+}

@@ -1,0 +1,200 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"weft/prog/api"
+	"weft/router/endpoint"
+)
+
+const (
+	// period is how often the reaper looks for endpoints that ended.
+	period = 2 * time.Second
+	// forgotten is after how many rounds without its link the end of a pod that the API server has
+	// no more is taken for certain: the runtime's DEL comes within seconds, or, where another
+	// plugin keeps it for itself, never.
+	forgotten = 10
+	// unlinked is after how many rounds an endpoint without its link becomes a problem: a runtime's
+	// DEL comes within seconds of a container's end.
+	unlinked = 8
+)
+
+// Run releases what ended, until ctx ends: at first what was lost with the host's namespaces while
+// no agent ran.
+func (a *Attachments) Run(ctx context.Context) error {
+	a.releaseVanished(ctx)
+	if err := a.strays.find(a.hostLinks); err != nil {
+		a.cfg.Log.Warn("cannot look for containers that are plugged in", "err", err)
+	}
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		v, viewed := a.cfg.View.Read()
+		podded := a.cfg.PodsChanged.Version()
+		if v != nil && !v.Ring.IsZero() {
+			a.check(errors.Join(a.strays.claim(ctx, a.cfg, v), a.queue.check()))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			a.releaseQueued(ctx)
+			a.releaseEnded(ctx)
+		case <-a.cfg.View.Changed(viewed):
+		case <-a.cfg.PodsChanged.Changed(podded):
+			a.mu.Lock()
+			a.publish()
+			a.mu.Unlock()
+		}
+	}
+}
+
+// check keeps why nothing can be attached.
+func (a *Attachments) check(err error) {
+	before := a.failed.Get()
+	a.failed.Set(err)
+	if (before == nil) != (err == nil) {
+		a.cfg.Checked()
+	}
+}
+
+// Check reports why nothing can be attached yet.
+func (a *Attachments) Check() error { return a.failed.Get() }
+
+// Detach ends an endpoint, once no other operation works on it.
+func (a *Attachments) Detach(ctx context.Context, ref api.EndpointRef) error {
+	done, err := a.busy.wait(ctx, ref.Key())
+	if err != nil {
+		return err
+	}
+	defer done()
+	a.cfg.Unattached.Forget(ref.Key())
+	return a.end(ctx, ref.Key())
+}
+
+// detachIdle ends an endpoint without a request to do so, unless an operation works on it.
+func (a *Attachments) detachIdle(ctx context.Context, ref api.EndpointRef) error {
+	done, err := a.busy.begin(ref.Key())
+	if err != nil {
+		return err
+	}
+	defer done()
+	e, ok := a.get(ref.Key())
+	if err := a.end(ctx, ref.Key()); err != nil || !ok {
+		return err
+	}
+	a.cfg.Unattached.Note(e.describe(nil, a.cfg.Settings.Get(), false), time.Now())
+	return nil
+}
+
+// end ends an endpoint whose key the caller has: first its link, then its routes, last its
+// address, so that no other endpoint gets an address that is still in use.
+func (a *Attachments) end(ctx context.Context, key string) error {
+	e, ok := a.get(key)
+	if !ok {
+		return nil
+	}
+	u, err := a.universe()
+	if err != nil {
+		return err
+	}
+	if err := endpoint.Remove(e.HostLink); err != nil {
+		return err
+	}
+	if err := a.cfg.Router.Unplug(ctx, e.Plug(u, a.cfg.IPv6)); err != nil {
+		return err
+	}
+	if err := a.cfg.IPAM.Free(ctx, key); err != nil {
+		return err
+	}
+	a.set(key, nil)
+	return a.cfg.Settings.Forget(key)
+}
+
+// Collect ends the endpoints of a network that the runtime no longer knows.
+func (a *Attachments) Collect(ctx context.Context, req api.CollectRequest) error {
+	return a.detachWhere(ctx, func(e *record) bool {
+		return e.Source == api.SourceCNI && e.Network == req.Network && !slices.Contains(req.Valid, e.ref())
+	})
+}
+
+// DetachAll ends all endpoints.
+func (a *Attachments) DetachAll(ctx context.Context) error {
+	return a.detachWhere(ctx, func(*record) bool { return true })
+}
+
+// detachWhere ends every endpoint that a condition holds for, but for those that another
+// operation works on.
+func (a *Attachments) detachWhere(ctx context.Context, gone func(*record) bool) error {
+	a.mu.Lock()
+	var those []api.EndpointRef
+	for _, e := range a.endpoints {
+		if gone(e) {
+			those = append(those, e.ref())
+		}
+	}
+	a.mu.Unlock()
+	var errs []error
+	for _, ref := range those {
+		err := a.detachIdle(ctx, ref)
+		if busy, ok := errors.AsType[*api.Error](err); ok && busy.Code == api.CodeNotReady {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("detach %s: %w", ref.Key(), err))
+		} else {
+			a.cfg.Log.Info("endpoint is gone, its address is free again", "endpoint", ref.Key())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// releaseVanished frees what was lost with the host's namespaces while no agent ran. An address
+// that cannot be freed now is no reason not to start.
+func (a *Attachments) releaseVanished(ctx context.Context) {
+	present, err := endpoint.List()
+	if err == nil {
+		err = a.detachWhere(ctx, func(e *record) bool { return !slices.Contains(present, e.HostLink) })
+	}
+	a.releaseQueued(ctx)
+	if err != nil && ctx.Err() == nil {
+		a.cfg.Log.Warn("cannot free all that is gone", "err", err)
+	}
+}
+
+// releaseQueued does the releases that weft-cni queued.
+func (a *Attachments) releaseQueued(ctx context.Context) { a.queue.do(ctx, a.cfg.Log, a.detachIdle) }
+
+// releaseEnded ends the endpoints of processes that ended without `weft detach`: their namespace
+// is gone, and the link with it. It takes two rounds, since a link may just be moving.
+func (a *Attachments) releaseEnded(ctx context.Context) {
+	present, err := a.links.Get(a.cfg.Watch, endpoint.List)
+	if err != nil {
+		a.cfg.Log.Warn("cannot list links", "err", err)
+		return
+	}
+	err = a.detachWhere(ctx, func(e *record) bool {
+		if slices.Contains(present, e.HostLink) {
+			e.missing = 0
+			return false
+		}
+		e.missing++
+		return e.missing >= 2 && e.Source == api.SourceAttach ||
+			e.missing >= forgotten && a.cfg.Pods.Ended(e.Namespace, e.Name, e.PodUID)
+	})
+	if err = errors.Join(err, release(ctx, a.cfg, present)); err != nil && ctx.Err() == nil {
+		a.cfg.Log.Warn("cannot release endpoints that ended", "err", err)
+	}
+}
+
+// hostLinks lists the links of all endpoints.
+func (a *Attachments) hostLinks() (links []string) {
+	for _, e := range a.Get() {
+		links = append(links, e.HostLink)
+	}
+	return links
+}

@@ -1,0 +1,78 @@
+package attach
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"weft/prog/agent/metric"
+	"weft/prog/agent/view"
+	"weft/prog/api"
+	"weft/router/problem"
+)
+
+// Status describes all endpoints, in the order of their addresses.
+func (a *Attachments) Status(v *view.View) []api.Endpoint {
+	out, s := []api.Endpoint{}, a.cfg.Settings.Get()
+	for _, e := range a.Get() {
+		out = append(out, e.describe(v, s, a.cfg.IPv6))
+	}
+	slices.SortFunc(out, func(x, y api.Endpoint) int { return slices.CompareFunc(x.Addresses, y.Addresses, netip.Addr.Compare) })
+	return out
+}
+
+// Problems name endpoints that lack their link, that say more than the directory has room for, or
+// that the state does not know.
+func (a *Attachments) Problems() (list []problem.Problem) {
+	if v := a.cfg.View.Get(); v != nil && !v.Ring.IsZero() {
+		list = strayProblems(v)
+	}
+	return slices.Concat(list, a.unlinked(), misfits(a.Get()))
+}
+
+// unlinked names endpoints whose links were deleted by hand.
+func (a *Attachments) unlinked() (out []problem.Problem) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, e := range a.endpoints {
+		if e.missing >= unlinked {
+			out = append(out, problem.Problem{
+				Reason: problem.DataPath, What: fmt.Sprintf("%s cannot be reached, and reaches nothing", e.Title()),
+				Effect: fmt.Sprintf("its link %s is gone from this host, and no runtime asked for that", e.HostLink),
+				Fix:    "delete the pod or container, so that a new one gets a link",
+			})
+		}
+	}
+	slices.SortFunc(out, func(x, y problem.Problem) int { return strings.Compare(x.What, y.What) })
+	return out
+}
+
+// misfits says what the other hosts are not told of endpoints here, since it does not fit.
+func misfits(endpoints []Endpoint) (out []problem.Problem) {
+	left := map[string][]string{} // the endpoints, by what is left out
+	for _, e := range endpoints {
+		if _, what := e.Entry().Fit(); len(what) > 0 {
+			text := strings.Join(what, "; ")
+			left[text] = append(left[text], e.Title())
+		}
+	}
+	for text, titles := range left {
+		slices.Sort(titles)
+		more := ""
+		if n := len(titles) - 1; n > 0 {
+			more = fmt.Sprintf(" and %d more", n)
+		}
+		out = append(out, problem.Problem{
+			Reason: problem.LeftOut, What: fmt.Sprintf("%s%s: not all of what it says of itself fits into the directory. Left out is %s", titles[0], more, text),
+			Effect: "its addresses work, and policies of this host see all of it",
+		})
+	}
+	slices.SortFunc(out, func(x, y problem.Problem) int { return strings.Compare(x.What, y.What) })
+	return out
+}
+
+var metricEndpoints = metric.Desc("endpoints", "Attached containers, pods and processes.")
+
+// Metrics exports how many endpoints there are.
+func (a *Attachments) Metrics(out metric.Out) { out.Gauge(metricEndpoints, float64(len(a.Get()))) }

@@ -1,0 +1,157 @@
+// Package config holds what the operator decides about an agent: its Options, their defaults and
+// their bounds. It is values only: nothing here reads a file or asks the kernel.
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
+	"weft/mesh/topology"
+	"weft/prog/api"
+	"weft/router/nft"
+)
+
+// Options are the operator's decisions. The zero value of a field stands for its default.
+type Options struct {
+	Version    string
+	Nickname   string         // default: the host's name
+	Targets    []string       // hosts to join
+	Universe   Ranges         // default: 10.32.0.0/12 and the cluster's ULA
+	Exclude    []netip.Prefix // never handed out unless a container asks for it
+	Init       Init
+	Rest       time.Duration // quarantine of a freed address; default ipam.DefaultRest
+	Advertise  []netip.Addr  // default: this host's own addresses
+	GossipPort int
+	Port       int // WireGuard's
+	MTU        int // default: the underlay's less WireGuard's overhead
+	StateDir   string
+	RunDir     string
+	CNIConfDir string // empty: no CNI configuration is written
+	CNIBinDir  string
+	CNIChain   []string // plugins that the runtime calls after weft-cni, where they are in CNIBinDir
+	SysctlDir  string   // default: /proc/sys/net
+	// DatapathElsewhere says that another supervisor starts the userspace WireGuard, where the
+	// kernel has none: a pod that outlives the agent's.
+	DatapathElsewhere bool
+	StatusAddr        string // empty: no status over TCP
+	DNS               DNS
+	Exempt            nft.Exempt // what policies do not apply to
+	Kubernetes        Kubernetes
+	Log               *slog.Logger
+	Settings          []api.Setting // as the report shows them
+}
+
+// DNS is the operator's part of the name server.
+type DNS struct {
+	Off         bool
+	Domain      string                      // without the last dot
+	TTL         time.Duration               // of answers about the network
+	PreferLocal bool                        // endpoints of this host come first
+	Forward     map[string][]netip.AddrPort // servers for the names below a domain
+	Fallback    bool                        // containers get this host's own server as a second one
+	ResolvConf  string                      // the file that names this host's own servers
+}
+
+// Kubernetes says where the API server is, if this host is a Node of a cluster: then policies,
+// namespaces, pods and peers are what that says, and a Secret there founds the ring.
+type Kubernetes struct {
+	On        bool
+	Config    string // a kubeconfig file; empty: the service account of the agent's pod
+	Node      string // the name of this host's Node object
+	Namespace string // of the Secret; empty: the pod's own, else kube.DefaultNamespace
+}
+
+// Ranges are the universe as the operator gives it: the second one may be missing.
+type Ranges struct {
+	V4, V6 netip.Prefix
+}
+
+// Defaults of Options.
+const (
+	DefaultStateDir   = "/var/lib/weft"
+	DefaultRunDir     = "/run/weft"
+	DefaultCNIConfDir = "/etc/cni/net.d"
+	DefaultCNIBinDir  = "/opt/cni/bin"
+	DefaultStatusAddr = "127.0.0.1:6784"
+	DefaultPort       = 6784
+)
+
+// Socket returns the path of the control socket.
+func (o Options) Socket() string { return filepath.Join(o.RunDir, "weft.sock") }
+
+// Validate reports which option is out of its bounds.
+func (o Options) Validate() error {
+	for _, p := range []struct {
+		flag string
+		port int
+	}{{"--port", o.GossipPort}, {"--wireguard-port", o.Port}} {
+		if p.port < 1 || p.port > 65535 {
+			return fmt.Errorf("%s %d: want 1 to 65535", p.flag, p.port)
+		}
+	}
+	for _, d := range []struct{ flag, dir string }{{"--state-dir", o.StateDir}, {"--run-dir", o.RunDir}} {
+		if d.dir == "" {
+			return fmt.Errorf("%s: want the path of a folder: it is empty", d.flag)
+		}
+	}
+	if o.GossipPort == o.Port {
+		return fmt.Errorf("--port and --wireguard-port are both %d: gossip and WireGuard each need a port of their own", o.Port)
+	}
+	if _, port, _ := net.SplitHostPort(o.StatusAddr); port == strconv.Itoa(o.GossipPort) {
+		return fmt.Errorf("--status-addr %s: gossip has TCP port %s (--port): choose another one", o.StatusAddr, port)
+	}
+	if len(o.Nickname) > peer.MaxNickname || !peer.Printable(o.Nickname) {
+		return fmt.Errorf("--nickname %.100q: want at most %d bytes, without control characters", o.Nickname, peer.MaxNickname)
+	}
+	for _, a := range o.Advertise {
+		if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
+			return fmt.Errorf("--advertise %v: no other host reaches this one there: want an address of this host, or of what forwards to it", a)
+		}
+	}
+	if o.MTU != 0 && (o.MTU < topology.MinMTU || o.MTU > 65535) {
+		return fmt.Errorf("--mtu %d: want %d, the least that IPv6 asks of a link, to 65535", o.MTU, topology.MinMTU)
+	}
+	return nil
+}
+
+// PublicStatusPort returns the port at which the status is served to other machines; 0 if it is not.
+func (o Options) PublicStatusPort() uint16 {
+	host, port, err := net.SplitHostPort(o.StatusAddr)
+	if err != nil || host == "localhost" {
+		return 0
+	}
+	if addr, err := netip.ParseAddr(host); err == nil && addr.Unmap().IsLoopback() {
+		return 0
+	}
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return 0
+	}
+	return uint16(number)
+}
+
+// Asked returns what the operator asked for; zero where that is nothing.
+func (r Ranges) Asked() slot.Universe { return slot.Universe{V4: r.V4, V6: r.V6} }
+
+// Complete returns the universe with defaults for what the operator left open.
+func (r Ranges) Complete(cluster secret.ClusterID) slot.Universe {
+	u := r.Asked()
+	if !u.V4.IsValid() {
+		u.V4 = slot.DefaultV4
+	}
+	if !u.V6.IsValid() {
+		u.V6 = cluster.V6()
+	}
+	return u
+}
+
+// Validate reports why the ranges cannot serve as a universe.
+func (r Ranges) Validate() error { return r.Complete(secret.ClusterID{}).Validate() }

@@ -1,0 +1,194 @@
+// Package control serves the agent's sockets: the control API, which the components answer, and the
+// read-only status.
+//
+// A Server owns nothing but answers what concerns several components: which hosts to join, the end
+// of this agent, and the end of another peer.
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"weft/ipam"
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/prog/agent/attach"
+	"weft/prog/agent/explain"
+	"weft/prog/agent/names"
+	"weft/prog/agent/policyview"
+	"weft/prog/agent/ready"
+	"weft/prog/agent/status"
+	"weft/prog/agent/view"
+	"weft/prog/api"
+	"weft/prog/api/server"
+)
+
+// Mesh joins and forgets other hosts.
+type Mesh interface {
+	Targets() []mesh.Target
+	Connect(hosts []string, replace bool) error
+	Forget(hosts []string) error
+	ForgetPeer(context.Context, peer.ID) error
+	Knows(peer.ID) bool
+	Reachable(peer.ID) bool
+	Farewell(peer.State)
+	Name(peer.ID) string
+	Peers() []mesh.Peer
+}
+
+// IPAM hands addresses over.
+type IPAM interface {
+	Leave(context.Context) (heir peer.ID, err error)
+	RemovePeer(ctx context.Context, dead peer.ID, force bool) (slots uint64, err error)
+	Usage(context.Context, []peer.ID) map[peer.ID]ipam.Usage
+}
+
+// Refresher takes a view now.
+type Refresher interface {
+	Refresh(context.Context) (*view.View, error)
+}
+
+// Config is what a Server is made of.
+type Config struct {
+	Self peer.ID
+	Mesh Mesh
+	IPAM IPAM
+	View Refresher
+	// Stop ends the agent.
+	Stop func()
+}
+
+// Server answers the control API. Each component answers for itself.
+type Server struct {
+	*attach.Attachments
+	*names.Service
+	*policyview.View
+	*explain.Explainer
+	*status.Reporter
+	*ready.Board
+
+	cfg Config
+}
+
+var _ server.Agent = (*Server)(nil)
+
+// New makes a server whose components the caller fills in.
+func New(cfg Config) *Server { return &Server{cfg: cfg} }
+
+// Targets changes which hosts this peer joins.
+func (s *Server) Targets(_ context.Context, req api.TargetsRequest) error {
+	if err := knownTargets(s.cfg.Mesh.Targets(), req.Forget); err != nil {
+		return err
+	}
+	if err := s.cfg.Mesh.Forget(req.Forget); err != nil {
+		return err
+	}
+	if len(req.Connect) == 0 && !req.Replace {
+		return nil
+	}
+	if err := s.cfg.Mesh.Connect(req.Connect, req.Replace); err != nil {
+		return &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
+	}
+	return nil
+}
+
+// knownTargets refuses to forget what is no target, and then all that was asked with it.
+func knownTargets(targets []mesh.Target, forget []string) error {
+	for _, host := range forget {
+		if !slices.ContainsFunc(targets, func(t mesh.Target) bool { return t.Host == host }) {
+			return &api.Error{Code: api.CodeNotFound, Message: host + " is no target of this host: nothing is forgotten (`weft status targets` lists them)"}
+		}
+	}
+	return nil
+}
+
+// Stop ends the agent. The data path stays. A peer that leaves for good cuts off what is
+// attached, and does not go before another one has its addresses.
+func (s *Server) Stop(ctx context.Context, req api.StopRequest) (r api.StopReply, err error) {
+	if req.Leave {
+		if err := s.Attachments.DetachAll(ctx); err != nil {
+			return r, err
+		}
+		heir, err := s.cfg.IPAM.Leave(ctx)
+		if err != nil && !req.Force {
+			return r, fmt.Errorf("%w. When one can be reached, try again; or use --force, and then run `weft rmpeer %v` on another host", err, s.cfg.Self)
+		}
+		if !heir.IsZero() {
+			r.Heir = s.cfg.Mesh.Name(heir)
+		}
+		s.cfg.Mesh.Farewell(peer.Left)
+	}
+	s.cfg.Stop()
+	return r, nil
+}
+
+// RemovePeer takes over the addresses of a peer that is gone for good.
+func (s *Server) RemovePeer(ctx context.Context, req api.RemovePeerRequest) (r api.RemovePeerReply, err error) {
+	id, err := s.findPeer(req.Peer)
+	if err != nil {
+		return r, err
+	}
+	name := s.cfg.Mesh.Name(id)
+	slots, err := s.Remove(ctx, id, req.Force)
+	if refused, ok := errors.AsType[*ipam.RemovalError](err); ok {
+		return r, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%s is not removed: %s", name, refused.Why)}
+	}
+	return api.RemovePeerReply{Peer: name, Addresses: slots}, err
+}
+
+// Remove takes over what a dead peer owns, and has all hosts forget it. One that owns
+// nothing is forgotten all the same.
+func (s *Server) Remove(ctx context.Context, id peer.ID, force bool) (uint64, error) {
+	slots, err := s.cfg.IPAM.RemovePeer(ctx, id, force)
+	refused, ok := errors.AsType[*ipam.RemovalError](err)
+	if known := s.cfg.Mesh.Knows(id); err != nil && !(ok && refused.Nothing && known) {
+		return 0, err
+	}
+	if _, err := s.cfg.View.Refresh(ctx); err != nil { // the mesh asks it what a peer owns: nothing by now
+		return slots, err
+	}
+	return slots, s.cfg.Mesh.ForgetPeer(ctx, id)
+}
+
+// findPeer finds a peer by its id or its nickname.
+func (s *Server) findPeer(name string) (found peer.ID, err error) {
+	if id, err := peer.ParseID(name); err == nil {
+		return id, nil // also one whose record was lost
+	}
+	for _, p := range s.cfg.Mesh.Peers() {
+		if p.Record.Identity == nil || p.Record.Nickname != name || p.Record.State == peer.Left {
+			continue
+		}
+		if !found.IsZero() {
+			return found, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("several peers are called %s: give the id (`weft status peers`)", name)}
+		}
+		found = p.Record.ID()
+	}
+	if found.IsZero() {
+		return found, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("no peer has the id or the nickname %s (`weft status peers` lists them)", name)}
+	}
+	return found, nil
+}
+
+// Usage asks all peers that own addresses how they use them.
+func (s *Server) Usage(ctx context.Context) (map[string]api.Usage, error) {
+	v, err := s.cfg.View.Refresh(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ask []peer.ID
+	for id := range v.Owners {
+		if s.cfg.Mesh.Reachable(id) {
+			ask = append(ask, id)
+		}
+	}
+	out := map[string]api.Usage{
+		s.cfg.Self.String(): {Active: uint64(len(v.Allocations)), Free: v.Free, Resting: uint64(v.Resting)},
+	}
+	for id, u := range s.cfg.IPAM.Usage(ctx, ask) {
+		out[id.String()] = api.Usage(u)
+	}
+	return out, nil
+}

@@ -1,0 +1,89 @@
+package control
+
+import (
+	"encoding/json"
+	"net/http"
+	"sync/atomic"
+
+	"weft/prog/api"
+	"weft/prog/api/server"
+)
+
+// Front answers on the agent's sockets from its start on. Until the agent has what it needs to
+// serve (under Kubernetes that can take as long as the API server is down), it says what is waited
+// for.
+type Front struct {
+	All, ReadOnly *Door
+	alive         func() error
+}
+
+// Door leads to a handler once there is one.
+type Door struct {
+	starting http.Handler
+	behind   atomic.Pointer[http.Handler]
+}
+
+func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h := d.behind.Load(); h != nil {
+		(*h).ServeHTTP(w, r)
+		return
+	}
+	d.starting.ServeHTTP(w, r)
+}
+
+// Starting is what a Front answers before it is opened.
+type Starting struct {
+	// Why says what is waited for; empty: nothing, the agent is just starting.
+	Why    func() string
+	Report func() api.Report
+	Stop   func()
+}
+
+// NewFront makes a front. alive reports that starting the agent anew could help, since it hangs.
+func NewFront(s Starting, alive func() error) *Front {
+	f := &Front{alive: alive}
+	all, readOnly := http.NewServeMux(), http.NewServeMux()
+	notReady := func(w http.ResponseWriter, _ *http.Request) {
+		why := s.Why()
+		if why == "" { // not before the front is open
+			why = "the agent is starting"
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_ = json.NewEncoder(w).Encode(&api.Error{Code: api.CodeNotReady, Message: "not ready: " + why}) // a client that is gone needs no answer
+	}
+	all.HandleFunc("/", notReady)
+	readOnly.HandleFunc("/", notReady)
+	readOnly.HandleFunc("GET /live", f.live)
+	all.HandleFunc("GET "+api.PathReport, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(s.Report())
+	})
+	all.HandleFunc("POST "+api.PathStop, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(api.StopReply{})
+		s.Stop()
+	})
+	f.All, f.ReadOnly = &Door{starting: all}, &Door{starting: readOnly}
+	return f
+}
+
+// Open leads to the agent from now on.
+func (f *Front) Open(a server.Agent, metrics http.Handler) {
+	all, readOnly := server.Handler(a), http.NewServeMux()
+	readOnly.Handle("/", server.ReadOnly(a, metrics))
+	readOnly.HandleFunc("GET /live", f.live)
+	var status http.Handler = readOnly
+	f.All.behind.Store(&all)
+	f.ReadOnly.behind.Store(&status)
+}
+
+// live answers whether starting this agent anew could help: only if it hangs. That the API server
+// or other peers are down does not end it.
+func (f *Front) live(w http.ResponseWriter, _ *http.Request) {
+	if err := f.alive(); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = w.Write([]byte("ok\n")) // a client that is gone needs no answer
+}

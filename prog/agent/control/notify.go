@@ -1,0 +1,25 @@
+package control
+
+import (
+	"net"
+	"os"
+	"strings"
+)
+
+// Notify tells systemd how this unit fares (sd_notify(3)): READY=1 once the control socket
+// answers, STATUS= with what `systemctl status` shows. Where no systemd listens it does nothing.
+func Notify(lines ...string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	if path[0] == '@' { // an abstract socket
+		path = "\x00" + path[1:]
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return // a supervisor that does not listen is no reason to end
+	}
+	defer c.Close()
+	_, _ = c.Write([]byte(strings.Join(lines, "\n")))
+}

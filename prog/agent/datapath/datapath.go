@@ -1,0 +1,266 @@
+// Package datapath keeps the kernel's data path as the plan says. It owns what was applied, and
+// when.
+//
+// Its goroutine applies a plan when an input changes: with each view at least, that is every two
+// seconds, so that what others broke is repaired. It starts with what is stored, before gossip says
+// anything: a restart changes nothing.
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"weft/ipam"
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+	"weft/mesh/topology"
+	"weft/prog/agent/attach"
+	"weft/prog/agent/live"
+	"weft/prog/agent/plan"
+	"weft/prog/agent/settings"
+	"weft/prog/agent/underlay"
+	"weft/prog/agent/view"
+	"weft/router"
+	"weft/router/endpoint"
+	"weft/router/link"
+	"weft/router/nft"
+	"weft/router/problem"
+)
+
+// stuck is how long one turn may take: a turn gives up what hangs long before.
+const stuck = 2 * time.Minute
+
+// Router makes the kernel match.
+type Router interface {
+	Apply(context.Context, router.Config) error
+	Unplug(context.Context, ...endpoint.Endpoint) error
+	Protected() bool
+	Observe() (router.Observed, error)
+}
+
+// Underlay is what the hosts' own network says.
+type Underlay interface {
+	Overlap(slot.Universe) error
+	Routes() (carry func(netip.Addr) int, done func(), err error)
+}
+
+// Policies are where rules come from.
+type Policies interface {
+	// Empty reports why the rules of an earlier agent stay in force: no policies are known at all.
+	Empty() error
+	Changed(seen uint64) <-chan struct{}
+	Version() uint64
+}
+
+// Config is what a Datapath is made of.
+type Config struct {
+	View     *live.Value[*view.View]
+	Host     *live.Value[underlay.Host]
+	NodeAddr *live.Value[slot.Slot]
+	Attached *live.Value[[]attach.Endpoint]
+	Settings *live.Value[settings.Values]
+	Underlay Underlay
+	Router   Router
+	Fixed    plan.Fixed
+	// PresharedKey is WireGuard's for the tunnel to a peer.
+	PresharedKey func(peer.ID) [32]byte
+	Policies     Policies
+	// Isolate returns once the kernel enforces all policies for what is attached now.
+	Isolate func() error
+	// Applied is called with the node addresses after each plan that was applied, and Turned after
+	// each turn.
+	Applied func([]netip.Addr)
+	Turned  func()
+	Log     *slog.Logger
+}
+
+// Datapath applies plans, and publishes the last one that was applied.
+type Datapath struct {
+	live.Value[*plan.Plan] // nil before the first
+
+	cfg    Config
+	wake   chan struct{}
+	failed live.Value[error]
+	turned atomic.Pointer[time.Time] // when the last turn began
+}
+
+// New makes a datapath; Run starts it.
+func New(cfg Config) *Datapath {
+	d := &Datapath{cfg: cfg, wake: make(chan struct{}, 1)}
+	d.failed.Set(errors.New("the agent is starting"))
+	return d
+}
+
+// Run applies plans until ctx ends. Its error is one that another turn does not mend: going on
+// would do harm.
+func (d *Datapath) Run(ctx context.Context) error {
+	for {
+		now := time.Now()
+		d.turned.Store(&now)
+		_, viewed := d.cfg.View.Read()
+		_, hosted := d.cfg.Host.Read()
+		_, claimed := d.cfg.NodeAddr.Read()
+		_, attached := d.cfg.Attached.Read()
+		_, set := d.cfg.Settings.Read()
+		ruled := d.cfg.Policies.Version()
+		err := d.step(ctx)
+		if overlap, ok := errors.AsType[*link.OverlapError](err); ok && d.Get() == nil {
+			return overlap
+		}
+		d.failed.Set(err)
+		d.cfg.Turned()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.wake:
+		case <-d.cfg.View.Changed(viewed):
+		case <-d.cfg.Host.Changed(hosted):
+		case <-d.cfg.NodeAddr.Changed(claimed):
+		case <-d.cfg.Attached.Changed(attached):
+		case <-d.cfg.Settings.Changed(set):
+		case <-d.cfg.Policies.Changed(ruled):
+		}
+	}
+}
+
+// step makes the kernel match, or reports why it cannot.
+func (d *Datapath) step(ctx context.Context) error {
+	v := d.cfg.View.Get()
+	switch {
+	case v == nil:
+		return ipam.ErrNoRing
+	case v.Ring.IsZero() && v.Conflict != nil:
+		return v.Conflict
+	case v.Ring.IsZero():
+		return ipam.ErrNoRing
+	}
+	overlap := d.cfg.Underlay.Overlap(v.Ring.Universe)
+	if _, ok := errors.AsType[*link.OverlapError](overlap); ok && d.Get() == nil {
+		return overlap
+	}
+	if err := d.cfg.Policies.Empty(); err != nil { // what is in force from before is better than nothing
+		return err
+	}
+	if err := d.cfg.Isolate(); err != nil {
+		return err
+	}
+	p, err := d.desired(v)
+	if err != nil {
+		return err
+	}
+	if err := d.cfg.Router.Apply(ctx, p.Config); err != nil {
+		return err
+	}
+	if len(p.Lost) > 0 {
+		if err := d.cfg.Router.Unplug(ctx, p.Lost...); err != nil {
+			return err
+		}
+	}
+	d.Set(&p)
+	d.cfg.Applied(p.NodeAddrs())
+	return overlap // it came later: what is attached goes on, and the guard keeps its packets in
+}
+
+// desired plans by what the components say now.
+func (d *Datapath) desired(v *view.View) (plan.Plan, error) {
+	route, done, err := d.cfg.Underlay.Routes()
+	if err != nil {
+		return plan.Plan{}, err
+	}
+	defer done()
+	return plan.Desired(plan.Inputs{
+		View: v, Node: d.cfg.NodeAddr.Get(), LinkMTU: d.linkMTU(), Endpoints: d.cfg.Attached.Get(), Settings: d.cfg.Settings.Get(),
+		Route: route, PresharedKey: d.cfg.PresharedKey, Fixed: d.cfg.Fixed,
+	}), nil
+}
+
+// linkMTU is that of the link with this host's first address; 0: unknown.
+func (d *Datapath) linkMTU() int {
+	if h := d.cfg.Host.Get(); len(h.MTUs) > 0 {
+		return int(h.MTUs[0])
+	}
+	return 0
+}
+
+// MTU returns that of the device, and of containers that are attached now.
+func (d *Datapath) MTU() int {
+	if p := d.Get(); p != nil {
+		return p.MTU
+	}
+	return topology.SetMTUs(nil, d.linkMTU(), d.cfg.Fixed.MTU)
+}
+
+// Tunnels returns the tunnels as they were applied last.
+func (d *Datapath) Tunnels() []topology.Tunnel {
+	if p := d.Get(); p != nil {
+		return p.Tunnels
+	}
+	return nil
+}
+
+// errUnconfirmed says that WireGuard has not got this host's key yet: two hosts with one key
+// would take each other's packets.
+var errUnconfirmed = errors.New("waiting for another peer to confirm that no other host has this one's identity; with none that answers, for 10 s")
+
+// Check reports why a new container could not send or receive.
+func (d *Datapath) Check() error {
+	if err := d.failed.Get(); err != nil {
+		return err
+	}
+	switch p := d.Get(); {
+	case p.Unconfirmed:
+		return errUnconfirmed
+	case p.Node == 0:
+		return errors.New("waiting for a node address from the other peers (see `weft status ipam`)")
+	}
+	return nil
+}
+
+// Alive reports that a turn hangs: starting the agent anew could help. Before the first turn the
+// agent has nothing to apply.
+func (d *Datapath) Alive() error {
+	since := d.turned.Load()
+	if since == nil || time.Since(*since) < stuck {
+		return nil
+	}
+	return fmt.Errorf("the data path has not been compared with the plan for %v", time.Since(*since).Round(time.Second))
+}
+
+// Problems name what other programs on this host do to the data path.
+func (d *Datapath) Problems() []problem.Problem {
+	seen, err := d.cfg.Router.Observe()
+	switch {
+	case err == nil:
+		return seen.Problems
+	case d.Get() == nil || d.failed.Get() != nil: // which the status says as well
+		return nil
+	}
+	return []problem.Problem{{
+		Reason: problem.DataPath, What: err.Error(), Effect: "it is made again within seconds", Fix: "if it is not, see the agent's log",
+	}}
+}
+
+// WatchTable makes the data path match at once when another program takes away the rules that keep
+// packets in, until ctx ends.
+func (d *Datapath) WatchTable(ctx context.Context) error {
+	removed := func() {
+		if !d.cfg.Router.Protected() {
+			select {
+			case d.wake <- struct{}{}:
+			default:
+			}
+		}
+	}
+	for ctx.Err() == nil {
+		if err := nft.Removed(ctx, removed); err != nil && ctx.Err() == nil {
+			d.cfg.Log.Warn("changes of nftables by others are only seen at the next turn", "err", err)
+			live.Pause(ctx, time.Minute)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,64 @@
+package dryrun
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"weft/mesh"
+	"weft/prog/agent/agenttest"
+	"weft/prog/agent/enforce"
+	"weft/prog/agent/policytest"
+	"weft/prog/api"
+	"weft/router/policy"
+)
+
+func newDryRun(t *testing.T) (*DryRun, *policytest.Host) {
+	h := policytest.New(t, true)
+	return New(Config{Self: agenttest.Self, Mesh: policytest.Alone{}, View: &h.View, Know: h.Enforcer.Know, MarkOwnHost: func(*policy.Packet) {}}), h
+}
+
+// A dry run says which pairs of endpoints would reach each other otherwise, and changes nothing.
+func TestPairsThatWouldChange(t *testing.T) {
+	d, h := newDryRun(t)
+	before, after, err := d.tried([]mesh.Change{{Kind: enforce.KindPolicy, Name: "shop/db", Body: []byte(policytest.Shop)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out api.Effects
+	pairChanges(before, after, &out)
+	want := []api.PairChange{{From: "jobs/batch", To: "shop/db", Before: "all", After: "none"}, {From: "jobs/db", To: "shop/db", Before: "all", After: "none"}, {From: "shop/web", To: "shop/db", Before: "all", After: "5432/TCP"}}
+	slices.SortFunc(out.Pairs, func(x, y api.PairChange) int { return strings.Compare(x.From, y.From) })
+	if !slices.Equal(out.Pairs, want) || len(h.Documents.List(enforce.KindPolicy)) != 0 {
+		t.Errorf("%+v", out)
+	}
+}
+
+// A deletion is tried as well; an unchanged policy changes no pair.
+func TestADeletionThatIsTried(t *testing.T) {
+	d, h := newDryRun(t)
+	h.Write(t, map[string]string{"shop/db": policytest.Shop})
+	for want, c := range map[int]mesh.Change{
+		0: {Kind: enforce.KindPolicy, Name: "shop/db", Body: []byte(policytest.Shop)},
+		3: {Kind: enforce.KindPolicy, Name: "shop/db", Deleted: true},
+	} {
+		before, after, err := d.tried([]mesh.Change{c})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out api.Effects
+		if pairChanges(before, after, &out); len(out.Pairs) != want {
+			t.Errorf("%d pairs would change, want %d: %+v", len(out.Pairs), want, out.Pairs)
+		}
+	}
+}
+
+func TestWhatCannotBeReadIsNotTried(t *testing.T) {
+	d, _ := newDryRun(t)
+	if _, _, err := d.tried([]mesh.Change{{Kind: enforce.KindPolicy, Name: "shop/db", Body: []byte("kind: Pod")}}); err == nil {
+		t.Error("a pod was tried as a policy")
+	}
+	if _, err := d.Handlers()[requestTry](t.Context(), agenttest.Self, []byte("garbage")); err == nil {
+		t.Error("garbage of another peer was tried")
+	}
+}

@@ -1,0 +1,203 @@
+// Package enforce keeps the kernel's policy program in step with the policies, the directory and
+// what is attached to this host.
+//
+// An Enforcer owns the compiler and knows which generation of the policies the kernel has. One
+// program is made and loaded at a time, so that an older one never follows a newer. Ensure returns
+// when the kernel enforces what is known at the moment of the call. Where policies come from is a
+// Source: documents of the mesh, or the Kubernetes API server.
+package enforce
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"sync"
+
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh/directory"
+	"weft/mesh/peer"
+	"weft/prog/agent/attach"
+	"weft/prog/agent/live"
+	"weft/prog/agent/view"
+	"weft/router/policy"
+	"weft/router/problem"
+)
+
+// Rules are all policies and namespaces of one generation.
+type Rules struct {
+	Policies   []policy.Policy
+	Namespaces map[string]map[string]string // labels
+	Generation string
+	Problems   []problem.Problem // what of them cannot be read
+}
+
+// Source is where policies come from.
+type Source interface {
+	// Read returns the rules; false if they are those of before, or nothing is known.
+	Read(before string) (Rules, bool)
+	// Known reports why the policies are not known yet: no endpoint can be attached.
+	Known() error
+	// Empty reports why nothing is known at all: the rules of an earlier agent stay in force.
+	Empty() error
+	// Hosts returns the cluster's hosts as policies see them.
+	Hosts(*view.View) []policy.Host
+	// Changed is closed once the version is not seen: rules or hosts may have changed.
+	Changed(seen uint64) <-chan struct{}
+	Version() uint64
+}
+
+// Directory says what is attached to other hosts.
+type Directory interface {
+	Held() []directory.Held
+	Of(peer.ID, directory.Ring) []directory.Entry
+}
+
+// Router loads programs into the kernel.
+type Router interface{ Enforce(policy.Program) error }
+
+// Config is what an Enforcer is made of.
+type Config struct {
+	Self      peer.ID
+	Source    Source
+	Directory Directory
+	Attached  *live.Value[[]attach.Endpoint]
+	View      *live.Value[*view.View]
+	Router    Router
+	Log       *slog.Logger
+	IPv6      bool
+}
+
+// Enforcer enforces policies on this host.
+type Enforcer struct {
+	cfg  Config
+	wake chan struct{} // the directory changed
+
+	mu       sync.Mutex // held while a program is made and loaded
+	compiler *policy.Compiler
+	rules    Rules
+	heard    heard
+	begun    bool   // Ensure was called
+	pending  bool   // the compiler knows more than the kernel
+	enforced string // generation that the kernel has
+}
+
+// heard is what the compiler was told of, so that it is told only of changes.
+type heard struct {
+	own   own
+	hosts [2]uint64                   // versions of view and source
+	seen  map[peer.ID]directory.Held  // whose endpoints, and of which set
+	ids   map[peer.ID]map[string]bool // their endpoints
+	ring  ring.Ring                   // by which these count
+}
+
+// own is what the endpoints of this host, as policies see them, follow from.
+type own struct {
+	version  uint64
+	universe slot.Universe
+}
+
+// New makes an enforcer; Run starts it.
+func New(cfg Config) *Enforcer {
+	return &Enforcer{
+		cfg: cfg, wake: make(chan struct{}, 1), compiler: policy.NewCompiler(),
+		heard: heard{seen: map[peer.ID]directory.Held{}, ids: map[peer.ID]map[string]bool{}},
+	}
+}
+
+// Wake says that the directory changed. It never blocks.
+func (e *Enforcer) Wake() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run settles every change until ctx ends.
+func (e *Enforcer) Run(ctx context.Context) error {
+	told := ""
+	for {
+		_, attached := e.cfg.Attached.Read()
+		_, viewed := e.cfg.View.Read()
+		sourced := e.cfg.Source.Version()
+		switch err := e.Settle(); {
+		case err == nil:
+			told = ""
+		case err.Error() != told:
+			told = err.Error()
+			e.cfg.Log.Warn("cannot enforce all policies: those of before stay in force", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.wake:
+		case <-e.cfg.Attached.Changed(attached):
+		case <-e.cfg.View.Changed(viewed):
+		case <-e.cfg.Source.Changed(sourced):
+		}
+	}
+}
+
+// Settle enforces what is new. Before the first Ensure, which does so, it does nothing.
+func (e *Enforcer) Settle() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.begun {
+		return nil
+	}
+	if e.learn(); !e.pending {
+		return nil
+	}
+	return e.load()
+}
+
+// Ensure makes the kernel enforce what is known now, and returns when it does; also when nothing
+// changed but the kernel.
+func (e *Enforcer) Ensure() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.begun = true
+	e.learn()
+	return e.load()
+}
+
+// load gives the kernel the program. The caller holds the lock.
+func (e *Enforcer) load() error {
+	e.pending = true
+	if err := e.cfg.Router.Enforce(e.compiler.Program()); err != nil {
+		return err
+	}
+	e.enforced, e.pending = e.rules.Generation, false
+	return nil
+}
+
+// learn tells the compiler what is known now. The caller holds the lock.
+func (e *Enforcer) learn() {
+	if rules, news := e.cfg.Source.Read(e.rules.Generation); news {
+		e.rules = rules
+		e.compiler.SetPolicies(rules.Policies, rules.Namespaces)
+		e.pending = true
+	}
+	e.learnEndpoints()
+}
+
+// Known is what policies are and which endpoints they are about, at one moment.
+type Known struct {
+	Policies []policy.Policy
+	World    policy.World
+}
+
+// Know returns what this host knows now.
+func (e *Enforcer) Know() Known {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.learn()
+	return Known{e.rules.Policies, e.compiler.World()}
+}
+
+// IsLocal reports whether an address is of an endpoint here.
+func (e *Enforcer) IsLocal(addr netip.Addr) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.compiler.IsLocal(addr)
+}

@@ -1,0 +1,141 @@
+package explain
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"weft/prog/agent/live"
+	"weft/prog/api"
+	"weft/router/nft"
+	"weft/router/policy"
+)
+
+// mostDrops is how many different drops are remembered.
+const mostDrops = 256
+
+// Drops are the packets that policies dropped last, alike ones together. The zero value has none.
+type Drops struct {
+	mu   sync.Mutex
+	last map[dropKey]*dropCount
+}
+
+// dropKey is what makes drops alike: the client's port does not.
+type dropKey struct {
+	direction policy.Direction
+	audit     bool
+	src, dst  netip.Addr
+	protocol  byte
+	port      uint16
+}
+
+type dropCount struct {
+	last   time.Time
+	count  int
+	packet nft.Packet // the last one, as the side that began the connection would send it
+}
+
+// note counts a packet.
+func (d *Drops) note(l nft.Logged, now time.Time) {
+	p := l.Packet
+	if p.Reply {
+		p.Src, p.Dst, p.SrcPort, p.DstPort, p.Reply = p.Dst, p.Src, p.DstPort, p.SrcPort, false
+	}
+	key := dropKey{l.Direction, l.Audit, p.Src, p.Dst, p.Protocol, p.DstPort}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.last == nil {
+		d.last = map[dropKey]*dropCount{}
+	}
+	c := d.last[key]
+	if c == nil {
+		d.makeRoom()
+		c = &dropCount{}
+		d.last[key] = c
+	}
+	c.last, c.packet = now, p
+	c.count++
+}
+
+// makeRoom forgets the oldest. The caller holds the lock.
+func (d *Drops) makeRoom() {
+	if len(d.last) < mostDrops {
+		return
+	}
+	var oldest dropKey
+	var at time.Time
+	for key, c := range d.last {
+		if at.IsZero() || c.last.Before(at) {
+			oldest, at = key, c.last
+		}
+	}
+	delete(d.last, oldest)
+}
+
+// list returns what is remembered, newest first.
+func (d *Drops) list() (out []api.Drop, packets []nft.Packet) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	type entry struct {
+		dropKey
+		dropCount
+	}
+	var all []entry
+	for key, c := range d.last {
+		all = append(all, entry{key, *c})
+	}
+	slices.SortFunc(all, func(x, y entry) int { return y.last.Compare(x.last) })
+	for _, e := range all {
+		out = append(out, api.Drop{
+			Last: e.last, Count: e.count, Direction: e.direction.String(), Audit: e.audit, Protocol: policy.Protocol(e.protocol).String(),
+			Source: netip.AddrPortFrom(e.packet.Src, e.packet.SrcPort), Dest: netip.AddrPortFrom(e.packet.Dst, e.packet.DstPort),
+		})
+		packets = append(packets, e.packet)
+	}
+	return out, packets
+}
+
+// Run hears of what the kernel drops, until ctx ends.
+func (d *Drops) Run(ctx context.Context, log *slog.Logger) error {
+	for ctx.Err() == nil {
+		err := nft.Watch(ctx, func(l nft.Logged) { d.note(l, time.Now()) })
+		if err != nil && ctx.Err() == nil {
+			log.Warn("packets that policies drop are counted, but not named", "err", err)
+			live.Pause(ctx, time.Minute)
+		}
+	}
+	return nil
+}
+
+// Drops explains the packets that policies dropped last on this host.
+func (x *Explainer) Drops(context.Context) ([]api.Drop, error) {
+	list, packets := x.cfg.Drops.list()
+	k := x.cfg.Policies.Know()
+	for i, p := range packets {
+		d := &list[i]
+		direction := policy.Ingress
+		if d.Direction == policy.Egress.String() {
+			direction = policy.Egress
+		}
+		d.From, d.To = Title(k.World, p.Src), Title(k.World, p.Dst)
+		d.Decision = x.evaluate(k, question{
+			Direction: uint8(direction), Src: p.Src, Dst: p.Dst, Protocol: p.Protocol, SrcPort: p.SrcPort, Port: p.DstPort,
+		}).Decision
+	}
+	if list == nil {
+		list = []api.Drop{}
+	}
+	return list, nil
+}
+
+// Title returns what people call the endpoint at an address; empty if there is none.
+func Title(w policy.World, addr netip.Addr) string {
+	e, ok := w.At(addr)
+	if !ok {
+		return ""
+	}
+	return e.Ref()
+}

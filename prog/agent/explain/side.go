@@ -1,0 +1,132 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"weft/mesh/peer"
+	"weft/prog/agent/enforce"
+	"weft/prog/agent/view"
+	"weft/prog/api"
+	"weft/router/endpoint"
+	"weft/router/policy"
+)
+
+// side is one end of a connection that people ask about.
+type side struct {
+	api.Party
+	endpoint policy.Endpoint // without an id: none
+	owner    peer.ID         // of the endpoint, or of the node
+}
+
+// asEndpoint returns a side as an endpoint, which policies select by its address only, if it is no endpoint.
+func (s side) asEndpoint() policy.Endpoint {
+	if s.endpoint.ID != "" {
+		return s.endpoint
+	}
+	return policy.Endpoint{ID: "address " + s.Asked, Addrs: s.Addresses}
+}
+
+// side finds what a word names: an address, NAME, NAMESPACE/NAME, HOST/NAME, a name in the
+// DNS domain, a container's id or its beginning, or a host by its name.
+func (x *Explainer) side(v *view.View, word string, w policy.World) (side, error) {
+	if addr, err := netip.ParseAddr(word); err == nil {
+		return sideAt(v, word, addr.Unmap(), w), nil
+	}
+	var exact, begin []policy.Endpoint
+	short := x.cfg.Short(word)
+	for _, e := range w.Endpoints {
+		host, id := hostOf(v, e)
+		switch {
+		case e.Name != "" && slices.ContainsFunc([]string{e.Name, e.Ref(), host + "/" + e.Name, e.Name + "." + e.Namespace}, func(s string) bool { return strings.EqualFold(s, short) }):
+			exact = append(exact, e)
+		case strings.HasPrefix(id, word), len(word) > len(host)+1 && strings.HasPrefix(host+"/"+id, word):
+			begin = append(begin, e)
+		}
+	}
+	found := exact
+	if len(found) == 0 {
+		if s, ok := sideNode(v, word); ok {
+			return s, nil
+		}
+		found = begin
+	}
+	switch len(found) {
+	case 1:
+		return sideOf(v, word, found[0]), nil
+	case 0:
+		return side{}, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is no container, host or address that is known: want an address, NAME, NAMESPACE/NAME, HOST/NAME or a container's id (`weft status dns` lists names)", word)}
+	}
+	var names []string
+	for _, e := range found {
+		host, id := hostOf(v, e)
+		names = append(names, fmt.Sprintf("%s (%s/%.12s, %v)", e.Ref(), host, id, e.Addrs[0]))
+	}
+	return side{}, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%s names several containers: %s; take HOST/NAME or an address", word, strings.Join(names[:min(len(names), 8)], ", "))}
+}
+
+// hostOf returns the nickname of an endpoint's host, and its id there.
+func hostOf(v *view.View, e policy.Endpoint) (host, id string) {
+	owner, id := enforce.OwnerOf(e)
+	if r, known := v.Records[owner]; known {
+		return r.Nickname, id
+	}
+	return owner.String(), id
+}
+
+func sideOf(v *view.View, word string, e policy.Endpoint) side {
+	owner, _ := enforce.OwnerOf(e)
+	return side{endpoint: e, owner: owner, Party: api.Party{
+		Asked: word, Endpoint: e.Ref(), Labels: e.Labels, Addresses: e.Addrs, Peer: v.Name(owner),
+	}}
+}
+
+// sideAt returns the endpoint or the host that has an address.
+func sideAt(v *view.View, word string, addr netip.Addr, w policy.World) side {
+	if e, ok := w.At(addr); ok {
+		s := sideOf(v, word, e)
+		s.Addresses = []netip.Addr{addr}
+		return s
+	}
+	s := side{Party: api.Party{Asked: word, Addresses: []netip.Addr{addr}}}
+	if n, ok := v.Ring.Universe.Slot(addr); ok {
+		for id, r := range v.Records {
+			if r.Node == n {
+				s.owner, s.Peer, s.Node = id, v.Name(id), true
+			}
+		}
+	}
+	return s
+}
+
+// behindGateway returns the host of an endpoint, where the question names the address by which
+// endpoints know it: it is translated before policies look.
+func behindGateway(v *view.View, src, dst side) side {
+	r := v.Records[src.owner]
+	if src.endpoint.ID == "" || r.Node == 0 || len(dst.Addresses) != 1 {
+		return dst
+	}
+	node := v.Ring.Universe.Addr4(r.Node)
+	switch dst.Addresses[0].WithZone("") {
+	case endpoint.Gateway4:
+	case endpoint.Gateway6:
+		node = v.Ring.Universe.Addr6(r.Node)
+	default:
+		return dst
+	}
+	dst.owner, dst.Node, dst.Peer, dst.Addresses = src.owner, true, src.Peer, []netip.Addr{node}
+	return dst
+}
+
+// sideNode returns a host by its name.
+func sideNode(v *view.View, word string) (s side, ok bool) {
+	for id, r := range v.Records {
+		if r.Node != 0 && (strings.EqualFold(r.Nickname, word) || id.String() == word) {
+			s = side{owner: id, Party: api.Party{Asked: word, Peer: v.Name(id), Node: true, Addresses: []netip.Addr{v.Ring.Universe.Addr4(r.Node), v.Ring.Universe.Addr6(r.Node)}}}
+			return s, true
+		}
+	}
+	return s, false
+}

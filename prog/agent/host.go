@@ -1,0 +1,121 @@
+package agent
+
+import (
+	"context"
+
+	"golang.org/x/sync/errgroup"
+
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/prog/agent/attach"
+	"weft/prog/agent/enforce"
+	"weft/prog/agent/founding"
+	"weft/prog/agent/live"
+	"weft/prog/agent/policyview"
+	"weft/prog/agent/underlay"
+	"weft/prog/kube/node"
+	"weft/prog/kube/reclaim"
+	"weft/router/problem"
+)
+
+// host is what differs between a host by itself and a Node of a Kubernetes cluster.
+type host struct {
+	nickname    string
+	founder     founding.Founder
+	node        func() underlay.Node // as Kubernetes knows this host
+	pods        attach.Pods
+	podsChanged *live.Value[struct{}]
+	// rules makes where policies come from.
+	rules func(documents *mesh.Documents, name func(peer.ID) string, changed func()) rules
+	// expected returns the targets that should answer.
+	expected func([]mesh.Target) []mesh.Target
+	problems func() []problem.Problem
+	// run does what a cluster expects of its agents, until ctx ends.
+	run func(context.Context, *parts) error
+}
+
+// rules is where policies come from.
+type rules struct {
+	source  enforce.Source
+	origin  policyview.Origin
+	changed func() // the documents may have changed
+}
+
+// host makes what this host is.
+func (r *run) host() (host, error) {
+	if r.opts.Kubernetes.On {
+		return r.onNode()
+	}
+	return host{
+		nickname: r.opts.Nickname,
+		founder:  founding.Plain{Options: r.opts, Store: r.store},
+		node:     func() underlay.Node { return underlay.Node{} },
+		pods:     attach.NoPods{}, podsChanged: &live.Value[struct{}]{},
+		rules: func(documents *mesh.Documents, name func(peer.ID) string, changed func()) rules {
+			source := enforce.NewDocuments(documents, name)
+			return rules{source, policyview.FromDocuments(source, documents, name), func() {
+				source.Set(struct{}{})
+				changed()
+			}}
+		},
+		expected: func(all []mesh.Target) []mesh.Target { return all },
+		problems: func() []problem.Problem { return nil },
+		run:      func(ctx context.Context, _ *parts) error { <-ctx.Done(); return nil },
+	}, nil
+}
+
+// onNode makes what this host is as a Node.
+func (r *run) onNode() (h host, err error) {
+	o, said := r.opts.Kubernetes, &live.Value[struct{}]{}
+	var source *enforce.Kubernetes
+	n, err := node.New(node.Config{
+		Kubeconfig: o.Config, Name: node.Name(o.Node), Namespace: o.Namespace, Store: r.store, Log: r.opts.Log,
+		Changed: func() {
+			said.Set(struct{}{})
+			source.Set(struct{}{})
+			r.board.Wake()
+		},
+	})
+	if err != nil {
+		return h, err
+	}
+	source = enforce.NewKubernetes(n.Source, r.ipv6)
+	return host{
+		nickname: n.Nickname(),
+		founder: founding.Kubernetes{
+			Options: r.opts, Store: r.store, Settings: r.settings, Node: n, Log: r.opts.Log,
+			Waiting: func(ctx context.Context, why string) {
+				r.board.Await(why)
+				n.Waiting(ctx, why, r.started)
+			},
+		},
+		node: func() underlay.Node {
+			own := n.Own()
+			return underlay.Node{UID: own.UID, Addrs: own.Addrs}
+		},
+		pods: n, podsChanged: said,
+		rules: func(*mesh.Documents, func(peer.ID) string, func()) rules {
+			return rules{source, policyview.FromKubernetes(source, n.Source.Server()), func() {}}
+		},
+		expected: n.Expected,
+		problems: n.Problems,
+		run:      func(ctx context.Context, p *parts) error { return r.runNode(ctx, n, p) },
+	}, nil
+}
+
+// runNode does the duties of a Node's agent, until ctx ends.
+func (r *run) runNode(ctx context.Context, n *node.Node, p *parts) error {
+	f := p.founding.Kubernetes
+	reclaimer := reclaim.New(reclaim.Config{
+		Self: p.founding.Trust.Self, Mesh: p.mesh, Ring: p.ipam, Source: n.Source, Client: n.Client, Report: n.Report, Founding: f, Log: r.opts.Log,
+		Remove: func(ctx context.Context, id peer.ID) (uint64, error) { return p.control.Remove(ctx, id, true) },
+	})
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return reclaimer.Run(ctx) })
+	group.Go(func() error {
+		return n.Run(ctx, node.Duties{
+			Mesh: p.mesh, Founding: f, Universe: p.founding.Universe.Asked(), IPv6: r.ipv6, NotReady: r.board.Why, Problems: p.status.Problems,
+		})
+	})
+	return group.Wait()
+}

@@ -1,0 +1,66 @@
+package paths
+
+import (
+	"fmt"
+	"time"
+
+	"weft/mesh/peer"
+	"weft/router/wg"
+)
+
+// heard is what has come from a peer through its tunnel, and when the last of it was noticed: proof
+// that the host lives, whatever gossip says.
+type heard struct {
+	bytes int64
+	at    time.Time
+}
+
+// heardFor is for how long what came is proof: a host that lives sends a keepalive every 25 s,
+// and tunnels are looked at every period.
+const heardFor = 40 * time.Second
+
+// listen takes in what has come by now. When the last packet of a tunnel that is seen for the first
+// time came is unknown: if its keys are in use, that may have been just now.
+func (p *Paths) listen(now time.Time, seen wg.Observed) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	peers := make(map[[32]byte]heard, len(seen.Peers))
+	for key, tunnel := range seen.Peers {
+		last, known := p.heard[key]
+		switch {
+		case !known && now.Sub(tunnel.Handshake) < staleHandshake, known && tunnel.Received > last.bytes:
+			last.at = now
+		}
+		last.bytes = tunnel.Received
+		peers[key] = last
+	}
+	p.heard = peers
+}
+
+// ago returns how long ago something came from a peer; false if that is no proof any more.
+func (p *Paths) ago(key [32]byte, now time.Time) (time.Duration, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last, ok := p.heard[key]
+	ago := now.Sub(last.at)
+	return ago, ok && ago < heardFor
+}
+
+// Heard says what shows that a peer lives, and what to do then; empty if nothing came through its
+// tunnel.
+func (p *Paths) Heard(id peer.ID) string {
+	v := p.cfg.View.Get()
+	if v == nil {
+		return ""
+	}
+	r, known := v.Records[id]
+	if !known {
+		return ""
+	}
+	ago, ok := p.ago(r.WireGuard, time.Now())
+	if !ok {
+		return ""
+	}
+	return fmt.Sprintf("its tunnel to %s brought data %d s ago, though gossip does not reach it. Open TCP and UDP %d between the two hosts, both ways, or run `weft reset` on it; if it has just been switched off, try again in %d s",
+		v.Name(v.Self), int(ago.Seconds()), r.Gossip, int((heardFor-ago+period).Seconds())+1)
+}

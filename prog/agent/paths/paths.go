@@ -1,0 +1,157 @@
+// Package paths watches how this host reaches the others: whether the ports that hosts need of each
+// other are open, what comes through the tunnels, and how large packets may be.
+//
+// Paths own what was heard of each peer, and the blockages that last. The goroutine looks every
+// five seconds. Paths are safe for concurrent use.
+package paths
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/mesh/topology"
+	"weft/prog/agent/live"
+	"weft/prog/agent/view"
+	"weft/router/problem"
+	"weft/router/wg"
+)
+
+const (
+	// period is how often the tunnels are looked at.
+	period = 5 * time.Second
+	// staleHandshake is when a tunnel's keys are too old to be used (WireGuard's REJECT_AFTER_TIME).
+	staleHandshake = 180 * time.Second
+)
+
+// Config is what Paths are made of.
+type Config struct {
+	View    *live.Value[*view.View]
+	Started time.Time
+	Gossip  int // port
+	IPv6    bool
+	// GivenMTU says that the operator gave the MTU.
+	GivenMTU bool
+	// Tunnels are those that were planned last, in the order of their peers.
+	Tunnels func() []topology.Tunnel
+	// Targets are the hosts to join, and Expected those of them that should answer.
+	Targets, Expected func() []mesh.Target
+	// Observe reads the tunnels of the kernel.
+	Observe func() (wg.Observed, error)
+}
+
+// Paths watch how this host reaches the others.
+type Paths struct {
+	cfg Config
+
+	mu      sync.Mutex
+	heard   map[[32]byte]heard   // by public key
+	since   map[string]time.Time // when a blockage was first seen, by its key
+	lasting []blockage           // those that have lasted
+}
+
+// New makes paths; Run starts them.
+func New(cfg Config) *Paths { return &Paths{cfg: cfg} }
+
+// Run looks at the tunnels until ctx ends.
+func (p *Paths) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if seen, err := p.cfg.Observe(); err == nil { // else there are no tunnels yet, and status says so
+			now := time.Now()
+			p.listen(now, seen)
+			if v := p.cfg.View.Get(); v != nil {
+				p.look(now, blockages(neighbours(v, seen, p.cfg.Started, now), p.cfg.Expected(), p.cfg.Gossip))
+			}
+		}
+		live.Pause(ctx, period)
+	}
+	return nil
+}
+
+// look takes in what is wrong now.
+func (p *Paths) look(now time.Time, seen []blockage) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	since := map[string]time.Time{}
+	p.lasting = nil
+	for _, b := range seen {
+		first, ok := p.since[b.About]
+		if !ok {
+			first = now
+		}
+		since[b.About] = first
+		if now.Sub(first) >= lasting {
+			p.lasting = append(p.lasting, b)
+		}
+	}
+	p.since = since
+}
+
+// Check reports why containers would reach no other host.
+func (p *Paths) Check() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if i := slices.IndexFunc(p.lasting, func(b blockage) bool { return b.About == noTunnel }); i >= 0 {
+		return errors.New(p.lasting[i].String())
+	}
+	return nil
+}
+
+// Problems name blocked ports, peers that gossip loses again and again, and peers to which packets
+// go in fragments.
+func (p *Paths) Problems() (list []problem.Problem) {
+	p.mu.Lock()
+	for _, b := range p.lasting {
+		if b.About != noTunnel { // for which this host is not ready
+			list = append(list, b)
+		}
+	}
+	p.mu.Unlock()
+	v := p.cfg.View.Get()
+	if v == nil {
+		return list
+	}
+	now := time.Now()
+	list = append(list, flapping(v.Peers, v.Self, func(r peer.Record) bool {
+		_, ok := p.ago(r.WireGuard, now)
+		return ok
+	})...)
+	for _, t := range p.cfg.Tunnels() {
+		if one, ok := narrow(t, v.Name(t.Peer), p.cfg.IPv6, p.cfg.GivenMTU); ok {
+			list = append(list, one)
+		}
+	}
+	return list
+}
+
+// narrow says that the path to a peer carries less than its tunnel needs; false if it carries that.
+func narrow(t topology.Tunnel, name string, ipv6, given bool) (problem.Problem, bool) {
+	size := t.MTUFor(ipv6)
+	need, path := t.Sealed(size), t.Path()
+	if path == 0 || need <= path {
+		return problem.Problem{}, false
+	}
+	addr := t.Endpoint.Addr()
+	where, look := fmt.Sprintf("this host's route to %v", addr), fmt.Sprintf(" (see `ip route get %v`)", addr)
+	if t.Route == 0 || path < t.Route {
+		where, look = fmt.Sprintf("the link with %v on that host", addr), ""
+	}
+	what, or := "the tunnel", ""
+	switch {
+	case given:
+		what, or = "the tunnel, with its --mtu,", ", or choose a smaller --mtu"
+	case size > t.MTU:
+		what = "IPv6 in the tunnel"
+	}
+	return problem.Problem{
+		Reason: problem.PathMTU, About: t.Peer.String(),
+		What:   fmt.Sprintf("large packets to %s go in fragments, which is slow, or are lost", name),
+		Effect: fmt.Sprintf("the MTU of %s is %d, and %s needs %d", where, path, what, need),
+		Fix:    "raise it" + look + or,
+	}, true
+}

@@ -1,0 +1,99 @@
+package paths
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/prog/agent/view"
+	"weft/router/problem"
+	"weft/router/wg"
+)
+
+// lasting is how long a blockage goes on before it is a problem: longer than the interval of
+// WireGuard's keepalives, which begin a handshake where no host has anything to send, and than a
+// restart takes.
+const lasting = 45 * time.Second
+
+// neighbour is another host, as gossip and the tunnel see it.
+type neighbour struct {
+	name      string
+	addrs     []netip.Addr
+	port      uint16 // WireGuard's
+	gossip    uint16
+	reachable bool // by gossip
+	mute      bool // that, but not by UDP
+	tunnel    bool // there is one, and
+	fresh     bool // it works: its keys are in use, and, where gossip was lost, newer than that
+}
+
+// blockage is a port between two hosts that does not let packets through: what a firewall drops, no
+// error reports. Its About stays the same while it lasts.
+type blockage = problem.Problem
+
+// noTunnel is about the blockage that no tunnel works at all.
+const noTunnel = "no tunnel"
+
+// blockages lists what is wrong at a moment. A host that is known is not named again as a target.
+func blockages(neighbours []neighbour, targets []mesh.Target, gossip int) (out []blockage) {
+	add := func(about, what, effect, fix string) {
+		out = append(out, blockage{Reason: problem.Port, About: about, What: what, Effect: effect, Fix: fix})
+	}
+	stuck, works := 0, 0
+	var known []netip.Addr
+	for _, n := range neighbours {
+		known = append(known, n.addrs...)
+		if n.reachable && n.mute {
+			add("udp "+n.name, fmt.Sprintf("gossip reaches %s by TCP, but not by UDP", n.name),
+				"it goes on, with more traffic, and finds failures later", fmt.Sprintf("open UDP %d between the two hosts, both ways", n.gossip))
+		}
+		switch {
+		case n.reachable && n.tunnel && !n.fresh:
+			stuck++
+			add("tunnel "+n.name, fmt.Sprintf("no tunnel comes up to %s, though gossip reaches it", n.name),
+				"containers here and there do not reach each other", fmt.Sprintf("open UDP %d between the two hosts, both ways", n.port))
+		case n.reachable && n.tunnel:
+			works++
+		case n.tunnel && n.fresh:
+			add("gossip "+n.name, fmt.Sprintf("gossip does not reach %s, though its tunnel works", n.name),
+				"what changes there is not known here", fmt.Sprintf("see that its agent runs, and open TCP and UDP %d between the two hosts, both ways", n.gossip))
+		}
+	}
+	if stuck > 1 && works == 0 { // of two hosts, neither knows which is at fault: both go on
+		add(noTunnel, fmt.Sprintf("no tunnel comes up to any other host, though gossip reaches %d", stuck),
+			"containers would reach no other host", "open WireGuard's UDP port between the hosts (`weft status connections`)")
+	}
+	for _, t := range targets {
+		if addr, err := netip.ParseAddr(t.Host); t.Connected || t.Err == nil || err == nil && slices.Contains(known, addr) {
+			continue
+		}
+		add("target "+t.Host, fmt.Sprintf("the host %s, which this one is to join, cannot be reached", t.Host),
+			t.Err.Error(), fmt.Sprintf("see that its agent runs, and open TCP and UDP %d between the two hosts, both ways", gossip))
+	}
+	return out
+}
+
+// neighbours lists the other hosts that run.
+func neighbours(v *view.View, seen wg.Observed, started, now time.Time) (out []neighbour) {
+	for _, p := range v.Peers {
+		r := p.Record
+		if r.Identity == nil || r.ID() == v.Self || r.State != peer.Running {
+			continue
+		}
+		tunnel, ok := seen.Peers[r.WireGuard]
+		n := neighbour{name: r.Name(), addrs: r.Underlay, port: r.Port, gossip: r.Gossip, reachable: p.Reachable, mute: p.Mute, tunnel: ok}
+		n.fresh = now.Sub(tunnel.Handshake) < staleHandshake
+		if !p.Reachable { // a host that was powered off has keys that look fresh for minutes
+			lost := p.Since
+			if lost.IsZero() {
+				lost = started
+			}
+			n.fresh = n.fresh && tunnel.Handshake.After(lost)
+		}
+		out = append(out, n)
+	}
+	return out
+}

@@ -1,0 +1,122 @@
+package paths
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/mesh/topology"
+	"weft/prog/agent/metric"
+	"weft/prog/agent/view"
+	"weft/prog/api"
+	"weft/router/wg"
+)
+
+// Status describes the tunnels to all other peers, and names the kind of WireGuard here.
+func (p *Paths) Status(v *view.View) (kind string, out []api.Connection) {
+	seen, _ := p.cfg.Observe() // of no device there are no tunnels
+	targets, now := p.cfg.Targets(), time.Now()
+	out = []api.Connection{}
+	for _, other := range v.Peers {
+		r := other.Record
+		if r.Identity != nil && r.ID() != v.Self && r.State != peer.Left && !v.Removed(other) {
+			out = append(out, p.connection(v, other, targets, seen, now))
+		}
+	}
+	return seen.Kind, out
+}
+
+// connection describes the tunnel to a peer, as the kernel has it, if it does.
+func (p *Paths) connection(v *view.View, other mesh.Peer, targets []mesh.Target, seen wg.Observed, now time.Time) api.Connection {
+	rec := other.Record
+	c := api.Connection{
+		Peer: rec.ID().String(), Nickname: rec.Nickname, Gossip: other.Reachable, Outbound: isTarget(other, targets),
+		State: api.ConnFailed,
+	}
+	if len(rec.Underlay) > 0 {
+		c.Address = netip.AddrPortFrom(cmp.Or(other.Addr, rec.Underlay[0]), rec.Port)
+	}
+	tunnel, ok := seen.Peers[rec.WireGuard]
+	switch {
+	case ok:
+		c.State = connectionState(tunnel.Handshake, now)
+		if tunnel.Endpoint.IsValid() {
+			c.Address = tunnel.Endpoint
+		}
+		if !tunnel.Handshake.IsZero() {
+			c.Handshake = &tunnel.Handshake
+		}
+		c.Received, c.Sent, c.MTU = tunnel.Received, tunnel.Sent, p.tunnelMTU(rec.ID())
+		c.Info = fmt.Sprintf("encrypted   %-9s %s(%s) mtu=%d", seen.Kind, c.Peer, c.Nickname, c.MTU)
+		if !other.Reachable {
+			c.Info += fmt.Sprintf(" (gossip: %s)", v.State(other))
+		}
+	case len(rec.Ring) == 0:
+		c.State, c.Info = api.ConnPending, c.Peer+"("+c.Nickname+") waits for the ring"
+	case string(rec.Ring) != string(v.Ring.ID[:]):
+		c.Info = fmt.Sprintf("%s(%s) is in another ring, %x: run `weft reset` on the side to give up", c.Peer, c.Nickname, rec.Ring)
+	default:
+		c.Info = fmt.Sprintf("%s(%s): this host has no address of the families of %v", c.Peer, c.Nickname, rec.Underlay)
+	}
+	return c
+}
+
+func isTarget(p mesh.Peer, targets []mesh.Target) bool {
+	return slices.ContainsFunc(targets, func(t mesh.Target) bool {
+		host, err := netip.ParseAddr(t.Host)
+		if err != nil {
+			return t.Host == p.Record.Nickname
+		}
+		return slices.Contains(p.Record.Underlay, host)
+	})
+}
+
+func connectionState(handshake, now time.Time) string {
+	switch {
+	case handshake.IsZero():
+		return api.ConnPending
+	case now.Sub(handshake) > staleHandshake:
+		return api.ConnRetrying
+	}
+	return api.ConnEstablished
+}
+
+// tunnelMTU returns the MTU of the tunnel to a peer, 0 if there is none.
+func (p *Paths) tunnelMTU(id peer.ID) int {
+	all := p.cfg.Tunnels()
+	i, ok := slices.BinarySearchFunc(all, id, func(t topology.Tunnel, id peer.ID) int { return slices.Compare(t.Peer[:], id[:]) })
+	if !ok {
+		return 0
+	}
+	return all[i].MTU
+}
+
+var (
+	metricConnections = metric.Desc("connections", "Tunnels by state.", "state")
+	metricReceived    = metric.Desc("tunnel_received_bytes_total", "Bytes that came through the tunnel from a peer.", "peer", "nickname")
+	metricSent        = metric.Desc("tunnel_sent_bytes_total", "Bytes that went through the tunnel to a peer.", "peer", "nickname")
+	metricMTU         = metric.Desc("tunnel_mtu_bytes", "The largest packet of the overlay that goes to a peer.", "peer", "nickname")
+)
+
+// Metrics exports the tunnels.
+func (p *Paths) Metrics(out metric.Out) {
+	v := p.cfg.View.Get()
+	if v == nil {
+		return
+	}
+	states := map[string]float64{}
+	_, connections := p.Status(v)
+	for _, c := range connections {
+		states[c.State]++
+		out.Counter(metricReceived, float64(c.Received), c.Peer, c.Nickname)
+		out.Counter(metricSent, float64(c.Sent), c.Peer, c.Nickname)
+		if c.MTU != 0 {
+			out.Gauge(metricMTU, float64(c.MTU), c.Peer, c.Nickname)
+		}
+	}
+	out.Each(metricConnections, states)
+}

@@ -1,0 +1,57 @@
+package plan
+
+import (
+	"net/netip"
+
+	"weft/mesh/peer"
+	"weft/prog/agent/view"
+	"weft/router/nft"
+	"weft/router/policy"
+)
+
+// guarded lists what containers are kept from: gossip and WireGuard of this host and of all others,
+// at the ports that each names, at each of its addresses. A record speaks for its own host only:
+// the ring says which node address that has, and no other overlay address is a host's.
+//
+// status is the port at which this host serves its status to other machines, over TCP; 0: none.
+// WireGuard's port of the same number stays open for TCP here and, since others do not say what
+// they serve, there.
+func guarded(v *view.View, status uint16) nft.Hosts {
+	tcp := func(p peer.Record) []uint16 {
+		if p.Port == status {
+			return []uint16{p.Gossip}
+		}
+		return []uint16{p.Gossip, p.Port}
+	}
+	own, r := v.Own, v.Ring
+	h := nft.Hosts{TCP: tcp(own), UDP: []uint16{own.Gossip, own.Port}}
+	for _, p := range v.Peers {
+		id := p.Record.ID()
+		switch {
+		case p.Record.Identity == nil, p.Record.State == peer.Left:
+			continue
+		case len(v.Owners[id]) == 0 && !p.Met && id != own.ID(): // a member can make up as many as it likes
+			continue
+		}
+		var addrs []netip.Addr
+		for _, a := range append([]netip.Addr{p.Addr}, p.Record.Underlay...) {
+			if _, overlay := r.Universe.Slot(a.Unmap()); a.IsValid() && !overlay {
+				addrs = append(addrs, a)
+			}
+		}
+		if owner, ok := r.Owner(p.Record.Node); ok && owner == id && p.Record.Node != 0 {
+			nodes := []netip.Addr{r.Universe.Addr4(p.Record.Node), r.Universe.Addr6(p.Record.Node)}
+			h.Nodes = append(h.Nodes, nodes...)
+			addrs = append(addrs, nodes...)
+		}
+		for _, a := range addrs {
+			for _, port := range tcp(p.Record) {
+				h.Peers = append(h.Peers, policy.Service{Addr: a, Protocol: policy.TCP, Port: port})
+			}
+			for _, port := range []uint16{p.Record.Gossip, p.Record.Port} {
+				h.Peers = append(h.Peers, policy.Service{Addr: a, Protocol: policy.UDP, Port: port})
+			}
+		}
+	}
+	return h
+}

@@ -1,0 +1,101 @@
+// Package plan decides what the data path of this host should be. Desired is pure: it works on
+// the values that it is given, and on nothing else. prog/arch holds the package to that.
+package plan
+
+import (
+	"net/netip"
+	"slices"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+	"weft/mesh/topology"
+	"weft/prog/agent/attach"
+	"weft/prog/agent/settings"
+	"weft/prog/agent/view"
+	"weft/router"
+	"weft/router/endpoint"
+	"weft/router/nft"
+)
+
+// Inputs are what the data path follows from.
+type Inputs struct {
+	View      *view.View // with a ring
+	Node      slot.Slot  // 0: none yet
+	LinkMTU   int        // of the link with this host's first address; 0: unknown
+	Endpoints []attach.Endpoint
+	Settings  settings.Values
+	// Route tells what this host's route to an address carries; 0: no route.
+	Route        func(netip.Addr) int
+	PresharedKey func(peer.ID) [32]byte
+	Fixed
+}
+
+// Fixed are those that do not change while an agent runs.
+type Fixed struct {
+	PrivateKey [32]byte
+	Port       int // WireGuard's
+	GossipPort int
+	MTU        int // that the operator gave; 0: none
+	IPv6       bool
+	Resolver   bool // a name server listens on the node addresses
+	Exempt     nft.Exempt
+	StatusPort uint16 // at which the status is served to other machines; 0: it is not
+}
+
+// Plan is the data path as it should be.
+type Plan struct {
+	router.Config
+	// Lost are endpoints whose addresses belong to another peer by now: their routes go. They stay
+	// attached, so that people see them.
+	Lost []endpoint.Endpoint
+}
+
+// Desired returns the data path that follows from the inputs. It is pure.
+func Desired(in Inputs) Plan {
+	v, self := in.View, in.View.Self
+	p := Plan{Config: router.Config{
+		Universe: v.Ring.Universe, Node: in.Node, PrivateKey: in.PrivateKey, Port: uint16(in.Port), Own: v.Owners[self],
+		Tunnels: tunnels(in), Gossip: uint16(in.GossipPort), Unconfirmed: !v.Confirmed, Hosts: guarded(v, in.StatusPort),
+		Exposed: in.Settings.Exposed, Resolver: in.Resolver, Exempt: in.Exempt, IPv6: in.IPv6,
+	}}
+	p.MTU = topology.SetMTUs(p.Tunnels, in.LinkMTU, in.MTU)
+	if s, lost := v.Lost[settings.NodeKey]; lost && s == in.Node {
+		p.Node = 0
+	}
+	for _, e := range in.Endpoints {
+		plug := e.Plug(v.Ring.Universe, in.IPv6)
+		if _, lost := v.Lost[e.Key()]; lost {
+			p.Lost = append(p.Lost, plug)
+		} else {
+			p.Endpoints = append(p.Endpoints, plug)
+		}
+	}
+	slices.SortFunc(p.Endpoints, func(x, y endpoint.Endpoint) int { return x.Addr4.Compare(y.Addr4) })
+	return p
+}
+
+// tunnels lists the tunnels to other peers.
+func tunnels(in Inputs) []topology.Tunnel {
+	v := in.View
+	t := topology.Input{
+		Self: v.Self, Ring: v.Ring.ID[:], Universe: v.Ring.Universe, IPv6: in.IPv6, Owned: v.Owners,
+		Preferred: map[peer.ID]netip.Addr{}, Reach: v.Reach, Route: in.Route, PresharedKey: in.PresharedKey,
+	}
+	for _, p := range v.Peers {
+		// A member can make up as many records as it likes: a peer counts once it proved to be
+		// alive, or owns a part of the ring.
+		id := p.Record.ID()
+		if p.Record.Identity == nil || len(v.Owners[id]) == 0 && !p.Met {
+			continue
+		}
+		t.Peers = append(t.Peers, p.Record)
+		if p.Addr.IsValid() {
+			t.Preferred[id] = p.Addr
+		}
+	}
+	for _, addr := range v.Own.Underlay {
+		t.Underlay4 = t.Underlay4 || addr.Is4()
+		t.Underlay6 = t.Underlay6 || addr.Is6()
+	}
+	return topology.Plan(t)
+}

@@ -1,0 +1,102 @@
+// Package publish keeps the directory in step with what is attached to this host. It owns the last
+// published set of this host's own endpoints.
+package publish
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"weft/ipam/slot"
+	"weft/mesh/directory"
+	"weft/prog/agent/attach"
+	"weft/prog/agent/live"
+	"weft/prog/agent/settings"
+	"weft/prog/agent/view"
+)
+
+// pause lets changes that come at once travel as one.
+const pause = 5 * time.Millisecond
+
+// Directory takes this host's own endpoints.
+type Directory interface {
+	Publish([]directory.Endpoint) error
+}
+
+// Config is what a Publisher is made of.
+type Config struct {
+	Directory Directory
+	Attached  *live.Value[[]attach.Endpoint]
+	Settings  *live.Value[settings.Values]
+	NodeAddr  *live.Value[slot.Slot]
+	View      *live.Value[*view.View]
+	IPv6      bool
+	Log       *slog.Logger
+}
+
+// Publisher publishes own endpoints.
+type Publisher struct{ cfg Config }
+
+// New makes a publisher; Run starts it.
+func New(cfg Config) *Publisher { return &Publisher{cfg} }
+
+// Run publishes until ctx ends.
+func (p *Publisher) Run(ctx context.Context) error {
+	told := ""
+	for {
+		endpoints, attached := p.cfg.Attached.Read()
+		set, changed := p.cfg.Settings.Read()
+		node, claimed := p.cfg.NodeAddr.Read()
+		v, viewed := p.cfg.View.Read()
+		if v != nil && !v.Ring.IsZero() {
+			switch err := p.cfg.Directory.Publish(own(endpoints, set, node, v, p.cfg.IPv6)); {
+			case err == nil:
+				told = ""
+			case err.Error() != told: // not at every change
+				told = err.Error()
+				p.cfg.Log.Warn("cannot tell the other peers of all endpoints here", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.cfg.Attached.Changed(attached):
+		case <-p.cfg.Settings.Changed(changed):
+		case <-p.cfg.NodeAddr.Changed(claimed):
+		case <-p.cfg.View.Changed(viewed):
+		}
+		live.Pause(ctx, pause)
+	}
+}
+
+// own is what the mesh is told of this host: a pure function of what is attached and of the names
+// that operators gave.
+func own(endpoints []attach.Endpoint, set settings.Values, node slot.Slot, v *view.View, ipv6 bool) []directory.Endpoint {
+	var out []directory.Endpoint
+	for _, e := range endpoints {
+		key := e.Key()
+		if _, lost := v.Lost[key]; lost {
+			continue
+		}
+		d, _ := e.Entry().Fit()
+		d.Aliases, d.IPv4Only = set.Aliases(key), !ipv6
+		if slices.Contains(set.Withdrawn, key) {
+			d.Name = ""
+		}
+		out = append(out, d)
+	}
+	if names := set.Aliases(settings.NodeKey); len(names) > 0 && node != 0 {
+		out = append(out, directory.Endpoint{ID: settings.NodeKey, Slots: []slot.Slot{node}, Aliases: names, IPv4Only: !ipv6})
+	}
+	outside := map[string]directory.Endpoint{}
+	for _, n := range set.Names {
+		if n.Endpoint == "" {
+			e := outside[n.Name]
+			e.ID, e.Aliases, e.Outside = "outside/"+n.Name, []string{n.Name}, append(e.Outside, n.Addr)
+			outside[n.Name] = e
+		}
+	}
+	return slices.AppendSeq(out, maps.Values(outside))
+}

@@ -1,0 +1,129 @@
+// Package ready owns whether this host can take new containers. A Board asks every component for
+// its condition, the most basic one first; the host is ready when none objects.
+//
+// A Board is safe for concurrent use. Its goroutine asks when a component says that its condition
+// may be another one, and every two seconds.
+package ready
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"weft/prog/agent/metric"
+	"weft/prog/api"
+)
+
+// period is how often conditions are asked for though no component said that its own changed.
+const period = 2 * time.Second
+
+// Condition is what one component says of new containers.
+type Condition struct {
+	Component string
+	Effect    string // on a container that came nevertheless
+	Check     func(context.Context) error
+}
+
+// Config is what a Board is made of.
+type Config struct {
+	Log *slog.Logger
+	// Notify tells the supervisor in one line how this host fares.
+	Notify  func(string)
+	Started time.Time
+}
+
+// Board knows whether this host is ready, and why not.
+type Board struct {
+	cfg        Config
+	conditions []Condition
+	wake       chan struct{}
+
+	mu  sync.Mutex
+	why string // empty once ready
+}
+
+// New makes a board of a host that is not ready, for the given reason.
+func New(cfg Config, why string) *Board {
+	return &Board{cfg: cfg, wake: make(chan struct{}, 1), why: why}
+}
+
+// Add adds conditions, before Run.
+func (b *Board) Add(conditions ...Condition) { b.conditions = append(b.conditions, conditions...) }
+
+// Await says what the agent waits for before its components run.
+func (b *Board) Await(why string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.why = why
+}
+
+// Wake asks for an evaluation. It never blocks.
+func (b *Board) Wake() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run evaluates until ctx ends.
+func (b *Board) Run(ctx context.Context) error {
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		b.evaluate(ctx)
+		select {
+		case <-ctx.Done():
+		case <-b.wake:
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// evaluate asks the components, in order, until one objects.
+func (b *Board) evaluate(ctx context.Context) {
+	now, effect := "", ""
+	for _, c := range b.conditions {
+		if err := c.Check(ctx); err != nil {
+			now, effect = err.Error(), c.Effect
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	b.mu.Lock()
+	before := b.why
+	b.why = now
+	b.mu.Unlock()
+	switch {
+	case before == now:
+	case now == "":
+		b.cfg.Notify("ready")
+		b.cfg.Log.Info("ready", "after", time.Since(b.cfg.Started).Round(time.Millisecond))
+	default:
+		b.cfg.Notify("not ready: " + now)
+		b.cfg.Log.Warn("not ready", "why", now, "effect", effect)
+	}
+}
+
+// Why returns why this host is not ready; empty if it is.
+func (b *Board) Why() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.why
+}
+
+// Ready reports why this host cannot attach containers yet.
+func (b *Board) Ready(context.Context) error {
+	if why := b.Why(); why != "" {
+		return &api.Error{Code: api.CodeNotReady, Message: "not ready: " + why}
+	}
+	return nil
+}
+
+var metricReady = metric.Desc("ready", "Whether this host can attach containers.")
+
+// Metrics exports whether this host is ready.
+func (b *Board) Metrics(out metric.Out) { out.Bool(metricReady, b.Why() == "") }

@@ -1,0 +1,218 @@
+// Package resolver gives the name server (prog/dns) what it needs to know of this host: the
+// directory as of the last view, and which client asks. It also decides what belongs into the
+// resolv.conf of a container.
+//
+// A Resolver is safe for concurrent use. Without a name server (--no-dns) there is Off.
+package resolver
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"weft/ipam/slot"
+	"weft/mesh/directory"
+	"weft/mesh/peer"
+	"weft/prog/agent/config"
+	"weft/prog/agent/live"
+	"weft/prog/agent/metric"
+	"weft/prog/agent/view"
+	"weft/prog/api"
+	"weft/prog/dns"
+	"weft/router/endpoint"
+	"weft/router/link"
+)
+
+// Directory has the endpoints of all peers.
+type Directory interface {
+	Lookup(name string, ring directory.Ring) ([]directory.Entry, bool)
+	At(s slot.Slot, ring directory.Ring) (directory.Entry, bool)
+	Named(ring directory.Ring) int
+}
+
+// Names is the directory as of the last view.
+type Names struct {
+	Directory Directory
+	View      *live.Value[*view.View]
+}
+
+// Universe returns the universe; zero before there is a ring.
+func (n Names) Universe() slot.Universe {
+	if v := n.View.Get(); v != nil {
+		return v.Ring.Universe
+	}
+	return slot.Universe{}
+}
+
+// Lookup lists the endpoints that have a name and can be reached, and reports whether the name
+// exists.
+func (n Names) Lookup(name string) ([]directory.Entry, bool) {
+	v := n.View.Get()
+	if v == nil {
+		return nil, false
+	}
+	entries, exists := n.Directory.Lookup(name, v.Ring)
+	return slices.DeleteFunc(entries, func(e directory.Entry) bool { return !v.Present[e.Owner] }), exists
+}
+
+// At returns the endpoint that has a slot, and whether it can be reached.
+func (n Names) At(s slot.Slot) (directory.Entry, bool) {
+	v := n.View.Get()
+	if v == nil {
+		return directory.Entry{}, false
+	}
+	e, ok := n.Directory.At(s, v.Ring)
+	return e, ok && v.Present[e.Owner]
+}
+
+// PeerName returns what people call a peer.
+func (n Names) PeerName(id peer.ID) string { return n.View.Get().Name(id) }
+
+// Resolver is this host's name server and what containers are told of it.
+type Resolver interface {
+	// Run serves until ctx ends.
+	Run(ctx context.Context) error
+	// SetAddrs listens on the node addresses.
+	SetAddrs([]netip.Addr)
+	// Container returns what belongs into the resolv.conf of an endpoint of a namespace; nil: nothing.
+	Container(namespace string) *api.Resolver
+	Status(*view.View) api.DNS
+	Metrics(metric.Out)
+}
+
+// Config is what a Resolver is made of.
+type Config struct {
+	Self  peer.ID
+	DNS   config.DNS
+	Names Names
+	IPv6  bool
+	Log   *slog.Logger
+}
+
+// New makes a resolver; it listens on no address before Run.
+func New(cfg Config) (Resolver, error) {
+	if cfg.DNS.Off {
+		return off{}, nil
+	}
+	o := cfg.DNS
+	r := &server{cfg: cfg}
+	var err error
+	r.dns, err = dns.New(dns.Config{
+		Domain: o.Domain, TTL: o.TTL, PreferLocal: o.PreferLocal, Self: cfg.Self, Names: cfg.Names,
+		Client: r.client, Forward: o.Forward, ResolvConf: o.ResolvConf, Log: cfg.Log,
+		Own: func(addr netip.Addr) bool { return addr == endpoint.Gateway4 || addr.WithZone("") == endpoint.Gateway6 },
+	})
+	return r, err
+}
+
+// server is a Resolver with a name server.
+type server struct {
+	cfg Config
+	dns *dns.Server
+}
+
+func (r *server) Run(ctx context.Context) error { return r.dns.Run(ctx) }
+func (r *server) SetAddrs(addrs []netip.Addr)   { r.dns.SetAddrs(addrs) }
+
+// client names the client of a question: an endpoint of this host with its link-local address,
+// told by the interface, or a host with an address of the network, which the guard has seen to.
+// Other clients get no answer: this is no open resolver. Both addresses of a slot are one client.
+func (r *server) client(remote netip.AddrPort, zone string) (client dns.Client, ok bool) {
+	addr := remote.Addr().Unmap().WithZone("")
+	if addr.IsLinkLocalUnicast() {
+		return dns.Client{Name: zone}, strings.HasPrefix(zone, link.EndpointPrefix)
+	}
+	v := r.cfg.Names.View.Get()
+	if v == nil || addr.IsLoopback() {
+		return dns.Client{Name: addr.String()}, addr.IsLoopback()
+	}
+	s, inside := v.Ring.Universe.Slot(addr)
+	if !inside {
+		return dns.Client{}, false
+	}
+	client.Name = v.Ring.Universe.Addr4(s).String()
+	if owner, _ := v.Ring.Owner(s); owner != r.cfg.Self {
+		client.Host = owner.String()
+	}
+	return client, true
+}
+
+func (r *server) Container(namespace string) *api.Resolver {
+	domain := r.cfg.DNS.Domain
+	out := &api.Resolver{
+		Servers: []string{endpoint.Gateway4.String()}, Domain: domain, Search: []string{domain},
+		Options: []string{"ndots:2"}, // NAME.NAMESPACE is looked up here before a server outside is asked
+	}
+	if namespace != "" {
+		out.Search = []string{strings.ToLower(namespace) + "." + domain, domain}
+	}
+	if r.cfg.DNS.Fallback {
+		for _, u := range r.dns.Status().Upstreams {
+			if u.Domain == "" && !u.Own && !u.Addr.Addr().IsLoopback() { // a container's loopback is its own
+				out.Servers = append(out.Servers, u.Addr.Addr().String())
+				break
+			}
+		}
+	}
+	return out
+}
+
+// Status describes the name server.
+func (r *server) Status(v *view.View) api.DNS {
+	s := r.dns.Status()
+	out := api.DNS{
+		Domain: s.Domain, TTL: s.TTL.Seconds(), Containers: []netip.Addr{endpoint.Gateway4}, Upstreams: []api.Upstream{},
+		NoUpstream: s.ResolvConf, Cached: s.Cached, Counts: api.DNSCounts(s.Counts),
+	}
+	if v != nil {
+		out.Entries = r.cfg.Names.Directory.Named(v.Ring)
+	}
+	for _, at := range s.Sockets {
+		if at.Err != "" {
+			out.Problem = at.Err
+			continue
+		}
+		out.Listening = append(out.Listening, at.Addr.Addr())
+	}
+	if r.cfg.IPv6 {
+		out.Containers = append(out.Containers, endpoint.Gateway6)
+	}
+	for _, u := range s.Upstreams {
+		out.Upstreams = append(out.Upstreams, api.Upstream{Domain: u.Domain, Server: u.Addr.String(), Error: u.Err, Own: u.Own})
+	}
+	return out
+}
+
+var (
+	metricNames     = metric.Desc("dns_entries", "Endpoints and hosts with a name, in the whole network.")
+	metricListening = metric.Desc("dns_listening", "Whether the name server listens on all its addresses.")
+	metricCached    = metric.Desc("dns_cached_answers", "Answers of upstreams in the cache.")
+	metricQueries   = metric.Desc("dns_queries_total", "Questions, by what became of them: local, cached, forwarded, joined, limited, refused or dropped.", "outcome")
+	metricFailed    = metric.Desc("dns_upstream_failures_total", "Questions that no upstream answered.")
+)
+
+// Metrics exports what the name server counts.
+func (r *server) Metrics(out metric.Out) {
+	s := r.Status(r.cfg.Names.View.Get())
+	out.Gauge(metricNames, float64(s.Entries))
+	out.Gauge(metricCached, float64(s.Cached))
+	out.Bool(metricListening, s.Problem == "" && len(s.Listening) > 0)
+	out.Counter(metricFailed, float64(s.Counts.Failed))
+	for outcome, n := range map[string]uint64{
+		"local": s.Counts.Local, "cached": s.Counts.Hits, "forwarded": s.Counts.Forwarded, "joined": s.Counts.Joined,
+		"limited": s.Counts.Limited, "refused": s.Counts.Refused, "dropped": s.Counts.Dropped,
+	} {
+		out.Counter(metricQueries, float64(n), outcome)
+	}
+}
+
+// off is a Resolver without a name server.
+type off struct{}
+
+func (off) Run(ctx context.Context) error  { <-ctx.Done(); return nil }
+func (off) SetAddrs([]netip.Addr)          {}
+func (off) Container(string) *api.Resolver { return nil }
+func (off) Status(*view.View) api.DNS      { return api.DNS{Off: true} }
+func (off) Metrics(metric.Out)             {}

@@ -1,0 +1,177 @@
+// Package agent composes the daemon of a host: it makes the components from what is stored, wires
+// them, and runs them. It is the only package that may import all others.
+//
+// The agent is not in the data path. It may be stopped, killed or replaced at any moment: tunnels,
+// endpoints and the guard stay as they are, and the next agent takes them over.
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"weft/mesh"
+	"weft/prog/agent/config"
+	"weft/prog/agent/control"
+	"weft/prog/agent/founding"
+	"weft/prog/agent/ready"
+	"weft/prog/agent/settings"
+	"weft/prog/agent/status"
+	"weft/prog/agent/underlay"
+	"weft/prog/api"
+	"weft/prog/state"
+	"weft/router/link"
+)
+
+// ErrMoved says that this host has another address now, and that its agent is to run anew.
+var ErrMoved = underlay.ErrMoved
+
+// ErrTwin says that this host is a copy of another one, which goes on. It is not to be started
+// again before an operator has looked.
+var ErrTwin = mesh.ErrTwin
+
+// starting is why an agent is not ready that has just begun.
+const starting = "the agent is starting"
+
+// run is one run of an agent, up to its components.
+type run struct {
+	opts    config.Options
+	started time.Time
+	stop    context.CancelFunc
+	board   *ready.Board
+	alive   func() error // that it hangs, and starting it anew could help
+
+	store    *state.Store
+	settings *settings.Settings
+	founding founding.Founding
+	stored   stored
+	watch    *link.Watch
+	ipv6     bool
+}
+
+func newRun(opts config.Options, why string) *run {
+	started := time.Now()
+	notify := func(line string) { control.Notify("STATUS=" + line) }
+	return &run{
+		opts: opts, started: started, alive: func() error { return nil },
+		board: ready.New(ready.Config{Log: opts.Log, Notify: notify, Started: started}, why),
+	}
+}
+
+// Run serves until ctx ends or the operator stops the agent, or returns ErrMoved. The data path
+// stays.
+func Run(ctx context.Context, opts config.Options) (err error) {
+	r := newRun(opts, starting)
+	ctx, r.stop = context.WithCancel(ctx)
+	defer r.stop()
+	if err := CheckPrivileges(); err != nil {
+		return err
+	}
+	if opts.SysctlDir != "" {
+		link.SetSysctlRoot(opts.SysctlDir)
+	}
+	if r.store, err = state.Open(opts.StateDir); err != nil {
+		return err
+	}
+	defer func() { r.store.Close() }()
+	front, group, ctx, err := r.listen(ctx, false)
+	if err != nil {
+		return err
+	}
+	control.Notify("READY=1", "STATUS=starting")
+	p, h, err := r.prepare(ctx)
+	if err != nil {
+		r.stop()
+		return cmp.Or(group.Wait(), unlessStopped(err))
+	}
+	defer r.watch.Close()
+	defer p.router.Close()
+	err = p.start(ctx, r, h, group, func() { front.Open(p.control, r.metrics(p)) })
+	if errors.Is(err, ErrTwin) {
+		err = errors.Join(err, p.router.Disarm())
+	}
+	if err != nil {
+		opts.Log.Info("agent ends", "err", err)
+	} else {
+		opts.Log.Info("agent ends")
+	}
+	return err
+}
+
+// listen answers on the sockets from now on, until ctx ends; at first with what is waited for. A
+// socket is an error of the agent's start only.
+func (r *run) listen(ctx context.Context, launch bool) (*control.Front, *errgroup.Group, context.Context, error) {
+	socket, err := control.ListenSocket(r.opts.Socket())
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	tcp, err := control.ListenStatus(r.opts.StatusAddr)
+	if err != nil {
+		socket.Close()
+		return nil, nil, nil, err
+	}
+	front := control.NewFront(control.Starting{
+		Why: r.board.Why, Stop: r.stop,
+		Report: func() api.Report { return status.Early(r.opts, r.board.Why(), launch) },
+	}, func() error { return r.alive() })
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return control.Serve(ctx, socket, front.All) })
+	if tcp != nil {
+		group.Go(func() error { return control.Serve(ctx, tcp, front.ReadOnly) })
+	}
+	return front, group, ctx, nil
+}
+
+// prepare reads what is stored, decides about the ring, and makes the components.
+func (r *run) prepare(ctx context.Context) (p *parts, h host, err error) {
+	if r.settings, err = settings.Load(r.store, r.opts.Exclude); err != nil {
+		return nil, h, err
+	}
+	r.ipv6 = link.IPv6Enabled()
+	if h, err = r.host(); err != nil {
+		return nil, h, err
+	}
+	if r.founding, err = h.founder.Found(ctx); err != nil {
+		return nil, h, err
+	}
+	if r.stored, err = load(r.store, r.founding.Trust.Self); err != nil {
+		return nil, h, err
+	}
+	if r.watch, err = link.OpenWatch(); err != nil {
+		return nil, h, err
+	}
+	if p, err = r.wire(h); err != nil {
+		r.watch.Close()
+		return nil, h, err
+	}
+	if r.founding.Ring != nil { // what this host has is what there is
+		err = p.documents.MarkSynced()
+	}
+	return p, h, err
+}
+
+// unlessStopped returns an error, unless it says that the agent was stopped.
+func unlessStopped(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// CheckPrivileges says at once what would fail in many places later.
+func CheckPrivileges() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("agent: read capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return errors.New("this needs root: run it with sudo. (The capability NET_ADMIN is missing, by which Weft makes links, routes and nftables rules; a container or a unit can be given that alone)")
+	}
+	return nil
+}

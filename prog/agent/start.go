@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/prog/agent/dryrun"
+	"weft/prog/agent/metric"
+	"weft/prog/agent/ready"
+	"weft/prog/agent/statedir"
+	"weft/prog/agent/underlay"
+)
+
+// conditions of new containers, the most basic one first.
+func (p *parts) conditions(stateDir string) []ready.Condition {
+	check := func(f func() error) func(context.Context) error {
+		return func(context.Context) error { return f() }
+	}
+	return []ready.Condition{
+		{Component: "underlay", Effect: "other hosts would not find this one", Check: check(p.underlay.Check)},
+		{Component: "datapath", Effect: "a new container could not send or receive", Check: check(p.datapath.Check)},
+		{Component: "attach", Effect: "a new container could get an address that is in use", Check: check(p.attached.Check)},
+		{Component: "policies", Effect: "a new container would not be isolated", Check: check(p.rules.source.Known)},
+		{Component: "disk", Effect: "the address of a new container could not be kept", Check: check(func() error { return statedir.CheckDisk(stateDir) })},
+		{Component: "paths", Effect: "a new container would reach no other host", Check: check(p.paths.Check)},
+		{Component: "cni", Effect: "the container runtime would not call Weft", Check: p.cni.Install},
+	}
+}
+
+// replicate gives the mesh the states that it carries, and what answers other peers.
+func (p *parts) replicate(try *dryrun.DryRun) {
+	p.mesh.Replicate(p.directory)
+	p.mesh.Replicate(p.documents)
+	p.mesh.Replicate(p.ipam)
+	p.mesh.Replicate(p.ipam.Votes())
+	for kind, h := range p.directory.Handlers() {
+		p.mesh.Handle(kind, h)
+	}
+	for kind, h := range p.documents.Handlers() {
+		p.mesh.Handle(kind, h)
+	}
+	for _, handlers := range []map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
+		p.ipam.Handlers(), p.policies.Handlers(), p.explain.Handlers(), try.Handlers(),
+	} {
+		for kind, h := range handlers {
+			p.mesh.Handle(kind, mesh.Handler(h))
+		}
+	}
+}
+
+// start runs the components until ctx ends or one of them fails. The first view is there before
+// any other component runs: the first plan is made of what is stored, not of what gossip says.
+func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group, open func()) error {
+	group.Go(func() error { return p.ipam.Run(ctx) })
+	if _, err := p.view.Refresh(ctx); err != nil {
+		r.stop()
+		return cmp.Or(group.Wait(), unlessStopped(err))
+	}
+	r.alive = p.datapath.Alive
+	open()
+	in := underlay.Inputs{Mesh: p.mesh, NodeAddr: &p.nodeaddr.Value, View: &p.view.Value}
+	for _, part := range []func(context.Context) error{
+		p.mesh.Run, p.directory.Run, p.documents.Run, p.view.Run, p.nodeaddr.Run,
+		func(ctx context.Context) error { return p.underlay.Run(ctx, in) },
+		p.attached.Run, p.unattached.Run, p.enforce.Run, p.publish.Run, p.datapath.Run, p.datapath.WatchTable, p.paths.Run,
+		func(ctx context.Context) error { return p.drops.Run(ctx, r.opts.Log) },
+		r.board.Run,
+		func(ctx context.Context) error { return h.run(ctx, p) },
+	} {
+		group.Go(func() error { return part(ctx) })
+	}
+	// The name server goes on answering while the agent says goodbye, so that a restart is short.
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	served := make(chan error, 1)
+	go func() { served <- p.resolver.Run(serving) }()
+	err := group.Wait()
+	stopServing()
+	if err := <-served; err != nil {
+		r.opts.Log.Warn("the name server ended", "err", err)
+	}
+	return err
+}
+
+// metrics serves those of all components, in Prometheus' text format.
+func (r *run) metrics(p *parts) http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, of := range []metric.Collector{
+		r.board.Metrics, p.status.Metrics, p.view.Metrics, p.attached.Metrics, p.paths.Metrics, p.policies.Metrics, p.resolver.Metrics,
+	} {
+		registry.MustRegister(of)
+	}
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(r.opts.Log.Handler(), slog.LevelWarn)})
+}

@@ -1,0 +1,101 @@
+package statedir
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"weft/prog/state"
+)
+
+// LaunchedFile holds what `weft launch` decided about the network of this host: "found" or "join".
+// An agent founds nothing by itself: one that a supervisor starts again after `weft reset` waits
+// for this file.
+const LaunchedFile = "launched"
+
+// MarkLaunched keeps what `weft launch` decided.
+func MarkLaunched(dir string, found bool) error {
+	word := "join"
+	if found {
+		word = "found"
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	if err := state.WriteFile(filepath.Join(dir, LaunchedFile), []byte(word+"\n"), 0o600); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return nil
+}
+
+// ToldToFound reports whether `weft launch` decided that this host founds a network.
+func ToldToFound(dir string) bool {
+	word, err := os.ReadFile(filepath.Join(dir, LaunchedFile))
+	return err == nil && strings.TrimSpace(string(word)) == "found"
+}
+
+// BeforeLaunch remembers what launch is about to write on a host that belongs to no network.
+// What it returns takes that back, for a launch that failed: else the next agent would found or
+// join a network that the operator gave up. A host that belongs to one by then keeps it.
+func BeforeLaunch(dir string) (undo func() error, err error) {
+	stored := func(f func(*state.Store) error) error {
+		if !hasStore(dir) {
+			return nil
+		}
+		return withStore(dir, f)
+	}
+	var targets []string
+	if err := stored(func(s *state.Store) (err error) { targets, _, err = s.Targets(); return err }); err != nil {
+		return nil, err
+	}
+	_, noSecret := os.Lstat(filepath.Join(dir, SecretFile))
+	return func() error {
+		belongs := false
+		err := stored(func(s *state.Store) error {
+			st, err := s.Load()
+			if belongs = len(st.Ring) > 0; belongs || err != nil {
+				return err
+			}
+			return s.SaveTargets(targets)
+		})
+		if belongs || err != nil {
+			return err
+		}
+		wrote := []string{LaunchedFile}
+		if noSecret != nil {
+			wrote = append(wrote, SecretFile)
+		}
+		for _, name := range wrote {
+			if err := removeIfThere(filepath.Join(dir, name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, nil
+}
+
+// removeIfThere removes a file; one that is not there is no error.
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Launched returns the file with launch's decision as it is now; nil: there is none.
+func Launched(dir string) os.FileInfo {
+	info, _ := os.Stat(filepath.Join(dir, LaunchedFile))
+	return info
+}
+
+// LaunchedSince reports whether launch decided anew since Launched returned before.
+func LaunchedSince(dir string, before os.FileInfo) bool {
+	now, err := os.Stat(filepath.Join(dir, LaunchedFile))
+	return err == nil && (before == nil || !os.SameFile(before, now))
+}
+
+// ForgetLaunched takes the decision back once there is a ring: it was for the first start.
+func ForgetLaunched(dir string) error { return removeIfThere(filepath.Join(dir, LaunchedFile)) }

@@ -1,0 +1,170 @@
+// Package status puts the report of this host together, from one view and what each component says
+// of itself. It owns nothing, and has no goroutine.
+package status
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"weft/mesh"
+	"weft/prog/agent/config"
+	"weft/prog/agent/metric"
+	"weft/prog/agent/settings"
+	"weft/prog/agent/view"
+	"weft/prog/api"
+	"weft/router/link"
+	"weft/router/problem"
+)
+
+// The components, as far as the report needs them.
+type (
+	// View takes a view of ring and peers now.
+	View interface {
+		Refresh(context.Context) (*view.View, error)
+		Status(*view.View) api.IPAM
+	}
+	// Board says why this host is not ready.
+	Board interface{ Why() string }
+	// Attached is what is attached to this host.
+	Attached interface {
+		Status(*view.View) []api.Endpoint
+	}
+	// Unattached lists containers that run again without what was attached.
+	Unattached interface{ List() []api.Endpoint }
+	// Paths are the tunnels to other peers.
+	Paths interface {
+		Status(*view.View) (kind string, connections []api.Connection)
+	}
+	// Resolver is the name server.
+	Resolver interface{ Status(*view.View) api.DNS }
+	// Policies are what this host enforces.
+	Policies interface{ Status() api.PolicyReport }
+	// CNI is what the container runtime was told.
+	CNI interface{ Status() *api.CNI }
+	// Mesh says which hosts to join there are, and which hosts were turned away.
+	Mesh interface {
+		Targets() []mesh.Target
+		Rejections() []mesh.Rejection
+	}
+	// Settings are what the operator changes.
+	Settings interface{ Get() settings.Values }
+	// Datapath is what was applied to the kernel.
+	Datapath interface{ MTU() int }
+)
+
+// Config is what a Reporter is made of.
+type Config struct {
+	Options    config.Options
+	PublicKey  string // WireGuard's
+	IPv6       bool
+	View       View
+	Board      Board
+	Attached   Attached
+	Unattached Unattached
+	Paths      Paths
+	Resolver   Resolver
+	Policies   Policies
+	CNI        CNI
+	Mesh       Mesh
+	Settings   Settings
+	Datapath   Datapath
+	// Problems are those of each component.
+	Problems []func() []problem.Problem
+}
+
+// Reporter makes reports. It is safe for concurrent use.
+type Reporter struct{ cfg Config }
+
+// New makes a reporter.
+func New(cfg Config) *Reporter { return &Reporter{cfg} }
+
+// Report describes this host.
+func (s *Reporter) Report(ctx context.Context) (api.Report, error) {
+	v, err := s.cfg.View.Refresh(ctx)
+	if err != nil {
+		return api.Report{}, err
+	}
+	c, why, set := s.cfg, s.cfg.Board.Why(), s.cfg.Settings.Get()
+	r := api.Report{
+		Version: c.Options.Version, Ready: why == "", NotReady: why, Settings: c.Options.Settings,
+		Router: s.router(v), IPAM: c.View.Status(v), Endpoints: c.Attached.Status(v), Unattached: c.Unattached.List(),
+		DNS: c.Resolver.Status(v), Policy: c.Policies.Status(), CNI: c.CNI.Status(),
+	}
+	r.Router.Exposed, r.IPAM.Excluded = set.Exposed, set.Exclude
+	for _, p := range s.problems() {
+		r.Warnings = append(r.Warnings, p.String())
+		r.Problems = append(r.Problems, api.Problem{Reason: p.Reason, What: p.What, Effect: p.Effect, Fix: p.Fix})
+	}
+	for _, x := range c.Mesh.Rejections() { // which have lines of their own in the status
+		r.Rejections = append(r.Rejections, api.Rejection(x))
+	}
+	return r, nil
+}
+
+// problems lists those of all components.
+func (s *Reporter) problems() (list []problem.Problem) {
+	for _, of := range s.cfg.Problems {
+		list = append(list, of()...)
+	}
+	return list
+}
+
+// Problems lists all that hurts users of this host, with the hosts that it turned away.
+func (s *Reporter) Problems(context.Context) ([]problem.Problem, error) {
+	list := s.problems()
+	for _, x := range s.cfg.Mesh.Rejections() {
+		list = append(list, problem.Problem{
+			Reason: problem.TurnedAway, About: x.Reason, What: fmt.Sprintf("%s was turned away", x.Addr), Effect: x.Reason,
+		})
+	}
+	return list, nil
+}
+
+// router describes this host as a peer.
+func (s *Reporter) router(v *view.View) api.Router {
+	c, o := s.cfg, s.cfg.Options
+	r := api.Router{
+		Protocol: mesh.Version, ID: v.Self.String(), Nickname: v.Own.Nickname, Device: link.Device, PublicKey: c.PublicKey,
+		Port: o.Port, GossipPort: o.GossipPort, MTU: c.Datapath.MTU(), IPv6: c.IPv6, PID: os.Getpid(),
+		Underlay: v.Own.Underlay, Node: v.NodeAddrs(v.Own.Node, c.IPv6), Targets: []api.Target{}, Peers: v.StatusPeers(c.IPv6),
+	}
+	r.Datapath, r.Connections = c.Paths.Status(v)
+	if !v.Ring.IsZero() {
+		r.Cluster = fmt.Sprintf("%x", v.Ring.Cluster)
+	}
+	for _, t := range c.Mesh.Targets() {
+		target := api.Target{Host: t.Host, State: "retrying"}
+		if t.Connected {
+			target.State = "connected"
+		} else if t.Err != nil {
+			target.Error = t.Err.Error()
+		}
+		r.Targets = append(r.Targets, target)
+	}
+	return r
+}
+
+// Early describes an agent that waits for its network, as far as is known.
+func Early(o config.Options, why string, launch bool) api.Report {
+	return api.Report{
+		Version: o.Version, NotReady: why, Endpoints: []api.Endpoint{}, Settings: o.Settings, Waiting: launch,
+		Router: api.Router{
+			Protocol: mesh.Version, ID: "-", Nickname: o.Nickname, Port: o.Port, GossipPort: o.GossipPort, PID: os.Getpid(),
+			Targets: []api.Target{}, Connections: []api.Connection{}, Peers: []api.Peer{},
+		},
+		IPAM: api.IPAM{Status: "waiting: " + why, Owners: []api.Owner{}},
+	}
+}
+
+var metricWarnings = metric.Desc("warnings", "What hurts users of this host, as in weft status, by reason.", "reason")
+
+// Metrics exports how many problems there are.
+func (s *Reporter) Metrics(out metric.Out) {
+	list, _ := s.Problems(context.Background())
+	reasons := map[string]float64{}
+	for _, p := range list {
+		reasons[p.Reason]++
+	}
+	out.Each(metricWarnings, reasons)
+}

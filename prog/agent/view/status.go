@@ -1,0 +1,267 @@
+package view
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"weft/ipam"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/prog/agent/metric"
+	"weft/prog/api"
+	"weft/prog/words"
+	"weft/router/problem"
+)
+
+// NodeAddrs returns the node addresses that belong to a slot, in the families that this host has.
+func (v *View) NodeAddrs(node slot.Slot, ipv6 bool) []netip.Addr {
+	if v.Ring.IsZero() || node == 0 {
+		return nil
+	}
+	out := []netip.Addr{v.Ring.Universe.Addr4(node)}
+	if ipv6 {
+		out = append(out, v.Ring.Universe.Addr6(node))
+	}
+	return out
+}
+
+// Removed reports whether a peer that fell silent was given up for dead: what it had, its node
+// address at least, belongs to another peer.
+func (v *View) Removed(p mesh.Peer) bool {
+	if p.Reachable || p.Record.Node == 0 || v.Ring.IsZero() || string(p.Record.Ring) != string(v.Ring.ID[:]) {
+		return false
+	}
+	owner, _ := v.Ring.Owner(p.Record.Node)
+	return owner != p.Record.ID()
+}
+
+// State returns the state of a peer in one word.
+func (v *View) State(p mesh.Peer) string {
+	switch {
+	case p.Record.State != peer.Running || p.Reachable:
+		return p.Record.State.String()
+	case v.Removed(p):
+		return "removed"
+	}
+	return "unreachable" // it fell silent without a goodbye
+}
+
+// StatusPeers describes all peers whose records are here.
+func (v *View) StatusPeers(ipv6 bool) []api.Peer {
+	out := []api.Peer{}
+	for _, p := range v.Peers {
+		if p.Record.Identity == nil {
+			continue
+		}
+		out = append(out, api.Peer{
+			ID: p.Record.ID().String(), Nickname: p.Record.Nickname, Self: p.Record.ID() == v.Self,
+			State: v.State(p), Underlay: p.Record.Underlay, Node: v.NodeAddrs(p.Record.Node, ipv6),
+			Ring: fmt.Sprintf("%x", p.Record.Ring),
+		})
+	}
+	return out
+}
+
+// Status describes the ring.
+func (w *Watcher) Status(v *View) api.IPAM {
+	r := api.IPAM{
+		Active: len(v.Allocations), Free: v.Free, Resting: v.Resting,
+		Rings: rings(v.Peers), Owners: []api.Owner{},
+	}
+	_, other := errors.AsType[*ring.OtherRingError](v.Conflict) // the records say more, and when it is over
+	switch {
+	case len(r.Rings) > 0:
+		r.Conflict = apart(r.Rings, w.cfg.Kubernetes).String()
+	case v.Conflict != nil && !other:
+		r.Conflict = v.Conflict.Error()
+	}
+	if v.Ring.IsZero() {
+		r.Status, r.Vote = w.voting(v.Vote)
+		return r
+	}
+	u := v.Ring.Universe
+	r.Generation, r.Lost = v.Ring.Generation(), v.lost(w.cfg.Mesh.Name)
+	r.Ring, r.Range, r.Range6, r.Size = v.Ring.ID.String(), u.V4.String(), u.V6.String(), u.Range().Len()
+	reached := map[peer.ID]bool{}
+	for _, p := range v.Peers {
+		if p.Record.Identity != nil {
+			reached[p.Record.ID()] = p.Reachable
+		}
+	}
+	for id, ranges := range v.Owners {
+		o := api.Owner{Peer: id.String(), Self: id == v.Self, Nickname: v.Records[id].Nickname, Reachable: reached[id]}
+		for _, g := range ranges {
+			o.Slots += g.Len()
+			for _, p := range u.Prefixes(g) {
+				if p.Addr().Is4() {
+					o.Ranges = append(o.Ranges, p.String())
+				}
+			}
+		}
+		o.Percent = 100 * float64(o.Slots) / float64(r.Size)
+		r.Owners = append(r.Owners, o)
+	}
+	r.Status = waitsFor(v.Snapshot, r.Owners)
+	slices.SortFunc(r.Owners, func(x, y api.Owner) int {
+		return cmp.Or(cmp.Compare(y.Slots, x.Slots), strings.Compare(x.Peer, y.Peer))
+	})
+	return r
+}
+
+// lost lists the addresses in use here that belong to another peer by now.
+func (v *View) lost(name func(peer.ID) string) (out []api.Lost) {
+	for key, s := range v.Lost {
+		owner, _ := v.Ring.Owner(s)
+		out = append(out, api.Lost{Endpoint: key, Address: v.Ring.Universe.Addr4(s), Owner: name(owner)})
+	}
+	slices.SortFunc(out, func(x, y api.Lost) int { return strings.Compare(x.Endpoint, y.Endpoint) })
+	return out
+}
+
+// rings lists the rings and their peers, if those that can be reached are in more than one; the
+// smallest last.
+func rings(peers []mesh.Peer) []api.Ring {
+	members := map[string][]string{}
+	for _, p := range peers {
+		if p.Record.Identity != nil && p.Reachable && len(p.Record.Ring) > 0 {
+			id := fmt.Sprintf("%x", p.Record.Ring)
+			members[id] = append(members[id], p.Record.Name())
+		}
+	}
+	if len(members) < 2 {
+		return nil
+	}
+	var out []api.Ring
+	for id, names := range members {
+		out = append(out, api.Ring{ID: id, Peers: names})
+	}
+	slices.SortFunc(out, func(x, y api.Ring) int {
+		return cmp.Or(cmp.Compare(len(y.Peers), len(x.Peers)), strings.Compare(x.ID, y.ID))
+	})
+	return out
+}
+
+// apart says what several rings mean, and what ends it.
+func apart(rings []api.Ring, kubernetes bool) problem.Problem {
+	var parts []string
+	for _, r := range rings {
+		parts = append(parts, fmt.Sprintf("ring %s of %s", r.ID, strings.Join(r.Peers, ", ")))
+	}
+	fix := "run `weft reset`, and then `weft launch --token - HOST` with HOST of the first ring,"
+	if kubernetes {
+		fix = "empty /var/lib/weft and delete the agent's pod, which then joins the network that the Secret names,"
+	}
+	return problem.Problem{
+		What: "several networks were founded, which run on apart", Effect: strings.Join(parts, "; "),
+		Fix: fmt.Sprintf("to make them one, %s on %s", fix, strings.Join(rings[len(rings)-1].Peers, ", ")),
+	}
+}
+
+// voting says how far a vote is.
+func (w *Watcher) voting(v *ipam.Vote) (string, *api.Voting) {
+	if v == nil {
+		return "idle: waiting for a ring from the targets", nil
+	}
+	out := &api.Voting{Expected: v.Expected, Quorum: v.Quorum}
+	for _, id := range v.Known {
+		out.Known = append(out.Known, w.cfg.Mesh.Name(id))
+	}
+	status := fmt.Sprintf("awaiting consensus (quorum: %d of %d, known: %d)", v.Quorum, v.Expected, len(v.Known))
+	if len(v.Known) > v.Expected {
+		status += fmt.Sprintf(": more hosts vote than are expected; launch them with --ipalloc-init consensus=%d", len(v.Known))
+	}
+	return status, out
+}
+
+// waitsFor says what requests for addresses wait for, if there are any.
+func waitsFor(snap ipam.Snapshot, owners []api.Owner) string {
+	switch {
+	case snap.Behind:
+		return "priming: hearing from the other peers what became of the ring"
+	case snap.Waiting == 0:
+		return "ready"
+	}
+	for _, o := range owners {
+		if o.Reachable && !o.Self {
+			return fmt.Sprintf("waiting for IPs from other peers (%s)", words.Count(snap.Waiting, "request"))
+		}
+	}
+	return fmt.Sprintf("all other IP ranges are owned by unreachable peers (waiting: %s)", words.Count(snap.Waiting, "request"))
+}
+
+// Problems name addresses in use here that another peer has taken over, and copied disks.
+func (w *Watcher) Problems() (list []problem.Problem) {
+	v := w.Get()
+	if v == nil {
+		return nil
+	}
+	for _, p := range v.Peers {
+		if p.Record.Copy.IsValid() && p.Record.ID() != v.Self { // this peer says so as one that is turned away
+			list = append(list, problem.Problem{
+				Reason: problem.CopiedDisk, Elsewhere: true, What: fmt.Sprintf("a host at %v has the identity of %s", p.Record.Copy, p.Record.Name()),
+				Effect: "a disk was copied. The copy stops by itself", Fix: "run `weft reset --force` on it, and launch it again",
+			})
+		}
+	}
+	for _, l := range v.lost(w.cfg.Mesh.Name) {
+		list = append(list, problem.Problem{
+			Reason: problem.Address, What: fmt.Sprintf("%s had %v, which %s owns by now", l.Endpoint, l.Address, l.Owner),
+			Effect: "this host was given up for dead meanwhile, and the container is cut off", Fix: "start it anew (or `weft detach` and attach it)",
+		})
+	}
+	return list
+}
+
+var (
+	metricPeers       = metric.Desc("peers", "Peers by state.", "state")
+	metricLosses      = metric.Desc("peer_losses", "How often gossip lost a peer within the last ten minutes.", "peer", "nickname")
+	metricSlots       = metric.Desc("ipam_slots", "Addresses that a peer owns.", "peer", "nickname")
+	metricUniverse    = metric.Desc("ipam_universe_slots", "Addresses of the universe.")
+	metricActive      = metric.Desc("ipam_active_slots", "Addresses in use on this host.")
+	metricFree        = metric.Desc("ipam_free_slots", "Addresses that this host can hand out without asking.")
+	metricResting     = metric.Desc("ipam_resting_slots", "Addresses of this host that were freed a moment ago.")
+	metricUnreachable = metric.Desc("ipam_unreachable_slots", "Addresses whose owner cannot be reached.")
+	metricLost        = metric.Desc("ipam_lost_slots", "Addresses in use here that were taken over by another peer.")
+	metricGeneration  = metric.Desc("ipam_generation", "The highest generation of any address: 1, and one more for each time it was taken over from a dead peer.")
+	metricRings       = metric.Desc("ipam_rings", "Address rings among the peers; more than one is a mistake.")
+)
+
+// Metrics exports ring and peers.
+func (w *Watcher) Metrics(out metric.Out) {
+	v := w.Get()
+	if v == nil {
+		return
+	}
+	states := map[string]float64{}
+	for _, p := range v.Peers {
+		if p.Record.Identity == nil {
+			continue
+		}
+		states[v.State(p)]++
+		if p.Losses > 0 {
+			out.Gauge(metricLosses, float64(p.Losses), p.Record.ID().String(), p.Record.Nickname)
+		}
+	}
+	out.Each(metricPeers, states)
+	r, unreachable := w.Status(v), uint64(0)
+	for _, o := range r.Owners {
+		out.Gauge(metricSlots, float64(o.Slots), o.Peer, o.Nickname)
+		if !o.Self && !o.Reachable {
+			unreachable += o.Slots
+		}
+	}
+	out.Gauge(metricUniverse, float64(r.Size))
+	out.Gauge(metricActive, float64(r.Active))
+	out.Gauge(metricFree, float64(r.Free))
+	out.Gauge(metricResting, float64(r.Resting))
+	out.Gauge(metricUnreachable, float64(unreachable))
+	out.Gauge(metricLost, float64(len(r.Lost)))
+	out.Gauge(metricGeneration, float64(r.Generation))
+	out.Gauge(metricRings, float64(max(1, len(r.Rings))))
+}

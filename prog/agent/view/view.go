@@ -1,0 +1,177 @@
+// Package view publishes the ring and the peers as one versioned value, so that all components of
+// the agent decide by the same moment.
+//
+// A Watcher owns the last View. It takes a new one when ring or peers change, and every two
+// seconds, since time alone turns a silent peer into a lost one. Components that look at the kernel
+// regularly do so at each view. A View is never changed once it
+// is published. A Watcher is safe for concurrent use.
+package view
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"weft/ipam"
+	"weft/ipam/slot"
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/mesh/topology"
+	"weft/prog/agent/live"
+)
+
+const (
+	// period is how often a view is taken though nothing changed.
+	period = 2 * time.Second
+	// presumed is how long after the start a peer that was not heard of yet counts as reachable: the
+	// agent was restarted, and nothing else happened.
+	presumed = 30 * time.Second
+	// lostAfter is how long gossip does not reach a peer before its tunnel is left alone.
+	lostAfter = 5 * time.Minute
+)
+
+// View is one look at ring and peers.
+type View struct {
+	ipam.Snapshot
+	Self      peer.ID
+	Own       peer.Record // of this peer
+	Confirmed bool        // no other host has this one's identity, as far as the others know
+	Peers     []mesh.Peer // all, also those whose record is not here yet
+	Owners    map[peer.ID][]slot.Range
+	Records   map[peer.ID]peer.Record
+	Present   map[peer.ID]bool // peers whose endpoints can be reached
+	Reach     map[peer.ID]topology.Reach
+}
+
+// Name returns what people call a peer.
+func (v *View) Name(id peer.ID) string {
+	if v != nil {
+		if r, known := v.Records[id]; known {
+			return r.Name()
+		}
+	}
+	return id.String()
+}
+
+// Counts reports whether a peer's endpoints can count: it owns a part of the ring, or it can be
+// reached. Before the first view all of them can.
+func (v *View) Counts(id peer.ID) bool {
+	return v == nil || v.Ring.IsZero() || id == v.Self || v.Present[id] || len(v.Owners[id]) > 0
+}
+
+// Ring is where views take the ring from.
+type Ring interface {
+	Snapshot(context.Context) (ipam.Snapshot, error)
+}
+
+// Mesh is where they take the peers from.
+type Mesh interface {
+	Peers() []mesh.Peer
+	Own() peer.Record
+	Confirmed() bool
+	Name(peer.ID) string
+}
+
+// Config is what a Watcher is made of.
+type Config struct {
+	Self    peer.ID
+	Ring    Ring
+	Mesh    Mesh
+	Started time.Time // the agent
+	// Kubernetes says that this host is a Node, where one leaves a network in another way.
+	Kubernetes bool
+}
+
+// Watcher takes views.
+type Watcher struct {
+	live.Value[*View] // nil before the first
+
+	cfg    Config
+	taking sync.Mutex // held while a view is taken, so that an older one never follows a newer
+	wake   chan struct{}
+}
+
+// New makes a watcher; Run starts it.
+func New(cfg Config) *Watcher { return &Watcher{cfg: cfg, wake: make(chan struct{}, 1)} }
+
+// Get returns the last view; nil before the first, and of a nil Watcher.
+func (w *Watcher) Get() *View {
+	if w == nil {
+		return nil
+	}
+	return w.Value.Get()
+}
+
+// Wake asks for a new view. It never blocks: one that is asked for already will do.
+func (w *Watcher) Wake() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run takes views until ctx ends.
+func (w *Watcher) Run(ctx context.Context) error {
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-w.wake:
+		case <-tick.C:
+		}
+		if _, err := w.Refresh(ctx); err != nil && ctx.Err() == nil {
+			return err // the allocator has ended
+		}
+	}
+}
+
+// Refresh takes a view now, and publishes it.
+func (w *Watcher) Refresh(ctx context.Context) (*View, error) {
+	w.taking.Lock()
+	defer w.taking.Unlock()
+	snap, err := w.cfg.Ring.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v := take(snap, w.cfg, time.Now())
+	w.Set(v)
+	return v, nil
+}
+
+// take makes a view of what ring and mesh say now.
+func take(snap ipam.Snapshot, cfg Config, now time.Time) *View {
+	v := &View{
+		Snapshot: snap, Self: cfg.Self, Own: cfg.Mesh.Own(), Confirmed: cfg.Mesh.Confirmed(), Peers: cfg.Mesh.Peers(), Owners: snap.Ring.Owned(),
+		Records: map[peer.ID]peer.Record{}, Present: map[peer.ID]bool{}, Reach: map[peer.ID]topology.Reach{},
+	}
+	fresh := now.Sub(cfg.Started) < presumed
+	for _, p := range v.Peers {
+		if p.Record.Identity == nil {
+			continue
+		}
+		id := p.Record.ID()
+		v.Records[id] = p.Record
+		// The containers of a peer whose agent was stopped on purpose run on.
+		v.Present[id] = p.Record.State != peer.Left &&
+			(p.Reachable || p.Record.State == peer.Stopped || fresh && p.Since.IsZero())
+		v.Reach[id] = reach(p, cfg.Started, now)
+	}
+	return v
+}
+
+// reach says whether gossip reaches a peer. One that it never reached counts from our start.
+func reach(p mesh.Peer, started, now time.Time) topology.Reach {
+	since := p.Since
+	if since.IsZero() {
+		since = started
+	}
+	switch {
+	case p.Reachable:
+		return topology.Reached
+	case now.Sub(since) > lostAfter:
+		return topology.Lost
+	}
+	return topology.Unsure
+}

@@ -1,0 +1,198 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"weft/ipam/slot"
+	"weft/mesh"
+	"weft/prog/kube"
+	"weft/router/problem"
+)
+
+// Mesh joins other hosts.
+type Mesh interface {
+	Connect(hosts []string, replace bool) error
+	Targets() []mesh.Target
+}
+
+// Duties are what an agent does for its cluster, once it has a ring.
+type Duties struct {
+	Mesh     Mesh
+	Founding kube.Founding // kept from when this host made its ring; with its token
+	Universe slot.Universe
+	IPv6     bool
+	// NotReady says why this host cannot take pods; empty if it can.
+	NotReady func() string
+	// Problems are what hurts users of this host.
+	Problems func(context.Context) ([]problem.Problem, error)
+}
+
+// Run does the duties until ctx ends.
+func (n *Node) Run(ctx context.Context, d Duties) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.Source.Run(ctx) })
+	group.Go(func() error { return n.Report.Run(ctx) })
+	group.Go(func() error { return n.tellProblems(ctx, d) })
+	group.Go(func() error { return n.followNodes(ctx, d.Mesh) })
+	group.Go(func() error { return n.keepSecret(ctx, d.Founding) })
+	group.Go(func() error { return n.checkProxy(ctx, d) })
+	group.Go(func() error { return n.sayAvailable(ctx, d.NotReady) })
+	return group.Wait()
+}
+
+// targets lists the addresses of the other Nodes, of the families that this one has.
+func targets(nodes map[string]kube.Node, self string) (out []string) {
+	own := nodes[self].Addrs
+	for name, n := range nodes {
+		for _, addr := range n.Addrs {
+			same := func(o netip.Addr) bool { return o.Is4() == addr.Is4() }
+			if name != self && !slices.Contains(own, addr) && (len(own) == 0 || slices.ContainsFunc(own, same)) {
+				out = append(out, addr.String())
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// followNodes joins the cluster's Nodes, as they come and go. While the API server is down
+// they are those that were there last.
+func (n *Node) followNodes(ctx context.Context, m Mesh) error {
+	var last []string
+	for first := true; ; first = false {
+		if st := n.Source.State(); st != nil && st.Live {
+			if now := targets(st.Nodes, n.cfg.Name); first || !slices.Equal(now, last) {
+				if err := m.Connect(now, true); err != nil {
+					n.cfg.Log.Warn("cannot join the cluster's Nodes", "err", err)
+				} else {
+					last = now
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-n.noded:
+		}
+	}
+}
+
+// Expected returns the targets that should answer: those of Nodes that are ready.
+func (n *Node) Expected(targets []mesh.Target) []mesh.Target {
+	state := n.Source.State()
+	if state == nil {
+		return targets
+	}
+	ready := map[string]bool{}
+	for _, other := range state.Nodes {
+		for _, addr := range other.Addrs {
+			ready[addr.String()] = other.Ready
+		}
+	}
+	return slices.DeleteFunc(targets, func(t mesh.Target) bool { return !ready[t.Host] })
+}
+
+// again tries until the API server has answered, ever more rarely.
+func (n *Node) again(ctx context.Context, what string, try func() error) error {
+	for wait := time.Second; ctx.Err() == nil; wait = min(2*wait, time.Minute) {
+		err := try()
+		if _, refused := errors.AsType[*kube.RefusedError](err); err == nil || refused {
+			return err
+		}
+		if ctx.Err() == nil {
+			n.cfg.Log.Warn("the API server was asked in vain: it is asked again", "for", what, "err", err)
+		}
+		pause(ctx, wait)
+	}
+	return nil
+}
+
+// keepSecret keeps the cluster's Secret as the nodes need it that come later.
+func (n *Node) keepSecret(ctx context.Context, own kube.Founding) error {
+	tell := n.one()
+	return (&kube.Keeper{
+		Client: n.Client, Namespace: n.cfg.Namespace, Own: own, Supervised: n.cfg.Kubeconfig == "", Log: n.cfg.Log,
+		Problem: func(text string) {
+			p := problem.Problem{}
+			if text != "" {
+				p = problem.Problem{Reason: kube.ReasonSecret, What: text}
+			}
+			tell(p)
+		},
+		Restored: func(what string) {
+			n.cfg.Log.Warn("the cluster's Secret was put back", "why", what)
+			n.Report.Tell(kube.ReasonSecretRestored, what)
+		},
+	}).Run(ctx)
+}
+
+// How often kube-proxy's configuration is read again: a problem that was mended is out of the
+// status soon, and all nodes together ask little of the API server.
+const (
+	proxyWrong = 15 * time.Second
+	proxyRight = 5 * time.Minute
+)
+
+// checkProxy looks whether kube-proxy knows where pods are, for as long as the agent runs.
+func (n *Node) checkProxy(ctx context.Context, d Duties) error {
+	var said problem.Problem
+	tell := n.one()
+	for ctx.Err() == nil {
+		err := n.again(ctx, "kube-proxy's clusterCIDR", func() error {
+			p, err := n.Client.Proxy(ctx)
+			if err == nil {
+				said = p.Mismatch(d.Universe, d.IPv6)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		tell(said)
+		wait := proxyRight
+		if said != (problem.Problem{}) {
+			wait = proxyWrong
+		}
+		pause(ctx, wait)
+	}
+	return nil
+}
+
+// sayAvailable clears the Node's condition NetworkUnavailable once this host is ready, and
+// again where another program sets it. A condition of Weft shows others that there is a network.
+func (n *Node) sayAvailable(ctx context.Context, notReady func() string) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var next time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			st, own := n.Source.State(), n.Own()
+			if now.Before(next) || st == nil || !st.Live || own.Up || notReady() != "" {
+				continue
+			}
+			next = now.Add(30 * time.Second) // the watch tells of it long before
+			if own.Unavailable == "False" {
+				next = now.Add(10 * time.Minute) // another program says the same, and may say it again
+			}
+			if err := n.Report.SetAvailable(ctx); err != nil && ctx.Err() == nil {
+				n.cfg.Log.Warn("cannot clear the condition NetworkUnavailable of this Node", "err", err)
+			}
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
