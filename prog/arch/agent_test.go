@@ -1,0 +1,231 @@
+package arch
+
+import (
+	"bytes"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// Bounds of the agent's components: each owns one piece of state, and fits into a head.
+const (
+	mostMethods = 25   // of a type
+	mostLines   = 400  // of a file
+	mostInAll   = 1000 // lines of a package
+)
+
+// agentDir is where the components are.
+var agentDir = filepath.Join("..", "agent")
+
+// goFiles parses the programs of a folder, without tests, by their paths.
+func goFiles(t *testing.T, dir string) map[string]*ast.File {
+	t.Helper()
+	files := map[string]*ast.File{}
+	paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		if strings.HasSuffix(path, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[path] = file
+	}
+	return files
+}
+
+// folders lists a folder and all below it.
+func folders(t *testing.T, root string) (out []string) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			out = append(out, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestTheAgentStaysInParts(t *testing.T) {
+	for _, dir := range folders(t, agentDir) {
+		inAll, methods := 0, map[string]int{}
+		for path, file := range goFiles(t, dir) {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := bytes.Count(text, []byte("\n"))
+			if inAll += n; n > mostLines {
+				t.Errorf("%s has %d lines, at most %d are wanted: divide it", path, n, mostLines)
+			}
+			for _, d := range file.Decls {
+				if f, ok := d.(*ast.FuncDecl); ok && f.Recv != nil {
+					methods[receiver(f)]++
+				}
+			}
+		}
+		if inAll > mostInAll {
+			t.Errorf("%s has %d lines, at most %d are wanted: divide it", dir, inAll, mostInAll)
+		}
+		for name, n := range methods {
+			if n > mostMethods {
+				t.Errorf("%s: %s has %d methods, at most %d are wanted: divide it", dir, name, n, mostMethods)
+			}
+		}
+	}
+}
+
+// receiver is the name of a method's type.
+func receiver(f *ast.FuncDecl) string {
+	x := f.Recv.List[0].Type
+	if star, ok := x.(*ast.StarExpr); ok {
+		x = star.X
+	}
+	if generic, ok := x.(*ast.IndexExpr); ok {
+		x = generic.X
+	}
+	name, _ := x.(*ast.Ident)
+	return name.Name
+}
+
+// Where a host is a Node of a cluster, its components are other ones: none asks whether it is.
+func TestNoComponentAsksForKubernetes(t *testing.T) {
+	inspect(t, "prog/agent", nil, func(at func(ast.Node) token.Position, n ast.Node) {
+		x, ok := n.(*ast.BinaryExpr)
+		if !ok || x.Op != token.NEQ && x.Op != token.EQL {
+			return
+		}
+		if right, ok := x.Y.(*ast.Ident); !ok || right.Name != "nil" {
+			return
+		}
+		name := ""
+		switch left := x.X.(type) {
+		case *ast.Ident:
+			name = left.Name
+		case *ast.SelectorExpr:
+			name = left.Sel.Name
+		}
+		if slices.Contains([]string{"kube", "cluster", "kubernetes"}, name) {
+			t.Errorf("%v: %s is compared with nil: give the component another input outside Kubernetes", at(n), name)
+		}
+	})
+}
+
+// impure are the packages of which a pure function calls nothing, and the functions of time that
+// read the clock.
+var (
+	impure = []string{"net", "os", "syscall", "log", "slog", "rand", "context", "sync", "atomic", "exec", "http"}
+	clock  = []string{"Now", "Since", "Until", "After", "Sleep", "NewTicker", "NewTimer", "AfterFunc", "Tick"}
+)
+
+// The word "pure" in a function's comment is a promise: it has no pointer for a receiver, starts
+// nothing, waits for nothing, and neither it nor what it calls in its package asks the world.
+func TestFunctionsThatAreCalledPureArePure(t *testing.T) {
+	checked := 0
+	for _, dir := range folders(t, "..") {
+		funcs := map[string]*ast.FuncDecl{}
+		for _, file := range goFiles(t, dir) {
+			for _, d := range file.Decls {
+				if f, ok := d.(*ast.FuncDecl); ok {
+					funcs[f.Name.Name] = f
+				}
+			}
+		}
+		for name, f := range funcs {
+			if f.Doc == nil || !slices.Contains(strings.FieldsFunc(f.Doc.Text(), func(r rune) bool { return r == ' ' || r == '\n' || r == '.' || r == ',' }), "pure") {
+				continue
+			}
+			checked++
+			if why := impureBecause(funcs, f, map[string]bool{}); why != "" {
+				t.Errorf("%s: %s is called pure, and %s", dir, name, why)
+			}
+		}
+	}
+	if checked < 3 {
+		t.Errorf("%d functions are called pure: does this test still look in the right place?", checked)
+	}
+}
+
+// impureBecause says what makes a function impure; empty if nothing does.
+func impureBecause(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, seen map[string]bool) (why string) {
+	if seen[f.Name.Name] || f.Body == nil {
+		return ""
+	}
+	seen[f.Name.Name] = true
+	if f.Recv != nil {
+		if _, pointer := f.Recv.List[0].Type.(*ast.StarExpr); pointer {
+			return f.Name.Name + " has a pointer for a receiver"
+		}
+	}
+	ast.Inspect(f.Body, func(n ast.Node) bool {
+		switch x := n.(type) {
+		case *ast.GoStmt, *ast.SelectStmt, *ast.SendStmt:
+			why = "it starts or waits for something"
+		case *ast.CallExpr:
+			switch called := x.Fun.(type) {
+			case *ast.Ident:
+				if next := funcs[called.Name]; next != nil && next.Recv == nil && why == "" {
+					why = impureBecause(funcs, next, seen)
+				}
+			case *ast.SelectorExpr:
+				pkg, _ := called.X.(*ast.Ident)
+				switch {
+				case pkg == nil:
+				case slices.Contains(impure, pkg.Name), pkg.Name == "time" && slices.Contains(clock, called.Sel.Name):
+					why = "it calls " + pkg.Name + "." + called.Sel.Name
+				default:
+					if next := funcs[called.Sel.Name]; next != nil && next.Recv != nil && f.Recv != nil && receiver(next) == receiver(f) && why == "" {
+						why = impureBecause(funcs, next, seen)
+					}
+				}
+			}
+		}
+		return why == ""
+	})
+	return why
+}
+
+// The plan is a value that follows from values: its package imports nothing that asks the world,
+// and of packages that could it takes only types.
+func TestThePlanIsPure(t *testing.T) {
+	for path, file := range goFiles(t, filepath.Join(agentDir, "plan")) {
+		names := map[string]string{}
+		for _, i := range file.Imports {
+			imported, _ := strconv.Unquote(i.Path.Value)
+			if slices.Contains(notInPure, imported) {
+				t.Errorf("%s imports %s", path, imported)
+			}
+			if strings.HasPrefix(imported, "weft/") && !slices.Contains(pure, imported) {
+				names[imported[strings.LastIndex(imported, "/")+1:]] = imported
+			}
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			f, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if pkg, ok := f.X.(*ast.Ident); ok && names[pkg.Name] != "" {
+				t.Errorf("%s calls %s.%s: %s is not pure", path, pkg.Name, f.Sel.Name, names[pkg.Name])
+			}
+			return true
+		})
+	}
+}
