@@ -1,0 +1,111 @@
+package status
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"weft/mesh"
+	"weft/prog/agent/agenttest"
+	"weft/prog/agent/config"
+	"weft/prog/agent/settings"
+	"weft/prog/agent/view"
+	"weft/prog/api"
+	"weft/router/problem"
+)
+
+// host is all components of a host, each of which says little.
+type host struct {
+	err error // of a view
+	why string
+}
+
+func (h *host) Refresh(context.Context) (*view.View, error) { return agenttest.View(), h.err }
+func (*host) Status(*view.View) api.IPAM                    { return api.IPAM{Status: "ready"} }
+func (h *host) Why() string                                 { return h.why }
+func (*host) List() []api.Endpoint                          { return nil }
+func (*host) Get() settings.Values                          { return settings.Values{Exposed: true} }
+func (*host) MTU() int                                      { return 1420 }
+func (*host) Targets() []mesh.Target {
+	return []mesh.Target{{Host: "h2", Connected: true}, {Host: "h3", Err: errors.New("refused")}, {Host: "h4"}}
+}
+
+func (*host) Rejections() []mesh.Rejection {
+	return []mesh.Rejection{{Addr: "192.0.2.9", Reason: "another secret"}}
+}
+
+type (
+	attached struct{}
+	paths    struct{}
+	resolver struct{}
+	policies struct{}
+	cni      struct{}
+)
+
+func (attached) Status(*view.View) []api.Endpoint          { return []api.Endpoint{{Name: "web"}} }
+func (paths) Status(*view.View) (string, []api.Connection) { return "kernel", []api.Connection{} }
+func (resolver) Status(*view.View) api.DNS                 { return api.DNS{Off: true} }
+func (policies) Status() api.PolicyReport                  { return api.PolicyReport{Policies: 3} }
+func (cni) Status() *api.CNI                               { return nil }
+
+func newReporter(h *host) *Reporter {
+	return New(Config{
+		Options: config.Options{Version: "v1"}, View: h, Board: h, Attached: attached{}, Unattached: h, Paths: paths{}, Resolver: resolver{},
+		Policies: policies{}, CNI: cni{}, Mesh: h, Settings: h, Datapath: h,
+		Problems: []func() []problem.Problem{
+			func() []problem.Problem {
+				return []problem.Problem{{Reason: "A", What: "the disk is slow", Fix: "see why"}}
+			},
+			func() []problem.Problem { return nil },
+			func() []problem.Problem { return []problem.Problem{{Reason: "B", What: "x", Effect: "y", Fix: "z"}} },
+		},
+	})
+}
+
+func TestTheReportHasWhatEachComponentSays(t *testing.T) {
+	r, err := newReporter(&host{}).Report(t.Context())
+	if err != nil || !r.Ready || r.Version != "v1" || !r.Router.Exposed || r.Router.MTU != 1420 || r.Router.Datapath != "kernel" ||
+		r.IPAM.Status != "ready" || len(r.Endpoints) != 1 || r.Policy.Policies != 3 || !r.DNS.Off {
+		t.Errorf("%+v, %v", r, err)
+	}
+	states := []string{"connected", "retrying", "retrying"}
+	for i, target := range r.Router.Targets {
+		if target.State != states[i] || (target.Error != "") != (i == 1) {
+			t.Errorf("%+v, want %s", target, states[i])
+		}
+	}
+}
+
+// Every problem is there as a sentence and in parts, in the order of the components.
+func TestProblemsAreSentencesAndParts(t *testing.T) {
+	s := newReporter(&host{})
+	r, err := s.Report(t.Context())
+	if err != nil || len(r.Warnings) != 2 || r.Warnings[0] != "the disk is slow: see why" || r.Warnings[1] != "x: y. Z" ||
+		len(r.Problems) != 2 || r.Problems[1] != (api.Problem{Reason: "B", What: "x", Effect: "y", Fix: "z"}) {
+		t.Errorf("%v, %+v, %v", r.Warnings, r.Problems, err)
+	}
+	if len(r.Rejections) != 1 {
+		t.Errorf("%+v", r.Rejections)
+	}
+	all, err := s.Problems(t.Context())
+	if err != nil || len(all) != 3 || all[2].Reason != problem.TurnedAway || all[2].About != "another secret" {
+		t.Errorf("with hosts that were turned away: %+v, %v", all, err)
+	}
+}
+
+func TestAReportThatCannotBeMadeIsAnError(t *testing.T) {
+	if _, err := newReporter(&host{err: errors.New("the agent is stopping")}).Report(t.Context()); err == nil {
+		t.Error("a report without a view")
+	}
+}
+
+func TestAnAgentThatIsNotReadySaysWhy(t *testing.T) {
+	r, err := newReporter(&host{why: "waiting for the ring"}).Report(t.Context())
+	if err != nil || r.Ready || r.NotReady != "waiting for the ring" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	early := Early(config.Options{Nickname: "h1"}, "waiting for the API server", true)
+	if early.Ready || !early.Waiting || early.NotReady != "waiting for the API server" || early.IPAM.Status != "waiting: waiting for the API server" {
+		t.Errorf("%+v", early)
+	}
+}
