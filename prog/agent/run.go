@@ -44,7 +44,6 @@ type run struct {
 	started time.Time
 	stop    context.CancelFunc
 	board   *ready.Board
-	alive   func() error // that it hangs, and starting it anew could help
 
 	store    *state.Store
 	settings *settings.Settings
@@ -58,7 +57,7 @@ func newRun(opts config.Options, why string) *run {
 	started := time.Now()
 	notify := func(line string) { control.Notify("STATUS=" + line) }
 	return &run{
-		opts: opts, started: started, alive: func() error { return nil },
+		opts: opts, started: started,
 		board: ready.New(ready.Config{Log: opts.Log, Notify: notify, Started: started}, why),
 	}
 }
@@ -91,7 +90,7 @@ func Run(ctx context.Context, opts config.Options) (err error) {
 	}
 	defer r.watch.Close()
 	defer p.router.Close()
-	err = p.start(ctx, r, h, group, func() { front.Open(p.control, r.metrics(p)) })
+	err = p.start(ctx, r, h, group, func() { front.Open(p.control, r.metrics(p), p.datapath.Alive) })
 	if errors.Is(err, ErrTwin) {
 		err = errors.Join(err, p.router.Disarm())
 	}
@@ -118,7 +117,7 @@ func (r *run) listen(ctx context.Context, launch bool) (*control.Front, *errgrou
 	front := control.NewFront(control.Starting{
 		Why: r.board.Why, Stop: r.stop,
 		Report: func() api.Report { return status.Early(r.opts, r.board.Why(), launch) },
-	}, func() error { return r.alive() })
+	})
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return control.Serve(ctx, socket, front.All) })
 	if tcp != nil {

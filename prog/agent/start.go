@@ -65,7 +65,6 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 		r.stop()
 		return cmp.Or(group.Wait(), unlessStopped(err))
 	}
-	r.alive = p.datapath.Alive
 	open()
 	in := underlay.Inputs{Mesh: p.mesh, NodeAddr: &p.nodeaddr.Value, View: &p.view.Value}
 	for _, part := range []func(context.Context) error{

@@ -14,7 +14,7 @@ import (
 // for.
 type Front struct {
 	All, ReadOnly *Door
-	alive         func() error
+	alive         atomic.Pointer[func() error]
 }
 
 // Door leads to a handler once there is one.
@@ -39,9 +39,9 @@ type Starting struct {
 	Stop   func()
 }
 
-// NewFront makes a front. alive reports that starting the agent anew could help, since it hangs.
-func NewFront(s Starting, alive func() error) *Front {
-	f := &Front{alive: alive}
+// NewFront makes a front.
+func NewFront(s Starting) *Front {
+	f := &Front{}
 	all, readOnly := http.NewServeMux(), http.NewServeMux()
 	notReady := func(w http.ResponseWriter, _ *http.Request) {
 		why := s.Why()
@@ -68,8 +68,10 @@ func NewFront(s Starting, alive func() error) *Front {
 	return f
 }
 
-// Open leads to the agent from now on.
-func (f *Front) Open(a server.Agent, metrics http.Handler) {
+// Open leads to the agent from now on. alive reports that starting it anew could help, since it
+// hangs.
+func (f *Front) Open(a server.Agent, metrics http.Handler, alive func() error) {
+	f.alive.Store(&alive)
 	all, readOnly := server.Handler(a), http.NewServeMux()
 	readOnly.Handle("/", server.ReadOnly(a, metrics))
 	readOnly.HandleFunc("GET /live", f.live)
@@ -79,11 +81,13 @@ func (f *Front) Open(a server.Agent, metrics http.Handler) {
 }
 
 // live answers whether starting this agent anew could help: only if it hangs. That the API server
-// or other peers are down does not end it.
+// or other peers are down does not end it, and before it is open it has nothing that could hang.
 func (f *Front) live(w http.ResponseWriter, _ *http.Request) {
-	if err := f.alive(); err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		return
+	if alive := f.alive.Load(); alive != nil {
+		if err := (*alive)(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
 	}
 	_, _ = w.Write([]byte("ok\n")) // a client that is gone needs no answer
 }
