@@ -60,7 +60,8 @@ RACES = Agents|CNI|HundredAtOnce|PolicyRaces|PolicyComesBack|StopAndReset|Target
 race-lab: ## hosts whose programs have the race detector: 7 minutes (RUN=regular expression of other tests)
 	LAB_RACE=1 $(GO) test -count=1 -p 1 -timeout=40m -run '$(or $(RUN),$(RACES))' ./prog/lab/e2e ./prog/lab/incluster
 
-check: lint race ## lint, and all tests with the race detector
+check: export STARTS ?= 200
+check: lint race ## lint, and all tests with the race detector; the agent starts STARTS times (default 200)
 	@prog/tools/race.sh labs
 
 soak: ## 10,000 random histories of whole clusters: no address is handed out twice (SOAK=n for as many, SEED=n replays one); then policies on 5 million packets (PACKETS=n)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -153,7 +154,7 @@ func options(t *testing.T) config.Options {
 		out = os.Stderr
 	}
 	return config.Options{
-		Nickname: "h1", GossipPort: 6783, Port: 6784, StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), StatusAddr: "127.0.0.1:6784",
+		Nickname: "h1", GossipPort: 6783, Port: 6784, StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), StatusAddr: statusAddr,
 		Rest: time.Millisecond, DNS: config.DNS{Domain: "weft.internal", TTL: time.Second, ResolvConf: "/etc/resolv.conf"},
 		Log: slog.New(slog.NewTextHandler(out, nil)),
 	}
@@ -171,6 +172,8 @@ func down(err error) bool {
 	return ok && (e.Code == api.CodeNotReady || e.Code == api.CodeNoSpace || e.Code == api.CodeNotFound || e.Message == ipam.ErrStopped.Error()) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
+
+const statusAddr = "127.0.0.1:6784"
 
 const denyAll = `apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -193,8 +196,21 @@ func loads(c *api.Client) []func(ctx context.Context, i int) error {
 			return errors.Join(err, c.Detach(ctx, ref(kind, i-1)))
 		}
 	}
+	get := func(path string) func(context.Context, int) error {
+		return func(ctx context.Context, _ int) error {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+statusAddr+path, nil)
+			if err != nil {
+				return err
+			}
+			if resp, err := http.DefaultClient.Do(req); err == nil { // else no agent serves: it starts or stops
+				_, _ = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+			}
+			return nil
+		}
+	}
 	return []func(ctx context.Context, i int) error{
-		come("web"), come("db"),
+		come("web"), come("db"), get("/live"), get("/metrics"),
 		func(ctx context.Context, i int) error {
 			_, err := c.Report(ctx)
 			return err
