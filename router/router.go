@@ -138,9 +138,9 @@ func (r *Router) Enforce(p policy.Program) error {
 	return r.loadTable(r.applied)
 }
 
-// Judge returns what the kernel's rules decide about a packet by the policies of own, one of the
+// Evaluate returns what the kernel's rules decide about a packet by the policies of own, one of the
 // packet's ends.
-func (r *Router) Judge(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Evaluation, error) {
+func (r *Router) Evaluate(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Evaluation, error) {
 	return r.kernel.Evaluate(d, own, p)
 }
 

@@ -89,7 +89,7 @@ func (x *Explainer) evaluate(k enforce.Known, q question) reply {
 	case !x.cfg.Policies.IsLocal(own):
 		out.Decision.Unasked = "the endpoint is not on this host"
 	default:
-		seen, err := x.cfg.Kernel.Judge(d, own, nft.Packet{Src: p.Src, Dst: p.Dst, Protocol: q.Protocol, SrcPort: p.SrcPort, DstPort: p.DstPort})
+		seen, err := x.cfg.Kernel.Evaluate(d, own, nft.Packet{Src: p.Src, Dst: p.Dst, Protocol: q.Protocol, SrcPort: p.SrcPort, DstPort: p.DstPort})
 		if err != nil {
 			out.Decision.Unasked = err.Error()
 			break

@@ -32,7 +32,7 @@ type Policies interface {
 
 // Kernel evaluates packets by the rules that are in force.
 type Kernel interface {
-	Judge(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Judgement, error)
+	Evaluate(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Evaluation, error)
 }
 
 // Mesh asks other peers.

@@ -127,9 +127,9 @@ func (Alone) Request(context.Context, peer.ID, string, []byte) ([]byte, error) {
 // Rules is a kernel that evaluates as the policies do: it finds no rules.
 type Rules struct{}
 
-// Judge finds no rules.
-func (Rules) Judge(policy.Direction, netip.Addr, nft.Packet) (nft.Judgement, error) {
-	return nft.Judgement{}, errors.New("this test has no kernel")
+// Evaluate finds no rules.
+func (Rules) Evaluate(policy.Direction, netip.Addr, nft.Packet) (nft.Evaluation, error) {
+	return nft.Evaluation{}, errors.New("this test has no kernel")
 }
 
 // Dropped counts nothing.
