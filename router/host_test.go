@@ -27,7 +27,7 @@ import (
 	"weft/router/datapath"
 	"weft/router/endpoint"
 	"weft/router/link"
-	"weft/router/policy"
+	"weft/router/nft"
 	"weft/router/routertest"
 )
 
@@ -89,7 +89,7 @@ func hostMain() error {
 		return datapath.Start(ctx, "/proc/self/exe", "/run/datapath.log")
 	}})
 	defer r.Close()
-	if err := r.Enforce(policy.Program{}); err != nil {
+	if err := r.Enforce(nft.Policy{}); err != nil {
 		return err
 	}
 	ctx := context.Background()

@@ -54,7 +54,6 @@ type Config struct {
 	Exposed    bool // the overlay is reachable from outside through this host
 	Hosts      nft.Hosts
 	Resolver   bool // a name server listens on the node addresses
-	Exempt     nft.Exempt
 	IPv6       bool
 	// Unconfirmed leaves WireGuard's configuration as it is: another host may have the same key.
 	Unconfirmed bool
@@ -112,9 +111,9 @@ type Router struct {
 	kernel   nft.Kernel
 	builder  nft.Builder
 	device   *wg.Device
-	applied  Config          // the last configuration whose links were programmed
-	verified uint64          // the version of links and routes that were found to match applied; 0: none
-	policy   *policy.Program // nil: not known yet
+	applied  Config      // the last configuration whose links were programmed
+	verified uint64      // the version of links and routes that were found to match applied; 0: none
+	policy   *nft.Policy // nil: not known yet
 }
 
 // New makes a Router. It changes nothing in the kernel yet.
@@ -128,7 +127,7 @@ var ErrNoPolicies = errors.New("router: the network policies are not known yet: 
 
 // Enforce makes the kernel evaluate every packet by a program, and returns when it does. Before the
 // first Apply it only stores the program, which Apply then loads.
-func (r *Router) Enforce(p policy.Program) error {
+func (r *Router) Enforce(p nft.Policy) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.policy = &p
@@ -153,10 +152,8 @@ func (r *Router) Dropped(d policy.Direction) (uint64, error) { return r.kernel.D
 // loadTable makes the nftables table match a configuration.
 func (r *Router) loadTable(c Config) error {
 	v4, v6 := c.node()
-	return r.kernel.Apply(r.builder.Build(nft.Config{
-		Universe: c.Universe, Node4: v4, Node6: v6, Own: c.Own, Exposed: c.Exposed, Resolver: c.Resolver,
-		Hosts: c.Hosts, Policy: r.policy, Exempt: c.Exempt,
-	}))
+	guard := nft.Guard{Universe: c.Universe, Node4: v4, Node6: v6, Own: c.Own, Exposed: c.Exposed, Resolver: c.Resolver, Hosts: c.Hosts}
+	return r.kernel.Apply(r.builder.Build(nft.Config{Guard: guard, Policy: *r.policy}))
 }
 
 // Apply makes the kernel match a configuration.

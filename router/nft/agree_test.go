@@ -51,7 +51,7 @@ func TestPolicyEvaluationsAgree(t *testing.T) {
 		r := policytest.Random(rand.New(rand.NewPCG(seed, 0)).IntN)
 		policies := r.Policies()
 		prog := policy.Compile(policies, w, func(policy.Endpoint) bool { return true })
-		rules := build(Config{Policy: &prog})
+		rules := build(Config{Policy: Policy{Program: &prog}})
 		for range each {
 			p := r.Packet(w)
 			want := policy.Evaluate(policies, w, p)

@@ -33,15 +33,15 @@ type lowered struct {
 
 // Build returns the program of a host.
 func (b *Builder) Build(c Config) Program {
-	c.Own = slices.Clone(c.Own)
-	if b.hosts.tcp == nil || !b.of.Hosts.equal(c.Hosts) {
-		b.hosts = c.Hosts.sets()
-		c.Hosts = c.Hosts.clone()
+	c.Guard.Own = slices.Clone(c.Guard.Own)
+	if b.hosts.tcp == nil || !b.of.Guard.Hosts.equal(c.Guard.Hosts) {
+		b.hosts = c.Guard.Hosts.sets()
+		c.Guard.Hosts = c.Guard.Hosts.clone()
 	} else {
-		c.Hosts = b.of.Hosts
+		c.Guard.Hosts = b.of.Guard.Hosts
 	}
-	if !b.sameGuard(c) {
-		b.guard = c.build(b.hosts)
+	if !b.sameGuard(c.Guard) {
+		b.guard = c.Guard.build(b.hosts)
 		b.policies = Program{}
 	}
 	p := Program{slices.Concat(b.guard.Sets, b.hosts.list()), slices.Clip(b.guard.Chains)}
@@ -49,30 +49,27 @@ func (b *Builder) Build(c Config) Program {
 		Config: c, last: b, program: p, index: make(map[string]*Set, len(b.sets)*2),
 		Builder: Builder{of: c, guard: b.guard, hosts: b.hosts, sets: make(map[*policy.Set][]*Set, len(b.sets))},
 	}
-	if c.Policy != nil && len(c.Policy.Isolated)+len(c.Policy.Tried) > 0 {
+	if q := c.Policy.Program; q != nil && len(q.Isolated)+len(q.Tried) > 0 {
 		l.lower()
 	}
 	*b = l.Builder
 	return l.program
 }
 
-// sameGuard reports whether the guard of the last program can be used again.
-func (b *Builder) sameGuard(c Config) bool {
-	return len(b.guard.Chains) > 0 && reflect.DeepEqual(b.of.guard(), c.guard())
-}
-
-// guard returns the parts of c that the guard depends on.
-func (c Config) guard() Config {
-	c.Hosts, c.Policy, c.Exempt = Hosts{}, nil, Exempt{}
-	return c
+// sameGuard reports whether the guard of the last program can be used again. Its sets of Hosts are
+// made apart.
+func (b *Builder) sameGuard(g Guard) bool {
+	last := b.of.Guard
+	last.Hosts, g.Hosts = Hosts{}, Hosts{}
+	return len(b.guard.Chains) > 0 && reflect.DeepEqual(last, g)
 }
 
 // samePolicies reports whether policy chains and isolated endpoints are those of the last program.
 // The guard must be the same too.
-func (b *Builder) samePolicies(c Config) bool {
-	old := b.of
-	return old.Policy != nil && len(b.policies.Chains) > 0 && old.Exempt == c.Exempt &&
-		identical(old.Policy.Isolated, c.Policy.Isolated) && identical(old.Policy.Tried, c.Policy.Tried) && identical(old.Policy.Chains, c.Policy.Chains)
+func (b *Builder) samePolicies(p Policy) bool {
+	last := b.of.Policy
+	return last.Program != nil && len(b.policies.Chains) > 0 && last.Exempt == p.Exempt &&
+		identical(last.Program.Isolated, p.Program.Isolated) && identical(last.Program.Tried, p.Program.Tried) && identical(last.Program.Chains, p.Program.Chains)
 }
 
 // identical reports whether two lists are the same memory.
@@ -101,7 +98,7 @@ func (l *lowering) add(s *Set) {
 
 // lower adds the chains and sets of the policies.
 func (l *lowering) lower() {
-	for _, s := range l.Policy.Sets {
+	for _, s := range l.Policy.Program.Sets {
 		l.sets[s] = l.last.sets[s]
 		if l.sets[s] == nil {
 			l.sets[s] = lowerSet(s)
@@ -111,7 +108,7 @@ func (l *lowering) lower() {
 		}
 	}
 	sets, chains := len(l.program.Sets), len(l.program.Chains)
-	if l.last.samePolicies(l.Config) {
+	if l.last.samePolicies(l.Policy) {
 		l.policies, l.chains, l.used = l.last.policies, l.last.chains, l.last.used
 		l.program.Sets = append(l.program.Sets, l.policies.Sets...)
 		l.program.Chains = append(l.program.Chains, l.policies.Chains...)

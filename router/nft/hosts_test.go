@@ -27,8 +27,8 @@ func agentAt(addr string, gossip, tunnel uint16) []policy.Service {
 // address. port is the WireGuard port of the first host.
 func crowd(port uint16, policies *policy.Program) Config {
 	return config(func(c *Config) {
-		c.Policy = policies
-		c.Hosts.TCP, c.Hosts.UDP = []uint16{6783, 6784}, []uint16{6783, 6784}
+		c.Policy.Program = policies
+		c.Guard.Hosts.TCP, c.Guard.Hosts.UDP = []uint16{6783, 6784}, []uint16{6783, 6784}
 		for i := range 1000 {
 			hi, lo := byte(i>>8), byte(i)
 			for _, a := range []netip.Addr{
@@ -36,10 +36,10 @@ func crowd(port uint16, policies *policy.Program) Config {
 				netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: hi, 15: lo}), netip.AddrFrom16([16]byte{0xfd, 9, 14: hi, 15: lo}),
 			} {
 				for _, number := range []policy.Protocol{policy.TCP, policy.UDP} {
-					c.Hosts.Peers = append(c.Hosts.Peers, policy.Service{Addr: a, Protocol: number, Port: 6783}, policy.Service{Addr: a, Protocol: number, Port: port})
+					c.Guard.Hosts.Peers = append(c.Guard.Hosts.Peers, policy.Service{Addr: a, Protocol: number, Port: 6783}, policy.Service{Addr: a, Protocol: number, Port: port})
 				}
 			}
-			c.Hosts.Nodes = append(c.Hosts.Nodes, netip.AddrFrom4([4]byte{10, 40, hi, lo}))
+			c.Guard.Hosts.Nodes = append(c.Guard.Hosts.Nodes, netip.AddrFrom4([4]byte{10, 40, hi, lo}))
 			port = 6784
 		}
 	})
@@ -70,7 +70,7 @@ func TestHostChangeOnlyChangesItsElements(t *testing.T) {
 		if _, elements := counts(t); elements < total {
 			t.Errorf("%d elements in the kernel, want at least %d", elements, total)
 		}
-		slices.Reverse(before.Hosts.Peers) // the order must not matter
+		slices.Reverse(before.Guard.Hosts.Peers) // the order must not matter
 		if again := b.Build(before); len(changed(first, again)) > 0 {
 			t.Errorf("in another order the sets change by %v elements, want none", changed(first, again))
 		}

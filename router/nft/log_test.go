@@ -73,7 +73,7 @@ func TestDroppedPacketIsReportedAndCounted(t *testing.T) {
 	ns.Do(func() {
 		var k Kernel
 		defer k.Close()
-		if err := k.Apply(build(config(func(c *Config) { c.Policy = &prog }))); err != nil {
+		if err := k.Apply(build(config(func(c *Config) { c.Policy.Program = &prog }))); err != nil {
 			t.Fatal(err)
 		}
 		conn, err := net.DialUDP("udp", &net.UDPAddr{IP: self.AsSlice()}, &net.UDPAddr{IP: other.AsSlice(), Port: 9})

@@ -30,10 +30,10 @@ func TestMain(m *testing.M) { routertest.Main(m) }
 var universe = slot.Universe{V4: slot.DefaultV4, V6: netip.MustParsePrefix("fd01:2:3:4::/96")}
 
 func config(mod func(*Config)) Config {
-	c := Config{
+	c := Config{Guard: Guard{
 		Universe: universe, Node4: universe.Addr4(1), Node6: universe.Addr6(1),
 		Own: []slot.Range{{Start: 0x20000, End: 0x30000}, {Start: 0, End: 0x10000}, {Start: 0x10000, End: 0x10001}},
-	}
+	}}
 	if mod != nil {
 		mod(&c)
 	}
@@ -42,15 +42,19 @@ func config(mod func(*Config)) Config {
 
 var golden = map[string]Config{
 	"guard":    config(nil),
-	"resolver": config(func(c *Config) { c.Resolver = true }),
-	"exposed":  config(func(c *Config) { c.Exposed = true }),
+	"resolver": config(func(c *Config) { c.Guard.Resolver = true }),
+	"exposed":  config(func(c *Config) { c.Guard.Exposed = true }),
 	"starting": config(func(c *Config) {
-		c.Node4, c.Node6, c.Own = netip.Addr{}, netip.Addr{}, nil
+		c.Guard.Node4, c.Guard.Node6, c.Guard.Own = netip.Addr{}, netip.Addr{}, nil
 	}),
-	"hosts":    config(func(c *Config) { c.Hosts = hosts }),
-	"ipv4":     config(func(c *Config) { c.Node6 = netip.Addr{} }),
-	"policy":   config(func(c *Config) { c.Policy, c.Exempt = shop(false), Exempt{OwnHost: true, ICMPErrors: true} }),
-	"policies": config(func(c *Config) { c.Policy, c.Resolver, c.Exempt = shop(true), true, Exempt{Resolver: true} }),
+	"hosts": config(func(c *Config) { c.Guard.Hosts = hosts }),
+	"ipv4":  config(func(c *Config) { c.Guard.Node6 = netip.Addr{} }),
+	"policy": config(func(c *Config) {
+		c.Policy.Program, c.Policy.Exempt = shop(false), Exempt{OwnHost: true, ICMPErrors: true}
+	}),
+	"policies": config(func(c *Config) {
+		c.Policy.Program, c.Guard.Resolver, c.Policy.Exempt = shop(true), true, Exempt{Resolver: true}
+	}),
 }
 
 func build(c Config) Program {
@@ -326,9 +330,9 @@ func flush(t *testing.T) error {
 func TestKernelLoadsManyRanges(t *testing.T) {
 	routertest.New(t).Do(func() {
 		c := config(func(c *Config) {
-			c.Own = nil
+			c.Guard.Own = nil
 			for i := range slot.Slot(3000) {
-				c.Own = append(c.Own, slot.Range{Start: i * 4, End: uint64(i)*4 + 2})
+				c.Guard.Own = append(c.Guard.Own, slot.Range{Start: i * 4, End: uint64(i)*4 + 2})
 			}
 		})
 		var k Kernel

@@ -113,8 +113,8 @@ func (v verdicts) of(d policy.Direction, is4 bool) []isolatedAddr {
 
 // addPolicies adds the policies' chains, and the maps that lead packets to them.
 func (l *lowering) addPolicies() {
-	enforced := newVerdicts("", "drop-", l.Policy.Isolated)
-	tried := newVerdicts("tried-", "audit-", l.Policy.Tried)
+	enforced := newVerdicts("", "drop-", l.Policy.Program.Isolated)
+	tried := newVerdicts("tried-", "audit-", l.Policy.Program.Tried)
 	l.self()
 	var forward []Rule
 	if len(tried.list) > 0 {
@@ -124,7 +124,7 @@ func (l *lowering) addPolicies() {
 	forward = append(forward, rule(ctReply(), goTo("answers")))
 	base := &Chain{"policies", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", policyPriority, forward}
 	l.dispatch(enforced, base, &Chain{Name: "answers"})
-	if !l.Exempt.OwnHost {
+	if !l.Policy.Exempt.OwnHost {
 		l.ownHost()
 	}
 }
@@ -138,8 +138,8 @@ func (l *lowering) self() {
 	for _, is4 := range []bool{true, false} {
 		k := addrKind(is4)
 		s := &Set{Name: selfName(is4), Key: Key{k, k}}
-		list := make([]pair, 0, (len(l.Policy.Isolated)+len(l.Policy.Tried))/2) // half of them per family
-		for _, isolated := range [][]policy.Isolated{l.Policy.Isolated, l.Policy.Tried} {
+		list := make([]pair, 0, (len(l.Policy.Program.Isolated)+len(l.Policy.Program.Tried))/2) // half of them per family
+		for _, isolated := range [][]policy.Isolated{l.Policy.Program.Isolated, l.Policy.Program.Tried} {
 			for _, i := range isolated {
 				for _, other := range i.Self {
 					if i.Addr.Is4() == is4 && other.Is4() == is4 {
@@ -169,7 +169,7 @@ func (l *lowering) exempt(end part) (rules []Rule) {
 	for _, is4 := range []bool{true, false} {
 		rules = append(rules, rule(pairIn(l.index[selfName(is4)]), end))
 	}
-	if l.Exempt.ICMPErrors {
+	if l.Policy.Exempt.ICMPErrors {
 		for _, number := range []byte{unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6} {
 			rules = append(rules, rule(l4proto(number), ctRelated(), end))
 		}
@@ -206,7 +206,7 @@ func (l *lowering) dispatch(v verdicts, opened, answers *Chain) {
 			chain.Rules = append(chain.Rules, rule(d.own.vmap(m)))
 		}
 		l.end(v, d)
-		for _, c := range l.Policy.Chains {
+		for _, c := range l.Policy.Program.Chains {
 			if c.Direction == d.Direction && used[c.Name] {
 				l.chain(v, d, c)
 			}
@@ -373,8 +373,8 @@ func (l *lowering) ownHost() {
 		rule(icmp6("nd-router-solicit", 133), accept()), rule(ctReply(), accept()),
 	}
 	var out []Rule
-	if l.Exempt.Resolver && l.Resolver {
-		for _, node := range []netip.Addr{l.Node4, l.Node6} {
+	if l.Policy.Exempt.Resolver && l.Guard.Resolver {
+		for _, node := range []netip.Addr{l.Guard.Node4, l.Guard.Node6} {
 			if !node.IsValid() {
 				continue
 			}
@@ -385,7 +385,7 @@ func (l *lowering) ownHost() {
 		}
 	}
 	for _, is4 := range []bool{true, false} {
-		if len(l.Policy.Tried) > 0 {
+		if len(l.Policy.Program.Tried) > 0 {
 			in = append(in, rule(saddr.vmap(l.index["tried-egress"+family(is4)])))
 		}
 		in = append(in, rule(saddr.vmap(l.index["egress"+family(is4)])))

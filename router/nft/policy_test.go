@@ -238,7 +238,7 @@ func TestEndpointChangesKeepRules(t *testing.T) {
 		apply := func(what string) []string {
 			t.Helper()
 			prog := c.Program()
-			p := b.Build(config(func(c *Config) { c.Policy = &prog }))
+			p := b.Build(config(func(c *Config) { c.Policy.Program = &prog }))
 			if err := k.Apply(p); err != nil {
 				t.Fatalf("applying the policies, %s: %v", what, err)
 			}
@@ -283,7 +283,7 @@ func TestKernelLoadsManyChains(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var k Kernel
 		defer k.Close()
-		if err := k.Apply(build(config(func(c *Config) { c.Policy = &prog }))); err != nil {
+		if err := k.Apply(build(config(func(c *Config) { c.Policy.Program = &prog }))); err != nil {
 			t.Fatal(err)
 		}
 		if rules, _ := counts(t); rules < 4*endpoints*10 {

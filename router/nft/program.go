@@ -69,8 +69,15 @@ func (p Program) String() string {
 	return b.String()
 }
 
-// Config is the input of a program.
+// Config is the desired content of the table, in sections. Each section has one owner; one
+// transaction loads all of them.
 type Config struct {
+	Guard  Guard
+	Policy Policy
+}
+
+// Guard is the section of the data path: the guard and NAT.
+type Guard struct {
 	Universe     slot.Universe
 	Node4, Node6 netip.Addr   // invalid if there is none yet
 	Own          []slot.Range // the slots that this peer owns
@@ -78,8 +85,12 @@ type Config struct {
 	// Resolver says that a DNS server listens on the node addresses.
 	Resolver bool
 	Hosts    Hosts
-	Policy   *policy.Program // nil if there are no policies
-	Exempt   Exempt
+}
+
+// Policy is the section of NetworkPolicy.
+type Policy struct {
+	Program *policy.Program // nil if there are no policies
+	Exempt  Exempt
 }
 
 // Names of interfaces in rules.
@@ -90,33 +101,32 @@ const (
 )
 
 // Build returns the guard and NAT of a host, without policies.
-func Build(c Config) Program {
-	c.Policy = nil
+func Build(g Guard) Program {
 	var b Builder
-	return b.Build(c)
+	return b.Build(Config{Guard: g})
 }
 
 // build returns the guard and NAT, without the sets of Hosts that its rules use. Both families are
 // always guarded, even if the host uses only one.
-func (c Config) build(h hostSets) Program {
-	own4 := &Set{Name: "own4", Key: Key{addr4}, Interval: true, Elements: intervals(c.Own, c.Universe.Addr4)}
-	own6 := &Set{Name: "own6", Key: Key{addr6}, Interval: true, Elements: intervals(c.Own, c.Universe.Addr6)}
+func (g Guard) build(h hostSets) Program {
+	own4 := &Set{Name: "own4", Key: Key{addr4}, Interval: true, Elements: intervals(g.Own, g.Universe.Addr4)}
+	own6 := &Set{Name: "own6", Key: Key{addr6}, Interval: true, Elements: intervals(g.Own, g.Universe.Addr6)}
 	p := Program{Sets: []*Set{own4, own6}}
 	add := func(chains ...*Chain) { p.Chains = append(p.Chains, chains...) }
 	add(arriving(own4, own6)...)
 	add(
-		&Chain{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", -300, c.origins()},
-		&Chain{Name: "uninvited", Rules: c.uninvited()},
+		&Chain{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, "prerouting", -300, g.origins()},
+		&Chain{Name: "uninvited", Rules: g.uninvited()},
 		&Chain{Name: "from-endpoint-to-host", Rules: fromEndpointToHost(h)},
 		&Chain{Name: "from-tunnel-to-host", Rules: fromTunnelToHost(h)},
 		&Chain{Name: "to-hosts", Rules: toHosts(h)},
-		&Chain{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", 0, c.received()},
-		&Chain{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", 0, c.forwarded()},
-		&Chain{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, "postrouting", 100, c.nat()},
-		&Chain{"underlay", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", 300, c.translated()},
+		&Chain{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, "input", 0, g.received()},
+		&Chain{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, "forward", 0, g.forwarded()},
+		&Chain{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, "postrouting", 100, g.nat()},
+		&Chain{"underlay", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, "postrouting", 300, g.translated()},
 	)
-	if c.Resolver {
-		p.Chains = append(p.Chains, &Chain{"resolver", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, "prerouting", -100, c.resolver()})
+	if g.Resolver {
+		p.Chains = append(p.Chains, &Chain{"resolver", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, "prerouting", -100, g.resolver()})
 	}
 	return p
 }
@@ -131,9 +141,9 @@ func intervals(own []slot.Range, addr func(slot.Slot) netip.Addr) Elements {
 }
 
 // families calls f with the universe's prefix of each family.
-func (c Config) families(f func(u netip.Prefix) []Rule) []Rule {
+func (g Guard) families(f func(u netip.Prefix) []Rule) []Rule {
 	var out []Rule
-	for _, u := range []netip.Prefix{c.Universe.V4, c.Universe.V6} {
+	for _, u := range []netip.Prefix{g.Universe.V4, g.Universe.V6} {
 		out = append(out, f(u)...)
 	}
 	return out
@@ -171,11 +181,11 @@ func loopbackOnly() []Rule {
 
 // origins checks the source of every packet first. Packets from the underlay must not have an
 // overlay source.
-func (c Config) origins() []Rule {
+func (g Guard) origins() []Rule {
 	rules := []Rule{
 		rule(iif(endpoints), goTo("from-endpoint")), rule(iif(tunnel), goTo("from-tunnel")), rule(iif(loopback), accept()),
 	}
-	rules = append(rules, c.families(func(u netip.Prefix) []Rule {
+	rules = append(rules, g.families(func(u netip.Prefix) []Rule {
 		return []Rule{rule(saddr.in(expr.CmpOpEq, u), counter(), drop())}
 	})...)
 	return append(rules, loopbackOnly()...)
@@ -183,18 +193,18 @@ func (c Config) origins() []Rule {
 
 // received filters packets to this host. Endpoints must not send router advertisements or
 // redirects, and packets from the underlay must not reach the node address.
-func (c Config) received() []Rule {
+func (g Guard) received() []Rule {
 	rules := []Rule{
 		rule(iif(endpoints), goTo("from-endpoint-to-host")), rule(iif(tunnel), goTo("from-tunnel-to-host")), rule(iif(loopback), accept()),
 	}
-	return append(rules, c.families(func(u netip.Prefix) []Rule {
+	return append(rules, g.families(func(u netip.Prefix) []Rule {
 		return []Rule{rule(daddr.in(expr.CmpOpEq, u), goTo("uninvited"))}
 	})...)
 }
 
 // uninvited filters packets from the underlay to overlay addresses of this host.
-func (c Config) uninvited() (rules []Rule) {
-	if !c.Exposed {
+func (g Guard) uninvited() (rules []Rule) {
+	if !g.Exposed {
 		return unlessInvited(nil)
 	}
 	for _, question := range questions() { // the DNS server is only for the overlay
@@ -212,8 +222,8 @@ const dnsPort = 53
 
 // resolver redirects DNS queries of endpoints from their gateway address to the node address. So
 // one socket per family serves all interfaces.
-func (c Config) resolver() (rules []Rule) {
-	for _, to := range []struct{ gateway, node netip.Addr }{{endpoint.Gateway4, c.Node4}, {endpoint.Gateway6, c.Node6}} {
+func (g Guard) resolver() (rules []Rule) {
+	for _, to := range []struct{ gateway, node netip.Addr }{{endpoint.Gateway4, g.Node4}, {endpoint.Gateway6, g.Node6}} {
 		if !to.node.IsValid() {
 			continue
 		}
@@ -240,11 +250,11 @@ func unlessInvited(match []part) []Rule {
 // It is also the only filter for packets of this host itself. In the output hook, a packet to a
 // service still has the output interface of the service's address, even after kube-proxy's DNAT to
 // a pod. Only here it has its final output interface.
-func (c Config) translated() []Rule {
+func (g Guard) translated() []Rule {
 	rules := []Rule{rule(oif(endpoints), accept()), rule(oif(tunnel), accept()), rule(oif(loopback), accept())}
-	return append(rules, c.families(func(u netip.Prefix) []Rule {
+	return append(rules, g.families(func(u netip.Prefix) []Rule {
 		var rules []Rule
-		if c.Exposed {
+		if g.Exposed {
 			rules = append(rules, rule(saddr.in(expr.CmpOpEq, u), daddr.in(expr.CmpOpNeq, u), ctReply(), accept()))
 		}
 		return append(rules,
@@ -254,7 +264,7 @@ func (c Config) translated() []Rule {
 }
 
 // forwarded filters packets that this host forwards.
-func (c Config) forwarded() []Rule {
+func (g Guard) forwarded() []Rule {
 	rules := []Rule{
 		// Between endpoints, on this host or through the tunnel.
 		rule(iif(endpoints), oif(endpoints), accept()),
@@ -262,7 +272,7 @@ func (c Config) forwarded() []Rule {
 		rule(iif(endpoints), oif(tunnel), accept()),
 		rule(iif(tunnel), oif(endpoints), accept()),
 	}
-	rules = append(rules, c.families(func(u netip.Prefix) []Rule {
+	rules = append(rules, g.families(func(u netip.Prefix) []Rule {
 		return []Rule{rule(daddr.in(expr.CmpOpEq, u), notOif(tunnel), notOif(endpoints), notOif(loopback), counter(), drop())}
 	})...)
 	rules = append(rules,
@@ -271,7 +281,7 @@ func (c Config) forwarded() []Rule {
 		rule(iif(tunnel), notOif(tunnel), ctReply(), ctSNAT(), accept()),
 		rule(iif(tunnel), counter(), drop()),
 	)
-	if c.Exposed {
+	if g.Exposed {
 		return rules
 	}
 	for _, into := range []string{endpoints, tunnel} {
@@ -282,12 +292,12 @@ func (c Config) forwarded() []Rule {
 
 // nat gives packets that enter the tunnel an overlay source, and packets that leave the overlay
 // this host's address. Between endpoints nothing is translated.
-func (c Config) nat() []Rule {
-	return c.families(func(u netip.Prefix) []Rule {
+func (g Guard) nat() []Rule {
+	return g.families(func(u netip.Prefix) []Rule {
 		var rules []Rule
-		node := c.Node6
+		node := g.Node6
 		if u.Addr().Is4() {
-			node = c.Node4
+			node = g.Node4
 		}
 		if node.IsValid() {
 			rules = append(rules, rule(oif(tunnel), saddr.in(expr.CmpOpNeq, u), snat(node)))

@@ -92,7 +92,7 @@ type enforcer struct {
 // which the agent does not pay.
 func (e *enforcer) open(s space) error {
 	e.kernel.Namespace = int(s.NsHandle)
-	return e.kernel.Apply(nft.Build(crowdConfig(nil)))
+	return e.kernel.Apply(nft.Build(crowdConfig(nil).Guard))
 }
 
 func (e *enforcer) apply() error {

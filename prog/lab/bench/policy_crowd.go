@@ -111,7 +111,9 @@ func (c *crowd) allows(from, to int) bool {
 // crowdConfig is what the host's table is made from; nil: without policies.
 func crowdConfig(p *policy.Program) nft.Config {
 	return nft.Config{
-		Universe: crowdUniverse, Node4: crowdUniverse.Addr4(1), Node6: crowdUniverse.Addr6(1), Own: []slot.Range{{Start: 0, End: 0x10000}},
-		Resolver: true, Policy: p, Exempt: nft.Exempt{OwnHost: true, ICMPErrors: true},
+		Guard: nft.Guard{
+			Universe: crowdUniverse, Node4: crowdUniverse.Addr4(1), Node6: crowdUniverse.Addr6(1), Own: []slot.Range{{Start: 0, End: 0x10000}}, Resolver: true,
+		},
+		Policy: nft.Policy{Program: p, Exempt: nft.Exempt{OwnHost: true, ICMPErrors: true}},
 	}
 }
