@@ -139,7 +139,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	}
 	attached := &p.attached.Value
 	p.enforce = enforce.New(enforce.Config{
-		Self: t.Self, Source: p.rules.source, Directory: p.directory, Attached: attached, View: seen, Router: p.router, Log: log, IPv6: r.ipv6,
+		Self: t.Self, Source: p.rules.source, Directory: p.directory, Attached: attached, View: seen, Router: p.router, Exempt: o.Exempt, Log: log, IPv6: r.ipv6,
 	})
 	p.publish = publish.New(publish.Config{
 		Directory: p.directory, Attached: attached, Settings: &p.settings.Value, NodeAddr: &p.nodeaddr.Value, View: seen, IPv6: r.ipv6, Log: log,
@@ -149,7 +149,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 		Router: p.router, PresharedKey: t.PresharedKey, Policies: p.rules.source, Isolate: p.enforce.Ensure, Applied: p.resolver.SetAddrs,
 		Turned: r.board.Wake, Log: log, Fixed: plan.Fixed{
 			PrivateKey: t.Keys.WireGuard, Port: o.Port, GossipPort: o.GossipPort, MTU: o.MTU, IPv6: r.ipv6, Resolver: !o.DNS.Off,
-			Exempt: o.Exempt, StatusPort: o.PublicStatusPort(),
+			StatusPort: o.PublicStatusPort(),
 		},
 	})
 	p.paths = paths.New(paths.Config{

@@ -13,6 +13,7 @@ import (
 	"weft/mesh/peer"
 	"weft/mesh/secret"
 	"weft/prog/agent/view"
+	"weft/router/nft"
 	"weft/router/policy"
 )
 
@@ -102,13 +103,13 @@ type Kernel struct {
 }
 
 // Enforce takes a program.
-func (k *Kernel) Enforce(p policy.Program) error {
+func (k *Kernel) Enforce(p nft.Policy) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.Fail != nil {
 		return k.Fail
 	}
-	k.Program, k.Loads = p, k.Loads+1
+	k.Program, k.Loads = *p.Program, k.Loads+1
 	return nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"weft/prog/agent/attach"
 	"weft/prog/agent/live"
 	"weft/prog/agent/view"
+	"weft/router/nft"
 	"weft/router/policy"
 	"weft/router/problem"
 )
@@ -54,7 +55,7 @@ type Directory interface {
 }
 
 // Router loads programs into the kernel.
-type Router interface{ Enforce(policy.Program) error }
+type Router interface{ Enforce(nft.Policy) error }
 
 // Config is what an Enforcer is made of.
 type Config struct {
@@ -64,6 +65,7 @@ type Config struct {
 	Attached  *live.Value[[]attach.Endpoint]
 	View      *live.Value[*view.View]
 	Router    Router
+	Exempt    nft.Exempt // what policies do not apply to
 	Log       *slog.Logger
 	IPv6      bool
 }
@@ -164,7 +166,8 @@ func (e *Enforcer) Ensure() error {
 // load gives the kernel the program. The caller holds the lock.
 func (e *Enforcer) load() error {
 	e.pending = true
-	if err := e.cfg.Router.Enforce(e.compiler.Program()); err != nil {
+	program := e.compiler.Program()
+	if err := e.cfg.Router.Enforce(nft.Policy{Program: &program, Exempt: e.cfg.Exempt}); err != nil {
 		return err
 	}
 	e.enforced, e.pending = e.rules.Generation, false

@@ -14,7 +14,6 @@ import (
 	"weft/prog/agent/view"
 	"weft/router"
 	"weft/router/endpoint"
-	"weft/router/nft"
 )
 
 // Inputs are what the data path follows from.
@@ -38,7 +37,6 @@ type Fixed struct {
 	MTU        int // that the operator gave; 0: none
 	IPv6       bool
 	Resolver   bool // a name server listens on the node addresses
-	Exempt     nft.Exempt
 	StatusPort uint16 // at which the status is served to other machines; 0: it is not
 }
 
@@ -56,7 +54,7 @@ func Desired(in Inputs) Plan {
 	p := Plan{Config: router.Config{
 		Universe: v.Ring.Universe, Node: in.Node, PrivateKey: in.PrivateKey, Port: uint16(in.Port), Own: v.Owners[self],
 		Tunnels: tunnels(in), Gossip: uint16(in.GossipPort), Unconfirmed: !v.Confirmed, Hosts: guarded(v, in.StatusPort),
-		Exposed: in.Settings.Exposed, Resolver: in.Resolver, Exempt: in.Exempt, IPv6: in.IPv6,
+		Exposed: in.Settings.Exposed, Resolver: in.Resolver, IPv6: in.IPv6,
 	}}
 	p.MTU = topology.SetMTUs(p.Tunnels, in.LinkMTU, in.MTU)
 	if s, lost := v.Lost[settings.NodeKey]; lost && s == in.Node {
