@@ -1,0 +1,101 @@
+package founding
+
+import (
+	"testing"
+
+	"weft/ipam"
+	"weft/ipam/ring"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
+	"weft/prog/agent/config"
+	"weft/prog/agent/statedir"
+	"weft/router/routertest"
+)
+
+func TestMain(m *testing.M) { routertest.Main(m) }
+
+// plain lets a host with a state folder decide, in a network namespace where nothing is routed.
+func plain(t *testing.T, dir string, o config.Options) (f Founding, err error) {
+	t.Helper()
+	store := open(t, dir)
+	defer store.Close()
+	o.StateDir = dir
+	routertest.New(t).Do(func() { f, err = Plain{Options: o, Store: store}.Found(t.Context()) })
+	return f, err
+}
+
+// folder makes a state folder with a token.
+func folder(t *testing.T, token secret.Token) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := statedir.WriteSecret(dir, token); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestAHostWithoutOthersFoundsARing(t *testing.T) {
+	password, err := secret.FromPassword("a password of all hosts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := folder(t, password)
+	f, err := plain(t, dir, config.Options{})
+	if err != nil || f.Ring == nil || f.Election != nil || len(f.Ring.Owned()[f.Trust.Self]) != 1 {
+		t.Fatalf("%+v, %v", f, err)
+	}
+	if kept, err := statedir.Secret(dir); err != nil || kept.Cluster.IsZero() || kept.Secret != password.Secret || f.Ring.Cluster != kept.Cluster {
+		t.Errorf("the token does not say which cluster was founded: %v", err)
+	}
+}
+
+func TestAHostWithTargetsVotes(t *testing.T) {
+	dir := folder(t, secret.Token{Cluster: secret.ClusterID{1}})
+	// 127.0.0.1 is this host itself.
+	f, err := plain(t, dir, config.Options{Targets: []string{"192.0.2.2", "127.0.0.1", "192.0.2.3:6783"}})
+	if err != nil || f.Ring != nil || f.Election == nil || f.Election.Terms.Expect != 3 || len(f.Targets) != 3 {
+		t.Fatalf("%+v, %v", f, err)
+	}
+	if _, cluster, u := f.Election.Candidate(); cluster != f.Trust.Token.Cluster || u.Validate() != nil {
+		t.Errorf("it would found %x, %v", cluster, u)
+	}
+	if f, err = plain(t, dir, config.Options{Init: config.Init{Expect: 5}}); err != nil || f.Election == nil || f.Election.Terms.Expect != 5 || len(f.Targets) != 3 {
+		t.Errorf("later, with a number of hosts: %+v, %v", f, err)
+	}
+}
+
+func TestSeedsMakeTheSameRingOnAllHosts(t *testing.T) {
+	token := secret.Token{Cluster: secret.ClusterID{1}}
+	var rings []*ring.Ring
+	for _, seeds := range [][]peer.ID{{{1}, {2}}, {{2}, {1}, {2}}} {
+		f, err := plain(t, folder(t, token), config.Options{Init: config.Init{Seeds: seeds}, Targets: []string{"192.0.2.2"}})
+		if err != nil || f.Ring == nil || f.Election != nil {
+			t.Fatalf("%+v, %v", f, err)
+		}
+		rings = append(rings, f.Ring)
+	}
+	if !rings[0].Equal(*rings[1]) || len(rings[0].Owned()) != 2 {
+		t.Errorf("%v and %v", rings[0], rings[1])
+	}
+	if _, err := plain(t, folder(t, secret.Token{}), config.Options{Init: config.Init{Seeds: []peer.ID{{1}}}}); err == nil {
+		t.Error("without the cluster's id, each host makes another ring")
+	}
+}
+
+func TestAnObserverAndAHostWithARingFoundNothing(t *testing.T) {
+	dir := folder(t, secret.Token{Cluster: secret.ClusterID{1}})
+	if f, err := plain(t, dir, config.Options{Init: config.Init{Observer: true}}); err != nil || f.Ring != nil || f.Election != nil {
+		t.Errorf("an observer: %+v, %v", f, err)
+	}
+	if err := statedir.MarkLaunched(dir, true); err != nil {
+		t.Fatal(err)
+	}
+	store := open(t, dir)
+	if err := store.Update(ipam.Change{Ring: []byte("a ring")}); err != nil {
+		t.Fatal(err)
+	}
+	store.Close()
+	if f, err := plain(t, dir, config.Options{}); err != nil || f.Ring != nil || f.Election != nil || statedir.Launched(dir) != nil {
+		t.Errorf("a host with a ring: %+v, %v; launch's decision: %v", f, err, statedir.Launched(dir))
+	}
+}

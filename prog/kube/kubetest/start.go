@@ -1,0 +1,38 @@
+package kubetest
+
+import (
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// Start serves s until the test ends, and returns a kubeconfig file that leads there. What a test
+// starts afterwards has to end by itself.
+func Start(t testing.TB, s *Server) (kubeconfig string) {
+	t.Helper()
+	web := httptest.NewServer(s)
+	t.Cleanup(func() {
+		s.Refuse(nil)
+		s.HangUp()
+		web.CloseClientConnections()
+		web.Close()
+	})
+	kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+	text := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: \"" + web.URL + "\"}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return kubeconfig
+}
+
+// Eventually waits until what comes from the server is there.
+func Eventually(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not %s", what)
+		}
+	}
+}
