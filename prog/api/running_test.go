@@ -1,0 +1,18 @@
+package api
+
+import (
+	"strings"
+	"testing"
+)
+
+// Under Kubernetes nobody is told to launch an agent: pods are started.
+func TestASilentSocketSaysHowTheAgentIsStarted(t *testing.T) {
+	err := &NotRunningError{Socket: "/run/weft/weft.sock"}
+	if text := err.Error(); !strings.Contains(text, "weft launch") {
+		t.Errorf("on a host: %s", text)
+	}
+	t.Setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+	if text := err.Error(); strings.Contains(text, "weft launch") || !strings.Contains(text, "pod") {
+		t.Errorf("in a pod: %s", text)
+	}
+}
