@@ -65,13 +65,13 @@ func targets(nodes map[string]kube.Node, self string) (out []string) {
 // they are those that were there last.
 func (n *Node) followNodes(ctx context.Context, m Mesh) error {
 	var last []string
-	for first := true; ; first = false {
+	for joined := false; ; { // at first also none: the mesh has the targets of the last run
 		if st := n.Source.State(); st != nil && st.Live {
-			if now := targets(st.Nodes, n.cfg.Name); first || !slices.Equal(now, last) {
+			if now := targets(st.Nodes, n.cfg.Name); !joined || !slices.Equal(now, last) {
 				if err := m.Connect(now, true); err != nil {
 					n.cfg.Log.Warn("cannot join the cluster's Nodes", "err", err)
 				} else {
-					last = now
+					last, joined = now, true
 				}
 			}
 		}

@@ -1,0 +1,44 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+
+	"weft/mesh"
+	"weft/prog/kube/kubetest"
+)
+
+// joined records which hosts were to be joined.
+type joined struct{ hosts chan []string }
+
+func (j joined) Connect(hosts []string, replace bool) error {
+	if !replace {
+		return errors.New("hosts of Nodes that are gone would stay")
+	}
+	j.hosts <- hosts
+	return nil
+}
+func (joined) Targets() []mesh.Target { return nil }
+
+func TestTheMeshJoinsTheNodesThatThereAre(t *testing.T) {
+	server := kubetest.New()
+	server.Set(kubetest.Node("n1", "uid-1", "192.0.2.1"))
+	n := following(t, server)
+	j := joined{make(chan []string)}
+	run(t, func(ctx context.Context) error { return n.followNodes(ctx, j) })
+	next := func(want ...string) {
+		t.Helper()
+		if got := <-j.hosts; !slices.Equal(got, want) {
+			t.Errorf("it joins %v, want %v", got, want)
+		}
+	}
+	next() // none: the mesh has the targets of the last run
+	server.Set(kubetest.Node("n2", "uid-2", "192.0.2.2"))
+	next("192.0.2.2")
+	server.Set(kubetest.Node("n3", "uid-3", "192.0.2.3"))
+	next("192.0.2.2", "192.0.2.3")
+	server.Delete(kubetest.Node("n2", "uid-2"))
+	next("192.0.2.3")
+}
