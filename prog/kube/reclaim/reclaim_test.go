@@ -1,0 +1,204 @@
+package reclaim
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/ipam"
+	"weft/ipam/ring"
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/prog/agent/agenttest"
+	"weft/prog/kube"
+)
+
+// cluster is what a reclaimer on the Node n1 asks: a ring that it shares with a silent peer on n2.
+type cluster struct {
+	self, dead peer.Record
+	until      time.Time // that long gossip reaches the dead one
+	snap       ipam.Snapshot
+	watched    *kube.State // what the watch has told
+	nodes      []kube.Node // what the API server says now
+	down       error
+	asked      int
+	refused    error
+
+	mu      sync.Mutex
+	removed []peer.ID
+	events  []string
+}
+
+// done returns which peers were removed, and what was told of it.
+func (c *cluster) done() (removed []peer.ID, events []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.removed), slices.Clone(c.events)
+}
+
+func (c *cluster) say(event string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.events = append(c.events, event)
+}
+
+func (c *cluster) Peers() []mesh.Peer {
+	return []mesh.Peer{{Record: c.self, Reachable: true}, {Record: c.dead, Reachable: time.Now().Before(c.until)}, {}}
+}
+func (*cluster) Name(id peer.ID) string                            { return id.String() }
+func (c *cluster) Snapshot(context.Context) (ipam.Snapshot, error) { return c.snap, nil }
+func (c *cluster) State() *kube.State                              { return c.watched }
+func (c *cluster) Nodes(context.Context) ([]kube.Node, error)      { c.asked++; return c.nodes, c.down }
+
+func (c *cluster) Warn(reason, message string) { c.say("Warning " + reason + ": " + message) }
+
+func (c *cluster) Tell(reason, message string) { c.say("Normal " + reason + ": " + message) }
+
+func (c *cluster) remove(_ context.Context, id peer.ID) (uint64, error) {
+	if c.refused != nil {
+		return 0, c.refused
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.removed = append(c.removed, id)
+	return 8, nil
+}
+
+// watch lets the watch tell of some Nodes.
+func (c *cluster) watch(uids ...string) {
+	c.watched = &kube.State{Live: true, Nodes: map[string]kube.Node{}}
+	for _, n := range nodes(uids...) {
+		c.watched.Nodes[n.Name] = n
+	}
+}
+
+func nodes(uids ...string) (out []kube.Node) {
+	for _, uid := range uids {
+		out = append(out, kube.Node{Name: "node-" + uid, UID: uid, Ready: true})
+	}
+	return out
+}
+
+func newCluster() (*cluster, *Reclaimer) {
+	c := &cluster{self: agenttest.Record(1), dead: agenttest.Record(2)}
+	c.self.Host, c.dead.Host = "uid-1", "uid-2"
+	c.snap.Ring = ring.Found(ring.ID{1}, [16]byte{1}, agenttest.Universe(), c.self.ID(), c.dead.ID())
+	c.nodes = nodes("uid-1", "uid-2")
+	return c, New(Config{
+		Self: c.self.ID(), Mesh: c, Ring: c, Source: c, Client: c, Report: c, Remove: c.remove, Log: slog.New(slog.DiscardHandler),
+	})
+}
+
+// What the watch says is not enough: it can be behind. Nothing is reclaimed while the API server
+// does not answer, or before the silence has lasted; and then once.
+func TestTheAPIServerIsAskedBeforeAddressesAreReclaimed(t *testing.T) {
+	c, r := newCluster()
+	r.start = time.Now().Add(-time.Hour)
+	look := func(when string, asked, removed int) {
+		t.Helper()
+		c.asked = 0
+		err := r.look(t.Context())
+		if (err != nil) != (c.down != nil) || c.asked != asked || len(c.removed) != removed {
+			t.Fatalf("%s: %v; the API server was asked %d times, %d peers were removed", when, err, c.asked, len(c.removed))
+		}
+	}
+	look("nothing is known yet", 0, 0)
+	c.watch("uid-1", "uid-2")
+	look("its Node is there", 0, 0)
+	c.watch("uid-1")
+	look("the watch is behind", 1, 0)
+	c.watched.Live = false
+	look("the watch tells what was before", 0, 0)
+	c.watch("uid-1")
+	c.nodes, c.down = nodes("uid-1"), errors.New("it is down")
+	look("the API server is down", 1, 0)
+	c.down, c.snap.Behind = nil, true
+	look("this peer does not know the ring of now", 0, 0)
+	c.snap.Behind = false
+	r.heard[c.dead.ID()] = time.Now().Add(-silence + 5*time.Second)
+	look("it was heard a moment ago", 0, 0)
+	delete(r.heard, c.dead.ID())
+	look("it is gone", 1, 1)
+	if len(c.events) != 1 || !strings.HasPrefix(c.events[0], "Normal "+kube.ReasonReclaimed) || !strings.Contains(c.events[0], "uid-2") ||
+		!strings.Contains(c.events[0], "took over 8 addresses of "+c.dead.ID().String()) {
+		t.Errorf("%q", c.events)
+	}
+	c.snap.Ring = ring.Found(ring.ID{1}, [16]byte{1}, agenttest.Universe(), c.self.ID()) // as after the removal
+	look("it is gone already", 0, 1)
+}
+
+func TestASilentPeerOfADeletedNodeIsRemovedAfterTheSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, r := newCluster()
+		c.nodes, c.until = nodes("uid-1"), time.Now().Add(time.Hour)
+		c.watch("uid-1")
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- r.Run(ctx) }()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if removed, events := c.done(); len(removed) != 0 || len(events) != 1 || !strings.HasPrefix(events[0], "Warning "+kube.ReasonStillAnswers) {
+			t.Errorf("its agent still answers: removed %v, %q", removed, events)
+		}
+		time.Sleep(silence - 2*period)
+		synctest.Wait()
+		if removed, _ := c.done(); len(removed) != 0 {
+			t.Error("it was removed before the silence had lasted")
+		}
+		time.Sleep(3 * period)
+		synctest.Wait()
+		if removed, _ := c.done(); !slices.Contains(removed, c.dead.ID()) {
+			t.Errorf("removed: %v", removed)
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestARefusedRemovalIsTriedAgainLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, r := newCluster()
+		r.start = time.Now().Add(-time.Hour)
+		c.nodes = nodes("uid-1")
+		c.watch("uid-1")
+		look := func() int {
+			c.asked = 0
+			if err := r.look(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return c.asked
+		}
+		c.refused = &ipam.RemovalError{Why: "another peer reaches it"}
+		if look(); len(c.events) != 0 {
+			t.Errorf("%q", c.events)
+		}
+		c.refused = nil
+		time.Sleep(refusedPause - time.Second)
+		if look() != 0 || len(c.removed) != 0 {
+			t.Error("it is tried again at once")
+		}
+		time.Sleep(time.Second)
+		if look() != 1 || len(c.removed) != 1 {
+			t.Error("it is not tried again")
+		}
+	})
+}
+
+func TestAPeerThatWasFasterIsNoTrouble(t *testing.T) {
+	c, r := newCluster()
+	var log strings.Builder
+	r.cfg.Log, r.start = slog.New(slog.NewTextHandler(&log, nil)), time.Now().Add(-time.Hour)
+	c.nodes, c.refused = nodes("uid-1"), &ipam.RemovalError{Nothing: true}
+	c.watch("uid-1")
+	if err := r.look(t.Context()); err != nil || log.Len() != 0 || len(c.events) != 0 {
+		t.Errorf("%v; log: %s; %q", err, &log, c.events)
+	}
+}
