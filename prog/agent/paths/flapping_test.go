@@ -1,0 +1,35 @@
+package paths
+
+import (
+	"strings"
+	"testing"
+
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/prog/agent/agenttest"
+)
+
+// A peer that is lost and found again and again is a problem with its cause; one that was lost now
+// and then is none.
+func TestFlappingNamesItsCause(t *testing.T) {
+	record := agenttest.Record(2)
+	for _, tt := range []struct {
+		losses, runs int
+		fresh        bool
+		want         string
+	}{
+		{flapLosses - 1, 1, true, ""},
+		{flapLosses, 1, true, "Open TCP and UDP 6783"},
+		{flapLosses, 1, false, "two hosts have the address 192.0.2.2"},
+		{flapLosses, flapLosses, true, "started 4 times"},
+	} {
+		p := mesh.Peer{Record: record, Losses: tt.losses, Runs: tt.runs}
+		got := flapping([]mesh.Peer{p}, peer.ID{1}, func(peer.Record) bool { return tt.fresh })
+		if (len(got) == 0) != (tt.want == "") || len(got) > 0 && !strings.Contains(got[0].String(), tt.want) {
+			t.Errorf("%+v: %v", tt, got)
+		}
+	}
+	if got := flapping([]mesh.Peer{{Record: record, Losses: 16}}, record.ID(), nil); got != nil {
+		t.Errorf("of this host itself: %v", got)
+	}
+}

@@ -1,0 +1,95 @@
+package paths
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/prog/agent/agenttest"
+	"weft/prog/agent/live"
+	"weft/prog/agent/view"
+	"weft/router/wg"
+)
+
+// What came through a tunnel is proof of life for a while; that its keys are in use is one when it is first seen only.
+func TestTrafficThroughATunnelProvesThatAPeerLives(t *testing.T) {
+	start := time.Unix(1_800_000_000, 0)
+	key := [32]byte{1}
+	for _, tt := range []struct {
+		name     string
+		received []int64 // every 5 s, since the start
+		keys     time.Duration
+		alive    bool
+	}{
+		{"a tunnel that brings data", []int64{10, 20, 30}, time.Minute, true},
+		{"one that is idle, between two keepalives", []int64{10, 42, 42, 42, 42, 42}, time.Minute, true},
+		{"one of a host that was powered off, though its keys look fresh", []int64{10, 42, 42, 42, 42, 42, 42, 42, 42, 42, 42}, time.Minute, false},
+		{"one that this agent has just come to see", []int64{42}, time.Minute, true},
+		{"one whose keys are too old", []int64{42}, time.Hour, false},
+		{"one that never worked", []int64{0, 0, 0}, 24 * time.Hour, false},
+		{"one that was made anew, and counts from zero", []int64{100, 0, 0, 0, 0, 0, 0, 0, 0, 0}, time.Minute, false},
+		{"none", nil, time.Hour, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := New(Config{})
+			now := start
+			for i, n := range tt.received {
+				now = start.Add(time.Duration(i) * period)
+				p.listen(now, wg.Observed{Peers: map[[32]byte]wg.Peer{key: {Received: n, Handshake: start.Add(-tt.keys)}}})
+			}
+			if ago, alive := p.ago(key, now); alive != tt.alive {
+				t.Errorf("heard %v ago, alive: %v", ago, alive)
+			}
+		})
+	}
+	p := New(Config{})
+	p.listen(start, wg.Observed{Peers: map[[32]byte]wg.Peer{key: {Received: 1, Handshake: start}}})
+	p.listen(start.Add(time.Second), wg.Observed{})
+	if _, alive := p.ago(key, start.Add(time.Second)); alive {
+		t.Error("a tunnel that is gone is proof")
+	}
+}
+
+// A peer whose tunnel brings data is not to be removed: what asks is told why, until nothing came
+// for a while.
+func TestHeardNamesThePeersThatLive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		own, other := agenttest.Record(1), agenttest.Record(2)
+		seen := &live.Value[*view.View]{}
+		ends := time.Now().Add(time.Minute) // then the other host is switched off
+		p := New(Config{
+			View: seen, Expected: func() []mesh.Target { return nil },
+			Observe: func() (wg.Observed, error) {
+				now := time.Now()
+				received := min(now.Unix(), ends.Unix())
+				return wg.Observed{Peers: map[[32]byte]wg.Peer{other.WireGuard: {Received: received, Handshake: ends}}}, nil
+			},
+		})
+		if got := p.Heard(other.ID()); got != "" {
+			t.Errorf("before anything is known: %s", got)
+		}
+		seen.Set(agenttest.ViewOf(own, []mesh.Peer{{Record: own}, {Record: other}}, own.ID()))
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- p.Run(ctx) }()
+		time.Sleep(time.Minute + time.Second)
+		if got := p.Heard(other.ID()); !strings.Contains(got, "brought data 1 s ago") || !strings.Contains(got, "Open TCP and UDP 6783") {
+			t.Errorf("it lives: %q", got)
+		}
+		if got := p.Heard(peer.ID{9}); got != "" {
+			t.Errorf("a peer that is not known: %s", got)
+		}
+		time.Sleep(heardFor)
+		if got := p.Heard(other.ID()); got != "" {
+			t.Errorf("it was switched off: %s", got)
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}

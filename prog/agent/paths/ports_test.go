@@ -1,0 +1,100 @@
+package paths
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/prog/agent/agenttest"
+	"weft/prog/agent/live"
+	"weft/prog/agent/view"
+	"weft/router/wg"
+)
+
+// Ports that a firewall closes are told apart, with what to open; a host without any tunnel
+// that works is not ready for containers.
+func TestClosedPortsAreToldApart(t *testing.T) {
+	addr := netip.MustParseAddr("192.0.2.2")
+	down := errors.New("dial tcp 192.0.2.2:6783: i/o timeout")
+	n := func(reachable, tunnel, fresh bool) neighbour {
+		return neighbour{name: "00(h2)", addrs: []netip.Addr{addr}, port: 6784, gossip: 6783, reachable: reachable, tunnel: tunnel, fresh: fresh}
+	}
+	works := neighbour{name: "01(h3)", reachable: true, tunnel: true, fresh: true}
+	for name, c := range map[string]struct {
+		neighbours []neighbour
+		targets    []mesh.Target
+		want       []string // what the problems are about
+	}{
+		"alone":                         {nil, nil, nil},
+		"all is well":                   {[]neighbour{n(true, true, true), works}, []mesh.Target{{Host: "192.0.2.2", Connected: true}}, nil},
+		"the tunnel's port":             {[]neighbour{n(true, true, false), works}, nil, []string{"tunnel 00(h2)"}},
+		"the tunnel's port, of two":     {[]neighbour{n(true, true, false)}, nil, []string{"tunnel 00(h2)"}}, // which of the two is at fault?
+		"the tunnel's port, everywhere": {[]neighbour{n(true, true, false), n(true, true, false)}, nil, []string{"tunnel 00(h2)", "tunnel 00(h2)", noTunnel}},
+		"gossip's port":                 {[]neighbour{n(false, true, true)}, []mesh.Target{{Host: "192.0.2.2", Err: down}}, []string{"gossip 00(h2)"}},
+		"the host is off":               {[]neighbour{n(false, true, false), works}, []mesh.Target{{Host: "192.0.2.2", Err: down}}, nil},
+		"it is in another ring":         {[]neighbour{n(true, false, false)}, nil, nil},
+		"gossip's port, UDP only":       {[]neighbour{{name: "00(h2)", port: 6784, gossip: 6783, reachable: true, mute: true, tunnel: true, fresh: true}}, nil, []string{"udp 00(h2)"}},
+		"a target that never answered":  {[]neighbour{works}, []mesh.Target{{Host: "192.0.2.9", Err: down}}, []string{"target 192.0.2.9"}},
+		"a target that is being tried":  {nil, []mesh.Target{{Host: "192.0.2.9"}}, nil},
+	} {
+		got := blockages(c.neighbours, c.targets, 6783)
+		var about []string
+		for _, b := range got {
+			about = append(about, b.About)
+			if !strings.Contains(b.Fix, "open ") || b.About != noTunnel && !strings.Contains(b.Fix, "678") {
+				t.Errorf("%s: it does not say what to open: %s", name, b)
+			}
+		}
+		if strings.Join(about, ",") != strings.Join(c.want, ",") {
+			t.Errorf("%s: %q, want %q", name, about, c.want)
+		}
+		p := New(Config{View: &live.Value[*view.View]{}})
+		start := time.Now()
+		for _, look := range []struct {
+			after time.Duration
+			seen  []blockage
+			said  bool
+		}{{0, got, false}, {lasting - time.Second, got, false}, {lasting, got, true}, {lasting + time.Second, nil, false}, {lasting + 2*time.Second, got, false}} {
+			p.look(start.Add(look.after), look.seen)
+			said := len(p.Problems()) > 0
+			if said != (look.said && len(got) > 0) || (p.Check() != nil) != (look.said && strings.HasSuffix(strings.Join(about, ","), noTunnel)) {
+				t.Errorf("%s, after %v: said %v, not ready: %v", name, look.after, p.Problems(), p.Check())
+			}
+		}
+	}
+}
+
+func TestOnlyKeysFromAfterTheLossShowThatAPeerLives(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	started := now.Add(-time.Hour)
+	for name, tt := range map[string]struct {
+		change    func(*mesh.Peer)
+		handshake time.Duration // ago; 0: there is no tunnel
+		want      int           // neighbours
+		fresh     bool
+	}{
+		"reached, keys in use":          {func(p *mesh.Peer) { p.Reachable = true }, time.Minute, 1, true},
+		"reached, keys too old":         {func(p *mesh.Peer) { p.Reachable = true }, time.Hour, 1, false},
+		"no tunnel":                     {func(p *mesh.Peer) { p.Reachable = true }, 0, 1, false},
+		"lost, keys from before":        {func(p *mesh.Peer) { p.Since = now.Add(-30 * time.Second) }, time.Minute, 1, false},
+		"lost, keys from after":         {func(p *mesh.Peer) { p.Since = now.Add(-2 * time.Minute) }, time.Minute, 1, true},
+		"never reached since the start": {func(*mesh.Peer) {}, time.Minute, 1, true},
+		"its agent was stopped":         {func(p *mesh.Peer) { p.Record.State = peer.Stopped }, time.Minute, 0, false},
+		"it is known by its name only":  {func(p *mesh.Peer) { p.Record = peer.Record{} }, time.Minute, 0, false},
+		"it is this host":               {func(p *mesh.Peer) { p.Record = agenttest.Record(1) }, time.Minute, 0, false},
+	} {
+		own, p, seen := agenttest.Record(1), mesh.Peer{Record: agenttest.Record(2)}, wg.Observed{Peers: map[[32]byte]wg.Peer{}}
+		tt.change(&p)
+		if tt.handshake != 0 {
+			seen.Peers[[32]byte{2}] = wg.Peer{Handshake: now.Add(-tt.handshake)}
+		}
+		got := neighbours(agenttest.ViewOf(own, []mesh.Peer{p}, own.ID()), seen, started, now)
+		if len(got) != tt.want || len(got) == 1 && (got[0].fresh != tt.fresh || got[0].tunnel != (tt.handshake != 0)) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
