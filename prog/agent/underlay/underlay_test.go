@@ -1,0 +1,192 @@
+package underlay
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/ipam/slot"
+	"weft/mesh/peer"
+	"weft/prog/agent/agenttest"
+	"weft/prog/agent/live"
+	"weft/prog/agent/settings"
+	"weft/prog/agent/view"
+)
+
+var (
+	first  = netip.MustParseAddr("192.0.2.1")
+	second = netip.MustParseAddr("192.0.2.9")
+)
+
+// fakeMesh keeps this host's own record.
+type fakeMesh struct {
+	mu      sync.Mutex
+	record  peer.Record
+	cluster [16]byte
+	fail    error
+}
+
+func (m *fakeMesh) Update(f func(*peer.Record)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail == nil {
+		f(&m.record)
+	}
+	return m.fail
+}
+
+func (m *fakeMesh) SetHello(cluster [16]byte, _ slot.Universe) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cluster = cluster
+}
+
+func (m *fakeMesh) own() (peer.Record, [16]byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.record, m.cluster
+}
+
+// host is an underlay whose addresses are those that Kubernetes tells.
+type host struct {
+	*Underlay
+	mesh *fakeMesh
+	in   Inputs
+	node live.Value[Node]
+}
+
+// newHost makes one that has looked for the first time. The MTU is given: no link is asked.
+func newHost(t *testing.T, cfg Config, addrs ...netip.Addr) *host {
+	t.Helper()
+	h := &host{mesh: &fakeMesh{}}
+	h.node.Set(Node{UID: "uid-1", Addrs: addrs})
+	cfg.Node, cfg.MTU = h.node.Get, 1300
+	h.Underlay = New(cfg)
+	if err := h.Look(); err != nil {
+		t.Fatal(err)
+	}
+	h.in = Inputs{Mesh: h.mesh, NodeAddr: &live.Value[slot.Slot]{}, View: &live.Value[*view.View]{}}
+	return h
+}
+
+// start runs the underlay, and takes a view every two seconds.
+func (h *host) start(t *testing.T) (ended <-chan error, stop func()) {
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		for ctx.Err() == nil {
+			h.in.View.Set(h.in.View.Get())
+			live.Pause(ctx, 2*time.Second)
+		}
+	}()
+	go func() { done <- h.Run(ctx, h.in) }()
+	return done, stop
+}
+
+func TestAnAgentRunsAnewWhenItsAddressIsGoneForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, Config{}, first)
+		ended, stop := h.start(t)
+		defer stop()
+		runs := func(when string) {
+			t.Helper()
+			synctest.Wait()
+			select {
+			case err := <-ended:
+				t.Fatalf("%s: it ended: %v", when, err)
+			default:
+			}
+		}
+		time.Sleep(time.Hour)
+		runs("it has its address")
+		h.node.Set(Node{Addrs: []netip.Addr{second}})
+		time.Sleep(settle - 4*time.Second)
+		runs("the address is gone for a moment")
+		h.node.Set(Node{Addrs: []netip.Addr{second, first}})
+		time.Sleep(time.Hour)
+		runs("the address is there again, behind another one")
+		if got := h.Get().Addrs; !slices.Contains(got, first) || !slices.Contains(got, second) {
+			t.Errorf("published: %v", got)
+		}
+		h.node.Set(Node{Addrs: []netip.Addr{second}})
+		gone := time.Now()
+		if err := <-ended; !errors.Is(err, ErrMoved) || time.Since(gone) < settle || time.Since(gone) > settle+4*time.Second {
+			t.Errorf("%v, after %v", err, time.Since(gone))
+		}
+	})
+}
+
+func TestTheRecordFollowsRingAndNodeAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, Config{}, first)
+		_, stop := h.start(t)
+		defer stop()
+		synctest.Wait()
+		r, cluster := h.mesh.own()
+		if !slices.Equal(r.Underlay, []netip.Addr{first}) || !slices.Equal(r.MTUs, []uint32{1380}) || r.Host != "uid-1" || r.Ring != nil || r.Node != 0 || cluster != [16]byte{} {
+			t.Errorf("without a ring: %+v", r)
+		}
+		v := agenttest.View()
+		h.in.View.Set(v)
+		h.in.NodeAddr.Set(7)
+		synctest.Wait()
+		if r, cluster = h.mesh.own(); string(r.Ring) != string(v.Ring.ID[:]) || r.Node != 7 || cluster != v.Ring.Cluster {
+			t.Errorf("in a ring: %+v, %x", r, cluster)
+		}
+		lost := agenttest.View()
+		lost.Lost[settings.NodeKey] = 7
+		h.in.View.Set(lost)
+		synctest.Wait()
+		if r, _ = h.mesh.own(); r.Node != 0 {
+			t.Errorf("another peer has the node address: %+v", r)
+		}
+		h.in.NodeAddr.Set(8) // the view is older than this claim
+		synctest.Wait()
+		if r, _ = h.mesh.own(); r.Node != 8 {
+			t.Errorf("with another node address: %+v", r)
+		}
+		h.node.Set(Node{Addrs: []netip.Addr{first}}) // Kubernetes has no such Node for a moment
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if r, _ = h.mesh.own(); r.Host != "uid-1" {
+			t.Errorf("it is on another host: %+v", r)
+		}
+	})
+}
+
+func TestARecordThatCannotBeToldIsACondition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, Config{}, first)
+		h.mesh.fail = errors.New("the disk is full")
+		_, stop := h.start(t)
+		defer stop()
+		synctest.Wait()
+		if err := h.Check(); !errors.Is(err, h.mesh.fail) {
+			t.Error(err)
+		}
+		h.mesh.mu.Lock()
+		h.mesh.fail = nil
+		h.mesh.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if err := h.Check(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestTheAddressesOfTheOperatorComeBeforeAllOthers(t *testing.T) {
+	h := newHost(t, Config{Advertise: []netip.Addr{second}}, first)
+	if got := h.Get(); !slices.Equal(got.Addrs, []netip.Addr{second}) || h.advertised != second {
+		t.Errorf("%+v", got)
+	}
+	h = newHost(t, Config{Last: []netip.Addr{second, first}}, first, second)
+	if got := h.Get(); !slices.Equal(got.Addrs, []netip.Addr{second, first}) {
+		t.Errorf("not in the order that the others know: %+v", got)
+	}
+}
