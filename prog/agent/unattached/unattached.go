@@ -103,7 +103,7 @@ func (c *Containers) look(ctx context.Context, socket string, now time.Time) {
 	}
 }
 
-// List returns the containers that run again without what was attachec.
+// List returns the containers that run again without their attachment.
 func (c *Containers) List() (out []api.Endpoint) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

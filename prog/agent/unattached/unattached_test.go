@@ -1,0 +1,74 @@
+package unattached
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/prog/api"
+)
+
+// Docker's containers that run again without their attachment are named; those that are
+// stopped, removed, or attached again are not, nor is what Docker does not know.
+func TestContainersThatWereStartedAgainAreNamed(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := func(digit string) string { return strings.Repeat(digit, 64) }
+	docker := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch strings.Split(r.URL.Path, "/")[2] {
+		case id("a"), id("d"):
+			fmt.Fprint(w, `{"State": {"Running": true}}`)
+		case id("b"):
+			fmt.Fprint(w, `{"State": {"Running": false}}`)
+		default:
+			http.NotFound(w, r)
+		}
+	})}
+	go docker.Serve(l) //nolint:errcheck // ends with the test
+	t.Cleanup(func() { docker.Close() })
+
+	var c Containers
+	now := time.Now()
+	note := func(id, source string) string {
+		c.Note(api.Endpoint{ContainerID: id, Interface: "ethwe", Source: source, Name: "web"}, now)
+		return api.EndpointRef{ContainerID: id, Interface: "ethwe"}.Key()
+	}
+	for _, one := range []string{id("a"), id("b"), id("c"), "netns-4026532001"} {
+		note(one, api.SourceAttach)
+	}
+	note(strings.Repeat("ad", 32), api.SourceCNI)
+	again := note(id("d"), api.SourceAttach)
+	c.look(t.Context(), socket, now)
+	if list := c.Problems(); len(list) != 2 || !strings.Contains(list[0].What, "aaaaaaaaaaaa (web)") || !strings.Contains(list[0].Fix, "weft attach") {
+		t.Errorf("%+v", list)
+	}
+	if l := c.List(); len(l) != 2 || l[0].ContainerID != id("a") || l[0].Interface != "ethwe" || l[0].Name != "web" {
+		t.Errorf("%+v", l)
+	}
+	c.Forget(again)
+	if list := c.Problems(); len(list) != 1 {
+		t.Errorf("attached again: %+v", list)
+	}
+	c.look(t.Context(), socket, now.Add(longest+time.Second))
+	if list := c.Problems(); len(list) != 0 || len(c.known) != 0 {
+		t.Errorf("a day later: %+v", list)
+	}
+	last := ""
+	for i := range 2 * most {
+		last = note(fmt.Sprintf("%064x", i), api.SourceAttach)
+		now = now.Add(time.Second)
+	}
+	if len(c.known) != most || c.known[last] == nil {
+		t.Errorf("%d are remembered, of the latest: %v", len(c.known), c.known[last])
+	}
+	if c.look(t.Context(), socket, now); len(c.known) != 0 {
+		t.Errorf("%d are remembered that Docker has no more", len(c.known))
+	}
+}
