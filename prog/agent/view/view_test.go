@@ -1,0 +1,122 @@
+package view
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/ipam"
+	"weft/ipam/ring"
+	"weft/ipam/slot"
+	"weft/mesh"
+	"weft/mesh/peer"
+	"weft/mesh/secret"
+)
+
+// world is ring and mesh of one peer that knows another one.
+type world struct {
+	mu    sync.Mutex
+	snap  ipam.Snapshot
+	peers []mesh.Peer
+	fail  error
+}
+
+func (w *world) Snapshot(context.Context) (ipam.Snapshot, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.snap, w.fail
+}
+
+func (w *world) Peers() []mesh.Peer {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.peers
+}
+func (*world) Own() peer.Record         { return peer.Record{Nickname: "here"} }
+func (*world) Confirmed() bool          { return true }
+func (*world) Name(id peer.ID) string   { return id.String() }
+func (w *world) set(peers ...mesh.Peer) { w.mu.Lock(); w.peers = peers; w.mu.Unlock() }
+
+// other is a peer; the bytes of its identity do not matter here.
+var other = peer.Record{Identity: make([]byte, 32), Nickname: "there"}
+
+func TestAViewIsTakenOnAWakeAndWithTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{}
+		watcher := New(Config{Self: peer.ID{1}, Ring: w, Mesh: w, Started: time.Now()})
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- watcher.Run(ctx) }()
+		synctest.Wait()
+		if watcher.Get() != nil {
+			t.Error("a view was taken before it was asked for")
+		}
+		w.set(mesh.Peer{Record: other, Reachable: true})
+		watcher.Wake()
+		watcher.Wake() // it never blocks
+		synctest.Wait()
+		if v := watcher.Get(); v == nil || len(v.Peers) != 1 || v.Own.Nickname != "here" || v.Name(other.ID()) != other.Name() || v.Name(peer.ID{7}) != (peer.ID{7}).String() {
+			t.Fatalf("%+v", v)
+		}
+		before := watcher.Version()
+		time.Sleep(period)
+		synctest.Wait()
+		if watcher.Version() == before {
+			t.Error("time alone brings no view")
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestTheEndOfTheAllocatorEndsTheWatcher(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{fail: errors.New("it has ended")}
+		if err := New(Config{Ring: w, Mesh: w}).Run(t.Context()); !errors.Is(err, w.fail) {
+			t.Error(err)
+		}
+	})
+}
+
+// The endpoints of peers that gossip did not reach yet count for a while after the start: the agent
+// was restarted, and nothing else happened.
+func TestEndpointsOfPeersThatCanBeReachedCount(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	self := peer.ID{1}
+	for name, tt := range map[string]struct {
+		peer    mesh.Peer
+		started time.Duration // ago
+		owns    bool
+		present bool
+	}{
+		"reached":                         {mesh.Peer{Reachable: true}, time.Hour, false, true},
+		"lost":                            {mesh.Peer{Since: now.Add(-time.Minute)}, time.Hour, false, false},
+		"lost, and owns addresses":        {mesh.Peer{Since: now.Add(-time.Minute)}, time.Hour, true, false},
+		"not met yet, just after a start": {mesh.Peer{}, presumed - time.Second, false, true},
+		"not met yet, later":              {mesh.Peer{}, presumed, false, false},
+		"lost just after a start":         {mesh.Peer{Since: now.Add(-time.Second)}, presumed - time.Second, false, false},
+		"its agent was stopped":           {mesh.Peer{Record: peer.Record{State: peer.Stopped}}, time.Hour, false, true},
+		"it left, and is reached":         {mesh.Peer{Reachable: true, Record: peer.Record{State: peer.Left}}, time.Hour, false, false},
+	} {
+		tt.peer.Record.Identity = other.Identity
+		id := tt.peer.Record.ID()
+		w := &world{peers: []mesh.Peer{tt.peer, {}}}
+		owners := []peer.ID{self}
+		if tt.owns {
+			owners = append(owners, id)
+		}
+		w.snap.Ring = ring.Found(ring.ID{1}, [16]byte{1}, slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}, owners...)
+		v := take(w.snap, Config{Self: self, Mesh: w, Started: now.Add(-tt.started)}, now)
+		if v.Present[id] != tt.present || v.Counts(id) != (tt.present || tt.owns) || !v.Counts(self) {
+			t.Errorf("%s: present %v, counts %v", name, v.Present[id], v.Counts(id))
+		}
+	}
+	if !(*View)(nil).Counts(peer.ID{7}) {
+		t.Error("before the first view, endpoints do not count")
+	}
+}
