@@ -1,0 +1,49 @@
+package attach
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/prog/api"
+)
+
+// The end of an endpoint waits until the operation that works on it is done. A wait without end
+// ends soon enough for the plugin to say so.
+func TestEndOfAnEndpointWaitsItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := keys{taken: map[string]chan struct{}{}}
+		first, err := k.begin("c1/eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun, order := time.Now(), make(chan string, 2)
+		go func() {
+			done, err := k.wait(t.Context(), "c1/eth0")
+			if err != nil || time.Since(begun) != 2*time.Second {
+				t.Errorf("the second's turn, after %v: %v", time.Since(begun), err)
+				return
+			}
+			order <- "second"
+			time.Sleep(time.Hour)
+			done()
+		}()
+		time.Sleep(2 * time.Second)
+		order <- "first"
+		first()
+		synctest.Wait()
+		if a, b := <-order, <-order; a != "first" || b != "second" {
+			t.Errorf("%s before %s", a, b)
+		}
+		begun = time.Now()
+		_, err = k.wait(t.Context(), "c1/eth0")
+		if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeNotReady || time.Since(begun) > 8*time.Second {
+			t.Errorf("the third's turn, after %v: %v", time.Since(begun), err)
+		}
+		if _, err := k.wait(t.Context(), "c2/eth0"); err != nil {
+			t.Errorf("another endpoint: %v", err)
+		}
+		time.Sleep(time.Hour)
+	})
+}
