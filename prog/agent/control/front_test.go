@@ -1,0 +1,121 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"weft/ipam/slot"
+	"weft/prog/agent/attach"
+	"weft/prog/agent/live"
+	"weft/prog/agent/ready"
+	"weft/prog/api"
+)
+
+// noAttachments are those of a host where nothing is attached.
+func noAttachments(t *testing.T) *attach.Attachments {
+	t.Helper()
+	a, err := attach.New(attach.Config{Store: empty{}, Pods: attach.NoPods{}, PodsChanged: &live.Value[struct{}]{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+type empty struct{}
+
+func (empty) Notes(func(string, slot.Slot, []byte) error) error { return nil }
+
+// ask asks a handler.
+func ask(h http.Handler, method, path string) (int, string) {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader("{}")))
+	return w.Code, w.Body.String()
+}
+
+// Until there is something to serve, the sockets say what is waited for.
+func TestSocketsSayWhatIsWaitedFor(t *testing.T) {
+	stopped, why := false, "waiting for the node n1"
+	f := NewFront(Starting{
+		Why: func() string { return why }, Report: func() api.Report { return api.Report{NotReady: why} }, Stop: func() { stopped = true },
+	})
+	for _, x := range []struct {
+		h            http.Handler
+		method, path string
+	}{{f.All, "GET", api.PathReady}, {f.All, "POST", api.PathAttach}, {f.ReadOnly, "GET", "/ready"}, {f.ReadOnly, "GET", "/status"}} {
+		code, body := ask(x.h, x.method, x.path)
+		var e api.Error
+		if err := json.Unmarshal([]byte(body), &e); err != nil || code != http.StatusServiceUnavailable || e.Code != api.CodeNotReady || !strings.Contains(e.Message, "node n1") {
+			t.Errorf("%s: %d %s", x.path, code, body)
+		}
+	}
+	if code, body := ask(f.ReadOnly, "GET", "/live"); code != http.StatusOK {
+		t.Errorf("live, while it starts: %d %s", code, body)
+	}
+	if code, body := ask(f.All, "GET", api.PathReport); code != http.StatusOK || !strings.Contains(body, "waiting for the node n1") {
+		t.Errorf("%d %s", code, body)
+	}
+	why = ""
+	if _, body := ask(f.All, "GET", api.PathReady); !strings.Contains(body, "the agent is starting") {
+		t.Errorf("it says no reason: %s", body)
+	}
+	if code, _ := ask(f.All, "POST", api.PathStop); code != http.StatusOK || !stopped {
+		t.Errorf("%d, stopped %v", code, stopped)
+	}
+}
+
+// An agent that serves is not alive only if starting it anew could help.
+func TestAnOpenFrontLeadsToTheAgent(t *testing.T) {
+	f := NewFront(Starting{Why: func() string { return "waiting" }})
+	s := New(Config{})
+	s.Board = ready.New(ready.Config{Log: slog.New(slog.DiscardHandler), Notify: func(string) {}}, "the policies are not known")
+	var hangs error
+	f.Open(s, http.NotFoundHandler(), func() error { return hangs })
+	for _, h := range []http.Handler{f.All, f.ReadOnly} {
+		path := api.PathReady
+		if h == f.ReadOnly {
+			path = "/ready"
+		}
+		if code, body := ask(h, "GET", path); code != http.StatusServiceUnavailable || !strings.Contains(body, "the policies are not known") {
+			t.Errorf("%s: %d %s", path, code, body)
+		}
+	}
+	if code, body := ask(f.ReadOnly, "GET", "/live"); code != http.StatusOK {
+		t.Errorf("it is not ready, but alive: %d %s", code, body)
+	}
+	hangs = errors.New("the data path was not looked at for an hour")
+	if code, body := ask(f.ReadOnly, "GET", "/live"); code != http.StatusServiceUnavailable || !strings.Contains(body, "an hour") {
+		t.Errorf("it hangs: %d %s", code, body)
+	}
+}
+
+func TestADeadAgentsSocketIsReplacedAndALiveOnesIsNot(t *testing.T) {
+	path := t.TempDir() + "/run/weft.sock"
+	l, err := ListenSocket(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, l, http.NotFoundHandler()) }()
+	if _, err := ListenSocket(path); err == nil || !strings.Contains(err.Error(), "weft stop") {
+		t.Errorf("a second agent: %v", err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	again, err := ListenSocket(path)
+	if err != nil {
+		t.Fatalf("after the first agent ended: %v", err)
+	}
+	again.Close()
+	if l, err := ListenStatus(""); l != nil || err != nil {
+		t.Errorf("%v, %v", l, err)
+	}
+}
