@@ -36,7 +36,7 @@ type Fixed struct {
 	GossipPort int
 	MTU        int // that the operator gave; 0: none
 	IPv6       bool
-	Resolver   bool // a name server listens on the node addresses
+	Resolver   bool   // a name server listens on the node addresses
 	StatusPort uint16 // at which the status is served to other machines; 0: it is not
 }
 
