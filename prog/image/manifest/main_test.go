@@ -135,7 +135,7 @@ func TestMakeImageNamesWhatTheManifestsAskFor(t *testing.T) {
 // What is gone already is no error: not when somebody uninstalls, nor when they do it twice.
 func TestUninstallCanBeRepeated(t *testing.T) {
 	_, text, _ := strings.Cut(string(read(t, filepath.Join(docs, "kubernetes.md"))), "\n## Uninstall\n")
-	text, _, _ = strings.Cut(text, "\n\ntakes away")
+	text, _, _ = strings.Cut(text, "\n\nThese steps")
 	deletes := 0
 	for line := range strings.Lines(text) {
 		if strings.Contains(line, "kubectl ") && strings.Contains(line, " delete ") {
