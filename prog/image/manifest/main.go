@@ -25,7 +25,7 @@ import (
 // namespace is where the chart is installed, unless Helm is told otherwise.
 const namespace = "weft"
 
-const head = "# Installs Weft %s: kubectl apply -f weft.yaml\n# Made from site/deploy/chart by `make manifest`: change it there.\n"
+const head = "# Installs Weft %s: kubectl apply -f weft.yaml\n# Generated from site/deploy/chart by `make manifest`: change the chart, not this file.\n"
 
 func main() {
 	version := flag.String("version", "", "the release, as v1.2.3, if it is another one from now on")
