@@ -96,13 +96,13 @@ func readPolicy[T any](t *testing.T, data []byte) string {
 
 // What is written out above is what the agent has, field by field.
 func TestThePolicyTypesAreTheAgents(t *testing.T) {
-	ours, theirs := declared(t, "policy_test.go"), map[string]string{}
-	for _, file := range []string{"policy_status.go", "policy_explain.go", "policy_try.go"} {
-		maps.Copy(theirs, declared(t, "../agent/"+file))
+	ours, agents := declared(t, "policy_test.go"), map[string]string{}
+	for _, file := range []string{"enforce/status.go", "explain/evaluate.go", "dryrun/dryrun.go"} {
+		maps.Copy(agents, declared(t, "../agent/"+file))
 	}
-	for _, name := range []string{"inForce", "judgeRequest", "judgeReply", "flowChanges"} {
-		if ours[name] == "" || ours[name] != theirs[name] {
-			t.Errorf("%s is\n%s\nhere, in the agent it is\n%s\nOlder agents speak this one: follow the agent here, and see what the other tests say", name, ours[name], theirs[name])
+	for here, there := range map[string]string{"inForce": "InForce", "judgeRequest": "question", "judgeReply": "reply", "flowChanges": "flowChanges"} {
+		if ours[here] == "" || ours[here] != agents[there] {
+			t.Errorf("%s is\n%s\nhere, and %s in the agent is\n%s\nOlder agents speak this one: follow the agent here, and see what the other tests say", here, ours[here], there, agents[there])
 		}
 	}
 }
