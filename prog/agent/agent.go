@@ -129,7 +129,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	}
 	p.unattached = &unattached.Containers{}
 	p.attached, err = attach.New(attach.Config{
-		Store: r.store, IPAM: p.ipam, Router: p.router, Pods: h.pods, PodsChanged: h.podsChanged, Settings: p.settings, View: seen, Watch: r.watch,
+		Store: r.store, IPAM: p.ipam, Router: p.router, Pods: h.pods, Settings: p.settings, View: seen, Watch: r.watch,
 		Log: log, IPv6: r.ipv6, Ready: r.board.Ready, Isolate: func() error { return p.enforce.Ensure() }, Resolver: p.resolver.Container,
 		Short: func(name string) string { return p.names.Short(name) }, MTU: func() int { return p.datapath.MTU() }, Checked: r.board.Wake,
 		Unattached: p.unattached, Releases: filepath.Join(o.StateDir, statedir.ReleaseDir),
@@ -137,6 +137,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	if err != nil {
 		return err
 	}
+	r.podsChanged = p.attached.PodsChanged
 	attached := &p.attached.Value
 	p.enforce = enforce.New(enforce.Config{
 		Self: t.Self, Source: p.rules.source, Directory: p.directory, Attached: attached, View: seen, Router: p.router, Exempt: o.Exempt, Log: log, IPv6: r.ipv6,

@@ -10,7 +10,6 @@ import (
 	"weft/prog/agent/attach"
 	"weft/prog/agent/enforce"
 	"weft/prog/agent/founding"
-	"weft/prog/agent/live"
 	"weft/prog/agent/policyview"
 	"weft/prog/agent/underlay"
 	"weft/prog/kube/node"
@@ -20,11 +19,10 @@ import (
 
 // host is what differs between a host by itself and a Node of a Kubernetes cluster.
 type host struct {
-	nickname    string
-	founder     founding.Founder
-	node        func() underlay.Node // as Kubernetes knows this host
-	pods        attach.Pods
-	podsChanged *live.Value[struct{}]
+	nickname string
+	founder  founding.Founder
+	node     func() underlay.Node // as Kubernetes knows this host
+	pods     attach.Pods
 	// rules makes where policies come from.
 	rules func(documents *mesh.Documents, name func(peer.ID) string, changed func()) rules
 	// expected returns the targets that should answer.
@@ -50,7 +48,7 @@ func (r *run) host() (host, error) {
 		nickname: r.opts.Nickname,
 		founder:  founding.Plain{Options: r.opts, Store: r.store},
 		node:     func() underlay.Node { return underlay.Node{} },
-		pods:     attach.NoPods{}, podsChanged: &live.Value[struct{}]{},
+		pods:     attach.NoPods{},
 		rules: func(documents *mesh.Documents, name func(peer.ID) string, changed func()) rules {
 			source := enforce.NewDocuments(documents, name)
 			return rules{source, policyview.FromDocuments(source, documents, name), func() {
@@ -66,12 +64,12 @@ func (r *run) host() (host, error) {
 
 // onNode makes what this host is as a Node.
 func (r *run) onNode() (h host, err error) {
-	o, said := r.opts.Kubernetes, &live.Value[struct{}]{}
+	o := r.opts.Kubernetes
 	var source *enforce.Kubernetes
 	n, err := node.New(node.Config{
 		Kubeconfig: o.Config, Name: node.Name(o.Node), Namespace: o.Namespace, Store: r.store, Log: r.opts.Log,
 		Changed: func() {
-			said.Set(struct{}{})
+			r.podsChanged() // first: the policies that come with them are written for their labels
 			source.Set(struct{}{})
 			r.board.Wake()
 		},
@@ -93,7 +91,7 @@ func (r *run) onNode() (h host, err error) {
 			own := n.Own()
 			return underlay.Node{UID: own.UID, Addrs: own.Addrs}
 		},
-		pods: n, podsChanged: said,
+		pods: n,
 		rules: func(*mesh.Documents, func(peer.ID) string, func()) rules {
 			return rules{source, policyview.FromKubernetes(source, n.Source.Server()), func() {}}
 		},

@@ -44,6 +44,8 @@ type run struct {
 	started time.Time
 	stop    context.CancelFunc
 	board   *ready.Board
+	// podsChanged is called when the API server says something else of pods.
+	podsChanged func()
 
 	store    *state.Store
 	settings *settings.Settings
@@ -57,7 +59,7 @@ func newRun(opts config.Options, why string) *run {
 	started := time.Now()
 	notify := func(line string) { control.Notify("STATUS=" + line) }
 	return &run{
-		opts: opts, started: started,
+		opts: opts, started: started, podsChanged: func() {},
 		board: ready.New(ready.Config{Log: opts.Log, Notify: notify, Started: started}, why),
 	}
 }

@@ -125,26 +125,21 @@ func TestNoComponentAsksForKubernetes(t *testing.T) {
 	})
 }
 
-// impure are the packages of which a pure function calls nothing, and the functions of time that
-// read the clock.
+// impure are the packages of which a pure function calls nothing, the functions of time that read
+// the clock, and methods that change or wait for what others see, whatever they are called on.
 var (
-	impure = []string{"net", "os", "syscall", "log", "slog", "rand", "context", "sync", "atomic", "exec", "http"}
-	clock  = []string{"Now", "Since", "Until", "After", "Sleep", "NewTicker", "NewTimer", "AfterFunc", "Tick"}
+	impure  = []string{"net", "os", "syscall", "log", "slog", "rand", "context", "sync", "atomic", "exec", "http"}
+	clock   = []string{"Now", "Since", "Until", "After", "Sleep", "NewTicker", "NewTimer", "AfterFunc", "Tick"}
+	methods = []string{"Lock", "Unlock", "RLock", "RUnlock", "Set", "Store", "Swap", "CompareAndSwap", "Wait", "Do", "Go"}
 )
 
 // The word "pure" in a function's comment is a promise: it has no pointer for a receiver, starts
-// nothing, waits for nothing, and neither it nor what it calls in its package asks the world.
+// nothing, waits for nothing, writes only to what it declares itself, and neither it nor what it
+// calls in its package asks the world.
 func TestFunctionsThatAreCalledPureArePure(t *testing.T) {
 	checked := 0
 	for _, dir := range folders(t, "..") {
-		funcs := map[string]*ast.FuncDecl{}
-		for _, file := range goFiles(t, dir) {
-			for _, d := range file.Decls {
-				if f, ok := d.(*ast.FuncDecl); ok {
-					funcs[f.Name.Name] = f
-				}
-			}
-		}
+		funcs := functions(goFiles(t, dir))
 		for name, f := range funcs {
 			if f.Doc == nil || !slices.Contains(strings.FieldsFunc(f.Doc.Text(), func(r rune) bool { return r == ' ' || r == '\n' || r == '.' || r == ',' }), "pure") {
 				continue
@@ -160,6 +155,54 @@ func TestFunctionsThatAreCalledPureArePure(t *testing.T) {
 	}
 }
 
+// The test of purity finds each way to be impure.
+func TestImpureFunctionsAreFound(t *testing.T) {
+	for body, says := range map[string]string{
+		`return time.Now().Unix()`:                            "time.Now",
+		`count++; return 0`:                                   "count",
+		`count = 1; return 0`:                                 "count",
+		`in.list[0] = 1; return 0`:                            "in",
+		`in.at.n = 1; return 0`:                               "in",
+		`g.mu.Lock(); return 0`:                               "Lock",
+		`<-ch; return 0`:                                      "waits",
+		`ch <- 1; return 0`:                                   "waits",
+		`close(ch); return 0`:                                 "close",
+		`go other(); return 0`:                                "starts",
+		`for range ch { }; return 0`:                          "",
+		`return other()`:                                      "os.Getpid",
+		`n := 0; n++; l := []int{1}; l[0] = n; return l[0]`:   "",
+		`var out struct{ n int }; out.n = in.n; return out.n`: "",
+		`for i := range in.list { i++ }; return 0`:            "",
+	} {
+		const head = "package p\ntype in struct { list []int; n int; at *in }\nfunc other() int { return os.Getpid() }\nfunc pure(in in, ch chan int) int {"
+		file, err := parser.ParseFile(token.NewFileSet(), "p.go", head+body+"}", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		funcs := functions(map[string]*ast.File{"p.go": file})
+		if why := impureBecause(funcs, funcs["pure"], map[string]bool{}); (why == "") != (says == "") || !strings.Contains(why, says) {
+			t.Errorf("%s: %q, want %q", body, why, says)
+		}
+	}
+}
+
+// functions lists those of a package, methods as TYPE.NAME.
+func functions(files map[string]*ast.File) map[string]*ast.FuncDecl {
+	funcs := map[string]*ast.FuncDecl{}
+	for _, file := range files {
+		for _, d := range file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok {
+				name := f.Name.Name
+				if f.Recv != nil {
+					name = receiver(f) + "." + name
+				}
+				funcs[name] = f
+			}
+		}
+	}
+	return funcs
+}
+
 // impureBecause says what makes a function impure; empty if nothing does.
 func impureBecause(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, seen map[string]bool) (why string) {
 	if seen[f.Name.Name] || f.Body == nil {
@@ -171,32 +214,123 @@ func impureBecause(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, seen map[str
 			return f.Name.Name + " has a pointer for a receiver"
 		}
 	}
+	own := declaredIn(f)
 	ast.Inspect(f.Body, func(n ast.Node) bool {
 		switch x := n.(type) {
-		case *ast.GoStmt, *ast.SelectStmt, *ast.SendStmt:
-			why = "it starts or waits for something"
+		case *ast.GoStmt:
+			why = "it starts a goroutine"
+		case *ast.SelectStmt, *ast.SendStmt:
+			why = "it waits for others"
+		case *ast.UnaryExpr:
+			if x.Op == token.ARROW {
+				why = "it waits for others"
+			}
+		case *ast.IncDecStmt:
+			why = writes(x.X, own)
+		case *ast.AssignStmt:
+			for _, left := range x.Lhs {
+				if w := writes(left, own); w != "" && x.Tok != token.DEFINE {
+					why = w
+				}
+			}
 		case *ast.CallExpr:
-			switch called := x.Fun.(type) {
-			case *ast.Ident:
-				if next := funcs[called.Name]; next != nil && next.Recv == nil && why == "" {
-					why = impureBecause(funcs, next, seen)
-				}
-			case *ast.SelectorExpr:
-				pkg, _ := called.X.(*ast.Ident)
-				switch {
-				case pkg == nil:
-				case slices.Contains(impure, pkg.Name), pkg.Name == "time" && slices.Contains(clock, called.Sel.Name):
-					why = "it calls " + pkg.Name + "." + called.Sel.Name
-				default:
-					if next := funcs[called.Sel.Name]; next != nil && next.Recv != nil && f.Recv != nil && receiver(next) == receiver(f) && why == "" {
-						why = impureBecause(funcs, next, seen)
-					}
-				}
+			if w := callsImpure(funcs, f, x, seen); w != "" {
+				why = w
 			}
 		}
 		return why == ""
 	})
 	return why
+}
+
+// declaredIn names what a function declares itself, and so may write to: variables in its body,
+// results, and parameters that are no more than a value.
+func declaredIn(f *ast.FuncDecl) map[string]bool {
+	own := map[string]bool{"_": true}
+	if f.Type.Results != nil {
+		for _, field := range f.Type.Results.List {
+			for _, name := range field.Names {
+				own[name.Name] = true
+			}
+		}
+	}
+	ast.Inspect(f.Body, func(n ast.Node) bool {
+		switch x := n.(type) {
+		case *ast.AssignStmt:
+			for _, left := range x.Lhs {
+				if name, ok := left.(*ast.Ident); ok && x.Tok == token.DEFINE {
+					own[name.Name] = true
+				}
+			}
+		case *ast.ValueSpec:
+			for _, name := range x.Names {
+				own[name.Name] = true
+			}
+		case *ast.RangeStmt:
+			for _, v := range []ast.Expr{x.Key, x.Value} {
+				if name, ok := v.(*ast.Ident); ok && x.Tok == token.DEFINE {
+					own[name.Name] = true
+				}
+			}
+		case *ast.FuncLit: // its parameters
+			for _, field := range x.Type.Params.List {
+				for _, name := range field.Names {
+					own[name.Name] = true
+				}
+			}
+		}
+		return true
+	})
+	return own
+}
+
+// writes says that an assignment changes what the function did not declare.
+func writes(to ast.Expr, own map[string]bool) string {
+	for {
+		switch x := to.(type) {
+		case *ast.Ident:
+			if own[x.Name] {
+				return ""
+			}
+			return "it writes to " + x.Name
+		case *ast.SelectorExpr:
+			to = x.X
+		case *ast.IndexExpr:
+			to = x.X
+		case *ast.StarExpr:
+			to = x.X
+		case *ast.ParenExpr:
+			to = x.X
+		default:
+			return "it writes to what a call returned"
+		}
+	}
+}
+
+// callsImpure says what is impure about a call.
+func callsImpure(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, call *ast.CallExpr, seen map[string]bool) string {
+	switch called := call.Fun.(type) {
+	case *ast.Ident:
+		if called.Name == "close" {
+			return "it calls close"
+		}
+		if next := funcs[called.Name]; next != nil {
+			return impureBecause(funcs, next, seen)
+		}
+	case *ast.SelectorExpr:
+		pkg, _ := called.X.(*ast.Ident)
+		switch {
+		case pkg != nil && (slices.Contains(impure, pkg.Name) || pkg.Name == "time" && slices.Contains(clock, called.Sel.Name)):
+			return "it calls " + pkg.Name + "." + called.Sel.Name
+		case slices.Contains(methods, called.Sel.Name):
+			return "it calls " + called.Sel.Name
+		case f.Recv != nil:
+			if next := funcs[receiver(f)+"."+called.Sel.Name]; next != nil {
+				return impureBecause(funcs, next, seen)
+			}
+		}
+	}
+	return ""
 }
 
 // The plan is a value that follows from values: its package imports nothing that asks the world,

@@ -65,17 +65,15 @@ type Store interface {
 
 // Config is what Attachments are made of.
 type Config struct {
-	Store  Store
-	IPAM   IPAM
-	Router Router
-	Pods   Pods
-	// PodsChanged has a version for each change of what is known of pods.
-	PodsChanged *live.Value[struct{}]
-	Settings    *settings.Settings
-	View        *live.Value[*view.View]
-	Watch       *link.Watch // nil: links are read each time
-	Log         *slog.Logger
-	IPv6        bool
+	Store    Store
+	IPAM     IPAM
+	Router   Router
+	Pods     Pods
+	Settings *settings.Settings
+	View     *live.Value[*view.View]
+	Watch    *link.Watch // nil: links are read each time
+	Log      *slog.Logger
+	IPv6     bool
 	// Ready reports why no endpoint can be attached yet.
 	Ready func(context.Context) error
 	// Isolate returns once the kernel enforces all policies for what is attached now.
@@ -137,15 +135,35 @@ func New(cfg Config) (*Attachments, error) {
 
 // publish publishes the endpoints. The caller holds the lock.
 func (a *Attachments) publish() {
+	follow(a.endpoints, a.cfg.Pods)
 	list := make([]Endpoint, 0, len(a.endpoints))
 	for _, key := range slices.Sorted(maps.Keys(a.endpoints)) {
-		e := a.endpoints[key]
-		if labels, ports, ok := a.cfg.Pods.Current(e.Namespace, e.Name, e.PodUID); ok { // a pod that ended stays as it was
-			e.Labels, e.Ports = labels, ports
-		}
-		list = append(list, e.Endpoint)
+		list = append(list, a.endpoints[key].Endpoint)
 	}
 	a.Set(list)
+}
+
+// follow gives endpoints the labels and ports that their pods have now, and reports whether any is
+// new. A pod that ended stays as it was.
+func follow(endpoints map[string]*record, pods Pods) (changed bool) {
+	for _, e := range endpoints {
+		labels, ports, ok := pods.Current(e.Namespace, e.Name, e.PodUID)
+		if ok && (!maps.Equal(labels, e.Labels) || !slices.Equal(ports, e.Ports)) {
+			e.Labels, e.Ports = labels, ports
+			changed = true
+		}
+	}
+	return changed
+}
+
+// PodsChanged says that something else is known of pods. When it returns, the endpoints are
+// published with it: policies that come with it find them so.
+func (a *Attachments) PodsChanged() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if follow(a.endpoints, a.cfg.Pods) {
+		a.publish()
+	}
 }
 
 // set makes an endpoint known; nil forgets it.

@@ -70,7 +70,7 @@ func newFixture(t *testing.T, stored notes, change func(*Config)) *fixture {
 	seen := &live.Value[*view.View]{}
 	seen.Set(agenttest.View())
 	cfg := Config{
-		Store: stored, IPAM: f.ipam, Router: f.router, Pods: NoPods{}, PodsChanged: &live.Value[struct{}]{}, Settings: f.settings, View: seen,
+		Store: stored, IPAM: f.ipam, Router: f.router, Pods: NoPods{}, Settings: f.settings, View: seen,
 		Log: slog.New(slog.DiscardHandler), Ready: func(context.Context) error { return nil },
 		Isolate:  func() error { f.isolated++; return f.err },
 		Resolver: func(string) *api.Resolver { return nil }, Short: func(name string) string { return strings.TrimSuffix(name, ".weft.internal") },
@@ -307,19 +307,23 @@ func TestPodsHaveTheLabelsOfTheAPIServer(t *testing.T) {
 	pods := &podLabels{labels: map[string]string{"app": "web"}}
 	f := newFixture(t, nil, func(c *Config) { c.Pods = pods })
 	f.attach(t, "c1")
-	label := func() string { return f.Get()[0].Labels["app"] }
-	if label() != "web" {
-		t.Errorf("attached with %q", label())
-	}
-	pods.labels = map[string]string{"app": "db"}
-	f.set("c2/eth0", nil) // any change publishes
-	if label() != "db" {
-		t.Errorf("after the API server changed it: %q", label())
-	}
-	pods.labels = nil
-	f.set("c2/eth0", nil)
-	if label() != "db" {
-		t.Errorf("after the pod ended: %q", label())
+	for _, now := range []struct {
+		what   string
+		labels map[string]string
+		want   string
+		news   uint64 // how often endpoints are published
+	}{
+		{"it was attached", map[string]string{"app": "web"}, "web", 0},
+		{"the API server changed it", map[string]string{"app": "db"}, "db", 1},
+		{"the API server changed another pod", map[string]string{"app": "db"}, "db", 0},
+		{"it ended", nil, "db", 0},
+	} {
+		before := f.Version()
+		pods.labels = now.labels
+		f.PodsChanged()
+		if got := f.Get()[0].Labels["app"]; got != now.want || f.Version() != before+now.news {
+			t.Errorf("after %s: label %q, published %d times; want %q, %d", now.what, got, f.Version()-before, now.want, now.news)
+		}
 	}
 }
 

@@ -27,14 +27,13 @@ const (
 // no agent ran.
 func (a *Attachments) Run(ctx context.Context) error {
 	a.releaseVanished(ctx)
-	if err := a.strays.find(a.hostLinks); err != nil {
+	if err := a.strays.find(func() []string { return hostLinks(a.Get()) }); err != nil {
 		a.cfg.Log.Warn("cannot look for containers that are plugged in", "err", err)
 	}
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for {
 		v, viewed := a.cfg.View.Read()
-		podded := a.cfg.PodsChanged.Version()
 		if v != nil && !v.Ring.IsZero() {
 			a.check(errors.Join(a.strays.claim(ctx, a.cfg, v), a.queue.check()))
 		}
@@ -45,10 +44,6 @@ func (a *Attachments) Run(ctx context.Context) error {
 			a.releaseQueued(ctx)
 			a.releaseEnded(ctx)
 		case <-a.cfg.View.Changed(viewed):
-		case <-a.cfg.PodsChanged.Changed(podded):
-			a.mu.Lock()
-			a.publish()
-			a.mu.Unlock()
 		}
 	}
 }
@@ -192,8 +187,8 @@ func (a *Attachments) releaseEnded(ctx context.Context) {
 }
 
 // hostLinks lists the links of all endpoints.
-func (a *Attachments) hostLinks() (links []string) {
-	for _, e := range a.Get() {
+func hostLinks(endpoints []Endpoint) (links []string) {
+	for _, e := range endpoints {
 		links = append(links, e.HostLink)
 	}
 	return links

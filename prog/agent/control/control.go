@@ -45,8 +45,9 @@ type IPAM interface {
 	Usage(context.Context, []peer.ID) map[peer.ID]ipam.Usage
 }
 
-// Refresher takes a view now.
-type Refresher interface {
+// View takes a view now: Refresh publishes it as well.
+type View interface {
+	Look(context.Context) (*view.View, error)
 	Refresh(context.Context) (*view.View, error)
 }
 
@@ -55,7 +56,7 @@ type Config struct {
 	Self peer.ID
 	Mesh Mesh
 	IPAM IPAM
-	View Refresher
+	View View
 	// Stop ends the agent.
 	Stop func()
 }
@@ -174,7 +175,7 @@ func (s *Server) findPeer(name string) (found peer.ID, err error) {
 
 // Usage asks all peers that own addresses how they use them.
 func (s *Server) Usage(ctx context.Context) (map[string]api.Usage, error) {
-	v, err := s.cfg.View.Refresh(ctx)
+	v, err := s.cfg.View.Look(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,6 @@ import (
 
 	"weft/ipam/slot"
 	"weft/prog/agent/attach"
-	"weft/prog/agent/live"
 	"weft/prog/agent/ready"
 	"weft/prog/api"
 )
@@ -20,7 +19,7 @@ import (
 // noAttachments are those of a host where nothing is attached.
 func noAttachments(t *testing.T) *attach.Attachments {
 	t.Helper()
-	a, err := attach.New(attach.Config{Store: empty{}, Pods: attach.NoPods{}, PodsChanged: &live.Value[struct{}]{}})
+	a, err := attach.New(attach.Config{Store: empty{}, Pods: attach.NoPods{}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,6 +71,7 @@ func (i *fakeIPAM) RemovePeer(context.Context, peer.ID, bool) (uint64, error) {
 type refreshed int
 
 func (r *refreshed) Refresh(context.Context) (*view.View, error) { *r++; return agenttest.View(), nil }
+func (*refreshed) Look(context.Context) (*view.View, error)      { return agenttest.View(), nil }
 
 func code(err error) string {
 	if e, ok := errors.AsType[*api.Error](err); ok {

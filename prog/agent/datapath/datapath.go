@@ -2,7 +2,8 @@
 // when.
 //
 // Its goroutine applies a plan when an input changes: with each view at least, that is every two
-// seconds, so that what others broke is repaired. It starts with what is stored, before gossip says
+// seconds, so that what others broke is repaired. Endpoints are no such input: attach plugs and
+// unplugs them by itself, and the next plan has them. It starts with what is stored, before gossip says
 // anything: a restart changes nothing.
 package datapath
 
@@ -105,7 +106,6 @@ func (d *Datapath) Run(ctx context.Context) error {
 		_, viewed := d.cfg.View.Read()
 		_, hosted := d.cfg.Host.Read()
 		_, claimed := d.cfg.NodeAddr.Read()
-		_, attached := d.cfg.Attached.Read()
 		_, set := d.cfg.Settings.Read()
 		ruled := d.cfg.Policies.Version()
 		err := d.step(ctx)
@@ -121,7 +121,6 @@ func (d *Datapath) Run(ctx context.Context) error {
 		case <-d.cfg.View.Changed(viewed):
 		case <-d.cfg.Host.Changed(hosted):
 		case <-d.cfg.NodeAddr.Changed(claimed):
-		case <-d.cfg.Attached.Changed(attached):
 		case <-d.cfg.Settings.Changed(set):
 		case <-d.cfg.Policies.Changed(ruled):
 		}

@@ -186,12 +186,11 @@ func TestEachInputIsApplied(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- f.Run(ctx) }()
 		for what, change := range map[string]func(){
-			"view":      func() { f.view.Set(agenttest.View()) },
-			"host":      func() { f.host.Set(underlay.Host{MTUs: []uint32{1400}}) },
-			"node":      func() { f.node.Set(2) },
-			"endpoints": func() { f.attached.Set([]attach.Endpoint{{Slot: 10}}) },
-			"settings":  func() { f.settings.Set(settings.Values{Exposed: true}) },
-			"policies":  func() { f.rules.Set(struct{}{}) },
+			"view":     func() { f.view.Set(agenttest.View()) },
+			"host":     func() { f.host.Set(underlay.Host{MTUs: []uint32{1400}}) },
+			"node":     func() { f.node.Set(2) },
+			"settings": func() { f.settings.Set(settings.Values{Exposed: true}) },
+			"policies": func() { f.rules.Set(struct{}{}) },
 		} {
 			synctest.Wait()
 			before := f.kernel.turns()
@@ -200,6 +199,11 @@ func TestEachInputIsApplied(t *testing.T) {
 			if f.kernel.turns() != before+1 {
 				t.Errorf("%s: %d plans were applied, want 1", what, f.kernel.turns()-before)
 			}
+		}
+		before := f.kernel.turns()
+		f.attached.Set([]attach.Endpoint{{Slot: 10}})
+		if synctest.Wait(); f.kernel.turns() != before {
+			t.Error("an endpoint, which is plugged in by itself, made a plan be applied")
 		}
 		stop()
 		if err := <-done; err != nil {

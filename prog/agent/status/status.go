@@ -21,7 +21,7 @@ import (
 type (
 	// View takes a view of ring and peers now.
 	View interface {
-		Refresh(context.Context) (*view.View, error)
+		Look(context.Context) (*view.View, error)
 		Status(*view.View) api.IPAM
 	}
 	// Board says why this host is not ready.
@@ -81,7 +81,7 @@ func New(cfg Config) *Reporter { return &Reporter{cfg} }
 
 // Report describes this host.
 func (s *Reporter) Report(ctx context.Context) (api.Report, error) {
-	v, err := s.cfg.View.Refresh(ctx)
+	v, err := s.cfg.View.Look(ctx)
 	if err != nil {
 		return api.Report{}, err
 	}

@@ -20,12 +20,12 @@ type host struct {
 	why string
 }
 
-func (h *host) Refresh(context.Context) (*view.View, error) { return agenttest.View(), h.err }
-func (*host) Status(*view.View) api.IPAM                    { return api.IPAM{Status: "ready"} }
-func (h *host) Why() string                                 { return h.why }
-func (*host) List() []api.Endpoint                          { return nil }
-func (*host) Get() settings.Values                          { return settings.Values{Exposed: true} }
-func (*host) MTU() int                                      { return 1420 }
+func (h *host) Look(context.Context) (*view.View, error) { return agenttest.View(), h.err }
+func (*host) Status(*view.View) api.IPAM                 { return api.IPAM{Status: "ready"} }
+func (h *host) Why() string                              { return h.why }
+func (*host) List() []api.Endpoint                       { return nil }
+func (*host) Get() settings.Values                       { return settings.Values{Exposed: true} }
+func (*host) MTU() int                                   { return 1420 }
 func (*host) Targets() []mesh.Target {
 	return []mesh.Target{{Host: "h2", Connected: true}, {Host: "h3", Err: errors.New("refused")}, {Host: "h4"}}
 }

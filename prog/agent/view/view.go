@@ -127,17 +127,24 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
-// Refresh takes a view now, and publishes it.
-func (w *Watcher) Refresh(ctx context.Context) (*View, error) {
-	w.taking.Lock()
-	defer w.taking.Unlock()
+// Look takes a view now, and publishes nothing: those that only report wake no component.
+func (w *Watcher) Look(ctx context.Context) (*View, error) {
 	snap, err := w.cfg.Ring.Snapshot(ctx)
 	if err != nil {
 		return nil, err
 	}
-	v := take(snap, w.cfg, time.Now())
-	w.Set(v)
-	return v, nil
+	return take(snap, w.cfg, time.Now()), nil
+}
+
+// Refresh takes a view now, and publishes it.
+func (w *Watcher) Refresh(ctx context.Context) (*View, error) {
+	w.taking.Lock()
+	defer w.taking.Unlock()
+	v, err := w.Look(ctx)
+	if err == nil {
+		w.Set(v)
+	}
+	return v, err
 }
 
 // take makes a view of what ring and mesh say now.

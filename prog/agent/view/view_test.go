@@ -120,3 +120,15 @@ func TestEndpointsOfPeersThatCanBeReachedCount(t *testing.T) {
 		t.Error("before the first view, endpoints do not count")
 	}
 }
+
+// Reports take views as often as they like: only Refresh publishes one, and wakes components.
+func TestALookPublishesNothing(t *testing.T) {
+	at := &world{}
+	w := New(Config{Ring: at, Mesh: at})
+	if v, err := w.Look(t.Context()); err != nil || v == nil || w.Get() != nil {
+		t.Errorf("a look gave %v, %v, and published %v", v, err, w.Get())
+	}
+	if v, err := w.Refresh(t.Context()); err != nil || w.Get() != v {
+		t.Errorf("a refresh gave %v, %v, and published %v", v, err, w.Get())
+	}
+}
