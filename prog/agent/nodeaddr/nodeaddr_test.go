@@ -1,0 +1,158 @@
+package nodeaddr
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/ipam/slot"
+	"weft/prog/agent/agenttest"
+	"weft/prog/agent/live"
+	"weft/prog/agent/settings"
+	"weft/prog/agent/view"
+)
+
+// ipam gives the key of the node the next slot whenever it has none, and can refuse for a while.
+type ipam struct {
+	mu           sync.Mutex
+	last, given  slot.Slot
+	freed        int
+	noSpaceUntil time.Time
+	noFreeUntil  time.Time
+}
+
+func (i *ipam) Allocate(_ context.Context, key string, _ []byte) (slot.Slot, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if key != settings.NodeKey || time.Now().Before(i.noSpaceUntil) {
+		return 0, errors.New("no space")
+	}
+	if i.given == 0 {
+		i.last++
+		i.given = i.last
+	}
+	return i.given, nil
+}
+
+func (i *ipam) Free(_ context.Context, key string) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if key != settings.NodeKey || time.Now().Before(i.noFreeUntil) {
+		return errors.New("it cannot be freed")
+	}
+	i.given, i.freed = 0, i.freed+1
+	return nil
+}
+
+// frees returns how often the node address was given up.
+func (i *ipam) frees() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.freed
+}
+
+// lostView is a view in which another peer owns a slot that is this host's; 0: none.
+func lostView(s slot.Slot) *view.View {
+	v := agenttest.View()
+	if s != 0 {
+		v.Lost[settings.NodeKey] = s
+	}
+	return v
+}
+
+type fixture struct {
+	*Claimer
+	ipam *ipam
+	view *live.Value[*view.View]
+}
+
+// claim runs a claimer, which ends with the test.
+func claim(t *testing.T, stored slot.Slot, from *ipam) fixture {
+	f := fixture{ipam: from, view: &live.Value[*view.View]{}}
+	f.Claimer = New(Config{Stored: stored, IPAM: from, View: f.view, Log: slog.New(slog.DiscardHandler)})
+	if f.Get() != stored {
+		t.Errorf("it publishes %d before it runs, not the stored %d", f.Get(), stored)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+func TestANodeAddressIsClaimedOnceThereIsSpace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := claim(t, 0, &ipam{noSpaceUntil: time.Now().Add(10 * time.Second)})
+		time.Sleep(9 * time.Second)
+		synctest.Wait()
+		if f.Get() != 0 {
+			t.Errorf("claimed %d without space", f.Get())
+		}
+		time.Sleep(2 * retry)
+		synctest.Wait()
+		if f.Get() != 1 {
+			t.Errorf("claimed %d", f.Get())
+		}
+	})
+}
+
+func TestTheNodeAddressOfTheLastRunIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := claim(t, 5, &ipam{given: 5})
+		version := f.Version()
+		f.view.Set(lostView(0))
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if f.Get() != 5 || f.Version() != version || f.ipam.frees() != 0 {
+			t.Errorf("%d, published %d times, given up %d times", f.Get(), f.Version()-version, f.ipam.frees())
+		}
+	})
+}
+
+func TestANodeAddressThatAnotherPeerHasIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := claim(t, 0, &ipam{})
+		f.view.Set(lostView(0))
+		synctest.Wait()
+		for lost := slot.Slot(1); lost < 4; lost++ {
+			if f.Get() != lost {
+				t.Fatalf("claimed %d, want %d", f.Get(), lost)
+			}
+			f.view.Set(lostView(lost))
+			synctest.Wait()
+		}
+		if f.Get() != 4 || f.ipam.frees() != 3 {
+			t.Errorf("claimed %d, gave up %d", f.Get(), f.ipam.frees())
+		}
+		// The view still says of the slot before that it is lost.
+		f.view.Set(lostView(3))
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if f.Get() != 4 || f.ipam.frees() != 3 {
+			t.Errorf("a view that is older than the claim freed it: claimed %d, gave up %d", f.Get(), f.ipam.frees())
+		}
+	})
+}
+
+// Until it is given up, the allocator returns the lost slot again.
+func TestALostNodeAddressThatCannotBeGivenUpIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := claim(t, 0, &ipam{noFreeUntil: time.Now().Add(time.Minute)})
+		synctest.Wait()
+		f.view.Set(lostView(1))
+		time.Sleep(time.Minute + 2*retry)
+		synctest.Wait()
+		if f.Get() != 2 || f.ipam.frees() != 1 {
+			t.Errorf("claimed %d, gave up %d", f.Get(), f.ipam.frees())
+		}
+	})
+}
