@@ -1,0 +1,111 @@
+package ask
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/mesh/peer"
+)
+
+// slow is a mesh of peers that take their time to answer.
+type slow struct {
+	peers  int
+	takes  func(n byte) time.Duration
+	absent byte // cannot be reached; 0: none
+
+	now, most atomic.Int32 // requests under way
+}
+
+func (s *slow) Others() (ids []peer.ID) {
+	for n := range s.peers {
+		ids = append(ids, peer.ID{byte(n + 1)})
+	}
+	return ids
+}
+
+func (s *slow) Reachable(id peer.ID) bool { return id[0] != s.absent }
+
+func (s *slow) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
+	if n := s.now.Add(1); n > s.most.Load() {
+		s.most.Store(n)
+	}
+	defer s.now.Add(-1)
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(s.takes(to[0])):
+		return append([]byte(kind+" "), payload...), nil
+	}
+}
+
+func TestAtMostSixteenPeersAreAskedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, begun, answers := &slow{peers: 40, takes: func(byte) time.Duration { return time.Second }}, time.Now(), 0
+		All(t.Context(), s, "usage", []byte("now"), func(_ peer.ID, answer []byte, err error) {
+			if answers++; err != nil || string(answer) != "usage now" {
+				t.Errorf("%q, %v", answer, err)
+			}
+		})
+		if took := time.Since(begun); s.most.Load() != 16 || answers != 40 || took != 3*time.Second {
+			t.Errorf("%d were asked at once, %d answered, after %v", s.most.Load(), answers, took)
+		}
+	})
+}
+
+// What collects the answers needs no lock.
+func TestAnswersComeOneAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slow{peers: 100, takes: func(byte) time.Duration { return time.Second }}
+		var collecting atomic.Int32
+		All(t.Context(), s, "usage", nil, func(peer.ID, []byte, error) {
+			if n := collecting.Add(1); n != 1 {
+				t.Errorf("%d answers are collected at once", n)
+			}
+			runtime.Gosched() // lets another one in, if it could
+			collecting.Add(-1)
+		})
+	})
+}
+
+func TestASilentPeerHasItsTimeAndDelaysNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slow{peers: 3, absent: 3, takes: func(n byte) time.Duration {
+			if n == 1 {
+				return time.Hour
+			}
+			return time.Second
+		}}
+		begun, after, errs := time.Now(), map[byte]time.Duration{}, map[byte]error{}
+		All(t.Context(), s, "usage", nil, func(id peer.ID, _ []byte, err error) { after[id[0]], errs[id[0]] = time.Since(begun), err })
+		if !errors.Is(errs[1], context.DeadlineExceeded) || after[1] != Timeout {
+			t.Errorf("the silent one: %v, after %v", errs[1], after[1])
+		}
+		if errs[2] != nil || after[2] != time.Second {
+			t.Errorf("the other one: %v, after %v", errs[2], after[2])
+		}
+		if !errors.Is(errs[3], ErrUnreachable) || after[3] != 0 {
+			t.Errorf("one that cannot be reached: %v, after %v", errs[3], after[3])
+		}
+	})
+}
+
+func TestTheEndOfTheCallerEndsAllRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, begun, answers := &slow{peers: 20, takes: func(byte) time.Duration { return time.Hour }}, time.Now(), 0
+		ctx, stop := context.WithTimeout(t.Context(), time.Second)
+		defer stop()
+		All(ctx, s, "usage", nil, func(_ peer.ID, _ []byte, err error) {
+			if answers++; err == nil {
+				t.Error("an answer of a request that ended")
+			}
+		})
+		if took := time.Since(begun); took != time.Second || answers != 20 {
+			t.Errorf("%d answers after %v", answers, took)
+		}
+	})
+}
