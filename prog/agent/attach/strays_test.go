@@ -1,0 +1,58 @@
+package attach
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"weft/ipam"
+	"weft/prog/agent/agenttest"
+)
+
+// stray is a container that is plugged in, and that the state does not know.
+func stray(addr string) strays {
+	return strays{found: map[string]netip.Addr{"wfstray": netip.MustParseAddr(addr)}}
+}
+
+func TestTheAddressOfAContainerThatTheStateDoesNotKnowIsKept(t *testing.T) {
+	f := newFixture(t, nil, nil)
+	v := agenttest.View()
+	v.Behind = true
+	s := stray("10.32.0.9")
+	if err := s.claim(t.Context(), f.cfg, v); !errors.Is(err, ipam.ErrBehind) || f.ipam.Given() != 0 {
+		t.Errorf("while this peer does not know the ring of now: %v", err)
+	}
+	v.Behind = false
+	if err := s.claim(t.Context(), f.cfg, v); err != nil || f.ipam.Given() != 1 || len(s.found) != 0 || len(f.router.unplugged) != 0 {
+		t.Errorf("%v; %d addresses are kept, %v was unplugged", err, f.ipam.Given(), f.router.unplugged)
+	}
+	v = agenttest.View()
+	v.Allocations["stray wfstray"] = 9
+	f.cfg.View.Set(v)
+	if list := f.Problems(); len(list) != 1 || !strings.Contains(list[0].What, "wfstray has 10.32.0.9") || list[0].Fix == "" {
+		t.Errorf("%+v", list)
+	}
+	if err := release(t.Context(), f.cfg, []string{"wfstray"}); err != nil || f.ipam.Given() != 1 {
+		t.Errorf("it was freed while its link is there: %v", err)
+	}
+	if err := release(t.Context(), f.cfg, nil); err != nil || f.ipam.Given() != 0 {
+		t.Errorf("it was not freed once its link is gone: %v", err)
+	}
+}
+
+func TestAnUnknownContainerWhoseAddressIsTakenIsCutOff(t *testing.T) {
+	f := newFixture(t, nil, nil)
+	f.ipam.Refuse = &ipam.ClaimError{Why: "h2 owns it"}
+	s := stray("10.32.0.9")
+	if err := s.claim(t.Context(), f.cfg, agenttest.View()); err != nil || len(s.found) != 0 {
+		t.Error(err)
+	}
+	if list := f.router.unplugged; len(list) != 1 || list[0].HostLink != "wfstray" || list[0].Addr4.String() != "10.32.0.9" || !list[0].Addr6.IsValid() {
+		t.Errorf("unplugged: %+v", list)
+	}
+	outside := stray("192.0.2.9")
+	if err := outside.claim(t.Context(), f.cfg, agenttest.View()); err != nil || len(outside.found) != 0 || len(f.router.unplugged) != 1 {
+		t.Errorf("a link of another network: %v, unplugged %v", err, f.router.unplugged)
+	}
+}
