@@ -195,21 +195,6 @@ func TestARefusalOfTheAPIServerIsAProblem(t *testing.T) {
 	}
 }
 
-func TestAnAPIServerThatIsAwayIsOneProblem(t *testing.T) {
-	t.Parallel() // it is away for some seconds before it counts
-	server := kubetest.New()
-	server.Refuse(func(string, string) int { return kubetest.Break })
-	n := following(t, server)
-	kubetest.Eventually(t, "noticed", func() bool { return len(n.Problems()) > 0 })
-	keys := map[[2]string]bool{}
-	for _, p := range n.Problems() {
-		keys[p.Key()] = true
-	}
-	if !keys[[2]string{kube.ReasonAPIServer, "away"}] || len(keys) != 1 {
-		t.Errorf("with the ports of each attempt: %v", keys)
-	}
-}
-
 // A pod waits until the API server has told of it, by its UID, and has the labels that it has
 // there, also later ones.
 func TestPodsAreWhatTheAPIServerSays(t *testing.T) {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -25,7 +26,12 @@ import (
 // direct asks a server without a network, for which virtual time would not wait.
 type direct struct{ http.Handler }
 
-func (d direct) RoundTrip(r *http.Request) (*http.Response, error) {
+func (d direct) RoundTrip(r *http.Request) (_ *http.Response, err error) {
+	defer func() {
+		if recover() != nil { // the handler broke the connection
+			err = io.EOF
+		}
+	}()
 	w := httptest.NewRecorder()
 	if r.Body == nil {
 		r.Body = http.NoBody
@@ -146,6 +152,31 @@ func TestWhatAnAgentWaitsForIsToldAfterAWhile(t *testing.T) {
 		n.Waiting(t.Context(), "waiting for n2", started)
 		if events := server.All("events"); len(events) != 1 || events[0].(*core.Event).Message != "waiting for n2" {
 			t.Errorf("%+v", events)
+		}
+	})
+}
+
+func TestAnAPIServerThatIsAwayIsOneProblem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := kubetest.New()
+		n := timeless(t, server)
+		server.Refuse(func(string, string) int { return kubetest.Break })
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- n.Source.Run(ctx) }()
+		keys := map[[2]string]bool{}
+		for range 20 {
+			time.Sleep(10 * time.Second)
+			for _, p := range n.Problems() {
+				keys[p.Key()] = true
+			}
+		}
+		if !keys[[2]string{kube.ReasonAPIServer, "away"}] || len(keys) != 1 {
+			t.Errorf("%v", keys)
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
 	})
 }
