@@ -58,13 +58,15 @@ func (p *parts) replicate(try *dryrun.DryRun) {
 }
 
 // start runs the components until ctx ends or one of them fails. The first view is there before
-// any other component runs: the first plan is made of what is stored, not of what gossip says.
+// any other component runs: the first plan is made of what is stored, not of what gossip says. What
+// is plugged in is looked at before that plan changes the kernel.
 func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group, open func()) error {
 	group.Go(func() error { return p.ipam.Run(ctx) })
 	if _, err := p.view.Refresh(ctx); err != nil {
 		r.stop()
 		return cmp.Or(group.Wait(), unlessStopped(err))
 	}
+	p.attached.Look(ctx)
 	open()
 	in := underlay.Inputs{Mesh: p.mesh, NodeAddr: &p.nodeaddr.Value, View: &p.view.Value}
 	for _, part := range []func(context.Context) error{

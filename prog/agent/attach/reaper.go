@@ -23,13 +23,18 @@ const (
 	unlinked = 8
 )
 
-// Run releases what ended, until ctx ends: at first what was lost with the host's namespaces while
-// no agent ran.
-func (a *Attachments) Run(ctx context.Context) error {
+// Look releases what was lost with the host's namespaces while no agent ran, and finds strays. It
+// comes before Run and before the first plan, which may take the routes from the kernel by which a
+// stray is found.
+func (a *Attachments) Look(ctx context.Context) {
 	a.releaseVanished(ctx)
 	if err := a.strays.find(func() []string { return hostLinks(a.Get()) }); err != nil {
 		a.cfg.Log.Warn("cannot look for containers that are plugged in", "err", err)
 	}
+}
+
+// Run releases what ended, until ctx ends.
+func (a *Attachments) Run(ctx context.Context) error {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
 	for {
