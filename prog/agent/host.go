@@ -69,7 +69,7 @@ func (r *run) onNode() (h host, err error) {
 	n, err := node.New(node.Config{
 		Kubeconfig: o.Config, Name: node.Name(o.Node), Namespace: o.Namespace, Store: r.store, Log: r.opts.Log,
 		Changed: func() {
-			r.podsChanged() // first: the policies that come with them are written for their labels
+			r.apiChanged()
 			source.Set(struct{}{})
 			r.board.Wake()
 		},

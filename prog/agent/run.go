@@ -44,8 +44,8 @@ type run struct {
 	started time.Time
 	stop    context.CancelFunc
 	board   *ready.Board
-	// podsChanged is called when the API server says something else of pods.
-	podsChanged func()
+	// apiChanged is called when the API server says something else.
+	apiChanged func()
 
 	store    *state.Store
 	settings *settings.Settings
@@ -59,7 +59,7 @@ func newRun(opts config.Options, why string) *run {
 	started := time.Now()
 	notify := func(line string) { control.Notify("STATUS=" + line) }
 	return &run{
-		opts: opts, started: started, podsChanged: func() {},
+		opts: opts, started: started, apiChanged: func() {},
 		board: ready.New(ready.Config{Log: opts.Log, Notify: notify, Started: started}, why),
 	}
 }

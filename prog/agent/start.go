@@ -66,8 +66,8 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 		r.stop()
 		return cmp.Or(group.Wait(), unlessStopped(err))
 	}
+	open() // a runtime's DEL is served from now on
 	p.attached.Look(ctx)
-	open()
 	in := underlay.Inputs{Mesh: p.mesh, NodeAddr: &p.nodeaddr.Value, View: &p.view.Value}
 	for _, part := range []func(context.Context) error{
 		p.mesh.Run, p.directory.Run, p.documents.Run, p.view.Run, p.nodeaddr.Run,

@@ -186,7 +186,7 @@ func (a *Attachments) releaseEnded(ctx context.Context) {
 		return e.missing >= 2 && e.Source == api.SourceAttach ||
 			e.missing >= forgotten && a.cfg.Pods.Ended(e.Namespace, e.Name, e.PodUID)
 	})
-	if err = errors.Join(err, release(ctx, a.cfg, present)); err != nil && ctx.Err() == nil {
+	if err = errors.Join(err, a.strays.release(ctx, a.cfg, present)); err != nil && ctx.Err() == nil {
 		a.cfg.Log.Warn("cannot release endpoints that ended", "err", err)
 	}
 }

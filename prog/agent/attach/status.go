@@ -24,18 +24,16 @@ func (a *Attachments) Status(v *view.View) []api.Endpoint {
 
 // Problems name endpoints that lack their link, that say more than the directory has room for, or
 // that the state does not know.
-func (a *Attachments) Problems() (list []problem.Problem) {
-	if v := a.cfg.View.Get(); v != nil && !v.Ring.IsZero() {
-		list = strayProblems(v)
-	}
-	return slices.Concat(list, a.unlinked(), misfits(a.Get()))
+func (a *Attachments) Problems() []problem.Problem {
+	a.mu.Lock()
+	broken := withoutLink(a.endpoints)
+	a.mu.Unlock()
+	return slices.Concat(a.strays.problems(), broken, misfits(a.Get()))
 }
 
-// unlinked names endpoints whose links were deleted by hand.
-func (a *Attachments) unlinked() (out []problem.Problem) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, e := range a.endpoints {
+// withoutLink names endpoints whose links were deleted by hand.
+func withoutLink(endpoints map[string]*record) (out []problem.Problem) {
+	for _, e := range endpoints {
 		if e.missing >= unlinked {
 			out = append(out, problem.Problem{
 				Reason: problem.DataPath, What: fmt.Sprintf("%s cannot be reached, and reaches nothing", e.Title()),

@@ -3,9 +3,11 @@ package attach
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"weft/ipam"
 	"weft/prog/agent/view"
@@ -18,9 +20,12 @@ const strayPrefix = "stray "
 
 // strays are containers that are plugged in here, and that the state does not know, because it was
 // restored from an older copy. No other endpoint gets their addresses as long as their links
-// exist. They belong to the reaper's goroutine.
+// exist.
 type strays struct {
-	found map[string]netip.Addr // by link, until the address is kept
+	found map[string]netip.Addr // by link, until the address is kept; of the reaper's goroutine
+
+	mu   sync.Mutex
+	kept map[string]netip.Addr // by link
 }
 
 // find lists the links of strays. Endpoints come and go meanwhile: a link that belonged to one
@@ -40,6 +45,11 @@ func (s *strays) find(known func() []string) error {
 
 // claim keeps the addresses of strays. A stray whose address another peer has by now is cut off.
 func (s *strays) claim(ctx context.Context, cfg Config, v *view.View) error {
+	for key, n := range v.Allocations {
+		if name, ok := strings.CutPrefix(key, strayPrefix); ok {
+			s.keep(name, v.Ring.Universe.Addr4(n))
+		}
+	}
 	for name, addr := range s.found {
 		n, ok := v.Ring.Universe.Slot(addr)
 		key := strayPrefix + name
@@ -56,6 +66,7 @@ func (s *strays) claim(ctx context.Context, cfg Config, v *view.View) error {
 				return err
 			}
 		} else {
+			s.keep(name, v.Ring.Universe.Addr4(n))
 			cfg.Log.Warn("a container is plugged in that this agent does not know: was its state restored from an older copy?", "link", name, "address", addr)
 		}
 		delete(s.found, name)
@@ -63,32 +74,43 @@ func (s *strays) claim(ctx context.Context, cfg Config, v *view.View) error {
 	return nil
 }
 
-// release frees the addresses of strays whose link is gone.
-func release(ctx context.Context, cfg Config, present []string) error {
-	v := cfg.View.Get()
-	if v == nil {
-		return nil
+func (s *strays) keep(name string, addr netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kept == nil {
+		s.kept = map[string]netip.Addr{}
 	}
-	for key := range v.Allocations {
-		if name, ok := strings.CutPrefix(key, strayPrefix); ok && !slices.Contains(present, name) {
-			if err := cfg.IPAM.Free(ctx, key); err != nil {
-				return err
-			}
+	s.kept[name] = addr
+}
+
+// release frees the addresses of strays whose link is gone.
+func (s *strays) release(ctx context.Context, cfg Config, present []string) error {
+	s.mu.Lock()
+	names := slices.Collect(maps.Keys(s.kept))
+	s.mu.Unlock()
+	for _, name := range names {
+		if slices.Contains(present, name) {
+			continue
 		}
+		if err := cfg.IPAM.Free(ctx, strayPrefix+name); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		delete(s.kept, name)
+		s.mu.Unlock()
 	}
 	return nil
 }
 
-// strayProblems name the strays.
-func strayProblems(v *view.View) (out []problem.Problem) {
-	for key, s := range v.Allocations {
-		if name, ok := strings.CutPrefix(key, strayPrefix); ok {
-			out = append(out, problem.Problem{
-				Reason: problem.Address, What: fmt.Sprintf("a container behind link %s has %v, and this agent does not know it", name, v.Ring.Universe.Addr4(s)),
-				Effect: "was its state restored from an older copy?", Fix: "start the container anew",
-			})
-		}
+// problems name the strays.
+func (s *strays) problems() (out []problem.Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(s.kept)) {
+		out = append(out, problem.Problem{
+			Reason: problem.Address, What: fmt.Sprintf("a container behind link %s has %v, and this agent does not know it", name, s.kept[name]),
+			Effect: "was its state restored from an older copy?", Fix: "start the container anew",
+		})
 	}
-	slices.SortFunc(out, func(x, y problem.Problem) int { return strings.Compare(x.What, y.What) })
 	return out
 }

@@ -11,8 +11,8 @@ import (
 )
 
 // stray is a container that is plugged in, and that the state does not know.
-func stray(addr string) strays {
-	return strays{found: map[string]netip.Addr{"wfstray": netip.MustParseAddr(addr)}}
+func stray(addr string) *strays {
+	return &strays{found: map[string]netip.Addr{"wfstray": netip.MustParseAddr(addr)}}
 }
 
 func TestTheAddressOfAContainerThatTheStateDoesNotKnowIsKept(t *testing.T) {
@@ -27,17 +27,23 @@ func TestTheAddressOfAContainerThatTheStateDoesNotKnowIsKept(t *testing.T) {
 	if err := s.claim(t.Context(), f.cfg, v); err != nil || f.ipam.Given() != 1 || len(s.found) != 0 || len(f.router.unplugged) != 0 {
 		t.Errorf("%v; %d addresses are kept, %v was unplugged", err, f.ipam.Given(), f.router.unplugged)
 	}
-	v = agenttest.View()
-	v.Allocations["stray wfstray"] = 9
-	f.cfg.View.Set(v)
-	if list := f.Problems(); len(list) != 1 || !strings.Contains(list[0].What, "wfstray has 10.32.0.9") || list[0].Fix == "" {
+	if list := s.problems(); len(list) != 1 || !strings.Contains(list[0].What, "wfstray has 10.32.0.9") || list[0].Fix == "" {
 		t.Errorf("%+v", list)
 	}
-	if err := release(t.Context(), f.cfg, []string{"wfstray"}); err != nil || f.ipam.Given() != 1 {
+	if err := s.release(t.Context(), f.cfg, []string{"wfstray"}); err != nil || f.ipam.Given() != 1 {
 		t.Errorf("it was freed while its link is there: %v", err)
 	}
-	if err := release(t.Context(), f.cfg, nil); err != nil || f.ipam.Given() != 0 {
+	if err := s.release(t.Context(), f.cfg, nil); err != nil || f.ipam.Given() != 0 || len(s.problems()) != 0 {
 		t.Errorf("it was not freed once its link is gone: %v", err)
+	}
+}
+
+// After a restart the strays of the last run are known by their allocations.
+func TestStraysOfTheLastRunAreKnown(t *testing.T) {
+	f, s, v := newFixture(t, nil, nil), &strays{}, agenttest.View()
+	v.Allocations["stray wfstray"] = 9
+	if err := s.claim(t.Context(), f.cfg, v); err != nil || len(s.problems()) != 1 {
+		t.Errorf("%v, %v", s.problems(), err)
 	}
 }
 

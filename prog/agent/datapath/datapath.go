@@ -50,14 +50,6 @@ type Underlay interface {
 	Routes() (carry func(netip.Addr) int, done func(), err error)
 }
 
-// Policies are where rules come from.
-type Policies interface {
-	// Empty reports why the rules of an earlier agent stay in force: no policies are known at all.
-	Empty() error
-	Changed(seen uint64) <-chan struct{}
-	Version() uint64
-}
-
 // Config is what a Datapath is made of.
 type Config struct {
 	View     *live.Value[*view.View]
@@ -70,7 +62,8 @@ type Config struct {
 	Fixed    plan.Fixed
 	// PresharedKey is WireGuard's for the tunnel to a peer.
 	PresharedKey func(peer.ID) [32]byte
-	Policies     Policies
+	// Empty reports why the rules of an earlier agent stay in force: no policies are known at all.
+	Empty func() error
 	// Isolate returns once the kernel enforces all policies for what is attached now.
 	Isolate func() error
 	// Applied is called with the node addresses after each plan that was applied, and Turned after
@@ -107,7 +100,6 @@ func (d *Datapath) Run(ctx context.Context) error {
 		_, hosted := d.cfg.Host.Read()
 		_, claimed := d.cfg.NodeAddr.Read()
 		_, set := d.cfg.Settings.Read()
-		ruled := d.cfg.Policies.Version()
 		err := d.step(ctx)
 		if overlap, ok := errors.AsType[*link.OverlapError](err); ok && d.Get() == nil {
 			return overlap
@@ -122,7 +114,6 @@ func (d *Datapath) Run(ctx context.Context) error {
 		case <-d.cfg.Host.Changed(hosted):
 		case <-d.cfg.NodeAddr.Changed(claimed):
 		case <-d.cfg.Settings.Changed(set):
-		case <-d.cfg.Policies.Changed(ruled):
 		}
 	}
 }
@@ -142,13 +133,14 @@ func (d *Datapath) step(ctx context.Context) error {
 	if _, ok := errors.AsType[*link.OverlapError](overlap); ok && d.Get() == nil {
 		return overlap
 	}
-	if err := d.cfg.Policies.Empty(); err != nil { // what is in force from before is better than nothing
+	if err := d.cfg.Empty(); err != nil { // what is in force from before is better than nothing
 		return err
 	}
+	attached := d.cfg.Attached.Get() // first: what is attached meanwhile is isolated by itself
 	if err := d.cfg.Isolate(); err != nil {
 		return err
 	}
-	p, err := d.desired(v)
+	p, err := d.desired(v, attached)
 	if err != nil {
 		return err
 	}
@@ -166,14 +158,14 @@ func (d *Datapath) step(ctx context.Context) error {
 }
 
 // desired plans by what the components say now.
-func (d *Datapath) desired(v *view.View) (plan.Plan, error) {
+func (d *Datapath) desired(v *view.View, attached []attach.Endpoint) (plan.Plan, error) {
 	route, done, err := d.cfg.Underlay.Routes()
 	if err != nil {
 		return plan.Plan{}, err
 	}
 	defer done()
 	return plan.Desired(plan.Inputs{
-		View: v, Node: d.cfg.NodeAddr.Get(), LinkMTU: d.linkMTU(), Endpoints: d.cfg.Attached.Get(), Settings: d.cfg.Settings.Get(),
+		View: v, Node: d.cfg.NodeAddr.Get(), LinkMTU: d.linkMTU(), Endpoints: attached, Settings: d.cfg.Settings.Get(),
 		Route: route, PresharedKey: d.cfg.PresharedKey, Fixed: d.cfg.Fixed,
 	}), nil
 }

@@ -63,13 +63,6 @@ func (*network) Routes() (func(netip.Addr) int, func(), error) {
 	return func(netip.Addr) int { return 1500 }, func() {}, nil
 }
 
-type rules struct {
-	live.Value[struct{}]
-	empty error
-}
-
-func (r *rules) Empty() error { return r.empty }
-
 type fixture struct {
 	*Datapath
 	view     live.Value[*view.View]
@@ -79,7 +72,7 @@ type fixture struct {
 	settings live.Value[settings.Values]
 	kernel   kernel
 	network  network
-	rules    rules
+	empty    error
 	order    []string // of what was called
 	isolate  error
 	served   []netip.Addr
@@ -92,7 +85,7 @@ func newFixture() *fixture {
 	f.host.Set(underlay.Host{MTUs: []uint32{1500}})
 	f.Datapath = New(Config{
 		View: &f.view, Host: &f.host, NodeAddr: &f.node, Attached: &f.attached, Settings: &f.settings, Underlay: &f.network, Router: &f.kernel,
-		PresharedKey: func(peer.ID) [32]byte { return [32]byte{} }, Policies: &f.rules, Log: slog.New(slog.DiscardHandler),
+		PresharedKey: func(peer.ID) [32]byte { return [32]byte{} }, Empty: func() error { return f.empty }, Log: slog.New(slog.DiscardHandler),
 		Isolate: func() error { f.order = append(f.order, "isolate"); return f.isolate }, Turned: func() {},
 		Applied: func(addrs []netip.Addr) { f.order, f.served = append(f.order, "applied"), addrs },
 	})
@@ -126,7 +119,7 @@ func TestWhyTheDataPathIsNotReady(t *testing.T) {
 		"no view yet":                {func(f *fixture) { f.view.Set(nil) }, ipam.ErrNoRing},
 		"no ring":                    {func(f *fixture) { f.view.Set(&view.View{}) }, ipam.ErrNoRing},
 		"a ring that does not merge": {func(f *fixture) { f.view.Set(&view.View{Snapshot: ipam.Snapshot{Conflict: errConflict}}) }, errConflict},
-		"no policies at all":         {func(f *fixture) { f.rules.empty = errConflict }, errConflict},
+		"no policies at all":         {func(f *fixture) { f.empty = errConflict }, errConflict},
 		"the kernel refuses":         {func(f *fixture) { f.kernel.fail = errConflict }, errConflict},
 		"an overlap that came later": {func(f *fixture) { f.network.overlap = errConflict }, errConflict},
 		"an unconfirmed identity": {func(f *fixture) {
@@ -190,7 +183,6 @@ func TestEachInputIsApplied(t *testing.T) {
 			"host":     func() { f.host.Set(underlay.Host{MTUs: []uint32{1400}}) },
 			"node":     func() { f.node.Set(2) },
 			"settings": func() { f.settings.Set(settings.Values{Exposed: true}) },
-			"policies": func() { f.rules.Set(struct{}{}) },
 		} {
 			synctest.Wait()
 			before := f.kernel.turns()
