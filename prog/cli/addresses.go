@@ -9,8 +9,8 @@ import (
 	"weft/prog/words"
 )
 
-// askedAddresses reads the addresses that attach is to give. A prefix length is refused: Weave's
-// users isolate by it, and would miss that without knowing.
+// askedAddresses parses the addresses that attach requests. It refuses a prefix length: Weave
+// isolates containers by subnet, and its users must learn that Weft does not.
 func askedAddresses(args []string) (out []netip.Addr, err error) {
 	for _, s := range args {
 		if instead := weaveAddress(s); instead != "" {
@@ -18,7 +18,7 @@ func askedAddresses(args []string) (out []netip.Addr, err error) {
 		}
 		p, err := netip.ParsePrefix(s)
 		if err == nil && p.Bits() != p.Addr().BitLen() {
-			return nil, fmt.Errorf("%s: a container has whole addresses here, and no subnet of its own: give %s; `weft policy` says who may reach whom", s, p.Addr())
+			return nil, fmt.Errorf("%s: a container has no subnet of its own: give %s; `weft policy` isolates containers", s, p.Addr())
 		}
 		addr := p.Addr().Unmap()
 		if err != nil {
@@ -31,7 +31,7 @@ func askedAddresses(args []string) (out []netip.Addr, err error) {
 	return out, nil
 }
 
-// addressesOf are a name's in the network, or none where no agent runs.
+// addressesOf returns the addresses of a name in the network, or none if no agent runs.
 func (a *app) addressesOf(ctx context.Context, name string) (out []netip.Addr) {
 	found, err := a.client().Lookup(ctx, name)
 	if err != nil {
@@ -43,8 +43,8 @@ func (a *app) addressesOf(ctx context.Context, name string) (out []netip.Addr) {
 	return out
 }
 
-// checkStatusAddr refuses what the agent could not listen on, before it starts. Empty is for
-// none, and an empty host for all addresses.
+// checkStatusAddr refuses an address that the agent could not listen on. An empty address means no
+// status, and an empty host means all addresses.
 func checkStatusAddr(s string) error {
 	if s == "" {
 		return nil
@@ -57,7 +57,7 @@ func checkStatusAddr(s string) error {
 		_, err = netip.ParseAddr(host)
 	}
 	if err != nil {
-		return fmt.Errorf("--status-addr %s: want ADDRESS:PORT, such as 127.0.0.1:6784 or [::1]:6784, or nothing for no status", s)
+		return fmt.Errorf("--status-addr %s: want ADDRESS:PORT, such as 127.0.0.1:6784 or [::1]:6784, or an empty value for no status", s)
 	}
 	return nil
 }

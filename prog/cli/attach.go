@@ -23,8 +23,8 @@ import (
 	"weft/prog/words"
 )
 
-// container is what attach and detach name: the id that keys its allocation, and
-// the path of its network namespace, empty if it is gone.
+// container is the argument of attach and detach: the id that is the key of its allocation, and the
+// path of its network namespace, which is empty if the namespace is gone.
 type container struct {
 	id, netns, name string
 }
@@ -35,13 +35,12 @@ func (a *app) attach() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use: "attach [ADDRESS...] CONTAINER", Short: "attach a running container or process to the network", Args: cobra.MinimumNArgs(1),
-		Long: `Attaches what CONTAINER names: a PID, the path of a network namespace, or the name or
-id of a Docker container. It prints the addresses. Only traffic to the network's own
-addresses goes this way, unless --default is given; published ports go on all the same,
-and detach leaves the container's other routes as they were. The attachment ends with the
-container: after "docker restart", attach it again. An ADDRESS is what the container
-shall have, if it is free anywhere in the network: of either family, or of both where
-they go together.` + exitHelp,
+		Long: `Attaches CONTAINER: a PID, the path of a network namespace, or the name or id of a Docker
+container. It prints the addresses. Only traffic to the network's own addresses uses the new
+interface, unless --default is given. Published ports keep working, and detach leaves the
+container's other routes as they were. The attachment ends with the container: after
+"docker restart", attach it again. With ADDRESS, the container gets that address, if it is
+free anywhere in the network: IPv4, IPv6, or one of each if they belong together.` + exitHelp,
 		Example: "  weft attach 10.32.0.7 web",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			asked, err := askedAddresses(args[:len(args)-1])
@@ -82,16 +81,16 @@ they go together.` + exitHelp,
 	cmd.Flags().StringVar(&iface, "interface", "ethwe", "the interface's name inside the container")
 	cmd.Flags().StringVar(&name, "name", "", "the endpoint's name, NAME.DOMAIN in DNS (default: the Docker container's)")
 	cmd.Flags().StringVar(&namespace, "namespace", "", "the endpoint's namespace: NAME.NAMESPACE.DOMAIN in DNS")
-	cmd.Flags().StringArrayVar(&labels, "label", nil, "KEY=VALUE; repeat it for more")
-	cmd.Flags().StringArrayVar(&ports, "port", nil, "a port with a name, NAME=NUMBER[/tcp|udp|sctp], for SRV records; repeat it for more")
-	cmd.Flags().BoolVar(&all, "default", false, "make it the container's default route until it is detached (what has another network's address keeps that one's)")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "KEY=VALUE; repeatable")
+	cmd.Flags().StringArrayVar(&ports, "port", nil, "a named port, NAME=NUMBER[/tcp|udp|sctp], for SRV records; repeatable")
+	cmd.Flags().BoolVar(&all, "default", false, "make it the container's default route until it is detached (connections from another network's address keep that network's route)")
 	return cmd
 }
 
-// checkDocker reports why what Docker calls a container cannot be its name in DNS.
+// checkDocker reports why a Docker container's name cannot be its DNS name.
 func checkDocker(name string) error {
 	if err := directory.CheckName(strings.ToLower(name)); name != "" && err != nil {
-		return fmt.Errorf("what Docker calls it cannot be its name here: %w: give another by --name", err)
+		return fmt.Errorf("the container's Docker name cannot be its DNS name: %w: give another with --name", err)
 	}
 	return nil
 }
@@ -127,7 +126,7 @@ func parsePorts(list []string) (out []api.Port, err error) {
 func (a *app) detach() *cobra.Command {
 	var iface string
 	cmd := &cobra.Command{
-		Use: "detach CONTAINER", Short: "detach what attach attached", Args: cobra.ExactArgs(1),
+		Use: "detach CONTAINER", Short: "detach a container that attach attached", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client := a.client()
 			r, err := client.Report(cmd.Context())
@@ -141,11 +140,11 @@ func (a *app) detach() *cobra.Command {
 			all = slices.DeleteFunc(all, func(e api.Endpoint) bool { return e.Interface != iface })
 			switch len(all) {
 			case 0:
-				return fmt.Errorf("%s is not attached here with interface %s (`weft ps` lists what is)", args[0], iface)
+				return fmt.Errorf("%s is not attached here with interface %s (`weft ps` lists the attached ones)", args[0], iface)
 			case 1:
 				return a.did(cni.Detach(cmd.Context(), client, api.EndpointRef{ContainerID: all[0].ContainerID, Interface: iface}))
 			}
-			return fmt.Errorf("%s could be any of %s: say which by its id (`weft ps`)", args[0], words.Count(len(all), "container"))
+			return fmt.Errorf("%s matches %s: name one by its id (`weft ps`)", args[0], words.Count(len(all), "container"))
 		},
 	}
 	cmd.Flags().StringVar(&iface, "interface", "ethwe", "the interface's name inside the container")
@@ -154,8 +153,8 @@ func (a *app) detach() *cobra.Command {
 
 func (a *app) ps() *cobra.Command {
 	return &cobra.Command{
-		Use: "ps [CONTAINER...]", Short: "list what is attached to this host",
-		Long: "Lists what is attached to this host, or only what CONTAINER names: an id, its beginning, a name, a PID\nor the path of a network namespace. It fails if one of them is not attached." + exitHelp,
+		Use: "ps [CONTAINER...]", Short: "list the containers attached to this host",
+		Long: "Lists the containers attached to this host, or only those given: by id, its beginning, name, PID\nor the path of a network namespace. It fails if one of them is not attached." + exitHelp,
 		RunE: func(cmd *cobra.Command, words []string) error {
 			r, err := a.client().Report(cmd.Context())
 			if err != nil {
@@ -190,7 +189,7 @@ func (a *app) ps() *cobra.Command {
 					t.row(shortID(e.ContainerID), e.Interface, orDash(name), addresses, e.Source)
 				}
 				for _, e := range r.Unattached {
-					t.row(shortID(e.ContainerID), e.Interface, orDash(e.Name), "-", "nobody: it was started again (`weft attach` it)")
+					t.row(shortID(e.ContainerID), e.Interface, orDash(e.Name), "-", "none: it was restarted (`weft attach` it again)")
 				}
 				t.flush()
 			})
@@ -198,8 +197,8 @@ func (a *app) ps() *cobra.Command {
 	}
 }
 
-// shortID is the id of a container as Docker's users know it: 12 characters. Other ids stay
-// whole, since only the digits of a hash tell one from the next that soon.
+// shortID shortens a container id to 12 characters, as Docker does. Only hashes are shortened: other
+// ids may differ only after the 12th character.
 func shortID(id string) string {
 	if len(id) == 64 && strings.Trim(id, "0123456789abcdef") == "" {
 		return id[:12]
@@ -207,7 +206,7 @@ func shortID(id string) string {
 	return id
 }
 
-// findContainer finds the network namespace that a word names.
+// findContainer finds the network namespace of an argument: a PID, a path or a Docker container.
 func findContainer(ctx context.Context, word string) (container, error) {
 	if pid, err := strconv.Atoi(word); err == nil {
 		return namespaceOf(container{netns: fmt.Sprintf("/proc/%d/ns/net", pid)}, fmt.Sprintf("no process has the PID %d", pid))
@@ -218,8 +217,8 @@ func findContainer(ctx context.Context, word string) (container, error) {
 	return dockerContainer(ctx, docker.Socket, word)
 }
 
-// namespaceOf keys a namespace by its identity, so that a PID and a path of the
-// same one are the same container.
+// namespaceOf uses the inode of a namespace as the container's id, so that a PID and a path of the
+// same namespace are the same container.
 func namespaceOf(c container, missing string) (container, error) {
 	link, err := os.Readlink(c.netns)
 	if err != nil || !strings.HasPrefix(link, "net:") {
@@ -231,13 +230,13 @@ func namespaceOf(c container, missing string) (container, error) {
 		if !ok || !info.Mode().IsRegular() {
 			return c, fmt.Errorf("%s is no network namespace", c.netns)
 		}
-		link = fmt.Sprintf("net:[%d]", stat.Ino) // a bind mount: as the link of the namespace itself reads
+		link = fmt.Sprintf("net:[%d]", stat.Ino) // a bind mount: build the text that the namespace's own link has
 	}
 	c.id = "netns-" + strings.Trim(strings.TrimPrefix(link, "net:"), "[]")
 	return c, nil
 }
 
-// dockerContainer asks Docker for a container.
+// dockerContainer looks up a container in Docker.
 func dockerContainer(ctx context.Context, socket, name string) (container, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -245,7 +244,7 @@ func dockerContainer(ctx context.Context, socket, name string) (container, error
 	_, silent := errors.AsType[*url.Error](err)
 	switch {
 	case silent:
-		return container{}, fmt.Errorf("%q is neither a PID nor a path, and Docker cannot be asked for a container of that name on %s (%s): is it running, and may you use it?", name, socket, words.Cause(err))
+		return container{}, fmt.Errorf("%q is neither a PID nor a path, and Docker does not answer on %s (%s): is it running, and do you have access?", name, socket, words.Cause(err))
 	case errors.Is(err, docker.ErrNone):
 		return container{}, fmt.Errorf("docker has no container %q (`docker ps`)", name)
 	case err != nil:

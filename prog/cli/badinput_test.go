@@ -16,11 +16,11 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// internals are what Go says to programmers: names of its functions, types and packages, and
-// how it prints values.
+// internals matches Go's own words, which users must not see: names of functions, types and packages,
+// and printed values.
 var internals = regexp.MustCompile(`strconv\.|netip\.|ParseAddr|ParsePrefix|ParseInt|ParseUint|ParseBool|Atoi|pflag|json:|template: |reflect|interface \{\}|unmarshal|goroutine|panic|%!|&\{|map\[|<nil>|0xc0|invalid syntax|numerical result|route ip|time: invalid|no value|dial (tcp|udp|unix)|listen ip|looking for beginning`)
 
-// refuses asserts that a command fails, and says why in people's words.
+// refuses asserts that a command fails with a message for users.
 func refuses(t *testing.T, stdin string, args ...string) {
 	t.Helper()
 	code, out, errOut := weft(t, stdin, args...)
@@ -29,7 +29,7 @@ func refuses(t *testing.T, stdin string, args ...string) {
 	}
 }
 
-// A value that no flag can have, for every flag of every command that takes no text.
+// For every flag that is not text, an invalid value is refused with a description of valid ones.
 func TestUnusableFlagsAreNotExplainedInGo(t *testing.T) {
 	looked := 0
 	var walk func(*cobra.Command)
@@ -57,7 +57,8 @@ func TestUnusableFlagsAreNotExplainedInGo(t *testing.T) {
 	}
 }
 
-// Text that is no address, number, name or file, for every command that takes some.
+// For every command with an argument that is an address, number, name or file, invalid text is
+// refused.
 func TestUnusableTextIsNotExplainedInGo(t *testing.T) {
 	socket := serveAll(t)
 	dir := t.TempDir()
@@ -93,18 +94,18 @@ func TestUnusableTextIsNotExplainedInGo(t *testing.T) {
 		words := append([]string{"--socket", socket}, strings.Fields(args)...)
 		if strings.HasPrefix(args, "launch --token") {
 			words = append(words, "--run-dir", dir, "--state-dir", dir)
-		} else if strings.HasPrefix(args, "launch") { // where an agent answers: whatever is taken for usable, none is started
+		} else if strings.HasPrefix(args, "launch") { // an agent answers, so that launch starts none
 			words = append(words, "--run-dir", filepath.Dir(socket))
 		}
 		refuses(t, "nonsense", words...)
 	}
 }
 
-// Without the right to raw sockets, which this thread drops, probe says what is missing.
+// Without CAP_NET_RAW, which this thread drops, probe reports that it needs root.
 func TestProbeICMPSaysThatItNeedsRoot(t *testing.T) {
-	runtime.LockOSThread() // and never unlocks it: the thread ends with the test
+	runtime.LockOSThread() // never unlocked: the thread ends with the test
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	none := make([]unix.CapUserData, 2) // that version has two
+	none := make([]unix.CapUserData, 2) // version 3 of the call has two
 	if err := unix.Capset(&head, &none[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +115,7 @@ func TestProbeICMPSaysThatItNeedsRoot(t *testing.T) {
 	}
 }
 
-// Who left out the length of a range reads one that is taken.
+// A range without prefix length is refused, and the advised range is valid.
 func TestTheRangeThatIsAdvisedIsTaken(t *testing.T) {
 	for _, without := range []string{"10.32.0.0", "10.1.2.3", "192.168.7.0"} {
 		_, err := parseRanges(without)
@@ -128,7 +129,7 @@ func TestTheRangeThatIsAdvisedIsTaken(t *testing.T) {
 	}
 }
 
-// What the length of a prefix would mean in Weave is not dropped without a word.
+// A prefix length, which isolates containers in Weave, is refused.
 func TestAttachHearsPrefixLengths(t *testing.T) {
 	_, err := askedAddresses([]string{"10.32.0.5/24"})
 	if err == nil || !strings.Contains(err.Error(), "give 10.32.0.5;") {

@@ -25,7 +25,7 @@ import (
 
 var update = flag.Bool("update", false, "write golden files anew")
 
-// sample is a host with one of everything, all of it in trouble or in use.
+// sample is the report of a host with every kind of entry, all in trouble or in use.
 func sample() api.Report {
 	addr, port := netip.MustParseAddr, netip.MustParseAddrPort
 	handshake := time.Unix(1_800_000_000, 0)
@@ -87,7 +87,7 @@ func TestStatusForPeople(t *testing.T) {
 	}
 }
 
-// serveReport is an agent that answers with the sample.
+// serveReport runs an agent that answers with the sample.
 func serveReport(t *testing.T) string {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
@@ -216,7 +216,7 @@ func TestDockerNames(t *testing.T) {
 	}
 }
 
-// What dns-add makes of its arguments.
+// dns-add turns its arguments into one request.
 func TestNameRequests(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
@@ -266,7 +266,7 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// Docker's API, as far as attach needs it.
+// The Docker API, as far as attach uses it.
 func TestDockerContainer(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "docker.sock")
 	l, err := net.Listen("unix", socket)
@@ -311,7 +311,7 @@ func TestDockerContainer(t *testing.T) {
 	}
 }
 
-// The password that comes by the environment does not go on by it.
+// Child processes do not inherit the password from the environment.
 func TestPasswordIsNotPassedOn(t *testing.T) {
 	t.Setenv("WEFT_PASSWORD", "correct horse battery")
 	if given, err := (&app{}).secretGiven(""); given == nil || err != nil {

@@ -20,22 +20,22 @@ func (a *app) config() *cobra.Command {
 	return cmd
 }
 
-// configReply is what config view prints with --json.
+// configReply is the JSON output of config view.
 type configReply struct {
-	Running  bool          `json:"running"` // the settings are those of the agent that runs
+	Running  bool          `json:"running"` // whether Settings are those of a running agent
 	File     string        `json:"file"`
 	Settings []api.Setting `json:"settings"`
-	// Next are settings that an agent would have that is started now, where they differ.
+	// Next holds the settings that a newly started agent would have differently.
 	Next []api.Setting `json:"next,omitempty"`
 }
 
 func (a *app) configView() *cobra.Command {
 	path := settingsFile
 	cmd := &cobra.Command{
-		Use: "view", Short: "show each setting with its value and where that came from", Args: cobra.NoArgs,
-		Long: `Shows the settings of the agent that runs, each with where its value came from: default, file
-(/etc/weft/weft.yaml), environment or flag; and which of them another launch would change. Where
-no agent runs, the settings that one would be started with.` + exitHelp,
+		Use: "view", Short: "show each setting with its value and origin", Args: cobra.NoArgs,
+		Long: `Shows the settings of the running agent, each with its origin: default, file
+(/etc/weft/weft.yaml), environment or flag; and which of them would change at the next launch.
+If no agent runs, it shows the settings that a new one would get.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			next, err := settingsNow(path)
 			if err != nil {
@@ -57,8 +57,8 @@ no agent runs, the settings that one would be started with.` + exitHelp,
 	return cmd
 }
 
-// settingsNow are the settings of an agent that would be launched without flags; the environment
-// is the command's own, which a unit's need not be, so it is left out.
+// settingsNow returns the settings of an agent that is launched without flags. It ignores the
+// environment, since that of this command can differ from that of the agent's unit.
 func settingsNow(path string) ([]api.Setting, error) {
 	f := &launchFlags{from: origins{}}
 	cmd := &cobra.Command{}
@@ -70,7 +70,8 @@ func settingsNow(path string) ([]api.Setting, error) {
 	return listSettings(cmd.Flags(), f.from), err
 }
 
-// changing are the settings of the file that are not those of the agent, which was given others since.
+// changing returns the settings that the next launch takes from the file, and that differ from those
+// of the running agent.
 func changing(have, next []api.Setting, unit bool) (list []api.Setting) {
 	running := map[string]api.Setting{}
 	for _, s := range have {
@@ -78,7 +79,7 @@ func changing(have, next []api.Setting, unit bool) (list []api.Setting) {
 	}
 	for _, s := range next {
 		r := running[s.Name]
-		byFile := r.Origin == api.FromDefault || r.Origin == api.FromFile || r.Origin == api.FromFlag && !unit // launch's own flags are in the file too
+		byFile := r.Origin == api.FromDefault || r.Origin == api.FromFile || r.Origin == api.FromFlag && !unit // launch saves its flags in the file too
 		if r.Value != s.Value && byFile {
 			list = append(list, s)
 		}

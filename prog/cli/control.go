@@ -24,7 +24,7 @@ import (
 	"weft/router/datapath"
 )
 
-// changedFlags are the flags that were given, ready to be passed on.
+// changedFlags returns the flags that were given, as arguments for another process.
 func changedFlags(cmd *cobra.Command) []string {
 	var out []string
 	cmd.Flags().Visit(func(f *pflag.Flag) {
@@ -32,7 +32,7 @@ func changedFlags(cmd *cobra.Command) []string {
 			for _, v := range values.GetSlice() {
 				out = append(out, "--"+f.Name+"="+v)
 			}
-			if len(values.GetSlice()) == 0 { // given, to say none
+			if len(values.GetSlice()) == 0 { // an empty list was given explicitly
 				out = append(out, "--"+f.Name+"=")
 			}
 			return
@@ -45,7 +45,7 @@ func changedFlags(cmd *cobra.Command) []string {
 func (a *app) stop() *cobra.Command {
 	return &cobra.Command{
 		Use: "stop", Short: "stop the agent; data path, endpoints and guard stay", Args: cobra.NoArgs,
-		Long: "Stops the agent. Tunnels, containers and the guard stay as they are, and traffic goes on;\n`weft launch` takes them over again, `weft reset` removes everything." + exitHelp,
+		Long: "Stops the agent. Tunnels, containers and the guard stay as they are, and traffic continues;\n`weft launch` takes them over again, `weft reset` removes everything." + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, err := stopAgent(cmd.Context(), a.client(), api.StopRequest{})
 			return a.did(err)
@@ -53,8 +53,8 @@ func (a *app) stop() *cobra.Command {
 	}
 }
 
-// stopAgent stops the agent and waits until its process is gone: only then the
-// state is free for the next one.
+// stopAgent stops the agent and waits until its process has ended: until then, the process locks the
+// state folder.
 func stopAgent(ctx context.Context, client *api.Client, req api.StopRequest) (api.StopReply, error) {
 	r, err := client.Report(ctx)
 	if err != nil {
@@ -69,7 +69,7 @@ func stopAgent(ctx context.Context, client *api.Client, req api.StopRequest) (ap
 	for unix.Kill(r.Router.PID, 0) == nil {
 		select {
 		case <-ctx.Done():
-			return done, fmt.Errorf("the agent (pid %d) did not stop within 20 s: see its log, or end it with kill -9 (traffic goes on all the same)", r.Router.PID)
+			return done, fmt.Errorf("the agent (pid %d) did not stop within 20 s: see its log, or end it with kill -9 (traffic continues)", r.Router.PID)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -84,13 +84,13 @@ func (a *app) reset() *cobra.Command {
 		Use: "reset", Short: "remove Weft from this host: data path, endpoints, guard, state and secret", Args: cobra.NoArgs,
 		Long: `Leaves the network for good and removes everything that Weft made on this host. Another
 peer takes over its addresses first. Without --force it refuses while containers are
-attached, and where no other peer can take over; then weft rmpeer on another host does.
+attached, and if no other peer can take over; then run weft rmpeer on another host.
 
-With --kubernetes it then takes back the Node's condition that Weft is up, as the pods of
-uninstall.yaml do: while that stands, no other node founds a new network.
+With --kubernetes it then withdraws the condition of this host's Node, as the pods of
+uninstall.yaml do: while a Node has it, no other node founds a new network.
 
-With --cni it only takes the CNI configuration and the plugin away, so that no more
-containers come, and leaves everything else as it is.` + exitHelp,
+With --cni it only removes the CNI configuration and the plugin, so that no more containers
+are attached, and leaves everything else as it is.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := agent.CheckPrivileges(); err != nil {
 				return err
@@ -125,26 +125,26 @@ containers come, and leaves everything else as it is.` + exitHelp,
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&stay, "stay", false, "then wait for a signal: containers of a DaemonSet must not end")
-	cmd.Flags().BoolVar(&force, "force", false, "also cut off containers that are attached")
-	kubernetesFlags(cmd.Flags(), &opts.Kubernetes, "this host is a Node of a Kubernetes cluster, whose API server is to know")
+	cmd.Flags().BoolVar(&stay, "stay", false, "afterwards wait for a signal, since a DaemonSet's containers must not exit")
+	cmd.Flags().BoolVar(&force, "force", false, "also while containers are attached, which lose their network")
+	kubernetesFlags(cmd.Flags(), &opts.Kubernetes, "this host is a Node of a Kubernetes cluster: also update that Node")
 	cmd.Flags().StringVar(&settings, "settings", settingsFile, "the file with this host's settings, which is removed if launch made it")
 	cmd.Flags().BoolVar(&cniOnly, "cni", false, "remove only the CNI configuration and the plugin")
-	cmd.Flags().StringVar(&opts.StateDir, "state-dir", config.DefaultStateDir, "where the state is kept")
-	cmd.Flags().StringVar(&opts.RunDir, "run-dir", config.DefaultRunDir, "where the control socket is")
-	cmd.Flags().StringVar(&opts.CNIConfDir, "cni-conf-dir", config.DefaultCNIConfDir, "where the CNI configuration is")
-	cmd.Flags().StringVar(&opts.CNIBinDir, "cni-bin-dir", config.DefaultCNIBinDir, "where the CNI plugin is")
+	cmd.Flags().StringVar(&opts.StateDir, "state-dir", config.DefaultStateDir, "folder of the state")
+	cmd.Flags().StringVar(&opts.RunDir, "run-dir", config.DefaultRunDir, "folder of the control socket")
+	cmd.Flags().StringVar(&opts.CNIConfDir, "cni-conf-dir", config.DefaultCNIConfDir, "folder of the CNI configuration")
+	cmd.Flags().StringVar(&opts.CNIBinDir, "cni-bin-dir", config.DefaultCNIBinDir, "folder of the CNI plugin")
 	return cmd
 }
 
-// leave stops this host's agent, which hands its addresses to an heir.
+// leave stops this host's agent, which first hands its addresses to another peer, the heir.
 func (a *app) leave(ctx context.Context, stateDir string, force bool) (heir string, err error) {
 	client := a.client()
 	r, err := client.Report(ctx)
 	_, down := errors.AsType[*api.NotRunningError](err)
 	switch {
 	case down && statedir.Owns(stateDir) && !force:
-		return "", errors.New("no agent runs on this host, so nobody can take over the addresses that it owns: start it first, or use --force, and then run `weft rmpeer` on another host")
+		return "", errors.New("no agent runs on this host, so no peer can take over its addresses: start it first; or use --force, then run `weft rmpeer` on another host")
 	case down:
 		return "", nil
 	case err != nil:
@@ -154,46 +154,46 @@ func (a *app) leave(ctx context.Context, stateDir string, force bool) (heir stri
 	}
 	done, err := stopAgent(ctx, client, api.StopRequest{Leave: true, Force: force})
 	if err == nil && done.Heir != "" && !a.json {
-		fmt.Fprintf(a.err, "this host's addresses are %s's now\n", done.Heir)
+		fmt.Fprintf(a.err, "%s took over this host's addresses\n", done.Heir)
 	}
 	return done.Heir, err
 }
 
-// kubernetesFlags say which Node of which cluster this host is.
+// kubernetesFlags adds the flags that name the cluster and this host's Node.
 func kubernetesFlags(flags *pflag.FlagSet, o *config.Kubernetes, use string) {
 	flags.BoolVar(&o.On, "kubernetes", false, use)
-	flags.StringVar(&o.Config, "kubeconfig", "", "where that is, for who is no pod")
-	flags.StringVar(&o.Node, "node-name", "", "the name of this host's Node there (default: NODE_NAME in the environment, else the host's name)")
+	flags.StringVar(&o.Config, "kubeconfig", "", "kubeconfig file, when not running in a pod")
+	flags.StringVar(&o.Node, "node-name", "", "the name of this host's Node (default: NODE_NAME in the environment, else the host's name)")
 }
 
 func (a *app) rmpeer() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use: "rmpeer PEER...", Short: "take over the addresses of hosts that are gone for good", Args: cobra.MinimumNArgs(1),
-		Long: `Takes over what a dead peer owns, by its id or nickname. All peers that can be reached
-confirm that it is dead first. Should it come back, it finds out at once, cuts off what
-has a lost address, and starts anew. Without a majority it refuses, since the peer may
-be alive with those that cannot be reached; --force is for when you know better.` + exitHelp,
+		Long: `Takes over the addresses of a dead peer, given by its id or nickname. First, all reachable
+peers confirm that it is dead. If it comes back, it is told at once, cuts off containers
+with a lost address, and starts anew. Without a majority it refuses, since unreachable
+peers may still reach that peer; use --force only if you know that it is dead.` + exitHelp,
 		RunE: func(cmd *cobra.Command, peers []string) error {
 			removed := []api.RemovePeerReply{}
 			for _, name := range peers {
 				r, err := a.client().RemovePeer(cmd.Context(), api.RemovePeerRequest{Peer: name, Force: force})
 				if err != nil {
-					return errors.Join(err, a.showRemoved(removed)) // what was done is done
+					return errors.Join(err, a.showRemoved(removed)) // earlier removals are done: show them too
 				}
 				removed = append(removed, r)
 			}
 			return a.showRemoved(removed)
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "also without a majority of the peers")
+	cmd.Flags().BoolVar(&force, "force", false, "do not require a majority of the peers")
 	return cmd
 }
 
 func (a *app) showRemoved(list []api.RemovePeerReply) error {
 	return a.show(list, func() {
 		for _, r := range list {
-			fmt.Fprintf(a.out, "%s of %s %s this host's now\n", words.Count(r.Addresses, "address"), r.Peer, words.Are(r.Addresses))
+			fmt.Fprintf(a.out, "%s of %s now %s to this host\n", words.Count(r.Addresses, "address"), r.Peer, words.Are(r.Addresses))
 		}
 	})
 }
@@ -201,7 +201,7 @@ func (a *app) showRemoved(list []api.RemovePeerReply) error {
 func (a *app) prime() *cobra.Command {
 	var wait time.Duration
 	cmd := &cobra.Command{
-		Use: "prime", Short: "wait until this host can hand out addresses", Args: cobra.NoArgs,
+		Use: "prime", Short: "wait until this host can allocate addresses", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if wait <= 0 {
 				return words.Misused(fmt.Errorf("--wait %v: want more than 0s", wait))
@@ -211,7 +211,7 @@ func (a *app) prime() *cobra.Command {
 			client := a.client()
 			err := client.Ready(ctx)
 			if errors.Is(err, context.DeadlineExceeded) {
-				return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent did not answer within %v: it hangs, or the host is overloaded", wait)}
+				return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent did not answer within %v: it hangs, or the host is overloaded; see its log", wait)}
 			}
 			for e, ok := errors.AsType[*api.Error](err); ok && e.Code == api.CodeNotReady; e, ok = errors.AsType[*api.Error](err) {
 				select {
@@ -241,20 +241,20 @@ func (a *app) connect() *cobra.Command {
 			return a.changeTargets(cmd.Context(), api.TargetsRequest{Connect: hosts, Replace: replace})
 		},
 	}
-	cmd.Flags().BoolVar(&replace, "replace", false, "forget all other targets")
+	cmd.Flags().BoolVar(&replace, "replace", false, "remove all other targets")
 	return cmd
 }
 
 func (a *app) forget() *cobra.Command {
 	return &cobra.Command{
-		Use: "forget PEER...", Short: "stop joining hosts; connected peers stay", Args: cobra.MinimumNArgs(1),
+		Use: "forget PEER...", Short: "remove hosts to join; connected peers stay connected", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, hosts []string) error {
 			return a.changeTargets(cmd.Context(), api.TargetsRequest{Forget: hosts})
 		},
 	}
 }
 
-// changeTargets changes the targets, and prints with --json which there are now.
+// changeTargets changes the targets. With --json it prints the new list.
 func (a *app) changeTargets(ctx context.Context, req api.TargetsRequest) error {
 	client := a.client()
 	if err := client.Targets(ctx, req); err != nil || !a.json {
@@ -271,7 +271,7 @@ func (a *app) expose() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "expose [-h NAME]", Short: "let the underlay reach containers through this host", Args: cobra.NoArgs,
-		Long: "Lets hosts on the underlay reach containers, on any host of the mesh, through this one:\ngive them a route to the universe by this host. What they send is encrypted from here on, not before.\nWith -h this host has a name in the DNS domain, for containers.",
+		Long: "Lets hosts on the underlay reach containers, on any host of the mesh, through this one:\ngive them a route to the universe by this host. Their traffic is encrypted only beyond this host.\nWith -h, this host gets a name in the DNS domain, for containers.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.changeExposure(cmd.Context(), api.ExposeRequest{On: true, Name: name})
 		},
@@ -282,14 +282,14 @@ func (a *app) expose() *cobra.Command {
 
 func (a *app) hide() *cobra.Command {
 	return &cobra.Command{
-		Use: "hide", Short: "end what expose allowed", Args: cobra.NoArgs,
+		Use: "hide", Short: "undo expose", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.changeExposure(cmd.Context(), api.ExposeRequest{})
 		},
 	}
 }
 
-// changeExposure exposes this host, and prints by which addresses, or hides it.
+// changeExposure exposes this host and prints its node addresses, or hides it.
 func (a *app) changeExposure(ctx context.Context, req api.ExposeRequest) error {
 	client := a.client()
 	if err := client.Expose(ctx, req); err != nil {
@@ -308,11 +308,12 @@ func (a *app) changeExposure(ctx context.Context, req api.ExposeRequest) error {
 	})
 }
 
-// token makes a token before any host has founded: for tools that install many hosts.
+// token makes the token of a new network before any host founds it, for tools that install many
+// hosts.
 func (a *app) token() *cobra.Command {
 	return &cobra.Command{
 		Use: "token", Short: "make the token of a new network", Args: cobra.NoArgs,
-		Long: "Prints the token of a network that does not exist yet, to be given to all of its hosts\n(weft launch --token FILE). The token of a network that exists is in /var/lib/weft/secret.",
+		Long: "Prints a token for a new network. Give it to all hosts\n(weft launch --token FILE). The token of an existing network is in /var/lib/weft/secret.",
 		RunE: func(*cobra.Command, []string) error {
 			t, err := secret.New(rand.Reader)
 			if err != nil {
@@ -323,11 +324,11 @@ func (a *app) token() *cobra.Command {
 	}
 }
 
-// id names this host before it is launched, for --ipalloc-init seed.
+// id prints the peer id of a host before its launch, for --ipalloc-init seed.
 func (a *app) id() *cobra.Command {
 	var stateDir string
 	cmd := &cobra.Command{
-		Use: "id", Short: "print this host's peer id, and make its identity if it has none", Args: cobra.NoArgs,
+		Use: "id", Short: "print this host's peer id; creates its identity if there is none", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := applyDirs(settingsFile, cmd.Flags()); err != nil {
 				return err
@@ -341,16 +342,16 @@ func (a *app) id() *cobra.Command {
 			return a.show(identity{id}, func() { fmt.Fprintln(a.out, id) })
 		},
 	}
-	cmd.Flags().StringVar(&stateDir, "state-dir", config.DefaultStateDir, "where the state is kept")
+	cmd.Flags().StringVar(&stateDir, "state-dir", config.DefaultStateDir, "folder of the state")
 	return cmd
 }
 
-// datapath is the userspace WireGuard process, which the agent starts itself, or a supervisor.
+// datapath runs the userspace WireGuard process, which the agent or a supervisor starts.
 func (a *app) datapath() *cobra.Command {
 	standby := false
 	cmd := &cobra.Command{
-		Use: "datapath", Short: "run WireGuard in userspace, where the kernel has none", Args: cobra.NoArgs,
-		Long: "Runs the userspace WireGuard process in the foreground. The agent starts it itself where the kernel\nhas no WireGuard; run it as a unit of its own where a supervisor would end it together with the agent.",
+		Use: "datapath", Short: "run WireGuard in userspace, for kernels without it", Args: cobra.NoArgs,
+		Long: "Runs the userspace WireGuard process in the foreground. The agent starts it if the kernel\nhas no WireGuard. Run it as its own unit if the supervisor would stop it together with the agent.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			go boundLog(cmd.Context())
 			run := datapath.Run
@@ -360,6 +361,6 @@ func (a *app) datapath() *cobra.Command {
 			return run(cmd.Context(), datapath.Config{Log: slog.New(slog.NewTextHandler(a.err, nil))})
 		},
 	}
-	cmd.Flags().BoolVar(&standby, "standby", false, "do nothing where the kernel has WireGuard, instead of serving there too")
+	cmd.Flags().BoolVar(&standby, "standby", false, "do nothing if the kernel has WireGuard")
 	return cmd
 }

@@ -20,20 +20,20 @@ import (
 	"weft/prog/words"
 )
 
-// dnsFlags are the name server's flags of launch and agent.
+// dnsFlags holds the name server's flags of launch and agent.
 type dnsFlags struct {
 	domain  string
 	forward []string
 }
 
 func (d *dnsFlags) add(flags *pflag.FlagSet, o *config.DNS) {
-	flags.BoolVar(&o.Off, "no-dns", false, "no name server on this host")
+	flags.BoolVar(&o.Off, "no-dns", false, "run no name server on this host")
 	flags.StringVar(&d.domain, "dns-domain", dns.DefaultDomain, "the domain of the network's names; the same on all hosts")
-	flags.DurationVar(&o.TTL, "dns-ttl", dns.DefaultTTL, "how long resolvers may keep an answer about the network, whole seconds up to 24h")
-	flags.BoolVar(&o.PreferLocal, "dns-prefer-local", false, "of several endpoints with one name, answer those on this host first")
-	flags.StringSliceVar(&d.forward, "dns-forward", nil, "DOMAIN=ADDRESS[:PORT]: ask this server about names in DOMAIN, \".\" for all; repeat it for more")
-	flags.BoolVar(&o.Fallback, "dns-fallback", false, "give containers this host's own server as a second one; read site/docs/dns.md first")
-	flags.StringVar(&o.ResolvConf, "resolv-conf", dns.DefaultResolvConf, "where this host's own servers are named, for all other names")
+	flags.DurationVar(&o.TTL, "dns-ttl", dns.DefaultTTL, "TTL of answers about the network, whole seconds up to 24h")
+	flags.BoolVar(&o.PreferLocal, "dns-prefer-local", false, "answer with this host's endpoints first if several have the same name")
+	flags.StringSliceVar(&d.forward, "dns-forward", nil, "DOMAIN=ADDRESS[:PORT]: forward queries for DOMAIN to this server, \".\" for all; repeatable")
+	flags.BoolVar(&o.Fallback, "dns-fallback", false, "configure this host's own resolver as second nameserver of containers; read site/docs/dns.md first")
+	flags.StringVar(&o.ResolvConf, "resolv-conf", dns.DefaultResolvConf, "file with this host's own nameservers, which get queries for all other names")
 }
 
 // complete fills the options from the flags.
@@ -91,13 +91,14 @@ func (a *app) dnsAdd() *cobra.Command {
 	return a.dnsChange(&cobra.Command{
 		Use: "dns-add [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "give a container or an address a name in the DNS domain",
 		Long: `Gives a container that is attached to this host another name in the DNS domain, until it
-is detached; its own name, if dns-remove took that away. An ADDRESS is that of a container here, of this host, or one outside the
-network: then the name stays until it is removed. Where CONTAINER is given too, it is
-one of its own. Without -h the name is CONTAINER's.` + exitHelp,
+is detached. It also restores a container's own name after dns-remove. ADDRESS is the address
+of a container on this host, of this host itself, or one outside the network: then the name
+stays until it is removed. With CONTAINER, ADDRESS must be one of its addresses. Without -h,
+the name is CONTAINER's.` + exitHelp,
 		Example: "  weft dns-add web -h shop.weft.internal\n  weft dns-add 192.0.2.17 -h printer",
 	}, func(ctx context.Context, req api.NameRequest, called string) error {
 		if req.Name = cmp.Or(req.Name, called); req.Name == "" {
-			return words.Misused(errors.New("which name? Give it with -h NAME"))
+			return words.Misused(errors.New("no name: give it with -h NAME"))
 		}
 		return a.did(a.client().AddName(ctx, req))
 	})
@@ -105,18 +106,18 @@ one of its own. Without -h the name is CONTAINER's.` + exitHelp,
 
 func (a *app) dnsRemove() *cobra.Command {
 	return a.dnsChange(&cobra.Command{
-		Use: "dns-remove [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "take names away: what dns-add gave, or a container's own",
-		Long: `Takes back what dns-add gave on this host, and a container's own name too: it runs on, and
-nobody new finds it, for the time before it ends. Without -h these are all its names. Its
-own name comes back with dns-add CONTAINER -h NAME, or when it is attached again.` + exitHelp,
+		Use: "dns-remove [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "remove names that dns-add gave, or a container's own",
+		Long: `Removes names that dns-add gave on this host, or a container's own name, for example before
+it ends: it keeps running, but new clients do not find it. Without -h it removes all its
+names. The own name comes back with dns-add CONTAINER -h NAME, or when it is attached again.` + exitHelp,
 		Example: "  weft dns-remove web\n  weft dns-remove web -h shop",
 	}, func(ctx context.Context, req api.NameRequest, _ string) error {
 		return a.did(a.client().RemoveName(ctx, req))
 	})
 }
 
-// dnsChange is a command that names containers, addresses and, by -h as in Weave, a name. run
-// also hears what the container is called.
+// dnsChange makes a command with containers, addresses and, with -h as in Weave, a name as arguments.
+// run also gets the container's own name.
 func (a *app) dnsChange(cmd *cobra.Command, run func(ctx context.Context, req api.NameRequest, called string) error) *cobra.Command {
 	req := api.NameRequest{}
 	cmd.Args = cobra.MinimumNArgs(1)
@@ -127,7 +128,7 @@ func (a *app) dnsChange(cmd *cobra.Command, run func(ctx context.Context, req ap
 			case err == nil:
 				req.Addresses = append(req.Addresses, addr.Unmap())
 			case req.Container != "":
-				return words.Misused(fmt.Errorf("%s and %s: one container at a time", req.Container, word))
+				return words.Misused(fmt.Errorf("got %s and %s: want one container", req.Container, word))
 			default:
 				req.Container = word
 			}
@@ -136,7 +137,7 @@ func (a *app) dnsChange(cmd *cobra.Command, run func(ctx context.Context, req ap
 			return run(cmd.Context(), req, "")
 		}
 		c, err := findContainer(cmd.Context(), req.Container)
-		if err != nil { // what Docker does not know, Weft may
+		if err != nil { // Weft may know a container that Docker does not
 			c.id = req.Container
 			if !strings.Contains(c.id, "/") {
 				c.name = c.id
@@ -149,7 +150,7 @@ func (a *app) dnsChange(cmd *cobra.Command, run func(ctx context.Context, req ap
 	return cmd
 }
 
-// nameFlag adds -h NAME, which cobra would take for help.
+// nameFlag adds -h NAME. Cobra would take -h for help.
 func nameFlag(cmd *cobra.Command, name *string) {
 	cmd.Flags().Bool("help", false, "help for "+cmd.Name())
 	cmd.Flags().StringVarP(name, "hostname", "h", "", "the name, with or without the domain")
@@ -158,7 +159,7 @@ func nameFlag(cmd *cobra.Command, name *string) {
 func (a *app) dnsLookup() *cobra.Command {
 	return &cobra.Command{
 		Use: "dns-lookup NAME", Short: "look up a name of the network", Args: cobra.ExactArgs(1),
-		Long: "Prints the addresses that a name stands for, as containers on this host are answered; an\nADDRESS prints its names." + exitHelp,
+		Long: "Prints the addresses of a name, as containers on this host would get them. For an ADDRESS it\nprints its names." + exitHelp,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			found, err := a.client().Lookup(cmd.Context(), args[0])
 			if err != nil {
@@ -193,7 +194,7 @@ func (a *app) statusDNS() *cobra.Command {
 	}
 }
 
-// printNames prints name, address, container id and origin peer, as Weave does.
+// printNames prints name, address, container id and peer, as Weave does.
 func printNames(w io.Writer, names []api.Name) {
 	t := newTable(w)
 	for _, n := range names {
@@ -209,7 +210,7 @@ func printNames(w io.Writer, names []api.Name) {
 	t.flush()
 }
 
-// printDNS prints the name server's part of weft status.
+// printDNS prints the name server's section of weft status.
 func printDNS(w io.Writer, d api.DNS) {
 	b := block{w}
 	b.line("Service", "dns")
@@ -230,7 +231,7 @@ func printDNS(w io.Writer, d api.DNS) {
 		}
 		switch {
 		case u.Own:
-			text += " (this server: not asked)"
+			text += " (this server itself: not used)"
 		case u.Error != "":
 			text += " (" + u.Error + ")"
 		}

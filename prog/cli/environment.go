@@ -15,38 +15,38 @@ import (
 	"weft/prog/words"
 )
 
-// environmentPrefix begins the variables that settings can be given in.
+// environmentPrefix is the prefix of environment variables that hold settings.
 const environmentPrefix = "WEFT_"
 
-// variable is where a flag can be given: --ipalloc-range is WEFT_IPALLOC_RANGE.
+// variable returns the environment variable of a flag: --ipalloc-range is WEFT_IPALLOC_RANGE.
 func variable(flag string) string {
 	return environmentPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// environmentHelp tells of it in the help of the commands that read it.
+// environmentHelp describes the environment in the help of the commands that read it.
 const environmentHelp = `
 
-Every flag but --token can be given in the environment too, as WEFT_ and its name in capitals:
-WEFT_IPALLOC_RANGE, WEFT_MTU. The flag wins, and an empty variable counts as not set. Below both is
-/etc/weft/weft.yaml, where launch saves its flags (` + "`weft config view`" + ` shows all).`
+Every flag but --token can also be given in the environment, as WEFT_ and its name in capitals:
+WEFT_IPALLOC_RANGE, WEFT_MTU. A flag wins over its variable, and an empty variable counts as not
+set. Both win over /etc/weft/weft.yaml, where launch saves its flags (` + "`weft config view`" + ` shows all).`
 
-// noVariable are flags that are not settings, or that must not be in the environment: a token
-// would be read there by whoever lists processes.
+// noVariable lists flags that are no settings, or that must not be in the environment: anyone who can
+// list processes could read a token there.
 var noVariable = []string{"help", "json", "socket", "token", "wait", "found"}
 
-// otherVariables are ours too, but no flags.
+// otherVariables lists Weft's variables that are no flags.
 var otherVariables = []string{"WEFT_PASSWORD"}
 
-// serviceLink is how Kubernetes tells a pod of a service in its namespace, such as one that is
-// called weft: that is no setting of ours.
+// serviceLink matches variables that Kubernetes sets in a pod for each service of its namespace. For
+// a service with the name weft, they look like settings.
 var serviceLink = regexp.MustCompile(`_SERVICE_(HOST|PORT)(_|$)|_PORT_\d+_(TCP|UDP|SCTP)(_|$)`)
 
 func isServiceLink(name, value string) bool {
 	return serviceLink.MatchString(name) || strings.HasSuffix(name, "_PORT") && strings.Contains(value, "://")
 }
 
-// fromEnvironment sets the flags that were not given from the environment, and returns the
-// names of the flags that it set, and of the variables that nobody knows.
+// fromEnvironment sets flags from the environment unless they were given. It returns the names of the
+// flags that it set, and of unknown variables.
 func fromEnvironment(flags *pflag.FlagSet, environ []string) (used, unknown []string, err error) {
 	values := map[string]string{}
 	for _, entry := range environ {
@@ -77,8 +77,8 @@ func fromEnvironment(flags *pflag.FlagSet, environ []string) (used, unknown []st
 	return used, unknown, err
 }
 
-// blame names the variable, or the line of the settings file, in an error about a flag that was
-// set there: who set it does not know the flag.
+// blame names the environment variable or the line of the settings file in an error about a flag,
+// since the operator did not set it as a flag.
 func blame(err error, from origins, file settings) error {
 	if err == nil {
 		return nil
@@ -95,8 +95,8 @@ func blame(err error, from origins, file settings) error {
 	return err
 }
 
-// configure completes the options of an agent from its flags, the environment and the settings
-// file, in this order.
+// configure completes the options of an agent from its flags, the environment and the settings file.
+// The first of them that sets a value wins.
 func (a *app) configure(cmd *cobra.Command, f *launchFlags, targets []string) error {
 	f.from = origins{}
 	cmd.Flags().Visit(func(flag *pflag.Flag) { f.from[flag.Name] = api.FromFlag })
@@ -119,12 +119,12 @@ func (a *app) configure(cmd *cobra.Command, f *launchFlags, targets []string) er
 		err = f.checkKubernetes()
 	}
 	for _, name := range unknown {
-		slog.New(slog.NewTextHandler(a.err, nil)).Warn("this variable of the environment is no setting of Weft's: is it mistyped? (`weft agent --help` lists them)", "variable", name)
+		slog.New(slog.NewTextHandler(a.err, nil)).Warn("unknown setting in the environment: is it mistyped? (`weft agent --help` lists all)", "variable", name)
 	}
 	return err
 }
 
-// checkKubernetes refuses what the cluster's Secret decides.
+// checkKubernetes refuses settings that the cluster's Secret determines.
 func (f *launchFlags) checkKubernetes() error {
 	if !f.Kubernetes.On {
 		return nil
@@ -134,7 +134,7 @@ func (f *launchFlags) checkKubernetes() error {
 		name  string
 	}{{f.tokenSrc != "", "--token"}, {os.Getenv("WEFT_PASSWORD") != "", "WEFT_PASSWORD"}, {len(f.Targets) > 0, "PEER"}, {f.init != "", "--ipalloc-init"}} {
 		if x.given {
-			return words.Misused(fmt.Errorf("%s does not go with --kubernetes: peers are the cluster's Nodes, and its Secret holds the token and names the founder. To give a token, make that Secret before: kubectl -n weft create secret generic weft --from-file=token=FILE", x.name))
+			return words.Misused(fmt.Errorf("%s does not go with --kubernetes: peers are the cluster's Nodes, and its Secret holds the token and names the founder. To give a token, create that Secret first: kubectl -n weft create secret generic weft --from-file=token=FILE", x.name))
 		}
 	}
 	return nil

@@ -13,7 +13,7 @@ import (
 	"weft/prog/agent/config"
 )
 
-// configured is what an agent's flags and environment come to.
+// configured returns the options for given flags and environment.
 func configured(t *testing.T, environ, args []string) (f *launchFlags, log string, err error) {
 	t.Helper()
 	for _, entry := range environ {
@@ -62,7 +62,7 @@ func TestSettingsFromTheEnvironment(t *testing.T) {
 	}
 }
 
-// A service that is called weft has a variable of its own, which is no port of ours.
+// Kubernetes sets WEFT_PORT for a service that is called weft. It is not taken for a setting.
 func TestServiceLinksAreNoSettings(t *testing.T) {
 	f, log, err := configured(t, []string{"WEFT_PORT=tcp://10.96.0.7:80", "WEFT_PORT_80_TCP=tcp://10.96.0.7:80", "WEFT_SERVICE_PORT_HTTP=80"}, nil)
 	if err != nil || f.GossipPort != 6783 || log != "" {
@@ -87,7 +87,7 @@ func TestUnusableSettingsNameTheirVariable(t *testing.T) {
 	}
 }
 
-// What the cluster's Secret decides is not given by hand.
+// Settings that the cluster's Secret determines are refused.
 func TestKubernetesGoesWithNothingByHand(t *testing.T) {
 	for name, given := range map[string]struct{ environ, args []string }{
 		"--token":        {args: []string{"--token=-"}},

@@ -19,12 +19,12 @@ import (
 	"weft/prog/words"
 )
 
-// What commands print with --json that the agent does not answer so itself. site/docs/json.md tells
-// of all, and site/docs/json.schema.json has every field.
+// The JSON output of commands that is not an answer of the agent. site/docs/json.md describes all
+// output, and site/docs/json.schema.json has every field.
 type (
 	done struct {
 		Done bool `json:"done"`
-	} // of commands that only do something
+	} // of commands without other output
 	versioned struct {
 		Version string `json:"version"`
 		Go      string `json:"go"`
@@ -40,11 +40,11 @@ type (
 	}
 	exposure struct {
 		Exposed bool         `json:"exposed"`
-		Node    []netip.Addr `json:"node"` // this host's node addresses: where a route to the universe leads
+		Node    []netip.Addr `json:"node"` // this host's node addresses: the next hop of a route to the universe
 	}
 	launched struct {
 		Ready    bool         `json:"ready"`   // false only with --wait 0
-		Founded  bool         `json:"founded"` // a new network; its token is in the state folder, and never printed here
+		Founded  bool         `json:"founded"` // this host founded a new network; its token is in the state folder, and never printed here
 		ID       string       `json:"id,omitempty"`
 		Nickname string       `json:"nickname,omitempty"`
 		Node     []netip.Addr `json:"node,omitempty"`
@@ -52,11 +52,11 @@ type (
 	}
 	wiped struct {
 		Done bool   `json:"done"`
-		Heir string `json:"heir,omitempty"` // the peer that has this host's addresses now
+		Heir string `json:"heir,omitempty"` // the peer that took over this host's addresses
 	}
 )
 
-// noJSON are the commands that run until they are ended, or print what another program reads.
+// noJSON lists commands that run until they are stopped, or that print input for another program.
 var noJSON = map[string]bool{
 	"weft agent": true, "weft datapath": true, "weft help": true, "weft probe listen": true,
 	"weft completion bash": true, "weft completion zsh": true, "weft completion fish": true, "weft completion powershell": true,
@@ -64,7 +64,7 @@ var noJSON = map[string]bool{
 	"weft lab start": true, "weft lab stop": true, "weft lab reboot": true, "weft lab network": true, "weft lab demo": true,
 }
 
-// show prints v as JSON, or lets print do it for people.
+// show prints v as JSON with --json, and calls print otherwise.
 func (a *app) show(v any, print func()) error {
 	if !a.json {
 		print()
@@ -75,7 +75,7 @@ func (a *app) show(v any, print func()) error {
 	return enc.Encode(v)
 }
 
-// did says with --json that a command has done what it should; people hear nothing.
+// did prints that a command succeeded with --json, and nothing otherwise.
 func (a *app) did(err error) error {
 	if err != nil {
 		return err
@@ -83,10 +83,10 @@ func (a *app) did(err error) error {
 	return a.show(done{true}, func() {})
 }
 
-// jsonFlag adds -o json, which kubectl's users type, for --json.
+// jsonFlag adds -o json as another spelling of --json, since users of kubectl type it.
 func (a *app) jsonFlag(cmd *cobra.Command) {
 	output := ""
-	cmd.Flags().StringVarP(&output, "output", "o", "", "json, for the same as --json")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json: the same as --json")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if a.json = a.json || output == "json"; output != "" && output != "json" {
 			return words.Misused(fmt.Errorf("-o %s: want json, or leave it out for a table", output))
@@ -95,7 +95,7 @@ func (a *app) jsonFlag(cmd *cobra.Command) {
 	}
 }
 
-// reportTemplate reads a template of report -f. A field has the name that --json gives it.
+// reportTemplate parses the template of report -f. Its fields have their names in JSON.
 func reportTemplate(text string) (*template.Template, error) {
 	t, err := template.New("report").Option("missingkey=error").Funcs(template.FuncMap{"json": func(v any) (string, error) {
 		data, err := json.Marshal(v)
@@ -104,31 +104,31 @@ func reportTemplate(text string) (*template.Template, error) {
 	return t, templateError(err)
 }
 
-// templateError says where a template is wrong, and not how Go holds the report.
+// templateError says where a template is wrong, in the words of the report instead of Go's.
 func templateError(err error) error {
 	if err == nil {
 		return nil
 	}
-	text := evaluated.ReplaceAllString(err.Error(), "it has no field $1: it is a list, or no group of fields")
+	text := evaluated.ReplaceAllString(err.Error(), "no field $1: the value is a list, or has no fields")
 	return errors.New(strings.NewReplacer("template: report:", "line ", "map has no entry for key", "there is no field",
 		"executing \"report\" ", "", "nil pointer evaluating interface {}.", "nothing has the field ").Replace(text))
 }
 
-// evaluated is how Go says that what is no map has no fields.
+// evaluated matches Go's error about a field of a value that is no map.
 var evaluated = regexp.MustCompile(`can't evaluate field (\S+) in type \S+( \{\})?`)
 
 // fill executes a template on a report.
 func (a *app) fill(t *template.Template, r api.Report) error {
-	var out bytes.Buffer // nothing is printed of a report that breaks off
+	var out bytes.Buffer // print nothing if the template fails halfway
 	if err := t.Execute(&out, fields(reflect.ValueOf(r))); err != nil {
-		return words.Misused(fmt.Errorf("-f: %w: fields are called as `weft report` prints them, such as .router.peers", templateError(err)))
+		return words.Misused(fmt.Errorf("-f: %w: field names are those of `weft report`, for example .router.peers", templateError(err)))
 	}
 	fmt.Fprintln(a.out, out.String())
 	return nil
 }
 
-// fields is a value as encoding/json names it, with fields that are empty too, so that a
-// template may ask for them.
+// fields converts a value to maps and lists as encoding/json does, but keeps empty fields, so that a
+// template can use them.
 func fields(v reflect.Value) any {
 	if v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface {
 		if v.IsNil() {
@@ -138,7 +138,7 @@ func fields(v reflect.Value) any {
 	}
 	if m, ok := reflect.TypeAssert[encoding.TextMarshaler](v); ok {
 		text, err := m.MarshalText()
-		if err != nil { // none of the report's can fail
+		if err != nil { // no value in the report fails to marshal
 			return err.Error()
 		}
 		return string(text)

@@ -25,8 +25,8 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// outputs is what every command prints with --json, by example. Those with arguments are run
-// by the test, against an agent that is none; the others would change this machine.
+// outputs has an example of the JSON output of every command. The test runs those with args against a
+// fake agent; the others would change this machine.
 var outputs = map[string]struct {
 	value any
 	args  string
@@ -63,7 +63,7 @@ var outputs = map[string]struct {
 	"weft policy apply":       {value: api.ApplyReply{}, args: "policy apply -f -"},
 	"weft policy delete":      {value: api.ApplyReply{}, args: "policy delete web"},
 	"weft policy list":        {value: []api.Policy{}, args: "policy list"},
-	"weft policy get":         {value: map[string]any{}, args: "policy get web"}, // Kubernetes' own
+	"weft policy get":         {value: map[string]any{}, args: "policy get web"}, // a manifest
 	"weft policy explain":     {value: api.Explanation{}, args: "policy explain web db"},
 	"weft probe icmp":         {value: []probe.Result{}},
 	"weft probe udp":          {value: []probe.Result{}},
@@ -72,11 +72,11 @@ var outputs = map[string]struct {
 	"weft lab status":         {value: lab.Status{}},
 }
 
-// drops is what policy explain prints with --last-drops.
+// drops is an example of the output of policy explain --last-drops.
 var drops = []api.Drop{}
 
-// serveAll is an agent that answers everything, with as little as there can be: what is
-// missing in an answer is what a command must fill in.
+// serveAll runs an agent whose answers have as few fields as possible, so that commands must fill in
+// what is missing.
 func serveAll(t *testing.T) string {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "weft.sock")
@@ -164,7 +164,8 @@ func TestPolicyListAsKubectlHasIt(t *testing.T) {
 	}
 }
 
-// A template calls fields as --json does, also those that --json leaves out because they are empty.
+// Templates use the field names of --json, and also have the fields that --json omits because they
+// are empty.
 func TestReportTemplates(t *testing.T) {
 	socket := serveReport(t)
 	for _, tt := range []struct {
@@ -193,7 +194,7 @@ func TestReportTemplates(t *testing.T) {
 	within(t, "report", printed, whole)
 }
 
-// within asserts that every field of a JSON document is there for templates too.
+// within asserts that templates have every field of a JSON document.
 func within(t *testing.T, path string, part, whole any) {
 	t.Helper()
 	switch part := part.(type) {
@@ -213,7 +214,7 @@ func within(t *testing.T, path string, part, whole any) {
 	}
 }
 
-// The schema that site/docs/json.md points to is what the types say.
+// The schema that site/docs/json.md refers to matches the types.
 func TestJSONSchema(t *testing.T) {
 	defs, commands := map[string]any{}, map[string]any{}
 	for path, o := range outputs {
@@ -238,7 +239,7 @@ func TestJSONSchema(t *testing.T) {
 	}
 }
 
-// inLines is an object with one line for each of its members.
+// inLines formats an object with one line for each of its members.
 func inLines(t *testing.T, object map[string]any) string {
 	t.Helper()
 	var lines []string
@@ -275,7 +276,7 @@ func schemaOf(typ reflect.Type, defs map[string]any) map[string]any {
 		name := typ.String()
 		if defs[name] == nil {
 			def := map[string]any{}
-			defs[name] = def // before its fields: a type may hold itself
+			defs[name] = def // before its fields, since a type may contain itself
 			def["type"], def["properties"], def["required"] = "object", map[string]any{}, []string{}
 			describe(typ, def, defs)
 		}

@@ -10,8 +10,9 @@ import (
 	"testing"
 )
 
-// kubectlStub stands in for kubectl: it notes what it is asked, and knows agents on node1 and node2, and two pods. ABSENT,
-// SILENT, NOTREADY and DOWN say what is wrong: there are no agents, these agents do not answer, nor does the API server.
+// kubectlStub replaces kubectl. It logs its arguments, and knows agents on node1 and node2, and two
+// pods. Variables simulate failures: ABSENT: there are no agents; SILENT: these agents do not answer;
+// NOTREADY: these are not ready; DOWN: the API server does not answer.
 const kubectlStub = `#!/bin/sh
 printf '%s\n' "$*" >>"$CALLS"
 case "$*" in *"config view"*) printf shop; exit ;; esac
@@ -34,7 +35,8 @@ case "$*" in
 esac
 `
 
-// The plugin of kubectl finds the right agent, takes kubectl's flags wherever they stand, and fails when nobody answers.
+// The kubectl plugin finds the right agent, accepts kubectl's flags at any position, and fails if no
+// agent answers.
 func TestKubectlPlugin(t *testing.T) {
 	script, err := filepath.Abs("../../site/deploy/kubectl-weft")
 	if err != nil {
@@ -48,8 +50,8 @@ func TestKubectlPlugin(t *testing.T) {
 	for _, c := range []struct {
 		args, env string
 		code      int
-		out, errs string // a part of each
-		not       string // in neither
+		out, errs string // each must contain this
+		not       string // neither may contain this
 	}{
 		{args: "status", out: "== node1\nasked: " + on1 + "status\n== node2\nasked: " + on2 + "status\n"},
 		{args: "status ipam --json", out: "asked: " + on2 + "status ipam --json\n"},
@@ -125,7 +127,7 @@ func TestKubectlPlugin(t *testing.T) {
 				t.Errorf("exit code %d, want %d\n%s\n%s", code, c.code, out.String(), errs.String())
 			}
 			asked, _ := os.ReadFile(calls)
-			for call := range strings.Lines(string(asked)) { // none is without the flags that say of which cluster
+			for call := range strings.Lines(string(asked)) { // every call has the flags that select the cluster
 				if strings.Contains(c.args, "--context") && !strings.Contains(call, "--context") {
 					t.Errorf("kubectl %s", call)
 				}

@@ -21,7 +21,7 @@ import (
 	"weft/prog/api"
 )
 
-// agentLog is the log of an agent that `weft launch` started, below the state folder.
+// agentLog is the name of the log file, in the state folder, of an agent that `weft launch` started.
 const agentLog = "agent.log"
 
 func (a *app) agent() *cobra.Command {
@@ -30,8 +30,8 @@ func (a *app) agent() *cobra.Command {
 		Use: "agent [PEER...]", Short: "run the agent in the foreground",
 		Long: `Runs the agent in the foreground, for a supervisor such as systemd. The flags are those of launch.
 
-Where this host belongs to no network, has no PEER to join, and nobody ran weft launch, the agent
-waits for that: it founds a network by itself only with --found.` + environmentHelp + exitHelp,
+If this host belongs to no network, has no PEER to join, and weft launch was never run, the agent
+waits for weft launch: it founds a network by itself only with --found.` + environmentHelp + exitHelp,
 		RunE: func(cmd *cobra.Command, targets []string) error {
 			if err := a.configure(cmd, f, targets); err != nil {
 				a.warnInvalid(cmd.Context(), f, err)
@@ -54,12 +54,12 @@ waits for that: it founds a network by itself only with --found.` + environmentH
 		},
 	}
 	f.add(cmd)
-	cmd.Flags().BoolVar(&f.found, "found", false, "found a network where this host belongs to none and is given no PEER")
+	cmd.Flags().BoolVar(&f.found, "found", false, "found a network if this host belongs to none and no PEER is given")
 	return cmd
 }
 
-// establishSecret keeps this host's secret: the operator's, the one from before, or, where this
-// host founds, a new one.
+// establishSecret stores this host's secret: the operator's, else the stored one, else, if this host
+// founds, a new one.
 func (a *app) establishSecret(f *launchFlags) error {
 	given, err := a.secretGiven(f.tokenSrc)
 	if err != nil {
@@ -72,13 +72,13 @@ func (a *app) establishSecret(f *launchFlags) error {
 	return err
 }
 
-// awaitLaunch waits where this host belongs to no network and was told of none. Then the
-// program starts anew in the same process: what launch was told is in the settings file. It
-// reports whether the agent was stopped meanwhile.
+// awaitLaunch waits for weft launch if this host belongs to no network and was not told to found or
+// join one. Then it replaces the process by a new one, since launch saves its settings in the file.
+// It reports whether the agent was stopped meanwhile.
 func (f *launchFlags) awaitLaunch(ctx context.Context) (ended bool, err error) {
 	word := statedir.Launched(f.StateDir)
 	founds, err := statedir.Founds(f.StateDir, f.Targets)
-	// The settings file may be older than the last reset: what it says of founding is nobody's word.
+	// The settings file may be older than the last reset, so it cannot tell this host to found.
 	told := f.found || f.init != "" && f.from["ipalloc-init"] != api.FromFile || statedir.ToldToFound(f.StateDir)
 	if err != nil || !founds || told {
 		return false, err
@@ -94,14 +94,14 @@ func (f *launchFlags) awaitLaunch(ctx context.Context) (ended bool, err error) {
 	return true, fmt.Errorf("start anew: %w", syscall.Exec(exe, os.Args, os.Environ()))
 }
 
-// warnInvalid says on this host's Node that the agent does not start with its settings.
+// warnInvalid reports on this host's Node that the agent does not start with its settings.
 func (a *app) warnInvalid(ctx context.Context, f *launchFlags, why error) {
 	if !f.Kubernetes.On {
 		return
 	}
 	f.Log = slog.New(slog.NewTextHandler(a.err, nil))
 	if err := agent.WarnInvalid(ctx, f.Options, why); err != nil {
-		f.Log.Warn("cannot say on this host's Node what is wrong", "err", err)
+		f.Log.Warn("cannot report the problem on this host's Node", "err", err)
 	}
 }
 
@@ -111,17 +111,17 @@ func (a *app) launch() *cobra.Command {
 		Use: "launch [PEER...]", Short: "start Weft on this host",
 		Long: `Starts the agent in the background and waits until it is ready.
 
-Without PEER, the first time, this host founds a new network and prints the token
-and the line to run on the next host. With PEER (a host name or address, optionally
-with a port) it joins that host's network. Targets, keys and addresses are kept:
-later, a plain launch is enough.` + environmentHelp + exitHelp,
+The first time, without PEER, this host founds a new network and prints the token and the
+command for the next host. With PEER (a host name or address, optionally with a port) it
+joins that host's network. Targets, keys and addresses are stored: later, weft launch needs
+no arguments.` + environmentHelp + exitHelp,
 		Example: "  weft launch                        # on the first host\n  weft launch --token - h1 <token    # on every other one",
 		RunE: func(cmd *cobra.Command, targets []string) error {
 			return a.runLaunch(cmd, f, targets)
 		},
 	}
 	f.add(cmd)
-	cmd.Flags().DurationVar(&f.wait, "wait", time.Minute, "how long to wait until the agent is ready; 0 does not wait")
+	cmd.Flags().DurationVar(&f.wait, "wait", time.Minute, "how long to wait until the agent is ready; 0: do not wait")
 	return cmd
 }
 
@@ -140,7 +140,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if err != nil {
 		return err
 	}
-	if err := statedir.Make(f.StateDir); err != nil { // where the agent's log goes, too
+	if err := statedir.Make(f.StateDir); err != nil { // the agent's log is in it
 		return err
 	}
 	unlock, err := lockLaunch(f.RunDir)
@@ -148,7 +148,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 		return err
 	}
 	defer unlock()
-	waits, err := runsAlready(cmd.Context(), client) // another launch may just have ended
+	waits, err := runsAlready(cmd.Context(), client) // check again: another launch may have finished before we had the lock
 	if err != nil {
 		return err
 	}
@@ -172,7 +172,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if err := start(cmd, f, client, l); err != nil {
 		return err
 	}
-	founded := l.founds && given == nil && !f.Kubernetes.On // then nobody has seen the token
+	founded := l.founds && given == nil && !f.Kubernetes.On // then the operator has not seen the token yet
 	r, err := client.Report(cmd.Context())
 	return a.show(launched{r.Ready, founded, r.Router.ID, r.Router.Nickname, r.Router.Node, r.Router.PID}, func() {
 		if token, e := statedir.Secret(f.StateDir); err == nil && e == nil && founded && isTerminal(a.out) {
@@ -181,26 +181,26 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	})
 }
 
-// launching is what launch has found out before an agent is started or told.
+// launching is what launch determines before it starts the agent, or tells a waiting one.
 type launching struct {
 	given  *secret.Token // by the operator, if any
-	founds bool          // it has nobody to join
-	unit   bool          // systemd has a unit for the agent
-	waits  int           // the process id of an agent that waits for launch; 0: none runs
-	undo   func() error  // takes back what launch writes into the state folder
+	founds bool          // whether this host has no peer to join
+	unit   bool          // whether systemd has a unit for the agent
+	waits  int           // process id of an agent that waits for launch; 0: none runs
+	undo   func() error  // reverts what launch writes into the state folder
 }
 
-// runsAlready refuses to launch beside an agent, unless that one waits to be told of its network:
-// then it returns its process id.
+// runsAlready refuses to launch if an agent runs already. If that agent waits for launch, it returns
+// its process id instead.
 func runsAlready(ctx context.Context, client *api.Client) (waits int, err error) {
 	r, err := client.Report(ctx)
 	if err == nil && !r.Waiting {
-		return 0, fmt.Errorf("an agent runs on this host already (pid %d): `weft connect PEER` adds a target, `weft stop` ends it", r.Router.PID)
+		return 0, fmt.Errorf("an agent already runs on this host (pid %d): `weft connect PEER` adds a target, `weft stop` stops it", r.Router.PID)
 	}
 	return r.Router.PID, nil
 }
 
-// lockLaunch sees to it that one launch at a time is under way on this host.
+// lockLaunch allows one launch at a time on this host.
 func lockLaunch(runDir string) (unlock func(), err error) {
 	if err := os.MkdirAll(runDir, 0o700); err != nil {
 		return nil, fmt.Errorf("launch: %w", err)
@@ -211,18 +211,18 @@ func lockLaunch(runDir string) (unlock func(), err error) {
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
-		return nil, errors.New("another `weft launch` is under way on this host: wait until it is done, and see `weft status`")
+		return nil, errors.New("another `weft launch` is under way on this host: wait until it ends, then see `weft status`")
 	}
 	return func() { f.Close() }, nil
 }
 
-// isTerminal reports whether a person reads along: only then the token is printed.
+// isTerminal reports whether w is a terminal. The token is only printed on terminals.
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// printInvitation says how the next host joins.
+// printInvitation prints the command with which the next host joins.
 func printInvitation(w io.Writer, t secret.Token, r api.Report) {
 	addr := "HOST"
 	if len(r.Router.Underlay) > 0 {
@@ -233,7 +233,7 @@ This host founded a new network. Its token, a secret:
 
   %s
 
-On the next host run this, and give it the token on standard input:
+On the next host, run this command and enter the token:
 
   weft launch --token - %s
 `, t.Reveal(), addr)

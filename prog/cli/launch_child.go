@@ -16,7 +16,7 @@ import (
 	"weft/prog/api"
 )
 
-// launchChild starts the agent as a process of its own, and keeps what it was told once that runs.
+// launchChild starts the agent as a child process, and saves its settings once it runs.
 func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client, l launching) error {
 	if !f.Kubernetes.On {
 		_, err := statedir.EstablishSecret(f.StateDir, l.given, l.founds)
@@ -27,7 +27,7 @@ func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client
 			return errors.Join(err, l.undo())
 		}
 	}
-	said := int64(0) // by agents before this one
+	said := int64(0) // size of the log, written by earlier agents
 	if info, err := os.Stat(filepath.Join(f.StateDir, agentLog)); err == nil {
 		said = info.Size()
 	}
@@ -37,7 +37,7 @@ func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client
 	}
 	gone := make(chan error, 1)
 	go func() {
-		_ = child.Wait() // what it said is the reason, not its exit code
+		_ = child.Wait() // the reason is in its log, not in its exit code
 		err := fmt.Errorf("the agent ended: %s", lastError(f.StateDir, said))
 		if child.ProcessState.ExitCode() == ExitCopy {
 			err = endedError{err, agent.ErrTwin}
@@ -52,13 +52,13 @@ func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client
 		err = errors.Join(err, l.undo())
 	default:
 		if err := saveSettings(f.settings, givenSettings(cmd.Flags(), f.from)); err != nil {
-			fmt.Fprintf(a.err, "weft: Weft runs, but the next launch has to be told its flags again: %v\n", err)
+			fmt.Fprintf(a.err, "weft: the agent runs, but its flags were not saved: give them again at the next launch: %v\n", err)
 		}
 	}
 	return err
 }
 
-// startAgent starts the agent in a session of its own, its log in the state folder.
+// startAgent starts the agent in its own session, with its log in the state folder.
 func startAgent(cmd *cobra.Command, f *launchFlags, targets []string) (*exec.Cmd, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -74,7 +74,7 @@ func startAgent(cmd *cobra.Command, f *launchFlags, targets []string) (*exec.Cmd
 	}
 	defer log.Close()
 	args := []string{"agent"}
-	for _, flag := range changedFlags(cmd) { // the environment and the settings file it reads itself
+	for _, flag := range changedFlags(cmd) { // the agent reads the environment and the settings file itself
 		name, _, _ := strings.Cut(strings.TrimPrefix(flag, "--"), "=")
 		if f.from[name] == api.FromFlag && name != "token" && name != "wait" && name != "json" {
 			args = append(args, flag)

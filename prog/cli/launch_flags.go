@@ -18,7 +18,7 @@ import (
 	"weft/prog/words"
 )
 
-// launchFlags are the flags of launch and agent.
+// launchFlags holds the flags of launch and agent.
 type launchFlags struct {
 	config.Options
 	dns       dnsFlags
@@ -31,37 +31,37 @@ type launchFlags struct {
 	verbose   bool
 	datapath  bool
 	wait      time.Duration // of launch only
-	found     bool          // a network, where this host belongs to none
-	settings  string        // the file
+	found     bool          // found a network if this host belongs to none
+	settings  string        // path of the settings file
 	from      origins
 }
 
 func (f *launchFlags) add(cmd *cobra.Command) {
-	host, _ := os.Hostname() // empty is fine: then only the id is shown
+	host, _ := os.Hostname() // if it is empty, only the id is shown
 	flags := cmd.Flags()
 	flags.StringVar(&f.ranges, "ipalloc-range", "", "the overlay's addresses: CIDR[,CIDR6] (default 10.32.0.0/12 and a ULA derived from the cluster)")
-	flags.StringVar(&f.init, "ipalloc-init", "", "who founds the address ring: consensus=N, seed=ID,ID… or observer (default: a host without PEER founds; hosts with PEER vote, unless one has a ring)")
-	flags.StringSliceVar(&f.exclude, "ipalloc-exclude", nil, "CIDRs whose addresses this host hands out only to who asks for them; give it on every host, where it is kept (\"\" ends it)")
-	flags.DurationVar(&f.Rest, "ipalloc-rest", ipam.DefaultRest, "how long an address that was freed rests before it is used again")
+	flags.StringVar(&f.init, "ipalloc-init", "", "which hosts found the address ring: consensus=N, seed=ID,ID… or observer (default: a host without PEER founds; hosts with PEER vote, unless one has a ring)")
+	flags.StringSliceVar(&f.exclude, "ipalloc-exclude", nil, "CIDRs whose addresses this host allocates only on request; set it on every host. It is stored; \"\" removes it")
+	flags.DurationVar(&f.Rest, "ipalloc-rest", ipam.DefaultRest, "quarantine of a released address before it is allocated again")
 	flags.StringVar(&f.tokenSrc, "token", "", "a file with the cluster's token, or - for standard input")
-	flags.StringVar(&f.Nickname, "nickname", host, "the name that people see")
-	flags.StringSliceVar(&f.advertise, "advertise", nil, "addresses at which other hosts reach this one (default: its own)")
+	flags.StringVar(&f.Nickname, "nickname", host, "this host's name in output and messages")
+	flags.StringSliceVar(&f.advertise, "advertise", nil, "addresses at which other hosts reach this one (default: all its own addresses)")
 	flags.IntVar(&f.GossipPort, "port", mesh.Port, "gossip port, TCP and UDP; the same on all hosts")
 	flags.IntVar(&f.Port, "wireguard-port", config.DefaultPort, "WireGuard port, UDP")
-	flags.IntVar(&f.MTU, "mtu", 0, "MTU of the overlay (default: that of the path to each peer, less 80)")
-	flags.StringVar(&f.StateDir, "state-dir", config.DefaultStateDir, "where the state is kept")
-	flags.StringVar(&f.RunDir, "run-dir", config.DefaultRunDir, "where the control socket is")
-	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", config.DefaultCNIConfDir, "where the CNI configuration is written; empty for none")
-	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", config.DefaultCNIBinDir, "where the CNI plugin is installed")
-	flags.StringSliceVar(&f.CNIChain, "cni-chain", nil, "CNI plugins that come behind Weft's where they are installed: portmap, bandwidth or both (default: portmap with --kubernetes, else none)")
-	flags.BoolVar(&f.datapath, "start-datapath", true, "start `weft datapath` where the kernel has no WireGuard; false: something else does, and it is waited for")
-	flags.StringVar(&f.SysctlDir, "sysctl-dir", "", "where this host's /proc/sys/net is, for a container in which that is read-only")
-	flags.StringVar(&f.StatusAddr, "status-addr", config.DefaultStatusAddr, "address of the read-only status over HTTP; empty for none")
+	flags.IntVar(&f.MTU, "mtu", 0, "MTU of the overlay (default: path MTU to each peer, less 80)")
+	flags.StringVar(&f.StateDir, "state-dir", config.DefaultStateDir, "folder of the state")
+	flags.StringVar(&f.RunDir, "run-dir", config.DefaultRunDir, "folder of the control socket")
+	flags.StringVar(&f.CNIConfDir, "cni-conf-dir", config.DefaultCNIConfDir, "folder of the CNI configuration; empty: write none")
+	flags.StringVar(&f.CNIBinDir, "cni-bin-dir", config.DefaultCNIBinDir, "folder of the CNI plugin")
+	flags.StringSliceVar(&f.CNIChain, "cni-chain", nil, "CNI plugins to chain after Weft's if they are installed: portmap, bandwidth or both (default: portmap with --kubernetes, else none)")
+	flags.BoolVar(&f.datapath, "start-datapath", true, "start `weft datapath` if the kernel has no WireGuard; false: a supervisor starts it, and the agent waits for it")
+	flags.StringVar(&f.SysctlDir, "sysctl-dir", "", "path of this host's /proc/sys/net, for containers in which that is read-only")
+	flags.StringVar(&f.StatusAddr, "status-addr", config.DefaultStatusAddr, "address of the read-only HTTP status; empty: none")
 	f.dns.add(flags, &f.DNS)
 	flags.StringSliceVar(&f.exempt, "policy-exempt", []string{config.ExemptOwnHost, config.ExemptICMPErrors},
-		"what policies do not apply to on this host: own-host (what containers send to their own host), or of that only dns (questions to its name server); icmp-errors (about connections that are known); or none")
+		"traffic exempt from policies on this host: own-host (from containers to their own host), or only dns of that (queries to its name server); icmp-errors (for known connections); or none")
 	kubernetesFlags(flags, &f.Kubernetes, "this host is a Node of a Kubernetes cluster: peers, token, policies and pods' labels come from its API server")
-	flags.StringVar(&f.Kubernetes.Namespace, "namespace", "", "the namespace there of the Secret weft (default: the pod's own, else weft)")
+	flags.StringVar(&f.Kubernetes.Namespace, "namespace", "", "namespace of the Secret weft in the cluster (default: the pod's own, else weft)")
 	flags.StringVar(&f.settings, "settings", settingsFile, "the file with this host's settings")
 	flags.BoolVarP(&f.verbose, "verbose", "v", false, "log more")
 }

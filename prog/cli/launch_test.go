@@ -13,7 +13,7 @@ import (
 	"weft/prog/api"
 )
 
-// An agent with nobody to join founds only if it was told to.
+// An agent without targets founds a network only if it was told to.
 func TestAgentFoundsOnlyWhenTold(t *testing.T) {
 	stopped, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -36,13 +36,13 @@ func TestAgentFoundsOnlyWhenTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		ended, err := f.awaitLaunch(stopped)
-		if waited := ended || err != nil; waited != tt.waits { // an error: without root it cannot wait
+		if waited := ended || err != nil; waited != tt.waits { // an error also counts: without root it cannot wait
 			t.Errorf("%s: it waited: %v, %v", name, waited, err)
 		}
 	}
 }
 
-// Who interrupts launch is told that the agent runs on, and its settings are kept for the next time.
+// When launch is interrupted, it says that the agent keeps running, and keeps its settings.
 func TestAnInterruptedLaunchLeavesAnAgent(t *testing.T) {
 	interrupted, cancel := context.WithCancel(t.Context())
 	cancel()

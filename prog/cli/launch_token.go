@@ -12,12 +12,12 @@ import (
 	"weft/prog/words"
 )
 
-// secretGiven is the token that the operator gave: by --token, or WEFT_PASSWORD.
-// There is no flag with the secret itself: arguments show in the process list.
+// secretGiven returns the token that the operator gave, with --token or WEFT_PASSWORD. No flag takes
+// the secret itself, since the process list shows arguments.
 func (a *app) secretGiven(source string) (*secret.Token, error) {
 	var text string
 	password := os.Getenv("WEFT_PASSWORD")
-	os.Unsetenv("WEFT_PASSWORD") // not for the processes that this one starts
+	os.Unsetenv("WEFT_PASSWORD") // hide it from child processes
 	switch {
 	case source == "" && password == "":
 		return nil, nil
@@ -36,7 +36,7 @@ func (a *app) secretGiven(source string) (*secret.Token, error) {
 	default:
 		data, err := os.ReadFile(source)
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, words.Misused(fmt.Errorf("--token %s: no such file; a token itself is not given as an argument, where others could read it: pipe it into --token -", hideToken(source)))
+			return nil, words.Misused(fmt.Errorf("--token %s: no such file; do not give the token itself as an argument, since other users can read arguments: pipe it into --token -", hideToken(source)))
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--token: %w", err)
@@ -50,19 +50,18 @@ func (a *app) secretGiven(source string) (*secret.Token, error) {
 	return &t, nil
 }
 
-// readToken reads a token from standard input. A person is asked for it, and what he types does
-// not show.
+// readToken reads a token from standard input. On a terminal it prompts for it, without echo.
 func (a *app) readToken() ([]byte, error) {
 	f, ok := a.in.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
 		return io.ReadAll(io.LimitReader(a.in, 4096))
 	}
-	fmt.Fprint(a.err, "The network's token (it does not show): ")
+	fmt.Fprint(a.err, "The network's token (input is hidden): ")
 	defer fmt.Fprintln(a.err)
 	return term.ReadPassword(int(f.Fd()))
 }
 
-// hideToken keeps a token that was given as a file's name out of the message.
+// hideToken masks a token that was mistakenly given as a file name, for messages.
 func hideToken(s string) string {
 	if _, err := secret.Parse(s); err == nil || len(s) > 64 {
 		return "…"

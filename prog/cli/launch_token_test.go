@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A person types the token, and it does not show.
+// A token typed on a terminal is not shown.
 func TestTokenIsAskedForWithoutEcho(t *testing.T) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -44,7 +44,7 @@ func TestTokenIsAskedForWithoutEcho(t *testing.T) {
 	}
 }
 
-// typist answers once it is asked and the terminal shows nothing any more.
+// typist types the token after the prompt, once the terminal's echo is off.
 type typist struct {
 	bytes.Buffer
 	master *os.File
@@ -54,7 +54,7 @@ type typist struct {
 func (y *typist) Write(p []byte) (int, error) {
 	if y.Len() == 0 {
 		go func() {
-			for begin := time.Now(); time.Since(begin) < 10*time.Second; { // then the test fails
+			for begin := time.Now(); time.Since(begin) < 10*time.Second; { // otherwise the test fails
 				t, err := unix.IoctlGetTermios(int(y.master.Fd()), unix.TCGETS)
 				if err != nil || t.Lflag&unix.ECHO == 0 {
 					break

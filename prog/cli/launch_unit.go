@@ -20,15 +20,15 @@ import (
 	"weft/prog/words"
 )
 
-// agentUnit is the agent's unit of systemd.
+// agentUnit is the name of the agent's systemd unit.
 const agentUnit = "weft.service"
 
-// unitInstalled reports whether this host's agent is systemd's to run.
+// unitInstalled reports whether systemd runs this host's agent.
 func (f *launchFlags) unitInstalled() bool {
 	return f.StateDir == config.DefaultStateDir && f.RunDir == config.DefaultRunDir && !f.Kubernetes.On && unitLoaded()
 }
 
-// unitLoaded reports whether systemd runs this host and has the agent's unit.
+// unitLoaded reports whether this host runs systemd with the agent's unit.
 func unitLoaded() bool {
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
 		return false
@@ -37,14 +37,14 @@ func unitLoaded() bool {
 	return err == nil && strings.TrimSpace(string(out)) == "loaded"
 }
 
-// launchUnit leaves what launch was told where a supervisor's agent reads it, and starts that
-// agent unless it waits for just this. Where it fails, all is as before.
+// launchUnit saves the settings of launch where a supervised agent reads them. It starts that agent,
+// unless it runs and waits for launch. If it fails, it reverts all changes.
 func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client, l launching) error {
 	before, err := readSettings(f.settings)
 	if err != nil {
 		return err
 	}
-	if l.given != nil || !l.founds { // else the agent makes one, unless it has its own
+	if l.given != nil || !l.founds { // otherwise the agent makes a token, unless it has one
 		_, err = statedir.EstablishSecret(f.StateDir, l.given, l.founds)
 	}
 	if err == nil {
@@ -66,23 +66,23 @@ func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client,
 		systemctl("stop")
 	}
 	err = errors.Join(err, before.restore(), l.undo())
-	if l.unit && l.waits != 0 { // it waits again
+	if l.unit && l.waits != 0 { // it waits for launch again
 		systemctl("start", "--no-block")
 	}
 	return err
 }
 
-// systemctl does something to the unit, as far as that is possible.
+// systemctl runs a systemctl command on the unit, and ignores errors.
 func systemctl(args ...string) { _ = exec.Command("systemctl", append(args, agentUnit)...).Run() }
 
-// calmUnit ends a unit that fails again and again: it would be started with what is only half told,
-// and its last failure taken for that of the next start.
+// calmUnit stops a unit in a restart loop. Otherwise systemd could restart it with half-written
+// settings, and its last failure would look like that of the new start.
 func calmUnit() {
 	systemctl("stop")
-	systemctl("reset-failed") // an error: it never failed
+	systemctl("reset-failed") // fails if the unit never failed
 }
 
-// startUnit starts the unit, or watches the agent that waits, until it is ready.
+// startUnit starts the unit, or watches the waiting agent, until the agent is ready.
 func (a *app) startUnit(ctx context.Context, f *launchFlags, client *api.Client, l launching) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -98,20 +98,20 @@ func (a *app) startUnit(ctx context.Context, f *launchFlags, client *api.Client,
 	return a.waitReady(ctx, client, f, gone)
 }
 
-// reachesUnit refuses settings that an agent would not hear of that a supervisor runs.
+// reachesUnit refuses settings that a supervised agent would not see.
 func (f *launchFlags) reachesUnit() error {
 	for _, name := range slices.Sorted(maps.Keys(f.from)) {
 		if f.from[name] == api.FromEnvironment {
-			return words.Misused(fmt.Errorf("%s does not reach the agent, which a supervisor runs: give --%s, which is saved in %s", variable(name), name, settingsFile))
+			return words.Misused(fmt.Errorf("%s does not reach the agent, since a supervisor starts it: give --%s, which is saved in %s", variable(name), name, settingsFile))
 		}
 	}
 	if f.settings != settingsFile {
-		return words.Misused(fmt.Errorf("--settings %s does not reach the agent, which a supervisor runs: write into %s", f.settings, settingsFile))
+		return words.Misused(fmt.Errorf("--settings %s does not reach the agent, since a supervisor starts it: edit %s", f.settings, settingsFile))
 	}
 	return nil
 }
 
-// watchProcess tells when an agent that another supervisor runs ended.
+// watchProcess sends an error when the agent's process ends, which another supervisor runs.
 func watchProcess(ctx context.Context, pid int, gone chan<- error) {
 	for ctx.Err() == nil {
 		if unix.Kill(pid, 0) != nil {
@@ -122,7 +122,7 @@ func watchProcess(ctx context.Context, pid int, gone chan<- error) {
 	}
 }
 
-// watchUnit tells when the unit failed.
+// watchUnit sends an error when the unit fails.
 func watchUnit(ctx context.Context, gone chan<- error) {
 	for ctx.Err() == nil {
 		out, _ := exec.CommandContext(ctx, "systemctl", "show", "--property=ActiveState,Result,NRestarts", agentUnit).Output()
@@ -135,7 +135,7 @@ func watchUnit(ctx context.Context, gone chan<- error) {
 	}
 }
 
-// unitError is what the unit's agent said last in the journal.
+// unitError returns the last error of the unit's agent in the journal.
 func unitError() string {
 	out, _ := exec.Command("journalctl", "--unit", agentUnit, "--lines=50", "--output=cat", "--no-pager").Output()
 	if last := lastWord(string(out)); last != "" {

@@ -14,7 +14,8 @@ import (
 	"weft/prog/api"
 )
 
-// waitReady shows what the agent waits for until it is ready, and why it ended if it did.
+// waitReady waits until the agent is ready, and shows what it waits for. If the agent ends, it
+// returns the reason.
 func (a *app) waitReady(ctx context.Context, client *api.Client, f *launchFlags, ended <-chan error) error {
 	if f.wait == 0 {
 		return a.waitStarted(ctx, client, ended)
@@ -28,7 +29,7 @@ func (a *app) waitReady(ctx context.Context, client *api.Client, f *launchFlags,
 	for time.Since(start) < f.wait {
 		select {
 		case <-ctx.Done():
-			return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("interrupted: the agent goes on (`weft status`, `weft stop`); it is not ready: %v", why)}
+			return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("interrupted: the agent keeps running (`weft status`, `weft stop`), but is not ready: %v", why)}
 		case err := <-ended:
 			return err
 		case <-tick.C:
@@ -46,12 +47,13 @@ func (a *app) waitReady(ctx context.Context, client *api.Client, f *launchFlags,
 	return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent runs, but is not ready after %v: %v", f.wait, a.waitingFor(ctx, client, why))}
 }
 
-// waitStarted waits until an agent answers, ready or not: one that ends at once has to say why.
+// waitStarted waits until an agent answers, ready or not, so that an agent that ends at once is
+// reported.
 func (a *app) waitStarted(ctx context.Context, client *api.Client, ended <-chan error) error {
 	for start := time.Now(); time.Since(start) < 5*time.Second; {
 		select {
 		case <-ctx.Done():
-			return &api.Error{Code: api.CodeNotReady, Message: "interrupted: the agent goes on (`weft status`, `weft stop`)"}
+			return &api.Error{Code: api.CodeNotReady, Message: "interrupted: the agent keeps running (`weft status`, `weft stop`)"}
 		case err := <-ended:
 			return err
 		case <-time.After(20 * time.Millisecond):
@@ -63,7 +65,7 @@ func (a *app) waitStarted(ctx context.Context, client *api.Client, ended <-chan 
 	return nil
 }
 
-// endedError is what the agent said last, and of which kind that was.
+// endedError is the last error in the agent's log. It wraps the sentinel error of its kind.
 type endedError struct {
 	error
 	kind error
@@ -71,7 +73,7 @@ type endedError struct {
 
 func (e endedError) Unwrap() error { return e.kind }
 
-// waitingFor says why the agent is not ready, with what its targets answered.
+// waitingFor returns why the agent is not ready, with the errors of its targets.
 func (a *app) waitingFor(ctx context.Context, client *api.Client, why error) string {
 	text := why.Error()
 	r, err := client.Report(ctx)
@@ -86,26 +88,27 @@ func (a *app) waitingFor(ctx context.Context, client *api.Client, why error) str
 	return text
 }
 
-// lastError is what an agent said last, in a log that had so many bytes before.
+// lastError returns the last error in the agent's log, ignoring its first bytes, which earlier agents
+// wrote.
 func lastError(stateDir string, before int64) string {
 	path := filepath.Join(stateDir, agentLog)
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()
 	}
-	if int64(len(data)) >= before { // else the log was rotated since
+	if int64(len(data)) >= before { // otherwise the log was rotated meanwhile
 		data = data[before:]
 	}
 	if last := lastWord(string(data)); last != "" {
 		return last
 	}
-	if err := statedir.CheckDisk(stateDir); err != nil { // then it could not write why
+	if err := statedir.CheckDisk(stateDir); err != nil { // with a full disk the agent could not log its error
 		return err.Error()
 	}
-	return "without a word, see " + path
+	return "it logged no error; see " + path
 }
 
-// lastWord is the last error in a log.
+// lastWord returns the last error in a log.
 func lastWord(log string) (last string) {
 	for line := range strings.Lines(log) {
 		if text, ok := strings.CutPrefix(line, "weft: "); ok {
@@ -115,8 +118,7 @@ func lastWord(log string) (last string) {
 	return last
 }
 
-// progress is one line that is written over on a terminal, and written once per
-// new text elsewhere.
+// progress shows one line. A terminal overwrites it; elsewhere each new text is written once.
 type progress struct {
 	w        io.Writer
 	terminal bool
@@ -132,7 +134,7 @@ func (p *progress) line(format string, args ...any) {
 		p.last = text
 		return
 	}
-	// Without the time in front, so that waiting does not fill a log.
+	// Without the leading time, so that the same text is not repeated in a log.
 	_, what, _ := strings.Cut(text, "  ")
 	if what == "" {
 		what = text

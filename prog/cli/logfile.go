@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A log of ours has at most about this many bytes, and one older file of that size beside it.
+// maxLog is about the largest size of a log in bytes. One older file of that size is kept.
 const maxLog = 4 << 20
 
-// ourLogs are the names of logs that this program writes itself, where no supervisor does.
+// ourLogs lists the logs that this program writes itself, without a supervisor.
 var ourLogs = []string{agentLog, "datapath.log"}
 
-// rotateLog sets a log that is large aside, in the place of the one before.
+// rotateLog renames a large log, and overwrites the one renamed before.
 func rotateLog(path string) error {
 	info, err := os.Stat(path)
 	if err != nil || info.Size() < maxLog {
@@ -30,8 +30,8 @@ func rotateLog(path string) error {
 	return os.Rename(path, path+".1")
 }
 
-// boundLog keeps the log that is this process's standard error in bounds while it runs. What
-// Go's runtime writes when it panics goes there too, so the descriptor itself is exchanged.
+// boundLog rotates the log that is this process's standard error while it runs. It replaces the
+// descriptor itself, since Go's runtime writes panics to it too.
 func boundLog(ctx context.Context) {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
@@ -47,11 +47,11 @@ func boundLog(ctx context.Context) {
 	}
 }
 
-// reopenLog begins a new log where the descriptors lead to one of ours that is large.
+// reopenLog rotates the log behind the descriptors, if it is one of ourLogs and large.
 func reopenLog(fds ...int) error {
 	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fds[0]))
 	if err != nil || !slices.Contains(ourLogs, filepath.Base(path)) {
-		return nil // a terminal, a journal, somebody else's file, or one that is deleted
+		return nil // a terminal, a journal, another file, or a deleted one
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fds[0], &st); err != nil || st.Size < maxLog {
@@ -62,7 +62,7 @@ func reopenLog(fds ...int) error {
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return errors.Join(err, os.Rename(path+".1", path)) // it is tried again
+		return errors.Join(err, os.Rename(path+".1", path)) // undo: the next tick tries again
 	}
 	defer f.Close()
 	for _, fd := range fds {

@@ -55,7 +55,7 @@ func TestLogsAreBounded(t *testing.T) {
 	}
 }
 
-// A file that a user redirected to is his own.
+// A file to which the user redirected output is not rotated.
 func TestForeignLogsAreLeftAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "mine.log")
 	if err := os.WriteFile(path, make([]byte, maxLog+1), 0o600); err != nil {
@@ -74,11 +74,11 @@ func TestForeignLogsAreLeftAlone(t *testing.T) {
 	}
 }
 
-// The reason why an agent ended is its own, not that of one before it in the same log.
+// The reported reason is that of the agent that ended, not that of an earlier one in the same log.
 func TestLastErrorIsThatOfThisAgent(t *testing.T) {
 	dir := t.TempDir()
 	before := "weft: an old error\n"
-	for said, want := range map[string]string{"time=x\nweft: the disk burns\n": "the disk burns", "": "without a word"} {
+	for said, want := range map[string]string{"time=x\nweft: the disk burns\n": "the disk burns", "": "it logged no error"} {
 		if err := os.WriteFile(filepath.Join(dir, agentLog), []byte(before+said), 0o600); err != nil {
 			t.Fatal(err)
 		}

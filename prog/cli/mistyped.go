@@ -12,24 +12,24 @@ import (
 	"weft/prog/words"
 )
 
-// checkWords refuses a word that names no command, wherever in the tree and whatever flags
-// stand around it: cobra itself would print a group's help for it, with success.
+// checkWords refuses an argument that names no command, at any level and among any flags. Cobra
+// itself would print the group's help and succeed.
 func checkWords(root *cobra.Command, args []string) error {
 	cmd, rest, err := root.Find(args)
 	if err != nil || !cmd.HasSubCommands() {
-		return nil // what Find refuses, Execute does too
+		return nil // Execute reports what Find refuses
 	}
-	if word := firstWord(cmd, rest); word != "" && !strings.HasPrefix(word, "__") { // cobra's own, for completion
+	if word := firstWord(cmd, rest); word != "" && !strings.HasPrefix(word, "__") { // reserved by cobra, for completion
 		return unknownCommand(cmd, word)
 	}
 	helps := func(arg string) bool { return arg == "--help" || arg == "-h" || arg == "--version" }
 	if slices.Contains(args, "--json") && cmd.Name() != "status" && !slices.ContainsFunc(args, helps) {
-		return words.Misused(fmt.Errorf("`%s` prints no JSON, its commands do (see `%s --help`)", cmd.CommandPath(), cmd.CommandPath()))
+		return words.Misused(fmt.Errorf("`%s` itself prints no JSON: use one of its commands (see `%s --help`)", cmd.CommandPath(), cmd.CommandPath()))
 	}
 	return nil
 }
 
-// firstWord is the first argument that is neither a flag nor the value of one.
+// firstWord returns the first argument that is neither a flag nor a flag's value.
 func firstWord(cmd *cobra.Command, args []string) string {
 	for i := 0; i < len(args); i++ {
 		name, long := strings.CutPrefix(args[i], "--")
@@ -40,12 +40,12 @@ func firstWord(cmd *cobra.Command, args []string) string {
 			f := cmd.Flag(name)
 			switch {
 			case f == nil && name != "help":
-				return "" // cobra refuses the flag, and what follows may be its value
+				return "" // cobra refuses the flag, and the next argument may be its value
 			case f != nil && f.NoOptDefVal == "":
 				i++
 			}
 		case !long && len(args[i]) > 1 && args[i][0] == '-' && args[i] != "-h":
-			return "" // no group has short flags: cobra refuses it
+			return "" // command groups have no short flags: cobra refuses it
 		case !strings.HasPrefix(args[i], "-"):
 			return args[i]
 		}
@@ -53,19 +53,20 @@ func firstWord(cmd *cobra.Command, args []string) string {
 	return ""
 }
 
-// unknownCommand says what serves instead of a word, or which command may have been meant.
+// unknownCommand is the error for an unknown command. It names Weft's equivalent of a Weave command,
+// or similar commands.
 func unknownCommand(cmd *cobra.Command, word string) error {
 	text := fmt.Sprintf("unknown command %q for %q", word, cmd.CommandPath())
 	cmd.SuggestionsMinimumDistance = 2
 	if instead := weaveCommands[word]; instead != "" && !cmd.HasParent() {
 		text += ": " + instead
-	} else if near := cmd.SuggestionsFor(word); word != "" && len(near) > 0 { // all begin with nothing
+	} else if near := cmd.SuggestionsFor(word); word != "" && len(near) > 0 { // "" is the beginning of all commands
 		text += ": did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return words.Misused(fmt.Errorf("%s (see `%s --help`)", text, cmd.CommandPath()))
 }
 
-// flagError words what pflag says of a flag.
+// flagError rewords pflag's errors about flags.
 func flagError(cmd *cobra.Command, err error) error {
 	text := err.Error()
 	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
@@ -78,19 +79,19 @@ func flagError(cmd *cobra.Command, err error) error {
 
 func unknownFlag(cmd *cobra.Command, e *pflag.NotExistError) string {
 	name, text := e.GetSpecifiedName(), e.Error()
-	if short := e.GetSpecifiedShortnames(); short != "" { // -nickname, as Weave 1.0 had it
+	if short := e.GetSpecifiedShortnames(); short != "" { // -nickname, as in Weave 1.0
 		name, _, _ = strings.Cut(short, "=")
 		if len(name) > 1 && cmd.Flag(name) != nil {
 			return fmt.Sprintf("unknown flag -%s: did you mean --%[1]s?", name)
 		}
 	}
 	of := weaveFlags[strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")]
-	for _, flag := range []string{name, e.GetSpecifiedName()} { // the second is one letter, if name is -Hvalue
+	for _, flag := range []string{name, e.GetSpecifiedName()} { // the second is a single letter, if name is -Hvalue
 		if instead := of[flag]; instead != "" {
 			return fmt.Sprintf("unknown flag %s%s: %s", "--"[:min(len(flag), 2)], flag, instead)
 		}
 	}
-	// cobra knows which commands are alike: the flags stand in for them.
+	// Cobra finds similar commands, so make a command of each flag.
 	flags := &cobra.Command{SuggestionsMinimumDistance: 2}
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		if !f.Hidden {
@@ -103,13 +104,13 @@ func unknownFlag(cmd *cobra.Command, e *pflag.NotExistError) string {
 	return text
 }
 
-// wanted is what a flag's value looks like, by the name that pflag gives its type.
+// wanted describes valid values of a flag, by pflag's name of its type.
 var wanted = map[string]string{
 	"bool": "true or false", "int": "a whole number", "uint16": "a number from 0 to 65535",
 	"duration": "a time such as 1s, 500ms or 2m", "float64": "a number", "uint": "a whole number from 0",
 }
 
-// badValue says what a flag wants. It does not repeat what Go's parsers say.
+// badValue describes the values that a flag accepts, instead of the Go parser's error.
 func badValue(f *pflag.Flag, value string) error {
 	want := wanted[f.Value.Type()]
 	if want == "" {
@@ -118,8 +119,8 @@ func badValue(f *pflag.Flag, value string) error {
 	return fmt.Errorf("--%s %s: want %s", f.Name, value, want)
 }
 
-// checkArgs makes wrong arguments a usage error, in every command, and --json where it would
-// be ignored.
+// checkArgs makes wrong arguments a usage error in every command, and refuses --json for commands
+// that would ignore it.
 func (a *app) checkArgs(c *cobra.Command) {
 	check := c.Args
 	if check == nil {
@@ -131,7 +132,7 @@ func (a *app) checkArgs(c *cobra.Command) {
 		case err != nil:
 			err = argsError(cmd, args, err)
 		case a.json && noJSON[cmd.CommandPath()]:
-			err = fmt.Errorf("`%s` prints no JSON: leave out --json", cmd.CommandPath())
+			err = fmt.Errorf("`%s` prints no JSON: omit --json", cmd.CommandPath())
 		default:
 			return nil
 		}
@@ -142,7 +143,7 @@ func (a *app) checkArgs(c *cobra.Command) {
 	}
 }
 
-// argsError words what cobra's own checks say.
+// argsError rewords the errors of cobra's argument checks.
 func argsError(cmd *cobra.Command, args []string, err error) error {
 	text := err.Error()
 	switch instead := weaveArguments[cmd.Name()]; {
@@ -162,7 +163,7 @@ func argsError(cmd *cobra.Command, args []string, err error) error {
 	return errors.New(text)
 }
 
-// help prints a command's help, and refuses a word that is none.
+// help prints a command's help, and refuses unknown commands.
 func help(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use: "help [COMMAND]", Short: "show the help of a command",

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// A wrong word or flag fails, wherever it stands, and the message says what serves instead.
+// A wrong command or flag fails at any position, with a message that names the right one.
 func TestWrongWordsFailAndSayWhatServes(t *testing.T) {
 	for _, tt := range []struct{ args, says string }{
 		{"nosuch", `unknown command "nosuch" for "weft"`},
@@ -62,12 +62,12 @@ func TestWrongWordsFailAndSayWhatServes(t *testing.T) {
 		{"dns-add --name foo web", "-h NAME"},
 		{"expose --name foo", "-h NAME"},
 		{"probe tcp --host X", "unknown flag --host: give the host without a flag"},
-		{"launch -H unix:///weave.sock", "unknown flag -H: Docker goes on"},
-		{"agent -Hunix:///weave.sock", "unknown flag -H: Docker goes on"},
+		{"launch -H unix:///weave.sock", "unknown flag -H: Docker works"},
+		{"agent -Hunix:///weave.sock", "unknown flag -H: Docker works"},
 		{"launch --tlsverify", "without a proxy"},
 		{"launch --awsvpc", "in a VPC too"},
 		{"expose 10.2.1.132/24", "node address"},
-		{"detach 10.2.1.1/24 web", "takes back all addresses"},
+		{"detach 10.2.1.1/24 web", "removes all addresses"},
 	} {
 		code, out, errOut := weft(t, "", strings.Fields(tt.args)...)
 		if code != ExitUsage || out != "" || !strings.Contains(errOut, tt.says) {
@@ -84,7 +84,7 @@ func TestWrongWordsFailAndSayWhatServes(t *testing.T) {
 	}
 }
 
-// What is said of Weave's commands and flags would be lost on one that Weft has.
+// The hints for Weave's commands and flags are only for those that Weft does not have.
 func TestWhatWeaveHadIsNotWhatWeftHas(t *testing.T) {
 	root := (&app{}).root()
 	for name := range weaveCommands {
@@ -118,7 +118,7 @@ func TestVersionIsAFlagToo(t *testing.T) {
 	}
 }
 
-// Status fails while the host is not ready, so that scripts can wait for it, and prints all the same.
+// status prints its output and fails while the host is not ready, so that scripts can wait for it.
 func TestStatusFailsWhileNotReady(t *testing.T) {
 	socket := serveReport(t)
 	code, out, errOut := weft(t, "", "status", "--socket", socket)

@@ -22,34 +22,34 @@ import (
 	"weft/prog/words"
 )
 
-// defaultNamespace is that of names without one, as kubectl has it.
+// defaultNamespace is the namespace of names without one, as in kubectl.
 const defaultNamespace = "default"
 
 func (a *app) policy() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "policy", Short: "say who may talk to whom, and see why", Args: cobra.NoArgs,
-		Long: `Policies are ordinary NetworkPolicy manifests (networking.k8s.io/v1). Applied on one
-host, they hold on every host, also on those that join later. A Namespace manifest gives
-a namespace labels. Under Kubernetes they come from its API: use kubectl there; list, get
-and explain work as everywhere.` + exitHelp,
+		Use: "policy", Short: "allow and deny traffic between containers, and explain it", Args: cobra.NoArgs,
+		Long: `Policies are ordinary NetworkPolicy manifests (networking.k8s.io/v1). A policy applied on
+one host is enforced on every host, including those that join later. A Namespace manifest
+gives a namespace labels. Under Kubernetes, policies come from its API: change them with
+kubectl. The commands list, get and explain work there too.` + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.policyApply(), a.policyList(), a.policyGet(), a.policyDelete(), a.policyExplain())
 	return cmd
 }
 
-// manifestFile is the flag -f. It knows all files that were given only to refuse more than
-// one: the last one would win without a word.
+// manifestFile is the flag -f. It keeps all given files, in order to refuse more than one: otherwise
+// the last one would silently win.
 type manifestFile struct{ files []string }
 
 func (m *manifestFile) add(flags *pflag.FlagSet) {
-	flags.StringArrayVarP(&m.files, "filename", "f", nil, "the manifest, YAML or JSON; - is standard input")
+	flags.StringArrayVarP(&m.files, "filename", "f", nil, "the manifest, YAML or JSON; -: standard input")
 }
 
-// read is the text of the manifest, and what errors about it call it.
+// read returns the text of the manifest, and its name for errors.
 func (m *manifestFile) read(in io.Reader) (text, name string, err error) {
 	if len(m.files) > 1 {
-		return "", "", words.Misused(errors.New("one -f at a time: a file may have several documents, with --- between them"))
+		return "", "", words.Misused(errors.New("one -f at a time: put several documents into one file, with --- between them"))
 	}
 	name = m.files[0]
 	if name == "-" {
@@ -67,12 +67,12 @@ func (m *manifestFile) read(in io.Reader) (text, name string, err error) {
 		return "", "", words.Misused(fmt.Errorf("-f: %w", err))
 	}
 	if len(data) > api.MaxBody {
-		return "", "", words.Misused(fmt.Errorf("-f: %s has more than %d MiB: that is no manifest", name, api.MaxBody>>20))
+		return "", "", words.Misused(fmt.Errorf("-f: %s is larger than %d MiB: is it a manifest?", name, api.MaxBody>>20))
 	}
 	return string(data), name, nil
 }
 
-// inFile puts a manifest's name before the line that the agent complains of.
+// inFile adds the manifest's name to an error of the agent, which has only line and field.
 func inFile(name string, err error) error {
 	if e, ok := errors.AsType[*api.Error](err); ok && e.Code == api.CodeBadRequest && name != "" {
 		return fmt.Errorf("%s: %w", name, err)
@@ -80,7 +80,7 @@ func inFile(name string, err error) error {
 	return err
 }
 
-// applying is the flags of what changes policies: whether, and until when to wait.
+// applying holds the flags of commands that change policies.
 type applying struct {
 	dryRun, wait bool
 	timeout      time.Duration
@@ -88,21 +88,21 @@ type applying struct {
 
 func (o *applying) add(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.dryRun, "dry-run", false, "only show what would change")
-	flags.BoolVar(&o.wait, "wait", false, "wait until it is in force on every peer that can be reached")
+	flags.BoolVar(&o.wait, "wait", false, "wait until every reachable peer enforces the change")
 	flags.DurationVar(&o.timeout, "timeout", time.Minute, "how long --wait waits")
 }
 
 func (o *applying) check() error {
 	switch {
 	case o.dryRun && o.wait:
-		return words.Misused(errors.New("--dry-run changes nothing, so that there is nothing to --wait for"))
+		return words.Misused(errors.New("--dry-run changes nothing: omit --wait"))
 	case o.timeout <= 0:
 		return words.Misused(fmt.Errorf("--timeout %v: want more than 0s", o.timeout))
 	}
 	return nil
 }
 
-// show prints what became of a change, and waits for it if that was asked for.
+// show prints the result of a change, and with --wait waits until it is in force.
 func (o *applying) show(ctx context.Context, a *app, r api.ApplyReply) error {
 	if err := a.show(r, func() { printApplied(a.out, r, o.dryRun) }); err != nil || !o.wait {
 		return err
@@ -114,21 +114,20 @@ func (a *app) policyApply() *cobra.Command {
 	var file manifestFile
 	var then applying
 	cmd := &cobra.Command{
-		Use: "apply -f FILE|-", Short: "take policies into the network, or change them", Args: cobra.NoArgs,
-		Long: `Takes all documents of a manifest into the network: NetworkPolicies, and Namespaces for
-their labels; also lists of them, as kubectl get -o yaml prints them. A document that the
-API server would refuse is refused with its line and field, and then none is taken. A
-policy with the annotation weft.internal/audit: "true" is only tried: what it would deny
-passes, and weft policy explain --last-drops tells of it.
+		Use: "apply -f FILE|-", Short: "add or change policies", Args: cobra.NoArgs,
+		Long: `Applies all documents of a manifest: NetworkPolicies, and Namespaces for their labels; also
+lists of them, as kubectl get -o yaml prints them. If the API server would refuse a document,
+it is refused with its line and field, and no document is applied. A policy with the
+annotation weft.internal/audit: "true" is in audit mode: traffic that it would deny passes,
+and weft policy explain --last-drops shows it.
 
-With --dry-run nothing changes: it shows which connections of now, and which pairs of
-endpoints, would be judged otherwise. With --wait it returns once every peer that can be
-reached enforces what was applied, and fails if one does not within --timeout; applied it
-is all the same.` + exitHelp,
+With --dry-run nothing changes: it shows which current connections, and which pairs of
+endpoints, would get another verdict. With --wait it returns once every reachable peer
+enforces the change. It fails if one does not within --timeout; the change stays applied.` + exitHelp,
 		Example: "  weft policy apply -f shop.yaml --dry-run\n  weft policy apply -f shop.yaml --wait\n  weft policy get shop/db | weft policy apply -f -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(file.files) == 0 {
-				return words.Misused(errors.New("which manifest? Give it with -f FILE, or -f - for standard input"))
+				return words.Misused(errors.New("no manifest: give it with -f FILE, or -f - for standard input"))
 			}
 			if err := then.check(); err != nil {
 				return err
@@ -155,13 +154,13 @@ func (a *app) policyDelete() *cobra.Command {
 	var then applying
 	cmd := &cobra.Command{
 		Use: "delete [NAMESPACE/]NAME... | -f FILE|-", Short: "delete policies",
-		Long: `Deletes policies by name, or those that a manifest names; all, or none if one of them is
-not there. namespace/NAME takes back the labels of a namespace.` + exitHelp,
+		Long: `Deletes policies by name, or those that a manifest names. If one of them does not exist, it
+deletes none. namespace/NAME removes the labels of a namespace.` + exitHelp,
 		Example: "  weft policy delete shop/db-access\n  weft policy delete -n shop db-access web-access --dry-run\n  weft policy delete -f shop.yaml",
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
 			case len(file.files) > 0 && (len(args) > 0 || namespace != ""):
-				return errors.New("give names or -f, not both: a manifest says its namespaces itself")
+				return errors.New("give names or -f, not both; with -f, the namespaces are those of the manifest")
 			case len(file.files) == 0 && len(args) == 0:
 				return errors.New("which policies? Give their names, or a manifest with -f FILE")
 			}
@@ -202,8 +201,8 @@ func namespaceFlag(cmd *cobra.Command, namespace *string, usage string) {
 	cmd.Flags().StringVarP(namespace, "namespace", "n", "", usage)
 }
 
-// parseRef reads NAME, NAMESPACE/NAME, namespace/NAME for a namespace itself, and what apply
-// prints. Whose namespace is called "namespace" gives it with -n.
+// parseRef parses NAME, NAMESPACE/NAME, namespace/NAME for a namespace itself, and names as apply
+// prints them. A policy in a namespace that is called "namespace" needs -n.
 func parseRef(word, namespace string) (api.DocumentRef, error) {
 	ref := api.DocumentRef{Kind: api.KindPolicy, Namespace: cmp.Or(namespace, defaultNamespace)}
 	parts := strings.Split(word, "/")
@@ -222,7 +221,7 @@ func parseRef(word, namespace string) (api.DocumentRef, error) {
 	return ref, nil
 }
 
-// printApplied prints what became of documents, as kubectl does.
+// printApplied prints the change of each document, as kubectl does.
 func printApplied(w io.Writer, r api.ApplyReply, dryRun bool) {
 	for _, c := range r.Changes {
 		name := c.DocumentRef.String()
@@ -242,7 +241,7 @@ func printApplied(w io.Writer, r api.ApplyReply, dryRun bool) {
 	}
 }
 
-// printEffects prints what a dry run found. Without effects there are none.
+// printEffects prints the result of a dry run; nil means no effects.
 func printEffects(w io.Writer, e *api.Effects) {
 	if e == nil {
 		e = &api.Effects{}
@@ -254,7 +253,7 @@ func printEffects(w io.Writer, e *api.Effects) {
 		}
 		fmt.Fprintln(w, "nothing would change for any current connection"+where)
 	} else {
-		fmt.Fprintln(w, "current connections that would be judged otherwise:")
+		fmt.Fprintln(w, "current connections with a new verdict:")
 		t := newTable(w)
 		t.row("PEER", "PROTO", "SOURCE", "DESTINATION", "NOW", "THEN", "WHY")
 		for _, f := range e.Flows {
@@ -266,7 +265,7 @@ func printEffects(w io.Writer, e *api.Effects) {
 		fmt.Fprintf(w, "and %d more\n", e.MoreFlows)
 	}
 	if len(e.Pairs) > 0 {
-		fmt.Fprintln(w, "\nwhat endpoints may reach, by destination port:")
+		fmt.Fprintln(w, "\nallowed destination ports between endpoints:")
 		t := newTable(w)
 		t.row("FROM", "TO", "BEFORE", "AFTER")
 		for _, p := range e.Pairs {
@@ -278,11 +277,11 @@ func printEffects(w io.Writer, e *api.Effects) {
 		fmt.Fprintf(w, "and %d more\n", e.MorePairs)
 	}
 	if len(e.Silent) > 0 {
-		fmt.Fprintf(w, "\nnot asked, or without an answer, so that their connections are not in this: %s\n", strings.Join(e.Silent, ", "))
+		fmt.Fprintf(w, "\nwithout the connections of these peers, which did not answer: %s\n", strings.Join(e.Silent, ", "))
 	}
 }
 
-// side is one end of a flow, with the endpoint's name. What has no ports has port 0.
+// side formats one end of a flow, with the endpoint's name. Protocols without ports have port 0.
 func side(a netip.AddrPort, name string) string {
 	text := a.String()
 	if a.Port() == 0 {
@@ -305,8 +304,8 @@ func (a *app) policyGet() *cobra.Command {
 	var namespace, output string
 	cmd := &cobra.Command{
 		Use: "get [NAMESPACE/]NAME", Short: "print a policy's manifest", Args: cobra.ExactArgs(1),
-		Long: `Prints the manifest as it was applied, for apply to read again. namespace/NAME is the one
-that gives a namespace its labels.` + exitHelp,
+		Long: `Prints the manifest as it was applied, as input for apply. namespace/NAME prints the
+manifest with the labels of a namespace.` + exitHelp,
 		Example: "  weft policy get shop/db-access\n  weft policy get -n shop db-access -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if output != "yaml" && output != "json" {
@@ -322,7 +321,7 @@ that gives a namespace its labels.` + exitHelp,
 			}
 			i := slices.IndexFunc(list, func(p api.Policy) bool { return p.DocumentRef == ref })
 			if i < 0 {
-				return fmt.Errorf("there is no %s %s: `weft policy list` shows what is there", ref.Kind, ref.Name+inNamespace(ref))
+				return fmt.Errorf("there is no %s %s: `weft policy list` shows all", ref.Kind, ref.Name+inNamespace(ref))
 			}
 			if a.json || output == "json" {
 				return a.printManifestJSON(list[i].Manifest)

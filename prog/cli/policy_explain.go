@@ -22,27 +22,26 @@ import (
 func (a *app) policyExplain() *cobra.Command {
 	var lastDrops, verbose bool
 	cmd := &cobra.Command{
-		Use: "explain SRC DST [PORT[/PROTO] | icmp] | --last-drops [-v]", Short: "say whether a connection is allowed, and why",
-		Long: `Says whether SRC may connect to DST, and why: at both ends, which policies select it, the
-rule that allows, or of each rule the first thing that does not fit; and what the kernel
-there makes of it. SRC and DST are an address, NAME, NAMESPACE/NAME, HOST/NAME, a name in
-the DNS domain, or a container's id. PROTO is tcp (which is meant without one), udp or
-sctp. icmp asks about ping and the like, in IPv6 about ICMPv6. Without a port it says which
-ports can be reached.
+		Use: "explain SRC DST [PORT[/PROTO] | icmp] | --last-drops [-v]", Short: "explain whether a connection is allowed",
+		Long: `Explains whether SRC may connect to DST. For both ends it shows which policies select the
+endpoint, which rule allows the connection or why each rule does not match, and the kernel's
+verdict. SRC and DST are an address, NAME, NAMESPACE/NAME, HOST/NAME, a name in the DNS
+domain, or a container's id. PROTO is tcp (the default), udp or sctp. icmp asks about ICMP,
+such as ping; in IPv6 about ICMPv6. Without a port it lists the ports that can be reached.
 
-With --last-drops it does so for the packets that policies dropped on this host, newest
-first; those that policies in audit mode would have dropped are among them, and marked.
+With --last-drops it explains the packets that policies dropped on this host, newest first.
+It also lists, marked, the packets that policies in audit mode would have dropped.
 
-An answer is an answer: the exit code is 0 also where it is no.` + exitHelp,
+The exit code is also 0 if the connection is denied.` + exitHelp,
 		Example: "  weft policy explain shop/web shop/db 5432\n  weft policy explain 10.32.0.4 192.0.2.53 53/udp\n  weft policy explain shop/web shop/db icmp\n  weft policy explain shop/web shop/db\n  weft policy explain --last-drops -v",
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
 			case lastDrops && len(args) > 0:
-				return errors.New("--last-drops is about all packets that were dropped here: it takes no SRC and DST")
+				return errors.New("--last-drops shows all packets that were dropped here: it takes no SRC and DST")
 			case !lastDrops && (len(args) < 2 || len(args) > 3):
 				return errors.New("want SRC DST [PORT[/PROTO] | icmp], such as shop/web shop/db 5432/tcp, or --last-drops")
 			case !lastDrops && verbose:
-				return errors.New("--verbose goes with --last-drops: without it, all is told anyway")
+				return errors.New("--verbose needs --last-drops: the explanation of one connection is always complete")
 			}
 			return nil
 		},
@@ -68,15 +67,15 @@ An answer is an answer: the exit code is 0 also where it is no.` + exitHelp,
 			return a.show(e, func() { printExplanation(a.out, e) })
 		},
 	}
-	cmd.Flags().BoolVar(&lastDrops, "last-drops", false, "explain the packets that policies dropped last on this host")
-	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "with --last-drops, all that there is to say of each")
+	cmd.Flags().BoolVar(&lastDrops, "last-drops", false, "explain the packets that policies recently dropped on this host")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "with --last-drops: explain each packet in full")
 	return cmd
 }
 
-// icmp is the protocol that is asked about without a port.
+// icmp is the protocol without ports.
 const icmp = "ICMP"
 
-// parsePort reads PORT, PORT/PROTO or icmp.
+// parsePort parses PORT, PORT/PROTO or icmp.
 func parsePort(s string) (port uint16, protocol string, err error) {
 	if strings.EqualFold(s, icmp) {
 		return 0, icmp, nil
@@ -88,7 +87,7 @@ func parsePort(s string) (port uint16, protocol string, err error) {
 	protocol = strings.ToUpper(protocol)
 	n, err := strconv.ParseUint(number, 10, 16)
 	if err != nil || n == 0 || !slices.Contains([]string{"TCP", "UDP", "SCTP"}, protocol) {
-		return 0, "", fmt.Errorf("%q is no port: want 1 to 65535, and perhaps a protocol, such as 80, 80/tcp, 53/udp or 5060/sctp; or icmp", s)
+		return 0, "", fmt.Errorf("%q is no port: want 1 to 65535 with an optional protocol, such as 80, 80/tcp, 53/udp or 5060/sctp; or icmp", s)
 	}
 	return uint16(n), protocol, nil
 }
@@ -98,7 +97,7 @@ func printExplanation(w io.Writer, e api.Explanation) {
 	if e.Port == icmp {
 		what = " with " + icmp
 	}
-	if e.Open != "" { // a verdict is about any port then
+	if e.Open != "" { // then the verdict is about any port
 		what, asked = "", "any port"
 	}
 	fmt.Fprintf(w, "%s → %s%s: %s\n", partyName(e.Source), partyName(e.Destination), what, headline(e))
@@ -116,7 +115,7 @@ func printExplanation(w io.Writer, e api.Explanation) {
 			fmt.Fprintln(w, "\n"+title)
 		}
 		if v.Exempt != "" {
-			continue // the headline has said why nobody was asked
+			continue // the headline already gives the reason
 		}
 		printDecision(w, "Egress", v.Source, e.Source, v.Egress, asked)
 		printDecision(w, "Ingress", v.Destination, e.Destination, v.Ingress, asked)
@@ -140,7 +139,7 @@ func family(a netip.Addr) string {
 	return "IPv6"
 }
 
-// headline is the answer in one line.
+// headline returns the answer in one line.
 func headline(e api.Explanation) string {
 	if len(e.Verdicts) == 0 {
 		return "NO CONNECTION: they have no addresses of the same family"
@@ -178,7 +177,7 @@ func headline(e api.Explanation) string {
 
 func differing(d api.Decision) bool { return d.Kernel != nil && d.Kernel.Differs }
 
-// outcome is a verdict in words, with where it falls.
+// outcome describes a verdict, and at which end a connection is denied.
 func outcome(v api.Verdict) string {
 	var by []string
 	if !v.Egress.Allowed {
@@ -189,7 +188,7 @@ func outcome(v api.Verdict) string {
 	}
 	switch {
 	case v.Exempt != "":
-		return loud(v.Allowed) + ", and policies have no say: " + v.Exempt
+		return loud(v.Allowed) + "; policies do not apply: " + v.Exempt
 	case v.Allowed:
 		return "ALLOWED"
 	}
@@ -198,8 +197,8 @@ func outcome(v api.Verdict) string {
 
 func loud(yes bool) string { return strings.ToUpper(allowed(yes)) }
 
-// alike reports whether two verdicts differ in their addresses only. Counters may have moved
-// between the two questions.
+// alike reports whether two verdicts only differ in their addresses. It ignores counters, which may
+// change between the two queries.
 func alike(a, b api.Verdict) bool { return reflect.DeepEqual(withoutAddresses(a), withoutAddresses(b)) }
 
 func withoutAddresses(v api.Verdict) api.Verdict {
@@ -232,7 +231,7 @@ func anonymous(d *api.Decision, names *strings.Replacer) *api.Decision {
 	return &out
 }
 
-// printDecision prints what one end says of what was asked.
+// printDecision prints the decision of one end.
 func printDecision(w io.Writer, direction string, addr netip.Addr, p api.Party, d api.Decision, asked string) {
 	fmt.Fprintln(w)
 	switch {
@@ -247,9 +246,9 @@ func printDecision(w io.Writer, direction string, addr netip.Addr, p api.Party, 
 		}
 		printLines(w, decisionLines(d, asked))
 	case p.Node:
-		fmt.Fprintf(w, "%s at %v (the host %s itself): policies are about endpoints, not about hosts\n", direction, addr, p.Peer)
+		fmt.Fprintf(w, "%s at %v (the host %s itself): policies do not apply to hosts\n", direction, addr, p.Peer)
 	default:
-		fmt.Fprintf(w, "%s at %v: no endpoint of the network has this address, so that no policy selects it\n", direction, addr)
+		fmt.Fprintf(w, "%s at %v: no endpoint of the network has this address, so no policy selects it\n", direction, addr)
 	}
 }
 
@@ -267,7 +266,7 @@ func printLines(w io.Writer, lines []string) {
 	}
 }
 
-// decisionLines says all of a decision.
+// decisionLines describes a decision in full.
 func decisionLines(d api.Decision, asked string) []string {
 	out := []string{"no policy selects it: everything is allowed"}
 	if len(d.Policies) > 0 {
@@ -279,7 +278,7 @@ func decisionLines(d api.Decision, asked string) []string {
 	return append(out, kernelLines(d)...)
 }
 
-// reasonLines says which rule allows, or why none does.
+// reasonLines returns which rule allows, or why each rule does not.
 func reasonLines(d api.Decision, asked string) []string {
 	switch {
 	case d.Allowed && d.By != nil:
@@ -294,12 +293,12 @@ func reasonLines(d api.Decision, asked string) []string {
 	return out
 }
 
-// reasonText is a rule and what of it counts.
+// reasonText describes a rule, and why it matches or not.
 func reasonText(r api.Reason) string {
 	return strings.TrimSpace(r.Policy+" "+r.Rule) + ": " + r.Text
 }
 
-// auditLines says what the policies that are only tried would change.
+// auditLines describes what would change if policies in audit mode were enforced.
 func auditLines(d api.Decision, asked string) []string {
 	var tried []string
 	for _, p := range d.Audit.Policies {
@@ -307,14 +306,14 @@ func auditLines(d api.Decision, asked string) []string {
 			tried = append(tried, p)
 		}
 	}
-	out := []string{fmt.Sprintf("audit: it would be %s here if %s were enforced", loud(d.Audit.Allowed), cmp.Or(strings.Join(tried, ", "), "what is only tried"))}
+	out := []string{fmt.Sprintf("audit: it would be %s here if %s were enforced", loud(d.Audit.Allowed), cmp.Or(strings.Join(tried, ", "), "the policies in audit mode"))}
 	for _, line := range reasonLines(*d.Audit, asked) {
 		out = append(out, "  "+line)
 	}
 	return out
 }
 
-// kernelLines says whether the kernel judges alike. Where it does not, that is news.
+// kernelLines compares the decision with the kernel's verdict.
 func kernelLines(d api.Decision) []string {
 	switch k := d.Kernel; {
 	case k == nil && d.Unasked == "":
@@ -323,8 +322,8 @@ func kernelLines(d api.Decision) []string {
 		return []string{"the kernel was not asked: " + d.Unasked}
 	case k.Differs:
 		return []string{
-			fmt.Sprintf("THE KERNEL DIFFERS: this packet would be %s there (%s)", loud(k.Allowed), kernelText(*k)),
-			"  A change may be on its way: wait a moment and ask again. If it stays so, see `weft status policy`,",
+			fmt.Sprintf("THE KERNEL DIFFERS: its verdict for this packet is %s (%s)", loud(k.Allowed), kernelText(*k)),
+			"  A change may not be applied yet: ask again in a few seconds. If it still differs, see `weft status policy`,",
 			fmt.Sprintf("  and `weft report` and the agent's log on %s.", cmp.Or(d.Peer, "that host")),
 		}
 	default:
@@ -339,10 +338,10 @@ func kernelText(k api.Kernel) string {
 	return fmt.Sprintf("chain %s, %s dropped so far", k.Chain, words.Count(k.Dropped, "packet"))
 }
 
-// printDrops prints a line for each kind of packet, and in full what is to be said of it.
+// printDrops prints a line for each kind of packet, and with full its explanation.
 func printDrops(w io.Writer, drops []api.Drop, full bool, zone *time.Location) {
 	if len(drops) == 0 {
-		fmt.Fprintln(w, "no packet is known that a policy dropped on this host (each host knows its own)")
+		fmt.Fprintln(w, "no known packet was dropped by a policy on this host (each host lists its own drops)")
 		return
 	}
 	t := newTable(w)
@@ -354,14 +353,14 @@ func printDrops(w io.Writer, drops []api.Drop, full bool, zone *time.Location) {
 		t.row(d.Last.In(zone).Format(time.DateTime), fmt.Sprintf("%d×", d.Count), d.Direction, d.Protocol,
 			side(d.Source, d.From)+" → "+side(d.Dest, d.To), mark+shortReason(d))
 		if full {
-			t.flush() // before lines that are no part of the columns
+			t.flush() // the following lines must not widen the columns
 			printLines(w, decisionLines(d.Decision, "it"))
 		}
 	}
 	t.flush()
 }
 
-// shortReason is why a packet was dropped, as the policies of now see it.
+// shortReason returns why a packet was dropped, according to the current policies.
 func shortReason(d api.Drop) string {
 	dec := d.Decision
 	if d.Audit && dec.Audit != nil {
@@ -369,9 +368,9 @@ func shortReason(d api.Drop) string {
 	}
 	switch {
 	case dec.Allowed && dec.By != nil:
-		return "by now it is allowed, by " + reasonText(*dec.By)
+		return "now allowed by " + reasonText(*dec.By)
 	case dec.Allowed:
-		return "by now it is allowed"
+		return "now allowed"
 	case len(dec.Misses) == 0:
 		return "no policy allows it"
 	}

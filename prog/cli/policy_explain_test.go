@@ -11,7 +11,7 @@ import (
 	"weft/prog/api"
 )
 
-// sampleExplanation is denied by ingress, in both families.
+// sampleExplanation is denied by ingress in both families.
 func sampleExplanation() api.Explanation {
 	e := api.Explanation{
 		Source:      api.Party{Asked: "shop/web", Endpoint: "shop/web", Labels: map[string]string{"app": "web", "tier": "front"}, Peer: "9bad1c5cd23bfaef(h1)"},
@@ -37,10 +37,10 @@ func sampleExplanation() api.Explanation {
 	return e
 }
 
-// explanations are the situations that are told in other words.
+// explanations are variants of the sample that are printed differently.
 func explanations() map[string]api.Explanation {
 	out := map[string]api.Explanation{"denied": sampleExplanation()}
-	out["families"] = changed(func(e *api.Explanation) { // one family is let in, and the kernel lags behind
+	out["families"] = changed(func(e *api.Explanation) { // one family is allowed, and the kernel is behind
 		in := &e.Verdicts[1].Ingress
 		in.Allowed, in.Misses, in.By = true, nil, &api.Reason{Policy: "shop/db-access", Rule: "spec.ingress[1]", Text: "fd00::4 is in fd00::/64 on 5432/TCP"}
 		e.Verdicts[1].Allowed, in.Kernel.Differs = true, true
@@ -107,12 +107,12 @@ func TestDropsForPeople(t *testing.T) {
 		golden(t, "policy-"+name, out.String())
 	}
 	var out bytes.Buffer
-	if printDrops(&out, nil, true, time.UTC); !strings.Contains(out.String(), "no packet is known") {
+	if printDrops(&out, nil, true, time.UTC); !strings.Contains(out.String(), "no known packet") {
 		t.Error(out.String())
 	}
 }
 
-// Words and JSON, from the answer of an agent.
+// policy explain prints the agent's answer as text and as JSON.
 func TestExplain(t *testing.T) {
 	socket := servePolicies(t, &policyAgent{explanation: sampleExplanation(), drops: sampleDrops()})
 	for want, args := range map[string][]string{
@@ -133,7 +133,7 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// What the agent is asked.
+// Arguments of policy explain become the agent's request.
 func TestExplainRequests(t *testing.T) {
 	agent := &policyAgent{}
 	socket := servePolicies(t, agent)

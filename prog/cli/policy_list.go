@@ -16,7 +16,7 @@ import (
 func (a *app) policyList() *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
-		Use: "list", Short: "show all policies, and the namespaces that have labels", Args: cobra.NoArgs,
+		Use: "list", Short: "list all policies, and the namespaces with labels", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			list, err := a.client().Policies(cmd.Context())
 			if err != nil {
@@ -30,7 +30,7 @@ func (a *app) policyList() *cobra.Command {
 			return a.show(append([]api.Policy{}, list...), func() { printPolicies(a.out, list) })
 		},
 	}
-	namespaceFlag(cmd, &namespace, "only this namespace's")
+	namespaceFlag(cmd, &namespace, "list only this namespace")
 	a.jsonFlag(cmd)
 	return cmd
 }
@@ -45,7 +45,7 @@ func printPolicies(w io.Writer, list []api.Policy) {
 		}
 	}
 	if len(policies) == 0 {
-		fmt.Fprintln(w, "no policies: everything is allowed (`weft policy apply -f FILE` takes one in)")
+		fmt.Fprintln(w, "no policies: everything is allowed (`weft policy apply -f FILE` adds one)")
 	} else {
 		t := newTable(w)
 		t.row("NAMESPACE", "NAME", "SELECTS", "TYPES", "ENDPOINTS", "MODE", "WRITTEN", "BY")
@@ -66,7 +66,7 @@ func printPolicies(w io.Writer, list []api.Policy) {
 	t.flush()
 }
 
-// written says how old a document is, about, as kubectl does.
+// written returns the approximate age of a document, as kubectl formats it.
 func written(p api.Policy) string {
 	d := time.Since(p.Written)
 	switch {

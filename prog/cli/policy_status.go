@@ -17,7 +17,7 @@ import (
 
 func (a *app) statusPolicy() *cobra.Command {
 	return &cobra.Command{
-		Use: "policy", Short: "show which policies are in force, and where not yet", Args: cobra.NoArgs,
+		Use: "policy", Short: "show policies, and the peers that do not enforce them yet", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.client().PolicyStatus(cmd.Context())
 			if err != nil {
@@ -80,7 +80,7 @@ func printPolicyStatus(w io.Writer, s api.PolicyStatus) {
 	}
 }
 
-// mode says whether a policy is in force, all of it, or only tried.
+// mode returns whether a policy is enforced, in audit mode, or not fully understood.
 func mode(audit bool, unread []string) string {
 	switch {
 	case audit && len(unread) > 0:
@@ -93,13 +93,13 @@ func mode(audit bool, unread []string) string {
 	return "enforced"
 }
 
-// printUnread says what of policies is not understood.
+// printUnread prints the parts of policies that this version does not understand.
 func printUnread(w io.Writer, list []api.PolicyInForce) {
 	list = slices.DeleteFunc(slices.Clone(list), func(p api.PolicyInForce) bool { return len(p.Unread) == 0 })
 	if len(list) == 0 {
 		return
 	}
-	fmt.Fprintln(w, "\nnot read as it is written; what cannot be read allows nothing (correct it, or update Weft):")
+	fmt.Fprintln(w, "\nnot fully understood; the parts below allow nothing (correct them, or update Weft):")
 	t := newTable(w)
 	t.row("POLICY", "WHAT")
 	for _, p := range list {
@@ -110,61 +110,61 @@ func printUnread(w io.Writer, list []api.PolicyInForce) {
 	t.flush()
 }
 
-// printPolicy prints the part of weft status that is about policies.
+// printPolicy prints the policy section of weft status.
 func printPolicy(w io.Writer, r api.PolicyReport) {
 	b := block{w}
 	b.line("Service", "policy")
 	if r.Current {
 		b.line("Status", "in force")
 	} else {
-		b.line("Status", "not all that is known is in force on this host yet: see `weft status policy` and the agent's log")
+		b.line("Status", "this host does not enforce all known policies yet: see `weft status policy` and the agent's log")
 	}
 	policies := fmt.Sprint(r.Policies)
 	if r.Audit > 0 {
 		policies += fmt.Sprintf(" (%d of them in audit mode)", r.Audit)
 	}
 	if r.Partial > 0 {
-		policies += fmt.Sprintf(" (%d of them not understood completely: see `weft status policy`)", r.Partial)
+		policies += fmt.Sprintf(" (%d of them not fully understood: see `weft status policy`)", r.Partial)
 	}
 	b.line("Policies", "%s", policies)
 	b.line("Isolated", "%s", words.Count(r.Isolated, "endpoint"))
 	b.line("Dropped", "%s", words.Count(r.Dropped["ingress"]+r.Dropped["egress"], "packet"))
 }
 
-// peerName is a peer as all output names one.
+// peerName returns a peer's name as all output shows it.
 func peerName(p api.PeerPolicies) string { return p.Peer + "(" + p.Nickname + ")" }
 
-// lack is why a peer does not enforce what it should.
+// lack returns why a peer does not enforce the current policies.
 func lack(p api.PeerPolicies) string {
 	switch {
 	case p.Error != "":
 		return p.Error
 	case p.Unreachable:
-		return "unreachable: it gets what is missing when it is back"
+		return "unreachable: it gets the changes when it is back"
 	case p.Generation == "":
 		return "it enforces nothing yet"
 	}
 	return "it still enforces generation " + p.Generation
 }
 
-// pollPolicies is how long waitInForce leaves the peers alone between two questions.
+// pollPolicies is the interval at which waitInForce asks the peers.
 const pollPolicies = 250 * time.Millisecond
 
-// waitInForce waits until every peer that can be reached enforces a generation.
+// waitInForce waits until every reachable peer enforces a generation.
 func (a *app) waitInForce(ctx context.Context, generation string, timeout time.Duration) error {
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	last, err := a.followPolicies(limited, generation)
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("applied, but no longer waited for: %w", ctx.Err())
+		return fmt.Errorf("applied, but waiting was interrupted: %w", ctx.Err())
 	case err != nil:
-		return fmt.Errorf("applied, but it is not known where it is in force: %w", err)
+		return fmt.Errorf("applied, but the agent does not report where it is in force: %w", err)
 	case !last.over():
 		return last.failure(timeout)
 	}
 	for _, p := range last.unreachable {
-		fmt.Fprintf(a.err, "%s is unreachable: it gets this when it is back\n", peerName(p))
+		fmt.Fprintf(a.err, "%s is unreachable: it gets the change when it is back\n", peerName(p))
 	}
 	if !a.json {
 		fmt.Fprintf(a.out, "in force on %s\n", words.Count(len(last.done), "peer"))
@@ -172,8 +172,8 @@ func (a *app) waitInForce(ctx context.Context, generation string, timeout time.D
 	return nil
 }
 
-// followPolicies asks who enforces a generation until all do or the context ends, and shows
-// a person how far it is.
+// followPolicies asks the peers until all enforce a generation or the context ends. On a terminal it
+// shows progress.
 func (a *app) followPolicies(ctx context.Context, generation string) (last waiting, err error) {
 	client, terminal := a.client(), isTerminal(a.err)
 	for {
@@ -194,18 +194,18 @@ func (a *app) followPolicies(ctx context.Context, generation string) (last waiti
 				continue
 			}
 		}
-		if terminal { // what comes next has the line for itself
+		if terminal { // clear the progress line
 			fmt.Fprint(a.err, "\r\x1b[K")
 		}
 		return last, nil
 	}
 }
 
-// waiting is which peers enforce a generation.
+// waiting holds the peers by whether they enforce a generation.
 type waiting struct{ done, lacking, unreachable []api.PeerPolicies }
 
-// waitingFor sorts the peers. Where somebody has applied more since, whoever is up to date
-// has this generation's documents too, or newer ones.
+// waitingFor sorts the peers. If policies were changed again meanwhile, a peer that is up to date
+// counts as done: it has this generation's documents or newer ones.
 func waitingFor(s api.PolicyStatus, generation string) (out waiting) {
 	overtaken := s.Generation != generation
 	for _, p := range s.Peers {
@@ -221,20 +221,21 @@ func waitingFor(s api.PolicyStatus, generation string) (out waiting) {
 	return out
 }
 
-// over reports whether all have it. Nobody is not all: this peer itself is always there.
+// over reports whether all reachable peers are done. An empty list is no answer, since it would
+// contain at least this peer.
 func (x waiting) over() bool { return len(x.done) > 0 && len(x.lacking) == 0 }
 
 func (x waiting) reachable() int { return len(x.done) + len(x.lacking) }
 
-// failure names the peers that are late.
+// failure returns an error with the peers that are late.
 func (x waiting) failure(timeout time.Duration) error {
 	if len(x.lacking) == 0 {
-		return errors.New("applied, but no peer said within " + timeout.String() + " what it enforces: see `weft status policy`")
+		return errors.New("applied, but no peer reported its policies within " + timeout.String() + ": see `weft status policy`")
 	}
 	var late []string
 	for _, p := range x.lacking {
 		late = append(late, peerName(p)+" ("+lack(p)+")")
 	}
-	return fmt.Errorf("applied, but after %v %d of %s did not enforce it: %s; `weft status policy` shows when they do",
+	return fmt.Errorf("applied, but after %v %d of %s did not enforce it: %s; `weft status policy` shows their progress",
 		timeout, len(late), words.Count(x.reachable(), "peer"), strings.Join(late, ", "))
 }

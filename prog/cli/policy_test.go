@@ -23,7 +23,7 @@ import (
 
 const storedManifest = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: db-access\n  namespace: shop\n"
 
-// policyAgent is an agent with canned answers, which keeps what it was asked.
+// policyAgent is an agent with canned answers that records requests.
 type policyAgent struct {
 	apply   api.ApplyRequest
 	remove  api.DeleteRequest
@@ -33,7 +33,7 @@ type policyAgent struct {
 	explanation api.Explanation
 	drops       []api.Drop
 
-	asked  atomic.Int32 // for the status
+	asked  atomic.Int32 // number of status requests
 	status func(n int32) api.PolicyStatus
 }
 
@@ -122,7 +122,7 @@ func samplePolicyStatus() api.PolicyStatus {
 	}
 }
 
-// golden compares an output with a file of testdata.
+// golden compares output with a file of testdata.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name+".golden")
@@ -196,7 +196,7 @@ func TestPolicyJSON(t *testing.T) {
 	}
 }
 
-// What the agent is asked.
+// Arguments of policy commands become the agent's request.
 func TestPolicyRequests(t *testing.T) {
 	agent := &policyAgent{}
 	socket := servePolicies(t, agent)
@@ -279,7 +279,7 @@ func TestWaitInForce(t *testing.T) {
 	for name, tt := range map[string]struct {
 		status   func(n int32) api.PolicyStatus
 		code     int
-		out, err string // what is said at the end
+		out, err string // the last output
 	}{
 		"all have it": {func(int32) api.PolicyStatus { return peers("g2", h1, h1) }, ExitOK, "in force on 2 peers\n", ""},
 		"later": {func(n int32) api.PolicyStatus {
@@ -292,7 +292,7 @@ func TestWaitInForce(t *testing.T) {
 		"applied over":       {func(int32) api.PolicyStatus { return peers("g3", newer, newer) }, ExitOK, "in force on 2 peers\n", ""},
 		"applied over, late": {func(int32) api.PolicyStatus { return peers("g3", newer, late) }, ExitFailed, "", "1 of 2 peers did not enforce it: bb(h2) (it still enforces generation g1)"},
 		"one lacks it":       {func(int32) api.PolicyStatus { return peers("g2", h1, late, failing, gone) }, ExitFailed, "", "2 of 3 peers did not enforce it: bb(h2) (it still enforces generation g1), dd(h4) (no nftables)"},
-		"nobody":             {func(int32) api.PolicyStatus { return peers("g2") }, ExitFailed, "", "no peer said"},
+		"nobody":             {func(int32) api.PolicyStatus { return peers("g2") }, ExitFailed, "", "no peer reported"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

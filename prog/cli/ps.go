@@ -11,21 +11,22 @@ import (
 	"weft/prog/words"
 )
 
-// chosen are the endpoints that words name, in their order. One that names none is an error.
+// chosen returns the endpoints that the arguments name, in the order of all. An argument that matches
+// none is an error.
 func chosen(ctx context.Context, all []api.Endpoint, named []string) ([]api.Endpoint, error) {
 	keep := make([]bool, len(all))
 	for _, word := range named {
 		if word == "" {
-			return nil, words.Misused(errors.New("which container? A word is empty"))
+			return nil, words.Misused(errors.New("a container's name is empty: give an id, a name, a PID or a path"))
 		}
 		matches := containersOf(all, word)
 		if !slices.Contains(matches, true) {
-			if c, err := findContainer(ctx, word); err == nil { // a PID, a path, or what only Docker knows it by
+			if c, err := findContainer(ctx, word); err == nil { // a PID, a path, or a name that only Docker knows
 				matches = containersOf(all, c.id)
 			}
 		}
 		if !slices.Contains(matches, true) {
-			return nil, fmt.Errorf("%s is not attached to this host (`weft ps` lists what is)", word)
+			return nil, fmt.Errorf("%s is not attached to this host (`weft ps` lists the attached ones)", word)
 		}
 		for i, match := range matches {
 			keep[i] = keep[i] || match
@@ -40,8 +41,8 @@ func chosen(ctx context.Context, all []api.Endpoint, named []string) ([]api.Endp
 	return out, nil
 }
 
-// containersOf marks the endpoints of containers with this id or name, with or without the
-// namespace, or else those whose id begins so.
+// containersOf marks the endpoints of containers with this id or name, with or without namespace. If
+// there are none, it marks those whose id begins with the argument.
 func containersOf(all []api.Endpoint, word string) []bool {
 	exact, begin := make([]bool, len(all)), make([]bool, len(all))
 	for i, e := range all {

@@ -1,9 +1,10 @@
-// Package cli is Weft's command line. Its commands follow Weave Net's, so that its
-// users feel at home. A command parses, asks the agent over the control socket,
-// and prints; what it prints is a table that aligns, or JSON with --json.
+// Package cli is Weft's command line. Its commands resemble Weave Net's, which its users know. A
+// command parses its arguments, asks the agent over the control socket, and prints an aligned
+// table, or JSON with --json. A command runs in one goroutine and shares no state with others.
+// It never changes the kernel or the mesh itself, except for weft reset, lab and datapath.
 //
-// An error says what happened, to what, and what to do next, on standard error,
-// and the exit code says which kind it was (see the Exit constants).
+// Errors go to standard error. They say what happened, to what, and what to do next. The exit code
+// says which kind of error it was (see the Exit constants).
 package cli
 
 import (
@@ -29,11 +30,11 @@ import (
 // Exit codes.
 const (
 	ExitOK         = 0
-	ExitFailed     = 1 // it did not work; the message says why
+	ExitFailed     = 1 // the command failed; the message says why
 	ExitUsage      = 2 // unknown command or flag, or an unusable argument
 	ExitNotRunning = 3 // no agent runs on this host
-	ExitNotReady   = 4 // the agent runs, but cannot do that yet: try again later; of status: this host is not ready
-	ExitCopy       = 5 // this host is a copy of another one: starting it again does not help
+	ExitNotReady   = 4 // the agent runs, but cannot do that yet: try again later; from status: this host is not ready
+	ExitCopy       = 5 // this host is a copy of another one: starting the agent again does not help
 )
 
 const exitHelp = `
@@ -43,7 +44,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent runs here, 4 not ready, 
 // Version is set by the build.
 var Version = "dev"
 
-// app is what every command needs.
+// app holds what all commands share.
 type app struct {
 	in       io.Reader
 	out, err io.Writer
@@ -51,7 +52,7 @@ type app struct {
 	json     bool
 }
 
-// errNotReady is the exit code of a command that has printed why this host is not ready.
+// errNotReady sets the exit code of a command that has already printed why this host is not ready.
 var errNotReady = errors.New("not ready")
 
 // Main runs the command line and returns its exit code.
@@ -75,7 +76,7 @@ func Main(args []string, in io.Reader, out, errOut io.Writer) int {
 	return code
 }
 
-// exitCode is the one place where an error becomes an exit code.
+// exitCode maps errors to exit codes. No other code does that.
 func exitCode(err error) int {
 	if exit, ok := errors.AsType[*lab.ExitError](err); ok {
 		return exit.Code
@@ -108,7 +109,7 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "weft",
 		Short:         "an encrypted mesh network for containers",
-		Long:          "Weft gives every container an address and a safe path to every other one.\n" + exitHelp,
+		Long:          "Weft gives every container an address and an encrypted path to every other container.\n" + exitHelp,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,

@@ -19,27 +19,28 @@ import (
 	"weft/prog/words"
 )
 
-// settingsFile is where this host's settings are. It is read by launch and agent, under the
-// environment, which is under the flags; launch writes into it what it was told.
+// settingsFile is the default file of this host's settings. launch and agent read it; environment
+// variables override it, and flags override both. launch saves its flags in it.
 const settingsFile = "/etc/weft/weft.yaml"
 
-// settingsMark begins a file that launch made. Reset removes a file with this line, and no other.
+// settingsMark is the first line of a file that launch made. Reset only removes a file with this
+// line.
 const settingsMark = "# Made by `weft launch`; `weft reset` removes this file. Without this line it stays."
 
-// notInFile are flags that are no settings. A token is a secret: its place is the state folder.
+// notInFile lists flags that are no settings. A token is secret, so it belongs in the state folder.
 var notInFile = []string{"help", "json", "socket", "token", "wait", "settings", "found"}
 
-// origins say where the value of each flag came from that is not its default.
+// origins holds the origin of each flag's value that is not the default.
 type origins map[string]string
 
-// settings are the entries of a settings file.
+// settings holds the entries of a settings file.
 type settings struct {
 	path    string
 	text    []byte
 	entries map[string]json.RawMessage
 }
 
-// readSettings reads a settings file. One that is not there has no entries.
+// readSettings reads a settings file. A missing file has no entries.
 func readSettings(path string) (s settings, err error) {
 	s.path = path
 	s.text, err = os.ReadFile(path)
@@ -55,15 +56,15 @@ func readSettings(path string) (s settings, err error) {
 	return s, nil
 }
 
-// unreadable says for people, on one line, why a text holds no settings. The YAML package names Go's
-// types, and only some of its errors name a line.
+// unreadable describes in one line why a text is no valid settings file. The YAML package's errors
+// contain Go types, and only some name a line.
 func unreadable(path string, text []byte, err error) error {
 	why := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")
 	if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok { // a text, a number or a list
 		start := firstEntry.FindIndex(text)
 		why = fmt.Sprintf("line %d: there is no key with a value", 1+bytes.Count(text[:start[0]], []byte("\n")))
 	} else if twice := keyTwice.FindStringSubmatch(why); twice != nil {
-		why = twice[1] + twice[2] + " is there a second time"
+		why = twice[1] + twice[2] + " is set twice"
 	} else if strings.Contains(why, "invalid map key") {
 		why = "a key is no text"
 	}
@@ -76,15 +77,15 @@ func unreadable(path string, text []byte, err error) error {
 
 var (
 	firstEntry = regexp.MustCompile(`(?m)^[ \t]*[^#\s]|\z`)                             // the first line that is neither empty nor a comment
-	keyTwice   = regexp.MustCompile(`(line \d+: )key "?([^"\n]+)"? already set in map`) // as the YAML package words it
+	keyTwice   = regexp.MustCompile(`(line \d+: )key "?([^"\n]+)"? already set in map`) // error text of the YAML package
 )
 
-// keyAt matches the line where the entry of a key begins.
+// keyAt matches the beginning of a key's entry.
 func keyAt(key string) *regexp.Regexp {
 	return regexp.MustCompile(`(?m)^["']?` + regexp.QuoteMeta(key) + `["']?[ \t]*:`)
 }
 
-// at is where a key is, for a person.
+// at returns the file, line and name of a key, for errors.
 func (s settings) at(key string) string {
 	where := s.path
 	if found := keyAt(key).FindIndex(s.text); found != nil {
@@ -104,9 +105,9 @@ func (s settings) apply(flags *pflag.FlagSet, from origins) error {
 		f := flags.Lookup(key)
 		switch {
 		case key == "token":
-			return words.Misused(fmt.Errorf("%s: a token does not belong into this file, which others may read: give it once with `weft launch --token -`, or put it into /var/lib/weft/secret (mode 0600)", s.at(key)))
+			return words.Misused(fmt.Errorf("%s: a token does not belong into this file, since other users can read it: give it once with `weft launch --token -`, or put it into /var/lib/weft/secret (mode 0600)", s.at(key)))
 		case f == nil || slices.Contains(notInFile, key):
-			return words.Misused(fmt.Errorf("%s: there is no such setting%s: `weft config view` lists them", s.at(key), didYouMean(key, flags)))
+			return words.Misused(fmt.Errorf("%s: there is no such setting%s: `weft config view` lists all", s.at(key), didYouMean(key, flags)))
 		}
 		values, err := flagValues(f, s.entries[key])
 		if err != nil {
@@ -123,8 +124,8 @@ func (s settings) apply(flags *pflag.FlagSet, from origins) error {
 	return nil
 }
 
-// applyDirs sets the folders that a command was not given to what the settings file says: the agent
-// uses those.
+// applyDirs sets folders that were not given as flags from the settings file, since the agent uses
+// those.
 func applyDirs(path string, flags *pflag.FlagSet) error {
 	file, err := readSettings(path)
 	if err != nil {
@@ -138,7 +139,7 @@ func applyDirs(path string, flags *pflag.FlagSet) error {
 	return file.apply(flags, origins{})
 }
 
-// didYouMean names the setting that was meant where only case or the kind of dash differ, or one letter.
+// didYouMean suggests a setting whose name only differs in case, dashes or underscores.
 func didYouMean(key string, flags *pflag.FlagSet) (hint string) {
 	plain := func(s string) string { return strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(s)) }
 	flags.VisitAll(func(f *pflag.Flag) {
@@ -149,7 +150,7 @@ func didYouMean(key string, flags *pflag.FlagSet) (hint string) {
 	return hint
 }
 
-// flagValues are what an entry says for a flag, which tells of which type it has to be.
+// flagValues converts an entry to values of a flag, and checks its type.
 func flagValues(f *pflag.Flag, raw json.RawMessage) ([]string, error) {
 	_, list := f.Value.(pflag.SliceValue)
 	var v any
@@ -208,7 +209,7 @@ func kindOf(f *pflag.Flag) string {
 
 func setFlag(flags *pflag.FlagSet, f *pflag.Flag, values []string) error {
 	if slice, ok := f.Value.(pflag.SliceValue); ok {
-		if len(values) != 1 { // Set splits one text at its commas
+		if len(values) != 1 { // Set would split a single text at its commas
 			f.Changed = true
 			return slice.Replace(values)
 		}
@@ -216,7 +217,7 @@ func setFlag(flags *pflag.FlagSet, f *pflag.Flag, values []string) error {
 	return flags.Set(f.Name, values[0])
 }
 
-// with is the file's text with other values for some keys; all other lines stay as they are.
+// with returns the file's text with some keys changed, and all other lines kept.
 func (s settings) with(given map[string]string) []byte {
 	text := s.text
 	if len(bytes.TrimSpace(text)) == 0 {
@@ -243,7 +244,8 @@ func (s settings) with(given map[string]string) []byte {
 	return text
 }
 
-// entryEnd is how long an entry goes on: to the next line that is neither indented nor an item of a list.
+// entryEnd returns the length of an entry. It ends at the next line that is neither indented nor a
+// list item.
 func entryEnd(text []byte) int {
 	end := 0
 	for {
@@ -258,7 +260,7 @@ func entryEnd(text []byte) int {
 	}
 }
 
-// givenSettings are the flags of a command line that the settings file can hold, as YAML.
+// givenSettings returns the given flags that the settings file can hold, as YAML.
 func givenSettings(flags *pflag.FlagSet, from origins) map[string]string {
 	given := map[string]string{}
 	flags.Visit(func(f *pflag.Flag) {
@@ -269,7 +271,7 @@ func givenSettings(flags *pflag.FlagSet, from origins) map[string]string {
 		if slice, ok := f.Value.(pflag.SliceValue); ok {
 			v = append([]string{}, slice.GetSlice()...)
 		}
-		data, _ := json.Marshal(v) // texts always can
+		data, _ := json.Marshal(v) // strings and lists of them never fail
 		if t := f.Value.Type(); t == "int" || t == "bool" {
 			data = []byte(f.Value.String())
 		}
@@ -278,8 +280,8 @@ func givenSettings(flags *pflag.FlagSet, from origins) map[string]string {
 	return given
 }
 
-// saveSettings writes what launch was told into the settings file, so that the next launch, and
-// a unit, need not be told again.
+// saveSettings writes the flags of launch into the settings file, so that later launches and units
+// use them.
 func saveSettings(path string, given map[string]string) error {
 	if len(given) == 0 {
 		return nil
@@ -293,12 +295,12 @@ func saveSettings(path string, given map[string]string) error {
 		return nil
 	}
 	if err := yaml.UnmarshalStrict(text, &map[string]json.RawMessage{}); err != nil {
-		return fmt.Errorf("settings file %s: its form is too unusual for `weft launch` to write into it: write one key per line, such as `mtu: 1300`", path)
+		return fmt.Errorf("settings file %s: `weft launch` cannot edit its form: write one key per line, such as `mtu: 1300`", path)
 	}
 	return replaceFile(path, text)
 }
 
-// restore makes the file what it was when it was read.
+// restore writes back the file as it was read.
 func (s settings) restore() error {
 	if s.text == nil {
 		return removeSettings(s.path)
@@ -306,7 +308,7 @@ func (s settings) restore() error {
 	return replaceFile(s.path, s.text)
 }
 
-// replaceFile writes a file whole or not at all.
+// replaceFile replaces a file atomically.
 func replaceFile(path string, text []byte) error {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
@@ -318,7 +320,7 @@ func replaceFile(path string, text []byte) error {
 	if err != nil {
 		return fmt.Errorf("settings: %w", err)
 	}
-	defer os.Remove(tmp.Name()) // fails once it is renamed
+	defer os.Remove(tmp.Name()) // fails after the rename
 	_, err = tmp.Write(text)
 	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
 		return fmt.Errorf("settings: %w", err)
@@ -341,11 +343,11 @@ func removeSettings(path string) error {
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("settings: %w", err)
 	}
-	_ = os.Remove(filepath.Dir(path)) // it may hold other files
+	_ = os.Remove(filepath.Dir(path)) // fails if it holds other files
 	return nil
 }
 
-// listSettings are all settings with their values and where they came from.
+// listSettings returns all settings with their values and origins.
 func listSettings(flags *pflag.FlagSet, from origins) (list []api.Setting) {
 	flags.VisitAll(func(f *pflag.Flag) {
 		if slices.Contains(notInFile, f.Name) {

@@ -51,8 +51,8 @@ func TestMistakesInTheSettingsFileNameLineAndKey(t *testing.T) {
 		"port: [1, 2]\n":                     "line 1: port: want a whole number, not a list",
 		"token: weft1-verysecret\n":          "a token does not belong into this file",
 		"wait: 1m\n":                         "there is no such setting",
-		"mtu: 1300\nmtu: 1400\n":             "line 2: mtu is there a second time",
-		"mtu: 1\nport: 2\nmtu: 3\nport: 4\n": "line 3: mtu is there a second time: want lines",
+		"mtu: 1300\nmtu: 1400\n":             "line 2: mtu is set twice",
+		"mtu: 1\nport: 2\nmtu: 3\nport: 4\n": "line 3: mtu is set twice: want lines",
 		"mtu: [\n":                           "line 1: did not find expected",
 		"mtu: a: b\n":                        "weft.yaml: mapping values are not allowed",
 		"mtu":                                "weft.yaml, line 1: there is no key with a value: want lines such as `mtu: 1300`",
@@ -71,7 +71,7 @@ func TestMistakesInTheSettingsFileNameLineAndKey(t *testing.T) {
 	}
 }
 
-// Every setting can be in the file: what launch saves of it is read as the same.
+// Every setting can be in the file, and reading what launch saves gives the same values.
 func TestWhatLaunchSavesIsReadAgain(t *testing.T) {
 	args := []string{
 		"--mtu=1300", "--nickname=a: \"#b\"", "--no-dns=false", "--dns-ttl=90s", "--advertise=192.0.2.1,2001:db8::1", "--ipalloc-exclude=", "--policy-exempt=none",
@@ -116,7 +116,7 @@ func TestWhatLaunchSavesIsReadAgain(t *testing.T) {
 	}
 }
 
-// flagsOf are the flags as a command line sets them.
+// flagsOf returns flags as a command line sets them.
 func (f *launchFlags) flagsOf(t *testing.T, args []string) *pflag.FlagSet {
 	t.Helper()
 	cmd := (&app{}).agent()
@@ -142,7 +142,7 @@ func TestResetRemovesOnlyASettingsFileThatLaunchMade(t *testing.T) {
 	}
 }
 
-// Each setting is documented, with the default that it has.
+// Each setting is documented with its default.
 func TestSettingsAreDocumented(t *testing.T) {
 	doc, err := os.ReadFile("../../site/docs/settings.md")
 	if err != nil {
@@ -154,7 +154,7 @@ func TestSettingsAreDocumented(t *testing.T) {
 	}
 	for _, s := range list {
 		row := "| `" + s.Name + "` | "
-		if s.Value != "" && s.Name != "nickname" { // which is this machine's
+		if s.Value != "" && s.Name != "nickname" { // the default nickname is this machine's name
 			row += "`" + s.Value + "`"
 		}
 		if !strings.Contains(string(doc), "\n"+row) {
@@ -172,7 +172,7 @@ func TestConfigViewWithoutAgent(t *testing.T) {
 	if code != ExitOK || !strings.Contains(out, "mtu") || !strings.Contains(out, path) || !strings.Contains(out, "default") {
 		t.Errorf("%d %s %s", code, out, errOut)
 	}
-	for unit, want := range map[bool]int{true: 1, false: 2} { // a unit has its flags again, launch need not
+	for unit, want := range map[bool]int{true: 1, false: 2} { // a unit is started with its flags again, launch need not be
 		if got := changing([]api.Setting{{Name: "mtu", Value: "1300", Origin: api.FromFile}, {Name: "port", Value: "1", Origin: api.FromFlag}},
 			[]api.Setting{{Name: "mtu", Value: "1400", Origin: api.FromFile}, {Name: "port", Value: "2", Origin: api.FromFile}}, unit); len(got) != want || got[0].Name != "mtu" {
 			t.Errorf("%+v", got)

@@ -16,8 +16,8 @@ import (
 
 func (a *app) status() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "status", Short: "show how this host and its network are", Args: cobra.NoArgs,
-		Long: "Shows the state of the agent, the mesh and the addresses, and exits with 4 while this host is not ready.\nThe subcommands show one part in full." + exitHelp,
+		Use: "status", Short: "show the state of this host and its network", Args: cobra.NoArgs,
+		Long: "Shows the state of the agent, the mesh and the addresses, and exits with 4 while this host is not ready.\nEach subcommand shows one part in detail." + exitHelp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := a.client().Report(cmd.Context())
 			if err == nil {
@@ -43,7 +43,7 @@ func (a *app) status() *cobra.Command {
 			RunE: a.printReport(func(r api.Report) any { return r.Router.Targets }, printTargets),
 		},
 		&cobra.Command{
-			Use: "ipam", Short: "show who owns which addresses", Args: cobra.NoArgs,
+			Use: "ipam", Short: "show which peers own which addresses", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				r, err := a.reportWithUsage(cmd.Context())
 				if err != nil {
@@ -57,7 +57,7 @@ func (a *app) status() *cobra.Command {
 	return cmd
 }
 
-// printReport asks for the report and prints one part of it.
+// printReport returns a command that fetches the report and prints one part of it.
 func (a *app) printReport(part func(api.Report) any, print func(io.Writer, api.Report)) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
 		r, err := a.client().Report(cmd.Context())
@@ -68,11 +68,11 @@ func (a *app) printReport(part func(api.Report) any, print func(io.Writer, api.R
 	}
 }
 
-// reportWithUsage is the report, with what the other peers say of their addresses.
+// reportWithUsage returns the report, with the number of used addresses that the other peers report.
 func (a *app) reportWithUsage(ctx context.Context) (api.Report, error) {
 	client := a.client()
 	r, err := client.Report(ctx)
-	if err != nil || len(r.IPAM.Owners) == 0 { // an agent that waits for a network answers nothing else
+	if err != nil || len(r.IPAM.Owners) == 0 { // an agent that waits for a network has no other answers
 		return r, err
 	}
 	usage, err := client.Usage(ctx)
@@ -87,7 +87,7 @@ func (a *app) reportWithUsage(ctx context.Context) (api.Report, error) {
 func (a *app) report() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use: "report [-f TEMPLATE]", Short: "print everything as JSON, or by a Go template", Args: cobra.NoArgs,
+		Use: "report [-f TEMPLATE]", Short: "print the whole state as JSON, or with a Go template", Args: cobra.NoArgs,
 		Example: "  weft report -f '{{range .router.peers}}{{.nickname}} {{.state}}{{\"\\n\"}}{{end}}'\n  weft report -f '{{json .router.targets}}'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := reportTemplate(format)
@@ -105,7 +105,7 @@ func (a *app) report() *cobra.Command {
 			return a.fill(t, r)
 		},
 	}
-	cmd.Flags().StringVarP(&format, "format", "f", "", "a Go template over the report's fields, called as in its JSON; json prints one so")
+	cmd.Flags().StringVarP(&format, "format", "f", "", "a Go template; fields have their JSON names, and the function json prints a value as JSON")
 	return cmd
 }
 
@@ -189,7 +189,7 @@ func established(list []api.Connection) (n int) {
 	return n
 }
 
-// countConnections is the number of connections, and how many there are of each state.
+// countConnections returns the number of connections, in total and by state.
 func countConnections(list []api.Connection) string {
 	counts := map[string]int{}
 	for _, c := range list {
@@ -245,7 +245,7 @@ func printTargets(w io.Writer, r api.Report) {
 	t.flush()
 }
 
-// barWidth is how many characters stand for the whole universe.
+// barWidth is the width in characters of a bar for the whole universe.
 const barWidth = 20
 
 func printIPAM(w io.Writer, r api.Report) {
@@ -272,14 +272,14 @@ func printIPAM(w io.Writer, r api.Report) {
 		fmt.Fprintf(w, "excluded here: %s\n", join(r.IPAM.Excluded, " "))
 	}
 	for _, l := range r.IPAM.Lost {
-		fmt.Fprintf(w, "lost: %s had %v, which %s owns by now; it is cut off\n", l.Endpoint, l.Address, l.Owner)
+		fmt.Fprintf(w, "lost: %s had %v, which %s owns now; its container is cut off\n", l.Endpoint, l.Address, l.Owner)
 	}
 	if r.IPAM.Conflict != "" {
 		fmt.Fprintln(w, "conflict:", r.IPAM.Conflict)
 	}
 }
 
-// bar shows a share of the universe; whoever has anything has a part of it.
+// bar draws a share of the universe. Even the smallest share is visible.
 func bar(percent float64) string {
 	const eighths = " ▏▎▍▌▋▊▉"
 	n := int(percent*barWidth*8/100 + 0.5)
@@ -294,7 +294,7 @@ func bar(percent float64) string {
 	return "▕" + text + "▏"
 }
 
-// table is columns that align.
+// table prints aligned columns.
 type table struct{ w *tabwriter.Writer }
 
 func newTable(w io.Writer) table { return table{tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)} }

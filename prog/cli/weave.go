@@ -5,16 +5,16 @@ import (
 	"strings"
 )
 
-// What Weave Net's command line had and Weft's has not, and what serves instead: its users
-// type these from habit. Commands are those of all its releases.
+// The commands and flags of Weave Net that Weft does not have, with their replacements, since Weave's
+// users type them from habit. The list covers all releases of Weave.
 
 const (
-	noProxy  = "Docker goes on as it is, without a proxy or plugin: start containers with `docker run`, then `weft attach CONTAINER`"
-	noRouter = "one agent does all of it: `weft launch` starts it, `weft stop` stops it"
+	noProxy  = "Docker works without a proxy or plugin: start containers with `docker run`, then `weft attach CONTAINER`"
+	noRouter = "one agent does everything: `weft launch` starts it, `weft stop` stops it"
 )
 
 var weaveCommands = map[string]string{
-	"setup":           "nothing has to be fetched: install weft and weft-cni, then `weft launch`",
+	"setup":           "Weft downloads nothing: install weft and weft-cni, then run `weft launch`",
 	"setup-cni":       "`weft launch` writes the CNI configuration and installs the plugin",
 	"run":             "use `docker run -d IMAGE`, then `weft attach CONTAINER`",
 	"start":           "use `docker start CONTAINER`, then `weft attach CONTAINER`; the agent itself starts with `weft launch`",
@@ -34,26 +34,26 @@ var weaveCommands = map[string]string{
 	"router":          noRouter,
 	"launch-dns":      noRouter,
 	"stop-dns":        noRouter,
-	"dns-args":        "use `docker run --dns 169.254.1.1 --dns-search weft.internal`; site/docs/dns.md says more",
+	"dns-args":        "use `docker run --dns 169.254.1.1 --dns-search weft.internal`; see site/docs/dns.md",
 	"peers":           "use `weft status peers`",
 	"connections":     "use `weft status connections`",
 	"targets":         "use `weft status targets`",
 	"ipam":            "use `weft status ipam`",
 	"dns":             "use `weft status dns`",
-	"logs":            "an agent of `weft launch` logs to /var/lib/weft/agent.log, one of systemd to `journalctl -u weft`",
+	"logs":            "after `weft launch` see /var/lib/weft/agent.log; under systemd use `journalctl -u weft`",
 }
 
 const (
-	noSubnets  = "there is one range, --ipalloc-range; policies say who may reach whom (`weft policy`)"
-	neverPlain = "everything is encrypted, and that cannot be turned off"
-	nameByFlag = "a container is called what Docker calls it, or what `weft attach --name` says"
+	noSubnets  = "there is one range, --ipalloc-range; to isolate containers, use policies (`weft policy`)"
+	neverPlain = "all traffic between hosts is encrypted; this cannot be turned off"
+	nameByFlag = "a container has its Docker name, or that of `weft attach --name`"
 	nameByH    = "use -h NAME"
 
 	noMulticast    = "there is no multicast between hosts, and no route for it"
 	hostIsArgument = "give the host without a flag"
 )
 
-// weaveFlags are flags by command.
+// weaveFlags holds Weave's flags, by command.
 var weaveFlags = map[string]map[string]string{
 	"launch": weaveLaunch,
 	"agent":  weaveLaunch,
@@ -74,16 +74,16 @@ var weaveFlags = map[string]map[string]string{
 }
 
 var weaveLaunch = map[string]string{
-	"password":                "an argument shows in the process list: use --token FILE, or WEFT_PASSWORD in the environment",
-	"no-discovery":            "hosts of one network always find each other; `weft forget` drops a target",
-	"log-level":               "use --verbose for more than the usual",
+	"password":                "the process list shows arguments: use --token FILE, or WEFT_PASSWORD in the environment",
+	"no-discovery":            "hosts of one network always find each other; `weft forget` removes a target",
+	"log-level":               "use --verbose to log more",
 	"trusted-subnets":         neverPlain,
 	"ipalloc-default-subnet":  noSubnets,
 	"host":                    "use --advertise for the addresses at which other hosts reach this one",
 	"advertise-address":       "use --advertise",
-	"name":                    "a host's id comes from its key; people see --nickname",
-	"resume":                  "a plain `weft launch` goes on with the targets of before",
-	"no-restart":              "an agent of `weft launch` is not started again by itself; site/docs/install.md has a unit for systemd",
+	"name":                    "a host's id is derived from its key; for a readable name use --nickname",
+	"resume":                  "`weft launch` without arguments uses the stored targets",
+	"no-restart":              "`weft launch` does not restart an agent that ended; site/docs/install.md has a systemd unit",
 	"init-peer-count":         "use --ipalloc-init consensus=N",
 	"peer-count":              "use --ipalloc-init consensus=N",
 	"conn-limit":              "every pair of hosts has its own tunnel",
@@ -96,7 +96,7 @@ var weaveLaunch = map[string]string{
 	"tlscert":                 noProxy,
 	"tlskey":                  noProxy,
 	"tlsverify":               noProxy,
-	"awsvpc":                  "every pair of hosts has its own tunnel, in a VPC too: let its security groups pass TCP and UDP 6783, and UDP 6784",
+	"awsvpc":                  "every pair of hosts has its own tunnel, in a VPC too: allow TCP and UDP 6783, and UDP 6784, in its security groups",
 	"without-dns":             "use --no-dns with `weft launch`",
 	"no-default-ipalloc":      noProxy,
 	"hostname-from-label":     nameByFlag,
@@ -106,9 +106,9 @@ var weaveLaunch = map[string]string{
 	"rewrite-hosts":           nameByFlag,
 	"no-rewrite-hosts":        nameByFlag,
 	"no-multicast-route":      noMulticast,
-	"no-masq-local":           "what containers send to each other always keeps its source",
-	"dns-listen-address":      "the name server listens on the node address, and for containers on 169.254.1.1",
-	"dns-effective-address":   "the name server listens on the node address, and for containers on 169.254.1.1",
+	"no-masq-local":           "traffic between containers always keeps its source address",
+	"dns-listen-address":      "the name server listens on the node address, and on 169.254.1.1 for containers",
+	"dns-effective-address":   "the name server listens on the node address, and on 169.254.1.1 for containers",
 	"dns-fallback-config-url": "use --resolv-conf",
 	"http-addr":               "use --status-addr",
 	"metrics-addr":            "use --status-addr: it serves /metrics too",
@@ -116,15 +116,15 @@ var weaveLaunch = map[string]string{
 	"docker-bridge":           "there is no bridge: every container has a veth pair and a route",
 }
 
-// weaveArguments are commands that took addresses there.
+// weaveArguments holds the commands that took addresses in Weave.
 var weaveArguments = map[string]string{
-	"expose": "this host has its node address already (`weft status`: Node)",
-	"hide":   "it ends all that `weft expose` allowed",
-	"detach": "it takes back all addresses of the interface",
+	"expose": "this host already has a node address (`weft status`: Node)",
+	"hide":   "it undoes `weft expose` for all addresses",
+	"detach": "it removes all addresses of the interface",
 }
 
-// weaveAddress says what serves instead of an address as attach had it there, which had a word before it:
-// nothing for one that has none.
+// weaveAddress returns the replacement of an address in Weave's notation, which has a prefix such as
+// ip: or net:. For a plain address it returns "".
 func weaveAddress(s string) string {
 	kind, rest, _ := strings.Cut(s, ":")
 	switch kind {

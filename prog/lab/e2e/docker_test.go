@@ -109,7 +109,7 @@ func TestDockersRoutesAndPublishedPorts(t *testing.T) {
 		eventually(t, 30*time.Second, "the status names a container that lost its attachment", func() bool {
 			return strings.Contains(strings.Join(report(t, l, "h1").Warnings, "\n"), "(web) runs and is not attached any more")
 		})
-		if ps := run(t, l, "h1", "weft", "ps"); !strings.Contains(ps, "nobody: it was started again") {
+		if ps := run(t, l, "h1", "weft", "ps"); !strings.Contains(ps, "none: it was restarted") {
 			t.Errorf("ps says\n%s", ps)
 		}
 		run(t, l, "h1", "weft", then, "web")
