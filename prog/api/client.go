@@ -15,10 +15,10 @@ import (
 	"time"
 )
 
-// MaxBody bounds what either side reads.
+// MaxBody limits the size of requests and answers.
 const MaxBody = 16 << 20
 
-// What can be asked; Client says what each is for.
+// The paths of requests; Client documents each.
 const (
 	PathReport   = "/v1/report"
 	PathReady    = "/v1/ready"
@@ -38,22 +38,22 @@ const (
 	PathLookup   = "/v1/names/lookup"
 )
 
-// Client speaks to the agent on this host.
+// Client sends requests to the agent on this host. It is safe for concurrent use.
 type Client struct {
 	socket   string
 	patience time.Duration
-	until    time.Time // for all calls together; zero: each has its patience
+	until    time.Time // deadline of all calls together; zero: each call may take patience
 }
 
-// NewClient makes a client of the agent that listens on a unix socket.
+// NewClient returns a client of the agent that listens on a unix socket.
 func NewClient(socket string) *Client { return &Client{socket: socket, patience: patience} }
 
-// Within is a client that gives the agent another time for its answer than 30 s.
+// Within returns a client whose calls must all end within a time, instead of 30 s each.
 func (c *Client) Within(patience time.Duration) *Client {
 	return &Client{c.socket, patience, time.Now().Add(patience)}
 }
 
-// NotRunningError says that nobody listens on the socket.
+// NotRunningError means that no process listens on the socket.
 type NotRunningError struct {
 	Socket string
 	Err    error
@@ -64,15 +64,15 @@ func (e *NotRunningError) Error() string {
 		return "no access to " + e.Socket + ": run this as root"
 	}
 	fix := "start it with `weft launch`"
-	if os.Getenv("KUBERNETES_SERVICE_HOST") != "" { // in a pod, which Kubernetes starts
-		fix = "see why its pod has not started it (kubectl -n weft get pods -o wide, and kubectl -n weft logs)"
+	if os.Getenv("KUBERNETES_SERVICE_HOST") != "" { // in a pod, Kubernetes starts the agent
+		fix = "see why its pod does not run (kubectl -n weft get pods -o wide, and kubectl -n weft logs)"
 	}
 	return "the Weft agent is not running on this host (nothing answers on " + e.Socket + "): " + fix
 }
 
 func (e *NotRunningError) Unwrap() error { return e.Err }
 
-// SilentError says that an agent is there, but did not answer in time.
+// SilentError means that an agent runs, but did not answer in time.
 type SilentError struct {
 	Socket string
 	After  time.Duration
@@ -83,46 +83,46 @@ func (e *SilentError) Error() string {
 		e.After, e.Socket)
 }
 
-// Report asks for everything.
+// Report returns the agent's whole state.
 func (c *Client) Report(ctx context.Context) (r Report, err error) {
 	return r, c.call(ctx, PathReport, nil, &r)
 }
 
-// Ready returns nil once the agent can attach containers.
+// Ready returns nil if the agent can attach containers, and the reason otherwise.
 func (c *Client) Ready(ctx context.Context) error {
 	return c.call(ctx, PathReady, nil, nil)
 }
 
-// StartAttach makes an endpoint known and asks for its addresses; the function that it
-// returns waits for them. The endpoint's link need not exist yet.
+// StartAttach announces an endpoint and requests its addresses. The returned function waits for them.
+// The endpoint's link need not exist yet.
 func (c *Client) StartAttach(ctx context.Context, req AttachRequest) (wait func() (AttachReply, error)) {
 	answer := c.start(ctx, PathAttach, req)
 	return func() (r AttachReply, err error) { return r, answer(&r) }
 }
 
-// StartPlug asks for the host side of an endpoint that was made known, once its link
-// exists; when the function that it returns says nil, packets pass.
+// StartPlug requests the host side of an announced endpoint whose link exists. When the returned
+// function returns nil, packets pass.
 func (c *Client) StartPlug(ctx context.Context, ref EndpointRef) (wait func() error) {
 	answer := c.start(ctx, PathPlug, ref)
 	return func() error { return answer(nil) }
 }
 
-// Detach ends an endpoint; one that is not there is no error.
+// Detach removes an endpoint. An unknown endpoint is no error.
 func (c *Client) Detach(ctx context.Context, ref EndpointRef) error {
 	return c.call(ctx, PathDetach, ref, nil)
 }
 
-// Endpoint finds one endpoint.
+// Endpoint returns one endpoint.
 func (c *Client) Endpoint(ctx context.Context, ref EndpointRef) (e Endpoint, err error) {
 	return e, c.call(ctx, PathEndpoint, ref, &e)
 }
 
-// Collect ends the endpoints that are no longer in use.
+// Collect detaches the endpoints that are no longer in use.
 func (c *Client) Collect(ctx context.Context, req CollectRequest) error {
 	return c.call(ctx, PathCollect, req, nil)
 }
 
-// Targets changes whom this peer joins.
+// Targets changes the hosts that this peer joins.
 func (c *Client) Targets(ctx context.Context, req TargetsRequest) error {
 	return c.call(ctx, PathTargets, req, nil)
 }
@@ -137,22 +137,22 @@ func (c *Client) Names(ctx context.Context) (r []Name, err error) {
 	return r, c.call(ctx, PathNames, nil, &r)
 }
 
-// AddName gives a container here, this host, or an address outside a name.
+// AddName adds a name for a container here, for this host, or for an address outside the network.
 func (c *Client) AddName(ctx context.Context, req NameRequest) error {
 	return c.call(ctx, PathAddName, req, nil)
 }
 
-// RemoveName takes back what AddName gave.
+// RemoveName removes a name that AddName added, or a container's own name.
 func (c *Client) RemoveName(ctx context.Context, req NameRequest) error {
 	return c.call(ctx, PathDropName, req, nil)
 }
 
-// Lookup is what a name stands for, as far as it can be reached.
+// Lookup returns the reachable addresses of a name, or the names of an address.
 func (c *Client) Lookup(ctx context.Context, name string) (r []Name, err error) {
 	return r, c.call(ctx, PathLookup, LookupRequest{name}, &r)
 }
 
-// Stop ends the agent, for now or for good.
+// Stop stops the agent; with StopRequest.Leave the peer also leaves the mesh.
 func (c *Client) Stop(ctx context.Context, req StopRequest) (r StopReply, err error) {
 	return r, c.call(ctx, PathStop, req, &r)
 }
@@ -162,29 +162,29 @@ func (c *Client) RemovePeer(ctx context.Context, req RemovePeerRequest) (r Remov
 	return r, c.call(ctx, PathRemove, req, &r)
 }
 
-// Usage asks all peers that own addresses how they use them; who does not answer soon is left out.
+// Usage asks all peers with addresses how many they use. It omits peers that do not answer soon.
 func (c *Client) Usage(ctx context.Context) (r map[string]Usage, err error) {
 	return r, c.call(ctx, PathUsage, nil, &r)
 }
 
-// call posts in, or gets if there is none, and reads the answer into out.
+// call sends in as a POST, or a GET if in is nil, and decodes the answer into out.
 func (c *Client) call(ctx context.Context, path string, in, out any) error {
 	return c.start(ctx, path, in)(out)
 }
 
-// patience is how long the agent may take for an answer by default. It is the socket's own timeout: a
-// timer or a poller would keep a second thread of the plugin busy with waking up.
+// patience is the default time limit of an answer. It is set as the socket's own timeout, since a
+// timer or a poller would keep a second thread of the plugin busy.
 const patience = 30 * time.Second
 
-// start sends a request. The caller goes on until it needs the answer, on the same
-// thread: waking another costs a plugin, which lives for milliseconds, more than it saves.
+// start sends a request and returns at once. The caller later reads the answer on the same thread:
+// waking another thread costs a plugin, which runs for milliseconds, more than it saves.
 func (c *Client) start(ctx context.Context, path string, in any) (answer func(out any) error) {
 	conn, err := c.send(ctx, path, in)
 	if err != nil {
 		return func(any) error { return err }
 	}
 	fd := int(conn.Fd())
-	stop := context.AfterFunc(ctx, func() { _ = syscall.Shutdown(fd, syscall.SHUT_RDWR) }) // wakes who waits for it
+	stop := context.AfterFunc(ctx, func() { _ = syscall.Shutdown(fd, syscall.SHUT_RDWR) }) // wakes the reader
 	return func(out any) error {
 		defer conn.Close()
 		defer stop()
@@ -210,18 +210,18 @@ func (c *Client) send(ctx context.Context, path string, in any) (*os.File, error
 	}
 	conn, err := c.dial()
 	if err != nil {
-		if silent, ok := errors.AsType[*SilentError](c.silent(err)); ok { // so many wait that there is no more room
+		if silent, ok := errors.AsType[*SilentError](c.silent(err)); ok { // the agent's queue of connections is full
 			return nil, silent
 		}
 		return nil, &NotRunningError{c.socket, err}
 	}
 	if _, err := conn.WriteString(request); err != nil {
-		return nil, errors.Join(c.silent(fmt.Errorf("the agent did not listen: %w", err)), conn.Close())
+		return nil, errors.Join(c.silent(fmt.Errorf("the agent did not read the request: %w", err)), conn.Close())
 	}
 	return conn, nil
 }
 
-// silent is err, or what it means where the socket's timeout ended the wait.
+// silent returns a SilentError if err is the socket's timeout, and err otherwise.
 func (c *Client) silent(err error) error {
 	if errors.Is(err, syscall.EAGAIN) {
 		return &SilentError{c.socket, c.patience}
@@ -229,7 +229,7 @@ func (c *Client) silent(err error) error {
 	return err
 }
 
-// dial connects, with a socket that blocks.
+// dial connects with a blocking socket.
 func (c *Client) dial() (*os.File, error) {
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -237,7 +237,7 @@ func (c *Client) dial() (*os.File, error) {
 	}
 	left := c.patience
 	if !c.until.IsZero() {
-		left = max(time.Until(c.until), 100*time.Millisecond) // 0 would be for ever
+		left = max(time.Until(c.until), 100*time.Millisecond) // 0 would mean no timeout
 	}
 	limit := syscall.NsecToTimeval(left.Nanoseconds())
 	for _, option := range []int{syscall.SO_RCVTIMEO, syscall.SO_SNDTIMEO} {
@@ -270,13 +270,13 @@ func decode(status int, data []byte, out any) error {
 		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && wrong.Field != "" {
 			where = " (" + wrong.Field + ")"
 		}
-		return fmt.Errorf("the agent's answer is not understood%s: it may be of another version; restart it with this one (`weft stop`, then `weft launch`): containers stay connected", where)
+		return fmt.Errorf("the agent's answer is not understood%s: it may run another version; restart it with this one (`weft stop`, then `weft launch`): containers stay connected", where)
 	}
 	return nil
 }
 
-// receive reads an answer of HTTP/1.0 (RFC 1945), one request on a connection, which is all
-// that the socket needs: net/http would cost every pod's start half a millisecond.
+// receive reads an HTTP/1.0 answer (RFC 1945), with one request per connection, which is all that the
+// socket needs. Importing net/http would add half a millisecond to every pod's start.
 func receive(conn io.Reader) (status int, body []byte, err error) {
 	from := bufio.NewReader(io.LimitReader(conn, MaxBody))
 	head := textproto.NewReader(from)
@@ -286,10 +286,10 @@ func receive(conn io.Reader) (status int, body []byte, err error) {
 	}
 	fields := strings.Fields(line)
 	if len(fields) < 2 || !strings.HasPrefix(fields[0], "HTTP/1.") {
-		return 0, nil, fmt.Errorf("it does not speak HTTP: %.60q", line)
+		return 0, nil, fmt.Errorf("its answer is not HTTP: %.60q", line)
 	}
 	if status, err = strconv.Atoi(fields[1]); err != nil {
-		return 0, nil, fmt.Errorf("it does not speak HTTP: %.60q", line)
+		return 0, nil, fmt.Errorf("its answer is not HTTP: %.60q", line)
 	}
 	header, err := head.ReadMIMEHeader()
 	if err != nil {

@@ -5,11 +5,11 @@ import (
 	"testing"
 )
 
-// An answer of another version is not explained in Go's words.
+// An answer of another version is reported without Go's type names.
 func TestAnAnswerOfAnotherVersionIsNotUnderstood(t *testing.T) {
 	for answer, says := range map[string]string{
-		`{"router":1}`: "the agent's answer is not understood (router): it may be of another version",
-		`[]`:           "the agent's answer is not understood: it may be of another version",
+		`{"router":1}`: "the agent's answer is not understood (router): it may run another version",
+		`[]`:           "the agent's answer is not understood: it may run another version",
 		`nonsense`:     "restart it with this one",
 	} {
 		err := decode(200, []byte(answer), &Report{})

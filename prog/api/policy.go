@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// What can be asked of policies; Client says what each is for.
+// The paths of requests about policies; Client documents each.
 const (
 	PathPolicies     = "/v1/policies"
 	PathApplyPolicy  = "/v1/policies/apply"
@@ -16,28 +16,27 @@ const (
 	PathPolicyStatus = "/v1/policies/status"
 )
 
-// Policies lists all documents: NetworkPolicies, and the namespaces that were given labels.
+// Policies returns all documents: NetworkPolicies, and Namespaces with labels.
 func (c *Client) Policies(ctx context.Context) (r []Policy, err error) {
 	return r, c.call(ctx, PathPolicies, nil, &r)
 }
 
-// ApplyPolicy takes a manifest's documents into the network, all or none, or says what they
-// would do.
+// ApplyPolicy applies a manifest's documents, all or none. In a dry run it returns the effects.
 func (c *Client) ApplyPolicy(ctx context.Context, req ApplyRequest) (r ApplyReply, err error) {
 	return r, c.call(ctx, PathApplyPolicy, req, &r)
 }
 
-// DeletePolicy deletes documents, all or none, or says what that would do.
+// DeletePolicy deletes documents, all or none. In a dry run it returns the effects.
 func (c *Client) DeletePolicy(ctx context.Context, req DeleteRequest) (r ApplyReply, err error) {
 	return r, c.call(ctx, PathDeletePolicy, req, &r)
 }
 
-// Explain says what policies make of a connection, and why.
+// Explain returns whether policies allow a connection, and why.
 func (c *Client) Explain(ctx context.Context, req ExplainRequest) (r Explanation, err error) {
 	return r, c.call(ctx, PathExplain, req, &r)
 }
 
-// Drops explains the packets that policies dropped last on this host, newest first.
+// Drops explains the packets that policies recently dropped on this host, newest first.
 func (c *Client) Drops(ctx context.Context) (r []Drop, err error) {
 	return r, c.call(ctx, PathDrops, nil, &r)
 }
@@ -47,20 +46,20 @@ func (c *Client) PolicyStatus(ctx context.Context) (r PolicyStatus, err error) {
 	return r, c.call(ctx, PathPolicyStatus, nil, &r)
 }
 
-// Kinds of documents, as their manifests say.
+// Kinds of documents, as in their manifests.
 const (
 	KindPolicy    = "NetworkPolicy"
 	KindNamespace = "Namespace"
 )
 
-// DocumentRef names a document.
+// DocumentRef identifies a document.
 type DocumentRef struct {
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"` // of a NetworkPolicy
 	Name      string `json:"name"`
 }
 
-// String is a reference as people write it: NAMESPACE/NAME, and namespace/NAME for one itself.
+// String returns NAMESPACE/NAME for a policy, and namespace/NAME for a Namespace.
 func (r DocumentRef) String() string {
 	if r.Kind == KindNamespace {
 		return "namespace/" + r.Name
@@ -68,34 +67,34 @@ func (r DocumentRef) String() string {
 	return r.Namespace + "/" + r.Name
 }
 
-// Policy is a document as it is in force.
+// Policy is a document in force.
 type Policy struct {
 	DocumentRef
 	Manifest string    `json:"manifest"` // YAML
 	Writer   string    `json:"writer,omitempty"`
 	Written  time.Time `json:"written,omitzero"`
-	// Of a NetworkPolicy:
-	Selector  string   `json:"selector,omitempty"` // of the endpoints it isolates, as kubectl prints it
+	// Only of a NetworkPolicy:
+	Selector  string   `json:"selector,omitempty"` // of the endpoints that it isolates, as kubectl prints it
 	Types     []string `json:"types,omitempty"`    // Ingress, Egress
-	Audit     bool     `json:"audit,omitempty"`    // only tried: what it would deny is told, and passes
-	Unread    []string `json:"unread,omitempty"`   // what of it is not understood on this host, and allows nothing
+	Audit     bool     `json:"audit,omitempty"`    // audit mode: traffic that it would deny is reported, and passes
+	Unread    []string `json:"unread,omitempty"`   // parts that this host does not understand; they allow nothing
 	Endpoints int      `json:"endpoints"`          // that it selects, in the whole network
 }
 
-// ApplyRequest takes documents in.
+// ApplyRequest adds or changes documents.
 type ApplyRequest struct {
 	Manifest string `json:"manifest"` // YAML or JSON, any number of documents
 	DryRun   bool   `json:"dryRun"`
 }
 
-// DeleteRequest deletes documents: those that are named, or those of a manifest.
+// DeleteRequest deletes documents: the given ones, or those of a manifest.
 type DeleteRequest struct {
 	Refs     []DocumentRef `json:"refs,omitempty"`
 	Manifest string        `json:"manifest,omitempty"`
 	DryRun   bool          `json:"dryRun"`
 }
 
-// What became of a document.
+// The changes of a document.
 const (
 	Created    = "created"
 	Configured = "configured"
@@ -103,46 +102,46 @@ const (
 	Deleted    = "deleted"
 )
 
-// DocumentChange is what became of a document.
+// DocumentChange is the change of one document.
 type DocumentChange struct {
 	DocumentRef
 	Change string `json:"change"`
 }
 
-// ApplyReply is what came of it.
+// ApplyReply is the result of a change of documents.
 type ApplyReply struct {
 	Changes    []DocumentChange `json:"changes"`
-	Generation string           `json:"generation"` // of all documents, afterwards
+	Generation string           `json:"generation"` // of all documents, after the change
 	Effects    *Effects         `json:"effects,omitempty"`
 }
 
-// Effects are what a dry run found.
+// Effects are the result of a dry run.
 type Effects struct {
-	Flows     []FlowChange `json:"flows"` // connections of now
-	Pairs     []PairChange `json:"pairs"` // of endpoints
+	Flows     []FlowChange `json:"flows"` // current connections with a new verdict
+	Pairs     []PairChange `json:"pairs"` // pairs of endpoints with other allowed ports
 	MorePairs int          `json:"morePairs,omitempty"`
 	MoreFlows int          `json:"moreFlows,omitempty"`
-	// Silent are the peers that did not say which flows they have.
+	// Silent lists the peers that did not report their flows.
 	Silent []string `json:"silent,omitempty"`
 }
 
-// FlowChange is a connection that conntrack knows, and whose verdict would change.
+// FlowChange is a connection in conntrack whose verdict would change.
 type FlowChange struct {
-	Peer        string         `json:"peer"` // where it was found
+	Peer        string         `json:"peer"` // the peer whose conntrack has it
 	Protocol    string         `json:"protocol"`
 	Source      netip.AddrPort `json:"source"`
 	Destination netip.AddrPort `json:"destination"`
-	From        string         `json:"from,omitempty"` // NAMESPACE/NAME of the endpoint there
+	From        string         `json:"from,omitempty"` // NAMESPACE/NAME of the source endpoint
 	To          string         `json:"to,omitempty"`
-	Allowed     bool           `json:"allowed"` // afterwards
+	Allowed     bool           `json:"allowed"` // after the change
 	Why         string         `json:"why"`
 }
 
-// PairChange is a pair of endpoints between which something else would be allowed.
+// PairChange is a pair of endpoints whose allowed ports would change.
 type PairChange struct {
 	From   string `json:"from"`
 	To     string `json:"to"`
-	Before string `json:"before"` // the ports that may be reached: "all", "none", or as "80/TCP, 8000-9000/UDP"
+	Before string `json:"before"` // allowed destination ports: "all", "none", or for example "80/TCP, 8000-9000/UDP"
 	After  string `json:"after"`
 }
 
@@ -153,123 +152,123 @@ type ExplainRequest struct {
 	Source      string `json:"source"`
 	Destination string `json:"destination"`
 	Port        uint16 `json:"port"`     // 0: any
-	Protocol    string `json:"protocol"` // TCP, UDP, SCTP; ICMP, without a port, which is ICMPv6 in IPv6; empty: any
+	Protocol    string `json:"protocol"` // TCP, UDP, SCTP or ICMP; ICMP has no port and means ICMPv6 in IPv6; empty: any
 }
 
-// Explanation says what becomes of a connection.
+// Explanation is the answer to an ExplainRequest.
 type Explanation struct {
 	Source      Party     `json:"source"`
 	Destination Party     `json:"destination"`
 	Port        string    `json:"port"` // 80/TCP, ICMP, or any
 	Verdicts    []Verdict `json:"verdicts"`
-	// Open are the ports that can be reached, where none was asked for: as PairChange says them.
+	// Open lists the allowed ports if the request has none, in the form of PairChange.
 	Open string `json:"open,omitempty"`
 }
 
-// Party is one side of a connection.
+// Party is one end of a connection.
 type Party struct {
 	Asked     string            `json:"asked"`
 	Endpoint  string            `json:"endpoint,omitempty"` // NAMESPACE/NAME; empty: no endpoint
 	Labels    map[string]string `json:"labels,omitempty"`
 	Addresses []netip.Addr      `json:"addresses"`
-	Peer      string            `json:"peer,omitempty"` // id(nickname) of the host it is on
-	Node      bool              `json:"node,omitempty"` // it is that host itself
+	Peer      string            `json:"peer,omitempty"` // id(nickname) of its host
+	Node      bool              `json:"node,omitempty"` // it is the host itself
 }
 
-// Verdict is what becomes of a connection in one family.
+// Verdict says whether a connection is allowed in one address family.
 type Verdict struct {
 	Source      netip.Addr `json:"source"`
 	Destination netip.Addr `json:"destination"`
 	Allowed     bool       `json:"allowed"`
-	Exempt      string     `json:"exempt,omitempty"` // why policies have no say
+	Exempt      string     `json:"exempt,omitempty"` // why policies do not apply
 	Egress      Decision   `json:"egress"`
 	Ingress     Decision   `json:"ingress"`
 }
 
-// Decision is what the policies of one endpoint say.
+// Decision is the result of one endpoint's policies.
 type Decision struct {
-	Endpoint string   `json:"endpoint,omitempty"` // empty: not an endpoint, nobody to ask
-	Peer     string   `json:"peer,omitempty"`     // whose decision it is
+	Endpoint string   `json:"endpoint,omitempty"` // empty: not an endpoint, so there are no policies
+	Peer     string   `json:"peer,omitempty"`     // the peer that enforces them
 	Policies []string `json:"policies,omitempty"` // those that isolate it; none: everything is allowed
 	Allowed  bool     `json:"allowed"`
 	By       *Reason  `json:"by,omitempty"`
-	Misses   []Reason `json:"misses,omitempty"` // of each rule that could have allowed it, what does not fit
-	// Audit is what would become of it with the policies that are only tried, if that is something else.
+	Misses   []Reason `json:"misses,omitempty"` // for each rule that does not allow it: the reason
+	// Audit is the decision if policies in audit mode were enforced; nil if it is the same.
 	Audit *Decision `json:"audit,omitempty"`
-	// Kernel is what that host's nftables say; nil where it could not be asked, Unasked says why.
+	// Kernel is the verdict of that host's nftables; nil if it could not be asked, see Unasked.
 	Kernel  *Kernel `json:"kernel,omitempty"`
 	Unasked string  `json:"unasked,omitempty"`
 }
 
-// Reason is a rule, and what of it fits or does not.
+// Reason is a rule, and why it matches or not.
 type Reason struct {
 	Policy string `json:"policy"`
-	Rule   string `json:"rule"` // as spec.ingress[0]; empty: it has none
+	Rule   string `json:"rule"` // such as spec.ingress[0]; empty: the policy has no rules
 	Text   string `json:"text"`
 }
 
-// Kernel is what the kernel makes of the same packet.
+// Kernel is the kernel's verdict for the same packet.
 type Kernel struct {
 	Allowed bool   `json:"allowed"`
-	Chain   string `json:"chain,omitempty"` // that judges it; empty: not isolated
+	Chain   string `json:"chain,omitempty"` // the chain that evaluates it; empty: the endpoint is not isolated
 	Dropped uint64 `json:"dropped"`         // packets of this endpoint in this direction, so far
 	Differs bool   `json:"differs,omitempty"`
 }
 
-// Drop is packets that were dropped, alike but for the time.
+// Drop counts dropped packets that only differ in time.
 type Drop struct {
 	Last      time.Time      `json:"last"`
-	Count     int            `json:"count"` // that were logged: the kernel logs a few in a second
+	Count     int            `json:"count"` // logged packets: the kernel logs only a few per second
 	Direction string         `json:"direction"`
-	Audit     bool           `json:"audit,omitempty"` // it would have been dropped, and was not
+	Audit     bool           `json:"audit,omitempty"` // it was not dropped: only policies in audit mode deny it
 	Protocol  string         `json:"protocol"`
 	Source    netip.AddrPort `json:"source"`
 	Dest      netip.AddrPort `json:"destination"`
 	From      string         `json:"from,omitempty"`
 	To        string         `json:"to,omitempty"`
-	Decision  Decision       `json:"decision"` // as policies are now
+	Decision  Decision       `json:"decision"` // by the current policies
 }
 
-// PolicyStatus says which policies are in force where.
+// PolicyStatus shows which peers enforce which policies.
 type PolicyStatus struct {
-	Source     string          `json:"source"`     // where policies come from: gossip, or the Kubernetes API
-	Generation string          `json:"generation"` // of all documents here: at once that of an ApplyReply, or a later one
+	Source     string          `json:"source"`     // origin of policies: gossip, or the Kubernetes API
+	Generation string          `json:"generation"` // of all documents here: that of the last ApplyReply, or a later one
 	Policies   []PolicyInForce `json:"policies"`
-	Peers      []PeerPolicies  `json:"peers"`  // this one too
-	Exempt     []string        `json:"exempt"` // what policies do not apply to on this host
+	Peers      []PeerPolicies  `json:"peers"`  // including this one
+	Exempt     []string        `json:"exempt"` // traffic on this host that policies do not apply to
 }
 
-// PolicyInForce says how far one policy has come.
+// PolicyInForce shows where one policy is enforced.
 type PolicyInForce struct {
 	Policy    string `json:"policy"` // NAMESPACE/NAME
 	Audit     bool   `json:"audit,omitempty"`
-	Peers     int    `json:"peers"`     // that have it in their kernel
-	Endpoints int    `json:"endpoints"` // that it isolates there
-	// Unread is what of it is not understood on one of these peers or more, and allows nothing.
+	Peers     int    `json:"peers"`     // peers that enforce it
+	Endpoints int    `json:"endpoints"` // endpoints that it isolates on them
+	// Unread lists the parts that one of these peers does not understand. They allow nothing.
 	Unread []string `json:"unread,omitempty"`
 }
 
-// PeerPolicies is what one peer says that it enforces.
+// PeerPolicies is what one peer reports about its policies.
 type PeerPolicies struct {
 	Peer       string `json:"peer"`
 	Nickname   string `json:"nickname"`
-	Generation string `json:"generation,omitempty"` // that its kernel has
-	Current    bool   `json:"current"`              // it is PolicyStatus.Generation
+	Generation string `json:"generation,omitempty"` // generation in its kernel
+	Current    bool   `json:"current"`              // whether that is PolicyStatus.Generation
 	Isolated   int    `json:"isolated"`
 	Dropped    uint64 `json:"dropped"` // packets, since its agent started
-	// Unreachable says that the mesh does not reach it now, so that nobody waits for it.
+	// Unreachable says that gossip does not reach it, so that commands do not wait for it.
 	Unreachable bool   `json:"unreachable,omitempty"`
 	Error       string `json:"error,omitempty"`
 }
 
-// PolicyReport is what this host itself enforces.
+// PolicyReport describes the policies that this host enforces.
 type PolicyReport struct {
 	Source   string `json:"source"`
-	Current  bool   `json:"current"` // the kernel has all that is known here
+	Current  bool   `json:"current"` // whether the kernel has all known policies
 	Policies int    `json:"policies"`
-	Audit    int    `json:"audit,omitempty"`   // of these, only tried
-	Partial  int    `json:"partial,omitempty"` // of the others, not understood completely on this host
-	Isolated int    `json:"isolated"`          // endpoints here
-	// Dropped are packets, by the direction whose policies dropped them, since the agent started.
+	Audit    int    `json:"audit,omitempty"`   // how many of them are in audit mode
+	Partial  int    `json:"partial,omitempty"` // how many of the others are not fully understood on this host
+	Isolated int    `json:"isolated"`          // endpoints on this host
+	// Dropped counts packets since the agent started, by direction of the policies that dropped them.
 	Dropped map[string]uint64 `json:"dropped"`
 }

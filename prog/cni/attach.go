@@ -12,16 +12,16 @@ import (
 	"weft/router/endpoint"
 )
 
-// Attachment is one interface of one container, as it is to be made.
+// Attachment describes one interface of one container that Attach makes.
 type Attachment struct {
 	api.AttachRequest
 	Netns   string // path of the container's network namespace
-	Default bool   // whether all traffic goes this way, or only the universe's
-	Beside  bool   // whether the container has another network already, which is to stay
+	Default bool   // whether it gets the default route, or only routes to the universe
+	Beside  bool   // whether the container has another network, which stays
 }
 
-// ParseAddresses reads addresses that a container asks for. A prefix length, which CNI's
-// conventions demand, is ignored: an endpoint's is always a whole address.
+// ParseAddresses parses the addresses that a container requests. CNI's conventions require a prefix
+// length. It is ignored, since an endpoint has single addresses.
 func ParseAddresses(list []string) (out []netip.Addr, err error) {
 	for _, s := range list {
 		addr, err := netip.ParseAddr(s)
@@ -29,22 +29,22 @@ func ParseAddresses(list []string) (out []netip.Addr, err error) {
 			addr, err = p.Addr(), nil
 		}
 		if err != nil || addr.Zone() != "" {
-			return nil, fmt.Errorf("%q is no address: want one such as 10.32.0.7", s)
+			return nil, fmt.Errorf("%q is no IP address: want one such as 10.32.0.7", s)
 		}
 		out = append(out, addr.Unmap())
 	}
 	return out, nil
 }
 
-// Attached is what came of it.
+// Attached is the result of Attach.
 type Attached struct {
 	api.AttachReply
 	HostMAC, ContainerMAC net.HardwareAddr
 }
 
-// Attach makes the veth pair and asks the agent for an address meanwhile; then it
-// sets up the container's side and the agent the host's. `weft attach` and CNI ADD
-// are this. If a step fails, all of it is undone.
+// Attach makes the veth pair while it waits for the agent's addresses. Then it configures the
+// container's side while the agent configures the host's. `weft attach` and CNI ADD call it. If a
+// step fails, it undoes all of them.
 func Attach(ctx context.Context, client *api.Client, at Attachment) (_ Attached, err error) {
 	if err := endpoint.CheckInterface(at.Interface); err != nil {
 		return Attached{}, &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
@@ -69,12 +69,12 @@ func (at Attachment) ref() api.EndpointRef {
 	return api.EndpointRef{ContainerID: at.ContainerID, Interface: at.Interface}
 }
 
-// begin makes the pair and gets the address, or leaves neither.
+// begin makes the veth pair and gets the addresses. On an error, neither is left.
 func begin(ctx context.Context, client *api.Client, at Attachment) (api.AttachReply, *endpoint.Container, error) {
 	addressed := client.StartAttach(ctx, at.AttachRequest)
 	container, failed := create(at)
 	reply, refused := addressed()
-	if refused == nil && errors.Is(failed, endpoint.ErrExists) { // the agent knew nothing of it: it was broken off halfway
+	if refused == nil && errors.Is(failed, endpoint.ErrExists) { // the agent does not know the link: it is left from an interrupted attachment
 		if failed = endpoint.Delete(at.HostLink); failed == nil {
 			container, failed = create(at)
 		}
@@ -126,10 +126,10 @@ func containerSide(reply api.AttachReply, pair endpoint.Pair, at Attachment) end
 	return c
 }
 
-// Detach ends an endpoint: its link, then its address. The agent does both, because it need
-// not wait for all that the kernel does after a link is gone, while a process that ends must.
-// Whatever comes of that, the link is gone afterwards. It returns an *api.NotRunningError if
-// there is no agent, and an *api.SilentError if there is one that does not answer.
+// Detach removes an endpoint's link, then releases its address. The agent does both: it need not wait
+// until the kernel has cleaned up after the link, but a process that exits must. If the agent does
+// not remove the link, Detach does. The error is an *api.NotRunningError if there is no agent, and an
+// *api.SilentError if it does not answer.
 func Detach(ctx context.Context, client *api.Client, ref api.EndpointRef) error {
 	err := client.Detach(ctx, ref)
 	if left := endpoint.Delete(endpoint.HostLink(ref.ContainerID, ref.Interface)); left != nil {

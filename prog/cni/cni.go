@@ -1,10 +1,10 @@
-// Package cni is the body of weft-cni, the CNI plugin (CNI spec 1.1.0; results of
-// 0.4.0 and 1.0.0). It does all work inside the container's namespace itself and
-// asks the agent, over the control socket, for the address and the host side.
+// Package cni implements weft-cni, the CNI plugin (CNI spec 1.1.0; results of 0.4.0 and 1.0.0).
+// It configures the container's network namespace itself, and asks the agent over the control
+// socket for the addresses and the host side.
 //
-// It runs once per operation and keeps nothing, but for one thing: a DEL that
-// finds no agent removes the link at once and queues the release as a file, which
-// the agent does when it starts.
+// The plugin is one process per operation and keeps no state, with one exception: if no agent
+// runs, DEL removes the link at once and queues the release of its address in a file. The agent
+// reads it when it starts.
 package cni
 
 import (
@@ -41,9 +41,9 @@ type config struct {
 	types.NetConf
 	Socket   string `json:"socket"`   // of the agent; default api.DefaultSocket
 	StateDir string `json:"stateDir"` // for queued releases; default /var/lib/weft
-	// Labels of every endpoint of this network; those of a container's own come over them.
+	// Labels of all endpoints of this network. A container's own labels override them.
 	Labels map[string]string `json:"labels"`
-	// What the container asks for, by the capability "ips" or by args (CNI conventions).
+	// The container's requests, by the capability "ips" or by args (CNI conventions).
 	RuntimeConfig struct {
 		IPs []string `json:"ips"`
 	} `json:"runtimeConfig"`
@@ -54,7 +54,7 @@ type config struct {
 				Key   string `json:"key"`
 				Value string `json:"value"`
 			} `json:"labels"`
-			// What the conventions have no word for.
+			// Fields that the conventions do not define.
 			Name      string     `json:"name"`
 			Namespace string     `json:"namespace"`
 			Ports     []api.Port `json:"ports"`
@@ -62,7 +62,8 @@ type config struct {
 	} `json:"args"`
 }
 
-// describe says who the container is: by Kubernetes' arguments, or else by args.
+// describe adds name, namespace, labels and ports of a container: from Kubernetes' arguments, else
+// from args.
 func (c config) describe(k8s arguments, req *api.AttachRequest) {
 	asked := c.Args.CNI
 	req.Name = cmp.Or(string(k8s.K8S_POD_NAME), asked.Name)
@@ -78,16 +79,16 @@ func (c config) describe(k8s arguments, req *api.AttachRequest) {
 	}
 }
 
-// arguments are what Kubernetes says of a pod in CNI_ARGS.
+// arguments holds the parts of CNI_ARGS that Kubernetes sets for a pod.
 type arguments struct {
 	types.CommonArgs
-	K8S_POD_NAME      types.UnmarshallableString // the names are the protocol
+	K8S_POD_NAME      types.UnmarshallableString // field names are the keys of CNI_ARGS
 	K8S_POD_NAMESPACE types.UnmarshallableString
 	K8S_POD_UID       types.UnmarshallableString
-	IP                types.UnmarshallableString // what the container asks for, or two with a comma
+	IP                types.UnmarshallableString // the requested address, or two, separated by a comma
 }
 
-// asked are the addresses that a container asks for, wherever it says so.
+// asked returns the addresses that a container requests, in any of the three ways.
 func asked(conf config, args arguments) ([]netip.Addr, error) {
 	list := slices.Concat(conf.RuntimeConfig.IPs, conf.Args.CNI.IPs)
 	if args.IP != "" {
@@ -95,13 +96,13 @@ func asked(conf config, args arguments) ([]netip.Addr, error) {
 	}
 	addrs, err := ParseAddresses(list)
 	if err != nil {
-		return nil, types.NewError(types.ErrInvalidNetworkConfig, "an address that the container asks for cannot be read", err.Error())
+		return nil, types.NewError(types.ErrInvalidNetworkConfig, "invalid requested address", err.Error())
 	}
 	return addrs, nil
 }
 
-// patience is how long the plugin waits for an answer of the agent, so that an operation ends
-// within 10 s: runtimes take several minutes until they give up, and pods wait for it.
+// patience limits how long the plugin waits for the agent, so that an operation ends within 10 s.
+// Runtimes only give up after several minutes, and pods would wait for that.
 const patience = 9 * time.Second
 
 // Main runs the operation that CNI_COMMAND names.
@@ -113,10 +114,10 @@ func Main() {
 func parse(stdin []byte) (config, *api.Client, error) {
 	c := config{Socket: api.DefaultSocket, StateDir: "/var/lib/weft"}
 	if err := json.Unmarshal(stdin, &c); err != nil {
-		return c, nil, types.NewError(types.ErrDecodingFailure, "the network configuration is no valid JSON", err.Error())
+		return c, nil, types.NewError(types.ErrDecodingFailure, "invalid network configuration: not JSON", err.Error())
 	}
 	if err := version.ParsePrevResult(&c.NetConf); err != nil {
-		return c, nil, types.NewError(types.ErrDecodingFailure, "prevResult cannot be read", err.Error())
+		return c, nil, types.NewError(types.ErrDecodingFailure, "invalid prevResult", err.Error())
 	}
 	return c, api.NewClient(c.Socket).Within(patience), nil
 }
@@ -129,7 +130,7 @@ func add(args *skel.CmdArgs) error {
 	}
 	var k8s arguments
 	if err := types.LoadArgs(args.Args, &k8s); err != nil && args.Args != "" {
-		k8s = arguments{} // arguments are advice: one that we do not know is not ours
+		k8s = arguments{} // CNI_ARGS are optional: ignore keys that we do not know
 	}
 	result, err := chain(conf)
 	if err != nil {
@@ -152,25 +153,25 @@ func add(args *skel.CmdArgs) error {
 		return cniError(err)
 	}
 	extend(result, args, done)
-	if err := types.PrintResult(result, conf.CNIVersion); err != nil { // nobody knows of it: undo it
+	if err := types.PrintResult(result, conf.CNIVersion); err != nil { // the runtime does not get the result: undo the attachment
 		return cniError(errors.Join(err, Detach(ctx, client, api.EndpointRef{ContainerID: args.ContainerID, Interface: args.IfName})))
 	}
 	return nil
 }
 
-// chain is the result that an earlier plugin left, or an empty one.
+// chain returns the result of the previous plugin, or an empty one.
 func chain(conf config) (*current.Result, error) {
 	if conf.PrevResult == nil {
 		return &current.Result{CNIVersion: current.ImplementedSpecVersion}, nil
 	}
 	prev, err := current.NewResultFromResult(conf.PrevResult)
 	if err != nil {
-		return nil, types.NewError(types.ErrDecodingFailure, "prevResult cannot be read", err.Error())
+		return nil, types.NewError(types.ErrDecodingFailure, "invalid prevResult", err.Error())
 	}
 	return prev, nil
 }
 
-// extend adds to a result what was attached.
+// extend adds the attached interface to a result.
 func extend(result *current.Result, args *skel.CmdArgs, done Attached) {
 	host := endpoint.HostLink(args.ContainerID, args.IfName)
 	result.Interfaces = append(result.Interfaces,
@@ -185,7 +186,7 @@ func extend(result *current.Result, args *skel.CmdArgs, done Attached) {
 		if a.Is6() {
 			gateway, all = net.ParseIP(endpoint.Gateway6.String()), "::/0"
 		}
-		_, dst, _ := net.ParseCIDR(all) // constants
+		_, dst, _ := net.ParseCIDR(all) // a constant: it cannot fail
 		result.IPs = append(result.IPs, &current.IPConfig{
 			Interface: &index, Gateway: gateway,
 			Address: net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},
@@ -194,8 +195,8 @@ func extend(result *current.Result, args *skel.CmdArgs, done Attached) {
 	}
 }
 
-// del detaches the container (CNI DEL). It succeeds when things are gone already,
-// and while the agent is down.
+// del detaches the container (CNI DEL). It succeeds if the endpoint is gone already, and if no agent
+// runs.
 func del(args *skel.CmdArgs) error {
 	conf, client, err := parse(args.StdinData)
 	if err != nil {
@@ -210,11 +211,11 @@ func del(args *skel.CmdArgs) error {
 	return cniError(err)
 }
 
-// queue leaves a release for the agent's next start. The file appears whole or not at all.
+// queue atomically writes a file that makes the agent release the endpoint at its next start.
 func queue(stateDir string, ref api.EndpointRef) error {
 	dir := filepath.Join(stateDir, "releases")
 	if _, err := os.Stat(stateDir); errors.Is(err, os.ErrNotExist) {
-		return nil // this host was reset: nothing is left that could be released
+		return nil // this host was reset: there is nothing to release
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("queue the release: %w", err)
@@ -234,18 +235,18 @@ func queue(stateDir string, ref api.EndpointRef) error {
 	return nil
 }
 
-// check compares the container with what was attached (CNI CHECK).
+// check compares the container's interface with what was attached (CNI CHECK).
 func check(args *skel.CmdArgs) error {
 	conf, client, err := parse(args.StdinData)
 	if err != nil {
 		return err
 	}
 	if conf.PrevResult == nil {
-		return types.NewError(types.ErrInvalidNetworkConfig, "CHECK needs the prevResult of ADD", "")
+		return types.NewError(types.ErrInvalidNetworkConfig, "missing prevResult: CHECK needs that of ADD", "")
 	}
 	prev, err := current.NewResultFromResult(conf.PrevResult)
 	if err != nil {
-		return types.NewError(types.ErrDecodingFailure, "prevResult cannot be read", err.Error())
+		return types.NewError(types.ErrDecodingFailure, "invalid prevResult", err.Error())
 	}
 	ctx := context.Background()
 	e, err := client.Endpoint(ctx, api.EndpointRef{ContainerID: args.ContainerID, Interface: args.IfName})
@@ -254,7 +255,7 @@ func check(args *skel.CmdArgs) error {
 	}
 	for _, a := range e.Addresses {
 		if !inResult(prev, a) {
-			return types.NewError(types.ErrInternal, fmt.Sprintf("the agent gave %s the address %v, the result of ADD does not have it", args.IfName, a), "")
+			return types.NewError(types.ErrInternal, fmt.Sprintf("%s has the address %v according to the agent, but not in the result of ADD", args.IfName, a), "")
 		}
 	}
 	return cniError(endpoint.Check(e.HostLink, args.Netns, args.IfName, e.Addresses))
@@ -269,10 +270,10 @@ func inResult(r *current.Result, a netip.Addr) bool {
 	return false
 }
 
-// validAttachments is where the runtime names what GC is to keep (CNI spec 1.1.0, GC).
+// validAttachments is the key of the attachments that GC keeps (CNI spec 1.1.0, GC).
 const validAttachments = "cni.dev/valid-attachments"
 
-// collect ends the attachments that the runtime no longer knows (CNI GC).
+// collect detaches containers that the runtime no longer lists (CNI GC).
 func collect(args *skel.CmdArgs) error {
 	conf, client, err := parse(args.StdinData)
 	if err != nil {
@@ -280,7 +281,7 @@ func collect(args *skel.CmdArgs) error {
 	}
 	var given map[string]json.RawMessage
 	if err := json.Unmarshal(args.StdinData, &given); err != nil || given[validAttachments] == nil {
-		return nil // without a list everybody would be cut off; libcni itself deletes what it knows
+		return nil // without a list, GC would detach all; libcni calls DEL for those that it knows
 	}
 	req := api.CollectRequest{Network: conf.Name}
 	for _, a := range conf.ValidAttachments {
@@ -290,10 +291,10 @@ func collect(args *skel.CmdArgs) error {
 	return cniError(client.Collect(ctx, req))
 }
 
-// codeUnavailable is the spec's "plugin not available" (CNI spec 1.1.0, STATUS).
+// codeUnavailable is the code for "plugin not available" (CNI spec 1.1.0, STATUS).
 const codeUnavailable = 50
 
-// status says whether containers can be attached (CNI STATUS).
+// status reports whether containers can be attached (CNI STATUS).
 func status(args *skel.CmdArgs) error {
 	_, client, err := parse(args.StdinData)
 	if err != nil {
@@ -301,17 +302,17 @@ func status(args *skel.CmdArgs) error {
 	}
 	ctx := context.Background()
 	if err := client.Ready(ctx); err != nil {
-		return types.NewError(codeUnavailable, "Weft cannot attach containers on this host now", err.Error())
+		return types.NewError(codeUnavailable, "Weft cannot attach containers on this host at present", err.Error())
 	}
 	return nil
 }
 
-// cniError gives an error its code of the spec: the one place where that is decided.
+// cniError converts an error to one with a code of the CNI spec. No other code does that.
 func cniError(err error) error {
 	if err == nil {
 		return nil
 	}
-	code, msg := types.ErrInternal, "Weft could not do it"
+	code, msg := types.ErrInternal, "Weft failed"
 	_, down := errors.AsType[*api.NotRunningError](err)
 	_, silent := errors.AsType[*api.SilentError](err)
 	answer, _ := errors.AsType[*api.Error](err)
@@ -321,11 +322,11 @@ func cniError(err error) error {
 	case silent:
 		code, msg = types.ErrTryAgainLater, "Weft does not answer on this host"
 	case answer != nil && answer.Code == api.CodeNoSpace:
-		code, msg = types.ErrTryAgainLater, "Weft has no address to give on this host now"
+		code, msg = types.ErrTryAgainLater, "Weft has no free address on this host at present"
 	case answer != nil && answer.Code == api.CodeNotReady:
-		code, msg = types.ErrTryAgainLater, "Weft cannot do it on this host yet"
+		code, msg = types.ErrTryAgainLater, "Weft is not ready on this host yet"
 	case answer != nil && answer.Code == api.CodeBadRequest:
-		code, msg = types.ErrInvalidNetworkConfig, "Weft cannot give the container what it asks for"
+		code, msg = types.ErrInvalidNetworkConfig, "Weft cannot attach the container as requested"
 	case answer != nil && answer.Code == api.CodeNotFound:
 		code, msg = types.ErrUnknownContainer, "the container is not attached"
 	case errors.Is(err, endpoint.ErrNoNamespace):

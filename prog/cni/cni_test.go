@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { routertest.Main(m) }
 
-// fake is an agent that knows some endpoints and attaches all others.
+// fake is an agent that knows some endpoints, and attaches all others.
 type fake struct {
 	server.Agent
 	known    []string
@@ -54,14 +54,14 @@ func (f fake) serve(t *testing.T) *api.Client {
 		t.Fatal(err)
 	}
 	srv := http.Server{Handler: server.Handler(f)}
-	go srv.Serve(l) //nolint:errcheck // ends with the test
+	go srv.Serve(l) //nolint:errcheck // fails when the test closes the listener
 	t.Cleanup(func() { srv.Close() })
 	return api.NewClient(socket)
 }
 
-// A link that was left by an attachment that was broken off (kill -9) is in nobody's
-// way; one that the agent knows is refused and stays.
-func TestAttachOverALeftOver(t *testing.T) {
+// ADD replaces a link that an interrupted attachment left (kill -9). A link that the agent knows is
+// refused and kept.
+func TestAttachReplacesLeftOverLink(t *testing.T) {
 	host, container := routertest.New(t), routertest.New(t)
 	client := fake{known: []string{"taken/eth1"}}.serve(t)
 	host.Do(func() {
@@ -77,12 +77,12 @@ func TestAttachOverALeftOver(t *testing.T) {
 		}
 		at := Attachment{Netns: container.Path(), AttachRequest: api.AttachRequest{ContainerID: "left", Interface: "eth0"}}
 		if _, err := Attach(t.Context(), client, at); err != nil {
-			t.Errorf("over a left-over: %v", err)
+			t.Errorf("ADD over a left-over link: %v", err)
 		}
 		at.ContainerID, at.Interface = "taken", "eth1"
 		_, err := Attach(t.Context(), client, at)
 		if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeConflict {
-			t.Errorf("one that is attached: %v", err)
+			t.Errorf("ADD of an attached endpoint: %v", err)
 		}
 		if links, err := endpoint.List(); len(links) != 2 {
 			t.Errorf("links %v, %v", links, err)
@@ -90,8 +90,8 @@ func TestAttachOverALeftOver(t *testing.T) {
 	})
 }
 
-// Whichever step fails, no link is left and the agent hears that the address is free.
-func TestAttachUndoesItself(t *testing.T) {
+// If a step fails, no link is left, and the agent is told to release the address.
+func TestAttachUndoesAllStepsOnFailure(t *testing.T) {
 	host, container := routertest.New(t), routertest.New(t)
 	broken := errors.New("no such table")
 	at := Attachment{Netns: container.Path(), AttachRequest: api.AttachRequest{ContainerID: "c1", Interface: "eth0"}}
@@ -119,12 +119,12 @@ func TestAttachUndoesItself(t *testing.T) {
 			}
 		})
 		if got := len(c.agent.detached); got != 0 != c.detaches {
-			t.Errorf("%s: the agent was told %d times that the endpoint is gone", name, got)
+			t.Errorf("%s: the agent got %d requests to detach the endpoint", name, got)
 		}
 	}
 }
 
-// pair makes the link of a container, from the host's namespace.
+// pair makes a container's veth pair, from the host's namespace.
 func pair(t *testing.T, container routertest.Namespace) {
 	t.Helper()
 	in, err := endpoint.Open(container.Path(), "eth0")
@@ -137,12 +137,12 @@ func pair(t *testing.T, container routertest.Namespace) {
 	}
 }
 
-// An agent that is there and does nothing, as after SIGSTOP: DEL takes the link away all the
-// same, and says in time, with the spec's code, what is the matter.
+// If the agent hangs (as after SIGSTOP), DEL still removes the link, and fails in time with the
+// spec's code.
 func TestDetachFromAHangingAgent(t *testing.T) {
 	host, container := routertest.New(t), routertest.New(t)
 	socket := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", socket) // whose connections nobody takes
+	l, err := net.Listen("unix", socket) // no connection is accepted
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,23 +151,23 @@ func TestDetachFromAHangingAgent(t *testing.T) {
 		pair(t, container)
 		err = Detach(t.Context(), api.NewClient(socket).Within(50*time.Millisecond), api.EndpointRef{ContainerID: "c1", Interface: "eth0"})
 		if _, down := errors.AsType[*api.NotRunningError](err); err == nil || down {
-			t.Errorf("the agent is there: %v", err)
+			t.Errorf("the agent is taken for stopped: %v", err)
 		}
 		e, ok := errors.AsType[*types.Error](cniError(err))
 		if !ok || e.Code != types.ErrTryAgainLater || !strings.Contains(e.Msg+e.Details, "does not answer") || strings.Contains(e.Msg, "address") {
-			t.Errorf("the runtime hears %v", e)
+			t.Errorf("the plugin returned %v", e)
 		}
 		if links, err := endpoint.List(); len(links) != 0 {
 			t.Errorf("links %v are left, %v", links, err)
 		}
 	})
 	if patience >= 10*time.Second {
-		t.Errorf("the plugin waits %v", patience)
+		t.Errorf("the plugin waits too long: %v", patience)
 	}
 }
 
-// A link that the agent knows nothing of is gone as well.
-func TestDetachOfWhatTheAgentDoesNotKnow(t *testing.T) {
+// DEL also removes a link that the agent does not know.
+func TestDetachRemovesUnknownLink(t *testing.T) {
 	host, container := routertest.New(t), routertest.New(t)
 	client := fake{detached: make(chan string, 1)}.serve(t)
 	host.Do(func() {
@@ -181,8 +181,8 @@ func TestDetachOfWhatTheAgentDoesNotKnow(t *testing.T) {
 	})
 }
 
-// What a container says of itself, and where.
-func TestDescribe(t *testing.T) {
+// Name, namespace, labels and ports come from CNI_ARGS or from args.
+func TestDescribeReadsArgs(t *testing.T) {
 	const conf = `{"cniVersion": "1.1.0", "name": "n", "type": "weft-cni", "labels": {"tier": "back", "zone": "a"},
 		"args": {"cni": {"labels": [{"key": "tier", "value": "front"}], "name": "web", "namespace": "prod",
 			"ports": [{"name": "http", "protocol": "tcp", "port": 80}]}}}`

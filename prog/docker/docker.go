@@ -1,4 +1,5 @@
-// Package docker asks Docker the one thing that Weft wants to know of it: what a container is.
+// Package docker queries Docker's API for a container's id, name and process. It owns nothing, is
+// safe for concurrent use, and never changes anything in Docker.
 package docker
 
 import (
@@ -13,13 +14,13 @@ import (
 	"strings"
 )
 
-// Socket is where Docker answers.
+// Socket is the path of Docker's socket.
 const Socket = "/var/run/docker.sock"
 
-// ErrNone says that Docker has no such container.
+// ErrNone means that Docker has no such container.
 var ErrNone = errors.New("docker has no such container")
 
-// Container is what Docker says of one.
+// Container is the part of Docker's description of a container that Weft uses.
 type Container struct {
 	ID, Name string
 	State    struct {
@@ -28,8 +29,8 @@ type Container struct {
 	}
 }
 
-// Inspect finds a container by its name or id (API v1.41, GET /containers/{id}/json). Where Docker
-// does not answer, the error is a *url.Error.
+// Inspect looks up a container by name or id (API v1.41, GET /containers/{id}/json). If Docker does
+// not answer, the error is a *url.Error.
 func Inspect(ctx context.Context, socket, name string) (Container, error) {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
@@ -46,14 +47,14 @@ func Inspect(ctx context.Context, socket, name string) (Container, error) {
 	defer resp.Body.Close()
 	var c struct {
 		Container
-		Message string // of an error
+		Message string // of an error response
 	}
 	err = json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 8<<20)).Decode(&c)
 	switch {
 	case resp.StatusCode == http.StatusNotFound:
 		return Container{}, ErrNone
 	case err != nil:
-		return Container{}, fmt.Errorf("docker container %s: %s gives an answer (HTTP status %d) that is not Docker's, or breaks off: see what listens there", name, socket, resp.StatusCode)
+		return Container{}, fmt.Errorf("docker container %s: %s gives an answer (HTTP status %d) that is not Docker's, or incomplete: check what listens there", name, socket, resp.StatusCode)
 	case resp.StatusCode != http.StatusOK:
 		return Container{}, fmt.Errorf("docker container %s: Docker says: %.300s (HTTP status %d)", name, cmp.Or(strings.Join(strings.Fields(c.Message), " "), "nothing"), resp.StatusCode)
 	}

@@ -8,13 +8,13 @@ import (
 	"path/filepath"
 )
 
-// WriteFile replaces a file whole or not at all.
+// WriteFile replaces a file atomically.
 func WriteFile(path string, data []byte, mode fs.FileMode) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), ".weft-*")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name()) // fails once it is renamed
+	defer os.Remove(tmp.Name()) // fails after the rename
 	_, err = tmp.Write(data)
 	if err := errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close()); err != nil {
 		return err
@@ -22,8 +22,8 @@ func WriteFile(path string, data []byte, mode fs.FileMode) error {
 	return os.Rename(tmp.Name(), path)
 }
 
-// Renew replaces the state by an empty one, with a new identity. No other goroutine may use the
-// store meanwhile.
+// Renew replaces the state by an empty one with a new identity. No other goroutine may use the Store
+// meanwhile.
 func (s *Store) Renew() error {
 	path := s.db.Path()
 	if err := s.Close(); err != nil {

@@ -16,7 +16,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// written is what was stored, by bucket.
+// written holds what was stored, by bucket.
 type written struct {
 	peers, sets, docs map[string][]byte
 	slots             map[string]slot.Slot
@@ -26,9 +26,9 @@ type written struct {
 	settings          map[string]string
 }
 
-// Whatever is written, in whatever order, is either refused or there again after a restart:
-// nothing that was stored keeps the file from being opened.
-func TestWhatIsStoredLoads(t *testing.T) {
+// Every write in any order is either refused, or there again after a restart. No stored value
+// prevents opening the file.
+func TestStoredStateLoads(t *testing.T) {
 	root := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
 		dir, err := os.MkdirTemp(root, "")
@@ -57,7 +57,7 @@ func TestWhatIsStoredLoads(t *testing.T) {
 	})
 }
 
-// step writes something, which may be refused.
+// step writes a random value, which may be refused.
 func (w *written) step(t *rapid.T, s *Store) {
 	key := rapid.SampledFrom([]string{"a", "b", "", "\x00", "\xff\xfe", string(make([]byte, 40_000))}).Draw(t, "key")
 	value := rapid.SampledFrom([][]byte{nil, {0}, []byte("text"), {0xff, 0xfe}, make([]byte, 100_000)}).Draw(t, "value")
@@ -94,16 +94,16 @@ func (w *written) step(t *rapid.T, s *Store) {
 		}
 	case 6:
 		if err := s.SaveSettings(map[string]string{"set": key}); err == nil {
-			w.settings["set"] = string([]rune(key)) // as JSON has it
+			w.settings["set"] = string([]rune(key)) // as JSON stores it
 		}
 	default:
 		if err := s.SaveKubernetes(value); err == nil && value != nil {
-			t.Fatalf("%q was taken for JSON", value)
+			t.Fatalf("the store accepted %q as JSON", value)
 		}
 	}
 }
 
-// compare reads all that an agent reads when it starts.
+// compare reads everything that an agent reads at its start.
 func (w *written) compare(t *rapid.T, s *Store) {
 	values := func(name string, got [][]byte, err error, want map[string][]byte) {
 		sorted := slices.SortedFunc(maps.Values(want), bytes.Compare)

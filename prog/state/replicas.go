@@ -8,10 +8,10 @@ import (
 	"weft/mesh/peer"
 )
 
-// Sets returns the endpoints of all peers that SaveSets kept.
+// Sets returns the endpoints of all peers that SaveSets stored.
 func (s *Store) Sets() ([][]byte, error) { return s.values(bucketDirectory) }
 
-// SaveSets keeps sets of endpoints, by owner; nil forgets one.
+// SaveSets stores sets of endpoints, by owner; nil deletes one.
 func (s *Store) SaveSets(sets map[peer.ID][]byte) error {
 	return s.saveValues(bucketDirectory, byKey(sets))
 }
@@ -24,10 +24,10 @@ func byKey(values map[peer.ID][]byte) map[string][]byte {
 	return out
 }
 
-// Documents returns what SaveDocuments kept.
+// Documents returns the documents that SaveDocuments stored.
 func (s *Store) Documents() ([][]byte, error) { return s.values(bucketDocuments) }
 
-// SaveDocuments keeps documents by key, all or none; nil forgets one.
+// SaveDocuments stores documents by key, all or none; nil deletes one.
 func (s *Store) SaveDocuments(documents map[string][]byte) error {
 	return s.saveValues(bucketDocuments, documents)
 }
@@ -52,23 +52,22 @@ func (s *Store) saveValues(bucket []byte, values map[string][]byte) error {
 	})
 }
 
-// Synced reports whether SaveSynced was called: whether this host ever had all documents of
-// the mesh.
+// Synced reports whether SaveSynced was called.
 func (s *Store) Synced() (synced bool, err error) {
 	_, err = s.load(keySynced, &synced)
 	return synced, err
 }
 
-// SaveSynced keeps that this host has had all documents of the mesh.
+// SaveSynced stores that this host has received all documents of the mesh once.
 func (s *Store) SaveSynced() error { return s.save(keySynced, true) }
 
-// Kubernetes returns what SaveKubernetes kept; nil before the first time.
+// Kubernetes returns what SaveKubernetes stored, or nil.
 func (s *Store) Kubernetes() (data json.RawMessage, err error) {
 	_, err = s.load(keyKubernetes, &data)
 	return data, err
 }
 
-// SaveKubernetes keeps what the API server said.
+// SaveKubernetes stores the last answers of the API server.
 func (s *Store) SaveKubernetes(data []byte) error {
 	return s.save(keyKubernetes, json.RawMessage(data))
 }

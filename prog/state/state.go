@@ -1,8 +1,8 @@
-// Package state is what this host remembers over a restart: one bbolt file, mode
-// 0600, every change one transaction.
+// Package state owns this host's persistent state: one bbolt file of mode 0600. Every change is one
+// transaction. A Store is safe for concurrent use.
 //
-// A file that is torn, corrupt or not ours is refused with an error that says what
-// to do, and never touched: it may hold the only record of who owns which address.
+// A torn, corrupt or foreign file is refused with an error that says what to do. It is never
+// changed, since it may be the only record of which peer owns which address.
 package state
 
 import (
@@ -31,8 +31,7 @@ import (
 // File is the name of the state file in the state folder.
 const File = "state.db"
 
-// format is written into every file of ours; a change that older versions cannot
-// read raises it.
+// format is written into every file. It is raised by changes that older versions cannot read.
 const format = "weft state 3"
 
 var (
@@ -40,11 +39,11 @@ var (
 	bucketPeers       = []byte("peers")
 	bucketRing        = []byte("ring")
 	bucketAllocations = []byte("allocations")
-	bucketResting     = []byte("resting") // slot → until when, Unix seconds
+	bucketResting     = []byte("resting") // by slot: end of its quarantine, Unix seconds
 	bucketDirectory   = []byte("directory")
 	buckets           = [][]byte{bucketMeta, bucketPeers, bucketRing, bucketAllocations, bucketResting, bucketDirectory}
-	// bucketDocuments is made when it is first needed: files of this format may lack it, and
-	// versions of Weft that know no documents do not look at it.
+	// bucketDocuments is created when it is first needed. Files of this format may lack it, and
+	// versions of Weft without documents ignore it.
 	bucketDocuments = []byte("documents")
 
 	keyFormat     = []byte("format")
@@ -61,23 +60,23 @@ var (
 // Store is the open state file. It is safe for concurrent use.
 type Store struct{ db *bolt.DB }
 
-// UnusableError says that the file at Path cannot serve as state. It was left as it is.
+// UnusableError means that the file at Path is no usable state. The file is not changed.
 type UnusableError struct {
 	Path string
 	Why  error
 }
 
 func (e *UnusableError) Error() string {
-	return fmt.Sprintf("state file %s cannot be used: %v. It was left as it was. Restore it from a copy; or, if this host may lose its identity and addresses, run `weft reset`, which sets the file aside, and launch again",
+	return fmt.Sprintf("state file %s cannot be used: %v. It was not changed. Restore it from a backup; or, if this host may lose its identity and addresses, run `weft reset`, which renames the file, and launch again",
 		e.Path, e.Why)
 }
 
 func (e *UnusableError) Unwrap() error { return e.Why }
 
-// ErrLocked says that another process has the state open.
+// ErrLocked means that another process has the state open.
 var ErrLocked = errors.New("the state is in use")
 
-// Open opens the state in folder dir, and makes it if there is none.
+// Open opens the state in folder dir, and creates it if there is none.
 func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, Explained(fmt.Errorf("state: %w", err))
@@ -109,8 +108,8 @@ func Open(dir string) (*Store, error) {
 	return s, nil
 }
 
-// create makes a new file beside its place and moves it there once it is whole: a
-// crash on the way must not leave a torn one.
+// create makes a new file under another name and then renames it, so that a crash leaves no torn
+// file.
 func create(path string) error {
 	fresh := path + ".new"
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -130,7 +129,7 @@ func create(path string) error {
 	return nil
 }
 
-// openFile opens the file, and makes an error of what damage can make bbolt do.
+// openFile opens the file. Damage can make bbolt panic or fault; openFile returns that as an error.
 func openFile(path string) (db *bolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -144,9 +143,8 @@ func openFile(path string) (db *bolt.DB, err error) {
 // Close closes the file.
 func (s *Store) Close() error { return s.db.Close() }
 
-// examine reads the head of a file without touching it: bbolt would write its
-// own pages into an empty one, and a file that is shorter than it claims ends a
-// process that maps it.
+// examine reads the head of a file without changing it. bbolt would write pages into an empty file,
+// and mapping a file that is shorter than its header says would kill the process.
 func examine(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -164,17 +162,17 @@ func examine(path string) error {
 	}
 	meta := head[16:]
 	if magic := binary.NativeEndian.Uint32(meta); magic != 0xED0CDAED {
-		return errors.New("it is no Weft state: another program's file, or overwritten")
+		return errors.New("it is no Weft state: another program's file, or an overwritten one")
 	}
 	pageSize := int64(binary.NativeEndian.Uint32(meta[8:]))
 	pages := int64(binary.NativeEndian.Uint64(meta[40:]))
 	if pageSize < 512 || pageSize > 1<<16 || pages > info.Size()/pageSize {
-		return fmt.Errorf("it is torn: %d bytes long, %d pages of %d bytes are needed", info.Size(), pages, pageSize)
+		return fmt.Errorf("it is torn: it has %d bytes, but needs %d pages of %d bytes", info.Size(), pages, pageSize)
 	}
 	return nil
 }
 
-// initialise makes the buckets of a new file.
+// initialise creates the buckets of a new file.
 func (s *Store) initialise() error {
 	return s.update(func(tx *bolt.Tx) error {
 		for _, name := range buckets {
@@ -186,8 +184,8 @@ func (s *Store) initialise() error {
 	})
 }
 
-// check walks the whole file. Damage can make bbolt panic or fault; both become
-// errors here, before anything is written.
+// check reads the whole file before anything is written. Damage can make bbolt panic or fault; check
+// returns that as an error.
 func (s *Store) check() (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -204,7 +202,7 @@ func (s *Store) check() (err error) {
 			return errors.New("it is no Weft state: a database of another program")
 		}
 		if got := string(meta.Get(keyFormat)); got != format {
-			return fmt.Errorf("its format is %q, this version of Weft reads %q", got, format)
+			return fmt.Errorf("its format is %q, but this version of Weft reads %q", got, format)
 		}
 		for _, name := range buckets {
 			if tx.Bucket(name) == nil {
@@ -212,7 +210,7 @@ func (s *Store) check() (err error) {
 			}
 		}
 		var first error
-		for e := range tx.Check() { // must be read to its end
+		for e := range tx.Check() { // must be read to its end, or its goroutine leaks
 			if first == nil {
 				first = fmt.Errorf("it is corrupt: %w", e)
 			}
@@ -221,8 +219,8 @@ func (s *Store) check() (err error) {
 	})
 }
 
-// walk reads every page that holds data. It comes before bbolt's own check, which
-// runs on a goroutine of its own where a panic cannot be caught.
+// walk reads every page with data. It runs before bbolt's own check, which runs on its own goroutine,
+// where a panic cannot be caught.
 func walk(tx *bolt.Tx) error {
 	return tx.ForEach(func(name []byte, b *bolt.Bucket) error {
 		var last []byte
@@ -253,13 +251,13 @@ func (s *Store) view(f func(*bolt.Tx) error) error {
 	return nil
 }
 
-// Keys are this host's own: made once, kept for ever.
+// Keys are this host's keys. They are made once and never change.
 type Keys struct {
 	Identity  ed25519.PrivateKey
 	WireGuard [32]byte // Curve25519 private key
 }
 
-// Keys returns this host's keys, and makes them from a source of randomness at the first call.
+// Keys returns this host's keys. The first call makes them from a source of randomness.
 func (s *Store) Keys(random io.Reader) (k Keys, err error) {
 	err = s.update(func(tx *bolt.Tx) error {
 		meta := tx.Bucket(bucketMeta)
@@ -283,12 +281,12 @@ func (s *Store) Keys(random io.Reader) (k Keys, err error) {
 	return k, err
 }
 
-// Peers returns the records that SavePeers kept.
+// Peers returns the records that SavePeers stored.
 func (s *Store) Peers() ([][]byte, error) { return s.values(bucketPeers) }
 
 func (s *Store) values(bucket []byte) (out [][]byte, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		b := tx.Bucket(bucket) // nil only where one is made when it is needed
+		b := tx.Bucket(bucket) // nil if it was not created yet
 		if b == nil {
 			return nil
 		}
@@ -300,27 +298,27 @@ func (s *Store) values(bucket []byte) (out [][]byte, err error) {
 	return out, err
 }
 
-// SavePeers keeps records of peers; nil forgets one.
+// SavePeers stores records of peers; nil deletes one.
 func (s *Store) SavePeers(records map[peer.ID][]byte) error {
 	return s.saveValues(bucketPeers, byKey(records))
 }
 
-// Targets returns what SaveTargets kept; known is false before the first time.
+// Targets returns the hosts that SaveTargets stored; known is false if it was never called.
 func (s *Store) Targets() (targets []string, known bool, err error) {
 	known, err = s.load(keyTargets, &targets)
 	return targets, known, err
 }
 
-// SaveTargets keeps the hosts to join.
+// SaveTargets stores the hosts to join.
 func (s *Store) SaveTargets(targets []string) error { return s.save(keyTargets, targets) }
 
-// Settings reads into v what SaveSettings kept; v stays as it is before the first time.
+// Settings reads into v what SaveSettings stored, and otherwise leaves v unchanged.
 func (s *Store) Settings(v any) error {
 	_, err := s.load(keySettings, v)
 	return err
 }
 
-// SaveSettings keeps what the operator set at run time.
+// SaveSettings stores what the operator changed at run time.
 func (s *Store) SaveSettings(v any) error { return s.save(keySettings, v) }
 
 func (s *Store) load(key []byte, v any) (known bool, err error) {
@@ -342,7 +340,7 @@ func (s *Store) save(key []byte, v any) error {
 	return s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(key, data) })
 }
 
-// Load returns the ring and the allocations; it makes Store an ipam.Store.
+// Load returns the ring and the allocations. It makes Store an ipam.Store.
 func (s *Store) Load() (st ipam.State, err error) {
 	st.Allocations = map[string]slot.Slot{}
 	err = s.view(func(tx *bolt.Tx) error {
@@ -360,7 +358,7 @@ func (s *Store) Load() (st ipam.State, err error) {
 	return st, err
 }
 
-// Update keeps one change of ring or allocations, as one transaction.
+// Update stores one change of ring or allocations as one transaction.
 func (s *Store) Update(c ipam.Change) error {
 	return s.update(func(tx *bolt.Tx) error {
 		if c.Ring != nil {
@@ -394,7 +392,7 @@ func (s *Store) Update(c ipam.Change) error {
 
 func slotKey(s slot.Slot) []byte { return binary.BigEndian.AppendUint32(nil, uint32(s)) }
 
-// rest notes that a slot was freed, and forgets those that have rested.
+// rest stores the quarantine of a released slot, and deletes ended ones.
 func rest(tx *bolt.Tx, c ipam.Change) error {
 	if c.QuarantineUntil == 0 {
 		return nil
@@ -430,7 +428,7 @@ func eachResting(tx *bolt.Tx, f func(space.Quarantined) error) error {
 	})
 }
 
-// allocation takes a stored one apart: four bytes of slot, and the note.
+// allocation splits a stored allocation into the slot, 4 bytes, and the note.
 func allocation(key, value []byte) (slot.Slot, []byte, error) {
 	if len(value) < 4 {
 		return 0, nil, fmt.Errorf("allocation of %q has %d bytes", key, len(value))
@@ -438,7 +436,7 @@ func allocation(key, value []byte) (slot.Slot, []byte, error) {
 	return slot.Slot(binary.BigEndian.Uint32(value)), value[4:], nil
 }
 
-// Notes calls add with every allocation that was made with a note.
+// Notes calls add with every allocation that has a note.
 func (s *Store) Notes(add func(key string, s slot.Slot, note []byte) error) error {
 	return s.view(func(tx *bolt.Tx) error {
 		return tx.Bucket(bucketAllocations).ForEach(func(k, v []byte) error {

@@ -76,14 +76,14 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 	}
 }
 
-func TestACrashWhileTheFileIsMadeLeavesNoTornOne(t *testing.T) {
+func TestCrashDuringCreateLeavesNoTornFile(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, File+".new"), []byte("half a fi"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	open(t, dir).Close()
 	if files, _ := os.ReadDir(dir); len(files) != 1 {
-		t.Errorf("left over: %v", files)
+		t.Errorf("files after creating the state: %v, want only it", files)
 	}
 }
 
@@ -118,7 +118,7 @@ func TestInvariant8UnusableFilesAreRefusedAndKept(t *testing.T) {
 	other, _ := os.ReadFile(foreign)
 
 	page := os.Getpagesize()
-	used := int(binary.NativeEndian.Uint64(good[16+40:])) * page // bbolt grows the file ahead of use
+	used := int(binary.NativeEndian.Uint64(good[16+40:])) * page // bbolt allocates more of the file than it uses
 	zeroed := bytes.Clone(good)
 	clear(zeroed[4*page:])
 	scribbled := bytes.Clone(good)
@@ -140,7 +140,7 @@ func TestInvariant8UnusableFilesAreRefusedAndKept(t *testing.T) {
 				if s != nil {
 					s.Close()
 				}
-				t.Fatalf("got %v, want a refusal", err)
+				t.Fatalf("Open returned %v, want a refusal", err)
 			}
 			t.Log(err)
 			if after, _ := os.ReadFile(path); !bytes.Equal(after, content) {
@@ -150,7 +150,7 @@ func TestInvariant8UnusableFilesAreRefusedAndKept(t *testing.T) {
 	}
 }
 
-func TestDocumentsAreKeptAllOrNone(t *testing.T) {
+func TestSaveDocumentsIsAtomic(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	if synced, err := s.Synced(); synced || err != nil {
@@ -165,7 +165,7 @@ func TestDocumentsAreKeptAllOrNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.SaveDocuments(map[string][]byte{"e": []byte("e1"), "": []byte("no key"), "policy\x00b": nil}); err == nil {
-		t.Error("a document without a key")
+		t.Error("a document without a key was stored")
 	}
 	s.Close()
 	s = open(t, dir)
@@ -179,8 +179,8 @@ func TestDocumentsAreKeptAllOrNone(t *testing.T) {
 	}
 }
 
-// A file that a Weft without documents wrote is used as it is, and stays one that it can read:
-// its format has not changed.
+// A file of a version without documents is used unchanged, and that version can still read it, since
+// the format is the same.
 func TestOlderFilesGetABucketForDocuments(t *testing.T) {
 	s := open(t, t.TempDir())
 	defer s.Close()
@@ -189,7 +189,7 @@ func TestOlderFilesGetABucketForDocuments(t *testing.T) {
 		return there
 	}
 	if documents, err := s.Documents(); err != nil || len(documents) > 0 || has() {
-		t.Errorf("new: %q, %v, it has the bucket: %v", documents, err, has())
+		t.Errorf("a new file: documents %q, error %v, has the bucket: %v", documents, err, has())
 	}
 	if err := s.SaveDocuments(map[string][]byte{"k": []byte("v")}); err != nil || !has() {
 		t.Error(err)
@@ -198,6 +198,6 @@ func TestOlderFilesGetABucketForDocuments(t *testing.T) {
 		t.Errorf("%q, %v", documents, err)
 	}
 	if format != "weft state 3" {
-		t.Error("a new format: then older files are to be refused or converted")
+		t.Error("the format changed: decide whether older files are refused or converted")
 	}
 }

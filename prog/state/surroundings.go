@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// surroundings reports whether an error is no fault of the file: resetting would not help.
+// surroundings reports whether an error is not the file's fault, so that resetting would not help.
 func surroundings(err error) bool {
 	for _, kind := range []error{fs.ErrPermission, syscall.EROFS, syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
 		if errors.Is(err, kind) {
@@ -20,32 +20,32 @@ func surroundings(err error) bool {
 	return false
 }
 
-// Explained adds what to do about an error of the surroundings.
+// Explained adds what to do about an error for which surroundings is true.
 func Explained(err error) error {
 	switch {
 	case errors.Is(err, syscall.EROFS):
 		return fmt.Errorf("%w: mount that file system writable (mount -o remount,rw), or name another folder with --state-dir", err)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("%w: make room there", err)
+		return fmt.Errorf("%w: make room on that file system", err)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: this needs root: run it with sudo", err)
 	}
 	return err
 }
 
-// lockedError says which process has the file locked, as far as the kernel tells.
+// lockedError names the process that has the file locked, if the kernel reports it.
 func lockedError(path string) error {
 	pid, name := lockedBy(path)
 	switch {
 	case pid == 0:
-		return fmt.Errorf("%w: another process has %s locked (`lslocks` lists who): end that one first", ErrLocked, path)
+		return fmt.Errorf("%w: another process has %s locked (`lslocks` names it): stop it first", ErrLocked, path)
 	case name == "weft":
-		return fmt.Errorf("%w: process %d (weft) has %s locked: an agent runs on this host already, see `weft status`", ErrLocked, pid, path)
+		return fmt.Errorf("%w: process %d (weft) has %s locked: an agent already runs on this host, see `weft status`", ErrLocked, pid, path)
 	}
-	return fmt.Errorf("%w: process %d (%s), which is no agent of Weft's, has %s locked: end that one first", ErrLocked, pid, name, path)
+	return fmt.Errorf("%w: process %d (%s), which is no agent of Weft's, has %s locked: stop it first", ErrLocked, pid, name, path)
 }
 
-// lockedBy finds who holds a lock on a file: a line of /proc/locks names the process and the inode.
+// lockedBy finds the process that has a file locked. A line of /proc/locks has its id and the inode.
 func lockedBy(path string) (pid int, name string) {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is wrong around the file is no reason to throw it away.
-func TestTroubleAroundTheFileIsNoFaultOfTheFile(t *testing.T) {
+// Permissions, full disks and the like are not reported as an unusable file.
+func TestDiskErrorsAreNotUnusableFiles(t *testing.T) {
 	for kind, says := range map[error]string{
 		syscall.EACCES: "needs root", syscall.EPERM: "needs root", syscall.EROFS: "remount,rw", syscall.ENOSPC: "make room", syscall.EDQUOT: "make room",
 	} {
@@ -27,12 +27,12 @@ func TestTroubleAroundTheFileIsNoFaultOfTheFile(t *testing.T) {
 		}
 	}
 	if surroundings(errors.New("it is torn")) {
-		t.Error("a torn file is one")
+		t.Error("a torn file is not the file's fault")
 	}
 }
 
 func TestStateWithoutPermission(t *testing.T) {
-	for _, mode := range []os.FileMode{0, 0o444} { // it cannot be read, or not be written
+	for _, mode := range []os.FileMode{0, 0o444} { // not readable, or not writable
 		t.Run(mode.String(), func(t *testing.T) {
 			dir := t.TempDir()
 			open(t, dir).Close()
@@ -52,9 +52,9 @@ func TestStateWithoutPermission(t *testing.T) {
 	}
 }
 
-// dropOverride takes root's right to open every file from this test's thread, which ends with it.
+// dropOverride drops CAP_DAC_OVERRIDE from the test's thread, which ends with the test.
 func dropOverride() error {
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	runtime.LockOSThread() // never unlocked: the thread ends with the test
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&header, &data[0]); err != nil {
@@ -64,7 +64,7 @@ func dropOverride() error {
 	return unix.Capset(&header, &data[0])
 }
 
-// Who holds the lock is named; it need not be an agent.
+// The error about a lock names the process, also one that is no agent.
 func TestForeignLockIsNamed(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir).Close()

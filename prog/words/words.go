@@ -1,7 +1,6 @@
-// Package words reads what people type, and words what they read: errors that say what was
-// wanted instead of which function of Go refused it, and numbers with their noun. It needs
-// the standard library only and holds no state, so everything from mesh's edges to the CNI
-// plugin can use it.
+// Package words parses what users type and formats what they read. Its errors say what is wanted,
+// without the names of Go's functions. It only imports the standard library, so that every package
+// up to the CNI plugin can use it. It holds no state, does no I/O, and is safe for concurrent use.
 package words
 
 import (
@@ -15,15 +14,15 @@ import (
 	"syscall"
 )
 
-// Misuse is an error in what somebody typed, which ends a command with exit code 2.
+// Misuse is an error in a user's input. It ends a command with exit code 2.
 type Misuse struct{ error }
 
 func (m Misuse) Unwrap() error { return m.error }
 
-// Misused makes an error one in what somebody typed.
+// Misused marks an error as caused by a user's input.
 func Misused(err error) error { return Misuse{err} }
 
-// Addr reads an IP address without a zone; one of IPv4 in IPv6's form is an IPv4 address.
+// Addr parses an IP address without a zone. It returns an IPv4-mapped IPv6 address as IPv4.
 func Addr(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	switch {
@@ -32,12 +31,12 @@ func Addr(s string) (netip.Addr, error) {
 	case err != nil:
 		return a, fmt.Errorf("%q is no IP address: want one such as 192.0.2.1 or 2001:db8::1", s)
 	case a.Zone() != "":
-		return a, fmt.Errorf("%q has a zone, which says something on one host only: want an address without %%%s", s, a.Zone())
+		return a, fmt.Errorf("%q has a zone, which is only valid on one host: want the address without %%%s", s, a.Zone())
 	}
 	return a.Unmap(), nil
 }
 
-// Prefix reads a CIDR.
+// Prefix parses a CIDR.
 func Prefix(s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	if err == nil {
@@ -45,7 +44,7 @@ func Prefix(s string) (netip.Prefix, error) {
 	}
 	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
 		a = a.Unmap()
-		bits := 16 // of a range that can be a network's
+		bits := 16 // for an example that fits a network
 		if a.Is6() {
 			bits = 64
 		}
@@ -54,8 +53,8 @@ func Prefix(s string) (netip.Prefix, error) {
 	return p, fmt.Errorf("%q is no CIDR: want ADDRESS/LENGTH, such as 10.32.0.0/12 or fd00::/64", s)
 }
 
-// Cause is why a call to a network or a file failed, without the names that Go gives to the steps
-// on the way there: what the kernel said, or that there was no answer.
+// Cause returns why a system or network call failed: the kernel's error, or that there was no answer.
+// It omits the names of the calls that Go adds.
 func Cause(err error) string {
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno.Error()
@@ -78,7 +77,7 @@ func Cause(err error) string {
 	return strings.Join(strings.Fields(err.Error()), " ")
 }
 
-// Port reads the number of a port.
+// Port parses a port number.
 func Port(s string) (uint16, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || n == 0 {
@@ -87,7 +86,7 @@ func Port(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
-// Count is a number with its noun: 1 container, 2 containers, 1 address, 2 addresses.
+// Count returns a number with its noun: 1 container, 2 containers, 1 address, 2 addresses.
 func Count[N ~int | ~uint64](n N, noun string) string {
 	if n == 1 {
 		return "1 " + noun
@@ -104,7 +103,7 @@ func Count[N ~int | ~uint64](n N, noun string) string {
 	return fmt.Sprintf("%d %s%s", n, noun, end)
 }
 
-// Are is the verb that goes with a number.
+// Are returns the verb for a number: is or are.
 func Are[N ~int | ~uint64](n N) string {
 	if n == 1 {
 		return "is"

@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-func TestErrorsSayWhatIsWanted(t *testing.T) {
+func TestErrorsDescribeValidInput(t *testing.T) {
 	read := map[string]func(string) error{
 		"addr":   func(s string) error { _, err := Addr(s); return err },
 		"prefix": func(s string) error { _, err := Prefix(s); return err },
@@ -43,7 +43,7 @@ func TestErrorsSayWhatIsWanted(t *testing.T) {
 	}
 }
 
-func TestCausesDoNotNameGosSteps(t *testing.T) {
+func TestCauseOmitsGoCallNames(t *testing.T) {
 	dial := func(err error) error {
 		return &url.Error{Op: "Get", URL: "http://docker/x", Err: &net.OpError{Op: "dial", Net: "unix", Err: err}}
 	}
@@ -65,7 +65,7 @@ func TestCausesDoNotNameGosSteps(t *testing.T) {
 	}
 }
 
-func TestNumbersAgreeWithTheirNoun(t *testing.T) {
+func TestCountAgreesWithNoun(t *testing.T) {
 	for _, tt := range []struct {
 		n          int
 		noun, want string

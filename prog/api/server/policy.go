@@ -7,7 +7,7 @@ import (
 	"weft/prog/api"
 )
 
-// Policies is the part of an agent that is about policies.
+// Policies is the agent's access to policies.
 type Policies interface {
 	Policies(context.Context) ([]api.Policy, error)
 	ApplyPolicy(context.Context, api.ApplyRequest) (api.ApplyReply, error)
@@ -17,7 +17,7 @@ type Policies interface {
 	PolicyStatus(context.Context) (api.PolicyStatus, error)
 }
 
-// AddPolicies serves that part.
+// AddPolicies serves the paths for policies.
 func AddPolicies(mux *http.ServeMux, p Policies) {
 	read(mux, api.PathPolicies, p.Policies)
 	write(mux, api.PathApplyPolicy, p.ApplyPolicy)

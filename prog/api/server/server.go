@@ -1,5 +1,6 @@
-// Package server answers the control socket's contract (prog/api) with net/http,
-// which the plugin is spared.
+// Package server serves the control socket's contract (prog/api) with net/http. It is apart from
+// prog/api so that the CNI plugin need not import net/http. It holds no state, and calls the agent
+// concurrently. Who may connect is not checked here: the socket's mode decides.
 package server
 
 import (
@@ -12,7 +13,8 @@ import (
 	"weft/prog/api"
 )
 
-// Agent is what a server serves. Errors that are an *api.Error reach the client as they are.
+// Agent answers the requests. An *api.Error reaches the client unchanged; other errors become
+// CodeInternal.
 type Agent interface {
 	Report(context.Context) (api.Report, error)
 	Ready(context.Context) error
@@ -33,7 +35,7 @@ type Agent interface {
 	Policies
 }
 
-// Handler serves the whole contract; it belongs on a socket that only root can open.
+// Handler serves the whole contract. Only root may have access to its socket.
 func Handler(a Agent) http.Handler {
 	mux := http.NewServeMux()
 	read(mux, api.PathReport, a.Report)
@@ -56,8 +58,8 @@ func Handler(a Agent) http.Handler {
 	return mux
 }
 
-// ReadOnly serves what anybody on this host may see: /status, which answers 503
-// until the agent is ready, /ready, the same without the content, and /metrics.
+// ReadOnly serves what every user of this host may read: /status, /ready and /metrics. /status and
+// /ready answer 503 until the agent is ready; /ready has no content.
 func ReadOnly(a Agent, metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metrics)
@@ -94,7 +96,7 @@ func write[In, Out any](mux *http.ServeMux, path string, f func(context.Context,
 	})
 }
 
-// answer is the one place where an error becomes an HTTP status.
+// answer maps errors to HTTP status codes. No other code does that.
 func answer(w http.ResponseWriter, out any, err error) {
 	status := http.StatusOK
 	if err != nil {
@@ -118,5 +120,5 @@ func answer(w http.ResponseWriter, out any, err error) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(out) // the client is gone: nobody to tell
+	_ = json.NewEncoder(w).Encode(out) // ignored: it only fails if the client is gone
 }

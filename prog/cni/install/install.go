@@ -1,6 +1,6 @@
-// Package install puts the CNI plugin and its configuration where a container runtime looks for
-// them. From then on the runtime starts containers with Weft: the caller installs when everything
-// else is ready.
+// Package install owns the CNI plugin and its configuration in the folders of the container
+// runtime. Once they are installed, the runtime attaches containers with Weft, so the caller
+// installs them only after everything else is ready. It never changes other configurations.
 //
 // An Installer remembers what it installed. It is safe for concurrent use.
 package install
@@ -26,42 +26,42 @@ import (
 	"weft/router/problem"
 )
 
-// The CNI configuration, and the plugin that it names.
+// The names of the CNI configuration file, the plugin and the network.
 const (
 	ConflistFile = "10-weft.conflist"
 	PluginName   = "weft-cni"
 	networkName  = "weft"
 )
 
-// CNIVersion is the newest version of CNI that the plugin speaks.
+// CNIVersion is the newest version of the CNI spec that the plugin supports.
 const CNIVersion = "1.1.0"
 
-// Config is what an Installer is made of.
+// Config configures an Installer.
 type Config struct {
 	ConfDir string // empty: no configuration is written
 	BinDir  string
-	Chain   []string // plugins that the runtime calls after weft-cni, where they are in BinDir
-	// Plugin is written for weft-cni where it differs from what that assumes.
+	Chain   []string // plugins that the runtime calls after weft-cni if they are in BinDir
+	// Plugin is the configuration of weft-cni: only the values that differ from its defaults.
 	Plugin map[string]string
 }
 
 // Installer installs the plugin once, and again when a plugin of the chain appears.
 type Installer struct {
 	cfg  Config
-	done atomic.Pointer[api.CNI] // nil: not yet, or not at all
+	done atomic.Pointer[api.CNI] // nil: not installed
 }
 
-// New makes an installer; it touches nothing.
+// New returns an Installer. It does no I/O.
 func New(cfg Config) *Installer { return &Installer{cfg: cfg} }
 
-// chainable are the plugins that may come behind ours: the capability by which the runtime
-// tells each what to do, and what has no effect without it.
+// chainable holds the plugins that may follow weft-cni: the capability with which the runtime
+// configures each, and what does not work without the plugin.
 var chainable = map[string]struct{ capability, lost string }{
 	"portmap":   {"portMappings", "host ports"},
 	"bandwidth": {"bandwidth", "limits of bandwidth"},
 }
 
-// ParseChain reads the plugins that are to come behind ours.
+// ParseChain checks the names of plugins to chain after weft-cni.
 func ParseChain(names []string) error {
 	for _, name := range names {
 		if chainable[name].capability == "" {
@@ -71,11 +71,11 @@ func ParseChain(names []string) error {
 	return nil
 }
 
-// oldVersion is what a plugin is taken to speak that does not tell, and what old runtimes
-// read: the first release of CNI 1.0 is from 2021, and Debian 12's programs speak it.
+// oldVersion is assumed for plugins that do not report their version, and is what old runtimes read.
+// CNI 1.0 was released in 2021, and Debian 12's programs support it.
 const oldVersion = "1.0.0"
 
-// chain returns the plugins that the runtime calls, ours first.
+// chain returns the plugins that the runtime calls, weft-cni first.
 func (i *Installer) chain(ctx context.Context) (c api.CNI) {
 	c.Version, c.Plugins = CNIVersion, []string{PluginName}
 	for _, name := range i.cfg.Chain {
@@ -90,7 +90,7 @@ func (i *Installer) chain(ctx context.Context) (c api.CNI) {
 	return c
 }
 
-// older is the lower of two versions.
+// older returns the lower of two versions.
 func older(a, b string) string {
 	if ok, err := version.GreaterThan(a, b); err == nil && ok {
 		return b
@@ -98,8 +98,8 @@ func older(a, b string) string {
 	return a
 }
 
-// newestOf asks a plugin which versions of CNI it speaks. One that does not run here, as in
-// a container without its libraries, is taken to be old.
+// newestOf asks a plugin for its newest CNI version. A plugin that cannot run here, for example in a
+// container without its libraries, counts as old.
 func newestOf(ctx context.Context, path string) string {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -123,7 +123,7 @@ func newestOf(ctx context.Context, path string) string {
 	return newest
 }
 
-// conflist writes the CNI configuration.
+// conflist returns the CNI configuration.
 func (i *Installer) conflist(c api.CNI) []byte {
 	plugin := map[string]any{"type": PluginName, "capabilities": map[string]bool{"ips": true}}
 	for key, value := range i.cfg.Plugin {
@@ -133,8 +133,9 @@ func (i *Installer) conflist(c api.CNI) []byte {
 	for _, name := range c.Plugins[1:] {
 		plugins = append(plugins, map[string]any{"type": name, "capabilities": map[string]bool{chainable[name].capability: true}})
 	}
-	// Runtimes with a libcni from before 1.2 read the first alone, and refuse one that is too new for them: Debian 12's
-	// containerd and Podman do. The others take the newest of the list that they know.
+	// Runtimes with a libcni older than 1.2, such as Debian 12's containerd and Podman, only read
+	// cniVersion, and refuse one that is too new. Others use the newest version in cniVersions that
+	// they support.
 	versions := []string{c.Version}
 	if older(oldVersion, c.Version) == oldVersion && c.Version != oldVersion {
 		versions = []string{oldVersion, c.Version}
@@ -146,8 +147,7 @@ func (i *Installer) conflist(c api.CNI) []byte {
 	return append(data, '\n')
 }
 
-// Install puts the plugin and then the configuration where the container runtime looks for
-// them, if they are not there already.
+// Install installs the plugin and then the configuration, unless they are installed already.
 func (i *Installer) Install(ctx context.Context) error {
 	if i.cfg.ConfDir == "" {
 		return nil
@@ -161,7 +161,7 @@ func (i *Installer) Install(ctx context.Context) error {
 	}
 	plugin, err := os.ReadFile(filepath.Join(filepath.Dir(exe), PluginName))
 	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("install CNI: %s is not beside %s: put it there, or use --cni-conf-dir= to do without CNI", PluginName, exe)
+		return fmt.Errorf("install CNI: %s is not beside %s: put it there, or disable CNI with --cni-conf-dir=", PluginName, exe)
 	}
 	if err != nil {
 		return fmt.Errorf("install CNI: %w", err)
@@ -178,7 +178,7 @@ func (i *Installer) Install(ctx context.Context) error {
 	return nil
 }
 
-// appeared reports whether one of some plugins is there by now.
+// appeared reports whether one of the missing plugins has been installed meanwhile.
 func (i *Installer) appeared(missing []string) bool {
 	return slices.ContainsFunc(missing, func(name string) bool {
 		_, err := os.Stat(filepath.Join(i.cfg.BinDir, name))
@@ -186,11 +186,11 @@ func (i *Installer) appeared(missing []string) bool {
 	})
 }
 
-// Status returns what the runtime was told; nil: nothing yet.
+// Status returns the installed configuration, or nil.
 func (i *Installer) Status() *api.CNI { return i.done.Load() }
 
-// Problems name plugins of the chain that are missing, and configurations that the runtime takes
-// instead of ours.
+// Problems reports missing plugins of the chain, and configurations that the runtime uses instead of
+// Weft's.
 func (i *Installer) Problems() (list []problem.Problem) {
 	made := i.done.Load()
 	if made == nil {
@@ -199,17 +199,17 @@ func (i *Installer) Problems() (list []problem.Problem) {
 	for _, name := range made.Missing {
 		list = append(list, problem.Problem{
 			Reason: problem.Host, What: fmt.Sprintf("the CNI plugin %s is not in %s", name, i.cfg.BinDir), Effect: chainable[name].lost + " have no effect",
-			Fix: "install it there (package containernetworking-plugins, or the CNI project's release); Weft finds it by itself then",
+			Fix: "install it there (package containernetworking-plugins, or the CNI project's release); Weft then adds it to the chain",
 		})
 	}
-	others, _ := os.ReadDir(i.cfg.ConfDir) // unreadable: the runtime cannot read ours either
+	others, _ := os.ReadDir(i.cfg.ConfDir) // if it is unreadable, the runtime cannot read our file either
 	for _, f := range others {
 		switch filepath.Ext(f.Name()) {
 		case ".conf", ".conflist", ".json":
 			if f.Name() < ConflistFile && !i.callsWeft(f.Name()) {
 				list = append(list, problem.Problem{
 					Reason: problem.Host, What: fmt.Sprintf("%s comes before %s in %s", f.Name(), ConflistFile, i.cfg.ConfDir),
-					Effect: "runtimes take the first, and nothing in it calls Weft", Fix: "remove it if Weft shall be the network",
+					Effect: "runtimes use the first file, which does not call Weft", Fix: "remove it if Weft should be the network",
 				})
 			}
 		}
@@ -217,14 +217,14 @@ func (i *Installer) Problems() (list []problem.Problem) {
 	return list
 }
 
-// multus is what of Multus' configuration says which network is every pod's
+// multus is the part of Multus' configuration that selects the default network of pods
 // (https://github.com/k8snetworkplumbingwg/multus-cni/blob/master/docs/configuration.md).
 type multus struct {
 	ClusterNetwork string `json:"clusterNetwork"` // a name, or a file
 	Delegates      []struct {
 		Name, Type string
 		Plugins    []struct{ Type string }
-	} `json:"delegates"` // the first one
+	} `json:"delegates"` // the first one is the default network
 }
 
 // callsWeft reports whether another configuration calls Weft for every pod.
@@ -252,7 +252,7 @@ func (i *Installer) callsWeft(file string) bool {
 	})
 }
 
-// installFile writes a file unless it has that content already.
+// installFile writes a file, unless it already has that content.
 func installFile(path string, data []byte, mode os.FileMode) error {
 	if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, data) {
 		return nil
@@ -263,8 +263,8 @@ func installFile(path string, data []byte, mode os.FileMode) error {
 	return state.WriteFile(path, data, mode)
 }
 
-// Remove takes the configuration away, and then the plugin: the runtime starts no more containers
-// with Weft. A folder without a name was not used.
+// Remove removes the configuration, then the plugin, so that the runtime starts no more containers
+// with Weft. It skips a folder with an empty name.
 func Remove(confDir, binDir string) error {
 	for _, file := range []struct{ dir, name string }{{confDir, ConflistFile}, {binDir, PluginName}} {
 		if file.dir == "" {
