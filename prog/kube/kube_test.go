@@ -327,7 +327,7 @@ func TestPeersThatCannotBeRead(t *testing.T) {
 	if !second.Audit || !second.Ingress[0].Peers[0].Unread || second.Ingress[0].Peers[1].Pods == nil {
 		t.Errorf("%+v", second)
 	}
-	if p, _ := manifest.Problem(second); !strings.Contains(p.What, "a/broken") || !strings.Contains(p.What, "from[0].ipBlock.cidr") || !strings.Contains(p.What, "the policy is only tried") {
+	if p, _ := manifest.Problem(second); !strings.Contains(p.What, "a/broken") || !strings.Contains(p.What, "from[0].ipBlock.cidr") || !strings.Contains(p.What, "the policy is in audit mode") {
 		t.Errorf("%v", p)
 	}
 }

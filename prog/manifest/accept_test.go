@@ -9,8 +9,8 @@ import (
 	"weft/router/policy"
 )
 
-// What kubectl get -o yaml prints is taken as it is, of older servers too.
-func TestLists(t *testing.T) {
+// The output of kubectl get -o yaml is accepted, also that of older API servers.
+func TestListsAreAccepted(t *testing.T) {
 	const printed = `apiVersion: v1
 items:
 - apiVersion: networking.k8s.io/v1
@@ -74,21 +74,21 @@ metadata:
 	}
 }
 
-// In a list too the line and the path are those of what is wrong.
+// Errors in lists have the line and path of the element.
 func TestErrorsInLists(t *testing.T) {
 	const list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: networking.k8s.io/v1\n  kind: NetworkPolicy\n  metadata: {name: a}\n"
 	refused(t, []byte(list+"  spec: {podSelector: {}, ingres: []}"), 7, "items[0].spec.ingres", "no such field")
 	refused(t, []byte(list+"  spec: {podSelector: {matchLabels: {a: 1}}}"), 7, "items[0].spec.podSelector.matchLabels.a", "put 1 in quotes")
 	refused(t, []byte(list+"  spec:\n    podSelector: {}\n    policyTypes:\n    - Both"), 10, "items[0].spec.policyTypes[0]", "is not Ingress")
-	refused(t, []byte(list+"- apiVersion: v1\n  kind: Pod"), 8, "items[1].kind", "v1 Pod is not what is read here")
+	refused(t, []byte(list+"- apiVersion: v1\n  kind: Pod"), 8, "items[1].kind", "v1 Pod is not supported")
 	refused(t, []byte("apiVersion: v1\nkind: List\nitem: []"), 3, "item", "no such field")
 	refused(t, []byte("apiVersion: v1\nkind: List\nitems: {a: b}"), 3, "items", "a list is wanted")
 	refused(t, []byte("apiVersion: v1\nkind: List\nitems: []"), 0, "", "there is no NetworkPolicy")
 	refused(t, []byte(list+"  spec: {podSelector: {}}\n- apiVersion: networking.k8s.io/v1\n  kind: NetworkPolicy\n  metadata: {name: a}\n  spec: {podSelector: {}}"), 8, "items[1].metadata.name", "is in line 4 already")
 }
 
-// CIDRs are what the API server, and net.IPNet, takes them for.
-func TestCIDRs(t *testing.T) {
+// CIDRs mean the same as for the API server and net.IPNet.
+func TestCIDRsMatchAPIServer(t *testing.T) {
 	block := func(cidr string, except ...string) *policy.Block {
 		b := &policy.Block{CIDR: netip.MustParsePrefix(cidr)}
 		for _, e := range except {
@@ -106,11 +106,11 @@ func TestCIDRs(t *testing.T) {
 		"{cidr: \"::ffff:a01:203/120\"}":                                     block("10.1.2.0/24"),
 		"{cidr: \"::ffff:010.0.0.0/104\"}":                                   block("10.0.0.0/8"),
 		"{cidr: \"::ffff:0:0/96\"}":                                          block("0.0.0.0/0"),
-		"{cidr: \"::ffff:10.0.0.0/90\"}":                                     block("::ffc0:0:0/90"), // no longer v4-mapped: IPv6, whose packets never have it
+		"{cidr: \"::ffff:10.0.0.0/90\"}":                                     block("::ffc0:0:0/90"), // no longer v4-mapped: an IPv6 block, which matches no packet
 		"{cidr: \"::/0\"}":                                                   block("::/0"),
 		"{cidr: 10.0.0.0/8, except: [10.1.0.0/16, \"::ffff:10.2.0.0/112\"]}": block("10.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16"),
 		"{cidr: \"::ffff:10.0.0.0/104\", except: [10.1.0.0/16]}":             nil,                                // 16 is less than 104
-		"{cidr: 10.0.0.0/24, except: [\"::ffff:10.0.0.0/104\"]}":             block("10.0.0.0/24", "10.0.0.0/8"), // nobody
+		"{cidr: 10.0.0.0/24, except: [\"::ffff:10.0.0.0/104\"]}":             block("10.0.0.0/24", "10.0.0.0/8"), // matches nothing
 		"{cidr: 10.0.0.0/33}":                                                nil,
 		"{cidr: 10.0.0.0}":                                                   nil,
 		"{cidr: 10.0.0/24}":                                                  nil,
@@ -131,7 +131,7 @@ func TestCIDRs(t *testing.T) {
 		}
 		again(t, docs[0])
 		if plain := "cidr: " + want.CIDR.String() + "\n"; !strings.Contains(string(docs[0].YAML), plain) && want.String() != "10.0.0.0/24 except 10.0.0.0/8" {
-			t.Errorf("%s is written\n%s", text, docs[0].YAML)
+			t.Errorf("%s is stored as\n%s", text, docs[0].YAML)
 		}
 	}
 }

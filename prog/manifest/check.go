@@ -14,15 +14,15 @@ import (
 	"weft/router/policy"
 )
 
-// checkPolicy finds what the API server refuses of a policy's metadata. Only the namespace may
-// be one that it does not allow: containers outside Kubernetes have such, with an underscore.
+// checkPolicy validates a policy's metadata like the API server. It allows more namespace names,
+// since containers outside Kubernetes have such namespaces, for example with an underscore.
 func checkPolicy(m meta.ObjectMeta) []*Error {
 	r := &reading{}
 	if m.Namespace != "" {
 		r.name("metadata.namespace", m.Namespace)
 	}
 	if m.Name == "" {
-		r.say("metadata.name", "a policy needs one: nobody makes one of generateName here")
+		r.say("metadata.name", "a policy needs one: generateName is not supported")
 		return r.wrong
 	}
 	m.Namespace = DefaultNamespace
@@ -30,8 +30,8 @@ func checkPolicy(m meta.ObjectMeta) []*Error {
 	return r.wrong
 }
 
-// checkNamespace finds what a namespace cannot have, here or at the API server. Its name may
-// be one that this does not allow.
+// checkNamespace validates a Namespace's metadata like the API server, and Weft's limits of labels.
+// It allows more names.
 func checkNamespace(m meta.ObjectMeta) []*Error {
 	r := &reading{}
 	r.name("metadata.name", m.Name)
@@ -42,7 +42,7 @@ func checkNamespace(m meta.ObjectMeta) []*Error {
 		}
 	}
 	if have, ok := m.Labels[policy.NameLabel]; ok && have != m.Name {
-		r.say(entry("metadata.labels", policy.NameLabel), "%q: it is always the name", have)
+		r.say(entry("metadata.labels", policy.NameLabel), "%q: its value is always the namespace's name", have)
 	}
 	return r.wrong
 }
@@ -53,18 +53,18 @@ func (r *reading) name(field, name string) {
 	}
 }
 
-// metadata finds what the API server refuses. The labels are looked at one by one: its errors
-// do not say which it is.
+// metadata validates like the API server. It checks labels one by one, since the API server's errors
+// do not name the label.
 func (r *reading) metadata(m meta.ObjectMeta, namespaced bool, name objects.ValidateNameFunc) {
 	r.labels("metadata.labels", m.Labels)
-	m.Labels, m.Generation = nil, 0 // the API server sets the other one anew
+	m.Labels, m.Generation = nil, 0 // the API server ignores a client's generation
 	for _, e := range objects.ValidateObjectMeta(&m, namespaced, name, field.NewPath("metadata")) {
 		r.say(e.Field, "%s", e.ErrorBody())
 	}
 }
 
-// plainCIDRs writes those of a policy that was read as everybody reads them: a Weft of before, on
-// another host, knows neither leading zeros nor v4-mapped ones, and would not enforce the policy.
+// plainCIDRs normalizes the CIDRs of a policy. Older versions of Weft on other hosts do not
+// understand leading zeros or v4-mapped CIDRs, and would not enforce the policy.
 func plainCIDRs(spec *networking.NetworkPolicySpec, p policy.Policy) {
 	for i, r := range spec.Ingress {
 		plainBlocks(r.From, p.Ingress[i].Peers)
@@ -78,7 +78,7 @@ func plainBlocks(peers []networking.NetworkPolicyPeer, read []policy.Peer) {
 	for i, peer := range peers {
 		block := read[i].Block
 		if block == nil || slices.ContainsFunc(block.Except, func(e netip.Prefix) bool { return e.Bits() <= block.CIDR.Bits() }) {
-			continue // that is an exception only as long as it is written v4-mapped
+			continue // the exception is only valid in its v4-mapped form
 		}
 		peer.IPBlock.CIDR = block.CIDR.String()
 		for j, e := range block.Except {
@@ -87,7 +87,7 @@ func plainBlocks(peers []networking.NetworkPolicyPeer, read []policy.Peer) {
 	}
 }
 
-// text is an object as YAML, without what the server alone fills in.
+// text returns an object as YAML, without the fields that only the API server sets.
 func text(object any) ([]byte, error) {
 	data, err := yaml.Marshal(object)
 	if err != nil {

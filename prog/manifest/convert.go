@@ -23,16 +23,16 @@ import (
 	"weft/router/problem"
 )
 
-// Convert makes a policy of the API's object, with the API's defaults, and says what of it is
-// not as the API has it. What cannot be read there, of a newer API for example, allows nothing,
-// and no more than that: the peer or the port whose part it is. So does what follows from
-// whom it selects, or in which direction, where that cannot be read:
+// Convert converts a policy of the API, with the API's defaults, and lists its invalid parts. A
+// part that it does not understand, for example of a newer API, allows nothing: only that peer or
+// port is ignored. If it does not understand which pods or directions a policy selects, it isolates
+// more of them:
 //
-//   - A requirement of spec.podSelector is left out. The others select all whom the whole would
-//     select, and perhaps more: they are isolated, and no rule counts, since it could open
-//     something to those that were not meant.
-//   - For a policy type both directions are isolated, and the rules of one that is not named
-//     besides do not count.
+//   - It omits an invalid requirement of spec.podSelector. The others select all pods that the whole
+//     selector would, and perhaps more. All of them are isolated, and all rules are dropped, since
+//     rules could allow traffic of pods that were not meant.
+//   - An unknown policy type isolates both directions. Rules of a direction that is not named
+//     otherwise are dropped.
 func Convert(np networking.NetworkPolicy) (policy.Policy, []*Error) {
 	r := &reading{}
 	p := policy.Policy{Namespace: cmp.Or(np.Namespace, DefaultNamespace), Name: np.Name, Audit: r.audit(np.Annotations)}
@@ -58,14 +58,14 @@ func Convert(np networking.NetworkPolicy) (policy.Policy, []*Error) {
 	return p, r.wrong
 }
 
-// Bounds of what a policy says of itself: it goes to other hosts, and who wrote it is not
-// always who has to read that.
+// Limits of the error texts of a policy: they go to other hosts, and their readers did not write the
+// policy.
 const (
 	mostTold  = 8
 	mostBytes = 200
 )
 
-// told is what is wrong, for people.
+// told formats errors for people.
 func told(wrong []*Error) (out []string) {
 	for i, e := range wrong {
 		if i == mostTold {
@@ -85,45 +85,44 @@ func told(wrong []*Error) (out []string) {
 	return out
 }
 
-// Problem says what of a policy could not be read; false if all of it was.
+// Problem reports the parts of a policy that were not understood; false if there are none.
 func Problem(p policy.Policy) (problem.Problem, bool) {
 	if len(p.Unread) == 0 {
 		return problem.Problem{}, false
 	}
 	return problem.Problem{
 		Reason: problem.Policy, About: p.Ref(),
-		What:   fmt.Sprintf("NetworkPolicy %s is not read as it was written (%s)", p.Ref(), strings.Join(p.Unread, "; ")),
-		Effect: "a peer, a port or a selector that cannot be read allows nothing",
+		What:   fmt.Sprintf("NetworkPolicy %s is not fully understood (%s)", p.Ref(), strings.Join(p.Unread, "; ")),
+		Effect: "a peer, a port or a selector that is not understood allows nothing",
 		Fix:    "correct it, or update Weft if it is of a newer API",
 	}, true
 }
 
-// reading is what was found wrong so far.
+// reading collects the errors of a conversion.
 type reading struct{ wrong []*Error }
 
-// say notes what is wrong, and is false, for those who return it.
+// say records an error. It returns false, as the result of its callers.
 func (r *reading) say(field, format string, args ...any) bool {
 	r.wrong = append(r.wrong, &Error{Field: field, Why: fmt.Sprintf(format, args...)})
 	return false
 }
 
-// audit reports whether the policy is only tried. "True" says that as clearly as "true". What
-// says neither leaves the policy in force, as it would be without the annotation: to take one
-// out of force takes more than a word that nobody understands.
+// audit reports whether the policy is in audit mode. It accepts the values of strconv.ParseBool, such
+// as "True". Any other value leaves the policy enforced, as without the annotation: an unclear value
+// must not disable a policy.
 func (r *reading) audit(annotations map[string]string) bool {
 	value, there := annotations[AuditAnnotation]
 	if !there || value == "true" || value == "false" {
 		return value == "true"
 	}
 	tried, err := strconv.ParseBool(value)
-	effect := map[bool]string{true: "the policy is only tried", false: "the policy is enforced"}[tried && err == nil]
+	effect := map[bool]string{true: "the policy is in audit mode", false: "the policy is enforced"}[tried && err == nil]
 	r.say(entry("metadata.annotations", AuditAnnotation), "%q is neither \"true\" nor \"false\": %s", value, effect)
 	return tried
 }
 
-// types are the directions that are isolated, and of these the ones that are so only because
-// there is a type that is not known. By default that is ingress, and egress where there are
-// rules for it.
+// types returns the isolated directions, and those that are only isolated because of an unknown type.
+// The default is ingress, and egress if there are egress rules.
 func (r *reading) types(list []networking.PolicyType, egress bool) (isolates, guessed policy.Directions) {
 	switch {
 	case len(list) == 0 && egress:
@@ -131,7 +130,7 @@ func (r *reading) types(list []networking.PolicyType, egress bool) (isolates, gu
 	case len(list) == 0:
 		return policy.Of(policy.Ingress), 0
 	case len(list) > 2:
-		r.say("spec.policyTypes", "there are %d, and at most two are allowed", len(list))
+		r.say("spec.policyTypes", "there are %d, but at most two are allowed", len(list))
 	}
 	known := true
 	for i, t := range list {
@@ -150,8 +149,9 @@ func (r *reading) types(list []networking.PolicyType, egress bool) (isolates, gu
 	return policy.Both, policy.Both &^ isolates
 }
 
-// selector reads one, and reports whether all of it can be read. A label that the API does not
-// allow is wrong, but what it means is clear: whoever has it, which is nobody in Kubernetes.
+// selector converts a selector, and reports whether it understood all of it. Labels that the API does
+// not allow are errors, but keep their meaning: they select pods with such labels, which Kubernetes
+// does not have.
 func (r *reading) selector(field string, s *meta.LabelSelector) (out *policy.Selector, whole bool) {
 	if s == nil {
 		return nil, true
@@ -186,7 +186,7 @@ func (r *reading) requirement(field string, e meta.LabelSelectorRequirement) boo
 	return r.say(field+".operator", "%q is not In, NotIn, Exists or DoesNotExist", e.Operator)
 }
 
-// labels finds those that the API does not allow.
+// labels records an error for each label that the API does not allow.
 func (r *reading) labels(field string, labels map[string]string) {
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		for _, why := range content.IsLabelKey(key) {
@@ -232,8 +232,8 @@ func (r *reading) peer(field string, p networking.NetworkPolicyPeer) (out policy
 	return out
 }
 
-// block reads one. Without an exception that cannot be read it would allow more than it
-// should: all of it is not read then.
+// block converts an IP block. If it does not understand an exception, it refuses the whole block,
+// which would otherwise allow too much.
 func (r *reading) block(field string, b networking.IPBlock) (out *policy.Block, ok bool) {
 	whole, ok := r.cidr(field+".cidr", b.CIDR)
 	if !ok {
@@ -248,7 +248,7 @@ func (r *reading) block(field string, b networking.IPBlock) (out *policy.Block, 
 			ok = false
 			continue
 		}
-		// The API server compares the sizes as they are written, and so a v4-mapped one is always smaller.
+		// The API server compares prefix lengths as written, so v4-mapped ones are always longer.
 		if n, _ := part.Mask.Size(); !whole.Contains(part.IP) || n <= size {
 			ok = r.say(field, "%s is not a part of %s", e, b.CIDR)
 			continue
@@ -258,9 +258,8 @@ func (r *reading) block(field string, b networking.IPBlock) (out *policy.Block, 
 	return out, ok
 }
 
-// cidr reads one as the API server does before 1.36, which knows no better afterwards what an
-// older one has stored: with leading zeros, which are no octal numbers, with bits behind the
-// prefix, and v4-mapped (::ffff:10.0.0.0/104).
+// cidr parses a CIDR like API servers before 1.36, whose stored policies newer ones keep. It accepts
+// leading zeros as decimal, bits after the prefix, and v4-mapped addresses (::ffff:10.0.0.0/104).
 func (r *reading) cidr(field, s string) (*net.IPNet, bool) {
 	_, n, err := netutils.ParseCIDRSloppy(s)
 	if err != nil {
@@ -269,11 +268,11 @@ func (r *reading) cidr(field, s string) (*net.IPNet, bool) {
 	return n, true
 }
 
-// prefix is a CIDR as net.IPNet, and so the API server, compares addresses with it, and as
-// its warnings write it: a v4-mapped one of 96 bits or more is of IPv4.
+// prefix converts a CIDR as net.IPNet, and so the API server, compares addresses with it and prints
+// it: v4-mapped CIDRs of 96 bits or more become IPv4.
 func prefix(n *net.IPNet) netip.Prefix { return netip.MustParsePrefix(n.String()) }
 
-// Protocol is one of the API's, TCP by default; 0: none that policies know.
+// Protocol converts a protocol of the API, with TCP as default. It returns 0 for unknown ones.
 func Protocol(p core.Protocol) policy.Protocol {
 	switch p {
 	case core.ProtocolTCP, "":

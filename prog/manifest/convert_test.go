@@ -11,13 +11,13 @@ import (
 	"weft/router/policy"
 )
 
-// converted is what is made of a spec that somebody else has accepted.
-// warning is what of a policy could not be read, for people.
+// warning returns the text about the parts of a policy that were not understood.
 func warning(p policy.Policy) string {
 	said, _ := Problem(p)
 	return said.String()
 }
 
+// converted converts a spec, with a value of the audit annotation.
 func converted(t *testing.T, text, audit string) policy.Policy {
 	t.Helper()
 	np := networking.NetworkPolicy{}
@@ -35,9 +35,9 @@ func converted(t *testing.T, text, audit string) policy.Policy {
 	return p
 }
 
-// What cannot be read allows nothing, and no more than that: its neighbours still count, and
-// no list becomes empty, which would mean everybody.
-func TestUnread(t *testing.T) {
+// A part that is not understood allows nothing, but the other parts still count. No list becomes
+// empty, since that would allow everything.
+func TestUnknownPartsAllowNothing(t *testing.T) {
 	client := policy.Peer{Pods: &policy.Selector{Labels: map[string]string{"app": "client"}}}
 	nobody, none := policy.Peer{Unread: true}, policy.Port{Unread: true}
 	for text, want := range map[string][]policy.Rule{
@@ -45,7 +45,7 @@ func TestUnread(t *testing.T) {
 		"{from: [{ipBlock: {cidr: 10.0.0/24}}]}, {from: [{podSelector: {matchLabels: {app: client}}}]}": {{Peers: []policy.Peer{nobody}}, {Peers: []policy.Peer{client}}},
 		"{from: [{ipBlock: {cidr: 10.0.0.0/24, except: [10.0.0/28]}}]}":                                 {{Peers: []policy.Peer{nobody}}},
 		"{from: [{ipBlock: {cidr: 10.0.0.0/24, except: [11.0.0.0/28, 10.0.0.0/28]}}]}":                  {{Peers: []policy.Peer{nobody}}},
-		"{from: [{}]}": {{Peers: []policy.Peer{nobody}}}, // of a newer API: with a field that is not known here
+		"{from: [{}]}": {{Peers: []policy.Peer{nobody}}}, // of a newer API, with a field that this version does not know
 		"{from: [{podSelector: {matchExpressions: [{key: a, operator: Gt, values: [\"1\"]}]}}]}":                    {{Peers: []policy.Peer{nobody}}},
 		"{from: [{namespaceSelector: {matchExpressions: [{key: a, operator: In}]}, podSelector: {}}]}":              {{Peers: []policy.Peer{nobody}}},
 		"{from: [{podSelector: {}, ipBlock: {cidr: 10.0.0.0/24}}]}":                                                 {{Peers: []policy.Peer{nobody}}},
@@ -61,8 +61,8 @@ func TestUnread(t *testing.T) {
 	}
 }
 
-// What is told of a policy is bounded, whatever is in it, and has no control characters.
-func TestTold(t *testing.T) {
+// Texts about a policy are bounded and have no control characters, whatever the policy contains.
+func TestErrorTextsAreBounded(t *testing.T) {
 	bad := "{ipBlock: {cidr: \"" + strings.Repeat("9", 5000) + "\"}}"
 	p := converted(t, "{podSelector: {}, policyTypes: [\"a\\e\"], ingress: [{from: ["+strings.Repeat(bad+", ", 20)+bad+"]}]}", "")
 	if w := warning(p); len(p.Unread) != mostTold+1 || len(w) > 2000 || strings.Contains(w, "\x1b") || !strings.Contains(w, "and 14 more") {
@@ -70,15 +70,15 @@ func TestTold(t *testing.T) {
 	}
 }
 
-// Who is selected, or in which direction, is guessed to be more, and for those no rule counts.
-func TestUnreadSelection(t *testing.T) {
+// With an unknown selector or direction, more is isolated, and its rules are dropped.
+func TestUnknownSelectionIsolatesMore(t *testing.T) {
 	const rules = "ingress: [{}], egress: [{}]"
 	web := policy.Selector{Labels: map[string]string{"app": "web"}}
 	for text, want := range map[string]policy.Policy{
 		"{podSelector: {matchLabels: {app: web}, matchExpressions: [{key: a, operator: Gt}]}, policyTypes: [Ingress]": {Pods: web, Isolates: policy.Of(policy.Ingress)},
 		"{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Sideways]":                                   {Pods: web, Isolates: policy.Both, Ingress: []policy.Rule{{}}},
 		"{podSelector: {matchLabels: {app: web}}, policyTypes: [Sideways]":                                            {Pods: web, Isolates: policy.Both},
-		// These are wrong, and yet clear. Older API servers have accepted the first.
+		// These are invalid, but their meaning is clear. Older API servers accepted the first.
 		"{podSelector: {matchExpressions: [{key: app, operator: In, values: [a b]}]}, policyTypes: [Egress]": {
 			Pods: policy.Selector{Expressions: []policy.Expression{{Key: "app", Op: policy.In, Values: []string{"a b"}}}}, Isolates: policy.Of(policy.Egress),
 			Ingress: []policy.Rule{{}}, Egress: []policy.Rule{{}},
@@ -93,8 +93,8 @@ func TestUnreadSelection(t *testing.T) {
 	}
 }
 
-// A policy is tried only where its annotation says so; what says something else is told.
-func TestAudit(t *testing.T) {
+// A policy is in audit mode only if its annotation says so. Other values are reported.
+func TestAuditAnnotation(t *testing.T) {
 	for value, want := range map[string]struct{ tried, told bool }{
 		"": {false, false}, "true": {true, false}, "false": {false, false},
 		"True": {true, true}, "1": {true, true}, "False": {false, true}, "yes": {false, true}, "ture": {false, true}, "true ": {false, true}, //nolint:gocritic // a space is the case
@@ -106,7 +106,7 @@ func TestAudit(t *testing.T) {
 	}
 }
 
-// What another version has taken in counts as far as it can be read.
+// Of a document that another version accepted, everything that is understood counts.
 func TestParseStored(t *testing.T) {
 	for text, want := range map[string]struct {
 		says  string

@@ -1,13 +1,13 @@
-// Package manifest reads manifests (YAML or JSON) of NetworkPolicies (networking.k8s.io/v1) and
-// of Namespaces (v1), whose labels policies select by, into router/policy's model.
+// Package manifest converts manifests (YAML or JSON) of NetworkPolicies (networking.k8s.io/v1) and
+// of Namespaces (v1), whose labels policies select by, to router/policy's model. It is pure: it
+// holds no state, does no I/O, and is safe for concurrent use.
 //
-// Parse is as strict as the API server: a field that the API does not have, a value that it does
-// not allow, or a key that is there twice is refused, with its line and its path. Of a file
-// with several documents all are read, or none. The nested module apiserver compares it with
-// the API server's own code, and has a table of what is different on purpose.
+// Parse is as strict as the API server: it refuses unknown fields, invalid values and duplicate
+// keys, with line and path. It accepts all documents of a file or none. The nested module apiserver
+// compares it with the API server's own code, and lists the deliberate differences.
 //
-// Convert and ParseStored read what somebody else has accepted already. They do not refuse
-// it: what they cannot read allows nothing, and they say so.
+// Convert and ParseStored read policies that the API server or another host has accepted. They
+// never refuse a part of a policy. Parts that they do not understand allow nothing and are reported.
 package manifest
 
 import (
@@ -28,25 +28,25 @@ import (
 	"weft/router/policy"
 )
 
-// What a document says that it is.
+// The versions and kinds of documents.
 const (
 	PolicyVersion    = "networking.k8s.io/v1"
 	PolicyKind       = "NetworkPolicy"
 	NamespaceVersion = "v1"
 	NamespaceKind    = "Namespace"
-	anyList          = "List" // of NamespaceVersion: what kubectl get -o yaml prints
+	anyList          = "List" // in NamespaceVersion: the output of kubectl get -o yaml
 )
 
-// Document is one of a manifest.
+// Document is one document of a manifest.
 type Document struct {
 	Kind      string
 	Policy    policy.Policy     // of a NetworkPolicy
 	Namespace string            // of a Namespace: its name
 	Labels    map[string]string // of a Namespace
-	YAML      []byte            // the document alone, as it was read but for comments, order and how CIDRs are written; none of ParseStored
+	YAML      []byte            // the document without comments, reordered, with normalized CIDRs; empty from ParseStored
 }
 
-// Name tells documents of one kind apart: NAMESPACE/NAME of a policy.
+// Name identifies a document among those of its kind: NAMESPACE/NAME for a policy.
 func (d Document) Name() string {
 	if d.Kind == NamespaceKind {
 		return d.Namespace
@@ -54,17 +54,17 @@ func (d Document) Name() string {
 	return d.Policy.Ref()
 }
 
-// AuditAnnotation puts a policy in audit mode, with the value "true": what it would deny is
-// told, and passes. "false" is as without it.
+// AuditAnnotation puts a policy in audit mode if its value is "true": packets that it would deny are
+// reported, but pass. "false" is the default.
 const AuditAnnotation = "weft.internal/audit"
 
-// DefaultNamespace is that of a policy that names none.
+// DefaultNamespace is the namespace of policies that name none.
 const DefaultNamespace = "default"
 
-// Error says where a manifest is wrong.
+// Error is a fault in a manifest, with its position.
 type Error struct {
-	Line  int    // from 1; 0: not known
-	Field string // as spec.ingress[0].ports[1].endPort; empty: the whole document
+	Line  int    // from 1; 0: unknown
+	Field string // such as spec.ingress[0].ports[1].endPort; empty: the whole document
 	Why   string
 }
 
@@ -79,10 +79,10 @@ func (e *Error) Error() string {
 	return strings.Join(append(parts, e.Why), ": ")
 }
 
-// maxSize bounds a manifest: the API server's own bound for a request is 3 MiB.
+// maxSize limits a manifest, as the API server limits requests to 3 MiB.
 const maxSize = 3 << 20
 
-// Parse reads all documents of a manifest, those in lists too.
+// Parse parses all documents of a manifest, including those in lists.
 func Parse(data []byte) ([]Document, error) {
 	roots, err := documents(data)
 	if err != nil {
@@ -108,7 +108,7 @@ func Parse(data []byte) ([]Document, error) {
 	return out, nil
 }
 
-// documents finds the objects of a manifest.
+// documents returns the objects of a manifest.
 func documents(data []byte) (out []place, err error) {
 	if len(data) > maxSize {
 		return nil, &Error{Why: fmt.Sprintf("%d bytes, at most %d are allowed", len(data), maxSize)}
@@ -124,7 +124,7 @@ func documents(data []byte) (out []place, err error) {
 		}
 		root := place{doc.Content[0], ""}
 		if root.node.Kind == yamlv3.ScalarNode && root.node.Tag == "!!null" {
-			continue // an empty document, as between two separators
+			continue // an empty document, for example between two separators
 		}
 		if err := unique(root, scalars{}); err != nil {
 			return nil, err
@@ -137,7 +137,7 @@ func documents(data []byte) (out []place, err error) {
 	}
 }
 
-// itemsOf are the objects of a list, or the one object that it is.
+// itemsOf returns the objects of a list, or the object itself if it is no list.
 func itemsOf(root place) ([]place, error) {
 	of, isList := listed(root.is())
 	if !isList {
@@ -170,7 +170,8 @@ func itemsOf(root place) ([]place, error) {
 	return out, nil
 }
 
-// listed is what the elements of a list are, if it is one; empty if they say so themselves.
+// listed reports whether an object is a list, and the type of its elements. It is empty if the
+// elements have their own.
 func listed(is meta.TypeMeta) (of meta.TypeMeta, isList bool) {
 	switch is {
 	case meta.TypeMeta{APIVersion: NamespaceVersion, Kind: anyList}:
@@ -183,7 +184,7 @@ func listed(is meta.TypeMeta) (of meta.TypeMeta, isList bool) {
 	return of, false
 }
 
-// withType is an object that says what it is; of one that does already, that counts.
+// withType returns the object with a version and kind, unless it has its own.
 func withType(node *yamlv3.Node, is meta.TypeMeta) *yamlv3.Node {
 	out := *node
 	for key, value := range map[string]string{"apiVersion": is.APIVersion, "kind": is.Kind} {
@@ -198,7 +199,7 @@ func withType(node *yamlv3.Node, is meta.TypeMeta) *yamlv3.Node {
 
 var yamlLine = regexp.MustCompile(`line (\d+): (.*)`)
 
-// syntax makes an error of what is no YAML.
+// syntax converts a YAML parser's error.
 func syntax(err error) error {
 	if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
 		e := &Error{Why: m[2]}
@@ -208,7 +209,7 @@ func syntax(err error) error {
 	return &Error{Why: err.Error()}
 }
 
-// parseDocument reads an object as strictly as the API server.
+// parseDocument parses an object as strictly as the API server.
 func parseDocument(root place) (d Document, err error) {
 	data, err := root.json()
 	if err != nil {
@@ -243,7 +244,7 @@ func parseDocument(root place) (d Document, err error) {
 	return d, root.foreign()
 }
 
-// storedPolicy has the status that API servers before 1.28 fill in, and kubectl get prints.
+// storedPolicy also has the status that API servers before 1.28 set, and kubectl get prints.
 type storedPolicy struct {
 	networking.NetworkPolicy `json:",inline"`
 
@@ -252,19 +253,19 @@ type storedPolicy struct {
 	} `json:"status"`
 }
 
-// ours is the metadata that means something outside Kubernetes.
+// ours returns the metadata that is meaningful outside Kubernetes.
 func ours(m meta.ObjectMeta) meta.ObjectMeta {
 	return meta.ObjectMeta{Name: m.Name, Namespace: m.Namespace, Labels: m.Labels, Annotations: m.Annotations}
 }
 
-// finish adds the text.
+// finish sets Kind and YAML.
 func (d Document) finish(kind string, object any) (_ Document, err error) {
 	d.Kind = kind
 	d.YAML, err = text(object)
 	return d, err
 }
 
-// is what an object says that it is.
+// is returns the version and kind of an object.
 func (p place) is() (out meta.TypeMeta) {
 	for key, into := range map[string]*string{"apiVersion": &out.APIVersion, "kind": &out.Kind} {
 		if value, there := p.child(key); there {
@@ -274,10 +275,10 @@ func (p place) is() (out meta.TypeMeta) {
 	return out
 }
 
-// foreign says that an object is none of those that are read.
+// foreign is the error for an object of an unsupported kind.
 func (p place) foreign() error {
 	is := p.is()
-	return p.at("kind", fmt.Sprintf("%s %s is not what is read here: want %s %s, or %s %s, or a list of them",
+	return p.at("kind", fmt.Sprintf("%s %s is not supported: want %s %s, or %s %s, or a list of them",
 		orNothing(is.APIVersion), orNothing(is.Kind), PolicyVersion, PolicyKind, NamespaceVersion, NamespaceKind))
 }
 

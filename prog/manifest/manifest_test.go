@@ -93,7 +93,7 @@ func policies(docs []Document) (out []policy.Policy) {
 	return out
 }
 
-// again reads the text of a document, which is to be the same document.
+// again parses the text of a document, which must give the same document.
 func again(t *testing.T, d Document) {
 	t.Helper()
 	got, err := Parse(d.YAML)
@@ -105,8 +105,8 @@ func again(t *testing.T, d Document) {
 	}
 }
 
-// The text of each document reads as the same, with all of its metadata that people write.
-func TestText(t *testing.T) {
+// The text of each document parses as the same document, with all metadata that users write.
+func TestDocumentTextRoundTrips(t *testing.T) {
 	docs, err := Parse([]byte(everything))
 	if err != nil {
 		t.Fatal(err)
@@ -165,10 +165,10 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// Everything that is wrong is said with its line and its path.
-func TestErrors(t *testing.T) {
+// Every error has its line and path.
+func TestErrorsHaveLineAndPath(t *testing.T) {
 	for _, c := range []struct {
-		from, to string // in everything
+		from, to string // replaced everywhere
 		line     int
 		field    string
 		says     string
@@ -197,14 +197,14 @@ func TestErrors(t *testing.T) {
 		{"name: db", "name: db_1", 5, "metadata.name", "lower case alphanumeric"},
 		{"namespace: prod", "namespace: p/q", 6, "metadata.namespace", "only letters"},
 		{"{team: a}", "{team/: a}", 7, "metadata.labels[team/]", "is no label"},
-		{`"true"`, `"True"`, 8, "metadata.annotations[weft.internal/audit]", `neither "true" nor "false": the policy is only tried`},
+		{`"true"`, `"True"`, 8, "metadata.annotations[weft.internal/audit]", `neither "true" nor "false": the policy is in audit mode`},
 		{`"true"`, `"yes"`, 8, "metadata.annotations[weft.internal/audit]", "the policy is enforced"},
 		{`"true"`, "true", 8, "metadata.annotations[weft.internal/audit]", "a string is wanted, not true or false: put true in quotes"},
 		{"policyTypes:", "podSelector: {}\n  policyTypes:", 14, "spec.podSelector", "in line 10 already"},
 	} {
 		text := strings.Replace(everything, c.from, c.to, 1)
 		if text == everything {
-			t.Fatalf("%q is not in it", c.from)
+			t.Fatalf("the manifest does not contain %q", c.from)
 		}
 		_, err := Parse([]byte(text))
 		e, ok := errors.AsType[*Error](err)

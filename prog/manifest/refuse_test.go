@@ -6,12 +6,12 @@ import (
 	"testing"
 )
 
-// spec is a policy whose spec begins in line 5.
+// spec returns a policy whose spec begins in line 5.
 func spec(lines string) []byte {
 	return []byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n" + lines)
 }
 
-// refused checks that a manifest is, with the line and the path of what is wrong.
+// refused checks that a manifest is refused, with the line and path of the fault.
 func refused(t *testing.T, data []byte, line int, field, says string) {
 	t.Helper()
 	_, err := Parse(data)
@@ -23,8 +23,8 @@ func refused(t *testing.T, data []byte, line int, field, says string) {
 
 const long = "a23456789012345678901234567890123456789012345678901234567890abcd" // 64 bytes
 
-// What the API server refuses is refused: a selector that is mistyped would isolate nobody.
-func TestRefused(t *testing.T) {
+// What the API server refuses is refused: for example, a mistyped selector would isolate no pod.
+func TestInvalidManifestsAreRefused(t *testing.T) {
 	for _, c := range []struct {
 		spec        string
 		line        int
@@ -55,8 +55,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// A value of a wrong type is named with its own line, wherever it is, and what it should be.
-func TestLines(t *testing.T) {
+// An error about a wrong type has the line of the value, and says which type is wanted.
+func TestTypeErrorsHaveTheLineOfTheValue(t *testing.T) {
 	for _, c := range []struct {
 		spec        string
 		line        int
@@ -79,8 +79,9 @@ func TestLines(t *testing.T) {
 	}
 }
 
-// Two keys that are one to the API server's reader, which takes any of the two.
-func TestKeysCollide(t *testing.T) {
+// Two keys that the API server's parser reads as the same key, of which it would use one, are
+// refused.
+func TestEqualKeysAreRefused(t *testing.T) {
 	for _, c := range []struct{ labels, field, says string }{
 		{"yes: a\n      \"true\": b", "true", "it is in line 7 already: yes without quotes is true"},
 		{"\"true\": a\n      on: b", "true", "on without quotes is true"},
@@ -92,6 +93,6 @@ func TestKeysCollide(t *testing.T) {
 	}
 	docs, err := Parse(spec("  podSelector:\n    matchLabels: {yes: a, \"yes\": b}"))
 	if err != nil || docs[0].Policy.Pods.Labels["true"] != "a" || docs[0].Policy.Pods.Labels["yes"] != "b" {
-		t.Errorf("two keys: %+v, %v", docs, err)
+		t.Errorf("a manifest with two equal keys gave %+v, error %v; want an error", docs, err)
 	}
 }

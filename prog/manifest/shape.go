@@ -16,13 +16,14 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// place is a value in a document, and its path.
+// place is a value in a document with its path.
 type place struct {
 	node  *yamlv3.Node
 	field string
 }
 
-// entry is the path of a map's value: as that of a field, if its key is such a word.
+// entry returns the path of a map's value. It looks like the path of a field if the key is a plain
+// word.
 func entry(field, key string) string {
 	switch odd := func(r rune) bool { return !strings.ContainsRune("-_", r) && !letterOrDigit(r) }; {
 	case key == "" || strings.ContainsFunc(key, odd):
@@ -37,7 +38,7 @@ func letterOrDigit(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 }
 
-// sub is the path of something inside.
+// sub returns the path of a field inside p.
 func (p place) sub(field string) string {
 	if p.field == "" || field == "" {
 		return p.field + field
@@ -45,17 +46,17 @@ func (p place) sub(field string) string {
 	return p.field + "." + field
 }
 
-// value is the one behind the key at an index.
+// value returns the value of the key at an index.
 func (p place) value(i int) place {
 	return place{p.node.Content[i+1], entry(p.field, scalars{}.key(p.node.Content[i]))}
 }
 
-// element is one of a list.
+// element returns an element of a list.
 func (p place) element(i int) place {
 	return place{p.node.Content[i], fmt.Sprintf("%s[%d]", p.field, i)}
 }
 
-// child is the value of a key.
+// child returns the value of a key.
 func (p place) child(key string) (place, bool) {
 	for i := 0; p.node.Kind == yamlv3.MappingNode && i+1 < len(p.node.Content); i += 2 {
 		if p.node.Content[i].Value == key {
@@ -65,7 +66,7 @@ func (p place) child(key string) (place, bool) {
 	return place{}, false
 }
 
-// json is the value as the API server's reader, which is one of YAML 1.1, sees it.
+// json returns the value as the API server's YAML 1.1 parser reads it.
 func (p place) json() ([]byte, error) {
 	text, err := yamlv3.Marshal(p.node)
 	if err != nil {
@@ -78,22 +79,22 @@ func (p place) json() ([]byte, error) {
 	return data, nil
 }
 
-// word is what every reader takes for a string, but for noWords.
+// word matches plain scalars that every YAML parser reads as a string, except noWords.
 var word = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_./-]*$`)
 
 var noWords = []string{"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
-// scalars remembers how keys are read that are not in quotes.
+// scalars caches how keys without quotes are read.
 type scalars map[string]string
 
-// key is a key as the API server's reader sees it: yes is true.
+// key returns a key as the API server's parser reads it. For example, yes is true.
 func (s scalars) key(n *yamlv3.Node) string {
 	const quoted = yamlv3.DoubleQuotedStyle | yamlv3.SingleQuotedStyle | yamlv3.LiteralStyle | yamlv3.FoldedStyle
 	if n.Kind != yamlv3.ScalarNode || n.Style&quoted != 0 && n.Style&yamlv3.TaggedStyle == 0 {
 		return n.Value
 	}
 	if n.Tag == "!!str" && word.MatchString(n.Value) && !slices.Contains(noWords, strings.ToLower(n.Value)) {
-		return n.Value // nearly all are
+		return n.Value // the usual case
 	}
 	called := n.Tag + " " + n.Value
 	if known, there := s[called]; there {
@@ -103,19 +104,19 @@ func (s scalars) key(n *yamlv3.Node) string {
 	alone := place{&yamlv3.Node{Kind: yamlv3.MappingNode, Content: []*yamlv3.Node{n, {Kind: yamlv3.ScalarNode, Value: "0"}}}, ""}
 	var read map[string]any
 	if data, err := alone.json(); err == nil && json.UnmarshalCaseSensitivePreserveInts(data, &read) == nil {
-		for key := range read { // the only one
+		for key := range read { // it has one key
 			s[called] = key
 		}
 	}
 	return s[called]
 }
 
-// unique finds a key that is there twice, of which a reader takes one; and aliases, with
-// which a small file can stand for one without end.
+// unique refuses duplicate keys, of which a parser would use one, and aliases, with which a small
+// file can expand without limit.
 func unique(p place, read scalars) error {
 	switch p.node.Kind {
 	case yamlv3.AliasNode:
-		return &Error{p.node.Line, p.field, "aliases are not read: write it out"}
+		return &Error{p.node.Line, p.field, "aliases are not read: write the value out"}
 	case yamlv3.SequenceNode:
 		for i := range p.node.Content {
 			if err := unique(p.element(i), read); err != nil {
@@ -140,7 +141,7 @@ func unique(p place, read scalars) error {
 	return nil
 }
 
-// twice says so of a key.
+// twice is the error for a duplicate key.
 func twice(key string, first, again *yamlv3.Node) string {
 	why := fmt.Sprintf("it is in line %d already", first.Line)
 	for _, n := range []*yamlv3.Node{first, again} {
@@ -151,7 +152,7 @@ func twice(key string, first, again *yamlv3.Node) string {
 	return why
 }
 
-// strictly reads an object, and nothing that it has no field for.
+// strictly decodes an object, and refuses unknown fields.
 func (p place) strictly(data []byte, into any, version string) error {
 	strict, err := json.UnmarshalStrict(data, into)
 	if err == nil && len(strict) > 0 {
@@ -163,7 +164,8 @@ func (p place) strictly(data []byte, into any, version string) error {
 	return p.mistyped(err, reflect.TypeOf(into).Elem(), version)
 }
 
-// mistyped makes an error of one that has no line: of the first value that is not of its type.
+// mistyped converts a decoder's error, which has no line, to one about the first value of a wrong
+// type.
 func (p place) mistyped(err error, want reflect.Type, version string) *Error {
 	if e := misfit(p, want, version); e != nil {
 		return e
@@ -171,7 +173,8 @@ func (p place) mistyped(err error, want reflect.Type, version string) *Error {
 	return &Error{p.node.Line, p.field, strings.TrimPrefix(err.Error(), "json: ")}
 }
 
-// misfit is the first value, as the text has them, that a type has no room for.
+// misfit returns an error about the first value in the text that does not fit a type; nil if there is
+// none.
 func misfit(p place, want reflect.Type, version string) *Error {
 	for want.Kind() == reflect.Pointer {
 		want = want.Elem()
@@ -219,7 +222,7 @@ func misfitInStruct(p place, want reflect.Type, version string) *Error {
 	return nil
 }
 
-// fieldsOf are the types of a struct's fields, by their names in JSON.
+// fieldsOf returns the types of a struct's fields by their JSON names.
 func fieldsOf(t reflect.Type) map[string]reflect.Type {
 	out := map[string]reflect.Type{}
 	for f := range t.Fields() {
@@ -228,12 +231,12 @@ func fieldsOf(t reflect.Type) map[string]reflect.Type {
 			out[name] = f.Type
 			continue
 		}
-		maps.Copy(out, fieldsOf(f.Type)) // it is inlined
+		maps.Copy(out, fieldsOf(f.Type)) // an inlined struct
 	}
 	return out
 }
 
-// unfit says what is wanted instead of a value, if it is not what it is.
+// unfit returns an error that says which type is wanted instead of the value; nil if it fits.
 func (p place) unfit(want reflect.Type, kind string) *Error {
 	data, err := p.json()
 	if err != nil || json.UnmarshalCaseSensitivePreserveInts(data, reflect.New(want).Interface()) == nil {
@@ -249,10 +252,10 @@ func (p place) unfit(want reflect.Type, kind string) *Error {
 	return &Error{p.node.Line, p.field, why}
 }
 
-// called is what people call the kinds of values.
+// called has the words for the kinds of JSON values.
 var called = map[string]string{"object": "a map", "array": "a list", "string": "a string", "number": "a number", "bool": "true or false"}
 
-// wanted names a type.
+// wanted describes a type.
 func wanted(t reflect.Type) string {
 	switch t {
 	case reflect.TypeFor[intstr.IntOrString]():
@@ -273,7 +276,7 @@ func wanted(t reflect.Type) string {
 	return "a whole number"
 }
 
-// kindOf is what JSON calls the value that the API server's reader sees.
+// kindOf returns the JSON kind of a value as the API server's parser reads it.
 func kindOf(p place) (string, error) {
 	switch p.node.Kind {
 	case yamlv3.MappingNode:
@@ -296,7 +299,7 @@ func kindOf(p place) (string, error) {
 	return "number", nil
 }
 
-// first is the one of several that comes first in the text; nil if there is none.
+// first returns the error that comes first in the text; nil if there is none.
 func (p place) first(wrong []*Error) error {
 	if len(wrong) == 0 {
 		return nil
@@ -307,7 +310,7 @@ func (p place) first(wrong []*Error) error {
 	return slices.MinFunc(wrong, func(a, b *Error) int { return a.Line - b.Line })
 }
 
-// at makes an error with the line of a field's value, or of the nearest one around it that is there.
+// at returns an error with the line of a field's value, or of its nearest existing parent.
 func (p place) at(field, why string) *Error {
 	e := &Error{p.node.Line, p.sub(field), why}
 	for rest := field; rest != ""; {
@@ -321,14 +324,14 @@ func (p place) at(field, why string) *Error {
 	return e
 }
 
-// found is a place, and the line that it is said to be in: of a map or a list that begins below
-// its key, that of the key.
+// found is a place with the line to report. For a map or list that begins below its key, that is the
+// line of the key.
 type found struct {
 	place
 	line int
 }
 
-// step goes along a path to the next place on it.
+// step follows a path by one element.
 func (p place) step(path string) (out found, rest string, ok bool) {
 	switch p.node.Kind {
 	case yamlv3.SequenceNode:

@@ -9,9 +9,9 @@ import (
 	"sigs.k8s.io/json"
 )
 
-// ParseStored reads the one document that a host has taken in and sent to the others, of this
-// version or of one that refused less or knew more. What this one would refuse and can read all
-// the same counts as it is; what it cannot read allows nothing. Policy.Unread says what that is.
+// ParseStored parses a document that another host has accepted, possibly with another version that
+// refused less or knew more. It keeps invalid values that it understands. Parts that it does not
+// understand allow nothing; Policy.Unread lists them.
 func ParseStored(data []byte) (d Document, err error) {
 	docs, refused := Parse(data)
 	if refused == nil && len(docs) == 1 {
@@ -41,7 +41,7 @@ func storedDocument(root place) (d Document, err error) {
 		}
 		d.Kind = PolicyKind
 		d.Policy, _ = Convert(np.NetworkPolicy)
-		if len(unknown) > 0 { // it may narrow what a rule allows: none counts
+		if len(unknown) > 0 { // unknown fields may narrow what a rule allows, so drop all rules
 			d.Policy.Ingress, d.Policy.Egress = nil, nil
 			d.Policy.Unread = append(d.Policy.Unread, told([]*Error{root.mistyped(unknown[0], reflect.TypeFor[storedPolicy](), PolicyVersion)})...)
 		}

@@ -85,7 +85,7 @@ func TestPartlyUnreadDocuments(t *testing.T) {
 	odd := strings.Replace(policytest.Shop, "{port: 5432}", "{port: 443, protocol: QUIC}, {port: 5432}", 1)
 	f.host.Write(t, map[string]string{"shop/db": odd})
 	const says = `spec.ingress[0].ports[0].protocol: "QUIC" is not TCP, UDP or SCTP`
-	if p := f.host.Enforcer.Problems(); len(p) != 1 || !strings.Contains(p[0].What, "shop/db is not read as it was written ("+says+")") || p[0].About != "shop/db" || p[0].Elsewhere {
+	if p := f.host.Enforcer.Problems(); len(p) != 1 || !strings.Contains(p[0].What, "shop/db is not fully understood ("+says+")") || p[0].About != "shop/db" || p[0].Elsewhere {
 		t.Errorf("%+v", p)
 	}
 	generation := f.cfg.Origin.Generation()

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// Cases that people have met, and those next to them: both take them, or neither does.
+// Manifests that users wrote, and similar ones: both accept them, or both refuse them.
 func TestCases(t *testing.T) {
 	long := strings.Repeat("a", 64)
 	for _, c := range []struct {
@@ -39,7 +39,7 @@ func TestCases(t *testing.T) {
 		{false, "podSelector: {matchExpressions: [{key: a, operator: In, values: [" + long + "]}]}"},
 		{false, "podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}"},
 		{false, "policyTypes: [Ingress, Egress, Ingress]"},
-		{true, "policyTypes: [Ingress, Ingress]"}, // odd, and yet
+		{true, "policyTypes: [Ingress, Ingress]"}, // unusual, but accepted
 		{false, "policyTypes: [Ingress, ingress]"},
 		{true, "policyTypes: []"},
 		{true, "policyTypes: null, egress: [{}]"},
@@ -66,7 +66,7 @@ func TestCases(t *testing.T) {
 	}
 }
 
-// What kubectl get prints of a policy is taken by both.
+// Both accept the output of kubectl get for a policy.
 func TestPrinted(t *testing.T) {
 	text := []byte(`apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy

@@ -5,12 +5,11 @@ import (
 	"testing"
 )
 
-// differences are deliberate. Each has an example, and words by which it is known in the error
-// of the one that refuses.
+// differences are deliberate. Each has an example, and a part of the error of the side that refuses.
 var differences = []struct {
 	name, why string
-	weft      bool   // takes it, and the API server does not
-	says      string // the error of the one that does not
+	weft      bool   // whether Weft accepts it and the API server refuses it
+	says      string // part of the error of the side that refuses
 	example   string
 }{
 	{
@@ -22,27 +21,27 @@ var differences = []struct {
 		true, `strict decoding error: unknown field "status"`, meta("name: p") + "status: {}\n",
 	},
 	{
-		"lists", "kubectl takes them apart before it asks the API server",
+		"lists", "kubectl splits them before it sends their elements",
 		true, `no kind "List" is registered`, "apiVersion: v1\nkind: List\nitems: [{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {}}]\n",
 	},
 	{
-		"finalizers with short names", "they mean nothing here and are not kept; the list of those that are allowed is in Kubernetes' internal code",
+		"finalizers with short names", "Weft ignores finalizers; the list of allowed ones is in Kubernetes' internal code",
 		true, "name is neither a standard finalizer name nor is it fully qualified", meta("name: p, finalizers: [x]"),
 	},
 	{
-		"names to be generated", "there is nobody to generate one, and to apply the manifest again would make another policy",
+		"names to be generated", "Weft generates no names, and applying the manifest again would make another policy",
 		false, "metadata.name: a policy needs one", meta("generateName: p-"),
 	},
 	{
-		"the audit annotation", "it is Weft's: what is neither true nor false would be enforced, or not, by surprise",
+		"the audit annotation", "it is Weft's own: with a value that is neither true nor false, users could not know whether the policy is enforced",
 		false, `is neither "true" nor "false"`, meta(`name: p, annotations: {weft.internal/audit: "True"}`),
 	},
 	{
-		"two keys that are one in JSON", "which of the two counts is by chance at the API server",
+		"two keys that are one in JSON", "the API server uses one of them by chance",
 		false, "without quotes is", meta("name: p") + "spec: {podSelector: {matchLabels: {yes: a, \"true\": b}}}\n",
 	},
 	{
-		"aliases", "a small file could stand for one without end",
+		"aliases", "a small file could expand without limit",
 		false, "aliases are not read", meta("name: &n p, labels: {a: *n}"),
 	},
 }
@@ -51,10 +50,10 @@ func meta(fields string) string {
 	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {" + fields + "}\n"
 }
 
-// excuses counts how often each difference was met.
+// excuses counts how often each difference occurred.
 var excuses = make([]int, len(differences))
 
-// excused finds the deliberate difference that two answers are an example of; -1: none.
+// excused returns the index of the deliberate difference that explains two results; -1: none.
 func excused(ours, theirs error) int {
 	for i, d := range differences {
 		refusal := ours
@@ -68,8 +67,8 @@ func excused(ours, theirs error) int {
 	return -1
 }
 
-// Every difference in the table is still there: one that is gone has no place in it.
-func TestDifferences(t *testing.T) {
+// Every difference in the table still exists. Otherwise remove it from the table.
+func TestDeliberateDifferencesExist(t *testing.T) {
 	for i, d := range differences {
 		_, refused := create(t, []byte(d.example))
 		_, err := apply([]byte(d.example))

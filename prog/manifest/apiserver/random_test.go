@@ -12,9 +12,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// The same policies are taken and refused, with the same meaning, by the API server and by
-// weft policy apply: such as people write, and such as they write by mistake. SOAK=n makes n
-// of them, SEED=n those of one seed.
+// The API server and weft policy apply accept the same policies with the same meaning. The policies
+// are random, with typical mistakes. SOAK=n makes n of them, SEED=n uses one seed.
 func TestRandomPolicies(t *testing.T) {
 	count, seed := uint64(10_000), uint64(0)
 	for name, into := range map[string]*uint64{"SOAK": &count, "SEED": &seed} {
@@ -39,22 +38,22 @@ func TestRandomPolicies(t *testing.T) {
 		}
 	}
 	if count >= 10_000 && (taken < int(count/10) || taken > int(count*9/10)) {
-		t.Errorf("%d of %d were taken: too few or too many to prove much", taken, count)
+		t.Errorf("%d of %d random policies were accepted: want between a tenth and nine tenths", taken, count)
 	}
-	t.Logf("%d of %d were taken", taken, count)
+	t.Logf("%d of %d random policies were accepted", taken, count)
 	for i, d := range differences {
 		t.Logf("%d times: %s", excuses[i], d.name)
 	}
 }
 
-// FuzzPolicies looks for more of them.
+// FuzzPolicies searches for texts on which the two differ.
 func FuzzPolicies(f *testing.F) {
 	for seed := range uint64(64) {
 		f.Add(random{rand.New(rand.NewPCG(seed, 0))}.text())
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if strings.Contains(string(text), "---") || strings.Contains(string(text), "...") {
-			return // the API server takes one document, and skips the others
+			return // the API server reads one document and ignores the others
 		}
 		if why := compare(t, text); why != "" {
 			t.Errorf("%s\n%s", why, text)
@@ -62,15 +61,15 @@ func FuzzPolicies(f *testing.F) {
 	})
 }
 
-// random makes a policy of what is right, and in places wrong.
+// random makes policies that are mostly valid.
 type random struct{ *rand.Rand }
 
 func one[T any](r random, list ...T) T { return list[r.IntN(len(list))] }
 
-// rarely is true one time in n.
+// rarely is true once in n times.
 func (r random) rarely(n int) bool { return r.IntN(n) == 0 }
 
-// text is a manifest, with a few mistakes in its YAML at times.
+// text returns a manifest, sometimes with mistakes in its YAML.
 func (r random) text() []byte {
 	data, err := yaml.Marshal(r.policy())
 	if err != nil {
@@ -111,13 +110,13 @@ func (r random) misprint(lines []string) []string {
 	return lines
 }
 
-// scalar is one that readers of YAML disagree on.
+// scalar returns a scalar that YAML parsers read differently.
 func (r random) scalar() string {
 	return one(r, "yes", "no", "y", "on", "Off", "true", "~", "null", "0x1F", "012", "0o14", "1_000", "+1", "1.", ".5", "1e3", ".inf", "1:20",
 		"2026-01-31", "2026-01-31T12:00:00Z", "!!str 5", "!!int \"5\"", "'a'", `"\u00e9"`, "|", "=", "<<", "@a", "a: b", "[a", "{a: b}", "a #b", "\ta", "")
 }
 
-// policy is one as fields.
+// policy returns a policy as a map of fields.
 func (r random) policy() any {
 	out := r.fields(map[string]any{
 		"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": r.metadata(), "spec": r.spec(),
@@ -134,7 +133,7 @@ func (r random) policy() any {
 	return out
 }
 
-// fields are an object's, of which one is missing, or too many, at times.
+// fields returns a map of fields, sometimes with one missing or one too many.
 func (r random) fields(all map[string]any) map[string]any {
 	if r.rarely(150) {
 		all[one(r, "extra", "PodSelector", "podselector", "from", "spec", "")] = r.odd()
@@ -155,12 +154,12 @@ func (r random) fields(all map[string]any) map[string]any {
 	return all
 }
 
-// odd is of any type.
+// odd returns a value of a random type.
 func (r random) odd() any {
 	return one[any](r, nil, 1, 0, -1, 1.5, true, "", "x", "1", []any{}, []any{nil}, []any{"x"}, []any{1}, map[string]any{}, map[string]any{"a": "b"}, map[string]any{"a": nil})
 }
 
-// some are n of what make makes, or none.
+// some returns up to n values of make.
 func some(r random, n int, make func() any) []any {
 	out := []any{}
 	for range r.IntN(n + 1) {
@@ -212,12 +211,12 @@ func (r random) annotations() any {
 	return map[string]any{one(r, "a", "a/b", "note.example/x", "A_b", r.key()): one[any](r, "x", "", "a b", 1), "weft.internal/audit": one(r, "true", "false", "true", "false", "True")}
 }
 
-// word is no name.
+// word returns a text that is no valid name.
 func (r random) word() string {
 	return one(r, "", "p_q", "P", "-p", "p-", "p..q", "p/q", "p q", "é", strings.Repeat("a", 63), strings.Repeat("a", 64), strings.Repeat("a.", 127)+"a", strings.Repeat("a", 254))
 }
 
-// key is none of a label.
+// key returns a text that is no valid label key.
 func (r random) key() string {
 	return one(r, "", "app=db", "a/b/c", "/a", "a/", "-a", "a-", "a b", "é", "A.b/c", strings.Repeat("a", 63), strings.Repeat("a", 64), strings.Repeat("a", 254)+"/b", "yes", "1")
 }

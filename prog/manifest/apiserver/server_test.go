@@ -1,8 +1,8 @@
-// Package apiserver checks prog/manifest against the API server's own code: what that decodes,
-// sets defaults of, converts and validates, and nothing else, is what weft policy apply takes.
-// What is different on purpose is in one table, with its reason.
+// Package apiserver compares prog/manifest with the API server's own code for decoding, defaults,
+// conversion and validation. weft policy apply must accept the same manifests with the same meaning.
+// One table lists the deliberate differences with their reasons.
 //
-// It is a module of its own: Kubernetes' code is not for the product's go.mod.
+// It is its own module, since Kubernetes' code must not be in the product's go.mod. It only has tests.
 package apiserver
 
 import (
@@ -24,12 +24,12 @@ import (
 	"weft/router/policy"
 )
 
-// decoder is what a request with fieldValidation=Strict meets, as kubectl sends it: it sets the
-// defaults and converts.
+// decoder decodes like a request with fieldValidation=Strict, as kubectl sends it, with defaults and
+// conversion.
 var decoder = serializer.NewCodecFactory(legacyscheme.Scheme, serializer.EnableStrict).UniversalDecoder()
 
-// create is what the API server does with a new object until it stores it. Before 1.36 it takes
-// sloppy CIDRs, and so this one does.
+// create does what the API server does with a new object before storing it. Like API servers before
+// 1.36, it accepts sloppy CIDRs.
 func create(t testing.TB, text []byte) (*networking.NetworkPolicy, error) {
 	obj, _, err := decoder.Decode(text, nil, nil)
 	if err != nil {
@@ -48,7 +48,7 @@ func create(t testing.TB, text []byte) (*networking.NetworkPolicy, error) {
 	return np, rest.BeforeCreate(networkpolicy.Strategy, ctx, np)
 }
 
-// apply is what weft policy apply reads.
+// apply parses like weft policy apply.
 func apply(text []byte) (p policy.Policy, err error) {
 	docs, err := manifest.Parse(text)
 	switch {
@@ -60,7 +60,7 @@ func apply(text []byte) (p policy.Policy, err error) {
 	return docs[0].Policy, nil
 }
 
-// compare reports how the two differ on a text; empty if they do not.
+// compare describes how the two differ on a text; empty if they agree.
 func compare(t testing.TB, text []byte) string {
 	theirs, refused := create(t, text)
 	ours, err := apply(text)
@@ -77,7 +77,8 @@ func compare(t testing.TB, text []byte) string {
 	return differ(ours, theirs)
 }
 
-// differ compares what a policy means: whom it isolates, and which addresses its blocks hold.
+// differ compares the meaning of a policy: the directions it isolates, and the addresses of its
+// blocks.
 func differ(ours policy.Policy, theirs *networking.NetworkPolicy) string {
 	var isolates policy.Directions
 	for _, t := range theirs.Spec.PolicyTypes {
@@ -114,10 +115,10 @@ func differ(ours policy.Policy, theirs *networking.NetworkPolicy) string {
 	return ""
 }
 
-// blocksDiffer asks about the first and the last addresses of all prefixes, and those beside them.
+// blocksDiffer compares the first and last addresses of all prefixes, and their neighbours.
 func blocksDiffer(ours *policy.Block, theirs *networking.IPBlock) string {
 	if (ours == nil) != (theirs == nil) {
-		return fmt.Sprintf("a block %v, not %v", ours, theirs)
+		return fmt.Sprintf("weft reads the block %v, the API server %v", ours, theirs)
 	}
 	if ours == nil {
 		return ""
@@ -131,7 +132,7 @@ func blocksDiffer(ours *policy.Block, theirs *networking.IPBlock) string {
 		}
 		end, _ := netip.AddrFromSlice(last)
 		for _, a := range []netip.Addr{first, first.Prev(), end, end.Next()} {
-			if a.IsValid() && !a.Is4In6() { // no packet has one
+			if a.IsValid() && !a.Is4In6() { // no packet has a v4-mapped address
 				ask = append(ask, a)
 			}
 		}
