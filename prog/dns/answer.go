@@ -13,8 +13,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// authority answers for the zones that are ours. It is a function of the question, the
-// directory and chance.
+// authority answers for the mesh's own zones. The answer depends only on the question, the directory
+// and a random order.
 type authority struct {
 	domain      string
 	ttl         uint32
@@ -24,12 +24,11 @@ type authority struct {
 	nodes       func() []netip.Addr // the addresses of ns.dns.DOMAIN
 }
 
-// nameServer is the name of this server, relative to the domain. What an endpoint calls
-// itself cannot take it away.
+// nameServer is the name of this server, relative to the domain. Endpoints cannot take it.
 const nameServer = "ns.dns"
 
-// answer is the reply to a question for a name in one of our zones; not ours, somebody else
-// has to be asked.
+// answer answers a question about a name in one of the mesh's zones. If ours is false, an upstream
+// must be asked.
 func (a *authority) answer(name string, qtype uint16) (r reply, ours bool) {
 	if rel, ok := within(name, a.domain); ok {
 		return a.forward(name, rel, qtype), true
@@ -49,7 +48,7 @@ func (a *authority) answer(name string, qtype uint16) (r reply, ours bool) {
 	return a.reverse(u, name, apex, p, rest, qtype), true
 }
 
-// owns reports whether a name lies in a zone of ours.
+// owns reports whether a name lies in one of the mesh's zones.
 func (a *authority) owns(name string) bool {
 	if _, ok := within(name, a.domain); ok {
 		return true
@@ -61,26 +60,26 @@ func (a *authority) owns(name string) bool {
 	return ok
 }
 
-// node is what is known of a name in the domain.
+// node is what exists at a name in the domain.
 type node struct {
-	exists  bool // also without anything to say
+	exists  bool // true also without any record
 	entries []directory.Entry
-	addrs   []netip.Addr // those of the entries, unless only some are meant; nil: all
+	addrs   []netip.Addr // the addresses to answer, if not all of the entries'; nil: all
 	srv     []service
 }
 
 // service is one SRV record (RFC 2782).
 type service struct {
 	entry directory.Entry
-	of    string // the name that it was found by
+	of    string // the name under which it was found
 	port  uint16
 }
 
-// forward answers for a name in the domain.
+// forward answers a question about a name in the domain.
 func (a *authority) forward(name, rel string, qtype uint16) reply {
 	u := a.names.Universe()
 	if u.IsZero() {
-		return reply{rcode: dns.RcodeServerFailure} // what exists is not known yet
+		return reply{rcode: dns.RcodeServerFailure} // the directory is not known yet
 	}
 	if rel == "" {
 		return a.apex(name, qtype)
@@ -106,13 +105,13 @@ func (a *authority) forward(name, rel string, qtype uint16) reply {
 	return r
 }
 
-// find gathers what there is of a name relative to the domain: entries that are called
-// so, the services of entries, and single addresses of them. The latter two are looked
-// for also where the name only exists because of a longer one.
+// find returns what exists at a name relative to the domain: entries with that name, services of
+// entries, and single addresses of entries. It also searches the latter two if the name only exists
+// because of a longer one.
 func (a *authority) find(u slot.Universe, rel string) (n node) {
 	switch {
 	case strings.Contains(rel, `\`):
-		return node{} // no name has a character that must be escaped
+		return node{} // names have no characters that need escapes
 	case rel == nameServer:
 		return node{exists: true, addrs: a.nodes()}
 	case rel == "dns":
@@ -143,8 +142,8 @@ func (a *authority) find(u slot.Universe, rel string) (n node) {
 	return n
 }
 
-// findService looks for _service._protocol.name and for _protocol.name, which exists when
-// there is a service below it.
+// findService searches _service._protocol.name and _protocol.name. The latter exists if there is a
+// service below it.
 func (a *authority) findService(n node, label, name string) node {
 	port, protocol := "", label[1:]
 	if next, rest, ok := strings.Cut(name, "."); ok && next[0] == '_' {
@@ -155,7 +154,7 @@ func (a *authority) findService(n node, label, name string) node {
 	}
 	entries, exists := a.names.Lookup(name)
 	if exists && len(entries) == 0 {
-		// They may be out of reach; that the name does not exist would be saying too much.
+		// Its entries may be unreachable, so do not deny that the name exists.
 		n.exists = true
 	}
 	for _, e := range entries {
@@ -172,8 +171,8 @@ func (a *authority) findService(n node, label, name string) node {
 	return n
 }
 
-// together are the addresses of e that name one interface with addr: a slot has one of
-// each family, so that a client of either finds its way. It is nil when e has not got addr.
+// together returns the addresses of the interface of e that has addr: a slot has one of each family,
+// and clients of either must reach it. It returns nil if e does not have addr.
 func together(u slot.Universe, e directory.Entry, addr netip.Addr) []netip.Addr {
 	if s, ok := u.Slot(addr); ok {
 		switch {
@@ -190,12 +189,12 @@ func together(u slot.Universe, e directory.Entry, addr netip.Addr) []netip.Addr 
 	return nil
 }
 
-// dashed writes an address as a label: 10-32-0-5, fd00-77ef--5.
+// dashed formats an address as a label: 10-32-0-5, fd00-77ef--5.
 func dashed(a netip.Addr) string { return dashes.Replace(a.String()) }
 
 var dashes = strings.NewReplacer(".", "-", ":", "-")
 
-// undashed reads what dashed wrote.
+// undashed parses a label made by dashed.
 func undashed(label string) (netip.Addr, bool) {
 	if !strings.Contains(label, "-") {
 		return netip.Addr{}, false
@@ -208,8 +207,8 @@ func undashed(label string) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// order is the addresses of one family, each once, in an order that is another one for
-// everybody who asks; first those on this host, where that is wanted.
+// order returns the addresses of one family, without duplicates, in random order. With preferLocal,
+// those on this host come first.
 func (a *authority) order(u slot.Universe, n node, v4 bool) []netip.Addr {
 	var near, far []netip.Addr
 	take := func(to, addrs []netip.Addr) []netip.Addr {
@@ -255,8 +254,8 @@ func shuffle[T any](all []T) {
 	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 }
 
-// services adds SRV records, with the addresses of their targets. Which of them comes first
-// is up to the client: priority and weight are all the same.
+// services adds SRV records and the addresses of their targets. All have the same priority and
+// weight, so the client chooses.
 func (a *authority) services(r *reply, u slot.Universe, name string, srv []service) {
 	shuffle(srv)
 	known := map[string]bool{}
@@ -278,7 +277,7 @@ func (a *authority) services(r *reply, u slot.Universe, name string, srv []servi
 	}
 }
 
-// glue is the address records of a name.
+// glue returns the address records of a name.
 func (a *authority) glue(name string, addrs []netip.Addr) (out []dns.RR) {
 	for _, addr := range addrs {
 		if addr.Is4() {
@@ -290,20 +289,20 @@ func (a *authority) glue(name string, addrs []netip.Addr) (out []dns.RR) {
 	return out
 }
 
-// text says which endpoint an entry is and where. Strings of a TXT record have at most 255
-// bytes (RFC 1035 3.3.14): what is longer goes on in the next one.
+// text returns a TXT record with the peer and the id of an entry. A string of a TXT record has at
+// most 255 bytes (RFC 1035 3.3.14), so longer texts are split.
 func (a *authority) text(name string, e directory.Entry) dns.RR {
 	t := &dns.TXT{Hdr: a.header(name, dns.TypeTXT)}
 	for _, s := range []string{"peer=" + a.names.PeerName(e.Owner), "id=" + e.ID} {
 		for ; s != ""; s = s[min(255, len(s)):] {
-			// Package dns reads escapes in what is to be sent.
+			// Package dns interprets backslashes in TXT strings.
 			t.Txt = append(t.Txt, strings.ReplaceAll(s[:min(255, len(s))], `\`, `\\`))
 		}
 	}
 	return t
 }
 
-// reverse answers for a name below one of the reverse zones.
+// reverse answers a question about a name in one of the reverse zones.
 func (a *authority) reverse(u slot.Universe, name, apex string, p netip.Prefix, rest string, qtype uint16) reply {
 	if name == apex && (qtype == dns.TypeSOA || qtype == dns.TypeNS) {
 		return a.apex(name, qtype)
@@ -314,7 +313,7 @@ func (a *authority) reverse(u slot.Universe, name, apex string, p netip.Prefix, 
 	switch {
 	case rest != "":
 	case !p.IsSingleIP():
-		exists = u.Cut(p).Len() > 0 // an address below it could have a name (RFC 8020)
+		exists = u.Cut(p).Len() > 0 // addresses below it could have names (RFC 8020)
 	case inside:
 		e, exists = a.names.At(s)
 		exists = exists && (p.Addr().Is4() || !e.IPv4Only)
@@ -336,7 +335,7 @@ func (a *authority) reverse(u slot.Universe, name, apex string, p netip.Prefix, 
 	return r
 }
 
-// apex answers for the top of a zone: it has SOA and NS, and nothing else.
+// apex answers a question about the apex of a zone. It only has SOA and NS records.
 func (a *authority) apex(zone string, qtype uint16) reply {
 	switch qtype {
 	case dns.TypeSOA:
@@ -351,16 +350,16 @@ func (a *authority) apex(zone string, qtype uint16) reply {
 	return a.noData(zone)
 }
 
-// noData says that a name has nothing of the type; missing, that there is no such name and
-// none below it. The SOA says for how long (RFC 2308 3).
+// noData answers that a name exists, but has no record of the type. missing answers that neither the
+// name nor any name below it exists. The SOA limits how long that is cached (RFC 2308 3).
 func (a *authority) noData(zone string) reply { return reply{ns: []dns.RR{a.soa(zone)}} }
 
 func (a *authority) missing(zone string) reply {
 	return reply{rcode: dns.RcodeNameError, ns: []dns.RR{a.soa(zone)}}
 }
 
-// soa is the record of a zone. Nobody copies our zones, so that only its last field means
-// something: how long a negative answer holds.
+// soa returns a zone's SOA record. There are no zone transfers, so only its last field matters: the
+// TTL of negative answers.
 func (a *authority) soa(zone string) dns.RR {
 	return &dns.SOA{
 		Hdr: a.header(zone, dns.TypeSOA),
@@ -373,15 +372,15 @@ func (a *authority) header(name string, rrtype uint16) dns.RR_Header {
 	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: a.ttl}
 }
 
-// full is a name below the domain, or "" when it is too long to be one.
+// full returns a name below the domain, or "" if it is too long.
 func (a *authority) full(rel string) string {
-	if len(rel)+1+len(a.domain) > 254 { // with the final dot; 255 bytes on the wire
+	if len(rel)+1+len(a.domain) > 254 { // with the final dot: 255 bytes on the wire
 		return ""
 	}
 	return rel + "." + a.domain
 }
 
-// local answers for a special name.
+// local answers a question about a special name.
 func (a *authority) local(zone string, qtype uint16) reply {
 	addrs := special[zone]
 	if addrs == nil {

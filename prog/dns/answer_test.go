@@ -40,7 +40,7 @@ func TestAnswers(t *testing.T) {
 		{"RFC 2308 2.1: no such name", "nope.weft.internal.", dns.TypeA, "NXDOMAIN aa" + domainSOA},
 		{"RFC 8020: what has a name below it exists", "prod.weft.internal.", dns.TypeA, "NOERROR aa" + domainSOA},
 		{"RFC 8020: nothing below a name that has none", "x.web.weft.internal.", dns.TypeA, "NXDOMAIN aa" + domainSOA},
-		{"out of reach: exists without data", "db.weft.internal.", dns.TypeA, "NOERROR aa" + domainSOA},
+		{"unreachable: exists without data", "db.weft.internal.", dns.TypeA, "NOERROR aa" + domainSOA},
 		{"RFC 1035 3.3.14: TXT", "web.weft.internal.", dns.TypeTXT, `NOERROR aa; web.weft.internal. 1 TXT "peer=0100000000000000(host)" "id=a/eth0"; web.weft.internal. 1 TXT "peer=0200000000000000(host)" "id=b\\/eth0"`},
 		{"one address of a name, of both families", "10-32-0-5.web.weft.internal.", dns.TypeA, "NOERROR aa; 10-32-0-5.web.weft.internal. 1 A 10.32.0.5"},
 		{"one address of a name, of both families", "10-32-0-5.web.weft.internal.", dns.TypeAAAA, "NOERROR aa; 10-32-0-5.web.weft.internal. 1 AAAA fd00:77ef::5"},
@@ -53,27 +53,27 @@ func TestAnswers(t *testing.T) {
 			" EXTRA; " + srv4 + " 1 A 10.32.0.5; " + srv4 + " 1 AAAA fd00:77ef::5; " + srv6 + " 1 A 10.33.0.6; " + srv6 + " 1 AAAA fd00:77ef::1:6"},
 		{"RFC 2782: a name for a service has nothing else", "_http._tcp.web.weft.internal.", dns.TypeA, "NOERROR aa" + domainSOA},
 		{"RFC 2782: another protocol", "_http._udp.web.weft.internal.", dns.TypeSRV, "NXDOMAIN aa" + domainSOA},
-		{"RFC 8020: above a service", "_tcp.web.weft.internal.", dns.TypeSRV, "NOERROR aa" + domainSOA},
-		{"RFC 8020: above no service", "_sctp.web.weft.internal.", dns.TypeSRV, "NXDOMAIN aa" + domainSOA},
-		{"a service of what is out of reach", "_http._tcp.db.weft.internal.", dns.TypeSRV, "NOERROR aa" + domainSOA},
+		{"RFC 8020: parent of a service", "_tcp.web.weft.internal.", dns.TypeSRV, "NOERROR aa" + domainSOA},
+		{"RFC 8020: parent of no service", "_sctp.web.weft.internal.", dns.TypeSRV, "NXDOMAIN aa" + domainSOA},
+		{"a service of an unreachable endpoint", "_http._tcp.db.weft.internal.", dns.TypeSRV, "NOERROR aa" + domainSOA},
 		{"RFC 1035 3.3.13: SOA", "weft.internal.", dns.TypeSOA, "NOERROR aa; weft.internal. 1 SOA 1"},
 		{"RFC 1034 4.2.1: NS, with addresses", "weft.internal.", dns.TypeNS, "NOERROR aa; weft.internal. 1 NS ns.dns.weft.internal. EXTRA; ns.dns.weft.internal. 1 A 10.32.0.1; ns.dns.weft.internal. 1 AAAA fd00:77ef::1"},
-		{"RFC 1034 4.2.1: what NS names has addresses", "ns.dns.weft.internal.", dns.TypeA, "NOERROR aa; ns.dns.weft.internal. 1 A 10.32.0.1"},
+		{"RFC 1034 4.2.1: the name of NS has addresses", "ns.dns.weft.internal.", dns.TypeA, "NOERROR aa; ns.dns.weft.internal. 1 A 10.32.0.1"},
 		{"above it", "dns.weft.internal.", dns.TypeA, "NOERROR aa" + domainSOA},
 		{"the domain itself", "weft.internal.", dns.TypeA, "NOERROR aa" + domainSOA},
 		{"RFC 1035 3.5: PTR, namespace first", "6.0.33.10.in-addr.arpa.", dns.TypePTR, "NOERROR aa; 6.0.33.10.in-addr.arpa. 1 PTR web.prod.weft.internal.; 6.0.33.10.in-addr.arpa. 1 PTR web.weft.internal.; 6.0.33.10.in-addr.arpa. 1 PTR www.weft.internal."},
 		{"RFC 3596 2.5: PTR", arpa6(5), dns.TypePTR, "NOERROR aa; " + arpa6(5) + " 1 PTR web.prod.weft.internal.; " + arpa6(5) + " 1 PTR web.weft.internal."},
 		{"an endpoint without a name", "7.0.32.10.in-addr.arpa.", dns.TypePTR, "NOERROR aa NS; 32.10.in-addr.arpa. 1 SOA 1"},
 		{"nobody's address", "77.0.47.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN aa NS; 47.10.in-addr.arpa. 1 SOA 1"},
-		{"an address out of reach", "10.0.32.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN aa NS; 32.10.in-addr.arpa. 1 SOA 1"},
+		{"an unreachable address", "10.0.32.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN aa NS; 32.10.in-addr.arpa. 1 SOA 1"},
 		{"no IPv6, no IPv6 name", arpa6(8), dns.TypePTR, "NXDOMAIN aa NS; " + arpa6(0)[16:] + " 1 SOA 1"},
 		{"the other type", "5.0.32.10.in-addr.arpa.", dns.TypeA, "NOERROR aa NS; 32.10.in-addr.arpa. 1 SOA 1"},
 		{"RFC 8020: addresses may have names", "200.40.10.in-addr.arpa.", dns.TypePTR, "NOERROR aa NS; 40.10.in-addr.arpa. 1 SOA 1"},
 		{"RFC 8020: nothing below an address", "1.5.0.32.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN aa NS; 32.10.in-addr.arpa. 1 SOA 1"},
 		{"RFC 1035 3.5: no octet", "256.32.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN aa NS; 32.10.in-addr.arpa. 1 SOA 1"},
-		{"RFC 1035 3.5: not as octets are written", "05.0.32.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN aa NS; 32.10.in-addr.arpa. 1 SOA 1"},
-		{"RFC 8020: no slot has such an address", "f" + arpa6(0)[15:], dns.TypePTR, "NXDOMAIN aa NS; " + arpa6(0)[16:] + " 1 SOA 1"},
-		{"RFC 8020: some slots have", arpa6(0)[6:], dns.TypePTR, "NOERROR aa NS; " + arpa6(0)[16:] + " 1 SOA 1"},
+		{"RFC 1035 3.5: an octet with a leading zero", "05.0.32.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN aa NS; 32.10.in-addr.arpa. 1 SOA 1"},
+		{"RFC 8020: below no address of a slot", "f" + arpa6(0)[15:], dns.TypePTR, "NXDOMAIN aa NS; " + arpa6(0)[16:] + " 1 SOA 1"},
+		{"RFC 8020: below addresses of slots", arpa6(0)[6:], dns.TypePTR, "NOERROR aa NS; " + arpa6(0)[16:] + " 1 SOA 1"},
 		{"a reverse zone has SOA", "32.10.in-addr.arpa.", dns.TypeSOA, "NOERROR aa; 32.10.in-addr.arpa. 1 SOA 1"},
 		{"a reverse zone has NS", "47.10.in-addr.arpa.", dns.TypeNS, "NOERROR aa; 47.10.in-addr.arpa. 1 NS ns.dns.weft.internal. EXTRA; ns.dns.weft.internal. 1 A 10.32.0.1; ns.dns.weft.internal. 1 AAAA fd00:77ef::1"},
 		{"RFC 6761 6.3: localhost", "LocalHost.", dns.TypeA, "NOERROR aa; LocalHost. 1 A 127.0.0.1"},
@@ -81,11 +81,11 @@ func TestAnswers(t *testing.T) {
 		{"RFC 6761 6.3: localhost has addresses only", "localhost.", dns.TypeMX, "NOERROR aa NS; localhost. 1 SOA 1"},
 		{"RFC 6761 6.4: invalid", "a.invalid.", dns.TypeA, "NXDOMAIN aa NS; invalid. 1 SOA 1"},
 		{"RFC 7686 2: onion", "a.onion.", dns.TypeA, "NXDOMAIN aa NS; onion. 1 SOA 1"},
-		{"not ours, nobody to ask", "weft.example.", dns.TypeA, "SERVFAIL"},
-		{"not ours, although it ends so", "notweft.internal.", dns.TypeA, "SERVFAIL"},
-		{"not ours, by a dot that is none", `not\.weft.internal.`, dns.TypeA, "SERVFAIL"},
-		{"not ours: above the reverse zones", "10.in-addr.arpa.", dns.TypePTR, "SERVFAIL"},
-		{"not ours: beside the reverse zones", "1.0.48.10.in-addr.arpa.", dns.TypePTR, "SERVFAIL"},
+		{"another zone, without upstream", "weft.example.", dns.TypeA, "SERVFAIL"},
+		{"another zone with the same ending", "notweft.internal.", dns.TypeA, "SERVFAIL"},
+		{"another zone: the dot is escaped", `not\.weft.internal.`, dns.TypeA, "SERVFAIL"},
+		{"another zone: parent of the reverse zones", "10.in-addr.arpa.", dns.TypePTR, "SERVFAIL"},
+		{"another zone: beside the reverse zones", "1.0.48.10.in-addr.arpa.", dns.TypePTR, "SERVFAIL"},
 		{"no name has such labels", `a\.b.weft.internal.`, dns.TypeA, "NXDOMAIN aa" + domainSOA},
 		{"no name has such labels", `_a\..web.weft.internal.`, dns.TypeSRV, "NXDOMAIN aa" + domainSOA},
 		{"RFC 8482: ANY", "web.weft.internal.", dns.TypeANY, "REFUSED"},
@@ -99,7 +99,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// The zones follow the universe, down to single addresses.
+// The reverse zones cover exactly the universe, down to single addresses.
 func TestReverseZonesEndWhereTheUniverseDoes(t *testing.T) {
 	for _, tt := range []struct{ v4, v6, name, want string }{
 		{"10.0.0.0/8", "fd00::/96", "1.2.3.10.in-addr.arpa.", "10.in-addr.arpa."},
@@ -122,8 +122,8 @@ func TestReverseZonesEndWhereTheUniverseDoes(t *testing.T) {
 	}
 }
 
-// In a universe of /28 each address is a zone: it exists, whether or not somebody has it.
-func TestApexThatIsAnAddress(t *testing.T) {
+// In a universe of /28 each address is a zone. It exists, whether or not an endpoint has it.
+func TestReverseZoneOfSingleAddress(t *testing.T) {
 	names := testNames()
 	names.universe.V4 = netip.MustParsePrefix("10.32.0.0/28")
 	s := newServer(t, func(c *Config) { c.Names = names })
@@ -142,7 +142,7 @@ func TestApexThatIsAnAddress(t *testing.T) {
 	}
 }
 
-func TestNothingIsMissingWhileTheUniverseIsUnknown(t *testing.T) {
+func TestUnknownUniverseGivesSERVFAIL(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Names = &fakeNames{} })
 	if got := told(ask(t, s, query4("web.weft.internal.", dns.TypeA), false)); got != "SERVFAIL" {
 		t.Errorf("got %s", got)
@@ -152,8 +152,8 @@ func TestNothingIsMissingWhileTheUniverseIsUnknown(t *testing.T) {
 	}
 }
 
-// The name comes back as it was asked, in the question and before the records (RFC 4343, and
-// resolvers that check it: draft-vixie-dnsext-dns0x20).
+// Answers repeat the spelling of the question (RFC 4343; some resolvers check it:
+// draft-vixie-dnsext-dns0x20).
 func TestCaseIsKept(t *testing.T) {
 	s := newServer(t, nil)
 	for _, tt := range []struct {
@@ -166,7 +166,7 @@ func TestCaseIsKept(t *testing.T) {
 		}
 		for _, rr := range r.Answer {
 			if rr.Header().Name != tt.name {
-				t.Errorf("%s came back as %s", tt.name, rr.Header().Name)
+				t.Errorf("the question %s was answered with the name %s", tt.name, rr.Header().Name)
 			}
 		}
 	}
@@ -189,7 +189,7 @@ func TestTTLOfAnswers(t *testing.T) {
 	}
 }
 
-// many are n endpoints of one name, every tenth of them on this host.
+// many returns n endpoints with one name, every tenth of them on this host.
 func many(n int) *fakeNames {
 	names := &fakeNames{universe: universe}
 	for i := range n {
@@ -202,10 +202,10 @@ func many(n int) *fakeNames {
 	return names
 }
 
-func TestOrder(t *testing.T) {
+func TestAddressOrderIsRandom(t *testing.T) {
 	for _, prefer := range []bool{false, true} {
 		names := many(20)
-		names.entries = append(names.entries, names.entries[3]) // the same address twice
+		names.entries = append(names.entries, names.entries[3]) // a duplicate address
 		s := newServer(t, func(c *Config) { c.Names, c.PreferLocal = names, prefer })
 		first := map[netip.Addr]int{}
 		for range 400 {
@@ -244,8 +244,8 @@ func TestTruncation(t *testing.T) {
 	}
 }
 
-// Sizes around the limit: everything fits, or nothing is there but TC.
-func TestSizes(t *testing.T) {
+// Near the size limit, all records fit, or the answer is empty with TC.
+func TestTruncatedAnswersAreEmpty(t *testing.T) {
 	for n := 20; n < 80; n++ {
 		s := newServer(t, func(c *Config) { c.Names = many(n) })
 		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeTXT} {
@@ -262,8 +262,8 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// Addresses of targets are left out before anything is truncated (RFC 2181 9).
-func TestAdditionalIsLeftOut(t *testing.T) {
+// Addresses of targets are dropped before the answer is truncated (RFC 2181 9).
+func TestAdditionalRecordsAreDroppedFirst(t *testing.T) {
 	names := many(6)
 	for i := range names.entries {
 		names.entries[i].Ports = []directory.Port{{Name: "p", Protocol: "tcp", Number: 1}}
@@ -333,9 +333,8 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// answerTo is what the domain says about a name: the
-// addresses of either family, in the order in which a client would get them, and whether
-// the name exists. The name may leave out the domain.
+// answerTo returns what the domain answers about a name: the addresses of each family in order, and
+// whether the name exists. The name may omit the domain.
 func (s *Server) answerTo(name string) (addrs []netip.Addr, exists bool) {
 	name = dns.CanonicalName(name)
 	rel, ok := within(name, s.authority.domain)

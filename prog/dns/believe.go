@@ -8,17 +8,16 @@ import (
 	"github.com/miekg/dns"
 )
 
-// maxChain is how many aliases an answer may lead through.
+// maxChain limits the length of a chain of aliases.
 const maxChain = 16
 
-// believe is what an upstream's reply says about the question, and nothing besides: the
-// records of the name and of those that aliases lead to, and the SOA that says how long a
-// negative answer holds. What an upstream adds unasked is not handed on, so that it cannot
-// speak for a name that somebody else answers for: for names that are ours in particular,
-// where aliases lead to one. The reply is an error when it is no answer.
+// believe returns the parts of an upstream's reply that answer the question: the records of the name,
+// those that its aliases lead to, and the SOA with the TTL of a negative answer. Everything else is
+// dropped, so that an upstream cannot answer for other servers' names. Aliases to names of the mesh
+// are not followed. If the reply is no answer, it returns an error.
 func believe(m *dns.Msg, k key, ours func(string) bool) (*packed, error) {
 	if m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
-		return nil, fmt.Errorf("answers %s", dns.RcodeToString[m.Rcode])
+		return nil, fmt.Errorf("answered %s", dns.RcodeToString[m.Rcode])
 	}
 	out := &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: m.Rcode}}
 	final, answered := chain(out, m, k, ours)
@@ -33,14 +32,14 @@ func believe(m *dns.Msg, k key, ours func(string) bool) (*packed, error) {
 			soa.Hdr.Ttl = min(soa.Hdr.Ttl, soa.Minttl, uint32(maxNegative/time.Second))
 			life = min(life, ttlOf(soa))
 		case m.Rcode == dns.RcodeSuccess && len(out.Answer) == 0 && referral(m):
-			return nil, fmt.Errorf("does not resolve, but refers to others")
+			return nil, fmt.Errorf("does not resolve, but refers to other servers")
 		default:
 			life = 0
 		}
 	}
 	p, err := pack(out, k.name, k.qtype)
 	if err == nil {
-		err = new(dns.Msg).Unpack(p.wire) // not all that package dns reads, it can write
+		err = new(dns.Msg).Unpack(p.wire) // package dns can read some messages that it cannot write
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot be passed on: %w", err)
@@ -49,8 +48,8 @@ func believe(m *dns.Msg, k key, ours func(string) bool) (*packed, error) {
 	return p, nil
 }
 
-// chain follows the aliases of a reply from the name that was asked, and returns the name
-// at their end and whether it has what was asked for.
+// chain follows the aliases from the question's name. It returns the last name, and whether that has
+// records of the type.
 func chain(out, m *dns.Msg, k key, ours func(string) bool) (name string, answered bool) {
 	name = k.name
 	for range maxChain {
@@ -68,7 +67,7 @@ func chain(out, m *dns.Msg, k key, ours func(string) bool) (name string, answere
 		}
 		cname, ok := alias[0].(*dns.CNAME)
 		if !ok {
-			return name, false // a signature of nothing
+			return name, false // a signature without a CNAME
 		}
 		out.Answer = append(append(out.Answer, synthesizedFrom(m.Answer, name, k)...), alias...)
 		name = strings.ToLower(cname.Target)
@@ -76,8 +75,8 @@ func chain(out, m *dns.Msg, k key, ours func(string) bool) (name string, answere
 	return name, false
 }
 
-// of is the records of a name and a type, with their signatures where those were asked for,
-// with the name as it is in the question.
+// of returns the records of a name and a type, with their signatures if requested. Their name is
+// written as in the question.
 func of(all []dns.RR, name string, rrtype uint16, k key) (out []dns.RR) {
 	var signatures []dns.RR
 	for _, rr := range all {
@@ -103,7 +102,7 @@ func of(all []dns.RR, name string, rrtype uint16, k key) (out []dns.RR) {
 	return append(out, signatures...)
 }
 
-// synthesizedFrom is the DNAME that an alias of name was made from (RFC 6672), if it is there.
+// synthesizedFrom returns the DNAME from which the alias of a name was made (RFC 6672), if any.
 func synthesizedFrom(all []dns.RR, name string, k key) []dns.RR {
 	for _, rr := range all {
 		if d, ok := rr.(*dns.DNAME); ok {
@@ -116,8 +115,7 @@ func synthesizedFrom(all []dns.RR, name string, k key) []dns.RR {
 	return nil
 }
 
-// authorities takes over the SOA of the zone that the name is in, and, where they were asked
-// for, the records that prove something to one who checks signatures.
+// authorities copies the SOA of the name's zone and, with DO, the records that validators need.
 func authorities(out, m *dns.Msg, k key, name string) (soa *dns.SOA) {
 	for _, rr := range m.Ns {
 		h := rr.Header()
@@ -143,8 +141,8 @@ func authorities(out, m *dns.Msg, k key, name string) (soa *dns.SOA) {
 	return soa
 }
 
-// hollow tells a record without the data that its type has. Package dns reads those, because
-// they mean something in an update (RFC 2136).
+// hollow reports whether a record lacks its data. Package dns accepts those, since they have a
+// meaning in updates (RFC 2136).
 func hollow(rr dns.RR) bool {
 	switch rr.(type) {
 	case *dns.RFC3597, *dns.NULL, *dns.APL:
@@ -153,7 +151,7 @@ func hollow(rr dns.RR) bool {
 	return rr.Header().Rdlength == 0
 }
 
-// referral tells a reply that only names other servers.
+// referral reports whether a reply only names other servers.
 func referral(m *dns.Msg) bool {
 	for _, rr := range m.Ns {
 		if rr.Header().Rrtype == dns.TypeNS {
@@ -163,7 +161,8 @@ func referral(m *dns.Msg) bool {
 	return false
 }
 
-// ttlOf is how long a record may be kept; a TTL with the highest bit set is none (RFC 2181 8).
+// ttlOf returns how long a record may be cached. A TTL with the highest bit set counts as 0 (RFC 2181
+// 8).
 func ttlOf(rr dns.RR) time.Duration {
 	ttl := rr.Header().Ttl
 	if ttl >= 1<<31 {

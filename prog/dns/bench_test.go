@@ -14,8 +14,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// Questions and answers over loopback sockets, several clients with some questions each in
-// flight, as dnsperf has them; p99 is of the time until an answer.
+// These benchmarks use loopback sockets, and several clients with some outstanding queries each, like
+// dnsperf. p99 is the 99th percentile of the time until an answer.
 func benchmarkUDP(b *testing.B, name string, qtype uint16, prepare func(*Server)) {
 	s := runServer(b, nil)
 	if prepare != nil {
@@ -44,7 +44,7 @@ func benchmarkUDP(b *testing.B, name string, qtype uint16, prepare func(*Server)
 	report(b, took)
 }
 
-// client asks n times, window of them at a time, and returns how long each answer took.
+// client sends n queries, window of them at a time, and returns the time of each answer.
 func client(addr string, in []byte, n, window int) (took []time.Duration, err error) {
 	c, err := net.Dial("udp", addr)
 	if err != nil {
@@ -70,7 +70,7 @@ func client(addr string, in []byte, n, window int) (took []time.Duration, err er
 		if size < headerSize || buf[3]&0xF != dns.RcodeSuccess || binary.BigEndian.Uint16(buf[6:]) == 0 {
 			return nil, fmt.Errorf("question %d: %x", i, buf[:size])
 		}
-		// Two readers may answer out of order: the id has the low bits of the number.
+		// Answers may come out of order: the id has the low bits of the query's number.
 		of := i - i%65536 + int(binary.BigEndian.Uint16(buf))
 		if of > i+window {
 			of -= 65536
@@ -97,9 +97,8 @@ func BenchmarkCached(b *testing.B) {
 	benchmarkUDP(b, "www.example.", dns.TypeA, func(s *Server) { cacheExample(b, s) })
 }
 
-// BenchmarkForwarded asks for names that nobody has asked for before, one by one from several
-// clients. The upstream costs little, so that most of what is measured is the server and the
-// kernel's sockets.
+// BenchmarkForwarded forwards each query, from several clients. The upstream is cheap, so it mostly
+// measures the server and the kernel's sockets.
 func BenchmarkForwarded(b *testing.B) {
 	s := newServer(b, nil)
 	use(s, quickUpstream(b))
@@ -130,7 +129,7 @@ func BenchmarkForwarded(b *testing.B) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "queries/s")
 }
 
-// quickUpstream gives every name the same address.
+// quickUpstream answers every name with the same address.
 func quickUpstream(b *testing.B) *upstream {
 	b.Helper()
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -153,7 +152,7 @@ func quickUpstream(b *testing.B) *upstream {
 	return &upstream{addr: c.LocalAddr().(*net.UDPAddr).AddrPort()}
 }
 
-// cacheExample puts an answer about www.example. into the cache.
+// cacheExample caches an answer for www.example.
 func cacheExample(b *testing.B, s *Server) {
 	b.Helper()
 	p, err := pack(replies(query4("www.example.", dns.TypeA), dns.RcodeSuccess, "www.example. 3600 CNAME a.example.", "a.example. 3600 A 192.0.2.1"), "www.example.", dns.TypeA)
@@ -164,8 +163,8 @@ func cacheExample(b *testing.B, s *Server) {
 	s.cache.put(key{name: "www.example.", qtype: dns.TypeA}, p)
 }
 
-// What a question takes at the rate that is promised: 20,000 a second, 20 every millisecond,
-// half of them about the mesh and half from the cache.
+// BenchmarkAt20000 measures latency at the promised rate of 20,000 queries per second, 20 each
+// millisecond: half for the mesh, half from the cache.
 func BenchmarkAt20000(b *testing.B) {
 	s := runServer(b, nil)
 	cacheExample(b, s)
@@ -182,7 +181,7 @@ func BenchmarkAt20000(b *testing.B) {
 		for range b.N {
 			_ = c.SetReadDeadline(time.Now().Add(time.Second))
 			if _, err := c.Read(buf); err != nil {
-				b.Errorf("%d of %d answers: %v", len(took), b.N, err)
+				b.Errorf("received %d of %d answers: %v", len(took), b.N, err)
 				return
 			}
 			took = append(took, time.Duration(time.Now().UnixNano()-sent[binary.BigEndian.Uint16(buf)].Load()))
@@ -212,7 +211,7 @@ func report(b *testing.B, took []time.Duration) {
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
 }
 
-// The same without sockets: what the server itself costs.
+// These benchmarks use no sockets, and so measure only the server.
 func benchmarkServe(b *testing.B, name string, qtype uint16) {
 	s := newServer(b, nil)
 	cacheExample(b, s)

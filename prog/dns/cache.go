@@ -6,27 +6,27 @@ import (
 	"time"
 )
 
-// How long answers are kept at most.
+// The longest lifetimes of cached answers.
 const (
-	maxLife     = time.Hour       // of an answer
-	maxNegative = 5 * time.Minute // of "there is none", which RFC 2308 5 wants below three hours
-	failureLife = time.Second     // of a failure: RFC 9520 3.2 wants between a second and five minutes
+	maxLife     = time.Hour       // of a positive answer
+	maxNegative = 5 * time.Minute // of a negative answer; RFC 2308 5 wants at most three hours
+	failureLife = time.Second     // of a failure; RFC 9520 3.2 wants 1 s to 5 min
 )
 
-// key is what a cached answer depends on.
+// key identifies a cached answer.
 type key struct {
 	name   string // lower case
 	qtype  uint16
 	do, cd bool
 }
 
-// cache holds the answers that were used last. It is safe for use from many goroutines.
+// cache holds the most recently used answers. It is safe for concurrent use.
 type cache struct {
-	entries int // at most so many
-	bytes   int // at most so many, roughly
+	entries int // limit of entries
+	bytes   int // approximate limit of bytes
 
 	mu   sync.Mutex
-	byAt list.List // of *cached, the last used one first
+	byAt list.List // of *cached, most recently used first
 	all  map[key]*list.Element
 	used int
 }
@@ -36,7 +36,7 @@ type cached struct {
 	answer *packed
 }
 
-// overhead is about what an entry costs besides its message and its name.
+// overhead is the approximate size of an entry without its message and name.
 const overhead = 320
 
 func (c cached) size() int {
@@ -47,7 +47,7 @@ func newCache(entries, bytes int) *cache {
 	return &cache{entries: entries, bytes: bytes, all: map[key]*list.Element{}}
 }
 
-// get is the answer that is good at the time now, or nil.
+// get returns the answer that is valid at the time now, or nil.
 func (c *cache) get(k key, now time.Time) *packed {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -64,7 +64,7 @@ func (c *cache) get(k key, now time.Time) *packed {
 	return answer
 }
 
-// put keeps an answer as long as it is good, unless others are used more.
+// put adds an answer until its lifetime ends, or more recently used ones displace it.
 func (c *cache) put(k key, answer *packed) {
 	entry := &cached{k, answer}
 	c.mu.Lock()
@@ -88,7 +88,7 @@ func (c *cache) remove(e *list.Element) {
 	c.used -= entry.size()
 }
 
-// clear forgets everything.
+// clear removes all entries.
 func (c *cache) clear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -97,7 +97,7 @@ func (c *cache) clear() {
 	c.used = 0
 }
 
-// fill is how many answers there are, and about how many bytes they take.
+// fill returns the number of answers and their approximate size.
 func (c *cache) fill() (entries, bytes int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -23,7 +23,7 @@ func stored(t *testing.T, name string, ttl uint32, life time.Duration) *packed {
 	return p
 }
 
-// RFC 1035 3.2.1, RFC 2181 5.2: TTLs count down, and then the answer is gone.
+// RFC 1035 3.2.1, RFC 2181 5.2: TTLs count down, until the answer expires.
 func TestTTLsCountDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newServer(t, nil)
@@ -46,18 +46,18 @@ func TestTTLsCountDown(t *testing.T) {
 	})
 }
 
-func TestFailuresAreKeptShortly(t *testing.T) {
+func TestFailuresAreCachedBriefly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(10, 1<<20)
 		k := key{name: "www.example.", qtype: dns.TypeA}
 		c.put(k, failure(k.name, k.qtype, time.Now()))
 		time.Sleep(failureLife - 1)
 		if c.get(k, time.Now()) == nil {
-			t.Error("RFC 9520 3.2: at least a second")
+			t.Error("a failure was cached for less than a second (RFC 9520 3.2)")
 		}
 		time.Sleep(time.Nanosecond)
 		if c.get(k, time.Now()) != nil {
-			t.Error("too long")
+			t.Error("a failure was cached too long")
 		}
 	})
 }
@@ -67,7 +67,7 @@ func TestCacheIsBounded(t *testing.T) {
 	c := newCache(10, 1<<20)
 	for i := range 100 {
 		c.put(at(i), stored(t, at(i).name, 60, time.Minute))
-		c.get(at(0), time.Now()) // what is used stays
+		c.get(at(0), time.Now()) // recently used: it stays
 	}
 	if n, _ := c.fill(); n != 10 || c.get(at(0), time.Now()) == nil || c.get(at(91), time.Now()) == nil || c.get(at(90), time.Now()) != nil {
 		t.Errorf("%d entries", n)
@@ -76,15 +76,15 @@ func TestCacheIsBounded(t *testing.T) {
 	for i := range 100 {
 		c.put(at(i), stored(t, at(i).name, 60, time.Minute))
 		if _, bytes := c.fill(); bytes > 5000 {
-			t.Fatalf("%d bytes", bytes)
+			t.Fatalf("the cache has %d bytes", bytes)
 		}
 	}
-	c.put(at(99), stored(t, at(99).name, 60, time.Minute)) // once more
+	c.put(at(99), stored(t, at(99).name, 60, time.Minute)) // replaces itself
 	for i := range 100 {
-		c.put(at(i), &packed{}) // for nobody
+		c.put(at(i), &packed{}) // lifetime 0: not cached
 	}
 	if n, bytes := c.fill(); n != 0 || bytes != 0 || len(c.all) != c.byAt.Len() {
-		t.Errorf("%d entries of %d bytes are left of nothing", n, bytes)
+		t.Errorf("%d entries of %d bytes are left in an empty cache", n, bytes)
 	}
 }
 
@@ -92,7 +92,7 @@ func TestResolvConf(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	c := resolvConf{path: path}
 	if servers, changed, err := c.changed(); !changed || err == nil || servers != nil {
-		t.Error("a missing file is told of")
+		t.Error("a missing file gave no error")
 	}
 	if _, changed, err := c.changed(); changed || err != nil {
 		t.Error("once")
@@ -117,10 +117,10 @@ func TestResolvConf(t *testing.T) {
 			t.Errorf("%q: %v, want %v: %v", tt.text, got, tt.want, err)
 		}
 		if _, changed, _ := c.changed(); changed {
-			t.Error("nothing changed")
+			t.Error("an unchanged file was reported as changed")
 		}
 	}
-	// A file that was written to in place.
+	// A file that was changed in place.
 	if err := os.WriteFile(path, []byte("nameserver 192.0.2.7"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func TestResolvConf(t *testing.T) {
 	}
 }
 
-// An upstream that stays keeps its reputation.
+// An upstream that stays in resolv.conf keeps its state.
 func TestUpstreamsAreReplaced(t *testing.T) {
 	a, b, c := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
 	one := (&upstreams{}).with([]netip.Addr{a, b}, port)

@@ -1,42 +1,40 @@
-// Package dns is the mesh's name server. Every host has one, on its node address, and it
-// answers from what that host knows: for a container, asking a name costs no more than a
-// way into the kernel and back, and goes on while the rest of the mesh is away.
+// Package dns is the name server of the mesh. Each host runs one on its node address. It answers
+// from this host's own directory, so that a container's query only costs a round trip into the
+// kernel, and works while other hosts are unreachable.
 //
-// A packet takes one of three ways. For the domain (weft.internal) and for the reverse
-// zones of the universe the server is the authority: answer.go is a function of the
-// question and the directory, which is why nothing of it is ever cached or stale. What
-// other servers said before comes from the cache, ready on the wire, so that only the id,
-// the name as the client spells it and the TTLs are put in. Both happen where the packet
-// was read. Everything else is forwarded to the servers of the host's resolv.conf, or to
-// those that Config.Forward names for a domain; that takes time, so each such question
-// gets a goroutine, of which there is a bounded number, shared fairly among clients (see
-// sharing).
+// There are three kinds of queries. For the domain (weft.internal) and the reverse zones of the
+// universe the server is authoritative: answer.go computes the answer from the question and the
+// directory, so nothing is cached or stale. Earlier answers of other servers come from the cache in
+// wire format; only the id, the name's case and the TTLs are replaced. Both kinds are answered on
+// the goroutine that reads packets. All other queries are forwarded to the servers of the host's
+// resolv.conf, or to the servers of Config.Forward for the domain. Each such query has its own
+// goroutine. Their number is limited and shared fairly among clients (see sharing).
 //
-// The names, NAME being what an endpoint is called and DOMAIN the domain:
+// The names, with NAME for an endpoint's name and DOMAIN for the domain:
 //
 //	NAME.DOMAIN                    A, AAAA of the endpoints; TXT: the peer and the id of each
-//	ADDRESS.NAME.DOMAIN            one of them; ADDRESS has dashes: 10-32-0-5, fd00-77ef--5.
-//	                               Both addresses of that interface, whichever was named
+//	ADDRESS.NAME.DOMAIN            one of these endpoints. ADDRESS has dashes: 10-32-0-5,
+//	                               fd00-77ef--5. Either one returns both of its addresses
 //	_PORT._PROTOCOL.NAME.DOMAIN    SRV for a port that endpoints declare; targets as above
 //	*.in-addr.arpa, *.ip6.arpa     PTR for addresses of the universe, NAMESPACE's name first
 //	DOMAIN, the reverse zones      SOA, and NS: ns.dns.DOMAIN, the addresses of this node
 //
-// A name that exists while none of its endpoints can be reached has no data, and so has an
-// endpoint's address that has no name. While the universe is not known, the domain's
-// names get SERVFAIL: nothing is known to be missing. localhost. is answered here
-// (RFC 6761), names below invalid. and onion. do not exist; a rule of Config.Forward goes
-// before that. local. is forwarded like any other name (see special).
+// A name of endpoints that are all unreachable has no data. Nor has the reverse name of an endpoint
+// without a name. Until the universe is known, names in the domain get SERVFAIL, since no name is
+// known not to exist. localhost. is answered here (RFC 6761); names below invalid. and onion. do not
+// exist. Rules of Config.Forward override these. local. is forwarded like any other name (see
+// special).
 //
-// The server is no open resolver: it binds to the node addresses only, and Config.Client
-// decides about every packet and every connection. Who is no client gets silence.
+// The server is no open resolver. It only binds to the node addresses, and Config.Client decides
+// about each packet and connection. Other sources get no answer at all.
 //
-// It does not check signatures: AD is never set, and the records that a client needs to
-// check for itself are passed on when it sets DO. Of what an upstream says, only what
-// answers the question is passed on (see believe). Answers that do not fit the client's
-// UDP size are left out whole, with TC set, for it to ask again over TCP.
+// It does not validate DNSSEC and never sets AD. If a client sets DO, it gets the records that it
+// needs to validate. Only those parts of an upstream's answer that answer the question are passed on
+// (see believe). Answers larger than the client's UDP size are sent empty with TC set, so that it
+// retries over TCP.
 //
-// New does nothing but check; Run owns all goroutines, sockets and files. All methods can
-// be called from anywhere at any time. No lock is held while a function of Config is called.
+// New only checks its Config. Run owns all goroutines, sockets and files. All methods are safe for
+// concurrent use. No lock is held while a function of Config is called.
 package dns
 
 import (
@@ -77,73 +75,71 @@ const (
 	DefaultTimeout      = 2 * time.Second
 )
 
-// Bounds on what goes on at a time.
+// Limits of concurrent work.
 const (
 	port        = 53
-	budget      = 5 * time.Second // for one question to all upstreams; resolvers give up after that
+	budget      = 5 * time.Second // for one query, over all upstreams; resolvers give up after that time
 	forwardsOf  = 100
 	connsOf     = 20
 	idleTimeout = 10 * time.Second
 )
 
 var (
-	forwards = limits{most: 1000, remote: 500, host: 200, each: forwardsOf} // questions that wait for an upstream
+	forwards = limits{most: 1000, remote: 500, host: 200, each: forwardsOf} // queries that wait for an upstream
 	conns    = limits{most: 200, remote: 100, host: 40, each: connsOf}      // TCP connections
 )
 
-// Names is where answers come from. Its methods are called for every question, from many
-// goroutines, and must not wait. Entries are not changed by the server.
+// Names is the directory. Its methods are called for each query, from many goroutines, and must not
+// block. The server does not change entries.
 type Names interface {
-	// Universe is zero while it is not known.
+	// Universe is zero until it is known.
 	Universe() slot.Universe
-	// Lookup lists the entries that have a name, and says whether the name exists at all. The
-	// name is relative to the domain and in lower case: "web", "web.prod". A name also exists
-	// when there is one below it ("prod": RFC 8020), and when all its entries are on peers
-	// that cannot be reached now, which are not listed.
+	// Lookup returns the entries with a name, and whether the name exists. The name is relative to
+	// the domain and in lower case: "web", "web.prod". A name also exists if there is a name below it
+	// ("prod": RFC 8020), or if all its entries are on unreachable peers, which are not returned.
 	Lookup(name string) (entries []directory.Entry, exists bool)
-	// At is the entry that holds a slot, if there is one and it can be reached.
+	// At returns the entry of a slot, if it exists and is reachable.
 	At(s slot.Slot) (directory.Entry, bool)
-	// PeerName is how people see a peer: id(nickname).
+	// PeerName returns a peer's name for output: id(nickname).
 	PeerName(id peer.ID) string
 }
 
-// Config is what a server is made of. Names and Client are needed.
+// Config configures a Server. Names and Client are required.
 type Config struct {
-	// Domain is the zone that the mesh answers for, with or without a final dot: labels of
-	// a-z, 0-9, - and _. Default: DefaultDomain.
+	// Domain is the mesh's own zone, with or without a final dot. Its labels consist of a-z, 0-9, -
+	// and _. Default: DefaultDomain.
 	Domain string
-	// TTL of what is answered from Names, positive and negative, in whole seconds: 0, which is
-	// "ask every time", to MaxTTL. New takes it as it is; DefaultTTL is what to offer people.
+	// TTL of answers from Names, positive and negative, in whole seconds: 0 (do not cache) to MaxTTL.
+	// New has no default for it; DefaultTTL is the default of the command line.
 	TTL time.Duration
-	// PreferLocal puts the addresses of endpoints on this peer, Self, before all others.
+	// PreferLocal answers with the addresses of endpoints on this peer, Self, first.
 	PreferLocal bool
 	Self        peer.ID
 	Names       Names
-	// Client names who asks, for sharing between clients, from the source of a packet or a
-	// connection; zone is the interface of a link-local source, and remote is without it.
-	// Who is not ok gets no answer, not even a refusal. Called for every packet.
+	// Client identifies the client of a packet or connection, for fair sharing. zone is the interface
+	// of a link-local source, and remote has no zone. If ok is false, the source gets no answer, not
+	// even a refusal. It is called for every packet.
 	Client func(remote netip.AddrPort, zone string) (client Client, ok bool)
-	// ResolvConf is the file that names the servers for everything else, looked at every
-	// second. Default: DefaultResolvConf.
+	// ResolvConf is the file with the servers for all other names. It is checked every second.
+	// Default: DefaultResolvConf.
 	ResolvConf string
-	// Forward has servers for single domains and what is below them; the longest domain that
-	// fits counts, "." fits all. It cannot have domains within Domain.
+	// Forward has servers for a domain and the names below it. The longest matching domain wins; "."
+	// matches all. Domains must not lie within Domain.
 	Forward map[string][]netip.AddrPort
-	// Own reports whether this server is reached at an address on port 53, besides those
-	// given to SetAddrs. Such an upstream is left out.
+	// Own reports whether this server is reached at an address on port 53, apart from the addresses
+	// of SetAddrs. Such upstreams are skipped.
 	Own func(netip.Addr) bool
 	// Port to listen on, UDP and TCP. Default: 53.
 	Port uint16
-	// Timeout is how long one upstream has for one answer. Default: DefaultTimeout; the
-	// question as a whole has 5 s.
+	// Timeout is the time limit of one upstream. Default: DefaultTimeout. The whole query has 5 s.
 	Timeout time.Duration
-	// CacheEntries and CacheBytes bound the cache. Defaults: DefaultCacheEntries, DefaultCacheBytes.
+	// CacheEntries and CacheBytes limit the cache. Defaults: DefaultCacheEntries, DefaultCacheBytes.
 	CacheEntries int
 	CacheBytes   int
 	Log          *slog.Logger // default: none
 }
 
-// Server is a name server. New makes one.
+// Server is a name server. New returns one.
 type Server struct {
 	cfg       Config
 	port      uint16
@@ -153,10 +149,10 @@ type Server struct {
 	cache     *cache
 	upstreams atomic.Pointer[upstreams]
 	addrs     atomic.Pointer[[]netip.Addr] // to listen on
-	wake      chan struct{}                // the addresses changed
+	wake      chan struct{}                // signals that the addresses changed
 	forwards  sharing
 	conns     sharing
-	tasks     *crew // what Run waits for
+	tasks     *workers // goroutines that Run waits for
 	counts    counts
 
 	mu       sync.Mutex
@@ -165,7 +161,7 @@ type Server struct {
 	confFail string
 }
 
-// New checks cfg. Nothing happens before Run.
+// New checks cfg. It starts nothing; Run does.
 func New(cfg Config) (*Server, error) {
 	if cfg.Names == nil || cfg.Client == nil {
 		return nil, errors.New("dns: Names and Client are needed")
@@ -187,7 +183,7 @@ func New(cfg Config) (*Server, error) {
 		forwards: sharing{limits: forwards},
 		conns:    sharing{limits: conns},
 		flights:  map[key]*flight{},
-		tasks:    newCrew(),
+		tasks:    newWorkers(),
 	}
 	s.cfg.Timeout = cmp.Or(cfg.Timeout, DefaultTimeout)
 	s.authority = authority{
@@ -199,13 +195,13 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Check reports what cannot be in what people choose: Domain, TTL and Forward.
+// Check reports invalid values that users can choose: Domain, TTL and Forward.
 func (c Config) Check() error {
 	_, _, err := c.checked()
 	return err
 }
 
-// checked is the domain with its final dot, and the servers for other ones.
+// checked returns the domain with a final dot, and the servers of other domains.
 func (c Config) checked() (domain string, rules map[string][]*upstream, err error) {
 	domain = dns.CanonicalName(cmp.Or(c.Domain, DefaultDomain))
 	if err := checkDomain(domain); err != nil {
@@ -224,26 +220,26 @@ func checkDomain(domain string) error {
 		return err
 	}
 	if zone, ok := isSpecial(domain); ok {
-		return fmt.Errorf("names below %s have a meaning of their own: take weft.internal, or a domain of yours", zone)
+		return fmt.Errorf("names below %s are reserved and have a meaning of their own: use weft.internal, or a domain of yours", zone)
 	}
 	if _, _, ok := spelled(domain); ok || domain == "arpa." {
-		return errors.New("this is where names of addresses are: take weft.internal, or a domain of yours")
+		return errors.New("arpa. is reserved for names of addresses: use weft.internal, or a domain of yours")
 	}
 	if len(domain) > maxDomain {
-		return fmt.Errorf("at most %d bytes leave room for names", maxDomain-1)
+		return fmt.Errorf("it is too long: at most %d bytes leave room for names", maxDomain-1)
 	}
 	return nil
 }
 
-// maxDomain is how long the domain may be with its final dot, bytes.
+// maxDomain is the maximum length of the domain with its final dot, in bytes.
 const maxDomain = 128
 
-// nodes are the addresses that the server is reached at.
+// nodes returns the addresses that the server listens on.
 func (s *Server) nodes() []netip.Addr { return *s.addrs.Load() }
 
-// SetAddrs says where to listen: the addresses of this node, on Config.Port, UDP and TCP.
-// Run binds to them as soon as that is possible, and leaves others. They are the addresses
-// of ns.dns.DOMAIN, too.
+// SetAddrs sets the addresses of this node, on which to listen over UDP and TCP. Run binds to them as
+// soon as possible, and closes sockets of other addresses. They are also the addresses of
+// ns.dns.DOMAIN.
 func (s *Server) SetAddrs(addrs []netip.Addr) {
 	addrs = slices.Clone(addrs)
 	slices.SortFunc(addrs, netip.Addr.Compare)
@@ -251,11 +247,11 @@ func (s *Server) SetAddrs(addrs []netip.Addr) {
 	s.addrs.Store(&addrs)
 	select {
 	case s.wake <- struct{}{}:
-	default: // Run looks anyway
+	default: // Run will check anyway
 	}
 }
 
-// Run serves until ctx ends, and returns nil then. It is called once.
+// Run serves until ctx ends, and then returns nil. It must be called only once.
 func (s *Server) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer s.tasks.Wait()
@@ -282,7 +278,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// readConf takes over what resolv.conf says, if that is something new.
+// readConf applies changes of resolv.conf.
 func (s *Server) readConf(conf *resolvConf) {
 	servers, changed, err := conf.changed()
 	if !changed {
@@ -293,13 +289,13 @@ func (s *Server) readConf(conf *resolvConf) {
 	case err != nil:
 		why = err.Error()
 	case len(servers) == 0:
-		why = conf.path + " names no server"
+		why = conf.path + " has no nameserver line"
 	}
 	if why != "" {
-		s.cfg.Log.Warn("only names of the mesh and of forwarded domains are answered", keyErr, why)
+		s.cfg.Log.Warn("no upstream name server for other names: only names of the mesh and of --dns-forward are answered; check resolv.conf", keyErr, why)
 	}
 	s.upstreams.Store(s.upstreams.Load().with(servers, s.hostPort))
-	s.cache.clear() // other servers may know other names, those of a company's network for example
+	s.cache.clear() // other servers may know other names, for example of a company's network
 	s.mu.Lock()
 	s.confFail = why
 	s.mu.Unlock()

@@ -23,7 +23,7 @@ var (
 	nodeAddrs   = []netip.Addr{netip.MustParseAddr("10.32.0.1"), netip.MustParseAddr("fd00:77ef::1")}
 )
 
-// fakeNames is a directory for tests. Entries of the peers in away cannot be reached.
+// fakeNames is a directory for tests. Entries on the peers in away are unreachable.
 type fakeNames struct {
 	universe slot.Universe
 	entries  []directory.Entry
@@ -57,8 +57,8 @@ func (f *fakeNames) At(s slot.Slot) (directory.Entry, bool) {
 
 func (f *fakeNames) PeerName(id peer.ID) string { return id.String() + "(host)" }
 
-// testNames is: web on both peers, with ports, in namespace prod; db away; a printer outside of
-// the mesh; an endpoint without a name, and one without IPv6.
+// testNames has: web on both peers, with ports, in namespace prod; db away; a printer outside the
+// mesh; an endpoint without a name, and one without IPv6.
 func testNames() *fakeNames {
 	http, metrics := directory.Port{Name: "http", Protocol: "tcp", Number: 8080}, directory.Port{Name: "m", Protocol: "udp", Number: 9}
 	entry := func(owner peer.ID, e directory.Endpoint) directory.Entry {
@@ -78,7 +78,7 @@ func testNames() *fakeNames {
 	}
 }
 
-// newServer is a server that does not run. Everybody is a client.
+// newServer returns a server that does not run, and accepts all clients.
 func newServer(t testing.TB, change func(*Config)) *Server {
 	t.Helper()
 	cfg := Config{
@@ -99,7 +99,7 @@ func newServer(t testing.TB, change func(*Config)) *Server {
 	return s
 }
 
-// raw lets s answer a packet, without sockets.
+// raw sends a packet to s without sockets, and returns the answer.
 func raw(t testing.TB, s *Server, msg []byte, from asker) []byte {
 	t.Helper()
 	out, q, wait := s.serve(nil, msg, from)
@@ -117,7 +117,7 @@ func raw(t testing.TB, s *Server, msg []byte, from asker) []byte {
 	}
 }
 
-// ask lets s answer a message, which is unpacked, and checked for what every answer has.
+// ask sends a message to s, and returns the parsed answer after the checks that apply to all answers.
 func ask(t testing.TB, s *Server, m *dns.Msg, tcp bool) *dns.Msg {
 	t.Helper()
 	in, err := m.Pack()
@@ -136,7 +136,7 @@ func ask(t testing.TB, s *Server, m *dns.Msg, tcp bool) *dns.Msg {
 		limit = maxTCP
 	}
 	if err := dns.IsMsg(out); err != nil || len(out) > limit {
-		t.Fatalf("answer of %d bytes, at most %d are allowed: %v", len(out), limit, err)
+		t.Fatalf("the answer has %d bytes, at most %d are allowed: %v", len(out), limit, err)
 	}
 	var r dns.Msg
 	if err := r.Unpack(out); err != nil {
@@ -144,21 +144,21 @@ func ask(t testing.TB, s *Server, m *dns.Msg, tcp bool) *dns.Msg {
 	}
 	switch {
 	case r.Id != m.Id, !r.Response, r.Opcode != m.Opcode, r.RecursionDesired != m.RecursionDesired, !r.RecursionAvailable, r.AuthenticatedData, r.CheckingDisabled != m.CheckingDisabled:
-		t.Fatalf("header of the answer: %v\nto: %v", &r, m)
+		t.Fatalf("wrong header of the answer: %v\nto: %v", &r, m)
 	case (r.IsEdns0() != nil) != (m.IsEdns0() != nil):
-		t.Fatalf("OPT belongs into the answer to OPT only (RFC 6891 6.1.1): %v", &r)
+		t.Fatalf("want OPT only in the answer to a query with OPT (RFC 6891 6.1.1): %v", &r)
 	case r.IsEdns0() != nil && (r.IsEdns0().Do() != m.IsEdns0().Do() || r.IsEdns0().UDPSize() != maxUDP || len(r.IsEdns0().Option) > 0):
-		t.Fatalf("OPT of the answer: %v", &r)
+		t.Fatalf("wrong OPT in the answer: %v", &r)
 	case len(r.Question) == 1 && r.Question[0] != m.Question[0]:
-		t.Fatalf("question %v came back as %v", m.Question[0], r.Question[0])
+		t.Fatalf("the question %v was returned as %v", m.Question[0], r.Question[0])
 	}
 	return &r
 }
 
 func query4(name string, qtype uint16) *dns.Msg { return new(dns.Msg).SetQuestion(name, qtype) }
 
-// told is an answer as text: its code, then the records of each section with the rest of
-// their content, sorted where the order is left to chance.
+// told returns an answer as text: its code, then the records of each section, sorted where the order
+// is random.
 func told(r *dns.Msg) string {
 	if r == nil {
 		return "silence"
@@ -193,7 +193,8 @@ func told(r *dns.Msg) string {
 	return b.String()
 }
 
-// fakeUpstream answers on an address of this host, UDP and TCP. handle returning nil is silence.
+// fakeUpstream answers on an address of this host over UDP and TCP. It does not answer if handle
+// returns nil.
 func fakeUpstream(t testing.TB, handle func(q *dns.Msg, tcp bool) *dns.Msg) *upstream {
 	t.Helper()
 	u, err := net.ListenPacket("udp4", "127.0.0.1:0")
@@ -201,7 +202,7 @@ func fakeUpstream(t testing.TB, handle func(q *dns.Msg, tcp bool) *dns.Msg) *ups
 		t.Fatal(err)
 	}
 	l, err := net.Listen("tcp4", u.LocalAddr().String())
-	for tries := 0; err != nil; tries++ { // a connection of another test has that port
+	for tries := 0; err != nil; tries++ { // the port may be in use by a connection of another test
 		_ = u.Close()
 		if tries == 20 {
 			t.Fatal(err)
@@ -229,8 +230,8 @@ func fakeUpstream(t testing.TB, handle func(q *dns.Msg, tcp bool) *dns.Msg) *ups
 	return &upstream{addr: u.LocalAddr().(*net.UDPAddr).AddrPort()}
 }
 
-// replies is what an upstream says to q: records as in a zone file, those after "--" being
-// authority.
+// replies returns an upstream's reply to q with records in zone file format. Those after "--" go into
+// the authority section.
 func replies(q *dns.Msg, rcode int, records ...string) *dns.Msg {
 	r := new(dns.Msg).SetRcode(q, rcode)
 	r.RecursionAvailable = true

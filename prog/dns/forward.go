@@ -13,17 +13,17 @@ import (
 	"github.com/miekg/dns"
 )
 
-// hold is how long an upstream that did not answer is left alone, unless none does.
+// hold is how long an upstream that did not answer is not asked, unless all fail.
 const hold = 3 * time.Second
 
-// upstreams are the servers to ask. The set is replaced as a whole; an upstream that stays
-// keeps what is known of it.
+// upstreams are the servers to forward to. The set is replaced as a whole; an upstream that stays
+// keeps its state.
 type upstreams struct {
 	host  []*upstream            // of resolv.conf
 	rules map[string][]*upstream // of Config.Forward
 }
 
-// with is u with other servers of resolv.conf.
+// with returns a copy of u with other servers of resolv.conf.
 func (u *upstreams) with(servers []netip.Addr, port uint16) *upstreams {
 	known := map[netip.AddrPort]*upstream{}
 	for _, h := range u.host {
@@ -45,7 +45,7 @@ func (u *upstreams) with(servers []netip.Addr, port uint16) *upstreams {
 	return next
 }
 
-// rule is the domain of Config.Forward that a name falls under, the longest there is.
+// rule returns the longest domain of Config.Forward that contains a name.
 func (u *upstreams) rule(name string) (domain string, ok bool) {
 	if len(u.rules) == 0 {
 		return "", false
@@ -59,8 +59,8 @@ func (u *upstreams) rule(name string) (domain string, ok bool) {
 	return ".", ok
 }
 
-// of is the servers for a name. Those of a domain are not replaced by the host's when
-// they fail: whom a name is nobody's business to, must not hear it.
+// of returns the servers for a name. If those of a domain fail, the host's are not used: falling back
+// would leak private names to the host's resolver.
 func (u *upstreams) of(name string) []*upstream {
 	if domain, ok := u.rule(name); ok {
 		return u.rules[domain]
@@ -68,7 +68,7 @@ func (u *upstreams) of(name string) []*upstream {
 	return u.host
 }
 
-// all calls f for every upstream; domain is "" for those of resolv.conf.
+// all calls f for each upstream; domain is "" for those of resolv.conf.
 func (u *upstreams) all(f func(domain string, u *upstream)) {
 	for _, h := range u.host {
 		f("", h)
@@ -80,7 +80,7 @@ func (u *upstreams) all(f func(domain string, u *upstream)) {
 	}
 }
 
-// loop reports whether asking addr is asking ourselves.
+// loop reports whether addr is this server's own address.
 func (s *Server) loop(addr netip.AddrPort) bool {
 	if addr.Port() != s.port {
 		return false
@@ -93,22 +93,21 @@ func (s *Server) loop(addr netip.AddrPort) bool {
 	return s.cfg.Own != nil && s.cfg.Own(addr.Addr().WithZone(""))
 }
 
-// flight is a question that an upstream has; whoever asks it too waits for the same answer.
-// It ends when nobody waits any more.
+// flight is a forwarded query. Identical queries wait for the same answer. It ends when no client
+// waits any more.
 type flight struct {
 	done    chan struct{}
-	answer  *packed // once done is closed
-	waiting int     // under Server.mu
+	answer  *packed // valid once done is closed
+	waiting int     // number of waiting clients; guarded by Server.mu
 	end     context.CancelFunc
 }
 
 // resolve waits for the answer to a question that is not in the cache.
 //
-// Because the same question is never in flight twice, a loop of servers in which we are one
-// ends here: the question that comes round waits for itself until the upstream's time is
-// over, and nothing multiplies. Where it comes from an upstream's address, as it does when
-// two hosts of a mesh name each other in resolv.conf, it is turned away at once, so that
-// the next upstream gets its turn without that delay.
+// Identical queries are never forwarded twice at a time. So a forwarding loop through this server
+// ends here: the returning query waits for itself until the upstream's timeout, and nothing
+// multiplies. If the query comes from an upstream's address, as when two hosts of a mesh name each
+// other in resolv.conf, it is refused at once, so that the next upstream is asked without that delay.
 func (s *Server) resolve(ctx context.Context, k key, from netip.Addr) *packed {
 	s.mu.Lock()
 	f, joined := s.flights[k]
@@ -121,7 +120,7 @@ func (s *Server) resolve(ctx context.Context, k key, from netip.Addr) *packed {
 			}
 		}
 	} else {
-		// Those who join go on waiting when the first no longer does.
+		// The query continues for other clients when the first one stops waiting.
 		flying, end := context.WithTimeout(context.WithoutCancel(ctx), s.budget)
 		f = &flight{done: make(chan struct{}), end: end}
 		s.flights[k] = f
@@ -143,20 +142,20 @@ func (s *Server) resolve(ctx context.Context, k key, from netip.Addr) *packed {
 	return failure(k.name, k.qtype, time.Now())
 }
 
-// landed says that nobody can join a flight any more.
+// landed removes a flight, so that no client can join it any more.
 func (s *Server) landed(k key, f *flight) {
 	if s.flights[k] == f {
 		delete(s.flights, k)
 	}
 }
 
-// fly gets the answer for everybody who waits.
+// fly gets the answer for all clients that wait.
 func (s *Server) fly(ctx context.Context, k key, f *flight) {
 	defer f.end()
 	s.counts.forwarded.Add(1)
 	answer := s.ask(ctx, k)
 	now := time.Now()
-	given := !errors.Is(ctx.Err(), context.Canceled) // else nobody waited for it
+	given := !errors.Is(ctx.Err(), context.Canceled) // otherwise no client waits for it
 	if answer == nil {
 		s.counts.failed.Add(1)
 		answer = failure(k.name, k.qtype, now)
@@ -172,7 +171,7 @@ func (s *Server) fly(ctx context.Context, k key, f *flight) {
 	close(f.done)
 }
 
-// heard is what came of asking an upstream, the nth that was.
+// heard is the result of asking an upstream, the nth that was asked.
 type heard struct {
 	from *upstream
 	nth  int
@@ -180,9 +179,9 @@ type heard struct {
 	err  error
 }
 
-// ask goes from one upstream to the next until one has an answer. One that does not answer
-// in time is listened to while others are asked: whoever answers first does. If none as much
-// as replies, all are asked once more: a packet may have been lost.
+// ask queries one upstream after the other until one answers. While it asks others, it still accepts
+// a late answer: the first answer wins. If no upstream replies at all, it asks all of them once more,
+// since a packet may have been lost.
 func (s *Server) ask(ctx context.Context, k key) *packed {
 	usable, all := s.choose(k.name)
 	order := slices.Concat(usable, all)
@@ -207,7 +206,7 @@ func (s *Server) ask(ctx context.Context, k key) *packed {
 		case <-ctx.Done():
 			return nil
 		case <-patience.C:
-			if !next { // else whoever was asked last has replied
+			if !next { // otherwise the upstream asked last has replied
 				s.fails(order[asked-1], errSilent)
 			}
 			next = true
@@ -223,7 +222,7 @@ func (s *Server) ask(ctx context.Context, k key) *packed {
 	}
 }
 
-// choose lists the upstreams for a name, and before them those that are likely to answer.
+// choose returns all upstreams for a name, and those that probably answer.
 func (s *Server) choose(name string) (usable, all []*upstream) {
 	now := time.Now()
 	for _, u := range s.upstreams.Load().of(name) {
@@ -241,7 +240,7 @@ func (s *Server) choose(name string) (usable, all []*upstream) {
 	return usable, all
 }
 
-// hear is the answer in what was heard from an upstream, in time or late; nil: there is none.
+// hear returns the answer in a reply, in time or late; nil if it has none.
 func (s *Server) hear(ctx context.Context, h heard, k key, inTime bool) *packed {
 	switch {
 	case ctx.Err() != nil:
@@ -254,8 +253,8 @@ func (s *Server) hear(ctx context.Context, h heard, k key, inTime bool) *packed 
 	case h.from.answered():
 		s.cfg.Log.Info("upstream name server answers again", keyServer, h.from.addr)
 	}
-	// An error may be the upstream's own: the next one may know better. It is not held
-	// against this one, whose other names may well be in order.
+	// An error may be specific to this upstream, so the next one is asked. The upstream does not
+	// count as failed, since it may answer for other names.
 	answer, err := believe(h.m, k, s.authority.owns)
 	if err != nil {
 		s.cfg.Log.Debug("upstream name server has no answer", keyServer, h.from.addr, keyName, k.name, keyErr, err)
@@ -264,14 +263,14 @@ func (s *Server) hear(ctx context.Context, h heard, k key, inTime bool) *packed 
 	return answer
 }
 
-// fails notes that an upstream does not answer.
+// fails records that an upstream does not answer.
 func (s *Server) fails(u *upstream, err error) {
 	if u.failed(time.Now(), err) {
 		s.cfg.Log.Warn("upstream name server fails", keyServer, u.addr, keyErr, err)
 	}
 }
 
-// checkForward makes Config.Forward's domains canonical.
+// checkForward returns the servers of Config.Forward by canonical domain.
 func checkForward(forward map[string][]netip.AddrPort, domain string) (map[string][]*upstream, error) {
 	rules := map[string][]*upstream{}
 	for d, servers := range forward {
@@ -283,7 +282,7 @@ func checkForward(forward map[string][]netip.AddrPort, domain string) (map[strin
 			return nil, fmt.Errorf("forwarding: %s lies in %s, which this mesh answers for", d, strings.TrimSuffix(domain, "."))
 		}
 		if len(servers) == 0 || rules[zone] != nil {
-			return nil, fmt.Errorf("forwarding: %s needs its servers, once: %s=192.0.2.53", d, d)
+			return nil, fmt.Errorf("forwarding: %s needs its servers, and only once: %s=192.0.2.53", d, d)
 		}
 		for _, a := range servers {
 			if !a.IsValid() || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {

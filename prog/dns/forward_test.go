@@ -12,9 +12,9 @@ import (
 	"github.com/miekg/dns"
 )
 
-// What upstreams say, and what comes of it for A of www.example. At the end of want there is
-// how long the answer is kept, in seconds.
-func TestWhatIsBelieved(t *testing.T) {
+// Replies of upstreams, and the resulting answers for A of www.example. At the end of want is the
+// lifetime in the cache, in seconds.
+func TestBelieveKeepsWhatAnswersTheQuestion(t *testing.T) {
 	const soa = "example. 600 SOA ns.example. h.example. 1 2 3 4 60"
 	for _, tt := range []struct {
 		why     string
@@ -30,8 +30,8 @@ func TestWhatIsBelieved(t *testing.T) {
 		{"RFC 6672: DNAME", dns.RcodeSuccess, []string{"example. 9 DNAME example.net.", "www.example. 9 CNAME www.example.net.", "www.example.net. 8 A 192.0.2.1"}, false, "NOERROR; example. 9 DNAME example.net.; www.example. 9 CNAME www.example.net.; www.example.net. 8 A 192.0.2.1 |8"},
 		{"unasked records", dns.RcodeSuccess, []string{"www.example. 9 A 192.0.2.1", "bank.example. 9 A 192.0.2.66", "www.example. 9 MX 1 m.example.", "--", "example. 9 NS evil.example."}, false, "NOERROR; www.example. 9 A 192.0.2.1 |9"},
 		{"records of another name only", dns.RcodeSuccess, []string{"bank.example. 9 A 192.0.2.66"}, false, "NOERROR |0"},
-		{"an alias to a name of ours says nothing about that", dns.RcodeSuccess, []string{"www.example. 9 CNAME web.weft.internal.", "web.weft.internal. 9 A 192.0.2.66"}, false, "NOERROR; www.example. 9 CNAME web.weft.internal. |0"},
-		{"aliases in a circle", dns.RcodeSuccess, []string{"www.example. 9 CNAME a.example.", "a.example. 9 CNAME www.example."}, false, "NOERROR" + strings.Repeat("; www.example. 9 CNAME a.example.; a.example. 9 CNAME www.example.", maxChain/2) + " |0"},
+		{"an alias to a name of the mesh gives no address for it", dns.RcodeSuccess, []string{"www.example. 9 CNAME web.weft.internal.", "web.weft.internal. 9 A 192.0.2.66"}, false, "NOERROR; www.example. 9 CNAME web.weft.internal. |0"},
+		{"a loop of aliases", dns.RcodeSuccess, []string{"www.example. 9 CNAME a.example.", "a.example. 9 CNAME www.example."}, false, "NOERROR" + strings.Repeat("; www.example. 9 CNAME a.example.; a.example. 9 CNAME www.example.", maxChain/2) + " |0"},
 		{"RFC 2308 5: no name", dns.RcodeNameError, []string{"--", soa}, false, "NXDOMAIN NS; example. 60 SOA 60 |60"},
 		{"RFC 2308 5: no data", dns.RcodeSuccess, []string{"--", soa}, false, "NOERROR NS; example. 60 SOA 60 |60"},
 		{"RFC 2308 5: SOA's TTL, where that is less", dns.RcodeSuccess, []string{"--", "example. 30 SOA ns.example. h.example. 1 2 3 4 60"}, false, "NOERROR NS; example. 30 SOA 60 |30"},
@@ -71,7 +71,7 @@ func TestWhatIsBelieved(t *testing.T) {
 
 var answerA = []string{"www.example. 60 A 192.0.2.1"}
 
-// liar is an upstream that sends what it likes; it can send from another socket, too.
+// liar is an upstream that sends false answers, also from another socket.
 func liar(t *testing.T, lie func(q *dns.Msg, send, other func([]byte))) *upstream {
 	t.Helper()
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -99,8 +99,8 @@ func liar(t *testing.T, lie func(q *dns.Msg, send, other func([]byte))) *upstrea
 	return &upstream{addr: c.LocalAddr().(*net.UDPAddr).AddrPort()}
 }
 
-// Each lie comes before the truth, and is not taken for it.
-func TestLyingUpstreams(t *testing.T) {
+// A false answer before the true one is ignored.
+func TestForgedAnswersAreIgnored(t *testing.T) {
 	for name, lie := range map[string]func(r *dns.Msg, send, other func([]byte)){
 		"wrong id":    func(r *dns.Msg, send, _ func([]byte)) { r.Id++; send(packed1(r)) },
 		"wrong name":  func(r *dns.Msg, send, _ func([]byte)) { r.Question[0].Name = "w.example."; send(packed1(r)) },
@@ -110,13 +110,13 @@ func TestLyingUpstreams(t *testing.T) {
 			r.Question = append(r.Question, r.Question[0])
 			send(packed1(r))
 		},
-		"no question":        func(r *dns.Msg, send, _ func([]byte)) { r.Question = nil; send(packed1(r)) },
-		"the question":       func(r *dns.Msg, send, _ func([]byte)) { r.Response = false; send(packed1(r)) },
-		"another opcode":     func(r *dns.Msg, send, _ func([]byte)) { r.Opcode = dns.OpcodeNotify; send(packed1(r)) },
-		"garbage":            func(r *dns.Msg, send, _ func([]byte)) { send([]byte("garbage")) },
-		"half an answer":     func(r *dns.Msg, send, _ func([]byte)) { b := packed1(r); send(b[:len(b)-3]) },
-		"nothing":            func(r *dns.Msg, send, _ func([]byte)) { send(nil) },
-		"from another place": func(r *dns.Msg, _, other func([]byte)) { other(packed1(r)) },
+		"no question":       func(r *dns.Msg, send, _ func([]byte)) { r.Question = nil; send(packed1(r)) },
+		"the question":      func(r *dns.Msg, send, _ func([]byte)) { r.Response = false; send(packed1(r)) },
+		"another opcode":    func(r *dns.Msg, send, _ func([]byte)) { r.Opcode = dns.OpcodeNotify; send(packed1(r)) },
+		"garbage":           func(r *dns.Msg, send, _ func([]byte)) { send([]byte("garbage")) },
+		"half an answer":    func(r *dns.Msg, send, _ func([]byte)) { b := packed1(r); send(b[:len(b)-3]) },
+		"nothing":           func(r *dns.Msg, send, _ func([]byte)) { send(nil) },
+		"from another port": func(r *dns.Msg, _, other func([]byte)) { other(packed1(r)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t, nil)
@@ -140,7 +140,7 @@ func packed1(m *dns.Msg) []byte {
 	return b
 }
 
-// counted is an upstream that counts what it is asked.
+// counted is an upstream that counts its queries.
 func counted(t *testing.T, n *atomic.Int32, delay time.Duration, rcode int, records ...string) *upstream {
 	return fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
 		n.Add(1)
@@ -180,7 +180,7 @@ func TestFailover(t *testing.T) {
 	if failed != 3 {
 		t.Errorf("%d upstreams have failed, want 3: %+v", failed, s.Status().Upstreams)
 	}
-	// Those that do not answer are left alone now; an error is about one name.
+	// Upstreams that do not answer are not asked now. An error concerns only one name.
 	begin = time.Now()
 	if r := ask(t, s, query4("b.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError || time.Since(begin) > 190*time.Millisecond {
 		t.Fatalf("after %v: %v", time.Since(begin), r)
@@ -190,8 +190,9 @@ func TestFailover(t *testing.T) {
 	}
 }
 
-// When none answers, each is asked once more, and then it is SERVFAIL, which is kept a while.
-func TestAllDead(t *testing.T) {
+// If no upstream answers, each is asked once more. The answer is SERVFAIL, which is cached for a
+// while.
+func TestAllUpstreamsDown(t *testing.T) {
 	var one, two atomic.Int32
 	s := newServer(t, nil)
 	use(s, silent(t, &one), silent(t, &two))
@@ -209,7 +210,7 @@ func TestAllDead(t *testing.T) {
 	}
 }
 
-// An upstream that lost one packet answers the next.
+// A lost packet of an upstream is made up for by the next query.
 func TestLostPacket(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
@@ -227,8 +228,8 @@ func TestLostPacket(t *testing.T) {
 	}
 }
 
-// An upstream that is slower than others are given time is heard all the same, whether it is
-// alone or others are asked meanwhile, and is not said to be silent.
+// A late answer of an upstream is accepted, whether others are asked meanwhile or not. The status
+// does not call that upstream silent.
 func TestLateAnswersAreHeard(t *testing.T) {
 	for name, others := range map[string]func(n *atomic.Int32) []*upstream{
 		"alone":                  func(*atomic.Int32) []*upstream { return nil },
@@ -251,8 +252,8 @@ func TestLateAnswersAreHeard(t *testing.T) {
 	}
 }
 
-// Who answers at once is not said to be silent, because another one is.
-func TestAnUpstreamThatSaysNoIsNotSilent(t *testing.T) {
+// An upstream that answers with an error is not called silent because another one is.
+func TestUpstreamWithErrorIsNotSilent(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
 	use(s, counted(t, &n, 5*s.cfg.Timeout/2, dns.RcodeSuccess, answerA...), counted(t, &n, 0, dns.RcodeServerFailure))
@@ -264,20 +265,20 @@ func TestAnUpstreamThatSaysNoIsNotSilent(t *testing.T) {
 	}
 }
 
-func TestUsable(t *testing.T) {
+func TestFailedUpstreamIsTriedAfterHold(t *testing.T) {
 	u, now := &upstream{}, time.Unix(100, 0)
 	if !u.usable(now) || !u.failed(now, net.ErrClosed) || u.failed(now, net.ErrClosed) || u.usable(now.Add(hold-1)) {
-		t.Error("one that failed is left alone")
+		t.Error("a failed upstream is usable before the hold ends")
 	}
 	if !u.usable(now.Add(hold)) || u.usable(now.Add(hold)) {
-		t.Error("one question finds out whether it is back")
+		t.Error("want one query to test a failed upstream after the hold")
 	}
 	if !u.answered() || u.answered() || !u.usable(now) {
-		t.Error("one that answers is back")
+		t.Error("an upstream that answered again is not usable")
 	}
 }
 
-// RFC 7766 5: what does not fit UDP is asked for over TCP, by us and by the client.
+// RFC 7766 5: an upstream's truncated answer is fetched over TCP, and so does the client.
 func TestTruncatedUpstream(t *testing.T) {
 	s := newServer(t, nil)
 	use(s, fakeUpstream(t, func(q *dns.Msg, tcp bool) *dns.Msg {
@@ -299,7 +300,7 @@ func TestTruncatedUpstream(t *testing.T) {
 	}
 }
 
-// RFC 6891 7: an upstream that does not know EDNS is asked without.
+// RFC 6891 7: an upstream that does not support EDNS is asked without it.
 func TestUpstreamWithoutEDNS(t *testing.T) {
 	for _, rcode := range []int{dns.RcodeFormatError, dns.RcodeNotImplemented} {
 		s := newServer(t, nil)
@@ -315,11 +316,11 @@ func TestUpstreamWithoutEDNS(t *testing.T) {
 	}
 }
 
-// Identical questions are asked once; everybody gets the answer as they asked.
-func TestJoined(t *testing.T) {
+// Identical queries are forwarded once. Each client gets its own id and spelling.
+func TestIdenticalQueriesAreForwardedOnce(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, func(c *Config) { c.Timeout = 5 * time.Second })
-	use(s, counted(t, &n, time.Second, dns.RcodeSuccess, answerA...)) // until all have asked, on a busy machine too
+	use(s, counted(t, &n, time.Second, dns.RcodeSuccess, answerA...)) // until all have asked, even on a busy machine
 	var wg sync.WaitGroup
 	for _, name := range []string{"www.example.", "WWW.example.", "www.EXAMPLE.", "wWw.example."} {
 		for range 20 {
@@ -337,7 +338,7 @@ func TestJoined(t *testing.T) {
 	}
 }
 
-// RD=0 asks for what is known here.
+// A query with RD=0 is only answered from this server's data.
 func TestWithoutRecursion(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
@@ -358,8 +359,9 @@ func TestWithoutRecursion(t *testing.T) {
 	}
 }
 
-// DO and CD make another question (RFC 4035 3.2.2); case does not.
-func TestWhatIsCachedApart(t *testing.T) {
+// Queries with different DO or CD bits are cached separately (RFC 4035 3.2.2), but not those with
+// different case.
+func TestCacheKeyIncludesDOAndCD(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
 	use(s, counted(t, &n, 0, dns.RcodeSuccess, answerA...))

@@ -25,8 +25,8 @@ func seeds() (out [][]byte) {
 	return append(out, packed1(query4(name, dns.TypePTR)), nil, make([]byte, headerSize))
 }
 
-// Whatever comes, there is no panic, and what is said is a message: an answer to that id and
-// question, within the size that the client takes.
+// No packet causes a panic. An answer has the id and question of the query, and fits the client's
+// size.
 func FuzzHandler(f *testing.F) {
 	for _, b := range seeds() {
 		f.Add(b, false)
@@ -46,14 +46,14 @@ func FuzzHandler(f *testing.F) {
 		before := bytes.Clone(in)
 		out, q, wait := s.serve(nil, in, asker{Client{Name: "client"}, netip.IPv6Loopback(), tcp})
 		if !bytes.Equal(in, before) {
-			t.Fatal("the packet was written to")
+			t.Fatal("the server changed the received packet")
 		}
-		if wait { // as if an upstream had failed
+		if wait { // as if no upstream had answered
 			out = q.render(nil, failure(q.name, q.qtype, time.Now()), time.Now())
 		}
 		if out == nil {
 			if len(in) >= headerSize && in[2]&0x80 == 0 {
-				t.Fatal("silence for a question")
+				t.Fatal("a query got no answer")
 			}
 			return
 		}
@@ -69,12 +69,12 @@ func FuzzHandler(f *testing.F) {
 			t.Fatalf("%d bytes, at most %d are allowed: %v\n%x", len(out), limit, err, out)
 		}
 		if !r.Response || r.Id != binary.BigEndian.Uint16(in) || !bytes.HasPrefix(out[headerSize:], q.section) {
-			t.Fatalf("this answers something else: %v", &r)
+			t.Fatalf("the answer does not match the query: %v", &r)
 		}
 	})
 }
 
-// Whatever an upstream says to a question, what is made of it answers that question.
+// Whatever an upstream replies, the resulting answer matches the question.
 func FuzzBelieve(f *testing.F) {
 	q := query4("www.example.", dns.TypeA)
 	for _, r := range []*dns.Msg{
@@ -101,7 +101,7 @@ func FuzzBelieve(f *testing.F) {
 			return
 		}
 		if p.life < 0 || p.life > maxLife {
-			t.Fatalf("kept for %v", p.life)
+			t.Fatalf("the lifetime in the cache is %v", p.life)
 		}
 		p.stored = time.Unix(0, 0)
 		ask, _, ok := parse(packed1(query4("wWw.Example.", qtype).SetEdns0(maxUDP, do)))

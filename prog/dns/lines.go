@@ -10,32 +10,31 @@ import (
 	"time"
 )
 
-// How long a socket is used. A port that somebody finds out is worth nothing soon.
+// Limits of a socket's use. A source port that an attacker discovers soon becomes useless.
 const (
 	lineLife      = 5 * time.Second
 	lineQuestions = 50
-	idleLines     = 100 // at most, for an upstream
+	idleLines     = 100 // idle sockets per upstream
 )
 
-// line is a socket that is connected to an upstream: it gets nothing from any other address,
-// and has a port that the kernel chose by chance (RFC 5452 4.5).
+// line is a socket that is connected to an upstream, so that it only receives from its address. The
+// kernel chose its port at random (RFC 5452 4.5).
 type line struct {
 	*net.UDPConn
-	until     time.Time // when it is too old
-	questions int       // that it may still carry
+	until     time.Time // end of its use
+	questions int       // number of further questions
 	buf       []byte
 }
 
-// lines are the sockets of an upstream that have no question. To make a socket costs more than
-// to ask a question, so that they are used again, each for one question at a time, as long as
-// nothing came by them but answers. The zero value has none. It is safe for use from many
-// goroutines.
+// lines are the idle sockets of an upstream. Making a socket costs more than a query, so sockets are
+// used again, for one query at a time. A socket that received anything but the answer is closed. The
+// zero value is empty. It is safe for concurrent use.
 type lines struct {
 	mu   sync.Mutex
 	idle []*line
 }
 
-// take is a socket to an upstream: any of those that are there, or a new one.
+// take returns a random idle socket, or a new one.
 func (l *lines) take(ctx context.Context, to netip.AddrPort) (*line, error) {
 	now := time.Now()
 	l.mu.Lock()
@@ -55,10 +54,10 @@ func (l *lines) take(ctx context.Context, to netip.AddrPort) (*line, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &line{c.(*net.UDPConn), now.Add(lineLife), lineQuestions, make([]byte, 4096)}, nil // some send more than they were asked for
+	return &line{c.(*net.UDPConn), now.Add(lineLife), lineQuestions, make([]byte, 4096)}, nil // some servers send more than the EDNS size
 }
 
-// give takes back a socket whose question was answered.
+// give returns a socket whose query was answered.
 func (l *lines) give(c *line) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -69,7 +68,7 @@ func (l *lines) give(c *line) {
 	}
 }
 
-// close closes the sockets that are too old at a time; the zero time is for all.
+// close closes the sockets that are too old at a time; the zero time closes all.
 func (l *lines) close(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -9,7 +9,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// A resolv.conf that names this server is no way to ask it for ever.
+// A resolv.conf that names this server causes no loop.
 func TestLoop(t *testing.T) {
 	own := netip.MustParseAddr("169.254.1.1")
 	s := newServer(t, func(c *Config) { c.Own = func(a netip.Addr) bool { return a == own } })
@@ -20,15 +20,15 @@ func TestLoop(t *testing.T) {
 	}
 	for _, u := range s.Status().Upstreams {
 		if !u.Own {
-			t.Errorf("%v is this server", u.Addr)
+			t.Errorf("%v is this server, but was not detected", u.Addr)
 		}
 	}
 	if s.loop(netip.AddrPortFrom(own, 5353)) {
-		t.Error("another server on this host is none of us")
+		t.Error("another server on this host was taken for this one")
 	}
 }
 
-// Two servers that forward to each other: the question that comes round is turned away.
+// Two servers forward to each other: the returning query is refused.
 func TestLoopThroughAnother(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
@@ -50,12 +50,12 @@ func TestLoopThroughAnother(t *testing.T) {
 		t.Errorf("after %v: %v", time.Since(begin), r)
 	}
 	if n.Load() != 1 {
-		t.Errorf("the other server was asked %d times", n.Load())
+		t.Errorf("the other server got %d queries", n.Load())
 	}
 }
 
-// The same where the question comes round from an address that tells nothing: it ends when the
-// upstream's time does, and has not multiplied.
+// Like TestLoopThroughAnother, but from an unknown address: the query ends with the upstream's
+// timeout, and does not multiply.
 func TestLoopThroughStrangers(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
@@ -68,6 +68,6 @@ func TestLoopThroughStrangers(t *testing.T) {
 		t.Error(r)
 	}
 	if c := s.Status().Counts; n.Load() != 2 || c.Forwarded != 1 || c.Joined != 2 {
-		t.Errorf("the other server was asked %d times: %+v", n.Load(), c)
+		t.Errorf("the other server got %d queries: %+v", n.Load(), c)
 	}
 }

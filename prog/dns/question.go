@@ -12,9 +12,9 @@ import (
 const (
 	headerSize = 12
 	optSize    = 11    // an OPT record without options
-	minUDP     = 512   // what every client takes (RFC 1035 4.2.1)
-	maxUDP     = 1232  // what no path fragments: an IPv6 packet of 1280 bytes without its headers
-	maxTCP     = 65535 // what the two bytes before a message over TCP can say
+	minUDP     = 512   // supported by all clients (RFC 1035 4.2.1)
+	maxUDP     = 1232  // never fragmented: fits an IPv6 packet of 1280 bytes
+	maxTCP     = 65535 // the largest length of a message over TCP
 )
 
 // Bits of the header's second word (RFC 1035 4.1.1, RFC 4035 3).
@@ -28,33 +28,33 @@ const (
 	opcodes = 0xF << 11
 )
 
-// question is a query as far as a server must understand it.
+// question is a parsed query.
 type question struct {
 	id      uint16
 	bits    uint16
-	section []byte // the question as it was asked, upper case and all; a part of the packet
-	name    string // the same name fully qualified and in lower case, as package dns writes names
+	section []byte // the question as received, with its case; a part of the packet
+	name    string // the name, fully qualified and in lower case, in the notation of package dns
 	qtype   uint16
 	edns    bool
 	do      bool
-	size    int // the largest answer that the client takes
+	size    int // size of the largest answer that the client accepts
 }
 
-// keep makes q independent of the packet that it was read from.
+// keep copies the part of the packet that q refers to.
 func (q *question) keep() { q.section = slices.Clone(q.section) }
 
-// parse reads a query. Not ok is what gets no answer: it is no query. Otherwise rcode is
-// the error to answer with, or RcodeSuccess.
+// parse parses a query. If ok is false, the message is no query and gets no answer. Otherwise rcode
+// is the error to answer with, or RcodeSuccess.
 //
-// The message is read by hand: this runs for every packet, and of a query only the
-// question and OPT matter. Other records are walked over, which tells broken messages.
+// It parses by hand, since it runs for every packet and only the question and OPT matter. It skips
+// other records, and so detects broken messages.
 func parse(msg []byte) (q question, rcode int, ok bool) {
 	if len(msg) < headerSize {
 		return q, 0, false
 	}
 	q = question{id: binary.BigEndian.Uint16(msg), bits: binary.BigEndian.Uint16(msg[2:]), size: minUDP}
 	if q.bits&bitQR != 0 {
-		return q, 0, false // answering answers, two servers could talk for ever
+		return q, 0, false // never answer answers: two servers could loop forever
 	}
 	switch q.bits & opcodes >> 11 {
 	case dns.OpcodeQuery:
@@ -80,18 +80,18 @@ func parse(msg []byte) (q question, rcode int, ok bool) {
 	return q, dns.RcodeSuccess, true
 }
 
-// meta tells types that are no data: nothing, OPT, and what RFC 6895 sets aside from 128
-// to 255, which has AXFR, IXFR and ANY in it.
+// meta reports whether a type has no data: 0, OPT, and the range 128 to 255 of RFC 6895, which
+// includes AXFR, IXFR and ANY.
 func meta(qtype uint16) bool {
 	return qtype == dns.TypeNone || qtype == dns.TypeOPT || qtype >= 128 && qtype <= 255
 }
 
-// readQuestion reads the question and returns the offset behind it, or -1.
+// readQuestion parses the question and returns the offset after it, or -1.
 func (q *question) readQuestion(msg []byte) int {
 	var lower [255]byte
 	off, n := headerSize, 0
 	for {
-		if off >= len(msg) || msg[off] > 63 { // a pointer could only point at the header
+		if off >= len(msg) || msg[off] > 63 { // a compression pointer could only point into the header
 			return -1
 		}
 		size := 1 + int(msg[off])
@@ -120,7 +120,7 @@ func (q *question) readQuestion(msg []byte) int {
 	return off + 4
 }
 
-// readRecords walks over the records behind the question and takes what OPT says.
+// readRecords skips the records after the question and evaluates OPT.
 func (q *question) readRecords(msg []byte, off int) int {
 	answers := int(binary.BigEndian.Uint16(msg[6:])) + int(binary.BigEndian.Uint16(msg[8:]))
 	all := answers + int(binary.BigEndian.Uint16(msg[10:]))
@@ -130,7 +130,8 @@ func (q *question) readRecords(msg []byte, off int) int {
 			return dns.RcodeFormatError
 		}
 		if binary.BigEndian.Uint16(msg[fixed:]) == dns.TypeOPT {
-			// One OPT, of the root, among the additional records (RFC 6891 6.1.1).
+			// There is at most one OPT, with the root name, in the additional section (RFC 6891
+			// 6.1.1).
 			if q.edns || i < answers || fixed != off+1 {
 				return dns.RcodeFormatError
 			}
@@ -145,8 +146,8 @@ func (q *question) readRecords(msg []byte, off int) int {
 	return dns.RcodeSuccess
 }
 
-// nextRecord finds the fixed part of the record at off (type, class, TTL and length: 10
-// bytes) and the offset behind the record, which is -1 where there is no whole record.
+// nextRecord returns the offset of the fixed part of the record at off (type, class, TTL and length:
+// 10 bytes), and the offset after the record, or -1 if it is incomplete.
 func nextRecord(msg []byte, off int) (fixed, next int) {
 	fixed = skipName(msg, off)
 	if fixed < 0 || fixed+10 > len(msg) {
@@ -159,7 +160,7 @@ func nextRecord(msg []byte, off int) (fixed, next int) {
 	return fixed, next
 }
 
-// skipName returns the offset behind the name at off, or -1.
+// skipName returns the offset after the name at off, or -1.
 func skipName(msg []byte, off int) int {
 	for off < len(msg) {
 		c := int(msg[off])
@@ -176,7 +177,7 @@ func skipName(msg []byte, off int) int {
 	return -1
 }
 
-// head begins an answer: the header and the question as it was asked.
+// head writes the header and the question, with the client's spelling.
 func (q *question) head(buf []byte, bits uint16, rcode, answers int) []byte {
 	bits |= bitQR | bitRA | q.bits&(opcodes|bitRD|bitCD) | uint16(rcode&0xF)
 	buf = binary.BigEndian.AppendUint16(buf, q.id)
@@ -191,7 +192,7 @@ func (q *question) head(buf []byte, bits uint16, rcode, answers int) []byte {
 	return append(buf, q.section...)
 }
 
-// tail ends an answer: with OPT where there was one in the query (RFC 6891 6.1.1).
+// tail appends OPT if the query had one (RFC 6891 6.1.1).
 func (q *question) tail(buf []byte, rcode int) []byte {
 	if !q.edns {
 		return buf
@@ -204,7 +205,7 @@ func (q *question) tail(buf []byte, rcode int) []byte {
 	return append(buf, 0, 0, byte(dns.TypeOPT), maxUDP>>8, maxUDP&0xFF, byte(rcode>>4), 0, do, 0, 0, 0)
 }
 
-// room is how long an answer may be before OPT is put behind it.
+// room returns the maximum length of the answer without OPT.
 func (q *question) room() int {
 	if q.edns {
 		return q.size - optSize
@@ -212,19 +213,19 @@ func (q *question) room() int {
 	return q.size
 }
 
-// fail answers with nothing but an error.
+// fail returns an answer with only an error.
 func (q *question) fail(buf []byte, rcode int) []byte {
 	return q.tail(q.head(buf[:0], 0, rcode, 0), rcode)
 }
 
-// truncated answers with nothing but the advice to ask again over TCP. A part of the
-// answer would be allowed too, but there are clients that take it for the whole.
+// truncated returns an empty answer with TC set, so that the client retries over TCP. Some clients
+// would take a partial answer for the whole.
 func (q *question) truncated(buf []byte, bits uint16) []byte {
 	return q.tail(q.head(buf[:0], bits|bitTC, dns.RcodeSuccess, 0), 0)
 }
 
-// addresses answers with A or AAAA records of the name that was asked. They are most of
-// what is asked, so that they go into the message without a detour.
+// addresses answers with A or AAAA records of the name in question. These are most answers, so it
+// writes them without package dns.
 func (q *question) addresses(buf []byte, addrs []netip.Addr, ttl uint32) []byte {
 	size := 12 + addrs[0].BitLen()/8
 	fit := (q.room() - headerSize - len(q.section)) / size

@@ -10,8 +10,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// packet is a query as bytes: a header with flags and counts, then what hex says, in which
-// NAME is web.weft.internal. in capitals.
+// packet returns a query: a header with flags and counts, then the bytes in hex, in which NAME stands
+// for web.weft.internal. in capitals.
 func packet(t *testing.T, flags, qd, an, ns, ar int, body string) []byte {
 	t.Helper()
 	body = strings.ReplaceAll(body, "NAME", "03574542 0457454654 08494e5445524e414c 00")
@@ -26,7 +26,7 @@ func packet(t *testing.T, flags, qd, an, ns, ar int, body string) []byte {
 	return append(out, b...)
 }
 
-func TestWhatIsNoQuestion(t *testing.T) {
+func TestMalformedQueries(t *testing.T) {
 	const (
 		rd    = 0x0100
 		q     = "NAME 0001 0001"
@@ -64,7 +64,7 @@ func TestWhatIsNoQuestion(t *testing.T) {
 		{"RFC 6891 6.1.2: unknown options, DO copied", rd, 1, 0, 0, 1, q + optO, "NOERROR 2 opt do"},
 		{"RFC 6891 6.1.3: version 1", rd, 1, 0, 0, 1, q + opt1, "BADVERS 0 opt"},
 		{"RFC 6891 6.1.1: two OPT", rd, 1, 0, 0, 2, q + opt + opt, "FORMERR 0 opt"},
-		{"RFC 6891 6.1.2: OPT is of the root", rd, 1, 0, 0, 1, q + wrong, "FORMERR 0"},
+		{"RFC 6891 6.1.2: OPT with another name than the root", rd, 1, 0, 0, 1, q + wrong, "FORMERR 0"},
 		{"RFC 6891 6.1.1: OPT as an answer", rd, 1, 1, 0, 0, q + opt, "FORMERR 0"},
 		{"RFC 1035 4.1.3: half a record", rd, 1, 0, 0, 1, q + "00 0029 04D0 00000000 0004 00", "FORMERR 0"},
 	} {
@@ -77,7 +77,7 @@ func TestWhatIsNoQuestion(t *testing.T) {
 			}
 			got = dns.RcodeToString[r.Rcode] + " " + string(rune('0'+len(r.Answer)))
 			if r.Rcode == dns.RcodeBadVers {
-				got = "BADVERS 0" // or BADSIG, which has the same number
+				got = "BADVERS 0" // or BADSIG, which has the same code
 			}
 			if o := r.IsEdns0(); o != nil {
 				got += " opt"

@@ -8,16 +8,16 @@ import (
 	"github.com/miekg/dns"
 )
 
-// reply is an answer before it is bound to who asked.
+// reply is an answer to any client.
 type reply struct {
 	rcode  int
-	addrs  []netip.Addr // of the name that was asked; there are no records then
+	addrs  []netip.Addr // of the name in question; without other records
 	answer []dns.RR
 	ns     []dns.RR
 	extra  []dns.RR
 }
 
-// write is the message that answers q with what this server speaks for itself.
+// write returns the authoritative answer to q.
 func (q *question) write(buf []byte, r reply, ttl uint32) []byte {
 	if len(r.addrs) > 0 {
 		return q.addresses(buf, r.addrs, ttl)
@@ -28,14 +28,14 @@ func (q *question) write(buf []byte, r reply, ttl uint32) []byte {
 	}
 	p, err := pack(&m, q.name, q.qtype)
 	if err == nil && len(p.wire) > q.room() && len(m.Extra) > 0 {
-		m.Extra = nil // nobody needs it (RFC 2181 9)
+		m.Extra = nil // it is optional (RFC 2181 9)
 		p, err = pack(&m, q.name, q.qtype)
 	}
 	if err == nil && len(p.wire) > q.room() && q.size == maxTCP {
 		m.Truncate(q.room())
 		p, err = pack(&m, q.name, q.qtype)
 		if err == nil {
-			p.wire[2] &^= bitTC >> 8 // there is no better way to ask
+			p.wire[2] &^= bitTC >> 8 // clear TC: over TCP there is nothing to retry
 		}
 	}
 	if err != nil {
@@ -44,17 +44,18 @@ func (q *question) write(buf []byte, r reply, ttl uint32) []byte {
 	return q.render(buf, p, p.stored)
 }
 
-// packed is an answer on the wire, for everybody who asks: with the name of the question
-// in lower case, without id and OPT. It does not change.
+// packed is an answer in wire format, for all clients: with the name in lower case, without id and
+// OPT. It is immutable.
 type packed struct {
 	wire   []byte
 	ttls   []int         // offsets of the records' TTLs
 	stored time.Time     // when the TTLs began to count
-	life   time.Duration // how long it is good for; 0: for those who wait for it only
+	life   time.Duration // lifetime in the cache; 0: only for the clients that wait for it
 }
 
-// pack makes the answer to a question for name. Names of records that are the question's
-// must be in lower case, so that they become pointers to it, and with that what was asked.
+// pack returns the answer to a question for name. Names of records that equal the question's must be
+// in lower case: pack compresses them to pointers to the question, so that each client gets its own
+// spelling.
 func pack(m *dns.Msg, name string, qtype uint16) (*packed, error) {
 	m.Compress = true
 	m.Question = []dns.Question{{Name: name, Qtype: qtype, Qclass: dns.ClassINET}}
@@ -74,18 +75,18 @@ func pack(m *dns.Msg, name string, qtype uint16) (*packed, error) {
 	return p, nil
 }
 
-// failure is the answer that there is none. RFC 9520 wants it kept for at least a second,
-// so that a question which nobody can answer is not passed on as often as it is asked.
+// failure returns a SERVFAIL answer. RFC 9520 requires caching it for at least a second, so that a
+// failing query is not forwarded each time.
 func failure(name string, qtype uint16, now time.Time) *packed {
 	p, err := pack(&dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeServerFailure}}, name, qtype)
-	if err != nil { // a name that was on the wire goes there again
+	if err != nil { // cannot happen: the name comes from a message
 		p = &packed{wire: make([]byte, headerSize)}
 	}
 	p.stored, p.life = now, failureLife
 	return p
 }
 
-// render is p as the answer to q at the time now.
+// render returns p as the answer to q at the time now.
 func (q *question) render(buf []byte, p *packed, now time.Time) []byte {
 	bits := binary.BigEndian.Uint16(p.wire[2:]) & (bitAA | bitTC)
 	rcode := int(p.wire[3] & 0xF)
@@ -94,7 +95,7 @@ func (q *question) render(buf []byte, p *packed, now time.Time) []byte {
 	}
 	if len(p.wire) > q.room() {
 		if q.size == maxTCP {
-			return q.fail(buf, dns.RcodeServerFailure) // cannot be said at all
+			return q.fail(buf, dns.RcodeServerFailure) // it cannot be sent at all
 		}
 		return q.truncated(buf, bits)
 	}

@@ -9,20 +9,19 @@ import (
 	"github.com/miekg/dns"
 )
 
-// resolvConf is what the host's resolv.conf says. It belongs to Run.
+// resolvConf reads the host's resolv.conf. It belongs to the goroutine of Run.
 //
-// Of the file, the lines `nameserver` count, all of them and in their order. Search lists
-// and ndots are for clients, which have their own; timeout, attempts and rotate have fixed
-// counterparts here, which suit many clients better than what one process chose.
+// It uses all nameserver lines, in their order. Search lists and ndots are for clients, which have
+// their own. It ignores timeout, attempts and rotate: the server's fixed values suit many clients
+// better than those chosen for one process.
 type resolvConf struct {
 	path string
 	last os.FileInfo
 	read bool
 }
 
-// changed reads the file again if it is another one than before, or was written to. A
-// missing file has no servers, and neither is 127.0.0.1 assumed, as the C library does:
-// where nobody wrote a file, nobody set up a server.
+// changed reads the file again if it was replaced or written to. A missing file has no servers. The C
+// library would assume 127.0.0.1, but without a file no server was configured.
 func (c *resolvConf) changed() (servers []netip.Addr, changed bool, err error) {
 	now, err := os.Stat(c.path)
 	if err != nil {

@@ -42,7 +42,7 @@ func TestRules(t *testing.T) {
 		}
 	}
 	if n := host.Load() + corp.Load() + lab.Load(); n != 8 {
-		t.Errorf("%d questions, want 8: those of a rule go nowhere else", n)
+		t.Errorf("%d queries, want 8: queries that match a rule must not go to other servers", n)
 	}
 }
 
@@ -59,10 +59,10 @@ func TestRuleForEverything(t *testing.T) {
 	}
 }
 
-// 50,000 names go through a cache that does not grow with them.
+// The cache stays bounded while 50,000 names pass through it.
 func TestManyNames(t *testing.T) {
 	if testing.Short() {
-		t.Skip("some seconds")
+		t.Skip("takes several seconds")
 	}
 	s := newServer(t, func(c *Config) { c.CacheEntries, c.Timeout = 1000, 5*time.Second })
 	use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {

@@ -19,14 +19,14 @@ import (
 	"golang.org/x/net/ipv4"
 )
 
-// asker is who asks a question, and how.
+// asker is the source of a query.
 type asker struct {
 	client Client
 	addr   netip.Addr // without zone
 	tcp    bool
 }
 
-// who asks from a source address.
+// who identifies the client with a source address.
 func (s *Server) who(source netip.AddrPort, tcp bool) (asker, bool) {
 	addr := source.Addr().Unmap()
 	from := asker{addr: addr.WithZone(""), tcp: tcp}
@@ -35,8 +35,8 @@ func (s *Server) who(source netip.AddrPort, tcp bool) (asker, bool) {
 	return from, ok
 }
 
-// serve answers a message into buf, as far as that takes no time. It returns nothing when
-// there is nothing to say; when wait is set, the answer to q has to be waited for.
+// serve answers a message into buf, if that takes no time. It returns nil if there is nothing to
+// answer. If wait is true, the answer to q needs an upstream.
 func (s *Server) serve(buf, msg []byte, from asker) (out []byte, q question, wait bool) {
 	q, rcode, ok := parse(msg)
 	if !ok {
@@ -55,7 +55,7 @@ func (s *Server) serve(buf, msg []byte, from asker) (out []byte, q question, wai
 		return q.write(buf, r, s.authority.ttl), q, false
 	}
 	if zone, ok := isSpecial(q.name); ok {
-		if rule, _ := s.upstreams.Load().rule(q.name); len(rule) <= len(".") { // "." is no rule for them
+		if rule, _ := s.upstreams.Load().rule(q.name); len(rule) <= len(".") { // a rule for "." does not override special names
 			s.counts.local.Add(1)
 			return q.write(buf, s.authority.local(zone, q.qtype), s.authority.ttl), q, false
 		}
@@ -74,7 +74,7 @@ func (s *Server) serve(buf, msg []byte, from asker) (out []byte, q question, wai
 
 func (q *question) key() key { return key{q.name, q.qtype, q.do, q.bits&bitCD != 0} }
 
-// later waits for the answer to q and sends it.
+// later waits for the answer to q, and then sends it.
 func (s *Server) later(ctx context.Context, q question, from asker, send func([]byte)) {
 	ctx, end := context.WithCancel(ctx)
 	place := s.forwards.enter(from.client, func() { s.counts.limited.Add(1); end() })
@@ -88,12 +88,12 @@ func (s *Server) later(ctx context.Context, q question, from asker, send func([]
 	s.tasks.Go(func() {
 		defer end()
 		p := s.resolve(ctx, q.key(), from.addr)
-		s.forwards.leave(place) // before the client knows: its next question may come at once
+		s.forwards.leave(place) // before the answer is sent, since the client's next query may come at once
 		send(q.render(nil, p, time.Now()))
 	})
 }
 
-// socket is an address that is listened on.
+// socket is a pair of sockets that listen on an address.
 type socket struct {
 	udp *net.UDPConn
 	tcp *net.TCPListener
@@ -104,7 +104,7 @@ func (so *socket) close() {
 	_ = so.tcp.Close()
 }
 
-// bind makes the open sockets those that SetAddrs asked for, as far as that is possible.
+// bind opens and closes sockets so that they match SetAddrs, as far as possible.
 func (s *Server) bind(ctx context.Context, open map[netip.Addr]*socket) {
 	want := s.nodes()
 	for a, so := range maps.All(open) {
@@ -132,16 +132,16 @@ func (s *Server) bind(ctx context.Context, open map[netip.Addr]*socket) {
 	s.sockets = status
 	s.mu.Unlock()
 	for _, one := range status {
-		if one.Err != "" && !slices.Contains(old, one) { // not every second
-			s.cfg.Log.Warn("name server cannot listen yet", keyAddr, one.Addr, keyErr, one.Err)
+		if one.Err != "" && !slices.Contains(old, one) { // only when it changes
+			s.cfg.Log.Warn("the name server cannot listen on an address: it retries every second", keyAddr, one.Addr, keyErr, one.Err)
 		}
 	}
 }
 
-// unbound says for people why an address is not listened on.
+// unbound explains to users why an address is not bound.
 func unbound(addr netip.AddrPort, err error) string {
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Sprintf("%v is in use: another name server of this host listens on all addresses. Name those that it is to listen on in its configuration", addr)
+		return fmt.Sprintf("%v is in use: another name server on this host listens on all addresses. Configure its listen addresses without this one", addr)
 	}
 	return err.Error()
 }
@@ -162,20 +162,19 @@ func listen(ctx context.Context, addr netip.AddrPort) (*socket, error) {
 		return nil, err
 	}
 	so := &socket{udp.(*net.UDPConn), tcp.(*net.TCPListener)}
-	_ = so.udp.SetReadBuffer(1 << 20) // for bursts; as much as the kernel allows
+	_ = so.udp.SetReadBuffer(1 << 20) // for bursts; the kernel may grant less
 	return so, nil
 }
 
-// start serves a socket until it is closed. One goroutine reads packets and answers them:
-// an answer takes microseconds, and readers that take turns would wake each other for every
-// packet.
+// start serves a socket until it is closed. One goroutine reads and answers packets: an answer takes
+// microseconds, and several readers would wake each other for every packet.
 func (s *Server) start(ctx context.Context, so *socket) {
 	s.tasks.Go(func() { s.packets(ctx, so.udp) })
 	s.tasks.Go(func() { s.accept(ctx, so.tcp) })
 }
 
-// closed reports whether a socket that gave err is no more; otherwise it waits a little,
-// because what is out (descriptors, memory) may come back.
+// closed reports whether err means that the socket was closed. Otherwise it waits a little, since a
+// lack of descriptors or memory may end.
 func closed(ctx context.Context, err error) bool {
 	if errors.Is(err, net.ErrClosed) {
 		return true
@@ -188,17 +187,17 @@ func closed(ctx context.Context, err error) bool {
 	}
 }
 
-// batch is how many packets are read, and answered, by one call into the kernel at most:
-// under load it is that call that a question costs.
+// batch is the maximum number of packets per system call. Under load, most of the cost of a query is
+// the system call.
 const batch = 16
 
-// maxQuery is the largest packet that is read whole. A query has one name and few options.
+// maxQuery is the size of the receive buffer. A query has one name and few options.
 const maxQuery = 4096
 
-// packets answers what comes over UDP. Answers leave by the socket that the question came
-// in on, for what the kernel made of destination and interface to be undone.
+// packets answers queries over UDP. Answers use the socket on which the query came in, so that
+// conntrack reverses any NAT.
 func (s *Server) packets(ctx context.Context, c *net.UDPConn) {
-	conn := ipv4.NewPacketConn(c) // its batches know both families
+	conn := ipv4.NewPacketConn(c) // despite its name, ReadBatch works for both families
 	in, out := messages(maxQuery), messages(maxUDP)
 	for {
 		n, err := conn.ReadBatch(in, 0)
@@ -219,7 +218,7 @@ func (s *Server) packets(ctx context.Context, c *net.UDPConn) {
 		for len(answers) > 0 {
 			n, err := conn.WriteBatch(answers, 0)
 			if err != nil {
-				n++ // one that cannot be sent is lost, as packets are
+				n++ // skip a packet that cannot be sent: UDP may lose packets
 			}
 			answers = answers[min(n, len(answers)):]
 		}
@@ -234,7 +233,7 @@ func messages(size int) []ipv4.Message {
 	return out
 }
 
-// packet is the answer to one, written into buf; nil if there is none now.
+// packet returns the answer to a packet, in buf; nil if there is none yet.
 func (s *Server) packet(ctx context.Context, c *net.UDPConn, m *ipv4.Message, buf []byte) []byte {
 	s.counts.queries.Add(1)
 	source := m.Addr.(*net.UDPAddr).AddrPort()
@@ -251,7 +250,7 @@ func (s *Server) packet(ctx context.Context, c *net.UDPConn, m *ipv4.Message, bu
 	return answer
 }
 
-// accept takes TCP connections.
+// accept accepts TCP connections.
 func (s *Server) accept(ctx context.Context, l *net.TCPListener) {
 	for {
 		c, err := l.AcceptTCP()
@@ -278,14 +277,14 @@ func (s *Server) accept(ctx context.Context, l *net.TCPListener) {
 	}
 }
 
-// stream answers what comes over one connection. Questions that must wait do not hold up
-// those behind them: answers come as they are there (RFC 7766 6.2.1.1).
+// stream answers the queries of one connection. Answers may overtake those that wait (RFC 7766
+// 6.2.1.1).
 func (s *Server) stream(ctx context.Context, c net.Conn, from asker) {
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	var writing sync.Mutex
 	var waiting sync.WaitGroup
-	defer waiting.Wait() // the client may have closed its half after the last question
+	defer waiting.Wait() // the client may have closed its sending side after the last query
 	send := func(b []byte) {
 		writing.Lock()
 		defer writing.Unlock()
@@ -294,11 +293,11 @@ func (s *Server) stream(ctx context.Context, c net.Conn, from asker) {
 			_ = c.Close()
 		}
 	}
-	unread := make(chan struct{}, forwardsOf) // answers are kept for one who reads none of them
+	unread := make(chan struct{}, forwardsOf) // limits the answers kept for a client that does not read
 	var size [2]byte
 	var in, out []byte
 	for {
-		_ = c.SetReadDeadline(time.Now().Add(idleTimeout)) // for the whole message
+		_ = c.SetReadDeadline(time.Now().Add(idleTimeout)) // time limit for the whole message
 		if _, err := io.ReadFull(c, size[:]); err != nil {
 			return
 		}
@@ -315,7 +314,7 @@ func (s *Server) stream(ctx context.Context, c net.Conn, from asker) {
 			waiting.Add(1)
 			s.later(ctx, q, from, func(b []byte) { defer func() { <-unread; waiting.Done() }(); send(b) })
 		case answer == nil:
-			return // no question: there is nothing to talk about
+			return // not a query: close the connection
 		default:
 			out = answer
 			send(answer)
@@ -323,7 +322,7 @@ func (s *Server) stream(ctx context.Context, c net.Conn, from asker) {
 	}
 }
 
-// String says where a socket is, for people.
+// String formats a socket with its error for output.
 func (so Socket) String() string {
 	return strings.TrimSuffix(fmt.Sprintf("%v: %s", so.Addr, so.Err), ": ")
 }

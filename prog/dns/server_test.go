@@ -20,7 +20,7 @@ import (
 
 var loopback = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}
 
-// freePort is a port that nobody uses on the loopback addresses.
+// freePort returns a free port of the loopback addresses.
 func freePort(t testing.TB) uint16 {
 	t.Helper()
 	l, err := net.Listen("tcp", "[::]:0")
@@ -61,7 +61,7 @@ func eventually(t testing.TB, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(5 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("this does not happen")
+			t.Fatal("the condition did not become true in time")
 		}
 	}
 }
@@ -98,8 +98,8 @@ func TestOverTheNetwork(t *testing.T) {
 	}
 }
 
-// Who is no client hears nothing, over UDP and over TCP.
-func TestSilenceForStrangers(t *testing.T) {
+// A source that is no client gets no answer, over UDP or TCP.
+func TestNoAnswerForSourcesThatAreNoClients(t *testing.T) {
 	var asked atomic.Int32
 	s := runServer(t, func(c *Config) {
 		c.Client = func(remote netip.AddrPort, zone string) (Client, bool) {
@@ -152,8 +152,8 @@ func writeTCP(t *testing.T, c io.Writer, messages ...[]byte) {
 	}
 }
 
-// RFC 7766 6.2.1.1: several questions at once, answered as the answers are there, also when
-// the client has closed its half.
+// RFC 7766 6.2.1.1: several queries on one connection are answered as the answers come, also after
+// the client has closed its sending side.
 func TestPipelining(t *testing.T) {
 	s := runServer(t, nil)
 	use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
@@ -172,11 +172,11 @@ func TestPipelining(t *testing.T) {
 		}
 	}
 	if _, err := conn.ReadMsg(); err == nil {
-		t.Error("the connection goes on")
+		t.Error("the connection stays open")
 	}
 }
 
-// RFC 7766 6.2.2: no client takes all connections.
+// RFC 7766 6.2.2: one client cannot take all connections.
 func TestConnectionsAreLimited(t *testing.T) {
 	s := runServer(t, nil)
 	for i := range connsOf + 1 {
@@ -189,7 +189,7 @@ func TestConnectionsAreLimited(t *testing.T) {
 	}
 }
 
-func TestBrokenStreams(t *testing.T) {
+func TestBrokenStreamsAreClosed(t *testing.T) {
 	s := runServer(t, nil)
 	for name, b := range map[string][]byte{
 		"an empty message": {0, 0}, "a short one": {0, 3, 1, 2, 3}, "an answer": append([]byte{0, 12, 1, 2, 0x80}, make([]byte, 9)...),
@@ -204,7 +204,7 @@ func TestBrokenStreams(t *testing.T) {
 	}
 }
 
-func TestAddressesChange(t *testing.T) {
+func TestListensOnChangedAddresses(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Port = freePort(t) })
 	taken, err := net.Listen("tcp4", at(s, loopback[0]))
 	if err != nil {
@@ -222,7 +222,7 @@ func TestAddressesChange(t *testing.T) {
 		}
 		return out
 	}
-	// Sorted: 127.0.0.1 is taken, 192.0.2.250 not here, ::1 works.
+	// Sorted: 127.0.0.1 is in use, 192.0.2.250 is not on this host, ::1 works.
 	eventually(t, func() bool { return slices.Equal(errs(), []bool{true, true, false}) })
 	ask := func(a netip.Addr) bool {
 		c := dns.Client{Timeout: 200 * time.Millisecond}
@@ -230,10 +230,10 @@ func TestAddressesChange(t *testing.T) {
 		return err == nil && len(r.Answer) == 2
 	}
 	if why := s.Status().Sockets[0].Err; !strings.Contains(why, "another name server") {
-		t.Errorf("an address that is taken: %s", why)
+		t.Errorf("the error for an address in use is %q", why)
 	}
 	if !ask(loopback[1]) || ask(loopback[0]) {
-		t.Error("one address does not depend on the other")
+		t.Error("a socket that fails must not prevent another")
 	}
 	taken.Close()
 	eventually(t, func() bool { return slices.Equal(errs(), []bool{false, true, false}) && ask(loopback[0]) })
@@ -255,15 +255,15 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 	}
 	eventually(t, func() bool { return s.Status().ResolvConf == "" })
 	if st := s.Status(); st.Cached != 0 {
-		t.Errorf("answers of other servers are kept: %+v", st)
+		t.Errorf("answers of former servers are still cached: %+v", st)
 	}
 	if r := ask(t, s, query4("b.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError || s.Status().Upstreams[0].Addr != u.addr {
 		t.Errorf("%v\n%+v", r, s.Status())
 	}
 }
 
-// What is wrong with upstreams is said for people: which file names none, and why one does not answer.
-func TestTroubleWithUpstreams(t *testing.T) {
+// The status tells which file names no server, and why an upstream does not answer.
+func TestStatusExplainsFailedUpstreams(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	if err := os.WriteFile(path, []byte("# nothing\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -278,7 +278,7 @@ func TestTroubleWithUpstreams(t *testing.T) {
 	ask(t, s, query4("a.silent.", dns.TypeA), false)
 	ask(t, s, query4("a.closed.", dns.TypeA), false)
 	st := s.Status()
-	if st.ResolvConf != path+" names no server" {
+	if st.ResolvConf != path+" has no nameserver line" {
 		t.Errorf("%s", st.ResolvConf)
 	}
 	for i, want := range []string{"connection refused", "does not answer"} {
@@ -288,7 +288,7 @@ func TestTroubleWithUpstreams(t *testing.T) {
 	}
 }
 
-// Run ends at once, also while upstreams are waited for.
+// Run ends at once, also while queries wait for upstreams.
 func TestRunEnds(t *testing.T) {
 	s := runServer(t, func(c *Config) { c.Timeout = time.Minute })
 	var n atomic.Int32

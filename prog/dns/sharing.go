@@ -5,42 +5,41 @@ import (
 	"sync"
 )
 
-// Client is who asks, for sharing between clients.
+// Client identifies the source of queries, for fair sharing between clients.
 type Client struct {
-	Name string // an endpoint, or what runs on a host itself
-	Host string // where that is; "" for this host
+	Name string // an endpoint, or the processes of a host itself
+	Host string // host of the client; "" for this host
 }
 
-// limits bound what goes on at a time.
+// limits are upper limits of concurrent places.
 type limits struct {
-	most   int // in all
-	remote int // of all other hosts together; the rest is there for this host's own clients
-	host   int // of all clients of one other host together
-	each   int // of one client
+	most   int // in total
+	remote int // for all other hosts together; the rest is reserved for this host's clients
+	host   int // for all clients of one other host together
+	each   int // for one client
 }
 
-// sharing counts what goes on for each client. Who is at its own limit gets no more. Where
-// all that it could have a part of is taken, it gets the place of a client that has more, so
-// that neither many greedy clients nor a greedy host leave others without. It is safe for
-// use from many goroutines.
+// sharing limits and counts the places in use by each client. A client at its own limit gets no more
+// places. If the host's or the total limit is reached, a client takes a place from a client with more
+// places. So neither many greedy clients nor a greedy host can lock others out. It is safe for
+// concurrent use.
 type sharing struct {
 	limits
 
 	mu     sync.Mutex
 	total  int
 	remote int
-	hosts  map[string]int // others
+	hosts  map[string]int // places by other host
 	held   map[Client][]*place
 }
 
-// place is what a client holds. When another client needs it more, it is taken away, and
-// end is called.
+// place is held by a client until it calls leave. If another client takes the place, end is called.
 type place struct {
 	client Client
 	end    func()
 }
 
-// enter gives a client a place, or nil.
+// enter returns a place for a client, or nil.
 func (s *sharing) enter(c Client, end func()) *place {
 	p, lost := s.admit(c, end)
 	if lost != nil {
@@ -75,7 +74,8 @@ func (s *sharing) admit(c Client, end func()) (p, lost *place) {
 	return p, lost
 }
 
-// full matches the clients that hold all places of which c could have one; nil: some are free.
+// full returns nil if c may get a free place. Otherwise it matches the clients from which c may take
+// a place.
 func (s *sharing) full(c Client) func(Client) bool {
 	switch {
 	case c.Host != "" && s.hosts[c.Host] >= s.host:
@@ -88,8 +88,8 @@ func (s *sharing) full(c Client) func(Client) bool {
 	return nil
 }
 
-// greediest is the oldest place of the client, among some, that has the most, and more than
-// a number.
+// greediest returns the oldest place of the matching client with the most places, if it has more than
+// most.
 func (s *sharing) greediest(among func(Client) bool, most int) (p *place) {
 	for c, places := range s.held {
 		if len(places) > most && among(c) {
@@ -99,7 +99,7 @@ func (s *sharing) greediest(among func(Client) bool, most int) (p *place) {
 	return p
 }
 
-// leave gives a place back. One that was taken away is given back already.
+// leave frees a place. It does nothing if another client has taken it.
 func (s *sharing) leave(p *place) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -15,8 +15,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// However clients come and go, no limit is passed, and a client is turned away only when it
-// has all that it may have, or when nobody whose place it could get has more than one more.
+// No limit is ever exceeded. A client is refused only at its own limit, or if no client from which it
+// may take a place has at least two more places.
 func TestSharesAreFair(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := sharing{limits: limits{most: 9, remote: 6, host: 4, each: 3}}
@@ -32,7 +32,7 @@ func TestSharesAreFair(t *testing.T) {
 		drop := func(p *place) {
 			i := slices.Index(held[p.client], p)
 			if i < 0 {
-				t.Fatalf("a place of %v is taken that it does not have", p.client)
+				t.Fatalf("%v lost a place that it does not have", p.client)
 			}
 			held[p.client] = slices.Delete(held[p.client], i, i+1)
 		}
@@ -60,35 +60,35 @@ func TestSharesAreFair(t *testing.T) {
 			host, ofHost := count(neighbours)
 			switch {
 			case all > s.most || others > s.limits.remote || c.Host != "" && host > s.host || len(held[c]) > s.each:
-				t.Fatalf("%v are held", held)
+				t.Fatalf("the places %v exceed the limits", held)
 			case p != nil || mine == s.each:
 			case c.Host != "" && host == s.host && ofHost <= mine+1:
 			case c.Host != "" && others == s.limits.remote && ofRemote <= mine+1:
 			case all == s.most && greatest <= mine+1:
 			default:
-				t.Fatalf("%v is turned away with %d, while %v are held", c, mine, held)
+				t.Fatalf("%v is refused with %d places, while the places are %v", c, mine, held)
 			}
 		}
 		for _, places := range held {
 			for _, p := range slices.Clone(places) {
 				s.leave(p)
-				s.leave(p) // as one that was taken away before
+				s.leave(p) // no effect if another client has taken it
 			}
 		}
 		if s.total != 0 || s.remote != 0 || len(s.hosts) != 0 || len(s.held) != 0 {
-			t.Fatalf("left over: %+v", &s)
+			t.Fatalf("after all clients left: %+v", &s)
 		}
 	})
 }
 
-// taken is how many places are.
+// taken returns the number of places in use.
 func taken(s *sharing) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.total
 }
 
-// byLoopback tells clients apart by their address, 127.1.HOST.NUMBER: host 0 is this one.
+// byLoopback identifies clients by address, 127.1.HOST.NUMBER. Host 0 is this host.
 func byLoopback(remote netip.AddrPort, _ string) (Client, bool) {
 	c := Client{Name: remote.Addr().String()}
 	if host := remote.Addr().As4()[2]; remote.Addr().Is4() && host != 0 {
@@ -97,7 +97,7 @@ func byLoopback(remote netip.AddrPort, _ string) (Client, bool) {
 	return c, true
 }
 
-// connect connects from an address, n times.
+// connect opens n connections from an address.
 func connect(t *testing.T, s *Server, host, number byte, n int) (out []net.Conn) {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, host, number)}}
@@ -122,8 +122,8 @@ func answersOver(c net.Conn) error {
 	return err
 }
 
-// Whoever holds connections, and however many, a container of this host that comes later
-// gets one, and so does one of another host.
+// However many connections other clients hold, a new client of this host or of another one gets a
+// connection.
 func TestGreedyClientsLeaveConnectionsToOthers(t *testing.T) {
 	for name, greedy := range map[string]func(t *testing.T, s *Server){
 		"20 containers of another host": func(t *testing.T, s *Server) {
@@ -147,7 +147,7 @@ func TestGreedyClientsLeaveConnectionsToOthers(t *testing.T) {
 			greedy(t, s)
 			for _, host := range []byte{0, 1, 6} {
 				if err := answersOver(connect(t, s, host, 1, 1)[0]); err != nil {
-					t.Errorf("a container of host %d: %v", host, err)
+					t.Errorf("a new container of host %d gets no connection: %v", host, err)
 				}
 			}
 			if n := taken(&s.conns); n > conns.most {
@@ -157,8 +157,7 @@ func TestGreedyClientsLeaveConnectionsToOthers(t *testing.T) {
 	}
 }
 
-// flood puts n questions of a client, each for a name of its own, and reports how many were
-// answered with an error so far.
+// flood sends n queries of a client, each for another name, and returns the number of errors so far.
 func flood(t *testing.T, s *Server, c Client, n int) (failed *atomic.Int32) {
 	t.Helper()
 	failed = new(atomic.Int32)
@@ -166,15 +165,14 @@ func flood(t *testing.T, s *Server, c Client, n int) (failed *atomic.Int32) {
 		in := packed1(query4(fmt.Sprintf("n%d.%s.example.", i, strings.ReplaceAll(c.Name+c.Host, "/", "")), dns.TypeA))
 		out, q, wait := s.serve(nil, in, asker{client: c})
 		if !wait {
-			t.Fatalf("answered at once: %x", out)
+			t.Fatalf("the query was answered without the upstream: %x", out)
 		}
 		s.later(t.Context(), q, asker{client: c}, func([]byte) { failed.Add(1) })
 	}
 	return failed
 }
 
-// While an upstream hangs, one client that floods has its share only, and others that do
-// leave enough to whoever comes later.
+// While an upstream hangs, a client that floods only gets its share, and new clients get theirs.
 func TestFloodsLeaveForwardingToOthers(t *testing.T) {
 	const domain = "quick.test."
 	newSlow := func(t *testing.T) *Server {
@@ -191,7 +189,7 @@ func TestFloodsLeaveForwardingToOthers(t *testing.T) {
 		s := newSlow(t)
 		failed := flood(t, s, Client{Name: "a"}, forwardsOf+10)
 		if n := taken(&s.forwards); n != forwardsOf || failed.Load() != 10 {
-			t.Errorf("%d questions wait, and %d failed", n, failed.Load())
+			t.Errorf("%d queries wait, and %d failed", n, failed.Load())
 		}
 	})
 	for name, host := range map[string]func(i int) string{
@@ -206,18 +204,18 @@ func TestFloodsLeaveForwardingToOthers(t *testing.T) {
 			for _, from := range []Client{{Name: "new"}, {Name: "new", Host: "h"}, {Name: "new", Host: "elsewhere"}} {
 				out := raw(t, s, packed1(query4("n"+from.Host+"."+domain, dns.TypeA)), asker{client: from})
 				if rcode := int(out[3] & 0xf); rcode != dns.RcodeNameError {
-					t.Errorf("%+v gets rcode %d", from, rcode)
+					t.Errorf("the new client %+v got rcode %d", from, rcode)
 				}
 			}
 			if n := taken(&s.forwards); n > forwards.most {
-				t.Errorf("%d questions wait", n)
+				t.Errorf("%d queries wait", n)
 			}
 		})
 	}
 }
 
-// A question goes on for those who still wait for it, and ends when nobody does.
-func TestQuestionsEndWhenNobodyWaits(t *testing.T) {
+// A query continues for the clients that still wait, and ends when none does.
+func TestQueriesEndWithTheirLastClient(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, func(c *Config) { c.Timeout = 4 * time.Second })
 	use(s, counted(t, &n, 500*time.Millisecond, dns.RcodeNameError))
@@ -238,10 +236,10 @@ func TestQuestionsEndWhenNobodyWaits(t *testing.T) {
 	eventually(t, waiting(2))
 	endFirst()
 	if p := <-answers; rcodeOf(p) != dns.RcodeServerFailure {
-		t.Errorf("who waits no more gets rcode %d", rcodeOf(p))
+		t.Errorf("the client that stopped waiting got rcode %d", rcodeOf(p))
 	}
 	if p := <-answers; rcodeOf(p) != dns.RcodeNameError {
-		t.Errorf("who still waits gets rcode %d", rcodeOf(p))
+		t.Errorf("the client that still waits got rcode %d", rcodeOf(p))
 	}
 	use(s, silent(t, &n))
 	k.name = "silent.example."
@@ -256,16 +254,16 @@ func TestQuestionsEndWhenNobodyWaits(t *testing.T) {
 	select {
 	case <-f.done:
 	case <-time.After(s.cfg.Timeout / 2):
-		t.Error("the upstream is still asked")
+		t.Error("the query to the upstream continues without clients")
 	}
 	if s.cache.get(k, time.Now()) != nil {
-		t.Error("that nobody waited is kept as the upstream's failure")
+		t.Error("the cache has a failure of the upstream, although only the clients stopped waiting")
 	}
 }
 
 func rcodeOf(p *packed) int { return int(p.wire[3] & 0xf) }
 
-// One who asks and reads no answer is not read on: what it is to get is kept, and has an end.
+// A client that does not read answers is not served further: the answers kept for it are bounded.
 func TestUnreadAnswersAreBounded(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
@@ -281,5 +279,5 @@ func TestUnreadAnswersAreBounded(t *testing.T) {
 		}
 		eventually(t, func() bool { return taken(&s.forwards) == 0 })
 	}
-	t.Errorf("%d questions were read, and no answer", 3*forwardsOf)
+	t.Errorf("the server read %d queries of a client that reads no answer", 3*forwardsOf)
 }

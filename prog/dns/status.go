@@ -9,50 +9,50 @@ import (
 	"time"
 )
 
-// Status is what a server does.
+// Status is the state of a server.
 type Status struct {
 	Domain     string        // without a final dot
 	TTL        time.Duration // of answers from the domain
-	Sockets    []Socket      // what it was told to listen on
-	Upstreams  []Upstream    // those of resolv.conf in their order, then those of single domains
-	ResolvConf string        // why resolv.conf names no server; "" when it does
+	Sockets    []Socket      // the addresses to listen on
+	Upstreams  []Upstream    // those of resolv.conf in its order, then those of single domains
+	ResolvConf string        // why there is no server from resolv.conf; "" if there is
 	Cached     int           // answers in the cache
-	CacheBytes int           // about what they take
+	CacheBytes int           // their approximate size
 	Counts     Counts
 }
 
-// Socket is an address to listen on, UDP and TCP.
+// Socket is an address to listen on, over UDP and TCP.
 type Socket struct {
 	Addr netip.AddrPort
-	Err  string // why it is not listened on; "" when it is. It is tried again every second
+	Err  string // why it is not bound; "" if it is. The server retries every second
 }
 
-// Upstream is a server that others' names are forwarded to.
+// Upstream is a server to which queries for other names are forwarded.
 type Upstream struct {
 	Addr   netip.AddrPort
 	Domain string // "" for resolv.conf
-	Err    string // why it did not answer last; "" when it did
-	Own    bool   // it is this server, and is never asked
+	Err    string // why its last query failed; "" if it was answered
+	Own    bool   // it is this server itself, so it is never used
 }
 
-// Counts only grow while the server runs.
+// Counts are counters since the server started.
 type Counts struct {
-	Queries   uint64 // everything that came over UDP, or over TCP
+	Queries   uint64 // all received queries, over UDP and TCP
 	Local     uint64 // answered from Names
 	Hits      uint64 // answered from the cache
-	Forwarded uint64 // questions put to upstreams, each once however many servers were asked
-	Joined    uint64 // waited for a question that was put already
-	Failed    uint64 // put to upstreams without an answer
-	Limited   uint64 // not put, or not waited for to the end, because too many were waiting
-	Refused   uint64 // answered with an error, because of what was asked
-	Dropped   uint64 // not answered: no client, or no question; connections too
+	Forwarded uint64 // queries forwarded; each counts once, however many servers were asked
+	Joined    uint64 // waited for the answer to an identical forwarded query
+	Failed    uint64 // no upstream answered
+	Limited   uint64 // not forwarded, or aborted, because too many queries were waiting
+	Refused   uint64 // answered with an error because of the question
+	Dropped   uint64 // not answered: the source is no client, or the message no query; also connections
 }
 
 type counts struct {
 	queries, local, hits, forwarded, joined, failed, limited, refused, dropped atomic.Uint64
 }
 
-// Status is what the server does now.
+// Status returns the state of the server.
 func (s *Server) Status() Status {
 	st := Status{
 		Domain: strings.TrimSuffix(s.authority.domain, "."), TTL: s.cfg.TTL,

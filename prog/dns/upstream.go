@@ -19,31 +19,30 @@ import (
 	"github.com/miekg/dns"
 )
 
-// upstream is a server that is asked for names that are not ours. It is safe for use from
-// many goroutines.
+// upstream is a server for names outside the mesh. It is safe for concurrent use.
 type upstream struct {
 	addr    netip.AddrPort
 	retryAt atomic.Int64           // Unix nanoseconds; 0 while it answers
-	reason  atomic.Pointer[string] // why it did not answer last
+	reason  atomic.Pointer[string] // why its last query failed
 	lines   lines
 }
 
-// usable reports whether u is worth a question. Of those that failed, one question after
-// the hold finds out whether they are back; the others do not wait for that.
+// usable reports whether to query u. After a failure it returns false until the hold has passed. Then
+// one query tests whether u is back, while other queries do not wait for it.
 func (u *upstream) usable(now time.Time) bool {
 	at := u.retryAt.Load()
 	return at == 0 || now.UnixNano() >= at && u.retryAt.CompareAndSwap(at, now.Add(hold).UnixNano())
 }
 
-// failed notes why u does not answer, and reports whether that is news.
+// failed records that u does not answer, and reports whether it answered before.
 func (u *upstream) failed(now time.Time, err error) (news bool) {
 	why := err.Error()
 	u.reason.Store(&why)
-	u.lines.close(time.Time{}) // the way to it may be another by now
+	u.lines.close(time.Time{}) // the route to it may have changed
 	return u.retryAt.Swap(now.Add(hold).UnixNano()) == 0
 }
 
-// answered notes that u answers, and reports whether that is news.
+// answered records that u answers, and reports whether it failed before.
 func (u *upstream) answered() (news bool) {
 	if u.retryAt.Load() == 0 {
 		return false
@@ -52,19 +51,19 @@ func (u *upstream) answered() (news bool) {
 	return u.retryAt.Swap(0) != 0
 }
 
-// late notes that u answers, but later than others are asked.
+// late records that u answers, but after the time limit.
 func (u *upstream) late(timeout time.Duration) {
 	why := fmt.Sprintf("takes more than %v to answer", timeout)
 	u.reason.Store(&why)
 }
 
-// exchange asks u, over UDP and then over TCP if the answer does not fit, and listens until
-// ctx ends.
+// exchange queries u over UDP, and again over TCP if the answer is truncated. It waits until ctx
+// ends.
 func (u *upstream) exchange(ctx context.Context, k key) (*dns.Msg, error) {
 	m := query(k)
 	r, err := u.overUDP(ctx, m)
 	if err == nil && (r.Rcode == dns.RcodeFormatError || r.Rcode == dns.RcodeNotImplemented) && r.IsEdns0() == nil {
-		m.Extra = nil // it does not know EDNS (RFC 6891 7)
+		m.Extra = nil // it does not support EDNS (RFC 6891 7)
 		r, err = u.overUDP(ctx, m)
 	}
 	if err == nil && r.Truncated {
@@ -73,7 +72,7 @@ func (u *upstream) exchange(ctx context.Context, k key) (*dns.Msg, error) {
 	return r, err
 }
 
-// query is the question as an upstream gets it.
+// query returns the message that an upstream gets.
 func query(k key) *dns.Msg {
 	m := &dns.Msg{
 		MsgHdr:   dns.MsgHdr{Id: ids.next(), RecursionDesired: true, CheckingDisabled: k.cd},
@@ -82,7 +81,7 @@ func query(k key) *dns.Msg {
 	return m.SetEdns0(maxUDP, k.do)
 }
 
-// ids are what nobody guesses, taken from the kernel by the hundred.
+// ids are unpredictable message ids. They are read from the kernel by the hundred.
 var ids = idSource{from: bufio.NewReaderSize(rand.Reader, 512)}
 
 type idSource struct {
@@ -94,18 +93,18 @@ func (s *idSource) next() uint16 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var id [2]byte
-	_, _ = io.ReadFull(s.from, id[:]) // crypto/rand does not fail
+	_, _ = io.ReadFull(s.from, id[:]) // crypto/rand never fails
 	return binary.BigEndian.Uint16(id[:])
 }
 
-// overUDP asks u by one packet.
+// overUDP queries u over UDP.
 func (u *upstream) overUDP(ctx context.Context, m *dns.Msg) (r *dns.Msg, err error) {
 	c, err := u.lines.take(ctx, u.addr)
 	if err != nil {
 		return nil, plain(ctx, err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	clean := true // nothing came but the answer
+	clean := true // whether only the answer was received
 	defer func() {
 		if stop() && err == nil && clean {
 			u.lines.give(c)
@@ -125,8 +124,7 @@ func (u *upstream) overUDP(ctx context.Context, m *dns.Msg) (r *dns.Msg, err err
 		if err != nil {
 			return nil, plain(ctx, err)
 		}
-		// What is no answer to this question may come from one who would like to answer
-		// it in place of u: the answer may still come.
+		// Ignore any other message: an attacker may have sent it, and the real answer may still come.
 		r := new(dns.Msg)
 		if err := r.Unpack(c.buf[:n]); (err == nil || r.Truncated) && answers(r, m) {
 			return r, nil
@@ -135,7 +133,7 @@ func (u *upstream) overUDP(ctx context.Context, m *dns.Msg) (r *dns.Msg, err err
 	}
 }
 
-// overTCP asks u by a connection of its own.
+// overTCP queries u over a new connection.
 func (u *upstream) overTCP(ctx context.Context, m *dns.Msg) (*dns.Msg, error) {
 	c, err := new(net.Dialer).DialContext(ctx, "tcp", u.addr.String())
 	if err != nil {
@@ -160,13 +158,13 @@ func (u *upstream) overTCP(ctx context.Context, m *dns.Msg) (*dns.Msg, error) {
 	}
 	r := new(dns.Msg)
 	if err := r.Unpack(in); err != nil && !r.Truncated || !answers(r, m) {
-		return nil, errors.New("answers another question")
+		return nil, errors.New("answered another question")
 	}
 	return r, nil
 }
 
-// answers reports whether r answers m (RFC 5452 9.1). Servers that understood nothing need
-// not repeat the question.
+// answers reports whether r answers m (RFC 5452 9.1). Servers that could not parse the query need not
+// repeat the question.
 func answers(r, m *dns.Msg) bool {
 	if !r.Response || r.Id != m.Id || r.Opcode != dns.OpcodeQuery {
 		return false
@@ -178,10 +176,10 @@ func answers(r, m *dns.Msg) bool {
 	return len(r.Question) == 1 && a.Qtype == b.Qtype && a.Qclass == b.Qclass && strings.EqualFold(a.Name, b.Name)
 }
 
-// errSilent says that nothing was heard in time.
+// errSilent means that no answer came in time.
 var errSilent = errors.New("does not answer")
 
-// plain is err for people: without the addresses of a socket that is gone.
+// plain returns err for users, without the addresses of a closed socket.
 func plain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return errSilent

@@ -10,12 +10,12 @@ import (
 	"weft/ipam/slot"
 )
 
-// within is the part of name before zone, without the dot between them, and whether name
-// is zone or below it. Both are fully qualified and in lower case.
+// within reports whether name is zone or below it. rel is the part of name before zone, without the
+// dot. Both are fully qualified and in lower case.
 func within(name, zone string) (rel string, ok bool) {
 	head, ok := strings.CutSuffix(name, zone)
 	switch {
-	case !ok || strings.Contains(head, `\`) && !dns.IsSubDomain(zone, name): // a dot may be part of a label
+	case !ok || strings.Contains(head, `\`) && !dns.IsSubDomain(zone, name): // an escaped dot belongs to a label
 		return "", false
 	case head == "" || zone == ".":
 		return strings.TrimSuffix(head, "."), true
@@ -23,9 +23,9 @@ func within(name, zone string) (rel string, ok bool) {
 	return strings.CutSuffix(head, ".")
 }
 
-// spelled is what a name below in-addr.arpa or ip6.arpa says (RFC 1035 3.5, RFC 3596 2.5):
-// the addresses that begin as its labels, read backwards, and what is left of the name in
-// front of them. A label counts only as it is usually written: without leading zeros.
+// spelled parses a name below in-addr.arpa or ip6.arpa (RFC 1035 3.5, RFC 3596 2.5). It returns the
+// prefix that the labels spell backwards, and the rest of the name in front of it. Labels with
+// leading zeros do not count.
 func spelled(name string) (p netip.Prefix, rest string, ok bool) {
 	if head, is4 := within(name, "in-addr.arpa."); is4 {
 		var a [4]byte
@@ -57,15 +57,15 @@ func spelled(name string) (p netip.Prefix, rest string, ok bool) {
 	return netip.Prefix{}, "", false
 }
 
-// cutLast cuts the last label off a name without a final dot.
+// cutLast splits the last label off a name without a final dot.
 func cutLast(name string) (before, label string) {
 	i := strings.LastIndexByte(name, '.')
 	return name[:max(0, i)], name[i+1:]
 }
 
-// reverseZone is the apex of the zone of u that holds a name which spells p. Zones end
-// where a label does: a universe that ends between two labels has a zone for every
-// value of the next one, so that the zones hold the universe's addresses and no other.
+// reverseZone returns the apex of the reverse zone of u that contains a name which spells p. Zones
+// end at labels. If the universe ends within a label, there is a zone for each value of that label,
+// so that the zones contain exactly the universe's addresses.
 func reverseZone(u slot.Universe, name string, p netip.Prefix) (apex string, ok bool) {
 	whole, unit := u.V4, 8
 	if p.Addr().Is6() {
@@ -79,19 +79,19 @@ func reverseZone(u slot.Universe, name string, p netip.Prefix) (apex string, ok 
 	return name[i:], true
 }
 
-// special are the names that never leave a host (RFC 6761 6.3 and 6.4, RFC 7686), with the
-// addresses that they stand for, of which there may be none.
+// special holds the names that never leave a host (RFC 6761 6.3 and 6.4, RFC 7686), with their
+// addresses, if any.
 //
-// Names below local. are not among them: networks without multicast DNS do use them, and
-// the host itself would ask its servers for them (RFC 6762 appendix G knows of that). The
-// same goes for test., home.arpa. and the reverse zones of private addresses.
+// Names below local. are forwarded: networks without multicast DNS use them, and the host itself
+// would query its servers for them (RFC 6762 appendix G). The same holds for test., home.arpa. and
+// the reverse zones of private addresses.
 var special = map[string][]netip.Addr{
 	"localhost.": {netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()},
 	"invalid.":   nil,
 	"onion.":     nil,
 }
 
-// isSpecial is the special zone that holds a name, if one does.
+// isSpecial returns the special zone that contains a name, if any.
 func isSpecial(name string) (zone string, ok bool) {
 	i, _ := dns.PrevLabel(name, 1)
 	zone = name[i:]

@@ -1,0 +1,38 @@
+package dns
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+)
+
+// All tasks run at once, however many goroutines are idle. Few idle goroutines stay, and none after
+// Wait.
+func TestWorkersRunTasksConcurrently(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newWorkers()
+		for range 3 {
+			var all sync.WaitGroup
+			var ran atomic.Int32
+			all.Add(2 * maxIdle)
+			for range 2 * maxIdle {
+				c.Go(func() {
+					ran.Add(1)
+					all.Done()
+					all.Wait() // for all other tasks: it only ends if they run concurrently
+				})
+			}
+			synctest.Wait()
+			if ran.Load() != 2*maxIdle || c.idle.Load() != maxIdle {
+				t.Fatalf("%d tasks ran, and %d goroutines are idle", ran.Load(), c.idle.Load())
+			}
+		}
+		c.Wait()
+		if n := c.idle.Load(); n != 0 {
+			t.Errorf("%d goroutines are left after Wait", n)
+		}
+		c.Go(func() {}) // after Wait, which is the latest possible time
+		c.Wait()
+	})
+}
