@@ -25,24 +25,24 @@ import (
 	"weft/prog/words"
 )
 
-// The Secret, and what is written in it. An operator may make one beforehand with a token only.
+// The Secret's name and keys. An operator may create it beforehand, with only a token.
 const (
 	SecretName       = "weft"
 	DefaultNamespace = "weft"
 
-	tokenKey = "token" // of its data: secret.Token, as Reveal writes it
+	tokenKey = "token" // in its data: secret.Token in the format of Reveal
 
 	annotationFounder  = "weft.dev/founder"      // PeerID
 	annotationNode     = "weft.dev/founder-node" // the Node's name, and
 	annotationUID      = "weft.dev/founder-uid"  // its UID
 	annotationUniverse = "weft.dev/universe"     // CIDR,CIDR6
-	annotationFounded  = "weft.dev/founded"      // "true" for good, once the ring may be in use
+	annotationFounded  = "weft.dev/founded"      // "true" forever, once the ring may be in use
 )
 
-// namespaceFile is where a pod finds the name of its namespace.
+// namespaceFile contains the namespace of a pod.
 const namespaceFile = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
-// Namespace is where the Secret is, unless another one is given: in the pod's own namespace.
+// Namespace returns the namespace of the Secret: the given one, else the pod's own.
 func Namespace(given string) string {
 	if given != "" {
 		return given
@@ -51,83 +51,82 @@ func Namespace(given string) string {
 	if name := strings.TrimSpace(string(data)); err == nil && name != "" {
 		return name
 	}
-	return DefaultNamespace // no pod
+	return DefaultNamespace // not in a pod
 }
 
-// Founding is what the Secret says, and all that a node needs: the ring is a function of it.
+// Founding is the content of the Secret. A node derives its ring from it.
 type Founding struct {
 	Token    secret.Token `json:"-"`
 	Universe slot.Universe
 	Founder  peer.ID
-	Node     string // the founder's, by name
-	UID      string // and by UID
-	Founded  bool   // final: it never changes any more
+	Node     string // name of the founder's Node
+	UID      string // UID of the founder's Node
+	Founded  bool   // final: it never changes again
 }
 
-// RefusedError says that the cluster cannot be founded, or joined, like this; trying again
+// RefusedError means that the cluster cannot be founded or joined with these settings. Trying again
 // does not help.
 type RefusedError struct{ Err error }
 
 func (e *RefusedError) Error() string { return e.Err.Error() }
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// Bootstrap makes all nodes of a cluster agree on one Founding, through the API server:
+// Bootstrap makes all nodes of a cluster agree on one Founding through the API server:
 //
 //	no Secret ──create──▶ founder named ──"founded" by the founder──▶ founded
 //	   (or one with                │  ▲
 //	    a token only)              └──┘ another founder, while this one's Node is
 //	                                    gone, or its disk: it has another PeerID
 //
-// Every arrow is one request that the API server refuses to all but one: a create, or an
-// update that names the version that was read. Before the last arrow nobody uses a ring, so
-// that there is never a second one. No arrow is taken while a Node shows that the cluster has
-// a network: then the Secret was deleted, or is older than the network, and the agents that
-// are in it put it back (Keeper).
+// Each arrow is a request that the API server accepts from only one node: a create, or an update with
+// the resourceVersion that was read. No node uses a ring before the last arrow, so there is never a
+// second ring. No arrow is taken while another Node shows that the cluster has a network. Then the
+// Secret was deleted or is older than the network, and the agents of that network restore it
+// (Keeper).
 type Bootstrap struct {
 	Client    *Client
 	Namespace string
-	Node      string  // this host's
-	Self      peer.ID // this peer's
+	Node      string  // name of this host's Node
+	Self      peer.ID // id of this peer
 	Random    io.Reader
-	// Universe decides the cluster's universe; only a founder asks for it.
+	// Universe chooses the cluster's universe; only a founder calls it.
 	Universe func(context.Context, secret.ClusterID) (slot.Universe, error)
-	// Answers reports whether an agent answers at an address: on the port of gossip, which an
-	// agent has only once it has a ring.
+	// Answers reports whether an agent accepts connections on the gossip port of an address. Agents
+	// do so only once they have a ring.
 	Answers func(context.Context, netip.Addr) bool
 	Log     *slog.Logger
-	// Waiting is told what is waited for, for people.
+	// Waiting is called with a message about what Run waits for.
 	Waiting func(ctx context.Context, why string)
 
-	pause  time.Duration // for tests
-	marked time.Time     // when "founded" was last asked for; the answer may have been lost
+	pause  time.Duration // shorter in tests
+	marked time.Time     // time of the last request to set "founded", whose answer may be lost
 }
 
-// trust bounds how long a founder whose "founded" was not answered may go on as one, once it
-// reads that it was taken: shorter than the others wait before they take over from a peer
-// that they never heard (prog/agent's silence).
+// trust limits how long a founder whose request got no answer may still act as the founder, once it
+// reads that the Secret is founded. It is shorter than the time after which other peers take over
+// from a peer that they never heard (package reclaim's silence).
 const trust = 20 * time.Second
 
-// errAgain says that something was written, here or by a faster node: it is read next.
-var errAgain = errors.New("the Secret changes while it is read: does something else write it?")
+// errAgain means that the Secret was written, here or by a faster node, and must be read again.
+var errAgain = errors.New("the Secret keeps changing: check which other program writes it")
 
-// waitError says for whom a node waits.
+// waitError names the node for which this one waits.
 type waitError struct{ node string }
 
 func (e *waitError) Error() string {
-	return fmt.Sprintf("waiting for the node %s, which founds the ring: see the log of its agent (if that node is gone for good, delete it: `kubectl delete node %s`)", e.node, e.node)
+	return fmt.Sprintf("waiting for the node %s, which founds the ring: see the log of its agent; if that node is gone for good, run `kubectl delete node %s`", e.node, e.node)
 }
 
-// existsError says who shows that there is a network, which the Secret does not tell of.
+// existsError names a Node that shows that there is a network, although the Secret does not.
 type existsError struct{ namespace, node, how string }
 
 func (e *existsError) Error() string {
-	return fmt.Sprintf("the Secret %s/%s does not tell of the network that the node %s is in (%s), so that this host cannot join it, and does not found another one: the agents of that network put the Secret back, see that they run. If the node has no agent and its network is gone for good: `kubectl delete node %s`, or `kubectl patch node %[3]s --subresource=status -p '%[6]s'`",
+	return fmt.Sprintf("the Secret %s/%s does not describe the network that the node %s is in (%s): this host cannot join it, and does not found another one. Make sure that the agents of that network run: they restore the Secret. If the node has no agent and its network is gone for good: `kubectl delete node %s`, or `kubectl patch node %[3]s --subresource=status -p '%[6]s'`",
 		e.namespace, SecretName, e.node, e.how, e.node, takenBack)
 }
 
-// Run returns what was founded. It tries for ever, until ctx ends, or until it is refused.
-// mine says that this very call founded it, so that nobody else can have used what this
-// peer owns.
+// Run returns the founding. It retries until ctx ends or a RefusedError. If mine is true, this call
+// founded the network, so no other peer can have used this peer's addresses.
 func (b *Bootstrap) Run(ctx context.Context) (f Founding, mine bool, err error) {
 	first := cmp.Or(b.pause, pause)
 	said, saidAt, delay, again := "", time.Time{}, first, 0
@@ -155,12 +154,12 @@ func (b *Bootstrap) Run(ctx context.Context) (f Founding, mine bool, err error) 
 	}
 }
 
-// maxAgain is how often what was written is read at once. If it is never what was written,
-// somebody changes it on its way.
+// maxAgain is how often the Secret is read again at once. If it never contains what was written,
+// another program changes it.
 const maxAgain = 20
 
-// pause is how long a request that failed waits for its repetition, about, and up to 15 times
-// that later: all nodes of a large cluster may wait for one server.
+// pause is the approximate pause after a failed request. It grows up to 15-fold, since all nodes of a
+// large cluster may wait for one server.
 const pause = time.Second
 
 func sleep(ctx context.Context, d time.Duration) {
@@ -170,7 +169,7 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// step reads the Secret and does the one thing that is to be done about it.
+// step reads the Secret and takes the next step.
 func (b *Bootstrap) step(ctx context.Context) (f Founding, mine bool, err error) {
 	s, err := b.Client.secret(ctx, b.Namespace)
 	if apierrors.IsNotFound(err) {
@@ -198,12 +197,12 @@ func (b *Bootstrap) step(ctx context.Context) (f Founding, mine bool, err error)
 	switch {
 	case f.Founder == b.Self && f.UID == own.UID:
 		return f, false, b.mark(ctx, s)
-	case f.Founder == b.Self || f.UID == own.UID: // this Node was made anew, or its disk was lost
+	case f.Founder == b.Self || f.UID == own.UID: // this Node was registered again, or its disk was lost
 		return f, false, b.claim(ctx, s, f.Token.Cluster)
 	}
 	switch founder, err := b.Client.Node(ctx, f.Node); {
 	case apierrors.IsNotFound(err) || err == nil && founder.UID != f.UID:
-		b.Log.Warn("the node that was to found the ring is gone: another one does", "node", f.Node, "uid", f.UID)
+		b.Log.Warn("the node that should found the ring is gone: this node tries to found it", "node", f.Node, "uid", f.UID)
 		return f, false, b.claim(ctx, s, f.Token.Cluster)
 	case err != nil:
 		return f, false, err
@@ -213,14 +212,14 @@ func (b *Bootstrap) step(ctx context.Context) (f Founding, mine bool, err error)
 
 func ownNodeError(name string, err error) error {
 	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("there is no Node %s, as which this host runs: the kubelet makes it; if it has another name, give that with NODE_NAME or --node-name: %w", name, err)
+		return fmt.Errorf("there is no Node %s for this host: the kubelet registers it; if it has another name, set NODE_NAME or --node-name: %w", name, err)
 	}
 	return err
 }
 
-// alone reports a network that another Node shows that there is. What this host's own Node
-// shows is of an earlier life of it, and taken back: so, where the disks of all nodes are
-// gone, a network can be founded again.
+// alone returns an existsError if another Node shows that there is a network. This host's own Node
+// can only have an outdated condition, which is removed. So a network can be founded again if the
+// disks of all nodes are lost.
 func (b *Bootstrap) alone(ctx context.Context) error {
 	nodes, err := b.Client.Nodes(ctx)
 	if err != nil {
@@ -238,7 +237,7 @@ func (b *Bootstrap) alone(ctx context.Context) error {
 	if i := slices.IndexFunc(nodes, func(n Node) bool { return n.Up }); i >= 0 {
 		return &existsError{b.Namespace, nodes[i].Name, "its condition NetworkUnavailable says that Weft is up"}
 	}
-	group, ctx := errgroup.WithContext(ctx) // the first one that answers is enough
+	group, ctx := errgroup.WithContext(ctx) // cancelled by the first one that answers
 	group.SetLimit(answersAtOnce)
 	for _, n := range nodes {
 		for _, addr := range n.Addrs {
@@ -253,10 +252,10 @@ func (b *Bootstrap) alone(ctx context.Context) error {
 	return group.Wait()
 }
 
-// answersAtOnce bounds how many Nodes are asked at the same time.
+// answersAtOnce limits how many Nodes are tried at the same time.
 const answersAtOnce = 64
 
-// create makes the Secret, with a new token and this node as the founder.
+// create creates the Secret with a new token and this node as founder.
 func (b *Bootstrap) create(ctx context.Context) error {
 	t, err := secret.New(b.Random)
 	if err != nil {
@@ -269,7 +268,7 @@ func (b *Bootstrap) create(ctx context.Context) error {
 	return b.Client.writeSecret(ctx, s)
 }
 
-// claim names this node as the founder in a Secret that was read.
+// claim sets this node as the founder in a Secret that was read.
 func (b *Bootstrap) claim(ctx context.Context, s *core.Secret, cluster secret.ClusterID) error {
 	if err := b.name(ctx, s, cluster); err != nil {
 		return err
@@ -293,8 +292,8 @@ func (b *Bootstrap) name(ctx context.Context, s *core.Secret, cluster secret.Clu
 	return nil
 }
 
-// mark says for good that the ring is founded, in a Secret that did not say so when it was
-// read, nor does when it is written. Whatever the answer, it is read again.
+// mark sets "founded" in a Secret that was read without it. The Secret is read again afterwards,
+// whatever the answer.
 func (b *Bootstrap) mark(ctx context.Context, s *core.Secret) error {
 	if err := b.alone(ctx); err != nil {
 		return err
@@ -304,7 +303,7 @@ func (b *Bootstrap) mark(ctx context.Context, s *core.Secret) error {
 	return b.Client.writeSecret(ctx, s)
 }
 
-// read takes in annotations, and reports whether they name a founder.
+// read parses annotations, and reports whether they name a founder.
 func (f *Founding) read(a map[string]string) (named bool, err error) {
 	if a[annotationFounder] == "" && a[annotationFounded] == "" {
 		return false, nil

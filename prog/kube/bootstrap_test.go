@@ -26,7 +26,7 @@ import (
 	"weft/prog/kube/kubetest"
 )
 
-// cluster is an API server, and nodes that start on it.
+// cluster is an API server with nodes that start.
 type cluster struct {
 	*kubetest.Server
 	http *httptest.Server
@@ -54,7 +54,7 @@ func (c *cluster) client(t *testing.T) *Client {
 	return client
 }
 
-// bootstrap is node n's; its peer is of a disk, which may be lost.
+// bootstrap returns node n's Bootstrap. disk selects its peer id, as after the loss of a disk.
 func (c *cluster) bootstrap(t *testing.T, n int, disk byte) *Bootstrap {
 	client := c.client(t)
 	return &Bootstrap{
@@ -76,7 +76,7 @@ func (c *cluster) secret(t *testing.T) *core.Secret {
 	return s
 }
 
-// run lets several bootstraps race, and returns what each came to.
+// run runs several Bootstraps at once, and returns their results.
 func run(t *testing.T, all ...*Bootstrap) []Founding {
 	t.Helper()
 	out, mine := make([]Founding, len(all)), make([]bool, len(all))
@@ -100,7 +100,7 @@ func run(t *testing.T, all ...*Bootstrap) []Founding {
 		if mine[i] {
 			founders++
 			if f.Founder != all[i].Self {
-				t.Errorf("%s takes the ring of %v for its own", all[i].Node, f.Founder)
+				t.Errorf("%s claims that it founded the ring of %v", all[i].Node, f.Founder)
 			}
 		}
 	}
@@ -110,7 +110,7 @@ func run(t *testing.T, all ...*Bootstrap) []Founding {
 	return out
 }
 
-// Nodes that start at once have one founder, one token, one universe.
+// Nodes that start at once agree on one founder, one token and one universe.
 func TestOneFounder(t *testing.T) {
 	c := newCluster(t, 12)
 	var all []*Bootstrap
@@ -121,7 +121,7 @@ func TestOneFounder(t *testing.T) {
 	if !f.Founded || f.Token.Cluster.IsZero() || f.Universe != (slot.Universe{V4: slot.DefaultV4, V6: f.Token.Cluster.V6()}) || f.Node != nodeName(int(f.Founder[0])-1) {
 		t.Errorf("%+v", f)
 	}
-	// Who comes later finds the same, and has not founded it; nor has the founder that starts anew.
+	// Later nodes find the same, and did not found it; nor did the founder after a restart.
 	for _, b := range []*Bootstrap{c.bootstrap(t, 3, 1), c.bootstrap(t, int(f.Founder[0])-1, 0)} {
 		if later, mine, err := b.Run(t.Context()); err != nil || later != f || mine {
 			t.Errorf("%+v, %v, %v", later, mine, err)
@@ -132,7 +132,7 @@ func TestOneFounder(t *testing.T) {
 	}
 }
 
-// stuck leaves a Secret whose founder never came to found.
+// stuck leaves a Secret whose founder never founds.
 func stuck(t *testing.T, c *cluster, n int) *Bootstrap {
 	t.Helper()
 	b := c.bootstrap(t, n, 0)
@@ -142,9 +142,9 @@ func stuck(t *testing.T, c *cluster, n int) *Bootstrap {
 	return b
 }
 
-// A founder whose Node is there is waited for, by name; once its Node is gone, or made anew,
-// exactly one of the others takes over, and the founder, if it comes back, follows.
-func TestFounderGone(t *testing.T) {
+// Nodes wait for a founder whose Node exists, and name it. Once its Node is gone or registered again,
+// exactly one other node takes over. If the founder returns, it follows.
+func TestAnotherNodeFoundsWhenFounderIsGone(t *testing.T) {
 	for name, end := range map[string]func(*cluster){
 		"deleted":   func(c *cluster) { c.Delete(kubetest.Node("n0", "uid-0")) },
 		"made anew": func(c *cluster) { c.Set(kubetest.Node("n0", "uid-new", "192.0.2.1")) },
@@ -176,8 +176,7 @@ func TestFounderGone(t *testing.T) {
 	}
 }
 
-// The founder starts again: with its disk it goes on; without it another peer of the same
-// Node takes over.
+// A restarted founder with its disk continues. Without it, another peer of the same Node takes over.
 func TestFounderStartsAgain(t *testing.T) {
 	for disk := range byte(2) {
 		c := newCluster(t, 2)
@@ -189,8 +188,8 @@ func TestFounderStartsAgain(t *testing.T) {
 	}
 }
 
-// An operator's Secret gives the token; the rest is completed.
-func TestOperatorsSecret(t *testing.T) {
+// An operator's Secret provides the token; the nodes complete the rest.
+func TestOperatorsTokenIsUsed(t *testing.T) {
 	token, err := secret.New(crand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -200,7 +199,7 @@ func TestOperatorsSecret(t *testing.T) {
 	c.Set(made)
 	f := run(t, c.bootstrap(t, 0, 0), c.bootstrap(t, 1, 0), c.bootstrap(t, 2, 0), c.bootstrap(t, 3, 0))[0]
 	if f.Token != token {
-		t.Error("another token than the operator's")
+		t.Error("the token is not the operator's")
 	}
 	password, err := secret.FromPassword("long enough a password")
 	if err != nil {
@@ -216,14 +215,14 @@ func TestOperatorsSecret(t *testing.T) {
 	}
 }
 
-// What the API server refuses, or that it is down, is said, and tried again.
-func TestBootstrapGoesOnTrying(t *testing.T) {
+// If the API server refuses or is down, Run reports it and retries.
+func TestBootstrapRetries(t *testing.T) {
 	for name, situation := range map[string]struct {
 		code int
 		says string
 	}{
 		"forbidden": {http.StatusForbidden, "manifest"},
-		"down":      {kubetest.Break, "can be reached"},
+		"down":      {kubetest.Break, "can reach it"},
 		"broken":    {http.StatusInternalServerError, "http://127.0.0.1"},
 	} {
 		c := newCluster(t, 1)
@@ -245,8 +244,8 @@ func TestBootstrapGoesOnTrying(t *testing.T) {
 	}
 }
 
-// Whatever is lost, late or deleted on the way: who ends, ends with the same, and one has
-// founded at most.
+// With lost, late and refused requests and deleted Nodes, all that finish agree, and at most one
+// founded.
 func TestBootstrapUnderFaults(t *testing.T) {
 	for seed := range uint64(60) {
 		random := rand.New(rand.NewPCG(seed, 1))
@@ -257,7 +256,7 @@ func TestBootstrapUnderFaults(t *testing.T) {
 		c.Refuse(func(string, string) int {
 			mu.Lock()
 			defer mu.Unlock()
-			if gone < nodes-2 && random.IntN(40) == 0 { // its agent does not know of it, and goes on
+			if gone < nodes-2 && random.IntN(40) == 0 { // its agent does not know, and continues
 				c.Set(kubetest.Node(nodeName(gone), fmt.Sprintf("uid-%d-new", gone), "192.0.2.99"))
 				gone++
 			}
@@ -301,12 +300,12 @@ func TestUniverse(t *testing.T) {
 		{name: "kube-proxy, both", proxy: "clusterCIDR: 10.1.0.0/16,fd00:1::/56\n", want: both},
 		{name: "kube-proxy was told nothing", proxy: "clusterCIDR: \"\"\n", want: own("10.32.0.0/12")},
 		{name: "a setting wins", proxy: "clusterCIDR: 10.244.0.0/16\n", asked: both, want: both},
-		{name: "half a setting", proxy: "clusterCIDR: 10.244.0.0/16\n", asked: slot.Universe{V4: both.V4}, want: own("10.1.0.0/16")},
+		{name: "a setting for IPv4 only", proxy: "clusterCIDR: 10.244.0.0/16\n", asked: slot.Universe{V4: both.V4}, want: own("10.1.0.0/16")},
 		{name: "services inside", services: "10.96.0.0/12", asked: own("10.96.0.0/11"), refused: "10.96.0.0/12"},
 		{name: "services around", services: "10.96.0.0/12", asked: own("10.97.0.0/16"), refused: "WEFT_IPALLOC_RANGE"},
 		{name: "services beside", services: "10.96.0.0/12", want: own("10.32.0.0/12")},
-		{name: "an older server, inside", host: "10.33.0.1", refused: "10.33.0.1"},
-		{name: "an older server, beside", host: "10.96.0.1", want: own("10.32.0.0/12")},
+		{name: "an older server whose service overlaps", host: "10.33.0.1", refused: "10.33.0.1"},
+		{name: "an older server whose service does not overlap", host: "10.96.0.1", want: own("10.32.0.0/12")},
 		{name: "too small", proxy: "clusterCIDR: 10.244.0.0/29\n", refused: "/28"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -344,7 +343,7 @@ func TestMismatch(t *testing.T) {
 		{ProxyConfig{ClusterCIDR: "10.32.0.0/12"}, false},
 		{ProxyConfig{ClusterCIDR: "10.0.0.0/8,fd00:1::/56"}, false},
 		{ProxyConfig{ClusterCIDR: "10.244.0.0/16"}, true},
-		{ProxyConfig{ClusterCIDR: "10.32.0.0/16"}, true}, // only a part
+		{ProxyConfig{ClusterCIDR: "10.32.0.0/16"}, true}, // only a part of the universe
 		{ProxyConfig{ClusterCIDR: "10.32.0.0/12,fd00:2::/56"}, true},
 		{ProxyConfig{ClusterCIDR: "10.244.0.0/16", DetectLocalMode: "InterfaceNamePrefix"}, false},
 		{ProxyConfig{DetectLocalMode: "NodeCIDR"}, true},

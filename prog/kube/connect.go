@@ -17,8 +17,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// Connect reads where the API server is from a kubeconfig file, or as a pod has it where
-// there is no file. It asks nothing of the server yet.
+// Connect returns the API server's address and credentials, from a kubeconfig file, or from the pod's
+// environment if none is given. It sends no request.
 func Connect(kubeconfig string) (config *rest.Config, err error) {
 	if kubeconfig == "" {
 		config, err = rest.InClusterConfig()
@@ -26,7 +26,7 @@ func Connect(kubeconfig string) (config *rest.Config, err error) {
 		config, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
 	}
 	if errors.Is(err, rest.ErrNotInCluster) {
-		err = errors.New("this is no pod: name a file with --kubeconfig")
+		err = errors.New("this process does not run in a pod: give a kubeconfig file with --kubeconfig")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the Kubernetes API server: %w", err)
@@ -35,26 +35,26 @@ func Connect(kubeconfig string) (config *rest.Config, err error) {
 	return config, nil
 }
 
-// kinds are the objects that are asked for: the library's own client knows all kinds there
-// are, and would be half of the program.
+// kinds are the types that are requested. client-go's own clientset knows all types, and would double
+// the size of the program.
 var kinds, params = func() (*runtime.Scheme, runtime.ParameterCodec) {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{core.AddToScheme, networking.AddToScheme} {
 		if err := add(s); err != nil {
-			panic(err) // constant types
+			panic(err) // cannot happen: the types are constant
 		}
 	}
 	meta.AddToGroupVersion(s, schema.GroupVersion{Version: "v1"})
 	return s, runtime.NewParameterCodec(s)
 }()
 
-// Client asks the API server. It is safe for concurrent use.
+// Client sends requests to the API server. It is safe for concurrent use.
 type Client struct {
 	config           *rest.Config
 	core, networking rest.Interface
 }
 
-// NewClient makes a client. It asks nothing of the server yet.
+// NewClient makes a client. It sends no request.
 func NewClient(config *rest.Config) (*Client, error) {
 	c := &Client{config: config}
 	var err, err2 error
@@ -63,7 +63,7 @@ func NewClient(config *rest.Config) (*Client, error) {
 	return c, errors.Join(err, err2)
 }
 
-// Server is the API server's address, for people.
+// Server returns the API server's address.
 func (c *Client) Server() string { return c.config.Host }
 
 func restClient(config *rest.Config, version schema.GroupVersion) (rest.Interface, error) {
@@ -80,15 +80,15 @@ func restClient(config *rest.Config, version schema.GroupVersion) (rest.Interfac
 	return client, nil
 }
 
-// askTimeout bounds one request: a server that is behind a silent link is one that is down.
+// askTimeout limits one request: a server behind a dead link counts as down.
 const askTimeout = 10 * time.Second
 
-// do sends one request, reads the answer into an object (nil: nobody needs it), and makes its
-// error one for people; what is what was asked, as in "read the Secret weft/weft".
+// do sends one request, and decodes the answer into an object, unless into is nil. Its error explains
+// the failure to users. what names the request, as in "read the Secret weft/weft".
 func (c *Client) do(ctx context.Context, what string, request *rest.Request, into runtime.Object) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	result := request.MaxRetries(0).Do(ctx) // the caller says what it waits for, and tries again
+	result := request.MaxRetries(0).Do(ctx) // callers report the failure and retry
 	err := result.Error()
 	if err == nil && into != nil {
 		err = result.Into(into)
@@ -96,7 +96,7 @@ func (c *Client) do(ctx context.Context, what string, request *rest.Request, int
 	return explained(c.Server(), what, err)
 }
 
-// raw is do for an object of a kind that is not among kinds.
+// raw is like do, for an object of a type that is not in kinds.
 func (c *Client) raw(ctx context.Context, what string, request *rest.Request) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -104,20 +104,20 @@ func (c *Client) raw(ctx context.Context, what string, request *rest.Request) ([
 	return data, explained(c.Server(), what, err)
 }
 
-// explained makes the error of a request one for people; nil stays nil.
+// explained explains an error of a request to users; nil stays nil.
 func explained(server, what string, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case apierrors.IsForbidden(err) && !apierrors.HasStatusCause(err, core.NamespaceTerminatingCause):
-		return fmt.Errorf("the API server %s does not let this host %s: apply Weft's manifest again, which grants it (see `kubectl auth can-i --list --as system:serviceaccount:weft:weft`): %w", server, what, err)
+		return fmt.Errorf("the API server %s forbids this host to %s: apply Weft's manifest again, which grants the right (see `kubectl auth can-i --list --as system:serviceaccount:weft:weft`): %w", server, what, err)
 	case apierrors.IsUnauthorized(err):
-		return fmt.Errorf("the API server %s does not know this host's credentials: start the agent's pod anew, or see --kubeconfig: %w", server, err)
+		return fmt.Errorf("the API server %s does not accept this host's credentials: restart the agent's pod, or check --kubeconfig: %w", server, err)
 	case apierrors.ReasonForError(err) == meta.StatusReasonUnknown:
-		return fmt.Errorf("the API server %s does not answer (%s): see that it runs and can be reached from this host: %w", server, what, err)
+		return fmt.Errorf("the API server %s does not answer (%s): check that it runs and that this host can reach it: %w", server, what, err)
 	}
 	return fmt.Errorf("the API server %s: %s: %w", server, what, err)
 }
 
-// refused reports whether the API server answers, and does not let this host do what it has to.
+// refused reports whether the API server answers, but denies a request.
 func refused(err error) bool { return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) }

@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// contact is how it goes to list and to watch one resource. The zero contact is of one that was
-// not asked for yet.
+// contact is the state of listing and watching one resource. The zero value means that it was not
+// requested yet.
 type contact struct {
 	mu          sync.Mutex
 	list, watch error
-	failing     time.Time // since when one of them fails; zero: none does
-	last        time.Time // when the API server last said anything
+	failing     time.Time // since when requests fail; zero: they succeed
+	last        time.Time // time of the API server's last message
 }
 
-// patienceWith is how long the API server may be away before that is worth a word: it is
-// started anew now and then. silent is for how long a watch may say nothing: a server ends each
+// patienceWith is how long the API server may be unreachable before that is reported, since it is
+// restarted now and then. silent is how long a watch may receive nothing: servers end each watch
 // within ten minutes, and most send a bookmark every minute.
 const (
 	patienceWith = 15 * time.Second
@@ -52,7 +52,7 @@ func (c *contact) heard() {
 	c.last = time.Now()
 }
 
-// trouble is why what is known of the resource may not be what the API server has; nil: it is.
+// trouble returns why the known objects may be outdated; nil if they are current.
 func (c *contact) trouble() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -62,7 +62,7 @@ func (c *contact) trouble() error {
 		}
 	}
 	if quiet := time.Since(c.last); !c.last.IsZero() && quiet > silent {
-		return fmt.Errorf("the API server has said nothing for %v, though its connection is open: start the agent's pod anew, and see what lies between", quiet.Round(time.Minute))
+		return fmt.Errorf("the API server has sent nothing for %v, though the connection is open: restart the agent's pod, and check firewalls and proxies in between", quiet.Round(time.Minute))
 	}
 	return nil
 }

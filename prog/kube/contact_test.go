@@ -12,9 +12,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// A refusal counts at once; that the server is away only once it lasts; a watch that says
-// nothing for longer than a server lets one go on is one too.
-func TestContact(t *testing.T) {
+// A refusal is reported at once, an unreachable server only after a while, and so is a watch that
+// receives nothing for longer than servers keep a watch.
+func TestContactReportsTrouble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
 		var c contact
@@ -25,12 +25,12 @@ func TestContact(t *testing.T) {
 				t.Errorf("%s: %v, want %q", when, err, want)
 			}
 		}
-		says("nothing was asked", "")
+		says("before the first request", "")
 		c.listed(ctx, nil)
 		c.watched(ctx, nil)
-		says("all is well", "")
+		says("requests succeed", "")
 		c.watched(ctx, errors.New("connection refused"))
-		says("the server starts anew", "")
+		says("the server restarts", "")
 		time.Sleep(patienceWith + time.Second)
 		says("the server is away", "connection refused")
 		c.watched(ctx, nil)
@@ -38,7 +38,7 @@ func TestContact(t *testing.T) {
 		c.listed(ctx, apierrors.NewForbidden(schema.GroupResource{Resource: "networkpolicies"}, "", errors.New("no rule")))
 		says("forbidden", "no rule")
 		c.watched(ctx, nil)
-		says("forbidden, and the watch goes on", "no rule")
+		says("forbidden, while the watch continues", "no rule")
 		c.listed(ctx, nil)
 		says("granted again", "")
 		time.Sleep(silent - time.Second)
@@ -46,7 +46,7 @@ func TestContact(t *testing.T) {
 		time.Sleep(silent - time.Second)
 		says("bookmarks come", "")
 		time.Sleep(2 * time.Second)
-		says("a silent watch", "said nothing")
+		says("a silent watch", "sent nothing")
 		ended, stop := context.WithCancel(ctx)
 		stop()
 		c.heard()
@@ -56,8 +56,8 @@ func TestContact(t *testing.T) {
 	})
 }
 
-// Troubles tell each refusal by itself, and once that the server is away.
-func TestTroubles(t *testing.T) {
+// Troubles lists each refusal, and an unreachable server once.
+func TestTroublesListsRefusalsFirst(t *testing.T) {
 	f := newFollowing(func() {})
 	refusal := &apierrors.StatusError{ErrStatus: apierrors.NewUnauthorized("no token").ErrStatus}
 	f.pods.listed(t.Context(), explained("https://server", "list the pods", refusal))

@@ -19,20 +19,20 @@ import (
 	"weft/router/policy"
 )
 
-// following is what the API server says, and what was made of it last.
+// following holds mirrors of all followed resources, and the last State made of them.
 type following struct {
 	policies   *mirror[readPolicy]
 	namespaces *mirror[map[string]string] // labels
 	pods       *mirror[Pod]
 	nodes      *mirror[Node]
 
-	versions struct{ policies, namespaces, pods, nodes int } // that last is of
-	objects  []networking.NetworkPolicy                      // that last.Policies are read from
+	versions struct{ policies, namespaces, pods, nodes int } // the versions of the mirrors in last
+	objects  []networking.NetworkPolicy                      // the objects of last.Policies
 	last     State
 	json     parts
 }
 
-// kept is a state on disk.
+// kept is the stored form of a state.
 type kept struct {
 	Policies   []networking.NetworkPolicy
 	Namespaces map[string]map[string]string
@@ -40,7 +40,7 @@ type kept struct {
 	Nodes      map[string]Node
 }
 
-// parts is kept as JSON, each part by itself: policies are many, and change rarely.
+// parts is kept as JSON, encoded separately: there are many policies, and they rarely change.
 type parts struct{ Policies, Namespaces, Pods, Nodes json.RawMessage }
 
 func newFollowing(changed func()) *following {
@@ -72,8 +72,8 @@ func (f *following) start(ctx context.Context, group *errgroup.Group, api *rest.
 	})
 }
 
-// troubles are what keeps this host from knowing what the API server has, the worst first: where
-// it refuses, and then, once, that it cannot be heard.
+// troubles returns why the state may be outdated, the worst first: each refusal, then at most one
+// entry for an unreachable server.
 func (f *following) troubles() (out []Trouble) {
 	away := Trouble{}
 	for _, err := range []error{f.policies.trouble(), f.namespaces.trouble(), f.pods.trouble(), f.nodes.trouble()} {
@@ -91,7 +91,7 @@ func (f *following) troubles() (out []Trouble) {
 	return out
 }
 
-// next is the state of now, if it is another one; nil also while not all is known.
+// next returns the new state; nil if nothing has changed, or not all is known yet.
 func (f *following) next() *State {
 	before := f.versions
 	policies, v1 := f.policies.since(before.policies)
@@ -105,7 +105,7 @@ func (f *following) next() *State {
 	if f.versions == before {
 		return nil
 	}
-	st := f.last // what has not changed is shared
+	st := f.last // unchanged parts are shared
 	st.Live = true
 	if policies != nil {
 		f.objects, f.json.Policies = nil, nil
@@ -118,7 +118,7 @@ func (f *following) next() *State {
 	if namespaces != nil {
 		f.json.Namespaces, st.Namespaces = nil, map[string]map[string]string{}
 		for key, labels := range namespaces {
-			st.Namespaces[key[1:]] = labels // in no namespace itself
+			st.Namespaces[key[1:]] = labels // the key begins with a slash, since namespaces are in no namespace
 		}
 	}
 	if policies != nil || namespaces != nil {
@@ -137,7 +137,7 @@ func (f *following) next() *State {
 	return &st
 }
 
-// keep is the last state as it is kept on disk.
+// keep returns the last state in its stored form.
 func (f *following) keep() ([]byte, error) {
 	for _, part := range []struct {
 		into *json.RawMessage
@@ -155,14 +155,14 @@ func (f *following) keep() ([]byte, error) {
 	return json.Marshal(f.json)
 }
 
-// stateOf reads what was kept.
+// stateOf decodes a stored state.
 func stateOf(data []byte) (*State, error) {
 	var k kept
 	if err := json.Unmarshal(data, &k); err != nil {
 		return nil, err
 	}
 	st := &State{Namespaces: k.Namespaces, Pods: map[string]Pod{}, Nodes: k.Nodes}
-	for _, p := range k.Pods { // earlier versions kept them by UID
+	for _, p := range k.Pods { // earlier versions stored them by UID
 		st.Pods[podKey(p.Namespace, p.Name)] = p
 	}
 	if st.Namespaces == nil {
@@ -176,13 +176,13 @@ func stateOf(data []byte) (*State, error) {
 	return st, nil
 }
 
-// readPolicy is a policy as it came, but for what nobody here reads, and as it is understood.
+// readPolicy is a policy's object, reduced to the relevant fields, and its conversion.
 type readPolicy struct {
 	object networking.NetworkPolicy
 	policy policy.Policy
 }
 
-// policyOf reads a policy, as far as it can be read: the policy says what cannot.
+// policyOf converts a policy. The result lists the parts that were not understood.
 func policyOf(object runtime.Object) (readPolicy, bool) {
 	o := object.(*networking.NetworkPolicy)
 	np := networking.NetworkPolicy{ObjectMeta: meta.ObjectMeta{Namespace: o.Namespace, Name: o.Name, UID: o.UID}, Spec: o.Spec}
@@ -195,12 +195,11 @@ func policyOf(object runtime.Object) (readPolicy, bool) {
 
 func samePolicy(a, b readPolicy) bool { return equality.Semantic.DeepEqual(a.object, b.object) }
 
-// staticUID is where the mirror of a static pod names the UID that the runtime knows it by.
+// staticUID is the annotation of a mirror pod with the runtime's UID of its static pod.
 const staticUID = "kubernetes.io/config.hash"
 
-// podOf reads a pod; one that uses the host's network is of no concern. Ports with a name count
-// as they do for services: those of containers that go on running, so of init containers only
-// those that are started again.
+// podOf converts a pod. Pods on the host's network are not relevant. Named ports are those of
+// containers that keep running, as for services; of init containers, only restartable ones.
 func podOf(object runtime.Object) (Pod, bool) {
 	p := object.(*core.Pod)
 	out := Pod{UID: string(p.UID), Mirrors: p.Annotations[staticUID], Namespace: p.Namespace, Name: p.Name, Labels: p.Labels}

@@ -8,8 +8,8 @@ import (
 	networking "k8s.io/api/networking/v1"
 )
 
-// generation follows from what policies and namespaces say, not from versions that one API
-// server gives: two nodes that know the same have the same.
+// generation hashes the content of policies and namespaces. It does not use resourceVersions, so that
+// two nodes with the same content have the same generation.
 func generation(policies []networking.NetworkPolicy, namespaces map[string]map[string]string) string {
 	type named struct {
 		Namespace, Name string
@@ -22,7 +22,7 @@ func generation(policies []networking.NetworkPolicy, namespaces map[string]map[s
 	}
 	data, err := json.Marshal([]any{list, namespaces})
 	if err != nil {
-		panic(err) // they came as JSON
+		panic(err) // cannot happen: they were decoded from JSON
 	}
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:8])

@@ -1,10 +1,9 @@
-// Package kube is what the Kubernetes API server says: policies, namespaces, Nodes, and the
-// pods of this node (never those of others: the directory tells of them); how the first
-// nodes agree on a ring through a Secret (Bootstrap); and what Weft says on the Node
-// (Reporter).
+// Package kube follows the Kubernetes API server: policies, namespaces, Nodes, and the pods of this
+// node. Pods of other nodes come from the directory. It also makes the first nodes agree on a ring
+// through a Secret (Bootstrap), and writes events on the Node (Reporter).
 //
-// What a Source knew last is kept, so that a node whose API server is down starts and serves
-// the pods that it knows. Everything here is safe for concurrent use, but for a Bootstrap.
+// A Source owns the last known objects and persists them, so that a node starts and serves its
+// pods while the API server is down. All types are safe for concurrent use, except Bootstrap.
 package kube
 
 import (
@@ -20,38 +19,38 @@ import (
 	"weft/router/policy"
 )
 
-// Config is what a Source is made of.
+// Config configures a Source.
 type Config struct {
 	API  *rest.Config // see Connect
 	Node string       // the name of this host's Node object
-	Kept []byte       // as Save got it in the last run
+	Kept []byte       // what Save was given in the last run
 	Save func([]byte) error
 	Log  *slog.Logger
 	// Changed is called after every change. It must not block.
 	Changed func()
 }
 
-// Pod is a pod of this node, as far as the network is concerned.
+// Pod holds the parts of a pod of this node that matter for the network.
 type Pod struct {
 	UID string
-	// Mirrors is the UID that the runtime knows a static pod by, as the annotation of its mirror
-	// claims it: whoever writes a pod can write that (see find).
+	// Mirrors is the runtime's UID of a static pod, according to the annotation of its mirror pod.
+	// Any author of a pod can write that annotation (see State.Pod).
 	Mirrors   string `json:",omitempty"`
 	Namespace string
 	Name      string
 	Labels    map[string]string  `json:",omitempty"`
-	Ports     []policy.NamedPort `json:",omitempty"` // that have a name
+	Ports     []policy.NamedPort `json:",omitempty"` // named ports
 }
 
-// State is what is known at one moment. Nobody changes it.
+// State is what is known at one moment. It is immutable.
 type State struct {
 	Policies   []policy.Policy
 	Namespaces map[string]map[string]string // labels
 	Pods       map[string]Pod               // by namespace/name
 	Nodes      map[string]Node              // by name
-	// Generation tells two states of policies and namespaces apart.
+	// Generation identifies the content of policies and namespaces.
 	Generation string
-	// Live says that it is what the API server says now; else it is what it said before.
+	// Live reports whether it is the API server's current state, and not a stored one.
 	Live bool
 }
 
@@ -63,10 +62,10 @@ type Source struct {
 	mu      sync.Mutex
 	state   *State // nil: nothing is known yet
 	changed chan struct{}
-	kick    chan struct{} // what is followed has changed
+	kick    chan struct{} // signals a change of followed objects
 }
 
-// New makes a source; Run starts it. What it knew in the last run is there at once.
+// New makes a Source with the stored state; Run starts it.
 func New(cfg Config) (*Source, error) {
 	s := &Source{cfg: cfg, changed: make(chan struct{}), kick: make(chan struct{}, 1)}
 	s.following = newFollowing(func() {
@@ -80,37 +79,37 @@ func New(cfg Config) (*Source, error) {
 	}
 	var err error
 	if s.state, err = stateOf(cfg.Kept); err != nil {
-		return nil, fmt.Errorf("kube: what was kept of the API server's objects: %w", err)
+		return nil, fmt.Errorf("kube: the stored objects of the API server are invalid: %w", err)
 	}
 	return s, nil
 }
 
-// Server is the API server's address, for people.
+// Server returns the API server's address.
 func (s *Source) Server() string { return s.cfg.API.Host }
 
-// Trouble is why this host may not know what the API server has.
+// Trouble is why this host's state may be outdated.
 type Trouble struct {
 	Err error
-	// Refused says that the server answers, and does not let this host read what it has to:
-	// who is new here would be without network, or without the policies of now.
+	// Refused means that the server answers, but denies a request. Then new pods get no network, and
+	// policies may be outdated.
 	Refused bool
 }
 
-// Troubles are what keeps this host from knowing what the API server has.
+// Troubles returns the reasons why this host's state may be outdated.
 func (s *Source) Troubles() []Trouble { return s.following.troubles() }
 
-// State is what is known; nil while that is nothing.
+// State returns the current state; nil if nothing is known yet.
 func (s *Source) State() *State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state
 }
 
-// UnknownPodError says that the API server has not told of a pod.
+// UnknownPodError means that the API server has not reported a pod.
 type UnknownPodError struct {
 	Pod, UID, Server string
-	Nothing          bool  // nor of anything else
-	Why              error // if it is known
+	Nothing          bool  // it has not reported any object
+	Why              error // nil if the reason is not known
 }
 
 func (e *UnknownPodError) Error() string {
@@ -118,13 +117,13 @@ func (e *UnknownPodError) Error() string {
 		return e.Why.Error()
 	}
 	if e.Nothing {
-		return fmt.Sprintf("the API server %s has not told this host of any pods and policies yet: see that it can be reached from here (`weft status`)", e.Server)
+		return fmt.Sprintf("the API server %s has not sent this host any pods and policies yet: check that this host can reach it (`weft status`)", e.Server)
 	}
-	return fmt.Sprintf("the API server %s has not told this host of the pod %s (UID %s) yet: it is tried again", e.Server, e.Pod, e.UID)
+	return fmt.Sprintf("the API server %s has not sent this host the pod %s (UID %s) yet: the runtime tries again", e.Server, e.Pod, e.UID)
 }
 
-// Pod waits for a pod of this node, until ctx ends. An empty uid takes the pod of that name:
-// runtimes before Kubernetes 1.20 do not name it.
+// Pod waits until ctx ends for a pod of this node. An empty uid matches any pod of that name:
+// runtimes before Kubernetes 1.20 do not pass it.
 func (s *Source) Pod(ctx context.Context, namespace, name, uid string) (Pod, error) {
 	for {
 		s.mu.Lock()
@@ -148,12 +147,12 @@ func (s *Source) Pod(ctx context.Context, namespace, name, uid string) (Pod, err
 	}
 }
 
-// Pod is the pod that the runtime knows by a namespace, a name and a UID, which decide
-// together: one of the same name may be another, with other labels.
+// Pod returns the pod that the runtime identifies by namespace, name and UID. All must match: another
+// pod may have the same name, with other labels.
 //
-// The runtime knows a static pod by a UID that the API server has only in an annotation of
-// the pod's mirror. An annotation proves nothing. It is followed within one namespace and
-// name only, and never to the UID that the API server gave to a pod.
+// The runtime's UID of a static pod is only in an annotation of its mirror pod, and anyone may write
+// annotations. So the annotation only counts for the same namespace and name, and never for a UID
+// that the API server gave to another pod.
 func (st *State) Pod(namespace, name, uid string) (Pod, bool) {
 	p, ok := st.Pods[podKey(namespace, name)]
 	switch {
@@ -172,10 +171,10 @@ func (st *State) Pod(namespace, name, uid string) (Pod, bool) {
 
 func podKey(namespace, name string) string { return namespace + "/" + name }
 
-// settle lets what changes at once be one change.
+// settle collects changes that arrive at the same time.
 const settle = 5 * time.Millisecond
 
-// Run follows until ctx ends.
+// Run follows the API server until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
 	f := s.following
 	group, ctx := errgroup.WithContext(ctx)
@@ -192,14 +191,14 @@ func (s *Source) Run(ctx context.Context) error {
 			case <-time.After(settle):
 			}
 			if err := s.take(f); err != nil {
-				s.cfg.Log.Warn("what the API server says is in force, but cannot be kept", "err", err)
+				s.cfg.Log.Warn("the API server's state is in force, but cannot be stored", "err", err)
 			}
 		}
 	})
 	return group.Wait()
 }
 
-// take makes what the API server says now the state, keeps it and tells who waits.
+// take publishes the API server's state, stores it, and wakes waiting calls.
 func (s *Source) take(f *following) error {
 	state := f.next()
 	if state == nil {

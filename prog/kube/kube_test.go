@@ -27,7 +27,7 @@ import (
 	"weft/router/policy"
 )
 
-// followed is a source that runs against a server.
+// followed is a Source that runs against a fake API server.
 type followed struct {
 	*Source
 	saved atomic.Pointer[[]byte]
@@ -80,8 +80,8 @@ func denyAll(namespace, name string) *networking.NetworkPolicy {
 	}
 }
 
-// What the API server says arrives, changes and goes; only this node's pods are asked for.
-func TestFollows(t *testing.T) {
+// The Source reports additions, changes and deletions. It only requests this node's pods.
+func TestSourceFollowsChanges(t *testing.T) {
 	api := kubetest.New()
 	api.Set(&core.Namespace{ObjectMeta: meta.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "a"}}})
 	api.Set(denyAll("shop", "closed"))
@@ -101,22 +101,22 @@ func TestFollows(t *testing.T) {
 	api.Set(kubetest.Pod("n1", "shop", "web", "u1", map[string]string{"app": "other"}))
 	st = f.eventually(t, "relabelled", func(st *State) bool { return st.Pods["shop/web"].Labels["app"] == "other" })
 	if st.Generation != before {
-		t.Error("a pod made another generation of policies")
+		t.Error("a change of a pod changed the generation of policies")
 	}
 	api.HangUp()
 	api.Delete(denyAll("shop", "closed"))
 	st = f.eventually(t, "open, after the connection broke", func(st *State) bool { return len(st.Policies) == 0 })
 	if st.Generation == before {
-		t.Error("a policy that is gone made no other generation")
+		t.Error("the deletion of a policy did not change the generation")
 	}
 	for _, asked := range api.Asked() {
 		if strings.HasPrefix(asked, "/api/v1/pods") && !strings.Contains(asked, "fieldSelector=spec.nodeName%3Dn1") {
-			t.Errorf("asked for all pods: %s", asked)
+			t.Errorf("the Source requested the pods of all nodes: %s", asked)
 		}
 	}
 }
 
-// A pod is found by its UID, also one that the API server tells of later.
+// A pod is found by its UID, also if the API server reports it later.
 func TestPodByUID(t *testing.T) {
 	api := kubetest.New()
 	api.Set(kubetest.Pod("n1", "shop", "web", "old", map[string]string{"app": "old"}))
@@ -142,8 +142,9 @@ func TestPodByUID(t *testing.T) {
 	}
 }
 
-// While the API server is down, what was kept counts; without it nothing is known, and said so.
-func TestWithoutTheServer(t *testing.T) {
+// While the API server is down, the stored state is used. Without it, the error says that nothing is
+// known.
+func TestStoredStateWithoutServer(t *testing.T) {
 	api := kubetest.New()
 	api.Set(denyAll("shop", "closed"))
 	api.Set(kubetest.Pod("n1", "shop", "web", "u1", map[string]string{"app": "web"}))
@@ -166,12 +167,12 @@ func TestWithoutTheServer(t *testing.T) {
 		}
 	}
 	if _, err := New(Config{Kept: []byte("{torn")}); err == nil {
-		t.Error("what was kept is torn, and taken")
+		t.Error("New accepted an incomplete stored state")
 	}
 }
 
-// What a kubelet says again and again is no change; all that is read here is one.
-func TestAlike(t *testing.T) {
+// Irrelevant updates, such as a kubelet's heartbeats, are no change. Each relevant field is one.
+func TestIrrelevantUpdatesAreNoChange(t *testing.T) {
 	node := func(change func(*core.Node)) meta.Object {
 		n := kubetest.Node("n1", "u1", "192.0.2.1")
 		n.Status.Conditions = append(n.Status.Conditions, core.NodeCondition{Type: core.NodeNetworkUnavailable, Status: core.ConditionTrue})
@@ -215,12 +216,12 @@ func TestAlike(t *testing.T) {
 		f := newFollowing(func() { told++ })
 		m := f.of(c.old)
 		if err := errors.Join(m.Replace([]any{c.old}, "1"), m.Update(c.now)); err != nil || told != 1 && c.alike || told != 2 && !c.alike {
-			t.Errorf("%s: told %d times: %v", name, told, err)
+			t.Errorf("%s: %d changes were reported: %v", name, told, err)
 		}
 	}
 }
 
-// of is the mirror of an object's resource.
+// of returns the mirror of an object's resource.
 func (f *following) of(o meta.Object) cache.ReflectorStore {
 	switch o.(type) {
 	case *core.Pod:
@@ -233,8 +234,9 @@ func (f *following) of(o meta.Object) cache.ReflectorStore {
 	return f.policies
 }
 
-// Nobody is told before all is known; then of what comes, changes and goes, and of a list that says something else.
-func TestMirror(t *testing.T) {
+// The mirror reports nothing before all is known; then it reports additions, changes, deletions and
+// differing lists.
+func TestMirrorReportsChanges(t *testing.T) {
 	told := 0
 	f := newFollowing(func() { told++ })
 	pod := func(name, app string) any {
@@ -248,15 +250,15 @@ func TestMirror(t *testing.T) {
 		told bool
 		has  int
 	}{
-		{"one before the list", func() error { return f.pods.Add(pod("early", "x")) }, false, 0},
+		{"an object before the list", func() error { return f.pods.Add(pod("early", "x")) }, false, 0},
 		{"the list", func() error { return f.pods.Replace([]any{pod("a", "x"), pod("b", "x"), host}, "1") }, true, 2},
 		{"one more", func() error { return f.pods.Add(pod("c", "x")) }, true, 3},
 		{"another label", func() error { return f.pods.Update(pod("c", "y")) }, true, 3},
-		{"the same again", func() error { return f.pods.Update(pod("c", "y")) }, false, 3},
-		{"of no concern", func() error { return f.pods.Update(host) }, false, 3},
+		{"an unchanged object", func() error { return f.pods.Update(pod("c", "y")) }, false, 3},
+		{"an irrelevant object", func() error { return f.pods.Update(host) }, false, 3},
 		{"the same list", func() error { return f.pods.Replace([]any{pod("c", "y"), pod("b", "x"), pod("a", "x"), host}, "2") }, false, 3},
 		{"one goes", func() error { return f.pods.Delete(pod("c", "y")) }, true, 2},
-		{"it goes again", func() error { return f.pods.Delete(pod("c", "y")) }, false, 2},
+		{"a deletion", func() error { return f.pods.Delete(pod("c", "y")) }, false, 2},
 		{"another list", func() error { return f.pods.Replace([]any{pod("b", "x")}, "3") }, true, 1},
 	} {
 		before, version := told, f.pods.version
@@ -268,11 +270,11 @@ func TestMirror(t *testing.T) {
 		}
 	}
 	if err := f.pods.Add("no object"); err == nil {
-		t.Error("a string was taken for a pod")
+		t.Error("the mirror accepted a string as a pod")
 	}
 }
 
-// unreachable is an API server that cannot be reached; it notes when somebody tried.
+// unreachable is a transport to an unreachable API server, which records attempts.
 type unreachable struct{ tried []time.Time }
 
 func (u *unreachable) RoundTrip(*http.Request) (*http.Response, error) {
@@ -280,8 +282,8 @@ func (u *unreachable) RoundTrip(*http.Request) (*http.Response, error) {
 	return nil, syscall.ECONNREFUSED
 }
 
-// However long the API server was away, it is asked again soon after it is back; and it is not besieged meanwhile.
-func TestPatience(t *testing.T) {
+// After a long outage of the API server, it is retried soon, but not too often during the outage.
+func TestRetriesAreFrequentButBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithTimeout(t.Context(), 20*time.Minute)
 		defer stop()
@@ -296,14 +298,14 @@ func TestPatience(t *testing.T) {
 			longest = max(longest, u.tried[i].Sub(u.tried[i-1]))
 		}
 		if longest > 10*time.Second || len(u.tried) < 100 || len(u.tried) > 300 {
-			t.Errorf("tried %d times in 20 minutes, with a pause of up to %v", len(u.tried), longest)
+			t.Errorf("%d attempts in 20 minutes, with a pause of up to %v", len(u.tried), longest)
 		}
 	})
 }
 
-// What older API servers accept is read; of what cannot be, the one peer allows nothing. Each
-// policy that is not read completely is said once.
-func TestPeersThatCannotBeRead(t *testing.T) {
+// Policies that older API servers accepted are read. A peer that is not understood allows nothing.
+// Each policy with such parts is reported once.
+func TestUnknownPeersAllowNothing(t *testing.T) {
 	sloppy := denyAll("a", "sloppy")
 	sloppy.Spec.Ingress = []networking.NetworkPolicyIngressRule{{From: []networking.NetworkPolicyPeer{
 		{IPBlock: &networking.IPBlock{CIDR: "10.200.000.0/24"}}, {PodSelector: &meta.LabelSelector{MatchLabels: map[string]string{"app": "client"}}},
@@ -332,8 +334,8 @@ func TestPeersThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// A policy that this version does not understand allows nothing, and is said.
-func TestUnreadPolicies(t *testing.T) {
+// A policy that this version does not understand allows nothing, and is reported.
+func TestUnknownPoliciesAllowNothing(t *testing.T) {
 	odd := denyAll("shop", "odd")
 	odd.Spec.PolicyTypes = []networking.PolicyType{"Sideways"}
 	data, err := json.Marshal(kept{Policies: []networking.NetworkPolicy{*odd, *denyAll("shop", "closed")}})

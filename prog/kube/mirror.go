@@ -18,39 +18,38 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// Pauses between two attempts to reach the API server grow, with as much again at random, up
-// to patience: by then it is known again soon after it is back. client-go alone would wait up
-// to a minute.
+// Pauses between attempts to reach the API server grow up to patience, with random jitter, so that
+// its return is noticed soon. client-go alone would wait up to a minute.
 const (
 	firstPause = 800 * time.Millisecond
 	patience   = 5 * time.Second
 )
 
-// mirror is what the API server has of one resource, as far as it is read here. It is the
-// store of a cache.Reflector, which lists, watches and comes again.
+// mirror is a copy of the relevant parts of one resource's objects. It is the store of a
+// cache.Reflector, which lists, watches and retries.
 //
-// Most updates of an object change nothing that is read here: each kubelet says every few
-// minutes, or more often, that its Node is well. Those are not told.
+// Most updates change nothing relevant: for example, each kubelet renews its Node's status every few
+// minutes. Such updates are not reported.
 type mirror[V any] struct {
 	contact
-	read    func(runtime.Object) (V, bool) // false: it is of no concern
+	read    func(runtime.Object) (V, bool) // false: not relevant
 	same    func(a, b V) bool
-	changed func() // called when something is another one, and once when all is known; it must not block
+	changed func() // called after a change, and once when all is known; it must not block
 
 	mu      sync.Mutex
 	values  map[string]V // by namespace/name
-	version int          // counts changes; 0: not all is known yet
+	version int          // number of changes; 0: not all is known yet
 }
 
 var _ cache.ReflectorStore = (*mirror[Pod])(nil)
 
-// selection is which objects of a resource are followed.
+// selection selects objects of a resource.
 type selection struct {
 	namespace string // empty: all
 	fields    fields.Selector
 }
 
-// follow keeps a mirror of the objects of a selection, until ctx ends.
+// follow keeps the mirror up to date with a selection of objects until ctx ends.
 func (m *mirror[V]) follow(ctx context.Context, config *rest.Config, version schema.GroupVersion, resource string, chosen selection, like, list runtime.Object) error {
 	client, err := restClient(config, version)
 	if err != nil {
@@ -74,7 +73,7 @@ func (m *mirror[V]) follow(ctx context.Context, config *rest.Config, version sch
 				return nil, err
 			}
 			if o.SendInitialEvents != nil && *o.SendInitialEvents {
-				m.listed(ctx, nil) // the watch begins with what a list would have
+				m.listed(ctx, nil) // the watch begins with the content of a list
 			}
 			return watch.Filter(w, func(e watch.Event) (watch.Event, bool) { m.heard(); return e, true }), nil
 		},
@@ -84,8 +83,7 @@ func (m *mirror[V]) follow(ctx context.Context, config *rest.Config, version sch
 	return nil
 }
 
-// since is all that there is, by namespace/name, if that is another version than the one that
-// is known.
+// since returns all values by namespace/name, if the version is not the known one.
 func (m *mirror[V]) since(known int) (values map[string]V, version int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -95,10 +93,10 @@ func (m *mirror[V]) since(known int) (values map[string]V, version int) {
 	return maps.Clone(m.values), m.version
 }
 
-// Add is Update.
+// Add is the same as Update.
 func (m *mirror[V]) Add(object any) error { return m.Update(object) }
 
-// Update takes an object as it is now.
+// Update stores the current version of an object.
 func (m *mirror[V]) Update(object any) error {
 	key, v, ok, err := m.convert(object)
 	if err != nil {
@@ -122,7 +120,7 @@ func (m *mirror[V]) Update(object any) error {
 	return nil
 }
 
-// Delete forgets an object.
+// Delete removes an object.
 func (m *mirror[V]) Delete(object any) error {
 	key, _, _, err := m.convert(object)
 	if err != nil {
@@ -137,7 +135,7 @@ func (m *mirror[V]) Delete(object any) error {
 	return nil
 }
 
-// Replace takes the whole list.
+// Replace stores a whole list.
 func (m *mirror[V]) Replace(objects []any, _ string) error {
 	now := make(map[string]V, len(objects))
 	for _, o := range objects {
@@ -159,7 +157,7 @@ func (m *mirror[V]) Replace(objects []any, _ string) error {
 	return nil
 }
 
-// Resync has nothing to do.
+// Resync does nothing.
 func (m *mirror[V]) Resync() error { return nil }
 
 func (m *mirror[V]) convert(object any) (key string, v V, ok bool, err error) {
@@ -174,8 +172,7 @@ func (m *mirror[V]) convert(object any) (key string, v V, ok bool, err error) {
 	return o.GetNamespace() + "/" + o.GetName(), v, ok, nil
 }
 
-// tell says that something changed. Before all is known nobody is told. The caller holds the
-// lock.
+// tell reports a change, once all is known. The caller holds the lock.
 func (m *mirror[V]) tell() {
 	if m.version > 0 {
 		m.version++

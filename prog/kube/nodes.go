@@ -9,16 +9,16 @@ import (
 	core "k8s.io/api/core/v1"
 )
 
-// Node is a Node object, as far as the network is concerned.
+// Node holds the parts of a Node object that matter for the network.
 type Node struct {
 	Name  string
-	UID   string       // another Node of the same name has another one
+	UID   string       // differs from that of another Node with the same name
 	Addrs []netip.Addr `json:",omitempty"` // InternalIPs, in the Node's order
 	Ready bool
-	// Unavailable is the status of the condition NetworkUnavailable: True, False, Unknown, or
-	// empty where nobody has set it.
+	// Unavailable is the status of the condition NetworkUnavailable: True, False, Unknown, or empty
+	// if it is not set.
 	Unavailable string `json:",omitempty"`
-	// Up says that Weft has set that condition to False: an agent there has or had a ring.
+	// Up reports whether Weft has set that condition to False: an agent there has or had a ring.
 	Up bool `json:",omitempty"`
 }
 
@@ -45,7 +45,7 @@ func nodeOf(n *core.Node) Node {
 	return out
 }
 
-// usable reports whether other hosts could reach an address at all.
+// usable reports whether other hosts could reach an address.
 func usable(a netip.Addr) bool {
 	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && a.Zone() == ""
 }
@@ -54,15 +54,14 @@ func sameNode(a, b Node) bool {
 	return a.UID == b.UID && a.Ready == b.Ready && a.Unavailable == b.Unavailable && a.Up == b.Up && slices.Equal(a.Addrs, b.Addrs)
 }
 
-// Node asks for one Node. The error of one that does not exist satisfies apierrors.IsNotFound.
+// Node reads one Node. If it does not exist, the error satisfies apierrors.IsNotFound.
 func (c *Client) Node(ctx context.Context, name string) (Node, error) {
 	var n core.Node
 	err := c.do(ctx, "read the Node "+name, c.core.Get().Resource("nodes").Name(name), &n)
 	return nodeOf(&n), err
 }
 
-// Nodes asks for all Nodes as they are at this moment: from no cache, this host's or the
-// server's.
+// Nodes reads all current Nodes, from no cache of this host or the server.
 func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	var list core.NodeList
 	if err := c.do(ctx, "list the Nodes", c.core.Get().Resource("nodes"), &list); err != nil {

@@ -10,20 +10,20 @@ import (
 	"weft/router/policy"
 )
 
-// mirrors makes a pod claim that it is the mirror of a static one.
+// mirrors makes a pod claim to be the mirror of a static pod.
 func mirrors(p *core.Pod, uid string) *core.Pod {
 	p.Annotations = map[string]string{staticUID: uid}
 	return p
 }
 
-// Whatever a pod's author writes, it speaks for no other pod: not by another's UID, name or namespace.
-func TestPodsSpeakForThemselves(t *testing.T) {
+// No pod can claim the identity of another one by UID, name or namespace.
+func TestPodsCannotClaimOtherIdentities(t *testing.T) {
 	label := func(who string) map[string]string { return map[string]string{"who": who} }
 	api := kubetest.New()
 	for _, p := range []*core.Pod{
 		kubetest.Pod("n1", "shop", "srv", "u-srv", label("srv")),
-		mirrors(kubetest.Pod("n1", "evil", "thief", "u-thief", label("thief")), "u-srv"), // of another namespace and name
-		mirrors(kubetest.Pod("n1", "evil", "srv", "u-same", label("same")), "u-srv"),     // of another namespace
+		mirrors(kubetest.Pod("n1", "evil", "thief", "u-thief", label("thief")), "u-srv"), // another namespace and name
+		mirrors(kubetest.Pod("n1", "evil", "srv", "u-same", label("same")), "u-srv"),     // another namespace
 		mirrors(kubetest.Pod("n1", "shop", "etcd-n1", "u-mirror", label("etcd")), "f00d"),
 		mirrors(kubetest.Pod("n1", "evil", "etcd-n1", "u-other", label("other")), "f00d"),
 	} {
@@ -33,11 +33,11 @@ func TestPodsSpeakForThemselves(t *testing.T) {
 	st := f.eventually(t, "known", func(st *State) bool { return st.Live })
 	for _, c := range []struct{ namespace, name, uid, want string }{
 		{"shop", "srv", "u-srv", "srv"},
-		{"shop", "etcd-n1", "f00d", "etcd"}, // as the runtime knows a static pod
+		{"shop", "etcd-n1", "f00d", "etcd"}, // a static pod, with the runtime's UID
 		{"shop", "etcd-n1", "u-mirror", "etcd"},
-		{"evil", "etcd-n1", "f00d", "other"}, // claims to be a static pod of its own name: it speaks for itself
+		{"evil", "etcd-n1", "f00d", "other"}, // claims to be a static pod of its own name, which is allowed
 		{"evil", "thief", "u-thief", "thief"},
-		{"evil", "thief", "u-srv", ""}, // that UID is another pod's
+		{"evil", "thief", "u-srv", ""}, // the UID of another pod
 		{"evil", "srv", "u-srv", ""},
 		{"shop", "srv", "f00d", ""},
 		{"shop", "thief", "u-thief", ""},
@@ -50,7 +50,7 @@ func TestPodsSpeakForThemselves(t *testing.T) {
 	}
 }
 
-// Ports with a name are those of containers that go on running, as upstream has it for services.
+// Named ports are those of containers that keep running, as in Kubernetes for services.
 func TestNamedPorts(t *testing.T) {
 	always := core.ContainerRestartPolicyAlways
 	named := func(name string, number int32) []core.ContainerPort {
@@ -67,8 +67,8 @@ func TestNamedPorts(t *testing.T) {
 	}
 }
 
-// What an earlier version kept, by UID, is read.
-func TestPodsThatWereKeptByUID(t *testing.T) {
+// State that an earlier version stored by UID is still read.
+func TestStoredPodsByUIDAreRead(t *testing.T) {
 	st, err := stateOf([]byte(`{"Pods": {"u1": {"UID": "u1", "Namespace": "shop", "Name": "web", "Labels": {"app": "web"}}}}`))
 	if err != nil {
 		t.Fatal(err)

@@ -15,22 +15,22 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Reasons of events, for who filters them.
+// Reasons of events, by which users filter them.
 const (
 	ReasonInvalidSetting = "InvalidSetting"      // the agent does not start
-	ReasonUniverseFixed  = "UniverseIsFixed"     // another one is asked for than was founded
-	ReasonMismatch       = "ClusterCIDRMismatch" // with kube-proxy's
-	ReasonReclaimed      = "AddressesReclaimed"  // of a Node that is gone
-	ReasonStillAnswers   = "DeletedNodeAnswers"  // and keeps its addresses
+	ReasonUniverseFixed  = "UniverseIsFixed"     // the requested range differs from the founded one
+	ReasonMismatch       = "ClusterCIDRMismatch" // differs from kube-proxy's range
+	ReasonReclaimed      = "AddressesReclaimed"  // those of a deleted Node
+	ReasonStillAnswers   = "DeletedNodeAnswers"  // a deleted Node's agent, which keeps its addresses
 	ReasonSecret         = "SecretMismatch"      // the cluster's Secret is not this network's
-	ReasonSecretRestored = "SecretRestored"      // it was missing, and is there again
-	ReasonAPIServer      = "APIServer"           // it refuses, or cannot be heard
-	ReasonNotReady       = "NotReady"            // pods cannot be attached here
+	ReasonSecretRestored = "SecretRestored"      // it was missing or incomplete
+	ReasonAPIServer      = "APIServer"           // it refuses requests, or is unreachable
+	ReasonNotReady       = "NotReady"            // pods cannot be attached on this node
 	ReasonUp             = "WeftIsUp"            // of the condition NetworkUnavailable
 )
 
-// Reporter says on the Node what its operator has to know. It tries its best: an event that
-// cannot be written is in the log. It is safe for concurrent use.
+// Reporter writes events on the Node for its operator. Events that cannot be written are logged. It
+// is safe for concurrent use.
 type Reporter struct {
 	client *Client
 	node   string
@@ -43,26 +43,25 @@ type Reporter struct {
 
 type event struct{ kind, reason, message string }
 
-// The same event is not written again for a while: who runs in a circle does not fill the
-// API server.
+// quiet is how long the same event is not repeated, so that a loop does not flood the API server.
 const quiet = 10 * time.Minute
 
-// NewReporter makes a reporter for one Node; Run lets it write.
+// NewReporter returns a Reporter for one Node; Run writes its events.
 func NewReporter(client *Client, node string, log *slog.Logger) *Reporter {
 	return &Reporter{client: client, node: node, log: log, queue: make(chan event, 32), said: map[event]time.Time{}}
 }
 
-// Warn says that something is wrong. It does not block.
+// Warn queues a Warning event. It does not block.
 func (r *Reporter) Warn(reason, message string) { r.say(event{core.EventTypeWarning, reason, message}) }
 
-// Tell says that something was done. It does not block.
+// Tell queues a Normal event. It does not block.
 func (r *Reporter) Tell(reason, message string) { r.say(event{core.EventTypeNormal, reason, message}) }
 
 func (r *Reporter) say(e event) {
 	if r.fresh(e, time.Now()) {
 		select {
 		case r.queue <- e:
-		default: // the API server is down, and the log has it all
+		default: // the API server is down; the log has the problem
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			delete(r.said, e)
@@ -70,7 +69,7 @@ func (r *Reporter) say(e event) {
 	}
 }
 
-// fresh reports whether an event was not said for a while.
+// fresh reports whether an event was not written recently.
 func (r *Reporter) fresh(e event, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -86,7 +85,7 @@ func (r *Reporter) fresh(e event, now time.Time) bool {
 	return true
 }
 
-// Run writes events until ctx ends.
+// Run writes queued events until ctx ends.
 func (r *Reporter) Run(ctx context.Context) error {
 	for {
 		select {
@@ -100,12 +99,12 @@ func (r *Reporter) Run(ctx context.Context) error {
 	}
 }
 
-// WarnNow is Warn for who is about to end.
+// WarnNow writes a Warning event at once, for an agent that is about to end.
 func (r *Reporter) WarnNow(ctx context.Context, reason, message string) error {
 	return r.write(ctx, event{core.EventTypeWarning, reason, message})
 }
 
-// maxMessage is what the API server takes.
+// maxMessage is the API server's limit of an event's message.
 const maxMessage = 1024
 
 func (r *Reporter) write(ctx context.Context, e event) error {
@@ -118,7 +117,7 @@ func (r *Reporter) write(ctx context.Context, e event) error {
 		e.message = strings.ToValidUTF8(e.message[:maxMessage-len("…")], "") + "…"
 	}
 	body := &core.Event{
-		// Where the API server wants events of what is in no namespace.
+		// The API server requires this namespace for events of objects without namespace.
 		ObjectMeta:     meta.ObjectMeta{Namespace: meta.NamespaceDefault, Name: fmt.Sprintf("%s.%x", r.node, now.UnixNano())},
 		InvolvedObject: core.ObjectReference{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: types.UID(n.UID)},
 		Type:           e.kind, Reason: e.reason, Message: e.message, Count: 1, FirstTimestamp: now, LastTimestamp: now,
@@ -127,8 +126,8 @@ func (r *Reporter) write(ctx context.Context, e event) error {
 	return r.client.do(ctx, "create an Event", r.client.core.Post().Namespace(meta.NamespaceDefault).Resource("events").Body(body), nil)
 }
 
-// SetAvailable tells the scheduler that the Node's network is up. Some clouds' Nodes start
-// with the opposite, and nobody else takes it back.
+// SetAvailable sets the condition NetworkUnavailable to False for the scheduler. Some clouds' Nodes
+// start with True, and no other component resets it.
 func (r *Reporter) SetAvailable(ctx context.Context) error {
 	now := meta.Now()
 	return r.client.patchCondition(ctx, r.node, core.NodeCondition{
@@ -137,8 +136,8 @@ func (r *Reporter) SetAvailable(ctx context.Context) error {
 	})
 }
 
-// TakeBack removes what SetAvailable said, from a Node on which there is no Weft any more: it
-// would keep a new network from being founded.
+// TakeBack removes the condition that SetAvailable set, from a Node that no longer runs Weft. It
+// would prevent the founding of a new network.
 func (r *Reporter) TakeBack(ctx context.Context) error {
 	n, err := r.client.Node(ctx, r.node)
 	if apierrors.IsNotFound(err) || err == nil && !n.Up {
@@ -150,7 +149,8 @@ func (r *Reporter) TakeBack(ctx context.Context) error {
 	return r.client.takeBack(ctx, r.node)
 }
 
-// takenBack is the patch of a Node's status that removes the condition, as `kubectl patch` takes it too.
+// takenBack is the patch of a Node's status that removes the condition. `kubectl patch` accepts it
+// too.
 const takenBack = `{"status":{"conditions":[{"type":"NetworkUnavailable","$patch":"delete"}]}}`
 
 func (c *Client) takeBack(ctx context.Context, node string) error {
@@ -165,7 +165,7 @@ func (c *Client) patchCondition(ctx context.Context, node string, condition core
 	return c.patchStatus(ctx, node, patch)
 }
 
-// patchStatus sends a strategic merge patch: conditions are merged by their types.
+// patchStatus sends a strategic merge patch, which merges conditions by type.
 func (c *Client) patchStatus(ctx context.Context, node string, patch []byte) error {
 	return c.do(ctx, "patch the status of the Node "+node,
 		c.core.Patch(types.StrategicMergePatchType).Resource("nodes").Name(node).SubResource("status").Body(patch), nil)

@@ -13,7 +13,7 @@ import (
 	"weft/prog/kube/kubetest"
 )
 
-// Events are written on the Node, and the same one not again for a while.
+// Events are written on the Node, and the same event is not repeated for a while.
 func TestEvents(t *testing.T) {
 	c := newCluster(t, 1)
 	r := NewReporter(c.client(t), "n0", slog.New(slog.DiscardHandler))
@@ -38,7 +38,7 @@ func TestEvents(t *testing.T) {
 	}
 	e, now := event{"Normal", ReasonReclaimed, "later"}, time.Now()
 	if !r.fresh(e, now) || r.fresh(e, now.Add(quiet-time.Second)) || !r.fresh(e, now.Add(quiet)) {
-		t.Error("not once in ten minutes")
+		t.Error("the event was not repeated after ten minutes")
 	}
 	c.Refuse(func(string, string) int { return http.StatusForbidden })
 	if err := r.WarnNow(t.Context(), ReasonInvalidSetting, "x"); err == nil || !strings.Contains(err.Error(), "manifest") {
@@ -46,7 +46,7 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// The condition is cleared, and what else the Node says stays.
+// SetAvailable sets its condition and keeps the Node's other data.
 func TestSetAvailable(t *testing.T) {
 	c := newCluster(t, 1)
 	n := kubetest.Node("n0", "uid-0", "192.0.2.1", "2001:db8::1", "127.0.0.1", "fe80::1%eth0")
@@ -62,7 +62,7 @@ func TestSetAvailable(t *testing.T) {
 	if after, err := c.client(t).Node(t.Context(), "n0"); err != nil || after.Unavailable != "False" || !after.Up || !after.Ready || after.UID != "uid-0" {
 		t.Errorf("%+v, %v", after, err)
 	}
-	for range 2 { // the second time there is nothing to take back
+	for range 2 { // the second call has nothing to remove
 		if err := r.TakeBack(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -70,7 +70,7 @@ func TestSetAvailable(t *testing.T) {
 			t.Errorf("%+v, %v", after, err)
 		}
 	}
-	c.Set(n) // another network's word stays
+	c.Set(n) // the condition of another network plugin stays
 	if err := r.TakeBack(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -78,12 +78,12 @@ func TestSetAvailable(t *testing.T) {
 		t.Errorf("%+v, %v", after, err)
 	}
 	if err := NewReporter(c.client(t), "n7", slog.New(slog.DiscardHandler)).TakeBack(t.Context()); err != nil {
-		t.Errorf("of a Node that is gone: %v", err)
+		t.Errorf("TakeBack on a deleted Node: %v", err)
 	}
 }
 
-// Nodes come, change and go, and are kept with what else is known.
-func TestFollowsNodes(t *testing.T) {
+// Nodes are added, changed and deleted, and stored with the other objects.
+func TestSourceFollowsNodes(t *testing.T) {
 	api := kubetest.New()
 	api.Set(kubetest.Node("n1", "u1", "192.0.2.1"))
 	far := kubetest.Node("n2", "u2", "192.0.2.2", "2001:db8::2")

@@ -26,11 +26,11 @@ func tokenOf(s *core.Secret) (secret.Token, error) {
 	t, err := secret.Parse(string(s.Data[tokenKey]))
 	switch {
 	case err == nil && t.Cluster.IsZero():
-		err = errors.New("it does not say which cluster it is of")
+		err = errors.New("it has no cluster id")
 	case err == nil:
 		return t, nil
 	}
-	return t, fmt.Errorf("the Secret %s/%s has no usable token in data.%s (make one with `weft token`, or delete the Secret, if no node has a ring yet): %w", s.Namespace, s.Name, tokenKey, err)
+	return t, fmt.Errorf("the Secret %s/%s has no usable token in data.%s (create one with `weft token`, or delete the Secret, if no node has a ring yet): %w", s.Namespace, s.Name, tokenKey, err)
 }
 
 // secret reads the Secret.
@@ -40,11 +40,11 @@ func (c *Client) secret(ctx context.Context, namespace string) (*core.Secret, er
 	return &s, err
 }
 
-// errWritten is errAgain of who wrote it.
+// errWritten is errAgain after this node's own write.
 var errWritten = fmt.Errorf("written: %w", errAgain)
 
-// writeSecret creates the Secret, or updates it if it was read. It returns errAgain when that
-// went well too: what is in force is what is read next.
+// writeSecret creates the Secret, or updates it if it was read. It returns errAgain even after a
+// success, since the caller must use what it reads next.
 func (c *Client) writeSecret(ctx context.Context, s *core.Secret) error {
 	what := " the Secret " + s.Namespace + "/" + s.Name
 	var err error
@@ -62,7 +62,7 @@ func (c *Client) writeSecret(ctx context.Context, s *core.Secret) error {
 	return err
 }
 
-// newSecret is a Secret with a token, and nothing about a founder yet.
+// newSecret returns a Secret with a token and without a founder.
 func newSecret(namespace string, t secret.Token) *core.Secret {
 	return &core.Secret{
 		ObjectMeta: meta.ObjectMeta{Namespace: namespace, Name: SecretName, Labels: map[string]string{"app.kubernetes.io/name": "weft"}},
@@ -70,30 +70,29 @@ func newSecret(namespace string, t secret.Token) *core.Secret {
 	}
 }
 
-// Keeper keeps the Secret as it has to be while the network exists, for the nodes that come
-// later: they would found another network in its place. Every agent in a network runs one, and
-// all of them write the same.
+// Keeper restores the Secret while the network exists. Without it, new nodes would found another
+// network. Every agent of a network runs a Keeper, and all of them write the same.
 type Keeper struct {
 	Client    *Client
 	Namespace string
-	Own       Founding // as it was kept when this host joined, with its token
-	// Supervised says that the DaemonSet runs this agent. Once that is deleted, Weft is being
-	// removed, and the Secret with it.
+	Own       Founding // stored when this host joined; includes its token
+	// Supervised means that the DaemonSet runs this agent. Once the DaemonSet is deleted, Weft and
+	// its Secret are being removed.
 	Supervised bool
 	Log        *slog.Logger
-	// Problem is told what is wrong with the Secret, and empty once nothing is.
+	// Problem is called with a problem of the Secret, and with "" when it is solved.
 	Problem func(string)
-	// Restored is told that the Secret was put back, and why.
+	// Restored is called with the reason after the Secret was restored.
 	Restored func(string)
 
-	pause time.Duration // for tests
+	pause time.Duration // shorter in tests
 }
 
-// errLeft says that the Secret stays as it is, since Weft is being removed.
-var errLeft = errors.New("the Secret is not put back: Weft is being removed from this cluster")
+// errLeft means that the Secret is not restored, since Weft is being removed.
+var errLeft = errors.New("the Secret is not restored: Weft is being removed from this cluster")
 
-// How often the Secret is looked at though no change of it was heard of: rarely while all is
-// well, and soon again where it cannot be watched, is not as it has to be, or was left alone.
+// Intervals at which the Secret is read although no change was reported: long while it is correct,
+// and short while it cannot be watched, is wrong, or was not restored.
 const (
 	lookRarely = 10 * time.Minute
 	lookSoon   = 20 * time.Second
@@ -134,7 +133,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// keep looks at the Secret until it is as it has to be, or cannot be made so now.
+// keep repairs the Secret until it is correct or cannot be repaired now.
 func (k *Keeper) keep(ctx context.Context, unwatched error) (done bool) {
 	for range maxAgain {
 		err := k.look(ctx)
@@ -147,7 +146,7 @@ func (k *Keeper) keep(ctx context.Context, unwatched error) (done bool) {
 		case wrong || refused(err):
 			k.Problem(err.Error())
 		case err != nil && !errors.Is(err, errLeft):
-			k.Log.Warn("cannot look after the cluster's Secret", "err", err)
+			k.Log.Warn("cannot check the cluster's Secret: it is tried again", "err", err)
 		case refused(unwatched):
 			k.Problem(unwatched.Error())
 		default:
@@ -159,15 +158,14 @@ func (k *Keeper) keep(ctx context.Context, unwatched error) (done bool) {
 	return false
 }
 
-// wrongSecretError says that the Secret is of another network than this host.
+// wrongSecretError means that the Secret belongs to another network than this host.
 type wrongSecretError struct{ what string }
 
 func (e *wrongSecretError) Error() string {
-	return e.what + ", so that a node that comes now does not join this host's network: delete it, and the agents of this network put theirs back; or, if this host shall leave its network, empty its /var/lib/weft and delete its agent's pod"
+	return e.what + ": new nodes do not join this host's network. Delete the Secret, and the agents of this network restore theirs; or, if this host should leave its network, empty its /var/lib/weft and delete its agent's pod"
 }
 
-// look compares the Secret with what this host kept of it, and does the one thing that is to
-// be done about it.
+// look compares the Secret with this host's stored copy, and takes the next step to repair it.
 func (k *Keeper) look(ctx context.Context) error {
 	s, err := k.Client.secret(ctx, k.Namespace)
 	name := k.Namespace + "/" + SecretName
@@ -190,17 +188,17 @@ func (k *Keeper) look(ctx context.Context) error {
 	named, err := said.read(s.Annotations)
 	switch {
 	case k.Own.Founder.IsZero():
-		return nil // this host joined in another way, and knows no more of it
+		return nil // this host joined without the Secret, and does not know its content
 	case err != nil || !named || !said.Founded:
 		return k.restore(ctx, s, "it did not say who founded the network")
 	case said.Founder != k.Own.Founder || said.Universe != k.Own.Universe:
-		return &wrongSecretError{fmt.Sprintf("the Secret %s says that %s founded %v, and this host's network was founded by %s, with %v", name, said.Founder, said.Universe, k.Own.Founder, k.Own.Universe)}
+		return &wrongSecretError{fmt.Sprintf("according to the Secret %s, %s founded %v, but this host's network was founded by %s, with %v", name, said.Founder, said.Universe, k.Own.Founder, k.Own.Universe)}
 	}
 	return nil
 }
 
-// restore writes what this host kept into a Secret, unless Weft is being removed. It returns
-// errAgain when that went well too.
+// restore writes this host's stored copy into the Secret, unless Weft is being removed. It returns
+// errAgain even after a success.
 func (k *Keeper) restore(ctx context.Context, s *core.Secret, why string) error {
 	if k.Own.Founder.IsZero() {
 		return nil
@@ -209,7 +207,7 @@ func (k *Keeper) restore(ctx context.Context, s *core.Secret, why string) error 
 	if pause == 0 {
 		pause = 2 * time.Second
 	}
-	sleep(ctx, rand.N(pause)) // all agents of the cluster hear of it at once, and one of them is enough
+	sleep(ctx, rand.N(pause)) // all agents notice at once, but one write is enough
 	switch now, err := k.Client.secret(ctx, k.Namespace); {
 	case err != nil && !apierrors.IsNotFound(err):
 		return err
@@ -231,10 +229,10 @@ func (k *Keeper) restore(ctx context.Context, s *core.Secret, why string) error 
 	f.write(s)
 	err := k.Client.writeSecret(ctx, s)
 	switch {
-	case apierrors.HasStatusCause(err, core.NamespaceTerminatingCause), apierrors.IsNotFound(err): // the namespace is going, or gone
+	case apierrors.HasStatusCause(err, core.NamespaceTerminatingCause), apierrors.IsNotFound(err): // the namespace is being deleted, or gone
 		return errLeft
 	case errors.Is(err, errWritten):
-		k.Restored(fmt.Sprintf("put back the Secret %s/%s, by which nodes join this network: %s", k.Namespace, SecretName, why))
+		k.Restored(fmt.Sprintf("restored the Secret %s/%s, with which nodes join this network: %s", k.Namespace, SecretName, why))
 	}
 	return err
 }

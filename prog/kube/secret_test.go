@@ -22,7 +22,7 @@ import (
 	"weft/prog/kube/kubetest"
 )
 
-// kept is a keeper, and what it says.
+// keeping is a Keeper with its reports.
 type keeping struct {
 	*Keeper
 	mu       sync.Mutex
@@ -50,9 +50,9 @@ func daemonSet(deleted *meta.Time) *apps.DaemonSet {
 	return &apps.DaemonSet{ObjectMeta: meta.ObjectMeta{Namespace: "weft", Name: "weft", DeletionTimestamp: deleted}}
 }
 
-// A Secret that is missing, or older than the network, is put back, so that who comes later
-// joins; all agents agree, and one of them does it.
-func TestKeeperPutsTheSecretBack(t *testing.T) {
+// A Secret that is missing or older than the network is restored, so that new nodes join. All agents
+// agree, and one of them writes.
+func TestKeeperRestoresSecret(t *testing.T) {
 	c := newCluster(t, 4)
 	c.Set(daemonSet(nil))
 	f := run(t, c.bootstrap(t, 0, 0))[0]
@@ -109,17 +109,17 @@ func TestKeeperPutsTheSecretBack(t *testing.T) {
 		}
 	}
 	if late := run(t, c.bootstrap(t, 1, 0))[0]; late != f {
-		t.Errorf("who comes later: %+v, was %+v", late, f)
+		t.Errorf("a new node joined with %+v; want %+v", late, f)
 	}
 	for _, k := range all {
 		if text := k.says(); text != "" {
-			t.Errorf("all is well, and it says %q", text)
+			t.Errorf("the Secret is correct, but the Keeper reports %q", text)
 		}
 	}
 }
 
-// Many agents hear of it at once, and few of them write.
-func TestFewAgentsPutTheSecretBack(t *testing.T) {
+// Many agents notice at once, but few of them write.
+func TestFewAgentsRestoreSecret(t *testing.T) {
 	c := newCluster(t, 1)
 	c.Set(daemonSet(nil))
 	f := run(t, c.bootstrap(t, 0, 0))[0]
@@ -139,13 +139,13 @@ func TestFewAgentsPutTheSecretBack(t *testing.T) {
 	}
 	group.Wait()
 	if n := posts.Load(); n > 20 {
-		t.Errorf("%d of 100 agents wrote it", n)
+		t.Errorf("%d of 100 agents wrote the Secret", n)
 	}
 }
 
-// While Weft is being removed nothing is put back; a Secret of another network is left alone,
-// and said.
-func TestKeeperLeavesTheSecret(t *testing.T) {
+// While Weft is being removed, the Secret is not restored. A Secret of another network is kept and
+// reported.
+func TestKeeperKeepsForeignSecret(t *testing.T) {
 	other, err := secret.New(crand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -176,13 +176,13 @@ func TestKeeperLeavesTheSecret(t *testing.T) {
 			s.Annotations[annotationFounder] = "0011223344556677"
 			c.Set(s)
 		}, "0011223344556677", true},
-		"no token of ours": {func(c *cluster) {
+		"a token of another network": {func(c *cluster) {
 			c.Set(daemonSet(nil))
 			s := c.secret(t).DeepCopy()
 			s.Data[tokenKey] = []byte("weft2-of-a-later-version")
 			c.Set(s)
 		}, "data.token", true},
-		"the role is older": {func(c *cluster) {
+		"the role of an older release": {func(c *cluster) {
 			c.Delete(c.secret(t))
 			c.Refuse(func(_, resource string) int {
 				if resource == "daemonsets" {
@@ -205,13 +205,13 @@ func TestKeeperLeavesTheSecret(t *testing.T) {
 			t.Errorf("%s: %s\nbefore: %s", name, after, before)
 		}
 		if strings.Contains(k.says(), other.Reveal()) || strings.Contains(k.says(), f.Token.Reveal()) {
-			t.Errorf("%s: a secret is said", name)
+			t.Errorf("%s: the report contains the token", name)
 		}
 	}
 }
 
-// Nobody founds while a Node shows that there is a network, whatever the Secret says.
-func TestNobodyFoundsASecondNetwork(t *testing.T) {
+// No node founds while another Node shows that there is a network, whatever the Secret contains.
+func TestNoSecondNetworkIsFounded(t *testing.T) {
 	up := core.NodeCondition{Type: core.NodeNetworkUnavailable, Status: core.ConditionFalse, Reason: ReasonUp}
 	for name, secretIs := range map[string]func(*cluster){
 		"missing": func(c *cluster) {},
@@ -249,7 +249,7 @@ func TestNobodyFoundsASecondNetwork(t *testing.T) {
 			}
 		}
 	}
-	// Neither this Node's own condition nor another network's keeps a node from founding.
+	// Neither this Node's own condition nor that of another network plugin prevents founding.
 	c := newCluster(t, 2)
 	for n, reason := range []string{ReasonUp, "RouteCreated"} {
 		node := kubetest.Node(nodeName(n), fmt.Sprintf("uid-%d", n), "192.0.2.1")
@@ -259,7 +259,8 @@ func TestNobodyFoundsASecondNetwork(t *testing.T) {
 	if f := run(t, c.bootstrap(t, 0, 0))[0]; !f.Founded {
 		t.Errorf("%+v", f)
 	}
-	// Where all disks were lost, or an earlier release was removed, each node takes back its own.
+	// After the loss of all disks, or the removal of an earlier release, each node removes its own
+	// condition.
 	c = newCluster(t, 3)
 	var all []*Bootstrap
 	for n := range 3 {
@@ -271,12 +272,12 @@ func TestNobodyFoundsASecondNetwork(t *testing.T) {
 	run(t, all...)
 }
 
-// A founder that looks for long whether there is a network is still the one that founded.
-func TestFounderThatLooksForLong(t *testing.T) {
+// A founder whose check for other networks takes long is still the founder.
+func TestSlowFounderIsStillFounder(t *testing.T) {
 	c := newCluster(t, 2)
 	b := c.bootstrap(t, 0, 0)
 	b.Answers = func(context.Context, netip.Addr) bool {
-		b.marked = b.marked.Add(-2 * trust) // as if that much time went by
+		b.marked = b.marked.Add(-2 * trust) // as if that time had passed
 		return false
 	}
 	if f, mine, err := b.Run(t.Context()); err != nil || !mine || f.Founder != b.Self {

@@ -19,13 +19,13 @@ import (
 	"weft/router/problem"
 )
 
-// ProxyConfig is what kube-proxy was told of where pods are. The zero one was told nothing.
+// ProxyConfig is kube-proxy's setting of pod addresses. The zero value means that it has none.
 type ProxyConfig struct {
 	ClusterCIDR     string `json:"clusterCIDR"` // CIDR[,CIDR6]
 	DetectLocalMode string `json:"detectLocalMode"`
 }
 
-// Proxy reads kube-proxy's configuration where kubeadm writes it; other installers have none there.
+// Proxy reads kube-proxy's configuration from kubeadm's ConfigMap. Other installers do not have it.
 func (c *Client) Proxy(ctx context.Context) (p ProxyConfig, err error) {
 	var m core.ConfigMap
 	err = c.do(ctx, "read the ConfigMap kube-system/kube-proxy", c.core.Get().Namespace("kube-system").Resource("configmaps").Name("kube-proxy"), &m)
@@ -41,7 +41,7 @@ func (c *Client) Proxy(ctx context.Context) (p ProxyConfig, err error) {
 	return p, nil
 }
 
-// CIDRs are the ranges of clusterCIDR, those that can be read.
+// CIDRs returns the valid ranges of clusterCIDR.
 func (p ProxyConfig) CIDRs() (out []netip.Prefix) {
 	for text := range strings.SplitSeq(p.ClusterCIDR, ",") {
 		if cidr, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil {
@@ -51,18 +51,18 @@ func (p ProxyConfig) CIDRs() (out []netip.Prefix) {
 	return out
 }
 
-// Mismatch says what kube-proxy does with pods whose addresses lie outside of what it was
-// told, and how that ends; zero if all is well, as it is for a family that the host lacks.
+// Mismatch describes the effect if kube-proxy's pod addresses are not Weft's, and the fix. It returns
+// the zero value if they match, and for families that the host lacks.
 func (p ProxyConfig) Mismatch(u slot.Universe, ipv6 bool) problem.Problem {
-	wrong := problem.Problem{Reason: ReasonMismatch, Effect: "it masquerades what pods send to services, and policies see the node in place of the pod"}
+	wrong := problem.Problem{Reason: ReasonMismatch, Effect: "it masquerades traffic from pods to services, so policies see the node instead of the pod"}
 	switch p.DetectLocalMode {
 	case "", "ClusterCIDR":
 	case "NodeCIDR":
-		wrong.What = fmt.Sprintf("kube-proxy takes for pods what lies in its Node's podCIDR (detectLocalMode: NodeCIDR), and Weft's addresses (%v) do not", u)
+		wrong.What = fmt.Sprintf("kube-proxy expects pods in its Node's podCIDR (detectLocalMode: NodeCIDR), but Weft's addresses are in %v", u)
 		wrong.Fix = fmt.Sprintf("set detectLocalMode to ClusterCIDR and clusterCIDR to %v in the ConfigMap kube-system/kube-proxy, and restart kube-proxy", u)
 		return wrong
 	default:
-		return problem.Problem{} // it looks at interfaces
+		return problem.Problem{} // it identifies pods by interface
 	}
 	for _, cidr := range p.CIDRs() {
 		own := u.V6
@@ -72,7 +72,7 @@ func (p ProxyConfig) Mismatch(u slot.Universe, ipv6 bool) problem.Problem {
 			continue
 		}
 		if cidr.Bits() > own.Bits() || !cidr.Contains(own.Addr()) {
-			wrong.What = fmt.Sprintf("kube-proxy takes for pods what lies in %v, and Weft's addresses (%v) do not", cidr, own)
+			wrong.What = fmt.Sprintf("kube-proxy expects pods in %v, but Weft's addresses are in %v", cidr, own)
 			wrong.Fix = fmt.Sprintf("set clusterCIDR to %v in the ConfigMap kube-system/kube-proxy, and restart kube-proxy (or, on a new cluster, found Weft with WEFT_IPALLOC_RANGE=%s)", u, p.ClusterCIDR)
 			return wrong
 		}
@@ -80,8 +80,8 @@ func (p ProxyConfig) Mismatch(u slot.Universe, ipv6 bool) problem.Problem {
 	return problem.Problem{}
 }
 
-// Universe is what a founder takes for the cluster's: what is asked for, else what
-// kube-proxy was told, else Weft's own. One that has addresses of services is refused.
+// Universe chooses the universe for a founder: the requested one, else kube-proxy's, else Weft's
+// default. It refuses a universe that overlaps the cluster's services.
 func (c *Client) Universe(ctx context.Context, asked slot.Universe, cluster secret.ClusterID) (slot.Universe, error) {
 	u := asked
 	if !u.V4.IsValid() || !u.V6.IsValid() {
@@ -93,7 +93,7 @@ func (c *Client) Universe(ctx context.Context, asked slot.Universe, cluster secr
 			switch {
 			case cidr.Addr().Is4() && !u.V4.IsValid():
 				u.V4 = cidr
-			case cidr.Addr().Is6() && !u.V6.IsValid(): // a universe is a /64 at most: the first one
+			case cidr.Addr().Is6() && !u.V6.IsValid(): // a universe is at most a /64: take the first one
 				u.V6 = netip.PrefixFrom(cidr.Addr(), max(cidr.Bits(), 64))
 			}
 		}
@@ -113,14 +113,14 @@ func (c *Client) Universe(ctx context.Context, asked slot.Universe, cluster secr
 	}
 	for _, s := range services {
 		if s.Overlaps(u.V4) || s.Overlaps(u.V6) {
-			return u, &RefusedError{fmt.Errorf("the universe %v has addresses of the cluster's services (%v), which pods could not reach any more: give another range with WEFT_IPALLOC_RANGE (--ipalloc-range)", u, s)}
+			return u, &RefusedError{fmt.Errorf("the universe %v overlaps the cluster's services (%v), so pods could not reach them: give another range with WEFT_IPALLOC_RANGE (--ipalloc-range)", u, s)}
 		}
 	}
 	return u, nil
 }
 
-// services are the ranges that services have their addresses from; of a server that does not
-// tell (before 1.33), the one service that every pod knows of.
+// services returns the address ranges of services. Servers before 1.33 do not list them; then it is
+// only the address of the API server's own service, which every pod knows.
 func (c *Client) services(ctx context.Context) (out []netip.Prefix, err error) {
 	var list networking.ServiceCIDRList
 	err = c.do(ctx, "list the ServiceCIDRs", c.networking.Get().Resource("servicecidrs"), &list)

@@ -1,6 +1,6 @@
-// Package kubetest is as much of an API server as prog/kube asks: it lists and watches
-// objects, by field selectors too, and gets, creates, updates (by resourceVersion), patches
-// and deletes them. It can be down, refuse, and be late.
+// Package kubetest simulates the parts of an API server that prog/kube uses: it lists and watches
+// objects, also with field selectors, and gets, creates, updates (by resourceVersion), patches and
+// deletes them. It can be down, refuse requests, and be slow. A Server is safe for concurrent use.
 package kubetest
 
 import (
@@ -24,17 +24,17 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Server is an http.Handler. The zero value is not ready: use New.
+// Server is an http.Handler. Use New: the zero value does not work.
 type Server struct {
 	mu     sync.Mutex
 	more   *sync.Cond
-	events []event // all that ever happened
+	events []event // all events since the start
 	now    map[string]meta.Object
 	closed bool
 	refuse func(verb, resource string) int
 	asked  []string
-	// Streams says that a watch may begin with all that there is (sendInitialEvents), as servers
-	// from 1.32 on have it. It is set before anybody asks.
+	// Streams enables watches that begin with all objects (sendInitialEvents), as in servers from
+	// 1.32 on. Set it before the first request.
 	Streams bool
 }
 
@@ -45,7 +45,7 @@ type event struct {
 	Object meta.Object `json:"object"`
 }
 
-// New makes a server without objects.
+// New returns a server without objects.
 func New() *Server {
 	s := &Server{now: map[string]meta.Object{}}
 	s.more = sync.NewCond(&s.mu)
@@ -70,7 +70,7 @@ var resources = []resource{
 	{"networking.k8s.io/v1", "ServiceCIDR", "servicecidrs", func() meta.Object { return &networking.ServiceCIDR{} }},
 }
 
-// path is where all objects of a kind are listed.
+// path returns the path of the list of a kind.
 func (r resource) path() string {
 	if r.version == "v1" {
 		return "/api/v1/" + r.plural
@@ -78,7 +78,8 @@ func (r resource) path() string {
 	return "/apis/" + r.version + "/" + r.plural
 }
 
-// pathOf is where objects of a kind are listed. It also says in the object what it is.
+// pathOf returns the path of the list of an object's kind. It also sets the version and kind in the
+// object.
 func pathOf(o meta.Object) string {
 	for _, r := range resources {
 		if reflect.TypeOf(r.empty()) == reflect.TypeOf(o) {
@@ -89,7 +90,7 @@ func pathOf(o meta.Object) string {
 	panic(fmt.Sprintf("kubetest: %T", o))
 }
 
-// Serve answers at an address; ready is called once it does.
+// Serve listens on an address, calls ready, and serves.
 func (s *Server) Serve(addr string, ready func()) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -126,14 +127,14 @@ func (s *Server) changeLocked(o meta.Object, gone bool) {
 	s.more.Broadcast()
 }
 
-// Asked are the paths of all requests, with their queries, in order.
+// Asked returns the paths of all requests, with their queries, in order.
 func (s *Server) Asked() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.asked)
 }
 
-// HangUp ends all watches, as when a connection breaks. Those who watched come again.
+// HangUp ends all watches, as when a connection breaks. Clients then watch again.
 func (s *Server) HangUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,7 +142,7 @@ func (s *Server) HangUp() {
 	s.more.Broadcast()
 }
 
-// fits reports whether a field selector chooses an object.
+// fits reports whether a field selector selects an object.
 func fits(selector fields.Selector, o meta.Object) bool {
 	set := fields.Set{"metadata.name": o.GetName()}
 	if p, ok := o.(*core.Pod); ok {
@@ -153,7 +154,7 @@ func fits(selector fields.Selector, o meta.Object) bool {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	selector, err := fields.ParseSelector(q.Get("fieldSelector"))
-	if err != nil || q.Get("sendInitialEvents") != "" && !s.Streams { // as servers that do not know it
+	if err != nil || q.Get("sendInitialEvents") != "" && !s.Streams { // like servers that do not support it
 		fail(w, http.StatusUnprocessableEntity, meta.StatusReasonInvalid)
 		return
 	}
@@ -198,10 +199,10 @@ func (s *Server) list(w http.ResponseWriter, of place, selector fields.Selector)
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	_, _ = w.Write(body) // who is gone needs no answer
+	_, _ = w.Write(body) // ignored: it only fails if the client is gone
 }
 
-// chosen are the objects that a selector chooses. The caller holds the lock.
+// chosen returns the objects that a selector selects. The caller holds the lock.
 func (s *Server) chosen(of place, selector fields.Selector) []meta.Object {
 	items := []meta.Object{}
 	for key, o := range s.now {
@@ -212,16 +213,16 @@ func (s *Server) chosen(of place, selector fields.Selector) []meta.Object {
 	return items
 }
 
-// stream begins a watch with all that there is, and a bookmark behind it.
+// stream begins a watch with all objects, followed by a bookmark.
 func (s *Server) stream(w http.ResponseWriter, of place, selector fields.Selector) (since int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := json.NewEncoder(w)
 	for _, o := range s.chosen(of, selector) {
-		_ = out.Encode(event{Type: "ADDED", Object: o}) // who is gone needs no answer
+		_ = out.Encode(event{Type: "ADDED", Object: o}) // ignored: it only fails if the client is gone
 	}
 	end := of.empty()
-	_ = pathOf(end) // says in it what it is
+	_ = pathOf(end) // sets its version and kind
 	end.SetResourceVersion(strconv.Itoa(len(s.events)))
 	end.SetAnnotations(map[string]string{meta.InitialEventsAnnotationKey: "true"})
 	_ = out.Encode(event{Type: "BOOKMARK", Object: end})
@@ -261,7 +262,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, of place, selecto
 	}
 }
 
-// Pod makes one of a node.
+// Pod returns a pod of a node.
 func Pod(node, namespace, name, uid string, labels map[string]string, ports ...core.ContainerPort) *core.Pod {
 	return &core.Pod{
 		ObjectMeta: meta.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(uid), Labels: labels},

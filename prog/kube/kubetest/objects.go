@@ -14,13 +14,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// place is what a path names.
+// place is the resource or object that a path names.
 type place struct {
 	resource
 	namespace, name, sub string
 }
 
-// within is how the keys of the objects begin that are meant.
+// within returns the prefix of the keys of the objects in a namespace.
 func (p place) within() string {
 	if p.namespace == "" {
 		return ""
@@ -28,7 +28,7 @@ func (p place) within() string {
 	return p.namespace + "/"
 }
 
-// parse takes a path apart: …/v1/[namespaces/NAMESPACE/]RESOURCE[/NAME[/SUBRESOURCE]].
+// parse splits a path: …/v1/[namespaces/NAMESPACE/]RESOURCE[/NAME[/SUBRESOURCE]].
 func parse(path string) (p place, ok bool) {
 	for _, r := range resources {
 		prefix := strings.TrimSuffix(r.path(), r.plural)
@@ -55,15 +55,15 @@ func parse(path string) (p place, ok bool) {
 	return p, false
 }
 
-// What f of Refuse answers beside HTTP codes.
+// Results of the function given to Refuse, besides HTTP status codes.
 const (
 	Serve = 0
-	Break = -1 // the connection, before anything was done
-	Lose  = -2 // the answer: it is done, and the connection breaks
+	Break = -1 // break the connection before the request is processed
+	Lose  = -2 // process the request, then break the connection without an answer
 )
 
-// Refuse lets f answer requests with an HTTP status. A verb is get, list (watches too), post,
-// put, patch or delete. f may wait.
+// Refuse lets f decide which requests fail. A verb is get, list (also for watches), post, put, patch
+// or delete. f may block.
 func (s *Server) Refuse(f func(verb, resource string) int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -101,7 +101,7 @@ func (s *Server) refused(w http.ResponseWriter, r *http.Request, verb string, at
 func fail(w http.ResponseWriter, code int, reason meta.StatusReason) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(meta.Status{ // who is gone needs no answer
+	_ = json.NewEncoder(w).Encode(meta.Status{ // ignored: it only fails if the client is gone
 		TypeMeta: meta.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: meta.StatusFailure, Reason: reason, Code: int32(code), Message: string(reason),
 	})
 }
@@ -147,11 +147,10 @@ func (s *Server) one(w http.ResponseWriter, r *http.Request, at place) {
 	default:
 		s.changeLocked(given, false)
 	}
-	_ = json.NewEncoder(w).Encode(given) // who is gone needs no answer
+	_ = json.NewEncoder(w).Encode(given) // ignored: it only fails if the client is gone
 }
 
-// patched is a Node after a strategic merge patch of its conditions: what is asked for. They
-// are merged by type.
+// patched applies a strategic merge patch to a Node's conditions, which merges them by type.
 func patched(o meta.Object, patch []byte, at place) (meta.Object, error) {
 	before, ok := o.(*core.Node)
 	var change core.Node
@@ -164,7 +163,7 @@ func patched(o meta.Object, patch []byte, at place) (meta.Object, error) {
 	}
 	err := errors.Join(json.Unmarshal(patch, &change), json.Unmarshal(patch, &deletes))
 	if !ok || at.sub != "status" || err != nil {
-		return nil, errors.Join(errors.New("only a Node's status is patched here"), err)
+		return nil, errors.Join(errors.New("only patches of a Node's status are supported"), err)
 	}
 	out := before.DeepCopy()
 	for i, c := range change.Status.Conditions {
@@ -176,7 +175,7 @@ func patched(o meta.Object, patch []byte, at place) (meta.Object, error) {
 	return out, nil
 }
 
-// All are the objects of a kind at this moment, such as "secrets".
+// All returns the current objects of a kind, such as "secrets".
 func (s *Server) All(plural string) (out []meta.Object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -188,7 +187,7 @@ func (s *Server) All(plural string) (out []meta.Object) {
 	return out
 }
 
-// Node makes one with InternalIPs.
+// Node returns a Node with InternalIPs.
 func Node(name, uid string, addrs ...string) *core.Node {
 	n := &core.Node{ObjectMeta: meta.ObjectMeta{Name: name, UID: types.UID(uid)}}
 	for _, a := range addrs {

@@ -15,25 +15,25 @@ import (
 	"weft/router/problem"
 )
 
-// Mesh joins other hosts.
+// Mesh connects to other hosts.
 type Mesh interface {
 	Connect(hosts []string, replace bool) error
 	Targets() []mesh.Target
 }
 
-// Duties are what an agent does for its cluster, once it has a ring.
+// Duties configures the agent's duties to its cluster, once it has a ring.
 type Duties struct {
 	Mesh     Mesh
-	Founding kube.Founding // kept from when this host made its ring; with its token
+	Founding kube.Founding // stored when this host made its ring; includes its token
 	Universe slot.Universe
 	IPv6     bool
-	// NotReady says why this host cannot take pods; empty if it can.
+	// NotReady returns why this host cannot attach pods; empty if it can.
 	NotReady func() string
-	// Problems are what hurts users of this host.
+	// Problems returns the problems that affect users of this host.
 	Problems func(context.Context) ([]problem.Problem, error)
 }
 
-// Run does the duties until ctx ends.
+// Run performs the duties until ctx ends.
 func (n *Node) Run(ctx context.Context, d Duties) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.Source.Run(ctx) })
@@ -46,7 +46,7 @@ func (n *Node) Run(ctx context.Context, d Duties) error {
 	return group.Wait()
 }
 
-// targets lists the addresses of the other Nodes, of the families that this one has.
+// targets returns the addresses of the other Nodes, of the families that this one has.
 func targets(nodes map[string]kube.Node, self string) (out []string) {
 	own := nodes[self].Addrs
 	for name, n := range nodes {
@@ -61,8 +61,8 @@ func targets(nodes map[string]kube.Node, self string) (out []string) {
 	return slices.Compact(out)
 }
 
-// followNodes joins the cluster's Nodes, as they come and go. While the API server is down
-// they are those that were there last.
+// followNodes connects to the cluster's Nodes. While the API server is down, it uses the last known
+// Nodes.
 func (n *Node) followNodes(ctx context.Context, m Mesh) error {
 	var last []string
 	for joined := false; ; { // at first also none: the mesh has the targets of the last run
@@ -98,7 +98,7 @@ func (n *Node) Expected(targets []mesh.Target) []mesh.Target {
 	return slices.DeleteFunc(targets, func(t mesh.Target) bool { return !ready[t.Host] })
 }
 
-// again tries until the API server has answered, ever more rarely.
+// again repeats try until the API server answers or refuses, with growing pauses.
 func (n *Node) again(ctx context.Context, what string, try func() error) error {
 	for wait := time.Second; ctx.Err() == nil; wait = min(2*wait, time.Minute) {
 		err := try()
@@ -106,14 +106,14 @@ func (n *Node) again(ctx context.Context, what string, try func() error) error {
 			return err
 		}
 		if ctx.Err() == nil {
-			n.cfg.Log.Warn("the API server was asked in vain: it is asked again", "for", what, "err", err)
+			n.cfg.Log.Warn("a request to the API server failed: it is repeated", "for", what, "err", err)
 		}
 		pause(ctx, wait)
 	}
 	return nil
 }
 
-// keepSecret keeps the cluster's Secret as the nodes need it that come later.
+// keepSecret keeps the cluster's Secret as new nodes need it.
 func (n *Node) keepSecret(ctx context.Context, own kube.Founding) error {
 	tell := n.one()
 	return (&kube.Keeper{
@@ -126,20 +126,20 @@ func (n *Node) keepSecret(ctx context.Context, own kube.Founding) error {
 			tell(p)
 		},
 		Restored: func(what string) {
-			n.cfg.Log.Warn("the cluster's Secret was put back", "why", what)
+			n.cfg.Log.Warn("the cluster's Secret was restored", "why", what)
 			n.Report.Tell(kube.ReasonSecretRestored, what)
 		},
 	}).Run(ctx)
 }
 
-// How often kube-proxy's configuration is read again: a problem that was mended is out of the
-// status soon, and all nodes together ask little of the API server.
+// Intervals at which kube-proxy's configuration is read again: short while there is a problem, so
+// that its warning disappears soon, and otherwise long, to save the API server work.
 const (
 	proxyWrong = 15 * time.Second
 	proxyRight = 5 * time.Minute
 )
 
-// checkProxy looks whether kube-proxy knows where pods are, for as long as the agent runs.
+// checkProxy checks until ctx ends whether kube-proxy knows the addresses of pods.
 func (n *Node) checkProxy(ctx context.Context, d Duties) error {
 	var said problem.Problem
 	tell := n.one()
@@ -164,8 +164,8 @@ func (n *Node) checkProxy(ctx context.Context, d Duties) error {
 	return nil
 }
 
-// sayAvailable clears the Node's condition NetworkUnavailable once this host is ready, and
-// again where another program sets it. A condition of Weft shows others that there is a network.
+// sayAvailable sets the Node's condition NetworkUnavailable to False once this host is ready, and
+// again if another program changes it. That condition shows other nodes that there is a network.
 func (n *Node) sayAvailable(ctx context.Context, notReady func() string) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -179,9 +179,9 @@ func (n *Node) sayAvailable(ctx context.Context, notReady func() string) error {
 			if now.Before(next) || st == nil || !st.Live || own.Up || notReady() != "" {
 				continue
 			}
-			next = now.Add(30 * time.Second) // the watch tells of it long before
+			next = now.Add(30 * time.Second) // the watch reports the change long before
 			if own.Unavailable == "False" {
-				next = now.Add(10 * time.Minute) // another program says the same, and may say it again
+				next = now.Add(10 * time.Minute) // another program sets the same, and may do so again
 			}
 			if err := n.Report.SetAvailable(ctx); err != nil && ctx.Err() == nil {
 				n.cfg.Log.Warn("cannot clear the condition NetworkUnavailable of this Node", "err", err)

@@ -9,22 +9,22 @@ import (
 	"weft/router/problem"
 )
 
-// How often problems are looked for that are to be events; how long this host may not be ready
-// without that being one; and after how long what goes on is said again, while the API server
-// still has the event before.
+// problemsEvery is the interval at which problems become events. notReadyFor is how long this host
+// may not be ready before there is an event. sayAgain is the time after which the event of a
+// persisting problem is repeated, while the API server still has the last one.
 const (
 	problemsEvery = 10 * time.Second
 	notReadyFor   = 20 * time.Second
 	sayAgain      = 50 * time.Minute
 )
 
-// told are problems that were said, by their keys.
+// told holds the times of reported problems, by key.
 type told map[[2]string]time.Time
 
-// maxTold bounds how many are said in sayAgain.
+// maxTold limits the number of reported problems within sayAgain.
 const maxTold = 500
 
-// due reports whether a problem is to be said now.
+// due reports whether to report a problem now.
 func (t told) due(p problem.Problem, now time.Time) bool {
 	key := p.Key()
 	last, ok := t[key]
@@ -37,7 +37,7 @@ func (t told) due(p problem.Problem, now time.Time) bool {
 
 var numbers = regexp.MustCompile(`\d+`)
 
-// tellProblems makes events of this host's problems.
+// tellProblems writes this host's problems as events.
 func (n *Node) tellProblems(ctx context.Context, d Duties) error {
 	said, readyAt := told{}, time.Now()
 	for ctx.Err() == nil {
@@ -48,7 +48,7 @@ func (n *Node) tellProblems(ctx context.Context, d Duties) error {
 		case why == "":
 			readyAt = now
 		case now.Sub(readyAt) > notReadyFor:
-			about := numbers.ReplaceAllString(why, "#") // how many wait, for example
+			about := numbers.ReplaceAllString(why, "#") // numbers in it change, for example of waiting requests
 			list = append(list, problem.Problem{Reason: kube.ReasonNotReady, About: about, What: "pods cannot be attached here", Effect: why})
 		}
 		for _, p := range list {
@@ -66,7 +66,7 @@ func (n *Node) tellProblems(ctx context.Context, d Duties) error {
 	return nil
 }
 
-// Waiting says on the Node what the agent waits for before it has started, once that takes long.
+// Waiting writes an event with what the agent waits for before its start, once that takes long.
 func (n *Node) Waiting(ctx context.Context, why string, started time.Time) {
 	if time.Since(started) < notReadyFor {
 		return
@@ -76,7 +76,7 @@ func (n *Node) Waiting(ctx context.Context, why string, started time.Time) {
 	}
 }
 
-// LastWord says on the Node why the agent ends.
+// LastWord writes an event with the reason why the agent ends.
 func (n *Node) LastWord(ctx context.Context, reason string, why error) {
 	if err := n.Report.WarnNow(ctx, reason, "Weft does not start: "+why.Error()); err != nil {
 		n.cfg.Log.Warn("cannot write an event of this Node", "err", err)

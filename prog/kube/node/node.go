@@ -1,8 +1,9 @@
-// Package node is this host as a Node of a Kubernetes cluster: what the API server says of it and of
-// its pods, what Weft says on the Node, and the duties of an agent to the cluster.
+// Package node represents this host as a Node of a Kubernetes cluster: the API server's data about
+// the Node and its pods, the events and the condition that Weft writes on it, and the agent's
+// duties to the cluster. It never changes policies or pods.
 //
-// A Node owns the problems that were raised about the cluster, and the last Node object that was
-// seen. Run owns all goroutines. A Node is safe for concurrent use.
+// A Node owns the problems that were reported about the cluster, and the last Node object that was
+// read. Run owns all goroutines. A Node is safe for concurrent use.
 package node
 
 import (
@@ -19,20 +20,20 @@ import (
 	"weft/router/problem"
 )
 
-// Store keeps what the API server said over a restart.
+// Store persists the API server's last answers.
 type Store interface {
 	Kubernetes() (json.RawMessage, error)
 	SaveKubernetes([]byte) error
 }
 
-// Config is what a Node is made of.
+// Config configures a Node.
 type Config struct {
-	Kubeconfig string // a file; empty: the service account of the agent's pod
-	Name       string // of the Node object; see Name
-	Namespace  string // of the Secret; empty: the pod's own, else kube.DefaultNamespace
+	Kubeconfig string // path of a file; empty: use the service account of the agent's pod
+	Name       string // name of the Node object; see Name
+	Namespace  string // of the Secret; empty: the pod's own namespace, else kube.DefaultNamespace
 	Store      Store
 	Log        *slog.Logger
-	// Changed is called when the API server says something else. It must not block.
+	// Changed is called when the API server's data change. It must not block.
 	Changed func()
 }
 
@@ -43,14 +44,14 @@ type Node struct {
 	Report *kube.Reporter
 
 	cfg   Config
-	noded chan struct{} // Nodes may have changed
+	noded chan struct{} // signals that Nodes may have changed
 
 	mu       sync.Mutex
-	own      kube.Node // as it was seen last, also while it is deleted
+	own      kube.Node // last object read, kept while it is deleted
 	problems []problem.Problem
 }
 
-// New makes a Node of what the store has. It asks nothing of the API server yet.
+// New makes a Node with the stored data. It sends no request to the API server.
 func New(cfg Config) (*Node, error) {
 	config, err := kube.Connect(cfg.Kubeconfig)
 	if err != nil {
@@ -79,8 +80,8 @@ func New(cfg Config) (*Node, error) {
 	return n, err
 }
 
-// Name returns the name of this host's Node object, unless it is given: as the pod was told, or
-// the host's own.
+// Name returns the name of this host's Node object: the given one, else the one in the pod's
+// environment, else the host's name.
 func Name(given string) string {
 	if given != "" {
 		return given
@@ -88,21 +89,21 @@ func Name(given string) string {
 	if name := os.Getenv("NODE_NAME"); name != "" {
 		return name
 	}
-	name, _ := os.Hostname() // empty: then no pod is found, which is said
+	name, _ := os.Hostname() // if it is empty, no pod is found, which is reported
 	return strings.ToLower(name)
 }
 
-// Namespace returns where the Secret is.
+// Namespace returns the namespace of the Secret.
 func (n *Node) Namespace() string { return n.cfg.Namespace }
 
 // Name returns the name of the Node object.
 func (n *Node) Name() string { return n.cfg.Name }
 
-// Nickname returns what people call this host.
+// Nickname returns this host's name for messages.
 func (n *Node) Nickname() string { return n.cfg.Name[:min(len(n.cfg.Name), peer.MaxNickname)] }
 
-// Own returns this host's Node as it was seen last; the zero one before that. While it is deleted
-// it is the last one that there was, which others know this peer by.
+// Own returns the last object of this host's Node that was read, or the zero value. It is kept while
+// the Node is deleted, since other peers know this peer by its UID.
 func (n *Node) Own() kube.Node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -112,7 +113,7 @@ func (n *Node) Own() kube.Node {
 	return n.own
 }
 
-// Ask asks the API server for this host's Node, before the source follows it.
+// Ask reads this host's Node from the API server, before the source follows it.
 func (n *Node) Ask(ctx context.Context) error {
 	own, err := n.Client.Node(ctx, n.cfg.Name)
 	if err != nil {
@@ -124,7 +125,7 @@ func (n *Node) Ask(ctx context.Context) error {
 	return nil
 }
 
-// Warn says on the Node, in the log and in the status that something is wrong.
+// Warn reports a problem on the Node, in the log and in the status.
 func (n *Node) Warn(p problem.Problem) {
 	n.mu.Lock()
 	known := slices.Contains(n.problems, p)
@@ -133,12 +134,12 @@ func (n *Node) Warn(p problem.Problem) {
 	}
 	n.mu.Unlock()
 	if !known {
-		n.cfg.Log.Warn("something is wrong with the cluster", "reason", p.Reason, "problem", p.String())
+		n.cfg.Log.Warn("problem with the cluster", "reason", p.Reason, "problem", p.String())
 	}
 	n.Report.Warn(p.Reason, p.String())
 }
 
-// clear takes a problem out of the status: the log and the events tell when it was there.
+// clear removes a problem from the status. The log and the events keep it.
 func (n *Node) clear(p problem.Problem) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -148,8 +149,8 @@ func (n *Node) clear(p problem.Problem) {
 	}
 }
 
-// one returns a function that tells of one thing that may be wrong: each problem takes the place
-// of the one before, and the zero one says that all is well.
+// one returns a function that reports a single kind of problem. Each problem replaces the one before,
+// and the zero value clears it.
 func (n *Node) one() func(problem.Problem) {
 	var said problem.Problem
 	return func(p problem.Problem) {
@@ -163,7 +164,8 @@ func (n *Node) one() func(problem.Problem) {
 	}
 }
 
-// Problems are those about the cluster, and what keeps this host from hearing the API server.
+// Problems returns the problems with the cluster, and the reasons why the API server's data may be
+// outdated.
 func (n *Node) Problems() []problem.Problem {
 	n.mu.Lock()
 	list := slices.Clone(n.problems)
@@ -171,7 +173,7 @@ func (n *Node) Problems() []problem.Problem {
 	for _, t := range n.Source.Troubles() {
 		p := problem.Problem{Reason: kube.ReasonAPIServer, What: t.Err.Error()}
 		if !t.Refused {
-			p.About = "away" // with the ports of each attempt in its text
+			p.About = "away" // its text changes with each attempt, since it has ports
 		}
 		list = append(list, p)
 	}

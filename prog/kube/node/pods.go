@@ -10,11 +10,11 @@ import (
 	"weft/prog/kube"
 )
 
-// podTimeout bounds how long an attachment waits for the API server to tell of its pod.
+// podTimeout limits how long an attachment waits until the API server reports its pod.
 const podTimeout = 8 * time.Second
 
-// Complete makes the request of a pod say what the API server says of it: its labels, and no
-// others, since policies are written for those. Any other request stays as it is.
+// Complete replaces the labels and ports of a pod's request by those that the API server has, since
+// policies are written for those. It does not change other requests.
 func (n *Node) Complete(ctx context.Context, req *api.AttachRequest) error {
 	if req.Source != api.SourceCNI || req.Name == "" || req.Namespace == "" {
 		return nil
@@ -29,7 +29,7 @@ func (n *Node) Complete(ctx context.Context, req *api.AttachRequest) error {
 	return nil
 }
 
-// Current returns the labels and ports that a pod has now; false if they are not known.
+// Current returns the current labels and ports of a pod; false if they are not known.
 func (n *Node) Current(namespace, name, uid string) (map[string]string, []api.Port, bool) {
 	state := n.Source.State()
 	if state == nil || uid == "" {
@@ -39,7 +39,7 @@ func (n *Node) Current(namespace, name, uid string) (map[string]string, []api.Po
 	return pod.Labels, ports(pod), ok
 }
 
-// Ended reports whether the API server told of a pod, and has no such pod any more.
+// Ended reports whether the API server no longer has a pod.
 func (n *Node) Ended(namespace, name, uid string) bool {
 	state := n.Source.State()
 	if uid == "" || state == nil || !state.Live {

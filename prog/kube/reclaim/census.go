@@ -9,56 +9,54 @@ import (
 	"weft/prog/kube"
 )
 
-// silence is how long a peer must not have been heard before it can be taken for gone: gossip
-// needs up to ten seconds to notice that a peer is silent, and a pod of the agent less than
-// that to be another one. It is longer than the trust of a founder in its own last word
-// (prog/kube).
+// silence is how long a peer must have been silent before it can count as gone. Gossip needs up to
+// ten seconds to notice, and the replacement of an agent's pod takes less. It is longer than a
+// founder trusts its unanswered request (prog/kube's trust).
 const silence = 30 * time.Second
 
-// Peers try one after the other, so that one of them does it and the others find it done.
+// Peers try one after the other, so that one takes over and the others find it done.
 const (
 	turn     = 5 * time.Second
 	maxTurns = 12
 )
 
-// census is what is known when it is decided whose addresses are reclaimed. It is a value, and
-// what follows from it a pure function: see evaluate.
+// census holds the facts from which evaluate decides whose addresses to take over. It is a value, and
+// evaluate is pure.
 type census struct {
 	Self    peer.ID
 	Peers   []resident
-	Nodes   []kube.Node      // that there are at this moment
-	Founder peer.ID          // as the Secret names it, and
-	Host    string           // the UID of its Node; it may never have been heard of
+	Nodes   []kube.Node      // all current Nodes
+	Founder peer.ID          // named by the Secret
+	Host    string           // UID of the founder's Node; this peer may never have heard it
 	Owners  map[peer.ID]bool // peers that own addresses
 }
 
-// resident is a peer whose record is here.
+// resident is a peer whose record is known.
 type resident struct {
 	ID     peer.ID
-	Host   string // the UID of its Node; empty if it does not say
-	Here   bool   // gossip reaches it, or it is this one
+	Host   string // UID of its Node; empty if the peer does not announce it
+	Here   bool   // whether gossip reaches it, or it is this peer
 	Silent time.Duration
 }
 
-// gone is a peer whose addresses are to be reclaimed, and why.
+// gone is a peer whose addresses are to be taken over, and why.
 type gone struct {
 	ID   peer.ID
 	Host string
 	Why  string
 }
 
-// verdict is what follows from a census.
+// verdict is the result of evaluate.
 type verdict struct {
 	Gone      []gone
-	Answering []resident // peers that can be reached, though their Nodes were deleted
-	Turn      int        // how many others try before this one
-	Cut       bool       // too few Nodes can be reached to decide, or this peer's own was deleted
+	Answering []resident // reachable peers whose Nodes were deleted
+	Turn      int        // number of peers that try before this one
+	Cut       bool       // too few Nodes are reachable to decide, or this peer's own Node was deleted
 }
 
-// evaluate decides which peers are gone: a peer that owns addresses, has been silent for a while,
-// and whose Node does not exist any more, or has another peer by now. There is one agent on a
-// Node, so that the silent one's disk was lost. A peer that does not say on which Node it runs is
-// never gone. It is pure.
+// evaluate decides which peers are gone: peers that own addresses, have been silent for a while, and
+// whose Node no longer exists or now has another peer. A Node has one agent, so in the latter case
+// the silent peer's disk was lost. A peer that does not announce its Node is never gone. It is pure.
 func (c census) evaluate() (v verdict) {
 	exists, here := map[string]bool{}, map[string]peer.ID{}
 	for _, n := range c.Nodes {
@@ -104,8 +102,8 @@ func (c census) evaluate() (v verdict) {
 	return v
 }
 
-// sinceStart returns for how long this peer has run: for that long it has heard nothing of a peer
-// that it never heard of.
+// sinceStart returns how long this peer has run, and so how long a peer that it never heard has been
+// silent.
 func (c census) sinceStart() time.Duration {
 	for _, p := range c.Peers {
 		if p.ID == c.Self {
@@ -115,7 +113,7 @@ func (c census) sinceStart() time.Duration {
 	return 0
 }
 
-// silent returns for how long a peer has been silent.
+// silent returns how long a peer has been silent.
 func (c census) silent(id peer.ID) time.Duration {
 	for _, p := range c.Peers {
 		if p.ID == id {

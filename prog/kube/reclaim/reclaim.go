@@ -1,7 +1,8 @@
-// Package reclaim takes over the addresses of Nodes that are gone from a Kubernetes cluster.
+// Package reclaim takes over the addresses of Nodes that were removed from a Kubernetes cluster.
 //
-// A Reclaimer owns when each peer was heard last. Its goroutine looks every two seconds; who is
-// gone is decided by a pure function of what is known (census).
+// A Reclaimer owns the times when each peer was last heard. Its goroutine checks every two seconds.
+// A pure function of the known facts (census) decides which peers are gone. It never removes a
+// reachable peer.
 package reclaim
 
 import (
@@ -20,32 +21,32 @@ import (
 	"weft/prog/words"
 )
 
-// Mesh says which peers there are.
+// Mesh lists the peers.
 type Mesh interface {
 	Peers() []mesh.Peer
 	Name(peer.ID) string
 }
 
-// Ring says what peers own.
+// Ring returns the ring, and so what peers own.
 type Ring interface {
 	Snapshot(context.Context) (ipam.Snapshot, error)
 }
 
-// Source says which Nodes there are, as far as the watch has heard.
+// Source returns the Nodes that the watch has reported.
 type Source interface{ State() *kube.State }
 
-// Client asks the API server for the Nodes of this moment.
+// Client reads the current Nodes from the API server.
 type Client interface {
 	Nodes(context.Context) ([]kube.Node, error)
 }
 
-// Report says on the Node what was done.
+// Report writes events on the Node.
 type Report interface {
 	Warn(reason, message string)
 	Tell(reason, message string)
 }
 
-// Config is what a Reclaimer is made of.
+// Config configures a Reclaimer.
 type Config struct {
 	Self     peer.ID
 	Mesh     Mesh
@@ -53,34 +54,34 @@ type Config struct {
 	Source   Source
 	Client   Client
 	Report   Report
-	Founding kube.Founding // kept from when this host made its ring
-	// Remove takes over what a peer owns, without a majority, and says how many slots that were.
+	Founding kube.Founding // stored when this host made its ring
+	// Remove takes over a peer's addresses without a majority, and returns the number of slots.
 	Remove func(context.Context, peer.ID) (uint64, error)
 	Log    *slog.Logger
 }
 
-// Reclaimer watches which peers fall silent. Its state belongs to Run's goroutine.
+// Reclaimer detects which peers are gone. Its state belongs to the goroutine of Run.
 type Reclaimer struct {
 	cfg   Config
 	start time.Time
-	heard map[peer.ID]time.Time // when gossip last reached a peer, by the monotonic clock
-	said  map[peer.ID]bool      // peers that answer though their Node is gone, once told
-	next  map[peer.ID]time.Time // not before then, after others refused
+	heard map[peer.ID]time.Time // by the monotonic clock, when gossip last reached a peer
+	said  map[peer.ID]bool      // reported peers that answer although their Node is gone
+	next  map[peer.ID]time.Time // earliest time of the next attempt
 }
 
-// New makes a reclaimer; Run starts it.
+// New returns a Reclaimer; Run starts it.
 func New(cfg Config) *Reclaimer {
 	return &Reclaimer{cfg: cfg, heard: map[peer.ID]time.Time{}, said: map[peer.ID]bool{}, next: map[peer.ID]time.Time{}}
 }
 
-// refusedPause is how long a removal that another peer refused waits: it may still hear the
-// silent one.
+// refusedPause is the pause after a removal that another peer refused, since that peer may still hear
+// the silent one.
 const refusedPause = 20 * time.Second
 
-// period is how often peers are looked at. The API server is asked only when one seems gone.
+// period is the interval of checks. The API server is only asked if a peer seems gone.
 const period = 2 * time.Second
 
-// Run takes over the addresses of Nodes that are gone, until ctx ends.
+// Run takes over the addresses of removed Nodes until ctx ends.
 func (r *Reclaimer) Run(ctx context.Context) error {
 	r.start = time.Now()
 	tick := time.NewTicker(period)
@@ -91,13 +92,13 @@ func (r *Reclaimer) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			if err := r.look(ctx); err != nil && ctx.Err() == nil {
-				r.cfg.Log.Warn("cannot look for Nodes that are gone", "err", err)
+				r.cfg.Log.Warn("cannot check for removed Nodes", "err", err)
 			}
 		}
 	}
 }
 
-// census gathers what is known, but for the Nodes.
+// census collects the known facts, without the Nodes.
 func (r *Reclaimer) census(snap ipam.Snapshot, now time.Time) census {
 	f := r.cfg.Founding
 	c := census{Self: r.cfg.Self, Founder: f.Founder, Host: f.UID, Owners: map[peer.ID]bool{}}
@@ -121,8 +122,8 @@ func (r *Reclaimer) census(snap ipam.Snapshot, now time.Time) census {
 	return c
 }
 
-// look decides by what the watch says, and if a peer seems gone, by what the API server says at
-// this moment: a watch can be behind.
+// look first decides with the Nodes of the watch, which can be outdated. If a peer seems gone, it
+// decides again with the API server's current Nodes.
 func (r *Reclaimer) look(ctx context.Context) error {
 	now := time.Now()
 	snap, err := r.cfg.Ring.Snapshot(ctx)
@@ -156,26 +157,27 @@ func (r *Reclaimer) look(ctx context.Context) error {
 	return nil
 }
 
-// tellOfAnswering says once that a deleted Node keeps its addresses; the first in turn says it.
+// tellOfAnswering reports once that a deleted Node keeps its addresses. Only the peer that is first
+// in turn does it.
 func (r *Reclaimer) tellOfAnswering(v verdict) {
 	for _, p := range v.Answering {
 		if v.Turn > 0 || r.said[p.ID] {
 			continue
 		}
 		r.said[p.ID] = true
-		message := fmt.Sprintf("the Node of %s was deleted (UID %s), but its agent still answers: it keeps its addresses. Stop it, or, if the host shall stay, let its kubelet register again", r.cfg.Mesh.Name(p.ID), p.Host)
+		message := fmt.Sprintf("the Node of %s was deleted (UID %s), but its agent still answers: it keeps its addresses. Stop the agent, or, if the host should stay, let its kubelet register again", r.cfg.Mesh.Name(p.ID), p.Host)
 		r.cfg.Log.Warn("a deleted Node keeps its addresses", "peer", r.cfg.Mesh.Name(p.ID), "event", message)
 		r.cfg.Report.Warn(kube.ReasonStillAnswers, message)
 	}
-	for id := range r.said { // it may be deleted again
+	for id := range r.said { // the Node may be deleted again later
 		if !slices.ContainsFunc(v.Answering, func(p resident) bool { return p.ID == id }) {
 			delete(r.said, id)
 		}
 	}
 }
 
-// takeOver takes what a peer that is gone owns. All peers that can be reached must confirm that they
-// cannot reach it; that its Node is gone stands for the majority.
+// takeOver takes over the addresses of a peer that is gone. All reachable peers must confirm that
+// they cannot reach it. The deletion of its Node replaces the majority.
 func (r *Reclaimer) takeOver(ctx context.Context, g gone) {
 	name := r.cfg.Mesh.Name(g.ID)
 	slots, err := r.cfg.Remove(ctx, g.ID)
@@ -184,10 +186,10 @@ func (r *Reclaimer) takeOver(ctx context.Context, g gone) {
 	case ok && refused.Nothing:
 		// another peer was faster
 	case err != nil && ctx.Err() == nil:
-		r.cfg.Log.Warn("a peer whose Node is gone is not removed", "peer", name, "why", strings.TrimPrefix(err.Error(), "ipam: "))
+		r.cfg.Log.Warn("cannot remove a peer whose Node is gone: it is tried again", "peer", name, "why", strings.TrimPrefix(err.Error(), "ipam: "))
 	case err == nil:
 		message := fmt.Sprintf("took over %s of %s (Node UID %s): %s", words.Count(slots, "address"), name, g.Host, g.Why)
-		r.cfg.Log.Warn("addresses of a Node that is gone were taken over", "peer", name, "event", message)
+		r.cfg.Log.Warn("took over the addresses of a removed Node", "peer", name, "event", message)
 		r.cfg.Report.Tell(kube.ReasonReclaimed, message)
 	}
 }
