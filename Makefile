@@ -56,7 +56,7 @@ race: ## the tests that need no lab, with the race detector
 
 # The programs themselves have it, also as agents that nobody watches: each race fails its test. Some tests of 20 hosts
 # have limits of time that such programs do not keep on a small machine: they are not among these.
-RACES = Agents|CNI|HundredAtOnce|PolicyRaces|PolicyComesBack|StopAndReset|TargetsAndPartition|Reboot|TestAttach|Garbage|Restored|TestNodes|Secret
+RACES = Agents|CNI|HundredContainers|PolicyRaces|PolicyComesBack|StopAndReset|TargetsAndPartition|Reboot|TestAttach|Garbage|Restored|TestNodes|Secret
 race-lab: ## hosts whose programs have the race detector: 7 minutes (RUN=regular expression of other tests)
 	LAB_RACE=1 $(GO) test -count=1 -p 1 -timeout=40m -run '$(or $(RUN),$(RACES))' ./prog/lab/e2e ./prog/lab/incluster
 

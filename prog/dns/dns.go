@@ -220,10 +220,10 @@ func checkDomain(domain string) error {
 		return err
 	}
 	if zone, ok := isSpecial(domain); ok {
-		return fmt.Errorf("names below %s are reserved and have a meaning of their own: use weft.internal, or a domain of yours", zone)
+		return fmt.Errorf("names below %s are reserved and have a meaning of their own: take weft.internal, or a domain of yours", zone)
 	}
 	if _, _, ok := spelled(domain); ok || domain == "arpa." {
-		return errors.New("arpa. is reserved for names of addresses: use weft.internal, or a domain of yours")
+		return errors.New("arpa. is reserved for names of addresses: take weft.internal, or a domain of yours")
 	}
 	if len(domain) > maxDomain {
 		return fmt.Errorf("it is too long: at most %d bytes leave room for names", maxDomain-1)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the programs for each platform, and the image of them: build.sh FLAG-OF-GO-BUILD... -- FLAG-OF-IMAGE...
-# (`go run ./prog/image -h`). `make image` runs it.
+# Builds the programs for each platform, and their image: build.sh FLAG-OF-GO-BUILD... --
+# FLAG-OF-IMAGE... (`go run ./prog/image -h`). `make image` runs it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 flags=()
@@ -9,7 +9,7 @@ shift
 
 for arch in amd64 arm64; do
 	echo "build for linux/$arch"
-	# All settings by name: what a machine has set with `go env -w` or in GOFLAGS would make another image.
+	# Give all settings by name, so that a machine's `go env -w` or GOFLAGS do not change the image.
 	GOFLAGS='' GOEXPERIMENT='' GOFIPS140=off GOAMD64=v1 GOARM64=v8.0 CGO_ENABLED=0 GOOS=linux GOARCH=$arch \
 		"${GO:-go}" build "${flags[@]}" -buildvcs=false -o "bin/linux-$arch/" ./cmd/weft ./cmd/weft-cni
 done

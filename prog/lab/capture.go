@@ -11,11 +11,11 @@ import (
 	"weft/prog/words"
 )
 
-// Capture watches the whole underlay until it is stopped.
+// Capture records the traffic of the whole underlay until it is stopped.
 type Capture struct{ process *Process }
 
-// Capture starts to count every frame that a host sends to the underlay, on its second link too, each once, and those among them that
-// contain marker. When it returns, the capture runs.
+// Capture starts counting the frames that hosts send to the underlay, on both links, each once, and
+// those that contain marker. When it returns, the capture runs.
 func (l *Lab) Capture(ctx context.Context, marker string) (*Capture, error) {
 	args := []string{"weft", "probe", "capture", "--incoming", "--json", "--duration", "0", "--marker", marker}
 	underlay, err := l.node(UnderlayName).Info(ctx)
@@ -29,7 +29,7 @@ func (l *Lab) Capture(ctx context.Context, marker string) (*Capture, error) {
 	return &Capture{p}, nil
 }
 
-// Stop ends the capture and returns what it saw.
+// Stop ends the capture and returns its counters.
 func (c *Capture) Stop() (probe.CaptureSummary, error) {
 	var sum probe.CaptureSummary
 	c.process.Signal(unix.SIGINT)
@@ -40,8 +40,9 @@ func (c *Capture) Stop() (probe.CaptureSummary, error) {
 	return sum, json.Unmarshal([]byte(out), &sum)
 }
 
-// CheckSilence returns an error if the underlay carried anything but Weft's tunnels and gossip and what every
-// Ethernet has, if the marker was in the clear, or if the capture proves nothing.
+// CheckSilence returns an error if the underlay carried anything but Weft's tunnels and gossip and
+// the usual Ethernet control traffic, if the marker was sent in the clear, or if the capture is
+// incomplete.
 func CheckSilence(sum probe.CaptureSummary) error {
 	tunnel := false
 	for _, row := range sum.Flows {
@@ -51,7 +52,7 @@ func CheckSilence(sum probe.CaptureSummary) error {
 		case "udp 6783", "tcp 6783", "arp", "nd", "mld":
 		case probe.UnreachablePrefix + "udp 6783", probe.UnreachablePrefix + "udp 6784": // to a host whose agent or datapath is down
 		default:
-			return fmt.Errorf("lab: the underlay carried %s of %s: only WireGuard, gossip, ARP, ND and MLD belong there",
+			return fmt.Errorf("lab: the underlay carried %s of %s: only WireGuard, gossip, ARP, ND and MLD are allowed",
 				words.Count(row.Packets, "packet"), row.Name())
 		}
 	}
@@ -59,9 +60,9 @@ func CheckSilence(sum probe.CaptureSummary) error {
 	case sum.Marked > 0:
 		return fmt.Errorf("lab: %s on the underlay carried the payload in the clear", words.Count(sum.Marked, "packet"))
 	case sum.Dropped > 0:
-		return fmt.Errorf("lab: the capture missed %s: it proves nothing", words.Count(sum.Dropped, "packet"))
+		return fmt.Errorf("lab: the capture missed %s, so it proves nothing: try again on an idle machine", words.Count(sum.Dropped, "packet"))
 	case !tunnel:
-		return fmt.Errorf("lab: the capture saw no tunnel: it proves nothing")
+		return fmt.Errorf("lab: the capture saw no tunnel packets, so it proves nothing: check the tunnels")
 	}
 	return nil
 }

@@ -14,24 +14,24 @@ import (
 	cni100 "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// Where every container runtime looks.
+// The folders of container runtimes.
 const (
 	cniConfDir = "/etc/cni/net.d"
 	cniBinDir  = "/opt/cni/bin"
-	// The default, /var/lib/cni, would outlive a reboot that no container does.
+	// The default, /var/lib/cni, would survive a reboot, but containers do not.
 	cniCacheDir = "/run/cni"
 )
 
-// confWait bounds the wait for the conflist, which the agent writes when it is ready.
+// confWait limits the wait for the conflist, which the agent writes when it is ready.
 const confWait = 30 * time.Second
 
-// plugged is what an add gave.
+// plugged is the result of CNI ADD.
 type plugged struct {
 	Addresses  []string `json:"addresses"`
 	ResolvConf string   `json:"resolvConf"`
 }
 
-// Identity is what a runtime tells the network of a container.
+// Identity is what a runtime tells the network about a container.
 type Identity struct {
 	Namespace string            `json:"namespace"`
 	Name      string            `json:"name"`
@@ -39,21 +39,21 @@ type Identity struct {
 	Ports     []Port            `json:"ports,omitempty"`
 }
 
-// Port is one that a container declares.
+// Port is a named port of a container.
 type Port struct {
 	Name     string `json:"name"`
 	Protocol string `json:"protocol"` // tcp, udp or sctp
 	Number   uint16 `json:"port"`
 }
 
-// identityOf is what a container is called without an Identity: as Kubernetes calls a pod,
-// by its own name, and its host's for a namespace.
+// identityOf returns the default Identity of a container: its own name, in a namespace with its
+// host's name.
 func identityOf(container string) Identity {
 	host, name, _ := strings.Cut(container, "/")
 	return Identity{Namespace: host, Name: name}
 }
 
-// cniArgs is what CNI's conventions have for a container (args in the plugin's configuration).
+// cniArgs are the args of the CNI conventions for a container (in the plugin's configuration).
 func (i Identity) cniArgs() map[string]any {
 	labels := []map[string]string{}
 	for _, key := range slices.Sorted(maps.Keys(i.Labels)) {
@@ -62,8 +62,8 @@ func (i Identity) cniArgs() map[string]any {
 	return map[string]any{"cni": map[string]any{"labels": labels, "ports": i.Ports}}
 }
 
-// runCNI does on a host what a container runtime does there: it tells the name of a
-// container as Kubernetes does (CNI_ARGS), and the rest in args.
+// runCNI acts as a container runtime on a host. It passes the container's name as Kubernetes does
+// (CNI_ARGS), and the rest in args.
 func runCNI(ctx context.Context, verb, id, netns string, as Identity) (out plugged, err error) {
 	list, err := waitForConf(ctx)
 	if err != nil {
@@ -92,7 +92,7 @@ func runCNI(ctx context.Context, verb, id, netns string, as Identity) (out plugg
 	return out, fmt.Errorf("unknown CNI verb %q: use add or del", verb)
 }
 
-// cniError keeps a plugin's details, which types.Error's own text drops.
+// cniError adds a plugin's details, which types.Error's text omits.
 func cniError(err error) error {
 	if e, ok := errors.AsType[*types.Error](err); ok && e.Details != "" {
 		return fmt.Errorf("CNI code %d: %s: %s", e.Code, e.Msg, e.Details)

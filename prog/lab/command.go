@@ -17,14 +17,14 @@ import (
 	"weft/prog/words"
 )
 
-// ExitError is what weft lab exec returns when its command failed. The command has said why; all that is left
-// to do is to end with the same code.
+// ExitError means that the command of weft lab exec failed. The command has printed the reason, so
+// only its exit code is left.
 type ExitError struct{ Code int }
 
 func (e *ExitError) Error() string { return fmt.Sprintf("exit code %d", e.Code) }
 
-// Command returns weft lab. Its commands end with their context, which the caller ends on SIGINT and SIGTERM;
-// exec instead passes signals on. Errors are for people, except *ExitError.
+// Command returns weft lab. Its commands end with their context, which the caller cancels on SIGINT
+// and SIGTERM, but exec passes signals on to its command. Errors are for users, except *ExitError.
 func Command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "lab",
@@ -32,7 +32,7 @@ func Command() *cobra.Command {
 		Long: "Build hosts and containers on this machine, to try Weft and to test it.\n\n" +
 			"Hosts h1, h2 … are network namespaces with their own mounts, processes and hostname, on a common\n" +
 			"underlay (192.0.2.0/24 and 2001:db8::/64); each runs the real weft. Containers h1/c1, h1/c2 … are\n" +
-			"plugged in by the real weft-cni. As root, or as an ordinary user. Nothing outlives weft lab down.",
+			"attached by the real weft-cni. It works as root and as an ordinary user. weft lab down removes all of it.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -40,9 +40,9 @@ func Command() *cobra.Command {
 	root.PersistentFlags().StringVar(&name, "name", "default", "name of the lab; several may run at once")
 	root.AddCommand(upCommand(&name), downCommand(&name), execCommand(&name), statusCommand(&name),
 		linkCommand(&name), networkCommand(&name), killCommand(&name), demoCommand(&name), cniCommand(), nodeCommand(),
-		hostCommand(&name, "stop", "Run weft stop on a host: its containers stay connected", (*Lab).Stop),
+		hostCommand(&name, "stop", "Run weft stop on a host; its containers stay connected", (*Lab).Stop),
 		hostCommand(&name, "start", "Launch weft again on a host that was stopped or killed", (*Lab).Start),
-		hostCommand(&name, "reboot", "End everything on a host at once and start it again", (*Lab).Reboot))
+		hostCommand(&name, "reboot", "Kill everything on a host at once and start it again", (*Lab).Reboot))
 	return root
 }
 
@@ -51,14 +51,14 @@ func upCommand(name *string) *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
 		Use:   "up [-- LAUNCH-FLAGS]",
-		Short: "make hosts, launch weft on them, plug containers in",
-		Long: "Make hosts, launch weft on them, plug containers in. If weft does not start, nothing is left of the lab,\n" +
-			"unless --keep says so.",
+		Short: "make hosts, launch weft on them, attach containers",
+		Long: "Make hosts, launch weft on them, attach containers. If weft does not start, the lab is removed,\n" +
+			"unless --keep is given.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.ArgsLenAtDash() < 0 && len(args) > 0 {
 				return fmt.Errorf("lab: unexpected %q: flags for weft launch go after --", args[0])
 			}
-			if o.Hosts == 0 { // which would mean the default
+			if o.Hosts == 0 { // 0 would mean the default
 				return words.Misused(fmt.Errorf("lab: 0 hosts: between 1 and %d are possible", MaxHosts))
 			}
 			o.Name, o.Launch = *name, args
@@ -69,7 +69,7 @@ func upCommand(name *string) *cobra.Command {
 				return err
 			}
 			if err != nil && keep && ctx.Err() == nil {
-				return fmt.Errorf("%w\nThe lab is still up to look at: weft lab status --name %s; remove it with weft lab down --name %s",
+				return fmt.Errorf("%w\nThe lab is still up for inspection: weft lab status --name %s; remove it with weft lab down --name %s",
 					err, l.opts.Name, l.opts.Name)
 			}
 			if err != nil {
@@ -87,18 +87,18 @@ func upCommand(name *string) *cobra.Command {
 	f.IntVar(&o.Containers, "containers", 2, "number of containers on each host")
 	f.StringVar(&o.Underlay, "underlay", "46", "families of the hosts' own network: 4, 6 or 46")
 	f.BoolVar(&o.Together, "together", false, "launch all hosts at once, each with the others as targets")
-	f.BoolVar(&o.Bare, "bare", false, "make hosts and containers only, launch and plug nothing")
-	f.BoolVar(&keep, "keep", false, "if weft does not start, leave the lab up to look at")
+	f.BoolVar(&o.Bare, "bare", false, "make hosts and containers only, without weft")
+	f.BoolVar(&keep, "keep", false, "keep the lab for inspection if weft does not start")
 	return cmd
 }
 
 func downCommand(name *string) *cobra.Command {
 	return &cobra.Command{
-		Use: "down", Short: "remove the lab and all that is left of it", Args: cobra.NoArgs,
+		Use: "down", Short: "remove the lab and everything that it made", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			stale, err := Down(cmd.Context(), *name)
 			if stale {
-				fmt.Fprintf(cmd.ErrOrStderr(), "lab %q had died; what it left is cleaned up\n", *name)
+				fmt.Fprintf(cmd.ErrOrStderr(), "lab %q had crashed; its remains are removed\n", *name)
 			}
 			return err
 		},
@@ -108,7 +108,7 @@ func downCommand(name *string) *cobra.Command {
 func execCommand(name *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec HOST[/CONTAINER] -- CMD…",
-		Short: "run a command on a host, in a container, or beside the bridge (underlay)",
+		Short: "run a command on a host, in a container, or in the bridge's namespace (underlay)",
 		Example: "  weft lab exec h1 -- weft status\n  weft lab exec h1/c1 -- weft probe icmp 10.32.0.5\n" +
 			"  weft lab exec h2 -- sh\n  weft lab exec underlay -- weft probe capture h1 h2",
 		Args: cobra.MinimumNArgs(2),
@@ -121,7 +121,7 @@ func execCommand(name *string) *cobra.Command {
 				return err
 			}
 			argv := args[1:]
-			if argv[0] == "--" { // kept by the flag parser, because a word precedes it
+			if argv[0] == "--" { // the flag parser keeps it, since a word precedes it
 				argv = argv[1:]
 			}
 			if len(argv) == 0 {
@@ -133,24 +133,24 @@ func execCommand(name *string) *cobra.Command {
 			signals := make(chan os.Signal, 8)
 			signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
 			defer signal.Stop(signals)
-			// The context would end at ctrl-C, and the command with it, however it means to answer.
+			// The context would end at ctrl-C, and kill a command that handles ctrl-C itself.
 			err = l.Attach(context.WithoutCancel(cmd.Context()), args[0],
 				[3]*os.File{os.Stdin, os.Stdout, os.Stderr}, signals, argv...)
 			return exitCode(cmd, err)
 		},
 	}
-	// The command's own flags are not ours, with or without the dashes before it.
+	// Do not parse the command's own flags, with or without the dashes before it.
 	cmd.Flags().SetInterspersed(false)
 	return cmd
 }
 
-// exitCode turns a command's failure into its exit code.
+// exitCode converts a command's failure to its exit code.
 func exitCode(cmd *cobra.Command, err error) error {
 	failed, ok := errors.AsType[*CommandError](err)
 	if !ok {
 		return err
 	}
-	if failed.Stderr != "" { // it could not even be started
+	if failed.Stderr != "" { // it could not be started
 		fmt.Fprintln(cmd.ErrOrStderr(), "weft:", failed.Stderr)
 	}
 	return &ExitError{failed.Code}
@@ -162,7 +162,7 @@ func (l *Lab) checkTarget(target string) error {
 		return nil
 	}
 	if inContainer && !validName.MatchString(container) {
-		return fmt.Errorf("lab: bad container %q: it is called HOST/NAME, like h1/c1", target)
+		return fmt.Errorf("lab: bad container %q: use HOST/NAME, such as h1/c1", target)
 	}
 	return l.checkHost(host)
 }
@@ -198,11 +198,11 @@ func writeJSON(w io.Writer, v any) error {
 
 func linkCommand(name *string) *cobra.Command {
 	return &cobra.Command{
-		Use: "link HOST HOST up|down", Short: "cut or heal the underlay between two hosts",
+		Use: "link HOST HOST up|down", Short: "cut or restore the underlay between two hosts",
 		Args: cobra.ExactArgs(3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if args[2] != "up" && args[2] != "down" {
-				return fmt.Errorf("lab: %q: a link goes up or down", args[2])
+				return fmt.Errorf("lab: %q: want up or down", args[2])
 			}
 			l, err := Open(*name)
 			if err != nil {
@@ -216,7 +216,7 @@ func linkCommand(name *string) *cobra.Command {
 func killCommand(name *string) *cobra.Command {
 	var datapath bool
 	cmd := &cobra.Command{
-		Use: "kill HOST", Short: "kill a host's agent, or its datapath, with SIGKILL",
+		Use: "kill HOST", Short: "kill a host's agent or datapath with SIGKILL",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := Open(*name)
@@ -250,7 +250,7 @@ func hostCommand(name *string, verb, short string, do func(*Lab, context.Context
 func nodeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "node NAME", Hidden: true, Args: cobra.ExactArgs(1),
-		Short: "be the first process of a host's or container's namespaces",
+		Short: "run as the first process of a host's or container's namespaces",
 		RunE:  func(cmd *cobra.Command, _ []string) error { return node.Main(cmd.Context()) },
 	}
 }
@@ -258,11 +258,11 @@ func nodeCommand() *cobra.Command {
 func cniCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "cni add|del CONTAINER-ID NETNS IDENTITY", Hidden: true, Args: cobra.ExactArgs(4),
-		Short: "do on this host what a container runtime does with CNI",
+		Short: "call CNI on this host as a container runtime does",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var as Identity
 			if err := json.Unmarshal([]byte(args[3]), &as); err != nil {
-				return fmt.Errorf("lab: who the container is: %w", err)
+				return fmt.Errorf("lab: the container's identity: %w", err)
 			}
 			out, err := runCNI(cmd.Context(), args[0], args[1], args[2], as)
 			if err != nil {
@@ -276,7 +276,7 @@ func cniCommand() *cobra.Command {
 func demoCommand(name *string) *cobra.Command {
 	return &cobra.Command{
 		Use: "demo", Args: cobra.NoArgs,
-		Short: "show three hosts, their tunnels and what a sniffer sees (KEEP=1 leaves them running)",
+		Short: "demonstrate three hosts, their tunnels and a packet capture (KEEP=1 leaves them running)",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			lab := "demo"
 			if cmd.Flags().Changed("name") {

@@ -9,8 +9,8 @@ import (
 
 var installing sync.Mutex
 
-// Install makes sure of a program that tests and benchmarks measure with, which it installs
-// from Debian's package if it is not there.
+// Install installs the Debian package of a program that tests and benchmarks use, unless the program
+// is there.
 func Install(program, pkg string) error {
 	installing.Lock()
 	defer installing.Unlock()
@@ -24,12 +24,12 @@ func Install(program, pkg string) error {
 	}
 	install := []string{"install", "-y", "-q", "--no-install-recommends", pkg}
 	out, err := apt(install...)
-	if err != nil { // the lists may be old, or not there
+	if err != nil { // the package lists may be old or missing
 		_, _ = apt("update", "-q")
 		out, err = apt(install...)
 	}
 	if err != nil {
-		return fmt.Errorf("%s is not there, and cannot be installed from here: apt-get install %s: %w\n%s", program, pkg, err, out)
+		return fmt.Errorf("%s is missing and cannot be installed automatically: run apt-get install %s: %w\n%s", program, pkg, err, out)
 	}
 	return nil
 }

@@ -13,17 +13,18 @@ import (
 	"weft/prog/words"
 )
 
-// demoMarker fills every payload of the demo: were any of it sent in the clear, the capture would find it.
+// demoMarker fills every payload of the demo, so that the capture finds any that is sent in the
+// clear.
 const demoMarker = "the-quick-brown-fox-"
 
-// demo is one run. Its output is real: what is printed after a $ has just been run.
+// demo is one run. Its output is real: each command printed after $ has just run.
 type demo struct {
 	lab *Lab
 	out io.Writer
 }
 
-// Demo brings three hosts up, as the lab with this name, and shows what Weft does, on w. It fails if anything that it says is not true. With
-// keep the lab stays; otherwise nothing is left.
+// Demo starts three hosts as the lab with this name, and shows on w what Weft does. It fails if one
+// of its claims is not true. It removes the lab at the end, unless keep is true.
 func Demo(ctx context.Context, w io.Writer, name string, keep bool) (err error) {
 	d := &demo{out: w}
 	start := time.Now()
@@ -45,11 +46,11 @@ func Demo(ctx context.Context, w io.Writer, name string, keep bool) (err error) 
 		}
 	}
 	if keep {
-		d.caption("The lab stays up. Try:")
+		d.caption("The lab stays up. Try these commands:")
 		d.keepHints()
 		return nil
 	}
-	d.caption("All of it is true; cleaning up (after %.0f s; KEEP=1 leaves the lab running)", time.Since(start).Seconds())
+	d.caption("All checks passed; removing the lab (after %.0f s; KEEP=1 leaves it running)", time.Since(start).Seconds())
 	return nil
 }
 
@@ -57,7 +58,7 @@ func (d *demo) caption(format string, args ...any) {
 	fmt.Fprintf(d.out, "\n── %s\n\n", fmt.Sprintf(format, args...))
 }
 
-// show runs a command on a target, and prints both it and its output.
+// show runs a command on a target, and prints the command and its output.
 func (d *demo) show(ctx context.Context, target string, args ...string) error {
 	fmt.Fprintf(d.out, "%s $ %s\n", target, strings.Join(args, " "))
 	out, err := d.lab.Exec(ctx, target, nil, args...)
@@ -84,8 +85,8 @@ func (d *demo) status(ctx context.Context) error {
 	return nil
 }
 
-// tunnels waits until h1 has a tunnel to both other hosts. The first packet makes WireGuard shake hands, so it
-// sends some.
+// tunnels waits until h1 has a tunnel to both other hosts. It sends packets, since the first one
+// starts WireGuard's handshake.
 func (d *demo) tunnels(ctx context.Context) error {
 	addrs, err := d.remoteAddrs(ctx)
 	if err != nil {
@@ -99,7 +100,7 @@ func (d *demo) tunnels(ctx context.Context) error {
 	}
 }
 
-// remoteAddrs are the addresses of the containers that are not on h1.
+// remoteAddrs returns the addresses of the containers that are not on h1.
 func (d *demo) remoteAddrs(ctx context.Context) ([]string, error) {
 	var all []string
 	for _, target := range []string{"h2/c1", "h2/c2", "h3/c1", "h3/c2"} {
@@ -108,7 +109,7 @@ func (d *demo) remoteAddrs(ctx context.Context) ([]string, error) {
 			return nil, err
 		}
 		if len(addrs) < 2 {
-			return nil, fmt.Errorf("lab: %s has the addresses %v: one of each family was expected", target, addrs)
+			return nil, fmt.Errorf("lab: %s has the addresses %v: want one of each family", target, addrs)
 		}
 		all = append(all, addrs...)
 	}
@@ -117,7 +118,7 @@ func (d *demo) remoteAddrs(ctx context.Context) ([]string, error) {
 }
 
 func (d *demo) reach(ctx context.Context) error {
-	d.caption("A container reaches those on the other hosts, over IPv4 and IPv6")
+	d.caption("A container reaches containers on other hosts, over IPv4 and IPv6")
 	addrs, err := d.remoteAddrs(ctx)
 	if err != nil {
 		return err
@@ -134,16 +135,16 @@ func (d *demo) reach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.caption("Meanwhile a sniffer on the hosts' own network saw this, and %q in %s", demoMarker, words.Count(sum.Marked, "packet"))
+	d.caption("Meanwhile a packet capture of the hosts' own network saw this, and %q in %s", demoMarker, words.Count(sum.Marked, "packet"))
 	if err := sum.Print(d.out); err != nil {
 		return err
 	}
 	return CheckSilence(sum)
 }
 
-// names shows that containers find each other by name, also one that has just come.
+// names shows that containers find each other by name, including a name that was just added.
 func (d *demo) names(ctx context.Context) error {
-	d.caption("Every container has a name, which any resolver finds; h3/c2 gets another one meanwhile")
+	d.caption("Every container has a DNS name; h3/c2 now gets another one")
 	for _, args := range [][]string{{"cat", "/etc/resolv.conf"}, {"getent", "ahostsv4", "c2.h3"}} {
 		if err := d.show(ctx, "h1/c1", args...); err != nil {
 			return err
@@ -222,16 +223,16 @@ func (d *demo) kill(ctx context.Context) error {
 	return d.restart(ctx)
 }
 
-// restart shows that the agent really was down, and brings it back.
+// restart checks that the agent was down all the time, and starts it again.
 func (d *demo) restart(ctx context.Context) error {
 	s, err := d.lab.Status(ctx)
 	if err != nil {
 		return err
 	}
 	if h2 := s.Hosts[1]; len(h2.Agent) != 0 {
-		return fmt.Errorf("lab: the agent of h2 runs (pid %v): it should have been dead all the time", h2.Agent)
+		return fmt.Errorf("lab: the agent of h2 runs (pid %v): want none until it is started again", h2.Agent)
 	}
-	fmt.Fprintln(d.out, "\nNo message was lost, none was in the clear. The agent comes back to its state:")
+	fmt.Fprintln(d.out, "\nNo message was lost, and none was sent in the clear. The agent starts with its stored state:")
 	fmt.Fprintln(d.out, "\n$ weft lab start --name "+d.lab.opts.Name+" h2")
 	if err := d.lab.Start(ctx, "h2"); err != nil {
 		return err

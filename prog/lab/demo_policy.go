@@ -9,7 +9,7 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// demoPolicy lets one host's containers in, by one port.
+// demoPolicy allows one host's containers, on one port.
 const demoPolicy = `apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:
@@ -25,9 +25,9 @@ spec:
     - port: 7007
 `
 
-// policy shows that a policy is in force on all hosts at once, and that it says why.
+// policy shows that a policy is in force on all hosts at once, and that explain gives the reason.
 func (d *demo) policy(ctx context.Context) error {
-	d.caption("A NetworkPolicy, applied on h3: h2's containers are reached from namespace h1 only (a host's containers are in one)")
+	d.caption("A NetworkPolicy, applied on h3: h2's containers are reachable from namespace h1 only (a host's name is its containers' namespace)")
 	fmt.Fprintf(d.out, "h3 $ weft policy apply --wait -f - <<EOF\n%sEOF\n", indented(demoPolicy))
 	out, err := d.lab.Exec(ctx, "h3", strings.NewReader(demoPolicy), "weft", "policy", "apply", "--wait", "-f", "-")
 	if err != nil {
@@ -64,7 +64,7 @@ func (d *demo) policy(ctx context.Context) error {
 	return nil
 }
 
-// indented is a text as the demo prints what it quotes.
+// indented indents a quoted text for output.
 func indented(text string) string {
 	return "  " + strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n  ") + "\n"
 }

@@ -15,13 +15,13 @@ import (
 
 const lockFile = "lock"
 
-// baseDir is not below TMPDIR: a socket's path may have at most 107 bytes.
+// baseDir is not in TMPDIR, since a socket's path may have at most 107 bytes.
 func baseDir() string { return "/tmp/weft-lab-" + strconv.Itoa(os.Geteuid()) }
 
 func stateDir(name string) string { return filepath.Join(baseDir(), name) }
 
-// lockBase opens the base directory, made if it is missing, and locks it until the file is closed. /tmp belongs
-// to everybody: a directory that somebody else made, or may enter, is refused.
+// lockBase opens the base directory, creates it if needed, and locks it until the file is closed.
+// Since all users can write to /tmp, it refuses a directory that another user owns or may enter.
 func lockBase() (*os.File, error) {
 	for {
 		if err := os.Mkdir(baseDir(), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
@@ -43,7 +43,7 @@ func lockBase() (*os.File, error) {
 			return nil, errors.Join(err, dir.Close())
 		}
 		if unix.Lstat(baseDir(), &now) != nil || now.Ino != st.Ino {
-			_ = dir.Close() // a lab went down meanwhile and took the directory with it
+			_ = dir.Close() // a lab went down meanwhile and removed the directory
 			continue
 		}
 		if int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 {
@@ -53,7 +53,7 @@ func lockBase() (*os.File, error) {
 	}
 }
 
-// holder returns the pid of the lab's root node, 0 if the lab does not live.
+// holder returns the pid of the lab's root node, or 0 if the lab is not running.
 func holder(dir string) (int, error) {
 	fd, err := unix.Open(filepath.Join(dir, lockFile), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
@@ -65,7 +65,7 @@ func holder(dir string) (int, error) {
 	defer unix.Close(fd)
 	lock := unix.Flock_t{Type: unix.F_WRLCK}
 	if err := unix.FcntlFlock(uintptr(fd), unix.F_GETLK, &lock); err != nil {
-		return 0, fmt.Errorf("lab: ask for the lock of %s: %w", dir, err)
+		return 0, fmt.Errorf("lab: query the lock of %s: %w", dir, err)
 	}
 	if lock.Type == unix.F_UNLCK {
 		return 0, nil
@@ -73,14 +73,15 @@ func holder(dir string) (int, error) {
 	return int(lock.Pid), nil
 }
 
-// Down ends the lab and removes all of it. It needs only the lab's directory, so it also cleans up after a crash.
+// Down ends the lab and removes everything that it made. It only needs the lab's directory, so it
+// also works after a crash.
 func (l *Lab) Down(ctx context.Context) error {
 	_, err := Down(ctx, l.opts.Name)
 	return err
 }
 
-// Down ends the named lab, whatever state it is in, and tells if it was already dead. That there is no such lab
-// is no error.
+// Down ends the named lab in any state, and reports whether it had crashed. It is no error if there
+// is no such lab.
 func Down(ctx context.Context, name string) (stale bool, err error) {
 	base, err := lockBase()
 	if err != nil {
@@ -89,7 +90,7 @@ func Down(ctx context.Context, name string) (stale bool, err error) {
 	defer base.Close()
 	dir := stateDir(name)
 	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
-		_ = os.Remove(baseDir()) // fails while other labs are there
+		_ = os.Remove(baseDir()) // fails while there are other labs
 		return false, nil
 	}
 	stale, err = remove(ctx, dir)
@@ -97,7 +98,8 @@ func Down(ctx context.Context, name string) (stale bool, err error) {
 	return stale, err
 }
 
-// remove ends the lab in dir, if it lives, and removes dir. The base directory is locked.
+// remove ends the lab in dir, if it runs, and removes dir. The caller holds the lock of the base
+// directory.
 func remove(ctx context.Context, dir string) (stale bool, err error) {
 	pidfd, live, err := openRoot(dir)
 	if err != nil {
@@ -115,8 +117,9 @@ func remove(ctx context.Context, dir string) (stale bool, err error) {
 	return !live, nil
 }
 
-// openRoot returns a pidfd of the root node, -1 if it is gone, and whether it lives. A dying root has let go of
-// its lock, but waits for all other processes of the lab to end; then the lock file still says who it is.
+// openRoot returns a pidfd of the root node, or -1 if it has ended, and whether it runs. A root that
+// is ending has released its lock, but waits for the lab's other processes; then the lock file still
+// contains its pid.
 func openRoot(dir string) (pidfd int, live bool, err error) {
 	pid, err := holder(dir)
 	if err != nil {
@@ -124,7 +127,7 @@ func openRoot(dir string) (pidfd int, live bool, err error) {
 	}
 	if pid != 0 {
 		pidfd, err := unix.PidfdOpen(pid, 0)
-		// With the pidfd at hand, ask again: the number could have passed to somebody else in between.
+		// Query again now that there is a pidfd: the pid could have been reused meanwhile.
 		if again, e := holder(dir); err == nil && e == nil && again == pid {
 			return pidfd, true, nil
 		}
@@ -134,14 +137,14 @@ func openRoot(dir string) (pidfd int, live bool, err error) {
 	}
 	data, err := os.ReadFile(filepath.Join(dir, lockFile))
 	if errors.Is(err, os.ErrNotExist) {
-		return -1, false, nil // it never got that far
+		return -1, false, nil // it ended before it wrote its pid
 	}
 	if err != nil {
 		return -1, false, fmt.Errorf("lab: %w", err)
 	}
 	root, err := node.ParseIdentity(string(data))
 	if err != nil {
-		return -1, false, nil // nor did this one
+		return -1, false, nil // it ended before it took the lock
 	}
 	pidfd, err = root.Open()
 	if err != nil {
@@ -150,8 +153,8 @@ func openRoot(dir string) (pidfd int, live bool, err error) {
 	return pidfd, false, nil
 }
 
-// killRoot ends the root node and with it, by the kernel's hand, every process of the lab. A pid namespace's
-// first process is gone only when all others are.
+// killRoot kills the root node. The kernel then kills all processes of the lab, and the first process
+// of a pid namespace ends last.
 func killRoot(ctx context.Context, pidfd int) error {
 	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("lab: kill the lab's root: %w", err)
@@ -164,5 +167,5 @@ func killRoot(ctx context.Context, pidfd int) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("lab: the lab's root does not end: %w", context.Cause(ctx))
+	return fmt.Errorf("lab: the lab's root process does not end: %w", context.Cause(ctx))
 }

@@ -16,11 +16,12 @@ import (
 	"weft/prog/lab/node"
 )
 
-// CommandError is returned for a command that ran in the lab and failed.
+// CommandError is the error of a command that ran in the lab and failed.
 type CommandError = node.CommandError
 
-// Exec runs a command on a host ("h1"), in a container ("h1/c1") or beside the bridge ("underlay"), and returns
-// its stdout. stdin may be nil. A command that fails gives an *CommandError with its stderr.
+// Exec runs a command on a host ("h1"), in a container ("h1/c1") or in the bridge's namespace
+// ("underlay"), and returns its stdout. stdin may be nil. If the command fails, the error is a
+// *CommandError with its stderr.
 func (l *Lab) Exec(ctx context.Context, target string, stdin io.Reader, args ...string) (string, error) {
 	p, err := l.startProcess(ctx, target, stdin, args...)
 	if err != nil {
@@ -29,21 +30,23 @@ func (l *Lab) Exec(ctx context.Context, target string, stdin io.Reader, args ...
 	return p.Wait()
 }
 
-// Attach runs a command with the caller's own descriptors, so that a terminal works; signals are passed on.
+// Attach runs a command with the caller's own file descriptors, so that terminals work. It passes
+// signals on.
 func (l *Lab) Attach(ctx context.Context, target string, stdio [3]*os.File, signals <-chan os.Signal, args ...string) error {
 	err := l.node(target).Exec(ctx, node.Command{Argv: args, Env: os.Environ(), Stdio: stdio, Signals: signals})
 	return l.explain(target, err)
 }
 
-// explain names the target where the node could only name its socket.
+// explain names the target in errors of the node, which only name its socket.
 func (l *Lab) explain(target string, err error) error {
 	if !errors.Is(err, node.ErrDown) {
 		return err
 	}
-	return fmt.Errorf("lab: %s does not run (%w): weft lab status shows what does; weft lab reboot HOST starts a host", target, err)
+	return fmt.Errorf("lab: %s does not run (%w): see weft lab status; weft lab reboot HOST starts a host", target, err)
 }
 
-// Background starts a command and returns as soon as its stderr contains ready. The command ends with ctx.
+// Background starts a command and returns when ready appears in its stderr. The command ends with
+// ctx.
 func (l *Lab) Background(ctx context.Context, target, ready string, args ...string) (*Process, error) {
 	p, err := l.startProcess(ctx, target, nil, args...)
 	if err != nil {
@@ -61,7 +64,7 @@ func (l *Lab) Background(ctx context.Context, target, ready string, args ...stri
 	return p, nil
 }
 
-// Process is a command with captured output that runs in the lab.
+// Process is a command that runs in the lab, with captured output.
 type Process struct {
 	argv           []string
 	stdout, stderr *collector
@@ -103,15 +106,15 @@ func (l *Lab) startProcess(ctx context.Context, target string, stdin io.Reader, 
 	return p, nil
 }
 
-// Signal is passed on to the command's process group, if it still runs.
+// Signal sends a signal to the command's process group, if it still runs.
 func (p *Process) Signal(sig unix.Signal) {
 	select {
 	case p.signals <- sig:
-	default: // one is on its way already
+	default: // another signal is being sent
 	}
 }
 
-// Wait waits for the command's end and returns its stdout. It is called once.
+// Wait waits for the command's end and returns its stdout. Call it only once.
 func (p *Process) Wait() (string, error) {
 	err := <-p.done
 	p.cancel()
@@ -122,7 +125,7 @@ func (p *Process) Wait() (string, error) {
 	return stdout, err
 }
 
-// input turns a reader into a descriptor. The returned function ends the feeding.
+// input turns a reader into a file descriptor. The returned function stops copying.
 func input(r io.Reader) (*os.File, func(), error) {
 	if r == nil {
 		f, err := os.Open(os.DevNull)
@@ -132,15 +135,15 @@ func input(r io.Reader) (*os.File, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	go func() { // ends with the reader, or when the command no longer reads
+	go func() { // ends with the reader, or when the command stops reading
 		_, _ = io.Copy(pw, r)
 		_ = pw.Close()
 	}()
 	return pr, func() { _ = pw.Close() }, nil
 }
 
-// collector reads one output of a command. A daemon that the command left behind may hold the other end for
-// ever, so it stops shortly after the command's end.
+// collector reads one output of a command. A daemon that the command started may keep the descriptor
+// open, so collector stops shortly after the command's end.
 type collector struct {
 	r    *os.File
 	done chan struct{}
@@ -168,7 +171,7 @@ func (c *collector) Write(p []byte) (int, error) {
 	return c.buf.Write(p)
 }
 
-// String is what has been read so far.
+// String returns what was read so far.
 func (c *collector) String() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -183,8 +186,8 @@ func (c *collector) finish() string {
 	return c.String()
 }
 
-// drain reads what is there, without waiting for more: on a busy machine the time may be over
-// before the first byte was read.
+// drain reads what is available, without waiting. On a busy machine, the time limit may pass before
+// the first byte is read.
 func (c *collector) drain() {
 	_ = c.r.SetReadDeadline(time.Time{})
 	raw, err := c.r.SyscallConn()

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// What a command wrote is there, also if nobody had the time to read it, and although a
-// daemon that it left behind holds the other end.
+// The output of a command is complete even if there was no time to read it, and although a daemon
+// that it started keeps the descriptor open.
 func TestCollectorDrains(t *testing.T) {
 	c, w, err := newCollector()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close() // the daemon's
+	defer w.Close() // plays the daemon's descriptor
 	_ = c.r.SetReadDeadline(time.Now().Add(-time.Second))
 	<-c.done // nothing was read yet
 	want := strings.Repeat("output ", 1000)

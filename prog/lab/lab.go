@@ -1,8 +1,8 @@
-// Package lab builds hosts on one machine: the demo, and what integration tests run on.
+// Package lab builds hosts on one machine, for the demo and for integration tests.
 //
 // A host is a set of namespaces with its own processes, hostname, mounts and eth0 on a shared bridge, the
-// underlay. It runs the real weft, and its containers are plugged in by the real weft-cni through libcni. All
-// of it hangs on one process (package node says how), in one state directory:
+// underlay. It runs the real weft, and the real weft-cni attaches its containers through libcni. One process
+// holds all of it (see package node), with one state directory:
 //
 //	/tmp/weft-lab-UID/NAME/
 //	    lab.json        what was asked for
@@ -11,9 +11,9 @@
 //	    h1.sock …       the nodes' sockets
 //	    h1/lib          /var/lib/weft of h1: survives a reboot
 //
-// Everything about a running lab is read from its nodes, nothing is remembered that could be out of date: any
-// process of the same user may Open a lab, and methods are safe for concurrent use, by several processes too.
-// Exceptions are named. The package changes nothing on the machine outside of the state directory.
+// The state of a running lab is always read from its nodes, never cached. Any process of the same
+// user may Open a lab. Unless documented otherwise, methods are safe for concurrent use, also from
+// several processes. The package changes nothing on the machine outside the state directory.
 package lab
 
 import (
@@ -34,8 +34,8 @@ import (
 	"weft/prog/words"
 )
 
-// Options is what a lab is made of. The zero value is three hosts without containers on an underlay of both
-// families, named "default".
+// Options configures a lab. The zero value means three hosts without containers, on an underlay of
+// both families, named "default".
 type Options struct {
 	Name       string
 	Hosts      int      // default 3
@@ -43,14 +43,14 @@ type Options struct {
 	Underlay   string   // "4", "6" or "46", the default
 	Together   bool     // start all agents at once, each with the others as targets
 	Launch     []string `json:",omitempty"` // further flags of weft launch
-	Bare       bool     // namespaces only: no weft is started, containers have no eth0
+	Bare       bool     // namespaces only: weft is not started, and containers have no eth0
 	Bin        string   // directory of weft and weft-cni; default: the running program's
 
-	// Progress, if set, is told what is being done, in short lines. It is called concurrently.
+	// Progress, if set, is called with short status messages, also concurrently.
 	Progress func(string) `json:"-"`
 }
 
-// MaxHosts is bounded by the last byte of an underlay address, below the gateway.
+// MaxHosts is the limit of an underlay address's last byte, below the gateway.
 const MaxHosts = 200
 
 var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
@@ -94,8 +94,8 @@ type Lab struct {
 	dir  string
 }
 
-// Up makes a lab. If weft fails in it, the lab is left running for a look at it, and returned together with
-// the error; else an error means that nothing is left.
+// Up makes a lab. If weft fails in it, Up returns both the running lab, for inspection, and the
+// error. After any other error nothing is left.
 func Up(ctx context.Context, o Options) (*Lab, error) {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -121,7 +121,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	return l, l.eachHost(ctx, l.plugAll)
 }
 
-// Open returns a lab that is already up.
+// Open returns a running lab.
 func Open(name string) (*Lab, error) {
 	o, err := Options{Name: name}.withDefaults()
 	if err != nil {
@@ -139,10 +139,10 @@ func Open(name string) (*Lab, error) {
 	case lockErr != nil:
 		return nil, lockErr
 	case pid == 0:
-		return nil, fmt.Errorf("lab: %s is left over from a lab that died: clean up with weft lab down --name %s", dir, name)
+		return nil, fmt.Errorf("lab: %s is left from a lab that crashed: remove it with weft lab down --name %s", dir, name)
 	}
 	if err := json.Unmarshal(data, &o); err != nil {
-		return nil, fmt.Errorf("lab: %s/lab.json: %w: take the lab down with weft lab down --name %s", dir, err, name)
+		return nil, fmt.Errorf("lab: %s/lab.json: %w: remove the lab with weft lab down --name %s", dir, err, name)
 	}
 	return &Lab{opts: o, dir: dir}, nil
 }
@@ -153,15 +153,15 @@ func (l *Lab) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer base.Close() // from here on the root node's own lock guards the directory
+	defer base.Close() // from here on, the root node's own lock protects the directory
 	switch pid, err := holder(l.dir); {
 	case err != nil:
 		return err
 	case pid != 0:
-		return fmt.Errorf("lab: %q is up already: use it, or weft lab down --name %s", l.opts.Name, l.opts.Name)
+		return fmt.Errorf("lab: %q is already up: use it, or run weft lab down --name %s", l.opts.Name, l.opts.Name)
 	}
 	if _, err := os.Stat(l.dir); err == nil {
-		l.opts.Progress("cleaning up after a lab that died: " + l.dir)
+		l.opts.Progress("removing a lab that crashed: " + l.dir)
 		if _, err := remove(ctx, l.dir); err != nil {
 			return err
 		}
@@ -195,7 +195,7 @@ func (l *Lab) startRoot() error {
 	if err != nil {
 		return err
 	}
-	go func() { _, _ = root.Wait() }() // ends with the lab, or with this process; else the root stays a zombie
+	go func() { _, _ = root.Wait() }() // ends with the lab or this process; reaps the root
 	return nil
 }
 
@@ -226,11 +226,11 @@ func (l *Lab) boot(ctx context.Context, host string) error {
 	return nil
 }
 
-// AddContainer makes the namespaces of one more container, HOST/NAME, without a network; see Plug.
+// AddContainer makes the namespaces of another container, HOST/NAME, without a network; see Plug.
 func (l *Lab) AddContainer(ctx context.Context, container string) error {
 	host, name, ok := strings.Cut(container, "/")
 	if !ok || !validName.MatchString(name) {
-		return fmt.Errorf("lab: bad container %q: it is called HOST/NAME, like h1/c3", container)
+		return fmt.Errorf("lab: bad container %q: use HOST/NAME, such as h1/c3", container)
 	}
 	err := l.node(host).Spawn(ctx, node.Config{
 		Role: node.Container, Name: name, Bin: l.opts.Bin, Socket: l.socket(container), Names: localNames,
@@ -241,7 +241,7 @@ func (l *Lab) AddContainer(ctx context.Context, container string) error {
 	return nil
 }
 
-// RemoveContainer ends a container as a crash would: without telling CNI.
+// RemoveContainer kills a container like a crash: without CNI DEL.
 func (l *Lab) RemoveContainer(ctx context.Context, container string) error {
 	host, name, _ := strings.Cut(container, "/")
 	return l.node(host).End(ctx, name)
@@ -256,7 +256,7 @@ func (l *Lab) Hosts() []string {
 	return names
 }
 
-// eachHost runs f for all hosts, several at a time: more would only fight for the processors.
+// eachHost runs f for all hosts, a few at a time, since the number of processors is limited.
 func (l *Lab) eachHost(ctx context.Context, f func(context.Context, string) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(4)
@@ -266,8 +266,8 @@ func (l *Lab) eachHost(ctx context.Context, f func(context.Context, string) erro
 	return group.Wait()
 }
 
-// Link cuts the underlay between two hosts, or heals it with up. Frames of established flows are dropped at
-// once as well. Everything else goes on.
+// Link cuts the underlay between two hosts, or restores it with up. Frames of established connections
+// are dropped too. All other links stay.
 func (l *Lab) Link(ctx context.Context, a, b string, up bool) error {
 	for _, host := range []string{a, b} {
 		if err := l.checkHost(host); err != nil {
@@ -295,7 +295,7 @@ func (l *Lab) Kill(ctx context.Context, host, kind string) error {
 	return nil
 }
 
-// PowerOff ends everything on a host at once, as pulling its plug would. Only /var/lib/weft stays.
+// PowerOff kills everything on a host at once, like a power failure. Only /var/lib/weft stays.
 func (l *Lab) PowerOff(ctx context.Context, host string) error {
 	if err := l.checkHost(host); err != nil {
 		return err
@@ -303,8 +303,8 @@ func (l *Lab) PowerOff(ctx context.Context, host string) error {
 	return l.node(UnderlayName).End(ctx, host)
 }
 
-// Reboot powers a host off and on. Unless the lab is bare, weft starts again from its persisted state, and the
-// containers are made and plugged anew, as a container runtime would.
+// Reboot powers a host off and on. Unless the lab is bare, weft starts again from its stored state,
+// and containers are made and attached again, as a container runtime does.
 func (l *Lab) Reboot(ctx context.Context, host string) error {
 	if err := l.PowerOff(ctx, host); err != nil {
 		return err

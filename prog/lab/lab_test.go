@@ -20,7 +20,7 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// bare brings hosts up without weft, named after the test.
+// bare makes hosts without weft, in a lab named after the test.
 func bare(t *testing.T, hosts, containers int) *lab.Lab {
 	t.Helper()
 	l, err := lab.Up(t.Context(), lab.Options{Name: labName(t), Hosts: hosts, Containers: containers, Bare: true, Bin: bin})
@@ -78,10 +78,10 @@ func TestHostsAreSeparate(t *testing.T) {
 		for _, dir := range []string{"/run", "/etc/cni", "/opt/cni", "/var/lib/weft", "/etc", "/var/lib"} {
 			mark := filepath.Join(dir, "mark-"+labName(t))
 			if got := run(t, l, h, "sh", "-c", "cat "+mark+" 2>/dev/null; echo "+h+" >"+mark); got != "" {
-				t.Errorf("%s sees what %q wrote to %s", h, got, dir)
+				t.Errorf("%s sees the file that %q wrote to %s", h, got, dir)
 			}
 			if _, err := os.Lstat(mark); err == nil {
-				t.Errorf("%s of %s is the machine's own", dir, h)
+				t.Errorf("%s of %s is the machine's", dir, h)
 			}
 		}
 		if got := run(t, l, h, "sh", "-c", "ls -d /proc/[0-9]* | wc -l"); got > "9" {
@@ -91,7 +91,7 @@ func TestHostsAreSeparate(t *testing.T) {
 	if got := run(t, l, "h1/c2", "hostname"); got != "c2" {
 		t.Errorf("hostname of h1/c2 is %q", got)
 	}
-	// The kernel itself may put fallback tunnels there.
+	// The kernel itself may add fallback tunnel devices.
 	if got := run(t, l, "h1/c2", "cat", "/proc/net/dev"); strings.Contains(got, "eth0") || !strings.Contains(got, "lo:") {
 		t.Errorf("h1/c2 has the interfaces %q", got)
 	}
@@ -128,7 +128,7 @@ func TestExec(t *testing.T) {
 	if _, err := l.Exec(t.Context(), "h9", nil, "true"); err == nil || !strings.Contains(err.Error(), "lab status") {
 		t.Errorf("unknown host: %v", err)
 	}
-	// A daemon that keeps stdout open does not keep the caller.
+	// A daemon that keeps stdout open does not block the caller.
 	start := time.Now()
 	if out := run(t, l, "h1", "sh", "-c", "sleep 300 & echo started"); out != "started" || time.Since(start) > 10*time.Second {
 		t.Errorf("daemon: %q after %v", out, time.Since(start))
@@ -157,13 +157,13 @@ func waitFor(t *testing.T, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Error("it did not happen within 10 s")
+			t.Error("the condition did not become true within 10 s")
 			return
 		}
 	}
 }
 
-// The command line's exec gets exit codes, stdin, flags and ctrl-C through.
+// The command line's exec passes exit codes, stdin, flags and ctrl-C.
 func TestExecCommand(t *testing.T) {
 	l := bare(t, 1, 0)
 	weft := func(args ...string) *exec.Cmd {
@@ -178,7 +178,7 @@ func TestExecCommand(t *testing.T) {
 	if out, err := cmd.Output(); err != nil || string(out) != "in$\n" {
 		t.Errorf("stdin: %q, %v", out, err)
 	}
-	// ctrl-C is SIGINT to the foreground group, which the command is not in.
+	// ctrl-C sends SIGINT to the foreground process group, to which the command does not belong.
 	cmd = weft("--", "sh", "-c", "trap 'exit 5' INT; echo ready; while :; do sleep 0.1; done")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -196,7 +196,7 @@ func TestExecCommand(t *testing.T) {
 	if err := cmd.Wait(); exitCode(err) != 5 {
 		t.Errorf("interrupted: %v", err)
 	}
-	// kill -9 of the command line ends the command.
+	// kill -9 of the command line also ends the command.
 	cmd = weft("--", "sleep", "4321")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -214,7 +214,8 @@ func exitCode(err error) int {
 	return -1
 }
 
-// An established flow is cut at once, other pairs are not, and the flow goes on when the link heals.
+// An established flow is cut at once, other pairs are not, and the flow continues when the link is
+// restored.
 func TestLink(t *testing.T) {
 	l := bare(t, 3, 0)
 	listen(t, l)
@@ -223,7 +224,7 @@ func TestLink(t *testing.T) {
 		out, _ := l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "--json", "-c", "100", "-i", "20ms", "192.0.2.2")
 		flow <- result(t, out)
 	}()
-	time.Sleep(300 * time.Millisecond) // the flow is established
+	time.Sleep(300 * time.Millisecond) // until the flow is established
 	link := func(up bool) {
 		t.Helper()
 		if err := l.Link(t.Context(), "h2", "h1", up); err != nil {
@@ -231,7 +232,7 @@ func TestLink(t *testing.T) {
 		}
 	}
 	link(false)
-	link(false) // again: no difference
+	link(false) // repeating it changes nothing
 	for _, dst := range []string{"192.0.2.1", "2001:db8::1"} {
 		out, err := l.Exec(t.Context(), "h2", nil, "weft", "probe", "icmp", "--json", "-c", "3", "-i", "20ms", "--timeout", "200ms", dst)
 		if r := result(t, out); err == nil || r.Received != 0 {
@@ -266,7 +267,7 @@ func result(t *testing.T, out string) probe.Result {
 func TestReboot(t *testing.T) {
 	l := bare(t, 2, 1)
 	run(t, l, "h1", "sh", "-c", "echo kept >/var/lib/weft/id; echo lost >/run/id; sleep 999 & mkdir -p /etc/cni/net.d")
-	for range 3 { // at once, one after the other: nothing of the last life is in the way
+	for range 3 { // in quick succession: remains of the previous boot do no harm
 		if err := l.Reboot(t.Context(), "h1"); err != nil {
 			t.Fatal(err)
 		}
@@ -281,7 +282,7 @@ func TestReboot(t *testing.T) {
 	run(t, l, "h2", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.1", "2001:db8::1")
 }
 
-// The checker can fail: what hosts send in the clear is counted, large segments too, once each.
+// The check can fail: packets sent in the clear are counted once each, including large segments.
 func TestCapture(t *testing.T) {
 	l := bare(t, 2, 0)
 	listen(t, l)
@@ -293,7 +294,7 @@ func TestCapture(t *testing.T) {
 	run(t, l, "h1", "weft", "probe", "icmp", "-c", "4", "-i", "10ms", "--size", "1000", "--marker", marker, "2001:db8::2")
 	run(t, l, "h1", "weft", "probe", "udp", "-c", "6", "-i", "10ms", "--size", "100", "192.0.2.2")
 	run(t, l, "h1", "weft", "probe", "tcp", "-c", "1", "--size", "60000", "--marker", marker, "192.0.2.2")
-	// A leak towards the internet is sent, though nobody is there.
+	// A packet that leaks towards the internet is sent, though the gateway does not exist.
 	_, _ = l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "-p", "9", "-c", "2", "-i", "1ms", "--timeout", "1ms", "--marker", marker, "10.32.0.1")
 	sum, err := c.Stop()
 	if err != nil {
@@ -333,7 +334,7 @@ func TestBulk(t *testing.T) {
 	}
 }
 
-// However a lab ends, down leaves nothing.
+// After any end of a lab, down leaves nothing.
 func TestDown(t *testing.T) {
 	for name, crash := range map[string]func(*testing.T, *lab.Lab){
 		"healthy":   func(*testing.T, *lab.Lab) {},
@@ -362,7 +363,7 @@ func TestDown(t *testing.T) {
 	}
 }
 
-// A dead host is shown as such, and comes back.
+// A dead host is shown as such, and can be rebooted.
 func TestHostDies(t *testing.T) {
 	l := bare(t, 2, 1)
 	killNode(t, "h1")
@@ -376,8 +377,8 @@ func TestHostDies(t *testing.T) {
 	run(t, l, "h2", "weft", "probe", "icmp", "-c", "2", "-i", "10ms", "192.0.2.1")
 }
 
-// The command line killed in the middle of up, at any moment: down cleans, and up does.
-func TestUpKilled(t *testing.T) {
+// If the command line is killed at any moment of up, both down and another up clean up.
+func TestKilledUpIsCleanedUp(t *testing.T) {
 	args := []string{"lab", "up", "--bare", "--hosts", "4", "--name", labName(t)}
 	for _, after := range []time.Duration{time.Millisecond, 20 * time.Millisecond, 80 * time.Millisecond, 200 * time.Millisecond} {
 		cmd := exec.Command(filepath.Join(bin, "weft"), args...)
@@ -390,7 +391,8 @@ func TestUpKilled(t *testing.T) {
 		if _, err := lab.Down(t.Context(), labName(t)); err != nil {
 			t.Errorf("killed after %v: %v", after, err)
 		}
-		// Nobody knows yet of a root that was killed before it had its lock: it finds its folder gone, and ends.
+		// A root that was killed before it had its lock is not found. It notices that its folder is
+		// gone, and ends.
 		waitFor(t, func() bool { return len(nodePids(t, "")) == 0 })
 		nothingLeft(t)
 	}
@@ -419,8 +421,8 @@ func TestTwentyHosts(t *testing.T) {
 	run(t, l, "h20", "weft", "probe", "icmp", "-c", "2", "-i", "10ms", "192.0.2.1", "2001:db8::13")
 }
 
-// nodePids finds the nodes of this test's lab from outside: their state directory is open in no other process,
-// but every one inherited a descriptor of its log.
+// nodePids finds the processes of this test's lab: no other process has inherited a descriptor of its
+// log.
 func nodePids(t *testing.T, name string) []int {
 	t.Helper()
 	var found []int
@@ -447,15 +449,15 @@ func killNode(t *testing.T, name string) {
 	t.Helper()
 	pids := nodePids(t, name)
 	if len(pids) != 1 {
-		t.Fatalf("%d nodes called %s", len(pids), name)
+		t.Fatalf("found %d nodes with the name %s, want 1", len(pids), name)
 	}
 	if err := unix.Kill(pids[0], unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// nothingLeft looks for the lab's processes, mounts and directory. Its links live in namespaces that ended with
-// the processes.
+// nothingLeft checks for remaining processes, mounts and directories of the lab. Its links end with
+// the namespaces.
 func nothingLeft(t *testing.T) {
 	t.Helper()
 	if pids := nodePids(t, ""); len(pids) > 0 {

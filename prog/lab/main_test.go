@@ -16,7 +16,8 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// bin holds a program "weft" that is this test binary: the lab is tested without the rest of Weft.
+// bin has a program "weft" that is this test binary, so that the lab is tested without the rest of
+// Weft.
 var bin string
 
 func TestMain(m *testing.M) {
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 func weft() int {
 	root := &cobra.Command{Use: "weft", SilenceUsage: true, SilenceErrors: true}
 	root.AddCommand(lab.Command(), probe.Command(nil), fakeLaunch(), fakeToken())
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM) // as prog/cli does
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM) // like prog/cli
 	defer stop()
 	err := root.ExecuteContext(ctx)
 	if exit, ok := errors.AsType[*lab.ExitError](err); ok {
@@ -50,7 +51,7 @@ func runTests(m *testing.M) int {
 	if err != nil {
 		panic(err)
 	}
-	// Under -race every program sleeps for a second before it exits, and there are many here.
+	// With -race every program sleeps for a second before it exits, and there are many.
 	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
 		panic(err)
 	}
@@ -58,7 +59,7 @@ func runTests(m *testing.M) int {
 		panic(err)
 	}
 	defer os.RemoveAll(bin)
-	// A copy, and no link: weft lab up looks for the programs beside its own file.
+	// Make copies instead of links, since weft lab up expects the programs beside its own file.
 	err = errors.Join(os.Chmod(bin, 0o755), copyFile(exe, filepath.Join(bin, "weft")),
 		os.Symlink("weft", filepath.Join(bin, "weft-cni")))
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"weft/prog/lab/node"
 )
 
-// What follows changes a host's own network while the lab runs, as its operator, a VPN or a firewall would. It lasts
-// until the host reboots.
+// The functions below change a host's own network while the lab runs, like its operator, a VPN or a
+// firewall would. The changes last until the host reboots.
 
 // SetMTU sets the MTU of a host's eth0 and of the port that it is connected to, in bytes.
 func (l *Lab) SetMTU(ctx context.Context, host string, mtu int) error {
@@ -24,8 +24,8 @@ func (l *Lab) SetMTU(ctx context.Context, host string, mtu int) error {
 	return l.atHost(host, l.node(host).SetMTU(ctx, node.HostLink, mtu))
 }
 
-// AddLink gives a host a second link, eth1, on a switch that only second links are connected to. With a metric it has
-// default routes of that metric: those of eth0 have 100.
+// AddLink adds a second link, eth1, to a host, on a switch for second links. With a metric, it has
+// default routes of that metric; those of eth0 have 100.
 func (l *Lab) AddLink(ctx context.Context, host string, metric int) error {
 	if err := l.checkHost(host); err != nil {
 		return err
@@ -51,7 +51,8 @@ func (l *Lab) AddLink(ctx context.Context, host string, metric int) error {
 	return l.atHost(host, l.node(host).SetUplink(ctx, up))
 }
 
-// SetRouteMTU gives a host's route to a prefix an MTU, in bytes, or takes it away with 0; all else of the route stays.
+// SetRouteMTU sets the MTU, in bytes, of a host's route to a prefix, or removes it with 0. It keeps
+// the route's other attributes.
 func (l *Lab) SetRouteMTU(ctx context.Context, host string, prefix netip.Prefix, mtu int) error {
 	if err := l.checkHost(host); err != nil {
 		return err
@@ -59,8 +60,9 @@ func (l *Lab) SetRouteMTU(ctx context.Context, host string, prefix netip.Prefix,
 	return l.atHost(host, l.node(host).SetRouteMTU(ctx, prefix.String(), mtu))
 }
 
-// LoadRules loads a foreign firewall's rules into a host: what nft prints and reads, or what iptables-save prints. The
-// latter is for IPv6 if the file's name ends with v6, as Debian's rules.v4 and rules.v6 do.
+// LoadRules loads another program's firewall rules into a host: the output of nft or of
+// iptables-save. The latter is for IPv6 if the file's name ends with v6, like Debian's rules.v4 and
+// rules.v6.
 func (l *Lab) LoadRules(ctx context.Context, host, name string, rules []byte) error {
 	if err := l.checkHost(host); err != nil {
 		return err
@@ -78,7 +80,8 @@ func (l *Lab) LoadRules(ctx context.Context, host, name string, rules []byte) er
 	return nil
 }
 
-// isSaved tells what iptables-save prints from what nft prints: it names a table first.
+// isSaved reports whether rules are the output of iptables-save, which first names a table, and not
+// of nft.
 func isSaved(rules []byte) bool {
 	for line := range bytes.Lines(rules) {
 		if line = bytes.TrimSpace(line); len(line) > 0 && line[0] != '#' {

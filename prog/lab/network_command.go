@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// changes is what weft lab network was told to change.
+// changes holds the changes that weft lab network makes.
 type changes struct {
 	mtu    int
 	second bool
@@ -23,7 +23,7 @@ func networkCommand(name *string) *cobra.Command {
 	var c changes
 	cmd := &cobra.Command{
 		Use: "network HOST", Short: "change a host's own network: its MTU, a second link, a route's MTU, a firewall",
-		Long: "Change a host's own network, as its operator, a VPN or a firewall would. It lasts until the host reboots.",
+		Long: "Change a host's own network, like its operator, a VPN or a firewall would. The changes last until the host reboots.",
 		Example: "  weft lab network h1 --mtu 9000\n  weft lab network h2 --second-link --metric 50\n" +
 			"  weft lab network h2 --route 192.0.2.0/24=1280\n  weft lab network h3 --firewall /etc/iptables/rules.v4",
 		Args: cobra.ExactArgs(1),
@@ -41,18 +41,18 @@ func networkCommand(name *string) *cobra.Command {
 	f := cmd.Flags()
 	f.IntVar(&c.mtu, "mtu", 0, "MTU of eth0 and of the switch's port, bytes")
 	f.BoolVar(&c.second, "second-link", false, "add eth1, on another switch (198.51.100.0/24 and 2001:db8:1::/64)")
-	f.IntVar(&c.metric, "metric", 0, "metric of default routes by eth1; eth0's have 100 (0: no such routes)")
-	f.StringToIntVar(&c.routes, "route", nil, "PREFIX=MTU: give the route to a prefix an MTU, bytes")
-	f.StringArrayVar(&c.rules, "firewall", nil, "load rules from a file: nft's, or iptables-save's (IPv6 if its name ends with v6)")
+	f.IntVar(&c.metric, "metric", 0, "metric of default routes through eth1; eth0's have 100 (0: no such routes)")
+	f.StringToIntVar(&c.routes, "route", nil, "PREFIX=MTU: set the MTU of the route to a prefix, bytes")
+	f.StringArrayVar(&c.rules, "firewall", nil, "load rules from a file: output of nft or iptables-save (IPv6 if its name ends with v6)")
 	return cmd
 }
 
 func (c changes) check() error {
 	switch {
 	case c.metric != 0 && !c.second:
-		return errors.New("lab: --metric is that of a second link's routes: add --second-link")
+		return errors.New("lab: --metric is for the routes of a second link: add --second-link")
 	case c.metric < 0 || c.mtu < 0:
-		return errors.New("lab: neither a metric nor an MTU is negative")
+		return errors.New("lab: want a metric and MTUs of at least 0")
 	case c.mtu == 0 && !c.second && len(c.routes)+len(c.rules) == 0:
 		return errors.New("lab: nothing to change: use --mtu, --second-link, --route or --firewall")
 	}
@@ -73,7 +73,7 @@ func (c changes) apply(ctx context.Context, l *Lab, host string) error {
 	for to, mtu := range c.routes {
 		prefix, err := netip.ParsePrefix(to)
 		if err != nil {
-			return fmt.Errorf("lab: %q is no prefix: write it like 192.0.2.0/24", to)
+			return fmt.Errorf("lab: %q is no prefix: want one such as 192.0.2.0/24", to)
 		}
 		if err := l.SetRouteMTU(ctx, host, prefix, mtu); err != nil {
 			return err

@@ -20,30 +20,30 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 	return exec.CommandContext(t.Context(), filepath.Join(bin, "weft"), append([]string{"lab"}, args...)...)
 }
 
-// Hosts know each other by name; a container knows only what its network tells it.
+// Hosts know each other by name. A container only knows names from its network.
 func TestHostsKnowEachOtherByName(t *testing.T) {
 	l := bare(t, 2, 1)
 	for name, want := range map[string]string{"h1": "192.0.2.1", "h2": "192.0.2.2"} {
 		if got := run(t, l, "h1", "getent", "ahostsv4", name); !strings.HasPrefix(got, want+" ") {
-			t.Errorf("h1 finds %q by the name %s", got, name)
+			t.Errorf("h1 resolves %[2]s to %[1]q", got, name)
 		}
 	}
 	if got := run(t, l, "h2", "getent", "ahostsv6", "h1"); !strings.HasPrefix(got, "2001:db8::1 ") {
-		t.Errorf("h2 finds %q by the name h1", got)
+		t.Errorf("h2 resolves h1 to %q", got)
 	}
 	if got := run(t, l, "h1/c1", "cat", "/etc/hosts"); strings.Contains(got, "h2") || !strings.Contains(got, "localhost") {
 		t.Errorf("a container's /etc/hosts is %q", got)
 	}
 }
 
-// The network of a host becomes what those outside of the lab are; a reboot undoes it.
+// A host's network can be changed like real ones. A reboot undoes the changes.
 func TestNetworksDiffer(t *testing.T) {
 	l := bare(t, 3, 0)
 	ping := func(size, from, to string) (int, error) {
 		out, err := l.Exec(t.Context(), from, nil, "weft", "probe", "icmp", "--json", "-c", "3", "-i", "10ms", "--timeout", "300ms", "--size", size, to)
 		return result(t, out).Received, err
 	}
-	// Large frames go between hosts that both know them, and to no other.
+	// Large frames pass between hosts that both support them, and to no others.
 	for _, h := range []string{"h1", "h2"} {
 		if err := l.SetMTU(t.Context(), h, 9000); err != nil {
 			t.Fatal(err)
@@ -58,7 +58,7 @@ func TestNetworksDiffer(t *testing.T) {
 	if n, _ := ping("8000", "h1", "192.0.2.3"); n != 0 {
 		t.Errorf("a frame of 8,000 bytes passed a port of 1,500: %d of 3", n)
 	}
-	// A route's MTU makes fragments, which arrive. IPv6 needs 1,280 bytes.
+	// A route's MTU causes fragments, which arrive. IPv6 needs at least 1,280 bytes.
 	for to, file := range map[string]string{"192.0.2.0/24": "/proc/net/route", "2001:db8::/64": "/proc/net/ipv6_route"} {
 		before := strings.Count(run(t, l, "h3", "cat", file), "\n")
 		if err := l.SetRouteMTU(t.Context(), "h3", netip.MustParsePrefix(to), 1280); err != nil {
@@ -77,7 +77,7 @@ func TestNetworksDiffer(t *testing.T) {
 			t.Errorf("%s: %d of 3 packets through a route of 1,280 bytes, fragments %s before and %s now: %v", to, n, before, fragments(), err)
 		}
 	}
-	// The better default route is the second link's, and a sniffer sees both.
+	// The second link's default route is better, and a capture sees both networks.
 	if err := l.AddLink(t.Context(), "h1", 50); err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func TestNetworksDiffer(t *testing.T) {
 	}
 }
 
-// A foreign firewall's rules come from a file, in either form.
+// Foreign firewall rules are loaded from a file, in either format.
 func TestForeignRules(t *testing.T) {
 	for program, pkg := range map[string]string{"nft": "nftables", "ip6tables-restore": "iptables"} {
 		if err := lab.Install(program, pkg); err != nil {
@@ -141,7 +141,8 @@ func TestForeignRules(t *testing.T) {
 	}
 }
 
-// On a terminal, exec gives the command one of its own: it has a size, and ctrl-C ends what runs in the foreground only.
+// On a terminal, exec gives the command its own terminal: it has a size, and ctrl-C only ends the
+// foreground job.
 func TestExecOnATerminal(t *testing.T) {
 	bare(t, 1, 0)
 	ours, theirs, err := pty.Open()
@@ -178,7 +179,7 @@ func TestExecOnATerminal(t *testing.T) {
 			select {
 			case s, more := <-lines:
 				if !more {
-					t.Fatalf("it ended, and %q was not shown: %q", want, seen.String())
+					t.Fatalf("the command ended without showing %q: %q", want, seen.String())
 				}
 				seen.WriteString(s)
 			case <-deadline:
@@ -212,8 +213,8 @@ func TestExecOnATerminal(t *testing.T) {
 	}
 }
 
-// What cannot be is refused, and what failed leaves nothing.
-func TestRefused(t *testing.T) {
+// Invalid requests are refused, and failed ones leave nothing.
+func TestInvalidRequestsAreRefused(t *testing.T) {
 	for args, want := range map[string]string{
 		"up --hosts 0":          "0 hosts",
 		"up --hosts -1":         "-1 hosts",
@@ -231,7 +232,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// A lab in which weft does not start says why, and is gone, unless it shall stay.
+// If weft does not start, up says why and removes the lab, unless --keep is given.
 func TestUpFails(t *testing.T) {
 	up := func(args ...string) string {
 		args = append([]string{"up", "--name", labName(t), "--hosts", "1"}, args...)

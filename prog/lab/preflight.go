@@ -7,11 +7,12 @@ import (
 	"path/filepath"
 )
 
-// preflight says what the machine lacks before anything is made. Namespaces are tried, not predicted.
+// preflight checks for what the machine lacks before anything is made. It tries namespaces, since
+// their availability cannot be predicted.
 func preflight(o Options) error {
 	programs := []string{"weft", "weft-cni"}
 	if o.Bare {
-		programs = programs[:1] // for its weft lab node
+		programs = programs[:1] // to run weft lab node
 	}
 	for _, program := range programs {
 		if _, err := os.Stat(filepath.Join(o.Bin, program)); err != nil {

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// TestRootless runs this package's tests again as an ordinary user, whose lab lives in a user namespace.
+// TestRootless repeats this package's tests as an ordinary user, whose lab runs in a user namespace.
 func TestRootless(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("this is the ordinary user's run")
@@ -21,7 +21,7 @@ func TestRootless(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	binary := filepath.Join(dir, "lab.test") // go test's own is where only root may look
+	binary := filepath.Join(dir, "lab.test") // other users cannot read go test's own binary
 	if err := copyFile("/proc/self/exe", binary); err != nil {
 		t.Fatal(err)
 	}
@@ -36,9 +36,9 @@ func TestRootless(t *testing.T) {
 		t.Skipf("this machine gives an ordinary user no namespaces:\n%.500s", out)
 	}
 	if err != nil {
-		t.Errorf("as nobody: %v\n%s", err, out)
+		t.Errorf("as an ordinary user: %v\n%s", err, out)
 	}
-	t.Logf("as nobody: %d tests passed", strings.Count(string(out), "\n--- PASS"))
+	t.Logf("as an ordinary user: %d tests passed", strings.Count(string(out), "\n--- PASS"))
 }
 
 func copyFile(from, to string) error {

@@ -12,14 +12,14 @@ import (
 	"weft/prog/lab/node"
 )
 
-// Status is what runs in a lab at one moment.
+// Status is the current state of a lab.
 type Status struct {
 	Name  string       `json:"name"`
 	Hosts []HostStatus `json:"hosts"`
 	Cut   [][2]string  `json:"cut"` // pairs of hosts
 }
 
-// HostStatus tells about one host. Pids are those that the host itself sees.
+// HostStatus is the state of a host. Its pids are those in the host's own pid namespace.
 type HostStatus struct {
 	Name       string            `json:"name"`
 	Up         bool              `json:"up"`
@@ -29,13 +29,13 @@ type HostStatus struct {
 	Containers []ContainerStatus `json:"containers"`
 }
 
-// ContainerStatus tells about one container; without addresses it is not plugged.
+// ContainerStatus is the state of a container. It has no addresses if it is not attached.
 type ContainerStatus struct {
 	Name  string   `json:"name"`
 	Addrs []string `json:"addrs"`
 }
 
-// Status asks all nodes.
+// Status queries all nodes.
 func (l *Lab) Status(ctx context.Context) (Status, error) {
 	s := Status{Name: l.opts.Name, Hosts: make([]HostStatus, l.opts.Hosts), Cut: [][2]string{}}
 	root, err := l.node(UnderlayName).Info(ctx)
@@ -50,7 +50,7 @@ func (l *Lab) Status(ctx context.Context) (Status, error) {
 		if err != nil {
 			return s, err
 		}
-		// Empty lists, for JSON: what reads it should not have to know about null.
+		// Use empty lists, so that the JSON has no null.
 		h := HostStatus{Name: host, Underlay: []string{}, Agent: []int{}, Datapath: []int{}, Containers: []ContainerStatus{}}
 		for _, a := range addrs {
 			h.Underlay = append(h.Underlay, a.Addr().String())
@@ -107,7 +107,7 @@ func (s Status) Print(w io.Writer) error {
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", h.Name, joinOr(h.Underlay, "-"), pids(h.Agent), pids(h.Datapath))
 		for _, c := range h.Containers {
-			fmt.Fprintf(tw, "%s/%s\t%s\t\t\n", h.Name, c.Name, joinOr(c.Addrs, "not plugged"))
+			fmt.Fprintf(tw, "%s/%s\t%s\t\t\n", h.Name, c.Name, joinOr(c.Addrs, "not attached"))
 		}
 	}
 	for _, c := range s.Cut {

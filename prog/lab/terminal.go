@@ -14,13 +14,13 @@ import (
 	"weft/prog/lab/node"
 )
 
-// onTerminal reports whether somebody types, and sees what comes.
+// onTerminal reports whether standard input and output are terminals.
 func onTerminal() bool {
 	return term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd()))
 }
 
-// AttachTerminal runs a command on a terminal of its own, which it controls: ctrl-C, job control and the window's size
-// are as on the caller's terminal, which shows it.
+// AttachTerminal runs a command on its own controlling terminal, which is shown on the caller's
+// terminal. So ctrl-C, job control and the window's size work as usual.
 func (l *Lab) AttachTerminal(ctx context.Context, target string, args ...string) error {
 	ours, theirs, err := pty.Open()
 	if err != nil {
@@ -32,7 +32,7 @@ func (l *Lab) AttachTerminal(ctx context.Context, target string, args ...string)
 	signal.Notify(resized, unix.SIGWINCH)
 	defer signal.Stop(resized)
 	_ = pty.InheritSize(os.Stdin, ours)
-	before, err := term.MakeRaw(int(os.Stdin.Fd())) // ctrl-C is the command's to answer
+	before, err := term.MakeRaw(int(os.Stdin.Fd())) // the command handles ctrl-C
 	if err != nil {
 		return err
 	}
@@ -49,9 +49,9 @@ func (l *Lab) AttachTerminal(ctx context.Context, target string, args ...string)
 			}
 		}
 	}()
-	go func() { _, _ = io.Copy(ours, os.Stdin) }() // ends with this program: nothing else ends a read of a terminal
+	go func() { _, _ = io.Copy(ours, os.Stdin) }() // ends with this program: nothing else ends a read from a terminal
 	shown := make(chan struct{})
-	go func() { // ends when nobody has the terminal any more
+	go func() { // ends when no process has the terminal open
 		defer close(shown)
 		_, _ = io.Copy(os.Stdout, ours)
 	}()
@@ -59,7 +59,7 @@ func (l *Lab) AttachTerminal(ctx context.Context, target string, args ...string)
 		Argv: args, Env: os.Environ(), Stdio: [3]*os.File{theirs, theirs, theirs}, Terminal: true,
 	})
 	_ = theirs.Close()
-	_ = ours.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // a daemon may hold it for ever
+	_ = ours.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // a daemon may keep it open
 	<-shown
 	return l.explain(target, err)
 }

@@ -10,12 +10,12 @@ import (
 	"weft/prog/lab/node"
 )
 
-// UnderlayName names the namespace of the bridge wherever a host can be named for exec. Its interfaces are the
-// bridge's ports, called like the hosts: what h1 sends arrives on h1.
+// UnderlayName is the name of the bridge's namespace, for exec. Its interfaces are the bridge's ports
+// and have the hosts' names: frames that h1 sends arrive on h1.
 const UnderlayName = "underlay"
 
-// The underlay's addresses (RFC 5737, RFC 3849): host n is n in both families. The gateway does not exist, but
-// hosts send to it; see node.Uplink.
+// The underlay's addresses (RFC 5737, RFC 3849): host n has the last byte n in both families. The
+// gateway does not exist, but hosts send to it; see node.Uplink.
 var (
 	prefix4  = netip.MustParsePrefix("192.0.2.0/24")
 	prefix6  = netip.MustParsePrefix("2001:db8::/64")
@@ -23,7 +23,7 @@ var (
 	gateway6 = netip.MustParseAddr("2001:db8::fe")
 )
 
-// The second network is another switch, for hosts with two links; the same rules hold there.
+// The network of second links has its own switch, and the same numbering.
 var (
 	second4        = netip.MustParsePrefix("198.51.100.0/24")
 	second6        = netip.MustParsePrefix("2001:db8:1::/64")
@@ -33,7 +33,8 @@ var (
 
 const gatewayMAC = "02:00:c0:00:02:fe"
 
-// uplinkMetric is that of the hosts' default routes: another one can be better, or worse.
+// uplinkMetric is the metric of the hosts' default routes. Second links can have a lower or a higher
+// one.
 const uplinkMetric = 100
 
 func hostNumber(host string) (int, error) {
@@ -57,7 +58,7 @@ func (l *Lab) underlayAddrs(host string) ([]netip.Prefix, error) {
 	return l.addrsIn(host, prefix4, prefix6)
 }
 
-// addrsIn are a host's addresses in a network, of the lab's families.
+// addrsIn returns a host's addresses in a network, of the lab's families.
 func (l *Lab) addrsIn(host string, net4, net6 netip.Prefix) (addrs []netip.Prefix, err error) {
 	n, err := hostNumber(host)
 	if err != nil {
@@ -72,7 +73,7 @@ func (l *Lab) addrsIn(host string, net4, net6 netip.Prefix) (addrs []netip.Prefi
 	return addrs, nil
 }
 
-// nth is the address whose last byte is n, with the prefix's length.
+// nth returns the address whose last byte is n, with the prefix's length.
 func nth(p netip.Prefix, n int) netip.Prefix {
 	b := p.Addr().AsSlice()
 	b[len(b)-1] = byte(n)
@@ -97,13 +98,13 @@ func (l *Lab) hostConfig(host string) (node.Config, error) {
 		Role: node.Host, Name: host, Bin: l.opts.Bin, Socket: l.socket(host), Names: names,
 		StateDir: l.StateDir(host), Settings: filepath.Join(l.dir, host, "etc"), Scratch: filepath.Join(l.dir, host, "scratch"), Uplink: &node.Uplink{
 			Link: node.HostLink, Port: host, Switch: node.Bridge,
-			MAC:   fmt.Sprintf("02:00:c0:00:02:%02x", n), // the same after a reboot, as a real card's
+			MAC:   fmt.Sprintf("02:00:c0:00:02:%02x", n), // stays the same after a reboot, like that of a real card
 			Addrs: addrs, Gateways: gateways(addrs, gateway4, gateway6), GatewayMAC: gatewayMAC, Metric: uplinkMetric,
 		},
 	}, nil
 }
 
-// gateways are those of the families that a host has addresses of.
+// gateways returns the gateways for the families of a host's addresses.
 func gateways(addrs []netip.Prefix, gw4, gw6 netip.Addr) (all []netip.Addr) {
 	for _, a := range addrs {
 		if a.Addr().Is4() {
@@ -117,7 +118,7 @@ func gateways(addrs []netip.Prefix, gw4, gw6 netip.Addr) (all []netip.Addr) {
 
 const localNames = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
-// hostNames is what the /etc/hosts of a host says: every host of the lab, by its name.
+// hostNames returns the /etc/hosts of a host, with the names of all hosts of the lab.
 func (l *Lab) hostNames() (string, error) {
 	var names strings.Builder
 	names.WriteString(localNames)
@@ -133,10 +134,10 @@ func (l *Lab) hostNames() (string, error) {
 	return names.String(), nil
 }
 
-// StateDir is where a host's /var/lib/weft lies on this machine.
+// StateDir returns the path of a host's /var/lib/weft on this machine.
 func (l *Lab) StateDir(host string) string { return filepath.Join(l.dir, host, "lib") }
 
-// socket is the path of a node's socket; target is "underlay", "h1" or "h1/c1".
+// socket returns the path of a node's socket; target is "underlay", "h1" or "h1/c1".
 func (l *Lab) socket(target string) string {
 	return filepath.Join(l.dir, strings.ReplaceAll(target, "/", ".")+".sock")
 }

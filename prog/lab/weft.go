@@ -13,7 +13,8 @@ import (
 	"weft/prog/words"
 )
 
-// launchAll starts weft everywhere: by default h1 founds the mesh and the others join it with its token.
+// launchAll starts weft on all hosts. By default h1 founds the mesh, and the others join it with its
+// token.
 func (l *Lab) launchAll(ctx context.Context) error {
 	hosts := l.Hosts()
 	if l.opts.Together {
@@ -22,7 +23,7 @@ func (l *Lab) launchAll(ctx context.Context) error {
 			return err
 		}
 		l.opts.Progress(fmt.Sprintf("launching weft on %s at once", words.Count(len(hosts), "host")))
-		group, ctx := errgroup.WithContext(ctx) // no limit: they may wait for each other
+		group, ctx := errgroup.WithContext(ctx) // no limit, since they may wait for each other
 		for _, host := range hosts {
 			group.Go(func() error { return l.Launch(ctx, host, token, l.others(host)...) })
 		}
@@ -55,8 +56,8 @@ func (l *Lab) others(host string) []string {
 	return all
 }
 
-// Launch runs weft launch on a host, with the token and the underlay addresses of the target hosts. Without a
-// token and targets it founds a mesh, or continues with what the host has persisted.
+// Launch runs weft launch on a host, with the token and the underlay addresses of the target hosts.
+// Without token and targets, the host founds a mesh or uses its stored state.
 func (l *Lab) Launch(ctx context.Context, host, token string, targets ...string) error {
 	args := append([]string{"weft", "launch"}, l.opts.Launch...)
 	if token != "" {
@@ -75,7 +76,7 @@ func (l *Lab) Launch(ctx context.Context, host, token string, targets ...string)
 	return nil
 }
 
-// logEnd is the end of an agent's log, which may be gone when somebody wants to look at it.
+// logEnd returns the end of an agent's log, since the log may be deleted before anyone can read it.
 func (l *Lab) logEnd(host string) string {
 	const lines = 10
 	data, err := os.ReadFile(filepath.Join(l.StateDir(host), "agent.log"))
@@ -86,7 +87,7 @@ func (l *Lab) logEnd(host string) string {
 	return "\nThe end of its log:\n  " + strings.Join(all[max(0, len(all)-lines):], "\n  ")
 }
 
-// Start launches weft again on a host that was stopped, killed or rebooted, from its persisted state.
+// Start launches weft on a host that was stopped, killed or rebooted, from its stored state.
 func (l *Lab) Start(ctx context.Context, host string) error {
 	if err := l.checkHost(host); err != nil {
 		return err
@@ -94,7 +95,7 @@ func (l *Lab) Start(ctx context.Context, host string) error {
 	return l.Launch(ctx, host, "")
 }
 
-// Stop runs weft stop on a host: data path, endpoints and guard stay.
+// Stop runs weft stop on a host. Its data path, endpoints and guard stay.
 func (l *Lab) Stop(ctx context.Context, host string) error {
 	if err := l.checkHost(host); err != nil {
 		return err
@@ -103,7 +104,7 @@ func (l *Lab) Stop(ctx context.Context, host string) error {
 	return err
 }
 
-// Token is what other hosts join h1's mesh with.
+// Token returns the token with which other hosts join h1's mesh.
 func (l *Lab) Token() (string, error) {
 	data, err := os.ReadFile(filepath.Join(l.StateDir("h1"), "secret"))
 	if err != nil {
@@ -112,7 +113,7 @@ func (l *Lab) Token() (string, error) {
 	return strings.TrimSpace(string(data)), nil
 }
 
-// newToken makes a token before any mesh exists.
+// newToken makes a token for a new mesh.
 func (l *Lab) newToken(ctx context.Context) (string, error) {
 	out, err := l.Exec(ctx, "h1", nil, "weft", "token")
 	return strings.TrimSpace(out), err
@@ -127,13 +128,13 @@ func (l *Lab) plugAll(ctx context.Context, host string) error {
 	return nil
 }
 
-// Plug attaches a container through libcni and weft-cni, run inside of its host, and returns its addresses. To the
-// network it is called by its name, in a namespace called like its host.
+// Plug attaches a container through libcni and weft-cni, run on its host, and returns its addresses.
+// In the network it has its own name, in a namespace with its host's name.
 func (l *Lab) Plug(ctx context.Context, container string) ([]string, error) {
 	return l.PlugAs(ctx, container, identityOf(container))
 }
 
-// PlugAs is Plug of a container that is somebody else to the network.
+// PlugAs is like Plug, but with another identity of the container.
 func (l *Lab) PlugAs(ctx context.Context, container string, as Identity) ([]string, error) {
 	out, err := l.cni(ctx, "add", container, as)
 	if err != nil {
@@ -151,7 +152,7 @@ func (l *Lab) PlugAs(ctx context.Context, container string, as Identity) ([]stri
 	return p.Addresses, nil
 }
 
-// Unplug undoes Plug; that it was never done is no error.
+// Unplug undoes Plug. It is no error if the container is not attached.
 func (l *Lab) Unplug(ctx context.Context, container string) error {
 	if _, err := l.cni(ctx, "del", container, identityOf(container)); err != nil {
 		return fmt.Errorf("lab: unplug %s: %w", container, err)
@@ -174,10 +175,10 @@ func (l *Lab) cni(ctx context.Context, verb, container string, as Identity) (str
 
 const idPrefix = "lab-"
 
-// ContainerID is the id under which CNI knows a container.
+// ContainerID returns the id of a container in CNI.
 func ContainerID(container string) string { return idPrefix + strings.ReplaceAll(container, "/", "-") }
 
-// NetNS is the path of a container's network namespace as its host sees it.
+// NetNS returns the path of a container's network namespace on its host.
 func (l *Lab) NetNS(ctx context.Context, container string) (string, error) {
 	host, name, _ := strings.Cut(container, "/")
 	info, err := l.node(host).Info(ctx)

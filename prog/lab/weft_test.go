@@ -16,12 +16,12 @@ import (
 	"weft/prog/lab"
 )
 
-// What the lab asks of weft and weft-cni, against stand-ins that record how they were called.
+// The calls of weft and weft-cni by the lab, tested with fakes that record their arguments.
 
 const fakeRecord = "/var/lib/weft/launched"
 
-// fakeLaunch founds with a token of its own, or joins with the one on stdin; then, like the agent when it is
-// ready, it installs the plugin and its configuration.
+// fakeLaunch founds with its own token, or joins with that on stdin. Then it installs the plugin and
+// its configuration, like a ready agent.
 func fakeLaunch() *cobra.Command {
 	return &cobra.Command{
 		Use: "launch", DisableFlagParsing: true,

@@ -15,12 +15,12 @@ const (
 	cniRounds    = 30
 )
 
-// reference is the usual bridge with its usual address manager. It carries IPv4 only: with IPv6 it waits a second
-// for duplicate address detection, and the comparison would be with that.
+// reference is the usual bridge plugin with its usual IPAM. It only carries IPv4: with IPv6 it would
+// wait a second for duplicate address detection, which would dominate the comparison.
 const reference = `{"cniVersion": "1.0.0", "name": "reference", "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true,
 	"ipam": {"type": "host-local", "dataDir": "/var/lib/weft/cni", "ranges": [[{"subnet": "10.98.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}`
 
-// cni measures ADD and DEL through libcni, at two numbers of endpoints that are on the host already.
+// cni measures ADD and DEL through libcni, at two numbers of endpoints on the host.
 func cni(ctx context.Context, b *bench) (err error) {
 	for _, plugin := range []string{"bridge", "host-local"} {
 		if _, err := os.Stat(filepath.Join(referenceBin, plugin)); err != nil {
@@ -37,7 +37,7 @@ func cni(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	defer down(&err)
-	// In the host this is /var/lib/weft: on disk, as our own state is.
+	// In the host this is /var/lib/weft: on disk, like Weft's own state.
 	if err := os.WriteFile(filepath.Join(theirs.StateDir("h1"), "reference.conflist"), []byte(reference), 0o600); err != nil {
 		return err
 	}

@@ -19,18 +19,18 @@ import (
 
 const (
 	directoryPeers  = 1000
-	directoryPods   = 100 // on each
+	directoryPods   = 100 // on each peer
 	directoryRounds = 50
-	lookups         = 1000 // in one sample: a single one is too fast for the clock
+	lookups         = 1000 // per sample: a single one is too fast for the clock
 )
 
-// directoryIdentity is the key of peer n.
+// directoryIdentity returns the key of peer n.
 func directoryIdentity(n int) ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(binary.BigEndian.AppendUint64(make([]byte, ed25519.SeedSize-8), uint64(n)))
 }
 
-// pod is pod i of peer n, as Kubernetes names and labels them: those of one deployment have
-// everything in common but their name.
+// pod returns pod i of peer n, named and labelled as in Kubernetes. The pods of one deployment only
+// differ in their names.
 func pod(n, i int) directory.Endpoint {
 	number := n*directoryPods + i
 	app, hash := fmt.Sprintf("app-%d", number%500), fmt.Sprintf("%010x", 7*(number%500)+1e9)
@@ -62,8 +62,8 @@ func (r blockRing) Owner(s slot.Slot) (peer.ID, bool) {
 	return r[n], true
 }
 
-// directoryBench measures the directory of a thousand peers with a hundred endpoints each: the memory of one
-// replica, what a change costs on the network, with one peer and with all, and the time that reading it takes.
+// directoryBench measures the directory of a thousand peers with a hundred endpoints each: the memory
+// of a replica, the traffic of a change with one peer and with all, and the time of reading.
 func directoryBench(context.Context, *bench) error {
 	before := heap()
 	d, ring, err := filled()
@@ -95,7 +95,7 @@ func directoryBench(context.Context, *bench) error {
 		applied, err2 := old.Apply(*delta)
 		apply.ours.add(time.Since(start).Seconds() * 1e6)
 		if err := errors.Join(err, err2); err != nil || applied.Digest != theirs.Digest {
-			return fmt.Errorf("the delta leads elsewhere, %w", err)
+			return fmt.Errorf("the delta gives another set, error: %w", err)
 		}
 		start = time.Now()
 		d.Put(theirs)
@@ -123,7 +123,7 @@ func directoryBench(context.Context, *bench) error {
 	return nil
 }
 
-// listing measures what a compiler of policies reads.
+// listing measures the listing of all entries, as a policy compiler needs it.
 func listing(d *directory.Directory, ring blockRing) (figure, error) {
 	all := figure{what: fmt.Sprintf("all %d entries listed", directoryPeers*directoryPods)}
 	for range 5 {
@@ -137,7 +137,7 @@ func listing(d *directory.Directory, ring blockRing) (figure, error) {
 	return all, nil
 }
 
-// filled is the directory as a peer has it that heard of all of it.
+// filled returns the directory of a peer that knows all sets.
 func filled() (*directory.Directory, blockRing, error) {
 	d, ring := directory.New(), blockRing{}
 	for n := range directoryPeers {
@@ -154,12 +154,12 @@ func filled() (*directory.Directory, blockRing, error) {
 	return d, ring, nil
 }
 
-// keepsNothing is a store of a directory.
+// keepsNothing is a directory store that keeps nothing.
 type keepsNothing struct{}
 
 func (keepsNothing) SaveSets(map[peer.ID][]byte) error { return nil }
 
-// directoryTraffic measures what a peer says when one endpoint changes.
+// directoryTraffic measures what a peer sends when one endpoint changes.
 func directoryTraffic(d *directory.Directory, ring blockRing) error {
 	one := comparison{what: "one pod replaced by another: all that gossip carries for it", atMost: 1}
 	full := figure{what: "what a push/pull says of 1,000 sets"}
@@ -182,7 +182,7 @@ func directoryTraffic(d *directory.Directory, ring blockRing) error {
 		endpoints := pods(0)
 		for i := range directoryRounds {
 			said := net.said
-			endpoints[i] = pod(directoryPeers, i) // another pod, of the same kind
+			endpoints[i] = pod(directoryPeers, i) // another pod of the same kind
 			endpoints[i].Slots = []slot.Slot{slot.Slot(i + 1)}
 			if err := replica.Publish(endpoints); err != nil {
 				return err

@@ -19,27 +19,27 @@ import (
 	"weft/prog/lab"
 )
 
-// What the name server is compared to, from its Go module.
+// The name server to compare with, and its Go module.
 const (
 	coreDNS        = "github.com/coredns/coredns"
 	coreDNSVersion = "v1.15.0"
 )
 
-// The load. dnsperf and the server share the machine's processors; the number of clients is
-// that of a busy host's containers.
+// The load. dnsperf and the server share the machine's processors. The number of clients is that of a
+// busy host's containers.
 const (
 	dnsRounds   = 3
-	dnsTime     = 5 // seconds a run
+	dnsTime     = 5 // seconds per run
 	dnsClients  = 20
-	dnsNames    = 100    // of the network
-	dnsCached   = 1000   // of outside, asked over and over
-	dnsDistinct = 50_000 // of outside, once each
-	dnsRate     = 20_000 // a second, for the latency
+	dnsNames    = 100    // names of the network
+	dnsCached   = 1000   // other names, queried repeatedly
+	dnsDistinct = 50_000 // other names, queried once each
+	dnsRate     = 20_000 // queries per second, for the latency
 	dnsP99      = 5      // ms
 )
 
-// dnsBench loads the name server from a container, in turns with CoreDNS's hosts, cache and
-// forward on the same host, which have the same names and the same upstream.
+// dnsBench loads the name server from a container, in turns with CoreDNS (hosts, cache, forward) on
+// the same host, with the same names and the same upstream.
 func dnsBench(ctx context.Context, b *bench) (err error) {
 	if err := lab.Install("dnsperf", "dnsperf"); err != nil {
 		return err
@@ -95,12 +95,12 @@ func dnsBench(ctx context.Context, b *bench) (err error) {
 	return s.latency(ctx, before)
 }
 
-// dnsSetup is a host with both servers, and a container that asks.
+// dnsSetup is a host with both servers, and a container that queries them.
 type dnsSetup struct {
 	*bench
 	lab  *lab.Lab
-	core string // the program
-	node string // address of the host
+	core string // path of CoreDNS
+	node string // node address of the host
 }
 
 const corePort = "1053"
@@ -149,7 +149,7 @@ func (s *dnsSetup) start(ctx context.Context) error {
 }
 
 // warm fills a server's cache. It waits until CoreDNS has started and Weft has read the new
-// resolv.conf: before that, not all is answered.
+// resolv.conf.
 func (s *dnsSetup) warm(ctx context.Context, port string) error {
 	for deadline := time.Now().Add(10 * time.Second); ; {
 		_, _, err := s.load(ctx, port, "cached", "-n", "1", "-q", "20", "-t", "1")
@@ -162,7 +162,7 @@ func (s *dnsSetup) warm(ctx context.Context, port string) error {
 	}
 }
 
-// distinctNames is the file of names that nobody has asked for before a round.
+// distinctNames returns the file of names that were not queried before a round.
 func distinctNames(round int) string { return fmt.Sprintf("distinct%d", round) }
 
 func (s *dnsSetup) path(name string) string { return filepath.Join(s.tmp, name) }
@@ -196,7 +196,7 @@ func (s *dnsSetup) compare(ctx context.Context, file string, rate, cpu *comparis
 	return nil
 }
 
-// pids are those of the two servers.
+// pids returns those of the two servers.
 func (s *dnsSetup) pids(ctx context.Context) (agent, core int, err error) {
 	status, err := s.lab.Status(ctx)
 	if err != nil {
@@ -210,7 +210,7 @@ func (s *dnsSetup) pids(ctx context.Context) (agent, core int, err error) {
 	return status.Hosts[0].Agent[0], core, err
 }
 
-// load asks one server, and refuses a run in which it was not answered everything.
+// load queries one server. It fails if any query was not answered.
 func (s *dnsSetup) load(ctx context.Context, port, file string, args ...string) (rate, queries float64, err error) {
 	out, err := s.lab.Exec(ctx, "h1/c1", nil, append([]string{
 		"dnsperf", "-s", s.node, "-p", port, "-d", s.path(file), "-c", strconv.Itoa(dnsClients), "-W",
@@ -225,23 +225,23 @@ func (s *dnsSetup) load(ctx context.Context, port, file string, args ...string) 
 		}
 	}
 	if values[2] > 0 || values[3] != values[1] {
-		return 0, 0, fmt.Errorf("port %s: questions were lost, or answered with an error:\n%s", port, out)
+		return 0, 0, fmt.Errorf("port %s: queries were lost, or answered with an error:\n%s", port, out)
 	}
 	return values[0], values[1], nil
 }
 
-// value is the number behind a word in dnsperf's report.
+// value returns the number after a word in dnsperf's report.
 func value(report, word string) (float64, error) {
 	for line := range strings.Lines(report) {
 		if rest, ok := strings.CutPrefix(strings.TrimSpace(line), word); ok {
 			return strconv.ParseFloat(strings.Fields(rest)[0], 64)
 		}
 	}
-	return 0, fmt.Errorf("dnsperf does not say %q:\n%s", word, report)
+	return 0, fmt.Errorf("dnsperf's report has no %q:\n%s", word, report)
 }
 
-// latency asks at a fixed rate, by way of the gateway as containers do, and shows what the
-// agent has grown by.
+// latency queries at a fixed rate, through the gateway address like containers, and prints how much
+// the agent's memory has grown.
 func (s *dnsSetup) latency(ctx context.Context, before float64) error {
 	rows := []figure{
 		{what: fmt.Sprintf("p99 at %d queries a second, names of the network, ms", dnsRate), atMost: dnsP99},
@@ -277,8 +277,8 @@ func (s *dnsSetup) latency(ctx context.Context, before float64) error {
 	return nil
 }
 
-// percentile is that of the latencies that dnsperf -v prints, in seconds: lines such as
-// "> NOERROR n1.weft.internal A 0.000181".
+// percentile returns a percentile of the latencies that dnsperf -v prints, in seconds, in lines such
+// as "> NOERROR n1.weft.internal A 0.000181".
 func percentile(out string, share float64) (float64, error) {
 	var all samples
 	for scan := bufio.NewScanner(strings.NewReader(out)); scan.Scan(); {
@@ -297,7 +297,7 @@ func percentile(out string, share float64) (float64, error) {
 	return all[int(share*float64(len(all)-1))], nil
 }
 
-// resident is what the agent takes, in MiB.
+// resident returns the agent's resident memory in MiB.
 func (s *dnsSetup) resident(ctx context.Context) (float64, error) {
 	status, err := s.lab.Status(ctx)
 	if err != nil {
@@ -306,7 +306,7 @@ func (s *dnsSetup) resident(ctx context.Context) (float64, error) {
 	return residentMiB(ctx, s.lab, "h1", status.Hosts[0].Agent[0], resident)
 }
 
-// dnsUpstream answers every question for an address.
+// dnsUpstream answers every query for an address.
 func dnsUpstream(context.Context, []string) error {
 	started := func() { fmt.Fprintln(os.Stderr, "serving") }
 	server := &dns.Server{Addr: "127.0.0.1:53", Net: "udp", NotifyStartedFunc: started, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
@@ -315,12 +315,12 @@ func dnsUpstream(context.Context, []string) error {
 		r.Answer = []dns.RR{&dns.A{
 			Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 3600}, A: net.IPv4(192, 0, 2, 1),
 		}}
-		_ = w.WriteMsg(r) // the asker may be gone
+		_ = w.WriteMsg(r) // ignored: the client may be gone
 	})}
 	return server.ListenAndServe()
 }
 
-// installCoreDNS builds CoreDNS once; later runs find it.
+// installCoreDNS builds CoreDNS once; later runs reuse it.
 func installCoreDNS(ctx context.Context) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {

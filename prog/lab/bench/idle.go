@@ -13,10 +13,10 @@ import (
 	"weft/prog/lab"
 )
 
-// idleTime is how long the mesh is left alone before the measurement, and how long that takes.
+// idleTime is how long the mesh is idle before the measurement, and during it.
 const idleTime = 30 * time.Second
 
-// idle measures what the processes of a host cost when nothing happens: each of four hosts has three peers.
+// idle measures the idle costs of a host's processes. Each of four hosts has three peers.
 func idle(ctx context.Context, b *bench) (err error) {
 	l, down, err := b.up(ctx, lab.Options{Name: "idle", Hosts: 4, Containers: 1})
 	if err != nil {
@@ -71,7 +71,7 @@ func idle(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// idleNoMore sends from one host to all others at once, and measures the most that each datapath had in memory by then.
+// idleNoMore sends from one host to all others at once, and measures each datapath's peak memory.
 func idleNoMore(ctx context.Context, l *lab.Lab, status lab.Status, most *samples) error {
 	var group errgroup.Group
 	for _, h := range l.Hosts()[1:] {
@@ -104,24 +104,24 @@ func eachProcess(s lab.Status, f func(process string, kind int, host string, pid
 	return nil
 }
 
-// processorTime is what a process has used so far, in seconds.
+// processorTime returns a process's processor time so far, in seconds.
 func processorTime(ctx context.Context, l *lab.Lab, host string, pid int) (float64, error) {
 	stat, err := l.Exec(ctx, host, nil, "cat", fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
-	// proc(5): utime and stime are fields 14 and 15; the second one, in parentheses, may hold anything.
+	// proc(5): utime and stime are fields 14 and 15. The name in parentheses may contain anything.
 	fields := strings.Fields(stat[strings.LastIndex(stat, ")")+1:])
 	user, err := strconv.ParseFloat(fields[14-3], 64)
 	if err != nil {
 		return 0, err
 	}
 	system, err := strconv.ParseFloat(fields[15-3], 64)
-	const ticks = 100 // a second, on Linux for every architecture that Go knows
+	const ticks = 100 // per second, on Linux for every architecture that Go supports
 	return (user + system) / ticks, err
 }
 
-// What /proc/PID/status says of memory (proc(5)): what a process has in memory now, and the most that it ever had.
+// Fields of /proc/PID/status (proc(5)): current and peak memory.
 const (
 	resident     = "VmRSS:"
 	mostResident = "VmHWM:"
@@ -138,7 +138,7 @@ func residentMiB(ctx context.Context, l *lab.Lab, host string, pid int, which st
 			return kib / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("process %d of %s has no %s it is gone", pid, host, which)
+	return 0, fmt.Errorf("process %d of %s has no %s: it has ended", pid, host, which)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -21,11 +21,11 @@ import (
 
 const (
 	ipamPeers  = 1000
-	ipamPods   = 250 // on each
+	ipamPods   = 250 // on each peer
 	ipamRounds = 50
 )
 
-// alone is a mesh without others; it counts what would be said.
+// alone is a mesh without other peers. It counts the bytes that would be sent.
 type alone struct{ said int }
 
 func (a *alone) Broadcast(_ string, delta []byte) { a.said += len(delta) }
@@ -37,8 +37,8 @@ func (*alone) Request(context.Context, peer.ID, string, []byte) ([]byte, error) 
 	return nil, context.Canceled
 }
 
-// ipamBench measures the address ring of a thousand peers: one allocation with its disk, what gossip
-// carries for it, a merge of the whole ring, and the memory of a peer.
+// ipamBench measures the address ring of a thousand peers: an allocation with its disk writes and its
+// gossip, a merge of the whole ring, and the memory of a peer.
 func ipamBench(ctx context.Context, b *bench) (err error) {
 	before := heap()
 	m, err := thousand()
@@ -46,7 +46,7 @@ func ipamBench(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	founder, older := m.Peers[0], m.Ring
-	m.Leave(ipamPeers / 2) // what is news to who has the older ring
+	m.Leave(ipamPeers / 2) // a change for peers with the older ring
 
 	merge := figure{what: fmt.Sprintf("merge of a ring of %d peers, %d segments", ipamPeers, len(m.Ring.Segments())), atMost: 50}
 	encoded := m.Ring.Encode()
@@ -97,7 +97,7 @@ func ipamBench(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// thousand is a mesh of so many peers, whose containers all have an address.
+// thousand returns a mesh of a thousand peers whose containers all have an address.
 func thousand() (*ipamtest.Mesh, error) {
 	m := ipamtest.New(slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()})
 	for len(m.Peers) < ipamPeers {
@@ -113,8 +113,8 @@ func thousand() (*ipamtest.Mesh, error) {
 	return m, nil
 }
 
-// serveRing runs an allocator that starts from a ring on disk, and returns the heap while it runs. The
-// model of all peers is in that figure too: the peer's own part is less.
+// serveRing runs an allocator that starts from a ring on disk, and returns the heap size while it
+// runs. That includes the model of all peers, so the peer's own part is smaller.
 func serveRing(ctx context.Context, b *bench, r ring.Ring, self peer.ID, net *alone, f func(*ipam.Allocator) error) (held uint64, err error) {
 	store, err := state.Open(filepath.Join(b.tmp, "ring"))
 	if err != nil {

@@ -11,8 +11,9 @@ import (
 
 const joinRounds = 10
 
-// join measures one more peer that joins a mesh of two: from the start of weft launch to the first answer from a
-// container on another host, to the host itself and to a container that is plugged in as soon as that is possible.
+// join measures how fast a peer joins a mesh of two: from the start of weft launch to the first
+// answer from a container on another host, to the host itself and to a container attached as soon as
+// possible.
 func join(ctx context.Context, b *bench) (err error) {
 	l, down, err := b.up(ctx, lab.Options{Name: "join", Hosts: 3, Containers: 1})
 	if err != nil {

@@ -26,9 +26,9 @@ func (s *kubeSize) parse(text string) error {
 	return nil
 }
 
-// kubernetes measures what one agent costs in a cluster, next to one in a cluster of four nodes without any pods and
-// policies, both at the same time. The agents are real, and so are the containers on their hosts; the other nodes are
-// simulated, and so is the API server (prog/kube/kubetest): see simulated.
+// kubernetes measures the cost of one agent in a cluster, at the same time as one in a cluster of
+// four nodes without pods and policies. The agents and the containers on their hosts are real; the
+// other nodes and the API server (prog/kube/kubetest) are simulated: see simulated.
 func kubernetes(ctx context.Context, b *bench) (err error) {
 	var sides [2]*kubeSide
 	for i, size := range []kubeSize{b.kube, {4, 0, 0}} {
@@ -66,7 +66,7 @@ func kubernetes(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// kubeFigures are what is measured of the agents of both sides.
+// kubeFigures are the measurements of the agents of both sides.
 type kubeFigures struct{ resident, own, heap, rest, churn, heartbeat, after comparison }
 
 func (m *kubeFigures) atRest(ctx context.Context, sides [2]*kubeSide) error {
@@ -92,8 +92,8 @@ func (m *kubeFigures) atRest(ctx context.Context, sides [2]*kubeSide) error {
 	return nil
 }
 
-// busy measures what the agents use while the nodes of the large side do something, and returns what one time costs,
-// in ms, less what rest costs.
+// busy measures the agents while the nodes of the large side do something. It returns the cost of one
+// repetition in ms, without the idle cost.
 func (m *kubeFigures) busy(ctx context.Context, sides [2]*kubeSide, into *comparison, verb string) (samples, error) {
 	start := time.Now()
 	if err := kubeWatch(ctx, sides, into, func() error { return sides[0].each(verb) }); err != nil {
@@ -104,7 +104,7 @@ func (m *kubeFigures) busy(ctx context.Context, sides [2]*kubeSide, into *compar
 	return samples{1000 * took * share / float64(len(sides[0].peers)*kubeChanges)}, nil
 }
 
-// kubeWatch measures what the agents of both sides use while something is done.
+// kubeWatch measures the agents of both sides while something is done.
 func kubeWatch(ctx context.Context, sides [2]*kubeSide, into *comparison, f func() error) error {
 	var before [2]float64
 	var err error
@@ -128,8 +128,8 @@ func kubeWatch(ctx context.Context, sides [2]*kubeSide, into *comparison, f func
 	return nil
 }
 
-// kubeSide is a cluster: h1 has the agent and its containers, the hosts after it the other nodes, the last one the
-// API server.
+// kubeSide is a cluster: h1 has the agent and its containers, the following hosts are the other
+// nodes, and the last one is the API server.
 type kubeSide struct {
 	*bench
 	kubeSize
@@ -217,10 +217,10 @@ func (s *kubeSide) launch(ctx context.Context, url string) error {
 		s.agent = pids[0]
 		return nil
 	}
-	return fmt.Errorf("agents on h1: %v", status.Hosts[0].Agent)
+	return fmt.Errorf("the agents on h1 are %v; want one", status.Hosts[0].Agent)
 }
 
-// each tells all simulated nodes to do something, at once.
+// each sends a verb to all simulated nodes at once.
 func (s *kubeSide) each(verb string) error {
 	return s.all(func(p *remote) error { _, err := p.do(verb); return err })
 }
@@ -251,7 +251,8 @@ func (s *kubeSide) attach(ctx context.Context) (err error) {
 	return nil
 }
 
-// settled waits until the agent knows all pods, and judges those of its host: else nothing was measured.
+// settled waits until the agent knows all pods and enforces the policies of its host's pods. Only
+// then are measurements meaningful.
 func (s *kubeSide) settled(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("not all pods became known"))
 	defer cancel()
@@ -271,7 +272,7 @@ func (s *kubeSide) settled(ctx context.Context) (err error) {
 	}
 }
 
-// metric is one of the agent's.
+// metric returns one of the agent's metrics.
 func (s *kubeSide) metric(ctx context.Context, name string) (float64, error) {
 	text, err := s.lab.Exec(ctx, "h1", nil, s.self, "fetch", "http://127.0.0.1:6784/metrics")
 	if err != nil {
@@ -285,7 +286,7 @@ func (s *kubeSide) metric(ctx context.Context, name string) (float64, error) {
 	return 0, fmt.Errorf("no metric %s", name)
 }
 
-// memory measures what the agent has resident, and what of that is in no file.
+// memory measures the agent's resident memory, and the part that is not backed by files.
 func (s *kubeSide) memory(ctx context.Context, resident, own *samples) error {
 	rollup, err := s.lab.Exec(ctx, "h1", nil, "cat", fmt.Sprintf("/proc/%d/smaps_rollup", s.agent))
 	if err != nil {

@@ -20,24 +20,24 @@ import (
 	"weft/router/policy"
 )
 
-// The namespaces of the cluster, and their teams: those of newCrowd for so many policies.
+// The cluster's namespaces and their teams, as newCrowd makes them for a number of policies.
 const (
 	kubeSpaces = 20
 	kubeTeams  = 10
 )
 
-// kubePod is a pod of a node, as all who tell of it have it from its numbers.
+// kubePod is a pod. All its properties follow from its numbers, so that all programs agree on them.
 type kubePod struct {
-	node, n         int // n counts those of its node
+	node, n         int // n counts the pods of the node
 	namespace, name string
 	labels          map[string]string
 }
 
-// kubeKinds is how many pods of a node differ in more than their names.
+// kubeKinds is the number of pods of a node that differ in more than their names.
 const kubeKinds = 100
 
-// podOf spreads the pods of every node over all namespaces, and over applications and tiers: policies of all
-// namespaces choose some of them. After as many as a node has come those that replace them.
+// podOf distributes the pods of each node over all namespaces, applications and tiers, so that
+// policies of all namespaces select some. Numbers beyond a node's pods are their replacements.
 func podOf(node, n int) kubePod {
 	like := n % kubeKinds
 	app := (like/kubeSpaces*2 + node) % 10
@@ -52,7 +52,7 @@ func (p kubePod) uid() string  { return fmt.Sprintf("00000000-0000-4000-8000-%01
 func (p kubePod) port() uint16 { return uint16(8000 + p.n%3) }
 func kubeNode(node int) string { return fmt.Sprintf("h%d", node+1) }
 
-// object is the pod as the API server has it. A real one is larger: what nobody here reads is left out by the agent
+// object returns the pod as the API server has it. Real ones have more fields, which the agent drops
 // at once.
 func (p kubePod) object() *core.Pod {
 	o := kubetest.Pod(kubeNode(p.node), p.namespace, p.name, p.uid(), p.labels, core.ContainerPort{Name: "http", ContainerPort: int32(p.port())})
@@ -67,7 +67,7 @@ func (p kubePod) object() *core.Pod {
 	return o
 }
 
-// endpoint is the pod as its node's agent tells the others.
+// endpoint returns the pod as its node's agent announces it.
 func (p kubePod) endpoint(s slot.Slot) directory.Endpoint {
 	return directory.Endpoint{
 		ID: fmt.Sprintf("%064x/eth0", 1000*p.node+p.n), Slots: []slot.Slot{s}, Name: p.name, Namespace: p.namespace, Labels: p.labels,
@@ -75,7 +75,7 @@ func (p kubePod) endpoint(s slot.Slot) directory.Endpoint {
 	}
 }
 
-// kubePolicy is one of crowd's policies as an object of the API.
+// kubePolicy returns one of crowd's policies as an object of the API.
 func kubePolicy(p policy.Policy) *networking.NetworkPolicy {
 	out := &networking.NetworkPolicy{ObjectMeta: meta.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: "0"}}
 	out.Spec.PodSelector = *labelSelector(&p.Pods)
@@ -118,8 +118,8 @@ func kubePorts(r policy.Rule) (out []networking.NetworkPolicyPort) {
 	return out
 }
 
-// kubeAPI is the API server: args are how many pods are on each node, how many policies there are, and the addresses
-// of all nodes.
+// kubeAPI runs the API server. args are the number of pods on each node, the number of policies, and
+// the addresses of all nodes.
 func kubeAPI(_ context.Context, args []string) error {
 	pods, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -132,7 +132,7 @@ func kubeAPI(_ context.Context, args []string) error {
 	server := kubetest.New()
 	for node, addr := range args[2:] {
 		n := kubetest.Node(kubeNode(node), "uid-"+kubeNode(node), addr)
-		for i := range 50 { // what a kubelet says by default
+		for i := range 50 { // the kubelet's default
 			n.Status.Images = append(n.Status.Images, core.ContainerImage{Names: []string{fmt.Sprintf("registry.example/app-%d@sha256:%064x", i, i)}, SizeBytes: 1 << 27})
 		}
 		server.Set(n)
@@ -150,7 +150,7 @@ func kubeAPI(_ context.Context, args []string) error {
 	return server.Serve(":8080", func() { fmt.Fprintln(os.Stderr, "serving") })
 }
 
-// fetch prints what a URL answers.
+// fetch prints the answer of a URL.
 func fetch(ctx context.Context, args []string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, args[0], nil)
 	if err != nil {

@@ -33,16 +33,16 @@ import (
 	"weft/prog/state"
 )
 
-// How often something happens on one simulated node: with nine of them, ten times a second.
+// How often one simulated node repeats something: nine of them make ten times per second.
 const (
 	kubeChanges = 22
 	kubeEvery   = 900 * time.Millisecond
 )
 
-// simulated is a node that the others cannot tell from a real one: it is a Node, takes the ring from the cluster's
-// Secret, has addresses of its own in it, and tells of its pods and confirms what others tell, with the parts of an
-// agent that do so, on a real store. It has no data path and no policies, and its pods are words: nobody answers in
-// its tunnel.
+// simulated is a node that other nodes cannot distinguish from a real one. It has a Node object,
+// takes the ring from the cluster's Secret, owns addresses, announces its pods and confirms those of
+// others, with the agent's own code and a real store. It has no data path and no policies, and its
+// pods do not exist.
 type simulated struct {
 	node, api string
 	number    int
@@ -51,13 +51,13 @@ type simulated struct {
 	ipam      *ipam.Allocator
 	directory *mesh.Directory
 	documents *mesh.Documents
-	pods      []directory.Endpoint // that there are, the oldest first
-	next      int                  // number of the pod that comes next
+	pods      []directory.Endpoint // existing pods, the oldest first
+	next      int                  // number of the next pod
 }
 
-// kubePeer runs a simulated node: args are the API server's URL, the node's number and how many pods it has. It reads
-// verbs: "start" until it has told of all its pods; "churn" lets pods go and come, and ends when all others have
-// confirmed it; "heartbeat" says on its Node, again and again, what was said before.
+// kubePeer runs a simulated node. args are the API server's URL, the node's number and its number of
+// pods. It reads verbs: "start" ends when all its pods are announced; "churn" replaces pods, and ends
+// when all others have confirmed; "heartbeat" writes its Node's unchanged status repeatedly.
 func kubePeer(ctx context.Context, args []string) (err error) {
 	p := &simulated{api: args[0]}
 	pods, err := strconv.Atoi(args[2])
@@ -98,7 +98,7 @@ func kubePeer(ctx context.Context, args []string) (err error) {
 	return errors.Join(err, group.Wait())
 }
 
-// make makes the parts of an agent that speak with other agents.
+// make makes the parts of an agent that communicate with other agents.
 func (p *simulated) make(ctx context.Context) error {
 	keys, err := p.store.Keys(rand.Reader)
 	if err != nil {
@@ -163,7 +163,7 @@ func (p *simulated) make(ctx context.Context) error {
 
 func nothing() {}
 
-// connect carries the replicated states over the mesh, and answers what others ask.
+// connect carries the replicated states over the mesh, and answers requests.
 func (p *simulated) connect() {
 	for _, r := range []mesh.Replica{p.ipam, p.ipam.Votes(), p.directory, p.documents} {
 		p.mesh.Replicate(r)
@@ -179,7 +179,7 @@ func (p *simulated) connect() {
 	}
 }
 
-// start waits for the ring, and tells of itself and of its pods.
+// start waits for the ring, and announces the node and its pods.
 func (p *simulated) start(ctx context.Context, pods int) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -204,7 +204,7 @@ func (p *simulated) start(ctx context.Context, pods int) error {
 
 // often does something kubeChanges times.
 func (p *simulated) often(ctx context.Context, do func(ctx context.Context, i int) error) error {
-	if err := sleep(ctx, time.Duration(p.number)*kubeEvery/9); err != nil { // not with all others at once
+	if err := sleep(ctx, time.Duration(p.number)*kubeEvery/9); err != nil { // not at the same time as all others
 		return err
 	}
 	tick := time.NewTicker(kubeEvery)
@@ -222,7 +222,7 @@ func (p *simulated) often(ctx context.Context, do func(ctx context.Context, i in
 	return nil
 }
 
-// churn lets a pod go, then another one come, and so on.
+// churn alternately removes and adds a pod.
 func (p *simulated) churn(ctx context.Context) error {
 	var gone []slot.Slot
 	err := p.often(ctx, func(ctx context.Context, i int) error {
@@ -239,7 +239,7 @@ func (p *simulated) churn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("pods that are gone are not forgotten by all"))
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("not all peers forgot the removed pods"))
 	defer cancel()
 	for _, s := range gone {
 		for p.directory.Taken(s) {
@@ -251,7 +251,7 @@ func (p *simulated) churn(ctx context.Context) error {
 	return nil
 }
 
-// heartbeat is what a kubelet writes every few minutes.
+// heartbeat writes what a kubelet writes every few minutes.
 func (p *simulated) heartbeat(ctx context.Context, _ int) error {
 	body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []core.NodeCondition{
 		{Type: core.NodeReady, Status: core.ConditionTrue, Reason: "KubeletReady", LastHeartbeatTime: meta.Now()},
@@ -262,7 +262,7 @@ func (p *simulated) heartbeat(ctx context.Context, _ int) error {
 	return p.request(ctx, http.MethodPatch, "/api/v1/nodes/"+p.node+"/status", body)
 }
 
-// add gives the next pod an address.
+// add allocates the address of the next pod.
 func (p *simulated) add(ctx context.Context) error {
 	pod := podOf(p.number, p.next)
 	s, err := p.ipam.Allocate(ctx, pod.uid(), nil)
@@ -310,6 +310,6 @@ func (p *simulated) request(ctx context.Context, method, path string, body []byt
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s %s: %s", method, path, resp.Status)
 	}
-	_, err = io.Copy(io.Discard, resp.Body) // so that the connection serves again
+	_, err = io.Copy(io.Discard, resp.Body) // lets the client reuse the connection
 	return err
 }

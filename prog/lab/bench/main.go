@@ -1,8 +1,8 @@
-// Command bench measures what Weft has budgets for, on labs of this machine, and prints Markdown: the tables of
+// Command bench measures what Weft has budgets for, in labs on this machine, and prints Markdown: the tables of
 // site/docs/benchmarks.md.
 //
-// Every figure comes with what it is compared to, measured in the same run, in turns (A B A B …), so that whatever
-// else the machine does meets both. A budget that is missed is printed as such; it is not an error.
+// Every figure is compared with another one measured in the same run, in turns (A B A B …), so that other load
+// on the machine affects both. A missed budget is printed as such; it is not an error.
 package main
 
 import (
@@ -22,10 +22,10 @@ import (
 	"weft/prog/lab"
 )
 
-// limit bounds a whole run.
+// limit is the time limit of a whole run.
 const limit = 15 * time.Minute
 
-// A benchmark prints its rows. They run one after the other, each on labs of its own.
+// A benchmark prints its rows. They run one after the other, each in its own labs.
 var benchmarks = []struct {
 	name string
 	run  func(context.Context, *bench) error
@@ -41,7 +41,7 @@ var benchmarks = []struct {
 	{"kubernetes", kubernetes},
 }
 
-// helpers are what this program is inside of a lab's host, where it is called with their name first.
+// helpers are commands of this program that run on a lab's host, by their first argument.
 var helpers = map[string]func(context.Context, []string) error{
 	"cni-runtime":     cniRuntime,
 	"plain-wireguard": plainWireGuard,
@@ -57,7 +57,7 @@ var helpers = map[string]func(context.Context, []string) error{
 type bench struct {
 	bin  string // directory of weft and weft-cni
 	self string // this program
-	tmp  string // on disk, as /var/lib/weft of the lab's hosts
+	tmp  string // on disk, like /var/lib/weft of the lab's hosts
 	kube kubeSize
 }
 
@@ -120,7 +120,7 @@ func run(ctx context.Context, args []string) (err error) {
 	return nil
 }
 
-// turns are the directories of programs that each benchmark runs with, one after the other.
+// turns returns the directories of programs with which each benchmark runs, one after the other.
 func turns(bin, before string) (dirs []string, err error) {
 	if bin, err = filepath.Abs(bin); err != nil || before == "" {
 		return []string{bin}, err
@@ -131,7 +131,7 @@ func turns(bin, before string) (dirs []string, err error) {
 	return []string{before, bin, before, bin, before, bin}, nil
 }
 
-// up brings a lab up. The returned function takes it down and adds what goes wrong to *err.
+// up makes a lab. The returned function removes it and adds errors to *err.
 func (b *bench) up(ctx context.Context, o lab.Options) (*lab.Lab, func(err *error), error) {
 	o.Name = fmt.Sprintf("bench-%s-%d", o.Name, os.Getpid())
 	o.Bin = b.bin

@@ -16,17 +16,17 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// plainMTU is what Weft takes on the lab's underlay.
+// plainMTU is the MTU that Weft uses on the lab's underlay.
 const plainMTU = 1420
 
 func plainAddr(host int) string    { return fmt.Sprintf("10.99.%d.2", host) }
 func plainGateway(host int) string { return fmt.Sprintf("10.99.%d.1", host) }
 
-// plainKey is as secret as a benchmark needs it.
+// plainKey returns a private key. A benchmark needs no secrecy.
 func plainKey(host int) wgtypes.Key { return wgtypes.Key(sha256.Sum256([]byte{byte(host)})) }
 
-// plainWireGuard sets up this host N of two for wireguard-go's PROGRAM, by hand: routed as Weft does it, without
-// firewall rules, and without anything else that could cost.
+// plainWireGuard sets up host N of two for wireguard-go's PROGRAM by hand: with Weft's routing, but
+// without firewall rules or other costs.
 //
 //	10.99.1.2 ── 10.99.1.1  wg0 ═══ underlay ═══ wg0  10.99.2.1 ── 10.99.2.2
 //	 h1/c1           h1                                   h2          h2/c1
@@ -36,7 +36,7 @@ func plainWireGuard(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	start := exec.CommandContext(ctx, program, "wg0") // it goes on in the background
+	start := exec.CommandContext(ctx, program, "wg0") // runs in the background
 	start.Env = append(os.Environ(), "LOG_LEVEL=error")
 	if err := start.Run(); err != nil {
 		return fmt.Errorf("%s: %w", program, err)
@@ -119,7 +119,7 @@ func plainContainer(n int, container string) error {
 	return inside.RouteAdd(&netlink.Route{Gw: net.ParseIP(plainGateway(n)), LinkIndex: eth0})
 }
 
-// address gives a link its address in a /24, and takes it up.
+// address sets a link's address in a /24, and sets it up.
 func address(h *netlink.Handle, name, addr string) (index int, err error) {
 	link, err := h.LinkByName(name)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"weft/router/policy"
 )
 
-// How often what is measured, and the budgets.
+// Numbers of repetitions, and the budgets.
 const (
 	policyLoads      = 5
 	policyChanges    = 200
@@ -23,10 +23,10 @@ const (
 	policyComparedTo = "iptables + ipset"
 )
 
-// policyBench measures policies in network namespaces of its own, next to iptables with
-// ipsets: what it takes to load those of a cluster, to follow one pod, and to judge packets.
+// policyBench measures policies in its own network namespaces, compared with iptables and ipsets: the
+// time to load a cluster's policies, to follow one pod, and to evaluate packets.
 //
-// Theirs takes half a minute to load. It is loaded once, and changed once: then the same
+// The iptables rules take half a minute to load, so they are loaded and changed once. Then the same
 // hosts forward packets.
 func policyBench(ctx context.Context, b *bench) (err error) {
 	if err := policyTunnel(ctx, b); err != nil {
@@ -36,7 +36,7 @@ func policyBench(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	c := newCrowd(crowdPolicies)
-	changes, err := policyChange(c) // first: an agent's memory has nothing of theirs
+	changes, err := policyChange(c) // first, since the memory then has no rules of the others
 	if err != nil {
 		return fmt.Errorf("change: %w", err)
 	}
@@ -65,7 +65,7 @@ func policyBench(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// backends are iptables' ways into this kernel.
+// backends returns the usable backends of iptables.
 func backends(ctx context.Context) (usable []string) {
 	for _, backend := range []string{"legacy", "nft"} {
 		err := inSpace(func(s space) error {
@@ -80,16 +80,16 @@ func backends(ctx context.Context) (usable []string) {
 	return usable
 }
 
-// enforcer is what a host has for policies: ours.
+// enforcer is Weft's policy enforcement on a host.
 type enforcer struct {
 	compiler *policy.Compiler
 	builder  nft.Builder
 	kernel   nft.Kernel
 }
 
-// open loads the guard, as the agent does before it knows any policies. No thread need stay in
-// the namespace: on a locked one every answer of the kernel's would cost a switch of threads,
-// which the agent does not pay.
+// open loads the guard, like an agent without policies. No thread needs to stay in the namespace: on
+// a locked thread each answer of the kernel would cost a thread switch, which the agent does not
+// have.
 func (e *enforcer) open(s space) error {
 	e.kernel.Namespace = int(s.NsHandle)
 	return e.kernel.Apply(nft.Build(crowdConfig(nil).Guard))
@@ -100,13 +100,13 @@ func (e *enforcer) apply() error {
 	return e.kernel.Apply(e.builder.Build(crowdConfig(&p)))
 }
 
-// load starts from nothing but the guard.
+// load loads the policies after the guard.
 func (e *enforcer) load(c *crowd) error {
 	e.compiler = newCompiler(c)
 	return e.apply()
 }
 
-// newCompiler makes one that knows a crowd.
+// newCompiler returns a compiler that knows a crowd.
 func newCompiler(c *crowd) *policy.Compiler {
 	compiler := policy.NewCompiler()
 	compiler.SetPolicies(c.policies, c.namespaces)
@@ -122,7 +122,7 @@ func timed(f func() error) (seconds float64, err error) {
 	return time.Since(start).Seconds(), err
 }
 
-// inSpace runs something in a namespace that is made for it.
+// inSpace runs f in a new namespace.
 func inSpace(f func(s space) error) error {
 	s, err := newSpace()
 	if err != nil {
@@ -159,10 +159,10 @@ func policyLoad(c *crowd, theirs []*packetCase) error {
 	return nil
 }
 
-// podChange is what one pod costs, from what the agent hears to what the kernel has.
+// podChange is the cost of one pod's change, from the agent's input to the kernel.
 type podChange struct{ here, elsewhere samples }
 
-// policyChange measures ours.
+// policyChange measures Weft's.
 func policyChange(c *crowd) (ours podChange, err error) {
 	err = inSpace(func(s space) error {
 		e := &enforcer{}
@@ -179,7 +179,7 @@ func policyChange(c *crowd) (ours podChange, err error) {
 	return ours, err
 }
 
-// printChanges compares with theirs, who do the same wherever the pod is.
+// printChanges compares with kube-router's, which are the same wherever the pod is.
 func printChanges(ctx context.Context, c *crowd, ours podChange, theirs []*packetCase) error {
 	syncs := make([]samples, len(theirs))
 	less := *c
@@ -211,7 +211,7 @@ func printChanges(ctx context.Context, c *crowd, ours podChange, theirs []*packe
 	return nil
 }
 
-// podChanges takes pods out and puts them in again, each once.
+// podChanges removes and adds pods, each once.
 func podChanges(e *enforcer, c *crowd, local bool) (ms samples, err error) {
 	runtime.GC()
 	for n := 0; len(ms) < policyChanges; n++ {

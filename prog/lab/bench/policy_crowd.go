@@ -10,18 +10,18 @@ import (
 	"weft/router/policy"
 )
 
-// The size of the cluster that policies are measured with.
+// The size of the cluster in the policy benchmarks.
 const (
 	crowdPolicies  = 1000
 	crowdEndpoints = 10_000
-	crowdLocal     = 200 // of them, on this host
+	crowdLocal     = 200 // of them on this host
 	crowdPort      = 9000
 )
 
 var crowdUniverse = slot.Universe{V4: slot.DefaultV4, V6: netip.MustParsePrefix("fd01:2:3:4::/96")}
 
-// crowd is a cluster, as one of its hosts sees it. Whatever the number of its policies, each
-// endpoint is under one of them, which isolates it in both directions.
+// crowd is a cluster, as seen by one of its hosts. For any number of policies, each endpoint is
+// selected by one, which isolates it in both directions.
 type crowd struct {
 	namespaces map[string]map[string]string
 	policies   []policy.Policy
@@ -29,8 +29,8 @@ type crowd struct {
 	local      map[string]bool // by id
 }
 
-// newCrowd spreads the endpoints over a namespace for every ten policies. A namespace is of
-// one of ten teams, has ten applications, and a policy for each.
+// newCrowd distributes the endpoints over namespaces, one for every ten policies. A namespace belongs
+// to one of ten teams, and has ten applications with a policy each.
 func newCrowd(policies int) *crowd {
 	spaces := max(1, policies/10)
 	teams := min(10, spaces)
@@ -52,15 +52,15 @@ func newCrowd(policies int) *crowd {
 			Ports: []policy.NamedPort{{Name: "http", Protocol: policy.TCP, Number: uint16(8000 + n%3)}},
 		}
 		c.endpoints = append(c.endpoints, e)
-		if n*7919%crowdEndpoints < crowdLocal { // spread over namespaces, applications and tiers
+		if n*7919%crowdEndpoints < crowdLocal { // distributed over namespaces, applications and tiers
 			c.local[e.ID] = true
 		}
 	}
 	return c
 }
 
-// crowdPolicy has what policies have: peers in the own namespace and in others', a numbered
-// and a named port, and a block of addresses.
+// crowdPolicy returns a typical policy: peers in the same and in other namespaces, a numbered and a
+// named port, and an IP block.
 func crowdPolicy(n, spaces, teams int) policy.Policy {
 	labels := func(key, prefix string, n int) *policy.Selector {
 		return &policy.Selector{Labels: map[string]string{key: prefix + fmt.Sprint(n)}}
@@ -87,8 +87,8 @@ func crowdPolicy(n, spaces, teams int) policy.Policy {
 
 func (c *crowd) isLocal(e policy.Endpoint) bool { return c.local[e.ID] }
 
-// pair is two endpoints of this host, of which the first may send to the second's crowdPort
-// in all of some crowds.
+// pair returns two endpoints of this host of which the first may send to the second's crowdPort in
+// all given crowds.
 func pair(crowds ...*crowd) (ends [2]policy.Endpoint, err error) {
 	c := crowds[0]
 	for i, from := range c.endpoints {
@@ -98,17 +98,17 @@ func pair(crowds ...*crowd) (ends [2]policy.Endpoint, err error) {
 			}
 		}
 	}
-	return ends, fmt.Errorf("of %d policies, none lets two endpoints here talk", len(c.policies))
+	return ends, fmt.Errorf("none of the %d policies allows traffic between two endpoints of this host", len(c.policies))
 }
 
 // allows reports whether one endpoint may send to another's crowdPort.
 func (c *crowd) allows(from, to int) bool {
-	w := policy.World{Namespaces: c.namespaces, Endpoints: []policy.Endpoint{c.endpoints[from], c.endpoints[to]}} // others have no say in it
+	w := policy.World{Namespaces: c.namespaces, Endpoints: []policy.Endpoint{c.endpoints[from], c.endpoints[to]}} // other endpoints do not matter
 	p := policy.Packet{Src: w.Endpoints[0].Addrs[0], Dst: w.Endpoints[1].Addrs[0], Protocol: policy.UDP, SrcPort: 1 << 15, DstPort: crowdPort}
 	return policy.Evaluate(c.policies, w, p).Allowed
 }
 
-// crowdConfig is what the host's table is made from; nil: without policies.
+// crowdConfig is the input of the host's table; nil: without policies.
 func crowdConfig(p *policy.Program) nft.Config {
 	return nft.Config{
 		Guard: nft.Guard{

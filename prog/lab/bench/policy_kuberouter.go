@@ -13,31 +13,31 @@ import (
 	"weft/router/policy"
 )
 
-// kubeRouter enforces policies the way of kube-router v2's iptables controller, as its
-// documentation and its source describe it (pkg/controllers/netpol, pkg/utils/ipset.go):
+// kubeRouter enforces policies like kube-router v2's iptables controller, according to its
+// documentation and source (pkg/controllers/netpol, pkg/utils/ipset.go):
 //
-//   - every policy of the cluster is a chain KUBE-NWPLCY-…, on every host. It marks what it
-//     allows: a rule for each rule, port and kind of peer, with an ipset for both sides. No
-//     two policies share a set. A named port is a set for each number that pods have for it;
-//   - every pod of the host has a chain KUBE-POD-FW-…: what is related or established is
-//     accepted, then it goes through the pod's policies, and rejects what they have not marked;
-//   - KUBE-ROUTER-FORWARD leads there by four rules for each pod, one behind the other: by
-//     source and by destination, routed and bridged. The same in INPUT and OUTPUT;
-//   - any change of a pod, a namespace or a policy is a full sync: iptables-save, ipset save,
-//     ipset restore, in which each set is filled anew and swapped, then iptables-restore of
-//     the whole filter table, in which chains have new names each time.
+//   - every policy of the cluster is a chain KUBE-NWPLCY-…, on every host. It marks the packets
+//     that it allows: one rule for each rule, port and kind of peer, with an ipset for each side.
+//     Policies do not share sets. A named port has a set for each of its port numbers;
+//   - every pod of the host has a chain KUBE-POD-FW-…: it accepts related and established packets,
+//     then jumps to the pod's policies, and rejects packets without a mark;
+//   - KUBE-ROUTER-FORWARD jumps there with four consecutive rules for each pod: by source and by
+//     destination, routed and bridged. INPUT and OUTPUT have the same;
+//   - any change of a pod, a namespace or a policy causes a full sync: iptables-save, ipset save,
+//     ipset restore, which fills and swaps each set, then iptables-restore of the whole filter
+//     table, with new names of chains each time.
 //
-// All that differs is in its favour: only IPv4, where Weft sets up both families; selectors
-// are looked up in maps instead of the API's caches; what is saved is not parsed; the rules
-// come in their order instead of by -I; and the thirty calls of iptables that make sure of
-// the top-level chains, and the second ipset save, are left out.
+// All differences are in its favour: it only does IPv4, while Weft sets up both families; selectors
+// are looked up in maps instead of the API's caches; the output of iptables-save is not parsed; rules
+// are in their final order instead of inserted with -I; and the thirty calls of iptables that check
+// the top-level chains, and the second ipset save, are omitted.
 type kubeRouter struct {
 	*crowd
 	backend string // of iptables: "legacy" or "nft"
 	synced  int
 }
 
-// sync is a full one, in a namespace.
+// sync does a full sync in a namespace.
 func (k *kubeRouter) sync(ctx context.Context, s space) error {
 	return s.do(func() error {
 		k.synced++
@@ -56,7 +56,7 @@ func (k *kubeRouter) sync(ctx context.Context, s space) error {
 	})
 }
 
-// command runs a program whose answer is read, and not needed.
+// command runs a program and discards its output.
 func command(ctx context.Context, input, name string, args ...string) error {
 	var out, problems bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)
@@ -67,13 +67,13 @@ func command(ctx context.Context, input, name string, args ...string) error {
 	return nil
 }
 
-// kubeBuild is one sync's text.
+// kubeBuild builds the text of one sync.
 type kubeBuild struct {
 	*crowd
 	version             string
 	spaces              map[string][]policy.Endpoint
 	sets, chains, rules strings.Builder
-	temporary           []string // the kinds of sets that have a temporary one
+	temporary           []string // kinds of sets that have a temporary set
 }
 
 func (b *kubeBuild) table() string {
@@ -86,7 +86,7 @@ func (b *kubeBuild) rule(chain, format string, args ...any) {
 	fmt.Fprintf(&b.rules, "-A %s "+format+"\n", append([]any{chain}, args...)...)
 }
 
-// kubeName is a name made of what it is about.
+// kubeName returns a name derived from its parts.
 func kubeName(prefix string, about ...any) string {
 	sum := sha256.Sum256(fmt.Append(nil, about...))
 	return prefix + base32.StdEncoding.EncodeToString(sum[:])[:16]
@@ -108,7 +108,7 @@ func (b *kubeBuild) build() {
 	for _, kind := range []string{"echo-request", "destination-unreachable", "time-exceeded"} {
 		b.rule("KUBE-NWPLCY-COMMON", `-m comment --comment "allow icmp %s messages" -p icmp --icmp-type %s -j ACCEPT`, kind, kind)
 	}
-	by := map[string][]string{} // chains of policies, by the pod's id
+	by := map[string][]string{} // by pod id: chains of its policies
 	for _, p := range b.policies {
 		name := kubeName("KUBE-NWPLCY-", p.Ref(), b.version)
 		b.policy(p, name)
@@ -118,7 +118,7 @@ func (b *kubeBuild) build() {
 			}
 		}
 	}
-	// The last one to come is inserted at the front.
+	// The last pod to be added is inserted at the front.
 	for _, e := range slices.Backward(b.endpoints) {
 		if b.isLocal(e) {
 			b.pod(e, by[e.ID])
@@ -132,7 +132,8 @@ func (b *kubeBuild) build() {
 	}
 }
 
-// pods are those in a namespace that a selector chooses. The crowd's have labels only.
+// pods returns the pods in a namespace that a selector selects. The crowd's selectors only have
+// labels.
 func (b *kubeBuild) pods(namespace string, s *policy.Selector) (out []policy.Endpoint) {
 	for _, e := range b.spaces[namespace] {
 		if has(e.Labels, s) {
@@ -176,7 +177,7 @@ func addrs(list []policy.Endpoint) []string {
 	return out
 }
 
-// policy makes the chain of a policy, and the sets that are its own.
+// policy makes the chain and the sets of a policy.
 func (b *kubeBuild) policy(p policy.Policy, chain string) {
 	b.chain(chain)
 	own := b.pods(p.Namespace, &p.Pods)
@@ -196,14 +197,14 @@ func (b *kubeBuild) policy(p policy.Policy, chain string) {
 			}
 		}
 	}
-	for i, r := range p.Egress { // the crowd's have no ports
+	for i, r := range p.Egress { // the crowd's egress rules have no ports
 		for _, to := range b.peers(p, kubeName("KUBE-DST-", p.Ref(), i), r) {
 			b.allow(chain, source, to, policy.Port{})
 		}
 	}
 }
 
-// numbers are those that endpoints have for a named port, and which have it.
+// numbers returns the port numbers of a named port, each with its endpoints.
 func numbers(list []policy.Endpoint, named policy.Port) map[uint16][]policy.Endpoint {
 	out := map[uint16][]policy.Endpoint{}
 	for _, e := range list {
@@ -243,7 +244,7 @@ func (b *kubeBuild) peers(p policy.Policy, name string, r policy.Rule) (sets []s
 	return sets
 }
 
-// allow marks what goes from one set to another, and returns.
+// allow marks packets from one set to another, and returns from the chain.
 func (b *kubeBuild) allow(chain, from, to string, port policy.Port) {
 	match := fmt.Sprintf(`-m comment --comment "rule to ACCEPT traffic from source pods to dest pods" -m set --match-set %s src -m set --match-set %s dst`, from, to)
 	if port.Protocol != 0 {
@@ -253,7 +254,7 @@ func (b *kubeBuild) allow(chain, from, to string, port policy.Port) {
 	b.rule(chain, "%s -m mark --mark 0x10000/0x10000 -j RETURN", match)
 }
 
-// pod makes the chain of a pod, and the rules that lead there.
+// pod makes the chain of a pod, and the rules that jump to it.
 func (b *kubeBuild) pod(e policy.Endpoint, policies []string) {
 	chain, addr := kubeName("KUBE-POD-FW-", e.Ref(), b.version), e.Addrs[0]
 	comment := fmt.Sprintf(`-m comment --comment "POD name:%s namespace: %s"`, e.Name, e.Namespace)

@@ -22,15 +22,15 @@ import (
 )
 
 const (
-	packetHosts = 10                     // of ours, one after the other
-	packetTurns = 2                      // on each
-	packetTime  = 150 * time.Millisecond // a turn, after as long to warm up
+	packetHosts = 10                     // of Weft, one after the other
+	packetTurns = 2                      // on each host
+	packetTime  = 150 * time.Millisecond // per turn, after the same time to warm up
 	packetMTU   = 1420
-	// packetPatience is how long a packet may take, or be missing before it counts as dropped.
+	// packetPatience is how long a packet may take. After that it counts as dropped.
 	packetPatience = 500 * time.Millisecond
 )
 
-// space is a network namespace of this program's.
+// space is a network namespace of this program.
 type space struct{ netns.NsHandle }
 
 // newSpace makes a namespace, with lo up.
@@ -51,11 +51,11 @@ func newSpace() (space, error) {
 
 func (s space) close() { _ = s.NsHandle.Close() }
 
-// path names the namespace for those who open it.
+// path returns a path with which other processes can open the namespace.
 func (s space) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(s.NsHandle)) }
 
-// do runs f on a thread in the namespace, where sockets that it opens stay, and programs that
-// it starts run.
+// do runs f on a thread in the namespace. Sockets that f opens stay in it, and programs that f starts
+// run in it.
 func (s space) do(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -69,14 +69,14 @@ func (s space) do(f func() error) error {
 	return <-done
 }
 
-// path is two endpoints and the host between them, set up as the agent and weft-cni do it.
+// path is two endpoints and the host between them, set up as by the agent and weft-cni.
 //
 //	from  eth0 ── weft-…  host  weft-… ── eth0  to
 type path struct {
 	host         space
 	of           [2]policy.Endpoint
 	ends         [2]space
-	links        [2]string // the host's
+	links        [2]string // on the host
 	sockets      [2]int
 	enforcer     enforcer
 	destinations *netlink.Handle
@@ -119,7 +119,7 @@ func newPath(ends [2]policy.Endpoint) (p *path, err error) {
 	return p, nil
 }
 
-// attach makes one end.
+// attach makes one endpoint.
 func (p *path) attach(i int, e policy.Endpoint) (err error) {
 	if p.ends[i], err = newSpace(); err != nil {
 		return err
@@ -147,7 +147,7 @@ func (p *path) attach(i int, e policy.Endpoint) (err error) {
 	})
 }
 
-// socket is one of an end, to the same port of the other.
+// socket returns a socket of one endpoint, connected to the same port of the other.
 func (p *path) socket(i int, own policy.Endpoint, port int, other policy.Endpoint) (fd int, err error) {
 	err = p.ends[i].do(func() (err error) {
 		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
@@ -162,8 +162,8 @@ func (p *path) socket(i int, own policy.Endpoint, port int, other policy.Endpoin
 	return fd, err
 }
 
-// forbids reports whether a packet to a port that no policy allows is kept from its receiver:
-// rules that let everything pass would be fast as well.
+// forbids reports whether a packet to a port that no policy allows is dropped. Rules that allow
+// everything would be fast as well.
 func (p *path) forbids() (bool, error) {
 	from, err := p.socket(0, p.of[0], crowdPort+1, p.of[1])
 	if err != nil {
@@ -186,7 +186,7 @@ func (p *path) forbids() (bool, error) {
 	return false, err
 }
 
-// close ends it; cases that share it do so only once.
+// close removes it once, even if several cases share it.
 func (p *path) close() {
 	if p.closed {
 		return
@@ -201,9 +201,9 @@ func (p *path) close() {
 	p.host.close()
 }
 
-// rate is how many packets a second the host forwards. The sender's thread carries each
-// through the whole host within its system call. What arrives is counted at the link to the
-// receiver, who need not read: what its buffer has no room for has been forwarded all the same.
+// rate returns how many packets per second the host forwards. The sender's system call carries each
+// packet through the whole host. Packets are counted at the link to the receiver, which need not read
+// them: packets that exceed its buffer were forwarded too.
 func (p *path) rate() (float64, error) {
 	if err := p.answered(); err != nil {
 		return 0, err
@@ -236,11 +236,11 @@ func (p *path) rate() (float64, error) {
 	return float64(after-before) / seconds, nil
 }
 
-// answered sends a packet there and back, so that the connection is an established one:
-// iptables' rules accept those first, which is their best case.
+// answered sends a packet back and forth, so that the connection is established. iptables rules
+// accept established connections first, which is their best case.
 func (p *path) answered() error {
 	packet := make([]byte, 16)
-	for { // what the last turn left
+	for { // drain packets of the last turn
 		if _, _, err := unix.Recvfrom(p.sockets[1], packet, unix.MSG_DONTWAIT); err != nil {
 			break
 		}
@@ -264,19 +264,19 @@ func (p *path) forwarded() (uint64, error) {
 	return l.Attrs().Statistics.TxPackets, nil
 }
 
-// packetCase is a way to enforce the policies of a crowd, on a host.
+// packetCase is a way to enforce the policies of a crowd on a host.
 type packetCase struct {
 	crowd   *crowd
 	way     string // "": none, "weft", or a backend of iptables
 	path    *path
-	program nft.Program // ours
+	program nft.Program // Weft's
 	kube    *kubeRouter
-	loaded  float64 // seconds that it took
+	loaded  float64 // load time in seconds
 	rates   samples
-	byHost  samples // ours: the mean on each
+	byHost  samples // Weft's: the mean on each host
 }
 
-// setUp makes a host for one of theirs.
+// setUp makes a host for iptables.
 func (c *packetCase) setUp(ctx context.Context) error {
 	ends, err := pair(c.crowd)
 	if err != nil {
@@ -292,8 +292,7 @@ func (c *packetCase) setUp(ctx context.Context) error {
 	return c.check()
 }
 
-// ourCases are no rules, the program of each crowd, and that of the last one again, which shows
-// the noise.
+// ourCases returns: no rules, the program of each crowd, and the last one again to show the noise.
 func ourCases(crowds ...*crowd) []*packetCase {
 	cases := []*packetCase{{crowd: crowds[len(crowds)-1]}}
 	for _, c := range append(crowds, crowds[len(crowds)-1]) {
@@ -302,8 +301,8 @@ func ourCases(crowds ...*crowd) []*packetCase {
 	return cases
 }
 
-// moveIn makes a host without rules, and one that all our programs take turns on: the same
-// host is up to a tenth faster or slower when it is made again, by where its memory lies.
+// moveIn makes a host without rules, and one that all programs of Weft share in turns. A new host can
+// be a tenth faster or slower, depending on its memory's location.
 func moveIn(ends [2]policy.Endpoint, ours []*packetCase) error {
 	bare, err := newPath(ends)
 	if err != nil {
@@ -326,10 +325,10 @@ func crowdProgram(c *crowd) nft.Program {
 	return b.Build(crowdConfig(&p))
 }
 
-// destroyed is how long the kernel may take to forget what a program no longer has.
+// destroyed is how long the kernel may take to free objects of the previous program.
 const destroyed = 100 * time.Millisecond
 
-// takeTurn puts our program in force on the host that several share.
+// takeTurn loads Weft's program on the shared host.
 func (c *packetCase) takeTurn() error {
 	if c.way != "weft" {
 		return nil
@@ -339,7 +338,7 @@ func (c *packetCase) takeTurn() error {
 	return err
 }
 
-// check reports whether policies are in force, where there are any.
+// check reports whether policies are enforced, if there are any.
 func (c *packetCase) check() error {
 	forbidden, err := c.path.forbids()
 	if err == nil && forbidden != (len(c.crowd.policies) > 0) {
@@ -367,9 +366,8 @@ func (c *packetCase) turn() error {
 	return err
 }
 
-// policyPackets measures small packets between two endpoints of a host. All cases take turns,
-// in an order of chance, and ours do on several hosts. Those of iptables that have the whole
-// crowd are given.
+// policyPackets measures small packets between two endpoints of a host. All cases take turns in
+// random order, and Weft's on several hosts. The iptables cases with the whole crowd are passed in.
 func policyPackets(ctx context.Context, whole *crowd, theirs []*packetCase) (err error) {
 	none, few := newCrowd(0), newCrowd(10)
 	ours := ourCases(whole, few, none)
@@ -402,7 +400,7 @@ func policyPackets(ctx context.Context, whole *crowd, theirs []*packetCase) (err
 	return nil
 }
 
-// onHost measures on one host of ours, and theirs in between.
+// onHost measures Weft on one host, and iptables in between.
 func onHost(ends [2]policy.Endpoint, ours, theirs []*packetCase) error {
 	if err := moveIn(ends, ours); err != nil {
 		return err
@@ -427,7 +425,7 @@ func onHost(ends [2]policy.Endpoint, ours, theirs []*packetCase) error {
 	return nil
 }
 
-// printPackets takes ours as ourCases makes them.
+// printPackets prints Weft's cases in the order of ourCases.
 func printPackets(ours, theirs []*packetCase) {
 	bare, whole, few, none, again := ours[0], ours[1], ours[2], ours[3], ours[4]
 	var rows []comparison

@@ -16,12 +16,12 @@ import (
 
 const (
 	tunnelRounds = 20
-	tunnelTime   = 500 * time.Millisecond // a turn
-	tunnelRest   = time.Second            // before it, for agents and kernels to be done with what changed
+	tunnelTime   = 500 * time.Millisecond // per turn
+	tunnelRest   = time.Second            // before each turn, so that agents and kernels finish applying the change
 )
 
-// policyTunnel measures small packets between a container on one host and one on another, where the agents enforce what
-// was applied on one of them. Numbers of policies take turns, in an order of chance.
+// policyTunnel measures small packets between containers on two hosts, whose agents enforce the
+// policies applied on one of them. Different numbers of policies take turns in random order.
 func policyTunnel(ctx context.Context, b *bench) (err error) {
 	l, down, err := b.up(ctx, lab.Options{Name: "policy", Hosts: 2, Containers: 1})
 	if err != nil {
@@ -63,7 +63,7 @@ func policyTunnel(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// changePolicies takes the lab from one number of policies to another.
+// changePolicies changes the number of policies in the lab.
 func changePolicies(ctx context.Context, l *lab.Lab, before, after int) error {
 	for _, step := range []struct {
 		verb        string
@@ -83,7 +83,8 @@ func changePolicies(ctx context.Context, l *lab.Lab, before, after int) error {
 	return sleep(ctx, tunnelRest)
 }
 
-// tunnelPolicy is the first of some policies, which isolates every container in both directions, or one that is for nobody here.
+// tunnelPolicy returns policy 0, which isolates every container in both directions, or another one
+// that selects no container.
 func tunnelPolicy(n int) string {
 	chosen := "{}"
 	if n > 0 {
@@ -107,9 +108,9 @@ spec:
 `, n, chosen, n+1, crowdPort, n%256)
 }
 
-// volleys is how many packets a second go there and back.
+// volleys returns how many packets per second go back and forth.
 func volleys(ctx context.Context, b *bench, l *lab.Lab, to string) (float64, error) {
-	if _, err := l.Exec(ctx, "h1/c1", nil, b.self, "volley", to, "200ms"); err != nil { // to warm up
+	if _, err := l.Exec(ctx, "h1/c1", nil, b.self, "volley", to, "200ms"); err != nil { // warm up
 		return 0, err
 	}
 	out, err := l.Exec(ctx, "h1/c1", nil, b.self, "volley", to, tunnelTime.String())
@@ -119,11 +120,13 @@ func volleys(ctx context.Context, b *bench, l *lab.Lab, to string) (float64, err
 	return strconv.ParseFloat(strings.TrimSpace(out), 64)
 }
 
-// underway is how many packets of a volley are on their way at a time: enough to keep both processors busy, and few
-// enough that no queue is full. More than the tunnel carries would measure who is kept from sending.
+// underway is the number of packets in flight: enough to keep both processors busy, and few enough
+// that no queue overflows. Beyond the tunnel's capacity, the benchmark would measure the sender's
+// back pressure.
 const underway = 32
 
-// volley sends small packets for a while, one for each that comes back, and prints how many did in a second.
+// volley sends small packets for a while, one for each that comes back, and prints the packets per
+// second.
 func volley(ctx context.Context, args []string) error {
 	most, err := time.ParseDuration(args[1])
 	if err != nil {

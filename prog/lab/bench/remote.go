@@ -11,14 +11,15 @@ import (
 	"weft/prog/lab"
 )
 
-// remote is a helper that runs on a lab's host. It reads verbs, one a line, answers each, and ends with its input.
+// remote is a helper that runs on a lab's host. It reads verbs, one per line, answers each, and ends
+// with its input.
 type remote struct {
 	commands *os.File
 	answers  *bufio.Scanner
 	done     chan error
 }
 
-// answer is one verb's outcome.
+// answer is the result of a verb.
 type answer struct {
 	Milliseconds float64
 	Error        string `json:",omitempty"`

@@ -14,13 +14,13 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// cniRuntime is what a container runtime is to CNI. It reads verbs, one a line: "add" attaches one more container,
-// "add NAMESPACE NAME UID" one that is a pod, "del" detaches the last one. Each is answered with the time that it
-// took. CONF is a folder with a conflist, BIN one with plugins.
+// cniRuntime calls CNI like a container runtime. It reads verbs, one per line: "add" attaches another
+// container, "add NAMESPACE NAME UID" one that is a pod, "del" detaches the last one. It answers each
+// with its duration. CONF is a folder with a conflist, BIN one with plugins.
 func cniRuntime(ctx context.Context, args []string) error {
 	files, err := libcni.ConfFiles(args[0], []string{".conflist"})
 	if err != nil || len(files) != 1 {
-		return fmt.Errorf("conflists in %s: %v, %w", args[0], files, err)
+		return fmt.Errorf("want a conflist in %s: found %v, error %w", args[0], files, err)
 	}
 	list, err := libcni.NetworkConfFromFile(files[0])
 	if err != nil {
@@ -28,7 +28,7 @@ func cniRuntime(ctx context.Context, args []string) error {
 	}
 	var (
 		cni      = libcni.NewCNIConfigWithCacheDir([]string{args[1]}, "/run/cni", nil)
-		spaces   []netns.NsHandle // kept: their end would be felt by the next call
+		spaces   []netns.NsHandle // kept open: freeing them would slow down the next call
 		attached int
 		out      = json.NewEncoder(os.Stdout)
 	)
@@ -79,7 +79,7 @@ func newNetns() (netns.NsHandle, error) {
 		return -1, err
 	}
 	defer own.Close()
-	ns, err := netns.New() // enters it as well
+	ns, err := netns.New() // also enters it
 	if err != nil {
 		return -1, err
 	}

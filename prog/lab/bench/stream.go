@@ -19,9 +19,9 @@ const (
 	streamDuration = "2s"
 )
 
-// stream measures one TCP stream from a container on one host to one on another, through three labs of the same
-// shape: Weft; Weft with wireguard-go's own program in the place of weft datapath, so that nothing but the program
-// differs; and wireguard-go set up by hand, see plain.go, so that what Weft's guard costs shows as well.
+// stream measures one TCP stream between containers on two hosts in three equal labs: with Weft; with
+// Weft and wireguard-go's own program in place of weft datapath, which is the only difference; and
+// with wireguard-go set up by hand (see plain.go), which shows the cost of Weft's guard.
 func stream(ctx context.Context, b *bench) (err error) {
 	program := filepath.Join(b.tmp, "wireguard-go")
 	if out, err := exec.CommandContext(ctx, "go", "build", "-o", program, "golang.zx2c4.com/wireguard").CombinedOutput(); err != nil {
@@ -65,16 +65,17 @@ func stream(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// replaceDatapath puts wireguard-go's program where weft datapath runs. The agent takes what answers.
+// replaceDatapath runs wireguard-go's program in place of weft datapath. The agent uses any device
+// that answers.
 func replaceDatapath(ctx context.Context, l *lab.Lab, program string) error {
 	for _, host := range l.Hosts() {
-		if err := l.Stop(ctx, host); err != nil { // first: it would start another
+		if err := l.Stop(ctx, host); err != nil { // first, or the agent would start another datapath
 			return err
 		}
 		if err := l.Kill(ctx, host, "datapath"); err != nil {
 			return err
 		}
-		// The device is busy until the kernel has buried the process that was killed.
+		// The device is busy until the kernel has cleaned up after the killed process.
 		if _, err := l.Exec(ctx, host, nil, "sh", "-c", "for i in $(seq 50); do "+program+" weft && exit; sleep 0.1; done; exit 1"); err != nil {
 			return err
 		}

@@ -12,12 +12,12 @@ import (
 	"time"
 )
 
-// samples are measurements of one thing, in one unit.
+// samples are measurements of one quantity in one unit.
 type samples []float64
 
 func (s *samples) add(v float64) { *s = append(*s, v) }
 
-// median is the middle value, the mean of the two middle ones if their number is even.
+// median returns the middle value, or the mean of the two middle ones.
 func (s samples) median() float64 {
 	if len(s) == 0 {
 		return 0
@@ -35,7 +35,7 @@ func (s samples) mean() float64 {
 	return sum / float64(len(s))
 }
 
-// uncertainty is the standard error of the mean.
+// uncertainty returns the standard error of the mean.
 func (s samples) uncertainty() float64 {
 	mean, sum := s.mean(), 0.0
 	for _, v := range s {
@@ -44,7 +44,7 @@ func (s samples) uncertainty() float64 {
 	return math.Sqrt(sum / float64(len(s)-1) / float64(len(s)))
 }
 
-// String is the median with the range of all: "12.3 (11.9–14.0)".
+// String returns the median with the range: "12.3 (11.9–14.0)".
 func (s samples) String() string {
 	if len(s) == 0 {
 		return "–"
@@ -52,18 +52,18 @@ func (s samples) String() string {
 	return fmt.Sprintf("%.3g (%.3g–%.3g)", s.median(), slices.Min(s), slices.Max(s))
 }
 
-// comparison is a row of a table: ours against theirs.
+// comparison is a row of a table: Weft's samples and those of another program.
 type comparison struct {
 	what         string
 	ours, theirs samples
-	atLeast      float64 // ours/theirs as it should be, 0 where there is no budget
+	atLeast      float64 // required minimum of ours/theirs; 0: no budget
 	atMost       float64
-	limit        float64 // for the greatest of ours, whatever theirs are; 0 where there is none
+	limit        float64 // limit for the greatest of ours; 0: none
 }
 
 func (c comparison) ratio() float64 { return c.ours.median() / c.theirs.median() }
 
-// budget is what was promised, and whether it is kept.
+// budget returns the budget, and whether it is kept.
 func (c comparison) budget() string {
 	switch r := c.ratio(); {
 	case c.limit > 0:
@@ -91,14 +91,14 @@ func printComparisons(w io.Writer, title, unit, theirs string, rows ...compariso
 	}
 }
 
-// pairs is a row of a table: two things, measured on each of the same hosts.
+// pairs is a row of a table: two quantities, measured on each of the same hosts.
 type pairs struct {
 	what  string
 	a, b  samples
-	equal bool // as they should be
+	equal bool // whether they are required to be equal
 }
 
-// ratio is the geometric mean of those of all pairs, and its standard error.
+// ratio returns the geometric mean of the pairs' ratios, and its standard error.
 func (p pairs) ratio() (mean, uncertainty float64) {
 	var logs samples
 	for i := range p.a {
@@ -108,11 +108,10 @@ func (p pairs) ratio() (mean, uncertainty float64) {
 	return mean, mean * logs.uncertainty()
 }
 
-// coarse is an uncertainty with which one cannot say that two things are equal.
+// coarse is the uncertainty above which equality cannot be decided.
 const coarse = 0.05
 
-// budget says whether a is as much as b, but for what chance would do: one time in twenty it
-// does more.
+// budget reports whether a is at least b within the noise, at a significance level of one in twenty.
 func (p pairs) budget() string {
 	switch mean, u := p.ratio(); {
 	case !p.equal:
@@ -133,11 +132,11 @@ func printPairs(w io.Writer, title string, rows ...pairs) {
 	}
 }
 
-// figure is a row of a table of ours alone.
+// figure is a row of a table with only Weft's samples.
 type figure struct {
 	what   string
 	ours   samples
-	atMost float64 // for the greatest of them, 0 where there is no budget
+	atMost float64 // limit for the greatest; 0: no budget
 }
 
 func printFigures(w io.Writer, title, unit string, rows ...figure) {
@@ -151,7 +150,7 @@ func printFigures(w io.Writer, title, unit string, rows ...figure) {
 	}
 }
 
-// limited says whether the greatest keeps an absolute budget.
+// limited reports whether the greatest sample keeps an absolute budget.
 func limited(s samples, atMost float64) string {
 	if slices.Max(s) > atMost {
 		return fmt.Sprintf("≤ %g: **missed**", atMost)
@@ -159,7 +158,7 @@ func limited(s samples, atMost float64) string {
 	return fmt.Sprintf("≤ %g: kept", atMost)
 }
 
-// printMachine says what the figures were measured on.
+// printMachine prints the machine on which the figures were measured.
 func printMachine(w io.Writer) {
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
 	load, _ := os.ReadFile("/proc/loadavg")

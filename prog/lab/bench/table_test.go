@@ -21,7 +21,7 @@ func TestSamples(t *testing.T) {
 	}
 }
 
-// A budget that is missed is said to be.
+// A missed budget is reported.
 func TestBudgets(t *testing.T) {
 	for _, c := range []struct {
 		in   comparison
@@ -41,7 +41,7 @@ func TestBudgets(t *testing.T) {
 	}
 }
 
-// To be equal within noise takes little noise.
+// Equality within noise requires little noise.
 func TestPairs(t *testing.T) {
 	for _, c := range []struct {
 		a, b samples

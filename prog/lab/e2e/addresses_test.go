@@ -13,10 +13,10 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// A VPN takes a host's default route, as a second link with a better metric does: the others learn the new address, and go
-// on with the one that works. Then gossip loses the host, whose tunnel works: nobody takes over its addresses, by force
-// neither. No packet is lost.
-func TestHostsSecondLinkAndLostGossip(t *testing.T) {
+// A VPN takes over a host's default route, like a second link with a better metric. The others learn
+// the new address, and keep using the one that works. Then gossip loses the host while its tunnel
+// works: its addresses are not taken over, not even by force. No packet is lost.
+func TestSecondLinkAndLostGossip(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
@@ -39,7 +39,7 @@ func TestHostsSecondLinkAndLostGossip(t *testing.T) {
 	}
 	eventually(t, 10*time.Second, "h1 knows h3's new addresses", func() bool { return len(h3().Underlay) == 4 })
 	if after := h3().Underlay; !slices.Equal(after[:2], before) {
-		t.Errorf("h3's addresses were %v, and are %v", before, after)
+		t.Errorf("h3's addresses changed from %v to %v", before, after)
 	}
 
 	rules := "table inet firewall {\nchain in { type filter hook input priority 0; th dport 6783 drop; }\nchain out { type filter hook output priority 0; th dport 6783 drop; }\n}\n"

@@ -16,9 +16,9 @@ import (
 	"weft/router/endpoint"
 )
 
-// Requests of all kinds arrive at once, and go on while an agent is stopped, killed and
-// started: they end no agent, and what was attached before stays attached. With
-// `make race-lab` the agents watch for races as well.
+// Concurrent requests of all kinds, also while an agent is stopped, killed and started, crash no
+// agent, and attached containers stay attached. With `make race-lab` the agents also detect data
+// races.
 func TestAgentsStartAndStopUnderRequests(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 	established(t, l)
@@ -54,7 +54,7 @@ func TestAgentsStartAndStopUnderRequests(t *testing.T) {
 	}
 	eventually(t, 10*time.Second, "requests are answered still", attached("asked-"))
 	if !attached(lab.ContainerID("h1/c1"))() {
-		t.Error("the container is not attached any more")
+		t.Error("the container is no longer attached")
 	}
 	run(t, l, "h2/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h1/c1")...)...)
 }
@@ -67,7 +67,7 @@ spec:
   ingress: [{from: [{podSelector: {}}], ports: [{port: 5432}]}]
 `
 
-// demand sends requests of all kinds at once until it is killed: what fails is no matter.
+// demand sends concurrent requests of all kinds until it is killed, and ignores errors.
 func demand([]string) error {
 	client, ctx := api.NewClient(api.DefaultSocket), context.Background()
 	kept := lab.ContainerID("h1/c1")
@@ -101,7 +101,7 @@ func demand([]string) error {
 			_, _ = client.Drops(ctx)
 		},
 	}
-	for n := range 3 { // ADD and DEL, of endpoints whose links nobody makes
+	for n := range 3 { // ADD and DEL of endpoints that have no link
 		requests = append(requests, func(i int) {
 			id := fmt.Sprintf("asked-%d-%d", n, i%4)
 			ref, link := api.EndpointRef{ContainerID: id, Interface: "eth0"}, endpoint.HostLink(id, "eth0")
@@ -110,7 +110,7 @@ func demand([]string) error {
 				Name: id, Namespace: "other", Labels: map[string]string{"app": "db"},
 			})()
 			_ = client.StartPlug(ctx, ref)()
-			if i%8 < 4 { // some are there when the next agent starts
+			if i%8 < 4 { // some endpoints exist when the next agent starts
 				_ = client.Detach(ctx, ref)
 			}
 		})
@@ -119,7 +119,7 @@ func demand([]string) error {
 		go func() {
 			for i := 0; ; i++ {
 				request(i)
-				time.Sleep(time.Millisecond) // while nobody answers, the agent that starts needs the processor
+				time.Sleep(time.Millisecond) // while there is no agent, leave the processor to its start
 			}
 		}()
 	}

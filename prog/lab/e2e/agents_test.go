@@ -17,10 +17,10 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// datagrams is how many of them knock sends to a port.
+// datagrams is how many datagrams knock sends to a port.
 const datagrams = 3
 
-// knock sends to ports over UDP and TCP, and prints those that TCP connects to: ADDR:PORT...
+// knock sends to ports over UDP and TCP, and prints those to which TCP connects: ADDR:PORT...
 func knock(args []string) error {
 	var all sync.WaitGroup
 	for _, at := range args {
@@ -42,7 +42,7 @@ func knock(args []string) error {
 	return nil
 }
 
-// at are addresses, each with some ports.
+// at combines addresses with ports.
 func at(list []netip.Addr, ports ...uint16) (out []string) {
 	for _, a := range list {
 		for _, port := range ports {
@@ -54,7 +54,7 @@ func at(list []netip.Addr, ports ...uint16) (out []string) {
 
 var droppedUDP = regexp.MustCompile(`udp dport @\S+ counter packets (\d+) `)
 
-// dropped counts the datagrams that a chain of a host's guard dropped.
+// dropped returns how many datagrams a chain of a host's guard has dropped.
 func dropped(t *testing.T, l *lab.Lab, host, chain string) (n int) {
 	t.Helper()
 	for _, m := range droppedUDP.FindAllStringSubmatch(run(t, l, host, "nft", "list", "chain", "inet", "weft", chain), -1) {
@@ -67,9 +67,10 @@ func dropped(t *testing.T, l *lab.Lab, host, chain string) (n int) {
 	return n
 }
 
-// A container reaches neither gossip nor WireGuard of its own host or of another peer, at no address of theirs: nobody
-// blames its host for what it sends. The same port of another machine it reaches, and hosts reach each other.
-func TestContainersAreKeptFromAgents(t *testing.T) {
+// A container reaches neither gossip nor WireGuard of any peer, at any address, so it cannot make its
+// host look like an attacker. It does reach the same ports of other machines, and hosts reach each
+// other.
+func TestContainersCannotReachAgents(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
 	launchFounder(t, l)
@@ -108,11 +109,11 @@ func TestContainersAreKeptFromAgents(t *testing.T) {
 	silent(t, capture)
 	for _, h := range []string{"h1", "h2"} {
 		if r := report(t, l, h); len(r.Rejections) > 0 {
-			t.Errorf("%s blames %v", h, r.Rejections)
+			t.Errorf("%s rejected %v; want no rejections", h, r.Rejections)
 		}
 	}
 	if out := run(t, l, "h1", toolArgs(t, "knock", at(other, 6783)...)...); strings.Count(out, "\n") != len(other) {
-		t.Errorf("of h2's addresses %v, h1 itself connects to %s", other, out)
+		t.Errorf("h1 itself connects to %[2]s of h2's addresses %[1]v; want all", other, out)
 	}
 	if _, err := l.Background(context.WithoutCancel(t.Context()), "h3", "listening", "weft", "probe", "listen", "--tcp", "6783", "--udp", "6783"); err != nil {
 		t.Fatal(err)

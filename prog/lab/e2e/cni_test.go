@@ -17,7 +17,7 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// cnitool builds libcni's own tool.
+// cnitool builds libcni's tool.
 func cnitool(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "cnitool")
@@ -29,7 +29,7 @@ func cnitool(t *testing.T) string {
 	return path
 }
 
-// container makes the namespaces of a container and returns the path of its network's.
+// container makes the namespaces of a container and returns the path of its network namespace.
 func container(t *testing.T, l *lab.Lab, name string) string {
 	t.Helper()
 	if err := l.AddContainer(t.Context(), name); err != nil {
@@ -42,7 +42,7 @@ func container(t *testing.T, l *lab.Lab, name string) string {
 	return path
 }
 
-func TestCNIByItsOwnTool(t *testing.T) {
+func TestCNIWithCnitool(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	tool, netns := cnitool(t), container(t, l, "h1/x")
 	cni := func(verb string) []string {
@@ -71,13 +71,13 @@ func TestCNIByItsOwnTool(t *testing.T) {
 	if said := fails(t, l, "h1", "", cni("add")...); !strings.Contains(said, "attached already, as "+have[0]) {
 		t.Errorf("ADD twice: %s", said)
 	}
-	// The first one is as it was; libcni itself has forgotten it.
+	// The first attachment is unchanged; libcni itself has forgotten it.
 	run(t, l, "h1/x", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1")[0])...)
 	run(t, l, "h1", cni("del")...)
-	run(t, l, "h1", cni("del")...) // what is gone is gone
+	run(t, l, "h1", cni("del")...) // DEL of a deleted attachment succeeds
 	nothingLeft(t, l, "h1")
 	run(t, l, "h1", cni("add")...)
-	run(t, l, "h1", cni("gc")...) // cnitool collects all there is
+	run(t, l, "h1", cni("gc")...) // cnitool collects all attachments
 	nothingLeft(t, l, "h1")
 }
 
@@ -90,7 +90,7 @@ func plugin(l *lab.Lab, t *testing.T, command, id, netns, conf string) (string, 
 
 const conf = `{"cniVersion":"%s","name":"weft","type":"weft-cni"%s}`
 
-// Bad input to the plugin gets the spec's code and changes nothing.
+// Bad input to the plugin gets the spec's error code and changes nothing.
 func TestCNIBadInput(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	netns := container(t, l, "h1/x")
@@ -106,7 +106,7 @@ func TestCNIBadInput(t *testing.T) {
 		"a file, no netns":  {"ADD", "a", "/etc/passwd", good, 4},
 		"unknown command":   {"FROB", "a", netns, good, 4},
 		"no container id":   {"ADD", "", netns, good, 4},
-		"check of a stranger": {"CHECK", "stranger", netns, fmt.Sprintf(conf, "1.1.0",
+		"check of an unknown container": {"CHECK", "stranger", netns, fmt.Sprintf(conf, "1.1.0",
 			`,"prevResult":{"cniVersion":"1.1.0","ips":[{"address":"10.32.0.9/32"}]}`), 3},
 		"check without prev": {"CHECK", "a", netns, good, 7},
 		"unreadable prev":    {"ADD", "a", netns, fmt.Sprintf(conf, "1.1.0", `,"prevResult":[]`), 6},
@@ -123,8 +123,9 @@ func TestCNIBadInput(t *testing.T) {
 	nothingLeft(t, l, "h1")
 }
 
-// Whatever a runtime calls a container, it gets a network. What does not fit is left out, and said.
-func TestCNINamesThatDoNotFit(t *testing.T) {
+// A container with any name gets a network. Names, labels and ports that Weft does not support are
+// omitted and reported.
+func TestCNIOmitsUnsupportedNames(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1, Containers: 1})
 	plain := fmt.Sprintf(conf, "1.1.0", "")
 	for what, c := range map[string]struct{ args, conf, says string }{
@@ -160,7 +161,7 @@ func manyLabels(n int) string {
 	return strings.Join(labels, ",")
 }
 
-// Results of all versions that the plugin speaks; chained, it adds to what was before.
+// Results of all supported versions. Chained, the plugin adds to the previous result.
 func TestCNIVersionsAndChaining(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	for _, v := range []string{"0.4.0", "1.0.0", "1.1.0"} {
@@ -197,8 +198,8 @@ func TestCNIVersionsAndChaining(t *testing.T) {
 	nothingLeft(t, l, "h1")
 }
 
-// While the agent is down: STATUS says 50, ADD says try again later and leaves
-// nothing, DEL takes the link away at once and the address is released at the start.
+// While the agent is down, STATUS returns 50, ADD returns "try again later" and leaves nothing, and
+// DEL removes the link at once. The next agent releases the address.
 func TestCNIWhileTheAgentIsDown(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	netns, other := container(t, l, "h1/x"), container(t, l, "h1/y")
@@ -232,8 +233,8 @@ func TestCNIWhileTheAgentIsDown(t *testing.T) {
 	nothingLeft(t, l, "h1")
 }
 
-// While the agent hangs every operation ends within 10 s, with the spec's code and the reason.
-// DEL takes the link away; when the agent goes on, DEL succeeds, and nothing is left.
+// While the agent hangs, every operation ends within 10 s with the spec's code and the reason. DEL
+// removes the link. When the agent resumes, DEL succeeds and nothing is left.
 func TestCNIWhileTheAgentHangs(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	netns, other := container(t, l, "h1/x"), container(t, l, "h1/y")
@@ -270,8 +271,8 @@ func TestCNIWhileTheAgentHangs(t *testing.T) {
 	nothingLeft(t, l, "h1")
 }
 
-// A hundred containers at once: a hundred addresses; and when they are gone, nothing is left.
-func TestHundredAtOnce(t *testing.T) {
+// A hundred concurrent containers get a hundred addresses, and leave nothing when they are gone.
+func TestHundredContainersAtOnce(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	const n = 100
 	paths := make([]string, n)
@@ -310,7 +311,7 @@ func TestHundredAtOnce(t *testing.T) {
 	nothingLeft(t, l, "h1")
 }
 
-// GC ends what the runtime no longer lists, and only that.
+// GC detaches exactly the containers that the runtime no longer lists.
 func TestCNIGC(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	good := fmt.Sprintf(conf, "1.1.0", "")
@@ -333,7 +334,7 @@ func TestCNIGC(t *testing.T) {
 	run(t, l, "h1/stays", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1")[0])...)
 }
 
-// endpointLinks are the host sides of endpoints.
+// endpointLinks returns the host side links of endpoints.
 func endpointLinks(t *testing.T, l *lab.Lab, host string) []string {
 	t.Helper()
 	var out []string
@@ -345,8 +346,7 @@ func endpointLinks(t *testing.T, l *lab.Lab, host string) []string {
 	return out
 }
 
-// nothingLeft asserts that no endpoint has left anything on a host: no slot, link,
-// route or file.
+// nothingLeft asserts that no endpoint has left a slot, link, route or file on a host.
 func nothingLeft(t *testing.T, l *lab.Lab, host string) {
 	t.Helper()
 	var r api.Report

@@ -19,7 +19,7 @@ import (
 	"weft/router/link"
 )
 
-// copyState copies the state and the secret of one host to a folder.
+// copyState copies the state and the secret of a host to a folder.
 func copyState(t *testing.T, from, to string) {
 	t.Helper()
 	for _, name := range []string{state.File, "secret"} {
@@ -33,7 +33,7 @@ func copyState(t *testing.T, from, to string) {
 	}
 }
 
-// disarmed fails if this host's WireGuard device has a key, or peers.
+// disarmed fails if this host's WireGuard device has a key or peers.
 func disarmed([]string) error {
 	client, err := wgctrl.New()
 	if err != nil {
@@ -53,9 +53,9 @@ func disarmed([]string) error {
 	return nil
 }
 
-// A host whose disk was copied from another stops as soon as it hears of that, each time that
-// it is started: it is never ready, says why, and takes no packet of the other, which goes on.
-// That one and all others warn.
+// A host whose disk was copied from another stops as soon as it learns of that, each time that it is
+// started. It is never ready, reports why, and receives no packet of the original, which keeps
+// working. The original and all others warn.
 func TestCopiedHostStops(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 4, Containers: 1, Bare: true})
 	launchFounder(t, l)
@@ -76,7 +76,7 @@ func TestCopiedHostStops(t *testing.T) {
 		pinged <- fmt.Sprintf("%s %v", out, err)
 	}()
 	copyState(t, l.StateDir("h2"), l.StateDir("h3"))
-	for range 3 { // as under Restart=always
+	for range 3 { // like Restart=always
 		said := fails(t, l, "h3", "", "weft", "launch")
 		says(t, said, "exit code 5", "a disk was copied", "192.0.2.2", "weft reset --force")
 		if strings.Contains(said, "ready after") {
@@ -90,7 +90,7 @@ func TestCopiedHostStops(t *testing.T) {
 		t.Errorf("h1 lost packets to h2: %s", out)
 	}
 	says(t, fails(t, l, "h3", "", "weft", "status"), "not running")
-	eventually(t, 10*time.Second, "h2 says who it turned away", func() bool {
+	eventually(t, 10*time.Second, "h2 reports which host it rejected", func() bool {
 		return strings.Contains(run(t, l, "h2", "weft", "status"), "Turned away: 192.0.2.3")
 	})
 	for _, h := range []string{"h1", "h4"} {
@@ -106,8 +106,8 @@ func TestCopiedHostStops(t *testing.T) {
 	oneRing(t, l, 4)
 }
 
-// An agent whose state was put back to an older copy gives nobody the address of a
-// container that it has forgotten, and that still runs.
+// An agent whose state was restored from an older copy does not allocate the address of a running
+// container that is missing in the state.
 func TestRestoredStateSparesRunningContainers(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1, Containers: 1, Bare: true})
 	launchFounder(t, l)
@@ -148,9 +148,9 @@ func TestRestoredStateSparesRunningContainers(t *testing.T) {
 	eventually(t, 10*time.Second, "the address is free again", func() bool { return !strings.Contains(run(t, l, "h1", "weft", "status"), forgotten[0]) })
 }
 
-// A copy that reaches nobody at first goes on after a while, as any host would. Once it hears
-// of the original it stops, and its device lets go of the key: the other's tunnels come back.
-func TestCopyLetsGoOfTheKey(t *testing.T) {
+// A copy that reaches no other host starts after a while, like any host. Once it learns of the
+// original, it stops, and its device loses the key, so that the original's tunnels work again.
+func TestCopyGivesUpTheKey(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
@@ -164,7 +164,7 @@ func TestCopyLetsGoOfTheKey(t *testing.T) {
 	}
 	copyState(t, l.StateDir("h2"), l.StateDir("h3"))
 	run(t, l, "h3", "weft", "launch", "--wait", "0")
-	eventually(t, 10*time.Second, "it waits to be confirmed", func() bool {
+	eventually(t, 10*time.Second, "the copy waits for a confirmation", func() bool {
 		out, err := l.Exec(t.Context(), "h3", nil, "weft", "status")
 		failed, ok := errors.AsType[*lab.CommandError](err)
 		return ok && failed.Code == 4 && strings.Contains(out, "waiting for another peer to confirm")
@@ -172,9 +172,9 @@ func TestCopyLetsGoOfTheKey(t *testing.T) {
 	if err := tool(t, l, "h3", "disarmed"); err != nil {
 		t.Error(err)
 	}
-	eventually(t, 20*time.Second, "it goes on", func() bool { return tool(t, l, "h3", "disarmed") != nil })
+	eventually(t, 20*time.Second, "the copy configures its device", func() bool { return tool(t, l, "h3", "disarmed") != nil })
 	run(t, l, "h3", "nft", "delete", "table", "inet", "firewall")
-	eventually(t, 40*time.Second, "it lets go of the key", func() bool { return tool(t, l, "h3", "disarmed") == nil })
+	eventually(t, 40*time.Second, "the copy gives up the key", func() bool { return tool(t, l, "h3", "disarmed") == nil })
 	says(t, fails(t, l, "h3", "", "weft", "status"), "not running")
 	h2 := report(t, l, "h2").Router.Node[0].String()
 	eventually(t, 40*time.Second, "h1 reaches h2", func() bool {

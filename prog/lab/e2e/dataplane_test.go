@@ -16,8 +16,8 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// All pairs of six containers on three hosts reach each other in both families, and
-// nothing of what they say is on the underlay.
+// All pairs of six containers on three hosts reach each other in both families, and the underlay
+// carries nothing of that in the clear.
 func TestInvariant1AllPairsAndNothingInTheClear(t *testing.T) {
 	l := labtest.New(t, lab.Options{Containers: 2})
 	established(t, l)
@@ -34,14 +34,14 @@ func TestInvariant1AllPairsAndNothingInTheClear(t *testing.T) {
 	for _, from := range all {
 		args := []string{"weft", "probe", "icmp", "--count", "3", "--interval", "20ms", "--size", "400", "--marker", marker}
 		for _, to := range all {
-			args = append(args, addrs(t, l, to)...) // itself included
+			args = append(args, addrs(t, l, to)...) // including itself
 		}
 		run(t, l, from, args...)
 	}
 	silent(t, capture)
 }
 
-// silent ends a capture and asserts that it saw nothing that it should not.
+// silent ends a capture and asserts that it saw only allowed packets.
 func silent(t *testing.T, c *lab.Capture) {
 	t.Helper()
 	sum, err := c.Stop()
@@ -53,8 +53,8 @@ func silent(t *testing.T, c *lab.Capture) {
 	}
 }
 
-// The agent is killed, then the datapath, under traffic, on one host and on the
-// other: nothing leaves in the clear, and the tunnel comes back by itself.
+// The agent and then the datapath are killed under traffic, on both hosts: nothing is sent in the
+// clear, and the tunnel recovers by itself.
 func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 	established(t, l)
@@ -65,7 +65,7 @@ func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
 	to := addrs(t, l, "h2/c1")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { // what gets lost does not matter, only where it goes
+	go func() { // losses do not matter, only where packets go
 		for ctx.Err() == nil {
 			_, _ = l.Exec(ctx, "h1/c1", nil, append([]string{"weft", "probe", "udp", "--count", "100", "--interval", "10ms", "--size", "300", "--marker", marker}, to...)...)
 		}
@@ -78,7 +78,7 @@ func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(time.Second) // with neither agent nor datapath
+		time.Sleep(time.Second) // without agent and datapath
 		if err := l.Start(t.Context(), host); err != nil {
 			t.Fatal(err)
 		}
@@ -89,7 +89,7 @@ func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
 		_, err := l.Exec(t.Context(), "h1/c1", nil, append([]string{"weft", "probe", "icmp", "--count", "1", "--marker", marker}, to...)...)
 		return err == nil
 	})
-	// A datapath that dies alone is started again by its agent.
+	// The agent restarts a datapath that was killed.
 	if err := l.Kill(t.Context(), "h1", "datapath"); err != nil {
 		t.Fatal(err)
 	}
@@ -100,8 +100,8 @@ func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
 	silent(t, capture)
 }
 
-// Invariant 6: the agent is not in the data path. Stopped, killed and started
-// again, established flows lose nothing.
+// Invariant 6: the agent is not in the data path. If it is stopped, killed and started again,
+// established connections lose nothing.
 func TestInvariant6TheAgentIsNotInTheDataPath(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 	established(t, l)
@@ -130,8 +130,8 @@ func TestInvariant6TheAgentIsNotInTheDataPath(t *testing.T) {
 	}
 }
 
-// disturb does something to the agents of both hosts while messages flow, and counts those
-// that were lost.
+// disturb does something to the agents of both hosts while messages flow, and returns the number of
+// lost ones.
 func disturb(t *testing.T, l *lab.Lab, to []string, step func(host string) error) (lost int) {
 	t.Helper()
 	var mu sync.Mutex
@@ -149,7 +149,7 @@ func disturb(t *testing.T, l *lab.Lab, to []string, step func(host string) error
 				lost += r.Lost
 				mu.Unlock()
 				if r.Error != "" || r.Lost == 0 && !r.OK() {
-					t.Errorf("a flow was disturbed: %+v", r)
+					t.Errorf("a flow lost messages: %+v", r)
 				}
 			}
 			if err != nil {
@@ -167,8 +167,8 @@ func disturb(t *testing.T, l *lab.Lab, to []string, step func(host string) error
 	return lost
 }
 
-// An endpoint cannot pretend to be another one, of its own host or of another; and
-// no other host on the underlay can pretend to be inside.
+// An endpoint cannot use the source address of another one, of its own host or of another. Other
+// hosts on the underlay cannot use addresses of the overlay.
 func TestSourcesCannotBeSpoofed(t *testing.T) {
 	l := twoAndAPlainOne(t)
 	if err := errors.Join(l.AddContainer(t.Context(), "h1/c2"), l.AddContainer(t.Context(), "h2/c2")); err != nil {
@@ -179,7 +179,7 @@ func TestSourcesCannotBeSpoofed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	routeByGateway(t, l, "h2") // all that the plain host lacks is permission
+	routeByGateway(t, l, "h2") // so the plain host only lacks permission
 	for i, family := range []string{"IPv4", "IPv6"} {
 		victim := addrs(t, l, "h2/c1")[i]
 		for name, tt := range map[string]struct {
@@ -189,8 +189,8 @@ func TestSourcesCannotBeSpoofed(t *testing.T) {
 			"its own address":               {"h1/c1", addrs(t, l, "h1/c1")[i], 20},
 			"its neighbour's":               {"h1/c1", addrs(t, l, "h1/c2")[i], 0},
 			"the victim's neighbour's":      {"h1/c1", addrs(t, l, "h2/c2")[i], 0},
-			"one of the outside":            {"h1/c1", []string{"198.51.100.1", "2001:db8:99::1"}[i], 0},
-			"a plain host's own":            {"h3", addrs(t, l, "h3")[i], 0},
+			"an outside address":            {"h1/c1", []string{"198.51.100.1", "2001:db8:99::1"}[i], 0},
+			"a plain host's own address":    {"h3", addrs(t, l, "h3")[i], 0},
 			"a plain host, as an endpoint":  {"h3", addrs(t, l, "h1/c2")[i], 0},
 			"a plain host, as a local one":  {"h3", addrs(t, l, "h2/c2")[i], 0},
 			"a plain host, as another peer": {"h3", addrs(t, l, "h1")[i], 0},
@@ -209,7 +209,7 @@ func TestSourcesCannotBeSpoofed(t *testing.T) {
 	}
 }
 
-// twoAndAPlainOne is h1 and h2 with Weft and a container each, and h3 without.
+// twoAndAPlainOne returns a lab with Weft and a container on h1 and h2, and a plain host h3.
 func twoAndAPlainOne(t *testing.T) *lab.Lab {
 	t.Helper()
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
@@ -217,7 +217,7 @@ func twoAndAPlainOne(t *testing.T) *lab.Lab {
 	return l
 }
 
-// launchTwo launches Weft on the first two hosts of a bare lab, and plugs c1 of both in.
+// launchTwo launches Weft on the first two hosts of a bare lab, and attaches c1 of both.
 func launchTwo(t *testing.T, l *lab.Lab) {
 	t.Helper()
 	if err := l.Launch(t.Context(), "h1", ""); err != nil {
@@ -241,7 +241,7 @@ func launchTwo(t *testing.T, l *lab.Lab) {
 	})
 }
 
-// routeByGateway gives the plain host h3 routes to the universe by another host.
+// routeByGateway adds routes to the universe through another host to the plain host h3.
 func routeByGateway(t *testing.T, l *lab.Lab, gateway string) {
 	t.Helper()
 	for i, u := range []string{"10.32.0.0/12", report(t, l, gateway).IPAM.Range6} {
@@ -251,7 +251,7 @@ func routeByGateway(t *testing.T, l *lab.Lab, gateway string) {
 	}
 }
 
-// watch counts the packets with the marker that a container receives meanwhile.
+// watch returns how many packets with the marker a container receives meanwhile.
 func watch(t *testing.T, l *lab.Lab, target string, meanwhile func()) int {
 	t.Helper()
 	p, err := l.Background(context.WithoutCancel(t.Context()), target, probe.CaptureReady,
@@ -271,9 +271,9 @@ func watch(t *testing.T, l *lab.Lab, target string, meanwhile func()) int {
 	return sum.Marked
 }
 
-// From the underlay nothing reaches an endpoint, until the host is exposed, and not
-// after it is hidden again. Containers reach the outside with the host's address.
-func TestOutsideAndInside(t *testing.T) {
+// The underlay only reaches endpoints while the host is exposed. Containers reach the outside with
+// the host's address.
+func TestExposeAndHide(t *testing.T) {
 	l := twoAndAPlainOne(t)
 	listen(t, l, "h3")
 	listen(t, l, "h1/c1")
@@ -287,7 +287,7 @@ func TestOutsideAndInside(t *testing.T) {
 	}
 	for _, to := range inside {
 		if reach(to) {
-			t.Errorf("the underlay reaches %s, nobody exposed it", to)
+			t.Errorf("the underlay reaches %s, which is not exposed", to)
 		}
 	}
 	run(t, l, "h1", "weft", "expose")
@@ -300,7 +300,7 @@ func TestOutsideAndInside(t *testing.T) {
 	}
 }
 
-// A host without IPv6 carries IPv4 only, and says so.
+// A host without IPv6 only carries IPv4, and reports that.
 func TestHostWithoutIPv6(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1, Bare: true, Underlay: "4"})
 	for _, scope := range []string{"all", "default"} {
@@ -313,11 +313,11 @@ func TestHostWithoutIPv6(t *testing.T) {
 		t.Errorf("h1/c1 has %v, want one IPv4 address", a)
 	}
 	if s := run(t, l, "h1", "weft", "status"); !strings.Contains(s, "IPv6: disabled on this host") {
-		t.Errorf("status does not say it:\n%s", s)
+		t.Errorf("the status does not report that IPv6 is disabled:\n%s", s)
 	}
 }
 
-// The overlay works on an underlay of either family alone.
+// The overlay works on an underlay of one family.
 func TestUnderlayOfOneFamily(t *testing.T) {
 	for _, family := range []string{"4", "6"} {
 		t.Run(family, func(t *testing.T) {
@@ -328,15 +328,15 @@ func TestUnderlayOfOneFamily(t *testing.T) {
 	}
 }
 
-// Twenty hosts with a container each fit on a small machine, and all of them mesh, although
-// they are launched at once: they have found a ring within seconds.
+// Twenty hosts with a container each fit on a small machine. Launched at once, they agree on a ring
+// within seconds and all connect.
 func TestTwentyHosts(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 20, Containers: 1, Together: true})
 	for _, h := range l.Hosts() {
 		founded(t, l, h, 15*time.Second)
 	}
 	established(t, l)
-	for _, h := range l.Hosts() { // who owns which slots is still on its way when the last host is ready
+	for _, h := range l.Hosts() { // the ring may still be spreading when the last host is ready
 		args := append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, h+"/c1")...)
 		eventually(t, 10*time.Second, "h20 reaches "+h, func() bool {
 			_, err := l.Exec(t.Context(), "h20/c1", nil, args...)

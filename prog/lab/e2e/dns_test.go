@@ -13,10 +13,10 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// shop is a container on h2 with everything that an endpoint can say of itself.
+// shop is a container on h2 with all properties that an endpoint can have.
 const shop = "h2/c9"
 
-// threeNamed is three hosts with a container each, and the shop.
+// threeNamed returns three hosts with a container each, and the shop.
 func threeNamed(t *testing.T) *lab.Lab {
 	t.Helper()
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
@@ -28,7 +28,7 @@ func threeNamed(t *testing.T) *lab.Lab {
 	return l
 }
 
-// attachNamed makes a container and attaches it, as people do without CNI.
+// attachNamed makes a container and attaches it with weft attach.
 func attachNamed(t *testing.T, l *lab.Lab, container string, flags ...string) {
 	t.Helper()
 	if err := l.AddContainer(t.Context(), container); err != nil {
@@ -42,7 +42,7 @@ func attachNamed(t *testing.T, l *lab.Lab, container string, flags ...string) {
 	run(t, l, host, append(append([]string{"weft", "attach", "--interface", "eth0"}, flags...), netns)...)
 }
 
-// digs asks many questions at once, and returns the answer to each: its lines, sorted.
+// digs sends many queries at once, and returns the sorted lines of each answer.
 func digs(t *testing.T, l *lab.Lab, target, options string, questions ...string) []string {
 	t.Helper()
 	labtest.Need(t, "dig", "bind9-dnsutils")
@@ -59,13 +59,13 @@ func digs(t *testing.T, l *lab.Lab, target, options string, questions ...string)
 	return answers
 }
 
-// sorted is lines as digs returns them.
+// sorted formats lines like digs.
 func sorted(lines ...string) string {
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
 }
 
-// everyRecord is what threeNamed's names are to be, by question.
+// everyRecord returns the expected records of threeNamed, by query.
 func everyRecord(t *testing.T, l *lab.Lab) map[string]string {
 	t.Helper()
 	web, c1, c2, c3 := addrs(t, l, shop), addrs(t, l, "h1/c1"), addrs(t, l, "h2/c1"), addrs(t, l, "h3/c1")
@@ -99,7 +99,8 @@ func everyRecord(t *testing.T, l *lab.Lab) map[string]string {
 	}
 }
 
-// Every record type, over UDP and TCP, at every address of the name server, in both families, on every host.
+// Every record type works over UDP and TCP, at every address of the name server, in both families, on
+// every host.
 func TestEveryRecordTypeOnEveryHost(t *testing.T) {
 	l := threeNamed(t)
 	want := everyRecord(t, l)
@@ -138,10 +139,10 @@ func TestEveryRecordTypeOnEveryHost(t *testing.T) {
 	})
 }
 
-// soon is how quickly all hosts know of a change.
+// soon is the time within which all hosts must know a change.
 const soon = time.Second
 
-// A name that is added or removed on one host is so on all of them within a second.
+// A name that is added or removed on one host appears or vanishes on all within a second.
 func TestNamesAppearAndVanishWithinASecond(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
 	established(t, l)
@@ -185,8 +186,8 @@ func TestNamesAppearAndVanishWithinASecond(t *testing.T) {
 	}
 }
 
-// dns-add, dns-remove, dns-lookup, status dns and expose -h, as Weave's users know them.
-func TestNamesByHand(t *testing.T) {
+// dns-add, dns-remove, dns-lookup, status dns and expose -h work as in Weave.
+func TestDNSCommands(t *testing.T) {
 	l := threeNamed(t)
 	web := addrs(t, l, shop)
 	weft := func(host string, args ...string) string {
@@ -245,15 +246,15 @@ func TestNamesByHand(t *testing.T) {
 	says(t, weft("h1", "status", "dns"), "printer.weft.internal")
 }
 
-// The agent's restart serves what was known at once; who cannot be reached is not answered,
-// and who was removed is not even known.
-func TestNamesWhileThingsFail(t *testing.T) {
+// A restarted agent serves its stored names at once. Names on unreachable peers have no data, and
+// names of removed peers do not exist.
+func TestNamesDuringFailures(t *testing.T) {
 	labtest.Waits(t)
 	l := threeNamed(t)
 	ask := func(from, name string) string { return digs(t, l, from, "+short", name+".weft.internal A")[0] }
 	web, c1, c3 := addrs(t, l, shop)[0], addrs(t, l, "h1/c1")[0], addrs(t, l, "h3/c1")[0]
 	t.Run("restart, while all others are away", func(t *testing.T) {
-		time.Sleep(1500 * time.Millisecond) // what was heard goes to disk within a second
+		time.Sleep(1500 * time.Millisecond) // received sets are stored within a second
 		if err := l.Kill(t.Context(), "h1", "agent"); err != nil {
 			t.Fatal(err)
 		}
@@ -270,7 +271,7 @@ func TestNamesWhileThingsFail(t *testing.T) {
 		}
 	})
 	t.Run("partition", func(t *testing.T) {
-		eventually(t, 90*time.Second, "h1 answers for nobody but itself", func() bool { return ask("h1/c1", "web.shop") == "" && ask("h1/c1", "c1") == c1 })
+		eventually(t, 90*time.Second, "h1 only answers with its own endpoints", func() bool { return ask("h1/c1", "web.shop") == "" && ask("h1/c1", "c1") == c1 })
 		says(t, run(t, l, "h1", "weft", "status", "dns"), "unreachable!")
 		says(t, digs(t, l, "h1/c1", "+noall +comments", "web.shop.weft.internal A")[0], "NOERROR")
 		if got := ask("h3/c1", "web.shop"); got != web {
@@ -301,13 +302,13 @@ func TestNamesWhileThingsFail(t *testing.T) {
 			t.Errorf("c1 is %s", got)
 		}
 		if resting := report(t, l, "h1").IPAM.Resting; resting != 2 {
-			t.Errorf("%d addresses rest, want the 2 that h2 was known to use: they are handed out last", resting)
+			t.Errorf("%d addresses are in quarantine, want the 2 that h2 was known to use", resting)
 		}
 	})
 }
 
-// Nobody inherits a name: an address that was freed is not given again while a peer that can
-// be reached may still know it by its old name, even where no other is left.
+// A released address is not allocated again while a reachable peer may still map it to its old name,
+// even if no other address is free.
 func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Launch: []string{"--ipalloc-range", "10.44.0.0/28", "--ipalloc-rest", "1s"}})
 	all, err := addresses(t, l, "h1", "full", 12) // of 14, less two node addresses
@@ -319,7 +320,7 @@ func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 	if free := report(t, l, "h1").IPAM.Free; free != 0 {
 		t.Fatalf("%d addresses are left", free)
 	}
-	// Once an address was given again, the agents have begun to confirm what they dropped.
+	// Once a released address is allocated again, the agents have begun to confirm deletions.
 	if err := tool(t, l, "h1", "release", "full-5"); err != nil {
 		t.Fatal(err)
 	}
@@ -338,11 +339,11 @@ func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 	}()
 	select {
 	case early := <-got:
-		t.Errorf("while h2 could not hear of it: %s", early)
-	case <-time.After(2500 * time.Millisecond): // h2 is not given up yet, and the address has rested
+		t.Errorf("while h2 could not learn of the release: %s", early)
+	case <-time.After(2500 * time.Millisecond): // h2 does not count as unreachable yet, and the quarantine has ended
 	}
 	agent("CONT")
 	if late := <-got; !strings.HasPrefix(late, "[10.44.0.") {
-		t.Errorf("when h2 had heard of it: %s", late)
+		t.Errorf("after h2 learned of the release: %s", late)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// resolve asks Go's resolver for NAME, ADDRESS and SRV-NAME, and prints what it says.
+// resolve queries Go's resolver for NAME, ADDRESS and SRV-NAME, and prints the answers.
 func resolve(args []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -36,7 +36,7 @@ func resolve(args []string) error {
 	return nil
 }
 
-// await asks for NAME until it is there (0) or gone (1), and prints when that was.
+// await queries NAME until it exists (0) or not (1), and prints the time.
 func await(args []string) error {
 	c := dns.Client{Timeout: time.Second}
 	m := new(dns.Msg)
@@ -56,9 +56,9 @@ func await(args []string) error {
 	return fmt.Errorf("%s: no change within 20 s", args[0])
 }
 
-// upstream is a name server at ADDRESS, which answers TEXT to every question for TXT with
-// the number of questions so far, and with a TTL of a minute; MODE is good, slow (never
-// answers) or lying (answers somebody else's question).
+// upstream is a name server at ADDRESS. It answers TXT queries with TEXT and the number of queries so
+// far, with a TTL of a minute. MODE is good, slow (never answers) or lying (answers another
+// question).
 func upstream(args []string) error {
 	var asked atomic.Int64
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
@@ -83,7 +83,7 @@ func upstream(args []string) error {
 				Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: 60}, Txt: []string{args[1], fmt.Sprint(n)},
 			})
 		}
-		_ = w.WriteMsg(r) // the asker may be gone
+		_ = w.WriteMsg(r) // ignored: the client may be gone
 	})
 	failed := make(chan error, 2)
 	for _, network := range []string{"udp", "tcp"} {

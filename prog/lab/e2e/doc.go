@@ -1,4 +1,4 @@
-// Package e2e proves on real hosts what Weft promises: the real programs, real
-// namespaces, real packets. It holds tests only; their names say which invariant of
-// the design they are about.
+// Package e2e proves Weft's promises on real hosts: with the real programs, in network namespaces,
+// with real packets. It only has tests; their names state the invariant of the design that they
+// prove. Each test owns its lab.
 package e2e

@@ -12,7 +12,7 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// rootfs is what Docker's containers run: busybox, as a tar file.
+// rootfs returns the root file system of Docker's containers: busybox, as a tar file.
 func rootfs(t *testing.T) string {
 	t.Helper()
 	labtest.Need(t, "busybox", "busybox-static")
@@ -75,10 +75,9 @@ func docker(t *testing.T, l *lab.Lab) func(args ...string) string {
 	}
 }
 
-// With Debian's Docker Engine: a container that is attached with --default uses the network for
-// all that it begins, its published ports still answer to other hosts, and after detach its
-// routes are as before.
-func TestDockersRoutesAndPublishedPorts(t *testing.T) {
+// With Debian's Docker Engine: a container attached with --default uses the network for all its
+// connections, its published ports still answer other hosts, and detach restores its routes.
+func TestDockerRoutesAndPublishedPorts(t *testing.T) {
 	labtest.Need(t, "dockerd", "docker.io")
 	l := labtest.New(t, lab.Options{Hosts: 2})
 	dock := docker(t, l)
@@ -103,14 +102,14 @@ func TestDockersRoutesAndPublishedPorts(t *testing.T) {
 		t.Errorf("detached: %s, before: %s", got, before)
 	}
 	published("detached")
-	for _, then := range []string{"attach", "detach"} { // either is an answer
+	for _, then := range []string{"attach", "detach"} { // either clears the warning
 		run(t, l, "h1", "weft", "attach", "web")
 		dock("restart", "-t", "0", "web")
 		eventually(t, 30*time.Second, "the status names a container that lost its attachment", func() bool {
 			return strings.Contains(strings.Join(report(t, l, "h1").Warnings, "\n"), "(web) runs and is not attached any more")
 		})
 		if ps := run(t, l, "h1", "weft", "ps"); !strings.Contains(ps, "none: it was restarted") {
-			t.Errorf("ps says\n%s", ps)
+			t.Errorf("weft ps does not show the restarted container:\n%s", ps)
 		}
 		run(t, l, "h1", "weft", then, "web")
 		if r := report(t, l, "h1"); len(r.Unattached) != 0 || strings.Contains(strings.Join(r.Warnings, "\n"), "any more") {

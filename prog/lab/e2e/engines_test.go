@@ -10,9 +10,9 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// Debian 12's containerd and Podman, which know CNI 1.0.0 and nothing newer, take Weft for the network of a container, and
-// leave nothing behind.
-func TestDebiansEngines(t *testing.T) {
+// Debian 12's containerd and Podman, which support CNI 1.0.0 at most, use Weft for a container's
+// network, and leave nothing behind.
+func TestDebianContainerEngines(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
 	established(t, l)
 	for _, tt := range []struct {

@@ -9,8 +9,8 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// A host reaches containers by the address of a service, as kube-proxy makes one: translated in the output hook, after
-// the packet's way out was chosen for the service's own address. So do its containers, and other hosts through it.
+// A host reaches containers by a service address as kube-proxy implements it: DNAT in the output
+// hook, after routing for the service's address. So do its containers, and other hosts through it.
 func TestHostReachesServices(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
@@ -18,7 +18,7 @@ func TestHostReachesServices(t *testing.T) {
 	for _, h := range l.Hosts() {
 		listen(t, l, h+"/c1")
 	}
-	services := map[string]string{} // by their server
+	services := map[string]string{} // by server
 	var rules strings.Builder
 	for i, server := range []string{"h1/c1", "h2/c1"} {
 		to := addrs(t, l, server)
@@ -43,7 +43,7 @@ func TestHostReachesServices(t *testing.T) {
 		t.Fatal(err)
 	}
 	for server, service := range services {
-		for _, from := range []string{"h1", "h1/c1"} { // h1/c1 reaches itself by a service too
+		for _, from := range []string{"h1", "h1/c1"} { // h1/c1 also reaches itself through a service
 			for _, proto := range []string{"tcp", "udp"} {
 				for _, size := range []string{"100", "1300", "4000"} {
 					args := []string{"weft", "probe", proto, "--count", "3", "--interval", "10ms", "--size", size, "--marker", marker}

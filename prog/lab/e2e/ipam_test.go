@@ -17,8 +17,8 @@ import (
 	"weft/router/endpoint"
 )
 
-// allocate asks the agent for addresses of containers that have no link yet, and prints
-// them: PREFIX COUNT. It ends with the first error.
+// allocate requests addresses for containers without a link, and prints them: PREFIX COUNT. It ends
+// at the first error.
 func allocate(args []string) error {
 	count, err := strconv.Atoi(args[1])
 	if err != nil {
@@ -39,12 +39,12 @@ func allocate(args []string) error {
 	return nil
 }
 
-// release takes back what allocate got for a container: ID.
+// release releases an address that allocate got: ID.
 func release(args []string) error {
 	return api.NewClient(api.DefaultSocket).Detach(context.Background(), api.EndpointRef{ContainerID: args[0], Interface: "eth0"})
 }
 
-// addresses is what allocate printed on a host, and its error.
+// addresses runs allocate on a host, and returns its output and its error.
 func addresses(t *testing.T, l *lab.Lab, host, prefix string, count int) ([]string, error) {
 	t.Helper()
 	exe, err := os.Executable()
@@ -66,7 +66,7 @@ func distinct(t *testing.T, list []string) {
 	}
 }
 
-// oneRing waits until all hosts agree on who owns what.
+// oneRing waits until all hosts have the same ring.
 func oneRing(t *testing.T, l *lab.Lab, owners int) {
 	t.Helper()
 	var seen map[string][]string
@@ -87,7 +87,7 @@ func oneRing(t *testing.T, l *lab.Lab, owners int) {
 	})
 }
 
-// split takes all links between two groups of hosts up or down.
+// split sets all links between two groups of hosts up or down.
 func split(t *testing.T, l *lab.Lab, a, b []string, up bool) {
 	t.Helper()
 	for _, x := range a {
@@ -99,8 +99,8 @@ func split(t *testing.T, l *lab.Lab, a, b []string, up bool) {
 	}
 }
 
-// Five hosts that are launched at once, each with the others as targets, found one ring.
-// Then both sides of a split allocate, and nothing is given twice.
+// Five hosts that are launched at once, with each other as targets, agree on one ring. Then both
+// sides of a partition allocate, and no address is allocated twice.
 func TestStartTogetherAndSplit(t *testing.T) {
 	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 5, Containers: 1, Together: true, Launch: []string{"--ipalloc-range", "10.44.0.0/24"}})
@@ -109,10 +109,10 @@ func TestStartTogetherAndSplit(t *testing.T) {
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h5/c1")...)...)
 	minority, majority := []string{"h1", "h2"}, []string{"h3", "h4", "h5"}
 	split(t, l, minority, majority, false)
-	eventually(t, time.Minute, "h1 sees who cannot be reached", func() bool {
+	eventually(t, time.Minute, "h1 sees the unreachable peers", func() bool {
 		return strings.Count(run(t, l, "h1", "weft", "status", "ipam"), "unreachable!") == len(majority)
 	})
-	eventually(t, time.Minute, "h1 has heard nothing of h5 for so long that it asks for a majority", func() bool {
+	eventually(t, time.Minute, "h1 has not heard h5 for long enough to require a majority", func() bool {
 		out := fails(t, l, "h1", "", "weft", "rmpeer", "h5")
 		return strings.Contains(out, "only 2 of 5 peers") && strings.Contains(out, "add --force")
 	})
@@ -137,7 +137,7 @@ func TestStartTogetherAndSplit(t *testing.T) {
 	distinct(t, all)
 	split(t, l, minority, majority, true)
 	for _, h := range l.Hosts() {
-		eventually(t, time.Minute, h+" reaches all others again", func() bool { // the longest pause between two tries is 45 s
+		eventually(t, time.Minute, h+" reaches all others again", func() bool { // the longest pause between two attempts is 45 s
 			return !slices.ContainsFunc(report(t, l, h).Router.Peers, func(p api.Peer) bool { return p.State != "running" })
 		})
 	}
@@ -146,12 +146,12 @@ func TestStartTogetherAndSplit(t *testing.T) {
 	run(t, l, "h5/c1", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1/c1")...)...)
 }
 
-// fullFounder launches h1 with a universe that it uses to its last address, one of them for
-// its container, whose namespace and address it returns.
+// fullFounder launches h1 with a universe of which it uses every address, one of them for its
+// container. It returns that container's namespace and address.
 func fullFounder(t *testing.T, l *lab.Lab) (netns, addr string) {
 	t.Helper()
 	launchFounder(t, l, "--ipalloc-range", "10.44.0.0/28")
-	if _, err := addresses(t, l, "h1", "full", 12); err != nil { // with the node address and the container that is all there is
+	if _, err := addresses(t, l, "h1", "full", 12); err != nil { // with the node address and the container, these are all addresses
 		t.Fatal(err)
 	}
 	netns, err := l.NetNS(t.Context(), "h1/c1")
@@ -161,9 +161,8 @@ func fullFounder(t *testing.T, l *lab.Lab) (netns, addr string) {
 	return netns, strings.Fields(run(t, l, "h1", "weft", "attach", netns))[0]
 }
 
-// A founder that dies before it could give anything away is replaced: everything that it
-// owned is taken over. When it comes back it finds that out at once, cuts off what has a
-// lost address, and starts anew.
+// A founder that dies before it granted any space is replaced: all its addresses are taken over. When
+// it returns, it learns that at once, cuts off containers with lost addresses, and starts anew.
 func TestRemovedPeerComesBack(t *testing.T) {
 	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
@@ -185,14 +184,14 @@ func TestRemovedPeerComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	split(t, l, []string{"h1"}, []string{"h2", "h3"}, false)
-	eventually(t, 90*time.Second, "h1 is taken for dead", func() bool { // what its tunnel brought counts for 40 s
+	eventually(t, 90*time.Second, "h1 counts as dead", func() bool { // packets from its tunnel count for 40 s
 		_, err := l.Exec(t.Context(), "h2", nil, "weft", "rmpeer", "h1")
 		return err == nil
 	})
 	for _, h := range []string{"h2", "h3"} {
 		run(t, l, h, "weft", "prime")
 	}
-	// Somebody is given the very address that h1's container has.
+	// Another container gets the address of h1's container.
 	if err := l.AddContainer(t.Context(), "h2/x"); err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +204,7 @@ func TestRemovedPeerComesBack(t *testing.T) {
 	if err := l.Start(t.Context(), "h1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "h1 says what it lost", func() bool {
+	eventually(t, time.Minute, "h1 reports its lost addresses", func() bool {
 		return strings.Contains(run(t, l, "h1", "weft", "status", "ipam"), "had "+lost+", which")
 	})
 	run(t, l, "h1", "weft", "prime")
@@ -214,7 +213,7 @@ func TestRemovedPeerComesBack(t *testing.T) {
 		_, err := l.Exec(t.Context(), "h3", nil, "weft", "probe", "icmp", "--count", "1", node)
 		return err == nil
 	})
-	// The address is h2's container's, also seen from h1; h1's own is cut off.
+	// The address now belongs to h2's container, also as seen from h1. h1's container is cut off.
 	run(t, l, "h3", "weft", "probe", "icmp", "--count", "1", lost)
 	run(t, l, "h1", "weft", "probe", "icmp", "--count", "1", lost)
 	if _, err := l.Exec(t.Context(), "h1/c1", nil, "weft", "probe", "icmp", "--count", "1", node); err == nil {
@@ -223,12 +222,12 @@ func TestRemovedPeerComesBack(t *testing.T) {
 	run(t, l, "h1", "weft", "detach", strings.Split(netns, "/")[2])
 }
 
-// Twenty hosts empty a /24 to its last address, and then are told why there is none.
+// Twenty hosts use a /24 to its last address. Then the error says why no address is free.
 func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 20, Launch: []string{"--ipalloc-range", "10.44.0.0/24"}})
 	all := make([][]string, 21)
 	var hosts sync.WaitGroup
-	const each = 11 // and a node address each; 14 are left then
+	const each = 11 // plus a node address each; 14 are left then
 	for i, h := range l.Hosts() {
 		hosts.Go(func() {
 			var err error
@@ -246,26 +245,26 @@ func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 	given := slices.Concat(all...)
 	distinct(t, given)
 	if len(given) != 254 {
-		t.Errorf("%d addresses were given, want 254", len(given))
+		t.Errorf("%d addresses were allocated, want 254", len(given))
 	}
 	start := time.Now()
 	_, err = addresses(t, l, "h7", "more", 1)
 	if err == nil || !strings.Contains(err.Error(), "no reachable peer has a free address") || !strings.Contains(err.Error(), "has no free address") {
-		t.Errorf("one more: %v", err)
+		t.Errorf("one more allocation returned %v", err)
 	}
 	if took := time.Since(start); took > 13*time.Second {
-		t.Errorf("it took %v to say so", took)
+		t.Errorf("the error took %v", took)
 	}
 }
 
-// A container is given the address that it asks for, wherever it is free.
-func TestClaims(t *testing.T) {
+// A container gets the address that it requests, if it is free on any host.
+func TestRequestedAddresses(t *testing.T) {
 	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 2, Launch: []string{"--ipalloc-exclude", "10.32.0.8/29,10.40.0.0/29"}})
 	netns := container(t, l, "h1/x")
-	run(t, l, "h1", "weft", "attach", "--interface", "eth0", "10.40.0.3/32", netns) // h2's, and excluded from what is given at random
+	run(t, l, "h1", "weft", "attach", "--interface", "eth0", "10.40.0.3/32", netns) // it is h2's, and excluded from automatic allocation
 	if got := addrs(t, l, "h1/x")[0]; got != "10.40.0.3" {
-		t.Errorf("asked for 10.40.0.3, got %s", got)
+		t.Errorf("requested 10.40.0.3, got %s", got)
 	}
 	run(t, l, "h2", "weft", "probe", "icmp", "--count", "1", "10.40.0.3")
 	other := container(t, l, "h2/y")
@@ -277,7 +276,7 @@ func TestClaims(t *testing.T) {
 	if err != nil || slices.Contains(free, "10.32.0.9") || !slices.Contains(free, "10.32.0.16") {
 		t.Errorf("addresses beside the excluded ones: %v, %v", free, err)
 	}
-	// Exclusions are kept over a restart, until they are ended.
+	// Exclusions persist over restarts until they are removed.
 	for _, c := range []struct {
 		flag string
 		want int
@@ -294,7 +293,7 @@ func TestClaims(t *testing.T) {
 	metrics := run(t, l, "h1", "env", toolVar+"=get", exe, "http://127.0.0.1:6784/metrics")
 	for _, line := range []string{"weft_ready 1", "weft_ipam_active_slots 14", "weft_ipam_rings 1", "weft_dns_listening 1", `weft_connections{state="established"} 1`} {
 		if !strings.Contains(metrics, line+"\n") {
-			t.Errorf("the metrics do not say %q:\n%s", line, metrics)
+			t.Errorf("the metrics do not contain %q:\n%s", line, metrics)
 		}
 	}
 	// By CNI_ARGS, and by the capability.
@@ -306,7 +305,7 @@ func TestClaims(t *testing.T) {
 		out, err := l.Exec(t.Context(), "h1", strings.NewReader(fmt.Sprintf(conf, "1.1.0", how.conf)), "env", "CNI_COMMAND=ADD",
 			"CNI_CONTAINERID="+fmt.Sprint(i), "CNI_NETNS="+container(t, l, name), "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin", "CNI_ARGS="+how.args, "/opt/cni/bin/weft-cni")
 		if want := []string{"10.32.9.9", "10.32.9.10"}[i]; err != nil || addrs(t, l, name)[0] != want {
-			t.Errorf("asked for %s: %v\n%s", want, err, out)
+			t.Errorf("requested %s: %v\n%s", want, err, out)
 		}
 	}
 	if err := l.Kill(t.Context(), "h2", "agent"); err != nil {
@@ -332,7 +331,7 @@ func TestResetLeavesAnHeir(t *testing.T) {
 		}
 		return len(r.Owners) == 2 && sum == r.Size && r.Generation == 1
 	})
-	// Where nobody is left who could take over, it says so.
+	// Without another reachable host, reset refuses.
 	if err := l.Kill(t.Context(), "h2", "agent"); err != nil {
 		t.Fatal(err)
 	}
@@ -344,8 +343,8 @@ func TestResetLeavesAnHeir(t *testing.T) {
 	run(t, l, "h1", "weft", "reset", "--force")
 }
 
-// Two hosts that both founded, by mistake, are in one mesh with two networks; every
-// host names both, and what makes them one.
+// Two hosts that both founded, by mistake, form one mesh with two networks. Every host names both,
+// and how to unite them.
 func TestTwoFounders(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
 	launchFounder(t, l)
@@ -357,7 +356,7 @@ func TestTwoFounders(t *testing.T) {
 	}
 	run(t, l, "h2", "weft", "connect", "192.0.2.1")
 	for _, h := range l.Hosts() {
-		eventually(t, 20*time.Second, h+" names both rings and the way out", func() bool {
+		eventually(t, 20*time.Second, h+" names both rings and the remedy", func() bool {
 			c := report(t, l, h).IPAM.Conflict
 			return strings.Contains(c, "(h1)") && strings.Contains(c, "(h2)") && strings.Contains(c, "(h3)") && strings.HasSuffix(c, "(h2)") && strings.Contains(c, "weft reset")
 		})
@@ -365,7 +364,7 @@ func TestTwoFounders(t *testing.T) {
 	run(t, l, "h1", "weft", "probe", "icmp", "--count", "1", report(t, l, "h3").Router.Node[0].String())
 	for _, p := range report(t, l, "h1").Router.Peers {
 		if p.State != "running" {
-			t.Errorf("membership suffered: %+v", p)
+			t.Errorf("a member is missing: %+v", p)
 		}
 	}
 	run(t, l, "h2", "weft", "reset", "--force")

@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// An agent that a supervisor started, on a host of no network, waits. Launch has it join, in the
-// same process; of two launches at once one wins, and the other says so.
-func TestLaunchHasAWaitingAgentJoin(t *testing.T) {
+// An agent that a supervisor started on a host without a network waits. weft launch makes it join in
+// the same process. Of two concurrent launches, one succeeds, and the other reports that.
+func TestLaunchMakesWaitingAgentJoin(t *testing.T) {
 	l := bare(t, 2)
 	launchFounder(t, l)
 	if _, err := l.Background(t.Context(), "h2", "belongs to no network", "weft", "agent"); err != nil {
@@ -22,7 +22,7 @@ func TestLaunchHasAWaitingAgentJoin(t *testing.T) {
 	}
 	before := report(t, l, "h2")
 	if before.Ready || !before.Waiting || !strings.Contains(before.NotReady, "weft launch --token - HOST") {
-		t.Errorf("it says that it is ready: %v, waits: %v, %s", before.Ready, before.Waiting, before.NotReady)
+		t.Errorf("the waiting agent reports ready %v, waiting %v, %s", before.Ready, before.Waiting, before.NotReady)
 	}
 	says(t, fails(t, l, "h2", "", "weft", "launch", "192.0.2.1"), "needs its token")
 	if out, err := l.Exec(t.Context(), "h2", strings.NewReader(token(t, l)), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
@@ -48,16 +48,16 @@ func TestLaunchHasAWaitingAgentJoin(t *testing.T) {
 		t.Fatalf("of two launches at once: %v and %v", errs[0], errs[1])
 	}
 	for _, err := range errs {
-		if err != nil && !strings.Contains(err.Error(), "is under way on this host") && !strings.Contains(err.Error(), "runs on this host already") {
-			t.Errorf("the one that lost says: %v", err)
+		if err != nil && !strings.Contains(err.Error(), "is under way on this host") && !strings.Contains(err.Error(), "already runs on this host") {
+			t.Errorf("the launch that lost returned %v", err)
 		}
 	}
 	established(t, l)
 }
 
-// While the state's disk is full, a host is not ready and launch says why; what is attached goes
-// on and can be ended. Once there is room, it is ready by itself.
-func TestAFullDisk(t *testing.T) {
+// While the state's disk is full, the host is not ready, and launch says why. Attached containers
+// keep working and can be detached. Once there is room, the host becomes ready by itself.
+func TestFullDisk(t *testing.T) {
 	l := bare(t, 1)
 	const room = "/var/lib/weft/room"
 	fill := func() {
@@ -74,7 +74,7 @@ func TestAFullDisk(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	fill()
-	eventually(t, 10*time.Second, "the host is not ready, and says why", func() bool {
+	eventually(t, 10*time.Second, "the host is not ready, and reports the reason", func() bool {
 		r := report(t, l, "h1")
 		return !r.Ready && strings.Contains(r.NotReady, "is full")
 	})
@@ -94,7 +94,7 @@ func TestAFullDisk(t *testing.T) {
 	}
 }
 
-// Invariant 8: an unusable state file is refused by name, kept, and set aside by reset.
+// Invariant 8: an unusable state file is refused by name and kept, and reset renames it.
 func TestInvariant8UnusableStateFile(t *testing.T) {
 	l := bare(t, 1)
 	launchFounder(t, l)
@@ -108,19 +108,20 @@ func TestInvariant8UnusableStateFile(t *testing.T) {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		says(t, fails(t, l, "h1", "", "weft", "launch"), "/var/lib/weft/state.db", "left as it was")
+		says(t, fails(t, l, "h1", "", "weft", "launch"), "/var/lib/weft/state.db", "was not changed")
 		if after, _ := os.ReadFile(path); !bytes.Equal(after, content) {
 			t.Errorf("%s: the file was changed", name)
 		}
 	}
 	run(t, l, "h1", "weft", "reset")
 	if aside, _ := filepath.Glob(path + ".aside-*"); len(aside) != 1 {
-		t.Errorf("set aside: %v", aside)
+		t.Errorf("renamed files: %v", aside)
 	}
 	launchFounder(t, l)
 }
 
-// What launch was told is kept over stop and reboot, and told by `weft config view`; reset ends it.
+// Settings of launch persist over stop and reboot, and `weft config view` shows them. reset removes
+// them.
 func TestSettingsSurvive(t *testing.T) {
 	l := bare(t, 1)
 	launchFounder(t, l, "--mtu", "1300", "--nickname", "a")

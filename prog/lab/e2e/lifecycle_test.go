@@ -22,12 +22,12 @@ func bare(t *testing.T, hosts int) *lab.Lab {
 	return labtest.New(t, lab.Options{Hosts: hosts, Containers: 1, Bare: true})
 }
 
-// says asserts that a message names everything that it should.
+// says asserts that a message contains all given words.
 func says(t *testing.T, message string, words ...string) {
 	t.Helper()
 	for _, w := range words {
 		if !strings.Contains(message, w) {
-			t.Errorf("the message does not say %q:\n%s", w, message)
+			t.Errorf("the message does not contain %q:\n%s", w, message)
 		}
 	}
 	t.Log(message)
@@ -47,35 +47,35 @@ func token(t *testing.T, l *lab.Lab) string {
 	return tok
 }
 
-// Invariant 7: nobody enters without the secret, and both sides say who it was.
+// Invariant 7: no host joins without the secret, and both sides report which host tried.
 func TestInvariant7WrongAndMistypedTokens(t *testing.T) {
 	l := bare(t, 2)
 	launched := run(t, l, "h1", "weft", "launch", "--json")
 	says(t, launched, `"ready": true`, `"founded": true`, `"nickname": "h1"`)
 	good := token(t, l)
 	if strings.Contains(launched, good) {
-		t.Error("what launch prints for scripts has the token")
+		t.Error("the output of launch for scripts contains the token")
 	}
 	mistyped := good[:20] + good[21:22] + good[20:21] + "x" + good[22:]
 	says(t, fails(t, l, "h2", mistyped, "weft", "launch", "--token", "-", "192.0.2.1"), "mistyped", "exit code 2")
 	says(t, fails(t, l, "h2", "hunter2", "weft", "launch", "--token", "-", "192.0.2.1"), "not a Weft token", "exit code 2")
 	says(t, fails(t, l, "h2", "", "weft", "launch", "192.0.2.1"), "needs its token", "--token - HOST")
-	// As an argument it would show in the process list; it is refused, and not repeated.
+	// As an argument it would show in the process list, so it is refused and not repeated.
 	said := fails(t, l, "h2", "", "weft", "launch", "--token", good, "192.0.2.1")
-	says(t, said, "not given as an argument")
+	says(t, said, "do not give the token itself as an argument")
 	if strings.Contains(strings.SplitAfterN(said, "exit code", 2)[1], good) {
 		t.Error("the message repeats the token")
 	}
 	other := strings.TrimSpace(run(t, l, "h2", "weft", "token"))
 	says(t, fails(t, l, "h2", other, "weft", "launch", "--wait", "4s", "--token", "-", "192.0.2.1"), "192.0.2.1", "wrong secret", "exit code 4")
-	eventually(t, 5*time.Second, "the other side names who tried", func() bool {
+	eventually(t, 5*time.Second, "the other side names the host that tried", func() bool {
 		s := run(t, l, "h1", "weft", "status")
 		return strings.Contains(s, "Turned away: 192.0.2.2") && strings.Contains(s, "wrong secret")
 	})
 	if peers := report(t, l, "h1").Router.Peers; len(peers) != 1 {
-		t.Errorf("somebody came in: %+v", peers)
+		t.Errorf("a host without the secret joined: %+v", peers)
 	}
-	says(t, fails(t, l, "h2", good, "weft", "launch", "--token", "-", "192.0.2.1"), "runs on this host already")
+	says(t, fails(t, l, "h2", good, "weft", "launch", "--token", "-", "192.0.2.1"), "already runs on this host")
 	run(t, l, "h2", "weft", "stop")
 	says(t, fails(t, l, "h2", good, "weft", "launch", "--token", "-", "192.0.2.1"), "another cluster", "weft reset")
 	run(t, l, "h2", "weft", "reset")
@@ -84,7 +84,7 @@ func TestInvariant7WrongAndMistypedTokens(t *testing.T) {
 	}
 }
 
-// The founder's token is printed for a person who reads along, and to nobody else.
+// launch prints the founder's token only on a terminal.
 func TestTokenIsPrintedToATerminalOnly(t *testing.T) {
 	l := bare(t, 2)
 	for host, command := range map[string][]string{
@@ -99,7 +99,7 @@ func TestTokenIsPrintedToATerminalOnly(t *testing.T) {
 	}
 }
 
-// A password on all hosts does without a token.
+// With a password on all hosts, no token is needed.
 func TestPassword(t *testing.T) {
 	l := bare(t, 2)
 	env := []string{"env", "WEFT_PASSWORD=correct horse battery"}
@@ -141,7 +141,7 @@ func TestUniverseOverlapsARouteOfTheHost(t *testing.T) {
 	}
 	says(t, fails(t, l, "h1", "", "weft", "launch"), "10.40.0.0/16", "eth0", "--ipalloc-range")
 	launchFounder(t, l, "--ipalloc-range", "10.200.0.0/16")
-	// A host that joins learns of the universe only then, and refuses as well.
+	// A joining host learns the universe only when it joins, and also refuses.
 	if err := tool(t, l, "h2", "route", "10.200.7.0/24"); err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +184,7 @@ func TestMissingPrivilege(t *testing.T) {
 		if err := os.WriteFile(copyOf, data, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Chmod(dir, 0o777); err != nil { // nobody must reach it
+		if err := os.Chmod(dir, 0o777); err != nil { // other users must be able to enter it
 			t.Fatal(err)
 		}
 		cmd = exec.Command(copyOf, "agent", "--state-dir", filepath.Join(dir, "state"), "--run-dir", filepath.Join(dir, "run"))
@@ -197,7 +197,7 @@ func TestMissingPrivilege(t *testing.T) {
 	says(t, string(out), "NET_ADMIN", "root")
 }
 
-func TestAttach(t *testing.T) {
+func TestAttachAndDetach(t *testing.T) {
 	l := bare(t, 1)
 	launchFounder(t, l)
 	netns, err := l.NetNS(t.Context(), "h1/c1")
@@ -221,7 +221,7 @@ func TestAttach(t *testing.T) {
 	run(t, l, "h1", "weft", "detach", pid)
 	says(t, fails(t, l, "h1", "", "weft", "detach", pid), "not attached")
 	nothingLeft(t, l, "h1")
-	// A process that ends without detach gives its address back by itself.
+	// The address of a process that ends without detach is released automatically.
 	run(t, l, "h1", "weft", "attach", netns)
 	if err := l.RemoveContainer(t.Context(), "h1/c1"); err != nil {
 		t.Fatal(err)
@@ -230,7 +230,7 @@ func TestAttach(t *testing.T) {
 	nothingLeft(t, l, "h1")
 }
 
-// Bytes that mean nothing, on every port, in every state, end nothing.
+// Random bytes on every port, in every state, crash nothing.
 func TestGarbageOnEveryPort(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 	established(t, l)
@@ -249,13 +249,14 @@ func TestGarbageOnEveryPort(t *testing.T) {
 		}
 	}
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h2/c1")...)...)
-	// Some junk reads as gossip under another key, some as none: who sent it is named either way.
+	// Random bytes may look like gossip under another key or not. The sender is reported in both
+	// cases.
 	if r := report(t, l, "h1"); r.Router.PID != pid || !r.Ready || !slices.ContainsFunc(r.Rejections, func(x api.Rejection) bool { return x.Addr == "192.0.2.2" }) {
 		t.Errorf("ready %v, pid %d (was %d), rejections %+v", r.Ready, r.Router.PID, pid, r.Rejections)
 	}
 }
 
-// A host that reboots, all its namespaces gone, comes back as itself.
+// A rebooted host, without any of its namespaces, keeps its identity.
 func TestRebootKeepsTheIdentity(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 2})
 	established(t, l)
@@ -265,7 +266,7 @@ func TestRebootKeepsTheIdentity(t *testing.T) {
 	}
 	after := report(t, l, "h2")
 	if after.Router.ID != before.Router.ID || after.Router.PublicKey != before.Router.PublicKey || after.Router.Node[0] != before.Router.Node[0] {
-		t.Errorf("it was %s %s %v, it is %s %s %v", before.Router.ID, before.Router.PublicKey, before.Router.Node, after.Router.ID, after.Router.PublicKey, after.Router.Node)
+		t.Errorf("the identity was %s %s %v before the reboot, and is %s %s %v", before.Router.ID, before.Router.PublicKey, before.Router.Node, after.Router.ID, after.Router.PublicKey, after.Router.Node)
 	}
 	if after.IPAM.Active != 3 || len(after.Endpoints) != 2 {
 		t.Errorf("%d slots are active, %d endpoints; want 3 and 2", after.IPAM.Active, len(after.Endpoints))
@@ -274,7 +275,7 @@ func TestRebootKeepsTheIdentity(t *testing.T) {
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h2/c1")...)...)
 }
 
-// Stop leaves everything in place, reset nothing; the others tell the two apart.
+// stop leaves everything in place, and reset leaves nothing. The other peers distinguish the two.
 func TestStopAndReset(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 	established(t, l)
@@ -307,18 +308,18 @@ func TestStopAndReset(t *testing.T) {
 	}
 	for _, file := range []string{"/proc/net/dev", "/proc/net/route", "/proc/net/ipv6_route"} {
 		if out := run(t, l, "h2", "cat", file); strings.Contains(out, "weft") {
-			t.Errorf("%s still names us:\n%s", file, out)
+			t.Errorf("%s still has traces of Weft:\n%s", file, out)
 		}
 	}
 	if left, _ := os.ReadDir(l.StateDir("h2")); len(left) > 0 {
 		t.Errorf("the state folder still has %v", left)
 	}
 	if out, err := l.Exec(t.Context(), "h2", nil, "sh", "-c", "ls /etc/cni/net.d /opt/cni/bin"); err != nil || strings.Contains(out, "weft") {
-		t.Errorf("CNI still has us: %v %s", err, out)
+		t.Errorf("the CNI configuration is still there: %v %s", err, out)
 	}
 }
 
-// Targets change at run time and persist; a partition heals by itself.
+// Targets change at run time and persist. A partition heals by itself.
 func TestTargetsAndPartition(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
 	established(t, l)
@@ -357,7 +358,7 @@ func TestTargetsAndPartition(t *testing.T) {
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h3/c1")...)...)
 }
 
-// Invariant 8: what is written is for root's eyes only.
+// Invariant 8: files are only readable by root.
 func TestFilesAreForRootOnly(t *testing.T) {
 	l := bare(t, 1)
 	launchFounder(t, l)

@@ -26,8 +26,8 @@ import (
 
 const marker = "a-payload-that-nobody-may-see-"
 
-// The test binary is its own tool inside the lab: there it is run with this
-// variable set to the name of what it is to do.
+// toolVar is the variable with which the test binary runs as a tool inside the lab. Its value is the
+// tool's name.
 const toolVar = "WEFT_E2E_TOOL"
 
 func TestMain(m *testing.M) {
@@ -49,7 +49,7 @@ func tool(t *testing.T, l *lab.Lab, target, name string, args ...string) error {
 	return err
 }
 
-// toolArgs is the command line of one of the tools.
+// toolArgs returns the command line of one of the tools.
 func toolArgs(t *testing.T, name string, args ...string) []string {
 	t.Helper()
 	exe, err := os.Executable()
@@ -59,7 +59,7 @@ func toolArgs(t *testing.T, name string, args ...string) []string {
 	return append([]string{"env", toolVar + "=" + name, exe}, args...)
 }
 
-// spoof sends UDP packets with a source address of its choice: SRC DST COUNT.
+// spoof sends UDP packets with any source address: SRC DST COUNT.
 func spoof(args []string) error {
 	src, dst := netip.MustParseAddr(args[0]), netip.MustParseAddr(args[1])
 	count, err := strconv.Atoi(args[2])
@@ -81,7 +81,7 @@ func spoof(args []string) error {
 		domain, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: dst.As16()}
 		packet = append([]byte{0x60, 0, 0, 0, 0, 0, unix.IPPROTO_UDP, 64}, append(src.AsSlice(), dst.AsSlice()...)...)
 		binary.BigEndian.PutUint16(packet[4:], uint16(len(udp)))
-		binary.BigEndian.PutUint16(udp[6:], 0xffff) // IPv6 wants a checksum; a capture does not check it
+		binary.BigEndian.PutUint16(udp[6:], 0xffff) // IPv6 requires a checksum; captures do not check it
 	}
 	fd, err := unix.Socket(domain, unix.SOCK_RAW, unix.IPPROTO_RAW)
 	if err != nil {
@@ -97,11 +97,11 @@ func spoof(args []string) error {
 	return nil
 }
 
-// rawUDP sends ordinary datagrams: DST:PORT COUNT. That they are refused is no error.
+// rawUDP sends ordinary datagrams: DST:PORT COUNT. It is no error if they are refused.
 func rawUDP(args []string) error {
 	c, err := net.Dial("udp", args[0])
 	if err != nil {
-		return nil // unreachable is an answer as well
+		return nil // unreachable is also an answer
 	}
 	defer c.Close()
 	count, err := strconv.Atoi(args[1])
@@ -115,7 +115,7 @@ func rawUDP(args []string) error {
 	return nil
 }
 
-// garbage sends bytes that mean nothing to a port, over TCP and UDP: DST:PORT.
+// garbage sends random bytes to a port, over TCP and UDP: DST:PORT.
 func garbage(args []string) error {
 	junk := bytes.Repeat([]byte{0xff, 0, 1, 0x16, 0xa1, 0x7f}, 200)
 	for i := range 50 {
@@ -131,7 +131,7 @@ func garbage(args []string) error {
 	return nil
 }
 
-// control posts BODY to the control socket, where a clear refusal is the right answer.
+// control posts BODY to the control socket and expects a clear refusal.
 func control(args []string) error {
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
@@ -149,7 +149,7 @@ func control(args []string) error {
 	return nil
 }
 
-// get prints what is at a URL.
+// get prints the content of a URL.
 func get(args []string) error {
 	resp, err := http.Get(args[0])
 	if err != nil {
@@ -163,7 +163,7 @@ func get(args []string) error {
 // setSysctl writes VALUE to PATH.
 func setSysctl(args []string) error { return os.WriteFile(args[0], []byte(args[1]), 0o644) }
 
-// report is what the agent on a host says of itself.
+// report returns the report of the agent on a host.
 func report(t *testing.T, l *lab.Lab, host string) api.Report {
 	t.Helper()
 	out, err := l.Exec(t.Context(), host, nil, "weft", "report")
@@ -221,7 +221,7 @@ func run(t *testing.T, l *lab.Lab, target string, args ...string) string {
 	return out
 }
 
-// fails runs a command that must fail, and returns what it says.
+// fails runs a command that must fail, and returns its output.
 func fails(t *testing.T, l *lab.Lab, target string, stdin string, args ...string) string {
 	t.Helper()
 	_, err := l.Exec(t.Context(), target, strings.NewReader(stdin), args...)
@@ -250,7 +250,7 @@ func listen(t *testing.T, l *lab.Lab, target string) {
 	}
 }
 
-// addRoute routes PREFIX by GATEWAY.
+// addRoute adds a route to PREFIX through GATEWAY.
 func addRoute(args []string) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -264,7 +264,7 @@ func addRoute(args []string) error {
 	route := &netlink.Route{Dst: dst}
 	if len(args) > 1 {
 		route.Gw = net.ParseIP(args[1])
-	} else { // to a link: the host itself
+	} else { // a link route: the host itself
 		lo, err := h.LinkByName("eth0")
 		if err != nil {
 			return err

@@ -11,10 +11,10 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// The MTU follows the links and routes that carry the tunnel: of hosts with 9000 and 1500 bytes
-// any packet arrives, a bridge that carries nothing of it changes nothing, and where a route
-// carries less than WireGuard's packets, streams go on, and the status says why they are slow.
-func TestTheMTUIsThatOfThePath(t *testing.T) {
+// The MTU follows the links and routes that carry the tunnel. Between hosts with 9000 and 1500 bytes
+// all packets arrive. A bridge without tunnel traffic changes nothing. If a route carries less than
+// WireGuard's packets, streams continue, and the status says why they are slow.
+func TestMTUFollowsThePath(t *testing.T) {
 	labtest.Need(t, "ip", "iproute2")
 	l := bare(t, 2)
 	if err := l.SetMTU(t.Context(), "h1", 9000); err != nil {
@@ -50,7 +50,7 @@ func TestTheMTUIsThatOfThePath(t *testing.T) {
 	probe := func(kind, from, to, size string, more ...string) {
 		t.Helper()
 		args := slices.Concat([]string{"weft", "probe", kind, "--interval", "5ms", "--size", size}, more, addrs(t, l, to))
-		if kind == "udp" { // the first teach the sender what fits
+		if kind == "udp" { // the first packets teach the sender the path MTU
 			_, _ = l.Exec(t.Context(), from, nil, append(args, "--timeout", "50ms")...)
 		}
 		run(t, l, from, args...)
@@ -63,7 +63,8 @@ func TestTheMTUIsThatOfThePath(t *testing.T) {
 	probe("udp", "h2/c1", "h1/c1", "2000")
 	probe("udp", "h1", "h2/c1", "2000")
 
-	// A bridge, as of a container engine. That the agent looked since, shows what it mends.
+	// Add a bridge like a container engine's. The agent has checked since then once it repairs the
+	// container's MTU.
 	own := strings.Fields(run(t, l, "h2", "sh", "-c", "ls /sys/class/net | grep weft-"))[0]
 	run(t, l, "h2", "sh", "-c", "ip link add br0 type bridge && ip link set br0 mtu 1400 up && ip address add 172.30.0.1/16 dev br0 && ip link set mtu 1300 dev "+own)
 	eventually(t, 10*time.Second, "beside a bridge with 1400, the tunnel and a container have 1420", func() bool {
@@ -75,10 +76,10 @@ func TestTheMTUIsThatOfThePath(t *testing.T) {
 	warned := func() bool {
 		return slices.ContainsFunc(report(t, l, "h1").Warnings, func(w string) bool { return strings.Contains(w, "ip route get 192.0.2.2") })
 	}
-	eventually(t, 10*time.Second, "the status tells of the route", func() bool { return connection().MTU == 1200 && warned() })
+	eventually(t, 10*time.Second, "the status warns of the route", func() bool { return connection().MTU == 1200 && warned() })
 	probe("tcp", "h1/c1", "h2/c1", "60000", "--count", "50", "--timeout", "10s")
 	probe("udp", "h1/c1", "h2/c1", "2000")
 
 	route(0)
-	eventually(t, 10*time.Second, "the status tells of the route no more", func() bool { return connection().MTU == 1420 && !warned() })
+	eventually(t, 10*time.Second, "the status no longer warns of the route", func() bool { return connection().MTU == 1420 && !warned() })
 }

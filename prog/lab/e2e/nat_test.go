@@ -9,9 +9,9 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// A host that nobody reaches where it says that it is, as behind NAT, has addresses within
-// seconds, and however long it goes on asking it takes no more than one gift.
-func TestAHostBehindNATTakesOneGift(t *testing.T) {
+// A host that is unreachable at its advertised address, as behind NAT, gets addresses within seconds.
+// It never gets more than one grant, however long it keeps asking.
+func TestHostBehindNATGetsOneGrant(t *testing.T) {
 	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 3, Bare: true, Underlay: "4"})
 	launchFounder(t, l)

@@ -11,7 +11,7 @@ import (
 	"weft/prog/lab"
 )
 
-// shopLab is two servers and two clients in namespace shop, and one client in team.
+// shopLab returns a lab with two servers and two clients in namespace shop, and one client in team.
 //
 //	h1   shop/one (web=80)   shop/buyer
 //	h2   shop/two (web=81)   team/visitor
@@ -33,7 +33,7 @@ func buyer(app string) lab.Identity {
 	return lab.Identity{Namespace: "shop", Name: "buyer", Labels: map[string]string{"app": app}}
 }
 
-// What a policy speaks of may change, as may the policy: what is in force follows.
+// The enforced rules follow changes of policies and of the objects that they refer to.
 func TestPolicyFollowsChanges(t *testing.T) {
 	p := shopLab(t)
 	for name, check := range map[string]func(*policed){
@@ -49,8 +49,8 @@ func TestPolicyFollowsChanges(t *testing.T) {
 	}
 }
 
-// The name of a port is looked up at the destination: of those that a policy isolates for
-// ingress, of each that is reached for egress.
+// A named port is looked up at the destination: for ingress, at the endpoints that the policy
+// isolates; for egress, at each destination.
 func namedPorts(p *policed) {
 	for _, law := range []string{
 		`shop: {podSelector: {matchLabels: {app: server}}, ingress: [{ports: [{port: web}, {port: web, protocol: UDP}]}]}`,
@@ -82,7 +82,7 @@ func namespaceRelabelled(p *policed) {
 	p.remove("h2", "shop/p0")
 }
 
-// A container's labels are given when it is attached.
+// A container's labels are set when it is attached.
 func containerRelabelled(p *policed) {
 	p.apply("h1", manifest(`shop: {podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: buyer}}}]}]}`))
 	for range 2 {
@@ -93,7 +93,7 @@ func containerRelabelled(p *policed) {
 		p.reaches("h1/buyer", "h1/one", false, 80)
 		p.replug("h1/buyer", buyer("buyer"))
 	}
-	// It is isolated itself once it is what a policy selects.
+	// It is isolated itself once a policy selects it.
 	p.reaches("h2/visitor", "h1/buyer", true, 80)
 	p.replug("h1/buyer", buyer("server"))
 	p.reaches("h2/visitor", "h1/buyer", false, 80)
@@ -102,7 +102,7 @@ func containerRelabelled(p *policed) {
 	p.remove("h2", "shop/p0")
 }
 
-// Weave went on enforcing what a policy had said before it was changed to the other direction.
+// Weave kept enforcing the previous rules of a policy after it was changed to the other direction.
 func ingressToEgress(p *policed) {
 	p.apply("h1", manifest(`shop: {podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}`))
 	p.reaches("h1/buyer", "h2/two", false, 80)
@@ -120,7 +120,8 @@ func ingressToEgress(p *policed) {
 	p.reaches("h1/buyer", "h2/two", true, 80)
 }
 
-// An empty selector is everybody, an empty list of rules nobody, empty lists in a rule all.
+// An empty selector selects all, an empty list of rules allows nothing, and empty lists in a rule
+// allow everything.
 func emptySelectors(p *policed) {
 	for law, want := range map[string][2]bool{ // buyer of the same namespace, visitor of another
 		`shop: {podSelector: {}, ingress: []}`:                                                   {false, false},
@@ -139,9 +140,9 @@ func emptySelectors(p *policed) {
 	}
 }
 
-// A policy that is only tried lets everything pass and tells what it would not have; a dry
-// run tells it before, and changes nothing; what is dropped is counted, and told by name.
-func TestPolicyTriedAndTold(t *testing.T) {
+// A policy in audit mode lets all packets pass, and reports those that it would deny. A dry run
+// reports them before, and changes nothing. Dropped packets are counted and reported by name.
+func TestPolicyAuditDryRunAndDrops(t *testing.T) {
 	p := shopLab(t)
 	flows := p.flows2("h1/buyer", "h2/two")
 	p.flowing("h1/buyer", flows)
@@ -156,7 +157,7 @@ func TestPolicyTriedAndTold(t *testing.T) {
 	p.silent("h1/buyer", flows)
 	p.reaches("h2/visitor", "h2/two", false, 80)
 	told(p, false, "UDP shop/buyer")
-	// A busy flow takes all that is logged in a second; this ends it.
+	// A busy flow uses up the kernel's log limit. Attaching anew ends it.
 	p.replug("h1/buyer", buyer("buyer"))
 	told(p, false, "TCP team/visitor", "UDP team/visitor")
 	counted(p)
@@ -164,7 +165,7 @@ func TestPolicyTriedAndTold(t *testing.T) {
 	p.reaches("h2/visitor", "h2/two", false, 80)
 }
 
-// flows2 is flows without those that only listen: nobody serves them here.
+// flows2 returns flows without those that only listen, which no server answers here.
 func (p *policed) flows2(client, server string) (out []oneFlow) {
 	p.t.Helper()
 	for _, addr := range p.addrs[server] {
@@ -205,7 +206,7 @@ func dryRun(p *policed, law string, flows []oneFlow) {
 		}
 		for _, pair := range []string{"shop/buyer shop/one", "shop/buyer shop/two", "team/visitor shop/one", "team/visitor shop/two", "shop/one shop/two", "shop/two shop/one"} {
 			if pairs[pair] != "all none" {
-				p.t.Errorf("%s: the dry run says %q of %s", host, pairs[pair], pair)
+				p.t.Errorf("%s: the dry run reports %q for %s", host, pairs[pair], pair)
 			}
 		}
 		if len(pairs) != 6 || len(r.Effects.Silent) > 0 {
@@ -218,7 +219,7 @@ func dryRun(p *policed, law string, flows []oneFlow) {
 	}
 }
 
-// told waits until h2 tells of what it dropped, or would have dropped.
+// told waits until h2 reports what it dropped, or would have dropped.
 func told(p *policed, audit bool, wanted ...string) {
 	p.t.Helper()
 	for _, want := range wanted {
@@ -229,7 +230,7 @@ func told(p *policed, audit bool, wanted ...string) {
 				p.t.Logf("%+v", drops)
 			}
 		}()
-		eventually(p.t, 20*time.Second, "told of "+want, func() bool {
+		eventually(p.t, 20*time.Second, "h2 reports "+want, func() bool {
 			if audit {
 				p.reaches("h2/visitor", "h2/two", true, 80)
 			} else {
@@ -257,7 +258,7 @@ func told(p *policed, audit bool, wanted ...string) {
 	}
 }
 
-// counted asserts that the kernel's counters, by name, count every packet.
+// counted asserts that the kernel's named counters count every packet.
 func counted(p *policed) {
 	p.t.Helper()
 	dropped := func() (n uint64) {
@@ -271,19 +272,19 @@ func counted(p *policed) {
 	sent := 0
 	for range 10 {
 		p.reaches("h2/visitor", "h2/two", false, 80)
-		sent += 4 // of each kind one at least
+		sent += 4 // at least one of each kind
 	}
 	if now := dropped(); now < before+uint64(sent) {
 		p.t.Errorf("%d packets counted, at least %d were dropped", now-before, sent)
 	}
 	for _, one := range p.status("h1").Peers {
 		if one.Nickname == "h2" && (one.Dropped < uint64(sent) || one.Isolated != 1) {
-			p.t.Errorf("status policy says of h2: %+v", one)
+			p.t.Errorf("weft status policy has for h2: %+v", one)
 		}
 	}
 }
 
-// badManifests changes nothing, and says what is wrong.
+// badManifests asserts that invalid manifests change nothing and are explained.
 func badManifests(p *policed, law string) {
 	p.t.Helper()
 	before, err := p.weft("h1", "", "policy", "get", "shop/p0")
@@ -301,7 +302,7 @@ func badManifests(p *policed, law string) {
 		"standard input":     "\x00",
 		"spec.ingress[0].fr": manifest(`shop: {podSelector: {}, ingress: [{from: [{}]}]}`),
 	} {
-		if !strings.HasPrefix(bad, "\x00") { // what is good of it comes first
+		if !strings.HasPrefix(bad, "\x00") { // valid documents come first
 			bad = manifest(`team: {podSelector: {}, ingress: []}`) + bad
 		}
 		if said := fails(p.t, p.Lab, "h2", bad, "weft", "policy", "apply", "-f", "-"); !strings.Contains(said, says) || !strings.Contains(said, "exit code 2") {

@@ -9,8 +9,8 @@ import (
 	"weft/prog/lab"
 )
 
-// What a container under a policy that denies it everything still reaches: of its own host
-// what --policy-exempt says; and whatever that says, its host reaches it, and it itself.
+// A container whose policy denies everything can still reach the parts of its own host that
+// --policy-exempt allows. In any case its host reaches it, and it reaches itself.
 func TestPolicyExempt(t *testing.T) {
 	p := policeLab(t, lab.Options{Hosts: 3})
 	flags := map[string][]string{"h1": nil, "h2": {"--policy-exempt", "none"}, "h3": {"--policy-exempt", "dns"}}
@@ -30,7 +30,8 @@ func TestPolicyExempt(t *testing.T) {
 	}
 	p.settled("h1")
 	exempt(p, map[string][2]bool{"h1": {true, true}, "h2": {true, true}, "h3": {true, true}})
-	// It concerns what endpoints begin. Ingress to them is another matter, and a host's own packets always pass.
+	// The exemption is only for connections from endpoints. Ingress is different: a host's own
+	// packets always pass.
 	p.apply("h2", manifest(`cell: {podSelector: {}, policyTypes: [Ingress, Egress]}`))
 	exempt(p, map[string][2]bool{"h1": {true, true}, "h2": {false, false}, "h3": {false, true}})
 	for i, host := range p.Hosts() {
@@ -43,13 +44,13 @@ func TestPolicyExempt(t *testing.T) {
 		p.reaches(host+"/open", host, true, hostPort)
 	}
 	p.apply("h1", manifest(`cell: {podSelector: {}, policyTypes: [Ingress, Egress], egress: [{to: [{ipBlock: {cidr: 10.32.0.0/12}}], ports: [{port: 8088}, {port: 8088, protocol: UDP}]}]}`))
-	for _, host := range p.Hosts() { // where a host is not exempt, policies may allow it
+	for _, host := range p.Hosts() { // if a host is not exempt, policies may allow it
 		p.oneFamily(host+"/closed", host, 0, true)
 	}
 	p.oneFamily("h2/closed", "h2", 1, false)
 }
 
-// exempt asserts, for every host, whether a closed container reaches it, and its name server.
+// exempt asserts, for every host, whether a closed container reaches it and its name server.
 func exempt(p *policed, want map[string][2]bool) {
 	p.t.Helper()
 	for host, w := range want {
@@ -62,7 +63,7 @@ func exempt(p *policed, want map[string][2]bool) {
 				}
 			}
 		}
-		p.reaches(host, closed, true, 80)   // as a kubelet's probe does
+		p.reaches(host, closed, true, 80)   // like a kubelet's probe
 		p.reaches(closed, closed, true, 80) // itself
 		node := p.addrs[host][0].String()
 		asked := []api.ExplainRequest{
@@ -79,7 +80,7 @@ func exempt(p *policed, want map[string][2]bool) {
 	}
 }
 
-// oneFamily tries one family only.
+// oneFamily tries only one family.
 func (p *policed) oneFamily(src, dst string, family int, want bool) {
 	p.t.Helper()
 	patience := map[bool]time.Duration{true: patient, false: impatient}[want]

@@ -9,14 +9,14 @@ import (
 	"weft/prog/lab"
 )
 
-// oneFlow is a flow from the client, and its server.
+// oneFlow is a flow from the client, with its server.
 type oneFlow struct {
 	Flow
 	server string
 }
 
-// flows are all that one client has: to a server on its own host and to one on another, in
-// both families: a connection, datagrams that are answered, and answers without further questions.
+// flows returns all flows of one client: to a server on its own host and to one on another, in both
+// families: a connection, datagrams with answers, and answers without further requests.
 func (p *policed) flows(client string, servers ...string) (out []oneFlow) {
 	p.t.Helper()
 	for _, server := range servers {
@@ -32,7 +32,7 @@ func (p *policed) flows(client string, servers ...string) (out []oneFlow) {
 	return out
 }
 
-// flowing waits until every flow has some more answers.
+// flowing waits until every flow has received some more answers.
 func (p *policed) flowing(client string, flows []oneFlow) {
 	p.t.Helper()
 	for _, f := range flows {
@@ -43,7 +43,7 @@ func (p *policed) flowing(client string, flows []oneFlow) {
 	}
 }
 
-// moment is what has arrived of flows, at both their ends.
+// moment returns what has arrived of flows at both ends.
 func (p *policed) moment(client string, flows []oneFlow) map[string]int {
 	p.t.Helper()
 	out := map[string]int{}
@@ -59,9 +59,9 @@ func (p *policed) moment(client string, flows []oneFlow) map[string]int {
 // silent asserts that nothing of flows arrives at either end any more.
 func (p *policed) silent(client string, flows []oneFlow) {
 	p.t.Helper()
-	time.Sleep(200 * time.Millisecond) // for what was on its way
+	time.Sleep(200 * time.Millisecond) // for packets in flight
 	before := p.moment(client, flows)
-	time.Sleep(800 * time.Millisecond) // a retransmission at least
+	time.Sleep(800 * time.Millisecond) // longer than a retransmission
 	for what, n := range p.moment(client, flows) {
 		if n != before[what] {
 			p.t.Errorf("%s: %d before, now %d", what, before[what], n)
@@ -69,7 +69,7 @@ func (p *policed) silent(client string, flows []oneFlow) {
 	}
 }
 
-// tracked asserts that conntrack still knows the flows that have a port of the client.
+// tracked asserts that conntrack still has the flows.
 func (p *policed) tracked(client string, flows []oneFlow) {
 	p.t.Helper()
 	for _, f := range flows {
@@ -80,9 +80,8 @@ func (p *policed) tracked(client string, flows []oneFlow) {
 	}
 }
 
-// A flow that is established stops when a policy no longer allows it, at once and in both
-// directions, whichever side's policy it is; and goes on when it is allowed again.
-// conntrack is not touched for that.
+// An established flow stops in both directions as soon as a policy of either side no longer allows
+// it, and continues when it is allowed again. conntrack entries are not deleted for that.
 func TestPolicyEndsEstablishedFlows(t *testing.T) {
 	p := policeLab(t, lab.Options{Hosts: 2})
 	role := func(r string) lab.Identity {
@@ -121,7 +120,7 @@ func TestPolicyEndsEstablishedFlows(t *testing.T) {
 	}
 	for _, f := range flows {
 		if c := ask[Count](p, "h1/client", "Count", f.Name); c.Err != "" {
-			t.Errorf("%s has ended: %+v", f.Name, c)
+			t.Errorf("flow %s ended: %+v", f.Name, c)
 		}
 	}
 }

@@ -18,23 +18,23 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// policed is a lab with pods in it: containers, and hosts, in which Pod runs.
+// policed is a lab with pods: containers, and hosts, in which Pod runs.
 type policed struct {
 	*lab.Lab
 	t     *testing.T
-	dir   string // of the sockets
+	dir   string // folder of the sockets
 	pods  map[string]*rpc.Client
 	addrs map[string][]netip.Addr // of containers, IPv4 first
 }
 
-// hostPort is where hosts themselves serve.
+// hostPort is the port on which hosts serve.
 const hostPort = 8088
 
-// policeLab makes a lab in which every host has a Pod.
+// policeLab makes a lab in which every host runs a Pod.
 func policeLab(t *testing.T, o lab.Options) *policed {
 	t.Helper()
 	p := &policed{Lab: labtest.New(t, o), t: t, pods: map[string]*rpc.Client{}, addrs: map[string][]netip.Addr{}}
-	dir, err := os.MkdirTemp("/tmp", "weft-pods-") // a socket's path must be short
+	dir, err := os.MkdirTemp("/tmp", "weft-pods-") // the path of a socket must be short
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func policeLab(t *testing.T, o lab.Options) *policed {
 	return p
 }
 
-// start runs Pod in a container or on a host, until the lab ends.
+// start runs Pod in a container or on a host until the lab ends.
 func (p *policed) start(target string, ports ...uint16) {
 	p.t.Helper()
 	socket := filepath.Join(p.dir, strings.ReplaceAll(target, "/", "-"))
@@ -65,7 +65,7 @@ func (p *policed) start(target string, ports ...uint16) {
 	p.t.Cleanup(func() { client.Close() })
 }
 
-// add makes a container, which serves on ports from before it is plugged in.
+// add makes a container that serves on ports before it is attached.
 func (p *policed) add(target string, as lab.Identity, ports ...uint16) {
 	p.t.Helper()
 	if err := p.AddContainer(p.t.Context(), target); err != nil {
@@ -75,7 +75,7 @@ func (p *policed) add(target string, as lab.Identity, ports ...uint16) {
 	p.plug(target, as)
 }
 
-// plug attaches a container, as somebody.
+// plug attaches a container with an identity.
 func (p *policed) plug(target string, as lab.Identity) {
 	p.t.Helper()
 	given, err := p.PlugAs(p.t.Context(), target, as)
@@ -89,7 +89,7 @@ func (p *policed) plug(target string, as lab.Identity) {
 	p.addrs[target] = list
 }
 
-// replug attaches a container anew.
+// replug detaches and attaches a container.
 func (p *policed) replug(target string, as lab.Identity) {
 	p.t.Helper()
 	if err := p.Unplug(p.t.Context(), target); err != nil {
@@ -107,13 +107,13 @@ func ask[T any](p *policed, target, method string, args any) (out T) {
 	return out
 }
 
-// weft runs it on a host, with something to read.
+// weft runs weft on a host with standard input.
 func (p *policed) weft(host, stdin string, args ...string) (string, error) {
 	p.t.Helper()
 	return p.Exec(p.t.Context(), host, strings.NewReader(stdin), append([]string{"weft"}, args...)...)
 }
 
-// apply returns when all hosts enforce a manifest.
+// apply applies a manifest and returns when all hosts enforce it.
 func (p *policed) apply(host, manifest string) {
 	p.t.Helper()
 	if _, err := p.weft(host, manifest, "policy", "apply", "--wait", "-f", "-"); err != nil {
@@ -121,7 +121,7 @@ func (p *policed) apply(host, manifest string) {
 	}
 }
 
-// remove deletes policies, and returns when no host enforces them any more.
+// remove deletes policies and returns when no host enforces them any more.
 func (p *policed) remove(host string, names ...string) {
 	p.t.Helper()
 	if _, err := p.weft(host, "", append([]string{"policy", "delete"}, names...)...); err != nil {
@@ -130,7 +130,7 @@ func (p *policed) remove(host string, names ...string) {
 	p.settled(host)
 }
 
-// settled waits until all hosts enforce what one of them knows.
+// settled waits until all hosts enforce the policies that one of them knows.
 func (p *policed) settled(host string) {
 	p.t.Helper()
 	eventually(p.t, 30*time.Second, "all hosts enforce the same policies", func() bool {
@@ -156,7 +156,7 @@ func (p *policed) status(host string) (s api.PolicyStatus) {
 	return s
 }
 
-// manifest writes policies, each as "NAMESPACE: {spec}", which are called p0, p1 and so on.
+// manifest returns a manifest of policies p0, p1 and so on, each given as "NAMESPACE: {spec}".
 func manifest(policies ...string) string {
 	var b strings.Builder
 	for i, one := range policies {
@@ -166,19 +166,19 @@ func manifest(policies ...string) string {
 	return b.String()
 }
 
-// space writes a namespace with a label.
+// space returns the manifest of a namespace with a label.
 func space(name, key, value string) string {
 	return fmt.Sprintf("---\napiVersion: v1\nkind: Namespace\nmetadata: {name: %q, labels: {%s: %q}}\n", name, key, value)
 }
 
-// Patience with what should come, and with what should not.
+// Time limits for packets that should arrive, and for those that should not.
 const (
 	patient   = 15 * time.Second
 	impatient = 300 * time.Millisecond
 )
 
-// reaches tries to reach ports of one container from another, over both protocols and both
-// families, and says which of those attempts do not end as expected.
+// reaches tries to reach ports of one container from another, over both protocols and in both
+// families, and reports attempts with the wrong result.
 func (p *policed) reaches(src, dst string, want bool, ports ...uint16) {
 	p.t.Helper()
 	if err := p.tryAll(src, dst, want, ports...); err != nil {

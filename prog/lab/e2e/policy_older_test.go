@@ -10,9 +10,9 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// Before Linux 6.9 tables have no owners, and another program can flush ours: the linker
-// makes an agent that does without them. What passes in the gap is counted: it is closed at
-// once while the agent runs, and within its next look in any case.
+// Before Linux 6.9 tables have no owner, and other programs can flush Weft's. The linker makes an
+// agent that does not use owners. Packets that pass in the gap are counted: a running agent closes it
+// at once, and at the latest at its next check.
 func TestPolicyWithoutTableOwners(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	bin := t.TempDir()
@@ -31,7 +31,7 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 	for _, a := range p.addrs["h2/closed"] {
 		closed = append(closed, netip.AddrPortFrom(a, 80))
 	}
-	const rate = 500 // a second, of each address
+	const rate = 500 // per second, to each address
 	ask[Nothing](p, "h1/foe", "Hammer", Blows{closed, rate})
 	heard := func() (n int) {
 		for _, count := range ask[map[Heard]int](p, "h2/closed", "Heard", Nothing{}) {
@@ -39,7 +39,7 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, 10*time.Second, "something is dropped, so that somebody hammers", func() bool {
+	eventually(t, 10*time.Second, "packets are dropped, which shows that they are sent", func() bool {
 		dropped := uint64(0)
 		for _, peer := range p.status("h1").Peers {
 			dropped += peer.Dropped
@@ -47,7 +47,7 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 		return dropped > 0
 	})
 	if n := heard(); n > 0 {
-		t.Fatalf("%d forbidden packets before anything happened", n)
+		t.Fatalf("%d forbidden packets before the first flush", n)
 	}
 	for _, command := range [][]string{
 		{"nft", "flush", "ruleset"},
@@ -61,7 +61,7 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 			t.Fatal(err)
 		}
 		start, n, last := time.Now(), before, time.Now()
-		for time.Since(last) < time.Second { // nothing more has come for a while
+		for time.Since(last) < time.Second { // until none has arrived for a while
 			if now := heard(); now > n {
 				n, last = now, time.Now()
 			}

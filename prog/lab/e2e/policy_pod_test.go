@@ -25,9 +25,9 @@ import (
 	"weft/prog/api"
 )
 
-// Pod is a program in a container, or on a host: it serves, tries to reach others, keeps
-// flows going, and tells all of it to the test over a unix socket (net/rpc). One process
-// does what would else be thousands.
+// Pod is a program in a container or on a host. It serves ports, connects to others, keeps flows
+// going, and reports everything to the test over a unix socket (net/rpc). One process does what would
+// otherwise need thousands.
 type Pod struct {
 	mu     sync.Mutex
 	heard  map[Heard]int
@@ -35,17 +35,17 @@ type Pod struct {
 	hammer chan Blows
 }
 
-// Heard names what came in; datagrams are counted, or bytes of streams.
+// Heard identifies received data. Datagrams are counted, and bytes of streams.
 type Heard struct {
 	Network string
 	Port    uint16
 	From    netip.Addr
 }
 
-// Nothing is what calls without arguments or results take and give.
+// Nothing is the argument or result of calls without one.
 type Nothing struct{}
 
-// streamPort is where one datagram is answered by a stream of them, with no more questions.
+// streamPort answers one datagram with a stream of datagrams, without further requests.
 const streamPort = 90
 
 // pod serves on ports of both protocols: SOCKET PORT…
@@ -142,7 +142,7 @@ func (p *Pod) serveUDP(ctx context.Context, c *net.UDPConn, port uint16) {
 	}
 }
 
-// Heard is all that came in since the start.
+// Heard returns all received data since the start.
 func (p *Pod) Heard(_ Nothing, out *map[Heard]int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -151,14 +151,14 @@ func (p *Pod) Heard(_ Nothing, out *map[Heard]int) error {
 	return nil
 }
 
-// Try is one attempt to reach somebody.
+// Try is one connection attempt.
 type Try struct {
 	Network  string
 	To       netip.AddrPort
 	Patience time.Duration
 }
 
-// Reach makes all attempts at once, and says which succeeded: by an answer.
+// Reach makes all attempts at once, and reports which got an answer.
 func (p *Pod) Reach(tries []Try, reached *[]bool) error {
 	*reached = make([]bool, len(tries))
 	var group sync.WaitGroup
@@ -180,7 +180,7 @@ func (t Try) reach() bool {
 	for time.Now().Before(end) {
 		c, err := d.DialContext(ctx, t.Network, t.To.String())
 		if err != nil {
-			time.Sleep(20 * time.Millisecond) // refused, or no route yet: that may come
+			time.Sleep(20 * time.Millisecond) // refused, or no route yet: try again
 			continue
 		}
 		if ok := t.ask(c, end); ok {
@@ -190,7 +190,7 @@ func (t Try) reach() bool {
 	return false
 }
 
-// ask gets an answer on a connection; a datagram may need several attempts.
+// ask waits for an answer on a connection. A datagram may need several attempts.
 func (t Try) ask(c net.Conn, end time.Time) bool {
 	defer c.Close()
 	wait := 200 * time.Millisecond
@@ -207,29 +207,29 @@ func (t Try) ask(c net.Conn, end time.Time) bool {
 			return true
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return false // refused: somebody says so
+			return false // refused by the peer
 		}
 	}
 	return false
 }
 
-// beat is the time between two messages of a flow.
+// beat is the interval of a flow's messages.
 const beat = 10 * time.Millisecond
 
-// Flow is messages that are numbered, and answered by the other side, until it is stopped.
+// Flow is a sequence of numbered messages that the other side answers, until it is stopped.
 type Flow struct {
 	Name    string
 	Network string // tcp or udp
 	To      netip.AddrPort
-	Once    bool // ask once, and then only listen
+	Once    bool // send one request, then only listen
 }
 
-// Count is what became of a flow.
+// Count is the result of a flow.
 type Count struct {
 	Sent, Received int
-	Missing        []uint64      // answers between the first and the last, once it is stopped
-	Pause          time.Duration // the longest between two answers, or since the last
-	Local          uint16        // its own port
+	Missing        []uint64      // missing answers between the first and the last, after Stop
+	Pause          time.Duration // the longest pause between two answers, or since the last
+	Local          uint16        // local port
 	Err            string
 }
 
@@ -244,7 +244,7 @@ type flow struct {
 	last               time.Time
 }
 
-// Start begins a flow.
+// Start starts a flow.
 func (p *Pod) Start(f Flow, _ *Nothing) error {
 	c, err := net.DialTimeout(f.Network, f.To.String(), 10*time.Second)
 	if err != nil {
@@ -308,7 +308,7 @@ func (f *flow) receive() {
 	}
 }
 
-// Count tells of a flow so far.
+// Count returns the current result of a flow.
 func (p *Pod) Count(name string, out *Count) error {
 	p.mu.Lock()
 	f := p.flows[name]
@@ -323,7 +323,7 @@ func (p *Pod) Count(name string, out *Count) error {
 	return nil
 }
 
-// Stop ends a flow: it sends no more, and waits, for a bounded time, for what is on its way.
+// Stop stops sending, and waits a limited time for answers in flight.
 func (p *Pod) Stop(name string, out *Count) error {
 	p.mu.Lock()
 	f := p.flows[name]
@@ -333,7 +333,7 @@ func (p *Pod) Stop(name string, out *Count) error {
 		return fmt.Errorf("no flow %s", name)
 	}
 	close(f.stop)
-	f.sending.Wait() // one more may be on its way
+	f.sending.Wait() // one more message may be in flight
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(beat) {
 		f.mu.Lock()
 		whole := f.Received >= f.Sent || f.Err != ""
@@ -356,14 +356,14 @@ func (p *Pod) Stop(name string, out *Count) error {
 	return nil
 }
 
-// Blows are datagrams to many targets in turn.
+// Blows are datagrams to several targets in turn.
 type Blows struct {
 	Targets   []netip.AddrPort
 	PerSecond int
 }
 
-// Hammer sends until the process ends; another call says to whom from then on. What cannot
-// be sent, as there is no interface yet, is not.
+// Hammer sends datagrams until the process ends. Another call changes the targets. It ignores errors,
+// since there may be no interface yet.
 func (p *Pod) Hammer(b Blows, _ *Nothing) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -394,7 +394,7 @@ func hammer(c *net.UDPConn, changes <-chan Blows) {
 	}
 }
 
-// Answered reports, for each protocol, whether a name server answers.
+// Answered reports for each protocol whether a name server answers.
 func (p *Pod) Answered(server string, yes *[]bool) error {
 	*yes = make([]bool, 2)
 	var group sync.WaitGroup
@@ -411,7 +411,7 @@ func (p *Pod) Answered(server string, yes *[]bool) error {
 	return nil
 }
 
-// Explain asks the agent of this host about many connections.
+// Explain asks this host's agent to explain many connections.
 func (p *Pod) Explain(asked []api.ExplainRequest, out *[]api.Explanation) error {
 	client := api.NewClient(api.DefaultSocket)
 	*out = make([]api.Explanation, len(asked))
@@ -429,7 +429,7 @@ func (p *Pod) Explain(asked []api.ExplainRequest, out *[]api.Explanation) error 
 	return errors.Join(errs...)
 }
 
-// Tracked reports whether conntrack knows a connection from one port to another.
+// Tracked reports whether conntrack has a connection between two ports.
 func (p *Pod) Tracked(ports [2]uint16, yes *bool) error {
 	for _, family := range []netlink.InetFamily{syscall.AF_INET, syscall.AF_INET6} {
 		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)

@@ -14,23 +14,23 @@ import (
 	"weft/prog/lab"
 )
 
-// What is started and stopped: closed containers, again and again.
+// The numbers of restarts of closed containers.
 const (
 	raceWaves   = 12
 	racePerHost = 6 // times three hosts: 216 starts
 	raceWindow  = 2 * racePerHost
 )
 
-// raceLaws are what closed containers are under, in turn. All of them let friends in, and
-// none anybody else; nor may a closed container speak to others than friends.
+// raceLaws are the alternating policies of closed containers. All of them allow friends and deny
+// everyone else, and deny closed containers to send to others than friends.
 var raceLaws = []string{
 	`race: {podSelector: {matchLabels: {role: closed}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`,
 	`race: {podSelector: {matchExpressions: [{key: role, operator: In, values: [closed]}]}, policyTypes: [Ingress, Egress], ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {role: friend}}}], ports: [{port: 80, protocol: UDP}]}], egress: [{to: [{podSelector: {matchExpressions: [{key: role, operator: In, values: [friend, buddy]}]}}]}]}`,
 	`race: {podSelector: {matchExpressions: [{key: role, operator: NotIn, values: [foe, friend]}]}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}], ports: [{port: 70, endPort: 90, protocol: UDP}, {port: 443}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`,
 }
 
-// raceMore come and go beside the laws. They change what chains there are, for closed
-// containers too, and still let no foe in.
+// raceMore are further policies that are added and removed. They change the chains of closed
+// containers too, but never allow a foe.
 var raceMore = []string{
 	`race: {podSelector: {matchLabels: {role: closed}}, ingress: [{from: [{podSelector: {matchLabels: {role: buddy}}}]}]}`,
 	`race: {podSelector: {matchLabels: {role: foe}}, policyTypes: [Ingress], ingress: [{}]}`,
@@ -40,19 +40,20 @@ var raceMore = []string{
 // race is the state of a run.
 type race struct {
 	*policed
-	next   map[string]netip.Addr // the highest address that a closed container of a host had
+	next   map[string]netip.Addr // highest address that a closed container of a host has had
 	starts int
-	aimed  int // of these, at addresses that were aimed at before
+	aimed  int // starts at addresses to which foes were already sending
 
-	dropped int // packets, in all waves
+	dropped int // in all waves
 }
 
 func raceIdentity(role string, i int) lab.Identity {
 	return lab.Identity{Namespace: "race", Name: fmt.Sprintf("%s-%d", role, i), Labels: map[string]string{"role": role}}
 }
 
-// Whatever starts, stops and changes: not one packet of a foe arrives at a closed container,
-// from before ADD returns to after DEL, nor one of a closed container at a foe.
+// While containers start and stop and policies change, no packet of a foe ever reaches a closed
+// container, from before ADD returns until after DEL, and no packet of a closed container reaches a
+// foe.
 func TestPolicyRaces(t *testing.T) {
 	r := &race{policed: policeLab(t, lab.Options{Hosts: 3}), next: map[string]netip.Addr{}}
 	r.apply("h1", manifest(raceLaws[0]))
@@ -67,7 +68,7 @@ func TestPolicyRaces(t *testing.T) {
 			if err := r.AddContainer(t.Context(), name); err != nil {
 				t.Fatal(err)
 			}
-			r.start(name, 80) // its socket is there before any interface is
+			r.start(name, 80) // its socket exists before any interface
 			closed = append(closed, name)
 		}
 	}
@@ -89,11 +90,11 @@ func TestPolicyRaces(t *testing.T) {
 	r.verdict(closed)
 	t.Logf("%d starts, %d of them at addresses that were aimed at before; %d changes of policies and %d packets dropped meanwhile", r.starts, r.aimed, changes, r.dropped)
 	if r.aimed < r.starts*9/10 || changes < raceWaves {
-		t.Error("this proves too little")
+		t.Error("too few starts at addresses with traffic, or too few dropped packets, to prove anything")
 	}
 }
 
-// at is where all of one role listen.
+// at returns the addresses on which all containers of a role listen.
 func (r *race) at(role string) (out []netip.AddrPort) {
 	for _, host := range r.Hosts() {
 		for _, a := range r.addrs[host+"/"+role] {
@@ -103,17 +104,17 @@ func (r *race) at(role string) (out []netip.AddrPort) {
 	return out
 }
 
-// change applies one policy after the other, on whichever host, until ctx ends.
+// change applies one policy after the other, on any host, until ctx ends.
 func (r *race) change(ctx context.Context) (n int) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for ; ctx.Err() == nil; n++ {
 		host, more := r.Hosts()[rng.IntN(3)], manifest(raceLaws[rng.IntN(len(raceLaws))], raceMore[rng.IntN(len(raceMore))])
 		_, err := r.weft(host, more, "policy", "apply", "-f", "-")
-		if rng.IntN(3) == 0 && err == nil { // of one namespace or the other, or gone already
+		if rng.IntN(3) == 0 && err == nil { // in either namespace; it may be deleted already
 			_, _ = r.weft(host, "", "policy", "delete", []string{"race/p1", "other/p1"}[rng.IntN(2)])
 		}
 		if err != nil && ctx.Err() == nil {
-			r.t.Errorf("a change: %v", err)
+			r.t.Errorf("a change of policies failed: %v", err)
 			return n
 		}
 		select {
@@ -124,7 +125,7 @@ func (r *race) change(ctx context.Context) (n int) {
 	return n
 }
 
-// window is where the next containers of all hosts will be, and where those of now are.
+// window returns the current addresses of closed containers, and their probable next ones.
 func (r *race) window(closed []string) (out []netip.AddrPort) {
 	add := func(a netip.Addr) {
 		if to := netip.AddrPortFrom(a, 80); !slices.Contains(out, to) {
@@ -150,7 +151,7 @@ func (r *race) window(closed []string) (out []netip.AddrPort) {
 	return out
 }
 
-// wave starts and stops all closed containers once.
+// wave restarts all closed containers once.
 func (r *race) wave(closed []string, wave int) {
 	r.t.Helper()
 	targets := r.window(closed)
@@ -181,7 +182,7 @@ func (r *race) wave(closed []string, wave int) {
 		}
 	}
 	r.aim(r.window(closed))
-	// That friends come through shows that foes would, were it not for the policies.
+	// If friends get through, foes would too without policies.
 	eventually(r.t, 30*time.Second, "all friends reach all containers", func() bool {
 		for name, heard := range r.friendly(closed) {
 			for _, f := range r.at("friend") {
@@ -195,14 +196,14 @@ func (r *race) wave(closed []string, wave int) {
 	})
 	for _, one := range r.status("h1").Peers {
 		if one.Dropped == 0 {
-			r.t.Errorf("wave %d: %s has dropped nothing: who hammered?", wave, one.Nickname)
+			r.t.Errorf("wave %d: %s has dropped nothing, so no foe was sending", wave, one.Nickname)
 		}
 		r.dropped += int(one.Dropped)
 	}
 	r.all(closed, func(name string) error { return r.Unplug(r.t.Context(), name) })
 }
 
-// keep remembers the addresses of a container.
+// keep stores the addresses of a container.
 func (r *race) keep(name string, list []netip.Addr) {
 	raceMu.Lock()
 	defer raceMu.Unlock()
@@ -211,7 +212,7 @@ func (r *race) keep(name string, list []netip.Addr) {
 
 var raceMu sync.Mutex
 
-// aim says whom foes and friends hammer.
+// aim sets the targets of foes and friends.
 func (r *race) aim(targets []netip.AddrPort) {
 	r.t.Helper()
 	for _, host := range r.Hosts() {
@@ -220,7 +221,7 @@ func (r *race) aim(targets []netip.AddrPort) {
 	}
 }
 
-// friendly is what closed containers have heard so far.
+// friendly returns what closed containers have received so far.
 func (r *race) friendly(closed []string) map[string]map[Heard]int {
 	r.t.Helper()
 	out := map[string]map[Heard]int{}
@@ -254,21 +255,21 @@ func (r *race) all(names []string, do func(string) error) {
 	}
 }
 
-// verdict looks at all that has arrived.
+// verdict checks everything that has arrived.
 func (r *race) verdict(closed []string) {
 	r.t.Helper()
 	friends, total := r.at("friend"), 0
 	for _, name := range closed {
 		for h, n := range ask[map[Heard]int](r.policed, name, "Heard", Nothing{}) {
 			if total += n; !slices.Contains(friends, netip.AddrPortFrom(h.From, 80)) {
-				r.t.Errorf("%s heard %d datagrams of %v, who is no friend (foes: %v)", name, n, h.From, r.at("foe"))
+				r.t.Errorf("%s received %d datagrams from %v, which is no friend (foes: %v)", name, n, h.From, r.at("foe"))
 			}
 		}
 	}
 	for _, host := range r.Hosts() {
 		for h, n := range ask[map[Heard]int](r.policed, host+"/foe", "Heard", Nothing{}) {
-			r.t.Errorf("the foe of %s heard %d datagrams of %v", host, n, h.From)
+			r.t.Errorf("the foe of %s received %d datagrams from %v", host, n, h.From)
 		}
 	}
-	r.t.Logf("closed containers heard %d datagrams, all of friends", total)
+	r.t.Logf("closed containers received %d datagrams, all from friends", total)
 }

@@ -12,8 +12,8 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// besieged is a lab in which foes hammer a closed container on h2, it hammers foes, and
-// friends have flows to it: all of that from its own host and from another one.
+// besieged is a lab with a closed container on h2. Foes on its own and on another host send to it, it
+// sends to foes, and friends have flows to it.
 type besieged struct {
 	*policed
 	flows map[string][]oneFlow // by friend
@@ -54,7 +54,7 @@ func besiege(t *testing.T) *besieged {
 	return b
 }
 
-// goesOn asserts that flows go on, and that nothing forbidden has arrived so far.
+// goesOn asserts that flows continue, and that nothing forbidden has arrived so far.
 func (b *besieged) goesOn(when string) {
 	b.t.Helper()
 	b.t.Log(when, "at", time.Since(b.start).Round(beat))
@@ -63,12 +63,12 @@ func (b *besieged) goesOn(when string) {
 	}
 	for _, h := range []string{"h1", "h2"} {
 		for from := range ask[map[Heard]int](b.policed, h+"/foe", "Heard", Nothing{}) {
-			b.t.Errorf("%s: the foe of %s heard %+v", when, h, from)
+			b.t.Errorf("%s: the foe of %s received %+v", when, h, from)
 		}
 	}
 	for from, n := range ask[map[Heard]int](b.policed, "h2/closed", "Heard", Nothing{}) {
 		if b.isFoe(from.From) {
-			b.t.Errorf("%s: the closed container heard %d from %+v", when, n, from)
+			b.t.Errorf("%s: the closed container received %d from %+v", when, n, from)
 		}
 	}
 }
@@ -91,7 +91,7 @@ func (b *besieged) ends() {
 	}
 }
 
-// attack does what others may do to tables that they think are theirs.
+// attack runs commands with which other programs may flush tables.
 func (b *besieged) attack(when string) {
 	b.t.Helper()
 	for _, command := range []string{"nft flush ruleset", "nft delete table inet weft", "nft flush table inet weft", "nft flush chain inet weft policies"} {
@@ -103,7 +103,7 @@ func (b *besieged) attack(when string) {
 	}
 }
 
-// upgrade starts the agent of a host that was stopped from programs of another version.
+// upgrade starts the stopped agent of a host from programs of another version.
 func (b *besieged) upgrade(host, version string) {
 	b.t.Helper()
 	programs := labtest.Release(b.t, version)
@@ -116,9 +116,8 @@ func (b *besieged) upgrade(host, version string) {
 	}
 }
 
-// The agent is killed, stopped, started, upgraded and replaced by one with other options, and others
-// try to flush the tables where there is one: at no moment anything forbidden passes, and
-// flows that are allowed lose nothing.
+// While the agent is killed, stopped, started, upgraded and restarted with other options, and other
+// programs try to flush its tables, no forbidden packet ever passes, and allowed flows lose nothing.
 func TestPolicyOutlivesAgents(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	b := besiege(t)
@@ -158,16 +157,16 @@ func TestPolicyOutlivesAgents(t *testing.T) {
 	b.attack("with an upgraded agent")
 	kill("h1")
 	stop("h2")
-	b.goesOn("the agents of both ends are gone")
+	b.goesOn("the agents of both ends are stopped")
 	start("h1")
 	start("h2")
 	b.goesOn("they are back")
 	b.ends()
 }
 
-// The kernel keeps our table when its owner is gone, and from then on it is anybody's (it
-// clears the owner flag, nf_tables_api.c). What others flush then is gone until an agent is
-// back, and in force again when weft launch returns. Flows that are allowed lose nothing.
+// When a table's owner exits, the kernel keeps the table but clears its owner flag (nf_tables_api.c),
+// so that any program can flush it. Then policies are not enforced until an agent is back; they are
+// in force when weft launch returns. Allowed flows lose nothing.
 func TestPolicyComesBackAfterAFlush(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	b := besiege(t)
@@ -178,7 +177,7 @@ func TestPolicyComesBackAfterAFlush(t *testing.T) {
 	if err := b.Start(t.Context(), "h2"); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(200 * time.Millisecond) // for what was on its way
+	time.Sleep(200 * time.Millisecond) // for packets in flight
 	heard := func() (n int) {
 		for _, h := range []string{"h1/foe", "h2/foe"} {
 			for _, k := range ask[map[Heard]int](b.policed, h, "Heard", Nothing{}) {
@@ -197,12 +196,12 @@ func TestPolicyComesBackAfterAFlush(t *testing.T) {
 	if now := heard(); now != before {
 		t.Errorf("%d forbidden packets after the agent was back", now-before)
 	}
-	t.Logf("%d forbidden packets while nothing was in force", before)
+	t.Logf("%d forbidden packets while the table was flushed", before)
 	b.ends()
 }
 
-// A policy that changes while a host's agent is down is enforced there when the agent is
-// back, at once; until then the old one is.
+// A policy that changes while a host's agent is down is enforced as soon as the agent is back. Until
+// then the old one is.
 func TestPolicyChangesWhileAnAgentIsDown(t *testing.T) {
 	b := besiege(t)
 	if err := b.Kill(t.Context(), "h2", "agent"); err != nil {
@@ -222,7 +221,7 @@ func TestPolicyChangesWhileAnAgentIsDown(t *testing.T) {
 	for friend, flows := range b.flows {
 		b.silent(friend, flows)
 	}
-	// A host that joins, or comes back with nothing, learns of them before it is ready.
+	// A host that joins, or returns without state, learns the policies before it is ready.
 	if err := b.Stop(t.Context(), "h3"); err != nil {
 		t.Fatal(err)
 	}

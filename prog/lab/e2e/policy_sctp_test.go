@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Many kernels have no SCTP. Policies see no more of it than its packets, and conntrack its
-// chunks: here an association gets as far as its first chunk, which is INIT, and the answer
-// to it (RFC 9260, 3.3.2 and 3.3.3), over raw sockets.
+// Many kernels have no SCTP. Policies and conntrack only see packets and chunks, so this test sends
+// the first chunk of an association, INIT, and its answer (RFC 9260, 3.3.2 and 3.3.3) over raw
+// sockets.
 const (
 	chunkInit    = 1
 	chunkInitAck = 2
@@ -23,7 +23,7 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sctpPacket has one chunk of INIT or INIT ACK.
+// sctpPacket returns a packet with one INIT or INIT ACK chunk.
 func sctpPacket(chunk byte, from, to uint16, vtag, tag uint32) []byte {
 	b := make([]byte, sctpLength)
 	binary.BigEndian.PutUint16(b, from)
@@ -32,8 +32,8 @@ func sctpPacket(chunk byte, from, to uint16, vtag, tag uint32) []byte {
 	b[sctpHeader] = chunk
 	binary.BigEndian.PutUint16(b[sctpHeader+2:], sctpLength-sctpHeader)
 	binary.BigEndian.PutUint32(b[sctpHeader+4:], tag)
-	binary.BigEndian.PutUint32(b[sctpHeader+8:], 1<<16) // window
-	binary.BigEndian.PutUint16(b[sctpHeader+12:], 1)    // streams out, in
+	binary.BigEndian.PutUint32(b[sctpHeader+8:], 1<<16) // receive window
+	binary.BigEndian.PutUint16(b[sctpHeader+12:], 1)    // outbound and inbound streams
 	binary.BigEndian.PutUint16(b[sctpHeader+14:], 1)
 	binary.BigEndian.PutUint32(b[sctpHeader+16:], tag)
 	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, castagnoli))
@@ -99,7 +99,7 @@ func (p *Pod) startSCTP(ports map[uint16]bool) error {
 		if err != nil {
 			return err
 		}
-		if raw, err := c.SyscallConn(); err == nil { // many hear all: none may be full
+		if raw, err := c.SyscallConn(); err == nil { // every raw socket gets all packets, so it needs a large buffer
 			_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) })
 		}
 		go p.serveSCTP(c, ports)

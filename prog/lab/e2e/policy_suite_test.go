@@ -13,7 +13,7 @@ import (
 	"weft/prog/lab"
 )
 
-// The cluster of the upstream suite (kubernetes/test/e2e/network/netpol): namespaces x, y and
+// The cluster of Kubernetes' own test suite (kubernetes/test/e2e/network/netpol): namespaces x, y and
 // z with the pods a, b and c in each, which serve ports 80 and 81 over TCP, UDP and SCTP.
 //
 //	h1   x/a y/c z/b
@@ -21,10 +21,10 @@ import (
 //	h3   x/c y/b z/a
 var suitePods = strings.Fields("x/a x/b x/c y/a y/b y/c z/a z/b z/c")
 
-// suitePorts are what every pair is tried on.
+// suitePorts are the ports tried for every pair.
 var suitePorts = []string{"80/TCP", "81/TCP", "80/UDP", "81/UDP", "80/SCTP", "81/SCTP"}
 
-// home is the container that is a pod of the suite.
+// home returns the container that plays a pod of the suite.
 func home(pod string) string {
 	namespace, name, _ := strings.Cut(pod, "/")
 	return fmt.Sprintf("h%d/%s%s", (int(namespace[0]-'x')+int(name[0]-'a'))%3+1, namespace, name)
@@ -47,22 +47,22 @@ func suiteLab(t *testing.T) *policed {
 	return p
 }
 
-// situation is policies, and who reaches whom under them.
+// situation is a set of policies with the expected connectivity.
 type situation struct {
 	name     string
 	policies []string // "NAMESPACE: {spec}"
-	// The pods that are isolated, with what they still accept ("x/a <- y/* x/b on 80/TCP") or
-	// still reach ("x/a -> y/*"). Lines about the same pod add up. Others are open, and
-	// everybody reaches itself.
+	// The isolated pods, with the connections that they still accept ("x/a <- y/* x/b on 80/TCP") or
+	// may open ("x/a -> y/*"). Lines about the same pod add up. Other pods are not isolated, and
+	// every pod reaches itself.
 	want []string
 }
 
-// reach reports whether a situation wants a connection to succeed.
+// reach reports whether a connection should succeed.
 func (s situation) reach(src, dst, port string) bool {
 	return src == dst || s.open(" <- ", dst, src, port) && s.open(" -> ", src, dst, port)
 }
 
-// open reports whether the lines of one direction let a pod talk to another.
+// open reports whether the lines of one direction allow traffic between two pods.
 func (s situation) open(arrow, pod, other, port string) bool {
 	isolated := false
 	for _, line := range s.want {
@@ -79,7 +79,7 @@ func (s situation) open(arrow, pod, other, port string) bool {
 	return !isolated
 }
 
-// covers reports whether a pod is one of a list such as "x/* y/a"; "none" is nobody.
+// covers reports whether a pod matches a list such as "x/* y/a"; "none" matches no pod.
 func covers(list, pod string) bool {
 	return slices.ContainsFunc(strings.Fields(list), func(w string) bool {
 		n, p, _ := strings.Cut(w, "/")
@@ -87,8 +87,8 @@ func covers(list, pod string) bool {
 	})
 }
 
-// Every pair of pods connects on every port, over each protocol and in both families,
-// exactly as the table says, and weft policy explain says the same.
+// Every pair of pods connects on every port, protocol and family exactly as the table says, and weft
+// policy explain says the same.
 func TestPolicySituations(t *testing.T) {
 	p := suiteLab(t)
 	p.expect(situation{name: "no policies"})
@@ -104,7 +104,7 @@ func TestPolicySituations(t *testing.T) {
 			namespace, _, _ := strings.Cut(one, ": ")
 			names = append(names, fmt.Sprintf("%s/p%d", namespace, k))
 		}
-		// What is replaced is replaced in one step; what is left over goes before.
+		// Policies with the same name are replaced in one step. The rest is deleted before.
 		old := slices.DeleteFunc(slices.Clone(applied), func(n string) bool { return slices.Contains(names, n) })
 		if len(old) > 0 {
 			if _, err := p.weft(host, "", append([]string{"policy", "delete"}, old...)...); err != nil {
@@ -119,7 +119,7 @@ func TestPolicySituations(t *testing.T) {
 		}
 	}
 	p.remove("h2", applied...)
-	p.expect(situation{name: "they are enforced no more once they are deleted"})
+	p.expect(situation{name: "deleted policies are no longer enforced"})
 }
 
 // blocks replaces <x/a 4> by that pod's address as a prefix, and <all 4> by the universe.
@@ -135,7 +135,7 @@ func (p *policed) blocks() *strings.Replacer {
 	return strings.NewReplacer(append(pairs, "<all 4>", "10.32.0.0/12", "<all 6>", v6.String())...)
 }
 
-// expect tries everything, and compares.
+// expect tries all connections and compares the results.
 func (p *policed) expect(s situation) {
 	p.t.Helper()
 	start := time.Now()
@@ -146,7 +146,7 @@ func (p *policed) expect(s situation) {
 	}
 	group.Go(func() { p.expectExplained(s) })
 	group.Wait()
-	// What does not come back may have arrived all the same; nor is that a matter of patience.
+	// A packet may arrive although its answer is lost. That check needs no waiting.
 	for dst, now := range p.heardBy(suitePods) {
 		for h, n := range now {
 			src, ok := p.podAt(h.From)
@@ -159,7 +159,7 @@ func (p *policed) expect(s situation) {
 	p.t.Logf("%-100s %v", s.name, time.Since(start).Round(10*time.Millisecond))
 }
 
-// heardBy is what has arrived at pods so far.
+// heardBy returns what has arrived at pods so far.
 func (p *policed) heardBy(pods []string) map[string]map[Heard]int {
 	p.t.Helper()
 	out := map[string]map[Heard]int{}
@@ -169,7 +169,7 @@ func (p *policed) heardBy(pods []string) map[string]map[Heard]int {
 	return out
 }
 
-// podAt is the pod of the suite that has an address.
+// podAt returns the pod of the suite with an address.
 func (p *policed) podAt(addr netip.Addr) (string, bool) {
 	i := slices.IndexFunc(suitePods, func(pod string) bool { return slices.Contains(p.addrs[home(pod)], addr) })
 	if i < 0 {
@@ -178,7 +178,7 @@ func (p *policed) podAt(addr netip.Addr) (string, bool) {
 	return suitePods[i], true
 }
 
-// expectFrom is the part of one source. It may be run in a goroutine of its own.
+// expectFrom tries all connections of one source. It may run concurrently.
 func (p *policed) expectFrom(s situation, src string) {
 	type pair struct{ dst, port string }
 	var tries []Try
@@ -210,7 +210,7 @@ func (p *policed) expectFrom(s situation, src string) {
 	}
 }
 
-// expectExplained asks for explanations: of one port of every pair, and of two of what is denied.
+// expectExplained asks for explanations: one port of every pair, and two of denied ones.
 func (p *policed) expectExplained(s situation) {
 	var asked []api.ExplainRequest
 	var want []bool
@@ -219,7 +219,7 @@ func (p *policed) expectExplained(s situation) {
 			for k, port := range suitePorts {
 				yes := s.reach(src, dst, port)
 				if src == dst || yes && (i+j+k)%len(suitePorts) != 0 || (i+j+k)%3 != 0 {
-					continue // every pair is asked about, on some port
+					continue // one port of every pair is enough
 				}
 				number := uint16(80)
 				if port[:2] == "81" {

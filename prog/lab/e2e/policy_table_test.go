@@ -1,11 +1,11 @@
 package e2e
 
-// situations are those of the upstream suite (kubernetes/test/e2e/network/netpol), about by
-// their names there, and some that it has not.
+// situations are those of Kubernetes' own test suite (kubernetes/test/e2e/network/netpol), with
+// similar names, and some additional ones.
 var situations = []situation{
 	{"default-deny-ingress", []string{`x: {podSelector: {}, policyTypes: [Ingress]}`}, []string{"x/* <- none"}},
 	{"default-deny-all", []string{`x: {podSelector: {}, policyTypes: [Ingress, Egress]}`}, []string{"x/* <- none", "x/* -> none"}},
-	{"a policy of its defaults: ingress only", []string{`x: {podSelector: {}}`}, []string{"x/* <- none"}},
+	{"the defaults of a policy: ingress only", []string{`x: {podSelector: {}}`}, []string{"x/* <- none"}},
 	{"traffic from pods within the server's namespace, based on PodSelector", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{podSelector: {matchLabels: {pod: b}}}]}]}`}, []string{"x/a <- x/b"}},
 	{"ingress for one target only", []string{`x: {podSelector: {}}`, `x: {podSelector: {matchLabels: {pod: a}}, ingress: [{}]}`}, []string{"x/b x/c <- none", "x/a <- */*"}},
 	{"ingress from pods in all namespaces", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{namespaceSelector: {}}]}]}`}, []string{"x/a <- */*"}},
@@ -29,10 +29,10 @@ var situations = []situation{
 	{"allow-all", []string{`x: {podSelector: {}, ingress: [{}]}`}, []string{"x/* <- */*"}},
 	{"ingress on one named port", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{ports: [{port: serve-81-tcp}]}]}`}, []string{"x/a <- */* on 81/TCP"}},
 	{"a named port only from one namespace", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{namespaceSelector: {matchLabels: {ns: z}}}], ports: [{port: serve-80-udp, protocol: UDP}]}]}`}, []string{"x/a <- z/* on 80/UDP"}},
-	{"a named port of another protocol is none", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{ports: [{port: serve-80-udp}]}]}`}, []string{"x/a <- none"}},
+	{"a named port of another protocol matches nothing", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{ports: [{port: serve-80-udp}]}]}`}, []string{"x/a <- none"}},
 	{"any port of a specific protocol", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{ports: [{protocol: UDP}]}]}`}, []string{"x/a <- */* on UDP"}},
 	{"a range of ports (endPort)", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{ports: [{port: 79, endPort: 80}]}]}`}, []string{"x/a <- */* on 80/TCP"}},
-	{"a range of ports on the way out", []string{`x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{ports: [{port: 81, endPort: 65535}]}]}`}, []string{"x/a -> */* on 81/TCP"}},
+	{"a range of ports for egress", []string{`x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{ports: [{port: 81, endPort: 65535}]}]}`}, []string{"x/a -> */* on 81/TCP"}},
 	{"ingress allow-all takes precedence", []string{`x: {podSelector: {matchLabels: {pod: a}}}`, `x: {podSelector: {matchLabels: {pod: a}}, ingress: [{}]}`}, []string{"x/a <- */*"}},
 	{"egress allow-all takes precedence", []string{`x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress]}`, `x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{}]}`}, []string{"x/a -> */*"}},
 	{"deny ingress from pods of other namespaces", []string{`x: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`}, []string{"x/* <- x/*"}},
@@ -44,14 +44,14 @@ var situations = []situation{
 	{"egress on one named port, of the destination", []string{`x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}}], ports: [{port: serve-80-tcp}]}]}`}, []string{"x/a -> */* on 80/TCP"}},
 	{"egress to a CIDR block", []string{`x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: <z/b 4>}}, {ipBlock: {cidr: <z/b 6>}}]}]}`}, []string{"x/a -> z/b"}},
 	{"the except clause of egress to a CIDR block", []string{`x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: <all 4>, except: [<x/b 4>, <y/c 4>]}}, {ipBlock: {cidr: <all 6>, except: [<x/b 6>, <y/c 6>]}}]}]}`}, []string{"x/a -> x/c y/a y/b z/*"}},
-	{"an address both in a CIDR and in an Except is allowed", []string{`x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: <all 4>, except: [<x/b 4>, <y/c 4>]}}, {ipBlock: {cidr: <all 6>, except: [<x/b 6>, <y/c 6>]}}]}]}`, `x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: <x/b 4>}}, {ipBlock: {cidr: <x/b 6>}}]}]}`}, []string{"x/a -> x/b x/c y/a y/b z/*"}},
-	{"overlapping blocks allow what is not in the excepts of all", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{ipBlock: {cidr: <all 4>, except: [<x/b 4>, <x/c 4>]}}, {ipBlock: {cidr: <all 4>, except: [<x/c 4>, <y/a 4>]}}, {ipBlock: {cidr: <all 6>, except: [<x/b 6>, <x/c 6>]}}, {ipBlock: {cidr: <all 6>, except: [<x/c 6>, <y/a 6>]}}], ports: [{port: 80}]}]}`}, []string{"x/a <- x/b y/* z/* on 80/TCP"}},
-	{"excepts within excepts, and a block for all besides", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{ipBlock: {cidr: <all 4>, except: [10.32.0.0/13, <y/a 4>, <x/c 4>]}}, {ipBlock: {cidr: <all 6>, except: [<z/a 6>]}}], ports: [{port: 80}]}, {from: [{ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: "::/0"}}], ports: [{port: 80}, {port: 81}]}]}`}, []string{"x/a <- */* on 80/TCP 81/TCP"}},
+	{"an address both in a CIDR and in an except of another rule is allowed", []string{`x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: <all 4>, except: [<x/b 4>, <y/c 4>]}}, {ipBlock: {cidr: <all 6>, except: [<x/b 6>, <y/c 6>]}}]}]}`, `x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: <x/b 4>}}, {ipBlock: {cidr: <x/b 6>}}]}]}`}, []string{"x/a -> x/b x/c y/a y/b z/*"}},
+	{"overlapping blocks only deny what is in all excepts", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{ipBlock: {cidr: <all 4>, except: [<x/b 4>, <x/c 4>]}}, {ipBlock: {cidr: <all 4>, except: [<x/c 4>, <y/a 4>]}}, {ipBlock: {cidr: <all 6>, except: [<x/b 6>, <x/c 6>]}}, {ipBlock: {cidr: <all 6>, except: [<x/c 6>, <y/a 6>]}}], ports: [{port: 80}]}]}`}, []string{"x/a <- x/b y/* z/* on 80/TCP"}},
+	{"excepts within excepts, and another block for all", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{ipBlock: {cidr: <all 4>, except: [10.32.0.0/13, <y/a 4>, <x/c 4>]}}, {ipBlock: {cidr: <all 6>, except: [<z/a 6>]}}], ports: [{port: 80}]}, {from: [{ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: "::/0"}}], ports: [{port: 80}, {port: 81}]}]}`}, []string{"x/a <- */* on 80/TCP 81/TCP"}},
 	{"ingress and egress are controlled independently", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{podSelector: {matchLabels: {pod: b}}}]}]}`, `x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {pod: c}}}]}]}`}, []string{"x/a <- x/b", "x/a -> x/c"}},
 	{"SCTP is not taken for TCP", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{ports: [{port: 81, protocol: SCTP}]}]}`}, []string{"x/a <- */* on 81/SCTP"}},
 	{"a policy that allows SCTP isolates from all else", []string{`x: {podSelector: {}, ingress: [{ports: [{protocol: SCTP}]}]}`}, []string{"x/* <- */* on SCTP"}},
-	{"a named port of SCTP on the way out", []string{`x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {ns: "y"}}}], ports: [{port: serve-80-sctp, protocol: SCTP}]}]}`}, []string{"x/a -> y/* on 80/SCTP"}},
+	{"a named SCTP port for egress", []string{`x: {podSelector: {matchLabels: {pod: a}}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {matchLabels: {ns: "y"}}}], ports: [{port: serve-80-sctp, protocol: SCTP}]}]}`}, []string{"x/a -> y/* on 80/SCTP"}},
 	{"no access by TCP when a policy specifies only UDP", []string{`x: {podSelector: {matchLabels: {pod: a}}, ingress: [{ports: [{port: 81, protocol: UDP}]}]}`}, []string{"x/a <- */* on 81/UDP"}},
-	{"a policy of another namespace selects nobody here", []string{`y: {podSelector: {matchLabels: {pod: a}}}`}, []string{"y/a <- none"}},
-	{"everybody denies everything", []string{`x: {podSelector: {}, policyTypes: [Ingress, Egress]}`, `y: {podSelector: {}, policyTypes: [Ingress, Egress]}`, `z: {podSelector: {}, policyTypes: [Ingress, Egress]}`}, []string{"*/* <- none", "*/* -> none"}},
+	{"a policy of another namespace selects no pod here", []string{`y: {podSelector: {matchLabels: {pod: a}}}`}, []string{"y/a <- none"}},
+	{"all namespaces deny everything", []string{`x: {podSelector: {}, policyTypes: [Ingress, Egress]}`, `y: {podSelector: {}, policyTypes: [Ingress, Egress]}`, `z: {podSelector: {}, policyTypes: [Ingress, Egress]}`}, []string{"*/* <- none", "*/* -> none"}},
 }

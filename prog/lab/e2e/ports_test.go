@@ -9,8 +9,9 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// A firewall that closes WireGuard's port on one host: that host is not ready, since its containers would reach nobody, and
-// the others say which tunnel does not come up, in the status and the metrics. Once the port is open all of that ends.
+// If a firewall closes WireGuard's port on one host, that host is not ready, since its containers
+// would be isolated. The others report the failed tunnel in the status and the metrics. Everything
+// recovers once the port is open.
 func TestBlockedPort(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
@@ -41,10 +42,10 @@ func TestBlockedPort(t *testing.T) {
 		return r.Ready && len(r.Warnings) == 1 && strings.Contains(w, "(h1)") && strings.Contains(w, says)
 	})
 	if out, err := l.Exec(t.Context(), "h2", nil, toolArgs(t, "get", "http://127.0.0.1:6784/metrics")...); err != nil || !strings.Contains(out, `weft_warnings{reason="PortBlocked"} 1`) {
-		t.Errorf("%v: no metric of it", err)
+		t.Errorf("%v: the metrics do not report the blocked port", err)
 	}
 	run(t, l, "h1", "nft", "delete", "table", "inet", "firewall")
-	eventually(t, 40*time.Second, "all is well again", func() bool {
+	eventually(t, 40*time.Second, "all hosts are ready without warnings", func() bool {
 		for _, h := range l.Hosts() {
 			if r := report(t, l, h); !r.Ready || len(r.Warnings) > 0 {
 				return false

@@ -9,7 +9,7 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// resolvConf names the servers that a host has for the outside.
+// resolvConf sets a host's name servers.
 func resolvConf(t *testing.T, l *lab.Lab, host string, servers ...string) {
 	t.Helper()
 	var text strings.Builder
@@ -30,7 +30,7 @@ func resolvConf(t *testing.T, l *lab.Lab, host string, servers ...string) {
 	})
 }
 
-// serveNames runs an upstream on a host: see the tool.
+// serveNames runs the tool upstream on a host.
 func serveNames(t *testing.T, l *lab.Lab, host, addr, text, mode string) {
 	t.Helper()
 	if _, err := l.Background(t.Context(), host, "serving", toolArgs(t, "upstream", addr, text, mode)...); err != nil {
@@ -38,7 +38,7 @@ func serveNames(t *testing.T, l *lab.Lab, host, addr, text, mode string) {
 	}
 }
 
-// All other names are asked of the host's servers, as its resolv.conf says at the time.
+// Queries for other names go to the servers in the host's current resolv.conf.
 func TestOtherNamesAreForwarded(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Launch: []string{"--dns-forward", "corp=192.0.2.3", "--dns-fallback"}})
 	established(t, l)
@@ -67,9 +67,9 @@ func TestOtherNamesAreForwarded(t *testing.T) {
 	start := time.Now()
 	says(t, digs(t, l, "h1/c1", "+noall +comments", "three.example TXT")[0], "SERVFAIL")
 	if took := time.Since(start); took > time.Second {
-		t.Errorf("a host whose own server we are: answered after %v", took)
+		t.Errorf("a resolv.conf that names Weft's own server was answered after %v", took)
 	}
-	says(t, run(t, l, "h1", "weft", "status"), "not asked")
+	says(t, run(t, l, "h1", "weft", "status"), "not used")
 
 	resolvConf(t, l, "h1", "192.0.2.3")
 	if err := l.AddContainer(t.Context(), "h1/c9"); err != nil {
@@ -84,8 +84,8 @@ func TestOtherNamesAreForwarded(t *testing.T) {
 	}
 }
 
-// Nobody on the underlay is answered: neither from the domain nor from outside, over UDP or
-// TCP, in either family; not even while the host is exposed.
+// Sources on the underlay get no answer, neither from the domain nor for other names, over UDP or
+// TCP, in either family, not even while the host is exposed.
 func TestNoOpenResolver(t *testing.T) {
 	l := twoAndAPlainOne(t)
 	serveNames(t, l, "h3", "192.0.2.3", "third", "good")
@@ -102,19 +102,19 @@ func TestNoOpenResolver(t *testing.T) {
 		if exposed {
 			run(t, l, "h1", "weft", "expose")
 			time.Sleep(time.Second)
-			run(t, l, "h3", "weft", "probe", "icmp", "--count", "1", node[0].String()) // it can be reached
+			run(t, l, "h3", "weft", "probe", "icmp", "--count", "1", node[0].String()) // it is reachable
 		}
 		for _, server := range node {
 			for _, transport := range []string{"+notcp", "+tcp"} {
 				for i, got := range digs(t, l, "h3", "+short +time=1 "+transport+" @"+server.String(), questions...) {
 					if !strings.Contains(got, "FAILED") || strings.Contains(got, "refused") {
-						t.Errorf("exposed %v: a stranger asks %v %s for %s: %s", exposed, server, transport, questions[i], got)
+						t.Errorf("exposed %v: a host on the underlay got an answer from %v over %s to %s: %s", exposed, server, transport, questions[i], got)
 					}
 				}
 			}
 		}
 	}
 	if n := report(t, l, "h1").DNS.Counts.Dropped; n != 0 {
-		t.Logf("%d questions came as far as the server", n)
+		t.Logf("%d queries reached the server", n)
 	}
 }

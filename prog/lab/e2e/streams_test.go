@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// streams opens COUNT connections to ADDRESS in a loop for SECONDS: each announces 20 MiB of
-// gossip, and sends as much of 19 MiB as is taken. It knows no secret.
+// streams opens COUNT connections to ADDRESS repeatedly for SECONDS. Each announces 20 MiB of gossip,
+// and sends up to 19 MiB of it, without the secret.
 func streams(args []string) error {
 	count, err := strconv.Atoi(args[1])
 	if err != nil {
@@ -47,9 +47,9 @@ func streams(args []string) error {
 	return nil
 }
 
-// Connections that announce much and prove nothing leave an agent small, and the mesh goes on:
-// also while they last, a third host joins.
-func TestStreamsOfStrangersCostLittle(t *testing.T) {
+// Connections that announce much data without the secret do not make an agent's memory grow, and the
+// mesh keeps working: meanwhile a third host joins.
+func TestUnauthenticatedStreamsUseLittleMemory(t *testing.T) {
 	l := bare(t, 3)
 	launchFounder(t, l)
 	good := token(t, l)
@@ -62,7 +62,7 @@ func TestStreamsOfStrangersCostLittle(t *testing.T) {
 	join("h2")
 	flooded := make(chan error, 1)
 	go func() { flooded <- tool(t, l, "h2", "streams", "192.0.2.1:6783", "80", "6s") }()
-	eventually(t, 5*time.Second, "the first host turns them away", func() bool {
+	eventually(t, 5*time.Second, "the first host rejects them", func() bool {
 		return strings.Contains(run(t, l, "h1", "weft", "status"), "Turned away: 192.0.2.2")
 	})
 	join("h3")

@@ -14,7 +14,7 @@ import (
 
 const units = "../../../site/deploy/systemd"
 
-// The units are hardened: systemd itself says how much a process in them could still do.
+// systemd-analyze rates the units as hardened.
 func TestUnitsAreHardened(t *testing.T) {
 	labtest.Need(t, "systemd-analyze", "systemd")
 	for _, unit := range []string{"weft.service", "weft-datapath.service"} {
@@ -25,8 +25,8 @@ func TestUnitsAreHardened(t *testing.T) {
 	}
 }
 
-// A real systemd runs the agent: it waits until launch decides, stop and reset are not undone, a
-// crash is, and after a reset no new network is founded.
+// A real systemd runs the agent. The agent waits until weft launch. stop and reset are not undone,
+// but a crashed agent is restarted. After a reset, it founds no new network.
 func TestAgentUnderSystemd(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("systemd as process 1 of a namespace needs root")
@@ -42,7 +42,7 @@ func TestAgentUnderSystemd(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "unshare", "-p", "-f", "--kill-child", "-m", "-n", "-u", "-i", "-C", "bash", "testdata/systemd.sh", out, labtest.Bin(t), where)
-	console, _ := cmd.CombinedOutput() // it is killed when it powers off
+	console, _ := cmd.CombinedOutput() // systemd is killed when it powers off
 	said, err := os.ReadFile(filepath.Join(out, "said"))
 	if err != nil {
 		t.Skipf("systemd does not run in a namespace here: %v\n%s", err, console)
@@ -55,7 +55,7 @@ func TestAgentUnderSystemd(t *testing.T) {
 	} {
 		_, after, ok := strings.Cut(rest, want)
 		if !ok {
-			t.Fatalf("not said: %q\n%s\n%s", want, said, console)
+			t.Fatalf("missing in the log: %q\n%s\n%s", want, said, console)
 		}
 		rest = after
 	}

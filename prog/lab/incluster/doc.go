@@ -1,4 +1,4 @@
-// Package incluster runs agents as Nodes of a Kubernetes cluster on the hosts of a lab. Its
-// API server is a stand-in (prog/kube/kubetest) on a host of its own: what is shown is what
-// agents do, in seconds. That a real cluster behaves like this is for prog/lab/kube.
+// Package incluster runs agents as Nodes of a Kubernetes cluster on the hosts of a lab. A fake API
+// server (prog/kube/kubetest) runs on its own host, so the tests take seconds. Package prog/lab/kube
+// tests that a real cluster behaves the same. Each test owns its lab.
 package incluster

@@ -19,7 +19,7 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// The test binary is its own tool inside the lab.
+// toolVar is the variable with which the test binary runs as a tool inside the lab.
 const toolVar = "WEFT_INCLUSTER_TOOL"
 
 func TestMain(m *testing.M) {
@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serve is the API server, with a Node for every NAME=UID=ADDRESS.
+// serve runs the API server with a Node for every NAME=UID=ADDRESS.
 func serve(args []string) error {
 	server := kubetest.New()
 	for _, a := range args {
@@ -44,7 +44,7 @@ func serve(args []string) error {
 	return server.Serve(":8080", func() { fmt.Fprintln(os.Stderr, "serving") })
 }
 
-// ask sends METHOD PATH to it, with standard input, and prints the answer.
+// ask sends METHOD PATH to the API server with standard input as body, and prints the answer.
 func ask(args []string) error {
 	req, err := http.NewRequest(args[0], "http://127.0.0.1:8080"+args[1], os.Stdin)
 	if err != nil {
@@ -59,7 +59,7 @@ func ask(args []string) error {
 	return err
 }
 
-// cluster is a lab whose last host is the API server.
+// cluster is a lab whose last host runs the API server.
 type cluster struct {
 	*lab.Lab
 	t      *testing.T
@@ -91,7 +91,7 @@ func (c *cluster) tool(name string, args ...string) []string {
 	return append([]string{"env", toolVar + "=" + name, exe}, args...)
 }
 
-// serve starts the API server, with all Nodes.
+// serve starts the API server with all Nodes.
 func (c *cluster) serve() {
 	c.t.Helper()
 	var nodes []string
@@ -107,7 +107,7 @@ func (c *cluster) serve() {
 	}
 }
 
-// ask asks the API server.
+// ask sends a request to the API server.
 func (c *cluster) ask(method, path, body string) string {
 	c.t.Helper()
 	out, err := c.Exec(c.t.Context(), c.server, strings.NewReader(body), c.tool("ask", method, path)...)
@@ -145,7 +145,7 @@ func (c *cluster) eventually(within time.Duration, what string, ok func() bool) 
 	}
 }
 
-// owns is how many addresses the peer with an id has, as a host knows it.
+// owns returns how many addresses a peer owns, according to a host.
 func (c *cluster) owns(host, id string) (slots uint64) {
 	for _, o := range c.report(host).IPAM.Owners {
 		if o.Peer == id {
@@ -155,16 +155,17 @@ func (c *cluster) owns(host, id string) (slots uint64) {
 	return slots
 }
 
-// reclaimed is how many events say that addresses were reclaimed. An agent writes its event after the ring has changed.
+// reclaimed returns the number of events about reclaimed addresses. An agent writes its event after
+// the ring has changed.
 func (c *cluster) reclaimed() int {
 	c.t.Helper()
 	return strings.Count(c.ask("GET", "/api/v1/events", ""), `"AddressesReclaimed"`)
 }
 
-// Nodes that start at once, before their API server does, make one ring by themselves; a Node
-// that is deleted and silent is reclaimed once, one that answers is not; who starts without
-// the API server has all that it needs.
-func TestNodes(t *testing.T) {
+// Nodes that start at once, before their API server, make one ring. A deleted and silent Node is
+// reclaimed once, but not one that answers. A Node that starts without the API server uses its stored
+// state.
+func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 	c := newCluster(t, 3)
 	var starting sync.WaitGroup
 	for _, h := range c.nodes {
@@ -174,8 +175,8 @@ func TestNodes(t *testing.T) {
 			}
 		})
 	}
-	c.eventually(20*time.Second, "h1 says what it waits for", func() bool {
-		out, _ := c.Exec(t.Context(), "h1", nil, "weft", "status") // fails: it is not ready
+	c.eventually(20*time.Second, "h1 reports what it waits for", func() bool {
+		out, _ := c.Exec(t.Context(), "h1", nil, "weft", "status") // it fails, since h1 is not ready
 		return strings.Contains(out, "does not answer") && strings.Contains(out, ":8080")
 	})
 	c.serve()
@@ -201,9 +202,9 @@ func TestNodes(t *testing.T) {
 		return c.owns("h1", ids["h1"]) > 0 && c.owns("h1", ids["h2"]) > 0 && c.owns("h1", ids["h3"]) > 0
 	})
 
-	// Deleted, and it answers; then it is silent too.
+	// Delete h3's Node while h3 answers; then silence h3 too.
 	c.ask("DELETE", "/api/v1/nodes/h3", "")
-	c.eventually(10*time.Second, "that h3 answers is said", func() bool {
+	c.eventually(10*time.Second, "an event says that h3 still answers", func() bool {
 		return strings.Contains(c.ask("GET", "/api/v1/events", ""), "DeletedNodeAnswers")
 	})
 	time.Sleep(5 * time.Second)
@@ -223,7 +224,8 @@ func TestNodes(t *testing.T) {
 	}
 	c.eventually(10*time.Second, "one event says that h3's addresses were reclaimed", func() bool { return c.reclaimed() == 1 })
 
-	// Its disk is lost: another peer runs on the Node, and what the old one had is reclaimed.
+	// h2's disk is lost: another peer runs on the Node, and the addresses of the old one are
+	// reclaimed.
 	if err := c.Kill(t.Context(), "h2", "agent"); err != nil {
 		t.Fatal(err)
 	}
@@ -235,12 +237,12 @@ func TestNodes(t *testing.T) {
 	}
 	old := ids["h2"]
 	if ids["h2"] = c.report("h2").Router.ID; ids["h2"] == old {
-		t.Fatal("the same peer, without its disk")
+		t.Fatal("h2 has the same peer id although its disk was lost")
 	}
 	c.eventually(90*time.Second, "the old h2's addresses are reclaimed", func() bool { return c.owns("h1", old) == 0 && c.owns("h2", old) == 0 })
-	c.eventually(10*time.Second, "one more event says so", func() bool { return c.reclaimed() == 2 })
+	c.eventually(10*time.Second, "another event says that addresses were reclaimed", func() bool { return c.reclaimed() == 2 })
 
-	// Without the API server an agent with its disk starts, and knows its peers.
+	// Without the API server, an agent with its disk starts and knows its peers.
 	if err := c.PowerOff(t.Context(), c.server); err != nil {
 		t.Fatal(err)
 	}
@@ -255,8 +257,8 @@ func TestNodes(t *testing.T) {
 	}
 }
 
-// The Secret is deleted while no agent runs, and a node comes: it founds no second network, says what it waits for, and
-// joins once an agent of the network has put the Secret back.
+// The Secret is deleted while no agent runs, and a new node starts. It founds no second network,
+// reports what it waits for, and joins once an agent of the network has restored the Secret.
 func TestSecretDeletedWhileAllAreDown(t *testing.T) {
 	c := newCluster(t, 3)
 	c.serve()
@@ -278,12 +280,12 @@ func TestSecretDeletedWhileAllAreDown(t *testing.T) {
 	c.ask("DELETE", secret, "")
 	joined := make(chan error, 1)
 	go func() { joined <- c.launch("h3") }()
-	c.eventually(20*time.Second, "h3 says that there is a network", func() bool {
-		out, _ := c.Exec(t.Context(), "h3", nil, "weft", "status") // fails: it is not ready
+	c.eventually(20*time.Second, "h3 reports that there is a network", func() bool {
+		out, _ := c.Exec(t.Context(), "h3", nil, "weft", "status") // it fails, since h3 is not ready
 		return strings.Contains(out, "does not found another one") && (strings.Contains(out, "node h1") || strings.Contains(out, "node h2"))
 	})
 	if out := c.ask("GET", "/api/v1/secrets", ""); strings.Contains(out, `"Secret"`) {
-		t.Fatalf("a Secret was made: %s", out)
+		t.Fatalf("h3 created a Secret: %s", out)
 	}
 	if err := c.launch("h2"); err != nil {
 		t.Fatal(err)
@@ -296,7 +298,7 @@ func TestSecretDeletedWhileAllAreDown(t *testing.T) {
 	}
 }
 
-// A setting that is not understood ends the agent, and says so on the Node.
+// An invalid setting ends the agent, which reports it on the Node.
 func TestInvalidSetting(t *testing.T) {
 	c := newCluster(t, 1)
 	c.serve()

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # build.sh [PROGRAM…]
 #
-# Builds Kubernetes, etcd, CoreDNS, Multus and Helm from their Go modules, with the versions of go.mod, etcd/go.mod,
-# multus/go.mod and chart/go.mod, each program once: they are kept in $XDG_CACHE_HOME/weft (by default ~/.cache/weft) by version. Without
-# arguments all of them, what a cluster needs first: 14 minutes on two cores, 5 GB in Go's own caches, and 0.8 GB for good.
+# Builds Kubernetes, etcd, CoreDNS, Multus and Helm from their Go modules, with the versions of
+# go.mod, etcd/go.mod, multus/go.mod and chart/go.mod. Each program is built once and kept by version
+# in $XDG_CACHE_HOME/weft (by default ~/.cache/weft). Without arguments it builds all of them, which a
+# cluster needs first: 14 minutes on two cores, 5 GB in Go's caches, and 0.8 GB permanently.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 
@@ -20,7 +21,7 @@ place() { # PROGRAM: where it is kept
 	esac
 }
 
-# What `kubectl version` and the specs for certain versions ask for; upstream's own build sets the same.
+# For `kubectl version`, and specs for certain versions. Upstream's own build sets the same.
 minor=${k8s_version#v1.}
 stamp=
 for pkg in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
@@ -31,7 +32,7 @@ compile() { # PROGRAM FILE
 	cd "$kube"
 	case $1 in
 		etcd) cd etcd && exec go build -trimpath -ldflags '-s -w' -o "$2" go.etcd.io/etcd/server/v3 ;;
-		# Its module has no replace lines, so it needs none of ours.
+		# Its module has no replace lines, so it does not need ours.
 		coredns) GOBIN=$(dirname "$2") exec go install -trimpath -ldflags '-s -w' "github.com/coredns/coredns@$coredns_version" ;;
 		multus) cd multus && exec go build -trimpath -ldflags '-s -w' -o "$2" gopkg.in/k8snetworkplumbingwg/multus-cni.v4/cmd/multus ;;
 		helm) cd chart && exec go build -trimpath -ldflags '-s -w' -o "$2" helm.sh/helm/v3/cmd/helm ;;
@@ -41,7 +42,8 @@ compile() { # PROGRAM FILE
 	esac
 }
 
-# On a terminal one line that counts the seconds, else a line at the beginning and one at the end.
+# On a terminal, one line counts the seconds. Elsewhere there is one line at the beginning and one at
+# the end.
 build() { # PROGRAM NTH OF
 	local file what="$1 ($2 of $3)" dir start pid
 	file=$(place "$1")
@@ -49,12 +51,12 @@ build() { # PROGRAM NTH OF
 	mkdir -p "$(dirname "$file")"
 	exec 9>"$weft_cache/kube-build.lock"
 	flock -n 9 || {
-		say "$what: somebody else is building, waiting for them"
+		say "$what: another process is building it, waiting"
 		flock 9
 	}
 	[ ! -x "$file" ] || return 0
 
-	# In a folder of its own, and then renamed: what was interrupted is never taken for a program.
+	# Build in a new folder and rename it, so that an interrupted build is never used.
 	dir=$(dirname "$file")/new
 	rm -rf "$dir"
 	mkdir "$dir"
@@ -62,7 +64,7 @@ build() { # PROGRAM NTH OF
 	[ -t 2 ] || say "$what: building"
 	compile "$1" "$dir/$1" >"$dir/log" 2>&1 9>&- &
 	pid=$!
-	trap 'kill "$pid" 2>/dev/null || true' EXIT # it would survive a Ctrl-C, as everything in the background
+	trap 'kill "$pid" 2>/dev/null || true' EXIT # background processes survive Ctrl-C
 	while kill -0 "$pid" 2>/dev/null; do
 		[ ! -t 2 ] || printf '\rkube: %s: building, %d s ' "$what" $((SECONDS - start)) >&2
 		sleep 1
@@ -70,7 +72,7 @@ build() { # PROGRAM NTH OF
 	[ ! -t 2 ] || printf '\r' >&2
 	wait "$pid" || {
 		tail -20 "$dir/log" >&2
-		fail "$what: the build failed after $((SECONDS - start)) s, see above and $dir/log; what is built is kept, so: make kube-build"
+		fail "$what: the build failed after $((SECONDS - start)) s, see above and $dir/log; finished builds are kept, so run make kube-build again"
 	}
 	trap - EXIT
 	mv "$dir/$1" "$file"

@@ -1,31 +1,32 @@
 #!/usr/bin/env bash
-# A Kubernetes of several nodes on this one machine.
+# Runs a Kubernetes cluster of several nodes on this machine.
 #
-#   cluster.sh up                     start it, once what it needs is built
-#   cluster.sh down                   end it; nothing is left, whatever state it was in
+#   cluster.sh up                     start the cluster; builds what it needs first
+#   cluster.sh down                   remove the cluster in any state
 #   cluster.sh kubectl ARG…           kubectl
 #   cluster.sh shell                  a shell with kubectl
-#   cluster.sh exec CMD…              a command with the API server in reach, and KUBECONFIG set
+#   cluster.sh exec CMD…              run a command with access to the API server, and KUBECONFIG set
 #   cluster.sh in NODE CMD…           a command inside a node
-#   cluster.sh node-up NAME INDEX     one more node; its addresses end in INDEX + 10
-#   cluster.sh node-down NAME         a node is gone for good, with its disk; Kubernetes is not told
-#   cluster.sh node-restart NAME      power off and on again: the disk stays, /run does not
+#   cluster.sh node-up NAME INDEX     add a node; its addresses end in INDEX + 10
+#   cluster.sh node-down NAME         remove a node with its disk; Kubernetes is not told
+#   cluster.sh node-restart NAME      switch a node off and on: it keeps its disk, but not /run
 #   cluster.sh apiserver-stop, apiserver-start
-#   cluster.sh dns                    CoreDNS, at 10.96.0.10 and fd00:10:96::a
-#   cluster.sh import FILE            an image archive, into every node
-#   cluster.sh memory                 what all of it takes, by program
+#   cluster.sh dns                    run CoreDNS, at 10.96.0.10 and fd00:10:96::a
+#   cluster.sh import FILE            import an image archive into every node
+#   cluster.sh memory                 show the memory in use, by program
 #
 # Settings, from the environment of `up`:
-#   NODES          how many, by default 3
+#   NODES          number of nodes, by default 3
 #   CNI            weft: installed from site/deploy/weft.yaml (default); none: nodes wait for a plugin; bridge: Debian's plugins,
-#                  with routes between the nodes, to tell the lab's mistakes from ours
+#                  with routes between the nodes, to distinguish the lab's faults from Weft's
 #   PROXY_MODE     nftables (default) or iptables
 #   CLUSTER_CIDR   the pods' ranges, one of each family
 #
-# The control plane, and the bridge that joins the nodes, are in a network namespace of their own, so the machine's own
-# is not touched. A node is a network, mount, PID, UTS, IPC and cgroup namespace, which sees the usual paths and ends
-# with all its pods when its first process does. Whatever is started is in a cgroup of its own, and by that is known
-# to be ours. Logs: /var/tmp/weft-kube/log. Pod Security enforces `baseline`, but for kube-system and default.
+# The control plane, and the bridge that connects the nodes, have their own network namespace, so the
+# machine's own is not changed. A node is a network, mount, PID, UTS, IPC and cgroup namespace with
+# the usual paths. It ends, with all its pods, when its first process does. Every program runs in a
+# cgroup of the cluster, by which this script finds it. Logs: /var/tmp/weft-kube/log. Pod Security
+# enforces `baseline`, except in kube-system and default.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 settings=$run/settings
@@ -39,12 +40,12 @@ wait_for() { # SECONDS WHAT COMMAND…
 	local end=$((SECONDS + $1)) what=$2
 	shift 2
 	until "$@" >/dev/null 2>&1; do
-		[ $SECONDS -lt $end ] || fail "waited too long for $what: see $run/log"
+		[ $SECONDS -lt $end ] || fail "timeout while waiting for $what: see $run/log"
 		sleep 0.5
 	done
 }
 
-# --- cgroups: one for each program of the control plane and each node, in every hierarchy of cgroup v1
+# --- cgroups: one per program of the control plane and per node, in every hierarchy of cgroup v1
 
 enter_cgroup() { # NAME: the calling shell, with what it starts
 	local c
@@ -53,7 +54,7 @@ enter_cgroup() { # NAME: the calling shell, with what it starts
 		if [ "$c" = /sys/fs/cgroup/cpuset/ ] && [ ! -s "$c$lab/cpuset.cpus" ]; then
 			cat "${c}cpuset.cpus" >"$c$lab/cpuset.cpus"
 			cat "${c}cpuset.mems" >"$c$lab/cpuset.mems"
-			echo 1 >"$c$lab/cgroup.clone_children" # those below have the same
+			echo 1 >"$c$lab/cgroup.clone_children" # inherited by child cgroups
 		fi
 		mkdir -p "$c$lab/$1"
 		echo "$BASHPID" >"$c$lab/$1/cgroup.procs"
@@ -62,7 +63,7 @@ enter_cgroup() { # NAME: the calling shell, with what it starts
 
 members() { find "/sys/fs/cgroup/pids/$lab/$1" -name cgroup.procs -exec cat {} + 2>/dev/null || true; }
 
-end() { # NAME: ends everything in a cgroup, and removes it
+end() { # NAME: kills everything in a cgroup, and removes it
 	local name=$1 c pids
 	for _ in $(seq 100); do
 		pids=$(members "$name")
@@ -95,13 +96,13 @@ fabric_up() {
 	ip -n $lab addr add ${fabric4}1/24 dev fabric
 	ip -n $lab addr add ${fabric6}1/64 dev fabric nodad
 	ip -n $lab link set fabric up
-	# CNI=bridge: it is also the router between the nodes' pods, and all of them are on one link.
+	# With CNI=bridge it also routes between the nodes' pods, all of which are on one link.
 	cp_ns sh -c 'cd /proc/sys/net && echo 1 >ipv4/ip_forward && echo 1 >ipv6/conf/all/forwarding &&
 		echo 0 >ipv4/conf/all/send_redirects && echo 0 >ipv4/conf/fabric/send_redirects'
 }
 
-# Pods of the host's network may only be in namespaces that are labelled so, as in a cluster that somebody has hardened:
-# what installs Weft has to say that.
+# As in a hardened cluster, pods on the host's network are only allowed in labelled namespaces, so the
+# installation of Weft must set that label.
 admission_config() {
 	cat <<-YAML
 		apiVersion: apiserver.config.k8s.io/v1
@@ -118,7 +119,7 @@ admission_config() {
 
 apiserver_start() {
 	local pki=$run/pki
-	[ -z "$(members apiserver)" ] || fail "the API server runs"
+	[ -z "$(members apiserver)" ] || fail "the API server is already running"
 	admission_config >"$run/admission.yaml"
 	start apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 \
 		--advertise-address=${fabric4}1 --allow-privileged --service-cluster-ip-range=$service_cidr \
@@ -139,7 +140,7 @@ apiserver_start() {
 
 control_plane_up() {
 	local pki=$run/pki config cidrs=(--allocate-node-cidrs=false)
-	# The controller manager divides a range into 65,536 at most: /64 into /80.
+	# The controller manager splits a range into at most 65,536 parts: /64 into /80.
 	[ "$CNI" != bridge ] || cidrs=(--allocate-node-cidrs --node-cidr-mask-size-ipv6=80)
 	pki
 	start etcd etcd --data-dir="$run/etcd" --unsafe-no-fsync --log-level=warn
@@ -161,11 +162,11 @@ pki() { # [NODE=IPS]
 
 # --- nodes
 
-known() { [ -d "$run/$1/disk" ] || fail "there is no node $1, but these: $(cd "$run" && printf '%s ' */disk | sed 's,/disk,,g')"; }
+known() { [ -d "$run/$1/disk" ] || fail "there is no node $1; the nodes are: $(cd "$run" && printf '%s ' */disk | sed 's,/disk,,g')"; }
 
-node_start() { # NAME: the folder $run/NAME says the rest
+node_start() { # NAME: its settings are in the folder $run/NAME
 	local name=$1 index ns=$lab-$1 ip4 ip6 images
-	images=$("$kube/images.sh") # made again if somebody has changed them
+	images=$("$kube/images.sh") # made again after changes
 	index=$(cat "$run/$name/index")
 	ip4=$fabric4$((index + 10)) ip6=$fabric6$((index + 10))
 	pki "$name=$ip4,$ip6"
@@ -188,8 +189,8 @@ node_start() { # NAME: the folder $run/NAME says the rest
 	echo $! >"$run/$name/pid"
 }
 
-# The kubelet has reported since a moment, and with CNI=bridge that the node is ready. The node of the same name that
-# was there before had reported, too.
+# Succeeds if the kubelet has reported since a moment, and with CNI=bridge that the node is ready. An
+# earlier node of the same name may have reported before.
 reported() { # NAME MOMENT
 	local got
 	got=$(kc get node "$1" -o jsonpath='{range .status.conditions[?(@.type=="Ready")]}{.lastHeartbeatTime} {.status}{end}')
@@ -207,7 +208,7 @@ node_wait() { # NAME MOMENT
 	wait_for 180 "$1" reported "$1" "$2"
 }
 
-# The API server is on no node, so it has a way to pods by way of one: some specs go through it.
+# The API server is on no node, so it reaches pods through one of them, as some specs require.
 weft_up() {
 	kc create configmap kube-proxy -n kube-system --from-literal=config.conf="clusterCIDR: $CLUSTER_CIDR" >&2
 	kc apply -f "$checkout/site/deploy/weft.yaml" >&2
@@ -217,7 +218,7 @@ weft_up() {
 	ip -n $lab route add "${CLUSTER_CIDR#*,}" via "${fabric6}11"
 }
 
-# A stand-in for a plugin: a bridge on each node, and the fabric routes between their ranges.
+# CNI=bridge: a bridge on each node, and routes between their ranges.
 bridge_config() { # NAME
 	local index ranges='' range
 	index=$(cat "$run/$1/index")
@@ -238,16 +239,16 @@ bridge_config() { # NAME
 
 node_up() { # NAME INDEX
 	[[ ${1:-} =~ ^[a-z][a-z0-9-]*$ && ${2:-} =~ ^[1-9][0-9]?$ ]] || fail "want a name and an index from 1 to 99"
-	[ ! -d "$run/$1" ] || fail "$1 is there: cluster.sh node-down $1, or choose another name"
+	[ ! -d "$run/$1" ] || fail "node $1 exists: run cluster.sh node-down $1, or choose another name"
 	! grep -qx "$2" "$run"/*/index 2>/dev/null || fail "another node has the index $2"
 	mkdir -p "$run/$1/disk"
 	echo "$2" >"$run/$1/index"
 	node_start "$1"
 }
 
-node_stop() { # NAME: as if by the power switch
+node_stop() { # NAME: like switching the power off
 	end "$1"
-	ip netns del "$lab-$1" 2>/dev/null || true # with its link
+	ip netns del "$lab-$1" 2>/dev/null || true # also removes its link
 }
 
 now() { date -u +%FT%TZ; }
@@ -262,22 +263,22 @@ in_node() { # NAME CMD…
 
 node_names() { (cd "$run" && ls -d -- */disk | cut -d/ -f1); }
 
-# --- the whole
+# --- the whole cluster
 
 check_machine() {
 	local archive=$checkout/bin/weft-image.tar image
-	[ "$(id -u)" = 0 ] || fail "a cluster needs root: its containers are real"
-	[ -d /sys/fs/cgroup/pids ] || fail "the nodes' cgroups are laid out for cgroup v1, which is not at /sys/fs/cgroup"
-	case $CNI in weft | none | bridge) ;; *) fail "CNI is weft, none or bridge, not $CNI" ;; esac
-	[ "$CNI" != weft ] || [ -f "$archive" ] || fail "there is no image of Weft: make image"
-	if [ -f "$archive" ]; then # a node has no other, and would wait for the one that the manifests ask for
+	[ "$(id -u)" = 0 ] || fail "a cluster needs root: it runs real containers"
+	[ -d /sys/fs/cgroup/pids ] || fail "the nodes need cgroup v1 at /sys/fs/cgroup"
+	case $CNI in weft | none | bridge) ;; *) fail "CNI=$CNI: want weft, none or bridge" ;; esac
+	[ "$CNI" != weft ] || [ -f "$archive" ] || fail "Weft's image is missing: run make image"
+	if [ -f "$archive" ]; then # nodes have no other image, and could not run the manifests'
 		image=$(sed -n 's/^ *image: //p' "$checkout/site/deploy/uninstall.yaml")
 		tar -xOf "$archive" index.json | grep -qF "\"$image\"" ||
-			fail "$archive is not $image, which site/deploy/weft.yaml asks for: make image, without VERSION and IMAGE"
+			fail "$archive is not $image, which site/deploy/weft.yaml needs: run make image, without VERSION and IMAGE"
 	fi
-	case $PROXY_MODE in nftables | iptables) ;; *) fail "PROXY_MODE is nftables or iptables, not $PROXY_MODE" ;; esac
-	[ -z "$(members .)" ] || fail "a cluster is up: use it with make kube-shell, or end it with make kube-down"
-	[ -z "$(leftovers)" ] || fail "something is left of a cluster: make kube-down removes it: $(leftovers)"
+	case $PROXY_MODE in nftables | iptables) ;; *) fail "PROXY_MODE=$PROXY_MODE: want nftables or iptables" ;; esac
+	[ -z "$(members .)" ] || fail "a cluster is running: use it with make kube-shell, or remove it with make kube-down"
+	[ -z "$(leftovers)" ] || fail "remains of a cluster: $(leftovers): run make kube-down"
 }
 
 leftovers() {
@@ -291,7 +292,7 @@ leftovers() {
 
 up() {
 	local n=${NODES:-3} since
-	[[ $n =~ ^[1-9][0-9]?$ ]] || fail "NODES is a number from 1 to 99, not $n"
+	[[ $n =~ ^[1-9][0-9]?$ ]] || fail "NODES=$n: want a number from 1 to 99"
 	check_machine
 	"$kube/packages.sh"
 	"$kube/build.sh" kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl etcd
@@ -307,7 +308,7 @@ up() {
 	for i in $(seq "$n"); do node_wait "node$i" "$since"; done
 	[ "$CNI" != weft ] || weft_up
 	wait_for 60 "the default service account" kc -n default get serviceaccount default
-	kc label namespace default pod-security.kubernetes.io/enforce=privileged >/dev/null # for all that is tried out there
+	kc label namespace default pod-security.kubernetes.io/enforce=privileged >/dev/null # for experiments there
 	say "the cluster is up after $SECONDS s"
 	kc get nodes -o wide
 }
@@ -325,7 +326,7 @@ down() {
 	done
 	rm -rf --one-file-system "$run"
 	left=$(leftovers)
-	[ -z "$left" ] || fail "left over: $left; what uses it is not ours, end it by hand and call again"
+	[ -z "$left" ] || fail "cannot remove $left, which another program uses: stop that and try again"
 }
 
 memory() {
@@ -340,7 +341,7 @@ memory() {
 command=${1:-help}
 case $command in
 	up | down | help) ;;
-	*) [ -f "$settings" ] || fail "there is no cluster: make kube-up" ;;
+	*) [ -f "$settings" ] || fail "there is no cluster: run make kube-up" ;;
 esac
 [ $# = 0 ] || shift
 case $command in
@@ -348,7 +349,7 @@ case $command in
 	down) down ;;
 	kubectl) kc "$@" ;;
 	shell)
-		say "kubectl knows the cluster; exit ends this shell only"
+		say "kubectl is configured for the cluster; exit only ends this shell"
 		cp_ns env KUBECONFIG="$run/pki/admin.kubeconfig" "${SHELL:-bash}"
 		;;
 	exec) cp_ns env KUBECONFIG="$run/pki/admin.kubeconfig" "$@" ;;

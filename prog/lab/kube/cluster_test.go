@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// nodes are those of the cluster that the tests start.
+// nodes are the nodes of the cluster that the tests start.
 var nodes = []string{"node1", "node2", "node3"}
 
 // checkout is the main module's folder, where `make test-kube` has built the programs and the image.
@@ -27,7 +27,7 @@ var checkout = func() string {
 
 var weftProgram = filepath.Join(checkout, "bin", "weft")
 
-// The cluster is started once for all tests. KEEP=1 leaves it running.
+// The tests share one cluster. KEEP=1 leaves it running.
 func TestMain(m *testing.M) {
 	up := exec.Command("./cluster.sh", "up")
 	up.Env = append(os.Environ(), "CNI=none", fmt.Sprintf("NODES=%d", len(nodes)))
@@ -81,13 +81,13 @@ func apply(t testing.TB, manifest string) {
 	must(t, out, err)
 }
 
-// weft asks the agent of a node.
+// weft runs weft in the agent of a node.
 func weft(t testing.TB, node string, args ...string) (string, error) {
 	t.Helper()
 	return cluster(t, "", append([]string{"in", node, weftProgram}, args...)...)
 }
 
-// report is as much of an agent's as tests look at.
+// report has the fields of an agent's report that tests use.
 type report struct {
 	Ready    bool
 	NotReady string
@@ -118,7 +118,7 @@ func (r report) has(pod string) bool {
 	return false
 }
 
-// owns is how many addresses are the node's own.
+// owns returns the number of addresses that the node owns.
 func (r report) owns() (slots uint64) {
 	for _, o := range r.IPAM.Owners {
 		if o.Peer == r.Router.ID {
@@ -137,7 +137,7 @@ func reportOf(t testing.TB, node string) (r report, err error) {
 	return r, err
 }
 
-// eventually waits until something holds, and says why it does not.
+// eventually waits until check succeeds, and otherwise fails with its last error.
 func eventually(t testing.TB, within time.Duration, what string, check func() error) time.Duration {
 	t.Helper()
 	start := time.Now()
@@ -153,7 +153,7 @@ func eventually(t testing.TB, within time.Duration, what string, check func() er
 	}
 }
 
-// pod is a pod as the API server and its node know it.
+// pod has the fields of a pod that tests use.
 type pod struct {
 	Metadata struct{ Name, Namespace, UID string }
 	Spec     struct{ NodeName string }
@@ -175,7 +175,7 @@ func getPod(t testing.TB, name string) (p pod) {
 	return p
 }
 
-// ip is the pod's address of a family.
+// ip returns the pod's address of a family.
 func (p pod) ip(t testing.TB, six bool) string {
 	t.Helper()
 	for _, a := range p.Status.PodIPs {
@@ -187,7 +187,7 @@ func (p pod) ip(t testing.TB, six bool) string {
 	return ""
 }
 
-// url is where something listens.
+// url returns an HTTP URL.
 func url(addr string, port int, path string) string {
 	if strings.Contains(addr, ":") {
 		addr = "[" + addr + "]"
@@ -195,13 +195,14 @@ func url(addr string, port int, path string) string {
 	return fmt.Sprintf("http://%s:%d%s", addr, port, path)
 }
 
-// get asks for a page from within a pod.
+// get fetches a page from within a pod.
 func get(t testing.TB, from, address string) (string, error) {
 	t.Helper()
 	return cluster(t, "", "kubectl", "exec", from, "--", "curl", "-sgf", "--max-time", "3", address)
 }
 
-// pid is a process of the pod, as its node numbers it: so commands run in the pod without the API server.
+// pid returns the pid of a process of the pod on its node. So commands can run in the pod without the
+// API server.
 func (p pod) pid(t testing.TB) string {
 	t.Helper()
 	if len(p.Status.ContainerStatuses) == 0 {
@@ -218,7 +219,7 @@ func (p pod) pid(t testing.TB) string {
 	return ""
 }
 
-// flow is an exchange of numbered messages that goes on until it is ended.
+// flow is an exchange of numbered messages until it is stopped.
 type flow struct {
 	what string
 	cmd  *exec.Cmd
@@ -226,7 +227,7 @@ type flow struct {
 	out  bytes.Buffer
 }
 
-// startFlow sends from a pod to `weft probe listen` in another one, 50 messages a second.
+// startFlow sends from a pod to `weft probe listen` in another one, 50 messages per second.
 func startFlow(t testing.TB, proto string, from pod, to string) *flow {
 	t.Helper()
 	f := &flow{what: fmt.Sprintf("%s from %s to %s", proto, from.Metadata.Name, to)}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Many pods on one node: first with the reference plugins (bridge, host-local, portmap), then with Weft, each on a cluster
-# of its own. Shows how long a CNI ADD took, all plugins of the chain together; with Weft, pods come and go then, and
-# nothing of them may be left.
+# Runs many pods on one node: first with the reference plugins (bridge, host-local, portmap), then
+# with Weft, each on its own cluster. Prints the duration of CNI ADD for all plugins of the chain
+# together. With Weft, pods then come and go, and nothing of them may be left.
 #
 #   PODS    created at once, by default 100
 #   CHURN   seconds of coming and going, by default 600; then at least three pods have come and gone for each
@@ -11,7 +11,7 @@ pods=${PODS:-100} churn=${CHURN:-600}
 node=node1
 c=$kube/cluster.sh
 
-# A plugin's calls are timed by a script in its place, which costs both sides the same few milliseconds.
+# A wrapper script times a plugin's calls. It costs both sides the same few milliseconds.
 wrap() { # PLUGIN…
 	local p
 	for p; do
@@ -58,7 +58,8 @@ all_running() { # within 10 minutes
 	done
 }
 
-# What there is for endpoints: links, routes, elements of nftables' maps, and addresses.
+# Counts everything that belongs to endpoints: links, routes, elements of nftables' maps, and
+# addresses.
 traces() {
 	"$c" in $node sh -c 'ip -o link | grep -c ": weft-" || true; ip route | grep -c "dev weft-" || true
 		ip -6 route | grep -c "dev weft-" || true; nft list table inet weft | wc -l; ls /run/netns | wc -l' | xargs
@@ -77,7 +78,7 @@ come_and_go() {
 	echo "$gone pods have come and gone"
 }
 
-settle() { # until nothing changes any more: an address rests for a while after its pod
+settle() { # until nothing changes any more: released addresses are in quarantine for a while
 	local before='' now=x end=$((SECONDS + 120))
 	while [ "$before" != "$now" ] && [ $SECONDS -lt $end ]; do
 		before=$now
@@ -114,4 +115,4 @@ echo "DEL: $(times DEL)"
 echo "before: $before"
 echo "after:  $after"
 "$c" down
-[ "$before" = "$after" ] || fail "something is left of pods that are gone"
+[ "$before" = "$after" ] || fail "something is left of deleted pods"

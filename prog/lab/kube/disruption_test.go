@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// flows are one of each protocol and family between the probes of two nodes.
+// flows starts one flow of each protocol and family between the probes of two nodes.
 func flows(t *testing.T, from, to string) (all []*flow) {
 	t.Helper()
 	for _, proto := range []string{"udp", "tcp"} {
@@ -27,7 +27,7 @@ func stopAll(t *testing.T, all []*flow) {
 	}
 }
 
-// agentsReplaced waits until every agent's pod is another one than before, and ready.
+// agentsReplaced waits until every agent's pod is new and ready.
 func agentsReplaced(t *testing.T, before string) {
 	t.Helper()
 	eventually(t, 2*time.Minute, "new agents", func() error {
@@ -50,7 +50,7 @@ func agentPods(t *testing.T) string {
 	return kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].metadata.name}")
 }
 
-// Agents end in every way, and flows that go on lose nothing. The data path's pods are not touched.
+// Agents are ended in every way, and running flows lose nothing. The data path's pods stay.
 func agentsKilledAndRolled(t *testing.T) {
 	datapath := kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft-datapath", "-o", "jsonpath={.items[*].metadata.uid}")
 	all := flows(t, "probe-node1", "probe-node2")
@@ -60,17 +60,17 @@ func agentsKilledAndRolled(t *testing.T) {
 	upgraded(t)
 	stopAll(t, all)
 	if now := kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft-datapath", "-o", "jsonpath={.items[*].metadata.uid}"); now != datapath {
-		t.Errorf("the data path's pods were %s and are %s", datapath, now)
+		t.Errorf("the data path's pods changed from %s to %s", datapath, now)
 	}
-	mayReach(t, "server-node3", "server-node2", false) // the policy is in force as before
+	mayReach(t, "server-node3", "server-node2", false) // the policy is still enforced
 	mayReach(t, "server-node1", "server-node2", true)
 }
 
 // outage is how long the API server is down.
 const outage = 2 * time.Minute
 
-// Without the API server pods talk, a pod whose sandbox dies gets another one (a DEL and an ADD), and agents that start
-// anew know policies and pods. What was changed is followed once it is back.
+// Without the API server, pods communicate, a pod whose sandbox dies gets another one (DEL and ADD),
+// and restarted agents know policies and pods. Changes made meanwhile are applied once it is back.
 func withoutAPIServer(t *testing.T) {
 	victim, other := getPod(t, "probe-node3"), getPod(t, "probe-node2")
 	stranger := getPod(t, "server-node3")
@@ -80,7 +80,7 @@ func withoutAPIServer(t *testing.T) {
 	out, err := cluster(t, "", "apiserver-stop")
 	must(t, out, err)
 	start := time.Now()
-	agents := func(node string) { // as if by a crash: the kubelet starts it anew
+	agents := func(node string) { // like a crash: the kubelet restarts it
 		out, err := cluster(t, "", "in", node, "pkill", "-KILL", "-f", "^/weft agent")
 		must(t, out, err)
 	}
@@ -120,7 +120,7 @@ func withoutAPIServer(t *testing.T) {
 		t.Error("a policy is not in force after a restart without the API server")
 	}
 	if err := ask("node1", friendPID); err != nil {
-		t.Errorf("who is allowed in is not, after a restart without the API server: %v", err)
+		t.Errorf("an allowed client is denied after a restart without the API server: %v", err)
 	}
 	time.Sleep(outage - time.Since(start))
 	out, err = cluster(t, "", "apiserver-start")
@@ -136,7 +136,7 @@ func withoutAPIServer(t *testing.T) {
 	ready(t, "probe-node3")
 }
 
-// sandboxOf is the process that holds a pod's namespaces, of a pod with one container, by its node's containerd.
+// sandboxOf returns the process that holds a pod's namespaces, for a pod with one container.
 func sandboxOf(t *testing.T, p pod) (string, error) {
 	t.Helper()
 	out, err := cluster(t, "", "in", p.Spec.NodeName, "ctr", "-n", "k8s.io", "containers", "ls", "-q",
@@ -164,7 +164,7 @@ func killSandbox(t *testing.T, p pod) (pid string) {
 	return pid
 }
 
-// addressOf asks the pod's own node, which gave it the address.
+// addressOf asks the pod's own node, which allocated the address.
 func addressOf(t *testing.T, p pod, six bool) (string, error) {
 	t.Helper()
 	out, err := weft(t, p.Spec.NodeName, "report", "-f", `{{range .endpoints}}{{if eq .name "`+p.Metadata.Name+`"}}{{range .addresses}}{{.}} {{end}}{{end}}{{end}}`)
@@ -179,7 +179,7 @@ func addressOf(t *testing.T, p pod, six bool) (string, error) {
 	return "", err
 }
 
-// owners are the nicknames of those who own addresses.
+// owners returns the nicknames of the peers that own addresses.
 func owners(t *testing.T, node string) (names []string, err error) {
 	t.Helper()
 	r, err := reportOf(t, node)
@@ -190,26 +190,26 @@ func owners(t *testing.T, node string) (names []string, err error) {
 	return names, err
 }
 
-// reclaimed is how often addresses were taken over, as the agents' events say. The ring's generation does not: it is
-// the highest of any slot, and a node can own slots that were never taken over beside one that has some that were.
+// reclaimed returns how often addresses were taken over, according to the agents' events. The ring's
+// generation does not tell: it is the highest of any slot.
 func reclaimed(t *testing.T) int {
 	t.Helper()
 	out := kubectl(t, "get", "events", "-n", "default", "--field-selector=reason=AddressesReclaimed", "-o", "name")
 	return len(strings.Fields(out))
 }
 
-// reclaimedOnce waits for the event of one more take-over than before.
+// reclaimedOnce waits for the event of another take-over.
 func reclaimedOnce(t *testing.T, before int) {
 	t.Helper()
 	eventually(t, 10*time.Second, "the event of a take-over", func() error {
 		if now := reclaimed(t); now != before+1 {
-			return fmt.Errorf("%d take-overs, want one more than %d", now, before)
+			return fmt.Errorf("there are %d take-overs, want one more than %d", now, before)
 		}
 		return nil
 	})
 }
 
-// nodePods are the pods of testdata on a node.
+// nodePods returns the pods of testdata on a node.
 func nodePods(node string) []string {
 	return []string{"server-" + node, "probe-" + node, "host-" + node}
 }
@@ -219,7 +219,7 @@ func removePods(t *testing.T, node string) {
 	kubectl(t, append([]string{"delete", "pod", "--force", "--grace-period=0", "--ignore-not-found"}, nodePods(node)...)...)
 }
 
-// Pods leave a node that is drained; its agent stays, with its addresses, and pods come back when they may.
+// Pods leave a drained node. Its agent stays with its addresses, and pods come back after uncordon.
 func drained(t *testing.T) {
 	const node = "node3"
 	apply(t, manifestOf(t, "drained.yaml", node))
@@ -251,11 +251,11 @@ func drained(t *testing.T) {
 		return nil
 	})
 	if where := homes(); where != "" {
-		t.Errorf("its pod is on %s, though it may not be", where)
+		t.Errorf("its pod is on the cordoned node %s", where)
 	}
 	mayReach(t, "server-node1", "server-node2", true)
 	kubectl(t, "uncordon", node)
-	apply(t, manifestOf(t, "pods.yaml", node)) // nobody else makes them anew
+	apply(t, manifestOf(t, "pods.yaml", node)) // no controller recreates them
 	kubectl(t, "rollout", "status", "deployment/drained", "--timeout=1m")
 	ready(t, nodePods(node)...)
 	back := kubectl(t, "get", "pods", "-l", "app=drained", "-o", "jsonpath={.items[*].metadata.name}")
@@ -271,7 +271,7 @@ func drained(t *testing.T) {
 	kubectl(t, "delete", "deployment", "drained")
 }
 
-// A node that is switched off and on again has its identity, and its addresses; its pods come back.
+// A node that is switched off and on keeps its identity and its addresses, and its pods come back.
 func nodeRebooted(t *testing.T) {
 	const node = "node3"
 	before, err := reportOf(t, node)
@@ -287,7 +287,7 @@ func nodeRebooted(t *testing.T) {
 		case !r.Ready:
 			return fmt.Errorf("not ready: %s", r.NotReady)
 		case r.Router.ID != before.Router.ID:
-			t.Fatalf("it was %+v, and is %+v", before, r)
+			t.Fatalf("the agent changed from %+v to %+v", before, r)
 		}
 		return nil
 	})
@@ -302,8 +302,8 @@ func nodeRebooted(t *testing.T) {
 	}
 }
 
-// A node comes back without its disk, under its name and with its Node: the agent is another one, and what the old one
-// had is reclaimed, once.
+// A node returns without its disk, with the same name and Node object. Its agent is a new peer, and
+// the addresses of the old one are reclaimed once.
 func diskLost(t *testing.T) {
 	const node = "node3"
 	old, err := reportOf(t, node)
@@ -321,7 +321,7 @@ func diskLost(t *testing.T) {
 		}
 		for _, o := range r.IPAM.Owners {
 			if o.Peer == old.Router.ID {
-				return fmt.Errorf("it owns %d", o.Slots)
+				return fmt.Errorf("it still owns %d", o.Slots)
 			}
 		}
 		return nil
@@ -333,8 +333,8 @@ func diskLost(t *testing.T) {
 	reclaimedOnce(t, before)
 }
 
-// A node that only does not answer keeps its addresses. When it is deleted they are reclaimed, once; and another node of
-// its name joins like any new one.
+// A node that only does not answer keeps its addresses. When it is deleted, they are reclaimed once,
+// and another node with its name joins like any new one.
 func nodeDeleted(t *testing.T) {
 	const gone = "node3"
 	all := flows(t, "probe-node1", "probe-node2")
@@ -354,7 +354,7 @@ func nodeDeleted(t *testing.T) {
 				return err
 			}
 			if slices.Contains(names, gone) {
-				return fmt.Errorf("%s says that %v own them", node, names)
+				return fmt.Errorf("according to %s, the owners are %v", node, names)
 			}
 		}
 		return nil

@@ -1,4 +1,4 @@
-# What the scripts of this folder share; each sources it.
+# Settings and functions shared by the scripts of this folder; each sources it.
 kube=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 checkout=$(cd "$kube/../../.." && pwd)
 
@@ -7,9 +7,9 @@ k8s_version=$(required go.mod k8s.io/kubernetes)
 etcd_version=$(required etcd/go.mod go.etcd.io/etcd/server/v3)
 multus_version=$(required multus/go.mod gopkg.in/k8snetworkplumbingwg/multus-cni.v4)
 helm_version=$(required chart/go.mod helm.sh/helm/v3)
-coredns_version=v1.15.0 # the one that prog/lab/bench measures against, so that it is built once
+coredns_version=v1.15.0 # the version in prog/lab/bench, so that it is built once
 
-# What is built, by version.
+# Built programs, by version.
 weft_cache=${XDG_CACHE_HOME:-${HOME:?}/.cache}/weft
 cache=$weft_cache/kube-$k8s_version
 etcd_dir=$weft_cache/etcd-$etcd_version
@@ -18,18 +18,20 @@ multus_dir=$weft_cache/multus-$multus_version
 helm_dir=$weft_cache/helm-$helm_version
 PATH=$cache/bin:$etcd_dir:$coredns_dir:$multus_dir:$helm_dir:$PATH
 
-# The running cluster. Its folder has a short path, since sockets lie below; its namespaces and cgroups have its name.
+# The running cluster. Its folder has a short path, since it contains sockets. Its namespaces and
+# cgroups have its name.
 lab=weft-kube
 run=/var/tmp/$lab
 
-# Addresses. The nodes' end in their index plus ten, written alike in both families: 10.200.0.11 and fd00:10:200::11.
+# Addresses. Those of the nodes end in their index plus ten, in the same digits in both families:
+# 10.200.0.11 and fd00:10:200::11.
 fabric4=10.200.0. fabric6=fd00:10:200::
 service_cidr=10.96.0.0/16,fd00:10:96::/112
 service_ips=10.96.0.1,fd00:10:96::1 # of the API server
 dns_ip=10.96.0.10
 CLUSTER_CIDR=${CLUSTER_CIDR:-10.32.0.0/12,fd00:32::/64}
 
-# A made-up name: images come from this machine's own files, never from a registry.
+# A fictitious name: images come from this machine's files, never from a registry.
 registry=weft.lab/e2e
 
 say() { echo "kube: $*" >&2; }

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// An annotation with another pod's UID opens none of that pod's policies, and gives none of its labels.
+// An annotation with another pod's UID neither disables that pod's policies, nor gives the pod that
+// one's labels.
 func annotations(t *testing.T) {
 	for name, label := range map[string]string{"thief": "nobody", "friend": "yes"} {
 		apply(t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "%s", "labels": {"friend": "%s"}, "annotations": {"kubernetes.io/config.hash": "%s"}},
@@ -16,14 +17,15 @@ func annotations(t *testing.T) {
 			name, label, getPod(t, map[string]string{"thief": "server-node2", "friend": "server-node3"}[name]).Metadata.UID, agnhost(t)))
 	}
 	ready(t, "thief", "friend")
-	mayReach(t, "server-node3", "server-node2", false) // neither are its policies off, nor is the other one a friend
+	mayReach(t, "server-node3", "server-node2", false) // its policies still apply, and the other pod is no friend
 	mayReach(t, "server-node1", "server-node2", true)
 	mayReach(t, "thief", "server-node2", false)
 	mayReach(t, "friend", "server-node2", true)
 	kubectl(t, "delete", "pod", "thief", "friend")
 }
 
-// A pod whose name is no DNS name has a network, and a warning; the longest name that is one has a DNS name as well.
+// A pod whose name is no DNS name gets a network, and a warning. The longest valid name also gets a
+// DNS name.
 func longNames(t *testing.T) {
 	const node = "node1"
 	long, fits := "workflow"+strings.Repeat("-step", 13), "ok"+strings.Repeat("x", 61)
@@ -57,8 +59,9 @@ func event(t *testing.T, node, reason, text string) {
 	})
 }
 
-// A policy that names the nodes by their addresses lets in what they send themselves, in both families, also for others
-// by way of a NodePort; leading zeros are read as the API server of this version reads them.
+// A policy with the nodes' addresses allows packets of the nodes themselves in both families, also
+// those forwarded by a NodePort. Leading zeros are read like the API server of this version reads
+// them.
 func policiesNameNodes(t *testing.T) {
 	const ingress = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "nodes"}, "spec": {
 		"podSelector": {"matchLabels": {"app": "server", "node": "node2"}}, "ingress": [{"from": [%s]}]}}`
@@ -78,16 +81,16 @@ func policiesNameNodes(t *testing.T) {
 		asks("server-node3", name == "everybody")
 	}
 	apply(t, fmt.Sprintf(ingress, `{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.200.0.0/24"]}}, {"ipBlock": {"cidr": "::/0", "except": ["fd00:10:200::/64"]}}`))
-	asks("host-node1", false) // everybody but the nodes
+	asks("host-node1", false) // all but the nodes
 	asks("server-node3", true)
 	out, err := cluster(t, "", "in", "node3", weftProgram, "policy", "explain", "node1", "server-node2.default", "8080")
 	if must(t, out, err); !strings.Contains(out, "10.200.0.11") {
-		t.Errorf("explain does not say by which address the node is known:\n%s", out)
+		t.Errorf("explain does not show the node's address:\n%s", out)
 	}
 	kubectl(t, "delete", "networkpolicy", "nodes")
 	asks("host-node1", false)
 
-	kubectl(t, "annotate", "networkpolicy", "friends", "weft.internal/audit=perhaps") // is no word for "only try it"
+	kubectl(t, "annotate", "networkpolicy", "friends", "weft.internal/audit=perhaps") // not a valid value
 	event(t, "node2", "PolicyUnread", "default/friends")
 	asks("server-node3", false)
 	if r, err := reportOf(t, "node3"); err != nil || !strings.Contains(strings.Join(r.Warnings, " "), "default/friends") {
@@ -96,8 +99,8 @@ func policiesNameNodes(t *testing.T) {
 	kubectl(t, "annotate", "networkpolicy", "friends", "weft.internal/audit-")
 }
 
-// A right that is missing in the role is said with its fix: in the status, as an event, and to pods that start meanwhile.
-// The host is not ready for those, and what runs goes on.
+// A missing right in the role is reported with its fix: in the status, as an event, and to pods that
+// start meanwhile. The host is not ready for new pods, and running pods keep working.
 func rightMissing(t *testing.T) {
 	const node = "node1"
 	role := kubectl(t, "get", "clusterrole", "weft", "-o", "json")
@@ -137,11 +140,11 @@ func rightMissing(t *testing.T) {
 		return err
 	})
 	if agentPods(t) == before {
-		t.Error("the agent was not started anew")
+		t.Error("the agent was not restarted")
 	}
 }
 
-// A Secret that was deleted, or lost what it said, is put back as it was; agents that start anew have it.
+// A Secret that is deleted or incomplete is restored unchanged, so that restarted agents have it.
 func secretDeleted(t *testing.T) {
 	read := func() (f founder, err error) {
 		out, err := cluster(t, "", "kubectl", "-n", "weft", "get", "secret", "weft", "-o", "json")
@@ -162,13 +165,13 @@ func secretDeleted(t *testing.T) {
 		took := eventually(t, 20*time.Second, what, func() error {
 			now, err := read()
 			if err == nil && (string(now.Data["token"]) != string(was.Data["token"]) || fmt.Sprint(now.Metadata.Annotations) != fmt.Sprint(was.Metadata.Annotations)) {
-				err = fmt.Errorf("it says %v, and said %v", now.Metadata.Annotations, was.Metadata.Annotations)
+				err = fmt.Errorf("the annotations are %v, and were %v", now.Metadata.Annotations, was.Metadata.Annotations)
 			}
 			return err
 		})
-		t.Logf("%s: put back after %v", what, took.Round(100*time.Millisecond))
+		t.Logf("%s: restored after %v", what, took.Round(100*time.Millisecond))
 	}
 	if out := kubectl(t, "get", "events", "-n", "default", "--field-selector=reason=SecretRestored", "-o", "name"); out == "" {
-		t.Error("no event says that the Secret was put back")
+		t.Error("no event says that the Secret was restored")
 	}
 }

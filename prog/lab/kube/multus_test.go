@@ -10,24 +10,24 @@ import (
 	"time"
 )
 
-// Another network's configuration behind Weft's changes nothing. Multus' comes before, and its pods have Weft's eth0, with
-// host ports, and what Multus adds; that it calls Weft is seen.
+// A configuration after Weft's changes nothing. With Multus' before it, pods have Weft's eth0 with
+// host ports, and the networks that Multus adds. Weft detects that Multus calls it.
 func multus(t *testing.T) {
 	const node, netd = "node1", "/etc/cni/net.d/"
 	const first, later = "00-multus.conf", "20-other.conflist"
-	build := exec.CommandContext(t.Context(), "./build.sh", "multus") // here, since a cluster alone has no need of it
+	build := exec.CommandContext(t.Context(), "./build.sh", "multus") // here, since clusters otherwise do not need it
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { // Uninstall is to find a node like any other
+	defer func() { // Uninstall expects an ordinary node
 		out, err := cluster(t, "", "in", node, "sh", "-c", "rm -f /opt/cni/bin/multus "+netd+first+" "+netd+later+"; ip link del second 2>/dev/null || true")
 		must(t, out, err)
 	}()
 	put := func(file, content string) {
 		out, err := cluster(t, content, "in", node, "sh", "-c", "cat >/run/new && mv /run/new "+netd+file)
 		must(t, out, err)
-		time.Sleep(500 * time.Millisecond) // containerd reads it again at once, and does not say so
+		time.Sleep(500 * time.Millisecond) // containerd reloads it without any notice
 	}
 
 	put(later, `{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "bridge", "bridge": "other", "ipam": {"type": "host-local", "subnet": "192.168.78.0/24"}}]}`)
@@ -35,14 +35,14 @@ func multus(t *testing.T) {
 	ready(t, "beside")
 	mayReach(t, "beside", "server-node3", true)
 	if r, err := reportOf(t, node); err != nil || !r.has("beside") || len(r.Warnings) > 0 {
-		t.Errorf("with a configuration behind it: %v, %+v", err, r)
+		t.Errorf("with a configuration after Weft's: %v, %+v", err, r)
 	}
 
 	out, err := cluster(t, "", "exec", "sh", "-c", "echo $KUBECONFIG; command -v multus")
 	config, program, _ := strings.Cut(must(t, out, err), "\n")
 	out, err = cluster(t, "", "in", node, "cp", program, "/opt/cni/bin/multus")
 	must(t, out, err)
-	// Multus looks for a network by name in its own folder, unless it is told another one.
+	// By default Multus looks for a network by name in its own folder.
 	put(first, `{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "capabilities": {"portMappings": true}, "kubeconfig": "`+config+`",
 		"clusterNetwork": "weft", "confDir": "`+netd+`"}`)
 	kubectl(t, "apply", "-f", "testdata/multus-kind.yaml")
@@ -52,14 +52,14 @@ func multus(t *testing.T) {
 	kubectl(t, "delete", "pod", "beside", "--force", "--grace-period=0") // see endedUntold
 	throughMultus(t, node)
 	if r, err := reportOf(t, node); err != nil || !r.has("multus") || !r.has("beside") || len(r.Warnings) > 0 {
-		t.Errorf("with a configuration before it that calls Weft: %v, %+v", err, r)
+		t.Errorf("with a configuration before Weft's that calls Weft: %v, %+v", err, r)
 	}
 	kubectl(t, "delete", "pod", "multus")
 	ended(t, node, "multus", 20*time.Second)
 }
 
-// Of a pod that is older than Multus and deleted by force Multus keeps the end for itself: it has not made it. Its
-// address is free all the same.
+// Multus does not pass on the DEL of a pod that is older than Multus and was deleted by force. Its
+// address is released nevertheless.
 func endedUntold(t *testing.T) { ended(t, "node1", "beside", time.Minute) }
 
 // ended waits until Weft has no endpoint of a pod.
@@ -74,7 +74,8 @@ func ended(t *testing.T, node, pod string, within time.Duration) {
 	})
 }
 
-// throughMultus tells that Multus made a pod's network, and that its eth0 is as it would be without.
+// throughMultus asserts that Multus made a pod's networks, and that its eth0 is the same as without
+// Multus.
 func throughMultus(t *testing.T, node string) {
 	t.Helper()
 	var made []struct {
@@ -84,7 +85,7 @@ func throughMultus(t *testing.T, node string) {
 	}
 	status := kubectl(t, "get", "pod", "multus", "-o", `jsonpath={.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
 	if err := json.Unmarshal([]byte(status), &made); err != nil || len(made) != 2 {
-		t.Fatalf("Multus says of the pod's networks: %v: %q", err, status)
+		t.Fatalf("Multus reports the pod's networks as: %v: %q", err, status)
 	}
 	p := getPod(t, "multus")
 	if eth0 := made[0]; eth0.Name != "weft" || eth0.Interface != "eth0" || !eth0.Default || !slices.Equal(eth0.IPs, []string{p.ip(t, false), p.ip(t, true)}) {
@@ -96,6 +97,6 @@ func throughMultus(t *testing.T, node string) {
 	mayReach(t, "multus", "server-node3", true)
 	mayReach(t, "server-node3", "multus", true)
 	if _, err := cluster(t, "", "exec", "curl", "-sgf", "--max-time", "3", url("10.200.0.11", 8112, "/hostname")); err != nil {
-		t.Errorf("its host port on %s: %v", node, err)
+		t.Errorf("the pod's host port on %s: %v", node, err)
 	}
 }

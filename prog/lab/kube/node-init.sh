@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The first process of a node, in its namespaces: lays out its file system, then runs containerd, the kubelet and
-# kube-proxy. cluster.sh gives it its name, addresses, images and the settings in the environment.
+# The first process of a node in its namespaces. It sets up the file system, then runs containerd, the
+# kubelet and kube-proxy. cluster.sh passes its name, addresses, images and settings in the
+# environment.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
-disk=$run/$NAME/disk # what a restart keeps
+disk=$run/$NAME/disk # survives a restart
 hostname "$NAME"
 
-# The sysfs of this network namespace, with the cgroup hierarchies mounted afresh: in a new cgroup namespace the root of
-# each is this node's own.
+# Mount the sysfs of this network namespace, and the cgroup hierarchies anew: in a new cgroup
+# namespace, the root of each is this node's own.
 mount -t sysfs sysfs /sys
 mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
 awk 'NR > 1 && $2 != 0 {print $1}' /proc/cgroups | while read -r c; do
@@ -17,8 +18,8 @@ done
 mkdir /sys/fs/cgroup/systemd
 mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd
 
-# Its own state. The overlays are for the mount points, which the machine may not have; the folders themselves are
-# no overlays, on which containerd could not mount its own.
+# The node's own state. The overlays only provide mount points that the machine may lack. The folders
+# themselves are no overlays, since containerd could not mount its own on them.
 for d in /etc /opt /var/lib /var/log; do
 	mkdir -p "$disk/overlay$d" "$disk/overlay/work$d"
 	mount -t overlay -o "lowerdir=$d,upperdir=$disk/overlay$d,workdir=$disk/overlay/work$d" overlay "$d"
@@ -32,7 +33,8 @@ mkdir -p /run/lock /run/netns /run/kubernetes /etc/cni/net.d /opt/cni/bin
 cp -u /usr/lib/cni/* /opt/cni/bin/
 cp "$run/pki"/{ca.crt,"$NAME.kubeconfig",kube-proxy.kubeconfig,"kubelet-$NAME.crt","kubelet-$NAME.key"} /run/kubernetes/
 
-# The kubelet sets these sysctls of the whole machine unless it finds what it wants: it is shown that.
+# The kubelet would set these sysctls of the whole machine unless they have the expected values, so
+# show it these.
 for kv in vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 \
 	kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000; do
 	shown=/run/kubernetes/${kv%=*}
@@ -45,9 +47,10 @@ echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables
 echo 1 >/proc/sys/net/bridge/bridge-nf-call-ip6tables
 
-mount --make-rshared / # pods see later mounts, as on a systemd host
+mount --make-rshared / # propagate later mounts to pods, as on a systemd host
 
-# restrict_oom_score_adj: without CAP_SYS_RESOURCE, as in most containers, a score below our own is refused.
+# restrict_oom_score_adj: without CAP_SYS_RESOURCE, as in most containers, a lower score than this
+# process's own is refused.
 cat >/run/kubernetes/containerd.toml <<TOML
 version = 2
 [plugins."io.containerd.grpc.v1.cri"]
@@ -57,7 +60,7 @@ version = 2
     runtime_type = "io.containerd.runc.v2"
 TOML
 
-# The resolver of the machines, which nobody answers at: there is no world outside.
+# The machines' resolver, which does not exist: the lab has no outside.
 echo "nameserver ${fabric4}1" >/run/kubernetes/resolv.conf
 cat >/run/kubernetes/kubelet.yaml <<YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
@@ -73,11 +76,12 @@ tlsCertFile: /run/kubernetes/kubelet-$NAME.crt
 tlsPrivateKeyFile: /run/kubernetes/kubelet-$NAME.key
 authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: /run/kubernetes/ca.crt}}
 authorization: {mode: Webhook}
-imageGCHighThresholdPercent: 100 # what it removed could not be pulled again
+imageGCHighThresholdPercent: 100 # removed images could not be pulled again
 evictionHard: {memory.available: 50Mi, nodefs.available: "1%", imagefs.available: "1%"}
 nodeStatusUpdateFrequency: 5s
 YAML
-# How many connections there may be is the machine's to say; timeouts are of each network namespace.
+# The maximum number of connections is a setting of the machine; the timeouts are per network
+# namespace.
 cat >/run/kubernetes/kube-proxy.yaml <<YAML
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
@@ -88,7 +92,7 @@ hostnameOverride: $NAME
 conntrack: {maxPerCore: 0}
 YAML
 
-keep() { # LOG PROGRAM…: runs it again when it ends, as systemd would
+keep() { # LOG PROGRAM…: restarts the program when it ends, like systemd
 	local log=$run/log/$NAME-$1.log
 	shift
 	while :; do
@@ -98,7 +102,7 @@ keep() { # LOG PROGRAM…: runs it again when it ends, as systemd would
 }
 keep containerd containerd --config /run/kubernetes/containerd.toml &
 until ctr version >/dev/null 2>&1; do sleep 0.2; done
-# A restarted node has them.
+# A restarted node already has them.
 for image in "$IMAGES"/*.tar "$checkout/bin/weft-image.tar"; do
 	[ ! -f "$image" ] || ctr -n k8s.io images import "$image"
 done

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// nodeIP is where a node is on the underlay.
+// nodeIP returns a node's address on the underlay.
 func nodeIP(n int, six bool) string {
 	if six {
 		return fmt.Sprintf("fd00:10:200::%d", 10+n)
@@ -17,7 +17,8 @@ func nodeIP(n int, six bool) string {
 	return fmt.Sprintf("10.200.0.%d", 10+n)
 }
 
-// nodesAskServices is what nodes do with services themselves: the node with the server, and one without.
+// nodesAskServices tests services used by the nodes themselves: the node with the server, and another
+// one.
 func nodesAskServices(t *testing.T) {
 	apply(t, manifestOf(t, "nodes.yaml", ""))
 	ready(t, "hostdns")
@@ -55,7 +56,7 @@ func nodesAskServices(t *testing.T) {
 					t.Errorf("%s, a large request: %v, %d bytes", what, err, len(got))
 				}
 				if got, err := ask("sh", "-c", fmt.Sprintf("echo hostname | nc -u -w 2 %s %d", at.addr, at.udp)); err != nil || got != "server-node2" {
-					t.Errorf("%s, UDP: %v, %q answers", what, err, got)
+					t.Errorf("%s, UDP: %v, answer of %q", what, err, got)
 				}
 				seen, err := curl(url(at.addr, at.http, "/clientip"))
 				if from, e := netip.ParseAddrPort(seen); err != nil || e != nil || node == "node1" && !slices.Contains(overlayOf(t, node), from.Addr().String()) && !strings.Contains(way, "NodePort") {
@@ -74,15 +75,15 @@ func nodesAskServices(t *testing.T) {
 			}
 		}
 		if got, err := get(t, "host-node1", url(clusterIP, 80, "/hostname")); err != nil || got != "server-node2" {
-			t.Errorf("a pod of the host's network, IPv6 %v: %v, %q", six, err, got)
+			t.Errorf("a pod on the host's network, IPv6 %v: %v, %q", six, err, got)
 		}
 	}
 	if got, err := get(t, "hostdns", "http://far.default.svc.cluster.local/hostname"); err != nil || got != "server-node2" {
-		t.Errorf("a name, from a pod of the host's network: %v, %q", err, got)
+		t.Errorf("a name, from a pod on the host's network: %v, %q", err, got)
 	}
 }
 
-// serviceIP is a service's ClusterIP of a family.
+// serviceIP returns a service's ClusterIP of a family.
 func serviceIP(t *testing.T, name string, six bool) string {
 	t.Helper()
 	for ip := range strings.FieldsSeq(kubectl(t, "get", "service", name, "-o", "jsonpath={.spec.clusterIPs[0]} {.spec.clusterIPs[1]}")) {
@@ -94,7 +95,7 @@ func serviceIP(t *testing.T, name string, six bool) string {
 	return ""
 }
 
-// overlayOf are a node's addresses in the overlay.
+// overlayOf returns a node's addresses in the overlay.
 func overlayOf(t *testing.T, node string) []string {
 	t.Helper()
 	out, err := weft(t, node, "report", "-f", "{{range .router.node}}{{.}} {{end}}")

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Installs what is missing of the Debian packages that the cluster runs and that its images are made of.
+# Installs the missing Debian packages that the cluster runs, or that its images are made of.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 
 packages=(
 	containerd runc containernetworking-plugins        # each node's runtime, and CNI=bridge
-	conntrack ethtool socat nftables iptables ipset    # the kubelet's and kube-proxy's
+	conntrack ethtool socat nftables iptables ipset    # for the kubelet and kube-proxy
 	iproute2 util-linux                                # namespaces
-	busybox-static dash netcat-openbsd curl wget libc-bin bind9-dnsutils # what the specs run in their pods
+	busybox-static dash netcat-openbsd curl wget libc-bin bind9-dnsutils # used by the specs in their pods
 )
 missing=()
 for p in "${packages[@]}"; do
@@ -15,9 +15,9 @@ for p in "${packages[@]}"; do
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
-[ "$(id -u)" = 0 ] || fail "missing: sudo apt-get install ${missing[*]}"
+[ "$(id -u)" = 0 ] || fail "packages are missing: run sudo apt-get install ${missing[*]}"
 say "installing Debian's ${missing[*]}"
 apt() { DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=600 "$@" </dev/null >/dev/null; }
 apt install --no-install-recommends "${missing[@]}" 2>/dev/null ||
-	{ apt update && apt install --no-install-recommends "${missing[@]}"; } || # its lists may be absent or old
+	{ apt update && apt install --no-install-recommends "${missing[@]}"; } || # the package lists may be missing or outdated
 	fail "apt-get could not install ${missing[*]}: see above"

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// A setting that is not understood is an event on the Node, and harms nobody but the agent that was to have it.
+// An invalid setting is an event on the Node, and only affects that agent.
 func settings(t *testing.T) {
 	const node = "node1"
 	agent := func() string {
@@ -24,7 +24,7 @@ func settings(t *testing.T) {
 	})
 	mayReach(t, "server-"+node, "server-node2", true)
 	kubectl(t, "-n", "weft", "patch", "configmap", "weft", "-p", `{"data":{"WEFT_MTU":"1380","WEFT_CNI_CHAIN":"portmap,bandwidth"}}`)
-	kubectl(t, "-n", "weft", "delete", agent()) // not by force: it may be up with the new settings by now, and goes on for a while
+	kubectl(t, "-n", "weft", "delete", agent()) // not by force: it may already run with the new settings
 	eventually(t, time.Minute, "the MTU and the plugins of the settings", func() error {
 		out, err := weft(t, node, "report", "-f", "{{.router.mtu}} {{.cni.plugins}} {{.ready}}")
 		if err == nil && out != "1380 [weft-cni portmap bandwidth] true" {
@@ -36,8 +36,8 @@ func settings(t *testing.T) {
 	kubectl(t, "-n", "weft", "delete", "configmap", "weft")
 }
 
-// bandwidth tells that what a pod's annotations ask for is set on its own link, and goes with it. How fast it then is
-// is not measured: containerd allows for a burst of 512 MiB.
+// bandwidth asserts that the limits of a pod's annotations are set on its link and removed with it.
+// It does not measure the speed, since containerd allows a burst of 512 MiB.
 func bandwidth(t *testing.T, node string) {
 	t.Helper()
 	limits := func() string {
@@ -54,7 +54,7 @@ func bandwidth(t *testing.T, node string) {
 		switch {
 		case strings.Contains(line, " dev "+link+" ") && strings.Contains(line, " rate 8Mbit "):
 			in++
-		case strings.Contains(line, " dev bwp") && strings.Contains(line, " rate 16Mbit "): // what comes from the pod goes by way of this
+		case strings.Contains(line, " dev bwp") && strings.Contains(line, " rate 16Mbit "): // the interface for traffic from the pod
 			out++
 		}
 	}
@@ -64,7 +64,7 @@ func bandwidth(t *testing.T, node string) {
 	mayReach(t, "server-node2", "limited", true)
 	mayReach(t, "limited", "server-node3", true)
 	kubectl(t, "delete", "pod", "limited")
-	eventually(t, 20*time.Second, "the limits' end", func() error {
+	eventually(t, 20*time.Second, "the removal of the limits", func() error {
 		if left := limits(); left != "" {
 			return fmt.Errorf("there are:\n%s", left)
 		}
@@ -72,7 +72,8 @@ func bandwidth(t *testing.T, node string) {
 	})
 }
 
-// A range of kube-proxy's that is not Weft's is an event on each Node and in the status, there until it is mended.
+// If kube-proxy's range is not Weft's, each Node has an event and a warning in the status until it is
+// fixed.
 func clusterCIDR(t *testing.T) {
 	const other = "10.244.0.0/16"
 	warned := func(node string) (bool, error) {
@@ -80,7 +81,7 @@ func clusterCIDR(t *testing.T) {
 		return strings.Contains(strings.Join(r.Warnings, "\n"), other), err
 	}
 	proxyConfig(t, other)
-	before := agentPods(t) // they look at once when they start, and rarely later
+	before := agentPods(t) // agents check once at their start, and rarely later
 	kubectl(t, "-n", "weft", "delete", "pods", "-l", "app=weft", "--force", "--grace-period=0")
 	agentsReplaced(t, before)
 	for _, node := range nodes {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// TestWeft installs Weft and goes through what it promises, each step on what the ones before have left.
+// TestWeft installs Weft and tests its promises. Each step builds on the steps before.
 func TestWeft(t *testing.T) {
 	for _, step := range []struct {
 		name string
@@ -30,7 +30,7 @@ func TestWeft(t *testing.T) {
 		{"Plugin", plugin},
 		{"Settings", settings},
 		{"Multus", multus},
-		{"EndedUntold", endedUntold}, // before agents start anew, which frees it as well
+		{"EndedUntold", endedUntold}, // before agents restart, which would release it as well
 		{"ClusterCIDR", clusterCIDR},
 		{"AgentsKilledAndRolled", agentsKilledAndRolled},
 		{"RightMissing", rightMissing},
@@ -45,7 +45,7 @@ func TestWeft(t *testing.T) {
 		{"FounderGone", founderGone},
 	} {
 		if !t.Run(step.name, step.run) && step.name == "Install" {
-			t.Fatal("nothing else can be tested")
+			t.Fatal("the remaining tests need a running installation")
 		}
 	}
 }
@@ -74,9 +74,9 @@ func install(t *testing.T) {
 			t.Errorf("%s: universe %s,%s, want kube-proxy's %s", node, r.IPAM.Range, r.IPAM.Range6, cidr)
 		}
 		if len(r.CNI.Plugins) != 2 {
-			t.Errorf("%s: plugins %v, want portmap behind ours", node, r.CNI.Plugins)
+			t.Errorf("%s: plugins %v, want portmap after weft-cni", node, r.CNI.Plugins)
 		}
-		eventually(t, 10*time.Second, node+"'s network is available", func() error { // the agent looks once a second
+		eventually(t, 10*time.Second, node+"'s network is available", func() error { // the agent checks once a second
 			status := kubectl(t, "get", "node", node, "-o", `jsonpath={.status.conditions[?(@.type=="NetworkUnavailable")].status}`)
 			if status != "False" {
 				return fmt.Errorf("NetworkUnavailable is %q", status)
@@ -91,20 +91,21 @@ func install(t *testing.T) {
 	must(t, out, err)
 }
 
-// clusterRange is what kube-proxy was told, the pods' ranges of both families.
+// clusterRange returns kube-proxy's pod ranges of both families.
 func clusterRange(t *testing.T) string {
 	t.Helper()
 	cidr, err := cluster(t, "", "exec", "sh", "-c", ". "+checkout+"/prog/lab/kube/env.sh; echo $CLUSTER_CIDR")
 	return must(t, cidr, err)
 }
 
-// proxyConfig writes kube-proxy's configuration where kubeadm keeps it; the lab's kube-proxy has its own.
+// proxyConfig writes the ConfigMap of kubeadm's kube-proxy; the lab's kube-proxy has its own
+// configuration.
 func proxyConfig(t *testing.T, cidr string) {
 	t.Helper()
 	apply(t, fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-proxy, namespace: kube-system}\ndata:\n  config.conf: |\n    kind: KubeProxyConfiguration\n    clusterCIDR: %s\n", cidr))
 }
 
-// agnhost is the name of the image.
+// agnhost returns the name of its image.
 func agnhost(t *testing.T) string {
 	t.Helper()
 	out, err := cluster(t, "", "in", nodes[0], "ctr", "-n", "k8s.io", "images", "ls", "-q")
@@ -117,7 +118,7 @@ func agnhost(t *testing.T) string {
 	return ""
 }
 
-// image is the name that the manifests know Weft's image by.
+// image returns the name of Weft's image in the manifests.
 func image(t *testing.T) string {
 	t.Helper()
 	data, err := os.ReadFile(checkout + "/site/deploy/uninstall.yaml")
@@ -132,7 +133,7 @@ func image(t *testing.T) string {
 	return name
 }
 
-// manifestOf is a file of testdata, for a node.
+// manifestOf returns a file of testdata for a node.
 func manifestOf(t *testing.T, file, node string) string {
 	t.Helper()
 	data, err := os.ReadFile("testdata/" + file)
@@ -147,8 +148,8 @@ func ready(t *testing.T, names ...string) {
 	kubectl(t, append([]string{"wait", "--for=condition=Ready", "--timeout=90s", "pod"}, names...)...)
 }
 
-// Every pod reaches every other in both families, and is seen there by its own address; the kubelet's probes and pods
-// of the host's network reach them as well.
+// Every pod reaches every other in both families with its own source address. The kubelet's probes
+// and pods on the host's network reach them as well.
 func pods(t *testing.T) {
 	for _, node := range nodes {
 		apply(t, manifestOf(t, "pods.yaml", node))
@@ -156,7 +157,7 @@ func pods(t *testing.T) {
 	for _, node := range nodes {
 		ready(t, nodePods(node)...)
 	}
-	for _, node := range nodes { // a first handshake that is lost is tried again with the next keepalive, 25 s later
+	for _, node := range nodes { // a lost handshake is retried with the next keepalive, 25 s later
 		took := eventually(t, 40*time.Second, node+"'s tunnels", func() error {
 			out, err := weft(t, node, "report", "-f", "{{range .router.connections}}{{.state}} {{end}}")
 			if err == nil && strings.Count(out, "established") != len(nodes)-1 {
@@ -183,9 +184,9 @@ func pods(t *testing.T) {
 	}
 }
 
-// What pods say to each other is not to be read between the nodes.
+// The traffic between pods is encrypted between the nodes.
 func noPlaintext(t *testing.T) {
-	const marker = "this is not for others"
+	const marker = "this must be encrypted"
 	capture := exec.CommandContext(t.Context(), "./cluster.sh", "exec", weftProgram, "probe", "capture", "--json", "--duration", "6s", "--marker", marker, "fabric")
 	out, err := capture.StdoutPipe()
 	if err != nil {
@@ -223,11 +224,11 @@ func noPlaintext(t *testing.T) {
 			tunnelled += f.Packets
 		}
 		if f.Port == 7007 {
-			t.Errorf("%d packets to the probe's port are on the underlay", f.Packets)
+			t.Errorf("the underlay carried %d packets to the probe's port", f.Packets)
 		}
 	}
 	if seen.Marked > 0 || seen.Dropped > 0 || tunnelled < 160 {
-		t.Errorf("%d packets with the text, %d not seen, %d in tunnels", seen.Marked, seen.Dropped, tunnelled)
+		t.Errorf("the capture has %d packets with the marker, %d missed, %d in tunnels", seen.Marked, seen.Dropped, tunnelled)
 	}
 }
 
@@ -240,7 +241,7 @@ func services(t *testing.T) {
 			eventually(t, 20*time.Second, name+" at "+ip, func() error {
 				seen, err := get(t, "server-node1", url(ip, 80, "/clientip"))
 				if err != nil || name == "own" {
-					return err // a pod that reaches itself by a service is masqueraded by kube-proxy
+					return err // kube-proxy masquerades a pod that reaches itself through a service
 				}
 				host, err := netip.ParseAddrPort(seen)
 				if err == nil && host.Addr().String() != from.ip(t, strings.Contains(ip, ":")) {
@@ -257,7 +258,7 @@ func services(t *testing.T) {
 	eventually(t, 20*time.Second, "externalTrafficPolicy: Local", func() error {
 		seen, err := outside(url(node(2), 30080, "/clientip"))
 		if err == nil && !strings.HasPrefix(seen, "10.200.0.1:") {
-			t.Fatalf("who asks from outside is seen as %s", seen)
+			t.Fatalf("a client outside the cluster is seen as %s", seen)
 		}
 		return err
 	})
@@ -271,7 +272,7 @@ func services(t *testing.T) {
 		t.Errorf("hostPort from a pod of another node: %v", err)
 	}
 	if _, err := get(t, "server-node1", url(node(2), 8088, "/hostname")); err != nil {
-		t.Errorf("a pod of another node's host network: %v", err)
+		t.Errorf("a pod on another node's host network: %v", err)
 	}
 	eventually(t, 20*time.Second, "a headless service's name", func() error {
 		seen, err := get(t, "server-node3", "http://headless.default.svc.cluster.local:8080/hostname")
@@ -282,7 +283,7 @@ func services(t *testing.T) {
 	})
 }
 
-// mayReach waits until a server is reached, or is not, by its address.
+// mayReach waits until a server is reachable by its address, or is not.
 func mayReach(t *testing.T, from, to string, want bool) {
 	t.Helper()
 	for _, six := range []bool{false, true} {
@@ -306,7 +307,8 @@ func policy(t *testing.T) {
 	ready(t, "server-node2") // the kubelet's probes are exempt
 }
 
-// names asks the name server on the pod's gateway, as CoreDNS would that forwards Weft's domain.
+// names queries the name server on the pod's gateway address, as a CoreDNS that forwards Weft's
+// domain would.
 func names(t *testing.T) {
 	want := getPod(t, "server-node2").ip(t, false)
 	out, err := cluster(t, "", "kubectl", "exec", "server-node1", "--", "nslookup", "server-node2.default.weft.internal", "169.254.1.1")
@@ -315,7 +317,7 @@ func names(t *testing.T) {
 	}
 }
 
-// plugin is the plugin of kubectl.
+// plugin tests the kubectl plugin.
 func plugin(t *testing.T) {
 	ask := func(args ...string) string {
 		out, err := cluster(t, "", append([]string{"exec", checkout + "/site/deploy/kubectl-weft"}, args...)...)
@@ -336,7 +338,7 @@ func plugin(t *testing.T) {
 	if out := ask("report", "server-node1", "--context=lab", "-n", "default"); !strings.Contains(out, `"ready": true`) {
 		t.Errorf("report, with flags:\n%s", out)
 	}
-	for args, want := range map[string]string{ // what the real kubectl makes of it; all else is tested with a stand-in
+	for args, want := range map[string]string{ // with the real kubectl; everything else is tested with a fake
 		"status --context=none":     `context "none" does not exist`,
 		"report nothing":            "there is no pod default/nothing, and no node nothing",
 		"report server-node1 -n no": "there is no pod no/server-node1",

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Tests Weft on a real Kubernetes of three nodes on this machine, after the cheaper tests of modules that need one's
-# libraries: the chart, and what an API server accepts. At last once more what kube-proxy's mode makes a difference for.
+# Tests Weft on a real Kubernetes of three nodes on this machine, after the cheaper tests of the
+# modules with Kubernetes' libraries: the chart, and the comparison with the API server's code. At the
+# end it repeats the tests that depend on kube-proxy's mode.
 set -euo pipefail
 cd "$(dirname "$0")"
 export GOFLAGS='' GOWORK=off

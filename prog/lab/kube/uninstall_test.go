@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// documented are the commands of a section of site/docs/kubernetes.md, block by block.
+// documented returns the commands of a section of site/docs/kubernetes.md, block by block.
 func documented(t *testing.T, section string) (blocks [][]string) {
 	t.Helper()
 	data, err := os.ReadFile(checkout + "/site/docs/kubernetes.md")
@@ -33,7 +33,7 @@ func documented(t *testing.T, section string) (blocks [][]string) {
 	return blocks
 }
 
-// follow runs documented commands in site/deploy. Each has to succeed.
+// follow runs documented commands in site/deploy. Each must succeed.
 func follow(t *testing.T, commands ...string) {
 	t.Helper()
 	for _, command := range commands {
@@ -42,17 +42,17 @@ func follow(t *testing.T, commands ...string) {
 	}
 }
 
-// uninstall follows site/docs/kubernetes.md, after which nothing is left.
+// uninstall follows site/docs/kubernetes.md. Afterwards nothing is left.
 func uninstall(t *testing.T) {
 	kubectl(t, "delete", "pods,services,networkpolicies", "--all", "--grace-period=0", "--force")
 	steps := documented(t, "Uninstall")[0]
 	follow(t, steps...)
 	nothingLeft(t)
-	follow(t, steps[0], steps[len(steps)-1]) // as somebody does who is not sure
+	follow(t, steps[0], steps[len(steps)-1]) // repeat it, as an unsure user would
 }
 
-// byHelm installs Weft by the documented command, in a cluster whose Pod Security refuses pods of the host's network unless
-// their namespace is labelled, and uninstalls it as documented.
+// byHelm installs Weft with the documented command and uninstalls it. The cluster's Pod Security
+// refuses pods on the host's network, unless their namespace is labelled.
 func byHelm(t *testing.T) {
 	build := exec.CommandContext(t.Context(), "./build.sh", "helm")
 	build.Stderr = os.Stderr
@@ -82,7 +82,7 @@ func byHelm(t *testing.T) {
 	nothingLeft(t)
 }
 
-// nothingLeft tells that neither the API server nor the nodes have anything of Weft's.
+// nothingLeft asserts that nothing of Weft is left at the API server and on the nodes.
 func nothingLeft(t *testing.T) {
 	t.Helper()
 	for _, where := range [][]string{
@@ -96,7 +96,7 @@ func nothingLeft(t *testing.T) {
 		}
 	}
 	if out := kubectl(t, "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="NetworkUnavailable")].reason}`); out != "" {
-		t.Errorf("Nodes still say of their network: %s", out)
+		t.Errorf("Nodes still have network conditions: %s", out)
 	}
 	for _, node := range nodes {
 		for what, command := range map[string]string{
@@ -113,14 +113,14 @@ func nothingLeft(t *testing.T) {
 	}
 }
 
-// founder is what the Secret says.
+// founder is the founder according to the Secret.
 type founder struct {
 	Metadata struct{ Annotations map[string]string }
 	Data     map[string][]byte
 }
 
-// A founder named itself, and its Node was deleted before it said "founded": one of the agents takes its place, and there
-// is one ring. Nobody has one yet, as after Uninstall.
+// The Node of a founder is deleted before it sets "founded": another agent takes its place, and there
+// is one ring. No node has a ring yet, as after Uninstall.
 func founderGone(t *testing.T) {
 	kubectl(t, "wait", "--for=condition=Ready=False", "node", "--all", "--timeout=1m")
 	out, err := cluster(t, "", "exec", weftProgram, "token")
@@ -143,7 +143,7 @@ func founderGone(t *testing.T) {
 	node := by["weft.dev/founder-node"]
 	if !slices.Contains(nodes, node) || by["weft.dev/founder-uid"] != kubectl(t, "get", "node", node, "-o", "jsonpath={.metadata.uid}") ||
 		by["weft.dev/founded"] != "true" || by["weft.dev/universe"] != cidr || string(f.Data["token"]) != token {
-		t.Fatalf("the Secret says %v", by)
+		t.Fatalf("the Secret names %v", by)
 	}
 	rings := map[string]bool{}
 	for _, n := range nodes {

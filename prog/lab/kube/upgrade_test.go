@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// upgraded applies the manifest of a newer release, and then this one's again: agents are of what was applied last, the
-// data path's pods of what they were. The image is the same under another name.
+// The manifest of a newer release is applied, and then this one's again: agents run the release
+// applied last, and the data path's pods keep theirs. The image is the same under another name.
 func upgraded(t *testing.T) {
 	t.Helper()
 	data, err := os.ReadFile(checkout + "/site/deploy/weft.yaml")

@@ -1,4 +1,6 @@
-// Package labtest gives a test a lab of its own, with programs built from the tree under test.
+// Package labtest runs a lab for a test, with programs built from the tree under test. It owns the
+// built programs of the process. Its functions are safe for concurrent tests. It never changes the
+// machine's own network.
 package labtest
 
 import (
@@ -17,10 +19,10 @@ import (
 	"weft/prog/lab"
 )
 
-// New brings a lab up and takes it down at the end of the test. Unless o.Bin is set, it runs the tree's weft and
-// weft-cni. The lab is named after the test unless o.Name is set. If the test fails, each host's agent log is
-// shown; a lab that does not come up is fatal. A machine that cannot run a lab fails the test as well: a suite
-// that skips what matters says nothing.
+// New makes a lab and removes it at the end of the test. It runs the tree's weft and weft-cni unless
+// o.Bin is set, and is named after the test unless o.Name is set. If the test fails, it logs each
+// host's agent log. If the lab does not start, or the machine cannot run one, the test fails: a
+// skipped suite would prove nothing.
 func New(t testing.TB, o lab.Options) *lab.Lab {
 	t.Helper()
 	if o.Bin == "" {
@@ -33,7 +35,7 @@ func New(t testing.TB, o lab.Options) *lab.Lab {
 		o.Progress = func(line string) { t.Log(line) }
 	}
 	if detecting() {
-		watchRaces(t) // first: it looks when the lab is down
+		watchRaces(t) // first, since it checks after the lab is removed
 	}
 	l, err := lab.Up(t.Context(), o)
 	if l != nil {
@@ -41,7 +43,7 @@ func New(t testing.TB, o lab.Options) *lab.Lab {
 			if t.Failed() {
 				dump(t, l)
 			}
-			// The test's own context has ended by now.
+			// The test's own context has already ended.
 			if err := l.Down(context.Background()); err != nil {
 				t.Error(err)
 			}
@@ -53,25 +55,26 @@ func New(t testing.TB, o lab.Options) *lab.Lab {
 	return l
 }
 
-// Waits lets a test run beside others that mostly wait as well, for what takes a system half a minute and hardly a
-// processor. They come after all others. (The race detector's log is named in the environment, which all tests share.)
+// Waits lets a test run in parallel with others that mostly wait and hardly use a processor. They run
+// after all other tests. (t.Parallel is impossible with LAB_RACE, which sets an environment
+// variable.)
 func Waits(t *testing.T) {
 	if !detecting() {
 		t.Parallel()
 	}
 }
 
-// name is unique among the tests that may run at the same time.
+// name returns a name that is unique among concurrent tests.
 func name(t testing.TB) string {
 	sum := sha256.Sum256([]byte(t.Name()))
 	return fmt.Sprintf("test-%d-%x", os.Getpid(), sum[:4])
 }
 
-// dumpLimit keeps the end of a log, where the failure is.
+// dumpLimit limits a log to its end, where the failure is.
 const dumpLimit = 16 << 10
 
-// Need makes sure of a program. If it cannot be installed, the test is skipped, and says how
-// to get the program.
+// Need installs a program if it is missing. If that fails, it skips the test with a message that says
+// how to install it.
 func Need(t testing.TB, program, pkg string) {
 	t.Helper()
 	if err := lab.Install(program, pkg); err != nil {
@@ -89,16 +92,16 @@ func dump(t testing.TB, l *lab.Lab) {
 			data = data[len(data)-dumpLimit:]
 		}
 		t.Logf("agent.log of %s:\n%s", host, data)
-		// A packet that is missing was dropped somewhere, and the kernel counts it there.
+		// A missing packet was dropped somewhere, and the kernel has counted it.
 		counters, err := l.Exec(context.Background(), host, nil, "cat", "/proc/net/dev", "/proc/net/snmp6")
 		if err == nil {
-			t.Logf("drops on %s since it was made:\n%s", host, drops(counters))
+			t.Logf("drops on %s since its start:\n%s", host, drops(counters))
 		}
 	}
 }
 
-// drops picks what counts losses, where there were any: of /proc/net/dev the lines of links
-// with errors or drops, of /proc/net/snmp6 the counters with such names.
+// drops selects the non-zero counters of losses: links with errors or drops in /proc/net/dev, and the
+// counters with such names in /proc/net/snmp6.
 func drops(counters string) string {
 	var out strings.Builder
 	for line := range strings.Lines(counters) {
@@ -113,8 +116,8 @@ func drops(counters string) string {
 	return out.String()
 }
 
-// Bin returns a directory with static weft and weft-cni, built once for all tests of a process. WEFT_BIN names
-// a directory with finished programs instead.
+// Bin returns a directory with static weft and weft-cni, built once per process. WEFT_BIN names a
+// directory with finished programs instead.
 func Bin(t testing.TB) string {
 	t.Helper()
 	if dir := os.Getenv("WEFT_BIN"); dir != "" {
@@ -123,7 +126,7 @@ func Bin(t testing.TB) string {
 	return Release(t, "dev")
 }
 
-// Release returns a directory with programs that are built as another version, to upgrade a host to.
+// Release returns a directory with programs of another version, for upgrades.
 func Release(t testing.TB, version string) string {
 	t.Helper()
 	building.Lock()
@@ -143,8 +146,8 @@ var (
 	built    = map[string]string{} // by version
 )
 
-// build keeps each version of the programs in a directory named by its hash, so that processes that build at
-// the same time neither overwrite a running program nor leave one copy each behind.
+// build stores each version of the programs in a directory named by its hash. So processes that build
+// at the same time neither overwrite a running program nor leave several copies.
 func build(version string) (string, error) {
 	base := fmt.Sprintf("/tmp/weft-labtest-%d", os.Geteuid())
 	if err := os.MkdirAll(base, 0o700); err != nil {
@@ -155,11 +158,11 @@ func build(version string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(tmp) // after the rename it is not there any more
+	defer os.RemoveAll(tmp) // does nothing after the rename
 	cgo := "CGO_ENABLED=0"
 	args := []string{"build", "-ldflags", "-X weft/prog/cli.Version=" + version, "-o", tmp + "/"}
 	if detecting() {
-		cgo, args = "CGO_ENABLED=1", append(args, "-race") // which needs it
+		cgo, args = "CGO_ENABLED=1", append(args, "-race") // -race needs cgo
 	}
 	cmd := exec.Command("go", append(args, "weft/cmd/weft", "weft/cmd/weft-cni")...)
 	cmd.Env = append(os.Environ(), cgo)
@@ -176,7 +179,7 @@ func build(version string) (string, error) {
 	}
 	dir := filepath.Join(base, fmt.Sprintf("%x", hash.Sum(nil)[:8]))
 	err = os.Rename(tmp, dir)
-	if errors.Is(err, os.ErrExist) { // the same version was built before
+	if errors.Is(err, os.ErrExist) { // the same version exists already
 		now := time.Now()
 		err = os.Chtimes(dir, now, now)
 	}

@@ -7,8 +7,8 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// The smallest use: two hosts of the real thing, one container on each, and nothing in the clear.
-func TestNew(t *testing.T) {
+// The smallest lab: two hosts with one container each. Nothing is sent in the clear.
+func TestLabWithTwoHosts(t *testing.T) {
 	l := New(t, lab.Options{Hosts: 2, Containers: 1})
 	const marker = "labtest-marker"
 	capture, err := l.Capture(t.Context(), marker)
@@ -37,8 +37,8 @@ func TestNew(t *testing.T) {
 	}
 }
 
-// A rebooted host comes back with its identity and reaches the others again.
-func TestReboot(t *testing.T) {
+// A rebooted host keeps its identity and reaches the others again.
+func TestRebootKeepsIdentity(t *testing.T) {
 	l := New(t, lab.Options{Hosts: 2, Containers: 1})
 	name := func() string {
 		out, err := l.Exec(t.Context(), "h2", nil, "weft", "report", "-f", "{{.router.id}}")
@@ -52,7 +52,7 @@ func TestReboot(t *testing.T) {
 		t.Fatal(err)
 	}
 	if after := name(); after != before {
-		t.Errorf("h2 was %s and is %s", before, after)
+		t.Errorf("after the reboot, the identity of h2 is %[2]s, was %[1]s", before, after)
 	}
 	addrs, err := l.Addrs(t.Context(), "h1/c1")
 	if err != nil {

@@ -6,18 +6,18 @@ import (
 	"testing"
 )
 
-// raceVar makes labs run programs that are built with the race detector: agents, the userspace
-// WireGuard, the plugin and each command. Any race fails its test. (Of variables that begin with
-// WEFT_ and are no setting, agents warn.)
+// raceVar makes labs run programs built with the race detector: agents, the userspace WireGuard, the
+// plugin and all commands. Any race fails its test. (It does not begin with WEFT_, since agents warn
+// of unknown variables with that prefix.)
 const raceVar = "LAB_RACE"
 
 func detecting() bool { return os.Getenv(raceVar) != "" }
 
-// watchRaces has all programs of a lab that is not up yet report their races, and fails the test
-// if there are any when it ends: what an agent prints is seen by nobody else.
+// watchRaces makes all programs of a new lab write their race reports to files, and fails the test at
+// its end if there are any. Otherwise an agent's report would stay unseen in its log.
 func watchRaces(t testing.TB) {
 	dir := t.TempDir()
-	// Each program would sleep for a second before it exits, and there are many here.
+	// By default each program would sleep for a second before it exits, and there are many.
 	t.Setenv("GORACE", "atexit_sleep_ms=0 log_path="+filepath.Join(dir, "race"))
 	t.Cleanup(func() {
 		reports, err := filepath.Glob(filepath.Join(dir, "race.*"))
@@ -29,7 +29,7 @@ func watchRaces(t testing.TB) {
 			if err != nil {
 				t.Error(err)
 			}
-			t.Errorf("a race on some host (%s):\n%s", filepath.Base(report), data[:min(len(data), dumpLimit)])
+			t.Errorf("a program of the lab has a data race (%s):\n%s", filepath.Base(report), data[:min(len(data), dumpLimit)])
 		}
 	})
 }

@@ -20,11 +20,11 @@ func setMTU(name string, mtu int) error {
 	return nil
 }
 
-// setRouteMTU gives the main table's route to a prefix an MTU. All else of the route stays as it is.
+// setRouteMTU sets the MTU of the main table's route to a prefix, and keeps its other attributes.
 func setRouteMTU(prefix string, mtu int) error {
 	_, dst, err := net.ParseCIDR(prefix)
 	if err != nil {
-		return fmt.Errorf("%q is no prefix: write it like 192.0.2.0/24", prefix)
+		return fmt.Errorf("%q is no prefix: want one such as 192.0.2.0/24", prefix)
 	}
 	family := netlink.FAMILY_V4
 	if dst.IP.To4() == nil {
@@ -36,12 +36,12 @@ func setRouteMTU(prefix string, mtu int) error {
 		return fmt.Errorf("list the routes to %v: %w", dst, err)
 	}
 	if len(routes) == 0 {
-		return fmt.Errorf("there is no route to %v: `ip route` shows which there are", dst)
+		return fmt.Errorf("there is no route to %v: see `ip route`", dst)
 	}
 	for _, route := range routes {
 		route.MTU, route.Flags = mtu, 0
 		if err := netlink.RouteReplace(&route); err != nil {
-			return fmt.Errorf("give the route to %v the MTU %d: %w", dst, mtu, err)
+			return fmt.Errorf("set the MTU of the route to %v to %d: %w", dst, mtu, err)
 		}
 	}
 	return nil

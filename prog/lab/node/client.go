@@ -11,16 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Node is the client's side of a running node; its value is the path of the node's socket.
+// Node is a client of a running node. Its value is the path of the node's socket.
 type Node string
 
-// CommandError is returned for a command that ran and did not succeed. Code is what a shell would report: the
-// command's exit code, or 128 plus the number of the signal that ended it.
+// CommandError means that a command ran and failed. Code is that of a shell: the command's exit code,
+// or 128 plus the number of the signal that killed it.
 type CommandError struct {
 	Code   int
-	Signal unix.Signal // 0 unless a signal ended it
+	Signal unix.Signal // 0 unless a signal killed it
 	Argv   []string
-	Stderr string // the end of it, if it was captured
+	Stderr string // the end of its stderr, if that was captured
 }
 
 func (e *CommandError) Error() string {
@@ -42,15 +42,17 @@ type Command struct {
 	Env   []string // added to the node's environment; PATH always starts with the lab's programs
 	Stdio [3]*os.File
 
-	// Signals are passed on to the command's process group while it runs.
+	// Signals are sent to the command's process group while it runs.
 	Signals <-chan os.Signal
 
-	// Terminal says that Stdio is a terminal that belongs to nobody yet: it becomes the command's controlling one.
+	// Terminal says that Stdio is a terminal without a session. It becomes the command's controlling
+	// terminal.
 	Terminal bool
 }
 
-// Exec runs a command in the node's namespaces with the caller's descriptors and waits for its end. A command
-// that fails gives an *CommandError. The command is killed with its process group when ctx ends or the caller dies.
+// Exec runs a command in the node's namespaces with the caller's file descriptors, and waits for its
+// end. If the command fails, the error is a *CommandError. The command's process group is killed when
+// ctx ends or the caller dies.
 func (n Node) Exec(ctx context.Context, cmd Command) error {
 	conn, err := dial(string(n))
 	if err != nil {
@@ -76,7 +78,7 @@ func (n Node) Exec(ctx context.Context, cmd Command) error {
 			return context.Cause(ctx)
 		case s := <-cmd.Signals:
 			if sig, ok := s.(unix.Signal); ok {
-				_ = send(conn, request{Signal: sig}) // it may just have ended
+				_ = send(conn, request{Signal: sig}) // ignored: the command may just have ended
 			}
 		case r := <-done:
 			return r.outcome(cmd.Argv, r.err)
@@ -100,7 +102,7 @@ func (r reply) outcome(argv []string, err error) error {
 	return nil
 }
 
-// call makes one request that is not exec.
+// call sends a request other than exec.
 func (n Node) call(ctx context.Context, req request) (reply, error) {
 	var r reply
 	conn, err := dial(string(n))
@@ -124,20 +126,20 @@ func (n Node) call(ctx context.Context, req request) (reply, error) {
 	return r, nil
 }
 
-// Spawn starts a node below this one and returns once it serves.
+// Spawn starts a child node and returns once it serves.
 func (n Node) Spawn(ctx context.Context, cfg Config) error {
 	_, err := n.call(ctx, request{Op: opSpawn, Config: &cfg})
 	return err
 }
 
-// End kills the named child with everything in its namespaces, and returns when all of it is gone. To end a
-// child that is not there is no error.
+// End kills the named child and everything in its namespaces, and returns when all processes are
+// gone. A missing child is no error.
 func (n Node) End(ctx context.Context, child string) error {
 	_, err := n.call(ctx, request{Op: opEnd, Name: child})
 	return err
 }
 
-// Info asks the node about itself.
+// Info returns the node's state.
 func (n Node) Info(ctx context.Context) (Info, error) {
 	r, err := n.call(ctx, request{Op: opInfo})
 	if err != nil {
@@ -146,14 +148,15 @@ func (n Node) Info(ctx context.Context) (Info, error) {
 	return *r.Info, nil
 }
 
-// Signal sends sig to the node's processes that run the lab's weft program with this verb as first argument
-// ("agent", "datapath"), and returns their pids as the node sees them.
+// Signal sends sig to the node's weft processes whose first argument is verb ("agent", "datapath").
+// It returns their pids in the node's pid namespace.
 func (n Node) Signal(ctx context.Context, verb string, sig unix.Signal) ([]int, error) {
 	r, err := n.call(ctx, request{Op: opSignal, Verb: verb, Signal: sig})
 	return r.Pids, err
 }
 
-// SetCut makes the underlay drop, or carry again, every frame between two hosts. Both are idempotent.
+// SetCut makes the underlay drop all frames between two hosts, or forward them again. It is
+// idempotent.
 func (n Node) SetCut(ctx context.Context, cut Cut, down bool) error {
 	op := opHeal
 	if down {
@@ -163,14 +166,14 @@ func (n Node) SetCut(ctx context.Context, cut Cut, down bool) error {
 	return err
 }
 
-// Plug connects a running host with one more of the underlay's switches; the host sees its end without an address
-// until it is asked for SetUplink. It is the underlay's.
+// Plug connects a running host to another switch. It is a request to the underlay. The host's link
+// has no address until SetUplink.
 func (n Node) Plug(ctx context.Context, host string, up Uplink) error {
 	_, err := n.call(ctx, request{Op: opPlug, Name: host, Uplink: &up})
 	return err
 }
 
-// SetUplink gives a link of a host its addresses and routes.
+// SetUplink sets the addresses and routes of a host's link.
 func (n Node) SetUplink(ctx context.Context, up Uplink) error {
 	_, err := n.call(ctx, request{Op: opUplink, Uplink: &up})
 	return err

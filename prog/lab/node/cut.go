@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A cut is a pair of port names in an nftables set of the bridge's forward hook. The hook sees every frame of
-// every protocol on its way between two ports, flooded ones too, and keeps no state that an established flow
-// could slip through by:
+// A cut is a pair of port names in an nftables set of the bridge's forward hook. The hook sees every
+// frame between two ports, including flooded ones. It is stateless, so established connections are
+// cut too.
 //
 //	table bridge weft-lab {
 //	    set cut { type ifname . ifname }
@@ -24,15 +24,15 @@ import (
 //	}
 const cutTable = "weft-lab"
 
-// cutting lets one request change cuts at a time. It also keeps the library's
-// counter of sets, which has no lock, to one goroutine.
+// cutting serializes changes of cuts. It also protects the nftables library's counter of sets, which
+// has no lock.
 var cutting sync.Mutex
 
 func setCut(cut Cut, down bool) error {
 	cutting.Lock()
 	defer cutting.Unlock()
 	if cut.A == cut.B {
-		return fmt.Errorf("a link has two ends: %s and %s are the same host", cut.A, cut.B)
+		return fmt.Errorf("want two different hosts: %s and %s are the same", cut.A, cut.B)
 	}
 	have, err := listCuts()
 	if err != nil {
@@ -63,15 +63,15 @@ func setCut(cut Cut, down bool) error {
 	return nil
 }
 
-// addCutTable writes the whole table each time: all of it is idempotent except the rule, so the chain is
-// emptied first, in the same transaction.
+// addCutTable writes the whole table each time. Everything in it is idempotent except the rule, so
+// the same transaction first flushes the chain.
 func addCutTable(conn *nftables.Conn) *nftables.Set {
 	table := conn.AddTable(&nftables.Table{Name: cutTable, Family: nftables.TableFamilyBridge})
 	set := &nftables.Set{
 		Table: table, Name: "cut", Concatenation: true,
 		KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName),
 	}
-	_ = conn.AddSet(set, nil) // fails only for anonymous and malformed sets
+	_ = conn.AddSet(set, nil) // only fails for anonymous or malformed sets
 	chain := conn.AddChain(&nftables.Chain{
 		Table: table, Name: "forward", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
@@ -107,7 +107,7 @@ func listCuts() ([]Cut, error) {
 		return nil, err
 	}
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyBridge)
-	if err != nil || len(tables) == 0 { // an error here is a kernel without nf_tables, which cut nothing either
+	if err != nil || len(tables) == 0 { // an error means a kernel without nf_tables, so there are no cuts
 		return nil, nil
 	}
 	elements, err := conn.GetSetElements(&nftables.Set{Table: tables[0], Name: "cut"})

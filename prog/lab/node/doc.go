@@ -1,6 +1,6 @@
-// Package node is the small init that every namespace of a lab runs.
+// Package node is the init process of every namespace of a lab.
 //
-// A lab is a tree of nodes. The root owns the underlay's bridge, hosts are its children, and containers are
+// A lab is a tree of nodes. The root owns the underlay's bridge. Hosts are its children, and containers are
 // the children of their host:
 //
 //	underlay ── bridge, cut links
@@ -9,14 +9,15 @@
 //	│   └── c2
 //	└── h2 …
 //
-// Each node is pid 1 of a PID namespace, so the kernel itself ends everything below a node that dies, however
-// it dies: there is no clean-up code that a crash could skip. A node reaps orphans (daemons started by a
-// command), and answers requests on a unix socket: run a command with the caller's own descriptors, start or
-// end a child node, tell about itself.
+// Each node is pid 1 of a PID namespace. If a node dies, the kernel kills everything below it, so no
+// clean-up code is needed after a crash. A node reaps orphans, such as daemons that a command
+// started. It answers requests on a unix socket: run a command with the caller's file descriptors,
+// start or end a child node, report its state.
 //
-// Nodes are asked to run commands, instead of entered with setns, because a multithreaded program cannot
-// enter a user namespace: this way the lab of an ordinary user works exactly like root's.
+// Nodes run commands themselves, since a multithreaded program cannot enter a user namespace with
+// setns. So a lab works the same for an ordinary user and for root.
 //
-// A node trusts whoever can open its socket: keep sockets in a directory of mode 0700. Functions of this
-// package are safe for concurrent use. The package never touches a namespace other than those it made.
+// A node trusts every process that can open its socket: keep sockets in a directory of mode 0700. The
+// functions of this package are safe for concurrent use. The package never changes namespaces that it
+// did not make.
 package node

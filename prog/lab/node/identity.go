@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holdLock takes a lock that lives as long as this process. It is a POSIX lock because F_GETLK tells everybody
-// the holder's pid in their own PID namespace: so the lab is found, and killed, without a pid file to go stale.
+// holdLock takes a lock until this process ends. It is a POSIX lock, since F_GETLK returns the
+// holder's pid in the caller's PID namespace. So no pid file can become stale.
 //
-// The file's content serves only the moments after the root was killed from outside: it has let go of the lock
-// already, but other processes of the lab are still ending.
+// The file's content is only needed shortly after the root was killed: it has released the lock, but
+// other processes of the lab are still ending.
 func holdLock(path string) error {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
 	if err != nil {
@@ -22,7 +22,7 @@ func holdLock(path string) error {
 	if err := unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &lock); err != nil {
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
-	// /proc is still the one of the namespace that we were started from.
+	// /proc is still that of the parent's namespace.
 	me, err := identify("self")
 	if err != nil {
 		return err
@@ -30,10 +30,10 @@ func holdLock(path string) error {
 	if _, err := unix.Write(fd, []byte(me.String())); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return nil // fd stays open for ever: to close it would release the lock
+	return nil // never close fd: that would release the lock
 }
 
-// Identity is a process and not another one that gets its pid later.
+// Identity identifies a process even if its pid is reused later.
 type Identity struct {
 	Pid   int
 	Start uint64 // in clock ticks since boot, see proc_pid_stat(5)
@@ -41,7 +41,7 @@ type Identity struct {
 
 func (i Identity) String() string { return fmt.Sprintf("%d %d\n", i.Pid, i.Start) }
 
-// ParseIdentity reads what String wrote.
+// ParseIdentity parses the result of String.
 func ParseIdentity(s string) (i Identity, err error) {
 	_, err = fmt.Sscanf(s, "%d %d\n", &i.Pid, &i.Start)
 	return i, err
@@ -57,7 +57,8 @@ func identify(pid string) (i Identity, err error) {
 	if _, err := fmt.Sscan(stat, &i.Pid); err != nil {
 		return i, fmt.Errorf("/proc/%s/stat: %w", pid, err)
 	}
-	// The name in parentheses may itself hold spaces and parentheses. What follows its last one is field 3.
+	// The name in parentheses may contain spaces and parentheses. Field 3 follows the last
+	// parenthesis.
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	const start = 22 - 3
 	if len(fields) <= start {
@@ -67,16 +68,16 @@ func identify(pid string) (i Identity, err error) {
 	return i, err
 }
 
-// Open returns a pidfd of the process, -1 if it has been reaped.
+// Open returns a pidfd of the process, or -1 if it has been reaped.
 func (i Identity) Open() (int, error) {
 	pidfd, err := unix.PidfdOpen(i.Pid, 0)
-	if err == unix.ESRCH || err == unix.EINVAL { // EINVAL: the number belongs to a thread now
+	if err == unix.ESRCH || err == unix.EINVAL { // EINVAL: a thread has the number now
 		return -1, nil
 	}
 	if err != nil {
 		return -1, fmt.Errorf("open process %d: %w", i.Pid, err)
 	}
-	// With the pidfd at hand the number cannot change hands any more.
+	// While the pidfd is open, the pid cannot be reused.
 	if now, err := identify(fmt.Sprint(i.Pid)); err != nil || now != i {
 		_ = unix.Close(pidfd)
 		return -1, nil

@@ -10,20 +10,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// setupMounts gives the node its own view of the file system. Nothing of it is visible outside of the node's
-// mount namespace, and the kernel undoes it with the last process of the node.
+// setupMounts gives the node its own view of the file system. It is invisible outside the node's
+// mount namespace, and the kernel removes it with the node's last process.
 //
-// A host writes below /etc, /opt and /var/lib without touching the machine: an overlay over each, with its
-// upper layer in memory. That is also how mount points come to be that the machine does not have, without
-// changing the machine. Existing folders below them would still belong to nobody in an ordinary user's lab, so
-// the folders that Weft writes to get a file system of their own on top:
+// A host can write below /etc, /opt and /var/lib without changing the machine: each has an overlay
+// whose upper layer is in memory. This also creates mount points that the machine lacks. In an
+// ordinary user's lab, existing folders would still belong to the user nobody, so the folders that
+// Weft writes to get their own file systems:
 //
 //	/run, /etc/cni, /opt/cni   tmpfs    empty after a reboot
 //	/var/lib/weft              bind     Config.StateDir: survives a reboot
 //	/etc/weft                  bind     Config.Settings: survives a reboot
 //
-// The /etc/hosts of both is Config.Names. A container has its host's other files, but for a resolv.conf of its own,
-// which is empty.
+// The /etc/hosts of hosts and containers is Config.Names. A container has its host's other files,
+// except for its own, empty resolv.conf.
 func setupMounts(cfg Config) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w: a container needs --privileged for this, or: "+
@@ -48,8 +48,8 @@ func setupMounts(cfg Config) error {
 	if err := unix.Mount("proc", "/proc", "proc", plain, ""); err != nil {
 		return fmt.Errorf("mount a fresh /proc: %w: in a container, run it with --privileged or --security-opt systempaths=unconfined", err)
 	}
-	// sysfs shows the network namespace that it was mounted from. Where the machine forbids the mount, only
-	// /sys/class/net is wrong in the lab.
+	// sysfs shows the network namespace in which it was mounted. If the machine forbids the mount,
+	// only /sys/class/net is wrong in the lab.
 	_ = unix.Mount("sysfs", "/sys", "sysfs", plain|unix.MS_RDONLY, "")
 	return nil
 }
@@ -85,10 +85,10 @@ func hostMounts(cfg Config) error {
 	return nil
 }
 
-// ownFile puts a file of the node's own over one of the machine's.
+// ownFile mounts the node's own version over one of the machine's files.
 func ownFile(path, content string) error {
-	_ = unix.Unmount(path, unix.MNT_DETACH)                     // a host's own file, in its container: nothing can be mounted on that one
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644) // to mount upon
+	_ = unix.Unmount(path, unix.MNT_DETACH)                     // in a container: the host's own file, over which nothing can be mounted
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644) // creates the mount point
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func ownFile(path, content string) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(own.Name()) // the mount keeps it
+	defer os.Remove(own.Name()) // the mount keeps the content
 	defer own.Close()
 	_, err = own.WriteString(content)
 	if err := errors.Join(err, own.Chmod(0o644), unix.Mount(own.Name(), path, "", unix.MS_BIND, "")); err != nil {
@@ -118,7 +118,7 @@ func overlay(dir, scratch string) error {
 	if err := errors.Join(os.MkdirAll(upper, 0o755), os.MkdirAll(work, 0o755)); err != nil {
 		return err
 	}
-	// userxattr is what an ordinary user's overlay must use; it suits root as well.
+	// An ordinary user's overlay needs userxattr; it also works for root.
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,userxattr", dir, upper, work)
 	if err := unix.Mount("overlay", dir, "overlay", unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("mount an overlay on %s: %w", dir, err)

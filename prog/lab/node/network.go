@@ -12,29 +12,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bridge is the underlay's switch. Its ports are named after the hosts.
+// Bridge is the underlay's switch. Its ports have the hosts' names.
 const Bridge = "underlay"
 
-// SecondBridge is the switch of the hosts' second links. It is made with the first of them.
+// SecondBridge is the switch for the hosts' second links. It is made with the first of them.
 const SecondBridge = "underlay2"
 
-// SecondPort is the name of a host's port there.
+// SecondPort returns the name of a host's port on SecondBridge.
 func SecondPort(host string) string { return host + "-2" }
 
-// HostLink is the interface of a host on the underlay, SecondLink one that it may get later.
+// HostLink is the name of a host's link to the underlay, and SecondLink that of its second link, if
+// any.
 const (
 	HostLink   = "eth0"
 	SecondLink = "eth1"
 )
 
-// Uplink describes one link of a host: the port of a switch, and what the host has at its end.
+// Uplink describes one link of a host: the port on a switch, and the host's end.
 type Uplink struct {
 	Link, Port, Switch string
 	MAC                string
 	Addrs              []netip.Prefix
-	Gateways           []netip.Addr // default routes; nobody need be there
-	GatewayMAC         string       // static neighbour for every gateway
-	Metric             int          // of the default routes
+	Gateways           []netip.Addr // default routes; they need not exist
+	GatewayMAC         string       // static neighbour entry of all gateways
+	Metric             int          // metric of the default routes
 }
 
 func setupNetwork(cfg Config) error {
@@ -43,7 +44,7 @@ func setupNetwork(cfg Config) error {
 	}
 	switch cfg.Role {
 	case Underlay:
-		// A switch itself must stay silent: what a capture shows was sent by hosts.
+		// A switch must send nothing itself, so that captures only show frames of hosts.
 		if err := sysctl("net/ipv6/conf/default/disable_ipv6", "1"); err != nil {
 			return err
 		}
@@ -55,7 +56,7 @@ func setupNetwork(cfg Config) error {
 }
 
 func ensureBridge(name string) error {
-	snooping := false // without a querier it would only delay neighbour discovery
+	snooping := false // without a querier, it would only delay neighbour discovery
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}, MulticastSnooping: &snooping}
 	if err := netlink.LinkAdd(bridge); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add the underlay's bridge: %w: load the bridge module", err)
@@ -86,8 +87,8 @@ func plugHost(up Uplink, pid int) error {
 	return linkUp(up.Port)
 }
 
-// unplugHost removes a host's ports. The kernel would do so itself when it gets round to freeing the host's
-// network namespace, which is too late for a host that comes back at once.
+// unplugHost removes a host's ports. The kernel removes them when it frees the host's network
+// namespace, but that is too late for a host that restarts at once.
 func unplugHost(host string) error {
 	for _, name := range []string{host, SecondPort(host)} {
 		link, err := netlink.LinkByName(name)
@@ -105,7 +106,8 @@ func unplugHost(host string) error {
 }
 
 func setupUplink(up Uplink) error {
-	// Addresses are unique by construction; a second of duplicate detection per host and reboot proves nothing.
+	// Addresses are unique by construction, so duplicate address detection would only cost a second
+	// per start.
 	if err := sysctl("net/ipv6/conf/"+up.Link+"/accept_dad", "0"); err != nil && !os.IsNotExist(err) {
 		return err
 	}
@@ -129,8 +131,8 @@ func setupUplink(up Uplink) error {
 	return addGateways(link, up)
 }
 
-// addGateways makes the default routes. Nobody need listen at the other end: with a static neighbour the host
-// sends anyway, so that what leaks towards the internet is on the wire, where a capture finds it.
+// addGateways adds the default routes. The gateways need not exist: with a static neighbour entry the
+// host sends anyway, so that a capture sees packets that leak towards the internet.
 func addGateways(link netlink.Link, up Uplink) error {
 	hw, err := net.ParseMAC(up.GatewayMAC)
 	if err != nil {
@@ -166,7 +168,7 @@ func sysctl(key, value string) error {
 	return os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0)
 }
 
-// addresses lists what each interface except lo has, without link-local addresses.
+// addresses returns the addresses of each interface except lo, without link-local ones.
 func addresses() (map[string][]string, error) {
 	links, err := net.Interfaces()
 	if err != nil {
@@ -176,7 +178,7 @@ func addresses() (map[string][]string, error) {
 	for _, link := range links {
 		addrs, err := link.Addrs()
 		if err != nil {
-			continue // it has just gone
+			continue // the interface has just been removed
 		}
 		for _, a := range addrs {
 			ip, ok := a.(*net.IPNet)

@@ -29,11 +29,11 @@ type child struct {
 	done <-chan struct{} // closed when all of the child's namespaces are empty
 }
 
-// Main is the life of a node: it reads its Config from stdin, sets its namespaces up, answers on descriptor 3,
-// and serves. It returns only if it could not start; a node ends by being killed.
+// Main runs a node: it reads its Config from stdin, sets up its namespaces, answers on descriptor 3,
+// and serves. It only returns if the start fails; a node ends when it is killed.
 func Main(ctx context.Context) error {
 	if os.Getpid() != 1 {
-		return errors.New("this command is the lab's own: use weft lab up")
+		return errors.New("this command is internal: use weft lab up")
 	}
 	unix.CloseOnExec(3)
 	answer := os.NewFile(3, "answer")
@@ -57,7 +57,7 @@ func (s *server) setup() (*net.UnixListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Dup3(int(null.Fd()), 0, 0); err != nil { // nobody below may hold the parent's pipe
+	if err := unix.Dup3(int(null.Fd()), 0, 0); err != nil { // descendants must not keep the parent's pipe open
 		return nil, err
 	}
 	if err := os.Chdir("/"); err != nil {
@@ -111,7 +111,7 @@ func (s *server) handle(conn *net.UnixConn) {
 	if err != nil {
 		r = reply{Error: err.Error()}
 	}
-	_ = send(conn, r) // whoever has gone needs no answer
+	_ = send(conn, r) // ignored: it only fails if the client is gone
 }
 
 func (s *server) answer(req request) (reply, error) {
@@ -137,13 +137,13 @@ func (s *server) answer(req request) (reply, error) {
 	case opRoute:
 		return reply{}, setRouteMTU(req.Route, req.MTU)
 	}
-	return reply{}, fmt.Errorf("unknown request %q: the lab runs another version of weft; take it down and up", req.Op)
+	return reply{}, fmt.Errorf("unknown request %q: the lab runs another version of weft: run weft lab down and weft lab up", req.Op)
 }
 
-// exec runs one command. The connection is the caller's life: when it ends, the command's process group does.
+// exec runs one command. When the caller's connection ends, the command's process group is killed.
 func (s *server) exec(conn *net.UnixConn, req request, files []*os.File) reply {
 	if len(req.Argv) == 0 || len(files) != 3 {
-		return reply{Code: 125, Error: "exec wants a command and three descriptors"}
+		return reply{Code: 125, Error: "exec needs a command and three descriptors"}
 	}
 	path, err := s.lookPath(req.Argv[0])
 	if err != nil {
@@ -153,7 +153,7 @@ func (s *server) exec(conn *net.UnixConn, req request, files []*os.File) reply {
 		Dir: "/", Env: s.environ(req.Env), Files: files,
 		Sys: &unix.SysProcAttr{Setsid: true, Setctty: req.Terminal}, // of descriptor 0
 	})
-	closeAll(files) // only the command may hold a pipe open now
+	closeAll(files) // only the command may keep a pipe open
 	if err != nil {
 		return reply{Code: 126, Error: err.Error()}
 	}
@@ -200,7 +200,7 @@ func (s *server) spawn(cfg Config) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c, ok := s.children[cfg.Name]; ok && !c.ended() {
-		return fmt.Errorf("%s runs already", cfg.Name)
+		return fmt.Errorf("%s already runs", cfg.Name)
 	}
 	b, err := newBirth(os.Stderr)
 	if err != nil {
@@ -256,7 +256,7 @@ func (s *server) end(name string) error {
 	return unplugHost(name)
 }
 
-// plug gives a host that runs one more link.
+// plug connects a running host with another link.
 func (s *server) plug(host string, up Uplink) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

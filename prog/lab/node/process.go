@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// findProcesses returns the pids of the processes of this PID namespace that run bin's weft with the given
-// verb as first argument. It believes /proc/PID/exe, which nobody can fake by naming a process "weft".
+// findProcesses returns the pids of this PID namespace's processes that run bin's weft with verb as
+// first argument. It checks /proc/PID/exe, since any process can have the name "weft".
 func findProcesses(bin, verb string) ([]int, error) {
 	program, err := filepath.EvalSymlinks(filepath.Join(bin, "weft"))
 	if err != nil {
@@ -28,11 +28,11 @@ func findProcesses(bin, verb string) ([]int, error) {
 		if err != nil {
 			continue
 		}
-		// A process that ends meanwhile is one that we do not look for.
+		// Ignore errors: the process ended meanwhile.
 		exe, _ := os.Readlink(filepath.Join("/proc", dir.Name(), "exe"))
 		args, _ := os.ReadFile(filepath.Join("/proc", dir.Name(), "cmdline"))
 		argv := bytes.Split(args, []byte{0})
-		// A rebuilt program leaves " (deleted)" behind its running predecessor's name.
+		// The path of a rebuilt program ends with " (deleted)" in processes that run the old one.
 		if strings.TrimSuffix(exe, " (deleted)") == program && len(argv) > 1 && string(argv[1]) == verb {
 			pids = append(pids, pid)
 		}

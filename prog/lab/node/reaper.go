@@ -9,16 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reaper starts processes and collects every dead one, as pid 1 must: its own and the orphans that daemons
-// leave. os/exec cannot be used beside it, because both would wait for the same children.
+// reaper starts processes and reaps all children, as pid 1 must: its own and orphans that daemons
+// leave. os/exec cannot be used as well, since both would wait for the same children.
 type reaper struct {
 	mu      sync.Mutex
-	waiting map[int]chan unix.WaitStatus // by pid; held under mu so that a quick death is not missed
+	waiting map[int]chan unix.WaitStatus // by pid; held under mu so that a quick exit is not missed
 }
 
 func newReaper() *reaper { return &reaper{waiting: make(map[int]chan unix.WaitStatus)} }
 
-// start runs a program and returns its pid, and a channel that gets its status once.
+// start runs a program. It returns its pid, and a channel that receives its status once.
 func (r *reaper) start(path string, argv []string, attr *os.ProcAttr) (int, <-chan unix.WaitStatus, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -32,8 +32,8 @@ func (r *reaper) start(path string, argv []string, attr *os.ProcAttr) (int, <-ch
 	return pid, done, nil
 }
 
-// signal reaches the process, or with group its process group, unless it has been reaped: then its number may
-// belong to somebody else.
+// signal sends a signal to a process, or with group to its process group, unless it was reaped: then
+// another process may have its pid.
 func (r *reaper) signal(pid int, sig unix.Signal, group bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -46,7 +46,7 @@ func (r *reaper) signal(pid int, sig unix.Signal, group bool) {
 	_ = unix.Kill(pid, sig)
 }
 
-// run collects until ctx ends.
+// run reaps children until ctx ends.
 func (r *reaper) run(ctx context.Context) {
 	died := make(chan os.Signal, 1)
 	signal.Notify(died, unix.SIGCHLD)

@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Argv is what a node's process is started with; the program must call Main for it.
+// Argv are the arguments of a node's process. The program must call Main for them.
 var Argv = []string{"lab", "node"}
 
-// StartRoot starts the underlay's node from outside of the lab and returns once it serves. exe is the program
-// that answers to Argv; log receives what the nodes write to stdout and stderr. Without the privilege to make
-// namespaces the whole lab goes into one user namespace, in which the caller is root.
+// StartRoot starts the underlay's node and returns once it serves. exe is the program that handles
+// Argv. log receives the stdout and stderr of all nodes. Without the privilege to make namespaces,
+// the whole lab runs in one user namespace, in which the caller is root.
 func StartRoot(exe string, cfg Config, log *os.File) (*os.Process, error) {
 	attr := namespaces(Underlay)
 	if !privileged() {
@@ -43,7 +43,7 @@ func StartRoot(exe string, cfg Config, log *os.File) (*os.Process, error) {
 	return p, nil
 }
 
-// argv makes the process list readable: "weft lab node h1".
+// argv gives the process a readable name: "weft lab node h1".
 func argv(cfg Config) []string {
 	return append(append([]string{"weft"}, Argv...), cfg.Name)
 }
@@ -53,12 +53,12 @@ func namespaces(role Role) *syscall.SysProcAttr {
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS,
 	}
 	if role == Underlay {
-		attr.Setsid = true // no terminal's hang-up or ctrl-C may reach the lab
+		attr.Setsid = true // the lab must not get a terminal's SIGHUP or SIGINT
 	}
 	return attr
 }
 
-// privileged tells whether we may make namespaces without making a user namespace first.
+// privileged reports whether this process can make namespaces without a user namespace.
 func privileged() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -69,7 +69,8 @@ func privileged() bool {
 	return data[0].Effective&need == need
 }
 
-// namespaceError explains a refused clone: its errno says little, the sysctls say which lock is on.
+// namespaceError explains why clone failed. Its errno is not specific, but sysctls show the
+// restriction.
 func namespaceError(err error) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EACCES) {
 		return fmt.Errorf("cannot make namespaces: %w", err)
@@ -88,8 +89,8 @@ func namespaceError(err error) error {
 	return fmt.Errorf("cannot make namespaces (%w): run as root, or in a container with --privileged", err)
 }
 
-// birth is the parent's side of a node's start: the configuration goes to the child's stdin, and the child
-// answers on descriptor 3 with nothing if all is well, or with what went wrong.
+// birth is the parent's side of a node's start. The child reads its configuration from stdin. On
+// descriptor 3 it answers ready, or an error.
 type birth struct {
 	log              *os.File
 	configR, configW *os.File
@@ -113,12 +114,12 @@ func (b *birth) attr(sys *syscall.SysProcAttr) *os.ProcAttr {
 	return &os.ProcAttr{Files: []*os.File{b.configR, b.log, b.log, b.answerW}, Env: os.Environ(), Sys: sys}
 }
 
-// started closes the child's ends, so that its death is seen as the end of the answer.
+// started closes the child's ends, so that the parent notices the child's death.
 func (b *birth) started() { closeAll([]*os.File{b.configR, b.answerW}) }
 
 func (b *birth) abandon() { closeAll([]*os.File{b.configW, b.answerR}) }
 
-// configure hands the configuration over and waits until the child serves.
+// configure sends the configuration and waits until the child serves.
 func (b *birth) configure(cfg Config) error {
 	defer b.abandon()
 	if err := json.NewEncoder(b.configW).Encode(cfg); err != nil {
@@ -133,7 +134,7 @@ func (b *birth) configure(cfg Config) error {
 	}
 	if string(answer) != ready {
 		if len(answer) == 0 {
-			answer = []byte("its node died while starting; the lab's nodes.log may say why")
+			answer = []byte("its node died while starting; see the lab's nodes.log")
 		}
 		return fmt.Errorf("%s: %s", cfg.Name, answer)
 	}

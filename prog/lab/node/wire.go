@@ -12,50 +12,50 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Role says which namespaces a node has and what it sets up in them.
+// Role determines a node's namespaces and their setup.
 type Role string
 
 const (
-	// Underlay owns the bridge that hosts are connected to, and all other nodes.
+	// Underlay owns the bridge to which hosts are connected, and all other nodes.
 	Underlay Role = "underlay"
 	// Host is one machine: its own mounts, processes and hostname, and eth0 on the bridge.
 	Host Role = "host"
-	// Container is what a container runtime would make before it calls CNI: no interface except lo.
+	// Container is what a container runtime makes before it calls CNI: it only has lo.
 	Container Role = "container"
 )
 
-// Config is all that a node is told when it starts.
+// Config is the configuration of a node.
 type Config struct {
 	Role   Role
 	Name   string // the hostname; also the name of a host's port on the bridge
 	Socket string // path of the socket to listen on
-	Bin    string // directory that leads PATH of every command
+	Bin    string // first directory of PATH for all commands
 
-	Lock     string  `json:",omitempty"` // underlay: held locked while the lab lives
-	StateDir string  `json:",omitempty"` // host: survives a reboot, seen as /var/lib/weft
-	Settings string  `json:",omitempty"` // host: survives a reboot, seen as /etc/weft
-	Scratch  string  `json:",omitempty"` // host: mount point for what does not survive
+	Lock     string  `json:",omitempty"` // underlay: file that is locked while the lab runs
+	StateDir string  `json:",omitempty"` // host: persistent; mounted on /var/lib/weft
+	Settings string  `json:",omitempty"` // host: persistent; mounted on /etc/weft
+	Scratch  string  `json:",omitempty"` // host: mount point for data that does not survive a reboot
 	Uplink   *Uplink `json:",omitempty"` // host: eth0
 	Names    string  `json:",omitempty"` // /etc/hosts of a host or a container
 }
 
-// Info is a node's account of itself.
+// Info is the state of a node.
 type Info struct {
 	Name      string
 	Children  []Child             `json:",omitempty"`
-	Addrs     map[string][]string `json:",omitempty"` // by interface, without lo and link-local ones
+	Addrs     map[string][]string `json:",omitempty"` // by interface, without lo and link-local addresses
 	Processes map[string][]int    `json:",omitempty"` // by verb, see Signal
 	Cuts      []Cut               `json:",omitempty"`
 	Ports     []string            `json:",omitempty"` // of the underlay's switches
 }
 
-// Child is a node directly below another one. Its pid is the one its parent sees.
+// Child is a child of a node. Its pid is that in its parent's namespace.
 type Child struct {
 	Name string
 	Pid  int
 }
 
-// Cut is a pair of hosts between which the underlay drops every frame.
+// Cut is a pair of hosts between which the underlay drops all frames.
 type Cut struct{ A, B string }
 
 type request struct {
@@ -72,7 +72,7 @@ type request struct {
 	MTU    int         `json:",omitempty"` // mtu, route
 	Route  string      `json:",omitempty"` // route: the prefix
 
-	// Exec: the descriptors are a terminal, which becomes the command's own.
+	// Exec: the descriptors are a terminal, which becomes the command's controlling one.
 	Terminal bool `json:",omitempty"`
 }
 
@@ -93,13 +93,13 @@ const (
 type reply struct {
 	Error string      `json:",omitempty"`
 	Code  int         `json:",omitempty"` // exec: exit code
-	Died  unix.Signal `json:",omitempty"` // exec: the signal that ended it
-	Pids  []int       `json:",omitempty"` // signal: who got it
+	Died  unix.Signal `json:",omitempty"` // exec: the signal that killed it
+	Pids  []int       `json:",omitempty"` // signal: the processes that got it
 	Info  *Info       `json:",omitempty"`
 }
 
-// A message is one datagram of a seqpacket socket, so there is no framing to get wrong. The socket's send
-// buffer bounds it: 200 kB hold any command line that a lab sees.
+// Each message is one datagram of a seqpacket socket, which keeps message boundaries. The socket's
+// send buffer limits its size; 200 kB are enough for any command line of a lab.
 const maxMessage = 200 << 10
 
 func send(conn *net.UnixConn, msg any, files ...*os.File) error {
@@ -122,7 +122,7 @@ func send(conn *net.UnixConn, msg any, files ...*os.File) error {
 	return err
 }
 
-// receive fills msg and returns the descriptors that came with it. The end of the connection is io.EOF.
+// receive reads a message and the descriptors that came with it. The end of the connection is io.EOF.
 func receive(conn *net.UnixConn, msg any) ([]*os.File, error) {
 	data, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(3*4))
 	n, oobn, _, _, err := conn.ReadMsgUnix(data, oob)
@@ -175,12 +175,12 @@ func dial(socket string) (*net.UnixConn, error) {
 	conn, err := net.DialTimeout("unixpacket", socket, 5*time.Second)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
-		return nil, fmt.Errorf("%w: nobody listens on %s", ErrDown, socket)
+		return nil, fmt.Errorf("%w: no process listens on %s", ErrDown, socket)
 	case err != nil:
 		return nil, err
 	}
 	return conn.(*net.UnixConn), nil
 }
 
-// ErrDown says that the node is not running.
+// ErrDown means that the node is not running.
 var ErrDown = errors.New("node is down")

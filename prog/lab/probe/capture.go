@@ -12,34 +12,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CaptureReady is the line on stderr by which weft probe capture says that it sees every packet from now on.
+// CaptureReady is the line on stderr with which weft probe capture announces that it sees every
+// packet.
 const CaptureReady = "capturing"
 
-// CaptureSummary is what passed on the captured interfaces.
+// CaptureSummary counts the packets on the captured interfaces.
 type CaptureSummary struct {
 	Packets int   `json:"packets"`
 	Marked  int   `json:"marked"`  // packets that contain the marker
-	Dropped int   `json:"dropped"` // packets that the kernel had no room for: a summary with any proves nothing
-	Flows   []Row `json:"flows"`   // most packets first
+	Dropped int   `json:"dropped"` // packets that did not fit the kernel's buffer: then the summary is incomplete
+	Flows   []Row `json:"flows"`   // sorted by number of packets, largest first
 }
 
-// Row counts the packets of one protocol. Large segments (GSO) count as the one packet that the stack sees.
+// Row counts the packets of one protocol. A large segment (GSO) counts as one packet.
 type Row struct {
 	Kind    string `json:"kind"`           // "arp", "nd", "mld", "udp", "tcp", "icmp", "icmpv6", …
-	Port    uint16 `json:"port,omitempty"` // udp and tcp: the lower port, taken for the service's
+	Port    uint16 `json:"port,omitempty"` // udp and tcp: the lower port, assumed to be the service's
 	Packets int    `json:"packets"`
 	Bytes   int    `json:"bytes"`
 	Marked  int    `json:"marked"`
 }
 
-// CaptureConfig says what to capture.
+// CaptureConfig configures Capture.
 type CaptureConfig struct {
 	Interfaces []string
 	Marker     string
-	Incoming   bool // only what an interface receives; on a bridge's ports: each frame once
+	Incoming   bool // only received frames; on a bridge's ports this counts each frame once
 }
 
-// Capture counts until ctx ends. It calls ready once it sees every packet.
+// Capture counts packets until ctx ends. It calls ready once it sees every packet.
 func Capture(ctx context.Context, cfg CaptureConfig, ready func()) (CaptureSummary, error) {
 	var sockets []int
 	defer func() {
@@ -70,12 +71,13 @@ func openPacket(name string) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("there is no interface %s here (`ip link` lists them)", name)
 	}
-	// Bound with protocol 0 the socket is silent until Bind names the interface: nothing of others gets in.
+	// With protocol 0 the socket receives nothing until Bind names the interface, so no packets of
+	// other interfaces get in.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("%w: it needs CAP_NET_RAW; try as root", err)
 	}
-	// As root the buffer is as large as we like, else as large as net.core.rmem_max allows.
+	// Root may set any buffer size; other users are limited by net.core.rmem_max.
 	const buffer = 64 << 20
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, buffer)
@@ -109,7 +111,7 @@ type key struct {
 }
 
 func (c *counter) run(ctx context.Context, fd int) error {
-	buf := make([]byte, 1<<20) // larger than any segment: nothing is cut off
+	buf := make([]byte, 1<<20) // larger than any segment, so nothing is truncated
 	var last time.Time
 	for {
 		n, from, err := unix.Recvfrom(fd, buf, 0)
@@ -120,7 +122,7 @@ func (c *counter) run(ctx context.Context, fd int) error {
 		if err == nil {
 			c.add(buf[:n], from)
 		}
-		// Once ctx has ended, what has already been queued is still counted, for a bounded time.
+		// After ctx has ended, packets in the queue are still counted, for a limited time.
 		if ctx.Err() != nil {
 			if last.IsZero() {
 				last = time.Now().Add(time.Second)

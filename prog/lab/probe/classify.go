@@ -15,8 +15,8 @@ import (
 
 const etherHeader = 14
 
-// classify names an Ethernet frame for people. It reads no further than it must and never fails: what it does
-// not know, or what is too short, is named by its number, so that nothing hides.
+// classify names the protocol of an Ethernet frame. It never fails: unknown or truncated frames are
+// named by their number, so that the summary omits nothing.
 func classify(frame []byte) key {
 	if len(frame) < etherHeader {
 		return key{kind: "short frame"}
@@ -59,19 +59,20 @@ func packet6(body []byte) key {
 	return transport6(next, rest)
 }
 
-// icmpHeader is what precedes the packet that an error of ICMP or ICMPv6 quotes.
+// icmpHeader is the size of the header before the packet that an ICMP or ICMPv6 error quotes.
 const icmpHeader = 8
 
-// unreachable names an error by what it answers: there is nothing odd in a host that refuses gossip because its
-// agent was killed, but there is in one that refuses a container's traffic.
+// unreachable names an ICMP error by the packet that caused it. A refusal of gossip is normal if the
+// agent was killed, but a refusal of a container's traffic is not.
 func unreachable(quoted key) key {
 	return key{UnreachablePrefix + quoted.kind, quoted.port}
 }
 
-// UnreachablePrefix precedes, in Row.Kind, the kind of packet that an ICMP unreachable message answers.
+// UnreachablePrefix is the prefix in Row.Kind of the packet kind that caused an ICMP unreachable
+// message.
 const UnreachablePrefix = "unreachable "
 
-// transport6 steps over hop-by-hop options, which MLD always has.
+// transport6 skips hop-by-hop options, which MLD always has.
 func transport6(next byte, body []byte) key {
 	if next == unix.IPPROTO_HOPOPTS && len(body) >= 8 {
 		if skip := 8 + int(body[1])*8; len(body) >= skip {
@@ -132,7 +133,7 @@ func merge(counts []counter) CaptureSummary {
 	return sum
 }
 
-// Name is the row's protocol with its port.
+// Name returns the row's protocol with its port.
 func (r Row) Name() string {
 	if r.Port == 0 {
 		return r.Kind
@@ -152,7 +153,7 @@ func (s CaptureSummary) Print(w io.Writer) error {
 		return err
 	}
 	if s.Dropped > 0 {
-		_, err := fmt.Fprintf(w, "not seen: %s, for which the capture was too slow\n", words.Count(s.Dropped, "packet"))
+		_, err := fmt.Fprintf(w, "missed: %s, since the capture was too slow\n", words.Count(s.Dropped, "packet"))
 		return err
 	}
 	return nil

@@ -17,29 +17,31 @@ import (
 	"weft/prog/words"
 )
 
-// ErrLoss is returned after the results have been printed: some messages did not come back as they should.
+// ErrLoss is returned after the results were printed, if any message was lost, late, repeated,
+// reordered or changed.
 var ErrLoss = errors.New("probe: not every message came back once, unchanged and in order")
 
-// maxSize keeps a message within one receive buffer and one UDP datagram.
+// maxSize is chosen so that a message fits one receive buffer and one UDP datagram.
 const maxSize = 60_000
 
-// Lookup finds the addresses of a name, or none.
+// Lookup returns the addresses of a name, or none.
 type Lookup func(ctx context.Context, name string) []netip.Addr
 
-// Command returns weft probe. mesh, if given, knows names before the resolver of the system is asked. Its commands end with their context, which the caller ends on SIGINT and SIGTERM;
-// listen and capture then end well.
+// Command returns weft probe. It asks mesh, if given, for names before the system's resolver. Its
+// commands end with their context, which the caller cancels on SIGINT and SIGTERM; listen and capture
+// then succeed.
 func Command(mesh Lookup) *cobra.Command {
 	root := &cobra.Command{
 		Use: "probe", Short: "send, answer and capture test traffic", Args: cobra.NoArgs,
 		Long: "Send, answer and capture test traffic.\n\n" +
 			"icmp, tcp and udp send numbered messages and exit with 1 if any is lost, late, repeated, reordered or\n" +
-			"changed. tcp and udp want weft probe listen at the other end.",
+			"changed. tcp and udp need weft probe listen at the other end.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.AddCommand(
 		sendCommand("icmp", "Send echo requests to addresses or names", ICMP, mesh),
 		sendCommand("udp", "Send datagrams to weft probe listen", UDP, mesh),
-		sendCommand("tcp", "Send messages, or with --bulk a stream, on one connection to weft probe listen", TCP, mesh),
+		sendCommand("tcp", "Send messages, or a stream with --bulk, on one connection to weft probe listen", TCP, mesh),
 		listenCommand(), captureCommand())
 	return root
 }
@@ -75,19 +77,19 @@ func sendCommand(proto, short string, probe prober, mesh Lookup) *cobra.Command 
 	f.DurationVar(&cfg.Timeout, "timeout", time.Second, "time after which an answer is too late")
 	f.IntVar(&cfg.Size, "size", 56, "bytes of payload in a message")
 	f.StringVar(&cfg.Marker, "marker", "", "text to fill the payload with")
-	f.BoolVar(&untilEOF, "until-eof", false, "end early, when standard input ends")
+	f.BoolVar(&untilEOF, "until-eof", false, "end when standard input ends")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	if proto != "icmp" {
 		f.Uint16VarP(&cfg.Port, "port", "p", DefaultPort, "port of weft probe listen")
 	}
 	if proto == "tcp" {
-		f.BoolVar(&bulk, "bulk", false, "measure throughput instead")
+		f.BoolVar(&bulk, "bulk", false, "measure throughput instead of loss and latency")
 		f.DurationVar(&duration, "duration", 5*time.Second, "how long to send with --bulk")
 	}
 	return cmd
 }
 
-// atEOF is closed when r ends.
+// atEOF returns a channel that is closed when r ends.
 func atEOF(r io.Reader) <-chan struct{} {
 	done := make(chan struct{})
 	go func() {
@@ -97,17 +99,17 @@ func atEOF(r io.Reader) <-chan struct{} {
 	return done
 }
 
-// DefaultPort is where weft probe listen listens, unless told otherwise.
+// DefaultPort is the default port of weft probe listen.
 const DefaultPort = 7007
 
 func parse(ctx context.Context, args []string, cfg Config, mesh Lookup) ([]netip.Addr, error) {
 	switch {
 	case cfg.Count < 1:
-		return nil, fmt.Errorf("probe: --count %d: at least 1 is needed", cfg.Count)
+		return nil, fmt.Errorf("probe: --count %d: want at least 1", cfg.Count)
 	case cfg.Interval <= 0 || cfg.Timeout <= 0:
 		return nil, errors.New("probe: --interval and --timeout must be longer than 0")
 	case cfg.Size < headerSize || cfg.Size > maxSize:
-		return nil, fmt.Errorf("probe: --size %d: between %d and %d are possible", cfg.Size, headerSize, maxSize)
+		return nil, fmt.Errorf("probe: --size %d: want %d to %d", cfg.Size, headerSize, maxSize)
 	}
 	addrs := make([]netip.Addr, len(args))
 	for i, arg := range args {
@@ -120,13 +122,13 @@ func parse(ctx context.Context, args []string, cfg Config, mesh Lookup) ([]netip
 	return addrs, nil
 }
 
-// find is the address that an argument stands for: of a name the first one.
+// find returns the address for an argument: the first one of a name.
 func find(ctx context.Context, arg string, mesh Lookup) (netip.Addr, error) {
 	if addr, err := netip.ParseAddr(arg); err == nil {
 		return addr.Unmap(), nil
 	}
 	if _, err := words.Addr(arg); strings.Contains(arg, ":") || strings.Trim(arg, "0123456789.") == "" {
-		return netip.Addr{}, err // no name looks like that
+		return netip.Addr{}, err // it looks like an address, and no name does
 	}
 	if mesh != nil {
 		if known := mesh(ctx, arg); len(known) > 0 {
@@ -135,7 +137,7 @@ func find(ctx context.Context, arg string, mesh Lookup) (netip.Addr, error) {
 	}
 	known, err := net.DefaultResolver.LookupNetIP(ctx, "ip", arg)
 	if err != nil || len(known) == 0 {
-		return netip.Addr{}, fmt.Errorf("no address is known of %s, neither in the network nor by this host's resolver (`weft status dns` lists the network's names)", arg)
+		return netip.Addr{}, fmt.Errorf("no address is known of %s, neither in the network nor at this host's resolver (`weft status dns` lists the network's names)", arg)
 	}
 	return known[0].Unmap(), nil
 }
@@ -225,7 +227,7 @@ func captureCommand() *cobra.Command {
 	var asJSON bool
 	var duration time.Duration
 	cmd := &cobra.Command{
-		Use: "capture IFACE…", Short: "count what passes on interfaces, by protocol", Args: cobra.MinimumNArgs(1),
+		Use: "capture IFACE…", Short: "count packets on interfaces, by protocol", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg.Interfaces = args
 			ctx, stop := bounded(cmd.Context(), duration)
@@ -242,7 +244,7 @@ func captureCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&cfg.Marker, "marker", "", "count packets that contain this text")
-	f.BoolVar(&cfg.Incoming, "incoming", false, "only what the interfaces receive")
+	f.BoolVar(&cfg.Incoming, "incoming", false, "only count received packets")
 	f.DurationVar(&duration, "duration", 10*time.Second, "how long, 0 until interrupted")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd

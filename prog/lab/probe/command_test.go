@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestNoLatencyOfWhatNeverCameBack(t *testing.T) {
+func TestNoLatencyWithoutAnswers(t *testing.T) {
 	addr := netip.MustParseAddr("192.0.2.1")
 	var out strings.Builder
 	if err := Print(&out, []Result{{Proto: "icmp", Addr: addr, Sent: 3, Lost: 3}, {Proto: "icmp", Addr: addr, Sent: 1, Received: 1, Min: 1, Avg: 1, P99: 1, Max: 1}}); err != nil {
@@ -23,7 +23,7 @@ func TestNoLatencyOfWhatNeverCameBack(t *testing.T) {
 	}
 }
 
-func TestNamesAreProbed(t *testing.T) {
+func TestProbeResolvesNames(t *testing.T) {
 	mesh := func(_ context.Context, name string) []netip.Addr {
 		if name == "web" {
 			return []netip.Addr{netip.MustParseAddr("10.32.0.7"), netip.MustParseAddr("fd00::7")}

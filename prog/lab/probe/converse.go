@@ -18,8 +18,9 @@ import (
 	"weft/prog/words"
 )
 
-// conversation is one way to send numbered messages and to get them back. receive returns nil for what is not
-// an answer, and an error when the conversation is over. send and receive run concurrently.
+// conversation is a way to send numbered messages and receive the answers. receive returns nil for
+// packets that are no answer, and an error when the conversation has ended. send and receive run
+// concurrently.
 type conversation struct {
 	send     func(seq uint32) error
 	receive  func(buf []byte) ([]byte, error)
@@ -27,7 +28,7 @@ type conversation struct {
 	close    func() error
 }
 
-// converse sends cfg.Count messages and collects the answers, until all are in, or late.
+// converse sends cfg.Count messages and collects the answers until all are received or late.
 func converse(ctx context.Context, t *tally, cfg Config, c conversation) (Result, error) {
 	var mu sync.Mutex // guards t
 	var sending sync.WaitGroup
@@ -37,7 +38,7 @@ func converse(ctx context.Context, t *tally, cfg Config, c conversation) (Result
 
 	sending.Go(func() {
 		if !sendAll(ctx, &mu, t, cfg, c) {
-			_ = c.deadline(time.Now()) // nothing more comes
+			_ = c.deadline(time.Now()) // stop receiving
 			return
 		}
 		mu.Lock()
@@ -66,7 +67,7 @@ func converse(ctx context.Context, t *tally, cfg Config, c conversation) (Result
 	return t.result(), c.close()
 }
 
-// sendAll sends one message after the other, and reports whether it came to the end.
+// sendAll sends the messages one after the other, and reports whether it sent all.
 func sendAll(ctx context.Context, mu *sync.Mutex, t *tally, cfg Config, c conversation) bool {
 	tick := time.NewTicker(cfg.Interval)
 	defer tick.Stop()
@@ -93,13 +94,13 @@ func sendAll(ctx context.Context, mu *sync.Mutex, t *tally, cfg Config, c conver
 			mu.Unlock()
 			return false
 		}
-		t.res.Unsent = err.Error() // one that is lost
+		t.res.Unsent = err.Error() // counts as lost
 		mu.Unlock()
 	}
 	return true
 }
 
-// collect takes one answer, or the error instead of one, and tells whether it was the last.
+// collect handles one answer or error, and reports whether it was the last.
 func collect(t *tally, cfg Config, data []byte, err error, now time.Time) bool {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -107,7 +108,7 @@ func collect(t *tally, cfg Config, data []byte, err error, now time.Time) bool {
 	case err != nil && ended(err):
 		t.res.Error = err.Error()
 		return true
-	case err != nil || data == nil: // such as port unreachable: that message is lost
+	case err != nil || data == nil: // such as port unreachable: only that message is lost
 		return false
 	case len(data) < headerSize:
 		t.res.Corrupt++
@@ -122,7 +123,7 @@ func collect(t *tally, cfg Config, data []byte, err error, now time.Time) bool {
 	return t.over && t.done()
 }
 
-// ended tells errors after which nothing more can come from those that cost one message.
+// ended reports whether no answers can come after an error. Other errors only lose one message.
 func ended(err error) bool {
 	for _, passing := range []error{
 		unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EPERM, unix.EACCES, unix.ENOBUFS, unix.EAGAIN, unix.EMSGSIZE,
@@ -134,7 +135,7 @@ func ended(err error) bool {
 	return true
 }
 
-// UDP sends datagrams to a weft probe listen.
+// UDP sends datagrams to weft probe listen.
 func UDP(ctx context.Context, addr netip.Addr, cfg Config) (Result, error) {
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, cfg.Port)))
 	if err != nil {
@@ -153,8 +154,8 @@ func UDP(ctx context.Context, addr netip.Addr, cfg Config) (Result, error) {
 	})
 }
 
-// TCP sends messages on one established connection to a weft probe listen. A message that is late counts as
-// lost, even though TCP would deliver it at last; a reset ends the probe.
+// TCP sends messages on one connection to weft probe listen. A late message counts as lost, although
+// TCP delivers it eventually. A reset ends the probe.
 func TCP(ctx context.Context, addr netip.Addr, cfg Config) (Result, error) {
 	conn, err := dialTCP(ctx, addr, cfg, modeEcho)
 	if err != nil {
@@ -174,7 +175,8 @@ func TCP(ctx context.Context, addr netip.Addr, cfg Config) (Result, error) {
 	})
 }
 
-// streamError wraps nothing that looks like a datagram's passing error: in a stream every error is the end.
+// streamError hides the wrapped error, which could look like a datagram's temporary error: any error
+// ends a stream.
 func streamError(err error) error {
 	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
@@ -197,12 +199,12 @@ func dialTCP(ctx context.Context, addr netip.Addr, cfg Config, mode byte) (*net.
 // BulkResult is the throughput of one TCP stream.
 type BulkResult struct {
 	Addr    netip.Addr `json:"addr"`
-	Bytes   int64      `json:"bytes"` // as counted by the receiver
+	Bytes   int64      `json:"bytes"` // counted by the receiver
 	Seconds float64    `json:"seconds"`
 	Gbits   float64    `json:"gbitPerSecond"`
 }
 
-// Bulk sends as fast as one TCP stream can, for a duration, and returns what arrived by the receiver's count.
+// Bulk sends as fast as one TCP stream can for a duration, and returns the receiver's count.
 func Bulk(ctx context.Context, addr netip.Addr, cfg Config, d time.Duration) (BulkResult, error) {
 	conn, err := dialTCP(ctx, addr, cfg, modeSink)
 	if err != nil {
@@ -224,7 +226,7 @@ func Bulk(ctx context.Context, addr netip.Addr, cfg Config, d time.Duration) (Bu
 	}
 	var count int64
 	if err := binary.Read(conn, binary.BigEndian, &count); err != nil {
-		return BulkResult{}, fmt.Errorf("probe: no count from the receiver: %w", err)
+		return BulkResult{}, fmt.Errorf("probe: the receiver sent no count: %w", err)
 	}
 	seconds := time.Since(start).Seconds()
 	return BulkResult{Addr: addr, Bytes: count, Seconds: seconds, Gbits: float64(count) * 8 / seconds / 1e9}, nil

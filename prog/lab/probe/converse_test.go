@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A conversation ends when nothing can be sent any more; a message that was too large is lost,
-// and the next one goes: the kernel has been told the path's MTU.
-func TestAConversationEndsWhenNothingCanBeSent(t *testing.T) {
+// A conversation ends when nothing can be sent any more. A message that is larger than the path MTU
+// is lost, but the next one is sent, since the kernel has learned the path MTU.
+func TestConversationEndsWhenSendingFails(t *testing.T) {
 	for failed, wantSent := range map[unix.Errno]uint32{unix.EPIPE: 1, unix.EMSGSIZE: 3} {
 		synctest.Test(t, func(t *testing.T) {
 			late := make(chan struct{})

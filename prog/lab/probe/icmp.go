@@ -22,13 +22,13 @@ const (
 	protoICMPv6 = 58
 )
 
-// echo is the ICMP of one family towards one address.
+// echo holds the ICMP socket and ids for one address.
 type echo struct {
 	conn  *icmp.PacketConn
 	dst   *net.IPAddr
 	id    int
 	proto int
-	kind  icmp.Type // of requests
+	kind  icmp.Type // of echo requests
 	reply icmp.Type
 	cfg   Config
 }
@@ -37,7 +37,7 @@ func (e *echo) send(seq uint32) error {
 	msg := icmp.Message{Type: e.kind, Body: &icmp.Echo{
 		ID: e.id, Seq: int(uint16(seq)), Data: payload(seq, e.cfg.Size, e.cfg.Marker),
 	}}
-	data, err := msg.Marshal(nil) // the kernel fills in the checksum of ICMPv6
+	data, err := msg.Marshal(nil) // the kernel fills in ICMPv6 checksums
 	if err != nil {
 		return err
 	}
@@ -45,7 +45,8 @@ func (e *echo) send(seq uint32) error {
 	return err
 }
 
-// receive returns the payload of the next packet, nil if it is not an answer to us: a raw socket sees all ICMP.
+// receive returns the payload of the next packet, or nil if it is no answer to this probe: a raw
+// socket receives all ICMP.
 func (e *echo) receive(buf []byte) ([]byte, error) {
 	n, from, err := e.conn.ReadFrom(buf)
 	if err != nil {
@@ -89,7 +90,7 @@ func ICMP(ctx context.Context, addr netip.Addr, cfg Config) (Result, error) {
 	return converse(ctx, newTally("icmp", addr), cfg, e.conversation())
 }
 
-// intact tells whether an answer carries what was sent.
+// intact reports whether an answer has the payload that was sent.
 func intact(got []byte, seq uint32, cfg Config) bool {
 	return bytes.Equal(got, payload(seq, cfg.Size, cfg.Marker))
 }

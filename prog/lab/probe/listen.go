@@ -12,16 +12,17 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// The first byte of a TCP connection says what the client wants.
+// The first byte of a TCP connection selects a mode.
 const (
-	modeEcho = 'E' // every byte back
-	modeSink = 'S' // at the end, the number of bytes received (8 bytes, big endian)
+	modeEcho = 'E' // echo all bytes
+	modeSink = 'S' // at the end, send the number of received bytes (8 bytes, big endian)
 )
 
-// ListenReady is the line on stderr by which weft probe listen says that it serves.
+// ListenReady is the line on stderr with which weft probe listen announces that it serves.
 const ListenReady = "listening"
 
-// Listen answers probes on a TCP and a UDP port, 0 for none, until ctx ends. It calls ready once both serve.
+// Listen answers probes on a TCP and a UDP port (0: none) until ctx ends. It calls ready once both
+// serve.
 func Listen(ctx context.Context, tcp, udp uint16, ready func()) error {
 	group, ctx := errgroup.WithContext(ctx)
 	if tcp != 0 {
@@ -64,14 +65,15 @@ func serveTCP(ctx context.Context, ln *net.TCPListener) error {
 	}
 }
 
-// serveStream's errors are the client's loss, which the client counts.
+// serveStream ignores errors: the client counts losses.
 func serveStream(conn *net.TCPConn) {
 	var mode [1]byte
 	if _, err := io.ReadFull(conn, mode[:]); err != nil {
 		return
 	}
 	if mode[0] != modeSink {
-		// Not io.Copy between two ends of one socket: the kernel would splice, and a small message could wait.
+		// Hide ReaderFrom and WriterTo: on one socket, io.Copy would splice in the kernel, which can
+		// delay small messages.
 		_, _ = io.CopyBuffer(struct{ io.Writer }{conn}, struct{ io.Reader }{conn}, make([]byte, 64<<10))
 		return
 	}
@@ -87,7 +89,7 @@ func serveUDP(conn *net.UDPConn) error {
 			return nil
 		}
 		if err == nil {
-			_, _ = conn.WriteToUDPAddrPort(buf[:n], from) // a lost answer is the client's to count
+			_, _ = conn.WriteToUDPAddrPort(buf[:n], from) // ignored: the client counts lost answers
 		}
 	}
 }

@@ -1,9 +1,10 @@
-// Package probe is weft's traffic tool: weft probe, used by the demo, the tests and operators.
+// Package probe implements weft probe, the traffic tool for the demo, tests and operators.
 //
 // It measures loss, order and latency with numbered messages (icmp, udp, tcp), answers them (listen), and
-// counts what passes on a wire (capture). Payloads can carry a marker, repeated to the end, so that a capture
-// can tell whether they ever travel unencrypted. Everything is bounded in count and time by default. It needs
-// no program on the machine, and for icmp and capture only the privilege over its own network namespace.
+// counts packets on interfaces (capture). Payloads can repeat a marker, so that a capture finds unencrypted
+// ones. By default, everything is limited in number and time. It needs no other program, and for icmp and
+// capture only privileges in its own network namespace. It owns no state beyond a call, and is safe for
+// concurrent use.
 package probe
 
 import (
@@ -19,20 +20,20 @@ import (
 	"time"
 )
 
-// Config says how to probe.
+// Config configures a probe.
 type Config struct {
 	Count    int           // messages to each address
-	Interval time.Duration // between two of them
-	Timeout  time.Duration // how long an answer may take
+	Interval time.Duration // between two messages
+	Timeout  time.Duration // time limit of an answer
 	Size     int           // bytes of payload
 	Marker   string        // fills the payload
 	Port     uint16        // tcp and udp
-	// Until ends it early, once it is closed: a flow can last as long as what it watches. nil: never.
+	// Until ends the probe early when it is closed. nil: never.
 	Until <-chan struct{}
 }
 
-// Result is what became of the messages to one address. Latencies are round trips in milliseconds, and missing where none
-// came back.
+// Result describes the fate of the messages to one address. Latencies are round trip times in
+// milliseconds, and missing without answers.
 type Result struct {
 	Proto      string     `json:"proto"`
 	Addr       netip.Addr `json:"addr"`
@@ -46,25 +47,25 @@ type Result struct {
 	Avg        float64    `json:"avgMs,omitempty"`
 	P99        float64    `json:"p99Ms,omitempty"`
 	Max        float64    `json:"maxMs,omitempty"`
-	Error      string     `json:"error,omitempty"` // why it ended early
-	// LostAt says when the first few of those lost were sent: milliseconds after the first of all.
+	Error      string     `json:"error,omitempty"` // why the probe ended early
+	// LostAt has the send times of the first few lost messages: milliseconds after the first message.
 	LostAt []float64 `json:"lostAtMs,omitempty"`
-	// Unsent is why the last message that could not even be sent was not: it is one of those lost.
+	// Unsent is the error of the last message that could not be sent. Such messages count as lost.
 	Unsent string `json:"unsent,omitempty"`
 }
 
-// OK tells whether every message came back once, unchanged and in order.
+// OK reports whether every message came back once, unchanged and in order.
 func (r Result) OK() bool {
 	return r.Error == "" && r.Lost == 0 && r.Duplicates == 0 && r.OutOfOrder == 0 && r.Corrupt == 0
 }
 
-// tally counts one address's messages. It belongs to one goroutine at a time.
+// tally counts the messages of one address. It belongs to one goroutine at a time.
 type tally struct {
 	sent     map[uint32]time.Time
 	answered map[uint32]bool
 	last     uint32
 	rtts     []time.Duration
-	over     bool // all that will be sent was sent
+	over     bool // all messages were sent
 	res      Result
 }
 
@@ -77,7 +78,7 @@ func newTally(proto string, addr netip.Addr) *tally {
 
 func (t *tally) send(seq uint32, now time.Time) { t.sent[seq] = now }
 
-// receive counts an answer; one that took longer than timeout stays lost.
+// receive counts an answer. A message whose answer took longer than timeout stays lost.
 func (t *tally) receive(seq uint32, now time.Time, timeout time.Duration) {
 	at, ok := t.sent[seq]
 	switch {
@@ -116,7 +117,7 @@ func (t *tally) result() Result {
 	return r
 }
 
-// lostAt is when the first messages that were lost were sent.
+// lostAt returns the send times of the first lost messages.
 func (t *tally) lostAt(most int) (out []float64) {
 	for _, seq := range slices.Sorted(maps.Keys(t.sent)) {
 		if !t.answered[seq] && len(out) < most {
@@ -128,7 +129,7 @@ func (t *tally) lostAt(most int) (out []float64) {
 
 func ms(d time.Duration) float64 { return math.Round(d.Seconds()*1e6) / 1e3 }
 
-// headerSize is the sequence number that starts each payload, also within a stream.
+// headerSize is the size of the sequence number at the start of each payload, also within a stream.
 const headerSize = 4
 
 func payload(seq uint32, size int, marker string) []byte {
@@ -145,7 +146,7 @@ func Print(w io.Writer, results []Result) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "PROTO\tADDRESS\tSENT\tRECEIVED\tLOST\tDUP\tREORDERED\tMIN/AVG/P99/MAX MS")
 	for _, r := range results {
-		latency := "-" // of none that came back
+		latency := "-" // without answers
 		if r.Received > 0 {
 			latency = fmt.Sprintf("%.2f/%.2f/%.2f/%.2f", r.Min, r.Avg, r.P99, r.Max)
 		}

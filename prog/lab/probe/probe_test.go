@@ -52,7 +52,7 @@ func TestTally(t *testing.T) {
 	}
 }
 
-// ethernet is a frame of a type with a body in hexadecimal.
+// ethernet returns a frame of a type with a body in hexadecimal.
 func ethernet(etherType, body string) []byte {
 	b, err := hex.DecodeString(strings.Repeat("00", 12) + etherType + strings.ReplaceAll(body, " ", ""))
 	if err != nil {
@@ -77,7 +77,7 @@ func TestClassify(t *testing.T) {
 		"udp 6784":                     v4("11", "1a80 1a80"),
 		"tcp 6783":                     v4("06", "c001 1a7f"),
 		"icmp":                         v4("01", "0800"),
-		"ip protocol 17":               v4("11", "1a80"), // cut before the second port
+		"ip protocol 17":               v4("11", "1a80"), // truncated before the second port
 		"ip protocol 47":               v4("2f", ""),
 		"igmp":                         v4("02", ""),
 		"ipv4 fragment of protocol 17": ethernet("0800", "4500 0000 0000 0010 4011 0000 c0000201 c0000202 1a80 1a80"),
@@ -92,7 +92,7 @@ func TestClassify(t *testing.T) {
 	} {
 		k := classify(frame)
 		if got := (Row{Kind: k.kind, Port: k.port}).Name(); got != want {
-			t.Errorf("%x is %q, want %q", frame, got, want)
+			t.Errorf("frame %x is classified as %q, want %q", frame, got, want)
 		}
 	}
 }
@@ -102,7 +102,7 @@ func FuzzClassify(f *testing.F) {
 	f.Add(ethernet("86dd", "60"))
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		if classify(frame).kind == "" {
-			t.Error("a frame without a name")
+			t.Error("a frame was classified without a name")
 		}
 	})
 }
@@ -119,7 +119,7 @@ func TestPayload(t *testing.T) {
 	}
 }
 
-// On loopback, with a server that ends while a connection is in use.
+// On loopback, the server ends while a connection is in use.
 func TestStreamThatBreaks(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ready, ended := make(chan struct{}), make(chan error, 1)
@@ -141,7 +141,7 @@ func TestStreamThatBreaks(t *testing.T) {
 		endless := cfg
 		endless.Count, endless.Until = 1000, over
 		if r, err := probe(t.Context(), addr, endless); err != nil || !r.OK() || r.Received < 2 || r.Received > 900 {
-			t.Errorf("%s until it is told: %+v, %v", name, r, err)
+			t.Errorf("%s until the channel closes: %+v, %v", name, r, err)
 		}
 	}
 	cfg.Count = 1000

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Prints the path of the guest kernel, and makes it first if need be: once for each kernel.config, from Debian's own
-# kernel source. 7 CPU minutes, 2 GB of disk until it is done, 7 MB afterwards.
+# Prints the path of the guest kernel, and builds it if needed: once for each kernel.config, from
+# Debian's kernel source. This takes 7 minutes of CPU, 2 GB of disk while building, and 7 MB
+# afterwards.
 #
-# It is kept in $XDG_CACHE_HOME/weft, by default ~/.cache/weft, so that every checkout has it. What is missing of
-# the tools it installs as root, and names to everybody else.
+# The kernel is kept in $XDG_CACHE_HOME/weft, by default ~/.cache/weft, and shared by all checkouts.
+# As root, the script installs missing tools; otherwise it lists them.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 version=6.12
@@ -12,7 +13,7 @@ limit=45m # of the compilation, on the slowest machine that we care about
 say() { echo "uml: $*" >&2; }
 fail() {
 	say "$*"
-	say "or name a finished kernel with UML_LINUX=FILE, or leave the kernel's WireGuard untested with WEFT_SKIP_UML=1"
+	say "or name a finished kernel with UML_LINUX=FILE, or skip the test of the kernel's WireGuard with WEFT_SKIP_UML=1"
 	exit 1
 }
 
@@ -28,9 +29,9 @@ if [ -x "$kernel" ]; then
 	exit 0
 fi
 
-# Whatever is needed, before anything is done.
+# Check all requirements before doing anything.
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "user-mode Linux runs on Linux on x86-64, not on $(uname -sm)"
-command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || fail "the kernel's source comes from Debian, with apt-get and dpkg-deb, which are not here"
+command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || fail "the kernel's source comes from Debian, with apt-get and dpkg-deb, which are missing"
 packages=()
 for need in gcc:gcc ld:binutils make:make flex:flex bison:bison bc:bc xz:xz-utils; do
 	command -v "${need%%:*}" >/dev/null || packages+=("${need#*:}")
@@ -38,7 +39,7 @@ done
 [ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
 apt() { apt-get -q -y -o DPkg::Lock::Timeout=600 "$@" </dev/null >&2; }
 if [ "$(id -u)" = 0 ]; then
-	# Its lists may be absent, as in most images, or too old to be served.
+	# The package lists may be missing, as in most images, or outdated.
 	known() { apt-cache show "linux-source-$version" >/dev/null 2>&1; }
 	known || apt update || fail "apt-get update failed: see above"
 	[ ${#packages[@]} = 0 ] || apt install --no-install-recommends "${packages[@]}" ||
@@ -55,7 +56,7 @@ free=$(df --output=avail -m "$work" | tail -1)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-say "making the guest kernel, once, in $work"
+say "building the guest kernel once in $work"
 apt download "linux-source-$version" 2>/dev/null ||
 	{ [ "$(id -u)" = 0 ] && apt update && apt download "linux-source-$version"; } ||
 	fail "apt-get cannot download linux-source-$version, which is in Debian 12's security archive: sudo apt-get update"
@@ -68,10 +69,10 @@ kbuild allnoconfig >configure.log 2>&1
 (cd out && ARCH=um "$source/scripts/kconfig/merge_config.sh" -m -O . .config "$here/kernel.config" >>../configure.log 2>&1)
 kbuild olddefconfig >>configure.log 2>&1
 grep '^CONFIG' "$here/kernel.config" | while read -r line; do
-	grep -qxF "$line" out/.config || { say "$line of kernel.config is not taken by linux $version"; exit 1; }
+	grep -qxF "$line" out/.config || { say "linux $version does not accept $line of kernel.config"; exit 1; }
 done
 
-# A line every half minute, with what is done of what there is to do.
+# Print progress every half minute.
 files=910
 start=$SECONDS
 timeout "$limit" make ARCH=um -C "$source" O="$work/out" -j"${JOBS:-$(nproc)}" linux >build.log 2>&1 9>&- &

@@ -1,3 +1,4 @@
-// Package uml holds Weft to the same behaviour on the kernel's WireGuard as on its own datapath: its test runs on
-// whatever the machine has under go test, and in user-mode Linux, whose kernel has WireGuard, under make test-kernel.
+// Package uml tests that Weft behaves the same with the kernel's WireGuard as with its own datapath.
+// go test uses the machine's datapath; make test-kernel runs the test in user-mode Linux, whose
+// kernel has WireGuard. The test owns its lab, and changes nothing outside it.
 package uml

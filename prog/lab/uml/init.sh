@@ -1,7 +1,7 @@
 #!/bin/sh
-# The first process of the guest, whose root is the machine's / (hostfs, read-only). The kernel's command line
-# gives weftjob=DIR, a folder of the machine that appears as /mnt, writable: its script `job` is run, its output
-# goes to `log`, its exit code to `rc`.
+# The first process of the guest, whose root is the machine's / (hostfs, read-only). The kernel's
+# command line has weftjob=DIR, a writable folder of the machine that is mounted on /mnt. This script
+# runs its script `job`, and writes the output to `log` and the exit code to `rc`.
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH HOME=/root TMPDIR=/tmp
 mount -t hostfs -o "$weftjob" none /mnt

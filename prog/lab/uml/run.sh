@@ -1,10 +1,11 @@
 #!/bin/sh
 # usage: run.sh KERNEL DIR      boots user-mode Linux on DIR/init, see init.sh
 set -eu
-# The C library registers restartable sequences, which the stub processes that UML forks inherit: the machine's
-# kernel kills them at the first signal ("wait_stub_done : failed to wait for SIGTRAP").
+# The C library registers restartable sequences, which the stub processes of UML inherit. The
+# machine's kernel would kill them at the first signal ("wait_stub_done : failed to wait for
+# SIGTRAP").
 export GLIBC_TUNABLES=glibc.pthread.rseq=0
-# The guest's memory is a sparse file: in /dev/shm, unless that is small, as in most containers.
+# The guest's memory is a sparse file, in /dev/shm unless that is small, as in most containers.
 mem=1024
 [ "$(df --output=avail -m /dev/shm 2>/dev/null | tail -1)" -gt "$mem" ] 2>/dev/null || export TMPDIR=${TMPDIR:-/tmp}
 exec timeout -k 5 "${UML_TIMEOUT:-300}" "$1" "mem=${mem}M" "umid=weft$$" "uml_dir=$2" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs this package's test on the kernel's own WireGuard: in user-mode Linux, an ordinary process that boots in a
-# second and needs no privileges. It takes half a minute once there is a guest kernel.
+# Runs this package's test with the kernel's WireGuard in user-mode Linux, an ordinary process that
+# boots in a second and needs no privileges. It takes half a minute once the guest kernel is built.
 #
 #   UML_LINUX       the guest kernel; default: the one that build.sh makes once and keeps
 #   UML_TIMEOUT     seconds for the guest, default 300
@@ -26,7 +26,8 @@ export CGO_ENABLED=0
 "${GO:-go}" build -o "$job/bin/" ./cmd/weft ./cmd/weft-cni
 "${GO:-go}" test -c -o "$job/" ./prog/lab/uml ${UML_RUN:+./prog/lab/e2e}
 cp "$here/init.sh" "$job/init"
-# The guest's own tests take what they use from the machine's /, which it sees, but not from its environment.
+# The guest sees the machine's file system, but not its environment, so the tests need these
+# variables.
 cat >"$job/job" <<JOB
 set -e
 export GOMAXPROCS=1 WEFT_BIN=/mnt/bin WEFT_TEST_DATAPATH=kernel
@@ -45,9 +46,9 @@ if [ "$(cat "$job/rc" 2>/dev/null)" = 0 ]; then
 	echo "ok	the kernel's WireGuard ($("$kernel" --version)): $passed test(s) in $((SECONDS - start)) s"
 	exit 0
 fi
-[ -s "$job/rc" ] || { echo "test-kernel: the guest died or took too long; the end of its console:"; tail -40 "$job/console"; }
+[ -s "$job/rc" ] || { echo "test-kernel: the guest ended early or took too long; the end of its console:"; tail -40 "$job/console"; }
 cat "$job/log" 2>/dev/null
-echo "test-kernel: in short:"
+echo "test-kernel: summary:"
 grep -E '^ *--- FAIL|_test\.go:[0-9]+: .*(lost|disturbed|exit code|want|not|still|ended)' "$job/log" 2>/dev/null | cut -c1-300 || true
 echo "FAIL	the kernel's WireGuard"
 exit 1

@@ -16,8 +16,8 @@ import (
 	"weft/prog/lab"
 )
 
-// The test binary is its own tool inside the lab: there it is run with this variable set to the name of what it
-// is to print.
+// toolVar is the variable with which the test binary runs as a tool inside the lab. Its value names
+// what to print.
 const toolVar = "WEFT_UML_TOOL"
 
 func TestMain(m *testing.M) {
@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// tool returns what one of the tools prints on a host.
+// tool returns the output of a tool on a host.
 func tool(t *testing.T, l *lab.Lab, host, name string) string {
 	t.Helper()
 	exe, err := os.Executable()
@@ -42,7 +42,7 @@ func tool(t *testing.T, l *lab.Lab, host, name string) string {
 	return run(t, l, host, "env", toolVar+"="+name, exe)
 }
 
-// allowed returns a host's allowed IPs by the peer's public key, as its WireGuard has them.
+// allowed returns the allowed IPs in a host's WireGuard, by the peer's public key.
 func allowed(t *testing.T, l *lab.Lab, host string) map[string][]string {
 	t.Helper()
 	var all map[string][]string
@@ -81,7 +81,7 @@ func printLeftovers() error {
 		return err
 	}
 	for _, table := range tables {
-		fmt.Println("table", table.Name) // the lab's hosts have none of their own
+		fmt.Println("table", table.Name) // the lab's hosts have no tables of their own
 	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {

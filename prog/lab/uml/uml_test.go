@@ -22,7 +22,8 @@ import (
 const (
 	marker = "a-payload-that-nobody-may-see-"
 
-	// wantVar names the datapath that the machine must have: then none passes for the other.
+	// wantVar names the datapath that the machine must have, so that the test does not run with
+	// another one.
 	wantVar = "WEFT_TEST_DATAPATH"
 )
 
@@ -32,7 +33,7 @@ const (
 func TestTwoHostsAndOneMore(t *testing.T) {
 	opts := lab.Options{Hosts: 3, Containers: 2, Bare: true}
 	kernel := os.Getenv(wantVar) == "kernel"
-	if kernel { // as under Kubernetes, where the process is not the agent's
+	if kernel { // as under Kubernetes, where a separate process runs the datapath
 		opts.Launch = []string{"--start-datapath=false"}
 	}
 	l := labtest.New(t, opts)
@@ -50,13 +51,13 @@ func TestTwoHostsAndOneMore(t *testing.T) {
 	if _, err := l.Background(context.WithoutCancel(t.Context()), "h2/c1", probe.ListenReady, "weft", "probe", "listen"); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("the agent dies", func(t *testing.T) {
+	t.Run("the agent is killed", func(t *testing.T) {
 		lossless(t, l, func() {
 			for _, h := range []string{"h1", "h2"} {
 				if err := l.Kill(t.Context(), h, "agent"); err != nil {
 					t.Error(err)
 				}
-				time.Sleep(200 * time.Millisecond) // some packets of the flow
+				time.Sleep(200 * time.Millisecond) // for some packets of the flow
 				if err := l.Start(t.Context(), h); err != nil {
 					t.Error(err)
 				}
@@ -75,7 +76,7 @@ func TestTwoHostsAndOneMore(t *testing.T) {
 	t.Run("reset", func(t *testing.T) { reset(t, l, "h2") })
 }
 
-// join launches Weft on a host, and plugs its containers in.
+// join launches Weft on a host, and attaches its containers.
 func join(t *testing.T, l *lab.Lab, host string, targets ...string) {
 	t.Helper()
 	token := ""
@@ -109,12 +110,13 @@ func datapath(t *testing.T, l *lab.Lab, hosts ...string) {
 		status := run(t, l, h, "weft", "status")
 		t.Log(status)
 		if want := os.Getenv(wantVar); !strings.Contains(status, want) || report(t, l, h).Router.Datapath != want && want != "" {
-			t.Errorf("%s: the status does not say that the datapath is %q", h, want)
+			t.Errorf("%s: the status does not show the datapath %q", h, want)
 		}
 	}
 }
 
-// standby leaves a process to a host whose kernel has WireGuard, which must find that it is not needed, and end on SIGTERM.
+// standby runs weft datapath --standby on a host whose kernel has WireGuard. It must find that it is
+// not needed, and end on SIGTERM.
 func standby(t *testing.T, l *lab.Lab, host string) {
 	p, err := l.Background(context.WithoutCancel(t.Context()), host, "this process is not needed", "weft", "datapath", "--standby")
 	if err != nil {
@@ -123,7 +125,7 @@ func standby(t *testing.T, l *lab.Lab, host string) {
 	t.Cleanup(func() {
 		p.Signal(unix.SIGTERM)
 		if _, err := p.Wait(); err != nil {
-			t.Errorf("the process that stands by: %v", err)
+			t.Errorf("the standby process: %v", err)
 		}
 	})
 }
@@ -132,7 +134,7 @@ func standby(t *testing.T, l *lab.Lab, host string) {
 func allPairs(t *testing.T, l *lab.Lab, hosts ...string) {
 	all := containers(hosts...)
 	for _, from := range all {
-		// The first packet to a peer waits for its handshake, which is tried again every 5 s.
+		// The first packet to a peer waits for its handshake, which is retried every 5 s.
 		args := []string{"weft", "probe", "icmp", "--count", "3", "--interval", "10ms", "--timeout", "12s", "--size", "400", "--marker", marker}
 		for _, to := range all {
 			args = append(args, addrs(t, l, to)...)
@@ -141,7 +143,8 @@ func allPairs(t *testing.T, l *lab.Lab, hosts ...string) {
 	}
 }
 
-// lossless runs step while a TCP and a UDP flow of each family go from h1/c1 to h2/c1: they must not notice.
+// lossless runs step while TCP and UDP flows of each family go from h1/c1 to h2/c1. They must lose
+// nothing.
 func lossless(t *testing.T, l *lab.Lab, step func()) {
 	t.Helper()
 	const interval, most = 10 * time.Millisecond, 2 * time.Minute
@@ -163,23 +166,23 @@ func lossless(t *testing.T, l *lab.Lab, step func()) {
 			flows <- err
 		}()
 	}
-	time.Sleep(300 * time.Millisecond) // the flows are established
+	time.Sleep(300 * time.Millisecond) // for the flows to be established
 	step()
 	if len(flows) > 0 {
-		t.Error("a flow ended before the step did: it proves nothing")
+		t.Error("a flow ended before the step, so the test proves nothing")
 	}
 	for _, end := range ends {
 		end.Close()
 	}
 	for range 2 {
 		if err := <-flows; err != nil {
-			t.Errorf("a flow was disturbed: %v", err)
+			t.Errorf("a flow lost messages: %v", err)
 		}
 	}
 }
 
-// prefixesMove lets h3 join under traffic: h1 or h2 gives it a part of the ring, which the other one of them
-// takes from the old owner's allowed IPs and gives to the new one's.
+// prefixesMove lets h3 join under traffic. h1 or h2 grants it a part of the ring, and the other one
+// moves these prefixes in its allowed IPs from the old to the new owner.
 func prefixesMove(t *testing.T, l *lab.Lab) {
 	others := map[string]string{"h1": report(t, l, "h2").Router.PublicKey, "h2": report(t, l, "h1").Router.PublicKey}
 	before := make(map[string][]string)
@@ -200,17 +203,17 @@ func prefixesMove(t *testing.T, l *lab.Lab) {
 			t.Logf("%s's allowed IPs for the giver were %v, are %v; for h3 %v", host, before[host], after[other], after[newcomer])
 			for _, p := range after[newcomer] {
 				if slices.Contains(after[other], p) {
-					t.Errorf("both the giver and h3 have %s", p)
+					t.Errorf("both the donor and h3 have %s", p)
 				}
 			}
 		}
 	}
 	if moved == 0 {
-		t.Errorf("nobody's prefixes became h3's: they were %v", before)
+		t.Errorf("no prefix was moved to h3; the prefixes before were %v", before)
 	}
 }
 
-// reset asserts that a host forgets everything.
+// reset asserts that weft reset leaves nothing on a host.
 func reset(t *testing.T, l *lab.Lab, host string) {
 	run(t, l, host, "weft", "reset", "--force")
 	if left := tool(t, l, host, "leftovers"); left != "" {

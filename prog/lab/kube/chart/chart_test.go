@@ -1,5 +1,5 @@
-// Package chart holds the test of what Helm and Kustomize make of site/deploy. It is a module of its own, so that Helm stays
-// out of the others.
+// Package chart tests the output of Helm and Kustomize for site/deploy. It is its own module, so that
+// other modules do not depend on Helm.
 package chart
 
 import (
@@ -18,13 +18,13 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// deploy has what is installed, docs what people read.
+// deploy is the folder of the manifests, docs that of the documentation.
 const (
 	deploy = "../../../../site/deploy"
 	docs   = "../../../../site/docs"
 )
 
-// objects are those of a manifest, by kind, namespace and name.
+// objects returns the objects of a manifest, by kind, namespace and name.
 func objects(t *testing.T, manifest string) map[string]any {
 	t.Helper()
 	out := map[string]any{}
@@ -52,7 +52,7 @@ func installed(t *testing.T) map[string]any {
 	return objects(t, string(data))
 }
 
-// helm is what `helm template weft site/deploy/chart --namespace weft --include-crds` renders.
+// helm returns the output of `helm template weft site/deploy/chart --namespace weft --include-crds`.
 func helm(t *testing.T, values map[string]any) map[string]any {
 	t.Helper()
 	c, err := loader.Load(filepath.Join(deploy, "chart"))
@@ -80,7 +80,7 @@ func helm(t *testing.T, values map[string]any) map[string]any {
 	return objects(t, strings.Join(all, "\n---\n"))
 }
 
-// release is the image's tag where nobody names another.
+// release returns the image's default tag.
 func release(t *testing.T) string {
 	t.Helper()
 	c, err := loader.Load(filepath.Join(deploy, "chart"))
@@ -96,7 +96,7 @@ func TestHelmRendersTheManifest(t *testing.T) {
 	}
 }
 
-// Values reach what they are for, and nothing else.
+// Each value changes what it is for, and nothing else.
 func TestHelmValues(t *testing.T) {
 	got := helm(t, map[string]any{
 		"image":    map[string]any{"repository": "registry.example/net/weft", "tag": "v1"},
@@ -123,7 +123,8 @@ func TestHelmValues(t *testing.T) {
 	}
 }
 
-// The example in site/deploy/kustomization.yaml works: images have that name and tag, and there is a ConfigMap of that name.
+// The example in site/deploy/kustomization.yaml works: images have that name and tag, and there is a
+// ConfigMap of that name.
 func TestKustomizeExample(t *testing.T) {
 	fs := filesys.MakeFsInMemory()
 	var example strings.Builder
@@ -153,7 +154,7 @@ func TestKustomizeExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := strings.Count(string(text), "image: registry.example/net/weft:v1.2.3\n"); n != 2 || strings.Contains(string(text), "image: localhost") {
-		t.Errorf("%d images are of the example's name and tag, want both", n)
+		t.Errorf("%d images have the example's name and tag, want both", n)
 	}
 	if objects(t, string(text))["ConfigMap/weft/weft"] == nil {
 		t.Error("there is no ConfigMap weft")

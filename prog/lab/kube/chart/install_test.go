@@ -16,14 +16,15 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// apiServer stands in for one that enforces Pod Security's baseline: it keeps what it is given by path, and refuses
-// DaemonSets in a namespace that is not privileged (the real one takes them, and refuses their pods).
+// apiServer simulates an API server that enforces Pod Security's baseline. It stores objects by path,
+// and refuses DaemonSets in a namespace that is not privileged. (A real one accepts them, but refuses
+// their pods.)
 type apiServer struct {
 	mu      sync.Mutex
 	objects map[string]map[string]any
 }
 
-// resources are the kinds that it knows, by group and version. The namespaced ones end in a dot.
+// resources are the known kinds, by group and version. Namespaced ones end in a dot.
 var resources = map[string]map[string]string{
 	"api/v1":                            {"namespaces": "Namespace", "serviceaccounts.": "ServiceAccount", "secrets.": "Secret", "configmaps.": "ConfigMap"},
 	"apis/apps/v1":                      {"daemonsets.": "DaemonSet"},
@@ -66,7 +67,7 @@ func (s *apiServer) answer(r *http.Request) (int, object) {
 		}
 		s.objects[path] = body
 		return http.StatusCreated, body
-	case r.Method == http.MethodGet && r.URL.Query().Has("labelSelector"): // Helm looks for releases of that name
+	case r.Method == http.MethodGet && r.URL.Query().Has("labelSelector"): // Helm lists releases of that name
 		list := []any{}
 		for name, o := range s.objects {
 			if labels, ok := o["metadata"].(object)["labels"].(object); ok && labels["owner"] == "helm" && strings.HasPrefix(name, path+"/") {
@@ -85,7 +86,7 @@ func (s *apiServer) answer(r *http.Request) (int, object) {
 	return http.StatusOK, is
 }
 
-// decode reads an object, of JSON or of Kubernetes' protocol buffers.
+// decode decodes an object in JSON or in Kubernetes' protocol buffers.
 func decode(r *http.Request) (o object, err error) {
 	data, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -119,7 +120,8 @@ func refused(code int, reason, message string) (int, object) {
 	return code, object{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message}
 }
 
-// discovery is what clients ask for to know the kinds, and that fields are validated by the server; else nil.
+// discovery answers requests about the supported kinds, and about field validation by the server; nil
+// for other paths.
 func discovery(path string) object {
 	groups, docs := []any{}, object{}
 	for gv, kinds := range resources {
@@ -161,7 +163,8 @@ func discovery(path string) object {
 	return nil
 }
 
-// documented are the lines of a section's indented blocks in site/docs/kubernetes.md that begin with a word.
+// documented returns the lines of a section's indented blocks in site/docs/kubernetes.md that begin
+// with a word.
 func documented(t *testing.T, section, word string) (lines []string) {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(docs, "kubernetes.md"))
@@ -181,8 +184,8 @@ func documented(t *testing.T, section, word string) (lines []string) {
 	return lines
 }
 
-// Helm's documented commands work where Pod Security enforces baseline, and leave nothing but the namespace, which the
-// documented step after them deletes.
+// The documented Helm commands work if Pod Security enforces baseline. They leave only the namespace,
+// which the next documented step deletes.
 func TestHelmUnderPodSecurity(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "helm")
 	build := exec.Command("go", "build", "-o", program, "helm.sh/helm/v3/cmd/helm")
@@ -206,11 +209,11 @@ func TestHelmUnderPodSecurity(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
-	for range 2 { // the second time the namespace is there
+	for range 2 { // the second time, the namespace exists
 		for _, section := range []string{"Install", "Upgrade", "Uninstall"} {
 			for _, line := range documented(t, section, "helm") {
 				if section == "Uninstall" {
-					delete(s.objects, "apis/apps/v1/namespaces/weft/daemonsets/weft") // by the steps before
+					delete(s.objects, "apis/apps/v1/namespaces/weft/daemonsets/weft") // the previous steps delete it
 					delete(s.objects, "apis/apps/v1/namespaces/weft/daemonsets/weft-datapath")
 				}
 				out, err := helm(line)
@@ -219,18 +222,18 @@ func TestHelmUnderPodSecurity(t *testing.T) {
 				}
 			}
 			if section == "Install" && (s.objects["apis/apps/v1/namespaces/weft/daemonsets/weft"] == nil || s.objects["api/v1/namespaces/weft"] == nil) {
-				t.Fatalf("installed are %v", s.objects)
+				t.Fatalf("the installed objects are %v", s.objects)
 			}
 		}
 		if len(s.objects) != 1 || s.objects["api/v1/namespaces/weft"] == nil {
-			t.Fatalf("left are %v", s.objects)
+			t.Fatalf("the remaining objects are %v", s.objects)
 		}
 	}
-	// Another namespace, without the label: Helm's notes say what to do.
+	// In another namespace without the label, Helm's notes say what to do.
 	if out, err := helm("helm install weft chart --namespace net --create-namespace"); err == nil || !strings.Contains(out, "PodSecurity") {
-		t.Errorf("into another namespace: %v\n%s", err, out)
+		t.Errorf("installation in another namespace: %v\n%s", err, out)
 	}
 	if out, err := helm("helm install weft chart --namespace net --create-namespace --dry-run=server"); !strings.Contains(out, "kubectl label namespace net pod-security.kubernetes.io/enforce=privileged") {
-		t.Errorf("into another namespace, tried: %v\n%s", err, out)
+		t.Errorf("a dry run in another namespace: %v\n%s", err, out)
 	}
 }

@@ -1,9 +1,10 @@
-// Mkimage writes a one-layer OCI image archive that "ctr images import" takes, with no daemon and no base image.
+// Mkimage writes a one-layer OCI image archive for "ctr images import", without a daemon or a base
+// image.
 //
 //	mkimage -ref weft.lab/pause:1 -entrypoint /pause -o pause.tar bin/pause:/pause
 //
-// Each argument is SRC:DST for a file, ->TARGET:DST for a symbolic link, or DIR/ for an empty folder. Files belong to
-// root and have no date, so that the same files make the same image.
+// Each argument is SRC:DST for a file, ->TARGET:DST for a symbolic link, or DIR/ for an empty folder.
+// Files belong to root and have no date, so that the image is reproducible.
 package main
 
 import (
@@ -29,7 +30,7 @@ type descriptor struct {
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-// archive is an OCI layout in the making.
+// archive is an OCI layout that is being written.
 type archive struct {
 	bytes.Buffer
 	tar *tar.Writer
@@ -91,7 +92,7 @@ func image(refs, entry, cmd, files []string) ([]byte, error) {
 		return nil, err
 	}
 	manifest.Platform = map[string]string{"architecture": runtime.GOARCH, "os": "linux"}
-	var manifests []descriptor // the same one under each name
+	var manifests []descriptor // the same manifest under each name
 	for _, ref := range refs {
 		manifest.Annotations = map[string]string{"io.containerd.image.name": ref}
 		manifests = append(manifests, manifest)
@@ -105,7 +106,7 @@ func image(refs, entry, cmd, files []string) ([]byte, error) {
 	if err := a.put("index.json", index); err != nil {
 		return nil, err
 	}
-	err = a.tar.Close() // writes the end
+	err = a.tar.Close() // writes the trailer
 	return a.Bytes(), err
 }
 
@@ -131,7 +132,7 @@ func (a *archive) json(mediaType string, v any) (descriptor, error) {
 	return a.blob(mediaType, b)
 }
 
-// layer is a file system in the making, with each folder before what is in it.
+// layer is a file system that is being written. Folders come before their content.
 type layer struct {
 	tar  *tar.Writer
 	made map[string]bool
@@ -145,7 +146,7 @@ func layerTar(args []string) ([]byte, error) {
 			return nil, err
 		}
 	}
-	err := l.tar.Close() // writes the end
+	err := l.tar.Close() // writes the trailer
 	return buf.Bytes(), err
 }
 
@@ -159,7 +160,7 @@ func (l layer) add(arg string) error {
 	}
 	src, dst := arg[:i], strings.TrimPrefix(arg[i+1:], "/")
 	if l.made[dst] {
-		return fmt.Errorf("%s is there twice", dst)
+		return fmt.Errorf("%s is given twice", dst)
 	}
 	if err := l.mkdir(path.Dir(dst)); err != nil {
 		return err

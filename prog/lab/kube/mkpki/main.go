@@ -1,5 +1,5 @@
-// Mkpki writes a throw-away cluster's certificates and kubeconfigs into a folder: the authorities and the control
-// plane's at the first call, and each time those of the nodes that are named.
+// Mkpki writes a test cluster's certificates and kubeconfigs into a folder: the authorities and those
+// of the control plane at the first call, and those of the named nodes at each call.
 //
 //	mkpki -dir pki -server https://192.0.2.1:6443 -ip 192.0.2.1,10.96.0.1 node1=192.0.2.11,2001:db8::11
 package main
@@ -24,7 +24,7 @@ import (
 	"time"
 )
 
-// pki is the folder, and the API server's URL for the kubeconfigs.
+// pki is the folder, with the API server's URL for the kubeconfigs.
 type pki struct {
 	dir, server string
 }
@@ -58,7 +58,7 @@ func main() {
 	}
 }
 
-// controlPlane writes what does not depend on nodes.
+// controlPlane writes everything that does not depend on nodes.
 func (p pki) controlPlane(ca *authority, ips []net.IP) {
 	const service = "kubernetes.default.svc.cluster.local"
 	p.issue(ca, "apiserver", pkix.Name{CommonName: "kube-apiserver"}, ips,
@@ -79,7 +79,7 @@ func (p pki) controlPlane(ca *authority, ips []net.IP) {
 	}
 }
 
-// authority reads a certificate authority, or makes it and says so.
+// authority reads a certificate authority, or makes it and reports that.
 func (p pki) authority(name string) (a *authority, made bool) {
 	if b, err := os.ReadFile(filepath.Join(p.dir, name+".crt")); err == nil {
 		cert, err := x509.ParseCertificate(unpack(b))
@@ -88,7 +88,7 @@ func (p pki) authority(name string) (a *authority, made bool) {
 		check(err)
 		key, err := x509.ParsePKCS8PrivateKey(unpack(b))
 		check(err)
-		return &authority{cert: cert, key: key.(crypto.Signer)}, false // we wrote it: an ECDSA key
+		return &authority{cert: cert, key: key.(crypto.Signer)}, false // it is an ECDSA key, since we wrote it
 	}
 	key := newKey()
 	tmpl := template(pkix.Name{CommonName: "weft-lab-" + name})
@@ -103,7 +103,7 @@ func (p pki) authority(name string) (a *authority, made bool) {
 	return &authority{cert: cert, key: key}, true
 }
 
-// issue writes a certificate for clients and servers, with its key, and returns both.
+// issue writes a certificate for clients and servers with its key, and returns both.
 func (p pki) issue(ca *authority, file string, name pkix.Name, ips []net.IP, dns ...string) (cert, key []byte) {
 	k := newKey()
 	tmpl := template(name)

@@ -1,4 +1,4 @@
-// Pause is what runs in a pod's sandbox: it reaps orphans and waits for a signal to end.
+// Pause runs in a pod's sandbox. It reaps orphans and waits for a signal to end.
 package main
 
 import (
