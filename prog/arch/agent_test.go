@@ -14,17 +14,18 @@ import (
 	"testing"
 )
 
-// Bounds of the agent's components: each owns one piece of state, and fits into a head.
+// Size limits of the agent's components, so that each owns one piece of state and is easy to
+// understand.
 const (
 	mostMethods = 25   // of a type
 	mostLines   = 400  // of a file
 	mostInAll   = 1000 // lines of a package
 )
 
-// agentDir is where the components are.
+// agentDir is the folder of the components.
 var agentDir = filepath.Join("..", "agent")
 
-// goFiles parses the programs of a folder, without tests, by their paths.
+// goFiles parses the Go files of a folder without tests. It returns them by path.
 func goFiles(t *testing.T, dir string) map[string]*ast.File {
 	t.Helper()
 	files := map[string]*ast.File{}
@@ -45,7 +46,7 @@ func goFiles(t *testing.T, dir string) map[string]*ast.File {
 	return files
 }
 
-// folders lists a folder and all below it.
+// folders returns a folder and all folders below it.
 func folders(t *testing.T, root string) (out []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -60,7 +61,7 @@ func folders(t *testing.T, root string) (out []string) {
 	return out
 }
 
-func TestTheAgentStaysInParts(t *testing.T) {
+func TestAgentComponentsAreSmall(t *testing.T) {
 	for _, dir := range folders(t, agentDir) {
 		inAll, methods := 0, map[string]int{}
 		for path, file := range goFiles(t, dir) {
@@ -70,7 +71,7 @@ func TestTheAgentStaysInParts(t *testing.T) {
 			}
 			n := bytes.Count(text, []byte("\n"))
 			if inAll += n; n > mostLines {
-				t.Errorf("%s has %d lines, at most %d are wanted: divide it", path, n, mostLines)
+				t.Errorf("%s has %d lines, the limit is %d: divide it", path, n, mostLines)
 			}
 			for _, d := range file.Decls {
 				if f, ok := d.(*ast.FuncDecl); ok && f.Recv != nil {
@@ -79,17 +80,17 @@ func TestTheAgentStaysInParts(t *testing.T) {
 			}
 		}
 		if inAll > mostInAll {
-			t.Errorf("%s has %d lines, at most %d are wanted: divide it", dir, inAll, mostInAll)
+			t.Errorf("%s has %d lines, the limit is %d: divide it", dir, inAll, mostInAll)
 		}
 		for name, n := range methods {
 			if n > mostMethods {
-				t.Errorf("%s: %s has %d methods, at most %d are wanted: divide it", dir, name, n, mostMethods)
+				t.Errorf("%s: %s has %d methods, the limit is %d: divide it", dir, name, n, mostMethods)
 			}
 		}
 	}
 }
 
-// receiver is the name of a method's type.
+// receiver returns the name of a method's type.
 func receiver(f *ast.FuncDecl) string {
 	x := f.Recv.List[0].Type
 	if star, ok := x.(*ast.StarExpr); ok {
@@ -102,8 +103,9 @@ func receiver(f *ast.FuncDecl) string {
 	return name.Name
 }
 
-// Where a host is a Node of a cluster, its components are other ones: none asks whether it is.
-func TestNoComponentAsksForKubernetes(t *testing.T) {
+// On a Node of a cluster, the agent uses other components, so no component checks whether there is a
+// cluster.
+func TestNoComponentChecksForKubernetes(t *testing.T) {
 	inspect(t, "prog/agent", nil, func(at func(ast.Node) token.Position, n ast.Node) {
 		x, ok := n.(*ast.BinaryExpr)
 		if !ok || x.Op != token.NEQ && x.Op != token.EQL {
@@ -120,23 +122,23 @@ func TestNoComponentAsksForKubernetes(t *testing.T) {
 			name = left.Sel.Name
 		}
 		if slices.Contains([]string{"kube", "cluster", "kubernetes"}, name) {
-			t.Errorf("%v: %s is compared with nil: give the component another input outside Kubernetes", at(n), name)
+			t.Errorf("%v: %s is compared with nil: give the component a different input outside Kubernetes", at(n), name)
 		}
 	})
 }
 
-// impure are the packages of which a pure function calls nothing, the functions of time that read
-// the clock, and methods that change or wait for what others see, whatever they are called on.
+// impure lists the packages that a pure function must not call, clock the functions of package time
+// that read the clock, and methods the names of methods that change or wait for shared state.
 var (
 	impure  = []string{"net", "os", "syscall", "log", "slog", "rand", "context", "sync", "atomic", "exec", "http"}
 	clock   = []string{"Now", "Since", "Until", "After", "Sleep", "NewTicker", "NewTimer", "AfterFunc", "Tick"}
 	methods = []string{"Lock", "Unlock", "RLock", "RUnlock", "Set", "Store", "Swap", "CompareAndSwap", "Wait", "Do", "Go"}
 )
 
-// The word "pure" in a function's comment is a promise: it has no pointer for a receiver, starts
-// nothing, waits for nothing, writes only to what it declares itself, and neither it nor what it
-// calls in its package asks the world.
-func TestFunctionsThatAreCalledPureArePure(t *testing.T) {
+// A function whose comment says "pure" has no pointer receiver, starts and waits for nothing, and only
+// writes to its own variables. Neither it nor the functions of its package that it calls use impure
+// packages.
+func TestFunctionsDocumentedAsPureArePure(t *testing.T) {
 	checked := 0
 	for _, dir := range folders(t, "..") {
 		funcs := functions(goFiles(t, dir))
@@ -146,16 +148,16 @@ func TestFunctionsThatAreCalledPureArePure(t *testing.T) {
 			}
 			checked++
 			if why := impureBecause(funcs, f, map[string]bool{}); why != "" {
-				t.Errorf("%s: %s is called pure, and %s", dir, name, why)
+				t.Errorf("%s: the comment of %s says pure, but %s", dir, name, why)
 			}
 		}
 	}
 	if checked < 3 {
-		t.Errorf("%d functions are called pure: does this test still look in the right place?", checked)
+		t.Errorf("only %d functions have the word pure in their comments: does this test look in the right place?", checked)
 	}
 }
 
-// The test of purity finds each way to be impure.
+// impureBecause detects each kind of impure function.
 func TestImpureFunctionsAreFound(t *testing.T) {
 	for body, says := range map[string]string{
 		`return time.Now().Unix()`:                            "time.Now",
@@ -186,7 +188,7 @@ func TestImpureFunctionsAreFound(t *testing.T) {
 	}
 }
 
-// functions lists those of a package, methods as TYPE.NAME.
+// functions returns the functions of a package by name, and its methods as TYPE.NAME.
 func functions(files map[string]*ast.File) map[string]*ast.FuncDecl {
 	funcs := map[string]*ast.FuncDecl{}
 	for _, file := range files {
@@ -203,7 +205,7 @@ func functions(files map[string]*ast.File) map[string]*ast.FuncDecl {
 	return funcs
 }
 
-// impureBecause says what makes a function impure; empty if nothing does.
+// impureBecause returns the reason why a function is impure, or "".
 func impureBecause(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, seen map[string]bool) (why string) {
 	if seen[f.Name.Name] || f.Body == nil {
 		return ""
@@ -211,7 +213,7 @@ func impureBecause(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, seen map[str
 	seen[f.Name.Name] = true
 	if f.Recv != nil {
 		if _, pointer := f.Recv.List[0].Type.(*ast.StarExpr); pointer {
-			return f.Name.Name + " has a pointer for a receiver"
+			return f.Name.Name + " has a pointer receiver"
 		}
 	}
 	own := declaredIn(f)
@@ -220,10 +222,10 @@ func impureBecause(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, seen map[str
 		case *ast.GoStmt:
 			why = "it starts a goroutine"
 		case *ast.SelectStmt, *ast.SendStmt:
-			why = "it waits for others"
+			why = "it waits for another goroutine"
 		case *ast.UnaryExpr:
 			if x.Op == token.ARROW {
-				why = "it waits for others"
+				why = "it waits for another goroutine"
 			}
 		case *ast.IncDecStmt:
 			why = writes(x.X, own)
@@ -243,8 +245,8 @@ func impureBecause(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, seen map[str
 	return why
 }
 
-// declaredIn names what a function declares itself, and so may write to: variables in its body,
-// results, and parameters that are no more than a value.
+// declaredIn returns the names to which a function may write, since it declares them: variables in its
+// body and results.
 func declaredIn(f *ast.FuncDecl) map[string]bool {
 	own := map[string]bool{"_": true}
 	if f.Type.Results != nil {
@@ -284,7 +286,7 @@ func declaredIn(f *ast.FuncDecl) map[string]bool {
 	return own
 }
 
-// writes says that an assignment changes what the function did not declare.
+// writes describes an assignment to a variable that the function did not declare, or returns "".
 func writes(to ast.Expr, own map[string]bool) string {
 	for {
 		switch x := to.(type) {
@@ -302,12 +304,12 @@ func writes(to ast.Expr, own map[string]bool) string {
 		case *ast.ParenExpr:
 			to = x.X
 		default:
-			return "it writes to what a call returned"
+			return "it writes to the result of a call"
 		}
 	}
 }
 
-// callsImpure says what is impure about a call.
+// callsImpure returns why a call is impure, or "".
 func callsImpure(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, call *ast.CallExpr, seen map[string]bool) string {
 	switch called := call.Fun.(type) {
 	case *ast.Ident:
@@ -333,9 +335,9 @@ func callsImpure(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, call *ast.Call
 	return ""
 }
 
-// The plan is a value that follows from values: its package imports nothing that asks the world,
-// and of packages that could it takes only types.
-func TestThePlanIsPure(t *testing.T) {
+// The plan is computed from values only: its package imports no impure packages, and only uses types of
+// packages that could be impure.
+func TestPlanIsPure(t *testing.T) {
 	for path, file := range goFiles(t, filepath.Join(agentDir, "plan")) {
 		names := map[string]string{}
 		for _, i := range file.Imports {

@@ -1,8 +1,9 @@
-// Package arch holds the import rules of the tree as a test.
+// Package arch tests the import rules of the tree, and other rules for all packages. It only has
+// tests, and reads files only.
 //
-// Imports point one way: cmd → prog → {mesh, ipam, router} → pure packages → the
-// standard library. mesh, ipam and router do not import each other; they meet in
-// pure packages, and in prog/agent.
+// Imports point in one direction: cmd → prog → {mesh, ipam, router} → pure packages → the standard
+// library. mesh, ipam and router do not import each other; they only share pure packages, and
+// prog/agent connects them.
 package arch
 
 import (
@@ -15,23 +16,23 @@ import (
 	"testing"
 )
 
-// pure packages take values and return values: no network, no files, no clock, no
-// global randomness, no log.
+// pure lists the packages that only take and return values: no network, no files, no clock, no global
+// randomness, no log.
 var pure = []string{
 	"weft/mesh/peer", "weft/mesh/secret", "weft/mesh/directory", "weft/mesh/document", "weft/mesh/topology",
 	"weft/router/policy", "weft/router/problem", "weft/ipam/slot", "weft/ipam/ring", "weft/ipam/space", "weft/ipam/paxos",
 }
 
-// kubernetes are the packages that may know Kubernetes' own types.
+// kubernetes lists the packages that may use Kubernetes' types.
 var kubernetes = []string{
 	"weft/prog/manifest", "weft/prog/kube", "weft/prog/kube/kubetest",
-	"weft/prog/lab/bench", // stands in for an API server with all that is in it
+	"weft/prog/lab/bench", // simulates a full API server
 }
 
-// imaging are the modules that make the container image: no program of ours links them.
+// imaging lists the modules that make the container image. No program of Weft links them.
 var imaging = []string{"github.com/google/go-containerregistry/", "github.com/CycloneDX/"}
 
-// notInPure are the packages of the standard library that a pure package does not import.
+// notInPure lists the packages of the standard library that a pure package must not import.
 var notInPure = []string{"net", "os", "syscall", "log", "log/slog", "time", "math/rand", "math/rand/v2", "crypto/rand", "context", "sync"}
 
 type pkg struct {
@@ -75,22 +76,22 @@ func TestImportsPointOneWay(t *testing.T) {
 			bad := ""
 			switch {
 			case strings.HasPrefix(i, "k8s.io/") && !slices.Contains(kubernetes, p.ImportPath):
-				bad = "Kubernetes' types stay at the edge"
+				bad = "only the packages in kubernetes may import Kubernetes' types"
 			case p.ImportPath != "weft/prog/image" && slices.ContainsFunc(imaging, func(m string) bool { return strings.HasPrefix(i, m) }):
-				bad = "only the program that makes the image imports that"
+				bad = "only prog/image may import that"
 			case to == "":
 			case slices.Contains(pure, p.ImportPath) && !slices.Contains(pure, i):
-				bad = "a pure package imports only pure ones"
+				bad = "a pure package may only import pure ones"
 			case slices.Contains([]string{"mesh", "ipam", "router"}, from) && from != to && !slices.Contains(pure, i):
-				bad = "mesh, ipam and router meet in pure packages only"
+				bad = "mesh, ipam and router may only share pure packages"
 			case from == "cmd" && to != "prog":
-				bad = "cmd imports prog only"
+				bad = "cmd may only import prog"
 			case from != "cmd" && to == "cmd":
-				bad = "nobody imports cmd"
+				bad = "no package may import cmd"
 			case i == "weft/prog/agent" && !slices.Contains([]string{"weft/prog/cli"}, p.ImportPath):
-				bad = "only the command line starts the agent"
+				bad = "only the command line may start the agent"
 			case p.ImportPath == "weft/prog/api":
-				bad = "the contract imports the standard library only"
+				bad = "prog/api may only import the standard library"
 			}
 			if bad != "" {
 				t.Errorf("%s imports %s: %s", p.ImportPath, i, bad)
@@ -106,14 +107,14 @@ func TestPurePackagesArePure(t *testing.T) {
 		}
 		for _, i := range p.Imports {
 			if slices.Contains(notInPure, i) {
-				t.Errorf("%s is pure, and imports %s", p.ImportPath, i)
+				t.Errorf("the pure package %s imports %s", p.ImportPath, i)
 			}
 		}
 	}
 }
 
-// weft-cni's start-up time is paid for every pod.
-func TestTheCNIPluginStaysSmall(t *testing.T) {
+// The start-up time of weft-cni delays every pod.
+func TestCNIPluginHasFewImports(t *testing.T) {
 	for _, p := range packages(t) {
 		if p.ImportPath != "weft/cmd/weft-cni" {
 			continue
@@ -128,10 +129,10 @@ func TestTheCNIPluginStaysSmall(t *testing.T) {
 	}
 }
 
-func TestEveryPackageSaysWhatItIs(t *testing.T) {
+func TestEveryPackageHasAComment(t *testing.T) {
 	for _, p := range packages(t) {
 		if len(p.GoFiles) > 0 && len(p.Doc) < 25 {
-			t.Errorf("%s has no package comment to speak of", p.ImportPath)
+			t.Errorf("%s has no package comment, or a very short one", p.ImportPath)
 		}
 	}
 }

@@ -10,13 +10,13 @@ import (
 )
 
 var (
-	// linked is the target of a link in Markdown, up to its anchor.
+	// linked matches the target of a Markdown link, without its anchor.
 	linked = regexp.MustCompile(`\]\(([^)#\s]+)`)
-	// sitePath is a path below site that a comment, a message, a script or a page names.
+	// sitePath matches a path below site in a comment, a message, a script or a page.
 	sitePath = regexp.MustCompile(`\bsite/[\w./-]*\w`)
 )
 
-// Relative links in pages, and paths below site wherever they are named, lead to files that exist.
+// Relative links in pages, and all paths below site, lead to existing files.
 func TestLinksAndPathsExist(t *testing.T) {
 	const root = "../.."
 	links, paths := 0, 0
@@ -51,7 +51,7 @@ func TestLinksAndPathsExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	if links < 80 || paths < 60 {
-		t.Errorf("only %d links and %d paths were found: does this test still look in the right place?", links, paths)
+		t.Errorf("only %d links and %d paths were found: does this test look in the right place?", links, paths)
 	}
 }
 

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// In a log, people look for a host by the name they gave it: what names a peer there is
-// id(nickname), from a function Name, or text that was made of it.
+// Users search a log for the name of a host. So peers are logged as id(nickname): the result of a
+// function Name, or a text made of it.
 func TestLogsNamePeersWithTheirNickname(t *testing.T) {
 	about := []string{"peer", "writer", "owner", "heir"}
 	levels := []string{"Debug", "Info", "Warn", "Error"}
@@ -33,17 +33,17 @@ func TestLogsNamePeersWithTheirNickname(t *testing.T) {
 					continue
 				}
 				if looked++; !named(call.Args[i+1]) {
-					t.Errorf("%v: what %s is has no nickname: use Mesh.Name", at(key), key.Value)
+					t.Errorf("%v: the value of %s has no nickname: use Mesh.Name", at(key), key.Value)
 				}
 			}
 		})
 	}
 	if looked < 8 {
-		t.Errorf("only %d logs that name peers were found: does this test still look in the right place?", looked)
+		t.Errorf("only %d logs with peers were found: does this test look in the right place?", looked)
 	}
 }
 
-// named reports whether an expression calls Name, or is a variable that is called name.
+// named reports whether an expression calls Name, or is a variable called name.
 func named(x ast.Expr) bool {
 	switch x := x.(type) {
 	case *ast.CallExpr:
@@ -55,8 +55,7 @@ func named(x ast.Expr) bool {
 	return false
 }
 
-// inspect shows all that is written in the programs below a folder, without tests and folders of
-// the names in without.
+// inspect walks the syntax trees below a folder, without tests and without folders named in without.
 func inspect(t *testing.T, dir string, without []string, look func(at func(ast.Node) token.Position, n ast.Node)) {
 	t.Helper()
 	err := filepath.WalkDir(filepath.Join("..", "..", dir), func(path string, d fs.DirEntry, err error) error {

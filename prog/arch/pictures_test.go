@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// graph is which nodes lead to which.
+// graph holds the arrows from each node.
 type graph map[string]map[string]bool
 
 func (g graph) add(from, to string) {
@@ -19,7 +19,7 @@ func (g graph) add(from, to string) {
 	g[from][to] = true
 }
 
-// reach adds all that a node leads to.
+// reach adds all nodes that can be reached from a node.
 func (g graph) reach(from string, seen map[string]bool) {
 	for to := range g[from] {
 		if !seen[to] {
@@ -29,7 +29,7 @@ func (g graph) reach(from string, seen map[string]bool) {
 	}
 }
 
-// reduced lists the arrows that do not follow from others.
+// reduced returns the arrows that do not follow from others.
 func (g graph) reduced() (arrows []string) {
 	for from, tos := range g {
 		for to := range tos {
@@ -78,18 +78,18 @@ func compare(t *testing.T, heading string, code graph) {
 	drawn, real := picture(t, heading), code.reduced()
 	for _, a := range drawn {
 		if !slices.Contains(real, a) {
-			t.Errorf("%s: the picture has %q, and the code does not, or it follows from others", heading, a)
+			t.Errorf("%s: the picture has the arrow %q, but the code does not, or it follows from others", heading, a)
 		}
 	}
 	for _, a := range real {
 		if !slices.Contains(drawn, a) {
-			t.Errorf("%s: the code has %q, and the picture does not", heading, a)
+			t.Errorf("%s: the code has the arrow %q, but the picture does not", heading, a)
 		}
 	}
 }
 
-func TestThePictureOfTheAgentIsTrue(t *testing.T) {
-	everywhere := []string{"live", "metric", "config", "agenttest", "policytest"} // what all components use
+func TestPictureOfTheAgentMatchesImports(t *testing.T) {
+	everywhere := []string{"live", "metric", "config", "agenttest", "policytest"} // used by all components
 	code := graph{}
 	for _, p := range packages(t) {
 		from, ok := component(p.ImportPath)
@@ -105,7 +105,7 @@ func TestThePictureOfTheAgentIsTrue(t *testing.T) {
 	compare(t, "The agent", code)
 }
 
-// component is a package's name in the picture of the agent.
+// component returns a package's name in the picture of the agent.
 func component(path string) (string, bool) {
 	if slices.Contains([]string{"weft/prog/kube/node", "weft/prog/kube/reclaim", "weft/prog/cni/install"}, path) {
 		return strings.TrimPrefix(path, "weft/prog/"), true
@@ -113,7 +113,7 @@ func component(path string) (string, bool) {
 	return strings.CutPrefix(path, "weft/prog/agent/")
 }
 
-func TestThePictureOfTheWholeIsTrue(t *testing.T) {
+func TestPictureOfTheWholeMatchesImports(t *testing.T) {
 	shown := []string{"prog/cli", "prog/cni", "prog/lab", "prog/agent", "prog/kube", "prog/dns", "prog/state"}
 	part := func(path string) string {
 		rest, ours := strings.CutPrefix(path, "weft/")
