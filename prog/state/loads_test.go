@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"maps"
 	"os"
@@ -19,10 +20,8 @@ import (
 // written holds what was stored, by bucket.
 type written struct {
 	peers, sets, docs map[string][]byte
-	slots             map[string]slot.Slot
+	ipam              ipam.State
 	notes             map[string][]byte
-	ring              []byte
-	resting           map[slot.Slot]int64
 	settings          map[string]string
 }
 
@@ -37,8 +36,8 @@ func TestStoredStateLoads(t *testing.T) {
 		}
 		defer os.RemoveAll(dir)
 		w := &written{
-			peers: map[string][]byte{}, sets: map[string][]byte{}, docs: map[string][]byte{}, slots: map[string]slot.Slot{},
-			notes: map[string][]byte{}, resting: map[slot.Slot]int64{}, settings: map[string]string{},
+			peers: map[string][]byte{}, sets: map[string][]byte{}, docs: map[string][]byte{},
+			notes: map[string][]byte{}, settings: map[string]string{},
 		}
 		for range rapid.IntRange(1, 3).Draw(t, "runs") {
 			s, err := Open(dir)
@@ -78,19 +77,23 @@ func (w *written) step(t *rapid.T, s *Store) {
 	case 2:
 		put(s.SaveDocuments(map[string][]byte{key: value}), w.docs, key)
 	case 3:
-		if err := s.Update(ipam.Change{Key: key, Slot: n, Note: value}); err == nil && key != "" {
-			w.slots[key], w.notes[key] = n, value
-			delete(w.resting, n)
+		c := ipam.Change{Key: key, Slot: n, Note: value}
+		if err := s.Update(c); err == nil && key != "" {
+			w.ipam.Apply(c)
+			w.notes[key] = value
 		}
 	case 4:
-		if err := s.Update(ipam.Change{Key: key, Delete: true, Quarantined: []space.Quarantined{{Slot: n, Until: -5}}}); err == nil {
-			delete(w.slots, key)
+		c := ipam.Change{Key: key, Slot: n % 4, Delete: true, Quarantined: []space.Quarantined{{Slot: n, Until: -5}}}
+		c.Now = int64(rapid.IntRange(-6, 10).Draw(t, "now"))
+		c.QuarantineUntil = c.Now + int64(rapid.IntRange(0, 10).Draw(t, "for"))
+		if err := s.Update(c); err == nil {
+			w.ipam.Apply(c)
 			delete(w.notes, key)
-			w.resting[n] = -5
 		}
 	case 5:
-		if err := s.Update(ipam.Change{Ring: value, Vote: value}); err == nil && value != nil {
-			w.ring = value
+		c := ipam.Change{Ring: value, Vote: value}
+		if err := s.Update(c); err == nil {
+			w.ipam.Apply(c)
 		}
 	case 6:
 		if err := s.SaveSettings(map[string]string{"set": key}); err == nil {
@@ -118,15 +121,11 @@ func (w *written) compare(t *rapid.T, s *Store) {
 	docs, err := s.Documents()
 	values("documents", docs, err, w.docs)
 	st, err := s.Load()
-	if err != nil || !maps.Equal(st.Allocations, w.slots) || !bytes.Equal(st.Ring, w.ring) || !bytes.Equal(st.Vote, w.ring) {
-		t.Fatalf("%+v, %v, want %+v", st, err, w)
+	if err != nil || !maps.Equal(st.Allocations, w.ipam.Allocations) || !bytes.Equal(st.Ring, w.ipam.Ring) || !bytes.Equal(st.Vote, w.ipam.Vote) {
+		t.Fatalf("%+v, %v, want %+v", st, err, w.ipam)
 	}
-	resting := map[slot.Slot]int64{}
-	for _, r := range st.Quarantined {
-		resting[r.Slot] = r.Until
-	}
-	if !maps.Equal(resting, w.resting) {
-		t.Fatalf("resting %v, want %v", resting, w.resting)
+	if got, want := sortedBySlot(st.Quarantined), sortedBySlot(w.ipam.Quarantined); !slices.Equal(got, want) {
+		t.Fatalf("quarantined %v, want %v", got, want)
 	}
 	notes := map[string][]byte{}
 	if err := s.Notes(func(key string, n slot.Slot, note []byte) error { notes[key] = bytes.Clone(note); return nil }); err != nil {
@@ -145,4 +144,8 @@ func (w *written) compare(t *rapid.T, s *Store) {
 	if kept, err = s.Kubernetes(); err != nil || len(kept) > 0 && !json.Valid(kept) {
 		t.Fatalf("Kubernetes %q, %v", kept, err)
 	}
+}
+
+func sortedBySlot(q []space.Quarantined) []space.Quarantined {
+	return slices.SortedFunc(slices.Values(q), func(a, b space.Quarantined) int { return cmp.Compare(a.Slot, b.Slot) })
 }
