@@ -12,7 +12,7 @@ import (
 )
 
 // owned returns how many slots a peer owns, according to the ring of m.
-func owned(t *testing.T, m *member, of peer.ID) (n uint64) {
+func owned(t *testing.T, m *host, of peer.ID) (n uint64) {
 	t.Helper()
 	for _, r := range snapshot(t, m).Ring.Owned()[of] {
 		n += r.Len()

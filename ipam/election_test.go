@@ -16,10 +16,10 @@ import (
 )
 
 // voter starts a peer that takes part in the election.
-func (c *cluster) voter(n, expect int) *member { return c.voterOn(n, expect, &disk{}) }
+func (c *cluster) voter(n, expect int) *host { return c.voterOn(n, expect, &disk{}) }
 
-func (c *cluster) voterOn(n, expect int, d *disk) *member {
-	m := &member{c: c, id: peerID(n), disk: d, done: make(chan error, 1)}
+func (c *cluster) voterOn(n, expect int, d *disk) *host {
+	m := &host{c: c, id: peerID(n), disk: d, done: make(chan error, 1)}
 	m.Allocator = New(Config{
 		Self: m.id, Store: m.disk, Mesh: m, Log: slog.New(slog.DiscardHandler), Changed: func() {},
 		Elect: &Election{
@@ -109,7 +109,7 @@ func TestOtherTermsAreReported(t *testing.T) {
 }
 
 // founded waits until all members have the same ring, and returns its id.
-func (c *cluster) founded(within time.Duration, members ...*member) ring.ID {
+func (c *cluster) founded(within time.Duration, members ...*host) ring.ID {
 	c.t.Helper()
 	rings := map[ring.ID]int{}
 	for start := time.Now(); time.Since(start) < within; time.Sleep(50 * time.Millisecond) {
@@ -128,7 +128,7 @@ func (c *cluster) founded(within time.Duration, members ...*member) ring.ID {
 }
 
 // ballot returns the highest ballot that a voter knows.
-func ballot(t *testing.T, m *member) (b paxos.Ballot) {
+func ballot(t *testing.T, m *host) (b paxos.Ballot) {
 	t.Helper()
 	if err := m.do(t.Context(), func() { b = m.election.votes.Ballot() }); err != nil {
 		t.Fatal(err)
@@ -138,20 +138,20 @@ func ballot(t *testing.T, m *member) (b paxos.Ballot) {
 
 // If the voter that proposes first fails in any way, another one founds the ring soon.
 func TestElectionSurvivesFailedProposers(t *testing.T) {
-	for name, fails := range map[string]func(c *cluster, m []*member){
-		"no failure": func(*cluster, []*member) {},
-		"first voter is dead": func(_ *cluster, m []*member) {
+	for name, fails := range map[string]func(c *cluster, m []*host){
+		"no failure": func(*cluster, []*host) {},
+		"first voter is dead": func(_ *cluster, m []*host) {
 			m[0].down.Store(true)
 			m[0].loseGossip.Store(true)
 		},
-		"first voter is reachable but silent": func(_ *cluster, m []*member) { m[0].loseGossip.Store(true) },
-		"first voter goes silent after its ballot": func(c *cluster, m []*member) {
+		"first voter is reachable but silent": func(_ *cluster, m []*host) { m[0].loseGossip.Store(true) },
+		"first voter goes silent after its ballot": func(c *cluster, m []*host) {
 			for ballot(c.t, m[3]) == (paxos.Ballot{}) {
 				time.Sleep(time.Millisecond)
 			}
 			m[0].loseGossip.Store(true)
 		},
-		"first three voters are silent": func(_ *cluster, m []*member) {
+		"first three voters are silent": func(_ *cluster, m []*host) {
 			for i := range 3 {
 				m[i].loseGossip.Store(true)
 			}
@@ -160,9 +160,9 @@ func TestElectionSurvivesFailedProposers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newCluster(t, 3)
-				var m []*member
+				var m []*host
 				for n := 1; n <= 7; n++ {
-					m = append(m, c.voterOn(n, 7, &disk{sync: 20 * time.Millisecond}))
+					m = append(m, c.voterOn(n, 7, slowDisk(20*time.Millisecond)))
 				}
 				time.Sleep(10 * time.Millisecond) // until all voters know each other
 				fails(c, m)
@@ -179,16 +179,16 @@ func TestProposersDoNotOutbidEachOther(t *testing.T) {
 	for seed := range uint64(10) {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCluster(t, seed)
-			var m []*member
+			var m []*host
 			for n := 1; n <= 20; n++ {
-				m = append(m, c.voterOn(n, 20, &disk{sync: time.Duration(50+10*n) * time.Millisecond}))
+				m = append(m, c.voterOn(n, 20, slowDisk(time.Duration(50+10*n)*time.Millisecond)))
 			}
 			time.Sleep(10 * time.Millisecond)
 			m[0].loseGossip.Store(true)
 			c.founded(20*time.Second, m[1:]...)
 			writes := 0
 			for _, v := range m[1:] {
-				writes += v.disk.written()
+				writes += v.disk.Writes()
 			}
 			if writes > 8*len(m) {
 				t.Errorf("%d disk writes of %d voters, but one ballot needs only 3 per voter", writes, len(m))
@@ -204,7 +204,7 @@ func TestRingIsFoundedOnceQuorumStarted(t *testing.T) {
 	for _, step := range []int{1, -1} {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCluster(t, 3)
-			var m []*member
+			var m []*host
 			for i := range 9 {
 				if m = append(m, c.voter(5+step*(i-4), 9)); len(m) < 5 && !snapshot(t, m[0]).Ring.IsZero() {
 					t.Fatalf("%d of 9 voters founded a ring, which is no quorum", len(m))
@@ -224,19 +224,20 @@ func TestElectionSurvivesRestartAfterAnyWrite(t *testing.T) {
 			t.Run(fmt.Sprintf("voter %d after write %d", who, write), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					c := newCluster(t, 3)
-					m := map[int]*member{}
+					m := map[int]*host{}
 					for n := 1; n <= 2; n++ {
-						m[n] = c.voterOn(n, 2, &disk{sync: 20 * time.Millisecond})
+						m[n] = c.voterOn(n, 2, slowDisk(20*time.Millisecond))
 					}
-					for start := time.Now(); m[who].disk.written() < write; time.Sleep(time.Millisecond) {
+					for start := time.Now(); m[who].disk.Writes() < write; time.Sleep(time.Millisecond) {
 						if time.Since(start) > 5*time.Second {
 							t.Fatalf("the voter stored no vote within 5 s")
 						}
 					}
 					m[who].kill()
-					kept := m[who].disk.copy()
+					restored := m[who].disk.copy()
+					restored.Delay = 20 * time.Millisecond
 					time.Sleep(time.Second)
-					m[who] = c.voterOn(who, 2, &disk{sync: 20 * time.Millisecond, state: kept.state})
+					m[who] = c.voterOn(who, 2, restored)
 					c.founded(8*time.Second, m[1], m[2])
 					c.end()
 				})
@@ -250,7 +251,7 @@ func TestMinorityFoundsNoRing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		c.split(func(a, b peer.ID) bool { return (a[0] <= 2) != (b[0] <= 2) })
-		var m []*member
+		var m []*host
 		for n := 1; n <= 5; n++ {
 			m = append(m, c.voter(n, 5))
 		}
@@ -273,9 +274,9 @@ func TestElectionEndsDespiteMessageLoss(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCluster(t, seed)
 			c.lose.Store(50)
-			var m []*member
+			var m []*host
 			for n := 1; n <= 9; n++ {
-				m = append(m, c.voterOn(n, 9, &disk{sync: 20 * time.Millisecond}))
+				m = append(m, c.voterOn(n, 9, slowDisk(20*time.Millisecond)))
 			}
 			c.founded(40*time.Second, m...)
 			c.end()

@@ -15,9 +15,9 @@ import (
 )
 
 // three returns a cluster of three peers that each own slots and have allocated one.
-func three(t *testing.T) (*cluster, [4]*member, [4]slot.Slot) {
+func three(t *testing.T) (*cluster, [4]*host, [4]slot.Slot) {
 	c := newCluster(t, 1)
-	var m [4]*member
+	var m [4]*host
 	var held [4]slot.Slot
 	for n := 1; n <= 3; n++ {
 		m[n] = c.start(n, &disk{})
@@ -37,15 +37,15 @@ func three(t *testing.T) (*cluster, [4]*member, [4]slot.Slot) {
 }
 
 // kill makes a member unreachable and stops it.
-func (m *member) kill() {
+func (m *host) kill() {
 	m.down.Store(true)
 	m.end()
 }
 
 // revive starts a member again from its disk.
-func (m *member) revive() *member { return m.c.start(int(m.id[0]), m.disk) }
+func (m *host) revive() *host { return m.c.start(int(m.id[0]), m.disk) }
 
-func snapshot(t *testing.T, m *member) Snapshot {
+func snapshot(t *testing.T, m *host) Snapshot {
 	t.Helper()
 	s, err := m.Snapshot(t.Context())
 	if err != nil {
@@ -252,11 +252,6 @@ func TestRestoredStateCatchesUpBeforeGranting(t *testing.T) {
 		}
 		c.end()
 	})
-}
-
-func (d *disk) copy() *disk {
-	s, _ := d.Load()
-	return &disk{state: s}
 }
 
 // A freed slot stays in quarantine, across restarts too. If no other slot is free, the one that

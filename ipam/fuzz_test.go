@@ -19,7 +19,7 @@ func FuzzRequests(f *testing.F) {
 	f.Add(uint8(3), found.Encode())
 	f.Fuzz(func(t *testing.T, kind uint8, payload []byte) {
 		c := newCluster(nil, 1)
-		m := &member{c: c, id: peerID(1), disk: &disk{}}
+		m := &host{c: c, id: peerID(1), disk: &disk{}}
 		m.Allocator = New(Config{Self: m.id, Store: m.disk, Mesh: m, Log: slog.New(slog.DiscardHandler), Found: &found, Changed: func() {}})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)

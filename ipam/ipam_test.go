@@ -20,7 +20,7 @@ import (
 
 	"weft/ipam/ring"
 	"weft/ipam/slot"
-	"weft/ipam/space"
+	"weft/mesh/meshtest"
 	"weft/mesh/peer"
 )
 
@@ -28,59 +28,25 @@ var universe = slot.Universe{V4: netip.MustParsePrefix("10.32.0.0/24"), V6: neti
 
 func peerID(n int) peer.ID { return peer.ID{byte(n)} }
 
-// disk is a Store in memory whose writes can be made slow or to fail.
+// disk is a Store in memory.
 type disk struct {
-	mu    sync.Mutex
+	meshtest.Disk
 	state State
-	fail  error
-	sync  time.Duration // how long a write takes
-	count int           // number of writes
 }
 
-func (d *disk) Load() (State, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	s := d.state
-	s.Allocations = maps.Clone(s.Allocations)
+// slowDisk is a disk on which each write takes a while.
+func slowDisk(write time.Duration) *disk { return &disk{Disk: meshtest.Disk{Delay: write}} }
+
+func (d *disk) Load() (s State, err error) {
+	d.Read(func() { s = d.state.Clone() })
 	return s, nil
 }
 
-func (d *disk) written() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.count
-}
+func (d *disk) Update(c Change) error { return d.Write(func() { d.state.Apply(c) }) }
 
-func (d *disk) Update(c Change) error {
-	time.Sleep(d.sync)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.count++
-	if d.fail != nil {
-		return d.fail
-	}
-	if c.Ring != nil {
-		d.state.Ring = c.Ring
-	}
-	if d.state.Allocations == nil {
-		d.state.Allocations = map[string]slot.Slot{}
-	}
-	switch {
-	case c.Key == "":
-	case c.Delete:
-		delete(d.state.Allocations, c.Key)
-	default:
-		d.state.Allocations[c.Key] = c.Slot
-	}
-	if c.Vote != nil {
-		d.state.Vote = c.Vote
-	}
-	d.state.Quarantined = slices.DeleteFunc(d.state.Quarantined, func(r space.Quarantined) bool { return r.Slot == c.Slot && c.Key != "" })
-	d.state.Quarantined = append(d.state.Quarantined, c.Quarantined...)
-	if c.QuarantineUntil != 0 {
-		d.state.Quarantined = append(d.state.Quarantined, space.Quarantined{Slot: c.Slot, Until: c.QuarantineUntil})
-	}
-	return nil
+func (d *disk) copy() *disk {
+	s, _ := d.Load()
+	return &disk{state: s}
 }
 
 // cluster is a set of allocators, with a network that can lose deltas and partition.
@@ -90,14 +56,17 @@ type cluster struct {
 
 	mu    sync.Mutex
 	rand  *rand.Rand
-	hosts map[peer.ID]*member
+	hosts map[peer.ID]*host
 	cut   func(a, b peer.ID) bool
 
 	replyLate bool // delay replies, so that gossip arrives first
 	tune      func(*Config)
 }
 
-type member struct {
+// host is one run of a peer, with an allocator. Its mesh delivers a message at once and in the sender's
+// goroutine, never loses a request, and can cut single pairs: tests here go step by step. Package soak
+// runs the allocator on meshtest.Cluster, where time passes.
+type host struct {
 	c    *cluster
 	id   peer.ID
 	disk *disk
@@ -112,7 +81,7 @@ type member struct {
 
 func newCluster(t *testing.T, seed uint64) *cluster {
 	return &cluster{
-		t: t, rand: rand.New(rand.NewPCG(seed, 1)), hosts: map[peer.ID]*member{},
+		t: t, rand: rand.New(rand.NewPCG(seed, 1)), hosts: map[peer.ID]*host{},
 		cut: func(a, b peer.ID) bool { return false },
 	}
 }
@@ -123,17 +92,17 @@ func (c *cluster) split(cut func(a, b peer.ID) bool) {
 	c.cut = cut
 }
 
-func (c *cluster) put(m *member) {
+func (c *cluster) put(m *host) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.hosts[m.id] = m
 }
 
 // members returns all peers that ever started, sorted by id.
-func (c *cluster) members() []*member {
+func (c *cluster) members() []*host {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.SortedFunc(maps.Values(c.hosts), func(a, b *member) int { return bytes.Compare(a.id[:], b.id[:]) })
+	return slices.SortedFunc(maps.Values(c.hosts), func(a, b *host) int { return bytes.Compare(a.id[:], b.id[:]) })
 }
 
 // lost reports whether the next delta is lost.
@@ -143,7 +112,7 @@ func (c *cluster) lost() bool {
 	return c.rand.Int64N(100) < c.lose.Load()
 }
 
-func (m *member) Broadcast(replica string, delta []byte) {
+func (m *host) Broadcast(replica string, delta []byte) {
 	for _, other := range m.c.members() {
 		if other != m && m.Reachable(other.id) && !m.loseGossip.Load() && !other.loseGossip.Load() && !m.c.lost() {
 			go func() {
@@ -158,7 +127,7 @@ func (m *member) Broadcast(replica string, delta []byte) {
 }
 
 // Others returns all other peers that ever started.
-func (m *member) Others() (out []peer.ID) {
+func (m *host) Others() (out []peer.ID) {
 	for _, other := range m.c.members() {
 		if other.id != m.id {
 			out = append(out, other.id)
@@ -167,7 +136,7 @@ func (m *member) Others() (out []peer.ID) {
 	return out
 }
 
-func (m *member) Stopped(peer.ID) bool { return false }
+func (m *host) Stopped(peer.ID) bool { return false }
 
 // no is the refusal of a request.
 type no struct{ error }
@@ -175,9 +144,9 @@ type no struct{ error }
 func (e no) Refused() string { return e.Error() }
 func (e no) Unwrap() error   { return e.error }
 
-func (m *member) Name(id peer.ID) string { return fmt.Sprintf("h%d", id[0]) }
+func (m *host) Name(id peer.ID) string { return fmt.Sprintf("h%d", id[0]) }
 
-func (m *member) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
+func (m *host) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
 	other := m.reach(to)
 	if other == nil {
 		return nil, errors.New("unreachable")
@@ -196,10 +165,10 @@ func (m *member) Request(ctx context.Context, to peer.ID, kind string, payload [
 	return reply, err
 }
 
-func (m *member) Reachable(id peer.ID) bool { return m.reach(id) != nil }
+func (m *host) Reachable(id peer.ID) bool { return m.reach(id) != nil }
 
 // reach returns another member, or nil if the network does not reach it.
-func (m *member) reach(id peer.ID) *member {
+func (m *host) reach(id peer.ID) *host {
 	m.c.mu.Lock()
 	defer m.c.mu.Unlock()
 	if other := m.c.hosts[id]; other != nil && !other.down.Load() && !m.c.cut(m.id, id) {
@@ -209,13 +178,13 @@ func (m *member) reach(id peer.ID) *member {
 }
 
 // space sends m a peer's request for space.
-func (m *member) space(ctx context.Context, to peer.ID) ([]byte, error) {
+func (m *host) space(ctx context.Context, to peer.ID) ([]byte, error) {
 	return m.Handlers()[requestSpace](ctx, to, nil)
 }
 
 // start runs an allocator. Peer 1 founds the ring.
-func (c *cluster) start(n int, d *disk) *member {
-	m := &member{c: c, id: peerID(n), disk: d, done: make(chan error, 1)}
+func (c *cluster) start(n int, d *disk) *host {
+	m := &host{c: c, id: peerID(n), disk: d, done: make(chan error, 1)}
 	cfg := Config{Self: m.id, Store: d, Mesh: m, Log: slog.New(slog.DiscardHandler), Changed: func() {}}
 	cfg.Heard = func(id peer.ID) string {
 		if from := m.tunnel.Load(); from != nil && *from == id {
@@ -246,7 +215,7 @@ func (c *cluster) end() {
 }
 
 // end stops a member, and waits until it has ended.
-func (m *member) end() {
+func (m *host) end() {
 	m.c.t.Helper()
 	m.stop()
 	if err := <-m.done; err != nil {
@@ -409,14 +378,15 @@ func TestFailedWritesChangeNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		before, _ := m.Snapshot(t.Context())
-		d.fail = errors.New("disk full")
-		if _, err := m.Allocate(t.Context(), "b", nil); !errors.Is(err, d.fail) {
+		full := errors.New("disk full")
+		d.Fail(full)
+		if _, err := m.Allocate(t.Context(), "b", nil); !errors.Is(err, full) {
 			t.Errorf("Allocate with a failing disk returned %v; want the disk's error", err)
 		}
-		if _, err := m.space(t.Context(), peerID(2)); !errors.Is(err, d.fail) {
+		if _, err := m.space(t.Context(), peerID(2)); !errors.Is(err, full) {
 			t.Errorf("a donation with a failing disk returned %v; want the disk's error", err)
 		}
-		if err := m.Free(t.Context(), "a"); !errors.Is(err, d.fail) {
+		if err := m.Free(t.Context(), "a"); !errors.Is(err, full) {
 			t.Errorf("Free with a failing disk returned %v; want the disk's error", err)
 		}
 		after, _ := m.Snapshot(t.Context())

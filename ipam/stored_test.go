@@ -54,7 +54,7 @@ func must[T any](v T, err error) T {
 func alone(t *testing.T, d *disk, f func(*Allocator)) {
 	t.Helper()
 	c := newCluster(t, 1)
-	m := &member{c: c, id: peerID(1), disk: d}
+	m := &host{c: c, id: peerID(1), disk: d}
 	u := slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}
 	found := ring.Found(ring.ID{1}, [16]byte{1}, u, peerID(1))
 	a := New(Config{Self: m.id, Store: d, Mesh: m, Log: slog.New(slog.DiscardHandler), Found: &found, Changed: func() {}})
@@ -82,7 +82,7 @@ func TestOversizedRingsNeverPreventStart(t *testing.T) {
 				t.Errorf("merge beyond the bound: got %v, want a TooManyError", err)
 			}
 		}
-		if s := snapshot(t, &member{Allocator: a}); !errors.As(s.Conflict, &many) {
+		if s := snapshot(t, &host{Allocator: a}); !errors.As(s.Conflict, &many) {
 			t.Errorf("the status shows the conflict %v; want a TooManyError", s.Conflict)
 		}
 	})
@@ -102,7 +102,7 @@ func TestIncredibleGenerationsAreIgnored(t *testing.T) {
 		if _, err := a.Merge(claimed(t, 5, 7, ^uint32(0))); err != nil {
 			t.Fatal(err)
 		}
-		r := snapshot(t, &member{Allocator: a})
+		r := snapshot(t, &host{Allocator: a})
 		first, _ := r.Ring.Owner(10)
 		second, _ := r.Ring.Owner(20)
 		if first != peerID(2) || second != peerID(1) || r.Conflict == nil {
@@ -116,7 +116,7 @@ func TestIncredibleGenerationsAreIgnored(t *testing.T) {
 func TestOversizedStoredRingStartsAndIsReported(t *testing.T) {
 	alone(t, &disk{state: State{Ring: pieces(t, 2*ring.MaxSegments, 1)}}, func(a *Allocator) {
 		var many *ring.TooManyError
-		if s := snapshot(t, &member{Allocator: a}); !errors.As(s.Conflict, &many) {
+		if s := snapshot(t, &host{Allocator: a}); !errors.As(s.Conflict, &many) {
 			t.Errorf("the status shows the conflict %v; want a TooManyError", s.Conflict)
 		}
 		if r, err := ring.Decode(a.Full()); err != nil || len(r.Segments()) != ring.MaxSegments {

@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/secret"
 )
 
@@ -145,14 +146,14 @@ func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 // its status names the flooding hosts.
 func TestFloodDoesNotPreventJoining(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(2)}
+		s := &cluster{t, meshtest.New(2)}
 		a := s.start(1, nil, nil)
 		var group sync.WaitGroup
 		flood(&group, s.net.Join(address(66)), address(1), 80, 20<<20, time.Now().Add(6*time.Second))
 		flood(&group, s.net.Join(address(67)), address(1), 80, maxStream, time.Now().Add(6*time.Second))
 		time.Sleep(time.Second)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(4*time.Second, "the joining host is connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
+		eventually.True(t, 4*time.Second, "the joining host is connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
 		group.Wait()
 		named := map[string]bool{}
 		for _, r := range a.Rejections() {

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/secret"
 )
 
@@ -20,11 +21,11 @@ func TestHostBehindNATGetsReplies(t *testing.T) {
 	for name, behind := range map[string]func(*meshtest.Network, netip.Addr){"a firewall": (*meshtest.Network).Firewall, "NAT": (*meshtest.Network).NAT} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &sim{t, meshtest.New(41)}
+				s := &cluster{t, meshtest.New(41)}
 				s.net.HangDials()
 				behind(s.net, address(2).Addr())
 				a, b := s.start(1, nil, nil), s.start(2, nil, []string{address(1).Addr().String()})
-				s.eventually(10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
+				eventually.True(t, 10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
 				for range 3 {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 					got, err := b.Request(ctx, a.Self(), "echo", []byte("hello"))
@@ -48,10 +49,10 @@ func TestHostBehindNATGetsReplies(t *testing.T) {
 // A request ends with its context, and leaves no stream open.
 func TestRequestEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(42)}
+		s := &cluster{t, meshtest.New(42)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{address(1).Addr().String()})
-		s.eventually(10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
+		eventually.True(t, 10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		start := time.Now()

@@ -20,6 +20,7 @@ import (
 	"weft/mesh/directory"
 	"weft/mesh/document"
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 )
 
@@ -91,11 +92,11 @@ func (k *keys) Merge(data []byte) ([]byte, error) {
 func TestLargestStateIsExchanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = maxStream - maxStream/16
-		s := &sim{t, meshtest.New(35)}
+		s := &cluster{t, meshtest.New(35)}
 		news := &keys{}
 		a := s.startWith([]Replica{&keys{size: size}}, 1, nil, nil)
 		b := s.startWith([]Replica{news}, 2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "the large state arrives", func() bool { return news.got.Load() == size })
+		eventually.True(t, 10*time.Second, "the large state arrives", func() bool { return news.got.Load() == size })
 		s.end(a, b)
 	})
 }
@@ -103,7 +104,7 @@ func TestLargestStateIsExchanged(t *testing.T) {
 // A peer invents any number of owners. Existing sets stay, and the stored ones are bounded in
 // memory and on disk.
 func TestDirectoryOwnersAreBounded(t *testing.T) {
-	d := quiet(t, 1, &stub{})
+	d := quiet(t, 1, &meshtest.Solo{})
 	if err := d.Publish(many(3)); err != nil {
 		t.Fatal(err)
 	}
@@ -138,12 +139,14 @@ func TestDirectoryOwnersAreBounded(t *testing.T) {
 	}
 
 	// The disk of an earlier release, which had no bound.
-	store := &setDisk{sets: map[peer.ID][]byte{}}
+	store := &meshtest.Disk{}
 	for i, data := range sets {
-		store.sets[peer.ID{byte(i >> 8), byte(i)}] = data
+		if err := store.SaveSets(map[peer.ID][]byte{{byte(i >> 8), byte(i)}: data}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	again, err := NewDirectory(DirectoryConfig{
-		Identity: identity(1), Mesh: &stub{}, Store: store, Sets: append(sets, encode(kept{d.set(idOf(1)).Encode(), make([]slot.Slot, 200_000)})),
+		Identity: identity(1), Mesh: &meshtest.Solo{}, Store: store, Sets: append(sets, encode(kept{d.set(idOf(1)).Encode(), make([]slot.Slot, 200_000)})),
 		Wanted: func(peer.ID) bool { return true }, Log: slog.New(slog.DiscardHandler), Changed: func() {},
 	})
 	if err != nil || len(again.Held()) != directory.MaxOwners+1 || again.set(idOf(1)).Len() != 4 || !again.Taken(0) {
@@ -165,7 +168,7 @@ func decodeAll(t *testing.T, sets [][]byte) (out []*directory.Set) {
 
 // Labels that exceed the bound are dropped; names of all endpoints stay.
 func TestOversizedLabelsAreDroppedAlone(t *testing.T) {
-	d := quiet(t, 1, &stub{})
+	d := quiet(t, 1, &meshtest.Solo{})
 	endpoints := many(100)
 	for i := range 250 {
 		labels := map[string]string{}

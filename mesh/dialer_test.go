@@ -12,13 +12,14 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 )
 
 // A peer whose advertised address does not answer is reached at another address of its record, by
 // packets and streams, without being lost in between.
 func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(1)}
+		s := &cluster{t, meshtest.New(1)}
 		s.net.HangDials()
 		other := netip.MustParseAddr("198.51.100.2")
 		h1 := s.start(1, nil, nil)
@@ -27,7 +28,7 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 			s.net.AddAddress(c.Transport.(*meshtest.Transport), netip.AddrPortFrom(other, Port))
 		})
 		hosts := []*host{h1, h2}
-		s.eventually(10*time.Second, "all reach all", allReach(hosts))
+		eventually.True(t, 10*time.Second, "all reach all", allReach(hosts))
 		since := peerAt(h1, h2).Since
 		s.net.Partition(func(from, to netip.Addr) bool { return from == address(1).Addr() && to == address(2).Addr() })
 		for range 600 {
@@ -47,8 +48,8 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 		}
 		// A restarted host joins it at the other address.
 		s.end(h1)
-		h1 = s.start(1, h1.store, nil)
-		s.eventually(time.Minute, "h1 joins h2 again", allReach([]*host{h1, h2}))
+		h1 = s.start(1, h1.disk, nil)
+		eventually.True(t, time.Minute, "h1 joins h2 again", allReach([]*host{h1, h2}))
 		s.end(h1, h2)
 	})
 }
@@ -56,7 +57,7 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 // If another peer has taken over one address of a peer, that peer is joined at its other addresses.
 func TestPeerIsJoinedDespiteTakenAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(1)}
+		s := &cluster{t, meshtest.New(1)}
 		h1 := s.start(1, nil, nil)
 		virtual := netip.MustParseAddr("192.0.2.100")
 		h2 := s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) {
@@ -65,12 +66,12 @@ func TestPeerIsJoinedDespiteTakenAddress(t *testing.T) {
 		h3 := s.start(3, nil, []string{"192.0.2.1"}, func(c *Config) {
 			s.net.AddAddress(c.Transport.(*meshtest.Transport), netip.AddrPortFrom(virtual, Port))
 		})
-		s.eventually(20*time.Second, "all reach all", allReach([]*host{h1, h2, h3}))
+		eventually.True(t, 20*time.Second, "all reach all", allReach([]*host{h1, h2, h3}))
 		apart := func(a, b netip.Addr) bool { return (a == address(2).Addr()) != (b == address(2).Addr()) }
 		s.net.Partition(apart)
-		s.eventually(time.Minute, "h1 has lost h2", func() bool { return !h1.Reachable(h2.self) })
+		eventually.True(t, time.Minute, "h1 has lost h2", func() bool { return !h1.Reachable(h2.self) })
 		s.net.Heal()
-		s.eventually(3*time.Minute, "all reach all again", allReach([]*host{h1, h2, h3}))
+		eventually.True(t, 3*time.Minute, "all reach all again", allReach([]*host{h1, h2, h3}))
 		s.end(h1, h2, h3)
 	})
 }

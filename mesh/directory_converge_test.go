@@ -23,9 +23,9 @@ func TestDirectoryConverges(t *testing.T) {
 
 func faults(t *testing.T, seed uint64) {
 	w, r := newDirCluster(t, seed), rand.New(rand.NewPCG(seed, 1))
-	w.net.SetConditions(meshtest.Conditions{Loss: 0.2, Duplicate: 0.1, Delay: time.Second})
-	disks, removed := map[int]*setDisk{}, map[int]bool{}
-	backups := map[int][]*setDisk{}
+	w.SetConditions(meshtest.Conditions{Loss: 0.2, Duplicate: 0.1, Delay: time.Second})
+	disks, removed := map[int]*meshtest.Disk{}, map[int]bool{}
+	backups := map[int][]*meshtest.Disk{}
 	for n := 1; n <= 6; n++ {
 		w.start(n, 0, nil)
 	}
@@ -36,7 +36,7 @@ func faults(t *testing.T, seed uint64) {
 		case h == nil && (dice < 10 || removed[n]): // start it again: with its disk, an older copy, or none
 			disk := disks[n]
 			if b := backups[n]; dice < 3 && len(b) > 0 {
-				disk = b[r.IntN(len(b))].copy()
+				disk = b[r.IntN(len(b))].Copy()
 			} else if removed[n] && dice < 8 {
 				disk = nil
 			}
@@ -54,18 +54,18 @@ func faults(t *testing.T, seed uint64) {
 			}
 			w.publish(h, says...)
 		case dice < 12:
-			backups[n] = append(backups[n], h.disk.copy())
+			backups[n] = append(backups[n], h.disk.Copy())
 		case dice < 15 && len(w.here) > 2:
 			disks[n] = h.disk
 			w.kill(h)
 		case dice < 17:
-			w.net.Partition(func(*meshtest.Node) int { return r.IntN(2) })
+			w.Partition(func(*meshtest.Host) int { return r.IntN(2) })
 		default:
-			w.net.Heal()
+			w.Heal()
 		}
 		time.Sleep(time.Duration(r.IntN(4000)) * time.Millisecond)
 	}
-	w.net.Heal()
+	w.Heal()
 	for _, h := range w.here {
 		w.publish(h, append(h.says, at("last", slot.Slot(100*h.n+50)))...)
 	}

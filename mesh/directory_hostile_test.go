@@ -18,38 +18,16 @@ import (
 	"weft/mesh/peer"
 )
 
-// stub is a Messenger with prepared answers.
-type stub struct {
-	broadcast func([]byte)
-	answer    func() []byte
-	others    []peer.ID
-	mu        sync.Mutex
-	requests  int
+// replying makes a Solo answer every request with what f returns.
+func replying(f func() []byte) func(meshtest.Asked) ([]byte, error) {
+	return func(meshtest.Asked) ([]byte, error) { return f(), nil }
 }
-
-func (s *stub) Broadcast(_ string, data []byte) {
-	if s.broadcast != nil {
-		s.broadcast(data)
-	}
-}
-
-func (s *stub) Request(context.Context, peer.ID, string, []byte) ([]byte, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.requests++; s.answer == nil {
-		return nil, errors.New("no answer")
-	}
-	return s.answer(), nil
-}
-func (s *stub) Reachable(peer.ID) bool { return true }
-func (s *stub) Others() []peer.ID      { return s.others }
-func (s *stub) Name(id peer.ID) string { return id.String() }
 
 // quiet returns a directory that does not run.
 func quiet(t testing.TB, n int, m Messenger) *Directory {
 	t.Helper()
 	d, err := NewDirectory(DirectoryConfig{
-		Identity: identity(n), Mesh: m, Store: &setDisk{sets: map[peer.ID][]byte{}}, Wanted: func(peer.ID) bool { return true },
+		Identity: identity(n), Mesh: m, Store: &meshtest.Disk{}, Wanted: func(peer.ID) bool { return true },
 		Log: slog.New(slog.DiscardHandler), Changed: func() {},
 	})
 	if err != nil {
@@ -95,7 +73,7 @@ func FuzzDirectory(f *testing.F) {
 	f.Add(encode(news{From: idOf(2), Held: []directory.Held{own.Held()}}), encode([][]byte{own.Encode()}))
 	f.Add([]byte{0xa0}, []byte{0x80})
 	f.Fuzz(func(t *testing.T, gossip, answer []byte) {
-		m := &stub{answer: func() []byte { return answer }}
+		m := &meshtest.Solo{Reply: replying(func() []byte { return answer })}
 		d := quiet(t, 1, m)
 		if err := d.Publish([]directory.Endpoint{at("mine", 1)}); err != nil {
 			t.Fatal(err)
@@ -123,7 +101,7 @@ func FuzzDirectory(f *testing.F) {
 
 // Unsigned data next to a signed delta is not passed on.
 func TestOnlySignedDeltaIsPassedOn(t *testing.T) {
-	d := quiet(t, 1, &stub{})
+	d := quiet(t, 1, &meshtest.Solo{})
 	s1, _ := set(t, 2, nil, at("a", 1))
 	d.dir.Put(s1)
 	_, delta := set(t, 2, s1, at("b", 1))
@@ -135,14 +113,14 @@ func TestOnlySignedDeltaIsPassedOn(t *testing.T) {
 }
 
 // rogue starts a peer that answers requests with answer, and counts them.
-func (w *dirCluster) rogue(n int, answer func() ([]byte, error)) (*meshtest.Node, *atomic.Int64) {
-	node, asked := w.net.Node(idOf(n), nil), &atomic.Int64{}
+func (w *dirCluster) rogue(n int, answer func() ([]byte, error)) (*meshtest.Host, *atomic.Int64) {
+	host, asked := w.Host(idOf(n), nil), &atomic.Int64{}
 	h := func(context.Context, peer.ID, []byte) ([]byte, error) {
 		asked.Add(1)
 		return answer()
 	}
-	node.Start(0, meshtest.NodeConfig{Handlers: map[string]meshtest.Handler{requestSets: h, requestHeld: h}, Twin: func() {}})
-	return node, asked
+	host.Start(0, meshtest.HostConfig{Handlers: map[string]meshtest.Handler{requestSets: h, requestHeld: h}})
+	return host, asked
 }
 
 // A malicious peer repeatedly claims to have the newest sets. The number of requests stays in
@@ -205,7 +183,7 @@ func TestFalseVersionsDelayNothing(t *testing.T) {
 
 // A reply is bounded in number of sets and in size.
 func TestAnswersAreBounded(t *testing.T) {
-	d := quiet(t, 1, &stub{})
+	d := quiet(t, 1, &meshtest.Solo{})
 	s, _ := set(t, 2, nil, many(2000)...)
 	d.dir.Put(s)
 	one := len(s.Encode())
@@ -213,7 +191,7 @@ func TestAnswersAreBounded(t *testing.T) {
 	if err != nil || len(answer) > maxAnswer+one {
 		t.Errorf("the reply to a repeated request has %d bytes, error %v; want at most maxAnswer and one set", len(answer), err)
 	}
-	d = quiet(t, 1, &stub{answer: func() []byte { return answer }})
+	d = quiet(t, 1, &meshtest.Solo{Reply: replying(func() []byte { return answer })})
 	if err := d.fetchFrom(t.Context(), idOf(3), []peer.ID{idOf(2)}); err == nil || len(d.Held()) > 0 {
 		t.Errorf("a reply with more sets than requested: got %v, want an error", err)
 	}

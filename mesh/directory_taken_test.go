@@ -34,16 +34,6 @@ func (w *dirCluster) freed(r *dirHost, s slot.Slot, within time.Duration) time.D
 	}
 }
 
-// alone separates one host from all others.
-func (w *dirCluster) alone(r *dirHost) {
-	w.net.Partition(func(n *meshtest.Node) int {
-		if n == r.Node {
-			return 1
-		}
-		return 0
-	})
-}
-
 // A freed slot stays taken until every reachable peer has dropped its old endpoint.
 func TestFreedSlotIsTakenUntilAllPeersDropIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -58,11 +48,11 @@ func TestFreedSlotIsTakenUntilAllPeersDropIt(t *testing.T) {
 		// One host misses the change, and its owner is slow to answer the fetch.
 		w.publish(h[1], at("again", 1))
 		w.eventually(time.Second, "slot 1 is used again")
-		w.net.SetConditions(meshtest.Conditions{Loss: 1})
+		w.SetConditions(meshtest.Conditions{Loss: 1})
 		w.publish(h[1])
 		time.Sleep(20 * time.Millisecond)
-		w.net.SetConditions(meshtest.Conditions{})
-		h[1].slow.Store(int64(2 * time.Second))
+		w.SetConditions(meshtest.Conditions{})
+		h[1].Slow(2 * time.Second)
 		took := w.freed(h[1], 1, 20*time.Second)
 		for n := 2; n <= 5; n++ {
 			if h[n].knows(1, 1) {
@@ -94,7 +84,7 @@ func TestFreedSlotIsTakenUntilPolicyIsApplied(t *testing.T) {
 func TestOnlyReachablePeersHoldFreedSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
-		h[3].slow.Store(int64(time.Hour))
+		h[3].Slow(time.Hour)
 		w.publish(h[1])
 		time.Sleep(time.Minute)
 		if !h[1].Taken(1) {
@@ -104,31 +94,31 @@ func TestOnlyReachablePeersHoldFreedSlots(t *testing.T) {
 		if slots != 1 || time.Since(since) < 30*time.Second || why == nil || !strings.Contains(why.Error(), idOf(3).String()) {
 			t.Errorf("Stuck reports %d slots since %v, reason %v; want one slot for 30 s, and the host that has not confirmed", slots, since, why)
 		}
-		w.alone(h[3])
+		w.Isolate(h[3].Host)
 		w.freed(h[1], 1, 10*time.Second)
 		if _, _, why := h[1].Stuck(); why != nil {
 			t.Errorf("after the last slot is free, Stuck reports %v; want nothing", why)
 		}
-		h[3].slow.Store(0)
+		h[3].Slow(0)
 
 		// Host 4 is partitioned while it maps the slot, and returns before all others have
 		// answered.
-		w.net.Heal()
+		w.Heal()
 		time.Sleep(10 * time.Second)
 		w.publish(h[1], at("again", 1))
 		w.eventually(time.Second, "slot 1 is used again")
-		h[5].slow.Store(int64(20 * time.Second))
-		w.alone(h[4])
+		h[5].Slow(20 * time.Second)
+		w.Isolate(h[4].Host)
 		w.publish(h[1])
 		time.Sleep(10 * time.Second)
-		w.net.SetConditions(meshtest.Conditions{Loss: 1}) // host 4 receives no gossip
-		w.net.Heal()
+		w.SetConditions(meshtest.Conditions{Loss: 1}) // host 4 receives no gossip
+		w.Heal()
 		time.Sleep(3 * time.Second)
 		if !h[1].Reachable(idOf(4)) || !h[4].knows(1, 1) || !h[1].Taken(1) {
 			t.Fatal("host 4 did not return with the old endpoint")
 		}
-		h[5].slow.Store(0)
-		w.net.SetConditions(meshtest.Conditions{})
+		h[5].Slow(0)
+		w.SetConditions(meshtest.Conditions{})
 		w.freed(h[1], 1, time.Minute)
 		if h[4].knows(1, 1) {
 			t.Error("the slot is free, but host 4 still maps it")
@@ -141,9 +131,9 @@ func TestOnlyReachablePeersHoldFreedSlots(t *testing.T) {
 func TestFreedSlotStaysTakenAcrossCrash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
-		w.net.SetConditions(meshtest.Conditions{Loss: 1})
+		w.SetConditions(meshtest.Conditions{Loss: 1})
 		w.publish(h[1], at("other", 11))
-		disk := h[1].disk.copy()
+		disk := h[1].disk.Copy()
 		w.kill(h[1])
 		h[1] = w.start(1, 0, disk)
 		if !h[1].Taken(1) {
@@ -151,7 +141,7 @@ func TestFreedSlotStaysTakenAcrossCrash(t *testing.T) {
 		}
 		w.publish(h[1], at("other", 11))
 		time.Sleep(time.Second)
-		w.net.SetConditions(meshtest.Conditions{})
+		w.SetConditions(meshtest.Conditions{})
 		w.freed(h[1], 1, time.Minute)
 		for n := 2; n <= 5; n++ {
 			if h[n].knows(1, 1) {
@@ -159,7 +149,7 @@ func TestFreedSlotStaysTakenAcrossCrash(t *testing.T) {
 			}
 		}
 		time.Sleep(2 * time.Second)
-		disk = h[1].disk.copy()
+		disk = h[1].disk.Copy()
 		w.kill(h[1])
 		if h[1] = w.start(1, 0, disk); h[1].Taken(1) || !h[1].Taken(11) {
 			t.Error("after a restart the taken slots differ")
@@ -172,19 +162,15 @@ func TestFreedSlotStaysTakenAcrossCrash(t *testing.T) {
 func TestConfirmationsAreOnDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
-		h[3].disk.mu.Lock()
-		h[3].disk.fail = errors.New("disk full")
-		h[3].disk.mu.Unlock()
+		h[3].disk.Fail(errors.New("disk full"))
 		w.publish(h[1])
 		time.Sleep(20 * time.Second)
 		if h[3].knows(1, 1) || !h[1].Taken(1) {
 			t.Error("the slot is free although host 3 could not store that it dropped the endpoint")
 		}
-		h[3].disk.mu.Lock()
-		h[3].disk.fail = nil
-		h[3].disk.mu.Unlock()
+		h[3].disk.Fail(nil)
 		w.freed(h[1], 1, 10*time.Second)
-		disk := h[3].disk.copy()
+		disk := h[3].disk.Copy()
 		w.kill(h[3])
 		if h[3] = w.start(3, 1, disk); h[3].knows(1, 1) {
 			t.Error("the restart of host 3 restored the dropped endpoint")
@@ -198,7 +184,7 @@ func TestOnlyCurrentSetsConfirm(t *testing.T) {
 	own, _ := set(t, 1, nil, at("a", 1))
 	later, _ := set(t, 1, own, at("a", 1), at("b", 2))
 	later, _ = set(t, 1, later, at("b", 2))
-	m := &stub{answer: func() []byte { return encode(later.Held()) }}
+	m := &meshtest.Solo{Reply: replying(func() []byte { return encode(later.Held()) })}
 	d := quiet(t, 1, m)
 	d.dir.Put(own)
 	if err := d.confirmOne(t.Context(), idOf(2), own.Held()); err == nil || d.wanted[idOf(1)].from != idOf(2) {
@@ -206,25 +192,25 @@ func TestOnlyCurrentSetsConfirm(t *testing.T) {
 	}
 	older := own.Held()
 	older.Version--
-	m.answer = func() []byte { return encode(older) }
+	m.Reply = replying(func() []byte { return encode(older) })
 	if err := d.confirmOne(t.Context(), idOf(2), own.Held()); err == nil {
 		t.Error("an older version counted as a confirmation")
 	}
-	m.answer = func() []byte { return encode(own.Held()) }
+	m.Reply = replying(func() []byte { return encode(own.Held()) })
 	if err := d.confirmOne(t.Context(), idOf(2), own.Held()); err != nil {
 		t.Error(err)
 	}
 
-	m = &stub{}
+	m = &meshtest.Solo{}
 	d = quiet(t, 3, m)
 	if _, err := d.serveHeld(t.Context(), idOf(1), encode(own.Held())); err == nil {
 		t.Error("a peer without the set confirmed, though it could get an old one from a third peer")
 	}
-	m.answer = func() []byte { return encode([][]byte{}) }
+	m.Reply = replying(func() []byte { return encode([][]byte{}) })
 	if _, err := d.serveHeld(t.Context(), idOf(1), encode(own.Held())); err == nil {
 		t.Error("a peer confirmed although its fetch returned no set")
 	}
-	m.answer = func() []byte { return encode([][]byte{own.Encode()}) }
+	m.Reply = replying(func() []byte { return encode([][]byte{own.Encode()}) })
 	if answer, err := d.serveHeld(t.Context(), idOf(1), encode(own.Held())); err != nil || string(answer) != string(encode(own.Held())) {
 		t.Errorf("the confirmation after a fetch is %x, error %v; want the owner's sets", answer, err)
 	}
@@ -236,17 +222,17 @@ func TestOnlyCurrentSetsConfirm(t *testing.T) {
 
 // A peer that joins during a round of confirmations must confirm too.
 func TestJoiningPeerMustConfirmToo(t *testing.T) {
-	m := &stub{others: []peer.ID{idOf(2)}}
+	m := &meshtest.Solo{Peers: []peer.ID{idOf(2)}}
 	d := quiet(t, 1, m)
 	for _, says := range [][]directory.Endpoint{{at("a", 1)}, nil} {
 		if err := d.Publish(says); err != nil {
 			t.Fatal(err)
 		}
 	}
-	m.answer = func() []byte {
-		m.others = []peer.ID{idOf(2), idOf(3)}
+	m.Reply = replying(func() []byte {
+		m.Peers = []peer.ID{idOf(2), idOf(3)}
 		return encode(d.set(idOf(1)).Held())
-	}
+	})
 	if err := d.confirm(t.Context()); err == nil || !d.Taken(1) {
 		t.Errorf("the slot is free although host 3 has not confirmed: %v", err)
 	}
@@ -267,7 +253,7 @@ func TestFreeSlotsAreMappedNowhere(t *testing.T) {
 func freeSlots(t *testing.T, seed uint64) {
 	const hosts, slots = 5, 12
 	w, r := newDirCluster(t, seed), rand.New(rand.NewPCG(seed, 2))
-	w.net.SetConditions(meshtest.Conditions{Loss: 0.2, Duplicate: 0.1, Delay: 400 * time.Millisecond})
+	w.SetConditions(meshtest.Conditions{Loss: 0.2, Duplicate: 0.1, Delay: 400 * time.Millisecond})
 	began, used := map[int]time.Time{}, map[[2]int]time.Time{} // by owner and slot: when the slot was last in use
 	for n := 1; n <= hosts; n++ {
 		w.start(n, 0, nil)
@@ -292,7 +278,7 @@ func freeSlots(t *testing.T, seed uint64) {
 			}
 			w.publish(h, says...)
 		default: // a crash, which loses what is not on disk
-			disk := h.disk.copy()
+			disk := h.disk.Copy()
 			w.kill(h)
 			w.start(n, 0, disk)
 			began[n] = time.Now()
@@ -302,7 +288,7 @@ func freeSlots(t *testing.T, seed uint64) {
 			check()
 		}
 	}
-	w.net.SetConditions(meshtest.Conditions{})
+	w.SetConditions(meshtest.Conditions{})
 	for range 6000 {
 		check()
 		time.Sleep(10 * time.Millisecond)
@@ -318,11 +304,11 @@ func freeSlots(t *testing.T, seed uint64) {
 
 // Endpoints are stored before they are announced, so a restart never reuses a version.
 func TestEndpointsAreStoredBeforeAnnounced(t *testing.T) {
-	m := &stub{}
+	m := &meshtest.Solo{}
 	d := quiet(t, 1, m)
-	disk := d.cfg.Store.(*setDisk)
-	m.broadcast = func([]byte) {
-		again, err := NewDirectory(DirectoryConfig{Identity: identity(1), Mesh: m, Sets: [][]byte{disk.sets[idOf(1)]}, Log: d.cfg.Log})
+	disk := d.cfg.Store.(*meshtest.Disk)
+	m.OnDelta = func([]byte) {
+		again, err := NewDirectory(DirectoryConfig{Identity: identity(1), Mesh: m, Sets: [][]byte{disk.Sets()[idOf(1)]}, Log: d.cfg.Log})
 		if err != nil || fmt.Sprint(again.Held()) != fmt.Sprint(d.Held()) || again.Taken(1) != d.Taken(1) {
 			t.Errorf("at the time of the broadcast, a restart would restore %v, error %v; want the announced sets", again.Held(), err)
 		}
@@ -332,15 +318,16 @@ func TestEndpointsAreStoredBeforeAnnounced(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	m.broadcast = nil
-	if disk.fail = errors.New("disk full"); d.Publish(nil) == nil || d.set(idOf(1)).Len() != 0 {
+	m.OnDelta = nil
+	disk.Fail(errors.New("disk full"))
+	if d.Publish(nil) == nil || d.set(idOf(1)).Len() != 0 {
 		t.Error("a failed write returned no error, or kept the change from being announced")
 	}
 }
 
 // An endpoint that cannot be published does not affect the others.
 func TestInvalidEndpointIsLeftOut(t *testing.T) {
-	d := quiet(t, 1, &stub{})
+	d := quiet(t, 1, &meshtest.Solo{})
 	if err := d.Publish([]directory.Endpoint{at("a", 1), {ID: "b", Name: "Not A Name"}, at("c", 3)}); err == nil || d.set(idOf(1)).Len() != 2 {
 		t.Errorf("%d endpoints are published, error %v; want 2", d.set(idOf(1)).Len(), err)
 	}

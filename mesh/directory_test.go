@@ -1,8 +1,6 @@
 package mesh
 
 import (
-	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,46 +15,14 @@ import (
 	"weft/ipam/slot"
 	"weft/mesh/directory"
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 )
 
-var ids = func() (out [100]peer.ID) {
-	for n := range out {
-		out[n] = peer.IDOf(identity(n).Public().(ed25519.PublicKey))
-	}
-	return out
-}()
-
-func idOf(n int) peer.ID { return ids[n] }
-
-// setDisk is a DirectoryStore in memory.
-type setDisk struct {
-	mu   sync.Mutex
-	sets map[peer.ID][]byte
-	fail error
-}
-
-func (d *setDisk) SaveSets(sets map[peer.ID][]byte) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.fail != nil {
-		return d.fail
-	}
-	maps.Copy(d.sets, sets)
-	maps.DeleteFunc(d.sets, func(_ peer.ID, data []byte) bool { return data == nil })
-	return nil
-}
-
-func (d *setDisk) copy() *setDisk {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return &setDisk{sets: maps.Clone(d.sets)}
-}
-
-// dirCluster is a set of hosts with a directory each, on a simulated network.
+// dirCluster is a cluster of hosts with a directory each.
 type dirCluster struct {
+	*meshtest.Cluster
 	t    *testing.T
-	net  *meshtest.Gossip
 	mu   sync.Mutex
 	gone map[peer.ID]bool // removed peers, whose sets are not wanted
 	here map[int]*dirHost
@@ -65,20 +31,15 @@ type dirCluster struct {
 // dirHost is one run of a host.
 type dirHost struct {
 	*Directory
-	*meshtest.Node
+	*meshtest.Host
 	n      int
-	disk   *setDisk
+	disk   *meshtest.Disk
 	says   []directory.Endpoint // what it has published
-	stop   context.CancelFunc
-	done   chan error
-	slow   atomic.Int64 // how long it takes to answer a request
-	behind atomic.Bool  // its policy is not applied yet
-	asked  map[string]int
-	counts sync.Mutex
+	behind atomic.Bool          // its policy is not applied yet
 }
 
 func newDirCluster(t *testing.T, seed uint64) *dirCluster {
-	return &dirCluster{t: t, net: meshtest.NewGossip(seed), gone: map[peer.ID]bool{}, here: map[int]*dirHost{}}
+	return &dirCluster{t: t, Cluster: meshtest.NewCluster(seed), gone: map[peer.ID]bool{}, here: map[int]*dirHost{}}
 }
 
 func (w *dirCluster) wanted(id peer.ID) bool {
@@ -93,32 +54,15 @@ func (w *dirCluster) remove(id peer.ID, gone bool) {
 	w.gone[id] = gone
 }
 
-// Request counts requests by kind.
-func (r *dirHost) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
-	r.counts.Lock()
-	r.asked[kind]++
-	r.counts.Unlock()
-	return r.Node.Request(ctx, to, kind, payload)
-}
-
-func (r *dirHost) requests(kind string) int {
-	r.counts.Lock()
-	defer r.counts.Unlock()
-	return r.asked[kind]
-}
-
-// Name returns a peer's name; it resolves the ambiguity with the replica's name.
-func (r *dirHost) Name(id peer.ID) string { return r.Node.Name(id) }
-
 // start runs host n in a partition of the network, from its disk.
-func (w *dirCluster) start(n, side int, disk *setDisk) *dirHost {
+func (w *dirCluster) start(n, side int, disk *meshtest.Disk) *dirHost {
 	w.t.Helper()
 	if disk == nil {
-		disk = &setDisk{sets: map[peer.ID][]byte{}}
+		disk = &meshtest.Disk{}
 	}
-	r := &dirHost{n: n, Node: w.net.Node(idOf(n), nil), disk: disk, done: make(chan error, 1), asked: map[string]int{}}
+	r := &dirHost{n: n, Host: w.Host(idOf(n), nil), disk: disk}
 	d, err := NewDirectory(DirectoryConfig{
-		Identity: identity(n), Mesh: r, Store: disk, Sets: slices.Collect(maps.Values(disk.copy().sets)), Wanted: w.wanted,
+		Identity: identity(n), Mesh: r.Host, Store: disk, Sets: slices.Collect(maps.Values(disk.Sets())), Wanted: w.wanted,
 		Log: slog.New(slog.DiscardHandler), Changed: func() {},
 		Settle: func() error {
 			if r.behind.Load() {
@@ -131,46 +75,25 @@ func (w *dirCluster) start(n, side int, disk *setDisk) *dirHost {
 		w.t.Fatal(err)
 	}
 	r.Directory = d
-	handlers := map[string]meshtest.Handler{}
-	for kind, h := range d.Handlers() {
-		handlers[kind] = func(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
-			// No timer with duration zero: Go 1.26's race detector crashes on it in a synctest
-			// bubble.
-			if slow := time.Duration(r.slow.Load()); slow > 0 {
-				select {
-				case <-time.After(slow):
-				case <-ctx.Done():
-					return nil, ctx.Err()
-				}
-			}
-			return h(ctx, from, payload)
-		}
-	}
-	r.Start(side, meshtest.NodeConfig{Replicas: []meshtest.Replica{d}, Handlers: handlers, Twin: func() {}})
-	ctx, cancel := context.WithCancel(context.Background())
-	r.stop = cancel
-	go func() { r.done <- d.Run(ctx) }()
+	r.Start(side, meshtest.HostConfig{
+		Replicas: []meshtest.Replica{d}, Handlers: meshtest.Handlers(d.Handlers()), Run: d.Run,
+	})
 	w.here[n] = r
 	return r
 }
 
 // kill ends a host's run without an announcement.
 func (w *dirCluster) kill(r *dirHost) {
-	r.Stop()
-	r.stop()
-	if err := <-r.done; err != nil {
+	if err := r.Stop(); err != nil {
 		w.t.Error(err)
 	}
 	delete(w.here, r.n)
 }
 
 func (w *dirCluster) end() {
-	for _, r := range w.here {
-		w.kill(r)
+	if err := w.Stop(); err != nil {
+		w.t.Error(err)
 	}
-	w.net.Close()
-	time.Sleep(time.Minute)
-	synctest.Wait()
 }
 
 // publish publishes endpoints of a host.
@@ -185,18 +108,10 @@ func (w *dirCluster) publish(r *dirHost, endpoints ...directory.Endpoint) {
 // eventually waits until all running hosts have equal sets, with the endpoints that each published.
 func (w *dirCluster) eventually(within time.Duration, what string) {
 	w.t.Helper()
-	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		diff := w.differ()
-		if diff == "" {
-			return
-		}
-		if time.Since(start) > within {
-			w.t.Fatalf("not reached within %v: %s: %s", within, what, diff)
-		}
-	}
+	eventually.Nil(w.t, within, what, w.differ)
 }
 
-func (w *dirCluster) differ() string {
+func (w *dirCluster) differ() error {
 	var first *dirHost
 	for _, n := range slices.Sorted(maps.Keys(w.here)) {
 		r := w.here[n]
@@ -204,15 +119,15 @@ func (w *dirCluster) differ() string {
 			first = r
 		}
 		if got, want := fmt.Sprint(r.Held()), fmt.Sprint(first.Held()); got != want {
-			return fmt.Sprintf("host %d holds sets\n%s, host %d\n%s", r.n, got, first.n, want)
+			return fmt.Errorf("host %d holds sets\n%s, host %d\n%s", r.n, got, first.n, want)
 		}
 		for _, o := range w.here {
 			if got, want := describe(r.set(idOf(o.n)).Endpoints()), describe(o.says); got != want {
-				return fmt.Sprintf("host %d knows endpoints of host %d as %s, want %s", r.n, o.n, got, want)
+				return fmt.Errorf("host %d knows endpoints of host %d as %s, want %s", r.n, o.n, got, want)
 			}
 		}
 	}
-	return ""
+	return nil
 }
 
 func describe(endpoints []directory.Endpoint) string {
@@ -253,15 +168,10 @@ func five(t *testing.T) (*dirCluster, [6]*dirHost) {
 func (r *dirHost) waits() (sets, slots int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.wanted) + len(r.Directory.asked) + len(r.busy), len(r.left)
+	return len(r.wanted) + len(r.asked) + len(r.busy), len(r.left)
 }
 
-func (w *dirCluster) fetches() (n int) {
-	for _, r := range w.here {
-		n += r.requests(requestSets)
-	}
-	return n
-}
+func (w *dirCluster) fetches() int { return w.Requests(requestSets) }
 
 // A small change arrives by gossip alone; a large one is fetched once by each peer.
 func TestChangeReachesAllPeersSoon(t *testing.T) {
@@ -292,13 +202,13 @@ func TestChangeReachesAllPeersSoon(t *testing.T) {
 func TestLostDeltaLeadsToFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
-		w.net.SetConditions(meshtest.Conditions{Loss: 1})
+		w.SetConditions(meshtest.Conditions{Loss: 1})
 		w.publish(h[1], at("a", 1))
 		time.Sleep(50 * time.Millisecond)
-		w.net.SetConditions(meshtest.Conditions{})
+		w.SetConditions(meshtest.Conditions{})
 		w.publish(h[1], at("a", 1), at("b", 11))
 		w.eventually(200*time.Millisecond, "the missed change arrives")
-		w.net.SetConditions(meshtest.Conditions{Delay: 100 * time.Millisecond})
+		w.SetConditions(meshtest.Conditions{Delay: 100 * time.Millisecond})
 		for i := range 30 {
 			w.publish(h[2], many(i)...)
 			time.Sleep(time.Duration(i) * 3 * time.Millisecond)
@@ -310,22 +220,22 @@ func TestLostDeltaLeadsToFetch(t *testing.T) {
 
 // If a newer set is announced while an older one is being fetched, the newer one is fetched next.
 func TestNewerSetIsFetchedAfterOlderOne(t *testing.T) {
-	d := quiet(t, 1, &stub{})
+	d := quiet(t, 1, &meshtest.Solo{})
 	s1, _ := set(t, 2, nil, at("a", 1))
 	s2, _ := set(t, 2, s1, at("a", 1), at("b", 2))
 	if _, err := d.Merge(encode(news{From: idOf(2), Held: []directory.Held{s1.Held()}})); err != nil {
 		t.Fatal(err)
 	}
 	var group sync.WaitGroup
-	d.cfg.Mesh = &stub{answer: func() []byte { // announced while the fetch is under way
+	d.cfg.Mesh = &meshtest.Solo{Reply: replying(func() []byte { // announced while the fetch is under way
 		if _, err := d.Merge(encode(news{From: idOf(2), Held: []directory.Held{s2.Held()}})); err != nil {
 			t.Error(err)
 		}
 		return encode([][]byte{s1.Encode()})
-	}}
+	})}
 	d.fetch(t.Context(), &group)
 	group.Wait()
-	d.cfg.Mesh = &stub{answer: func() []byte { return encode([][]byte{s2.Encode()}) }}
+	d.cfg.Mesh = &meshtest.Solo{Reply: replying(func() []byte { return encode([][]byte{s2.Encode()}) })}
 	d.fetch(t.Context(), &group)
 	group.Wait()
 	if got := d.set(idOf(2)); got == nil || got.Version != s2.Version {
@@ -336,12 +246,7 @@ func TestNewerSetIsFetchedAfterOlderOne(t *testing.T) {
 func TestDirectoryConvergesAfterPartition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
-		w.net.Partition(func(n *meshtest.Node) int {
-			if n == h[1].Node || n == h[2].Node {
-				return 1
-			}
-			return 0
-		})
+		w.Isolate(h[1].Host, h[2].Host)
 		time.Sleep(10 * time.Second)
 		for i := range 10 {
 			for n := 1; n <= 5; n++ {
@@ -349,10 +254,10 @@ func TestDirectoryConvergesAfterPartition(t *testing.T) {
 			}
 			time.Sleep(3 * time.Second)
 		}
-		if w.differ() == "" {
+		if w.differ() == nil {
 			t.Fatal("the directories are equal in spite of the partition")
 		}
-		w.net.Heal()
+		w.Heal()
 		w.eventually(time.Minute, "all hosts have the same sets after the partition")
 		w.end()
 	})
@@ -374,21 +279,21 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 		}
 		w.eventually(0, "after a restart")
 		// Start it with an older copy of its disk, first without publishing, then with.
-		old := h[1].disk.copy()
+		old := h[1].disk.Copy()
 		w.publish(h[1], many(3)...)
 		time.Sleep(3 * time.Second)
 		w.publish(h[1], append(many(2), at("x", 77))...)
 		time.Sleep(10 * time.Second)
 		version := h[2].set(idOf(1)).Version
 		w.kill(h[1])
-		h[1] = w.start(1, 0, old.copy())
+		h[1] = w.start(1, 0, old.Copy())
 		h[1].says = append(many(2), at("x", 77))
 		w.eventually(20*time.Second, "it takes over its newer set before it publishes")
 		if got := h[1].set(idOf(1)).Version; got != version {
 			t.Errorf("version %d, want %d since it has published nothing", got, version)
 		}
 		w.kill(h[1])
-		h[1] = w.start(1, 0, old.copy())
+		h[1] = w.start(1, 0, old.Copy())
 		w.publish(h[1], at("first-1", 1), at("y", 78))
 		if got := h[1].set(idOf(1)).Version; got >= version {
 			t.Fatalf("it starts with version %d, want an older one", got)
@@ -411,7 +316,7 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 // this run published, with a higher version.
 func TestOwnOlderRunIsRefuted(t *testing.T) {
 	said := 0
-	d := quiet(t, 1, &stub{broadcast: func([]byte) { said++ }})
+	d := quiet(t, 1, &meshtest.Solo{OnDelta: func([]byte) { said++ }})
 	s1, _ := set(t, 1, nil, at("a", 1))
 	_, delta := set(t, 1, s1, at("a", 1), at("lost", 2))
 	d.dir.Put(s1)
@@ -435,18 +340,13 @@ func TestRemovedPeersSetIsDeletedAndCanReturn(t *testing.T) {
 			w.publish(h[1], many(5)...)
 			time.Sleep(10 * time.Second)
 			w.kill(h[1])
-			w.net.Partition(func(n *meshtest.Node) int { // host 5 does not learn of the removal
-				if n == h[5].Node {
-					return 1
-				}
-				return 0
-			})
-			late := h[5].disk.copy()
+			w.Isolate(h[5].Host)
+			late := h[5].disk.Copy()
 			w.kill(h[5])
 			w.remove(idOf(1), true)
 			time.Sleep(3 * time.Second)
 			for _, r := range w.here {
-				if r.set(idOf(1)) != nil || r.disk.sets[idOf(1)] != nil {
+				if r.set(idOf(1)) != nil || r.disk.Sets()[idOf(1)] != nil {
 					t.Errorf("host %d still has the set of the removed peer", r.n)
 				}
 			}

@@ -3,9 +3,7 @@ package mesh
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
-	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -13,8 +11,8 @@ import (
 	"time"
 
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
-	"weft/mesh/secret"
 )
 
 // Documents converge in spite of loss, partitions, restarts with the same disk, an older copy or
@@ -29,8 +27,8 @@ func TestDocumentsConverge(t *testing.T) {
 
 func documentFaults(t *testing.T, seed uint64) {
 	c, r := newDocCluster(t, seed), rand.New(rand.NewPCG(seed, 1))
-	c.net.SetConditions(meshtest.Conditions{Loss: 0.2, Duplicate: 0.1, Delay: time.Second})
-	disks, backups := map[int]*docDisk{}, map[int][]*docDisk{}
+	c.SetConditions(meshtest.Conditions{Loss: 0.2, Duplicate: 0.1, Delay: time.Second})
+	disks, backups := map[int]*meshtest.Disk{}, map[int][]*meshtest.Disk{}
 	for n := 1; n <= 5; n++ {
 		c.start(n, 0, nil)
 	}
@@ -44,7 +42,7 @@ func documentFaults(t *testing.T, seed uint64) {
 		case m == nil:
 			disk := disks[n]
 			if b := backups[n]; dice < 4 && len(b) > 0 {
-				disk = b[r.IntN(len(b))].copy()
+				disk = b[r.IntN(len(b))].Copy()
 			} else if dice < 6 {
 				disk = nil
 			}
@@ -62,18 +60,18 @@ func documentFaults(t *testing.T, seed uint64) {
 			c.write(m, changes...)
 			m.ahead.Store(0)
 		case dice < 13:
-			backups[n] = append(backups[n], m.disk.copy())
+			backups[n] = append(backups[n], m.disk.Copy())
 		case dice < 15 && len(c.here) > 2:
 			c.kill(m)
 			disks[n] = m.disk
 		case dice < 17:
-			c.net.Partition(func(*meshtest.Node) int { return r.IntN(2) })
+			c.Partition(func(*meshtest.Host) int { return r.IntN(2) })
 		default:
-			c.net.Heal()
+			c.Heal()
 		}
 		time.Sleep(time.Duration(r.IntN(4000)) * time.Millisecond)
 	}
-	c.net.Heal()
+	c.Heal()
 	var last *docHost
 	for _, m := range c.here {
 		last = m
@@ -84,13 +82,13 @@ func documentFaults(t *testing.T, seed uint64) {
 	c.eventually(time.Minute, "*")
 	time.Sleep(2 * time.Minute)
 	c.eventually(0, "*")
-	before := c.asked()
+	before := c.Requests("")
 	time.Sleep(time.Minute)
-	if n := c.asked() - before; n > 0 {
+	if n := c.Requests("") - before; n > 0 {
 		t.Errorf("%d more requests within a minute, want none", n)
 	}
 	for _, m := range c.here {
-		again := documents(t, m.n, &stub{}, m.disk)
+		again := documents(t, m.n, &meshtest.Solo{}, m.disk)
 		if got := reads(again); got != reads(m.Documents) || !strings.Contains(got, "web-0=the last word") || !m.Synced() {
 			t.Errorf("host %d has the documents %s, on disk %s, synced: %v; want the last write in both, and synced", m.n, reads(m.Documents), got, m.Synced())
 		}
@@ -102,28 +100,19 @@ func documentFaults(t *testing.T, seed uint64) {
 // without waiting half a minute for push/pull.
 func TestJoiningPeerHasDocumentsSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := sim{t, meshtest.New(1)}
+		s := &cluster{t, meshtest.New(1)}
 		var hosts []*host
 		var docs []*Documents
 		ctx, cancel := context.WithCancel(context.Background())
 		var runs sync.WaitGroup
 		start := func(n int, targets ...string) {
-			m, err := New(Config{
-				Identity: identity(n), GossipKey: secret.Secret{1}.GossipKey(), Targets: targets, Store: &memory{peers: map[peer.ID][]byte{}}, Port: Port,
-				Record: peer.Record{Nickname: fmt.Sprint(n), Underlay: []netip.Addr{address(n).Addr()}, Port: 6784, Gossip: Port},
-				Log:    slog.New(slog.DiscardHandler), Changed: func() {}, Transport: s.net.Join(address(n)),
-			})
-			if err != nil {
-				t.Fatal(err)
+			h := s.make(nil, n, nil, targets)
+			d := documents(t, n, h.Mesh, h.disk)
+			h.Replicate(d)
+			for kind, handler := range d.Handlers() {
+				h.Handle(kind, handler)
 			}
-			d := documents(t, n, m, &docDisk{docs: map[string][]byte{}})
-			m.Replicate(d)
-			for kind, h := range d.Handlers() {
-				m.Handle(kind, h)
-			}
-			run, stop := context.WithCancel(context.Background())
-			h := &host{Mesh: m, stop: stop, done: make(chan error, 1)}
-			go func() { h.done <- m.Run(run) }()
+			h.run()
 			runs.Go(func() { _ = d.Run(ctx) })
 			hosts, docs = append(hosts, h), append(docs, d)
 		}
@@ -140,7 +129,7 @@ func TestJoiningPeerHasDocumentsSoon(t *testing.T) {
 		for n := 2; n <= 5; n++ {
 			start(n, address(n-1).Addr().String())
 			d := docs[n-1]
-			s.eventually(time.Second, "the joining peer is synced", func() bool { return d.Synced() && d.Generation("policy") == docs[0].Generation("policy") })
+			eventually.True(t, time.Second, "the joining peer is synced", func() bool { return d.Synced() && d.Generation("policy") == docs[0].Generation("policy") })
 		}
 		time.Sleep(5 * time.Second)
 		if err := docs[4].Write([]Change{policy("small", "y"), noPolicy("1")}); err != nil {
@@ -149,7 +138,7 @@ func TestJoiningPeerHasDocumentsSoon(t *testing.T) {
 		if err := docs[3].Write([]Change{policy("large", strings.Repeat("z", 60_000))}); err != nil {
 			t.Fatal(err)
 		}
-		s.eventually(2*time.Second, "all peers have the changes", func() bool {
+		eventually.True(t, 2*time.Second, "all peers have the changes", func() bool {
 			for _, d := range docs {
 				if d.Get("policy", "small") == nil || d.Get("policy", "large") == nil || d.Get("policy", "1") != nil {
 					return false
@@ -174,41 +163,34 @@ func TestTombstonesExpire(t *testing.T) {
 		c.write(m[4], noPolicy("db"))
 		time.Sleep(2 * flushEvery)
 		for n, m := range c.here {
-			if got := reads(m.Documents); got != "dns=1" || m.disk.len() != 3 {
-				t.Errorf("host %d has the documents %s, and stores %d entries; want dns=1 and 3 entries", n, got, m.disk.len())
+			if got := reads(m.Documents); got != "dns=1" || stored(m.disk) != 3 {
+				t.Errorf("host %d has the documents %s, and stores %d entries; want dns=1 and 3 entries", n, got, stored(m.disk))
 			}
 		}
-		c.net.Close() // no gossip while clocks advance by a month
+		c.Close() // no gossip while clocks advance by a month
 		for _, m := range c.here {
 			m.ahead.Store(31)
 		}
 		time.Sleep(2 * flushEvery)
 		for n, m := range c.here {
-			if got := reads(m.Documents); got != "dns=1" || m.disk.len() != 1 {
-				t.Errorf("after 31 days host %d has the documents %s, and stores %d entries; want dns=1 and one entry", n, got, m.disk.len())
+			if got := reads(m.Documents); got != "dns=1" || stored(m.disk) != 1 {
+				t.Errorf("after 31 days host %d has the documents %s, and stores %d entries; want dns=1 and one entry", n, got, stored(m.disk))
 			}
 		}
 		c.end()
 	})
 }
 
-// answering is a Messenger with two other peers that requests reach but push/pull does not.
-type answering struct{ stub }
-
-func (*answering) Others() []peer.ID      { return []peer.ID{{1}, {2}} }
-func (*answering) Reachable(peer.ID) bool { return true }
-
-func (*answering) Request(_ context.Context, to peer.ID, kind string, _ []byte) ([]byte, error) {
-	if to != (peer.ID{2}) || kind != requestMissing {
-		return nil, ErrUnreachable
-	}
-	return encode(documentAnswer{Synced: true}), nil
-}
-
 // A peer that missed the first push/pull becomes synced without waiting for the next.
 func TestSyncedWithoutPushPull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := documents(t, 3, &answering{}, &docDisk{docs: map[string][]byte{}})
+		answer := func(q meshtest.Asked) ([]byte, error) { // one of two other peers, which push/pull does not reach
+			if q.To != (peer.ID{2}) || q.Kind != requestMissing {
+				return nil, ErrUnreachable
+			}
+			return encode(documentAnswer{Synced: true}), nil
+		}
+		d := documents(t, 3, &meshtest.Solo{Peers: []peer.ID{{1}, {2}}, Reply: answer}, &meshtest.Disk{})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- d.Run(ctx) }()

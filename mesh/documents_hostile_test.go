@@ -64,8 +64,8 @@ func FuzzDocuments(f *testing.F) {
 	f.Add(encode(documentNews{From: idOf(2), Digest: make([]byte, 32), Marks: []document.Mark{mark, {}}}), encode(documentAnswer{Marks: []document.Mark{mark}}))
 	f.Add([]byte{0xa0}, []byte{0x80})
 	f.Fuzz(func(t *testing.T, gossip, answer []byte) {
-		m := &stub{answer: func() []byte { return answer }, others: []peer.ID{idOf(2)}}
-		d := documents(t, 1, m, &docDisk{docs: map[string][]byte{}})
+		m := &meshtest.Solo{Reply: func(meshtest.Asked) ([]byte, error) { return answer, nil }, Peers: []peer.ID{idOf(2)}}
+		d := documents(t, 1, m, &meshtest.Disk{})
 		if err := d.Write([]Change{policy("mine", "x")}); err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func FuzzDocuments(f *testing.F) {
 		if err := d.flush(); err != nil {
 			t.Fatal(err)
 		}
-		if again := documents(t, 1, &stub{}, d.cfg.Store.(*docDisk)); reads(again) != reads(d) {
+		if again := documents(t, 1, &meshtest.Solo{}, d.cfg.Store.(*meshtest.Disk)); reads(again) != reads(d) {
 			t.Errorf("the documents on disk are %s, in memory %s; want the same", reads(again), reads(d))
 		}
 	})
@@ -91,7 +91,7 @@ func FuzzDocuments(f *testing.F) {
 
 // Valid documents in a message with invalid ones are stored, and only those are passed on.
 func TestForgedDocumentsAreDropped(t *testing.T) {
-	d := documents(t, 1, &stub{others: []peer.ID{idOf(2)}}, &docDisk{docs: map[string][]byte{}})
+	d := documents(t, 1, &meshtest.Solo{Peers: []peer.ID{idOf(2)}}, &meshtest.Disk{})
 	good := written(t, 2, nil, "web", "allow")
 	lies := []document.Held{{Kind: "policy", Name: "lie", Version: 99}}
 	news, err := d.Merge(encode(documentNews{From: idOf(4), Documents: [][]byte{forged(t, "db"), good.Encode(), {}}, Held: lies, Synced: true}))
@@ -108,7 +108,7 @@ func TestForgedDocumentsAreDropped(t *testing.T) {
 
 // A malicious peer announces something new from many peers: the pending requests are bounded.
 func TestPendingRequestsAreBounded(t *testing.T) {
-	d := documents(t, 1, &stub{}, &docDisk{docs: map[string][]byte{}})
+	d := documents(t, 1, &meshtest.Solo{}, &meshtest.Disk{})
 	for i := range 3 * maxSources {
 		data := encode(documentNews{From: peer.ID{byte(i), byte(i >> 8), 1}, Digest: []byte{1}})
 		if _, err := d.Merge(data); err != nil {
@@ -122,7 +122,7 @@ func TestPendingRequestsAreBounded(t *testing.T) {
 
 // Replies are bounded in size; what does not fit comes in the next one.
 func TestMissingComesInParts(t *testing.T) {
-	from, to := documents(t, 1, &stub{}, &docDisk{docs: map[string][]byte{}}), documents(t, 2, &stub{}, &docDisk{docs: map[string][]byte{}})
+	from, to := documents(t, 1, &meshtest.Solo{}, &meshtest.Disk{}), documents(t, 2, &meshtest.Solo{}, &meshtest.Disk{})
 	for i := range 40 {
 		if _, err := from.set.Put(written(t, 3, nil, fmt.Sprint(i), string(make([]byte, document.MaxBody))), time.Now().Unix()); err != nil {
 			t.Fatal(err)
@@ -130,10 +130,10 @@ func TestMissingComesInParts(t *testing.T) {
 	}
 	rounds := 0
 	var held []byte
-	to.cfg.Mesh = &asking{ask: func(payload []byte) ([]byte, error) {
+	to.cfg.Mesh = &meshtest.Solo{Reply: func(q meshtest.Asked) ([]byte, error) {
 		rounds++
-		held = payload
-		answer, err := from.serveMissing(t.Context(), idOf(2), payload)
+		held = q.Payload
+		answer, err := from.serveMissing(t.Context(), idOf(2), q.Payload)
 		if len(answer) > maxAnswer+1000 {
 			t.Errorf("a reply has %d bytes; want at most maxAnswer+1000", len(answer))
 		}
@@ -145,16 +145,6 @@ func TestMissingComesInParts(t *testing.T) {
 	if len(held) == 0 || to.set.Digest(0) != from.set.Digest(0) {
 		t.Error("the digests differ after the fetch")
 	}
-}
-
-// asking is a Messenger whose requests are answered by a function.
-type asking struct {
-	stub
-	ask func(payload []byte) ([]byte, error)
-}
-
-func (a *asking) Request(_ context.Context, _ peer.ID, _ string, payload []byte) ([]byte, error) {
-	return a.ask(payload)
 }
 
 // A malicious peer repeatedly claims to have the newest documents. The number of requests stays in
@@ -175,10 +165,10 @@ func TestFalseDocumentVersionsDelayNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c, m := four(t)
-				rogue, asked := c.net.Node(idOf(9), nil), &atomic.Int64{}
-				rogue.Start(0, meshtest.NodeConfig{Handlers: map[string]meshtest.Handler{
+				rogue, asked := c.Host(idOf(9), nil), &atomic.Int64{}
+				rogue.Start(0, meshtest.HostConfig{Handlers: map[string]meshtest.Handler{
 					requestMissing: func(context.Context, peer.ID, []byte) ([]byte, error) { asked.Add(1); return answer() },
-				}, Twin: func() {}})
+				}})
 				time.Sleep(5 * time.Second)
 				const lies = 10
 				for i := range lies {
@@ -195,9 +185,9 @@ func TestFalseDocumentVersionsDelayNothing(t *testing.T) {
 				if n := asked.Load(); n > 4*lies*2 {
 					t.Errorf("4 hosts sent %d requests to the malicious peer; want at most two for each false claim", n)
 				}
-				before := c.asked()
+				before := c.Requests("")
 				time.Sleep(time.Minute)
-				if n := c.asked() - before; n > 0 {
+				if n := c.Requests("") - before; n > 0 {
 					t.Errorf("%d more requests within a minute, want none", n)
 				}
 				c.end()

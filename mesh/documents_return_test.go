@@ -68,22 +68,17 @@ func TestDeletedDocumentsDoNotReturn(t *testing.T) {
 				c.write(m[4], policy("theirs", "x"))
 				c.eventually(time.Second, "kept=x old=x theirs=x")
 				time.Sleep(time.Minute)
-				c.net.Partition(func(n *meshtest.Node) int {
-					if n == m[4].Node {
-						return 1
-					}
-					return 0
-				})
+				c.Isolate(m[4].Host)
 				time.Sleep(10 * time.Second)
 				c.write(m[2], noPolicy("old"), noPolicy("theirs"), policy("here", "x"))
 				c.write(m[4], policy("there", "x"))
 				time.Sleep(time.Minute)
 				c.days(40)
-				if _, kept := m[3].disk.copy().docs[document.Key("policy", "old")]; kept {
+				if _, kept := m[3].disk.Documents()[document.Key("policy", "old")]; kept {
 					t.Fatal("the tombstone has not expired, so the test proves nothing")
 				}
 				change(c, &m)
-				c.net.Heal()
+				c.Heal()
 				time.Sleep(3 * time.Minute)
 				for _, m := range c.here {
 					if got := reads(m.Documents); got != "here=x kept=x there=x" {
@@ -95,9 +90,9 @@ func TestDeletedDocumentsDoNotReturn(t *testing.T) {
 					return
 				}
 				c.eventually(0, "*")
-				before := c.asked()
+				before := c.Requests("")
 				time.Sleep(time.Minute)
-				if n := c.asked() - before; n > 0 {
+				if n := c.Requests("") - before; n > 0 {
 					t.Errorf("%d more requests within a minute, want none", n)
 				}
 				c.end()
@@ -115,7 +110,9 @@ func TestUnreadableDiskDeletesNothing(t *testing.T) {
 		time.Sleep(time.Minute)
 		disk := m[1].disk
 		c.kill(m[1])
-		disk.docs[document.Key("policy", "web")] = []byte("of a newer version")
+		if err := disk.SaveDocuments(map[string][]byte{document.Key("policy", "web"): []byte("of a newer version")}); err != nil {
+			t.Fatal(err)
+		}
 		m[1] = c.start(1, 1, disk)
 		c.write(m[1], policy("new", "1"))
 		joiner := c.start(5, 1, nil)
@@ -123,7 +120,7 @@ func TestUnreadableDiskDeletesNothing(t *testing.T) {
 		if got := reads(joiner.Documents); got != "db=1 dns=1 new=1" {
 			t.Fatalf("the joining host has the documents %s; want db=1 dns=1 new=1", got)
 		}
-		c.net.Heal()
+		c.Heal()
 		c.eventually(2*time.Minute, "db=1 dns=1 new=1 web=1")
 		c.end()
 	})
@@ -145,7 +142,7 @@ func TestOnlyPeersWrite(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		c.eventually(0, "")
-		if n := c.asked(); n > 60 {
+		if n := c.Requests(""); n > 60 {
 			t.Errorf("the document of an unknown writer caused %d requests; want at most 60", n)
 		}
 		late := c.start(5, 0, nil) // not known to the others yet
@@ -162,15 +159,15 @@ func TestOnlyPeersWrite(t *testing.T) {
 // Documents of a peer that has left stay in force: a joining peer fetches them from others.
 func TestDocumentsOfDepartedPeersCount(t *testing.T) {
 	doc := written(t, 77, nil, "web", "x")
-	from := documents(t, 1, &stub{}, &docDisk{docs: map[string][]byte{}})
+	from := documents(t, 1, &meshtest.Solo{}, &meshtest.Disk{})
 	if _, err := from.set.Put(doc, time.Now().Unix()); err != nil {
 		t.Fatal(err)
 	}
 	asked := 0
-	d := documents(t, 2, &asking{stub: stub{others: []peer.ID{idOf(1)}}, ask: func(payload []byte) ([]byte, error) {
+	d := documents(t, 2, &meshtest.Solo{Peers: []peer.ID{idOf(1)}, Reply: func(q meshtest.Asked) ([]byte, error) {
 		asked++
-		return from.serveMissing(t.Context(), idOf(2), payload)
-	}}, &docDisk{docs: map[string][]byte{}})
+		return from.serveMissing(t.Context(), idOf(2), q.Payload)
+	}}, &meshtest.Disk{})
 	if news, err := d.Merge(encode(documentNews{From: idOf(1), Documents: [][]byte{doc.Encode()}})); news != nil || err != nil || reads(d) != "" {
 		t.Errorf("before it is requested, the document is %s, error %v; want none", reads(d), err)
 	}
@@ -211,7 +208,7 @@ func TestLargestVersionCanBeDeleted(t *testing.T) {
 
 // Forged high-water marks are refused, and do not affect new documents.
 func TestForgedMarksDoNotCount(t *testing.T) {
-	d := documents(t, 1, &stub{others: []peer.ID{idOf(2)}}, &docDisk{docs: map[string][]byte{}})
+	d := documents(t, 1, &meshtest.Solo{Peers: []peer.ID{idOf(2)}}, &meshtest.Disk{})
 	digest := d.set.Digest(d.now())
 	forged := document.NewMark(1<<40, identity(3))
 	forged.Writer = written(t, 2, nil, "web", "x").Writer
@@ -253,13 +250,13 @@ func TestFutureTombstonesAreNotRequested(t *testing.T) {
 			_, _ = m.set.Put(gone, m.now())
 			m.Documents.mu.Unlock()
 		}
-		c.net.Heal()
+		c.Heal()
 		time.Sleep(time.Minute)
 		c.write(a, policy("web", strings.Repeat("x", 2000))) // causes a request
 		time.Sleep(time.Minute)
-		before := c.asked()
+		before := c.Requests("")
 		time.Sleep(time.Minute)
-		if n := c.asked() - before; n > 0 || reads(b.Documents) != reads(a.Documents) {
+		if n := c.Requests("") - before; n > 0 || reads(b.Documents) != reads(a.Documents) {
 			t.Errorf("%d more requests within a minute, want none; documents are %s and %s", n, reads(a.Documents), reads(b.Documents))
 		}
 		c.end()

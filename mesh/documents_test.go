@@ -1,14 +1,12 @@
 package mesh
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -16,118 +14,56 @@ import (
 
 	"weft/mesh/document"
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 )
 
-// docDisk is a DocumentStore in memory.
-type docDisk struct {
-	mu     sync.Mutex
-	docs   map[string][]byte
-	synced bool
-	writes int
-	fail   error
+// stored returns the number of documents on a disk.
+func stored(d *meshtest.Disk) int {
+	docs := d.Documents()
+	delete(docs, keyMarks)
+	return len(docs)
 }
 
-func (s *docDisk) SaveDocuments(docs map[string][]byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.fail != nil {
-		return s.fail
-	}
-	s.writes++
-	maps.Copy(s.docs, docs)
-	maps.DeleteFunc(s.docs, func(_ string, data []byte) bool { return data == nil })
-	return nil
-}
-
-func (s *docDisk) SaveSynced() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.synced = true
-	return s.fail
-}
-
-// len returns the number of stored documents.
-func (s *docDisk) len() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := len(s.docs)
-	if s.docs[keyMarks] != nil {
-		n--
-	}
-	return n
-}
-
-func (s *docDisk) copy() *docDisk {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return &docDisk{docs: maps.Clone(s.docs), synced: s.synced}
-}
-
-// docCluster is a set of hosts with documents, on a simulated network.
+// docCluster is a cluster of hosts with documents.
 type docCluster struct {
+	*meshtest.Cluster
 	t    *testing.T
-	net  *meshtest.Gossip
 	here map[int]*docHost
-	runs map[int]meshtest.Known
 }
 
 // docHost is one run of a host.
 type docHost struct {
 	*Documents
-	*meshtest.Node
+	*meshtest.Host
 	n     int
-	disk  *docDisk
-	stop  context.CancelFunc
-	done  chan error
-	mu    sync.Mutex
-	asked int
+	disk  *meshtest.Disk
 	ahead atomic.Int64 // how far its clock is ahead, in days
 }
 
-// Name returns a peer's name; it resolves the ambiguity with the replica's name.
-func (m *docHost) Name(id peer.ID) string { return m.Node.Name(id) }
-
 func newDocCluster(t *testing.T, seed uint64) *docCluster {
-	return &docCluster{t: t, net: meshtest.NewGossip(seed), here: map[int]*docHost{}, runs: map[int]meshtest.Known{}}
-}
-
-// Request counts requests.
-func (m *docHost) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
-	m.mu.Lock()
-	m.asked++
-	m.mu.Unlock()
-	return m.Node.Request(ctx, to, kind, payload)
-}
-
-func (c *docCluster) asked() (n int) {
-	for _, m := range c.here {
-		m.mu.Lock()
-		n += m.asked
-		m.mu.Unlock()
-	}
-	return n
+	return &docCluster{t: t, Cluster: meshtest.NewCluster(seed), here: map[int]*docHost{}}
 }
 
 func (m *docHost) digest() document.Digest {
-	m.Documents.mu.Lock()
-	defer m.Documents.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	return m.set.Digest(m.now())
 }
 
 func (m *docHost) version(name string) uint64 {
-	m.Documents.mu.Lock()
-	defer m.Documents.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if d, _ := m.set.Last(document.Key("policy", name)); d != nil {
 		return d.Version
 	}
 	return 0
 }
 
-func documents(t testing.TB, n int, mesh Messenger, disk *docDisk) *Documents {
+func documents(t testing.TB, n int, mesh Messenger, disk *meshtest.Disk) *Documents {
 	t.Helper()
 	d, err := NewDocuments(DocumentsConfig{
-		Identity: identity(n), Mesh: mesh, Store: disk, Documents: slices.Collect(maps.Values(disk.copy().docs)), Synced: disk.copy().synced,
+		Identity: identity(n), Mesh: mesh, Store: disk, Documents: slices.Collect(maps.Values(disk.Documents())), Synced: disk.Synced(),
 		Now: time.Now, Log: slog.New(slog.DiscardHandler), Changed: func() {},
 	})
 	if err != nil {
@@ -137,43 +73,33 @@ func documents(t testing.TB, n int, mesh Messenger, disk *docDisk) *Documents {
 }
 
 // start runs host n in a partition of the network, from its disk.
-func (c *docCluster) start(n, side int, disk *docDisk) *docHost {
+func (c *docCluster) start(n, side int, disk *meshtest.Disk) *docHost {
 	c.t.Helper()
 	if disk == nil {
-		disk = &docDisk{docs: map[string][]byte{}}
+		disk = &meshtest.Disk{}
 	}
-	m := &docHost{n: n, Node: c.net.Node(idOf(n), c.runs[n]), disk: disk, done: make(chan error, 1)}
-	m.Documents = documents(c.t, n, m, disk)
+	m := &docHost{n: n, Host: c.Host(idOf(n), nil), disk: disk}
+	m.Documents = documents(c.t, n, m.Host, disk)
 	m.cfg.Now = func() time.Time { return time.Now().AddDate(0, 0, int(m.ahead.Load())) }
-	handlers := map[string]meshtest.Handler{}
-	for kind, h := range m.Handlers() {
-		handlers[kind] = h
-	}
-	m.Start(side, meshtest.NodeConfig{Replicas: []meshtest.Replica{m.Documents}, Handlers: handlers, Twin: func() {}})
-	ctx, cancel := context.WithCancel(context.Background())
-	m.stop = cancel
-	go func() { m.done <- m.Run(ctx) }()
+	m.Start(side, meshtest.HostConfig{
+		Replicas: []meshtest.Replica{m.Documents}, Handlers: meshtest.Handlers(m.Handlers()), Run: m.Run,
+	})
 	c.here[n] = m
 	return m
 }
 
 // kill ends a host's run without an announcement.
 func (c *docCluster) kill(m *docHost) {
-	m.Stop()
-	m.stop()
-	if err := <-m.done; err != nil {
+	if err := m.Stop(); err != nil {
 		c.t.Error(err)
 	}
 	delete(c.here, m.n)
 }
 
 func (c *docCluster) end() {
-	for _, m := range c.here {
-		c.kill(m)
+	if err := c.Stop(); err != nil {
+		c.t.Error(err)
 	}
-	c.net.Close()
-	time.Sleep(time.Minute)
-	synctest.Wait()
 }
 
 // four returns hosts 1 to 4, which know each other; host 1 founded the mesh.
@@ -213,51 +139,46 @@ func reads(d *Documents) string {
 // eventually waits until all hosts have the same documents: want, or any if it is "*".
 func (c *docCluster) eventually(within time.Duration, want string) {
 	c.t.Helper()
-	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-		diff, first := "", c.here[slices.Min(slices.Collect(maps.Keys(c.here)))]
+	eventually.Nil(c.t, within, "all hosts have the same documents", func() error {
+		first := c.here[slices.Min(slices.Collect(maps.Keys(c.here)))]
 		for _, m := range c.here {
 			got := reads(m.Documents)
 			if m.digest() != first.digest() || m.Generation("policy") != first.Generation("policy") || want != "*" && got != want {
-				diff = fmt.Sprintf("host %d has %s, host %d %s, want %s", m.n, got, first.n, reads(first.Documents), want)
+				return fmt.Errorf("host %d has %s, host %d %s, want %s", m.n, got, first.n, reads(first.Documents), want)
 			}
 		}
-		if diff == "" {
-			return
-		}
-		if time.Since(start) > within {
-			c.t.Fatalf("not reached within %v: %s", within, diff)
-		}
-	}
+		return nil
+	})
 }
 
 // A small change arrives by gossip alone; large or many documents are requested once by each peer.
 func TestDocumentReachesAllPeersSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m := four(t)
-		before := c.asked()
+		before := c.Requests("")
 		c.write(m[1], policy("web", "a"), policy("db", "b"))
 		c.eventually(200*time.Millisecond, "db=b web=a")
 		c.write(m[2], noPolicy("db"), policy("web", "c"))
 		c.eventually(200*time.Millisecond, "web=c")
 		time.Sleep(time.Minute)
-		if n := c.asked() - before; n != 0 {
+		if n := c.Requests("") - before; n != 0 {
 			t.Errorf("%d requests for small changes, want none", n)
 		}
-		before = c.asked()
+		before = c.Requests("")
 		c.write(m[3], policy("web", strings.Repeat("x", document.MaxBody)))
 		c.eventually(300*time.Millisecond, "web="+strings.Repeat("x", 20))
 		time.Sleep(time.Minute)
-		if n := c.asked() - before; n != 3 {
+		if n := c.Requests("") - before; n != 3 {
 			t.Errorf("%d requests for a large document by three peers, want 3", n)
 		}
 		var many []Change
 		for i := range 100 {
 			many = append(many, policy(fmt.Sprint("many-", i), strings.Repeat("y", 30_000)))
 		}
-		before = c.asked()
+		before = c.Requests("")
 		c.write(m[4], many...) // 3 MB, in several replies
 		c.eventually(5*time.Second, "*")
-		if n := c.asked() - before; n < 9 || n > 40 {
+		if n := c.Requests("") - before; n < 9 || n > 40 {
 			t.Errorf("fetching 100 documents took %d requests; want 9 to 40", n)
 		}
 		if m[4].Get("policy", "many-7") == nil || m[4].Get("policy", "db") != nil || len(m[1].List("policy")) != 101 {
@@ -270,30 +191,31 @@ func TestDocumentReachesAllPeersSoon(t *testing.T) {
 // All changes of a request are stored before they are announced, or none is made.
 func TestWritesAreAllOrNone(t *testing.T) {
 	said := 0
-	disk := &docDisk{docs: map[string][]byte{}}
-	d := documents(t, 1, &stub{broadcast: func([]byte) { said++ }}, disk)
-	if err := d.Write([]Change{policy("web", "a"), policy("db", "b")}); err != nil || said != 1 || disk.writes != 1 || len(disk.docs) != 2 {
-		t.Fatalf("writing two documents caused %d broadcasts and %d disk writes, error %v; want one each", said, disk.writes, err)
+	disk := &meshtest.Disk{}
+	d := documents(t, 1, &meshtest.Solo{OnDelta: func([]byte) { said++ }}, disk)
+	if err := d.Write([]Change{policy("web", "a"), policy("db", "b")}); err != nil || said != 1 || disk.Writes() != 1 || len(disk.Documents()) != 2 {
+		t.Fatalf("writing two documents caused %d broadcasts and %d disk writes, error %v; want one each", said, disk.Writes(), err)
 	}
 	for name, changes := range map[string][]Change{
 		"one is too large": {policy("web", "new"), policy("db", strings.Repeat("x", document.MaxBody+1))},
 		"one has no name":  {policy("web", "new"), policy("", "")},
 		"one occurs twice": {policy("web", "new"), noPolicy("web")},
 	} {
-		if err := d.Write(changes); err == nil || said != 1 || disk.writes != 1 || reads(d) != "db=b web=a" {
-			t.Errorf("%s: an invalid write left %d broadcasts and %d disk writes, error %v; want an error, and one each as before", name, said, disk.writes, err)
+		if err := d.Write(changes); err == nil || said != 1 || disk.Writes() != 1 || reads(d) != "db=b web=a" {
+			t.Errorf("%s: an invalid write left %d broadcasts and %d disk writes, error %v; want an error, and one each as before", name, said, disk.Writes(), err)
 		}
 	}
-	disk.fail = errors.New("the disk is full")
-	if err := d.Write([]Change{policy("web", "new")}); !errors.Is(err, disk.fail) || said != 1 || reads(d) != "db=b web=a" {
+	errFull := errors.New("the disk is full")
+	disk.Fail(errFull)
+	if err := d.Write([]Change{policy("web", "new")}); !errors.Is(err, errFull) || said != 1 || reads(d) != "db=b web=a" {
 		t.Errorf("writing to a full disk left %d broadcasts, error %v; want the disk's error, and one as before", said, err)
 	}
-	disk.fail = nil
+	disk.Fail(nil)
 	d.met = true
-	if err := d.Write([]Change{policy("web", "a"), noPolicy("none")}); err != nil || said != 1 || disk.writes != 1 {
-		t.Errorf("writing unchanged documents left %d broadcasts and %d disk writes, error %v; want one each as before", said, disk.writes, err)
+	if err := d.Write([]Change{policy("web", "a"), noPolicy("none")}); err != nil || said != 1 || disk.Writes() != 1 {
+		t.Errorf("writing unchanged documents left %d broadcasts and %d disk writes, error %v; want one each as before", said, disk.Writes(), err)
 	}
-	again := documents(t, 1, &stub{}, disk)
+	again := documents(t, 1, &meshtest.Solo{}, disk)
 	if reads(again) != "db=b web=a" || again.Generation("policy") != d.Generation("policy") {
 		t.Errorf("after a restart the documents are %s; want db=b web=a", reads(again))
 	}
@@ -319,12 +241,7 @@ func TestConcurrentWritersConverge(t *testing.T) {
 		c, m := four(t)
 		c.write(m[1], policy("web", "0"), policy("db", "0"), policy("dns", "0"))
 		c.eventually(time.Second, "db=0 dns=0 web=0")
-		c.net.Partition(func(n *meshtest.Node) int {
-			if n == m[1].Node || n == m[2].Node {
-				return 1
-			}
-			return 0
-		})
+		c.Isolate(m[1].Host, m[2].Host)
 		time.Sleep(10 * time.Second)
 		c.write(m[1], policy("web", "1"), noPolicy("db"), policy("left", "1"))
 		c.write(m[3], policy("web", "3"), policy("db", "3"), policy("right", "3"))
@@ -332,16 +249,16 @@ func TestConcurrentWritersConverge(t *testing.T) {
 		c.write(m[4], policy("dns", "5")) // the second write wins over the single one on the other side
 		c.write(m[2], policy("dns", "2"))
 		time.Sleep(10 * time.Second)
-		c.net.Heal()
+		c.Heal()
 		c.eventually(time.Minute, "*")
 		got := reads(m[2].Documents)
 		if !strings.Contains(got, "dns=5 left=1 right=3 web=") {
 			t.Errorf("after the partition the documents are %s", got)
 		}
 		time.Sleep(time.Minute)
-		before := c.asked()
+		before := c.Requests("")
 		time.Sleep(time.Minute)
-		if n := c.asked() - before; n > 0 || reads(m[1].Documents) != got {
+		if n := c.Requests("") - before; n > 0 || reads(m[1].Documents) != got {
 			t.Errorf("%d more requests within a minute, want none; documents are %s", n, reads(m[1].Documents))
 		}
 		c.end()
@@ -357,7 +274,7 @@ func TestWritesAfterOlderDiskWin(t *testing.T) {
 				c, m := four(t)
 				c.write(m[1], policy("web", "0"), policy("db", "0"))
 				time.Sleep(5 * time.Second)
-				old := m[1].disk.copy()
+				old := m[1].disk.Copy()
 				for i := range 5 {
 					c.write(m[other], policy("web", fmt.Sprint("lost-", i)), policy("db", fmt.Sprint("later-", i)))
 					time.Sleep(time.Second)
@@ -375,7 +292,7 @@ func TestWritesAfterOlderDiskWin(t *testing.T) {
 				c.write(m[1], policy("web", "now"))
 				version := m[2].version("web")
 				time.Sleep(20 * time.Second)
-				c.net.Heal()
+				c.Heal()
 				c.eventually(time.Minute, "db=later-4 web=now")
 				if got := m[2].version("web"); got <= version || got > version+3 {
 					t.Errorf("the new document has version %d; want 1 to 3 more than that of the mesh, %d", got, version)
@@ -389,7 +306,7 @@ func TestWritesAfterOlderDiskWin(t *testing.T) {
 // A late document of an earlier run is refuted, but only once, so that two hosts with the same
 // identity do not refute each other without end. Later documents of other peers win.
 func TestOwnOlderDocumentsAreRefutedOnce(t *testing.T) {
-	d := documents(t, 1, &stub{others: []peer.ID{idOf(2)}}, &docDisk{docs: map[string][]byte{}})
+	d := documents(t, 1, &meshtest.Solo{Peers: []peer.ID{idOf(2)}}, &meshtest.Disk{})
 	d.met = true
 	merge := func(doc *document.Document, want string) {
 		t.Helper()
@@ -421,7 +338,7 @@ func TestConcurrentRefutationsEnd(t *testing.T) {
 		a, b := c.start(1, 0, nil), c.start(2, 1, nil)
 		c.write(a, policy("web", "a"))
 		c.write(b, policy("web", "b"))
-		c.net.Heal()
+		c.Heal()
 		c.eventually(20*time.Second, "*")
 		time.Sleep(time.Minute)
 		if v := a.version("web"); v > 4 || reads(a.Documents) != reads(b.Documents) {
@@ -440,7 +357,7 @@ func TestJoiningPeerBecomesSynced(t *testing.T) {
 		if founder.Synced() {
 			t.Error("a founder without peers is synced; want it not synced")
 		}
-		if err := founder.MarkSynced(); err != nil || !founder.Synced() || !founder.disk.synced {
+		if err := founder.MarkSynced(); err != nil || !founder.Synced() || !founder.disk.Synced() {
 			t.Error(err)
 		}
 		joiner := c.start(2, 0, nil)
@@ -453,7 +370,7 @@ func TestJoiningPeerBecomesSynced(t *testing.T) {
 			t.Error("the joining host is synced, but has not all documents")
 		}
 		time.Sleep(2 * flushEvery)
-		if !joiner.disk.copy().synced || joiner.disk.len() != 1 {
+		if !joiner.disk.Synced() || stored(joiner.disk) != 1 {
 			t.Error("synced or the document is not stored")
 		}
 		c.kill(joiner)
@@ -467,8 +384,8 @@ func TestJoiningPeerBecomesSynced(t *testing.T) {
 // Two peers that are not synced have equal digests. That is not enough while another reachable peer
 // may have more; once all reachable peers agree, it is.
 func TestSyncedNeedsOneThatKnows(t *testing.T) {
-	m := &stub{others: []peer.ID{idOf(2), idOf(3)}}
-	d := documents(t, 1, m, &docDisk{docs: map[string][]byte{}})
+	m := &meshtest.Solo{Peers: []peer.ID{idOf(2), idOf(3)}}
+	d := documents(t, 1, m, &meshtest.Disk{})
 	full := func(n int, synced bool) []byte {
 		digest := document.NewSet().Digest(time.Now().Unix())
 		return encode(documentNews{From: idOf(n), Digest: digest[:], Synced: synced})
@@ -488,7 +405,7 @@ func TestSyncedNeedsOneThatKnows(t *testing.T) {
 	if !d.Synced() {
 		t.Error("the host is not synced, although all reachable peers have the same digest")
 	}
-	d = documents(t, 1, m, &docDisk{docs: map[string][]byte{}})
+	d = documents(t, 1, m, &meshtest.Disk{})
 	if merge(full(3, true)); !d.Synced() {
 		t.Error("the host is not synced, although host 3 is synced and has the same digest")
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 )
 
@@ -22,7 +23,7 @@ import (
 func still(t *testing.T, i int, options ...option) *Mesh {
 	t.Helper()
 	cfg := Config{
-		Identity: identity(i), Store: &memory{peers: map[peer.ID][]byte{}}, Changed: func() {},
+		Identity: identity(i), Store: &meshtest.Disk{}, Changed: func() {},
 		Record: peer.Record{Underlay: []netip.Addr{address(i).Addr()}},
 		Log:    slog.New(slog.DiscardHandler),
 	}
@@ -59,10 +60,10 @@ func TestGarbageIsBoundedAndNotNotified(t *testing.T) {
 // A replayed request is not served again, neither by this run of the agent nor by the next.
 func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(8)}
+		s := &cluster{t, meshtest.New(8)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(b, a).Identity != nil })
+		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(b, a).Identity != nil })
 		for range 3 {
 			if _, err := a.Request(t.Context(), b.Self(), "echo", []byte("x")); err != nil {
 				t.Fatal(err)
@@ -78,8 +79,8 @@ func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 			t.Errorf("3 requests and a replay were served %d times", n)
 		}
 		s.end(b)
-		again := s.start(2, b.store, []string{"192.0.2.1"})
-		s.eventually(time.Minute, "the restarted host is connected", allReach([]*host{a, again}))
+		again := s.start(2, b.disk, []string{"192.0.2.1"})
+		eventually.True(t, time.Minute, "the restarted host is connected", allReach([]*host{a, again}))
 		again.serve(t.Context(), captured, nil)
 		synctest.Wait()
 		if n := again.echoed.Load(); n != 0 {
@@ -146,13 +147,13 @@ func TestLateReportsOfOldRunsAreIgnored(t *testing.T) {
 // an error. A host that was restored from an older state is accepted at once.
 func TestLaterHostWithSameIdentityStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(9)}
+		s := &cluster{t, meshtest.New(9)}
 		a := s.start(1, nil, nil)
 		restored := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "the host's record arrives", func() bool { return record(a, restored).Identity != nil })
+		eventually.True(t, 10*time.Second, "the host's record arrives", func() bool { return record(a, restored).Identity != nil })
 		s.end(restored)
 		restored = s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) { c.Record.Nickname = "restored" })
-		s.eventually(time.Minute, "its new record is accepted", func() bool { return record(a, restored).Nickname == "restored" })
+		eventually.True(t, time.Minute, "its new record is accepted", func() bool { return record(a, restored).Nickname == "restored" })
 		if r := restored.Rejections(); len(r) != 0 {
 			t.Errorf("the restored host reports the rejections %v; want none", r)
 		}
@@ -180,14 +181,14 @@ func TestStopDoesNotWaitForUnreachablePeers(t *testing.T) {
 	for name, after := range map[string]time.Duration{"just partitioned": 100 * time.Millisecond, "partitioned for long": 5 * time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &sim{t, meshtest.New(10)}
+				s := &cluster{t, meshtest.New(10)}
 				var hosts []*host
 				for i := 1; i <= 12; i++ {
 					hosts = append(hosts, s.start(i, nil, []string{"192.0.2.1"}, func(c *Config) {
 						c.Record.Underlay = append(c.Record.Underlay, netip.AddrFrom4([4]byte{192, 0, 2, byte(100 + i)}))
 					}))
 				}
-				s.eventually(time.Minute, "all hosts are connected", allReach(hosts))
+				eventually.True(t, time.Minute, "all hosts are connected", allReach(hosts))
 				s.net.HangDials()
 				s.net.Partition(func(a, b netip.Addr) bool { return true })
 				time.Sleep(after)

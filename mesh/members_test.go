@@ -7,16 +7,17 @@ import (
 	"time"
 
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 )
 
 // members lists the runs that memberlist reports, also after one has ended or restarted. It holds
 // copies, since memberlist changes its own nodes concurrently.
 func TestMembersAreCopies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(41)}
+		s := &cluster{t, meshtest.New(41)}
 		a := s.start(1, nil, nil)
 		b, c := s.start(2, nil, []string{"192.0.2.1"}), s.start(3, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "all hosts are connected", allReach([]*host{a, b, c}))
+		eventually.True(t, 10*time.Second, "all hosts are connected", allReach([]*host{a, b, c}))
 		same := func() bool {
 			var told, kept []string
 			for _, n := range a.list.Members() {
@@ -38,9 +39,9 @@ func TestMembersAreCopies(t *testing.T) {
 			t.Errorf("the members are %v; want those of memberlist", a.members.shuffled())
 		}
 		s.end(c)
-		s.eventually(30*time.Second, "the third host has left", func() bool { return len(a.members.shuffled()) == 1 && same() })
+		eventually.True(t, 30*time.Second, "the third host has left", func() bool { return len(a.members.shuffled()) == 1 && same() })
 		again := s.start(3, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "the third host is connected again", func() bool { return len(a.members.shuffled()) == 2 && same() })
+		eventually.True(t, 10*time.Second, "the third host is connected again", func() bool { return len(a.members.shuffled()) == 2 && same() })
 		s.end(a, b, again)
 	})
 }

@@ -3,12 +3,12 @@ package mesh
 import (
 	"bytes"
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,46 +18,13 @@ import (
 
 	"weft/ipam/slot"
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
 )
 
-// memory is a Store that survives the end of a simulated host.
-type memory struct {
-	mu      sync.Mutex
-	peers   map[peer.ID][]byte
-	targets []string
-}
-
-func (s *memory) SavePeers(records map[peer.ID][]byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for id, data := range records {
-		if s.peers[id] = data; data == nil {
-			delete(s.peers, id)
-		}
-	}
-	return nil
-}
-
-// count returns the number of stored records.
-func (s *memory) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.peers)
-}
-
-// clone returns a copy, like a copied disk.
-func (s *memory) clone() *memory {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return &memory{peers: maps.Clone(s.peers)}
-}
-
-func (s *memory) SaveTargets(t []string) error {
-	s.targets = t
-	return nil
-}
+// Simulated peers have numbers: identity is the key, idOf the id and address the place of peer n.
+var identity, idOf, address = meshtest.Identity, meshtest.ID, meshtest.Address
 
 // counter is a Replica whose state is the largest number received.
 type counter struct {
@@ -87,58 +54,47 @@ func (c *counter) Merge(data []byte) ([]byte, error) {
 	return data, nil
 }
 
-// host is one simulated peer.
+// host is one run of a simulated peer.
 type host struct {
 	*Mesh
 	counter *counter
 	echoed  atomic.Int32
-	store   *memory
+	disk    *meshtest.Disk
 	stop    context.CancelFunc
 	done    chan error
 }
 
-type sim struct {
+// cluster is a set of hosts, each with a whole mesh, on a network that carries memberlist's packets.
+type cluster struct {
 	t   *testing.T
 	net *meshtest.Network
 }
 
-func address(i int) netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), Port)
-}
-
-func identity(i int) ed25519.PrivateKey {
-	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i)}, ed25519.SeedSize))
-}
-
 type option func(*Config)
 
-func (s *sim) start(i int, store *memory, targets []string, options ...option) *host {
+func (s *cluster) start(i int, disk *meshtest.Disk, targets []string, options ...option) *host {
 	s.t.Helper()
-	return s.startWith(nil, i, store, targets, options...)
+	return s.startWith(nil, i, disk, targets, options...)
 }
 
 // startWith starts a peer with additional replicas.
-func (s *sim) startWith(more []Replica, i int, store *memory, targets []string, options ...option) *host {
+func (s *cluster) startWith(more []Replica, i int, disk *meshtest.Disk, targets []string, options ...option) *host {
 	s.t.Helper()
-	h := s.make(more, i, store, targets, options...)
+	h := s.make(more, i, disk, targets, options...)
 	h.run()
 	return h
 }
 
-func (s *sim) make(more []Replica, i int, store *memory, targets []string, options ...option) *host {
+func (s *cluster) make(more []Replica, i int, disk *meshtest.Disk, targets []string, options ...option) *host {
 	s.t.Helper()
-	if store == nil {
-		store = &memory{peers: map[peer.ID][]byte{}}
-	}
-	var peers [][]byte
-	for _, data := range store.clone().peers {
-		peers = append(peers, data)
+	if disk == nil {
+		disk = &meshtest.Disk{}
 	}
 	cfg := Config{
 		Identity:  identity(i),
 		Record:    peer.Record{Nickname: fmt.Sprintf("h%d", i), Underlay: []netip.Addr{address(i).Addr()}, Port: 6784, Gossip: Port},
 		GossipKey: secret.Secret{1}.GossipKey(),
-		Targets:   targets, Peers: peers, Store: store, Port: Port,
+		Targets:   targets, Peers: slices.Collect(maps.Values(disk.Peers())), Store: disk, Port: Port,
 		Log: slog.New(slog.DiscardHandler), Changed: func() {},
 		Transport: s.net.Join(address(i)),
 	}
@@ -149,7 +105,7 @@ func (s *sim) make(more []Replica, i int, store *memory, targets []string, optio
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	h := &host{Mesh: m, counter: &counter{}, store: store, done: make(chan error, 1)}
+	h := &host{Mesh: m, counter: &counter{}, disk: disk, done: make(chan error, 1)}
 	m.Replicate(h.counter)
 	for _, r := range more {
 		m.Replicate(r)
@@ -175,7 +131,7 @@ func (h *host) run() {
 }
 
 // end stops hosts, and waits for memberlist, whose Shutdown does not wait.
-func (s *sim) end(hosts ...*host) {
+func (s *cluster) end(hosts ...*host) {
 	for _, h := range hosts {
 		h.stop()
 		if err := <-h.done; err != nil {
@@ -184,16 +140,6 @@ func (s *sim) end(hosts ...*host) {
 	}
 	time.Sleep(2 * time.Minute)
 	synctest.Wait()
-}
-
-// eventually lets virtual time pass until a condition holds.
-func (s *sim) eventually(within time.Duration, what string, ok func() bool) {
-	s.t.Helper()
-	for start := time.Now(); !ok(); time.Sleep(100 * time.Millisecond) {
-		if time.Since(start) > within {
-			s.t.Fatalf("not reached within %v: %s", within, what)
-		}
-	}
 }
 
 func allReach(hosts []*host) func() bool {
@@ -211,20 +157,20 @@ func allReach(hosts []*host) func() bool {
 // after a partition of ten minutes.
 func TestTwentyPeersConverge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(1)}
+		s := &cluster{t, meshtest.New(1)}
 		s.net.SetLoss(0.1)
 		s.net.SetDelay(5 * time.Millisecond)
 		hosts := []*host{s.start(1, nil, nil)}
 		for i := 2; i <= 20; i++ {
 			hosts = append(hosts, s.start(i, nil, []string{"192.0.2.1"}))
 		}
-		s.eventually(time.Minute, "all hosts are connected", allReach(hosts))
+		eventually.True(t, time.Minute, "all hosts are connected", allReach(hosts))
 
 		if _, err := hosts[3].counter.Merge([]byte{7}); err != nil {
 			t.Fatal(err)
 		}
 		hosts[3].Broadcast("counter", []byte{7})
-		s.eventually(10*time.Second, "a delta reaches all hosts", func() bool {
+		eventually.True(t, 10*time.Second, "a delta reaches all hosts", func() bool {
 			for _, h := range hosts {
 				if h.counter.get() != 7 {
 					return false
@@ -236,11 +182,11 @@ func TestTwentyPeersConverge(t *testing.T) {
 		if err := hosts[2].Update(func(r *peer.Record) { r.MTUs = []uint32{9000} }); err != nil {
 			t.Fatal(err)
 		}
-		s.eventually(10*time.Second, "the MTU of a changed record is known on another host", func() bool { return len(record(hosts[19], hosts[2]).MTUs) == 1 })
+		eventually.True(t, 10*time.Second, "the MTU of a changed record is known on another host", func() bool { return len(record(hosts[19], hosts[2]).MTUs) == 1 })
 
 		side := func(a netip.Addr) bool { return a.As4()[3] <= 8 }
 		s.net.Partition(func(a, b netip.Addr) bool { return side(a) != side(b) })
-		s.eventually(2*time.Minute, "both sides notice the partition", func() bool {
+		eventually.True(t, 2*time.Minute, "both sides notice the partition", func() bool {
 			return hosts[0].reachableCount() == 8 && hosts[19].reachableCount() == 12
 		})
 		if err := hosts[0].Update(func(r *peer.Record) { r.Node = 77 }); err != nil {
@@ -251,8 +197,8 @@ func TestTwentyPeersConverge(t *testing.T) {
 			t.Fatalf("the record crossed a partition: node slot %d", got)
 		}
 		s.net.Heal()
-		s.eventually(2*time.Minute, "all hosts are connected again", allReach(hosts))
-		s.eventually(time.Minute, "the record arrives", func() bool { return record(hosts[19], hosts[0]).Node == 77 })
+		eventually.True(t, 2*time.Minute, "all hosts are connected again", allReach(hosts))
+		eventually.True(t, time.Minute, "the record arrives", func() bool { return record(hosts[19], hosts[0]).Node == 77 })
 		s.end(hosts...)
 	})
 }
@@ -271,12 +217,12 @@ func peerAt(at, of *host) Peer {
 
 func TestStoppedLeftAndUnreachableDiffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(2)}
+		s := &cluster{t, meshtest.New(2)}
 		a := s.start(1, nil, nil)
 		to := []string{"192.0.2.1"}
 		stopped, left, vanished := s.start(2, nil, to), s.start(3, nil, to), s.start(4, nil, to)
 		hosts := []*host{a, stopped, left, vanished}
-		s.eventually(10*time.Second, "all hosts are connected", allReach(hosts))
+		eventually.True(t, 10*time.Second, "all hosts are connected", allReach(hosts))
 
 		s.net.Partition(func(x, y netip.Addr) bool { return x == address(4).Addr() || y == address(4).Addr() })
 		left.Farewell(peer.Left)
@@ -297,18 +243,18 @@ func TestStoppedLeftAndUnreachableDiffer(t *testing.T) {
 // its old id.
 func TestRestartRejoinsThroughStoredPeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(3)}
+		s := &cluster{t, meshtest.New(3)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both hosts are connected", allReach([]*host{a, b}))
-		s.eventually(10*time.Second, "records are exchanged", func() bool { return b.store.count() == 2 })
+		eventually.True(t, 10*time.Second, "both hosts are connected", allReach([]*host{a, b}))
+		eventually.True(t, 10*time.Second, "records are exchanged", func() bool { return len(b.disk.Peers()) == 2 })
 		s.end(b)
-		moved := s.start(2, b.store, nil, func(c *Config) {
+		moved := s.start(2, b.disk, nil, func(c *Config) {
 			c.Record.Underlay = []netip.Addr{address(9).Addr()}
 			c.Transport = s.net.Join(address(9))
 		})
-		s.eventually(time.Minute, "both hosts are connected again", allReach([]*host{a, moved}))
-		s.eventually(time.Minute, "the new address is known", func() bool {
+		eventually.True(t, time.Minute, "both hosts are connected again", allReach([]*host{a, moved}))
+		eventually.True(t, time.Minute, "the new address is known", func() bool {
 			r := record(a, moved)
 			return len(r.Underlay) == 1 && r.Underlay[0] == address(9).Addr() && r.State == peer.Running
 		})
@@ -318,10 +264,10 @@ func TestRestartRejoinsThroughStoredPeers(t *testing.T) {
 
 func TestRequestReturnsReplyOrError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(4)}
+		s := &cluster{t, meshtest.New(4)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both hosts are connected", func() bool {
+		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool {
 			return allReach([]*host{a, b})() && record(a, b).Identity != nil
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -355,7 +301,7 @@ func TestRequestReturnsReplyOrError(t *testing.T) {
 // Invariant 7: a host without the secret cannot join, and both sides report why.
 func TestInvariant7WrongSecretIsRefusedOnBothSides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(5)}
+		s := &cluster{t, meshtest.New(5)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) { c.GossipKey = secret.Secret{2}.GossipKey() })
 		time.Sleep(10 * time.Second)
@@ -380,7 +326,7 @@ func TestInvariant7RecordsAreSignedByTheirPeer(t *testing.T) {
 		t.Fatal(err)
 	}
 	m, err := New(Config{
-		Identity: identity(2), Store: &memory{peers: map[peer.ID][]byte{}}, Changed: func() {},
+		Identity: identity(2), Store: &meshtest.Disk{}, Changed: func() {},
 		Log: slog.New(slog.DiscardHandler), Transport: meshtest.New(6).Join(address(2)),
 	})
 	if err != nil {
@@ -415,7 +361,7 @@ func TestMismatchedVersionOrRangeIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &sim{t, meshtest.New(7)}
+				s := &cluster{t, meshtest.New(7)}
 				a := s.start(1, nil, nil, func(c *Config) { c.Universe, c.Cluster = ours, [16]byte{1} })
 				b := s.start(2, nil, []string{"192.0.2.1"}, tt.change)
 				b.mu.Lock()
@@ -446,7 +392,7 @@ func TestUnreadableStoredRecordsAreIgnored(t *testing.T) {
 	newer := bytes.Clone(signed.Encode())
 	newer[len(newer)-1] ^= 1
 	m, err := New(Config{
-		Identity: identity(2), Store: &memory{peers: map[peer.ID][]byte{}}, Changed: func() {},
+		Identity: identity(2), Store: &meshtest.Disk{}, Changed: func() {},
 		Log: slog.New(slog.DiscardHandler), Peers: [][]byte{newer, signed.Encode(), []byte("x")},
 	})
 	if err != nil {
@@ -482,7 +428,7 @@ func FuzzReceive(f *testing.F) {
 	f.Add([]byte{0xa1, 0x01})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := New(Config{
-			Identity: identity(2), Store: &memory{peers: map[peer.ID][]byte{}}, Changed: func() {}, Log: slog.New(slog.DiscardHandler),
+			Identity: identity(2), Store: &meshtest.Disk{}, Changed: func() {}, Log: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -522,7 +468,7 @@ func TestGossipReachesEveryPeer(t *testing.T) {
 		t.Skip("short: 60 hosts take minutes under the race detector, and this test is about probabilities, not races")
 	}
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(12)}
+		s := &cluster{t, meshtest.New(12)}
 		s.net.SetDelay(time.Millisecond)
 		var hosts []*host
 		var heard []*gathered
@@ -531,7 +477,7 @@ func TestGossipReachesEveryPeer(t *testing.T) {
 			heard = append(heard, g)
 			hosts = append(hosts, s.startWith([]Replica{g}, i, nil, []string{"192.0.2.1"}))
 		}
-		s.eventually(time.Minute, "all hosts are connected", allReach(hosts))
+		eventually.True(t, time.Minute, "all hosts are connected", allReach(hosts))
 		const news = 100
 		for n := range news {
 			word := fmt.Appendf(nil, "word %d", n)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 )
 
@@ -47,9 +48,9 @@ func TestRepeatedTCPOnlyAnswersMakePeerMute(t *testing.T) {
 // memberlist logs exactly these lines: with UDP blocked, a peer is mute but reachable.
 func TestBlockedUDPMakesPeersMute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(47)}
+		s := &cluster{t, meshtest.New(47)}
 		a, b := s.start(1, nil, nil), s.start(2, nil, []string{address(1).Addr().String()})
-		s.eventually(10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
+		eventually.True(t, 10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
 		mute := func() bool {
 			return slices.ContainsFunc(b.Peers(), func(p Peer) bool { return p.Mute && p.Reachable && p.Record.ID() == a.Self() })
 		}
@@ -57,9 +58,9 @@ func TestBlockedUDPMakesPeersMute(t *testing.T) {
 			t.Error("the peer is reported as mute while UDP works")
 		}
 		s.net.SetLoss(1)
-		s.eventually(30*time.Second, "a is mute", mute)
+		eventually.True(t, 30*time.Second, "a is mute", mute)
 		s.net.SetLoss(0)
-		s.eventually(time.Minute, "a is no longer mute", func() bool { return !mute() && b.Reachable(a.Self()) })
+		eventually.True(t, time.Minute, "a is no longer mute", func() bool { return !mute() && b.Reachable(a.Self()) })
 		s.end(a, b)
 	})
 }

@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"encoding/binary"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 )
 
@@ -35,11 +38,11 @@ func TestRecordsAreBounded(t *testing.T) {
 		t.Skip("short: 10,000 signatures take minutes under the race detector")
 	}
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(31)}
+		s := &cluster{t, meshtest.New(31)}
 		owner := peer.IDOf(identity(77).Public().(ed25519.PublicKey))
 		a := s.start(1, nil, nil, func(c *Config) { c.Owns = func(id peer.ID) bool { return id == owner } })
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
+		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
 		silent, err := peer.Sign(peer.Record{Nickname: "owner"}, identity(77))
 		if err != nil {
 			t.Fatal(err)
@@ -64,7 +67,7 @@ func TestRecordsAreBounded(t *testing.T) {
 			}
 			if i == 3 {
 				c = s.start(3, nil, []string{"192.0.2.1"})
-				s.eventually(10*time.Second, "the third host is connected", func() bool { return a.Reachable(c.Self()) })
+				eventually.True(t, 10*time.Second, "the third host is connected", func() bool { return a.Reachable(c.Self()) })
 			}
 			time.Sleep(2 * time.Second)
 		}
@@ -76,7 +79,7 @@ func TestRecordsAreBounded(t *testing.T) {
 		if len(a.Full(peersName)) > maxPeerBytes+maxPeers*8 {
 			t.Errorf("the state for push/pull has %d bytes; want at most maxPeerBytes and 8 for each peer", len(a.Full(peersName)))
 		}
-		if n := a.store.count(); n != 4 { // itself, two connected hosts, and the owner of addresses
+		if n := len(a.disk.Peers()); n != 4 { // itself, two connected hosts, and the owner of addresses
 			t.Errorf("%d peer records are stored; want 4", n)
 		}
 		s.end(a, b, c)
@@ -88,26 +91,25 @@ func (m *Mesh) Full(replica string) []byte { return m.replicas[replica].Full() }
 
 // Of the unbounded records that an older release stored, as many as there is room for are loaded.
 func TestExcessStoredRecordsAreDropped(t *testing.T) {
-	store := &memory{peers: map[peer.ID][]byte{}}
+	disk := &meshtest.Disk{}
 	for i := range maxPeers + 500 {
 		data := inventedRecord(t, i)
 		s, err := peer.Parse(data)
 		if err != nil {
 			t.Fatal(err)
 		}
-		store.peers[s.Record.ID()] = data
+		if err := disk.SavePeers(map[peer.ID][]byte{s.Record.ID(): data}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	m := still(t, 1, func(c *Config) {
-		c.Store = store
-		for _, data := range store.peers {
-			c.Peers = append(c.Peers, data)
-		}
+		c.Store, c.Peers = disk, slices.Collect(maps.Values(disk.Peers()))
 	})
 	if n := len(m.Peers()); n < maxPeers/2 || n > maxPeers {
 		t.Errorf("%d stored peers were loaded; want maxPeers/2 to maxPeers", n)
 	}
-	if err := m.save(); err != nil || len(store.peers) > maxPeers {
-		t.Errorf("after save, %d records are stored, error %v; want at most maxPeers", len(store.peers), err)
+	if err := m.save(); err != nil || len(disk.Peers()) > maxPeers {
+		t.Errorf("after save, %d records are stored, error %v; want at most maxPeers", len(disk.Peers()), err)
 	}
 }
 
@@ -115,14 +117,14 @@ func TestExcessStoredRecordsAreDropped(t *testing.T) {
 // send each other its record. If it returns later, it is accepted at once.
 func TestUnreachablePeersAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(32)}
+		s := &cluster{t, meshtest.New(32)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
 		gone := s.start(3, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "all hosts are connected", func() bool { return allReach([]*host{a, b, gone})() && record(a, gone).Identity != nil })
+		eventually.True(t, 10*time.Second, "all hosts are connected", func() bool { return allReach([]*host{a, b, gone})() && record(a, gone).Identity != nil })
 		s.net.Partition(func(x, y netip.Addr) bool { return x == address(3).Addr() || y == address(3).Addr() })
 		knows := func(h *host) bool { return record(h, gone).Identity != nil }
-		s.eventually(time.Minute, "the third host is unreachable", allReach([]*host{a, b}))
+		eventually.True(t, time.Minute, "the third host is unreachable", allReach([]*host{a, b}))
 		for _, h := range []*host{a, b} { // simulating a whole day would take too long
 			h.mu.Lock()
 			k := h.peers[gone.Self()]
@@ -134,11 +136,11 @@ func TestUnreachablePeersAreForgotten(t *testing.T) {
 			t.Error("the peer was forgotten too early")
 		}
 		time.Sleep(5 * time.Minute)
-		if knows(a) || knows(b) || a.store.count() != 2 {
-			t.Errorf("after a day, the two hosts know the peer: %v, %v, and %d records are stored; want false, false and 2", knows(a), knows(b), a.store.count())
+		if knows(a) || knows(b) || len(a.disk.Peers()) != 2 {
+			t.Errorf("after a day, the two hosts know the peer: %v, %v, and %d records are stored; want false, false and 2", knows(a), knows(b), len(a.disk.Peers()))
 		}
 		s.net.Heal()
-		s.eventually(2*time.Minute, "the third host is connected again", allReach([]*host{a, b, gone}))
+		eventually.True(t, 2*time.Minute, "the third host is connected again", allReach([]*host{a, b, gone}))
 		s.end(a, b, gone)
 	})
 }
@@ -146,13 +148,13 @@ func TestUnreachablePeersAreForgotten(t *testing.T) {
 // ForgetPeer forgets a peer on all hosts at once, unless it is reachable or owns addresses.
 func TestForgetPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(33)}
+		s := &cluster{t, meshtest.New(33)}
 		owner := peer.IDOf(identity(4).Public().(ed25519.PublicKey))
 		owns := func(c *Config) { c.Owns = func(id peer.ID) bool { return id == owner } }
 		a := s.start(1, nil, nil, owns)
 		to := []string{"192.0.2.1"}
 		b, gone, owning := s.start(2, nil, to, owns), s.start(3, nil, to, owns), s.start(4, nil, to, owns)
-		s.eventually(10*time.Second, "all are here", func() bool { return allReach([]*host{a, b, gone, owning})() && record(b, gone).Identity != nil })
+		eventually.True(t, 10*time.Second, "all are here", func() bool { return allReach([]*host{a, b, gone, owning})() && record(b, gone).Identity != nil })
 		if err := a.ForgetPeer(t.Context(), gone.Self()); err == nil || !strings.Contains(err.Error(), "alive") {
 			t.Errorf("forgetting a reachable peer: got %v, want a refusal", err)
 		}
@@ -231,7 +233,7 @@ func TestKnownRecordsAreNotVerified(t *testing.T) {
 // A host can join even if the largest number of peers is known.
 func TestHostJoinsWhenPeerTableIsFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(34)}
+		s := &cluster{t, meshtest.New(34)}
 		a := s.start(1, nil, nil)
 		var records [][]byte
 		for i := range maxPeers - 1 {
@@ -242,7 +244,7 @@ func TestHostJoinsWhenPeerTableIsFull(t *testing.T) {
 			t.Fatalf("%d peers are known; want maxPeers", n)
 		}
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(5*time.Minute, "the new host is connected", func() bool { return a.Reachable(b.Self()) })
+		eventually.True(t, 5*time.Minute, "the new host is connected", func() bool { return a.Reachable(b.Self()) })
 		s.end(a, b)
 	})
 }
@@ -251,10 +253,10 @@ func TestHostJoinsWhenPeerTableIsFull(t *testing.T) {
 // as soon as before.
 func TestInventedPeersDoNotDelayRejoin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(36)}
+		s := &cluster{t, meshtest.New(36)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
+		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
 		if err := b.Forget([]string{"192.0.2.1"}); err != nil {
 			t.Fatal(err)
 		}
@@ -270,7 +272,7 @@ func TestInventedPeersDoNotDelayRejoin(t *testing.T) {
 		}
 		time.Sleep(5 * time.Minute)
 		s.net.Partition(func(_, to netip.Addr) bool { return to.As4()[0] == 198 })
-		s.eventually(time.Minute, "both hosts are connected again", allReach([]*host{a, b}))
+		eventually.True(t, time.Minute, "both hosts are connected again", allReach([]*host{a, b}))
 		s.end(a, b)
 	})
 }

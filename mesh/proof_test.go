@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
 )
@@ -40,16 +41,16 @@ func again(n *meshtest.Network, packets []recorded, d time.Duration, to ...netip
 // copied disk.
 func TestReplayStopsNoAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(21)}
+		s := &cluster{t, meshtest.New(21)}
 		var packets []recorded
 		s.net.Tap(func(to netip.AddrPort, p *memberlist.Packet) { packets = append(packets, recorded{to, p}) })
 		a := s.start(1, nil, nil)
 		before := s.start(9, nil, []string{"192.0.2.1"}, func(c *Config) { c.Identity = identity(2) })
-		s.eventually(10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, before})() && before.store.count() == 2 })
+		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, before})() && len(before.disk.Peers()) == 2 })
 		time.Sleep(20 * time.Second)
 		s.end(before)
-		now := s.start(2, before.store, nil)
-		s.eventually(time.Minute, "the host is connected again at another address", allReach([]*host{a, now}))
+		now := s.start(2, before.disk, nil)
+		eventually.True(t, time.Minute, "the host is connected again at another address", allReach([]*host{a, now}))
 		s.net.Tap(nil)
 		again(s.net, packets, time.Minute, address(1), address(2))
 		select {
@@ -70,18 +71,18 @@ func TestReplayStopsNoAgent(t *testing.T) {
 // Replayed packets do not make a dead peer reachable.
 func TestReplayRevivesNoPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(22)}
+		s := &cluster{t, meshtest.New(22)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both hosts are connected", allReach([]*host{a, b}))
+		eventually.True(t, 10*time.Second, "both hosts are connected", allReach([]*host{a, b}))
 		var packets []recorded
 		s.net.Tap(func(to netip.AddrPort, p *memberlist.Packet) { packets = append(packets, recorded{to, p}) })
 		c := s.start(3, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "all hosts are connected", allReach([]*host{a, b, c}))
+		eventually.True(t, 10*time.Second, "all hosts are connected", allReach([]*host{a, b, c}))
 		time.Sleep(5 * time.Second)
 		s.net.Tap(nil)
 		s.net.Partition(func(x, y netip.Addr) bool { return x == address(3).Addr() || y == address(3).Addr() })
-		s.eventually(time.Minute, "the third host is unreachable", allReach([]*host{a, b}))
+		eventually.True(t, time.Minute, "the third host is unreachable", allReach([]*host{a, b}))
 		time.Sleep(time.Minute) // until memberlist has forgotten it
 		for range 20 {
 			again(s.net, packets, 2*time.Second, address(1), address(2))
@@ -90,7 +91,7 @@ func TestReplayRevivesNoPeer(t *testing.T) {
 			}
 		}
 		s.net.Heal()
-		s.eventually(2*time.Minute, "the third host itself connects again", allReach([]*host{a, b, c}))
+		eventually.True(t, 2*time.Minute, "the third host itself connects again", allReach([]*host{a, b, c}))
 		s.end(a, b, c)
 	})
 }
@@ -127,10 +128,10 @@ func (silentMember) MergeRemoteState(_ []byte, _ bool) {}
 // is of a later or an earlier run.
 func TestInvariant7MembersCannotImpersonatePeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(23)}
+		s := &cluster{t, meshtest.New(23)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
+		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
 		for i, when := range []time.Time{time.Now().Add(-time.Hour), time.Now().Add(time.Hour)} {
 			rogue := rawMember(t, s.net, 9+i, nodeName(b.Self(), when), encode(hello{Version: Version}))
 			time.Sleep(10 * time.Second)
@@ -160,7 +161,7 @@ func TestInvariant7MembersCannotImpersonatePeers(t *testing.T) {
 // push/pull would contain them.
 func TestInvalidMemberNamesAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(28)}
+		s := &cluster{t, meshtest.New(28)}
 		a := s.start(1, nil, nil)
 		time.Sleep(time.Second)
 		for i := range 2 {
@@ -169,7 +170,7 @@ func TestInvalidMemberNamesAreRefused(t *testing.T) {
 			defer func() { _ = rogue.Shutdown(); time.Sleep(2 * time.Minute) }()
 		}
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(3*time.Second, "the joining host is connected", allReach([]*host{a, b}))
+		eventually.True(t, 3*time.Second, "the joining host is connected", allReach([]*host{a, b}))
 		s.end(a, b)
 	})
 	m := still(t, 1)
@@ -193,13 +194,13 @@ func TestInvalidMemberNamesAreRefused(t *testing.T) {
 // all others report the copy and its address for a while.
 func TestCopiedHostAnnouncesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(24)}
+		s := &cluster{t, meshtest.New(24)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
 		c := s.start(3, nil, []string{"192.0.2.1"})
 		all := []*host{a, b, c}
-		s.eventually(10*time.Second, "all hosts are connected", func() bool { return allReach(all)() && b.store.count() == 3 })
-		disk := b.store.clone()
+		eventually.True(t, 10*time.Second, "all hosts are connected", func() bool { return allReach(all)() && len(b.disk.Peers()) == 3 })
+		disk := b.disk.Copy()
 		for range 3 { // restarted repeatedly, as with systemd's Restart=always
 			copied := s.start(9, disk, nil, func(c *Config) { c.Identity = identity(2) })
 			_, _ = copied.counter.Merge([]byte{9})
@@ -222,7 +223,7 @@ func TestCopiedHostAnnouncesNothing(t *testing.T) {
 		if n := a.counter.get(); n != 0 {
 			t.Errorf("state of the copy reached the others: %d", n)
 		}
-		s.eventually(10*time.Second, "all hosts know of the copy", func() bool {
+		eventually.True(t, 10*time.Second, "all hosts know of the copy", func() bool {
 			return !slices.ContainsFunc(all, func(h *host) bool { return record(h, b).Copy != address(9).Addr() })
 		})
 		if !allReach(all)() || !b.Confirmed() {
@@ -240,12 +241,12 @@ func TestCopiedHostAnnouncesNothing(t *testing.T) {
 // the one that started last stops.
 func TestCopiedHostWithSlowClockStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(27)}
+		s := &cluster{t, meshtest.New(27)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && b.store.count() == 2 })
+		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && len(b.disk.Peers()) == 2 })
 		for _, to := range [][]string{{"192.0.2.1"}, {"192.0.2.2"}, nil} {
-			copied := s.make(nil, 9, b.store.clone(), to, func(c *Config) { c.Identity = identity(2) })
+			copied := s.make(nil, 9, b.disk.Copy(), to, func(c *Config) { c.Identity = identity(2) })
 			copied.name = nodeName(b.Self(), time.Now().Add(-time.Hour))
 			copied.run()
 			select {
@@ -268,24 +269,24 @@ func TestCopiedHostWithSlowClockStops(t *testing.T) {
 // A returning host is confirmed once it has joined; one that reaches no other host, after a while.
 func TestHostIsConfirmedAfterJoinOrTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(25)}
+		s := &cluster{t, meshtest.New(25)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
 		if !a.Confirmed() || !b.Confirmed() {
 			t.Error("a new host is not confirmed at once")
 		}
-		s.eventually(10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && b.store.count() == 2 })
+		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && len(b.disk.Peers()) == 2 })
 		s.end(b)
-		b = s.start(2, b.store, nil)
+		b = s.start(2, b.disk, nil)
 		if b.Confirmed() {
 			t.Error("a returning host was confirmed before it had joined")
 		}
-		s.eventually(time.Second, "the returning host is confirmed", b.Confirmed)
-		s.eventually(time.Second, "the other host has its new record", func() bool { return record(a, b).State == peer.Running && allReach([]*host{a, b})() })
+		eventually.True(t, time.Second, "the returning host is confirmed", b.Confirmed)
+		eventually.True(t, time.Second, "the other host has its new record", func() bool { return record(a, b).State == peer.Running && allReach([]*host{a, b})() })
 		s.end(a, b)
 		start := time.Now()
-		b = s.start(2, b.store, nil)
-		s.eventually(confirmWait+time.Second, "the host is confirmed without any other", b.Confirmed)
+		b = s.start(2, b.disk, nil)
+		eventually.True(t, confirmWait+time.Second, "the host is confirmed without any other", b.Confirmed)
 		if took := time.Since(start); took < confirmWait {
 			t.Errorf("the host was confirmed after %v; want confirmWait or later", took)
 		}
@@ -330,18 +331,18 @@ func TestRunsPerPeerAreBounded(t *testing.T) {
 // Members that use many names of an absent host do not prevent its return.
 func TestInvariant7FalseRunsDoNotBlockReturn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &sim{t, meshtest.New(26)}
+		s := &cluster{t, meshtest.New(26)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
-		s.eventually(10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && b.store.count() == 2 })
+		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && len(b.disk.Peers()) == 2 })
 		s.end(b)
 		var rogues []*memberlist.Memberlist
 		for i := range maxRunsHeard {
 			rogues = append(rogues, rawMember(t, s.net, 9+i, nodeName(b.Self(), time.Now().Add(time.Hour)), encode(hello{Version: Version})))
 		}
 		time.Sleep(10 * time.Second)
-		b = s.start(2, b.store, nil)
-		s.eventually(30*time.Second, "the returning host is connected", func() bool { return a.Reachable(b.Self()) })
+		b = s.start(2, b.disk, nil)
+		eventually.True(t, 30*time.Second, "the returning host is connected", func() bool { return a.Reachable(b.Self()) })
 		for _, l := range rogues {
 			_ = l.Shutdown()
 		}

@@ -6,12 +6,13 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"testing/synctest"
 	"time"
 
 	"weft/mesh/peer"
 )
 
-// Gossip simulates the network of a whole cluster at the level of what a mesh promises its users.
+// Cluster simulates hosts and their network at the level of what a mesh promises its users.
 // Deltas spread, some late, twice or never; full states are exchanged at random; a change of
 // reachability is noticed after a while. It has none of memberlist's packets, so that an hour of a
 // cluster takes little time.
@@ -21,12 +22,12 @@ import (
 // same nanosecond.
 //
 // It is safe for concurrent use, and calls replicas and handlers without holding a lock.
-type Gossip struct {
+type Cluster struct {
 	mu         sync.Mutex
 	seed       uint64
 	conditions Conditions
-	nodes      []*Node // all runs that ever started, by their number
-	peers      map[peer.ID][]*Node
+	hosts      []*Host // all runs that ever started, by their number
+	peers      map[peer.ID][]*Host
 	epochs     []epoch
 	counts     map[stream]uint64
 	busy       map[int64]bool // instants at which an event is scheduled
@@ -75,94 +76,130 @@ const (
 	twinLag   = time.Second      // until another run with the same identity is noticed
 	pullEvery = 12 * time.Second // between two push/pulls of a peer, about
 	serveFor  = 10 * time.Second // the time limit of a request's handler
-	someNodes = 3                // the number of peers to which news are passed on
+	someHosts = 3                // the number of peers to which news are passed on
 )
 
-// NewGossip returns a network without nodes, loss or long delays.
-func NewGossip(seed uint64) *Gossip {
-	return &Gossip{seed: seed, conditions: Conditions{Delay: 10 * time.Millisecond}, peers: map[peer.ID][]*Node{}, counts: map[stream]uint64{}, busy: map[int64]bool{}}
+// NewCluster returns a network without hosts, loss or long delays.
+func NewCluster(seed uint64) *Cluster {
+	return &Cluster{seed: seed, conditions: Conditions{Delay: 10 * time.Millisecond}, peers: map[peer.ID][]*Host{}, counts: map[stream]uint64{}, busy: map[int64]bool{}}
 }
 
 // SetConditions changes the network conditions for messages sent from now on.
-func (g *Gossip) SetConditions(w Conditions) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.conditions = w
+func (c *Cluster) SetConditions(w Conditions) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conditions = w
 }
 
 // Close ends all exchange, so that the synctest bubble can end.
-func (g *Gossip) Close() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.closed = true
+func (c *Cluster) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
 }
 
-// Partition assigns every running node to a side. Only nodes on the same side reach each other.
-// Nodes that start later choose their side.
-func (g *Gossip) Partition(side func(*Node) int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, n := range g.nodes {
+// Stop stops all hosts, closes the cluster and waits until everything in the synctest bubble has
+// ended. It returns the errors of the hosts.
+func (c *Cluster) Stop() (err error) {
+	for _, h := range c.running() {
+		err = errors.Join(err, h.Stop())
+	}
+	c.Close()
+	time.Sleep(time.Minute)
+	synctest.Wait()
+	return err
+}
+
+func (c *Cluster) running() []*Host {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(c.hosts), func(h *Host) bool { return !h.up })
+}
+
+// Requests counts the requests that the running hosts made: those of one kind, or all if kind is "".
+func (c *Cluster) Requests(kind string) (n int) {
+	for _, h := range c.running() {
+		n += h.Requests(kind)
+	}
+	return n
+}
+
+// Partition assigns every running host to a side. Only hosts on the same side reach each other.
+// Hosts that start later choose their side.
+func (c *Cluster) Partition(side func(*Host) int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range c.hosts {
 		n.side = side(n)
 	}
-	g.changed()
+	c.changed()
+}
+
+// Isolate puts the given hosts on a side of their own, and all others on the other side.
+func (c *Cluster) Isolate(hosts ...*Host) {
+	c.Partition(func(h *Host) int {
+		if slices.Contains(hosts, h) {
+			return 1
+		}
+		return 0
+	})
 }
 
 // Heal ends all partitions.
-func (g *Gossip) Heal() { g.Partition(func(*Node) int { return 0 }) }
+func (c *Cluster) Heal() { c.Partition(func(*Host) int { return 0 }) }
 
-// changed starts an epoch, and schedules its consequences: nodes that newly reach each other
+// changed starts an epoch, and schedules its consequences: hosts that newly reach each other
 // exchange their states, and Twin of the later of two runs with one identity is called.
-func (g *Gossip) changed() {
-	e := epoch{time.Now(), make([]int, len(g.nodes))}
-	for i, n := range g.nodes {
+func (c *Cluster) changed() {
+	e := epoch{time.Now(), make([]int, len(c.hosts))}
+	for i, n := range c.hosts {
 		if e.side[i] = down; n.up {
 			e.side[i] = n.side
 		}
 	}
-	g.epochs = append(g.epochs, e)
-	last := len(g.epochs) - 1
-	for _, a := range g.nodes {
+	c.epochs = append(c.epochs, e)
+	last := len(c.epochs) - 1
+	for _, a := range c.hosts {
 		if !a.up {
 			continue
 		}
-		var met []*Node
-		for _, b := range g.nodes {
-			if !g.together(last, a, b) {
+		var met []*Host
+		for _, b := range c.hosts {
+			if !c.together(last, a, b) {
 				continue
 			}
-			if !g.together(last-1, a, b) {
+			if !c.together(last-1, a, b) {
 				met = append(met, b)
 			}
 			if a.id == b.id && a.run < b.run {
-				g.after(g.dice("twin", a, b), twinLag, func() { g.notice(a, b) })
+				c.after(c.dice("twin", a, b), twinLag, func() { c.notice(a, b) })
 			}
 		}
 		for range min(2, len(met)) {
-			r := g.dice("meet", a, a)
+			r := c.dice("meet", a, a)
 			b := met[r.IntN(len(met))]
-			g.after(r, joinLag, func() { g.exchange(a, b) })
+			c.after(r, joinLag, func() { c.exchange(a, b) })
 		}
 	}
 }
 
-// together reports whether two nodes reached each other in an epoch.
-func (g *Gossip) together(e int, a, b *Node) bool {
+// together reports whether two hosts reached each other in an epoch.
+func (c *Cluster) together(e int, a, b *Host) bool {
 	if e < 0 || a == b {
 		return false
 	}
-	side := g.epochs[e].side
+	side := c.epochs[e].side
 	return a.run != down && b.run != down && a.run < len(side) && b.run < len(side) && side[a.run] != down && side[a.run] == side[b.run]
 }
 
-// linked reports whether two nodes reach each other now.
-func (g *Gossip) linked(a, b *Node) bool { return g.together(len(g.epochs)-1, a, b) }
+// linked reports whether two hosts reach each other now.
+func (c *Cluster) linked(a, b *Host) bool { return c.together(len(c.epochs)-1, a, b) }
 
 // sees reports whether b counts as reachable for a. Changes are noticed late.
-func (g *Gossip) sees(a, b *Node) bool {
+func (c *Cluster) sees(a, b *Host) bool {
 	now := time.Now()
-	for e, epoch := range slices.Backward(g.epochs) {
-		together, since := g.together(e, a, b), now.Sub(epoch.at)
+	for e, epoch := range slices.Backward(c.epochs) {
+		together, since := c.together(e, a, b), now.Sub(epoch.at)
 		if since >= failLag {
 			return together
 		}
@@ -170,7 +207,7 @@ func (g *Gossip) sees(a, b *Node) bool {
 		if !together {
 			least, most = leastFail, failLag
 		}
-		if since >= least+time.Duration(mix(g.seed, uint64(e), uint64(a.run), uint64(b.run))%uint64(most-least)) {
+		if since >= least+time.Duration(mix(c.seed, uint64(e), uint64(a.run), uint64(b.run))%uint64(most-least)) {
 			return together
 		}
 	}
@@ -190,40 +227,40 @@ func mix(parts ...uint64) (h uint64) {
 
 // notice calls Twin of the later of two runs with the same identity, if they still reach each
 // other.
-func (g *Gossip) notice(a, b *Node) {
-	g.mu.Lock()
-	twins := g.linked(a, b) && !g.closed
-	g.mu.Unlock()
-	if twins {
+func (c *Cluster) notice(a, b *Host) {
+	c.mu.Lock()
+	twins := c.linked(a, b) && !c.closed
+	c.mu.Unlock()
+	if twins && b.cfg.Twin != nil {
 		b.cfg.Twin()
 	}
 }
 
 // dice returns the random source for the next event of a stream.
-func (g *Gossip) dice(kind string, from, to *Node) *rand.Rand {
+func (c *Cluster) dice(kind string, from, to *Host) *rand.Rand {
 	s := stream{from.run, to.run, kind}
-	g.counts[s]++
-	h := mix(uint64(from.run), uint64(to.run), g.counts[s])
-	for _, c := range []byte(kind) {
-		h = mix(h, uint64(c))
+	c.counts[s]++
+	h := mix(uint64(from.run), uint64(to.run), c.counts[s])
+	for _, b := range []byte(kind) {
+		h = mix(h, uint64(b))
 	}
-	return rand.New(rand.NewPCG(g.seed, h))
+	return rand.New(rand.NewPCG(c.seed, h))
 }
 
 // after calls f within a duration, at an instant with no other event. The caller holds the lock; f
 // is called without it.
-func (g *Gossip) after(r *rand.Rand, within time.Duration, f func()) {
+func (c *Cluster) after(r *rand.Rand, within time.Duration, f func()) {
 	now := time.Now()
 	at := now.UnixNano() + 1 + r.Int64N(int64(within))
-	for g.busy[at] {
+	for c.busy[at] {
 		at++
 	}
-	g.busy[at] = true
+	c.busy[at] = true
 	time.AfterFunc(time.Duration(at-now.UnixNano()), func() {
-		g.mu.Lock()
-		delete(g.busy, at)
-		closed := g.closed
-		g.mu.Unlock()
+		c.mu.Lock()
+		delete(c.busy, at)
+		closed := c.closed
+		c.mu.Unlock()
 		if !closed {
 			f()
 		}
@@ -231,8 +268,8 @@ func (g *Gossip) after(r *rand.Rand, within time.Duration, f func()) {
 }
 
 // delay draws the longest delay of a message: usually a twentieth of the configured one.
-func (g *Gossip) delay(r *rand.Rand) time.Duration {
-	longest := max(g.conditions.Delay, time.Millisecond)
+func (c *Cluster) delay(r *rand.Rand) time.Duration {
+	longest := max(c.conditions.Delay, time.Millisecond)
 	if r.IntN(8) > 0 {
 		return max(longest/20, time.Millisecond)
 	}
@@ -241,14 +278,14 @@ func (g *Gossip) delay(r *rand.Rand) time.Duration {
 
 // send delivers a message, unless it is lost. It still arrives if its sender stops meanwhile, but
 // not across a partition.
-func (g *Gossip) send(kind string, from, to *Node, deliver func()) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	r := g.dice(kind, from, to)
-	loss, copies := g.conditions.Loss/2, 1
+func (c *Cluster) send(kind string, from, to *Host, deliver func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.dice(kind, from, to)
+	loss, copies := c.conditions.Loss/2, 1
 	if kind == kindDelta {
 		loss *= 2
-		if r.Float64() < g.conditions.Duplicate {
+		if r.Float64() < c.conditions.Duplicate {
 			copies = 2
 		}
 	}
@@ -259,13 +296,13 @@ func (g *Gossip) send(kind string, from, to *Node, deliver func()) {
 		if r.Float64() < loss {
 			continue
 		}
-		g.after(r, g.delay(r), func() {
-			g.mu.Lock()
+		c.after(r, c.delay(r), func() {
+			c.mu.Lock()
 			arrives := to.up && to.side == from.side
 			if arrives {
 				to.known.hear(from.id, Status{from.run, Running})
 			}
-			g.mu.Unlock()
+			c.mu.Unlock()
 			if arrives {
 				deliver()
 			}
@@ -281,17 +318,17 @@ const (
 	kindReply   = "reply"
 )
 
-// exchange is one push/pull of full states between two nodes.
-func (g *Gossip) exchange(a, b *Node) {
-	push := func(from, to *Node, then func()) {
+// exchange is one push/pull of full states between two hosts.
+func (c *Cluster) exchange(a, b *Host) {
+	push := func(from, to *Host, then func()) {
 		states := from.full()
-		g.mu.Lock()
+		c.mu.Lock()
 		known := from.known.clone()
-		g.mu.Unlock()
-		g.send(kindFull, from, to, func() {
-			g.mu.Lock()
+		c.mu.Unlock()
+		c.send(kindFull, from, to, func() {
+			c.mu.Lock()
 			to.known.union(known)
-			g.mu.Unlock()
+			c.mu.Unlock()
 			for _, s := range states {
 				to.merge(s.replica, s.data)
 			}
@@ -301,11 +338,11 @@ func (g *Gossip) exchange(a, b *Node) {
 	push(a, b, func() { push(b, a, func() {}) })
 }
 
-// around returns the nodes that n reaches and that count as reachable. The caller holds the lock.
-func (g *Gossip) around(n *Node) []*Node {
-	var out []*Node
-	for _, o := range g.nodes {
-		if g.linked(n, o) && g.sees(n, o) {
+// around returns the hosts that h reaches and that count as reachable. The caller holds the lock.
+func (c *Cluster) around(h *Host) []*Host {
+	var out []*Host
+	for _, o := range c.hosts {
+		if c.linked(h, o) && c.sees(h, o) {
 			out = append(out, o)
 		}
 	}
@@ -317,28 +354,28 @@ var ErrUnreachable = errors.New("the peer cannot be reached by gossip at present
 
 // find returns the run of a peer that a message from n goes to, or nil. Of two with the same
 // identity it chooses one at random.
-func (g *Gossip) find(n *Node, id peer.ID) *Node {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	var runs []*Node
-	for _, o := range g.peers[id] {
-		if o != n && g.sees(n, o) {
+func (c *Cluster) find(n *Host, id peer.ID) *Host {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var runs []*Host
+	for _, o := range c.peers[id] {
+		if o != n && c.sees(n, o) {
 			runs = append(runs, o)
 		}
 	}
 	if len(runs) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(runs, func(a, b *Node) int { // prefer one that answers
-		if x, y := g.linked(n, a), g.linked(n, b); x == y {
+	slices.SortStableFunc(runs, func(a, b *Host) int { // prefer one that answers
+		if x, y := c.linked(n, a), c.linked(n, b); x == y {
 			return 0
 		} else if x {
 			return -1
 		}
 		return 1
 	})
-	if len(runs) > 1 && g.linked(n, runs[1]) {
-		return runs[g.dice("find", n, n).IntN(2)]
+	if len(runs) > 1 && c.linked(n, runs[1]) {
+		return runs[c.dice("find", n, n).IntN(2)]
 	}
 	return runs[0]
 }

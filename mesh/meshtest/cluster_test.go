@@ -46,7 +46,7 @@ func (w *words) Merge(data []byte) (news []byte, err error) {
 	return news, nil
 }
 
-func cluster(g *Gossip, n int, twin func()) (nodes []*Node, states []*words) {
+func cluster(g *Cluster, n int, twin func()) (hosts []*Host, states []*words) {
 	echo := func(_ context.Context, from peer.ID, payload []byte) ([]byte, error) {
 		if len(payload) == 0 {
 			return nil, errors.New("nothing to say")
@@ -54,21 +54,21 @@ func cluster(g *Gossip, n int, twin func()) (nodes []*Node, states []*words) {
 		return append(payload, from[0]), nil
 	}
 	for i := range n {
-		nodes = append(nodes, g.Node(peer.ID{byte(i + 1)}, nil))
+		hosts = append(hosts, g.Host(peer.ID{byte(i + 1)}, nil))
 		states = append(states, &words{said: map[string]bool{}})
-		nodes[i].Start(0, NodeConfig{Replicas: []Replica{states[i]}, Handlers: map[string]Handler{"echo": echo}, Twin: twin})
+		hosts[i].Start(0, HostConfig{Replicas: []Replica{states[i]}, Handlers: map[string]Handler{"echo": echo}, Twin: twin})
 	}
 	time.Sleep(joinLag)
-	return nodes, states
+	return hosts, states
 }
 
 // Deltas spread in spite of loss, and across a partition after it has healed.
-func TestGossipSpreads(t *testing.T) {
+func TestClusterSpreads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewGossip(1)
+		g := NewCluster(1)
 		defer g.Close()
 		g.SetConditions(Conditions{Loss: 0.3, Duplicate: 0.3, Delay: time.Second})
-		nodes, states := cluster(g, 8, nil)
+		hosts, states := cluster(g, 8, nil)
 		heard := func(want string) (n int) {
 			for _, s := range states {
 				if s.String() == want {
@@ -79,68 +79,70 @@ func TestGossipSpreads(t *testing.T) {
 		}
 		say := func(i int, word string) {
 			_, _ = states[i].Merge([]byte(word))
-			nodes[i].Broadcast("words", []byte(word))
+			hosts[i].Broadcast("words", []byte(word))
 		}
 		say(0, "a")
 		time.Sleep(time.Minute)
 		if n := heard("a"); n != 8 {
-			t.Errorf("%d of 8 nodes received the broadcast; want all", n)
+			t.Errorf("%d of 8 hosts received the broadcast; want all", n)
 		}
-		g.Partition(func(n *Node) int { return int(n.id[0]) % 2 })
+		g.Partition(func(n *Host) int { return int(n.id[0]) % 2 })
 		say(0, "b")
 		time.Sleep(time.Minute)
 		if n := heard("ab"); n != 4 {
-			t.Errorf("%d nodes have the word during the partition, want 4", n)
+			t.Errorf("%d hosts have the word during the partition, want 4", n)
 		}
-		if nodes[0].Reachable(nodes[1].id) || !nodes[0].Reachable(nodes[2].id) || len(nodes[0].Others()) != 7 {
+		if hosts[0].Reachable(hosts[1].id) || !hosts[0].Reachable(hosts[2].id) || len(hosts[0].Others()) != 7 {
 			t.Error("reachability ignores the partition, or peers are missing")
 		}
 		g.Heal()
 		time.Sleep(time.Minute)
 		if n := heard("ab"); n != 8 {
-			t.Errorf("after the partition %d of 8 nodes have the word; want all", n)
+			t.Errorf("after the partition %d of 8 hosts have the word; want all", n)
 		}
 	})
 }
 
 // Requests are answered, refused or time out. A stopped peer counts as unreachable after a while,
 // and its announced state is kept.
-func TestGossipRequests(t *testing.T) {
+func TestClusterRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewGossip(1)
+		g := NewCluster(1)
 		defer g.Close()
-		nodes, _ := cluster(g, 2, nil)
+		hosts, _ := cluster(g, 2, nil)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		if got, err := nodes[0].Request(ctx, nodes[1].id, "echo", []byte{7}); err != nil || !bytes.Equal(got, []byte{7, 1}) {
+		if got, err := hosts[0].Request(ctx, hosts[1].id, "echo", []byte{7}); err != nil || !bytes.Equal(got, []byte{7, 1}) {
 			t.Errorf("the echo returned %v, error %v; want [7 1]", got, err)
 		}
-		if _, err := nodes[0].Request(ctx, nodes[1].id, "echo", nil); !errors.Is(err, refused("nothing to say")) {
+		if _, err := hosts[0].Request(ctx, hosts[1].id, "echo", nil); !errors.Is(err, refused("nothing to say")) {
 			t.Errorf("a refused request returned %v; want its refusal", err)
 		}
-		nodes[1].Announce(Stopped)
-		nodes[1].Stop()
-		if !nodes[0].Reachable(nodes[1].id) {
-			t.Error("a stopped node counts as unreachable at once")
+		hosts[1].Announce(Stopped)
+		if err := hosts[1].Stop(); err != nil {
+			t.Error(err)
 		}
-		if _, err := nodes[0].Request(ctx, nodes[1].id, "echo", []byte{7}); !errors.Is(err, context.DeadlineExceeded) {
+		if !hosts[0].Reachable(hosts[1].id) {
+			t.Error("a stopped host counts as unreachable at once")
+		}
+		if _, err := hosts[0].Request(ctx, hosts[1].id, "echo", []byte{7}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("before the stop is noticed: got %v, want DeadlineExceeded", err)
 		}
-		if _, err := nodes[0].Request(t.Context(), nodes[1].id, "echo", []byte{7}); !errors.Is(err, ErrUnreachable) || !nodes[0].Stopped(nodes[1].id) {
+		if _, err := hosts[0].Request(t.Context(), hosts[1].id, "echo", []byte{7}); !errors.Is(err, ErrUnreachable) || !hosts[0].Stopped(hosts[1].id) {
 			t.Errorf("after the stop is noticed: got %v, want ErrUnreachable", err)
 		}
 	})
 }
 
 // If two runs of one peer reach each other, Twin of the later one is called.
-func TestGossipTwins(t *testing.T) {
+func TestClusterTwins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewGossip(1)
+		g := NewCluster(1)
 		defer g.Close()
 		told := 0
-		nodes, _ := cluster(g, 1, func() { t.Error("the earlier run of the node was called; want only the later one") })
-		twin := g.Node(nodes[0].id, nodes[0].Known())
-		twin.Start(1, NodeConfig{Twin: func() { told++; twin.Stop() }})
+		hosts, _ := cluster(g, 1, func() { t.Error("the earlier run of the host was called; want only the later one") })
+		twin := g.Host(hosts[0].id, hosts[0].Known())
+		twin.Start(1, HostConfig{Twin: func() { told++; _ = twin.Stop() }})
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if told != 0 {

@@ -46,122 +46,169 @@ func (k Known) union(o Known) {
 
 func (k Known) clone() Known { return maps.Clone(k) }
 
-// Node is one run of one peer on a Gossip network.
-type Node struct {
-	g     *Gossip
+// Host is one run of one peer of a Cluster, from its start to its crash. A peer that starts again is
+// another Host with the same id. A Host is the mesh of what runs on it.
+type Host struct {
+	c     *Cluster
 	id    peer.ID
 	run   int // its number; down before it has started
 	side  int
 	up    bool
 	known Known
-	cfg   NodeConfig
+	cfg   HostConfig
+	slow  time.Duration
+	asked map[string]int // requests by kind
+	end   context.CancelFunc
+	ended chan error
 }
 
-// NodeConfig configures a Node.
-type NodeConfig struct {
+// HostConfig configures a Host. Each field may be zero.
+type HostConfig struct {
 	Replicas []Replica
 	Handlers map[string]Handler
+	// Run is called in a goroutine of its own. Its context ends when the host stops.
+	Run func(ctx context.Context) error
 	// Twin is called when an earlier run of the same peer is noticed: this run must stop.
 	Twin func()
 }
 
-// Node returns a node that is not on the network yet.
-func (g *Gossip) Node(id peer.ID, known Known) *Node {
-	n := &Node{g: g, id: id, run: down, known: Known{}}
-	n.known.union(known)
+// Handlers converts the handlers of a replica.
+func Handlers[H ~func(context.Context, peer.ID, []byte) ([]byte, error)](of map[string]H) map[string]Handler {
+	out := map[string]Handler{}
+	for kind, handler := range of {
+		out[kind] = Handler(handler)
+	}
+	return out
+}
+
+// Host returns a host that is not on the network yet.
+func (c *Cluster) Host(id peer.ID, known Known) *Host {
+	h := &Host{c: c, id: id, run: down, known: Known{}, asked: map[string]int{}}
+	h.known.union(known)
+	return h
+}
+
+// Start puts the host on the network, on one side of a partition, and runs it.
+func (h *Host) Start(side int, cfg HostConfig) {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	ctx, end := context.WithCancel(context.Background())
+	h.end, h.ended = end, make(chan error, 1)
+	if cfg.Run == nil {
+		cfg.Run = func(context.Context) error { return nil }
+	}
+	h.cfg, h.side, h.up, h.run = cfg, side, true, len(h.c.hosts)
+	h.known.hear(h.id, Status{h.run, Running})
+	h.c.hosts = append(h.c.hosts, h)
+	h.c.peers[h.id] = append(h.c.peers[h.id], h)
+	h.c.changed()
+	h.pull()
+	go func() { h.ended <- cfg.Run(ctx) }()
+}
+
+// Stop removes the host from the network without an announcement, as a crash does. Then it ends the
+// host's Run, waits for it and returns its error.
+func (h *Host) Stop() error {
+	h.c.mu.Lock()
+	was := h.up
+	if h.up = false; was {
+		h.c.changed()
+	}
+	h.c.mu.Unlock()
+	if !was {
+		return nil
+	}
+	h.end()
+	return <-h.ended
+}
+
+// Slow delays each of the host's replies from now on.
+func (h *Host) Slow(d time.Duration) {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	h.slow = d
+}
+
+// Requests counts the requests that the host made: those of one kind, or all if kind is "".
+func (h *Host) Requests(kind string) (n int) {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	for k, made := range h.asked {
+		if kind == "" || k == kind {
+			n += made
+		}
+	}
 	return n
 }
 
-// Start puts the node on the network, on one side of a partition.
-func (n *Node) Start(side int, cfg NodeConfig) {
-	n.g.mu.Lock()
-	defer n.g.mu.Unlock()
-	n.cfg, n.side, n.up, n.run = cfg, side, true, len(n.g.nodes)
-	n.known.hear(n.id, Status{n.run, Running})
-	n.g.nodes = append(n.g.nodes, n)
-	n.g.peers[n.id] = append(n.g.peers[n.id], n)
-	n.g.changed()
-	n.pull()
-}
-
-// Stop removes the node from the network without an announcement.
-func (n *Node) Stop() {
-	n.g.mu.Lock()
-	defer n.g.mu.Unlock()
-	if n.up {
-		n.up = false
-		n.g.changed()
-	}
-}
-
 // Announce sends the final state of this run to the others. Call Stop next.
-func (n *Node) Announce(last State) {
-	word := Status{n.run, last}
-	n.g.mu.Lock()
-	n.known.hear(n.id, word)
-	around := n.g.around(n)
-	n.g.mu.Unlock()
+func (h *Host) Announce(last State) {
+	word := Status{h.run, last}
+	h.c.mu.Lock()
+	h.known.hear(h.id, word)
+	around := h.c.around(h)
+	h.c.mu.Unlock()
 	for _, o := range around {
-		n.g.send(kindDelta, n, o, func() {
-			n.g.mu.Lock()
-			defer n.g.mu.Unlock()
-			o.known.hear(n.id, word)
+		h.c.send(kindDelta, h, o, func() {
+			h.c.mu.Lock()
+			defer h.c.mu.Unlock()
+			o.known.hear(h.id, word)
 		})
 	}
 }
 
-// Known returns what the node knows of all peers.
-func (n *Node) Known() Known {
-	n.g.mu.Lock()
-	defer n.g.mu.Unlock()
-	return n.known.clone()
+// Known returns what the host knows of all peers.
+func (h *Host) Known() Known {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	return h.known.clone()
 }
 
-// pull exchanges full states with a random node from time to time. The caller holds the lock.
-func (n *Node) pull() {
-	r := n.g.dice("pull", n, n)
-	n.g.after(r, pullEvery, func() {
-		n.g.mu.Lock()
-		around := n.g.around(n)
-		up := n.up
+// pull exchanges full states with a random host from time to time. The caller holds the lock.
+func (h *Host) pull() {
+	r := h.c.dice("pull", h, h)
+	h.c.after(r, pullEvery, func() {
+		h.c.mu.Lock()
+		around := h.c.around(h)
+		up := h.up
 		if up {
-			n.pull()
+			h.pull()
 		}
-		n.g.mu.Unlock()
+		h.c.mu.Unlock()
 		if up && len(around) > 0 {
-			n.g.exchange(n, around[r.IntN(len(around))])
+			h.c.exchange(h, around[r.IntN(len(around))])
 		}
 	})
 }
 
-// Broadcast sends a delta to all reachable nodes.
-func (n *Node) Broadcast(replica string, delta []byte) { n.tell(replica, delta, false) }
+// Broadcast sends a delta to all reachable hosts.
+func (h *Host) Broadcast(replica string, delta []byte) { h.tell(replica, delta, false) }
 
-func (n *Node) tell(replica string, delta []byte, some bool) {
-	n.g.mu.Lock()
-	if !n.up {
-		n.g.mu.Unlock()
+func (h *Host) tell(replica string, delta []byte, some bool) {
+	h.c.mu.Lock()
+	if !h.up {
+		h.c.mu.Unlock()
 		return
 	}
-	around := n.g.around(n)
-	if some && len(around) > someNodes {
-		n.g.dice("some", n, n).Shuffle(len(around), func(i, j int) { around[i], around[j] = around[j], around[i] })
-		around = around[:someNodes]
+	around := h.c.around(h)
+	if some && len(around) > someHosts {
+		h.c.dice("some", h, h).Shuffle(len(around), func(i, j int) { around[i], around[j] = around[j], around[i] })
+		around = around[:someHosts]
 	}
-	n.g.mu.Unlock()
+	h.c.mu.Unlock()
 	for _, o := range around {
-		n.g.send(kindDelta, n, o, func() { o.merge(replica, delta) })
+		h.c.send(kindDelta, h, o, func() { o.merge(replica, delta) })
 	}
 }
 
-// merge passes a state to its replica, and sends the news to other nodes.
-func (n *Node) merge(replica string, data []byte) {
-	for _, r := range n.cfg.Replicas {
+// merge passes a state to its replica, and sends the news to other hosts.
+func (h *Host) merge(replica string, data []byte) {
+	for _, r := range h.cfg.Replicas {
 		if r.Name() != replica {
 			continue
 		}
 		if news, _ := r.Merge(data); news != nil {
-			n.tell(replica, news, true)
+			h.tell(replica, news, true)
 		}
 	}
 }
@@ -171,8 +218,8 @@ type state struct {
 	data    []byte
 }
 
-func (n *Node) full() (out []state) {
-	for _, r := range n.cfg.Replicas {
+func (h *Host) full() (out []state) {
+	for _, r := range h.cfg.Replicas {
 		if data := r.Full(); data != nil {
 			out = append(out, state{r.Name(), data})
 		}
@@ -182,8 +229,11 @@ func (n *Node) full() (out []state) {
 
 // Request sends a request to one peer and waits for its reply. If either is lost, it waits until
 // ctx ends.
-func (n *Node) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
-	o := n.g.find(n, to)
+func (h *Host) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
+	h.c.mu.Lock()
+	h.asked[kind]++
+	h.c.mu.Unlock()
+	o := h.c.find(h, to)
 	if o == nil {
 		return nil, ErrUnreachable
 	}
@@ -192,26 +242,37 @@ func (n *Node) Request(ctx context.Context, to peer.ID, kind string, payload []b
 		err  error
 	}
 	answer := make(chan reply, 1)
-	n.g.send(kindRequest, n, o, func() {
+	h.c.send(kindRequest, h, o, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), serveFor)
 		defer cancel()
-		data, err := o.serve(ctx, n.id, kind, payload)
-		o.g.send(kindReply, o, n, func() { answer <- reply{data, err} })
+		data, err := o.serve(ctx, h.id, kind, payload)
+		o.c.send(kindReply, o, h, func() { answer <- reply{data, err} })
 	})
 	select {
 	case r := <-answer:
 		return r.data, r.err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("ask %s for %s: %w", n.Name(to), kind, ctx.Err())
+		return nil, fmt.Errorf("ask %s for %s: %w", h.Name(to), kind, ctx.Err())
 	}
 }
 
-func (n *Node) serve(ctx context.Context, from peer.ID, kind string, payload []byte) ([]byte, error) {
-	h := n.cfg.Handlers[kind]
-	if h == nil {
+func (h *Host) serve(ctx context.Context, from peer.ID, kind string, payload []byte) ([]byte, error) {
+	handler := h.cfg.Handlers[kind]
+	if handler == nil {
 		return nil, errors.New("unknown request")
 	}
-	data, err := h(ctx, from, payload)
+	h.c.mu.Lock()
+	slow := h.slow
+	h.c.mu.Unlock()
+	// No timer with duration zero: Go 1.26's race detector crashes on it in a synctest bubble.
+	if slow > 0 {
+		select {
+		case <-time.After(slow):
+		case <-ctx.Done():
+			return nil, refused(ctx.Err().Error())
+		}
+	}
+	data, err := handler(ctx, from, payload)
 	if err != nil { // only the text is sent
 		err = refused(err.Error())
 	}
@@ -224,21 +285,21 @@ type refused string
 func (r refused) Error() string   { return "the peer refused: " + string(r) }
 func (r refused) Refused() string { return string(r) }
 
-// Reachable reports whether a peer counts as reachable for the node.
-func (n *Node) Reachable(id peer.ID) bool { return n.g.find(n, id) != nil }
+// Reachable reports whether a peer counts as reachable for the host.
+func (h *Host) Reachable(id peer.ID) bool { return h.c.find(h, id) != nil }
 
-// Others lists all other peers that the node knows and that have not left.
-func (n *Node) Others() []peer.ID {
-	n.g.mu.Lock()
-	defer n.g.mu.Unlock()
-	for _, o := range n.g.nodes {
-		if n.g.sees(n, o) {
-			n.known.hear(o.id, Status{o.run, Running})
+// Others lists all other peers that the host knows and that have not left.
+func (h *Host) Others() []peer.ID {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	for _, o := range h.c.hosts {
+		if h.c.sees(h, o) {
+			h.known.hear(o.id, Status{o.run, Running})
 		}
 	}
 	var out []peer.ID
-	for id, w := range n.known {
-		if w.State != Left && id != n.id {
+	for id, w := range h.known {
+		if w.State != Left && id != h.id {
 			out = append(out, id)
 		}
 	}
@@ -247,14 +308,14 @@ func (n *Node) Others() []peer.ID {
 }
 
 // Stopped reports whether a peer announced that its agent was stopped.
-func (n *Node) Stopped(id peer.ID) bool {
-	n.g.mu.Lock()
-	defer n.g.mu.Unlock()
-	return n.known[id].State == Stopped
+func (h *Host) Stopped(id peer.ID) bool {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	return h.known[id].State == Stopped
 }
 
 // Name returns the start of a peer's id, which is enough to tell peers apart.
-func (n *Node) Name(id peer.ID) string { return id.String()[:4] }
+func (h *Host) Name(id peer.ID) string { return id.String()[:4] }
 
 // TwinLag is how long two runs of one peer that reach each other both continue.
 const TwinLag = twinLag + time.Millisecond

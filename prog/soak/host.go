@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 	"time"
 
 	"weft/ipam"
 	"weft/ipam/paxos"
 	"weft/ipam/ring"
 	"weft/ipam/slot"
-	"weft/ipam/space"
 	"weft/mesh/meshtest"
 	"weft/mesh/peer"
 )
@@ -49,45 +47,29 @@ func newDisk() *disk {
 
 func (d *disk) clone() *disk {
 	c := *d
-	c.state.Allocations, c.slots, c.known = maps.Clone(d.state.Allocations), maps.Clone(d.slots), maps.Clone(d.known)
-	c.state.Quarantined = slices.Clone(d.state.Quarantined)
+	c.state, c.slots, c.known = d.state.Clone(), maps.Clone(d.slots), maps.Clone(d.known)
 	c.full = time.Time{}
 	return &c
 }
 
 // write is one transaction.
 func (d *disk) write(c ipam.Change) {
-	if c.Ring != nil {
-		d.state.Ring = c.Ring
+	if c.Key != "" {
+		delete(d.slots, d.state.Allocations[c.Key])
+		if !c.Delete {
+			d.slots[c.Slot] = c.Key
+		}
 	}
-	if c.Vote != nil {
-		d.state.Vote = c.Vote
-	}
-	if c.Key == "" {
-		return
-	}
-	delete(d.slots, d.state.Allocations[c.Key])
-	if c.Delete {
-		delete(d.state.Allocations, c.Key)
-	} else {
-		d.state.Allocations[c.Key] = c.Slot
-		d.slots[c.Slot] = c.Key
-	}
-	d.state.Quarantined = slices.DeleteFunc(d.state.Quarantined, func(r space.Quarantined) bool { return r.Slot == c.Slot || r.Until <= c.Now })
-	if c.QuarantineUntil != 0 {
-		d.state.Quarantined = append(d.state.Quarantined, space.Quarantined{Slot: c.Slot, Until: c.QuarantineUntil})
-	}
+	d.state.Apply(c)
 }
 
 // run is one life of a host's agent. It is its allocator's store and mesh, and checks
 // what passes.
 type run struct {
-	*meshtest.Node
+	*meshtest.Host
 	w       *world
 	h       *host
 	alloc   *ipam.Allocator
-	cancel  context.CancelFunc
-	done    chan struct{}
 	stopped bool
 	began   time.Time
 	heard   [][]byte // what those who confirmed that a peer is dead know of the ring
@@ -117,9 +99,9 @@ func (w *world) boot(h *host) {
 		w.mu.Unlock()
 		return
 	}
-	r := &run{w: w, h: h, Node: w.net.Node(h.id, h.disk.known), done: make(chan struct{}), began: time.Now()}
+	r := &run{w: w, h: h, Host: w.net.Host(h.id, h.disk.known), began: time.Now()}
 	h.run, w.stirred = r, time.Now()
-	w.byNode[r.Node] = h
+	w.byRun[r.Host] = h
 	side := h.side
 	w.mu.Unlock()
 
@@ -133,15 +115,15 @@ func (w *world) boot(h *host) {
 		replicas = append(replicas, votesReplica{r})
 	}
 	r.alloc = ipam.New(cfg)
-	ctx, cancel := context.WithCancel(w.ctx)
-	r.cancel = cancel
-	r.Start(side, meshtest.NodeConfig{Replicas: replicas, Handlers: r.handlers(), Twin: r.twin})
-	go func() {
-		defer close(r.done)
-		if err := r.alloc.Run(ctx); err != nil && !errors.Is(err, errStopped) {
-			w.locked(func() { w.broken("%v does not run: %v", r, err) })
-		}
-	}()
+	r.Start(side, meshtest.HostConfig{Replicas: replicas, Handlers: r.handlers(), Run: r.live, Twin: r.twin})
+}
+
+// live runs the allocator; that it ends before the host does breaks a rule.
+func (r *run) live(ctx context.Context) error {
+	if err := r.alloc.Run(ctx); err != nil && !errors.Is(err, errStopped) {
+		r.w.locked(func() { r.w.broken("%v does not run: %v", r, err) })
+	}
+	return nil
 }
 
 // stop ends a run as a crash does: nothing is written or said from now on. It reports
@@ -157,9 +139,7 @@ func (w *world) stop(r *run) bool {
 	r.h.disk.known = r.Known()
 	r.h.disk.full = time.Time{}
 	w.mu.Unlock()
-	r.Node.Stop()
-	r.cancel()
-	<-r.done
+	_ = r.Host.Stop() // live has no errors
 	return true
 }
 

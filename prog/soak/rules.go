@@ -293,12 +293,12 @@ func (r *run) Broadcast(replica string, delta []byte) {
 	} else {
 		r.voted(delta)
 	}
-	r.Node.Broadcast(replica, delta)
+	r.Host.Broadcast(replica, delta)
 }
 
 // Request keeps what those say who confirm that a peer is dead.
 func (r *run) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
-	reply, err := r.Node.Request(ctx, to, kind, payload)
+	reply, err := r.Host.Request(ctx, to, kind, payload)
 	if err == nil && kind == "removal" {
 		r.w.locked(func() { r.heard = append(r.heard, reply) })
 	}

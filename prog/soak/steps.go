@@ -190,10 +190,10 @@ func (w *world) sides(side func(*host) int) {
 			}
 		}
 	})
-	w.net.Partition(func(n *meshtest.Node) int {
+	w.net.Partition(func(n *meshtest.Host) int {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		return w.byNode[n].side
+		return w.byRun[n].side
 	})
 	w.note("sides:%s", text.String())
 }

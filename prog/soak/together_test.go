@@ -2,7 +2,6 @@ package soak
 
 import (
 	"context"
-	"crypto/ed25519"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -23,40 +22,25 @@ import (
 
 // voter is one of several hosts that start together: a mesh over memberlist, and an allocator.
 type voter struct {
-	ipam.State
-	sync   time.Duration
-	writes int
-	ipam   *ipam.Allocator
-	mesh   *mesh.Mesh
-	stop   func()
-
-	mu      sync.Mutex
+	meshtest.Disk
+	state   ipam.State
 	founded time.Time
+	ipam    *ipam.Allocator
+	mesh    *mesh.Mesh
+	stop    func()
 }
 
-func (v *voter) Load() (ipam.State, error)          { return v.State, nil }
-func (v *voter) SavePeers(map[peer.ID][]byte) error { return nil }
-func (v *voter) SaveTargets([]string) error         { return nil }
+func (v *voter) Load() (s ipam.State, err error) {
+	v.Read(func() { s = v.state.Clone() })
+	return s, nil
+}
 
 func (v *voter) Update(c ipam.Change) error {
-	time.Sleep(v.sync)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.writes++
-	if c.Vote != nil {
-		v.Vote = c.Vote
-	}
-	if c.Ring != nil {
-		if v.Ring = c.Ring; v.founded.IsZero() {
+	return v.Write(func() {
+		if v.state.Apply(c); c.Ring != nil && v.founded.IsZero() {
 			v.founded = time.Now()
 		}
-	}
-	return nil
-}
-
-// voterAddr is where a voter is.
-func voterAddr(n int) netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), mesh.Port)
+	})
 }
 
 // newVoter starts host n of all, with the others as targets.
@@ -68,7 +52,7 @@ func newVoter(t *testing.T, net *meshtest.Network, n, all int, sync time.Duratio
 			targets = append(targets, other)
 		}
 	}
-	return newHost(t, net, n, &voter{sync: sync}, targets, func(c *ipam.Config) {
+	return newHost(t, net, n, &voter{Disk: meshtest.Disk{Delay: sync}}, targets, func(c *ipam.Config) {
 		c.Elect = &ipam.Election{
 			Terms:     paxos.Terms{Expect: all},
 			Candidate: func() (ring.ID, [16]byte, slot.Universe) { return ring.ID{byte(n)}, [16]byte{1}, simulated },
@@ -84,14 +68,14 @@ func newHost(t *testing.T, net *meshtest.Network, n int, v *voter, others []int,
 	t.Helper()
 	var targets []string
 	for _, other := range others {
-		targets = append(targets, voterAddr(other).Addr().String())
+		targets = append(targets, meshtest.Address(other).Addr().String())
 	}
 	var err error
 	v.mesh, err = mesh.New(mesh.Config{
-		Identity:  ed25519.NewKeyFromSeed(append(make([]byte, ed25519.SeedSize-1), byte(n))),
-		Record:    peer.Record{Nickname: fmt.Sprint("h", n), Underlay: []netip.Addr{voterAddr(n).Addr()}, Port: 6784, Gossip: mesh.Port},
+		Identity:  meshtest.Identity(n),
+		Record:    peer.Record{Nickname: fmt.Sprint("h", n), Underlay: []netip.Addr{meshtest.Address(n).Addr()}, Port: 6784, Gossip: mesh.Port},
 		GossipKey: secret.Secret{1}.GossipKey(), Targets: targets, Store: v, Port: mesh.Port,
-		Log: slog.New(slog.DiscardHandler), Changed: func() {}, Transport: net.Join(voterAddr(n)),
+		Log: slog.New(slog.DiscardHandler), Changed: func() {}, Transport: net.Join(meshtest.Address(n)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +120,7 @@ func TestAHostBehindNATTakesOneGift(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := meshtest.New(1)
 		net.HangDials()
-		net.NAT(voterAddr(3).Addr())
+		net.NAT(meshtest.Address(3).Addr())
 		founder := newHost(t, net, 1, &voter{}, nil, func(c *ipam.Config) {
 			r := ring.Found(ring.ID{1}, [16]byte{1}, simulated, c.Self)
 			c.Found = &r
@@ -203,9 +187,8 @@ func TestHostsThatStartTogetherFoundOneRing(t *testing.T) {
 					}
 					rings[snap.Ring.ID]++
 					owners = len(snap.Ring.Owned())
-					v.mu.Lock()
-					last, writes = max(last, v.founded.Sub(start)), max(writes, v.writes)
-					v.mu.Unlock()
+					v.Read(func() { last = max(last, v.founded.Sub(start)) })
+					writes = max(writes, v.Writes())
 				}
 				if len(rings) != 1 || rings[ring.ID{}] > 0 {
 					t.Errorf("rings after %v: %v", c.within, rings)

@@ -1,6 +1,6 @@
 // Package soak shows by simulation that no address is handed out twice: whole clusters
 // of allocators live through random histories under virtual time, on mesh/meshtest's
-// Gossip, and every write to every disk is checked against what must hold.
+// Cluster, and every write to every disk is checked against what must hold.
 //
 // What happens to a cluster follows from a seed: allocations, releases and claims;
 // partitions, crashes, disks that fill up, get lost, are copied or restored from an older
@@ -86,7 +86,7 @@ type world struct {
 	shape
 	seed   uint64
 	rand   *rand.Rand // of the driver
-	net    *meshtest.Gossip
+	net    *meshtest.Cluster
 	ctx    context.Context
 	cancel context.CancelFunc
 	began  time.Time
@@ -97,7 +97,7 @@ type world struct {
 
 	mu      sync.Mutex
 	hosts   []*host
-	byNode  map[*meshtest.Node]*host
+	byRun   map[*meshtest.Host]*host
 	log     []string
 	failure error
 	truth   truth
@@ -119,8 +119,8 @@ func (f *Failure) Error() string { return fmt.Sprintf("seed %d: %v", f.Seed, f.E
 func Run(seed uint64, print func(line string)) error {
 	r := rand.New(rand.NewPCG(seed, 0))
 	w := &world{
-		shape: draw(r), seed: seed, rand: r, net: meshtest.NewGossip(seed), began: time.Now(), print: print,
-		byNode: map[*meshtest.Node]*host{}, truth: newTruth(),
+		shape: draw(r), seed: seed, rand: r, net: meshtest.NewCluster(seed), began: time.Now(), print: print,
+		byRun: map[*meshtest.Host]*host{}, truth: newTruth(),
 	}
 	w.truth.strict = w.calm
 	w.ctx, w.cancel = context.WithCancel(context.Background())

@@ -2,11 +2,9 @@ package wire
 
 import (
 	"bytes"
-	"context"
 	"crypto/ed25519"
 	"encoding"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -14,12 +12,12 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"weft/ipam"
 	"weft/ipam/ring"
 	"weft/ipam/slot"
+	"weft/mesh/meshtest"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
 )
@@ -36,11 +34,7 @@ const (
 
 var names = map[int]string{alpha: "alpha", bravo: "bravo", charlie: "charlie", delta: "delta", echo: "echo"}
 
-func key(n int) ed25519.PrivateKey {
-	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(n)}, ed25519.SeedSize))
-}
-
-func id(n int) peer.ID { return peer.IDOf(key(n).Public().(ed25519.PublicKey)) }
+var key, id, address = meshtest.Identity, meshtest.ID, meshtest.Address
 
 func nameOf(p peer.ID) string {
 	for n, name := range names {
@@ -72,10 +66,6 @@ const (
 
 func founded() ring.Ring { return ring.Found(ringID, cluster, universe, id(alpha), id(bravo)) }
 
-func address(n int) netip.AddrPort {
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), 6783)
-}
-
 // record is what a member of the cast says of itself.
 func record(n int) peer.Record {
 	return peer.Record{
@@ -98,138 +88,54 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// station is the mesh as a part of the agent sees it, for a part that stands alone: it notes
-// what is said and asked.
-type station struct {
-	mu     sync.Mutex
-	others []int
-	down   int // one of them that cannot be reached
-	said   [][]byte
-	asked  []question
-	answer func(q question) ([]byte, error) // nil: nobody answers
-}
+// station is the mesh of a part that stands alone, with members of the cast as the other peers.
+type station struct{ meshtest.Solo }
 
-type question struct {
-	to      peer.ID
-	kind    string
-	payload []byte
-}
-
-func (s *station) Broadcast(_ string, data []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.said = append(s.said, data)
-}
-
-func (s *station) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
-	q := question{to, kind, bytes.Clone(payload)}
-	s.mu.Lock()
-	s.asked = append(s.asked, q)
-	s.mu.Unlock()
-	if s.answer == nil {
-		<-ctx.Done()
-		return nil, ctx.Err()
+// among makes a station with other peers; answer, if given, is how they answer.
+func among(others []int, answer ...func(meshtest.Asked) ([]byte, error)) *station {
+	s := &station{}
+	for _, n := range others {
+		s.Peers = append(s.Peers, id(n))
 	}
-	return s.answer(q)
-}
-
-func (s *station) Reachable(p peer.ID) bool {
-	return slices.Contains(s.Others(), p) && (s.down == 0 || p != id(s.down))
-}
-
-func (s *station) Others() (out []peer.ID) {
-	for _, n := range s.others {
-		out = append(out, id(n))
+	for _, f := range answer {
+		s.Reply = f
 	}
-	return out
+	return s
 }
 
-func (s *station) Stopped(peer.ID) bool  { return false }
 func (s *station) Name(p peer.ID) string { return nameOf(p) }
 
 // questions are the payloads of what was asked of one kind.
 func (s *station) questions(kind string) (payloads [][]byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, q := range s.asked {
-		if q.kind == kind {
-			payloads = append(payloads, q.payload)
-		}
+	for _, q := range s.Requests(kind) {
+		payloads = append(payloads, q.Payload)
 	}
 	return payloads
 }
 
+// last is what was said last.
 func (s *station) last() []byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.said) == 0 {
+	said := s.Deltas()
+	if len(said) == 0 {
 		return nil
 	}
-	return s.said[len(s.said)-1]
+	return said[len(said)-1]
 }
 
 // shelf is the disk of a part that stands alone.
 type shelf struct {
-	mu        sync.Mutex
-	records   map[peer.ID][]byte
-	sets      map[peer.ID][]byte
-	documents map[string][]byte
-	ipam      ipam.State
+	meshtest.Disk
+	ipam ipam.State
 }
 
-func newShelf() *shelf {
-	return &shelf{
-		records: map[peer.ID][]byte{}, sets: map[peer.ID][]byte{}, documents: map[string][]byte{},
-		ipam: ipam.State{Allocations: map[string]slot.Slot{}},
-	}
+func newShelf() *shelf { return &shelf{} }
+
+func (s *shelf) Load() (st ipam.State, err error) {
+	s.Read(func() { st = s.ipam.Clone() })
+	return st, nil
 }
 
-func (s *shelf) SaveTargets([]string) error { return nil }
-func (s *shelf) SaveSynced() error          { return nil }
-
-func (s *shelf) SavePeers(records map[peer.ID][]byte) (err error) {
-	for id, data := range records {
-		err = errors.Join(err, keep(s, s.records, id, data))
-	}
-	return err
-}
-
-func (s *shelf) SaveSets(sets map[peer.ID][]byte) (err error) {
-	for owner, data := range sets {
-		err = errors.Join(err, keep(s, s.sets, owner, data))
-	}
-	return err
-}
-
-func (s *shelf) SaveDocuments(documents map[string][]byte) (err error) {
-	for name, data := range documents {
-		err = errors.Join(err, keep(s, s.documents, name, data))
-	}
-	return err
-}
-
-func (s *shelf) Load() (ipam.State, error) { return s.ipam, nil }
-
-func (s *shelf) Update(c ipam.Change) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if c.Ring != nil {
-		s.ipam.Ring = c.Ring
-	}
-	if c.Vote != nil {
-		s.ipam.Vote = c.Vote
-	}
-	return nil
-}
-
-func keep[K comparable](s *shelf, m map[K][]byte, k K, data []byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if m[k] = data; data == nil {
-		delete(m, k)
-	}
-	return nil
-}
+func (s *shelf) Update(c ipam.Change) error { return s.Write(func() { s.ipam.Apply(c) }) }
 
 var quiet = slog.New(slog.DiscardHandler)
 

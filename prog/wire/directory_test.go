@@ -12,6 +12,7 @@ import (
 	"weft/ipam/slot"
 	"weft/mesh"
 	"weft/mesh/directory"
+	"weft/mesh/meshtest"
 	"weft/mesh/peer"
 )
 
@@ -108,7 +109,7 @@ func produceDirectory(t *testing.T) map[string][]byte {
 	t.Helper()
 	all := map[string][]byte{}
 	synctest.Test(t, func(t *testing.T) {
-		there, disk := &station{others: []int{bravo}}, newShelf()
+		there, disk := among([]int{bravo}), newShelf()
 		a := directoryOf(alpha, there, disk)
 		ask := func(d *mesh.Directory, kind string, from int, payload []byte) []byte {
 			return must(d.Handlers()[kind](t.Context(), id(from), payload))
@@ -123,11 +124,11 @@ func produceDirectory(t *testing.T) map[string][]byte {
 		if err := a.Publish(endpointsAfter); err != nil {
 			t.Fatal(err)
 		}
-		all["directory/news-delta"], all["directory/full"], all["disk/endpoints-own"] = there.last(), a.Full(), disk.sets[id(alpha)]
+		all["directory/news-delta"], all["directory/full"], all["disk/endpoints-own"] = there.last(), a.Full(), disk.Sets()[id(alpha)]
 
-		here, theirs := &station{others: []int{alpha}, answer: func(q question) ([]byte, error) {
-			return ask(a, q.kind, bravo, q.payload), nil
-		}}, newShelf()
+		here, theirs := among([]int{alpha}, func(q meshtest.Asked) ([]byte, error) {
+			return ask(a, q.Kind, bravo, q.Payload), nil
+		}), newShelf()
 		b := directoryOf(bravo, here, theirs)
 		if _, err := b.Merge(a.Full()); err != nil {
 			t.Fatal(err)
@@ -135,7 +136,7 @@ func produceDirectory(t *testing.T) map[string][]byte {
 		during(t, b.Run, 2*time.Second)
 		all["directory/sets-request"] = here.questions("directory/sets")[0]
 		all["directory/sets-answer"] = ask(a, "directory/sets", bravo, all["directory/sets-request"])
-		all["directory/set"], all["disk/endpoints-another"] = first(all["directory/sets-answer"]), theirs.sets[id(alpha)]
+		all["directory/set"], all["disk/endpoints-another"] = first(all["directory/sets-answer"]), theirs.Sets()[id(alpha)]
 
 		during(t, a.Run, 20*time.Second) // it has bravo confirm that the old endpoint is forgotten
 		all["directory/held-request"] = there.questions("directory/held")[0]
@@ -168,7 +169,7 @@ func readFirstNews(t *testing.T, data []byte) string {
 func readNews(t *testing.T, data []byte, before ...[]byte) (out string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		s := &station{others: []int{alpha, charlie}}
+		s := among([]int{alpha, charlie})
 		d := directoryOf(echo, s, newShelf(), before...)
 		passedOn, err := d.Merge(data)
 		during(t, d.Run, time.Second)
@@ -191,10 +192,8 @@ func describeSets(d *mesh.Directory) (out string) {
 }
 
 func (s *station) describe() (out string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, q := range s.asked {
-		out += fmt.Sprintf("asks %s for %s: %x\n", nameOf(q.to), q.kind, q.payload)
+	for _, q := range s.Requests("") {
+		out += fmt.Sprintf("asks %s for %s: %x\n", nameOf(q.To), q.Kind, q.Payload)
 	}
 	return out
 }
@@ -218,7 +217,7 @@ func readSetsAnswer(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	news := scene["directory/full"]
 	synctest.Test(t, func(t *testing.T) {
-		d := directoryOf(echo, &station{others: []int{alpha}, answer: func(question) ([]byte, error) { return data, nil }}, newShelf())
+		d := directoryOf(echo, among([]int{alpha}, func(meshtest.Asked) ([]byte, error) { return data, nil }), newShelf())
 		_, err := d.Merge(news)
 		during(t, d.Run, time.Second)
 		out = tell(show(map[string]any{"error": err}), describeSets(d))
@@ -238,7 +237,7 @@ func readHeldAnswer(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	own := scene["disk/endpoints-own"]
 	synctest.Test(t, func(t *testing.T) {
-		d := directoryOf(alpha, &station{others: []int{bravo}, answer: func(question) ([]byte, error) { return data, nil }}, newShelf(), own)
+		d := directoryOf(alpha, among([]int{bravo}, func(meshtest.Asked) ([]byte, error) { return data, nil }), newShelf(), own)
 		before := d.Taken(9)
 		during(t, d.Run, 20*time.Second)
 		_, _, why := d.Stuck()

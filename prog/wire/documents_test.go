@@ -9,6 +9,7 @@ import (
 
 	"weft/mesh"
 	"weft/mesh/document"
+	"weft/mesh/meshtest"
 )
 
 // Documents: as they are, as gossip, as requests, and on disk.
@@ -85,14 +86,14 @@ func produceDocuments(t *testing.T) map[string][]byte {
 	if err := a.MarkSynced(); err != nil {
 		t.Fatal(err)
 	}
-	all["documents/full"], all["disk/document"] = a.Full(), disk.documents[document.Key("networkpolicy", "default/web")]
-	all["disk/marks"] = disk.documents["\x00marks"]
+	all["documents/full"], all["disk/document"] = a.Full(), disk.Documents()[document.Key("networkpolicy", "default/web")]
+	all["disk/marks"] = disk.Documents()["\x00marks"]
 	ask := func(payload []byte) []byte {
 		return must(a.Handlers()["documents/missing"](t.Context(), id(charlie), payload))
 	}
 	synctest.Test(t, func(t *testing.T) {
 		for name, kept := range map[string][][]byte{"documents/missing-all": nil, "documents/missing-request": {all["disk/document"]}} {
-			there := &station{others: []int{alpha}, answer: func(q question) ([]byte, error) { return ask(q.payload), nil }}
+			there := among([]int{alpha}, func(q meshtest.Asked) ([]byte, error) { return ask(q.Payload), nil })
 			c := documentsOf(charlie, there, newShelf(), kept...)
 			if _, err := c.Merge(all["documents/full"]); err != nil {
 				t.Fatal(err)
@@ -132,7 +133,7 @@ func readDocumentNews(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	old := scene["documents/tombstone"]
 	synctest.Test(t, func(t *testing.T) {
-		s := &station{others: []int{alpha}}
+		s := among([]int{alpha})
 		d := documentsOf(echo, s, newShelf(), encode(v1Kept{old, now.Unix()}))
 		passedOn, err := d.Merge(data)
 		during(t, d.Run, 50*time.Millisecond)
@@ -168,7 +169,7 @@ func readMissingAnswer(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	news := scene["documents/full"]
 	synctest.Test(t, func(t *testing.T) {
-		d := documentsOf(echo, &station{others: []int{alpha}, answer: func(question) ([]byte, error) { return data, nil }}, newShelf())
+		d := documentsOf(echo, among([]int{alpha}, func(meshtest.Asked) ([]byte, error) { return data, nil }), newShelf())
 		_, err := d.Merge(news)
 		during(t, d.Run, time.Second)
 		out = tell(describeDocuments(d), show(map[string]any{"error": err, "knows all that there is": d.Synced()}))
@@ -180,7 +181,7 @@ func readMissingAnswer(t *testing.T, data []byte) (out string) {
 // once and deleted.
 func readKeptMarks(t *testing.T, data []byte) string {
 	t.Helper()
-	d := documentsOf(echo, &station{others: []int{alpha}}, newShelf(), data)
+	d := documentsOf(echo, among([]int{alpha}), newShelf(), data)
 	passedOn, err := d.Merge(encode(v1DocumentNews{From: id(alpha), Documents: [][]byte{scene["documents/policy"]}}))
 	if err != nil || passedOn == nil {
 		return show(map[string]any{"error": err})

@@ -12,6 +12,7 @@ import (
 	"weft/ipam/paxos"
 	"weft/ipam/ring"
 	"weft/ipam/slot"
+	"weft/mesh/meshtest"
 	"weft/mesh/peer"
 )
 
@@ -58,9 +59,9 @@ func (r refusal) Error() string   { return string(r) }
 func (r refusal) Refused() string { return string(r) }
 
 // passing answers what is asked with another allocator's handlers.
-func passing(t *testing.T, from int, to *ipam.Allocator) func(question) ([]byte, error) {
-	return func(q question) ([]byte, error) {
-		data, err := to.Handlers()[q.kind](t.Context(), id(from), q.payload)
+func passing(t *testing.T, from int, to *ipam.Allocator) func(meshtest.Asked) ([]byte, error) {
+	return func(q meshtest.Asked) ([]byte, error) {
+		data, err := to.Handlers()[q.Kind](t.Context(), id(from), q.Payload)
 		if err != nil {
 			return nil, refusal(err.Error())
 		}
@@ -72,10 +73,10 @@ func produceIPAM(t *testing.T) map[string][]byte {
 	t.Helper()
 	all := map[string][]byte{}
 	synctest.Test(t, func(t *testing.T) {
-		there, here := &station{others: []int{alpha, charlie}}, &station{others: []int{bravo}}
+		there, here := among([]int{alpha, charlie}), among([]int{bravo})
 		b, stopB := allocator(t, bravo, there, founded())
 		a, stopA := allocator(t, alpha, here, founded())
-		here.answer = passing(t, alpha, b)
+		here.Reply = passing(t, alpha, b)
 		answer := func(a *ipam.Allocator, from int, kind string, payload []byte) []byte {
 			return must(a.Handlers()[kind](t.Context(), id(from), payload))
 		}
@@ -94,7 +95,7 @@ func produceIPAM(t *testing.T) map[string][]byte {
 		removal := here.questions("removal")
 		all["ipam/removal-request"], all["ipam/removal-given-up"] = removal[0], removal[1]
 		all["ipam/ring-answer"] = answer(b, alpha, "ring", nil)
-		there.others = []int{alpha}
+		there.Peers = among([]int{alpha}).Peers
 		all["ipam/removal-answer"] = answer(b, alpha, "removal", removal[0])
 		if _, err := a.Leave(t.Context()); err != nil {
 			t.Fatal(err)
@@ -117,7 +118,7 @@ func produceIPAM(t *testing.T) map[string][]byte {
 func readUsage(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		a, stop := allocator(t, delta, &station{others: []int{alpha}, answer: func(question) ([]byte, error) { return data, nil }}, founded())
+		a, stop := allocator(t, delta, among([]int{alpha}, func(meshtest.Asked) ([]byte, error) { return data, nil }), founded())
 		for p, u := range a.Usage(t.Context(), []peer.ID{id(alpha)}) {
 			out += tell("of "+nameOf(p)+"\n", show(u))
 		}
@@ -131,12 +132,12 @@ func readGrant(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	usage := scene["ipam/usage-answer"]
 	synctest.Test(t, func(t *testing.T) {
-		s := &station{others: []int{alpha}, answer: func(q question) ([]byte, error) {
-			if q.kind == "usage" {
+		s := among([]int{alpha}, func(q meshtest.Asked) ([]byte, error) {
+			if q.Kind == "usage" {
 				return usage, nil
 			}
 			return data, nil
-		}}
+		})
 		a, stop := allocator(t, delta, s, founded())
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
@@ -151,7 +152,7 @@ func readGrant(t *testing.T, data []byte) (out string) {
 func serve(t *testing.T, n int, kind string, others []int, data []byte) (out string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		a, stop := allocator(t, n, &station{others: others}, founded())
+		a, stop := allocator(t, n, among(others), founded())
 		answer, err := a.Handlers()[kind](t.Context(), id(alpha), data)
 		snap := must(a.Snapshot(t.Context()))
 		out = tell(show(map[string]any{"error": err, "answered": len(answer) > 0}), "the ring is then\n", describeRing(snap.Ring))
@@ -174,7 +175,9 @@ func readRemoval(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	asked := scene["ipam/removal-request"]
 	synctest.Test(t, func(t *testing.T) {
-		a, stop := allocator(t, bravo, &station{others: []int{charlie}, down: charlie}, founded())
+		s := among([]int{charlie})
+		s.Down = s.Peers
+		a, stop := allocator(t, bravo, s, founded())
 		ask := func(from int, data []byte) error {
 			_, err := a.Handlers()["removal"](t.Context(), id(from), data)
 			return err

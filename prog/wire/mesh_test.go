@@ -10,6 +10,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"weft/mesh"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 )
 
@@ -58,13 +59,13 @@ func produceMesh(t *testing.T) map[string][]byte {
 		s.run(a.Run)
 		time.Sleep(time.Second)
 		b := s.scripted(&scripted{n: bravo, hello: encode(v1Hello{1, cluster, universe.V4}), answer: func(v1Message) ([]byte, string) { return nil, "" }}, alpha)
-		s.eventually(10*time.Second, "they meet", func() bool { return a.Reachable(id(bravo)) && len(b.states()) > 0 })
+		eventually.True(t, 10*time.Second, "they meet", func() bool { return a.Reachable(id(bravo)) && len(b.states()) > 0 })
 		_, all["mesh/hello"] = b.run(alpha)
 		all["mesh/push-pull"] = b.states()[0]
 		if err := a.Update(func(r *peer.Record) { r.Node = slotNode + 1 }); err != nil {
 			t.Fatal(err)
 		}
-		s.eventually(10*time.Second, "the change is told", func() bool { return len(b.messages()) > 0 })
+		eventually.True(t, 10*time.Second, "the change is told", func() bool { return len(b.messages()) > 0 })
 		all["mesh/delta"] = b.messages()[0]
 		must(a.Request(t.Context(), id(bravo), "usage", []byte("anything")))
 		for _, data := range b.messages() {
@@ -82,7 +83,7 @@ func produceMesh(t *testing.T) map[string][]byte {
 		}))
 		a.Replicate(&static{name: "votes", full: votes["ipam/votes-full"]})
 		s.run(a.Run)
-		s.eventually(10*time.Second, "they meet", func() bool { return len(b.states()) > 0 })
+		eventually.True(t, 10*time.Second, "they meet", func() bool { return len(b.states()) > 0 })
 		_, all["mesh/hello-joining"] = b.run(alpha)
 		all["mesh/push-pull-voting"] = b.states()[0]
 	})

@@ -163,7 +163,7 @@ func TestWhatIsSignedIsPassedOnUnchanged(t *testing.T) {
 		t.Errorf("a delta of endpoints is passed on as %x, %v", passedOn, err)
 	}
 	came = newerNews(data["documents/news-documents"])
-	passedOn, err = documentsOf(echo, &station{others: []int{alpha}}, newShelf()).Merge(came)
+	passedOn, err = documentsOf(echo, among([]int{alpha}), newShelf()).Merge(came)
 	if err != nil || !slices.EqualFunc(must(decode[v1DocumentNews](passedOn)).Documents, must(decode[v1DocumentNews](came)).Documents, bytes.Equal) {
 		t.Errorf("documents are passed on as %x, %v", passedOn, err)
 	}

@@ -273,16 +273,6 @@ func (s *stage) run(parts ...func(context.Context) error) {
 	})
 }
 
-// eventually waits until something holds.
-func (s *stage) eventually(within time.Duration, what string, ok func() bool) {
-	s.t.Helper()
-	for start := time.Now(); !ok(); time.Sleep(100 * time.Millisecond) {
-		if time.Since(start) > within {
-			s.t.Fatalf("not within %v: %s", within, what)
-		}
-	}
-}
-
 // older are the greeting and the state of a peer of a recorded version.
 func olderHello() []byte { return scene["mesh/hello"] }
 

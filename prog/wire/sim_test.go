@@ -17,6 +17,7 @@ import (
 	"weft/ipam/slot"
 	"weft/mesh"
 	"weft/mesh/directory"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 )
 
@@ -196,17 +197,17 @@ func TestTodayJoinsOlderPeers(t *testing.T) {
 // learns waits until delta knows what alpha and bravo know.
 func learns(t *testing.T, s *stage, d *newcomer) {
 	t.Helper()
-	s.eventually(time.Minute, "it reaches both", func() bool { return d.Reachable(id(alpha)) && d.Reachable(id(bravo)) })
-	s.eventually(5*time.Minute, "it knows the records", func() bool { return strings.Count(describePeers(d.Mesh), "knows ") == 2 })
-	s.eventually(time.Minute, "it knows the ring", func() bool {
+	eventually.True(t, time.Minute, "it reaches both", func() bool { return d.Reachable(id(alpha)) && d.Reachable(id(bravo)) })
+	eventually.True(t, 5*time.Minute, "it knows the records", func() bool { return strings.Count(describePeers(d.Mesh), "knows ") == 2 })
+	eventually.True(t, time.Minute, "it knows the ring", func() bool {
 		owner, _ := must(d.ipam.Snapshot(context.Background())).Ring.Owner(slotFar)
 		return owner == id(bravo)
 	})
-	s.eventually(time.Minute, "it knows the endpoints", func() bool {
+	eventually.True(t, time.Minute, "it knows the endpoints", func() bool {
 		e, ok := d.directory.At(slotWeb, must(d.ipam.Snapshot(context.Background())).Ring)
 		return ok && e.Name == "web" && e.Labels["app"] == "web" && e.Owner == id(alpha)
 	})
-	s.eventually(time.Minute, "it knows the documents", func() bool {
+	eventually.True(t, time.Minute, "it knows the documents", func() bool {
 		doc := d.documents.Get("networkpolicy", "default/web")
 		return d.documents.Synced() && doc != nil && string(doc.Body) == policyBody && d.documents.Get("networkpolicy", "default/old") == nil
 	})
@@ -325,12 +326,12 @@ func TestNewerPeersLiveAmongTodays(t *testing.T) {
 			owner, _ = must(d.ipam.Snapshot(context.Background())).Ring.Owner(0x4000)
 			return owner
 		}
-		s.eventually(time.Minute, "its ring is merged", func() bool { return ring() == id(charlie) })
-		s.eventually(time.Minute, "its endpoints are fetched", func() bool {
+		eventually.True(t, time.Minute, "its ring is merged", func() bool { return ring() == id(charlie) })
+		eventually.True(t, time.Minute, "its endpoints are fetched", func() bool {
 			e, ok := d.directory.At(slotWeb, must(d.ipam.Snapshot(context.Background())).Ring)
 			return ok && e.Name == "web"
 		})
-		s.eventually(time.Minute, "its document is read", func() bool { return d.documents.Get("networkpolicy", "default/web") != nil })
+		eventually.True(t, time.Minute, "its document is read", func() bool { return d.documents.Get("networkpolicy", "default/web") != nil })
 
 		older := s.scripted(&scripted{n: bravo, hello: data["mesh/hello"], state: states(map[string][]byte{"peers": encode([][]byte{scriptedRecord(bravo)})})}, delta)
 		time.Sleep(time.Minute)

@@ -53,7 +53,9 @@ func TestLastCheckIsAtTheDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, within := range []time.Duration{0, time.Nanosecond, 333 * time.Millisecond} {
 			start := time.Now()
-			if failure := run(func(tb testing.TB) { True(tb, within, "it is time", func() bool { return time.Since(start) >= within }) }); failure != "" {
+			if failure := run(func(tb testing.TB) {
+				True(tb, within, "it is time", func() bool { return time.Since(start) >= within })
+			}); failure != "" {
 				t.Errorf("within %v: %s", within, failure)
 			}
 		}
