@@ -12,6 +12,7 @@ import (
 	"weft/ipam/paxos"
 	"weft/ipam/ring"
 	"weft/ipam/slot"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 )
 
@@ -109,22 +110,20 @@ func TestOtherTermsAreReported(t *testing.T) {
 }
 
 // founded waits until all members have the same ring, and returns its id.
-func (c *cluster) founded(within time.Duration, members ...*host) ring.ID {
+func (c *cluster) founded(within time.Duration, members ...*host) (id ring.ID) {
 	c.t.Helper()
-	rings := map[ring.ID]int{}
-	for start := time.Now(); time.Since(start) < within; time.Sleep(50 * time.Millisecond) {
-		clear(rings)
+	eventually.Nil(c.t, within, "all have the same ring", func() error {
+		rings := map[ring.ID]int{}
 		for _, m := range members {
-			rings[snapshot(c.t, m).Ring.ID]++
+			id = snapshot(c.t, m).Ring.ID
+			rings[id]++
 		}
-		for id := range rings {
-			if len(rings) == 1 && !id.IsZero() {
-				return id
-			}
+		if len(rings) != 1 || id.IsZero() {
+			return fmt.Errorf("the rings are %v", rings)
 		}
-	}
-	c.t.Fatalf("after %v the peers have the rings %v; want the same for all", within, rings)
-	return ring.ID{}
+		return nil
+	})
+	return id
 }
 
 // ballot returns the highest ballot that a voter knows.
@@ -228,11 +227,7 @@ func TestElectionSurvivesRestartAfterAnyWrite(t *testing.T) {
 					for n := 1; n <= 2; n++ {
 						m[n] = c.voterOn(n, 2, slowDisk(20*time.Millisecond))
 					}
-					for start := time.Now(); m[who].disk.Writes() < write; time.Sleep(time.Millisecond) {
-						if time.Since(start) > 5*time.Second {
-							t.Fatalf("the voter stored no vote within 5 s")
-						}
-					}
+					eventually.True(t, 5*time.Second, "the voter stored its vote", func() bool { return m[who].disk.Writes() >= write })
 					m[who].kill()
 					restored := m[who].disk.copy()
 					restored.Delay = 20 * time.Millisecond

@@ -13,6 +13,7 @@ import (
 	"weft/ipam/slot"
 	"weft/mesh/directory"
 	"weft/mesh/meshtest"
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 )
 
@@ -24,14 +25,7 @@ func (r *dirHost) knows(owner int, s slot.Slot) bool {
 // freed waits until a slot is not taken any more, and returns how long that took.
 func (w *dirCluster) freed(r *dirHost, s slot.Slot, within time.Duration) time.Duration {
 	w.t.Helper()
-	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
-		if !r.Taken(s) {
-			return time.Since(start)
-		}
-		if time.Since(start) > within {
-			w.t.Fatalf("slot %d is still taken after %v; want it free", s, within)
-		}
-	}
+	return eventually.True(w.t, within, fmt.Sprintf("slot %d is free", s), func() bool { return !r.Taken(s) })
 }
 
 // A freed slot stays taken until every reachable peer has dropped its old endpoint.

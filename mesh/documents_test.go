@@ -361,11 +361,7 @@ func TestJoiningPeerBecomesSynced(t *testing.T) {
 			t.Error(err)
 		}
 		joiner := c.start(2, 0, nil)
-		for start := time.Now(); !joiner.Synced(); time.Sleep(10 * time.Millisecond) {
-			if time.Since(start) > 3*time.Second { // most of it passes until the simulated network connects them
-				t.Fatal("the joining host is not synced after 3 s")
-			}
-		}
+		eventually.True(t, 3*time.Second, "the joining peer is synced", joiner.Synced) // most of it passes until the simulated network connects them
 		if reads(joiner.Documents) != reads(founder.Documents) {
 			t.Error("the joining host is synced, but has not all documents")
 		}

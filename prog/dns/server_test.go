@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"weft/mesh/meshtest/eventually"
 )
 
 var loopback = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")}
@@ -49,7 +51,7 @@ func run(t testing.TB, s *Server) {
 			t.Error("Run does not end")
 		}
 	})
-	eventually(t, func() bool { return len(s.Status().Sockets) == 2 })
+	eventually.True(t, wait, "both sockets are open", func() bool { return len(s.Status().Sockets) == 2 })
 	for _, so := range s.Status().Sockets {
 		if so.Err != "" {
 			t.Fatal(so)
@@ -57,14 +59,8 @@ func run(t testing.TB, s *Server) {
 	}
 }
 
-func eventually(t testing.TB, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("the condition did not become true in time")
-		}
-	}
-}
+// wait is how long the server may take for what happens at once.
+const wait = 5 * time.Second
 
 func runServer(t testing.TB, change func(*Config)) *Server {
 	t.Helper()
@@ -223,7 +219,7 @@ func TestListensOnChangedAddresses(t *testing.T) {
 		return out
 	}
 	// Sorted: 127.0.0.1 is in use, 192.0.2.250 is not on this host, ::1 works.
-	eventually(t, func() bool { return slices.Equal(errs(), []bool{true, true, false}) })
+	eventually.True(t, wait, "one of three addresses can be served", func() bool { return slices.Equal(errs(), []bool{true, true, false}) })
 	ask := func(a netip.Addr) bool {
 		c := dns.Client{Timeout: 200 * time.Millisecond}
 		r, _, err := c.Exchange(query4("web.weft.internal.", dns.TypeA), at(s, a))
@@ -236,9 +232,9 @@ func TestListensOnChangedAddresses(t *testing.T) {
 		t.Error("a socket that fails must not prevent another")
 	}
 	taken.Close()
-	eventually(t, func() bool { return slices.Equal(errs(), []bool{false, true, false}) && ask(loopback[0]) })
+	eventually.True(t, wait, "the address that was taken is served", func() bool { return slices.Equal(errs(), []bool{false, true, false}) && ask(loopback[0]) })
 	s.SetAddrs(loopback[:1])
-	eventually(t, func() bool { return slices.Equal(errs(), []bool{false}) && !ask(loopback[1]) && ask(loopback[0]) })
+	eventually.True(t, wait, "only the first address is served", func() bool { return slices.Equal(errs(), []bool{false}) && !ask(loopback[1]) && ask(loopback[0]) })
 }
 
 func TestResolvConfIsReadAgain(t *testing.T) {
@@ -253,7 +249,7 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 	if err := os.WriteFile(path, []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() bool { return s.Status().ResolvConf == "" })
+	eventually.True(t, wait, "resolv.conf is read", func() bool { return s.Status().ResolvConf == "" })
 	if st := s.Status(); st.Cached != 0 {
 		t.Errorf("answers of former servers are still cached: %+v", st)
 	}
@@ -296,5 +292,5 @@ func TestRunEnds(t *testing.T) {
 	c := dns.Client{Timeout: 50 * time.Millisecond}
 	_, _, _ = c.Exchange(query4("a.example.", dns.TypeA), at(s, loopback[0]))
 	dialTCP(t, s)
-	eventually(t, func() bool { return n.Load() == 1 })
+	eventually.True(t, wait, "the upstream is asked", func() bool { return n.Load() == 1 })
 }

@@ -13,6 +13,8 @@ import (
 
 	"github.com/miekg/dns"
 	"pgregory.net/rapid"
+
+	"weft/mesh/meshtest/eventually"
 )
 
 // No limit is ever exceeded. A client is refused only at its own limit, or if no client from which it
@@ -231,9 +233,9 @@ func TestQueriesEndWithTheirLastClient(t *testing.T) {
 			return f == nil && want == 0 || f != nil && f.waiting == want
 		}
 	}
-	eventually(t, waiting(1))
+	eventually.True(t, wait, "one waits", waiting(1))
 	go func() { answers <- s.resolve(t.Context(), k, netip.Addr{}) }()
-	eventually(t, waiting(2))
+	eventually.True(t, wait, "two wait", waiting(2))
 	endFirst()
 	if p := <-answers; rcodeOf(p) != dns.RcodeServerFailure {
 		t.Errorf("the client that stopped waiting got rcode %d", rcodeOf(p))
@@ -245,7 +247,7 @@ func TestQueriesEndWithTheirLastClient(t *testing.T) {
 	k.name = "silent.example."
 	alone, end := context.WithCancel(t.Context())
 	go func() { answers <- s.resolve(alone, k, netip.Addr{}) }()
-	eventually(t, waiting(1))
+	eventually.True(t, wait, "one waits", waiting(1))
 	s.mu.Lock()
 	f := s.flights[k]
 	s.mu.Unlock()
@@ -277,7 +279,7 @@ func TestUnreadAnswersAreBounded(t *testing.T) {
 		if err := conn.WriteMsg(query4(fmt.Sprintf("n%d.example.", i), dns.TypeA)); err != nil {
 			return
 		}
-		eventually(t, func() bool { return taken(&s.forwards) == 0 })
+		eventually.True(t, wait, "nothing is forwarded any more", func() bool { return taken(&s.forwards) == 0 })
 	}
 	t.Errorf("the server read %d queries of a client that reads no answer", 3*forwardsOf)
 }

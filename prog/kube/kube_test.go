@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -22,6 +23,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/kube/kubetest"
 	"weft/prog/manifest"
 	"weft/router/policy"
@@ -60,17 +62,19 @@ func follow(t *testing.T, api *kubetest.Server, keptBefore []byte) *followed {
 	return f
 }
 
-// eventually waits for a state.
-func (f *followed) eventually(t *testing.T, what string, is func(*State) bool) *State {
+// soon is how long the API server's word may take.
+const soon = 20 * time.Second
+
+// becomes waits for a state.
+func (f *followed) becomes(t *testing.T, what string, is func(*State) bool) (st *State) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if st := f.State(); st != nil && is(st) {
-			return st
+	eventually.Nil(t, soon, what, func() error {
+		if st = f.State(); st != nil && is(st) {
+			return nil
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not %s: %+v", what, f.State())
-		}
-	}
+		return fmt.Errorf("the state is %+v", st)
+	})
+	return st
 }
 
 func denyAll(namespace, name string) *networking.NetworkPolicy {
@@ -91,7 +95,7 @@ func TestSourceFollowsChanges(t *testing.T) {
 	host.Spec.HostNetwork = true
 	api.Set(host)
 	f := follow(t, api, nil)
-	st := f.eventually(t, "known", func(st *State) bool { return st.Live })
+	st := f.becomes(t, "known", func(st *State) bool { return st.Live })
 	web := st.Pods["shop/web"]
 	if len(st.Policies) != 1 || st.Policies[0].Ref() != "shop/closed" || st.Namespaces["shop"]["team"] != "a" || len(st.Pods) != 1 ||
 		web.Labels["app"] != "web" || !slices.Equal(web.Ports, []policy.NamedPort{{Name: "http", Protocol: policy.TCP, Number: 8080}}) {
@@ -99,13 +103,13 @@ func TestSourceFollowsChanges(t *testing.T) {
 	}
 	before := st.Generation
 	api.Set(kubetest.Pod("n1", "shop", "web", "u1", map[string]string{"app": "other"}))
-	st = f.eventually(t, "relabelled", func(st *State) bool { return st.Pods["shop/web"].Labels["app"] == "other" })
+	st = f.becomes(t, "relabelled", func(st *State) bool { return st.Pods["shop/web"].Labels["app"] == "other" })
 	if st.Generation != before {
 		t.Error("a change of a pod changed the generation of policies")
 	}
 	api.HangUp()
 	api.Delete(denyAll("shop", "closed"))
-	st = f.eventually(t, "open, after the connection broke", func(st *State) bool { return len(st.Policies) == 0 })
+	st = f.becomes(t, "open, after the connection broke", func(st *State) bool { return len(st.Policies) == 0 })
 	if st.Generation == before {
 		t.Error("the deletion of a policy did not change the generation")
 	}
@@ -121,7 +125,7 @@ func TestPodByUID(t *testing.T) {
 	api := kubetest.New()
 	api.Set(kubetest.Pod("n1", "shop", "web", "old", map[string]string{"app": "old"}))
 	f := follow(t, api, nil)
-	f.eventually(t, "known", func(st *State) bool { return st.Live })
+	f.becomes(t, "known", func(st *State) bool { return st.Live })
 	time.AfterFunc(100*time.Millisecond, func() {
 		api.Delete(kubetest.Pod("n1", "shop", "web", "old", nil))
 		api.Set(kubetest.Pod("n1", "shop", "web", "new", map[string]string{"app": "new"}))
@@ -149,7 +153,7 @@ func TestStoredStateWithoutServer(t *testing.T) {
 	api.Set(denyAll("shop", "closed"))
 	api.Set(kubetest.Pod("n1", "shop", "web", "u1", map[string]string{"app": "web"}))
 	f := follow(t, api, nil)
-	live := f.eventually(t, "kept", func(st *State) bool { return f.saved.Load() != nil })
+	live := f.becomes(t, "kept", func(st *State) bool { return f.saved.Load() != nil })
 	for name, data := range map[string][]byte{"kept": *f.saved.Load(), "nothing": nil} {
 		s, err := New(Config{API: &rest.Config{Host: "https://192.0.2.1:6443"}, Kept: data})
 		if err != nil {

@@ -30,7 +30,7 @@ func TestPodsCannotClaimOtherIdentities(t *testing.T) {
 		api.Set(p)
 	}
 	f := follow(t, api, nil)
-	st := f.eventually(t, "known", func(st *State) bool { return st.Live })
+	st := f.becomes(t, "known", func(st *State) bool { return st.Live })
 	for _, c := range []struct{ namespace, name, uid, want string }{
 		{"shop", "srv", "u-srv", "srv"},
 		{"shop", "etcd-n1", "f00d", "etcd"}, // a static pod, with the runtime's UID

@@ -10,6 +10,7 @@ import (
 
 	core "k8s.io/api/core/v1"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/kube/kubetest"
 )
 
@@ -24,9 +25,7 @@ func TestEvents(t *testing.T) {
 	r.Tell(ReasonReclaimed, "took over 7 addresses")
 	r.Tell(ReasonReclaimed, "took over 8 addresses")
 	r.Warn(ReasonMismatch, strings.Repeat("ä", 2000))
-	for deadline := time.Now().Add(20 * time.Second); len(c.All("events")) < 3 && time.Now().Before(deadline); {
-		time.Sleep(5 * time.Millisecond)
-	}
+	eventually.True(t, soon, "three events are written", func() bool { return len(c.All("events")) >= 3 })
 	stop()
 	if err := <-done; err != nil || len(c.All("events")) != 3 {
 		t.Fatalf("%v, %+v", err, c.All("events"))
@@ -90,19 +89,19 @@ func TestSourceFollowsNodes(t *testing.T) {
 	far.Status.Images = []core.ContainerImage{{Names: []string{"large"}}}
 	api.Set(far)
 	f := follow(t, api, nil)
-	st := f.eventually(t, "known", func(st *State) bool { return st.Live && len(st.Nodes) == 2 })
+	st := f.becomes(t, "known", func(st *State) bool { return st.Live && len(st.Nodes) == 2 })
 	if n := st.Nodes["n2"]; n.UID != "u2" || len(n.Addrs) != 2 || !n.Ready {
 		t.Errorf("%+v", n)
 	}
 	notReady := kubetest.Node("n2", "u2", "192.0.2.2")
 	notReady.Status.Conditions[0].Status = core.ConditionUnknown
 	api.Set(notReady)
-	f.eventually(t, "not ready", func(st *State) bool { return !st.Nodes["n2"].Ready && len(st.Nodes["n2"].Addrs) == 1 })
+	f.becomes(t, "not ready", func(st *State) bool { return !st.Nodes["n2"].Ready && len(st.Nodes["n2"].Addrs) == 1 })
 	api.Set(kubetest.Node("n2", "u3", "192.0.2.2"))
-	f.eventually(t, "made anew", func(st *State) bool { return st.Nodes["n2"].UID == "u3" })
+	f.becomes(t, "made anew", func(st *State) bool { return st.Nodes["n2"].UID == "u3" })
 	api.Delete(kubetest.Node("n2", "u3"))
-	f.eventually(t, "gone", func(st *State) bool { return len(st.Nodes) == 1 })
-	f.eventually(t, "kept", func(*State) bool { return f.saved.Load() != nil })
+	f.becomes(t, "gone", func(st *State) bool { return len(st.Nodes) == 1 })
+	f.becomes(t, "kept", func(*State) bool { return f.saved.Load() != nil })
 	s, err := New(Config{Kept: *f.saved.Load()})
 	if err != nil || s.State().Nodes["n1"].UID != "u1" || s.State().Live {
 		t.Errorf("%v: %+v", err, s.State())

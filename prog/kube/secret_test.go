@@ -18,6 +18,7 @@ import (
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/mesh/secret"
 	"weft/prog/kube/kubetest"
 )
@@ -102,11 +103,12 @@ func TestKeeperRestoresSecret(t *testing.T) {
 		"with a universe that cannot be read": func() { edit(func(s *core.Secret) { s.Annotations[annotationUniverse] = "10.32.0.0/12" }) },
 	} {
 		harm()
-		for deadline := time.Now().Add(20 * time.Second); !same(); time.Sleep(time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: %+v", name, c.All("secrets"))
+		eventually.Nil(t, soon, "the Secret is restored that was there "+name, func() error {
+			if !same() {
+				return fmt.Errorf("it is %+v", c.All("secrets"))
 			}
-		}
+			return nil
+		})
 	}
 	if late := run(t, c.bootstrap(t, 1, 0))[0]; late != f {
 		t.Errorf("a new node joined with %+v; want %+v", late, f)

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 	"weft/prog/lab/probe"
 )
@@ -138,14 +139,17 @@ func TestExec(t *testing.T) {
 func TestExecEndsWithItsCaller(t *testing.T) {
 	l := bare(t, 1, 0)
 	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
 	go func() {
-		waitFor(t, func() bool { return sleeping(t, l, "1234") })
-		cancel()
+		_, err := l.Exec(ctx, "h1", nil, "sh", "-c", "sleep 1234; true")
+		ended <- err
 	}()
-	if _, err := l.Exec(ctx, "h1", nil, "sh", "-c", "sleep 1234; true"); !errors.Is(err, context.Canceled) {
+	eventually.True(t, wait, "the command runs", func() bool { return sleeping(t, l, "1234") })
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	waitFor(t, func() bool { return !sleeping(t, l, "1234") })
+	eventually.True(t, wait, "the command ends", func() bool { return !sleeping(t, l, "1234") })
 }
 
 func sleeping(t *testing.T, l *lab.Lab, arg string) bool {
@@ -153,15 +157,8 @@ func sleeping(t *testing.T, l *lab.Lab, arg string) bool {
 	return strings.Contains(out, "sleep "+arg)
 }
 
-func waitFor(t *testing.T, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Error("the condition did not become true within 10 s")
-			return
-		}
-	}
-}
+// wait is how long a lab may take to do what it was told.
+const wait = 10 * time.Second
 
 // The command line's exec passes exit codes, stdin, flags and ctrl-C.
 func TestExecCommand(t *testing.T) {
@@ -201,10 +198,10 @@ func TestExecCommand(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, func() bool { return sleeping(t, l, "4321") })
+	eventually.True(t, wait, "the command runs", func() bool { return sleeping(t, l, "4321") })
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
-	waitFor(t, func() bool { return !sleeping(t, l, "4321") })
+	eventually.True(t, wait, "the command ends", func() bool { return !sleeping(t, l, "4321") })
 }
 
 func exitCode(err error) int {
@@ -349,7 +346,7 @@ func TestDown(t *testing.T) {
 			}
 			crash(t, l)
 			if name == "root node" {
-				waitFor(t, func() bool {
+				eventually.True(t, wait, "the lab is down", func() bool {
 					_, err := lab.Open(labName(t))
 					return err != nil && strings.Contains(err.Error(), "lab down")
 				})
@@ -367,7 +364,7 @@ func TestDown(t *testing.T) {
 func TestHostDies(t *testing.T) {
 	l := bare(t, 2, 1)
 	killNode(t, "h1")
-	waitFor(t, func() bool {
+	eventually.True(t, wait, "h1 is shown as dead", func() bool {
 		s, err := l.Status(t.Context())
 		return err == nil && !s.Hosts[0].Up && s.Hosts[1].Up
 	})
@@ -393,7 +390,7 @@ func TestKilledUpIsCleanedUp(t *testing.T) {
 		}
 		// A root that was killed before it had its lock is not found. It notices that its folder is
 		// gone, and ends.
-		waitFor(t, func() bool { return len(nodePids(t, "")) == 0 })
+		eventually.True(t, wait, "all nodes have ended", func() bool { return len(nodePids(t, "")) == 0 })
 		nothingLeft(t)
 	}
 }
@@ -406,7 +403,7 @@ func TestUpTwiceAndStale(t *testing.T) {
 	}
 	run(t, l, "h1", "true") // unharmed
 	killNode(t, "underlay")
-	waitFor(t, func() bool { _, err := lab.Open(labName(t)); return err != nil })
+	eventually.True(t, wait, "the lab is down", func() bool { _, err := lab.Open(labName(t)); return err != nil })
 	var said []string
 	o.Progress = func(line string) { said = append(said, line) }
 	if _, err := lab.Up(t.Context(), o); err != nil || !strings.Contains(strings.Join(said, "\n"), "died") {

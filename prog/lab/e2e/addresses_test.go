@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
@@ -37,7 +38,7 @@ func TestSecondLinkAndLostGossip(t *testing.T) {
 	if err := l.AddLink(t.Context(), "h3", 50); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "h1 knows h3's new addresses", func() bool { return len(h3().Underlay) == 4 })
+	eventually.True(t, 10*time.Second, "h1 knows h3's new addresses", func() bool { return len(h3().Underlay) == 4 })
 	if after := h3().Underlay; !slices.Equal(after[:2], before) {
 		t.Errorf("h3's addresses changed from %v to %v", before, after)
 	}
@@ -46,7 +47,7 @@ func TestSecondLinkAndLostGossip(t *testing.T) {
 	if err := l.LoadRules(t.Context(), "h3", "rules", []byte(rules)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "gossip has lost h3", func() bool { return h3().State == "unreachable" })
+	eventually.True(t, 30*time.Second, "gossip has lost h3", func() bool { return h3().State == "unreachable" })
 	for _, args := range [][]string{{"h3"}, {"--force", "h3"}} {
 		out := fails(t, l, "h1", "", append([]string{"weft", "rmpeer"}, args...)...)
 		if !strings.Contains(out, "alive") || !strings.Contains(out, "its tunnel to") || strings.Contains(out, "add --force") {
@@ -54,7 +55,7 @@ func TestSecondLinkAndLostGossip(t *testing.T) {
 		}
 	}
 	run(t, l, "h3", "nft", "delete", "table", "inet", "firewall")
-	eventually(t, time.Minute, "gossip finds h3 again", func() bool { return h3().State == "running" })
+	eventually.True(t, time.Minute, "gossip finds h3 again", func() bool { return h3().State == "running" })
 	out, err := flow.Wait()
 	var results []probe.Result
 	if e := json.Unmarshal([]byte(out), &results); e != nil || err != nil || len(results) != 2 {

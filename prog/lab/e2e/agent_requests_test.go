@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
@@ -52,7 +53,7 @@ func TestAgentsStartAndStopUnderRequests(t *testing.T) {
 			return slices.ContainsFunc(report(t, l, "h1").Endpoints, func(e api.Endpoint) bool { return strings.HasPrefix(e.ContainerID, prefix) })
 		}
 	}
-	eventually(t, 10*time.Second, "requests are answered still", attached("asked-"))
+	eventually.True(t, 10*time.Second, "requests are answered still", attached("asked-"))
 	if !attached(lab.ContainerID("h1/c1"))() {
 		t.Error("the container is no longer attached")
 	}

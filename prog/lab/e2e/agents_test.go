@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 )
@@ -83,7 +84,7 @@ func TestContainersCannotReachAgents(t *testing.T) {
 		}
 	}
 	h1, h2 := report(t, l, "h1").Router, report(t, l, "h2").Router
-	eventually(t, 20*time.Second, "h1 knows h2's node address, and reaches it", func() bool {
+	eventually.True(t, 20*time.Second, "h1 knows h2's node address, and reaches it", func() bool {
 		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "icmp", "--count", "1", h2.Node[0].String())
 		return err == nil && strings.Contains(run(t, l, "h1", "nft", "list", "set", "inet", "weft", "peers6"), h2.Node[1].String())
 	})

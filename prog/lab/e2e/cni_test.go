@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
@@ -350,7 +351,7 @@ func endpointLinks(t *testing.T, l *lab.Lab, host string) []string {
 func nothingLeft(t *testing.T, l *lab.Lab, host string) {
 	t.Helper()
 	var r api.Report
-	eventually(t, 5*time.Second, "the agent has no endpoints and only its node address", func() bool {
+	eventually.True(t, 5*time.Second, "the agent has no endpoints and only its node address", func() bool {
 		r = report(t, l, host)
 		return len(r.Endpoints) == 0 && r.IPAM.Active == 1
 	})

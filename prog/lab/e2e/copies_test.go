@@ -13,6 +13,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 	"weft/prog/state"
@@ -66,7 +67,7 @@ func TestCopiedHostStops(t *testing.T) {
 		}
 	}
 	h2 := report(t, l, "h2").Router.Node[0].String()
-	eventually(t, time.Minute, "h1 reaches h2", func() bool {
+	eventually.True(t, time.Minute, "h1 reaches h2", func() bool {
 		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "icmp", "--count", "1", h2)
 		return err == nil
 	})
@@ -90,11 +91,11 @@ func TestCopiedHostStops(t *testing.T) {
 		t.Errorf("h1 lost packets to h2: %s", out)
 	}
 	says(t, fails(t, l, "h3", "", "weft", "status"), "not running")
-	eventually(t, 10*time.Second, "h2 reports which host it rejected", func() bool {
+	eventually.True(t, 10*time.Second, "h2 reports which host it rejected", func() bool {
 		return strings.Contains(run(t, l, "h2", "weft", "status"), "Turned away: 192.0.2.3")
 	})
 	for _, h := range []string{"h1", "h4"} {
-		eventually(t, 10*time.Second, h+" warns", func() bool {
+		eventually.True(t, 10*time.Second, h+" warns", func() bool {
 			s := run(t, l, h, "weft", "status")
 			return strings.Contains(s, "192.0.2.3 has the identity of") && strings.Contains(s, "(h2)")
 		})
@@ -145,7 +146,7 @@ func TestRestoredStateSparesRunningContainers(t *testing.T) {
 	if err := l.Unplug(t.Context(), "h1/c1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "the address is free again", func() bool { return !strings.Contains(run(t, l, "h1", "weft", "status"), forgotten[0]) })
+	eventually.True(t, 10*time.Second, "the address is free again", func() bool { return !strings.Contains(run(t, l, "h1", "weft", "status"), forgotten[0]) })
 }
 
 // A copy that reaches no other host starts after a while, like any host. Once it learns of the
@@ -164,7 +165,7 @@ func TestCopyGivesUpTheKey(t *testing.T) {
 	}
 	copyState(t, l.StateDir("h2"), l.StateDir("h3"))
 	run(t, l, "h3", "weft", "launch", "--wait", "0")
-	eventually(t, 10*time.Second, "the copy waits for a confirmation", func() bool {
+	eventually.True(t, 10*time.Second, "the copy waits for a confirmation", func() bool {
 		out, err := l.Exec(t.Context(), "h3", nil, "weft", "status")
 		failed, ok := errors.AsType[*lab.CommandError](err)
 		return ok && failed.Code == 4 && strings.Contains(out, "waiting for another peer to confirm")
@@ -172,12 +173,12 @@ func TestCopyGivesUpTheKey(t *testing.T) {
 	if err := tool(t, l, "h3", "disarmed"); err != nil {
 		t.Error(err)
 	}
-	eventually(t, 20*time.Second, "the copy configures its device", func() bool { return tool(t, l, "h3", "disarmed") != nil })
+	eventually.True(t, 20*time.Second, "the copy configures its device", func() bool { return tool(t, l, "h3", "disarmed") != nil })
 	run(t, l, "h3", "nft", "delete", "table", "inet", "firewall")
-	eventually(t, 40*time.Second, "the copy gives up the key", func() bool { return tool(t, l, "h3", "disarmed") == nil })
+	eventually.True(t, 40*time.Second, "the copy gives up the key", func() bool { return tool(t, l, "h3", "disarmed") == nil })
 	says(t, fails(t, l, "h3", "", "weft", "status"), "not running")
 	h2 := report(t, l, "h2").Router.Node[0].String()
-	eventually(t, 40*time.Second, "h1 reaches h2", func() bool {
+	eventually.True(t, 40*time.Second, "h1 reaches h2", func() bool {
 		_, err := l.Exec(t.Context(), "h1", nil, "weft", "probe", "icmp", "--count", "5", "--interval", "20ms", h2)
 		return err == nil
 	})

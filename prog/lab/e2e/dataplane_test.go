@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 	"weft/prog/lab/probe"
@@ -85,7 +86,7 @@ func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
 	}
 	cancel()
 	<-done
-	eventually(t, 20*time.Second, "the tunnel works again", func() bool {
+	eventually.True(t, 20*time.Second, "the tunnel works again", func() bool {
 		_, err := l.Exec(t.Context(), "h1/c1", nil, append([]string{"weft", "probe", "icmp", "--count", "1", "--marker", marker}, to...)...)
 		return err == nil
 	})
@@ -93,7 +94,7 @@ func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
 	if err := l.Kill(t.Context(), "h1", "datapath"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 15*time.Second, "the agent started the datapath again", func() bool {
+	eventually.True(t, 15*time.Second, "the agent started the datapath again", func() bool {
 		_, err := l.Exec(t.Context(), "h1/c1", nil, append([]string{"weft", "probe", "icmp", "--count", "1", "--marker", marker}, to...)...)
 		return err == nil
 	})
@@ -235,7 +236,7 @@ func launchTwo(t *testing.T, l *lab.Lab) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 10*time.Second, "the two reach each other", func() bool {
+	eventually.True(t, 10*time.Second, "the two reach each other", func() bool {
 		_, err := l.Exec(t.Context(), "h1/c1", nil, "weft", "probe", "icmp", "--count", "1", addrs(t, l, "h2/c1")[0])
 		return err == nil
 	})
@@ -292,11 +293,11 @@ func TestExposeAndHide(t *testing.T) {
 	}
 	run(t, l, "h1", "weft", "expose")
 	for _, to := range inside {
-		eventually(t, 5*time.Second, "the underlay reaches "+to+" through h1", func() bool { return reach(to) })
+		eventually.True(t, 5*time.Second, "the underlay reaches "+to+" through h1", func() bool { return reach(to) })
 	}
 	run(t, l, "h1", "weft", "hide")
 	for _, to := range inside {
-		eventually(t, 5*time.Second, to+" is hidden again", func() bool { return !reach(to) })
+		eventually.True(t, 5*time.Second, to+" is hidden again", func() bool { return !reach(to) })
 	}
 }
 
@@ -338,12 +339,12 @@ func TestTwentyHosts(t *testing.T) {
 	established(t, l)
 	for _, h := range l.Hosts() { // the ring may still be spreading when the last host is ready
 		args := append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, h+"/c1")...)
-		eventually(t, 10*time.Second, "h20 reaches "+h, func() bool {
+		eventually.True(t, 10*time.Second, "h20 reaches "+h, func() bool {
 			_, err := l.Exec(t.Context(), "h20/c1", nil, args...)
 			return err == nil
 		})
 	}
-	eventually(t, 10*time.Second, "h7 knows twenty owners", func() bool { return len(report(t, l, "h7").IPAM.Owners) == 20 })
+	eventually.True(t, 10*time.Second, "h7 knows twenty owners", func() bool { return len(report(t, l, "h7").IPAM.Owners) == 20 })
 }
 
 // founded fails if a host's agent was not ready in time.

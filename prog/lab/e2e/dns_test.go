@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 )
@@ -22,7 +23,7 @@ func threeNamed(t *testing.T) *lab.Lab {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
 	established(t, l)
 	attachNamed(t, l, shop, "--name", "web", "--namespace", "shop", "--port", "http=8080", "--port", "dns=53/udp", "--label", "app=web")
-	eventually(t, time.Second, "h3 knows the shop", func() bool {
+	eventually.True(t, time.Second, "h3 knows the shop", func() bool {
 		return strings.Contains(run(t, l, "h3", "weft", "status", "dns"), "web.shop.weft.internal")
 	})
 	return l
@@ -196,7 +197,7 @@ func TestDNSCommands(t *testing.T) {
 	}
 	lookup := func(name string, want ...string) {
 		t.Helper()
-		eventually(t, soon, name+" is known on h3", func() bool {
+		eventually.True(t, soon, name+" is known on h3", func() bool {
 			got := digs(t, l, "h3/c1", "+short", name+".weft.internal A")[0]
 			return got == sorted(want...)
 		})
@@ -271,7 +272,7 @@ func TestNamesDuringFailures(t *testing.T) {
 		}
 	})
 	t.Run("partition", func(t *testing.T) {
-		eventually(t, 90*time.Second, "h1 only answers with its own endpoints", func() bool { return ask("h1/c1", "web.shop") == "" && ask("h1/c1", "c1") == c1 })
+		eventually.True(t, 90*time.Second, "h1 only answers with its own endpoints", func() bool { return ask("h1/c1", "web.shop") == "" && ask("h1/c1", "c1") == c1 })
 		says(t, run(t, l, "h1", "weft", "status", "dns"), "unreachable!")
 		says(t, digs(t, l, "h1/c1", "+noall +comments", "web.shop.weft.internal A")[0], "NOERROR")
 		if got := ask("h3/c1", "web.shop"); got != web {
@@ -282,18 +283,18 @@ func TestNamesDuringFailures(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		eventually(t, 60*time.Second, "h1 answers for all again", func() bool { return ask("h1/c1", "web.shop") == web && ask("h3/c1", "c1.h1") == c1 })
+		eventually.True(t, 60*time.Second, "h1 answers for all again", func() bool { return ask("h1/c1", "web.shop") == web && ask("h3/c1", "c1.h1") == c1 })
 	})
 	t.Run("removal", func(t *testing.T) {
 		if err := l.PowerOff(t.Context(), "h2"); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 90*time.Second, "h2 is removed", func() bool {
+		eventually.True(t, 90*time.Second, "h2 is removed", func() bool {
 			_, err := l.Exec(t.Context(), "h1", nil, "weft", "rmpeer", "h2")
 			return err == nil
 		})
 		for _, from := range []string{"h1", "h3"} {
-			eventually(t, 5*time.Second, from+" has forgotten the names", func() bool {
+			eventually.True(t, 5*time.Second, from+" has forgotten the names", func() bool {
 				return !strings.Contains(run(t, l, from, "weft", "status", "dns"), "web.shop") &&
 					strings.Contains(digs(t, l, from+"/c1", "+noall +comments", "web.shop.weft.internal A")[0], "NXDOMAIN")
 			})
@@ -324,7 +325,7 @@ func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 	if err := tool(t, l, "h1", "release", "full-5"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "a freed address is given again", func() bool {
+	eventually.True(t, 30*time.Second, "a freed address is given again", func() bool {
 		_, err := addresses(t, l, "h1", "first", 1)
 		return err == nil
 	})

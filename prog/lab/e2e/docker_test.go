@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 )
@@ -62,7 +63,7 @@ func docker(t *testing.T, l *lab.Lab) func(args ...string) string {
 			t.Log(out)
 		}
 	}()
-	eventually(t, 30*time.Second, "Docker answers", func() bool {
+	eventually.True(t, 30*time.Second, "Docker answers", func() bool {
 		_, last = l.Exec(t.Context(), "h1", nil, cli("version")...)
 		return last == nil
 	})
@@ -85,7 +86,7 @@ func TestDockerRoutesAndPublishedPorts(t *testing.T) {
 	way := func() string { return dock("exec", "web", "/bin/ip", "route", "get", "198.51.100.9") }
 	published := func(when string) {
 		t.Helper()
-		eventually(t, 10*time.Second, when+": the published port answers", func() bool {
+		eventually.True(t, 10*time.Second, when+": the published port answers", func() bool {
 			out, err := l.Exec(t.Context(), "h2", nil, "busybox", "nc", "-w", "2", "192.0.2.1", "8080")
 			return err == nil && strings.Contains(out, "hello")
 		})
@@ -105,7 +106,7 @@ func TestDockerRoutesAndPublishedPorts(t *testing.T) {
 	for _, then := range []string{"attach", "detach"} { // either clears the warning
 		run(t, l, "h1", "weft", "attach", "web")
 		dock("restart", "-t", "0", "web")
-		eventually(t, 30*time.Second, "the status names a container that lost its attachment", func() bool {
+		eventually.True(t, 30*time.Second, "the status names a container that lost its attachment", func() bool {
 			return strings.Contains(strings.Join(report(t, l, "h1").Warnings, "\n"), "(web) runs and is not attached any more")
 		})
 		if ps := run(t, l, "h1", "weft", "ps"); !strings.Contains(ps, "none: it was restarted") {

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 )
@@ -35,7 +36,7 @@ func TestDebianContainerEngines(t *testing.T) {
 			if err != nil || strings.Count(out, "icmp") != 2 {
 				t.Fatalf("%v: %s", err, out)
 			}
-			eventually(t, 10*time.Second, "the container is detached", func() bool { return len(report(t, l, tt.host).Endpoints) == 1 })
+			eventually.True(t, 10*time.Second, "the container is detached", func() bool { return len(report(t, l, tt.host).Endpoints) == 1 })
 		})
 	}
 }

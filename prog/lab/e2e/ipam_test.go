@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
@@ -70,7 +71,7 @@ func distinct(t *testing.T, list []string) {
 func oneRing(t *testing.T, l *lab.Lab, owners int) {
 	t.Helper()
 	var seen map[string][]string
-	eventually(t, 20*time.Second, "all hosts have the same ring", func() bool {
+	eventually.True(t, 20*time.Second, "all hosts have the same ring", func() bool {
 		seen = map[string][]string{}
 		for _, h := range l.Hosts() {
 			r := report(t, l, h).IPAM
@@ -109,10 +110,10 @@ func TestStartTogetherAndSplit(t *testing.T) {
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h5/c1")...)...)
 	minority, majority := []string{"h1", "h2"}, []string{"h3", "h4", "h5"}
 	split(t, l, minority, majority, false)
-	eventually(t, time.Minute, "h1 sees the unreachable peers", func() bool {
+	eventually.True(t, time.Minute, "h1 sees the unreachable peers", func() bool {
 		return strings.Count(run(t, l, "h1", "weft", "status", "ipam"), "unreachable!") == len(majority)
 	})
-	eventually(t, time.Minute, "h1 has not heard h5 for long enough to require a majority", func() bool {
+	eventually.True(t, time.Minute, "h1 has not heard h5 for long enough to require a majority", func() bool {
 		out := fails(t, l, "h1", "", "weft", "rmpeer", "h5")
 		return strings.Contains(out, "only 2 of 5 peers") && strings.Contains(out, "add --force")
 	})
@@ -137,7 +138,7 @@ func TestStartTogetherAndSplit(t *testing.T) {
 	distinct(t, all)
 	split(t, l, minority, majority, true)
 	for _, h := range l.Hosts() {
-		eventually(t, time.Minute, h+" reaches all others again", func() bool { // the longest pause between two attempts is 45 s
+		eventually.True(t, time.Minute, h+" reaches all others again", func() bool { // the longest pause between two attempts is 45 s
 			return !slices.ContainsFunc(report(t, l, h).Router.Peers, func(p api.Peer) bool { return p.State != "running" })
 		})
 	}
@@ -174,7 +175,7 @@ func TestRemovedPeerComesBack(t *testing.T) {
 		}
 	}
 	for _, h := range []string{"h2", "h3"} {
-		eventually(t, 20*time.Second, h+" knows the ring and waits for an address", func() bool {
+		eventually.True(t, 20*time.Second, h+" knows the ring and waits for an address", func() bool {
 			out, err := l.Exec(t.Context(), h, nil, "weft", "status", "ipam")
 			return err == nil && strings.Contains(out, "waiting for IPs")
 		})
@@ -184,7 +185,7 @@ func TestRemovedPeerComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	split(t, l, []string{"h1"}, []string{"h2", "h3"}, false)
-	eventually(t, 90*time.Second, "h1 counts as dead", func() bool { // packets from its tunnel count for 40 s
+	eventually.True(t, 90*time.Second, "h1 counts as dead", func() bool { // packets from its tunnel count for 40 s
 		_, err := l.Exec(t.Context(), "h2", nil, "weft", "rmpeer", "h1")
 		return err == nil
 	})
@@ -204,12 +205,12 @@ func TestRemovedPeerComesBack(t *testing.T) {
 	if err := l.Start(t.Context(), "h1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "h1 reports its lost addresses", func() bool {
+	eventually.True(t, time.Minute, "h1 reports its lost addresses", func() bool {
 		return strings.Contains(run(t, l, "h1", "weft", "status", "ipam"), "had "+lost+", which")
 	})
 	run(t, l, "h1", "weft", "prime")
 	node := report(t, l, "h1").Router.Node[0].String()
-	eventually(t, 10*time.Second, "h3 reaches h1 at its new address", func() bool {
+	eventually.True(t, 10*time.Second, "h3 reaches h1 at its new address", func() bool {
 		_, err := l.Exec(t.Context(), "h3", nil, "weft", "probe", "icmp", "--count", "1", node)
 		return err == nil
 	})
@@ -312,7 +313,7 @@ func TestRequestedAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	late := container(t, l, "h1/z")
-	eventually(t, time.Minute, "h1 names the owner that cannot be reached", func() bool {
+	eventually.True(t, time.Minute, "h1 names the owner that cannot be reached", func() bool {
 		return strings.Contains(fails(t, l, "h1", "", "weft", "attach", "10.40.0.4", late), "h2) cannot be reached")
 	})
 }
@@ -323,7 +324,7 @@ func TestResetLeavesAnHeir(t *testing.T) {
 	oneRing(t, l, 3)
 	out := run(t, l, "h3", "weft", "reset")
 	t.Log(out)
-	eventually(t, 5*time.Second, "two hosts own everything", func() bool {
+	eventually.True(t, 5*time.Second, "two hosts own everything", func() bool {
 		r := report(t, l, "h1").IPAM
 		sum := uint64(0)
 		for _, o := range r.Owners {
@@ -335,7 +336,7 @@ func TestResetLeavesAnHeir(t *testing.T) {
 	if err := l.Kill(t.Context(), "h2", "agent"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, "h1 sees that it is alone", func() bool {
+	eventually.True(t, time.Minute, "h1 sees that it is alone", func() bool {
 		return strings.Contains(run(t, l, "h1", "weft", "status", "peers"), "(h2)  unreachable")
 	})
 	says(t, fails(t, l, "h1", "", "weft", "reset"), "--force", "rmpeer")
@@ -356,7 +357,7 @@ func TestTwoFounders(t *testing.T) {
 	}
 	run(t, l, "h2", "weft", "connect", "192.0.2.1")
 	for _, h := range l.Hosts() {
-		eventually(t, 20*time.Second, h+" names both rings and the remedy", func() bool {
+		eventually.True(t, 20*time.Second, h+" names both rings and the remedy", func() bool {
 			c := report(t, l, h).IPAM.Conflict
 			return strings.Contains(c, "(h1)") && strings.Contains(c, "(h2)") && strings.Contains(c, "(h3)") && strings.HasSuffix(c, "(h2)") && strings.Contains(c, "weft reset")
 		})
@@ -371,7 +372,7 @@ func TestTwoFounders(t *testing.T) {
 	if _, err := l.Exec(t.Context(), "h2", strings.NewReader(good), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 20*time.Second, "one network", func() bool {
+	eventually.True(t, 20*time.Second, "one network", func() bool {
 		return report(t, l, "h1").IPAM.Conflict == "" && len(report(t, l, "h1").IPAM.Owners) == 3
 	})
 	run(t, l, "h2", "weft", "probe", "icmp", "--count", "1", report(t, l, "h1").Router.Node[0].String())

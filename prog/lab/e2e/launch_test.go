@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"weft/mesh/meshtest/eventually"
 )
 
 // An agent that a supervisor started on a host without a network waits. weft launch makes it join in
@@ -74,7 +76,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	fill()
-	eventually(t, 10*time.Second, "the host is not ready, and reports the reason", func() bool {
+	eventually.True(t, 10*time.Second, "the host is not ready, and reports the reason", func() bool {
 		r := report(t, l, "h1")
 		return !r.Ready && strings.Contains(r.NotReady, "is full")
 	})
@@ -88,7 +90,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	nothingLeft(t, l, "h1")
 	run(t, l, "h1", "rm", room)
-	eventually(t, 5*time.Second, "it is ready again", func() bool { return report(t, l, "h1").Ready })
+	eventually.True(t, 5*time.Second, "it is ready again", func() bool { return report(t, l, "h1").Ready })
 	if out, err := plugin(l, t, "ADD", "y", other, good); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}

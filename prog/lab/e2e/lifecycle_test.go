@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
@@ -68,7 +69,7 @@ func TestInvariant7WrongAndMistypedTokens(t *testing.T) {
 	}
 	other := strings.TrimSpace(run(t, l, "h2", "weft", "token"))
 	says(t, fails(t, l, "h2", other, "weft", "launch", "--wait", "4s", "--token", "-", "192.0.2.1"), "192.0.2.1", "wrong secret", "exit code 4")
-	eventually(t, 5*time.Second, "the other side names the host that tried", func() bool {
+	eventually.True(t, 5*time.Second, "the other side names the host that tried", func() bool {
 		s := run(t, l, "h1", "weft", "status")
 		return strings.Contains(s, "Turned away: 192.0.2.2") && strings.Contains(s, "wrong secret")
 	})
@@ -226,7 +227,7 @@ func TestAttachAndDetach(t *testing.T) {
 	if err := l.RemoveContainer(t.Context(), "h1/c1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 15*time.Second, "the address is free again", func() bool { return len(report(t, l, "h1").Endpoints) == 0 })
+	eventually.True(t, 15*time.Second, "the address is free again", func() bool { return len(report(t, l, "h1").Endpoints) == 0 })
 	nothingLeft(t, l, "h1")
 }
 
@@ -287,7 +288,7 @@ func TestStopAndReset(t *testing.T) {
 			return strings.Contains(run(t, l, "h1", "weft", "status", "peers"), "(h2)  "+state)
 		}
 	}
-	eventually(t, 5*time.Second, "h1 knows that h2's agent was stopped", peer("stopped"))
+	eventually.True(t, 5*time.Second, "h1 knows that h2's agent was stopped", peer("stopped"))
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp", "--count", "3"}, addrs(t, l, "h2/c1")...)...)
 	says(t, fails(t, l, "h2", "", "weft", "status"), "not running", "weft launch", "exit code 3")
 	if err := l.Start(t.Context(), "h2"); err != nil {
@@ -296,13 +297,13 @@ func TestStopAndReset(t *testing.T) {
 	if err := l.Kill(t.Context(), "h2", "agent"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 30*time.Second, "h1 sees that h2's agent vanished", peer("unreachable"))
+	eventually.True(t, 30*time.Second, "h1 sees that h2's agent vanished", peer("unreachable"))
 	if err := l.Start(t.Context(), "h2"); err != nil {
 		t.Fatal(err)
 	}
 	says(t, fails(t, l, "h2", "", "weft", "reset"), "1 container is attached", "--force")
 	run(t, l, "h2", "weft", "reset", "--force")
-	eventually(t, 5*time.Second, "h1 knows that h2 left", peer("left"))
+	eventually.True(t, 5*time.Second, "h1 knows that h2 left", peer("left"))
 	if c := report(t, l, "h1").Router.Connections; len(c) != 0 {
 		t.Errorf("h1 still has tunnels: %+v", c)
 	}
@@ -331,7 +332,7 @@ func TestTargetsAndPartition(t *testing.T) {
 	if err := l.Start(t.Context(), "h3"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "h3 joined its new target", func() bool {
+	eventually.True(t, 10*time.Second, "h3 joined its new target", func() bool {
 		r := report(t, l, "h3").Router.Targets
 		return len(r) == 1 && r[0].Host == "192.0.2.2" && r[0].State == "connected"
 	})
@@ -344,7 +345,7 @@ func TestTargetsAndPartition(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 30*time.Second, "the partition is noticed", func() bool {
+	eventually.True(t, 30*time.Second, "the partition is noticed", func() bool {
 		return strings.Contains(run(t, l, "h1", "weft", "status", "peers"), "(h3)  unreachable")
 	})
 	for _, other := range []string{"h1", "h2"} {
@@ -352,7 +353,7 @@ func TestTargetsAndPartition(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 60*time.Second, "the mesh heals", func() bool {
+	eventually.True(t, 60*time.Second, "the mesh heals", func() bool {
 		return strings.Count(run(t, l, "h1", "weft", "status", "peers"), "running") == 3
 	})
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h3/c1")...)...)

@@ -20,6 +20,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
 )
@@ -177,21 +178,11 @@ func report(t *testing.T, l *lab.Lab, host string) api.Report {
 	return r
 }
 
-// eventually polls until a condition holds.
-func eventually(t *testing.T, within time.Duration, what string, ok func() bool) {
-	t.Helper()
-	for start := time.Now(); !ok(); time.Sleep(50 * time.Millisecond) {
-		if time.Since(start) > within {
-			t.Fatalf("not within %v: %s", within, what)
-		}
-	}
-}
-
 // established waits until every host has a tunnel to every other.
 func established(t *testing.T, l *lab.Lab) {
 	t.Helper()
 	for _, h := range l.Hosts() {
-		eventually(t, 20*time.Second, h+" has all its tunnels", func() bool {
+		eventually.True(t, 20*time.Second, h+" has all its tunnels", func() bool {
 			n := 0
 			for _, c := range report(t, l, h).Router.Connections {
 				if c.State == api.ConnEstablished {

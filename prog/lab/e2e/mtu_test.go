@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab/labtest"
 )
@@ -55,7 +56,7 @@ func TestMTUFollowsThePath(t *testing.T) {
 		}
 		run(t, l, from, args...)
 	}
-	eventually(t, 10*time.Second, "h1 knows what h2's link carries", func() bool { return connection().MTU == 1420 })
+	eventually.True(t, 10*time.Second, "h1 knows what h2's link carries", func() bool { return connection().MTU == 1420 })
 	if got := mtus("h1"); !slices.Equal(got, []string{"8920", "8920"}) {
 		t.Errorf("where links carry 9000, the tunnel and a container have MTUs %v", got)
 	}
@@ -67,7 +68,7 @@ func TestMTUFollowsThePath(t *testing.T) {
 	// container's MTU.
 	own := strings.Fields(run(t, l, "h2", "sh", "-c", "ls /sys/class/net | grep weft-"))[0]
 	run(t, l, "h2", "sh", "-c", "ip link add br0 type bridge && ip link set br0 mtu 1400 up && ip address add 172.30.0.1/16 dev br0 && ip link set mtu 1300 dev "+own)
-	eventually(t, 10*time.Second, "beside a bridge with 1400, the tunnel and a container have 1420", func() bool {
+	eventually.True(t, 10*time.Second, "beside a bridge with 1400, the tunnel and a container have 1420", func() bool {
 		return slices.Equal(mtus("h2"), []string{"1420", "1420"})
 	})
 
@@ -76,10 +77,10 @@ func TestMTUFollowsThePath(t *testing.T) {
 	warned := func() bool {
 		return slices.ContainsFunc(report(t, l, "h1").Warnings, func(w string) bool { return strings.Contains(w, "ip route get 192.0.2.2") })
 	}
-	eventually(t, 10*time.Second, "the status warns of the route", func() bool { return connection().MTU == 1200 && warned() })
+	eventually.True(t, 10*time.Second, "the status warns of the route", func() bool { return connection().MTU == 1200 && warned() })
 	probe("tcp", "h1/c1", "h2/c1", "60000", "--count", "50", "--timeout", "10s")
 	probe("udp", "h1/c1", "h2/c1", "2000")
 
 	route(0)
-	eventually(t, 10*time.Second, "the status no longer warns of the route", func() bool { return connection().MTU == 1420 && !warned() })
+	eventually.True(t, 10*time.Second, "the status no longer warns of the route", func() bool { return connection().MTU == 1420 && !warned() })
 }

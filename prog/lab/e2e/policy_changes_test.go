@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
 )
@@ -230,7 +231,7 @@ func told(p *policed, audit bool, wanted ...string) {
 				p.t.Logf("%+v", drops)
 			}
 		}()
-		eventually(p.t, 20*time.Second, "h2 reports "+want, func() bool {
+		eventually.True(p.t, 20*time.Second, "h2 reports "+want, func() bool {
 			if audit {
 				p.reaches("h2/visitor", "h2/two", true, 80)
 			} else {

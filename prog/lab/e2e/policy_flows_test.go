@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 )
 
@@ -37,7 +38,7 @@ func (p *policed) flowing(client string, flows []oneFlow) {
 	p.t.Helper()
 	for _, f := range flows {
 		before := ask[Count](p, client, "Count", f.Name).Received
-		eventually(p.t, time.Minute, "answers on "+f.Name, func() bool {
+		eventually.True(p.t, time.Minute, "answers on "+f.Name, func() bool {
 			return ask[Count](p, client, "Count", f.Name).Received >= before+5
 		})
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
@@ -133,7 +134,7 @@ func (p *policed) remove(host string, names ...string) {
 // settled waits until all hosts enforce the policies that one of them knows.
 func (p *policed) settled(host string) {
 	p.t.Helper()
-	eventually(p.t, 30*time.Second, "all hosts enforce the same policies", func() bool {
+	eventually.True(p.t, 30*time.Second, "all hosts enforce the same policies", func() bool {
 		s := p.status(host)
 		for _, one := range s.Peers {
 			if !one.Current {

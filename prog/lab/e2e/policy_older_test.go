@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 )
@@ -39,7 +40,7 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, 10*time.Second, "packets are dropped, which shows that they are sent", func() bool {
+	eventually.True(t, 10*time.Second, "packets are dropped, which shows that they are sent", func() bool {
 		dropped := uint64(0)
 		for _, peer := range p.status("h1").Peers {
 			dropped += peer.Dropped

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 )
 
@@ -183,7 +184,7 @@ func (r *race) wave(closed []string, wave int) {
 	}
 	r.aim(r.window(closed))
 	// If friends get through, foes would too without policies.
-	eventually(r.t, 30*time.Second, "all friends reach all containers", func() bool {
+	eventually.True(r.t, 30*time.Second, "all friends reach all containers", func() bool {
 		for name, heard := range r.friendly(closed) {
 			for _, f := range r.at("friend") {
 				from := Heard{"udp", 80, f.Addr()}

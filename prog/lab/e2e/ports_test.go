@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 )
@@ -32,11 +33,11 @@ func TestBlockedPort(t *testing.T) {
 		}
 	}
 	const says = "UDP 6784"
-	eventually(t, 70*time.Second, "h1 is not ready", func() bool {
+	eventually.True(t, 70*time.Second, "h1 is not ready", func() bool {
 		r := report(t, l, "h1")
 		return !r.Ready && strings.Contains(r.NotReady, "no tunnel comes up")
 	})
-	eventually(t, 20*time.Second, "h2 warns of h1, and is ready", func() bool {
+	eventually.True(t, 20*time.Second, "h2 warns of h1, and is ready", func() bool {
 		r := report(t, l, "h2")
 		w := strings.Join(r.Warnings, "\n")
 		return r.Ready && len(r.Warnings) == 1 && strings.Contains(w, "(h1)") && strings.Contains(w, says)
@@ -45,7 +46,7 @@ func TestBlockedPort(t *testing.T) {
 		t.Errorf("%v: the metrics do not report the blocked port", err)
 	}
 	run(t, l, "h1", "nft", "delete", "table", "inet", "firewall")
-	eventually(t, 40*time.Second, "all hosts are ready without warnings", func() bool {
+	eventually.True(t, 40*time.Second, "all hosts are ready without warnings", func() bool {
 		for _, h := range l.Hosts() {
 			if r := report(t, l, h); !r.Ready || len(r.Warnings) > 0 {
 				return false

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 )
@@ -19,7 +20,7 @@ func resolvConf(t *testing.T, l *lab.Lab, host string, servers ...string) {
 	if _, err := l.Exec(t.Context(), host, strings.NewReader(text.String()), "sh", "-c", "cat >/etc/resolv.conf"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 3*time.Second, "the name server of "+host+" has read resolv.conf", func() bool {
+	eventually.True(t, 3*time.Second, "the name server of "+host+" has read resolv.conf", func() bool {
 		var have []string
 		for _, u := range report(t, l, host).DNS.Upstreams {
 			if u.Domain == "" {

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"weft/mesh/meshtest/eventually"
 )
 
 // streams opens COUNT connections to ADDRESS repeatedly for SECONDS. Each announces 20 MiB of gossip,
@@ -62,14 +64,14 @@ func TestUnauthenticatedStreamsUseLittleMemory(t *testing.T) {
 	join("h2")
 	flooded := make(chan error, 1)
 	go func() { flooded <- tool(t, l, "h2", "streams", "192.0.2.1:6783", "80", "6s") }()
-	eventually(t, 5*time.Second, "the first host rejects them", func() bool {
+	eventually.True(t, 5*time.Second, "the first host rejects them", func() bool {
 		return strings.Contains(run(t, l, "h1", "weft", "status"), "Turned away: 192.0.2.2")
 	})
 	join("h3")
 	if err := <-flooded; err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "all three are one mesh", func() bool {
+	eventually.True(t, 10*time.Second, "all three are one mesh", func() bool {
 		for _, h := range l.Hosts() {
 			if r := report(t, l, h); !r.Ready || len(r.Router.Peers) != 3 {
 				return false

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/kube/kubetest"
 	"weft/prog/lab"
@@ -136,16 +137,7 @@ func (c *cluster) report(host string) (r api.Report) {
 	return r
 }
 
-func (c *cluster) eventually(within time.Duration, what string, ok func() bool) {
-	c.t.Helper()
-	for start := time.Now(); !ok(); time.Sleep(100 * time.Millisecond) {
-		if time.Since(start) > within {
-			c.t.Fatalf("not within %v: %s", within, what)
-		}
-	}
-}
-
-// owns returns how many addresses a peer owns, according to a host.
+// owns is how many addresses the peer with an id has, as a host knows it.
 func (c *cluster) owns(host, id string) (slots uint64) {
 	for _, o := range c.report(host).IPAM.Owners {
 		if o.Peer == id {
@@ -175,7 +167,7 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 			}
 		})
 	}
-	c.eventually(20*time.Second, "h1 reports what it waits for", func() bool {
+	eventually.True(c.t, 20*time.Second, "h1 reports what it waits for", func() bool {
 		out, _ := c.Exec(t.Context(), "h1", nil, "weft", "status") // it fails, since h1 is not ready
 		return strings.Contains(out, "does not answer") && strings.Contains(out, ":8080")
 	})
@@ -191,20 +183,20 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 		if r.Router.Nickname != h || len(r.Router.Targets) != 2 {
 			t.Errorf("%s: %s, %+v", h, r.Router.Nickname, r.Router.Targets)
 		}
-		c.eventually(10*time.Second, h+"'s network is available", func() bool {
+		eventually.True(c.t, 10*time.Second, h+"'s network is available", func() bool {
 			return strings.Contains(c.ask("GET", "/api/v1/nodes/"+h, ""), "WeftIsUp")
 		})
 	}
 	if len(rings) != 1 || rings[""] {
 		t.Fatalf("several rings: %v", rings)
 	}
-	c.eventually(20*time.Second, "all have addresses", func() bool {
+	eventually.True(c.t, 20*time.Second, "all have addresses", func() bool {
 		return c.owns("h1", ids["h1"]) > 0 && c.owns("h1", ids["h2"]) > 0 && c.owns("h1", ids["h3"]) > 0
 	})
 
 	// Delete h3's Node while h3 answers; then silence h3 too.
 	c.ask("DELETE", "/api/v1/nodes/h3", "")
-	c.eventually(10*time.Second, "an event says that h3 still answers", func() bool {
+	eventually.True(c.t, 10*time.Second, "an event says that h3 still answers", func() bool {
 		return strings.Contains(c.ask("GET", "/api/v1/events", ""), "DeletedNodeAnswers")
 	})
 	time.Sleep(5 * time.Second)
@@ -215,14 +207,14 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone := time.Now()
-	c.eventually(90*time.Second, "h3's addresses are reclaimed", func() bool { return c.owns("h1", ids["h3"]) == 0 && c.owns("h2", ids["h3"]) == 0 })
+	eventually.True(c.t, 90*time.Second, "h3's addresses are reclaimed", func() bool { return c.owns("h1", ids["h3"]) == 0 && c.owns("h2", ids["h3"]) == 0 })
 	t.Logf("reclaimed after %v", time.Since(gone).Round(time.Second))
 	for _, h := range c.nodes[:2] {
 		if r := c.report(h); r.IPAM.Generation != 2 || len(r.Router.Targets) != 1 {
 			t.Errorf("%s: generation %d, targets %+v", h, r.IPAM.Generation, r.Router.Targets)
 		}
 	}
-	c.eventually(10*time.Second, "one event says that h3's addresses were reclaimed", func() bool { return c.reclaimed() == 1 })
+	eventually.True(c.t, 10*time.Second, "one event says that h3's addresses were reclaimed", func() bool { return c.reclaimed() == 1 })
 
 	// h2's disk is lost: another peer runs on the Node, and the addresses of the old one are
 	// reclaimed.
@@ -239,8 +231,8 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 	if ids["h2"] = c.report("h2").Router.ID; ids["h2"] == old {
 		t.Fatal("h2 has the same peer id although its disk was lost")
 	}
-	c.eventually(90*time.Second, "the old h2's addresses are reclaimed", func() bool { return c.owns("h1", old) == 0 && c.owns("h2", old) == 0 })
-	c.eventually(10*time.Second, "another event says that addresses were reclaimed", func() bool { return c.reclaimed() == 2 })
+	eventually.True(c.t, 90*time.Second, "the old h2's addresses are reclaimed", func() bool { return c.owns("h1", old) == 0 && c.owns("h2", old) == 0 })
+	eventually.True(c.t, 10*time.Second, "another event says that addresses were reclaimed", func() bool { return c.reclaimed() == 2 })
 
 	// Without the API server, an agent with its disk starts and knows its peers.
 	if err := c.PowerOff(t.Context(), c.server); err != nil {
@@ -266,7 +258,7 @@ func TestSecretDeletedWhileAllAreDown(t *testing.T) {
 		if err := c.launch(h); err != nil {
 			t.Fatal(err)
 		}
-		c.eventually(10*time.Second, h+"'s network is available", func() bool {
+		eventually.True(c.t, 10*time.Second, h+"'s network is available", func() bool {
 			return strings.Contains(c.ask("GET", "/api/v1/nodes/"+h, ""), "WeftIsUp")
 		})
 	}
@@ -280,7 +272,7 @@ func TestSecretDeletedWhileAllAreDown(t *testing.T) {
 	c.ask("DELETE", secret, "")
 	joined := make(chan error, 1)
 	go func() { joined <- c.launch("h3") }()
-	c.eventually(20*time.Second, "h3 reports that there is a network", func() bool {
+	eventually.True(c.t, 20*time.Second, "h3 reports that there is a network", func() bool {
 		out, _ := c.Exec(t.Context(), "h3", nil, "weft", "status") // it fails, since h3 is not ready
 		return strings.Contains(out, "does not found another one") && (strings.Contains(out, "node h1") || strings.Contains(out, "node h2"))
 	})
