@@ -229,44 +229,6 @@ func TestPolicyRequests(t *testing.T) {
 	}
 }
 
-func TestPolicyMistakes(t *testing.T) {
-	agent := &policyAgent{}
-	socket := servePolicies(t, agent)
-	for _, tt := range []struct {
-		args []string
-		code int
-		says string
-	}{
-		{[]string{"frobnicate"}, ExitUsage, "unknown command"},
-		{[]string{"apply"}, ExitUsage, "-f FILE"},
-		{[]string{"apply", "p.yaml"}, ExitUsage, "--help"},
-		{[]string{"apply", "-f", "/no/such/file"}, ExitUsage, "no such file"},
-		{[]string{"apply", "-f", "-", "-f", "x"}, ExitUsage, "one -f at a time"},
-		{[]string{"apply", "-f", "-", "--dry-run", "--wait"}, ExitUsage, "--dry-run changes nothing"},
-		{[]string{"apply", "-f", "-", "--wait", "--timeout", "0s"}, ExitUsage, "--timeout 0s"},
-		{[]string{"delete"}, ExitUsage, "which policies"},
-		{[]string{"delete", "a", "-f", "-"}, ExitUsage, "not both"},
-		{[]string{"delete", "-n", "a", "-f", "-"}, ExitUsage, "not both"},
-		{[]string{"delete", "a/b/c"}, ExitUsage, "no name of a policy"},
-		{[]string{"delete", "a/"}, ExitUsage, "no name of a policy"},
-		{[]string{"get"}, ExitUsage, "got 0 arguments: want `weft policy get"},
-		{[]string{"get", "deny", "-o", "xml"}, ExitUsage, "yaml or json"},
-		{[]string{"get", "db-access"}, ExitFailed, "no NetworkPolicy db-access in namespace default"},
-	} {
-		code, _, errOut := weft(t, storedManifest, append([]string{"policy", "--socket", socket}, tt.args...)...)
-		if code != tt.code || !strings.Contains(errOut, tt.says) {
-			t.Errorf("weft policy %v: exit code %d, %s", tt.args, code, errOut)
-		}
-	}
-	if code, out, _ := weft(t, "", "policy"); code != ExitOK || !strings.Contains(out, "apply") {
-		t.Errorf("weft policy: %d %s", code, out)
-	}
-	agent.err = &api.Error{Code: api.CodeBadRequest, Message: "line 3: spec.ingres: there is no such field"}
-	if code, out, errOut := weft(t, storedManifest, "policy", "apply", "-f", "-", "--socket", socket); code != ExitUsage || out != "" || !strings.Contains(errOut, "standard input: line 3") {
-		t.Errorf("exit code %d, %s%s", code, out, errOut)
-	}
-}
-
 func TestWaitInForce(t *testing.T) {
 	peers := func(generation string, list ...api.PeerPolicies) api.PolicyStatus {
 		return api.PolicyStatus{Generation: generation, Peers: list}
