@@ -18,30 +18,14 @@ import (
 
 	"weft/mesh/meshtest/eventually"
 	"weft/prog/lab"
+	"weft/prog/lab/labtest"
 	"weft/prog/lab/probe"
 )
 
 // bare makes hosts without weft, in a lab named after the test.
 func bare(t *testing.T, hosts, containers int) *lab.Lab {
 	t.Helper()
-	l, err := lab.Up(t.Context(), lab.Options{Name: labName(t), Hosts: hosts, Containers: containers, Bare: true, Bin: bin})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := l.Down(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	return l
-}
-
-// listen starts the echo server on h2.
-func listen(t *testing.T, l *lab.Lab) {
-	t.Helper()
-	if _, err := l.Background(t.Context(), "h2", probe.ListenReady, "weft", "probe", "listen"); err != nil {
-		t.Fatal(err)
-	}
+	return labtest.New(t, lab.Options{Name: labName(t), Hosts: hosts, Containers: containers, Bare: true, Bin: bin})
 }
 
 func labName(t *testing.T) string {
@@ -60,11 +44,7 @@ func labDir(t *testing.T) string {
 
 func run(t *testing.T, l *lab.Lab, target string, args ...string) string {
 	t.Helper()
-	out, err := l.Exec(t.Context(), target, nil, args...)
-	if err != nil {
-		t.Fatalf("%s: %v: %v", target, args, err)
-	}
-	return strings.TrimSpace(out)
+	return strings.TrimSpace(labtest.Run(t, l, target, args...))
 }
 
 // h1 ── underlay ── h2
@@ -215,7 +195,7 @@ func exitCode(err error) int {
 // restored.
 func TestLink(t *testing.T) {
 	l := bare(t, 3, 0)
-	listen(t, l)
+	labtest.Listen(t, l, "h2")
 	flow := make(chan probe.Result, 1)
 	go func() {
 		out, _ := l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "--json", "-c", "100", "-i", "20ms", "192.0.2.2")
@@ -282,7 +262,7 @@ func TestReboot(t *testing.T) {
 // The check can fail: packets sent in the clear are counted once each, including large segments.
 func TestCapture(t *testing.T) {
 	l := bare(t, 2, 0)
-	listen(t, l)
+	labtest.Listen(t, l, "h2")
 	const marker = "PLAINTEXT-MARKER"
 	c, err := l.Capture(t.Context(), marker)
 	if err != nil {
@@ -320,7 +300,7 @@ func TestCapture(t *testing.T) {
 
 func TestBulk(t *testing.T) {
 	l := bare(t, 2, 0)
-	listen(t, l)
+	labtest.Listen(t, l, "h2")
 	out := run(t, l, "h1", "weft", "probe", "tcp", "--bulk", "--duration", "200ms", "--json", "2001:db8::2")
 	var r probe.BulkResult
 	if err := json.Unmarshal([]byte(out), &r); err != nil {

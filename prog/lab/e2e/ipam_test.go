@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,11 +47,7 @@ func release(args []string) error {
 // addresses runs allocate on a host, and returns its output and its error.
 func addresses(t *testing.T, l *lab.Lab, host, prefix string, count int) ([]string, error) {
 	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := l.Exec(t.Context(), host, nil, "env", toolVar+"=allocate", exe, prefix, strconv.Itoa(count))
+	out, err := l.Exec(t.Context(), host, nil, toolArgs(t, "allocate", prefix, strconv.Itoa(count))...)
 	return strings.Fields(out), err
 }
 
@@ -287,11 +282,7 @@ func TestRequestedAddresses(t *testing.T) {
 			t.Errorf("launched with %s: excluded %v", c.flag, got)
 		}
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	metrics := run(t, l, "h1", "env", toolVar+"=get", exe, "http://127.0.0.1:6784/metrics")
+	metrics := run(t, l, "h1", toolArgs(t, "get", "http://127.0.0.1:6784/metrics")...)
 	for _, line := range []string{"weft_ready 1", "weft_ipam_active_slots 14", "weft_ipam_rings 1", "weft_dns_listening 1", `weft_connections{state="established"} 1`} {
 		if !strings.Contains(metrics, line+"\n") {
 			t.Errorf("the metrics do not contain %q:\n%s", line, metrics)

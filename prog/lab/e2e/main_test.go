@@ -23,24 +23,22 @@ import (
 	"weft/mesh/meshtest/eventually"
 	"weft/prog/api"
 	"weft/prog/lab"
+	"weft/prog/lab/labtest"
 )
 
 const marker = "a-payload-that-nobody-may-see-"
 
-// toolVar is the variable with which the test binary runs as a tool inside the lab. Its value is the
-// tool's name.
-const toolVar = "WEFT_E2E_TOOL"
+// What all labs need.
+var (
+	run, fails = labtest.Run, labtest.Fails
+	report     = labtest.Report
+	addrs      = labtest.Addrs
+	listen     = labtest.Listen
+	toolArgs   = labtest.Tool
+)
 
 func TestMain(m *testing.M) {
-	tools := map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute, "allocate": allocate, "release": release, "get": get, "streams": streams, "disarmed": disarmed, "resolve": resolve, "await": await, "upstream": upstream, "pod": pod, "knock": knock, "demand": demand}
-	if tool, ok := tools[os.Getenv(toolVar)]; ok {
-		if err := tool(os.Args[1:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
+	labtest.Main(m, map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute, "allocate": allocate, "release": release, "get": get, "streams": streams, "disarmed": disarmed, "resolve": resolve, "await": await, "upstream": upstream, "pod": pod, "knock": knock, "demand": demand})
 }
 
 // tool runs one of the tools on a target.
@@ -48,16 +46,6 @@ func tool(t *testing.T, l *lab.Lab, target, name string, args ...string) error {
 	t.Helper()
 	_, err := l.Exec(t.Context(), target, nil, toolArgs(t, name, args...)...)
 	return err
-}
-
-// toolArgs returns the command line of one of the tools.
-func toolArgs(t *testing.T, name string, args ...string) []string {
-	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return append([]string{"env", toolVar + "=" + name, exe}, args...)
 }
 
 // spoof sends UDP packets with any source address: SRC DST COUNT.
@@ -164,20 +152,6 @@ func get(args []string) error {
 // setSysctl writes VALUE to PATH.
 func setSysctl(args []string) error { return os.WriteFile(args[0], []byte(args[1]), 0o644) }
 
-// report returns the report of the agent on a host.
-func report(t *testing.T, l *lab.Lab, host string) api.Report {
-	t.Helper()
-	out, err := l.Exec(t.Context(), host, nil, "weft", "report")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var r api.Report
-	if err := json.Unmarshal([]byte(out), &r); err != nil {
-		t.Fatal(err)
-	}
-	return r
-}
-
 // established waits until every host has a tunnel to every other.
 func established(t *testing.T, l *lab.Lab) {
 	t.Helper()
@@ -194,35 +168,6 @@ func established(t *testing.T, l *lab.Lab) {
 	}
 }
 
-func addrs(t *testing.T, l *lab.Lab, target string) []string {
-	t.Helper()
-	a, err := l.Addrs(t.Context(), target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
-func run(t *testing.T, l *lab.Lab, target string, args ...string) string {
-	t.Helper()
-	out, err := l.Exec(t.Context(), target, nil, args...)
-	if err != nil {
-		t.Fatalf("%s: %s: %v", target, strings.Join(args, " "), err)
-	}
-	return out
-}
-
-// fails runs a command that must fail, and returns its output.
-func fails(t *testing.T, l *lab.Lab, target string, stdin string, args ...string) string {
-	t.Helper()
-	_, err := l.Exec(t.Context(), target, strings.NewReader(stdin), args...)
-	failed, ok := errors.AsType[*lab.CommandError](err)
-	if !ok {
-		t.Fatalf("%s: %s: got %v, want a refusal", target, strings.Join(args, " "), err)
-	}
-	return failed.Error()
-}
-
 // signalAgent sends a signal to the agent of the host with this number.
 func signalAgent(t *testing.T, l *lab.Lab, host int, signal string) {
 	t.Helper()
@@ -231,14 +176,6 @@ func signalAgent(t *testing.T, l *lab.Lab, host int, signal string) {
 		t.Fatal(err)
 	}
 	run(t, l, s.Hosts[host].Name, "sh", "-c", fmt.Sprintf("kill -%s %d", signal, s.Hosts[host].Agent[0]))
-}
-
-// listen answers probes on a target until the test ends.
-func listen(t *testing.T, l *lab.Lab, target string) {
-	t.Helper()
-	if _, err := l.Background(context.WithoutCancel(t.Context()), target, "listening", "weft", "probe", "listen"); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // addRoute adds a route to PREFIX through GATEWAY.

@@ -2,7 +2,6 @@ package incluster
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,19 +19,8 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// toolVar is the variable with which the test binary runs as a tool inside the lab.
-const toolVar = "WEFT_INCLUSTER_TOOL"
-
 func TestMain(m *testing.M) {
-	tools := map[string]func([]string) error{"serve": serve, "ask": ask}
-	if tool, ok := tools[os.Getenv(toolVar)]; ok {
-		if err := tool(os.Args[1:]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
+	labtest.Main(m, map[string]func([]string) error{"serve": serve, "ask": ask})
 }
 
 // serve runs the API server with a Node for every NAME=UID=ADDRESS.
@@ -84,14 +72,6 @@ func newCluster(t *testing.T, nodes int) *cluster {
 	return c
 }
 
-func (c *cluster) tool(name string, args ...string) []string {
-	exe, err := os.Executable()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return append([]string{"env", toolVar + "=" + name, exe}, args...)
-}
-
 // serve starts the API server with all Nodes.
 func (c *cluster) serve() {
 	c.t.Helper()
@@ -103,7 +83,7 @@ func (c *cluster) serve() {
 		}
 		nodes = append(nodes, fmt.Sprintf("%s=uid-%s=%v", h, h, addr))
 	}
-	if _, err := c.Background(context.WithoutCancel(c.t.Context()), c.server, "serving", c.tool("serve", nodes...)...); err != nil {
+	if _, err := c.Background(context.WithoutCancel(c.t.Context()), c.server, "serving", labtest.Tool(c.t, "serve", nodes...)...); err != nil {
 		c.t.Fatal(err)
 	}
 }
@@ -111,7 +91,7 @@ func (c *cluster) serve() {
 // ask sends a request to the API server.
 func (c *cluster) ask(method, path, body string) string {
 	c.t.Helper()
-	out, err := c.Exec(c.t.Context(), c.server, strings.NewReader(body), c.tool("ask", method, path)...)
+	out, err := c.Exec(c.t.Context(), c.server, strings.NewReader(body), labtest.Tool(c.t, "ask", method, path)...)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -125,16 +105,9 @@ func (c *cluster) launch(host string, env ...string) error {
 	return err
 }
 
-func (c *cluster) report(host string) (r api.Report) {
+func (c *cluster) report(host string) api.Report {
 	c.t.Helper()
-	out, err := c.Exec(c.t.Context(), host, nil, "weft", "report")
-	if err == nil {
-		err = json.Unmarshal([]byte(out), &r)
-	}
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return r
+	return labtest.Report(c.t, c.Lab, host)
 }
 
 // owns is how many addresses the peer with an id has, as a host knows it.

@@ -14,32 +14,17 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 
 	"weft/prog/lab"
+	"weft/prog/lab/labtest"
 )
 
-// toolVar is the variable with which the test binary runs as a tool inside the lab. Its value names
-// what to print.
-const toolVar = "WEFT_UML_TOOL"
-
 func TestMain(m *testing.M) {
-	tools := map[string]func() error{"allowed": printAllowed, "leftovers": printLeftovers}
-	if tool, ok := tools[os.Getenv(toolVar)]; ok {
-		if err := tool(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
+	labtest.Main(m, map[string]func([]string) error{"allowed": printAllowed, "leftovers": printLeftovers})
 }
 
 // tool returns the output of a tool on a host.
 func tool(t *testing.T, l *lab.Lab, host, name string) string {
 	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return run(t, l, host, "env", toolVar+"="+name, exe)
+	return run(t, l, host, labtest.Tool(t, name)...)
 }
 
 // allowed returns the allowed IPs in a host's WireGuard, by the peer's public key.
@@ -52,7 +37,7 @@ func allowed(t *testing.T, l *lab.Lab, host string) map[string][]string {
 	return all
 }
 
-func printAllowed() error {
+func printAllowed([]string) error {
 	client, err := wgctrl.New()
 	if err != nil {
 		return err
@@ -75,7 +60,7 @@ func printAllowed() error {
 }
 
 // printLeftovers prints the tables, links and routes that Weft could have left.
-func printLeftovers() error {
+func printLeftovers([]string) error {
 	tables, err := (&nftables.Conn{}).ListTables()
 	if err != nil {
 		return err

@@ -2,7 +2,6 @@ package uml
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -13,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weft/prog/api"
 	"weft/prog/lab"
 	"weft/prog/lab/labtest"
 	"weft/prog/lab/probe"
@@ -224,29 +222,13 @@ func reset(t *testing.T, l *lab.Lab, host string) {
 	}
 }
 
-func run(t *testing.T, l *lab.Lab, target string, args ...string) string {
-	t.Helper()
-	out, err := l.Exec(t.Context(), target, nil, args...)
-	if err != nil {
-		t.Fatalf("%s: %s: %v", target, strings.Join(args, " "), err)
-	}
-	return out
-}
-
 func addrs(t *testing.T, l *lab.Lab, target string) []string {
 	t.Helper()
-	a, err := l.Addrs(t.Context(), target)
-	if err != nil || len(a) != 2 {
-		t.Fatalf("addresses of %s: %v, %v", target, a, err)
+	a := labtest.Addrs(t, l, target)
+	if len(a) != 2 {
+		t.Fatalf("addresses of %s: %v", target, a)
 	}
 	return a
 }
 
-func report(t *testing.T, l *lab.Lab, host string) api.Report {
-	t.Helper()
-	var r api.Report
-	if err := json.Unmarshal([]byte(run(t, l, host, "weft", "report")), &r); err != nil {
-		t.Fatal(err)
-	}
-	return r
-}
+var run, report = labtest.Run, labtest.Report
