@@ -129,8 +129,8 @@ func (c *Cluster) Requests(kind string) (n int) {
 func (c *Cluster) Partition(side func(*Host) int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, n := range c.hosts {
-		n.side = side(n)
+	for _, h := range c.hosts {
+		h.side = side(h)
 	}
 	c.changed()
 }
@@ -152,9 +152,9 @@ func (c *Cluster) Heal() { c.Partition(func(*Host) int { return 0 }) }
 // exchange their states, and Twin of the later of two runs with one identity is called.
 func (c *Cluster) changed() {
 	e := epoch{time.Now(), make([]int, len(c.hosts))}
-	for i, n := range c.hosts {
-		if e.side[i] = down; n.up {
-			e.side[i] = n.side
+	for i, h := range c.hosts {
+		if e.side[i] = down; h.up {
+			e.side[i] = h.side
 		}
 	}
 	c.epochs = append(c.epochs, e)
@@ -352,14 +352,14 @@ func (c *Cluster) around(h *Host) []*Host {
 // ErrUnreachable reports that no run of a peer counts as reachable.
 var ErrUnreachable = errors.New("the peer cannot be reached by gossip at present")
 
-// find returns the run of a peer that a message from n goes to, or nil. Of two with the same
+// find returns the run of a peer that a message from h goes to, or nil. Of two with the same
 // identity it chooses one at random.
-func (c *Cluster) find(n *Host, id peer.ID) *Host {
+func (c *Cluster) find(h *Host, id peer.ID) *Host {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var runs []*Host
 	for _, o := range c.peers[id] {
-		if o != n && c.sees(n, o) {
+		if o != h && c.sees(h, o) {
 			runs = append(runs, o)
 		}
 	}
@@ -367,15 +367,15 @@ func (c *Cluster) find(n *Host, id peer.ID) *Host {
 		return nil
 	}
 	slices.SortStableFunc(runs, func(a, b *Host) int { // prefer one that answers
-		if x, y := c.linked(n, a), c.linked(n, b); x == y {
+		if x, y := c.linked(h, a), c.linked(h, b); x == y {
 			return 0
 		} else if x {
 			return -1
 		}
 		return 1
 	})
-	if len(runs) > 1 && c.linked(n, runs[1]) {
-		return runs[c.dice("find", n, n).IntN(2)]
+	if len(runs) > 1 && c.linked(h, runs[1]) {
+		return runs[c.dice("find", h, h).IntN(2)]
 	}
 	return runs[0]
 }

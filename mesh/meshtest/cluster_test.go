@@ -46,7 +46,7 @@ func (w *words) Merge(data []byte) (news []byte, err error) {
 	return news, nil
 }
 
-func cluster(g *Cluster, n int, twin func()) (hosts []*Host, states []*words) {
+func cluster(c *Cluster, n int, twin func()) (hosts []*Host, states []*words) {
 	echo := func(_ context.Context, from peer.ID, payload []byte) ([]byte, error) {
 		if len(payload) == 0 {
 			return nil, errors.New("nothing to say")
@@ -54,7 +54,7 @@ func cluster(g *Cluster, n int, twin func()) (hosts []*Host, states []*words) {
 		return append(payload, from[0]), nil
 	}
 	for i := range n {
-		hosts = append(hosts, g.Host(peer.ID{byte(i + 1)}, nil))
+		hosts = append(hosts, c.Host(peer.ID{byte(i + 1)}, nil))
 		states = append(states, &words{said: map[string]bool{}})
 		hosts[i].Start(0, HostConfig{Replicas: []Replica{states[i]}, Handlers: map[string]Handler{"echo": echo}, Twin: twin})
 	}
@@ -65,10 +65,10 @@ func cluster(g *Cluster, n int, twin func()) (hosts []*Host, states []*words) {
 // Deltas spread in spite of loss, and across a partition after it has healed.
 func TestClusterSpreads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewCluster(1)
-		defer g.Close()
-		g.SetConditions(Conditions{Loss: 0.3, Duplicate: 0.3, Delay: time.Second})
-		hosts, states := cluster(g, 8, nil)
+		c := NewCluster(1)
+		defer c.Close()
+		c.SetConditions(Conditions{Loss: 0.3, Duplicate: 0.3, Delay: time.Second})
+		hosts, states := cluster(c, 8, nil)
 		heard := func(want string) (n int) {
 			for _, s := range states {
 				if s.String() == want {
@@ -86,7 +86,7 @@ func TestClusterSpreads(t *testing.T) {
 		if n := heard("a"); n != 8 {
 			t.Errorf("%d of 8 hosts received the broadcast; want all", n)
 		}
-		g.Partition(func(n *Host) int { return int(n.id[0]) % 2 })
+		c.Partition(func(n *Host) int { return int(n.id[0]) % 2 })
 		say(0, "b")
 		time.Sleep(time.Minute)
 		if n := heard("ab"); n != 4 {
@@ -95,7 +95,7 @@ func TestClusterSpreads(t *testing.T) {
 		if hosts[0].Reachable(hosts[1].id) || !hosts[0].Reachable(hosts[2].id) || len(hosts[0].Others()) != 7 {
 			t.Error("reachability ignores the partition, or peers are missing")
 		}
-		g.Heal()
+		c.Heal()
 		time.Sleep(time.Minute)
 		if n := heard("ab"); n != 8 {
 			t.Errorf("after the partition %d of 8 hosts have the word; want all", n)
@@ -107,9 +107,9 @@ func TestClusterSpreads(t *testing.T) {
 // and its announced state is kept.
 func TestClusterRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewCluster(1)
-		defer g.Close()
-		hosts, _ := cluster(g, 2, nil)
+		c := NewCluster(1)
+		defer c.Close()
+		hosts, _ := cluster(c, 2, nil)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		if got, err := hosts[0].Request(ctx, hosts[1].id, "echo", []byte{7}); err != nil || !bytes.Equal(got, []byte{7, 1}) {
@@ -137,22 +137,51 @@ func TestClusterRequests(t *testing.T) {
 // If two runs of one peer reach each other, Twin of the later one is called.
 func TestClusterTwins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := NewCluster(1)
-		defer g.Close()
+		c := NewCluster(1)
+		defer c.Close()
 		told := 0
-		hosts, _ := cluster(g, 1, func() { t.Error("the earlier run of the host was called; want only the later one") })
-		twin := g.Host(hosts[0].id, hosts[0].Known())
+		hosts, _ := cluster(c, 1, func() { t.Error("the earlier run of the host was called; want only the later one") })
+		twin := c.Host(hosts[0].id, hosts[0].Known())
 		twin.Start(1, HostConfig{Twin: func() { told++; _ = twin.Stop() }})
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if told != 0 {
 			t.Error("Twin was called although the two runs do not reach each other")
 		}
-		g.Heal()
+		c.Heal()
 		time.Sleep(TwinLag)
 		synctest.Wait()
 		if told != 1 {
 			t.Errorf("the later run was told %d times, want once", told)
+		}
+	})
+}
+
+// A host runs until it stops, and its error is not lost. Its requests are counted, and it can be slow.
+func TestHostRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := NewCluster(1)
+		echo := func(_ context.Context, _ peer.ID, payload []byte) ([]byte, error) { return payload, nil }
+		errBroken := errors.New("broken")
+		a, b := c.Host(ID(1), nil), c.Host(ID(2), nil)
+		a.Start(0, HostConfig{Run: func(ctx context.Context) error { <-ctx.Done(); return errBroken }})
+		b.Start(0, HostConfig{Handlers: map[string]Handler{"echo": echo}})
+		time.Sleep(joinLag)
+		b.Slow(3 * time.Second)
+		start := time.Now()
+		if _, err := a.Request(t.Context(), ID(2), "echo", []byte{7}); err != nil || time.Since(start) < 3*time.Second {
+			t.Errorf("a reply after %v, %v, want one after 3 s", time.Since(start), err)
+		}
+		if a.Requests("echo") != 1 || a.Requests("other") != 0 || c.Requests("") != 1 {
+			t.Errorf("%d and %d requests were counted, %d in all", a.Requests("echo"), a.Requests("other"), c.Requests(""))
+		}
+		c.Isolate(a)
+		time.Sleep(failLag)
+		if a.Reachable(ID(2)) {
+			t.Error("an isolated host reaches another")
+		}
+		if err := c.Stop(); !errors.Is(err, errBroken) {
+			t.Errorf("the hosts ended with %v, want %v", err, errBroken)
 		}
 	})
 }

@@ -1,7 +1,10 @@
-// Package meshtest simulates networks for tests with testing/synctest. Network is memberlist's
-// transport in memory, with loss, delay and partitions; Gossip simulates a whole cluster. Both are
-// safe for concurrent use. A packet for a full queue is dropped, as in a real network: a transport
-// that blocks would deadlock once a member has stopped.
+// Package meshtest simulates peers for tests with testing/synctest. It has three levels. Cluster
+// simulates Hosts at the level of what a mesh promises its users, and Disk is what survives of a
+// host. Network is memberlist's transport in memory, with loss, delay and partitions, for whole
+// meshes. Solo is the mesh of a part that runs alone.
+//
+// All are safe for concurrent use. A packet for a full queue of a Network is dropped, as in a real
+// network: a transport that blocks would deadlock once a member has stopped.
 package meshtest
 
 import (

@@ -1,0 +1,33 @@
+package meshtest
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weft/mesh/peer"
+)
+
+// A write that fails changes nothing. A copy is of one moment, and does not share the failure.
+func TestDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, start := &Disk{Delay: time.Second}, time.Now()
+		save := func(record string) error { return d.SavePeers(map[peer.ID][]byte{ID(1): []byte(record)}) }
+		if err := save("first"); err != nil || time.Since(start) != time.Second {
+			t.Errorf("%v after %v, want a write of one second", err, time.Since(start))
+		}
+		backup, full := d.Copy(), errors.New("disk full")
+		d.Fail(full)
+		if err := save("second"); !errors.Is(err, full) || string(d.Peers()[ID(1)]) != "first" || d.Writes() != 1 {
+			t.Errorf("%v; stored %s by %d writes", err, d.Peers()[ID(1)], d.Writes())
+		}
+		d.Fail(nil)
+		if err := d.SavePeers(map[peer.ID][]byte{ID(1): nil}); err != nil || len(d.Peers()) != 0 {
+			t.Errorf("%v; a deleted record is still stored", err)
+		}
+		if err := backup.SaveSynced(); err != nil || string(backup.Peers()[ID(1)]) != "first" || d.Synced() {
+			t.Errorf("%v; the backup has %s, and what is written to it is on the disk: %v", err, backup.Peers()[ID(1)], d.Synced())
+		}
+	})
+}
