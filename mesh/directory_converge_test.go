@@ -70,9 +70,9 @@ func faults(t *testing.T, seed uint64) {
 		w.publish(h, append(h.says, at("last", slot.Slot(100*h.n+50)))...)
 	}
 	time.Sleep(10 * time.Second)
-	w.eventually(5*time.Minute, "all hosts have the same sets after the partition")
+	w.agree(5*time.Minute, "all hosts have the same sets after the partition")
 	time.Sleep(2 * time.Minute)
-	w.eventually(0, "all hosts still have the same sets")
+	w.agree(0, "all hosts still have the same sets")
 	for _, h := range w.here {
 		if sets, slots := h.waits(); sets+slots > 0 {
 			t.Errorf("host %d still waits for %d sets and %d slots", h.n, sets, slots)

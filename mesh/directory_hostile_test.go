@@ -160,7 +160,7 @@ func TestFalseVersionsDelayNothing(t *testing.T) {
 					}
 					time.Sleep(100 * time.Millisecond)
 				}
-				w.eventually(15*time.Second, "all hosts have the true sets")
+				w.agree(15*time.Second, "all hosts have the true sets")
 				time.Sleep(30 * time.Second)
 				if n := w.fetches() - before; asked.Load() > 10*lies || n > 5*(5*lies+5*lies) {
 					t.Errorf("%d requests went to the malicious peer, and %d to all; want a number in proportion to its claims", asked.Load(), n)

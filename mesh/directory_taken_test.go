@@ -41,7 +41,7 @@ func TestFreedSlotIsTakenUntilAllPeersDropIt(t *testing.T) {
 		}
 		// One host misses the change, and its owner is slow to answer the fetch.
 		w.publish(h[1], at("again", 1))
-		w.eventually(time.Second, "slot 1 is used again")
+		w.agree(time.Second, "slot 1 is used again")
 		w.SetConditions(meshtest.Conditions{Loss: 1})
 		w.publish(h[1])
 		time.Sleep(20 * time.Millisecond)
@@ -100,7 +100,7 @@ func TestOnlyReachablePeersHoldFreedSlots(t *testing.T) {
 		w.Heal()
 		time.Sleep(10 * time.Second)
 		w.publish(h[1], at("again", 1))
-		w.eventually(time.Second, "slot 1 is used again")
+		w.agree(time.Second, "slot 1 is used again")
 		h[5].Slow(20 * time.Second)
 		w.Isolate(h[4].Host)
 		w.publish(h[1])
@@ -287,7 +287,7 @@ func freeSlots(t *testing.T, seed uint64) {
 		check()
 		time.Sleep(10 * time.Millisecond)
 	}
-	w.eventually(0, "all hosts have the same sets without packet loss")
+	w.agree(0, "all hosts have the same sets without packet loss")
 	for _, h := range w.here {
 		if sets, slots := h.waits(); sets+slots > 0 {
 			t.Errorf("host %d still waits for %d sets and %d slots", h.n, sets, slots)

@@ -105,8 +105,8 @@ func (w *dirCluster) publish(r *dirHost, endpoints ...directory.Endpoint) {
 	}
 }
 
-// eventually waits until all running hosts have equal sets, with the endpoints that each published.
-func (w *dirCluster) eventually(within time.Duration, what string) {
+// agree waits until all running hosts have equal sets, with the endpoints that each published.
+func (w *dirCluster) agree(within time.Duration, what string) {
 	w.t.Helper()
 	eventually.Nil(w.t, within, what, w.differ)
 }
@@ -159,7 +159,7 @@ func five(t *testing.T) (*dirCluster, [6]*dirHost) {
 		h[n] = w.start(n, 0, nil)
 		w.publish(h[n], at(fmt.Sprint("first-", n), slot.Slot(n)))
 	}
-	w.eventually(10*time.Second, "all hosts have all sets")
+	w.agree(10*time.Second, "all hosts have all sets")
 	time.Sleep(10 * time.Second)
 	return w, h
 }
@@ -179,20 +179,20 @@ func TestChangeReachesAllPeersSoon(t *testing.T) {
 		w, h := five(t)
 		before := w.fetches()
 		w.publish(h[1], at("a", 1), at("b", 11))
-		w.eventually(200*time.Millisecond, "a change")
+		w.agree(200*time.Millisecond, "a change")
 		if n := w.fetches() - before; n != 0 {
 			t.Errorf("a small change caused %d fetches; want 0", n)
 		}
 		time.Sleep(10 * time.Second)
 		before = w.fetches()
 		w.publish(h[1], append(many(100), at("b", 111))...)
-		w.eventually(300*time.Millisecond, "a large change")
+		w.agree(300*time.Millisecond, "a large change")
 		time.Sleep(time.Minute)
 		if n := w.fetches() - before; n != 4 {
 			t.Errorf("%d fetches of a large set by four peers, want 4", n)
 		}
 		w.publish(h[1])
-		w.eventually(300*time.Millisecond, "the removal of all endpoints")
+		w.agree(300*time.Millisecond, "the removal of all endpoints")
 		w.end()
 	})
 }
@@ -207,13 +207,13 @@ func TestLostDeltaLeadsToFetch(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 		w.SetConditions(meshtest.Conditions{})
 		w.publish(h[1], at("a", 1), at("b", 11))
-		w.eventually(200*time.Millisecond, "the missed change arrives")
+		w.agree(200*time.Millisecond, "the missed change arrives")
 		w.SetConditions(meshtest.Conditions{Delay: 100 * time.Millisecond})
 		for i := range 30 {
 			w.publish(h[2], many(i)...)
 			time.Sleep(time.Duration(i) * 3 * time.Millisecond)
 		}
-		w.eventually(time.Second, "a quick series")
+		w.agree(time.Second, "a quick series")
 		w.end()
 	})
 }
@@ -258,7 +258,7 @@ func TestDirectoryConvergesAfterPartition(t *testing.T) {
 			t.Fatal("the directories are equal in spite of the partition")
 		}
 		w.Heal()
-		w.eventually(time.Minute, "all hosts have the same sets after the partition")
+		w.agree(time.Minute, "all hosts have the same sets after the partition")
 		w.end()
 	})
 }
@@ -277,7 +277,7 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 		if got := fmt.Sprint(h[1].Held()); got != held {
 			t.Errorf("publishing the same endpoints changed the sets to %s, want %s", got, held)
 		}
-		w.eventually(0, "after a restart")
+		w.agree(0, "after a restart")
 		// Start it with an older copy of its disk, first without publishing, then with.
 		old := h[1].disk.Copy()
 		w.publish(h[1], many(3)...)
@@ -288,7 +288,7 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 		w.kill(h[1])
 		h[1] = w.start(1, 0, old.Copy())
 		h[1].says = append(many(2), at("x", 77))
-		w.eventually(20*time.Second, "it takes over its newer set before it publishes")
+		w.agree(20*time.Second, "it takes over its newer set before it publishes")
 		if got := h[1].set(idOf(1)).Version; got != version {
 			t.Errorf("version %d, want %d since it has published nothing", got, version)
 		}
@@ -298,7 +298,7 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 		if got := h[1].set(idOf(1)).Version; got >= version {
 			t.Fatalf("it starts with version %d, want an older one", got)
 		}
-		w.eventually(20*time.Second, "the newly published set replaces the newer version")
+		w.agree(20*time.Second, "the newly published set replaces the newer version")
 		for _, s := range []slot.Slot{0, 77} { // slots that only other peers knew it had used
 			if !h[1].Taken(s) {
 				t.Errorf("slot %d is free although other peers may still map it", s)
@@ -357,10 +357,10 @@ func TestRemovedPeersSetIsDeletedAndCanReturn(t *testing.T) {
 			}
 			h[1] = w.start(1, 0, disk)
 			w.publish(h[1], at("new", 50))
-			w.eventually(20*time.Second, "the returned peer's set arrives")
+			w.agree(20*time.Second, "the returned peer's set arrives")
 			h[5] = w.start(5, 0, late)
 			w.publish(h[5], at("first-5", 5))
-			w.eventually(time.Minute, "a host with the old set of the removed peer converges")
+			w.agree(time.Minute, "a host with the old set of the removed peer converges")
 			w.end()
 		})
 	}

@@ -77,11 +77,11 @@ func documentFaults(t *testing.T, seed uint64) {
 		last = m
 		c.write(m, policy(fmt.Sprint("last-", m.n), "x"))
 	}
-	c.eventually(5*time.Minute, "*")
+	c.agree(5*time.Minute, "*")
 	c.write(last, policy("web-0", "the last word"))
-	c.eventually(time.Minute, "*")
+	c.agree(time.Minute, "*")
 	time.Sleep(2 * time.Minute)
-	c.eventually(0, "*")
+	c.agree(0, "*")
 	before := c.Requests("")
 	time.Sleep(time.Minute)
 	if n := c.Requests("") - before; n > 0 {
@@ -158,7 +158,7 @@ func TestTombstonesExpire(t *testing.T) {
 		c, m := four(t)
 		m[4].ahead.Store(20_000)
 		c.write(m[1], policy("web", "1"), policy("db", "1"), policy("dns", "1"))
-		c.eventually(time.Second, "db=1 dns=1 web=1")
+		c.agree(time.Second, "db=1 dns=1 web=1")
 		c.write(m[1], noPolicy("web"))
 		c.write(m[4], noPolicy("db"))
 		time.Sleep(2 * flushEvery)

@@ -180,7 +180,7 @@ func TestFalseDocumentVersionsDelayNothing(t *testing.T) {
 					c.write(m[2], policy("web", fmt.Sprint("true-", i)))
 					time.Sleep(200 * time.Millisecond)
 				}
-				c.eventually(15*time.Second, fmt.Sprint("web=true-", lies-1))
+				c.agree(15*time.Second, fmt.Sprint("web=true-", lies-1))
 				time.Sleep(time.Minute)
 				if n := asked.Load(); n > 4*lies*2 {
 					t.Errorf("4 hosts sent %d requests to the malicious peer; want at most two for each false claim", n)

@@ -66,7 +66,7 @@ func TestDeletedDocumentsDoNotReturn(t *testing.T) {
 				c, m := four(t)
 				c.write(m[1], policy("old", "x"), policy("kept", "x"))
 				c.write(m[4], policy("theirs", "x"))
-				c.eventually(time.Second, "kept=x old=x theirs=x")
+				c.agree(time.Second, "kept=x old=x theirs=x")
 				time.Sleep(time.Minute)
 				c.Isolate(m[4].Host)
 				time.Sleep(10 * time.Second)
@@ -89,7 +89,7 @@ func TestDeletedDocumentsDoNotReturn(t *testing.T) {
 					c.end()
 					return
 				}
-				c.eventually(0, "*")
+				c.agree(0, "*")
 				before := c.Requests("")
 				time.Sleep(time.Minute)
 				if n := c.Requests("") - before; n > 0 {
@@ -121,7 +121,7 @@ func TestUnreadableDiskDeletesNothing(t *testing.T) {
 			t.Fatalf("the joining host has the documents %s; want db=1 dns=1 new=1", got)
 		}
 		c.Heal()
-		c.eventually(2*time.Minute, "db=1 dns=1 new=1 web=1")
+		c.agree(2*time.Minute, "db=1 dns=1 new=1 web=1")
 		c.end()
 	})
 }
@@ -141,7 +141,7 @@ func TestOnlyPeersWrite(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Minute)
-		c.eventually(0, "")
+		c.agree(0, "")
 		if n := c.Requests(""); n > 60 {
 			t.Errorf("the document of an unknown writer caused %d requests; want at most 60", n)
 		}
@@ -151,7 +151,7 @@ func TestOnlyPeersWrite(t *testing.T) {
 			t.Skip("the new host is already known to the others")
 		}
 		c.write(late, policy("late", "x"))
-		c.eventually(time.Minute, "late=x")
+		c.agree(time.Minute, "late=x")
 		c.end()
 	})
 }
@@ -189,16 +189,16 @@ func TestLargestVersionCanBeDeleted(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.write(m[2], policy("web", "x"))
-		c.eventually(time.Minute, "lie=x web=x")
+		c.agree(time.Minute, "lie=x web=x")
 		c.write(m[1], noPolicy("lie"))
-		c.eventually(time.Minute, "web=x")
+		c.agree(time.Minute, "web=x")
 		if _, err := m[4].Merge(encode(documentNews{From: idOf(3), Documents: [][]byte{doc.Encode()}})); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
-		c.eventually(0, "web=x")
+		c.agree(0, "web=x")
 		c.write(m[3], policy("web", "y"), policy("db", "z"))
-		c.eventually(time.Minute, "db=z web=y")
+		c.agree(time.Minute, "db=z web=y")
 		if v := m[1].version("db"); v > 10 {
 			t.Errorf("another document has version %d, want a small one", v)
 		}

@@ -136,8 +136,8 @@ func reads(d *Documents) string {
 	return strings.Join(out, " ")
 }
 
-// eventually waits until all hosts have the same documents: want, or any if it is "*".
-func (c *docCluster) eventually(within time.Duration, want string) {
+// agree waits until all hosts have the same documents: want, or any if it is "*".
+func (c *docCluster) agree(within time.Duration, want string) {
 	c.t.Helper()
 	eventually.Nil(c.t, within, "all hosts have the same documents", func() error {
 		first := c.here[slices.Min(slices.Collect(maps.Keys(c.here)))]
@@ -157,16 +157,16 @@ func TestDocumentReachesAllPeersSoon(t *testing.T) {
 		c, m := four(t)
 		before := c.Requests("")
 		c.write(m[1], policy("web", "a"), policy("db", "b"))
-		c.eventually(200*time.Millisecond, "db=b web=a")
+		c.agree(200*time.Millisecond, "db=b web=a")
 		c.write(m[2], noPolicy("db"), policy("web", "c"))
-		c.eventually(200*time.Millisecond, "web=c")
+		c.agree(200*time.Millisecond, "web=c")
 		time.Sleep(time.Minute)
 		if n := c.Requests("") - before; n != 0 {
 			t.Errorf("%d requests for small changes, want none", n)
 		}
 		before = c.Requests("")
 		c.write(m[3], policy("web", strings.Repeat("x", document.MaxBody)))
-		c.eventually(300*time.Millisecond, "web="+strings.Repeat("x", 20))
+		c.agree(300*time.Millisecond, "web="+strings.Repeat("x", 20))
 		time.Sleep(time.Minute)
 		if n := c.Requests("") - before; n != 3 {
 			t.Errorf("%d requests for a large document by three peers, want 3", n)
@@ -177,7 +177,7 @@ func TestDocumentReachesAllPeersSoon(t *testing.T) {
 		}
 		before = c.Requests("")
 		c.write(m[4], many...) // 3 MB, in several replies
-		c.eventually(5*time.Second, "*")
+		c.agree(5*time.Second, "*")
 		if n := c.Requests("") - before; n < 9 || n > 40 {
 			t.Errorf("fetching 100 documents took %d requests; want 9 to 40", n)
 		}
@@ -240,7 +240,7 @@ func TestConcurrentWritersConverge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m := four(t)
 		c.write(m[1], policy("web", "0"), policy("db", "0"), policy("dns", "0"))
-		c.eventually(time.Second, "db=0 dns=0 web=0")
+		c.agree(time.Second, "db=0 dns=0 web=0")
 		c.Isolate(m[1].Host, m[2].Host)
 		time.Sleep(10 * time.Second)
 		c.write(m[1], policy("web", "1"), noPolicy("db"), policy("left", "1"))
@@ -250,7 +250,7 @@ func TestConcurrentWritersConverge(t *testing.T) {
 		c.write(m[2], policy("dns", "2"))
 		time.Sleep(10 * time.Second)
 		c.Heal()
-		c.eventually(time.Minute, "*")
+		c.agree(time.Minute, "*")
 		got := reads(m[2].Documents)
 		if !strings.Contains(got, "dns=5 left=1 right=3 web=") {
 			t.Errorf("after the partition the documents are %s", got)
@@ -293,7 +293,7 @@ func TestWritesAfterOlderDiskWin(t *testing.T) {
 				version := m[2].version("web")
 				time.Sleep(20 * time.Second)
 				c.Heal()
-				c.eventually(time.Minute, "db=later-4 web=now")
+				c.agree(time.Minute, "db=later-4 web=now")
 				if got := m[2].version("web"); got <= version || got > version+3 {
 					t.Errorf("the new document has version %d; want 1 to 3 more than that of the mesh, %d", got, version)
 				}
@@ -339,7 +339,7 @@ func TestConcurrentRefutationsEnd(t *testing.T) {
 		c.write(a, policy("web", "a"))
 		c.write(b, policy("web", "b"))
 		c.Heal()
-		c.eventually(20*time.Second, "*")
+		c.agree(20*time.Second, "*")
 		time.Sleep(time.Minute)
 		if v := a.version("web"); v > 4 || reads(a.Documents) != reads(b.Documents) {
 			t.Errorf("version %d, want a small one; documents are %s and %s", v, reads(a.Documents), reads(b.Documents))
