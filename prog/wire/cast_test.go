@@ -22,8 +22,8 @@ import (
 	"weft/mesh/secret"
 )
 
-// The cast of the corpus. Alpha and bravo share the ring, charlie owns nothing, delta is who
-// joins, echo is one more.
+// The peers of the corpus. Alpha and bravo share the ring, charlie owns no slots, delta joins,
+// echo is an additional peer.
 const (
 	alpha = iota + 1
 	bravo
@@ -50,13 +50,14 @@ var (
 	joinToken = secret.Token{Cluster: cluster, Secret: secret.Secret(bytes.Repeat([]byte{0x33}, 32))}
 	universe  = slot.Universe{V4: netip.MustParsePrefix("10.32.0.0/16"), V6: cluster.V6()}
 	ringID    = ring.ID(bytes.Repeat([]byte{0x11}, 16))
-	// now is when all of it is written: also when a simulation begins (testing/synctest).
+	// now is the time at which the corpus is written, and at which simulations begin
+	// (testing/synctest).
 	now = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 )
 
 var otherUniverse = netip.MustParsePrefix("10.99.0.0/16")
 
-// Slots that the cast uses: the first half of the universe is alpha's, the second bravo's.
+// Slots used in the corpus. Alpha owns the first half of the universe, bravo the second.
 const (
 	slotNode = slot.Slot(1)
 	slotWeb  = slot.Slot(2)
@@ -74,7 +75,7 @@ func record(n int) peer.Record {
 	}
 }
 
-// settled is the record of one that is in the ring, under Kubernetes.
+// settled returns the record of a peer that is in the ring and runs on Kubernetes.
 func settled(n int) peer.Record {
 	r := record(n)
 	r.Node, r.Ring, r.Host = slotNode, ringID[:], "0f8c5f2e-0000-4000-8000-00000000000"+fmt.Sprint(n)
@@ -105,7 +106,7 @@ func among(others []int, answer ...func(meshtest.Asked) ([]byte, error)) *statio
 
 func (s *station) Name(p peer.ID) string { return nameOf(p) }
 
-// questions are the payloads of what was asked of one kind.
+// questions returns the payloads of all requests of one kind.
 func (s *station) questions(kind string) (payloads [][]byte) {
 	for _, q := range s.Requests(kind) {
 		payloads = append(payloads, q.Payload)
@@ -122,7 +123,7 @@ func (s *station) last() []byte {
 	return said[len(said)-1]
 }
 
-// shelf is the disk of a part that stands alone.
+// shelf is the store for a single component under test.
 type shelf struct {
 	meshtest.Disk
 	ipam ipam.State
@@ -141,8 +142,8 @@ var quiet = slog.New(slog.DiscardHandler)
 
 func nothing() {}
 
-// show writes a value for people: what is zero is left out, so that a field that is new does
-// not change what an older value means.
+// show formats a value. It omits zero fields, so that a new field does not change how an older
+// value is shown.
 func show(v any) string {
 	var b strings.Builder
 	write(&b, "", reflect.ValueOf(v))
@@ -188,7 +189,7 @@ func entry(b *strings.Builder, indent, name string, v reflect.Value) {
 	write(b, indent+"  ", v)
 }
 
-// word is a value that is one word.
+// word formats a value that fits in one word or line.
 func word(v reflect.Value) (string, bool) {
 	if v.Kind() == reflect.Interface && !v.IsNil() {
 		v = v.Elem()
@@ -230,8 +231,8 @@ func word(v reflect.Value) (string, bool) {
 	return fmt.Sprint(v), true
 }
 
-// sorted are the keys of a map, in order.
+// sorted returns the keys of a map in order.
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
-// tell puts a report together.
+// tell joins the parts of a report.
 func tell(parts ...string) string { return strings.Join(parts, "") }

@@ -21,33 +21,33 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// recorded are the versions of the corpus, with the digest of each folder in testdata. A
-// line is added when one is recorded, and never changed: agents in the field speak these
-// bytes and have them on their disks, whatever we would rather have written.
+// recorded are the versions of the corpus, with the digest of each folder in testdata. A line is
+// added for each recorded version, and never changed: deployed agents send these bytes and have
+// them on their disks.
 var recorded = map[string]string{
 	"v1": "2e61f076bac95f543ca556f5314940d8dd3a2b01616e06db3c50aaafd136d7b7",
 	"v2": "6ba73c0f277f87a8fd0dad252b16055e7009f658121a90d81d5f01c38ba4f01e",
 }
 
-var update = flag.String("update-wire", "", "record what is written today as a new version of the corpus, such as v2")
+var update = flag.String("update-wire", "", "record what the current code writes as a new version of the corpus, such as v2")
 
-const howToRecord = "If the change is meant, and older agents can read it (site/docs/decisions/0018-wire.md), record it beside the old ones: " +
+const howToRecord = "If the change is intended, and older agents can read it (site/docs/decisions/0018-wire.md), record it beside the old versions: " +
 	"go test ./prog/wire -run TestRecord -update-wire v%d, and add the digest that this prints to `recorded`"
 
-// item is one thing that travels or is kept.
+// item is one message or stored value of the corpus.
 type item struct {
-	what string // for people
-	// read says what today's code makes of it: what it means, or what comes of it.
+	what string // description, written to the recorded file
+	// read returns what the current code decodes, or the effect of the item.
 	read func(t *testing.T, data []byte) string
-	// newer is the item as a later version could write it, with fields that are not known yet;
-	// nil if it has no room for any.
+	// newer returns the item as a later version could write it, with unknown fields. It is nil
+	// if the format has no room for fields.
 	newer func(data []byte) []byte
 }
 
-// scene are the items among which one is read: of the same version.
+// scene contains all items of the version of the item that is being read.
 var scene map[string][]byte
 
-// items are all things of the corpus, by name.
+// items returns all items of the corpus by name.
 func items() map[string]item {
 	all := map[string]item{}
 	for _, part := range []map[string]item{stateItems, meshItems, directoryItems, documentItems, ipamItems, policyItems, diskItems} {
@@ -56,7 +56,7 @@ func items() map[string]item {
 	return all
 }
 
-// produced is what today's code writes, with the keys and times of the cast, by name.
+// produced is what the current code writes with the keys and times of the corpus, by name.
 var (
 	produceOnce sync.Once
 	producedAll map[string][]byte
@@ -74,7 +74,7 @@ func produced(t *testing.T) map[string][]byte {
 		producedAll = all
 	})
 	if producedAll == nil {
-		t.Fatal("what today's code writes was not made: see the first test that failed")
+		t.Fatal("the current code produced no items: see the first test that failed")
 	}
 	return producedAll
 }
@@ -84,12 +84,12 @@ func folder(version string) string { return filepath.Join("testdata", version) }
 func number(version string) int {
 	n, err := strconv.Atoi(strings.TrimPrefix(version, "v"))
 	if err != nil || version != fmt.Sprintf("v%d", n) {
-		panic("a version is named v1, v2, …: not " + version)
+		panic("invalid version, want v1, v2, …:" + version)
 	}
 	return n
 }
 
-// versions are those that are recorded, the oldest first.
+// versions returns the recorded versions, the oldest first.
 func versions() []string {
 	return slices.SortedFunc(maps.Keys(recorded), func(a, b string) int { return cmp.Compare(number(a), number(b)) })
 }
@@ -99,7 +99,7 @@ func latest() string {
 	return all[len(all)-1]
 }
 
-// load reads a version: the bytes of each item, and its meaning as it was when it was recorded.
+// load returns the bytes of each item of a version, and its meaning when it was recorded.
 func load(t *testing.T, version string) (data map[string][]byte, meaning map[string]string) {
 	t.Helper()
 	data, meaning = map[string][]byte{}, map[string]string{}
@@ -124,8 +124,8 @@ func load(t *testing.T, version string) (data map[string][]byte, meaning map[str
 	return data, meaning
 }
 
-// toHex is the form of a recorded item: what it is, in CBOR's diagnostic notation (RFC 8949)
-// where it is CBOR, and its bytes.
+// toHex returns the file format of a recorded item: its description, CBOR diagnostic notation
+// (RFC 8949) if it is CBOR, and its bytes.
 func toHex(what string, data []byte) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# %s\n", what)
@@ -153,7 +153,7 @@ func fromHex(t *testing.T, text string) (data []byte) {
 	return data
 }
 
-// digest is one over all files of a version.
+// digest returns one digest of all files of a version.
 func digest(t *testing.T, version string) string {
 	t.Helper()
 	h := sha256.New()
@@ -171,7 +171,7 @@ func digest(t *testing.T, version string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// TestRecord records a new version, if it is told to.
+// TestRecord records a new version if -update-wire is set.
 func TestRecord(t *testing.T) {
 	if *update == "" {
 		t.Skip("only with -update-wire")
@@ -179,12 +179,12 @@ func TestRecord(t *testing.T) {
 	version, all := *update, produced(t)
 	scene = all
 	if _, err := os.Stat(folder(version)); err == nil || number(version) != len(recorded)+1 {
-		t.Fatalf("%s is there, or does not follow the last version: what is recorded is never written again", version)
+		t.Fatalf("%s exists already, or does not follow the latest version: recorded versions are never overwritten", version)
 	}
 	files := map[string]string{}
 	for name, it := range items() {
 		if all[name] == nil {
-			t.Fatalf("%s is not written by anything here", name)
+			t.Fatalf("%s is in items, but no code here produces it", name)
 		}
 		files[name+".hex"], files[name+".txt"] = toHex(it.what, all[name]), it.read(t, all[name])
 	}
@@ -197,9 +197,9 @@ func TestRecord(t *testing.T) {
 	fmt.Printf("add to recorded, in corpus_test.go:\n\t%q: %q,\n", version, digest(t, version))
 }
 
-// What was recorded stays as it is, also if that is a mistake of ours: an agent in the field
-// writes these bytes.
-func TestWhatIsRecordedIsNeverChanged(t *testing.T) {
+// Recorded files never change, even if they contain a mistake: deployed agents write these
+// bytes.
+func TestRecordedVersionsAreUnchanged(t *testing.T) {
 	if *update != "" {
 		t.Skip("recording")
 	}
@@ -213,18 +213,18 @@ func TestWhatIsRecordedIsNeverChanged(t *testing.T) {
 	}
 	slices.SortFunc(folders, func(a, b string) int { return cmp.Compare(number(a), number(b)) })
 	if !slices.Equal(folders, versions()) {
-		t.Errorf("the folders are %v, recorded were %v", folders, versions())
+		t.Errorf("got the folders %v, want those of recorded: %v", folders, versions())
 	}
 	for _, version := range versions() {
 		if got := digest(t, version); got != recorded[version] {
-			t.Errorf("%s was changed: its digest is %s, recorded was %s. An older agent in the field speaks these bytes, and has them on its disk: "+
+			t.Errorf("%s was changed: its digest is %s, want %s. Deployed agents send these bytes and have them on their disks: "+
 				"restore the folder from git, and make the code read it", folder(version), got, recorded[version])
 		}
 	}
 }
 
-// Today's code reads what any version wrote, and it means the same.
-func TestTodayReadsWhatWasRecorded(t *testing.T) {
+// The current code decodes what each recorded version wrote, with the same meaning.
+func TestCurrentCodeReadsRecordedVersions(t *testing.T) {
 	all := items()
 	for _, version := range versions() {
 		data, meaning := load(t, version)
@@ -233,19 +233,19 @@ func TestTodayReadsWhatWasRecorded(t *testing.T) {
 			t.Run(version+"/"+name, func(t *testing.T) {
 				it, known := all[name]
 				if !known {
-					t.Fatal("nothing here reads it any more: older agents still send it")
+					t.Fatal("no code here reads it any more, but older agents still send it")
 				}
 				if got := it.read(t, data[name]); got != meaning[name] {
-					t.Errorf("it means\n%s\nand was recorded as\n%s", got, meaning[name])
+					t.Errorf("got the meaning\n%s\nwant as recorded\n%s", got, meaning[name])
 				}
 			})
 		}
 	}
 }
 
-// What today's code writes is what was recorded last, byte for byte. A change is a new
-// version, and a decision.
-func TestTodayWritesWhatWasRecorded(t *testing.T) {
+// The current code writes the bytes that were recorded last. A change needs a new version and a
+// decision record.
+func TestCurrentCodeWritesLatestVersion(t *testing.T) {
 	if *update != "" {
 		t.Skip("recording")
 	}
@@ -253,7 +253,7 @@ func TestTodayWritesWhatWasRecorded(t *testing.T) {
 	now := produced(t)
 	for name := range items() {
 		if _, ok := now[name]; !ok {
-			t.Errorf("%s is not written by anything here", name)
+			t.Errorf("%s is in items, but no code here produces it", name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(now)) {
@@ -261,7 +261,7 @@ func TestTodayWritesWhatWasRecorded(t *testing.T) {
 		case !ok:
 			t.Errorf("%s is not in %s. "+howToRecord, name, latest(), len(recorded)+1)
 		case !bytes.Equal(before, now[name]):
-			t.Errorf("%s is written as\n%sin %s it is\n%s"+howToRecord, name, toHex("now", now[name]), latest(), toHex("recorded", before), len(recorded)+1)
+			t.Errorf("%s is written as\n%swant as in %s\n%s"+howToRecord, name, toHex("now", now[name]), latest(), toHex("recorded", before), len(recorded)+1)
 		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// The endpoints, as sets, as gossip, as requests, and on disk.
+// Endpoints as sets, in gossip, in requests and on disk.
 
 var directoryItems = map[string]item{
 	"directory/set":          {what: "all endpoints of alpha", read: readSet, newer: newerSet},
@@ -26,15 +26,15 @@ var directoryItems = map[string]item{
 	"directory/full":         {what: "push/pull: which sets alpha has", read: readDirectoryNews, newer: newerHeld},
 	"directory/sets-request": {what: "request directory/sets: whose sets are wanted", read: readSetsRequest},
 	"directory/sets-answer":  {what: "its answer", read: readSetsAnswer, newer: each(wrapped(newerSet))},
-	"directory/held-request": {what: "request directory/held: which set alpha has of itself", read: readHeldRequest, newer: withFields},
-	"directory/held-answer":  {what: "its answer: which one bravo has of alpha", read: readHeldAnswer, newer: withFields},
-	"disk/endpoints-own":     {what: "in bucket directory: alpha's own set, with a slot that others may still know", read: readOwnSet, newer: withFields},
+	"directory/held-request": {what: "request directory/held: which version alpha has of its own set", read: readHeldRequest, newer: withFields},
+	"directory/held-answer":  {what: "its answer: which version of alpha's set bravo has", read: readHeldAnswer, newer: withFields},
+	"disk/endpoints-own":     {what: "in bucket directory: alpha's own set, with a released slot that other peers may still map to its former endpoint", read: readOwnSet, newer: withFields},
 	"disk/endpoints-another": {what: "in bucket directory: the set of another peer", read: readSet, newer: newerSet},
 }
 
 func newerHeld(data []byte) []byte { return withFields(within(data, 2, each(withFields))) }
 
-// newerDelta leads from the set as it was recorded to one with endpoints of a newer version.
+// newerDelta changes the recorded set into one with endpoints of a newer version.
 func newerDelta(data []byte) []byte {
 	n := must(decode[v1SetNews](data))
 	d := must(decode[v1SetDelta](n.Delta))
@@ -84,14 +84,14 @@ var endpointsAfter = []directory.Endpoint{
 	{ID: "name/printer", Name: "printer", Outside: []netip.Addr{netip.MustParseAddr("198.51.100.7"), netip.MustParseAddr("2001:db8::7")}},
 }
 
-// directoryOf is a directory that stands alone, and knows sets.
+// directoryOf returns a directory for one peer that has the given sets.
 func directoryOf(n int, s *station, disk *shelf, sets ...[]byte) *mesh.Directory {
 	return must(mesh.NewDirectory(mesh.DirectoryConfig{
 		Identity: key(n), Mesh: s, Store: disk, Sets: sets, Wanted: func(peer.ID) bool { return true }, Log: quiet, Changed: nothing,
 	}))
 }
 
-// during runs a part of the agent for a while.
+// during runs a component for the duration d.
 func during(t *testing.T, run func(context.Context) error, d time.Duration) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -138,7 +138,7 @@ func produceDirectory(t *testing.T) map[string][]byte {
 		all["directory/sets-answer"] = ask(a, "directory/sets", bravo, all["directory/sets-request"])
 		all["directory/set"], all["disk/endpoints-another"] = first(all["directory/sets-answer"]), theirs.Sets()[id(alpha)]
 
-		during(t, a.Run, 20*time.Second) // it has bravo confirm that the old endpoint is forgotten
+		during(t, a.Run, 20*time.Second) // it asks bravo to confirm that the old endpoint is forgotten
 		all["directory/held-request"] = there.questions("directory/held")[0]
 		all["directory/held-answer"] = ask(b, "directory/held", alpha, all["directory/held-request"])
 	})
@@ -154,13 +154,13 @@ func readSet(t *testing.T, data []byte) string {
 	return tell(fmt.Sprintf("version %d of the endpoints of %s\n", s.Version, nameOf(s.Owner)), show(s.Endpoints()))
 }
 
-// readDirectoryNews is what a peer with the first set of alpha makes of news.
+// readDirectoryNews returns the effect of gossip on a peer that has alpha's first set.
 func readDirectoryNews(t *testing.T, data []byte) string {
 	t.Helper()
 	return readNews(t, data, scene["directory/set-first"])
 }
 
-// readFirstNews is what a peer makes of them that knows no sets.
+// readFirstNews returns the effect of gossip on a peer that has no sets.
 func readFirstNews(t *testing.T, data []byte) string {
 	t.Helper()
 	return readNews(t, data)
@@ -178,8 +178,7 @@ func readNews(t *testing.T, data []byte, before ...[]byte) (out string) {
 	return out
 }
 
-// describeSets are the versions of sets, without the digests: those depend on fields that are
-// not known.
+// describeSets lists the versions of sets. It omits digests, which depend on unknown fields.
 func describeSets(d *mesh.Directory) (out string) {
 	for _, h := range d.Held() {
 		out += fmt.Sprintf("version %d of the endpoints of %s:", h.Version, nameOf(h.Owner))
@@ -212,7 +211,7 @@ func readSetsRequest(t *testing.T, data []byte) string {
 	return out
 }
 
-// readSetsAnswer is what comes of an answer, in who asked for it.
+// readSetsAnswer returns the effect of a reply on the requester.
 func readSetsAnswer(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	news := scene["directory/full"]
@@ -232,7 +231,7 @@ func readHeldRequest(t *testing.T, data []byte) string {
 	return show(map[string]any{"error": err, "answer": answer})
 }
 
-// readHeldAnswer is whether alpha takes the answer as one that frees the slot that it left.
+// readHeldAnswer returns whether the reply makes alpha free the slot that it released.
 func readHeldAnswer(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	own := scene["disk/endpoints-own"]

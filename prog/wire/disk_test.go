@@ -18,15 +18,15 @@ import (
 	"weft/prog/state"
 )
 
-// The state file: buckets, keys and values, as they are. bbolt's own format, around them, is
-// bbolt's promise.
+// The state file's buckets, keys and values. bbolt guarantees the compatibility of its file
+// format.
 
 var diskItems = map[string]item{
 	"disk/state": {what: "the state file of alpha: bucket → key → value", read: readState},
 	"disk/empty": {what: "the state file as it is made: no keys yet, no documents", read: readState},
 }
 
-// contents are what a state file holds, by bucket and key.
+// contents maps bucket and key to the values in a state file.
 type contents map[string]map[string][]byte
 
 func produceDisk(t *testing.T) map[string][]byte {
@@ -54,14 +54,14 @@ func produceDisk(t *testing.T) map[string][]byte {
 	}
 }
 
-// attached is the note of an endpoint, as the agent keeps it.
+// attached is the note that the agent stores with an endpoint's slot.
 var attached = api.AttachRequest{
 	ContainerID: "c0ffee", Interface: "eth0", Source: "cni", Network: "weft", Name: "web", Namespace: "default", PodUID: "9b1d",
 	HostLink: "weft0", MAC: "02:00:00:00:00:01", Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.2")},
 	Labels: map[string]string{"app": "web"}, Ports: []api.Port{{Name: "http", Protocol: "tcp", Number: 8080}},
 }
 
-// dump is the contents of a state file after something was written.
+// dump returns the contents of a state file after a change.
 func dump(t *testing.T, change func(*state.Store) error) []byte {
 	t.Helper()
 	dir := t.TempDir()
@@ -90,7 +90,7 @@ func dump(t *testing.T, change func(*state.Store) error) []byte {
 	return all.encode()
 }
 
-// encode has byte strings as keys: ids of peers are no text.
+// encode encodes keys as byte strings, because peer ids are not text.
 func (c contents) encode() []byte {
 	type pair struct {
 		_          struct{} `cbor:",toarray"`
@@ -106,7 +106,7 @@ func (c contents) encode() []byte {
 	return encode(out)
 }
 
-// readState makes a file of the contents, and reads that as the agent does.
+// readState writes the contents to a file, and reads it as the agent does.
 func readState(t *testing.T, data []byte) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -136,14 +136,14 @@ func readState(t *testing.T, data []byte) string {
 	return tell(readKept(t, s), readShelf(t, s))
 }
 
-// readKept is the identity, and what the operator said.
+// readKept returns the identity, keys, targets and settings.
 func readKept(t *testing.T, s *state.Store) string {
 	t.Helper()
 	targets, known, err1 := s.Targets()
 	settings := map[string]any{}
 	synced, err2 := s.Synced()
 	kubernetes, err3 := s.Kubernetes()
-	keys, err4 := s.Keys(bytes.NewReader(bytes.Repeat([]byte{echo}, 64))) // those of echo, where there are none
+	keys, err4 := s.Keys(bytes.NewReader(bytes.Repeat([]byte{echo}, 64))) // generated from echo's seed if the file has no keys
 	if err := errors.Join(err1, err2, err3, err4, s.Settings(&settings)); err != nil {
 		return show(err)
 	}
@@ -154,7 +154,7 @@ func readKept(t *testing.T, s *state.Store) string {
 	})
 }
 
-// readShelf is what the mesh and the allocator kept.
+// readShelf returns what the mesh and the allocator stored.
 func readShelf(t *testing.T, s *state.Store) (out string) {
 	t.Helper()
 	st, err1 := s.Load()

@@ -1,5 +1,4 @@
-// Package wire holds the bytes that agents in the field speak and keep, recorded version
-// by version, and the tests that today's code reads them, writes them, and copes with
-// those of a version that is yet to come. It has no code of its own: see corpus_test.go,
-// and site/docs/decisions/0018-wire.md for the rules that it holds the code to.
+// Package wire records the bytes that agents send and store, version by version. Its tests check
+// that the current code reads and writes them, and ignores additions of later versions. It contains
+// no other code. See corpus_test.go, and the rules in site/docs/decisions/0018-wire.md.
 package wire

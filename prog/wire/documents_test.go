@@ -12,23 +12,23 @@ import (
 	"weft/mesh/meshtest"
 )
 
-// Documents: as they are, as gossip, as requests, and on disk.
+// Documents in gossip, in requests and on disk.
 
 var documentItems = map[string]item{
 	"documents/policy":          {what: "a policy", read: readDocument, newer: newerDocument},
 	"documents/namespace":       {what: "labels of a namespace", read: readDocument, newer: newerDocument},
 	"documents/tombstone":       {what: "a policy that was deleted", read: readDocument, newer: newerDocument},
-	"documents/news-documents":  {what: "gossip: two documents as they are", read: readDocumentNews, newer: newerNews},
+	"documents/news-documents":  {what: "gossip: two complete documents", read: readDocumentNews, newer: newerNews},
 	"documents/news-held":       {what: "gossip: alpha has a large document", read: readDocumentNews, newer: newerNews},
 	"documents/full":            {what: "push/pull: a digest of all that alpha has", read: readDocumentNews, newer: newerNews},
 	"documents/missing-request": {what: "request documents/missing: what charlie has", read: readMissingRequest, newer: each(withFields)},
-	"documents/missing-all":     {what: "the same of one that has nothing", read: readMissingRequest},
+	"documents/missing-all":     {what: "the same request from a peer without documents", read: readMissingRequest},
 	"documents/missing-answer":  {what: "the answer to both: what is missing", read: readMissingAnswer, newer: newerAnswer},
 	"disk/document":             {what: "in bucket documents: one of them", read: readKeptDocument, newer: newerAnswerOne},
 	"disk/marks":                {what: "in bucket documents: how far the numbers of each writer had come", read: readKeptMarks, newer: withFields},
 }
 
-// newerNews has more in the news, in the documents, and in what is said to be held.
+// newerNews adds unknown fields to the gossip, its documents and its list of held documents.
 func newerNews(data []byte) []byte {
 	n := must(decode[v1DocumentNews](data))
 	if len(n.Documents) > 0 {
@@ -117,7 +117,7 @@ func readDocument(t *testing.T, data []byte) string {
 	}))
 }
 
-// describeDocuments are all documents that are not deleted.
+// describeDocuments lists all documents that are not deleted.
 func describeDocuments(d *mesh.Documents) (out string) {
 	for _, kind := range []string{"namespace", "networkpolicy"} {
 		for _, doc := range d.List(kind) {
@@ -127,7 +127,7 @@ func describeDocuments(d *mesh.Documents) (out string) {
 	return out
 }
 
-// readDocumentNews is what a peer makes of news that had nothing but the policy that was
+// readDocumentNews returns the effect of gossip on a peer that has only the policy that was
 // deleted since.
 func readDocumentNews(t *testing.T, data []byte) (out string) {
 	t.Helper()
@@ -164,7 +164,7 @@ func readMissingRequest(t *testing.T, data []byte) string {
 	return out
 }
 
-// readMissingAnswer is what comes of the answer in a peer that knew nothing.
+// readMissingAnswer returns the effect of the reply on a peer without documents.
 func readMissingAnswer(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	news := scene["documents/full"]
@@ -177,8 +177,8 @@ func readMissingAnswer(t *testing.T, data []byte) (out string) {
 	return out
 }
 
-// readKeptMarks is what comes of a document of alpha's that is new to a peer, after it was here
-// once and deleted.
+// readKeptMarks returns what happens to an old document of alpha that this peer had and deleted
+// before.
 func readKeptMarks(t *testing.T, data []byte) string {
 	t.Helper()
 	d := documentsOf(echo, among([]int{alpha}), newShelf(), data)

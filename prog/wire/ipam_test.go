@@ -16,12 +16,12 @@ import (
 	"weft/mesh/peer"
 )
 
-// What allocators ask of each other, and the votes as a state in gossip.
+// Requests between allocators, and the votes as a replicated state.
 
 var ipamItems = map[string]item{
-	"ipam/ring-answer":      {what: "the answer to request ring: all of it (its payload is empty)", read: readRing, newer: newerRing},
-	"ipam/usage-answer":     {what: "the answer to request usage (its payload is empty)", read: readUsage, newer: withFields},
-	"ipam/space-answer":     {what: "the answer to requests space and pressed (their payload is empty): a grant to delta", read: readGrant, newer: newerRing},
+	"ipam/ring-answer":      {what: "the answer to request ring: the whole ring (the request's payload is empty)", read: readRing, newer: newerRing},
+	"ipam/usage-answer":     {what: "the answer to request usage (the request's payload is empty)", read: readUsage, newer: withFields},
+	"ipam/space-answer":     {what: "the answer to requests space and pressed (the requests' payload is empty): a grant to delta", read: readGrant, newer: newerRing},
 	"ipam/claim-request":    {what: "request claim: a slot, 4 bytes", read: readClaim},
 	"ipam/claim-answer":     {what: "its answer: a grant of one slot to alpha", read: readRing, newer: newerRing},
 	"ipam/removal-request":  {what: "request removal: whether charlie is dead; its id and 0", read: readRemoval},
@@ -31,7 +31,7 @@ var ipamItems = map[string]item{
 	"ipam/votes-full":       {what: "push/pull: the votes, while there is no ring", read: readVotes, newer: newerVotes},
 }
 
-// allocator is one that stands alone, with a ring.
+// allocator runs a single allocator with a ring.
 func allocator(t *testing.T, n int, s *station, r ring.Ring) (a *ipam.Allocator, stop func()) {
 	t.Helper()
 	return allocatorWith(t, s, ipam.Config{Self: id(n), Found: &r})
@@ -90,7 +90,7 @@ func produceIPAM(t *testing.T) map[string][]byte {
 		all["ipam/space-answer"] = answer(a, delta, "space", nil)
 
 		if _, err := a.RemovePeer(t.Context(), id(charlie), true); err == nil {
-			t.Error("charlie was removed, which owns nothing")
+			t.Error("Remove(charlie) succeeded, want an error: charlie owns no slots")
 		}
 		removal := here.questions("removal")
 		all["ipam/removal-request"], all["ipam/removal-given-up"] = removal[0], removal[1]
@@ -114,7 +114,7 @@ func produceIPAM(t *testing.T) map[string][]byte {
 	return all
 }
 
-// readUsage is what a peer makes of it that asks.
+// readUsage returns how the requester decodes the reply.
 func readUsage(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -127,7 +127,7 @@ func readUsage(t *testing.T, data []byte) (out string) {
 	return out
 }
 
-// readGrant is what delta makes of an answer to its request for space.
+// readGrant returns the effect of a reply on delta's request for space.
 func readGrant(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	usage := scene["ipam/usage-answer"]
@@ -148,7 +148,7 @@ func readGrant(t *testing.T, data []byte) (out string) {
 	return tell(readRing(t, data), out)
 }
 
-// serve is what an allocator answers to a request of alpha, and what the ring is then.
+// serve returns an allocator's reply to a request from alpha, and its ring afterwards.
 func serve(t *testing.T, n int, kind string, others []int, data []byte) (out string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -170,7 +170,7 @@ func readClaim(t *testing.T, data []byte) string {
 	return tell(want, serve(t, bravo, "claim", nil, data))
 }
 
-// readRemoval tells what a removal is by what another one gets that asks after it.
+// readRemoval shows the effect of a removal request by the replies to the requests after it.
 func readRemoval(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	asked := scene["ipam/removal-request"]

@@ -14,12 +14,12 @@ import (
 	"weft/mesh/peer"
 )
 
-// What the mesh itself says: greetings, push/pull, and messages. It is taken from the network,
-// and given to it.
+// Greetings, push/pull and messages of the mesh. They are captured from the simulated network,
+// and replayed on it.
 
 var meshItems = map[string]item{
 	"mesh/hello":            {what: "memberlist's metadata of a peer: protocol, cluster and universe", read: readHello, newer: withFields},
-	"mesh/hello-joining":    {what: "the same of one that knows neither cluster nor universe", read: readHello, newer: withFields},
+	"mesh/hello-joining":    {what: "the same of a peer that knows neither cluster nor universe", read: readHello, newer: withFields},
 	"mesh/push-pull":        {what: "push/pull of alpha, in the ring", read: readPushPull, newer: newerPushPull},
 	"mesh/push-pull-voting": {what: "push/pull of alpha, while there is no ring", read: readPushPull, newer: newerPushPull},
 	"mesh/delta":            {what: "a message: alpha's record changed", read: readDelta, newer: newerPeersDelta},
@@ -28,7 +28,7 @@ var meshItems = map[string]item{
 	"mesh/refusal":          {what: "a message: alpha's answer to a kind of request that it does not know", read: readReply, newer: newerMessage},
 }
 
-// newerPushPull has a state more, and newer records.
+// newerPushPull adds an unknown state and newer records.
 func newerPushPull(data []byte) []byte {
 	m := must(decode[map[string]cbor.RawMessage](data))
 	m["weather"] = encode(encode("fine"))
@@ -40,7 +40,7 @@ func newerPeersDelta(data []byte) []byte {
 	return withFields(within(data, 3, wrapped(each(wrapped(newerRecord)))))
 }
 
-// The request that alpha makes has a random number in the recording run: it gets this one.
+// fixedID replaces the random number of alpha's request when it is recorded.
 const fixedID = 0x0000000100000001
 
 func produceMesh(t *testing.T) map[string][]byte {
@@ -90,7 +90,7 @@ func produceMesh(t *testing.T) map[string][]byte {
 	return all
 }
 
-// meet has a scripted alpha join delta, and says what delta makes of that.
+// meet lets a scripted alpha join delta, and returns the effect on delta.
 func meet(t *testing.T, a *scripted, then func(s *stage, d *mesh.Mesh, replicas []*static) string) (out string) {
 	t.Helper()
 	onStage(t, func(t *testing.T, s *stage) {
@@ -163,8 +163,8 @@ func readDelta(t *testing.T, data []byte) string {
 	})
 }
 
-// readRequest is the answer to a recorded request. It is for another run of another peer, and
-// nobody serves it twice: it gets a new receiver, and a new signature.
+// readRequest returns the reply to a recorded request. It gets a new receiver and a new
+// signature, since the recorded one is for another run of a peer, and peers serve no request twice.
 func readRequest(t *testing.T, data []byte) string {
 	t.Helper()
 	a := &scripted{hello: olderHello()}
@@ -180,7 +180,8 @@ func readRequest(t *testing.T, data []byte) string {
 	})
 }
 
-// readReply is what a recorded reply brings to who asks: it gets the number of that request.
+// readReply returns the effect of a recorded reply on the requester. It gets the number of that
+// request.
 func readReply(t *testing.T, data []byte) string {
 	t.Helper()
 	a := &scripted{hello: olderHello()}

@@ -15,11 +15,11 @@ import (
 	"weft/mesh/peer"
 )
 
-// What a later version could write: the items of the corpus with fields that nobody knows
-// yet, signed again where that is the sender's to do.
+// What a later version could write: the items of the corpus with unknown fields, signed again
+// where the sender signs.
 
-// withFields adds fields to a map: a number that is not taken, with something nested, and a
-// name, which no version uses for a field so far.
+// withFields adds two fields to a map: a nested value with an unused number, and one with a text
+// key. No version uses text keys so far.
 func withFields(data []byte) []byte {
 	m := must(decode[map[any]cbor.RawMessage](data))
 	m[uint64(99)] = encode(map[string]any{"since": 2, "list": []any{1, "two", nil, 3.5, cbor.Tag{Number: 1, Content: 7}}})
@@ -34,7 +34,7 @@ func within(data []byte, field uint64, change func([]byte) []byte) []byte {
 	return encode(m)
 }
 
-// each changes all elements of an array.
+// each applies change to all elements of an array.
 func each(change func([]byte) []byte) func([]byte) []byte {
 	return func(data []byte) []byte {
 		list := must(decode[[]cbor.RawMessage](data))
@@ -45,19 +45,19 @@ func each(change func([]byte) []byte) func([]byte) []byte {
 	}
 }
 
-// wrapped changes what is CBOR inside a byte string.
+// wrapped applies change to the CBOR inside a byte string.
 func wrapped(change func([]byte) []byte) func([]byte) []byte {
 	return func(data []byte) []byte { return encode(change(must(decode[[]byte](data)))) }
 }
 
-// holder is the member of the cast with an identity.
+// holder returns the peer of the corpus that has the given identity.
 func holder(identity []byte) int {
 	for n := range names {
 		if p := id(n); idOf(identity) == [8]byte(p) {
 			return n
 		}
 	}
-	panic("nobody has this identity")
+	panic("no peer of the corpus has this identity")
 }
 
 func newerRecord(data []byte) []byte {
@@ -74,7 +74,7 @@ func newerDocument(data []byte) []byte {
 	return encode(v1Signed{w.Content, sign(n, v1ForDocument, w.Content)})
 }
 
-// newerSet has more in each endpoint, and in their ports.
+// newerSet adds unknown fields to each endpoint and to its ports.
 func newerSet(data []byte) []byte {
 	s := must(decode[v1Set](data))
 	for i, e := range s.Endpoints {
@@ -92,7 +92,7 @@ func newerEndpoint(data []byte) []byte {
 	return withFields(data)
 }
 
-// newerRing has more to say of each segment, and of the ring.
+// newerRing adds unknown data to the ring and to each segment.
 func newerRing(data []byte) []byte {
 	more := func(segment []byte) []byte {
 		return encode(append(must(decode[[]cbor.RawMessage](segment)), encode("more"), encode([]int{1})))
@@ -100,14 +100,14 @@ func newerRing(data []byte) []byte {
 	return withFields(within(data, 5, each(more)))
 }
 
-// newerMessage has more in the envelope, around what is signed, and in it.
+// newerMessage adds unknown fields to the envelope and to its signed content.
 func newerMessage(data []byte) []byte {
 	e := must(decode[v1Envelope](data))
 	s := must(decode[v1Sealed](e.Payload))
 	m := must(decode[v1Message](s.Message))
 	n := holder(must(openRecord(s.Record)).Identity)
 	if [8]byte(id(n)) != m.From {
-		panic("the record is not the sender's")
+		panic("the message contains a record of another peer than its sender")
 	}
 	s.Message = withFields(s.Message)
 	s.Signature = sign(n, v1ForMessage, s.Message)
@@ -115,11 +115,11 @@ func newerMessage(data []byte) []byte {
 	return withFields(encode(e))
 }
 
-// longer is raw bytes with more behind them.
+// longer appends a byte to a value that is not CBOR.
 func longer(data []byte) []byte { return append(bytes.Clone(data), 7) }
 
-// What a newer version adds is skipped: what is known means the same.
-func TestTodayReadsWhatANewerVersionAdds(t *testing.T) {
+// Unknown fields of a newer version are skipped; known fields keep their meaning.
+func TestUnknownFieldsAreSkipped(t *testing.T) {
 	for _, version := range versions() {
 		data, meaning := load(t, version)
 		scene = data
@@ -131,18 +131,18 @@ func TestTodayReadsWhatANewerVersionAdds(t *testing.T) {
 			t.Run(version+"/"+name, func(t *testing.T) {
 				newer := it.newer(data[name])
 				if bytes.Equal(newer, data[name]) {
-					t.Fatal("nothing was added")
+					t.Fatal("newer added no bytes")
 				}
 				if got := it.read(t, newer); got != meaning[name] {
-					t.Errorf("it means\n%s\nand without what was added\n%s", got, meaning[name])
+					t.Errorf("got the meaning\n%s\nwant, as without unknown fields\n%s", got, meaning[name])
 				}
 			})
 		}
 	}
 }
 
-// What somebody signed is passed on as it came, with what is not known here.
-func TestWhatIsSignedIsPassedOnUnchanged(t *testing.T) {
+// Signed data is relayed unchanged, including unknown fields.
+func TestSignedDataIsRelayedUnchanged(t *testing.T) {
 	data, _ := load(t, latest())
 	scene = data
 	record := func(b []byte) []byte { return must(peer.Decode(b)).Encode() }
@@ -153,44 +153,44 @@ func TestWhatIsSignedIsPassedOnUnchanged(t *testing.T) {
 	} {
 		came := items()[name].newer(data[name])
 		if left := again(came); !bytes.Equal(left, came) {
-			t.Errorf("%s came as\n%sand is passed on as\n%s", name, toHex("", came), toHex("", left))
+			t.Errorf("%s was received as\n%sand relayed as\n%s, want no difference", name, toHex("", came), toHex("", left))
 		}
 	}
 
 	came := newerDelta(data["directory/news-delta"])
 	passedOn, err := directoryOf(echo, &station{}, newShelf(), data["directory/set-first"]).Merge(came)
 	if err != nil || !bytes.Equal(must(decode[v1SetNews](passedOn)).Delta, must(decode[v1SetNews](came)).Delta) {
-		t.Errorf("a delta of endpoints is passed on as %x, %v", passedOn, err)
+		t.Errorf("a delta of endpoints is relayed as %x, error %v; want it unchanged", passedOn, err)
 	}
 	came = newerNews(data["documents/news-documents"])
 	passedOn, err = documentsOf(echo, among([]int{alpha}), newShelf()).Merge(came)
 	if err != nil || !slices.EqualFunc(must(decode[v1DocumentNews](passedOn)).Documents, must(decode[v1DocumentNews](came)).Documents, bytes.Equal) {
-		t.Errorf("documents are passed on as %x, %v", passedOn, err)
+		t.Errorf("documents are relayed as %x, error %v; want them unchanged", passedOn, err)
 	}
 }
 
-// Rings and votes are made anew by every merge: what is not known of them is skipped, and not
-// passed on. Who knows more keeps it, and says it again.
-func TestWhatIsMergedIsMadeAnew(t *testing.T) {
+// Every merge encodes rings and votes anew, without unknown fields. Peers that know those fields
+// keep them, and send them again.
+func TestMergedStatesLoseUnknownFields(t *testing.T) {
 	data, _ := load(t, latest())
 	for _, name := range []string{"ring/whole", "ring/granted"} {
 		if again := must(ring.Decode(newerRing(data[name]))).Encode(); !bytes.Equal(again, data[name]) {
-			t.Errorf("%s becomes %x", name, again)
+			t.Errorf("%s with unknown fields is encoded as %x, want it without them", name, again)
 		}
 	}
 	if again := must(paxos.Decode(newerVotes(data["votes/decided"]))).Encode(); !bytes.Equal(again, data["votes/decided"]) {
-		t.Errorf("votes become %x", again)
+		t.Errorf("votes with unknown fields are encoded as %x, want them without these fields", again)
 	}
 }
 
-// Requests that are bytes without fields have no room for more: a newer version asks for
-// something else by another name. What is too long is refused, and changes nothing.
-func TestBytesWithoutFieldsHaveNoRoom(t *testing.T) {
+// Requests without fields have no room for additions: a newer version uses another kind of
+// request. A payload that is too long is refused without effect.
+func TestFixedSizeRequestsRefuseLongerPayloads(t *testing.T) {
 	data, _ := load(t, latest())
 	scene = data
 	for name, want := range map[string]string{"ipam/claim-request": "invalid claim: it has 5 bytes, want 4", "ipam/removal-request": "invalid removal: it has 10 bytes, want 9"} {
 		if got := items()[name].read(t, longer(data[name])); !strings.Contains(got, want) {
-			t.Errorf("%s with more: %s", name, got)
+			t.Errorf("%s with an additional byte: got %s", name, got)
 		}
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// olderMeaning is what version 1 reads in an item, signatures verified and left out. It is
-// empty for what has no fields: text, bytes, and what is not read by the mesh.
+// olderMeaning returns what version 1 decodes from an item, after it verified the signatures. It
+// is empty for items without fields: text, bytes, and items that the mesh does not read.
 func olderMeaning(name string, data []byte) (string, error) {
 	switch {
 	case strings.HasPrefix(name, "peer/"):
@@ -42,7 +42,7 @@ func olderMeaning(name string, data []byte) (string, error) {
 
 func reading[T any](v T, err error) (string, error) { return show(v), err }
 
-// both adds an error to what comes after it.
+// both joins an error with that of the following call.
 func both(err error) func(string, error) (string, error) {
 	return func(out string, bad error) (string, error) { return out, errors.Join(err, bad) }
 }
@@ -51,7 +51,7 @@ func olderRing(data []byte) (string, error) {
 	r, err := decode[v1Ring](data)
 	for i, s := range r.Segments {
 		if len(s) < 5 {
-			return "", errors.New("version 1: a segment of less than 5 elements")
+			return "", errors.New("version 1: a segment has fewer than 5 elements")
 		}
 		r.Segments[i] = s[:5]
 	}
@@ -88,7 +88,7 @@ func olderDocuments(list [][]byte) (out string, err error) {
 	return out, err
 }
 
-// olderMessage is what version 1 reads in what the mesh itself says.
+// olderMessage returns what version 1 decodes from a message of the mesh.
 func olderMessage(name string, data []byte) (string, error) {
 	switch {
 	case strings.HasPrefix(name, "mesh/hello"):
@@ -117,9 +117,9 @@ func olderRecords(data []byte) (out string, err error) {
 	return out, err
 }
 
-// What any later version writes, recorded or still to come, an agent of version 1 reads, and
-// what it knows of it is the same.
-func TestOlderRulesReadWhatIsWrittenLater(t *testing.T) {
+// An agent of version 1 reads what all later versions write, recorded or future. The fields that
+// it knows have the same meaning.
+func TestVersion1ReadsLaterVersions(t *testing.T) {
 	first, _ := load(t, versions()[0])
 	for _, version := range versions() {
 		data, _ := load(t, version)
@@ -135,7 +135,7 @@ func TestOlderRulesReadWhatIsWrittenLater(t *testing.T) {
 			}
 			for who, bytes := range later {
 				if got, err := olderMeaning(name, bytes); err != nil || got != want {
-					t.Errorf("%s of %s means to version 1\n%s%v\nits own means\n%s", name, who, got, err, want)
+					t.Errorf("version 1 decodes %s of %s as\n%s%v\nwant the same as of its own item\n%s", name, who, got, err, want)
 				}
 			}
 		}

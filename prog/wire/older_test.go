@@ -12,12 +12,11 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// What an agent of version 1 knows of the wire, written out once more and on its own: it
-// stands for the code of the agents in the field, which is not here any more. It is never
-// changed. Fields that it does not name, it skips.
+// The wire format as version 1 knows it, written out independently. It stands for the code of
+// deployed agents, and is never changed. Unknown fields are skipped.
 //
-// Like those agents it relies on the CBOR library; what it shows is that bytes fit version 1,
-// not that every decision of an older agent is as it was.
+// Like those agents it relies on the CBOR library. It shows that bytes are valid for version 1,
+// not that an older agent makes the same decisions.
 
 type v1Hello struct {
 	Version uint         `cbor:"1,keyasint"`
@@ -54,7 +53,7 @@ type v1Sealed struct {
 	Record    []byte `cbor:"3,keyasint,omitempty"`
 }
 
-// v1Signed is a record, or a document: what is signed, and the signature.
+// v1Signed is a signed record or document: the signed bytes and their signature.
 type v1Signed struct {
 	Content   []byte `cbor:"1,keyasint"`
 	Signature []byte `cbor:"2,keyasint"`
@@ -79,7 +78,7 @@ type v1Ring struct {
 	Cluster  [16]byte            `cbor:"2,keyasint"`
 	V4       netip.Prefix        `cbor:"3,keyasint"`
 	V6       netip.Prefix        `cbor:"4,keyasint"`
-	Segments [][]cbor.RawMessage `cbor:"5,keyasint"` // start, end, generation, version, owner, and what is not known
+	Segments [][]cbor.RawMessage `cbor:"5,keyasint"` // start, end, generation, version, owner, and unknown elements
 }
 
 type v1Set struct {
@@ -201,7 +200,7 @@ type v1Value struct {
 	Founders [][8]byte    `cbor:"5,keyasint"`
 }
 
-// What signatures of version 1 are good for.
+// Contexts of signatures in version 1.
 const (
 	v1ForRecord   = "weft peer record v1\x00"
 	v1ForSet      = "weft endpoints v1\x00"
@@ -259,7 +258,8 @@ func openDocument(data []byte) (c v1Content, err error) {
 	return c, verify(c.Writer, v1ForDocument, w.Content, w.Signature)
 }
 
-// setContent is what the signature of a set covers: the endpoints are in the order of their ids.
+// setContent returns the bytes that the signature of a set covers: the endpoints in order of
+// their ids.
 func setContent(owner [8]byte, version uint64, endpoints [][]byte) []byte {
 	h := sha256.New()
 	for _, e := range endpoints {
@@ -283,11 +283,11 @@ func openSet(data []byte) (s v1Set, endpoints []v1Endpoint, err error) {
 	return s, endpoints, verify(s.Identity, v1ForSet, setContent(idOf(s.Identity), s.Version, s.Endpoints), s.Signature)
 }
 
-// v1Owner is who owns a slot, as a ring of version 1 says.
+// v1Owner returns the owner of a slot in a ring of version 1.
 func (r v1Ring) v1Owner(slot uint32) (owner [8]byte, err error) {
 	for _, s := range r.Segments {
 		if len(s) < 5 {
-			return owner, fmt.Errorf("version 1: a segment of %d elements", len(s))
+			return owner, fmt.Errorf("version 1: a segment has %d elements", len(s))
 		}
 		start, err1 := decode[uint32](s[0])
 		end, err2 := decode[uint64](s[1])
@@ -300,10 +300,10 @@ func (r v1Ring) v1Owner(slot uint32) (owner [8]byte, err error) {
 			return decode[[8]byte](s[4])
 		}
 	}
-	return owner, fmt.Errorf("version 1: nobody owns slot %d", slot)
+	return owner, fmt.Errorf("version 1: slot %d has no owner", slot)
 }
 
-// openMessage reads a request or a reply, as one for a member of the cast.
+// openMessage decodes a request or reply addressed to a peer of the corpus.
 func openMessage(payload []byte) (m v1Message, r v1Record, err error) {
 	s, err := decode[v1Sealed](payload)
 	if err != nil {
@@ -316,12 +316,12 @@ func openMessage(payload []byte) (m v1Message, r v1Record, err error) {
 		return m, r, err
 	}
 	if idOf(r.Identity) != m.From {
-		return m, r, errors.New("version 1: the record is not the sender's")
+		return m, r, errors.New("version 1: the message contains a record of another peer than its sender")
 	}
 	return m, r, verify(r.Identity, v1ForMessage, s.Message, s.Signature)
 }
 
-// seal makes the envelope of a request or a reply of a member of the cast.
+// seal makes the envelope of a request or reply from a peer of the corpus.
 func seal(n int, kind uint, m any, record []byte) []byte {
 	data := encode(m)
 	return encode(v1Envelope{Kind: kind, Payload: encode(v1Sealed{data, sign(n, v1ForMessage, data), record})})

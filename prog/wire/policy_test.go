@@ -94,20 +94,20 @@ func readPolicy[T any](t *testing.T, data []byte) string {
 	return show(v)
 }
 
-// What is written out above is what the agent has, field by field.
-func TestThePolicyTypesAreTheAgents(t *testing.T) {
+// The types above have the same fields as the agent's.
+func TestPolicyTypesMatchTheAgents(t *testing.T) {
 	ours, agents := declared(t, "policy_test.go"), map[string]string{}
 	for _, file := range []string{"enforce/status.go", "explain/evaluate.go", "dryrun/dryrun.go"} {
 		maps.Copy(agents, declared(t, "../agent/"+file))
 	}
 	for here, there := range map[string]string{"inForce": "InForce", "judgeRequest": "question", "judgeReply": "reply", "flowChanges": "flowChanges"} {
 		if ours[here] == "" || ours[here] != agents[there] {
-			t.Errorf("%s is\n%s\nhere, and %s in the agent is\n%s\nOlder agents speak this one: follow the agent here, and see what the other tests say", here, ours[here], there, agents[there])
+			t.Errorf("%s is\n%s\nhere, but %s in the agent is\n%s\nOlder agents use the type here: change it as the agent's was, and see what the other tests report", here, ours[here], there, agents[there])
 		}
 	}
 }
 
-// declared are the structs that a file declares, without comments and spaces.
+// declared returns the structs that a file declares, without comments and spaces.
 func declared(t *testing.T, path string) map[string]string {
 	t.Helper()
 	set := token.NewFileSet()

@@ -21,9 +21,9 @@ import (
 	"weft/mesh/peer"
 )
 
-// scripted is a peer of another version: memberlist around bytes that were recorded, or made
-// up. It says what it is told to, and notes what it hears. It passes nothing on, and decides
-// nothing: that an older agent goes on working is not shown by it.
+// scripted is a peer of another version: memberlist with recorded or constructed bytes. It sends
+// what the test sets, and records what it receives. It relays nothing and decides nothing, so it
+// does not show that an older agent works.
 type scripted struct {
 	t        *testing.T
 	n        int
@@ -31,8 +31,8 @@ type scripted struct {
 	list     *memberlist.Memberlist
 	hello    []byte
 	state    []byte // for push/pull
-	unproven bool   // it does not show that it is alive, which would bring its record
-	// answer is what it answers a request with; no is a refusal.
+	unproven bool   // it does not answer the "alive" request, whose reply would contain its record
+	// answer returns the reply to a request; no is a refusal.
 	answer func(m v1Message) (payload []byte, no string)
 
 	mu     sync.Mutex
@@ -43,7 +43,7 @@ type scripted struct {
 
 func nameInMemberlist(n int) string { return id(n).String() + "-0000000f424000000001" }
 
-// start puts it on a network, where it joins others.
+// start connects it to a network, where it joins other peers.
 func (s *scripted) start(net *meshtest.Network, to ...int) *scripted {
 	s.t.Helper()
 	s.name = nameInMemberlist(s.n)
@@ -57,7 +57,7 @@ func (s *scripted) start(net *meshtest.Network, to ...int) *scripted {
 	}
 	s.list = list
 	for _, n := range to {
-		_, _ = list.Join([]string{address(n).String()}) // what comes of it is looked at
+		_, _ = list.Join([]string{address(n).String()}) // tests check the effect of joining
 	}
 	return s
 }
@@ -83,16 +83,16 @@ func (s *scripted) NotifyMsg(data []byte) {
 	var m v1Message
 	if err == nil && e.Kind == v1Request {
 		if sealed, err := decode[v1Sealed](e.Payload); err == nil && sealed.Record == nil {
-			return // of a peer that is not known here
+			return // from a peer outside of the corpus
 		}
 		if m, _, err = openMessage(e.Payload); err != nil {
-			s.t.Errorf("a request that %s cannot read: %v", names[s.n], err)
+			s.t.Errorf("%s received a request that it cannot read: %v", names[s.n], err)
 			return
 		}
 	}
 	reply := v1Message{ID: m.ID, From: id(s.n), To: m.From, IsReply: true}
 	switch {
-	case m.Kind == "alive": // version 1 does not know this; that it says so is proof enough
+	case m.Kind == "alive": // version 1 does not know this kind; the refusal proves that the peer is alive
 		if m.Run != s.name || s.unproven {
 			return
 		}
@@ -109,14 +109,14 @@ func (s *scripted) NotifyMsg(data []byte) {
 	go s.send(reply.To, seal(s.n, v1Reply, reply, scriptedRecord(s.n)))
 }
 
-// scriptedRecord is what a scripted peer says of itself.
+// scriptedRecord returns the record of a scripted peer.
 func scriptedRecord(n int) []byte {
 	r := settled(n)
 	r.Sequence = 1
 	return must(peer.Sign(r, key(n))).Encode()
 }
 
-// send sends a message to the run of a peer that is there.
+// send sends a message to the current run of a peer.
 func (s *scripted) send(to peer.ID, data []byte) {
 	for _, n := range s.list.Members() {
 		if strings.HasPrefix(n.Name, to.String()) {
@@ -125,7 +125,7 @@ func (s *scripted) send(to peer.ID, data []byte) {
 	}
 }
 
-// run is the name of the run of a peer, and its greeting.
+// run returns the memberlist name of a peer's current run, and its greeting.
 func (s *scripted) run(of int) (name string, hello []byte) {
 	for _, n := range s.list.Members() {
 		if strings.HasPrefix(n.Name, id(of).String()) {
@@ -170,8 +170,8 @@ func (s *scripted) exchange(to int, number uint64, data []byte) (reply []byte) {
 	return nil
 }
 
-// aimed is a recorded request or reply for another run: with other fields of the message,
-// signed again. All that is not known here stays.
+// aimed readdresses a recorded request or reply: it replaces the given fields and signs again.
+// Unknown fields stay.
 func aimed(data []byte, fields map[uint64]any) []byte {
 	e := must(decode[v1Envelope](data))
 	s := must(decode[v1Sealed](e.Payload))
@@ -184,7 +184,7 @@ func aimed(data []byte, fields map[uint64]any) []byte {
 	return within(data, 3, func([]byte) []byte { return encode(payload) })
 }
 
-// static is a replica of a mesh that stands alone.
+// static is a replicated state with fixed contents. It records what is merged into it.
 type static struct {
 	name string
 	full []byte
@@ -202,7 +202,7 @@ func (s *static) Merge(data []byte) ([]byte, error) {
 	return nil, nil
 }
 
-// first is what it was told first; nil if nothing.
+// first returns the first state or delta that was merged; nil if there was none.
 func (s *static) first() []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -212,23 +212,23 @@ func (s *static) first() []byte {
 	return s.got[0]
 }
 
-// stage is a network in virtual time.
+// stage is a simulated network in virtual time.
 type stage struct {
 	t   *testing.T
 	net *meshtest.Network
 	end []func()
 }
 
-// onStage runs a simulation, and ends all that it started.
+// onStage runs a simulation, and stops all that it started.
 func onStage(t *testing.T, f func(t *testing.T, s *stage)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := &stage{t: t, net: meshtest.New(1)}
-		defer func() { // also of a simulation that failed
+		defer func() { // also if the simulation failed
 			for _, end := range slices.Backward(s.end) {
 				end()
 			}
-			time.Sleep(2 * time.Minute) // memberlist's Shutdown waits for nobody
+			time.Sleep(2 * time.Minute) // memberlist's Shutdown does not wait for its goroutines
 			synctest.Wait()
 		}()
 		f(t, s)
@@ -243,7 +243,7 @@ func (s *stage) scripted(p *scripted, to ...int) *scripted {
 	return p
 }
 
-// today makes a mesh of today's code that is run by the caller.
+// today returns a Mesh of the current code; the caller runs it.
 func (s *stage) today(n int, r peer.Record, targets ...int) *mesh.Mesh {
 	s.t.Helper()
 	cfg := mesh.Config{
@@ -256,7 +256,7 @@ func (s *stage) today(n int, r peer.Record, targets ...int) *mesh.Mesh {
 	return must(mesh.New(cfg))
 }
 
-// run runs parts of an agent until the end.
+// run runs components until the simulation ends.
 func (s *stage) run(parts ...func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, len(parts))
@@ -276,7 +276,7 @@ func (s *stage) run(parts ...func(context.Context) error) {
 // older are the greeting and the state of a peer of a recorded version.
 func olderHello() []byte { return scene["mesh/hello"] }
 
-// states puts a push/pull together.
+// states encodes a push/pull message from replicated states.
 func states(parts map[string][]byte) []byte {
 	all := map[string]cbor.RawMessage{}
 	for name, data := range parts {
@@ -285,7 +285,7 @@ func states(parts map[string][]byte) []byte {
 	return encode(all)
 }
 
-// describePeers is what a mesh knows of all others.
+// describePeers lists what a mesh knows of the other peers.
 func describePeers(m *mesh.Mesh) (out string) {
 	for _, p := range m.Peers() {
 		if p.Record.Identity != nil && p.Record.ID() != m.Self() {

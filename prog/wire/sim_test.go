@@ -21,7 +21,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// newcomer is an agent of today, as far as it speaks on the network.
+// newcomer is the current agent's part that communicates with peers.
 type newcomer struct {
 	*mesh.Mesh
 	ipam      *ipam.Allocator
@@ -29,7 +29,7 @@ type newcomer struct {
 	documents *mesh.Documents
 }
 
-// newcomer starts delta, without a ring, with peers to join.
+// newcomer starts delta without a ring, with the given peers as targets.
 func (s *stage) newcomer(targets ...int) *newcomer {
 	s.t.Helper()
 	m, disk := s.today(delta, record(delta), targets...), newShelf()
@@ -58,7 +58,7 @@ func (s *stage) newcomer(targets ...int) *newcomer {
 	return d
 }
 
-// recordedAnswers answer as peers of the recorded version did.
+// recordedAnswers replies as peers of the recorded version did.
 func recordedAnswers(m v1Message) (payload []byte, no string) {
 	item := map[string]string{
 		"ring": "ipam/ring-answer", "usage": "ipam/usage-answer", "space": "ipam/space-answer",
@@ -70,14 +70,14 @@ func recordedAnswers(m v1Message) (payload []byte, no string) {
 	return scene[item], ""
 }
 
-// olderState is push/pull of bravo: what was recorded is alpha's, but for the record.
+// olderState returns a push/pull of bravo: alpha's recorded one, with bravo's record.
 func olderState() []byte {
 	parts := must(decode[map[string]cbor.RawMessage](scene["mesh/push-pull"]))
 	parts["peers"] = encode(encode([][]byte{scriptedRecord(bravo)}))
 	return encode(parts)
 }
 
-// understood reads a state as version 1 does, with the signatures in it.
+// understood decodes a state as version 1 does, and verifies its signatures.
 func understood(replica string, data []byte) error {
 	switch replica {
 	case "peers":
@@ -91,7 +91,7 @@ func understood(replica string, data []byte) error {
 		r, err := decode[v1Ring](data)
 		if err == nil {
 			_, err = r.v1Owner(uint32(slotNode))
-			if err != nil && len(r.Segments) > 0 { // a delta need not have that slot
+			if err != nil && len(r.Segments) > 0 { // a delta need not contain that slot
 				first, e := decode[uint32](r.Segments[0][0])
 				_, err = r.v1Owner(first)
 				err = errors.Join(e, err)
@@ -120,10 +120,10 @@ func understood(replica string, data []byte) error {
 		}
 		return err
 	}
-	return nil // it skips what it does not know
+	return nil // version 1 skips unknown states
 }
 
-// understands checks all that a peer has heard, and counts it by what it is.
+// understands checks all messages and states that a peer received, and counts them by kind.
 func (s *scripted) understands() map[string]int {
 	count := map[string]int{}
 	for _, data := range s.messages() {
@@ -139,7 +139,7 @@ func (s *scripted) understands() map[string]int {
 			count["request or reply "+m.Kind]++
 		}
 		if err != nil {
-			s.t.Errorf("%s hears what version 1 cannot read: %v\n%s", names[s.n], err, toHex("message", data))
+			s.t.Errorf("%s received a message that version 1 cannot read: %v\n%s", names[s.n], err, toHex("message", data))
 		}
 	}
 	for _, data := range s.states() {
@@ -149,21 +149,20 @@ func (s *scripted) understands() map[string]int {
 			err = errors.Join(err, understood(replica, part))
 		}
 		if err != nil {
-			s.t.Errorf("%s hears a state that version 1 cannot read: %v\n%s", names[s.n], err, toHex("state", data))
+			s.t.Errorf("%s received a state that version 1 cannot read: %v\n%s", names[s.n], err, toHex("state", data))
 		}
 	}
 	return count
 }
 
-// A peer of today joins peers of each recorded version. Those are bytes: what they greet with,
-// exchange and answer was recorded, and what they hear is read by nothing but what that version
-// knows, with its signatures. So this shows that today's peer learns the records, the ring, the
-// endpoints and the documents from them, that it gets an address by their grant, and that they
-// can read whatever it then says and answers.
+// A peer of the current version joins peers of each recorded version. Those are scripted: their
+// greetings, states and replies were recorded, and what they receive is decoded by the rules of
+// that version. The test shows that the current peer learns records, ring, endpoints and documents
+// from them. It also gets an address by their grant, and they can read all that it sends.
 //
-// It does not show what older code does with what it can read: that code is not here. Nor does
-// it show memberlist's own protocol between two of its versions, which that library promises.
-func TestTodayJoinsOlderPeers(t *testing.T) {
+// The test does not show how older code behaves, since that code is not here. It does not cover
+// memberlist's own protocol either, whose compatibility that library promises.
+func TestCurrentPeerJoinsOlderPeers(t *testing.T) {
 	for _, version := range versions() {
 		data, _ := load(t, version)
 		scene = data
@@ -177,17 +176,17 @@ func TestTodayJoinsOlderPeers(t *testing.T) {
 				for _, p := range []*scripted{a, b} {
 					asks(t, p)
 				}
-				time.Sleep(2 * time.Minute) // push/pull of its own
+				time.Sleep(2 * time.Minute) // until delta starts a push/pull itself
 				for _, p := range []*scripted{a, b} {
 					heard := p.understands()
 					for _, what := range []string{"state of peers", "state of ring", "state of directory", "state of documents"} {
 						if heard[what] == 0 {
-							t.Errorf("%s heard no %s: %v", names[p.n], what, heard)
+							t.Errorf("%s received no %s, only %v", names[p.n], what, heard)
 						}
 					}
 				}
 				if heard := a.understands(); heard["delta of directory"] == 0 || heard["delta of documents"] == 0 || heard["request or reply space"] == 0 {
-					t.Errorf("alpha heard %v", heard)
+					t.Errorf("alpha received %v, want deltas of directory and documents, and a request for space", heard)
 				}
 			})
 		})
@@ -212,11 +211,11 @@ func learns(t *testing.T, s *stage, d *newcomer) {
 		return d.documents.Synced() && doc != nil && string(doc.Body) == policyBody && d.documents.Get("networkpolicy", "default/old") == nil
 	})
 	if r := d.Rejections(); len(r) > 0 {
-		t.Errorf("refused: %+v", r)
+		t.Errorf("delta rejected peers: %+v", r)
 	}
 }
 
-// speaks has delta take an address, and say all that an agent says.
+// speaks has delta allocate an address, and send everything that an agent sends.
 func speaks(t *testing.T, d *newcomer) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -239,14 +238,14 @@ func speaks(t *testing.T, d *newcomer) {
 	time.Sleep(5 * time.Second)
 }
 
-// asks has a peer of an older version ask delta for everything.
+// asks sends all kinds of requests to delta from a peer of an older version.
 func asks(t *testing.T, p *scripted) {
 	t.Helper()
 	reply := func(kind string, payload []byte) v1Message {
 		t.Helper()
 		data := p.ask(delta, kind, payload)
 		if data == nil {
-			t.Fatalf("%s gets no answer to %s", names[p.n], kind)
+			t.Fatalf("%s gets no reply to %s", names[p.n], kind)
 		}
 		m, _, err := openMessage(must(decode[v1Envelope](data)).Payload)
 		if err != nil {
@@ -255,17 +254,17 @@ func asks(t *testing.T, p *scripted) {
 		return m
 	}
 	if r := must(decode[v1Ring](reply("ring", nil).Payload)); len(r.Segments) < 2 {
-		t.Errorf("its ring: %+v", r)
+		t.Errorf("the ring in delta's reply is wrong: %+v", r)
 	}
 	if u := must(decode[v1Usage](reply("usage", nil).Payload)); u.Active != 1 || u.Free == 0 {
-		t.Errorf("its usage: %+v", u)
+		t.Errorf("the usage in delta's reply is wrong: %+v", u)
 	}
 	sets := must(decode[[][]byte](reply("directory/sets", encode([][8]byte{[8]byte(id(delta))})).Payload))
 	if len(sets) != 1 {
-		t.Fatalf("%d sets", len(sets))
+		t.Fatalf("delta's reply has %d sets", len(sets))
 	}
 	if _, endpoints, err := openSet(sets[0]); err != nil || len(endpoints) != 1 || endpoints[0].Name != "newer" {
-		t.Errorf("its endpoints: %+v, %v", endpoints, err)
+		t.Errorf("the endpoints in delta's reply are wrong: %+v, %v", endpoints, err)
 	}
 	answer := must(decode[v1DocumentAnswer](reply("documents/missing", scene["documents/missing-all"]).Payload))
 	changed := 0
@@ -274,22 +273,22 @@ func asks(t *testing.T, p *scripted) {
 		if err != nil {
 			t.Error(err)
 		}
-		if bytes.Contains(doc.Body, []byte("# changed")) && doc.Version > uint64(len(answer.Documents)) { // above all that it knows
+		if bytes.Contains(doc.Body, []byte("# changed")) && doc.Version > uint64(len(answer.Documents)) { // higher than the version of any document it knew
 			changed++
 		}
 	}
 	if changed != 1 {
-		t.Errorf("of %d documents, %d changed", len(answer.Documents), changed)
+		t.Errorf("delta's reply has %d documents, and %d of them were changed", len(answer.Documents), changed)
 	}
 	if no := reply("weather/forecast", []byte("tomorrow")).Error; !strings.Contains(no, `this version of Weft does not know "weather/forecast"`) {
-		t.Errorf("a kind of request that is not known: %q", no)
+		t.Errorf("a request of unknown kind got the error %q, want it to name the kind", no)
 	}
 }
 
-// A peer of a newer version, which says more everywhere, and things that nobody knows, lives in
-// a mesh with one of today and an older one: what it says is understood, what it signs gets to
-// the older one unchanged by way of today's, and what is not known does no harm.
-func TestNewerPeersLiveAmongTodays(t *testing.T) {
+// A newer peer adds unknown fields, states and messages. It shares a mesh with a current and an
+// older peer. What the current peer knows is understood, signed data reaches the older peer
+// unchanged, and unknown data does no harm.
+func TestNewerPeersWorkWithCurrentAndOlderPeers(t *testing.T) {
 	data, _ := load(t, latest())
 	scene = data
 	onStage(t, func(t *testing.T, s *stage) {
@@ -303,12 +302,12 @@ func TestNewerPeersLiveAmongTodays(t *testing.T) {
 			switch m.Kind {
 			case "directory/sets":
 				return encode([][]byte{set}), ""
-			case "documents/missing": // where its document came before its record
+			case "documents/missing": // where its document arrives before its record
 				return encode(v1DocumentAnswer{Documents: [][]byte{policy}, Synced: true}), ""
 			}
 			return recordedAnswers(m)
 		}}
-		s.net.Partition(func(a, b netip.Addr) bool { // what gets from one to the other gets there by way of delta
+		s.net.Partition(func(a, b netip.Addr) bool { // so that all data from one to the other passes delta
 			return a != b && a != address(delta).Addr() && b != address(delta).Addr()
 		})
 		d := s.newcomer()
@@ -338,12 +337,12 @@ func TestNewerPeersLiveAmongTodays(t *testing.T) {
 		older.understands()
 		getsUnchanged(t, older, itsRecord, set, policy)
 		if r := d.Rejections(); len(r) > 0 {
-			t.Errorf("refused: %+v", r)
+			t.Errorf("delta rejected peers: %+v", r)
 		}
 	})
 }
 
-// getsUnchanged checks what an older peer hears of a newer one by way of delta.
+// getsUnchanged checks what an older peer receives from a newer one through delta.
 func getsUnchanged(t *testing.T, older *scripted, record, set, policy []byte) {
 	t.Helper()
 	found := false
@@ -353,7 +352,7 @@ func getsUnchanged(t *testing.T, older *scripted, record, set, policy []byte) {
 		}
 	}
 	if !found {
-		t.Error("the record did not get there as it was signed")
+		t.Error("the older peer did not receive the record as it was signed")
 	}
 	payload := func(kind string, payload []byte) []byte {
 		m, _, err := openMessage(must(decode[v1Envelope](older.ask(delta, kind, payload))).Payload)
@@ -364,19 +363,19 @@ func getsUnchanged(t *testing.T, older *scripted, record, set, policy []byte) {
 	}
 	same := func(b []byte) func([]byte) bool { return func(o []byte) bool { return bytes.Equal(b, o) } }
 	if sets := must(decode[[][]byte](payload("directory/sets", encode([][8]byte{[8]byte(id(alpha))})))); !slices.ContainsFunc(sets, same(set)) {
-		t.Error("the set did not get there as it was signed")
+		t.Error("the older peer did not receive the set as it was signed")
 	}
 	if a := must(decode[v1DocumentAnswer](payload("documents/missing", data0))); !slices.ContainsFunc(a.Documents, same(policy)) {
-		t.Error("the document did not get there as it was signed")
+		t.Error("the older peer did not receive the document as it was signed")
 	}
 }
 
-// data0 is a list of nothing.
+// data0 is an empty CBOR array.
 var data0 = encode([]int{})
 
-// What speaks another protocol is refused by its version, whatever else it says: it need not
-// be readable.
-func TestOtherProtocolsAreRefusedByTheirVersion(t *testing.T) {
+// A peer with another protocol version is refused because of that version, even if the rest of
+// its greeting is unreadable.
+func TestOtherProtocolVersionsAreRefused(t *testing.T) {
 	data, _ := load(t, latest())
 	scene = data
 	for name, c := range map[string]struct {
@@ -395,7 +394,7 @@ func TestOtherProtocolsAreRefusedByTheirVersion(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got := readHello(t, c.hello)
 			if !strings.Contains(got, c.want) || !strings.Contains(got, "let in: false") {
-				t.Errorf("%s, want %q", got, c.want)
+				t.Errorf("got %s, want it refused with %q", got, c.want)
 			}
 		})
 	}

@@ -13,11 +13,11 @@ import (
 	"weft/mesh/secret"
 )
 
-// The secret, records, rings and votes.
+// The token, records, rings and votes.
 
 var stateItems = map[string]item{
 	"secret/token":    {what: "a join token, text", read: readToken},
-	"secret/password": {what: "the token that follows from the password `correct horse`, text", read: readToken},
+	"secret/password": {what: "the token derived from the password `correct horse`, text", read: readToken},
 	"peer/starting":   {what: "the record of a peer without a ring", read: readRecord, newer: newerRecord},
 	"peer/running":    {what: "the record of a peer in the ring, on a Kubernetes Node", read: readRecord, newer: newerRecord},
 	"peer/stopped":    {what: "the record of a peer whose agent was stopped", read: readRecord, newer: newerRecord},
@@ -26,13 +26,13 @@ var stateItems = map[string]item{
 	"ring/granted":    {what: "a delta: slots that alpha gave to charlie", read: readRing, newer: newerRing},
 	"ring/taken-over": {what: "a delta: what bravo owned, after its removal", read: readRing, newer: newerRing},
 	"ring/whole":      {what: "a whole ring, after both", read: readRing, newer: newerRing},
-	"votes/new":       {what: "a voter that knows nobody yet; no range was asked for", read: readVotes, newer: withFields},
-	"votes/proposed":  {what: "a voter that proposes; a range was asked for", read: readVotes, newer: withFields},
+	"votes/new":       {what: "a voter that knows no other voters yet; no range was requested", read: readVotes, newer: withFields},
+	"votes/proposed":  {what: "a voter that proposes; a range was requested", read: readVotes, newer: withFields},
 	"votes/accepted":  {what: "the proposer, after it has a quorum of promises", read: readVotes, newer: newerVotes},
 	"votes/decided":   {what: "another voter, after the decision", read: readVotes, newer: newerVotes},
 }
 
-// newerVotes has more in every vote, and in every value.
+// newerVotes adds unknown fields to every vote and every value.
 func newerVotes(data []byte) []byte {
 	if len(must(decode[v1Votes](data)).Values) > 0 {
 		data = within(data, 4, each(withFields))
@@ -70,7 +70,7 @@ func produceStates(t *testing.T) map[string][]byte {
 	return all
 }
 
-// produceVotes lets alpha and bravo, of three, found a ring.
+// produceVotes lets alpha and bravo, two of three voters, found a ring.
 func produceVotes(t *testing.T) map[string][]byte {
 	t.Helper()
 	fail := func(err error) {
@@ -105,7 +105,7 @@ func produceVotes(t *testing.T) map[string][]byte {
 	all["votes/accepted"] = a.Encode()
 	b = hear(b, a)
 	if _, decided := b.Decided(); !decided {
-		t.Fatal("nothing was decided")
+		t.Fatal("the election decided nothing")
 	}
 	all["votes/decided"] = b.Encode()
 	return all
@@ -160,6 +160,6 @@ func readVotes(t *testing.T, data []byte) string {
 	if v, ok := s.Decided(); ok {
 		out += tell("decided:\n", show(v))
 	}
-	// The rest of it tells nothing but to Merge: what it is, version 1 says of what is passed on.
+	// Only Merge uses the other fields. They are shown as version 1 reads what is relayed.
 	return tell(out, "passed on as:\n", show(must(decode[v1Votes](s.Encode()))))
 }
