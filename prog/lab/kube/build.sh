@@ -11,7 +11,7 @@ set -euo pipefail
 all=(kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl etcd coredns multus helm agnhost regression-issue-74839 e2e.test)
 [ $# -gt 0 ] || set -- "${all[@]}"
 
-place() { # PROGRAM: where it is kept
+place() { # PROGRAM: the path of the built program
 	case $1 in
 		etcd) echo "$etcd_dir/etcd" ;;
 		coredns) echo "$coredns_dir/coredns" ;;

@@ -20,7 +20,7 @@
 #   CNI            weft: installed from site/deploy/weft.yaml (default); none: nodes wait for a plugin; bridge: Debian's plugins,
 #                  with routes between the nodes, to distinguish the lab's faults from Weft's
 #   PROXY_MODE     nftables (default) or iptables
-#   CLUSTER_CIDR   the pods' ranges, one of each family
+#   CLUSTER_CIDR   the pods' ranges, one of each address family
 #
 # The control plane, and the bridge that connects the nodes, have their own network namespace, so the
 # machine's own is not changed. A node is a network, mount, PID, UTS, IPC and cgroup namespace with
@@ -47,7 +47,7 @@ wait_for() { # SECONDS WHAT COMMAND…
 
 # --- cgroups: one per program of the control plane and per node, in every hierarchy of cgroup v1
 
-enter_cgroup() { # NAME: the calling shell, with what it starts
+enter_cgroup() { # NAME: moves the calling shell into a cgroup; what it starts is in it, too
 	local c
 	for c in /sys/fs/cgroup/*/; do
 		mkdir -p "$c$lab"
@@ -75,12 +75,12 @@ end() { # NAME: kills everything in a cgroup, and removes it
 		compgen -G "/sys/fs/cgroup/*/$lab/$name" >/dev/null || return 0
 		sleep 0.1
 	done
-	fail "$name does not end: processes $(members "$name" | xargs)"
+	fail "cannot remove the cgroup of $name: these processes do not end: $(members "$name" | xargs)"
 }
 
 # --- the control plane
 
-start() { # NAME COMMAND…: in the background, in the control plane's network namespace
+start() { # NAME COMMAND…: starts it in the background, in the control plane's network namespace
 	local name=$1
 	shift
 	(
@@ -256,7 +256,7 @@ now() { date -u +%FT%TZ; }
 in_node() { # NAME CMD…
 	local init
 	known "$1"
-	init=$(cat "/proc/$(cat "$run/$1/pid")/task/"*/children 2>/dev/null) || fail "$1 does not run: see $run/log/$1.log"
+	init=$(cat "/proc/$(cat "$run/$1/pid")/task/"*/children 2>/dev/null) || fail "node $1 does not run: see $run/log/$1.log"
 	shift
 	nsenter -t "${init%% *}" --mount --uts --ipc --net --pid --cgroup "$@"
 }

@@ -16,7 +16,8 @@ import (
 // nodes are the nodes of the cluster that the tests start.
 var nodes = []string{"node1", "node2", "node3"}
 
-// checkout is the main module's folder, where `make test-kube` has built the programs and the image.
+// checkout is the main module's folder, where `make test-kube` has built the programs and the
+// image.
 var checkout = func() string {
 	dir, err := filepath.Abs("../../..")
 	if err != nil {
@@ -33,7 +34,7 @@ func TestMain(m *testing.M) {
 	up.Env = append(os.Environ(), "CNI=none", fmt.Sprintf("NODES=%d", len(nodes)))
 	up.Stdout, up.Stderr = os.Stderr, os.Stderr
 	if err := up.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "the cluster does not start:", err)
+		fmt.Fprintln(os.Stderr, "cannot start the cluster:", err)
 		os.Exit(1)
 	}
 	code := m.Run()
@@ -41,14 +42,14 @@ func TestMain(m *testing.M) {
 		down := exec.Command("./cluster.sh", "down")
 		down.Stdout, down.Stderr = os.Stderr, os.Stderr
 		if err := down.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, "the cluster does not end:", err)
+			fmt.Fprintln(os.Stderr, "cannot stop the cluster:", err)
 			code = 1
 		}
 	}
 	os.Exit(code)
 }
 
-// cluster runs a command of cluster.sh.
+// cluster runs a command of cluster.sh, and returns its output.
 func cluster(t testing.TB, stdin string, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "./cluster.sh", args...)
@@ -108,7 +109,7 @@ type report struct {
 	Endpoints []struct{ Name, Namespace string }
 }
 
-// has reports whether a pod is attached on the node.
+// has reports whether the pod is attached on the node.
 func (r report) has(pod string) bool {
 	for _, e := range r.Endpoints {
 		if e.Name == pod {
@@ -147,7 +148,7 @@ func eventually(t testing.TB, within time.Duration, what string, check func() er
 			return time.Since(start)
 		}
 		if time.Since(start) > within {
-			t.Fatalf("%s: not within %v: %v", what, within, err)
+			t.Fatalf("%s: timeout after %v: %v", what, within, err)
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
@@ -183,7 +184,7 @@ func (p pod) ip(t testing.TB, six bool) string {
 			return a.IP
 		}
 	}
-	t.Fatalf("%s has no address of the family (IPv6: %v): %v", p.Metadata.Name, six, p.Status.PodIPs)
+	t.Fatalf("%s has no address of the wanted family (IPv6: %v), only %v", p.Metadata.Name, six, p.Status.PodIPs)
 	return ""
 }
 
@@ -206,7 +207,7 @@ func get(t testing.TB, from, address string) (string, error) {
 func (p pod) pid(t testing.TB) string {
 	t.Helper()
 	if len(p.Status.ContainerStatuses) == 0 {
-		t.Fatalf("%s has no container", p.Metadata.Name)
+		t.Fatalf("the status of %s has no container", p.Metadata.Name)
 	}
 	id := strings.TrimPrefix(p.Status.ContainerStatuses[0].ContainerID, "containerd://")
 	out, err := cluster(t, "", "in", p.Spec.NodeName, "ctr", "-n", "k8s.io", "task", "ls")
@@ -215,7 +216,7 @@ func (p pod) pid(t testing.TB) string {
 			return f[1]
 		}
 	}
-	t.Fatalf("%s does not run on %s", p.Metadata.Name, p.Spec.NodeName)
+	t.Fatalf("containerd on the node has no task for %s: want one on %s", p.Metadata.Name, p.Spec.NodeName)
 	return ""
 }
 
@@ -245,7 +246,7 @@ func startFlow(t testing.TB, proto string, from pod, to string) *flow {
 	return f
 }
 
-// stop ends a flow, which must have lost nothing.
+// stop ends a flow, and fails the test if it lost a message.
 func (f *flow) stop(t testing.TB) {
 	t.Helper()
 	if err := f.end(); err != nil {
@@ -263,9 +264,9 @@ func (f *flow) stop(t testing.TB) {
 	}
 	r := results[0]
 	if err != nil || r.Lost > 0 || r.Received != r.Sent || r.Sent < 10 || r.Error != "" {
-		t.Errorf("%s: %v: %+v", f.what, err, r)
+		t.Errorf("%s: error %v, want no lost messages: %+v", f.what, err, r)
 	}
-	t.Logf("%s: %d of %d, longest %.0f ms", f.what, r.Received, r.Sent, r.MaxMs)
+	t.Logf("%s: %d of %d messages received, the slowest after %.0f ms", f.what, r.Received, r.Sent, r.MaxMs)
 }
 
 var errNot = errors.New("not yet")

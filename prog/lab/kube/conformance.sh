@@ -19,7 +19,7 @@ case ${SET:-conformance} in
 		skip='\[Conformance\]|Netpol|LoadBalancer|Provider:GCE|OffByDefault|Disruptive|Serial|PerformanceDNS|KubeProxyNFAcct'
 		skip+='|Internet connection|IPerf2|for evicted pods|HealthCheckNodePort correctly when'
 		;;
-	*) fail "SET=$SET: want conformance, netpol or further" ;;
+	*) fail "invalid SET=$SET: want conformance, netpol or further" ;;
 esac
 focus=${FOCUS:-$focus}
 skip=${SKIP:-$skip}

@@ -3,8 +3,8 @@
 # with Weft, each on its own cluster. Prints the duration of CNI ADD for all plugins of the chain
 # together. With Weft, pods then come and go, and nothing of them may be left.
 #
-#   PODS    created at once, by default 100
-#   CHURN   seconds of coming and going, by default 600; then at least three pods have come and gone for each
+#   PODS    pods created at once, by default 100
+#   CHURN   seconds for replacing pods, by default 600; it continues until each pod was replaced three times on average
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 pods=${PODS:-100} churn=${CHURN:-600}
@@ -26,7 +26,7 @@ wrap() { # PLUGIN…
 	done
 }
 
-times() { # VERB: number, median and p99 in ms, of all plugins for one container together
+times() { # VERB: number, median and p99 in ms; the plugins' times for one container are added
 	"$c" in $node cat /run/cni-times | awk -v verb="$1" '$1 == verb {ns[$2] += $3} END {for (id in ns) print ns[id] / 1e6}' | sort -n |
 		awk '{ms[NR] = $1} END {printf "%d calls, median %.0f ms, p99 %.0f ms, slowest %.0f ms\n", NR, ms[int((NR + 1) / 2)], ms[int(NR * 0.99)], ms[NR]}'
 }
@@ -53,7 +53,7 @@ running() { [ "$("$c" kubectl get deployment crowd -o 'jsonpath={.status.readyRe
 all_running() { # within 10 minutes
 	local end=$((SECONDS + 600))
 	until running; do
-		[ $SECONDS -lt $end ] || fail "not all pods run: $("$c" kubectl get pods | grep -vc Running) do not; see $run/log"
+		[ $SECONDS -lt $end ] || fail "after 10 minutes $("$c" kubectl get pods | grep -vc Running) pods do not run: see the logs in $run/log"
 		sleep 0.5
 	done
 }
@@ -72,10 +72,10 @@ come_and_go() {
 		"$c" kubectl get pods -l app=crowd -o name | shuf -n $batch | xargs "$c" kubectl delete --wait=false >/dev/null
 		gone=$((gone + batch))
 		all_running
-		printf '\r%d pods have come and gone, %d s left ' $gone $((end > SECONDS ? end - SECONDS : 0)) >&2
+		printf '\r%d pods were replaced, %d s left ' $gone $((end > SECONDS ? end - SECONDS : 0)) >&2
 	done
 	echo >&2
-	echo "$gone pods have come and gone"
+	echo "$gone pods were replaced"
 }
 
 settle() { # until nothing changes any more: released addresses are in quarantine for a while
@@ -94,7 +94,7 @@ crowd() { # CNI PLUGIN…
 	local start=$EPOCHREALTIME
 	deploy
 	all_running
-	echo "all $pods pods run after $(awk "BEGIN {printf \"%.1f\", $EPOCHREALTIME - $start}") s; ADD: $(times ADD)"
+	echo "all $pods pods were running after $(awk "BEGIN {printf \"%.1f\", $EPOCHREALTIME - $start}") s; ADD: $(times ADD)"
 }
 
 echo "bridge, host-local, portmap: $(crowd bridge bridge portmap)"

@@ -30,7 +30,7 @@ func stopAll(t *testing.T, all []*flow) {
 // agentsReplaced waits until every agent's pod is new and ready.
 func agentsReplaced(t *testing.T, before string) {
 	t.Helper()
-	eventually(t, 2*time.Minute, "new agents", func() error {
+	eventually(t, 2*time.Minute, "new agent pods", func() error {
 		now := agentPods(t)
 		for name := range strings.FieldsSeq(now) {
 			if strings.Contains(before, name) {
@@ -66,7 +66,7 @@ func agentsKilledAndRolled(t *testing.T) {
 	mayReach(t, "server-node1", "server-node2", true)
 }
 
-// outage is how long the API server is down.
+// outage is how long the API server is stopped.
 const outage = 2 * time.Minute
 
 // Without the API server, pods communicate, a pod whose sandbox dies gets another one (DEL and ADD),
@@ -86,7 +86,7 @@ func withoutAPIServer(t *testing.T) {
 	}
 	agents("node2")
 	sandbox := killSandbox(t, victim)
-	eventually(t, time.Minute, "another sandbox", func() error {
+	eventually(t, time.Minute, "a new sandbox", func() error {
 		now, err := sandboxOf(t, victim)
 		if err == nil && (now == "" || now == sandbox) {
 			err = errNot
@@ -105,7 +105,7 @@ func withoutAPIServer(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, time.Minute, "node2's agent", func() error {
+	eventually(t, time.Minute, "node2's agent is ready", func() error {
 		r, err := reportOf(t, "node2")
 		if err == nil && !r.Ready {
 			err = fmt.Errorf("not ready: %s", r.NotReady)
@@ -117,7 +117,7 @@ func withoutAPIServer(t *testing.T) {
 		return err
 	}
 	if ask("node3", strangerPID) == nil {
-		t.Error("a policy is not in force after a restart without the API server")
+		t.Error("without the API server, a restarted agent lets a denied connection pass")
 	}
 	if err := ask("node1", friendPID); err != nil {
 		t.Errorf("an allowed client is denied after a restart without the API server: %v", err)
@@ -126,7 +126,7 @@ func withoutAPIServer(t *testing.T) {
 	out, err = cluster(t, "", "apiserver-start")
 	must(t, out, err)
 	stopAll(t, all)
-	eventually(t, time.Minute, "the API server", func() error {
+	eventually(t, time.Minute, "the API server answers", func() error {
 		_, err := cluster(t, "", "kubectl", "label", "pod", "server-node3", "friend=yes", "--overwrite")
 		return err
 	})
@@ -174,7 +174,7 @@ func addressOf(t *testing.T, p pod, six bool) (string, error) {
 		}
 	}
 	if err == nil {
-		err = fmt.Errorf("no address of %s yet", p.Metadata.Name)
+		err = fmt.Errorf("the agent has no address of %s yet", p.Metadata.Name)
 	}
 	return "", err
 }
@@ -201,7 +201,7 @@ func reclaimed(t *testing.T) int {
 // reclaimedOnce waits for the event of another take-over.
 func reclaimedOnce(t *testing.T, before int) {
 	t.Helper()
-	eventually(t, 10*time.Second, "the event of a take-over", func() error {
+	eventually(t, 10*time.Second, "the event AddressesReclaimed", func() error {
 		if now := reclaimed(t); now != before+1 {
 			return fmt.Errorf("there are %d take-overs, want one more than %d", now, before)
 		}
@@ -236,16 +236,16 @@ func drained(t *testing.T) {
 	kubectl(t, "drain", node, "--ignore-daemonsets", "--force", "--delete-emptydir-data", "--timeout=1m")
 	same := func(when string, now report) {
 		if now.Router.ID != before.Router.ID || now.owns() != before.owns() || !now.Ready || agent() != process || reclaimed(t) != takeOvers {
-			t.Errorf("%s: the agent %s with %d addresses, ready: %v; %d take-overs: was %s and %d", when, now.Router.ID, now.owns(), now.Ready, reclaimed(t), before.Router.ID, before.owns())
+			t.Errorf("%s: the agent is %s with %d addresses, ready: %v, after %d take-overs; want %s with %d addresses, ready, without a take-over", when, now.Router.ID, now.owns(), now.Ready, reclaimed(t), before.Router.ID, before.owns())
 		}
 	}
-	eventually(t, 20*time.Second, "a node without pods", func() error {
+	eventually(t, 20*time.Second, "no pods on the drained node", func() error {
 		r, err := reportOf(t, node)
 		switch {
 		case err != nil:
 			return err
 		case len(r.Endpoints) > 0:
-			return fmt.Errorf("there are %v", r.Endpoints)
+			return fmt.Errorf("endpoints are left: %v", r.Endpoints)
 		}
 		same("drained", r)
 		return nil
@@ -263,11 +263,11 @@ func drained(t *testing.T) {
 	mayReach(t, "server-node1", back, true)
 	mayReach(t, "server-"+node, "server-node1", true)
 	if where := homes(); where != node {
-		t.Errorf("the pod is on %q", where)
+		t.Errorf("the Deployment's pod runs on %q, want the uncordoned node", where)
 	}
 	now, err := reportOf(t, node)
 	must(t, "", err)
-	same("in use again", now)
+	same("uncordoned", now)
 	kubectl(t, "delete", "deployment", "drained")
 }
 
@@ -279,7 +279,7 @@ func nodeRebooted(t *testing.T) {
 	takeOvers := reclaimed(t)
 	out, err := cluster(t, "", "node-restart", node)
 	must(t, out, err)
-	eventually(t, 2*time.Minute, "its agent", func() error {
+	eventually(t, 2*time.Minute, "the agent of the restarted node", func() error {
 		r, err := reportOf(t, node)
 		switch {
 		case err != nil:
@@ -298,7 +298,7 @@ func nodeRebooted(t *testing.T) {
 	mayReach(t, "server-"+node, "server-node1", true)
 	mayReach(t, "server-"+node, "server-node2", false)
 	if now := reclaimed(t); now != takeOvers {
-		t.Errorf("a node that was switched off and on: %d take-overs, %d before", now, takeOvers)
+		t.Errorf("after the restart there were %d take-overs, want %d as before", now, takeOvers)
 	}
 }
 
@@ -314,7 +314,7 @@ func diskLost(t *testing.T) {
 		must(t, out, err)
 	}
 	removePods(t, node)
-	eventually(t, 2*time.Minute, "the addresses of the old disk's agent", func() error {
+	eventually(t, 2*time.Minute, "the addresses of the lost peer are reclaimed", func() error {
 		r, err := reportOf(t, "node1")
 		if err != nil {
 			return err
@@ -342,12 +342,12 @@ func nodeDeleted(t *testing.T) {
 	out, err := cluster(t, "", "node-down", gone)
 	must(t, out, err)
 	kubectl(t, "wait", "--for=condition=Ready=Unknown", "node/"+gone, "--timeout=2m")
-	time.Sleep(10 * time.Second) // silent for longer than a deleted node may be
+	time.Sleep(10 * time.Second) // longer than a deleted node may be silent
 	if names, err := owners(t, "node1"); err != nil || reclaimed(t) != before || !slices.Contains(names, gone) {
-		t.Errorf("a node that is only not ready: %d take-overs, %d before; owners %v: %v", reclaimed(t), before, names, err)
+		t.Errorf("a node that is not ready was treated as deleted: %d take-overs, want %d; owners %v: %v", reclaimed(t), before, names, err)
 	}
 	kubectl(t, "delete", "node", gone)
-	took := eventually(t, 2*time.Minute, "the addresses of a deleted node", func() error {
+	took := eventually(t, 2*time.Minute, "the addresses of the deleted node are reclaimed", func() error {
 		for _, node := range []string{"node1", "node2"} {
 			names, err := owners(t, node)
 			if err != nil {
@@ -359,7 +359,7 @@ func nodeDeleted(t *testing.T) {
 		}
 		return nil
 	})
-	t.Logf("reclaimed %v after the node was deleted", took.Round(time.Second))
+	t.Logf("reclaimed %v after its Node was deleted", took.Round(time.Second))
 	out, err = cluster(t, "", "node-up", gone, "3")
 	must(t, out, err)
 	kubectl(t, "wait", "--for=condition=Ready", "node/"+gone, "--timeout=2m")

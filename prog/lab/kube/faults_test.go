@@ -38,7 +38,7 @@ func longNames(t *testing.T) {
 	mayReach(t, long, "server-node3", true)
 	r, err := reportOf(t, node)
 	if text := strings.Join(r.Warnings, "\n"); err != nil || len(r.Warnings) != 1 || !strings.Contains(text, long) || !strings.Contains(text, "DNS name") {
-		t.Errorf("%v: warnings: %s", err, text)
+		t.Errorf("error %v, warnings %q; want one about the DNS name of the long pod name", err, text)
 	}
 	if out, err := weft(t, node, "dns-lookup", fits+".default"); err != nil {
 		t.Errorf("%v: %s", err, out)
@@ -47,7 +47,7 @@ func longNames(t *testing.T) {
 	kubectl(t, "delete", "pod", long, fits)
 }
 
-// event waits for an event of a node.
+// event waits for a warning event on a node.
 func event(t *testing.T, node, reason, text string) {
 	t.Helper()
 	eventually(t, 40*time.Second, "an event "+reason, func() error {
@@ -62,23 +62,23 @@ func event(t *testing.T, node, reason, text string) {
 // A policy with the nodes' addresses allows packets of the nodes themselves in both families, also
 // those forwarded by a NodePort. Leading zeros are read like the API server of this version reads
 // them.
-func policiesNameNodes(t *testing.T) {
+func policiesMatchNodeAddresses(t *testing.T) {
 	const ingress = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "nodes"}, "spec": {
 		"podSelector": {"matchLabels": {"app": "server", "node": "node2"}}, "ingress": [{"from": [%s]}]}}`
 	asks := func(from string, want bool) {
 		t.Helper()
 		mayReach(t, from, "server-node2", want)
 	}
-	asks("host-node1", false) // friends only
-	asks("host-node2", true)  // its own host
+	asks("host-node1", false) // only friends are allowed
+	asks("host-node2", true)  // the node of the pod is always allowed
 	for name, from := range map[string]string{
-		"as kubectl shows them": `{"ipBlock": {"cidr": "10.200.0.0/24"}}, {"ipBlock": {"cidr": "fd00:10:200::/64"}}`,
-		"with leading zeros":    `{"ipBlock": {"cidr": "10.200.000.0/24"}}, {"ipBlock": {"cidr": "fd00:10:200::/64"}}`,
-		"everybody":             `{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}`,
+		"node addresses as kubectl shows them": `{"ipBlock": {"cidr": "10.200.0.0/24"}}, {"ipBlock": {"cidr": "fd00:10:200::/64"}}`,
+		"node addresses with leading zeros":    `{"ipBlock": {"cidr": "10.200.000.0/24"}}, {"ipBlock": {"cidr": "fd00:10:200::/64"}}`,
+		"all addresses":                        `{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}`,
 	} {
 		apply(t, fmt.Sprintf(ingress, from))
 		asks("host-node1", true)
-		asks("server-node3", name == "everybody")
+		asks("server-node3", name == "all addresses")
 	}
 	apply(t, fmt.Sprintf(ingress, `{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.200.0.0/24"]}}, {"ipBlock": {"cidr": "::/0", "except": ["fd00:10:200::/64"]}}`))
 	asks("host-node1", false) // all but the nodes
@@ -94,7 +94,7 @@ func policiesNameNodes(t *testing.T) {
 	event(t, "node2", "PolicyUnread", "default/friends")
 	asks("server-node3", false)
 	if r, err := reportOf(t, "node3"); err != nil || !strings.Contains(strings.Join(r.Warnings, " "), "default/friends") {
-		t.Errorf("%v: warnings %q", err, r.Warnings)
+		t.Errorf("error %v, warnings %q; want one about default/friends", err, r.Warnings)
 	}
 	kubectl(t, "annotate", "networkpolicy", "friends", "weft.internal/audit-")
 }
@@ -120,7 +120,7 @@ func rightMissing(t *testing.T) {
 	apply(t, string(narrow))
 	before := agentPods(t)
 	kubectl(t, "-n", "weft", "delete", "pods", "-l", "app=weft", "--field-selector=spec.nodeName="+node, "--force", "--grace-period=0")
-	eventually(t, time.Minute, "the host is not ready", func() error {
+	eventually(t, time.Minute, "the host reports that it is not ready", func() error {
 		r, err := reportOf(t, node)
 		if err == nil && (r.Ready || !strings.Contains(r.NotReady, "list the networkpolicies") || !strings.Contains(r.NotReady, "apply Weft's manifest")) {
 			err = fmt.Errorf("ready: %v, %s", r.Ready, r.NotReady)
@@ -132,10 +132,10 @@ func rightMissing(t *testing.T) {
 	mayReach(t, "server-node1", "server-node2", true)
 	mayReach(t, "server-node3", "server-node2", false)
 	follow(t, "kubectl apply -f weft.yaml")
-	eventually(t, time.Minute, "ready again", func() error {
+	eventually(t, time.Minute, "the host is ready again", func() error {
 		r, err := reportOf(t, node)
 		if err == nil && (!r.Ready || len(r.Warnings) > 0) {
-			err = fmt.Errorf("%s, %q", r.NotReady, r.Warnings)
+			err = fmt.Errorf("not ready: %s; warnings %q", r.NotReady, r.Warnings)
 		}
 		return err
 	})

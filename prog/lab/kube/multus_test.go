@@ -49,7 +49,7 @@ func multus(t *testing.T) {
 	kubectl(t, "wait", "--for=condition=Established", "crd/network-attachment-definitions.k8s.cni.cncf.io")
 	apply(t, manifestOf(t, "multus.yaml", node))
 	ready(t, "multus")
-	kubectl(t, "delete", "pod", "beside", "--force", "--grace-period=0") // see endedUntold
+	kubectl(t, "delete", "pod", "beside", "--force", "--grace-period=0") // see forcedDeletion
 	throughMultus(t, node)
 	if r, err := reportOf(t, node); err != nil || !r.has("multus") || !r.has("beside") || len(r.Warnings) > 0 {
 		t.Errorf("with a configuration before Weft's that calls Weft: %v, %+v", err, r)
@@ -60,12 +60,12 @@ func multus(t *testing.T) {
 
 // Multus does not pass on the DEL of a pod that is older than Multus and was deleted by force. Its
 // address is released nevertheless.
-func endedUntold(t *testing.T) { ended(t, "node1", "beside", time.Minute) }
+func forcedDeletion(t *testing.T) { ended(t, "node1", "beside", time.Minute) }
 
-// ended waits until Weft has no endpoint of a pod.
+// ended waits until Weft has no endpoint for a pod.
 func ended(t *testing.T, node, pod string, within time.Duration) {
 	t.Helper()
-	eventually(t, within, "the end of "+pod, func() error {
+	eventually(t, within, "no endpoint for "+pod, func() error {
 		r, err := reportOf(t, node)
 		if err == nil && r.has(pod) {
 			err = errNot
@@ -89,10 +89,10 @@ func throughMultus(t *testing.T, node string) {
 	}
 	p := getPod(t, "multus")
 	if eth0 := made[0]; eth0.Name != "weft" || eth0.Interface != "eth0" || !eth0.Default || !slices.Equal(eth0.IPs, []string{p.ip(t, false), p.ip(t, true)}) {
-		t.Errorf("its default network is %+v, want Weft's, of %+v", eth0, p.Status.PodIPs)
+		t.Errorf("the default network in Multus's status is %+v, want Weft's with %+v", eth0, p.Status.PodIPs)
 	}
 	if net1 := made[1]; net1.Name != "default/second" || net1.Interface != "net1" || len(net1.IPs) != 1 || !strings.HasPrefix(net1.IPs[0], "192.168.77.") {
-		t.Errorf("its second network is %+v", net1)
+		t.Errorf("the second network in Multus's status is %+v, want net1 of default/second in 192.168.77.0/24", net1)
 	}
 	mayReach(t, "multus", "server-node3", true)
 	mayReach(t, "server-node3", "multus", true)

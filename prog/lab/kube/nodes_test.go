@@ -17,9 +17,9 @@ func nodeIP(n int, six bool) string {
 	return fmt.Sprintf("10.200.0.%d", 10+n)
 }
 
-// nodesAskServices tests services used by the nodes themselves: the node with the server, and another
+// nodesReachServices tests services used by the nodes themselves: the node with the server, and another
 // one.
-func nodesAskServices(t *testing.T) {
+func nodesReachServices(t *testing.T) {
 	apply(t, manifestOf(t, "nodes.yaml", ""))
 	ready(t, "hostdns")
 	defer kubectl(t, "delete", "service/far", "service/sticky", "pod/hostdns")
@@ -36,40 +36,40 @@ func nodesAskServices(t *testing.T) {
 				addr      string
 				http, udp int
 			}{
-				"its ClusterIP":              {clusterIP, 80, 81},
-				"its external IP":            {external, 80, 81},
-				"a NodePort of that node":    {nodeIP(n+1, six), 30090, 30091},
-				"a NodePort of the server's": {nodeIP(2, six), 30090, 30091},
-				"a NodePort of a third one":  {nodeIP(3, six), 30090, 30091},
-				"the pod itself":             {server.ip(t, six), 8080, 8081},
+				"the server's ClusterIP":          {clusterIP, 80, 81},
+				"the server's external IP":        {external, 80, 81},
+				"a NodePort of this node":         {nodeIP(n+1, six), 30090, 30091},
+				"a NodePort of the server's node": {nodeIP(2, six), 30090, 30091},
+				"a NodePort of a third node":      {nodeIP(3, six), 30090, 30091},
+				"the pod's own address":           {server.ip(t, six), 8080, 8081},
 			} {
-				what := fmt.Sprintf("%s, by %s (%s)", node, way, at.addr)
+				what := fmt.Sprintf("from %s to %s (%s)", node, way, at.addr)
 				eventually(t, 20*time.Second, what, func() error {
 					got, err := curl(url(at.addr, at.http, "/hostname"))
 					if err == nil && got != "server-node2" {
-						err = fmt.Errorf("%q answers", got)
+						err = fmt.Errorf("got an answer from %q, want server-node2", got)
 					}
 					return err
 				})
 				big := strings.Repeat("weft", 5000)
 				if got, err := curl(url(at.addr, at.http, "/echo?msg="+big)); err != nil || got != big {
-					t.Errorf("%s, a large request: %v, %d bytes", what, err, len(got))
+					t.Errorf("%s, a large response: error %v, got %d bytes", what, err, len(got))
 				}
 				if got, err := ask("sh", "-c", fmt.Sprintf("echo hostname | nc -u -w 2 %s %d", at.addr, at.udp)); err != nil || got != "server-node2" {
 					t.Errorf("%s, UDP: %v, answer of %q", what, err, got)
 				}
 				seen, err := curl(url(at.addr, at.http, "/clientip"))
 				if from, e := netip.ParseAddrPort(seen); err != nil || e != nil || node == "node1" && !slices.Contains(overlayOf(t, node), from.Addr().String()) && !strings.Contains(way, "NodePort") {
-					t.Errorf("%s: %v, seen as %q, want %v", what, err, seen, overlayOf(t, node))
+					t.Errorf("%s: error %v, the client's address is %q, want one of %v", what, err, seen, overlayOf(t, node))
 				} else {
-					t.Logf("%s: seen as %v", what, from.Addr())
+					t.Logf("%s: the client's address is %v", what, from.Addr())
 				}
 			}
 			sticky, last := serviceIP(t, "sticky", six), ""
 			for range 8 {
 				got, err := curl(url(sticky, 80, "/hostname"))
 				if err != nil || last != "" && got != last {
-					t.Errorf("%s, session affinity, IPv6 %v: %v, %q and then %q", node, six, err, last, got)
+					t.Errorf("%s, session affinity, IPv6 %v: error %v, got an answer from %q first, and then from %q", node, six, err, last, got)
 				}
 				last = got
 			}
@@ -91,7 +91,7 @@ func serviceIP(t *testing.T, name string, six bool) string {
 			return ip
 		}
 	}
-	t.Fatalf("the service %s has no ClusterIP of the family", name)
+	t.Fatalf("the Service %s has no ClusterIP of the wanted family", name)
 	return ""
 }
 

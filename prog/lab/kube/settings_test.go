@@ -15,7 +15,7 @@ func settings(t *testing.T) {
 	}
 	kubectl(t, "-n", "weft", "create", "configmap", "weft", "--from-literal=WEFT_MTU=12")
 	kubectl(t, "-n", "weft", "delete", "--grace-period=0", "--force", agent())
-	eventually(t, time.Minute, "an event", func() error {
+	eventually(t, time.Minute, "the event InvalidSetting", func() error {
 		out := kubectl(t, "get", "events", "--field-selector=reason=InvalidSetting,involvedObject.name="+node, "-o", "jsonpath={.items[*].message}")
 		if !strings.Contains(out, "WEFT_MTU") {
 			return fmt.Errorf("events: %q", out)
@@ -59,14 +59,14 @@ func bandwidth(t *testing.T, node string) {
 		}
 	}
 	if in != 1 || out != 1 {
-		t.Errorf("want 8 Mbit/s to and 16 Mbit/s from the pod behind %s:\n%s", link, all)
+		t.Errorf("want 8 Mbit/s to and 16 Mbit/s from the pod at %s, got\n%s", link, all)
 	}
 	mayReach(t, "server-node2", "limited", true)
 	mayReach(t, "limited", "server-node3", true)
 	kubectl(t, "delete", "pod", "limited")
 	eventually(t, 20*time.Second, "the removal of the limits", func() error {
 		if left := limits(); left != "" {
-			return fmt.Errorf("there are:\n%s", left)
+			return fmt.Errorf("still there:\n%s", left)
 		}
 		return nil
 	})
@@ -85,7 +85,7 @@ func clusterCIDR(t *testing.T) {
 	kubectl(t, "-n", "weft", "delete", "pods", "-l", "app=weft", "--force", "--grace-period=0")
 	agentsReplaced(t, before)
 	for _, node := range nodes {
-		eventually(t, 20*time.Second, node+": a warning", func() error {
+		eventually(t, 20*time.Second, node+": the warning is reported", func() error {
 			events := kubectl(t, "get", "events", "--field-selector=type=Warning,reason=ClusterCIDRMismatch,involvedObject.kind=Node,involvedObject.name="+node, "-o", "jsonpath={.items[*].message}")
 			if is, err := warned(node); err != nil || !is || !strings.Contains(events, other) {
 				return fmt.Errorf("in the status: %v (%w), events: %q", is, err, events)
@@ -95,13 +95,13 @@ func clusterCIDR(t *testing.T) {
 	}
 	proxyConfig(t, clusterRange(t))
 	for _, node := range nodes {
-		took := eventually(t, time.Minute, node+": the end of the warning", func() error {
+		took := eventually(t, time.Minute, node+": the warning is cleared", func() error {
 			is, err := warned(node)
 			if err == nil && is {
 				err = errNot
 			}
 			return err
 		})
-		t.Logf("%s: the warning is gone after %v", node, took.Round(time.Second))
+		t.Logf("%s: the warning was cleared after %v", node, took.Round(time.Second))
 	}
 }

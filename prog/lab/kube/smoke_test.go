@@ -21,16 +21,16 @@ func TestWeft(t *testing.T) {
 		{"Pods", pods},
 		{"NoPlaintext", noPlaintext},
 		{"Services", services},
-		{"NodesAskServices", nodesAskServices},
+		{"NodesReachServices", nodesReachServices},
 		{"Policy", policy},
-		{"PoliciesNameNodes", policiesNameNodes},
+		{"PoliciesMatchNodeAddresses", policiesMatchNodeAddresses},
 		{"Annotations", annotations},
 		{"LongNames", longNames},
 		{"Names", names},
 		{"Plugin", plugin},
 		{"Settings", settings},
 		{"Multus", multus},
-		{"EndedUntold", endedUntold}, // before agents restart, which would release it as well
+		{"ForcedDeletion", forcedDeletion}, // before agents restart, which would release it as well
 		{"ClusterCIDR", clusterCIDR},
 		{"AgentsKilledAndRolled", agentsKilledAndRolled},
 		{"RightMissing", rightMissing},
@@ -50,7 +50,7 @@ func TestWeft(t *testing.T) {
 	}
 }
 
-// installTime is how long the nodes of a new cluster may take to become ready.
+// installTime is the longest time until the nodes of a new cluster are ready.
 const installTime = time.Minute
 
 func install(t *testing.T) {
@@ -62,16 +62,16 @@ func install(t *testing.T) {
 	took := time.Since(start)
 	t.Logf("from kubectl apply to all nodes ready: %v", took.Round(100*time.Millisecond))
 	if took > installTime {
-		t.Errorf("the nodes are ready after %v, want %v", took, installTime)
+		t.Errorf("the nodes were ready after %v, want at most %v", took, installTime)
 	}
 	kubectl(t, "-n", "weft", "rollout", "status", "ds/weft", "--timeout=1m")
 	for _, node := range nodes {
 		r, err := reportOf(t, node)
 		if err != nil || !r.Ready || len(r.Warnings) > 0 || len(r.Router.Peers) != len(nodes) {
-			t.Errorf("%s: %v: %+v", node, err, r)
+			t.Errorf("%s: error %v, want a ready agent: %+v", node, err, r)
 		}
 		if four, six, _ := strings.Cut(cidr, ","); r.IPAM.Range != four || r.IPAM.Range6 != six {
-			t.Errorf("%s: universe %s,%s, want kube-proxy's %s", node, r.IPAM.Range, r.IPAM.Range6, cidr)
+			t.Errorf("%s: the universe is %s,%s, want kube-proxy's clusterCIDR %s", node, r.IPAM.Range, r.IPAM.Range6, cidr)
 		}
 		if len(r.CNI.Plugins) != 2 {
 			t.Errorf("%s: plugins %v, want portmap after weft-cni", node, r.CNI.Plugins)
@@ -85,7 +85,7 @@ func install(t *testing.T) {
 		})
 	}
 	if out := kubectl(t, "get", "events", "--field-selector", "type=Warning,involvedObject.kind=Node,source=weft", "-o", "name"); out != "" {
-		t.Errorf("warnings: %s", out)
+		t.Errorf("got unexpected warning events: %s", out)
 	}
 	out, err := cluster(t, "", "dns")
 	must(t, out, err)
@@ -114,7 +114,7 @@ func agnhost(t *testing.T) string {
 			return strings.TrimSpace(name)
 		}
 	}
-	t.Fatal("the nodes have no image of agnhost")
+	t.Fatal("the nodes have no agnhost image")
 	return ""
 }
 
@@ -128,7 +128,7 @@ func image(t *testing.T) string {
 	_, name, _ := strings.Cut(string(data), "image: ")
 	name, _, ok := strings.Cut(name, "\n")
 	if !ok {
-		t.Fatal("site/deploy/uninstall.yaml names no image")
+		t.Fatal("site/deploy/uninstall.yaml contains no image")
 	}
 	return name
 }
@@ -165,7 +165,7 @@ func pods(t *testing.T) {
 			}
 			return err
 		})
-		t.Logf("%s has all its tunnels after %v", node, took.Round(100*time.Millisecond))
+		t.Logf("%s: all tunnels were established after %v", node, took.Round(100*time.Millisecond))
 	}
 	for _, from := range nodes {
 		a := getPod(t, "server-"+from)
@@ -174,10 +174,10 @@ func pods(t *testing.T) {
 			for _, six := range []bool{false, true} {
 				seen, err := get(t, "server-"+from, url(b.ip(t, six), 8080, "/clientip"))
 				if host, e := netip.ParseAddrPort(seen); err != nil || e != nil || host.Addr().String() != a.ip(t, six) {
-					t.Errorf("%s to %s, IPv6 %v: %v, seen as %q, want %s", from, to, six, err, seen, a.ip(t, six))
+					t.Errorf("%s to %s, IPv6 %v: error %v, source address %q, want %s", from, to, six, err, seen, a.ip(t, six))
 				}
 				if _, err := get(t, "host-"+from, url(b.ip(t, six), 8080, "/hostname")); err != nil {
-					t.Errorf("the host %s to %s, IPv6 %v: %v", from, to, six, err)
+					t.Errorf("the host of %s to %s, IPv6 %v: %v", from, to, six, err)
 				}
 			}
 		}
@@ -245,7 +245,7 @@ func services(t *testing.T) {
 				}
 				host, err := netip.ParseAddrPort(seen)
 				if err == nil && host.Addr().String() != from.ip(t, strings.Contains(ip, ":")) {
-					t.Fatalf("%s is seen as %v", from.Metadata.Name, host)
+					t.Fatalf("the source address of %s is %v", from.Metadata.Name, host)
 				}
 				return err
 			})
@@ -263,21 +263,21 @@ func services(t *testing.T) {
 		return err
 	})
 	if _, err := outside(url(node(1), 30080, "/clientip")); err == nil {
-		t.Error("a node without a server of the service answers, though its policy is Local")
+		t.Error("a node without a server answers, although externalTrafficPolicy is Local")
 	}
 	if _, err := outside(url(node(1), 8111, "/hostname")); err != nil {
-		t.Errorf("hostPort from outside: %v", err)
+		t.Errorf("hostPort from outside does not answer: %v", err)
 	}
 	if _, err := get(t, "server-node2", url(node(1), 8111, "/hostname")); err != nil {
-		t.Errorf("hostPort from a pod of another node: %v", err)
+		t.Errorf("hostPort from a pod of another node does not answer: %v", err)
 	}
 	if _, err := get(t, "server-node1", url(node(2), 8088, "/hostname")); err != nil {
 		t.Errorf("a pod on another node's host network: %v", err)
 	}
-	eventually(t, 20*time.Second, "a headless service's name", func() error {
+	eventually(t, 20*time.Second, "the name of a headless Service", func() error {
 		seen, err := get(t, "server-node3", "http://headless.default.svc.cluster.local:8080/hostname")
 		if err == nil && seen != "server-node2" {
-			err = fmt.Errorf("%q answers", seen)
+			err = fmt.Errorf("got an answer from %q", seen)
 		}
 		return err
 	})
@@ -288,9 +288,9 @@ func mayReach(t *testing.T, from, to string, want bool) {
 	t.Helper()
 	for _, six := range []bool{false, true} {
 		address := url(getPod(t, to).ip(t, six), 8080, "/hostname")
-		eventually(t, 20*time.Second, fmt.Sprintf("%s to %s: %v", from, to, want), func() error {
+		eventually(t, 20*time.Second, fmt.Sprintf("%s reaches %s: want %v", from, to, want), func() error {
 			if _, err := get(t, from, address); (err == nil) != want {
-				return fmt.Errorf("reached: %v", err == nil)
+				return fmt.Errorf("it is %v", err == nil)
 			}
 			return nil
 		})
@@ -313,7 +313,7 @@ func names(t *testing.T) {
 	want := getPod(t, "server-node2").ip(t, false)
 	out, err := cluster(t, "", "kubectl", "exec", "server-node1", "--", "nslookup", "server-node2.default.weft.internal", "169.254.1.1")
 	if !strings.Contains(must(t, out, err), want) {
-		t.Errorf("server-node2.default.weft.internal is not %s:\n%s", want, out)
+		t.Errorf("server-node2.default.weft.internal does not resolve to %s:\n%s", want, out)
 	}
 }
 
@@ -324,19 +324,19 @@ func plugin(t *testing.T) {
 		return must(t, out, err)
 	}
 	if out := ask("status"); strings.Count(out, "Service: router") != len(nodes) {
-		t.Errorf("status of all nodes:\n%s", out)
+		t.Errorf("status of all nodes, want one per node:\n%s", out)
 	}
 	if out := ask("status", "server-node2", "policy"); !strings.Contains(out, "default/friends") {
-		t.Errorf("status of server-node2's policies:\n%s", out)
+		t.Errorf("status of server-node2's policies lacks default/friends:\n%s", out)
 	}
 	if out := ask("explain", "server-node3", "server-node2", "8080"); !strings.Contains(out, "default/friends") || !strings.Contains(out, "friend") {
-		t.Errorf("explain:\n%s", out)
+		t.Errorf("explain does not mention the policy and its label:\n%s", out)
 	}
 	if out := ask("report", "default/server-node1"); !strings.Contains(out, `"ready": true`) {
-		t.Errorf("report:\n%s", out)
+		t.Errorf("report does not show a ready host:\n%s", out)
 	}
 	if out := ask("report", "server-node1", "--context=lab", "-n", "default"); !strings.Contains(out, `"ready": true`) {
-		t.Errorf("report, with flags:\n%s", out)
+		t.Errorf("report with flags does not show a ready host:\n%s", out)
 	}
 	for args, want := range map[string]string{ // with the real kubectl; everything else is tested with a fake
 		"status --context=none":     `context "none" does not exist`,
@@ -345,7 +345,7 @@ func plugin(t *testing.T) {
 	} {
 		_, err := cluster(t, "", append([]string{"exec", checkout + "/site/deploy/kubectl-weft"}, strings.Fields(args)...)...)
 		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %q", args, err, want)
+			t.Errorf("%s: error %v, want %q", args, err, want)
 		}
 	}
 }

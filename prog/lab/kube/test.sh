@@ -10,4 +10,4 @@ go=${GO:-go}
 (cd chart && "$go" test -count=1 .)
 (cd ../../manifest/apiserver && "$go" test -count=1 .)
 "$go" test -count=1 -timeout=30m -v .
-PROXY_MODE=iptables "$go" test -count=1 -timeout=10m -v -run 'TestWeft/(Install|Pods|Services|NodesAskServices|Policy|PoliciesNameNodes)$' .
+PROXY_MODE=iptables "$go" test -count=1 -timeout=10m -v -run 'TestWeft/(Install|Pods|Services|NodesReachServices|Policy|PoliciesMatchNodeAddresses)$' .

@@ -62,7 +62,7 @@ func byHelm(t *testing.T) {
 	_, err := cluster(t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "kube-public", "name": "host"}, "spec":
 		{"hostNetwork": true, "containers": [{"name": "host", "image": %q}]}}`, image(t)), "kubectl", "apply", "--dry-run=server", "-f", "-")
 	if err == nil || !strings.Contains(err.Error(), "violates PodSecurity") {
-		t.Errorf("a pod of the host's network in a namespace without label: %v", err)
+		t.Errorf("a pod with hostNetwork in a namespace without the label: got error %v, want it refused", err)
 	}
 	kubectl(t, "wait", "--for=condition=Ready=False", "node", "--all", "--timeout=1m")
 	install, un := documented(t, "Install"), documented(t, "Uninstall")
@@ -76,7 +76,7 @@ func byHelm(t *testing.T) {
 		}
 	}
 	if pods := strings.Fields(kubectl(t, "-n", "weft", "get", "pods", "-l", "app in (weft,weft-datapath)", "-o", "name")); len(pods) != 2*len(nodes) {
-		t.Errorf("there are %v", pods)
+		t.Errorf("got the pods %v, want an agent and a data path on each node", pods)
 	}
 	follow(t, append(slices.Clone(un[0][:len(un[0])-1]), un[1]...)...)
 	nothingLeft(t)
@@ -107,7 +107,7 @@ func nothingLeft(t *testing.T) {
 		} {
 			out, err := cluster(t, "", "in", node, "sh", "-c", command)
 			if must(t, out, err) != "" {
-				t.Errorf("%s: %s are left:\n%s", node, what, strings.TrimSpace(out))
+				t.Errorf("%s still has %s of Weft:\n%s", node, what, strings.TrimSpace(out))
 			}
 		}
 	}
@@ -149,10 +149,10 @@ func founderGone(t *testing.T) {
 	for _, n := range nodes {
 		r, err := reportOf(t, n)
 		if rings[r.IPAM.Ring] = true; err != nil || !r.Ready || r.IPAM.Range+","+r.IPAM.Range6 != cidr || n == node && r.Router.ID != by["weft.dev/founder"] {
-			t.Errorf("%s: %v: %+v", n, err, r)
+			t.Errorf("%s: error %v, want a ready agent in the founded ring: %+v", n, err, r)
 		}
 	}
 	if len(rings) != 1 {
-		t.Errorf("there are several rings: %v", rings)
+		t.Errorf("got several rings, want one: %v", rings)
 	}
 }

@@ -29,7 +29,7 @@ func upgraded(t *testing.T) {
 		agentsReplaced(t, before)
 		for app, want := range map[string]string{"weft": release, "weft-datapath": this} {
 			if is := images(app); is != strings.TrimSpace(strings.Repeat(want+" ", len(nodes))) {
-				t.Errorf("%s is applied: the pods of %s are of %s, want %s", release, app, is, want)
+				t.Errorf("after %s was applied, the pods of %s use %s, want %s", release, app, is, want)
 			}
 		}
 	}

@@ -8,7 +8,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 version=6.12
-limit=45m # of the compilation, on the slowest machine that we care about
+limit=45m # for the compilation, on the slowest supported machine
 
 say() { echo "uml: $*" >&2; }
 fail() {
@@ -23,7 +23,7 @@ kernel=$cache/linux-uml-$version-$id
 
 mkdir -p "$cache"
 exec 9>"$cache/uml.lock"
-flock 9 # somebody may be at it
+flock 9 # another run may be building it
 if [ -x "$kernel" ]; then
 	echo "$kernel"
 	exit 0
@@ -52,14 +52,14 @@ work=$cache/build
 rm -rf "$work"
 mkdir -p "$work/out"
 free=$(df --output=avail -m "$work" | tail -1)
-[ "$free" -gt 2500 ] || fail "building the guest kernel needs 2.5 GB in $work, there are $free MB: set XDG_CACHE_HOME"
+[ "$free" -gt 2500 ] || fail "building the guest kernel needs 2.5 GB in $work, but only $free MB are free: set XDG_CACHE_HOME to another disk"
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
 say "building the guest kernel once in $work"
 apt download "linux-source-$version" 2>/dev/null ||
 	{ [ "$(id -u)" = 0 ] && apt update && apt download "linux-source-$version"; } ||
-	fail "apt-get cannot download linux-source-$version, which is in Debian 12's security archive: sudo apt-get update"
+	fail "apt-get cannot download linux-source-$version: run \`sudo apt-get update\`, and enable Debian 12's security archive"
 dpkg-deb --fsys-tarfile linux-source-*.deb | tar -xO "./usr/src/linux-source-$version.tar.xz" | xz -dc -T0 | tar -x
 rm linux-source-*.deb
 source=$work/linux-source-$version
@@ -79,7 +79,7 @@ timeout "$limit" make ARCH=um -C "$source" O="$work/out" -j"${JOBS:-$(nproc)}" l
 compile=$!
 trap 'kill "$compile" 2>/dev/null || true; wait "$compile" || true; rm -rf "$work"' EXIT
 while sleep 1 && kill -0 "$compile" 2>/dev/null; do
-	[ $(((SECONDS - start) % 30)) != 0 ] || say "$(grep -c '^  CC' build.log) of about $files files after $((SECONDS - start)) s"
+	[ $(((SECONDS - start) % 30)) != 0 ] || say "compiled $(grep -c '^  CC' build.log) of about $files files after $((SECONDS - start)) s"
 done
 wait "$compile" || { tail -20 build.log >&2; fail "the compilation failed, or took longer than $limit"; }
 

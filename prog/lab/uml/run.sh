@@ -1,5 +1,5 @@
 #!/bin/sh
-# usage: run.sh KERNEL DIR      boots user-mode Linux on DIR/init, see init.sh
+# usage: run.sh KERNEL DIR      boots user-mode Linux with DIR/init as first process, see init.sh
 set -eu
 # The C library registers restartable sequences, which the stub processes of UML inherit. The
 # machine's kernel would kill them at the first signal ("wait_stub_done : failed to wait for

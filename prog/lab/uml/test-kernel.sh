@@ -2,11 +2,11 @@
 # Runs this package's test with the kernel's WireGuard in user-mode Linux, an ordinary process that
 # boots in a second and needs no privileges. It takes half a minute once the guest kernel is built.
 #
-#   UML_LINUX       the guest kernel; default: the one that build.sh makes once and keeps
+#   UML_LINUX       the guest kernel; default: the one that build.sh builds and keeps
 #   UML_TIMEOUT     seconds for the guest, default 300
-#   UML_RUN         a -test.run pattern: those tests of prog/lab/e2e as well
+#   UML_RUN         a -test.run pattern: also run these tests of prog/lab/e2e
 #   UML_VERBOSE     1: show the output of tests that pass
-#   WEFT_SKIP_UML   1: say so, and pass
+#   WEFT_SKIP_UML   1: skip the test, with a message and exit code 0
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../../.."

@@ -28,7 +28,7 @@ const (
 // h1 ──── underlay ──── h2        h3 joins later
 // │                     │         │
 // c1 c2                 c1 c2     c1 c2
-func TestTwoHostsAndOneMore(t *testing.T) {
+func TestMeshOnThisDatapath(t *testing.T) {
 	opts := lab.Options{Hosts: 3, Containers: 2, Bare: true}
 	kernel := os.Getenv(wantVar) == "kernel"
 	if kernel { // as under Kubernetes, where a separate process runs the datapath
@@ -102,7 +102,7 @@ func containers(hosts ...string) []string {
 	return all
 }
 
-// datapath asserts that weft status names the datapath that this machine must have.
+// datapath checks that `weft status` shows the datapath that this machine must have.
 func datapath(t *testing.T, l *lab.Lab, hosts ...string) {
 	for _, h := range hosts {
 		status := run(t, l, h, "weft", "status")
@@ -128,7 +128,7 @@ func standby(t *testing.T, l *lab.Lab, host string) {
 	})
 }
 
-// allPairs probes every container from every other, in both families.
+// allPairs sends ICMP from every container to every other, in both address families.
 func allPairs(t *testing.T, l *lab.Lab, hosts ...string) {
 	all := containers(hosts...)
 	for _, from := range all {
@@ -198,7 +198,7 @@ func prefixesMove(t *testing.T, l *lab.Lab) {
 				continue
 			}
 			moved++
-			t.Logf("%s's allowed IPs for the giver were %v, are %v; for h3 %v", host, before[host], after[other], after[newcomer])
+			t.Logf("%s's allowed IPs for the granter were %v, are %v; for h3 %v", host, before[host], after[other], after[newcomer])
 			for _, p := range after[newcomer] {
 				if slices.Contains(after[other], p) {
 					t.Errorf("both the donor and h3 have %s", p)
@@ -215,10 +215,10 @@ func prefixesMove(t *testing.T, l *lab.Lab) {
 func reset(t *testing.T, l *lab.Lab, host string) {
 	run(t, l, host, "weft", "reset", "--force")
 	if left := tool(t, l, host, "leftovers"); left != "" {
-		t.Errorf("%s still has\n%s", host, left)
+		t.Errorf("%s has after the reset still\n%s", host, left)
 	}
 	if left, err := os.ReadDir(l.StateDir(host)); err != nil || len(left) > 0 {
-		t.Errorf("%s still has state: %v, %v", host, left, err)
+		t.Errorf("%s has after the reset still state: %v, %v", host, left, err)
 	}
 }
 

@@ -92,7 +92,7 @@ func release(t *testing.T) string {
 
 func TestHelmRendersTheManifest(t *testing.T) {
 	if d := cmp.Diff(installed(t), helm(t, nil)); d != "" {
-		t.Errorf("(-site/deploy/weft.yaml +Helm)\n%s", d)
+		t.Errorf("Helm renders other objects (-site/deploy/weft.yaml +Helm)\n%s", d)
 	}
 }
 
@@ -104,7 +104,7 @@ func TestHelmValues(t *testing.T) {
 	})
 	settings, ok := got["ConfigMap/weft/weft"].(map[string]any)
 	if !ok || !cmp.Equal(settings["data"], map[string]any{"WEFT_MTU": "1400", "WEFT_NO_DNS": "true"}) {
-		t.Errorf("settings: %v", settings)
+		t.Errorf("the ConfigMap with settings has %v", settings)
 	}
 	delete(got, "ConfigMap/weft/weft")
 	want := installed(t)
@@ -113,13 +113,13 @@ func TestHelmValues(t *testing.T) {
 			pod := all["DaemonSet/weft/"+name].(map[string]any)["spec"].(map[string]any)["template"].(map[string]any)["spec"].(map[string]any)
 			c := pod["containers"].([]any)[0].(map[string]any)
 			if image := c["image"]; image != "registry.example/net/weft:v1" && image != "localhost/weft:"+release(t) {
-				t.Errorf("%s: image %v", name, image)
+				t.Errorf("%s: got the image %v", name, image)
 			}
 			delete(c, "image")
 		}
 	}
 	if d := cmp.Diff(want, got); d != "" {
-		t.Errorf("(-site/deploy/weft.yaml +Helm)\n%s", d)
+		t.Errorf("other objects were changed (-site/deploy/weft.yaml +Helm)\n%s", d)
 	}
 }
 
@@ -157,7 +157,7 @@ func TestKustomizeExample(t *testing.T) {
 		t.Errorf("%d images have the example's name and tag, want both", n)
 	}
 	if objects(t, string(text))["ConfigMap/weft/weft"] == nil {
-		t.Error("there is no ConfigMap weft")
+		t.Error("the example creates no ConfigMap weft")
 	}
 }
 
@@ -171,6 +171,6 @@ func TestKustomizeRendersTheManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(installed(t), objects(t, string(text))); d != "" {
-		t.Errorf("(-site/deploy/weft.yaml +Kustomize)\n%s", d)
+		t.Errorf("Kustomize renders other objects (-site/deploy/weft.yaml +Kustomize)\n%s", d)
 	}
 }

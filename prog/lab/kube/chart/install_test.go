@@ -179,7 +179,7 @@ func documented(t *testing.T, section, word string) (lines []string) {
 		}
 	}
 	if len(lines) == 0 {
-		t.Fatalf("site/docs/kubernetes.md has no line with %s in %q", word, section)
+		t.Fatalf("site/docs/kubernetes.md has no line that begins with %s in section %q", word, section)
 	}
 	return lines
 }

@@ -39,13 +39,13 @@ type archive struct {
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("mkimage: ")
-	refs := flag.String("ref", "", "the image's names with their tags, comma separated")
-	out := flag.String("o", "image.tar", "the archive to write")
-	entry := flag.String("entrypoint", "", "the entrypoint, comma separated")
-	cmd := flag.String("cmd", "", "its arguments, comma separated")
+	refs := flag.String("ref", "", "names of the image with tags, comma separated")
+	out := flag.String("o", "image.tar", "path of the archive")
+	entry := flag.String("entrypoint", "", "entrypoint, comma separated")
+	cmd := flag.String("cmd", "", "arguments of the entrypoint, comma separated")
 	flag.Parse()
 	if *refs == "" {
-		log.Fatal("-ref is missing")
+		log.Fatal("-ref is missing: give a name for the image")
 	}
 	b, err := image(split(*refs), split(*entry), split(*cmd), flag.Args())
 	if err == nil {
@@ -156,7 +156,7 @@ func (l layer) add(arg string) error {
 	}
 	i := strings.LastIndex(arg, ":")
 	if i < 0 {
-		return fmt.Errorf("want SRC:DST, got %q", arg)
+		return fmt.Errorf("invalid argument: want SRC:DST, got %q", arg)
 	}
 	src, dst := arg[:i], strings.TrimPrefix(arg[i+1:], "/")
 	if l.made[dst] {

@@ -38,9 +38,9 @@ func main() {
 	log.SetFlags(0)
 	log.SetPrefix("mkpki: ")
 	var p pki
-	flag.StringVar(&p.dir, "dir", "pki", "the folder")
-	flag.StringVar(&p.server, "server", "", "the API server's URL")
-	ips := flag.String("ip", "127.0.0.1", "the API server's addresses, comma separated")
+	flag.StringVar(&p.dir, "dir", "pki", "output folder")
+	flag.StringVar(&p.server, "server", "", "URL of the API server")
+	ips := flag.String("ip", "127.0.0.1", "addresses of the API server, comma separated")
 	flag.Parse()
 	check(os.MkdirAll(p.dir, 0o700))
 
@@ -51,7 +51,7 @@ func main() {
 	for _, arg := range flag.Args() {
 		node, ips, ok := strings.Cut(arg, "=")
 		if !ok {
-			log.Fatalf("want NODE=IP,IP, got %q", arg)
+			log.Fatalf("invalid argument: want NODE=IP,IP, got %q", arg)
 		}
 		p.issue(ca, "kubelet-"+node, pkix.Name{CommonName: node}, parseIPs(ips), node)
 		p.client(ca, node, "system:node:"+node, "system:nodes")
@@ -115,7 +115,7 @@ func (p pki) issue(ca *authority, file string, name pkix.Name, ips []net.IP, dns
 	return p.write(file+".crt", "CERTIFICATE", der), p.writeKey(file+".key", k)
 }
 
-// client writes a user's kubeconfig.
+// client writes the kubeconfig of a user.
 func (p pki) client(ca *authority, file, user string, groups ...string) {
 	cert, key := p.issue(ca, "client-"+file, pkix.Name{CommonName: user, Organization: groups}, nil)
 	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw})
@@ -141,7 +141,7 @@ func parseIPs(s string) (ips []net.IP) {
 	for f := range strings.SplitSeq(s, ",") {
 		ip := net.ParseIP(f)
 		if ip == nil {
-			log.Fatalf("bad address %q", f)
+			log.Fatalf("invalid address %q", f)
 		}
 		ips = append(ips, ip)
 	}
@@ -169,7 +169,7 @@ func (p pki) write(file, kind string, der []byte) []byte {
 func unpack(b []byte) []byte {
 	block, _ := pem.Decode(b)
 	if block == nil {
-		log.Fatal("a file of the folder is not PEM: remove the folder")
+		log.Fatal("a file in the folder is not PEM: remove the folder, and run mkpki again")
 	}
 	return block.Bytes
 }
