@@ -8,10 +8,11 @@ import (
 	"path/filepath"
 
 	"weft/prog/lab"
+	"weft/prog/words"
 )
 
 const (
-	referenceBin = "/usr/lib/cni" // of Debian's containernetworking-plugins
+	referenceBin = "/usr/lib/cni" // from Debian's containernetworking-plugins
 	cniRounds    = 30
 )
 
@@ -24,7 +25,7 @@ const reference = `{"cniVersion": "1.0.0", "name": "reference", "plugins": [{"ty
 func cni(ctx context.Context, b *bench) (err error) {
 	for _, plugin := range []string{"bridge", "host-local"} {
 		if _, err := os.Stat(filepath.Join(referenceBin, plugin)); err != nil {
-			return fmt.Errorf("%w: the comparison needs apt-get install containernetworking-plugins", err)
+			return fmt.Errorf("%w: the CNI plugins for the comparison are missing; run: apt-get install containernetworking-plugins", err)
 		}
 	}
 	ours, down, err := b.up(ctx, lab.Options{Name: "weft", Hosts: 1})
@@ -62,7 +63,7 @@ func cni(ctx context.Context, b *bench) (err error) {
 			}
 		}
 		add := comparison{what: fmt.Sprintf("ADD, %d attached already", n), atMost: 0.6}
-		del := comparison{what: fmt.Sprintf("DEL, %d attached besides", n), atMost: 1}
+		del := comparison{what: fmt.Sprintf("DEL, %s attached", words.Count(n, "other")), atMost: 1}
 		for range cniRounds {
 			for _, side := range []struct {
 				*remote

@@ -72,7 +72,7 @@ func directoryBench(context.Context, *bench) error {
 	}
 	held := heap() - before
 
-	change, decode, lookup := figure{what: "one changed set taken in"}, figure{what: "one set of 100 decoded and verified"}, figure{what: "one lookup"}
+	change, decode, lookup := figure{what: "merge of one changed set"}, figure{what: "one set of 100 decoded and verified"}, figure{what: "one lookup"}
 	apply := figure{what: "one delta applied and verified"}
 	var names []string
 	for j := range lookups {
@@ -103,7 +103,7 @@ func directoryBench(context.Context, *bench) error {
 		start = time.Now()
 		for _, name := range names {
 			if got, _ := d.Lookup(name, ring); len(got) != 1 {
-				return fmt.Errorf("%d endpoints are called %s", len(got), name)
+				return fmt.Errorf("found %d endpoints with the name %s, want 1", len(got), name)
 			}
 		}
 		lookup.ours.add(time.Since(start).Seconds() * 1e6 / lookups)
@@ -116,7 +116,7 @@ func directoryBench(context.Context, *bench) error {
 	if err := directoryTraffic(d, ring); err != nil {
 		return err
 	}
-	printFigures(os.Stdout, "What it holds", "MiB", figure{
+	printFigures(os.Stdout, "The directory: memory", "MiB", figure{
 		what: fmt.Sprintf("all %d endpoints, on each peer", directoryPeers*directoryPods), atMost: 100, ours: samples{float64(held) / (1 << 20)},
 	})
 	runtime.KeepAlive(d)
@@ -131,7 +131,7 @@ func listing(d *directory.Directory, ring blockRing) (figure, error) {
 		n := len(d.Entries(ring))
 		all.ours.add(time.Since(start).Seconds() * 1e6)
 		if n != directoryPeers*directoryPods {
-			return all, fmt.Errorf("%d entries", n)
+			return all, fmt.Errorf("the directory lists %d entries, want all", n)
 		}
 	}
 	return all, nil
@@ -161,8 +161,8 @@ func (keepsNothing) SaveSets(map[peer.ID][]byte) error { return nil }
 
 // directoryTraffic measures what a peer sends when one endpoint changes.
 func directoryTraffic(d *directory.Directory, ring blockRing) error {
-	one := comparison{what: "one pod replaced by another: all that gossip carries for it", atMost: 1}
-	full := figure{what: "what a push/pull says of 1,000 sets"}
+	one := comparison{what: "one pod replaced by another: all bytes of gossip", atMost: 1}
+	full := figure{what: "a push/pull about 1,000 sets"}
 	say := func(owners []peer.ID, to *samples) error {
 		net := &alone{}
 		var sets [][]byte
@@ -195,7 +195,7 @@ func directoryTraffic(d *directory.Directory, ring blockRing) error {
 	if err := errors.Join(say(ring[:1], &one.theirs), say(ring, &one.ours)); err != nil {
 		return err
 	}
-	printComparisons(os.Stdout, "What it says, with 1,000 peers and with one", "bytes", "one peer", one)
-	printFigures(os.Stdout, "What it says", "bytes", full, figure{what: "one whole set", ours: samples{float64(len(d.Set(ring[0]).Encode()))}})
+	printComparisons(os.Stdout, "The directory: bytes sent, with 1,000 peers and with one", "bytes", "one peer", one)
+	printFigures(os.Stdout, "The directory: bytes of whole sets", "bytes", full, figure{what: "one whole set", ours: samples{float64(len(d.Set(ring[0]).Encode()))}})
 	return nil
 }

@@ -73,7 +73,7 @@ func dnsBench(ctx context.Context, b *bench) (err error) {
 	}{
 		{"names", fmt.Sprintf("%d names of the network", dnsNames), 1, []string{"-l", strconv.Itoa(dnsTime)}},
 		{"cached", fmt.Sprintf("%d cached names", dnsCached), 1, []string{"-l", strconv.Itoa(dnsTime)}},
-		{"", fmt.Sprintf("%d names of outside, once each", dnsDistinct), 1, []string{"-n", "1"}},
+		{"", fmt.Sprintf("%d outside names, once each", dnsDistinct), 1, []string{"-n", "1"}},
 	}
 	rates, times := make([]comparison, len(loads)), make([]comparison, len(loads))
 	for i, load := range loads {
@@ -167,7 +167,7 @@ func distinctNames(round int) string { return fmt.Sprintf("distinct%d", round) }
 
 func (s *dnsSetup) path(name string) string { return filepath.Join(s.tmp, name) }
 
-// compare loads both servers, one after the other.
+// compare sends load to both servers, one after the other.
 func (s *dnsSetup) compare(ctx context.Context, file string, rate, cpu *comparison, args ...string) error {
 	agent, core, err := s.pids(ctx)
 	if err != nil {
@@ -246,8 +246,8 @@ func (s *dnsSetup) latency(ctx context.Context, before float64) error {
 	rows := []figure{
 		{what: fmt.Sprintf("p99 at %d queries a second, names of the network, ms", dnsRate), atMost: dnsP99},
 		{what: fmt.Sprintf("p99 at %d queries a second, cached names, ms", dnsRate), atMost: dnsP99},
-		{what: "rate that was reached, queries a second"},
-		{what: "agent, resident, grown by, MiB"},
+		{what: "rate reached, queries a second"},
+		{what: "growth of the agent's resident memory, MiB"},
 	}
 	for i, file := range []string{"names", "cached"} {
 		for range dnsRounds {
@@ -331,7 +331,7 @@ func installCoreDNS(ctx context.Context) (string, error) {
 	if _, err := os.Stat(program); err == nil {
 		return program, nil
 	}
-	fmt.Fprintln(os.Stderr, "bench: building CoreDNS "+coreDNSVersion+" (once, some minutes)")
+	fmt.Fprintln(os.Stderr, "bench: building CoreDNS "+coreDNSVersion+" (takes some minutes, only in the first run)")
 	cmd := exec.CommandContext(ctx, "go", "install", coreDNS+"@"+coreDNSVersion)
 	cmd.Env = append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -31,7 +31,7 @@ func idle(ctx context.Context, b *bench) (err error) {
 		{what: "agent, processor, % of a core", atMost: 1},
 		{what: "datapath, resident, MiB"},
 		{what: "datapath, processor, % of a core"},
-		{what: "datapath, the most resident, after three TCP streams at once, MiB"},
+		{what: "datapath, highest resident, after three simultaneous TCP streams, MiB"},
 	}
 	status, err := l.Status(ctx)
 	if err != nil {
@@ -64,7 +64,7 @@ func idle(ctx context.Context, b *bench) (err error) {
 	if err := idleNoMore(ctx, l, status, &rows[4].ours); err != nil {
 		return err
 	}
-	if len(rows[2].ours) == 0 { // the kernel has WireGuard
+	if len(rows[2].ours) == 0 { // no datapath process, because the kernel has WireGuard
 		rows = rows[:2]
 	}
 	printFigures(os.Stdout, "At rest, with three peers", "four hosts", rows...)
@@ -90,7 +90,7 @@ func idleNoMore(ctx context.Context, l *lab.Lab, status lab.Status, most *sample
 	})
 }
 
-// eachProcess calls f for every agent, kind 0, and every datapath, kind 1.
+// eachProcess calls f for every agent, with kind 0, and for every datapath process, with kind 1.
 func eachProcess(s lab.Status, f func(process string, kind int, host string, pid int) error) error {
 	for _, h := range s.Hosts {
 		for kind, pids := range [][]int{h.Agent, h.Datapath} {

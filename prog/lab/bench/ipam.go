@@ -64,8 +64,8 @@ func ipamBench(ctx context.Context, b *bench) (err error) {
 	net := &alone{}
 	allocate := figure{what: "one allocation, on disk"}
 	grant := figure{what: "one block given away, on disk"}
-	gossipGrant := figure{what: "the same, for a block that is given away"}
-	gossip := figure{what: "one allocation, and all that gossip carries for it"}
+	gossipGrant := figure{what: "one block given away: all bytes of gossip"}
+	gossip := figure{what: "one allocation: all bytes of gossip"}
 	held, err := serveRing(ctx, b, m.Ring, founder.ID, net, func(a *ipam.Allocator) error {
 		for i := range ipamPods {
 			said, start := net.said, time.Now()
@@ -89,8 +89,8 @@ func ipamBench(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	printFigures(os.Stdout, "The address ring of a thousand peers: time", "ms", allocate, grant, merge)
-	printFigures(os.Stdout, "What it says", "bytes", gossip, gossipGrant, figure{what: "the whole ring, for push/pull", ours: samples{float64(len(encoded))}})
-	printFigures(os.Stdout, "What it holds", "MiB", figure{
+	printFigures(os.Stdout, "The address ring: bytes sent", "bytes", gossip, gossipGrant, figure{what: "the whole ring, for push/pull", ours: samples{float64(len(encoded))}})
+	printFigures(os.Stdout, "The address ring: memory", "MiB", figure{
 		what: "ring and allocator of one peer with its 250 containers", atMost: 64, ours: samples{float64(held-before) / (1 << 20)},
 	})
 	runtime.KeepAlive(m)

@@ -54,7 +54,7 @@ func join(ctx context.Context, b *bench) (err error) {
 	return nil
 }
 
-// firstPing returns as soon as an address answers.
+// firstPing returns as soon as an address replies.
 func firstPing(ctx context.Context, l *lab.Lab, from, to string) error {
 	var err error
 	for start := time.Now(); time.Since(start) < 20*time.Second && ctx.Err() == nil; {
@@ -62,5 +62,5 @@ func firstPing(ctx context.Context, l *lab.Lab, from, to string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("no answer: %w", err)
+	return fmt.Errorf("no reply to any ping: %w", err)
 }

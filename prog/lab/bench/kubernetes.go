@@ -40,10 +40,10 @@ func kubernetes(ctx context.Context, b *bench) (err error) {
 		}
 	}
 	m := &kubeFigures{
-		resident: comparison{what: "resident, MiB"}, own: comparison{what: "of that, no file: heap, stacks, MiB"},
-		heap: comparison{what: "Go's heap in use, MiB"}, after: comparison{what: "resident after all that, MiB"},
+		resident: comparison{what: "resident, MiB"}, own: comparison{what: "of that, anonymous (heap, stacks), MiB"},
+		heap: comparison{what: "Go's heap in use, MiB"}, after: comparison{what: "resident at the end, MiB"},
 		rest: comparison{what: "processor at rest, % of a core"}, churn: comparison{what: "processor while pods of other nodes come and go, % of a core"},
-		heartbeat: comparison{what: "processor while Nodes say that they are well, % of a core"},
+		heartbeat: comparison{what: "processor while Nodes send heartbeats, % of a core"},
 	}
 	if err := m.atRest(ctx, sides); err != nil {
 		return err
@@ -61,8 +61,8 @@ func kubernetes(ctx context.Context, b *bench) (err error) {
 	}
 	title := fmt.Sprintf("One agent in Kubernetes: %d nodes, %d pods, %d of those on this host, %d policies", b.kube.nodes, b.kube.nodes*b.kube.pods, b.kube.pods, b.kube.policies)
 	printComparisons(os.Stdout, title, "agent", "three peers, no pods, no policies", m.resident, m.own, m.heap, m.rest, m.churn, m.heartbeat, m.after)
-	printFigures(os.Stdout, fmt.Sprintf("One agent in Kubernetes: %d times each, ten a second, less what rest costs", (b.kube.nodes-1)*kubeChanges), "processor time, ms",
-		figure{what: "a pod comes or goes on another node", ours: churn}, figure{what: "a Node says again that it is ready", ours: heartbeat})
+	printFigures(os.Stdout, fmt.Sprintf("One agent in Kubernetes: cost of one change (%d of each, ten a second, cost at rest subtracted)", (b.kube.nodes-1)*kubeChanges), "processor time, ms",
+		figure{what: "a pod comes or goes on another node", ours: churn}, figure{what: "a Node's heartbeat", ours: heartbeat})
 	return nil
 }
 
@@ -135,7 +135,7 @@ type kubeSide struct {
 	kubeSize
 
 	lab     *lab.Lab
-	agent   int // its pid
+	agent   int // process id
 	peers   []*remote
 	runtime *remote
 	ends    []func() error
@@ -191,7 +191,7 @@ func (s *kubeSide) serve(ctx context.Context) (url string, err error) {
 		args = append(args, addr.String())
 	}
 	last := kubeNode(s.nodes)
-	if _, err := s.lab.Background(ctx, last, "serving", args...); err != nil { // ends with its host
+	if _, err := s.lab.Background(ctx, last, "serving", args...); err != nil { // it ends with its host
 		return "", err
 	}
 	addr, err := s.lab.UnderlayAddr(last)
@@ -233,7 +233,7 @@ func (s *kubeSide) all(f func(*remote) error) error {
 	return group.Wait()
 }
 
-// attach does what the kubelet and its runtime do for the pods of h1.
+// attach does what the kubelet and the container runtime do for the pods of h1.
 func (s *kubeSide) attach(ctx context.Context) (err error) {
 	if s.pods == 0 {
 		return nil
@@ -254,7 +254,7 @@ func (s *kubeSide) attach(ctx context.Context) (err error) {
 // settled waits until the agent knows all pods and enforces the policies of its host's pods. Only
 // then are measurements meaningful.
 func (s *kubeSide) settled(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("not all pods became known"))
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("after 30 s the agent still does not know all pods and policies"))
 	defer cancel()
 	for {
 		var got [3]float64
@@ -267,7 +267,7 @@ func (s *kubeSide) settled(ctx context.Context) (err error) {
 			return nil
 		}
 		if err := sleep(ctx, time.Second); err != nil {
-			return fmt.Errorf("%w: names, isolated endpoints, policies: %v", err, got)
+			return fmt.Errorf("%w: got names, isolated endpoints and policies %v", err, got)
 		}
 	}
 }

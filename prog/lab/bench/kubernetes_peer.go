@@ -202,7 +202,7 @@ func (p *simulated) start(ctx context.Context, pods int) error {
 	return p.directory.Publish(p.pods)
 }
 
-// often does something kubeChanges times.
+// often calls do kubeChanges times.
 func (p *simulated) often(ctx context.Context, do func(ctx context.Context, i int) error) error {
 	if err := sleep(ctx, time.Duration(p.number)*kubeEvery/9); err != nil { // not at the same time as all others
 		return err
@@ -274,7 +274,7 @@ func (p *simulated) add(ctx context.Context) error {
 	return nil
 }
 
-// remove ends the oldest pod.
+// remove removes the oldest pod.
 func (p *simulated) remove(ctx context.Context) error {
 	oldest := podOf(p.number, p.next-len(p.pods))
 	if err := p.ask(ctx, http.MethodDelete, oldest); err != nil {

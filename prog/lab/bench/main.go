@@ -83,8 +83,8 @@ func run(ctx context.Context, args []string) (err error) {
 		all[i] = benchmark.name
 	}
 	only := flags.String("only", strings.Join(all, ","), "comma-separated `names` of benchmarks")
-	bin := flags.String("bin", "bin", "`directory` of weft and weft-cni")
-	before := flags.String("before", "", "`directory` of other ones: each benchmark runs with both, in turns, three times")
+	bin := flags.String("bin", "bin", "`directory` of the programs weft and weft-cni")
+	before := flags.String("before", "", "`directory` of other builds to compare with: each benchmark runs three times with both, in turns")
 	b := &bench{kube: kubeSize{10, 100, 200}}
 	flags.Func("kubernetes", "`NODES,PODS,POLICIES` of the benchmark kubernetes, PODS on each node (default 10,100,200)", b.kube.parse)
 	if err := flags.Parse(args); err != nil {

@@ -87,7 +87,7 @@ func plainTunnel(own, other int) error {
 	return h.RouteAdd(&netlink.Route{Dst: remote, LinkIndex: wg.Attrs().Index, Scope: netlink.SCOPE_LINK})
 }
 
-// plainContainer makes a container's veth pair.
+// plainContainer creates a container's veth pair.
 func plainContainer(n int, container string) error {
 	ns, err := netns.GetFromPath(container)
 	if err != nil {

@@ -72,7 +72,7 @@ func backends(ctx context.Context) (usable []string) {
 			return (&kubeRouter{newCrowd(0), backend, 0}).sync(ctx, s)
 		})
 		if err != nil {
-			fmt.Fprintf(os.Stderr, "bench: no iptables-%s with ipsets here: %v\n", backend, err)
+			fmt.Fprintf(os.Stderr, "bench: iptables-%s with ipsets does not work here, so it is not measured: %v\n", backend, err)
 			continue
 		}
 		usable = append(usable, backend)
@@ -152,7 +152,7 @@ func policyLoad(c *crowd, theirs []*packetCase) error {
 	}
 	var rows []comparison
 	for _, t := range theirs {
-		rows = append(rows, comparison{what: "from nothing; iptables-" + t.way, ours: ours, theirs: samples{t.loaded}, limit: policyLoadLimit})
+		rows = append(rows, comparison{what: "load into an empty kernel; iptables-" + t.way, ours: ours, theirs: samples{t.loaded}, limit: policyLoadLimit})
 	}
 	title := fmt.Sprintf("Policies: %d of them and %d endpoints, %d of those on this host", crowdPolicies, crowdEndpoints, crowdLocal)
 	printComparisons(os.Stdout, title, "seconds", policyComparedTo, rows...)
@@ -215,7 +215,7 @@ func printChanges(ctx context.Context, c *crowd, ours podChange, theirs []*packe
 func podChanges(e *enforcer, c *crowd, local bool) (ms samples, err error) {
 	runtime.GC()
 	for n := 0; len(ms) < policyChanges; n++ {
-		pod := c.endpoints[n*37%len(c.endpoints)] // of all namespaces and applications
+		pod := c.endpoints[n*37%len(c.endpoints)] // from all namespaces and applications
 		if c.isLocal(pod) != local {
 			continue
 		}

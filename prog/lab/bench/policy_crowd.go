@@ -26,7 +26,7 @@ type crowd struct {
 	namespaces map[string]map[string]string
 	policies   []policy.Policy
 	endpoints  []policy.Endpoint
-	local      map[string]bool // by id
+	local      map[string]bool // by endpoint id
 }
 
 // newCrowd distributes the endpoints over namespaces, one for every ten policies. A namespace belongs
@@ -101,7 +101,7 @@ func pair(crowds ...*crowd) (ends [2]policy.Endpoint, err error) {
 	return ends, fmt.Errorf("none of the %d policies allows traffic between two endpoints of this host", len(c.policies))
 }
 
-// allows reports whether one endpoint may send to another's crowdPort.
+// allows reports whether one endpoint may send to crowdPort of another.
 func (c *crowd) allows(from, to int) bool {
 	w := policy.World{Namespaces: c.namespaces, Endpoints: []policy.Endpoint{c.endpoints[from], c.endpoints[to]}} // other endpoints do not matter
 	p := policy.Packet{Src: w.Endpoints[0].Addrs[0], Dst: w.Endpoints[1].Addrs[0], Protocol: policy.UDP, SrcPort: 1 << 15, DstPort: crowdPort}

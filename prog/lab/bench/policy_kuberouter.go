@@ -154,7 +154,7 @@ func has(labels map[string]string, s *policy.Selector) bool {
 	return true
 }
 
-// set fills a temporary set and swaps it in.
+// set fills a temporary set and swaps it with the final one.
 func (b *kubeBuild) set(name, kind string, entries []string) string {
 	kind += " family inet hashsize 1024 maxelem 65536 timeout 0"
 	temporary := kubeName("TMP-", kind)
@@ -217,7 +217,7 @@ func numbers(list []policy.Endpoint, named policy.Port) map[uint16][]policy.Endp
 	return out
 }
 
-// peers makes the sets of a rule's peers: one of all pods, and one of all blocks.
+// peers builds the sets of a rule's peers: one of all pods, and one of all IP blocks.
 func (b *kubeBuild) peers(p policy.Policy, name string, r policy.Rule) (sets []string) {
 	var pods []policy.Endpoint
 	var blocks []string

@@ -33,7 +33,7 @@ const (
 // space is a network namespace of this program.
 type space struct{ netns.NsHandle }
 
-// newSpace makes a namespace, with lo up.
+// newSpace creates a namespace whose lo is up.
 func newSpace() (space, error) {
 	ns, err := newNetns()
 	if err != nil {
@@ -59,7 +59,7 @@ func (s space) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(),
 func (s space) do(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked, so the thread ends with the goroutine
 		if err := netns.Set(s.NsHandle); err != nil {
 			done <- err
 			return
@@ -231,7 +231,7 @@ func (p *path) rate() (float64, error) {
 		return 0, err
 	}
 	if after-before < uint64(sent)*9/10 {
-		return 0, fmt.Errorf("of %d packets, %d were forwarded", sent, after-before)
+		return 0, fmt.Errorf("sent %d packets, but only %d were forwarded", sent, after-before)
 	}
 	return float64(after-before) / seconds, nil
 }
@@ -250,7 +250,7 @@ func (p *path) answered() error {
 			return fmt.Errorf("send: %w", err)
 		}
 		if _, err := unix.Read(p.sockets[way[1]], packet); err != nil {
-			return fmt.Errorf("no packet came through: %w", err)
+			return fmt.Errorf("the first packet was not forwarded: %w", err)
 		}
 	}
 	return nil
@@ -353,7 +353,7 @@ func (c *packetCase) close() {
 	}
 }
 
-// turn measures once.
+// turn measures the case once.
 func (c *packetCase) turn() error {
 	if err := c.takeTurn(); err != nil {
 		return err
@@ -437,12 +437,12 @@ func printPackets(ours, theirs []*packetCase) {
 		}
 	}
 	printComparisons(os.Stdout, "Policies: small packets between two endpoints of one host", "thousands a second", policyComparedTo, rows...)
-	printPairs(os.Stdout, fmt.Sprintf("Policies: packets under more policies, next to fewer on the same host, of %d hosts", packetHosts),
-		pairs{"none; none again, for the noise", again.byHost, none.byHost, false},
-		pairs{"10; none", few.byHost, none.byHost, true},
-		pairs{fmt.Sprintf("%d; 10", crowdPolicies), whole.byHost, few.byHost, true},
-		pairs{fmt.Sprintf("%d; none", crowdPolicies), whole.byHost, none.byHost, true})
-	printComparisons(os.Stdout, "Policies: packets next to a host without any rules", "thousands a second", "no rules",
+	printPairs(os.Stdout, fmt.Sprintf("Policies: rate of packets under more policies, relative to fewer, on each of %d hosts", packetHosts),
+		pairs{"no policies, relative to no policies (noise)", again.byHost, none.byHost, false},
+		pairs{"10 policies, relative to none", few.byHost, none.byHost, true},
+		pairs{fmt.Sprintf("%d policies, relative to 10", crowdPolicies), whole.byHost, few.byHost, true},
+		pairs{fmt.Sprintf("%d policies, relative to none", crowdPolicies), whole.byHost, none.byHost, true})
+	printComparisons(os.Stdout, "Policies: packets, compared with a host without any rules", "thousands a second", "no rules",
 		comparison{what: "0 policies: the guard alone", ours: none.rates, theirs: bare.rates},
 		comparison{what: fmt.Sprintf("%d policies", crowdPolicies), ours: whole.rates, theirs: bare.rates})
 }

@@ -53,13 +53,13 @@ func policyTunnel(ctx context.Context, b *bench) (err error) {
 		}
 	}
 	printComparisons(os.Stdout, "Policies: small packets between containers on two hosts", "thousands a second, there and back", "without policies",
-		comparison{what: "none again", ours: rates[again], theirs: rates[none]},
+		comparison{what: "none again (noise)", ours: rates[again], theirs: rates[none]},
 		comparison{what: "10 policies", ours: rates[few], theirs: rates[none]},
 		comparison{what: fmt.Sprintf("%d policies", crowdPolicies), ours: rates[many], theirs: rates[none]})
-	printPairs(os.Stdout, fmt.Sprintf("Policies: of those, more next to fewer in the same of %d rounds", tunnelRounds),
-		pairs{"none; none again, for the noise", rates[again], rates[none], false},
-		pairs{"10; none", rates[few], rates[none], true},
-		pairs{fmt.Sprintf("%d; 10", crowdPolicies), rates[many], rates[few], true})
+	printPairs(os.Stdout, fmt.Sprintf("Policies: rate between two hosts under more policies, relative to fewer, in each of %d rounds", tunnelRounds),
+		pairs{"no policies, relative to no policies (noise)", rates[again], rates[none], false},
+		pairs{"10 policies, relative to none", rates[few], rates[none], true},
+		pairs{fmt.Sprintf("%d policies, relative to 10", crowdPolicies), rates[many], rates[few], true})
 	return nil
 }
 
@@ -164,7 +164,7 @@ func volley(ctx context.Context, args []string) error {
 
 const echoReady = "listening"
 
-// echo sends every packet back.
+// echo sends every UDP packet back to its sender.
 func echo(ctx context.Context, args []string) error {
 	c, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", ":"+args[0])
 	if err != nil {

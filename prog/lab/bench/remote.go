@@ -35,7 +35,7 @@ func (b *bench) startRemote(ctx context.Context, l *lab.Lab, host string, helper
 		return nil, err
 	}
 	r := &remote{commands: commands, answers: bufio.NewScanner(answers), done: make(chan error, 1)}
-	go func() { // ends with its input
+	go func() { // it ends with the helper's input
 		err := l.Attach(ctx, host, [3]*os.File{in, out, os.Stderr}, nil, append([]string{b.self}, helper...)...)
 		r.done <- errors.Join(err, in.Close(), out.Close())
 	}()
@@ -49,7 +49,7 @@ func (r *remote) do(verb string) (float64, error) {
 	if !r.answers.Scan() {
 		ended := <-r.done
 		r.done <- ended // for stop
-		return 0, fmt.Errorf("%s: no answer: %w", verb, errors.Join(r.answers.Err(), ended))
+		return 0, fmt.Errorf("%s: the helper ended without an answer: %w", verb, errors.Join(r.answers.Err(), ended))
 	}
 	var a answer
 	if err := json.Unmarshal(r.answers.Bytes(), &a); err != nil {

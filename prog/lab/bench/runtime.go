@@ -70,7 +70,7 @@ func cniRuntime(ctx context.Context, args []string) error {
 	return nil
 }
 
-// newNetns makes a network namespace.
+// newNetns creates a network namespace.
 func newNetns() (netns.NsHandle, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

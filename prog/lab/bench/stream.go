@@ -33,7 +33,7 @@ func stream(ctx context.Context, b *bench) (err error) {
 	}
 	defer down(&err)
 	if kind, err := ours.Exec(ctx, "h1", nil, "weft", "report", "-f", "{{.router.datapath}}"); err != nil || strings.TrimSpace(kind) != "userspace" {
-		return errors.Join(err, fmt.Errorf("the datapath is %q: this compares userspace ones, on a kernel without WireGuard", kind))
+		return errors.Join(err, fmt.Errorf("the datapath is %q, want userspace: run this benchmark on a kernel without WireGuard", kind))
 	}
 	replaced, down, err := b.up(ctx, lab.Options{Name: "replaced", Hosts: 2, Containers: 1})
 	if err != nil {
@@ -60,8 +60,8 @@ func stream(ctx context.Context, b *bench) (err error) {
 		}
 	}
 	printComparisons(os.Stdout, "One TCP stream between containers on two hosts", "Gbit/s", "wireguard-go",
-		comparison{what: "in the place of `weft datapath`, on the same hosts", ours: rates[0], theirs: rates[1], atLeast: 1},
-		comparison{what: "set up by hand, without a firewall", ours: rates[0], theirs: rates[2]})
+		comparison{what: "wireguard-go instead of `weft datapath`, on the same hosts", ours: rates[0], theirs: rates[1], atLeast: 1},
+		comparison{what: "wireguard-go set up by hand, without a firewall", ours: rates[0], theirs: rates[2]})
 	return nil
 }
 
@@ -89,7 +89,7 @@ func replaceDatapath(ctx context.Context, l *lab.Lab, program string) error {
 	}
 	for _, h := range s.Hosts {
 		if len(h.Datapath) > 0 {
-			return fmt.Errorf("%s runs weft datapath again", h.Name)
+			return fmt.Errorf("%s runs `weft datapath` instead of wireguard-go: its figures would be wrong", h.Name)
 		}
 	}
 	to, err := l.Addrs(ctx, "h2/c1")
@@ -113,13 +113,13 @@ func (b *bench) setUpPlain(ctx context.Context, l *lab.Lab, program string) erro
 	return nil
 }
 
-// oneStream sends from h1/c1 to another container for a while.
+// oneStream sends from h1/c1 to another container for streamDuration.
 func oneStream(ctx context.Context, l *lab.Lab, server string, into *samples) error {
 	to, err := l.Addrs(ctx, server)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx) // ends the listener
+	ctx, cancel := context.WithCancel(ctx) // cancel stops the listener
 	defer cancel()
 	if _, err := l.Background(ctx, server, probe.ListenReady, "weft", "probe", "listen"); err != nil {
 		return err

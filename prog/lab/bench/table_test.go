@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestSamples(t *testing.T) {
+func TestSamplesPrintMedianAndRange(t *testing.T) {
 	for _, c := range []struct {
 		in   samples
 		want string
