@@ -2,5 +2,5 @@
 
 package soak
 
-// few is how many seeds `go test -race` runs: it is some ten times slower.
+// few is the number of seeds under `go test -race`, which is about ten times slower.
 const few = 20

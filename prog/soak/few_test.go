@@ -2,5 +2,5 @@
 
 package soak
 
-// few is how many seeds `go test` runs.
+// few is the number of seeds under `go test`.
 const few = 250

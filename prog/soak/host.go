@@ -16,19 +16,19 @@ import (
 	"weft/mesh/peer"
 )
 
-// host is one machine and its disk. What changes is guarded by the world's lock.
+// host is a machine with its disk. The world's lock guards its fields.
 type host struct {
 	w       *world
 	name    string
 	id      peer.ID
 	voter   bool
 	founder bool
-	copied  bool // its disk was copied from another host's
+	copied  bool // its disk is a copy of another host's
 	disk    *disk
 	backups []*disk
-	run     *run // nil while it is down
+	run     *run // nil while the host is down
 	side    int
-	gone    bool // for ever: it left, lost its disk, or was a copy
+	gone    bool // forever: it left, lost its disk, or was a copy
 	ballots int
 }
 
@@ -36,9 +36,9 @@ type host struct {
 type disk struct {
 	state ipam.State
 	ring  ring.Ring            // state.Ring, decoded
-	slots map[slot.Slot]string // state.Allocations, turned around
+	slots map[slot.Slot]string // state.Allocations, by slot
 	known meshtest.Known
-	full  time.Time // until then nothing can be written
+	full  time.Time // writes fail until then
 }
 
 func newDisk() *disk {
@@ -52,7 +52,7 @@ func (d *disk) clone() *disk {
 	return &c
 }
 
-// write is one transaction.
+// write applies one transaction.
 func (d *disk) write(c ipam.Change) {
 	if c.Key != "" {
 		delete(d.slots, d.state.Allocations[c.Key])
@@ -63,8 +63,8 @@ func (d *disk) write(c ipam.Change) {
 	d.state.Apply(c)
 }
 
-// run is one life of a host's agent. It is its allocator's store and mesh, and checks
-// what passes.
+// run is the agent of a host between two starts. It is the store and the mesh of its allocator,
+// and checks what passes through.
 type run struct {
 	*meshtest.Host
 	w       *world
@@ -72,12 +72,12 @@ type run struct {
 	alloc   *ipam.Allocator
 	stopped bool
 	began   time.Time
-	heard   [][]byte // what those who confirmed that a peer is dead know of the ring
+	heard   [][]byte // the rings in confirmations that a peer is dead
 }
 
 func (r *run) String() string { return r.h.name }
 
-// add makes a new host; boot starts it.
+// add returns a new host; boot starts it.
 func (w *world) add() *host {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -92,7 +92,7 @@ func (w *world) runOf(h *host) *run {
 	return h.run
 }
 
-// boot starts the agent of a host, unless it runs or is gone.
+// boot starts the agent of a host, unless it runs already or is gone.
 func (w *world) boot(h *host) {
 	w.mu.Lock()
 	if h.run != nil || h.gone {
@@ -126,8 +126,8 @@ func (r *run) live(ctx context.Context) error {
 	return nil
 }
 
-// stop ends a run as a crash does: nothing is written or said from now on. It reports
-// whether the run went on until now.
+// stop ends a run like a crash: from now on it writes and sends nothing. It reports whether the
+// run was still active.
 func (w *world) stop(r *run) bool {
 	w.mu.Lock()
 	if r.stopped {
@@ -143,15 +143,15 @@ func (w *world) stop(r *run) bool {
 	return true
 }
 
-// twin is called when this host has the identity of another that started before it.
+// twin is called when this run meets a run that has the same identity and started before it.
 func (r *run) twin() {
 	if r.w.stop(r) {
 		r.w.locked(func() { r.h.gone = true })
-		r.w.note("%v is a twin, and stops", r)
+		r.w.note("%v meets an older run with its identity, and stops", r)
 	}
 }
 
-// candidate is what this peer would found.
+// candidate returns what this peer would found.
 func (r *run) candidate() (ring.ID, [16]byte, slot.Universe) {
 	id := ring.ID{0: 2}
 	copy(id[1:], r.h.id[:])
@@ -162,7 +162,7 @@ func (r *run) candidate() (ring.ID, [16]byte, slot.Universe) {
 	return id, [16]byte{1}, r.w.universe
 }
 
-// elsewhere reports whether a peer that can be reached says that it has a ring.
+// elsewhere reports whether any reachable peer announces a ring.
 func (r *run) elsewhere() bool {
 	for _, h := range r.w.all() {
 		has := false
@@ -179,14 +179,14 @@ var (
 	errFull    = errors.New("the disk is full")
 )
 
-// Load reads the disk.
+// Load returns the state on the disk.
 func (r *run) Load() (ipam.State, error) {
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
 	return r.h.disk.clone().state, nil
 }
 
-// Update writes to the disk, and checks that this may be written.
+// Update writes to the disk, and checks that the write is allowed.
 func (r *run) Update(c ipam.Change) error {
 	w, h := r.w, r.h
 	w.mu.Lock()
@@ -204,7 +204,7 @@ func (r *run) Update(c ipam.Change) error {
 	if c.Ring != nil {
 		next, err := ring.Decode(c.Ring)
 		if err != nil {
-			w.broken("%s writes a ring that cannot be read: %v", h.name, err)
+			w.broken("%s writes an unreadable ring: %v", h.name, err)
 			return nil
 		}
 		before := h.disk.ring

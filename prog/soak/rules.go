@@ -15,30 +15,28 @@ import (
 	"weft/mesh/peer"
 )
 
-// The rules, for every moment:
+// Rules that hold at every moment:
 //
-//   - No slot has two live holders. A holder is live if its host runs and the host's
-//     ring says that the slot is its own. Two peers that have heard the same cannot both
-//     be live holders of a slot, then; and two that have not, only where there is an
-//     excuse: since all was well for the last time, somebody took the slot over, or its
-//     owner went on from an older disk or with two copies of one.
-//     In a calm cluster, where nobody is cut off and dead peers are dead, nothing excuses,
-//     but that a peer that starts does not know at once.
-//   - Who takes over has heard all that those know who confirmed it.
-//   - What a peer hands out is its own, usable, and nobody else's on that peer.
-//   - A peer never forgets what it heard of the ring, and there is one ring.
-//   - What is told or answered is on disk.
-//   - After each step, the allocator is what its disk says; allocations in slots that
-//     are another's are reported as lost; no slot of its own is neither free, resting nor
-//     allocated.
-//   - Of two runs with one identity that meet, one stops.
+//   - No slot has two live holders. A host is a live holder of an allocated slot if it runs and its
+//     own ring shows it as the slot's owner. So two peers with the same ring cannot both be live
+//     holders. Two peers with different rings can, but only with an excuse: since the cluster was
+//     last whole, another peer took the slot over, or the owner started from an older disk or from
+//     a copy of its disk. In a calm cluster there are no partitions, and only dead peers are
+//     removed. Then the only excuse is that a peer that starts needs time to learn the ring.
+//   - A peer that takes over has merged the rings of all peers that confirmed the removal.
+//   - A peer allocates only usable slots that it owns, and never the same slot to two keys.
+//   - A peer never loses parts of the ring that it learned, and there is only one ring.
+//   - What a peer sends or answers is on its disk before.
+//   - After each step, the allocator's state equals its disk. It reports allocations in slots of
+//     other peers as lost. Each of its own slots is free, in quarantine or allocated.
+//   - If two runs with one identity meet, one of them stops.
 
-// truth is what the world knows of the ring.
+// truth is the simulation's own knowledge of the ring.
 type truth struct {
 	id         ring.ID
-	generation map[slot.Slot]uint32 // the highest, where it is not the first
-	excuses    map[slot.Slot]string // slots that can have two holders that have not met
-	strict     bool                 // there are none
+	generation map[slot.Slot]uint32 // the highest generation of each slot, if it is not the first
+	excuses    map[slot.Slot]string // slots that may have two holders until the two meet
+	strict     bool                 // no excuses are allowed
 }
 
 func newTruth() truth {
@@ -51,11 +49,11 @@ func (t *truth) excuse(g slot.Range, why string) {
 	}
 }
 
-// catchUp is how long a peer that starts may take to hear what became of its slots.
+// catchUp is how long a starting peer may need until it knows the current ring.
 const catchUp = 8 * time.Second
 
-// holds reports whether a host holds a slot and may. The caller holds the lock, as with
-// all that follows up to look.
+// holds reports whether a host is a live holder of a slot. The caller holds the lock, as for all
+// functions up to look.
 func (h *host) holds(s slot.Slot) bool {
 	if _, holds := h.disk.slots[s]; !holds || h.run == nil {
 		return false
@@ -64,7 +62,7 @@ func (h *host) holds(s slot.Slot) bool {
 	return owner == h.id
 }
 
-// uncontested checks that a holder is the only one.
+// uncontested checks that a host is the only live holder of a slot.
 func (w *world) uncontested(h *host, s slot.Slot) {
 	if _, excused := w.truth.excuses[s]; excused || !h.holds(s) {
 		return
@@ -77,23 +75,23 @@ func (w *world) uncontested(h *host, s slot.Slot) {
 	}
 }
 
-// mayAllocate checks what is about to be handed out.
+// mayAllocate checks an allocation before it is written.
 func (w *world) mayAllocate(h *host, key string, s slot.Slot) {
 	if owner, _ := h.disk.ring.Owner(s); owner != h.id {
-		w.broken("%s hands out slot %d, which %v owns", h.name, s, owner)
+		w.broken("%s allocates slot %d, which %v owns", h.name, s, owner)
 	}
 	if other, taken := h.disk.slots[s]; taken {
-		w.broken("%s hands out slot %d to %s, and %s has it", h.name, s, key, other)
+		w.broken("%s allocates slot %d to %s, but %s already has it", h.name, s, key, other)
 	}
 	if _, has := h.disk.state.Allocations[key]; has {
-		w.broken("%s gives %s a second slot, %d", h.name, key, s)
+		w.broken("%s allocates to %s a second slot, %d", h.name, key, s)
 	}
 	if !w.universe.Usable().Contains(s) {
-		w.broken("%s hands out slot %d, which is none", h.name, s)
+		w.broken("%s allocates slot %d, which is not usable", h.name, s)
 	}
 }
 
-// mayTurn checks a ring that a host has just written, and notes what it excuses.
+// mayTurn checks a ring that a host just wrote, and records which slots it excuses.
 func (w *world) mayTurn(r *run, before, after ring.Ring) {
 	h := r.h
 	if w.truth.id.IsZero() {
@@ -104,7 +102,7 @@ func (w *world) mayTurn(r *run, before, after ring.Ring) {
 		return
 	}
 	if _, news, err := after.Merge(before); err != nil || !news.IsZero() {
-		w.broken("%s forgets %v of the ring: %v", h.name, news.Segments(), err)
+		w.broken("%s writes a ring without %v, which it knew: %v", h.name, news.Segments(), err)
 	}
 	twins := w.copies(h.id) > 1
 	for _, g := range after.Segments() {
@@ -119,7 +117,7 @@ func (w *world) mayTurn(r *run, before, after ring.Ring) {
 			r.hasHeard(before, g)
 		}
 		if twins && g.Owner == h.id {
-			w.truth.excuse(g.Range, "of a host with a copy")
+			w.truth.excuse(g.Range, "owned by a host with a copied disk")
 		}
 	}
 	for s := range h.disk.slots {
@@ -129,7 +127,7 @@ func (w *world) mayTurn(r *run, before, after ring.Ring) {
 	}
 }
 
-// copies counts the disks with one identity.
+// copies returns the number of disks with one identity.
 func (w *world) copies(id peer.ID) (n int) {
 	for _, h := range w.hosts {
 		if h.id == id && !h.gone {
@@ -139,12 +137,13 @@ func (w *world) copies(id peer.ID) (n int) {
 	return n
 }
 
-// wentBack notes what a host can do twice after its disk was replaced by an older one.
+// wentBack excuses the slots that a host may use twice after its disk was replaced by an older
+// one.
 func (w *world) wentBack(h *host, latest, older ring.Ring) {
 	for _, g := range older.Segments() {
 		for s := uint64(g.Start); g.Owner == h.id && s < g.End; s++ {
 			if claim(latest, slot.Slot(s)) != g.Claim {
-				w.truth.excuse(slot.Range{Start: slot.Slot(s), End: s + 1}, "of an older disk")
+				w.truth.excuse(slot.Range{Start: slot.Slot(s), End: s + 1}, "restored from an older disk")
 			}
 		}
 	}
@@ -158,12 +157,12 @@ func claim(r ring.Ring, s slot.Slot) ring.Claim {
 	return r.Segments()[i].Claim
 }
 
-// inTouch is how long it takes at most until peers that can reach each other know, and a
-// removal is over.
+// inTouch is the longest time until peers that can reach each other have connected, and until a
+// removal ends.
 const inTouch = 20 * time.Second
 
-// mayRemove checks that a peer that was removed does not answer who removed it, and that
-// without force, those that this one reaches are more than half of those alive that it knows.
+// mayRemove checks that the removed peer is unreachable for the remover. Without force, the
+// remover must reach more than half of the peers alive that it knows.
 func (w *world) mayRemove(r *run, dead peer.ID, force bool) {
 	others := r.Others()
 	w.mu.Lock()
@@ -184,14 +183,14 @@ func (w *world) mayRemove(r *run, dead peer.ID, force bool) {
 		}
 	}
 	if here[dead] {
-		w.broken("%v removed %v, which it reaches", r, dead)
+		w.broken("%v removed %v, although it reaches that peer", r, dead)
 	}
 	if !force && 2*len(here) <= len(alive) {
-		w.broken("%v removed %v, and reaches %d of %d peers", r, dead, len(here), len(alive))
+		w.broken("%v removed %v without force, but reaches only %d of %d peers", r, dead, len(here), len(alive))
 	}
 }
 
-// look checks the allocators of all hosts that run, at one moment.
+// look checks the allocators of all running hosts at one moment.
 func (w *world) look() {
 	met := map[peer.ID]*run{}
 	for _, h := range w.all() {
@@ -201,7 +200,7 @@ func (w *world) look() {
 		}
 		snap, err := r.alloc.Snapshot(w.ctx)
 		if err != nil {
-			continue // it stopped
+			continue // it stopped meanwhile
 		}
 		w.locked(func() {
 			if !r.stopped {
@@ -211,45 +210,45 @@ func (w *world) look() {
 				w.uncontested(h, s)
 			}
 			if o := met[h.id]; o != nil && o.h.side == h.side && time.Since(w.stirred) > meshtest.TwinLag {
-				w.broken("%s and %s have one identity and meet, and both go on", o.h.name, h.name)
+				w.broken("%s and %s have one identity and reach each other, but neither stops", o.h.name, h.name)
 			}
 			met[h.id] = r
 		})
 	}
 }
 
-// matches checks that an allocator is what its disk says.
+// matches checks that an allocator's state equals its disk.
 func (w *world) matches(h *host, snap ipam.Snapshot) {
 	if !snap.Ring.Equal(h.disk.ring) {
-		w.broken("%s has another ring than its disk", h.name)
+		w.broken("the ring of %s differs from its disk", h.name)
 	}
 	if !maps.Equal(snap.Allocations, h.disk.state.Allocations) {
-		w.broken("%s allocated %v, its disk says %v", h.name, snap.Allocations, h.disk.state.Allocations)
+		w.broken("%s allocated %v, but its disk contains %v", h.name, snap.Allocations, h.disk.state.Allocations)
 	}
 	live := uint64(0)
 	for key, s := range snap.Allocations {
 		_, lost := snap.Lost[key]
 		owner, _ := snap.Ring.Owner(s)
 		if lost != (owner != h.id) {
-			w.broken("%s does not stop %s at slot %d, which %v owns", h.name, key, s, owner)
+			w.broken("%s does not report %s as lost: its slot %d is owned by %v", h.name, key, s, owner)
 		}
 		if !lost {
 			live++
 		}
 	}
 	if len(w.excluded) > 0 {
-		return // what rests need not be usable, and cannot be counted
+		return // slots in quarantine may be unusable, so they cannot be counted
 	}
 	owned := uint64(0)
 	for _, g := range snap.Ring.Owned()[h.id] {
 		owned += g.Intersect(w.universe.Usable()).Len()
 	}
 	if sum := snap.Free + uint64(snap.Resting) + live; sum != owned {
-		w.broken("%s owns %d usable slots: %d are free, %d rest, %d are allocated", h.name, owned, snap.Free, snap.Resting, live)
+		w.broken("%s owns %d usable slots: %d are free, %d in quarantine, %d allocated", h.name, owned, snap.Free, snap.Resting, live)
 	}
 }
 
-// told checks that what others hear of the ring is on the disk of who says it.
+// told checks that the ring that a peer sends is on its disk.
 func (r *run) told(data []byte) {
 	said, err := ring.Decode(data)
 	r.w.locked(func() {
@@ -257,21 +256,21 @@ func (r *run) told(data []byte) {
 			return
 		}
 		if err != nil {
-			r.w.broken("%v tells what cannot be read: %v", r, err)
+			r.w.broken("%v sends an unreadable ring: %v", r, err)
 		} else if _, news, err := r.h.disk.ring.Merge(said); err != nil || !news.IsZero() {
-			r.w.broken("%v tells what is not on its disk: %v, %v", r, news.Segments(), err)
+			r.w.broken("%v sends parts of the ring that are not on its disk: %v, %v", r, news.Segments(), err)
 		}
 	})
 }
 
-// voted checks that what a voter holds itself to is on its disk before others hear of it.
+// voted checks that a voter's promises are on its disk before it sends them.
 func (r *run) voted(data []byte) {
 	said, err := paxos.Decode(data)
 	r.w.locked(func() {
 		if r.stopped {
 			return
 		}
-		var kept paxos.State // of who was never bound to anything
+		var kept paxos.State // the zero value: a voter that promised nothing
 		if disk := r.h.disk.state.Vote; len(disk) > 0 {
 			var diskErr error
 			kept, diskErr = paxos.Decode(disk)
@@ -279,14 +278,14 @@ func (r *run) voted(data []byte) {
 		}
 		switch {
 		case err != nil:
-			r.w.broken("%v votes what cannot be read: %v", r, err)
+			r.w.broken("%v sends unreadable votes: %v", r, err)
 		case said.Binds(kept):
-			r.w.broken("%v votes what is not on its disk", r)
+			r.w.broken("%v sends votes that are not on its disk", r)
 		}
 	})
 }
 
-// Broadcast passes on what the allocator tells the others.
+// Broadcast checks and sends what the allocator broadcasts.
 func (r *run) Broadcast(replica string, delta []byte) {
 	if replica == ipam.ReplicaName {
 		r.told(delta)
@@ -296,7 +295,7 @@ func (r *run) Broadcast(replica string, delta []byte) {
 	r.Host.Broadcast(replica, delta)
 }
 
-// Request keeps what those say who confirm that a peer is dead.
+// Request sends a request, and keeps the rings in confirmations that a peer is dead.
 func (r *run) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
 	reply, err := r.Host.Request(ctx, to, kind, payload)
 	if err == nil && kind == "removal" {
@@ -305,8 +304,9 @@ func (r *run) Request(ctx context.Context, to peer.ID, kind string, payload []by
 	return reply, err
 }
 
-// hasHeard checks that a ring, from which this peer takes a segment over, has all that it
-// was told. A take-over of its own that it had forgotten, and is told of, is none.
+// hasHeard checks that a ring with a newly taken-over segment includes all rings that were
+// received with the confirmations. A segment that this peer took over itself before, and had
+// forgotten, does not count.
 func (r *run) hasHeard(before ring.Ring, taken ring.Segment) {
 	heard := r.heard
 	r.heard = nil
@@ -319,12 +319,12 @@ func (r *run) hasHeard(before ring.Ring, taken ring.Segment) {
 			return
 		}
 		if _, news, err := before.Merge(told); err == nil && !news.IsZero() {
-			r.w.broken("%v takes over without what it was told: %v", r, news.Segments())
+			r.w.broken("%v takes over, but its ring lacks what the confirmations contained: %v", r, news.Segments())
 		}
 	}
 }
 
-// handlers are the allocator's.
+// handlers returns the allocator's request handlers.
 func (r *run) handlers() map[string]meshtest.Handler {
 	out := map[string]meshtest.Handler{}
 	for kind, h := range r.alloc.Handlers() {
@@ -339,7 +339,7 @@ func (r *run) handlers() map[string]meshtest.Handler {
 	return out
 }
 
-// ringReplica is the ring, and checks that what was merged is on disk.
+// ringReplica replicates the ring, and checks that merged data is on disk.
 type ringReplica struct{ *run }
 
 func (ringReplica) Name() string   { return ipam.ReplicaName }
@@ -353,7 +353,7 @@ func (r ringReplica) Merge(data []byte) ([]byte, error) {
 	return news, err
 }
 
-// votesReplica is the founders' vote.
+// votesReplica replicates the founders' votes.
 type votesReplica struct{ *run }
 
 func (votesReplica) Name() string                        { return ipam.VotesName }

@@ -15,20 +15,20 @@ import (
 	"weft/mesh/peer"
 )
 
-// The rules for when all is well again (the network is whole, every host that has a disk
-// runs, and who is dead was removed):
+// Rules for a cluster that is whole again: there is no partition, every host with a disk runs,
+// and dead peers were removed.
 //
-//   - All peers have the same ring, within minutes.
-//   - Every slot belongs to a peer that lives.
-//   - No slot has two live holders, and there are no excuses any more.
-//   - All usable addresses can be allocated, to the last one, once all are released and rested.
+//   - All peers have the same ring within minutes.
+//   - Every slot is owned by a living peer.
+//   - No slot has two live holders, without any excuse.
+//   - All usable addresses can be allocated, once all are released and out of quarantine.
 
-// settleWithin bounds how long it takes until all have the same ring.
+// settleWithin limits the time until all peers have the same ring.
 const settleWithin = 3 * time.Minute
 
-// settle makes all well again, and checks that it is.
+// settle makes the cluster whole, and checks the rules above.
 func (w *world) settle() {
-	w.note("all is well again")
+	w.note("the cluster is whole again")
 	w.net.SetConditions(meshtest.Conditions{Delay: 100 * time.Millisecond})
 	w.heal()
 	w.locked(func() {
@@ -41,7 +41,7 @@ func (w *world) settle() {
 		w.locked(func() { h.gone = h.gone || h.copied && h.run == nil && w.copies(h.id) > 1 })
 		w.boot(h)
 	}
-	time.Sleep(20 * time.Second) // until all see each other, and twins have stopped
+	time.Sleep(20 * time.Second) // until all peers have connected, and of two runs with one identity one has stopped
 	if !w.foundedByNow() {
 		return
 	}
@@ -53,7 +53,8 @@ func (w *world) settle() {
 	w.locked(w.wellNow)
 }
 
-// foundedByNow reports whether there is a ring, and checks that there is one if it can be.
+// foundedByNow reports whether there is a ring, and checks that there is one if founding was
+// possible.
 func (w *world) foundedByNow() (founded bool) {
 	time.Sleep(settleWithin / 3)
 	w.locked(func() {
@@ -65,18 +66,18 @@ func (w *world) foundedByNow() (founded bool) {
 			}
 		}
 		if !founded && w.voters-missing > w.voters/2 {
-			w.broken("no ring is founded")
+			w.broken("no ring was founded, although a quorum runs")
 		}
 	})
 	return founded
 }
 
-// living are the hosts that run.
+// living returns the hosts that run.
 func (w *world) living() []*host {
 	return slices.DeleteFunc(w.all(), func(h *host) bool { return w.runOf(h) == nil })
 }
 
-// agree reports whether all have the same ring. It compares what the disks say.
+// agree reports whether the disks of all peers have the same ring.
 func (w *world) agree() (same bool) {
 	living := w.living()
 	w.locked(func() {
@@ -85,7 +86,7 @@ func (w *world) agree() (same bool) {
 	return same
 }
 
-// removeTheDead takes over what belongs to hosts that do not come back.
+// removeTheDead removes the peers that do not come back, so that others take over their slots.
 func (w *world) removeTheDead() {
 	const tries = 8
 	var err error
@@ -98,7 +99,7 @@ func (w *world) removeTheDead() {
 		for _, id := range dead {
 			if r := w.someRun(); r != nil {
 				if err = w.removeBy(r, id, false); err != nil && strings.Contains(err.Error(), "--force") {
-					err = w.removeBy(r, id, true) // more are dead than alive
+					err = w.removeBy(r, id, true) // the majority is dead
 				}
 			}
 		}
@@ -106,7 +107,7 @@ func (w *world) removeTheDead() {
 	w.locked(func() { w.broken("a dead peer cannot be removed: %v", err) })
 }
 
-// deadOwners are the peers that own slots and do not run, as far as anybody knows.
+// deadOwners returns the peers that own slots in any living host's ring, but do not run.
 func (w *world) deadOwners() []peer.ID {
 	living := w.living()
 	dead := map[peer.ID]bool{}
@@ -123,7 +124,7 @@ func (w *world) deadOwners() []peer.ID {
 	return sortedIDs(dead)
 }
 
-// wellNow checks what must hold now that all is well.
+// wellNow checks the rules for a whole cluster.
 func (w *world) wellNow() {
 	clear(w.truth.excuses)
 	var first *host
@@ -148,26 +149,26 @@ func (w *world) wellNow() {
 	for _, g := range first.disk.ring.Segments() {
 		covered += g.Len()
 		if !living[g.Owner] {
-			w.broken("%v is lost: %v owns it", g.Range, g.Owner)
+			w.broken("the slots %v are lost: their owner %v does not live", g.Range, g.Owner)
 		}
 	}
 	if covered != w.universe.Range().Len() {
-		w.broken("%d slots are lost", w.universe.Range().Len()-covered)
+		w.broken("%d slots have no owner", w.universe.Range().Len()-covered)
 	}
 }
 
-// difference is where two rings differ, for people.
+// difference describes where two rings differ.
 func difference(a, b ring.Ring) string {
 	_, ours, err := a.Merge(b)
 	_, theirs, _ := b.Merge(a)
 	return fmt.Sprintf("%v and %v, %v", theirs.Segments(), ours.Segments(), err)
 }
 
-// exhaust releases everything, and allocates the universe to its last address.
+// exhaust releases all addresses, and then allocates every address of the universe.
 func (w *world) exhaust() {
 	living := w.living()
 	if w.failed() != nil || len(living) == 0 || living[0].disk.ring.IsZero() {
-		return // all have left, or nobody founded a ring and nobody could
+		return // all have left, or no ring was founded and none could be
 	}
 	for _, h := range living {
 		var keys []string
@@ -187,14 +188,14 @@ func (w *world) exhaust() {
 		_, err := r.alloc.Allocate(ctx, fmt.Sprintf("last%d", i), nil)
 		cancel()
 		if err != nil {
-			w.locked(func() { w.broken("%v: address %d of %d: %v", r, i+1, all, err) })
+			w.locked(func() { w.broken("%v: cannot allocate address %d of %d: %v", r, i+1, all, err) })
 			return
 		}
 	}
 	ctx, cancel := context.WithTimeout(w.ctx, 5*time.Second)
 	defer cancel()
 	if _, err := w.someRun().alloc.Allocate(ctx, "one more", nil); !errors.Is(err, ipam.ErrNoSpace) {
-		w.locked(func() { w.broken("all addresses are allocated, and there is one more: %v", err) })
+		w.locked(func() { w.broken("allocating one more than all addresses: got %v, want ErrNoSpace", err) })
 	}
 	w.look()
 }

@@ -11,18 +11,18 @@ import (
 	"time"
 )
 
-// replay is how to see a seed's story again.
+// replay is the command that repeats a seed.
 const replay = "SEED=%d go test -count=1 -v -run TestSoak ./prog/soak\n"
 
-// live lives through one seed in a bubble of its own, on one processor: what happens at one
-// instant happens in the same order every time, then. A panic in there, or a deadlock, ends
-// the program; then the seed is named too.
+// live runs one seed in its own synctest bubble on one processor, so that events at one instant
+// have the same order in every run. A panic or a deadlock in the bubble ends the program; the seed
+// is printed then, too.
 func live(t *testing.T, seed uint64, print func(string)) (err error) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	done := false
 	defer func() {
 		if !done {
-			fmt.Fprintf(os.Stderr, "seed %d ended in the middle: "+replay, seed, seed)
+			fmt.Fprintf(os.Stderr, "seed %d did not finish: "+replay, seed, seed)
 		}
 	}()
 	synctest.Test(t, func(*testing.T) { err = Run(seed, print) })
@@ -30,7 +30,7 @@ func live(t *testing.T, seed uint64, print func(string)) (err error) {
 	return err
 }
 
-// report fails the test with the story of a seed.
+// report fails the test with the log of a seed.
 func report(t *testing.T, err error) {
 	t.Helper()
 	var f *Failure
@@ -55,8 +55,8 @@ func number(t *testing.T, name string, otherwise uint64) uint64 {
 	return n
 }
 
-// No address is handed out twice. SOAK=n lives through n seeds, from FROM on; SEED=n
-// through one, and prints its story.
+// No address is allocated twice. SOAK=n runs n seeds, starting with seed FROM. SEED=n runs one
+// seed and prints its log.
 func TestSoak(t *testing.T) {
 	if os.Getenv("SEED") != "" {
 		seed := number(t, "SEED", 0)
@@ -74,7 +74,7 @@ func TestSoak(t *testing.T) {
 		}
 		if now := time.Now(); os.Getenv("SOAK") != "" && now.Sub(shown) > 5*time.Second {
 			shown = now
-			fmt.Fprintf(os.Stderr, "%d of %d seeds, %v\n", n+1, seeds, now.Sub(began).Round(time.Second))
+			fmt.Fprintf(os.Stderr, "%d of %d seeds after %v\n", n+1, seeds, now.Sub(began).Round(time.Second))
 		}
 	}
 }

@@ -14,7 +14,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// steps are what can happen, and how often; calm is what does in calm clusters too.
+// steps are the events and how often they occur; calm marks those that also occur in calm
+// clusters.
 var steps = []struct {
 	weight int
 	calm   bool
@@ -57,15 +58,15 @@ func (w *world) step() {
 	}
 }
 
-// quiet lets a moment pass in a calm cluster: nobody starts before the last words of who
-// stopped have arrived, and nothing else happens until it is known to all.
+// quiet waits in a calm cluster. No host starts before the last messages of stopped hosts have
+// arrived, and no event occurs until all peers know of the last one.
 func (w *world) quiet(d time.Duration) {
 	if w.calm {
 		time.Sleep(d)
 	}
 }
 
-// allocate asks for addresses on one host, sometimes for many at once.
+// allocate requests one or many addresses on one host.
 func (w *world) allocate() {
 	r := w.someRun()
 	if r == nil {
@@ -82,7 +83,7 @@ func (w *world) allocate() {
 	}
 }
 
-// ask allocates in the background.
+// ask allocates an address in the background.
 func (w *world) ask(r *run, key string, within time.Duration) {
 	w.async(func() {
 		ctx, cancel := context.WithTimeout(w.ctx, within)
@@ -94,13 +95,13 @@ func (w *world) ask(r *run, key string, within time.Duration) {
 		}
 		w.locked(func() {
 			if have, ok := r.h.disk.state.Allocations[key]; !r.stopped && (!ok || have != s) {
-				w.broken("%v answers that %s has slot %d, which is not on its disk", r, key, s)
+				w.broken("%v answers that %s has slot %d, but its disk does not have that allocation", r, key, s)
 			}
 		})
 	})
 }
 
-// brief is the beginning of an error.
+// brief returns the beginning of an error's text.
 func brief(err error) string {
 	if err == nil {
 		return "done"
@@ -109,7 +110,7 @@ func brief(err error) string {
 	return text[:min(len(text), 140)]
 }
 
-// held picks a host that runs and has an allocation, and one key of it.
+// held picks a running host with an allocation, and one key of it.
 func (w *world) held() (*run, string, slot.Slot) {
 	h := w.some(func(h *host) bool { return h.run != nil && len(h.disk.slots) > 0 })
 	if h == nil {
@@ -122,7 +123,7 @@ func (w *world) held() (*run, string, slot.Slot) {
 	return h.run, key, h.disk.state.Allocations[key]
 }
 
-// release frees one address, or asks for it once more.
+// release frees an address, or requests it once more.
 func (w *world) release() {
 	r, key, s := w.held()
 	switch {
@@ -130,7 +131,7 @@ func (w *world) release() {
 	case w.rand.IntN(8) == 0:
 		again, err := r.alloc.Allocate(w.ctx, key, nil)
 		if err == nil && again != s {
-			w.locked(func() { w.broken("%v gave %s slot %d, and then %d", r, key, s, again) })
+			w.locked(func() { w.broken("%v allocated to %s slot %d first, and then %d", r, key, s, again) })
 		}
 	default:
 		w.free(r, key)
@@ -142,12 +143,12 @@ func (w *world) free(r *run, key string) {
 	w.note("%v: free %s: %v", r, key, brief(err))
 	w.locked(func() {
 		if _, has := r.h.disk.state.Allocations[key]; err == nil && has && !r.stopped {
-			w.broken("%v answers that %s is free, but it is on its disk", r, key)
+			w.broken("%v answers that %s is freed, but the allocation is still on its disk", r, key)
 		}
 	})
 }
 
-// claim asks for one address by name: any, or one that another just has.
+// claim requests one given address: a random one, or one that is allocated.
 func (w *world) claim() {
 	r := w.someRun()
 	if r == nil {
@@ -166,13 +167,13 @@ func (w *world) claim() {
 		w.note("%v: claim %d for %s: %v", r, want, key, brief(err))
 		w.locked(func() {
 			if err == nil && !r.stopped && r.h.disk.state.Allocations[key] != want {
-				w.broken("%v answers that %s has slot %d, which is not on its disk", r, key, want)
+				w.broken("%v answers that %s has slot %d, but its disk does not have that allocation", r, key, want)
 			}
 		})
 	})
 }
 
-// partition puts the hosts on two or three sides.
+// partition divides the hosts into two or three sides that cannot reach each other.
 func (w *world) partition() {
 	sides := 2 + w.rand.IntN(2)
 	w.sides(func(*host) int { return w.rand.IntN(sides) })
@@ -198,7 +199,7 @@ func (w *world) sides(side func(*host) int) {
 	w.note("sides:%s", text.String())
 }
 
-// crash ends a host's agent, sometimes in order.
+// crash stops a host's agent, sometimes with a goodbye.
 func (w *world) crash() {
 	r := w.someRun()
 	if r == nil {
@@ -219,16 +220,16 @@ func (w *world) restart() {
 	}
 }
 
-// backup copies a disk. One that has no ring yet is left out: who goes back to before an
-// election votes twice, which no protocol can heal.
+// backup copies a disk. It skips disks without a ring: a peer restored to before an election
+// could vote twice, which no protocol can repair.
 func (w *world) backup() {
 	if h := w.some(func(h *host) bool { return !h.disk.ring.IsZero() }); h != nil {
 		w.locked(func() { h.backups = append(h.backups, h.image()) })
-		w.note("%s is backed up", h.name)
+		w.note("%s: its disk is backed up", h.name)
 	}
 }
 
-// image is a copy of a disk as it is now. The caller holds the lock.
+// image returns a copy of the disk. The caller holds the lock.
 func (h *host) image() *disk {
 	d := h.disk.clone()
 	if h.run != nil {
@@ -237,7 +238,7 @@ func (h *host) image() *disk {
 	return d
 }
 
-// restore puts a backup on the disk of a host, which starts from it.
+// restore starts a host from an older backup of its disk.
 func (w *world) restore() {
 	h := w.some(func(h *host) bool { return len(h.backups) > 0 })
 	if h == nil {
@@ -254,14 +255,14 @@ func (w *world) restore() {
 	w.quiet(time.Second)
 	w.note("%s starts from an older backup", h.name)
 	w.boot(h)
-	for range w.rand.IntN(8) { // it must not give what it gave to others after the backup
+	for range w.rand.IntN(8) { // so that it does not grant slots again that it granted after the backup
 		w.keys++
 		w.ask(w.runOf(h), fmt.Sprintf("c%d", w.keys), 6*time.Second)
 	}
 	w.quiet(10 * time.Second)
 }
 
-// survives reports whether the ring does without a host.
+// survives reports whether the ring can continue without a host.
 func (w *world) survives(without *host) bool {
 	for _, h := range w.hosts {
 		if h != without && !h.gone && !h.copied && h.run != nil && !h.disk.ring.IsZero() {
@@ -271,7 +272,7 @@ func (w *world) survives(without *host) bool {
 	return false
 }
 
-// loseDisk makes a host come back as another peer.
+// loseDisk makes a host return as another peer.
 func (w *world) loseDisk() {
 	h := w.some(func(h *host) bool { return !h.disk.ring.IsZero() && w.survives(h) && w.copies(h.id) == 1 })
 	if h == nil {
@@ -301,7 +302,7 @@ func (w *world) join() {
 	w.quiet(10 * time.Second)
 }
 
-// fillDisk makes writes fail for a while.
+// fillDisk makes the writes of a host fail for a while.
 func (w *world) fillDisk() {
 	if r := w.someRun(); r != nil {
 		d := time.Duration(w.rand.Int64N(int64(5 * time.Second)))
@@ -310,7 +311,7 @@ func (w *world) fillDisk() {
 	}
 }
 
-// remove takes over what a peer owns: mostly a dead one; by one host, or by two at once.
+// remove removes a peer, usually a dead one, on one host or on two at once.
 func (w *world) remove() {
 	dead := w.some(func(*host) bool { return true })
 	if h := w.absent(); h != nil && w.rand.IntN(4) > 0 {
@@ -321,7 +322,7 @@ func (w *world) remove() {
 	}
 	rivals := 1 + w.rand.IntN(2)
 	force := w.rand.IntN(3) == 0 && !w.calm
-	for side := range rivals { // two are on two sides, if there are two
+	for side := range rivals { // the two are on different sides if there is a partition
 		r := w.someRunOf(func(h *host) bool { return h != dead && (rivals == 1 || w.calm || h.side == side) })
 		if r != nil {
 			w.note("%v is told to remove %s", r, dead.name)
@@ -360,7 +361,7 @@ func (w *world) nameOf(id peer.ID) string {
 	return strings.Join(names, "=")
 }
 
-// leave makes a host leave for ever. If nobody inherits it tries again, and stays in the end.
+// leave makes a host leave forever. If no peer inherits its slots it retries, and finally stays.
 func (w *world) leave() {
 	h := w.some(func(h *host) bool { return h.run != nil && w.survives(h) && w.copies(h.id) == 1 })
 	if h == nil {
@@ -377,14 +378,14 @@ func (w *world) leave() {
 			}
 		}
 		if w.stop(r) {
-			w.note("%v stays, and starts again", r)
+			w.note("%v could not leave, and starts again", r)
 			w.boot(h)
 		}
 	})
 }
 
-// left ends a host that has left, and checks that it leaves nothing that is its own. In
-// bad conditions a grant can come so late that nobody waits for it.
+// left stops a host that has left, and checks that it owns no slots. Under bad network
+// conditions a grant can arrive after its requester gave up.
 func (w *world) left(r *run, heir peer.ID) {
 	r.Announce(meshtest.Left)
 	if !w.stop(r) {
@@ -393,12 +394,12 @@ func (w *world) left(r *run, heir peer.ID) {
 	w.locked(func() {
 		r.h.gone = true
 		if owned := r.h.disk.ring.Owned()[r.h.id]; w.calm && !heir.IsZero() && len(owned) > 0 {
-			w.broken("%v has left, and owns %v", r, owned)
+			w.broken("%v has left, but still owns %v", r, owned)
 		}
 	})
 }
 
-// copyDisk starts another host from the disk of one, which may run.
+// copyDisk starts another host from a copy of a host's disk. The original may still run.
 func (w *world) copyDisk() {
 	h := w.some(func(h *host) bool { return !h.disk.ring.IsZero() && w.copies(h.id) == 1 })
 	if h == nil {
@@ -408,17 +409,17 @@ func (w *world) copyDisk() {
 	w.locked(func() {
 		n.id, n.disk, n.copied, n.side = h.id, h.image(), true, w.rand.IntN(2)
 		for _, g := range h.disk.ring.Owned()[h.id] {
-			w.truth.excuse(g, "of a host with a copy")
+			w.truth.excuse(g, "owned by a host with a copied disk")
 		}
 	})
 	w.note("%s starts from a copy of the disk of %s", n.name, h.name)
 	w.boot(n)
 }
 
-// sleep lets what rests wake up.
+// sleep waits until quarantine ends.
 func (w *world) sleep() { time.Sleep(w.shape.rest) }
 
-// sortedIDs are the keys of a map of peers.
+// sortedIDs returns the keys of a map of peers in order.
 func sortedIDs[T any](m map[peer.ID]T) []peer.ID {
 	return slices.SortedFunc(maps.Keys(m), func(a, b peer.ID) int { return bytes.Compare(a[:], b[:]) })
 }

@@ -20,7 +20,7 @@ import (
 	"weft/mesh/secret"
 )
 
-// voter is one of several hosts that start together: a mesh over memberlist, and an allocator.
+// voter is one of several hosts that start together: a Mesh over memberlist, and an Allocator.
 type voter struct {
 	meshtest.Disk
 	state   ipam.State
@@ -43,7 +43,7 @@ func (v *voter) Update(c ipam.Change) error {
 	})
 }
 
-// newVoter starts host n of all, with the others as targets.
+// newVoter starts host n of all, with the other hosts as targets.
 func newVoter(t *testing.T, net *meshtest.Network, n, all int, sync time.Duration) *voter {
 	t.Helper()
 	var targets []int
@@ -63,7 +63,7 @@ func newVoter(t *testing.T, net *meshtest.Network, n, all int, sync time.Duratio
 
 var simulated = slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}
 
-// newHost starts host n, which joins others.
+// newHost starts host n, with others as targets.
 func newHost(t *testing.T, net *meshtest.Network, n int, v *voter, others []int, tune func(*ipam.Config)) *voter {
 	t.Helper()
 	var targets []string
@@ -103,20 +103,20 @@ func newHost(t *testing.T, net *meshtest.Network, n int, v *voter, others []int,
 	return v
 }
 
-// endAll stops hosts, at once.
+// endAll stops all hosts at once.
 func endAll(voters []*voter) {
 	var all sync.WaitGroup
 	for _, v := range voters {
 		all.Go(v.stop)
 	}
 	all.Wait()
-	time.Sleep(2 * time.Minute) // memberlist's Shutdown waits for nobody
+	time.Sleep(2 * time.Minute) // memberlist's Shutdown does not wait for its goroutines
 	synctest.Wait()
 }
 
-// A host behind NAT has an address within seconds, and takes no more than one gift, however
-// often it asks.
-func TestAHostBehindNATTakesOneGift(t *testing.T) {
+// A host behind NAT gets an address within seconds. However often it repeats its request, it
+// gets only one grant.
+func TestHostBehindNATGetsOneGrant(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := meshtest.New(1)
 		net.HangDials()
@@ -149,14 +149,14 @@ func TestAHostBehindNATTakesOneGift(t *testing.T) {
 				owned += r.Len()
 			}
 			if owned < whole/4 || owned > whole/2 {
-				t.Errorf("%v owns %d of %d", founder.mesh.Name(id), owned, whole)
+				t.Errorf("%v owns %d of %d slots, want one grant", founder.mesh.Name(id), owned, whole)
 			}
 		}
 		endAll(hosts)
 	})
 }
 
-// Hosts that start together found one ring, soon, however many there are.
+// Hosts that start together soon found one ring, however many there are.
 func TestHostsThatStartTogetherFoundOneRing(t *testing.T) {
 	for _, c := range []struct {
 		hosts        int
@@ -166,7 +166,7 @@ func TestHostsThatStartTogetherFoundOneRing(t *testing.T) {
 		{2, 20 * time.Millisecond, time.Second},
 		{20, 20 * time.Millisecond, 5 * time.Second},
 		{50, 20 * time.Millisecond, 5 * time.Second},
-		{10, time.Second, time.Minute}, // a disk that is nearly dead
+		{10, time.Second, time.Minute}, // a failing disk
 	} {
 		t.Run(fmt.Sprintf("%d hosts, %v for each write", c.hosts, c.sync), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -191,7 +191,7 @@ func TestHostsThatStartTogetherFoundOneRing(t *testing.T) {
 					writes = max(writes, v.Writes())
 				}
 				if len(rings) != 1 || rings[ring.ID{}] > 0 {
-					t.Errorf("rings after %v: %v", c.within, rings)
+					t.Errorf("rings after %v: %v, want one on all hosts", c.within, rings)
 				}
 				t.Logf("the last host has the ring of %d owners after %v; %d writes at most", owners, last, writes)
 				endAll(voters)

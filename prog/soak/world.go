@@ -2,14 +2,13 @@
 // of allocators live through random histories under virtual time, on mesh/meshtest's
 // Cluster, and every write to every disk is checked against what must hold.
 //
-// What happens to a cluster follows from a seed: allocations, releases and claims;
-// partitions, crashes, disks that fill up, get lost, are copied or restored from an older
-// backup; peers that are removed, dead or alive, by force or not, and peers that leave.
-// What must hold is in rules.go, for every moment, and in settle.go, for when all is well
-// again.
+// The events follow from a seed. Hosts allocate, release and claim addresses. The network is
+// partitioned. Hosts crash. Disks fill up, get lost, are copied, or are restored from an older
+// backup. Peers leave or are removed, dead or alive, with or without force. rules.go has the rules
+// for every moment, and settle.go those for a cluster that is whole again.
 //
-// Run has to be called in a bubble of testing/synctest. Nothing of this is part of the
-// programs; it has no state beyond one call of Run.
+// Run must be called in a bubble of testing/synctest. It keeps no state between calls. The
+// package is not part of any program.
 package soak
 
 import (
@@ -29,22 +28,22 @@ import (
 	"weft/mesh/peer"
 )
 
-// shape is what a seed makes of a cluster before anything happens.
+// shape is a cluster's configuration, as drawn from the seed.
 type shape struct {
 	universe   slot.Universe
 	excluded   []netip.Prefix
 	rest       time.Duration
 	hosts      int
-	voters     int // how many of them found the ring together; 0: the first does it alone
+	voters     int // how many hosts found the ring together; 0: the first one does it alone
 	apart      bool
-	calm       bool // a good network, and nobody uses force: no excuses at all
-	rounds     int  // of trouble, each of which ends well
-	steps      int  // in a round
+	calm       bool // a good network and no forced removals, so no excuses
+	rounds     int  // of steps; the cluster is made whole after each
+	steps      int  // per round
 	conditions meshtest.Conditions
 }
 
-// draw makes clusters small, and their universes smaller, so that there is never enough
-// for everybody; and one in fifty large.
+// draw draws small clusters with even smaller universes, so that addresses are always scarce.
+// One cluster in fifty is large.
 func draw(r *rand.Rand) shape {
 	s := shape{
 		universe: slot.Universe{
@@ -81,7 +80,7 @@ func draw(r *rand.Rand) shape {
 	return s
 }
 
-// world is a cluster and its history.
+// world is a cluster with its history.
 type world struct {
 	shape
 	seed   uint64
@@ -90,7 +89,7 @@ type world struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	began  time.Time
-	print  func(line string) // each line of the log, if given
+	print  func(line string) // called with each line of the log, if set
 	ops    sync.WaitGroup
 	keys   int
 	begun  int
@@ -101,11 +100,11 @@ type world struct {
 	log     []string
 	failure error
 	truth   truth
-	stirred time.Time // when a host started, stopped or moved to another side
+	stirred time.Time // when a host last started, stopped or changed sides
 	ids     int
 }
 
-// Failure is a rule that a seed breaks, and what led to it.
+// Failure is a rule that was broken, with the log until then.
 type Failure struct {
 	Seed uint64
 	Err  error
@@ -114,8 +113,8 @@ type Failure struct {
 
 func (f *Failure) Error() string { return fmt.Sprintf("seed %d: %v", f.Seed, f.Err) }
 
-// Run lives through the history of a seed, and returns a *Failure if a rule was broken.
-// Each step is printed, if print is given.
+// Run runs the history of a seed, and returns a *Failure if a rule was broken. It calls print,
+// if set, for each line of the log.
 func Run(seed uint64, print func(line string)) error {
 	r := rand.New(rand.NewPCG(seed, 0))
 	w := &world{
@@ -125,7 +124,7 @@ func Run(seed uint64, print func(line string)) error {
 	w.truth.strict = w.calm
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	defer w.end()
-	w.note("%d hosts, %d voters (apart: %v), %v without %v, rest %v, calm: %v, %+v",
+	w.note("%d hosts, %d voters (apart: %v), %v without %v, quarantine %v, calm: %v, %+v",
 		w.shape.hosts, w.voters, w.apart, w.universe.V4, w.excluded, w.rest, w.calm, w.conditions)
 	w.founding()
 	for range w.rounds {
@@ -144,7 +143,7 @@ func Run(seed uint64, print func(line string)) error {
 	return w.failed()
 }
 
-// pause lets a random time pass, and reports whether all is well.
+// pause lets a random time pass, and reports whether no rule was broken.
 func (w *world) pause() bool {
 	most := []time.Duration{200 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second, 12 * time.Second}[w.rand.IntN(4)]
 	time.Sleep(time.Duration(w.rand.Int64N(int64(most))))
@@ -153,7 +152,7 @@ func (w *world) pause() bool {
 	return w.failed() == nil
 }
 
-// end stops everything, so that the bubble can end.
+// end stops all hosts, so that the bubble can end.
 func (w *world) end() {
 	w.net.Close()
 	w.cancel()
@@ -176,7 +175,7 @@ func (w *world) note(format string, args ...any) {
 	}
 }
 
-// broken keeps the first rule that was broken. The caller holds the lock.
+// broken records the first rule that was broken. The caller holds the lock.
 func (w *world) broken(format string, args ...any) {
 	if w.failure == nil {
 		w.failure = fmt.Errorf("%9.3fs  "+format, append([]any{time.Since(w.began).Seconds()}, args...)...)
@@ -198,8 +197,8 @@ func (w *world) failed() error {
 	return &Failure{w.seed, w.failure, slices.Clone(w.log)}
 }
 
-// async does something that takes its time beside the driver. It begins at an instant of
-// its own, so that the order of goroutines does not matter.
+// async runs f beside the driver. Each f starts at an instant of its own, so that the order of
+// goroutines does not matter.
 func (w *world) async(f func()) {
 	w.begun++
 	at := w.begun % 1e6
@@ -209,8 +208,8 @@ func (w *world) async(f func()) {
 	})
 }
 
-// newID is a peer's: random, so that no order among peers is that of their start. The
-// caller holds the lock.
+// newID returns a random peer id, so that ids are not ordered by start. The caller holds the
+// lock.
 func (w *world) newID() (id peer.ID) {
 	r := rand.New(rand.NewPCG(w.seed, uint64(1000+w.ids)))
 	w.ids++
@@ -220,7 +219,7 @@ func (w *world) newID() (id peer.ID) {
 	return id
 }
 
-// founding starts the cluster.
+// founding starts the first hosts of the cluster.
 func (w *world) founding() {
 	w.net.SetConditions(w.conditions)
 	for i := range w.shape.hosts {
@@ -241,7 +240,7 @@ func (w *world) founding() {
 	}
 }
 
-// campaign disturbs the founders while they vote.
+// campaign disturbs the founders during the election.
 func (w *world) campaign() {
 	for range w.rand.IntN(40) {
 		switch w.rand.IntN(4) {
@@ -256,7 +255,7 @@ func (w *world) campaign() {
 	}
 }
 
-// founded is the ring that the first host founds, if it does so alone.
+// founded returns the ring that the first host founds if it founds alone.
 func (w *world) founded(h *host) *ring.Ring {
 	if !h.founder {
 		return nil
@@ -265,14 +264,14 @@ func (w *world) founded(h *host) *ring.Ring {
 	return &r
 }
 
-// all are the hosts there ever were.
+// all returns all hosts, including those that are gone.
 func (w *world) all() []*host {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.hosts)
 }
 
-// some picks one of the hosts that satisfy a condition, which is asked under the lock.
+// some picks a host for which cond returns true. cond is called under the lock.
 func (w *world) some(cond func(*host) bool) *host {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -283,7 +282,7 @@ func (w *world) some(cond func(*host) bool) *host {
 	return fit[w.rand.IntN(len(fit))]
 }
 
-// someRun picks one of the hosts that run.
+// someRun picks a host that runs, and returns its run.
 func (w *world) someRun() *run { return w.someRunOf(func(*host) bool { return true }) }
 
 func (w *world) someRunOf(cond func(*host) bool) *run {
