@@ -21,7 +21,7 @@ func (b *bundle) writeArchive(path string) (size int64, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	// One entry only: importers that look for a single image find it without being told a name.
+	// One entry only: importers that expect a single image then find it without a name.
 	top := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: b.index, Descriptor: v1.Descriptor{
 		Annotations: map[string]string{
 			"io.containerd.image.name":          b.opts.name.Name(),   // read by ctr and podman
@@ -40,8 +40,8 @@ func (b *bundle) writeArchive(path string) (size int64, err error) {
 	return size, err
 }
 
-// pack writes the files of a folder. fs.WalkDir walks in the order of the names, so the
-// order does not depend on the file system.
+// pack writes the files of a folder to a tar archive. fs.WalkDir sorts by name, so the order does
+// not depend on the file system.
 func (b *bundle) pack(w io.Writer, dir string) error {
 	t := tar.NewWriter(w)
 	files := os.DirFS(dir)

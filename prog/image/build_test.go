@@ -12,8 +12,7 @@ import (
 	"testing"
 )
 
-// binaries builds stand-ins that do nothing, in a folder of their own, as make image
-// builds the real ones.
+// binaries builds small programs in a new folder, with the flags of `make image`.
 func binaries(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -48,17 +47,17 @@ func TestSameSourcesSameImage(t *testing.T) {
 		}
 		for _, want := range []string{path + "  localhost/weft:v1\n", "image sha256:", "linux/" + runtime.GOARCH, "." + runtime.GOARCH + ".sbom.json"} {
 			if !strings.Contains(out.String(), want) {
-				t.Errorf("the summary does not say %s:\n%s", want, out.String())
+				t.Errorf("the summary lacks %s:\n%s", want, out.String())
 			}
 		}
 		archives[i] = read(t, path)
 	}
 	if !bytes.Equal(archives[0], archives[1]) {
-		t.Error("the same sources, built in two folders, give two archives")
+		t.Error("the same sources, built in two folders, give different archives, want equal ones")
 	}
 }
 
-func TestRefusesWhatTheImageCannotHold(t *testing.T) {
+func TestInvalidInputsAreRefused(t *testing.T) {
 	good := binaries(t)
 	half := t.TempDir()
 	if err := os.Link(filepath.Join(good, "weft"), filepath.Join(half, "weft")); err != nil {
@@ -74,11 +73,11 @@ func TestRefusesWhatTheImageCannotHold(t *testing.T) {
 		name, want string
 		args       []string
 	}{
-		{"nothing", "nothing to pack", nil},
+		{"no folder", "nothing to pack", nil},
 		{"no binaries", "build it first", []string{t.TempDir()}},
-		{"one of two", "weft-cni: no such file", []string{half}},
-		{"another program", "this is weft/cmd/weft-cni, want weft/cmd/weft", []string{swapped}},
-		{"a platform twice", "a second linux/" + runtime.GOARCH, []string{good, good}},
+		{"one program of two", "weft-cni: no such file", []string{half}},
+		{"swapped programs", "this is weft/cmd/weft-cni, want weft/cmd/weft", []string{swapped}},
+		{"a platform twice", "a second folder for linux/" + runtime.GOARCH, []string{good, good}},
 		{"no registry", "want -name REGISTRY/NAME", []string{"-name", "weft", good}},
 		{"no tag", "a -version of letters", []string{"-version", "release/1", good}},
 	} {
@@ -89,13 +88,13 @@ func TestRefusesWhatTheImageCannotHold(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, c.want)
 			}
 			if _, err := os.Stat(path); err == nil {
-				t.Error("there is an archive nonetheless")
+				t.Error("the archive was written despite the error")
 			}
 		})
 	}
 }
 
-func TestChecksHowAProgramWasBuilt(t *testing.T) {
+func TestBuildSettingsAreChecked(t *testing.T) {
 	for _, c := range []struct{ key, value, want string }{
 		{"", "", ""},
 		{"CGO_ENABLED", "1", "CGO_ENABLED=0"},

@@ -16,15 +16,15 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// A bundle is all that is written:
+// A bundle is everything that is written:
 //
 //	index ─┬─ linux/amd64      manifest ── config, layer (weft, weft-cni)
 //	       ├─ linux/arm64      manifest ── config, layer
 //	       ├─ unknown/unknown  artifact ── bill of materials, subject: the first manifest
 //	       └─ unknown/unknown  artifact ── bill of materials, subject: the second
 //
-// The bills are inside of the index: its digest, and whoever signs it, vouches for them
-// too, and they go along when it is copied. Runtimes pass over them for their platform.
+// The index contains the bills of materials. So a signature of the index covers them, and they are
+// copied with it. Runtimes ignore them because of their platform.
 type bundle struct {
 	opts   options
 	index  v1.ImageIndex
@@ -38,7 +38,7 @@ type platformImage struct {
 	sbom   []byte
 }
 
-// packed is the number of bytes that a host pulls.
+// packed returns the number of bytes that a host downloads.
 func (p platformImage) packed() (int64, error) {
 	m, err := p.image.Manifest()
 	if err != nil {
@@ -51,7 +51,7 @@ func (p platformImage) packed() (int64, error) {
 	return n, nil
 }
 
-// unknown is the platform of what does not run.
+// unknown is the platform of artifacts, which cannot be run.
 var unknown = &v1.Platform{OS: "unknown", Architecture: "unknown"}
 
 func assemble(platforms []platform, opts options) (*bundle, error) {
@@ -83,7 +83,7 @@ func assemble(platforms []platform, opts options) (*bundle, error) {
 	return b, nil
 }
 
-// annotations are what the index, the manifests and the labels say alike.
+// annotations returns the annotations of index and manifests, which are also the labels.
 func (o options) annotations() map[string]string {
 	a := map[string]string{
 		"org.opencontainers.image.title":       "weft",
@@ -98,10 +98,10 @@ func (o options) annotations() map[string]string {
 	return a
 }
 
-// license is the licence of Weft's own code, by its SPDX name.
+// license is the SPDX identifier of the licence of Weft's own code.
 const license = "Apache-2.0"
 
-// image is the image for one platform.
+// image returns the image for one platform.
 func (o options) image(p platform) (v1.Image, error) {
 	layer, err := o.layer(p)
 	if err != nil {
@@ -113,8 +113,8 @@ func (o options) image(p platform) (v1.Image, error) {
 		Created: v1.Time{Time: o.created},
 		RootFS:  v1.RootFS{Type: "layers"},
 		Config: v1.Config{
-			// By numbers: there is no /etc/passwd. Root, for links, routes and rules; the
-			// manifest takes away every capability that is not needed.
+			// A numeric user, since there is no /etc/passwd. Root, for links, routes and rules; the
+			// manifest drops every capability that is not needed.
 			User:       "0:0",
 			Entrypoint: []string{"/weft"},
 			Cmd:        []string{"agent"},
@@ -137,7 +137,7 @@ func (o options) image(p platform) (v1.Image, error) {
 	return mutate.Annotations(img, o.annotations()).(v1.Image), nil
 }
 
-// layer is the programs as a compressed archive.
+// layer returns the programs as a compressed layer.
 func (o options) layer(p platform) (v1.Layer, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -149,13 +149,13 @@ func (o options) layer(p platform) (v1.Layer, error) {
 	if err := w.Close(); err != nil {
 		return nil, err
 	}
-	// gzip rather than zstd: every runtime and registry reads it.
+	// gzip instead of zstd, because every runtime and registry reads it.
 	return tarball.LayerFromOpener(
 		func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil },
 		tarball.WithMediaType(types.OCILayer), tarball.WithCompressionLevel(gzip.BestCompression), tarball.WithCompressedCaching)
 }
 
-// addFile adds a file of root's. Its header holds nothing of the machine that it is written on.
+// addFile adds a file owned by root. Its header does not depend on the machine that writes it.
 func addFile(w *tar.Writer, name string, mode int64, at time.Time, data []byte) error {
 	err := w.WriteHeader(&tar.Header{
 		Typeflag: tar.TypeReg, Name: name, Mode: mode, ModTime: at, Size: int64(len(data)), Format: tar.FormatUSTAR,

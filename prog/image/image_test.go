@@ -32,7 +32,7 @@ func testOptions(t *testing.T) options {
 	return options{name: tag, version: "v1.2.3", revision: "c0ffee", created: created}
 }
 
-// standIn is a program that nothing was compiled for.
+// standIn returns a program with build information but without code.
 func standIn(name, arch string, deps ...*debug.Module) program {
 	return program{name: name, data: bytes.Repeat([]byte(name+" for "+arch+"\n"), 1000), info: &debug.BuildInfo{
 		GoVersion: "go1.26.8 X:nothing", Path: "weft/cmd/" + name, Deps: deps,
@@ -53,7 +53,7 @@ func standIns() []platform {
 	return all
 }
 
-// written is the path of the stand-ins' archive.
+// written writes the archive of the stand-ins, and returns its path.
 func written(t *testing.T, opts options) string {
 	t.Helper()
 	b, err := assemble(standIns(), opts)
@@ -73,12 +73,12 @@ func TestSameInputSameBytes(t *testing.T) {
 	for _, file := range []string{"weft-image.tar", "weft-image.amd64.sbom.json", "weft-image.arm64.sbom.json"} {
 		a, b := read(t, filepath.Dir(one), file), read(t, filepath.Dir(two), file)
 		if !bytes.Equal(a, b) {
-			t.Errorf("%s differs: %x, %x", file, sha256.Sum256(a), sha256.Sum256(b))
+			t.Errorf("%s differs between two runs: digests %x and %x", file, sha256.Sum256(a), sha256.Sum256(b))
 		}
 	}
 	opts.created = opts.created.Add(time.Second)
 	if bytes.Equal(read(t, filepath.Dir(one), "weft-image.tar"), read(t, filepath.Dir(written(t, opts)), "weft-image.tar")) {
-		t.Error("sources of another time give the same archive: this test compares nothing")
+		t.Error("another -created gives the same archive, so this test would not notice a difference")
 	}
 }
 
@@ -91,7 +91,7 @@ func read(t *testing.T, path ...string) []byte {
 	return data
 }
 
-// unpack writes the archive's files to a folder, and checks that each blob is what its name says.
+// unpack extracts the archive, and checks the digest in each blob's name.
 func unpack(t *testing.T, archive string) layout.Path {
 	t.Helper()
 	dir := t.TempDir()
@@ -125,7 +125,7 @@ func unpack(t *testing.T, archive string) layout.Path {
 	return l
 }
 
-// index is the one image of an archive, with its manifests.
+// index returns the single image of an archive, with its manifests.
 func index(t *testing.T, archive string) (v1.ImageIndex, *v1.IndexManifest) {
 	t.Helper()
 	top, err := unpack(t, archive).ImageIndex()
@@ -138,7 +138,7 @@ func index(t *testing.T, archive string) (v1.ImageIndex, *v1.IndexManifest) {
 	}
 	want := map[string]string{"io.containerd.image.name": "localhost/weft:v1.2.3", "org.opencontainers.image.ref.name": "v1.2.3"}
 	if len(m.Manifests) != 1 || !cmp.Equal(m.Manifests[0].Annotations, want) {
-		t.Fatalf("an importer finds %+v, want one image with %v", m.Manifests, want)
+		t.Fatalf("an importer finds the entries %+v, want one with the annotations %v", m.Manifests, want)
 	}
 	inner, err := top.ImageIndex(m.Manifests[0].Digest)
 	if err != nil {
@@ -150,7 +150,7 @@ func index(t *testing.T, archive string) (v1.ImageIndex, *v1.IndexManifest) {
 	return inner, m
 }
 
-func TestEveryPlatformIsAnImage(t *testing.T) {
+func TestIndexHasOneImagePerPlatform(t *testing.T) {
 	idx, m := index(t, written(t, testOptions(t)))
 	if len(m.Manifests) != 4 {
 		t.Fatalf("%d manifests, want 2 images and their bills: %+v", len(m.Manifests), m.Manifests)
@@ -183,18 +183,18 @@ func TestEveryPlatformIsAnImage(t *testing.T) {
 			t.Errorf("%v (-want +got):\n%s", p, diff)
 		}
 		if config.OS != p.os || config.Architecture != p.arch || !config.Created.Equal(created) {
-			t.Errorf("configured for %s/%s at %v, want %v at %v", config.OS, config.Architecture, config.Created, p, created)
+			t.Errorf("the config is for %s/%s, created %v; want %v, created %v", config.OS, config.Architecture, config.Created, p, created)
 		}
 		checkLayer(t, img, p)
 	}
 }
 
-// checkLayer checks that the image holds the programs, and nothing else.
+// checkLayer checks that the image contains the programs and nothing else.
 func checkLayer(t *testing.T, img v1.Image, p platform) {
 	t.Helper()
 	layers, err := img.Layers()
 	if err != nil || len(layers) != 1 {
-		t.Fatalf("layers %v, %v", layers, err)
+		t.Fatalf("got layers %v, error %v; want one layer", layers, err)
 	}
 	packed, err := layers[0].Compressed()
 	if err != nil {
@@ -216,13 +216,13 @@ func checkLayer(t *testing.T, img v1.Image, p platform) {
 			t.Fatal(err)
 		}
 		if h.Name != want.name || !bytes.Equal(data, want.data) {
-			t.Errorf("%v: %s with %d bytes, want %s with %d", p, h.Name, len(data), want.name, len(want.data))
+			t.Errorf("%v: got file %s of %d bytes, want %s of %d bytes", p, h.Name, len(data), want.name, len(want.data))
 		}
 		if h.Typeflag != tar.TypeReg || h.Mode != 0o755 || h.Uid != 0 || h.Gid != 0 || h.Uname != "" || !h.ModTime.Equal(created) {
 			t.Errorf("%v: %s has the header %+v", p, h.Name, h)
 		}
 	}
 	if h, err := r.Next(); err != io.EOF {
-		t.Errorf("%v: there is also %+v, %v", p, h, err)
+		t.Errorf("%v: want no more files after the programs, got %+v, error %v", p, h, err)
 	}
 }

@@ -1,9 +1,9 @@
-// Command image packs the binaries of Weft into a container image: an OCI archive for
-// every platform at once, and a bill of materials for each platform. `make image` runs it.
+// Command image packs the binaries of Weft into a container image: one OCI archive for all
+// platforms, and a bill of materials for each platform. `make image` runs it.
 //
-// It needs no container engine, no base image and no network. What it writes depends on
-// its input alone: the same binaries, version and time give the same bytes. It builds
-// nothing itself, and refuses binaries that depend on more than their sources.
+// It needs no container engine, no base image and no network. Its output depends only on its input:
+// the same binaries, version and time give the same bytes. It does not build the binaries. It
+// refuses binaries that were built with settings that depend on the machine.
 package main
 
 import (
@@ -20,12 +20,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 )
 
-// options are what the image says about itself.
+// options are the image's metadata.
 type options struct {
 	name     name.Tag
 	version  string
-	revision string    // of the sources; empty: unknown
-	created  time.Time // of the sources, not of the build
+	revision string    // commit of the sources; empty if unknown
+	created  time.Time // time of the sources, not of the build
 }
 
 func main() {
@@ -37,13 +37,13 @@ func main() {
 
 func run(args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("image", flag.ContinueOnError)
-	path := flags.String("o", "weft-image.tar", "the archive to write; the bills of materials are written beside it")
-	image := flags.String("name", "localhost/weft", "the image's name, with its registry; without a tag that is the version")
+	path := flags.String("o", "weft-image.tar", "path of the archive; the bills of materials are written beside it")
+	image := flags.String("name", "localhost/weft", "the image's name, including its registry; without a tag, the version is the tag")
 	version := flags.String("version", "dev", "version of the sources")
 	revision := flags.String("revision", "", "commit of the sources, if known")
-	created := flags.Int64("created", 0, "time of the sources, in seconds since 1970: the only time that the image knows")
+	created := flags.Int64("created", 0, "time of the sources as a Unix timestamp; it becomes the only timestamp in the image")
 	flags.Usage = func() {
-		fmt.Fprintln(flags.Output(), "usage: image [flags] FOLDER...\n\nEach FOLDER holds weft and weft-cni, built for one platform.")
+		fmt.Fprintln(flags.Output(), "usage: image [flags] FOLDER...\n\nEach FOLDER contains weft and weft-cni, built for one platform.")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -53,8 +53,8 @@ func run(args []string, out io.Writer) error {
 	}
 	opts := options{version: *version, revision: *revision, created: time.Unix(*created, 0).UTC()}
 	var err error
-	// Strict, because kubelet and containerd complete a name without a registry to one
-	// of a public registry: a missing image would be pulled from a stranger.
+	// Strict, because kubelet and containerd expand a name without a registry to one of a public
+	// registry. A missing image would then be pulled from there.
 	tagged := *image
 	if !strings.Contains(tagged[strings.LastIndex(tagged, "/")+1:], ":") {
 		tagged += ":" + opts.version
@@ -73,8 +73,8 @@ func run(args []string, out io.Writer) error {
 	return b.write(*path, out)
 }
 
-// readPlatforms reads the platforms in the order of their names, so that the order of
-// the arguments makes no difference.
+// readPlatforms reads the platforms and sorts them by name, so that the order of the arguments does
+// not matter.
 func readPlatforms(dirs []string) ([]platform, error) {
 	var all []platform
 	for _, dir := range dirs {
@@ -83,18 +83,18 @@ func readPlatforms(dirs []string) ([]platform, error) {
 			return nil, err
 		}
 		if slices.ContainsFunc(all, func(other platform) bool { return other.String() == p.String() }) {
-			return nil, fmt.Errorf("%s holds a second %v: give one folder per platform", dir, p)
+			return nil, fmt.Errorf("%s is a second folder for %v: give one folder per platform", dir, p)
 		}
 		all = append(all, p)
 	}
 	if len(all) == 0 {
-		return nil, errors.New("nothing to pack: name a folder with weft and weft-cni for each platform")
+		return nil, errors.New("no folders given, so there is nothing to pack: give a folder with weft and weft-cni for each platform")
 	}
 	slices.SortFunc(all, func(a, b platform) int { return strings.Compare(a.String(), b.String()) })
 	return all, nil
 }
 
-// write writes the archive and the bills of materials, and says what they are.
+// write writes the archive and the bills of materials, and prints a summary.
 func (b *bundle) write(path string, out io.Writer) error {
 	size, err := b.writeArchive(path)
 	if err != nil {
@@ -121,13 +121,13 @@ func (b *bundle) write(path string, out io.Writer) error {
 
 func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
 
-// writeFile replaces a file whole or not at all.
+// writeFile replaces a file atomically.
 func writeFile(path string, fill func(io.Writer) error) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), ".image-*")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name()) // fails once it is renamed
+	defer os.Remove(tmp.Name()) // fails after the rename, as intended
 	if err := errors.Join(fill(tmp), tmp.Chmod(0o644), tmp.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}

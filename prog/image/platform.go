@@ -10,21 +10,21 @@ import (
 	"strings"
 )
 
-// programs are the files of the image, in the order of its layer. Nothing else is needed:
-// no users (the image runs as number 0), no certificates (the cluster's come with the
-// service account), no name service switch (Go reads /etc/hosts and /etc/resolv.conf, which
-// the runtime mounts), no mount points (the runtime makes them before it makes the root
-// read-only), and no shell, which would be of use to intruders only.
+// programs are the files of the image, in the order of its layer. No other files are needed. The
+// image runs as user 0, so it has no users. The cluster's certificates come with the service
+// account. Go reads /etc/hosts and /etc/resolv.conf, which the runtime mounts, so there is no
+// nsswitch.conf. The runtime creates mount points before it makes the root read-only. A shell would
+// only help intruders.
 var programs = []string{"weft", "weft-cni"}
 
-// A program is one binary, and what the Go toolchain noted in it.
+// program is a binary with its Go build information.
 type program struct {
 	name string
 	data []byte
 	info *debug.BuildInfo
 }
 
-// A platform is the programs for one kind of machine.
+// platform is an operating system and architecture, with the programs for it.
 type platform struct {
 	os, arch string
 	programs []program
@@ -32,7 +32,7 @@ type platform struct {
 
 func (p platform) String() string { return p.os + "/" + p.arch }
 
-// unpacked is the size of the programs on a host's disk.
+// unpacked returns the size of the programs on a host's disk.
 func (p platform) unpacked() (n int64) {
 	for _, prog := range p.programs {
 		n += int64(len(prog.data))
@@ -40,14 +40,14 @@ func (p platform) unpacked() (n int64) {
 	return n
 }
 
-// readPlatform reads the programs in a folder, and what they were built for.
+// readPlatform reads the programs in a folder, and the platform for which they were built.
 func readPlatform(dir string) (platform, error) {
 	var p platform
 	for _, name := range programs {
 		path := filepath.Join(dir, name)
 		data, err := os.ReadFile(path)
 		if err != nil {
-			return p, fmt.Errorf("%w: build it first, as make image does", err)
+			return p, fmt.Errorf("%w: build it first, as `make image` does", err)
 		}
 		info, err := buildinfo.Read(bytes.NewReader(data))
 		if err != nil {
@@ -59,7 +59,7 @@ func readPlatform(dir string) (platform, error) {
 		}
 		os, arch := prog.setting("GOOS"), prog.setting("GOARCH")
 		if p.os != "" && (p.os != os || p.arch != arch) {
-			return p, fmt.Errorf("%s is for %s/%s, the file beside it for %v", path, os, arch, p)
+			return p, fmt.Errorf("%s is built for %s/%s, but the other program in its folder for %v", path, os, arch, p)
 		}
 		p.os, p.arch = os, arch
 		p.programs = append(p.programs, prog)
@@ -67,7 +67,7 @@ func readPlatform(dir string) (platform, error) {
 	return p, nil
 }
 
-// setting is what the toolchain noted about one of its settings; empty if nothing.
+// setting returns a build setting of the binary; empty if it is not recorded.
 func (p program) setting(key string) string {
 	for _, s := range p.info.Settings {
 		if s.Key == key {
@@ -77,24 +77,24 @@ func (p program) setting(key string) string {
 	return ""
 }
 
-// check reports why the program cannot be in the image: it is not what its name says,
-// needs libraries that the image does not have, or depends on where it was built.
+// check returns an error if the program cannot be in the image: if it is another program, needs
+// shared libraries, or depends on the machine where it was built.
 func (p program) check() error {
 	if want := "weft/cmd/" + p.name; p.info.Path != want {
 		return fmt.Errorf("this is %s, want %s", p.info.Path, want)
 	}
 	if os := p.setting("GOOS"); os != "linux" {
-		return fmt.Errorf("built for %s: the image is for Linux (GOOS=linux)", os)
+		return fmt.Errorf("built for %s, but the image is for Linux: build it with GOOS=linux", os)
 	}
 	if p.setting("CGO_ENABLED") != "0" {
-		return fmt.Errorf("not static, and the image has no libraries: build it with CGO_ENABLED=0")
+		return fmt.Errorf("not linked statically, and the image has no libraries: build it with CGO_ENABLED=0")
 	}
 	if p.setting("-trimpath") != "true" {
-		return fmt.Errorf("depends on the folder it was built in: build it with -trimpath")
+		return fmt.Errorf("contains the path where it was built, so its bytes depend on the machine: build it with -trimpath")
 	}
 	for _, s := range p.info.Settings {
 		if strings.HasPrefix(s.Key, "vcs") {
-			return fmt.Errorf("depends on the state of the checkout (%s): build it with -buildvcs=false", s.Key)
+			return fmt.Errorf("contains the state of the checkout (%s), so its bytes depend on it: build it with -buildvcs=false", s.Key)
 		}
 	}
 	return nil

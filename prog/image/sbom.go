@@ -26,9 +26,8 @@ const (
 	emptyJSON                 = "{}"
 )
 
-// sbom is the bill of materials of one platform's image, as CycloneDX: the programs, and
-// the Go modules in each, as the toolchain noted them there. It is not made from go.mod,
-// which also lists what only tests and tools use.
+// sbom returns the CycloneDX bill of materials of one platform's image. It lists the programs and
+// the Go modules from their build information. go.mod would also list modules for tests and tools.
 func (o options) sbom(p platform, digest v1.Hash) ([]byte, error) {
 	image := cdx.Component{
 		BOMRef: "image", Type: cdx.ComponentTypeContainer, Name: "weft", Version: o.version, Licenses: ours(),
@@ -64,7 +63,7 @@ func (o options) sbom(p platform, digest v1.Hash) ([]byte, error) {
 	}
 	bom.Components, bom.Dependencies = &components, &depends
 	var buf bytes.Buffer
-	// Not the newest version of the format: scanners take years to read that.
+	// An old version of the format, because many scanners do not read the newest one.
 	err := cdx.NewBOMEncoder(&buf, cdx.BOMFileFormatJSON).SetPretty(true).SetEscapeHTML(false).EncodeVersion(bom, cdx.SpecVersion1_5)
 	return buf.Bytes(), err
 }
@@ -73,8 +72,8 @@ func ours() *cdx.Licenses {
 	return &cdx.Licenses{{License: &cdx.License{ID: license}}}
 }
 
-// serial is a UUID (version 8, RFC 9562) made from the digest: a bill needs one of its
-// own, and a random one would make every build another.
+// serial derives a UUID (version 8, RFC 9562) from the digest. A bill needs a unique serial number,
+// but a random one would change with every build.
 func serial(digest v1.Hash) string {
 	u := sha256.Sum256([]byte("weft bill of materials " + digest.String()))
 	u[6] = u[6]&0x0f | 0x80
@@ -82,7 +81,7 @@ func serial(digest v1.Hash) string {
 	return fmt.Sprintf("urn:uuid:%x-%x-%x-%x-%x", u[0:4], u[4:6], u[6:8], u[8:10], u[10:16])
 }
 
-// modules are the program's modules and the standard library.
+// modules returns the program's modules and the standard library.
 func (p program) modules() []cdx.Component {
 	version, _, _ := strings.Cut(strings.TrimPrefix(p.info.GoVersion, "go"), " ")
 	all := []cdx.Component{module(&debug.Module{Path: "stdlib", Version: version})}
@@ -96,28 +95,28 @@ func (p program) modules() []cdx.Component {
 }
 
 func module(m *debug.Module) cdx.Component {
-	// https://github.com/package-url/purl-spec: what is not a letter, a digit or one of
-	// .-_~ is escaped.
+	// https://github.com/package-url/purl-spec: all characters except letters, digits and .-_~ are
+	// escaped.
 	purl := "pkg:golang/" + m.Path
 	if m.Version != "" {
 		purl += "@" + url.QueryEscape(m.Version)
 	}
 	c := cdx.Component{BOMRef: purl, Type: cdx.ComponentTypeLibrary, Name: m.Path, Version: m.Version, PackageURL: purl}
 	if m.Sum != "" {
-		// A property and not a hash: go.sum's sum is of a list of files, no file has it.
+		// A property instead of a hash, because go.sum's hash is not of a single file.
 		c.Properties = &[]cdx.Property{{Name: "go.sum", Value: m.Sum}}
 	}
 	return c
 }
 
-// artifact is a file beside an image: a manifest without a config, that names the image
-// as its subject (OCI image spec 1.1, "Guidelines for Artifact Usage").
+// artifact is a file attached to an image: a manifest without a config, whose subject is the image
+// (OCI image spec 1.1, "Guidelines for Artifact Usage").
 type artifact struct {
 	manifest []byte
 	layer    v1.Layer
 }
 
-// attach makes a bill of materials into an artifact about subject.
+// attach makes an artifact from a bill of materials, with the given subject.
 func attach(bill []byte, subject v1.Descriptor, annotations map[string]string) (v1.Image, error) {
 	layer := static.NewLayer(bill, sbomType)
 	desc, err := partial.Descriptor(layer)
@@ -145,5 +144,5 @@ func (a *artifact) RawManifest() ([]byte, error)        { return a.manifest, nil
 func (a *artifact) RawConfigFile() ([]byte, error)      { return []byte(emptyJSON), nil }
 func (a *artifact) MediaType() (types.MediaType, error) { return types.OCIManifestSchema1, nil }
 
-// LayerByDigest is asked for nothing but the one layer.
+// LayerByDigest returns the only layer, whatever the digest.
 func (a *artifact) LayerByDigest(v1.Hash) (partial.CompressedLayer, error) { return a.layer, nil }

@@ -10,14 +10,14 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What a registry or `oras discover` shows for an image is what lies beside the archive.
+// The bill that is attached to an image in the archive equals the file beside the archive.
 func TestBillsAreAttachedToTheirImages(t *testing.T) {
 	path := written(t, testOptions(t))
 	idx, m := index(t, path)
 	for i, p := range standIns() {
 		desc := m.Manifests[len(m.Manifests)/2+i]
 		if got := desc.Platform.String(); got != "unknown/unknown" || desc.ArtifactType != string(sbomType) {
-			t.Errorf("manifest of type %s for %s: a runtime could take it for an image", desc.ArtifactType, got)
+			t.Errorf("the manifest has artifact type %s and platform %s: a runtime could take it for an image", desc.ArtifactType, got)
 		}
 		img, err := idx.Image(desc.Digest)
 		if err != nil {
@@ -28,11 +28,11 @@ func TestBillsAreAttachedToTheirImages(t *testing.T) {
 			t.Fatal(err)
 		}
 		if manifest.Subject == nil || manifest.Subject.Digest != m.Manifests[i].Digest {
-			t.Errorf("the bill is about %v, want the image of %v", manifest.Subject, p)
+			t.Errorf("the bill's subject is %v, want the image of %v", manifest.Subject, p)
 		}
 		layers, err := img.Layers()
 		if err != nil || len(layers) != 1 {
-			t.Fatalf("layers %v, %v", layers, err)
+			t.Fatalf("got layers %v, error %v; want one layer", layers, err)
 		}
 		r, err := layers[0].Uncompressed()
 		if err != nil {
@@ -43,7 +43,7 @@ func TestBillsAreAttachedToTheirImages(t *testing.T) {
 			t.Fatal(err)
 		}
 		if beside := read(t, filepath.Dir(path), "weft-image."+p.arch+".sbom.json"); !bytes.Equal(attached, beside) {
-			t.Errorf("the bill in the archive and the one beside it differ:\n%s\n%s", attached, beside)
+			t.Errorf("want equal bills in and beside the archive, got\n%s\n%s", attached, beside)
 		}
 	}
 }
@@ -77,6 +77,6 @@ func TestBillNamesEveryModule(t *testing.T) {
 		"weft":     {"pkg:golang/example.com/new@v2.0.0%2Bincompatible", "pkg:golang/example.com/shared@v1.0.0", "pkg:golang/stdlib@1.26.8"},
 		"weft-cni": {"pkg:golang/example.com/shared@v1.0.0", "pkg:golang/stdlib@1.26.8"},
 	}, uses); diff != "" {
-		t.Errorf("what uses what (-want +got):\n%s", diff)
+		t.Errorf("dependencies (-want +got):\n%s", diff)
 	}
 }

@@ -1,8 +1,8 @@
-// Command manifest renders the Helm chart with its default values, for those who install
-// without Helm, and gives what uninstalls the same version. `make manifest` runs it.
+// Command manifest renders the Helm chart with its default values, for installing without Helm. It
+// also renders the manifest that uninstalls the same version. `make manifest` runs it.
 //
-// The release is written in one place, appVersion in site/deploy/chart/Chart.yaml, and is the
-// image's tag: so to apply a newer manifest is to roll the agents.
+// The release is defined in one place: appVersion in site/deploy/chart/Chart.yaml. It is also the
+// image's tag, so applying a newer manifest rolls out new agents.
 package main
 
 import (
@@ -22,13 +22,13 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// namespace is where the chart is installed, unless Helm is told otherwise.
+// namespace is the chart's namespace unless Helm is given another one.
 const namespace = "weft"
 
 const head = "# Installs Weft %s: kubectl apply -f weft.yaml\n# Generated from site/deploy/chart by `make manifest`: change the chart, not this file.\n"
 
 func main() {
-	version := flag.String("version", "", "the release, as v1.2.3, if it is another one from now on")
+	version := flag.String("version", "", "the new release, such as v1.2.3; without it, the release stays")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: manifest [-version VERSION] FOLDER")
 		flag.PrintDefaults()
@@ -44,7 +44,7 @@ func main() {
 	}
 }
 
-// run writes the manifests in the folder anew, all of them or none.
+// run writes all manifests in the folder, or none of them.
 func run(folder, version string) error {
 	made, err := render(folder, version)
 	if err != nil {
@@ -63,25 +63,26 @@ func run(folder, version string) error {
 	return nil
 }
 
-// The files that name the release.
+// The files that contain the release.
 const (
 	chartFile     = "chart/Chart.yaml"
 	installFile   = "weft.yaml"
 	uninstallFile = "uninstall.yaml"
 )
 
-// release is what can be a git tag, an image's tag and, without its v, a chart's version.
-// A chart's could have a '+' as well, and an image's tag could be a word such as latest.
+// release matches what is valid as a git tag, as an image's tag and, without its v, as a chart's
+// version. So it allows no '+', which image tags forbid, and no words such as latest, which charts
+// forbid.
 var release = regexp.MustCompile(`^v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z]+([.-][0-9A-Za-z]+)*)?$`)
 
-// Lines that change with the release.
+// Lines that contain the release.
 var (
 	chartVersion = regexp.MustCompile(`(?m)^version: .*$`)
 	appVersion   = regexp.MustCompile(`(?m)^appVersion: .*$`)
 	imageLine    = regexp.MustCompile(`(?m)^( +image: ).*$`)
 )
 
-// render returns the files' contents by name. Without a version it is the chart's.
+// render returns the contents of the files by name. Without a version, it uses the chart's.
 func render(folder, version string) (map[string][]byte, error) {
 	about, err := os.ReadFile(filepath.Join(folder, chartFile))
 	if err != nil {
@@ -95,7 +96,7 @@ func render(folder, version string) (map[string][]byte, error) {
 		c.AppVersion = version
 	}
 	if !release.MatchString(c.AppVersion) {
-		return nil, fmt.Errorf("%q is no release: nothing is written; give one like v1.2.3 or v1.2.3-rc.1", c.AppVersion)
+		return nil, fmt.Errorf("invalid release %q: nothing is written; give one like v1.2.3 or v1.2.3-rc.1", c.AppVersion)
 	}
 	about = appVersion.ReplaceAllLiteral(about, []byte("appVersion: "+c.AppVersion))
 	about = chartVersion.ReplaceAllLiteral(about, []byte("version: "+strings.TrimPrefix(c.AppVersion, "v")))
@@ -109,19 +110,20 @@ func render(folder, version string) (map[string][]byte, error) {
 	}
 	image := imageLine.FindSubmatch(install)
 	if image == nil || !imageLine.Match(uninstall) {
-		return nil, errors.New("the chart or " + uninstallFile + " names no image: nothing is written; see to its line `image:`")
+		return nil, errors.New("the chart or " + uninstallFile + " contains no image: nothing is written; add its `image:` line")
 	}
 	uninstall = imageLine.ReplaceAllLiteral(uninstall, image[0])
 	return map[string][]byte{chartFile: about, installFile: install, uninstallFile: uninstall}, nil
 }
 
-// chart is what templates use of Chart.yaml.
+// chart contains the fields of Chart.yaml that templates use.
 type chart struct {
 	AppVersion string `json:"appVersion"`
 }
 
-// template gives what Helm would with --include-crds, as far as templates use what it has: Chart, Release and
-// Values, and these functions. That Helm gives the same objects is tested in prog/lab/kube.
+// template renders the chart like Helm with --include-crds. It supports Chart, Release, Values and
+// the functions that the templates use. A test in prog/lab/kube checks that Helm renders the same
+// objects.
 func (c chart) template(dir string) ([]byte, error) {
 	data, err := os.ReadFile(filepath.Join(dir, "values.yaml"))
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// deploy has what is installed, docs what people read.
+// deploy contains the files to install, docs the documentation.
 const (
 	deploy = "../../../site/deploy"
 	docs   = "../../../site/docs"
@@ -26,7 +26,7 @@ func TestManifestsAreCurrent(t *testing.T) {
 	}
 	for name, want := range made {
 		if !bytes.Equal(read(t, filepath.Join(deploy, name)), want) {
-			t.Errorf("site/deploy/%s is not what the chart renders to: run `make manifest`", name)
+			t.Errorf("site/deploy/%s differs from the rendered chart: run `make manifest`", name)
 		}
 	}
 }
@@ -40,9 +40,9 @@ func read(t *testing.T, file string) []byte {
 	return data
 }
 
-// Another release changes the pods of both DaemonSets and of what uninstalls, and nothing
-// else: so `kubectl apply` of its manifest rolls them, newer or older.
-func TestAReleaseIsItsImagesTag(t *testing.T) {
+// A new release changes only the pods of both DaemonSets and of the uninstaller. So `kubectl apply`
+// of its manifest replaces them, whether it is newer or older.
+func TestReleaseChangesOnlyImageTags(t *testing.T) {
 	old, err := render(deploy, "v1.2.3")
 	if err != nil {
 		t.Fatal(err)
@@ -69,21 +69,21 @@ func TestAReleaseIsItsImagesTag(t *testing.T) {
 	}
 }
 
-func TestRefusesWhatIsNoRelease(t *testing.T) {
+func TestInvalidReleasesAreRefused(t *testing.T) {
 	for _, version := range []string{"latest", "v1", "v1.2", "v1.2.3+4", "1.2.3.4", "v01.2.3", "3afc96e", "v1.2.3-", "v1.2.3 "} {
 		if _, err := render(deploy, version); err == nil || !strings.Contains(err.Error(), "give one like v1.2.3") {
-			t.Errorf("%q: %v", version, err)
+			t.Errorf("version %q: got error %v, want it refused", version, err)
 		}
 	}
 	for _, version := range []string{"0.2.0", "v10.0.1", "v0.2.0-3-g3afc96e-dirty"} {
 		if _, err := render(deploy, version); err != nil {
-			t.Errorf("%q: %v", version, err)
+			t.Errorf("version %q: got error %v, want none", version, err)
 		}
 	}
 }
 
-// What is written is written for good, and the next call without a version keeps it.
-func TestWritesTheRelease(t *testing.T) {
+// A release is stored: the next call without a version keeps it.
+func TestReleaseIsStored(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS(deploy)); err != nil {
 		t.Fatal(err)
@@ -95,17 +95,17 @@ func TestWritesTheRelease(t *testing.T) {
 	}
 	for _, name := range []string{chartFile, installFile, uninstallFile} {
 		if !strings.Contains(string(read(t, filepath.Join(dir, name))), "v1.2.3\n") {
-			t.Errorf("%s does not name v1.2.3", name)
+			t.Errorf("%s does not contain v1.2.3", name)
 		}
 	}
 	if left, _ := filepath.Glob(dir + "/*.new"); len(left) > 0 {
-		t.Errorf("left over: %v", left)
+		t.Errorf("temporary files are left over: %v", left)
 	}
 }
 
-// The image that `make image` makes is the one that the manifests ask for, whatever the
-// commit; one of another release or for another registry has that one's name.
-func TestMakeImageNamesWhatTheManifestsAskFor(t *testing.T) {
+// `make image` builds the image that the manifests use, whatever the commit is. VERSION and IMAGE
+// change its tag and its name.
+func TestMakeImageBuildsTheImageOfTheManifests(t *testing.T) {
 	asked := string(imageLine.Find(read(t, filepath.Join(deploy, uninstallFile))))
 	asked = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(asked), "image:"))
 	_, tag, _ := strings.Cut(asked, ":")
@@ -119,20 +119,20 @@ func TestMakeImageNamesWhatTheManifestsAskFor(t *testing.T) {
 		if c.arg != "" {
 			cmd.Args = append(cmd.Args, c.arg)
 		}
-		cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { // of a make that runs this test
+		cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { // without the variables of a make that runs this test
 			return strings.HasPrefix(kv, "MAKE") || strings.HasPrefix(kv, "VERSION=") || strings.HasPrefix(kv, "IMAGE=") || strings.HasPrefix(kv, "MFLAGS=")
 		})
 		out, err := cmd.CombinedOutput()
 		if err != nil || !strings.Contains(string(out), "-name '"+c.want+"'") {
-			t.Errorf("make image %s does not make %s: %v\n%s", c.arg, c.want, err, out)
+			t.Errorf("make image %s does not build %s: %v\n%s", c.arg, c.want, err, out)
 		}
-		if c.arg == "" && !strings.Contains(string(out), "weft/prog/cli.Version="+tag) { // with the commit, unless that is tagged
-			t.Errorf("programs do not say that they are of %s:\n%s", tag, out)
+		if c.arg == "" && !strings.Contains(string(out), "weft/prog/cli.Version="+tag) { // the commit follows the release, unless it is tagged
+			t.Errorf("the programs do not get a version of %s:\n%s", tag, out)
 		}
 	}
 }
 
-// What is gone already is no error: not when somebody uninstalls, nor when they do it twice.
+// Each delete command in the instructions succeeds if its object is gone already.
 func TestUninstallCanBeRepeated(t *testing.T) {
 	_, text, _ := strings.Cut(string(read(t, filepath.Join(docs, "kubernetes.md"))), "\n## Uninstall\n")
 	text, _, _ = strings.Cut(text, "\n\nThese steps")
@@ -140,21 +140,21 @@ func TestUninstallCanBeRepeated(t *testing.T) {
 	for line := range strings.Lines(text) {
 		if strings.Contains(line, "kubectl ") && strings.Contains(line, " delete ") {
 			if deletes++; !strings.HasSuffix(strings.TrimSpace(line), " --ignore-not-found") {
-				t.Errorf("it can exit 1: %s", strings.TrimSpace(line))
+				t.Errorf("this command fails if run twice, want --ignore-not-found: %s", strings.TrimSpace(line))
 			}
 		}
 	}
 	if deletes != 2 {
-		t.Errorf("%d steps delete, want what is installed and what it runs", deletes)
+		t.Errorf("found %d delete commands, want the one for the installed objects and the one for the uninstaller", deletes)
 	}
 }
 
-// A tag that stays while the image changes is one that no node pulls again.
-func TestNothingNamesLatest(t *testing.T) {
+// Nodes do not pull a tag again when its image changes.
+func TestNoFileUsesTheTagLatest(t *testing.T) {
 	for _, dir := range []string{deploy, docs, "../../lab", "../../../README.md", "../../../Makefile"} {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && !d.IsDir() && bytes.Contains(read(t, path), []byte("weft:"+"latest")) {
-				t.Errorf("%s names the tag latest", path)
+				t.Errorf("%s uses the tag latest", path)
 			}
 			return err
 		})
@@ -164,7 +164,7 @@ func TestNothingNamesLatest(t *testing.T) {
 	}
 }
 
-// object is as much of one as the tests look at.
+// object contains the fields of a Kubernetes object that the tests check.
 type object struct {
 	Kind     string
 	Metadata struct{ Name, Namespace string }
@@ -205,18 +205,18 @@ func objects(t *testing.T) (out []object) {
 	return out
 }
 
-// Pods have no more rights than they need, and none that would make the others needless.
+// Pods have only the rights that they need, and none that imply others.
 func TestLeastPrivilege(t *testing.T) {
 	pods := 0
 	for _, o := range objects(t) {
 		for _, r := range o.Rules {
 			for _, word := range append(append([]string{}, r.Verbs...), r.Resources...) {
 				if word == "*" || word == "delete" || word == "pods/exec" {
-					t.Errorf("%s %s asks for %q", o.Kind, o.Metadata.Name, word)
+					t.Errorf("%s %s has the right %q, want it removed", o.Kind, o.Metadata.Name, word)
 				}
 			}
 			if strings.Join(r.Resources, "") == "secrets" && strings.Join(r.Verbs, "") != "create" && len(r.ResourceNames) != 1 {
-				t.Errorf("%s %s reads more than its own secret", o.Kind, o.Metadata.Name)
+				t.Errorf("%s %s can read Secrets other than its own", o.Kind, o.Metadata.Name)
 			}
 		}
 		pod := o.Spec.Template.Spec
@@ -225,21 +225,21 @@ func TestLeastPrivilege(t *testing.T) {
 			s := c.SecurityContext
 			if s.Privileged != nil || s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem ||
 				strings.Join(s.Capabilities.Drop, "") != "ALL" || pod.SecurityContext.SeccompProfile.Type != "RuntimeDefault" {
-				t.Errorf("%s has more rights than it needs: %+v", o.Metadata.Name, s)
+				t.Errorf("%s has a wider security context than it needs: %+v", o.Metadata.Name, s)
 			}
 			for _, c := range s.Capabilities.Add {
 				if c != "NET_ADMIN" && c != "NET_BIND_SERVICE" {
-					t.Errorf("%s asks for %s", o.Metadata.Name, c)
+					t.Errorf("%s adds the capability %s, want only NET_ADMIN and NET_BIND_SERVICE", o.Metadata.Name, c)
 				}
 			}
 		}
 	}
 	if pods != 2 {
-		t.Errorf("%d containers, want the agent's and the data path's", pods)
+		t.Errorf("got %d containers, want those of the agent and of the data path", pods)
 	}
 }
 
-// Each right in a role has a comment above it that says why.
+// Each rule of a role has a comment above it with its reason.
 func TestRightsAreJustified(t *testing.T) {
 	data, err := os.ReadFile(filepath.Join(deploy, installFile))
 	if err != nil {
@@ -252,7 +252,7 @@ func TestRightsAreJustified(t *testing.T) {
 		case strings.HasPrefix(line, "- {apiGroups:"):
 			rules++
 			if !explained {
-				t.Errorf("no reason for %s", line)
+				t.Errorf("this rule has no comment with its reason: %s", line)
 			}
 		case strings.HasPrefix(line, "# "):
 			explained = true
@@ -261,12 +261,12 @@ func TestRightsAreJustified(t *testing.T) {
 		}
 	}
 	if rules == 0 {
-		t.Error("no rules")
+		t.Error("found no rules in the roles")
 	}
 }
 
-// Rolling the agent never touches the data path.
-func TestDataPathIsReplacedByHandOnly(t *testing.T) {
+// Updating the agent never restarts the data path.
+func TestDataPathUpdatesOnlyOnDelete(t *testing.T) {
 	strategies := map[string]string{}
 	for _, o := range objects(t) {
 		if o.Kind == "DaemonSet" {
@@ -274,6 +274,6 @@ func TestDataPathIsReplacedByHandOnly(t *testing.T) {
 		}
 	}
 	if strategies["weft-datapath"] != "OnDelete" || strategies["weft"] != "RollingUpdate" {
-		t.Errorf("update strategies: %v", strategies)
+		t.Errorf("got update strategies %v, want OnDelete for weft-datapath and RollingUpdate for weft", strategies)
 	}
 }
