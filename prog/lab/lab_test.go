@@ -378,7 +378,7 @@ func TestKilledUpIsCleanedUp(t *testing.T) {
 func TestUpTwiceAndStale(t *testing.T) {
 	l := bare(t, 1, 0)
 	o := lab.Options{Name: labName(t), Hosts: 1, Bare: true, Bin: bin}
-	if _, err := lab.Up(t.Context(), o); err == nil || !strings.Contains(err.Error(), "up already") {
+	if _, err := lab.Up(t.Context(), o); err == nil || !strings.Contains(err.Error(), "already up") {
 		t.Errorf("up twice: %v", err)
 	}
 	run(t, l, "h1", "true") // unharmed
@@ -386,7 +386,7 @@ func TestUpTwiceAndStale(t *testing.T) {
 	eventually.True(t, wait, "the lab is down", func() bool { _, err := lab.Open(labName(t)); return err != nil })
 	var said []string
 	o.Progress = func(line string) { said = append(said, line) }
-	if _, err := lab.Up(t.Context(), o); err != nil || !strings.Contains(strings.Join(said, "\n"), "died") {
+	if _, err := lab.Up(t.Context(), o); err != nil || !strings.Contains(strings.Join(said, "\n"), "crashed") {
 		t.Errorf("up over a stale directory: %v, said %q", err, said)
 	}
 }

@@ -78,7 +78,7 @@ func TestPoliciesAreNotKnownWhileTheAPIServerRefuses(t *testing.T) {
 	source := NewKubernetes(api, false)
 	kubetest.Eventually(t, "refused", func() bool { return len(api.Troubles()) > 0 })
 	err := source.Known()
-	if err == nil || !strings.Contains(err.Error(), "does not let this host") || !strings.Contains(err.Error(), " the networkpolicies") || !strings.Contains(err.Error(), "apply Weft's manifest") {
+	if err == nil || !strings.Contains(err.Error(), "forbids this host to") || !strings.Contains(err.Error(), " the networkpolicies") || !strings.Contains(err.Error(), "apply Weft's manifest") {
 		t.Error(err)
 	}
 	server.Refuse(nil)

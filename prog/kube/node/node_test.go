@@ -180,7 +180,7 @@ func TestARefusalOfTheAPIServerIsAProblem(t *testing.T) {
 			kubetest.Eventually(t, "refused", func() bool { return len(n.Problems()) > 0 })
 			list := n.Problems()
 			text := list[0].String()
-			if len(list) != 1 || list[0].Reason != kube.ReasonAPIServer || !strings.Contains(text, "does not let this host") || !strings.Contains(text, " the "+resource) || !strings.Contains(text, "apply Weft's manifest") {
+			if len(list) != 1 || list[0].Reason != kube.ReasonAPIServer || !strings.Contains(text, "forbids this host to") || !strings.Contains(text, " the "+resource) || !strings.Contains(text, "apply Weft's manifest") {
 				t.Errorf("%s: %+v", resource, list)
 			}
 			ctx, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
