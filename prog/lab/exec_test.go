@@ -21,6 +21,6 @@ func TestCollectorDrains(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := c.finish(); got != want {
-		t.Errorf("got %d bytes, want %d", len(got), len(want))
+		t.Errorf("got %d bytes of output, want %d", len(got), len(want))
 	}
 }

@@ -54,7 +54,7 @@ func TestHostsAreSeparate(t *testing.T) {
 	l := bare(t, 2, 2)
 	for _, h := range l.Hosts() {
 		if got := run(t, l, h, "hostname"); got != h {
-			t.Errorf("hostname of %s is %q", h, got)
+			t.Errorf("the hostname of %s is %q, want its name", h, got)
 		}
 		for _, dir := range []string{"/run", "/etc/cni", "/opt/cni", "/var/lib/weft", "/etc", "/var/lib"} {
 			mark := filepath.Join(dir, "mark-"+labName(t))
@@ -62,19 +62,19 @@ func TestHostsAreSeparate(t *testing.T) {
 				t.Errorf("%s sees the file that %q wrote to %s", h, got, dir)
 			}
 			if _, err := os.Lstat(mark); err == nil {
-				t.Errorf("%s of %s is the machine's", dir, h)
+				t.Errorf("%s of %s is the machine's own, want a separate one", dir, h)
 			}
 		}
 		if got := run(t, l, h, "sh", "-c", "ls -d /proc/[0-9]* | wc -l"); got > "9" {
-			t.Errorf("%s sees %s processes", h, got)
+			t.Errorf("%s sees %s processes, want only its own", h, got)
 		}
 	}
 	if got := run(t, l, "h1/c2", "hostname"); got != "c2" {
-		t.Errorf("hostname of h1/c2 is %q", got)
+		t.Errorf("the hostname of h1/c2 is %q, want c2", got)
 	}
 	// The kernel itself may add fallback tunnel devices.
 	if got := run(t, l, "h1/c2", "cat", "/proc/net/dev"); strings.Contains(got, "eth0") || !strings.Contains(got, "lo:") {
-		t.Errorf("h1/c2 has the interfaces %q", got)
+		t.Errorf("h1/c2 has the interfaces %q, want lo without eth0", got)
 	}
 	run(t, l, "h1", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.2", "2001:db8::2")
 	s, err := l.Status(t.Context())
@@ -82,7 +82,7 @@ func TestHostsAreSeparate(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(s.Hosts) != 2 || !s.Hosts[1].Up || len(s.Hosts[1].Containers) != 2 || s.Hosts[1].Underlay[1] != "2001:db8::2" {
-		t.Errorf("status: %+v", s)
+		t.Errorf("got the status %+v, want two running hosts with two containers each", s)
 	}
 }
 
@@ -91,28 +91,28 @@ func TestExec(t *testing.T) {
 	for _, target := range []string{"h1", "h1/c1", "underlay"} {
 		_, err := l.Exec(t.Context(), target, nil, "sh", "-c", "echo no >&2; exit 7")
 		if exit, ok := errors.AsType[*lab.CommandError](err); !ok || exit.Code != 7 || exit.Stderr != "no" {
-			t.Errorf("%s: exit 7 is %v", target, err)
+			t.Errorf("%s: a command with exit code 7 returned %v", target, err)
 		}
 		out, err := l.Exec(t.Context(), target, strings.NewReader("a\nb\n"), "wc", "-l")
 		if err != nil || strings.TrimSpace(out) != "2" {
-			t.Errorf("%s: stdin: %q, %v", target, out, err)
+			t.Errorf("%s: wc counted %q lines of stdin, error %v; want 2", target, out, err)
 		}
 	}
 	_, err := l.Exec(t.Context(), "h1", nil, "no-such-command")
 	if exit, ok := errors.AsType[*lab.CommandError](err); !ok || exit.Code != 127 {
-		t.Errorf("unknown command: %v", err)
+		t.Errorf("an unknown command returned %v, want exit code 127", err)
 	}
 	_, err = l.Exec(t.Context(), "h1", nil, "sh", "-c", "kill -USR1 $$")
 	if exit, ok := errors.AsType[*lab.CommandError](err); !ok || exit.Signal != unix.SIGUSR1 || exit.Code != 128+int(unix.SIGUSR1) {
-		t.Errorf("killed command: %v", err)
+		t.Errorf("a command that was killed by SIGUSR1 returned %v", err)
 	}
 	if _, err := l.Exec(t.Context(), "h9", nil, "true"); err == nil || !strings.Contains(err.Error(), "lab status") {
-		t.Errorf("unknown host: %v", err)
+		t.Errorf("Exec on an unknown host returned %v, want a hint at lab status", err)
 	}
 	// A daemon that keeps stdout open does not block the caller.
 	start := time.Now()
 	if out := run(t, l, "h1", "sh", "-c", "sleep 300 & echo started"); out != "started" || time.Since(start) > 10*time.Second {
-		t.Errorf("daemon: %q after %v", out, time.Since(start))
+		t.Errorf("a command that starts a daemon returned %q after %v, want it at once", out, time.Since(start))
 	}
 }
 
@@ -148,12 +148,12 @@ func TestExecCommand(t *testing.T) {
 			append([]string{"lab", "exec", "--name", labName(t), "h1"}, args...)...)
 	}
 	if err := weft("--", "sh", "-c", "exit 9").Run(); exitCode(err) != 9 {
-		t.Errorf("exit 9 is %v", err)
+		t.Errorf("exec of a command with exit code 9 returned %v", err)
 	}
 	cmd := weft("--", "cat", "-A")
 	cmd.Stdin = strings.NewReader("in\n")
 	if out, err := cmd.Output(); err != nil || string(out) != "in$\n" {
-		t.Errorf("stdin: %q, %v", out, err)
+		t.Errorf("exec with stdin returned %q, error %v; want in$", out, err)
 	}
 	// ctrl-C sends SIGINT to the foreground process group, to which the command does not belong.
 	cmd = weft("--", "sh", "-c", "trap 'exit 5' INT; echo ready; while :; do sleep 0.1; done")
@@ -171,7 +171,7 @@ func TestExecCommand(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := cmd.Wait(); exitCode(err) != 5 {
-		t.Errorf("interrupted: %v", err)
+		t.Errorf("exec that was interrupted returned %v, want exit code 5", err)
 	}
 	// kill -9 of the command line also ends the command.
 	cmd = weft("--", "sleep", "4321")
@@ -213,21 +213,21 @@ func TestLink(t *testing.T) {
 	for _, dst := range []string{"192.0.2.1", "2001:db8::1"} {
 		out, err := l.Exec(t.Context(), "h2", nil, "weft", "probe", "icmp", "--json", "-c", "3", "-i", "20ms", "--timeout", "200ms", dst)
 		if r := result(t, out); err == nil || r.Received != 0 {
-			t.Errorf("cut link carries traffic to %s: %+v, %v", dst, r, err)
+			t.Errorf("a cut link carried packets to %s: %+v, error %v", dst, r, err)
 		}
 	}
 	run(t, l, "h3", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.1", "192.0.2.2", "2001:db8::2")
 	if s, err := l.Status(t.Context()); err != nil || len(s.Cut) != 1 || s.Cut[0] != [2]string{"h1", "h2"} {
-		t.Errorf("status of a cut link: %v, %v", s.Cut, err)
+		t.Errorf("with one cut link the status has %v, error %v", s.Cut, err)
 	}
 	link(true)
 	link(true)
 	run(t, l, "h2", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.1", "2001:db8::1")
 	if r := <-flow; r.Lost < 10 || r.Received < 20 {
-		t.Errorf("an established flow through cut and heal: %+v", r)
+		t.Errorf("a flow through cut and heal got %+v, want some lost and some received packets", r)
 	}
 	if s, err := l.Status(t.Context()); err != nil || len(s.Cut) != 0 {
-		t.Errorf("status of a healed link: %v, %v", s.Cut, err)
+		t.Errorf("after healing the status has the cut links %v, error %v", s.Cut, err)
 	}
 }
 
@@ -250,7 +250,7 @@ func TestReboot(t *testing.T) {
 		}
 	}
 	if got := run(t, l, "h1", "sh", "-c", "cat /var/lib/weft/id; ls /run /etc/cni"); got != "kept\n/etc/cni:\n\n/run:" {
-		t.Errorf("after a reboot: %q", got)
+		t.Errorf("after a reboot the files are %q, want only those in /var/lib/weft", got)
 	}
 	if sleeping(t, l, "999") {
 		t.Error("a process survived a reboot")
@@ -282,19 +282,19 @@ func TestCapture(t *testing.T) {
 		rows[r.Name()] = r
 	}
 	if r := rows["icmpv6"]; r.Packets != 8 || r.Marked != 8 {
-		t.Errorf("icmpv6: %+v", r)
+		t.Errorf("the capture counted %+v of icmpv6, want 8 packets, all with the marker", r)
 	}
 	if r := rows["udp 7007"]; r.Packets != 12 || r.Marked != 0 {
-		t.Errorf("udp: %+v", r)
+		t.Errorf("the capture counted %+v of udp 7007, want 12 packets without the marker", r)
 	}
 	if r := rows["udp 9"]; r.Packets != 2 || r.Marked != 2 {
-		t.Errorf("leak: %+v", r)
+		t.Errorf("the capture counted %+v of udp 9, want 2 packets with the marker", r)
 	}
 	if r := rows["tcp 7007"]; r.Marked < 2 || r.Bytes < 120_000 {
-		t.Errorf("tcp: %+v", r)
+		t.Errorf("the capture counted %+v of tcp 7007, want at least 2 packets with the marker and 120,000 bytes", r)
 	}
 	if sum.Dropped != 0 {
-		t.Errorf("%d dropped", sum.Dropped)
+		t.Errorf("the capture missed %d packets", sum.Dropped)
 	}
 }
 
@@ -307,7 +307,7 @@ func TestBulk(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r.Bytes == 0 || r.Gbits <= 0 {
-		t.Errorf("bulk: %+v", r)
+		t.Errorf("probe tcp --bulk returned %+v, want some bytes", r)
 	}
 }
 
@@ -333,7 +333,7 @@ func TestDown(t *testing.T) {
 			}
 			stale, err := lab.Down(t.Context(), labName(t))
 			if err != nil || stale != (name == "root node") {
-				t.Errorf("down: stale %v, %v", stale, err)
+				t.Errorf("Down: got stale %v, error %v", stale, err)
 			}
 			nothingLeft(t)
 		})
@@ -379,7 +379,7 @@ func TestUpTwiceAndStale(t *testing.T) {
 	l := bare(t, 1, 0)
 	o := lab.Options{Name: labName(t), Hosts: 1, Bare: true, Bin: bin}
 	if _, err := lab.Up(t.Context(), o); err == nil || !strings.Contains(err.Error(), "already up") {
-		t.Errorf("up twice: %v", err)
+		t.Errorf("Up of a lab that is up returned %v, want a refusal", err)
 	}
 	run(t, l, "h1", "true") // unharmed
 	killNode(t, "underlay")
@@ -387,7 +387,7 @@ func TestUpTwiceAndStale(t *testing.T) {
 	var said []string
 	o.Progress = func(line string) { said = append(said, line) }
 	if _, err := lab.Up(t.Context(), o); err != nil || !strings.Contains(strings.Join(said, "\n"), "crashed") {
-		t.Errorf("up over a stale directory: %v, said %q", err, said)
+		t.Errorf("Up over a crashed lab: error %v, progress %q", err, said)
 	}
 }
 
@@ -448,7 +448,7 @@ func nothingLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	if strings.Contains(string(mounts), labDir(t)) {
-		t.Error("mounts are left")
+		t.Error("mounts of the lab are left")
 	}
 	links, err := os.ReadDir("/sys/class/net")
 	if err != nil {
@@ -456,7 +456,7 @@ func nothingLeft(t *testing.T) {
 	}
 	for _, link := range links {
 		if link.Name() == "underlay" || link.Name() == "h1" {
-			t.Errorf("link %s is left", link.Name())
+			t.Errorf("the machine has the link %s of the lab", link.Name())
 		}
 	}
 }

@@ -29,10 +29,10 @@ func TestHostsKnowEachOtherByName(t *testing.T) {
 		}
 	}
 	if got := run(t, l, "h2", "getent", "ahostsv6", "h1"); !strings.HasPrefix(got, "2001:db8::1 ") {
-		t.Errorf("h2 resolves h1 to %q", got)
+		t.Errorf("h2 resolves h1 to %q, want 2001:db8::1", got)
 	}
 	if got := run(t, l, "h1/c1", "cat", "/etc/hosts"); strings.Contains(got, "h2") || !strings.Contains(got, "localhost") {
-		t.Errorf("a container's /etc/hosts is %q", got)
+		t.Errorf("a container's /etc/hosts is %q, want localhost without hosts", got)
 	}
 }
 
@@ -50,13 +50,13 @@ func TestNetworksDiffer(t *testing.T) {
 		}
 	}
 	if got := run(t, l, "h1", "cat", "/sys/class/net/eth0/mtu"); got != "9000" {
-		t.Errorf("the MTU is %s", got)
+		t.Errorf("the MTU is %s, want 9000", got)
 	}
 	if n, err := ping("8000", "h1", "192.0.2.2"); n != 3 {
-		t.Errorf("frames of 8,000 bytes between hosts of 9,000: %d of 3: %v", n, err)
+		t.Errorf("of 3 packets of 8,000 bytes between hosts with MTU 9000, %d came back: %v", n, err)
 	}
 	if n, _ := ping("8000", "h1", "192.0.2.3"); n != 0 {
-		t.Errorf("a frame of 8,000 bytes passed a port of 1,500: %d of 3", n)
+		t.Errorf("to a host with MTU 1500, %d of 3 packets of 8,000 bytes came back, want none", n)
 	}
 	// A route's MTU causes fragments, which arrive. IPv6 needs at least 1,280 bytes.
 	for to, file := range map[string]string{"192.0.2.0/24": "/proc/net/route", "2001:db8::/64": "/proc/net/ipv6_route"} {
@@ -74,7 +74,7 @@ func TestNetworksDiffer(t *testing.T) {
 	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
 		before := fragments()
 		if n, err := ping("1400", "h3", to); n != 3 || fragments() == before {
-			t.Errorf("%s: %d of 3 packets through a route of 1,280 bytes, fragments %s before and %s now: %v", to, n, before, fragments(), err)
+			t.Errorf("%s: %d of 3 packets came back through a route with MTU 1280, fragments %s before and %s now: %v", to, n, before, fragments(), err)
 		}
 	}
 	// The second link's default route is better, and a capture sees both networks.
@@ -93,16 +93,16 @@ func TestNetworksDiffer(t *testing.T) {
 		t.Errorf("%d marked packets on the second network, want 12: %v", sum.Marked, err)
 	}
 	if got := run(t, l, "h1", "grep", "-c", "eth1", "/proc/net/route"); got != "2" {
-		t.Errorf("h1 has %s routes by eth1, want the network's and a default one", got)
+		t.Errorf("h1 has %s routes through eth1, want that of the network and a default route", got)
 	}
 	if err := l.Reboot(t.Context(), "h1"); err != nil {
 		t.Fatal(err)
 	}
 	if got := run(t, l, "h1", "ls", "/sys/class/net"); strings.Contains(got, "eth1") {
-		t.Errorf("after a reboot: %s", got)
+		t.Errorf("after a reboot h1 still has eth1: %s", got)
 	}
 	if err := l.AddLink(t.Context(), "h1", 0); err != nil {
-		t.Errorf("a second link after a reboot: %v", err)
+		t.Errorf("adding a second link again after a reboot: %v", err)
 	}
 }
 
@@ -127,17 +127,17 @@ func TestForeignRules(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if reaches("192.0.2.2") || !reaches("2001:db8::2") {
-		t.Error("nft's rules are not in force")
+		t.Error("the rules of nft are not in force")
 	}
 	const saved = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type echo-request -j DROP\nCOMMIT\n"
 	if err := l.LoadRules(t.Context(), "h2", "rules.v6", []byte(saved)); err != nil {
 		t.Fatal(err)
 	}
 	if reaches("2001:db8::2") {
-		t.Error("ip6tables' rules are not in force")
+		t.Error("the rules of ip6tables are not in force")
 	}
 	if err := l.LoadRules(t.Context(), "h2", "rules", []byte("nonsense")); err == nil || !strings.Contains(err.Error(), "rules on h2") {
-		t.Errorf("nonsense: %v", err)
+		t.Errorf("loading invalid rules returned %v, want an error about the rules on h2", err)
 	}
 }
 
@@ -209,7 +209,7 @@ func TestExecOnATerminal(t *testing.T) {
 	for range lines { // until the terminal is closed
 	}
 	if err := cmd.Wait(); exitCode(err) != 6 {
-		t.Errorf("exit 6 is %v", err)
+		t.Errorf("exec of a shell that exits with 6 returned %v", err)
 	}
 }
 
@@ -241,17 +241,17 @@ func TestUpFails(t *testing.T) {
 			t.Skipf("this machine gives an ordinary user no tunnel device: %s", out)
 		}
 		if err == nil || !strings.Contains(string(out), "unknown flag") || !strings.Contains(string(out), "the agent ended") {
-			t.Errorf("%v: %v: %s", args, err, out)
+			t.Errorf("up %v: error %v, want the unknown flag and the agent's log: %s", args, err, out)
 		}
 		return string(out)
 	}
 	up()
 	nothingLeft(t)
 	if out := up("--keep"); !strings.Contains(out, "still up") {
-		t.Errorf("--keep: %s", out)
+		t.Errorf("up --keep does not say that the lab is still up: %s", out)
 	}
 	if out, err := command(t, "down", "--name", labName(t)).CombinedOutput(); err != nil {
-		t.Errorf("down: %v: %s", err, out)
+		t.Errorf("down after up --keep: %v: %s", err, out)
 	}
 	nothingLeft(t)
 }

@@ -123,7 +123,7 @@ func TestLaunchOneAfterTheOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	if addrs, err := l.Plug(t.Context(), "h2/c9"); err != nil || len(addrs) != 1 || addrs[0] != "10.32.0.7" {
-		t.Errorf("plug: %v, %v", addrs, err)
+		t.Errorf("Plug: got %v, error %v; want 10.32.0.7", addrs, err)
 	}
 	if err := l.Unplug(t.Context(), "h2/c9"); err != nil {
 		t.Error(err)
@@ -132,7 +132,7 @@ func TestLaunchOneAfterTheOther(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := launched(t, l, "h2"); !strings.HasSuffix(got, "\n--mtu 1400") {
-		t.Errorf("after a reboot h2 was launched with %q", got)
+		t.Errorf("after a reboot, h2 was launched with %q, want the settings without a token", got)
 	}
 }
 
@@ -142,6 +142,6 @@ func TestLaunchTogether(t *testing.T) {
 		t.Errorf("h2 was launched with %q, want %q", got, want)
 	}
 	if token, err := l.Token(); err != nil || token != "made-beforehand" {
-		t.Errorf("token: %q, %v", token, err)
+		t.Errorf("got the token %q, error %v", token, err)
 	}
 }

@@ -59,11 +59,11 @@ func TestSecondLinkAndLostGossip(t *testing.T) {
 	out, err := flow.Wait()
 	var results []probe.Result
 	if e := json.Unmarshal([]byte(out), &results); e != nil || err != nil || len(results) != 2 {
-		t.Fatalf("%v, %v: %s", err, e, out)
+		t.Fatalf("the flows ended with error %v, and their result is unreadable (%v): %s", err, e, out)
 	}
 	for _, r := range results {
 		if r.Lost > 0 {
-			t.Errorf("packets were lost: %+v", r)
+			t.Errorf("the flow lost packets, want none: %+v", r)
 		}
 	}
 }

@@ -31,7 +31,7 @@ func TestAgentsStartAndStopUnderRequests(t *testing.T) {
 		t.Helper()
 		data, err := os.ReadFile(filepath.Join(l.StateDir("h1"), "agent.log"))
 		if err != nil || strings.Contains(string(data), "goroutine ") {
-			t.Fatalf("%s the agent panicked: %v\n%s", when, err, data)
+			t.Fatalf("%s: the agent panicked: %v\n%s", when, err, data)
 		}
 	}
 	for i := range 6 {

@@ -95,15 +95,15 @@ func TestContainersCannotReachAgents(t *testing.T) {
 	own := slices.Concat(h1.Underlay, h1.Node, []netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1%eth0")})
 	other := slices.Concat(h2.Underlay, h2.Node)
 	if len(own) != 6 || len(other) != 4 {
-		t.Fatalf("addresses of h1 %v, of h2 %v", own, other)
+		t.Fatalf("want two addresses of each host: got %v of h1, %v of h2", own, other)
 	}
 	for chain, addrs := range map[string][]netip.Addr{"from-endpoint-to-host": own, "to-hosts": other} {
 		before, ports := dropped(t, l, "h1", chain), at(addrs, 6783, 6784)
 		if out := run(t, l, "h1/c1", toolArgs(t, "knock", ports...)...); out != "" {
-			t.Errorf("a container connects to %s", out)
+			t.Errorf("a container connects to %s, want no connection", out)
 		}
 		if n := dropped(t, l, "h1", chain) - before; n != datagrams*len(ports) {
-			t.Errorf("of %d datagrams to %v, %d were dropped", datagrams*len(ports), ports, n)
+			t.Errorf("of %d datagrams to %v, the guard dropped %d, want all", datagrams*len(ports), ports, n)
 		}
 	}
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp", "--marker", marker}, addrs(t, l, "h2/c1")...)...)

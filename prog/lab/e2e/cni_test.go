@@ -66,11 +66,11 @@ func TestCNIWithCnitool(t *testing.T) {
 	have := addrs(t, l, "h1/x")
 	if result.CNIVersion != "1.1.0" || len(result.IPs) != 2 || len(result.Routes) != 2 || len(result.Interfaces) != 2 ||
 		result.Interfaces[1].Sandbox != netns || !slices.Equal(result.DNS.Nameservers, []string{"169.254.1.1"}) || result.DNS.Domain != "weft.internal" || result.IPs[0].Address != have[0]+"/32" || result.IPs[1].Address != have[1]+"/128" || result.IPs[0].Gateway != "169.254.1.1" {
-		t.Errorf("the result of ADD is %+v, the container has %v", result, have)
+		t.Errorf("the result of ADD is %+v, want the container's addresses %v, gateway and DNS settings", result, have)
 	}
 	run(t, l, "h1", cni("check")...)
 	if said := fails(t, l, "h1", "", cni("add")...); !strings.Contains(said, "attached already, as "+have[0]) {
-		t.Errorf("ADD twice: %s", said)
+		t.Errorf("the second ADD returned %s, want a refusal with the address", said)
 	}
 	// The first attachment is unchanged; libcni itself has forgotten it.
 	run(t, l, "h1/x", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1")[0])...)
@@ -141,15 +141,15 @@ func TestCNIOmitsUnsupportedNames(t *testing.T) {
 		out, err := l.Exec(t.Context(), "h1", strings.NewReader(c.conf), "env", "CNI_COMMAND=ADD", "CNI_CONTAINERID="+id, "CNI_ARGS="+c.args,
 			"CNI_NETNS="+netns, "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin", "/opt/cni/bin/weft-cni")
 		if err != nil {
-			t.Errorf("%s: %v %s", what, err, out)
+			t.Errorf("ADD with %s: %v %s", what, err, out)
 			continue
 		}
 		run(t, l, "h1/"+id, append([]string{"weft", "probe", "icmp", "--count", "2", "--interval", "20ms"}, addrs(t, l, "h1/c1")...)...)
 		if w := strings.Join(report(t, l, "h1").Warnings, "\n"); !strings.Contains(w, c.says) {
-			t.Errorf("%s: warnings: %s", what, w)
+			t.Errorf("ADD with %s: got the warnings %q, want another one", what, w)
 		}
 		if out, err := plugin(l, t, "DEL", id, netns, plain); err != nil {
-			t.Errorf("%s: %v %s", what, err, out)
+			t.Errorf("DEL after ADD with %s: %v %s", what, err, out)
 		}
 	}
 }
@@ -172,7 +172,7 @@ func TestCNIVersionsAndChaining(t *testing.T) {
 			netns := container(t, l, "h1/"+name)
 			out, err := plugin(l, t, "ADD", name, netns, fmt.Sprintf(conf, v, extra))
 			if err != nil {
-				t.Fatalf("%s: %v: %s", name, err, out)
+				t.Fatalf("ADD as %s: %v: %s", name, err, out)
 			}
 			var result struct {
 				CNIVersion string
@@ -185,16 +185,16 @@ func TestCNIVersionsAndChaining(t *testing.T) {
 				t.Fatal(err)
 			}
 			if result.CNIVersion != v || len(result.IPs) != 2+i || (v == "0.4.0") != (result.IPs[i].Version == "4") || result.IPs[i].Interface != 1+i {
-				t.Errorf("%s: %s", name, out)
+				t.Errorf("ADD as %s returned another format or other addresses: %s", name, out)
 			}
 			if _, err := plugin(l, t, "DEL", name, netns, fmt.Sprintf(conf, v, "")); err != nil {
-				t.Errorf("%s: DEL: %v", name, err)
+				t.Errorf("DEL as %s: %v", name, err)
 			}
 		}
 	}
 	out, err := plugin(l, t, "VERSION", "", "", fmt.Sprintf(conf, "1.1.0", ""))
 	if err != nil || !strings.Contains(out, `"0.4.0","1.0.0","1.1.0"`) {
-		t.Errorf("VERSION: %v: %s", err, out)
+		t.Errorf("VERSION: error %v, want the versions 0.4.0, 1.0.0 and 1.1.0: %s", err, out)
 	}
 	nothingLeft(t, l, "h1")
 }
@@ -206,27 +206,27 @@ func TestCNIWhileTheAgentIsDown(t *testing.T) {
 	netns, other := container(t, l, "h1/x"), container(t, l, "h1/y")
 	good := fmt.Sprintf(conf, "1.1.0", "")
 	if out, err := plugin(l, t, "ADD", "x", netns, good); err != nil {
-		t.Fatalf("%v: %s", err, out)
+		t.Fatalf("ADD while the agent runs: %v: %s", err, out)
 	}
 	if err := l.Kill(t.Context(), "h1", "agent"); err != nil {
 		t.Fatal(err)
 	}
 	for command, code := range map[string]string{"STATUS": `"code": 50`, "ADD": `"code": 11`} {
 		if out, err := plugin(l, t, command, "y", other, good); err == nil || !strings.Contains(out, code) {
-			t.Errorf("%s: %v: %s", command, err, out)
+			t.Errorf("%s while the agent is down: error %v, want another code: %s", command, err, out)
 		}
 	}
 	for range 2 {
 		if out, err := plugin(l, t, "DEL", "x", netns, good); err != nil {
-			t.Errorf("DEL: %v: %s", err, out)
+			t.Errorf("DEL while the agent is down: %v: %s", err, out)
 		}
 	}
 	if links := endpointLinks(t, l, "h1"); len(links) > 0 {
-		t.Errorf("after DEL there is still %v", links)
+		t.Errorf("DEL left the links %v", links)
 	}
 	queued, _ := filepath.Glob(filepath.Join(l.StateDir("h1"), "releases", "*"))
 	if len(queued) != 1 {
-		t.Errorf("queued: %v, want one file", queued)
+		t.Errorf("DEL queued the releases %v, want one file", queued)
 	}
 	if err := l.Start(t.Context(), "h1"); err != nil {
 		t.Fatal(err)
@@ -242,7 +242,7 @@ func TestCNIWhileTheAgentHangs(t *testing.T) {
 	good := fmt.Sprintf(conf, "1.1.0", "")
 	out, err := plugin(l, t, "ADD", "x", netns, good)
 	if err != nil {
-		t.Fatalf("%v: %s", err, out)
+		t.Fatalf("ADD while the agent runs: %v: %s", err, out)
 	}
 	checked := fmt.Sprintf(conf, "1.1.0", `,"prevResult":`+out)
 	signalAgent(t, l, 0, "STOP")
@@ -255,13 +255,13 @@ func TestCNIWhileTheAgentHangs(t *testing.T) {
 			begin := time.Now()
 			out, err := plugin(l, t, op.command, op.id, op.netns, op.conf)
 			if took := time.Since(begin); err == nil || took > 10*time.Second || !strings.Contains(out, fmt.Sprintf(`"code": %d`, op.code)) || !strings.Contains(out, "not answer") {
-				t.Errorf("%s after %v: %v: %s", op.command, took, err, out)
+				t.Errorf("%s with a stopped agent took %v and returned %v, want a refusal within 10 s: %s", op.command, took, err, out)
 			}
 		})
 	}
 	ops.Wait()
 	if links := endpointLinks(t, l, "h1"); len(links) > 0 {
-		t.Errorf("after DEL there is still %v", links)
+		t.Errorf("DEL left the links %v", links)
 	}
 	signalAgent(t, l, 0, "CONT")
 	for _, id := range []string{"x", "y"} { // as runtimes do after an error
@@ -300,12 +300,12 @@ func TestHundredContainersAtOnce(t *testing.T) {
 	for _, out := range each("ADD") {
 		var result struct{ IPs []struct{ Address string } }
 		if err := json.Unmarshal([]byte(out), &result); err != nil || len(result.IPs) != 2 {
-			t.Fatalf("%v: %s", err, out)
+			t.Fatalf("ADD: error %v, want two addresses: %s", err, out)
 		}
 		distinct[result.IPs[0].Address], distinct[result.IPs[1].Address] = true, true
 	}
 	if len(distinct) != 2*n {
-		t.Errorf("%d distinct addresses, want %d", len(distinct), 2*n)
+		t.Errorf("the containers have %d distinct addresses, want %d", len(distinct), 2*n)
 	}
 	run(t, l, "h1/p0", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1/p99")...)...)
 	each("DEL")
@@ -318,19 +318,19 @@ func TestCNIGC(t *testing.T) {
 	good := fmt.Sprintf(conf, "1.1.0", "")
 	for _, name := range []string{"stays", "goes"} {
 		if out, err := plugin(l, t, "ADD", name, container(t, l, "h1/"+name), good); err != nil {
-			t.Fatalf("%v: %s", err, out)
+			t.Fatalf("ADD: %v: %s", err, out)
 		}
 	}
 	if out, err := plugin(l, t, "GC", "", "", good); err != nil || len(report(t, l, "h1").Endpoints) != 2 {
-		t.Fatalf("GC without a list: %v: %s", err, out)
+		t.Fatalf("GC without a list: error %v, want no error and two endpoints: %s", err, out)
 	}
 	valid := `,"cni.dev/valid-attachments":[{"containerID":"stays","ifname":"eth0"}]`
 	if out, err := plugin(l, t, "GC", "", "", fmt.Sprintf(conf, "1.1.0", valid)); err != nil {
-		t.Fatalf("%v: %s", err, out)
+		t.Fatalf("GC with a list: %v: %s", err, out)
 	}
 	r := report(t, l, "h1")
 	if len(r.Endpoints) != 1 || r.Endpoints[0].ContainerID != "stays" || len(endpointLinks(t, l, "h1")) != 1 || r.IPAM.Active != 2 {
-		t.Errorf("after GC: %+v, active %d", r.Endpoints, r.IPAM.Active)
+		t.Errorf("after GC there are the endpoints %+v and %d active addresses, want only the container that stays, and 2", r.Endpoints, r.IPAM.Active)
 	}
 	run(t, l, "h1/stays", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1")[0])...)
 }
@@ -356,17 +356,17 @@ func nothingLeft(t *testing.T, l *lab.Lab, host string) {
 		return len(r.Endpoints) == 0 && r.IPAM.Active == 1
 	})
 	if links := endpointLinks(t, l, host); len(links) > 0 {
-		t.Errorf("links are left: %v", links)
+		t.Errorf("DEL left the links %v", links)
 	}
 	for _, file := range []string{"/proc/net/route", "/proc/net/ipv6_route"} {
 		for line := range strings.SplitSeq(run(t, l, host, "cat", file), "\n") {
 			if strings.Contains(line, "weft-") {
-				t.Errorf("a route is left: %s", line)
+				t.Errorf("DEL left the route %s", line)
 			}
 		}
 	}
 	files, _ := filepath.Glob(filepath.Join(l.StateDir(host), "releases", "*"))
 	if len(files) > 0 {
-		t.Errorf("files are left: %v", files)
+		t.Errorf("DEL left the files %v", files)
 	}
 }

@@ -140,7 +140,7 @@ func TestRestoredStateSparesRunningContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if fresh[0] == forgotten[0] {
-		t.Errorf("%s was given twice", fresh[0])
+		t.Errorf("%s was allocated twice", fresh[0])
 	}
 	run(t, l, "h1/c2", "weft", "probe", "icmp", "--count", "1", forgotten[0])
 	if err := l.Unplug(t.Context(), "h1/c1"); err != nil {

@@ -50,7 +50,7 @@ func silent(t *testing.T, c *lab.Capture) {
 		t.Fatal(err)
 	}
 	if err := lab.CheckSilence(sum); err != nil {
-		t.Errorf("%v: %+v", err, sum)
+		t.Errorf("%v; the capture saw %+v", err, sum)
 	}
 }
 
@@ -125,7 +125,7 @@ func TestInvariant6TheAgentIsNotInTheDataPath(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if lost := disturb(t, l, to, step); lost > 0 {
-				t.Errorf("%d messages were lost", lost)
+				t.Errorf("%d messages were lost, want none", lost)
 			}
 		})
 	}
@@ -143,14 +143,14 @@ func disturb(t *testing.T, l *lab.Lab, to []string, step func(host string) error
 			out, err := l.Exec(t.Context(), "h1/c1", nil, args...)
 			var results []probe.Result
 			if e := json.Unmarshal([]byte(out), &results); e != nil {
-				t.Errorf("%s: %v, %v: %s", proto, err, e, out)
+				t.Errorf("%s: error %v, and the result is unreadable (%v): %s", proto, err, e, out)
 			}
 			for _, r := range results {
 				mu.Lock()
 				lost += r.Lost
 				mu.Unlock()
 				if r.Error != "" || r.Lost == 0 && !r.OK() {
-					t.Errorf("a flow lost messages: %+v", r)
+					t.Errorf("a flow failed: %+v", r)
 				}
 			}
 			if err != nil {
@@ -203,7 +203,7 @@ func TestSourcesCannotBeSpoofed(t *testing.T) {
 					}
 				})
 				if seen != tt.want {
-					t.Errorf("%d packets arrived, want %d", seen, tt.want)
+					t.Errorf("%d packets arrived at the container, want %d", seen, tt.want)
 				}
 			})
 		}
@@ -267,7 +267,7 @@ func watch(t *testing.T, l *lab.Lab, target string, meanwhile func()) int {
 	}
 	var sum probe.CaptureSummary
 	if err := json.Unmarshal([]byte(out), &sum); err != nil {
-		t.Fatalf("%v: %s", err, out)
+		t.Fatalf("the capture's summary is unreadable: %v: %s", err, out)
 	}
 	return sum.Marked
 }
@@ -288,7 +288,7 @@ func TestExposeAndHide(t *testing.T) {
 	}
 	for _, to := range inside {
 		if reach(to) {
-			t.Errorf("the underlay reaches %s, which is not exposed", to)
+			t.Errorf("the underlay reaches %s, want it unreachable before expose", to)
 		}
 	}
 	run(t, l, "h1", "weft", "expose")

@@ -170,7 +170,7 @@ func TestNamesAppearAndVanishWithinASecond(t *testing.T) {
 			for _, p := range watchers {
 				out, err := p.Wait()
 				if err != nil {
-					t.Fatalf("%v: %s", err, out)
+					t.Fatalf("waiting for the change failed: %v: %s", err, out)
 				}
 				fields := strings.Fields(out)
 				at, err := strconv.ParseInt(fields[len(fields)-1], 10, 64)
@@ -181,9 +181,9 @@ func TestNamesAppearAndVanishWithinASecond(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("after the command returned: there within %v, gone within %v", max(0, slowest[0]), max(0, slowest[1]))
+	t.Logf("after the command returned, the name appeared within %v, and vanished within %v", max(0, slowest[0]), max(0, slowest[1]))
 	if slowest[0] > soon || slowest[1] > soon {
-		t.Errorf("there after %v, gone after %v, want %v", slowest[0], slowest[1], soon)
+		t.Errorf("the name appeared after %v and vanished after %v, want at most %v", slowest[0], slowest[1], soon)
 	}
 }
 
@@ -211,7 +211,7 @@ func TestDNSCommands(t *testing.T) {
 	lookup("printer", "192.0.2.17", "192.0.2.18")
 	lookup("gateway", report(t, l, "h1").Router.Node[0].String())
 	if got := weft("h3", "dns-lookup", "shop-front"); got != strings.Join(web, "\n") {
-		t.Errorf("dns-lookup: %s", got)
+		t.Errorf("dns-lookup returned %s", got)
 	}
 	says(t, weft("h3", "dns-lookup", web[0]), "web.shop.weft.internal", "front.weft.internal")
 	says(t, weft("h3", "--json", "dns-lookup", "printer"), `"192.0.2.17"`, `"nickname": "h1"`)
@@ -268,7 +268,7 @@ func TestNamesDuringFailures(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := ask("h1/c1", "web.shop"); got != web {
-			t.Errorf("web after a restart: %q, want %s", got, web)
+			t.Errorf("web resolves to %q after a restart, want %s", got, web)
 		}
 	})
 	t.Run("partition", func(t *testing.T) {
@@ -276,7 +276,7 @@ func TestNamesDuringFailures(t *testing.T) {
 		says(t, run(t, l, "h1", "weft", "status", "dns"), "unreachable!")
 		says(t, digs(t, l, "h1/c1", "+noall +comments", "web.shop.weft.internal A")[0], "NOERROR")
 		if got := ask("h3/c1", "web.shop"); got != web {
-			t.Errorf("web on the larger side: %q", got)
+			t.Errorf("web resolves to %q on the larger side of the partition, want %s", got, web)
 		}
 		for _, other := range []string{"h2", "h3"} {
 			if err := l.Link(t.Context(), "h1", other, true); err != nil {
@@ -300,7 +300,7 @@ func TestNamesDuringFailures(t *testing.T) {
 			})
 		}
 		if got := ask("h1/c1", "c1"); got != sorted(c1, c3) {
-			t.Errorf("c1 is %s", got)
+			t.Errorf("c1 resolves to %s after the removal of h2, want the addresses of h1 and h3", got)
 		}
 		if resting := report(t, l, "h1").IPAM.Resting; resting != 2 {
 			t.Errorf("%d addresses are in quarantine, want the 2 that h2 was known to use", resting)
@@ -340,11 +340,11 @@ func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 	}()
 	select {
 	case early := <-got:
-		t.Errorf("while h2 could not learn of the release: %s", early)
+		t.Errorf("the address was allocated while h2 could not learn of its release: %s", early)
 	case <-time.After(2500 * time.Millisecond): // h2 does not count as unreachable yet, and the quarantine has ended
 	}
 	agent("CONT")
 	if late := <-got; !strings.HasPrefix(late, "[10.44.0.") {
-		t.Errorf("after h2 learned of the release: %s", late)
+		t.Errorf("no address was allocated after h2 learned of the release: %s", late)
 	}
 }

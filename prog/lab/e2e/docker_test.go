@@ -95,12 +95,12 @@ func TestDockerRoutesAndPublishedPorts(t *testing.T) {
 	published("before")
 	run(t, l, "h1", "weft", "attach", "--default", "web")
 	if got := way(); !strings.Contains(got, "dev ethwe") {
-		t.Errorf("attached: %s", got)
+		t.Errorf("after attach --default the route of the container is %s, want it through ethwe", got)
 	}
 	published("attached")
 	run(t, l, "h1", "weft", "detach", "web")
 	if got := way(); got != before {
-		t.Errorf("detached: %s, before: %s", got, before)
+		t.Errorf("after detach the route is %s, want %s as before", got, before)
 	}
 	published("detached")
 	for _, then := range []string{"attach", "detach"} { // either clears the warning
@@ -110,11 +110,11 @@ func TestDockerRoutesAndPublishedPorts(t *testing.T) {
 			return strings.Contains(strings.Join(report(t, l, "h1").Warnings, "\n"), "(web) runs and is not attached any more")
 		})
 		if ps := run(t, l, "h1", "weft", "ps"); !strings.Contains(ps, "none: it was restarted") {
-			t.Errorf("weft ps does not show the restarted container:\n%s", ps)
+			t.Errorf("weft ps does not show that the container was restarted:\n%s", ps)
 		}
 		run(t, l, "h1", "weft", then, "web")
 		if r := report(t, l, "h1"); len(r.Unattached) != 0 || strings.Contains(strings.Join(r.Warnings, "\n"), "any more") {
-			t.Errorf("after %s: %+v, %q", then, r.Unattached, r.Warnings)
+			t.Errorf("after %s the status still has unattached containers %+v, warnings %q", then, r.Unattached, r.Warnings)
 		}
 		_, _ = l.Exec(t.Context(), "h1", nil, "weft", "detach", "web")
 	}

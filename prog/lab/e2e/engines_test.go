@@ -34,7 +34,7 @@ func TestDebianContainerEngines(t *testing.T) {
 			defer script.Close()
 			out, err := l.Exec(t.Context(), tt.host, script, append([]string{"sh", "-s", "--"}, addrs(t, l, "h3/c1")...)...)
 			if err != nil || strings.Count(out, "icmp") != 2 {
-				t.Fatalf("%v: %s", err, out)
+				t.Fatalf("running the container failed, want two replies to icmp: %v: %s", err, out)
 			}
 			eventually.True(t, 10*time.Second, "the container is detached", func() bool { return len(report(t, l, tt.host).Endpoints) == 1 })
 		})

@@ -57,7 +57,7 @@ func distinct(t *testing.T, list []string) {
 	slices.Sort(list)
 	for i := 1; i < len(list); i++ {
 		if list[i] == list[i-1] {
-			t.Errorf("%s was given twice", list[i])
+			t.Errorf("%s was allocated twice", list[i])
 		}
 	}
 }
@@ -119,7 +119,7 @@ func TestStartTogetherAndSplit(t *testing.T) {
 		hosts.Go(func() {
 			got, err := addresses(t, l, h, "split", 25)
 			if err != nil {
-				t.Errorf("%s: %v", h, err)
+				t.Errorf("%s cannot allocate: %v", h, err)
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -228,7 +228,7 @@ func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 		hosts.Go(func() {
 			var err error
 			if all[i], err = addresses(t, l, h, "drain", each); err != nil {
-				t.Errorf("%s: %v", h, err)
+				t.Errorf("%s cannot allocate: %v", h, err)
 			}
 			all[i] = append(all[i], report(t, l, h).Router.Node[0].String())
 		})
@@ -236,7 +236,7 @@ func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 	hosts.Wait()
 	var err error
 	if all[20], err = addresses(t, l, "h20", "rest", 14); err != nil {
-		t.Errorf("the last addresses: %v", err)
+		t.Errorf("h20 cannot allocate the last addresses: %v", err)
 	}
 	given := slices.Concat(all...)
 	distinct(t, given)
@@ -246,10 +246,10 @@ func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 	start := time.Now()
 	_, err = addresses(t, l, "h7", "more", 1)
 	if err == nil || !strings.Contains(err.Error(), "no reachable peer has a free address") || !strings.Contains(err.Error(), "has no free address") {
-		t.Errorf("one more allocation returned %v", err)
+		t.Errorf("allocating one more than all addresses: got %v, want the reason", err)
 	}
 	if took := time.Since(start); took > 13*time.Second {
-		t.Errorf("the error took %v", took)
+		t.Errorf("the error took %v, want at most 13 s", took)
 	}
 }
 
@@ -260,7 +260,7 @@ func TestRequestedAddresses(t *testing.T) {
 	netns := container(t, l, "h1/x")
 	run(t, l, "h1", "weft", "attach", "--interface", "eth0", "10.40.0.3/32", netns) // it is h2's, and excluded from automatic allocation
 	if got := addrs(t, l, "h1/x")[0]; got != "10.40.0.3" {
-		t.Errorf("requested 10.40.0.3, got %s", got)
+		t.Errorf("requested 10.40.0.3, but got %s", got)
 	}
 	run(t, l, "h2", "weft", "probe", "icmp", "--count", "1", "10.40.0.3")
 	other := container(t, l, "h2/y")
@@ -270,7 +270,7 @@ func TestRequestedAddresses(t *testing.T) {
 	says(t, fails(t, l, "h2", "", "weft", "attach", "10.40.0.4", "10.40.0.5", other), "cannot be given together")
 	free, err := addresses(t, l, "h1", "any", 12)
 	if err != nil || slices.Contains(free, "10.32.0.9") || !slices.Contains(free, "10.32.0.16") {
-		t.Errorf("addresses beside the excluded ones: %v, %v", free, err)
+		t.Errorf("want allocations outside of the excluded ranges, got %v, error %v", free, err)
 	}
 	// Exclusions persist over restarts until they are removed.
 	for _, c := range []struct {
@@ -279,7 +279,7 @@ func TestRequestedAddresses(t *testing.T) {
 	}{{"--verbose", 2}, {"--ipalloc-exclude=", 0}} {
 		run(t, l, "h2", "sh", "-c", "weft stop && weft launch "+c.flag)
 		if got := report(t, l, "h2").IPAM.Excluded; len(got) != c.want {
-			t.Errorf("launched with %s: excluded %v", c.flag, got)
+			t.Errorf("after launch with %s the excluded ranges are %v", c.flag, got)
 		}
 	}
 	metrics := run(t, l, "h1", toolArgs(t, "get", "http://127.0.0.1:6784/metrics")...)

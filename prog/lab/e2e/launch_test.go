@@ -24,15 +24,15 @@ func TestLaunchMakesWaitingAgentJoin(t *testing.T) {
 	}
 	before := report(t, l, "h2")
 	if before.Ready || !before.Waiting || !strings.Contains(before.NotReady, "weft launch --token - HOST") {
-		t.Errorf("the waiting agent reports ready %v, waiting %v, %s", before.Ready, before.Waiting, before.NotReady)
+		t.Errorf("the waiting agent reports ready %v, waiting %v, reason %s; want waiting, and how to launch", before.Ready, before.Waiting, before.NotReady)
 	}
 	says(t, fails(t, l, "h2", "", "weft", "launch", "192.0.2.1"), "needs its token")
 	if out, err := l.Exec(t.Context(), "h2", strings.NewReader(token(t, l)), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
-		t.Fatalf("%v: %s", err, out)
+		t.Fatalf("launch with a token: %v: %s", err, out)
 	}
 	established(t, l)
 	if now := report(t, l, "h2").Router.PID; now != before.Router.PID {
-		t.Errorf("the agent that waited had the pid %d, the one that joined has %d", before.Router.PID, now)
+		t.Errorf("the waiting agent had the pid %d, after launch it has %d; want the same process", before.Router.PID, now)
 	}
 
 	run(t, l, "h2", "weft", "stop")
@@ -47,11 +47,11 @@ func TestLaunchMakesWaitingAgentJoin(t *testing.T) {
 	}
 	both.Wait()
 	if (errs[0] == nil) == (errs[1] == nil) {
-		t.Fatalf("of two launches at once: %v and %v", errs[0], errs[1])
+		t.Fatalf("two concurrent launches returned %v and %v, want one success", errs[0], errs[1])
 	}
 	for _, err := range errs {
 		if err != nil && !strings.Contains(err.Error(), "is under way on this host") && !strings.Contains(err.Error(), "already runs on this host") {
-			t.Errorf("the launch that lost returned %v", err)
+			t.Errorf("the other launch returned %v, want that one is under way", err)
 		}
 	}
 	established(t, l)
@@ -73,7 +73,7 @@ func TestFullDisk(t *testing.T) {
 	good := fmt.Sprintf(conf, "1.1.0", "")
 	netns, other := container(t, l, "h1/x"), container(t, l, "h1/y")
 	if out, err := plugin(l, t, "ADD", "x", netns, good); err != nil {
-		t.Fatalf("%v: %s", err, out)
+		t.Fatalf("ADD before the disk is full: %v: %s", err, out)
 	}
 	fill()
 	eventually.True(t, 10*time.Second, "the host is not ready, and reports the reason", func() bool {
@@ -83,16 +83,16 @@ func TestFullDisk(t *testing.T) {
 	out, err := plugin(l, t, "ADD", "y", other, good)
 	var answer struct{ Code int }
 	if json.Unmarshal([]byte(out), &answer) != nil || err == nil || answer.Code != 11 || !strings.Contains(out, "is full") {
-		t.Errorf("ADD: %v: %s", err, out)
+		t.Errorf("ADD on a full disk: error %v, want code 11 and the reason: %s", err, out)
 	}
 	if out, err := plugin(l, t, "DEL", "x", netns, good); err != nil {
-		t.Errorf("DEL: %v: %s", err, out)
+		t.Errorf("DEL on a full disk: %v: %s", err, out)
 	}
 	nothingLeft(t, l, "h1")
 	run(t, l, "h1", "rm", room)
 	eventually.True(t, 5*time.Second, "it is ready again", func() bool { return report(t, l, "h1").Ready })
 	if out, err := plugin(l, t, "ADD", "y", other, good); err != nil {
-		t.Errorf("%v: %s", err, out)
+		t.Errorf("ADD after the disk has room: %v: %s", err, out)
 	}
 }
 
@@ -112,12 +112,12 @@ func TestInvariant8UnusableStateFile(t *testing.T) {
 		}
 		says(t, fails(t, l, "h1", "", "weft", "launch"), "/var/lib/weft/state.db", "was not changed")
 		if after, _ := os.ReadFile(path); !bytes.Equal(after, content) {
-			t.Errorf("%s: the file was changed", name)
+			t.Errorf("%s: launch changed the unusable state file", name)
 		}
 	}
 	run(t, l, "h1", "weft", "reset")
 	if aside, _ := filepath.Glob(path + ".aside-*"); len(aside) != 1 {
-		t.Errorf("renamed files: %v", aside)
+		t.Errorf("reset left the renamed files %v, want one", aside)
 	}
 	launchFounder(t, l)
 }
@@ -130,7 +130,7 @@ func TestSettingsSurvive(t *testing.T) {
 	kept := func(when, nickname string, mtu int) {
 		t.Helper()
 		if r := report(t, l, "h1").Router; r.MTU != mtu || r.Nickname != nickname {
-			t.Errorf("%s: %s with MTU %d", when, r.Nickname, r.MTU)
+			t.Errorf("%s: the nickname is %s and the MTU %d, want the stored settings", when, r.Nickname, r.MTU)
 		}
 	}
 	run(t, l, "h1", "weft", "stop")

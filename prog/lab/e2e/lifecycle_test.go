@@ -95,7 +95,7 @@ func TestTokenIsPrintedToATerminalOnly(t *testing.T) {
 		out := run(t, l, host, command...)
 		secret := strings.TrimSpace(run(t, l, host, "cat", "/var/lib/weft/secret"))
 		if shown := strings.Contains(out, secret) && strings.Contains(out, "weft launch --token - 192.0.2.1"); shown != (host == "h1") {
-			t.Errorf("%s printed:\n%s", host, out)
+			t.Errorf("%s printed the following; want the token on a terminal only (h1):\n%s", host, out)
 		}
 	}
 }
@@ -111,7 +111,7 @@ func TestPassword(t *testing.T) {
 		for pid := range strings.FieldsSeq(run(t, l, h, "sh", "-c", "cd /proc; echo [0-9]*")) {
 			out, err := l.Exec(t.Context(), h, nil, "sh", "-c", "cat /proc/"+pid+"/cmdline /proc/"+pid+"/environ 2>/dev/null")
 			if err == nil && strings.Contains(out, "correct horse") {
-				t.Errorf("%s: the password shows in process %s", h, pid)
+				t.Errorf("%s: the command line of process %s contains the password", h, pid)
 			}
 		}
 	}
@@ -128,7 +128,7 @@ func TestUniverseMismatch(t *testing.T) {
 		t.Error(err)
 	}
 	if r := report(t, l, "h2").IPAM.Range; r != "10.50.0.0/16" {
-		t.Errorf("h2 learned the universe %s", r)
+		t.Errorf("h2 joined with the universe %s, want 10.50.0.0/16 of the mesh", r)
 	}
 	for _, bad := range []string{"10.50.0.1/16", "10.50.0.0/30", "fd00::/96", "10.50.0.0/16,10.60.0.0/16", "x"} {
 		says(t, fails(t, l, "h2", "", "weft", "launch", "--ipalloc-range", bad), "--ipalloc-range "+bad, "exit code 2")
@@ -193,7 +193,7 @@ func TestMissingPrivilege(t *testing.T) {
 	}
 	out, err := cmd.CombinedOutput()
 	if err == nil {
-		t.Fatal("an agent without privileges ran")
+		t.Fatal("an agent without privileges started, want a refusal")
 	}
 	says(t, string(out), "NET_ADMIN", "root")
 }
@@ -207,7 +207,7 @@ func TestAttachAndDetach(t *testing.T) {
 	}
 	out := strings.Fields(run(t, l, "h1", "weft", "attach", netns))
 	if len(out) != 2 || !strings.HasPrefix(out[0], "10.32.0.") {
-		t.Fatalf("attach printed %v", out)
+		t.Fatalf("attach printed %v, want an address of each family", out)
 	}
 	run(t, l, "h1/c1", "weft", "probe", "icmp", "--count", "1", report(t, l, "h1").Router.Node[0].String())
 	pid := strings.Split(netns, "/")[2]
@@ -217,7 +217,7 @@ func TestAttachAndDetach(t *testing.T) {
 	says(t, fails(t, l, "h1", "", "weft", "attach", "/proc/1/ns/net"), "host's own")
 	says(t, fails(t, l, "h1", "", "weft", "attach", "no-such-container"), "Docker")
 	if s := run(t, l, "h1", "weft", "ps"); !strings.Contains(s, out[0]) {
-		t.Errorf("ps does not list it:\n%s", s)
+		t.Errorf("ps does not list the container:\n%s", s)
 	}
 	run(t, l, "h1", "weft", "detach", pid)
 	says(t, fails(t, l, "h1", "", "weft", "detach", pid), "not attached")
@@ -246,14 +246,14 @@ func TestGarbageOnEveryPort(t *testing.T) {
 	}
 	for _, body := range []string{"", "{", "[]", `{"containerID":7}`, "{}", "a page of x"} {
 		if err := tool(t, l, "h1", "control", body); err != nil {
-			t.Errorf("control socket: %q: %v", body, err)
+			t.Errorf("the control socket handled %q wrongly: %v", body, err)
 		}
 	}
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h2/c1")...)...)
 	// Random bytes may look like gossip under another key or not. The sender is reported in both
 	// cases.
 	if r := report(t, l, "h1"); r.Router.PID != pid || !r.Ready || !slices.ContainsFunc(r.Rejections, func(x api.Rejection) bool { return x.Addr == "192.0.2.2" }) {
-		t.Errorf("ready %v, pid %d (was %d), rejections %+v", r.Ready, r.Router.PID, pid, r.Rejections)
+		t.Errorf("ready %v, pid %d (before %d), rejections %+v; want a ready agent that was not restarted, and a rejection of 192.0.2.2", r.Ready, r.Router.PID, pid, r.Rejections)
 	}
 }
 
@@ -338,7 +338,7 @@ func TestTargetsAndPartition(t *testing.T) {
 	})
 	run(t, l, "h3", "weft", "forget", "192.0.2.2")
 	if s := run(t, l, "h3", "weft", "status", "targets"); strings.TrimSpace(s) != "" {
-		t.Errorf("targets after forget: %s", s)
+		t.Errorf("after forget, the targets are still %s", s)
 	}
 	for _, other := range []string{"h1", "h2"} {
 		if err := l.Link(t.Context(), "h3", other, false); err != nil {
@@ -372,11 +372,11 @@ func TestFilesAreForRootOnly(t *testing.T) {
 	secret := token(t, l)
 	for _, path := range []string{"/var/lib/weft/agent.log", "/var/lib/weft/datapath.log"} {
 		if strings.Contains(run(t, l, "h1", "cat", path), secret) {
-			t.Errorf("%s has the secret", path)
+			t.Errorf("%s contains the secret", path)
 		}
 	}
 	out := run(t, l, "h1", "weft", "report")
 	if strings.Contains(out, secret) || strings.Contains(out, fmt.Sprintf("%x", secret)) {
-		t.Error("the report has the secret")
+		t.Error("the report contains the secret")
 	}
 }

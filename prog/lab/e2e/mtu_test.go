@@ -58,7 +58,7 @@ func TestMTUFollowsThePath(t *testing.T) {
 	}
 	eventually.True(t, 10*time.Second, "h1 knows what h2's link carries", func() bool { return connection().MTU == 1420 })
 	if got := mtus("h1"); !slices.Equal(got, []string{"8920", "8920"}) {
-		t.Errorf("where links carry 9000, the tunnel and a container have MTUs %v", got)
+		t.Errorf("between links with 9000 bytes, the MTUs of tunnel and container are %v, want 8920", got)
 	}
 	probe("udp", "h1/c1", "h2/c1", "2000")
 	probe("udp", "h2/c1", "h1/c1", "2000")

@@ -27,14 +27,14 @@ func TestHostBehindNATGetsOneGrant(t *testing.T) {
 	if _, err := l.Exec(t.Context(), "h3", strings.NewReader(token(t, l)), "weft", "launch", "--advertise", "198.51.100.3", "--token", "-", h1.String()); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("ready after %v", time.Since(start))
+	t.Logf("h3 was ready after %v", time.Since(start))
 	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Second) {
 		if _, err := addresses(t, l, "h3", "nat"+time.Now().Format("150405"), 3); err != nil {
 			t.Error(err)
 		}
 		for _, o := range report(t, l, "h1").IPAM.Owners {
 			if o.Percent < 24 || o.Percent > 51 {
-				t.Fatalf("%s owns %.1f %%", o.Nickname, o.Percent)
+				t.Fatalf("%s owns %.1f %% of the addresses, want between 24 %% and 51 %%, as after one grant", o.Nickname, o.Percent)
 			}
 		}
 	}

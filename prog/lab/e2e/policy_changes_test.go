@@ -188,7 +188,7 @@ func dryRun(p *policed, law string, flows []oneFlow) {
 			err = json.Unmarshal([]byte(out), &r)
 		}
 		if err != nil || r.Effects == nil {
-			p.t.Fatalf("%v: %s", err, out)
+			p.t.Fatalf("the dry run failed: %v: %s", err, out)
 		}
 		for _, f := range flows {
 			local, found := ask[Count](p, "h1/buyer", "Count", f.Name).Local, 0
@@ -198,7 +198,7 @@ func dryRun(p *policed, law string, flows []oneFlow) {
 				}
 			}
 			if found != 1 {
-				p.t.Errorf("%s: the dry run names %s %d times: %+v", host, f.Name, found, r.Effects.Flows)
+				p.t.Errorf("%s: the dry run names the flow %s %d times, want once: %+v", host, f.Name, found, r.Effects.Flows)
 			}
 		}
 		pairs := map[string]string{}
@@ -207,16 +207,16 @@ func dryRun(p *policed, law string, flows []oneFlow) {
 		}
 		for _, pair := range []string{"shop/buyer shop/one", "shop/buyer shop/two", "team/visitor shop/one", "team/visitor shop/two", "shop/one shop/two", "shop/two shop/one"} {
 			if pairs[pair] != "all none" {
-				p.t.Errorf("%s: the dry run reports %q for %s", host, pairs[pair], pair)
+				p.t.Errorf("%s: the dry run reports %q for %s, want 'all none'", host, pairs[pair], pair)
 			}
 		}
 		if len(pairs) != 6 || len(r.Effects.Silent) > 0 {
-			p.t.Errorf("%s: the dry run: %+v", host, r.Effects)
+			p.t.Errorf("%s: the dry run has other effects than the expected ones: %+v", host, r.Effects)
 		}
 	}
 	p.flowing("h1/buyer", flows)
 	if list, err := p.weft("h1", "", "policy", "list"); err != nil || !strings.Contains(list, "no policies") {
-		p.t.Errorf("after the dry run: %v: %s", err, list)
+		p.t.Errorf("the dry run changed policies: %v: %s", err, list)
 	}
 }
 
@@ -276,11 +276,11 @@ func counted(p *policed) {
 		sent += 4 // at least one of each kind
 	}
 	if now := dropped(); now < before+uint64(sent) {
-		p.t.Errorf("%d packets counted, at least %d were dropped", now-before, sent)
+		p.t.Errorf("the kernel counted %d dropped packets, but at least %d were dropped", now-before, sent)
 	}
 	for _, one := range p.status("h1").Peers {
 		if one.Nickname == "h2" && (one.Dropped < uint64(sent) || one.Isolated != 1) {
-			p.t.Errorf("weft status policy has for h2: %+v", one)
+			p.t.Errorf("weft status policy shows for h2 %+v, want at least %d drops and one isolated endpoint", one, sent)
 		}
 	}
 }
@@ -307,11 +307,11 @@ func badManifests(p *policed, law string) {
 			bad = manifest(`team: {podSelector: {}, ingress: []}`) + bad
 		}
 		if said := fails(p.t, p.Lab, "h2", bad, "weft", "policy", "apply", "-f", "-"); !strings.Contains(said, says) || !strings.Contains(said, "exit code 2") {
-			p.t.Errorf("want %q in: %s", says, said)
+			p.t.Errorf("the refusal does not contain %q and exit code 2: %s", says, said)
 		}
 	}
 	fails(p.t, p.Lab, "h1", "", "weft", "policy", "delete", "shop/p0", "shop/nothing")
 	if now, err := p.weft("h1", "", "policy", "get", "shop/p0"); err != nil || now != before || p.status("h1").Generation != generation {
-		p.t.Errorf("something has changed: %v\n%s", err, now)
+		p.t.Errorf("a refused command changed policies: %v\n%s", err, now)
 	}
 }

@@ -59,7 +59,7 @@ func exempt(p *policed, want map[string][2]bool) {
 		for _, server := range []string{"169.254.1.1", p.addrs[host][0].String(), p.addrs[host][1].String()} {
 			for i, yes := range ask[[]bool](p, closed, "Answered", server) {
 				if yes != w[1] {
-					p.t.Errorf("%s: %s answers %v (udp, tcp: %d), want %v", closed, server, yes, i, w[1])
+					p.t.Errorf("%s: the name server %s answers %v (0 is UDP, 1 TCP: %d), want %v", closed, server, yes, i, w[1])
 				}
 			}
 		}
@@ -74,7 +74,7 @@ func exempt(p *policed, want map[string][2]bool) {
 		}
 		for i, e := range ask[[]api.Explanation](p, host, "Explain", asked) {
 			if yes := []bool{w[0], true, w[1], w[1]}[i]; e.Verdicts[0].Allowed != yes {
-				p.t.Errorf("%s: explain %+v: %+v, want %v", host, asked[i], e.Verdicts, yes)
+				p.t.Errorf("%s: explain of %+v gives %+v, want allowed: %v", host, asked[i], e.Verdicts, yes)
 			}
 		}
 	}
@@ -87,7 +87,7 @@ func (p *policed) oneFamily(src, dst string, family int, want bool) {
 	to := netip.AddrPortFrom(p.addrs[dst][family], hostPort)
 	for i, got := range ask[[]bool](p, src, "Reach", []Try{{"tcp", to, patience}, {"udp", to, patience}}) {
 		if got != want {
-			p.t.Errorf("%s to %v (%d): reached %v, want %v", src, to, i, got, want)
+			p.t.Errorf("%s to %v (0 is TCP, 1 UDP: %d): reached %v, want %v", src, to, i, got, want)
 		}
 	}
 }

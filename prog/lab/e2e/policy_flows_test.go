@@ -65,7 +65,7 @@ func (p *policed) silent(client string, flows []oneFlow) {
 	time.Sleep(800 * time.Millisecond) // longer than a retransmission
 	for what, n := range p.moment(client, flows) {
 		if n != before[what] {
-			p.t.Errorf("%s: %d before, now %d", what, before[what], n)
+			p.t.Errorf("%s: received %d before the pause, %d after it; want no difference", what, before[what], n)
 		}
 	}
 }
@@ -76,7 +76,7 @@ func (p *policed) tracked(client string, flows []oneFlow) {
 	for _, f := range flows {
 		local := ask[Count](p, client, "Count", f.Name).Local
 		if !ask[bool](p, client[:2], "Tracked", [2]uint16{local, f.To.Port()}) {
-			p.t.Errorf("conntrack has forgotten %s from port %d", f.Name, local)
+			p.t.Errorf("conntrack has no entry for the flow %s from port %d", f.Name, local)
 		}
 	}
 }
@@ -121,7 +121,7 @@ func TestPolicyEndsEstablishedFlows(t *testing.T) {
 	}
 	for _, f := range flows {
 		if c := ask[Count](p, "h1/client", "Count", f.Name); c.Err != "" {
-			t.Errorf("flow %s ended: %+v", f.Name, c)
+			t.Errorf("the flow %s ended with an error: %+v", f.Name, c)
 		}
 	}
 }

@@ -103,7 +103,7 @@ func (p *policed) replug(target string, as lab.Identity) {
 func ask[T any](p *policed, target, method string, args any) (out T) {
 	p.t.Helper()
 	if err := p.pods[target].Call("Pod."+method, args, &out); err != nil {
-		p.t.Fatalf("%s: %s: %v", target, method, err)
+		p.t.Fatalf("calling the Pod in %s: %s: %v", target, method, err)
 	}
 	return out
 }
@@ -118,7 +118,7 @@ func (p *policed) weft(host, stdin string, args ...string) (string, error) {
 func (p *policed) apply(host, manifest string) {
 	p.t.Helper()
 	if _, err := p.weft(host, manifest, "policy", "apply", "--wait", "-f", "-"); err != nil {
-		p.t.Fatalf("%v\n%s", err, manifest)
+		p.t.Fatalf("applying policies failed: %v\n%s", err, manifest)
 	}
 }
 

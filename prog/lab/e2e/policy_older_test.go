@@ -48,7 +48,7 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 		return dropped > 0
 	})
 	if n := heard(); n > 0 {
-		t.Fatalf("%d forbidden packets before the first flush", n)
+		t.Fatalf("%d forbidden packets arrived before the first flush, want none", n)
 	}
 	for _, command := range [][]string{
 		{"nft", "flush", "ruleset"},
@@ -67,14 +67,14 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 				n, last = now, time.Now()
 			}
 			if time.Since(start) > 10*time.Second {
-				t.Fatalf("%v: forbidden packets still pass", command)
+				t.Fatalf("after %v forbidden packets still arrive, 10 s later", command)
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
 		gap := time.Duration(n-before) * time.Second / (2 * rate)
-		t.Logf("%v: %d forbidden packets passed: a gap of about %v", command, n-before, gap.Round(time.Millisecond))
+		t.Logf("after %v %d forbidden packets arrived: a gap of about %v", command, n-before, gap.Round(time.Millisecond))
 		if gap > 5*time.Second {
-			t.Errorf("%v: the gap was %v", command, gap)
+			t.Errorf("after %v the gap was %v, want at most 5 s", command, gap)
 		}
 	}
 }

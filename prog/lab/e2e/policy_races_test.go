@@ -69,7 +69,7 @@ func TestPolicyRaces(t *testing.T) {
 			if err := r.AddContainer(t.Context(), name); err != nil {
 				t.Fatal(err)
 			}
-			r.start(name, 80) // its socket exists before any interface
+			r.start(name, 80) // before any interface exists
 			closed = append(closed, name)
 		}
 	}
@@ -89,7 +89,7 @@ func TestPolicyRaces(t *testing.T) {
 	stop()
 	changing.Wait()
 	r.verdict(closed)
-	t.Logf("%d starts, %d of them at addresses that were aimed at before; %d changes of policies and %d packets dropped meanwhile", r.starts, r.aimed, changes, r.dropped)
+	t.Logf("%d starts, %d of them at addresses to which foes were sending; meanwhile %d changes of policies and %d dropped packets", r.starts, r.aimed, changes, r.dropped)
 	if r.aimed < r.starts*9/10 || changes < raceWaves {
 		t.Error("too few starts at addresses with traffic, or too few dropped packets, to prove anything")
 	}
@@ -197,7 +197,7 @@ func (r *race) wave(closed []string, wave int) {
 	})
 	for _, one := range r.status("h1").Peers {
 		if one.Dropped == 0 {
-			r.t.Errorf("wave %d: %s has dropped nothing, so no foe was sending", wave, one.Nickname)
+			r.t.Errorf("wave %d: %s dropped no packets, so no foe was sending", wave, one.Nickname)
 		}
 		r.dropped += int(one.Dropped)
 	}
@@ -263,7 +263,7 @@ func (r *race) verdict(closed []string) {
 	for _, name := range closed {
 		for h, n := range ask[map[Heard]int](r.policed, name, "Heard", Nothing{}) {
 			if total += n; !slices.Contains(friends, netip.AddrPortFrom(h.From, 80)) {
-				r.t.Errorf("%s received %d datagrams from %v, which is no friend (foes: %v)", name, n, h.From, r.at("foe"))
+				r.t.Errorf("%s received %d datagrams from %v, which is no friend (foes are at %v)", name, n, h.From, r.at("foe"))
 			}
 		}
 	}

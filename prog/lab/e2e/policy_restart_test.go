@@ -68,7 +68,7 @@ func (b *besieged) goesOn(when string) {
 	}
 	for from, n := range ask[map[Heard]int](b.policed, "h2/closed", "Heard", Nothing{}) {
 		if b.isFoe(from.From) {
-			b.t.Errorf("%s: the closed container received %d from %+v", when, n, from)
+			b.t.Errorf("%s: the closed container received %d from the foe %+v", when, n, from)
 		}
 	}
 }
@@ -84,9 +84,9 @@ func (b *besieged) ends() {
 		for _, f := range flows {
 			c := ask[Count](b.policed, friend, "Stop", f.Name)
 			if c.Err != "" || len(c.Missing) > 0 || c.Received < c.Sent {
-				b.t.Errorf("%s: %s: %+v", friend, f.Name, c)
+				b.t.Errorf("the flow from %s, %s, lost messages or ended: %+v", friend, f.Name, c)
 			}
-			b.t.Logf("%s: %s: %d of %d, longest pause %v", friend, f.Name, c.Received, c.Sent, c.Pause.Round(time.Millisecond))
+			b.t.Logf("the flow from %s, %s, received %d of %d, longest pause %v", friend, f.Name, c.Received, c.Sent, c.Pause.Round(time.Millisecond))
 		}
 	}
 }
@@ -112,7 +112,7 @@ func (b *besieged) upgrade(host, version string) {
 	}
 	out, err := b.weft(host, "", "report", "-f", "{{.version}}")
 	if err != nil || strings.TrimSpace(out) != version {
-		b.t.Fatalf("%s runs %q: %v", host, out, err)
+		b.t.Fatalf("after the upgrade %s runs version %q: %v", host, out, err)
 	}
 }
 
@@ -194,9 +194,9 @@ func TestPolicyComesBackAfterAFlush(t *testing.T) {
 	before := heard()
 	time.Sleep(time.Second)
 	if now := heard(); now != before {
-		t.Errorf("%d forbidden packets after the agent was back", now-before)
+		t.Errorf("%d forbidden packets arrived after the agent was back, want none", now-before)
 	}
-	t.Logf("%d forbidden packets while the table was flushed", before)
+	t.Logf("%d forbidden packets arrived while the table was flushed", before)
 	b.ends()
 }
 
@@ -217,7 +217,7 @@ func TestPolicyChangesWhileAnAgentIsDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.settled("h2")
-	t.Logf("in force %v after the launch began", time.Since(start).Round(time.Millisecond))
+	t.Logf("the changed policy was in force %v after the launch began", time.Since(start).Round(time.Millisecond))
 	for friend, flows := range b.flows {
 		b.silent(friend, flows)
 	}

@@ -152,7 +152,7 @@ func (p *policed) expect(s situation) {
 			src, ok := p.podAt(h.From)
 			port := fmt.Sprintf("%d/%s", h.Port, strings.ToUpper(h.Network))
 			if n > before[dst][h] && (!ok || !s.reach(src, dst, port)) {
-				p.t.Errorf("%s: %s heard %s (%v) on %s", s.name, dst, src, h.From, port)
+				p.t.Errorf("%s: %s received a packet from %s (%v) on %s, want it denied", s.name, dst, src, h.From, port)
 			}
 		}
 	}
@@ -236,16 +236,16 @@ func (p *policed) expectExplained(s situation) {
 	}
 	for i, a := range answers {
 		if len(a.Verdicts) != 2 {
-			p.t.Errorf("%s: explain %+v: %d verdicts, want one for each family", s.name, asked[i], len(a.Verdicts))
+			p.t.Errorf("%s: explain of %+v has %d verdicts, want one for each family", s.name, asked[i], len(a.Verdicts))
 		}
 		for _, v := range a.Verdicts {
 			for _, d := range []api.Decision{v.Egress, v.Ingress} {
 				if d.Kernel == nil || d.Kernel.Differs {
-					p.t.Errorf("%s: explain %+v: the kernel: %+v", s.name, asked[i], d)
+					p.t.Errorf("%s: explain of %+v: the kernel's verdict differs or is missing: %+v", s.name, asked[i], d)
 				}
 			}
 			if v.Allowed != want[i] {
-				p.t.Errorf("%s: explain %+v: %v, want %v: %+v", s.name, asked[i], v.Allowed, want[i], v)
+				p.t.Errorf("%s: explain of %+v: allowed %v, want %v: %+v", s.name, asked[i], v.Allowed, want[i], v)
 			}
 		}
 	}

@@ -49,18 +49,18 @@ func TestOtherNamesAreForwarded(t *testing.T) {
 	txt := func(name string) string { return digs(t, l, "h1/c1", "+short +time=8", name+" TXT")[0] }
 	resolvConf(t, l, "h1", "192.0.2.2")
 	if got := txt("one.example"); got != `"second" "1"` {
-		t.Errorf("forwarded: %s", got)
+		t.Errorf("a forwarded query got %s, want the first answer of the server in resolv.conf", got)
 	}
 	if got := txt("ONE.example"); got != `"second" "1"` {
-		t.Errorf("from the cache: %s", got)
+		t.Errorf("a repeated query got %s, want the cached answer", got)
 	}
 	says(t, digs(t, l, "h1/c1", "+noall +comments +authority", "missing.example TXT")[0], "NXDOMAIN", "SOA")
 	if got := txt("host.corp"); got != `"third" "1"` {
-		t.Errorf("--dns-forward: %s", got)
+		t.Errorf("a query below corp got %s, want the answer of the server in --dns-forward", got)
 	}
 	resolvConf(t, l, "h1", "192.0.2.99", "2001:db8::3", "192.0.2.2") // dead, lying, good
 	if got := txt("two.example"); !strings.HasPrefix(got, `"second"`) {
-		t.Errorf("the third of three: %s", got)
+		t.Errorf("with a dead and a lying server first, the answer is %s, want that of the third server", got)
 	}
 	says(t, run(t, l, "h1", "weft", "status"), "192.0.2.99:53 (", "corp=192.0.2.3:53")
 	node := report(t, l, "h1").Router.Node
@@ -68,7 +68,7 @@ func TestOtherNamesAreForwarded(t *testing.T) {
 	start := time.Now()
 	says(t, digs(t, l, "h1/c1", "+noall +comments", "three.example TXT")[0], "SERVFAIL")
 	if took := time.Since(start); took > time.Second {
-		t.Errorf("a resolv.conf that names Weft's own server was answered after %v", took)
+		t.Errorf("with only Weft's own server in resolv.conf, the failure took %v, want at most a second", took)
 	}
 	says(t, run(t, l, "h1", "weft", "status"), "not used")
 
@@ -81,7 +81,7 @@ func TestOtherNamesAreForwarded(t *testing.T) {
 	}
 	want := "nameserver 169.254.1.1\nnameserver 192.0.2.3\nsearch h1.weft.internal weft.internal\noptions ndots:2\n"
 	if got := run(t, l, "h1/c9", "cat", "/etc/resolv.conf"); got != want {
-		t.Errorf("--dns-fallback: %s", got)
+		t.Errorf("with --dns-fallback, the container's resolv.conf is %s", got)
 	}
 }
 
@@ -96,7 +96,7 @@ func TestNoOpenResolver(t *testing.T) {
 	questions := []string{"c1.weft.internal A", "one.example TXT"}
 	for _, got := range digs(t, l, "h2", "+short @"+node[0].String(), questions...) {
 		if got == "" || strings.Contains(got, "FAILED") {
-			t.Errorf("another peer is not answered: %q", got)
+			t.Errorf("another peer got the answer %q, want one", got)
 		}
 	}
 	for _, exposed := range []bool{false, true} {

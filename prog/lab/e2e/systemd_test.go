@@ -20,7 +20,7 @@ func TestUnitsAreHardened(t *testing.T) {
 	for _, unit := range []string{"weft.service", "weft-datapath.service"} {
 		out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=39", "--no-pager", filepath.Join(units, unit)).CombinedOutput()
 		if err != nil {
-			t.Errorf("%s: %v\n%s", unit, err, out)
+			t.Errorf("systemd-analyze rates %s as too open: %v\n%s", unit, err, out)
 		}
 	}
 }
@@ -55,7 +55,7 @@ func TestAgentUnderSystemd(t *testing.T) {
 	} {
 		_, after, ok := strings.Cut(rest, want)
 		if !ok {
-			t.Fatalf("missing in the log: %q\n%s\n%s", want, said, console)
+			t.Fatalf("the log lacks %q, which should come next:\n%s\n%s", want, said, console)
 		}
 		rest = after
 	}

@@ -136,7 +136,7 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 	for _, h := range c.nodes {
 		starting.Go(func() {
 			if err := c.launch(h); err != nil {
-				t.Errorf("%s: %v", h, err)
+				t.Errorf("launch on %s: %v", h, err)
 			}
 		})
 	}
@@ -154,14 +154,14 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 		r := c.report(h)
 		rings[r.IPAM.Ring], ids[h] = true, r.Router.ID
 		if r.Router.Nickname != h || len(r.Router.Targets) != 2 {
-			t.Errorf("%s: %s, %+v", h, r.Router.Nickname, r.Router.Targets)
+			t.Errorf("%s is ready as %s, with the targets %+v; want its name, and the other hosts as targets", h, r.Router.Nickname, r.Router.Targets)
 		}
 		eventually.True(c.t, 10*time.Second, h+"'s network is available", func() bool {
 			return strings.Contains(c.ask("GET", "/api/v1/nodes/"+h, ""), "WeftIsUp")
 		})
 	}
 	if len(rings) != 1 || rings[""] {
-		t.Fatalf("several rings: %v", rings)
+		t.Fatalf("got several rings, want one: %v", rings)
 	}
 	eventually.True(c.t, 20*time.Second, "all have addresses", func() bool {
 		return c.owns("h1", ids["h1"]) > 0 && c.owns("h1", ids["h2"]) > 0 && c.owns("h1", ids["h3"]) > 0
@@ -184,7 +184,7 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 	t.Logf("reclaimed after %v", time.Since(gone).Round(time.Second))
 	for _, h := range c.nodes[:2] {
 		if r := c.report(h); r.IPAM.Generation != 2 || len(r.Router.Targets) != 1 {
-			t.Errorf("%s: generation %d, targets %+v", h, r.IPAM.Generation, r.Router.Targets)
+			t.Errorf("%s has ring generation %d and targets %+v after the removal of h3, want 2 and one target", h, r.IPAM.Generation, r.Router.Targets)
 		}
 	}
 	eventually.True(c.t, 10*time.Second, "one event says that h3's addresses were reclaimed", func() bool { return c.reclaimed() == 1 })
@@ -218,7 +218,7 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 		t.Error(err)
 	}
 	if r := c.report("h2"); !rings[r.IPAM.Ring] || r.Router.ID != ids["h2"] {
-		t.Errorf("%+v", r.Router)
+		t.Errorf("after a restart without the API server, h2 has another ring or id: %+v", r.Router)
 	}
 }
 
@@ -269,9 +269,9 @@ func TestInvalidSetting(t *testing.T) {
 	c.serve()
 	_, err := c.Exec(t.Context(), "h1", nil, "env", "WEFT_KUBECONFIG="+c.config, "WEFT_NODE_NAME=h1", "WEFT_MTU=big", "weft", "agent", "--kubernetes")
 	if err == nil || !strings.Contains(err.Error(), "WEFT_MTU") {
-		t.Errorf("%v", err)
+		t.Errorf("the agent with an invalid setting returned %v, want an error about WEFT_MTU", err)
 	}
 	if events := c.ask("GET", "/api/v1/events", ""); !strings.Contains(events, "InvalidSetting") || !strings.Contains(events, "WEFT_MTU") {
-		t.Errorf("events: %s", events)
+		t.Errorf("want an event InvalidSetting about WEFT_MTU, got %s", events)
 	}
 }

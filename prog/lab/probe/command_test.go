@@ -15,11 +15,11 @@ func TestNoLatencyWithoutAnswers(t *testing.T) {
 	}
 	lines := strings.Split(out.String(), "\n")
 	if strings.Contains(lines[1], "0.00") || !strings.HasSuffix(lines[1], " -") || !strings.HasSuffix(lines[2], "1.00/1.00/1.00/1.00") {
-		t.Error(out.String())
+		t.Errorf("want no latency in the second line, and latencies in the third, got\n%s", out.String())
 	}
 	out.Reset()
 	if err := writeJSON(&out, Result{Sent: 3, Lost: 3}); err != nil || strings.Contains(out.String(), "Ms") {
-		t.Errorf("%s %v", out.String(), err)
+		t.Errorf("got JSON %s, error %v", out.String(), err)
 	}
 }
 
@@ -43,10 +43,10 @@ func TestProbeResolvesNames(t *testing.T) {
 		switch {
 		case tt.says != "":
 			if err == nil || !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("%s: %v %v", tt.arg, addr, err)
+				t.Errorf("%s: got %v, error %v", tt.arg, addr, err)
 			}
 		case err != nil || tt.want != "" && addr.String() != tt.want || tt.want == "" && !addr.IsLoopback():
-			t.Errorf("%s: %v %v", tt.arg, addr, err)
+			t.Errorf("%s: got %v, error %v", tt.arg, addr, err)
 		}
 	}
 }

@@ -29,7 +29,7 @@ func TestConversationEndsWhenSendingFails(t *testing.T) {
 				close: func() error { return nil },
 			})
 			if err != nil || sent != wantSent {
-				t.Errorf("%v: %d messages were sent, want %d; %v", failed, sent, wantSent, err)
+				t.Errorf("if sending fails with %v, %d messages were sent, want %d; error %v", failed, sent, wantSent, err)
 			}
 		})
 	}

@@ -46,7 +46,7 @@ func TestTally(t *testing.T) {
 				t.Error(diff)
 			}
 			if got.OK() != (name == "all") {
-				t.Errorf("OK is %v", got.OK())
+				t.Errorf("OK returned %v", got.OK())
 			}
 		})
 	}
@@ -111,11 +111,11 @@ func TestPayload(t *testing.T) {
 	for _, size := range []int{0, 4, 5, 100} {
 		p := payload(7, size, "abc")
 		if len(p) != max(size, headerSize) || !intact(p, 7, Config{Size: size, Marker: "abc"}) || intact(p, 8, Config{Size: size, Marker: "abc"}) {
-			t.Errorf("payload of %d: %q", size, p)
+			t.Errorf("payload of size %d is %q, want its size, and intact for its own number only", size, p)
 		}
 	}
 	if got := string(payload(0, 12, "abc")[headerSize:]); got != "abcabcab" {
-		t.Errorf("marker: %q", got)
+		t.Errorf("the payload is filled with %q, want abcabcab", got)
 	}
 }
 
@@ -134,26 +134,26 @@ func TestStreamThatBreaks(t *testing.T) {
 	addr := netip.MustParseAddr("127.0.0.1")
 	for name, probe := range map[string]prober{"tcp": TCP, "udp": UDP} {
 		if r, err := probe(t.Context(), addr, cfg); err != nil || !r.OK() || r.Received != 20 {
-			t.Errorf("%s: %+v, %v", name, r, err)
+			t.Errorf("%s: got %+v, error %v; want all messages", name, r, err)
 		}
 		over := make(chan struct{})
 		time.AfterFunc(50*time.Millisecond, func() { close(over) })
 		endless := cfg
 		endless.Count, endless.Until = 1000, over
 		if r, err := probe(t.Context(), addr, endless); err != nil || !r.OK() || r.Received < 2 || r.Received > 900 {
-			t.Errorf("%s until the channel closes: %+v, %v", name, r, err)
+			t.Errorf("%s until the channel closes: got %+v, error %v; want some messages, and all of them back", name, r, err)
 		}
 	}
 	cfg.Count = 1000
 	time.AfterFunc(100*time.Millisecond, stop)
 	if r, err := TCP(t.Context(), addr, cfg); err != nil || r.OK() || r.Error == "" || r.Received == 0 {
-		t.Errorf("broken stream: %+v, %v", r, err)
+		t.Errorf("a broken stream: got %+v, error %v; want an error in the result", r, err)
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
 	cfg.Count, cfg.Timeout = 3, 50*time.Millisecond
 	if r, err := UDP(t.Context(), addr, cfg); err != nil || r.Lost != 3 || r.Error != "" {
-		t.Errorf("closed port: %+v, %v", r, err)
+		t.Errorf("a closed port: got %+v, error %v; want three lost messages", r, err)
 	}
 }
