@@ -31,7 +31,7 @@ func TestTrafficThroughATunnelProvesThatAPeerLives(t *testing.T) {
 		{"one that this agent has just come to see", []int64{42}, time.Minute, true},
 		{"one whose keys are too old", []int64{42}, time.Hour, false},
 		{"one that never worked", []int64{0, 0, 0}, 24 * time.Hour, false},
-		{"one that was made anew, and counts from zero", []int64{100, 0, 0, 0, 0, 0, 0, 0, 0, 0}, time.Minute, false},
+		{"one that was made anew, and counts from zero", []int64{100, 0, 0, 0, 0, 0, 0, 0, 0}, time.Minute, false},
 		{"none", nil, time.Hour, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -23,7 +23,7 @@ func TestContainersThatWereStartedAgainAreNamed(t *testing.T) {
 	id := func(digit string) string { return strings.Repeat(digit, 64) }
 	docker := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch strings.Split(r.URL.Path, "/")[2] {
-		case id("a"), id("d"):
+		case id("a"), id("d"), id("e"):
 			fmt.Fprint(w, `{"State": {"Running": true}}`)
 		case id("b"):
 			fmt.Fprint(w, `{"State": {"Running": false}}`)
@@ -43,7 +43,7 @@ func TestContainersThatWereStartedAgainAreNamed(t *testing.T) {
 	for _, one := range []string{id("a"), id("b"), id("c"), "netns-4026532001"} {
 		note(one, api.SourceAttach)
 	}
-	note(strings.Repeat("ad", 32), api.SourceCNI)
+	note(id("e"), api.SourceCNI) // its runtime attaches it by itself
 	again := note(id("d"), api.SourceAttach)
 	c.look(t.Context(), socket, now)
 	if list := c.Problems(); len(list) != 2 || !strings.Contains(list[0].What, "aaaaaaaaaaaa (web)") || !strings.Contains(list[0].Fix, "weft attach") {
