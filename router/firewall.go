@@ -256,7 +256,8 @@ func hostPort(what string, protocol byte, port uint16, link string, peer, own ne
 	return out
 }
 
-// firewalls returns one problem for each other firewall on this host that drops a need.
+// firewalls returns one problem for each other firewall on this host that drops a need. Its Fix is
+// the commands that accept the need.
 func firewalls(needs []need) ([]problem.Problem, error) {
 	indices := map[string]uint32{}
 	number := func(name string) uint32 {

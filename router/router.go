@@ -125,8 +125,8 @@ func New(opts Options) *Router {
 // force, and Apply would replace them.
 var ErrNoPolicies = errors.New("router: the network policies are not known yet: the kernel's rules stay as they are until the agent has read them")
 
-// Enforce makes the kernel evaluate every packet by a program, and returns when it does. Before the
-// first Apply it only stores the program, which Apply then loads.
+// Enforce makes the kernel evaluate every packet by the given policies, and returns when it does.
+// Before the first Apply it only stores them, and Apply then loads them.
 func (r *Router) Enforce(p nft.Policy) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

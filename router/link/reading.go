@@ -1,13 +1,13 @@
 package link
 
-// Reading keeps what was read of the kernel, and the version of its links and routes that it was
-// read of. The zero Reading has read nothing. It is not safe for concurrent use.
+// Reading caches a value that was read from the kernel, with the Watch's version at that time. The
+// zero Reading is empty. It is not safe for concurrent use.
 type Reading[T any] struct {
 	version uint64
 	value   T
 }
 
-// Get reads again if something changed since.
+// Get returns the cached value. If links or routes have changed since, it reads the value again.
 func (r *Reading[T]) Get(w *Watch, read func() (T, error)) (T, error) {
 	version := w.Version()
 	if version != 0 && version == r.version {

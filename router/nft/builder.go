@@ -56,8 +56,8 @@ func (b *Builder) Build(c Config) Program {
 	return l.program
 }
 
-// sameGuard reports whether the guard of the last program can be used again. Its sets of Hosts are
-// made apart.
+// sameGuard reports whether the guard of the last program can be used again. It ignores Hosts, whose
+// sets are built separately.
 func (b *Builder) sameGuard(g Guard) bool {
 	last := b.of.Guard
 	last.Hosts, g.Hosts = Hosts{}, Hosts{}

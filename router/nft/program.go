@@ -76,7 +76,7 @@ type Config struct {
 	Policy Policy
 }
 
-// Guard is the section of the data path: the guard and NAT.
+// Guard configures the section of the data path: the guard's filters and NAT.
 type Guard struct {
 	Universe     slot.Universe
 	Node4, Node6 netip.Addr   // invalid if there is none yet
@@ -87,7 +87,7 @@ type Guard struct {
 	Hosts    Hosts
 }
 
-// Policy is the section of NetworkPolicy.
+// Policy configures the section that enforces NetworkPolicies.
 type Policy struct {
 	Program *policy.Program // nil if there are no policies
 	Exempt  Exempt

@@ -1,6 +1,6 @@
-// Package problem holds what hurts the users of a host as a value: what is wrong, which effect
-// that has, and what ends it. A component raises a Problem where it knows all three; the edges
-// (command line, log, Kubernetes event, metric, JSON) render it.
+// Package problem defines a Problem: what is wrong with a host, its effect on users, and what to do.
+// A component reports a Problem where it knows all three. The outputs (command line, log, Kubernetes
+// event, metric, JSON) format it. A Problem is a plain value; the package keeps no state.
 package problem
 
 import (
@@ -9,16 +9,17 @@ import (
 	"unicode/utf8"
 )
 
-// Problem is one of them.
+// Problem is one fault of a host that users notice.
 type Problem struct {
-	// Reason is a name for those that filter: in events and metrics.
+	// Reason is the kind of problem, by which events and metrics can be filtered.
 	Reason string
-	// About stays the same while the problem lasts, however its text changes; empty: the text.
+	// About identifies the problem among those with the same Reason. It stays the same while the
+	// text changes. If it is empty, the text identifies the problem.
 	About string
-	// What is wrong, the Effect on users, and the Fix: each a sentence without its full stop. The
-	// Fix begins with a verb. Effect and Fix may be empty.
+	// What is the cause, Effect its effect on users, Fix what to do. Each is a sentence without a
+	// full stop. Fix begins with a verb. Effect and Fix may be empty.
 	What, Effect, Fix string
-	// Elsewhere says that it hurts users of other hosts only: this host makes no event of it.
+	// Elsewhere says that only users of other hosts notice it, so this host creates no event.
 	Elsewhere bool
 }
 
@@ -26,20 +27,20 @@ type Problem struct {
 const (
 	Host       = "HostConfiguration" // firewall, CNI configuration
 	DataPath   = "DataPath"
-	Address    = "Address" // it is another peer's, or cannot be used
+	Address    = "Address" // an address belongs to another peer, or cannot be used
 	Policy     = "PolicyUnread"
-	LeftOut    = "LeftOut"     // the directory has no room for all that an endpoint says
-	Port       = "PortBlocked" // between this host and another one
+	LeftOut    = "LeftOut"     // names or labels of an endpoint exceed the bounds of the directory
+	Port       = "PortBlocked" // a port is blocked between this host and another one
 	Flapping   = "PeerFlapping"
-	PathMTU    = "PathMTU"    // the path to another host carries less than the tunnel needs
-	CopiedDisk = "CopiedDisk" // another host has this identity
-	TurnedAway = "TurnedAway" // a host with another secret, for example
+	PathMTU    = "PathMTU"    // the path MTU to another host is below what the tunnel needs
+	CopiedDisk = "CopiedDisk" // another host has this host's identity
+	TurnedAway = "TurnedAway" // a host was refused, for example because it has another secret
 )
 
-// Key identifies a problem for as long as it lasts.
+// Key returns a key that identifies the problem as long as it lasts.
 func (p Problem) Key() [2]string { return [2]string{p.Reason, cmp.Or(p.About, p.String())} }
 
-// String is the problem in one line: "cause: effect. What to do", or "cause: what to do".
+// String returns the problem on one line: "cause: effect. What to do", or "cause: what to do".
 func (p Problem) String() string {
 	text := p.What
 	if p.Effect != "" {
@@ -55,7 +56,7 @@ func (p Problem) String() string {
 	return text
 }
 
-// sentence begins a text with a capital letter.
+// sentence returns a text with a capital first letter.
 func sentence(text string) string {
 	first, size := utf8.DecodeRuneInString(text)
 	return string(unicode.ToUpper(first)) + text[size:]

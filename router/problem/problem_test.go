@@ -2,7 +2,7 @@ package problem
 
 import "testing"
 
-func TestAProblemIsOneLine(t *testing.T) {
+func TestStringRendersAProblemOnOneLine(t *testing.T) {
 	for want, p := range map[string]Problem{
 		"the disk is full: pods do not start. Make room": {What: "the disk is full", Effect: "pods do not start", Fix: "make room"},
 		"the disk is full: pods do not start":            {What: "the disk is full", Effect: "pods do not start"},
@@ -11,17 +11,17 @@ func TestAProblemIsOneLine(t *testing.T) {
 		"a: b. `c`":                                      {What: "a", Effect: "b", Fix: "`c`"},
 	} {
 		if got := p.String(); got != want {
-			t.Errorf("%#v is %q, want %q", p, got, want)
+			t.Errorf("String of %#v is %q; want %q", p, got, want)
 		}
 	}
 }
 
-func TestTheKeyOutlastsTheText(t *testing.T) {
+func TestKeyDependsOnAboutNotOnTheText(t *testing.T) {
 	then, now := Problem{Reason: "Disk", About: "/var", What: "3 KiB are left"}, Problem{Reason: "Disk", About: "/var", What: "2 KiB are left"}
 	if then.Key() != now.Key() {
-		t.Errorf("%v and %v are one problem", then.Key(), now.Key())
+		t.Errorf("the keys %v and %v differ although only the text changed; want the same", then.Key(), now.Key())
 	}
 	if other := (Problem{Reason: "Disk", What: "2 KiB are left"}); other.Key() == now.Key() {
-		t.Error("a problem without About is known by its text")
+		t.Error("a problem without About has the same key as one with About; want its text in the key")
 	}
 }
