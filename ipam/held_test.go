@@ -13,8 +13,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// While other peers map a slot to its former endpoint, it is not allocated: not after its
-// quarantine, not when no other slot is free, and not by address.
+// While other peers map a slot to its former endpoint, it is not allocated. That holds after its
+// quarantine, if no other slot is free, and for a claim by address.
 func TestHeldSlotIsNotReused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)

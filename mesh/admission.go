@@ -28,10 +28,11 @@ const (
 
 var errCrowded = errors.New("too many connections or bytes without proof that it knows the secret")
 
-// admission is a transport with admission control for streams. It passes a stream to memberlist once the
-// first message is complete and sealed with the gossip key, because memberlist trusts a length
-// field before it verifies anything. Memory and number of all other streams are bounded, in total
-// and per source. At a bound, the oldest stream of the source with the highest usage is closed.
+// admission is a transport with admission control for streams. It passes a stream to memberlist
+// when the first message is complete and sealed with the gossip key. The reason is that memberlist
+// trusts a length field before it verifies anything. Memory and number of all other streams are
+// bounded, in total and per source. At a bound, the oldest stream of the source with the highest
+// usage is closed.
 //
 // The same applies to the answers on streams that this host opens: the other end has proved nothing
 // either.

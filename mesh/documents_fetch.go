@@ -265,7 +265,7 @@ func (d *Documents) metAll() bool {
 }
 
 // Synced reports whether this peer has known the whole state of the mesh, in this or an earlier
-// run: it founded the mesh, or received all documents of a synced peer.
+// run. It has if it founded the mesh, or received all documents of a synced peer.
 func (d *Documents) Synced() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -303,8 +303,8 @@ func TestWritesAfterOlderDiskWin(t *testing.T) {
 	}
 }
 
-// A late document of an earlier run is refuted, but only once, so that two hosts with the same
-// identity do not refute each other without end. Later documents of other peers win.
+// A late document of an earlier run is refuted, but only once. Otherwise two hosts with the same
+// identity would refute each other without end. Later documents of other peers win.
 func TestOwnOlderDocumentsAreRefutedOnce(t *testing.T) {
 	d := documents(t, 1, &meshtest.Solo{Peers: []peer.ID{idOf(2)}}, &meshtest.Disk{})
 	d.met = true

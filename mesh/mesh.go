@@ -2,9 +2,8 @@
 //
 // It owns the records of all peers, the first of the replicated states, and carries the other
 // states through the Replica interface. Gossip carries states, not messages. Every state can be
-// merged in any order and any number of times, so lost, late or repeated packets do no harm, and
-// push/pull delivers whatever gossip missed. In addition, two peers can exchange a typed request
-// and reply.
+// merged in any order and any number of times, so late or repeated packets do no harm. Push/pull
+// delivers whatever gossip lost. In addition, two peers can exchange a typed request and reply.
 //
 // All gossip is encrypted with a key derived from the cluster secret. Records, requests and replies
 // are also signed by the identity of their peer. A Mesh is safe for concurrent use. Nothing that

@@ -133,8 +133,8 @@ func looksLikeAddress(host string) bool {
 }
 
 // rejoin joins all targets and all known peers that gossip does not reach, for ever and with
-// backoff, because memberlist does not heal a long partition. Unproven peers are joined by a call
-// of their own, so that any number of them cannot delay the others.
+// backoff. memberlist itself does not heal a long partition. Unproven peers are joined by a call of
+// their own, so that any number of them cannot delay the others.
 func (m *Mesh) rejoin(ctx context.Context, unproven bool) error {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()

@@ -16,7 +16,7 @@ var ErrTwin = errors.New("this host has the identity of another host, which was 
 const twin = "it has the same identity as this host: one of the disks is a copy of the other: the agent that started later stops; run `weft reset --force` on the copy"
 
 // meetTwin handles another host with our identity. The host that joined later ends its run: the one
-// that is not confirmed, or, if both or neither are, the one that started last by its own clock,
+// that is not confirmed. If both or neither are, it is the one that started last by its own clock,
 // which may be wrong. The other host announces the copy.
 func (m *Mesh) meetTwin(r *run) {
 	addr := r.addr.Addr()
@@ -42,8 +42,8 @@ func (m *Mesh) meetTwin(r *run) {
 	}
 }
 
-// A returning peer waits before it sends anything and before WireGuard gets its key, until a peer
-// that it joined reports no other host with its identity.
+// A returning peer waits until a peer that it joined reports no other host with its identity.
+// Before that it sends nothing, and WireGuard does not get its key.
 const (
 	confirmWait = 10 * time.Second // without any peer to ask, it continues after this time
 	confirmAsks = 3                // a run at another address has ended if it leaves this many challenges unanswered

@@ -136,8 +136,8 @@ func loadRules(t *testing.T, ns routertest.Namespace, rules string) {
 	})
 }
 
-// An endpoint cannot reach the ports of gossip and of the tunnel, at any address of its own host or
-// of another, also through a service. It can reach all other ports and all other machines.
+// An endpoint cannot reach the ports of gossip and of the tunnel, at any address of any host, nor
+// through a service. It can reach all other ports and all other machines.
 func TestEndpointsCannotReachGossipAndTunnelPorts(t *testing.T) {
 	h1, h2, c1, _, _, _ := twoHosts(t)
 	node := func(h *host) []string {

@@ -90,7 +90,7 @@ func TestOverlayCarriesAndIsolatesPackets(t *testing.T) {
 }
 
 // testUnderlayIsBlocked sends to an endpoint from a neighbour that routes the universe to this
-// host, once with an underlay source and once with an overlay source.
+// host. It does so once with an underlay source and once with an overlay source.
 func testUnderlayIsBlocked(t *testing.T, h1, h2 *host, e2 endpoint.Endpoint) {
 	h1.must(request{Remove: true}) // h1 is now a machine outside the mesh
 	h1.ns.Do(func() {

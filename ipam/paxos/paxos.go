@@ -9,7 +9,7 @@
 //
 // A proposer promises itself a ballot higher than any it knows. A voter that receives it promises
 // it too, and accepts nothing lower from then on. When a quorum has promised the ballot, the
-// proposer accepts it, with the value that those voters accepted last, or with its own if there is
+// proposer accepts it. Its value is the one that those voters accepted last, or its own if there is
 // none. The other voters then accept that. A value that a quorum accepted under one ballot is
 // decided: any later quorum contains a voter that accepted it, and carries it on.
 //
@@ -207,9 +207,9 @@ func (s State) Quorum() int {
 // not change it.
 func (s State) Decided() (Value, bool) { return s.decided, !s.decided.isZero() }
 
-// Merge takes the newer vote of each voter, and reports whether any changed. It replaces even the
-// vote of s itself if o has a newer one: then an older state was restored from disk, and the votes
-// that were sent before still bind this voter. Call Advance next, then store the result.
+// Merge takes the newer vote of each voter, and reports whether any changed. If o has a newer vote
+// of s itself, an older state was restored from disk. Merge then takes that vote too, because the
+// votes that were sent before still bind this voter. Call Advance next, then store the result.
 func (s State) Merge(o State) (merged State, news bool, err error) {
 	if s.terms != o.terms {
 		return s, false, &TermsError{o.self, s.terms, o.terms}
@@ -266,8 +266,8 @@ func (s State) Since(o State) State {
 }
 
 // Propose starts a ballot above all that s knows, and gives up an older one of s. The caller must
-// leave a ballot enough time to be decided before the next one starts: proposers that compete could
-// otherwise outbid each other for ever. Once a value is decided, Propose does nothing. Call Advance
+// give a ballot enough time to be decided before the next one starts. Otherwise competing proposers
+// could outbid each other for ever. Once a value is decided, Propose does nothing. Call Advance
 // next.
 func (s State) Propose() (next State, changed bool) {
 	round := uint32(0)

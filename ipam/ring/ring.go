@@ -5,7 +5,7 @@
 // is total, so Merge is commutative, associative and idempotent. Peers that received the same
 // updates hold the same ring, whatever the order and number of deliveries.
 //
-// A merge never takes slots from a live owner: only the owner of a slot raises its version, and
+// A merge never takes slots from a live owner. Only the owner of a slot raises its version, and
 // only when it gives the slot away. A take-over of a dead peer's slots raises the generation, which
 // overrides any version that the dead peer wrote.
 //

@@ -87,8 +87,8 @@ func claimAt(r Ring, s slot.Slot) Claim {
 	return Claim{}
 }
 
-// Invariants 2 and 3: no slot ever has two peers that both consider themselves its owner, whatever
-// the order of messages, since only the owner gives a slot away.
+// Invariants 2 and 3: whatever the order of messages, at most one peer considers itself the owner
+// of a slot. The reason is that only the owner gives a slot away.
 func TestInvariant2NoSlotHasTwoOwners(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const peers = 4

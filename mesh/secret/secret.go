@@ -1,5 +1,5 @@
-// Package secret holds the secret of a cluster, and derives from it: the gossip key, the pre-shared
-// keys of the tunnels, and the token with which other hosts join.
+// Package secret holds the secret of a cluster. It derives the gossip key, the pre-shared keys of
+// the tunnels, and the token with which other hosts join.
 //
 // A Secret never prints itself: String, GoString and MarshalText are redacted, so that it does not
 // get into a log by accident. Only Token.Reveal returns it. All types are values.

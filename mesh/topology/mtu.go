@@ -2,8 +2,9 @@ package topology
 
 import "net/netip"
 
-// Sizes that WireGuard adds to a packet: an IP header of the underlay (40 bytes for IPv6, 20 for
-// IPv4), 8 bytes of UDP, and 32 of its own. It pads the inner packet to a multiple of 16.
+// Sizes that WireGuard adds to a packet: an IP header of the underlay, 8 bytes of UDP, and 32 of
+// its own. The IP header has 40 bytes for IPv6, 20 for IPv4. It pads the inner packet to a multiple
+// of 16.
 const (
 	Overhead  = 40 + 8 + 32
 	overhead4 = 20 + 8 + 32

@@ -2,7 +2,7 @@
 // what this host can reach.
 //
 // Plan is a pure function: the same input gives the same tunnels in the same order. It does not act
-// on the liveness of peers: a peer whose agent is down keeps its tunnel, because the agent is not
+// on the liveness of peers. A peer whose agent is down keeps its tunnel, because the agent is not
 // in the data path.
 package topology
 

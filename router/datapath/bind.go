@@ -23,8 +23,8 @@ import (
 // (UDP_SEGMENT). If one of them is larger than the path MTU, the kernel rejects all of them, with
 // EMSGSIZE, or before Linux 6.14 with EINVAL. It fragments packets that are sent one by one. So
 // bind sends rejected packets again one by one. From then on it sends each packet that is larger
-// than the path MTU alone, until this host's links or routes change, or maxUnnoticed of link.Watch
-// is over.
+// than the path MTU alone. That ends with the next version of link.Watch: when links or routes
+// change, or after some time.
 //
 // wireguard-go sends from the address and the link where a peer's packet arrived, until a route
 // changes. But it reads route changes only with a bind of its own type. So bind does what the

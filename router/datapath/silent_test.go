@@ -77,9 +77,10 @@ func processor() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkSilentPeers reports what 5,000 peers that do not answer cost in percent of a core,
-// including the reads of their state by the agent: go test ./router/datapath -run '^$' -bench
-// SilentPeers -benchtime 1x
+// BenchmarkSilentPeers reports what 5,000 peers that do not answer cost, in percent of a core. That
+// includes the reads of their state by the agent. Run it with:
+//
+//	go test ./router/datapath -run '^$' -bench SilentPeers -benchtime 1x
 func BenchmarkSilentPeers(b *testing.B) {
 	const peers = 5000
 	for _, c := range []struct {

@@ -185,8 +185,9 @@ type Config struct {
 	Beside bool
 }
 
-// The table of the default routes of links beside another network, and the priority of the rules
-// that use it: before the main table's (32766), after any rules that the container added itself.
+// DefaultTable is the table of the default routes of links beside another network. rulesPriority is
+// the priority of the rules that use it: before the main table's (32766), after any rules of the
+// container's own.
 const (
 	DefaultTable  = 6784
 	rulesPriority = 32000
@@ -243,7 +244,7 @@ func (c Config) requests(index int) (out []link.Request) {
 }
 
 // routes returns the routes of one family. If the container has another network, packets with that
-// network's source addresses keep its routes: the replies of a published port leave by the
+// network's source addresses keep its routes. So the replies of a published port leave by the
 // interface of the requests.
 func (c Config) routes(is4 bool, via link.Via) (out []link.Request) {
 	for _, p := range c.Routes {
@@ -358,8 +359,8 @@ func Delete(hostLink string) error {
 	return link.DeleteLink(h, hostLink)
 }
 
-// Remove does the same as Delete in a long-lived process: it returns when the pair has left the
-// host's tables, and does not wait until the kernel has freed it.
+// Remove is Delete for a long-lived process. It returns when the pair has left the host's tables,
+// and does not wait until the kernel has freed it.
 func Remove(hostLink string) error { return link.RemoveLink(hostLink) }
 
 // List returns the names of the host's ends that exist.

@@ -9,8 +9,8 @@ import (
 	"weft/router/routertest"
 )
 
-// Sync sets both ends of an endpoint's link to the MTU of the container's end, even if other
-// programs changed either end, or if the MTU that the container was given is not known.
+// Sync sets both ends of an endpoint's link to the MTU of the container's end. It does so even if
+// other programs changed either end, or if the recorded MTU is not known.
 func TestSyncGivesTheHostEndTheContainersMTU(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	set := func(ns routertest.Namespace, name string, mtu int) {

@@ -21,15 +21,15 @@ const maxUnderlay = 16
 type HostAddr struct {
 	Addr netip.Addr
 	Rank int // new addresses are ordered by rank, the smallest first
-	// Unstable says that the address is not advertised unless it was before: it is about to be removed (deprecated, RFC
-	// 4862), or changes by itself (temporary, RFC 8981).
+	// Unstable says that the address is not advertised unless it was before. It is about to be
+	// removed (deprecated, RFC 4862), or changes by itself (temporary, RFC 8981).
 	Unstable bool
 }
 
 // maxRemembered limits the addresses in an order, including those that no longer exist.
 const maxRemembered = 4 * maxUnderlay
 
-// Order returns a host's addresses in a stable order: an address keeps its place as long as it
+// Order returns a host's addresses in a stable order. An address keeps its place as long as it
 // exists, and gets it back when it returns. Gossip advertises the first address, and peers send to
 // it, so it must not follow a default route, which any VPN changes. next is the order to pass the
 // next time; addrs are the existing addresses in it.

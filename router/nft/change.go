@@ -11,8 +11,8 @@ import (
 // chains and sets that nothing refers to yet; the second makes rules and elements refer to them.
 // With a single transaction, a packet could start in the old generation and jump to a chain that
 // has no rules in that generation. The packet would then pass. Within a transaction the kernel
-// demands an order: rules need the sets and chains that they name, elements their chains, and
-// whatever is still named cannot be deleted.
+// demands an order. Rules need the sets and chains that they name, and elements their chains. A
+// chain or set that is still named cannot be deleted.
 //
 //	new sets → new chains │ delete elements and rules → add rules → add elements → delete chains → delete sets
 func (k *Kernel) change(before, after Program) (changes bool, err error) {

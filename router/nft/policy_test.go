@@ -14,9 +14,9 @@ import (
 	"weft/router/routertest"
 )
 
-// shop is a program with all kinds of policies: which endpoints may reach the database on which
-// ports, and which destinations the web servers may reach outside. more adds a policy in audit
-// mode, named ports and SCTP.
+// shop is a program with all kinds of policies. They say which endpoints may reach the database on
+// which ports, and which outside destinations the web servers may reach. more adds a policy in
+// audit mode, named ports and SCTP.
 func shop(more bool) *policy.Program {
 	policies, w := shopPolicies(more)
 	prog := policy.Compile(policies, w, func(e policy.Endpoint) bool { return e.Name != "web2" })

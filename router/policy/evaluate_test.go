@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// suite is the cluster of the upstream suite (kubernetes/test/e2e/network/netpol): namespaces x, y
-// and z with pods a, b and c, which serve ports 80 and 81 over TCP, UDP and SCTP.
+// suite is the cluster of the upstream suite (kubernetes/test/e2e/network/netpol). It has the
+// namespaces x, y and z with pods a, b and c, which serve ports 80 and 81 over TCP, UDP and SCTP.
 //
 //	x/a 10.0.1.1   x/b 10.0.1.2   x/c 10.0.1.3      and the same with fd00::
 //	y/a 10.0.2.1   …              z/c 10.0.3.3

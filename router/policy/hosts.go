@@ -14,8 +14,8 @@ type Host struct {
 	Overlay []netip.Addr
 }
 
-// knownBy returns the known addresses to compare with a block in place of an overlay address: those
-// of the same family, or all if the host has none of that family.
+// knownBy returns the known addresses to compare with a block in place of an overlay address. These
+// are the ones of the same family, or all if the host has none of that family.
 func (h Host) knownBy(overlay netip.Addr) []netip.Addr {
 	var same []netip.Addr
 	for _, a := range h.Addrs {

@@ -1,5 +1,5 @@
-// Package routertest gives the tests of router and its subpackages their own network namespaces, so
-// that they change nothing of the machine and leave nothing behind. A namespace ends with the last
+// Package routertest gives the tests of router and its subpackages their own network namespaces. So
+// tests change nothing of the machine and leave nothing behind. A namespace ends with the last
 // thread and file that refers to it.
 package routertest
 

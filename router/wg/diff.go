@@ -52,7 +52,7 @@ func interval(t topology.Tunnel, old devicePeer, now time.Time) time.Duration {
 }
 
 // receiveTimeout is how long a peer with a session may send nothing before its endpoint counts as
-// broken: the interval of its keepalives, and time for a late one.
+// broken. It is the interval of keepalives, and time for a late one.
 const receiveTimeout = keepalive + 10*time.Second
 
 // alive reports whether packets arrive from a peer, so that the endpoint in the device works.

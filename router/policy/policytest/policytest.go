@@ -11,8 +11,8 @@ import (
 	"weft/router/policy"
 )
 
-// World returns the cluster of the upstream suite (kubernetes/test/e2e/network/netpol): namespaces
-// x, y and z with pods a, b and c, which serve port 80 as a named port.
+// World returns the cluster of the upstream suite (kubernetes/test/e2e/network/netpol). It has the
+// namespaces x, y and z with pods a, b and c, which serve port 80 as a named port.
 //
 //	x/a 10.0.1.1   x/b 10.0.1.2   x/c 10.0.1.3      and the same with fd00::
 //	y/a 10.0.2.1   …              z/c 10.0.3.3
