@@ -87,7 +87,7 @@ type Config struct {
 	Found *ring.Ring
 	// Elect, if set, makes this peer agree with others on one ring to found.
 	Elect *Election
-	// Cluster and Universe, if set, are what the ring must have.
+	// Cluster and Universe, if set, are those that the ring must have.
 	Cluster  [16]byte
 	Universe slot.Universe
 	// Excluded ranges are only allocated when requested by address.

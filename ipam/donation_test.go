@@ -80,7 +80,7 @@ func TestPeerThatKnowsItsGrantsGetsMore(t *testing.T) {
 			t.Fatal(err)
 		}
 		first := owned(t, asker, asker.id)
-		donor.loseGossip.Store(true) // so that the donor does not learn what the requester gives away
+		donor.loseGossip.Store(true) // so that the donor does not learn that the requester gives slots away
 		if _, err := asker.Handlers()[requestSpace](t.Context(), peerID(3), nil); err != nil {
 			t.Fatal(err)
 		}

@@ -20,7 +20,8 @@ const VotesName = "votes"
 // Election configures how peers that start together agree on the founders of the ring.
 type Election struct {
 	Terms paxos.Terms
-	// Candidate returns what this peer would found: the ids of ring and cluster, and the universe.
+	// Candidate returns the ring that this peer would found: the ids of ring and cluster, and the
+	// universe.
 	Candidate func() (ring.ID, [16]byte, slot.Universe)
 	// Elsewhere reports whether any peer announces a ring: then this peer founds none.
 	Elsewhere func() bool

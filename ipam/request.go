@@ -111,7 +111,7 @@ func (a *Allocator) askAll(ctx context.Context, peers []peer.ID, kind string, pa
 }
 
 // catchUp fetches the current ring from the other peers. This peer's stored state may be older than
-// what it last sent. If no peer can be reached for a while, it continues alone.
+// the state that it last sent. If no peer can be reached for a while, it continues alone.
 func (a *Allocator) catchUp(ctx context.Context) {
 	ask, cancel := context.WithTimeout(ctx, aloneFor+askTimeout)
 	defer cancel()

@@ -137,8 +137,8 @@ type kept struct {
 	Left []slot.Slot `cbor:"11,keyasint,omitempty"`
 }
 
-// restoring decodes what this host stored itself. The number of freed slots can exceed the bounds
-// for received messages.
+// restoring decodes data that this host stored itself. The number of freed slots can exceed the
+// bounds for received messages.
 var restoring = must(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, MaxArrayElements: math.MaxInt32, MaxNestedLevels: 16}.DecMode())
 
 // Name returns the name of the directory as a replicated state.
@@ -250,7 +250,7 @@ func (d *Directory) Publish(endpoints []directory.Endpoint) error {
 	d.published = d.published || err == nil
 	d.mu.Unlock()
 	if n != nil {
-		err = d.flush(d.self) // store first, so that a restart does not forget what was announced
+		err = d.flush(d.self) // store first, so that a restart does not forget an announced change
 		d.cfg.Mesh.Broadcast(DirectoryName, n)
 	}
 	return errors.Join(unusable, err)

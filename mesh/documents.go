@@ -54,7 +54,7 @@ type Documents struct {
 	dirty  map[string]bool // keys of documents that are not stored yet
 	mine   map[string]bool // keys of documents that this run wrote last (see mustRefute)
 	wanted map[peer.ID]documentNews
-	busy   map[peer.ID]documentNews // peers that are being asked, and for what
+	busy   map[peer.ID]documentNews // peers that are being asked, and the news that led to it
 	met    bool                     // whether this run received all documents of some other peer
 	all    map[peer.ID]bool         // peers whose documents this run has received completely, while not synced
 	synced bool
@@ -157,7 +157,7 @@ func (d *Documents) Name() string { return DocumentsName }
 // now returns the time in Unix seconds.
 func (d *Documents) now() int64 { return d.cfg.Now().Unix() }
 
-// Full returns a digest of all documents; a peer with another digest asks for what it lacks.
+// Full returns a digest of all documents; a peer with another digest asks for missing documents.
 func (d *Documents) Full() []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -190,7 +190,7 @@ func (d *Documents) Write(changes []Change) error {
 	for _, doc := range docs {
 		data[doc.Key()] = encode(keptDocument{Document: doc.Encode(), Since: now})
 	}
-	if err := d.cfg.Store.SaveDocuments(data); err != nil { // store first, so that a restart does not forget what was announced
+	if err := d.cfg.Store.SaveDocuments(data); err != nil { // store first, so that a restart does not forget an announced change
 		return fmt.Errorf("mesh: nothing was written: %w", err)
 	}
 	d.mu.Lock()
@@ -223,7 +223,8 @@ func (d *Documents) next(changes []Change, now int64) (docs []*document.Document
 			return nil, fmt.Errorf("mesh: nothing was written: %s %q occurs twice in one request", c.Kind, c.Name)
 		}
 		seen[key] = true
-		// Until we know the documents of the mesh, write even what seems to be there already.
+		// Until we know the documents of the mesh, write even documents that seem to be there
+		// already.
 		if d.met && old.Same(c.Body, c.Deleted) {
 			continue
 		}

@@ -64,7 +64,7 @@ const (
 
 // maxGossip is the largest delta sent by gossip. A UDP packet of memberlist holds 1,400 bytes,
 // including its own and the cipher's overhead. Larger deltas are sent over TCP to a few peers,
-// which pass on what is news to them.
+// which pass on the parts that are news to them.
 const (
 	maxGossip   = 1200
 	someNodes   = 3

@@ -14,7 +14,7 @@ import (
 
 // members holds copies of the runs of other peers that memberlist reports. memberlist changes its
 // own nodes while Members' callers read them. A run's address only changes with another NotifyJoin.
-// It is safe for concurrent use, and never changes what it returned.
+// It is safe for concurrent use, and never changes a run that it returned.
 type members struct {
 	mu    sync.Mutex
 	nodes map[string]*memberlist.Node

@@ -3,7 +3,8 @@
 // It owns the records of all peers, the first of the replicated states, and carries the other
 // states through the Replica interface. Gossip carries states, not messages. Every state can be
 // merged in any order and any number of times, so late or repeated packets do no harm. Push/pull
-// delivers whatever gossip lost. In addition, two peers can exchange a typed request and reply.
+// delivers the updates that gossip lost. In addition, two peers can exchange a typed request and
+// reply.
 //
 // All gossip is encrypted with a key derived from the cluster secret. Records, requests and replies
 // are also signed by the identity of their peer. A Mesh is safe for concurrent use. Nothing that
@@ -50,7 +51,7 @@ type Replica interface {
 // Handler answers a request from another peer.
 type Handler func(ctx context.Context, from peer.ID, payload []byte) ([]byte, error)
 
-// Store persists what the mesh needs after a restart.
+// Store persists the data that the mesh needs after a restart.
 type Store interface {
 	// SavePeers stores records by peer; nil deletes one.
 	SavePeers(records map[peer.ID][]byte) error

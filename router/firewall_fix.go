@@ -38,15 +38,15 @@ func blockProblems(needs []need, blocks []nft.Block) (out []problem.Problem) {
 		}
 		out = append(out, problem.Problem{
 			Reason: problem.Host,
-			What:   fmt.Sprintf("the firewall %s drops %s, in %s", f, strings.Join(what(needs, byFirewall[f]), ", "), strings.Join(chains, " and ")),
+			What:   fmt.Sprintf("the firewall %s drops %s, in %s", f, strings.Join(describe(needs, byFirewall[f]), ", "), strings.Join(chains, " and ")),
 			Fix:    fmt.Sprintf("allow them with `%s`", strings.Join(fixes(f, needs, byFirewall[f]), "; ")),
 		})
 	}
 	return out
 }
 
-// what names the needs that are dropped. It adds the family if the other one is accepted.
-func what(needs []need, blocks []nft.Block) (out []string) {
+// describe names the needs that are dropped. It adds the family if the other one is accepted.
+func describe(needs []need, blocks []nft.Block) (out []string) {
 	families := map[string]int{}
 	const v4, v6 = 1, 2
 	bit := func(n need) int {

@@ -119,7 +119,7 @@ func hostMain() error {
 			fmt.Println(handle(ctx, r, o))
 		case <-tick.C:
 			if current != nil {
-				_ = r.Apply(ctx, *current) // a later attempt repairs what this one could not
+				_ = r.Apply(ctx, *current) // an error is repaired by a later attempt
 			}
 		}
 	}

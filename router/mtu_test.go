@@ -136,7 +136,7 @@ func TestHostsWithDifferentMTUsExchangePacketsOfAnySize(t *testing.T) {
 	expectPathMTU(t, c1, e4.Addr4, 1300)
 	expectPathMTU(t, c1, e4.Addr6, 1300)
 
-	// The MTU of this route is below what IPv6 requires.
+	// The MTU of this route is below the minimum of IPv6.
 	h1.setMTUs(t, 9000, 1280)
 	routeMTU(t, h1, 1280)
 	expectPathMTU(t, c1, e2.Addr4, 1200)

@@ -5,8 +5,8 @@
 //
 // The order is a promise: the rules that prevent plaintext on the underlay are in force before
 // anything that could carry a packet. They stay when the agent exits. Apply may be repeated, and
-// repairs what other programs changed. A Router is safe for concurrent use: it makes one change at
-// a time. It never decides the desired state itself.
+// repairs changes by other programs. A Router is safe for concurrent use: it makes one change at a
+// time. It never decides the desired state itself.
 package router
 
 import (
@@ -137,8 +137,8 @@ func (r *Router) Enforce(p nft.Policy) error {
 	return r.loadTable(r.applied)
 }
 
-// Evaluate returns what the kernel's rules decide about a packet by the policies of own, one of the
-// packet's ends.
+// Evaluate returns the decision of the kernel's rules on a packet, by the policies of own, one of
+// the packet's ends.
 func (r *Router) Evaluate(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Evaluation, error) {
 	return r.kernel.Evaluate(d, own, p)
 }

@@ -35,8 +35,8 @@ import (
 // MaxVoters bounds the memory that a malicious peer can make us use.
 const MaxVoters = 1024
 
-// Terms are what voters must agree on before they vote. With different expectations, two quorums
-// need not share a voter.
+// Terms are the settings that voters must agree on before they vote. With different expectations,
+// two quorums need not share a voter.
 type Terms struct {
 	// Expect is the number of voters, 1 to MaxVoters. A minority of them may be missing. Surplus
 	// hosts that start separately could form a second quorum.
@@ -70,7 +70,7 @@ func (e *TermsError) Error() string {
 	return fmt.Sprintf("paxos: peer %v was launched with %v, this one with %v: their votes do not count together: launch both with the same %s", e.Peer, e.Theirs, e.Ours, fix)
 }
 
-// Value is what is decided: the ring and its founders.
+// Value is the subject of a decision: the ring and its founders.
 type Value struct {
 	Ring     [16]byte     `cbor:"1,keyasint"`
 	Cluster  [16]byte     `cbor:"2,keyasint"`
@@ -121,7 +121,7 @@ func (b Ballot) Compare(o Ballot) int {
 	return cmp.Or(cmp.Compare(b.Round, o.Round), compareIDs(b.Proposer, o.Proposer))
 }
 
-// Vote is what one acceptor has promised and accepted.
+// Vote is the promise of one acceptor, and the value that it accepted.
 type Vote struct {
 	Promise  Ballot // the acceptor accepts no lower ballot
 	Accepted Ballot // at most Promise

@@ -20,7 +20,7 @@ var (
 
 func id(n int) peer.ID { return peer.ID{byte(n)} }
 
-// valueOf returns what peer n would found at its k-th attempt. No two are equal.
+// valueOf returns the value that peer n would propose at its k-th attempt. No two are equal.
 func valueOf(n, k int, voters []peer.ID) Value {
 	return Value{Ring: [16]byte{byte(n), byte(k), byte(k >> 8)}, Cluster: [16]byte{7}, V4: v4, V6: v6, Founders: voters}
 }
@@ -62,7 +62,7 @@ func newWorld(t rapid.TB, voters, expect int) *world {
 	return w
 }
 
-// keep does what a caller must do with a new state: store it, then send it.
+// keep stores a new state and then sends it, as every caller must.
 func (w *world) keep(n int, s State) {
 	if was, ok := w.states[n].Decided(); ok {
 		if is, still := s.Decided(); !still || is.compare(was) != 0 {

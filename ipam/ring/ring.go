@@ -187,8 +187,9 @@ func (r Ring) Excess() error {
 	return nil
 }
 
-// Part returns what peers accept in one message: r itself, or, above MaxSegments, that many
-// segments starting at a position derived from place. Merging all parts yields all of r.
+// Part returns the part of r that peers accept in one message. That is r itself, or, above
+// MaxSegments, that many segments from a position derived from place. Merging all parts yields all
+// of r.
 func (r Ring) Part(place uint64) Ring {
 	if extra := len(r.segments) - MaxSegments; extra > 0 {
 		from := int(place % uint64(extra+1))
@@ -287,7 +288,7 @@ func (r Ring) TakeOver(dead, to peer.ID) (next, delta Ring, err error) {
 // Merge refuses a result of more than MaxSegments as a whole, since it could not be stored, sent or
 // loaded. Taking in half of it would make the result depend on the order of arrival. r then stays
 // as it was, and accepts o later, once it has fewer segments. An r that is above the bound already
-// accepts whatever does not make it longer.
+// accepts every merge that does not make it longer.
 func (r Ring) Merge(o Ring) (merged, news Ring, err error) {
 	switch {
 	case o.IsZero():

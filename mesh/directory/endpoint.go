@@ -25,8 +25,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// Endpoint is what a peer announces about one of its endpoints. Name, Namespace and Aliases are
-// lower case.
+// Endpoint is a peer's announcement of one of its endpoints. Name, Namespace and Aliases are lower
+// case.
 type Endpoint struct {
 	ID        string            `cbor:"1,keyasint"`           // unique on its peer: CONTAINER/INTERFACE, or "node" for the host itself
 	Slots     []slot.Slot       `cbor:"2,keyasint,omitempty"` // its addresses
@@ -103,8 +103,8 @@ func (e Endpoint) Same(o Endpoint) bool {
 		slices.Equal(e.Ports, o.Ports) && slices.Equal(e.Outside, o.Outside)
 }
 
-// Bounds of what a peer can make others store. Kubernetes' own bounds are below: label keys of 317
-// bytes, values of 63, names of 253.
+// Bounds of the data that a peer can make others store. Kubernetes' own bounds are below: label
+// keys of 317 bytes, values of 63, names of 253.
 const (
 	maxID        = 320
 	maxName      = 230 // NAME.DOMAIN has at most 253 bytes (RFC 1035)

@@ -32,9 +32,9 @@ func FitSet(endpoints []Endpoint) (fits []Endpoint, left error) {
 	return fits, left
 }
 
-// Fit returns as much of an endpoint as can be published, and what is left out. A container that a
-// runtime accepted must get a network: bounds of the directory cost it a name or labels, never
-// more.
+// Fit returns as much of an endpoint as can be published, and the parts that are left out. A
+// container that a runtime accepted must get a network: bounds of the directory cost it a name or
+// labels, never more.
 //
 // A name or a port is left out alone. An endpoint without one of its labels or its namespace could
 // match a policy that excludes that label (NotIn, DoesNotExist). So in that case only its id is

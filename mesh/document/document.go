@@ -28,9 +28,9 @@ import (
 	"weft/mesh/peer"
 )
 
-// Bounds of what a peer can make others store. A NetworkPolicy's name has at most 253 bytes in
-// Kubernetes. A body of 64 KiB holds a policy of hundreds of rules, and is still a small part of
-// one reply between two peers.
+// Bounds of the data that a peer can make others store. A NetworkPolicy's name has at most 253
+// bytes in Kubernetes. A body of 64 KiB holds a policy of hundreds of rules, and is still a small
+// part of one reply between two peers.
 const (
 	MaxKind = 32
 	MaxName = 256

@@ -152,8 +152,8 @@ func (s *Set) Generation(kind string) string {
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
-// Held returns the versions of all documents, sorted by key. A peer sends it to request what it
-// lacks.
+// Held returns the versions of all documents, sorted by key. A peer sends it to request missing
+// documents.
 func (s *Set) Held(now int64) []Held {
 	out := make([]Held, 0, len(s.held))
 	for _, key := range s.keys() {

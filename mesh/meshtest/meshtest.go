@@ -33,7 +33,7 @@ type Network struct {
 	walls map[netip.Addr]wall
 }
 
-// wall says what a host does not receive.
+// wall says which traffic a host does not receive.
 type wall struct{ streams, packets bool }
 
 // New returns a network without loss. The seed decides which packets will be lost.

@@ -1,4 +1,4 @@
-// Package peer defines what identifies a peer: its identity key, its PeerID, and the signed record
+// Package peer defines the identity of a peer: its identity key, its PeerID, and the signed record
 // in which it announces how to reach it.
 //
 // A PeerID is the truncated SHA-256 of an Ed25519 public key, so a record proves that its name is
@@ -78,7 +78,7 @@ func (s State) String() string {
 	return fmt.Sprintf("state %d", uint8(s))
 }
 
-// Record is what a peer announces about itself.
+// Record is a peer's announcement of itself.
 type Record struct {
 	Identity  ed25519.PublicKey `cbor:"1,keyasint"`           // 32 bytes; its hash is the PeerID
 	WireGuard [32]byte          `cbor:"2,keyasint"`           // Curve25519 public key

@@ -30,7 +30,7 @@ const redacted = "[secret]"
 
 func (Secret) String() string { return redacted }
 
-// GoString keeps the secret out of what %#v prints.
+// GoString keeps the secret out of the output of %#v.
 func (Secret) GoString() string { return redacted }
 
 // MarshalText keeps the secret out of JSON and logs.
@@ -49,7 +49,7 @@ func (c ClusterID) MarshalText() ([]byte, error) { return []byte(c.String()), ni
 // from the ring.
 func (c ClusterID) IsZero() bool { return c == ClusterID{} }
 
-// Token is what a host needs to join: the secret and the id of its cluster.
+// Token is the data that a host needs to join: the secret and the id of its cluster.
 type Token struct {
 	Cluster ClusterID // zero if the secret was derived from a password
 	Secret  Secret
@@ -57,7 +57,7 @@ type Token struct {
 
 func (t Token) String() string { return "token of cluster " + t.Cluster.String() }
 
-// GoString keeps the secret out of what %#v prints.
+// GoString keeps the secret out of the output of %#v.
 func (t Token) GoString() string { return t.String() }
 
 // New returns the token of a new cluster, read from a source of randomness.

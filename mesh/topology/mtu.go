@@ -11,8 +11,8 @@ const (
 	padding   = 16
 )
 
-// MinMTU is the smallest MTU of an IPv6 link (RFC 8200, section 5). leastMTU is what every IPv4
-// host must accept (RFC 791).
+// MinMTU is the smallest MTU of an IPv6 link (RFC 8200, section 5). leastMTU is the packet size
+// that every IPv4 host must accept (RFC 791).
 const (
 	MinMTU   = 1280
 	leastMTU = 576

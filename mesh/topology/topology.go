@@ -1,5 +1,5 @@
 // Package topology plans the tunnels of this peer from the known peers, the owners of slots, and
-// what this host can reach.
+// the addresses that this host can reach.
 //
 // Plan is a pure function: the same input gives the same tunnels in the same order. It does not act
 // on the liveness of peers. A peer whose agent is down keeps its tunnel, because the agent is not

@@ -27,9 +27,8 @@ import (
 // change, or after some time.
 //
 // wireguard-go sends from the address and the link where a peer's packet arrived, until a route
-// changes. But it reads route changes only with a bind of its own type. So bind does what the
-// kernel's WireGuard does: when the route leads through another link, it no longer uses the old
-// one.
+// changes. But it reads route changes only with a bind of its own type. So bind behaves like the
+// kernel's WireGuard: when the route leads through another link, it no longer uses the old one.
 type bind struct {
 	*conn.StdNetBind
 	log    *slog.Logger
@@ -43,7 +42,7 @@ type bind struct {
 	paths map[netip.AddrPort]path
 }
 
-// path is what bind knows about the route to an address.
+// path is bind's knowledge of the route to an address.
 type path struct {
 	version uint64 // of the links and routes, see link.Watch
 	carries int    // the maximum payload of a packet that may be sent with others; 0: any
@@ -75,8 +74,8 @@ func newBind(log *slog.Logger) (*bind, error) {
 	return b, nil
 }
 
-// release closes what newBind opened. Close closes the port only, and wireguard-go may open that
-// again.
+// release closes the sockets that newBind opened. Close closes the port only, and wireguard-go may
+// open that again.
 func (b *bind) release() {
 	b.routes.Close()
 	b.watch.Close()
@@ -137,7 +136,7 @@ func apart(packets [][]byte, size int) [][]byte {
 	return out
 }
 
-// path returns what is known about the route to a peer. It looks the route up again after each
+// path returns bind's knowledge of the route to a peer. It looks the route up again after each
 // change.
 func (b *bind) path(e *conn.StdNetEndpoint) path {
 	since := int64(time.Since(b.start))

@@ -54,8 +54,7 @@ func followMemory(ctx context.Context, dev *device.Device) {
 	}
 }
 
-// countPeers reads the device as wgctrl does, and stores nothing of what it reads, which contains
-// keys.
+// countPeers reads the device as wgctrl does. It stores nothing of the text, which contains keys.
 func countPeers(dev *device.Device) int {
 	var n lineCounter
 	_ = dev.IpcGetOperation(&n)

@@ -292,7 +292,7 @@ func (c *Container) inside(f func() error) error {
 	return err
 }
 
-// Check compares the container's end with its desired state. The error names what is missing.
+// Check compares the container's end with its desired state. The error names the missing part.
 func Check(hostLink, netnsPath, ifname string, addrs []netip.Addr) error {
 	if err := exists(hostLink); err != nil {
 		return err

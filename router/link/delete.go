@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// attempts is how many times Purge deletes what is listed.
+// attempts is how many times Purge deletes the listed objects.
 const attempts = 3
 
 // Purge deletes everything that list returns, in the form that list returns, until the list is

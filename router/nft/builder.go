@@ -7,8 +7,8 @@ import (
 	"weft/router/policy"
 )
 
-// Builder builds a series of programs, and rebuilds only what changed since the last one. The zero
-// value is ready to use. A Builder is not safe for concurrent use.
+// Builder builds a series of programs, and rebuilds only the parts that changed since the last one.
+// The zero value is ready to use. A Builder is not safe for concurrent use.
 type Builder struct {
 	of       Config  // the Config of the last program
 	guard    Program // the part of the last program for guard and NAT

@@ -60,7 +60,8 @@ func (b *batch) prepare(after Program) {
 	}
 }
 
-// goOver lets rules and elements refer to what was prepared, and deletes what is no longer used.
+// goOver makes rules and elements refer to the prepared sets and chains, and deletes those that are
+// no longer used.
 func (b *batch) goOver(before, after Program, newSets map[string]*Set) {
 	for _, c := range after.Chains {
 		if b.oldChains[c.Name] == nil && c.Hook != nil {

@@ -82,7 +82,7 @@ func Blocks(ways []Way) ([]Block, error) {
 			}
 			if made == drops {
 				names := chainsOf(chains, c.Table)
-				out = append(out, Block{Way: i, Table: c.Table, Chain: c.Name, Chains: names, Passed: m.passed, Firewall: whose(c, names)})
+				out = append(out, Block{Way: i, Table: c.Table, Chain: c.Name, Chains: names, Passed: m.passed, Firewall: firewallOf(c, names)})
 			}
 		}
 	}
@@ -131,9 +131,9 @@ func chainsOf(chains []*nftables.Chain, t *nftables.Table) (names []string) {
 	return names
 }
 
-// whose recognizes a firewall by the names of its tables and chains. If Docker shares a chain with
-// ufw or firewalld, the result is the latter, which would still drop what Docker accepts.
-func whose(c *nftables.Chain, chains []string) Firewall {
+// firewallOf recognizes a firewall by the names of its tables and chains. If Docker shares a chain
+// with ufw or firewalld, the result is the latter, which would still drop what Docker accepts.
+func firewallOf(c *nftables.Chain, chains []string) Firewall {
 	switch has := func(prefix string) bool {
 		return slices.ContainsFunc(chains, func(name string) bool { return strings.HasPrefix(name, prefix) })
 	}; {

@@ -9,9 +9,9 @@ import (
 	"weft/router/policy"
 )
 
-// Hosts lists what endpoints must not reach: agents and tunnels of their own and of all other
-// hosts. A container's packet to an agent would have its host's source address, so the agent would
-// accept it as the host's.
+// Hosts lists the addresses and ports that endpoints must not reach: agents and tunnels of their
+// own and of all other hosts. A container's packet to an agent would have its host's source
+// address, so the agent would accept it as the host's.
 type Hosts struct {
 	TCP, UDP []uint16         // ports of this host, at all its addresses
 	Peers    []policy.Service // ports of other hosts, at their underlay and overlay addresses

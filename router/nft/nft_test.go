@@ -185,8 +185,8 @@ func TestKernelChangesProgramsIncrementally(t *testing.T) {
 	})
 }
 
-// compareWithNft compares the program with what nft, if installed, lists of the table. Old versions
-// of nft abort on unknown expressions.
+// compareWithNft compares the program with nft's listing of the table, if nft is installed. Old
+// versions of nft abort on unknown expressions.
 func compareWithNft(t *testing.T, name string, p Program) {
 	t.Helper()
 	nft, err := exec.LookPath("nft")

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Packet is what rules examine.
+// Packet holds the properties of a packet that rules examine.
 type Packet struct {
 	Src, Dst         netip.Addr
 	Protocol         byte

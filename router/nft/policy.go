@@ -12,10 +12,10 @@ import (
 	"weft/router/policy"
 )
 
-// Policies are enforced in base chains of their own, after those of the guard: they also see what
-// the guard accepts. They see every packet, even of established connections, so a changed policy
-// ends connections that it no longer allows. A reply is evaluated as the packet that it answers, by
-// chains with addresses and ports swapped.
+// Policies are enforced in base chains of their own, after those of the guard: they also see
+// packets that the guard accepts. They see every packet, even of established connections, so a
+// changed policy ends connections that it no longer allows. A reply is evaluated as the packet that
+// it answers, by chains with addresses and ports swapped.
 //
 //	policies
 //	   ├─ tried, answers-tried: log what the policies in audit mode would drop
@@ -270,7 +270,7 @@ func (l *lowering) chain(v verdicts, d direction, c *policy.Chain) {
 }
 
 // rules returns the rules of a chain: one per match, or one per family for matches with addresses.
-// One chain serves both families: two would double what must be loaded and hardly save time per
+// One chain serves both families: two would double the rules to load, and hardly save time per
 // packet. used gets the port sets that the rules need.
 func (l *lowering) rules(d direction, c *policy.Chain, used *[]*Set) (rules []Rule) {
 	for _, m := range c.Matches {

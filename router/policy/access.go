@@ -21,7 +21,7 @@ func Between(policies []Policy, w World, src, dst Endpoint) Access {
 	return out.and(w.access(policies, dst, src, dst, Ingress))
 }
 
-// access returns what the policies of one endpoint, e, allow in a direction.
+// access returns the access that the policies of one endpoint, e, allow in a direction.
 func (w World) access(policies []Policy, e, other, dst Endpoint, d Direction) Access {
 	out, isolated := Access{Ports: map[Protocol][]Range{}}, false
 	for _, p := range policies {
@@ -83,7 +83,7 @@ func (want Port) ranges(dst Endpoint) (out []Range) {
 	return []Range{{want.Number, max(want.Number, want.End)}}
 }
 
-// and returns what both a and b allow.
+// and returns the access that both a and b allow.
 func (a Access) and(b Access) Access {
 	switch {
 	case a.All:

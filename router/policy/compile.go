@@ -369,7 +369,7 @@ func (c *Compiler) build(g *group) *Set {
 	return &s
 }
 
-// elements returns what an endpoint contributes to a set.
+// elements returns the elements that an endpoint contributes to a set.
 func (c *Compiler) elements(g *group, m *member) ([]netip.Addr, []Service) {
 	if g.peer != nil && !g.peer.choosesNamespace(g.own, World{Namespaces: c.namespaces}, m.Namespace) {
 		return nil, nil

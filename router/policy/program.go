@@ -5,8 +5,8 @@ import (
 	"net/netip"
 )
 
-// Program is what a host's kernel runs for every packet. The addresses of source and destination
-// lead to chains; a packet passes if a match of the chain fits.
+// Program is the compiled form of policies, which a host's kernel runs for every packet. The
+// addresses of source and destination lead to chains; a packet passes if a match of the chain fits.
 //
 // The chains depend only on policies and labels. Endpoints occur only in the sets and in Isolated,
 // so that an added or removed endpoint changes elements, but no chain.
