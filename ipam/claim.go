@@ -37,7 +37,7 @@ func (a *Allocator) Claim(ctx context.Context, key string, want slot.Slot, note 
 		payload := binary.BigEndian.AppendUint32(nil, uint32(want))
 		if err := a.askFor(ctx, owner, requestClaim, payload); err != nil {
 			held := refused(err) == whyHeld
-			return &ClaimError{Slot: want, Why: fmt.Sprintf("its owner %s refuses: %v", a.cfg.Mesh.Name(owner), err), Later: held, Held: held}
+			return &ClaimError{Slot: want, Why: fmt.Sprintf("its owner %s did not give it away: %v", a.cfg.Mesh.Name(owner), err), Later: held, Held: held}
 		}
 	}
 	return &ClaimError{Slot: want, Why: "its owner changed several times during the request: try again", Later: true}
