@@ -105,7 +105,7 @@ func (b *bind) Send(packets [][]byte, to conn.Endpoint) error {
 		return err
 	}
 	b.log.Warn("the kernel rejected packets together: sending them again, each that exceeds the path MTU alone",
-		"to", e.DstToString(), "max_payload", now.carries, "err", err)
+		"to", e.DstToString(), "largest", now.carries, "err", err)
 	return b.sendBy(now, packets, e)
 }
 
