@@ -108,7 +108,7 @@ func unpack(t *testing.T, archive string) layout.Path {
 		}
 		sum := sha256.Sum256(data)
 		if blob, name := filepath.Split(h.Name); blob != "" && (blob != "blobs/sha256/" || name != hex.EncodeToString(sum[:])) {
-			t.Errorf("blob %s has the digest %x", h.Name, sum)
+			t.Errorf("the content of blob %s has the digest %x", h.Name, sum)
 		}
 		path := filepath.Join(dir, h.Name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

@@ -40,9 +40,9 @@ func (c *Capture) Stop() (probe.CaptureSummary, error) {
 	return sum, json.Unmarshal([]byte(out), &sum)
 }
 
-// CheckSilence returns an error if the underlay carried anything but Weft's tunnels and gossip and
-// the usual Ethernet control traffic, if the marker was sent in the clear, or if the capture is
-// incomplete.
+// CheckSilence returns an error if the underlay carried anything but Weft's tunnels, gossip, and
+// the usual Ethernet control traffic. It also does so if the marker was sent in the clear, or if
+// the capture is incomplete.
 func CheckSilence(sum probe.CaptureSummary) error {
 	tunnel := false
 	for _, row := range sum.Flows {

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// The output of a command is complete even if there was no time to read it, and although a daemon
-// that it started keeps the descriptor open.
+// The output of a command is complete, even if it ended before its output was read. A daemon that
+// it started may keep the descriptor open.
 func TestCollectorDrains(t *testing.T) {
 	c, w, err := newCollector()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close() // plays the daemon's descriptor
+	defer w.Close() // stays open, like the descriptor of a daemon
 	_ = c.r.SetReadDeadline(time.Now().Add(-time.Second))
 	<-c.done // nothing was read yet
 	want := strings.Repeat("output ", 1000)

@@ -259,7 +259,8 @@ func TestReboot(t *testing.T) {
 	run(t, l, "h2", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.1", "2001:db8::1")
 }
 
-// The check can fail: packets sent in the clear are counted once each, including large segments.
+// A capture counts packets in the clear, each once, including large segments. So the check for
+// plaintext can fail.
 func TestCapture(t *testing.T) {
 	l := bare(t, 2, 0)
 	labtest.Listen(t, l, "h2")

@@ -80,8 +80,8 @@ func (l *Lab) LoadRules(ctx context.Context, host, name string, rules []byte) er
 	return nil
 }
 
-// isSaved reports whether rules are the output of iptables-save, which first names a table, and not
-// of nft.
+// isSaved reports whether rules are in the format of iptables-save, which begins with the name of a
+// table. Otherwise they are in the format of nft.
 func isSaved(rules []byte) bool {
 	for line := range bytes.Lines(rules) {
 		if line = bytes.TrimSpace(line); len(line) > 0 && line[0] != '#' {

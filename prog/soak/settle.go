@@ -149,7 +149,7 @@ func (w *world) wellNow() {
 	for _, g := range first.disk.ring.Segments() {
 		covered += g.Len()
 		if !living[g.Owner] {
-			w.broken("the slots %v are lost: their owner %v does not live", g.Range, g.Owner)
+			w.broken("the slots %v are lost: their owner %v does not run", g.Range, g.Owner)
 		}
 	}
 	if covered != w.universe.Range().Len() {

@@ -163,8 +163,9 @@ func readDelta(t *testing.T, data []byte) string {
 	})
 }
 
-// readRequest returns the reply to a recorded request. It gets a new receiver and a new
-// signature, since the recorded one is for another run of a peer, and peers serve no request twice.
+// readRequest returns the reply to a recorded request. The request gets a new receiver, since the
+// recorded one is for another run of a peer. It gets a new signature, since peers serve no request
+// twice.
 func readRequest(t *testing.T, data []byte) string {
 	t.Helper()
 	a := &scripted{hello: olderHello()}

@@ -190,7 +190,7 @@ func TestFixedSizeRequestsRefuseLongerPayloads(t *testing.T) {
 	scene = data
 	for name, want := range map[string]string{"ipam/claim-request": "invalid claim: it has 5 bytes, want 4", "ipam/removal-request": "invalid removal: it has 10 bytes, want 9"} {
 		if got := items()[name].read(t, longer(data[name])); !strings.Contains(got, want) {
-			t.Errorf("%s with an additional byte: got %s", name, got)
+			t.Errorf("%s with an additional byte: got %s, want it refused for its length", name, got)
 		}
 	}
 }

@@ -48,9 +48,9 @@ type (
 
 var policyItems = map[string]item{
 	"policy/in-force-answer": {what: "the answer to request policy/in-force (its payload is empty)", read: readPolicy[inForce], newer: withFields},
-	"policy/judge-request":   {what: "request policy/judge: what becomes of a packet", read: readPolicy[judgeRequest], newer: withFields},
-	"policy/judge-answer":    {what: "its answer, all of it", read: readPolicy[judgeReply], newer: newerJudged},
-	"policy/judge-exempt":    {what: "its answer, of a packet that policies do not apply to", read: readPolicy[judgeReply], newer: newerJudged},
+	"policy/judge-request":   {what: "request policy/judge: the verdict on a packet", read: readPolicy[judgeRequest], newer: withFields},
+	"policy/judge-answer":    {what: "its answer, with all fields", read: readPolicy[judgeReply], newer: newerJudged},
+	"policy/judge-exempt":    {what: "its answer, about a packet to which no policies apply", read: readPolicy[judgeReply], newer: newerJudged},
 	"policy/try-request":     {what: "request policy/try: what if these changes were made", read: readPolicy[[]mesh.Change], newer: each(withFields)},
 	"policy/try-answer":      {what: "its answer: the connections with another verdict", read: readPolicy[flowChanges], newer: withFields},
 }

@@ -21,7 +21,7 @@ const (
 const reference = `{"cniVersion": "1.0.0", "name": "reference", "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true,
 	"ipam": {"type": "host-local", "dataDir": "/var/lib/weft/cni", "ranges": [[{"subnet": "10.98.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}`
 
-// cni measures ADD and DEL through libcni, at two numbers of endpoints on the host.
+// cni measures ADD and DEL through libcni, with one and with many endpoints on the host.
 func cni(ctx context.Context, b *bench) (err error) {
 	for _, plugin := range []string{"bridge", "host-local"} {
 		if _, err := os.Stat(filepath.Join(referenceBin, plugin)); err != nil {

@@ -38,8 +38,8 @@ const (
 	dnsP99      = 5      // ms
 )
 
-// dnsBench loads the name server from a container, in turns with CoreDNS (hosts, cache, forward) on
-// the same host, with the same names and the same upstream.
+// dnsBench sends queries from a container to Weft's name server and, in turns, to CoreDNS on the
+// same host. CoreDNS uses hosts, cache and forward, with the same names and the same upstream.
 func dnsBench(ctx context.Context, b *bench) (err error) {
 	if err := lab.Install("dnsperf", "dnsperf"); err != nil {
 		return err

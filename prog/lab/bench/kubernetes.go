@@ -21,14 +21,14 @@ type kubeSize struct{ nodes, pods, policies int } // pods on each node
 func (s *kubeSize) parse(text string) error {
 	_, err := fmt.Sscanf(text, "%d,%d,%d", &s.nodes, &s.pods, &s.policies)
 	if err != nil || s.nodes < 2 || s.pods < 1 || s.policies < 0 {
-		return fmt.Errorf("want NODES,PODS,POLICIES, such as 10,100,200")
+		return fmt.Errorf("invalid size of the cluster: want NODES,PODS,POLICIES, such as 10,100,200")
 	}
 	return nil
 }
 
-// kubernetes measures the cost of one agent in a cluster, at the same time as one in a cluster of
-// four nodes without pods and policies. The agents and the containers on their hosts are real; the
-// other nodes and the API server (prog/kube/kubetest) are simulated: see simulated.
+// kubernetes measures the cost of one agent in a cluster. At the same time it measures an agent in
+// a cluster of four nodes without pods and policies. The agents and the containers on their hosts
+// are real. The other nodes (see simulated) and the API server (prog/kube/kubetest) are simulated.
 func kubernetes(ctx context.Context, b *bench) (err error) {
 	var sides [2]*kubeSide
 	for i, size := range []kubeSize{b.kube, {4, 0, 0}} {

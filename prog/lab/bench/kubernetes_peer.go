@@ -40,9 +40,9 @@ const (
 )
 
 // simulated is a node that other nodes cannot distinguish from a real one. It has a Node object,
-// takes the ring from the cluster's Secret, owns addresses, announces its pods and confirms those of
-// others, with the agent's own code and a real store. It has no data path and no policies, and its
-// pods do not exist.
+// takes the ring from the cluster's Secret and owns addresses. It announces its pods and confirms
+// the announcements of others, with the agent's own code and a real store. It has no data path and
+// no policies, and its pods do not exist.
 type simulated struct {
 	node, api string
 	number    int
@@ -118,7 +118,7 @@ func (p *simulated) make(ctx context.Context) error {
 		Client: client, Namespace: kube.DefaultNamespace, Node: p.node, Self: self, Random: rand.Reader, Log: log,
 		Waiting: func(context.Context, string) {}, Answers: func(context.Context, netip.Addr) bool { return false },
 		Universe: func(context.Context, secret.ClusterID) (u slot.Universe, err error) {
-			return u, errors.New("the agent founds the ring")
+			return u, errors.New("a simulated node must not found the ring: start the agent first")
 		},
 	}).Run(ctx)
 	if err != nil {

@@ -47,7 +47,7 @@ func policyTunnel(ctx context.Context, b *bench) (err error) {
 			now = policies[i]
 			rate, err := volleys(ctx, b, l, net.JoinHostPort(to[0], fmt.Sprint(crowdPort)))
 			if err != nil {
-				return fmt.Errorf("%d policies: %w", now, err)
+				return fmt.Errorf("with %d policies: %w", now, err)
 			}
 			rates[i].add(rate / 1000)
 		}

@@ -308,8 +308,8 @@ func TestNamesDuringFailures(t *testing.T) {
 	})
 }
 
-// A released address is not allocated again while a reachable peer may still map it to its old name,
-// even if no other address is free.
+// A released address is not allocated again while a reachable peer may still map it to its old
+// name. This holds even if no other address is free.
 func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Launch: []string{"--ipalloc-range", "10.44.0.0/28", "--ipalloc-rest", "1s"}})
 	all, err := addresses(t, l, "h1", "full", 12) // of 14, less two node addresses

@@ -310,7 +310,7 @@ func TestRequestedAddresses(t *testing.T) {
 }
 
 // A host that leaves hands its addresses to another one.
-func TestResetLeavesAnHeir(t *testing.T) {
+func TestResetHandsAddressesToAnotherHost(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3})
 	oneRing(t, l, 3)
 	out := run(t, l, "h3", "weft", "reset")

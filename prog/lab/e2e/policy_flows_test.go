@@ -82,7 +82,7 @@ func (p *policed) tracked(client string, flows []oneFlow) {
 }
 
 // An established flow stops in both directions as soon as a policy of either side no longer allows
-// it, and continues when it is allowed again. conntrack entries are not deleted for that.
+// it. It continues when it is allowed again. conntrack entries are not deleted for that.
 func TestPolicyEndsEstablishedFlows(t *testing.T) {
 	p := policeLab(t, lab.Options{Hosts: 2})
 	role := func(r string) lab.Identity {

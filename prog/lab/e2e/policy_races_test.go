@@ -52,9 +52,8 @@ func raceIdentity(role string, i int) lab.Identity {
 	return lab.Identity{Namespace: "race", Name: fmt.Sprintf("%s-%d", role, i), Labels: map[string]string{"role": role}}
 }
 
-// While containers start and stop and policies change, no packet of a foe ever reaches a closed
-// container, from before ADD returns until after DEL, and no packet of a closed container reaches a
-// foe.
+// Containers start and stop, and policies change. From before ADD returns until after DEL, no
+// packet of a foe ever reaches a closed container. No packet of a closed container reaches a foe.
 func TestPolicyRaces(t *testing.T) {
 	r := &race{policed: policeLab(t, lab.Options{Hosts: 3}), next: map[string]netip.Addr{}}
 	r.apply("h1", manifest(raceLaws[0]))

@@ -116,8 +116,9 @@ func (b *besieged) upgrade(host, version string) {
 	}
 }
 
-// While the agent is killed, stopped, started, upgraded and restarted with other options, and other
-// programs try to flush its tables, no forbidden packet ever passes, and allowed flows lose nothing.
+// The agent is killed, stopped, started, upgraded and restarted with other options. Other programs
+// try to flush its tables. Meanwhile no forbidden packet ever passes, and allowed flows lose
+// nothing.
 func TestPolicyOutlivesAgents(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	b := besiege(t)

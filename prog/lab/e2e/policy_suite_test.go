@@ -200,7 +200,7 @@ func (p *policed) expectFrom(s situation, src string) {
 	}
 	var got []bool
 	if err := p.pods[home(src)].Call("Pod.Reach", tries, &got); err != nil {
-		p.t.Errorf("%s: %v", src, err)
+		p.t.Errorf("probes from %s failed: %v", src, err)
 		return
 	}
 	for i, yes := range got {
@@ -231,7 +231,7 @@ func (p *policed) expectExplained(s situation) {
 	}
 	var answers []api.Explanation
 	if err := p.pods["h1"].Call("Pod.Explain", asked, &answers); err != nil {
-		p.t.Errorf("%s: explain: %v", s.name, err)
+		p.t.Errorf("%s: the request to explain failed: %v", s.name, err)
 		return
 	}
 	for i, a := range answers {

@@ -85,8 +85,8 @@ func TestOtherNamesAreForwarded(t *testing.T) {
 	}
 }
 
-// Sources on the underlay get no answer, neither from the domain nor for other names, over UDP or
-// TCP, in either family, not even while the host is exposed.
+// Sources on the underlay get no answer, neither from the domain nor for other names. This holds
+// for UDP and TCP, in both families, and even while the host is exposed.
 func TestNoOpenResolver(t *testing.T) {
 	l := twoAndAPlainOne(t)
 	serveNames(t, l, "h3", "192.0.2.3", "third", "good")

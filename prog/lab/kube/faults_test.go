@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// An annotation with another pod's UID neither disables that pod's policies, nor gives the pod that
-// one's labels.
+// A pod with another pod's UID in an annotation does not get that pod's labels. The other pod's
+// policies stay enforced.
 func annotations(t *testing.T) {
 	for name, label := range map[string]string{"thief": "nobody", "friend": "yes"} {
 		apply(t, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "%s", "labels": {"friend": "%s"}, "annotations": {"kubernetes.io/config.hash": "%s"}},
@@ -53,7 +53,7 @@ func event(t *testing.T, node, reason, text string) {
 	eventually(t, 40*time.Second, "an event "+reason, func() error {
 		out := kubectl(t, "get", "events", "-n", "default", "--field-selector=type=Warning,reason="+reason+",involvedObject.kind=Node,involvedObject.name="+node, "-o", "jsonpath={.items[*].message}")
 		if !strings.Contains(out, text) {
-			return fmt.Errorf("events: %q", out)
+			return fmt.Errorf("got the events %q", out)
 		}
 		return nil
 	})

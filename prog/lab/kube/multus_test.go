@@ -97,6 +97,6 @@ func throughMultus(t *testing.T, node string) {
 	mayReach(t, "multus", "server-node3", true)
 	mayReach(t, "server-node3", "multus", true)
 	if _, err := cluster(t, "", "exec", "curl", "-sgf", "--max-time", "3", url("10.200.0.11", 8112, "/hostname")); err != nil {
-		t.Errorf("the pod's host port on %s: %v", node, err)
+		t.Errorf("the pod's host port on %s does not answer: %v", node, err)
 	}
 }

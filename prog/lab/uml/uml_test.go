@@ -123,7 +123,7 @@ func standby(t *testing.T, l *lab.Lab, host string) {
 	t.Cleanup(func() {
 		p.Signal(unix.SIGTERM)
 		if _, err := p.Wait(); err != nil {
-			t.Errorf("the standby process: %v", err)
+			t.Errorf("the standby process failed: %v", err)
 		}
 	})
 }
@@ -179,7 +179,7 @@ func lossless(t *testing.T, l *lab.Lab, step func()) {
 	}
 }
 
-// prefixesMove lets h3 join under traffic. h1 or h2 grants it a part of the ring, and the other one
+// prefixesMove lets h3 join under traffic. h1 or h2 grants it a part of the ring. The other one
 // moves these prefixes in its allowed IPs from the old to the new owner.
 func prefixesMove(t *testing.T, l *lab.Lab) {
 	others := map[string]string{"h1": report(t, l, "h2").Router.PublicKey, "h2": report(t, l, "h1").Router.PublicKey}

@@ -226,7 +226,7 @@ func TestHelmUnderPodSecurity(t *testing.T) {
 			}
 		}
 		if len(s.objects) != 1 || s.objects["api/v1/namespaces/weft"] == nil {
-			t.Fatalf("the remaining objects are %v", s.objects)
+			t.Fatalf("after Uninstall, the remaining objects are %v, want only the namespace", s.objects)
 		}
 	}
 	// In another namespace without the label, Helm's notes say what to do.
