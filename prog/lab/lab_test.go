@@ -86,7 +86,7 @@ func TestHostsAreSeparate(t *testing.T) {
 	}
 }
 
-func TestExec(t *testing.T) {
+func TestExecReturnsOutputAndExitCode(t *testing.T) {
 	l := bare(t, 1, 1)
 	for _, target := range []string{"h1", "h1/c1", "underlay"} {
 		_, err := l.Exec(t.Context(), target, nil, "sh", "-c", "echo no >&2; exit 7")
@@ -141,7 +141,7 @@ func sleeping(t *testing.T, l *lab.Lab, arg string) bool {
 const wait = 10 * time.Second
 
 // The command line's exec passes exit codes, stdin, flags and ctrl-C.
-func TestExecCommand(t *testing.T) {
+func TestExecCommandPassesSignalsAndExitCodes(t *testing.T) {
 	l := bare(t, 1, 0)
 	weft := func(args ...string) *exec.Cmd {
 		return exec.CommandContext(t.Context(), filepath.Join(bin, "weft"),
@@ -193,7 +193,7 @@ func exitCode(err error) int {
 
 // An established flow is cut at once, other pairs are not, and the flow continues when the link is
 // restored.
-func TestLink(t *testing.T) {
+func TestCutLinkStopsEstablishedFlows(t *testing.T) {
 	l := bare(t, 3, 0)
 	labtest.Listen(t, l, "h2")
 	flow := make(chan probe.Result, 1)
@@ -241,7 +241,7 @@ func result(t *testing.T, out string) probe.Result {
 	return r[0]
 }
 
-func TestReboot(t *testing.T) {
+func TestRebootKeepsOnlyPersistentFiles(t *testing.T) {
 	l := bare(t, 2, 1)
 	run(t, l, "h1", "sh", "-c", "echo kept >/var/lib/weft/id; echo lost >/run/id; sleep 999 & mkdir -p /etc/cni/net.d")
 	for range 3 { // in quick succession: remains of the previous boot do no harm
@@ -261,7 +261,7 @@ func TestReboot(t *testing.T) {
 
 // A capture counts packets in the clear, each once, including large segments. So the check for
 // plaintext can fail.
-func TestCapture(t *testing.T) {
+func TestCaptureCountsEachPacketOnce(t *testing.T) {
 	l := bare(t, 2, 0)
 	labtest.Listen(t, l, "h2")
 	const marker = "PLAINTEXT-MARKER"
@@ -299,7 +299,7 @@ func TestCapture(t *testing.T) {
 	}
 }
 
-func TestBulk(t *testing.T) {
+func TestBulkMeasuresThroughput(t *testing.T) {
 	l := bare(t, 2, 0)
 	labtest.Listen(t, l, "h2")
 	out := run(t, l, "h1", "weft", "probe", "tcp", "--bulk", "--duration", "200ms", "--json", "2001:db8::2")
@@ -313,7 +313,7 @@ func TestBulk(t *testing.T) {
 }
 
 // After any end of a lab, down leaves nothing.
-func TestDown(t *testing.T) {
+func TestDownLeavesNothing(t *testing.T) {
 	for name, crash := range map[string]func(*testing.T, *lab.Lab){
 		"healthy":   func(*testing.T, *lab.Lab) {},
 		"root node": func(t *testing.T, _ *lab.Lab) { killNode(t, "underlay") },
@@ -342,7 +342,7 @@ func TestDown(t *testing.T) {
 }
 
 // A dead host is shown as such, and can be rebooted.
-func TestHostDies(t *testing.T) {
+func TestDeadHostCanBeRebooted(t *testing.T) {
 	l := bare(t, 2, 1)
 	killNode(t, "h1")
 	eventually.True(t, wait, "h1 is shown as dead", func() bool {
@@ -376,7 +376,7 @@ func TestKilledUpIsCleanedUp(t *testing.T) {
 	}
 }
 
-func TestUpTwiceAndStale(t *testing.T) {
+func TestUpRefusesRunningLabAndReplacesCrashedOne(t *testing.T) {
 	l := bare(t, 1, 0)
 	o := lab.Options{Name: labName(t), Hosts: 1, Bare: true, Bin: bin}
 	if _, err := lab.Up(t.Context(), o); err == nil || !strings.Contains(err.Error(), "already up") {

@@ -37,7 +37,7 @@ func TestHostsKnowEachOtherByName(t *testing.T) {
 }
 
 // A host's network can be changed like real ones. A reboot undoes the changes.
-func TestNetworksDiffer(t *testing.T) {
+func TestHostNetworksCanBeChanged(t *testing.T) {
 	l := bare(t, 3, 0)
 	ping := func(size, from, to string) (int, error) {
 		out, err := l.Exec(t.Context(), from, nil, "weft", "probe", "icmp", "--json", "-c", "3", "-i", "10ms", "--timeout", "300ms", "--size", size, to)
@@ -107,7 +107,7 @@ func TestNetworksDiffer(t *testing.T) {
 }
 
 // Foreign firewall rules are loaded from a file, in either format.
-func TestForeignRules(t *testing.T) {
+func TestForeignFirewallRulesAreLoaded(t *testing.T) {
 	for program, pkg := range map[string]string{"nft": "nftables", "ip6tables-restore": "iptables"} {
 		if err := lab.Install(program, pkg); err != nil {
 			t.Skip(err)
@@ -233,7 +233,7 @@ func TestInvalidRequestsAreRefused(t *testing.T) {
 }
 
 // If weft does not start, up says why and removes the lab, unless --keep is given.
-func TestUpFails(t *testing.T) {
+func TestFailedUpReportsWhyAndRemovesTheLab(t *testing.T) {
 	up := func(args ...string) string {
 		args = append([]string{"up", "--name", labName(t), "--hosts", "1"}, args...)
 		out, err := command(t, append(args, "--", "--nonsense")...).CombinedOutput()

@@ -22,7 +22,7 @@ func TestSamplesPrintMedianAndRange(t *testing.T) {
 }
 
 // A missed budget is reported.
-func TestBudgets(t *testing.T) {
+func TestComparisonsReportBudgets(t *testing.T) {
 	for _, c := range []struct {
 		in   comparison
 		want string
@@ -42,7 +42,7 @@ func TestBudgets(t *testing.T) {
 }
 
 // Equality within noise requires little noise.
-func TestPairs(t *testing.T) {
+func TestPairsAreEqualWithinNoise(t *testing.T) {
 	for _, c := range []struct {
 		a, b samples
 		want string

@@ -92,7 +92,7 @@ func plugin(l *lab.Lab, t *testing.T, command, id, netns, conf string) (string, 
 const conf = `{"cniVersion":"%s","name":"weft","type":"weft-cni"%s}`
 
 // Bad input to the plugin gets the spec's error code and changes nothing.
-func TestCNIBadInput(t *testing.T) {
+func TestCNIRefusesInvalidInput(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	netns := container(t, l, "h1/x")
 	good := fmt.Sprintf(conf, "1.1.0", "")
@@ -313,7 +313,7 @@ func TestHundredContainersAtOnce(t *testing.T) {
 }
 
 // GC detaches exactly the containers that the runtime no longer lists.
-func TestCNIGC(t *testing.T) {
+func TestCNIGCDetachesUnlistedContainers(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	good := fmt.Sprintf(conf, "1.1.0", "")
 	for _, name := range []string{"stays", "goes"} {

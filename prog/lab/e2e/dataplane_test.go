@@ -302,7 +302,7 @@ func TestExposeAndHide(t *testing.T) {
 }
 
 // A host without IPv6 only carries IPv4, and reports that.
-func TestHostWithoutIPv6(t *testing.T) {
+func TestHostWithoutIPv6CarriesIPv4(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1, Bare: true, Underlay: "4"})
 	for _, scope := range []string{"all", "default"} {
 		if err := tool(t, l, "h1", "sysctl", "/proc/sys/net/ipv6/conf/"+scope+"/disable_ipv6", "1"); err != nil {
@@ -319,7 +319,7 @@ func TestHostWithoutIPv6(t *testing.T) {
 }
 
 // The overlay works on an underlay of one family.
-func TestUnderlayOfOneFamily(t *testing.T) {
+func TestOverlayWorksOnUnderlayOfOneFamily(t *testing.T) {
 	for _, family := range []string{"4", "6"} {
 		t.Run(family, func(t *testing.T) {
 			l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1, Underlay: family})

@@ -188,7 +188,7 @@ func TestNamesAppearAndVanishWithinASecond(t *testing.T) {
 }
 
 // dns-add, dns-remove, dns-lookup, status dns and expose -h work as in Weave.
-func TestDNSCommands(t *testing.T) {
+func TestDNSCommandsWorkAsInWeave(t *testing.T) {
 	l := threeNamed(t)
 	web := addrs(t, l, shop)
 	weft := func(host string, args ...string) string {

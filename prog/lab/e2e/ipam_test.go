@@ -254,7 +254,7 @@ func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 }
 
 // A container gets the address that it requests, if it is free on any host.
-func TestRequestedAddresses(t *testing.T) {
+func TestRequestedAddressesAreAllocated(t *testing.T) {
 	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 2, Launch: []string{"--ipalloc-exclude", "10.32.0.8/29,10.40.0.0/29"}})
 	netns := container(t, l, "h1/x")
@@ -337,7 +337,7 @@ func TestResetHandsAddressesToAnotherHost(t *testing.T) {
 
 // Two hosts that both founded, by mistake, form one mesh with two networks. Every host names both,
 // and how to unite them.
-func TestTwoFounders(t *testing.T) {
+func TestTwoFoundersAreReported(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
 	launchFounder(t, l)
 	good := token(t, l)

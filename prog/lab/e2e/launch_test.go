@@ -59,7 +59,7 @@ func TestLaunchMakesWaitingAgentJoin(t *testing.T) {
 
 // While the state's disk is full, the host is not ready, and launch says why. Attached containers
 // keep working and can be detached. Once there is room, the host becomes ready by itself.
-func TestFullDisk(t *testing.T) {
+func TestFullDiskMakesTheHostNotReady(t *testing.T) {
 	l := bare(t, 1)
 	const room = "/var/lib/weft/room"
 	fill := func() {
@@ -124,7 +124,7 @@ func TestInvariant8UnusableStateFile(t *testing.T) {
 
 // Settings of launch persist over stop and reboot, and `weft config view` shows them. reset removes
 // them.
-func TestSettingsSurvive(t *testing.T) {
+func TestSettingsSurviveRestarts(t *testing.T) {
 	l := bare(t, 1)
 	launchFounder(t, l, "--mtu", "1300", "--nickname", "a")
 	kept := func(when, nickname string, mtu int) {

@@ -101,7 +101,7 @@ func TestTokenIsPrintedToATerminalOnly(t *testing.T) {
 }
 
 // With a password on all hosts, no token is needed.
-func TestPassword(t *testing.T) {
+func TestPasswordReplacesTokens(t *testing.T) {
 	l := bare(t, 2)
 	env := []string{"env", "WEFT_PASSWORD=correct horse battery"}
 	run(t, l, "h1", append(env, "weft", "launch")...)
@@ -118,7 +118,7 @@ func TestPassword(t *testing.T) {
 	says(t, fails(t, l, "h1", "", "sh", "-c", "weft reset && WEFT_PASSWORD=short weft launch"), "at least 8", "exit code 2")
 }
 
-func TestUniverseMismatch(t *testing.T) {
+func TestUniverseMismatchIsRefused(t *testing.T) {
 	l := bare(t, 2)
 	launchFounder(t, l, "--ipalloc-range", "10.50.0.0/16")
 	says(t, fails(t, l, "h2", token(t, l), "weft", "launch", "--wait", "4s", "--token", "-", "--ipalloc-range", "10.60.0.0/16", "192.0.2.1"),
@@ -135,7 +135,7 @@ func TestUniverseMismatch(t *testing.T) {
 	}
 }
 
-func TestUniverseOverlapsARouteOfTheHost(t *testing.T) {
+func TestUniverseThatOverlapsARouteIsRefused(t *testing.T) {
 	l := bare(t, 2)
 	if err := tool(t, l, "h1", "route", "10.40.0.0/16"); err != nil {
 		t.Fatal(err)
@@ -149,7 +149,7 @@ func TestUniverseOverlapsARouteOfTheHost(t *testing.T) {
 	says(t, fails(t, l, "h2", token(t, l), "weft", "launch", "--token", "-", "192.0.2.1"), "10.200.7.0/24", "eth0")
 }
 
-func TestOccupiedPort(t *testing.T) {
+func TestOccupiedPortIsReported(t *testing.T) {
 	l := bare(t, 1)
 	for _, listen := range [][]string{{"--tcp", "6783", "--udp", "0"}, {"--tcp", "0", "--udp", "6784"}} {
 		p, err := l.Background(t.Context(), "h1", "listening", append([]string{"weft", "probe", "listen"}, listen...)...)
@@ -169,7 +169,7 @@ func TestOccupiedPort(t *testing.T) {
 	launchFounder(t, l)
 }
 
-func TestMissingPrivilege(t *testing.T) {
+func TestMissingPrivilegeIsReported(t *testing.T) {
 	cmd := exec.Command(filepath.Join(labtest.Bin(t), "weft"), "agent", "--state-dir", t.TempDir(), "--run-dir", t.TempDir())
 	if os.Getuid() == 0 {
 		dir, err := os.MkdirTemp("/tmp", "weft-nobody-")

@@ -13,7 +13,7 @@ import (
 // If a firewall closes WireGuard's port on one host, that host is not ready, since its containers
 // would be isolated. The others report the failed tunnel in the status and the metrics. Everything
 // recovers once the port is open.
-func TestBlockedPort(t *testing.T) {
+func TestBlockedPortIsReported(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Bare: true})

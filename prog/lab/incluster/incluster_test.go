@@ -264,7 +264,7 @@ func TestSecretDeletedWhileAllAreDown(t *testing.T) {
 }
 
 // An invalid setting ends the agent, which reports it on the Node.
-func TestInvalidSetting(t *testing.T) {
+func TestInvalidSettingEndsTheAgent(t *testing.T) {
 	c := newCluster(t, 1)
 	c.serve()
 	_, err := c.Exec(t.Context(), "h1", nil, "env", "WEFT_KUBECONFIG="+c.config, "WEFT_NODE_NAME=h1", "WEFT_MTU=big", "weft", "agent", "--kubernetes")

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestTally(t *testing.T) {
+func TestTallyCountsLossAndOrder(t *testing.T) {
 	const timeout = 100 * time.Millisecond
 	start := time.Unix(0, 0)
 	type answer struct {
@@ -61,7 +61,7 @@ func ethernet(etherType, body string) []byte {
 	return b
 }
 
-func TestClassify(t *testing.T) {
+func TestClassifyNamesProtocols(t *testing.T) {
 	v4 := func(proto, body string) []byte {
 		return ethernet("0800", "4500 0000 0000 0000 40"+proto+" 0000 c0000201 c0000202"+body)
 	}
@@ -107,7 +107,7 @@ func FuzzClassify(f *testing.F) {
 	})
 }
 
-func TestPayload(t *testing.T) {
+func TestPayloadRepeatsTheMarker(t *testing.T) {
 	for _, size := range []int{0, 4, 5, 100} {
 		p := payload(7, size, "abc")
 		if len(p) != max(size, headerSize) || !intact(p, 7, Config{Size: size, Marker: "abc"}) || intact(p, 8, Config{Size: size, Marker: "abc"}) {
@@ -120,7 +120,7 @@ func TestPayload(t *testing.T) {
 }
 
 // On loopback, the server ends while a connection is in use.
-func TestStreamThatBreaks(t *testing.T) {
+func TestBrokenStreamEndsTheProbe(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	const port = 17007

@@ -97,7 +97,7 @@ func TestHelmRendersTheManifest(t *testing.T) {
 }
 
 // Each value changes what it is for, and nothing else.
-func TestHelmValues(t *testing.T) {
+func TestHelmValuesChangeOnlyTheirFields(t *testing.T) {
 	got := helm(t, map[string]any{
 		"image":    map[string]any{"repository": "registry.example/net/weft", "tag": "v1"},
 		"settings": map[string]any{"WEFT_MTU": "1400", "WEFT_NO_DNS": true},
@@ -125,7 +125,7 @@ func TestHelmValues(t *testing.T) {
 
 // The example in site/deploy/kustomization.yaml works: images have that name and tag, and there is a
 // ConfigMap of that name.
-func TestKustomizeExample(t *testing.T) {
+func TestKustomizeExampleWorks(t *testing.T) {
 	fs := filesys.MakeFsInMemory()
 	var example strings.Builder
 	for _, name := range []string{"kustomization.yaml", "weft.yaml"} {

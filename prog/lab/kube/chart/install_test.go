@@ -186,7 +186,7 @@ func documented(t *testing.T, section, word string) (lines []string) {
 
 // The documented Helm commands work if Pod Security enforces baseline. They leave only the namespace,
 // which the next documented step deletes.
-func TestHelmUnderPodSecurity(t *testing.T) {
+func TestHelmWorksUnderPodSecurity(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "helm")
 	build := exec.Command("go", "build", "-o", program, "helm.sh/helm/v3/cmd/helm")
 	if out, err := build.CombinedOutput(); err != nil {
