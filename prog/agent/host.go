@@ -28,7 +28,7 @@ type host struct {
 	// expected returns the targets that should answer.
 	expected func([]mesh.Target) []mesh.Target
 	problems func() []problem.Problem
-	// run does what a cluster expects of its agents, until ctx ends.
+	// run performs the duties of a cluster's agent until ctx ends.
 	run func(context.Context, *parts) error
 }
 
@@ -39,7 +39,7 @@ type rules struct {
 	changed func() // the documents may have changed
 }
 
-// host makes what this host is.
+// host returns the parts that differ between plain hosts and Nodes.
 func (r *run) host() (host, error) {
 	if r.opts.Kubernetes.On {
 		return r.onNode()
@@ -62,7 +62,7 @@ func (r *run) host() (host, error) {
 	}, nil
 }
 
-// onNode makes what this host is as a Node.
+// onNode returns the parts for a host that is a Node.
 func (r *run) onNode() (h host, err error) {
 	o := r.opts.Kubernetes
 	var source *enforce.Kubernetes

@@ -11,12 +11,13 @@ import (
 	"weft/prog/agent/statedir"
 )
 
-// belongsNowhere is why an agent waits that was not told to found.
+// belongsNowhere is the reason why an agent waits that was not told to found a network.
 const belongsNowhere = "this host belongs to no network: join one with `weft launch --token - HOST`, or found one with `weft launch` (a supervisor's agent: weft agent --found)"
 
-// AwaitLaunch serves the sockets of an agent that belongs to no network, and says so there, until
-// `weft launch` decides (then it returns true) or the agent is stopped. before is launch's decision
-// as it was when the agent found that it belongs to none (statedir.Launched).
+// AwaitLaunch serves the sockets of an agent that belongs to no network, and reports that there. It
+// returns true when `weft launch` has decided, and false when the agent is stopped. before is
+// launch's earlier decision (statedir.Launched), from when the agent found that it belongs to no
+// network.
 func AwaitLaunch(ctx context.Context, opts config.Options, before os.FileInfo) (launched bool, err error) {
 	r := newRun(opts, belongsNowhere)
 	ctx, r.stop = context.WithCancel(ctx)

@@ -19,11 +19,10 @@ import (
 	"weft/router/link"
 )
 
-// Reset removes from this host everything that Weft made: the CNI configuration first, so that no
-// more containers come, then the data path, then state and secret. The sysctls that Weft changed
-// get their earlier values, but not on a Node, where others need them too; kept says of each that
-// could not be restored. A state file that cannot be read is set aside, not deleted. The agent must
-// not be running.
+// Reset removes everything that Weft made on this host: first the CNI configuration, so that no more
+// containers are attached, then the data path, then state and secret. It restores the sysctls that
+// Weft changed, except on a Node, where other programs need them. kept lists those that could not be
+// restored. It renames a state file that cannot be read. The agent must not be running.
 func Reset(ctx context.Context, opts config.Options) (kept []string, err error) {
 	if err := CheckPrivileges(); err != nil {
 		return nil, err
@@ -69,12 +68,13 @@ func Reset(ctx context.Context, opts config.Options) (kept []string, err error) 
 		err = report.TakeBack(ctx)
 	}
 	if err != nil {
-		return kept, fmt.Errorf("reset: this host is clean, but its Node still says that Weft is up, so that no new network is founded: run it again once that is mended: %w", err)
+		return kept, fmt.Errorf("reset: this host is clean, but its Node still has the condition that Weft is up, which prevents founding a new network: fix the cause and run it again: %w", err)
 	}
 	return kept, nil
 }
 
-// restoreSysctls undoes what Weft changed, the last first, where nobody changed it since.
+// restoreSysctls restores the sysctls that Weft changed, in reverse order, unless they were changed
+// since.
 func restoreSysctls(changed []state.Sysctl) (kept []string) {
 	for _, c := range slices.Backward(changed) {
 		if !link.SysctlIs(c.Set, c.Name) {
@@ -87,8 +87,8 @@ func restoreSysctls(changed []state.Sysctl) (kept []string) {
 	return kept
 }
 
-// WarnInvalid says on this host's Node that the agent does not start with settings like these. It
-// tries its best, and not for long.
+// WarnInvalid reports on this host's Node that the agent does not start with its settings. It only
+// tries for a short time.
 func WarnInvalid(ctx context.Context, opts config.Options, why error) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -99,7 +99,7 @@ func WarnInvalid(ctx context.Context, opts config.Options, why error) error {
 	return report.WarnNow(ctx, kube.ReasonInvalidSetting, "Weft does not start: "+why.Error())
 }
 
-// reporter speaks for this host's Node where no agent does.
+// reporter returns the Reporter of this host's Node while no agent runs.
 func reporter(opts config.Options) (*kube.Reporter, error) {
 	config, err := kube.Connect(opts.Kubernetes.Config)
 	if err != nil {

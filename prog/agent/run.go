@@ -1,7 +1,7 @@
-// Package agent composes the daemon of a host: it makes the components from what is stored, wires
-// them, and runs them. It is the only package that may import all others.
+// Package agent composes the daemon of a host: it makes the components from the stored state,
+// connects them, and runs them. It is the only package that may import all others.
 //
-// The agent is not in the data path. It may be stopped, killed or replaced at any moment: tunnels,
+// The agent is not in the data path. It may be stopped, killed or replaced at any time: tunnels,
 // endpoints and the guard stay as they are, and the next agent takes them over.
 package agent
 
@@ -28,7 +28,7 @@ import (
 	"weft/router/link"
 )
 
-// ErrMoved says that this host has another address now, and that its agent is to run anew.
+// ErrMoved means that this host's address has changed and its agent must restart.
 var ErrMoved = underlay.ErrMoved
 
 // ErrTwin says that this host is a copy of another one, which goes on. It is not to be started

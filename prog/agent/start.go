@@ -57,9 +57,8 @@ func (p *parts) replicate(try *dryrun.DryRun) {
 	}
 }
 
-// start runs the components until ctx ends or one of them fails. The first view is there before
-// any other component runs: the first plan is made of what is stored, not of what gossip says. What
-// is plugged in is looked at before that plan changes the kernel.
+// start runs the components until ctx ends or one of them fails. The first view exists before any
+// other component runs: the first plan is made of stored values, not of gossip.
 func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group, open func()) error {
 	group.Go(func() error { return p.ipam.Run(ctx) })
 	if _, err := p.view.Refresh(ctx); err != nil {
@@ -79,7 +78,8 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 	} {
 		group.Go(func() error { return part(ctx) })
 	}
-	// The name server goes on answering while the agent says goodbye, so that a restart is short.
+	// The name server keeps answering while the agent announces its stop, so that a restart only
+	// causes a short gap.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	served := make(chan error, 1)
 	go func() { served <- p.resolver.Run(serving) }()

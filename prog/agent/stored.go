@@ -21,7 +21,7 @@ import (
 	"weft/router/datapath"
 )
 
-// stored is what the last run left, from which the first plan is made.
+// stored is the state of the last run, from which the first plan is made.
 type stored struct {
 	peers, sets, documents [][]byte
 	synced                 bool
@@ -31,7 +31,7 @@ type stored struct {
 	owners                 map[peer.ID][]slot.Range
 }
 
-// load reads what the last run left.
+// load reads the state of the last run.
 func load(store *state.Store, self peer.ID) (s stored, err error) {
 	if s.peers, err = store.Peers(); err != nil {
 		return s, err
@@ -61,8 +61,8 @@ func load(store *state.Store, self peer.ID) (s stored, err error) {
 	return s, nil
 }
 
-// record is this host's own as gossip tells it first. It is complete from the start: a record
-// without a ring would end the tunnels that the last agent left.
+// record returns this host's first own record. It is complete from the start, since a record without
+// a ring would end the tunnels of the last agent.
 func (r *run) record(at underlay.Host, h host) peer.Record {
 	return peer.Record{
 		WireGuard: r.founding.Trust.Public, Nickname: h.nickname, Underlay: at.Addrs, MTUs: at.MTUs,
@@ -70,7 +70,7 @@ func (r *run) record(at underlay.Host, h host) peer.Record {
 	}
 }
 
-// owns reports whether a peer owns a part of the ring: by the last view, or by what is stored.
+// owns reports whether a peer owns a part of the ring, by the last view or by the stored state.
 func (r *run) owns(v *view.View, id peer.ID) bool {
 	if v != nil {
 		return len(v.Owners[id]) > 0
@@ -78,7 +78,7 @@ func (r *run) owns(v *view.View, id peer.ID) bool {
 	return len(r.stored.owners[id]) > 0
 }
 
-// election is how this peer votes, if it does: not where a peer says that it has a ring.
+// election returns this peer's vote, or nil if a peer announces that it has a ring.
 func (r *run) election(m *mesh.Mesh) *ipam.Election {
 	e, self := r.founding.Election, r.founding.Trust.Self
 	if e != nil {
@@ -106,7 +106,7 @@ func (r *run) startDatapath(ctx context.Context) error {
 	return datapath.Start(ctx, exe, filepath.Join(r.opts.StateDir, "datapath.log"))
 }
 
-// pluginConfig is what weft-cni has to be told, since it is not where the plugin looks for it.
+// pluginConfig returns the settings of weft-cni that differ from its defaults.
 func (r *run) pluginConfig() map[string]string {
 	out := map[string]string{}
 	if socket := r.opts.Socket(); socket != api.DefaultSocket {

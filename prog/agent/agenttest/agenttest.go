@@ -1,5 +1,6 @@
-// Package agenttest has what tests of the agent's components share: the view of a peer that has a
-// ring, and fakes of what a component asks.
+// Package agenttest is shared by the tests of the agent's components: the view of a peer with a ring,
+// and fakes of a component's inputs. It owns no state beyond its values. The fakes are not safe for
+// concurrent use unless documented.
 package agenttest
 
 import (
@@ -17,14 +18,14 @@ import (
 	"weft/router/policy"
 )
 
-// Self is the peer whose component is tested, and Node the slot of its node address.
+// Self is the peer under test, and Node the slot of its node address.
 var Self = peer.ID{1}
 
 // Universe is that of all rings here.
 func Universe() slot.Universe { return slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()} }
 
-// View returns what Self sees: a ring that it shares with others, who can be reached. Its own node
-// address is the first slot that it owns.
+// View returns the view of Self: a ring shared with other, reachable peers. Its node address is the
+// first slot that it owns.
 func View(others ...peer.ID) *view.View {
 	r := ring.Found(ring.ID{1}, [16]byte{1}, Universe(), append([]peer.ID{Self}, others...)...)
 	v := &view.View{
@@ -42,7 +43,7 @@ func View(others ...peer.ID) *view.View {
 	return v
 }
 
-// IPAM hands out slots one after the other. The zero IPAM begins with the slot 2.
+// IPAM allocates slots in order. The zero IPAM begins with slot 2.
 type IPAM struct {
 	mu    sync.Mutex
 	last  slot.Slot
@@ -79,7 +80,7 @@ func (i *IPAM) Claim(_ context.Context, key string, want slot.Slot, _ []byte) er
 	return nil
 }
 
-// Free takes back the slot of key.
+// Free releases the slot of key.
 func (i *IPAM) Free(_ context.Context, key string) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -120,7 +121,7 @@ type Settings struct {
 	Fail error // of the next writes
 }
 
-// Settings reads what was saved.
+// Settings reads the saved settings.
 func (s *Settings) Settings(into any) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

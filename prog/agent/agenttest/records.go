@@ -24,7 +24,7 @@ func Record(n byte) peer.Record {
 	}
 }
 
-// ViewOf is what a peer sees that has a ring with all owners.
+// ViewOf returns the view of a peer that has a ring with all owners.
 func ViewOf(own peer.Record, peers []mesh.Peer, owners ...peer.ID) *view.View {
 	r := ring.Found(ring.ID{1}, [16]byte{1}, Universe(), owners...)
 	v := &view.View{

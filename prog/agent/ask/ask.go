@@ -19,7 +19,7 @@ const (
 	atOnce = 16
 )
 
-// ErrUnreachable says that a peer was not asked.
+// ErrUnreachable means that a peer was not asked, since it is unreachable.
 var ErrUnreachable = errors.New("it cannot be reached now")
 
 // Mesh is what requests need of the mesh.

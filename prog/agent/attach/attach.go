@@ -1,10 +1,10 @@
-// Package attach owns what is attached to this host: the endpoints, their addresses, and the
-// releases that weft-cni queued while no agent ran.
+// Package attach owns the endpoints of this host, their addresses, and the releases that weft-cni
+// queued while no agent ran.
 //
-// Attachments publish the endpoints after every change, sorted by key; nobody changes what was
-// published. One operation at a time works on an endpoint; different endpoints do not wait for
-// each other. Attach returns only when the policies of the endpoint are in the kernel. The
-// goroutine of Run releases what ended, every two seconds.
+// Attachments publish the endpoints after every change, sorted by key; published values are never
+// changed. One operation at a time works on an endpoint; different endpoints do not wait for each
+// other. Attach only returns when the kernel enforces the endpoint's policies. The goroutine of Run
+// releases ended endpoints every two seconds.
 package attach
 
 import (
@@ -48,13 +48,14 @@ type Router interface {
 	Unplug(context.Context, ...endpoint.Endpoint) error
 }
 
-// Pods is what is known of pods beside what the plugin says. Without Kubernetes it is NoPods.
+// Pods returns what is known of pods in addition to the plugin's request. Without Kubernetes it is
+// NoPods.
 type Pods interface {
 	// Complete makes the request of a pod say what the API server says of it.
 	Complete(context.Context, *api.AttachRequest) error
 	// Current returns the labels and ports that a pod has now; false if they are not known.
 	Current(namespace, name, uid string) (labels map[string]string, ports []api.Port, ok bool)
-	// Ended reports whether the API server told of a pod, and has no such pod any more.
+	// Ended reports whether the API server no longer has a pod.
 	Ended(namespace, name, uid string) bool
 }
 
@@ -63,7 +64,7 @@ type Store interface {
 	Notes(add func(key string, s slot.Slot, note []byte) error) error
 }
 
-// Config is what Attachments are made of.
+// Config configures Attachments.
 type Config struct {
 	Store    Store
 	IPAM     IPAM
@@ -84,7 +85,7 @@ type Config struct {
 	Short func(name string) string
 	// MTU is what an endpoint's link gets that is attached now.
 	MTU func() int
-	// Unattached remembers containers whose attachment ended with their namespace.
+	// Unattached keeps containers whose attachment ended with their namespace.
 	Unattached *unattached.Containers
 	// Checked is called when Check may say something else.
 	Checked  func()
@@ -106,16 +107,16 @@ type Attachments struct {
 	endpoints map[string]*record // by api.EndpointRef.Key
 }
 
-// record is an endpoint, and what the reaper knows of it.
+// record is an endpoint, with the reaper's state.
 type record struct {
 	Endpoint
 	missing int // rounds in which its link was not there
 }
 
-// errStarting says that what the last agent left was not looked at yet.
+// errStarting means that the last agent's endpoints were not checked yet.
 var errStarting = errors.New("the agent is starting")
 
-// New makes attachments of what the store has; Run starts them.
+// New makes Attachments from the store; Run starts them.
 func New(cfg Config) (*Attachments, error) {
 	a := &Attachments{cfg: cfg, busy: keys{taken: map[string]chan struct{}{}}, queue: queue{dir: cfg.Releases}, endpoints: map[string]*record{}}
 	a.failed.Set(errStarting)
@@ -354,8 +355,8 @@ func (a *Attachments) Endpoint(_ context.Context, ref api.EndpointRef) (api.Endp
 	return e.describe(a.cfg.View.Get(), a.cfg.Settings.Get(), a.cfg.IPv6), nil
 }
 
-// Find returns the keys of the endpoints that a word names: a container's id or name, or else the
-// beginning of an id.
+// Find returns the keys of the endpoints that an argument names: a container's id or name, or else
+// the beginning of an id.
 func (a *Attachments) Find(word string) ([]string, error) {
 	var exact, begin []string
 	for _, e := range a.Get() {
@@ -373,5 +374,5 @@ func (a *Attachments) Find(word string) ([]string, error) {
 	case len(begin) > 0:
 		return begin, nil
 	}
-	return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is not attached to this host (`weft ps` lists what is)", word)}
+	return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is not attached to this host (`weft ps` lists the attached ones)", word)}
 }

@@ -15,7 +15,7 @@ import (
 	"weft/router/endpoint"
 )
 
-// Endpoint is what is attached under one key. The store keeps the request with the allocation.
+// Endpoint is the endpoint of one key. The store keeps the request with the allocation.
 type Endpoint struct {
 	api.AttachRequest
 	Slot slot.Slot
@@ -52,7 +52,8 @@ func addresses(p endpoint.Endpoint) []netip.Addr {
 	return out
 }
 
-// Entry returns what an endpoint says of itself, for the directory, which has what fits of it.
+// Entry returns an endpoint's entry in the directory, without parts that exceed the directory's
+// limits.
 func (e Endpoint) Entry() directory.Endpoint {
 	d := directory.Endpoint{
 		ID: e.Key(), Slots: []slot.Slot{e.Slot},
@@ -64,14 +65,14 @@ func (e Endpoint) Entry() directory.Endpoint {
 	return d
 }
 
-// Owns reports whether a name is an endpoint's own: what it was called when it was attached,
-// alone or with its namespace. An empty name stands for any.
+// Owns reports whether a name is an endpoint's own: that of its attachment, with or without its
+// namespace. An empty name matches any.
 func (e Endpoint) Owns(name string) bool {
 	own, _ := e.Entry().Fit() // what does not fit is no name anywhere
 	return own.Name != "" && (name == "" || slices.Contains(own.Names(), name))
 }
 
-// describe is an endpoint as people see it.
+// describe returns an endpoint for output.
 func (e Endpoint) describe(v *view.View, s settings.Values, ipv6 bool) api.Endpoint {
 	key := e.Key()
 	out := api.Endpoint{

@@ -45,7 +45,8 @@ func (k *keys) wait(ctx context.Context, key string) (done func(), err error) {
 	}
 }
 
-// take takes a key, or returns what is closed when the operation that has it ends.
+// take locks a key. If another operation has it, take returns a channel that is closed when that
+// operation ends.
 func (k *keys) take(key string) (done func(), other <-chan struct{}) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -6,7 +6,7 @@ import (
 	"weft/prog/api"
 )
 
-// NoPods is what is known of pods where there is no Kubernetes: nothing.
+// NoPods is the Pods without Kubernetes: no pod is known.
 type NoPods struct{}
 
 // Complete leaves the request as it is.

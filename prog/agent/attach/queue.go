@@ -27,7 +27,7 @@ func (q *queue) check() error {
 	return nil
 }
 
-// do does the queued releases. A file that cannot be read is set aside, for people.
+// do performs the queued releases. It renames files that it cannot read, for inspection.
 func (q *queue) do(ctx context.Context, log *slog.Logger, release func(context.Context, api.EndpointRef) error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -28,8 +28,8 @@ type strays struct {
 	kept map[string]netip.Addr // by link
 }
 
-// find lists the links of strays. Endpoints come and go meanwhile: a link that belonged to one
-// before the look or after it is no stray's.
+// find returns the links of strays. Endpoints may be added and removed meanwhile: a link that
+// belonged to an endpoint before or after the check is no stray's.
 func (s *strays) find(known func() []string) error {
 	before := known()
 	routed, err := endpoint.Routed()
@@ -43,7 +43,7 @@ func (s *strays) find(known func() []string) error {
 	return nil
 }
 
-// claim keeps the addresses of strays. A stray whose address another peer has by now is cut off.
+// claim reserves the addresses of strays. A stray whose address another peer owns now is cut off.
 func (s *strays) claim(ctx context.Context, cfg Config, v *view.View) error {
 	for key, n := range v.Allocations {
 		if name, ok := strings.CutPrefix(key, strayPrefix); ok {

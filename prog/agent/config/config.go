@@ -1,5 +1,5 @@
-// Package config holds what the operator decides about an agent: its Options, their defaults and
-// their bounds. It is values only: nothing here reads a file or asks the kernel.
+// Package config holds the operator's decisions about an agent: its Options, their defaults and their
+// limits. It only has values: it reads no files and does not query the kernel.
 package config
 
 import (
@@ -19,7 +19,7 @@ import (
 	"weft/router/nft"
 )
 
-// Options are the operator's decisions. The zero value of a field stands for its default.
+// Options are the operator's decisions. The zero value of a field means its default.
 type Options struct {
 	Version    string
 	Nickname   string         // default: the host's name
@@ -38,8 +38,8 @@ type Options struct {
 	CNIBinDir  string
 	CNIChain   []string // plugins that the runtime calls after weft-cni, where they are in CNIBinDir
 	SysctlDir  string   // default: /proc/sys/net
-	// DatapathElsewhere says that another supervisor starts the userspace WireGuard, where the
-	// kernel has none: a pod that outlives the agent's.
+	// DatapathElsewhere means that a supervisor starts the userspace WireGuard for kernels without
+	// it: a pod that survives the agent's pod.
 	DatapathElsewhere bool
 	StatusAddr        string // empty: no status over TCP
 	DNS               DNS
@@ -60,8 +60,8 @@ type DNS struct {
 	ResolvConf  string                      // the file that names this host's own servers
 }
 
-// Kubernetes says where the API server is, if this host is a Node of a cluster: then policies,
-// namespaces, pods and peers are what that says, and a Secret there founds the ring.
+// Kubernetes configures the API server, if this host is a Node of a cluster. Then policies,
+// namespaces, pods and peers come from it, and a Secret in it founds the ring.
 type Kubernetes struct {
 	On        bool
 	Config    string // a kubeconfig file; empty: the service account of the agent's pod
@@ -138,10 +138,10 @@ func (o Options) PublicStatusPort() uint16 {
 	return uint16(number)
 }
 
-// Asked returns what the operator asked for; zero where that is nothing.
+// Asked returns the requested ranges; zero if there are none.
 func (r Ranges) Asked() slot.Universe { return slot.Universe{V4: r.V4, V6: r.V6} }
 
-// Complete returns the universe with defaults for what the operator left open.
+// Complete returns the universe, with defaults for ranges that the operator did not give.
 func (r Ranges) Complete(cluster secret.ClusterID) slot.Universe {
 	u := r.Asked()
 	if !u.V4.IsValid() {

@@ -10,8 +10,8 @@ import (
 	"weft/router/nft"
 )
 
-// Init says which peer founds the address ring. The zero Init: this peer, if it was launched without
-// targets; else a vote of this peer and its targets, where none of them has a ring already.
+// Init names the peers that found the address ring. With the zero Init, this peer founds if it was
+// launched without targets. Otherwise this peer and its targets vote, unless one of them has a ring.
 type Init struct {
 	Expect   int       // voters; 0: the targets, and this peer
 	Seeds    []peer.ID // the founders, without a vote

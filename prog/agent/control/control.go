@@ -51,7 +51,7 @@ type View interface {
 	Refresh(context.Context) (*view.View, error)
 }
 
-// Config is what a Server is made of.
+// Config configures a Server.
 type Config struct {
 	Self peer.ID
 	Mesh Mesh
@@ -75,7 +75,7 @@ type Server struct {
 
 var _ server.Agent = (*Server)(nil)
 
-// New makes a server whose components the caller fills in.
+// New makes a Server; the caller sets its components.
 func New(cfg Config) *Server { return &Server{cfg: cfg} }
 
 // Targets changes which hosts this peer joins.
@@ -95,7 +95,7 @@ func (s *Server) Targets(_ context.Context, req api.TargetsRequest) error {
 	return nil
 }
 
-// knownTargets refuses to forget what is no target, and then all that was asked with it.
+// knownTargets refuses a whole request if it forgets a host that is no target.
 func knownTargets(targets []mesh.Target, forget []string) error {
 	for _, host := range forget {
 		if !slices.ContainsFunc(targets, func(t mesh.Target) bool { return t.Host == host }) {
@@ -114,7 +114,7 @@ func (s *Server) Stop(ctx context.Context, req api.StopRequest) (r api.StopReply
 		}
 		heir, err := s.cfg.IPAM.Leave(ctx)
 		if err != nil && !req.Force {
-			return r, fmt.Errorf("%w. When one can be reached, try again; or use --force, and then run `weft rmpeer %v` on another host", err, s.cfg.Self)
+			return r, fmt.Errorf("%w. Try again when one is reachable; or use --force, then run `weft rmpeer %v` on another host", err, s.cfg.Self)
 		}
 		if !heir.IsZero() {
 			r.Heir = s.cfg.Mesh.Name(heir)
@@ -139,8 +139,7 @@ func (s *Server) RemovePeer(ctx context.Context, req api.RemovePeerRequest) (r a
 	return api.RemovePeerReply{Peer: name, Addresses: slots}, err
 }
 
-// Remove takes over what a dead peer owns, and has all hosts forget it. One that owns
-// nothing is forgotten all the same.
+// Remove takes over a dead peer's addresses, and makes all hosts forget it, also if it owns nothing.
 func (s *Server) Remove(ctx context.Context, id peer.ID, force bool) (uint64, error) {
 	slots, err := s.cfg.IPAM.RemovePeer(ctx, id, force)
 	refused, ok := errors.AsType[*ipam.RemovalError](err)

@@ -9,9 +9,8 @@ import (
 	"weft/prog/api/server"
 )
 
-// Front answers on the agent's sockets from its start on. Until the agent has what it needs to
-// serve (under Kubernetes that can take as long as the API server is down), it says what is waited
-// for.
+// Front answers on the agent's sockets from its start on. Until the agent can serve, it reports what
+// the agent waits for. Under Kubernetes that can take as long as the API server is down.
 type Front struct {
 	All, ReadOnly *Door
 	alive         atomic.Pointer[func() error]
@@ -31,9 +30,9 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.starting.ServeHTTP(w, r)
 }
 
-// Starting is what a Front answers before it is opened.
+// Starting holds the answers of a Front before it is opened.
 type Starting struct {
-	// Why says what is waited for; empty: nothing, the agent is just starting.
+	// Why returns what the agent waits for; empty: it is just starting.
 	Why    func() string
 	Report func() api.Report
 	Stop   func()
@@ -80,8 +79,8 @@ func (f *Front) Open(a server.Agent, metrics http.Handler, alive func() error) {
 	f.ReadOnly.behind.Store(&status)
 }
 
-// live answers whether starting this agent anew could help: only if it hangs. That the API server
-// or other peers are down does not end it, and before it is open it has nothing that could hang.
+// live fails if a restart of this agent could help: only if it hangs. It does not fail if the API
+// server or other peers are down, or before the agent serves.
 func (f *Front) live(w http.ResponseWriter, _ *http.Request) {
 	if alive := f.alive.Load(); alive != nil {
 		if err := (*alive)(); err != nil {

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Notify tells systemd how this unit fares (sd_notify(3)): READY=1 once the control socket
-// answers, STATUS= with what `systemctl status` shows. Where no systemd listens it does nothing.
+// Notify reports the unit's state to systemd (sd_notify(3)): READY=1 once the control socket answers,
+// and STATUS= with the text for `systemctl status`. Without systemd it does nothing.
 func Notify(lines ...string) {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {

@@ -45,8 +45,7 @@ func ListenStatus(addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// ListenSocket listens on the control socket. A socket that no agent answers on is a dead one's,
-// and replaced.
+// ListenSocket listens on the control socket. It replaces a socket on which no agent answers.
 func ListenSocket(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)

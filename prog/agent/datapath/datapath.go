@@ -1,10 +1,10 @@
-// Package datapath keeps the kernel's data path as the plan says. It owns what was applied, and
+// Package datapath keeps the kernel's data path equal to the plan. It owns what was applied, and
 // when.
 //
-// Its goroutine applies a plan when an input changes: with each view at least, that is every two
-// seconds, so that what others broke is repaired. Endpoints are no such input: attach plugs and
-// unplugs them by itself, and the next plan has them. It starts with what is stored, before gossip says
-// anything: a restart changes nothing.
+// Its goroutine applies a plan when an input changes, and with each view, at least every two seconds,
+// to repair changes by others. Endpoints are no such input: attach adds and removes them in the kernel
+// itself, and the next plan includes them. It starts with the stored state, before gossip arrives, so
+// that a restart changes nothing.
 package datapath
 
 import (
@@ -33,7 +33,7 @@ import (
 	"weft/router/problem"
 )
 
-// stuck is how long one turn may take: a turn gives up what hangs long before.
+// stuck is the time limit of one turn. Operations in a turn have much shorter timeouts.
 const stuck = 2 * time.Minute
 
 // Router makes the kernel match.
@@ -44,7 +44,7 @@ type Router interface {
 	Observe() (router.Observed, error)
 }
 
-// Underlay is what the hosts' own network says.
+// Underlay returns the state of the hosts' own network.
 type Underlay interface {
 	Overlap(slot.Universe) error
 	Routes() (carry func(netip.Addr) int, done func(), err error)
@@ -194,9 +194,9 @@ func (d *Datapath) Tunnels() []topology.Tunnel {
 	return nil
 }
 
-// errUnconfirmed says that WireGuard has not got this host's key yet: two hosts with one key
-// would take each other's packets.
-var errUnconfirmed = errors.New("waiting for another peer to confirm that no other host has this one's identity; with none that answers, for 10 s")
+// errUnconfirmed means that WireGuard does not have this host's key yet: two hosts with the same key
+// would receive each other's packets.
+var errUnconfirmed = errors.New("waiting for another peer to confirm that no other host has this host's identity; without any answer, for 10 s")
 
 // Check reports why a new container could not send or receive.
 func (d *Datapath) Check() error {

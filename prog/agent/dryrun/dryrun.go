@@ -1,5 +1,6 @@
-// Package dryrun says what changed policies would do, without making the change: to connections of
-// now, on all hosts, and to what endpoints may reach.
+// Package dryrun computes the effects of changed policies without making the change: on current
+// connections of all hosts, and on the allowed ports between endpoints. It owns no state, is safe for
+// concurrent use, and changes nothing.
 package dryrun
 
 import (
@@ -31,21 +32,21 @@ import (
 // requestTry asks a peer for its connections that would change: []mesh.Change → flowChanges.
 const requestTry = "policy/try"
 
-// Bounds of what a dry run looks at, and tells.
+// Limits of a dry run's input and output.
 const (
 	mostFlows = 200   // of one host
 	mostPairs = 200   // told
 	mostTried = 20000 // pairs that are looked at
 )
 
-// Config is what a DryRun is made of.
+// Config configures a DryRun.
 type Config struct {
 	Self peer.ID
 	Mesh ask.Mesh
 	View *live.Value[*view.View]
 	// Know returns what this host knows now.
 	Know func() enforce.Known
-	// MarkOwnHost says of a packet whether it is between this host itself and an endpoint on it.
+	// MarkOwnHost marks a packet that is between this host itself and an endpoint on it.
 	MarkOwnHost func(*policy.Packet)
 }
 
@@ -55,7 +56,7 @@ type DryRun struct{ cfg Config }
 // New makes a dry run.
 func New(cfg Config) *DryRun { return &DryRun{cfg} }
 
-// tried returns what is known, and what would be after changes.
+// tried returns the known state before and after changes.
 func (d *DryRun) tried(changes []mesh.Change) (before, after enforce.Known, err error) {
 	before = d.cfg.Know()
 	after.Policies = slices.Clone(before.Policies)

@@ -45,7 +45,7 @@ type Parsed struct {
 	Err error
 }
 
-// NewDocuments makes a source of what a store has. name is what people call a peer.
+// NewDocuments makes a Source of a store's documents. name returns a peer's name for output.
 func NewDocuments(store *mesh.Documents, name func(peer.ID) string) *Documents {
 	return &Documents{store: store, name: name}
 }
@@ -58,10 +58,10 @@ func (d *Documents) Known() error {
 	return nil
 }
 
-// Empty reports nothing: what is known of the documents replaces the rules of an earlier agent.
+// Empty returns nil: policies made of the known documents may replace the rules of an earlier agent.
 func (d *Documents) Empty() error { return nil }
 
-// Title says where policies come from, for people.
+// Title names the origin of policies for output.
 func (d *Documents) Title() string { return "documents of the network (weft policy apply)" }
 
 // Hosts returns none: outside Kubernetes, policies name no hosts.
@@ -110,7 +110,7 @@ func (d *Documents) Read(before string) (Rules, bool) {
 	return rules, true
 }
 
-// Of returns what was read of a document, as of the last Read.
+// Of returns the parsed content of a document, as of the last Read.
 func (d *Documents) Of(doc *document.Document) Parsed {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -13,9 +13,9 @@ import (
 	"weft/router/policy"
 )
 
-// learnEndpoints tells the compiler of the endpoints of others, as far as their sets changed, of
-// the hosts, and of the endpoints here, as they are attached: the directory hears of those later.
-// The caller holds the lock.
+// learnEndpoints updates the compiler with the endpoints of other peers, if their sets changed, with
+// the hosts, and with the endpoints here as they are attached, before the directory has them. The
+// caller holds the lock.
 func (e *Enforcer) learnEndpoints() {
 	v, viewed := e.cfg.View.Read()
 	if v == nil {
@@ -41,7 +41,7 @@ func (e *Enforcer) learnEndpoints() {
 	}
 }
 
-// learnOthers tells the compiler of the endpoints of other peers.
+// learnOthers updates the compiler with the endpoints of other peers.
 func (e *Enforcer) learnOthers(v *view.View) {
 	if !v.Ring.Equal(e.heard.ring) {
 		e.heard.ring, e.heard.seen = v.Ring, map[peer.ID]directory.Held{}

@@ -48,7 +48,7 @@ type Source interface {
 	Version() uint64
 }
 
-// Directory says what is attached to other hosts.
+// Directory returns the endpoints of other hosts.
 type Directory interface {
 	Held() []directory.Held
 	Of(peer.ID, directory.Ring) []directory.Entry
@@ -57,7 +57,7 @@ type Directory interface {
 // Router loads programs into the kernel.
 type Router interface{ Enforce(nft.Policy) error }
 
-// Config is what an Enforcer is made of.
+// Config configures an Enforcer.
 type Config struct {
 	Self      peer.ID
 	Source    Source
@@ -84,7 +84,7 @@ type Enforcer struct {
 	enforced string // generation that the kernel has
 }
 
-// heard is what the compiler was told of, so that it is told only of changes.
+// heard is the input that the compiler already has, so that it only gets changes.
 type heard struct {
 	own   own
 	hosts [2]uint64                   // versions of view and source
@@ -93,7 +93,7 @@ type heard struct {
 	ring  ring.Ring                   // by which these count
 }
 
-// own is what the endpoints of this host, as policies see them, follow from.
+// own holds the inputs of this host's own endpoints, as policies see them.
 type own struct {
 	version  uint64
 	universe slot.Universe
@@ -107,7 +107,7 @@ func New(cfg Config) *Enforcer {
 	}
 }
 
-// Wake says that the directory changed. It never blocks.
+// Wake announces a change of the directory. It never blocks.
 func (e *Enforcer) Wake() {
 	select {
 	case e.wake <- struct{}{}:
@@ -140,7 +140,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	}
 }
 
-// Settle enforces what is new. Before the first Ensure, which does so, it does nothing.
+// Settle enforces new input. It does nothing before the first Ensure.
 func (e *Enforcer) Settle() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -153,8 +153,8 @@ func (e *Enforcer) Settle() error {
 	return e.load()
 }
 
-// Ensure makes the kernel enforce what is known now, and returns when it does; also when nothing
-// changed but the kernel.
+// Ensure returns when the kernel enforces everything known at the time of the call. It also repairs
+// changes that others made in the kernel.
 func (e *Enforcer) Ensure() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -174,7 +174,7 @@ func (e *Enforcer) load() error {
 	return nil
 }
 
-// learn tells the compiler what is known now. The caller holds the lock.
+// learn updates the compiler with everything known now. The caller holds the lock.
 func (e *Enforcer) learn() {
 	if rules, news := e.cfg.Source.Read(e.rules.Generation); news {
 		e.rules = rules

@@ -12,7 +12,7 @@ import (
 	"weft/router/policy"
 )
 
-// API is what the Kubernetes API server says.
+// API is the state of the Kubernetes API server.
 type API interface {
 	State() *kube.State // nil while that is nothing
 	Troubles() []kube.Trouble
@@ -27,7 +27,7 @@ type Kubernetes struct {
 	ipv6 bool
 }
 
-// NewKubernetes makes a source of what an API server says.
+// NewKubernetes makes a Source of the API server's policies.
 func NewKubernetes(api API, ipv6 bool) *Kubernetes { return &Kubernetes{api: api, ipv6: ipv6} }
 
 // Known reports why the policies are not known yet.
@@ -53,7 +53,7 @@ func (k *Kubernetes) Empty() error {
 	return k.Known()
 }
 
-// Title says where policies come from, for people.
+// Title names the origin of policies for output.
 func (k *Kubernetes) Title() string {
 	title := "the Kubernetes API server " + k.api.Server()
 	switch state := k.api.State(); {
@@ -91,9 +91,9 @@ func (k *Kubernetes) Hosts(v *view.View) []policy.Host {
 	return hosts(v, state.Nodes, k.ipv6)
 }
 
-// hosts are the cluster's Nodes, as policies see them: known by their InternalIPs, and by the node
-// address of the peer that says that it runs there. Where several peers say so, none is believed,
-// unless just one of them can be reached: the other ones may be what a lost disk left.
+// hosts returns the cluster's Nodes as policies see them: with their InternalIPs, and the node
+// address of the peer that announces that it runs there. If several peers announce the same Node,
+// only a single reachable one counts, since the others may be remains of a lost disk.
 func hosts(v *view.View, nodes map[string]kube.Node, ipv6 bool) (hosts []policy.Host) {
 	on := map[string][]peer.ID{} // by the UID of a Node
 	for id, r := range v.Records {

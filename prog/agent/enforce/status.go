@@ -8,13 +8,13 @@ import (
 	"weft/router/problem"
 )
 
-// InForce is what a host enforces, as other peers are told.
+// InForce is what a host enforces, in the form that other peers receive.
 type InForce struct {
 	Generation string
 	Isolated   int
 	Dropped    map[string]uint64 // packets, by direction
 	Policies   map[string]int    // endpoints there that each selects
-	// Unread is what of a policy is not understood there, where there is something.
+	// Unread lists the parts of policies that this host does not understand, by policy.
 	Unread map[string][]string `cbor:",omitempty"`
 }
 
@@ -56,8 +56,8 @@ func (e *Enforcer) Policies() []policy.Policy {
 	return e.rules.Policies
 }
 
-// Problems say what is not enforced here, or not as it was written. What one policy says concerns
-// the hosts of the endpoints that it selects.
+// Problems returns policies that are not enforced here, or not fully understood. A problem of one
+// policy concerns the hosts of the endpoints that it selects.
 func (e *Enforcer) Problems() (out []problem.Problem) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -75,7 +75,7 @@ func (d *Drops) makeRoom() {
 	delete(d.last, oldest)
 }
 
-// list returns what is remembered, newest first.
+// list returns the recorded drops, newest first.
 func (d *Drops) list() (out []api.Drop, packets []nft.Packet) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -98,7 +98,7 @@ func (d *Drops) list() (out []api.Drop, packets []nft.Packet) {
 	return out, packets
 }
 
-// Run hears of what the kernel drops, until ctx ends.
+// Run records packets that the kernel drops, until ctx ends.
 func (d *Drops) Run(ctx context.Context, log *slog.Logger) error {
 	for ctx.Err() == nil {
 		err := nft.Watch(ctx, func(l nft.Logged) { d.note(l, time.Now()) })

@@ -31,7 +31,7 @@ type reply struct {
 	Exempt   string
 }
 
-// ask asks the host of an endpoint; if that does not answer, what this host knows has to do.
+// ask asks the host of an endpoint. If that does not answer, it evaluates with what this host knows.
 func (x *Explainer) ask(ctx context.Context, k enforce.Known, owner peer.ID, q question) (r reply) {
 	if owner == x.cfg.Self {
 		return x.evaluate(k, q)
@@ -47,7 +47,7 @@ func (x *Explainer) ask(ctx context.Context, k enforce.Known, owner peer.ID, q q
 	}
 	if err != nil {
 		r = x.evaluate(k, q)
-		r.Decision.Kernel, r.Decision.Unasked = nil, fmt.Sprintf("%s could not be asked, this is what follows from what is known here: %v", x.cfg.View.Get().Name(owner), err)
+		r.Decision.Kernel, r.Decision.Unasked = nil, fmt.Sprintf("%s did not answer, so this is computed from what this host knows: %v", x.cfg.View.Get().Name(owner), err)
 	}
 	return r
 }
@@ -68,7 +68,8 @@ func (x *Explainer) serve(_ context.Context, _ peer.ID, payload []byte) ([]byte,
 	return cbor.Marshal(x.evaluate(x.cfg.Policies.Know(), q))
 }
 
-// evaluate says what policies and this host's kernel make of one direction of a connection.
+// evaluate returns the verdict of the policies and of this host's kernel for one direction of a
+// connection.
 func (x *Explainer) evaluate(k enforce.Known, q question) reply {
 	p := policy.Packet{
 		Src: q.Src, Dst: q.Dst, Protocol: policy.Protocol(q.Protocol), SrcPort: q.SrcPort, DstPort: q.Port,
@@ -105,7 +106,7 @@ func (x *Explainer) exempts(p policy.Packet) bool {
 	return e.OwnHost || e.Resolver && x.cfg.Resolver && p.DstPort == 53 && (p.Protocol == policy.UDP || p.Protocol == policy.TCP)
 }
 
-// MarkOwnHost says of a packet whether it is between this host itself and an endpoint on it.
+// MarkOwnHost marks a packet that is between this host itself and an endpoint on it.
 func (x *Explainer) MarkOwnHost(p *policy.Packet) {
 	v := x.cfg.View.Get()
 	if v == nil {

@@ -1,8 +1,8 @@
-// Package explain says what policies make of a connection, by the model and by the kernel of the
-// hosts at both ends, and which packets they dropped last.
+// Package explain evaluates a connection with the policies and with the kernels of the hosts at both
+// ends, and lists the packets that policies recently dropped.
 //
-// An Explainer owns nothing. Drops own the last packets that were dropped; their goroutine hears of
-// them from the kernel. Both are safe for concurrent use.
+// An Explainer owns no state. Drops own the recently dropped packets, which their goroutine receives
+// from the kernel. Both are safe for concurrent use.
 package explain
 
 import (
@@ -24,7 +24,7 @@ import (
 // requestEvaluate asks a peer for its part of a verdict: question → reply.
 const requestEvaluate = "policy/judge"
 
-// Policies are what this host knows and enforces.
+// Policies returns what this host knows and enforces.
 type Policies interface {
 	Know() enforce.Known
 	IsLocal(netip.Addr) bool
@@ -40,7 +40,7 @@ type Mesh interface {
 	Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error)
 }
 
-// Config is what an Explainer is made of.
+// Config configures an Explainer.
 type Config struct {
 	Self     peer.ID
 	Policies Policies
@@ -60,7 +60,7 @@ type Explainer struct{ cfg Config }
 // New makes an explainer.
 func New(cfg Config) *Explainer { return &Explainer{cfg} }
 
-// Explain says what becomes of a connection.
+// Explain evaluates a connection.
 func (x *Explainer) Explain(ctx context.Context, req api.ExplainRequest) (out api.Explanation, err error) {
 	v := x.cfg.View.Get()
 	if v == nil {

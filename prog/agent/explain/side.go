@@ -29,8 +29,8 @@ func (s side) asEndpoint() policy.Endpoint {
 	return policy.Endpoint{ID: "address " + s.Asked, Addrs: s.Addresses}
 }
 
-// side finds what a word names: an address, NAME, NAMESPACE/NAME, HOST/NAME, a name in the
-// DNS domain, a container's id or its beginning, or a host by its name.
+// side finds the endpoint, host or address that an argument names: an address, NAME, NAMESPACE/NAME,
+// HOST/NAME, a name in the DNS domain, the beginning of a container's id, or a host's name.
 func (x *Explainer) side(v *view.View, word string, w policy.World) (side, error) {
 	if addr, err := netip.ParseAddr(word); err == nil {
 		return sideAt(v, word, addr.Unmap(), w), nil

@@ -1,7 +1,9 @@
-// Package founding decides what this host does about the ring when its agent starts: it has one,
-// founds one, votes with others, or waits to hear of one. Found runs once, before any component.
+// Package founding decides how an agent gets a ring when it starts: it has one, founds one, votes
+// with others, or waits until it receives one. Found runs once, before any component. It owns no
+// state, and never writes to the store.
 //
-// Plain is for a host by itself, Kubernetes for a Node, where the API server decides who founds.
+// Plain is for hosts without Kubernetes, Kubernetes for a Node, where the API server decides which
+// Node founds.
 package founding
 
 import (
@@ -23,16 +25,16 @@ import (
 	"weft/prog/state"
 )
 
-// Founding is what was decided.
+// Founding is the decision.
 type Founding struct {
 	Trust    trust.Trust
 	Targets  []string      // hosts to join
 	Universe config.Ranges // as asked for, or as it was founded
-	// Ring is what this host founds, if it does.
+	// Ring is the ring that this host founds; nil if it does not.
 	Ring *ring.Ring
 	// Election is how this host votes, if it does. Its Elsewhere is for the caller to fill.
 	Election *ipam.Election
-	// Kubernetes is what the cluster's Secret said when this host made its ring.
+	// Kubernetes is the content of the cluster's Secret when this host made its ring.
 	Kubernetes kube.Founding
 }
 
@@ -46,7 +48,7 @@ func newRingID() (id ring.ID) {
 	return id
 }
 
-// stored completes a founding by what is on the disk, and reports whether there is a ring.
+// stored completes a founding from the disk, and reports whether there is a ring.
 func stored(store *state.Store, opts config.Options, f *Founding) (hasRing bool, err error) {
 	if f.Targets, err = statedir.AddTargets(store, opts.Targets); err != nil {
 		return false, err
@@ -61,10 +63,10 @@ func stored(store *state.Store, opts config.Options, f *Founding) (hasRing bool,
 	return true, statedir.ForgetLaunched(opts.StateDir)
 }
 
-// seeded returns the ring of founders that all hosts were told: all of them make the same.
+// seeded returns the ring of the given founders. All hosts compute the same.
 func seeded(cluster secret.ClusterID, u slot.Universe, given []peer.ID) (*ring.Ring, error) {
 	if cluster.IsZero() {
-		return nil, fmt.Errorf("--ipalloc-init seed: all hosts need one token, which says which cluster it is; WEFT_PASSWORD does not: make one with `weft token`")
+		return nil, fmt.Errorf("--ipalloc-init seed: all hosts need the same token, since it has the cluster's id; WEFT_PASSWORD has none: make a token with `weft token`")
 	}
 	seeds := slices.Clone(given)
 	slices.SortFunc(seeds, func(x, y peer.ID) int { return slices.Compare(x[:], y[:]) })

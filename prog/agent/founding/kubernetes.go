@@ -35,7 +35,7 @@ type Kubernetes struct {
 	Store    *state.Store
 	Settings *settings.Settings
 	Node     *node.Node
-	// Waiting is told what the host waits for.
+	// Waiting is called with a message about what the host waits for.
 	Waiting func(ctx context.Context, why string)
 	Log     *slog.Logger
 }
@@ -129,7 +129,7 @@ func (k Kubernetes) join(ctx context.Context) error {
 	return nil
 }
 
-// universe returns what this host takes for the universe if it founds.
+// universe returns the universe with which this host would found.
 func (k Kubernetes) universe(ctx context.Context, cluster secret.ClusterID) (slot.Universe, error) {
 	u, err := k.Node.Client.Universe(ctx, k.Options.Universe.Asked(), cluster)
 	if err != nil {

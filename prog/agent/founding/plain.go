@@ -27,7 +27,7 @@ type Plain struct {
 	Store   *state.Store
 }
 
-// Found decides by what is stored, what the operator asked for, and which hosts there are to join.
+// Found decides from the stored state, the operator's settings and the hosts to join.
 func (p Plain) Found(ctx context.Context) (f Founding, err error) {
 	o := p.Options
 	f.Universe = o.Universe
@@ -110,7 +110,7 @@ func (p Plain) countOthers(ctx context.Context, targets []string) (n int) {
 	return n
 }
 
-// ownAddrs lists the addresses of this host, as others are told.
+// ownAddrs returns the addresses of this host that are announced to others.
 func (p Plain) ownAddrs() (out []netip.Addr, err error) {
 	if len(p.Options.Advertise) > 0 {
 		return p.Options.Advertise, nil

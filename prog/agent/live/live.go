@@ -1,9 +1,9 @@
-// Package live connects the components of the agent: each publishes its state as a Value, and
-// reads the values of others.
+// Package live connects the components of the agent: each publishes its state as a Value, and reads
+// the values of others.
 //
-// A Value owns the last state that was published and the number of times that one was. It is
-// safe for concurrent use, holds no lock while a caller works with the state, and starts no
-// goroutine. What is published is never changed afterwards: readers share it.
+// A Value owns the last published state and its version: the number of changes. It is safe for
+// concurrent use, holds no lock while a caller uses the state, and starts no goroutine. Published
+// state must not be changed afterwards, since readers share it.
 package live
 
 import (

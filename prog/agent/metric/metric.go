@@ -1,5 +1,6 @@
-// Package metric turns what a component publishes into Prometheus metrics: each component has a
-// Collector of its own, made of a function that is called at each scrape. Nothing is kept here.
+// Package metric exports a component's values as Prometheus metrics. Each component has its own
+// Collector: a function that is called at each scrape. The package owns no state, starts no
+// goroutine, and stores no values.
 package metric
 
 import "github.com/prometheus/client_golang/prometheus"

@@ -33,13 +33,13 @@ type Directory interface {
 	Stuck() (slots int, since time.Time, why error)
 }
 
-// Attached is what is attached to this host.
+// Attached returns the endpoints of this host.
 type Attached interface {
 	Get() []attach.Endpoint
 	Find(word string) ([]string, error)
 }
 
-// Config is what a Service is made of.
+// Config configures a Service.
 type Config struct {
 	Domain    string
 	Directory Directory
@@ -137,9 +137,9 @@ func (n *Service) AddName(_ context.Context, req api.NameRequest) error {
 	})
 }
 
-// RemoveName takes back what AddName gave, and a container's own name too, so that no new client
-// finds one that is about to end. That lasts over restarts of the agent, and until the container
-// is attached anew.
+// RemoveName removes a name that AddName gave, or a container's own name, so that new clients do not
+// find a container that is about to end. That persists over restarts of the agent, until the
+// container is attached again.
 func (n *Service) RemoveName(_ context.Context, req api.NameRequest) (err error) {
 	name := ""
 	if req.Name != "" {
@@ -186,7 +186,7 @@ func (n *Service) Expose(_ context.Context, req api.ExposeRequest) (err error) {
 	})
 }
 
-// targets returns what a request is about: endpoints, this host, or addresses outside.
+// targets returns the subjects of a request: endpoints, this host, or addresses outside the network.
 func (n *Service) targets(req api.NameRequest) (out []settings.Name, err error) {
 	var keys []string // of the container's interfaces
 	if req.Container != "" {
@@ -256,7 +256,7 @@ func (n *Service) keyAt(s slot.Slot) string {
 
 var errStarting = &api.Error{Code: api.CodeNotReady, Message: "not ready: the agent is starting"}
 
-// Lookup returns what a name stands for, as far as it can be reached; an address works too.
+// Lookup returns the reachable addresses of a name, or the names of an address.
 func (n *Service) Lookup(_ context.Context, req api.LookupRequest) ([]api.Name, error) {
 	v := n.cfg.View.Get()
 	if v == nil {

@@ -22,7 +22,7 @@ type Allocator interface {
 	Free(ctx context.Context, key string) error
 }
 
-// Config is what a Claimer is made of.
+// Config configures a Claimer.
 type Config struct {
 	Stored slot.Slot // from the last run; 0: none
 	IPAM   Allocator
@@ -63,14 +63,14 @@ func (c *Claimer) Run(ctx context.Context) error {
 		}
 		c.Set(0)
 		if err := c.cfg.IPAM.Free(ctx, settings.NodeKey); err != nil && ctx.Err() == nil {
-			c.cfg.Log.Warn("cannot give up the node address that another peer owns by now", "err", err)
+			c.cfg.Log.Warn("cannot release the node address that another peer owns now", "err", err)
 			live.Pause(ctx, retry)
 		}
 	}
 	return nil
 }
 
-// awaitLoss waits until the ring says that another peer owns the slot.
+// awaitLoss waits until another peer owns the slot according to the ring.
 func (c *Claimer) awaitLoss(ctx context.Context) {
 	for {
 		v, seen := c.cfg.View.Read()

@@ -13,8 +13,8 @@ import (
 // link that failed once.
 const flapLosses = 4
 
-// flapping names peers that gossip loses and finds again and again: why, as far as that is known,
-// and what to do. fresh reports whether a peer's tunnel works.
+// flapping returns a problem for each peer that gossip repeatedly loses and finds: the reason, as far
+// as it is known, and the fix. fresh reports whether a peer's tunnel works.
 func flapping(peers []mesh.Peer, self peer.ID, fresh func(peer.Record) bool) (out []problem.Problem) {
 	for _, p := range peers {
 		r := p.Record
@@ -25,13 +25,13 @@ func flapping(peers []mesh.Peer, self peer.ID, fresh func(peer.Record) bool) (ou
 			Reason: problem.Flapping, About: r.ID().String(),
 			What: fmt.Sprintf("gossip lost %s %s within %d minutes, and found it again", r.Name(), words.Count(p.Losses, "time"), int(mesh.Lately.Minutes())),
 		}
-		const effect = "its names and policies come and go here. "
+		const effect = "its names and policies repeatedly disappear here. "
 		switch {
 		case p.Runs > p.Losses/2:
 			one.Effect = effect + fmt.Sprintf("Its agent was started %s meanwhile", words.Count(p.Runs, "time"))
 			one.Fix = "see its log there, and whether that host's addresses change"
 		case fresh(r):
-			one.Effect = effect + fmt.Sprintf("Its tunnel works, so that its host lives: packets at port %d get lost", r.Gossip)
+			one.Effect = effect + fmt.Sprintf("Its tunnel works, so its host is alive: packets to port %d are lost", r.Gossip)
 			one.Fix = fmt.Sprintf("open TCP and UDP %d between the two hosts, both ways, at %v; if that address is the wrong one, name another with --advertise on that host", r.Gossip, r.Underlay[0])
 		default:
 			one.Effect = effect + fmt.Sprintf("Its tunnel fails as well: packets between the two hosts get lost, or two hosts have the address %v", r.Underlay[0])

@@ -8,19 +8,19 @@ import (
 	"weft/router/wg"
 )
 
-// heard is what has come from a peer through its tunnel, and when the last of it was noticed: proof
-// that the host lives, whatever gossip says.
+// heard records when the last packet from a peer's tunnel was noticed. It proves that the host is
+// alive, even if gossip does not reach it.
 type heard struct {
 	bytes int64
 	at    time.Time
 }
 
-// heardFor is for how long what came is proof: a host that lives sends a keepalive every 25 s,
-// and tunnels are looked at every period.
+// heardFor is how long a packet proves that a host is alive. A live host sends a keepalive every 25
+// s, and tunnels are checked every period.
 const heardFor = 40 * time.Second
 
-// listen takes in what has come by now. When the last packet of a tunnel that is seen for the first
-// time came is unknown: if its keys are in use, that may have been just now.
+// listen records new traffic. The time of the last packet of a tunnel that is seen for the first time
+// is unknown: if its keys are in use, it may have been just now.
 func (p *Paths) listen(now time.Time, seen wg.Observed) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -46,8 +46,8 @@ func (p *Paths) ago(key [32]byte, now time.Time) (time.Duration, bool) {
 	return ago, ok && ago < heardFor
 }
 
-// Heard says what shows that a peer lives, and what to do then; empty if nothing came through its
-// tunnel.
+// Heard returns proof that a peer is alive, and the command that helps; empty if nothing came through
+// its tunnel.
 func (p *Paths) Heard(id peer.ID) string {
 	v := p.cfg.View.Get()
 	if v == nil {

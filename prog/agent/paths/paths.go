@@ -1,8 +1,8 @@
-// Package paths watches how this host reaches the others: whether the ports that hosts need of each
-// other are open, what comes through the tunnels, and how large packets may be.
+// Package paths monitors how this host reaches the others: whether the required ports are open,
+// whether traffic arrives through the tunnels, and the MTU of each path.
 //
-// Paths own what was heard of each peer, and the blockages that last. The goroutine looks every
-// five seconds. Paths are safe for concurrent use.
+// Paths own the times when each peer was last heard, and the lasting blockages. Their goroutine
+// checks every five seconds. Paths are safe for concurrent use. They change nothing on the host.
 package paths
 
 import (
@@ -29,13 +29,13 @@ const (
 	staleHandshake = 180 * time.Second
 )
 
-// Config is what Paths are made of.
+// Config configures Paths.
 type Config struct {
 	View    *live.Value[*view.View]
 	Started time.Time
 	Gossip  int // port
 	IPv6    bool
-	// GivenMTU says that the operator gave the MTU.
+	// GivenMTU means that the operator gave the MTU.
 	GivenMTU bool
 	// Tunnels are those that were planned last, in the order of their peers.
 	Tunnels func() []topology.Tunnel
@@ -73,7 +73,7 @@ func (p *Paths) Run(ctx context.Context) error {
 	return nil
 }
 
-// look takes in what is wrong now.
+// look records the current blockages.
 func (p *Paths) look(now time.Time, seen []blockage) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -129,7 +129,7 @@ func (p *Paths) Problems() (list []problem.Problem) {
 	return list
 }
 
-// narrow says that the path to a peer carries less than its tunnel needs; false if it carries that.
+// narrow returns a problem if the path to a peer carries less than its tunnel needs; otherwise false.
 func narrow(t topology.Tunnel, name string, ipv6, given bool) (problem.Problem, bool) {
 	size := t.MTUFor(ipv6)
 	need, path := t.Sealed(size), t.Path()

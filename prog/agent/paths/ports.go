@@ -13,9 +13,9 @@ import (
 	"weft/router/wg"
 )
 
-// lasting is how long a blockage goes on before it is a problem: longer than the interval of
-// WireGuard's keepalives, which begin a handshake where no host has anything to send, and than a
-// restart takes.
+// lasting is how long a blockage must last to be a problem. It is longer than the interval of
+// WireGuard's keepalives, which start a handshake even without other traffic, and longer than a
+// restart.
 const lasting = 45 * time.Second
 
 // neighbour is another host, as gossip and the tunnel see it.
@@ -30,14 +30,15 @@ type neighbour struct {
 	fresh     bool // it works: its keys are in use, and, where gossip was lost, newer than that
 }
 
-// blockage is a port between two hosts that does not let packets through: what a firewall drops, no
-// error reports. Its About stays the same while it lasts.
+// blockage is a blocked port between two hosts. Firewalls drop packets without any error. Its About
+// stays the same while it lasts.
 type blockage = problem.Problem
 
 // noTunnel is about the blockage that no tunnel works at all.
 const noTunnel = "no tunnel"
 
-// blockages lists what is wrong at a moment. A host that is known is not named again as a target.
+// blockages returns the current blockages. A host that is a known peer is not listed again as a
+// target.
 func blockages(neighbours []neighbour, targets []mesh.Target, gossip int) (out []blockage) {
 	add := func(about, what, effect, fix string) {
 		out = append(out, blockage{Reason: problem.Port, About: about, What: what, Effect: effect, Fix: fix})
@@ -48,7 +49,7 @@ func blockages(neighbours []neighbour, targets []mesh.Target, gossip int) (out [
 		known = append(known, n.addrs...)
 		if n.reachable && n.mute {
 			add("udp "+n.name, fmt.Sprintf("gossip reaches %s by TCP, but not by UDP", n.name),
-				"it goes on, with more traffic, and finds failures later", fmt.Sprintf("open UDP %d between the two hosts, both ways", n.gossip))
+				"gossip continues over TCP, with more traffic, and notices failures later", fmt.Sprintf("open UDP %d between the two hosts, both ways", n.gossip))
 		}
 		switch {
 		case n.reachable && n.tunnel && !n.fresh:

@@ -9,13 +9,12 @@ import (
 	"weft/router/policy"
 )
 
-// guarded lists what containers are kept from: gossip and WireGuard of this host and of all others,
-// at the ports that each names, at each of its addresses. A record speaks for its own host only:
-// the ring says which node address that has, and no other overlay address is a host's.
+// guarded returns the ports that containers must not reach: gossip and WireGuard of this host and of
+// all others, at each of their addresses. A peer's record only counts for its own host. The ring
+// determines its node address, and no other overlay address belongs to a host.
 //
-// status is the port at which this host serves its status to other machines, over TCP; 0: none.
-// WireGuard's port of the same number stays open for TCP here and, since others do not say what
-// they serve, there.
+// status is the TCP port on which this host serves its status to other machines; 0: none. TCP
+// connections to WireGuard's port number stay allowed.
 func guarded(v *view.View, status uint16) nft.Hosts {
 	tcp := func(p peer.Record) []uint16 {
 		if p.Port == status {

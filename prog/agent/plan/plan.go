@@ -1,5 +1,5 @@
-// Package plan decides what the data path of this host should be. Desired is pure: it works on
-// the values that it is given, and on nothing else. prog/arch holds the package to that.
+// Package plan decides what the data path of this host should be. Desired is pure: it only uses its
+// arguments. prog/arch tests that.
 package plan
 
 import (
@@ -16,14 +16,14 @@ import (
 	"weft/router/endpoint"
 )
 
-// Inputs are what the data path follows from.
+// Inputs determine the data path.
 type Inputs struct {
 	View      *view.View // with a ring
 	Node      slot.Slot  // 0: none yet
 	LinkMTU   int        // of the link with this host's first address; 0: unknown
 	Endpoints []attach.Endpoint
 	Settings  settings.Values
-	// Route tells what this host's route to an address carries; 0: no route.
+	// Route returns the MTU of this host's route to an address; 0: no route.
 	Route        func(netip.Addr) int
 	PresharedKey func(peer.ID) [32]byte
 	Fixed
@@ -43,8 +43,8 @@ type Fixed struct {
 // Plan is the data path as it should be.
 type Plan struct {
 	router.Config
-	// Lost are endpoints whose addresses belong to another peer by now: their routes go. They stay
-	// attached, so that people see them.
+	// Lost lists endpoints whose addresses another peer owns now. Their routes are removed. They stay
+	// attached, so that users see them.
 	Lost []endpoint.Endpoint
 }
 

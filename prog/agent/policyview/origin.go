@@ -14,12 +14,12 @@ import (
 	"weft/router/policy"
 )
 
-// Origin is where policies come from, as people see it.
+// Origin is the origin of policies, for output.
 type Origin interface {
 	Title() string
 	// Generation names a state of all policies and namespaces.
 	Generation() string
-	// Refuse reports why operators do not change policies here, and what they do instead.
+	// Refuse reports why operators cannot change policies here, and what to do instead.
 	Refuse(instead string) error
 	// List returns all documents; known are the policies that the compiler has.
 	List(known []policy.Policy) []Listed
@@ -58,7 +58,7 @@ func (d documents) List([]policy.Policy) (out []Listed) {
 	return out
 }
 
-// documentRef names a document as people do.
+// documentRef returns a document's reference in output.
 func documentRef(d *document.Document) api.DocumentRef {
 	if d.Kind == enforce.KindNamespace {
 		return api.DocumentRef{Kind: api.KindNamespace, Name: d.Name}

@@ -1,8 +1,8 @@
-// Package policyview lists and changes the policies of the network, and says where they are in
-// force.
+// Package policyview lists and changes the policies of the network, and reports which peers enforce
+// them.
 //
-// A View owns nothing: documents belong to the mesh, and what the kernel has to the enforcer. It
-// answers the control API and other peers, and is safe for concurrent use.
+// A View owns no state: the mesh owns the documents, and the enforcer the kernel's rules. It answers
+// the control API and other peers, and is safe for concurrent use.
 package policyview
 
 import (
@@ -33,7 +33,7 @@ type Documents interface {
 	Synced() bool
 }
 
-// Policies are what this host knows and enforces.
+// Policies returns what this host knows and enforces.
 type Policies interface {
 	Know() enforce.Known
 	Policies() []policy.Policy
@@ -46,12 +46,12 @@ type Counters interface {
 	Dropped(policy.Direction) (uint64, error)
 }
 
-// Effects says what changes would do.
+// Effects computes the effects of changes.
 type Effects interface {
 	Effects(context.Context, []mesh.Change) (*api.Effects, error)
 }
 
-// Config is what a View is made of.
+// Config configures a View.
 type Config struct {
 	Self      peer.ID
 	Mesh      ask.Mesh
@@ -93,7 +93,7 @@ func (p *View) Policies(context.Context) ([]api.Policy, error) {
 	return out, nil
 }
 
-// describe adds what a policy says, and how many endpoints it is about.
+// describe adds a policy's properties, and the number of endpoints that it selects.
 func describe(one api.Policy, p policy.Policy, w policy.World) api.Policy {
 	one.Selector, one.Audit, one.Unread = p.Pods.String(), p.Audit, p.Unread
 	for direction, word := range map[policy.Direction]string{policy.Ingress: "Ingress", policy.Egress: "Egress"} {
@@ -161,18 +161,18 @@ func (p *View) DeletePolicy(ctx context.Context, req api.DeleteRequest) (api.App
 	for _, ref := range refs {
 		c := change(ref, nil)
 		if p.cfg.Documents.Get(c.Kind, c.Name) == nil {
-			return reply, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("there is no %s %v (`weft policy list` shows what there is): nothing was deleted", strings.ToLower(ref.Kind), ref)}
+			return reply, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("there is no %s %v (see `weft policy list`): nothing was deleted", strings.ToLower(ref.Kind), ref)}
 		}
 		reply.Changes, changes = append(reply.Changes, api.DocumentChange{DocumentRef: ref, Change: api.Deleted}), append(changes, c)
 	}
 	if len(changes) == 0 {
-		return reply, &api.Error{Code: api.CodeBadRequest, Message: "name what is to be deleted"}
+		return reply, &api.Error{Code: api.CodeBadRequest, Message: "name the policies to delete"}
 	}
 	return p.write(ctx, reply, changes, req.DryRun)
 }
 
-// write makes changes, or says what they would do. When it returns they are in force on this
-// host, and on their way to all others.
+// write makes changes, or returns their effects. When it returns, they are in force on this host, and
+// are being sent to all others.
 func (p *View) write(ctx context.Context, reply api.ApplyReply, changes []mesh.Change, dry bool) (_ api.ApplyReply, err error) {
 	if dry {
 		reply.Effects, err = p.cfg.DryRun.Effects(ctx, changes)
@@ -180,7 +180,7 @@ func (p *View) write(ctx context.Context, reply api.ApplyReply, changes []mesh.C
 		return reply, err
 	}
 	if !p.cfg.Documents.Synced() {
-		return reply, &api.Error{Code: api.CodeNotReady, Message: "this host does not know the policies of the network yet: try again in a moment (`weft status` says what it waits for)"}
+		return reply, &api.Error{Code: api.CodeNotReady, Message: "this host does not know the policies of the network yet: try again in a moment (see `weft status`)"}
 	}
 	err = p.cfg.Documents.Write(changes)
 	if full, ok := errors.AsType[*document.FullError](err); ok {

@@ -15,7 +15,7 @@ import (
 	"weft/router/policy"
 )
 
-// requestInForce asks a peer what it enforces: → enforce.InForce.
+// requestInForce asks a peer for its enforced policies: → enforce.InForce.
 const requestInForce = "policy/in-force"
 
 // Handlers answer other peers, by the kind of request.
@@ -84,7 +84,7 @@ func (p *View) PolicyStatus(ctx context.Context) (api.PolicyStatus, error) {
 	return status.PolicyStatus, nil
 }
 
-// policyAnswers collects what the peers say.
+// policyAnswers collects the answers of peers.
 type policyAnswers struct {
 	api.PolicyStatus
 	index map[string]int // of Policies
@@ -99,7 +99,7 @@ func (g *policyAnswers) policies(list []policy.Policy) {
 	}
 }
 
-// add takes in what one peer says.
+// add records a peer's answer.
 func (g *policyAnswers) add(id peer.ID, nickname string, f enforce.InForce) {
 	current := f.Generation == g.Generation
 	g.Peers = append(g.Peers, api.PeerPolicies{
@@ -138,7 +138,7 @@ func exemptions(e nft.Exempt) []string {
 }
 
 var (
-	metricPolicies = metric.Desc("policies", "NetworkPolicies, by mode: enforced, partial where not all of one could be read, or audit where they are only tried.", "mode")
+	metricPolicies = metric.Desc("policies", "NetworkPolicies, by mode: enforced, partial (not fully understood), or audit.", "mode")
 	metricEnforced = metric.Desc("policy_current", "Whether the kernel enforces all policies that are known on this host.")
 	metricIsolated = metric.Desc("policy_isolated_endpoints", "Endpoints on this host that some policy isolates.")
 	metricDropped  = metric.Desc("policy_dropped_packets_total", "Packets that policies of endpoints on this host dropped, since the agent started.", "direction")

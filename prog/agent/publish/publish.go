@@ -1,5 +1,6 @@
-// Package publish keeps the directory in step with what is attached to this host. It owns the last
-// published set of this host's own endpoints.
+// Package publish keeps this host's set in the directory up to date with its endpoints. It owns the
+// last published set. Its goroutine publishes a set after each change. It never changes sets of other
+// peers.
 package publish
 
 import (
@@ -25,7 +26,7 @@ type Directory interface {
 	Publish([]directory.Endpoint) error
 }
 
-// Config is what a Publisher is made of.
+// Config configures a Publisher.
 type Config struct {
 	Directory Directory
 	Attached  *live.Value[[]attach.Endpoint]
@@ -71,8 +72,8 @@ func (p *Publisher) Run(ctx context.Context) error {
 	}
 }
 
-// own is what the mesh is told of this host: a pure function of what is attached and of the names
-// that operators gave.
+// own returns this host's set of endpoints for the mesh. It is a pure function of the attached
+// endpoints and the names that operators gave.
 func own(endpoints []attach.Endpoint, set settings.Values, node slot.Slot, v *view.View, ipv6 bool) []directory.Endpoint {
 	var out []directory.Endpoint
 	for _, e := range endpoints {

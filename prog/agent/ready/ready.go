@@ -1,8 +1,8 @@
-// Package ready owns whether this host can take new containers. A Board asks every component for
-// its condition, the most basic one first; the host is ready when none objects.
+// Package ready owns the decision whether this host can take new containers. A Board asks every
+// component for its condition, the most basic one first. The host is ready if all agree.
 //
-// A Board is safe for concurrent use. Its goroutine asks when a component says that its condition
-// may be another one, and every two seconds.
+// A Board is safe for concurrent use. Its goroutine asks when a component announces a change of its
+// condition, and every two seconds.
 package ready
 
 import (
@@ -15,20 +15,20 @@ import (
 	"weft/prog/api"
 )
 
-// period is how often conditions are asked for though no component said that its own changed.
+// period is the interval at which conditions are checked without any announced change.
 const period = 2 * time.Second
 
-// Condition is what one component says of new containers.
+// Condition is one component's condition for new containers.
 type Condition struct {
 	Component string
 	Effect    string // on a container that came nevertheless
 	Check     func(context.Context) error
 }
 
-// Config is what a Board is made of.
+// Config configures a Board.
 type Config struct {
 	Log *slog.Logger
-	// Notify tells the supervisor in one line how this host fares.
+	// Notify reports the state of this host to the supervisor in one line.
 	Notify  func(string)
 	Started time.Time
 }
@@ -51,7 +51,7 @@ func New(cfg Config, why string) *Board {
 // Add adds conditions, before Run.
 func (b *Board) Add(conditions ...Condition) { b.conditions = append(b.conditions, conditions...) }
 
-// Await says what the agent waits for before its components run.
+// Await sets what the agent waits for before its components run.
 func (b *Board) Await(why string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -1,8 +1,7 @@
-// Package resolver gives the name server (prog/dns) what it needs to know of this host: the
-// directory as of the last view, and which client asks. It also decides what belongs into the
-// resolv.conf of a container.
+// Package resolver connects the name server (prog/dns) to this host: it provides the directory of the
+// last view, and identifies clients. It also decides the content of a container's resolv.conf.
 //
-// A Resolver is safe for concurrent use. Without a name server (--no-dns) there is Off.
+// A Resolver is safe for concurrent use. Off is the Resolver without a name server (--no-dns).
 package resolver
 
 import (
@@ -70,7 +69,7 @@ func (n Names) At(s slot.Slot) (directory.Entry, bool) {
 // PeerName returns what people call a peer.
 func (n Names) PeerName(id peer.ID) string { return n.View.Get().Name(id) }
 
-// Resolver is this host's name server and what containers are told of it.
+// Resolver is this host's name server, and the configuration of containers for it.
 type Resolver interface {
 	// Run serves until ctx ends.
 	Run(ctx context.Context) error
@@ -82,7 +81,7 @@ type Resolver interface {
 	Metrics(metric.Out)
 }
 
-// Config is what a Resolver is made of.
+// Config configures a Resolver.
 type Config struct {
 	Self  peer.ID
 	DNS   config.DNS
@@ -116,9 +115,10 @@ type server struct {
 func (r *server) Run(ctx context.Context) error { return r.dns.Run(ctx) }
 func (r *server) SetAddrs(addrs []netip.Addr)   { r.dns.SetAddrs(addrs) }
 
-// client names the client of a question: an endpoint of this host with its link-local address,
-// told by the interface, or a host with an address of the network, which the guard has seen to.
-// Other clients get no answer: this is no open resolver. Both addresses of a slot are one client.
+// client identifies the client of a query: an endpoint of this host, whose link-local address is only
+// unique per interface, or a host with an address of the network, whose source the guard has checked.
+// Other clients get no answer, since this is no open resolver. Both addresses of a slot are one
+// client.
 func (r *server) client(remote netip.AddrPort, zone string) (client dns.Client, ok bool) {
 	addr := remote.Addr().Unmap().WithZone("")
 	if addr.IsLinkLocalUnicast() {
@@ -193,7 +193,7 @@ var (
 	metricFailed    = metric.Desc("dns_upstream_failures_total", "Questions that no upstream answered.")
 )
 
-// Metrics exports what the name server counts.
+// Metrics exports the name server's counters.
 func (r *server) Metrics(out metric.Out) {
 	s := r.Status(r.cfg.Names.View.Get())
 	out.Gauge(metricNames, float64(s.Entries))

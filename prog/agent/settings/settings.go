@@ -1,8 +1,8 @@
-// Package settings owns what the operator changes while the agent runs: names, exposure, addresses
-// that are never handed out. A change is on the disk before any component sees it.
+// Package settings owns what the operator changes while the agent runs: names, exposure, and excluded
+// addresses. A change is stored before any component sees it.
 //
-// Settings are safe for concurrent use: one change is made at a time, and readers share the last
-// Values, which nobody changes.
+// Settings are safe for concurrent use. One change is made at a time, and readers share the last
+// Values, which are never changed.
 package settings
 
 import (
@@ -15,8 +15,8 @@ import (
 	"weft/prog/kube"
 )
 
-// NodeKey names this host itself where an endpoint's key is asked for. No endpoint has it: theirs
-// have a slash.
+// NodeKey is the key of this host itself, in place of an endpoint's key. Keys of endpoints contain a
+// slash.
 const NodeKey = "node"
 
 // Name is a name that an operator gave: to an endpoint here, to this host, or to an address
@@ -33,9 +33,9 @@ type Values struct {
 	Exposed bool           `json:"exposed"`
 	Exclude []netip.Prefix `json:"exclude,omitempty"` // as last given
 	Names   []Name         `json:"names,omitempty"`
-	// Withdrawn are the keys of endpoints whose own names DNS does not tell while they run.
+	// Withdrawn lists the keys of running endpoints whose own names are not in DNS.
 	Withdrawn []string `json:"withdrawn,omitempty"`
-	// Founding is what the cluster's Secret said when this host made its ring; the operator does
+	// Founding is the content of the cluster's Secret when this host made its ring. The operator does
 	// not set it.
 	Founding *kube.Founding `json:"founding,omitempty"`
 }
@@ -80,8 +80,8 @@ type Settings struct {
 	changing sync.Mutex // held while a change is made
 }
 
-// Load reads the settings from a store. exclude replaces what was never to be handed out before,
-// unless it is nil.
+// Load reads the settings from a store. exclude replaces the stored excluded ranges, unless it is
+// nil.
 func Load(store Store, exclude []netip.Prefix) (*Settings, error) {
 	s := &Settings{store: store}
 	var v Values

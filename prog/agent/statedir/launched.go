@@ -37,9 +37,9 @@ func ToldToFound(dir string) bool {
 	return err == nil && strings.TrimSpace(string(word)) == "found"
 }
 
-// BeforeLaunch remembers what launch is about to write on a host that belongs to no network.
-// What it returns takes that back, for a launch that failed: else the next agent would found or
-// join a network that the operator gave up. A host that belongs to one by then keeps it.
+// BeforeLaunch records the state of a host before launch changes it. The returned function reverts
+// the changes of a failed launch. Otherwise the next agent would found or join a network that the
+// operator has given up. A host that belongs to a network by then keeps it.
 func BeforeLaunch(dir string) (undo func() error, err error) {
 	stored := func(f func(*state.Store) error) error {
 		if !hasStore(dir) {

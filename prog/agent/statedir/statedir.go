@@ -1,8 +1,9 @@
-// Package statedir is the folder of an agent's state, /var/lib/weft, for the programs that open it
-// while no agent runs, and for the agent before it does: the secret, the decision of `weft launch`,
-// and what can be told from the store.
+// Package statedir handles the folder of an agent's state, /var/lib/weft, for commands while no agent
+// runs, and for the agent before it opens the store: the secret, the decision of `weft launch`, and
+// facts from the store.
 //
-// Functions take the folder. One process uses it at a time: the store is locked (prog/state).
+// Functions take the path of the folder. Only one process at a time may use it: the store is locked
+// (prog/state).
 package statedir
 
 import (
@@ -26,8 +27,8 @@ import (
 // ReleaseDir holds one file per release that weft-cni queued while the agent was down.
 const ReleaseDir = "releases"
 
-// leastFree is how much room the state's disk has to have: below that no more containers come,
-// so that what is attached can still be changed and ended.
+// leastFree is the free space that the state's disk must have. Below it, no more containers are
+// attached, so that existing ones can still be changed and detached.
 const leastFree = 1 << 20
 
 // CheckDisk reports why nothing can be kept in a folder.

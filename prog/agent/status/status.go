@@ -1,5 +1,5 @@
-// Package status puts the report of this host together, from one view and what each component says
-// of itself. It owns nothing, and has no goroutine.
+// Package status composes the report of this host from one view and the states of its components. It
+// owns no state, has no goroutine, and is safe for concurrent use.
 package status
 
 import (
@@ -17,20 +17,20 @@ import (
 	"weft/router/problem"
 )
 
-// The components, as far as the report needs them.
+// The components, as the report needs them.
 type (
 	// View takes a view of ring and peers now.
 	View interface {
 		Look(context.Context) (*view.View, error)
 		Status(*view.View) api.IPAM
 	}
-	// Board says why this host is not ready.
+	// Board returns why this host is not ready.
 	Board interface{ Why() string }
-	// Attached is what is attached to this host.
+	// Attached returns the endpoints of this host.
 	Attached interface {
 		Status(*view.View) []api.Endpoint
 	}
-	// Unattached lists containers that run again without what was attached.
+	// Unattached returns containers that were restarted without their attachment.
 	Unattached interface{ List() []api.Endpoint }
 	// Paths are the tunnels to other peers.
 	Paths interface {
@@ -38,22 +38,22 @@ type (
 	}
 	// Resolver is the name server.
 	Resolver interface{ Status(*view.View) api.DNS }
-	// Policies are what this host enforces.
+	// Policies returns what this host enforces.
 	Policies interface{ Status() api.PolicyReport }
-	// CNI is what the container runtime was told.
+	// CNI returns the configuration of the container runtime.
 	CNI interface{ Status() *api.CNI }
-	// Mesh says which hosts to join there are, and which hosts were turned away.
+	// Mesh returns the hosts to join, and the rejected hosts.
 	Mesh interface {
 		Targets() []mesh.Target
 		Rejections() []mesh.Rejection
 	}
-	// Settings are what the operator changes.
+	// Settings returns the operator's run-time settings.
 	Settings interface{ Get() settings.Values }
-	// Datapath is what was applied to the kernel.
+	// Datapath returns the MTU that was applied to the kernel.
 	Datapath interface{ MTU() int }
 )
 
-// Config is what a Reporter is made of.
+// Config configures a Reporter.
 type Config struct {
 	Options    config.Options
 	PublicKey  string // WireGuard's
@@ -145,7 +145,7 @@ func (s *Reporter) router(v *view.View) api.Router {
 	return r
 }
 
-// Early describes an agent that waits for its network, as far as is known.
+// Early returns the report of an agent that waits for its network.
 func Early(o config.Options, why string, launch bool) api.Report {
 	return api.Report{
 		Version: o.Version, NotReady: why, Endpoints: []api.Endpoint{}, Settings: o.Settings, Waiting: launch,
@@ -157,7 +157,7 @@ func Early(o config.Options, why string, launch bool) api.Report {
 	}
 }
 
-var metricWarnings = metric.Desc("warnings", "What hurts users of this host, as in weft status, by reason.", "reason")
+var metricWarnings = metric.Desc("warnings", "Problems of this host, as in weft status, by reason.", "reason")
 
 // Metrics exports how many problems there are.
 func (s *Reporter) Metrics(out metric.Out) {

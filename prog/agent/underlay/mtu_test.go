@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// What the operator wants of the device, other hosts are told.
+// The MTU that the operator gave is announced to other hosts.
 func TestAGivenMTUIsTold(t *testing.T) {
 	u := New(Config{MTU: 1300})
 	mtus, err := u.linkMTUs([]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")})

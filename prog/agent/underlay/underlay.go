@@ -1,10 +1,10 @@
-// Package underlay owns what this host is on the network that the hosts already have: its
-// addresses, what its links carry, what else is routed there, and this host's own record, by which
-// the other peers find it.
+// Package underlay owns this host's state on the network below the overlay: its addresses, the MTUs
+// of its links, other uses of the overlay's ranges, and this host's own record, by which the other
+// peers find it.
 //
-// An Underlay publishes the addresses and MTUs as a Host. Its goroutine compares them with the
-// kernel at each view, that is every two seconds at least; links, addresses and routes are only
-// read when the kernel announced a change.
+// An Underlay publishes the addresses and MTUs as a Host. Its goroutine compares them with the kernel
+// at each view, at least every two seconds. It only reads links, addresses and routes after the
+// kernel announced a change.
 package underlay
 
 import (
@@ -24,8 +24,8 @@ import (
 	"weft/router/link"
 )
 
-// ErrMoved says that this host has another address now, and that its agent is to run anew:
-// gossip cannot change the one that it advertises.
+// ErrMoved means that this host's address has changed and its agent must restart, since gossip cannot
+// change its advertised address.
 var ErrMoved = errors.New("this host has another address now")
 
 // settle is how long the advertised address is gone before the agent runs anew for another.
@@ -37,20 +37,20 @@ type Host struct {
 	MTUs  []uint32 // of the links with these addresses
 }
 
-// Node is what Kubernetes says of this host; outside Kubernetes, the zero Node.
+// Node is this host's Node in Kubernetes; the zero Node outside Kubernetes.
 type Node struct {
 	UID   string
 	Addrs []netip.Addr
 }
 
-// Mesh tells the other peers of this host.
+// Mesh announces this host to the other peers.
 type Mesh interface {
 	Update(func(*peer.Record)) error
-	// SetHello tells peers that join what they must agree with.
+	// SetHello sets the cluster and universe that joining peers must agree with.
 	SetHello(cluster [16]byte, u slot.Universe)
 }
 
-// Config is what an Underlay is made of.
+// Config configures an Underlay.
 type Config struct {
 	Watch     *link.Watch   // nil: everything is read each time
 	Last      []netip.Addr  // this host's addresses as the last agent told them
@@ -60,7 +60,7 @@ type Config struct {
 	Node      func() Node   // what Kubernetes says
 }
 
-// Inputs are what this host's own record follows from, besides its addresses.
+// Inputs are the parts of this host's own record besides its addresses.
 type Inputs struct {
 	Mesh     Mesh
 	NodeAddr *live.Value[slot.Slot]
@@ -125,10 +125,10 @@ func (u *Underlay) Run(ctx context.Context, in Inputs) error {
 	}
 }
 
-// Check reports why the other peers do not hear of this host.
+// Check reports why this host's record cannot be announced to the other peers.
 func (u *Underlay) Check() error { return u.failed.Get() }
 
-// step publishes what changed, and tells the mesh.
+// step publishes changes, and announces them to the mesh.
 func (u *Underlay) step(mesh Mesh, v *view.View, node slot.Slot, now time.Time) error {
 	host := u.Get()
 	addrs, err := u.addrs()
@@ -168,7 +168,7 @@ func (u *Underlay) describe(r *peer.Record, h Host, v *view.View, node slot.Slot
 	}
 }
 
-// moved reports that the advertised address has been none of this host's for a while.
+// moved reports that this host has not had the advertised address for a while.
 func (u *Underlay) moved(addrs []netip.Addr, now time.Time) bool {
 	switch {
 	case slices.Contains(addrs, u.advertised):
@@ -202,8 +202,8 @@ func (u *Underlay) addrs() (addrs []netip.Addr, err error) {
 	return addrs, nil
 }
 
-// linkMTUs lists what the links with these addresses carry. An address that no link has, as
-// behind NAT, is reached by the link of the default route.
+// linkMTUs returns the MTUs of the links with these addresses. An address that no link has, as behind
+// NAT, uses the link of the default route.
 func (u *Underlay) linkMTUs(addrs []netip.Addr) ([]uint32, error) {
 	out := make([]uint32, len(addrs))
 	if u.cfg.MTU != 0 { // then others send no more than that either
@@ -236,10 +236,10 @@ func (u *Underlay) Overlap(universe slot.Universe) error {
 	return err
 }
 
-// Routes returns a function that tells what this host's route to an address carries, 0 where
-// there is none, and one that ends its use. One caller uses it at a time. Each address is asked
-// for once until something changes: what ICMP errors taught the kernel changes nothing, and is
-// seen when the watch doubts what it knows.
+// Routes returns a function that returns the MTU of this host's route to an address, or 0 without a
+// route, and a function that ends its use. Only one caller may use it at a time. Each address is
+// looked up once until something changes. Path MTUs learned from ICMP errors cause no notification,
+// so they are only seen at the next full read.
 func (u *Underlay) Routes() (carry func(netip.Addr) int, done func(), err error) {
 	u.mu.Lock()
 	known, err := u.reads.routes.Get(u.cfg.Watch, func() (map[netip.Addr]int, error) { return map[netip.Addr]int{}, nil })

@@ -52,7 +52,7 @@ func (m *fakeMesh) own() (peer.Record, [16]byte) {
 	return m.record, m.cluster
 }
 
-// host is an underlay whose addresses are those that Kubernetes tells.
+// host is an underlay with the addresses of a Node in Kubernetes.
 type host struct {
 	*Underlay
 	mesh *fakeMesh

@@ -31,8 +31,8 @@ func (v *View) NodeAddrs(node slot.Slot, ipv6 bool) []netip.Addr {
 	return out
 }
 
-// Removed reports whether a peer that fell silent was given up for dead: what it had, its node
-// address at least, belongs to another peer.
+// Removed reports whether an unreachable peer was removed as dead: all its addresses, including its
+// node address, belong to other peers.
 func (v *View) Removed(p mesh.Peer) bool {
 	if p.Reachable || p.Record.Node == 0 || v.Ring.IsZero() || string(p.Record.Ring) != string(v.Ring.ID[:]) {
 		return false
@@ -52,7 +52,7 @@ func (v *View) State(p mesh.Peer) string {
 	return "unreachable" // it fell silent without a goodbye
 }
 
-// StatusPeers describes all peers whose records are here.
+// StatusPeers describes all peers whose records are known.
 func (v *View) StatusPeers(ipv6 bool) []api.Peer {
 	out := []api.Peer{}
 	for _, p := range v.Peers {
@@ -114,7 +114,7 @@ func (w *Watcher) Status(v *View) api.IPAM {
 	return r
 }
 
-// lost lists the addresses in use here that belong to another peer by now.
+// lost returns the addresses in use here that another peer owns now.
 func (v *View) lost(name func(peer.ID) string) (out []api.Lost) {
 	for key, s := range v.Lost {
 		owner, _ := v.Ring.Owner(s)
@@ -147,7 +147,7 @@ func rings(peers []mesh.Peer) []api.Ring {
 	return out
 }
 
-// apart says what several rings mean, and what ends it.
+// apart describes the problem of several rings, and its fix.
 func apart(rings []api.Ring, kubernetes bool) problem.Problem {
 	var parts []string
 	for _, r := range rings {
@@ -163,7 +163,7 @@ func apart(rings []api.Ring, kubernetes bool) problem.Problem {
 	}
 }
 
-// voting says how far a vote is.
+// voting describes the progress of a vote.
 func (w *Watcher) voting(v *ipam.Vote) (string, *api.Voting) {
 	if v == nil {
 		return "idle: waiting for a ring from the targets", nil
@@ -179,7 +179,7 @@ func (w *Watcher) voting(v *ipam.Vote) (string, *api.Voting) {
 	return status, out
 }
 
-// waitsFor says what requests for addresses wait for, if there are any.
+// waitsFor describes what requests for addresses wait for, if there are any.
 func waitsFor(snap ipam.Snapshot, owners []api.Owner) string {
 	switch {
 	case snap.Behind:
@@ -211,8 +211,8 @@ func (w *Watcher) Problems() (list []problem.Problem) {
 	}
 	for _, l := range v.lost(w.cfg.Mesh.Name) {
 		list = append(list, problem.Problem{
-			Reason: problem.Address, What: fmt.Sprintf("%s had %v, which %s owns by now", l.Endpoint, l.Address, l.Owner),
-			Effect: "this host was given up for dead meanwhile, and the container is cut off", Fix: "start it anew (or `weft detach` and attach it)",
+			Reason: problem.Address, What: fmt.Sprintf("%s had %v, which %s owns now", l.Endpoint, l.Address, l.Owner),
+			Effect: "this host was removed as dead meanwhile, and the container is cut off", Fix: "start the container anew (or `weft detach` it and attach it again)",
 		})
 	}
 	return list
@@ -224,11 +224,11 @@ var (
 	metricSlots       = metric.Desc("ipam_slots", "Addresses that a peer owns.", "peer", "nickname")
 	metricUniverse    = metric.Desc("ipam_universe_slots", "Addresses of the universe.")
 	metricActive      = metric.Desc("ipam_active_slots", "Addresses in use on this host.")
-	metricFree        = metric.Desc("ipam_free_slots", "Addresses that this host can hand out without asking.")
+	metricFree        = metric.Desc("ipam_free_slots", "Addresses that this host can allocate without asking other peers.")
 	metricResting     = metric.Desc("ipam_resting_slots", "Addresses of this host that were freed a moment ago.")
 	metricUnreachable = metric.Desc("ipam_unreachable_slots", "Addresses whose owner cannot be reached.")
 	metricLost        = metric.Desc("ipam_lost_slots", "Addresses in use here that were taken over by another peer.")
-	metricGeneration  = metric.Desc("ipam_generation", "The highest generation of any address: 1, and one more for each time it was taken over from a dead peer.")
+	metricGeneration  = metric.Desc("ipam_generation", "The highest generation of any address: 1, plus 1 for each take-over from a dead peer.")
 	metricRings       = metric.Desc("ipam_rings", "Address rings among the peers; more than one is a mistake.")
 )
 

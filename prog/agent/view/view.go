@@ -23,8 +23,8 @@ import (
 const (
 	// period is how often a view is taken though nothing changed.
 	period = 2 * time.Second
-	// presumed is how long after the start a peer that was not heard of yet counts as reachable: the
-	// agent was restarted, and nothing else happened.
+	// presumed is how long after the start a peer that was not heard yet counts as reachable, since
+	// usually only the agent was restarted.
 	presumed = 30 * time.Second
 	// lostAfter is how long gossip does not reach a peer before its tunnel is left alone.
 	lostAfter = 5 * time.Minute
@@ -64,7 +64,7 @@ type Ring interface {
 	Snapshot(context.Context) (ipam.Snapshot, error)
 }
 
-// Mesh is where they take the peers from.
+// Mesh provides the peers.
 type Mesh interface {
 	Peers() []mesh.Peer
 	Own() peer.Record
@@ -72,13 +72,13 @@ type Mesh interface {
 	Name(peer.ID) string
 }
 
-// Config is what a Watcher is made of.
+// Config configures a Watcher.
 type Config struct {
 	Self    peer.ID
 	Ring    Ring
 	Mesh    Mesh
 	Started time.Time // the agent
-	// Kubernetes says that this host is a Node, where one leaves a network in another way.
+	// Kubernetes means that this host is a Node, which leaves a network in another way.
 	Kubernetes bool
 }
 
@@ -102,7 +102,7 @@ func (w *Watcher) Get() *View {
 	return w.Value.Get()
 }
 
-// Wake asks for a new view. It never blocks: one that is asked for already will do.
+// Wake requests a new view. It never blocks; several requests cause one view.
 func (w *Watcher) Wake() {
 	select {
 	case w.wake <- struct{}{}:
@@ -160,7 +160,7 @@ func take(snap ipam.Snapshot, cfg Config, now time.Time) *View {
 		}
 		id := p.Record.ID()
 		v.Records[id] = p.Record
-		// The containers of a peer whose agent was stopped on purpose run on.
+		// If the agent of a peer was stopped on purpose, its containers keep running.
 		v.Present[id] = p.Record.State != peer.Left &&
 			(p.Reachable || p.Record.State == peer.Stopped || fresh && p.Since.IsZero())
 		v.Reach[id] = reach(p, cfg.Started, now)
@@ -168,7 +168,8 @@ func take(snap ipam.Snapshot, cfg Config, now time.Time) *View {
 	return v
 }
 
-// reach says whether gossip reaches a peer. One that it never reached counts from our start.
+// reach reports whether gossip reaches a peer. For a peer that it never reached, the time counts from
+// this agent's start.
 func reach(p mesh.Peer, started, now time.Time) topology.Reach {
 	since := p.Since
 	if since.IsZero() {
