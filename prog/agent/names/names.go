@@ -85,8 +85,9 @@ func (n *Service) Short(name string) string {
 
 // owns reports whether a name is an endpoint's own.
 func (n *Service) owns(key, name string) bool {
-	i := slices.IndexFunc(n.cfg.Attached.Get(), func(e attach.Endpoint) bool { return e.Key() == key })
-	return i >= 0 && n.cfg.Attached.Get()[i].Owns(name)
+	attached := n.cfg.Attached.Get()
+	i := slices.IndexFunc(attached, func(e attach.Endpoint) bool { return e.Key() == key })
+	return i >= 0 && attached[i].Owns(name)
 }
 
 // withdraw takes away the own names that a request means, and reports whether there was one.
@@ -243,7 +244,7 @@ func (n *Service) targetAt(addr netip.Addr, container string, keys []string) (se
 
 // keyAt returns the key of what has a slot here; empty if nothing does.
 func (n *Service) keyAt(s slot.Slot) string {
-	if s == n.cfg.NodeAddr.Get() {
+	if node := n.cfg.NodeAddr.Get(); node != 0 && s == node {
 		return settings.NodeKey
 	}
 	for _, e := range n.cfg.Attached.Get() {
