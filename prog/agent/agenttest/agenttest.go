@@ -13,6 +13,7 @@ import (
 	"weft/ipam/slot"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
+	"weft/prog/agent/live"
 	"weft/prog/agent/view"
 	"weft/router/nft"
 	"weft/router/policy"
@@ -42,6 +43,9 @@ func View(others ...peer.ID) *view.View {
 	v.Records[Self], v.Own = own, own
 	return v
 }
+
+// Set publishes a value to the readers of r, in place of the component that owns it.
+func Set[T any](r live.Reader[T], value T) { r.(interface{ Set(value T) }).Set(value) }
 
 // IPAM allocates slots in order. The zero IPAM begins with slot 2.
 type IPAM struct {

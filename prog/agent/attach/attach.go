@@ -71,7 +71,7 @@ type Config struct {
 	Router   Router
 	Pods     Pods
 	Settings *settings.Settings
-	View     *live.Value[*view.View]
+	View     live.Reader[*view.View]
 	Watch    *link.Watch // nil: links are read each time
 	Log      *slog.Logger
 	IPv6     bool

@@ -52,11 +52,11 @@ type Underlay interface {
 
 // Config is what a Datapath is made of.
 type Config struct {
-	View     *live.Value[*view.View]
-	Host     *live.Value[underlay.Host]
-	NodeAddr *live.Value[slot.Slot]
-	Attached *live.Value[[]attach.Endpoint]
-	Settings *live.Value[settings.Values]
+	View     live.Reader[*view.View]
+	Host     live.Reader[underlay.Host]
+	NodeAddr live.Reader[slot.Slot]
+	Attached live.Reader[[]attach.Endpoint]
+	Settings live.Reader[settings.Values]
 	Underlay Underlay
 	Router   Router
 	Fixed    plan.Fixed

@@ -43,7 +43,7 @@ const (
 type Config struct {
 	Self peer.ID
 	Mesh ask.Mesh
-	View *live.Value[*view.View]
+	View live.Reader[*view.View]
 	// Know returns what this host knows now.
 	Know func() enforce.Known
 	// MarkOwnHost marks a packet that is between this host itself and an endpoint on it.

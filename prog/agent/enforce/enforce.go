@@ -62,8 +62,8 @@ type Config struct {
 	Self      peer.ID
 	Source    Source
 	Directory Directory
-	Attached  *live.Value[[]attach.Endpoint]
-	View      *live.Value[*view.View]
+	Attached  live.Reader[[]attach.Endpoint]
+	View      live.Reader[*view.View]
 	Router    Router
 	Exempt    nft.Exempt // what policies do not apply to
 	Log       *slog.Logger

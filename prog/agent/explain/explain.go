@@ -46,7 +46,7 @@ type Config struct {
 	Policies Policies
 	Kernel   Kernel
 	Mesh     Mesh
-	View     *live.Value[*view.View]
+	View     live.Reader[*view.View]
 	Drops    *Drops
 	Exempt   nft.Exempt
 	Resolver bool // a name server listens on this host

@@ -65,6 +65,14 @@ func (v *Value[T]) Changed(seen uint64) <-chan struct{} {
 	return v.changed
 }
 
+// Reader is a Value for those that only read it: another component publishes it.
+type Reader[T any] interface {
+	Get() T
+	Read() (value T, version uint64)
+	Changed(seen uint64) <-chan struct{}
+	Version() uint64
+}
+
 // closed is a channel that is closed from the start.
 var closed = func() chan struct{} {
 	c := make(chan struct{})

@@ -46,8 +46,8 @@ type Config struct {
 	Resolver  resolver.Names
 	Attached  Attached
 	Settings  *settings.Settings
-	NodeAddr  *live.Value[slot.Slot]
-	View      *live.Value[*view.View]
+	NodeAddr  live.Reader[slot.Slot]
+	View      live.Reader[*view.View]
 	PeerName  func(peer.ID) string
 }
 

@@ -26,7 +26,7 @@ type Allocator interface {
 type Config struct {
 	Stored slot.Slot // from the last run; 0: none
 	IPAM   Allocator
-	View   *live.Value[*view.View]
+	View   live.Reader[*view.View]
 	Log    *slog.Logger
 }
 

@@ -36,7 +36,7 @@ func TestANarrowPathIsNamed(t *testing.T) {
 		tunnels := []topology.Tunnel{{Peer: other.ID(), Endpoint: netip.MustParseAddrPort("192.0.2.2:6784"), Route: tt.route, Link: tt.link}}
 		topology.SetMTUs(tunnels, 1500, tt.given)
 		p := New(Config{View: &live.Value[*view.View]{}, IPv6: tt.ipv6, GivenMTU: tt.given != 0, Tunnels: func() []topology.Tunnel { return tunnels }})
-		p.cfg.View.Set(agenttest.ViewOf(own, []mesh.Peer{{Record: own}, {Record: other}}, own.ID()))
+		agenttest.Set(p.cfg.View, agenttest.ViewOf(own, []mesh.Peer{{Record: own}, {Record: other}}, own.ID()))
 		list := p.Problems()
 		if (len(list) == 0) != (tt.want == nil) {
 			t.Errorf("%s: %v", name, list)

@@ -31,7 +31,7 @@ const (
 
 // Config configures Paths.
 type Config struct {
-	View    *live.Value[*view.View]
+	View    live.Reader[*view.View]
 	Started time.Time
 	Gossip  int // port
 	IPv6    bool

@@ -60,7 +60,7 @@ type Config struct {
 	Policies  Policies
 	Counters  Counters
 	DryRun    Effects
-	View      *live.Value[*view.View]
+	View      live.Reader[*view.View]
 	Exempt    nft.Exempt
 	Log       *slog.Logger
 }

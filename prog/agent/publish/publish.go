@@ -29,10 +29,10 @@ type Directory interface {
 // Config configures a Publisher.
 type Config struct {
 	Directory Directory
-	Attached  *live.Value[[]attach.Endpoint]
-	Settings  *live.Value[settings.Values]
-	NodeAddr  *live.Value[slot.Slot]
-	View      *live.Value[*view.View]
+	Attached  live.Reader[[]attach.Endpoint]
+	Settings  live.Reader[settings.Values]
+	NodeAddr  live.Reader[slot.Slot]
+	View      live.Reader[*view.View]
 	IPv6      bool
 	Log       *slog.Logger
 }

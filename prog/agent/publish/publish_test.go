@@ -160,7 +160,7 @@ func settle() {
 func TestEachInputIsPublishedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := run(t)
-		f.Attached.Set([]attach.Endpoint{endpoint("web", 10)})
+		agenttest.Set(f.Attached, []attach.Endpoint{endpoint("web", 10)})
 		settle()
 		if _, times := f.directory.told(); times != 0 {
 			t.Error("it was published without a ring")
@@ -170,12 +170,12 @@ func TestEachInputIsPublishedAtOnce(t *testing.T) {
 			change func()
 			want   string
 		}{
-			{"a ring", func() { f.View.Set(agenttest.View()) }, "id-web/eth0"},
-			{"an endpoint", func() { f.Attached.Set([]attach.Endpoint{endpoint("web", 10), endpoint("db", 11)}) }, "id-db/eth0 id-web/eth0"},
+			{"a ring", func() { agenttest.Set(f.View, agenttest.View()) }, "id-web/eth0"},
+			{"an endpoint", func() { agenttest.Set(f.Attached, []attach.Endpoint{endpoint("web", 10), endpoint("db", 11)}) }, "id-db/eth0 id-web/eth0"},
 			{"a name of the host", func() {
-				f.Settings.Set(settings.Values{Names: []settings.Name{{Name: "gate", Endpoint: settings.NodeKey}}})
+				agenttest.Set(f.Settings, settings.Values{Names: []settings.Name{{Name: "gate", Endpoint: settings.NodeKey}}})
 			}, "id-db/eth0 id-web/eth0"},
-			{"its node address", func() { f.NodeAddr.Set(7) }, "id-db/eth0 id-web/eth0 node"},
+			{"its node address", func() { agenttest.Set(f.NodeAddr, 7) }, "id-db/eth0 id-web/eth0 node"},
 		} {
 			c.change()
 			settle()
@@ -184,7 +184,7 @@ func TestEachInputIsPublishedAtOnce(t *testing.T) {
 			}
 		}
 		for n := range 50 { // as when all containers of a host start
-			f.Attached.Set([]attach.Endpoint{endpoint("web", slot.Slot(n+10))})
+			agenttest.Set(f.Attached, []attach.Endpoint{endpoint("web", slot.Slot(n+10))})
 			time.Sleep(pause / 50)
 		}
 		settle()
@@ -201,7 +201,7 @@ func TestADirectoryThatRefusesIsLoggedOnceAndAskedAgain(t *testing.T) {
 		f.directory.fail = errors.New("it is full")
 		f.directory.mu.Unlock()
 		for range 3 {
-			f.View.Set(agenttest.View())
+			agenttest.Set(f.View, agenttest.View())
 			settle()
 		}
 		if _, times := f.directory.told(); times != 3 || strings.Count(f.log.String(), "it is full") != 1 {

@@ -34,7 +34,7 @@ type Directory interface {
 // Names is the directory as of the last view.
 type Names struct {
 	Directory Directory
-	View      *live.Value[*view.View]
+	View      live.Reader[*view.View]
 }
 
 // Universe returns the universe; zero before there is a ring.

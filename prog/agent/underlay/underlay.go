@@ -63,8 +63,8 @@ type Config struct {
 // Inputs are the parts of this host's own record besides its addresses.
 type Inputs struct {
 	Mesh     Mesh
-	NodeAddr *live.Value[slot.Slot]
-	View     *live.Value[*view.View]
+	NodeAddr live.Reader[slot.Slot]
+	View     live.Reader[*view.View]
 }
 
 // Underlay is this host on the underlay.

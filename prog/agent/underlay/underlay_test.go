@@ -80,7 +80,7 @@ func (h *host) start(t *testing.T) (ended <-chan error, stop func()) {
 	done := make(chan error, 1)
 	go func() {
 		for ctx.Err() == nil {
-			h.in.View.Set(h.in.View.Get())
+			agenttest.Set(h.in.View, h.in.View.Get())
 			live.Pause(ctx, 2*time.Second)
 		}
 	}()
@@ -132,20 +132,20 @@ func TestTheRecordFollowsRingAndNodeAddress(t *testing.T) {
 			t.Errorf("without a ring: %+v", r)
 		}
 		v := agenttest.View()
-		h.in.View.Set(v)
-		h.in.NodeAddr.Set(7)
+		agenttest.Set(h.in.View, v)
+		agenttest.Set(h.in.NodeAddr, 7)
 		synctest.Wait()
 		if r, cluster = h.mesh.own(); string(r.Ring) != string(v.Ring.ID[:]) || r.Node != 7 || cluster != v.Ring.Cluster {
 			t.Errorf("in a ring: %+v, %x", r, cluster)
 		}
 		lost := agenttest.View()
 		lost.Lost[settings.NodeKey] = 7
-		h.in.View.Set(lost)
+		agenttest.Set(h.in.View, lost)
 		synctest.Wait()
 		if r, _ = h.mesh.own(); r.Node != 0 {
 			t.Errorf("another peer has the node address: %+v", r)
 		}
-		h.in.NodeAddr.Set(8) // the view is older than this claim
+		agenttest.Set(h.in.NodeAddr, 8) // the view is older than this claim
 		synctest.Wait()
 		if r, _ = h.mesh.own(); r.Node != 8 {
 			t.Errorf("with another node address: %+v", r)
