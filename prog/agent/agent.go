@@ -114,7 +114,7 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 		Universe: asked, Excluded: p.settings.Get().Exclude, Rest: o.Rest, Held: p.directory.Taken, Listed: p.directory.Listed,
 		Heard: func(id peer.ID) string { return p.paths.Heard(id) }, Changed: func() { p.view.Wake() },
 	})
-	p.view = view.New(view.Config{Self: t.Self, Ring: p.ipam, Mesh: p.mesh, Started: r.started, Kubernetes: o.Kubernetes.On})
+	p.view = view.New(view.Config{Self: t.Self, Ring: p.ipam, Mesh: p.mesh, Started: r.started, Rejoin: h.rejoin})
 	p.nodeaddr = nodeaddr.New(nodeaddr.Config{Stored: r.stored.node, IPAM: p.ipam, View: &p.view.Value, Log: log})
 	return nil
 }
@@ -180,7 +180,7 @@ func (r *run) wireQueries(h host, p *parts) {
 		Self: t.Self, Policies: p.enforce, Kernel: p.router, Mesh: p.mesh, View: seen, Drops: p.drops, Exempt: o.Exempt, Resolver: !o.DNS.Off,
 		Short: p.names.Short,
 	})
-	try := dryrun.New(dryrun.Config{Self: t.Self, Mesh: p.mesh, View: seen, Know: p.enforce.Know, MarkOwnHost: p.explain.MarkOwnHost})
+	try := dryrun.New(dryrun.Config{Self: t.Self, Mesh: p.mesh, View: seen, Know: p.enforce.Snapshot, MarkOwnHost: p.explain.MarkOwnHost})
 	p.policies = policyview.New(policyview.Config{
 		Self: t.Self, Mesh: p.mesh, Documents: p.documents, Origin: p.rules.origin, Policies: p.enforce, Counters: p.router, DryRun: try,
 		View: seen, Exempt: o.Exempt, Log: log,
@@ -189,8 +189,9 @@ func (r *run) wireQueries(h host, p *parts) {
 	p.status = status.New(status.Config{
 		Options: o, PublicKey: t.Public.String(), IPv6: r.ipv6, View: p.view, Board: r.board, Attached: p.attached, Unattached: p.unattached,
 		Paths: p.paths, Resolver: p.resolver, Policies: p.policies, CNI: p.cni, Mesh: p.mesh, Settings: p.settings, Datapath: p.datapath,
-		Problems: []func() []problem.Problem{
-			p.datapath.Problems, p.attached.Problems, p.unattached.Problems, p.names.Problems, p.enforce.Problems, h.problems, p.paths.Problems, p.view.Problems, p.cni.Problems,
+		Problems: []func(*view.View) []problem.Problem{
+			status.Any(p.datapath.Problems), status.Any(p.attached.Problems), status.Any(p.unattached.Problems), status.Any(p.names.Problems),
+			status.Any(p.enforce.Problems), status.Any(h.problems), p.paths.Problems, p.view.Problems, status.Any(p.cni.Problems),
 		},
 	})
 	p.control = control.New(control.Config{Self: t.Self, Mesh: p.mesh, IPAM: p.ipam, View: p.view, Stop: r.stop})

@@ -20,6 +20,7 @@ import (
 // host is what differs between a host by itself and a Node of a Kubernetes cluster.
 type host struct {
 	nickname string
+	rejoin   string // how a host leaves its ring and joins another: the beginning of a sentence
 	founder  founding.Founder
 	node     func() underlay.Node // as Kubernetes knows this host
 	pods     attach.Pods
@@ -46,6 +47,7 @@ func (r *run) host() (host, error) {
 	}
 	return host{
 		nickname: r.opts.Nickname,
+		rejoin:   "run `weft reset`, and then `weft launch --token - HOST` with HOST of the first ring,",
 		founder:  founding.Plain{Options: r.opts, Store: r.store},
 		node:     func() underlay.Node { return underlay.Node{} },
 		pods:     attach.NoPods{},
@@ -80,6 +82,7 @@ func (r *run) onNode() (h host, err error) {
 	source = enforce.NewKubernetes(n.Source, r.ipv6)
 	return host{
 		nickname: n.Nickname(),
+		rejoin:   "empty /var/lib/weft and delete the agent's pod, which then joins the network that the Secret names,",
 		founder: founding.Kubernetes{
 			Options: r.opts, Store: r.store, Settings: r.settings, Node: n, Log: r.opts.Log,
 			Waiting: func(ctx context.Context, why string) {

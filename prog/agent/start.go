@@ -29,7 +29,7 @@ func (p *parts) conditions(stateDir string) []ready.Condition {
 		{Component: "underlay", Effect: "other hosts would not find this one", Check: check(p.underlay.Check)},
 		{Component: "datapath", Effect: "a new container could not send or receive", Check: check(p.datapath.Check)},
 		{Component: "attach", Effect: "a new container could get an address that is in use", Check: check(p.attached.Check)},
-		{Component: "policies", Effect: "a new container would not be isolated", Check: check(p.rules.source.Known)},
+		{Component: "policies", Effect: "a new container would not be isolated", Check: check(p.rules.source.Unknown)},
 		{Component: "disk", Effect: "the address of a new container could not be kept", Check: check(func() error { return statedir.CheckDisk(stateDir) })},
 		{Component: "paths", Effect: "a new container would reach no other host", Check: check(p.paths.Check)},
 		{Component: "cni", Effect: "the container runtime would not call Weft", Check: p.cni.Install},
@@ -66,18 +66,23 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 		return cmp.Or(group.Wait(), unlessStopped(err))
 	}
 	open() // a runtime's DEL is served from now on
-	p.attached.Look(ctx)
+	run := func(parts ...func(context.Context) error) {
+		for _, part := range parts {
+			group.Go(func() error { return part(ctx) })
+		}
+	}
 	in := underlay.Inputs{Mesh: p.mesh, NodeAddr: &p.nodeaddr.Value, View: &p.view.Value}
-	for _, part := range []func(context.Context) error{
+	run(
 		p.mesh.Run, p.directory.Run, p.documents.Run, p.view.Run, p.nodeaddr.Run,
 		func(ctx context.Context) error { return p.underlay.Run(ctx, in) },
+		r.board.Run,
+	)
+	p.attached.Look(ctx) // before the first plan changes the kernel
+	run(
 		p.attached.Run, p.unattached.Run, p.enforce.Run, p.publish.Run, p.datapath.Run, p.datapath.WatchTable, p.paths.Run,
 		func(ctx context.Context) error { return p.drops.Run(ctx, r.opts.Log) },
-		r.board.Run,
 		func(ctx context.Context) error { return h.run(ctx, p) },
-	} {
-		group.Go(func() error { return part(ctx) })
-	}
+	)
 	// The name server keeps answering while the agent announces its stop, so that a restart only
 	// causes a short gap.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))

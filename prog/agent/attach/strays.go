@@ -24,6 +24,8 @@ const strayPrefix = "stray "
 type strays struct {
 	found map[string]netip.Addr // by link, until the address is kept; of the reaper's goroutine
 
+	seen *view.View // whose allocations are in kept; of the reaper's goroutine
+
 	mu   sync.Mutex
 	kept map[string]netip.Addr // by link
 }
@@ -45,9 +47,12 @@ func (s *strays) find(known func() []string) error {
 
 // claim reserves the addresses of strays. A stray whose address another peer owns now is cut off.
 func (s *strays) claim(ctx context.Context, cfg Config, v *view.View) error {
-	for key, n := range v.Allocations {
-		if name, ok := strings.CutPrefix(key, strayPrefix); ok {
-			s.keep(name, v.Ring.Universe.Addr4(n))
+	if v != s.seen { // an older view may have what was freed since
+		s.seen = v
+		for key, n := range v.Allocations {
+			if name, ok := strings.CutPrefix(key, strayPrefix); ok {
+				s.keep(name, v.Ring.Universe.Addr4(n))
+			}
 		}
 	}
 	for name, addr := range s.found {

@@ -45,7 +45,7 @@ type Config struct {
 	Mesh ask.Mesh
 	View live.Reader[*view.View]
 	// Know returns what this host knows now.
-	Know func() enforce.Known
+	Know func() enforce.Snapshot
 	// MarkOwnHost marks a packet that is between this host itself and an endpoint on it.
 	MarkOwnHost func(*policy.Packet)
 }
@@ -57,7 +57,7 @@ type DryRun struct{ cfg Config }
 func New(cfg Config) *DryRun { return &DryRun{cfg} }
 
 // tried returns the known state before and after changes.
-func (d *DryRun) tried(changes []mesh.Change) (before, after enforce.Known, err error) {
+func (d *DryRun) tried(changes []mesh.Change) (before, after enforce.Snapshot, err error) {
 	before = d.cfg.Know()
 	after.Policies = slices.Clone(before.Policies)
 	after.World = before.World
@@ -130,7 +130,7 @@ func (d *DryRun) Effects(ctx context.Context, changes []mesh.Change) (*api.Effec
 }
 
 // pairChanges compares what may be reached between endpoints.
-func pairChanges(before, after enforce.Known, out *api.Effects) {
+func pairChanges(before, after enforce.Snapshot, out *api.Effects) {
 	w := before.World
 	affected, all := changed(before, after)
 	policies := [2][]policy.Policy{before.Policies, after.Policies}
@@ -172,7 +172,7 @@ func pairChanges(before, after enforce.Known, out *api.Effects) {
 
 // changed returns the endpoints under policies that are not the same before and after; all of them,
 // if labels of namespaces changed.
-func changed(before, after enforce.Known) (affected map[string]bool, all bool) {
+func changed(before, after enforce.Snapshot) (affected map[string]bool, all bool) {
 	affected = map[string]bool{}
 	differ := func(list, others []policy.Policy) {
 		for _, p := range list {
@@ -218,7 +218,7 @@ func (d *DryRun) serve(_ context.Context, _ peer.ID, payload []byte) ([]byte, er
 }
 
 // flowChanges looks at the connections that conntrack knows.
-func (d *DryRun) flowChanges(before, after enforce.Known) (out flowChanges, err error) {
+func (d *DryRun) flowChanges(before, after enforce.Snapshot) (out flowChanges, err error) {
 	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
 		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
 		if err != nil {

@@ -15,7 +15,7 @@ import (
 
 func newDryRun(t *testing.T) (*DryRun, *policytest.Host) {
 	h := policytest.New(t, true)
-	return New(Config{Self: agenttest.Self, Mesh: policytest.Alone{}, View: &h.View, Know: h.Enforcer.Know, MarkOwnHost: func(*policy.Packet) {}}), h
+	return New(Config{Self: agenttest.Self, Mesh: policytest.Alone{}, View: &h.View, Know: h.Enforcer.Snapshot, MarkOwnHost: func(*policy.Packet) {}}), h
 }
 
 // A dry run says which pairs of endpoints would reach each other otherwise, and changes nothing.

@@ -50,8 +50,8 @@ func NewDocuments(store *mesh.Documents, name func(peer.ID) string) *Documents {
 	return &Documents{store: store, name: name}
 }
 
-// Known reports why the policies are not known yet.
-func (d *Documents) Known() error {
+// Unknown reports why the policies are not known yet.
+func (d *Documents) Unknown() error {
 	if !d.store.Synced() {
 		return errors.New("waiting for the policies of the other peers (see `weft status peers`)")
 	}

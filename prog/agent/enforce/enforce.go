@@ -37,8 +37,8 @@ type Rules struct {
 type Source interface {
 	// Read returns the rules; false if they are those of before, or nothing is known.
 	Read(before string) (Rules, bool)
-	// Known reports why the policies are not known yet: no endpoint can be attached.
-	Known() error
+	// Unknown reports why the policies are not known yet: no endpoint can be attached.
+	Unknown() error
 	// Empty reports why nothing is known at all: the rules of an earlier agent stay in force.
 	Empty() error
 	// Hosts returns the cluster's hosts as policies see them.
@@ -184,18 +184,18 @@ func (e *Enforcer) learn() {
 	e.learnEndpoints()
 }
 
-// Known is what policies are and which endpoints they are about, at one moment.
-type Known struct {
+// Snapshot is what policies are and which endpoints they are about, at one moment.
+type Snapshot struct {
 	Policies []policy.Policy
 	World    policy.World
 }
 
-// Know returns what this host knows now.
-func (e *Enforcer) Know() Known {
+// Snapshot returns what this host knows now.
+func (e *Enforcer) Snapshot() Snapshot {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.learn()
-	return Known{e.rules.Policies, e.compiler.World()}
+	return Snapshot{e.rules.Policies, e.compiler.World()}
 }
 
 // IsLocal reports whether an address is of an endpoint here.

@@ -28,7 +28,7 @@ type given struct {
 }
 
 func (g *given) Read(before string) (Rules, bool) { return g.rules, g.rules.Generation != before }
-func (g *given) Known() error                     { return nil }
+func (g *given) Unknown() error                   { return nil }
 func (g *given) Empty() error                     { return nil }
 func (g *given) Hosts(*view.View) []policy.Host   { return g.hosts }
 func (g *given) say(generation string, p ...policy.Policy) {
@@ -239,8 +239,8 @@ func TestWhatIsKnownOfTheAPIServer(t *testing.T) {
 		"it answers":                      {server{state: &kube.State{Generation: "1", Live: true}}, true, false},
 	} {
 		k := NewKubernetes(&c.server, false)
-		if (k.Known() == nil) != c.known || (k.Empty() != nil) != c.empty {
-			t.Errorf("%s: known %v, empty %v", name, k.Known(), k.Empty())
+		if (k.Unknown() == nil) != c.known || (k.Empty() != nil) != c.empty {
+			t.Errorf("%s: known %v, empty %v", name, k.Unknown(), k.Empty())
 		}
 		if _, news := k.Read(""); news != (c.server.state != nil) {
 			t.Errorf("%s: rules to read: %v", name, news)

@@ -30,8 +30,8 @@ type Kubernetes struct {
 // NewKubernetes makes a Source of the API server's policies.
 func NewKubernetes(api API, ipv6 bool) *Kubernetes { return &Kubernetes{api: api, ipv6: ipv6} }
 
-// Known reports why the policies are not known yet.
-func (k *Kubernetes) Known() error {
+// Unknown reports why the policies are not known yet.
+func (k *Kubernetes) Unknown() error {
 	state := k.api.State()
 	for _, t := range k.api.Troubles() {
 		if t.Refused || state == nil {
@@ -50,7 +50,7 @@ func (k *Kubernetes) Empty() error {
 	if k.api.State() != nil {
 		return nil
 	}
-	return k.Known()
+	return k.Unknown()
 }
 
 // Title names the origin of policies for output.

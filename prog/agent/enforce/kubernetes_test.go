@@ -25,7 +25,7 @@ func follow(t *testing.T, server *kubetest.Server) *kube.Source {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := NewKubernetes(source, false).Known(); err == nil || !strings.Contains(err.Error(), source.Server()) {
+	if err := NewKubernetes(source, false).Unknown(); err == nil || !strings.Contains(err.Error(), source.Server()) {
 		t.Errorf("before the API server has answered: %v", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -50,7 +50,7 @@ func TestPoliciesOfTheAPIServerAreEnforced(t *testing.T) {
 	f, source := newFixture(), NewKubernetes(follow(t, server), false)
 	f.Enforcer.cfg.Source = source
 	f.attach("db", 10)
-	kubetest.Eventually(t, "known", func() bool { return source.Known() == nil })
+	kubetest.Eventually(t, "known", func() bool { return source.Unknown() == nil })
 	if s := source.Title(); !strings.HasPrefix(s, "the Kubernetes API server http://") {
 		t.Error(s)
 	}
@@ -77,10 +77,10 @@ func TestPoliciesAreNotKnownWhileTheAPIServerRefuses(t *testing.T) {
 	api := follow(t, server)
 	source := NewKubernetes(api, false)
 	kubetest.Eventually(t, "refused", func() bool { return len(api.Troubles()) > 0 })
-	err := source.Known()
+	err := source.Unknown()
 	if err == nil || !strings.Contains(err.Error(), "forbids this host to") || !strings.Contains(err.Error(), " the networkpolicies") || !strings.Contains(err.Error(), "apply Weft's manifest") {
 		t.Error(err)
 	}
 	server.Refuse(nil)
-	kubetest.Eventually(t, "known", func() bool { return source.Known() == nil })
+	kubetest.Eventually(t, "known", func() bool { return source.Unknown() == nil })
 }

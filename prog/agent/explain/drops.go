@@ -113,7 +113,7 @@ func (d *Drops) Run(ctx context.Context, log *slog.Logger) error {
 // Drops explains the packets that policies dropped last on this host.
 func (x *Explainer) Drops(context.Context) ([]api.Drop, error) {
 	list, packets := x.cfg.Drops.list()
-	k := x.cfg.Policies.Know()
+	k := x.cfg.Policies.Snapshot()
 	for i, p := range packets {
 		d := &list[i]
 		direction := policy.Ingress

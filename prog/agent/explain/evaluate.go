@@ -32,7 +32,7 @@ type reply struct {
 }
 
 // ask asks the host of an endpoint. If that does not answer, it evaluates with what this host knows.
-func (x *Explainer) ask(ctx context.Context, k enforce.Known, owner peer.ID, q question) (r reply) {
+func (x *Explainer) ask(ctx context.Context, k enforce.Snapshot, owner peer.ID, q question) (r reply) {
 	if owner == x.cfg.Self {
 		return x.evaluate(k, q)
 	}
@@ -65,12 +65,12 @@ func (x *Explainer) serve(_ context.Context, _ peer.ID, payload []byte) ([]byte,
 	if !q.Src.IsValid() || !q.Dst.IsValid() || q.Src.Is4() != q.Dst.Is4() || q.Direction > uint8(policy.Egress) {
 		return nil, errors.New("invalid request: need two addresses of one family, and a direction")
 	}
-	return cbor.Marshal(x.evaluate(x.cfg.Policies.Know(), q))
+	return cbor.Marshal(x.evaluate(x.cfg.Policies.Snapshot(), q))
 }
 
 // evaluate returns the verdict of the policies and of this host's kernel for one direction of a
 // connection.
-func (x *Explainer) evaluate(k enforce.Known, q question) reply {
+func (x *Explainer) evaluate(k enforce.Snapshot, q question) reply {
 	p := policy.Packet{
 		Src: q.Src, Dst: q.Dst, Protocol: policy.Protocol(q.Protocol), SrcPort: q.SrcPort, DstPort: q.Port,
 		AnyPort: q.AnyPort, FromOwnHost: q.FromOwnHost,

@@ -26,7 +26,7 @@ const requestEvaluate = "policy/judge"
 
 // Policies returns what this host knows and enforces.
 type Policies interface {
-	Know() enforce.Known
+	Snapshot() enforce.Snapshot
 	IsLocal(netip.Addr) bool
 }
 
@@ -66,7 +66,7 @@ func (x *Explainer) Explain(ctx context.Context, req api.ExplainRequest) (out ap
 	if v == nil {
 		return out, &api.Error{Code: api.CodeNotReady, Message: "the agent has just started and knows no other peer yet: try again in a moment"}
 	}
-	k := x.cfg.Policies.Know()
+	k := x.cfg.Policies.Snapshot()
 	proto := enforce.Protocol(cmp.Or(req.Protocol, "TCP"))
 	icmp := strings.EqualFold(req.Protocol, policy.ICMP.String())
 	switch {
@@ -120,7 +120,7 @@ func inFamily(p policy.Protocol, a netip.Addr) policy.Protocol {
 }
 
 // verdict asks the hosts of both ends.
-func (x *Explainer) verdict(ctx context.Context, k enforce.Known, src, dst side, q question) api.Verdict {
+func (x *Explainer) verdict(ctx context.Context, k enforce.Snapshot, src, dst side, q question) api.Verdict {
 	v := api.Verdict{
 		Source: q.Src, Destination: q.Dst,
 		Egress: api.Decision{Allowed: true}, Ingress: api.Decision{Allowed: true},

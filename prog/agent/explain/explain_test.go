@@ -29,7 +29,7 @@ func TestExplainResolvesNames(t *testing.T) {
 		"jobs/db": "jobs/db", web.Addrs[0].String(): "shop/web", "10.32.0.1": "the node", "here": "the node", "192.0.2.7": "",
 		"db": "names several", "nobody": "is no container", "id-": "names several", "here/": "is no container",
 	} {
-		s, err := x.side(h.View.Get(), word, h.Enforcer.Know().World)
+		s, err := x.side(h.View.Get(), word, h.Enforcer.Snapshot().World)
 		got := s.Endpoint
 		switch {
 		case err != nil:

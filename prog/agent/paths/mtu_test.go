@@ -37,7 +37,7 @@ func TestANarrowPathIsNamed(t *testing.T) {
 		topology.SetMTUs(tunnels, 1500, tt.given)
 		p := New(Config{View: &live.Value[*view.View]{}, IPv6: tt.ipv6, GivenMTU: tt.given != 0, Tunnels: func() []topology.Tunnel { return tunnels }})
 		agenttest.Set(p.cfg.View, agenttest.ViewOf(own, []mesh.Peer{{Record: own}, {Record: other}}, own.ID()))
-		list := p.Problems()
+		list := p.Problems(p.cfg.View.Get())
 		if (len(list) == 0) != (tt.want == nil) {
 			t.Errorf("%s: %v", name, list)
 		}

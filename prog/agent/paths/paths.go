@@ -104,7 +104,7 @@ func (p *Paths) Check() error {
 
 // Problems name blocked ports, peers that gossip loses again and again, and peers to which packets
 // go in fragments.
-func (p *Paths) Problems() (list []problem.Problem) {
+func (p *Paths) Problems(v *view.View) (list []problem.Problem) {
 	p.mu.Lock()
 	for _, b := range p.lasting {
 		if b.About != noTunnel { // for which this host is not ready
@@ -112,10 +112,6 @@ func (p *Paths) Problems() (list []problem.Problem) {
 		}
 	}
 	p.mu.Unlock()
-	v := p.cfg.View.Get()
-	if v == nil {
-		return list
-	}
 	now := time.Now()
 	list = append(list, flapping(v.Peers, v.Self, func(r peer.Record) bool {
 		_, ok := p.ago(r.WireGuard, now)

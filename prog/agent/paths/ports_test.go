@@ -9,8 +9,8 @@ import (
 
 	"weft/mesh"
 	"weft/mesh/peer"
+	"weft/mesh/topology"
 	"weft/prog/agent/agenttest"
-	"weft/prog/agent/live"
 	"weft/prog/agent/view"
 	"weft/router/wg"
 )
@@ -52,7 +52,7 @@ func TestClosedPortsAreToldApart(t *testing.T) {
 		if strings.Join(about, ",") != strings.Join(c.want, ",") {
 			t.Errorf("%s: %q, want %q", name, about, c.want)
 		}
-		p := New(Config{View: &live.Value[*view.View]{}})
+		p := New(Config{Tunnels: func() []topology.Tunnel { return nil }})
 		start := time.Now()
 		for _, look := range []struct {
 			after time.Duration
@@ -60,9 +60,9 @@ func TestClosedPortsAreToldApart(t *testing.T) {
 			said  bool
 		}{{0, got, false}, {lasting - time.Second, got, false}, {lasting, got, true}, {lasting + time.Second, nil, false}, {lasting + 2*time.Second, got, false}} {
 			p.look(start.Add(look.after), look.seen)
-			said := len(p.Problems()) > 0
+			said := len(p.Problems(&view.View{})) > 0
 			if said != (look.said && len(got) > 0) || (p.Check() != nil) != (look.said && strings.HasSuffix(strings.Join(about, ","), noTunnel)) {
-				t.Errorf("%s, after %v: said %v, not ready: %v", name, look.after, p.Problems(), p.Check())
+				t.Errorf("%s, after %v: said %v, not ready: %v", name, look.after, p.Problems(&view.View{}), p.Check())
 			}
 		}
 	}

@@ -100,7 +100,7 @@ func (h *Host) Write(t testing.TB, manifests map[string]string) {
 
 // Endpoint returns an endpoint by its name.
 func (h *Host) Endpoint(name string) policy.Endpoint {
-	all := h.Enforcer.Know().World.Endpoints
+	all := h.Enforcer.Snapshot().World.Endpoints
 	return all[slices.IndexFunc(all, func(e policy.Endpoint) bool { return e.Ref() == name })]
 }
 

@@ -27,7 +27,7 @@ type known struct {
 	list []policy.Policy
 }
 
-func (k known) Know() enforce.Known { return enforce.Known{Policies: k.list} }
+func (k known) Snapshot() enforce.Snapshot { return enforce.Snapshot{Policies: k.list} }
 
 // Under Kubernetes the API server's policies are enforced, and weft policy only reads them.
 func TestPoliciesOfTheAPIServerAreReadOnly(t *testing.T) {

@@ -35,7 +35,7 @@ type Documents interface {
 
 // Policies returns what this host knows and enforces.
 type Policies interface {
-	Know() enforce.Known
+	Snapshot() enforce.Snapshot
 	Policies() []policy.Policy
 	InForce() enforce.InForce
 	Settle() error
@@ -82,7 +82,7 @@ func change(r api.DocumentRef, body []byte) mesh.Change {
 
 // Policies lists all documents.
 func (p *View) Policies(context.Context) ([]api.Policy, error) {
-	k := p.cfg.Policies.Know()
+	k := p.cfg.Policies.Snapshot()
 	out := []api.Policy{}
 	for _, one := range p.cfg.Origin.List(k.Policies) {
 		if one.Read != nil {

@@ -107,7 +107,7 @@ func TestPartlyUnreadDocuments(t *testing.T) {
 		t.Errorf("it can be applied: %v", err)
 	}
 	f.host.Attached.Set(nil)
-	f.host.Enforcer.Know()
+	f.host.Enforcer.Snapshot()
 	if p := f.host.Enforcer.Problems(); len(p) != 1 || !p[0].Elsewhere {
 		t.Errorf("it selects nothing here: %+v", p)
 	}

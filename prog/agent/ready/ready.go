@@ -18,6 +18,10 @@ import (
 // period is the interval at which conditions are checked without any announced change.
 const period = 2 * time.Second
 
+// settling is how long after its start an agent logs no reason: it passes through some that end
+// within milliseconds.
+const settling = time.Second
+
 // Condition is one component's condition for new containers.
 type Condition struct {
 	Component string
@@ -39,13 +43,14 @@ type Board struct {
 	conditions []Condition
 	wake       chan struct{}
 
-	mu  sync.Mutex
-	why string // empty once ready
+	mu     sync.Mutex
+	why    string // empty once ready
+	logged string // the last reason in the log
 }
 
 // New makes a board of a host that is not ready, for the given reason.
 func New(cfg Config, why string) *Board {
-	return &Board{cfg: cfg, wake: make(chan struct{}, 1), why: why}
+	return &Board{cfg: cfg, wake: make(chan struct{}, 1), why: why, logged: why}
 }
 
 // Add adds conditions, before Run.
@@ -94,11 +99,15 @@ func (b *Board) evaluate(ctx context.Context) {
 		return
 	}
 	b.mu.Lock()
-	before := b.why
+	before := b.logged
 	b.why = now
+	quiet := now != "" && time.Since(b.cfg.Started) < settling
+	if !quiet {
+		b.logged = now
+	}
 	b.mu.Unlock()
 	switch {
-	case before == now:
+	case before == now || quiet:
 	case now == "":
 		b.cfg.Notify("ready")
 		b.cfg.Log.Info("ready", "after", time.Since(b.cfg.Started).Round(time.Millisecond))

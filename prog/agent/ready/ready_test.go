@@ -157,7 +157,9 @@ func TestAReasonIsLoggedOnceWithItsEffect(t *testing.T) {
 		}
 		f.other.say(errors.New("no policies"))
 		f.start(t)
-		told("not ready", `why="no policies" effect="a container would not be isolated"`, "not ready: no policies")
+		told("not ready, just started", "")
+		time.Sleep(period + settling)
+		told("still not ready", `why="no policies" effect="a container would not be isolated"`, "not ready: no policies")
 		time.Sleep(time.Hour)
 		told("the same for an hour", "")
 		f.basic.say(errors.New("no WireGuard"))

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"time"
 
 	"weft/mesh"
 	"weft/prog/agent/config"
@@ -70,7 +71,7 @@ type Config struct {
 	Settings   Settings
 	Datapath   Datapath
 	// Problems are those of each component.
-	Problems []func() []problem.Problem
+	Problems []func(*view.View) []problem.Problem
 }
 
 // Reporter makes reports. It is safe for concurrent use.
@@ -92,7 +93,7 @@ func (s *Reporter) Report(ctx context.Context) (api.Report, error) {
 		DNS: c.Resolver.Status(v), Policy: c.Policies.Status(), CNI: c.CNI.Status(),
 	}
 	r.Router.Exposed, r.IPAM.Excluded = set.Exposed, set.Exclude
-	for _, p := range s.problems() {
+	for _, p := range s.problems(v) {
 		r.Warnings = append(r.Warnings, p.String())
 		r.Problems = append(r.Problems, api.Problem{Reason: p.Reason, What: p.What, Effect: p.Effect, Fix: p.Fix})
 	}
@@ -102,17 +103,26 @@ func (s *Reporter) Report(ctx context.Context) (api.Report, error) {
 	return r, nil
 }
 
+// Any makes what a component says of itself, whatever the view, part of Config.Problems.
+func Any(problems func() []problem.Problem) func(*view.View) []problem.Problem {
+	return func(*view.View) []problem.Problem { return problems() }
+}
+
 // problems lists those of all components.
-func (s *Reporter) problems() (list []problem.Problem) {
+func (s *Reporter) problems(v *view.View) (list []problem.Problem) {
 	for _, of := range s.cfg.Problems {
-		list = append(list, of()...)
+		list = append(list, of(v)...)
 	}
 	return list
 }
 
 // Problems lists all that hurts users of this host, with the hosts that it turned away.
-func (s *Reporter) Problems(context.Context) ([]problem.Problem, error) {
-	list := s.problems()
+func (s *Reporter) Problems(ctx context.Context) ([]problem.Problem, error) {
+	v, err := s.cfg.View.Look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := s.problems(v)
 	for _, x := range s.cfg.Mesh.Rejections() {
 		list = append(list, problem.Problem{
 			Reason: problem.TurnedAway, About: x.Reason, What: fmt.Sprintf("%s was turned away", x.Addr), Effect: x.Reason,
@@ -157,11 +167,16 @@ func Early(o config.Options, why string, launch bool) api.Report {
 	}
 }
 
+// scrapeTimeout bounds how long a scrape waits for a view.
+const scrapeTimeout = 5 * time.Second
+
 var metricWarnings = metric.Desc("warnings", "Problems of this host, as in weft status, by reason.", "reason")
 
 // Metrics exports how many problems there are.
 func (s *Reporter) Metrics(out metric.Out) {
-	list, _ := s.Problems(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	list, _ := s.Problems(ctx) // without a view the agent is stopping
 	reasons := map[string]float64{}
 	for _, p := range list {
 		reasons[p.Reason]++

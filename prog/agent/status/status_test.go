@@ -52,12 +52,14 @@ func newReporter(h *host) *Reporter {
 	return New(Config{
 		Options: config.Options{Version: "v1"}, View: h, Board: h, Attached: attached{}, Unattached: h, Paths: paths{}, Resolver: resolver{},
 		Policies: policies{}, CNI: cni{}, Mesh: h, Settings: h, Datapath: h,
-		Problems: []func() []problem.Problem{
-			func() []problem.Problem {
+		Problems: []func(*view.View) []problem.Problem{
+			func(*view.View) []problem.Problem {
 				return []problem.Problem{{Reason: "A", What: "the disk is slow", Fix: "see why"}}
 			},
-			func() []problem.Problem { return nil },
-			func() []problem.Problem { return []problem.Problem{{Reason: "B", What: "x", Effect: "y", Fix: "z"}} },
+			func(*view.View) []problem.Problem { return nil },
+			func(*view.View) []problem.Problem {
+				return []problem.Problem{{Reason: "B", What: "x", Effect: "y", Fix: "z"}}
+			},
 		},
 	})
 }

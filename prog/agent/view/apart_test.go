@@ -1,19 +1,15 @@
 package view
 
 import (
-	"strings"
 	"testing"
 
 	"weft/prog/api"
 )
 
-// Under Kubernetes nobody is told to launch an agent: pods are started anew.
-func TestSeveralRingsAreToldWithWhatMakesThemOne(t *testing.T) {
+func TestTheFixForSeveralRingsIsOnTheSmallestOne(t *testing.T) {
 	rings := []api.Ring{{ID: "a", Peers: []string{"n1", "n2"}}, {ID: "b", Peers: []string{"n3"}}}
-	if text := apart(rings, true).String(); strings.Contains(text, "weft launch") || !strings.Contains(text, "pod") {
-		t.Errorf("under Kubernetes: %s", text)
-	}
-	if text := apart(rings, false).String(); !strings.Contains(text, "weft launch --token - HOST") || !strings.HasSuffix(text, "on n3") {
-		t.Error(text)
+	const want = "several networks were founded, which run on apart: ring a of n1, n2; ring b of n3. To make them one, do this on n3"
+	if text := apart(rings, "do this").String(); text != want {
+		t.Errorf("%q, want %q", text, want)
 	}
 }

@@ -77,7 +77,7 @@ func (w *Watcher) Status(v *View) api.IPAM {
 	_, other := errors.AsType[*ring.OtherRingError](v.Conflict) // the records say more, and when it is over
 	switch {
 	case len(r.Rings) > 0:
-		r.Conflict = apart(r.Rings, w.cfg.Kubernetes).String()
+		r.Conflict = apart(r.Rings, w.cfg.Rejoin).String()
 	case v.Conflict != nil && !other:
 		r.Conflict = v.Conflict.Error()
 	}
@@ -148,18 +148,14 @@ func rings(peers []mesh.Peer) []api.Ring {
 }
 
 // apart describes the problem of several rings, and its fix.
-func apart(rings []api.Ring, kubernetes bool) problem.Problem {
+func apart(rings []api.Ring, rejoin string) problem.Problem {
 	var parts []string
 	for _, r := range rings {
 		parts = append(parts, fmt.Sprintf("ring %s of %s", r.ID, strings.Join(r.Peers, ", ")))
 	}
-	fix := "run `weft reset`, and then `weft launch --token - HOST` with HOST of the first ring,"
-	if kubernetes {
-		fix = "empty /var/lib/weft and delete the agent's pod, which then joins the network that the Secret names,"
-	}
 	return problem.Problem{
 		What: "several networks were founded, which run on apart", Effect: strings.Join(parts, "; "),
-		Fix: fmt.Sprintf("to make them one, %s on %s", fix, strings.Join(rings[len(rings)-1].Peers, ", ")),
+		Fix: fmt.Sprintf("to make them one, %s on %s", rejoin, strings.Join(rings[len(rings)-1].Peers, ", ")),
 	}
 }
 
@@ -196,11 +192,7 @@ func waitsFor(snap ipam.Snapshot, owners []api.Owner) string {
 }
 
 // Problems name addresses in use here that another peer has taken over, and copied disks.
-func (w *Watcher) Problems() (list []problem.Problem) {
-	v := w.Get()
-	if v == nil {
-		return nil
-	}
+func (w *Watcher) Problems(v *View) (list []problem.Problem) {
 	for _, p := range v.Peers {
 		if p.Record.Copy.IsValid() && p.Record.ID() != v.Self { // this peer says so as one that is turned away
 			list = append(list, problem.Problem{

@@ -78,8 +78,8 @@ type Config struct {
 	Ring    Ring
 	Mesh    Mesh
 	Started time.Time // the agent
-	// Kubernetes means that this host is a Node, which leaves a network in another way.
-	Kubernetes bool
+	// Rejoin says how a host leaves its ring and joins the first one: the beginning of a sentence.
+	Rejoin string
 }
 
 // Watcher takes views.
