@@ -79,7 +79,7 @@ func TestCopiedHostStops(t *testing.T) {
 	copyState(t, l.StateDir("h2"), l.StateDir("h3"))
 	for range 3 { // like Restart=always
 		said := fails(t, l, "h3", "", "weft", "launch")
-		says(t, said, "exit code 5", "a disk was copied", "192.0.2.2", "weft reset --force")
+		says(t, said, "exit code 5", "its disk was copied", "192.0.2.2", "weft reset --force")
 		if strings.Contains(said, "ready after") {
 			t.Error("the copy was ready")
 		}
