@@ -9,10 +9,10 @@ import (
 func TestASilentSocketSaysHowTheAgentIsStarted(t *testing.T) {
 	err := &NotRunningError{Socket: "/run/weft/weft.sock"}
 	if text := err.Error(); !strings.Contains(text, "weft launch") {
-		t.Errorf("on a host: %s", text)
+		t.Errorf("on a host, the error does not name weft launch: %s", text)
 	}
 	t.Setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
 	if text := err.Error(); strings.Contains(text, "weft launch") || !strings.Contains(text, "pod") {
-		t.Errorf("in a pod: %s", text)
+		t.Errorf("in a pod, the error does not name kubectl: %s", text)
 	}
 }

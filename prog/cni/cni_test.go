@@ -85,7 +85,7 @@ func TestAttachReplacesLeftOverLink(t *testing.T) {
 			t.Errorf("ADD of an attached endpoint: %v", err)
 		}
 		if links, err := endpoint.List(); len(links) != 2 {
-			t.Errorf("links %v, %v", links, err)
+			t.Errorf("the links are %v, error %v; want those of two endpoints", links, err)
 		}
 	})
 }
@@ -112,10 +112,10 @@ func TestAttachUndoesAllStepsOnFailure(t *testing.T) {
 		client := c.agent.serve(t)
 		host.Do(func() {
 			if _, err := Attach(t.Context(), client, c.at); err == nil || !strings.Contains(err.Error(), c.says) {
-				t.Errorf("%s: %v", name, err)
+				t.Errorf("%s: Attach returned %v; want the error of the failed step", name, err)
 			}
 			if links, err := endpoint.List(); len(links) != 0 {
-				t.Errorf("%s: links %v are left, %v", name, links, err)
+				t.Errorf("%s: the links %v are left, error %v; want none", name, links, err)
 			}
 		})
 		if got := len(c.agent.detached); got != 0 != c.detaches {
@@ -155,10 +155,10 @@ func TestDetachFromAHangingAgent(t *testing.T) {
 		}
 		e, ok := errors.AsType[*types.Error](cniError(err))
 		if !ok || e.Code != types.ErrTryAgainLater || !strings.Contains(e.Msg+e.Details, "does not answer") || strings.Contains(e.Msg, "address") {
-			t.Errorf("the plugin returned %v", e)
+			t.Errorf("DEL returned %v; want code 11 and a message that the agent does not answer", e)
 		}
 		if links, err := endpoint.List(); len(links) != 0 {
-			t.Errorf("links %v are left, %v", links, err)
+			t.Errorf("DEL left the links %v, error %v; want none", links, err)
 		}
 	})
 	if patience >= 10*time.Second {
@@ -176,7 +176,7 @@ func TestDetachRemovesUnknownLink(t *testing.T) {
 			t.Error(err)
 		}
 		if links, err := endpoint.List(); len(links) != 0 {
-			t.Errorf("links %v are left, %v", links, err)
+			t.Errorf("DEL left the links %v, error %v; want none", links, err)
 		}
 	})
 }
@@ -202,7 +202,7 @@ func TestDescribeReadsArgs(t *testing.T) {
 		var got api.AttachRequest
 		parsed.describe(c.k8s, &got)
 		if d := cmp.Diff(c.want, got); d != "" {
-			t.Errorf("%s (-want +got):\n%s", name, d)
+			t.Errorf("%s: wrong request (-want +got):\n%s", name, d)
 		}
 	}
 }

@@ -94,7 +94,7 @@ func TestAnswers(t *testing.T) {
 		{"RFC 2930: TKEY", "weft.internal.", dns.TypeTKEY, "REFUSED"},
 	} {
 		if got := told(ask(t, s, query4(tt.name, tt.qtype), false)); got != tt.want {
-			t.Errorf("%s: %s %s\n got %s\nwant %s", tt.why, tt.name, dns.TypeToString[tt.qtype], got, tt.want)
+			t.Errorf("%s: the query %s %s\n got %s\nwant %s", tt.why, tt.name, dns.TypeToString[tt.qtype], got, tt.want)
 		}
 	}
 }
@@ -117,7 +117,7 @@ func TestReverseZonesEndWhereTheUniverseDoes(t *testing.T) {
 		u := slot.Universe{V4: netip.MustParsePrefix(tt.v4), V6: netip.MustParsePrefix(tt.v6)}
 		p, _, ok := spelled(tt.name)
 		if apex, _ := reverseZone(u, tt.name, p); !ok || apex != tt.want {
-			t.Errorf("%v: zone of %s is %q, want %q", u, tt.name, apex, tt.want)
+			t.Errorf("universe %v: the reverse zone of %s is %q, want %q", u, tt.name, apex, tt.want)
 		}
 	}
 }
@@ -137,7 +137,7 @@ func TestReverseZoneOfSingleAddress(t *testing.T) {
 		{"4.0.32.10.in-addr.arpa.", dns.TypePTR, "NOERROR aa NS; 4.0.32.10.in-addr.arpa. 1 SOA 1"},
 	} {
 		if got := told(ask(t, s, query4(tt.name, tt.qtype), false)); got != tt.want {
-			t.Errorf("%s %s: got %s, want %s", tt.name, dns.TypeToString[tt.qtype], got, tt.want)
+			t.Errorf("the query %s %s got %s, want %s", tt.name, dns.TypeToString[tt.qtype], got, tt.want)
 		}
 	}
 }
@@ -145,7 +145,7 @@ func TestReverseZoneOfSingleAddress(t *testing.T) {
 func TestUnknownUniverseGivesSERVFAIL(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Names = &fakeNames{} })
 	if got := told(ask(t, s, query4("web.weft.internal.", dns.TypeA), false)); got != "SERVFAIL" {
-		t.Errorf("got %s", got)
+		t.Errorf("a query while the universe is unknown got %s, want SERVFAIL", got)
 	}
 	if _, exists := s.answerTo("web"); exists {
 		t.Error("a name exists in an unknown universe")
@@ -162,7 +162,7 @@ func TestCaseIsKept(t *testing.T) {
 	}{{"wEb.WEFT.Internal.", dns.TypeA}, {"wEb.WEFT.Internal.", dns.TypeTXT}, {"_HTTP._tcP.Web.weft.INTERNAL.", dns.TypeSRV}, {"5.0.32.10.IN-addr.arpA.", dns.TypePTR}} {
 		r := ask(t, s, query4(tt.name, tt.qtype), false)
 		if len(r.Answer) == 0 || r.Question[0].Name != tt.name {
-			t.Fatalf("%s: %v", tt.name, r)
+			t.Fatalf("the query %s got an answer without records, or with another spelling: %v", tt.name, r)
 		}
 		for _, rr := range r.Answer {
 			if rr.Header().Name != tt.name {
@@ -179,10 +179,10 @@ func TestTTLOfAnswers(t *testing.T) {
 			r := ask(t, s, query4(name, dns.TypeA), false)
 			for _, rr := range slices.Concat(r.Answer, r.Ns) {
 				if got := rr.Header().Ttl; got != uint32(ttl.Seconds()) {
-					t.Errorf("%s with TTL %v: %v", name, ttl, rr)
+					t.Errorf("%s: want a record with TTL %v, got %v", name, ttl, rr)
 				}
 				if soa, ok := rr.(*dns.SOA); ok && soa.Minttl != uint32(ttl.Seconds()) {
-					t.Errorf("%s with TTL %v: %v", name, ttl, rr)
+					t.Errorf("%s: want an SOA with the negative TTL %v, got %v", name, ttl, rr)
 				}
 			}
 		}
@@ -233,14 +233,14 @@ func TestTruncation(t *testing.T) {
 			m.SetEdns0(size, false)
 		}
 		if r := ask(t, s, m, false); !r.Truncated || len(r.Answer) > 0 || !r.Authoritative {
-			t.Errorf("RFC 2181 9: UDP of %d bytes: %v", size, r)
+			t.Errorf("RFC 2181 9: for a UDP size of %d bytes, want an empty answer with TC, got %v", size, r)
 		}
 	}
 	if r := ask(t, s, q, true); r.Truncated || len(r.Answer) != (maxTCP-headerSize-24)/16 {
-		t.Errorf("TCP has %d addresses", len(r.Answer))
+		t.Errorf("the answer over TCP is truncated, or has %d addresses instead of as many as fit", len(r.Answer))
 	}
 	if r := ask(t, s, query4("many.weft.internal.", dns.TypeTXT), true); r.Truncated || len(r.Answer) < 500 {
-		t.Errorf("TCP has %d texts", len(r.Answer))
+		t.Errorf("the answer over TCP is truncated, or has only %d texts, want at least 500", len(r.Answer))
 	}
 }
 
@@ -271,7 +271,7 @@ func TestAdditionalRecordsAreDroppedFirst(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Names = names })
 	r := ask(t, s, query4("_p._tcp.many.weft.internal.", dns.TypeSRV), false)
 	if r.Truncated || len(r.Answer) != 6 || len(r.Extra) > 0 {
-		t.Errorf("got %v", r)
+		t.Errorf("want 6 SRV records without additional ones and without TC, got %v", r)
 	}
 }
 
@@ -293,7 +293,7 @@ func TestLongNames(t *testing.T) {
 	} {
 		r := ask(t, s, query4(tt.name, tt.qtype), true)
 		if r.Rcode != dns.RcodeSuccess || len(r.Answer) != tt.want {
-			t.Errorf("%s: %v", tt.name, r)
+			t.Errorf("%s: wrong number of records in %v", tt.name, r)
 		}
 	}
 }
@@ -328,7 +328,7 @@ func TestConfig(t *testing.T) {
 		tt.change(&cfg)
 		_, err := New(cfg)
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
-			t.Errorf("%s: %v, want %q", tt.why, err, tt.want)
+			t.Errorf("%s: New returned %v, want an error that contains %q", tt.why, err, tt.want)
 		}
 	}
 }

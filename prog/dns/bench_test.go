@@ -118,7 +118,7 @@ func BenchmarkForwarded(b *testing.B) {
 					out = <-answer
 				}
 				if len(out) < headerSize || out[3]&0xF != dns.RcodeSuccess || out[7] != 1 {
-					b.Errorf("answer %x", out)
+					b.Errorf("the server answered without the upstream: %x", out)
 				}
 			}
 		})
@@ -219,7 +219,7 @@ func benchmarkServe(b *testing.B, name string, qtype uint16) {
 	b.ReportAllocs()
 	for b.Loop() {
 		if got, _, wait := s.serve(out, in, asker{}); wait || got == nil {
-			b.Fatal("no answer")
+			b.Fatal("the server did not answer a query")
 		}
 	}
 }

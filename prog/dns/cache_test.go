@@ -36,7 +36,7 @@ func TestTTLsCountDown(t *testing.T) {
 			time.Sleep(tt.after)
 			r := ask(t, s, query4(k.name, dns.TypeA), false)
 			if len(r.Answer) != 2 || r.Answer[0].Header().Ttl != tt.want || r.Answer[1].Header().Ttl != tt.want+5 {
-				t.Errorf("%v", r)
+				t.Errorf("want both records with the remaining TTLs, got %v", r)
 			}
 		}
 		time.Sleep(time.Millisecond)
@@ -70,13 +70,13 @@ func TestCacheIsBounded(t *testing.T) {
 		c.get(at(0), time.Now()) // recently used: it stays
 	}
 	if n, _ := c.fill(); n != 10 || c.get(at(0), time.Now()) == nil || c.get(at(91), time.Now()) == nil || c.get(at(90), time.Now()) != nil {
-		t.Errorf("%d entries", n)
+		t.Errorf("the cache has %d entries, or not the 10 most recently used ones", n)
 	}
 	c = newCache(1000, 5000)
 	for i := range 100 {
 		c.put(at(i), stored(t, at(i).name, 60, time.Minute))
 		if _, bytes := c.fill(); bytes > 5000 {
-			t.Fatalf("the cache has %d bytes", bytes)
+			t.Fatalf("the cache has %d bytes, want at most 5000", bytes)
 		}
 	}
 	c.put(at(99), stored(t, at(99).name, 60, time.Minute)) // replaces itself
@@ -95,7 +95,7 @@ func TestResolvConf(t *testing.T) {
 		t.Error("a missing file gave no error")
 	}
 	if _, changed, err := c.changed(); changed || err != nil {
-		t.Error("once")
+		t.Error("a missing file was reported as changed a second time")
 	}
 	write := func(text string) {
 		t.Helper()
@@ -114,7 +114,7 @@ func TestResolvConf(t *testing.T) {
 		write(tt.text)
 		servers, changed, err := c.changed()
 		if got := fmt.Sprint(servers); !changed || err != nil || got != tt.want {
-			t.Errorf("%q: %v, want %v: %v", tt.text, got, tt.want, err)
+			t.Errorf("the file %q has the servers %v, want %v; error %v", tt.text, got, tt.want, err)
 		}
 		if _, changed, _ := c.changed(); changed {
 			t.Error("an unchanged file was reported as changed")
@@ -125,7 +125,7 @@ func TestResolvConf(t *testing.T) {
 		t.Fatal(err)
 	}
 	if servers, changed, _ := c.changed(); !changed || !slices.Equal(servers, []netip.Addr{netip.MustParseAddr("192.0.2.7")}) {
-		t.Errorf("got %v", servers)
+		t.Errorf("after a change in place the servers are %v, want 192.0.2.7", servers)
 	}
 }
 
@@ -136,6 +136,6 @@ func TestUpstreamsAreReplaced(t *testing.T) {
 	one.host[1].failed(time.Now(), os.ErrClosed)
 	two := one.with([]netip.Addr{c, b}, port)
 	if len(two.host) != 2 || two.host[0].addr.Addr() != c || two.host[1] != one.host[1] {
-		t.Errorf("%+v", two)
+		t.Errorf("the upstreams are %+v; want the new one first, and the unchanged state of the other", two)
 	}
 }

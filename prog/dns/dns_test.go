@@ -112,7 +112,7 @@ func raw(t testing.TB, s *Server, msg []byte, from asker) []byte {
 	case b := <-ch:
 		return b
 	case <-time.After(10 * time.Second):
-		t.Fatal("no answer")
+		t.Fatal("the server did not answer within 10 s")
 		return nil
 	}
 }
@@ -140,7 +140,7 @@ func ask(t testing.TB, s *Server, m *dns.Msg, tcp bool) *dns.Msg {
 	}
 	var r dns.Msg
 	if err := r.Unpack(out); err != nil {
-		t.Fatalf("answer %x: %v", out, err)
+		t.Fatalf("the answer %x is no valid message: %v", out, err)
 	}
 	switch {
 	case r.Id != m.Id, !r.Response, r.Opcode != m.Opcode, r.RecursionDesired != m.RecursionDesired, !r.RecursionAvailable, r.AuthenticatedData, r.CheckingDisabled != m.CheckingDisabled:

@@ -52,7 +52,7 @@ func TestBelieveKeepsWhatAnswersTheQuestion(t *testing.T) {
 			use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
 				o := q.IsEdns0()
 				if !q.RecursionDesired || o == nil || o.UDPSize() != maxUDP || o.Do() != tt.do || q.Question[0].Name != "www.example." {
-					t.Errorf("the upstream was asked %v", q)
+					t.Errorf("the upstream got %v; want RD, OPT with DO as in the query, and the name in lower case", q)
 				}
 				return replies(q, tt.rcode, tt.records...)
 			}))
@@ -63,7 +63,7 @@ func TestBelieveKeepsWhatAnswersTheQuestion(t *testing.T) {
 				got = strings.TrimSuffix(got, "0") + strconv.Itoa(int(p.life.Seconds()))
 			}
 			if got != tt.want {
-				t.Errorf("\n got %s\nwant %s", got, tt.want)
+				t.Errorf("wrong answer:\n got %s\nwant %s", got, tt.want)
 			}
 		})
 	}
@@ -126,7 +126,7 @@ func TestForgedAnswersAreIgnored(t *testing.T) {
 				send(packed1(replies(q, dns.RcodeSuccess, answerA...)))
 			}))
 			if got := told(ask(t, s, query4("www.example.", dns.TypeA), false)); got != "NOERROR; www.example. 60 A 192.0.2.1" {
-				t.Errorf("got %s", got)
+				t.Errorf("the answer is %s, want the true one", got)
 			}
 		})
 	}
@@ -169,7 +169,7 @@ func TestFailover(t *testing.T) {
 		counted(t, &broken, 0, dns.RcodeServerFailure), counted(t, &good, 0, dns.RcodeNameError))
 	begin := time.Now()
 	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError || time.Since(begin) > 950*time.Millisecond {
-		t.Fatalf("after %v: %v", time.Since(begin), r)
+		t.Fatalf("after %v the answer is %v; want NXDOMAIN of the fifth upstream within 950 ms", time.Since(begin), r)
 	}
 	var failed int
 	for _, u := range s.Status().Upstreams {
@@ -178,12 +178,12 @@ func TestFailover(t *testing.T) {
 		}
 	}
 	if failed != 3 {
-		t.Errorf("%d upstreams have failed, want 3: %+v", failed, s.Status().Upstreams)
+		t.Errorf("%d upstreams count as failed, want 3: %+v", failed, s.Status().Upstreams)
 	}
 	// Upstreams that do not answer are not asked now. An error concerns only one name.
 	begin = time.Now()
 	if r := ask(t, s, query4("b.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError || time.Since(begin) > 190*time.Millisecond {
-		t.Fatalf("after %v: %v", time.Since(begin), r)
+		t.Fatalf("after %v the answer is %v; want one without waiting for failed upstreams", time.Since(begin), r)
 	}
 	if dead.Load() != 1 || slow.Load() != 1 || broken.Load() != 2 || good.Load() != 2 {
 		t.Errorf("asked: dead %d, slow %d, broken %d, good %d", dead.Load(), slow.Load(), broken.Load(), good.Load())
@@ -206,7 +206,7 @@ func TestAllUpstreamsDown(t *testing.T) {
 	}
 	c := s.Status().Counts
 	if c.Failed != 1 || c.Forwarded != 1 || c.Hits != 1 {
-		t.Errorf("%+v", c)
+		t.Errorf("the counts are %+v; want 1 forwarded, 1 failed, 1 from the cache", c)
 	}
 }
 
@@ -224,7 +224,7 @@ func TestLostPacket(t *testing.T) {
 		t.Error(r)
 	}
 	if st := s.Status(); st.Upstreams[0].Err != "" {
-		t.Errorf("%+v", st)
+		t.Errorf("the status still has an error of the upstream: %+v", st)
 	}
 }
 
@@ -246,7 +246,7 @@ func TestLateAnswersAreHeard(t *testing.T) {
 				t.Error(r)
 			}
 			if why := s.Status().Upstreams[0].Err; why != "takes more than 200ms to answer" {
-				t.Errorf("the status says %q", why)
+				t.Errorf("the status has the error %q, want that the upstream is slow", why)
 			}
 		})
 	}
@@ -261,7 +261,7 @@ func TestUpstreamWithErrorIsNotSilent(t *testing.T) {
 		t.Error(r)
 	}
 	if why := s.Status().Upstreams[1].Err; why != "" {
-		t.Errorf("the status says %q", why)
+		t.Errorf("the status has the error %q for an upstream that answered, want none", why)
 	}
 }
 
@@ -334,7 +334,7 @@ func TestIdenticalQueriesAreForwardedOnce(t *testing.T) {
 	wg.Wait()
 	c := s.Status().Counts
 	if n.Load() != 1 || c.Joined+c.Hits != 79 {
-		t.Errorf("asked %d times: %+v", n.Load(), c)
+		t.Errorf("the upstream got %d queries, want 1; the counts are %+v", n.Load(), c)
 	}
 }
 
@@ -379,6 +379,6 @@ func TestCacheKeyIncludesDOAndCD(t *testing.T) {
 		}
 	}
 	if n.Load() != 4 {
-		t.Errorf("asked %d times, want 4", n.Load())
+		t.Errorf("the upstream got %d queries, want 4", n.Load())
 	}
 }

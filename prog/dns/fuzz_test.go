@@ -112,10 +112,10 @@ func FuzzBelieve(f *testing.F) {
 		out := ask.render(nil, p, time.Unix(7, 0))
 		var m dns.Msg
 		if err := m.Unpack(out); err != nil || m.Question[0].Name != "wWw.Example." {
-			t.Fatalf("%v\n%x", err, out)
+			t.Fatalf("the rendered answer is invalid, or has another name: %v\n%x", err, out)
 		}
 		if m.Rcode == dns.RcodeSuccess && len(m.Answer) > 0 && m.Answer[0].Header().Name != "wWw.Example." && m.Answer[0].Header().Rrtype != dns.TypeDNAME {
-			t.Fatalf("unasked: %v", &m)
+			t.Fatalf("the answer has a record of another name: %v", &m)
 		}
 	})
 }

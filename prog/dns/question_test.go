@@ -73,7 +73,7 @@ func TestMalformedQueries(t *testing.T) {
 		if out != nil {
 			var r dns.Msg
 			if err := r.Unpack(out); err != nil || r.Id != 0xABCD {
-				t.Fatalf("%s: %x: %v", tt.why, out, err)
+				t.Fatalf("%s: the answer %x is invalid, or has another id: %v", tt.why, out, err)
 			}
 			got = dns.RcodeToString[r.Rcode] + " " + string(rune('0'+len(r.Answer)))
 			if r.Rcode == dns.RcodeBadVers {
@@ -92,7 +92,7 @@ func TestMalformedQueries(t *testing.T) {
 	}
 	for n := range headerSize {
 		if out := raw(t, s, make([]byte, n), asker{}); out != nil {
-			t.Errorf("%d bytes got an answer", n)
+			t.Errorf("a message of %d bytes got an answer, want none", n)
 		}
 	}
 }

@@ -38,7 +38,7 @@ func TestRules(t *testing.T) {
 	} {
 		before := tt.n.Load()
 		if r := ask(t, s, query4(tt.name, dns.TypeA), false); r.Rcode != tt.want || tt.n.Load() != before+1 {
-			t.Errorf("%s: %v", tt.name, r)
+			t.Errorf("the query %s did not get the answer of its rule's server: %v", tt.name, r)
 		}
 	}
 	if n := host.Load() + corp.Load() + lab.Load(); n != 8 {
@@ -55,7 +55,7 @@ func TestRuleForEverything(t *testing.T) {
 		t.Error(r)
 	}
 	if r := ask(t, s, query4("localhost.", dns.TypeA), false); len(r.Answer) != 1 || n.Load() != 1 {
-		t.Errorf("RFC 6761 6.3: %v", r)
+		t.Errorf("RFC 6761 6.3: localhost was forwarded, or not answered: %v", r)
 	}
 }
 
@@ -74,7 +74,7 @@ func TestManyNames(t *testing.T) {
 			for i := range 2500 {
 				name := "n" + strconv.Itoa(w*2500+i) + ".example."
 				if r := ask(t, s, query4(name, dns.TypeA), false); len(r.Answer) != 1 {
-					t.Errorf("%s: %v", name, r)
+					t.Errorf("the query %s got %v, want one record", name, r)
 					return
 				}
 			}
@@ -82,6 +82,6 @@ func TestManyNames(t *testing.T) {
 	}
 	wg.Wait()
 	if st := s.Status(); st.Cached != 1000 || st.CacheBytes > 1000*500 || st.Counts.Forwarded != 50_000 {
-		t.Errorf("%+v", st)
+		t.Errorf("the status is %+v; want 1,000 cached answers of at most 500 bytes, and 50,000 forwarded queries", st)
 	}
 }

@@ -45,10 +45,10 @@ func run(t testing.TB, s *Server) {
 		select {
 		case err := <-ended:
 			if err != nil {
-				t.Errorf("Run: %v", err)
+				t.Errorf("Run returned %v, want no error", err)
 			}
 		case <-time.After(5 * time.Second):
-			t.Error("Run does not end")
+			t.Error("Run did not end within 5 s after its context")
 		}
 	})
 	eventually.True(t, wait, "both sockets are open", func() bool { return len(s.Status().Sockets) == 2 })
@@ -87,7 +87,7 @@ func TestOverTheNetwork(t *testing.T) {
 			for name, want := range map[string]int{"wEb.weft.internal.": 2, "www." + network + ".example.": 1} {
 				r, _, err := c.Exchange(query4(name, dns.TypeA), at(s, a))
 				if err != nil || len(r.Answer) != want {
-					t.Errorf("%s %v %s: %v, %v", network, a, name, r, err)
+					t.Errorf("over %s, the server at %v answered %s with %v, error %v", network, a, name, r, err)
 				}
 			}
 		}
@@ -101,7 +101,7 @@ func TestNoAnswerForSourcesThatAreNoClients(t *testing.T) {
 		c.Client = func(remote netip.AddrPort, zone string) (Client, bool) {
 			asked.Add(1)
 			if remote.Port() == 0 || !remote.Addr().IsLoopback() || remote.Addr().Is4In6() || zone != "" {
-				t.Errorf("client %v%%%s", remote, zone)
+				t.Errorf("Client was called with %v and zone %q, want a loopback address without zone", remote, zone)
 			}
 			return Client{}, false
 		}
@@ -109,7 +109,7 @@ func TestNoAnswerForSourcesThatAreNoClients(t *testing.T) {
 	for _, a := range loopback {
 		c := dns.Client{Net: "udp", Timeout: 100 * time.Millisecond}
 		if r, _, err := c.Exchange(query4("web.weft.internal.", dns.TypeA), at(s, a)); err == nil {
-			t.Errorf("UDP: %v", r)
+			t.Errorf("a source that is no client got an answer over UDP: %v", r)
 		}
 		conn, err := net.Dial("tcp", at(s, a))
 		if err != nil {
@@ -122,7 +122,7 @@ func TestNoAnswerForSourcesThatAreNoClients(t *testing.T) {
 		}
 	}
 	if asked.Load() != 4 || s.Status().Counts.Dropped != 4 || s.Status().Counts.Local != 0 {
-		t.Errorf("%+v", s.Status().Counts)
+		t.Errorf("the counts are %+v; want 4 dropped and none answered", s.Status().Counts)
 	}
 }
 
@@ -164,11 +164,11 @@ func TestPipelining(t *testing.T) {
 	conn := &dns.Conn{Conn: c}
 	for _, want := range []uint16{2, 1} {
 		if r, err := conn.ReadMsg(); err != nil || r.Id != want {
-			t.Fatalf("%v, %v; want id %d", r, err, want)
+			t.Fatalf("got the message %v, error %v; want the answer with id %d", r, err, want)
 		}
 	}
 	if _, err := conn.ReadMsg(); err == nil {
-		t.Error("the connection stays open")
+		t.Error("the connection stays open after the last answer")
 	}
 }
 
@@ -180,7 +180,7 @@ func TestConnectionsAreLimited(t *testing.T) {
 		writeTCP(t, c, packed1(query4("web.weft.internal.", dns.TypeA)))
 		_, err := (&dns.Conn{Conn: c}).ReadMsg()
 		if ok := i < connsOf; ok != (err == nil) {
-			t.Fatalf("connection %d: %v", i, err)
+			t.Fatalf("connection %d: error %v; want one only beyond the limit", i, err)
 		}
 	}
 }
@@ -195,7 +195,7 @@ func TestBrokenStreamsAreClosed(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil || os.IsTimeout(err) {
-			t.Errorf("%s: %d bytes, %v; want the end", name, n, err)
+			t.Errorf("%s: read %d bytes, error %v; want the end of the connection", name, n, err)
 		}
 	}
 }
@@ -244,7 +244,7 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 	s.hostPort = u.addr.Port()
 	run(t, s)
 	if r := ask(t, s, query4("a.example.", dns.TypeA), false); r.Rcode != dns.RcodeServerFailure || !strings.Contains(s.Status().ResolvConf, path) {
-		t.Errorf("%v\n%+v", r, s.Status())
+		t.Errorf("without resolv.conf the answer is %v, status %+v; want SERVFAIL, and the path in the status", r, s.Status())
 	}
 	if err := os.WriteFile(path, []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -254,7 +254,7 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 		t.Errorf("answers of former servers are still cached: %+v", st)
 	}
 	if r := ask(t, s, query4("b.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError || s.Status().Upstreams[0].Addr != u.addr {
-		t.Errorf("%v\n%+v", r, s.Status())
+		t.Errorf("after the change of resolv.conf the answer is %v, status %+v; want that of the new server", r, s.Status())
 	}
 }
 
@@ -275,11 +275,11 @@ func TestStatusExplainsFailedUpstreams(t *testing.T) {
 	ask(t, s, query4("a.closed.", dns.TypeA), false)
 	st := s.Status()
 	if st.ResolvConf != path+" has no nameserver line" {
-		t.Errorf("%s", st.ResolvConf)
+		t.Errorf("the status of resolv.conf is %q, want that it has no nameserver line", st.ResolvConf)
 	}
 	for i, want := range []string{"connection refused", "does not answer"} {
 		if st.Upstreams[i].Err != want {
-			t.Errorf("%+v, want %s", st.Upstreams[i], want)
+			t.Errorf("the upstream's status is %+v, want the error %q", st.Upstreams[i], want)
 		}
 	}
 }

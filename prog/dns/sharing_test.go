@@ -78,7 +78,7 @@ func TestSharesAreFair(t *testing.T) {
 			}
 		}
 		if s.total != 0 || s.remote != 0 || len(s.hosts) != 0 || len(s.held) != 0 {
-			t.Fatalf("after all clients left: %+v", &s)
+			t.Fatalf("places are left after all clients left: %+v", &s)
 		}
 	})
 }
@@ -153,7 +153,7 @@ func TestGreedyClientsLeaveConnectionsToOthers(t *testing.T) {
 				}
 			}
 			if n := taken(&s.conns); n > conns.most {
-				t.Errorf("%d connections are held", n)
+				t.Errorf("%d connections are open, more than the limits", n)
 			}
 		})
 	}
@@ -191,7 +191,7 @@ func TestFloodsLeaveForwardingToOthers(t *testing.T) {
 		s := newSlow(t)
 		failed := flood(t, s, Client{Name: "a"}, forwardsOf+10)
 		if n := taken(&s.forwards); n != forwardsOf || failed.Load() != 10 {
-			t.Errorf("%d queries wait, and %d failed", n, failed.Load())
+			t.Errorf("%d queries wait and %d failed, want the client's limit and the rest", n, failed.Load())
 		}
 	})
 	for name, host := range map[string]func(i int) string{
@@ -210,7 +210,7 @@ func TestFloodsLeaveForwardingToOthers(t *testing.T) {
 				}
 			}
 			if n := taken(&s.forwards); n > forwards.most {
-				t.Errorf("%d queries wait", n)
+				t.Errorf("%d queries wait, more than the limits", n)
 			}
 		})
 	}

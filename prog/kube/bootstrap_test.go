@@ -87,7 +87,7 @@ func run(t *testing.T, all ...*Bootstrap) []Founding {
 		group.Go(func() {
 			var err error
 			if out[i], mine[i], err = b.Run(ctx); err != nil {
-				t.Errorf("%s: %v", b.Node, err)
+				t.Errorf("%s: Run returned %v, want a founding", b.Node, err)
 			}
 		})
 	}
@@ -105,7 +105,7 @@ func run(t *testing.T, all ...*Bootstrap) []Founding {
 		}
 	}
 	if founders > 1 {
-		t.Errorf("%d nodes have founded", founders)
+		t.Errorf("%d nodes claim that they founded, want at most one", founders)
 	}
 	return out
 }
@@ -119,16 +119,16 @@ func TestOneFounder(t *testing.T) {
 	}
 	f := run(t, all...)[0]
 	if !f.Founded || f.Token.Cluster.IsZero() || f.Universe != (slot.Universe{V4: slot.DefaultV4, V6: f.Token.Cluster.V6()}) || f.Node != nodeName(int(f.Founder[0])-1) {
-		t.Errorf("%+v", f)
+		t.Errorf("the founding is %+v; want one that is founded, with default ranges and the founder's Node", f)
 	}
 	// Later nodes find the same, and did not found it; nor did the founder after a restart.
 	for _, b := range []*Bootstrap{c.bootstrap(t, 3, 1), c.bootstrap(t, int(f.Founder[0])-1, 0)} {
 		if later, mine, err := b.Run(t.Context()); err != nil || later != f || mine {
-			t.Errorf("%+v, %v, %v", later, mine, err)
+			t.Errorf("a later node got %+v, mine %v, error %v; want the same founding", later, mine, err)
 		}
 	}
 	if s := c.secret(t); strings.Contains(fmt.Sprint(s.Annotations, s.Labels), f.Token.Reveal()) || s.Annotations["weft.dev/founded"] != "true" {
-		t.Errorf("%v", s.Annotations)
+		t.Errorf("the annotations are %v; want founded, and no token", s.Annotations)
 	}
 }
 
@@ -160,17 +160,17 @@ func TestAnotherNodeFoundsWhenFounderIsGone(t *testing.T) {
 		all[0].Waiting = func(_ context.Context, why string) { said <- why }
 		go func() {
 			if why := <-said; !strings.Contains(why, "n0") || !strings.Contains(why, "founds the ring") {
-				t.Errorf("%s: %q", name, why)
+				t.Errorf("%s: the reason for waiting is %q; want the founder's node", name, why)
 			}
 			end(c)
 		}()
 		f := run(t, all...)[0]
 		if f.Founder == founder.Self || !f.Founded || f.Token.Reveal() != string(token) {
-			t.Errorf("%s: %+v", name, f)
+			t.Errorf("%s: the founding is %+v; want another founder with the same token", name, f)
 		}
 		if name == "made anew" {
 			if late, mine, err := founder.Run(t.Context()); err != nil || late != f || mine {
-				t.Errorf("%s: the first founder: %+v, %v, %v", name, late, mine, err)
+				t.Errorf("%s: the first founder got %+v, mine %v, error %v; want the new founding", name, late, mine, err)
 			}
 		}
 	}
@@ -183,7 +183,7 @@ func TestFounderStartsAgain(t *testing.T) {
 		stuck(t, c, 0)
 		f := run(t, c.bootstrap(t, 0, disk), c.bootstrap(t, 1, 0))[0]
 		if f.Node != "n0" || f.Founder != (peer.ID{1, disk}) || !f.Founded {
-			t.Errorf("disk %d: %+v", disk, f)
+			t.Errorf("with disk %d the founding is %+v; want the peer of that disk", disk, f)
 		}
 	}
 }
@@ -210,7 +210,7 @@ func TestOperatorsTokenIsUsed(t *testing.T) {
 		made.Annotations, made.Data["token"] = nil, []byte(text)
 		c.Set(made)
 		if _, _, err := c.bootstrap(t, 0, 0).step(t.Context()); err == nil || !strings.Contains(err.Error(), "data.token") || text != "" && strings.Contains(err.Error(), text) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: the error is %v; want one that names data.token, without the token", name, err)
 		}
 	}
 }
@@ -235,12 +235,12 @@ func TestBootstrapRetries(t *testing.T) {
 		}
 		f := run(t, b)[0]
 		if why := <-said; !strings.Contains(why, situation.says) || !f.Founded {
-			t.Errorf("%s: %q, %+v", name, why, f)
+			t.Errorf("%s: the reason for waiting is %q, then the founding %+v; want the cause, and success later", name, why, f)
 		}
 	}
 	c := newCluster(t, 0)
 	if _, _, err := c.bootstrap(t, 7, 0).step(t.Context()); err == nil || !strings.Contains(err.Error(), "n7") || !strings.Contains(err.Error(), "NODE_NAME") {
-		t.Errorf("without a Node: %v", err)
+		t.Errorf("without a Node the error is %v; want one that names the Node and NODE_NAME", err)
 	}
 }
 
@@ -277,7 +277,7 @@ func TestBootstrapUnderFaults(t *testing.T) {
 		}
 		run(t, all...)
 		if t.Failed() {
-			t.Fatalf("with seed %d", seed)
+			t.Fatalf("the test failed with seed %d", seed)
 		}
 	}
 }
@@ -327,7 +327,7 @@ func TestUniverse(t *testing.T) {
 			u, err := cl.client(t).Universe(t.Context(), c.asked, id)
 			_, refused := errors.AsType[*RefusedError](err)
 			if refused != (c.refused != "") || refused && !strings.Contains(err.Error(), c.refused) || !refused && (err != nil || u != c.want) {
-				t.Errorf("%v, %v, want %v %s", u, err, c.want, c.refused)
+				t.Errorf("the universe is %v, error %v; want %v, or a refusal with %q", u, err, c.want, c.refused)
 			}
 		})
 	}
@@ -349,10 +349,10 @@ func TestMismatch(t *testing.T) {
 		{ProxyConfig{DetectLocalMode: "NodeCIDR"}, true},
 	} {
 		if got := c.proxy.Mismatch(u, true).String(); (got != "") != c.bad || c.bad && !strings.Contains(got, "masquerades") {
-			t.Errorf("%+v: %q", c.proxy, got)
+			t.Errorf("kube-proxy's configuration %+v gives the problem %q", c.proxy, got)
 		}
 		if got := c.proxy.Mismatch(u, false).String(); strings.Contains(c.proxy.ClusterCIDR, "fd00:2") && got != "" {
-			t.Errorf("without IPv6: %q", got)
+			t.Errorf("without IPv6 the problem is %q, want none", got)
 		}
 	}
 }

@@ -66,6 +66,6 @@ func TestTroublesListsRefusalsFirst(t *testing.T) {
 	f.nodes.failing, f.policies.failing = time.Now().Add(-time.Hour), time.Now().Add(-time.Hour)
 	got := f.troubles()
 	if len(got) != 2 || !got[0].Refused || !strings.Contains(got[0].Err.Error(), "credentials") || got[1].Refused {
-		t.Errorf("%+v", got)
+		t.Errorf("the troubles are %+v; want the refusal, then the unreachable server", got)
 	}
 }

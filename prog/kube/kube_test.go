@@ -99,7 +99,7 @@ func TestSourceFollowsChanges(t *testing.T) {
 	web := st.Pods["shop/web"]
 	if len(st.Policies) != 1 || st.Policies[0].Ref() != "shop/closed" || st.Namespaces["shop"]["team"] != "a" || len(st.Pods) != 1 ||
 		web.Labels["app"] != "web" || !slices.Equal(web.Ports, []policy.NamedPort{{Name: "http", Protocol: policy.TCP, Number: 8080}}) {
-		t.Errorf("%+v", st)
+		t.Errorf("the first state is %+v; want this node's pod, the policy and the namespace", st)
 	}
 	before := st.Generation
 	api.Set(kubetest.Pod("n1", "shop", "web", "u1", map[string]string{"app": "other"}))
@@ -133,16 +133,16 @@ func TestPodByUID(t *testing.T) {
 	ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
 	defer stop()
 	if p, err := f.Pod(ctx, "shop", "web", "new"); err != nil || p.Labels["app"] != "new" {
-		t.Errorf("%+v, %v", p, err)
+		t.Errorf("Pod with the new UID returned %+v, error %v", p, err)
 	}
 	if p, err := f.Pod(ctx, "shop", "web", ""); err != nil || p.UID != "new" {
-		t.Errorf("without a UID: %+v, %v", p, err)
+		t.Errorf("Pod without a UID returned %+v, error %v; want the current pod", p, err)
 	}
 	short, stop2 := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer stop2()
 	_, err := f.Pod(short, "shop", "web", "other")
 	if e, ok := errors.AsType[*UnknownPodError](err); !ok || e.Nothing || !strings.Contains(err.Error(), "http://127.0.0.1") || !strings.Contains(err.Error(), "shop/web") {
-		t.Errorf("%v", err)
+		t.Errorf("an unknown pod gives the error %v; want one with the server and the pod", err)
 	}
 }
 
@@ -164,10 +164,10 @@ func TestStoredStateWithoutServer(t *testing.T) {
 		p, err := s.Pod(ctx, "shop", "web", "u1")
 		if name == "kept" {
 			if st := s.State(); err != nil || p.Labels["app"] != "web" || st.Live || st.Generation != live.Generation || len(st.Policies) != 1 {
-				t.Errorf("%+v, %v: %+v", p, err, st)
+				t.Errorf("with a stored state, Pod returned %+v, error %v; the state is %+v", p, err, st)
 			}
 		} else if e, ok := errors.AsType[*UnknownPodError](err); !ok || !e.Nothing || s.State() != nil || !strings.Contains(err.Error(), "https://192.0.2.1:6443") {
-			t.Errorf("%v", err)
+			t.Errorf("without a stored state the error is %v; want one that names the server", err)
 		}
 	}
 	if _, err := New(Config{Kept: []byte("{torn")}); err == nil {
@@ -267,10 +267,10 @@ func TestMirrorReportsChanges(t *testing.T) {
 	} {
 		before, version := told, f.pods.version
 		if err := step.do(); err != nil || told > before != step.told {
-			t.Errorf("%s: told %v: %v", step.what, told > before, err)
+			t.Errorf("%s: a change was reported: %v, error %v", step.what, told > before, err)
 		}
 		if values, now := f.pods.since(version); now > version != step.told || step.told && len(values) != step.has {
-			t.Errorf("%s: version %d after %d: %v", step.what, now, version, values)
+			t.Errorf("%s: the version is %d after %d, with the values %v", step.what, now, version, values)
 		}
 	}
 	if err := f.pods.Add("no object"); err == nil {
@@ -328,13 +328,13 @@ func TestUnknownPeersAllowNothing(t *testing.T) {
 	st := s.State()
 	first, second := st.Policies[0], st.Policies[1]
 	if first.Unread != nil || first.Ingress[0].Peers[0].Block.String() != "10.200.0.0/24" || len(first.Ingress[0].Peers) != 2 {
-		t.Errorf("%+v", first)
+		t.Errorf("the policy with leading zeros is %+v; want all of it read", first)
 	}
 	if !second.Audit || !second.Ingress[0].Peers[0].Unread || second.Ingress[0].Peers[1].Pods == nil {
-		t.Errorf("%+v", second)
+		t.Errorf("the policy with an invalid peer is %+v; want audit mode, and only that peer unread", second)
 	}
 	if p, _ := manifest.Problem(second); !strings.Contains(p.What, "a/broken") || !strings.Contains(p.What, "from[0].ipBlock.cidr") || !strings.Contains(p.What, "the policy is in audit mode") {
-		t.Errorf("%v", p)
+		t.Errorf("the problem is %v; want the policy, the field and the audit annotation", p)
 	}
 }
 
@@ -353,6 +353,6 @@ func TestUnknownPoliciesAllowNothing(t *testing.T) {
 	list := s.State().Policies
 	w, _ := manifest.Problem(list[0])
 	if _, bad := manifest.Problem(list[1]); len(list) != 2 || list[0].Isolates != policy.Both || list[0].Ingress != nil || !strings.Contains(w.What, "shop/odd") || !strings.Contains(w.What, "Sideways") || bad {
-		t.Errorf("%q: %+v", w, list)
+		t.Errorf("the problem is %q; the policies are %+v", w, list)
 	}
 }

@@ -63,7 +63,7 @@ func TestNamedPorts(t *testing.T) {
 	got, _ := podOf(p)
 	want := []policy.NamedPort{{Name: "metrics", Protocol: policy.TCP, Number: 8099}, {Name: "web", Protocol: policy.TCP, Number: 8080}}
 	if !slices.Equal(got.Ports, want) {
-		t.Errorf("%+v, want %+v", got.Ports, want)
+		t.Errorf("the named ports are %+v, want %+v", got.Ports, want)
 	}
 }
 
@@ -74,6 +74,6 @@ func TestStoredPodsByUIDAreRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p, ok := st.Pod("shop", "web", "u1"); !ok || p.Labels["app"] != "web" {
-		t.Errorf("%+v", st.Pods)
+		t.Errorf("the stored pods are %+v; want shop/web by name", st.Pods)
 	}
 }

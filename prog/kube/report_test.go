@@ -28,11 +28,11 @@ func TestEvents(t *testing.T) {
 	eventually.True(t, soon, "three events are written", func() bool { return len(c.All("events")) >= 3 })
 	stop()
 	if err := <-done; err != nil || len(c.All("events")) != 3 {
-		t.Fatalf("%v, %+v", err, c.All("events"))
+		t.Fatalf("Run returned %v, and the events are %+v; want 3", err, c.All("events"))
 	}
 	for _, o := range c.All("events") {
 		if e := o.(*core.Event); e.InvolvedObject.UID != "uid-0" || len(e.Message) > 1024 || !strings.HasPrefix(e.Name, "n0.") || e.Source.Component != "weft" {
-			t.Errorf("%+v", e)
+			t.Errorf("the event is %+v; want one of the Node, of at most 1024 bytes", e)
 		}
 	}
 	e, now := event{"Normal", ReasonReclaimed, "later"}, time.Now()
@@ -41,7 +41,7 @@ func TestEvents(t *testing.T) {
 	}
 	c.Refuse(func(string, string) int { return http.StatusForbidden })
 	if err := r.WarnNow(t.Context(), ReasonInvalidSetting, "x"); err == nil || !strings.Contains(err.Error(), "manifest") {
-		t.Errorf("%v", err)
+		t.Errorf("a forbidden event returned %v; want an error with the fix", err)
 	}
 }
 
@@ -53,20 +53,20 @@ func TestSetAvailable(t *testing.T) {
 	c.Set(n)
 	r := NewReporter(c.client(t), "n0", slog.New(slog.DiscardHandler))
 	if before, err := c.client(t).Node(t.Context(), "n0"); err != nil || before.Unavailable != "True" || len(before.Addrs) != 2 {
-		t.Errorf("%+v, %v", before, err)
+		t.Errorf("before, the Node is %+v, error %v; want NetworkUnavailable", before, err)
 	}
 	if err := r.SetAvailable(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if after, err := c.client(t).Node(t.Context(), "n0"); err != nil || after.Unavailable != "False" || !after.Up || !after.Ready || after.UID != "uid-0" {
-		t.Errorf("%+v, %v", after, err)
+		t.Errorf("after SetAvailable, the Node is %+v, error %v; want it available, and otherwise unchanged", after, err)
 	}
 	for range 2 { // the second call has nothing to remove
 		if err := r.TakeBack(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if after, err := c.client(t).Node(t.Context(), "n0"); err != nil || after.Unavailable != "" || after.Up || !after.Ready {
-			t.Errorf("%+v, %v", after, err)
+			t.Errorf("after TakeBack, the Node is %+v, error %v; want no condition of Weft", after, err)
 		}
 	}
 	c.Set(n) // the condition of another network plugin stays
@@ -74,7 +74,7 @@ func TestSetAvailable(t *testing.T) {
 		t.Fatal(err)
 	}
 	if after, err := c.client(t).Node(t.Context(), "n0"); err != nil || after.Unavailable != "True" {
-		t.Errorf("%+v, %v", after, err)
+		t.Errorf("TakeBack changed another program's condition: %+v, error %v", after, err)
 	}
 	if err := NewReporter(c.client(t), "n7", slog.New(slog.DiscardHandler)).TakeBack(t.Context()); err != nil {
 		t.Errorf("TakeBack on a deleted Node: %v", err)
@@ -91,7 +91,7 @@ func TestSourceFollowsNodes(t *testing.T) {
 	f := follow(t, api, nil)
 	st := f.becomes(t, "known", func(st *State) bool { return st.Live && len(st.Nodes) == 2 })
 	if n := st.Nodes["n2"]; n.UID != "u2" || len(n.Addrs) != 2 || !n.Ready {
-		t.Errorf("%+v", n)
+		t.Errorf("Node n2 is %+v; want UID u2, both addresses, and ready", n)
 	}
 	notReady := kubetest.Node("n2", "u2", "192.0.2.2")
 	notReady.Status.Conditions[0].Status = core.ConditionUnknown
@@ -104,6 +104,6 @@ func TestSourceFollowsNodes(t *testing.T) {
 	f.becomes(t, "kept", func(*State) bool { return f.saved.Load() != nil })
 	s, err := New(Config{Kept: *f.saved.Load()})
 	if err != nil || s.State().Nodes["n1"].UID != "u1" || s.State().Live {
-		t.Errorf("%v: %+v", err, s.State())
+		t.Errorf("with a stored state, New returned %v, and the state is %+v", err, s.State())
 	}
 }

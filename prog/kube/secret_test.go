@@ -201,10 +201,10 @@ func TestKeeperKeepsForeignSecret(t *testing.T) {
 		k := c.keeper(t, f)
 		k.keep(t.Context(), nil)
 		if text := k.says(); (text == "") != (x.says == "") || !strings.Contains(text, x.says) || k.restored > 0 {
-			t.Errorf("%s: it says %q, want %q", name, text, x.says)
+			t.Errorf("%s: the Keeper reports %q, want %q and no restored Secret", name, text, x.says)
 		}
 		if after := fmt.Sprint(c.All("secrets")); len(c.All("secrets")) > 0 != x.present || after != before {
-			t.Errorf("%s: %s\nbefore: %s", name, after, before)
+			t.Errorf("%s: the Secrets changed to %s\nbefore: %s", name, after, before)
 		}
 		if strings.Contains(k.says(), other.Reveal()) || strings.Contains(k.says(), f.Token.Reveal()) {
 			t.Errorf("%s: the report contains the token", name)
@@ -244,10 +244,10 @@ func TestNoSecondNetworkIsFounded(t *testing.T) {
 			before := fmt.Sprint(c.All("secrets"))
 			f, _, err := b.step(t.Context())
 			if err == nil || f.Founded || !strings.Contains(err.Error(), "n1") || !strings.Contains(err.Error(), "does not found another one") {
-				t.Errorf("Secret %s, %s: %+v, %v", name, shows, f, err)
+				t.Errorf("Secret %s, %s: the step returned %+v, error %v; want a refusal that names n1", name, shows, f, err)
 			}
 			if after := fmt.Sprint(c.All("secrets")); after != before {
-				t.Errorf("Secret %s, %s: it was changed: %s", name, shows, after)
+				t.Errorf("Secret %s, %s: the Secrets changed to %s", name, shows, after)
 			}
 		}
 	}
@@ -259,7 +259,7 @@ func TestNoSecondNetworkIsFounded(t *testing.T) {
 		c.Set(node)
 	}
 	if f := run(t, c.bootstrap(t, 0, 0))[0]; !f.Founded {
-		t.Errorf("%+v", f)
+		t.Errorf("the founding is %+v, want one that is founded", f)
 	}
 	// After the loss of all disks, or the removal of an earlier release, each node removes its own
 	// condition.
@@ -283,6 +283,6 @@ func TestSlowFounderIsStillFounder(t *testing.T) {
 		return false
 	}
 	if f, mine, err := b.Run(t.Context()); err != nil || !mine || f.Founder != b.Self {
-		t.Errorf("%+v, %v, %v", f, mine, err)
+		t.Errorf("a slow founder got %+v, mine %v, error %v; want its own founding", f, mine, err)
 	}
 }

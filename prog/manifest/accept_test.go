@@ -53,7 +53,7 @@ metadata:
 `
 	docs, err := Parse([]byte(printed))
 	if err != nil || len(docs) != 2 || docs[0].Name() != "shop/a" || docs[1].Name() != "shop" || docs[1].Labels["team"] != "a" {
-		t.Fatalf("%+v, %v", docs, err)
+		t.Fatalf("Parse of a list returned %+v, error %v; want shop/a and the namespace shop", docs, err)
 	}
 	for _, d := range docs {
 		again(t, d)
@@ -69,7 +69,7 @@ metadata:
 			names = append(names, d.Name())
 		}
 		if err != nil || !slices.Equal(names, want) {
-			t.Errorf("%s: %q, %v", text, names, err)
+			t.Errorf("%s: Parse returned the names %q, error %v", text, names, err)
 		}
 	}
 }
@@ -121,12 +121,12 @@ func TestCIDRsMatchAPIServer(t *testing.T) {
 		docs, err := Parse(spec("  podSelector: {}\n  ingress: [{from: [{ipBlock: " + text + "}]}]"))
 		if want == nil {
 			if err == nil {
-				t.Errorf("%s: %+v", text, docs[0].Policy.Ingress[0].Peers[0].Block)
+				t.Errorf("%s: want an error, got the block %+v", text, docs[0].Policy.Ingress[0].Peers[0].Block)
 			}
 			continue
 		}
 		if err != nil || docs[0].Policy.Ingress[0].Peers[0].Block.String() != want.String() {
-			t.Errorf("%s: %v, want %v", text, err, want)
+			t.Errorf("%s: error %v, or another block than %v", text, err, want)
 			continue
 		}
 		again(t, docs[0])

@@ -82,7 +82,7 @@ func TestParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(want(), policies(got), compare); d != "" {
-		t.Errorf("(-want +got)\n%s", d)
+		t.Errorf("wrong policies (-want +got)\n%s", d)
 	}
 }
 
@@ -98,10 +98,10 @@ func again(t *testing.T, d Document) {
 	t.Helper()
 	got, err := Parse(d.YAML)
 	if err != nil {
-		t.Fatalf("%v\n%s", err, d.YAML)
+		t.Fatalf("parsing the document's text: %v\n%s", err, d.YAML)
 	}
 	if d := cmp.Diff([]Document{d}, got, compare); d != "" {
-		t.Errorf("(-want +got)\n%s", d)
+		t.Errorf("the document's text gives another document (-want +got)\n%s", d)
 	}
 }
 
@@ -129,14 +129,14 @@ spec: {podSelector: {}}`))
 	}
 	want := "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  annotations:\n    note: |-\n      spec: {}\n      status: {}\n  labels:\n    team: shop\n  name: p\n  namespace: default\nspec:\n  podSelector: {}\n"
 	if d := cmp.Diff(want, string(docs[0].YAML)); d != "" {
-		t.Errorf("(-want +got)\n%s", d)
+		t.Errorf("wrong text of the document (-want +got)\n%s", d)
 	}
 }
 
 func TestNamespace(t *testing.T) {
 	docs, err := Parse([]byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: a}}\nspec: {finalizers: [kubernetes]}\nstatus: {phase: Active}\n"))
 	if err != nil || len(docs) != 1 || docs[0].Kind != NamespaceKind || docs[0].Name() != "shop" || docs[0].Labels["team"] != "a" {
-		t.Fatalf("%+v, %v", docs, err)
+		t.Fatalf("Parse of a Namespace returned %+v, error %v", docs, err)
 	}
 	again(t, docs[0])
 	for text, says := range map[string]string{
@@ -145,7 +145,7 @@ func TestNamespace(t *testing.T) {
 		"metadata: {name: sh/op}":                                              "metadata.name",
 	} {
 		if _, err := Parse([]byte("apiVersion: v1\nkind: Namespace\n" + text)); err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("%s: %v", text, err)
+			t.Errorf("%s: Parse returned %v, want an error", text, err)
 		}
 	}
 }
@@ -160,7 +160,7 @@ func TestDefaults(t *testing.T) {
 	} {
 		got, err := Parse([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: " + spec))
 		if err != nil || got[0].Policy.Isolates != isolates {
-			t.Errorf("%s: %+v, %v", spec, got, err)
+			t.Errorf("the spec %s gives %+v, error %v", spec, got, err)
 		}
 	}
 }
@@ -209,7 +209,7 @@ func TestErrorsHaveLineAndPath(t *testing.T) {
 		_, err := Parse([]byte(text))
 		e, ok := errors.AsType[*Error](err)
 		if !ok {
-			t.Errorf("%s: %v", c.to, err)
+			t.Errorf("%s: Parse returned %v, want an *Error", c.to, err)
 			continue
 		}
 		if c.line > 0 && e.Line != c.line || e.Field != c.field || !strings.Contains(e.Why, c.says) {
@@ -218,7 +218,7 @@ func TestErrorsHaveLineAndPath(t *testing.T) {
 	}
 	for _, nothing := range []string{"", "---\n", "null", "# only words"} {
 		if _, err := Parse([]byte(nothing)); err == nil || !strings.Contains(err.Error(), "there is no NetworkPolicy") {
-			t.Errorf("%q: %v", nothing, err)
+			t.Errorf("the manifest %q gives %v, want that there is no NetworkPolicy", nothing, err)
 		}
 	}
 }

@@ -111,7 +111,7 @@ func (w *written) compare(t *rapid.T, s *Store) {
 	values := func(name string, got [][]byte, err error, want map[string][]byte) {
 		sorted := slices.SortedFunc(maps.Values(want), bytes.Compare)
 		if slices.SortFunc(got, bytes.Compare); err != nil || !slices.EqualFunc(got, sorted, bytes.Equal) {
-			t.Fatalf("%s: %d, want %d, %v", name, len(got), len(want), err)
+			t.Fatalf("%s: after a restart there are %d values, want %d; error %v", name, len(got), len(want), err)
 		}
 	}
 	peers, err := s.Peers()
@@ -138,11 +138,11 @@ func (w *written) compare(t *rapid.T, s *Store) {
 	}
 	settings := map[string]string{}
 	if err := s.Settings(&settings); err != nil || !maps.Equal(settings, w.settings) {
-		t.Fatalf("settings %v, want %v, %v", settings, w.settings, err)
+		t.Fatalf("after a restart the settings are %v, want %v; error %v", settings, w.settings, err)
 	}
 	var kept json.RawMessage
 	if kept, err = s.Kubernetes(); err != nil || len(kept) > 0 && !json.Valid(kept) {
-		t.Fatalf("Kubernetes %q, %v", kept, err)
+		t.Fatalf("after a restart Kubernetes returns %q, error %v; want valid JSON", kept, err)
 	}
 }
 

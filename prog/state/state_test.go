@@ -51,20 +51,20 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	if info, _ := os.Stat(filepath.Join(dir, File)); info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, want 0600", info.Mode())
+		t.Errorf("the file has mode %v, want 0600", info.Mode())
 	}
 
 	s = open(t, dir)
 	defer s.Close()
 	again, _ := s.Keys(rand.Reader)
 	if !again.Identity.Equal(keys.Identity) || again.WireGuard != keys.WireGuard {
-		t.Error("the keys changed")
+		t.Error("the keys changed after a restart")
 	}
 	targets, known, _ := s.Targets()
 	peers, _ := s.Peers()
 	st, err := s.Load()
 	if err != nil || !known || len(targets) != 1 || len(peers) != 1 || string(st.Ring) != "ring" || len(st.Allocations) != 2 || st.Allocations["a"] != 7 {
-		t.Errorf("after a restart: %v %v %v %+v %v", targets, known, peers, st, err)
+		t.Errorf("after a restart: targets %v (known %v), peers %v, state %+v, error %v", targets, known, peers, st, err)
 	}
 	if string(st.Vote) != "vote" || len(st.Quarantined) != 1 || st.Quarantined[0] != (space.Quarantined{Slot: 11, Until: 170}) {
 		t.Errorf("after a restart: vote %q, resting %v", st.Vote, st.Quarantined)
@@ -72,7 +72,7 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 	notes := map[string]string{}
 	err = s.Notes(func(key string, _ slot.Slot, note []byte) error { notes[key] = string(note); return nil })
 	if err != nil || len(notes) != 1 || notes["a"] != "eth0" {
-		t.Errorf("notes after a restart: %v, %v", notes, err)
+		t.Errorf("after a restart the notes are %v, error %v; want eth0 for a", notes, err)
 	}
 }
 
@@ -91,7 +91,7 @@ func TestSecondAgentIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	defer open(t, dir).Close()
 	if _, err := Open(dir); !errors.Is(err, ErrLocked) {
-		t.Errorf("got %v", err)
+		t.Errorf("the second Open returned %v, want ErrLocked", err)
 	}
 }
 
@@ -144,7 +144,7 @@ func TestInvariant8UnusableFilesAreRefusedAndKept(t *testing.T) {
 			}
 			t.Log(err)
 			if after, _ := os.ReadFile(path); !bytes.Equal(after, content) {
-				t.Error("the file was changed")
+				t.Error("Open changed the unusable file")
 			}
 		})
 	}
@@ -154,7 +154,7 @@ func TestSaveDocumentsIsAtomic(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	if synced, err := s.Synced(); synced || err != nil {
-		t.Errorf("new: synced %v, %v", synced, err)
+		t.Errorf("a new state has synced %v, error %v; want false", synced, err)
 	}
 	steps := []error{
 		s.SaveDocuments(map[string][]byte{"policy\x00a": []byte("a1"), "policy\x00b": []byte("b1"), "policy\x00c": nil}),
@@ -172,10 +172,10 @@ func TestSaveDocumentsIsAtomic(t *testing.T) {
 	defer s.Close()
 	documents, err := s.Documents()
 	if err != nil || len(documents) != 2 || string(documents[0]) != "b2" || string(documents[1]) != "d1" {
-		t.Errorf("after a restart: %q, %v", documents, err)
+		t.Errorf("after a restart the documents are %q, error %v; want b2 and d1", documents, err)
 	}
 	if synced, err := s.Synced(); !synced || err != nil {
-		t.Errorf("after a restart: synced %v, %v", synced, err)
+		t.Errorf("after a restart synced is %v, error %v; want true", synced, err)
 	}
 }
 
@@ -195,7 +195,7 @@ func TestOlderFilesGetABucketForDocuments(t *testing.T) {
 		t.Error(err)
 	}
 	if documents, err := s.Documents(); err != nil || len(documents) != 1 {
-		t.Errorf("%q, %v", documents, err)
+		t.Errorf("the documents are %q, error %v; want one", documents, err)
 	}
 	if format != "weft state 3" {
 		t.Error("the format changed: decide whether older files are refused or converted")

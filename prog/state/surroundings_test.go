@@ -23,7 +23,7 @@ func TestDiskErrorsAreNotUnusableFiles(t *testing.T) {
 	} {
 		err := &fs.PathError{Op: "open", Path: "/x", Err: kind}
 		if !surroundings(err) || !strings.Contains(Explained(err).Error(), says) || !errors.Is(Explained(err), kind) {
-			t.Errorf("%v: %v", kind, Explained(err))
+			t.Errorf("%v is explained as %v; want the fix", kind, Explained(err))
 		}
 	}
 	if surroundings(errors.New("it is torn")) {

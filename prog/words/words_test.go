@@ -38,7 +38,7 @@ func TestErrorsDescribeValidInput(t *testing.T) {
 	} {
 		err := read[tt.what](tt.in)
 		if (err == nil) != (tt.says == "") || err != nil && (!strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), tt.in)) {
-			t.Errorf("%s %q: %v", tt.what, tt.in, err)
+			t.Errorf("%s of %q returned %v; want an error with valid input", tt.what, tt.in, err)
 		}
 	}
 }
@@ -60,7 +60,7 @@ func TestCauseOmitsGoCallNames(t *testing.T) {
 		{dial(errors.New("something\nelse")), "something else"},
 	} {
 		if got := Cause(fmt.Errorf("step: %w", tt.err)); got != tt.want {
-			t.Errorf("%v: %q, want %q", tt.err, got, tt.want)
+			t.Errorf("the cause of %v is %q, want %q", tt.err, got, tt.want)
 		}
 	}
 }
@@ -78,7 +78,7 @@ func TestCountAgreesWithNoun(t *testing.T) {
 		{2, "policy", "2 policies"},
 	} {
 		if got := Count(tt.n, tt.noun); got != tt.want {
-			t.Errorf("%s, want %s", got, tt.want)
+			t.Errorf("Count returned %q, want %q", got, tt.want)
 		}
 	}
 	if Are(1) != "is" || Are(0) != "are" {

@@ -47,7 +47,7 @@ func TestConflistNamesInstalledPluginsAndACommonVersion(t *testing.T) {
 			}
 			made := i.chain(t.Context())
 			if made.Version != c.version || !slices.Equal(made.Plugins, c.plugins) || !slices.Equal(made.Missing, c.missing) {
-				t.Errorf("got %+v", made)
+				t.Errorf("the chain is %+v; want the plugins and the version of the case", made)
 			}
 			var conf struct {
 				CNIVersion string // all that a libcni from before 1.2 reads
@@ -57,14 +57,14 @@ func TestConflistNamesInstalledPluginsAndACommonVersion(t *testing.T) {
 				}
 			}
 			if err := json.Unmarshal(i.conflist(made), &conf); err != nil || conf.CNIVersion != "1.0.0" || len(conf.Plugins) != len(c.plugins) {
-				t.Fatalf("%v: %+v", err, conf)
+				t.Fatalf("error %v, or a conflist without cniVersion 1.0.0 and all plugins: %+v", err, conf)
 			}
 			if list, err := libcni.NetworkConfFromBytes(i.conflist(made)); err != nil || list.CNIVersion != c.version {
 				t.Errorf("libcni takes version %v of CNI, want %s: %v", list, c.version, err)
 			}
 			for n, p := range conf.Plugins {
 				if p.Type != c.plugins[n] || len(p.Capabilities) != 1 {
-					t.Errorf("plugin %d: %+v", n, p)
+					t.Errorf("plugin %d of the conflist is %+v; want its type and one capability", n, p)
 				}
 			}
 		})
@@ -97,13 +97,13 @@ func TestConfigurationsThatHideOursAreProblems(t *testing.T) {
 		write(t, i.cfg.ConfDir, name, content)
 	}
 	if list := i.Problems(); len(list) != 0 {
-		t.Errorf("before anything is installed: %v", list)
+		t.Errorf("before the installation, the problems are %v; want none", list)
 	}
 	i.done.Store(&api.CNI{Missing: []string{"portmap"}})
 	list := i.Problems()
 	want := []string{"host ports", "00-multus.conf", "04-second.conf", "05-other.conflist", "06-broken.conf"}
 	if len(list) != len(want) {
-		t.Fatalf("%d problems, want %d: %v", len(list), len(want), list)
+		t.Fatalf("got %d problems, want %d: %v", len(list), len(want), list)
 	}
 	for n, word := range want {
 		if !strings.Contains(list[n].String(), word) || list[n].Fix == "" {
@@ -136,12 +136,12 @@ func TestAPluginThatAppearsJoinsTheChain(t *testing.T) {
 			t.Fatal(err)
 		}
 		if s := i.Status(); s == nil || !slices.Equal(s.Plugins, plugins) || s.Config != filepath.Join(i.cfg.ConfDir, ConflistFile) {
-			t.Errorf("%+v, want the plugins %v", s, plugins)
+			t.Errorf("the status is %+v; want the plugins %v and the path of the conflist", s, plugins)
 		}
 	}
 	install(PluginName)
 	if data, err := os.ReadFile(filepath.Join(i.cfg.BinDir, PluginName)); err != nil || string(data) != "the plugin" {
-		t.Errorf("%q, %v", data, err)
+		t.Errorf("the installed plugin has the content %q, error %v; want that of the program's folder", data, err)
 	}
 	before := i.Status()
 	if install(PluginName); i.Status() != before {
@@ -150,7 +150,7 @@ func TestAPluginThatAppearsJoinsTheChain(t *testing.T) {
 	write(t, i.cfg.BinDir, "portmap", modern)
 	install(PluginName, "portmap")
 	if list := i.Problems(); len(list) != 0 {
-		t.Errorf("%v", list)
+		t.Errorf("the problems are %v; want none", list)
 	}
 }
 
@@ -158,10 +158,10 @@ func TestInstallNamesAPluginThatIsNotThere(t *testing.T) {
 	i := New(Config{ConfDir: t.TempDir(), BinDir: t.TempDir()})
 	err := i.Install(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "weft-cni is not beside") || !strings.Contains(err.Error(), "--cni-conf-dir=") || i.Status() != nil {
-		t.Errorf("%v, %+v", err, i.Status())
+		t.Errorf("Install without weft-cni returned %v, status %+v; want an error with the fix, and no status", err, i.Status())
 	}
 	if err := New(Config{}).Install(t.Context()); err != nil {
-		t.Errorf("a host without CNI: %v", err)
+		t.Errorf("Install without a folder returned %v; want no error", err)
 	}
 }
 
@@ -177,6 +177,6 @@ func TestRemoveTakesTheConfigurationAndThePlugin(t *testing.T) {
 	}
 	left, _ := filepath.Glob(filepath.Join(conf, "*"))
 	if plugins, _ := filepath.Glob(filepath.Join(bin, "*")); len(left) != 1 || filepath.Base(left[0]) != "20-other.conflist" || len(plugins) != 0 {
-		t.Errorf("left: %v, %v", left, plugins)
+		t.Errorf("Remove left the configurations %v and the plugins %v; want only 20-other.conflist", left, plugins)
 	}
 }
