@@ -15,8 +15,8 @@ import (
 	"weft/router/routertest"
 )
 
-// An agent that belongs to no network founds none: it says so, tells its supervisor that it runs,
-// and goes on once launch has decided.
+// An agent that belongs to no network founds none. It reports that, tells its supervisor that it
+// runs, and continues once launch has decided.
 func TestAgentWaitsUntilLaunchDecides(t *testing.T) {
 	dir := t.TempDir()
 	notified, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})

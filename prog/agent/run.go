@@ -31,8 +31,8 @@ import (
 // ErrMoved means that this host's address has changed and its agent must restart.
 var ErrMoved = underlay.ErrMoved
 
-// ErrTwin says that this host is a copy of another one, which goes on. It is not to be started
-// again before an operator has looked.
+// ErrTwin means that this host is a copy of another one, which keeps running. The agent must not be
+// started again before an operator has fixed that.
 var ErrTwin = mesh.ErrTwin
 
 // starting is why an agent is not ready that has just begun.
@@ -44,7 +44,7 @@ type run struct {
 	started time.Time
 	stop    context.CancelFunc
 	board   *ready.Board
-	// apiChanged is called when the API server says something else.
+	// apiChanged is called when the API server's state changes.
 	apiChanged func()
 
 	store    *state.Store
@@ -104,8 +104,8 @@ func Run(ctx context.Context, opts config.Options) (err error) {
 	return err
 }
 
-// listen answers on the sockets from now on, until ctx ends; at first with what is waited for. A
-// socket is an error of the agent's start only.
+// listen answers on the sockets until ctx ends; at first with what the agent waits for. A socket that
+// cannot be opened only fails the start of an agent.
 func (r *run) listen(ctx context.Context, launch bool) (*control.Front, *errgroup.Group, context.Context, error) {
 	socket, err := control.ListenSocket(r.opts.Socket())
 	if err != nil {
@@ -128,7 +128,7 @@ func (r *run) listen(ctx context.Context, launch bool) (*control.Front, *errgrou
 	return front, group, ctx, nil
 }
 
-// prepare reads what is stored, decides about the ring, and makes the components.
+// prepare reads the stored state, decides how to get a ring, and makes the components.
 func (r *run) prepare(ctx context.Context) (p *parts, h host, err error) {
 	if r.settings, err = settings.Load(r.store, r.opts.Exclude); err != nil {
 		return nil, h, err
@@ -150,13 +150,13 @@ func (r *run) prepare(ctx context.Context) (p *parts, h host, err error) {
 		r.watch.Close()
 		return nil, h, err
 	}
-	if r.founding.Ring != nil { // what this host has is what there is
+	if r.founding.Ring != nil { // this host's ring is the only one
 		err = p.documents.MarkSynced()
 	}
 	return p, h, err
 }
 
-// unlessStopped returns an error, unless it says that the agent was stopped.
+// unlessStopped returns an error, or nil if it means that the agent was stopped.
 func unlessStopped(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return nil
@@ -164,7 +164,7 @@ func unlessStopped(err error) error {
 	return err
 }
 
-// CheckPrivileges says at once what would fail in many places later.
+// CheckPrivileges reports missing privileges, which would otherwise cause errors in many places.
 func CheckPrivileges() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData

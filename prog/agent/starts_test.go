@@ -32,10 +32,10 @@ import (
 	"weft/router/routertest"
 )
 
-// alone marks the run of the test binary that has namespaces of its own.
+// alone is set in the run of the test binary with its own namespaces.
 const alone = "WEFT_AGENT_ALONE"
 
-// The agent runs the userspace WireGuard as a command of its own program, which is this one here.
+// The agent runs the userspace WireGuard as a command of its own program, which is this test binary.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "datapath" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -49,9 +49,9 @@ func TestMain(m *testing.M) {
 	routertest.Main(m)
 }
 
-// An agent starts and stops again and again while containers come and go, policies and names
-// change, and people look: no start fails, and, under the race detector, no component touches what
-// another one has. STARTS=n starts it n times; 200 take about two minutes.
+// An agent starts and stops repeatedly while containers are attached and detached, policies and names
+// change, and users query it. No start fails and, with the race detector, no components share memory
+// without locks. STARTS=n starts it n times; 200 take about two minutes.
 func TestStartsAndStopsUnderLoad(t *testing.T) {
 	if os.Getenv(alone) == "" {
 		runAlone(t)
@@ -115,7 +115,7 @@ func startOnce(t *testing.T, opts config.Options, i int) {
 	}
 }
 
-// runAlone runs this test again in a network and a mount namespace of its own.
+// runAlone runs this test again in its own network and mount namespaces.
 func runAlone(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("a whole agent needs root: run this test with sudo")
@@ -160,7 +160,7 @@ func options(t *testing.T) config.Options {
 	}
 }
 
-// down reports that an error says that no agent serves: it starts or stops.
+// down reports whether an error means that no agent serves, since it starts or stops.
 func down(err error) bool {
 	if _, ok := errors.AsType[*api.NotRunningError](err); ok {
 		return true
@@ -181,7 +181,7 @@ metadata: {name: deny, namespace: default}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 `
 
-// loads are what a host's users do.
+// loads are the requests of a host's users.
 func loads(c *api.Client) []func(ctx context.Context, i int) error {
 	ref := func(kind string, i int) api.EndpointRef {
 		return api.EndpointRef{ContainerID: fmt.Sprintf("%s%d", kind, i), Interface: "eth0"}

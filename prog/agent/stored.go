@@ -25,7 +25,7 @@ import (
 type stored struct {
 	peers, sets, documents [][]byte
 	synced                 bool
-	addrs                  []netip.Addr // of this host, as the last agent told them
+	addrs                  []netip.Addr // of this host, in the last agent's record
 	node                   slot.Slot
 	ring                   []byte // its id; nil: there is none
 	owners                 map[peer.ID][]slot.Range

@@ -57,7 +57,7 @@ func TestAtMostSixteenPeersAreAskedAtOnce(t *testing.T) {
 	})
 }
 
-// What collects the answers needs no lock.
+// The function that collects the answers needs no lock.
 func TestAnswersComeOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slow{peers: 100, takes: func(byte) time.Duration { return time.Second }}

@@ -51,7 +51,7 @@ type Router interface {
 // Pods returns what is known of pods in addition to the plugin's request. Without Kubernetes it is
 // NoPods.
 type Pods interface {
-	// Complete makes the request of a pod say what the API server says of it.
+	// Complete replaces the labels and ports of a pod's request by those of the API server.
 	Complete(context.Context, *api.AttachRequest) error
 	// Current returns the labels and ports that a pod has now; false if they are not known.
 	Current(namespace, name, uid string) (labels map[string]string, ports []api.Port, ok bool)
@@ -77,7 +77,7 @@ type Config struct {
 	IPv6     bool
 	// Ready reports why no endpoint can be attached yet.
 	Ready func(context.Context) error
-	// Isolate returns once the kernel enforces all policies for what is attached now.
+	// Isolate returns once the kernel enforces all policies for the attached endpoints.
 	Isolate func() error
 	// Resolver is what belongs into the resolv.conf of an endpoint of a namespace.
 	Resolver func(namespace string) *api.Resolver
@@ -101,7 +101,7 @@ type Attachments struct {
 	queue  queue
 	strays strays
 	links  link.Reading[[]string]
-	failed live.Value[error] // why this host cannot attach yet, as far as attachments know
+	failed live.Value[error] // why Attachments cannot attach yet
 
 	mu        sync.Mutex
 	endpoints map[string]*record // by api.EndpointRef.Key
@@ -157,8 +157,8 @@ func follow(endpoints map[string]*record, pods Pods) (changed bool) {
 	return changed
 }
 
-// PodsChanged says that something else is known of pods. When it returns, the endpoints are
-// published with it: policies that come with it find them so.
+// PodsChanged announces a change of known pods. When it returns, the endpoints are published with it,
+// so that policies of the same change apply to them.
 func (a *Attachments) PodsChanged() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -198,8 +198,8 @@ func (a *Attachments) universe() (slot.Universe, error) {
 	return v.Ring.Universe, nil
 }
 
-// Attach makes an endpoint known and gives it an address. If nothing more comes of it, Detach is
-// what ends it, as any other.
+// Attach announces an endpoint and allocates its addresses. If the runtime does not continue, it must
+// call Detach.
 func (a *Attachments) Attach(ctx context.Context, req api.AttachRequest) (reply api.AttachReply, err error) {
 	if err := a.cfg.Ready(ctx); err != nil {
 		return reply, err

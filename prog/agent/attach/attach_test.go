@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { routertest.Main(m) }
 
-// plugs records what is plugged in.
+// plugs is a router that records changes of endpoints.
 type plugs struct{ unplugged []endpoint.Endpoint }
 
 func (*plugs) Plug(context.Context, endpoint.Endpoint) error { return nil }
@@ -35,7 +35,7 @@ func (p *plugs) Unplug(_ context.Context, list ...endpoint.Endpoint) error {
 	return nil
 }
 
-// notes are what the store has of endpoints.
+// notes are the endpoints in the store.
 type notes map[string]api.AttachRequest
 
 func (n notes) Notes(add func(key string, s slot.Slot, note []byte) error) error {
@@ -262,8 +262,8 @@ func TestQueuedReleases(t *testing.T) {
 	}
 }
 
-// What was queued while the agent started is of an earlier life of the endpoint: it does not end
-// the next one.
+// A release that was queued while the agent started belongs to an earlier endpoint with that key. It
+// does not end the next one.
 func TestQueuedReleaseComesBeforeAttach(t *testing.T) {
 	f := newFixture(t, notes{"c1/eth0": request("c1")}, nil)
 	if err := f.queue.check(); err != nil {
@@ -302,7 +302,7 @@ func TestFindByIDOrName(t *testing.T) {
 	}
 }
 
-// A pod has the labels that the API server says now; the end of a pod leaves them as they were.
+// A pod has the API server's current labels. They stay when the pod ends.
 func TestPodsHaveTheLabelsOfTheAPIServer(t *testing.T) {
 	pods := &podLabels{labels: map[string]string{"app": "web"}}
 	f := newFixture(t, nil, func(c *Config) { c.Pods = pods })

@@ -19,7 +19,7 @@ import (
 type Endpoint struct {
 	api.AttachRequest
 	Slot slot.Slot
-	MTU  int // that the container was told; 0: by an earlier agent
+	MTU  int // MTU of the container's interface; 0: attached by an earlier agent
 }
 
 // Key identifies an endpoint on this host.

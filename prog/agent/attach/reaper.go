@@ -23,9 +23,9 @@ const (
 	unlinked = 8
 )
 
-// Look releases what was lost with the host's namespaces while no agent ran, and finds strays. It
-// comes before Run and before the first plan, which may take the routes from the kernel by which a
-// stray is found.
+// Look releases endpoints that were lost with the host's namespaces while no agent ran, and finds
+// strays. It must run before Run and before the first plan, since a plan may remove the routes by
+// which strays are found.
 func (a *Attachments) Look(ctx context.Context) {
 	a.releaseVanished(ctx)
 	if err := a.strays.find(func() []string { return hostLinks(a.Get()) }); err != nil {
@@ -153,8 +153,8 @@ func (a *Attachments) detachWhere(ctx context.Context, gone func(*record) bool) 
 	return errors.Join(errs...)
 }
 
-// releaseVanished frees what was lost with the host's namespaces while no agent ran. An address
-// that cannot be freed now is no reason not to start.
+// releaseVanished releases endpoints that were lost with the host's namespaces while no agent ran. It
+// does not fail if an address cannot be released now.
 func (a *Attachments) releaseVanished(ctx context.Context) {
 	present, err := endpoint.List()
 	if err == nil {

@@ -11,8 +11,8 @@ import (
 	"weft/prog/api"
 )
 
-// An endpoint whose link somebody deleted is a problem with its fix, within half a minute and
-// not before a runtime's own deletion would have come.
+// An endpoint whose link was deleted by hand is a problem with its fix: within half a minute, but not
+// before a runtime's own DEL would have come.
 func TestADeletedLinkIsAProblem(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	req := request("c0ffee")
@@ -34,11 +34,11 @@ func TestADeletedLinkIsAProblem(t *testing.T) {
 		f.releaseEnded(t.Context())
 	}
 	if after := time.Duration(rounds) * period; after > 30*time.Second || after < 10*time.Second {
-		t.Errorf("told after %v", after)
+		t.Errorf("the problem was reported after %v", after)
 	}
 	f.endpoints["c0ffee/eth0"].missing = 0 // the link is there again
 	if told() {
-		t.Error("it is told of a link that is there")
+		t.Error("a problem was reported for an existing link")
 	}
 }
 
@@ -55,10 +55,10 @@ func (e *ended) Ended(_, _, uid string) bool {
 	return slices.Contains(e.uids, uid)
 }
 
-// Some plugins in between do not tell of the end of a pod. It does not keep its address for ever:
-// once its link and its object are gone for a while, that is free. A pod that the API server has
-// keeps its address, and so does an endpoint that is no pod.
-func TestPodsThatEndUntoldFreeTheirAddresses(t *testing.T) {
+// Some chained plugins do not pass on the DEL of a pod. Its address is released once its link and its
+// object have been gone for a while. A pod that the API server has keeps its address, and so does an
+// endpoint that is no pod.
+func TestPodsWithoutDELReleaseTheirAddresses(t *testing.T) {
 	pods := &ended{}
 	f := newFixture(t, nil, func(c *Config) { c.Pods = pods })
 	for _, uid := range []string{"ended", "running", ""} {
@@ -98,8 +98,8 @@ func TestAPodWhoseObjectIsGoneKeepsItsAddressForAWhile(t *testing.T) {
 	}
 }
 
-// A link may just be moving: an attachment by hand ends in the second round without it. What Docker
-// may start again is remembered, and its names are free.
+// A link may just be moving between namespaces, so an attachment by hand only ends in the second
+// round without it. If Docker may start the container again, it is recorded. Its names are released.
 func TestAnAttachmentByHandEndsWithItsNamespace(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	id := strings.Repeat("a", 64)

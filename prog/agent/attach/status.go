@@ -31,13 +31,13 @@ func (a *Attachments) Problems() []problem.Problem {
 	return slices.Concat(a.strays.problems(), broken, misfits(a.Get()))
 }
 
-// withoutLink names endpoints whose links were deleted by hand.
+// withoutLink returns the endpoints whose links were deleted by hand.
 func withoutLink(endpoints map[string]*record) (out []problem.Problem) {
 	for _, e := range endpoints {
 		if e.missing >= unlinked {
 			out = append(out, problem.Problem{
 				Reason: problem.DataPath, What: fmt.Sprintf("%s cannot be reached, and reaches nothing", e.Title()),
-				Effect: fmt.Sprintf("its link %s is gone from this host, and no runtime asked for that", e.HostLink),
+				Effect: fmt.Sprintf("its link %s was deleted on this host, but not by a runtime", e.HostLink),
 				Fix:    "delete the pod or container, so that a new one gets a link",
 			})
 		}
@@ -46,9 +46,10 @@ func withoutLink(endpoints map[string]*record) (out []problem.Problem) {
 	return out
 }
 
-// misfits says what the other hosts are not told of endpoints here, since it does not fit.
+// misfits returns the parts of endpoints that other hosts do not get, since they exceed the
+// directory's limits.
 func misfits(endpoints []Endpoint) (out []problem.Problem) {
-	left := map[string][]string{} // the endpoints, by what is left out
+	left := map[string][]string{} // by omitted part: the endpoints
 	for _, e := range endpoints {
 		if _, what := e.Entry().Fit(); len(what) > 0 {
 			text := strings.Join(what, "; ")

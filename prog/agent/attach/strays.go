@@ -88,7 +88,7 @@ func (s *strays) keep(name string, addr netip.Addr) {
 	s.kept[name] = addr
 }
 
-// release frees the addresses of strays whose link is gone.
+// release releases the addresses of strays whose link is gone.
 func (s *strays) release(ctx context.Context, cfg Config, present []string) error {
 	s.mu.Lock()
 	names := slices.Collect(maps.Keys(s.kept))

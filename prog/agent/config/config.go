@@ -36,7 +36,7 @@ type Options struct {
 	RunDir     string
 	CNIConfDir string // empty: no CNI configuration is written
 	CNIBinDir  string
-	CNIChain   []string // plugins that the runtime calls after weft-cni, where they are in CNIBinDir
+	CNIChain   []string // plugins that the runtime calls after weft-cni if they are in CNIBinDir
 	SysctlDir  string   // default: /proc/sys/net
 	// DatapathElsewhere means that a supervisor starts the userspace WireGuard for kernels without
 	// it: a pod that survives the agent's pod.

@@ -57,7 +57,7 @@ type Config struct {
 	Mesh Mesh
 	IPAM IPAM
 	View View
-	// Stop ends the agent.
+	// Stop stops the agent.
 	Stop func()
 }
 
@@ -105,8 +105,8 @@ func knownTargets(targets []mesh.Target, forget []string) error {
 	return nil
 }
 
-// Stop ends the agent. The data path stays. A peer that leaves for good cuts off what is
-// attached, and does not go before another one has its addresses.
+// Stop stops the agent. The data path stays. A peer that leaves for good first hands its addresses to
+// another one, and cuts off its containers.
 func (s *Server) Stop(ctx context.Context, req api.StopRequest) (r api.StopReply, err error) {
 	if req.Leave {
 		if err := s.Attachments.DetachAll(ctx); err != nil {
@@ -146,7 +146,7 @@ func (s *Server) Remove(ctx context.Context, id peer.ID, force bool) (uint64, er
 	if known := s.cfg.Mesh.Knows(id); err != nil && !(ok && refused.Nothing && known) {
 		return 0, err
 	}
-	if _, err := s.cfg.View.Refresh(ctx); err != nil { // the mesh asks it what a peer owns: nothing by now
+	if _, err := s.cfg.View.Refresh(ctx); err != nil { // the mesh asks the view what a peer owns: nothing now
 		return slots, err
 	}
 	return slots, s.cfg.Mesh.ForgetPeer(ctx, id)
@@ -155,7 +155,7 @@ func (s *Server) Remove(ctx context.Context, id peer.ID, force bool) (uint64, er
 // findPeer finds a peer by its id or its nickname.
 func (s *Server) findPeer(name string) (found peer.ID, err error) {
 	if id, err := peer.ParseID(name); err == nil {
-		return id, nil // also one whose record was lost
+		return id, nil // also for a peer whose record was lost
 	}
 	for _, p := range s.cfg.Mesh.Peers() {
 		if p.Record.Identity == nil || p.Record.Nickname != name || p.Record.State == peer.Left {

@@ -37,8 +37,8 @@ func ask(h http.Handler, method, path string) (int, string) {
 	return w.Code, w.Body.String()
 }
 
-// Until there is something to serve, the sockets say what is waited for.
-func TestSocketsSayWhatIsWaitedFor(t *testing.T) {
+// Until the agent can serve, the sockets report what it waits for.
+func TestSocketsReportWhatAgentWaitsFor(t *testing.T) {
 	stopped, why := false, "waiting for the node n1"
 	f := NewFront(Starting{
 		Why: func() string { return why }, Report: func() api.Report { return api.Report{NotReady: why} }, Stop: func() { stopped = true },
@@ -54,14 +54,14 @@ func TestSocketsSayWhatIsWaitedFor(t *testing.T) {
 		}
 	}
 	if code, body := ask(f.ReadOnly, "GET", "/live"); code != http.StatusOK {
-		t.Errorf("live, while it starts: %d %s", code, body)
+		t.Errorf("/live during the start: %d %s", code, body)
 	}
 	if code, body := ask(f.All, "GET", api.PathReport); code != http.StatusOK || !strings.Contains(body, "waiting for the node n1") {
 		t.Errorf("%d %s", code, body)
 	}
 	why = ""
 	if _, body := ask(f.All, "GET", api.PathReady); !strings.Contains(body, "the agent is starting") {
-		t.Errorf("it says no reason: %s", body)
+		t.Errorf("/live gives no reason: %s", body)
 	}
 	if code, _ := ask(f.All, "POST", api.PathStop); code != http.StatusOK || !stopped {
 		t.Errorf("%d, stopped %v", code, stopped)

@@ -127,7 +127,7 @@ func TestARemovedPeerIsForgottenByAllHosts(t *testing.T) {
 		if (err != nil) != (c.code != "") || code(err) != c.code || (len(m.forgot) == 1) != c.forgot || err == nil && (r.Addresses != c.ipam.slots || r.Peer == "") {
 			t.Errorf("%s: %+v, %v; forgotten: %v", name, r, err, m.forgot)
 		}
-		if c.forgot && views != 1 { // the mesh asks it what a peer owns
+		if c.forgot && views != 1 { // the mesh asks the view what a peer owns
 			t.Errorf("%s: %d views were taken", name, views)
 		}
 	}
@@ -140,9 +140,9 @@ func TestAPeerThatLeavesHandsItsAddressesOver(t *testing.T) {
 		stops bool
 		says  string
 	}{
-		"an heir has them":              {fakeIPAM{heir: peer.ID{2}}, false, true, ""},
-		"nobody can be reached":         {fakeIPAM{fail: errors.New("no peer can be reached")}, false, false, "weft rmpeer"},
-		"nobody can be reached, forced": {fakeIPAM{fail: errors.New("no peer can be reached")}, true, true, ""},
+		"an heir has them":             {fakeIPAM{heir: peer.ID{2}}, false, true, ""},
+		"no peer is reachable":         {fakeIPAM{fail: errors.New("no peer can be reached")}, false, false, "weft rmpeer"},
+		"no peer is reachable, forced": {fakeIPAM{fail: errors.New("no peer can be reached")}, true, true, ""},
 	} {
 		m, stopped := &fakeMesh{}, false
 		s := New(Config{Self: peer.ID{1}, Mesh: m, IPAM: &c.ipam, Stop: func() { stopped = true }})

@@ -50,7 +50,7 @@ type Underlay interface {
 	Routes() (carry func(netip.Addr) int, done func(), err error)
 }
 
-// Config is what a Datapath is made of.
+// Config configures a Datapath.
 type Config struct {
 	View     live.Reader[*view.View]
 	Host     live.Reader[underlay.Host]
@@ -64,7 +64,7 @@ type Config struct {
 	PresharedKey func(peer.ID) [32]byte
 	// Empty reports why the rules of an earlier agent stay in force: no policies are known at all.
 	Empty func() error
-	// Isolate returns once the kernel enforces all policies for what is attached now.
+	// Isolate returns once the kernel enforces all policies for the attached endpoints.
 	Isolate func() error
 	// Applied is called with the node addresses after each plan that was applied, and Turned after
 	// each turn.
@@ -133,10 +133,10 @@ func (d *Datapath) step(ctx context.Context) error {
 	if _, ok := errors.AsType[*link.OverlapError](overlap); ok && d.Get() == nil {
 		return overlap
 	}
-	if err := d.cfg.Empty(); err != nil { // what is in force from before is better than nothing
+	if err := d.cfg.Empty(); err != nil { // keep the rules of the earlier agent
 		return err
 	}
-	attached := d.cfg.Attached.Get() // first: what is attached meanwhile is isolated by itself
+	attached := d.cfg.Attached.Get() // first, since Attach isolates endpoints that are added meanwhile
 	if err := d.cfg.Isolate(); err != nil {
 		return err
 	}
@@ -154,10 +154,10 @@ func (d *Datapath) step(ctx context.Context) error {
 	}
 	d.Set(&p)
 	d.cfg.Applied(p.NodeAddrs())
-	return overlap // it came later: what is attached goes on, and the guard keeps its packets in
+	return overlap // the overlap is new: endpoints keep working, and the guard contains their packets
 }
 
-// desired plans by what the components say now.
+// desired returns the plan for the components' current states.
 func (d *Datapath) desired(v *view.View, attached []attach.Endpoint) (plan.Plan, error) {
 	route, done, err := d.cfg.Underlay.Routes()
 	if err != nil {
@@ -228,7 +228,7 @@ func (d *Datapath) Problems() []problem.Problem {
 	switch {
 	case err == nil:
 		return seen.Problems
-	case d.Get() == nil || d.failed.Get() != nil: // which the status says as well
+	case d.Get() == nil || d.failed.Get() != nil: // the status reports it as well
 		return nil
 	}
 	return []problem.Problem{{

@@ -24,7 +24,7 @@ import (
 	"weft/router/link"
 )
 
-// kernel records what is applied.
+// kernel records the applied configurations.
 type kernel struct {
 	mu        sync.Mutex
 	applied   []router.Config
@@ -73,7 +73,7 @@ type fixture struct {
 	kernel   kernel
 	network  network
 	empty    error
-	order    []string // of what was called
+	order    []string // the calls, in order
 	isolate  error
 	served   []netip.Addr
 }
@@ -140,8 +140,8 @@ func TestWhyTheDataPathIsNotReady(t *testing.T) {
 
 var errConflict = errors.New("a reason")
 
-// A host whose network uses the universe ends its agent, unless the data path is up already: what
-// is attached goes on then.
+// If a host's network overlaps the universe, its agent ends, unless the data path is up already. Then
+// attached containers keep working.
 func TestOverlapEndsOnlyTheStart(t *testing.T) {
 	overlap := &link.OverlapError{}
 	f := newFixture()
@@ -204,7 +204,7 @@ func TestEachInputIsApplied(t *testing.T) {
 	})
 }
 
-// An agent whose turn hangs is not alive; one that waits for a change is, as long as views come.
+// An agent whose turn hangs is not alive. One that waits for a change is, as long as there are views.
 func TestAliveEndsWithATurnThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()

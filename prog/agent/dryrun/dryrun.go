@@ -35,7 +35,7 @@ const requestTry = "policy/try"
 // Limits of a dry run's input and output.
 const (
 	mostFlows = 200   // of one host
-	mostPairs = 200   // told
+	mostPairs = 200   // in the reply
 	mostTried = 20000 // pairs that are looked at
 )
 
@@ -114,7 +114,7 @@ func (d *DryRun) Effects(ctx context.Context, changes []mesh.Change) (*api.Effec
 		}
 		all = append(all, theirs)
 	})
-	seen := map[string]bool{} // two hosts have one flow
+	seen := map[string]bool{} // both hosts may report the same flow
 	for _, f := range all {
 		out.MoreFlows += f.More
 		for _, c := range f.Flows {

@@ -18,7 +18,7 @@ func newDryRun(t *testing.T) (*DryRun, *policytest.Host) {
 	return New(Config{Self: agenttest.Self, Mesh: policytest.Alone{}, View: &h.View, Know: h.Enforcer.Snapshot, MarkOwnHost: func(*policy.Packet) {}}), h
 }
 
-// A dry run says which pairs of endpoints would reach each other otherwise, and changes nothing.
+// A dry run lists the pairs of endpoints with other allowed ports, and changes nothing.
 func TestPairsThatWouldChange(t *testing.T) {
 	d, h := newDryRun(t)
 	before, after, err := d.tried([]mesh.Change{{Kind: enforce.KindPolicy, Name: "shop/db", Body: []byte(policytest.Shop)}})

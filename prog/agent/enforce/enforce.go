@@ -1,10 +1,10 @@
-// Package enforce keeps the kernel's policy program in step with the policies, the directory and
-// what is attached to this host.
+// Package enforce keeps the kernel's policy program up to date with the policies, the directory and
+// the endpoints of this host. It never changes policies.
 //
-// An Enforcer owns the compiler and knows which generation of the policies the kernel has. One
-// program is made and loaded at a time, so that an older one never follows a newer. Ensure returns
-// when the kernel enforces what is known at the moment of the call. Where policies come from is a
-// Source: documents of the mesh, or the Kubernetes API server.
+// An Enforcer owns the compiler, and knows which generation of the policies the kernel has. It makes
+// and loads one program at a time, so that an older one never follows a newer one. Ensure returns
+// when the kernel enforces everything known at the time of the call. Policies come from a Source:
+// documents of the mesh, or the Kubernetes API server. An Enforcer is safe for concurrent use.
 package enforce
 
 import (
@@ -30,7 +30,7 @@ type Rules struct {
 	Policies   []policy.Policy
 	Namespaces map[string]map[string]string // labels
 	Generation string
-	Problems   []problem.Problem // what of them cannot be read
+	Problems   []problem.Problem // parts that this version does not understand
 }
 
 // Source is where policies come from.
@@ -88,7 +88,7 @@ type Enforcer struct {
 type heard struct {
 	own   own
 	hosts [2]uint64                   // versions of view and source
-	seen  map[peer.ID]directory.Held  // whose endpoints, and of which set
+	seen  map[peer.ID]directory.Held  // by owner: the set that the compiler has
 	ids   map[peer.ID]map[string]bool // their endpoints
 	ring  ring.Ring                   // by which these count
 }

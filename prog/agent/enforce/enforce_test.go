@@ -86,7 +86,7 @@ func TestEnsureIsolatesWhatIsAttachedNow(t *testing.T) {
 		t.Errorf("%v: %+v, %+v", err, f.kernel.Program, f.InForce())
 	}
 	if !f.IsLocal(agenttest.Universe().Addr4(10)) || f.IsLocal(agenttest.Universe().Addr4(11)) {
-		t.Error("an endpoint here is told from others by its address")
+		t.Error("an endpoint here is identified by its address")
 	}
 	f.attached.Set(nil)
 	if err := f.Settle(); err != nil || len(f.kernel.Program.Isolated) != 0 {
@@ -119,7 +119,7 @@ func TestSettleLoadsOnlyNews(t *testing.T) {
 	f.source.say("2", isolate("db"))
 	loads(2, "a new policy")
 	f.view.Set(f.view.Get())
-	loads(2, "a view that says the same")
+	loads(2, "an equal view")
 	f.attach("web", 11)
 	loads(3, "a new endpoint here")
 	f.others.version++
@@ -128,8 +128,8 @@ func TestSettleLoadsOnlyNews(t *testing.T) {
 	loads(4, "the same set")
 }
 
-// What the kernel refused is loaded with the next change, or by Ensure.
-func TestAProgramThatFailedIsStillPending(t *testing.T) {
+// A program that the kernel refused is loaded with the next change, or by Ensure.
+func TestFailedProgramStaysPending(t *testing.T) {
 	f := newFixture()
 	if err := f.Ensure(); err != nil {
 		t.Fatal(err)
@@ -178,8 +178,8 @@ func TestRunFollowsEachInput(t *testing.T) {
 	})
 }
 
-// A Node's addresses stand for the peer that says that it runs there, if its node address is its
-// own, and no other peer can be meant.
+// A Node's addresses belong to the peer that announces that it runs there, if its node address is its
+// own and no other peer announces the same.
 func TestNodesAreHostsOfPolicies(t *testing.T) {
 	u := agenttest.Universe()
 	one, two := peer.ID{1}, peer.ID{2}
@@ -216,7 +216,7 @@ func TestNodesAreHostsOfPolicies(t *testing.T) {
 	}
 }
 
-// server is an API server that says what a test sets.
+// server is an API server with the state that a test sets.
 type server struct {
 	state    *kube.State
 	troubles []kube.Trouble

@@ -21,7 +21,7 @@ type API interface {
 
 // Kubernetes is the Source of a Node: the policies of its API server.
 type Kubernetes struct {
-	live.Value[struct{}] // a version for each change of what the API server says
+	live.Value[struct{}] // a version for each change of the API server's state
 
 	api  API
 	ipv6 bool

@@ -43,7 +43,7 @@ func TestExplainResolvesNames(t *testing.T) {
 	}
 }
 
-// Without a port, an explanation says which ports can be reached.
+// Without a port, an explanation lists the ports that can be reached.
 func TestExplainWithoutAPort(t *testing.T) {
 	x, h := newExplainer(t, nft.Exempt{})
 	h.Write(t, map[string]string{"shop/db": policytest.Shop})
@@ -70,7 +70,7 @@ func TestExplainWithoutAPort(t *testing.T) {
 	}
 }
 
-// A policy of which a part cannot be read allows what the other parts say.
+// The parts of a policy that are understood still allow traffic.
 func TestExplainAPartlyUnreadPolicy(t *testing.T) {
 	x, h := newExplainer(t, nft.Exempt{})
 	h.Write(t, map[string]string{"shop/db": strings.Replace(policytest.Shop, "{port: 5432}", "{port: 443, protocol: QUIC}, {port: 5432}", 1)})
@@ -108,8 +108,8 @@ metadata: {name: jail, namespace: shop}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// What endpoints may ask of their own host is as the kernel has it, under whichever of its
-// addresses they ask.
+// Traffic from endpoints to their own host is evaluated as the kernel does it, for all of its
+// addresses.
 func TestExplainOwnHost(t *testing.T) {
 	for _, c := range []struct {
 		exempt    nft.Exempt
@@ -157,7 +157,8 @@ func TestInvalidQuestionsOfPeersAreRefused(t *testing.T) {
 	}
 }
 
-// Alike packets are one drop, an answer is told as what it answers, and old ones make room.
+// Equal packets count as one drop, a reply is reported as the packet that it answers, and old drops
+// are removed.
 func TestDropsAreCountedTogether(t *testing.T) {
 	var d Drops
 	now := time.Unix(1000, 0)

@@ -29,7 +29,7 @@ import (
 type Founding struct {
 	Trust    trust.Trust
 	Targets  []string      // hosts to join
-	Universe config.Ranges // as asked for, or as it was founded
+	Universe config.Ranges // requested, or founded
 	// Ring is the ring that this host founds; nil if it does not.
 	Ring *ring.Ring
 	// Election is how this host votes, if it does. Its Elsewhere is for the caller to fill.

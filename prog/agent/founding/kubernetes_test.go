@@ -123,8 +123,8 @@ func TestNodesOfAClusterMakeOneRingAndKeepItWithoutTheAPIServer(t *testing.T) {
 	}
 }
 
-// Others may have taken over meanwhile what it owned.
-func TestAFounderThatDidNotKeepItsRingIsANewPeer(t *testing.T) {
+// Other peers may have taken over its addresses meanwhile.
+func TestFounderWithoutStoredRingIsNewPeer(t *testing.T) {
 	t.Parallel() // between two requests it waits a second
 	_, kubeconfig := cluster(t)
 	dir := t.TempDir()
@@ -175,7 +175,7 @@ func TestAnotherRangeThanTheFoundedOneHasNoEffectAndIsTold(t *testing.T) {
 		t.Errorf("%+v", again)
 	}
 	go n.Report.Run(t.Context()) //nolint:errcheck // nil
-	kubetest.Eventually(t, "told on the Node", func() bool { return len(server.All("events")) == 1 })
+	kubetest.Eventually(t, "an event on the Node", func() bool { return len(server.All("events")) == 1 })
 	e := server.All("events")[0].(*core.Event)
 	if e.Namespace != "default" || e.InvolvedObject.Kind != "Node" || e.InvolvedObject.UID != "uid-2" || e.Type != "Warning" || e.Reason != kube.ReasonUniverseFixed {
 		t.Errorf("%+v", e)

@@ -93,7 +93,7 @@ func (p Plain) countOthers(ctx context.Context, targets []string) (n int) {
 	if err != nil {
 		return len(targets)
 	}
-	name, _ := os.Hostname() // without a name no target is it
+	name, _ := os.Hostname() // without a name, no target can be this host
 	for _, t := range targets {
 		host := t
 		if h, _, err := net.SplitHostPort(t); err == nil {

@@ -17,7 +17,7 @@ type Value[T any] struct {
 	mu      sync.Mutex
 	value   T
 	version uint64
-	changed chan struct{} // closed when the version grows; made when somebody waits
+	changed chan struct{} // closed when the version grows; made for the first waiting reader
 }
 
 // Set publishes a state.

@@ -178,7 +178,7 @@ func (n *Service) Expose(_ context.Context, req api.ExposeRequest) (err error) {
 		v.Exposed = req.On
 		given := settings.Name{Name: name, Endpoint: settings.NodeKey, Exposed: true}
 		switch {
-		case !req.On: // the name told how to get in
+		case !req.On: // the name led to the exposed host
 			v.Names = slices.DeleteFunc(v.Names, func(have settings.Name) bool { return have.Exposed })
 		case name != "" && !slices.Contains(v.Names, given):
 			v.Names = append(v.Names, given)
@@ -242,7 +242,7 @@ func (n *Service) targetAt(addr netip.Addr, container string, keys []string) (se
 	return settings.Name{Endpoint: key}, nil
 }
 
-// keyAt returns the key of what has a slot here; empty if nothing does.
+// keyAt returns the key of the endpoint with a slot on this host; empty if there is none.
 func (n *Service) keyAt(s slot.Slot) string {
 	if node := n.cfg.NodeAddr.Get(); node != 0 && s == node {
 		return settings.NodeKey

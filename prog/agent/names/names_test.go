@@ -22,7 +22,7 @@ import (
 
 const key = "0123456789ab/eth0"
 
-// attached is what is attached here; a word finds an endpoint by its name or the beginning of its id.
+// attached is a list of endpoints. Find matches a name or the beginning of an id.
 type attached []attach.Endpoint
 
 func (a attached) Get() []attach.Endpoint { return a }
@@ -104,8 +104,8 @@ func TestGivenNamesAreKept(t *testing.T) {
 	}
 }
 
-// A container that is about to end loses its own name while it runs, over a restart of the agent
-// too, and has it again when an operator says so.
+// A container that is about to end can lose its own name while it runs, also over a restart of the
+// agent, and gets it back on request.
 func TestOwnNamesAreWithdrawn(t *testing.T) {
 	f := newFixture(t)
 	for _, step := range []struct {

@@ -16,7 +16,7 @@ import (
 	"weft/prog/agent/view"
 )
 
-// ipam gives the key of the node the next slot whenever it has none, and can refuse for a while.
+// ipam allocates the next slot to the node's key whenever it has none, and can refuse for a while.
 type ipam struct {
 	mu           sync.Mutex
 	last, given  slot.Slot
@@ -133,7 +133,7 @@ func TestANodeAddressThatAnotherPeerHasIsReplaced(t *testing.T) {
 		if f.Get() != 4 || f.ipam.frees() != 3 {
 			t.Errorf("claimed %d, gave up %d", f.Get(), f.ipam.frees())
 		}
-		// The view still says of the slot before that it is lost.
+		// The view still reports that the previous slot is lost.
 		f.view.Set(lostView(3))
 		time.Sleep(time.Hour)
 		synctest.Wait()

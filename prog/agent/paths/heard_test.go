@@ -15,7 +15,8 @@ import (
 	"weft/router/wg"
 )
 
-// What came through a tunnel is proof of life for a while; that its keys are in use is one when it is first seen only.
+// Traffic through a tunnel proves for a while that the peer is alive. Keys in use only prove it when
+// a tunnel is first seen.
 func TestTrafficThroughATunnelProvesThatAPeerLives(t *testing.T) {
 	start := time.Unix(1_800_000_000, 0)
 	key := [32]byte{1}
@@ -29,7 +30,7 @@ func TestTrafficThroughATunnelProvesThatAPeerLives(t *testing.T) {
 		{"one that is idle, between two keepalives", []int64{10, 42, 42, 42, 42, 42}, time.Minute, true},
 		{"one of a host that was powered off, though its keys look fresh", []int64{10, 42, 42, 42, 42, 42, 42, 42, 42, 42, 42}, time.Minute, false},
 		{"one that this agent has just come to see", []int64{42}, time.Minute, true},
-		{"one whose keys are too old", []int64{42}, time.Hour, false},
+		{"a tunnel whose keys are too old", []int64{42}, time.Hour, false},
 		{"one that never worked", []int64{0, 0, 0}, 24 * time.Hour, false},
 		{"one that was made anew, and counts from zero", []int64{100, 0, 0, 0, 0, 0, 0, 0, 0}, time.Minute, false},
 		{"none", nil, time.Hour, false},
@@ -42,7 +43,7 @@ func TestTrafficThroughATunnelProvesThatAPeerLives(t *testing.T) {
 				p.listen(now, wg.Observed{Peers: map[[32]byte]wg.Peer{key: {Received: n, Handshake: start.Add(-tt.keys)}}})
 			}
 			if ago, alive := p.ago(key, now); alive != tt.alive {
-				t.Errorf("heard %v ago, alive: %v", ago, alive)
+				t.Errorf("a packet %v ago proves that the peer is alive: %v", ago, alive)
 			}
 		})
 	}
@@ -54,8 +55,8 @@ func TestTrafficThroughATunnelProvesThatAPeerLives(t *testing.T) {
 	}
 }
 
-// A peer whose tunnel brings data is not to be removed: what asks is told why, until nothing came
-// for a while.
+// A peer whose tunnel carries traffic must not be removed: the request is refused with the reason,
+// until nothing has arrived for a while.
 func TestHeardNamesThePeersThatLive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		own, other := agenttest.Record(1), agenttest.Record(2)
@@ -78,7 +79,7 @@ func TestHeardNamesThePeersThatLive(t *testing.T) {
 		go func() { done <- p.Run(ctx) }()
 		time.Sleep(time.Minute + time.Second)
 		if got := p.Heard(other.ID()); !strings.Contains(got, "brought data 1 s ago") || !strings.Contains(got, "Open TCP and UDP 6783") {
-			t.Errorf("it lives: %q", got)
+			t.Errorf("the peer still counts as alive: %q", got)
 		}
 		if got := p.Heard(peer.ID{9}); got != "" {
 			t.Errorf("a peer that is not known: %s", got)

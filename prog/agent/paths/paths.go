@@ -61,7 +61,7 @@ func New(cfg Config) *Paths { return &Paths{cfg: cfg} }
 // Run looks at the tunnels until ctx ends.
 func (p *Paths) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if seen, err := p.cfg.Observe(); err == nil { // else there are no tunnels yet, and status says so
+		if seen, err := p.cfg.Observe(); err == nil { // otherwise there are no tunnels yet, which status reports
 			now := time.Now()
 			p.listen(now, seen)
 			if v := p.cfg.View.Get(); v != nil {

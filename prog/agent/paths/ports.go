@@ -63,7 +63,7 @@ func blockages(neighbours []neighbour, targets []mesh.Target, gossip int) (out [
 				"what changes there is not known here", fmt.Sprintf("see that its agent runs, and open TCP and UDP %d between the two hosts, both ways", n.gossip))
 		}
 	}
-	if stuck > 1 && works == 0 { // of two hosts, neither knows which is at fault: both go on
+	if stuck > 1 && works == 0 { // with only two hosts, it is unknown which is at fault: both stay ready
 		add(noTunnel, fmt.Sprintf("no tunnel comes up to any other host, though gossip reaches %d", stuck),
 			"containers would reach no other host", "open WireGuard's UDP port between the hosts (`weft status connections`)")
 	}

@@ -15,9 +15,9 @@ import (
 	"weft/router/wg"
 )
 
-// Ports that a firewall closes are told apart, with what to open; a host without any tunnel
-// that works is not ready for containers.
-func TestClosedPortsAreToldApart(t *testing.T) {
+// Each port that a firewall closes is reported with the port to open. A host without any working
+// tunnel is not ready for containers.
+func TestClosedPortsAreReportedByName(t *testing.T) {
 	addr := netip.MustParseAddr("192.0.2.2")
 	down := errors.New("dial tcp 192.0.2.2:6783: i/o timeout")
 	n := func(reachable, tunnel, fresh bool) neighbour {
@@ -27,7 +27,7 @@ func TestClosedPortsAreToldApart(t *testing.T) {
 	for name, c := range map[string]struct {
 		neighbours []neighbour
 		targets    []mesh.Target
-		want       []string // what the problems are about
+		want       []string // About of the problems
 	}{
 		"alone":                         {nil, nil, nil},
 		"all is well":                   {[]neighbour{n(true, true, true), works}, []mesh.Target{{Host: "192.0.2.2", Connected: true}}, nil},

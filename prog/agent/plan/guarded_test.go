@@ -12,9 +12,9 @@ import (
 	"weft/router/policy"
 )
 
-// Containers are kept from what each host that counts says of itself, and from nothing that a
-// record claims of others.
-func TestContainersAreKeptFromTheHostsPorts(t *testing.T) {
+// Containers cannot reach the ports that each host's own record names. What a record claims about
+// other hosts does not count.
+func TestContainersCannotReachHostPorts(t *testing.T) {
 	u := agenttest.Universe()
 	own, two, three := agenttest.Record(1), agenttest.Record(2), agenttest.Record(3)
 	r := agenttest.ViewOf(own, nil, own.ID(), two.ID()).Ring

@@ -31,7 +31,8 @@ func TestTheSameInputsMakeTheSamePlan(t *testing.T) {
 	}
 }
 
-// What another peer has taken over leaves the plan: the node address, and endpoints' routes.
+// Slots that another peer took over are removed from the plan: the node address, and endpoints'
+// routes.
 func TestLostSlotsLeaveThePlan(t *testing.T) {
 	in := inputs()
 	in.View.Lost = map[string]slot.Slot{settings.NodeKey: 1, "c1/eth0": 10}

@@ -49,7 +49,7 @@ type Host struct {
 }
 
 // New makes a host named "here" with the endpoints shop/db, shop/web, jobs/batch and jobs/db, each
-// with its name as label app, and container ids like id-shop-db. synced says that it knows the
+// with its name as label app, and container ids like id-shop-db. synced means that it knows the
 // policies of the network.
 func New(t testing.TB, synced bool) *Host {
 	t.Helper()
@@ -107,7 +107,7 @@ func (h *Host) Endpoint(name string) policy.Endpoint {
 // Alone is the mesh of a peer that has no others.
 type Alone struct{}
 
-// Broadcast tells no peer.
+// Broadcast does nothing.
 func (Alone) Broadcast(string, []byte) {}
 
 // Reachable reaches no peer.

@@ -14,7 +14,7 @@ import (
 	"weft/router/policy"
 )
 
-// apiServer says nothing yet.
+// apiServer has not answered yet.
 type apiServer struct{}
 
 func (apiServer) State() *kube.State       { return nil }

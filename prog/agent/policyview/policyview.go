@@ -102,7 +102,7 @@ func describe(one api.Policy, p policy.Policy, w policy.World) api.Policy {
 		}
 	}
 	slices.Sort(one.Types)
-	slices.Reverse(one.Types) // Ingress first, as people write it
+	slices.Reverse(one.Types) // Ingress first, as users write it
 	for _, e := range w.Endpoints {
 		if p.Selects(e) {
 			one.Endpoints++

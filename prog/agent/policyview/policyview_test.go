@@ -34,8 +34,7 @@ func (f *fixture) apply(t *testing.T, manifest string) (api.ApplyReply, error) {
 
 func (f *fixture) isolated() int { return f.host.Enforcer.InForce().Isolated }
 
-// What is applied is in the program; what is deleted is out of it; what cannot be read changes
-// nothing.
+// The program has applied policies, and not deleted ones. Invalid manifests change nothing.
 func TestPoliciesFollowDocuments(t *testing.T) {
 	f := newFixture(t, true)
 	for _, want := range []string{api.Created, api.Unchanged} {

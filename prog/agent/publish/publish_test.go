@@ -77,7 +77,7 @@ func TestAHostWithoutIPv6OrANodeAddressSaysSo(t *testing.T) {
 	}
 }
 
-// Another peer owns its address by now, and has another endpoint there.
+// Another peer owns the address now, and has another endpoint there.
 func TestLostEndpointsAreNotPublished(t *testing.T) {
 	v, web, db := agenttest.View(), endpoint("web", 10), endpoint("db", 11)
 	v.Lost[web.Key()] = 10
@@ -96,7 +96,7 @@ func TestWhatDoesNotFitIsLeftOut(t *testing.T) {
 	}
 }
 
-// recorder is a directory that records what it is told.
+// recorder is a directory that records its calls.
 type recorder struct {
 	mu    sync.Mutex
 	ids   []string // of the last set
@@ -119,7 +119,7 @@ func (r *recorder) Publish(list []directory.Endpoint) error {
 	return nil
 }
 
-// told returns what it was told last, and how often since the last call.
+// told returns the last published ids, and the number of calls since the last told.
 func (r *recorder) told() (ids []string, times int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

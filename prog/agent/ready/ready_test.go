@@ -14,7 +14,7 @@ import (
 	"weft/prog/api"
 )
 
-// component is what a test has a component say.
+// component is a component whose condition a test sets.
 type component struct {
 	mu    sync.Mutex
 	err   error
@@ -40,7 +40,7 @@ func (c *component) times() int {
 	return c.asked
 }
 
-// lines are what was logged, or told to the supervisor.
+// lines are lines of the log, or notifications of the supervisor.
 type lines struct {
 	mu   sync.Mutex
 	list []string
@@ -108,7 +108,7 @@ func TestAHostIsReadyOnceNoComponentObjects(t *testing.T) {
 		f.basic.say(errors.New("no WireGuard"))
 		f.other.say(errors.New("no policies"))
 		f.start(t)
-		refused("no WireGuard") // the most basic one is told, and the others are not asked
+		refused("no WireGuard") // only the most basic one is reported, and the others are not asked
 		if f.other.times() != 0 {
 			t.Error("a component was asked that cannot help")
 		}
@@ -134,7 +134,7 @@ func TestConditionsAreAskedForWithoutAWake(t *testing.T) {
 		time.Sleep(period - time.Millisecond)
 		synctest.Wait()
 		if f.Why() != "" {
-			t.Error("it was asked for before its time")
+			t.Error("the condition was checked before the next period")
 		}
 		time.Sleep(time.Millisecond)
 		synctest.Wait()

@@ -66,7 +66,7 @@ func (n Names) At(s slot.Slot) (directory.Entry, bool) {
 	return e, ok && v.Present[e.Owner]
 }
 
-// PeerName returns what people call a peer.
+// PeerName returns a peer's name for output.
 func (n Names) PeerName(id peer.ID) string { return n.View.Get().Name(id) }
 
 // Resolver is this host's name server, and the configuration of containers for it.

@@ -12,8 +12,8 @@ import (
 	"weft/prog/dns"
 )
 
-// Clients are told apart by interface where their address is link-local; other clients have an
-// address of the network, or are this host.
+// Clients with a link-local address are identified by interface. Other clients have an address of the
+// network, or are this host.
 func TestClientsOfTheNameServer(t *testing.T) {
 	other := peer.ID{9}
 	seen := &live.Value[*view.View]{}

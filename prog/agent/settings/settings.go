@@ -24,7 +24,7 @@ const NodeKey = "node"
 type Name struct {
 	Name     string     `json:"name"`               // relative to the domain, lower case
 	Endpoint string     `json:"endpoint,omitempty"` // its key, or NodeKey
-	Addr     netip.Addr `json:"addr,omitzero"`      // where there is no endpoint
+	Addr     netip.Addr `json:"addr,omitzero"`      // if there is no endpoint
 	Exposed  bool       `json:"exposed,omitempty"`  // given by expose, and taken back by hide
 }
 

@@ -46,7 +46,7 @@ func TestAChangeIsPublishedAndOutlivesARestart(t *testing.T) {
 		}
 	}
 	if len(before.Names) != 0 {
-		t.Error("what was published before has changed")
+		t.Error("values that were published before have changed")
 	}
 }
 
@@ -131,13 +131,13 @@ func TestAddressesToExcludeReplaceThoseOfBefore(t *testing.T) {
 	first, second := netip.MustParsePrefix("10.32.0.0/24"), netip.MustParsePrefix("10.32.1.0/24")
 	for _, c := range []struct{ asked, want []netip.Prefix }{
 		{[]netip.Prefix{first}, []netip.Prefix{first}},
-		{nil, []netip.Prefix{first}}, // nothing was asked for: as before
+		{nil, []netip.Prefix{first}}, // nothing requested: unchanged
 		{[]netip.Prefix{second}, []netip.Prefix{second}},
 		{[]netip.Prefix{}, nil},
 		{nil, nil},
 	} {
 		if got := load(t, disk, c.asked).Get().Exclude; !slices.Equal(got, c.want) {
-			t.Errorf("asked for %v: %v, want %v", c.asked, got, c.want)
+			t.Errorf("requested %v: got %v, want %v", c.asked, got, c.want)
 		}
 	}
 }

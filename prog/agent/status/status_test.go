@@ -14,7 +14,7 @@ import (
 	"weft/router/problem"
 )
 
-// host is all components of a host, each of which says little.
+// host implements all components of a host with minimal answers.
 type host struct {
 	err error // of a view
 	why string

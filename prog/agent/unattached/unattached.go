@@ -1,5 +1,7 @@
-// Package unattached remembers Docker's containers whose attachment by hand ended with their network
-// namespace: `docker restart` makes a new namespace under the same id, which is not attached.
+// Package unattached owns the list of Docker containers whose attachment by hand ended with their
+// network namespace: `docker restart` makes a new namespace under the same id, which is not attached.
+// Its goroutine asks Docker which of them run again. It is safe for concurrent use, and never
+// attaches a container.
 package unattached
 
 import (
@@ -19,7 +21,7 @@ import (
 	"weft/router/problem"
 )
 
-// Bounds of what is remembered of attachments that ended.
+// Limits of the list of ended attachments.
 const (
 	most    = 256
 	longest = 24 * time.Hour
@@ -65,7 +67,7 @@ func (c *Containers) Forget(key string) {
 	delete(c.known, key)
 }
 
-// Run asks Docker again and again until ctx ends, in a goroutine of its own: Docker may hang.
+// Run asks Docker periodically until ctx ends, in its own goroutine, since Docker may hang.
 func (c *Containers) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		c.look(ctx, docker.Socket, time.Now())

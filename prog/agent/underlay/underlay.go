@@ -53,11 +53,11 @@ type Mesh interface {
 // Config configures an Underlay.
 type Config struct {
 	Watch     *link.Watch   // nil: everything is read each time
-	Last      []netip.Addr  // this host's addresses as the last agent told them
-	Universe  slot.Universe // as far as it is known at the start
-	Advertise []netip.Addr  // what the operator gave
+	Last      []netip.Addr  // this host's addresses in the last agent's record
+	Universe  slot.Universe // the parts known at the start
+	Advertise []netip.Addr  // addresses that the operator gave
 	MTU       int           // as well; 0: none
-	Node      func() Node   // what Kubernetes says
+	Node      func() Node   // this host's Node in Kubernetes
 }
 
 // Inputs are the parts of this host's own record besides its addresses.
@@ -73,7 +73,7 @@ type Underlay struct {
 
 	cfg        Config
 	order      []netip.Addr // see link.Order
-	advertised netip.Addr   // where gossip tells the others to answer
+	advertised netip.Addr   // this host's address in gossip
 	movedAt    time.Time    // since when that is none of this host's addresses
 
 	failed live.Value[error] // why the record of this host is not up to date
@@ -133,7 +133,7 @@ func (u *Underlay) step(mesh Mesh, v *view.View, node slot.Slot, now time.Time) 
 	host := u.Get()
 	addrs, err := u.addrs()
 	switch {
-	case err != nil: // links come and go; the last known addresses are the best guess
+	case err != nil: // links change at any time: use the last known addresses
 		addrs = host.Addrs
 	case u.moved(addrs, now):
 		return ErrMoved

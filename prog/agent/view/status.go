@@ -194,7 +194,7 @@ func waitsFor(snap ipam.Snapshot, owners []api.Owner) string {
 // Problems name addresses in use here that another peer has taken over, and copied disks.
 func (w *Watcher) Problems(v *View) (list []problem.Problem) {
 	for _, p := range v.Peers {
-		if p.Record.Copy.IsValid() && p.Record.ID() != v.Self { // this peer says so as one that is turned away
+		if p.Record.Copy.IsValid() && p.Record.ID() != v.Self { // a copied host, which reports it about itself
 			list = append(list, problem.Problem{
 				Reason: problem.CopiedDisk, Elsewhere: true, What: fmt.Sprintf("a host at %v has the identity of %s", p.Record.Copy, p.Record.Name()),
 				Effect: "a disk was copied. The copy stops by itself", Fix: "run `weft reset --force` on it, and launch it again",
@@ -218,7 +218,7 @@ var (
 	metricActive      = metric.Desc("ipam_active_slots", "Addresses in use on this host.")
 	metricFree        = metric.Desc("ipam_free_slots", "Addresses that this host can allocate without asking other peers.")
 	metricResting     = metric.Desc("ipam_resting_slots", "Addresses of this host that were freed a moment ago.")
-	metricUnreachable = metric.Desc("ipam_unreachable_slots", "Addresses whose owner cannot be reached.")
+	metricUnreachable = metric.Desc("ipam_unreachable_slots", "Addresses whose owner is unreachable.")
 	metricLost        = metric.Desc("ipam_lost_slots", "Addresses in use here that were taken over by another peer.")
 	metricGeneration  = metric.Desc("ipam_generation", "The highest generation of any address: 1, plus 1 for each take-over from a dead peer.")
 	metricRings       = metric.Desc("ipam_rings", "Address rings among the peers; more than one is a mistake.")

@@ -26,7 +26,7 @@ const (
 	// presumed is how long after the start a peer that was not heard yet counts as reachable, since
 	// usually only the agent was restarted.
 	presumed = 30 * time.Second
-	// lostAfter is how long gossip does not reach a peer before its tunnel is left alone.
+	// lostAfter is how long gossip must not reach a peer before its tunnel is no longer updated.
 	lostAfter = 5 * time.Minute
 )
 
@@ -35,8 +35,8 @@ type View struct {
 	ipam.Snapshot
 	Self      peer.ID
 	Own       peer.Record // of this peer
-	Confirmed bool        // no other host has this one's identity, as far as the others know
-	Peers     []mesh.Peer // all, also those whose record is not here yet
+	Confirmed bool        // whether other peers have confirmed that no other host has this one's identity
+	Peers     []mesh.Peer // all, including those whose record is not known yet
 	Owners    map[peer.ID][]slot.Range
 	Records   map[peer.ID]peer.Record
 	Present   map[peer.ID]bool // peers whose endpoints can be reached

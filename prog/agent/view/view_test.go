@@ -52,7 +52,7 @@ func TestAViewIsTakenOnAWakeAndWithTime(t *testing.T) {
 		go func() { done <- watcher.Run(ctx) }()
 		synctest.Wait()
 		if watcher.Get() != nil {
-			t.Error("a view was taken before it was asked for")
+			t.Error("a view was taken without a request")
 		}
 		w.set(mesh.Peer{Record: other, Reachable: true})
 		watcher.Wake()
@@ -83,8 +83,8 @@ func TestTheEndOfTheAllocatorEndsTheWatcher(t *testing.T) {
 	})
 }
 
-// The endpoints of peers that gossip did not reach yet count for a while after the start: the agent
-// was restarted, and nothing else happened.
+// The endpoints of peers that gossip has not reached yet count for a while after the start, since
+// usually only the agent was restarted.
 func TestEndpointsOfPeersThatCanBeReachedCount(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	self := peer.ID{1}

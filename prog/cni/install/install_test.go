@@ -33,7 +33,7 @@ func TestConflistNamesInstalledPluginsAndACommonVersion(t *testing.T) {
 		plugins, missing []string
 	}{
 		"weft-cni alone":             {nil, nil, "1.1.0", []string{"weft-cni"}, nil},
-		"not asked for":              {map[string]string{"portmap": modern}, nil, "1.1.0", []string{"weft-cni"}, nil},
+		"not configured":             {map[string]string{"portmap": modern}, nil, "1.1.0", []string{"weft-cni"}, nil},
 		"new":                        {map[string]string{"portmap": modern}, []string{"portmap"}, "1.1.0", []string{"weft-cni", "portmap"}, nil},
 		"one is older":               {map[string]string{"portmap": modern, "bandwidth": older}, []string{"portmap", "bandwidth"}, "1.0.0", []string{"weft-cni", "portmap", "bandwidth"}, nil},
 		"one is missing":             {map[string]string{"portmap": modern}, []string{"portmap", "bandwidth"}, "1.1.0", []string{"weft-cni", "portmap"}, []string{"bandwidth"}},
@@ -128,7 +128,7 @@ func TestAPluginThatAppearsJoinsTheChain(t *testing.T) {
 	beside(t)
 	i := New(Config{ConfDir: filepath.Join(t.TempDir(), "net.d"), BinDir: filepath.Join(t.TempDir(), "bin"), Chain: []string{"portmap"}})
 	if i.Status() != nil {
-		t.Error("it tells of a configuration that is not written")
+		t.Error("Status returns a configuration that was not written")
 	}
 	install := func(plugins ...string) {
 		t.Helper()
@@ -170,7 +170,7 @@ func TestRemoveTakesTheConfigurationAndThePlugin(t *testing.T) {
 	write(t, conf, ConflistFile, "{}")
 	write(t, conf, "20-other.conflist", "{}")
 	write(t, bin, PluginName, "")
-	for range 2 { // what is gone already is no error
+	for range 2 { // the second time, nothing is left to remove
 		if err := Remove(conf, bin); err != nil {
 			t.Fatal(err)
 		}

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Start serves s until the test ends, and returns a kubeconfig file that leads there. What a test
-// starts afterwards has to end by itself.
+// Start serves s until the test ends, and returns a kubeconfig file for it. Clients that a test
+// starts later must end before.
 func Start(t testing.TB, s *Server) (kubeconfig string) {
 	t.Helper()
 	web := httptest.NewServer(s)
@@ -27,7 +27,7 @@ func Start(t testing.TB, s *Server) (kubeconfig string) {
 	return kubeconfig
 }
 
-// Eventually waits until what comes from the server is there.
+// Eventually waits until the server's data have arrived.
 func Eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {

@@ -76,7 +76,7 @@ func following(t *testing.T, server *kubetest.Server) *Node {
 	return n
 }
 
-// live reports whether the API server has said all.
+// live reports whether all of the API server's state is known.
 func (n *Node) live() bool { st := n.Source.State(); return st != nil && st.Live }
 
 func TestTargetsAreTheOtherNodesInTheFamiliesOfThisOne(t *testing.T) {
@@ -117,7 +117,7 @@ func TestOnlyReadyNodesAreExpectedToAnswer(t *testing.T) {
 	}
 }
 
-// A host speaks for the Node that there was last, also while that is deleted.
+// A host uses its last Node object, also while that is deleted.
 func TestOwnNodeIsTheLastOne(t *testing.T) {
 	server := kubetest.New()
 	server.Set(kubetest.Node("n1", "uid-1", "192.0.2.1"))
@@ -162,9 +162,9 @@ func TestAReadyHostIsAvailableAfterAnotherNetwork(t *testing.T) {
 	kubetest.Eventually(t, "available", func() bool { return n.Own().Up })
 }
 
-// What the API server refuses is a problem with its fix, and a new pod is told: it would have no
-// network.
-func TestARefusalOfTheAPIServerIsAProblem(t *testing.T) {
+// A request that the API server refuses is a problem with its fix. New pods are told, since they
+// would have no network.
+func TestAPIServerRefusalIsAProblem(t *testing.T) {
 	for i, resource := range []string{"networkpolicies", "namespaces", "pods", "nodes", "networkpolicies", "pods"} {
 		t.Run(resource, func(t *testing.T) {
 			t.Parallel() // each waits until the API server is asked again
@@ -187,7 +187,7 @@ func TestARefusalOfTheAPIServerIsAProblem(t *testing.T) {
 			err := n.Complete(ctx, &api.AttachRequest{Source: api.SourceCNI, Namespace: "shop", Name: "web", PodUID: "u"})
 			stop()
 			if err == nil || !strings.Contains(err.Error(), resource) {
-				t.Errorf("%s: a new pod is told %v", resource, err)
+				t.Errorf("%s: a new pod gets the error %v", resource, err)
 			}
 			server.Refuse(nil)
 			kubetest.Eventually(t, "known", func() bool { return n.Source.State() != nil && len(n.Problems()) == 0 })
@@ -195,9 +195,9 @@ func TestARefusalOfTheAPIServerIsAProblem(t *testing.T) {
 	}
 }
 
-// A pod waits until the API server has told of it, by its UID, and has the labels that it has
-// there, also later ones.
-func TestPodsAreWhatTheAPIServerSays(t *testing.T) {
+// A pod waits until the API server reports it by UID, and gets its labels there, including later
+// changes.
+func TestPodsGetLabelsFromAPIServer(t *testing.T) {
 	server := kubetest.New()
 	server.Set(kubetest.Pod("n1", "shop", "web", "old", map[string]string{"app": "old"}))
 	n := following(t, server)
@@ -240,7 +240,7 @@ func TestAPodThatTheAPIServerDoesNotTellOfIsRefused(t *testing.T) {
 	}
 	plain := api.AttachRequest{Source: api.SourceAttach, Name: "by-hand"}
 	if err := n.Complete(t.Context(), &plain); err != nil || plain.Labels != nil {
-		t.Errorf("what is no pod waits for the API server: %+v, %v", plain, err)
+		t.Errorf("a container that is no pod waits for the API server: %+v, %v", plain, err)
 	}
 }
 
@@ -254,8 +254,8 @@ func TestNothingEndedBeforeTheAPIServerHasAnswered(t *testing.T) {
 	}
 }
 
-// What the API server said is there at once after a restart, and is not taken for its word of now.
-func TestWhatTheAPIServerSaidOutlivesARestart(t *testing.T) {
+// After a restart the stored state is there at once, but does not count as current.
+func TestStoredStateIsNotLive(t *testing.T) {
 	server := kubetest.New()
 	server.Set(kubetest.Node("n1", "uid-1", "192.0.2.1"))
 	server.Set(kubetest.Pod("n1", "shop", "web", "u", map[string]string{"app": "web"}))
@@ -284,12 +284,12 @@ func TestNicknameFitsIntoARecord(t *testing.T) {
 	}
 	t.Setenv("NODE_NAME", "told")
 	if Name("") != "told" {
-		t.Error("it is not the name that the pod was told")
+		t.Error("the name is not that in the pod's environment")
 	}
 }
 
-// What goes on is said again only when its event is gone by now, whatever its numbers.
-func TestProblemsAreSaidOnce(t *testing.T) {
+// A persisting problem is only repeated when its event has expired, whatever numbers it contains.
+func TestPersistingProblemsAreReportedOnce(t *testing.T) {
 	said, now := told{}, time.Now()
 	for _, c := range []struct {
 		p     problem.Problem

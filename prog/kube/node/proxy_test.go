@@ -57,7 +57,7 @@ func timeless(t *testing.T, server *kubetest.Server) *Node {
 	return n
 }
 
-// What kube-proxy was told is read again, and a problem ends when it was mended, whatever was there before.
+// kube-proxy's configuration is read again, and a problem is cleared after it was fixed.
 func TestProxyIsReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := kubetest.New()
@@ -101,7 +101,7 @@ func TestProxyIsReadAgain(t *testing.T) {
 	})
 }
 
-// A host that is not ready for long is an event of its own; problems of other hosts are theirs.
+// A host that is not ready for long gets an event. Problems of other hosts do not become events here.
 func TestProblemsOfThisHostBecomeEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := kubetest.New()
@@ -147,7 +147,7 @@ func TestWhatAnAgentWaitsForIsToldAfterAWhile(t *testing.T) {
 		n := timeless(t, server)
 		started := time.Now()
 		if n.Waiting(t.Context(), "waiting for n2", started); len(server.All("events")) != 0 {
-			t.Error("it is told at once")
+			t.Error("the event was written at once")
 		}
 		time.Sleep(notReadyFor)
 		n.Waiting(t.Context(), "waiting for n2", started)
