@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// Under Kubernetes nobody is told to launch an agent: pods are started.
-func TestASilentSocketSaysHowTheAgentIsStarted(t *testing.T) {
+// Under Kubernetes the error does not suggest to launch an agent, since pods start it.
+func TestNotRunningErrorNamesTheFix(t *testing.T) {
 	err := &NotRunningError{Socket: "/run/weft/weft.sock"}
 	if text := err.Error(); !strings.Contains(text, "weft launch") {
 		t.Errorf("on a host, the error does not name weft launch: %s", text)

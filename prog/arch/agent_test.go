@@ -127,8 +127,8 @@ func TestNoComponentChecksForKubernetes(t *testing.T) {
 	})
 }
 
-// impure lists the packages that a pure function must not call, clock the functions of package time
-// that read the clock, and methods the names of methods that change or wait for shared state.
+// impure lists the packages that a pure function must not call, and clock the functions of package
+// time that read the clock. methods lists the names of methods that change or wait for shared state.
 var (
 	impure  = []string{"net", "os", "syscall", "log", "slog", "rand", "context", "sync", "atomic", "exec", "http"}
 	clock   = []string{"Now", "Since", "Until", "After", "Sleep", "NewTicker", "NewTimer", "AfterFunc", "Tick"}

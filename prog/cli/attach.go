@@ -217,8 +217,8 @@ func findContainer(ctx context.Context, word string) (container, error) {
 	return dockerContainer(ctx, docker.Socket, word)
 }
 
-// namespaceOf uses the inode of a namespace as the container's id, so that a PID and a path of the
-// same namespace are the same container.
+// namespaceOf uses the inode of a namespace as the container's id. So a PID and a path of the same
+// namespace are the same container.
 func namespaceOf(c container, missing string) (container, error) {
 	link, err := os.Readlink(c.netns)
 	if err != nil || !strings.HasPrefix(link, "net:") {

@@ -44,7 +44,7 @@ func TestUnusableFlagsAreNotExplainedInGo(t *testing.T) {
 				refuses(t, "", append(path, "--"+f.Name+"="+value)...)
 			}
 			if wanted[f.Value.Type()] == "" {
-				t.Errorf("weft %s --%s: nothing says what a %s looks like", strings.Join(path, " "), f.Name, f.Value.Type())
+				t.Errorf("weft %s --%s: the message does not describe a valid %s", strings.Join(path, " "), f.Name, f.Value.Type())
 			}
 		})
 		for _, sub := range c.Commands() {

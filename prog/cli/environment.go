@@ -77,8 +77,8 @@ func fromEnvironment(flags *pflag.FlagSet, environ []string) (used, unknown []st
 	return used, unknown, err
 }
 
-// blame names the environment variable or the line of the settings file in an error about a flag,
-// since the operator did not set it as a flag.
+// blame names the environment variable or the line of the settings file in an error about a flag. The
+// operator did not set it as a flag, and may not know the flag.
 func blame(err error, from origins, file settings) error {
 	if err == nil {
 		return nil

@@ -115,7 +115,7 @@ func TestEveryCommandPrintsJSON(t *testing.T) {
 		seen[path] = true
 		group := c.HasSubCommands() && path != "weft" && path != "weft status"
 		if !group && !c.Hidden && prints == noJSON[path] {
-			t.Errorf("%s: of every command either outputs says what it prints with --json, or noJSON that it refuses it", path)
+			t.Errorf("%s: the command must be in outputs, or in noJSON", path)
 		}
 		for _, sub := range c.Commands() {
 			walk(sub)
@@ -206,7 +206,7 @@ func TestJSONSchema(t *testing.T) {
 	}
 	have, err := os.ReadFile(path)
 	if err != nil || !bytes.Equal(have, data) {
-		t.Errorf("%s is not what the types say (run with -update if they are right): %v\n%s", path, err, cmp.Diff(string(have), string(data)))
+		t.Errorf("%s does not match the types (run with -update if they are right): %v\n%s", path, err, cmp.Diff(string(have), string(data)))
 	}
 }
 

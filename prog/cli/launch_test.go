@@ -43,7 +43,7 @@ func TestAgentFoundsOnlyWhenTold(t *testing.T) {
 }
 
 // When launch is interrupted, it says that the agent keeps running, and keeps its settings.
-func TestAnInterruptedLaunchLeavesAnAgent(t *testing.T) {
+func TestInterruptedLaunchKeepsAgentRunning(t *testing.T) {
 	interrupted, cancel := context.WithCancel(t.Context())
 	cancel()
 	a := &app{err: &bytes.Buffer{}}

@@ -51,7 +51,7 @@ func TestLogsAreBounded(t *testing.T) {
 		t.Errorf("%d files, %d bytes", len(entries), total)
 	}
 	if now, err := os.ReadFile(path); err != nil || !bytes.HasSuffix(now, []byte("the last word")) {
-		t.Errorf("what is written does not reach the new file: %v", err)
+		t.Errorf("output after the rotation does not reach the new file: %v", err)
 	}
 }
 

@@ -19,7 +19,7 @@ func TestWhichContainersPsLists(t *testing.T) {
 		{ContainerID: self.id, Interface: "ethwe"},
 	}
 	if _, err := chosen(t.Context(), all, []string{""}); err == nil {
-		t.Error("an empty word means everything")
+		t.Error("an empty argument matched all endpoints")
 	}
 	for words, want := range map[string]string{
 		"web": "ethwe eth1", "WEB db": "ethwe eth1 eth0", "shop/db": "eth0", "web4": "eth0", "4f66": "ethwe eth1", "4f66ad9a0b2e11d4": "ethwe eth1",

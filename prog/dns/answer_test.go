@@ -64,7 +64,7 @@ func TestAnswers(t *testing.T) {
 		{"RFC 1035 3.5: PTR, namespace first", "6.0.33.10.in-addr.arpa.", dns.TypePTR, "NOERROR aa; 6.0.33.10.in-addr.arpa. 1 PTR web.prod.weft.internal.; 6.0.33.10.in-addr.arpa. 1 PTR web.weft.internal.; 6.0.33.10.in-addr.arpa. 1 PTR www.weft.internal."},
 		{"RFC 3596 2.5: PTR", arpa6(5), dns.TypePTR, "NOERROR aa; " + arpa6(5) + " 1 PTR web.prod.weft.internal.; " + arpa6(5) + " 1 PTR web.weft.internal."},
 		{"an endpoint without a name", "7.0.32.10.in-addr.arpa.", dns.TypePTR, "NOERROR aa NS; 32.10.in-addr.arpa. 1 SOA 1"},
-		{"nobody's address", "77.0.47.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN aa NS; 47.10.in-addr.arpa. 1 SOA 1"},
+		{"an address without an endpoint", "77.0.47.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN aa NS; 47.10.in-addr.arpa. 1 SOA 1"},
 		{"an unreachable address", "10.0.32.10.in-addr.arpa.", dns.TypePTR, "NXDOMAIN aa NS; 32.10.in-addr.arpa. 1 SOA 1"},
 		{"no IPv6, no IPv6 name", arpa6(8), dns.TypePTR, "NXDOMAIN aa NS; " + arpa6(0)[16:] + " 1 SOA 1"},
 		{"the other type", "5.0.32.10.in-addr.arpa.", dns.TypeA, "NOERROR aa NS; 32.10.in-addr.arpa. 1 SOA 1"},

@@ -1,6 +1,6 @@
 // Package dns is the name server of the mesh. Each host runs one on its node address. It answers
-// from this host's own directory, so that a container's query only costs a round trip into the
-// kernel, and works while other hosts are unreachable.
+// from this host's own directory. So a container's query only costs a round trip into the kernel,
+// and works while other hosts are unreachable.
 //
 // There are three kinds of queries. For the domain (weft.internal) and the reverse zones of the
 // universe the server is authoritative: answer.go computes the answer from the question and the

@@ -106,8 +106,8 @@ type flight struct {
 //
 // Identical queries are never forwarded twice at a time. So a forwarding loop through this server
 // ends here: the returning query waits for itself until the upstream's timeout, and nothing
-// multiplies. If the query comes from an upstream's address, as when two hosts of a mesh name each
-// other in resolv.conf, it is refused at once, so that the next upstream is asked without that delay.
+// multiplies. Two hosts of a mesh may name each other in resolv.conf. Then the query comes from an
+// upstream's address. It is refused at once, so that the next upstream is asked without that delay.
 func (s *Server) resolve(ctx context.Context, k key, from netip.Addr) *packed {
 	s.mu.Lock()
 	f, joined := s.flights[k]

@@ -17,8 +17,8 @@ import (
 	"weft/mesh/meshtest/eventually"
 )
 
-// No limit is ever exceeded. A client is refused only at its own limit, or if no client from which it
-// may take a place has at least two more places.
+// No limit is ever exceeded. A client is refused at its own limit. Otherwise it is only refused if no
+// client from which it may take a place has at least two more places.
 func TestSharesAreFair(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := sharing{limits: limits{most: 9, remote: 6, host: 4, each: 3}}

@@ -64,8 +64,8 @@ func cutLast(name string) (before, label string) {
 }
 
 // reverseZone returns the apex of the reverse zone of u that contains a name which spells p. Zones
-// end at labels. If the universe ends within a label, there is a zone for each value of that label,
-// so that the zones contain exactly the universe's addresses.
+// end at labels. If the universe ends within a label, there is a zone for each value of that label.
+// So the zones contain exactly the universe's addresses.
 func reverseZone(u slot.Universe, name string, p netip.Prefix) (apex string, ok bool) {
 	whole, unit := u.V4, 8
 	if p.Addr().Is6() {

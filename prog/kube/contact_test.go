@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// A refusal is reported at once, an unreachable server only after a while, and so is a watch that
-// receives nothing for longer than servers keep a watch.
+// A refusal is reported at once, and an unreachable server only after a while. A watch that receives
+// nothing is reported after the time for which servers keep a watch.
 func TestContactReportsTrouble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()

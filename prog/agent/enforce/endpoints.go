@@ -13,8 +13,8 @@ import (
 	"weft/router/policy"
 )
 
-// learnEndpoints updates the compiler with the endpoints of other peers, if their sets changed, with
-// the hosts, and with the endpoints here as they are attached, before the directory has them. The
+// learnEndpoints updates the compiler with the hosts, and with the endpoints of other peers if their
+// sets changed. It adds the endpoints here as they are attached, before the directory has them. The
 // caller holds the lock.
 func (e *Enforcer) learnEndpoints() {
 	v, viewed := e.cfg.View.Read()

@@ -184,7 +184,7 @@ func (e *Enforcer) learn() {
 	e.learnEndpoints()
 }
 
-// Snapshot is what policies are and which endpoints they are about, at one moment.
+// Snapshot holds the policies and their endpoints at one moment.
 type Snapshot struct {
 	Policies []policy.Policy
 	World    policy.World

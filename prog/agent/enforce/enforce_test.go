@@ -178,8 +178,8 @@ func TestRunFollowsEachInput(t *testing.T) {
 	})
 }
 
-// A Node's addresses belong to the peer that announces that it runs there, if its node address is its
-// own and no other peer announces the same.
+// A Node's addresses belong to the peer that announces that it runs there. The peer must own its node
+// address, and no other peer may announce the same Node.
 func TestNodesAreHostsOfPolicies(t *testing.T) {
 	u := agenttest.Universe()
 	one, two := peer.ID{1}, peer.ID{2}

@@ -1,5 +1,5 @@
-// Package explain evaluates a connection with the policies and with the kernels of the hosts at both
-// ends, and lists the packets that policies recently dropped.
+// Package explain evaluates a connection with the policies, and with the kernels of the hosts at both
+// ends. It also lists the packets that policies recently dropped.
 //
 // An Explainer owns no state. Drops own the recently dropped packets, which their goroutine receives
 // from the kernel. Both are safe for concurrent use.

@@ -138,9 +138,9 @@ func (n *Service) AddName(_ context.Context, req api.NameRequest) error {
 	})
 }
 
-// RemoveName removes a name that AddName gave, or a container's own name, so that new clients do not
-// find a container that is about to end. That persists over restarts of the agent, until the
-// container is attached again.
+// RemoveName removes a name that AddName gave, or a container's own name. So new clients do not find
+// a container that is about to end. That persists over restarts of the agent, until the container is
+// attached again.
 func (n *Service) RemoveName(_ context.Context, req api.NameRequest) (err error) {
 	name := ""
 	if req.Name != "" {

@@ -104,8 +104,8 @@ func TestGivenNamesAreKept(t *testing.T) {
 	}
 }
 
-// A container that is about to end can lose its own name while it runs, also over a restart of the
-// agent, and gets it back on request.
+// A container that is about to end can lose its own name while it runs. The name stays removed over a
+// restart of the agent, and comes back on request.
 func TestOwnNamesAreWithdrawn(t *testing.T) {
 	f := newFixture(t)
 	for _, step := range []struct {

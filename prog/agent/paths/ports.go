@@ -34,7 +34,7 @@ type neighbour struct {
 // stays the same while it lasts.
 type blockage = problem.Problem
 
-// noTunnel is about the blockage that no tunnel works at all.
+// noTunnel is the About of the blockage in which no tunnel works.
 const noTunnel = "no tunnel"
 
 // blockages returns the current blockages. A host that is a known peer is not listed again as a

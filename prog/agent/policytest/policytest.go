@@ -48,8 +48,8 @@ type Host struct {
 	Enforcer  *enforce.Enforcer
 }
 
-// New makes a host named "here" with the endpoints shop/db, shop/web, jobs/batch and jobs/db, each
-// with its name as label app, and container ids like id-shop-db. synced means that it knows the
+// New makes a host named "here" with the endpoints shop/db, shop/web, jobs/batch and jobs/db. Each
+// has its name as label app, and a container id like id-shop-db. synced means that it knows the
 // policies of the network.
 func New(t testing.TB, synced bool) *Host {
 	t.Helper()

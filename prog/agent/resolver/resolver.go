@@ -115,10 +115,10 @@ type server struct {
 func (r *server) Run(ctx context.Context) error { return r.dns.Run(ctx) }
 func (r *server) SetAddrs(addrs []netip.Addr)   { r.dns.SetAddrs(addrs) }
 
-// client identifies the client of a query: an endpoint of this host, whose link-local address is only
-// unique per interface, or a host with an address of the network, whose source the guard has checked.
-// Other clients get no answer, since this is no open resolver. Both addresses of a slot are one
-// client.
+// client identifies the client of a query. It is an endpoint of this host, whose link-local address
+// is only unique per interface, or a host with an address of the network. The guard has checked that
+// source address. Other clients get no answer, since this is no open resolver. Both addresses of a
+// slot are one client.
 func (r *server) client(remote netip.AddrPort, zone string) (client dns.Client, ok bool) {
 	addr := remote.Addr().Unmap().WithZone("")
 	if addr.IsLinkLocalUnicast() {

@@ -236,10 +236,10 @@ func (u *Underlay) Overlap(universe slot.Universe) error {
 	return err
 }
 
-// Routes returns a function that returns the MTU of this host's route to an address, or 0 without a
-// route, and a function that ends its use. Only one caller may use it at a time. Each address is
-// looked up once until something changes. Path MTUs learned from ICMP errors cause no notification,
-// so they are only seen at the next full read.
+// Routes returns two functions. carry returns the MTU of this host's route to an address, or 0
+// without a route; done ends its use. Only one caller may use it at a time. Each address is looked up
+// once until something changes. Path MTUs learned from ICMP errors cause no notification, so they are
+// only seen at the next full read.
 func (u *Underlay) Routes() (carry func(netip.Addr) int, done func(), err error) {
 	u.mu.Lock()
 	known, err := u.reads.routes.Get(u.cfg.Watch, func() (map[netip.Addr]int, error) { return map[netip.Addr]int{}, nil })

@@ -1,5 +1,5 @@
-// Package node represents this host as a Node of a Kubernetes cluster: the API server's data about
-// the Node and its pods, the events and the condition that Weft writes on it, and the agent's
+// Package node represents this host as a Node of a Kubernetes cluster. It has the API server's data
+// about the Node and its pods, and writes events and a condition on the Node. It performs the agent's
 // duties to the cluster. It never changes policies or pods.
 //
 // A Node owns the problems that were reported about the cluster, and the last Node object that was

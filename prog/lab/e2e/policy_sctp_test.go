@@ -11,9 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Many kernels have no SCTP, but policies and conntrack only see packets and chunks. So this test
-// sends the first chunk of an association, INIT, and its answer over raw sockets (RFC 9260, 3.3.2
-// and 3.3.3).
+// Many kernels have no SCTP. Policies and conntrack only see packets and chunks. So this test sends
+// an association's first chunk, INIT, and its answer over raw sockets (RFC 9260, 3.3.2 and 3.3.3).
 const (
 	chunkInit    = 1
 	chunkInitAck = 2
