@@ -25,7 +25,7 @@ func refuses(t *testing.T, stdin string, args ...string) {
 	t.Helper()
 	code, out, errOut := weft(t, stdin, args...)
 	if code == ExitOK || out != "" || !strings.HasPrefix(errOut, "weft: ") || strings.Contains(errOut, "already (pid") || internals.MatchString(errOut) {
-		t.Errorf("weft %s: exit code %d, %s%s", strings.Join(args, " "), code, out, errOut)
+		t.Errorf("weft %s: want a failure with a message for users, got exit code %d, %s%s", strings.Join(args, " "), code, out, errOut)
 	}
 }
 
@@ -53,7 +53,7 @@ func TestUnusableFlagsAreNotExplainedInGo(t *testing.T) {
 	}
 	walk((&app{}).root())
 	if looked < 40 {
-		t.Errorf("only %d flags were found", looked)
+		t.Errorf("only %d flags were checked, want at least 40", looked)
 	}
 }
 
@@ -124,7 +124,7 @@ func TestTheRangeThatIsAdvisedIsTaken(t *testing.T) {
 		}
 		_, advice, _ := strings.Cut(err.Error(), "such as ")
 		if _, err := parseRanges(strings.Fields(advice)[0]); err != nil {
-			t.Errorf("%s: %s: %v", without, advice, err)
+			t.Errorf("the range %s: the advised range in %q is refused: %v", without, advice, err)
 		}
 	}
 }

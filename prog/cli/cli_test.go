@@ -73,7 +73,7 @@ func TestExitCodes(t *testing.T) {
 		&lab.ExitError{Code: 42}: 42,
 	} {
 		if got := exitCode(err); got != want {
-			t.Errorf("%T %v: exit code %d, want %d", err, err, got, want)
+			t.Errorf("the error %T %v gives exit code %d, want %d", err, err, got, want)
 		}
 	}
 }
@@ -84,7 +84,7 @@ func TestShortIDs(t *testing.T) {
 		hash: "4f66ad9a0b2e", "netns-4026533141": "netns-4026533141", "lab-h1-c1": "lab-h1-c1", "outside": "outside",
 	} {
 		if got := shortID(id); got != want {
-			t.Errorf("%s: %s, want %s", id, got, want)
+			t.Errorf("the short form of %s is %s, want %s", id, got, want)
 		}
 	}
 }
@@ -97,14 +97,14 @@ func TestForwardFlags(t *testing.T) {
 	}
 	got := fmt.Sprint(o.Domain, " ", o.Forward)
 	if want := "weft.internal map[.:[192.0.2.53:53] corp:[192.0.2.54:53 [2001:db8::53]:5353]]"; got != want {
-		t.Errorf("%s, want %s", got, want)
+		t.Errorf("the DNS options are %s, want %s", got, want)
 	}
 }
 
 func TestDockerNames(t *testing.T) {
 	for name, ok := range map[string]bool{"": true, "Web_1": true, "web.shop": true, "web-": false, "a..b": false, strings.Repeat("a", 64): false} {
 		if err := checkDocker(name); (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "--name") {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("checkDocker of the name %q returned %v", name, err)
 		}
 	}
 }
@@ -138,19 +138,19 @@ func TestDockerContainer(t *testing.T) {
 	t.Cleanup(func() { server.Close() })
 	c, err := dockerContainer(t.Context(), socket, "web")
 	if want := (container{id: "4f66ad9a0b2e11d4", netns: "/proc/4711/ns/net", name: "web"}); err != nil || c != want {
-		t.Errorf("%+v, %v", c, err)
+		t.Errorf("dockerContainer returned %+v, error %v; want the running container", c, err)
 	}
 	for name, says := range map[string]string{
 		"stopped": "start it first", "other": "has no container", "broken": "Docker says: disk full...",
 		"html": "that is not Docker's", "silent": "(it hung up)",
 	} {
 		if _, err := dockerContainer(t.Context(), socket, name); err == nil || !strings.Contains(err.Error(), says) || len(err.Error()) > 500 || internals.MatchString(err.Error()) {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("container %s: dockerContainer returned %v, want an error with the cause", name, err)
 		}
 	}
 	if _, err := dockerContainer(t.Context(), socket+"x", "web"); err == nil || !strings.Contains(err.Error(), "neither a PID nor a path") ||
 		!strings.Contains(err.Error(), "x (no such file or directory): is it running") || strings.Contains(err.Error(), "http://") {
-		t.Errorf("no Docker: %v", err)
+		t.Errorf("without Docker, the error is %v; want one that names the socket and the fix", err)
 	}
 }
 

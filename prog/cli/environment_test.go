@@ -49,7 +49,7 @@ func TestSettingsFromTheEnvironment(t *testing.T) {
 	}
 	if f.Universe.V4.String() != "10.1.0.0/16" || f.MTU != 1300 || f.GossipPort != 7001 || f.Port != config.DefaultPort || f.Exempt.OwnHost || !f.verbose ||
 		!f.DNS.Off || len(f.DNS.Forward) != 2 || !f.Kubernetes.On || f.Kubernetes.Namespace != "net" {
-		t.Errorf("%+v", f)
+		t.Errorf("the flags do not have the values of the environment: %+v", f)
 	}
 	var warned []string
 	for line := range strings.SplitSeq(log, "\n") {
@@ -58,7 +58,7 @@ func TestSettingsFromTheEnvironment(t *testing.T) {
 		}
 	}
 	if !slices.Equal(warned, []string{"WEFT_PORTS", "WEFT_TOKEN"}) || strings.Contains(log, "verysecret") {
-		t.Errorf("warned of %v: %s", warned, log)
+		t.Errorf("the warnings are about %v, want WEFT_PORTS and WEFT_TOKEN without the token: %s", warned, log)
 	}
 }
 
@@ -66,7 +66,7 @@ func TestSettingsFromTheEnvironment(t *testing.T) {
 func TestServiceLinksAreNoSettings(t *testing.T) {
 	f, log, err := configured(t, []string{"WEFT_PORT=tcp://10.96.0.7:80", "WEFT_PORT_80_TCP=tcp://10.96.0.7:80", "WEFT_SERVICE_PORT_HTTP=80"}, nil)
 	if err != nil || f.GossipPort != 6783 || log != "" {
-		t.Errorf("%d, %q, %v", f.GossipPort, log, err)
+		t.Errorf("the gossip port is %d, with the warning %q and error %v; want the default and none", f.GossipPort, log, err)
 	}
 }
 
@@ -78,11 +78,11 @@ func TestUnusableSettingsNameTheirVariable(t *testing.T) {
 		name, _, _ := strings.Cut(entry, "=")
 		_, _, err := configured(t, []string{entry}, nil)
 		if err == nil || !strings.HasPrefix(err.Error(), name+" in the environment") || exitCode(err) != ExitUsage {
-			t.Errorf("%s: %v", entry, err)
+			t.Errorf("with %s in the environment the error is %v; want wrong usage that names the variable", entry, err)
 		}
 		flag := "--" + strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(entry, "WEFT_")), "_", "-")
 		if _, _, err := configured(t, nil, []string{flag}); err == nil || strings.Contains(err.Error(), "environment") {
-			t.Errorf("%s: %v", flag, err)
+			t.Errorf("with the flag %s the error is %v; want one that does not name the environment", flag, err)
 		}
 	}
 }
@@ -97,7 +97,7 @@ func TestKubernetesGoesWithNothingByHand(t *testing.T) {
 	} {
 		_, _, err := configured(t, given.environ, append([]string{"--kubernetes"}, given.args...))
 		if err == nil || !strings.HasPrefix(err.Error(), name+" ") || exitCode(err) != ExitUsage {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s together with --kubernetes gives the error %v; want wrong usage", name, err)
 		}
 	}
 }

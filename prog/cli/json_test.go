@@ -125,7 +125,7 @@ func TestEveryCommandPrintsJSON(t *testing.T) {
 	socket := serveAll(t)
 	for path, want := range outputs {
 		if !seen[path] {
-			t.Errorf("there is no command %s", path)
+			t.Errorf("outputs has %s, but there is no such command", path)
 		}
 		if want.args == "" {
 			continue
@@ -138,17 +138,17 @@ func TestEveryCommandPrintsJSON(t *testing.T) {
 		dec := json.NewDecoder(strings.NewReader(out))
 		dec.DisallowUnknownFields()
 		if err := dec.Decode(into.Interface()); code != want.code || err != nil || dec.More() {
-			t.Errorf("%s: exit code %d, %v, %s%s", want.args, code, err, out, errOut)
+			t.Errorf("%s: want one JSON document, got exit code %d, error %v, %s%s", want.args, code, err, out, errOut)
 		}
 	}
 	for path := range noJSON {
 		if !seen[path] {
-			t.Errorf("there is no command %s", path)
+			t.Errorf("noJSON has %s, but there is no such command", path)
 		}
 	}
 	for _, args := range []string{"agent", "datapath", "completion bash"} {
 		if code, out, errOut := weft(t, "", append(strings.Fields(args), "--json")...); code != ExitUsage || !strings.Contains(errOut, "prints no JSON") {
-			t.Errorf("%s: exit code %d, %s%s", args, code, out, errOut)
+			t.Errorf("%s: want a refusal of --json, got exit code %d, %s%s", args, code, out, errOut)
 		}
 	}
 }
@@ -173,7 +173,7 @@ func within(t *testing.T, path string, part, whole any) {
 		w, _ := whole.(map[string]any)
 		for name, x := range part {
 			if _, ok := w[name]; !ok {
-				t.Errorf("templates have no %s.%s", path, name)
+				t.Errorf("templates do not have the field %s.%s of the JSON", path, name)
 			}
 			within(t, path+"."+name, x, w[name])
 		}

@@ -37,7 +37,7 @@ func TestAgentFoundsOnlyWhenTold(t *testing.T) {
 		}
 		ended, err := f.awaitLaunch(stopped)
 		if waited := ended || err != nil; waited != tt.waits { // an error also counts: without root it cannot wait
-			t.Errorf("%s: it waited: %v, %v", name, waited, err)
+			t.Errorf("%s: the agent waited: %v, error %v; want the opposite", name, waited, err)
 		}
 	}
 }

@@ -32,7 +32,7 @@ func TestTokenIsAskedForWithoutEcho(t *testing.T) {
 	defer terminal.Close()
 	said := &typist{master: master, text: "hunter2\n"}
 	if got, err := (&app{in: terminal, err: said}).readToken(); err != nil || string(got) != "hunter2" {
-		t.Errorf("%q, %v", got, err)
+		t.Errorf("readToken returned %q, error %v; want the typed token", got, err)
 	}
 	if _, err := terminal.WriteString("end"); err != nil {
 		t.Fatal(err)

@@ -48,7 +48,7 @@ func TestLogsAreBounded(t *testing.T) {
 		total += info.Size()
 	}
 	if len(entries) != 2 || total > 2*maxLog+2*int64(len(line)) {
-		t.Errorf("%d files, %d bytes", len(entries), total)
+		t.Errorf("there are %d logs with %d bytes; want 2 of limited size", len(entries), total)
 	}
 	if now, err := os.ReadFile(path); err != nil || !bytes.HasSuffix(now, []byte("the last word")) {
 		t.Errorf("output after the rotation does not reach the new file: %v", err)
@@ -83,7 +83,7 @@ func TestLastErrorIsThatOfThisAgent(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := lastError(dir, int64(len(before))); !strings.Contains(got, want) || strings.Contains(got, "old") {
-			t.Errorf("%q: %s", said, got)
+			t.Errorf("the log %q gives the last error %q", said, got)
 		}
 	}
 }
@@ -95,7 +95,7 @@ func TestOneLaunchAtATime(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := lockLaunch(dir); err == nil || !strings.Contains(err.Error(), "under way") {
-		t.Errorf("a second launch: %v", err)
+		t.Errorf("a second concurrent launch returned %v; want a refusal", err)
 	}
 	unlock()
 	if unlock, err = lockLaunch(dir); err != nil {

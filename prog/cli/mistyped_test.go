@@ -10,24 +10,24 @@ func TestWhatWeaveHadIsNotWhatWeftHas(t *testing.T) {
 	root := (&app{}).root()
 	for name := range weaveCommands {
 		if cmd, _, _ := root.Find([]string{name}); cmd != root {
-			t.Errorf("weft has a command %s", name)
+			t.Errorf("weaveCommands has %s, but weft has this command", name)
 		}
 	}
 	for words, flags := range weaveFlags {
 		cmd, rest, err := root.Find(strings.Fields(words))
 		if err != nil || cmd == root || len(rest) > 0 {
-			t.Errorf("weft has no command %s", words)
+			t.Errorf("weaveFlags has the command %s, but weft does not", words)
 			continue
 		}
 		for name := range flags {
 			if cmd.Flag(name) != nil {
-				t.Errorf("weft %s has a flag --%s", words, name)
+				t.Errorf("weaveFlags has a hint for weft %s --%s, but weft has this flag", words, name)
 			}
 		}
 	}
 	for name := range weaveArguments {
 		if cmd, _, _ := root.Find([]string{name}); cmd == root {
-			t.Errorf("weft has no command %s", name)
+			t.Errorf("weaveArguments has the command %s, but weft does not", name)
 		}
 	}
 }

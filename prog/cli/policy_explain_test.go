@@ -122,13 +122,13 @@ func TestExplain(t *testing.T) {
 	} {
 		args = append([]string{"policy", "explain", "--socket", socket}, args...)
 		if code, out, errOut := weft(t, "", args...); code != ExitOK || !strings.Contains(out, want) {
-			t.Errorf("%v: exit code %d, %s%s", args, code, out, errOut)
+			t.Errorf("%v: want success and the agent's answer, got exit code %d, %s%s", args, code, out, errOut)
 		}
 		if code, out, errOut := weft(t, "", append(args, "--json")...); code != ExitOK || !json.Valid([]byte(out)) {
-			t.Errorf("%v: exit code %d, %s%s", args, code, out, errOut)
+			t.Errorf("%v --json: want success and JSON, got exit code %d, %s%s", args, code, out, errOut)
 		}
 	}
 	if _, out, _ := weft(t, "", "policy", "explain", "--last-drops", "--json", "--socket", servePolicies(t, &policyAgent{})); out != "[]\n" {
-		t.Errorf("no drops: %s", out)
+		t.Errorf("without drops, the JSON is %s, want an empty list", out)
 	}
 }

@@ -154,13 +154,13 @@ func TestPoliciesForPeople(t *testing.T) {
 	} {
 		code, out, errOut := weft(t, storedManifest, append([]string{"policy", "--socket", socket}, args...)...)
 		if code != ExitOK || errOut != "" {
-			t.Errorf("%v: exit code %d, %s", args, code, errOut)
+			t.Errorf("%v: want success without messages, got exit code %d, %s", args, code, errOut)
 		}
 		golden(t, "policy-"+name, out)
 	}
 	code, out, errOut := weft(t, "", "status", "policy", "--socket", socket)
 	if code != ExitOK {
-		t.Errorf("exit code %d, %s", code, errOut)
+		t.Errorf("weft status policy: want success, got exit code %d, %s", code, errOut)
 	}
 	golden(t, "policy-status", out)
 }
@@ -173,7 +173,7 @@ func TestNothingToTell(t *testing.T) {
 	} {
 		var out bytes.Buffer
 		if print(&out); !strings.Contains(out.String(), want) {
-			t.Errorf("%q, want %q", out.String(), want)
+			t.Errorf("the output is %q, want %q", out.String(), want)
 		}
 	}
 }
@@ -191,7 +191,7 @@ func TestPolicyJSON(t *testing.T) {
 	} {
 		code, out, errOut := weft(t, storedManifest, append(args, "--json", "--socket", socket)...)
 		if code != ExitOK || !json.Valid([]byte(out)) || strings.HasPrefix(out, "null") {
-			t.Errorf("%v: exit code %d, %s%s", args, code, out, errOut)
+			t.Errorf("%v: want success and JSON, got exit code %d, %s%s", args, code, out, errOut)
 		}
 	}
 }
@@ -203,7 +203,7 @@ func TestPolicyRequests(t *testing.T) {
 	run := func(args ...string) {
 		t.Helper()
 		if code, _, errOut := weft(t, storedManifest, append([]string{"policy", "--socket", socket}, args...)...); code != ExitOK {
-			t.Errorf("%v: exit code %d, %s", args, code, errOut)
+			t.Errorf("%v: want success, got exit code %d, %s", args, code, errOut)
 		}
 	}
 	file := filepath.Join(t.TempDir(), "p.yaml")
@@ -214,7 +214,7 @@ func TestPolicyRequests(t *testing.T) {
 		run("apply", "-f", from)
 		run("delete", "-f", from, "--dry-run")
 		if agent.apply != (api.ApplyRequest{Manifest: want}) || agent.remove.Manifest != want || !agent.remove.DryRun {
-			t.Errorf("%+v, %+v", agent.apply, agent.remove)
+			t.Errorf("the agent got the requests %+v and %+v; want the manifest and the flags", agent.apply, agent.remove)
 		}
 	}
 	run("delete", "-n", "shop", "a", "b/c", "namespace/d", "networkpolicy/e/f")
@@ -261,7 +261,7 @@ func TestWaitInForce(t *testing.T) {
 			agent := &policyAgent{status: tt.status}
 			code, out, errOut := weft(t, storedManifest, "policy", "apply", "-f", "-", "--wait", "--timeout", "1500ms", "--socket", servePolicies(t, agent))
 			if code != tt.code || !strings.HasSuffix(out, tt.out) || !strings.Contains(errOut, tt.err) || tt.err == "" && errOut != "" {
-				t.Errorf("exit code %d, %s%s", code, out, errOut)
+				t.Errorf("wrong result of --wait: exit code %d, %s%s", code, out, errOut)
 			}
 		})
 	}

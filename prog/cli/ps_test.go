@@ -31,7 +31,7 @@ func TestWhichContainersPsLists(t *testing.T) {
 			names = append(names, e.Interface)
 		}
 		if strings.Join(names, " ") != want || (err == nil) != (want != "") {
-			t.Errorf("ps %s: %v, %v", words, names, err)
+			t.Errorf("weft ps %s lists %v, error %v", words, names, err)
 		}
 	}
 }

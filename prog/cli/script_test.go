@@ -124,7 +124,7 @@ func asked(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	found, ok := agents.Load(ts)
 	if !ok {
-		ts.Fatalf("there is no agent")
+		ts.Fatalf("no agent runs: the script needs the command agent first")
 	}
 	c := found.(*canned)
 	c.mu.Lock()
@@ -132,18 +132,18 @@ func asked(ts *testscript.TestScript, neg bool, args []string) {
 	body, ok := c.asked[args[0]]
 	if neg {
 		if ok {
-			ts.Fatalf("asked %s", body)
+			ts.Fatalf("the agent got the request %s, want none", body)
 		}
 		return
 	}
 	if !ok {
-		ts.Fatalf("nothing was asked at %s", args[0])
+		ts.Fatalf("the agent got no request at %s", args[0])
 	}
 	var got, want any
 	ts.Check(json.Unmarshal([]byte(args[1]), &want))
 	ts.Check(json.Unmarshal(bytes.TrimSpace(body), &got))
 	if !reflect.DeepEqual(got, want) {
-		ts.Fatalf("asked %s, want %s", body, args[1])
+		ts.Fatalf("the agent got the request %s, want %s", body, args[1])
 	}
 	delete(c.asked, args[0])
 }

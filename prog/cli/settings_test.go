@@ -28,12 +28,12 @@ func TestFlagsWinOverEnvironmentOverFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if f.MTU != 1300 || f.GossipPort != 8000 || f.Port != 9001 || f.Nickname != "a" || f.DNS.TTL.Seconds() != 5 || !f.DNS.Off || len(f.Advertise) != 2 || f.Exempt.OwnHost {
-		t.Errorf("%+v", f.Options)
+		t.Errorf("the options do not have the file's values: %+v", f.Options)
 	}
 	want := map[string]string{"mtu": api.FromFile, "port": api.FromEnvironment, "wireguard-port": api.FromFlag, "state-dir": api.FromDefault}
 	for _, s := range f.Settings {
 		if w, ok := want[s.Name]; ok && s.Origin != w {
-			t.Errorf("%+v, want %s", s, w)
+			t.Errorf("the setting %+v has the wrong origin, want %s", s, w)
 		}
 	}
 }
@@ -66,7 +66,7 @@ func TestMistakesInTheSettingsFileNameLineAndKey(t *testing.T) {
 		_, _, err := configured(t, nil, []string{"--settings", settingsIn(t, text)})
 		if err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "weft.yaml") || exitCode(err) != ExitUsage || strings.Contains(err.Error(), "verysecret") ||
 			strings.Contains(err.Error(), "\n") || internals.MatchString(err.Error()) || strings.Contains(err.Error(), " yaml: ") {
-			t.Errorf("%q: %v", text, err)
+			t.Errorf("the file %q gives the error %v; want one line with file, line and key", text, err)
 		}
 	}
 }
@@ -100,7 +100,7 @@ func TestWhatLaunchSavesIsReadAgain(t *testing.T) {
 	}
 	again, _, err := configured(t, nil, []string{"--settings", path})
 	if err != nil {
-		t.Fatalf("%v:\n%s", err, text)
+		t.Fatalf("reading the saved settings: %v\n%s", err, text)
 	}
 	values := map[string]string{}
 	for _, s := range again.Settings {
@@ -108,11 +108,11 @@ func TestWhatLaunchSavesIsReadAgain(t *testing.T) {
 	}
 	for _, s := range given.Settings {
 		if s.Origin == api.FromFlag && values[s.Name] != s.Value {
-			t.Errorf("%s: %q became %q:\n%s", s.Name, s.Value, values[s.Name], text)
+			t.Errorf("the setting %s was saved as %q, but read as %q:\n%s", s.Name, s.Value, values[s.Name], text)
 		}
 	}
 	if again.Exclude == nil || again.DNS.Domain != "old.internal" {
-		t.Errorf("%+v", again.Options)
+		t.Errorf("the saved settings were read as %+v; want an empty Exclude and old.internal", again.Options)
 	}
 }
 
@@ -137,7 +137,7 @@ func TestResetRemovesOnlyASettingsFileThatLaunchMade(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat(path); (err == nil) != stays {
-			t.Errorf("%s: %v", path, err)
+			t.Errorf("removeSettings kept or removed %s wrongly: %v", path, err)
 		}
 	}
 }
@@ -170,7 +170,7 @@ func TestConfigViewShowsWhatLaunchWouldChange(t *testing.T) {
 	for unit, want := range map[bool]int{true: 1, false: 2} { // a unit has its flags again, launch need not
 		if got := changing([]api.Setting{{Name: "mtu", Value: "1300", Origin: api.FromFile}, {Name: "port", Value: "1", Origin: api.FromFlag}},
 			[]api.Setting{{Name: "mtu", Value: "1400", Origin: api.FromFile}, {Name: "port", Value: "2", Origin: api.FromFile}}, unit); len(got) != want || got[0].Name != "mtu" {
-			t.Errorf("%+v", got)
+			t.Errorf("the settings that change at the next launch are %+v", got)
 		}
 	}
 }
