@@ -224,7 +224,7 @@ func TestJoiningPeerMustConfirmToo(t *testing.T) {
 		}
 	}
 	m.Reply = replying(func() []byte {
-		m.Peers = []peer.ID{idOf(2), idOf(3)}
+		m.SetPeers(idOf(2), idOf(3))
 		return encode(d.set(idOf(1)).Held())
 	})
 	if err := d.confirm(t.Context()); err == nil || !d.Taken(1) {

@@ -56,11 +56,24 @@ func (s *Solo) Request(_ context.Context, to peer.ID, kind string, payload []byt
 
 // Reachable reports whether a peer is one of Peers, and not Down.
 func (s *Solo) Reachable(id peer.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return slices.Contains(s.Peers, id) && !slices.Contains(s.Down, id)
 }
 
 // Others returns Peers.
-func (s *Solo) Others() []peer.ID { return s.Peers }
+func (s *Solo) Others() []peer.ID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.Peers
+}
+
+// SetPeers changes Peers while the part runs.
+func (s *Solo) SetPeers(peers ...peer.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Peers = peers
+}
 
 // Stopped reports false: no peer announced that its agent was stopped.
 func (s *Solo) Stopped(peer.ID) bool { return false }
