@@ -30,7 +30,7 @@ func refuses(t *testing.T, stdin string, args ...string) {
 }
 
 // For every flag that is not text, an invalid value is refused with a description of valid ones.
-func TestUnusableFlagsAreNotExplainedInGo(t *testing.T) {
+func TestErrorsAboutFlagValuesDoNotShowGoInternals(t *testing.T) {
 	looked := 0
 	var walk func(*cobra.Command)
 	walk = func(c *cobra.Command) {
@@ -59,7 +59,7 @@ func TestUnusableFlagsAreNotExplainedInGo(t *testing.T) {
 
 // For every command with an argument that is an address, number, name or file, invalid text is
 // refused.
-func TestUnusableTextIsNotExplainedInGo(t *testing.T) {
+func TestErrorsAboutArgumentsDoNotShowGoInternals(t *testing.T) {
 	socket := serveAll(t)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
@@ -94,7 +94,7 @@ func TestUnusableTextIsNotExplainedInGo(t *testing.T) {
 		words := append([]string{"--socket", socket}, strings.Fields(args)...)
 		if strings.HasPrefix(args, "launch --token") {
 			words = append(words, "--run-dir", dir, "--state-dir", dir)
-		} else if strings.HasPrefix(args, "launch") { // an agent answers, so that launch starts none
+		} else if strings.HasPrefix(args, "launch") { // launch starts no agent, since one answers on the socket
 			words = append(words, "--run-dir", filepath.Dir(socket))
 		}
 		refuses(t, "nonsense", words...)
@@ -103,24 +103,24 @@ func TestUnusableTextIsNotExplainedInGo(t *testing.T) {
 
 // Without CAP_NET_RAW, which this thread drops, probe reports that it needs root.
 func TestProbeICMPSaysThatItNeedsRoot(t *testing.T) {
-	runtime.LockOSThread() // never unlocked: the thread ends with the test
+	runtime.LockOSThread() // the thread is never unlocked, so it ends with the test
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	none := make([]unix.CapUserData, 2) // version 3 of the call has two
+	none := make([]unix.CapUserData, 2) // version 3 of capset reads two elements
 	if err := unix.Capset(&head, &none[0]); err != nil {
 		t.Fatal(err)
 	}
 	_, err := probe.ICMP(t.Context(), netip.MustParseAddr("127.0.0.1"), probe.Config{})
 	if err == nil || !strings.Contains(err.Error(), "needs root") || internals.MatchString(err.Error()) {
-		t.Error(err)
+		t.Errorf("got error %v, want one that says that ICMP needs root", err)
 	}
 }
 
-// A range without prefix length is refused, and the advised range is valid.
-func TestTheRangeThatIsAdvisedIsTaken(t *testing.T) {
+// A range without prefix length is refused, and the range that the error suggests is valid.
+func TestSuggestedRangeIsValid(t *testing.T) {
 	for _, without := range []string{"10.32.0.0", "10.1.2.3", "192.168.7.0"} {
 		_, err := parseRanges(without)
 		if err == nil {
-			t.Fatal(without)
+			t.Fatalf("the range %s was accepted, want an error: it has no prefix length", without)
 		}
 		_, advice, _ := strings.Cut(err.Error(), "such as ")
 		if _, err := parseRanges(strings.Fields(advice)[0]); err != nil {
@@ -129,14 +129,15 @@ func TestTheRangeThatIsAdvisedIsTaken(t *testing.T) {
 	}
 }
 
-// A prefix length, which isolates containers in Weave, is refused.
-func TestAttachHearsPrefixLengths(t *testing.T) {
+// attach refuses an address with a prefix length: in Weave it isolates containers, in Weft it would not.
+// The prefix length of a single address, /32 or /128, is allowed.
+func TestAttachRefusesPrefixLengths(t *testing.T) {
 	_, err := askedAddresses([]string{"10.32.0.5/24"})
 	if err == nil || !strings.Contains(err.Error(), "give 10.32.0.5;") {
-		t.Error(err)
+		t.Errorf("10.32.0.5/24: got error %v, want one that says: give 10.32.0.5", err)
 	}
 	got, err := askedAddresses([]string{"10.32.0.5/32", "fd00::5/128", "::ffff:10.32.0.6"})
 	if err != nil || len(got) != 3 || got[0].String() != "10.32.0.5" || got[1].String() != "fd00::5" || got[2].String() != "10.32.0.6" {
-		t.Error(got, err)
+		t.Errorf("got %v, error %v, want 10.32.0.5, fd00::5 and 10.32.0.6", got, err)
 	}
 }

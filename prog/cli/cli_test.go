@@ -109,7 +109,7 @@ func TestDockerNames(t *testing.T) {
 	}
 }
 
-// The Docker API, as far as attach uses it.
+// attach finds a container in the Docker API, and explains each failure of the API.
 func TestDockerContainer(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "docker.sock")
 	l, err := net.Listen("unix", socket)
@@ -158,9 +158,9 @@ func TestDockerContainer(t *testing.T) {
 func TestPasswordIsNotPassedOn(t *testing.T) {
 	t.Setenv("WEFT_PASSWORD", "correct horse battery")
 	if given, err := (&app{}).secretGiven(""); given == nil || err != nil {
-		t.Fatal(given, err)
+		t.Fatalf("got token %v, error %v, want the one in WEFT_PASSWORD", given, err)
 	}
 	if _, there := os.LookupEnv("WEFT_PASSWORD"); there {
-		t.Error("children would inherit the password")
+		t.Error("WEFT_PASSWORD is still in the environment, want it removed: child processes would inherit it")
 	}
 }

@@ -87,8 +87,8 @@ func TestUnusableSettingsNameTheirVariable(t *testing.T) {
 	}
 }
 
-// Settings that the cluster's Secret determines are refused.
-func TestKubernetesGoesWithNothingByHand(t *testing.T) {
+// With --kubernetes, settings that the cluster's Secret determines are refused.
+func TestKubernetesRefusesTokenAndTargets(t *testing.T) {
 	for name, given := range map[string]struct{ environ, args []string }{
 		"--token":        {args: []string{"--token=-"}},
 		"PEER":           {args: []string{"192.0.2.1"}},

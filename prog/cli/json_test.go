@@ -85,7 +85,7 @@ func serveAll(t *testing.T) string {
 		t.Fatal(err)
 	}
 	report := sample(t)
-	report.Router.PID = 1 << 30 // no process, so that stop does not wait
+	report.Router.PID = 1 << 30 // no process has this id, so stop does not wait for its end
 	answers := map[string]any{
 		api.PathReport: report, api.PathUsage: map[string]api.Usage{}, api.PathNames: nil,
 		api.PathLookup: []api.Name{{Name: "web.weft.internal"}}, api.PathDrops: nil, api.PathPolicyStatus: api.PolicyStatus{},
@@ -132,7 +132,7 @@ func TestEveryCommandPrintsJSON(t *testing.T) {
 		}
 		code, out, errOut := weft(t, "kind: x", append(strings.Fields(want.args), "--json", "--socket", socket)...)
 		if strings.TrimSpace(out) == "null" {
-			t.Errorf("%s: null, where people expect an empty list", path)
+			t.Errorf("%s printed null, want an empty list", path)
 		}
 		into := reflect.New(reflect.TypeOf(want.value))
 		dec := json.NewDecoder(strings.NewReader(out))
@@ -153,7 +153,7 @@ func TestEveryCommandPrintsJSON(t *testing.T) {
 	}
 }
 
-// Every field that --json prints can be called by a template.
+// A template can use every field that --json prints.
 func TestTemplatesHaveAllFields(t *testing.T) {
 	socket := serveReport(t)
 	var printed, whole map[string]any
@@ -196,7 +196,7 @@ func TestJSONSchema(t *testing.T) {
 	data := []byte("{\n\"$schema\": \"https://json-schema.org/draft/2020-12/schema\",\n\"title\": \"what weft's commands print with --json, by command\",\n" +
 		"\"properties\": " + inLines(t, commands) + ",\n\"$defs\": " + inLines(t, defs) + "\n}\n")
 	if !json.Valid(data) {
-		t.Fatalf("this is no JSON:\n%s", data)
+		t.Fatalf("the generated schema is no JSON, want valid JSON:\n%s", data)
 	}
 	path := filepath.Join("..", "..", "site", "docs", "json.schema.json")
 	if *update {
@@ -247,7 +247,7 @@ func schemaOf(typ reflect.Type, defs map[string]any) map[string]any {
 		name := typ.String()
 		if defs[name] == nil {
 			def := map[string]any{}
-			defs[name] = def // before its fields, since a type may contain itself
+			defs[name] = def // stored before its fields are visited, since a type may contain itself
 			def["type"], def["properties"], def["required"] = "object", map[string]any{}, []string{}
 			describe(typ, def, defs)
 		}

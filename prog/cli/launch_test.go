@@ -49,6 +49,6 @@ func TestInterruptedLaunchKeepsAgentRunning(t *testing.T) {
 	a := &app{err: &bytes.Buffer{}}
 	err := a.waitReady(interrupted, api.NewClient(filepath.Join(t.TempDir(), "none")), &launchFlags{wait: time.Minute}, nil)
 	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeNotReady {
-		t.Error(err)
+		t.Errorf("got error %v, want one with the code %s", err, api.CodeNotReady)
 	}
 }

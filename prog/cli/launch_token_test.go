@@ -40,7 +40,7 @@ func TestTokenIsAskedForWithoutEcho(t *testing.T) {
 	shown := make([]byte, 100)
 	k, err := master.Read(shown)
 	if err != nil || strings.Contains(string(shown[:k]), "hunter2") || !strings.Contains(said.String(), "token") {
-		t.Errorf("on the terminal: %q; the question: %q, %v", shown[:k], said.String(), err)
+		t.Errorf("the terminal shows %q, want no token; the prompt is %q, want one that asks for the token: %v", shown[:k], said.String(), err)
 	}
 }
 
@@ -54,7 +54,7 @@ type typist struct {
 func (y *typist) Write(p []byte) (int, error) {
 	if y.Len() == 0 {
 		go func() {
-			for begin := time.Now(); time.Since(begin) < 10*time.Second; { // otherwise the test fails
+			for begin := time.Now(); time.Since(begin) < 10*time.Second; { // if the echo stays on, type anyway: the test then fails
 				t, err := unix.IoctlGetTermios(int(y.master.Fd()), unix.TCGETS)
 				if err != nil || t.Lflag&unix.ECHO == 0 {
 					break

@@ -70,12 +70,12 @@ func TestForeignLogsAreLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(path); err != nil || info.Size() != maxLog+1 {
-		t.Error(info, err)
+		t.Errorf("a file that is not Weft's log: %v, error %v, want its size unchanged", info, err)
 	}
 }
 
-// The reported reason is that of the agent that ended, not that of an earlier one in the same log.
-func TestLastErrorIsThatOfThisAgent(t *testing.T) {
+// launch reports the last error of the agent that it started, not of an earlier agent in the same log.
+func TestLastErrorIgnoresEarlierAgents(t *testing.T) {
 	dir := t.TempDir()
 	before := "weft: an old error\n"
 	for said, want := range map[string]string{"time=x\nweft: the disk burns\n": "the disk burns", "": "it logged no error"} {

@@ -40,7 +40,7 @@ func sampleExplanation() api.Explanation {
 // explanations are variants of the sample that are printed differently.
 func explanations() map[string]api.Explanation {
 	out := map[string]api.Explanation{"denied": sampleExplanation()}
-	out["families"] = changed(func(e *api.Explanation) { // one family is allowed, and the kernel is behind
+	out["families"] = changed(func(e *api.Explanation) { // IPv4 and IPv6 differ, and the kernel's verdict differs from the agent's
 		in := &e.Verdicts[1].Ingress
 		in.Allowed, in.Misses, in.By = true, nil, &api.Reason{Policy: "shop/db-access", Rule: "spec.ingress[1]", Text: "fd00::4 is in fd00::/64 on 5432/TCP"}
 		e.Verdicts[1].Allowed, in.Kernel.Differs = true, true
@@ -92,7 +92,7 @@ func sampleDrops() []api.Drop {
 	}
 }
 
-func TestExplanationsForPeople(t *testing.T) {
+func TestExplanationsAsText(t *testing.T) {
 	for name, e := range explanations() {
 		var out bytes.Buffer
 		printExplanation(&out, e)
@@ -100,7 +100,7 @@ func TestExplanationsForPeople(t *testing.T) {
 	}
 }
 
-func TestDropsForPeople(t *testing.T) {
+func TestDropsAsText(t *testing.T) {
 	for name, full := range map[string]bool{"drops": false, "drops-verbose": true} {
 		var out bytes.Buffer
 		printDrops(&out, sampleDrops(), full, time.UTC)
@@ -108,7 +108,7 @@ func TestDropsForPeople(t *testing.T) {
 	}
 	var out bytes.Buffer
 	if printDrops(&out, nil, true, time.UTC); !strings.Contains(out.String(), "no known packet") {
-		t.Error(out.String())
+		t.Errorf("without drops: got %q, want a text that says that no known packet was dropped", out.String())
 	}
 }
 

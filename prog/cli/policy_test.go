@@ -140,7 +140,7 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-func TestPoliciesForPeople(t *testing.T) {
+func TestPolicyCommandsPrintText(t *testing.T) {
 	agent := &policyAgent{status: func(int32) api.PolicyStatus { return samplePolicyStatus() }}
 	socket := servePolicies(t, agent)
 	for name, args := range map[string][]string{
@@ -165,7 +165,7 @@ func TestPoliciesForPeople(t *testing.T) {
 	golden(t, "policy-status", out)
 }
 
-func TestNothingToTell(t *testing.T) {
+func TestEmptyListsAreExplained(t *testing.T) {
 	for want, print := range map[string]func(io.Writer){
 		"nothing would change for any current connection\n": func(w io.Writer) { printEffects(w, nil) },
 		"no policies: everything is allowed":                func(w io.Writer) { printPolicies(w, nil) },
@@ -225,7 +225,7 @@ func TestPolicyRequests(t *testing.T) {
 		{Kind: api.KindPolicy, Namespace: "e", Name: "f"},
 	}
 	if diff := cmp.Diff(want, agent.remove.Refs); diff != "" {
-		t.Error(diff)
+		t.Errorf("the agent got other documents to delete (-want +got):\n%s", diff)
 	}
 }
 
@@ -241,7 +241,7 @@ func TestWaitInForce(t *testing.T) {
 	for name, tt := range map[string]struct {
 		status   func(n int32) api.PolicyStatus
 		code     int
-		out, err string // the last output
+		out, err string // the end of the output, and a part of the error
 	}{
 		"all have it": {func(int32) api.PolicyStatus { return peers("g2", h1, h1) }, ExitOK, "in force on 2 peers\n", ""},
 		"later": {func(n int32) api.PolicyStatus {

@@ -92,11 +92,11 @@ func TestWhatLaunchSavesIsReadAgain(t *testing.T) {
 	}
 	for _, gone := range []string{"token", "192.0.2.7", "1400", "settings:"} {
 		if strings.Contains(string(text), gone) {
-			t.Errorf("%s is in the file:\n%s", gone, text)
+			t.Errorf("the saved file contains %s, want it removed:\n%s", gone, text)
 		}
 	}
 	if !strings.Contains(string(text), "# a comment that stays\n") {
-		t.Errorf("the comment is gone:\n%s", text)
+		t.Errorf("the saved file lacks the operator's comment, want it kept:\n%s", text)
 	}
 	again, _, err := configured(t, nil, []string{"--settings", path})
 	if err != nil {
@@ -142,7 +142,7 @@ func TestResetRemovesOnlyASettingsFileThatLaunchMade(t *testing.T) {
 	}
 }
 
-// Each setting is documented with its default.
+// site/docs/settings.md describes each setting, with its default.
 func TestSettingsAreDocumented(t *testing.T) {
 	doc, err := os.ReadFile("../../site/docs/settings.md")
 	if err != nil {
@@ -150,7 +150,7 @@ func TestSettingsAreDocumented(t *testing.T) {
 	}
 	list, err := settingsNow(filepath.Join(t.TempDir(), "none"))
 	if err != nil || len(list) < 30 {
-		t.Fatal(list, err)
+		t.Fatalf("got %d settings, error %v, want at least 30", len(list), err)
 	}
 	for _, s := range list {
 		row := "| `" + s.Name + "` | "
@@ -158,16 +158,16 @@ func TestSettingsAreDocumented(t *testing.T) {
 			row += "`" + s.Value + "`"
 		}
 		if !strings.Contains(string(doc), "\n"+row) {
-			t.Errorf("site/docs/settings.md has no row that begins %s", row)
+			t.Errorf("site/docs/settings.md has no row that begins with %s, want one for each setting", row)
 		}
 	}
 	if rows := strings.Count(string(doc), "\n| `"); rows != len(list) {
-		t.Errorf("site/docs/settings.md has %d rows, there are %d settings", rows, len(list))
+		t.Errorf("site/docs/settings.md has %d rows, want %d, one for each setting", rows, len(list))
 	}
 }
 
 func TestConfigViewShowsWhatLaunchWouldChange(t *testing.T) {
-	for unit, want := range map[bool]int{true: 1, false: 2} { // a unit has its flags again, launch need not
+	for unit, want := range map[bool]int{true: 1, false: 2} { // a unit passes the same flags at the next start; launch may not
 		if got := changing([]api.Setting{{Name: "mtu", Value: "1300", Origin: api.FromFile}, {Name: "port", Value: "1", Origin: api.FromFlag}},
 			[]api.Setting{{Name: "mtu", Value: "1400", Origin: api.FromFile}, {Name: "port", Value: "2", Origin: api.FromFile}}, unit); len(got) != want || got[0].Name != "mtu" {
 			t.Errorf("the settings that change at the next launch are %+v", got)
