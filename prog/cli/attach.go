@@ -83,7 +83,7 @@ free anywhere in the network: IPv4, IPv6, or one of each if they belong together
 	cmd.Flags().StringVar(&namespace, "namespace", "", "the endpoint's namespace: NAME.NAMESPACE.DOMAIN in DNS")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "KEY=VALUE; repeatable")
 	cmd.Flags().StringArrayVar(&ports, "port", nil, "a named port, NAME=NUMBER[/tcp|udp|sctp], for SRV records; repeatable")
-	cmd.Flags().BoolVar(&all, "default", false, "make it the container's default route until it is detached (connections from another network's address keep that network's route)")
+	cmd.Flags().BoolVar(&all, "default", false, "route all traffic of the container through the interface until the container is detached (connections from another network's address keep that network's route)")
 	return cmd
 }
 
@@ -140,11 +140,11 @@ func (a *app) detach() *cobra.Command {
 			all = slices.DeleteFunc(all, func(e api.Endpoint) bool { return e.Interface != iface })
 			switch len(all) {
 			case 0:
-				return fmt.Errorf("%s is not attached here with interface %s (`weft ps` lists the attached ones)", args[0], iface)
+				return fmt.Errorf("%s is not attached here with interface %s (`weft ps` lists the attached containers)", args[0], iface)
 			case 1:
 				return a.did(cni.Detach(cmd.Context(), client, api.EndpointRef{ContainerID: all[0].ContainerID, Interface: iface}))
 			}
-			return fmt.Errorf("%s matches %s: name one by its id (`weft ps`)", args[0], words.Count(len(all), "container"))
+			return fmt.Errorf("%s matches %s: give the id of one container (`weft ps` lists them)", args[0], words.Count(len(all), "container"))
 		},
 	}
 	cmd.Flags().StringVar(&iface, "interface", "ethwe", "the interface's name inside the container")
@@ -154,7 +154,7 @@ func (a *app) detach() *cobra.Command {
 func (a *app) ps() *cobra.Command {
 	return &cobra.Command{
 		Use: "ps [CONTAINER...]", Short: "list the containers attached to this host",
-		Long: "Lists the containers attached to this host, or only those given: by id, its beginning, name, PID\nor the path of a network namespace. It fails if one of them is not attached." + exitHelp,
+		Long: "Lists the containers attached to this host, or only those given. CONTAINER is an id or its beginning,\na name, a PID or the path of a network namespace. The command fails if a given container is not attached." + exitHelp,
 		RunE: func(cmd *cobra.Command, words []string) error {
 			r, err := a.client().Report(cmd.Context())
 			if err != nil {
@@ -230,7 +230,7 @@ func namespaceOf(c container, missing string) (container, error) {
 		if !ok || !info.Mode().IsRegular() {
 			return c, fmt.Errorf("%s is no network namespace", c.netns)
 		}
-		link = fmt.Sprintf("net:[%d]", stat.Ino) // a bind mount: build the text that the namespace's own link has
+		link = fmt.Sprintf("net:[%d]", stat.Ino) // for a bind mount, build the text of the link in /proc/PID/ns
 	}
 	c.id = "netns-" + strings.Trim(strings.TrimPrefix(link, "net:"), "[]")
 	return c, nil
@@ -244,13 +244,13 @@ func dockerContainer(ctx context.Context, socket, name string) (container, error
 	_, silent := errors.AsType[*url.Error](err)
 	switch {
 	case silent:
-		return container{}, fmt.Errorf("%q is neither a PID nor a path, and Docker does not answer on %s (%s): is it running, and do you have access?", name, socket, words.Cause(err))
+		return container{}, fmt.Errorf("%q is neither a PID nor a path, and Docker does not answer on %s (%s): is Docker running, and may you use its socket?", name, socket, words.Cause(err))
 	case errors.Is(err, docker.ErrNone):
 		return container{}, fmt.Errorf("docker has no container %q (`docker ps`)", name)
 	case err != nil:
 		return container{}, err
 	case c.State.Pid == 0:
-		return container{}, fmt.Errorf("docker container %s is not running: start it first", name)
+		return container{}, fmt.Errorf("docker container %s is not running: start the container first", name)
 	}
 	return container{id: c.ID, netns: fmt.Sprintf("/proc/%d/ns/net", c.State.Pid), name: filepath.Base(c.Name)}, nil
 }

@@ -141,7 +141,7 @@ func TestDockerContainer(t *testing.T) {
 		t.Errorf("dockerContainer returned %+v, error %v; want the running container", c, err)
 	}
 	for name, says := range map[string]string{
-		"stopped": "start it first", "other": "has no container", "broken": "Docker says: disk full...",
+		"stopped": "start the container first", "other": "has no container", "broken": "Docker says: disk full...",
 		"html": "that is not Docker's", "silent": "(it hung up)",
 	} {
 		if _, err := dockerContainer(t.Context(), socket, name); err == nil || !strings.Contains(err.Error(), says) || len(err.Error()) > 500 || internals.MatchString(err.Error()) {

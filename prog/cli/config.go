@@ -22,10 +22,10 @@ func (a *app) config() *cobra.Command {
 
 // configReply is the JSON output of config view.
 type configReply struct {
-	Running  bool          `json:"running"` // whether Settings are those of a running agent
+	Running  bool          `json:"running"` // whether an agent runs; then Settings holds the values that it uses
 	File     string        `json:"file"`
 	Settings []api.Setting `json:"settings"`
-	// Next holds the settings that a newly started agent would have differently.
+	// Next holds the settings that will have another value when the agent is started again.
 	Next []api.Setting `json:"next,omitempty"`
 }
 
@@ -58,7 +58,7 @@ If no agent runs, it shows the settings that a new one would get.` + exitHelp,
 }
 
 // settingsNow returns the settings of an agent that is launched without flags. It ignores the
-// environment, since that of this command can differ from that of the agent's unit.
+// environment, since this command's environment can differ from that of the agent's unit.
 func settingsNow(path string) ([]api.Setting, error) {
 	f := &launchFlags{from: origins{}}
 	cmd := &cobra.Command{}
@@ -79,7 +79,8 @@ func changing(have, next []api.Setting, unit bool) (list []api.Setting) {
 	}
 	for _, s := range next {
 		r := running[s.Name]
-		byFile := r.Origin == api.FromDefault || r.Origin == api.FromFile || r.Origin == api.FromFlag && !unit // launch saves its flags in the file too
+		// A flag of launch is saved in the file, so it can change there. A unit passes its flags every time.
+		byFile := r.Origin == api.FromDefault || r.Origin == api.FromFile || r.Origin == api.FromFlag && !unit
 		if r.Value != s.Value && byFile {
 			list = append(list, s)
 		}

@@ -24,7 +24,7 @@ import (
 	"weft/router/datapath"
 )
 
-// changedFlags returns the flags that were given, as arguments for another process.
+// changedFlags returns the flags of this command line, as arguments for another process.
 func changedFlags(cmd *cobra.Command) []string {
 	var out []string
 	cmd.Flags().Visit(func(f *pflag.Flag) {
@@ -32,7 +32,7 @@ func changedFlags(cmd *cobra.Command) []string {
 			for _, v := range values.GetSlice() {
 				out = append(out, "--"+f.Name+"="+v)
 			}
-			if len(values.GetSlice()) == 0 { // an empty list was given explicitly
+			if len(values.GetSlice()) == 0 { // the flag was given with an empty list
 				out = append(out, "--"+f.Name+"=")
 			}
 			return
@@ -126,7 +126,7 @@ are attached, and leaves everything else as it is.` + exitHelp,
 		},
 	}
 	cmd.Flags().BoolVar(&stay, "stay", false, "afterwards wait for a signal, since a DaemonSet's containers must not exit")
-	cmd.Flags().BoolVar(&force, "force", false, "also while containers are attached, which lose their network")
+	cmd.Flags().BoolVar(&force, "force", false, "reset the host even if containers are attached: they lose their network")
 	kubernetesFlags(cmd.Flags(), &opts.Kubernetes, "this host is a Node of a Kubernetes cluster: also update that Node")
 	cmd.Flags().StringVar(&settings, "settings", settingsFile, "the file with this host's settings, which is removed if launch made it")
 	cmd.Flags().BoolVar(&cniOnly, "cni", false, "remove only the CNI configuration and the plugin")
@@ -144,7 +144,7 @@ func (a *app) leave(ctx context.Context, stateDir string, force bool) (heir stri
 	_, down := errors.AsType[*api.NotRunningError](err)
 	switch {
 	case down && statedir.Owns(stateDir) && !force:
-		return "", errors.New("no agent runs on this host, so no peer can take over its addresses: start it first; or use --force, then run `weft rmpeer` on another host")
+		return "", errors.New("no agent runs on this host, so no peer can take over its addresses: start the agent first; or use --force, then run `weft rmpeer` on another host")
 	case down:
 		return "", nil
 	case err != nil:
@@ -179,7 +179,7 @@ peers may still reach that peer; use --force only if you know that it is dead.` 
 			for _, name := range peers {
 				r, err := a.client().RemovePeer(cmd.Context(), api.RemovePeerRequest{Peer: name, Force: force})
 				if err != nil {
-					return errors.Join(err, a.showRemoved(removed)) // earlier removals are done: show them too
+					return errors.Join(err, a.showRemoved(removed)) // the peers before the failed one are removed: show them too
 				}
 				removed = append(removed, r)
 			}
@@ -211,7 +211,7 @@ func (a *app) prime() *cobra.Command {
 			client := a.client()
 			err := client.Ready(ctx)
 			if errors.Is(err, context.DeadlineExceeded) {
-				return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent did not answer within %v: it hangs, or the host is overloaded; see its log", wait)}
+				return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent did not answer within %v: the agent hangs, or the host is overloaded; see the agent's log", wait)}
 			}
 			for e, ok := errors.AsType[*api.Error](err); ok && e.Code == api.CodeNotReady; e, ok = errors.AsType[*api.Error](err) {
 				select {
@@ -271,7 +271,7 @@ func (a *app) expose() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "expose [-h NAME]", Short: "let the underlay reach containers through this host", Args: cobra.NoArgs,
-		Long: "Lets hosts on the underlay reach containers, on any host of the mesh, through this one:\ngive them a route to the universe by this host. Their traffic is encrypted only beyond this host.\nWith -h, this host gets a name in the DNS domain, for containers.",
+		Long: "Lets hosts on the underlay reach containers, on any host of the mesh, through this host. On those\nhosts, add a route to the overlay's addresses with this host as next hop. Traffic between them and\nthis host is not encrypted. With -h, containers find this host by that name in the DNS domain.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.changeExposure(cmd.Context(), api.ExposeRequest{On: true, Name: name})
 		},

@@ -33,7 +33,7 @@ func (d *dnsFlags) add(flags *pflag.FlagSet, o *config.DNS) {
 	flags.BoolVar(&o.PreferLocal, "dns-prefer-local", false, "answer with this host's endpoints first if several have the same name")
 	flags.StringSliceVar(&d.forward, "dns-forward", nil, "DOMAIN=ADDRESS[:PORT]: forward queries for DOMAIN to this server, \".\" for all; repeatable")
 	flags.BoolVar(&o.Fallback, "dns-fallback", false, "configure this host's own resolver as second nameserver of containers; read site/docs/dns.md first")
-	flags.StringVar(&o.ResolvConf, "resolv-conf", dns.DefaultResolvConf, "file with this host's own nameservers, which get queries for all other names")
+	flags.StringVar(&o.ResolvConf, "resolv-conf", dns.DefaultResolvConf, "file with this host's own nameservers, which get queries for names outside the network")
 }
 
 // complete fills the options from the flags.
@@ -106,7 +106,7 @@ the name is CONTAINER's.` + exitHelp,
 
 func (a *app) dnsRemove() *cobra.Command {
 	return a.dnsChange(&cobra.Command{
-		Use: "dns-remove [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "remove names that dns-add gave, or a container's own",
+		Use: "dns-remove [ADDRESS...] CONTAINER [-h NAME] | ADDRESS... -h NAME", Short: "remove names that dns-add gave, or a container's own name",
 		Long: `Removes names that dns-add gave on this host, or a container's own name, for example before
 it ends: it keeps running, but new clients do not find it. Without -h it removes all its
 names. The own name comes back with dns-add CONTAINER -h NAME, or when it is attached again.` + exitHelp,
@@ -137,7 +137,7 @@ func (a *app) dnsChange(cmd *cobra.Command, run func(ctx context.Context, req ap
 			return run(cmd.Context(), req, "")
 		}
 		c, err := findContainer(cmd.Context(), req.Container)
-		if err != nil { // Weft may know a container that Docker does not
+		if err != nil { // without Docker, Weft may still know the container by this name
 			c.id = req.Container
 			if !strings.Contains(c.id, "/") {
 				c.name = c.id

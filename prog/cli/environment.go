@@ -26,15 +26,16 @@ func variable(flag string) string {
 // environmentHelp describes the environment in the help of the commands that read it.
 const environmentHelp = `
 
-Every flag but --token can also be given in the environment, as WEFT_ and its name in capitals:
-WEFT_IPALLOC_RANGE, WEFT_MTU. A flag wins over its variable, and an empty variable counts as not
-set. Both win over /etc/weft/weft.yaml, where launch saves its flags (` + "`weft config view`" + ` shows all).`
+Every flag but --token can also be given in the environment, as WEFT_ and the flag's name in capitals:
+WEFT_IPALLOC_RANGE, WEFT_MTU. A flag wins over its variable, and an empty variable counts as not set.
+Flags and variables win over /etc/weft/weft.yaml, where launch saves its flags (` + "`weft config view`" + `
+shows all settings).`
 
 // noVariable lists flags that are no settings, or that must not be in the environment: anyone who can
 // list processes could read a token there.
 var noVariable = []string{"help", "json", "socket", "token", "wait", "found"}
 
-// otherVariables lists Weft's variables that are no flags.
+// otherVariables lists Weft's environment variables that set no flag.
 var otherVariables = []string{"WEFT_PASSWORD"}
 
 // serviceLink matches variables that Kubernetes sets in a pod for each service of its namespace. For
@@ -45,7 +46,7 @@ func isServiceLink(name, value string) bool {
 	return serviceLink.MatchString(name) || strings.HasSuffix(name, "_PORT") && strings.Contains(value, "://")
 }
 
-// fromEnvironment sets flags from the environment unless they were given. It returns the names of the
+// fromEnvironment sets flags from the environment unless the command line has them. It returns the names of the
 // flags that it set, and of unknown variables.
 func fromEnvironment(flags *pflag.FlagSet, environ []string) (used, unknown []string, err error) {
 	values := map[string]string{}

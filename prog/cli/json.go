@@ -19,12 +19,12 @@ import (
 	"weft/prog/words"
 )
 
-// The JSON output of commands that is not an answer of the agent. site/docs/json.md describes all
+// These types are JSON output that commands make themselves, instead of an answer of the agent. site/docs/json.md describes all
 // output, and site/docs/json.schema.json has every field.
 type (
 	done struct {
 		Done bool `json:"done"`
-	} // of commands without other output
+	} // the output of commands that print nothing without --json
 	versioned struct {
 		Version string `json:"version"`
 		Go      string `json:"go"`
@@ -75,7 +75,7 @@ func (a *app) show(v any, print func()) error {
 	return enc.Encode(v)
 }
 
-// did prints that a command succeeded with --json, and nothing otherwise.
+// did ends a command that has no output. With --json it prints {"done": true} after a success.
 func (a *app) did(err error) error {
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func (a *app) jsonFlag(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json: the same as --json")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if a.json = a.json || output == "json"; output != "" && output != "json" {
-			return words.Misused(fmt.Errorf("-o %s: want json, or leave it out for a table", output))
+			return words.Misused(fmt.Errorf("-o %s: only json is possible; omit -o for a table", output))
 		}
 		return nil
 	}
@@ -114,7 +114,7 @@ func templateError(err error) error {
 		"executing \"report\" ", "", "nil pointer evaluating interface {}.", "nothing has the field ").Replace(text))
 }
 
-// evaluated matches Go's error about a field of a value that is no map.
+// evaluated matches the template package's error about a field of a value that is no map.
 var evaluated = regexp.MustCompile(`can't evaluate field (\S+) in type \S+( \{\})?`)
 
 // fill executes a template on a report.
@@ -138,7 +138,7 @@ func fields(v reflect.Value) any {
 	}
 	if m, ok := reflect.TypeAssert[encoding.TextMarshaler](v); ok {
 		text, err := m.MarshalText()
-		if err != nil { // no value in the report fails to marshal
+		if err != nil { // unreachable: every value in the report can be marshalled
 			return err.Error()
 		}
 		return string(text)

@@ -58,8 +58,8 @@ waits for weft launch: it founds a network by itself only with --found.` + envir
 	return cmd
 }
 
-// establishSecret stores this host's secret: the operator's, else the stored one, else, if this host
-// founds, a new one.
+// establishSecret stores this host's secret: the operator's, else the stored secret. If there is neither
+// and this host founds a network, it makes a new secret.
 func (a *app) establishSecret(f *launchFlags) error {
 	given, err := a.secretGiven(f.tokenSrc)
 	if err != nil {
@@ -73,12 +73,12 @@ func (a *app) establishSecret(f *launchFlags) error {
 }
 
 // awaitLaunch waits for weft launch if this host belongs to no network and was not told to found or
-// join one. Then it replaces the process by a new one, since launch saves its settings in the file.
-// It reports whether the agent was stopped meanwhile.
+// join one. After launch it executes the program again, which reads the settings that launch saved.
+// ended reports that the agent was stopped before launch was run.
 func (f *launchFlags) awaitLaunch(ctx context.Context) (ended bool, err error) {
 	word := statedir.Launched(f.StateDir)
 	founds, err := statedir.Founds(f.StateDir, f.Targets)
-	// The settings file may be older than the last reset, so it cannot tell this host to found.
+	// The settings file may be older than the last reset, so an ipalloc-init in it does not make this host found.
 	told := f.found || f.init != "" && f.from["ipalloc-init"] != api.FromFile || statedir.ToldToFound(f.StateDir)
 	if err != nil || !founds || told {
 		return false, err
@@ -115,7 +115,7 @@ The first time, without PEER, this host founds a new network and prints the toke
 command for the next host. With PEER (a host name or address, optionally with a port) it
 joins that host's network. Targets, keys and addresses are stored: later, weft launch needs
 no arguments.` + environmentHelp + exitHelp,
-		Example: "  weft launch                        # on the first host\n  weft launch --token - h1 <token    # on every other one",
+		Example: "  weft launch                        # on the first host\n  weft launch --token - h1 <token    # on every other host",
 		RunE: func(cmd *cobra.Command, targets []string) error {
 			return a.runLaunch(cmd, f, targets)
 		},
@@ -140,7 +140,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if err != nil {
 		return err
 	}
-	if err := statedir.Make(f.StateDir); err != nil { // the agent's log is in it
+	if err := statedir.Make(f.StateDir); err != nil { // the agent writes its log into this folder
 		return err
 	}
 	unlock, err := lockLaunch(f.RunDir)
@@ -172,7 +172,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if err := start(cmd, f, client, l); err != nil {
 		return err
 	}
-	founded := l.founds && given == nil && !f.Kubernetes.On // then the operator has not seen the token yet
+	founded := l.founds && given == nil && !f.Kubernetes.On // launch made the token, so the operator has not seen it yet
 	r, err := client.Report(cmd.Context())
 	return a.show(launched{r.Ready, founded, r.Router.ID, r.Router.Nickname, r.Router.Node, r.Router.PID}, func() {
 		if token, e := statedir.Secret(f.StateDir); err == nil && e == nil && founded && isTerminal(a.out) {
@@ -181,12 +181,12 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	})
 }
 
-// launching is what launch determines before it starts the agent, or tells a waiting one.
+// launching is what launch determines before it starts an agent, or lets a waiting agent continue.
 type launching struct {
-	given  *secret.Token // by the operator, if any
+	given  *secret.Token // the token that the operator gave; nil: none
 	founds bool          // whether this host has no peer to join
 	unit   bool          // whether systemd has a unit for the agent
-	waits  int           // process id of an agent that waits for launch; 0: none runs
+	waits  int           // process id of an agent that waits for launch; 0: no such agent
 	undo   func() error  // reverts what launch writes into the state folder
 }
 

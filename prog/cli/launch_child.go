@@ -27,7 +27,7 @@ func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client
 			return errors.Join(err, l.undo())
 		}
 	}
-	said := int64(0) // size of the log, written by earlier agents
+	said := int64(0) // size of the log that earlier agents wrote
 	if info, err := os.Stat(filepath.Join(f.StateDir, agentLog)); err == nil {
 		said = info.Size()
 	}
@@ -37,7 +37,7 @@ func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client
 	}
 	gone := make(chan error, 1)
 	go func() {
-		_ = child.Wait() // the reason is in its log, not in its exit code
+		_ = child.Wait() // the exit code is ignored: the reason is in the agent's log
 		err := fmt.Errorf("the agent ended: %s", lastError(f.StateDir, said))
 		if child.ProcessState.ExitCode() == ExitCopy {
 			err = endedError{err, agent.ErrTwin}

@@ -30,14 +30,14 @@ type launchFlags struct {
 	exempt    []string
 	verbose   bool
 	datapath  bool
-	wait      time.Duration // of launch only
-	found     bool          // found a network if this host belongs to none
+	wait      time.Duration // flag of launch only: how long to wait until the agent is ready
+	found     bool          // flag of agent only: found a network if this host belongs to none
 	settings  string        // path of the settings file
 	from      origins
 }
 
 func (f *launchFlags) add(cmd *cobra.Command) {
-	host, _ := os.Hostname() // if it is empty, only the id is shown
+	host, _ := os.Hostname() // without a host name, output shows only the peer's id
 	flags := cmd.Flags()
 	flags.StringVar(&f.ranges, "ipalloc-range", "", "the overlay's addresses: CIDR[,CIDR6] (default 10.32.0.0/12 and a ULA derived from the cluster)")
 	flags.StringVar(&f.init, "ipalloc-init", "", "which hosts found the address ring: consensus=N, seed=ID,ID… or observer (default: a host without PEER founds; hosts with PEER vote, unless one has a ring)")
@@ -59,7 +59,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.StatusAddr, "status-addr", config.DefaultStatusAddr, "address of the read-only HTTP status; empty: none")
 	f.dns.add(flags, &f.DNS)
 	flags.StringSliceVar(&f.exempt, "policy-exempt", []string{config.ExemptOwnHost, config.ExemptICMPErrors},
-		"traffic exempt from policies on this host: own-host (from containers to their own host), or only dns of that (queries to its name server); icmp-errors (for known connections); or none")
+		"traffic exempt from policies on this host: own-host (from containers to their own host), or dns (from containers to their own host's name server only); icmp-errors (for known connections); or none")
 	kubernetesFlags(flags, &f.Kubernetes, "this host is a Node of a Kubernetes cluster: peers, token, policies and pods' labels come from its API server")
 	flags.StringVar(&f.Kubernetes.Namespace, "namespace", "", "namespace of the Secret weft in the cluster (default: the pod's own, else weft)")
 	flags.StringVar(&f.settings, "settings", settingsFile, "the file with this host's settings")

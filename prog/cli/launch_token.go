@@ -17,7 +17,7 @@ import (
 func (a *app) secretGiven(source string) (*secret.Token, error) {
 	var text string
 	password := os.Getenv("WEFT_PASSWORD")
-	os.Unsetenv("WEFT_PASSWORD") // hide it from child processes
+	os.Unsetenv("WEFT_PASSWORD") // child processes must not inherit the password
 	switch {
 	case source == "" && password == "":
 		return nil, nil

@@ -44,7 +44,7 @@ func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client,
 	if err != nil {
 		return err
 	}
-	if l.given != nil || !l.founds { // otherwise the agent makes a token, unless it has one
+	if l.given != nil || !l.founds { // a host that founds a network makes its own token if none is given
 		_, err = statedir.EstablishSecret(f.StateDir, l.given, l.founds)
 	}
 	if err == nil {
@@ -66,7 +66,7 @@ func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client,
 		systemctl("stop")
 	}
 	err = errors.Join(err, before.restore(), l.undo())
-	if l.unit && l.waits != 0 { // it waits for launch again
+	if l.unit && l.waits != 0 { // before this launch the agent waited: start it, so that it waits again
 		systemctl("start", "--no-block")
 	}
 	return err
@@ -75,11 +75,11 @@ func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client,
 // systemctl runs a systemctl command on the unit, and ignores errors.
 func systemctl(args ...string) { _ = exec.Command("systemctl", append(args, agentUnit)...).Run() }
 
-// calmUnit stops a unit in a restart loop. Otherwise systemd could restart it with half-written
-// settings, and its last failure would look like that of the new start.
+// calmUnit stops a unit in a restart loop. Otherwise systemd could restart the agent with half-written
+// settings, and its last failure would be taken for a failure of the new start.
 func calmUnit() {
 	systemctl("stop")
-	systemctl("reset-failed") // fails if the unit never failed
+	systemctl("reset-failed") // the command fails if the unit never failed
 }
 
 // startUnit starts the unit, or watches the waiting agent, until the agent is ready.

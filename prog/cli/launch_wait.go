@@ -47,8 +47,8 @@ func (a *app) waitReady(ctx context.Context, client *api.Client, f *launchFlags,
 	return &api.Error{Code: api.CodeNotReady, Message: fmt.Sprintf("the agent runs, but is not ready after %v: %v", f.wait, a.waitingFor(ctx, client, why))}
 }
 
-// waitStarted waits until an agent answers, ready or not, so that an agent that ends at once is
-// reported.
+// waitStarted waits until an agent answers, ready or not. So launch --wait 0 reports an agent that ends
+// at once.
 func (a *app) waitStarted(ctx context.Context, client *api.Client, ended <-chan error) error {
 	for start := time.Now(); time.Since(start) < 5*time.Second; {
 		select {
@@ -96,16 +96,16 @@ func lastError(stateDir string, before int64) string {
 	if err != nil {
 		return err.Error()
 	}
-	if int64(len(data)) >= before { // otherwise the log was rotated meanwhile
+	if int64(len(data)) >= before { // a log shorter than before was rotated meanwhile
 		data = data[before:]
 	}
 	if last := lastWord(string(data)); last != "" {
 		return last
 	}
-	if err := statedir.CheckDisk(stateDir); err != nil { // with a full disk the agent could not log its error
+	if err := statedir.CheckDisk(stateDir); err != nil { // on a full disk the agent cannot log its error
 		return err.Error()
 	}
-	return "it logged no error; see " + path
+	return "the agent logged no error; see " + path
 }
 
 // lastWord returns the last error in a log.
@@ -134,7 +134,7 @@ func (p *progress) line(format string, args ...any) {
 		p.last = text
 		return
 	}
-	// Without the leading time, so that the same text is not repeated in a log.
+	// Ignore the leading time, so that the same text is not repeated in a log.
 	_, what, _ := strings.Cut(text, "  ")
 	if what == "" {
 		what = text

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxLog is about the largest size of a log in bytes. One older file of that size is kept.
+// maxLog is about the largest size of a log in bytes. Rotation keeps one older file of that size.
 const maxLog = 4 << 20
 
 // ourLogs lists the logs that this program writes itself, without a supervisor.
 var ourLogs = []string{agentLog, "datapath.log"}
 
-// rotateLog renames a large log, and overwrites the one renamed before.
+// rotateLog renames a large log, and overwrites the log that it renamed before.
 func rotateLog(path string) error {
 	info, err := os.Stat(path)
 	if err != nil || info.Size() < maxLog {
@@ -51,7 +51,7 @@ func boundLog(ctx context.Context) {
 func reopenLog(fds ...int) error {
 	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fds[0]))
 	if err != nil || !slices.Contains(ourLogs, filepath.Base(path)) {
-		return nil // a terminal, a journal, another file, or a deleted one
+		return nil // not a log of Weft: a terminal, a journal, another file, or a deleted file
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fds[0], &st); err != nil || st.Size < maxLog {
@@ -62,7 +62,7 @@ func reopenLog(fds ...int) error {
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return errors.Join(err, os.Rename(path+".1", path)) // undo: the next tick tries again
+		return errors.Join(err, os.Rename(path+".1", path)) // move the log back: boundLog tries again later
 	}
 	defer f.Close()
 	for _, fd := range fds {

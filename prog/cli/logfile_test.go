@@ -78,7 +78,7 @@ func TestForeignLogsAreLeftAlone(t *testing.T) {
 func TestLastErrorIgnoresEarlierAgents(t *testing.T) {
 	dir := t.TempDir()
 	before := "weft: an old error\n"
-	for said, want := range map[string]string{"time=x\nweft: the disk burns\n": "the disk burns", "": "it logged no error"} {
+	for said, want := range map[string]string{"time=x\nweft: the disk burns\n": "the disk burns", "": "the agent logged no error"} {
 		if err := os.WriteFile(filepath.Join(dir, agentLog), []byte(before+said), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -17,9 +17,9 @@ import (
 func checkWords(root *cobra.Command, args []string) error {
 	cmd, rest, err := root.Find(args)
 	if err != nil || !cmd.HasSubCommands() {
-		return nil // Execute reports what Find refuses
+		return nil // cobra's Execute reports the same error later
 	}
-	if word := firstWord(cmd, rest); word != "" && !strings.HasPrefix(word, "__") { // reserved by cobra, for completion
+	if word := firstWord(cmd, rest); word != "" && !strings.HasPrefix(word, "__") { // cobra reserves names that begin with __, for completion
 		return unknownCommand(cmd, word)
 	}
 	helps := func(arg string) bool { return arg == "--help" || arg == "-h" || arg == "--version" }
@@ -53,14 +53,14 @@ func firstWord(cmd *cobra.Command, args []string) string {
 	return ""
 }
 
-// unknownCommand is the error for an unknown command. It names Weft's equivalent of a Weave command,
+// unknownCommand returns the error for an unknown command. It names Weft's equivalent of a Weave command,
 // or similar commands.
 func unknownCommand(cmd *cobra.Command, word string) error {
 	text := fmt.Sprintf("unknown command %q for %q", word, cmd.CommandPath())
 	cmd.SuggestionsMinimumDistance = 2
 	if instead := weaveCommands[word]; instead != "" && !cmd.HasParent() {
 		text += ": " + instead
-	} else if near := cmd.SuggestionsFor(word); word != "" && len(near) > 0 { // "" is the beginning of all commands
+	} else if near := cmd.SuggestionsFor(word); word != "" && len(near) > 0 { // without this check, "" would be similar to all commands, as their beginning
 		text += ": did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return words.Misused(fmt.Errorf("%s (see `%s --help`)", text, cmd.CommandPath()))
@@ -79,14 +79,14 @@ func flagError(cmd *cobra.Command, err error) error {
 
 func unknownFlag(cmd *cobra.Command, e *pflag.NotExistError) string {
 	name, text := e.GetSpecifiedName(), e.Error()
-	if short := e.GetSpecifiedShortnames(); short != "" { // -nickname, as in Weave 1.0
+	if short := e.GetSpecifiedShortnames(); short != "" { // the user typed a long flag with one dash, such as -nickname in Weave 1.0
 		name, _, _ = strings.Cut(short, "=")
 		if len(name) > 1 && cmd.Flag(name) != nil {
 			return fmt.Sprintf("unknown flag -%s: did you mean --%[1]s?", name)
 		}
 	}
 	of := weaveFlags[strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")]
-	for _, flag := range []string{name, e.GetSpecifiedName()} { // the second is a single letter, if name is -Hvalue
+	for _, flag := range []string{name, e.GetSpecifiedName()} { // of -Hvalue, name is Hvalue and the specified name is the letter H
 		if instead := of[flag]; instead != "" {
 			return fmt.Sprintf("unknown flag %s%s: %s", "--"[:min(len(flag), 2)], flag, instead)
 		}
@@ -147,7 +147,7 @@ func (a *app) checkArgs(c *cobra.Command) {
 func argsError(cmd *cobra.Command, args []string, err error) error {
 	text := err.Error()
 	switch instead := weaveArguments[cmd.Name()]; {
-	case strings.HasPrefix(text, "unknown command"): // from NoArgs
+	case strings.HasPrefix(text, "unknown command"): // cobra.NoArgs calls an argument an unknown command
 		text = fmt.Sprintf("`%s` takes no arguments, but got %q", cmd.CommandPath(), args)
 		if instead != "" {
 			text += ": " + instead

@@ -72,7 +72,7 @@ The exit code is also 0 if the connection is denied.` + exitHelp,
 	return cmd
 }
 
-// icmp is the protocol without ports.
+// icmp is the name of ICMP and ICMPv6 in questions; these protocols have no ports.
 const icmp = "ICMP"
 
 // parsePort parses PORT, PORT/PROTO or icmp.
@@ -97,7 +97,7 @@ func printExplanation(w io.Writer, e api.Explanation) {
 	if e.Port == icmp {
 		what = " with " + icmp
 	}
-	if e.Open != "" { // then the verdict is about any port
+	if e.Open != "" { // the question named no port, so the verdict is about any port
 		what, asked = "", "any port"
 	}
 	fmt.Fprintf(w, "%s → %s%s: %s\n", partyName(e.Source), partyName(e.Destination), what, headline(e))
@@ -142,7 +142,7 @@ func family(a netip.Addr) string {
 // headline returns the answer in one line.
 func headline(e api.Explanation) string {
 	if len(e.Verdicts) == 0 {
-		return "NO CONNECTION: they have no addresses of the same family"
+		return "NO CONNECTION: source and destination have no addresses of the same family"
 	}
 	text, differs := outcome(e.Verdicts[0]), false
 	var each []string
@@ -231,7 +231,7 @@ func anonymous(d *api.Decision, names *strings.Replacer) *api.Decision {
 	return &out
 }
 
-// printDecision prints the decision of one end.
+// printDecision prints how policies decide at one end of the connection.
 func printDecision(w io.Writer, direction string, addr netip.Addr, p api.Party, d api.Decision, asked string) {
 	fmt.Fprintln(w)
 	switch {
@@ -278,7 +278,7 @@ func decisionLines(d api.Decision, asked string) []string {
 	return append(out, kernelLines(d)...)
 }
 
-// reasonLines returns which rule allows, or why each rule does not.
+// reasonLines returns which rule allows the connection, or why each rule does not.
 func reasonLines(d api.Decision, asked string) []string {
 	switch {
 	case d.Allowed && d.By != nil:
@@ -293,7 +293,7 @@ func reasonLines(d api.Decision, asked string) []string {
 	return out
 }
 
-// reasonText describes a rule, and why it matches or not.
+// reasonText describes a rule, and why the rule matches or not.
 func reasonText(r api.Reason) string {
 	return strings.TrimSpace(r.Policy+" "+r.Rule) + ": " + r.Text
 }
@@ -323,7 +323,7 @@ func kernelLines(d api.Decision) []string {
 	case k.Differs:
 		return []string{
 			fmt.Sprintf("THE KERNEL DIFFERS: its verdict for this packet is %s (%s)", loud(k.Allowed), kernelText(*k)),
-			"  A change may not be applied yet: ask again in a few seconds. If it still differs, see `weft status policy`,",
+			"  A change may not be applied yet: ask again in a few seconds. If the kernel still differs, see `weft status policy`,",
 			fmt.Sprintf("  and `weft report` and the agent's log on %s.", cmp.Or(d.Peer, "that host")),
 		}
 	default:
@@ -338,7 +338,7 @@ func kernelText(k api.Kernel) string {
 	return fmt.Sprintf("chain %s, %s dropped so far", k.Chain, words.Count(k.Dropped, "packet"))
 }
 
-// printDrops prints a line for each kind of packet, and with full its explanation.
+// printDrops prints a line for each kind of dropped packet. With full it also prints why policies deny the packet.
 func printDrops(w io.Writer, drops []api.Drop, full bool, zone *time.Location) {
 	if len(drops) == 0 {
 		fmt.Fprintln(w, "no known packet was dropped by a policy on this host (each host lists its own drops)")

@@ -24,7 +24,7 @@ func (a *app) policyList() *cobra.Command {
 			}
 			if namespace != "" {
 				list = slices.DeleteFunc(list, func(p api.Policy) bool {
-					return cmp.Or(p.Namespace, p.Name) != namespace // a namespace's document has no Namespace
+					return cmp.Or(p.Namespace, p.Name) != namespace // the document of a namespace itself has its name in Name
 				})
 			}
 			return a.show(append([]api.Policy{}, list...), func() { printPolicies(a.out, list) })

@@ -134,7 +134,7 @@ func printPolicy(w io.Writer, r api.PolicyReport) {
 // peerName returns a peer's name as all output shows it.
 func peerName(p api.PeerPolicies) string { return p.Peer + "(" + p.Nickname + ")" }
 
-// lack returns why a peer does not enforce the current policies.
+// lack returns the reason why a peer does not enforce the current policies.
 func lack(p api.PeerPolicies) string {
 	switch {
 	case p.Error != "":
@@ -159,7 +159,7 @@ func (a *app) waitInForce(ctx context.Context, generation string, timeout time.D
 	case ctx.Err() != nil:
 		return fmt.Errorf("applied, but waiting was interrupted: %w", ctx.Err())
 	case err != nil:
-		return fmt.Errorf("applied, but the agent does not report where it is in force: %w", err)
+		return fmt.Errorf("applied, but the agent does not report where the change is in force: %w", err)
 	case !last.over():
 		return last.failure(timeout)
 	}
@@ -201,7 +201,7 @@ func (a *app) followPolicies(ctx context.Context, generation string) (last waiti
 	}
 }
 
-// waiting holds the peers by whether they enforce a generation.
+// waiting divides the peers: those that enforce a generation, those that do not yet, and unreachable ones.
 type waiting struct{ done, lacking, unreachable []api.PeerPolicies }
 
 // waitingFor sorts the peers. If policies were changed again meanwhile, a peer that is up to date
@@ -221,13 +221,13 @@ func waitingFor(s api.PolicyStatus, generation string) (out waiting) {
 	return out
 }
 
-// over reports whether all reachable peers are done. An empty list is no answer, since it would
+// over reports whether all reachable peers are done. An empty list of peers is no answer, since it would
 // contain at least this peer.
 func (x waiting) over() bool { return len(x.done) > 0 && len(x.lacking) == 0 }
 
 func (x waiting) reachable() int { return len(x.done) + len(x.lacking) }
 
-// failure returns an error with the peers that are late.
+// failure returns an error that names the peers that do not enforce the change.
 func (x waiting) failure(timeout time.Duration) error {
 	if len(x.lacking) == 0 {
 		return errors.New("applied, but no peer reported its policies within " + timeout.String() + ": see `weft status policy`")
@@ -236,6 +236,6 @@ func (x waiting) failure(timeout time.Duration) error {
 	for _, p := range x.lacking {
 		late = append(late, peerName(p)+" ("+lack(p)+")")
 	}
-	return fmt.Errorf("applied, but after %v %d of %s did not enforce it: %s; `weft status policy` shows their progress",
+	return fmt.Errorf("applied, but after %v %d of %s did not enforce the change: %s; `weft status policy` shows the progress of all peers",
 		timeout, len(late), words.Count(x.reachable(), "peer"), strings.Join(late, ", "))
 }

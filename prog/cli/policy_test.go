@@ -252,8 +252,8 @@ func TestWaitInForce(t *testing.T) {
 		}, ExitOK, "in force on 2 peers\n", ""},
 		"one is gone":        {func(int32) api.PolicyStatus { return peers("g2", h1, gone) }, ExitOK, "in force on 1 peer\n", "cc(h3) is unreachable"},
 		"applied over":       {func(int32) api.PolicyStatus { return peers("g3", newer, newer) }, ExitOK, "in force on 2 peers\n", ""},
-		"applied over, late": {func(int32) api.PolicyStatus { return peers("g3", newer, late) }, ExitFailed, "", "1 of 2 peers did not enforce it: bb(h2) (it still enforces generation g1)"},
-		"one lacks it":       {func(int32) api.PolicyStatus { return peers("g2", h1, late, failing, gone) }, ExitFailed, "", "2 of 3 peers did not enforce it: bb(h2) (it still enforces generation g1), dd(h4) (no nftables)"},
+		"applied over, late": {func(int32) api.PolicyStatus { return peers("g3", newer, late) }, ExitFailed, "", "1 of 2 peers did not enforce the change: bb(h2) (it still enforces generation g1)"},
+		"one lacks it":       {func(int32) api.PolicyStatus { return peers("g2", h1, late, failing, gone) }, ExitFailed, "", "2 of 3 peers did not enforce the change: bb(h2) (it still enforces generation g1), dd(h4) (no nftables)"},
 		"nobody":             {func(int32) api.PolicyStatus { return peers("g2") }, ExitFailed, "", "no peer reported"},
 	} {
 		t.Run(name, func(t *testing.T) {

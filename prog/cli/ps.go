@@ -21,12 +21,12 @@ func chosen(ctx context.Context, all []api.Endpoint, named []string) ([]api.Endp
 		}
 		matches := containersOf(all, word)
 		if !slices.Contains(matches, true) {
-			if c, err := findContainer(ctx, word); err == nil { // a PID, a path, or a name that only Docker knows
+			if c, err := findContainer(ctx, word); err == nil { // the argument is a PID, a path, or a name that only Docker knows
 				matches = containersOf(all, c.id)
 			}
 		}
 		if !slices.Contains(matches, true) {
-			return nil, fmt.Errorf("%s is not attached to this host (`weft ps` lists the attached ones)", word)
+			return nil, fmt.Errorf("%s is not attached to this host (`weft ps` lists the attached containers)", word)
 		}
 		for i, match := range matches {
 			keep[i] = keep[i] || match

@@ -27,7 +27,7 @@ import (
 	"weft/prog/words"
 )
 
-// Exit codes.
+// These are the exit codes of all commands. Only weft lab exec returns its command's exit code.
 const (
 	ExitOK         = 0
 	ExitFailed     = 1 // the command failed; the message says why
@@ -76,7 +76,7 @@ func Main(args []string, in io.Reader, out, errOut io.Writer) int {
 	return code
 }
 
-// exitCode maps errors to exit codes. No other code does that.
+// exitCode maps errors to exit codes. It is the only place that chooses an exit code.
 func exitCode(err error) int {
 	if exit, ok := errors.AsType[*lab.ExitError](err); ok {
 		return exit.Code

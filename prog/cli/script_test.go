@@ -76,7 +76,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// canned is an agent that answers from files, and records requests by path.
+// canned is an agent that answers requests with files, and records the requests by path.
 type canned struct {
 	folder string
 	mu     sync.Mutex

@@ -27,7 +27,7 @@ const settingsFile = "/etc/weft/weft.yaml"
 // line.
 const settingsMark = "# Made by `weft launch`; `weft reset` removes this file. Without this line it stays."
 
-// notInFile lists flags that are no settings. A token is secret, so it belongs in the state folder.
+// notInFile lists flags that the settings file must not have. A token is secret: its place is the state folder.
 var notInFile = []string{"help", "json", "socket", "token", "wait", "settings", "found"}
 
 // origins holds the origin of each flag's value that is not the default.
@@ -60,7 +60,7 @@ func readSettings(path string) (s settings, err error) {
 // contain Go types, and only some name a line.
 func unreadable(path string, text []byte, err error) error {
 	why := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")
-	if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok { // a text, a number or a list
+	if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok { // the file holds a text, a number or a list instead of keys
 		start := firstEntry.FindIndex(text)
 		why = fmt.Sprintf("line %d: there is no key with a value", 1+bytes.Count(text[:start[0]], []byte("\n")))
 	} else if twice := keyTwice.FindStringSubmatch(why); twice != nil {
@@ -76,8 +76,8 @@ func unreadable(path string, text []byte, err error) error {
 }
 
 var (
-	firstEntry = regexp.MustCompile(`(?m)^[ \t]*[^#\s]|\z`)                             // the first line that is neither empty nor a comment
-	keyTwice   = regexp.MustCompile(`(line \d+: )key "?([^"\n]+)"? already set in map`) // error text of the YAML package
+	firstEntry = regexp.MustCompile(`(?m)^[ \t]*[^#\s]|\z`)                             // matches the first line that is neither empty nor a comment
+	keyTwice   = regexp.MustCompile(`(line \d+: )key "?([^"\n]+)"? already set in map`) // matches an error text of the YAML package
 )
 
 // keyAt matches the beginning of a key's entry.
@@ -271,7 +271,7 @@ func givenSettings(flags *pflag.FlagSet, from origins) map[string]string {
 		if slice, ok := f.Value.(pflag.SliceValue); ok {
 			v = append([]string{}, slice.GetSlice()...)
 		}
-		data, _ := json.Marshal(v) // strings and lists of them never fail
+		data, _ := json.Marshal(v) // strings and lists of strings can always be marshalled
 		if t := f.Value.Type(); t == "int" || t == "bool" {
 			data = []byte(f.Value.String())
 		}
@@ -295,7 +295,7 @@ func saveSettings(path string, given map[string]string) error {
 		return nil
 	}
 	if err := yaml.UnmarshalStrict(text, &map[string]json.RawMessage{}); err != nil {
-		return fmt.Errorf("settings file %s: `weft launch` cannot edit its form: write one key per line, such as `mtu: 1300`", path)
+		return fmt.Errorf("settings file %s: `weft launch` cannot edit this form of YAML: write one key per line, such as `mtu: 1300`", path)
 	}
 	return replaceFile(path, text)
 }
@@ -320,7 +320,7 @@ func replaceFile(path string, text []byte) error {
 	if err != nil {
 		return fmt.Errorf("settings: %w", err)
 	}
-	defer os.Remove(tmp.Name()) // fails after the rename
+	defer os.Remove(tmp.Name()) // the removal fails after the rename, as intended
 	_, err = tmp.Write(text)
 	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
 		return fmt.Errorf("settings: %w", err)
@@ -343,7 +343,7 @@ func removeSettings(path string) error {
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("settings: %w", err)
 	}
-	_ = os.Remove(filepath.Dir(path)) // fails if it holds other files
+	_ = os.Remove(filepath.Dir(path)) // the removal fails if the folder holds other files, as intended
 	return nil
 }
 

@@ -167,7 +167,7 @@ func TestSettingsAreDocumented(t *testing.T) {
 }
 
 func TestConfigViewShowsWhatLaunchWouldChange(t *testing.T) {
-	for unit, want := range map[bool]int{true: 1, false: 2} { // a unit passes the same flags at the next start; launch may not
+	for unit, want := range map[bool]int{true: 1, false: 2} { // a unit passes the same flags again; launch need not
 		if got := changing([]api.Setting{{Name: "mtu", Value: "1300", Origin: api.FromFile}, {Name: "port", Value: "1", Origin: api.FromFlag}},
 			[]api.Setting{{Name: "mtu", Value: "1400", Origin: api.FromFile}, {Name: "port", Value: "2", Origin: api.FromFile}}, unit); len(got) != want || got[0].Name != "mtu" {
 			t.Errorf("the settings that change at the next launch are %+v", got)

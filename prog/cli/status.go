@@ -72,7 +72,7 @@ func (a *app) printReport(part func(api.Report) any, print func(io.Writer, api.R
 func (a *app) reportWithUsage(ctx context.Context) (api.Report, error) {
 	client := a.client()
 	r, err := client.Report(ctx)
-	if err != nil || len(r.IPAM.Owners) == 0 { // an agent that waits for a network has no other answers
+	if err != nil || len(r.IPAM.Owners) == 0 { // an agent that waits for a network has no ring and cannot ask peers
 		return r, err
 	}
 	usage, err := client.Usage(ctx)

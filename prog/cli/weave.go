@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// The commands and flags of Weave Net that Weft does not have, with their replacements, since Weave's
-// users type them from habit. The list covers all releases of Weave.
+// This file lists the commands and flags of Weave Net that Weft does not have, with their replacements,
+// since Weave's users type them from habit. It covers all releases of Weave.
 
 const (
 	noProxy  = "Docker works without a proxy or plugin: start containers with `docker run`, then `weft attach CONTAINER`"
@@ -50,7 +50,7 @@ const (
 	nameByH    = "use -h NAME"
 
 	noMulticast    = "there is no multicast between hosts, and no route for it"
-	hostIsArgument = "give the host without a flag"
+	hostIsArgument = "give the host as an argument, without a flag"
 )
 
 // weaveFlags holds Weave's flags, by command.
@@ -116,11 +116,11 @@ var weaveLaunch = map[string]string{
 	"docker-bridge":           "there is no bridge: every container has a veth pair and a route",
 }
 
-// weaveArguments holds the commands that took addresses in Weave.
+// weaveArguments explains, by command, why addresses that the command took in Weave are not needed.
 var weaveArguments = map[string]string{
 	"expose": "this host already has a node address (`weft status`: Node)",
-	"hide":   "it undoes `weft expose` for all addresses",
-	"detach": "it removes all addresses of the interface",
+	"hide":   "`weft hide` undoes `weft expose` for all addresses",
+	"detach": "`weft detach` removes all addresses of the interface",
 }
 
 // weaveAddress returns the replacement of an address in Weave's notation, which has a prefix such as
@@ -132,7 +132,7 @@ func weaveAddress(s string) string {
 		address, _, _ := strings.Cut(rest, "/")
 		return fmt.Sprintf("give the address alone: %s", address)
 	case "net":
-		return "leave it out: " + noSubnets
+		return "leave the address out: " + noSubnets
 	}
 	return ""
 }
