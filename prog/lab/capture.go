@@ -50,7 +50,8 @@ func CheckSilence(sum probe.CaptureSummary) error {
 		case "udp 6784":
 			tunnel = true
 		case "udp 6783", "tcp 6783", "arp", "nd", "mld":
-		case probe.UnreachablePrefix + "udp 6783", probe.UnreachablePrefix + "udp 6784": // to a host whose agent or datapath is down
+		case probe.UnreachablePrefix + "udp 6783", probe.UnreachablePrefix + "udp 6784":
+			// These are ICMP errors of a host whose agent or datapath is down.
 		default:
 			return fmt.Errorf("lab: the underlay carried %s of %s: only WireGuard, gossip, ARP, ND and MLD are allowed",
 				words.Count(row.Packets, "packet"), row.Name())

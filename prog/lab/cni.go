@@ -14,11 +14,11 @@ import (
 	cni100 "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// The folders of container runtimes.
+// These are the folders of container runtimes.
 const (
 	cniConfDir = "/etc/cni/net.d"
 	cniBinDir  = "/opt/cni/bin"
-	// The default, /var/lib/cni, would survive a reboot, but containers do not.
+	// The default, /var/lib/cni, would survive a reboot of a host, but the host's containers do not.
 	cniCacheDir = "/run/cni"
 )
 
@@ -53,7 +53,8 @@ func identityOf(container string) Identity {
 	return Identity{Namespace: host, Name: name}
 }
 
-// cniArgs are the args of the CNI conventions for a container (in the plugin's configuration).
+// cniArgs returns a container's labels and ports as the CNI conventions define them: as args in the
+// plugin's configuration.
 func (i Identity) cniArgs() map[string]any {
 	labels := []map[string]string{}
 	for _, key := range slices.Sorted(maps.Keys(i.Labels)) {

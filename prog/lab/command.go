@@ -58,7 +58,7 @@ func upCommand(name *string) *cobra.Command {
 			if cmd.ArgsLenAtDash() < 0 && len(args) > 0 {
 				return fmt.Errorf("lab: unexpected %q: flags for weft launch go after --", args[0])
 			}
-			if o.Hosts == 0 { // 0 would mean the default
+			if o.Hosts == 0 { // Up would take 0 for the default
 				return words.Misused(fmt.Errorf("lab: 0 hosts: between 1 and %d are possible", MaxHosts))
 			}
 			o.Name, o.Launch = *name, args
@@ -150,7 +150,7 @@ func exitCode(cmd *cobra.Command, err error) error {
 	if !ok {
 		return err
 	}
-	if failed.Stderr != "" { // it could not be started
+	if failed.Stderr != "" { // the command could not be started, so it printed nothing itself
 		fmt.Fprintln(cmd.ErrOrStderr(), "weft:", failed.Stderr)
 	}
 	return &ExitError{failed.Code}

@@ -24,7 +24,7 @@ func Install(program, pkg string) error {
 	}
 	install := []string{"install", "-y", "-q", "--no-install-recommends", pkg}
 	out, err := apt(install...)
-	if err != nil { // the package lists may be old or missing
+	if err != nil { // apt's package lists may be old or missing: update them and try again
 		_, _ = apt("update", "-q")
 		out, err = apt(install...)
 	}

@@ -17,7 +17,7 @@ import (
 // clear.
 const demoMarker = "the-quick-brown-fox-"
 
-// demo is one run. Its output is real: each command printed after $ has just run.
+// demo is one run of the demo. Its output is real: it runs each command before it prints the command after $.
 type demo struct {
 	lab *Lab
 	out io.Writer
@@ -195,7 +195,7 @@ func (d *demo) kill(ctx context.Context) error {
 		return err
 	}
 	select {
-	case <-time.After(time.Second): // a third of the messages
+	case <-time.After(time.Second): // by then the probe has sent a third of its messages
 	case <-ctx.Done():
 	}
 	fmt.Fprintln(d.out, "$ weft lab kill --name "+d.lab.opts.Name+" h2")

@@ -9,7 +9,7 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// demoPolicy allows one host's containers, on one port.
+// demoPolicy isolates h2's containers: only h1's containers may reach them, on one port.
 const demoPolicy = `apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:

@@ -15,7 +15,8 @@ import (
 
 const lockFile = "lock"
 
-// baseDir is not in TMPDIR, since a socket's path may have at most 107 bytes.
+// baseDir returns the directory of all labs of this user. It is not in TMPDIR, since a socket's path may
+// have at most 107 bytes.
 func baseDir() string { return "/tmp/weft-lab-" + strconv.Itoa(os.Geteuid()) }
 
 func stateDir(name string) string { return filepath.Join(baseDir(), name) }
@@ -43,7 +44,7 @@ func lockBase() (*os.File, error) {
 			return nil, errors.Join(err, dir.Close())
 		}
 		if unix.Lstat(baseDir(), &now) != nil || now.Ino != st.Ino {
-			_ = dir.Close() // a lab went down meanwhile and removed the directory
+			_ = dir.Close() // another lab went down meanwhile and removed the directory
 			continue
 		}
 		if int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 {
@@ -90,7 +91,7 @@ func Down(ctx context.Context, name string) (stale bool, err error) {
 	defer base.Close()
 	dir := stateDir(name)
 	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
-		_ = os.Remove(baseDir()) // fails while there are other labs
+		_ = os.Remove(baseDir()) // the removal fails while there are other labs, as intended
 		return false, nil
 	}
 	stale, err = remove(ctx, dir)
@@ -137,14 +138,14 @@ func openRoot(dir string) (pidfd int, live bool, err error) {
 	}
 	data, err := os.ReadFile(filepath.Join(dir, lockFile))
 	if errors.Is(err, os.ErrNotExist) {
-		return -1, false, nil // it ended before it wrote its pid
+		return -1, false, nil // the root ended before it wrote its pid
 	}
 	if err != nil {
 		return -1, false, fmt.Errorf("lab: %w", err)
 	}
 	root, err := node.ParseIdentity(string(data))
 	if err != nil {
-		return -1, false, nil // it ended before it took the lock
+		return -1, false, nil // the root ended before it took the lock
 	}
 	pidfd, err = root.Open()
 	if err != nil {
@@ -161,7 +162,7 @@ func killRoot(ctx context.Context, pidfd int) error {
 	}
 	for ctx.Err() == nil {
 		fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-		if n, err := unix.Poll(fds, 100); err != nil && !errors.Is(err, unix.EINTR) { // milliseconds
+		if n, err := unix.Poll(fds, 100); err != nil && !errors.Is(err, unix.EINTR) { // 100 ms
 			return fmt.Errorf("lab: wait for the lab's root: %w", err)
 		} else if n > 0 {
 			return nil

@@ -37,7 +37,7 @@ func (l *Lab) Attach(ctx context.Context, target string, stdio [3]*os.File, sign
 	return l.explain(target, err)
 }
 
-// explain names the target in errors of the node, which only name its socket.
+// explain names the target in errors of a node: they only name the node's socket.
 func (l *Lab) explain(target string, err error) error {
 	if !errors.Is(err, node.ErrDown) {
 		return err
@@ -55,7 +55,7 @@ func (l *Lab) Background(ctx context.Context, target, ready string, args ...stri
 	for !strings.Contains(p.stderr.String(), ready) {
 		select {
 		case err := <-p.done:
-			p.done <- err // for Wait
+			p.done <- err // Wait returns this error
 			_, err = p.Wait()
 			return nil, fmt.Errorf("lab: %s ended before it was %s: %w", strings.Join(args, " "), ready, err)
 		case <-time.After(5 * time.Millisecond):
@@ -93,7 +93,7 @@ func (l *Lab) startProcess(ctx context.Context, target string, stdin io.Reader, 
 		argv: args, stdout: stdout, stderr: stderr, cancel: cancel,
 		signals: make(chan os.Signal, 1), done: make(chan error, 1),
 	}
-	go func() { // ends with the command
+	go func() { // the goroutine ends with the command
 		err := l.node(target).Exec(ctx, node.Command{
 			Argv: args, Env: os.Environ(), Stdio: [3]*os.File{in, outW, errW}, Signals: p.signals,
 		})
@@ -110,7 +110,7 @@ func (l *Lab) startProcess(ctx context.Context, target string, stdin io.Reader, 
 func (p *Process) Signal(sig unix.Signal) {
 	select {
 	case p.signals <- sig:
-	default: // another signal is being sent
+	default: // drop the signal: another signal is being sent
 	}
 }
 
@@ -135,7 +135,7 @@ func input(r io.Reader) (*os.File, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	go func() { // ends with the reader, or when the command stops reading
+	go func() { // the goroutine ends with the reader, or when the command stops reading
 		_, _ = io.Copy(pw, r)
 		_ = pw.Close()
 	}()
@@ -157,7 +157,7 @@ func newCollector() (*collector, *os.File, error) {
 		return nil, nil, err
 	}
 	c := &collector{r: r, done: make(chan struct{})}
-	go func() { // ends with finish
+	go func() { // the goroutine ends with finish
 		defer close(c.done)
 		_, _ = io.Copy(c, r)
 	}()

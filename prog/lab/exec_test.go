@@ -13,9 +13,9 @@ func TestCollectorDrains(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close() // stays open, like the descriptor of a daemon
+	defer w.Close() // w stays open during the test, like the descriptor of a daemon
 	_ = c.r.SetReadDeadline(time.Now().Add(-time.Second))
-	<-c.done // nothing was read yet
+	<-c.done // the collector ended before it read the output
 	want := strings.Repeat("output ", 1000)
 	if _, err := w.WriteString(want); err != nil {
 		t.Fatal(err)

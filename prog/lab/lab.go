@@ -38,13 +38,13 @@ import (
 // both families, named "default".
 type Options struct {
 	Name       string
-	Hosts      int      // default 3
-	Containers int      // on every host
-	Underlay   string   // "4", "6" or "46", the default
+	Hosts      int      // number of hosts; 0: three
+	Containers int      // number of containers on every host
+	Underlay   string   // address families: "4", "6" or "46" (the default)
 	Together   bool     // start all agents at once, each with the others as targets
-	Launch     []string `json:",omitempty"` // further flags of weft launch
+	Launch     []string `json:",omitempty"` // additional flags of weft launch
 	Bare       bool     // namespaces only: weft is not started, and containers have no eth0
-	Bin        string   // directory of weft and weft-cni; default: the running program's
+	Bin        string   // directory of weft and weft-cni; default: the directory of the running program
 
 	// Progress, if set, is called with short status messages, also concurrently.
 	Progress func(string) `json:"-"`
@@ -195,7 +195,7 @@ func (l *Lab) startRoot() error {
 	if err != nil {
 		return err
 	}
-	go func() { _, _ = root.Wait() }() // ends with the lab or this process; reaps the root
+	go func() { _, _ = root.Wait() }() // the goroutine the goroutine reaps the root; it ends with the lab or this process
 	return nil
 }
 
@@ -226,7 +226,7 @@ func (l *Lab) boot(ctx context.Context, host string) error {
 	return nil
 }
 
-// AddContainer makes the namespaces of another container, HOST/NAME, without a network; see Plug.
+// AddContainer makes the namespaces of another container, HOST/NAME. Plug attaches it to the network.
 func (l *Lab) AddContainer(ctx context.Context, container string) error {
 	host, name, ok := strings.Cut(container, "/")
 	if !ok || !validName.MatchString(name) {

@@ -59,7 +59,7 @@ func TestHostsAreSeparate(t *testing.T) {
 		for _, dir := range []string{"/run", "/etc/cni", "/opt/cni", "/var/lib/weft", "/etc", "/var/lib"} {
 			mark := filepath.Join(dir, "mark-"+labName(t))
 			if got := run(t, l, h, "sh", "-c", "cat "+mark+" 2>/dev/null; echo "+h+" >"+mark); got != "" {
-				t.Errorf("%s sees the file that %q wrote to %s", h, got, dir)
+				t.Errorf("%s sees the file that %q wrote to %s, want a separate folder on each host", h, got, dir)
 			}
 			if _, err := os.Lstat(mark); err == nil {
 				t.Errorf("%s of %s is the machine's own, want a separate one", dir, h)
@@ -91,7 +91,7 @@ func TestExecReturnsOutputAndExitCode(t *testing.T) {
 	for _, target := range []string{"h1", "h1/c1", "underlay"} {
 		_, err := l.Exec(t.Context(), target, nil, "sh", "-c", "echo no >&2; exit 7")
 		if exit, ok := errors.AsType[*lab.CommandError](err); !ok || exit.Code != 7 || exit.Stderr != "no" {
-			t.Errorf("%s: a command with exit code 7 returned %v", target, err)
+			t.Errorf("%s: a command with exit code 7 returned %v, want that code and its stderr", target, err)
 		}
 		out, err := l.Exec(t.Context(), target, strings.NewReader("a\nb\n"), "wc", "-l")
 		if err != nil || strings.TrimSpace(out) != "2" {
@@ -104,7 +104,7 @@ func TestExecReturnsOutputAndExitCode(t *testing.T) {
 	}
 	_, err = l.Exec(t.Context(), "h1", nil, "sh", "-c", "kill -USR1 $$")
 	if exit, ok := errors.AsType[*lab.CommandError](err); !ok || exit.Signal != unix.SIGUSR1 || exit.Code != 128+int(unix.SIGUSR1) {
-		t.Errorf("a command that was killed by SIGUSR1 returned %v", err)
+		t.Errorf("a command that was killed by SIGUSR1 returned %v, want that signal, and code 128 plus its number", err)
 	}
 	if _, err := l.Exec(t.Context(), "h9", nil, "true"); err == nil || !strings.Contains(err.Error(), "lab status") {
 		t.Errorf("Exec on an unknown host returned %v, want a hint at lab status", err)
@@ -127,7 +127,7 @@ func TestExecEndsWithItsCaller(t *testing.T) {
 	eventually.True(t, wait, "the command runs", func() bool { return sleeping(t, l, "1234") })
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+		t.Errorf("after cancellation Exec returned %v, want %v", err, context.Canceled)
 	}
 	eventually.True(t, wait, "the command ends", func() bool { return !sleeping(t, l, "1234") })
 }
@@ -137,7 +137,7 @@ func sleeping(t *testing.T, l *lab.Lab, arg string) bool {
 	return strings.Contains(out, "sleep "+arg)
 }
 
-// wait is how long a lab may take to do what it was told.
+// wait is how long a lab may take until a change is visible.
 const wait = 10 * time.Second
 
 // The command line's exec passes exit codes, stdin, flags and ctrl-C.
@@ -148,7 +148,7 @@ func TestExecCommandPassesSignalsAndExitCodes(t *testing.T) {
 			append([]string{"lab", "exec", "--name", labName(t), "h1"}, args...)...)
 	}
 	if err := weft("--", "sh", "-c", "exit 9").Run(); exitCode(err) != 9 {
-		t.Errorf("exec of a command with exit code 9 returned %v", err)
+		t.Errorf("exec of a command with exit code 9 returned %v, want that code", err)
 	}
 	cmd := weft("--", "cat", "-A")
 	cmd.Stdin = strings.NewReader("in\n")
@@ -201,7 +201,7 @@ func TestCutLinkStopsEstablishedFlows(t *testing.T) {
 		out, _ := l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "--json", "-c", "100", "-i", "20ms", "192.0.2.2")
 		flow <- result(t, out)
 	}()
-	time.Sleep(300 * time.Millisecond) // until the flow is established
+	time.Sleep(300 * time.Millisecond) // let the flow send some messages before the cut
 	link := func(up bool) {
 		t.Helper()
 		if err := l.Link(t.Context(), "h2", "h1", up); err != nil {
@@ -209,25 +209,25 @@ func TestCutLinkStopsEstablishedFlows(t *testing.T) {
 		}
 	}
 	link(false)
-	link(false) // repeating it changes nothing
+	link(false) // a second cut of the same link changes nothing
 	for _, dst := range []string{"192.0.2.1", "2001:db8::1"} {
 		out, err := l.Exec(t.Context(), "h2", nil, "weft", "probe", "icmp", "--json", "-c", "3", "-i", "20ms", "--timeout", "200ms", dst)
 		if r := result(t, out); err == nil || r.Received != 0 {
-			t.Errorf("a cut link carried packets to %s: %+v, error %v", dst, r, err)
+			t.Errorf("over the cut link, the probe of %s returned %+v, error %v, want no answer and an error", dst, r, err)
 		}
 	}
 	run(t, l, "h3", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.1", "192.0.2.2", "2001:db8::2")
 	if s, err := l.Status(t.Context()); err != nil || len(s.Cut) != 1 || s.Cut[0] != [2]string{"h1", "h2"} {
-		t.Errorf("with one cut link the status has %v, error %v", s.Cut, err)
+		t.Errorf("with the link of h1 and h2 cut, the status has the cut links %v, error %v, want that link", s.Cut, err)
 	}
 	link(true)
 	link(true)
 	run(t, l, "h2", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.1", "2001:db8::1")
 	if r := <-flow; r.Lost < 10 || r.Received < 20 {
-		t.Errorf("a flow through cut and heal got %+v, want some lost and some received packets", r)
+		t.Errorf("a flow over a link that was cut and restored got %+v, want some lost and some received packets", r)
 	}
 	if s, err := l.Status(t.Context()); err != nil || len(s.Cut) != 0 {
-		t.Errorf("after healing the status has the cut links %v, error %v", s.Cut, err)
+		t.Errorf("after the link is restored, the status has the cut links %v, error %v, want none", s.Cut, err)
 	}
 }
 
@@ -235,7 +235,7 @@ func result(t *testing.T, out string) probe.Result {
 	t.Helper()
 	var r []probe.Result
 	if err := json.Unmarshal([]byte(out), &r); err != nil || len(r) != 1 {
-		t.Errorf("probe printed %q: %v", out, err)
+		t.Errorf("probe printed %q, want JSON with one result: %v", out, err)
 		return probe.Result{}
 	}
 	return r[0]
@@ -244,7 +244,7 @@ func result(t *testing.T, out string) probe.Result {
 func TestRebootKeepsOnlyPersistentFiles(t *testing.T) {
 	l := bare(t, 2, 1)
 	run(t, l, "h1", "sh", "-c", "echo kept >/var/lib/weft/id; echo lost >/run/id; sleep 999 & mkdir -p /etc/cni/net.d")
-	for range 3 { // in quick succession: remains of the previous boot do no harm
+	for range 3 { // reboot in quick succession: remains of the previous boot must do no harm
 		if err := l.Reboot(t.Context(), "h1"); err != nil {
 			t.Fatal(err)
 		}
@@ -253,7 +253,7 @@ func TestRebootKeepsOnlyPersistentFiles(t *testing.T) {
 		t.Errorf("after a reboot the files are %q, want only those in /var/lib/weft", got)
 	}
 	if sleeping(t, l, "999") {
-		t.Error("a process survived a reboot")
+		t.Error("after a reboot, a process from before still runs, want none")
 	}
 	run(t, l, "h1/c1", "true")
 	run(t, l, "h2", "weft", "probe", "icmp", "-c", "3", "-i", "10ms", "192.0.2.1", "2001:db8::1")
@@ -272,7 +272,7 @@ func TestCaptureCountsEachPacketOnce(t *testing.T) {
 	run(t, l, "h1", "weft", "probe", "icmp", "-c", "4", "-i", "10ms", "--size", "1000", "--marker", marker, "2001:db8::2")
 	run(t, l, "h1", "weft", "probe", "udp", "-c", "6", "-i", "10ms", "--size", "100", "192.0.2.2")
 	run(t, l, "h1", "weft", "probe", "tcp", "-c", "1", "--size", "60000", "--marker", marker, "192.0.2.2")
-	// A packet that leaks towards the internet is sent, though the gateway does not exist.
+	// A host sends a packet that leaks towards the internet, although the gateway does not exist.
 	_, _ = l.Exec(t.Context(), "h1", nil, "weft", "probe", "udp", "-p", "9", "-c", "2", "-i", "1ms", "--timeout", "1ms", "--marker", marker, "10.32.0.1")
 	sum, err := c.Stop()
 	if err != nil {
@@ -295,7 +295,7 @@ func TestCaptureCountsEachPacketOnce(t *testing.T) {
 		t.Errorf("the capture counted %+v of tcp 7007, want at least 2 packets with the marker and 120,000 bytes", r)
 	}
 	if sum.Dropped != 0 {
-		t.Errorf("the capture missed %d packets", sum.Dropped)
+		t.Errorf("the capture missed %d packets, want 0", sum.Dropped)
 	}
 }
 
@@ -312,7 +312,7 @@ func TestBulkMeasuresThroughput(t *testing.T) {
 	}
 }
 
-// After any end of a lab, down leaves nothing.
+// Down removes everything of a lab, whether the lab is healthy, its root was killed, or a host's node was.
 func TestDownLeavesNothing(t *testing.T) {
 	for name, crash := range map[string]func(*testing.T, *lab.Lab){
 		"healthy":   func(*testing.T, *lab.Lab) {},
@@ -334,14 +334,14 @@ func TestDownLeavesNothing(t *testing.T) {
 			}
 			stale, err := lab.Down(t.Context(), labName(t))
 			if err != nil || stale != (name == "root node") {
-				t.Errorf("Down: got stale %v, error %v", stale, err)
+				t.Errorf("Down: got stale %v, error %v, want stale %v", stale, err, name == "root node")
 			}
 			nothingLeft(t)
 		})
 	}
 }
 
-// A dead host is shown as such, and can be rebooted.
+// The status shows a host whose node was killed as down, and Reboot starts it again.
 func TestDeadHostCanBeRebooted(t *testing.T) {
 	l := bare(t, 2, 1)
 	killNode(t, "h1")
@@ -367,9 +367,9 @@ func TestKilledUpIsCleanedUp(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		if _, err := lab.Down(t.Context(), labName(t)); err != nil {
-			t.Errorf("killed after %v: %v", after, err)
+			t.Errorf("up was killed after %v: Down returned %v, want success", after, err)
 		}
-		// A root that was killed before it had its lock is not found. It notices that its folder is
+		// Down does not find a root node that has no lock yet. That node notices that its folder is
 		// gone, and ends.
 		eventually.True(t, wait, "all nodes have ended", func() bool { return len(nodePids(t, "")) == 0 })
 		nothingLeft(t)
@@ -382,13 +382,13 @@ func TestUpRefusesRunningLabAndReplacesCrashedOne(t *testing.T) {
 	if _, err := lab.Up(t.Context(), o); err == nil || !strings.Contains(err.Error(), "already up") {
 		t.Errorf("Up of a lab that is up returned %v, want a refusal", err)
 	}
-	run(t, l, "h1", "true") // unharmed
+	run(t, l, "h1", "true") // the running lab is unharmed
 	killNode(t, "underlay")
 	eventually.True(t, wait, "the lab is down", func() bool { _, err := lab.Open(labName(t)); return err != nil })
 	var said []string
 	o.Progress = func(line string) { said = append(said, line) }
 	if _, err := lab.Up(t.Context(), o); err != nil || !strings.Contains(strings.Join(said, "\n"), "crashed") {
-		t.Errorf("Up over a crashed lab: error %v, progress %q", err, said)
+		t.Errorf("Up over a crashed lab: error %v, progress %q, want success and a message that the old lab crashed", err, said)
 	}
 }
 
@@ -439,17 +439,17 @@ func killNode(t *testing.T, name string) {
 func nothingLeft(t *testing.T) {
 	t.Helper()
 	if pids := nodePids(t, ""); len(pids) > 0 {
-		t.Errorf("processes are left: %v", pids)
+		t.Errorf("processes %v of the lab are left, want none", pids)
 	}
 	if _, err := os.Lstat(labDir(t)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("%s is left: %v", labDir(t), err)
+		t.Errorf("the lab's directory %s is left (%v), want it removed", labDir(t), err)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(string(mounts), labDir(t)) {
-		t.Error("mounts of the lab are left")
+		t.Error("mounts of the lab are left, want none")
 	}
 	links, err := os.ReadDir("/sys/class/net")
 	if err != nil {
@@ -457,7 +457,7 @@ func nothingLeft(t *testing.T) {
 	}
 	for _, link := range links {
 		if link.Name() == "underlay" || link.Name() == "h1" {
-			t.Errorf("the machine has the link %s of the lab", link.Name())
+			t.Errorf("the machine has the lab's link %s, want none", link.Name())
 		}
 	}
 }

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 func weft() int {
 	root := &cobra.Command{Use: "weft", SilenceUsage: true, SilenceErrors: true}
 	root.AddCommand(lab.Command(), probe.Command(nil), fakeLaunch(), fakeToken())
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM) // like prog/cli
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM) // prog/cli handles these signals in the same way
 	defer stop()
 	err := root.ExecuteContext(ctx)
 	if exit, ok := errors.AsType[*lab.ExitError](err); ok {

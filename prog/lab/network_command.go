@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// changes holds the changes that weft lab network makes.
+// changes holds the flags of weft lab network.
 type changes struct {
 	mtu    int
 	second bool

@@ -25,7 +25,7 @@ func TestHostsKnowEachOtherByName(t *testing.T) {
 	l := bare(t, 2, 1)
 	for name, want := range map[string]string{"h1": "192.0.2.1", "h2": "192.0.2.2"} {
 		if got := run(t, l, "h1", "getent", "ahostsv4", name); !strings.HasPrefix(got, want+" ") {
-			t.Errorf("h1 resolves %[2]s to %[1]q", got, name)
+			t.Errorf("h1 resolves %s to %q, want %s", name, got, want)
 		}
 	}
 	if got := run(t, l, "h2", "getent", "ahostsv6", "h1"); !strings.HasPrefix(got, "2001:db8::1 ") {
@@ -36,7 +36,7 @@ func TestHostsKnowEachOtherByName(t *testing.T) {
 	}
 }
 
-// A host's network can be changed like real ones. A reboot undoes the changes.
+// A host's network can be changed like a real host's. A reboot undoes the changes.
 func TestHostNetworksCanBeChanged(t *testing.T) {
 	l := bare(t, 3, 0)
 	ping := func(size, from, to string) (int, error) {
@@ -53,7 +53,7 @@ func TestHostNetworksCanBeChanged(t *testing.T) {
 		t.Errorf("the MTU is %s, want 9000", got)
 	}
 	if n, err := ping("8000", "h1", "192.0.2.2"); n != 3 {
-		t.Errorf("of 3 packets of 8,000 bytes between hosts with MTU 9000, %d came back: %v", n, err)
+		t.Errorf("of 3 packets of 8,000 bytes between hosts with MTU 9000, %d came back, want 3: %v", n, err)
 	}
 	if n, _ := ping("8000", "h1", "192.0.2.3"); n != 0 {
 		t.Errorf("to a host with MTU 1500, %d of 3 packets of 8,000 bytes came back, want none", n)
@@ -65,7 +65,7 @@ func TestHostNetworksCanBeChanged(t *testing.T) {
 			t.Fatal(err)
 		}
 		if after := strings.Count(run(t, l, "h3", "cat", file), "\n"); after != before {
-			t.Errorf("%s: %d routes became %d: the route was not replaced", to, before, after)
+			t.Errorf("%s: %d routes became %d, want the same number: the route was not replaced", to, before, after)
 		}
 	}
 	fragments := func() string {
@@ -74,7 +74,7 @@ func TestHostNetworksCanBeChanged(t *testing.T) {
 	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
 		before := fragments()
 		if n, err := ping("1400", "h3", to); n != 3 || fragments() == before {
-			t.Errorf("%s: %d of 3 packets came back through a route with MTU 1280, fragments %s before and %s now: %v", to, n, before, fragments(), err)
+			t.Errorf("%s: %d of 3 packets came back through a route with MTU 1280, fragments %s before and %s now, want 3 packets and more fragments: %v", to, n, before, fragments(), err)
 		}
 	}
 	// The second link's default route is better, and a capture sees both networks.
@@ -99,14 +99,14 @@ func TestHostNetworksCanBeChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := run(t, l, "h1", "ls", "/sys/class/net"); strings.Contains(got, "eth1") {
-		t.Errorf("after a reboot h1 still has eth1: %s", got)
+		t.Errorf("after a reboot h1 has the links %s, want no eth1", got)
 	}
 	if err := l.AddLink(t.Context(), "h1", 0); err != nil {
-		t.Errorf("adding a second link again after a reboot: %v", err)
+		t.Errorf("adding a second link again after a reboot returned %v, want success", err)
 	}
 }
 
-// Foreign firewall rules are loaded from a file, in either format.
+// Firewall rules of another program are loaded from a file, in the format of nft or of iptables-save.
 func TestForeignFirewallRulesAreLoaded(t *testing.T) {
 	for program, pkg := range map[string]string{"nft": "nftables", "ip6tables-restore": "iptables"} {
 		if err := lab.Install(program, pkg); err != nil {
@@ -127,14 +127,14 @@ func TestForeignFirewallRulesAreLoaded(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if reaches("192.0.2.2") || !reaches("2001:db8::2") {
-		t.Error("the rules of nft are not in force")
+		t.Error("with rules in the format of nft, IPv4 passes or IPv6 does not, want only IPv4 dropped")
 	}
 	const saved = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type echo-request -j DROP\nCOMMIT\n"
 	if err := l.LoadRules(t.Context(), "h2", "rules.v6", []byte(saved)); err != nil {
 		t.Fatal(err)
 	}
 	if reaches("2001:db8::2") {
-		t.Error("the rules of ip6tables are not in force")
+		t.Error("with rules in the format of iptables-save, IPv6 passes, want it dropped")
 	}
 	if err := l.LoadRules(t.Context(), "h2", "rules", []byte("nonsense")); err == nil || !strings.Contains(err.Error(), "rules on h2") {
 		t.Errorf("loading invalid rules returned %v, want an error about the rules on h2", err)
@@ -161,7 +161,7 @@ func TestExecOnATerminal(t *testing.T) {
 	}
 	_ = theirs.Close()
 	lines := make(chan string)
-	go func() { // ends with the terminal
+	go func() { // the goroutine ends with the terminal
 		defer close(lines)
 		buf := make([]byte, 4096)
 		for {
@@ -206,14 +206,14 @@ func TestExecOnATerminal(t *testing.T) {
 	typed("\x03")
 	typed("echo the shell ''lives; exit 6\n")
 	expect("the shell lives")
-	for range lines { // until the terminal is closed
+	for range lines { // read until the terminal is closed
 	}
 	if err := cmd.Wait(); exitCode(err) != 6 {
-		t.Errorf("exec of a shell that exits with 6 returned %v", err)
+		t.Errorf("exec of a shell that exits with 6 returned %v, want exit code 6", err)
 	}
 }
 
-// Invalid requests are refused, and failed ones leave nothing.
+// Invalid commands are refused, and a failed command leaves nothing.
 func TestInvalidRequestsAreRefused(t *testing.T) {
 	for args, want := range map[string]string{
 		"up --hosts 0":          "0 hosts",
@@ -226,7 +226,7 @@ func TestInvalidRequestsAreRefused(t *testing.T) {
 	} {
 		out, err := command(t, strings.Fields(strings.Replace(args, " ", " --name "+labName(t)+" ", 1))...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), want) {
-			t.Errorf("%s: %v: %s", args, err, out)
+			t.Errorf("weft lab %s: error %v, want a refusal with %q: %s", args, err, want, out)
 		}
 		nothingLeft(t)
 	}
@@ -248,10 +248,10 @@ func TestFailedUpReportsWhyAndRemovesTheLab(t *testing.T) {
 	up()
 	nothingLeft(t)
 	if out := up("--keep"); !strings.Contains(out, "still up") {
-		t.Errorf("up --keep does not say that the lab is still up: %s", out)
+		t.Errorf("up --keep printed %q, want a message that the lab is still up", out)
 	}
 	if out, err := command(t, "down", "--name", labName(t)).CombinedOutput(); err != nil {
-		t.Errorf("down after up --keep: %v: %s", err, out)
+		t.Errorf("down after up --keep: error %v, want success: %s", err, out)
 	}
 	nothingLeft(t)
 }

@@ -12,7 +12,7 @@ import (
 func preflight(o Options) error {
 	programs := []string{"weft", "weft-cni"}
 	if o.Bare {
-		programs = programs[:1] // to run weft lab node
+		programs = programs[:1] // a bare lab only runs `weft lab node`
 	}
 	for _, program := range programs {
 		if _, err := os.Stat(filepath.Join(o.Bin, program)); err != nil {

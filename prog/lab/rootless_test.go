@@ -21,7 +21,7 @@ func TestRootless(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	binary := filepath.Join(dir, "lab.test") // other users cannot read go test's own binary
+	binary := filepath.Join(dir, "lab.test") // copy the binary, since other users cannot read the folder of go test
 	if err := copyFile("/proc/self/exe", binary); err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ func TestRootless(t *testing.T) {
 		t.Skipf("this machine gives an ordinary user no namespaces:\n%.500s", out)
 	}
 	if err != nil {
-		t.Errorf("as an ordinary user: %v\n%s", err, out)
+		t.Errorf("as an ordinary user, the tests ended with %v, want success:\n%s", err, out)
 	}
 	t.Logf("as an ordinary user: %d tests passed", strings.Count(string(out), "\n--- PASS"))
 }

@@ -16,7 +16,7 @@ import (
 type Status struct {
 	Name  string       `json:"name"`
 	Hosts []HostStatus `json:"hosts"`
-	Cut   [][2]string  `json:"cut"` // pairs of hosts
+	Cut   [][2]string  `json:"cut"` // pairs of hosts between which the underlay drops all frames
 }
 
 // HostStatus is the state of a host. Its pids are those in the host's own pid namespace.

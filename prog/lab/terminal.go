@@ -32,14 +32,14 @@ func (l *Lab) AttachTerminal(ctx context.Context, target string, args ...string)
 	signal.Notify(resized, unix.SIGWINCH)
 	defer signal.Stop(resized)
 	_ = pty.InheritSize(os.Stdin, ours)
-	before, err := term.MakeRaw(int(os.Stdin.Fd())) // the command handles ctrl-C
+	before, err := term.MakeRaw(int(os.Stdin.Fd())) // in raw mode the command gets ctrl-C, not this program
 	if err != nil {
 		return err
 	}
 	defer func() { _ = term.Restore(int(os.Stdin.Fd()), before) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() { // ends with the command
+	go func() { // the goroutine ends with the command
 		for {
 			select {
 			case <-resized:
@@ -49,9 +49,9 @@ func (l *Lab) AttachTerminal(ctx context.Context, target string, args ...string)
 			}
 		}
 	}()
-	go func() { _, _ = io.Copy(ours, os.Stdin) }() // ends with this program: nothing else ends a read from a terminal
+	go func() { _, _ = io.Copy(ours, os.Stdin) }() // the goroutine ends with this program: nothing else ends a read from a terminal
 	shown := make(chan struct{})
-	go func() { // ends when no process has the terminal open
+	go func() { // the goroutine ends when no process has the terminal open
 		defer close(shown)
 		_, _ = io.Copy(os.Stdout, ours)
 	}()
@@ -59,7 +59,7 @@ func (l *Lab) AttachTerminal(ctx context.Context, target string, args ...string)
 		Argv: args, Env: os.Environ(), Stdio: [3]*os.File{theirs, theirs, theirs}, Terminal: true,
 	})
 	_ = theirs.Close()
-	_ = ours.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // a daemon may keep it open
+	_ = ours.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) // do not read forever: a daemon may keep the terminal open
 	<-shown
 	return l.explain(target, err)
 }

@@ -23,7 +23,7 @@ var (
 	gateway6 = netip.MustParseAddr("2001:db8::fe")
 )
 
-// The network of second links has its own switch, and the same numbering.
+// These are the addresses of second links. They have their own switch, and host n has the last byte n too.
 var (
 	second4        = netip.MustParsePrefix("198.51.100.0/24")
 	second6        = netip.MustParsePrefix("2001:db8:1::/64")
@@ -98,7 +98,7 @@ func (l *Lab) hostConfig(host string) (node.Config, error) {
 		Role: node.Host, Name: host, Bin: l.opts.Bin, Socket: l.socket(host), Names: names,
 		StateDir: l.StateDir(host), Settings: filepath.Join(l.dir, host, "etc"), Scratch: filepath.Join(l.dir, host, "scratch"), Uplink: &node.Uplink{
 			Link: node.HostLink, Port: host, Switch: node.Bridge,
-			MAC:   fmt.Sprintf("02:00:c0:00:02:%02x", n), // stays the same after a reboot, like that of a real card
+			MAC:   fmt.Sprintf("02:00:c0:00:02:%02x", n), // the address stays the same after a reboot, like a real card's
 			Addrs: addrs, Gateways: gateways(addrs, gateway4, gateway6), GatewayMAC: gatewayMAC, Metric: uplinkMetric,
 		},
 	}, nil

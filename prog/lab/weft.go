@@ -23,7 +23,7 @@ func (l *Lab) launchAll(ctx context.Context) error {
 			return err
 		}
 		l.opts.Progress(fmt.Sprintf("launching weft on %s at once", words.Count(len(hosts), "host")))
-		group, ctx := errgroup.WithContext(ctx) // no limit, since they may wait for each other
+		group, ctx := errgroup.WithContext(ctx) // all hosts start at once, since they may wait for each other
 		for _, host := range hosts {
 			group.Go(func() error { return l.Launch(ctx, host, token, l.others(host)...) })
 		}
@@ -76,7 +76,7 @@ func (l *Lab) Launch(ctx context.Context, host, token string, targets ...string)
 	return nil
 }
 
-// logEnd returns the end of an agent's log, since the log may be deleted before anyone can read it.
+// logEnd returns the end of an agent's log for an error, since the log may be deleted with the lab.
 func (l *Lab) logEnd(host string) string {
 	const lines = 10
 	data, err := os.ReadFile(filepath.Join(l.StateDir(host), "agent.log"))

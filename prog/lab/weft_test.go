@@ -16,11 +16,11 @@ import (
 	"weft/prog/lab"
 )
 
-// The calls of weft and weft-cni by the lab, tested with fakes that record their arguments.
+// These tests check how the lab calls weft and weft-cni, with fakes that record their arguments.
 
 const fakeRecord = "/var/lib/weft/launched"
 
-// fakeLaunch founds with its own token, or joins with that on stdin. Then it installs the plugin and
+// fakeLaunch founds a mesh with its own token, or joins with the token on stdin. Then it installs the plugin and
 // its configuration, like a ready agent.
 func fakeLaunch() *cobra.Command {
 	return &cobra.Command{
@@ -116,7 +116,7 @@ func TestLaunchOneAfterTheOther(t *testing.T) {
 			t.Errorf("%s was launched with %q, want %q", host, got, want)
 		}
 		if token, err := os.ReadFile(filepath.Join(l.StateDir(host), "secret")); err != nil || string(token) != "founders-token\n" {
-			t.Errorf("%s has the token %q, %v", host, token, err)
+			t.Errorf("%s has the token %q, error %v, want the founder's token", host, token, err)
 		}
 	}
 	if err := l.AddContainer(t.Context(), "h2/c9"); err != nil {
@@ -142,6 +142,6 @@ func TestLaunchTogether(t *testing.T) {
 		t.Errorf("h2 was launched with %q, want %q", got, want)
 	}
 	if token, err := l.Token(); err != nil || token != "made-beforehand" {
-		t.Errorf("got the token %q, error %v", token, err)
+		t.Errorf("got the token %q, error %v, want the new token", token, err)
 	}
 }

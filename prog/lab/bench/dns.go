@@ -315,7 +315,7 @@ func dnsUpstream(context.Context, []string) error {
 		r.Answer = []dns.RR{&dns.A{
 			Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 3600}, A: net.IPv4(192, 0, 2, 1),
 		}}
-		_ = w.WriteMsg(r) // ignored: the client may be gone
+		_ = w.WriteMsg(r) // the error is ignored: the client may be gone
 	})}
 	return server.ListenAndServe()
 }

@@ -35,7 +35,7 @@ func (b *bench) startRemote(ctx context.Context, l *lab.Lab, host string, helper
 		return nil, err
 	}
 	r := &remote{commands: commands, answers: bufio.NewScanner(answers), done: make(chan error, 1)}
-	go func() { // it ends with the helper's input
+	go func() { // the goroutine ends with the helper's input
 		err := l.Attach(ctx, host, [3]*os.File{in, out, os.Stderr}, nil, append([]string{b.self}, helper...)...)
 		r.done <- errors.Join(err, in.Close(), out.Close())
 	}()

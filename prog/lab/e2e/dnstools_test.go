@@ -83,7 +83,7 @@ func upstream(args []string) error {
 				Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: 60}, Txt: []string{args[1], fmt.Sprint(n)},
 			})
 		}
-		_ = w.WriteMsg(r) // ignored: the client may be gone
+		_ = w.WriteMsg(r) // the error is ignored: the client may be gone
 	})
 	failed := make(chan error, 2)
 	for _, network := range []string{"udp", "tcp"} {

@@ -132,7 +132,7 @@ func (p *Pod) serveUDP(ctx context.Context, c *net.UDPConn, port uint16) {
 		p.hear("udp", port, from, 1)
 		_, _ = c.WriteTo(buf[:n], from)
 		if port == streamPort {
-			go func() { // ends with the process
+			go func() { // the goroutine ends with the process
 				for i := uint64(1); ctx.Err() == nil; i++ {
 					_, _ = c.WriteTo(binary.BigEndian.AppendUint64(nil, i), from)
 					time.Sleep(beat)

@@ -19,7 +19,7 @@ func Run(t testing.TB, l *lab.Lab, target string, args ...string) string {
 	t.Helper()
 	out, err := l.Exec(t.Context(), target, nil, args...)
 	if err != nil {
-		t.Fatalf("%s: %s: %v", target, strings.Join(args, " "), err)
+		t.Fatalf("%s: %s: %v, want success", target, strings.Join(args, " "), err)
 	}
 	return out
 }

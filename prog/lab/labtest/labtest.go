@@ -35,7 +35,7 @@ func New(t testing.TB, o lab.Options) *lab.Lab {
 		o.Progress = func(line string) { t.Log(line) }
 	}
 	if detecting() {
-		watchRaces(t) // first, since it checks after the lab is removed
+		watchRaces(t) // called first, since its check must run after the lab is removed
 	}
 	l, err := lab.Up(t.Context(), o)
 	if l != nil {
@@ -55,8 +55,8 @@ func New(t testing.TB, o lab.Options) *lab.Lab {
 	return l
 }
 
-// Waits lets a test run in parallel with others that mostly wait and hardly use a processor. They run
-// after all other tests. (t.Parallel is impossible with LAB_RACE, which sets an environment
+// Waits lets a test run in parallel with other tests that call Waits: they mostly wait and hardly use a
+// processor. They run after all other tests. (t.Parallel is impossible with LAB_RACE, which sets an environment
 // variable.)
 func Waits(t *testing.T) {
 	if !detecting() {
@@ -86,7 +86,7 @@ func dump(t testing.TB, l *lab.Lab) {
 	for _, host := range l.Hosts() {
 		data, err := os.ReadFile(filepath.Join(l.StateDir(host), "agent.log"))
 		if err != nil {
-			continue // a bare lab, or a host whose agent never started
+			continue // there is no log: the lab is bare, or the host's agent never started
 		}
 		if len(data) > dumpLimit {
 			data = data[len(data)-dumpLimit:]
@@ -143,7 +143,7 @@ func Release(t testing.TB, version string) string {
 
 var (
 	building sync.Mutex
-	built    = map[string]string{} // by version
+	built    = map[string]string{} // directories of built programs, by version
 )
 
 // build stores each version of the programs in a directory named by its hash. So processes that build
@@ -158,7 +158,7 @@ func build(version string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(tmp) // does nothing after the rename
+	defer os.RemoveAll(tmp) // after the rename, there is nothing to remove
 	cgo := "CGO_ENABLED=0"
 	args := []string{"build", "-ldflags", "-X weft/prog/cli.Version=" + version, "-o", tmp + "/"}
 	if detecting() {
@@ -179,7 +179,7 @@ func build(version string) (string, error) {
 	}
 	dir := filepath.Join(base, fmt.Sprintf("%x", hash.Sum(nil)[:8]))
 	err = os.Rename(tmp, dir)
-	if errors.Is(err, os.ErrExist) { // the same version exists already
+	if errors.Is(err, os.ErrExist) { // another process has built the same version
 		now := time.Now()
 		err = os.Chtimes(dir, now, now)
 	}

@@ -17,7 +17,7 @@ func TestLabWithTwoHosts(t *testing.T) {
 	}
 	addrs, err := l.Addrs(t.Context(), "h2/c1")
 	if err != nil || len(addrs) != 2 {
-		t.Fatalf("addresses of h2/c1: %v, %v", addrs, err)
+		t.Fatalf("h2/c1 has the addresses %v, error %v, want one of each family", addrs, err)
 	}
 	if _, err := l.Background(t.Context(), "h2/c1", probe.ListenReady, "weft", "probe", "listen"); err != nil {
 		t.Fatal(err)
@@ -25,7 +25,7 @@ func TestLabWithTwoHosts(t *testing.T) {
 	for _, proto := range []string{"icmp", "udp", "tcp"} {
 		args := []string{"weft", "probe", proto, "--count", "5", "--interval", "20ms", "--size", "1200", "--marker", marker}
 		if out, err := l.Exec(t.Context(), "h1/c1", nil, append(args, addrs...)...); err != nil {
-			t.Errorf("%s: %v\n%s", proto, err, out)
+			t.Errorf("a probe over %s failed, want an answer from each address: %v\n%s", proto, err, out)
 		}
 	}
 	sum, err := capture.Stop()
@@ -37,7 +37,7 @@ func TestLabWithTwoHosts(t *testing.T) {
 	}
 }
 
-// A rebooted host keeps its identity and reaches the others again.
+// A rebooted host keeps its identity and reaches the other hosts again.
 func TestRebootKeepsIdentity(t *testing.T) {
 	l := New(t, lab.Options{Hosts: 2, Containers: 1})
 	name := func() string {
@@ -52,7 +52,7 @@ func TestRebootKeepsIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	if after := name(); after != before {
-		t.Errorf("after the reboot, the identity of h2 is %[2]s, was %[1]s", before, after)
+		t.Errorf("after the reboot, the identity of h2 is %[2]s, want %[1]s as before", before, after)
 	}
 	addrs, err := l.Addrs(t.Context(), "h1/c1")
 	if err != nil {
@@ -60,6 +60,6 @@ func TestRebootKeepsIdentity(t *testing.T) {
 	}
 	args := append([]string{"weft", "probe", "icmp", "--count", "10", "--timeout", "5s"}, addrs...)
 	if out, err := l.Exec(t.Context(), "h2/c1", nil, args...); err != nil {
-		t.Errorf("after the reboot: %v\n%s", err, out)
+		t.Errorf("after the reboot, a probe failed, want answers: %v\n%s", err, out)
 	}
 }

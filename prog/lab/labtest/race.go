@@ -29,7 +29,7 @@ func watchRaces(t testing.TB) {
 			if err != nil {
 				t.Error(err)
 			}
-			t.Errorf("a program of the lab has a data race (%s):\n%s", filepath.Base(report), data[:min(len(data), dumpLimit)])
+			t.Errorf("a program of the lab reported a data race (%s), want none:\n%s", filepath.Base(report), data[:min(len(data), dumpLimit)])
 		}
 	})
 }

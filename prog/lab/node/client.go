@@ -18,9 +18,9 @@ type Node string
 // or 128 plus the number of the signal that killed it.
 type CommandError struct {
 	Code   int
-	Signal unix.Signal // 0 unless a signal killed it
+	Signal unix.Signal // the signal that killed the command, or 0
 	Argv   []string
-	Stderr string // the end of its stderr, if that was captured
+	Stderr string // the end of the command's stderr, if the caller captured it
 }
 
 func (e *CommandError) Error() string {
@@ -39,7 +39,7 @@ func (e *CommandError) Error() string {
 // Command is one command to run in a node.
 type Command struct {
 	Argv  []string
-	Env   []string // added to the node's environment; PATH always starts with the lab's programs
+	Env   []string // variables added to the node's environment; PATH always starts with the lab's programs
 	Stdio [3]*os.File
 
 	// Signals are sent to the command's process group while it runs.
@@ -67,7 +67,7 @@ func (n Node) Exec(ctx context.Context, cmd Command) error {
 		err error
 	}
 	done := make(chan result, 1)
-	go func() { // ends with the connection
+	go func() { // the goroutine ends with the connection
 		var r result
 		_, r.err = receive(conn, &r.reply)
 		done <- r
@@ -78,7 +78,7 @@ func (n Node) Exec(ctx context.Context, cmd Command) error {
 			return context.Cause(ctx)
 		case s := <-cmd.Signals:
 			if sig, ok := s.(unix.Signal); ok {
-				_ = send(conn, request{Signal: sig}) // ignored: the command may just have ended
+				_ = send(conn, request{Signal: sig}) // the error is ignored: the command may just have ended
 			}
 		case r := <-done:
 			return r.outcome(cmd.Argv, r.err)

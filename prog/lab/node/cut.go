@@ -71,7 +71,7 @@ func addCutTable(conn *nftables.Conn) *nftables.Set {
 		Table: table, Name: "cut", Concatenation: true,
 		KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName),
 	}
-	_ = conn.AddSet(set, nil) // only fails for anonymous or malformed sets
+	_ = conn.AddSet(set, nil) // the error is ignored: it is only possible with anonymous or malformed sets
 	chain := conn.AddChain(&nftables.Chain{
 		Table: table, Name: "forward", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
@@ -107,7 +107,7 @@ func listCuts() ([]Cut, error) {
 		return nil, err
 	}
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyBridge)
-	if err != nil || len(tables) == 0 { // an error means a kernel without nf_tables, so there are no cuts
+	if err != nil || len(tables) == 0 { // after an error there are no cuts: the kernel has no nf_tables
 		return nil, nil
 	}
 	elements, err := conn.GetSetElements(&nftables.Set{Table: tables[0], Name: "cut"})

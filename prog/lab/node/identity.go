@@ -22,7 +22,7 @@ func holdLock(path string) error {
 	if err := unix.FcntlFlock(uintptr(fd), unix.F_SETLK, &lock); err != nil {
 		return fmt.Errorf("lock %s: %w", path, err)
 	}
-	// /proc is still that of the parent's namespace.
+	// /proc still shows the processes of the parent's namespace.
 	me, err := identify("self")
 	if err != nil {
 		return err
@@ -36,7 +36,7 @@ func holdLock(path string) error {
 // Identity identifies a process even if its pid is reused later.
 type Identity struct {
 	Pid   int
-	Start uint64 // in clock ticks since boot, see proc_pid_stat(5)
+	Start uint64 // start time in clock ticks since boot, see proc_pid_stat(5)
 }
 
 func (i Identity) String() string { return fmt.Sprintf("%d %d\n", i.Pid, i.Start) }

@@ -87,7 +87,7 @@ func hostMounts(cfg Config) error {
 
 // ownFile mounts the node's own version over one of the machine's files.
 func ownFile(path, content string) error {
-	_ = unix.Unmount(path, unix.MNT_DETACH)                     // in a container: the host's own file, over which nothing can be mounted
+	_ = unix.Unmount(path, unix.MNT_DETACH)                     // in a container, unmount the host's file: nothing can be mounted over it
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644) // creates the mount point
 	if err != nil {
 		return err
@@ -97,7 +97,7 @@ func ownFile(path, content string) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(own.Name()) // the mount keeps the content
+	defer os.Remove(own.Name()) // the mount keeps the content after the file is removed
 	defer own.Close()
 	_, err = own.WriteString(content)
 	if err := errors.Join(err, own.Chmod(0o644), unix.Mount(own.Name(), path, "", unix.MS_BIND, "")); err != nil {

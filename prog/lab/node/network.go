@@ -15,14 +15,14 @@ import (
 // Bridge is the underlay's switch. Its ports have the hosts' names.
 const Bridge = "underlay"
 
-// SecondBridge is the switch for the hosts' second links. It is made with the first of them.
+// SecondBridge is the switch for the hosts' second links. It is made together with the first such link.
 const SecondBridge = "underlay2"
 
 // SecondPort returns the name of a host's port on SecondBridge.
 func SecondPort(host string) string { return host + "-2" }
 
-// HostLink is the name of a host's link to the underlay, and SecondLink that of its second link, if
-// any.
+// HostLink is the name of a host's link to the underlay. SecondLink is the name of its second link, if
+// it has one.
 const (
 	HostLink   = "eth0"
 	SecondLink = "eth1"
@@ -33,7 +33,7 @@ type Uplink struct {
 	Link, Port, Switch string
 	MAC                string
 	Addrs              []netip.Prefix
-	Gateways           []netip.Addr // default routes; they need not exist
+	Gateways           []netip.Addr // next hops of the default routes; they need not exist
 	GatewayMAC         string       // static neighbour entry of all gateways
 	Metric             int          // metric of the default routes
 }
@@ -56,7 +56,7 @@ func setupNetwork(cfg Config) error {
 }
 
 func ensureBridge(name string) error {
-	snooping := false // without a querier, it would only delay neighbour discovery
+	snooping := false // there is no multicast querier, so snooping would only delay neighbour discovery
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}, MulticastSnooping: &snooping}
 	if err := netlink.LinkAdd(bridge); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add the underlay's bridge: %w: load the bridge module", err)

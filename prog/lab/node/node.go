@@ -51,7 +51,7 @@ func Main(ctx context.Context) error {
 
 func (s *server) setup() (*net.UnixListener, error) {
 	if err := json.NewDecoder(os.Stdin).Decode(&s.cfg); err != nil {
-		return nil, fmt.Errorf("no configuration: %w", err) // the parent died first
+		return nil, fmt.Errorf("no configuration: %w", err) // the parent died before it sent a configuration
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -89,7 +89,7 @@ func (s *server) serve(listener *net.UnixListener) error {
 		if err != nil {
 			return err
 		}
-		go func() { // ends with the request
+		go func() { // the goroutine ends with the request
 			defer conn.Close()
 			s.handle(conn)
 		}()
@@ -111,7 +111,7 @@ func (s *server) handle(conn *net.UnixConn) {
 	if err != nil {
 		r = reply{Error: err.Error()}
 	}
-	_ = send(conn, r) // ignored: it only fails if the client is gone
+	_ = send(conn, r) // the error is ignored: it only fails if the client is gone
 }
 
 func (s *server) answer(req request) (reply, error) {
@@ -151,13 +151,13 @@ func (s *server) exec(conn *net.UnixConn, req request, files []*os.File) reply {
 	}
 	pid, done, err := s.reaper.start(path, req.Argv, &os.ProcAttr{
 		Dir: "/", Env: s.environ(req.Env), Files: files,
-		Sys: &unix.SysProcAttr{Setsid: true, Setctty: req.Terminal}, // of descriptor 0
+		Sys: &unix.SysProcAttr{Setsid: true, Setctty: req.Terminal}, // descriptor 0 becomes the controlling terminal
 	})
 	closeAll(files) // only the command may keep a pipe open
 	if err != nil {
 		return reply{Code: 126, Error: err.Error()}
 	}
-	go func() { // ends with the connection
+	go func() { // the goroutine ends with the connection
 		for {
 			var r request
 			if _, err := receive(conn, &r); err != nil {
@@ -213,7 +213,7 @@ func (s *server) spawn(cfg Config) error {
 		return namespaceError(err)
 	}
 	done := make(chan struct{})
-	go func() { // ends with the child
+	go func() { // the goroutine ends with the child
 		<-status
 		close(done)
 	}()

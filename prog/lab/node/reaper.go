@@ -12,8 +12,9 @@ import (
 // reaper starts processes and reaps all children, as pid 1 must: its own and orphans that daemons
 // leave. os/exec cannot be used as well, since both would wait for the same children.
 type reaper struct {
+	// start holds mu until the program's channel is in waiting, so that run does not miss a quick exit.
 	mu      sync.Mutex
-	waiting map[int]chan unix.WaitStatus // by pid; held under mu so that a quick exit is not missed
+	waiting map[int]chan unix.WaitStatus // channels for exit statuses, by pid
 }
 
 func newReaper() *reaper { return &reaper{waiting: make(map[int]chan unix.WaitStatus)} }

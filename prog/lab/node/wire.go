@@ -27,29 +27,29 @@ const (
 // Config is the configuration of a node.
 type Config struct {
 	Role   Role
-	Name   string // the hostname; also the name of a host's port on the bridge
-	Socket string // path of the socket to listen on
-	Bin    string // first directory of PATH for all commands
+	Name   string // hostname of the node; also the name of a host's port on the bridge
+	Socket string // path of the socket on which the node answers requests
+	Bin    string // directory that comes first in PATH for all commands
 
-	Lock     string  `json:",omitempty"` // underlay: file that is locked while the lab runs
-	StateDir string  `json:",omitempty"` // host: persistent; mounted on /var/lib/weft
-	Settings string  `json:",omitempty"` // host: persistent; mounted on /etc/weft
-	Scratch  string  `json:",omitempty"` // host: mount point for data that does not survive a reboot
-	Uplink   *Uplink `json:",omitempty"` // host: eth0
-	Names    string  `json:",omitempty"` // /etc/hosts of a host or a container
+	Lock     string  `json:",omitempty"` // underlay only: path of the file that the node locks while the lab runs
+	StateDir string  `json:",omitempty"` // host only: folder mounted on /var/lib/weft; it survives a reboot
+	Settings string  `json:",omitempty"` // host only: folder mounted on /etc/weft; it survives a reboot
+	Scratch  string  `json:",omitempty"` // host only: mount point for data that does not survive a reboot
+	Uplink   *Uplink `json:",omitempty"` // host only: the link eth0
+	Names    string  `json:",omitempty"` // host and container: content of /etc/hosts
 }
 
 // Info is the state of a node.
 type Info struct {
 	Name      string
 	Children  []Child             `json:",omitempty"`
-	Addrs     map[string][]string `json:",omitempty"` // by interface, without lo and link-local addresses
-	Processes map[string][]int    `json:",omitempty"` // by verb, see Signal
+	Addrs     map[string][]string `json:",omitempty"` // addresses by interface, without lo and link-local addresses
+	Processes map[string][]int    `json:",omitempty"` // pids of weft by its first argument, such as "agent"
 	Cuts      []Cut               `json:",omitempty"`
-	Ports     []string            `json:",omitempty"` // of the underlay's switches
+	Ports     []string            `json:",omitempty"` // names of the ports of the underlay's switches
 }
 
-// Child is a child of a node. Its pid is that in its parent's namespace.
+// Child is a child of a node, with its pid in its parent's PID namespace.
 type Child struct {
 	Name string
 	Pid  int
@@ -58,6 +58,7 @@ type Child struct {
 // Cut is a pair of hosts between which the underlay drops all frames.
 type Cut struct{ A, B string }
 
+// request is a request to a node. The comment of a field names the operations (Op) that use it.
 type request struct {
 	Op     string
 	Argv   []string    `json:",omitempty"` // exec
@@ -65,14 +66,14 @@ type request struct {
 	Config *Config     `json:",omitempty"` // spawn
 	Name   string      `json:",omitempty"` // end
 	Verb   string      `json:",omitempty"` // signal
-	Signal unix.Signal `json:",omitempty"` // signal; also sent alone while exec runs
+	Signal unix.Signal `json:",omitempty"` // signal; also a message of its own while exec runs
 	Cut    *Cut        `json:",omitempty"` // cut, heal
 	Uplink *Uplink     `json:",omitempty"` // plug (at the underlay, with Name), uplink (at the host)
 	Link   string      `json:",omitempty"` // mtu: eth0, or a port of the underlay
 	MTU    int         `json:",omitempty"` // mtu, route
 	Route  string      `json:",omitempty"` // route: the prefix
 
-	// Exec: the descriptors are a terminal, which becomes the command's controlling one.
+	// With exec: the descriptors are a terminal, which becomes the command's controlling terminal.
 	Terminal bool `json:",omitempty"`
 }
 
@@ -90,16 +91,17 @@ const (
 	opRoute  = "route"
 )
 
+// reply is a node's answer. The comment of a field names the operation that sets it.
 type reply struct {
 	Error string      `json:",omitempty"`
 	Code  int         `json:",omitempty"` // exec: exit code
 	Died  unix.Signal `json:",omitempty"` // exec: the signal that killed it
-	Pids  []int       `json:",omitempty"` // signal: the processes that got it
+	Pids  []int       `json:",omitempty"` // signal: pids of the processes that got the signal
 	Info  *Info       `json:",omitempty"`
 }
 
-// Each message is one datagram of a seqpacket socket, which keeps message boundaries. The socket's
-// send buffer limits its size; 200 kB are enough for any command line of a lab.
+// maxMessage limits a message in bytes. Each message is one datagram of a seqpacket socket, and the
+// socket's send buffer limits a datagram. 200 kB are enough for any command line of a lab.
 const maxMessage = 200 << 10
 
 func send(conn *net.UnixConn, msg any, files ...*os.File) error {

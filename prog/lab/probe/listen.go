@@ -89,7 +89,7 @@ func serveUDP(conn *net.UDPConn) error {
 			return nil
 		}
 		if err == nil {
-			_, _ = conn.WriteToUDPAddrPort(buf[:n], from) // ignored: the client counts lost answers
+			_, _ = conn.WriteToUDPAddrPort(buf[:n], from) // the error is ignored: the client counts lost answers
 		}
 	}
 }
