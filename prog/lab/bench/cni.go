@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	referenceBin = "/usr/lib/cni" // from Debian's containernetworking-plugins
+	referenceBin = "/usr/lib/cni" // folder of Debian's package containernetworking-plugins
 	cniRounds    = 30
 )
 

@@ -19,9 +19,9 @@ import (
 
 const (
 	directoryPeers  = 1000
-	directoryPods   = 100 // on each peer
+	directoryPods   = 100 // endpoints of each peer
 	directoryRounds = 50
-	lookups         = 1000 // per sample: a single one is too fast for the clock
+	lookups         = 1000 // look-ups per sample: a single one is too fast for the clock
 )
 
 // directoryIdentity returns the key of peer n.
@@ -182,7 +182,7 @@ func directoryTraffic(d *directory.Directory, ring blockRing) error {
 		endpoints := pods(0)
 		for i := range directoryRounds {
 			said := net.said
-			endpoints[i] = pod(directoryPeers, i) // another pod of the same kind
+			endpoints[i] = pod(directoryPeers, i) // replace the endpoint by another pod of the same kind
 			endpoints[i].Slots = []slot.Slot{slot.Slot(i + 1)}
 			if err := replica.Publish(endpoints); err != nil {
 				return err

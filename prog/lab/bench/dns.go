@@ -19,23 +19,23 @@ import (
 	"weft/prog/lab"
 )
 
-// The name server to compare with, and its Go module.
+// These constants name the server with which Weft is compared, and its Go module.
 const (
 	coreDNS        = "github.com/coredns/coredns"
 	coreDNSVersion = "v1.15.0"
 )
 
-// The load. dnsperf and the server share the machine's processors. The number of clients is that of a
-// busy host's containers.
+// These constants define the load. dnsperf and the server share the machine's processors. There are as
+// many clients as containers on a busy host.
 const (
 	dnsRounds   = 3
-	dnsTime     = 5 // seconds per run
+	dnsTime     = 5 // duration of a dnsperf run in seconds
 	dnsClients  = 20
-	dnsNames    = 100    // names of the network
-	dnsCached   = 1000   // other names, queried repeatedly
-	dnsDistinct = 50_000 // other names, queried once each
-	dnsRate     = 20_000 // queries per second, for the latency
-	dnsP99      = 5      // ms
+	dnsNames    = 100    // number of names of the network
+	dnsCached   = 1000   // number of other names that are queried repeatedly
+	dnsDistinct = 50_000 // number of other names that are queried once
+	dnsRate     = 20_000 // queries per second while latency is measured
+	dnsP99      = 5      // budget of the 99th percentile in ms
 )
 
 // dnsBench sends queries from a container to Weft's name server and, in turns, to CoreDNS on the
@@ -196,7 +196,7 @@ func (s *dnsSetup) compare(ctx context.Context, file string, rate, cpu *comparis
 	return nil
 }
 
-// pids returns those of the two servers.
+// pids returns the process ids of the two servers.
 func (s *dnsSetup) pids(ctx context.Context) (agent, core int, err error) {
 	status, err := s.lab.Status(ctx)
 	if err != nil {

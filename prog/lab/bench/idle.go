@@ -64,7 +64,7 @@ func idle(ctx context.Context, b *bench) (err error) {
 	if err := idleNoMore(ctx, l, status, &rows[4].ours); err != nil {
 		return err
 	}
-	if len(rows[2].ours) == 0 { // no datapath process, because the kernel has WireGuard
+	if len(rows[2].ours) == 0 { // there is no datapath process, because the kernel has WireGuard
 		rows = rows[:2]
 	}
 	printFigures(os.Stdout, "At rest, with three peers", "four hosts", rows...)
@@ -117,11 +117,11 @@ func processorTime(ctx context.Context, l *lab.Lab, host string, pid int) (float
 		return 0, err
 	}
 	system, err := strconv.ParseFloat(fields[15-3], 64)
-	const ticks = 100 // per second, on Linux for every architecture that Go supports
+	const ticks = 100 // ticks per second: USER_HZ is 100 on Linux for every architecture that Go supports
 	return (user + system) / ticks, err
 }
 
-// Fields of /proc/PID/status (proc(5)): current and peak memory.
+// These are fields of /proc/PID/status (proc(5)): current and peak memory.
 const (
 	resident     = "VmRSS:"
 	mostResident = "VmHWM:"

@@ -21,11 +21,11 @@ import (
 
 const (
 	ipamPeers  = 1000
-	ipamPods   = 250 // on each peer
+	ipamPods   = 250 // containers of each peer
 	ipamRounds = 50
 )
 
-// alone is a mesh without other peers. It counts the bytes that would be sent.
+// alone is a mesh without other peers. It counts the bytes that it would send to them.
 type alone struct{ said int }
 
 func (a *alone) Broadcast(_ string, delta []byte) { a.said += len(delta) }
@@ -46,7 +46,7 @@ func ipamBench(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	founder, older := m.Peers[0], m.Ring
-	m.Leave(ipamPeers / 2) // a change for peers with the older ring
+	m.Leave(ipamPeers / 2) // the change is news for peers with the older ring
 
 	merge := figure{what: fmt.Sprintf("merge of a ring of %d peers, %d segments", ipamPeers, len(m.Ring.Segments())), atMost: 50}
 	encoded := m.Ring.Encode()

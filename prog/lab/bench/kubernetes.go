@@ -16,7 +16,7 @@ import (
 )
 
 // kubeSize is the size of a cluster.
-type kubeSize struct{ nodes, pods, policies int } // pods on each node
+type kubeSize struct{ nodes, pods, policies int } // pods is the number on each node
 
 func (s *kubeSize) parse(text string) error {
 	_, err := fmt.Sscanf(text, "%d,%d,%d", &s.nodes, &s.pods, &s.policies)
@@ -104,7 +104,7 @@ func (m *kubeFigures) busy(ctx context.Context, sides [2]*kubeSide, into *compar
 	return samples{1000 * took * share / float64(len(sides[0].peers)*kubeChanges)}, nil
 }
 
-// kubeWatch measures the agents of both sides while something is done.
+// kubeWatch measures the processor time of the agents of both sides while f runs.
 func kubeWatch(ctx context.Context, sides [2]*kubeSide, into *comparison, f func() error) error {
 	var before [2]float64
 	var err error
@@ -135,7 +135,7 @@ type kubeSide struct {
 	kubeSize
 
 	lab     *lab.Lab
-	agent   int // process id
+	agent   int // process id of the agent
 	peers   []*remote
 	runtime *remote
 	ends    []func() error
@@ -191,7 +191,7 @@ func (s *kubeSide) serve(ctx context.Context) (url string, err error) {
 		args = append(args, addr.String())
 	}
 	last := kubeNode(s.nodes)
-	if _, err := s.lab.Background(ctx, last, "serving", args...); err != nil { // it ends with its host
+	if _, err := s.lab.Background(ctx, last, "serving", args...); err != nil { // the server ends with its host
 		return "", err
 	}
 	addr, err := s.lab.UnderlayAddr(last)
@@ -220,7 +220,7 @@ func (s *kubeSide) launch(ctx context.Context, url string) error {
 	return fmt.Errorf("the agents on h1 are %v; want one", status.Hosts[0].Agent)
 }
 
-// each sends a verb to all simulated nodes at once.
+// each sends a command to all simulated nodes at once.
 func (s *kubeSide) each(verb string) error {
 	return s.all(func(p *remote) error { _, err := p.do(verb); return err })
 }

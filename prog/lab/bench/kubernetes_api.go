@@ -20,7 +20,7 @@ import (
 	"weft/router/policy"
 )
 
-// The cluster's namespaces and their teams, as newCrowd makes them for a number of policies.
+// The cluster's namespaces and their teams, as newCluster makes them for a number of policies.
 const (
 	kubeSpaces = 20
 	kubeTeams  = 10
@@ -28,7 +28,7 @@ const (
 
 // kubePod is a pod. All its properties follow from its numbers, so that all programs agree on them.
 type kubePod struct {
-	node, n         int // n counts the pods of the node
+	node, n         int // n is the number of the pod on its node
 	namespace, name string
 	labels          map[string]string
 }
@@ -37,7 +37,7 @@ type kubePod struct {
 const kubeKinds = 100
 
 // podOf distributes the pods of each node over all namespaces, applications and tiers, so that
-// policies of all namespaces select some. Numbers beyond a node's pods are their replacements.
+// policies of all namespaces select some. Higher numbers are pods that replace pods of the node.
 func podOf(node, n int) kubePod {
 	like := n % kubeKinds
 	app := (like/kubeSpaces*2 + node) % 10
@@ -52,7 +52,7 @@ func (p kubePod) uid() string  { return fmt.Sprintf("00000000-0000-4000-8000-%01
 func (p kubePod) port() uint16 { return uint16(8000 + p.n%3) }
 func kubeNode(node int) string { return fmt.Sprintf("h%d", node+1) }
 
-// object returns the pod as the API server has it. Real ones have more fields, which the agent drops
+// object returns the pod as the API server has it. Pods of a real cluster have more fields, which the agent drops
 // at once.
 func (p kubePod) object() *core.Pod {
 	o := kubetest.Pod(kubeNode(p.node), p.namespace, p.name, p.uid(), p.labels, core.ContainerPort{Name: "http", ContainerPort: int32(p.port())})
@@ -75,7 +75,7 @@ func (p kubePod) endpoint(s slot.Slot) directory.Endpoint {
 	}
 }
 
-// kubePolicy returns one of crowd's policies as an object of the API.
+// kubePolicy returns a policy of newCluster as an object of the API.
 func kubePolicy(p policy.Policy) *networking.NetworkPolicy {
 	out := &networking.NetworkPolicy{ObjectMeta: meta.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: "0"}}
 	out.Spec.PodSelector = *labelSelector(&p.Pods)
@@ -132,7 +132,7 @@ func kubeAPI(_ context.Context, args []string) error {
 	server := kubetest.New()
 	for node, addr := range args[2:] {
 		n := kubetest.Node(kubeNode(node), "uid-"+kubeNode(node), addr)
-		for i := range 50 { // the kubelet's default
+		for i := range 50 { // a kubelet reports up to 50 images by default
 			n.Status.Images = append(n.Status.Images, core.ContainerImage{Names: []string{fmt.Sprintf("registry.example/app-%d@sha256:%064x", i, i)}, SizeBytes: 1 << 27})
 		}
 		server.Set(n)
@@ -145,12 +145,12 @@ func kubeAPI(_ context.Context, args []string) error {
 		server.Set(&core.Namespace{ObjectMeta: meta.ObjectMeta{Name: name, Labels: map[string]string{"team": fmt.Sprint("t", n%kubeTeams), core.LabelMetadataName: name}}})
 	}
 	for n := range policies {
-		server.Set(kubePolicy(crowdPolicy(n, kubeSpaces, kubeTeams)))
+		server.Set(kubePolicy(clusterPolicy(n, kubeSpaces, kubeTeams)))
 	}
 	return server.Serve(":8080", func() { fmt.Fprintln(os.Stderr, "serving") })
 }
 
-// fetch prints the answer of a URL.
+// fetch gets a URL and prints the body of the answer.
 func fetch(ctx context.Context, args []string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, args[0], nil)
 	if err != nil {

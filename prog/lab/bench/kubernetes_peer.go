@@ -33,7 +33,8 @@ import (
 	"weft/prog/state"
 )
 
-// How often one simulated node repeats something: nine of them make ten times per second.
+// These constants say how often a simulated node repeats an action. Nine nodes together act ten times per
+// second.
 const (
 	kubeChanges = 22
 	kubeEvery   = 900 * time.Millisecond
@@ -56,7 +57,7 @@ type simulated struct {
 }
 
 // kubePeer runs a simulated node. args are the API server's URL, the node's number and its number of
-// pods. It reads verbs: "start" ends when all its pods are announced; "churn" replaces pods, and ends
+// pods. It reads commands: "start" ends when all its pods are announced; "churn" replaces pods, and ends
 // when all others have confirmed; "heartbeat" writes its Node's unchanged status repeatedly.
 func kubePeer(ctx context.Context, args []string) (err error) {
 	p := &simulated{api: args[0]}
@@ -202,9 +203,9 @@ func (p *simulated) start(ctx context.Context, pods int) error {
 	return p.directory.Publish(p.pods)
 }
 
-// often calls do kubeChanges times.
+// often calls do kubeChanges times, at regular intervals.
 func (p *simulated) often(ctx context.Context, do func(ctx context.Context, i int) error) error {
-	if err := sleep(ctx, time.Duration(p.number)*kubeEvery/9); err != nil { // not at the same time as all others
+	if err := sleep(ctx, time.Duration(p.number)*kubeEvery/9); err != nil { // nodes must not all change at the same time
 		return err
 	}
 	tick := time.NewTicker(kubeEvery)
@@ -251,7 +252,7 @@ func (p *simulated) churn(ctx context.Context) error {
 	return nil
 }
 
-// heartbeat writes what a kubelet writes every few minutes.
+// heartbeat writes the Node's unchanged status, as a kubelet does every few minutes.
 func (p *simulated) heartbeat(ctx context.Context, _ int) error {
 	body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []core.NodeCondition{
 		{Type: core.NodeReady, Status: core.ConditionTrue, Reason: "KubeletReady", LastHeartbeatTime: meta.Now()},
@@ -310,6 +311,6 @@ func (p *simulated) request(ctx context.Context, method, path string, body []byt
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s %s: %s", method, path, resp.Status)
 	}
-	_, err = io.Copy(io.Discard, resp.Body) // lets the client reuse the connection
+	_, err = io.Copy(io.Discard, resp.Body) // read the whole body, so that the client reuses the connection
 	return err
 }

@@ -26,7 +26,7 @@ import (
 // limit is the time limit of a whole run.
 const limit = 15 * time.Minute
 
-// A benchmark prints its rows. They run one after the other, each in its own labs.
+// benchmarks lists all benchmarks. They run one after the other, each in its own labs, and print tables.
 var benchmarks = []struct {
 	name string
 	run  func(context.Context, *bench) error
@@ -42,7 +42,7 @@ var benchmarks = []struct {
 	{"kubernetes", kubernetes},
 }
 
-// helpers are commands of this program that run on a lab's host, by their first argument.
+// helpers has the functions of this program that run on a lab's host, by the program's first argument.
 var helpers = map[string]func(context.Context, []string) error{
 	"cni-runtime":     cniRuntime,
 	"plain-wireguard": plainWireGuard,
@@ -54,11 +54,11 @@ var helpers = map[string]func(context.Context, []string) error{
 	"volley":          volley,
 }
 
-// bench is one run.
+// bench is one run of the program.
 type bench struct {
 	bin  string // directory of weft and weft-cni
-	self string // this program
-	tmp  string // on disk, like /var/lib/weft of the lab's hosts
+	self string // path of this program
+	tmp  string // temporary folder on disk, like /var/lib/weft of the lab's hosts
 	kube kubeSize
 }
 

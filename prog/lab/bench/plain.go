@@ -36,7 +36,7 @@ func plainWireGuard(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	start := exec.CommandContext(ctx, program, "wg0") // runs in the background
+	start := exec.CommandContext(ctx, program, "wg0") // wireguard-go continues in the background
 	start.Env = append(os.Environ(), "LOG_LEVEL=error")
 	if err := start.Run(); err != nil {
 		return fmt.Errorf("%s: %w", program, err)

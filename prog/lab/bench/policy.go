@@ -14,12 +14,12 @@ import (
 	"weft/router/policy"
 )
 
-// Numbers of repetitions, and the budgets.
+// These constants are numbers of repetitions, and the budgets.
 const (
 	policyLoads      = 5
 	policyChanges    = 200
-	policyLoadLimit  = 1 // seconds
-	policyChangeTime = 5 // ms
+	policyLoadLimit  = 1 // budget in seconds
+	policyChangeTime = 5 // budget in ms
 	policyComparedTo = "iptables + ipset"
 )
 
@@ -35,8 +35,8 @@ func policyBench(ctx context.Context, b *bench) (err error) {
 	if err := errors.Join(lab.Install("iptables", "iptables"), lab.Install("ipset", "ipset")); err != nil {
 		return err
 	}
-	c := newCrowd(crowdPolicies)
-	changes, err := policyChange(c) // first, since the memory then has no rules of the others
+	c := newCluster(clusterPolicies)
+	changes, err := policyChange(c) // this is measured first, before iptables rules fill the memory
 	if err != nil {
 		return fmt.Errorf("change: %w", err)
 	}
@@ -47,7 +47,7 @@ func policyBench(ctx context.Context, b *bench) (err error) {
 		}
 	}()
 	for _, backend := range backends(ctx) {
-		t := &packetCase{crowd: c, way: backend}
+		t := &packetCase{cluster: c, way: backend}
 		theirs = append(theirs, t)
 		if err := t.setUp(ctx); err != nil {
 			return fmt.Errorf("load, iptables-%s: %w", backend, err)
@@ -69,7 +69,7 @@ func policyBench(ctx context.Context, b *bench) (err error) {
 func backends(ctx context.Context) (usable []string) {
 	for _, backend := range []string{"legacy", "nft"} {
 		err := inSpace(func(s space) error {
-			return (&kubeRouter{newCrowd(0), backend, 0}).sync(ctx, s)
+			return (&kubeRouter{newCluster(0), backend, 0}).sync(ctx, s)
 		})
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "bench: iptables-%s with ipsets does not work here, so it is not measured: %v\n", backend, err)
@@ -92,22 +92,22 @@ type enforcer struct {
 // have.
 func (e *enforcer) open(s space) error {
 	e.kernel.Namespace = int(s.NsHandle)
-	return e.kernel.Apply(nft.Build(crowdConfig(nil).Guard))
+	return e.kernel.Apply(nft.Build(clusterConfig(nil).Guard))
 }
 
 func (e *enforcer) apply() error {
 	p := e.compiler.Program()
-	return e.kernel.Apply(e.builder.Build(crowdConfig(&p)))
+	return e.kernel.Apply(e.builder.Build(clusterConfig(&p)))
 }
 
 // load loads the policies after the guard.
-func (e *enforcer) load(c *crowd) error {
+func (e *enforcer) load(c *cluster) error {
 	e.compiler = newCompiler(c)
 	return e.apply()
 }
 
-// newCompiler returns a compiler that knows a crowd.
-func newCompiler(c *crowd) *policy.Compiler {
+// newCompiler returns a policy compiler whose input is a cluster.
+func newCompiler(c *cluster) *policy.Compiler {
 	compiler := policy.NewCompiler()
 	compiler.SetPolicies(c.policies, c.namespaces)
 	for _, one := range c.endpoints {
@@ -132,7 +132,7 @@ func inSpace(f func(s space) error) error {
 	return f(s)
 }
 
-func policyLoad(c *crowd, theirs []*packetCase) error {
+func policyLoad(c *cluster, theirs []*packetCase) error {
 	var ours samples
 	for range policyLoads {
 		runtime.GC()
@@ -154,16 +154,16 @@ func policyLoad(c *crowd, theirs []*packetCase) error {
 	for _, t := range theirs {
 		rows = append(rows, comparison{what: "load into an empty kernel; iptables-" + t.way, ours: ours, theirs: samples{t.loaded}, limit: policyLoadLimit})
 	}
-	title := fmt.Sprintf("Policies: %d of them and %d endpoints, %d of those on this host", crowdPolicies, crowdEndpoints, crowdLocal)
+	title := fmt.Sprintf("Policies: %d of them and %d endpoints, %d of those on this host", clusterPolicies, clusterEndpoints, clusterLocal)
 	printComparisons(os.Stdout, title, "seconds", policyComparedTo, rows...)
 	return nil
 }
 
-// podChange is the cost of one pod's change, from the agent's input to the kernel.
+// podChange has the times from the agent's input to the kernel's rules, when a pod here or elsewhere changes.
 type podChange struct{ here, elsewhere samples }
 
-// policyChange measures Weft's.
-func policyChange(c *crowd) (ours podChange, err error) {
+// policyChange measures how long Weft takes to follow the change of a pod.
+func policyChange(c *cluster) (ours podChange, err error) {
 	err = inSpace(func(s space) error {
 		e := &enforcer{}
 		defer e.kernel.Close()
@@ -179,13 +179,14 @@ func policyChange(c *crowd) (ours podChange, err error) {
 	return ours, err
 }
 
-// printChanges compares with kube-router's, which are the same wherever the pod is.
-func printChanges(ctx context.Context, c *crowd, ours podChange, theirs []*packetCase) error {
+// printChanges compares Weft's times with kube-router's full sync, which takes the same time wherever the
+// changed pod is.
+func printChanges(ctx context.Context, c *cluster, ours podChange, theirs []*packetCase) error {
 	syncs := make([]samples, len(theirs))
 	less := *c
 	less.endpoints = c.endpoints[:len(c.endpoints)-1]
 	for i, t := range theirs {
-		t.kube.crowd = &less
+		t.kube.cluster = &less
 		seconds, err := timed(func() error { return t.kube.sync(ctx, t.path.host) })
 		if err != nil {
 			return err
@@ -211,11 +212,11 @@ func printChanges(ctx context.Context, c *crowd, ours podChange, theirs []*packe
 	return nil
 }
 
-// podChanges removes and adds pods, each once.
-func podChanges(e *enforcer, c *crowd, local bool) (ms samples, err error) {
+// podChanges removes and adds pods, one after the other, and returns the time of each change.
+func podChanges(e *enforcer, c *cluster, local bool) (ms samples, err error) {
 	runtime.GC()
 	for n := 0; len(ms) < policyChanges; n++ {
-		pod := c.endpoints[n*37%len(c.endpoints)] // from all namespaces and applications
+		pod := c.endpoints[n*37%len(c.endpoints)] // the step takes pods from all namespaces and applications
 		if c.isLocal(pod) != local {
 			continue
 		}

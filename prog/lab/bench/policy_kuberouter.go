@@ -32,8 +32,8 @@ import (
 // are in their final order instead of inserted with -I; and the thirty calls of iptables that check
 // the top-level chains, and the second ipset save, are omitted.
 type kubeRouter struct {
-	*crowd
-	backend string // of iptables: "legacy" or "nft"
+	*cluster
+	backend string // backend of iptables: "legacy" or "nft"
 	synced  int
 }
 
@@ -44,7 +44,7 @@ func (k *kubeRouter) sync(ctx context.Context, s space) error {
 		if err := command(ctx, "", "iptables-"+k.backend+"-save", "-t", "filter"); err != nil {
 			return err
 		}
-		b := &kubeBuild{crowd: k.crowd, version: fmt.Sprint(k.synced), spaces: map[string][]policy.Endpoint{}}
+		b := &kubeBuild{cluster: k.cluster, version: fmt.Sprint(k.synced), spaces: map[string][]policy.Endpoint{}}
 		b.build()
 		if err := command(ctx, "", "ipset", "save"); err != nil {
 			return err
@@ -69,11 +69,11 @@ func command(ctx context.Context, input, name string, args ...string) error {
 
 // kubeBuild builds the text of one sync.
 type kubeBuild struct {
-	*crowd
+	*cluster
 	version             string
 	spaces              map[string][]policy.Endpoint
 	sets, chains, rules strings.Builder
-	temporary           []string // kinds of sets that have a temporary set
+	temporary           []string // kinds of sets for which a temporary set exists
 }
 
 func (b *kubeBuild) table() string {
@@ -108,7 +108,7 @@ func (b *kubeBuild) build() {
 	for _, kind := range []string{"echo-request", "destination-unreachable", "time-exceeded"} {
 		b.rule("KUBE-NWPLCY-COMMON", `-m comment --comment "allow icmp %s messages" -p icmp --icmp-type %s -j ACCEPT`, kind, kind)
 	}
-	by := map[string][]string{} // by pod id: chains of its policies
+	by := map[string][]string{} // chains of the policies that select a pod, by the pod's id
 	for _, p := range b.policies {
 		name := kubeName("KUBE-NWPLCY-", p.Ref(), b.version)
 		b.policy(p, name)
@@ -132,7 +132,7 @@ func (b *kubeBuild) build() {
 	}
 }
 
-// pods returns the pods in a namespace that a selector selects. The crowd's selectors only have
+// pods returns the pods in a namespace that a selector selects. The cluster's selectors only have
 // labels.
 func (b *kubeBuild) pods(namespace string, s *policy.Selector) (out []policy.Endpoint) {
 	for _, e := range b.spaces[namespace] {
@@ -197,7 +197,7 @@ func (b *kubeBuild) policy(p policy.Policy, chain string) {
 			}
 		}
 	}
-	for i, r := range p.Egress { // the crowd's egress rules have no ports
+	for i, r := range p.Egress { // egress rules of newCluster have no ports
 		for _, to := range b.peers(p, kubeName("KUBE-DST-", p.Ref(), i), r) {
 			b.allow(chain, source, to, policy.Port{})
 		}

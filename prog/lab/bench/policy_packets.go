@@ -22,9 +22,9 @@ import (
 )
 
 const (
-	packetHosts = 10                     // of Weft, one after the other
-	packetTurns = 2                      // on each host
-	packetTime  = 150 * time.Millisecond // per turn, after the same time to warm up
+	packetHosts = 10                     // number of hosts with Weft, one after the other
+	packetTurns = 2                      // measurements of each case on each host
+	packetTime  = 150 * time.Millisecond // duration of a measurement, after the same time to warm up
 	packetMTU   = 1420
 	// packetPatience is how long a packet may take. After that it counts as dropped.
 	packetPatience = 500 * time.Millisecond
@@ -59,7 +59,7 @@ func (s space) path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(),
 func (s space) do(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked, so the thread ends with the goroutine
+		runtime.LockOSThread() // the thread is never unlocked, so it ends with the goroutine
 		if err := netns.Set(s.NsHandle); err != nil {
 			done <- err
 			return
@@ -69,14 +69,14 @@ func (s space) do(f func() error) error {
 	return <-done
 }
 
-// path is two endpoints and the host between them, set up as by the agent and weft-cni.
+// path is two endpoints and the host between them, set up as the agent and weft-cni do.
 //
 //	from  eth0 ── weft-…  host  weft-… ── eth0  to
 type path struct {
 	host         space
 	of           [2]policy.Endpoint
 	ends         [2]space
-	links        [2]string // on the host
+	links        [2]string // names of the endpoints' links on the host
 	sockets      [2]int
 	enforcer     enforcer
 	destinations *netlink.Handle
@@ -89,7 +89,7 @@ func newPath(ends [2]policy.Endpoint) (p *path, err error) {
 		return nil, err
 	}
 	err = p.host.do(func() error {
-		node := netip.PrefixFrom(crowdUniverse.Addr4(1), 32)
+		node := netip.PrefixFrom(clusterUniverse.Addr4(1), 32)
 		lo, err := netlink.LinkByName("lo")
 		if err == nil {
 			err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: link.IPNet(node)})
@@ -112,7 +112,7 @@ func newPath(ends [2]policy.Endpoint) (p *path, err error) {
 		return nil, err
 	}
 	for i, e := range ends {
-		if p.sockets[i], err = p.socket(i, e, crowdPort, ends[1-i]); err != nil {
+		if p.sockets[i], err = p.socket(i, e, clusterPort, ends[1-i]); err != nil {
 			return nil, err
 		}
 	}
@@ -143,11 +143,11 @@ func (p *path) attach(i int, e policy.Endpoint) (err error) {
 		}
 		return endpoint.Plug(endpoint.Endpoint{
 			HostLink: p.links[i], ContainerMAC: pair.ContainerMAC, Addr4: e.Addrs[0], MTU: packetMTU,
-		}, crowdUniverse.Addr4(1), netip.Addr{})
+		}, clusterUniverse.Addr4(1), netip.Addr{})
 	})
 }
 
-// socket returns a socket of one endpoint, connected to the same port of the other.
+// socket returns a socket of one endpoint, connected to the same port of the other endpoint.
 func (p *path) socket(i int, own policy.Endpoint, port int, other policy.Endpoint) (fd int, err error) {
 	err = p.ends[i].do(func() (err error) {
 		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
@@ -162,15 +162,15 @@ func (p *path) socket(i int, own policy.Endpoint, port int, other policy.Endpoin
 	return fd, err
 }
 
-// forbids reports whether a packet to a port that no policy allows is dropped. Rules that allow
-// everything would be fast as well.
+// forbids reports whether the host drops a packet to a port that no policy allows. Without this check,
+// rules that allow everything would be measured as fast rules.
 func (p *path) forbids() (bool, error) {
-	from, err := p.socket(0, p.of[0], crowdPort+1, p.of[1])
+	from, err := p.socket(0, p.of[0], clusterPort+1, p.of[1])
 	if err != nil {
 		return false, err
 	}
 	defer unix.Close(from)
-	to, err := p.socket(1, p.of[1], crowdPort+1, p.of[0])
+	to, err := p.socket(1, p.of[1], clusterPort+1, p.of[0])
 	if err != nil {
 		return false, err
 	}
@@ -186,7 +186,7 @@ func (p *path) forbids() (bool, error) {
 	return false, err
 }
 
-// close removes it once, even if several cases share it.
+// close removes the path once, even if several cases share the path.
 func (p *path) close() {
 	if p.closed {
 		return
@@ -240,7 +240,7 @@ func (p *path) rate() (float64, error) {
 // accept established connections first, which is their best case.
 func (p *path) answered() error {
 	packet := make([]byte, 16)
-	for { // drain packets of the last turn
+	for { // drain packets of the last measurement
 		if _, _, err := unix.Recvfrom(p.sockets[1], packet, unix.MSG_DONTWAIT); err != nil {
 			break
 		}
@@ -264,45 +264,46 @@ func (p *path) forwarded() (uint64, error) {
 	return l.Attrs().Statistics.TxPackets, nil
 }
 
-// packetCase is a way to enforce the policies of a crowd on a host.
+// packetCase is one combination of a cluster and a way to enforce its policies on a host.
 type packetCase struct {
-	crowd   *crowd
-	way     string // "": none, "weft", or a backend of iptables
+	cluster *cluster
+	way     string // "": nothing enforces policies; "weft"; or a backend of iptables
 	path    *path
-	program nft.Program // Weft's
+	program nft.Program // the nftables program, if way is "weft"
 	kube    *kubeRouter
 	loaded  float64 // load time in seconds
 	rates   samples
-	byHost  samples // Weft's: the mean on each host
+	byHost  samples // mean rate on each host, if way is not a backend of iptables
 }
 
-// setUp makes a host for iptables.
+// setUp makes the host of an iptables case, and loads its rules.
 func (c *packetCase) setUp(ctx context.Context) error {
-	ends, err := pair(c.crowd)
+	ends, err := pair(c.cluster)
 	if err != nil {
 		return err
 	}
 	if c.path, err = newPath(ends); err != nil {
 		return err
 	}
-	c.kube = &kubeRouter{c.crowd, c.way, 0}
+	c.kube = &kubeRouter{c.cluster, c.way, 0}
 	if c.loaded, err = timed(func() error { return c.kube.sync(ctx, c.path.host) }); err != nil {
 		return err
 	}
 	return c.check()
 }
 
-// ourCases returns: no rules, the program of each crowd, and the last one again to show the noise.
-func ourCases(crowds ...*crowd) []*packetCase {
-	cases := []*packetCase{{crowd: crowds[len(crowds)-1]}}
-	for _, c := range append(crowds, crowds[len(crowds)-1]) {
-		cases = append(cases, &packetCase{crowd: c, way: "weft", program: crowdProgram(c)})
+// ourCases returns a case without rules, a case of Weft for each cluster, and a second case for the last
+// cluster: the difference of two equal cases is the noise.
+func ourCases(clusters ...*cluster) []*packetCase {
+	cases := []*packetCase{{cluster: clusters[len(clusters)-1]}}
+	for _, c := range append(clusters, clusters[len(clusters)-1]) {
+		cases = append(cases, &packetCase{cluster: c, way: "weft", program: clusterProgram(c)})
 	}
 	return cases
 }
 
-// moveIn makes a host without rules, and one that all programs of Weft share in turns. A new host can
-// be a tenth faster or slower, depending on its memory's location.
+// moveIn makes a host without rules, and a host that all cases of Weft share, one after the other. A new
+// host can be a tenth faster or slower, depending on its memory's location.
 func moveIn(ends [2]policy.Endpoint, ours []*packetCase) error {
 	bare, err := newPath(ends)
 	if err != nil {
@@ -319,16 +320,16 @@ func moveIn(ends [2]policy.Endpoint, ours []*packetCase) error {
 	return host.enforcer.open(host.host)
 }
 
-func crowdProgram(c *crowd) nft.Program {
+func clusterProgram(c *cluster) nft.Program {
 	var b nft.Builder
 	p := newCompiler(c).Program()
-	return b.Build(crowdConfig(&p))
+	return b.Build(clusterConfig(&p))
 }
 
 // destroyed is how long the kernel may take to free objects of the previous program.
 const destroyed = 100 * time.Millisecond
 
-// takeTurn loads Weft's program on the shared host.
+// takeTurn loads the program of a case of Weft on the host that these cases share.
 func (c *packetCase) takeTurn() error {
 	if c.way != "weft" {
 		return nil
@@ -338,11 +339,11 @@ func (c *packetCase) takeTurn() error {
 	return err
 }
 
-// check reports whether policies are enforced, if there are any.
+// check returns an error unless the host enforces the policies of the cluster.
 func (c *packetCase) check() error {
 	forbidden, err := c.path.forbids()
-	if err == nil && forbidden != (len(c.crowd.policies) > 0) {
-		err = fmt.Errorf("a packet that no policy allows: dropped %v", forbidden)
+	if err == nil && forbidden != (len(c.cluster.policies) > 0) {
+		err = fmt.Errorf("a packet that no policy allows: dropped %v, want %v", forbidden, !forbidden)
 	}
 	return err
 }
@@ -366,10 +367,10 @@ func (c *packetCase) turn() error {
 	return err
 }
 
-// policyPackets measures small packets between two endpoints of a host. All cases take turns in
-// random order, and Weft's on several hosts. The iptables cases with the whole crowd are passed in.
-func policyPackets(ctx context.Context, whole *crowd, theirs []*packetCase) (err error) {
-	none, few := newCrowd(0), newCrowd(10)
+// policyPackets measures small packets between two endpoints of a host, for all cases in random order.
+// It repeats the cases of Weft on several hosts. theirs are the iptables cases with all policies.
+func policyPackets(ctx context.Context, whole *cluster, theirs []*packetCase) (err error) {
+	none, few := newCluster(0), newCluster(10)
 	ours := ourCases(whole, few, none)
 	var others []*packetCase
 	defer func() {
@@ -377,9 +378,9 @@ func policyPackets(ctx context.Context, whole *crowd, theirs []*packetCase) (err
 			c.close()
 		}
 	}()
-	for _, c := range []*crowd{none, few} {
+	for _, c := range []*cluster{none, few} {
 		for _, t := range theirs {
-			one := &packetCase{crowd: c, way: t.way}
+			one := &packetCase{cluster: c, way: t.way}
 			others = append(others, one)
 			if err := one.setUp(ctx); err != nil {
 				return fmt.Errorf("%d policies, %q: %w", len(c.policies), one.way, err)
@@ -400,7 +401,7 @@ func policyPackets(ctx context.Context, whole *crowd, theirs []*packetCase) (err
 	return nil
 }
 
-// onHost measures Weft on one host, and iptables in between.
+// onHost measures the cases of Weft on a new host, mixed with the iptables cases on their own hosts.
 func onHost(ends [2]policy.Endpoint, ours, theirs []*packetCase) error {
 	if err := moveIn(ends, ours); err != nil {
 		return err
@@ -414,7 +415,7 @@ func onHost(ends [2]policy.Endpoint, ours, theirs []*packetCase) error {
 				err = c.check()
 			}
 			if err != nil {
-				return fmt.Errorf("%d policies, %q: %w", len(c.crowd.policies), c.way, err)
+				return fmt.Errorf("%d policies, %q: %w", len(c.cluster.policies), c.way, err)
 			}
 		}
 	}
@@ -431,8 +432,8 @@ func printPackets(ours, theirs []*packetCase) {
 	var rows []comparison
 	for _, o := range []*packetCase{none, few, whole} {
 		for _, c := range theirs {
-			if len(c.crowd.policies) == len(o.crowd.policies) {
-				rows = append(rows, comparison{what: fmt.Sprintf("%d policies; iptables-%s", len(o.crowd.policies), c.way), ours: o.rates, theirs: c.rates})
+			if len(c.cluster.policies) == len(o.cluster.policies) {
+				rows = append(rows, comparison{what: fmt.Sprintf("%d policies; iptables-%s", len(o.cluster.policies), c.way), ours: o.rates, theirs: c.rates})
 			}
 		}
 	}
@@ -440,9 +441,9 @@ func printPackets(ours, theirs []*packetCase) {
 	printPairs(os.Stdout, fmt.Sprintf("Policies: rate of packets under more policies, relative to fewer, on each of %d hosts", packetHosts),
 		pairs{"no policies, relative to no policies (noise)", again.byHost, none.byHost, false},
 		pairs{"10 policies, relative to none", few.byHost, none.byHost, true},
-		pairs{fmt.Sprintf("%d policies, relative to 10", crowdPolicies), whole.byHost, few.byHost, true},
-		pairs{fmt.Sprintf("%d policies, relative to none", crowdPolicies), whole.byHost, none.byHost, true})
+		pairs{fmt.Sprintf("%d policies, relative to 10", clusterPolicies), whole.byHost, few.byHost, true},
+		pairs{fmt.Sprintf("%d policies, relative to none", clusterPolicies), whole.byHost, none.byHost, true})
 	printComparisons(os.Stdout, "Policies: packets, compared with a host without any rules", "thousands a second", "no rules",
 		comparison{what: "0 policies: the guard alone", ours: none.rates, theirs: bare.rates},
-		comparison{what: fmt.Sprintf("%d policies", crowdPolicies), ours: whole.rates, theirs: bare.rates})
+		comparison{what: fmt.Sprintf("%d policies", clusterPolicies), ours: whole.rates, theirs: bare.rates})
 }

@@ -16,8 +16,8 @@ import (
 
 const (
 	tunnelRounds = 20
-	tunnelTime   = 500 * time.Millisecond // per turn
-	tunnelRest   = time.Second            // before each turn, so that agents and kernels finish applying the change
+	tunnelTime   = 500 * time.Millisecond // duration of a measurement
+	tunnelRest   = time.Second            // pause before a measurement, so that agents and kernels finish applying policies
 )
 
 // policyTunnel measures small packets between containers on two hosts, whose agents enforce the
@@ -32,11 +32,11 @@ func policyTunnel(ctx context.Context, b *bench) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := l.Background(ctx, "h2/c1", echoReady, b.self, "echo", fmt.Sprint(crowdPort)); err != nil {
+	if _, err := l.Background(ctx, "h2/c1", echoReady, b.self, "echo", fmt.Sprint(clusterPort)); err != nil {
 		return err
 	}
 	const none, again, few, many = 0, 1, 2, 3
-	policies := []int{none: 0, again: 0, few: 10, many: crowdPolicies}
+	policies := []int{none: 0, again: 0, few: 10, many: clusterPolicies}
 	rates := make([]samples, len(policies))
 	now := 0
 	for range tunnelRounds {
@@ -45,7 +45,7 @@ func policyTunnel(ctx context.Context, b *bench) (err error) {
 				return err
 			}
 			now = policies[i]
-			rate, err := volleys(ctx, b, l, net.JoinHostPort(to[0], fmt.Sprint(crowdPort)))
+			rate, err := volleys(ctx, b, l, net.JoinHostPort(to[0], fmt.Sprint(clusterPort)))
 			if err != nil {
 				return fmt.Errorf("with %d policies: %w", now, err)
 			}
@@ -55,15 +55,15 @@ func policyTunnel(ctx context.Context, b *bench) (err error) {
 	printComparisons(os.Stdout, "Policies: small packets between containers on two hosts", "thousands a second, there and back", "without policies",
 		comparison{what: "none again (noise)", ours: rates[again], theirs: rates[none]},
 		comparison{what: "10 policies", ours: rates[few], theirs: rates[none]},
-		comparison{what: fmt.Sprintf("%d policies", crowdPolicies), ours: rates[many], theirs: rates[none]})
+		comparison{what: fmt.Sprintf("%d policies", clusterPolicies), ours: rates[many], theirs: rates[none]})
 	printPairs(os.Stdout, fmt.Sprintf("Policies: rate between two hosts under more policies, relative to fewer, in each of %d rounds", tunnelRounds),
 		pairs{"no policies, relative to no policies (noise)", rates[again], rates[none], false},
 		pairs{"10 policies, relative to none", rates[few], rates[none], true},
-		pairs{fmt.Sprintf("%d policies, relative to 10", crowdPolicies), rates[many], rates[few], true})
+		pairs{fmt.Sprintf("%d policies, relative to 10", clusterPolicies), rates[many], rates[few], true})
 	return nil
 }
 
-// changePolicies changes the number of policies in the lab.
+// changePolicies applies or deletes policies, so that their number in the lab becomes after.
 func changePolicies(ctx context.Context, l *lab.Lab, before, after int) error {
 	for _, step := range []struct {
 		verb        string
@@ -105,10 +105,10 @@ spec:
   egress:
   - to: [{ipBlock: {cidr: 198.18.%d.0/24}}]
   - to: [{podSelector: {}}]
-`, n, chosen, n+1, crowdPort, n%256)
+`, n, chosen, n+1, clusterPort, n%256)
 }
 
-// volleys returns how many packets per second go back and forth.
+// volleys returns how many packets per second go from a container to another and back.
 func volleys(ctx context.Context, b *bench, l *lab.Lab, to string) (float64, error) {
 	if _, err := l.Exec(ctx, "h1/c1", nil, b.self, "volley", to, "200ms"); err != nil { // warm up
 		return 0, err
@@ -153,7 +153,7 @@ func volley(ctx context.Context, args []string) error {
 		case err == nil:
 			back++
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			send = underway // all were lost
+			send = underway // no packet came back for a while: all are lost
 		default:
 			return err
 		}
@@ -180,7 +180,7 @@ func echo(ctx context.Context, args []string) error {
 		}
 		if err != nil {
 			if ctx.Err() != nil {
-				return nil // it was told to end
+				return nil // the context ended, so the read failed
 			}
 			return err
 		}

@@ -11,15 +11,15 @@ import (
 	"weft/prog/lab"
 )
 
-// remote is a helper that runs on a lab's host. It reads verbs, one per line, answers each, and ends
-// with its input.
+// remote is a helper program on a lab's host. It reads commands, one per line, answers each command, and
+// ends with its input.
 type remote struct {
 	commands *os.File
 	answers  *bufio.Scanner
 	done     chan error
 }
 
-// answer is the result of a verb.
+// answer is the helper's answer to a command, as JSON.
 type answer struct {
 	Milliseconds float64
 	Error        string `json:",omitempty"`
@@ -48,7 +48,7 @@ func (r *remote) do(verb string) (float64, error) {
 	}
 	if !r.answers.Scan() {
 		ended := <-r.done
-		r.done <- ended // for stop
+		r.done <- ended // stop reads the error too
 		return 0, fmt.Errorf("%s: the helper ended without an answer: %w", verb, errors.Join(r.answers.Err(), ended))
 	}
 	var a answer

@@ -14,9 +14,9 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// cniRuntime calls CNI like a container runtime. It reads verbs, one per line: "add" attaches another
-// container, "add NAMESPACE NAME UID" one that is a pod, "del" detaches the last one. It answers each
-// with its duration. CONF is a folder with a conflist, BIN one with plugins.
+// cniRuntime calls CNI like a container runtime. It reads commands, one per line: "add" attaches another
+// container, "add NAMESPACE NAME UID" attaches another pod, "del" detaches the last container. It answers
+// each command with its duration. args are CONF, a folder with a conflist, and BIN, a folder with plugins.
 func cniRuntime(ctx context.Context, args []string) error {
 	files, err := libcni.ConfFiles(args[0], []string{".conflist"})
 	if err != nil || len(files) != 1 {
@@ -28,7 +28,7 @@ func cniRuntime(ctx context.Context, args []string) error {
 	}
 	var (
 		cni      = libcni.NewCNIConfigWithCacheDir([]string{args[1]}, "/run/cni", nil)
-		spaces   []netns.NsHandle // kept open: freeing them would slow down the next call
+		spaces   []netns.NsHandle // the namespaces stay open, since freeing them would slow down the next call
 		attached int
 		out      = json.NewEncoder(os.Stdout)
 	)
@@ -79,7 +79,7 @@ func newNetns() (netns.NsHandle, error) {
 		return -1, err
 	}
 	defer own.Close()
-	ns, err := netns.New() // also enters it
+	ns, err := netns.New() // New also moves this thread into the namespace
 	if err != nil {
 		return -1, err
 	}

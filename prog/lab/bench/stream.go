@@ -69,7 +69,7 @@ func stream(ctx context.Context, b *bench) (err error) {
 // that answers.
 func replaceDatapath(ctx context.Context, l *lab.Lab, program string) error {
 	for _, host := range l.Hosts() {
-		if err := l.Stop(ctx, host); err != nil { // first, or the agent would start another datapath
+		if err := l.Stop(ctx, host); err != nil { // stop the agent first, or it would start another datapath
 			return err
 		}
 		if err := l.Kill(ctx, host, "datapath"); err != nil {

@@ -17,7 +17,7 @@ type samples []float64
 
 func (s *samples) add(v float64) { *s = append(*s, v) }
 
-// median returns the middle value, or the mean of the two middle ones.
+// median returns the middle value, or the mean of the two middle values.
 func (s samples) median() float64 {
 	if len(s) == 0 {
 		return 0
@@ -52,13 +52,13 @@ func (s samples) String() string {
 	return fmt.Sprintf("%.3g (%.3g–%.3g)", s.median(), slices.Min(s), slices.Max(s))
 }
 
-// comparison is a row of a table: Weft's samples and those of another program.
+// comparison is a row of a table: samples of Weft and samples of another program.
 type comparison struct {
 	what         string
 	ours, theirs samples
-	atLeast      float64 // required minimum of ours/theirs; 0: no budget
+	atLeast      float64 // budget: the minimum of ours/theirs; 0: no budget
 	atMost       float64
-	limit        float64 // limit for the greatest of ours; 0: none
+	limit        float64 // budget: the maximum of the greatest sample of ours; 0: no budget
 }
 
 func (c comparison) ratio() float64 { return c.ours.median() / c.theirs.median() }
@@ -91,11 +91,11 @@ func printComparisons(w io.Writer, title, unit, theirs string, rows ...compariso
 	}
 }
 
-// pairs is a row of a table: two quantities, measured on each of the same hosts.
+// pairs is a row of a table: two quantities that were measured on the same hosts, one sample per host.
 type pairs struct {
 	what  string
 	a, b  samples
-	equal bool // whether they are required to be equal
+	equal bool // whether the budget requires equal quantities
 }
 
 // ratio returns the geometric mean of the pairs' ratios, and its standard error.
@@ -136,7 +136,7 @@ func printPairs(w io.Writer, title string, rows ...pairs) {
 type figure struct {
 	what   string
 	ours   samples
-	atMost float64 // limit for the greatest; 0: no budget
+	atMost float64 // budget: the maximum of the greatest sample; 0: no budget
 }
 
 func printFigures(w io.Writer, title, unit string, rows ...figure) {

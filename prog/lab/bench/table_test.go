@@ -21,7 +21,7 @@ func TestSamplesPrintMedianAndRange(t *testing.T) {
 	}
 }
 
-// A missed budget is reported.
+// The table reports whether a budget is kept.
 func TestComparisonsReportBudgets(t *testing.T) {
 	for _, c := range []struct {
 		in   comparison
@@ -36,12 +36,12 @@ func TestComparisonsReportBudgets(t *testing.T) {
 		{comparison{ours: samples{1, 2.1}, theirs: samples{9}, limit: 2}, "≤ 2: **missed**"},
 	} {
 		if got := c.in.budget(); got != c.want {
-			t.Errorf("%v against %v: %q, want %q", c.in.ours, c.in.theirs, got, c.want)
+			t.Errorf("samples %v compared with %v: the budget is %q, want %q", c.in.ours, c.in.theirs, got, c.want)
 		}
 	}
 }
 
-// Equality within noise requires little noise.
+// Two quantities only count as equal if the noise is small.
 func TestPairsAreEqualWithinNoise(t *testing.T) {
 	for _, c := range []struct {
 		a, b samples
@@ -54,11 +54,11 @@ func TestPairsAreEqualWithinNoise(t *testing.T) {
 		{samples{80, 130, 70, 120}, samples{100, 100, 100, 100}, "equal within noise: too much noise to tell"},
 	} {
 		if got := (pairs{"", c.a, c.b, true}).budget(); got != c.want {
-			t.Errorf("%v against %v: %q, want %q", []float64(c.a), []float64(c.b), got, c.want)
+			t.Errorf("samples %v paired with %v: the budget is %q, want %q", []float64(c.a), []float64(c.b), got, c.want)
 		}
 	}
 	p := pairs{"", samples{50, 200, 100}, samples{100, 100, 100}, false}
 	if mean, u := p.ratio(); fmt.Sprintf("%.3f %.3f", mean, u) != "1.000 0.400" || p.budget() != "–" {
-		t.Errorf("mean %v, uncertainty %v, budget %q", mean, u, p.budget())
+		t.Errorf("got mean %v, uncertainty %v, budget %q, want mean 1.000, uncertainty 0.400 and no budget", mean, u, p.budget())
 	}
 }
