@@ -264,7 +264,7 @@ func TestCNIWhileTheAgentHangs(t *testing.T) {
 		t.Errorf("DEL left the links %v", links)
 	}
 	signalAgent(t, l, 0, "CONT")
-	for _, id := range []string{"x", "y"} { // as runtimes do after an error
+	for _, id := range []string{"x", "y"} { // a runtime repeats DEL after an error
 		if out, err := plugin(l, t, "DEL", id, netns, good); err != nil {
 			t.Errorf("DEL: %v: %s", err, out)
 		}

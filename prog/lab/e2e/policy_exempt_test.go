@@ -25,7 +25,7 @@ func TestPolicyExemptAllowsTheOwnHost(t *testing.T) {
 	}
 	established(t, p.Lab)
 	for _, host := range p.Hosts() {
-		p.add(host+"/closed", lab.Identity{Namespace: "cell", Name: host}, 80)
+		p.add(host+"/isolated", lab.Identity{Namespace: "cell", Name: host}, 80)
 		p.add(host+"/open", lab.Identity{Namespace: "yard", Name: host}, 80)
 	}
 	p.settled("h1")
@@ -36,35 +36,35 @@ func TestPolicyExemptAllowsTheOwnHost(t *testing.T) {
 	exempt(p, map[string][2]bool{"h1": {true, true}, "h2": {false, false}, "h3": {false, true}})
 	for i, host := range p.Hosts() {
 		other := p.Hosts()[(i+1)%3]
-		p.reaches(other, host+"/closed", false, 80)
-		p.reaches(host+"/closed", other, false, hostPort)
-		p.reaches(host+"/closed", other+"/open", false, 80)
-		p.reaches(host+"/closed", host+"/open", false, 80)
+		p.reaches(other, host+"/isolated", false, 80)
+		p.reaches(host+"/isolated", other, false, hostPort)
+		p.reaches(host+"/isolated", other+"/open", false, 80)
+		p.reaches(host+"/isolated", host+"/open", false, 80)
 		p.reaches(other+"/open", host+"/open", true, 80)
 		p.reaches(host+"/open", host, true, hostPort)
 	}
 	p.apply("h1", manifest(`cell: {podSelector: {}, policyTypes: [Ingress, Egress], egress: [{to: [{ipBlock: {cidr: 10.32.0.0/12}}], ports: [{port: 8088}, {port: 8088, protocol: UDP}]}]}`))
 	for _, host := range p.Hosts() { // if a host is not exempt, policies may allow it
-		p.oneFamily(host+"/closed", host, 0, true)
+		p.oneFamily(host+"/isolated", host, 0, true)
 	}
-	p.oneFamily("h2/closed", "h2", 1, false)
+	p.oneFamily("h2/isolated", "h2", 1, false)
 }
 
-// exempt asserts, for every host, whether a closed container reaches it and its name server.
+// exempt asserts, for every host, whether an isolated container reaches its own host and the host's name server.
 func exempt(p *policed, want map[string][2]bool) {
 	p.t.Helper()
 	for host, w := range want {
-		closed := host + "/closed"
-		p.reaches(closed, host, w[0], hostPort)
+		isolated := host + "/isolated"
+		p.reaches(isolated, host, w[0], hostPort)
 		for _, server := range []string{"169.254.1.1", p.addrs[host][0].String(), p.addrs[host][1].String()} {
-			for i, yes := range ask[[]bool](p, closed, "Answered", server) {
+			for i, yes := range ask[[]bool](p, isolated, "Answered", server) {
 				if yes != w[1] {
-					p.t.Errorf("%s: the name server %s answers %v (0 is UDP, 1 TCP: %d), want %v", closed, server, yes, i, w[1])
+					p.t.Errorf("%s: the name server %s answers %v (0 is UDP, 1 TCP: %d), want %v", isolated, server, yes, i, w[1])
 				}
 			}
 		}
-		p.reaches(host, closed, true, 80)   // like a kubelet's probe
-		p.reaches(closed, closed, true, 80) // itself
+		p.reaches(host, isolated, true, 80)     // the host may reach the container, like a kubelet's probe
+		p.reaches(isolated, isolated, true, 80) // the container may reach itself
 		node := p.addrs[host][0].String()
 		asked := []api.ExplainRequest{
 			{Source: "cell/" + host, Destination: node, Port: hostPort, Protocol: "TCP"},
@@ -80,7 +80,7 @@ func exempt(p *policed, want map[string][2]bool) {
 	}
 }
 
-// oneFamily tries only one family.
+// oneFamily is like reaches, in one address family only.
 func (p *policed) oneFamily(src, dst string, family int, want bool) {
 	p.t.Helper()
 	patience := map[bool]time.Duration{true: patient, false: impatient}[want]

@@ -20,22 +20,22 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags", "-X weft/router/nft.ownerless=yes", "-o", bin+"/", "weft/cmd/weft", "weft/cmd/weft-cni")
 	build.Env = append(build.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+		t.Fatalf("building the agent failed, want success: %v\n%s", err, out)
 	}
 	t.Setenv("WEFT_BIN", bin)
 	p := policeLab(t, lab.Options{Hosts: 2})
-	p.apply("h1", manifest(`siege: {podSelector: {matchLabels: {role: closed}}}`))
-	p.add("h2/closed", lab.Identity{Namespace: "siege", Name: "closed", Labels: map[string]string{"role": "closed"}}, 80)
-	p.add("h1/foe", lab.Identity{Namespace: "siege", Name: "foe"}, 80)
+	p.apply("h1", manifest(`test: {podSelector: {matchLabels: {role: isolated}}}`))
+	p.add("h2/isolated", lab.Identity{Namespace: "test", Name: "isolated", Labels: map[string]string{"role": "isolated"}}, 80)
+	p.add("h1/foe", lab.Identity{Namespace: "test", Name: "foe"}, 80)
 	p.settled("h1")
-	var closed []netip.AddrPort
-	for _, a := range p.addrs["h2/closed"] {
-		closed = append(closed, netip.AddrPortFrom(a, 80))
+	var isolated []netip.AddrPort
+	for _, a := range p.addrs["h2/isolated"] {
+		isolated = append(isolated, netip.AddrPortFrom(a, 80))
 	}
-	const rate = 500 // per second, to each address
-	ask[Nothing](p, "h1/foe", "Hammer", Blows{closed, rate})
+	const rate = 500 // datagrams per second to each address
+	ask[Nothing](p, "h1/foe", "Hammer", Blows{isolated, rate})
 	heard := func() (n int) {
-		for _, count := range ask[map[Heard]int](p, "h2/closed", "Heard", Nothing{}) {
+		for _, count := range ask[map[Heard]int](p, "h2/isolated", "Heard", Nothing{}) {
 			n += count
 		}
 		return n
@@ -62,12 +62,12 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 			t.Fatal(err)
 		}
 		start, n, last := time.Now(), before, time.Now()
-		for time.Since(last) < time.Second { // until none has arrived for a while
+		for time.Since(last) < time.Second { // wait until no packet has arrived for a second
 			if now := heard(); now > n {
 				n, last = now, time.Now()
 			}
 			if time.Since(start) > 10*time.Second {
-				t.Fatalf("after %v forbidden packets still arrive, 10 s later", command)
+				t.Fatalf("10 s after %v, forbidden packets still arrive, want none", command)
 			}
 			time.Sleep(20 * time.Millisecond)
 		}

@@ -42,7 +42,7 @@ type Heard struct {
 	From    netip.Addr
 }
 
-// Nothing is the argument or result of calls without one.
+// Nothing is the argument of calls without arguments, and the result of calls without a result.
 type Nothing struct{}
 
 // streamPort answers one datagram with a stream of datagrams, without further requests.
@@ -106,7 +106,7 @@ func (p *Pod) serveTCP(l *net.TCPListener, port uint16) {
 		}
 		go func() {
 			defer c.Close()
-			p.hear("tcp", port, c.RemoteAddr(), 1) // the connection itself
+			p.hear("tcp", port, c.RemoteAddr(), 1) // an accepted connection counts as received data
 			buf := make([]byte, 1<<16)
 			for {
 				n, err := c.Read(buf)
@@ -180,7 +180,7 @@ func (t Try) reach() bool {
 	for time.Now().Before(end) {
 		c, err := d.DialContext(ctx, t.Network, t.To.String())
 		if err != nil {
-			time.Sleep(20 * time.Millisecond) // refused, or no route yet: try again
+			time.Sleep(20 * time.Millisecond) // the connection was refused, or there is no route yet: try again
 			continue
 		}
 		if ok := t.ask(c, end); ok {
@@ -207,13 +207,13 @@ func (t Try) ask(c net.Conn, end time.Time) bool {
 			return true
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return false // refused by the peer
+			return false // the peer refused the connection
 		}
 	}
 	return false
 }
 
-// beat is the interval of a flow's messages.
+// beat is the time between two messages of a flow.
 const beat = 10 * time.Millisecond
 
 // Flow is a sequence of numbered messages that the other side answers, until it is stopped.
@@ -227,7 +227,7 @@ type Flow struct {
 // Count is the result of a flow.
 type Count struct {
 	Sent, Received int
-	Missing        []uint64      // missing answers between the first and the last, after Stop
+	Missing        []uint64      // numbers of the missing answers; complete only after Stop
 	Pause          time.Duration // the longest pause between two answers, or since the last
 	Local          uint16        // local port
 	Err            string
@@ -333,7 +333,7 @@ func (p *Pod) Stop(name string, out *Count) error {
 		return fmt.Errorf("no flow %s", name)
 	}
 	close(f.stop)
-	f.sending.Wait() // one more message may be in flight
+	f.sending.Wait() // the goroutine may still be sending a message
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(beat) {
 		f.mu.Lock()
 		whole := f.Received >= f.Sent || f.Err != ""
@@ -356,7 +356,7 @@ func (p *Pod) Stop(name string, out *Count) error {
 	return nil
 }
 
-// Blows are datagrams to several targets in turn.
+// Blows describes datagrams that Hammer sends to several targets, one after the other.
 type Blows struct {
 	Targets   []netip.AddrPort
 	PerSecond int
@@ -394,7 +394,7 @@ func hammer(c *net.UDPConn, changes <-chan Blows) {
 	}
 }
 
-// Answered reports for each protocol whether a name server answers.
+// Answered reports whether a name server answers over UDP (the first value) and over TCP (the second).
 func (p *Pod) Answered(server string, yes *[]bool) error {
 	*yes = make([]bool, 2)
 	var group sync.WaitGroup

@@ -15,37 +15,40 @@ import (
 	"weft/prog/lab"
 )
 
-// The numbers of restarts of closed containers.
+// These constants determine how often isolated containers are restarted.
 const (
-	raceWaves   = 12
-	racePerHost = 6 // times three hosts: 216 starts
+	raceRounds  = 12
+	racePerHost = 6 // isolated containers on each of three hosts: 216 starts in all rounds
 	raceWindow  = 2 * racePerHost
 )
 
-// raceLaws are the alternating policies of closed containers. All of them allow friends and deny
-// everyone else, and deny closed containers to send to others than friends.
-var raceLaws = []string{
-	`race: {podSelector: {matchLabels: {role: closed}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`,
-	`race: {podSelector: {matchExpressions: [{key: role, operator: In, values: [closed]}]}, policyTypes: [Ingress, Egress], ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {role: friend}}}], ports: [{port: 80, protocol: UDP}]}], egress: [{to: [{podSelector: {matchExpressions: [{key: role, operator: In, values: [friend, buddy]}]}}]}]}`,
+// racePolicies are variants of the policy that isolates containers with the role "isolated". The test
+// applies them in random order. Each variant allows traffic from and to friends, and denies all other
+// traffic.
+var racePolicies = []string{
+	`race: {podSelector: {matchLabels: {role: isolated}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`,
+	`race: {podSelector: {matchExpressions: [{key: role, operator: In, values: [isolated]}]}, policyTypes: [Ingress, Egress], ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {role: friend}}}], ports: [{port: 80, protocol: UDP}]}], egress: [{to: [{podSelector: {matchExpressions: [{key: role, operator: In, values: [friend, buddy]}]}}]}]}`,
 	`race: {podSelector: {matchExpressions: [{key: role, operator: NotIn, values: [foe, friend]}]}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}], ports: [{port: 70, endPort: 90, protocol: UDP}, {port: 443}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`,
 }
 
-// raceMore are further policies that are added and removed. They change the chains of closed
-// containers too, but never allow a foe.
-var raceMore = []string{
-	`race: {podSelector: {matchLabels: {role: closed}}, ingress: [{from: [{podSelector: {matchLabels: {role: buddy}}}]}]}`,
+// raceMorePolicies are additional policies that the test adds and removes. They too change the nftables
+// chains of isolated containers, but never allow a foe.
+var raceMorePolicies = []string{
+	`race: {podSelector: {matchLabels: {role: isolated}}, ingress: [{from: [{podSelector: {matchLabels: {role: buddy}}}]}]}`,
 	`race: {podSelector: {matchLabels: {role: foe}}, policyTypes: [Ingress], ingress: [{}]}`,
 	`other: {podSelector: {}, policyTypes: [Ingress, Egress]}`,
 }
 
-// race is the state of a run.
+// race is the state of the test. Its containers have three roles. Policies isolate the "isolated"
+// containers, which start and stop all the time. A "friend" is a client that policies allow, a "foe" is a
+// client that they deny.
 type race struct {
 	*policed
-	next   map[string]netip.Addr // highest address that a closed container of a host has had
-	starts int
-	aimed  int // starts at addresses to which foes were already sending
+	next   map[string]netip.Addr // highest address that an isolated container on a host has had
+	starts int                   // starts of isolated containers
+	aimed  int                   // starts at addresses to which foes were already sending
 
-	dropped int // in all waves
+	dropped int // packets that policies dropped in all rounds
 }
 
 func raceIdentity(role string, i int) lab.Identity {
@@ -53,11 +56,11 @@ func raceIdentity(role string, i int) lab.Identity {
 }
 
 // Containers start and stop, and policies change. From before ADD returns until after DEL, no
-// packet of a foe ever reaches a closed container. No packet of a closed container reaches a foe.
+// packet of a foe ever reaches an isolated container. No packet of an isolated container reaches a foe.
 func TestPolicyRaces(t *testing.T) {
 	r := &race{policed: policeLab(t, lab.Options{Hosts: 3}), next: map[string]netip.Addr{}}
-	r.apply("h1", manifest(raceLaws[0]))
-	var closed []string
+	r.apply("h1", manifest(racePolicies[0]))
+	var isolated []string
 	for _, host := range r.Hosts() {
 		for i, role := range []string{"foe", "friend"} {
 			r.add(host+"/"+role, raceIdentity(role, i), 80)
@@ -68,29 +71,29 @@ func TestPolicyRaces(t *testing.T) {
 			if err := r.AddContainer(t.Context(), name); err != nil {
 				t.Fatal(err)
 			}
-			r.start(name, 80) // before any interface exists
-			closed = append(closed, name)
+			r.start(name, 80) // the server listens before the container has an interface
+			isolated = append(isolated, name)
 		}
 	}
-	for _, name := range closed {
+	for _, name := range isolated {
 		ask[Nothing](r.policed, name, "Hammer", Blows{r.at("foe"), 200})
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	var changing sync.WaitGroup
 	var changes int
 	changing.Go(func() { changes = r.change(ctx) })
-	for wave := range raceWaves {
-		r.wave(closed, wave)
+	for round := range raceRounds {
+		r.restartAll(isolated, round)
 		if t.Failed() {
 			break
 		}
 	}
 	stop()
 	changing.Wait()
-	r.verdict(closed)
+	r.verdict(isolated)
 	t.Logf("%d starts, %d of them at addresses to which foes were sending; meanwhile %d changes of policies and %d dropped packets", r.starts, r.aimed, changes, r.dropped)
-	if r.aimed < r.starts*9/10 || changes < raceWaves {
-		t.Error("too few starts at addresses with traffic, or too few dropped packets, to prove anything")
+	if r.aimed < r.starts*9/10 || changes < raceRounds {
+		t.Errorf("%d of %d starts at addresses to which foes were sending, and %d changes of policies: too few to prove anything, want %d and %d", r.aimed, r.starts, changes, r.starts*9/10, raceRounds)
 	}
 }
 
@@ -108,13 +111,13 @@ func (r *race) at(role string) (out []netip.AddrPort) {
 func (r *race) change(ctx context.Context) (n int) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for ; ctx.Err() == nil; n++ {
-		host, more := r.Hosts()[rng.IntN(3)], manifest(raceLaws[rng.IntN(len(raceLaws))], raceMore[rng.IntN(len(raceMore))])
+		host, more := r.Hosts()[rng.IntN(3)], manifest(racePolicies[rng.IntN(len(racePolicies))], raceMorePolicies[rng.IntN(len(raceMorePolicies))])
 		_, err := r.weft(host, more, "policy", "apply", "-f", "-")
-		if rng.IntN(3) == 0 && err == nil { // in either namespace; it may be deleted already
+		if rng.IntN(3) == 0 && err == nil { // delete one of raceMorePolicies; it may be deleted already
 			_, _ = r.weft(host, "", "policy", "delete", []string{"race/p1", "other/p1"}[rng.IntN(2)])
 		}
 		if err != nil && ctx.Err() == nil {
-			r.t.Errorf("a change of policies failed: %v", err)
+			r.t.Errorf("applying policies failed, want success: %v", err)
 			return n
 		}
 		select {
@@ -125,8 +128,8 @@ func (r *race) change(ctx context.Context) (n int) {
 	return n
 }
 
-// window returns the current addresses of closed containers, and their probable next ones.
-func (r *race) window(closed []string) (out []netip.AddrPort) {
+// window returns the current addresses of isolated containers, and those that they will probably get next.
+func (r *race) window(isolated []string) (out []netip.AddrPort) {
 	add := func(a netip.Addr) {
 		if to := netip.AddrPortFrom(a, 80); !slices.Contains(out, to) {
 			out = append(out, to)
@@ -143,7 +146,7 @@ func (r *race) window(closed []string) (out []netip.AddrPort) {
 			add(b)
 		}
 	}
-	for _, name := range closed {
+	for _, name := range isolated {
 		for _, a := range r.addrs[name] {
 			add(a)
 		}
@@ -151,14 +154,15 @@ func (r *race) window(closed []string) (out []netip.AddrPort) {
 	return out
 }
 
-// wave restarts all closed containers once.
-func (r *race) wave(closed []string, wave int) {
+// restartAll attaches all isolated containers while foes send to their addresses, checks that friends
+// reach them, and detaches them.
+func (r *race) restartAll(isolated []string, round int) {
 	r.t.Helper()
-	targets := r.window(closed)
+	targets := r.window(isolated)
 	r.aim(targets)
-	before := r.friendly(closed)
-	r.all(closed, func(name string) error {
-		given, err := r.PlugAs(r.t.Context(), name, raceIdentity("closed", wave))
+	before := r.friendly(isolated)
+	r.all(isolated, func(name string) error {
+		given, err := r.PlugAs(r.t.Context(), name, raceIdentity("isolated", round))
 		if err != nil {
 			return err
 		}
@@ -172,7 +176,7 @@ func (r *race) wave(closed []string, wave int) {
 	if r.t.Failed() {
 		return
 	}
-	for _, name := range closed {
+	for _, name := range isolated {
 		a := r.addrs[name][0]
 		if r.starts++; slices.Contains(targets, netip.AddrPortFrom(a, 80)) {
 			r.aimed++
@@ -181,10 +185,10 @@ func (r *race) wave(closed []string, wave int) {
 			r.next[host] = a
 		}
 	}
-	r.aim(r.window(closed))
-	// If friends get through, foes would too without policies.
-	eventually.True(r.t, 30*time.Second, "all friends reach all containers", func() bool {
-		for name, heard := range r.friendly(closed) {
+	r.aim(r.window(isolated))
+	// Friends send in the same way as foes. If friends arrive, foes would arrive too without policies.
+	eventually.True(r.t, 30*time.Second, "all friends reach all isolated containers", func() bool {
+		for name, heard := range r.friendly(isolated) {
 			for _, f := range r.at("friend") {
 				from := Heard{"udp", 80, f.Addr()}
 				if heard[from] == before[name][from] {
@@ -196,11 +200,11 @@ func (r *race) wave(closed []string, wave int) {
 	})
 	for _, one := range r.status("h1").Peers {
 		if one.Dropped == 0 {
-			r.t.Errorf("wave %d: %s dropped no packets, so no foe was sending", wave, one.Nickname)
+			r.t.Errorf("round %d: %s dropped no packets, want some: no foe was sending", round, one.Nickname)
 		}
 		r.dropped += int(one.Dropped)
 	}
-	r.all(closed, func(name string) error { return r.Unplug(r.t.Context(), name) })
+	r.all(isolated, func(name string) error { return r.Unplug(r.t.Context(), name) })
 }
 
 // keep stores the addresses of a container.
@@ -212,7 +216,7 @@ func (r *race) keep(name string, list []netip.Addr) {
 
 var raceMu sync.Mutex
 
-// aim sets the targets of foes and friends.
+// aim sets the addresses to which foes and friends send.
 func (r *race) aim(targets []netip.AddrPort) {
 	r.t.Helper()
 	for _, host := range r.Hosts() {
@@ -221,17 +225,17 @@ func (r *race) aim(targets []netip.AddrPort) {
 	}
 }
 
-// friendly returns what closed containers have received so far.
-func (r *race) friendly(closed []string) map[string]map[Heard]int {
+// friendly returns, by container, what isolated containers have received so far, by sender.
+func (r *race) friendly(isolated []string) map[string]map[Heard]int {
 	r.t.Helper()
 	out := map[string]map[Heard]int{}
-	for _, name := range closed {
+	for _, name := range isolated {
 		out[name] = ask[map[Heard]int](r.policed, name, "Heard", Nothing{})
 	}
 	return out
 }
 
-// all does something with all containers, two of each host at a time.
+// all calls do for all containers, six at a time, and reports errors.
 func (r *race) all(names []string, do func(string) error) {
 	r.t.Helper()
 	var mu sync.Mutex
@@ -255,21 +259,21 @@ func (r *race) all(names []string, do func(string) error) {
 	}
 }
 
-// verdict checks everything that has arrived.
-func (r *race) verdict(closed []string) {
+// verdict asserts that isolated containers only received packets of friends, and foes none.
+func (r *race) verdict(isolated []string) {
 	r.t.Helper()
 	friends, total := r.at("friend"), 0
-	for _, name := range closed {
+	for _, name := range isolated {
 		for h, n := range ask[map[Heard]int](r.policed, name, "Heard", Nothing{}) {
 			if total += n; !slices.Contains(friends, netip.AddrPortFrom(h.From, 80)) {
-				r.t.Errorf("%s received %d datagrams from %v, which is no friend (foes are at %v)", name, n, h.From, r.at("foe"))
+				r.t.Errorf("%s received %d datagrams from %v, want datagrams of friends only (foes are at %v)", name, n, h.From, r.at("foe"))
 			}
 		}
 	}
 	for _, host := range r.Hosts() {
 		for h, n := range ask[map[Heard]int](r.policed, host+"/foe", "Heard", Nothing{}) {
-			r.t.Errorf("the foe of %s received %d datagrams from %v", host, n, h.From)
+			r.t.Errorf("the foe on %s received %d datagrams from %v, want none", host, n, h.From)
 		}
 	}
-	r.t.Logf("closed containers received %d datagrams, all from friends", total)
+	r.t.Logf("isolated containers received %d datagrams, all from friends", total)
 }

@@ -12,24 +12,25 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// besieged is a lab with a closed container on h2. Foes on its own and on another host send to it, it
-// sends to foes, and friends have flows to it.
-type besieged struct {
+// isolatedLab is a lab with an isolated container on h2. Policies allow it to talk with friends, and deny
+// traffic from and to foes. h1 and h2 have a friend and a foe each. Friends have flows to the isolated
+// container. It and the foes send to each other all the time.
+type isolatedLab struct {
 	*policed
-	flows map[string][]oneFlow // by friend
+	flows map[string][]oneFlow // flows of each friend, by its name
 	start time.Time
 }
 
-const besiegedLaw = `siege: {podSelector: {matchLabels: {role: closed}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`
+const isolatedPolicy = `test: {podSelector: {matchLabels: {role: isolated}}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`
 
-func besiege(t *testing.T) *besieged {
+func newIsolatedLab(t *testing.T) *isolatedLab {
 	t.Helper()
-	b := &besieged{policed: policeLab(t, lab.Options{Hosts: 3}), flows: map[string][]oneFlow{}}
+	b := &isolatedLab{policed: policeLab(t, lab.Options{Hosts: 3}), flows: map[string][]oneFlow{}}
 	who := func(role, name string) lab.Identity {
-		return lab.Identity{Namespace: "siege", Name: name, Labels: map[string]string{"role": role}}
+		return lab.Identity{Namespace: "test", Name: name, Labels: map[string]string{"role": role}}
 	}
-	b.apply("h3", manifest(besiegedLaw))
-	b.add("h2/closed", who("closed", "closed"), 80, streamPort)
+	b.apply("h3", manifest(isolatedPolicy))
+	b.add("h2/isolated", who("isolated", "isolated"), 80, streamPort)
 	var foes []netip.AddrPort
 	for _, host := range []string{"h1", "h2"} {
 		b.add(host+"/foe", who("foe", "foe-"+host), 80)
@@ -39,23 +40,23 @@ func besiege(t *testing.T) *besieged {
 		}
 	}
 	b.settled("h1")
-	var closed []netip.AddrPort
-	for _, a := range b.addrs["h2/closed"] {
-		closed = append(closed, netip.AddrPortFrom(a, 80))
+	var isolated []netip.AddrPort
+	for _, a := range b.addrs["h2/isolated"] {
+		isolated = append(isolated, netip.AddrPortFrom(a, 80))
 	}
 	for _, host := range []string{"h1", "h2"} {
-		b.reaches(host+"/friend", "h2/closed", true, 80)
-		b.flows[host+"/friend"] = b.policed.flows(host+"/friend", "h2/closed")
-		ask[Nothing](b.policed, host+"/foe", "Hammer", Blows{closed, 400})
+		b.reaches(host+"/friend", "h2/isolated", true, 80)
+		b.flows[host+"/friend"] = b.policed.flows(host+"/friend", "h2/isolated")
+		ask[Nothing](b.policed, host+"/foe", "Hammer", Blows{isolated, 400})
 	}
 	b.start = time.Now()
-	ask[Nothing](b.policed, "h2/closed", "Hammer", Blows{foes, 400})
+	ask[Nothing](b.policed, "h2/isolated", "Hammer", Blows{foes, 400})
 	b.goesOn("at first")
 	return b
 }
 
 // goesOn asserts that flows continue, and that nothing forbidden has arrived so far.
-func (b *besieged) goesOn(when string) {
+func (b *isolatedLab) goesOn(when string) {
 	b.t.Helper()
 	b.t.Log(when, "at", time.Since(b.start).Round(beat))
 	for friend, flows := range b.flows {
@@ -63,36 +64,36 @@ func (b *besieged) goesOn(when string) {
 	}
 	for _, h := range []string{"h1", "h2"} {
 		for from := range ask[map[Heard]int](b.policed, h+"/foe", "Heard", Nothing{}) {
-			b.t.Errorf("%s: the foe of %s received %+v", when, h, from)
+			b.t.Errorf("%s: the foe on %s received %+v, want nothing", when, h, from)
 		}
 	}
-	for from, n := range ask[map[Heard]int](b.policed, "h2/closed", "Heard", Nothing{}) {
+	for from, n := range ask[map[Heard]int](b.policed, "h2/isolated", "Heard", Nothing{}) {
 		if b.isFoe(from.From) {
-			b.t.Errorf("%s: the closed container received %d from the foe %+v", when, n, from)
+			b.t.Errorf("%s: the isolated container received %d datagrams from the foe %+v, want none", when, n, from)
 		}
 	}
 }
 
-func (b *besieged) isFoe(a netip.Addr) bool {
+func (b *isolatedLab) isFoe(a netip.Addr) bool {
 	return slices.Contains(b.addrs["h1/foe"], a) || slices.Contains(b.addrs["h2/foe"], a)
 }
 
-// ends stops all flows, which must have lost nothing.
-func (b *besieged) ends() {
+// ends stops all flows, and asserts that they lost no message.
+func (b *isolatedLab) ends() {
 	b.t.Helper()
 	for friend, flows := range b.flows {
 		for _, f := range flows {
 			c := ask[Count](b.policed, friend, "Stop", f.Name)
 			if c.Err != "" || len(c.Missing) > 0 || c.Received < c.Sent {
-				b.t.Errorf("the flow from %s, %s, lost messages or ended: %+v", friend, f.Name, c)
+				b.t.Errorf("the flow from %s, %s, lost messages or ended, want no loss: %+v", friend, f.Name, c)
 			}
 			b.t.Logf("the flow from %s, %s, received %d of %d, longest pause %v", friend, f.Name, c.Received, c.Sent, c.Pause.Round(time.Millisecond))
 		}
 	}
 }
 
-// attack runs commands with which other programs may flush tables.
-func (b *besieged) attack(when string) {
+// attack runs commands that flush nftables tables, as other programs may do.
+func (b *isolatedLab) attack(when string) {
 	b.t.Helper()
 	for _, command := range []string{"nft flush ruleset", "nft delete table inet weft", "nft flush table inet weft", "nft flush chain inet weft policies"} {
 		_, err := b.Exec(b.t.Context(), "h2", nil, strings.Fields(command)...)
@@ -104,7 +105,7 @@ func (b *besieged) attack(when string) {
 }
 
 // upgrade starts the stopped agent of a host from programs of another version.
-func (b *besieged) upgrade(host, version string) {
+func (b *isolatedLab) upgrade(host, version string) {
 	b.t.Helper()
 	programs := labtest.Release(b.t, version)
 	if _, err := b.Exec(b.t.Context(), host, nil, programs+"/weft", "launch"); err != nil {
@@ -112,7 +113,7 @@ func (b *besieged) upgrade(host, version string) {
 	}
 	out, err := b.weft(host, "", "report", "-f", "{{.version}}")
 	if err != nil || strings.TrimSpace(out) != version {
-		b.t.Fatalf("after the upgrade %s runs version %q: %v", host, out, err)
+		b.t.Fatalf("after the upgrade %s runs version %q, want %q: %v", host, out, version, err)
 	}
 }
 
@@ -121,7 +122,7 @@ func (b *besieged) upgrade(host, version string) {
 // nothing.
 func TestPolicyOutlivesAgents(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
-	b := besiege(t)
+	b := newIsolatedLab(t)
 	kill := func(host string) {
 		if err := b.Kill(t.Context(), host, "agent"); err != nil {
 			t.Fatal(err)
@@ -170,7 +171,7 @@ func TestPolicyOutlivesAgents(t *testing.T) {
 // in force when weft launch returns. Allowed flows lose nothing.
 func TestPolicyComesBackAfterAFlush(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
-	b := besiege(t)
+	b := newIsolatedLab(t)
 	if err := b.Kill(t.Context(), "h2", "agent"); err != nil {
 		t.Fatal(err)
 	}
@@ -178,14 +179,14 @@ func TestPolicyComesBackAfterAFlush(t *testing.T) {
 	if err := b.Start(t.Context(), "h2"); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(200 * time.Millisecond) // for packets in flight
+	time.Sleep(200 * time.Millisecond) // let packets in flight arrive
 	heard := func() (n int) {
 		for _, h := range []string{"h1/foe", "h2/foe"} {
 			for _, k := range ask[map[Heard]int](b.policed, h, "Heard", Nothing{}) {
 				n += k
 			}
 		}
-		for from, k := range ask[map[Heard]int](b.policed, "h2/closed", "Heard", Nothing{}) {
+		for from, k := range ask[map[Heard]int](b.policed, "h2/isolated", "Heard", Nothing{}) {
 			if b.isFoe(from.From) {
 				n += k
 			}
@@ -204,11 +205,11 @@ func TestPolicyComesBackAfterAFlush(t *testing.T) {
 // A policy that changes while a host's agent is down is enforced as soon as the agent is back. Until
 // then the old one is.
 func TestPolicyChangesWhileAnAgentIsDown(t *testing.T) {
-	b := besiege(t)
+	b := newIsolatedLab(t)
 	if err := b.Kill(t.Context(), "h2", "agent"); err != nil {
 		t.Fatal(err)
 	}
-	deny := manifest(`siege: {podSelector: {matchLabels: {role: closed}}, policyTypes: [Ingress, Egress]}`)
+	deny := manifest(`test: {podSelector: {matchLabels: {role: isolated}}, policyTypes: [Ingress, Egress]}`)
 	if _, err := b.weft("h1", deny, "policy", "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +233,7 @@ func TestPolicyChangesWhileAnAgentIsDown(t *testing.T) {
 	if err := b.Launch(t.Context(), "h3", token(t, b.Lab), "h1"); err != nil {
 		t.Fatal(err)
 	}
-	b.add("h3/closed", lab.Identity{Namespace: "siege", Name: "late", Labels: map[string]string{"role": "closed"}}, 80)
-	b.reaches("h1/foe", "h3/closed", false, 80)
-	b.reaches("h1/friend", "h3/closed", false, 80)
+	b.add("h3/isolated", lab.Identity{Namespace: "test", Name: "late", Labels: map[string]string{"role": "isolated"}}, 80)
+	b.reaches("h1/foe", "h3/isolated", false, 80)
+	b.reaches("h1/friend", "h3/isolated", false, 80)
 }

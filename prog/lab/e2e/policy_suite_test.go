@@ -104,7 +104,7 @@ func TestPolicySituations(t *testing.T) {
 			namespace, _, _ := strings.Cut(one, ": ")
 			names = append(names, fmt.Sprintf("%s/p%d", namespace, k))
 		}
-		// Policies with the same name are replaced in one step. The rest is deleted before.
+		// apply replaces policies with the same name. Delete all other policies of the last situation first.
 		old := slices.DeleteFunc(slices.Clone(applied), func(n string) bool { return slices.Contains(names, n) })
 		if len(old) > 0 {
 			if _, err := p.weft(host, "", append([]string{"policy", "delete"}, old...)...); err != nil {
