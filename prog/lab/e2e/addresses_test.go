@@ -40,7 +40,7 @@ func TestSecondLinkAndLostGossip(t *testing.T) {
 	}
 	eventually.True(t, 10*time.Second, "h1 knows h3's new addresses", func() bool { return len(h3().Underlay) == 4 })
 	if after := h3().Underlay; !slices.Equal(after[:2], before) {
-		t.Errorf("h3's addresses changed from %v to %v", before, after)
+		t.Errorf("h3's first addresses changed from %v to %v, want no change", before, after)
 	}
 
 	rules := "table inet firewall {\nchain in { type filter hook input priority 0; th dport 6783 drop; }\nchain out { type filter hook output priority 0; th dport 6783 drop; }\n}\n"
@@ -51,7 +51,7 @@ func TestSecondLinkAndLostGossip(t *testing.T) {
 	for _, args := range [][]string{{"h3"}, {"--force", "h3"}} {
 		out := fails(t, l, "h1", "", append([]string{"weft", "rmpeer"}, args...)...)
 		if !strings.Contains(out, "alive") || !strings.Contains(out, "its tunnel to") || strings.Contains(out, "add --force") {
-			t.Errorf("rmpeer %v: %s", args, out)
+			t.Errorf("rmpeer %v: want a refusal that says that h3 is alive by its tunnel, and does not advise --force: %s", args, out)
 		}
 	}
 	run(t, l, "h3", "nft", "delete", "table", "inet", "firewall")

@@ -18,7 +18,7 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// cnitool builds libcni's tool.
+// cnitool builds libcni's program cnitool, and returns its path.
 func cnitool(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "cnitool")
@@ -118,7 +118,7 @@ func TestCNIRefusesInvalidInput(t *testing.T) {
 			Msg  string
 		}
 		if err == nil || json.Unmarshal([]byte(out), &answer) != nil || answer.Code != tt.code || answer.Msg == "" {
-			t.Errorf("%s: %v, answer %s, want code %d", name, err, out, tt.code)
+			t.Errorf("%s: error %v, answer %s, want code %d and a message", name, err, out, tt.code)
 		}
 	}
 	nothingLeft(t, l, "h1")
@@ -141,15 +141,15 @@ func TestCNIOmitsUnsupportedNames(t *testing.T) {
 		out, err := l.Exec(t.Context(), "h1", strings.NewReader(c.conf), "env", "CNI_COMMAND=ADD", "CNI_CONTAINERID="+id, "CNI_ARGS="+c.args,
 			"CNI_NETNS="+netns, "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin", "/opt/cni/bin/weft-cni")
 		if err != nil {
-			t.Errorf("ADD with %s: %v %s", what, err, out)
+			t.Errorf("ADD with %s returned %v, want success: %s", what, err, out)
 			continue
 		}
 		run(t, l, "h1/"+id, append([]string{"weft", "probe", "icmp", "--count", "2", "--interval", "20ms"}, addrs(t, l, "h1/c1")...)...)
 		if w := strings.Join(report(t, l, "h1").Warnings, "\n"); !strings.Contains(w, c.says) {
-			t.Errorf("ADD with %s: got the warnings %q, want another one", what, w)
+			t.Errorf("ADD with %s: got the warnings %q, want one with %q", what, w, c.says)
 		}
 		if out, err := plugin(l, t, "DEL", id, netns, plain); err != nil {
-			t.Errorf("DEL after ADD with %s: %v %s", what, err, out)
+			t.Errorf("DEL after ADD with %s returned %v, want success: %s", what, err, out)
 		}
 	}
 }
@@ -162,7 +162,7 @@ func manyLabels(n int) string {
 	return strings.Join(labels, ",")
 }
 
-// Results of all supported versions. Chained, the plugin adds to the previous result.
+// ADD returns the result in the format of each supported version. In a chain, it adds to the previous result.
 func TestCNIVersionsAndChaining(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	for _, v := range []string{"0.4.0", "1.0.0", "1.1.0"} {
@@ -172,7 +172,7 @@ func TestCNIVersionsAndChaining(t *testing.T) {
 			netns := container(t, l, "h1/"+name)
 			out, err := plugin(l, t, "ADD", name, netns, fmt.Sprintf(conf, v, extra))
 			if err != nil {
-				t.Fatalf("ADD as %s: %v: %s", name, err, out)
+				t.Fatalf("ADD as %s returned %v, want success: %s", name, err, out)
 			}
 			var result struct {
 				CNIVersion string
@@ -185,10 +185,10 @@ func TestCNIVersionsAndChaining(t *testing.T) {
 				t.Fatal(err)
 			}
 			if result.CNIVersion != v || len(result.IPs) != 2+i || (v == "0.4.0") != (result.IPs[i].Version == "4") || result.IPs[i].Interface != 1+i {
-				t.Errorf("ADD as %s returned another format or other addresses: %s", name, out)
+				t.Errorf("ADD as %s returned %s, want the format of version %s and %d addresses", name, out, v, 2+i)
 			}
 			if _, err := plugin(l, t, "DEL", name, netns, fmt.Sprintf(conf, v, "")); err != nil {
-				t.Errorf("DEL as %s: %v", name, err)
+				t.Errorf("DEL as %s returned %v, want success", name, err)
 			}
 		}
 	}
@@ -206,23 +206,23 @@ func TestCNIWhileTheAgentIsDown(t *testing.T) {
 	netns, other := container(t, l, "h1/x"), container(t, l, "h1/y")
 	good := fmt.Sprintf(conf, "1.1.0", "")
 	if out, err := plugin(l, t, "ADD", "x", netns, good); err != nil {
-		t.Fatalf("ADD while the agent runs: %v: %s", err, out)
+		t.Fatalf("ADD while the agent runs returned %v, want success: %s", err, out)
 	}
 	if err := l.Kill(t.Context(), "h1", "agent"); err != nil {
 		t.Fatal(err)
 	}
 	for command, code := range map[string]string{"STATUS": `"code": 50`, "ADD": `"code": 11`} {
 		if out, err := plugin(l, t, command, "y", other, good); err == nil || !strings.Contains(out, code) {
-			t.Errorf("%s while the agent is down: error %v, want another code: %s", command, err, out)
+			t.Errorf("%s while the agent is down: error %v, want %s: %s", command, err, code, out)
 		}
 	}
 	for range 2 {
 		if out, err := plugin(l, t, "DEL", "x", netns, good); err != nil {
-			t.Errorf("DEL while the agent is down: %v: %s", err, out)
+			t.Errorf("DEL while the agent is down returned %v, want success: %s", err, out)
 		}
 	}
 	if links := endpointLinks(t, l, "h1"); len(links) > 0 {
-		t.Errorf("DEL left the links %v", links)
+		t.Errorf("DEL left the links %v, want none", links)
 	}
 	queued, _ := filepath.Glob(filepath.Join(l.StateDir("h1"), "releases", "*"))
 	if len(queued) != 1 {
@@ -242,7 +242,7 @@ func TestCNIWhileTheAgentHangs(t *testing.T) {
 	good := fmt.Sprintf(conf, "1.1.0", "")
 	out, err := plugin(l, t, "ADD", "x", netns, good)
 	if err != nil {
-		t.Fatalf("ADD while the agent runs: %v: %s", err, out)
+		t.Fatalf("ADD while the agent runs returned %v, want success: %s", err, out)
 	}
 	checked := fmt.Sprintf(conf, "1.1.0", `,"prevResult":`+out)
 	signalAgent(t, l, 0, "STOP")
@@ -255,18 +255,18 @@ func TestCNIWhileTheAgentHangs(t *testing.T) {
 			begin := time.Now()
 			out, err := plugin(l, t, op.command, op.id, op.netns, op.conf)
 			if took := time.Since(begin); err == nil || took > 10*time.Second || !strings.Contains(out, fmt.Sprintf(`"code": %d`, op.code)) || !strings.Contains(out, "not answer") {
-				t.Errorf("%s with a stopped agent took %v and returned %v, want a refusal within 10 s: %s", op.command, took, err, out)
+				t.Errorf("%s with a stopped agent took %v and returned %v, want within 10 s code %d and an error that the agent does not answer: %s", op.command, took, err, op.code, out)
 			}
 		})
 	}
 	ops.Wait()
 	if links := endpointLinks(t, l, "h1"); len(links) > 0 {
-		t.Errorf("DEL left the links %v", links)
+		t.Errorf("DEL left the links %v, want none", links)
 	}
 	signalAgent(t, l, 0, "CONT")
 	for _, id := range []string{"x", "y"} { // a runtime repeats DEL after an error
 		if out, err := plugin(l, t, "DEL", id, netns, good); err != nil {
-			t.Errorf("DEL: %v: %s", err, out)
+			t.Errorf("DEL after the agent resumed returned %v, want success: %s", err, out)
 		}
 	}
 	nothingLeft(t, l, "h1")
@@ -288,7 +288,7 @@ func TestHundredContainersAtOnce(t *testing.T) {
 			group.Go(func() {
 				out, err := plugin(l, t, command, fmt.Sprintf("p%d", i), paths[i], good)
 				if err != nil {
-					t.Errorf("%s %d: %v: %s", command, i, err, out)
+					t.Errorf("%s of container %d returned %v, want success: %s", command, i, err, out)
 				}
 				outs[i] = out
 			})
@@ -318,7 +318,7 @@ func TestCNIGCDetachesUnlistedContainers(t *testing.T) {
 	good := fmt.Sprintf(conf, "1.1.0", "")
 	for _, name := range []string{"stays", "goes"} {
 		if out, err := plugin(l, t, "ADD", name, container(t, l, "h1/"+name), good); err != nil {
-			t.Fatalf("ADD: %v: %s", err, out)
+			t.Fatalf("ADD of %s returned %v, want success: %s", name, err, out)
 		}
 	}
 	if out, err := plugin(l, t, "GC", "", "", good); err != nil || len(report(t, l, "h1").Endpoints) != 2 {
@@ -326,7 +326,7 @@ func TestCNIGCDetachesUnlistedContainers(t *testing.T) {
 	}
 	valid := `,"cni.dev/valid-attachments":[{"containerID":"stays","ifname":"eth0"}]`
 	if out, err := plugin(l, t, "GC", "", "", fmt.Sprintf(conf, "1.1.0", valid)); err != nil {
-		t.Fatalf("GC with a list: %v: %s", err, out)
+		t.Fatalf("GC with a list returned %v, want success: %s", err, out)
 	}
 	r := report(t, l, "h1")
 	if len(r.Endpoints) != 1 || r.Endpoints[0].ContainerID != "stays" || len(endpointLinks(t, l, "h1")) != 1 || r.IPAM.Active != 2 {
@@ -356,17 +356,17 @@ func nothingLeft(t *testing.T, l *lab.Lab, host string) {
 		return len(r.Endpoints) == 0 && r.IPAM.Active == 1
 	})
 	if links := endpointLinks(t, l, host); len(links) > 0 {
-		t.Errorf("DEL left the links %v", links)
+		t.Errorf("DEL left the links %v, want none", links)
 	}
 	for _, file := range []string{"/proc/net/route", "/proc/net/ipv6_route"} {
 		for line := range strings.SplitSeq(run(t, l, host, "cat", file), "\n") {
 			if strings.Contains(line, "weft-") {
-				t.Errorf("DEL left the route %s", line)
+				t.Errorf("DEL left the route %s, want none", line)
 			}
 		}
 	}
 	files, _ := filepath.Glob(filepath.Join(l.StateDir(host), "releases", "*"))
 	if len(files) > 0 {
-		t.Errorf("DEL left the files %v", files)
+		t.Errorf("DEL left the queued releases %v, want none", files)
 	}
 }

@@ -34,7 +34,7 @@ func copyState(t *testing.T, from, to string) {
 	}
 }
 
-// disarmed fails if this host's WireGuard device has a key or peers.
+// disarmed returns an error if this host's WireGuard device has a key or peers.
 func disarmed([]string) error {
 	client, err := wgctrl.New()
 	if err != nil {
@@ -42,7 +42,7 @@ func disarmed([]string) error {
 	}
 	defer client.Close()
 	dev, err := client.Device(link.Device)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) { // no device, or one without its process
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) { // there is no device, or no process that runs it
 		return nil
 	}
 	if err != nil {
@@ -54,9 +54,9 @@ func disarmed([]string) error {
 	return nil
 }
 
-// A host whose disk was copied from another stops as soon as it learns of that, each time that it is
-// started. It is never ready, reports why, and receives no packet of the original, which keeps
-// working. The original and all others warn.
+// A host h3 whose disk is a copy of h2's stops as soon as it learns that h2 has the same identity, each
+// time that it is started. h3 is never ready, reports why, and receives no packet for h2, which keeps
+// working. All other hosts warn.
 func TestCopiedHostStops(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 4, Containers: 1, Bare: true})
 	launchFounder(t, l)
@@ -77,18 +77,18 @@ func TestCopiedHostStops(t *testing.T) {
 		pinged <- fmt.Sprintf("%s %v", out, err)
 	}()
 	copyState(t, l.StateDir("h2"), l.StateDir("h3"))
-	for range 3 { // like Restart=always
+	for range 3 { // start the copy again and again, as systemd does with Restart=always
 		said := fails(t, l, "h3", "", "weft", "launch")
 		says(t, said, "exit code 5", "its disk was copied", "192.0.2.2", "weft reset --force")
 		if strings.Contains(said, "ready after") {
-			t.Error("the copy was ready")
+			t.Error("launch of the copy printed \"ready after\", want it never ready")
 		}
 		if err := tool(t, l, "h3", "disarmed"); err != nil {
 			t.Error(err)
 		}
 	}
 	if out := <-pinged; !strings.Contains(out, "<nil>") {
-		t.Errorf("h1 lost packets to h2: %s", out)
+		t.Errorf("h1 lost packets to h2, want no loss: %s", out)
 	}
 	says(t, fails(t, l, "h3", "", "weft", "status"), "not running")
 	eventually.True(t, 10*time.Second, "h2 reports which host it rejected", func() bool {
@@ -140,7 +140,7 @@ func TestRestoredStateSparesRunningContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if fresh[0] == forgotten[0] {
-		t.Errorf("%s was allocated twice", fresh[0])
+		t.Errorf("the new container got %s, want another address than the running container's", fresh[0])
 	}
 	run(t, l, "h1/c2", "weft", "probe", "icmp", "--count", "1", forgotten[0])
 	if err := l.Unplug(t.Context(), "h1/c1"); err != nil {

@@ -35,7 +35,7 @@ func TestInvariant1AllPairsAndNothingInTheClear(t *testing.T) {
 	for _, from := range all {
 		args := []string{"weft", "probe", "icmp", "--count", "3", "--interval", "20ms", "--size", "400", "--marker", marker}
 		for _, to := range all {
-			args = append(args, addrs(t, l, to)...) // including itself
+			args = append(args, addrs(t, l, to)...) // the container also reaches itself
 		}
 		run(t, l, from, args...)
 	}
@@ -50,7 +50,7 @@ func silent(t *testing.T, c *lab.Capture) {
 		t.Fatal(err)
 	}
 	if err := lab.CheckSilence(sum); err != nil {
-		t.Errorf("%v; the capture saw %+v", err, sum)
+		t.Errorf("the capture saw %+v, want only tunnels and gossip: %v", sum, err)
 	}
 }
 
@@ -66,7 +66,7 @@ func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
 	to := addrs(t, l, "h2/c1")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { // losses do not matter, only where packets go
+	go func() { // losses are ignored: the capture checks where packets go
 		for ctx.Err() == nil {
 			_, _ = l.Exec(ctx, "h1/c1", nil, append([]string{"weft", "probe", "udp", "--count", "100", "--interval", "10ms", "--size", "300", "--marker", marker}, to...)...)
 		}
@@ -79,7 +79,7 @@ func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(time.Second) // without agent and datapath
+		time.Sleep(time.Second) // traffic goes on for a second without agent and datapath
 		if err := l.Start(t.Context(), host); err != nil {
 			t.Fatal(err)
 		}
@@ -131,8 +131,7 @@ func TestInvariant6TheAgentIsNotInTheDataPath(t *testing.T) {
 	}
 }
 
-// disturb does something to the agents of both hosts while messages flow, and returns the number of
-// lost ones.
+// disturb calls step for both hosts while messages flow, and returns the number of lost messages.
 func disturb(t *testing.T, l *lab.Lab, to []string, step func(host string) error) (lost int) {
 	t.Helper()
 	var mu sync.Mutex
@@ -143,14 +142,14 @@ func disturb(t *testing.T, l *lab.Lab, to []string, step func(host string) error
 			out, err := l.Exec(t.Context(), "h1/c1", nil, args...)
 			var results []probe.Result
 			if e := json.Unmarshal([]byte(out), &results); e != nil {
-				t.Errorf("%s: error %v, and the result is unreadable (%v): %s", proto, err, e, out)
+				t.Errorf("%s: error %v, and the result is unreadable (%v), want JSON: %s", proto, err, e, out)
 			}
 			for _, r := range results {
 				mu.Lock()
 				lost += r.Lost
 				mu.Unlock()
 				if r.Error != "" || r.Lost == 0 && !r.OK() {
-					t.Errorf("a flow failed: %+v", r)
+					t.Errorf("a flow ended with %+v, want no error, and all messages unchanged and in order", r)
 				}
 			}
 			if err != nil {
@@ -168,8 +167,8 @@ func disturb(t *testing.T, l *lab.Lab, to []string, step func(host string) error
 	return lost
 }
 
-// An endpoint cannot use the source address of another one, of its own host or of another. Other
-// hosts on the underlay cannot use addresses of the overlay.
+// An endpoint cannot use the source address of another endpoint, on the same host or on another. Hosts
+// on the underlay that do not run Weft cannot use addresses of the overlay.
 func TestSourcesCannotBeSpoofed(t *testing.T) {
 	l := twoAndAPlainOne(t)
 	if err := errors.Join(l.AddContainer(t.Context(), "h1/c2"), l.AddContainer(t.Context(), "h2/c2")); err != nil {
@@ -180,21 +179,21 @@ func TestSourcesCannotBeSpoofed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	routeByGateway(t, l, "h2") // so the plain host only lacks permission
+	routeByGateway(t, l, "h2") // with this route, only the guard can stop the plain host's packets
 	for i, family := range []string{"IPv4", "IPv6"} {
 		victim := addrs(t, l, "h2/c1")[i]
 		for name, tt := range map[string]struct {
 			from, src string
 			want      int
 		}{
-			"its own address":               {"h1/c1", addrs(t, l, "h1/c1")[i], 20},
-			"its neighbour's":               {"h1/c1", addrs(t, l, "h1/c2")[i], 0},
-			"the victim's neighbour's":      {"h1/c1", addrs(t, l, "h2/c2")[i], 0},
-			"an outside address":            {"h1/c1", []string{"198.51.100.1", "2001:db8:99::1"}[i], 0},
-			"a plain host's own address":    {"h3", addrs(t, l, "h3")[i], 0},
-			"a plain host, as an endpoint":  {"h3", addrs(t, l, "h1/c2")[i], 0},
-			"a plain host, as a local one":  {"h3", addrs(t, l, "h2/c2")[i], 0},
-			"a plain host, as another peer": {"h3", addrs(t, l, "h1")[i], 0},
+			"its own address":                   {"h1/c1", addrs(t, l, "h1/c1")[i], 20},
+			"its neighbour's address":           {"h1/c1", addrs(t, l, "h1/c2")[i], 0},
+			"the victim's neighbour's address":  {"h1/c1", addrs(t, l, "h2/c2")[i], 0},
+			"an outside address":                {"h1/c1", []string{"198.51.100.1", "2001:db8:99::1"}[i], 0},
+			"a plain host's own address":        {"h3", addrs(t, l, "h3")[i], 0},
+			"a plain host, as an endpoint":      {"h3", addrs(t, l, "h1/c2")[i], 0},
+			"a plain host, as a local endpoint": {"h3", addrs(t, l, "h2/c2")[i], 0},
+			"a plain host, as another peer":     {"h3", addrs(t, l, "h1")[i], 0},
 		} {
 			t.Run(family+" "+name, func(t *testing.T) {
 				seen := watch(t, l, "h2/c1", func() {
@@ -236,13 +235,13 @@ func launchTwo(t *testing.T, l *lab.Lab) {
 			t.Fatal(err)
 		}
 	}
-	eventually.True(t, 10*time.Second, "the two reach each other", func() bool {
+	eventually.True(t, 10*time.Second, "h1/c1 reaches h2/c1", func() bool {
 		_, err := l.Exec(t.Context(), "h1/c1", nil, "weft", "probe", "icmp", "--count", "1", addrs(t, l, "h2/c1")[0])
 		return err == nil
 	})
 }
 
-// routeByGateway adds routes to the universe through another host to the plain host h3.
+// routeByGateway adds routes on the plain host h3: to the universe, through another host.
 func routeByGateway(t *testing.T, l *lab.Lab, gateway string) {
 	t.Helper()
 	for i, u := range []string{"10.32.0.0/12", report(t, l, gateway).IPAM.Range6} {
@@ -252,7 +251,7 @@ func routeByGateway(t *testing.T, l *lab.Lab, gateway string) {
 	}
 }
 
-// watch returns how many packets with the marker a container receives meanwhile.
+// watch returns how many packets with the marker a container receives while meanwhile runs.
 func watch(t *testing.T, l *lab.Lab, target string, meanwhile func()) int {
 	t.Helper()
 	p, err := l.Background(context.WithoutCancel(t.Context()), target, probe.CaptureReady,
@@ -267,7 +266,7 @@ func watch(t *testing.T, l *lab.Lab, target string, meanwhile func()) int {
 	}
 	var sum probe.CaptureSummary
 	if err := json.Unmarshal([]byte(out), &sum); err != nil {
-		t.Fatalf("the capture's summary is unreadable: %v: %s", err, out)
+		t.Fatalf("the capture's summary is unreadable, want JSON: %v: %s", err, out)
 	}
 	return sum.Marked
 }
@@ -314,7 +313,7 @@ func TestHostWithoutIPv6CarriesIPv4(t *testing.T) {
 		t.Errorf("h1/c1 has %v, want one IPv4 address", a)
 	}
 	if s := run(t, l, "h1", "weft", "status"); !strings.Contains(s, "IPv6: disabled on this host") {
-		t.Errorf("the status does not report that IPv6 is disabled:\n%s", s)
+		t.Errorf("the status lacks \"IPv6: disabled on this host\", want it:\n%s", s)
 	}
 }
 
@@ -347,7 +346,7 @@ func TestTwentyHosts(t *testing.T) {
 	eventually.True(t, 10*time.Second, "h7 knows twenty owners", func() bool { return len(report(t, l, "h7").IPAM.Owners) == 20 })
 }
 
-// founded fails if a host's agent was not ready in time.
+// founded asserts that a host's agent was ready within a time.
 func founded(t *testing.T, l *lab.Lab, host string, within time.Duration) {
 	t.Helper()
 	log, err := os.ReadFile(filepath.Join(l.StateDir(host), "agent.log"))

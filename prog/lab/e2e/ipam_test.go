@@ -51,13 +51,13 @@ func addresses(t *testing.T, l *lab.Lab, host, prefix string, count int) ([]stri
 	return strings.Fields(out), err
 }
 
-// distinct fails if an address is in the list twice.
+// distinct asserts that no address is in the list twice.
 func distinct(t *testing.T, list []string) {
 	t.Helper()
 	slices.Sort(list)
 	for i := 1; i < len(list); i++ {
 		if list[i] == list[i-1] {
-			t.Errorf("%s was allocated twice", list[i])
+			t.Errorf("%s was allocated twice, want distinct addresses", list[i])
 		}
 	}
 }
@@ -119,7 +119,7 @@ func TestStartTogetherAndSplit(t *testing.T) {
 		hosts.Go(func() {
 			got, err := addresses(t, l, h, "split", 25)
 			if err != nil {
-				t.Errorf("%s cannot allocate: %v", h, err)
+				t.Errorf("%s could not allocate, want success: %v", h, err)
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -180,7 +180,7 @@ func TestRemovedPeerComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	split(t, l, []string{"h1"}, []string{"h2", "h3"}, false)
-	eventually.True(t, 90*time.Second, "h1 counts as dead", func() bool { // packets from its tunnel count for 40 s
+	eventually.True(t, 90*time.Second, "h1 counts as dead", func() bool { // a packet from h1's tunnel shows for 40 s that h1 is alive
 		_, err := l.Exec(t.Context(), "h2", nil, "weft", "rmpeer", "h1")
 		return err == nil
 	})
@@ -213,22 +213,22 @@ func TestRemovedPeerComesBack(t *testing.T) {
 	run(t, l, "h3", "weft", "probe", "icmp", "--count", "1", lost)
 	run(t, l, "h1", "weft", "probe", "icmp", "--count", "1", lost)
 	if _, err := l.Exec(t.Context(), "h1/c1", nil, "weft", "probe", "icmp", "--count", "1", node); err == nil {
-		t.Error("the container with the lost address still reaches its host")
+		t.Error("the container with the lost address reached its host, want it cut off")
 	}
 	run(t, l, "h1", "weft", "detach", strings.Split(netns, "/")[2])
 }
 
-// Twenty hosts use a /24 to its last address. Then the error says why no address is free.
+// Twenty hosts use all addresses of a /24. The next allocation fails, and says why no address is free.
 func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 20, Launch: []string{"--ipalloc-range", "10.44.0.0/24"}})
 	all := make([][]string, 21)
 	var hosts sync.WaitGroup
-	const each = 11 // plus a node address each; 14 are left then
+	const each = 11 // with a node address for each host, 14 addresses are left
 	for i, h := range l.Hosts() {
 		hosts.Go(func() {
 			var err error
 			if all[i], err = addresses(t, l, h, "drain", each); err != nil {
-				t.Errorf("%s cannot allocate: %v", h, err)
+				t.Errorf("%s could not allocate, want success: %v", h, err)
 			}
 			all[i] = append(all[i], report(t, l, h).Router.Node[0].String())
 		})
@@ -236,7 +236,7 @@ func TestTwentyHostsUseTheLastAddress(t *testing.T) {
 	hosts.Wait()
 	var err error
 	if all[20], err = addresses(t, l, "h20", "rest", 14); err != nil {
-		t.Errorf("h20 cannot allocate the last addresses: %v", err)
+		t.Errorf("h20 could not allocate the last 14 addresses, want success: %v", err)
 	}
 	given := slices.Concat(all...)
 	distinct(t, given)
@@ -258,9 +258,9 @@ func TestRequestedAddressesAreAllocated(t *testing.T) {
 	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 2, Launch: []string{"--ipalloc-exclude", "10.32.0.8/29,10.40.0.0/29"}})
 	netns := container(t, l, "h1/x")
-	run(t, l, "h1", "weft", "attach", "--interface", "eth0", "10.40.0.3/32", netns) // it is h2's, and excluded from automatic allocation
+	run(t, l, "h1", "weft", "attach", "--interface", "eth0", "10.40.0.3/32", netns) // h2 owns the address, and it is excluded from automatic allocation
 	if got := addrs(t, l, "h1/x")[0]; got != "10.40.0.3" {
-		t.Errorf("requested 10.40.0.3, but got %s", got)
+		t.Errorf("requested 10.40.0.3, got %s, want the requested address", got)
 	}
 	run(t, l, "h2", "weft", "probe", "icmp", "--count", "1", "10.40.0.3")
 	other := container(t, l, "h2/y")
@@ -279,16 +279,16 @@ func TestRequestedAddressesAreAllocated(t *testing.T) {
 	}{{"--verbose", 2}, {"--ipalloc-exclude=", 0}} {
 		run(t, l, "h2", "sh", "-c", "weft stop && weft launch "+c.flag)
 		if got := report(t, l, "h2").IPAM.Excluded; len(got) != c.want {
-			t.Errorf("after launch with %s the excluded ranges are %v", c.flag, got)
+			t.Errorf("after launch with %s the excluded ranges are %v, want %d", c.flag, got, c.want)
 		}
 	}
 	metrics := run(t, l, "h1", toolArgs(t, "get", "http://127.0.0.1:6784/metrics")...)
 	for _, line := range []string{"weft_ready 1", "weft_ipam_active_slots 14", "weft_ipam_rings 1", "weft_dns_listening 1", `weft_connections{state="established"} 1`} {
 		if !strings.Contains(metrics, line+"\n") {
-			t.Errorf("the metrics do not contain %q:\n%s", line, metrics)
+			t.Errorf("the metrics lack the line %q, want it:\n%s", line, metrics)
 		}
 	}
-	// By CNI_ARGS, and by the capability.
+	// Request addresses with CNI_ARGS, and with the capability "ips".
 	for i, how := range []struct{ args, conf string }{
 		{"IgnoreUnknown=1;IP=10.32.9.9", ""},
 		{"", `,"runtimeConfig":{"ips":["10.32.9.10/24"]}`},
@@ -297,7 +297,7 @@ func TestRequestedAddressesAreAllocated(t *testing.T) {
 		out, err := l.Exec(t.Context(), "h1", strings.NewReader(fmt.Sprintf(conf, "1.1.0", how.conf)), "env", "CNI_COMMAND=ADD",
 			"CNI_CONTAINERID="+fmt.Sprint(i), "CNI_NETNS="+container(t, l, name), "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin", "CNI_ARGS="+how.args, "/opt/cni/bin/weft-cni")
 		if want := []string{"10.32.9.9", "10.32.9.10"}[i]; err != nil || addrs(t, l, name)[0] != want {
-			t.Errorf("requested %s: %v\n%s", want, err, out)
+			t.Errorf("requested %s through CNI, want that address: %v\n%s", want, err, out)
 		}
 	}
 	if err := l.Kill(t.Context(), "h2", "agent"); err != nil {
@@ -309,7 +309,7 @@ func TestRequestedAddressesAreAllocated(t *testing.T) {
 	})
 }
 
-// A host that leaves hands its addresses to another one.
+// A host that leaves hands its addresses to another host.
 func TestResetHandsAddressesToAnotherHost(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3})
 	oneRing(t, l, 3)
@@ -327,7 +327,7 @@ func TestResetHandsAddressesToAnotherHost(t *testing.T) {
 	if err := l.Kill(t.Context(), "h2", "agent"); err != nil {
 		t.Fatal(err)
 	}
-	eventually.True(t, time.Minute, "h1 sees that it is alone", func() bool {
+	eventually.True(t, time.Minute, "h1 sees that h2 is unreachable", func() bool {
 		return strings.Contains(run(t, l, "h1", "weft", "status", "peers"), "(h2)  unreachable")
 	})
 	says(t, fails(t, l, "h1", "", "weft", "reset"), "--force", "rmpeer")
@@ -335,8 +335,8 @@ func TestResetHandsAddressesToAnotherHost(t *testing.T) {
 	run(t, l, "h1", "weft", "reset", "--force")
 }
 
-// Two hosts that both founded, by mistake, form one mesh with two networks. Every host names both,
-// and how to unite them.
+// Two hosts that both founded a network, by mistake, form one mesh with two rings. The status of every
+// host names both rings, and how to unite them.
 func TestTwoFoundersAreReported(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
 	launchFounder(t, l)
@@ -356,14 +356,14 @@ func TestTwoFoundersAreReported(t *testing.T) {
 	run(t, l, "h1", "weft", "probe", "icmp", "--count", "1", report(t, l, "h3").Router.Node[0].String())
 	for _, p := range report(t, l, "h1").Router.Peers {
 		if p.State != "running" {
-			t.Errorf("a member is missing: %+v", p)
+			t.Errorf("h1 sees the peer %+v, want it running", p)
 		}
 	}
 	run(t, l, "h2", "weft", "reset", "--force")
 	if _, err := l.Exec(t.Context(), "h2", strings.NewReader(good), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
 		t.Fatal(err)
 	}
-	eventually.True(t, 20*time.Second, "one network", func() bool {
+	eventually.True(t, 20*time.Second, "h1 sees one network with three owners", func() bool {
 		return report(t, l, "h1").IPAM.Conflict == "" && len(report(t, l, "h1").IPAM.Owners) == 3
 	})
 	run(t, l, "h2", "weft", "probe", "icmp", "--count", "1", report(t, l, "h1").Router.Node[0].String())

@@ -28,7 +28,7 @@ func says(t *testing.T, message string, words ...string) {
 	t.Helper()
 	for _, w := range words {
 		if !strings.Contains(message, w) {
-			t.Errorf("the message does not contain %q:\n%s", w, message)
+			t.Errorf("the message lacks %q, want it:\n%s", w, message)
 		}
 	}
 	t.Log(message)
@@ -55,17 +55,17 @@ func TestInvariant7WrongAndMistypedTokens(t *testing.T) {
 	says(t, launched, `"ready": true`, `"founded": true`, `"nickname": "h1"`)
 	good := token(t, l)
 	if strings.Contains(launched, good) {
-		t.Error("the output of launch for scripts contains the token")
+		t.Error("the output of launch --json contains the token, want it hidden")
 	}
 	mistyped := good[:20] + good[21:22] + good[20:21] + "x" + good[22:]
 	says(t, fails(t, l, "h2", mistyped, "weft", "launch", "--token", "-", "192.0.2.1"), "mistyped", "exit code 2")
 	says(t, fails(t, l, "h2", "hunter2", "weft", "launch", "--token", "-", "192.0.2.1"), "not a Weft token", "exit code 2")
 	says(t, fails(t, l, "h2", "", "weft", "launch", "192.0.2.1"), "needs its token", "--token - HOST")
-	// As an argument it would show in the process list, so it is refused and not repeated.
+	// An argument shows in the process list, so launch refuses a token there and does not repeat it.
 	said := fails(t, l, "h2", "", "weft", "launch", "--token", good, "192.0.2.1")
 	says(t, said, "do not give the token itself as an argument")
 	if strings.Contains(strings.SplitAfterN(said, "exit code", 2)[1], good) {
-		t.Error("the message repeats the token")
+		t.Error("the error repeats the token, want it hidden")
 	}
 	other := strings.TrimSpace(run(t, l, "h2", "weft", "token"))
 	says(t, fails(t, l, "h2", other, "weft", "launch", "--wait", "4s", "--token", "-", "192.0.2.1"), "192.0.2.1", "wrong secret", "exit code 4")
@@ -74,7 +74,7 @@ func TestInvariant7WrongAndMistypedTokens(t *testing.T) {
 		return strings.Contains(s, "Turned away: 192.0.2.2") && strings.Contains(s, "wrong secret")
 	})
 	if peers := report(t, l, "h1").Router.Peers; len(peers) != 1 {
-		t.Errorf("a host without the secret joined: %+v", peers)
+		t.Errorf("h1 has the peers %+v, want only itself: h2 has another secret", peers)
 	}
 	says(t, fails(t, l, "h2", good, "weft", "launch", "--token", "-", "192.0.2.1"), "already runs on this host")
 	run(t, l, "h2", "weft", "stop")
@@ -89,7 +89,7 @@ func TestInvariant7WrongAndMistypedTokens(t *testing.T) {
 func TestTokenIsPrintedToATerminalOnly(t *testing.T) {
 	l := bare(t, 2)
 	for host, command := range map[string][]string{
-		"h1": {"script", "-qec", "weft launch", "/dev/null"}, // a terminal
+		"h1": {"script", "-qec", "weft launch", "/dev/null"}, // script runs launch on a terminal
 		"h2": {"weft", "launch"},
 	} {
 		out := run(t, l, host, command...)
@@ -111,7 +111,7 @@ func TestPasswordReplacesTokens(t *testing.T) {
 		for pid := range strings.FieldsSeq(run(t, l, h, "sh", "-c", "cd /proc; echo [0-9]*")) {
 			out, err := l.Exec(t.Context(), h, nil, "sh", "-c", "cat /proc/"+pid+"/cmdline /proc/"+pid+"/environ 2>/dev/null")
 			if err == nil && strings.Contains(out, "correct horse") {
-				t.Errorf("%s: the command line of process %s contains the password", h, pid)
+				t.Errorf("%s: the command line or environment of process %s contains the password, want it in none", h, pid)
 			}
 		}
 	}
@@ -142,7 +142,7 @@ func TestUniverseThatOverlapsARouteIsRefused(t *testing.T) {
 	}
 	says(t, fails(t, l, "h1", "", "weft", "launch"), "10.40.0.0/16", "eth0", "--ipalloc-range")
 	launchFounder(t, l, "--ipalloc-range", "10.200.0.0/16")
-	// A joining host learns the universe only when it joins, and also refuses.
+	// A joining host learns the universe only when it joins. Then it also refuses.
 	if err := tool(t, l, "h2", "route", "10.200.7.0/24"); err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestMissingPrivilegeIsReported(t *testing.T) {
 		if err := os.WriteFile(copyOf, data, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Chmod(dir, 0o777); err != nil { // other users must be able to enter it
+		if err := os.Chmod(dir, 0o777); err != nil { // the user nobody must be able to enter the folder
 			t.Fatal(err)
 		}
 		cmd = exec.Command(copyOf, "agent", "--state-dir", filepath.Join(dir, "state"), "--run-dir", filepath.Join(dir, "run"))
@@ -217,7 +217,7 @@ func TestAttachAndDetach(t *testing.T) {
 	says(t, fails(t, l, "h1", "", "weft", "attach", "/proc/1/ns/net"), "host's own")
 	says(t, fails(t, l, "h1", "", "weft", "attach", "no-such-container"), "Docker")
 	if s := run(t, l, "h1", "weft", "ps"); !strings.Contains(s, out[0]) {
-		t.Errorf("ps does not list the container:\n%s", s)
+		t.Errorf("ps lacks the container's address %s, want it:\n%s", out[0], s)
 	}
 	run(t, l, "h1", "weft", "detach", pid)
 	says(t, fails(t, l, "h1", "", "weft", "detach", pid), "not attached")
@@ -246,7 +246,7 @@ func TestGarbageOnEveryPort(t *testing.T) {
 	}
 	for _, body := range []string{"", "{", "[]", `{"containerID":7}`, "{}", "a page of x"} {
 		if err := tool(t, l, "h1", "control", body); err != nil {
-			t.Errorf("the control socket handled %q wrongly: %v", body, err)
+			t.Errorf("the control socket got %q, want a clear refusal: %v", body, err)
 		}
 	}
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h2/c1")...)...)
@@ -267,7 +267,7 @@ func TestRebootKeepsTheIdentity(t *testing.T) {
 	}
 	after := report(t, l, "h2")
 	if after.Router.ID != before.Router.ID || after.Router.PublicKey != before.Router.PublicKey || after.Router.Node[0] != before.Router.Node[0] {
-		t.Errorf("the identity was %s %s %v before the reboot, and is %s %s %v", before.Router.ID, before.Router.PublicKey, before.Router.Node, after.Router.ID, after.Router.PublicKey, after.Router.Node)
+		t.Errorf("the identity was %s %s %v before the reboot, and is %s %s %v, want no change", before.Router.ID, before.Router.PublicKey, before.Router.Node, after.Router.ID, after.Router.PublicKey, after.Router.Node)
 	}
 	if after.IPAM.Active != 3 || len(after.Endpoints) != 2 {
 		t.Errorf("%d slots are active, %d endpoints; want 3 and 2", after.IPAM.Active, len(after.Endpoints))
@@ -276,7 +276,8 @@ func TestRebootKeepsTheIdentity(t *testing.T) {
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h2/c1")...)...)
 }
 
-// stop leaves everything in place, and reset leaves nothing. The other peers distinguish the two.
+// weft stop leaves tunnels and containers in place, weft reset leaves nothing. Other peers show which of
+// them was run.
 func TestStopAndReset(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 	established(t, l)
@@ -305,18 +306,18 @@ func TestStopAndReset(t *testing.T) {
 	run(t, l, "h2", "weft", "reset", "--force")
 	eventually.True(t, 5*time.Second, "h1 knows that h2 left", peer("left"))
 	if c := report(t, l, "h1").Router.Connections; len(c) != 0 {
-		t.Errorf("h1 still has tunnels: %+v", c)
+		t.Errorf("h1 has the tunnels %+v after h2 left, want none", c)
 	}
 	for _, file := range []string{"/proc/net/dev", "/proc/net/route", "/proc/net/ipv6_route"} {
 		if out := run(t, l, "h2", "cat", file); strings.Contains(out, "weft") {
-			t.Errorf("%s still has traces of Weft:\n%s", file, out)
+			t.Errorf("after reset, %s has entries of Weft, want none:\n%s", file, out)
 		}
 	}
 	if left, _ := os.ReadDir(l.StateDir("h2")); len(left) > 0 {
-		t.Errorf("the state folder still has %v", left)
+		t.Errorf("after reset, the state folder has %v, want no files", left)
 	}
 	if out, err := l.Exec(t.Context(), "h2", nil, "sh", "-c", "ls /etc/cni/net.d /opt/cni/bin"); err != nil || strings.Contains(out, "weft") {
-		t.Errorf("the CNI configuration is still there: %v %s", err, out)
+		t.Errorf("after reset, the CNI folders have %s (%v), want no file of Weft", out, err)
 	}
 }
 
@@ -338,14 +339,14 @@ func TestTargetsAndPartition(t *testing.T) {
 	})
 	run(t, l, "h3", "weft", "forget", "192.0.2.2")
 	if s := run(t, l, "h3", "weft", "status", "targets"); strings.TrimSpace(s) != "" {
-		t.Errorf("after forget, the targets are still %s", s)
+		t.Errorf("after forget, the targets are %s, want none", s)
 	}
 	for _, other := range []string{"h1", "h2"} {
 		if err := l.Link(t.Context(), "h3", other, false); err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually.True(t, 30*time.Second, "the partition is noticed", func() bool {
+	eventually.True(t, 30*time.Second, "h1 sees that h3 is unreachable", func() bool {
 		return strings.Contains(run(t, l, "h1", "weft", "status", "peers"), "(h3)  unreachable")
 	})
 	for _, other := range []string{"h1", "h2"} {
@@ -353,7 +354,7 @@ func TestTargetsAndPartition(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually.True(t, 60*time.Second, "the mesh heals", func() bool {
+	eventually.True(t, 60*time.Second, "h1 sees three running peers", func() bool {
 		return strings.Count(run(t, l, "h1", "weft", "status", "peers"), "running") == 3
 	})
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h3/c1")...)...)
@@ -366,17 +367,17 @@ func TestFilesAreForRootOnly(t *testing.T) {
 	for _, path := range []string{"/var/lib/weft/state.db", "/var/lib/weft/secret", "/var/lib/weft/agent.log", "/var/lib/weft/datapath.log", "/run/weft/weft.sock"} {
 		mode, err := strconv.ParseUint(strings.TrimSpace(run(t, l, "h1", "stat", "-c", "%a", path)), 8, 32)
 		if err != nil || mode != 0o600 {
-			t.Errorf("%s has mode %o, %v", path, mode, err)
+			t.Errorf("%s has mode %o, error %v, want 600", path, mode, err)
 		}
 	}
 	secret := token(t, l)
 	for _, path := range []string{"/var/lib/weft/agent.log", "/var/lib/weft/datapath.log"} {
 		if strings.Contains(run(t, l, "h1", "cat", path), secret) {
-			t.Errorf("%s contains the secret", path)
+			t.Errorf("%s contains the secret, want it in no log", path)
 		}
 	}
 	out := run(t, l, "h1", "weft", "report")
 	if strings.Contains(out, secret) || strings.Contains(out, fmt.Sprintf("%x", secret)) {
-		t.Error("the report contains the secret")
+		t.Error("the report contains the secret, want it hidden")
 	}
 }
