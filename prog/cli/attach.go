@@ -189,7 +189,7 @@ func (a *app) ps() *cobra.Command {
 					t.row(shortID(e.ContainerID), e.Interface, orDash(name), addresses, e.Source)
 				}
 				for _, e := range r.Unattached {
-					t.row(shortID(e.ContainerID), e.Interface, orDash(e.Name), "-", "none: it was restarted (`weft attach` it again)")
+					t.row(shortID(e.ContainerID), e.Interface, orDash(e.Name), "-", "none: the container was restarted (attach it again)")
 				}
 				t.flush()
 			})

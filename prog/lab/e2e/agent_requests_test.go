@@ -31,7 +31,7 @@ func TestAgentsStartAndStopUnderRequests(t *testing.T) {
 		t.Helper()
 		data, err := os.ReadFile(filepath.Join(l.StateDir("h1"), "agent.log"))
 		if err != nil || strings.Contains(string(data), "goroutine ") {
-			t.Fatalf("%s: the agent panicked: %v\n%s", when, err, data)
+			t.Fatalf("%s: the agent's log shows a panic, or is unreadable (%v), want neither:\n%s", when, err, data)
 		}
 	}
 	for i := range 6 {
@@ -53,9 +53,9 @@ func TestAgentsStartAndStopUnderRequests(t *testing.T) {
 			return slices.ContainsFunc(report(t, l, "h1").Endpoints, func(e api.Endpoint) bool { return strings.HasPrefix(e.ContainerID, prefix) })
 		}
 	}
-	eventually.True(t, 10*time.Second, "requests are answered still", attached("asked-"))
+	eventually.True(t, 10*time.Second, "the agent still attaches endpoints", attached("asked-"))
 	if !attached(lab.ContainerID("h1/c1"))() {
-		t.Error("the container is no longer attached")
+		t.Error("after the restarts, h1/c1 is not attached, want it attached")
 	}
 	run(t, l, "h2/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h1/c1")...)...)
 }
@@ -102,7 +102,7 @@ func demand([]string) error {
 			_, _ = client.Drops(ctx)
 		},
 	}
-	for n := range 3 { // ADD and DEL of endpoints that have no link
+	for n := range 3 { // attach and detach endpoints that have no link
 		requests = append(requests, func(i int) {
 			id := fmt.Sprintf("asked-%d-%d", n, i%4)
 			ref, link := api.EndpointRef{ContainerID: id, Interface: "eth0"}, endpoint.HostLink(id, "eth0")
@@ -120,7 +120,7 @@ func demand([]string) error {
 		go func() {
 			for i := 0; ; i++ {
 				request(i)
-				time.Sleep(time.Millisecond) // while there is no agent, leave the processor to its start
+				time.Sleep(time.Millisecond) // while no agent runs, do not use the processor that its start needs
 			}
 		}()
 	}

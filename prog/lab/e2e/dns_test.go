@@ -17,7 +17,7 @@ import (
 // shop is a container on h2 with all properties that an endpoint can have.
 const shop = "h2/c9"
 
-// threeNamed returns three hosts with a container each, and the shop.
+// threeNamed returns a lab of three hosts with a container each, and the additional container shop.
 func threeNamed(t *testing.T) *lab.Lab {
 	t.Helper()
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
@@ -143,7 +143,7 @@ func TestEveryRecordTypeOnEveryHost(t *testing.T) {
 // soon is the time within which all hosts must know a change.
 const soon = time.Second
 
-// A name that is added or removed on one host appears or vanishes on all within a second.
+// A name that is added or removed on one host appears or vanishes on all hosts within a second.
 func TestNamesAppearAndVanishWithinASecond(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
 	established(t, l)
@@ -170,7 +170,7 @@ func TestNamesAppearAndVanishWithinASecond(t *testing.T) {
 			for _, p := range watchers {
 				out, err := p.Wait()
 				if err != nil {
-					t.Fatalf("waiting for the change failed: %v: %s", err, out)
+					t.Fatalf("a container did not see the change, want it within the time limit: %v: %s", err, out)
 				}
 				fields := strings.Fields(out)
 				at, err := strconv.ParseInt(fields[len(fields)-1], 10, 64)
@@ -211,7 +211,7 @@ func TestDNSCommandsWorkAsInWeave(t *testing.T) {
 	lookup("printer", "192.0.2.17", "192.0.2.18")
 	lookup("gateway", report(t, l, "h1").Router.Node[0].String())
 	if got := weft("h3", "dns-lookup", "shop-front"); got != strings.Join(web, "\n") {
-		t.Errorf("dns-lookup returned %s", got)
+		t.Errorf("dns-lookup returned %s, want %v", got, web)
 	}
 	says(t, weft("h3", "dns-lookup", web[0]), "web.shop.weft.internal", "front.weft.internal")
 	says(t, weft("h3", "--json", "dns-lookup", "printer"), `"192.0.2.17"`, `"nickname": "h1"`)
@@ -255,7 +255,7 @@ func TestNamesDuringFailures(t *testing.T) {
 	ask := func(from, name string) string { return digs(t, l, from, "+short", name+".weft.internal A")[0] }
 	web, c1, c3 := addrs(t, l, shop)[0], addrs(t, l, "h1/c1")[0], addrs(t, l, "h3/c1")[0]
 	t.Run("restart, while all others are away", func(t *testing.T) {
-		time.Sleep(1500 * time.Millisecond) // received sets are stored within a second
+		time.Sleep(1500 * time.Millisecond) // agents store the names that they receive within a second
 		if err := l.Kill(t.Context(), "h1", "agent"); err != nil {
 			t.Fatal(err)
 		}
@@ -283,13 +283,13 @@ func TestNamesDuringFailures(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		eventually.True(t, 60*time.Second, "h1 answers for all again", func() bool { return ask("h1/c1", "web.shop") == web && ask("h3/c1", "c1.h1") == c1 })
+		eventually.True(t, 60*time.Second, "h1 and h3 answer for each other's containers again", func() bool { return ask("h1/c1", "web.shop") == web && ask("h3/c1", "c1.h1") == c1 })
 	})
 	t.Run("removal", func(t *testing.T) {
 		if err := l.PowerOff(t.Context(), "h2"); err != nil {
 			t.Fatal(err)
 		}
-		eventually.True(t, 90*time.Second, "h2 is removed", func() bool {
+		eventually.True(t, 90*time.Second, "h1 removes h2", func() bool {
 			_, err := l.Exec(t.Context(), "h1", nil, "weft", "rmpeer", "h2")
 			return err == nil
 		})
@@ -312,20 +312,20 @@ func TestNamesDuringFailures(t *testing.T) {
 // name. This holds even if no other address is free.
 func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Launch: []string{"--ipalloc-range", "10.44.0.0/28", "--ipalloc-rest", "1s"}})
-	all, err := addresses(t, l, "h1", "full", 12) // of 14, less two node addresses
+	all, err := addresses(t, l, "h1", "full", 12) // the range has 14 addresses, and two are node addresses
 	if err != nil {
 		t.Fatal(err)
 	}
 	distinct(t, all)
 	agent := func(signal string) { signalAgent(t, l, 1, signal) }
 	if free := report(t, l, "h1").IPAM.Free; free != 0 {
-		t.Fatalf("%d addresses are left", free)
+		t.Fatalf("%d addresses are free, want none", free)
 	}
 	// Once a released address is allocated again, the agents have begun to confirm deletions.
 	if err := tool(t, l, "h1", "release", "full-5"); err != nil {
 		t.Fatal(err)
 	}
-	eventually.True(t, 30*time.Second, "a freed address is given again", func() bool {
+	eventually.True(t, 30*time.Second, "the released address is allocated again", func() bool {
 		_, err := addresses(t, l, "h1", "first", 1)
 		return err == nil
 	})
@@ -340,11 +340,11 @@ func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 	}()
 	select {
 	case early := <-got:
-		t.Errorf("the address was allocated while h2 could not learn of its release: %s", early)
-	case <-time.After(2500 * time.Millisecond): // h2 does not count as unreachable yet, and the quarantine has ended
+		t.Errorf("while h2 could not learn of the release, allocation returned %s, want it to wait", early)
+	case <-time.After(2500 * time.Millisecond): // now the quarantine has ended, and h2 does not count as unreachable yet
 	}
 	agent("CONT")
 	if late := <-got; !strings.HasPrefix(late, "[10.44.0.") {
-		t.Errorf("no address was allocated after h2 learned of the release: %s", late)
+		t.Errorf("after h2 learned of the release, allocation returned %s, want an address", late)
 	}
 }

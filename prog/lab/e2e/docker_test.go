@@ -103,18 +103,18 @@ func TestDockerRoutesAndPublishedPorts(t *testing.T) {
 		t.Errorf("after detach the route is %s, want %s as before", got, before)
 	}
 	published("detached")
-	for _, then := range []string{"attach", "detach"} { // either clears the warning
+	for _, then := range []string{"attach", "detach"} { // both commands clear the warning
 		run(t, l, "h1", "weft", "attach", "web")
 		dock("restart", "-t", "0", "web")
 		eventually.True(t, 30*time.Second, "the status names a container that lost its attachment", func() bool {
 			return strings.Contains(strings.Join(report(t, l, "h1").Warnings, "\n"), "(web) runs and is not attached any more")
 		})
-		if ps := run(t, l, "h1", "weft", "ps"); !strings.Contains(ps, "none: it was restarted") {
-			t.Errorf("weft ps does not show that the container was restarted:\n%s", ps)
+		if ps := run(t, l, "h1", "weft", "ps"); !strings.Contains(ps, "none: the container was restarted") {
+			t.Errorf("weft ps prints the following, want that the container was restarted:\n%s", ps)
 		}
 		run(t, l, "h1", "weft", then, "web")
 		if r := report(t, l, "h1"); len(r.Unattached) != 0 || strings.Contains(strings.Join(r.Warnings, "\n"), "any more") {
-			t.Errorf("after %s the status still has unattached containers %+v, warnings %q", then, r.Unattached, r.Warnings)
+			t.Errorf("after %s the status has the unattached containers %+v and the warnings %q, want none", then, r.Unattached, r.Warnings)
 		}
 		_, _ = l.Exec(t.Context(), "h1", nil, "weft", "detach", "web")
 	}

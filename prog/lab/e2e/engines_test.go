@@ -18,7 +18,7 @@ func TestDebianContainerEngines(t *testing.T) {
 	established(t, l)
 	for _, tt := range []struct {
 		engine, host string
-		packages     [][2]string // program and package
+		packages     [][2]string // each program with its Debian package
 	}{
 		{"containerd", "h1", [][2]string{{"containerd", "containerd"}, {"ctr", "containerd"}, {"runc", "runc"}}},
 		{"podman", "h2", [][2]string{{"podman", "podman"}, {"crun", "crun"}}},

@@ -18,7 +18,7 @@ func TestHostReachesServices(t *testing.T) {
 	for _, h := range l.Hosts() {
 		listen(t, l, h+"/c1")
 	}
-	services := map[string]string{} // by server
+	services := map[string]string{} // service addresses, by server
 	var rules strings.Builder
 	for i, server := range []string{"h1/c1", "h2/c1"} {
 		to := addrs(t, l, server)
@@ -48,7 +48,7 @@ func TestHostReachesServices(t *testing.T) {
 				for _, size := range []string{"100", "1300", "4000"} {
 					args := []string{"weft", "probe", proto, "--count", "3", "--interval", "10ms", "--size", size, "--marker", marker}
 					if out, err := l.Exec(t.Context(), from, nil, append(args, strings.Fields(service)...)...); err != nil {
-						t.Errorf("%s to the service of %s, %s, %s bytes: %v\n%s", from, server, proto, size, err, out)
+						t.Errorf("%s to the service of %s, %s, %s bytes: no answer, want one: %v\n%s", from, server, proto, size, err, out)
 					}
 				}
 			}

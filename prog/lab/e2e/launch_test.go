@@ -15,7 +15,8 @@ import (
 )
 
 // An agent that a supervisor started on a host without a network waits. weft launch makes it join in
-// the same process. Of two concurrent launches, one succeeds, and the other reports that.
+// the same process. Of two concurrent launches, one succeeds; the other fails, and says that a
+// launch is under way.
 func TestLaunchMakesWaitingAgentJoin(t *testing.T) {
 	l := bare(t, 2)
 	launchFounder(t, l)
@@ -28,7 +29,7 @@ func TestLaunchMakesWaitingAgentJoin(t *testing.T) {
 	}
 	says(t, fails(t, l, "h2", "", "weft", "launch", "192.0.2.1"), "needs its token")
 	if out, err := l.Exec(t.Context(), "h2", strings.NewReader(token(t, l)), "weft", "launch", "--token", "-", "192.0.2.1"); err != nil {
-		t.Fatalf("launch with a token: %v: %s", err, out)
+		t.Fatalf("launch with a token returned %v, want success: %s", err, out)
 	}
 	established(t, l)
 	if now := report(t, l, "h2").Router.PID; now != before.Router.PID {
@@ -51,7 +52,7 @@ func TestLaunchMakesWaitingAgentJoin(t *testing.T) {
 	}
 	for _, err := range errs {
 		if err != nil && !strings.Contains(err.Error(), "is under way on this host") && !strings.Contains(err.Error(), "already runs on this host") {
-			t.Errorf("the other launch returned %v, want that one is under way", err)
+			t.Errorf("the second launch returned %v, want an error that a launch is under way or the agent runs", err)
 		}
 	}
 	established(t, l)
@@ -73,7 +74,7 @@ func TestFullDiskMakesTheHostNotReady(t *testing.T) {
 	good := fmt.Sprintf(conf, "1.1.0", "")
 	netns, other := container(t, l, "h1/x"), container(t, l, "h1/y")
 	if out, err := plugin(l, t, "ADD", "x", netns, good); err != nil {
-		t.Fatalf("ADD before the disk is full: %v: %s", err, out)
+		t.Fatalf("ADD before the disk is full returned %v, want success: %s", err, out)
 	}
 	fill()
 	eventually.True(t, 10*time.Second, "the host is not ready, and reports the reason", func() bool {
@@ -86,17 +87,17 @@ func TestFullDiskMakesTheHostNotReady(t *testing.T) {
 		t.Errorf("ADD on a full disk: error %v, want code 11 and the reason: %s", err, out)
 	}
 	if out, err := plugin(l, t, "DEL", "x", netns, good); err != nil {
-		t.Errorf("DEL on a full disk: %v: %s", err, out)
+		t.Errorf("DEL on a full disk returned %v, want success: %s", err, out)
 	}
 	nothingLeft(t, l, "h1")
 	run(t, l, "h1", "rm", room)
-	eventually.True(t, 5*time.Second, "it is ready again", func() bool { return report(t, l, "h1").Ready })
+	eventually.True(t, 5*time.Second, "the host is ready again", func() bool { return report(t, l, "h1").Ready })
 	if out, err := plugin(l, t, "ADD", "y", other, good); err != nil {
-		t.Errorf("ADD after the disk has room: %v: %s", err, out)
+		t.Errorf("ADD after the disk has room returned %v, want success: %s", err, out)
 	}
 }
 
-// Invariant 8: an unusable state file is refused by name and kept, and reset renames it.
+// Invariant 8: launch refuses an unusable state file, names it and leaves it unchanged. reset renames it.
 func TestInvariant8UnusableStateFile(t *testing.T) {
 	l := bare(t, 1)
 	launchFounder(t, l)
@@ -112,7 +113,7 @@ func TestInvariant8UnusableStateFile(t *testing.T) {
 		}
 		says(t, fails(t, l, "h1", "", "weft", "launch"), "/var/lib/weft/state.db", "was not changed")
 		if after, _ := os.ReadFile(path); !bytes.Equal(after, content) {
-			t.Errorf("%s: launch changed the unusable state file", name)
+			t.Errorf("%s: launch changed the unusable state file, want it unchanged", name)
 		}
 	}
 	run(t, l, "h1", "weft", "reset")
@@ -130,7 +131,7 @@ func TestSettingsSurviveRestarts(t *testing.T) {
 	kept := func(when, nickname string, mtu int) {
 		t.Helper()
 		if r := report(t, l, "h1").Router; r.MTU != mtu || r.Nickname != nickname {
-			t.Errorf("%s: the nickname is %s and the MTU %d, want the stored settings", when, r.Nickname, r.MTU)
+			t.Errorf("%s: the nickname is %s and the MTU %d, want %s and %d", when, r.Nickname, r.MTU, nickname, mtu)
 		}
 	}
 	run(t, l, "h1", "weft", "stop")

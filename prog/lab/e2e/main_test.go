@@ -28,7 +28,7 @@ import (
 
 const marker = "a-payload-that-nobody-may-see-"
 
-// What all labs need.
+// These are short names for the functions of labtest.
 var (
 	run, fails = labtest.Run, labtest.Fails
 	report     = labtest.Report
@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	labtest.Main(m, map[string]func([]string) error{"spoof": spoof, "rawudp": rawUDP, "sysctl": setSysctl, "garbage": garbage, "control": control, "route": addRoute, "allocate": allocate, "release": release, "get": get, "streams": streams, "disarmed": disarmed, "resolve": resolve, "await": await, "upstream": upstream, "pod": pod, "knock": knock, "demand": demand})
 }
 
-// tool runs one of the tools on a target.
+// tool runs one of this program's tools on a host or in a container.
 func tool(t *testing.T, l *lab.Lab, target, name string, args ...string) error {
 	t.Helper()
 	_, err := l.Exec(t.Context(), target, nil, toolArgs(t, name, args...)...)
@@ -90,7 +90,7 @@ func spoof(args []string) error {
 func rawUDP(args []string) error {
 	c, err := net.Dial("udp", args[0])
 	if err != nil {
-		return nil // unreachable is also an answer
+		return nil // an error such as "port unreachable" is also an answer
 	}
 	defer c.Close()
 	count, err := strconv.Atoi(args[1])
@@ -192,7 +192,7 @@ func addRoute(args []string) error {
 	route := &netlink.Route{Dst: dst}
 	if len(args) > 1 {
 		route.Gw = net.ParseIP(args[1])
-	} else { // a link route: the host itself
+	} else { // the route has no gateway: its addresses are on the link
 		lo, err := h.LinkByName("eth0")
 		if err != nil {
 			return err

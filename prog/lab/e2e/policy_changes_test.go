@@ -45,7 +45,7 @@ func TestPolicyFollowsChanges(t *testing.T) {
 		t.Log(name)
 		check(p)
 		if t.Failed() {
-			t.Fatal(name)
+			t.Fatalf("the enforced rules are wrong after the change: %s", name)
 		}
 	}
 }
@@ -53,11 +53,11 @@ func TestPolicyFollowsChanges(t *testing.T) {
 // A named port is looked up at the destination: for ingress, at the endpoints that the policy
 // isolates; for egress, at each destination.
 func namedPorts(p *policed) {
-	for _, law := range []string{
+	for _, policy := range []string{
 		`shop: {podSelector: {matchLabels: {app: server}}, ingress: [{ports: [{port: web}, {port: web, protocol: UDP}]}]}`,
 		`shop: {podSelector: {matchLabels: {app: buyer}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: server}}}], ports: [{port: web}, {port: web, protocol: UDP}]}]}`,
 	} {
-		p.apply("h2", manifest(law))
+		p.apply("h2", manifest(policy))
 		p.reaches("h1/buyer", "h1/one", true, 80)
 		p.reaches("h1/buyer", "h2/two", true, 81)
 		p.reaches("h1/buyer", "h1/one", false, 81)
@@ -124,7 +124,7 @@ func ingressToEgress(p *policed) {
 // An empty selector selects all, an empty list of rules allows nothing, and empty lists in a rule
 // allow everything.
 func emptySelectors(p *policed) {
-	for law, want := range map[string][2]bool{ // buyer of the same namespace, visitor of another
+	for policy, want := range map[string][2]bool{ // want: may the buyer, in the same namespace, connect; may the visitor, in another namespace
 		`shop: {podSelector: {}, ingress: []}`:                                                   {false, false},
 		`shop: {podSelector: {}, ingress: [{from: [], ports: []}]}`:                              {true, true},
 		`shop: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`:                        {true, false},
@@ -134,39 +134,40 @@ func emptySelectors(p *policed) {
 		`shop: {podSelector: {matchLabels: {app: nobody}}, policyTypes: [Ingress, Egress]}`:      {true, true},
 		`shop: {podSelector: {}, ingress: [{from: [{namespaceSelector: {}, podSelector: {}}]}]}`: {true, true},
 	} {
-		p.apply("h1", manifest(law))
+		p.apply("h1", manifest(policy))
 		p.reaches("h1/buyer", "h2/two", want[0], 80)
 		p.reaches("h2/visitor", "h1/one", want[1], 80)
-		p.remove("h1", law[:4]+"/p0")
+		p.remove("h1", policy[:4]+"/p0")
 	}
 }
 
-// A policy in audit mode lets all packets pass, and reports those that it would deny. A dry run
-// reports them before, and changes nothing. Dropped packets are counted and reported by name.
+// A policy in audit mode lets all packets pass, and reports the packets that it would deny. A dry run
+// reports the same packets beforehand, and changes nothing. Once the policy is enforced, dropped packets
+// are counted, and reported with the names of both ends.
 func TestPolicyAuditDryRunAndDrops(t *testing.T) {
 	p := shopLab(t)
 	flows := p.flows2("h1/buyer", "h2/two")
 	p.flowing("h1/buyer", flows)
-	law := manifest(`shop: {podSelector: {matchLabels: {app: server}}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: visitor}}}]}]}`)
-	dryRun(p, law, flows)
-	audit := strings.Replace(law, "namespace: \"shop\"", `namespace: shop, annotations: {weft.internal/audit: "true"}`, 1)
+	policy := manifest(`shop: {podSelector: {matchLabels: {app: server}}, ingress: [{from: [{namespaceSelector: {}, podSelector: {matchLabels: {app: visitor}}}]}]}`)
+	dryRun(p, policy, flows)
+	audit := strings.Replace(policy, "namespace: \"shop\"", `namespace: shop, annotations: {weft.internal/audit: "true"}`, 1)
 	p.apply("h1", audit)
 	p.flowing("h1/buyer", flows)
 	p.reaches("h2/visitor", "h2/two", true, 80)
 	told(p, true, "UDP shop/buyer", "TCP shop/buyer")
-	p.apply("h2", law)
+	p.apply("h2", policy)
 	p.silent("h1/buyer", flows)
 	p.reaches("h2/visitor", "h2/two", false, 80)
 	told(p, false, "UDP shop/buyer")
-	// A busy flow uses up the kernel's log limit. Attaching anew ends it.
+	// The buyer's busy flow uses up the kernel's log limit. The flow ends when the buyer is attached anew.
 	p.replug("h1/buyer", buyer("buyer"))
 	told(p, false, "TCP team/visitor", "UDP team/visitor")
 	counted(p)
-	badManifests(p, law)
+	badManifests(p, policy)
 	p.reaches("h2/visitor", "h2/two", false, 80)
 }
 
-// flows2 returns flows without those that only listen, which no server answers here.
+// flows2 starts flows like flows, but only flows with requests: no server here sends answers without requests.
 func (p *policed) flows2(client, server string) (out []oneFlow) {
 	p.t.Helper()
 	for _, addr := range p.addrs[server] {
@@ -179,16 +180,16 @@ func (p *policed) flows2(client, server string) (out []oneFlow) {
 	return out
 }
 
-func dryRun(p *policed, law string, flows []oneFlow) {
+func dryRun(p *policed, policy string, flows []oneFlow) {
 	p.t.Helper()
 	for _, host := range p.Hosts() {
-		out, err := p.weft(host, law, "policy", "apply", "--dry-run", "--json", "-f", "-")
+		out, err := p.weft(host, policy, "policy", "apply", "--dry-run", "--json", "-f", "-")
 		var r api.ApplyReply
 		if err == nil {
 			err = json.Unmarshal([]byte(out), &r)
 		}
 		if err != nil || r.Effects == nil {
-			p.t.Fatalf("the dry run failed: %v: %s", err, out)
+			p.t.Fatalf("the dry run returned %v, want effects: %s", err, out)
 		}
 		for _, f := range flows {
 			local, found := ask[Count](p, "h1/buyer", "Count", f.Name).Local, 0
@@ -211,16 +212,16 @@ func dryRun(p *policed, law string, flows []oneFlow) {
 			}
 		}
 		if len(pairs) != 6 || len(r.Effects.Silent) > 0 {
-			p.t.Errorf("%s: the dry run has other effects than the expected ones: %+v", host, r.Effects)
+			p.t.Errorf("%s: the dry run reports %+v, want effects on six pairs, and an answer of each peer", host, r.Effects)
 		}
 	}
 	p.flowing("h1/buyer", flows)
 	if list, err := p.weft("h1", "", "policy", "list"); err != nil || !strings.Contains(list, "no policies") {
-		p.t.Errorf("the dry run changed policies: %v: %s", err, list)
+		p.t.Errorf("after the dry run policy list prints %[2]s (%[1]v), want no policies", err, list)
 	}
 }
 
-// told waits until h2 reports what it dropped, or would have dropped.
+// told waits until h2 reports the given packets as dropped, or with audit as packets that it would drop.
 func told(p *policed, audit bool, wanted ...string) {
 	p.t.Helper()
 	for _, want := range wanted {
@@ -273,10 +274,10 @@ func counted(p *policed) {
 	sent := 0
 	for range 10 {
 		p.reaches("h2/visitor", "h2/two", false, 80)
-		sent += 4 // at least one of each kind
+		sent += 4 // at least one packet for each protocol and family
 	}
 	if now := dropped(); now < before+uint64(sent) {
-		p.t.Errorf("the kernel counted %d dropped packets, but at least %d were dropped", now-before, sent)
+		p.t.Errorf("the kernel counted %d dropped packets, want at least %d", now-before, sent)
 	}
 	for _, one := range p.status("h1").Peers {
 		if one.Nickname == "h2" && (one.Dropped < uint64(sent) || one.Isolated != 1) {
@@ -285,8 +286,8 @@ func counted(p *policed) {
 	}
 }
 
-// badManifests asserts that invalid manifests change nothing and are explained.
-func badManifests(p *policed, law string) {
+// badManifests asserts that weft refuses invalid manifests, explains them, and changes nothing.
+func badManifests(p *policed, policy string) {
 	p.t.Helper()
 	before, err := p.weft("h1", "", "policy", "get", "shop/p0")
 	if err != nil {
@@ -295,23 +296,23 @@ func badManifests(p *policed, law string) {
 	generation := p.status("h1").Generation
 	for says, bad := range map[string]string{
 		"line 8":             "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: [}\n",
-		"spec.podselector":   strings.Replace(law, "podSelector", "podselector", 1),
+		"spec.podselector":   strings.Replace(policy, "podSelector", "podselector", 1),
 		"endPort":            manifest(`shop: {podSelector: {}, ingress: [{ports: [{port: 80, endPort: 70}]}]}`),
 		"ipBlock":            manifest(`shop: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}]}]}`),
-		"Deployment":         law + "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n",
+		"Deployment":         policy + "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n",
 		"policyTypes":        manifest(`shop: {podSelector: {}, policyTypes: [Sideways]}`),
 		"standard input":     "\x00",
 		"spec.ingress[0].fr": manifest(`shop: {podSelector: {}, ingress: [{from: [{}]}]}`),
 	} {
-		if !strings.HasPrefix(bad, "\x00") { // valid documents come first
+		if !strings.HasPrefix(bad, "\x00") { // put a valid policy before the invalid document: it must not be applied either
 			bad = manifest(`team: {podSelector: {}, ingress: []}`) + bad
 		}
 		if said := fails(p.t, p.Lab, "h2", bad, "weft", "policy", "apply", "-f", "-"); !strings.Contains(said, says) || !strings.Contains(said, "exit code 2") {
-			p.t.Errorf("the refusal does not contain %q and exit code 2: %s", says, said)
+			p.t.Errorf("the refusal is %[2]s, want %[1]q in it and exit code 2", says, said)
 		}
 	}
 	fails(p.t, p.Lab, "h1", "", "weft", "policy", "delete", "shop/p0", "shop/nothing")
 	if now, err := p.weft("h1", "", "policy", "get", "shop/p0"); err != nil || now != before || p.status("h1").Generation != generation {
-		p.t.Errorf("a refused command changed policies: %v\n%s", err, now)
+		p.t.Errorf("after refused commands, the policy is (error %v)\n%s\nwant it unchanged:\n%s", err, now, before)
 	}
 }

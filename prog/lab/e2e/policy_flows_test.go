@@ -10,14 +10,14 @@ import (
 	"weft/prog/lab"
 )
 
-// oneFlow is a flow from the client, with its server.
+// oneFlow is a flow of a client, with the server to which it goes.
 type oneFlow struct {
 	Flow
 	server string
 }
 
-// flows returns all flows of one client: to a server on its own host and to one on another, in both
-// families: a connection, datagrams with answers, and answers without further requests.
+// flows starts flows of a client to each server, in both families, and returns them: a TCP connection,
+// datagrams with answers, and a request that the server answers with many datagrams.
 func (p *policed) flows(client string, servers ...string) (out []oneFlow) {
 	p.t.Helper()
 	for _, server := range servers {
@@ -33,7 +33,7 @@ func (p *policed) flows(client string, servers ...string) (out []oneFlow) {
 	return out
 }
 
-// flowing waits until every flow has received some more answers.
+// flowing waits until every flow has received five more answers.
 func (p *policed) flowing(client string, flows []oneFlow) {
 	p.t.Helper()
 	for _, f := range flows {
@@ -44,7 +44,7 @@ func (p *policed) flowing(client string, flows []oneFlow) {
 	}
 }
 
-// moment returns what has arrived of flows at both ends.
+// moment returns how many messages of the flows have arrived at both ends so far.
 func (p *policed) moment(client string, flows []oneFlow) map[string]int {
 	p.t.Helper()
 	out := map[string]int{}
@@ -57,12 +57,12 @@ func (p *policed) moment(client string, flows []oneFlow) map[string]int {
 	return out
 }
 
-// silent asserts that nothing of flows arrives at either end any more.
+// silent asserts that no message of the flows arrives at either end any more.
 func (p *policed) silent(client string, flows []oneFlow) {
 	p.t.Helper()
-	time.Sleep(200 * time.Millisecond) // for packets in flight
+	time.Sleep(200 * time.Millisecond) // let packets in flight arrive
 	before := p.moment(client, flows)
-	time.Sleep(800 * time.Millisecond) // longer than a retransmission
+	time.Sleep(800 * time.Millisecond) // wait longer than the time until a retransmission
 	for what, n := range p.moment(client, flows) {
 		if n != before[what] {
 			p.t.Errorf("%s: received %d before the pause, %d after it; want no difference", what, before[what], n)
@@ -76,7 +76,7 @@ func (p *policed) tracked(client string, flows []oneFlow) {
 	for _, f := range flows {
 		local := ask[Count](p, client, "Count", f.Name).Local
 		if !ask[bool](p, client[:2], "Tracked", [2]uint16{local, f.To.Port()}) {
-			p.t.Errorf("conntrack has no entry for the flow %s from port %d", f.Name, local)
+			p.t.Errorf("conntrack has no entry for the flow %s from port %d, want one", f.Name, local)
 		}
 	}
 }
@@ -121,7 +121,7 @@ func TestPolicyEndsEstablishedFlows(t *testing.T) {
 	}
 	for _, f := range flows {
 		if c := ask[Count](p, "h1/client", "Count", f.Name); c.Err != "" {
-			t.Errorf("the flow %s ended with an error: %+v", f.Name, c)
+			t.Errorf("the flow %s ended with an error, want it to go on: %+v", f.Name, c)
 		}
 	}
 }

@@ -19,13 +19,13 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// policed is a lab with pods: containers, and hosts, in which Pod runs.
+// policed is a lab in whose containers, and on whose hosts, the program Pod runs.
 type policed struct {
 	*lab.Lab
 	t     *testing.T
-	dir   string // folder of the sockets
+	dir   string // folder of the sockets of the Pods
 	pods  map[string]*rpc.Client
-	addrs map[string][]netip.Addr // of containers, IPv4 first
+	addrs map[string][]netip.Addr // addresses of each container, IPv4 first
 }
 
 // hostPort is the port on which hosts serve.
@@ -66,7 +66,7 @@ func (p *policed) start(target string, ports ...uint16) {
 	p.t.Cleanup(func() { client.Close() })
 }
 
-// add makes a container that serves on ports before it is attached.
+// add makes a container, starts Pod in it, and attaches it. So it serves on ports before it has a network.
 func (p *policed) add(target string, as lab.Identity, ports ...uint16) {
 	p.t.Helper()
 	if err := p.AddContainer(p.t.Context(), target); err != nil {
@@ -103,7 +103,7 @@ func (p *policed) replug(target string, as lab.Identity) {
 func ask[T any](p *policed, target, method string, args any) (out T) {
 	p.t.Helper()
 	if err := p.pods[target].Call("Pod."+method, args, &out); err != nil {
-		p.t.Fatalf("calling the Pod in %s: %s: %v", target, method, err)
+		p.t.Fatalf("calling %[2]s of the Pod in %[1]s returned %[3]v, want success", target, method, err)
 	}
 	return out
 }
@@ -118,7 +118,7 @@ func (p *policed) weft(host, stdin string, args ...string) (string, error) {
 func (p *policed) apply(host, manifest string) {
 	p.t.Helper()
 	if _, err := p.weft(host, manifest, "policy", "apply", "--wait", "-f", "-"); err != nil {
-		p.t.Fatalf("applying policies failed: %v\n%s", err, manifest)
+		p.t.Fatalf("applying policies failed, want success: %v\n%s", err, manifest)
 	}
 }
 
@@ -131,7 +131,7 @@ func (p *policed) remove(host string, names ...string) {
 	p.settled(host)
 }
 
-// settled waits until all hosts enforce the policies that one of them knows.
+// settled waits until all hosts enforce the policies that the given host knows.
 func (p *policed) settled(host string) {
 	p.t.Helper()
 	eventually.True(p.t, 30*time.Second, "all hosts enforce the same policies", func() bool {
@@ -172,7 +172,7 @@ func space(name, key, value string) string {
 	return fmt.Sprintf("---\napiVersion: v1\nkind: Namespace\nmetadata: {name: %q, labels: {%s: %q}}\n", name, key, value)
 }
 
-// Time limits for packets that should arrive, and for those that should not.
+// patient is the time limit for packets that should arrive, impatient for packets that should not.
 const (
 	patient   = 15 * time.Second
 	impatient = 300 * time.Millisecond

@@ -50,10 +50,10 @@ func suiteLab(t *testing.T) *policed {
 // situation is a set of policies with the expected connectivity.
 type situation struct {
 	name     string
-	policies []string // "NAMESPACE: {spec}"
-	// The isolated pods, with the connections that they still accept ("x/a <- y/* x/b on 80/TCP") or
-	// may open ("x/a -> y/*"). Lines about the same pod add up. Other pods are not isolated, and
-	// every pod reaches itself.
+	policies []string // each policy as "NAMESPACE: {spec}"
+	// want lists the isolated pods, with the connections that they still accept
+	// ("x/a <- y/* x/b on 80/TCP") or may open ("x/a -> y/*"). Of several lines about a pod, each allows
+	// more. Pods without a line are not isolated. Every pod reaches itself.
 	want []string
 }
 
@@ -146,7 +146,7 @@ func (p *policed) expect(s situation) {
 	}
 	group.Go(func() { p.expectExplained(s) })
 	group.Wait()
-	// A packet may arrive although its answer is lost. That check needs no waiting.
+	// A denied packet may arrive although its answer is lost, so also check what the pods received.
 	for dst, now := range p.heardBy(suitePods) {
 		for h, n := range now {
 			src, ok := p.podAt(h.From)
@@ -200,7 +200,7 @@ func (p *policed) expectFrom(s situation, src string) {
 	}
 	var got []bool
 	if err := p.pods[home(src)].Call("Pod.Reach", tries, &got); err != nil {
-		p.t.Errorf("probes from %s failed: %v", src, err)
+		p.t.Errorf("probes from %s returned %v, want results", src, err)
 		return
 	}
 	for i, yes := range got {
@@ -210,7 +210,7 @@ func (p *policed) expectFrom(s situation, src string) {
 	}
 }
 
-// expectExplained asks for explanations: one port of every pair, and two of denied ones.
+// expectExplained compares weft policy explain with the table, for some ports of every pair of pods.
 func (p *policed) expectExplained(s situation) {
 	var asked []api.ExplainRequest
 	var want []bool
@@ -219,7 +219,7 @@ func (p *policed) expectExplained(s situation) {
 			for k, port := range suitePorts {
 				yes := s.reach(src, dst, port)
 				if src == dst || yes && (i+j+k)%len(suitePorts) != 0 || (i+j+k)%3 != 0 {
-					continue // one port of every pair is enough
+					continue // ask for some ports of every pair only, to save time
 				}
 				number := uint16(80)
 				if port[:2] == "81" {
@@ -231,7 +231,7 @@ func (p *policed) expectExplained(s situation) {
 	}
 	var answers []api.Explanation
 	if err := p.pods["h1"].Call("Pod.Explain", asked, &answers); err != nil {
-		p.t.Errorf("%s: the request to explain failed: %v", s.name, err)
+		p.t.Errorf("%s: policy explain returned %v, want explanations", s.name, err)
 		return
 	}
 	for i, a := range answers {
@@ -241,7 +241,7 @@ func (p *policed) expectExplained(s situation) {
 		for _, v := range a.Verdicts {
 			for _, d := range []api.Decision{v.Egress, v.Ingress} {
 				if d.Kernel == nil || d.Kernel.Differs {
-					p.t.Errorf("%s: explain of %+v: the kernel's verdict differs or is missing: %+v", s.name, asked[i], d)
+					p.t.Errorf("%s: explain of %+v: the kernel's verdict differs or is missing, want the same verdict: %+v", s.name, asked[i], d)
 				}
 			}
 			if v.Allowed != want[i] {

@@ -43,7 +43,7 @@ func TestBlockedPortIsReported(t *testing.T) {
 		return r.Ready && len(r.Warnings) == 1 && strings.Contains(w, "(h1)") && strings.Contains(w, says)
 	})
 	if out, err := l.Exec(t.Context(), "h2", nil, toolArgs(t, "get", "http://127.0.0.1:6784/metrics")...); err != nil || !strings.Contains(out, `weft_warnings{reason="PortBlocked"} 1`) {
-		t.Errorf("error %v; the metrics do not report the blocked port", err)
+		t.Errorf("the metrics lack a warning for PortBlocked, want one: error %v", err)
 	}
 	run(t, l, "h1", "nft", "delete", "table", "inet", "firewall")
 	eventually.True(t, 40*time.Second, "all hosts are ready without warnings", func() bool {

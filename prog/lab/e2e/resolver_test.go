@@ -58,7 +58,7 @@ func TestOtherNamesAreForwarded(t *testing.T) {
 	if got := txt("host.corp"); got != `"third" "1"` {
 		t.Errorf("a query below corp got %s, want the answer of the server in --dns-forward", got)
 	}
-	resolvConf(t, l, "h1", "192.0.2.99", "2001:db8::3", "192.0.2.2") // dead, lying, good
+	resolvConf(t, l, "h1", "192.0.2.99", "2001:db8::3", "192.0.2.2") // these servers are dead, lying and good
 	if got := txt("two.example"); !strings.HasPrefix(got, `"second"`) {
 		t.Errorf("with a dead and a lying server first, the answer is %s, want that of the third server", got)
 	}
@@ -81,7 +81,7 @@ func TestOtherNamesAreForwarded(t *testing.T) {
 	}
 	want := "nameserver 169.254.1.1\nnameserver 192.0.2.3\nsearch h1.weft.internal weft.internal\noptions ndots:2\n"
 	if got := run(t, l, "h1/c9", "cat", "/etc/resolv.conf"); got != want {
-		t.Errorf("with --dns-fallback, the container's resolv.conf is %s", got)
+		t.Errorf("with --dns-fallback, the container's resolv.conf is %s, want %s", got, want)
 	}
 }
 
@@ -96,20 +96,20 @@ func TestNoOpenResolver(t *testing.T) {
 	questions := []string{"c1.weft.internal A", "one.example TXT"}
 	for _, got := range digs(t, l, "h2", "+short @"+node[0].String(), questions...) {
 		if got == "" || strings.Contains(got, "FAILED") {
-			t.Errorf("another peer got the answer %q, want one", got)
+			t.Errorf("h2, a peer, got the answer %q, want a valid answer", got)
 		}
 	}
 	for _, exposed := range []bool{false, true} {
 		if exposed {
 			run(t, l, "h1", "weft", "expose")
 			time.Sleep(time.Second)
-			run(t, l, "h3", "weft", "probe", "icmp", "--count", "1", node[0].String()) // it is reachable
+			run(t, l, "h3", "weft", "probe", "icmp", "--count", "1", node[0].String()) // the name server's address is reachable now
 		}
 		for _, server := range node {
 			for _, transport := range []string{"+notcp", "+tcp"} {
 				for i, got := range digs(t, l, "h3", "+short +time=1 "+transport+" @"+server.String(), questions...) {
 					if !strings.Contains(got, "FAILED") || strings.Contains(got, "refused") {
-						t.Errorf("exposed %v: a host on the underlay got an answer from %v over %s to %s: %s", exposed, server, transport, questions[i], got)
+						t.Errorf("exposed %v: a host on the underlay asked %v over %s for %s, want no answer: %s", exposed, server, transport, questions[i], got)
 					}
 				}
 			}

@@ -79,7 +79,7 @@ func TestUnauthenticatedStreamsUseLittleMemory(t *testing.T) {
 		}
 		return true
 	})
-	var most int // KiB, proc(5)
+	var most int // peak memory in KiB, see proc(5)
 	_, peak, _ := strings.Cut(run(t, l, "h1", "cat", fmt.Sprintf("/proc/%d/status", report(t, l, "h1").Router.PID)), "VmHWM:")
 	if _, err := fmt.Sscanf(peak, " %d kB", &most); err != nil || most > 100<<10 {
 		t.Errorf("the agent had up to %d MiB in memory, want at most 100; error %v", most>>10, err)

@@ -20,13 +20,13 @@ func TestUnitsAreHardened(t *testing.T) {
 	for _, unit := range []string{"weft.service", "weft-datapath.service"} {
 		out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=39", "--no-pager", filepath.Join(units, unit)).CombinedOutput()
 		if err != nil {
-			t.Errorf("systemd-analyze rates %s as too open: %v\n%s", unit, err, out)
+			t.Errorf("systemd-analyze rates %s as too open, want a score of at most 3.9: %v\n%s", unit, err, out)
 		}
 	}
 }
 
-// A real systemd runs the agent. The agent waits until weft launch. stop and reset are not undone,
-// but a crashed agent is restarted. After a reset, it founds no new network.
+// A real systemd runs the agent. The agent waits until weft launch. systemd does not start it again after
+// weft stop and weft reset, but after a crash. After a reset, the agent founds no new network.
 func TestAgentUnderSystemd(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("systemd as process 1 of a namespace needs root")
@@ -42,7 +42,7 @@ func TestAgentUnderSystemd(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "unshare", "-p", "-f", "--kill-child", "-m", "-n", "-u", "-i", "-C", "bash", "testdata/systemd.sh", out, labtest.Bin(t), where)
-	console, _ := cmd.CombinedOutput() // systemd is killed when it powers off
+	console, _ := cmd.CombinedOutput() // the error is ignored: at power-off, systemd is killed
 	said, err := os.ReadFile(filepath.Join(out, "said"))
 	if err != nil {
 		t.Skipf("systemd does not run in a namespace here: %v\n%s", err, console)
