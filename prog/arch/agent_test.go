@@ -17,8 +17,8 @@ import (
 // Size limits of the agent's components, so that each owns one piece of state and is easy to
 // understand.
 const (
-	mostMethods = 25   // of a type
-	mostLines   = 400  // of a file
+	mostMethods = 25   // methods of a type
+	mostLines   = 400  // lines of a file
 	mostInAll   = 1000 // lines of a package
 )
 
@@ -71,7 +71,7 @@ func TestAgentComponentsAreSmall(t *testing.T) {
 			}
 			n := bytes.Count(text, []byte("\n"))
 			if inAll += n; n > mostLines {
-				t.Errorf("%s has %d lines, the limit is %d: divide it", path, n, mostLines)
+				t.Errorf("%s has %d lines, want at most %d: divide the file", path, n, mostLines)
 			}
 			for _, d := range file.Decls {
 				if f, ok := d.(*ast.FuncDecl); ok && f.Recv != nil {
@@ -80,11 +80,11 @@ func TestAgentComponentsAreSmall(t *testing.T) {
 			}
 		}
 		if inAll > mostInAll {
-			t.Errorf("%s has %d lines, the limit is %d: divide it", dir, inAll, mostInAll)
+			t.Errorf("the package %s has %d lines, want at most %d: divide the package", dir, inAll, mostInAll)
 		}
 		for name, n := range methods {
 			if n > mostMethods {
-				t.Errorf("%s: %s has %d methods, the limit is %d: divide it", dir, name, n, mostMethods)
+				t.Errorf("%s: the type %s has %d methods, want at most %d: divide the type", dir, name, n, mostMethods)
 			}
 		}
 	}
@@ -122,7 +122,7 @@ func TestNoComponentChecksForKubernetes(t *testing.T) {
 			name = left.Sel.Name
 		}
 		if slices.Contains([]string{"kube", "cluster", "kubernetes"}, name) {
-			t.Errorf("%v: %s is compared with nil: give the component a different input outside Kubernetes", at(n), name)
+			t.Errorf("%v: %s is compared with nil, want no check for Kubernetes: give the component a different input outside Kubernetes", at(n), name)
 		}
 	})
 }
@@ -148,12 +148,12 @@ func TestFunctionsDocumentedAsPureArePure(t *testing.T) {
 			}
 			checked++
 			if why := impureBecause(funcs, f, map[string]bool{}); why != "" {
-				t.Errorf("%s: the comment of %s says pure, but %s", dir, name, why)
+				t.Errorf("%s: the comment of %s says pure, but %s; want a pure function, or another comment", dir, name, why)
 			}
 		}
 	}
 	if checked < 3 {
-		t.Errorf("only %d functions have the word pure in their comments: does this test look in the right place?", checked)
+		t.Errorf("only %d functions have the word pure in their comments, want at least 3: does this test look in the right place?", checked)
 	}
 }
 
@@ -183,7 +183,7 @@ func TestImpureFunctionsAreFound(t *testing.T) {
 		}
 		funcs := functions(map[string]*ast.File{"p.go": file})
 		if why := impureBecause(funcs, funcs["pure"], map[string]bool{}); (why == "") != (says == "") || !strings.Contains(why, says) {
-			t.Errorf("%s: %q, want %q", body, why, says)
+			t.Errorf("%s: got the reason %q, want %q", body, why, says)
 		}
 	}
 }
@@ -274,7 +274,7 @@ func declaredIn(f *ast.FuncDecl) map[string]bool {
 					own[name.Name] = true
 				}
 			}
-		case *ast.FuncLit: // its parameters
+		case *ast.FuncLit: // the parameters of the function literal
 			for _, field := range x.Type.Params.List {
 				for _, name := range field.Names {
 					own[name.Name] = true
@@ -343,7 +343,7 @@ func TestPlanIsPure(t *testing.T) {
 		for _, i := range file.Imports {
 			imported, _ := strconv.Unquote(i.Path.Value)
 			if slices.Contains(notInPure, imported) {
-				t.Errorf("%s imports %s", path, imported)
+				t.Errorf("%s imports %s, want no impure packages", path, imported)
 			}
 			if strings.HasPrefix(imported, "weft/") && !slices.Contains(pure, imported) {
 				names[imported[strings.LastIndex(imported, "/")+1:]] = imported
@@ -359,7 +359,7 @@ func TestPlanIsPure(t *testing.T) {
 				return true
 			}
 			if pkg, ok := f.X.(*ast.Ident); ok && names[pkg.Name] != "" {
-				t.Errorf("%s calls %s.%s: %s is not pure", path, pkg.Name, f.Sel.Name, names[pkg.Name])
+				t.Errorf("%s calls %s.%s, want only types of %s, which is not pure", path, pkg.Name, f.Sel.Name, names[pkg.Name])
 			}
 			return true
 		})

@@ -26,7 +26,7 @@ var pure = []string{
 // kubernetes lists the packages that may use Kubernetes' types.
 var kubernetes = []string{
 	"weft/prog/manifest", "weft/prog/kube", "weft/prog/kube/kubetest",
-	"weft/prog/lab/bench", // simulates a full API server
+	"weft/prog/lab/bench", // this benchmark simulates a full API server
 }
 
 // imaging lists the modules that make the container image. No program of Weft links them.
@@ -94,7 +94,7 @@ func TestImportsPointOneWay(t *testing.T) {
 				bad = "prog/api may only import the standard library"
 			}
 			if bad != "" {
-				t.Errorf("%s imports %s: %s", p.ImportPath, i, bad)
+				t.Errorf("%s imports %s, want imports of the allowed directions only: %s", p.ImportPath, i, bad)
 			}
 		}
 	}
@@ -107,7 +107,7 @@ func TestPurePackagesArePure(t *testing.T) {
 		}
 		for _, i := range p.Imports {
 			if slices.Contains(notInPure, i) {
-				t.Errorf("the pure package %s imports %s", p.ImportPath, i)
+				t.Errorf("the pure package %s imports %s, want pure imports only", p.ImportPath, i)
 			}
 		}
 	}
@@ -122,7 +122,7 @@ func TestCNIPluginHasFewImports(t *testing.T) {
 		for _, d := range p.Deps {
 			for _, heavy := range []string{"github.com/hashicorp", "k8s.io", "golang.zx2c4.com", "github.com/google/nftables", "github.com/spf13", "go.etcd.io", "net/http", "weft/mesh", "weft/ipam"} {
 				if strings.HasPrefix(d, heavy) && !slices.Contains(pure, d) {
-					t.Errorf("weft-cni links %s", d)
+					t.Errorf("weft-cni links %s, want no package that slows its start", d)
 				}
 			}
 		}
@@ -132,7 +132,7 @@ func TestCNIPluginHasFewImports(t *testing.T) {
 func TestEveryPackageHasAComment(t *testing.T) {
 	for _, p := range packages(t) {
 		if len(p.GoFiles) > 0 && len(p.Doc) < 25 {
-			t.Errorf("%s has no package comment, or a very short one", p.ImportPath)
+			t.Errorf("%s has the package comment %q, want at least 25 characters", p.ImportPath, p.Doc)
 		}
 	}
 }

@@ -13,7 +13,7 @@ func TestPurePackagesHaveExamples(t *testing.T) {
 		file := filepath.Join("..", "..", strings.TrimPrefix(p, "weft/"), "example_test.go")
 		data, err := os.ReadFile(file)
 		if err != nil || !strings.Contains(string(data), "// Output:") {
-			t.Errorf("%s has no example with an output in %s: %v", p, filepath.Base(file), err)
+			t.Errorf("%s has no example with an output, want one in %s: %v", p, filepath.Base(file), err)
 		}
 	}
 }

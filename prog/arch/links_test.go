@@ -51,13 +51,13 @@ func TestLinksAndPathsExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	if links < 80 || paths < 60 {
-		t.Errorf("only %d links and %d paths were found: does this test look in the right place?", links, paths)
+		t.Errorf("only %d links and %d paths were found, want at least 80 and 60: does this test look in the right place?", links, paths)
 	}
 }
 
 func exists(t *testing.T, file, path string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil {
-		t.Errorf("%s: %s does not exist", file, path)
+		t.Errorf("%s refers to %s, which does not exist; want an existing file", file, path)
 	}
 }

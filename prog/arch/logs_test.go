@@ -33,13 +33,13 @@ func TestLogsNamePeersWithTheirNickname(t *testing.T) {
 					continue
 				}
 				if looked++; !named(call.Args[i+1]) {
-					t.Errorf("%v: the value of %s has no nickname: use Mesh.Name", at(key), key.Value)
+					t.Errorf("%v: the value of %s has no nickname, want id(nickname): use Mesh.Name", at(key), key.Value)
 				}
 			}
 		})
 	}
 	if looked < 8 {
-		t.Errorf("only %d logs with peers were found: does this test look in the right place?", looked)
+		t.Errorf("only %d logs with peers were found, want at least 8: does this test look in the right place?", looked)
 	}
 }
 

@@ -29,7 +29,7 @@ func (g graph) reach(from string, seen map[string]bool) {
 	}
 }
 
-// reduced returns the arrows that do not follow from others.
+// reduced returns the arrows that other arrows do not imply.
 func (g graph) reduced() (arrows []string) {
 	for from, tos := range g {
 		for to := range tos {
@@ -63,7 +63,7 @@ func picture(t *testing.T, heading string) (arrows []string) {
 	_, rest, drawn := strings.Cut(rest, "```mermaid\n")
 	chart, _, ended := strings.Cut(rest, "```")
 	if !found || !drawn || !ended {
-		t.Fatalf("architecture.md has no picture below %q", heading)
+		t.Fatalf("architecture.md has no picture below %q, want a Mermaid flowchart", heading)
 	}
 	for _, m := range arrow.FindAllStringSubmatch(chart, -1) {
 		arrows = append(arrows, m[1]+" --> "+m[2])
@@ -78,18 +78,18 @@ func compare(t *testing.T, heading string, code graph) {
 	drawn, real := picture(t, heading), code.reduced()
 	for _, a := range drawn {
 		if !slices.Contains(real, a) {
-			t.Errorf("%s: the picture has the arrow %q, but the code does not, or it follows from others", heading, a)
+			t.Errorf("%s: the picture has the arrow %q, want it removed: the code has no such import, or other arrows imply it", heading, a)
 		}
 	}
 	for _, a := range real {
 		if !slices.Contains(drawn, a) {
-			t.Errorf("%s: the code has the arrow %q, but the picture does not", heading, a)
+			t.Errorf("%s: the picture lacks the arrow %q of the code, want it", heading, a)
 		}
 	}
 }
 
 func TestPictureOfTheAgentMatchesImports(t *testing.T) {
-	everywhere := []string{"live", "metric", "config", "agenttest", "policytest"} // used by all components
+	everywhere := []string{"live", "metric", "config", "agenttest", "policytest"} // all components use these packages, so the picture omits them
 	code := graph{}
 	for _, p := range packages(t) {
 		from, ok := component(p.ImportPath)

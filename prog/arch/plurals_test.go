@@ -21,10 +21,10 @@ var (
 // cannot import it avoid such phrases.
 func TestMessagesUseCountForPlurals(t *testing.T) {
 	for _, dir := range []string{"mesh", "ipam", "router", "prog/agent", "prog/cli", "prog/cni", "prog/kube", "prog/lab"} {
-		measurements := []string{"bench", "uml"} // for developers
+		measurements := []string{"bench", "uml"} // only developers read the output of these packages
 		inspect(t, dir, measurements, func(at func(ast.Node) token.Position, n ast.Node) {
 			if s, ok := n.(*ast.BasicLit); ok && s.Kind == token.STRING && counted.MatchString(bound.ReplaceAllString(s.Value, "")) && !unseen.MatchString(s.Value) {
-				t.Errorf("%v: %s: use words.Count", at(s), s.Value)
+				t.Errorf("%v: %s can print \"1 hosts\", want the right plural: use words.Count", at(s), s.Value)
 			}
 		})
 	}

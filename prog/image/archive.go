@@ -24,8 +24,8 @@ func (b *bundle) writeArchive(path string) (size int64, err error) {
 	// One entry only: importers that expect a single image then find it without a name.
 	top := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: b.index, Descriptor: v1.Descriptor{
 		Annotations: map[string]string{
-			"io.containerd.image.name":          b.opts.name.Name(),   // read by ctr and podman
-			"org.opencontainers.image.ref.name": b.opts.name.TagStr(), // read by skopeo and oras
+			"io.containerd.image.name":          b.opts.name.Name(),   // ctr and podman read the name here
+			"org.opencontainers.image.ref.name": b.opts.name.TagStr(), // skopeo and oras read the tag here
 		},
 	}})
 	if _, err := layout.Write(dir, top); err != nil {

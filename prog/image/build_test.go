@@ -32,7 +32,7 @@ func binaries(t *testing.T) string {
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", "bin/", "./...")
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOFLAGS=", "GOWORK=off", "GOOS=linux", "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+		t.Fatalf("go build returned %v, want success:\n%s", err, out)
 	}
 	return filepath.Join(dir, "bin")
 }
@@ -88,7 +88,7 @@ func TestInvalidInputsAreRefused(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, c.want)
 			}
 			if _, err := os.Stat(path); err == nil {
-				t.Error("the archive was written despite the error")
+				t.Error("the archive exists after an error, want none")
 			}
 		})
 	}

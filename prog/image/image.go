@@ -118,7 +118,7 @@ func (o options) image(p platform) (v1.Image, error) {
 			User:       "0:0",
 			Entrypoint: []string{"/weft"},
 			Cmd:        []string{"agent"},
-			// So that `kubectl exec ds/weft -- weft status` finds it.
+			// With this PATH, `kubectl exec ds/weft -- weft status` finds the program.
 			Env:        []string{"PATH=/"},
 			WorkingDir: "/",
 			Labels:     o.annotations(),
@@ -149,7 +149,7 @@ func (o options) layer(p platform) (v1.Layer, error) {
 	if err := w.Close(); err != nil {
 		return nil, err
 	}
-	// gzip instead of zstd, because every runtime and registry reads it.
+	// Use gzip instead of zstd, because every runtime and registry reads gzip.
 	return tarball.LayerFromOpener(
 		func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil },
 		tarball.WithMediaType(types.OCILayer), tarball.WithCompressionLevel(gzip.BestCompression), tarball.WithCompressedCaching)

@@ -73,12 +73,12 @@ func TestSameInputSameBytes(t *testing.T) {
 	for _, file := range []string{"weft-image.tar", "weft-image.amd64.sbom.json", "weft-image.arm64.sbom.json"} {
 		a, b := read(t, filepath.Dir(one), file), read(t, filepath.Dir(two), file)
 		if !bytes.Equal(a, b) {
-			t.Errorf("%s differs between two runs: digests %x and %x", file, sha256.Sum256(a), sha256.Sum256(b))
+			t.Errorf("%s differs between two runs, want the same bytes: digests %x and %x", file, sha256.Sum256(a), sha256.Sum256(b))
 		}
 	}
 	opts.created = opts.created.Add(time.Second)
 	if bytes.Equal(read(t, filepath.Dir(one), "weft-image.tar"), read(t, filepath.Dir(written(t, opts)), "weft-image.tar")) {
-		t.Error("another -created gives the same archive, so this test would not notice a difference")
+		t.Error("with another -created the archive is the same, want another one: this test would not notice a difference")
 	}
 }
 
@@ -108,7 +108,7 @@ func unpack(t *testing.T, archive string) layout.Path {
 		}
 		sum := sha256.Sum256(data)
 		if blob, name := filepath.Split(h.Name); blob != "" && (blob != "blobs/sha256/" || name != hex.EncodeToString(sum[:])) {
-			t.Errorf("the content of blob %s has the digest %x", h.Name, sum)
+			t.Errorf("the content of blob %s has the digest %x, want the digest in its name", h.Name, sum)
 		}
 		path := filepath.Join(dir, h.Name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -219,7 +219,7 @@ func checkLayer(t *testing.T, img v1.Image, p platform) {
 			t.Errorf("%v: got file %s of %d bytes, want %s of %d bytes", p, h.Name, len(data), want.name, len(want.data))
 		}
 		if h.Typeflag != tar.TypeReg || h.Mode != 0o755 || h.Uid != 0 || h.Gid != 0 || h.Uname != "" || !h.ModTime.Equal(created) {
-			t.Errorf("%v: %s has the header %+v", p, h.Name, h)
+			t.Errorf("%v: %s has the header %+v, want a file of root with mode 755 and the time of -created", p, h.Name, h)
 		}
 	}
 	if h, err := r.Next(); err != io.EOF {

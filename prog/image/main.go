@@ -24,7 +24,7 @@ import (
 type options struct {
 	name     name.Tag
 	version  string
-	revision string    // commit of the sources; empty if unknown
+	revision string    // commit of the sources; empty if it is unknown
 	created  time.Time // time of the sources, not of the build
 }
 
@@ -127,7 +127,7 @@ func writeFile(path string, fill func(io.Writer) error) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name()) // fails after the rename, as intended
+	defer os.Remove(tmp.Name()) // the removal fails after the rename, as intended
 	if err := errors.Join(fill(tmp), tmp.Chmod(0o644), tmp.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}

@@ -63,7 +63,7 @@ func (o options) sbom(p platform, digest v1.Hash) ([]byte, error) {
 	}
 	bom.Components, bom.Dependencies = &components, &depends
 	var buf bytes.Buffer
-	// An old version of the format, because many scanners do not read the newest one.
+	// Write an old version of the format, because many scanners do not read the newest version.
 	err := cdx.NewBOMEncoder(&buf, cdx.BOMFileFormatJSON).SetPretty(true).SetEscapeHTML(false).EncodeVersion(bom, cdx.SpecVersion1_5)
 	return buf.Bytes(), err
 }
@@ -103,7 +103,7 @@ func module(m *debug.Module) cdx.Component {
 	}
 	c := cdx.Component{BOMRef: purl, Type: cdx.ComponentTypeLibrary, Name: m.Path, Version: m.Version, PackageURL: purl}
 	if m.Sum != "" {
-		// A property instead of a hash, because go.sum's hash is not of a single file.
+		// Write a property instead of a hash: the hash in go.sum is not the hash of a single file.
 		c.Properties = &[]cdx.Property{{Name: "go.sum", Value: m.Sum}}
 	}
 	return c

@@ -17,7 +17,7 @@ func TestBillsAreAttachedToTheirImages(t *testing.T) {
 	for i, p := range standIns() {
 		desc := m.Manifests[len(m.Manifests)/2+i]
 		if got := desc.Platform.String(); got != "unknown/unknown" || desc.ArtifactType != string(sbomType) {
-			t.Errorf("the manifest has artifact type %s and platform %s: a runtime could take it for an image", desc.ArtifactType, got)
+			t.Errorf("the bill's manifest has artifact type %s and platform %s, want %s and unknown/unknown: a runtime could take it for an image", desc.ArtifactType, got, sbomType)
 		}
 		img, err := idx.Image(desc.Digest)
 		if err != nil {

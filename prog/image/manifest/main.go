@@ -63,7 +63,7 @@ func run(folder, version string) error {
 	return nil
 }
 
-// The files that contain the release.
+// These files contain the release.
 const (
 	chartFile     = "chart/Chart.yaml"
 	installFile   = "weft.yaml"
@@ -75,7 +75,7 @@ const (
 // forbid.
 var release = regexp.MustCompile(`^v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z]+([.-][0-9A-Za-z]+)*)?$`)
 
-// Lines that contain the release.
+// These expressions match the lines that contain the release.
 var (
 	chartVersion = regexp.MustCompile(`(?m)^version: .*$`)
 	appVersion   = regexp.MustCompile(`(?m)^appVersion: .*$`)

@@ -26,7 +26,7 @@ func TestManifestsAreCurrent(t *testing.T) {
 	}
 	for name, want := range made {
 		if !bytes.Equal(read(t, filepath.Join(deploy, name)), want) {
-			t.Errorf("site/deploy/%s differs from the rendered chart: run `make manifest`", name)
+			t.Errorf("site/deploy/%s differs from the rendered chart, want the same text: run `make manifest`", name)
 		}
 	}
 }
@@ -95,11 +95,11 @@ func TestReleaseIsStored(t *testing.T) {
 	}
 	for _, name := range []string{chartFile, installFile, uninstallFile} {
 		if !strings.Contains(string(read(t, filepath.Join(dir, name))), "v1.2.3\n") {
-			t.Errorf("%s does not contain v1.2.3", name)
+			t.Errorf("%s lacks the release v1.2.3, want it", name)
 		}
 	}
 	if left, _ := filepath.Glob(dir + "/*.new"); len(left) > 0 {
-		t.Errorf("temporary files are left over: %v", left)
+		t.Errorf("temporary files %v are left, want none", left)
 	}
 }
 
@@ -119,15 +119,15 @@ func TestMakeImageBuildsTheImageOfTheManifests(t *testing.T) {
 		if c.arg != "" {
 			cmd.Args = append(cmd.Args, c.arg)
 		}
-		cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { // without the variables of a make that runs this test
+		cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { // remove the variables of a make that runs this test
 			return strings.HasPrefix(kv, "MAKE") || strings.HasPrefix(kv, "VERSION=") || strings.HasPrefix(kv, "IMAGE=") || strings.HasPrefix(kv, "MFLAGS=")
 		})
 		out, err := cmd.CombinedOutput()
 		if err != nil || !strings.Contains(string(out), "-name '"+c.want+"'") {
-			t.Errorf("make image %s does not build %s: %v\n%s", c.arg, c.want, err, out)
+			t.Errorf("make image %s: want the image %s: %v\n%s", c.arg, c.want, err, out)
 		}
-		if c.arg == "" && !strings.Contains(string(out), "weft/prog/cli.Version="+tag) { // the commit follows the release, unless it is tagged
-			t.Errorf("the programs do not get a version of %s:\n%s", tag, out)
+		if c.arg == "" && !strings.Contains(string(out), "weft/prog/cli.Version="+tag) { // the version ends with the commit, unless the commit has the release's tag
+			t.Errorf("make image gives the programs another version, want one that begins with %s:\n%s", tag, out)
 		}
 	}
 }
@@ -154,7 +154,7 @@ func TestNoFileUsesTheTagLatest(t *testing.T) {
 	for _, dir := range []string{deploy, docs, "../../lab", "../../../README.md", "../../../Makefile"} {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && !d.IsDir() && bytes.Contains(read(t, path), []byte("weft:"+"latest")) {
-				t.Errorf("%s uses the tag latest", path)
+				t.Errorf("%s uses the tag latest, want a release", path)
 			}
 			return err
 		})
@@ -198,7 +198,7 @@ func objects(t *testing.T) (out []object) {
 	for doc := range strings.SplitSeq(string(data), "\n---\n") {
 		var o object
 		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
-			t.Fatalf("%v\n%s", err, doc)
+			t.Fatalf("a document is unreadable, want YAML: %v\n%s", err, doc)
 		}
 		out = append(out, o)
 	}
@@ -216,7 +216,7 @@ func TestLeastPrivilege(t *testing.T) {
 				}
 			}
 			if strings.Join(r.Resources, "") == "secrets" && strings.Join(r.Verbs, "") != "create" && len(r.ResourceNames) != 1 {
-				t.Errorf("%s %s can read Secrets other than its own", o.Kind, o.Metadata.Name)
+				t.Errorf("%s %s can read any Secret, want its own Secret only", o.Kind, o.Metadata.Name)
 			}
 		}
 		pod := o.Spec.Template.Spec
@@ -225,7 +225,7 @@ func TestLeastPrivilege(t *testing.T) {
 			s := c.SecurityContext
 			if s.Privileged != nil || s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem ||
 				strings.Join(s.Capabilities.Drop, "") != "ALL" || pod.SecurityContext.SeccompProfile.Type != "RuntimeDefault" {
-				t.Errorf("%s has a wider security context than it needs: %+v", o.Metadata.Name, s)
+				t.Errorf("%s has the security context %+v, want no privileges, a read-only root and all capabilities dropped", o.Metadata.Name, s)
 			}
 			for _, c := range s.Capabilities.Add {
 				if c != "NET_ADMIN" && c != "NET_BIND_SERVICE" {
@@ -252,7 +252,7 @@ func TestRightsAreJustified(t *testing.T) {
 		case strings.HasPrefix(line, "- {apiGroups:"):
 			rules++
 			if !explained {
-				t.Errorf("this rule has no comment with its reason: %s", line)
+				t.Errorf("this rule has no comment above it, want one with the reason: %s", line)
 			}
 		case strings.HasPrefix(line, "# "):
 			explained = true
@@ -261,7 +261,7 @@ func TestRightsAreJustified(t *testing.T) {
 		}
 	}
 	if rules == 0 {
-		t.Error("found no rules in the roles")
+		t.Error("found no rules in the roles, want some: does this test look in the right place?")
 	}
 }
 

@@ -136,12 +136,12 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 	for _, h := range c.nodes {
 		starting.Go(func() {
 			if err := c.launch(h); err != nil {
-				t.Errorf("launch on %s: %v", h, err)
+				t.Errorf("launch on %s returned %v, want success", h, err)
 			}
 		})
 	}
 	eventually.True(c.t, 20*time.Second, "h1 reports what it waits for", func() bool {
-		out, _ := c.Exec(t.Context(), "h1", nil, "weft", "status") // it fails, since h1 is not ready
+		out, _ := c.Exec(t.Context(), "h1", nil, "weft", "status") // the error is ignored: h1 is not ready
 		return strings.Contains(out, "does not answer") && strings.Contains(out, ":8080")
 	})
 	c.serve()
@@ -163,7 +163,7 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 	if len(rings) != 1 || rings[""] {
 		t.Fatalf("got several rings, want one: %v", rings)
 	}
-	eventually.True(c.t, 20*time.Second, "all have addresses", func() bool {
+	eventually.True(c.t, 20*time.Second, "all hosts have addresses", func() bool {
 		return c.owns("h1", ids["h1"]) > 0 && c.owns("h1", ids["h2"]) > 0 && c.owns("h1", ids["h3"]) > 0
 	})
 
@@ -174,7 +174,7 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 	})
 	time.Sleep(5 * time.Second)
 	if c.owns("h1", ids["h3"]) == 0 {
-		t.Error("h3 was reclaimed while it answered")
+		t.Error("h3's addresses were reclaimed while h3 answered, want them kept")
 	}
 	if err := c.PowerOff(t.Context(), "h3"); err != nil {
 		t.Fatal(err)
@@ -189,8 +189,7 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 	}
 	eventually.True(c.t, 10*time.Second, "one event says that h3's addresses were reclaimed", func() bool { return c.reclaimed() == 1 })
 
-	// h2's disk is lost: another peer runs on the Node, and the addresses of the old one are
-	// reclaimed.
+	// h2's disk is lost. A new peer runs on the Node, and the addresses of the old peer are reclaimed.
 	if err := c.Kill(t.Context(), "h2", "agent"); err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +201,7 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 	}
 	old := ids["h2"]
 	if ids["h2"] = c.report("h2").Router.ID; ids["h2"] == old {
-		t.Fatal("h2 has the same peer id although its disk was lost")
+		t.Fatalf("after the loss of its disk, h2 has the peer id %s as before, want a new id", old)
 	}
 	eventually.True(c.t, 90*time.Second, "the old h2's addresses are reclaimed", func() bool { return c.owns("h1", old) == 0 && c.owns("h2", old) == 0 })
 	eventually.True(c.t, 10*time.Second, "another event says that addresses were reclaimed", func() bool { return c.reclaimed() == 2 })
@@ -218,13 +217,13 @@ func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 		t.Error(err)
 	}
 	if r := c.report("h2"); !rings[r.IPAM.Ring] || r.Router.ID != ids["h2"] {
-		t.Errorf("after a restart without the API server, h2 has another ring or id: %+v", r.Router)
+		t.Errorf("after a restart without the API server, h2 has the ring %s and the id %s, want those from before", r.IPAM.Ring, r.Router.ID)
 	}
 }
 
-// The Secret is deleted while no agent runs, and a new node starts. It founds no second network,
-// reports what it waits for, and joins once an agent of the network has restored the Secret.
-func TestSecretDeletedWhileAllAreDown(t *testing.T) {
+// The Secret is deleted while no agent runs, and a new node starts. The new node founds no second network
+// and reports what it waits for. It joins once an agent of the network has restored the Secret.
+func TestSecretDeletedWhileAllAgentsAreDown(t *testing.T) {
 	c := newCluster(t, 3)
 	c.serve()
 	for _, h := range c.nodes[:2] {
@@ -246,11 +245,11 @@ func TestSecretDeletedWhileAllAreDown(t *testing.T) {
 	joined := make(chan error, 1)
 	go func() { joined <- c.launch("h3") }()
 	eventually.True(c.t, 20*time.Second, "h3 reports that there is a network", func() bool {
-		out, _ := c.Exec(t.Context(), "h3", nil, "weft", "status") // it fails, since h3 is not ready
+		out, _ := c.Exec(t.Context(), "h3", nil, "weft", "status") // the error is ignored: h3 is not ready
 		return strings.Contains(out, "does not found another one") && (strings.Contains(out, "node h1") || strings.Contains(out, "node h2"))
 	})
 	if out := c.ask("GET", "/api/v1/secrets", ""); strings.Contains(out, `"Secret"`) {
-		t.Fatalf("h3 created a Secret: %s", out)
+		t.Fatalf("the API server has Secrets, want none: h3 must not create one: %s", out)
 	}
 	if err := c.launch("h2"); err != nil {
 		t.Fatal(err)
@@ -263,7 +262,7 @@ func TestSecretDeletedWhileAllAreDown(t *testing.T) {
 	}
 }
 
-// An invalid setting ends the agent, which reports it on the Node.
+// An agent with an invalid setting ends, and reports the setting in an event on its Node.
 func TestInvalidSettingEndsTheAgent(t *testing.T) {
 	c := newCluster(t, 1)
 	c.serve()

@@ -128,7 +128,7 @@ func find(ctx context.Context, arg string, mesh Lookup) (netip.Addr, error) {
 		return addr.Unmap(), nil
 	}
 	if _, err := words.Addr(arg); strings.Contains(arg, ":") || strings.Trim(arg, "0123456789.") == "" {
-		return netip.Addr{}, err // it looks like an address, and no name does
+		return netip.Addr{}, err // the argument looks like an address, and no host name does
 	}
 	if mesh != nil {
 		if known := mesh(ctx, arg); len(known) > 0 {

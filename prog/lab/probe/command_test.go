@@ -19,7 +19,7 @@ func TestNoLatencyWithoutAnswers(t *testing.T) {
 	}
 	out.Reset()
 	if err := writeJSON(&out, Result{Sent: 3, Lost: 3}); err != nil || strings.Contains(out.String(), "Ms") {
-		t.Errorf("got JSON %s, error %v", out.String(), err)
+		t.Errorf("got JSON %s, error %v, want no latencies", out.String(), err)
 	}
 }
 
@@ -43,10 +43,10 @@ func TestProbeResolvesNames(t *testing.T) {
 		switch {
 		case tt.says != "":
 			if err == nil || !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("%s: got %v, error %v", tt.arg, addr, err)
+				t.Errorf("%s: got %v, error %v, want an error with %q", tt.arg, addr, err, tt.says)
 			}
 		case err != nil || tt.want != "" && addr.String() != tt.want || tt.want == "" && !addr.IsLoopback():
-			t.Errorf("%s: got %v, error %v", tt.arg, addr, err)
+			t.Errorf("%s: got %v, error %v, want %q (empty: a loopback address)", tt.arg, addr, err, tt.want)
 		}
 	}
 }

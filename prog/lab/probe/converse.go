@@ -38,7 +38,7 @@ func converse(ctx context.Context, t *tally, cfg Config, c conversation) (Result
 
 	sending.Go(func() {
 		if !sendAll(ctx, &mu, t, cfg, c) {
-			_ = c.deadline(time.Now()) // stop receiving
+			_ = c.deadline(time.Now()) // a deadline now ends receive
 			return
 		}
 		mu.Lock()
@@ -94,7 +94,7 @@ func sendAll(ctx context.Context, mu *sync.Mutex, t *tally, cfg Config, c conver
 			mu.Unlock()
 			return false
 		}
-		t.res.Unsent = err.Error() // counts as lost
+		t.res.Unsent = err.Error() // the message was not sent, and counts as lost
 		mu.Unlock()
 	}
 	return true
@@ -108,7 +108,7 @@ func collect(t *tally, cfg Config, data []byte, err error, now time.Time) bool {
 	case err != nil && ended(err):
 		t.res.Error = err.Error()
 		return true
-	case err != nil || data == nil: // such as port unreachable: only that message is lost
+	case err != nil || data == nil: // an error such as "port unreachable" only loses one message
 		return false
 	case len(data) < headerSize:
 		t.res.Corrupt++
@@ -199,7 +199,7 @@ func dialTCP(ctx context.Context, addr netip.Addr, cfg Config, mode byte) (*net.
 // BulkResult is the throughput of one TCP stream.
 type BulkResult struct {
 	Addr    netip.Addr `json:"addr"`
-	Bytes   int64      `json:"bytes"` // counted by the receiver
+	Bytes   int64      `json:"bytes"` // number of bytes that the receiver counted
 	Seconds float64    `json:"seconds"`
 	Gbits   float64    `json:"gbitPerSecond"`
 }

@@ -28,7 +28,7 @@ type echo struct {
 	dst   *net.IPAddr
 	id    int
 	proto int
-	kind  icmp.Type // of echo requests
+	kind  icmp.Type // ICMP type of echo requests
 	reply icmp.Type
 	cfg   Config
 }

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// The first byte of a TCP connection selects a mode.
+// The first byte of a TCP connection selects one of these modes of weft probe listen.
 const (
-	modeEcho = 'E' // echo all bytes
+	modeEcho = 'E' // send back all bytes
 	modeSink = 'S' // at the end, send the number of received bytes (8 bytes, big endian)
 )
 

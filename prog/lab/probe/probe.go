@@ -22,12 +22,12 @@ import (
 
 // Config configures a probe.
 type Config struct {
-	Count    int           // messages to each address
-	Interval time.Duration // between two messages
+	Count    int           // number of messages to each address
+	Interval time.Duration // time between two messages
 	Timeout  time.Duration // time limit of an answer
 	Size     int           // bytes of payload
-	Marker   string        // fills the payload
-	Port     uint16        // tcp and udp
+	Marker   string        // text that fills the payload
+	Port     uint16        // port of weft probe listen, for tcp and udp
 	// Until ends the probe early when it is closed. nil: never.
 	Until <-chan struct{}
 }
@@ -65,7 +65,7 @@ type tally struct {
 	answered map[uint32]bool
 	last     uint32
 	rtts     []time.Duration
-	over     bool // all messages were sent
+	over     bool // whether all messages were sent
 	res      Result
 }
 
@@ -146,7 +146,7 @@ func Print(w io.Writer, results []Result) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "PROTO\tADDRESS\tSENT\tRECEIVED\tLOST\tDUP\tREORDERED\tMIN/AVG/P99/MAX MS")
 	for _, r := range results {
-		latency := "-" // without answers
+		latency := "-" // shown instead of latencies if there were no answers
 		if r.Received > 0 {
 			latency = fmt.Sprintf("%.2f/%.2f/%.2f/%.2f", r.Min, r.Avg, r.P99, r.Max)
 		}

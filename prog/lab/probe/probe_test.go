@@ -43,10 +43,10 @@ func TestTallyCountsLossAndOrder(t *testing.T) {
 			test.want.Proto = "udp"
 			got := tally.result()
 			if diff := cmp.Diff(test.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-				t.Error(diff)
+				t.Errorf("wrong result (-want +got):\n%s", diff)
 			}
 			if got.OK() != (name == "all") {
-				t.Errorf("OK returned %v", got.OK())
+				t.Errorf("OK returned %v, want %v", got.OK(), name == "all")
 			}
 		})
 	}
@@ -77,7 +77,7 @@ func TestClassifyNamesProtocols(t *testing.T) {
 		"udp 6784":                     v4("11", "1a80 1a80"),
 		"tcp 6783":                     v4("06", "c001 1a7f"),
 		"icmp":                         v4("01", "0800"),
-		"ip protocol 17":               v4("11", "1a80"), // truncated before the second port
+		"ip protocol 17":               v4("11", "1a80"), // the packet is truncated before its second port
 		"ip protocol 47":               v4("2f", ""),
 		"igmp":                         v4("02", ""),
 		"ipv4 fragment of protocol 17": ethernet("0800", "4500 0000 0000 0010 4011 0000 c0000201 c0000202 1a80 1a80"),
@@ -102,7 +102,7 @@ func FuzzClassify(f *testing.F) {
 	f.Add(ethernet("86dd", "60"))
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		if classify(frame).kind == "" {
-			t.Error("a frame was classified without a name")
+			t.Error("a frame got an empty name, want a name for every frame")
 		}
 	})
 }

@@ -55,7 +55,7 @@ func TestMeshOnThisDatapath(t *testing.T) {
 				if err := l.Kill(t.Context(), h, "agent"); err != nil {
 					t.Error(err)
 				}
-				time.Sleep(200 * time.Millisecond) // for some packets of the flow
+				time.Sleep(200 * time.Millisecond) // let the flow send some packets
 				if err := l.Start(t.Context(), h); err != nil {
 					t.Error(err)
 				}
@@ -69,7 +69,7 @@ func TestMeshOnThisDatapath(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := lab.CheckSilence(sum); err != nil {
-		t.Errorf("%v: %+v", err, sum)
+		t.Errorf("the capture saw %+v, want only tunnels and gossip: %v", sum, err)
 	}
 	t.Run("reset", func(t *testing.T) { reset(t, l, "h2") })
 }
@@ -108,7 +108,7 @@ func datapath(t *testing.T, l *lab.Lab, hosts ...string) {
 		status := run(t, l, h, "weft", "status")
 		t.Log(status)
 		if want := os.Getenv(wantVar); !strings.Contains(status, want) || report(t, l, h).Router.Datapath != want && want != "" {
-			t.Errorf("%s: the status does not show the datapath %q", h, want)
+			t.Errorf("%s: weft status shows another datapath, want %q", h, want)
 		}
 	}
 }
@@ -123,7 +123,7 @@ func standby(t *testing.T, l *lab.Lab, host string) {
 	t.Cleanup(func() {
 		p.Signal(unix.SIGTERM)
 		if _, err := p.Wait(); err != nil {
-			t.Errorf("the standby process failed: %v", err)
+			t.Errorf("the standby process ended with %v, want success", err)
 		}
 	})
 }
@@ -141,8 +141,8 @@ func allPairs(t *testing.T, l *lab.Lab, hosts ...string) {
 	}
 }
 
-// lossless runs step while TCP and UDP flows of each family go from h1/c1 to h2/c1. They must lose
-// nothing.
+// lossless runs step while TCP and UDP flows of each family go from h1/c1 to h2/c1. It asserts that the
+// flows lose no message.
 func lossless(t *testing.T, l *lab.Lab, step func()) {
 	t.Helper()
 	const interval, most = 10 * time.Millisecond, 2 * time.Minute
@@ -164,23 +164,23 @@ func lossless(t *testing.T, l *lab.Lab, step func()) {
 			flows <- err
 		}()
 	}
-	time.Sleep(300 * time.Millisecond) // for the flows to be established
+	time.Sleep(300 * time.Millisecond) // let the flows be established
 	step()
 	if len(flows) > 0 {
-		t.Error("a flow ended before the step, so the test proves nothing")
+		t.Error("a flow ended before the end of the step, want it to go on: the test proves nothing")
 	}
 	for _, end := range ends {
 		end.Close()
 	}
 	for range 2 {
 		if err := <-flows; err != nil {
-			t.Errorf("a flow lost messages: %v", err)
+			t.Errorf("a flow lost messages, want no loss: %v", err)
 		}
 	}
 }
 
-// prefixesMove lets h3 join under traffic. h1 or h2 grants it a part of the ring. The other one
-// moves these prefixes in its allowed IPs from the old to the new owner.
+// prefixesMove lets h3 join under traffic. One of h1 and h2 grants h3 a part of the ring. The other host
+// moves the granted prefixes, in its allowed IPs, from the granter to h3.
 func prefixesMove(t *testing.T, l *lab.Lab) {
 	others := map[string]string{"h1": report(t, l, "h2").Router.PublicKey, "h2": report(t, l, "h1").Router.PublicKey}
 	before := make(map[string][]string)
@@ -201,13 +201,13 @@ func prefixesMove(t *testing.T, l *lab.Lab) {
 			t.Logf("%s's allowed IPs for the granter were %v, are %v; for h3 %v", host, before[host], after[other], after[newcomer])
 			for _, p := range after[newcomer] {
 				if slices.Contains(after[other], p) {
-					t.Errorf("both the donor and h3 have %s", p)
+					t.Errorf("%s: the granter and h3 both have %s in their allowed IPs, want h3 only", host, p)
 				}
 			}
 		}
 	}
 	if moved == 0 {
-		t.Errorf("no prefix was moved to h3; the prefixes before were %v", before)
+		t.Errorf("no prefix moved to h3, want one of the prefixes before: %v", before)
 	}
 }
 
@@ -215,10 +215,10 @@ func prefixesMove(t *testing.T, l *lab.Lab) {
 func reset(t *testing.T, l *lab.Lab, host string) {
 	run(t, l, host, "weft", "reset", "--force")
 	if left := tool(t, l, host, "leftovers"); left != "" {
-		t.Errorf("%s has after the reset still\n%s", host, left)
+		t.Errorf("after the reset, %s has the following, want nothing:\n%s", host, left)
 	}
 	if left, err := os.ReadDir(l.StateDir(host)); err != nil || len(left) > 0 {
-		t.Errorf("%s has after the reset still state: %v, %v", host, left, err)
+		t.Errorf("after the reset, the state folder of %s has %v, error %v, want no files", host, left, err)
 	}
 }
 
@@ -226,7 +226,7 @@ func addrs(t *testing.T, l *lab.Lab, target string) []string {
 	t.Helper()
 	a := labtest.Addrs(t, l, target)
 	if len(a) != 2 {
-		t.Fatalf("addresses of %s: %v", target, a)
+		t.Fatalf("%s has the addresses %v, want one of each family", target, a)
 	}
 	return a
 }
