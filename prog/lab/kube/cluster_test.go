@@ -148,7 +148,7 @@ func eventually(t testing.TB, within time.Duration, what string, check func() er
 			return time.Since(start)
 		}
 		if time.Since(start) > within {
-			t.Fatalf("%s: timeout after %v: %v", what, within, err)
+			t.Fatalf("not so within %[2]v, want: %[1]s: %[3]v", what, within, err)
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
@@ -207,7 +207,7 @@ func get(t testing.TB, from, address string) (string, error) {
 func (p pod) pid(t testing.TB) string {
 	t.Helper()
 	if len(p.Status.ContainerStatuses) == 0 {
-		t.Fatalf("the status of %s has no container", p.Metadata.Name)
+		t.Fatalf("the status of %s has no container, want one", p.Metadata.Name)
 	}
 	id := strings.TrimPrefix(p.Status.ContainerStatuses[0].ContainerID, "containerd://")
 	out, err := cluster(t, "", "in", p.Spec.NodeName, "ctr", "-n", "k8s.io", "task", "ls")
@@ -228,7 +228,7 @@ type flow struct {
 	out  bytes.Buffer
 }
 
-// startFlow sends from a pod to `weft probe listen` in another one, 50 messages per second.
+// startFlow sends 50 messages per second from a pod to `weft probe listen` in another pod.
 func startFlow(t testing.TB, proto string, from pod, to string) *flow {
 	t.Helper()
 	f := &flow{what: fmt.Sprintf("%s from %s to %s", proto, from.Metadata.Name, to)}
@@ -260,7 +260,7 @@ func (f *flow) stop(t testing.TB) {
 		Error, Unsent        string
 	}
 	if e := json.Unmarshal(f.out.Bytes(), &results); e != nil || len(results) != 1 {
-		t.Fatalf("%s: %v: %v: %s", f.what, err, e, &f.out)
+		t.Fatalf("%s: error %v, and the result is unreadable (%v), want JSON with one result: %s", f.what, err, e, &f.out)
 	}
 	r := results[0]
 	if err != nil || r.Lost > 0 || r.Received != r.Sent || r.Sent < 10 || r.Error != "" {

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs many pods on one node: first with the reference plugins (bridge, host-local, portmap), then
 # with Weft, each on its own cluster. Prints the duration of CNI ADD for all plugins of the chain
-# together. With Weft, pods then come and go, and nothing of them may be left.
+# together. With Weft, the script then deletes and replaces pods, and fails if something of them is left.
 #
 #   PODS    pods created at once, by default 100
-#   CHURN   seconds for replacing pods, by default 600; it continues until each pod was replaced three times on average
+#   CHURN   seconds for replacing pods, by default 600; the script continues until pods were replaced three times on average
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 pods=${PODS:-100} churn=${CHURN:-600}
@@ -26,7 +26,7 @@ wrap() { # PLUGIN…
 	done
 }
 
-times() { # VERB: number, median and p99 in ms; the plugins' times for one container are added
+times() { # VERB: prints number, median and p99 in ms; the plugins' times for one container are added
 	"$c" in $node cat /run/cni-times | awk -v verb="$1" '$1 == verb {ns[$2] += $3} END {for (id in ns) print ns[id] / 1e6}' | sort -n |
 		awk '{ms[NR] = $1} END {printf "%d calls, median %.0f ms, p99 %.0f ms, slowest %.0f ms\n", NR, ms[int((NR + 1) / 2)], ms[int(NR * 0.99)], ms[NR]}'
 }
@@ -35,12 +35,12 @@ deploy() {
 	"$c" kubectl apply -f - >&2 <<-YAML
 		apiVersion: apps/v1
 		kind: Deployment
-		metadata: {name: crowd}
+		metadata: {name: density}
 		spec:
 		  replicas: $pods
-		  selector: {matchLabels: {app: crowd}}
+		  selector: {matchLabels: {app: density}}
 		  template:
-		    metadata: {labels: {app: crowd}}
+		    metadata: {labels: {app: density}}
 		    spec:
 		      terminationGracePeriodSeconds: 0
 		      enableServiceLinks: false
@@ -48,9 +48,9 @@ deploy() {
 	YAML
 }
 
-running() { [ "$("$c" kubectl get deployment crowd -o 'jsonpath={.status.readyReplicas}')" = "$pods" ]; }
+running() { [ "$("$c" kubectl get deployment density -o 'jsonpath={.status.readyReplicas}')" = "$pods" ]; }
 
-all_running() { # within 10 minutes
+all_running() { # waits up to 10 minutes
 	local end=$((SECONDS + 600))
 	until running; do
 		[ $SECONDS -lt $end ] || fail "after 10 minutes $("$c" kubectl get pods | grep -vc Running) pods do not run: see the logs in $run/log"
@@ -69,7 +69,7 @@ traces() {
 come_and_go() {
 	local end=$((SECONDS + churn)) gone=0 batch=$((pods / 5))
 	while [ $SECONDS -lt $end ] || [ $gone -lt $((3 * pods)) ]; do
-		"$c" kubectl get pods -l app=crowd -o name | shuf -n $batch | xargs "$c" kubectl delete --wait=false >/dev/null
+		"$c" kubectl get pods -l app=density -o name | shuf -n $batch | xargs "$c" kubectl delete --wait=false >/dev/null
 		gone=$((gone + batch))
 		all_running
 		printf '\r%d pods were replaced, %d s left ' $gone $((end > SECONDS ? end - SECONDS : 0)) >&2
@@ -78,7 +78,7 @@ come_and_go() {
 	echo "$gone pods were replaced"
 }
 
-settle() { # until nothing changes any more: released addresses are in quarantine for a while
+settle() { # waits until nothing changes any more: released addresses are in quarantine for a while
 	local before='' now=x end=$((SECONDS + 120))
 	while [ "$before" != "$now" ] && [ $SECONDS -lt $end ]; do
 		before=$now
@@ -87,7 +87,7 @@ settle() { # until nothing changes any more: released addresses are in quarantin
 	done
 }
 
-crowd() { # CNI PLUGIN…
+start_all() { # CNI PLUGIN…: makes a cluster, creates all pods at once, and prints the times
 	CNI=$1 NODES=1 "$c" up >&2
 	shift
 	wrap "$@"
@@ -97,22 +97,22 @@ crowd() { # CNI PLUGIN…
 	echo "all $pods pods were running after $(awk "BEGIN {printf \"%.1f\", $EPOCHREALTIME - $start}") s; ADD: $(times ADD)"
 }
 
-echo "bridge, host-local, portmap: $(crowd bridge bridge portmap)"
+echo "bridge, host-local, portmap: $(start_all bridge bridge portmap)"
 "$c" down
-echo "weft-cni, portmap: $(crowd weft weft-cni portmap)"
+echo "weft-cni, portmap: $(start_all weft weft-cni portmap)"
 policies='{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"deny"},"spec":{"podSelector":{},"policyTypes":["Ingress","Egress"]}}'
 "$c" kubectl apply -f - <<<"$policies" >&2
-"$c" kubectl scale deployment crowd --replicas=0 >&2
+"$c" kubectl scale deployment density --replicas=0 >&2
 settle
 before=$(traces)
-"$c" kubectl scale deployment crowd --replicas="$pods" >&2
+"$c" kubectl scale deployment density --replicas="$pods" >&2
 all_running
 come_and_go
-"$c" kubectl scale deployment crowd --replicas=0 >&2
+"$c" kubectl scale deployment density --replicas=0 >&2
 settle
 after=$(traces)
 echo "DEL: $(times DEL)"
 echo "before: $before"
 echo "after:  $after"
 "$c" down
-[ "$before" = "$after" ] || fail "something is left of deleted pods"
+[ "$before" = "$after" ] || fail "deleted pods left links, routes, rules, namespaces or addresses: compare before and after"

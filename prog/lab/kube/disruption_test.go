@@ -50,7 +50,7 @@ func agentPods(t *testing.T) string {
 	return kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].metadata.name}")
 }
 
-// Agents are ended in every way, and running flows lose nothing. The data path's pods stay.
+// Running flows lose no message while agents are killed, deleted and upgraded. The data path's pods stay.
 func agentsKilledAndRolled(t *testing.T) {
 	datapath := kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft-datapath", "-o", "jsonpath={.items[*].metadata.uid}")
 	all := flows(t, "probe-node1", "probe-node2")
@@ -60,9 +60,9 @@ func agentsKilledAndRolled(t *testing.T) {
 	upgraded(t)
 	stopAll(t, all)
 	if now := kubectl(t, "-n", "weft", "get", "pods", "-l", "app=weft-datapath", "-o", "jsonpath={.items[*].metadata.uid}"); now != datapath {
-		t.Errorf("the data path's pods changed from %s to %s", datapath, now)
+		t.Errorf("the data path's pods changed from %s to %s, want no change", datapath, now)
 	}
-	mayReach(t, "server-node3", "server-node2", false) // the policy is still enforced
+	mayReach(t, "server-node3", "server-node2", false) // node2 still enforces the policy
 	mayReach(t, "server-node1", "server-node2", true)
 }
 
@@ -75,12 +75,12 @@ func withoutAPIServer(t *testing.T) {
 	victim, other := getPod(t, "probe-node3"), getPod(t, "probe-node2")
 	stranger := getPod(t, "server-node3")
 	strangerPID, friendPID := stranger.pid(t), getPod(t, "server-node1").pid(t)
-	closed := url(getPod(t, "server-node2").ip(t, false), 8080, "/hostname")
+	denied := url(getPod(t, "server-node2").ip(t, false), 8080, "/hostname")
 	all := flows(t, "probe-node1", "probe-node2")
 	out, err := cluster(t, "", "apiserver-stop")
 	must(t, out, err)
 	start := time.Now()
-	agents := func(node string) { // like a crash: the kubelet restarts it
+	agents := func(node string) { // kill agents, like a crash: the kubelet restarts them
 		out, err := cluster(t, "", "in", node, "pkill", "-KILL", "-f", "^/weft agent")
 		must(t, out, err)
 	}
@@ -113,14 +113,14 @@ func withoutAPIServer(t *testing.T) {
 		return err
 	})
 	ask := func(node, pid string) error {
-		_, err := cluster(t, "", "in", node, "nsenter", "-t", pid, "--net", "curl", "-sgf", "--max-time", "3", closed)
+		_, err := cluster(t, "", "in", node, "nsenter", "-t", pid, "--net", "curl", "-sgf", "--max-time", "3", denied)
 		return err
 	}
 	if ask("node3", strangerPID) == nil {
-		t.Error("without the API server, a restarted agent lets a denied connection pass")
+		t.Error("after a restart without the API server, a denied client reached the server, want it denied")
 	}
 	if err := ask("node1", friendPID); err != nil {
-		t.Errorf("an allowed client is denied after a restart without the API server: %v", err)
+		t.Errorf("after a restart without the API server, an allowed client got %v, want an answer", err)
 	}
 	time.Sleep(outage - time.Since(start))
 	out, err = cluster(t, "", "apiserver-start")
@@ -157,14 +157,14 @@ func killSandbox(t *testing.T, p pod) (pid string) {
 	t.Helper()
 	pid, err := sandboxOf(t, p)
 	if must(t, pid, err) == "" {
-		t.Fatalf("%s has no sandbox", p.Metadata.Name)
+		t.Fatalf("%s has no sandbox, want one", p.Metadata.Name)
 	}
 	out, err := cluster(t, "", "in", p.Spec.NodeName, "kill", "-KILL", pid)
 	must(t, out, err)
 	return pid
 }
 
-// addressOf asks the pod's own node, which allocated the address.
+// addressOf returns a pod's address according to its own node, which allocated the address.
 func addressOf(t *testing.T, p pod, six bool) (string, error) {
 	t.Helper()
 	out, err := weft(t, p.Spec.NodeName, "report", "-f", `{{range .endpoints}}{{if eq .name "`+p.Metadata.Name+`"}}{{range .addresses}}{{.}} {{end}}{{end}}{{end}}`)
@@ -251,11 +251,11 @@ func drained(t *testing.T) {
 		return nil
 	})
 	if where := homes(); where != "" {
-		t.Errorf("its pod is on the cordoned node %s", where)
+		t.Errorf("the Deployment's pod is on the cordoned node %s, want it on no node", where)
 	}
 	mayReach(t, "server-node1", "server-node2", true)
 	kubectl(t, "uncordon", node)
-	apply(t, manifestOf(t, "pods.yaml", node)) // no controller recreates them
+	apply(t, manifestOf(t, "pods.yaml", node)) // apply the pods again, since no controller recreates them
 	kubectl(t, "rollout", "status", "deployment/drained", "--timeout=1m")
 	ready(t, nodePods(node)...)
 	back := kubectl(t, "get", "pods", "-l", "app=drained", "-o", "jsonpath={.items[*].metadata.name}")
@@ -287,7 +287,7 @@ func nodeRebooted(t *testing.T) {
 		case !r.Ready:
 			return fmt.Errorf("not ready: %s", r.NotReady)
 		case r.Router.ID != before.Router.ID:
-			t.Fatalf("the agent changed from %+v to %+v", before, r)
+			t.Fatalf("after the restart, the agent's report changed from %+v to %+v, want the same peer", before, r)
 		}
 		return nil
 	})
@@ -321,7 +321,7 @@ func diskLost(t *testing.T) {
 		}
 		for _, o := range r.IPAM.Owners {
 			if o.Peer == old.Router.ID {
-				return fmt.Errorf("it still owns %d", o.Slots)
+				return fmt.Errorf("the old peer still owns %d addresses", o.Slots)
 			}
 		}
 		return nil
@@ -342,9 +342,9 @@ func nodeDeleted(t *testing.T) {
 	out, err := cluster(t, "", "node-down", gone)
 	must(t, out, err)
 	kubectl(t, "wait", "--for=condition=Ready=Unknown", "node/"+gone, "--timeout=2m")
-	time.Sleep(10 * time.Second) // longer than a deleted node may be silent
+	time.Sleep(10 * time.Second) // wait longer than a deleted node may be silent
 	if names, err := owners(t, "node1"); err != nil || reclaimed(t) != before || !slices.Contains(names, gone) {
-		t.Errorf("a node that is not ready was treated as deleted: %d take-overs, want %d; owners %v: %v", reclaimed(t), before, names, err)
+		t.Errorf("while a node was not ready: %d take-overs, want %d; owners %v, want the node among them: %v", reclaimed(t), before, names, err)
 	}
 	kubectl(t, "delete", "node", gone)
 	took := eventually(t, 2*time.Minute, "the addresses of the deleted node are reclaimed", func() error {

@@ -41,7 +41,7 @@ func longNames(t *testing.T) {
 		t.Errorf("error %v, warnings %q; want one about the DNS name of the long pod name", err, text)
 	}
 	if out, err := weft(t, node, "dns-lookup", fits+".default"); err != nil {
-		t.Errorf("%v: %s", err, out)
+		t.Errorf("dns-lookup of %s returned %v, want addresses: %s", fits, err, out)
 	}
 	event(t, node, "LeftOut", long)
 	kubectl(t, "delete", "pod", long, fits)
@@ -60,8 +60,8 @@ func event(t *testing.T, node, reason, text string) {
 }
 
 // A policy with the nodes' addresses allows packets of the nodes themselves in both families, also
-// those forwarded by a NodePort. Leading zeros are read like the API server of this version reads
-// them.
+// those forwarded by a NodePort. Weft reads leading zeros like the API server of this
+// version.
 func policiesMatchNodeAddresses(t *testing.T) {
 	const ingress = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "nodes"}, "spec": {
 		"podSelector": {"matchLabels": {"app": "server", "node": "node2"}}, "ingress": [{"from": [%s]}]}}`
@@ -69,8 +69,8 @@ func policiesMatchNodeAddresses(t *testing.T) {
 		t.Helper()
 		mayReach(t, from, "server-node2", want)
 	}
-	asks("host-node1", false) // only friends are allowed
-	asks("host-node2", true)  // the node of the pod is always allowed
+	asks("host-node1", false) // the policy allows friends only
+	asks("host-node2", true)  // a pod's own node always reaches it
 	for name, from := range map[string]string{
 		"node addresses as kubectl shows them": `{"ipBlock": {"cidr": "10.200.0.0/24"}}, {"ipBlock": {"cidr": "fd00:10:200::/64"}}`,
 		"node addresses with leading zeros":    `{"ipBlock": {"cidr": "10.200.000.0/24"}}, {"ipBlock": {"cidr": "fd00:10:200::/64"}}`,
@@ -81,16 +81,16 @@ func policiesMatchNodeAddresses(t *testing.T) {
 		asks("server-node3", name == "all addresses")
 	}
 	apply(t, fmt.Sprintf(ingress, `{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.200.0.0/24"]}}, {"ipBlock": {"cidr": "::/0", "except": ["fd00:10:200::/64"]}}`))
-	asks("host-node1", false) // all but the nodes
+	asks("host-node1", false) // the policy allows all sources but the nodes
 	asks("server-node3", true)
 	out, err := cluster(t, "", "in", "node3", weftProgram, "policy", "explain", "node1", "server-node2.default", "8080")
 	if must(t, out, err); !strings.Contains(out, "10.200.0.11") {
-		t.Errorf("explain does not show the node's address:\n%s", out)
+		t.Errorf("explain lacks the node's address 10.200.0.11, want it:\n%s", out)
 	}
 	kubectl(t, "delete", "networkpolicy", "nodes")
 	asks("host-node1", false)
 
-	kubectl(t, "annotate", "networkpolicy", "friends", "weft.internal/audit=perhaps") // not a valid value
+	kubectl(t, "annotate", "networkpolicy", "friends", "weft.internal/audit=perhaps") // the annotation's value is invalid
 	event(t, "node2", "PolicyUnread", "default/friends")
 	asks("server-node3", false)
 	if r, err := reportOf(t, "node3"); err != nil || !strings.Contains(strings.Join(r.Warnings, " "), "default/friends") {
@@ -140,7 +140,7 @@ func rightMissing(t *testing.T) {
 		return err
 	})
 	if agentPods(t) == before {
-		t.Error("the agent was not restarted")
+		t.Error("the agent's pod is the same as before, want a new one")
 	}
 }
 
@@ -172,6 +172,6 @@ func secretDeleted(t *testing.T) {
 		t.Logf("%s: restored after %v", what, took.Round(100*time.Millisecond))
 	}
 	if out := kubectl(t, "get", "events", "-n", "default", "--field-selector=reason=SecretRestored", "-o", "name"); out == "" {
-		t.Error("no event says that the Secret was restored")
+		t.Error("there is no event SecretRestored, want one")
 	}
 }

@@ -15,19 +15,19 @@ import (
 func multus(t *testing.T) {
 	const node, netd = "node1", "/etc/cni/net.d/"
 	const first, later = "00-multus.conf", "20-other.conflist"
-	build := exec.CommandContext(t.Context(), "./build.sh", "multus") // here, since clusters otherwise do not need it
+	build := exec.CommandContext(t.Context(), "./build.sh", "multus") // built here, since only this test needs Multus
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { // Uninstall expects an ordinary node
+	defer func() { // remove Multus again, since Uninstall expects an ordinary node
 		out, err := cluster(t, "", "in", node, "sh", "-c", "rm -f /opt/cni/bin/multus "+netd+first+" "+netd+later+"; ip link del second 2>/dev/null || true")
 		must(t, out, err)
 	}()
 	put := func(file, content string) {
 		out, err := cluster(t, content, "in", node, "sh", "-c", "cat >/run/new && mv /run/new "+netd+file)
 		must(t, out, err)
-		time.Sleep(500 * time.Millisecond) // containerd reloads it without any notice
+		time.Sleep(500 * time.Millisecond) // containerd reloads the configuration without any notice
 	}
 
 	put(later, `{"cniVersion": "1.0.0", "name": "other", "plugins": [{"type": "bridge", "bridge": "other", "ipam": {"type": "host-local", "subnet": "192.168.78.0/24"}}]}`)
@@ -35,7 +35,7 @@ func multus(t *testing.T) {
 	ready(t, "beside")
 	mayReach(t, "beside", "server-node3", true)
 	if r, err := reportOf(t, node); err != nil || !r.has("beside") || len(r.Warnings) > 0 {
-		t.Errorf("with a configuration after Weft's: %v, %+v", err, r)
+		t.Errorf("with a CNI configuration after Weft's: error %v, report %+v, want the pod beside and no warnings", err, r)
 	}
 
 	out, err := cluster(t, "", "exec", "sh", "-c", "echo $KUBECONFIG; command -v multus")
@@ -52,7 +52,7 @@ func multus(t *testing.T) {
 	kubectl(t, "delete", "pod", "beside", "--force", "--grace-period=0") // see forcedDeletion
 	throughMultus(t, node)
 	if r, err := reportOf(t, node); err != nil || !r.has("multus") || !r.has("beside") || len(r.Warnings) > 0 {
-		t.Errorf("with a configuration before Weft's that calls Weft: %v, %+v", err, r)
+		t.Errorf("with Multus' CNI configuration before Weft's: error %v, report %+v, want both pods and no warnings", err, r)
 	}
 	kubectl(t, "delete", "pod", "multus")
 	ended(t, node, "multus", 20*time.Second)
@@ -85,7 +85,7 @@ func throughMultus(t *testing.T, node string) {
 	}
 	status := kubectl(t, "get", "pod", "multus", "-o", `jsonpath={.metadata.annotations.k8s\.v1\.cni\.cncf\.io/network-status}`)
 	if err := json.Unmarshal([]byte(status), &made); err != nil || len(made) != 2 {
-		t.Fatalf("Multus reports the pod's networks as: %v: %q", err, status)
+		t.Fatalf("Multus reports the pod's networks as %[2]q (%[1]v), want two networks", err, status)
 	}
 	p := getPod(t, "multus")
 	if eth0 := made[0]; eth0.Name != "weft" || eth0.Interface != "eth0" || !eth0.Default || !slices.Equal(eth0.IPs, []string{p.ip(t, false), p.ip(t, true)}) {
@@ -97,6 +97,6 @@ func throughMultus(t *testing.T, node string) {
 	mayReach(t, "multus", "server-node3", true)
 	mayReach(t, "server-node3", "multus", true)
 	if _, err := cluster(t, "", "exec", "curl", "-sgf", "--max-time", "3", url("10.200.0.11", 8112, "/hostname")); err != nil {
-		t.Errorf("the pod's host port on %s does not answer: %v", node, err)
+		t.Errorf("the pod's host port on %s returned %v, want an answer", node, err)
 	}
 }

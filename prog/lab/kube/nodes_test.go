@@ -17,8 +17,7 @@ func nodeIP(n int, six bool) string {
 	return fmt.Sprintf("10.200.0.%d", 10+n)
 }
 
-// nodesReachServices tests services used by the nodes themselves: the node with the server, and another
-// one.
+// nodesReachServices asserts that nodes themselves reach services: the server's own node and another node.
 func nodesReachServices(t *testing.T) {
 	apply(t, manifestOf(t, "nodes.yaml", ""))
 	ready(t, "hostdns")
@@ -53,10 +52,10 @@ func nodesReachServices(t *testing.T) {
 				})
 				big := strings.Repeat("weft", 5000)
 				if got, err := curl(url(at.addr, at.http, "/echo?msg="+big)); err != nil || got != big {
-					t.Errorf("%s, a large response: error %v, got %d bytes", what, err, len(got))
+					t.Errorf("%s, a large response: error %v, got %d bytes, want %d", what, err, len(got), len(big))
 				}
 				if got, err := ask("sh", "-c", fmt.Sprintf("echo hostname | nc -u -w 2 %s %d", at.addr, at.udp)); err != nil || got != "server-node2" {
-					t.Errorf("%s, UDP: %v, answer of %q", what, err, got)
+					t.Errorf("%s, UDP: error %v, got an answer from %q, want server-node2", what, err, got)
 				}
 				seen, err := curl(url(at.addr, at.http, "/clientip"))
 				if from, e := netip.ParseAddrPort(seen); err != nil || e != nil || node == "node1" && !slices.Contains(overlayOf(t, node), from.Addr().String()) && !strings.Contains(way, "NodePort") {
@@ -69,17 +68,17 @@ func nodesReachServices(t *testing.T) {
 			for range 8 {
 				got, err := curl(url(sticky, 80, "/hostname"))
 				if err != nil || last != "" && got != last {
-					t.Errorf("%s, session affinity, IPv6 %v: error %v, got an answer from %q first, and then from %q", node, six, err, last, got)
+					t.Errorf("%s, session affinity, IPv6 %v: error %v, got an answer from %q first, and then from %q; want the same server", node, six, err, last, got)
 				}
 				last = got
 			}
 		}
 		if got, err := get(t, "host-node1", url(clusterIP, 80, "/hostname")); err != nil || got != "server-node2" {
-			t.Errorf("a pod on the host's network, IPv6 %v: %v, %q", six, err, got)
+			t.Errorf("the ClusterIP from a pod on the host's network, IPv6 %v: error %v, got an answer from %q, want server-node2", six, err, got)
 		}
 	}
 	if got, err := get(t, "hostdns", "http://far.default.svc.cluster.local/hostname"); err != nil || got != "server-node2" {
-		t.Errorf("a name, from a pod on the host's network: %v, %q", err, got)
+		t.Errorf("a Service's name from a pod on the host's network: error %v, got an answer from %q, want server-node2", err, got)
 	}
 }
 
@@ -91,7 +90,7 @@ func serviceIP(t *testing.T, name string, six bool) string {
 			return ip
 		}
 	}
-	t.Fatalf("the Service %s has no ClusterIP of the wanted family", name)
+	t.Fatalf("the Service %s has no ClusterIP of the family (IPv6: %v), want one", name, six)
 	return ""
 }
 

@@ -18,13 +18,13 @@ func settings(t *testing.T) {
 	eventually(t, time.Minute, "the event InvalidSetting", func() error {
 		out := kubectl(t, "get", "events", "--field-selector=reason=InvalidSetting,involvedObject.name="+node, "-o", "jsonpath={.items[*].message}")
 		if !strings.Contains(out, "WEFT_MTU") {
-			return fmt.Errorf("events: %q", out)
+			return fmt.Errorf("got the events %q, want one about WEFT_MTU", out)
 		}
 		return nil
 	})
 	mayReach(t, "server-"+node, "server-node2", true)
 	kubectl(t, "-n", "weft", "patch", "configmap", "weft", "-p", `{"data":{"WEFT_MTU":"1380","WEFT_CNI_CHAIN":"portmap,bandwidth"}}`)
-	kubectl(t, "-n", "weft", "delete", agent()) // not by force: it may already run with the new settings
+	kubectl(t, "-n", "weft", "delete", agent()) // delete the pod without force: it may already run with the new settings
 	eventually(t, time.Minute, "the MTU and the plugins of the settings", func() error {
 		out, err := weft(t, node, "report", "-f", "{{.router.mtu}} {{.cni.plugins}} {{.ready}}")
 		if err == nil && out != "1380 [weft-cni portmap bandwidth] true" {
@@ -54,7 +54,7 @@ func bandwidth(t *testing.T, node string) {
 		switch {
 		case strings.Contains(line, " dev "+link+" ") && strings.Contains(line, " rate 8Mbit "):
 			in++
-		case strings.Contains(line, " dev bwp") && strings.Contains(line, " rate 16Mbit "): // the interface for traffic from the pod
+		case strings.Contains(line, " dev bwp") && strings.Contains(line, " rate 16Mbit "): // traffic from the pod is limited on this interface
 			out++
 		}
 	}
@@ -66,7 +66,7 @@ func bandwidth(t *testing.T, node string) {
 	kubectl(t, "delete", "pod", "limited")
 	eventually(t, 20*time.Second, "the removal of the limits", func() error {
 		if left := limits(); left != "" {
-			return fmt.Errorf("still there:\n%s", left)
+			return fmt.Errorf("these limits are still set:\n%s", left)
 		}
 		return nil
 	})
@@ -81,7 +81,7 @@ func clusterCIDR(t *testing.T) {
 		return strings.Contains(strings.Join(r.Warnings, "\n"), other), err
 	}
 	proxyConfig(t, other)
-	before := agentPods(t) // agents check once at their start, and rarely later
+	before := agentPods(t) // agents are restarted below, since they check at their start, and rarely later
 	kubectl(t, "-n", "weft", "delete", "pods", "-l", "app=weft", "--force", "--grace-period=0")
 	agentsReplaced(t, before)
 	for _, node := range nodes {

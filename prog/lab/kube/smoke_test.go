@@ -45,7 +45,7 @@ func TestWeft(t *testing.T) {
 		{"FounderGone", founderGone},
 	} {
 		if !t.Run(step.name, step.run) && step.name == "Install" {
-			t.Fatal("the remaining tests need a running installation")
+			t.Fatal("the installation failed, want it running: the remaining tests need it")
 		}
 	}
 }
@@ -76,7 +76,7 @@ func install(t *testing.T) {
 		if len(r.CNI.Plugins) != 2 {
 			t.Errorf("%s: plugins %v, want portmap after weft-cni", node, r.CNI.Plugins)
 		}
-		eventually(t, 10*time.Second, node+"'s network is available", func() error { // the agent checks once a second
+		eventually(t, 10*time.Second, node+"'s network is available", func() error { // the agent updates the condition once a second
 			status := kubectl(t, "get", "node", node, "-o", `jsonpath={.status.conditions[?(@.type=="NetworkUnavailable")].status}`)
 			if status != "False" {
 				return fmt.Errorf("NetworkUnavailable is %q", status)
@@ -85,7 +85,7 @@ func install(t *testing.T) {
 		})
 	}
 	if out := kubectl(t, "get", "events", "--field-selector", "type=Warning,involvedObject.kind=Node,source=weft", "-o", "name"); out != "" {
-		t.Errorf("got unexpected warning events: %s", out)
+		t.Errorf("got the warning events %s, want none", out)
 	}
 	out, err := cluster(t, "", "dns")
 	must(t, out, err)
@@ -105,7 +105,7 @@ func proxyConfig(t *testing.T, cidr string) {
 	apply(t, fmt.Sprintf("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kube-proxy, namespace: kube-system}\ndata:\n  config.conf: |\n    kind: KubeProxyConfiguration\n    clusterCIDR: %s\n", cidr))
 }
 
-// agnhost returns the name of its image.
+// agnhost returns the name of the image agnhost, Kubernetes' test server, on the nodes.
 func agnhost(t *testing.T) string {
 	t.Helper()
 	out, err := cluster(t, "", "in", nodes[0], "ctr", "-n", "k8s.io", "images", "ls", "-q")
@@ -114,7 +114,7 @@ func agnhost(t *testing.T) string {
 			return strings.TrimSpace(name)
 		}
 	}
-	t.Fatal("the nodes have no agnhost image")
+	t.Fatal("the nodes have no agnhost image, want one")
 	return ""
 }
 
@@ -128,7 +128,7 @@ func image(t *testing.T) string {
 	_, name, _ := strings.Cut(string(data), "image: ")
 	name, _, ok := strings.Cut(name, "\n")
 	if !ok {
-		t.Fatal("site/deploy/uninstall.yaml contains no image")
+		t.Fatal("site/deploy/uninstall.yaml has no line with image:, want one")
 	}
 	return name
 }
@@ -148,7 +148,7 @@ func ready(t *testing.T, names ...string) {
 	kubectl(t, append([]string{"wait", "--for=condition=Ready", "--timeout=90s", "pod"}, names...)...)
 }
 
-// Every pod reaches every other in both families with its own source address. The kubelet's probes
+// Every pod reaches every other pod in both families with its own source address. The kubelet's probes
 // and pods on the host's network reach them as well.
 func pods(t *testing.T) {
 	for _, node := range nodes {
@@ -177,7 +177,7 @@ func pods(t *testing.T) {
 					t.Errorf("%s to %s, IPv6 %v: error %v, source address %q, want %s", from, to, six, err, seen, a.ip(t, six))
 				}
 				if _, err := get(t, "host-"+from, url(b.ip(t, six), 8080, "/hostname")); err != nil {
-					t.Errorf("the host of %s to %s, IPv6 %v: %v", from, to, six, err)
+					t.Errorf("a pod on the host network of %s to %s, IPv6 %v: %v, want an answer", from, to, six, err)
 				}
 			}
 		}
@@ -224,11 +224,11 @@ func noPlaintext(t *testing.T) {
 			tunnelled += f.Packets
 		}
 		if f.Port == 7007 {
-			t.Errorf("the underlay carried %d packets to the probe's port", f.Packets)
+			t.Errorf("the underlay carried %d packets to the probe's port, want none outside of tunnels", f.Packets)
 		}
 	}
 	if seen.Marked > 0 || seen.Dropped > 0 || tunnelled < 160 {
-		t.Errorf("the capture has %d packets with the marker, %d missed, %d in tunnels", seen.Marked, seen.Dropped, tunnelled)
+		t.Errorf("the capture has %d packets with the marker, %d missed, %d in tunnels; want 0, 0 and at least 160", seen.Marked, seen.Dropped, tunnelled)
 	}
 }
 
@@ -245,7 +245,7 @@ func services(t *testing.T) {
 				}
 				host, err := netip.ParseAddrPort(seen)
 				if err == nil && host.Addr().String() != from.ip(t, strings.Contains(ip, ":")) {
-					t.Fatalf("the source address of %s is %v", from.Metadata.Name, host)
+					t.Fatalf("the server saw %s as %v, want the pod's own address", from.Metadata.Name, host)
 				}
 				return err
 			})
@@ -258,21 +258,21 @@ func services(t *testing.T) {
 	eventually(t, 20*time.Second, "externalTrafficPolicy: Local", func() error {
 		seen, err := outside(url(node(2), 30080, "/clientip"))
 		if err == nil && !strings.HasPrefix(seen, "10.200.0.1:") {
-			t.Fatalf("a client outside the cluster is seen as %s", seen)
+			t.Fatalf("the server saw a client outside the cluster as %s, want 10.200.0.1", seen)
 		}
 		return err
 	})
 	if _, err := outside(url(node(1), 30080, "/clientip")); err == nil {
-		t.Error("a node without a server answers, although externalTrafficPolicy is Local")
+		t.Error("a node without a server answered, want no answer, since externalTrafficPolicy is Local")
 	}
 	if _, err := outside(url(node(1), 8111, "/hostname")); err != nil {
-		t.Errorf("hostPort from outside does not answer: %v", err)
+		t.Errorf("hostPort from outside the cluster returned %v, want an answer", err)
 	}
 	if _, err := get(t, "server-node2", url(node(1), 8111, "/hostname")); err != nil {
-		t.Errorf("hostPort from a pod of another node does not answer: %v", err)
+		t.Errorf("hostPort from a pod of another node returned %v, want an answer", err)
 	}
 	if _, err := get(t, "server-node1", url(node(2), 8088, "/hostname")); err != nil {
-		t.Errorf("a pod on another node's host network: %v", err)
+		t.Errorf("a pod on another node's host network returned %v, want an answer", err)
 	}
 	eventually(t, 20*time.Second, "the name of a headless Service", func() error {
 		seen, err := get(t, "server-node3", "http://headless.default.svc.cluster.local:8080/hostname")
@@ -283,14 +283,14 @@ func services(t *testing.T) {
 	})
 }
 
-// mayReach waits until a server is reachable by its address, or is not.
+// mayReach waits until a pod reaches a server by its addresses, or with want false until it does not.
 func mayReach(t *testing.T, from, to string, want bool) {
 	t.Helper()
 	for _, six := range []bool{false, true} {
 		address := url(getPod(t, to).ip(t, six), 8080, "/hostname")
 		eventually(t, 20*time.Second, fmt.Sprintf("%s reaches %s: want %v", from, to, want), func() error {
 			if _, err := get(t, from, address); (err == nil) != want {
-				return fmt.Errorf("it is %v", err == nil)
+				return fmt.Errorf("it reaches the server: %v", err == nil)
 			}
 			return nil
 		})
@@ -304,7 +304,7 @@ func policy(t *testing.T) {
 	kubectl(t, "label", "pod", "server-node1", "friend=yes")
 	mayReach(t, "server-node1", "server-node2", true)
 	mayReach(t, "server-node3", "server-node2", false)
-	ready(t, "server-node2") // the kubelet's probes are exempt
+	ready(t, "server-node2") // policies never apply to the kubelet's probes
 }
 
 // names queries the name server on the pod's gateway address, as a CoreDNS that forwards Weft's
@@ -327,18 +327,18 @@ func plugin(t *testing.T) {
 		t.Errorf("status of all nodes, want one per node:\n%s", out)
 	}
 	if out := ask("status", "server-node2", "policy"); !strings.Contains(out, "default/friends") {
-		t.Errorf("status of server-node2's policies lacks default/friends:\n%s", out)
+		t.Errorf("the policy status of server-node2 lacks default/friends, want it:\n%s", out)
 	}
 	if out := ask("explain", "server-node3", "server-node2", "8080"); !strings.Contains(out, "default/friends") || !strings.Contains(out, "friend") {
-		t.Errorf("explain does not mention the policy and its label:\n%s", out)
+		t.Errorf("explain lacks the policy default/friends or its label friend, want both:\n%s", out)
 	}
 	if out := ask("report", "default/server-node1"); !strings.Contains(out, `"ready": true`) {
-		t.Errorf("report does not show a ready host:\n%s", out)
+		t.Errorf("report lacks \"ready\": true, want it:\n%s", out)
 	}
 	if out := ask("report", "server-node1", "--context=lab", "-n", "default"); !strings.Contains(out, `"ready": true`) {
-		t.Errorf("report with flags does not show a ready host:\n%s", out)
+		t.Errorf("report with flags of kubectl lacks \"ready\": true, want it:\n%s", out)
 	}
-	for args, want := range map[string]string{ // with the real kubectl; everything else is tested with a fake
+	for args, want := range map[string]string{ // these cases need the real kubectl; prog/cli tests all others with a fake
 		"status --context=none":     `context "none" does not exist`,
 		"report nothing":            "there is no pod default/nothing, and no node nothing",
 		"report server-node1 -n no": "there is no pod no/server-node1",

@@ -42,13 +42,13 @@ func follow(t *testing.T, commands ...string) {
 	}
 }
 
-// uninstall follows site/docs/kubernetes.md. Afterwards nothing is left.
+// uninstall follows site/docs/kubernetes.md, and asserts that nothing is left.
 func uninstall(t *testing.T) {
 	kubectl(t, "delete", "pods,services,networkpolicies", "--all", "--grace-period=0", "--force")
 	steps := documented(t, "Uninstall")[0]
 	follow(t, steps...)
 	nothingLeft(t)
-	follow(t, steps[0], steps[len(steps)-1]) // repeat it, as an unsure user would
+	follow(t, steps[0], steps[len(steps)-1]) // run steps again, as an unsure user would
 }
 
 // byHelm installs Weft with the documented command and uninstalls it. The cluster's Pod Security
@@ -92,11 +92,11 @@ func nothingLeft(t *testing.T) {
 		{"-n", "weft", "secrets"},
 	} {
 		if left := kubectl(t, append([]string{"get", "--ignore-not-found", "-o", "name"}, where...)...); left != "" {
-			t.Errorf("the API server still has %s", strings.Join(strings.Fields(left), ", "))
+			t.Errorf("after uninstalling, the API server has %s, want none of them", strings.Join(strings.Fields(left), ", "))
 		}
 	}
 	if out := kubectl(t, "get", "nodes", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="NetworkUnavailable")].reason}`); out != "" {
-		t.Errorf("Nodes still have network conditions: %s", out)
+		t.Errorf("after uninstalling, Nodes have the network conditions %s, want none", out)
 	}
 	for _, node := range nodes {
 		for what, command := range map[string]string{
@@ -107,13 +107,13 @@ func nothingLeft(t *testing.T) {
 		} {
 			out, err := cluster(t, "", "in", node, "sh", "-c", command)
 			if must(t, out, err) != "" {
-				t.Errorf("%s still has %s of Weft:\n%s", node, what, strings.TrimSpace(out))
+				t.Errorf("after uninstalling, %s has %s of Weft, want none:\n%s", node, what, strings.TrimSpace(out))
 			}
 		}
 	}
 }
 
-// founder is the founder according to the Secret.
+// founder has the fields of the Secret that name the founder.
 type founder struct {
 	Metadata struct{ Annotations map[string]string }
 	Data     map[string][]byte
@@ -143,7 +143,7 @@ func founderGone(t *testing.T) {
 	node := by["weft.dev/founder-node"]
 	if !slices.Contains(nodes, node) || by["weft.dev/founder-uid"] != kubectl(t, "get", "node", node, "-o", "jsonpath={.metadata.uid}") ||
 		by["weft.dev/founded"] != "true" || by["weft.dev/universe"] != cidr || string(f.Data["token"]) != token {
-		t.Fatalf("the Secret names %v", by)
+		t.Fatalf("the Secret has the annotations %v, want a founder among the Nodes, founded, the universe %s and the same token", by, cidr)
 	}
 	rings := map[string]bool{}
 	for _, n := range nodes {

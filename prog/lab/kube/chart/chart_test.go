@@ -31,7 +31,7 @@ func objects(t *testing.T, manifest string) map[string]any {
 	for doc := range strings.SplitSeq(manifest, "\n---") {
 		var o map[string]any
 		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
-			t.Fatalf("%v\n%s", err, doc)
+			t.Fatalf("a rendered document is unreadable, want YAML: %v\n%s", err, doc)
 		}
 		if len(o) == 0 {
 			continue
@@ -92,11 +92,11 @@ func release(t *testing.T) string {
 
 func TestHelmRendersTheManifest(t *testing.T) {
 	if d := cmp.Diff(installed(t), helm(t, nil)); d != "" {
-		t.Errorf("Helm renders other objects (-site/deploy/weft.yaml +Helm)\n%s", d)
+		t.Errorf("Helm renders other objects than site/deploy/weft.yaml has, want the same (-site/deploy/weft.yaml +Helm)\n%s", d)
 	}
 }
 
-// Each value changes what it is for, and nothing else.
+// Each value of the chart changes its own fields, and no others.
 func TestHelmValuesChangeOnlyTheirFields(t *testing.T) {
 	got := helm(t, map[string]any{
 		"image":    map[string]any{"repository": "registry.example/net/weft", "tag": "v1"},
@@ -104,7 +104,7 @@ func TestHelmValuesChangeOnlyTheirFields(t *testing.T) {
 	})
 	settings, ok := got["ConfigMap/weft/weft"].(map[string]any)
 	if !ok || !cmp.Equal(settings["data"], map[string]any{"WEFT_MTU": "1400", "WEFT_NO_DNS": "true"}) {
-		t.Errorf("the ConfigMap with settings has %v", settings)
+		t.Errorf("the ConfigMap with settings has %v, want the given settings as text", settings)
 	}
 	delete(got, "ConfigMap/weft/weft")
 	want := installed(t)
@@ -113,13 +113,13 @@ func TestHelmValuesChangeOnlyTheirFields(t *testing.T) {
 			pod := all["DaemonSet/weft/"+name].(map[string]any)["spec"].(map[string]any)["template"].(map[string]any)["spec"].(map[string]any)
 			c := pod["containers"].([]any)[0].(map[string]any)
 			if image := c["image"]; image != "registry.example/net/weft:v1" && image != "localhost/weft:"+release(t) {
-				t.Errorf("%s: got the image %v", name, image)
+				t.Errorf("%s: got the image %v, want the given one, or localhost/weft with the release", name, image)
 			}
 			delete(c, "image")
 		}
 	}
 	if d := cmp.Diff(want, got); d != "" {
-		t.Errorf("other objects were changed (-site/deploy/weft.yaml +Helm)\n%s", d)
+		t.Errorf("the values changed other objects too, want no change (-site/deploy/weft.yaml +Helm)\n%s", d)
 	}
 }
 
@@ -157,7 +157,7 @@ func TestKustomizeExampleWorks(t *testing.T) {
 		t.Errorf("%d images have the example's name and tag, want both", n)
 	}
 	if objects(t, string(text))["ConfigMap/weft/weft"] == nil {
-		t.Error("the example creates no ConfigMap weft")
+		t.Error("the example creates no ConfigMap weft, want one")
 	}
 }
 
@@ -171,6 +171,6 @@ func TestKustomizeRendersTheManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := cmp.Diff(installed(t), objects(t, string(text))); d != "" {
-		t.Errorf("Kustomize renders other objects (-site/deploy/weft.yaml +Kustomize)\n%s", d)
+		t.Errorf("Kustomize renders other objects than site/deploy/weft.yaml has, want the same (-site/deploy/weft.yaml +Kustomize)\n%s", d)
 	}
 }

@@ -179,7 +179,7 @@ func documented(t *testing.T, section, word string) (lines []string) {
 		}
 	}
 	if len(lines) == 0 {
-		t.Fatalf("site/docs/kubernetes.md has no line that begins with %s in section %q", word, section)
+		t.Fatalf("site/docs/kubernetes.md has no line that begins with %s in section %q, want one", word, section)
 	}
 	return lines
 }
@@ -190,7 +190,7 @@ func TestHelmWorksUnderPodSecurity(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "helm")
 	build := exec.Command("go", "build", "-o", program, "helm.sh/helm/v3/cmd/helm")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+		t.Fatalf("building Helm returned %v, want success:\n%s", err, out)
 	}
 	s := &apiServer{objects: map[string]map[string]any{}}
 	server := httptest.NewServer(s)
@@ -209,20 +209,20 @@ func TestHelmWorksUnderPodSecurity(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
-	for range 2 { // the second time, the namespace exists
+	for range 2 { // in the second round, the namespace exists already
 		for _, section := range []string{"Install", "Upgrade", "Uninstall"} {
 			for _, line := range documented(t, section, "helm") {
 				if section == "Uninstall" {
-					delete(s.objects, "apis/apps/v1/namespaces/weft/daemonsets/weft") // the previous steps delete it
+					delete(s.objects, "apis/apps/v1/namespaces/weft/daemonsets/weft") // earlier documented steps delete the DaemonSets
 					delete(s.objects, "apis/apps/v1/namespaces/weft/daemonsets/weft-datapath")
 				}
 				out, err := helm(line)
 				if err != nil || strings.Contains(out, "kubectl label") {
-					t.Fatalf("%s: %v\n%s", line, err, out)
+					t.Fatalf("%s returned %v, want success without a hint to label the namespace:\n%s", line, err, out)
 				}
 			}
 			if section == "Install" && (s.objects["apis/apps/v1/namespaces/weft/daemonsets/weft"] == nil || s.objects["api/v1/namespaces/weft"] == nil) {
-				t.Fatalf("the installed objects are %v", s.objects)
+				t.Fatalf("the installed objects are %v, want the DaemonSet and the namespace among them", s.objects)
 			}
 		}
 		if len(s.objects) != 1 || s.objects["api/v1/namespaces/weft"] == nil {
@@ -231,9 +231,9 @@ func TestHelmWorksUnderPodSecurity(t *testing.T) {
 	}
 	// In another namespace without the label, Helm's notes say what to do.
 	if out, err := helm("helm install weft chart --namespace net --create-namespace"); err == nil || !strings.Contains(out, "PodSecurity") {
-		t.Errorf("installation in another namespace: %v\n%s", err, out)
+		t.Errorf("installation in a namespace without the label returned %v, want an error about PodSecurity:\n%s", err, out)
 	}
 	if out, err := helm("helm install weft chart --namespace net --create-namespace --dry-run=server"); !strings.Contains(out, "kubectl label namespace net pod-security.kubernetes.io/enforce=privileged") {
-		t.Errorf("a dry run in another namespace: %v\n%s", err, out)
+		t.Errorf("a dry run in a namespace without the label printed (error %v), want the kubectl label command:\n%s", err, out)
 	}
 }

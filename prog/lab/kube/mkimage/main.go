@@ -92,7 +92,7 @@ func image(refs, entry, cmd, files []string) ([]byte, error) {
 		return nil, err
 	}
 	manifest.Platform = map[string]string{"architecture": runtime.GOARCH, "os": "linux"}
-	var manifests []descriptor // the same manifest under each name
+	var manifests []descriptor // index entries: the same manifest under each name
 	for _, ref := range refs {
 		manifest.Annotations = map[string]string{"io.containerd.image.name": ref}
 		manifests = append(manifests, manifest)
@@ -106,7 +106,7 @@ func image(refs, entry, cmd, files []string) ([]byte, error) {
 	if err := a.put("index.json", index); err != nil {
 		return nil, err
 	}
-	err = a.tar.Close() // writes the trailer
+	err = a.tar.Close() // Close writes the archive's trailer
 	return a.Bytes(), err
 }
 
@@ -146,7 +146,7 @@ func layerTar(args []string) ([]byte, error) {
 			return nil, err
 		}
 	}
-	err := l.tar.Close() // writes the trailer
+	err := l.tar.Close() // Close writes the archive's trailer
 	return buf.Bytes(), err
 }
 

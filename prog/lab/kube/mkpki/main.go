@@ -88,7 +88,7 @@ func (p pki) authority(name string) (a *authority, made bool) {
 		check(err)
 		key, err := x509.ParsePKCS8PrivateKey(unpack(b))
 		check(err)
-		return &authority{cert: cert, key: key.(crypto.Signer)}, false // it is an ECDSA key, since we wrote it
+		return &authority{cert: cert, key: key.(crypto.Signer)}, false // the key is an ECDSA key, since this program wrote it
 	}
 	key := newKey()
 	tmpl := template(pkix.Name{CommonName: "weft-lab-" + name})
