@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// Size limits of the agent's components, so that each owns one piece of state and is easy to
+// These limits keep the agent's components small, so that each owns one piece of state and is easy to
 // understand.
 const (
 	mostMethods = 25   // methods of a type

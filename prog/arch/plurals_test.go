@@ -10,10 +10,10 @@ import (
 var (
 	// counted matches a number with a noun that always has an s.
 	counted = regexp.MustCompile(`%d (containers|addresses|endpoints|hosts|peers|packets|requests|times|IPs|arguments|messages|names|bytes)\b`)
-	// bound matches numbers that are never one: limits, and numbers of a range.
+	// bound matches numbers that are never 1: limits, and the ends of a range.
 	bound = regexp.MustCompile(`(at most|at least|more than|between|to|of|and) %d|%d [a-z]+: between|%d [a-z]+, (at most|1 to) %d`)
-	// unseen matches messages that only developers read: why bytes between agents are no message, and what stands
-	// for a configuration with keys.
+	// unseen matches messages that only developers read: why bytes from another agent are invalid, and
+	// the text that replaces a configuration with keys.
 	unseen = regexp.MustCompile(`^"(invalid claim: it has|invalid removal: it has|a peer's id has|data path of) `)
 )
 

@@ -9,8 +9,8 @@ import (
 	"weft/prog/words"
 )
 
-// askedAddresses parses the addresses that attach requests. It refuses a prefix length: Weave
-// isolates containers by subnet, and its users must learn that Weft does not.
+// askedAddresses parses the addresses that attach requests. It refuses prefix lengths: Weave isolates
+// containers by subnet, and its users must learn that Weft does not.
 func askedAddresses(args []string) (out []netip.Addr, err error) {
 	for _, s := range args {
 		if instead := weaveAddress(s); instead != "" {

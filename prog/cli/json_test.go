@@ -25,8 +25,8 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// outputs has an example of the JSON output of every command. The test runs those with args against a
-// fake agent; the others would change this machine.
+// outputs has an example of the JSON output of every command. The test runs commands with args against
+// a fake agent; commands without args would change this machine.
 var outputs = map[string]struct {
 	value any
 	args  string

@@ -74,7 +74,7 @@ func (a *app) establishSecret(f *launchFlags) error {
 
 // awaitLaunch waits for weft launch if this host belongs to no network and was not told to found or
 // join one. After launch it executes the program again, which reads the settings that launch saved.
-// ended reports that the agent was stopped before launch was run.
+// ended reports whether the agent was stopped before launch was run.
 func (f *launchFlags) awaitLaunch(ctx context.Context) (ended bool, err error) {
 	word := statedir.Launched(f.StateDir)
 	founds, err := statedir.Founds(f.StateDir, f.Targets)

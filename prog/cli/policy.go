@@ -22,7 +22,7 @@ import (
 	"weft/prog/words"
 )
 
-// defaultNamespace is the namespace of names without one, as in kubectl.
+// defaultNamespace is the namespace of policies whose names have no namespace, as in kubectl.
 const defaultNamespace = "default"
 
 func (a *app) policy() *cobra.Command {
@@ -38,8 +38,8 @@ kubectl. The commands list, get and explain work there too.` + exitHelp,
 	return cmd
 }
 
-// manifestFile is the flag -f. It keeps all given files, in order to refuse more than one: otherwise
-// the last one would silently win.
+// manifestFile is the flag -f. It keeps all given files, in order to refuse more than one file:
+// otherwise the last file would silently win.
 type manifestFile struct{ files []string }
 
 func (m *manifestFile) add(flags *pflag.FlagSet) {

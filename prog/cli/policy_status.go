@@ -201,11 +201,12 @@ func (a *app) followPolicies(ctx context.Context, generation string) (last waiti
 	}
 }
 
-// waiting divides the peers: those that enforce a generation, those that do not yet, and unreachable ones.
+// waiting divides the peers: peers that enforce a generation, peers that do not yet, and unreachable
+// peers.
 type waiting struct{ done, lacking, unreachable []api.PeerPolicies }
 
 // waitingFor sorts the peers. If policies were changed again meanwhile, a peer that is up to date
-// counts as done: it has this generation's documents or newer ones.
+// counts as done: it has this generation's documents or newer documents.
 func waitingFor(s api.PolicyStatus, generation string) (out waiting) {
 	overtaken := s.Generation != generation
 	for _, p := range s.Peers {

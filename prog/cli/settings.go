@@ -57,7 +57,7 @@ func readSettings(path string) (s settings, err error) {
 }
 
 // unreadable describes in one line why a text is no valid settings file. The YAML package's errors
-// contain Go types, and only some name a line.
+// contain Go types, and only some errors name a line.
 func unreadable(path string, text []byte, err error) error {
 	why := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")
 	if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok { // the file holds a text, a number or a list instead of keys
@@ -124,8 +124,8 @@ func (s settings) apply(flags *pflag.FlagSet, from origins) error {
 	return nil
 }
 
-// applyDirs sets folders that were not given as flags from the settings file, since the agent uses
-// those.
+// applyDirs sets folders that were not given as flags from the settings file, since the agent uses the
+// folders in that file.
 func applyDirs(path string, flags *pflag.FlagSet) error {
 	file, err := readSettings(path)
 	if err != nil {

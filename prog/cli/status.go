@@ -68,7 +68,8 @@ func (a *app) printReport(part func(api.Report) any, print func(io.Writer, api.R
 	}
 }
 
-// reportWithUsage returns the report, with the number of used addresses that the other peers report.
+// reportWithUsage returns the report. In it, each peer has the number of used addresses that it
+// reports itself.
 func (a *app) reportWithUsage(ctx context.Context) (api.Report, error) {
 	client := a.client()
 	r, err := client.Report(ctx)

@@ -53,7 +53,7 @@ func run(args []string, out io.Writer) error {
 	}
 	opts := options{version: *version, revision: *revision, created: time.Unix(*created, 0).UTC()}
 	var err error
-	// Strict, because kubelet and containerd expand a name without a registry to one of a public
+	// Strict, because kubelet and containerd expand a name without a registry to a name in a public
 	// registry. A missing image would then be pulled from there.
 	tagged := *image
 	if !strings.Contains(tagged[strings.LastIndex(tagged, "/")+1:], ":") {

@@ -73,7 +73,7 @@ func ours() *cdx.Licenses {
 }
 
 // serial derives a UUID (version 8, RFC 9562) from the digest. A bill needs a unique serial number,
-// but a random one would change with every build.
+// but a random number would change with every build.
 func serial(digest v1.Hash) string {
 	u := sha256.Sum256([]byte("weft bill of materials " + digest.String()))
 	u[6] = u[6]&0x0f | 0x80

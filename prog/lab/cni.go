@@ -64,7 +64,7 @@ func (i Identity) cniArgs() map[string]any {
 }
 
 // runCNI acts as a container runtime on a host. It passes the container's name as Kubernetes does
-// (CNI_ARGS), and the rest in args.
+// (CNI_ARGS), and labels and ports in args.
 func runCNI(ctx context.Context, verb, id, netns string, as Identity) (out plugged, err error) {
 	list, err := waitForConf(ctx)
 	if err != nil {

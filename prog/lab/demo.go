@@ -13,11 +13,11 @@ import (
 	"weft/prog/words"
 )
 
-// demoMarker fills every payload of the demo, so that the capture finds any that is sent in the
+// demoMarker fills every payload of the demo, so that the capture finds a payload that is sent in the
 // clear.
 const demoMarker = "the-quick-brown-fox-"
 
-// demo is one run of the demo. Its output is real: it runs each command before it prints the command after $.
+// demo is one run of the demo. Its output is real: it runs each command that it prints after $.
 type demo struct {
 	lab *Lab
 	out io.Writer
@@ -85,7 +85,7 @@ func (d *demo) status(ctx context.Context) error {
 	return nil
 }
 
-// tunnels waits until h1 has a tunnel to both other hosts. It sends packets, since the first one
+// tunnels waits until h1 has a tunnel to both other hosts. It sends packets, since the first packet
 // starts WireGuard's handshake.
 func (d *demo) tunnels(ctx context.Context) error {
 	addrs, err := d.remoteAddrs(ctx)

@@ -16,8 +16,7 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// bin has a program "weft" that is this test binary, so that the lab is tested without the rest of
-// Weft.
+// bin has a program "weft" that is this test binary, so that the lab is tested without an agent.
 var bin string
 
 func TestMain(m *testing.M) {

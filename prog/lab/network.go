@@ -24,8 +24,8 @@ func (l *Lab) SetMTU(ctx context.Context, host string, mtu int) error {
 	return l.atHost(host, l.node(host).SetMTU(ctx, node.HostLink, mtu))
 }
 
-// AddLink adds a second link, eth1, to a host, on a switch for second links. With a metric, it has
-// default routes of that metric; those of eth0 have 100.
+// AddLink adds a second link, eth1, to a host, on a switch for second links. With a metric, eth1 has
+// default routes with that metric; eth0's default routes have 100.
 func (l *Lab) AddLink(ctx context.Context, host string, metric int) error {
 	if err := l.checkHost(host); err != nil {
 		return err
@@ -60,8 +60,8 @@ func (l *Lab) SetRouteMTU(ctx context.Context, host string, prefix netip.Prefix,
 	return l.atHost(host, l.node(host).SetRouteMTU(ctx, prefix.String(), mtu))
 }
 
-// LoadRules loads another program's firewall rules into a host: the output of nft or of
-// iptables-save. The latter is for IPv6 if the file's name ends with v6, like Debian's rules.v4 and
+// LoadRules loads another program's firewall rules into a host: the output of nft or of iptables-save.
+// Output of iptables-save is for IPv6 if the file's name ends with v6, like Debian's rules.v4 and
 // rules.v6.
 func (l *Lab) LoadRules(ctx context.Context, host, name string, rules []byte) error {
 	if err := l.checkHost(host); err != nil {

@@ -29,7 +29,7 @@ type HostStatus struct {
 	Containers []ContainerStatus `json:"containers"`
 }
 
-// ContainerStatus is the state of a container. It has no addresses if it is not attached.
+// ContainerStatus is the state of a container. A container that is not attached has no addresses.
 type ContainerStatus struct {
 	Name  string   `json:"name"`
 	Addrs []string `json:"addrs"`

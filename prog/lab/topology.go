@@ -34,7 +34,7 @@ var (
 const gatewayMAC = "02:00:c0:00:02:fe"
 
 // uplinkMetric is the metric of the hosts' default routes. Second links can have a lower or a higher
-// one.
+// metric.
 const uplinkMetric = 100
 
 func hostNumber(host string) (int, error) {

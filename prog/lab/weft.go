@@ -13,8 +13,8 @@ import (
 	"weft/prog/words"
 )
 
-// launchAll starts weft on all hosts. By default h1 founds the mesh, and the others join it with its
-// token.
+// launchAll starts weft on all hosts. By default h1 founds the mesh, and the other hosts join the mesh
+// with h1's token.
 func (l *Lab) launchAll(ctx context.Context) error {
 	hosts := l.Hosts()
 	if l.opts.Together {

@@ -22,7 +22,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// namespace is the chart's namespace unless Helm is given another one.
+// namespace is the chart's namespace unless Helm's --namespace names another.
 const namespace = "weft"
 
 const head = "# Installs Weft %s: kubectl apply -f weft.yaml\n# Generated from site/deploy/chart by `make manifest`: change the chart, not this file.\n"

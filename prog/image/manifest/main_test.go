@@ -40,8 +40,8 @@ func read(t *testing.T, file string) []byte {
 	return data
 }
 
-// A new release changes only the pods of both DaemonSets and of the uninstaller. So `kubectl apply`
-// of its manifest replaces them, whether it is newer or older.
+// A new release changes only the pods of both DaemonSets and of the uninstaller. So `kubectl apply` of
+// a release's manifest replaces these pods, whether the release is newer or older.
 func TestReleaseChangesOnlyImageTags(t *testing.T) {
 	old, err := render(deploy, "v1.2.3")
 	if err != nil {

@@ -154,7 +154,7 @@ func filled() (*directory.Directory, blockRing, error) {
 	return d, ring, nil
 }
 
-// keepsNothing is a directory store that keeps nothing.
+// keepsNothing is a directory store without a disk: it forgets all sets.
 type keepsNothing struct{}
 
 func (keepsNothing) SaveSets(map[peer.ID][]byte) error { return nil }

@@ -92,8 +92,8 @@ func (m *kubeFigures) atRest(ctx context.Context, sides [2]*kubeSide) error {
 	return nil
 }
 
-// busy measures the agents while the nodes of the large side do something. It returns the cost of one
-// repetition in ms, without the idle cost.
+// busy measures the agents while the simulated nodes of the large cluster repeat an action. It returns
+// the cost of one action in ms, without the idle cost.
 func (m *kubeFigures) busy(ctx context.Context, sides [2]*kubeSide, into *comparison, verb string) (samples, error) {
 	start := time.Now()
 	if err := kubeWatch(ctx, sides, into, func() error { return sides[0].each(verb) }); err != nil {
@@ -128,8 +128,8 @@ func kubeWatch(ctx context.Context, sides [2]*kubeSide, into *comparison, f func
 	return nil
 }
 
-// kubeSide is a cluster: h1 has the agent and its containers, the following hosts are the other
-// nodes, and the last one is the API server.
+// kubeSide is a cluster: h1 has the agent and its containers, the following hosts are the other nodes,
+// and the last host is the API server.
 type kubeSide struct {
 	*bench
 	kubeSize

@@ -20,7 +20,8 @@ import (
 	"weft/router/policy"
 )
 
-// The cluster's namespaces and their teams, as newCluster makes them for a number of policies.
+// These are the numbers of namespaces and of their teams, as newCluster makes them for a number of
+// policies.
 const (
 	kubeSpaces = 20
 	kubeTeams  = 10

@@ -40,10 +40,10 @@ const (
 	kubeEvery   = 900 * time.Millisecond
 )
 
-// simulated is a node that other nodes cannot distinguish from a real one. It has a Node object,
-// takes the ring from the cluster's Secret and owns addresses. It announces its pods and confirms
-// the announcements of others, with the agent's own code and a real store. It has no data path and
-// no policies, and its pods do not exist.
+// simulated is a node that other nodes cannot distinguish from a real node. It has a Node object,
+// takes the ring from the cluster's Secret and owns addresses. It announces its pods and confirms the
+// announcements of others, with the agent's own code and a real store. It has no data path and no
+// policies, and its pods do not exist.
 type simulated struct {
 	node, api string
 	number    int
@@ -57,8 +57,8 @@ type simulated struct {
 }
 
 // kubePeer runs a simulated node. args are the API server's URL, the node's number and its number of
-// pods. It reads commands: "start" ends when all its pods are announced; "churn" replaces pods, and ends
-// when all others have confirmed; "heartbeat" writes its Node's unchanged status repeatedly.
+// pods. It reads commands: "start" ends when all its pods are announced; "churn" replaces pods, and
+// ends when all other nodes have confirmed; "heartbeat" writes its Node's unchanged status repeatedly.
 func kubePeer(ctx context.Context, args []string) (err error) {
 	p := &simulated{api: args[0]}
 	pods, err := strconv.Atoi(args[2])

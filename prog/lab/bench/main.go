@@ -1,9 +1,9 @@
 // Command bench measures what Weft has budgets for, in labs on this machine. It prints Markdown:
 // the tables of site/docs/benchmarks.md.
 //
-// Every figure is compared with another one that is measured in the same run, in turns (A B A B …).
-// So other load on the machine affects both. A missed budget is marked in the table; it is not an
-// error.
+// Every figure is compared with another figure of the same run; the two are measured alternately (A B
+// A B …). So other load on the machine affects both. A missed budget is marked in the table; it is not
+// an error.
 package main
 
 import (

@@ -217,7 +217,7 @@ func numbers(list []policy.Endpoint, named policy.Port) map[uint16][]policy.Endp
 	return out
 }
 
-// peers builds the sets of a rule's peers: one of all pods, and one of all IP blocks.
+// peers builds the sets of a rule's peers: a set of all pods, and a set of all IP blocks.
 func (b *kubeBuild) peers(p policy.Policy, name string, r policy.Rule) (sets []string) {
 	var pods []policy.Endpoint
 	var blocks []string

@@ -21,7 +21,8 @@ const (
 )
 
 // policyTunnel measures small packets between containers on two hosts, whose agents enforce the
-// policies applied on one of them. Different numbers of policies take turns in random order.
+// policies that are applied on one host. It measures each number of policies repeatedly, in random
+// order.
 func policyTunnel(ctx context.Context, b *bench) (err error) {
 	l, down, err := b.up(ctx, lab.Options{Name: "policy", Hosts: 2, Containers: 1})
 	if err != nil {
@@ -83,8 +84,8 @@ func changePolicies(ctx context.Context, l *lab.Lab, before, after int) error {
 	return sleep(ctx, tunnelRest)
 }
 
-// tunnelPolicy returns policy 0, which isolates every container in both directions, or another one
-// that selects no container.
+// tunnelPolicy returns the manifest of policy n. Policy 0 isolates every container in both directions.
+// All other policies select no container.
 func tunnelPolicy(n int) string {
 	chosen := "{}"
 	if n > 0 {
@@ -125,8 +126,8 @@ func volleys(ctx context.Context, b *bench, l *lab.Lab, to string) (float64, err
 // back pressure.
 const underway = 32
 
-// volley sends small packets for a while, one for each that comes back, and prints the packets per
-// second.
+// volley sends small packets for a while, one for each packet that comes back, and prints the packets
+// per second.
 func volley(ctx context.Context, args []string) error {
 	most, err := time.ParseDuration(args[1])
 	if err != nil {

@@ -14,9 +14,9 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// A VPN takes over a host's default route, like a second link with a better metric. The others learn
-// the new address, and keep using the one that works. Then gossip loses the host while its tunnel
-// works: its addresses are not taken over, not even by force. No packet is lost.
+// A VPN takes over a host's default route, like a second link with a better metric. The other hosts
+// learn the new address, and keep using the address that works. Then gossip loses the host while its
+// tunnel works: its addresses are not taken over, not even by force. No packet is lost.
 func TestSecondLinkAndLostGossip(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")

@@ -21,7 +21,8 @@ import (
 // datagrams is how many datagrams knock sends to a port.
 const datagrams = 3
 
-// knock sends to ports over UDP and TCP, and prints those to which TCP connects: ADDR:PORT...
+// knock sends to ports over UDP and TCP, and prints the ports to which TCP connects. args are
+// ADDR:PORT...
 func knock(args []string) error {
 	var all sync.WaitGroup
 	for _, at := range args {

@@ -143,7 +143,7 @@ func TestStartTogetherAndSplit(t *testing.T) {
 }
 
 // fullFounder launches h1 with a universe of which it uses every address, one of them for its
-// container. It returns that container's namespace and address.
+// container. It returns the container's network namespace and address.
 func fullFounder(t *testing.T, l *lab.Lab) (netns, addr string) {
 	t.Helper()
 	launchFounder(t, l, "--ipalloc-range", "10.44.0.0/28")

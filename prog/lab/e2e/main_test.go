@@ -86,7 +86,7 @@ func spoof(args []string) error {
 	return nil
 }
 
-// rawUDP sends ordinary datagrams: DST:PORT COUNT. It is no error if they are refused.
+// rawUDP sends ordinary datagrams: DST:PORT COUNT. It is no error if the host refuses the datagrams.
 func rawUDP(args []string) error {
 	c, err := net.Dial("udp", args[0])
 	if err != nil {

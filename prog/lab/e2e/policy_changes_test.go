@@ -94,7 +94,7 @@ func containerRelabelled(p *policed) {
 		p.reaches("h1/buyer", "h1/one", false, 80)
 		p.replug("h1/buyer", buyer("buyer"))
 	}
-	// It is isolated itself once a policy selects it.
+	// With its new labels, the container is isolated once a policy selects it.
 	p.reaches("h2/visitor", "h1/buyer", true, 80)
 	p.replug("h1/buyer", buyer("server"))
 	p.reaches("h2/visitor", "h1/buyer", false, 80)
@@ -103,7 +103,7 @@ func containerRelabelled(p *policed) {
 	p.remove("h2", "shop/p0")
 }
 
-// Weave kept enforcing the previous rules of a policy after it was changed to the other direction.
+// A policy for ingress is changed to egress. Weave kept enforcing the previous rules then.
 func ingressToEgress(p *policed) {
 	p.apply("h1", manifest(`shop: {podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}`))
 	p.reaches("h1/buyer", "h2/two", false, 80)

@@ -10,7 +10,8 @@ import (
 )
 
 // A container whose policy denies everything can still reach the parts of its own host that
-// --policy-exempt allows. In any case its host reaches it, and it reaches itself.
+// --policy-exempt allows. Its host always reaches the container, and the container always reaches
+// itself.
 func TestPolicyExemptAllowsTheOwnHost(t *testing.T) {
 	p := policeLab(t, lab.Options{Hosts: 3})
 	flags := map[string][]string{"h1": nil, "h2": {"--policy-exempt", "none"}, "h3": {"--policy-exempt", "dns"}}

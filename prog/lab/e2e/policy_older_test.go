@@ -12,8 +12,9 @@ import (
 )
 
 // Before Linux 6.9 tables have no owner, and other programs can flush Weft's. The linker makes an
-// agent that does not use owners. Packets that pass in the gap are counted: a running agent closes it
-// at once, and at the latest at its next check.
+// agent that does not use owners. After a flush, denied packets pass until the agent restores the
+// table. The test counts them: a running agent restores it at once, and at the latest at its next
+// check.
 func TestPolicyWithoutTableOwners(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	bin := t.TempDir()

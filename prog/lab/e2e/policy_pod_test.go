@@ -26,8 +26,8 @@ import (
 )
 
 // Pod is a program in a container or on a host. It serves ports, connects to others, keeps flows
-// going, and reports everything to the test over a unix socket (net/rpc). One process does what would
-// otherwise need thousands.
+// going, and reports everything to the test over a unix socket (net/rpc). One such process replaces
+// thousands of processes of ordinary tools.
 type Pod struct {
 	mu     sync.Mutex
 	heard  map[Heard]int

@@ -203,7 +203,7 @@ func TestPolicyComesBackAfterAFlush(t *testing.T) {
 }
 
 // A policy that changes while a host's agent is down is enforced as soon as the agent is back. Until
-// then the old one is.
+// then the host enforces the old policy.
 func TestPolicyChangesWhileAnAgentIsDown(t *testing.T) {
 	b := newIsolatedLab(t)
 	if err := b.Kill(t.Context(), "h2", "agent"); err != nil {

@@ -1,7 +1,7 @@
 package e2e
 
-// situations are those of Kubernetes' own test suite (kubernetes/test/e2e/network/netpol), with
-// similar names, and some additional ones.
+// situations has the situations of Kubernetes' own test suite (kubernetes/test/e2e/network/netpol),
+// with similar names, and additional situations.
 var situations = []situation{
 	{"default-deny-ingress", []string{`x: {podSelector: {}, policyTypes: [Ingress]}`}, []string{"x/* <- none"}},
 	{"default-deny-all", []string{`x: {podSelector: {}, policyTypes: [Ingress, Egress]}`}, []string{"x/* <- none", "x/* -> none"}},

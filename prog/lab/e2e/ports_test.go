@@ -11,8 +11,8 @@ import (
 )
 
 // If a firewall closes WireGuard's port on one host, that host is not ready, since its containers
-// would be isolated. The others report the failed tunnel in the status and the metrics. Everything
-// recovers once the port is open.
+// would be isolated. The other hosts report the failed tunnel in the status and the metrics.
+// Everything recovers once the port is open.
 func TestBlockedPortIsReported(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")

@@ -127,9 +127,9 @@ func (c *cluster) reclaimed() int {
 	return strings.Count(c.ask("GET", "/api/v1/events", ""), `"AddressesReclaimed"`)
 }
 
-// Nodes that start at once, before their API server, make one ring. A deleted and silent Node is
-// reclaimed once, but not one that answers. A Node that starts without the API server uses its stored
-// state.
+// Nodes that start at once, before their API server, make one ring. The addresses of a deleted Node
+// are reclaimed once, but only after its agent stopped answering. A Node that starts without the API
+// server uses its stored state.
 func TestNodesFoundJoinAndAreReclaimed(t *testing.T) {
 	c := newCluster(t, 3)
 	var starting sync.WaitGroup

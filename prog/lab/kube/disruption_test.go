@@ -69,8 +69,9 @@ func agentsKilledAndRolled(t *testing.T) {
 // outage is how long the API server is stopped.
 const outage = 2 * time.Minute
 
-// Without the API server, pods communicate, a pod whose sandbox dies gets another one (DEL and ADD),
-// and restarted agents know policies and pods. Changes made meanwhile are applied once it is back.
+// Without the API server, pods communicate, a pod whose sandbox dies gets a new sandbox (DEL and ADD),
+// and restarted agents know policies and pods. Changes made meanwhile are applied once the API server
+// is back.
 func withoutAPIServer(t *testing.T) {
 	victim, other := getPod(t, "probe-node3"), getPod(t, "probe-node2")
 	stranger := getPod(t, "server-node3")
@@ -303,7 +304,7 @@ func nodeRebooted(t *testing.T) {
 }
 
 // A node returns without its disk, with the same name and Node object. Its agent is a new peer, and
-// the addresses of the old one are reclaimed once.
+// the old peer's addresses are reclaimed once.
 func diskLost(t *testing.T) {
 	const node = "node3"
 	old, err := reportOf(t, node)
@@ -333,8 +334,8 @@ func diskLost(t *testing.T) {
 	reclaimedOnce(t, before)
 }
 
-// A node that only does not answer keeps its addresses. When it is deleted, they are reclaimed once,
-// and another node with its name joins like any new one.
+// A node that does not answer, but was not deleted, keeps its addresses. When the node is deleted,
+// they are reclaimed once. Another node with the same name then joins like any new node.
 func nodeDeleted(t *testing.T) {
 	const gone = "node3"
 	all := flows(t, "probe-node1", "probe-node2")

@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// A configuration after Weft's changes nothing. With Multus' before it, pods have Weft's eth0 with
-// host ports, and the networks that Multus adds. Weft detects that Multus calls it.
+// A CNI configuration that sorts after Weft's changes nothing. If Multus' configuration sorts before
+// Weft's, pods have Weft's eth0 with host ports, and the networks that Multus adds. Weft detects that
+// Multus calls its plugin.
 func multus(t *testing.T) {
 	const node, netd = "node1", "/etc/cni/net.d/"
 	const first, later = "00-multus.conf", "20-other.conflist"

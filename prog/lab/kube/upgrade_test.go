@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// The manifest of a newer release is applied, and then this one's again: agents run the release
-// applied last, and the data path's pods keep theirs. The image is the same under another name.
+// The manifest of a newer release is applied, and then the manifest of this release again. Agents run
+// the release that was applied last; the data path's pods keep their release. Both releases are the
+// same image under two names.
 func upgraded(t *testing.T) {
 	t.Helper()
 	data, err := os.ReadFile(checkout + "/site/deploy/weft.yaml")

@@ -21,7 +21,7 @@ import (
 
 // New makes a lab and removes it at the end of the test. It runs the tree's weft and weft-cni unless
 // o.Bin is set, and is named after the test unless o.Name is set. If the test fails, it logs each
-// host's agent log. If the lab does not start, or the machine cannot run one, the test fails: a
+// host's agent log. If the lab does not start, or the machine cannot run labs, the test fails: a
 // skipped suite would prove nothing.
 func New(t testing.TB, o lab.Options) *lab.Lab {
 	t.Helper()

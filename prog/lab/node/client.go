@@ -14,8 +14,8 @@ import (
 // Node is a client of a running node. Its value is the path of the node's socket.
 type Node string
 
-// CommandError means that a command ran and failed. Code is that of a shell: the command's exit code,
-// or 128 plus the number of the signal that killed it.
+// CommandError means that a command ran and failed. Code is what a shell would return: the command's
+// exit code, or 128 plus the number of the signal that killed it.
 type CommandError struct {
 	Code   int
 	Signal unix.Signal // the signal that killed the command, or 0

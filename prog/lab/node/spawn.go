@@ -114,7 +114,7 @@ func (b *birth) attr(sys *syscall.SysProcAttr) *os.ProcAttr {
 	return &os.ProcAttr{Files: []*os.File{b.configR, b.log, b.log, b.answerW}, Env: os.Environ(), Sys: sys}
 }
 
-// started closes the child's ends, so that the parent notices the child's death.
+// started closes the child's ends, so that the parent notices if the child dies.
 func (b *birth) started() { closeAll([]*os.File{b.configR, b.answerW}) }
 
 func (b *birth) abandon() { closeAll([]*os.File{b.configW, b.answerR}) }

@@ -122,7 +122,7 @@ func parse(ctx context.Context, args []string, cfg Config, mesh Lookup) ([]netip
 	return addrs, nil
 }
 
-// find returns the address for an argument: the first one of a name.
+// find returns the address for an argument; of a name, the first address.
 func find(ctx context.Context, arg string, mesh Lookup) (netip.Addr, error) {
 	if addr, err := netip.ParseAddr(arg); err == nil {
 		return addr.Unmap(), nil

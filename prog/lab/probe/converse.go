@@ -100,7 +100,7 @@ func sendAll(ctx context.Context, mu *sync.Mutex, t *tally, cfg Config, c conver
 	return true
 }
 
-// collect handles one answer or error, and reports whether it was the last.
+// collect handles one answer or error, and reports whether no more answers can come.
 func collect(t *tally, cfg Config, data []byte, err error, now time.Time) bool {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):

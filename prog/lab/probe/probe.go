@@ -1,10 +1,10 @@
 // Package probe implements weft probe, the traffic tool for the demo, tests and operators.
 //
-// It measures loss, order and latency with numbered messages (icmp, udp, tcp), answers them (listen), and
-// counts packets on interfaces (capture). Payloads can repeat a marker, so that a capture finds unencrypted
-// ones. By default, everything is limited in number and time. It needs no other program, and for icmp and
-// capture only privileges in its own network namespace. It owns no state beyond a call, and is safe for
-// concurrent use.
+// It measures loss, order and latency with numbered messages (icmp, udp, tcp), answers them (listen),
+// and counts packets on interfaces (capture). Payloads can repeat a marker, so that a capture finds
+// unencrypted payloads. By default, everything is limited in number and time. It needs no other
+// program, and for icmp and capture only privileges in its own network namespace. It owns no state
+// beyond a call, and is safe for concurrent use.
 package probe
 
 import (
@@ -33,7 +33,7 @@ type Config struct {
 }
 
 // Result describes the fate of the messages to one address. Latencies are round trip times in
-// milliseconds, and missing without answers.
+// milliseconds; without answers the fields are missing.
 type Result struct {
 	Proto      string     `json:"proto"`
 	Addr       netip.Addr `json:"addr"`

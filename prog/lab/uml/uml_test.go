@@ -21,7 +21,7 @@ const (
 	marker = "a-payload-that-nobody-may-see-"
 
 	// wantVar names the datapath that the machine must have, so that the test does not run with
-	// another one.
+	// another datapath.
 	wantVar = "WEFT_TEST_DATAPATH"
 )
 

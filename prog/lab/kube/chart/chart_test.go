@@ -18,7 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// deploy is the folder of the manifests, docs that of the documentation.
+// deploy is the folder of the manifests, docs the folder of the documentation.
 const (
 	deploy = "../../../../site/deploy"
 	docs   = "../../../../site/docs"

@@ -17,14 +17,14 @@ import (
 )
 
 // apiServer simulates an API server that enforces Pod Security's baseline. It stores objects by path,
-// and refuses DaemonSets in a namespace that is not privileged. (A real one accepts them, but refuses
-// their pods.)
+// and refuses DaemonSets in a namespace that is not privileged. (A real API server accepts the
+// DaemonSets, but refuses their pods.)
 type apiServer struct {
 	mu      sync.Mutex
 	objects map[string]map[string]any
 }
 
-// resources are the known kinds, by group and version. Namespaced ones end in a dot.
+// resources are the known kinds, by group and version. The names of namespaced kinds end in a dot.
 var resources = map[string]map[string]string{
 	"api/v1":                            {"namespaces": "Namespace", "serviceaccounts.": "ServiceAccount", "secrets.": "Secret", "configmaps.": "ConfigMap"},
 	"apis/apps/v1":                      {"daemonsets.": "DaemonSet"},
