@@ -155,7 +155,7 @@ func TestDockerContainer(t *testing.T) {
 }
 
 // Child processes do not inherit the password from the environment.
-func TestPasswordIsNotPassedOn(t *testing.T) {
+func TestChildProcessesDoNotInheritThePassword(t *testing.T) {
 	t.Setenv("WEFT_PASSWORD", "correct horse battery")
 	if given, err := (&app{}).secretGiven(""); given == nil || err != nil {
 		t.Fatalf("got token %v, error %v, want the one in WEFT_PASSWORD", given, err)

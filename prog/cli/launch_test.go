@@ -14,7 +14,7 @@ import (
 )
 
 // An agent without targets founds a network only if it was told to.
-func TestAgentFoundsOnlyWhenTold(t *testing.T) {
+func TestAgentFoundsANetworkOnlyOnRequest(t *testing.T) {
 	stopped, cancel := context.WithCancel(t.Context())
 	cancel()
 	for name, tt := range map[string]struct {

@@ -12,7 +12,7 @@ import (
 )
 
 // A token typed on a terminal is not shown.
-func TestTokenIsAskedForWithoutEcho(t *testing.T) {
+func TestTokenPromptDoesNotEcho(t *testing.T) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Skip(err)

@@ -56,7 +56,7 @@ func TestLogsAreBounded(t *testing.T) {
 }
 
 // A file to which the user redirected output is not rotated.
-func TestForeignLogsAreLeftAlone(t *testing.T) {
+func TestOtherFilesAreNotRotated(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "mine.log")
 	if err := os.WriteFile(path, make([]byte, maxLog+1), 0o600); err != nil {
 		t.Fatal(err)

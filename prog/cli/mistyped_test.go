@@ -6,7 +6,7 @@ import (
 )
 
 // The hints for Weave's commands and flags are only for those that Weft does not have.
-func TestWhatWeaveHadIsNotWhatWeftHas(t *testing.T) {
+func TestWeaveHintsOnlyForMissingCommandsAndFlags(t *testing.T) {
 	root := (&app{}).root()
 	for name := range weaveCommands {
 		if cmd, _, _ := root.Find([]string{name}); cmd != root {

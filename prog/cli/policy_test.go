@@ -136,7 +136,7 @@ func golden(t *testing.T, name, got string) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got; run with -update if it is right):\n%s", name, diff)
+		t.Errorf("the output differs from testdata/%s.golden (-want +got; if the output is right, run with -update):\n%s", name, diff)
 	}
 }
 
@@ -243,18 +243,18 @@ func TestWaitInForce(t *testing.T) {
 		code     int
 		out, err string // the end of the output, and a part of the error
 	}{
-		"all have it": {func(int32) api.PolicyStatus { return peers("g2", h1, h1) }, ExitOK, "in force on 2 peers\n", ""},
+		"all enforce it": {func(int32) api.PolicyStatus { return peers("g2", h1, h1) }, ExitOK, "in force on 2 peers\n", ""},
 		"later": {func(n int32) api.PolicyStatus {
 			if n < 3 {
 				return peers("g2", h1, late)
 			}
 			return peers("g2", h1, h1)
 		}, ExitOK, "in force on 2 peers\n", ""},
-		"one is gone":        {func(int32) api.PolicyStatus { return peers("g2", h1, gone) }, ExitOK, "in force on 1 peer\n", "cc(h3) is unreachable"},
-		"applied over":       {func(int32) api.PolicyStatus { return peers("g3", newer, newer) }, ExitOK, "in force on 2 peers\n", ""},
-		"applied over, late": {func(int32) api.PolicyStatus { return peers("g3", newer, late) }, ExitFailed, "", "1 of 2 peers did not enforce the change: bb(h2) (it still enforces generation g1)"},
-		"one lacks it":       {func(int32) api.PolicyStatus { return peers("g2", h1, late, failing, gone) }, ExitFailed, "", "2 of 3 peers did not enforce the change: bb(h2) (it still enforces generation g1), dd(h4) (no nftables)"},
-		"nobody":             {func(int32) api.PolicyStatus { return peers("g2") }, ExitFailed, "", "no peer reported"},
+		"an unreachable peer":           {func(int32) api.PolicyStatus { return peers("g2", h1, gone) }, ExitOK, "in force on 1 peer\n", "cc(h3) is unreachable"},
+		"newer policies":                {func(int32) api.PolicyStatus { return peers("g3", newer, newer) }, ExitOK, "in force on 2 peers\n", ""},
+		"newer policies, one peer late": {func(int32) api.PolicyStatus { return peers("g3", newer, late) }, ExitFailed, "", "1 of 2 peers did not enforce the change: bb(h2) (it still enforces generation g1)"},
+		"late and failing peers":        {func(int32) api.PolicyStatus { return peers("g2", h1, late, failing, gone) }, ExitFailed, "", "2 of 3 peers did not enforce the change: bb(h2) (it still enforces generation g1), dd(h4) (no nftables)"},
+		"no peers":                      {func(int32) api.PolicyStatus { return peers("g2") }, ExitFailed, "", "no peer reported"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

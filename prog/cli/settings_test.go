@@ -72,7 +72,7 @@ func TestMistakesInTheSettingsFileNameLineAndKey(t *testing.T) {
 }
 
 // Every setting can be in the file, and reading what launch saves gives the same values.
-func TestWhatLaunchSavesIsReadAgain(t *testing.T) {
+func TestSettingsSavedByLaunchAreReadAgain(t *testing.T) {
 	args := []string{
 		"--mtu=1300", "--nickname=a: \"#b\"", "--no-dns=false", "--dns-ttl=90s", "--advertise=192.0.2.1,2001:db8::1", "--ipalloc-exclude=", "--policy-exempt=none",
 		"--ipalloc-range=10.1.0.0/16", "--dns-forward=corp=192.0.2.53", "--status-addr=", "--token=/dev/null",

@@ -124,7 +124,7 @@ func TestForeignFirewallRulesAreLoaded(t *testing.T) {
 		return err == nil
 	}
 	if out, err := command(t, "network", "--name", labName(t), "h2", "--firewall", rules).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+		t.Fatalf("weft lab network --firewall returned %v, want success: %s", err, out)
 	}
 	if reaches("192.0.2.2") || !reaches("2001:db8::2") {
 		t.Error("with rules in the format of nft, IPv4 passes or IPv6 does not, want only IPv4 dropped")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests with the race detector: `race.sh units` all packages but those of the lab, `race.sh labs` those of the lab.
+# Tests with the race detector: `race.sh units` all packages except the lab's, `race.sh labs` the lab's packages.
 #
 # The detector makes simulations of many hosts ten times as slow. Before Go 1.27 it crashes when two processors run the
 # timers of one synctest bubble (golang/go#78156): packages whose tests have virtual time get one processor each.
@@ -17,13 +17,13 @@ esac
 virtual=$(grep -Fx "$bubbles" <<<"$packages")
 real=$(grep -Fxv "$bubbles" <<<"$packages")
 
-# shellcheck disable=SC2086 # one word for each package
+# shellcheck disable=SC2086 # the lists must be split into one word for each package
 case $1 in
 units)
 	"$go" test -race -short -timeout=20m -cpu 1 $virtual
 	"$go" test -race -short -timeout=20m $real
 	;;
-labs) # These count every packet: each has the machine to itself, and no cached result counts.
+labs) # These tests count every packet: packages run one after the other, and cached results are not used.
 	"$go" test -race -count=1 -cpu 1 $virtual
 	"$go" test -race -count=1 -p 1 -timeout=40m $real
 	;;

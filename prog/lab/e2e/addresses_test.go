@@ -59,7 +59,7 @@ func TestSecondLinkAndLostGossip(t *testing.T) {
 	out, err := flow.Wait()
 	var results []probe.Result
 	if e := json.Unmarshal([]byte(out), &results); e != nil || err != nil || len(results) != 2 {
-		t.Fatalf("the flows ended with error %v, and their result is unreadable (%v): %s", err, e, out)
+		t.Fatalf("the flows ended with error %v, and their result is unreadable (%v), want JSON: %s", err, e, out)
 	}
 	for _, r := range results {
 		if r.Lost > 0 {

@@ -25,7 +25,7 @@ func cnitool(t *testing.T) string {
 	cmd := exec.Command("go", "build", "-o", path, "github.com/containernetworking/cni/cnitool")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build cnitool: %v\n%s", err, out)
+		t.Fatalf("building cnitool returned %v, want success:\n%s", err, out)
 	}
 	return path
 }

@@ -173,9 +173,9 @@ func TestCopyGivesUpTheKey(t *testing.T) {
 	if err := tool(t, l, "h3", "disarmed"); err != nil {
 		t.Error(err)
 	}
-	eventually.True(t, 20*time.Second, "the copy configures its device", func() bool { return tool(t, l, "h3", "disarmed") != nil })
+	eventually.True(t, 20*time.Second, "the copy's device has a key", func() bool { return tool(t, l, "h3", "disarmed") != nil })
 	run(t, l, "h3", "nft", "delete", "table", "inet", "firewall")
-	eventually.True(t, 40*time.Second, "the copy gives up the key", func() bool { return tool(t, l, "h3", "disarmed") == nil })
+	eventually.True(t, 40*time.Second, "the copy's device has no key", func() bool { return tool(t, l, "h3", "disarmed") == nil })
 	says(t, fails(t, l, "h3", "", "weft", "status"), "not running")
 	h2 := report(t, l, "h2").Router.Node[0].String()
 	eventually.True(t, 40*time.Second, "h1 reaches h2", func() bool {

@@ -45,7 +45,7 @@ func TestPolicyFollowsChanges(t *testing.T) {
 		t.Log(name)
 		check(p)
 		if t.Failed() {
-			t.Fatalf("the enforced rules are wrong after the change: %s", name)
+			t.Fatalf("%s: the enforced rules are wrong, want them to follow the change", name)
 		}
 	}
 }

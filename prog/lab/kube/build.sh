@@ -21,7 +21,7 @@ place() { # PROGRAM: the path of the built program
 	esac
 }
 
-# For `kubectl version`, and specs for certain versions. Upstream's own build sets the same.
+# Set the version as upstream's own build does: `kubectl version` prints it, and some specs check it.
 minor=${k8s_version#v1.}
 stamp=
 for pkg in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
@@ -64,7 +64,7 @@ build() { # PROGRAM NTH OF
 	[ -t 2 ] || say "$what: building"
 	compile "$1" "$dir/$1" >"$dir/log" 2>&1 9>&- &
 	pid=$!
-	trap 'kill "$pid" 2>/dev/null || true' EXIT # background processes survive Ctrl-C
+	trap 'kill "$pid" 2>/dev/null || true' EXIT # Ctrl-C does not end background processes
 	while kill -0 "$pid" 2>/dev/null; do
 		[ ! -t 2 ] || printf '\rkube: %s: building, %d s ' "$what" $((SECONDS - start)) >&2
 		sleep 1

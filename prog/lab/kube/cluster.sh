@@ -47,7 +47,7 @@ wait_for() { # SECONDS WHAT COMMAND…
 
 # --- cgroups: one per program of the control plane and per node, in every hierarchy of cgroup v1
 
-enter_cgroup() { # NAME: moves the calling shell into a cgroup; what it starts is in it, too
+enter_cgroup() { # NAME: moves the calling shell into a cgroup; what the shell starts is in the cgroup, too
 	local c
 	for c in /sys/fs/cgroup/*/; do
 		mkdir -p "$c$lab"
@@ -80,7 +80,7 @@ end() { # NAME: kills everything in a cgroup, and removes it
 
 # --- the control plane
 
-start() { # NAME COMMAND…: starts it in the background, in the control plane's network namespace
+start() { # NAME COMMAND…: starts a command in the background, in the control plane's network namespace
 	local name=$1
 	shift
 	(
@@ -164,9 +164,9 @@ pki() { # [NODE=IPS]
 
 known() { [ -d "$run/$1/disk" ] || fail "there is no node $1; the nodes are: $(cd "$run" && printf '%s ' */disk | sed 's,/disk,,g')"; }
 
-node_start() { # NAME: its settings are in the folder $run/NAME
+node_start() { # NAME: starts a node whose settings are in the folder $run/NAME
 	local name=$1 index ns=$lab-$1 ip4 ip6 images
-	images=$("$kube/images.sh") # made again after changes
+	images=$("$kube/images.sh") # images.sh makes the images again if their definition changed
 	index=$(cat "$run/$name/index")
 	ip4=$fabric4$((index + 10)) ip6=$fabric6$((index + 10))
 	pki "$name=$ip4,$ip6"
@@ -189,8 +189,8 @@ node_start() { # NAME: its settings are in the folder $run/NAME
 	echo $! >"$run/$name/pid"
 }
 
-# Succeeds if the kubelet has reported since a moment, and with CNI=bridge that the node is ready. An
-# earlier node of the same name may have reported before.
+# Succeeds if the kubelet has reported after MOMENT, and with CNI=bridge that the node is ready. A
+# report before MOMENT can be from an earlier node of the same name.
 reported() { # NAME MOMENT
 	local got
 	got=$(kc get node "$1" -o jsonpath='{range .status.conditions[?(@.type=="Ready")]}{.lastHeartbeatTime} {.status}{end}')
@@ -208,7 +208,7 @@ node_wait() { # NAME MOMENT
 	wait_for 180 "$1" reported "$1" "$2"
 }
 
-# The API server is on no node, so it reaches pods through one of them, as some specs require.
+# The API server is on no node, so it reaches pods through a node, as some specs require.
 weft_up() {
 	kc create configmap kube-proxy -n kube-system --from-literal=config.conf="clusterCIDR: $CLUSTER_CIDR" >&2
 	kc apply -f "$checkout/site/deploy/weft.yaml" >&2
@@ -248,7 +248,7 @@ node_up() { # NAME INDEX
 
 node_stop() { # NAME: like switching the power off
 	end "$1"
-	ip netns del "$lab-$1" 2>/dev/null || true # also removes its link
+	ip netns del "$lab-$1" 2>/dev/null || true # this also removes the node's link
 }
 
 now() { date -u +%FT%TZ; }

@@ -9,7 +9,7 @@ multus_version=$(required multus/go.mod gopkg.in/k8snetworkplumbingwg/multus-cni
 helm_version=$(required chart/go.mod helm.sh/helm/v3)
 coredns_version=v1.15.0 # the version in prog/lab/bench, so that it is built once
 
-# Built programs, by version.
+# These folders keep built programs, by version.
 weft_cache=${XDG_CACHE_HOME:-${HOME:?}/.cache}/weft
 cache=$weft_cache/kube-$k8s_version
 etcd_dir=$weft_cache/etcd-$etcd_version
@@ -18,20 +18,20 @@ multus_dir=$weft_cache/multus-$multus_version
 helm_dir=$weft_cache/helm-$helm_version
 PATH=$cache/bin:$etcd_dir:$coredns_dir:$multus_dir:$helm_dir:$PATH
 
-# The running cluster. Its folder has a short path, since it contains sockets. Its namespaces and
-# cgroups have its name.
+# The folder of the running cluster has a short path, since it contains sockets. The cluster's
+# namespaces and cgroups are named $lab.
 lab=weft-kube
 run=/var/tmp/$lab
 
-# Addresses. Those of the nodes end in their index plus ten, in the same digits in both families:
+# A node's addresses end in its index plus ten, in the same digits in both families: the first node has
 # 10.200.0.11 and fd00:10:200::11.
 fabric4=10.200.0. fabric6=fd00:10:200::
 service_cidr=10.96.0.0/16,fd00:10:96::/112
-service_ips=10.96.0.1,fd00:10:96::1 # of the API server
+service_ips=10.96.0.1,fd00:10:96::1 # addresses of the API server's Service
 dns_ip=10.96.0.10
 CLUSTER_CIDR=${CLUSTER_CIDR:-10.32.0.0/12,fd00:32::/64}
 
-# A fictitious name: images come from this machine's files, never from a registry.
+# The registry does not exist: images come from this machine's files, never from a registry.
 registry=weft.lab/e2e
 
 say() { echo "kube: $*" >&2; }

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes the images that the cluster runs from this machine's files, and prints their folder. It is
-# kept beside the programs, and made again when one of the files that define it changes.
+# Makes the images that the cluster runs from this machine's files, and prints their folder. The
+# folder is kept beside the built programs, and made again when a file that defines the images changes.
 #
 # The images have the names and versions that e2e.test expects, in a registry that does not exist.
-# They are those of sig-network's specs: Conformance, Netpol, conntrack, the granular checks.
-# Excluded, with the specs that need them:
-#   agnhost's iperf        [Feature:Networking-Performance] measures the lab, not us
+# sig-network's specs need them: Conformance, Netpol, conntrack, the granular checks.
+# Images that are not made, so specs that need them cannot run:
+#   agnhost's iperf        [Feature:Networking-Performance] measures the lab, not Weft
 #   everything else        specs of other groups: storage, autoscaling, the API server's extensions, private registries
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
@@ -60,7 +60,7 @@ programs=$(with_libraries /bin/dash:/bin/sh /bin/nc.openbsd:/bin/nc /usr/bin/cur
 
 mkimage -ref "$(ref Pause)" -entrypoint /pause -o "$new/pause.tar" "$new/bin/pause:/pause" tmp/
 mkimage -ref "$(ref BusyBox)" -cmd sh -o "$new/busybox.tar" "${busybox[@]}" "->busybox:/bin/sh" "->busybox:/bin/nc" "->busybox:/bin/wget"
-# One image plays several: the specs only use dig and getent of dnsutils, the shell of
+# One image has several names: the specs only use dig and getent of dnsutils, the shell of
 # distroless-iptables, and of nginx only that it runs.
 # shellcheck disable=SC2086
 mkimage -ref "$(ref Agnhost JessieDnsutils DistrolessIptables Nginx)" -entrypoint /agnhost -cmd pause -o "$new/agnhost.tar" \
@@ -68,7 +68,7 @@ mkimage -ref "$(ref Agnhost JessieDnsutils DistrolessIptables Nginx)" -entrypoin
 	"$source/images/agnhost/porter/localhost.key:/localhost.key" "${busybox[@]}" $programs uploads/
 mkimage -ref "$(ref RegressionIssue74839)" -entrypoint /regression-issue-74839 -o "$new/regression-issue-74839.tar" \
 	"$cache/bin/regression-issue-74839:/regression-issue-74839" "${busybox[@]}"
-# With libraries, since another build may have linked these with C.
+# Add shared libraries, since these programs may be linked with C.
 # shellcheck disable=SC2046
 mkimage -ref "$registry/coredns:lab" -entrypoint /coredns -o "$new/coredns.tar" $(with_libraries "$coredns_dir/coredns:/coredns") tmp/
 

@@ -4,7 +4,7 @@
 # environment.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
-disk=$run/$NAME/disk # survives a restart
+disk=$run/$NAME/disk # this folder survives a restart
 hostname "$NAME"
 
 # Mount the sysfs of this network namespace, and the cgroup hierarchies anew: in a new cgroup
@@ -60,7 +60,7 @@ version = 2
     runtime_type = "io.containerd.runc.v2"
 TOML
 
-# The machines' resolver, which does not exist: the lab has no outside.
+# The nodes' resolver does not exist: the lab has no connection to other networks.
 echo "nameserver ${fabric4}1" >/run/kubernetes/resolv.conf
 cat >/run/kubernetes/kubelet.yaml <<YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
@@ -76,7 +76,7 @@ tlsCertFile: /run/kubernetes/kubelet-$NAME.crt
 tlsPrivateKeyFile: /run/kubernetes/kubelet-$NAME.key
 authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: /run/kubernetes/ca.crt}}
 authorization: {mode: Webhook}
-imageGCHighThresholdPercent: 100 # removed images could not be pulled again
+imageGCHighThresholdPercent: 100 # never remove images: nodes cannot pull them again
 evictionHard: {memory.available: 50Mi, nodefs.available: "1%", imagefs.available: "1%"}
 nodeStatusUpdateFrequency: 5s
 YAML
@@ -102,7 +102,7 @@ keep() { # LOG PROGRAM…: restarts the program when it ends, like systemd
 }
 keep containerd containerd --config /run/kubernetes/containerd.toml &
 until ctr version >/dev/null 2>&1; do sleep 0.2; done
-# A restarted node already has them.
+# A restarted node has these images already; importing them again changes nothing.
 for image in "$IMAGES"/*.tar "$checkout/bin/weft-image.tar"; do
 	[ ! -f "$image" ] || ctr -n k8s.io images import "$image"
 done

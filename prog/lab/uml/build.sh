@@ -8,7 +8,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 version=6.12
-limit=45m # for the compilation, on the slowest supported machine
+limit=45m # time limit of the compilation, on the slowest supported machine
 
 say() { echo "uml: $*" >&2; }
 fail() {
@@ -23,7 +23,7 @@ kernel=$cache/linux-uml-$version-$id
 
 mkdir -p "$cache"
 exec 9>"$cache/uml.lock"
-flock 9 # another run may be building it
+flock 9 # another run may be building the kernel
 if [ -x "$kernel" ]; then
 	echo "$kernel"
 	exit 0

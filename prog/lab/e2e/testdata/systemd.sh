@@ -28,7 +28,7 @@ X
 cat >$1/story.sh <<'X'
 exec >/out/said 2>&1
 PATH=/usr/local/bin:$PATH
-state() { # once it is settled
+state() { # prints the unit's state once the unit is not stopping
 	until s=$(systemctl show -p ActiveState --value weft); [ $s != deactivating ]; do :; done; echo $1: $s
 }
 systemctl start weft; state started
@@ -40,7 +40,7 @@ weft launch; state "launched again"
 weft report -f 'again: {{.ready}} {{.router.mtu}}'
 pid=$(systemctl show -p MainPID --value weft); kill -9 $pid
 until weft report -f '{{.ready}}' 2>/dev/null | grep -q true; do :; done
-kill -QUIT $(systemctl show -p MainPID --value weft) # ends as a panic does
+kill -QUIT $(systemctl show -p MainPID --value weft) # SIGQUIT ends the agent with the exit code of a panic
 until weft report -f '{{.ready}}' 2>/dev/null | grep -q true; do :; done; state "after a panic"
 systemctl restart weft; state upgraded
 until weft report -f '{{.ready}}' 2>/dev/null | grep -q true; do :; done

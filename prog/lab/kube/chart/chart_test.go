@@ -154,7 +154,7 @@ func TestKustomizeExampleWorks(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := strings.Count(string(text), "image: registry.example/net/weft:v1.2.3\n"); n != 2 || strings.Contains(string(text), "image: localhost") {
-		t.Errorf("%d images have the example's name and tag, want both", n)
+		t.Errorf("%d images have the example's name and tag, want 2", n)
 	}
 	if objects(t, string(text))["ConfigMap/weft/weft"] == nil {
 		t.Error("the example creates no ConfigMap weft, want one")
