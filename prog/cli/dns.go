@@ -98,7 +98,7 @@ the name is CONTAINER's.` + exitHelp,
 		Example: "  weft dns-add web -h shop.weft.internal\n  weft dns-add 192.0.2.17 -h printer",
 	}, func(ctx context.Context, req api.NameRequest, called string) error {
 		if req.Name = cmp.Or(req.Name, called); req.Name == "" {
-			return words.Misused(errors.New("no name: give it with -h NAME"))
+			return words.Misused(errors.New("no name: give a name with -h NAME"))
 		}
 		return a.did(a.client().AddName(ctx, req))
 	})

@@ -39,7 +39,7 @@ func (a *app) status() *cobra.Command {
 			RunE: a.printReport(func(r api.Report) any { return r.Router.Peers }, printPeers),
 		},
 		&cobra.Command{
-			Use: "targets", Short: "show the hosts that this one joins", Args: cobra.NoArgs,
+			Use: "targets", Short: "show the hosts that this host joins", Args: cobra.NoArgs,
 			RunE: a.printReport(func(r api.Report) any { return r.Router.Targets }, printTargets),
 		},
 		&cobra.Command{

@@ -79,7 +79,7 @@ var weaveLaunch = map[string]string{
 	"log-level":               "use --verbose to log more",
 	"trusted-subnets":         neverPlain,
 	"ipalloc-default-subnet":  noSubnets,
-	"host":                    "use --advertise for the addresses at which other hosts reach this one",
+	"host":                    "use --advertise for the addresses at which other hosts reach this host",
 	"advertise-address":       "use --advertise",
 	"name":                    "a host's id is derived from its key; for a readable name use --nickname",
 	"resume":                  "`weft launch` without arguments uses the stored targets",

@@ -88,7 +88,7 @@ func readPlatforms(dirs []string) ([]platform, error) {
 		all = append(all, p)
 	}
 	if len(all) == 0 {
-		return nil, errors.New("no folders given, so there is nothing to pack: give a folder with weft and weft-cni for each platform")
+		return nil, errors.New("no folders were given, so there is nothing to pack: give a folder with weft and weft-cni for each platform")
 	}
 	slices.SortFunc(all, func(a, b platform) int { return strings.Compare(a.String(), b.String()) })
 	return all, nil

@@ -65,7 +65,7 @@ func (i Identity) cniArgs() map[string]any {
 
 // runCNI acts as a container runtime on a host. It passes the container's name as Kubernetes does
 // (CNI_ARGS), and labels and ports in args.
-func runCNI(ctx context.Context, verb, id, netns string, as Identity) (out plugged, err error) {
+func runCNI(ctx context.Context, operation, id, netns string, as Identity) (out plugged, err error) {
 	list, err := waitForConf(ctx)
 	if err != nil {
 		return out, err
@@ -80,7 +80,7 @@ func runCNI(ctx context.Context, verb, id, netns string, as Identity) (out plugg
 	cni := libcni.NewCNIConfigWithCacheDir([]string{cniBinDir}, cniCacheDir, nil)
 	rt := &libcni.RuntimeConf{ContainerID: id, NetNS: netns, IfName: "eth0"}
 	rt.Args = [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", as.Namespace}, {"K8S_POD_NAME", as.Name}}
-	switch verb {
+	switch operation {
 	case "add":
 		result, err := cni.AddNetworkList(ctx, list, rt)
 		if err != nil {
@@ -90,7 +90,7 @@ func runCNI(ctx context.Context, verb, id, netns string, as Identity) (out plugg
 	case "del":
 		return out, cniError(cni.DelNetworkList(ctx, list, rt))
 	}
-	return out, fmt.Errorf("unknown CNI verb %q: use add or del", verb)
+	return out, fmt.Errorf("unknown CNI operation %q: use add or del", operation)
 }
 
 // cniError adds a plugin's details, which types.Error's text omits.

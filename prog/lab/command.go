@@ -32,12 +32,13 @@ func Command() *cobra.Command {
 		Long: "Build hosts and containers on this machine, to try Weft and to test it.\n\n" +
 			"Hosts h1, h2 … are network namespaces with their own mounts, processes and hostname, on a common\n" +
 			"underlay (192.0.2.0/24 and 2001:db8::/64); each runs the real weft. Containers h1/c1, h1/c2 … are\n" +
-			"attached by the real weft-cni. It works as root and as an ordinary user. weft lab down removes all of it.",
+			"attached by the real weft-cni. weft lab works as root and as an ordinary user. weft lab down removes\n" +
+			"everything that it made.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	var name string
-	root.PersistentFlags().StringVar(&name, "name", "default", "name of the lab; several may run at once")
+	root.PersistentFlags().StringVar(&name, "name", "default", "name of the lab; several labs may run at once")
 	root.AddCommand(upCommand(&name), downCommand(&name), execCommand(&name), statusCommand(&name),
 		linkCommand(&name), networkCommand(&name), killCommand(&name), demoCommand(&name), cniCommand(), nodeCommand(),
 		hostCommand(&name, "stop", "Run weft stop on a host; its containers stay connected", (*Lab).Stop),
@@ -86,7 +87,7 @@ func upCommand(name *string) *cobra.Command {
 	f.IntVar(&o.Hosts, "hosts", 3, "number of hosts")
 	f.IntVar(&o.Containers, "containers", 2, "number of containers on each host")
 	f.StringVar(&o.Underlay, "underlay", "46", "families of the hosts' own network: 4, 6 or 46")
-	f.BoolVar(&o.Together, "together", false, "launch all hosts at once, each with the others as targets")
+	f.BoolVar(&o.Together, "together", false, "launch all hosts at once, each with the other hosts as targets")
 	f.BoolVar(&o.Bare, "bare", false, "make hosts and containers only, without weft")
 	f.BoolVar(&keep, "keep", false, "keep the lab for inspection if weft does not start")
 	return cmd

@@ -144,7 +144,7 @@ func (d *demo) reach(ctx context.Context) error {
 
 // names shows that containers find each other by name, including a name that was just added.
 func (d *demo) names(ctx context.Context) error {
-	d.caption("Every container has a DNS name; h3/c2 now gets another one")
+	d.caption("Every container has a DNS name; h3/c2 now gets another name")
 	for _, args := range [][]string{{"cat", "/etc/resolv.conf"}, {"getent", "ahostsv4", "c2.h3"}} {
 		if err := d.show(ctx, "h1/c1", args...); err != nil {
 			return err
@@ -167,7 +167,7 @@ func (d *demo) names(ctx context.Context) error {
 			return fmt.Errorf("lab: h1/c1 does not find shop: %w: %s", err, out)
 		}
 	}
-	fmt.Fprintf(d.out, "h1/c1 finds it after %d ms:\n\n", time.Since(given).Milliseconds())
+	fmt.Fprintf(d.out, "h1/c1 finds the name after %d ms:\n\n", time.Since(given).Milliseconds())
 	if err := d.show(ctx, "h1/c1", "getent", "ahostsv6", "shop.weft.internal"); err != nil {
 		return err
 	}
@@ -232,7 +232,7 @@ func (d *demo) restart(ctx context.Context) error {
 	if h2 := s.Hosts[1]; len(h2.Agent) != 0 {
 		return fmt.Errorf("lab: the agent of h2 runs (pid %v): want none until it is started again", h2.Agent)
 	}
-	fmt.Fprintln(d.out, "\nNo message was lost, and none was sent in the clear. The agent starts with its stored state:")
+	fmt.Fprintln(d.out, "\nNo message was lost or sent in the clear. The agent starts with its stored state:")
 	fmt.Fprintln(d.out, "\n$ weft lab start --name "+d.lab.opts.Name+" h2")
 	if err := d.lab.Start(ctx, "h2"); err != nil {
 		return err

@@ -41,7 +41,7 @@ type Options struct {
 	Hosts      int      // number of hosts; 0: three
 	Containers int      // number of containers on every host
 	Underlay   string   // address families: "4", "6" or "46" (the default)
-	Together   bool     // start all agents at once, each with the others as targets
+	Together   bool     // start all agents at once, each with the other hosts as targets
 	Launch     []string `json:",omitempty"` // additional flags of weft launch
 	Bare       bool     // namespaces only: weft is not started, and containers have no eth0
 	Bin        string   // directory of weft and weft-cni; default: the directory of the running program

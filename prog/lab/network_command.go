@@ -41,9 +41,9 @@ func networkCommand(name *string) *cobra.Command {
 	f := cmd.Flags()
 	f.IntVar(&c.mtu, "mtu", 0, "MTU of eth0 and of the switch's port, bytes")
 	f.BoolVar(&c.second, "second-link", false, "add eth1, on another switch (198.51.100.0/24 and 2001:db8:1::/64)")
-	f.IntVar(&c.metric, "metric", 0, "metric of default routes through eth1; eth0's have 100 (0: no such routes)")
+	f.IntVar(&c.metric, "metric", 0, "metric of default routes through eth1 (0: no such routes); default routes through eth0 have 100")
 	f.StringToIntVar(&c.routes, "route", nil, "PREFIX=MTU: set the MTU of the route to a prefix, bytes")
-	f.StringArrayVar(&c.rules, "firewall", nil, "load rules from a file: output of nft or iptables-save (IPv6 if its name ends with v6)")
+	f.StringArrayVar(&c.rules, "firewall", nil, "load rules from a file: output of nft or iptables-save (for IPv6 if the file's name ends with v6)")
 	return cmd
 }
 

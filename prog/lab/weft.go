@@ -84,7 +84,7 @@ func (l *Lab) logEnd(host string) string {
 		return ""
 	}
 	all := strings.Split(strings.TrimSpace(string(data)), "\n")
-	return "\nThe end of its log:\n  " + strings.Join(all[max(0, len(all)-lines):], "\n  ")
+	return "\nThe end of the agent's log:\n  " + strings.Join(all[max(0, len(all)-lines):], "\n  ")
 }
 
 // Start launches weft on a host that was stopped, killed or rebooted, from its stored state.
@@ -160,17 +160,17 @@ func (l *Lab) Unplug(ctx context.Context, container string) error {
 	return nil
 }
 
-func (l *Lab) cni(ctx context.Context, verb, container string, as Identity) (string, error) {
+func (l *Lab) cni(ctx context.Context, operation, container string, as Identity) (string, error) {
 	netns, err := l.NetNS(ctx, container)
 	if err != nil {
 		return "", err
 	}
-	told, err := json.Marshal(as)
+	identity, err := json.Marshal(as)
 	if err != nil {
 		return "", err
 	}
 	host, _, _ := strings.Cut(container, "/")
-	return l.Exec(ctx, host, nil, "weft", "lab", "cni", verb, ContainerID(container), netns, string(told))
+	return l.Exec(ctx, host, nil, "weft", "lab", "cni", operation, ContainerID(container), netns, string(identity))
 }
 
 const idPrefix = "lab-"

@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	only := flags.String("only", strings.Join(all, ","), "comma-separated `names` of benchmarks")
 	bin := flags.String("bin", "bin", "`directory` of the programs weft and weft-cni")
-	before := flags.String("before", "", "`directory` of other builds to compare with: each benchmark runs three times with both, in turns")
+	before := flags.String("before", "", "`directory` of other builds to compare with: each benchmark runs three times with each build, alternately")
 	b := &bench{kube: kubeSize{10, 100, 200}}
 	flags.Func("kubernetes", "`NODES,PODS,POLICIES` of the benchmark kubernetes, PODS on each node (default 10,100,200)", b.kube.parse)
 	if err := flags.Parse(args); err != nil {
@@ -121,7 +121,7 @@ func run(ctx context.Context, args []string) (err error) {
 	return nil
 }
 
-// turns returns the directories of programs with which each benchmark runs, one after the other.
+// turns returns the directories of programs in the order in which a benchmark uses them.
 func turns(bin, before string) (dirs []string, err error) {
 	if bin, err = filepath.Abs(bin); err != nil || before == "" {
 		return []string{bin}, err

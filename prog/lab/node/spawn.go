@@ -134,7 +134,7 @@ func (b *birth) configure(cfg Config) error {
 	}
 	if string(answer) != ready {
 		if len(answer) == 0 {
-			answer = []byte("its node died while starting; see the lab's nodes.log")
+			answer = []byte("the node died while starting; see the lab's nodes.log")
 		}
 		return fmt.Errorf("%s: %s", cfg.Name, answer)
 	}

@@ -34,7 +34,7 @@ func Command(mesh Lookup) *cobra.Command {
 	root := &cobra.Command{
 		Use: "probe", Short: "send, answer and capture test traffic", Args: cobra.NoArgs,
 		Long: "Send, answer and capture test traffic.\n\n" +
-			"icmp, tcp and udp send numbered messages and exit with 1 if any is lost, late, repeated, reordered or\n" +
+			"icmp, tcp and udp send numbered messages and exit with 1 if any message is lost, late, repeated, reordered or\n" +
 			"changed. tcp and udp need weft probe listen at the other end.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
