@@ -16,9 +16,9 @@ import (
 //
 //	h1   shop/one (web=80)   shop/buyer
 //	h2   shop/two (web=81)   team/visitor
-func shopLab(t *testing.T) *policed {
+func shopLab(t *testing.T) *policyLab {
 	t.Helper()
-	p := policeLab(t, lab.Options{Hosts: 2})
+	p := newPolicyLab(t, lab.Options{Hosts: 2})
 	server := func(name string, web uint16) lab.Identity {
 		return lab.Identity{Namespace: "shop", Name: name, Labels: map[string]string{"app": "server"}, Ports: []lab.Port{{Name: "web", Protocol: "tcp", Number: web}, {Name: "web", Protocol: "udp", Number: web}}}
 	}
@@ -37,7 +37,7 @@ func buyer(app string) lab.Identity {
 // The enforced rules follow changes of policies and of the objects that they refer to.
 func TestPolicyFollowsChanges(t *testing.T) {
 	p := shopLab(t)
-	for name, check := range map[string]func(*policed){
+	for name, check := range map[string]func(*policyLab){
 		"named ports differ per container": namedPorts, "a namespace has other labels": namespaceRelabelled,
 		"a container has other labels": containerRelabelled, "from ingress to egress": ingressToEgress,
 		"selectors and lists that are empty": emptySelectors,
@@ -52,7 +52,7 @@ func TestPolicyFollowsChanges(t *testing.T) {
 
 // A named port is looked up at the destination: for ingress, at the endpoints that the policy
 // isolates; for egress, at each destination.
-func namedPorts(p *policed) {
+func namedPorts(p *policyLab) {
 	for _, policy := range []string{
 		`shop: {podSelector: {matchLabels: {app: server}}, ingress: [{ports: [{port: web}, {port: web, protocol: UDP}]}]}`,
 		`shop: {podSelector: {matchLabels: {app: buyer}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: server}}}], ports: [{port: web}, {port: web, protocol: UDP}]}]}`,
@@ -67,7 +67,7 @@ func namedPorts(p *policed) {
 	p.reaches("h1/buyer", "h2/two", true, 80)
 }
 
-func namespaceRelabelled(p *policed) {
+func namespaceRelabelled(p *policyLab) {
 	p.apply("h1", manifest(`shop: {podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {tier: gold}}}]}]}`))
 	p.reaches("h2/visitor", "h1/one", false, 80)
 	p.apply("h2", space("team", "tier", "gold"))
@@ -84,7 +84,7 @@ func namespaceRelabelled(p *policed) {
 }
 
 // A container's labels are set when it is attached.
-func containerRelabelled(p *policed) {
+func containerRelabelled(p *policyLab) {
 	p.apply("h1", manifest(`shop: {podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: buyer}}}]}]}`))
 	for range 2 {
 		p.reaches("h1/buyer", "h2/two", true, 80)
@@ -104,7 +104,7 @@ func containerRelabelled(p *policed) {
 }
 
 // A policy for ingress is changed to egress. Weave kept enforcing the previous rules then.
-func ingressToEgress(p *policed) {
+func ingressToEgress(p *policyLab) {
 	p.apply("h1", manifest(`shop: {podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress]}`))
 	p.reaches("h1/buyer", "h2/two", false, 80)
 	p.reaches("h2/two", "h1/buyer", true, 80)
@@ -123,7 +123,7 @@ func ingressToEgress(p *policed) {
 
 // An empty selector selects all, an empty list of rules allows nothing, and empty lists in a rule
 // allow everything.
-func emptySelectors(p *policed) {
+func emptySelectors(p *policyLab) {
 	for policy, want := range map[string][2]bool{ // want: may the buyer, in the same namespace, connect; may the visitor, in another namespace
 		`shop: {podSelector: {}, ingress: []}`:                                                   {false, false},
 		`shop: {podSelector: {}, ingress: [{from: [], ports: []}]}`:                              {true, true},
@@ -154,21 +154,21 @@ func TestPolicyAuditDryRunAndDrops(t *testing.T) {
 	p.apply("h1", audit)
 	p.flowing("h1/buyer", flows)
 	p.reaches("h2/visitor", "h2/two", true, 80)
-	told(p, true, "UDP shop/buyer", "TCP shop/buyer")
+	dropsReported(p, true, "UDP shop/buyer", "TCP shop/buyer")
 	p.apply("h2", policy)
 	p.silent("h1/buyer", flows)
 	p.reaches("h2/visitor", "h2/two", false, 80)
-	told(p, false, "UDP shop/buyer")
+	dropsReported(p, false, "UDP shop/buyer")
 	// The buyer's busy flow uses up the kernel's log limit. The flow ends when the buyer is attached anew.
 	p.replug("h1/buyer", buyer("buyer"))
-	told(p, false, "TCP team/visitor", "UDP team/visitor")
+	dropsReported(p, false, "TCP team/visitor", "UDP team/visitor")
 	counted(p)
 	badManifests(p, policy)
 	p.reaches("h2/visitor", "h2/two", false, 80)
 }
 
 // flows2 starts flows like flows, but only flows with requests: no server here sends answers without requests.
-func (p *policed) flows2(client, server string) (out []oneFlow) {
+func (p *policyLab) flows2(client, server string) (out []oneFlow) {
 	p.t.Helper()
 	for _, addr := range p.addrs[server] {
 		for _, network := range []string{"tcp", "udp"} {
@@ -180,7 +180,7 @@ func (p *policed) flows2(client, server string) (out []oneFlow) {
 	return out
 }
 
-func dryRun(p *policed, policy string, flows []oneFlow) {
+func dryRun(p *policyLab, policy string, flows []oneFlow) {
 	p.t.Helper()
 	for _, host := range p.Hosts() {
 		out, err := p.weft(host, policy, "policy", "apply", "--dry-run", "--json", "-f", "-")
@@ -221,8 +221,9 @@ func dryRun(p *policed, policy string, flows []oneFlow) {
 	}
 }
 
-// told waits until h2 reports the given packets as dropped, or with audit as packets that it would drop.
-func told(p *policed, audit bool, wanted ...string) {
+// dropsReported waits until h2 reports the given packets as dropped, or with audit as packets that it
+// would drop.
+func dropsReported(p *policyLab, audit bool, wanted ...string) {
 	p.t.Helper()
 	for _, want := range wanted {
 		var drops []api.Drop
@@ -261,7 +262,7 @@ func told(p *policed, audit bool, wanted ...string) {
 }
 
 // counted asserts that the kernel's named counters count every packet.
-func counted(p *policed) {
+func counted(p *policyLab) {
 	p.t.Helper()
 	dropped := func() (n uint64) {
 		asked := []api.ExplainRequest{{Source: "team/visitor", Destination: "shop/two", Port: 80, Protocol: "UDP"}}
@@ -287,7 +288,7 @@ func counted(p *policed) {
 }
 
 // badManifests asserts that weft refuses invalid manifests, explains them, and changes nothing.
-func badManifests(p *policed, policy string) {
+func badManifests(p *policyLab, policy string) {
 	p.t.Helper()
 	before, err := p.weft("h1", "", "policy", "get", "shop/p0")
 	if err != nil {

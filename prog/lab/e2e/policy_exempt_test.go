@@ -13,7 +13,7 @@ import (
 // --policy-exempt allows. Its host always reaches the container, and the container always reaches
 // itself.
 func TestPolicyExemptAllowsTheOwnHost(t *testing.T) {
-	p := policeLab(t, lab.Options{Hosts: 3})
+	p := newPolicyLab(t, lab.Options{Hosts: 3})
 	flags := map[string][]string{"h1": nil, "h2": {"--policy-exempt", "none"}, "h3": {"--policy-exempt", "dns"}}
 	for host, f := range flags {
 		if err := p.Stop(t.Context(), host); err != nil {
@@ -52,7 +52,7 @@ func TestPolicyExemptAllowsTheOwnHost(t *testing.T) {
 }
 
 // exempt asserts, for every host, whether an isolated container reaches its own host and the host's name server.
-func exempt(p *policed, want map[string][2]bool) {
+func exempt(p *policyLab, want map[string][2]bool) {
 	p.t.Helper()
 	for host, w := range want {
 		isolated := host + "/isolated"
@@ -82,7 +82,7 @@ func exempt(p *policed, want map[string][2]bool) {
 }
 
 // oneFamily is like reaches, in one address family only.
-func (p *policed) oneFamily(src, dst string, family int, want bool) {
+func (p *policyLab) oneFamily(src, dst string, family int, want bool) {
 	p.t.Helper()
 	patience := map[bool]time.Duration{true: patient, false: impatient}[want]
 	to := netip.AddrPortFrom(p.addrs[dst][family], hostPort)

@@ -18,7 +18,7 @@ type oneFlow struct {
 
 // flows starts flows of a client to each server, in both families, and returns them: a TCP connection,
 // datagrams with answers, and a request that the server answers with many datagrams.
-func (p *policed) flows(client string, servers ...string) (out []oneFlow) {
+func (p *policyLab) flows(client string, servers ...string) (out []oneFlow) {
 	p.t.Helper()
 	for _, server := range servers {
 		for _, addr := range p.addrs[server] {
@@ -34,7 +34,7 @@ func (p *policed) flows(client string, servers ...string) (out []oneFlow) {
 }
 
 // flowing waits until every flow has received five more answers.
-func (p *policed) flowing(client string, flows []oneFlow) {
+func (p *policyLab) flowing(client string, flows []oneFlow) {
 	p.t.Helper()
 	for _, f := range flows {
 		before := ask[Count](p, client, "Count", f.Name).Received
@@ -45,7 +45,7 @@ func (p *policed) flowing(client string, flows []oneFlow) {
 }
 
 // moment returns how many messages of the flows have arrived at both ends so far.
-func (p *policed) moment(client string, flows []oneFlow) map[string]int {
+func (p *policyLab) moment(client string, flows []oneFlow) map[string]int {
 	p.t.Helper()
 	out := map[string]int{}
 	for _, f := range flows {
@@ -58,7 +58,7 @@ func (p *policed) moment(client string, flows []oneFlow) map[string]int {
 }
 
 // silent asserts that no message of the flows arrives at either end any more.
-func (p *policed) silent(client string, flows []oneFlow) {
+func (p *policyLab) silent(client string, flows []oneFlow) {
 	p.t.Helper()
 	time.Sleep(200 * time.Millisecond) // let packets in flight arrive
 	before := p.moment(client, flows)
@@ -71,7 +71,7 @@ func (p *policed) silent(client string, flows []oneFlow) {
 }
 
 // tracked asserts that conntrack still has the flows.
-func (p *policed) tracked(client string, flows []oneFlow) {
+func (p *policyLab) tracked(client string, flows []oneFlow) {
 	p.t.Helper()
 	for _, f := range flows {
 		local := ask[Count](p, client, "Count", f.Name).Local
@@ -84,7 +84,7 @@ func (p *policed) tracked(client string, flows []oneFlow) {
 // An established flow stops in both directions as soon as a policy of either side no longer allows
 // it. It continues when it is allowed again. conntrack entries are not deleted for that.
 func TestPolicyEndsEstablishedFlows(t *testing.T) {
-	p := policeLab(t, lab.Options{Hosts: 2})
+	p := newPolicyLab(t, lab.Options{Hosts: 2})
 	role := func(r string) lab.Identity {
 		return lab.Identity{Namespace: "shop", Name: r, Labels: map[string]string{"role": r}}
 	}

@@ -19,8 +19,8 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// policed is a lab in whose containers, and on whose hosts, the program Pod runs.
-type policed struct {
+// policyLab is a lab in whose containers, and on whose hosts, the program Pod runs.
+type policyLab struct {
 	*lab.Lab
 	t     *testing.T
 	dir   string // folder of the sockets of the Pods
@@ -31,10 +31,10 @@ type policed struct {
 // hostPort is the port on which hosts serve.
 const hostPort = 8088
 
-// policeLab makes a lab in which every host runs a Pod.
-func policeLab(t *testing.T, o lab.Options) *policed {
+// newPolicyLab makes a lab in which every host runs a Pod.
+func newPolicyLab(t *testing.T, o lab.Options) *policyLab {
 	t.Helper()
-	p := &policed{Lab: labtest.New(t, o), t: t, pods: map[string]*rpc.Client{}, addrs: map[string][]netip.Addr{}}
+	p := &policyLab{Lab: labtest.New(t, o), t: t, pods: map[string]*rpc.Client{}, addrs: map[string][]netip.Addr{}}
 	dir, err := os.MkdirTemp("/tmp", "weft-pods-") // the path of a socket must be short
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func policeLab(t *testing.T, o lab.Options) *policed {
 }
 
 // start runs Pod in a container or on a host until the lab ends.
-func (p *policed) start(target string, ports ...uint16) {
+func (p *policyLab) start(target string, ports ...uint16) {
 	p.t.Helper()
 	socket := filepath.Join(p.dir, strings.ReplaceAll(target, "/", "-"))
 	args := []string{socket}
@@ -67,7 +67,7 @@ func (p *policed) start(target string, ports ...uint16) {
 }
 
 // add makes a container, starts Pod in it, and attaches it. So it serves on ports before it has a network.
-func (p *policed) add(target string, as lab.Identity, ports ...uint16) {
+func (p *policyLab) add(target string, as lab.Identity, ports ...uint16) {
 	p.t.Helper()
 	if err := p.AddContainer(p.t.Context(), target); err != nil {
 		p.t.Fatal(err)
@@ -77,7 +77,7 @@ func (p *policed) add(target string, as lab.Identity, ports ...uint16) {
 }
 
 // plug attaches a container with an identity.
-func (p *policed) plug(target string, as lab.Identity) {
+func (p *policyLab) plug(target string, as lab.Identity) {
 	p.t.Helper()
 	given, err := p.PlugAs(p.t.Context(), target, as)
 	if err != nil {
@@ -91,7 +91,7 @@ func (p *policed) plug(target string, as lab.Identity) {
 }
 
 // replug detaches and attaches a container.
-func (p *policed) replug(target string, as lab.Identity) {
+func (p *policyLab) replug(target string, as lab.Identity) {
 	p.t.Helper()
 	if err := p.Unplug(p.t.Context(), target); err != nil {
 		p.t.Fatal(err)
@@ -100,7 +100,7 @@ func (p *policed) replug(target string, as lab.Identity) {
 }
 
 // ask calls a method of the Pod in a container or on a host.
-func ask[T any](p *policed, target, method string, args any) (out T) {
+func ask[T any](p *policyLab, target, method string, args any) (out T) {
 	p.t.Helper()
 	if err := p.pods[target].Call("Pod."+method, args, &out); err != nil {
 		p.t.Fatalf("calling %[2]s of the Pod in %[1]s returned %[3]v, want success", target, method, err)
@@ -109,13 +109,13 @@ func ask[T any](p *policed, target, method string, args any) (out T) {
 }
 
 // weft runs weft on a host with standard input.
-func (p *policed) weft(host, stdin string, args ...string) (string, error) {
+func (p *policyLab) weft(host, stdin string, args ...string) (string, error) {
 	p.t.Helper()
 	return p.Exec(p.t.Context(), host, strings.NewReader(stdin), append([]string{"weft"}, args...)...)
 }
 
 // apply applies a manifest and returns when all hosts enforce it.
-func (p *policed) apply(host, manifest string) {
+func (p *policyLab) apply(host, manifest string) {
 	p.t.Helper()
 	if _, err := p.weft(host, manifest, "policy", "apply", "--wait", "-f", "-"); err != nil {
 		p.t.Fatalf("applying policies failed, want success: %v\n%s", err, manifest)
@@ -123,7 +123,7 @@ func (p *policed) apply(host, manifest string) {
 }
 
 // remove deletes policies and returns when no host enforces them any more.
-func (p *policed) remove(host string, names ...string) {
+func (p *policyLab) remove(host string, names ...string) {
 	p.t.Helper()
 	if _, err := p.weft(host, "", append([]string{"policy", "delete"}, names...)...); err != nil {
 		p.t.Fatal(err)
@@ -132,7 +132,7 @@ func (p *policed) remove(host string, names ...string) {
 }
 
 // settled waits until all hosts enforce the policies that the given host knows.
-func (p *policed) settled(host string) {
+func (p *policyLab) settled(host string) {
 	p.t.Helper()
 	eventually.True(p.t, 30*time.Second, "all hosts enforce the same policies", func() bool {
 		s := p.status(host)
@@ -145,7 +145,7 @@ func (p *policed) settled(host string) {
 	})
 }
 
-func (p *policed) status(host string) (s api.PolicyStatus) {
+func (p *policyLab) status(host string) (s api.PolicyStatus) {
 	p.t.Helper()
 	out, err := p.weft(host, "", "status", "policy", "--json")
 	if err == nil {
@@ -180,14 +180,14 @@ const (
 
 // reaches tries to reach ports of one container from another, over both protocols and in both
 // families, and reports attempts with the wrong result.
-func (p *policed) reaches(src, dst string, want bool, ports ...uint16) {
+func (p *policyLab) reaches(src, dst string, want bool, ports ...uint16) {
 	p.t.Helper()
 	if err := p.tryAll(src, dst, want, ports...); err != nil {
 		p.t.Error(err)
 	}
 }
 
-func (p *policed) tryAll(src, dst string, want bool, ports ...uint16) error {
+func (p *policyLab) tryAll(src, dst string, want bool, ports ...uint16) error {
 	p.t.Helper()
 	patience := map[bool]time.Duration{true: patient, false: impatient}[want]
 	var tries []Try

@@ -24,7 +24,7 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 		t.Fatalf("building the agent failed, want success: %v\n%s", err, out)
 	}
 	t.Setenv("WEFT_BIN", bin)
-	p := policeLab(t, lab.Options{Hosts: 2})
+	p := newPolicyLab(t, lab.Options{Hosts: 2})
 	p.apply("h1", manifest(`test: {podSelector: {matchLabels: {role: isolated}}}`))
 	p.add("h2/isolated", lab.Identity{Namespace: "test", Name: "isolated", Labels: map[string]string{"role": "isolated"}}, 80)
 	p.add("h1/foe", lab.Identity{Namespace: "test", Name: "foe"}, 80)
@@ -34,7 +34,7 @@ func TestPolicyWithoutTableOwners(t *testing.T) {
 		isolated = append(isolated, netip.AddrPortFrom(a, 80))
 	}
 	const rate = 500 // datagrams per second to each address
-	ask[Nothing](p, "h1/foe", "Hammer", Blows{isolated, rate})
+	ask[Nothing](p, "h1/foe", "Flood", Datagrams{isolated, rate})
 	heard := func() (n int) {
 		for _, count := range ask[map[Heard]int](p, "h2/isolated", "Heard", Nothing{}) {
 			n += count

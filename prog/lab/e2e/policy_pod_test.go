@@ -29,13 +29,13 @@ import (
 // going, and reports everything to the test over a unix socket (net/rpc). One such process replaces
 // thousands of processes of ordinary tools.
 type Pod struct {
-	mu     sync.Mutex
-	heard  map[Heard]int
-	flows  map[string]*flow
-	hammer chan Blows
+	mu    sync.Mutex
+	heard map[Heard]int
+	flows map[string]*flow
+	flood chan Datagrams
 }
 
-// Heard identifies received data. Datagrams are counted, and bytes of streams.
+// Heard identifies received data by protocol, port and sender. Tests count datagrams, and bytes of streams.
 type Heard struct {
 	Network string
 	Port    uint16
@@ -356,30 +356,30 @@ func (p *Pod) Stop(name string, out *Count) error {
 	return nil
 }
 
-// Blows describes datagrams that Hammer sends to several targets, one after the other.
-type Blows struct {
+// Datagrams describes datagrams that Flood sends to several targets, one after the other.
+type Datagrams struct {
 	Targets   []netip.AddrPort
 	PerSecond int
 }
 
-// Hammer sends datagrams until the process ends. Another call changes the targets. It ignores errors,
+// Flood sends datagrams until the process ends. Another call changes the targets. It ignores errors,
 // since there may be no interface yet.
-func (p *Pod) Hammer(b Blows, _ *Nothing) error {
+func (p *Pod) Flood(b Datagrams, _ *Nothing) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.hammer == nil {
+	if p.flood == nil {
 		c, err := net.ListenUDP("udp", nil)
 		if err != nil {
 			return err
 		}
-		p.hammer = make(chan Blows)
-		go hammer(c, p.hammer)
+		p.flood = make(chan Datagrams)
+		go flood(c, p.flood)
 	}
-	p.hammer <- b
+	p.flood <- b
 	return nil
 }
 
-func hammer(c *net.UDPConn, changes <-chan Blows) {
+func flood(c *net.UDPConn, changes <-chan Datagrams) {
 	const tick = 5 * time.Millisecond
 	b := <-changes
 	for next := 0; ; time.Sleep(tick) {

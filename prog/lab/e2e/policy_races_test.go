@@ -43,7 +43,7 @@ var raceMorePolicies = []string{
 // containers, which start and stop all the time. A "friend" is a client that policies allow, a "foe" is a
 // client that they deny.
 type race struct {
-	*policed
+	*policyLab
 	next   map[string]netip.Addr // highest address that an isolated container on a host has had
 	starts int                   // starts of isolated containers
 	aimed  int                   // starts at addresses to which foes were already sending
@@ -58,7 +58,7 @@ func raceIdentity(role string, i int) lab.Identity {
 // Containers start and stop, and policies change. From before ADD returns until after DEL, no
 // packet of a foe ever reaches an isolated container. No packet of an isolated container reaches a foe.
 func TestPolicyRaces(t *testing.T) {
-	r := &race{policed: policeLab(t, lab.Options{Hosts: 3}), next: map[string]netip.Addr{}}
+	r := &race{policyLab: newPolicyLab(t, lab.Options{Hosts: 3}), next: map[string]netip.Addr{}}
 	r.apply("h1", manifest(racePolicies[0]))
 	var isolated []string
 	for _, host := range r.Hosts() {
@@ -76,7 +76,7 @@ func TestPolicyRaces(t *testing.T) {
 		}
 	}
 	for _, name := range isolated {
-		ask[Nothing](r.policed, name, "Hammer", Blows{r.at("foe"), 200})
+		ask[Nothing](r.policyLab, name, "Flood", Datagrams{r.at("foe"), 200})
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	var changing sync.WaitGroup
@@ -220,8 +220,8 @@ var raceMu sync.Mutex
 func (r *race) aim(targets []netip.AddrPort) {
 	r.t.Helper()
 	for _, host := range r.Hosts() {
-		ask[Nothing](r.policed, host+"/foe", "Hammer", Blows{targets, 3000})
-		ask[Nothing](r.policed, host+"/friend", "Hammer", Blows{targets, 800})
+		ask[Nothing](r.policyLab, host+"/foe", "Flood", Datagrams{targets, 3000})
+		ask[Nothing](r.policyLab, host+"/friend", "Flood", Datagrams{targets, 800})
 	}
 }
 
@@ -230,7 +230,7 @@ func (r *race) friendly(isolated []string) map[string]map[Heard]int {
 	r.t.Helper()
 	out := map[string]map[Heard]int{}
 	for _, name := range isolated {
-		out[name] = ask[map[Heard]int](r.policed, name, "Heard", Nothing{})
+		out[name] = ask[map[Heard]int](r.policyLab, name, "Heard", Nothing{})
 	}
 	return out
 }
@@ -264,14 +264,14 @@ func (r *race) verdict(isolated []string) {
 	r.t.Helper()
 	friends, total := r.at("friend"), 0
 	for _, name := range isolated {
-		for h, n := range ask[map[Heard]int](r.policed, name, "Heard", Nothing{}) {
+		for h, n := range ask[map[Heard]int](r.policyLab, name, "Heard", Nothing{}) {
 			if total += n; !slices.Contains(friends, netip.AddrPortFrom(h.From, 80)) {
 				r.t.Errorf("%s received %d datagrams from %v, want datagrams of friends only (foes are at %v)", name, n, h.From, r.at("foe"))
 			}
 		}
 	}
 	for _, host := range r.Hosts() {
-		for h, n := range ask[map[Heard]int](r.policed, host+"/foe", "Heard", Nothing{}) {
+		for h, n := range ask[map[Heard]int](r.policyLab, host+"/foe", "Heard", Nothing{}) {
 			r.t.Errorf("the foe on %s received %d datagrams from %v, want none", host, n, h.From)
 		}
 	}

@@ -16,7 +16,7 @@ import (
 // traffic from and to foes. h1 and h2 have a friend and a foe each. Friends have flows to the isolated
 // container. It and the foes send to each other all the time.
 type isolatedLab struct {
-	*policed
+	*policyLab
 	flows map[string][]oneFlow // flows of each friend, by its name
 	start time.Time
 }
@@ -25,7 +25,7 @@ const isolatedPolicy = `test: {podSelector: {matchLabels: {role: isolated}}, pol
 
 func newIsolatedLab(t *testing.T) *isolatedLab {
 	t.Helper()
-	b := &isolatedLab{policed: policeLab(t, lab.Options{Hosts: 3}), flows: map[string][]oneFlow{}}
+	b := &isolatedLab{policyLab: newPolicyLab(t, lab.Options{Hosts: 3}), flows: map[string][]oneFlow{}}
 	who := func(role, name string) lab.Identity {
 		return lab.Identity{Namespace: "test", Name: name, Labels: map[string]string{"role": role}}
 	}
@@ -46,11 +46,11 @@ func newIsolatedLab(t *testing.T) *isolatedLab {
 	}
 	for _, host := range []string{"h1", "h2"} {
 		b.reaches(host+"/friend", "h2/isolated", true, 80)
-		b.flows[host+"/friend"] = b.policed.flows(host+"/friend", "h2/isolated")
-		ask[Nothing](b.policed, host+"/foe", "Hammer", Blows{isolated, 400})
+		b.flows[host+"/friend"] = b.policyLab.flows(host+"/friend", "h2/isolated")
+		ask[Nothing](b.policyLab, host+"/foe", "Flood", Datagrams{isolated, 400})
 	}
 	b.start = time.Now()
-	ask[Nothing](b.policed, "h2/isolated", "Hammer", Blows{foes, 400})
+	ask[Nothing](b.policyLab, "h2/isolated", "Flood", Datagrams{foes, 400})
 	b.goesOn("at first")
 	return b
 }
@@ -63,11 +63,11 @@ func (b *isolatedLab) goesOn(when string) {
 		b.flowing(friend, flows)
 	}
 	for _, h := range []string{"h1", "h2"} {
-		for from := range ask[map[Heard]int](b.policed, h+"/foe", "Heard", Nothing{}) {
+		for from := range ask[map[Heard]int](b.policyLab, h+"/foe", "Heard", Nothing{}) {
 			b.t.Errorf("%s: the foe on %s received %+v, want nothing", when, h, from)
 		}
 	}
-	for from, n := range ask[map[Heard]int](b.policed, "h2/isolated", "Heard", Nothing{}) {
+	for from, n := range ask[map[Heard]int](b.policyLab, "h2/isolated", "Heard", Nothing{}) {
 		if b.isFoe(from.From) {
 			b.t.Errorf("%s: the isolated container received %d datagrams from the foe %+v, want none", when, n, from)
 		}
@@ -83,7 +83,7 @@ func (b *isolatedLab) ends() {
 	b.t.Helper()
 	for friend, flows := range b.flows {
 		for _, f := range flows {
-			c := ask[Count](b.policed, friend, "Stop", f.Name)
+			c := ask[Count](b.policyLab, friend, "Stop", f.Name)
 			if c.Err != "" || len(c.Missing) > 0 || c.Received < c.Sent {
 				b.t.Errorf("the flow from %s, %s, lost messages or ended, want no loss: %+v", friend, f.Name, c)
 			}
@@ -182,11 +182,11 @@ func TestPolicyComesBackAfterAFlush(t *testing.T) {
 	time.Sleep(200 * time.Millisecond) // let packets in flight arrive
 	heard := func() (n int) {
 		for _, h := range []string{"h1/foe", "h2/foe"} {
-			for _, k := range ask[map[Heard]int](b.policed, h, "Heard", Nothing{}) {
+			for _, k := range ask[map[Heard]int](b.policyLab, h, "Heard", Nothing{}) {
 				n += k
 			}
 		}
-		for from, k := range ask[map[Heard]int](b.policed, "h2/isolated", "Heard", Nothing{}) {
+		for from, k := range ask[map[Heard]int](b.policyLab, "h2/isolated", "Heard", Nothing{}) {
 			if b.isFoe(from.From) {
 				n += k
 			}

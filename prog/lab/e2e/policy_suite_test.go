@@ -30,9 +30,9 @@ func home(pod string) string {
 	return fmt.Sprintf("h%d/%s%s", (int(namespace[0]-'x')+int(name[0]-'a'))%3+1, namespace, name)
 }
 
-func suiteLab(t *testing.T) *policed {
+func suiteLab(t *testing.T) *policyLab {
 	t.Helper()
-	p := policeLab(t, lab.Options{Hosts: 3})
+	p := newPolicyLab(t, lab.Options{Hosts: 3})
 	for _, pod := range suitePods {
 		namespace, name, _ := strings.Cut(pod, "/")
 		as := lab.Identity{Namespace: namespace, Name: name, Labels: map[string]string{"pod": name}}
@@ -123,7 +123,7 @@ func TestPolicySituations(t *testing.T) {
 }
 
 // blocks replaces <x/a 4> by that pod's address as a prefix, and <all 4> by the universe.
-func (p *policed) blocks() *strings.Replacer {
+func (p *policyLab) blocks() *strings.Replacer {
 	var pairs []string
 	for _, pod := range suitePods {
 		for i, family := range []string{"4", "6"} {
@@ -136,7 +136,7 @@ func (p *policed) blocks() *strings.Replacer {
 }
 
 // expect tries all connections and compares the results.
-func (p *policed) expect(s situation) {
+func (p *policyLab) expect(s situation) {
 	p.t.Helper()
 	start := time.Now()
 	before := p.heardBy(suitePods)
@@ -160,7 +160,7 @@ func (p *policed) expect(s situation) {
 }
 
 // heardBy returns what has arrived at pods so far.
-func (p *policed) heardBy(pods []string) map[string]map[Heard]int {
+func (p *policyLab) heardBy(pods []string) map[string]map[Heard]int {
 	p.t.Helper()
 	out := map[string]map[Heard]int{}
 	for _, pod := range pods {
@@ -170,7 +170,7 @@ func (p *policed) heardBy(pods []string) map[string]map[Heard]int {
 }
 
 // podAt returns the pod of the suite with an address.
-func (p *policed) podAt(addr netip.Addr) (string, bool) {
+func (p *policyLab) podAt(addr netip.Addr) (string, bool) {
 	i := slices.IndexFunc(suitePods, func(pod string) bool { return slices.Contains(p.addrs[home(pod)], addr) })
 	if i < 0 {
 		return "", false
@@ -179,7 +179,7 @@ func (p *policed) podAt(addr netip.Addr) (string, bool) {
 }
 
 // expectFrom tries all connections of one source. It may run concurrently.
-func (p *policed) expectFrom(s situation, src string) {
+func (p *policyLab) expectFrom(s situation, src string) {
 	type pair struct{ dst, port string }
 	var tries []Try
 	var pairs []pair
@@ -211,7 +211,7 @@ func (p *policed) expectFrom(s situation, src string) {
 }
 
 // expectExplained compares weft policy explain with the table, for some ports of every pair of pods.
-func (p *policed) expectExplained(s situation) {
+func (p *policyLab) expectExplained(s situation) {
 	var asked []api.ExplainRequest
 	var want []bool
 	for i, src := range suitePods {
