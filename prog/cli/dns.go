@@ -36,7 +36,7 @@ func (d *dnsFlags) add(flags *pflag.FlagSet, o *config.DNS) {
 	flags.StringVar(&o.ResolvConf, "resolv-conf", dns.DefaultResolvConf, "file with this host's own nameservers, which get queries for names outside the network")
 }
 
-// complete fills the options from the flags.
+// complete checks the flags, and sets the name server's options from them.
 func (d *dnsFlags) complete(o *config.DNS) error {
 	o.Domain = strings.ToLower(strings.Trim(d.domain, "."))
 	if err := (dns.Config{Domain: o.Domain}).Check(); err != nil {

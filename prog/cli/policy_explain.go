@@ -139,7 +139,7 @@ func family(a netip.Addr) string {
 	return "IPv6"
 }
 
-// headline returns the answer in one line.
+// headline returns the answer to the question, whether the connection is allowed, in one line.
 func headline(e api.Explanation) string {
 	if len(e.Verdicts) == 0 {
 		return "NO CONNECTION: source and destination have no addresses of the same family"
@@ -266,7 +266,7 @@ func printLines(w io.Writer, lines []string) {
 	}
 }
 
-// decisionLines describes a decision in full.
+// decisionLines describes the decision of one end: its policies, the reasons, audit mode and the kernel's verdict.
 func decisionLines(d api.Decision, asked string) []string {
 	out := []string{"no policy selects it: everything is allowed"}
 	if len(d.Policies) > 0 {

@@ -41,10 +41,10 @@ const exitHelp = `
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no agent runs here, 4 not ready, try again later
 (of weft status too), 5 this host is a copy of another one.`
 
-// Version is set by the build.
+// Version is the release. The build sets it.
 var Version = "dev"
 
-// app holds what all commands share.
+// app holds the flags, input and output that all commands share.
 type app struct {
 	in       io.Reader
 	out, err io.Writer

@@ -25,7 +25,7 @@ const (
 // confWait limits the wait for the conflist, which the agent writes when it is ready.
 const confWait = 30 * time.Second
 
-// plugged is the result of CNI ADD.
+// plugged has the parts of CNI ADD's result that the lab uses.
 type plugged struct {
 	Addresses  []string `json:"addresses"`
 	ResolvConf string   `json:"resolvConf"`

@@ -171,7 +171,7 @@ func (c *collector) Write(p []byte) (int, error) {
 	return c.buf.Write(p)
 }
 
-// String returns what was read so far.
+// String returns the output that the collector has read so far.
 func (c *collector) String() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -35,7 +35,7 @@ type ContainerStatus struct {
 	Addrs []string `json:"addrs"`
 }
 
-// Status queries all nodes.
+// Status asks all nodes for their state.
 func (l *Lab) Status(ctx context.Context) (Status, error) {
 	s := Status{Name: l.opts.Name, Hosts: make([]HostStatus, l.opts.Hosts), Cut: [][2]string{}}
 	root, err := l.node(UnderlayName).Info(ctx)

@@ -60,7 +60,7 @@ func digs(t *testing.T, l *lab.Lab, target, options string, questions ...string)
 	return answers
 }
 
-// sorted formats lines like digs.
+// sorted sorts and joins lines, for comparison with an answer of digs.
 func sorted(lines ...string) string {
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")

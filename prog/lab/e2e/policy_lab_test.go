@@ -90,7 +90,7 @@ func (p *policyLab) plug(target string, as lab.Identity) {
 	p.addrs[target] = list
 }
 
-// replug detaches and attaches a container.
+// replug detaches a container, and attaches it again with another identity.
 func (p *policyLab) replug(target string, as lab.Identity) {
 	p.t.Helper()
 	if err := p.Unplug(p.t.Context(), target); err != nil {

@@ -224,7 +224,7 @@ type Flow struct {
 	Once    bool // send one request, then only listen
 }
 
-// Count is the result of a flow.
+// Count has the counters of a flow.
 type Count struct {
 	Sent, Received int
 	Missing        []uint64      // numbers of the missing answers; complete only after Stop
@@ -244,7 +244,7 @@ type flow struct {
 	last               time.Time
 }
 
-// Start starts a flow.
+// Start starts to send the messages of a flow.
 func (p *Pod) Start(f Flow, _ *Nothing) error {
 	c, err := net.DialTimeout(f.Network, f.To.String(), 10*time.Second)
 	if err != nil {

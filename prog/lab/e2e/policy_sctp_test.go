@@ -91,7 +91,7 @@ func (t Try) reachSCTP() bool {
 	return false
 }
 
-// startSCTP serves both families.
+// startSCTP answers INIT on the given ports, in both families.
 func (p *Pod) startSCTP(ports map[uint16]bool) error {
 	for _, is4 := range []bool{true, false} {
 		c, err := listenSCTP(is4)

@@ -188,7 +188,7 @@ func (p pod) ip(t testing.TB, six bool) string {
 	return ""
 }
 
-// url returns an HTTP URL.
+// url returns the HTTP URL of a path at an address and port.
 func url(addr string, port int, path string) string {
 	if strings.Contains(addr, ":") {
 		addr = "[" + addr + "]"

@@ -317,7 +317,7 @@ func names(t *testing.T) {
 	}
 }
 
-// plugin tests the kubectl plugin.
+// plugin tests kubectl-weft, the plugin for kubectl, with a real cluster.
 func plugin(t *testing.T) {
 	ask := func(args ...string) string {
 		out, err := cluster(t, "", append([]string{"exec", checkout + "/site/deploy/kubectl-weft"}, args...)...)
