@@ -144,7 +144,7 @@ type Allocator struct {
 	behind      bool     // true until the others have sent the current ring
 	leaving     bool
 	election    *election           // nil where this peer does not vote
-	removals    map[peer.ID]removal // by dead peer: the removals that we confirmed
+	removals    map[peer.ID]removal // the removals that we confirmed; key: the dead peer
 	asks        sync.WaitGroup
 	ctx         context.Context
 }

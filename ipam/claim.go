@@ -15,7 +15,7 @@ type ClaimError struct {
 	Slot  slot.Slot
 	Why   string
 	Later bool // whether trying again soon may succeed
-	Held  bool // whether the only reason is that other peers still map it to its former endpoint
+	Held  bool // whether the only reason is that other peers still map the slot to its former endpoint
 }
 
 func (e *ClaimError) Error() string { return "ipam: the address cannot be allocated: " + e.Why }
@@ -107,7 +107,7 @@ func (a *Allocator) serveClaim(ctx context.Context, from peer.ID, payload []byte
 			return nil, err
 		}
 		if !a.owns(want) {
-			return a.full(), nil // another peer owns it now: our ring shows which
+			return a.full(), nil // another peer owns the slot now, as our ring shows
 		}
 		if err := a.take(want); err != nil {
 			return nil, errors.New(err.Why)

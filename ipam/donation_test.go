@@ -110,7 +110,7 @@ func TestRepeatedClaimGrantsOnce(t *testing.T) {
 		for range 3 {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			if err := asker.Claim(ctx, "a", want, nil); err == nil {
-				t.Fatal("Claim returned no error, although the owner did not reply")
+				t.Fatal("Claim without a reply of the owner returned no error, want one")
 			}
 			cancel()
 		}

@@ -32,7 +32,7 @@ type Election struct {
 // proposes first. The others wait longer, depending on their number and on the number of failed
 // ballots.
 const (
-	lookEvery    = 100 * time.Millisecond // between two checks of which voters are reachable
+	lookEvery    = 100 * time.Millisecond // the pause between two checks of which voters are reachable
 	settleFor    = time.Second            // how long to wait for missing voters
 	ballotStep   = 250 * time.Millisecond // time in which all voters receive a ballot
 	maxDoublings = 3
@@ -45,13 +45,13 @@ const (
 type election struct {
 	*Election
 	votes paxos.State
-	kept  paxos.State // as stored on disk
-	timer *time.Timer // of tick
+	kept  paxos.State // the state on disk
+	timer *time.Timer // runs tick
 
-	sent   paxos.State // as last sent to the others
+	sent   paxos.State // the state that this voter sent last
 	sentAt time.Time
 	hereAt time.Time // earliest time of the next announcement
-	ringAt time.Time // when this peer last sent the ring to one that still votes
+	ringAt time.Time // when this peer last sent the ring to a peer that still votes
 
 	since  time.Time     // when a quorum became reachable or the newest ballot arrived; zero while proposing is not allowed
 	spread time.Duration // how much longer this voter waits than the one with the lowest id
@@ -149,7 +149,7 @@ func (a *Allocator) found(v paxos.Value) error {
 func (a *Allocator) tick() {
 	e := a.election
 	if !a.ring.IsZero() {
-		return // the timer is not set again
+		return // stop: the timer is not set again
 	}
 	e.timer.Reset(lookEvery)
 	if e.votes.Differs(e.sent) {
@@ -163,7 +163,7 @@ func (a *Allocator) tick() {
 		return
 	}
 	if err := a.vote(next); err != nil {
-		e.begin() // as if that ballot had failed
+		e.begin() // wait, as after a ballot that failed
 		a.cfg.Log.Warn("cannot propose a ring: trying again later", "err", err)
 	}
 }

@@ -103,7 +103,7 @@ func TestOtherTermsAreReported(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		if !snapshot(t, a).Ring.IsZero() || !snapshot(t, b).Ring.IsZero() {
-			t.Error("a ring was founded in spite of different terms")
+			t.Error("two voters with different options founded a ring; want none")
 		}
 		c.end()
 	})
@@ -163,7 +163,7 @@ func TestElectionSurvivesFailedProposers(t *testing.T) {
 				for n := 1; n <= 7; n++ {
 					m = append(m, c.voterOn(n, 7, slowDisk(20*time.Millisecond)))
 				}
-				time.Sleep(10 * time.Millisecond) // until all voters know each other
+				time.Sleep(10 * time.Millisecond) // wait until all voters know each other
 				fails(c, m)
 				c.founded(6*time.Second, m[3:]...)
 				c.end()
@@ -190,7 +190,7 @@ func TestProposersDoNotOutbidEachOther(t *testing.T) {
 				writes += v.disk.Writes()
 			}
 			if writes > 8*len(m) {
-				t.Errorf("%d disk writes of %d voters, but one ballot needs only 3 per voter", writes, len(m))
+				t.Errorf("%d disk writes of %d voters; want at most 8 per voter", writes, len(m))
 			}
 			c.end()
 		})
@@ -206,7 +206,7 @@ func TestRingIsFoundedOnceQuorumStarted(t *testing.T) {
 			var m []*host
 			for i := range 9 {
 				if m = append(m, c.voter(5+step*(i-4), 9)); len(m) < 5 && !snapshot(t, m[0]).Ring.IsZero() {
-					t.Fatalf("%d of 9 voters founded a ring, which is no quorum", len(m))
+					t.Fatalf("%d of 9 voters founded a ring; want none before a quorum of 5", len(m))
 				}
 				time.Sleep(700 * time.Millisecond)
 			}

@@ -65,7 +65,7 @@ func TestRemovedPeerIsFenced(t *testing.T) {
 		}
 		synctest.Wait()
 		if owned := snapshot(t, m[2]).Ring.Owned(); len(owned[m[3].id]) > 0 {
-			t.Errorf("in a third peer's ring the removed peer still owns %v", owned[m[3].id])
+			t.Errorf("in a third peer's ring the removed peer still owns %v; want nothing", owned[m[3].id])
 		}
 		if err := m[1].Claim(t.Context(), "heir", held[3], nil); err != nil {
 			t.Fatal(err)
@@ -81,7 +81,7 @@ func TestRemovedPeerIsFenced(t *testing.T) {
 			t.Errorf("the returned peer reports lost allocations %v, want slot %d", snap.Lost, held[3])
 		}
 		if err := back.Free(t.Context(), "a"); err != nil || snapshot(t, back).Resting != 0 {
-			t.Errorf("a slot of another peer is in quarantine here: %v", err)
+			t.Errorf("Free put a slot that another peer owns in quarantine, or failed: %v; want neither", err)
 		}
 		c.end()
 	})
@@ -114,7 +114,7 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 				_, err = m[1].RemovePeer(t.Context(), m[3].id, force)
 				refused(err, "its tunnel works")
 				if strings.Contains(err.Error(), "--force") {
-					t.Errorf("the error advises --force although the peer is alive: %v", err)
+					t.Errorf("the peer is alive, but the error advises --force: %v; want no such advice", err)
 				}
 			}
 			m[n].tunnel.Store(nil)
@@ -172,7 +172,7 @@ func TestLeaveWaitsForHeirsDisk(t *testing.T) {
 			t.Errorf("Allocate after a failed Leave returned %v; want an address", err)
 		}
 		c.split(none)
-		c.lose.Store(100) // the heir must not learn it by gossip
+		c.lose.Store(100) // gossip is lost: the heir must learn of its new slots by request
 		heir, err := m[3].Leave(t.Context())
 		if err != nil || heir.IsZero() {
 			t.Fatalf("Leave returned heir %v and error %v; want an heir", heir, err)
@@ -198,7 +198,7 @@ func TestPendingGrantsGoToTheHeir(t *testing.T) {
 		owned := snapshot(t, m[1]).Ring.Owned()[m[1].id]
 		claimed := make(chan error)
 		go func() {
-			time.Sleep(50 * time.Millisecond) // while Leave asks the others for their usage
+			time.Sleep(50 * time.Millisecond) // by now Leave is asking the others for their usage
 			claimed <- m[3].Claim(t.Context(), "late", slot.Slot(owned[0].End-2), nil)
 		}()
 		if heir, err := m[3].Leave(t.Context()); err != nil {
@@ -208,7 +208,7 @@ func TestPendingGrantsGoToTheHeir(t *testing.T) {
 			t.Errorf("the pending claim: got %v, want ErrLeaving", err)
 		}
 		if left := snapshot(t, m[3]).Ring.Owned()[m[3].id]; len(left) > 0 {
-			t.Errorf("the peer that left still owns %v", left)
+			t.Errorf("the peer that left still owns %v; want nothing", left)
 		}
 		c.end()
 	})
@@ -221,7 +221,7 @@ func TestRestoredStateCatchesUpBeforeGranting(t *testing.T) {
 		c := newCluster(t, 1)
 		m := c.start(1, &disk{})
 		synctest.Wait()
-		old := m.disk.copy() // owns everything
+		old := m.disk.copy() // this copy says that the peer owns all slots
 		for n := 2; n <= 4; n++ {
 			c.start(n, &disk{})
 		}

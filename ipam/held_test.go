@@ -35,7 +35,7 @@ func TestHeldSlotIsNotReused(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			freed.Store(uint32(s)) // the last one
+			freed.Store(uint32(s)) // the last slot of the loop is freed below
 			if n == int(universe.Usable().Len())-1 {
 				if err := m.Free(t.Context(), string(rune('A'+n))); err != nil {
 					t.Fatal(err)
@@ -94,7 +94,7 @@ func TestRemovedPeersSlotsAreAllocatedLast(t *testing.T) {
 				t.Fatal(err)
 			}
 			if s == used[0] || s == used[1] {
-				t.Errorf("slot %d of the removed peer was allocated while %d others were free", s, n-1)
+				t.Errorf("slot %d of the removed peer was allocated while %d other slots were free; want one of those", s, n-1)
 			}
 		}
 		if s := snapshot(t, m[1]); s.Resting != len(used) {
@@ -111,7 +111,7 @@ func TestRemovedPeersSlotsAreAllocatedLast(t *testing.T) {
 			used = slices.DeleteFunc(used, func(u slot.Slot) bool { return u == s && snapshot(t, m[2]).Free == 0 })
 		}
 		if len(used) > 0 {
-			t.Errorf("%d slots of the removed peer were not allocated although no other was free", len(used))
+			t.Errorf("no other slot was free, but %d slots of the removed peer were not allocated; want 0", len(used))
 		}
 		m[3].revive()
 		c.end()

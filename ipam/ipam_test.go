@@ -245,17 +245,17 @@ func (c *cluster) check() {
 		}
 		for key, s := range snap.Allocations {
 			if owner, _ := snap.Ring.Owner(s); owner != id {
-				c.t.Fatalf("peer %v allocated %s slot %d, which %v owns", id, key, s, owner)
+				c.t.Fatalf("peer %v allocated %s slot %d, which %v owns; want a slot of its own", id, key, s, owner)
 			}
 			if other, taken := holder[s]; taken {
-				c.t.Fatalf("slot %d is allocated twice: to %s and to %v %s", s, other, id, key)
+				c.t.Fatalf("slot %d is allocated to %s and to %v %s; want one of them", s, other, id, key)
 			}
 			if !universe.Usable().Contains(s) {
-				c.t.Fatalf("slot %d is not usable, but was allocated", s)
+				c.t.Fatalf("slot %d was allocated, but is not usable; want only usable slots", s)
 			}
 			holder[s] = fmt.Sprintf("%v %s", id, key)
 			if m.disk.state.Allocations[key] != s {
-				c.t.Fatalf("%s has slot %d, but on disk slot %d", key, s, m.disk.state.Allocations[key])
+				c.t.Fatalf("%s has slot %d, but on disk slot %d; want the same", key, s, m.disk.state.Allocations[key])
 			}
 		}
 	}
@@ -332,7 +332,7 @@ func TestAllAddressesOfUniverseAreAllocated(t *testing.T) {
 			_, err := c.hosts[peerID(1+int(i)%peers)].Allocate(ctx, fmt.Sprint(i), nil)
 			cancel()
 			if err != nil {
-				t.Fatalf("allocating address %d of %d: %v", i+1, universe.Usable().Len(), err)
+				t.Fatalf("allocating address %d of %d: error %v, want none", i+1, universe.Usable().Len(), err)
 			}
 			c.check()
 		}
@@ -354,7 +354,7 @@ func TestAllocateIsIdempotentAndSurvivesRestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		if again, _ := m.Allocate(t.Context(), "a", nil); again != first {
-			t.Errorf("two calls for one key gave slots %d and %d", first, again)
+			t.Errorf("two calls for one key returned slots %d and %d; want the same slot", first, again)
 		}
 		m.end()
 		m = c.start(1, m.disk)
@@ -362,7 +362,7 @@ func TestAllocateIsIdempotentAndSurvivesRestart(t *testing.T) {
 			t.Errorf("after a restart the key has slot %d, want %d", after, first)
 		}
 		if other, _ := m.Allocate(t.Context(), "b", nil); other == first {
-			t.Errorf("slot %d was allocated to two keys", other)
+			t.Errorf("slot %d was allocated to two keys; want two slots", other)
 		}
 		c.end()
 	})
@@ -452,11 +452,11 @@ func TestForeignRingsAreReportedAndNotMerged(t *testing.T) {
 					t.Errorf("Merge gave news %v, error %v; want no news, an error and a conflict", news, err)
 				}
 				if owner, _ := snap.Ring.Owner(5); owner != peerID(1) {
-					t.Errorf("our ring changed: slot 5 belongs to %v", owner)
+					t.Errorf("in our ring slot 5 now belongs to %v; want the owner unchanged", owner)
 				}
 				time.Sleep(conflictLife)
 				if snap, _ = m.Snapshot(t.Context()); snap.Conflict != nil {
-					t.Error("the conflict is still shown after conflictLife")
+					t.Error("after conflictLife the snapshot still has the conflict; want none")
 				}
 				c.end()
 			})
@@ -476,7 +476,7 @@ func TestCancelledRequestGetsNoSlot(t *testing.T) {
 			_, err := m.Allocate(ctx, "a", nil)
 			given <- err
 		}()
-		synctest.Wait() // until the request waits for a ring
+		synctest.Wait() // wait until the request waits for a ring
 		cancel()
 		delta, err := founder.space(t.Context(), m.id)
 		if err == nil {

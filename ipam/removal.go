@@ -63,8 +63,8 @@ func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (s
 		if !errors.Is(err, errRival) || ctx.Err() != nil {
 			return 0, err
 		}
-		a.giveUp(ctx, dead)             // rivals that keep their promises would block each other
-		sleep(ctx, rand.N(promiseLife)) // random, so that one rival tries again before the others
+		a.giveUp(ctx, dead)             // two peers that both keep their promises would block each other
+		sleep(ctx, rand.N(promiseLife)) // the random pause lets one of the two try again before the other
 	}
 	_, err = a.answer(ctx, func() ([]byte, error) {
 		listed := a.listed(dead)
@@ -288,7 +288,7 @@ func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 	if err != nil {
 		return heir, err
 	}
-	for _, id := range here { // the heir first; but any peer that has stored it will gossip it
+	for _, id := range here { // ask the heir first; another peer that stores the handover passes it on by gossip
 		ask, cancel := context.WithTimeout(ctx, askTimeout)
 		_, err := a.cfg.Mesh.Request(ask, id, requestInherit, handover)
 		cancel()

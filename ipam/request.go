@@ -24,7 +24,7 @@ const (
 	requestRing    = "ring"    // the whole ring
 	requestUsage   = "usage"   // how much the peer uses and has free: Usage
 	requestSpace   = "space"   // a block of free slots; the payload is the requester's ring, the reply a grant
-	requestPressed = "pressed" // the same, or a slot in quarantine, since no peer has a free one
+	requestPressed = "pressed" // like space, but also a slot in quarantine, since no peer has a free slot
 	requestClaim   = "claim"   // one given slot; the reply is a grant
 	requestRemoval = "removal" // confirm that a peer is dead; the reply is the whole ring
 	requestInherit = "inherit" // take over the slots of the leaving sender
@@ -32,11 +32,11 @@ const (
 
 // Timing of requests.
 const (
-	askTimeout   = 3 * time.Second        // for one peer's answer
-	usageTimeout = time.Second            // the same, for answers that are only advice
-	askAgain     = 500 * time.Millisecond // between two rounds in which no peer had space
+	askTimeout   = 3 * time.Second        // the time limit of one peer's answer
+	usageTimeout = time.Second            // the time limit of an answer that is only advice
+	askAgain     = 500 * time.Millisecond // the pause between two rounds in which no peer had space
 	aloneFor     = 3 * time.Second        // how long a starting peer waits for the first other peer
-	soonAfter    = 500 * time.Millisecond // how long it then waits for the others
+	soonAfter    = 500 * time.Millisecond // how long a starting peer then waits for further peers
 )
 
 // mostAsked limits how many peers are asked for their usage at once.

@@ -91,7 +91,7 @@ func TestOversizedRingsNeverPreventStart(t *testing.T) {
 			t.Error(err)
 		}
 		if r, err := ring.Decode(a.Full()); err != nil || len(r.Segments()) < ring.MaxSegments/4 {
-			t.Errorf("peers cannot decode the ring that is sent: %v", err)
+			t.Errorf("decoding the ring that peers receive: error %v; want its first segments", err)
 		}
 	})
 }
@@ -120,7 +120,7 @@ func TestOversizedStoredRingStartsAndIsReported(t *testing.T) {
 			t.Errorf("the status shows the conflict %v; want a TooManyError", s.Conflict)
 		}
 		if r, err := ring.Decode(a.Full()); err != nil || len(r.Segments()) != ring.MaxSegments {
-			t.Errorf("peers cannot decode the ring that is sent: %v", err)
+			t.Errorf("decoding the ring that peers receive: error %v; want the largest allowed ring", err)
 		}
 	})
 }

@@ -19,9 +19,9 @@ import (
 const (
 	maxStream       = 8 << 20  // bytes of one message
 	maxHeld         = 24 << 20 // bytes of all unproven messages
-	maxHeldSource   = 10 << 20 // the same from one source
+	maxHeldSource   = 10 << 20 // bytes of all unproven messages from one source
 	maxStreams      = 256      // number of unproven streams
-	maxStreamSource = 32       // the same from one source
+	maxStreamSource = 32       // number of unproven streams from one source
 	streamTimeout   = 3 * time.Second
 	chunkSize       = 64 << 10
 )

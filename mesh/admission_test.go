@@ -81,7 +81,7 @@ func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 		var group sync.WaitGroup
 		end := time.Now().Add(4 * time.Second)
 		var flooders []*meshtest.Transport
-		for i, length := range []int{maxStream, maxStream, 2 * chunkSize} { // the last one sends hardly more than a length
+		for i, length := range []int{maxStream, maxStream, 2 * chunkSize} { // the last stream sends little more than its length field
 			flooders = append(flooders, n.Join(address(2+i)))
 			flood(&group, flooders[i], address(1), 120, length, end)
 		}
@@ -99,7 +99,7 @@ func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 			message := sealed(t, d, bytes.Repeat([]byte{byte(i)}, 1000))
 			through := make(chan struct{})
 			group.Go(func() {
-				for { // retry as gossip does: a host that shares the address of a flooding one may need several tries
+				for { // a host that shares the address of a flooding host may need several tries, as gossip makes them
 					if c, err := from.DialTimeout(address(1).String(), time.Second); err == nil {
 						_, _ = c.Write(message)
 						c.Close()
@@ -120,7 +120,7 @@ func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 						t.Fatalf("%d unverified bytes reached memberlist, error %v; want none", len(got), err)
 					}
 				case <-time.After(time.Second):
-					t.Fatal("an encrypted message did not get through")
+					t.Fatal("no encrypted message arrived within a second; want one")
 				}
 			}
 			close(through)
@@ -176,7 +176,7 @@ func TestUnprovenAnswersAreBounded(t *testing.T) {
 			c := <-stranger.StreamCh()
 			_, _ = c.Write(binary.BigEndian.AppendUint32([]byte{streamSealed}, 20<<20))
 			if _, err := c.Write(make([]byte, 1<<20)); err == nil {
-				t.Error("an answer of 20 MiB was read")
+				t.Error("an answer of 20 MiB was read; want the stream closed before")
 			}
 		}()
 		c, err := d.DialTimeout(address(2).String(), time.Second)

@@ -32,11 +32,11 @@ func TestAllStatesFitOnePushPull(t *testing.T) {
 		"documents": {maxDocumentsFull, 1024 * kibi}, "peers": {maxPeerBytes, 3 * 1024 * kibi},
 	} {
 		if c.has > c.budget {
-			t.Errorf("%s: the largest state has %d bytes, its budget is %d", name, c.has, c.budget)
+			t.Errorf("%s: the largest state has %d bytes; want at most %d", name, c.has, c.budget)
 		}
 	}
 	if sum := ring.MaxEncoded + paxos.MaxEncoded + maxDirectoryFull + maxDocumentsFull + maxPeerBytes; sum > message-message/16 {
-		t.Errorf("all states together have %d bytes, too many for one message", sum)
+		t.Errorf("all states together have %d bytes; want no more than fit into one message", sum)
 	}
 
 	held := news{From: peer.ID{255}}
@@ -65,7 +65,7 @@ func TestAllStatesFitOnePushPull(t *testing.T) {
 		}
 	}
 	if n := len(encode(question)); n > message/4 {
-		t.Errorf("the largest request for documents has %d bytes", n)
+		t.Errorf("the largest request for documents has %d bytes; want at most a quarter of a message", n)
 	}
 }
 
@@ -128,14 +128,14 @@ func TestDirectoryOwnersAreBounded(t *testing.T) {
 	d.mu.Lock()
 	d.want(idOf(3), directory.Held{Owner: peer.ID{9, 9}, Version: 1})
 	if len(d.wanted) > 0 {
-		t.Error("it requests a set that it has no room for")
+		t.Error("the directory requests a set for which there is no room; want no request")
 	}
 	d.mu.Unlock()
 	if err := d.Publish(many(4)); err != nil || d.set(idOf(1)).Len() != 4 {
 		t.Errorf("publishing own endpoints in a full directory returned %v; want no error", err)
 	}
 	if _, err := d.Merge(encode(news{From: idOf(3), Held: make([]directory.Held, directory.MaxOwners+1)})); err == nil {
-		t.Error("Merge accepted a message with too many owners")
+		t.Error("Merge accepted a message with too many owners; want an error")
 	}
 
 	// The disk of an earlier release, which had no bound.
@@ -187,7 +187,7 @@ func TestOversizedLabelsAreDroppedAlone(t *testing.T) {
 	}
 	for _, e := range own.Endpoints() {
 		if strings.HasPrefix(e.ID, "many") && e.Name == "" || len(e.Slots) != 1 {
-			t.Errorf("endpoint lost its name or slot: %+v", e)
+			t.Errorf("this endpoint lost its name or slot: %+v; want both kept", e)
 		}
 	}
 }

@@ -17,7 +17,7 @@ type dialer struct {
 	others func(run string) []string
 
 	mu    sync.Mutex
-	found map[string]string // by run: the address that answered in place of the advertised one
+	found map[string]string // the address that answered in place of the advertised one; key: the run's name
 }
 
 // headStart is the delay before the next address is tried in parallel (RFC 8305, section 5).
@@ -89,7 +89,7 @@ func (w *dialer) dial(a memberlist.Address, timeout time.Duration, dial func(str
 	start := func() {
 		addr := addrs[next]
 		next, pending = next+1, pending+1
-		go func() { // ends with its dial
+		go func() { // this goroutine ends with its dial
 			conn, err := dial(addr, time.Until(deadline))
 			results <- result{addr, conn, err}
 		}()
@@ -105,7 +105,7 @@ func (w *dialer) dial(a memberlist.Address, timeout time.Duration, dial func(str
 			pending--
 			if r.err == nil {
 				w.note(a, r.addr)
-				go func() { // ends with the last dial
+				go func() { // this goroutine ends with the last dial
 					for range pending {
 						if late := <-results; late.err == nil {
 							late.conn.Close()

@@ -34,10 +34,10 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 		for range 600 {
 			time.Sleep(time.Second)
 			if p := peerAt(h1, h2); !p.Reachable || !p.Since.Equal(since) {
-				t.Fatalf("h1 lost h2 although only the first address fails: %+v", p)
+				t.Fatalf("only the first address of h2 fails, but h1 lost h2: %+v; want it reachable throughout", p)
 			}
 			if p := peerAt(h2, h1); !p.Reachable {
-				t.Fatalf("h2 lost h1 although only the first address fails: %+v", p)
+				t.Fatalf("only the first address of h1 fails, but h2 lost h1: %+v; want it reachable", p)
 			}
 		}
 		if p := peerAt(h1, h2); p.Addr != other || p.Losses != 0 {
@@ -133,7 +133,7 @@ func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 				for _, far := range opened {
 					_ = far.SetReadDeadline(time.Now().Add(time.Second))
 					if _, err := far.Read(make([]byte, 1)); err == nil || isTimeout(err) {
-						t.Errorf("an unused stream was left open: %v", err)
+						t.Errorf("an unused stream was left open: error %v; want it closed", err)
 					}
 				}
 			})

@@ -191,7 +191,7 @@ func (d *Directory) Merge(data []byte) ([]byte, error) {
 	if len(n.Delta) > maxDelta {
 		return encode(news{From: d.self, Held: []directory.Held{next.Held()}}), nil
 	}
-	return encode(news{From: n.From, Delta: n.Delta}), nil // only the signed part
+	return encode(news{From: n.From, Delta: n.Delta}), nil // pass on only what the owner signed
 }
 
 // counts reports whether a peer's set is stored here.

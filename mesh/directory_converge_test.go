@@ -33,7 +33,7 @@ func faults(t *testing.T, seed uint64) {
 		n := 1 + r.IntN(6)
 		h := w.here[n]
 		switch dice := r.IntN(20); {
-		case h == nil && (dice < 10 || removed[n]): // start it again: with its disk, an older copy, or none
+		case h == nil && (dice < 10 || removed[n]): // start the host again: with its disk, an older copy, or an empty one
 			disk := disks[n]
 			if b := backups[n]; dice < 3 && len(b) > 0 {
 				disk = b[r.IntN(len(b))].Copy()
@@ -75,7 +75,7 @@ func faults(t *testing.T, seed uint64) {
 	w.agree(0, "all hosts still have the same sets")
 	for _, h := range w.here {
 		if sets, slots := h.waits(); sets+slots > 0 {
-			t.Errorf("host %d still waits for %d sets and %d slots", h.n, sets, slots)
+			t.Errorf("host %d still waits for %d sets and %d slots; want 0", h.n, sets, slots)
 		}
 	}
 	w.end()

@@ -58,7 +58,7 @@ func fetchAll(t testing.TB, d *Directory) {
 		}
 		d.mu.Unlock()
 	}
-	t.Fatalf("it still requests sets after 100 rounds: %v", d.wanted)
+	t.Fatalf("after 100 rounds the directory still requests sets: %v; want none", d.wanted)
 }
 
 // No message causes a panic, endless requests or a change of this peer's own endpoints.

@@ -34,7 +34,7 @@ func TestFreedSlotIsTakenUntilAllPeersDropIt(t *testing.T) {
 		w, h := five(t)
 		w.publish(h[1])
 		if !h[1].Taken(1) || h[1].Taken(2) {
-			t.Error("slot 1 is not taken, or slot 2 is")
+			t.Error("slot 1 is free or slot 2 is taken; want only slot 1 taken")
 		}
 		if took := w.freed(h[1], 1, 2*time.Second); took < 5*time.Millisecond {
 			t.Errorf("slot 1 was free after %v; want it taken until the peer has confirmed", took)
@@ -50,7 +50,7 @@ func TestFreedSlotIsTakenUntilAllPeersDropIt(t *testing.T) {
 		took := w.freed(h[1], 1, 20*time.Second)
 		for n := 2; n <= 5; n++ {
 			if h[n].knows(1, 1) {
-				t.Errorf("the slot is free after %v, but host %d still maps it", took, n)
+				t.Errorf("after %v the slot is free, but host %d still maps it; want it taken until no host does", took, n)
 			}
 		}
 		w.end()
@@ -58,14 +58,14 @@ func TestFreedSlotIsTakenUntilAllPeersDropIt(t *testing.T) {
 }
 
 // A slot stays taken while a host has dropped its endpoint but not yet applied the policy change.
-func TestFreedSlotIsTakenUntilPolicyIsApplied(t *testing.T) {
+func TestSlotIsNotReusedBeforePeersApplyPolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
 		h[2].behind.Store(true)
 		w.publish(h[1])
 		time.Sleep(time.Minute)
 		if _, _, why := h[1].Stuck(); h[2].knows(1, 1) || !h[1].Taken(1) || why == nil || !strings.Contains(why.Error(), "the kernel is behind") {
-			t.Errorf("the slot is free, or taken for another reason: %v", why)
+			t.Errorf("the slot is free, or Stuck returned the reason %v; want it taken because the kernel is behind", why)
 		}
 		h[2].behind.Store(false)
 		w.freed(h[1], 1, 10*time.Second)
@@ -75,14 +75,14 @@ func TestFreedSlotIsTakenUntilPolicyIsApplied(t *testing.T) {
 
 // A reachable host that does not answer keeps a slot taken; an unreachable one does not. One that
 // becomes reachable again in time does.
-func TestOnlyReachablePeersHoldFreedSlots(t *testing.T) {
+func TestSlotIsNotReusedBeforeReachablePeersConfirm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
 		h[3].Slow(time.Hour)
 		w.publish(h[1])
 		time.Sleep(time.Minute)
 		if !h[1].Taken(1) {
-			t.Error("the slot is free although a reachable host has not confirmed")
+			t.Error("the slot is free, but a reachable host has not confirmed; want it taken")
 		}
 		slots, since, why := h[1].Stuck()
 		if slots != 1 || time.Since(since) < 30*time.Second || why == nil || !strings.Contains(why.Error(), idOf(3).String()) {
@@ -109,13 +109,13 @@ func TestOnlyReachablePeersHoldFreedSlots(t *testing.T) {
 		w.Heal()
 		time.Sleep(3 * time.Second)
 		if !h[1].Reachable(idOf(4)) || !h[4].knows(1, 1) || !h[1].Taken(1) {
-			t.Fatal("host 4 did not return with the old endpoint")
+			t.Fatal("host 4 is not reachable with the old endpoint, or the slot is free; want host 4 back, and the slot taken")
 		}
 		h[5].Slow(0)
 		w.SetConditions(meshtest.Conditions{})
 		w.freed(h[1], 1, time.Minute)
 		if h[4].knows(1, 1) {
-			t.Error("the slot is free, but host 4 still maps it")
+			t.Error("the slot is free, but host 4 still maps it; want it taken until then")
 		}
 		w.end()
 	})
@@ -131,7 +131,7 @@ func TestFreedSlotStaysTakenAcrossCrash(t *testing.T) {
 		w.kill(h[1])
 		h[1] = w.start(1, 0, disk)
 		if !h[1].Taken(1) {
-			t.Error("the slot is free after a crash")
+			t.Error("after a crash of the owner the slot is free; want it taken")
 		}
 		w.publish(h[1], at("other", 11))
 		time.Sleep(time.Second)
@@ -139,14 +139,14 @@ func TestFreedSlotStaysTakenAcrossCrash(t *testing.T) {
 		w.freed(h[1], 1, time.Minute)
 		for n := 2; n <= 5; n++ {
 			if h[n].knows(1, 1) {
-				t.Errorf("the slot is free, but host %d still maps it", n)
+				t.Errorf("the slot is free, but host %d still maps it; want it taken until then", n)
 			}
 		}
 		time.Sleep(2 * time.Second)
 		disk = h[1].disk.Copy()
 		w.kill(h[1])
 		if h[1] = w.start(1, 0, disk); h[1].Taken(1) || !h[1].Taken(11) {
-			t.Error("after a restart the taken slots differ")
+			t.Error("after a restart slot 1 is taken or slot 11 is free; want only slot 11 taken")
 		}
 		w.end()
 	})
@@ -160,14 +160,14 @@ func TestConfirmationsAreOnDisk(t *testing.T) {
 		w.publish(h[1])
 		time.Sleep(20 * time.Second)
 		if h[3].knows(1, 1) || !h[1].Taken(1) {
-			t.Error("the slot is free although host 3 could not store that it dropped the endpoint")
+			t.Error("host 3 cannot store the change: its memory still maps the slot, or the slot is free; want neither")
 		}
 		h[3].disk.Fail(nil)
 		w.freed(h[1], 1, 10*time.Second)
 		disk := h[3].disk.Copy()
 		w.kill(h[3])
 		if h[3] = w.start(3, 1, disk); h[3].knows(1, 1) {
-			t.Error("the restart of host 3 restored the dropped endpoint")
+			t.Error("after its restart host 3 has the dropped endpoint again; want it gone")
 		}
 		w.end()
 	})
@@ -182,13 +182,13 @@ func TestOnlyCurrentSetsConfirm(t *testing.T) {
 	d := quiet(t, 1, m)
 	d.dir.Put(own)
 	if err := d.confirmOne(t.Context(), idOf(2), own.Held()); err == nil || d.wanted[idOf(1)].from != idOf(2) {
-		t.Errorf("a version of an earlier run: error %v, requested sets %v", err, d.wanted)
+		t.Errorf("a peer has a version of an earlier run: error %v, requested sets %v; want an error, and that set requested", err, d.wanted)
 	}
 	older := own.Held()
 	older.Version--
 	m.Reply = replying(func() []byte { return encode(older) })
 	if err := d.confirmOne(t.Context(), idOf(2), own.Held()); err == nil {
-		t.Error("an older version counted as a confirmation")
+		t.Error("an older version counted as a confirmation; want an error")
 	}
 	m.Reply = replying(func() []byte { return encode(own.Held()) })
 	if err := d.confirmOne(t.Context(), idOf(2), own.Held()); err != nil {
@@ -198,11 +198,11 @@ func TestOnlyCurrentSetsConfirm(t *testing.T) {
 	m = &meshtest.Solo{}
 	d = quiet(t, 3, m)
 	if _, err := d.serveHeld(t.Context(), idOf(1), encode(own.Held())); err == nil {
-		t.Error("a peer without the set confirmed, though it could get an old one from a third peer")
+		t.Error("a peer without the set confirmed, but could still get an old one from a third peer; want an error")
 	}
 	m.Reply = replying(func() []byte { return encode([][]byte{}) })
 	if _, err := d.serveHeld(t.Context(), idOf(1), encode(own.Held())); err == nil {
-		t.Error("a peer confirmed although its fetch returned no set")
+		t.Error("a peer confirmed, but its fetch returned no set; want an error")
 	}
 	m.Reply = replying(func() []byte { return encode([][]byte{own.Encode()}) })
 	if answer, err := d.serveHeld(t.Context(), idOf(1), encode(own.Held())); err != nil || string(answer) != string(encode(own.Held())) {
@@ -228,10 +228,10 @@ func TestJoiningPeerMustConfirmToo(t *testing.T) {
 		return encode(d.set(idOf(1)).Held())
 	})
 	if err := d.confirm(t.Context()); err == nil || !d.Taken(1) {
-		t.Errorf("the slot is free although host 3 has not confirmed: %v", err)
+		t.Errorf("before host 3 has confirmed the slot is free, or error %v; want it taken, and an error", err)
 	}
 	if err := d.confirm(t.Context()); err != nil || d.Taken(1) {
-		t.Errorf("the slot is taken although both have confirmed: %v", err)
+		t.Errorf("both hosts have confirmed, but the slot is taken: error %v; want it free", err)
 	}
 }
 
@@ -290,7 +290,7 @@ func freeSlots(t *testing.T, seed uint64) {
 	w.agree(0, "all hosts have the same sets without packet loss")
 	for _, h := range w.here {
 		if sets, slots := h.waits(); sets+slots > 0 {
-			t.Errorf("host %d still waits for %d sets and %d slots", h.n, sets, slots)
+			t.Errorf("host %d still waits for %d sets and %d slots; want 0", h.n, sets, slots)
 		}
 	}
 	w.end()
@@ -315,7 +315,7 @@ func TestEndpointsAreStoredBeforeAnnounced(t *testing.T) {
 	m.OnDelta = nil
 	disk.Fail(errors.New("disk full"))
 	if d.Publish(nil) == nil || d.set(idOf(1)).Len() != 0 {
-		t.Error("a failed write returned no error, or kept the change from being announced")
+		t.Error("Publish with a full disk returned no error, or did not announce the change; want an error, and the change announced")
 	}
 }
 
@@ -336,7 +336,7 @@ func (w *dirCluster) checkFree(used map[[2]int]time.Time, began map[int]time.Tim
 		}
 		for n, h := range w.here {
 			if n != key[0] && began[n].Before(until) && h.knows(key[0], s) {
-				w.t.Fatalf("slot %d of host %d is free, but host %d still maps it", s, key[0], n)
+				w.t.Fatalf("slot %d of host %d is free, but host %d still maps it; want it taken until then", s, key[0], n)
 			}
 		}
 		delete(used, key)

@@ -34,8 +34,8 @@ type dirHost struct {
 	*meshtest.Host
 	n      int
 	disk   *meshtest.Disk
-	says   []directory.Endpoint // what it has published
-	behind atomic.Bool          // its policy is not applied yet
+	says   []directory.Endpoint // the endpoints that the host has published
+	behind atomic.Bool          // whether the host has not applied the new policy yet
 }
 
 func newDirCluster(t *testing.T, seed uint64) *dirCluster {
@@ -227,7 +227,7 @@ func TestNewerSetIsFetchedAfterOlderOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	var group sync.WaitGroup
-	d.cfg.Mesh = &meshtest.Solo{Reply: replying(func() []byte { // announced while the fetch is under way
+	d.cfg.Mesh = &meshtest.Solo{Reply: replying(func() []byte { // a newer set is announced while the fetch is under way
 		if _, err := d.Merge(encode(news{From: idOf(2), Held: []directory.Held{s2.Held()}})); err != nil {
 			t.Error(err)
 		}
@@ -255,7 +255,7 @@ func TestDirectoryConvergesAfterPartition(t *testing.T) {
 			time.Sleep(3 * time.Second)
 		}
 		if w.differ() == nil {
-			t.Fatal("the directories are equal in spite of the partition")
+			t.Fatal("during the partition the directories are equal; want a difference, else the test proves nothing")
 		}
 		w.Heal()
 		w.agree(time.Minute, "all hosts have the same sets after the partition")
@@ -301,12 +301,12 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 		w.agree(20*time.Second, "the newly published set replaces the newer version")
 		for _, s := range []slot.Slot{0, 77} { // slots that only other peers knew it had used
 			if !h[1].Taken(s) {
-				t.Errorf("slot %d is free although other peers may still map it", s)
+				t.Errorf("slot %d is free, but other peers may still map it; want it taken", s)
 			}
 		}
 		time.Sleep(15 * time.Second)
 		if h[1].Taken(0) || h[1].Taken(77) || !h[1].Taken(78) {
-			t.Error("the taken slots are not those that peers still map")
+			t.Error("slot 0 or 77 is taken, or slot 78 is free; want only slot 78 taken, which peers still map")
 		}
 		w.end()
 	})
@@ -347,7 +347,7 @@ func TestRemovedPeersSetIsDeletedAndCanReturn(t *testing.T) {
 			time.Sleep(3 * time.Second)
 			for _, r := range w.here {
 				if r.set(idOf(1)) != nil || r.disk.Sets()[idOf(1)] != nil {
-					t.Errorf("host %d still has the set of the removed peer", r.n)
+					t.Errorf("host %d still has the set of the removed peer; want it gone from memory and disk", r.n)
 				}
 			}
 			w.remove(idOf(1), false)

@@ -60,7 +60,7 @@ type Documents struct {
 	synced bool
 	kept   bool // whether synced is stored
 	marked bool // whether there are high-water marks that are not stored
-	whole  bool // whether all stored documents were readable, so that a missing one was deleted
+	whole  bool // whether all stored documents were readable, so that a missing document was deleted
 }
 
 // documentNews is a gossip message: whole documents, versions that the sender has, or a digest of
@@ -311,7 +311,7 @@ func (d *Documents) flush() error {
 			data[key] = encode(keptDocument{Document: doc.Encode(), Since: since})
 		}
 	}
-	if marked { // in one transaction with the documents that they cover
+	if marked { // one transaction stores the marks and the documents that they cover
 		data[keyMarks] = encode(keptDocument{Marks: d.set.Marks()})
 	}
 	d.dirty, d.marked = map[string]bool{}, false

@@ -120,7 +120,7 @@ func TestJoiningPeerHasDocumentsSoon(t *testing.T) {
 		if err := docs[0].MarkSynced(); err != nil {
 			t.Fatal(err)
 		}
-		for i := range 40 { // more than fits into one reply
+		for i := range 40 { // these are more documents than fit into one reply
 			if err := docs[0].Write([]Change{policy(fmt.Sprint(i), strings.Repeat("x", 30_000))}); err != nil {
 				t.Fatal(err)
 			}
@@ -167,7 +167,7 @@ func TestTombstonesExpire(t *testing.T) {
 				t.Errorf("host %d has the documents %s, and stores %d entries; want dns=1 and 3 entries", n, got, stored(m.disk))
 			}
 		}
-		c.Close() // no gossip while clocks advance by a month
+		c.Close() // no gossip is sent while clocks advance by a month
 		for _, m := range c.here {
 			m.ahead.Store(31)
 		}
@@ -184,7 +184,7 @@ func TestTombstonesExpire(t *testing.T) {
 // A peer that missed the first push/pull becomes synced without waiting for the next.
 func TestSyncedWithoutPushPull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		answer := func(q meshtest.Asked) ([]byte, error) { // one of two other peers, which push/pull does not reach
+		answer := func(q meshtest.Asked) ([]byte, error) { // only one of the two other peers answers, and push/pull reaches neither
 			if q.To != (peer.ID{2}) || q.Kind != requestMissing {
 				return nil, ErrUnreachable
 			}

@@ -45,7 +45,7 @@ func askAll(t testing.TB, d *Documents) {
 			return
 		}
 	}
-	t.Fatalf("it still requests documents after 100 rounds: %v", d.wanted)
+	t.Fatalf("after 100 rounds the host still requests documents: %v; want none", d.wanted)
 }
 
 // No message causes a panic or endless requests, and unsigned documents are refused.
@@ -71,14 +71,14 @@ func FuzzDocuments(f *testing.F) {
 		}
 		for _, data := range [][]byte{gossip, answer} {
 			if news, _ := d.Merge(data); len(news) > maxDelta {
-				t.Errorf("Merge returned news of %d bytes, more than maxDelta", len(news))
+				t.Errorf("Merge returned news of %d bytes; want at most maxDelta", len(news))
 			}
 			_, _ = d.serveMissing(t.Context(), idOf(2), data)
 			_, _ = d.serveMissing(t.Context(), idOf(1), data)
 			askAll(t, d)
 		}
 		if d.Get("policy", "mine") == nil || len(d.List("policy")) > 2 {
-			t.Errorf("after invalid messages the documents are %s; want mine and at most one other policy", reads(d))
+			t.Errorf("after invalid messages the host has the documents %s; want the policy \"mine\" and at most one other", reads(d))
 		}
 		if err := d.flush(); err != nil {
 			t.Fatal(err)
@@ -99,10 +99,10 @@ func TestForgedDocumentsAreDropped(t *testing.T) {
 		t.Errorf("Merge passed on %x, error %v, and the documents are %s; want only the valid document", news, err, reads(d))
 	}
 	if news, err := d.Merge(encode(documentNews{From: idOf(4), Documents: slices.Repeat([][]byte{good.Encode()}, maxNews+1)})); err == nil || news != nil {
-		t.Error("Merge accepted a message with too many documents")
+		t.Error("Merge accepted a message with too many documents; want an error")
 	}
 	if _, err := d.serveMissing(t.Context(), idOf(4), encode(make([]document.Held, maxShown+1))); err == nil {
-		t.Error("a request with too many versions was answered")
+		t.Error("a request with too many versions was answered; want an error")
 	}
 }
 
@@ -143,7 +143,7 @@ func TestMissingComesInParts(t *testing.T) {
 		t.Errorf("the fetch took %d rounds, error %v, and returned %d documents; want 3 rounds and all documents", rounds, err, to.set.Len())
 	}
 	if len(held) == 0 || to.set.Digest(0) != from.set.Digest(0) {
-		t.Error("the digests differ after the fetch")
+		t.Error("after the fetch the digests differ, or nothing was fetched; want the same digest")
 	}
 }
 

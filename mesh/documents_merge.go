@@ -77,7 +77,7 @@ func (d *Documents) takeIn(docs []*document.Document) (fresh []*document.Documen
 				continue
 			}
 			d.cfg.Log.Warn("a host that was away sent a document that was deleted long ago: deleting it again", "document", theirs.String(), "writer", d.cfg.Mesh.Name(theirs.WriterID()))
-			theirs = gone // so that its sender learns of the deletion
+			theirs = gone // pass on the tombstone, so that the document's sender learns of the deletion
 		}
 		key := theirs.Key()
 		ours, _ := d.set.Last(key)
@@ -93,7 +93,7 @@ func (d *Documents) takeIn(docs []*document.Document) (fresh []*document.Documen
 			again, refused := d.set.Next(ours.Kind, ours.Name, ours.Body, ours.Deleted, now, d.cfg.Identity)
 			err = errors.Join(err, refused)
 			if refused == nil {
-				_, _ = d.set.Put(again, now) // it replaces theirs, so there is room
+				_, _ = d.set.Put(again, now) // this version replaces theirs, so there is room
 				theirs = again
 				d.markOwn()
 			}

@@ -75,7 +75,7 @@ func TestDeletedDocumentsDoNotReturn(t *testing.T) {
 				time.Sleep(time.Minute)
 				c.days(40)
 				if _, kept := m[3].disk.Documents()[document.Key("policy", "old")]; kept {
-					t.Fatal("the tombstone has not expired, so the test proves nothing")
+					t.Fatal("the tombstone is still held; want it expired, else the test proves nothing")
 				}
 				change(c, &m)
 				c.Heal()
@@ -136,7 +136,7 @@ func TestOnlyPeersWrite(t *testing.T) {
 			n := encode(documentNews{From: idOf(from), Documents: [][]byte{stranger.Encode()}})
 			for _, h := range c.here {
 				if news, _ := h.Merge(n); news != nil {
-					t.Errorf("host %d passed on the document of an unknown writer", h.n)
+					t.Errorf("host %d passed on the document of an unknown writer; want it only requested", h.n)
 				}
 			}
 		}
@@ -145,7 +145,7 @@ func TestOnlyPeersWrite(t *testing.T) {
 		if n := c.Requests(""); n > 60 {
 			t.Errorf("the document of an unknown writer caused %d requests; want at most 60", n)
 		}
-		late := c.start(5, 0, nil) // not known to the others yet
+		late := c.start(5, 0, nil) // the other hosts do not know this one yet
 		time.Sleep(time.Millisecond)
 		if slices.Contains(m[1].Others(), idOf(5)) {
 			t.Skip("the new host is already known to the others")
@@ -252,7 +252,7 @@ func TestFutureTombstonesAreNotRequested(t *testing.T) {
 		}
 		c.Heal()
 		time.Sleep(time.Minute)
-		c.write(a, policy("web", strings.Repeat("x", 2000))) // causes a request
+		c.write(a, policy("web", strings.Repeat("x", 2000))) // this write makes other hosts request the document
 		time.Sleep(time.Minute)
 		before := c.Requests("")
 		time.Sleep(time.Minute)

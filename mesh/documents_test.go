@@ -176,13 +176,13 @@ func TestDocumentReachesAllPeersSoon(t *testing.T) {
 			many = append(many, policy(fmt.Sprint("many-", i), strings.Repeat("y", 30_000)))
 		}
 		before = c.Requests("")
-		c.write(m[4], many...) // 3 MB, in several replies
+		c.write(m[4], many...) // these documents have 3 MB, and come in several replies
 		c.agree(5*time.Second, "*")
 		if n := c.Requests("") - before; n < 9 || n > 40 {
 			t.Errorf("fetching 100 documents took %d requests; want 9 to 40", n)
 		}
 		if m[4].Get("policy", "many-7") == nil || m[4].Get("policy", "db") != nil || len(m[1].List("policy")) != 101 {
-			t.Error("the documents are not those that were written")
+			t.Error("a written document is missing, or the deleted one is still there; want all 101 others")
 		}
 		c.end()
 	})
@@ -253,7 +253,7 @@ func TestConcurrentWritersConverge(t *testing.T) {
 		c.agree(time.Minute, "*")
 		got := reads(m[2].Documents)
 		if !strings.Contains(got, "dns=5 left=1 right=3 web=") {
-			t.Errorf("after the partition the documents are %s", got)
+			t.Errorf("after the partition the documents are %s; want the last write of each", got)
 		}
 		time.Sleep(time.Minute)
 		before := c.Requests("")
@@ -361,13 +361,13 @@ func TestJoiningPeerBecomesSynced(t *testing.T) {
 			t.Error(err)
 		}
 		joiner := c.start(2, 0, nil)
-		eventually.True(t, 3*time.Second, "the joining peer is synced", joiner.Synced) // most of it passes until the simulated network connects them
+		eventually.True(t, 3*time.Second, "the joining peer is synced", joiner.Synced) // most of this time passes until the simulated network connects the hosts
 		if reads(joiner.Documents) != reads(founder.Documents) {
-			t.Error("the joining host is synced, but has not all documents")
+			t.Error("the joining host is synced, but its documents differ from the founder's; want the same")
 		}
 		time.Sleep(2 * flushEvery)
 		if !joiner.disk.Synced() || stored(joiner.disk) != 1 {
-			t.Error("synced or the document is not stored")
+			t.Error("the disk lacks the synced flag or the document; want both")
 		}
 		c.kill(joiner)
 		if joiner = c.start(2, 1, joiner.disk); !joiner.Synced() {
@@ -392,17 +392,17 @@ func TestSyncedNeedsOneThatKnows(t *testing.T) {
 			t.Errorf("Merge returned %x, %v; want nothing to pass on, and no error", news, err)
 		}
 	}
-	merge(full(1, true)) // its own message, returned
+	merge(full(1, true)) // the host receives its own message
 	merge(full(2, false))
 	if d.Synced() {
-		t.Error("synced although host 3 may have more documents")
+		t.Error("the host is synced, but host 3 may have more documents; want it not synced")
 	}
 	merge(full(3, false))
 	if !d.Synced() {
-		t.Error("the host is not synced, although all reachable peers have the same digest")
+		t.Error("all reachable peers have the same digest, but the host is not synced; want it synced")
 	}
 	d = documents(t, 1, m, &meshtest.Disk{})
 	if merge(full(3, true)); !d.Synced() {
-		t.Error("the host is not synced, although host 3 is synced and has the same digest")
+		t.Error("host 3 is synced and has the same digest, but the host is not synced; want it synced")
 	}
 }

@@ -21,7 +21,7 @@ const (
 
 // Bounds of a reply with sets, and of its duration.
 const (
-	maxAnswer    = 1 << 20 // bytes; the first set is sent whatever its size
+	maxAnswer    = 1 << 20 // bytes; the first set of an answer is sent whatever its size
 	maxOwners    = 1 << 10
 	fetchTimeout = 3 * time.Second
 )
@@ -213,7 +213,7 @@ const (
 	confirmPause = 20 * time.Millisecond
 	confirmLeast = 500 * time.Millisecond
 	confirmFirst = 10 * time.Second
-	confirmAsk   = 16 // peers at once
+	confirmAsk   = 16 // number of peers asked at once
 )
 
 // confirmAll asks all peers to confirm our set, as long as they may still list freed slots.

@@ -102,7 +102,7 @@ func (m *Mesh) Broadcast(replica string, delta []byte) {
 // passOn queues a delta for gossip.
 func (m *Mesh) passOn(replica string, delta []byte) {
 	if !m.maySend() {
-		return // push/pull delivers it after we have joined
+		return // push/pull delivers the news after we have joined
 	}
 	e := envelope{Kind: kindDelta, Replica: replica, Payload: delta}
 	if len(delta) <= maxGossip {
@@ -121,7 +121,7 @@ func (m *Mesh) maySend() bool { return m.running() && m.Confirmed() }
 func (m *Mesh) sendNow(data []byte) {
 	for i, n := range m.members.shuffled() {
 		if i < promptNodes {
-			_ = m.list.SendBestEffort(n, data) // gossip repeats it
+			_ = m.list.SendBestEffort(n, data) // if the packet is lost, gossip repeats the message
 		}
 	}
 }
@@ -132,7 +132,7 @@ func (m *Mesh) sendToSome(e envelope) {
 	data, nodes := encode(e), m.members.shuffled()
 	var group sync.WaitGroup
 	for _, n := range nodes[:min(len(nodes), someNodes)] {
-		group.Go(func() { _ = m.list.SendReliable(n, data) }) // push/pull delivers it otherwise
+		group.Go(func() { _ = m.list.SendReliable(n, data) }) // if this fails, push/pull delivers the message
 	}
 	group.Wait()
 }
@@ -197,7 +197,7 @@ func (d delegate) MergeRemoteState(data []byte, _ bool) {
 func (m *Mesh) merge(name string, state []byte) {
 	r, ok := m.replicas[name]
 	if !ok {
-		return // a state of a newer version
+		return // a newer version of Weft has this state, ours does not
 	}
 	news, err := r.Merge(state)
 	if err != nil {

@@ -76,7 +76,7 @@ func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 		b.serve(t.Context(), captured, nil)
 		synctest.Wait()
 		if n := b.echoed.Load(); n != 3 {
-			t.Errorf("3 requests and a replay were served %d times", n)
+			t.Errorf("3 requests and a replay were served %d times; want 3", n)
 		}
 		s.end(b)
 		again := s.start(2, b.disk, []string{"192.0.2.1"})
@@ -84,7 +84,7 @@ func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 		again.serve(t.Context(), captured, nil)
 		synctest.Wait()
 		if n := again.echoed.Load(); n != 0 {
-			t.Error("the next run served a replayed request of the previous run")
+			t.Errorf("the next run served %d replayed requests of the previous run; want 0", n)
 		}
 		s.end(a, again)
 	})
@@ -98,12 +98,12 @@ func TestReplayWindowsAreBoundedPerPeer(t *testing.T) {
 	for run := range uint64(4 * maxRuns) {
 		for i := range uint64(2) {
 			if err := m.once(message{ID: run<<32 | i + 1, From: id, Run: m.name}); err != nil {
-				t.Fatalf("a new message of run %d was refused: %v", run, err)
+				t.Fatalf("a new message of run %d was refused: error %v, want none", run, err)
 			}
 		}
 		for old := range min(run+1, maxRuns/2) {
 			if m.once(message{ID: (run-old)<<32 | 1, From: id, Run: m.name}) == nil {
-				t.Fatalf("a replayed request of run %d was served in run %d", run-old, run)
+				t.Fatalf("a replayed request of run %d was served in run %d; want it refused", run-old, run)
 			}
 		}
 	}
@@ -129,17 +129,17 @@ func TestLateReportsOfOldRunsAreIgnored(t *testing.T) {
 	for _, n := range []*memberlist.Node{now, old} {
 		e.NotifyJoin(n)
 		if m.peers[id].node == n.Name {
-			t.Errorf("%s counts as reachable before it was proven", n.Name)
+			t.Errorf("run %s has proven nothing, but counts as reachable; want not", n.Name)
 		}
 		m.proved(m.peers[id].runs[n.Name], true)
 	}
 	e.NotifyLeave(old)
 	if !m.Reachable(id) || m.peers[id].node != now.Name || m.peers[id].addr != address(3).Addr() {
-		t.Errorf("after late reports of the old run: %+v", m.peers[id])
+		t.Errorf("late reports about the old run changed the peer's state to %+v; want the new run reachable", m.peers[id])
 	}
 	e.NotifyLeave(now)
 	if m.Reachable(id) {
-		t.Error("the peer is reachable after its run has ended")
+		t.Error("the run has ended, but its peer is reachable; want not")
 	}
 }
 
@@ -170,7 +170,7 @@ func TestLaterHostWithSameIdentityStops(t *testing.T) {
 			t.Errorf("it reports rejections %v, want the other host's address", r)
 		}
 		if got := record(a, restored).Underlay; len(got) != 1 || got[0] != address(2).Addr() {
-			t.Errorf("the mesh has its addresses as %v", got)
+			t.Errorf("other peers know the addresses %v of the restored host; want only its current one", got)
 		}
 		s.end(a, restored)
 	})

@@ -63,7 +63,7 @@ type Config struct {
 	Identity  ed25519.PrivateKey
 	Record    peer.Record // this peer's initial record; the mesh numbers and signs it
 	GossipKey []byte      // 32 bytes
-	Cluster   [16]byte    // zero: any
+	Cluster   [16]byte    // zero: peers of any cluster are accepted
 	Universe  slot.Universe
 	Targets   []string // hosts to join, as HOST or HOST:PORT
 	Peers     [][]byte // stored records of other peers
@@ -119,16 +119,16 @@ type known struct {
 	size   int        // of signed, in bytes
 	saved  bool       // whether signed is on disk
 	node   string     // its name in memberlist while gossip reaches it, else empty
-	addr   netip.Addr // the address at which gossip reaches it
+	addr   netip.Addr // the address at which gossip reaches the peer
 	since  time.Time  // when node last changed
-	heard  time.Time  // when gossip last reached it, or its record arrived
-	met    bool       // whether it proved to be alive since our start
+	heard  time.Time  // when gossip last reached the peer, or its record arrived
+	met    bool       // whether the peer proved to be alive since our start
 	mute   muteness
 	retry  backoff
 	losses []loss
-	turn   int                // index of the address to join first next time
-	runs   map[string]*run    // all its runs that memberlist reports, including node
-	asked  map[uint32]*window // the requests received from it, by run nonce
+	turn   int                // index of the address to try first at the next join
+	runs   map[string]*run    // all runs of the peer that memberlist reports, including node
+	asked  map[uint32]*window // the requests received from the peer; key: the nonce of the run that sent them
 }
 
 // New returns a Mesh; Run starts it. Add replicas and handlers in between.

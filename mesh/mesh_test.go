@@ -194,7 +194,7 @@ func TestTwentyPeersConverge(t *testing.T) {
 		}
 		time.Sleep(10 * time.Minute)
 		if got := record(hosts[19], hosts[0]).Node; got != 0 {
-			t.Fatalf("the record crossed a partition: node slot %d", got)
+			t.Fatalf("during the partition the record arrived: node slot %d, want 0", got)
 		}
 		s.net.Heal()
 		eventually.True(t, 2*time.Minute, "all hosts are connected again", allReach(hosts))
@@ -306,7 +306,7 @@ func TestInvariant7WrongSecretIsRefusedOnBothSides(t *testing.T) {
 		b := s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) { c.GossipKey = secret.Secret{2}.GossipKey() })
 		time.Sleep(10 * time.Second)
 		if a.reachableCount() != 1 || b.reachableCount() != 1 {
-			t.Error("a peer with another secret was accepted")
+			t.Error("a peer with another secret was accepted; want it refused")
 		}
 		if err := b.Targets()[0].Err; err == nil || !strings.Contains(err.Error(), "wrong secret") || !strings.Contains(err.Error(), "192.0.2.1") {
 			t.Errorf("the joining host reports %v; want 'wrong secret' with the other's address", err)
@@ -337,14 +337,14 @@ func TestInvariant7RecordsAreSignedByTheirPeer(t *testing.T) {
 		bad := bytes.Clone(good)
 		bad[i] ^= 1
 		if news, err := (peersReplica{m}).Merge(encode([][]byte{bad})); news != nil || err == nil {
-			t.Fatalf("a record with byte %d changed was accepted: news %v, error %v", i, news, err)
+			t.Fatalf("a record with byte %d changed was accepted: news %v, error %v; want an error", i, news, err)
 		}
 	}
 	if news, err := (peersReplica{m}).Merge(encode([][]byte{good})); news == nil || err != nil {
 		t.Fatalf("merging the valid record returned news %v, error %v; want news", news, err)
 	}
 	if news, err := (peersReplica{m}).Merge(encode([][]byte{good})); news != nil || err != nil {
-		t.Fatalf("the same record again: news %v, error %v", news, err)
+		t.Fatalf("the same record again: news %v, error %v; want neither", news, err)
 	}
 }
 
@@ -369,7 +369,7 @@ func TestMismatchedVersionOrRangeIsRefused(t *testing.T) {
 				b.mu.Unlock()
 				time.Sleep(10 * time.Second)
 				if a.reachableCount() != 1 || b.reachableCount() != 1 {
-					t.Error("a peer with a mismatch was accepted")
+					t.Error("a peer with another universe or version was accepted; want it refused")
 				}
 				if err := b.Targets()[0].Err; err == nil || !strings.Contains(err.Error(), tt.want) {
 					t.Errorf("the joining host reports %v; want %q", err, tt.want)
@@ -414,7 +414,7 @@ func TestCheckTarget(t *testing.T) {
 		"300.1.2.3", "300.1.2.3:6783", "192.0.2", "192.0.2.1.", "2001:db8::zz", "1", "h1:0", "1.2.3.4:", "a,b", "0.0.0.0", "::", "224.0.0.1", "255.255.255.255",
 	} {
 		if CheckTarget(bad) == nil {
-			t.Errorf("CheckTarget accepted the invalid target %q", bad)
+			t.Errorf("CheckTarget accepted the invalid target %q; want an error", bad)
 		}
 	}
 }
@@ -437,7 +437,7 @@ func FuzzReceive(f *testing.F) {
 		delegate{m}.MergeRemoteState(data, true)
 		_, _ = logWriter{m}.Write(data)
 		if m.Own().Sequence != 0 || len(m.Targets()) != 0 {
-			t.Fatal("data from the network changed our own record or targets")
+			t.Fatal("data from the network changed our own record or targets; want both unchanged")
 		}
 	})
 }

@@ -36,11 +36,11 @@ func TestRepeatedTCPOnlyAnswersMakePeerMute(t *testing.T) {
 			time.Sleep(2 * time.Second)
 		}
 		if !mute() {
-			t.Error("the peer is not reported as mute after 3 failed probes")
+			t.Error("after 3 failed probes the peer is not reported as mute; want that")
 		}
 		time.Sleep(time.Minute)
 		if mute() {
-			t.Error("mute a minute after the last probe that failed")
+			t.Error("a minute after the last failed probe the peer is reported as mute; want not")
 		}
 	})
 }
@@ -55,7 +55,7 @@ func TestBlockedUDPMakesPeersMute(t *testing.T) {
 			return slices.ContainsFunc(b.Peers(), func(p Peer) bool { return p.Mute && p.Reachable && p.Record.ID() == a.Self() })
 		}
 		if mute() {
-			t.Error("the peer is reported as mute while UDP works")
+			t.Error("while UDP works the peer is reported as mute; want not")
 		}
 		s.net.SetLoss(1)
 		eventually.True(t, 30*time.Second, "a is mute", mute)

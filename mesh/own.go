@@ -35,7 +35,7 @@ func (m *Mesh) leave(why error) {
 	_ = m.list.Shutdown()
 }
 
-const goodbyeInterval = 200 * time.Millisecond // memberlist's gossip interval
+const goodbyeInterval = 200 * time.Millisecond // the interval of memberlist's gossip
 
 // Own returns this peer's own record.
 func (m *Mesh) Own() peer.Record {

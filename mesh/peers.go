@@ -15,7 +15,7 @@ const peersName = "peers"
 // bytes.
 const (
 	maxPeers     = 1 << 12
-	maxPeerBytes = 3 << 20 // of all records, which share a push/pull message with other states
+	maxPeerBytes = 3 << 20 // bytes of all records, which share a push/pull message with other states
 	// forgetAfter is how long a peer that owns nothing may be unreachable before it is forgotten.
 	// It is long, because all known peers count for a majority.
 	forgetAfter = 24 * time.Hour
@@ -126,7 +126,7 @@ func (m *Mesh) refuteLater(in time.Duration, theirs peer.Record) {
 	}
 	m.later = time.AfterFunc(in, func() {
 		if m.Own().Sequence > theirs.Sequence {
-			return // our record has a higher number meanwhile
+			return // our record got a higher number meanwhile
 		}
 		if err := m.refute(theirs); err != nil {
 			m.cfg.Log.Warn("cannot refute an outdated record of this host", "err", err)

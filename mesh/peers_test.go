@@ -79,7 +79,7 @@ func TestRecordsAreBounded(t *testing.T) {
 		if len(a.Full(peersName)) > maxPeerBytes+maxPeers*8 {
 			t.Errorf("the state for push/pull has %d bytes; want at most maxPeerBytes and 8 for each peer", len(a.Full(peersName)))
 		}
-		if n := len(a.disk.Peers()); n != 4 { // itself, two connected hosts, and the owner of addresses
+		if n := len(a.disk.Peers()); n != 4 { // a itself, two connected hosts, and the owner of addresses
 			t.Errorf("%d peer records are stored; want 4", n)
 		}
 		s.end(a, b, c)
@@ -133,7 +133,7 @@ func TestUnreachablePeersAreForgotten(t *testing.T) {
 		}
 		time.Sleep(2 * time.Minute)
 		if !knows(a) || !knows(b) {
-			t.Error("the peer was forgotten too early")
+			t.Error("the peer was forgotten too early; want it known for a day")
 		}
 		time.Sleep(5 * time.Minute)
 		if knows(a) || knows(b) || len(a.disk.Peers()) != 2 {
@@ -165,10 +165,10 @@ func TestForgetPeer(t *testing.T) {
 		if err := a.ForgetPeer(t.Context(), owner); err == nil || !strings.Contains(err.Error(), "owns") {
 			t.Errorf("forgetting an owner of addresses: got %v, want a refusal", err)
 		}
-		time.Sleep(time.Minute) // push/pull must not restore its record
+		time.Sleep(time.Minute) // push/pull must not restore the forgotten record
 		for _, h := range []*host{a, b} {
 			if record(h, gone).Identity != nil || record(h, owning).Identity == nil {
-				t.Errorf("%s knows %d peers: it still knows the forgotten one, or lost the owner", h.Own().Nickname, len(h.Peers()))
+				t.Errorf("%s, which knows %d peers, still knows the forgotten peer or forgot the owner of addresses; want neither", h.Own().Nickname, len(h.Peers()))
 			}
 		}
 		s.end(a, b)
@@ -192,16 +192,16 @@ func TestWireGuardKeyBelongsToOnePeer(t *testing.T) {
 		return news
 	}
 	if !say(2, 1, theirs) || say(3, 1, theirs) || say(3, 1, own) || !say(3, 1, free) || say(3, 2, theirs) {
-		t.Error("two peers have the same key")
+		t.Error("a record with another peer's key was accepted, or one with a free key refused; want neither")
 	}
 	if !say(2, 2, [32]byte{4}) || !say(3, 3, theirs) {
-		t.Error("a key that its peer gave up is refused")
+		t.Error("a key that its peer no longer uses was refused; want it accepted")
 	}
 	if err := m.forgetSilent(peer.IDOf(identity(3).Public().(ed25519.PublicKey))); err != nil {
 		t.Fatal(err)
 	}
 	if !say(4, 1, theirs) || !say(5, 1, [32]byte{}) || !say(6, 1, [32]byte{}) {
-		t.Error("the key of a forgotten peer, or no key, is refused")
+		t.Error("a record with the key of a forgotten peer, or without a key, was refused; want it accepted")
 	}
 }
 
@@ -215,7 +215,7 @@ func TestKnownRecordsAreNotVerified(t *testing.T) {
 	forged := bytes.Clone(data)
 	forged[len(forged)-1] ^= 1
 	if news, err := m.mergeRecord(forged); news || err != nil {
-		t.Errorf("the signature of a known record was verified: %v", err)
+		t.Errorf("the signature of a known record was verified: error %v, want none", err)
 	}
 	m.mu.Lock()
 	for id := range m.peers {
@@ -226,7 +226,7 @@ func TestKnownRecordsAreNotVerified(t *testing.T) {
 	clear(m.kept.forgotten)
 	m.mu.Unlock()
 	if news, err := m.mergeRecord(forged); news || err == nil {
-		t.Error("a forged record was accepted after the original was forgotten")
+		t.Error("after the original was forgotten, a forged record was accepted; want an error")
 	}
 }
 

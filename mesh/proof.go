@@ -33,16 +33,16 @@ type run struct {
 	id     peer.ID
 	name   string
 	addr   netip.AddrPort
-	proven bool // it answered a challenge
-	placed bool // the record of its peer contained its address
-	sure   bool // it knew that its identity is unique when it last answered
+	proven bool // the run answered a challenge
+	placed bool // the record of the run's peer contained its address
+	sure   bool // the run knew, when it last answered, that its identity is unique
 	tries  int
-	next   time.Time // when to challenge it next
-	ids    []uint64  // ids of the challenges that it may still answer
+	next   time.Time // when to challenge the run next
+	ids    []uint64  // ids of the challenges that the run may still answer
 }
 
 const (
-	maxRunsHeard = 8 // per peer
+	maxRunsHeard = 8 // bounds the runs stored per peer
 	firstProof   = 250 * time.Millisecond
 	maxProof     = 8 * time.Second
 	maxAnswers   = 4
@@ -53,8 +53,8 @@ const (
 // proof is the state of the challenges. The lock of its Mesh guards it.
 type proof struct {
 	wake       chan struct{}   // wakes prove to challenge a run
-	challenges map[uint64]*run // by request id
-	nonce      uint32          // identifies this run in those ids
+	challenges map[uint64]*run // the challenged runs; key: the id of the request
+	nonce      uint32          // identifies this run in the ids of its challenges
 	sent       uint32
 	twins      map[string]*run // runs of other hosts with our identity
 	advertised netip.Addr      // the address that memberlist advertises for this peer

@@ -55,14 +55,14 @@ func TestReplayStopsNoAgent(t *testing.T) {
 		again(s.net, packets, time.Minute, address(1), address(2))
 		select {
 		case err := <-now.done:
-			t.Fatalf("the agent stopped because of replayed packets: %v", err)
+			t.Fatalf("replayed packets stopped the agent: error %v; want it running", err)
 		default:
 		}
 		if r := slices.Concat(a.Rejections(), now.Rejections()); len(r) != 0 {
 			t.Errorf("replayed packets caused the rejections %v; want none", r)
 		}
 		if !allReach([]*host{a, now})() {
-			t.Error("the hosts lost each other because of replayed packets")
+			t.Error("after replayed packets the hosts do not reach each other; want them connected")
 		}
 		s.end(a, now)
 	})
@@ -83,11 +83,11 @@ func TestReplayRevivesNoPeer(t *testing.T) {
 		s.net.Tap(nil)
 		s.net.Partition(func(x, y netip.Addr) bool { return x == address(3).Addr() || y == address(3).Addr() })
 		eventually.True(t, time.Minute, "the third host is unreachable", allReach([]*host{a, b}))
-		time.Sleep(time.Minute) // until memberlist has forgotten it
+		time.Sleep(time.Minute) // wait until memberlist has forgotten the third host
 		for range 20 {
 			again(s.net, packets, 2*time.Second, address(1), address(2))
 			if a.Reachable(c.Self()) || b.Reachable(c.Self()) {
-				t.Fatal("the unreachable host counts as reachable after a replay")
+				t.Fatal("after a replay the unreachable host counts as reachable; want not")
 			}
 		}
 		s.net.Heal()
@@ -137,7 +137,7 @@ func TestInvariant7MembersCannotImpersonatePeers(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			select {
 			case err := <-b.done:
-				t.Fatalf("the agent stopped because another member used its name: %v", err)
+				t.Fatalf("another member used the peer's name, and the agent stopped: error %v; want it running", err)
 			default:
 			}
 			for _, p := range a.Peers() {
@@ -146,10 +146,10 @@ func TestInvariant7MembersCannotImpersonatePeers(t *testing.T) {
 				}
 			}
 			if _, err := a.Request(t.Context(), b.Self(), "echo", []byte("x")); err != nil {
-				t.Errorf("the impersonated peer does not answer: %v", err)
+				t.Errorf("the impersonated peer does not answer: error %v, want none", err)
 			}
 			if r := b.Rejections(); len(r) != 0 {
-				t.Errorf("the impersonation is reported as a copied disk: %v", r)
+				t.Errorf("the impersonation is reported as a copied disk: %v; want no report", r)
 			}
 			_ = rogue.Shutdown()
 		}
@@ -182,7 +182,7 @@ func TestInvalidMemberNamesAreRefused(t *testing.T) {
 			said++
 		}
 		if i > 0 && i < maxPeers && (gate{m}).NotifyAlive(n) != nil {
-			t.Fatal("NotifyAlive refused a known member")
+			t.Fatal("NotifyAlive refused a known member; want it accepted")
 		}
 	}
 	if said != maxPeers {
@@ -221,17 +221,17 @@ func TestCopiedHostAnnouncesNothing(t *testing.T) {
 			}
 		}
 		if n := a.counter.get(); n != 0 {
-			t.Errorf("state of the copy reached the others: %d", n)
+			t.Errorf("the counter that the copy sent reached another host: %d, want 0", n)
 		}
 		eventually.True(t, 10*time.Second, "all hosts know of the copy", func() bool {
 			return !slices.ContainsFunc(all, func(h *host) bool { return record(h, b).Copy != address(9).Addr() })
 		})
 		if !allReach(all)() || !b.Confirmed() {
-			t.Error("the original is disconnected or no longer confirmed")
+			t.Error("the original is disconnected or no longer confirmed; want neither")
 		}
 		time.Sleep(rejectionLife + time.Minute)
 		if got := record(a, b).Copy; got.IsValid() {
-			t.Errorf("the copy at %v is still reported", got)
+			t.Errorf("the copy at %v is still reported; want no copy", got)
 		}
 		s.end(all...)
 	})
@@ -251,7 +251,7 @@ func TestCopiedHostWithSlowClockStops(t *testing.T) {
 			copied.run()
 			select {
 			case err := <-b.done:
-				t.Fatalf("the original host stopped because of its copy: %v", err)
+				t.Fatalf("the original host stopped because of its copy: error %v; want it running", err)
 			case err := <-copied.done:
 				if !errors.Is(err, ErrTwin) || copied.Confirmed() {
 					t.Fatalf("the copy ended with %v, or was confirmed; want ErrTwin", err)
@@ -273,13 +273,13 @@ func TestHostIsConfirmedAfterJoinOrTimeout(t *testing.T) {
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{"192.0.2.1"})
 		if !a.Confirmed() || !b.Confirmed() {
-			t.Error("a new host is not confirmed at once")
+			t.Error("a new host is not confirmed; want it confirmed at once")
 		}
 		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && len(b.disk.Peers()) == 2 })
 		s.end(b)
 		b = s.start(2, b.disk, nil)
 		if b.Confirmed() {
-			t.Error("a returning host was confirmed before it had joined")
+			t.Error("a returning host was confirmed before it had joined; want that afterwards")
 		}
 		eventually.True(t, time.Second, "the returning host is confirmed", b.Confirmed)
 		eventually.True(t, time.Second, "the other host has its new record", func() bool { return record(a, b).State == peer.Running && allReach([]*host{a, b})() })
@@ -305,7 +305,7 @@ func FuzzChallenge(f *testing.F) {
 			return
 		}
 		if a := c.Addr.Addr(); !a.IsGlobalUnicast() && !a.IsLinkLocalUnicast() || c.Addr.Port() == 0 || a.Zone() != "" {
-			t.Errorf("a challenge with the unusable address %v was accepted", c.Addr)
+			t.Errorf("a challenge with the unusable address %v was accepted; want it refused", c.Addr)
 		}
 	})
 }
@@ -318,7 +318,7 @@ func TestRunsPerPeerAreBounded(t *testing.T) {
 		events{m}.NotifyJoin(&memberlist.Node{Name: fmt.Sprintf("%v-%08x", id, i), Addr: address(9).Addr().AsSlice(), Port: Port})
 	}
 	if n := len(m.peers[id].runs); n != maxRunsHeard {
-		t.Errorf("%d runs of one peer are stored", n)
+		t.Errorf("%d runs of one peer are stored; want maxRunsHeard", n)
 	}
 	for i := range 100 {
 		events{m}.NotifyLeave(&memberlist.Node{Name: fmt.Sprintf("%v-%08x", id, i)})

@@ -25,7 +25,7 @@ type message struct {
 	Payload []byte  `cbor:"5,keyasint,omitempty"`
 	Error   string  `cbor:"6,keyasint,omitempty"`
 	IsReply bool    `cbor:"7,keyasint,omitempty"`
-	Run     string  `cbor:"8,keyasint,omitempty"` // of a request: the receiver's run
+	Run     string  `cbor:"8,keyasint,omitempty"` // in a request: the name of the run that shall answer
 
 	sure bool // the sender is certain that its identity is unique, since it sent its record
 }

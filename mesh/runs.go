@@ -34,9 +34,9 @@ func (m *Mesh) runJoined(n *memberlist.Node) {
 		return
 	}
 	k := m.peers[r.id]
-	if k == nil { // its record has not arrived yet
+	if k == nil { // the record of this peer has not arrived yet
 		if len(m.peers) >= maxPeers {
-			return // keep makes room when its record arrives
+			return // keep makes room when the record arrives
 		}
 		k = &known{heard: time.Now()}
 		m.peers[r.id] = k

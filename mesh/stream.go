@@ -38,7 +38,7 @@ type stream struct {
 
 	// Guarded by the admission's lock, except the stream's own reads of chunks.
 	chunks []*chunk
-	gone   error // the error, if the stream was evicted
+	gone   error // why the stream was evicted; nil if it was not
 }
 
 // Read returns the message to memberlist, and nothing after it: a stream carries one in each

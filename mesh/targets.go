@@ -48,7 +48,7 @@ func (b *backoff) failed(now time.Time) {
 type Target struct {
 	Host      string
 	Connected bool
-	Err       error // of the last attempt, while not connected
+	Err       error // the error of the last attempt, while the target is not connected
 }
 
 // Targets lists all targets, sorted by name.
@@ -246,7 +246,7 @@ func (m *Mesh) here(a netip.Addr) bool {
 
 func resolve(ctx context.Context, host string, port int) ([]netip.AddrPort, error) {
 	if h, p, err := net.SplitHostPort(host); err == nil {
-		n, _ := strconv.Atoi(p) // checked by CheckTarget
+		n, _ := strconv.Atoi(p) // CheckTarget has found this port valid
 		host, port = h, n
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)

@@ -45,7 +45,7 @@ func (m *Mesh) meetTwin(r *run) {
 // A returning peer waits until a peer that it joined reports no other host with its identity.
 // Before that it sends nothing, and WireGuard does not get its key.
 const (
-	confirmWait = 10 * time.Second // without any peer to ask, it continues after this time
+	confirmWait = 10 * time.Second // a host continues after this time if it has no peer to ask
 	confirmAsks = 3                // a run at another address has ended if it leaves this many challenges unanswered
 )
 

@@ -15,11 +15,11 @@ import (
 // Peer is the state of one peer, which can be this one.
 type Peer struct {
 	Record    peer.Record
-	Reachable bool       // whether gossip reaches it at present
-	Addr      netip.Addr // the address at which gossip reaches it
+	Reachable bool       // whether gossip reaches the peer at present
+	Addr      netip.Addr // the address at which gossip reaches the peer
 	Since     time.Time  // when Reachable last changed; zero if never since our start
-	Met       bool       // whether it proved to be alive since our start
-	Mute      bool       // it answers probes by TCP, but repeatedly not by UDP
+	Met       bool       // whether the peer proved to be alive since our start
+	Mute      bool       // the peer answers probes by TCP, but repeatedly not by UDP
 	// Losses is how often gossip lost the peer within Lately, and Runs how many of its runs were
 	// lost.
 	Losses, Runs int

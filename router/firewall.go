@@ -23,8 +23,8 @@ type need struct {
 	// The matches of a rule that accepts it, for each tool. In link names, iptables and ufw write + for any suffix, nft writes *.
 	iptables []string
 	nft      []string
-	ufw      []string // empty: ufw's command line cannot express it
-	port     string   // for firewalld's --add-port; empty: the zone of Weft's links accepts it; replies: firewalld's own rules do
+	ufw      []string // empty: ufw's command line cannot express this rule
+	port     string   // for firewalld's --add-port; empty: the zone of Weft's links accepts the packets; replies: firewalld's own rules accept them
 	packet   nft.Packet
 }
 

@@ -15,7 +15,7 @@ func TestSlowFirewallScansAreCached(t *testing.T) {
 	for name, c := range map[string]struct {
 		takes, pause time.Duration
 		next         []need
-		want         int // scans
+		want         int // number of scans
 	}{
 		"fast scan":                          {takes: 50 * time.Millisecond, next: few, want: 2},
 		"slow scan":                          {takes: 200 * time.Millisecond, pause: 9 * time.Second, next: few, want: 1},

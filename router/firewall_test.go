@@ -116,7 +116,7 @@ func TestWarningsNameTheFirewallAndTheCommandsThatOpenIt(t *testing.T) {
 	udpOnly := []string{"over UDP from other hosts (UDP 6783) (gossip continues over TCP"}
 	for name, c := range map[string]struct {
 		rules  string   // the name of a file, or, with a line break, nft's own language
-		want   []string // parts of the one warning; none: no warning
+		want   []string // parts of the one warning; empty: no warning
 		not    []string
 		fixed  string // the file of the rules after the commands; empty: the test runs the commands
 		change func(*Config)
@@ -254,12 +254,12 @@ func TestWarningsNameTheFirewallAndTheCommandsThatOpenIt(t *testing.T) {
 			}
 			for _, part := range c.want {
 				if !strings.Contains(warnings[0], part) {
-					t.Errorf("%q is missing in the warning %s", part, warnings[0])
+					t.Errorf("%q is missing; want it in the warning %s", part, warnings[0])
 				}
 			}
 			for _, part := range c.not {
 				if strings.Contains(warnings[0], part) {
-					t.Errorf("%q is in the warning %s", part, warnings[0])
+					t.Errorf("%q is unexpected; want it not in the warning %s", part, warnings[0])
 				}
 			}
 			if c.fixed != "" {
@@ -270,7 +270,7 @@ func TestWarningsNameTheFirewallAndTheCommandsThatOpenIt(t *testing.T) {
 				run(t, ns, "sh", "-ec", commands)
 			}
 			if warnings := warningsIn(t, ns, config); len(warnings) > 0 {
-				t.Errorf("after the commands, warnings %q are left", warnings)
+				t.Errorf("after the commands, warnings %q are left; want none", warnings)
 			}
 		})
 	}

@@ -66,10 +66,10 @@ func datapathMain() error {
 
 // request is a command of the test to a host, which answers with one line: "ok" or the error.
 type request struct {
-	Config   *Config            // to be applied now and every 100 ms
-	Endpoint *endpoint.Endpoint // to be plugged
-	Observe  bool               // the answer is the kind of device
-	Remove   bool               // remove everything
+	Config   *Config            // the host applies this configuration now and every 100 ms
+	Endpoint *endpoint.Endpoint // the endpoint to attach
+	Observe  bool               // the host answers with the kind of its device
+	Remove   bool               // the host removes all that Weft has made
 }
 
 func hostMain() error {

@@ -76,10 +76,10 @@ func TestOverlayCarriesAndIsolatesPackets(t *testing.T) {
 		expectCall(t, c1, netip.MustParseAddr("2001:db8::2"), "2001:db8::1")
 		for end := time.Now().Add(patience); leaks.Load() == 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatal("the sniffer did not see the plaintext packets to the outside")
+				t.Fatal("the sniffer did not see the plaintext packets to the outside; want them seen, else the test proves nothing")
 			}
 		}
-		leaks := sniff(t, h2) // a new one: those plaintext packets were intended, and the old sniffer may still be reading them
+		leaks := sniff(t, h2) // a new sniffer: the old one may still read the plaintext packets, which were intended
 		expectCall(t, c1, e2.Addr4, e1.Addr4.String())
 		if n := leaks.Load(); n > 0 {
 			t.Errorf("the number of overlay packets that were seen on the underlay is %d; want 0", n)
@@ -262,12 +262,12 @@ func expectNothing(t *testing.T) {
 	}
 	for _, l := range links {
 		if link.Ours(l.Attrs().Name) {
-			t.Errorf("after Remove the link %s is left", l.Attrs().Name)
+			t.Errorf("after Remove the link %s is left; want none", l.Attrs().Name)
 		}
 	}
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: link.Protocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil || len(routes) > 0 {
-		t.Errorf("after Remove the routes %v are left, %v", routes, err)
+		t.Errorf("after Remove the routes %v are left, error %v; want none", routes, err)
 	}
 }
 
@@ -312,7 +312,7 @@ func killDatapath(t *testing.T, h *host) {
 		killed = true
 	}
 	if !killed {
-		t.Fatal("the host runs no datapath process")
+		t.Fatal("the host runs no datapath process, want one")
 	}
 }
 
@@ -320,7 +320,7 @@ func TestFormattingAConfigShowsNoKeys(t *testing.T) {
 	c := Config{PrivateKey: [32]byte{1, 2, 3, 250}, Tunnels: []topology.Tunnel{{PresharedKey: [32]byte{251}}}}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
 		if s := fmt.Sprintf(verb, c); strings.Contains(s, "250") || strings.Contains(s, "251") {
-			t.Errorf("formatting with %s shows a key: %s", verb, s)
+			t.Errorf("formatting with %s shows a key: %s; want it hidden", verb, s)
 		}
 	}
 }
@@ -355,7 +355,7 @@ func TestUDPPacketsWithAChecksumOfZeroArrive(t *testing.T) {
 		defer conn.Close()
 		zero := 0xffff ^ onesSum(slices.Concat(e1.Addr6.AsSlice(), e2.Addr6.AsSlice(), []byte{0, 10, 0, unix.IPPROTO_UDP, port >> 8, port & 0xff, port >> 8, port & 0xff, 0, 10}))
 		for what, number := range map[string]int{"another checksum": zero ^ 1, "a checksum of zero": zero} {
-			for end := time.Now().Add(patience); ; { // the first one may be lost: it begins the handshake
+			for end := time.Now().Add(patience); ; { // the first packet starts the handshake, and may be lost
 				if _, err := conn.Write([]byte{byte(number >> 8), byte(number)}); err != nil {
 					t.Fatal(err)
 				}
@@ -365,7 +365,7 @@ func TestUDPPacketsWithAChecksumOfZeroArrive(t *testing.T) {
 					break
 				}
 				if time.Now().After(end) {
-					t.Fatalf("no packet with %s was echoed: %v", what, err)
+					t.Fatalf("no packet with %s was echoed: error %v; want one", what, err)
 				}
 			}
 		}

@@ -32,7 +32,7 @@ func expectUnreachable(t *testing.T, from routertest.Namespace, to netip.Addr) {
 func TestConnectionsToUnassignedAddressesFailAtOnce(t *testing.T) {
 	h1, h2, c1, c2, e1, e2 := twoHosts(t)
 	leaks := sniff(t, h1)
-	expectCall(t, c1, e2.Addr4, e1.Addr4.String()) // the tunnel is up
+	expectCall(t, c1, e2.Addr4, e1.Addr4.String()) // the tunnel works
 	expectCall(t, c1, e2.Addr6, e1.Addr6.String())
 	for _, s := range []slot.Slot{1<<16 + 99, 2<<16 + 99} {
 		for _, to := range []netip.Addr{universe.Addr4(s), universe.Addr6(s)} {

@@ -46,7 +46,7 @@ func TestMergedStatesRestoreAndDecode(t *testing.T) {
 				check(t, s)
 			}
 			if refused == 0 {
-				t.Error("no merge was refused: the test draws too few voters and values")
+				t.Error("no merge was refused; want some: the test draws too few voters and values")
 			}
 		})
 	}
@@ -55,7 +55,7 @@ func TestMergedStatesRestoreAndDecode(t *testing.T) {
 func check(t *testing.T, s State) {
 	t.Helper()
 	if back, err := Restore(s.Encode(), s.self, s.terms); err != nil || !equal(back, s) {
-		t.Fatalf("Restore returned another state than the merged one, or error %v", err)
+		t.Fatalf("Restore returned another state or error %v; want the merged state", err)
 	}
 	told := s.Sendable().Encode()
 	if back, err := Decode(told); err != nil || len(told) > MaxEncoded {

@@ -20,7 +20,7 @@ func Example() {
 		voters[i] = s
 	}
 	voters[0], _ = voters[0].Propose()
-	for range 4 { // rounds of gossip
+	for range 4 { // each pass is a round of gossip
 		for i := range voters {
 			for j := range voters {
 				voters[i], _, _ = voters[i].Merge(voters[j])

@@ -172,7 +172,7 @@ func Restore(encoded []byte, self peer.ID, terms Terms) (State, error) {
 	case s.terms == fresh.terms:
 		return s, nil
 	case own.Accepted == Ballot{} && s.decided.isZero():
-		return fresh.with(Vote{Promise: own.Promise}), nil // a promise remains valid under other terms
+		return fresh.with(Vote{Promise: own.Promise}), nil // a promise binds this voter even if it is launched with other options
 	}
 	return State{}, fmt.Errorf("paxos: this host has voted with %v, but is now launched with %v: launch it as before, or run `weft reset` on every host that has voted",
 		s.terms, fresh.terms)
@@ -197,7 +197,7 @@ var fault string
 
 // Quorum returns the number of voters that must accept, including self.
 func (s State) Quorum() int {
-	if fault == "quorum" { // the bug: self is not counted
+	if fault == "quorum" { // the injected bug: a quorum does not count this voter
 		return max(1, s.terms.Expect/2)
 	}
 	return s.terms.Expect/2 + 1

@@ -66,7 +66,7 @@ func newWorld(t rapid.TB, voters, expect int) *world {
 func (w *world) keep(n int, s State) {
 	if was, ok := w.states[n].Decided(); ok {
 		if is, still := s.Decided(); !still || is.compare(was) != 0 {
-			w.Fatalf("peer %d decided on ring %x, and later on %x", n, was.Ring, is.Ring)
+			w.Fatalf("peer %d decided on ring %x, and later on %x; want one decision", n, was.Ring, is.Ring)
 		}
 	}
 	w.states[n], w.disks[n] = s, s.Encode()
@@ -89,7 +89,7 @@ func (w *world) keep(n int, s State) {
 	}
 	if v, ok := s.Decided(); ok {
 		if w.chosen == nil {
-			w.Fatalf("peer %d decided on %x, which no quorum accepted", n, v.Ring)
+			w.Fatalf("peer %d decided on %x, which no quorum accepted; want an accepted value", n, v.Ring)
 		}
 		w.choose(v)
 	}
@@ -163,7 +163,7 @@ func (w *world) chaos(t *rapid.T, steps int) {
 		case op <= 9 && inside[n] == inside[from]: // deliver the newest state of a peer
 			w.deliver(n, w.disks[from])
 			w.keep(n, w.advance(n))
-		case op == 10: // merged, not advanced yet
+		case op == 10: // merge a state without advancing
 			w.deliver(n, w.disks[from])
 		case op == 11: // deliver an old state
 			w.deliver(n, w.sent[even(len(w.sent)).Draw(t, "message")])
@@ -213,7 +213,7 @@ func TestAtMostOneValueIsDecided(t *testing.T) {
 			for _, n := range up {
 				v, ok := w.states[n].Decided()
 				if !ok {
-					t.Fatalf("peer %d did not learn the decided value", n)
+					t.Fatalf("peer %d has no decided value; want that of its quorum", n)
 				}
 				w.choose(v)
 			}
@@ -247,11 +247,11 @@ func TestQuorumPromisesBeforeAccept(t *testing.T) {
 		s.votes[id(1)], s.votes[id(2)] = Vote{b1, b1, v1}, Vote{b2, b2, v2}
 		s, _ = s.Propose()
 		if next, changed, err := s.Advance(by(3)); changed || err != nil {
-			t.Fatalf("the voter accepted %v before a quorum promised, error %v", next.votes[id(3)], err)
+			t.Fatalf("before a quorum promised, Advance changed the vote to %v, error %v; want no change", next.votes[id(3)], err)
 		}
 		s.votes[id(1)] = Vote{b3, b1, v1}
 		if _, changed, _ := s.Advance(by(3)); changed {
-			t.Fatal("accepted with two of five promises")
+			t.Fatal("the voter accepted with two of five promises; want none before three")
 		}
 		s.votes[id(2)] = Vote{b3, b2, v2}
 		if next, _, _ := s.Advance(by(3)); next.votes[id(3)].compare(Vote{b3, b3, v2}) != 0 {
@@ -261,11 +261,11 @@ func TestQuorumPromisesBeforeAccept(t *testing.T) {
 	s := fresh(t, 3, 5)
 	s.votes[id(3)], s.votes[id(1)] = Vote{Promise: b2}, Vote{b1, b1, v1}
 	if next, changed, _ := s.Advance(by(3)); changed {
-		t.Fatalf("the voter accepted a ballot below its promise: %v", next.votes[id(3)])
+		t.Fatalf("the voter accepted a ballot below its promise: %v; want no change", next.votes[id(3)])
 	}
 	s.votes[id(2)] = Vote{b3, b3, v2}
 	if next, changed, _ := s.Advance(by(3)); !changed || next.votes[id(3)].compare(Vote{b3, b3, v2}) != 0 {
-		t.Fatalf("the voter did not accept a ballot above its promise: %v", next.votes[id(3)])
+		t.Fatalf("after a ballot above its promise the vote is %v; want it accepted", next.votes[id(3)])
 	}
 }
 
@@ -279,7 +279,7 @@ func TestQuorumCountsSelfOnce(t *testing.T) {
 		w.flow(up)
 		w.states[1], _ = w.states[1].Propose()
 		w.keep(1, w.advance(1))
-		if tt.expect > 1 { // one of one decides at once
+		if tt.expect > 1 { // a single voter decides at once
 			w.flow(up)
 		}
 		s := w.states[1]
@@ -291,7 +291,7 @@ func TestQuorumCountsSelfOnce(t *testing.T) {
 			t.Errorf("the founders are %v; want %d", v.Founders, tt.up)
 		}
 		if next, changed := s.Propose(); ok && (changed || !equal(next, s)) {
-			t.Error("Propose changed a decided state")
+			t.Error("Propose changed a decided state; want the same state")
 		}
 	}
 }
@@ -308,7 +308,7 @@ func anyState(t *rapid.T, label string) State {
 		switch rapid.IntRange(0, 3).Draw(t, "vote") {
 		case 0:
 			continue
-		case 1: // known, but without a vote
+		case 1: // this voter is known, but has not voted
 		case 2:
 			v.Promise = ballot.Draw(t, "promise")
 		case 3:
@@ -333,7 +333,7 @@ func merged(t *rapid.T, a, b State) State {
 		t.Fatal(err)
 	}
 	if news == equal(m, a) || !bytes.Equal(before, a.Encode()) {
-		t.Fatalf("Merge reports news = %v, which contradicts its result, or it changed its receiver", news)
+		t.Fatalf("Merge returned news %v; want news exactly if the result differs from the receiver, and the receiver unchanged", news)
 	}
 	return m
 }
@@ -343,24 +343,24 @@ func TestMergeLaws(t *testing.T) {
 		a, b, c := anyState(t, "a"), anyState(t, "b"), anyState(t, "c")
 		ab := merged(t, a, b)
 		if !equal(ab, merged(t, b, a)) {
-			t.Fatal("Merge is not commutative: a with b differs from b with a")
+			t.Fatal("Merge is not commutative: want the same state in both orders")
 		}
 		if !equal(merged(t, ab, c), merged(t, a, merged(t, b, c))) {
-			t.Fatal("Merge is not associative: (a with b) with c differs from a with (b with c)")
+			t.Fatal("Merge is not associative: want the same state in both groupings")
 		}
 		if !equal(ab, merged(t, ab, b)) || !equal(ab, merged(t, ab, a)) {
-			t.Fatal("Merge is not idempotent: a second merge changed the state")
+			t.Fatal("Merge is not idempotent: a second merge changed the state; want no change")
 		}
 		for _, v := range []State{a, b} {
 			for n, vote := range v.votes {
 				if ab.votes[n].Promise.Compare(vote.Promise) < 0 {
-					t.Fatalf("the merged vote of %v is below its promise", n)
+					t.Fatalf("the merged vote of %v is below the promise of an input; want at least that promise", n)
 				}
 			}
 		}
 		back, err := Decode(ab.Encode())
 		if err != nil || back.self != ab.self || !bytes.Equal(back.Encode(), ab.Encode()) {
-			t.Fatalf("decoding the encoded state returned another state, or error %v", err)
+			t.Fatalf("decoding the encoded state returned another state or error %v; want the same state", err)
 		}
 	})
 }
@@ -383,7 +383,7 @@ func TestNewerVotesOfPeersOverrideOlderDisk(t *testing.T) {
 		t.Fatalf("own vote is %v, want the promise known to the peer; error %v", a.votes[id(1)], err)
 	}
 	if a, changed, _ := a.Advance(by(1)); changed || a.votes[id(1)].Accepted != (Ballot{}) {
-		t.Fatal("the voter proposed a value under a ballot from before its restart")
+		t.Fatal("after a restart the voter proposed a value under its earlier ballot; want no proposal")
 	}
 	a, _ = a.Propose()
 	if got := a.votes[id(1)].Promise; got != (Ballot{2, id(1)}) {
@@ -400,7 +400,7 @@ func TestDecisionSurvivesHigherBallots(t *testing.T) {
 		a.votes[id(n)] = Vote{low, low, v}
 	}
 	if _, ok := a.Decided(); ok {
-		t.Fatal("the state is decided before any call of Advance")
+		t.Fatal("before any call of Advance the state is decided; want no decision")
 	}
 	a, changed, _ := a.Advance(by(1))
 	b := fresh(t, 4, 5)
@@ -412,7 +412,7 @@ func TestDecisionSurvivesHigherBallots(t *testing.T) {
 		t.Fatalf("after the merge, decided is %v, error %v; want the value of the quorum", ok, err)
 	}
 	if b, _, _ = b.Merge(a); b.decided.compare(v) != 0 {
-		t.Fatal("Merge did not take over the decision")
+		t.Fatal("Merge did not copy the other state's decision; want it decided")
 	}
 	b.decided = valueOf(2, 2, []peer.ID{id(1)})
 	if got, news, err := a.Merge(b); err == nil || news || !equal(got, a) || !strings.Contains(err.Error(), "weft reset") {
@@ -438,7 +438,7 @@ func TestMergeRefusesAndNamesOtherTerms(t *testing.T) {
 		}
 		for _, s := range tt.says {
 			if !strings.Contains(err.Error(), s) {
-				t.Errorf("error %q does not contain %q", err, s)
+				t.Errorf("got error %q; want one with %q", err, s)
 			}
 		}
 	}

@@ -15,7 +15,7 @@ import (
 type wire struct {
 	Self    peer.ID `cbor:"1,keyasint"`
 	Terms   Terms   `cbor:"2,keyasint"`
-	Votes   []vote  `cbor:"3,keyasint"`           // sorted by voter
+	Votes   []vote  `cbor:"3,keyasint"`           // sorted by the voter's id
 	Values  []Value `cbor:"4,keyasint,omitempty"` // sorted
 	Decided uint16  `cbor:"5,keyasint,omitempty"` // index in Values, counted from 1; 0 is none
 }
@@ -30,8 +30,8 @@ type vote struct {
 // Bounds of the values that votes may have, so that a state fits into one message. Up to 128 voters
 // cannot exceed them. A thousand stay far below, since only a few propose at once.
 const (
-	maxValues   = 128            // distinct values
-	maxFounders = 16 * MaxVoters // of all values together
+	maxValues   = 128            // distinct values in one state
+	maxFounders = 16 * MaxVoters // founders of all values together
 	// MaxEncoded is the largest encoding, in bytes, of a state within the bounds.
 	MaxEncoded = 256 << 10
 )
@@ -49,7 +49,7 @@ func decodeOptions(elements int) cbor.DecOptions {
 
 func must[T any](v T, err error) T {
 	if err != nil {
-		panic(err) // constant options
+		panic(err) // only wrong options fail, and these are constant
 	}
 	return v
 }

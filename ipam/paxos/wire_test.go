@@ -107,17 +107,17 @@ func FuzzDecode(f *testing.F) {
 		}
 		again, err := Decode(s.Encode())
 		if err != nil || !bytes.Equal(again.Encode(), s.Encode()) {
-			t.Fatalf("encoding and decoding again gave another state: %v", err)
+			t.Fatalf("encoding and decoding again returned another state or error %v; want the same state", err)
 		}
 		if _, news, err := s.Merge(again); err != nil || news {
-			t.Fatalf("merging a state into itself gave news, error %v", err)
+			t.Fatalf("merging a state into itself returned news or error %v; want neither", err)
 		}
 		next, _ := s.Propose()
 		if next, _, err = next.Advance(by(1)); err != nil {
 			return
 		}
 		if _, err := Decode(next.Encode()); err != nil {
-			t.Fatalf("the advanced state cannot be decoded: %v", err)
+			t.Fatalf("decoding the advanced state: error %v, want none", err)
 		}
 	})
 }

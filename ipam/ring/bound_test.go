@@ -41,22 +41,22 @@ func TestMergedRingsDecode(t *testing.T) {
 				switch {
 				case errors.As(err, &many):
 					if refused++; !next.Equal(have) || !news.IsZero() {
-						t.Fatal("Merge refused a ring, but changed the receiver or returned news")
+						t.Fatal("Merge refused a ring, but changed its receiver or returned news; want neither")
 					}
 				case err != nil:
 					t.Fatal(err)
 				}
 				back, err := Decode(next.Encode())
 				if err != nil || !back.Equal(next) {
-					t.Fatalf("decoding the merged ring of %d segments: %v", len(next.segments), err)
+					t.Fatalf("decoding the merged ring of %d segments returned another ring or error %v; want the same ring", len(next.segments), err)
 				}
 				if _, news, err := next.Merge(have); !news.IsZero() || err != nil {
-					t.Fatalf("the merged ring lacks claims of its input: %v", err)
+					t.Fatalf("merging an input again returned news or error %v; want neither", err)
 				}
 				have = next
 			}
 			if refused == 0 {
-				t.Error("no merge was refused: the test draws too few segments")
+				t.Error("no merge was refused; want some: the test draws too few segments")
 			}
 		})
 	}
@@ -78,11 +78,11 @@ func TestLargestRingFitsMaxEncoded(t *testing.T) {
 func TestOversizedRingRestoresAndOnlyShrinks(t *testing.T) {
 	long := broken(3*MaxSegments, 0, 2)
 	if _, err := Decode(long.Encode()); err == nil {
-		t.Fatal("Decode accepted an oversized ring from the network")
+		t.Fatal("Decode accepted an oversized ring from the network; want an error")
 	}
 	r, err := Restore(long.Encode())
 	if err != nil || !r.Equal(long) || r.Excess() == nil {
-		t.Fatalf("Restore of an oversized ring from the disk returned error %v, or a ring without excess", err)
+		t.Fatalf("Restore of an oversized ring from the disk returned error %v or another ring; want that ring, and Excess to report it", err)
 	}
 	var parts Ring
 	for _, place := range []uint64{0, MaxSegments, 2 * MaxSegments, 1 << 40} {
@@ -95,14 +95,14 @@ func TestOversizedRingRestoresAndOnlyShrinks(t *testing.T) {
 		}
 		parts.segments = append(parts.segments, part.segments...)
 		if _, news, err := r.Merge(part); err != nil || !news.IsZero() {
-			t.Errorf("merging a part of the ring into itself gave news: %v", err)
+			t.Errorf("merging a part of the ring into the ring returned news or error %v; want neither", err)
 		}
 	}
 	if want := r.segments[MaxSegments]; parts.segments[2*MaxSegments] != want {
-		t.Error("the parts together lack a segment of the ring")
+		t.Error("the parts together lack a segment of the ring; want all of them")
 	}
 	if _, _, err := r.Merge(broken(1, 6*MaxSegments+1, 1)); err == nil {
-		t.Error("an oversized ring accepted a segment that makes it longer")
+		t.Error("an oversized ring accepted a segment that makes it longer; want an error")
 	}
 	cure := Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe, segments: []Segment{{slot.Range{Start: 0, End: 5 * MaxSegments}, Claim{spent, 1, id(1)}}}}
 	if r, _, err = r.Merge(cure); err != nil || r.Excess() != nil || len(r.segments) != MaxSegments/2+1 {
@@ -126,7 +126,7 @@ func TestExhaustedNumbersCanBeGrantedAndTakenOver(t *testing.T) {
 	}
 	taken, _, err := r.TakeOver(id(2), id(1))
 	if owned := taken.Owned(); err != nil || len(owned[id(2)]) != 1 || owned[id(2)][0].Len() != 2 {
-		t.Errorf("after the take-over the dead peer still owns %v, error %v", taken.Owned()[id(2)], err)
+		t.Errorf("after the take-over the dead peer owns %v, error %v; want one range of two slots", taken.Owned()[id(2)], err)
 	}
 	if _, _, err := taken.TakeOver(id(2), id(1)); !errors.Is(err, ErrSpent) {
 		t.Errorf("take-over of the largest generation: got %v, want ErrSpent", err)
@@ -148,7 +148,7 @@ func TestTakeOverJoinsSegments(t *testing.T) {
 // A malicious peer claims the highest generation that is credible now. One minute later a take-over
 // with a higher generation is credible too. Rings with low generations are credible whatever the
 // clock says.
-func TestEveryGenerationCanBeTakenOver(t *testing.T) {
+func TestSlotsOfAnyCredibleGenerationCanBeTakenOver(t *testing.T) {
 	claimed := func(generation uint32) Ring {
 		r := founded()
 		r.segments = []Segment{{slot.Range{Start: 0, End: 9}, Claim{1, 1, id(1)}}, {slot.Range{Start: 9, End: 256}, Claim{generation, spent, id(2)}}}
@@ -156,10 +156,10 @@ func TestEveryGenerationCanBeTakenOver(t *testing.T) {
 	}
 	for _, now := range []int64{-1, 0, 1_800_000_000, 1 << 36} {
 		if r, err := claimed(soonest).Credible(now); err != nil || !r.Equal(claimed(soonest)) {
-			t.Errorf("at time %d a ring with a low generation is not credible: %v", now, err)
+			t.Errorf("at time %d a ring with a low generation is not credible: error %v; want it unchanged", now, err)
 		}
 		if r, err := claimed(spent).Credible(now); err == nil || len(r.segments) != 1 {
-			t.Errorf("at time %d the largest generation is credible", now)
+			t.Errorf("at time %d the largest generation is credible; want an error, and the other segment", now)
 		}
 	}
 	now := int64(1_800_000_000)
@@ -173,6 +173,6 @@ func TestEveryGenerationCanBeTakenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	if believed, err := delta.Credible(now + minute); err != nil || !believed.Equal(delta) || len(taken.Owned()) != 1 {
-		t.Errorf("the take-over is not credible one minute later: %v", err)
+		t.Errorf("one minute later the take-over is not credible or not complete: error %v; want one owner", err)
 	}
 }

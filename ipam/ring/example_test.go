@@ -30,7 +30,7 @@ func Example() {
 	if err != nil {
 		panic(err)
 	}
-	merged, _, err := founded.Merge(delta) // at any other peer
+	merged, _, err := founded.Merge(delta) // every other peer merges the delta like this
 	fmt.Println(merged.Equal(granted), err)
 	print(merged)
 	// Output:

@@ -54,13 +54,13 @@ func TestInvariant4MergeLaws(t *testing.T) {
 		a, b, c := anyRing(t, "a"), anyRing(t, "b"), anyRing(t, "c")
 		ab := merged(t, a, b)
 		if ba := merged(t, b, a); !ab.Equal(ba) {
-			t.Fatalf("Merge is not commutative:\n%v\n%v", ab.segments, ba.segments)
+			t.Fatalf("Merge is not commutative; want the same ring in both orders:\n%v\n%v", ab.segments, ba.segments)
 		}
 		if x, y := merged(t, ab, c), merged(t, a, merged(t, b, c)); !x.Equal(y) {
-			t.Fatalf("Merge is not associative:\n%v\n%v", x.segments, y.segments)
+			t.Fatalf("Merge is not associative; want the same ring in both groupings:\n%v\n%v", x.segments, y.segments)
 		}
 		if _, news, _ := ab.Merge(a); !news.IsZero() {
-			t.Fatalf("Merge is not idempotent: merging an input again returned the news %v", news.segments)
+			t.Fatalf("Merge is not idempotent: merging an input again returned the news %v, want none", news.segments)
 		}
 		for s := range universe.Range().End { // compare with the definition, slot by slot
 			want := claimAt(a, slot.Slot(s))
@@ -73,7 +73,7 @@ func TestInvariant4MergeLaws(t *testing.T) {
 		}
 		back, err := Decode(ab.Encode())
 		if err != nil || !back.Equal(ab) || !bytes.Equal(back.Encode(), ab.Encode()) {
-			t.Fatalf("decoding the encoded ring returned another ring, or error %v", err)
+			t.Fatalf("decoding the encoded ring returned another ring or error %v; want the same ring", err)
 		}
 	})
 }
@@ -121,7 +121,7 @@ func TestInvariant2NoSlotHasTwoOwners(t *testing.T) {
 					}
 				}
 				if owners > 1 {
-					t.Fatalf("slot %d: %d peers consider themselves its owner", s, owners)
+					t.Fatalf("slot %d: %d peers consider themselves its owner; want at most one", s, owners)
 				}
 			}
 		}
@@ -220,10 +220,10 @@ func FuzzDecode(f *testing.F) {
 		}
 		again, err := Decode(r.Encode())
 		if err != nil || !again.Equal(r) {
-			t.Fatalf("encoding and decoding again gave another ring: %v", err)
+			t.Fatalf("encoding and decoding again returned another ring or error %v; want the same ring", err)
 		}
 		if _, _, err := r.Merge(founded()); err == nil && r.ID != founded().ID {
-			t.Fatal("Merge accepted a ring with another ID")
+			t.Fatal("Merge accepted a ring with another ID; want an error")
 		}
 	})
 }
@@ -302,16 +302,16 @@ func TestTakeOverOverrulesTheDeadPeer(t *testing.T) {
 	}
 	for _, late := range []Ring{unheard, dead, r, delta} {
 		if after, news, err := taken.Merge(late); err != nil || !news.IsZero() || !after.Equal(taken) {
-			t.Errorf("merging %v undid the take-over: %v, %v", late.Segments(), after.Segments(), err)
+			t.Errorf("merging %v after the take-over led to %v, error %v; want no change", late.Segments(), after.Segments(), err)
 		}
 	}
 	if back, _, _ := dead.Merge(delta); len(back.Owned()[id(2)]) != 0 || len(back.Owned()[id(3)]) != 0 {
-		t.Errorf("the dead peer returned and still owns slots: %v", back.Owned())
+		t.Errorf("when the dead peer returned, it still owned slots: %v; want none", back.Owned())
 	}
 	a, _, _ := taken.Merge(rival)
 	b, _, _ := rival.Merge(taken)
 	if !a.Equal(b) || len(a.Owned()[id(1)]) > 0 && len(a.Owned()[id(4)]) > 0 && len(a.Owned()[id(2)]) > 0 {
-		t.Errorf("two rival take-overs both hold: %v and %v", a.Segments(), b.Segments())
+		t.Errorf("two rival take-overs led to %v and %v; want the same ring in both orders, and one winner", a.Segments(), b.Segments())
 	}
 	if _, _, err := taken.TakeOver(id(2), id(1)); !errors.Is(err, ErrNothing) {
 		t.Errorf("second take-over of the same peer: got %v, want ErrNothing", err)
@@ -365,7 +365,7 @@ func TestGrantsAndTakeOversConverge(t *testing.T) {
 			one, two = merged(t, one, all[i]), merged(t, two, all[len(all)-1-i])
 		}
 		if !one.Equal(two) {
-			t.Fatalf("merging in two orders gives two rings:\n%v\n%v", one.segments, two.segments)
+			t.Fatalf("merging in two orders led to two rings; want one:\n%v\n%v", one.segments, two.segments)
 		}
 		covered := uint64(0)
 		for _, s := range one.Segments() {

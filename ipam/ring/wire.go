@@ -34,7 +34,7 @@ type segment struct {
 	Owner      peer.ID
 }
 
-const segmentLen = 5 // elements of a segment
+const segmentLen = 5 // number of encoded values per segment
 
 // MaxSegments bounds the memory that a malicious peer can make us use. CIDR-aligned donation among
 // thousands of peers stays far below it. Merge enforces it, so that every stored ring can be sent,
@@ -62,7 +62,7 @@ func decodeOptions(elements int) cbor.DecOptions {
 
 func must[T any](v T, err error) T {
 	if err != nil {
-		panic(err) // constant options
+		panic(err) // only wrong options fail, and these are constant
 	}
 	return v
 }

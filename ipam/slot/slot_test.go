@@ -41,7 +41,7 @@ func TestSlotsConvertToAddressesAndBack(t *testing.T) {
 	})
 	for _, outside := range []string{"10.48.0.0", "10.31.255.255", "fd01:2:3:4::10:0", "fd01:2:3:5::1", "192.0.2.1"} {
 		if s, ok := u.Slot(netip.MustParseAddr(outside)); ok {
-			t.Errorf("%s is outside the universe, but has slot %d", outside, s)
+			t.Errorf("address %s outside the universe has slot %d; want none", outside, s)
 		}
 	}
 }
@@ -61,7 +61,7 @@ func TestUniverseValidate(t *testing.T) {
 		{"10.32.0.0/12", "fd00::/48", false},
 		{"fd00::/96", "10.32.0.0/12", false},
 		{"127.0.0.0/8", "fd00::/96", false},
-		{"169.254.0.0/16", "fd00::/96", false}, // holds the endpoints' gateway address
+		{"169.254.0.0/16", "fd00::/96", false}, // this range contains the endpoints' gateway address
 		{"224.0.0.0/8", "fd00::/96", false},
 		{"255.0.0.0/8", "fd00::/96", false},
 		{"0.0.0.0/8", "fd00::/96", false},

@@ -17,7 +17,7 @@ func Example() {
 
 	s.Give(first)
 	s.Quarantine(space.Quarantined{Slot: first, Until: 60})
-	s.Release(30) // half a minute later
+	s.Release(30) // at second 30, the quarantine has not ended
 	fmt.Println(s.Free(), "free,", len(s.Quarantined()), "in quarantine")
 	s.Release(60)
 	fmt.Println(s.Free(), "free,", len(s.Quarantined()), "in quarantine")

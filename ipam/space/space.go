@@ -17,7 +17,7 @@ import (
 type Space struct {
 	usable      []slot.Range  // sorted, disjoint; Take allocates nothing outside them
 	free        []slot.Range  // sorted, disjoint, neighbours joined
-	quarantined []Quarantined // in order of Until
+	quarantined []Quarantined // sorted by Until
 	next        slot.Slot     // where the search for a free slot continues
 	held        func(slot.Slot) bool
 }

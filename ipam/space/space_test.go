@@ -59,9 +59,9 @@ func (m *model) take() {
 	got, ok := m.s.Take()
 	switch {
 	case ok && (!m.free[got] || !contains(m.usable, got)):
-		m.Fatalf("Take returned slot %d, which is not free or not usable", got)
+		m.Fatalf("Take returned slot %d; want a slot that is free and usable", got)
 	case !ok && countUsable(m.free, m.usable) > 0:
-		m.Fatalf("Take found no slot, but %d are free", countUsable(m.free, m.usable))
+		m.Fatalf("Take found no slot; want one of the %d free slots", countUsable(m.free, m.usable))
 	case ok:
 		delete(m.free, got)
 		m.taken[got] = true
@@ -85,7 +85,7 @@ func (m *model) takeQuarantined() {
 	got, ok := m.s.TakeQuarantined()
 	for r, until := range m.quarantined {
 		if contains(m.usable, r) && (!ok || until < m.quarantined[got]) {
-			m.Fatalf("TakeQuarantined returned %v, %v; but slot %d leaves quarantine earlier", got, ok, r)
+			m.Fatalf("TakeQuarantined returned %v, %v; want slot %d, which leaves quarantine first", got, ok, r)
 		}
 	}
 	if ok {
@@ -113,16 +113,16 @@ func (m *model) donate() {
 	gift, ok := m.s.Donate()
 	if !ok {
 		if countUsable(m.free, m.usable) > 0 {
-			m.Fatal("Donate found no slot, but some are free")
+			m.Fatal("Donate found no slot; want some of the free ones")
 		}
 		return
 	}
 	if len(gift.Blocks()) != 1 || m.s.within(gift) == 0 {
-		m.Fatalf("Donate returned %v, which is no single CIDR or has no usable slot", gift)
+		m.Fatalf("Donate returned %v; want a single CIDR with a usable slot", gift)
 	}
 	for i := gift.Start; uint64(i) < gift.End; i++ {
 		if !m.free[i] {
-			m.Fatalf("Donate returned slot %d, which is not free", i)
+			m.Fatalf("Donate returned slot %d, which is not free; want free slots", i)
 		}
 		delete(m.free, i)
 	}
@@ -178,7 +178,7 @@ func TestFreedSlotIsReusedLast(t *testing.T) {
 	s.Give(first)
 	for range 7 {
 		if next, _ := s.Take(); next == first {
-			t.Fatalf("slot %d was allocated again before all others were used", first)
+			t.Fatalf("slot %d was allocated again at once; want another slot first", first)
 		}
 	}
 	if next, ok := s.Take(); !ok || next != first {

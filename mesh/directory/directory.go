@@ -19,8 +19,8 @@ const MaxOwners = 1 << 13
 // valid is decided on each read, with the current ring.
 type Directory struct {
 	sets  map[peer.ID]*Set
-	names map[string][]at // by name, lower case and relative to the domain; sorted
-	below map[string]int  // by parent name: the number of names below it
+	names map[string][]at // endpoints by name; a name is in lower case and relative to the domain
+	below map[string]int  // number of names below each parent name
 }
 
 // at identifies an endpoint.

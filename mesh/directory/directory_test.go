@@ -218,7 +218,7 @@ func TestPutIsCommutativeAndIdempotent(t *testing.T) {
 					t.Fatalf("version %d after %v: Lacks is %v, but Put reports %v", s.Version, before, news, lacked)
 				}
 				if d.Put(s) || d.Lacks(s.Held()) {
-					t.Fatal("a second Put of the same set reported news")
+					t.Fatal("a second Put of the same set reported news; want none")
 				}
 			}
 			return d
@@ -270,6 +270,6 @@ func TestExchangeOfLackingSetsMakesEqual(t *testing.T) {
 		}
 	})
 	if New().Lacks(Held{Owner: id(1), Version: 1, Digest: make([]byte, heldBytes+1)}) {
-		t.Error("Lacks accepted a digest that is too long")
+		t.Error("Lacks is true for a digest that is too long; want false")
 	}
 }

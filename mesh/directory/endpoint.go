@@ -33,8 +33,8 @@ type Endpoint struct {
 	Name      string            `cbor:"3,keyasint,omitempty"` // NAME or NAME.NAMESPACE in the DNS domain; may contain dots
 	Namespace string            `cbor:"4,keyasint,omitempty"`
 	Labels    map[string]string `cbor:"5,keyasint,omitempty"` // for the selectors of policies
-	Aliases   []string          `cbor:"6,keyasint,omitempty"` // further names in the DNS domain, sorted
-	Ports     []Port            `cbor:"7,keyasint,omitempty"` // named ports that it declares
+	Aliases   []string          `cbor:"6,keyasint,omitempty"` // further names in the DNS domain; sorted
+	Ports     []Port            `cbor:"7,keyasint,omitempty"` // named ports that the endpoint declares
 	// Generation is the version of the set in which the endpoint was new. It distinguishes
 	// endpoints that use one ID in succession.
 	Generation uint64 `cbor:"8,keyasint,omitempty"`

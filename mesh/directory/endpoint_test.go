@@ -23,7 +23,7 @@ func TestInvalidEndpointsAreRefused(t *testing.T) {
 		return m
 	}
 	for _, c := range []struct {
-		why string // part of the error; empty if there is none
+		why string // part of the error; empty: no error
 		e   Endpoint
 	}{
 		{"", Endpoint{ID: "node"}},

@@ -31,7 +31,7 @@ func Example() {
 	}
 	d := directory.New()
 	d.Put(set)
-	ring := owners{5: h1, 6: {9}} // slot 6 is another peer's by now
+	ring := owners{5: h1, 6: {9}} // by now another peer owns slot 6
 	for _, name := range []string{"web", "db"} {
 		entries, _ := d.Lookup(name, ring)
 		for _, e := range entries {

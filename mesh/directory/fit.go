@@ -53,7 +53,7 @@ func (e Endpoint) Fit() (fits Endpoint, left []string) {
 	}
 	fits = e
 	if e.Name != "" {
-		if err := CheckName(e.Names()[0]); err != nil { // the longest name
+		if err := CheckName(e.Names()[0]); err != nil { // the first name is the longest one
 			fits.Name = ""
 			left = append(left, fmt.Sprintf("its DNS name (%v)", err))
 		}

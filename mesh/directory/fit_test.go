@@ -13,7 +13,7 @@ import (
 )
 
 // Fit makes any endpoint publishable, and leaves a valid one unchanged.
-func TestFitMakesEndpointsPublishable(t *testing.T) {
+func TestFitReturnsValidEndpoints(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.OneOf(rapid.StringMatching(`[a-z0-9.-]{0,260}`), rapid.String(), rapid.StringN(0, 400, 700))
 		e := Endpoint{ID: "c/eth0", Slots: []slot.Slot{7}, Name: text.Draw(t, "name"), Namespace: rapid.SampledFrom([]string{"", "shop", strings.Repeat("n", 63), "No Namespace"}).Draw(t, "namespace")}
@@ -27,13 +27,13 @@ func TestFitMakesEndpointsPublishable(t *testing.T) {
 		}
 		fits, left := e.Fit()
 		if err := fits.Check(); err != nil {
-			t.Fatalf("the result of Fit cannot be published: %v", err)
+			t.Fatalf("Check of the endpoint that Fit returned: error %v, want none", err)
 		}
 		if whole := e.Check() == nil; whole != (len(left) == 0) || whole && !fits.Same(e) {
-			t.Fatalf("Check returned %v, but Fit left out %q and changed %+v to %+v", e.Check(), left, e, fits)
+			t.Fatalf("Check returned %v, but Fit left out %q and changed %+v to %+v; want a change only if Check returns an error", e.Check(), left, e, fits)
 		}
 		if len(fits.Slots) > 0 && (!maps.Equal(fits.Labels, e.Labels) || fits.Namespace != e.Namespace) {
-			t.Fatalf("Fit kept the addresses but changed labels or namespace: %+v became %+v", e, fits)
+			t.Fatalf("Fit kept the addresses but changed labels or namespace: %+v became %+v; want all of them or none", e, fits)
 		}
 	})
 }

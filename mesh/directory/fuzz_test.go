@@ -35,21 +35,21 @@ func FuzzDecode(f *testing.F) {
 			}
 			again, err := Decode(s.Encode())
 			if err != nil || again.Digest != s.Digest || !bytes.Equal(again.Encode(), s.Encode()) {
-				t.Fatalf("encoding and decoding again gave another set: %v", err)
+				t.Fatalf("encoding and decoding again returned another set or error %v; want the same set", err)
 			}
 			d := New()
 			if !d.Put(s) || d.Put(again) {
-				t.Fatal("Put of the same set reported news")
+				t.Fatal("the first Put of a set reported no news, or the second did; want news once")
 			}
 			d.Forget(s.Owner)
 			if len(d.names)+len(d.below) > 0 {
-				t.Fatalf("Forget of the only owner left the index entries %v, %v", d.names, d.below)
+				t.Fatalf("Forget of the only owner left the index entries %v, %v; want none", d.names, d.below)
 			}
 			if s.Owner != id(1) {
 				continue
 			}
 			if after, delta, err := Next(s, s.Endpoints(), 0, key(1)); err != nil || after != s || delta != nil {
-				t.Fatalf("Next with the same endpoints reported a change: %v", err)
+				t.Fatalf("Next with the same endpoints returned a change or error %v; want neither", err)
 			}
 		}
 	})
@@ -68,13 +68,13 @@ func FuzzDelta(f *testing.F) {
 			return
 		}
 		if got, err := s.Apply(d); err == nil && got.Digest != after.Digest {
-			t.Fatalf("Apply accepted a delta that leads to %+v", got)
+			t.Fatalf("Apply accepted a delta that leads to %+v; want the set that Next returned, or an error", got)
 		}
 		if _, err := (*Set)(nil).Apply(d); err == nil {
-			t.Fatal("Apply of a delta to a nil set returned no error")
+			t.Fatal("Apply of a delta to a nil set returned no error, want one")
 		}
 		if again, err := DecodeDelta(d.Encode()); err != nil || !bytes.Equal(again.Encode(), d.Encode()) {
-			t.Fatalf("encoding and decoding again gave another delta: %v", err)
+			t.Fatalf("encoding and decoding again returned another delta or error %v; want the same delta", err)
 		}
 	})
 }

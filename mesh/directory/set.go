@@ -36,8 +36,8 @@ type item struct {
 	// raw is the encoding as received, so that fields of a newer version are passed on; nil if our
 	// own encoding is the same.
 	raw  []byte
-	size int               // of the encoding
-	sum  [sha256.Size]byte // of the encoding
+	size int               // bytes of the encoding
+	sum  [sha256.Size]byte // hash of the encoding
 }
 
 // encoded returns the encoding that the owner signed.
@@ -63,8 +63,8 @@ type Set struct {
 	Version   uint64
 	Digest    Digest
 	identity  ed25519.PublicKey
-	items     []item  // by ID
-	places    []place // by slot
+	items     []item  // sorted by ID
+	places    []place // sorted by slot
 	signature []byte
 }
 
@@ -75,7 +75,7 @@ type Delta struct {
 	To        uint64   `cbor:"3,keyasint"`
 	Put       [][]byte `cbor:"4,keyasint,omitempty"` // encoded new and changed endpoints
 	Gone      []string `cbor:"5,keyasint,omitempty"` // ids of removed endpoints
-	Signature []byte   `cbor:"6,keyasint"`           // of the resulting set
+	Signature []byte   `cbor:"6,keyasint"`           // signs the set that results from this delta
 }
 
 // wireSet is the encoding of a set, on the network and on disk.

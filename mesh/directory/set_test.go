@@ -33,7 +33,7 @@ func TestDeltasLeadOnlyToSignedSets(t *testing.T) {
 			builds := at != nil && at.Version == d.From
 			next, err := at.Apply(decoded)
 			if err == nil && (next.Digest != sets[i].Digest || !bytes.Equal(next.Encode(), sets[i].Encode())) {
-				t.Fatalf("delta %d leads to the wrong set %x", i, next.Digest)
+				t.Fatalf("delta %d leads to the set %x; want the set that it was made of", i, next.Digest)
 			}
 			if err != nil && (!errors.Is(err, ErrGap) || builds && next != nil) {
 				t.Fatal(err)
@@ -76,7 +76,7 @@ func TestDecodeReturnsEncodedSet(t *testing.T) {
 		a, _ := next(t, s, endpoints, 0, 1)
 		b, _ := next(t, back, endpoints, 0, 1)
 		if !bytes.Equal(a.Encode(), b.Encode()) {
-			t.Fatal("Next of the decoded set differs from Next of the original")
+			t.Fatal("Next of the decoded set differs from Next of the original; want the same")
 		}
 	})
 }
@@ -117,12 +117,12 @@ func TestUnknownFieldsArePassedOn(t *testing.T) {
 	}
 	again, err := Decode(s.Encode())
 	if err != nil || !bytes.Equal(again.items[0].encoded(), raw) {
-		t.Fatalf("decoding and encoding lost the unknown field, error %v", err)
+		t.Fatalf("decoding and encoding lost the unknown field, or error %v; want it kept", err)
 	}
 	after, d := next(t, s, append(again.Endpoints(), Endpoint{ID: "b"}), 0, 1)
 	got, err := again.Apply(*d)
 	if err != nil || !bytes.Equal(got.Encode(), after.Encode()) || !bytes.Equal(got.items[0].encoded(), raw) {
-		t.Fatalf("the unknown field is lost with the next change: %v", err)
+		t.Fatalf("the next change lost the unknown field, or error %v; want it kept", err)
 	}
 	delta := Delta{Owner: id(1), From: 3, To: 4, Put: [][]byte{newer(Endpoint{ID: "b"})}}
 	want, err := Decode(signSet(1, 4, raw, delta.Put[0]))
@@ -131,7 +131,7 @@ func TestUnknownFieldsArePassedOn(t *testing.T) {
 	}
 	delta.Signature = want.signature
 	if got, err := s.Apply(delta); err != nil || !bytes.Equal(got.Encode(), want.Encode()) {
-		t.Fatalf("applying a delta with unknown fields returned another set, or error %v", err)
+		t.Fatalf("applying a delta with unknown fields returned another set or error %v; want the sender's set", err)
 	}
 }
 
@@ -145,7 +145,7 @@ func TestFlippedBitsAreRefused(t *testing.T) {
 			flipped := bytes.Clone(data)
 			flipped[i] ^= 1 << bit
 			if got, err := Decode(flipped); err == nil && !bytes.Equal(got.Encode(), data) {
-				t.Fatalf("with bit %d of byte %d flipped, Decode accepted %+v", bit, i, got)
+				t.Fatalf("with bit %d of byte %d flipped, Decode accepted %+v; want an error", bit, i, got)
 			}
 		}
 	}
@@ -159,7 +159,7 @@ func TestFlippedBitsAreRefused(t *testing.T) {
 				continue
 			}
 			if got, err := s.Apply(delta); err == nil && !bytes.Equal(got.Encode(), after.Encode()) {
-				t.Fatalf("with bit %d of byte %d flipped, the delta led to %+v", bit, i, got)
+				t.Fatalf("with bit %d of byte %d flipped, the delta led to %+v; want an error", bit, i, got)
 			}
 		}
 	}
@@ -217,7 +217,7 @@ func TestSetsAreBounded(t *testing.T) {
 		many[i].ID = fmt.Sprint(i)
 	}
 	if _, _, err := Next(nil, many, 0, key(1)); err == nil {
-		t.Error("Next accepted more endpoints than the maximum")
+		t.Error("Next accepted more endpoints than the maximum; want an error")
 	}
 	if s, _, err := Next(nil, many[1:], 0, key(1)); err != nil || s.Len() != MaxEndpoints {
 		t.Error(err)
@@ -232,11 +232,11 @@ func TestSetsAreBounded(t *testing.T) {
 		t.Errorf("endpoints that exceed maxSet: got %v, want an error with their bytes", err)
 	}
 	if _, _, err := Next(nil, []Endpoint{{ID: "a"}, {ID: "a"}}, 0, key(1)); err == nil {
-		t.Error("Next accepted two endpoints with one id")
+		t.Error("Next accepted two endpoints with one id; want an error")
 	}
 	s, _ := next(t, nil, []Endpoint{{ID: "a"}, {ID: "b"}}, 0, 1)
 	if _, _, err := Next(s, []Endpoint{{ID: "a"}, {ID: "a"}}, 0, key(1)); err == nil {
-		t.Error("Next accepted an endpoint twice in place of another")
+		t.Error("Next accepted an endpoint twice in place of another; want an error")
 	}
 }
 
@@ -247,11 +247,11 @@ func TestNextReturnsTheChanges(t *testing.T) {
 		t.Errorf("the first set is %+v with the delta %+v; want version 1 from 0", s, d)
 	}
 	if again, d := next(t, s, []Endpoint{a, b}, 0, 1); again != s || d != nil {
-		t.Error("the same endpoints in another order gave a delta")
+		t.Error("Next of the same endpoints in another order returned a change; want none")
 	}
 	b.Labels["k"] = "w" // the set must not share the caller's map
 	if s.Endpoints()[1].Labels["k"] != "v" {
-		t.Error("changing the caller's map changed the set")
+		t.Error("changing the caller's map changed the set; want the set unchanged")
 	}
 	s2, d := next(t, s, []Endpoint{a, b}, 0, 1)
 	if d == nil || len(d.Put) != 1 || len(d.Gone) != 0 || d.From != 1 || d.To != 2 || s2.Endpoints()[1].Generation != 1 {
@@ -262,7 +262,7 @@ func TestNextReturnsTheChanges(t *testing.T) {
 		t.Errorf("the delta of a removed endpoint is %+v; want only its id", d)
 	}
 	if s4, _ := next(t, s3, []Endpoint{a, b}, 0, 1); s4.Endpoints()[0].Generation != 4 {
-		t.Error("an id that is used again has its old generation")
+		t.Error("an id that is used again has its old generation; want 4")
 	}
 	if s9, d := next(t, s3, []Endpoint{b}, 9, 1); s9.Version != 9 || d.From != 3 || s9.Digest != s3.Digest {
 		t.Errorf("Next with atLeast 9 returned the set %+v and the delta %+v; want version 9 from 3", s9, d)
@@ -298,6 +298,6 @@ func TestSharingKeepsValues(t *testing.T) {
 	}
 	s, _ := next(t, nil, []Endpoint{e}, 0, 1)
 	if back, err := Decode(s.Encode()); err != nil || back.items[0].raw != nil {
-		t.Errorf("the received bytes are kept although our encoding is the same: %v", err)
+		t.Errorf("our encoding is the same, but the received bytes are kept, or error %v; want neither", err)
 	}
 }

@@ -38,7 +38,7 @@ const (
 
 	maxEncoded = MaxBody + 8<<10 // leaves room for fields of newer versions
 	maxVersion = 1 << 62         // at this version, tombstones win over other documents (see Supersedes)
-	maxCounted = 1 << 48         // no mesh writes so often: higher versions are malicious and not counted on from
+	maxCounted = 1 << 48         // no mesh writes so often: a higher version is malicious, and later versions do not count on from it
 	maxWritten = 1 << 40         // the year 36812: sums of times cannot overflow
 )
 
@@ -54,7 +54,7 @@ type Document struct {
 	Written int64 // Unix seconds, by the writer's clock
 	Deleted bool  // whether it is a tombstone, which has no body
 	Body    []byte
-	Digest  Digest // of the signed content
+	Digest  Digest // hash of the signed content
 
 	// raw is the signed content as received, so that fields of a newer version are passed on; nil
 	// if our own encoding is the same.

@@ -51,25 +51,25 @@ func TestDecodeReturnsEncodedDocument(t *testing.T) {
 			t.Fatalf("decoding the encoded document returned %+v; want %+v", back, d)
 		}
 		if back.raw != nil {
-			t.Fatal("the received bytes are kept although our encoding is the same")
+			t.Fatal("our encoding is the same, but the received bytes are kept; want them dropped")
 		}
 	})
 }
 
 func TestNextRaisesVersionWhateverTheClock(t *testing.T) {
 	a := next(t, nil, "web", "1", false, today, 1)
-	b := next(t, a, "web", "2", false, today-1000, 2) // its clock is behind
+	b := next(t, a, "web", "2", false, today-1000, 2) // the clock of its writer is behind
 	c := next(t, b, "web", "", true, 0, 1)
 	if a.Version != 1 || b.Version != 2 || c.Version != 3 || !b.Supersedes(a) || !c.Supersedes(b) || a.Supersedes(b) {
 		t.Errorf("the versions are %d, %d, %d; want 1, 2, 3, each superseding the one before", a.Version, b.Version, c.Version)
 	}
 	if _, err := Next(a, "policy", "db", nil, false, today, identities[1]); err == nil {
-		t.Error("Next accepted a document with another name")
+		t.Error("Next accepted a document with another name; want an error")
 	}
 	body := []byte("mine")
 	d, _ := Next(nil, "policy", "web", body, false, today, identities[1])
 	if body[0] = 'M'; string(d.Body) != "mine" {
-		t.Error("the document shares its body with the caller")
+		t.Error("the document shares its body with the caller; want a copy")
 	}
 }
 
@@ -132,7 +132,7 @@ func TestInvalidDocumentsAreRefused(t *testing.T) {
 			flipped := bytes.Clone(data)
 			flipped[i] ^= 1 << bit
 			if got, err := Decode(flipped); err == nil && !bytes.Equal(got.Encode(), data) {
-				t.Fatalf("with bit %d of byte %d flipped, Decode accepted %+v", bit, i, got)
+				t.Fatalf("with bit %d of byte %d flipped, Decode accepted %+v; want an error", bit, i, got)
 			}
 		}
 	}
@@ -164,7 +164,7 @@ func TestInvalidDocumentsCannotBeWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Decode(d.Encode()); err != nil {
-		t.Errorf("decoding the largest document: %v", err)
+		t.Errorf("decoding the largest document: error %v, want none", err)
 	}
 }
 
@@ -187,10 +187,10 @@ func TestSupersedesIsTotalOrder(t *testing.T) {
 		}
 		a, b, c := docs[0], docs[1], docs[2]
 		if a.Supersedes(a) || a.Digest != b.Digest && a.Supersedes(b) == b.Supersedes(a) || a.Supersedes(b) && b.Supersedes(c) && !a.Supersedes(c) {
-			t.Fatalf("Supersedes is no strict total order of\n%+v\n%+v\n%+v", a, b, c)
+			t.Fatalf("Supersedes does not order these documents strictly and totally; want that:\n%+v\n%+v\n%+v", a, b, c)
 		}
 		if (a.Held().Compare(b.Held()) > 0) != a.Supersedes(b) {
-			t.Fatal("Held.Compare differs from Supersedes")
+			t.Fatal("Held.Compare differs from Supersedes; want the same order")
 		}
 	})
 }
@@ -215,25 +215,25 @@ func FuzzDecode(f *testing.F) {
 			}
 			again, err := Decode(d.Encode())
 			if err != nil || again.Digest != d.Digest || !bytes.Equal(again.Encode(), d.Encode()) {
-				t.Fatalf("encoding and decoding again gave another document: %v", err)
+				t.Fatalf("encoding and decoding again returned another document or error %v; want the same document", err)
 			}
 			s := NewSet()
 			if news, err := s.Put(d, today); !news || err != nil {
-				t.Fatalf("Put into an empty set reported no news: %v", err)
+				t.Fatalf("Put into an empty set reported no news or error %v; want news", err)
 			}
 			if news, _ := s.Put(again, today); news || s.Lacks(again.Held()) || len(s.Missing(s.Held(today), today)) > 0 {
-				t.Fatal("Put of the same document reported news")
+				t.Fatal("after Put the same document is news, or missing; want neither")
 			}
 			if (s.Get(d.Kind, d.Name) == nil) != d.Deleted || len(s.List(d.Kind)) > 1 {
-				t.Fatal("Get or List returns a deleted document")
+				t.Fatal("Get or List returned a deleted document or none; want only documents that are not deleted")
 			}
 			s.Expire(today + 2*keepFor)
 			after, err := Next(d, d.Kind, d.Name, nil, true, today, identities[2])
 			if err != nil || !d.ended() && !after.Supersedes(d) {
-				t.Fatalf("deleting the document returned %v, or no newer document", err)
+				t.Fatalf("deleting the document returned error %v, or a document that is not newer; want a newer one", err)
 			}
 			if h := after.Held(); after.Supersedes(d) != (h.Compare(d.Held()) > 0) {
-				t.Fatal("Held.Compare differs from Supersedes")
+				t.Fatal("Held.Compare differs from Supersedes; want the same order")
 			}
 		}
 	})

@@ -20,7 +20,7 @@ func TestMarksEndOnlyDeletedDocuments(t *testing.T) {
 		take := func(to *Set, d *Document) {
 			if to.Ended(d) {
 				if !deleted[d.Key()] {
-					t.Fatalf("%s counts as ended, but was never deleted", d)
+					t.Fatalf("%s was never deleted, but counts as ended; want not", d)
 				}
 				return
 			}
@@ -55,7 +55,7 @@ func TestMarksEndOnlyDeletedDocuments(t *testing.T) {
 				}
 				for _, d := range all(from) {
 					if ours, _ := s.Last(d.Key()); !d.Deleted && ours == nil && !deleted[d.Key()] {
-						t.Fatalf("%s is missing after a comparison, but was never deleted", d)
+						t.Fatalf("%s was never deleted, but is missing after a comparison; want it kept", d)
 					}
 				}
 			case 5:
@@ -82,11 +82,11 @@ func TestMarkRemembersExpiredDeletion(t *testing.T) {
 	s := put(t, []*Document{a, next(t, a, "web", "", true, today, 2)})
 	_, _ = s.See([]Mark{NewMark(a.Version, identities[1])})
 	if s.Ended(a) {
-		t.Error("Ended is true while the tombstone is held")
+		t.Error("Ended is true while the set holds the tombstone; want false")
 	}
 	s.Expire(today + 40*day)
 	if later := next(t, a, "web", "y", false, today, 1); !s.Ended(a) || s.Ended(later) || s.Ended(next(t, nil, "web", "x", false, today, 3)) {
-		t.Error("Ended is not true for exactly the deleted document")
+		t.Error("Ended is wrong; want true for the deleted document, and false for later ones")
 	}
 }
 
@@ -100,7 +100,7 @@ func TestMarksAreBoundedAndSigned(t *testing.T) {
 	forged.Version = 6
 	for name, m := range map[string]Mark{"forged": forged, "too high": NewMark(maxCounted+1, identities[1]), "without writer": {Version: 1}} {
 		if news, err := s.See([]Mark{m, NewMark(1, identities[2])}); news && err == nil || len(s.marks) > MaxWriters {
-			t.Errorf("a %s mark was accepted, error %v", name, err)
+			t.Errorf("a %s mark was accepted, error %v; want it refused", name, err)
 		}
 	}
 	_, _ = s.See([]Mark{NewMark(9, identities[1]), NewMark(9, identities[2]), NewMark(9, identities[3])})

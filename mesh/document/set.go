@@ -37,10 +37,10 @@ func (e *FullError) Error() string {
 // its writer's clock is wrong, is kept for 30 days after that. It is left out of digests, so that
 // peers need not agree on it, and is only sent to peers that hold the deleted document.
 type Set struct {
-	held   map[string]held // by key
+	held   map[string]held // by Document.Key
 	marks  map[peer.ID]Mark
 	top    uint64 // the highest version that was ever here, except malicious ones
-	digest Digest // cached digest at time at; zero if outdated
+	digest Digest // the set's digest at the time in at; zero if it must be computed again
 	at     int64
 }
 

@@ -59,7 +59,7 @@ func put(t rapid.TB, docs []*Document) *Set {
 			t.Fatalf("Lacks is %v, but Put reports %v, error %v", lacked, news, err)
 		}
 		if news, _ := s.Put(d, today); news || s.Lacks(d.Held()) {
-			t.Fatal("a second Put of the same document reported news")
+			t.Fatal("after Put the same document is news, or lacking; want neither")
 		}
 	}
 	return s
@@ -110,17 +110,17 @@ func TestExchangeOfMissingMakesSetsEqual(t *testing.T) {
 		forA, forB := b.Missing(heldA, today), a.Missing(heldB, today)
 		for _, d := range forA {
 			if news, err := a.Put(d, today); !news || err != nil {
-				t.Fatalf("Missing returned a document that is not news: %v", err)
+				t.Fatalf("Missing returned a document that is not news, or error %v; want news", err)
 			}
 		}
 		for _, d := range forB {
 			_, _ = b.Put(d, today)
 		}
 		if a.Digest(today) != b.Digest(today) || a.Generation("policy") != b.Generation("policy") {
-			t.Fatalf("the sets differ after the exchange:\n%s\n%s", describe(a), describe(b))
+			t.Fatalf("after the exchange the sets differ; want the same:\n%s\n%s", describe(a), describe(b))
 		}
 		if len(a.Missing(b.Held(today), today))+len(b.Missing(a.Held(today), today)) > 0 {
-			t.Fatal("documents are still missing after the exchange")
+			t.Fatal("after the exchange documents are still missing; want none")
 		}
 	})
 }
@@ -137,41 +137,41 @@ func TestDeletedDocumentsAreNotListed(t *testing.T) {
 	}
 	before := s.Generation("policy")
 	if l := s.List("policy"); len(l) != 2 || l[0] != b || s.Get("policy", "web") != a || s.Get("other", "web") != nil || len(s.List("other")) > 0 {
-		t.Errorf("after two writes, List or Get returned other documents: %v", l)
+		t.Errorf("after two writes List returned %v, or Get another document; want the two written", l)
 	}
 	gone := next(t, a, "web", "", true, today, 2)
 	_, _ = s.Put(gone, today)
 	if l := s.List("policy"); len(l) != 1 || l[0] != b || s.Get("policy", "web") != nil || s.Generation("policy") == before {
-		t.Errorf("after a deletion, List or Get returned the deleted document: %v", l)
+		t.Errorf("after a deletion List returned %v, or Get the deleted document; want only the other one", l)
 	}
 	if news, _ := s.Put(a, today); news {
-		t.Error("an older version replaced the tombstone")
+		t.Error("an older version replaced the tombstone; want the tombstone kept")
 	}
 	again := next(t, gone, "web", "x", false, today, 1)
 	if news, _ := s.Put(again, today); !news || s.Get("policy", "web") != again {
-		t.Error("the deleted document cannot be written again")
+		t.Error("a new version of the deleted document was not stored; want it stored")
 	}
 	if s.Digest(today) == empty || len(s.Generation("policy")) != 16 {
-		t.Error("the digest is that of the empty set, or the generation is too short")
+		t.Error("the digest is that of the empty set, or the generation is too short; want neither")
 	}
 }
 
 // A tombstone is held for 30 days; then it is dropped and not requested.
 func TestTombstonesExpire(t *testing.T) {
-	a := next(t, nil, "web", "x", false, today-100*day, 1) // other documents do not expire
+	a := next(t, nil, "web", "x", false, today-100*day, 1) // a document that is not deleted never expires
 	gone := next(t, a, "web", "", true, today, 1)
 	s, empty := put(t, []*Document{a, gone}), NewSet()
 	if keys := s.Expire(today + 30*day - 1); len(keys) > 0 || s.Digest(today+30*day-1) == empty.Digest(0) {
-		t.Error("the tombstone was dropped early or is left out of the digest")
+		t.Error("before 30 days the tombstone was dropped, or is left out of the digest; want neither")
 	}
 	if s.Digest(today+30*day) != empty.Digest(0) {
-		t.Error("the digests before and after dropping the tombstone differ")
+		t.Error("after 30 days the digest still covers the tombstone; want the digest of the empty set")
 	}
 	if keys := s.Expire(today + 30*day); len(keys) != 1 || keys[0] != a.Key() || s.Len() != 0 {
 		t.Errorf("expired keys are %q, want the tombstone's", keys)
 	}
 	if keys := put(t, []*Document{a}).Expire(today + 1000*day); len(keys) > 0 {
-		t.Errorf("a document that is not deleted expired: %q", keys)
+		t.Errorf("a document that is not deleted expired: %q; want it kept", keys)
 	}
 }
 
@@ -184,24 +184,24 @@ func TestWrongClocksStillDeleteAndExpire(t *testing.T) {
 			gone := next(t, a, "web", "", true, clock, 1)
 			s, other, empty := put(t, []*Document{a}), put(t, []*Document{a}), NewSet()
 			if s.Expire(today); s.Get("policy", "web") == nil {
-				t.Fatal("the document expired because of its writer's clock")
+				t.Fatal("the document expired because of its writer's clock; want it kept")
 			}
 			_, _ = s.Put(gone, today)
 			if keys := s.Expire(today + 29*day); len(keys) > 0 || s.Get("policy", "web") != nil {
-				t.Error("the document is not deleted, or its tombstone expired early")
+				t.Error("the document is not deleted, or its tombstone expired before 30 days; want neither")
 			}
 			if s.Digest(today) != empty.Digest(today) || len(s.Missing(nil, today)) > 0 {
-				t.Error("the tombstone counts in the digest, or is sent to a peer without the document")
+				t.Error("the digest covers the tombstone, or a peer without the document gets it; want neither")
 			}
 			if m := s.Missing(other.Held(today), today); len(m) != 1 || m[0] != gone {
 				t.Errorf("a peer with the document gets %v, want the tombstone", m)
 			}
 			if keys := s.Expire(today + 30*day); len(keys) != 1 {
-				t.Error("the tombstone did not expire after 30 days")
+				t.Error("after 30 days the tombstone is still held; want it dropped")
 			}
 			// The next document supersedes the tombstone whatever that clock said.
 			if back := next(t, gone, "web", "y", false, today, 2); !back.Supersedes(gone) {
-				t.Error("a tombstone from the future supersedes a later document")
+				t.Error("the document written after the tombstone does not supersede it; want that, whatever the clocks said")
 			}
 		})
 	}
@@ -211,13 +211,13 @@ func TestWrongClocksStillDeleteAndExpire(t *testing.T) {
 		s := NewSet()
 		_, _ = s.Put(gone, wrong)
 		if s.Expire(wrong); s.Len() != 1 || s.Digest(today) != put(t, []*Document{gone}).Digest(today) {
-			t.Error("the tombstone does not count once the clock is right")
+			t.Error("with the right clock the tombstone is gone, or left out of the digest; want neither")
 		}
 		if keys := s.Expire(today + 29*day); len(keys) > 0 {
-			t.Error("the tombstone expired before 30 days")
+			t.Error("before 30 days the tombstone expired; want it kept")
 		}
 		if keys := s.Expire(today + 30*day); len(keys) != 1 {
-			t.Error("the tombstone did not expire after 30 days")
+			t.Error("after 30 days the tombstone is still held; want it dropped")
 		}
 	}
 }
@@ -240,10 +240,10 @@ func TestNumberOfDocumentsIsBounded(t *testing.T) {
 	}
 	second := next(t, first, "web", "", true, today, 2)
 	if !s.Lacks(second.Held()) {
-		t.Error("Lacks is false for a change of a held document")
+		t.Error("Lacks is false for a change of a held document; want true")
 	}
 	if news, err := s.Put(second, today); !news || err != nil {
-		t.Errorf("Put of a change at the bound: %v", err)
+		t.Errorf("Put of a change to a full set reported no news, or error %v; want news", err)
 	}
 }
 
@@ -264,6 +264,6 @@ func TestReusedNameSupersedesExpiredTombstone(t *testing.T) {
 		t.Errorf("Next beside a document with the largest version returned %+v, error %v; want the next version", d, err)
 	}
 	if _, err := s.Next("policy", "lie", nil, false, today, identities[2]); err == nil {
-		t.Error("Next returned a version after the largest one")
+		t.Error("Next returned a version after the largest one; want an error")
 	}
 }

@@ -70,11 +70,11 @@ type stream struct {
 
 // How late changes are noticed, similar to memberlist's defaults for a LAN.
 const (
-	joinLag   = 2 * time.Second  // until a peer counts as reachable
-	failLag   = 6 * time.Second  // until it counts as unreachable, at most
-	leastFail = time.Second      // the same, at least
-	twinLag   = time.Second      // until another run with the same identity is noticed
-	pullEvery = 12 * time.Second // between two push/pulls of a peer, about
+	joinLag   = 2 * time.Second  // after this time a new peer counts as reachable
+	failLag   = 6 * time.Second  // after at most this time a lost peer counts as unreachable
+	leastFail = time.Second      // after at least this time a lost peer counts as unreachable
+	twinLag   = time.Second      // after this time a run with the same identity is noticed
+	pullEvery = 12 * time.Second // the time between two push/pulls of a peer, about
 	serveFor  = 10 * time.Second // the time limit of a request's handler
 	someHosts = 3                // the number of peers to which news are passed on
 )
@@ -366,7 +366,7 @@ func (c *Cluster) find(h *Host, id peer.ID) *Host {
 	if len(runs) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(runs, func(a, b *Host) int { // prefer one that answers
+	slices.SortStableFunc(runs, func(a, b *Host) int { // prefer a run that answers
 		if x, y := c.linked(h, a), c.linked(h, b); x == y {
 			return 0
 		} else if x {

@@ -93,7 +93,7 @@ func TestClusterSpreads(t *testing.T) {
 			t.Errorf("%d hosts have the word during the partition, want 4", n)
 		}
 		if hosts[0].Reachable(hosts[1].id) || !hosts[0].Reachable(hosts[2].id) || len(hosts[0].Others()) != 7 {
-			t.Error("reachability ignores the partition, or peers are missing")
+			t.Error("during the partition host 1 is reachable, host 2 is not, or Others lacks peers; want only host 2 reachable, and 7 others")
 		}
 		c.Heal()
 		time.Sleep(time.Minute)
@@ -123,7 +123,7 @@ func TestClusterRequests(t *testing.T) {
 			t.Error(err)
 		}
 		if !hosts[0].Reachable(hosts[1].id) {
-			t.Error("a stopped host counts as unreachable at once")
+			t.Error("right after its stop the host is unreachable; want it reachable until the stop is noticed")
 		}
 		if _, err := hosts[0].Request(ctx, hosts[1].id, "echo", []byte{7}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("before the stop is noticed: got %v, want DeadlineExceeded", err)
@@ -146,7 +146,7 @@ func TestClusterTwins(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if told != 0 {
-			t.Error("Twin was called although the two runs do not reach each other")
+			t.Error("the two runs do not reach each other, but Twin was called; want no call")
 		}
 		c.Heal()
 		time.Sleep(TwinLag)
@@ -173,12 +173,12 @@ func TestHostRuns(t *testing.T) {
 			t.Errorf("a reply after %v, %v, want one after 3 s", time.Since(start), err)
 		}
 		if a.Requests("echo") != 1 || a.Requests("other") != 0 || c.Requests("") != 1 {
-			t.Errorf("%d and %d requests were counted, %d in all", a.Requests("echo"), a.Requests("other"), c.Requests(""))
+			t.Errorf("%d and %d requests were counted, %d in all; want 1, 0 and 1", a.Requests("echo"), a.Requests("other"), c.Requests(""))
 		}
 		c.Isolate(a)
 		time.Sleep(failLag)
 		if a.Reachable(ID(2)) {
-			t.Error("an isolated host reaches another")
+			t.Error("an isolated host reaches another host; want it unreachable")
 		}
 		if err := c.Stop(); !errors.Is(err, errBroken) {
 			t.Errorf("the hosts ended with %v, want %v", err, errBroken)

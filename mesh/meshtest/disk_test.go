@@ -20,14 +20,14 @@ func TestDisk(t *testing.T) {
 		backup, full := d.Copy(), errors.New("disk full")
 		d.Fail(full)
 		if err := save("second"); !errors.Is(err, full) || string(d.Peers()[ID(1)]) != "first" || d.Writes() != 1 {
-			t.Errorf("%v; stored %s by %d writes", err, d.Peers()[ID(1)], d.Writes())
+			t.Errorf("a write to a full disk returned %v; then the disk has %s after %d writes; want an error, \"first\" and 1", err, d.Peers()[ID(1)], d.Writes())
 		}
 		d.Fail(nil)
 		if err := d.SavePeers(map[peer.ID][]byte{ID(1): nil}); err != nil || len(d.Peers()) != 0 {
-			t.Errorf("%v; a deleted record is still stored", err)
+			t.Errorf("deleting a record returned %v, or left it stored; want it gone", err)
 		}
 		if err := backup.SaveSynced(); err != nil || string(backup.Peers()[ID(1)]) != "first" || d.Synced() {
-			t.Errorf("%v; the backup has %s, and what is written to it is on the disk: %v", err, backup.Peers()[ID(1)], d.Synced())
+			t.Errorf("writing to the backup returned %v; the backup has %s, and the write changed the disk: %v; want \"first\" and false", err, backup.Peers()[ID(1)], d.Synced())
 		}
 	})
 }

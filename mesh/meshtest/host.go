@@ -51,13 +51,13 @@ func (k Known) clone() Known { return maps.Clone(k) }
 type Host struct {
 	c     *Cluster
 	id    peer.ID
-	run   int // its number; down before it has started
+	run   int // the number of this run; down before the host has started
 	side  int
 	up    bool
 	known Known
 	cfg   HostConfig
 	slow  time.Duration
-	asked map[string]int // requests by kind
+	asked map[string]int // the number of requests of each kind
 	end   context.CancelFunc
 	ended chan error
 }
@@ -273,7 +273,7 @@ func (h *Host) serve(ctx context.Context, from peer.ID, kind string, payload []b
 		}
 	}
 	data, err := handler(ctx, from, payload)
-	if err != nil { // only the text is sent
+	if err != nil { // a reply carries only the text of an error
 		err = refused(err.Error())
 	}
 	return data, err

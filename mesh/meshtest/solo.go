@@ -13,8 +13,8 @@ import (
 // Solo is the mesh of a part of an agent that a test runs alone: it records what the part broadcasts
 // and requests, and replies as the test says. The zero value is a mesh without other peers.
 type Solo struct {
-	Peers   []peer.ID                   // what Others returns
-	Down    []peer.ID                   // those that are not reachable
+	Peers   []peer.ID                   // the result of Others
+	Down    []peer.ID                   // the peers that are not reachable
 	Reply   func(Asked) ([]byte, error) // nil: each request fails
 	OnDelta func(delta []byte)          // called for each broadcast, if not nil
 

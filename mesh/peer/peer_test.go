@@ -33,12 +33,12 @@ func TestRecordIsSignedByItsPeer(t *testing.T) {
 	// Signed by another peer in the name of the first one.
 	forged := Signed{payload: s.payload, signature: ed25519.Sign(key(2), append([]byte(context), s.payload...))}
 	if _, err := Decode(forged.Encode()); err == nil {
-		t.Error("the signature of another peer was accepted")
+		t.Error("the signature of another peer was accepted; want an error")
 	}
 	// A signature over the same bytes without the context.
 	forged.signature = ed25519.Sign(key(1), s.payload)
 	if _, err := Decode(forged.Encode()); err == nil {
-		t.Error("a signature without its context was accepted")
+		t.Error("a signature without its context was accepted; want an error")
 	}
 }
 
@@ -124,7 +124,7 @@ func TestSupersedesIsTotalOrder(t *testing.T) {
 	r.Sequence++
 	c, _ := Sign(r, key(1))
 	if a.Supersedes(b) == b.Supersedes(a) || a.Supersedes(a) || !c.Supersedes(a) || !c.Supersedes(b) || a.Supersedes(c) {
-		t.Error("Supersedes is no total order: two peers could keep different records")
+		t.Error("Supersedes is no total order; want one, since otherwise two peers could keep different records")
 	}
 }
 
@@ -146,7 +146,7 @@ func TestInvalidRecordsAreRefused(t *testing.T) {
 		r := sample()
 		change(&r)
 		if _, err := Sign(r, key(1)); err == nil {
-			t.Errorf("%s: Sign accepted the invalid record", name)
+			t.Errorf("%s: Sign accepted the invalid record; want an error", name)
 		}
 	}
 }
@@ -158,7 +158,7 @@ func TestParseIDRefusesInvalidIDs(t *testing.T) {
 	}
 	for _, bad := range []string{"", "12", "zz" + id.String()[2:], id.String() + "00"} {
 		if _, err := ParseID(bad); err == nil {
-			t.Errorf("ParseID accepted the invalid id %q", bad)
+			t.Errorf("ParseID accepted the invalid id %q; want an error", bad)
 		}
 	}
 }
@@ -173,7 +173,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		if again, err := Decode(s.Encode()); err != nil || again.Record.ID() != s.Record.ID() {
-			t.Fatalf("encoding and decoding again gave another record: %v", err)
+			t.Fatalf("encoding and decoding again returned another record or error %v; want the same record", err)
 		}
 	})
 }

@@ -63,7 +63,7 @@ func TestSecretsAreRedactedWhenPrinted(t *testing.T) {
 		fmt.Sprint(tok), fmt.Sprintf("%+v %#v %s", tok, tok, tok.Secret), fmt.Sprintf("%v %#v", tok.Secret, tok.Secret), string(inJSON),
 	} {
 		if strings.Contains(printed, raw) || strings.Contains(printed, fmt.Sprintf("%x", tok.Secret[:4])) || strings.Contains(printed, "7, 99") || strings.Contains(printed, "0x63") {
-			t.Errorf("formatting a token shows the secret: %s", printed)
+			t.Errorf("formatting a token shows the secret: %s; want it hidden", printed)
 		}
 	}
 }
@@ -72,10 +72,10 @@ func TestPresharedKeysDifferPerPair(t *testing.T) {
 	s := token(t).Secret
 	a, b, c := peer.ID{1}, peer.ID{2}, peer.ID{3}
 	if s.PresharedKey(a, b) != s.PresharedKey(b, a) {
-		t.Error("the two ends of a tunnel have different keys")
+		t.Error("the two ends of a tunnel have different keys; want the same")
 	}
 	if s.PresharedKey(a, b) == s.PresharedKey(a, c) || bytes.Equal(s.GossipKey(), s.derive("")) {
-		t.Error("two pairs, or gossip and another use, share a key")
+		t.Error("two tunnels, or gossip and another use, share a key; want different keys")
 	}
 }
 
@@ -85,10 +85,10 @@ func TestPasswordDeterminesSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	if b, _ := FromPassword("correct horse"); a != b {
-		t.Error("the same password gives two secrets")
+		t.Error("the same password gave two secrets; want one")
 	}
 	if b, _ := FromPassword("Correct horse"); a == b {
-		t.Error("two passwords give the same secret")
+		t.Error("two passwords gave the same secret; want two")
 	}
 	if _, err := FromPassword("short"); err == nil {
 		t.Error("FromPassword accepted a password of 5 bytes; want an error")
@@ -112,7 +112,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		if again, err := Parse(tok.Reveal()); err != nil || again != tok {
-			t.Fatalf("Parse of the revealed token of %q returned another token, or error %v", s, err)
+			t.Fatalf("Parse of the revealed token of %q returned another token or error %v; want the same token", s, err)
 		}
 	})
 }

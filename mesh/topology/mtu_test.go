@@ -58,7 +58,7 @@ func TestTunnelPacketsFitPathMTU(t *testing.T) {
 		for _, x := range tunnels {
 			size := rapid.IntRange(1, x.MTU).Draw(t, "size")
 			if fits := x.Sealed(size) <= x.Path(); !fits && x.Path() != 0 && x.MTU > leastMTU && device > MinMTU {
-				t.Errorf("an inner packet of %d bytes has %d on the underlay, more than the path MTU of %d: %+v", size, x.Sealed(size), x.Path(), x)
+				t.Errorf("an inner packet of %d bytes has %d bytes on the underlay; want at most the path MTU %d: %+v", size, x.Sealed(size), x.Path(), x)
 			}
 			if x.MTU > device || x.MTUFor(true) < MinMTU || x.MTUFor(true) > device {
 				t.Errorf("a tunnel MTU exceeds the device MTU %d, or is below the IPv6 minimum: %+v", device, x)

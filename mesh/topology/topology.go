@@ -20,9 +20,9 @@ type Tunnel struct {
 	Peer         peer.ID
 	PublicKey    [32]byte
 	PresharedKey [32]byte
-	Endpoint     netip.AddrPort   // one of Record: the best known one
+	Endpoint     netip.AddrPort   // the best known address of Record
 	Record       []netip.AddrPort // the addresses of its signed record
-	AllowedIPs   []netip.Prefix   // node address and owned slots, both families, sorted
+	AllowedIPs   []netip.Prefix   // the node address and the owned slots in both families; sorted
 	Reach        Reach
 	// Route is the MTU of this host's route to the peer, Link that of the peer's link with the
 	// Endpoint address; 0 if unknown. SetMTUs computes MTU, the largest packet inside the tunnel.
@@ -37,9 +37,9 @@ type Reach uint8
 
 // What gossip can say of a peer.
 const (
-	Unsure  Reach = iota // unreachable for a short time: its data path may be alive
+	Unsure  Reach = iota // unreachable since a short time: the peer's data path may be alive
 	Reached              // reachable
-	Lost                 // unreachable for long
+	Lost                 // unreachable since a long time
 )
 
 // Input is the input of Plan.

@@ -105,7 +105,7 @@ func TestIPv4OnlyHostTakesNoIPv6(t *testing.T) {
 	in.IPv6 = false
 	for _, p := range Plan(in)[0].AllowedIPs {
 		if p.Addr().Is6() {
-			t.Errorf("without IPv6 the allowed IPs contain %v", p)
+			t.Errorf("on a host without IPv6 the allowed IPs contain %v; want only IPv4", p)
 		}
 	}
 }

@@ -35,8 +35,8 @@ type bind struct {
 	routes *netlink.Handle
 	watch  *link.Watch
 	start  time.Time
-	asked  atomic.Int64  // when watch was last read, since start
-	latest atomic.Uint64 // the version of watch then
+	asked  atomic.Int64  // when watch was last read, as the time since start
+	latest atomic.Uint64 // the version of watch when it was last read
 
 	mu    sync.RWMutex
 	paths map[netip.AddrPort]path
@@ -45,7 +45,7 @@ type bind struct {
 // path is bind's knowledge of the route to an address.
 type path struct {
 	version uint64 // of the links and routes, see link.Watch
-	carries int    // the maximum payload of a packet that may be sent with others; 0: any
+	carries int    // the maximum payload of packets that may be sent in one batch; 0: no limit
 	left    int32  // a link that the route no longer uses; 0: none
 }
 
@@ -149,7 +149,7 @@ func (b *bind) path(e *conn.StdNetEndpoint) path {
 	b.mu.RUnlock()
 	switch {
 	case !ok:
-		p = path{version: version} // until the kernel rejects a packet
+		p = path{version: version} // use the default path until the kernel rejects a packet
 		b.keep(e, p)
 	case p.version != version:
 		p = b.lookUp(e)

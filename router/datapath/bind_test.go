@@ -68,7 +68,7 @@ func settle(t *testing.T, from, to routertest.Namespace, addr string) {
 				return
 			}
 			if time.Now().After(end) {
-				t.Fatalf("no packet arrives at %s: %v", addr, err)
+				t.Fatalf("no packet arrived at %s: error %v; want one", addr, err)
 			}
 		}
 	})
@@ -185,7 +185,7 @@ func TestPacketsAboveTheRouteMTUArrive(t *testing.T) {
 		routeMTU(t, a, "under", 2, 0)
 		for end := time.Now().Add(patience); carries() < 1400; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("to %s: the maximum payload did not grow with the route's MTU", to)
+				t.Fatalf("to %s: the route's MTU grew, but the maximum payload did not; want both to grow", to)
 			}
 		}
 		arrives("after the route's MTU grew")
@@ -233,7 +233,7 @@ func TestPacketsAboveThePathMTUArrive(t *testing.T) {
 				}
 			}
 			if time.Now().After(end) {
-				t.Fatalf("to %s: %d of 20 packets arrived", to, arrived)
+				t.Fatalf("to %s: %d of 20 packets arrived; want all", to, arrived)
 			}
 		}
 	}
@@ -316,7 +316,7 @@ func TestPacketsLeaveThroughTheLinkOfTheRoute(t *testing.T) {
 		other, _ := setRoute(2)
 		for end := time.Now().Add(patience); source() != other; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("to %v: packets still leave through the link of the old route", far)
+				t.Fatalf("to %v: packets still leave through the link of the old route; want the new one", far)
 			}
 		}
 	}

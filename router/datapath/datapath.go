@@ -95,7 +95,7 @@ func Run(ctx context.Context, cfg Config) error {
 		t.Close()
 		return err
 	}
-	defer bind.release() // deferred first, so that the device is closed before
+	defer bind.release() // this runs last, after the device is closed
 	dev := device.NewDevice(t, bind, &device.Logger{
 		Verbosef: device.DiscardLogf,
 		Errorf: func(format string, args ...any) {
@@ -228,7 +228,7 @@ func await(ctx context.Context, ended <-chan error) error {
 		case <-ctx.Done():
 			return errTimeout
 		case err := <-ended:
-			return errors.New(fmt.Sprint(err)) // also if err is nil: a process that has ended cannot answer
+			return errors.New(fmt.Sprint(err)) // makes an error of nil too: a process that has ended cannot answer
 		case <-tick.C:
 		}
 	}

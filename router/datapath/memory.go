@@ -20,7 +20,7 @@ import (
 // process touches one page of it.
 const (
 	minMemory  = 512 << 20
-	baseMemory = 256 << 20 // batches of buffers under load, and garbage
+	baseMemory = 256 << 20 // holds batches of buffers under load, and garbage
 	peerMemory = 144 << 10
 )
 

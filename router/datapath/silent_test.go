@@ -97,7 +97,7 @@ func BenchmarkSilentPeers(b *testing.B) {
 			defer debug.SetMemoryLimit(debug.SetMemoryLimit(c.limit))
 			dev := newDevice(b)
 			configure(b, dev, silentPeers(b, peers, c.keepalive))
-			time.Sleep(8 * time.Second) // until the first retry to each peer
+			time.Sleep(8 * time.Second) // wait for the first retry to each peer
 			for b.Loop() {
 				from, start := processor(), time.Now()
 				for range 10 { // the agent reads all peers at this interval, which makes most of the garbage

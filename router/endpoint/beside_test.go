@@ -116,7 +116,7 @@ func TestRoutesOfAnotherNetworkStay(t *testing.T) {
 		{"10.40.0.1", ""}: "eth0 172.17.0.2", {"172.17.0.9", ""}: "eth0 172.17.0.2",
 	}
 	expect("before attaching", before)
-	published := map[[2]string]string{ // replies of published ports
+	published := map[[2]string]string{ // the replies of published ports
 		{"192.0.2.1", "172.17.0.2"}: "eth0", {"2001:db8::1", "fd17::2"}: "eth0",
 		{"172.17.0.9", ""}: "eth0 172.17.0.2", {"fd17::9", ""}: "eth0 fd17::2",
 	}
@@ -157,7 +157,7 @@ func TestRoutesOfAnotherNetworkStay(t *testing.T) {
 	c.Do(func() {
 		rules, err := netlink.RuleList(netlink.FAMILY_ALL)
 		rules = slices.DeleteFunc(rules, func(r netlink.Rule) bool { return r.Priority != rulesPriority && r.Priority != rulesPriority+1 })
-		if err != nil || len(rules) != 3+2 { // IPv4 needs one rule more
+		if err != nil || len(rules) != 3+2 { // IPv4 needs one more rule than IPv6
 			t.Errorf("after several attachments there are %d rules, %v; want 5: %v", len(rules), err, rules)
 		}
 	})

@@ -82,8 +82,8 @@ func CheckInterface(name string) error {
 // one goroutine at a time.
 type Container struct {
 	path, ifname string
-	ns, own      netns.NsHandle // the container's namespace, and the one to return to
-	socket       link.Socket    // in the container's namespace
+	ns, own      netns.NsHandle // the container's namespace, and the namespace to return to
+	socket       link.Socket    // is open in the container's namespace
 }
 
 // Open opens a network namespace. It must not be the calling process's own.
@@ -127,7 +127,7 @@ func (c *Container) Close() {
 func mac(hostLink, side string) net.HardwareAddr {
 	sum := sha256.Sum256([]byte(hostLink + "\x00" + side))
 	m := net.HardwareAddr(sum[:6])
-	m[0] = m[0]&^0x01 | 0x02 // unicast, locally administered
+	m[0] = m[0]&^0x01 | 0x02 // make a unicast address that is locally administered
 	return m
 }
 

@@ -107,7 +107,7 @@ func TestCreateCheckPlugAndDeleteAnEndpoint(t *testing.T) {
 			}
 		}
 		if err := Check(e.HostLink, c.Path(), "eth0", addrs); err == nil {
-			t.Error("Check of a deleted endpoint returned no error")
+			t.Error("Check of a deleted endpoint returned no error, want one")
 		}
 	})
 }
@@ -174,7 +174,7 @@ func TestUnplugRemovesAllRoutesToARunningContainer(t *testing.T) {
 				}
 				for _, addr := range []netip.Addr{unplugged.Addr4, unplugged.Addr6} {
 					if left := routesTo(t, addr); len(left) > 0 {
-						t.Errorf("after Unplug, routes to %v are left: %v", addr, left)
+						t.Errorf("after Unplug, routes to %v are left: %v; want none", addr, left)
 					}
 				}
 				if err := errors.Join(Plug(successor, node4, node6), Unplug(unplugged)); err != nil {
@@ -227,7 +227,7 @@ func TestPlugSetsStrictReversePathFiltering(t *testing.T) {
 			"ipv6/conf/%s/accept_ra": "0", "ipv6/conf/%s/accept_redirects": "0",
 		} {
 			if name = fmt.Sprintf(name, e.HostLink); !link.SysctlIs(want, name) {
-				t.Errorf("the sysctl %s is not %s", name, want)
+				t.Errorf("the sysctl %s has another value, want %s", name, want)
 			}
 		}
 	})
@@ -296,7 +296,7 @@ func TestSyncRestoresTheHostEnd(t *testing.T) {
 				t.Errorf("%s: matches reports true; want false", name)
 			}
 			if err := Sync(all, node4, node6); err != nil || !intact() {
-				t.Errorf("%s: Sync returned %v, or did not restore the endpoint", name, err)
+				t.Errorf("%s: Sync returned %v, or did not restore the endpoint; want it restored", name, err)
 			}
 		}
 	})
@@ -333,7 +333,7 @@ func TestManyEndpointsAtOnce(t *testing.T) {
 	group.Wait()
 	host.Do(func() {
 		if names, err := List(); err != nil || len(names) > 0 {
-			t.Errorf("after all deletions, links %v are left, %v", names, err)
+			t.Errorf("after all deletions, links %v are left, error %v; want none", names, err)
 		}
 	})
 }

@@ -24,7 +24,7 @@ func TestDoNamesTheFirstFailedRequest(t *testing.T) {
 			t.Fatalf("lo has index %d, %v; want 1", lo, err)
 		}
 		var many []Request
-		for n := range byte(200) { // more answers than one read returns
+		for n := range byte(200) { // the answers do not fit into one read
 			many = append(many, Address(lo, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, n}), 32), 0))
 		}
 		if err := s.Do(append(many, Up(lo, 0))...); err != nil {

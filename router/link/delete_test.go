@@ -40,7 +40,7 @@ func TestSetRoutesRemovesOldRoutesAndAddresses(t *testing.T) {
 			t.Fatal(err)
 		}
 		old := []netip.Prefix{
-			netip.PrefixFrom(universe.Addr4(5), universe.V4.Bits()), // this node's, with another length
+			netip.PrefixFrom(universe.Addr4(5), universe.V4.Bits()), // the node's address with another prefix length
 			netip.PrefixFrom(universe.Addr4(6), 32), netip.PrefixFrom(universe.Addr6(6), 128),
 		}
 		for _, p := range old {
@@ -116,11 +116,11 @@ func TestRemoveLinkReturnsWhenTheLinkIsGone(t *testing.T) {
 			}
 			routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: IPNet(to)}, netlink.RT_FILTER_DST)
 			if err != nil || len(routes) > 0 {
-				t.Errorf("after RemoveLink the routes %v are left, %v", routes, err)
+				t.Errorf("after RemoveLink the routes %v are left, error %v; want none", routes, err)
 			}
 			for _, name := range []string{"v0", "v1"} {
 				if left, err := named(h, name); err != nil || len(left) > 0 {
-					t.Errorf("after RemoveLink the link %s is left, %v", name, err)
+					t.Errorf("after RemoveLink the link %s is left, error %v; want none", name, err)
 				}
 			}
 		}
@@ -128,7 +128,7 @@ func TestRemoveLinkReturnsWhenTheLinkIsGone(t *testing.T) {
 			t.Errorf("removing a missing link: %v; want no error", err)
 		}
 		if err := RemoveLink("lo"); err == nil {
-			t.Error("removing lo, which the kernel refuses, returned no error")
+			t.Error("the kernel refuses to remove lo, but RemoveLink returned no error, want one")
 		}
 	})
 }

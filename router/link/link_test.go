@@ -131,7 +131,7 @@ func TestOverlayIsUnreachableWithoutTheDevice(t *testing.T) {
 		h, _ := Handle()
 		defer h.Close()
 		if left, err := Routes(h); err != nil || len(left) > 0 {
-			t.Errorf("after Remove the routes %v are left, %v", left, err)
+			t.Errorf("after Remove the routes %v are left, error %v; want none", left, err)
 		}
 	})
 }

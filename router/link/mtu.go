@@ -14,8 +14,8 @@ import (
 
 // MTUs holds the MTUs of this host's links.
 type MTUs struct {
-	ByAddr  map[netip.Addr]int // of the link with an address; without loopback and dummy links, which send nothing
-	Default int                // of the link with the best default route; 0: there is none
+	ByAddr  map[netip.Addr]int // the MTU of the link with an address; loopback and dummy links are left out, since they send nothing
+	Default int                // the MTU of the link with the best default route; 0: there is none
 }
 
 // ReadMTUs reads the MTUs of this host's links from the kernel.
@@ -55,7 +55,7 @@ func ReadMTUs() (MTUs, error) {
 
 // Way is the route by which this host sends to an address.
 type Way struct {
-	Link int // index
+	Link int // index of the link
 	// MTU is the route's own, or the smaller path MTU that an ICMP message told the kernel, or else the
 	// link's.
 	MTU int

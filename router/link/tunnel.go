@@ -26,7 +26,7 @@ func KernelWireGuard() (bool, error) {
 	switch err := h.LinkAdd(probe); {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return false, nil
-	case err != nil && !errors.Is(err, unix.EEXIST): // a process that was killed left it
+	case err != nil && !errors.Is(err, unix.EEXIST): // the link exists already if a process was killed before it deleted it
 		return false, fmt.Errorf("finding out whether the kernel has WireGuard, by making the link wgprobe: %w", err)
 	}
 	if err := h.LinkDel(probe); err != nil {

@@ -101,7 +101,7 @@ func parse(words string) (out []HostAddr) {
 func TestOrderKeepsAddressesInTheirPlaces(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		times []string // the kernel's addresses, at successive times
+		times []string // the addresses of the kernel at successive times
 		want  string   // the order at the last time
 	}{
 		{"the best rank is first", []string{"2;10.8.0.1 1;2001:db8::1 0;192.0.2.1"}, "192.0.2.1 2001:db8::1 10.8.0.1"},
@@ -151,11 +151,11 @@ func TestOrderIsStableUnderAnyChanges(t *testing.T) {
 				}
 			}
 			if len(addrs) > maxUnderlay || len(next) > maxRemembered || len(addrs) < min(allowed, maxUnderlay) {
-				t.Fatalf("the order has %d of the %d addresses that may be advertised, and remembers %d", len(addrs), allowed, len(next))
+				t.Fatalf("the order has %d of the %d addresses that may be advertised, and remembers %d; want as many as the bounds allow", len(addrs), allowed, len(next))
 			}
 			for i, a := range addrs {
 				if !exists[a] || slices.Contains(addrs[:i], a) {
-					t.Fatalf("%v in the order %v does not exist, or occurs twice", a, addrs)
+					t.Fatalf("%v in the order %v does not exist, or occurs twice; want each existing address once", a, addrs)
 				}
 			}
 			stay := func(list []netip.Addr) (out []netip.Addr) {
@@ -167,10 +167,10 @@ func TestOrderIsStableUnderAnyChanges(t *testing.T) {
 				return out
 			}
 			if !slices.Equal(stay(before), stay(addrs)) {
-				t.Fatalf("the addresses %v of %v stayed, but are ordered %v now", stay(before), before, addrs)
+				t.Fatalf("the addresses %v of %v still exist, but the new order is %v; want them as before", stay(before), before, addrs)
 			}
 			if len(before) > 0 && exists[before[0]] && !slices.Contains(addrs, before[0]) {
-				t.Fatalf("%v exists and was first, but the order is %v now", before[0], addrs)
+				t.Fatalf("the first address %v still exists, but the new order is %v; want it kept", before[0], addrs)
 			}
 			order, before = next, addrs
 		}

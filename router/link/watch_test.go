@@ -101,7 +101,7 @@ func settled(w *Watch) (version uint64) {
 // The version also changes after a fixed time, because the kernel does not announce every change.
 func TestWatchVersionChangesWithoutAnnouncements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0) // a socket that receives nothing
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0) // this socket receives nothing
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -56,11 +56,11 @@ func TestPolicyEvaluationsAgree(t *testing.T) {
 			p := r.Packet(w)
 			want := policy.Evaluate(policies, w, p)
 			if got := policytest.Allows(prog, p); got != want.Allowed {
-				t.Fatalf("SEED=%d: packet %+v: the program allows it: %v, Evaluate: %+v", seed, p, got, want)
+				t.Fatalf("SEED=%d: packet %+v: the program allows it: %v; want the verdict of Evaluate, %+v", seed, p, got, want)
 			}
 			for _, q := range []policy.Packet{p, policytest.Answer(p)} {
 				if got, passed, err := rules.verdict(q); err != nil || got != want.Allowed {
-					t.Fatalf("SEED=%d: packet %+v: nftables allow it: %v through chains %v, error %v; Evaluate: %+v\n%v", seed, q, got, passed, err, want, rules)
+					t.Fatalf("SEED=%d: packet %+v: nftables allow it: %v through chains %v, error %v; want the verdict of Evaluate, %+v\n%v", seed, q, got, passed, err, want, rules)
 				}
 			}
 			if !want.Allowed {
@@ -73,7 +73,7 @@ func TestPolicyEvaluationsAgree(t *testing.T) {
 		}
 	}
 	if packets > 1000 && end > 10 && (denied < int(packets/10) || denied > int(packets*9/10)) {
-		t.Errorf("%d of %d packets were denied: too few or too many to prove much", denied, packets)
+		t.Errorf("%d of %d packets were denied; want a tenth to nine tenths, else the test proves little", denied, packets)
 	}
 	t.Logf("evaluations of %d packets and their replies agree, %d are denied", packets, denied)
 }

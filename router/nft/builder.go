@@ -15,7 +15,7 @@ type Builder struct {
 	hosts    hostSets
 	policies Program // the part for policies, without the sets that policy.Program defines
 	sets     map[*policy.Set][]*Set
-	chains   map[chainKey]lowered // cached chains; the last program used that many:
+	chains   map[chainKey]lowered // cached chains, of which the last program used this many:
 	used     int
 }
 

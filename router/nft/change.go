@@ -147,7 +147,7 @@ type batch struct {
 	*Kernel
 	oldSets   map[string]*Set
 	oldChains map[string]*Chain
-	sets      uint32 // number of added sets, which is their id
+	sets      uint32 // number of sets added so far; the next set's id is one more
 	changes   bool
 	err       error
 }

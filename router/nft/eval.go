@@ -42,7 +42,7 @@ type outcomes byte
 const (
 	accepts outcomes = 1 << iota
 	drops
-	falls // reaches the end of the chain
+	falls // the packet reaches the end of the chain
 )
 
 // machine interprets rules on a packet as the kernel does (nft_do_chain). If a rule examines
@@ -116,7 +116,7 @@ func (m *machine) verdict(v *expr.Verdict, depth int) (outcomes, error) {
 	case expr.VerdictDrop:
 		return drops, nil
 	}
-	return accepts | drops, nil // for example a queue: another program decides
+	return accepts | drops, nil // another program decides, for example after a queue
 }
 
 // rule evaluates one rule: whether it matches, and its verdict, or nil if it has none.
@@ -174,7 +174,7 @@ func (m *machine) step(e expr.Any) (*expr.Verdict, answer, error) {
 	case *expr.Verdict:
 		return e, yes, nil
 	case *expr.Meta:
-		if !e.SourceRegister { // otherwise it sets the meta value
+		if !e.SourceRegister { // otherwise the expression sets the meta value
 			m.meta(e)
 		}
 		return nil, yes, nil
@@ -220,7 +220,7 @@ func compared(op expr.CmpOp, order int) answer {
 }
 
 func (m *machine) bitwise(e *expr.Bitwise) {
-	known := m.knows(e.SourceRegister, int(e.Len)) && len(e.Mask) > 0 // without a mask it is a shift
+	known := m.knows(e.SourceRegister, int(e.Len)) && len(e.Mask) > 0 // without a mask the expression is a shift
 	src, dst := m.reg(e.SourceRegister), m.reg(e.DestRegister)
 	for i := range min(int(e.Len), len(src), len(dst), len(e.Mask), len(e.Xor)) {
 		dst[i] = src[i]&e.Mask[i] ^ e.Xor[i]
@@ -317,7 +317,7 @@ func (m *machine) ct(e *expr.Ct) {
 		m.set(e.Register, []byte{direction, 0, 0, 0})
 	case expr.CtKeySTATE:
 		m.set(e.Register, binaryutil.NativeEndian.PutUint32(m.packet.state()))
-	case expr.CtKeySTATUS: // not translated; our rules use no other bits
+	case expr.CtKeySTATUS: // our rules use no other bits, so others are not translated
 		m.set(e.Register, make([]byte, 4))
 	default:
 		m.mark(e.Register, 16, false)

@@ -18,7 +18,7 @@ import (
 type Evaluation struct {
 	Allowed bool
 	Chain   string // the endpoint's chain; empty if it is not isolated
-	Dropped uint64 // number of dropped packets of the endpoint in that direction
+	Dropped uint64 // number of packets of the endpoint dropped in this direction
 }
 
 // Evaluate reads the rules and sets from the kernel, and evaluates them for a packet of the side that
@@ -27,7 +27,7 @@ func (k *Kernel) Evaluate(d policy.Direction, own netip.Addr, p Packet) (j Evalu
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.loaded == nil {
-		return Evaluation{Allowed: true}, nil // opening would create a table
+		return Evaluation{Allowed: true}, nil // return early: opening would create a table
 	}
 	if err := k.open(); err != nil {
 		return j, err
@@ -175,7 +175,7 @@ func (t *kernelTables) keySize(set string) (int, error) {
 	case slices.ContainsFunc(list, func(e element) bool { return e.several }):
 		return -1, nil
 	}
-	return len(list[len(list)-1].first), nil // not the first, which may be the catch-all
+	return len(list[len(list)-1].first), nil // the first element may be the catch-all, which has no key
 }
 
 func (t *kernelTables) find(set string, key []byte) (*expr.Verdict, bool, error) {

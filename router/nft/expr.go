@@ -71,7 +71,7 @@ func notOif(name string) part { return ifname("oifname", expr.MetaKeyOIFNAME, ex
 // field is the source or destination address of a packet.
 type field struct {
 	word       string
-	off4, off6 uint32 // in the IPv4 and the IPv6 header
+	off4, off6 uint32 // offsets in the IPv4 and the IPv6 header
 }
 
 var (
@@ -249,7 +249,7 @@ func pairIn(s *Set) part {
 // side is the source or destination port of a packet.
 type side struct {
 	word string
-	off  uint32 // the same in the headers of TCP, UDP and SCTP
+	off  uint32 // the offset, which is the same in the headers of TCP, UDP and SCTP
 }
 
 var (

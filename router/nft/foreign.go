@@ -17,7 +17,7 @@ type Way struct {
 // Block is a Way that rules of another program certainly drop. Rules that examine anything unknown,
 // for example a mark or a list of addresses, do not count as dropping.
 type Block struct {
-	Way      int // index of the Way
+	Way      int // index in the list of Ways
 	Table    *nftables.Table
 	Chain    string   // the base chain
 	Chains   []string // all chains of the table, which show which program made them
@@ -64,7 +64,7 @@ func Blocks(ways []Way) ([]Block, error) {
 		if read[key] == nil {
 			sets, err := conn.GetSets(c.Table)
 			if err != nil {
-				continue // deleted meanwhile
+				continue // the table was deleted meanwhile
 			}
 			read[key] = &kernelTables{conn: conn, table: c.Table, sets: sets}
 		}

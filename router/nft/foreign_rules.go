@@ -100,7 +100,7 @@ func between(port uint16, ports [2]uint16) bool { return ports[0] <= port && por
 func (p Packet) conntrack(flags, inverted, states uint16) answer {
 	const state, alias = 1 << 0, 1 << 13
 	if flags&^alias != state {
-		return maybe // it also matches something else
+		return maybe // the match also depends on something else
 	}
 	return is((p.state()&uint32(states) != 0) != (inverted&state != 0))
 }

@@ -75,7 +75,7 @@ func TestHostChangeOnlyChangesItsElements(t *testing.T) {
 			t.Errorf("in another order the sets change by %v elements, want none", changed(first, again))
 		}
 		second := b.Build(crowd(7000, policies))
-		if got := changed(first, second); !slices.Equal(got, []int{4, 4, 4, 4}) { // deleted and added, in two sets per family
+		if got := changed(first, second); !slices.Equal(got, []int{4, 4, 4, 4}) { // a family has two sets, and each loses and gains elements
 			t.Errorf("changing one host changes the sets by %v elements; want 4 in each", got)
 		}
 		if gone, come := differing(first.Chains, second.Chains); len(gone)+len(come) > 0 {

@@ -22,7 +22,7 @@ type Kernel struct {
 	socket *netlink.Conn
 	owned  bool     // whether no other program can change the table
 	loaded *Program // the program that this process loaded last
-	at     uint32   // the generation of the kernel's ruleset after that
+	at     uint32   // the generation of the kernel's ruleset when loaded was in force
 }
 
 // Flags of a table (linux/netfilter/nf_tables.h).
@@ -67,7 +67,7 @@ func (k *Kernel) open() error {
 	}
 	k.owned = err == nil
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
-		err = k.makeTable(0) // Linux before 6.9
+		err = k.makeTable(0) // before Linux 6.9 tables have no owners
 	}
 	if err != nil {
 		conn.CloseLasting()

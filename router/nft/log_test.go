@@ -13,12 +13,12 @@ import (
 
 var (
 	tcp4 = []byte{
-		0x46, 0, 0, 44, 0, 0, 0, 0, 64, 6, 0, 0, 10, 32, 0, 2, 10, 32, 0, 3, 1, 1, 1, 1, // options
+		0x46, 0, 0, 44, 0, 0, 0, 0, 64, 6, 0, 0, 10, 32, 0, 2, 10, 32, 0, 3, 1, 1, 1, 1, // the last eight bytes are options
 		0x9c, 0x40, 0x15, 0x38, 0, 0, 0, 0,
 	}
 	udp6 = append(append(append([]byte{0x60, 0, 0, 0, 0, 16, 0, 64},
 		netip.MustParseAddr("fd01:2:3:4::2").AsSlice()...), netip.MustParseAddr("fd01:2:3:4::3").AsSlice()...),
-		17, 0, 0, 0, 0, 0, 0, 0, // hop-by-hop options
+		17, 0, 0, 0, 0, 0, 0, 0, // a header with hop-by-hop options
 		0, 53, 0x9c, 0x40)
 )
 
@@ -55,7 +55,7 @@ func FuzzParsePacket(f *testing.F) {
 	f.Add([]byte{0x6f})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if p, ok := parsePacket(data); ok && (!p.Src.IsValid() || !p.Dst.IsValid()) {
-			t.Errorf("parsing %x returned a packet with invalid addresses: %+v", data, p)
+			t.Errorf("parsing %x returned a packet with invalid addresses: %+v; want valid ones", data, p)
 		}
 	})
 }

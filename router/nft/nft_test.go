@@ -159,7 +159,7 @@ func TestNftAcceptsPrintedPrograms(t *testing.T) {
 			check := exec.Command(nft, "-c", "-f", "-")
 			check.Stdin = strings.NewReader(build(c).String())
 			if out, err := check.CombinedOutput(); err != nil {
-				t.Errorf("nft does not accept the text of program %s: %v\n%s", name, err, out)
+				t.Errorf("nft does not accept the text of program %s: error %v, want none\n%s", name, err, out)
 			}
 		}
 	})
@@ -243,12 +243,12 @@ func TestKernelOwnsAndAdoptsTable(t *testing.T) {
 				t.Errorf("Apply by a second owner: got %v, want EPERM with the command that helps", err)
 			}
 		}
-		first.Close() // the agent ends: the table stays
+		first.Close() // the agent ends, and the table stays
 		expect(t, p, "orphaned")
 		if err := flush(t); err != nil {
 			t.Fatalf("flushing a table without owner: %v", err)
 		}
-		if err := other.Apply(p); err != nil { // the next Kernel adopts it
+		if err := other.Apply(p); err != nil { // the Kernel of the next agent adopts the table
 			t.Fatal(err)
 		}
 		expect(t, p, "adopted")
@@ -256,7 +256,7 @@ func TestKernelOwnsAndAdoptsTable(t *testing.T) {
 			t.Fatal(err)
 		}
 		if rules, elements := counts(t); rules != 0 || elements != 0 {
-			t.Errorf("after Delete %d rules and %d elements are left", rules, elements)
+			t.Errorf("after Delete %d rules and %d elements are left; want none", rules, elements)
 		}
 		if err := other.Delete(); err != nil {
 			t.Errorf("the second Delete returned %v; want no error", err)

@@ -66,7 +66,7 @@ func (p Packet) header(base expr.PayloadBase) (header []byte, known []bool) {
 		}
 	case base != expr.PayloadBaseNetworkHeader:
 	case is4:
-		put(6, 0, 0) // no fragment
+		put(6, 0, 0) // the packet is no fragment
 		put(9, p.Protocol)
 		put(saddr.off4, p.Src.AsSlice()...)
 		put(daddr.off4, p.Dst.AsSlice()...)

@@ -29,7 +29,7 @@ import (
 // Exempt says to which packets policies do not apply. A host can always reach its own endpoints.
 type Exempt struct {
 	OwnHost    bool // packets of endpoints to their own host
-	Resolver   bool // of those, DNS queries to the host's name server
+	Resolver   bool // DNS queries of endpoints to their own host's name server
 	ICMPErrors bool // ICMP errors about a known connection (RFC 792, 4443)
 }
 
@@ -74,10 +74,10 @@ func (d direction) prefix() string {
 
 // verdicts describes one set of policies: those in force, or those including audit mode.
 type verdicts struct {
-	prefix string // prefix of names
-	end    string // prefix of the name of the final chain
+	prefix string // the prefix of all names
+	end    string // the prefix of the final chain's name
 	list   []policy.Isolated
-	own    map[policy.Direction][]isolatedAddr // list, by direction
+	own    map[policy.Direction][]isolatedAddr // the addresses and chains of list, by direction
 }
 
 // isolatedAddr is an address of an endpoint, and the chain that evaluates its packets.
@@ -138,7 +138,7 @@ func (l *lowering) self() {
 	for _, is4 := range []bool{true, false} {
 		k := addrKind(is4)
 		s := &Set{Name: selfName(is4), Key: Key{k, k}}
-		list := make([]pair, 0, (len(l.Policy.Program.Isolated)+len(l.Policy.Program.Tried))/2) // half of them per family
+		list := make([]pair, 0, (len(l.Policy.Program.Isolated)+len(l.Policy.Program.Tried))/2) // each family has half of the entries
 		for _, isolated := range [][]policy.Isolated{l.Policy.Program.Isolated, l.Policy.Program.Tried} {
 			for _, i := range isolated {
 				for _, other := range i.Self {

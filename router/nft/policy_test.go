@@ -119,7 +119,7 @@ func TestKernelEvaluatesLikePolicy(t *testing.T) {
 			}
 		}
 		if denied < 20 {
-			t.Errorf("only %d packets were denied, too few to prove anything", denied)
+			t.Errorf("only %d packets were denied; want at least 20, else the test proves nothing", denied)
 		}
 	})
 }
@@ -251,13 +251,13 @@ func TestEndpointChangesKeepRules(t *testing.T) {
 			put(n+3, n < 50)
 		}
 		if after := apply("many"); !slices.Equal(before, after) {
-			t.Errorf("adding endpoints replaced rules: %v, then %v", before, after)
+			t.Errorf("adding endpoints replaced the rules %v by %v; want the same rules", before, after)
 		}
 		for n := range slot.Slot(2000) {
 			c.Remove(fmt.Sprint(n + 3))
 		}
 		if after := apply("one again"); !slices.Equal(before, after) {
-			t.Errorf("removing endpoints replaced rules: %v, then %v", before, after)
+			t.Errorf("removing endpoints replaced the rules %v by %v; want the same rules", before, after)
 		}
 	})
 }

@@ -79,7 +79,7 @@ type Config struct {
 // Guard configures the section of the data path: the guard's filters and NAT.
 type Guard struct {
 	Universe     slot.Universe
-	Node4, Node6 netip.Addr   // invalid if there is none yet
+	Node4, Node6 netip.Addr   // invalid if the host has no node address yet
 	Own          []slot.Range // the slots that this peer owns
 	Exposed      bool
 	// Resolver says that a DNS server listens on the node addresses.

@@ -99,9 +99,9 @@ type Key []kind
 
 // kind is the type of one value in a key.
 type kind struct {
-	word  string // in nft's syntax
+	word  string // the name of the type in nft's syntax
 	data  nftables.SetDatatype
-	size  int // in bytes; in a concatenation each is padded to a multiple of four
+	size  int // in bytes; a concatenation pads each value to a multiple of four
 	print func([]byte) string
 }
 

@@ -25,16 +25,16 @@ type Compiler struct {
 	namespaces map[string]map[string]string
 	policies   []compiled
 	hosts      []Host
-	aliases    []alias                       // of hosts
-	blockNames map[string]string             // by block as written: the name of its set
-	endpoints  map[string]*member            // by id
-	spaces     map[string]map[string]*member // by namespace and id
-	locals     map[string]*member            // by id
-	claims     map[netip.Addr]int            // number of endpoints per address; briefly, two can have one
-	groups     map[string]*group             // by set name
-	live       []*group                      // the groups of the last program; only they are built
+	aliases    []alias                       // the aliases of hosts
+	blockNames map[string]string             // the name of the set for each ipBlock; key: the ipBlock's text in the policy
+	endpoints  map[string]*member            // key: the endpoint's id
+	spaces     map[string]map[string]*member // keys: namespace, endpoint's id
+	locals     map[string]*member            // the endpoints on this host; key: the endpoint's id
+	claims     map[netip.Addr]int            // number of endpoints with an address; for a short time, two can have one
+	groups     map[string]*group             // key: the name of the set
+	live       []*group                      // the groups of the last program; Program builds only these
 	blocks     map[string]*Set
-	chains     map[string]*Chain // by name: every chain built for these policies
+	chains     map[string]*Chain // every chain built for these policies; key: the chain's name
 	last       *Program          // the last program; nil after policies or local endpoints changed. Otherwise only sets can differ
 }
 
@@ -58,8 +58,8 @@ type group struct {
 	Set
 	peer  *Peer // for a set of endpoints: the selectors, and the policy's own namespace
 	own   string
-	port  Port // for a set of named ports
-	near  bool // only named ports of local endpoints, since ingress goes to them
+	port  Port // the port, if this is a set of named ports
+	near  bool // whether only local endpoints count, since ingress goes to those
 	built *Set
 }
 
@@ -240,7 +240,7 @@ func (c *Compiler) Program() Program {
 		}
 		return p
 	}
-	p := Program{Isolated: make([]Isolated, 0, 4*len(c.locals))} // in both directions and families
+	p := Program{Isolated: make([]Isolated, 0, 4*len(c.locals))} // each endpoint has two directions and two families
 	chains := map[string]*Chain{}
 	use := func(e Endpoint, d Direction, chain *Chain, list *[]Isolated) {
 		if chain == nil {

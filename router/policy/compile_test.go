@@ -28,7 +28,7 @@ func TestCompileMatchesEvaluate(t *testing.T) {
 				t.Fatalf("packet %+v is allowed: %v, but its reply: %v; want the same", p, want.Allowed, got.Allowed)
 			}
 			if got := policytest.Allows(prog, p); got != want.Allowed {
-				t.Fatalf("packet %+v: the program's verdict is %v, Evaluate's is\n%+v\n%+v", p, got, want, prog)
+				t.Fatalf("packet %+v: the program's verdict is %v; want that of Evaluate:\n%+v\n%+v", p, got, want, prog)
 			}
 			for d, want := range map[Direction]Decision{Egress: want.Egress, Ingress: want.Ingress} {
 				tried := want.Allowed
@@ -41,7 +41,7 @@ func TestCompileMatchesEvaluate(t *testing.T) {
 				}
 				told := slices.ContainsFunc(prog.Tried, func(i Isolated) bool { return i.Direction == d && i.Addr == own })
 				if !told && want.Tried != nil || told && policytest.AllowsIn(prog, prog.Tried, d, p) != tried {
-					t.Fatalf("packet %+v, %v: the audit verdict is not %v: %+v\n%+v", p, d, tried, want, prog)
+					t.Fatalf("packet %+v, %v: in audit mode the program has another verdict; want %v: %+v\n%+v", p, d, tried, want, prog)
 				}
 			}
 		}
@@ -118,7 +118,7 @@ func TestEndpointChangesKeepChains(t *testing.T) {
 		}
 		for _, s := range names(after) {
 			if !slices.Contains(names(before), s) {
-				t.Errorf("removing the endpoint y/b added the set %s", s)
+				t.Errorf("removing the endpoint y/b added the set %s; want no new set", s)
 			}
 		}
 	})

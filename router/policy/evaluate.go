@@ -38,7 +38,7 @@ type Verdict struct {
 	Allowed bool
 	// Exempt says why policies do not apply; empty if they do.
 	Exempt          string
-	Egress, Ingress Decision // at the source and at the destination
+	Egress, Ingress Decision // the decisions at the source and at the destination
 }
 
 // Decision is the result for one direction.

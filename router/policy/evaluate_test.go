@@ -75,7 +75,7 @@ var situations = map[string]struct {
 	policies []Policy
 	to       string // the destination of all connections; if egress is set, their source
 	egress   bool
-	allowed  string   // the endpoints at the other end that succeed, besides itself
+	allowed  string   // the endpoints at the other end whose connections succeed, besides to itself
 	port     uint16   // 0 means 80
 	proto    Protocol // 0 means TCP
 }{
@@ -199,7 +199,7 @@ func TestDenialNamesFirstMismatchPerRule(t *testing.T) {
 	}
 	p.FromOwnHost = true
 	if v = Evaluate(policies, suite, p); !v.Allowed || v.Exempt == "" {
-		t.Errorf("probe from the endpoint's own host: %+v", v)
+		t.Errorf("a probe from the endpoint's own host has the verdict %+v; want it allowed as exempt", v)
 	}
 }
 
@@ -228,7 +228,7 @@ func TestUnparsedRulePartsAllowNothing(t *testing.T) {
 	unread, open := Port{Unread: true}, Peer{Pods: pods()}
 	for name, c := range map[string]struct {
 		rule Rule
-		says string // part of the miss; empty if the packet is allowed
+		says string // part of the reason for the denial; empty if the packet is allowed
 	}{
 		"only such a peer":    {from(Peer{Unread: true}), "could not be parsed"},
 		"another peer too":    {from(Peer{Unread: true}, open), ""},
@@ -249,7 +249,7 @@ func TestUnparsedRulePartsAllowNothing(t *testing.T) {
 		src, _ := suite.At(p.Src)
 		dst, _ := suite.At(p.Dst)
 		if got := Between(policies, suite, src, dst).String(); (got == "none") == v.Allowed {
-			t.Errorf("%s: Between returned %s, which contradicts Evaluate", name, got)
+			t.Errorf("%s: Between returned %s; want \"none\" exactly if Evaluate denies the packet", name, got)
 		}
 	}
 }

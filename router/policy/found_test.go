@@ -56,7 +56,7 @@ func TestCasesFoundByRandomTests(t *testing.T) {
 				t.Errorf("Evaluate allows the packet: %v; want %v", got, c.allowed)
 			}
 			if got := policytest.Allows(Compile(policies, suite, everyone), p); got != c.allowed {
-				t.Errorf("the program of one host: allowed %v", got)
+				t.Errorf("the program allows the packet: %v; want %v", got, c.allowed)
 			}
 			first := func(e Endpoint) bool { return e.Name == "a" }
 			second := func(e Endpoint) bool { return !first(e) }

@@ -12,8 +12,8 @@ func TestBlocksApplyToHostsOverlayAddresses(t *testing.T) {
 	addr := netip.MustParseAddr
 	hosts := []Host{
 		{Addrs: []netip.Addr{addr("10.200.0.11"), addr("fd00:10:200::11")}, Overlay: []netip.Addr{addr("10.32.0.1"), addr("fd00:32::1")}},
-		{Addrs: []netip.Addr{addr("10.200.0.12")}, Overlay: []netip.Addr{addr("10.40.0.1"), addr("fd00:32::8:1")}}, // only known by IPv4
-		{Addrs: []netip.Addr{addr("10.200.0.13"), addr("10.201.0.13")}, Overlay: []netip.Addr{addr("10.44.0.1")}},  // known by two addresses
+		{Addrs: []netip.Addr{addr("10.200.0.12")}, Overlay: []netip.Addr{addr("10.40.0.1"), addr("fd00:32::8:1")}}, // other hosts know this host's IPv4 address only
+		{Addrs: []netip.Addr{addr("10.200.0.13"), addr("10.201.0.13")}, Overlay: []netip.Addr{addr("10.44.0.1")}},  // other hosts know both addresses of this host
 		{Overlay: []netip.Addr{addr("10.47.0.1")}},
 	}
 	for _, c := range []struct {
@@ -24,9 +24,9 @@ func TestBlocksApplyToHostsOverlayAddresses(t *testing.T) {
 		{"10.200.0.0/24", nil, []string{"10.32.0.1", "10.40.0.1", "10.44.0.1", "fd00:32::8:1", "10.200.0.11"}, []string{"fd00:32::1", "10.47.0.1", "10.32.0.2", "10.31.255.255"}},
 		{"fd00:10:200::/64", nil, []string{"fd00:32::1"}, []string{"10.32.0.1", "fd00:32::8:1"}},
 		{"10.200.0.0/24", []string{"10.200.0.12/32"}, []string{"10.32.0.1"}, []string{"10.40.0.1", "fd00:32::8:1"}},
-		{"0.0.0.0/0", []string{"10.200.0.0/16"}, []string{"10.47.0.1", "10.32.0.2", "8.8.8.8"}, []string{"10.32.0.1", "10.40.0.1", "10.200.0.11"}}, // everything except the nodes
-		{"0.0.0.0/0", []string{"10.32.0.0/12"}, []string{"10.32.0.1", "10.40.0.1", "8.8.8.8"}, []string{"10.47.0.1", "10.32.0.2"}},                 // everything except pods
-		{"10.0.0.0/8", []string{"10.200.0.13/32"}, []string{"10.44.0.1"}, nil},                                                                     // its other address is included
+		{"0.0.0.0/0", []string{"10.200.0.0/16"}, []string{"10.47.0.1", "10.32.0.2", "8.8.8.8"}, []string{"10.32.0.1", "10.40.0.1", "10.200.0.11"}}, // the block is everything except the nodes
+		{"0.0.0.0/0", []string{"10.32.0.0/12"}, []string{"10.32.0.1", "10.40.0.1", "8.8.8.8"}, []string{"10.47.0.1", "10.32.0.2"}},                 // the block is everything except pods
+		{"10.0.0.0/8", []string{"10.200.0.13/32"}, []string{"10.44.0.1"}, nil},                                                                     // the block includes the host's other address
 		{"10.32.0.0/12", nil, []string{"10.32.0.1", "10.47.0.1"}, []string{"10.200.0.11"}},
 		{"10.32.0.1/32", nil, []string{"10.32.0.1"}, []string{"10.40.0.1"}},
 		{"192.0.2.0/24", nil, nil, []string{"10.32.0.1", "fd00:32::8:1"}},
@@ -38,7 +38,7 @@ func TestBlocksApplyToHostsOverlayAddresses(t *testing.T) {
 		}
 		intervals := b.intervalsWith(aliases(hosts))
 		if !slices.IsSortedFunc(intervals, func(x, y Interval) int { return x.First.Compare(y.First) }) {
-			t.Errorf("intervals of %v are not sorted: %v", b, intervals)
+			t.Errorf("the intervals of %v are %v; want them sorted", b, intervals)
 		}
 		for want, list := range map[bool][]string{true: c.in, false: c.out} {
 			for _, a := range list {
@@ -60,7 +60,7 @@ func TestHostsChangeSetsOfBlocks(t *testing.T) {
 	open := Policy{Namespace: "a", Isolates: Of(Ingress), Ingress: []Rule{{}}}
 	c.SetPolicies([]Policy{open}, nil)
 	if c.SetHosts([]Host{host}) {
-		t.Error("SetHosts reports a change although no policy has a block")
+		t.Error("no policy has an ipBlock, but SetHosts reports a change; want none")
 	}
 	c.SetHosts(nil)
 	open.Ingress[0].Peers = []Peer{{Block: &Block{CIDR: netip.MustParsePrefix("10.200.0.0/24")}}}
@@ -71,7 +71,7 @@ func TestHostsChangeSetsOfBlocks(t *testing.T) {
 		t.Errorf("without hosts the block has intervals %v, want one", got)
 	}
 	if !c.SetHosts([]Host{host}) || c.SetHosts([]Host{host}) {
-		t.Error("SetHosts reports no change for a new host, or a change for the same one")
+		t.Error("SetHosts reports no change for a new host, or one for the same host; want a change only for the new host")
 	}
 	if got := blocks(); len(got) != 3 {
 		t.Errorf("with the host the block has the intervals %v; want 3", got)

@@ -57,7 +57,7 @@ func TestAdditionalRulesOnlyAllow(t *testing.T) {
 		more[i].Ingress = append(slices.Clone(more[i].Ingress), draw(t).Rule())
 		more[i].Egress = append(slices.Clone(more[i].Egress), draw(t).Rule())
 		if after := Evaluate(more, suite, p).Allowed; before && !after {
-			t.Errorf("packet %+v: an additional rule denies it", p)
+			t.Errorf("packet %+v: it is denied after a rule was added; want it allowed as before", p)
 		}
 	})
 }
@@ -84,7 +84,7 @@ func TestVerdictIsSameInBothFamilies(t *testing.T) {
 			got[family] = Evaluate(policies, suite, p).Allowed
 		}
 		if got[0] != got[1] {
-			t.Errorf("packet %+v: allowed %v over IPv4, %v over IPv6", p, got[0], got[1])
+			t.Errorf("packet %+v: allowed %v over IPv4, %v over IPv6; want the same", p, got[0], got[1])
 		}
 	})
 }
@@ -95,17 +95,17 @@ func TestVerdictsHaveReasons(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		v := Evaluate(draw(t).Policies(), suite, draw(t).Packet(suite))
 		if v.Allowed != (v.Egress.Allowed && v.Ingress.Allowed) {
-			t.Errorf("the verdict contradicts its two decisions: %+v", v)
+			t.Errorf("the verdict contradicts its two decisions: %+v; want it allowed exactly if both allow it", v)
 		}
 		for _, d := range []Decision{v.Egress, v.Ingress} {
 			isolated := len(d.Policies) > 0
 			switch {
 			case !isolated && (!d.Allowed || d.By != nil || d.Misses != nil):
-				t.Errorf("a decision that no policy applies to is denied or has reasons: %+v", d)
+				t.Errorf("no policy applies, but the decision is %+v; want it allowed without reasons", d)
 			case isolated && d.Allowed && (d.By == nil || d.By.Text == "" || d.Misses != nil):
-				t.Errorf("an allowed packet of an isolated endpoint has no rule that allows it: %+v", d)
+				t.Errorf("an isolated endpoint's packet is allowed by the decision %+v; want the rule that allows it", d)
 			case isolated && !d.Allowed && (d.By != nil || len(d.Misses) == 0):
-				t.Errorf("a denied packet has no reasons: %+v", d)
+				t.Errorf("a packet is denied by the decision %+v; want reasons, and no rule that allows it", d)
 			}
 		}
 	})

@@ -146,7 +146,7 @@ func (b Block) intervals() []Interval {
 	for _, e := range except {
 		first := e.Masked().Addr()
 		if !next.IsValid() || lastOf(e).Less(next) {
-			continue // contained in an earlier one
+			continue // an earlier block contains this one
 		}
 		if next.Less(first) {
 			out = append(out, Interval{next, first.Prev()})

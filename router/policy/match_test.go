@@ -15,7 +15,7 @@ func TestSelectorsThatPrintAlikeAreDistinct(t *testing.T) {
 	even := Selector{Labels: map[string]string{"a": "b", "c": "d"}}
 	prog := Compile([]Policy{on().in(from(Peer{Pods: &odd}), from(Peer{Pods: &even}))}, suite, everyone)
 	if odd.String() != even.String() || len(prog.Sets) != 2 {
-		t.Errorf("the selectors %q and %q, which differ, share a set: %+v", odd, even, prog.Sets)
+		t.Errorf("the selectors %q and %q differ, but share a set: %+v; want two sets", odd, even, prog.Sets)
 	}
 }
 

@@ -91,7 +91,7 @@ type Peer struct {
 	// nil means all.
 	Namespaces, Pods *Selector
 	Block            *Block
-	Unread           bool // it could not be parsed and matches nothing
+	Unread           bool // the peer could not be parsed and matches nothing
 }
 
 // Block is the addresses of CIDR without those of Except.
@@ -150,7 +150,7 @@ type Port struct {
 	Protocol    Protocol
 	Number, End uint16 // End is the last port of a range, or 0
 	Name        string // name of a port that the destination declares
-	Unread      bool   // it could not be parsed and matches nothing
+	Unread      bool   // the port could not be parsed and matches nothing
 }
 
 func (p Port) String() string {
@@ -158,7 +158,7 @@ func (p Port) String() string {
 	case p.Unread:
 		return "(unparsed port)"
 	case p.Protocol != TCP && p.Protocol != UDP && p.Protocol != SCTP:
-		return p.Protocol.String() // it has no ports
+		return p.Protocol.String() // this protocol has no ports
 	case p.Name != "":
 		return p.Name + "/" + p.Protocol.String()
 	case p.Number == 0:

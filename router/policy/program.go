@@ -14,10 +14,10 @@ import (
 // Programs of one Compiler share unchanged sets and chains in memory, so a loader can skip them by
 // comparing pointers.
 type Program struct {
-	Isolated []Isolated // by direction and address
-	Tried    []Isolated // the same including policies in audit mode, for endpoints that those select
-	Chains   []*Chain   // by name
-	Sets     []*Set     // by name
+	Isolated []Isolated // sorted by direction and address
+	Tried    []Isolated // the endpoints that policies in audit mode select, with the chains that would enforce those policies too
+	Chains   []*Chain   // sorted by name
+	Sets     []*Set     // sorted by name
 }
 
 // Isolated assigns a chain to an address of an endpoint on this host.
@@ -39,8 +39,8 @@ type Chain struct {
 // Match fits a packet if all its parts do.
 type Match struct {
 	Peers    string   // name of the set with the address of the other side; empty: any
-	Protocol Protocol // 0: any
-	Ports    []Range  // of the destination; empty: all, unless Named is set
+	Protocol Protocol // 0: any protocol
+	Ports    []Range  // ports of the destination; empty: all ports, unless Named is set
 	Named    string   // name of the set with destination, protocol and port
 }
 
@@ -51,9 +51,9 @@ type Range struct{ First, Last uint16 }
 type Set struct {
 	Name     string
 	Kind     SetKind
-	Addrs    []netip.Addr // of selected endpoints, sorted
+	Addrs    []netip.Addr // addresses of the selected endpoints; sorted
 	Blocks   []Interval   // sorted, disjoint
-	Services []Service    // named ports, sorted
+	Services []Service    // named ports; sorted
 }
 
 // SetKind is the kind of a set's elements.

@@ -25,7 +25,7 @@ type Problem struct {
 
 // Reasons of problems of a host's network. Those of Kubernetes are in prog/kube.
 const (
-	Host       = "HostConfiguration" // firewall, CNI configuration
+	Host       = "HostConfiguration" // the firewall or the CNI configuration of this host prevents something
 	DataPath   = "DataPath"
 	Address    = "Address" // an address belongs to another peer, or cannot be used
 	Policy     = "PolicyUnread"

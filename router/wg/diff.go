@@ -22,7 +22,7 @@ type devicePeer struct {
 	endpoint  netip.AddrPort
 	allowed   []netip.Prefix
 	keepalive time.Duration
-	handshake time.Time // of the last handshake
+	handshake time.Time // the time of the last handshake
 	received  time.Time // when received bytes last increased; zero: not known
 }
 
@@ -110,7 +110,7 @@ func diff(have map[wgtypes.Key]devicePeer, want []topology.Tunnel, planned map[w
 		every := interval(t, old, now)
 		if old.keepalive != every {
 			c.PersistentKeepaliveInterval = &every
-		} else if exists && needsHandshake(t, old, now) { // turning the keepalive on sends one at once, which starts a handshake
+		} else if exists && needsHandshake(t, old, now) { // WireGuard sends a keepalive as soon as it is turned on, which starts a handshake
 			changes = append(changes, wgtypes.PeerConfig{PublicKey: key, UpdateOnly: true, PersistentKeepaliveInterval: new(time.Duration(0))})
 			c.PersistentKeepaliveInterval = &every
 		}

@@ -437,7 +437,7 @@ func TestFormattingAConfigShowsNoKeys(t *testing.T) {
 	c := Config{PrivateKey: [32]byte{1, 2, 3, 250}, Port: 6784, Tunnels: []topology.Tunnel{tunnel(251, "", "")}}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
 		if s := fmt.Sprintf(verb, c); strings.Contains(s, "250") || strings.Contains(s, "251") || strings.Contains(s, "fa") {
-			t.Errorf("formatting with %s shows a key: %s", verb, s)
+			t.Errorf("formatting with %s shows a key: %s; want it hidden", verb, s)
 		}
 	}
 }

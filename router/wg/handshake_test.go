@@ -25,7 +25,7 @@ import (
 type host struct {
 	t       *testing.T
 	dev     *device.Device
-	tunnel  topology.Tunnel // to the other host
+	tunnel  topology.Tunnel // leads to the other host
 	planned map[wgtypes.Key]plan
 }
 
@@ -182,7 +182,7 @@ func TestALostPeerHasASessionWithinASecondAfterItReturns(t *testing.T) {
 		},
 		"gossip of both hosts reaches the other": func(a, b *host) {
 			a.reconcile(topology.Reached)
-			time.Sleep(10 * time.Millisecond) // for handshakes that cross, see TestCrossingHandshakesAreRetriedSoon
+			time.Sleep(10 * time.Millisecond) // without this pause handshakes would cross, see TestCrossingHandshakesAreRetriedSoon
 			b.reconcile(topology.Reached)
 		},
 	} {
@@ -198,7 +198,7 @@ func TestALostPeerHasASessionWithinASecondAfterItReturns(t *testing.T) {
 				for _, h := range hosts {
 					h.reconcile(topology.Lost)
 				}
-				time.Sleep(3 * time.Minute) // handshakes in progress are given up
+				time.Sleep(3 * time.Minute) // both hosts give up handshakes in progress
 				_, before := hosts[0].read()
 				time.Sleep(idle)
 				if _, after := hosts[0].read(); after != before || before == 0 {
@@ -207,7 +207,7 @@ func TestALostPeerHasASessionWithinASecondAfterItReturns(t *testing.T) {
 				cut = false
 				restore(hosts[0], hosts[1])
 				if _, ok := waitForHandshake(hosts, time.Second, func() {}); !ok {
-					t.Error("there was no handshake within a second")
+					t.Error("there was no handshake within a second, want one")
 				}
 				for i, h := range hosts {
 					h.reconcile(topology.Lost)
@@ -231,7 +231,7 @@ func TestAHostThatIsConfiguredLaterHasASessionAtOnce(t *testing.T) {
 		time.Sleep(time.Second)
 		hosts[1].reconcile(topology.Reached)
 		if took, ok := waitForHandshake(hosts, time.Second, func() {}); !ok {
-			t.Errorf("there was no handshake within %v", took)
+			t.Errorf("there was no handshake within %v, want one", took)
 		}
 	})
 }
@@ -252,7 +252,7 @@ func TestCrossingHandshakesAreRetriedSoon(t *testing.T) {
 			hosts[1].reconcile(topology.Reached)
 		})
 		if !ok {
-			t.Errorf("there was no handshake within %v", took)
+			t.Errorf("there was no handshake within %v, want one", took)
 		}
 		t.Logf("the handshake took %v", took)
 	})

@@ -204,13 +204,13 @@ func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr()
 // Observed is the actual state of the device.
 type Observed struct {
 	Kind  string
-	Peers map[[32]byte]Peer // by public key
+	Peers map[[32]byte]Peer // key: the peer's public key
 }
 
 // Peer is the actual state of one tunnel.
 type Peer struct {
 	Endpoint       netip.AddrPort
-	Handshake      time.Time // zero: none yet
+	Handshake      time.Time // zero: there was no handshake yet
 	Received, Sent int64     // bytes
 }
 

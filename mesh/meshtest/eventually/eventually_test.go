@@ -43,7 +43,7 @@ func TestConditionIsCheckedUntilItHolds(t *testing.T) {
 			took = True(tb, time.Minute, "30 seconds pass", func() bool { return time.Since(start) >= 30*time.Second })
 		})
 		if failure != "" || took < 30*time.Second || took > 30*time.Second+lastPause {
-			t.Errorf("took %v, failure %q", took, failure)
+			t.Errorf("took %v, failure %q; want success right after 30 s", took, failure)
 		}
 	})
 }
@@ -56,7 +56,7 @@ func TestLastCheckIsAtTheDeadline(t *testing.T) {
 			if failure := run(func(tb testing.TB) {
 				True(tb, within, "it is time", func() bool { return time.Since(start) >= within })
 			}); failure != "" {
-				t.Errorf("within %v: %s", within, failure)
+				t.Errorf("within %v: got the failure %s, want none", within, failure)
 			}
 		}
 	})
@@ -72,10 +72,10 @@ func TestFailureHasTheLastError(t *testing.T) {
 			t.Errorf("after %v: %q, want %q", time.Since(start), failure, want)
 		}
 		if failure := run(func(tb testing.TB) { True(tb, 0, "it is there", func() bool { return false }) }); !strings.Contains(failure, "it is there") {
-			t.Errorf("failure %q", failure)
+			t.Errorf("failure %q, want one that names the condition", failure)
 		}
 		if failure := run(func(tb testing.TB) { Nil(tb, 0, "", func() error { return errors.ErrUnsupported }) }); !strings.Contains(failure, "unsupported") {
-			t.Errorf("failure %q", failure)
+			t.Errorf("failure %q, want one with the last error", failure)
 		}
 	})
 }

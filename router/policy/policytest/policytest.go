@@ -91,7 +91,7 @@ var blocks = []policy.Peer{
 	block("fd00::/96", "fd00::200/120"), block("::/0"), block("0.0.0.0/0", "10.0.3.0/24"),
 	block("192.0.2.0/30"), block("192.0.2.0/24", "192.0.2.2/32"), block("2001:db8::/64"), block("0.0.0.0/0", "192.0.2.0/24"),
 	block("10.0.9.0/24", "10.0.9.1/32"),
-	block("10.0.1.0/24", "10.0.0.0/8"), // empty
+	block("10.0.1.0/24", "10.0.0.0/8"), // no address is in this block
 }
 
 func (r Random) peer() policy.Peer {
