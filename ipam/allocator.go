@@ -87,7 +87,7 @@ type Config struct {
 	Found *ring.Ring
 	// Elect, if set, makes this peer agree with others on one ring to found.
 	Elect *Election
-	// Cluster and Universe, if set, are those that the ring must have.
+	// Cluster and Universe, if set, are the cluster and universe that the ring must have.
 	Cluster  [16]byte
 	Universe slot.Universe
 	// Excluded ranges are only allocated when requested by address.
@@ -95,10 +95,10 @@ type Config struct {
 	// Rest is how long a released slot stays in quarantine; default DefaultRest.
 	Rest time.Duration
 	// Held, if set, reports whether other peers still map a released slot to its former endpoint.
-	// Such a slot is not allocated, even if no other is free. It must not block.
+	// Such a slot is not allocated, even if no other slot is free. It must not block.
 	Held func(slot.Slot) bool
 	// Listed, if set, returns the slots that a peer is known to use. After the removal of the peer
-	// they are allocated last.
+	// these slots are allocated last.
 	Listed func(peer.ID) []slot.Slot
 	// Heard, if set, returns proof that a peer is alive although gossip does not reach it, and the
 	// command that helps; empty if there is none. It must not block.
@@ -113,10 +113,10 @@ const ReplicaName = "ring"
 // DefaultRest is the default quarantine of a released slot.
 const DefaultRest = time.Minute
 
-// conflictLife is how long a conflict is shown. Gossip repeats one that persists.
+// conflictLife is how long a conflict is shown. Gossip reports a conflict that persists again.
 const conflictLife = 5 * time.Minute
 
-// Errors of Allocate, besides context errors.
+// These are the errors of Allocate, besides those of the context.
 var (
 	ErrStopped = errors.New("ipam: the agent is stopping")
 	ErrNoRing  = errors.New("ipam: this peer has not received the address ring yet: no address can be allocated; check its connections in `weft status targets`")
@@ -437,8 +437,8 @@ func (a *Allocator) owns(s slot.Slot) bool {
 	return ok && owner == a.cfg.Self
 }
 
-// fault selects a deliberate bug, to prove that prog/soak's tests detect it. Only they set it:
-// -ldflags '-X weft/ipam.fault=unfenced'.
+// fault selects a deliberate bug, to prove that prog/soak's tests detect it. Only those tests set
+// it: -ldflags '-X weft/ipam.fault=unfenced'.
 var fault string
 
 // lost returns the allocations whose slots another peer owns now.

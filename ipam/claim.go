@@ -23,7 +23,7 @@ func (e *ClaimError) Error() string { return "ipam: the address cannot be alloca
 // claimTries limits how often a claim follows a slot whose owner changes meanwhile.
 const claimTries = 3
 
-// Claim allocates one given slot to key, if it is free anywhere in the mesh. If another peer owns
+// Claim allocates the slot want to key, if it is free anywhere in the mesh. If another peer owns
 // it, that peer is asked to give it away.
 func (a *Allocator) Claim(ctx context.Context, key string, want slot.Slot, note []byte) error {
 	for range claimTries {

@@ -21,7 +21,7 @@ func owned(t *testing.T, m *host, of peer.ID) (n uint64) {
 }
 
 // A peer that receives neither replies nor gossip keeps asking. Each donor gives it space once, and
-// keeps half of its own. Once a reply arrives, the peer gets that first grant.
+// keeps half of its slots. Once a reply arrives, the peer has the slots of the first grant.
 func TestLostRepliesCauseOneGrantOnly(t *testing.T) {
 	for name, pressed := range map[string]bool{"free slots": false, "only quarantined slots": true} {
 		t.Run(name, func(t *testing.T) {
@@ -97,7 +97,7 @@ func TestPeerThatKnowsItsGrantsGetsMore(t *testing.T) {
 	})
 }
 
-// A claim whose reply was lost can be repeated; the slot is granted once.
+// A claim whose reply was lost can be repeated; the slot is still granted only once.
 func TestRepeatedClaimGrantsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)

@@ -27,10 +27,10 @@ type Election struct {
 	Elsewhere func() bool
 }
 
-// Timing of an election. A ballot is decided once a quorum has received it and stored its vote
-// twice. A competing ballot that starts earlier voids it. So the reachable voter with the lowest id
-// proposes first. The others wait longer, depending on their number and on the number of failed
-// ballots.
+// These are the waiting times of an election. A ballot is decided once a quorum has received it and
+// stored its vote twice. A competing ballot that starts earlier voids it. So the reachable voter
+// with the lowest id proposes first. The other voters wait longer, depending on their number and on
+// the number of failed ballots.
 const (
 	lookEvery    = 100 * time.Millisecond // the pause between two checks of which voters are reachable
 	settleFor    = time.Second            // how long to wait for missing voters
@@ -86,7 +86,8 @@ func (a *Allocator) voting() <-chan time.Time {
 	return a.election.timer.C
 }
 
-// voters returns the number of voters: as configured, or as known if that is more.
+// voters returns the number of voters: the configured number, or the number of known voters if that
+// is higher.
 func (e *election) voters() int { return max(e.Terms.Expect, e.votes.Known()) }
 
 // vote advances the election to a newer state. Whatever binds this voter is stored before it takes
@@ -117,7 +118,7 @@ func (a *Allocator) vote(newer paxos.State) error {
 	return nil
 }
 
-// send sends the votes that the others were not sent yet. Shortly after an earlier message it waits
+// send broadcasts the votes that it has not broadcast yet. Shortly after the last message it waits
 // a little, so that several changes go into one message.
 func (a *Allocator) send() {
 	e := a.election
@@ -144,8 +145,8 @@ func (a *Allocator) found(v paxos.Value) error {
 	return nil
 }
 
-// tick sends pending votes, and proposes when it is this voter's turn. Without a reachable quorum
-// it announces this voter again.
+// tick sends pending votes, and proposes when mayPropose allows it. Without a reachable quorum it
+// announces this voter again.
 func (a *Allocator) tick() {
 	e := a.election
 	if !a.ring.IsZero() {
@@ -180,7 +181,7 @@ func (e *election) step() time.Duration {
 	return ballotStep << min(max(round, 1)-1, maxDoublings)
 }
 
-// mayPropose reports whether it is this voter's turn to propose.
+// mayPropose reports whether this voter has waited long enough to propose.
 func (a *Allocator) mayPropose(now time.Time) bool {
 	e := a.election
 	if e.Elsewhere() {
@@ -198,8 +199,8 @@ func (a *Allocator) mayPropose(now time.Time) bool {
 	case here < e.votes.Quorum():
 		e.since = time.Time{}
 		if now.After(e.hereAt) {
-			// Perhaps no voter knows this one: the first announcement can be lost. Push/pull takes
-			// long to find the other voters among many hosts that do not vote.
+			// Perhaps no other voter knows this voter: its first announcement can be lost.
+			// Push/pull takes long to find the other voters among many hosts that do not vote.
 			a.cfg.Mesh.Broadcast(VotesName, e.votes.Sendable().Encode())
 			e.hereAt = now.Add(rand.N(max(hereWithin, time.Duration(e.voters())*lookEvery)))
 		}
@@ -240,8 +241,8 @@ func (v *Votes) Full() []byte {
 	return data
 }
 
-// Merge merges another peer's votes. It returns no news: this peer broadcasts them itself, together
-// with its own vote.
+// Merge merges another peer's votes. It returns no news: this peer broadcasts the votes itself,
+// together with its own vote.
 func (v *Votes) Merge(data []byte) (news []byte, err error) {
 	theirs, err := paxos.Decode(data)
 	if err != nil {

@@ -216,7 +216,7 @@ func TestRingIsFoundedOnceQuorumStarted(t *testing.T) {
 	}
 }
 
-// A voter that restarts after any of its writes still keeps its promises, and the ring is founded.
+// A voter that restarts after any of its writes keeps its promises, and the ring is founded.
 func TestElectionSurvivesRestartAfterAnyWrite(t *testing.T) {
 	for who := 1; who <= 2; who++ {
 		for write := 1; write <= 2; write++ { // the third write stores the ring

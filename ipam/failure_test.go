@@ -54,8 +54,8 @@ func snapshot(t *testing.T, m *host) Snapshot {
 	return s
 }
 
-// A dead peer's slots are taken over. When it returns, it learns that before it allocates anything,
-// reports its lost allocations, and gets new space.
+// A dead peer's slots are taken over. When the peer returns, it learns of that before it allocates
+// anything. It reports its lost allocations, and gets new space.
 func TestRemovedPeerIsFenced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, held := three(t)
@@ -88,7 +88,7 @@ func TestRemovedPeerIsFenced(t *testing.T) {
 }
 
 // A peer that is alive, or may be alive behind a partition, is only removed by force. A peer that
-// proves to be alive is not removed even by force.
+// proves to be alive is not removed, even by force.
 func TestRemovalNeedsAMajority(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
@@ -105,8 +105,8 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 		}
 		_, err = m[1].RemovePeer(t.Context(), m[3].id, true) // only h2 reaches h3
 		refused(err, "h2")
-		// Gossip does not reach h3, but a tunnel to it works, from here or from h2: even force is
-		// refused.
+		// Gossip does not reach h3, but the tunnel of h1 or of h2 to it works. Then even a removal
+		// by force is refused.
 		c.split(func(a, b peer.ID) bool { return a != b && (a == m[3].id || b == m[3].id) })
 		for n := 1; n <= 2; n++ {
 			m[n].tunnel.Store(&m[3].id)
@@ -254,7 +254,7 @@ func TestRestoredStateCatchesUpBeforeGranting(t *testing.T) {
 	})
 }
 
-// A freed slot stays in quarantine, across restarts too. If no other slot is free, the one that
+// A freed slot stays in quarantine, across restarts too. If no other slot is free, the slot that
 // leaves quarantine first is allocated. A claim by address gets its slot at once.
 func TestFreedSlotsStayInQuarantine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -13,8 +13,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// While other peers map a slot to its former endpoint, it is not allocated. That holds after its
-// quarantine, if no other slot is free, and for a claim by address.
+// While other peers map a slot to its former endpoint, the slot is not allocated: not after its
+// quarantine, not if no other slot is free, and not to a claim by address.
 func TestHeldSlotIsNotReused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
@@ -100,7 +100,8 @@ func TestRemovedPeersSlotsAreAllocatedLast(t *testing.T) {
 		if s := snapshot(t, m[1]); s.Resting != len(used) {
 			t.Errorf("after a restart %d slots are in quarantine, want %d", s.Resting, len(used))
 		}
-		// Another peer gets them when there are no other free slots in the mesh, and not before.
+		// Another peer gets the slots of the removed peer when the mesh has no other free slots,
+		// and not before.
 		for n := 0; ; n++ {
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			s, err := m[2].Allocate(ctx, string(rune('A'+n)), nil)

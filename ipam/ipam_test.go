@@ -138,7 +138,7 @@ func (m *host) Others() (out []peer.ID) {
 
 func (m *host) Stopped(peer.ID) bool { return false }
 
-// no is the refusal of a request.
+// no is the error of a refused request.
 type no struct{ error }
 
 func (e no) Refused() string { return e.Error() }

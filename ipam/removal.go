@@ -17,7 +17,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// removal is our promise to one peer: only it may take over a dead peer's slots for now.
+// removal is our promise to one peer: for now only that peer may take over a dead peer's slots.
 type removal struct {
 	by    peer.ID
 	until time.Time
@@ -26,7 +26,7 @@ type removal struct {
 // promiseLife is how long a peer that confirmed a removal refuses to confirm it to others.
 const promiseLife = 3 * time.Second
 
-// removeTimeout limits how long RemovePeer waits for rivals that remove the same peer.
+// removeTimeout limits how long RemovePeer waits for other peers that are removing the same peer.
 const removeTimeout = 10 * time.Second
 
 // RemovalError reports why a peer was not removed.
@@ -40,13 +40,13 @@ func (e *RemovalError) Error() string {
 	return fmt.Sprintf("ipam: cannot remove peer %v: %s", e.Peer, e.Why)
 }
 
-// errRival reports that another peer is removing the same one. Its text is part of the protocol:
+// errRival reports that another peer is removing the same peer. Its text is part of the protocol:
 // peers of other versions compare it, so it must not change.
 var errRival = errors.New("another peer is removing it at this moment")
 
 // RemovePeer takes over the slots of a dead peer, and returns their number. All reachable peers
 // must confirm that it is dead, and send its last grants. Without a majority of all peers it needs
-// force: this side of a partition cannot know whether the peer is alive on the other.
+// force: this side of a partition cannot know whether the peer is alive on the other side.
 func (a *Allocator) RemovePeer(ctx context.Context, dead peer.ID, force bool) (slots uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
@@ -200,11 +200,12 @@ func (a *Allocator) voters(ctx context.Context, dead peer.ID) (voters []peer.ID,
 	return voters, err
 }
 
-// The payload of a removal request: the dead peer, and 1 if the request is withdrawn.
+// The payload of a removal request is the dead peer's id, and then 1 if the request is withdrawn,
+// else 0.
 func removalAsked(dead peer.ID) []byte   { return append(dead[:], 0) }
 func removalGivenUp(dead peer.ID) []byte { return append(dead[:], 1) }
 
-// forget withdraws the promise that was made to by.
+// forget withdraws the promise made to the peer by.
 func (a *Allocator) forget(by, dead peer.ID) {
 	if a.removals[dead].by == by {
 		delete(a.removals, dead)
@@ -260,7 +261,8 @@ func (a *Allocator) serveRemoval(ctx context.Context, from peer.ID, payload []by
 var ErrNoHeir = errors.New("ipam: no reachable peer confirmed to take over this host's addresses: the host has not left; check `weft status connections` and try again")
 
 // Leave gives all of this peer's slots to another peer, the heir, and waits until one peer has
-// stored that. From then on this peer allocates nothing. A peer without others needs no heir.
+// stored the changed ring. From then on this peer allocates nothing. The only peer of a mesh needs
+// no heir.
 func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 	here := a.reachable()
 	usage := a.Usage(ctx, here[:min(len(here), mostAsked)])
@@ -319,7 +321,7 @@ func (a *Allocator) awaitGrants(ctx context.Context) {
 	}
 }
 
-// serveInherit merges the ring of a leaving peer, and confirms once it is on disk.
+// serveInherit merges the ring of a leaving peer, and confirms once that ring is on disk.
 func (a *Allocator) serveInherit(ctx context.Context, _ peer.ID, payload []byte) ([]byte, error) {
 	theirs, err := ring.Decode(payload)
 	if err != nil {

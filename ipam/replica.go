@@ -23,7 +23,7 @@ func (a *Allocator) Full() []byte {
 	return data
 }
 
-// full returns the ring, or a part of it if it is too large for one message.
+// full returns the ring, or a part of it if the whole is too large for one message.
 func (a *Allocator) full() []byte { return a.ring.Part(rand.Uint64()).Encode() }
 
 // Merge merges a ring, or a part of one, that another peer sent. It returns the news to pass on. A

@@ -19,7 +19,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// The kinds of requests between allocators. A reply that changes the ring is a part of the ring.
+// The kinds of requests between allocators. If a reply changes the ring, it holds the changed part.
 const (
 	requestRing    = "ring"    // the whole ring
 	requestUsage   = "usage"   // how much the peer uses and has free: Usage
@@ -30,7 +30,7 @@ const (
 	requestInherit = "inherit" // take over the slots of the leaving sender
 )
 
-// Timing of requests.
+// These are the time limits and pauses of requests.
 const (
 	askTimeout   = 3 * time.Second        // the time limit of one peer's answer
 	usageTimeout = time.Second            // the time limit of an answer that is only advice
@@ -111,7 +111,7 @@ func (a *Allocator) askAll(ctx context.Context, peers []peer.ID, kind string, pa
 }
 
 // catchUp fetches the current ring from the other peers. This peer's stored state may be older than
-// the state that it last sent. If no peer can be reached for a while, it continues alone.
+// the state that it last sent. If no peer can be reached for a while, this peer continues alone.
 func (a *Allocator) catchUp(ctx context.Context) {
 	ask, cancel := context.WithTimeout(ctx, aloneFor+askTimeout)
 	defer cancel()
@@ -131,7 +131,7 @@ func (a *Allocator) catchUp(ctx context.Context) {
 }
 
 // gathered waits after a start for the other peers, and returns the reachable ones. It waits for
-// all of them, but not long after the first.
+// all other peers, but not long after the first is reachable.
 func (a *Allocator) gathered(ctx context.Context) (here []peer.ID) {
 	until := time.Now().Add(aloneFor)
 	for ctx.Err() == nil && time.Now().Before(until) {
@@ -181,15 +181,15 @@ func (a *Allocator) ask() {
 	})
 }
 
-// pressed allocates slots in quarantine to waiting requests, since none is free. It reports whether
-// requests still wait.
+// pressed allocates slots in quarantine to waiting requests, since no slot is free. It reports
+// whether requests still wait.
 func (a *Allocator) pressed(ctx context.Context) (still bool) {
 	_ = a.do(ctx, func() { still = errors.Is(a.serveFrom((*space.Space).TakeQuarantined), ErrNoSpace) })
 	return still
 }
 
-// askEach asks the donors in turn, those with the most free slots first, until one gives space. It
-// runs outside the actor.
+// askEach asks one donor after the other, the donor with the most free slots first, until one gives
+// space. It runs outside the actor.
 func (a *Allocator) askEach(ctx context.Context, donors []peer.ID, kind string) (got bool, refusals []string) {
 	usage := a.Usage(ctx, donors[:min(len(donors), mostAsked)])
 	slices.SortStableFunc(donors, func(x, y peer.ID) int { return cmp.Compare(usage[y].Free, usage[x].Free) })
@@ -221,7 +221,8 @@ func (a *Allocator) askFor(ctx context.Context, id peer.ID, kind string, payload
 	return err
 }
 
-// donors returns the reachable owners, the largest first, and why the others cannot be asked.
+// donors returns the reachable owners, the owner of the most slots first, and the reasons why the
+// other owners cannot be asked.
 func (a *Allocator) donors() (donors []peer.ID, refusals []string) {
 	sizes := map[peer.ID]uint64{}
 	for id, ranges := range a.ring.Owned() {
@@ -271,7 +272,7 @@ func (a *Allocator) writable() error {
 }
 
 // donate gives about half of the free slots to a peer, and returns the grant. If there are none and
-// the peer is pressed, it gives the slot that leaves quarantine first. known is the requester's
+// pressed is set, donate gives the slot that leaves quarantine first. known is the requester's
 // ring: if it lacks an earlier grant to the requester, the answer was lost. Then donate repeats
 // that grant instead of giving more.
 func (a *Allocator) donate(to peer.ID, known []byte, pressed bool) ([]byte, error) {
@@ -281,8 +282,8 @@ func (a *Allocator) donate(to peer.ID, known []byte, pressed bool) ([]byte, erro
 	if to == a.cfg.Self {
 		return nil, errors.New("a peer cannot request space from itself")
 	}
-	if given, err := a.given(to, known); err != nil || given != nil {
-		return given, err
+	if missing, err := a.missingGrant(to, known); err != nil || missing != nil {
+		return missing, err
 	}
 	gift, ok := a.space.Donate()
 	if !ok && pressed {
@@ -300,9 +301,10 @@ func (a *Allocator) donate(to peer.ID, known []byte, pressed bool) ([]byte, erro
 	return a.publish(next, delta)
 }
 
-// given returns the part of the ring that a peer does not know, if that contains usable slots of
-// its own. They are all free, since the peer did not know of them. Older versions send no ring.
-func (a *Allocator) given(to peer.ID, known []byte) ([]byte, error) {
+// missingGrant returns the part of our ring that known, a peer's ring, lacks, if the peer owns
+// usable slots in it. That part was granted to the peer in an answer that was lost. The peer does
+// not know of those slots, so they are all free. Peers of older versions send no ring.
+func (a *Allocator) missingGrant(to peer.ID, known []byte) ([]byte, error) {
 	if len(known) == 0 {
 		return nil, nil
 	}

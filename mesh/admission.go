@@ -14,8 +14,8 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// Bounds of streams that have not yet proved to know the secret. The replicas' own bounds keep a
-// whole state below maxStream.
+// These bounds apply to streams that have not yet proved to know the secret. The replicas' own
+// bounds keep a whole state below maxStream.
 const (
 	maxStream       = 8 << 20  // bytes of one message
 	maxHeld         = 24 << 20 // bytes of all unproven messages
@@ -59,8 +59,8 @@ type admission struct {
 // closed streams, which will be released soon.
 type usage struct{ streams, bytes, ending int }
 
-// newAdmission wraps a transport in admission control; Shutdown ends both. Each proven stream is offered
-// to take before memberlist.
+// newAdmission wraps a transport in admission control; Shutdown ends the transport and the
+// admission control. Each proven stream is offered to take before memberlist gets it.
 func newAdmission(t memberlist.Transport, w *dialer, gossipKey []byte, refuse func(addr, reason string), take func(*stream) bool) (*admission, error) {
 	block, err := aes.NewCipher(gossipKey)
 	if err != nil {
@@ -187,8 +187,8 @@ func (d *admission) grow(s *stream) error {
 	return s.gone
 }
 
-// leave stops counting a stream as unproven, and returns the error if it was evicted. It cannot be
-// evicted after that.
+// leave stops counting a stream as unproven, and returns the error if it was evicted. After that
+// the stream cannot be evicted.
 func (d *admission) leave(s *stream) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -235,7 +235,8 @@ func (d *admission) evict(source netip.Addr, chunks int) {
 	d.freed.Broadcast() // the evicted stream may itself be waiting in grow
 }
 
-// add changes the usage of a stream's source and the total, and returns the source's.
+// add changes the usage of a stream's source and the total usage. It returns the usage of the
+// source.
 func (d *admission) add(s *stream, more usage) usage {
 	u := d.sources[s.source]
 	if u == nil {

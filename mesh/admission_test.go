@@ -72,8 +72,8 @@ func (d *admission) empty(t *testing.T) {
 	}
 }
 
-// Hosts without the secret at three addresses use no more than the bounds, and nothing after they
-// have gone. Encrypted messages still get through, even from the address of such a host.
+// Hosts without the secret at three addresses use no more than the bounds, and nothing after these
+// hosts have gone. Encrypted messages still get through, even from the address of such a host.
 func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := meshtest.New(1)
@@ -166,8 +166,8 @@ func TestFloodDoesNotPreventJoining(t *testing.T) {
 	})
 }
 
-// The answer of a dialled host is unproven too. One that announces too much ends the attempt, and
-// one that never comes uses one chunk.
+// The answer of a dialled host is unproven too. An answer that announces too much ends the attempt,
+// and an answer that never comes uses one chunk.
 func TestUnprovenAnswersAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := meshtest.New(3)

@@ -48,7 +48,7 @@ func asked(text []byte) []byte {
 }
 
 // ask sends a request to a run of a peer, and returns once it is sent. The reply is delivered
-// before ctx ends, or not at all. The returned function waits for the end of the stream.
+// before ctx ends, or is dropped. The returned function waits for the end of the stream.
 func (m *Mesh) ask(ctx context.Context, to memberlist.Address, msg message) (wait func(), err error) {
 	conn, err := m.dialer.dial(to, streamTimeout, m.admission.Transport.DialTimeout)
 	if err != nil {
@@ -100,7 +100,7 @@ type begun struct {
 
 func (b begun) Read(p []byte) (int, error) { return b.rest.Read(p) }
 
-// answer handles a stream that carries a request, and reports whether it was one.
+// answer handles a stream that carries a request, and reports whether the stream carried a request.
 func (m *Mesh) answer(ctx context.Context, s *stream) bool {
 	var e envelope
 	if s.asked == nil || !m.running() || decoding.Unmarshal(s.asked, &e) != nil || e.Kind != kindRequest {

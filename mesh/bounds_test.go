@@ -101,8 +101,8 @@ func TestLargestStateIsExchanged(t *testing.T) {
 	})
 }
 
-// A peer invents any number of owners. Existing sets stay, and the stored ones are bounded in
-// memory and on disk.
+// A peer invents any number of owners. Existing sets stay, and the number of stored sets is bounded
+// in memory and on disk.
 func TestDirectoryOwnersAreBounded(t *testing.T) {
 	d := quiet(t, 1, &meshtest.Solo{})
 	if err := d.Publish(many(3)); err != nil {
@@ -138,7 +138,7 @@ func TestDirectoryOwnersAreBounded(t *testing.T) {
 		t.Error("Merge accepted a message with too many owners; want an error")
 	}
 
-	// The disk of an earlier release, which had no bound.
+	// This is the disk of an earlier release, which did not bound the number of owners.
 	store := &meshtest.Disk{}
 	for i, data := range sets {
 		if err := store.SaveSets(map[peer.ID][]byte{{byte(i >> 8), byte(i)}: data}); err != nil {

@@ -10,8 +10,9 @@ import (
 )
 
 // dialer finds the address at which a run of a peer is reached. memberlist knows only the address
-// that the peer advertises; the peer's record has all. A stream tries one after the other. If
-// another one answers, packets use it too, until it stops answering. It is safe for concurrent use.
+// that the peer advertises; the peer's record has all addresses. A stream tries one address after
+// the other. If another address than the advertised one answers, packets use it too, until it stops
+// answering. A dialer is safe for concurrent use.
 type dialer struct {
 	// others returns the addresses in the record of a run's peer, as HOST:PORT.
 	others func(run string) []string
@@ -54,8 +55,8 @@ func (w *dialer) note(a memberlist.Address, answered string) {
 	w.found[a.Name] = answered
 }
 
-// all returns the addresses to try, in order: the one that answered last, the advertised one, and
-// the others of the record.
+// all returns the addresses to try, in order: the address that answered last, the advertised
+// address, and the other addresses of the record.
 func (w *dialer) all(a memberlist.Address) []string {
 	list := []string{w.to(a), a.Addr}
 	if a.Name != "" {
@@ -70,8 +71,8 @@ func (w *dialer) all(a memberlist.Address) []string {
 	return out
 }
 
-// dial opens a stream to the first address that answers. It tries the next address if one does not
-// answer within headStart.
+// dial opens a stream to the first address that answers. If an address does not answer within
+// headStart, dial tries the next one in parallel.
 func (w *dialer) dial(a memberlist.Address, timeout time.Duration, dial func(string, time.Duration) (net.Conn, error)) (net.Conn, error) {
 	addrs := w.all(a)
 	if len(addrs) == 1 {

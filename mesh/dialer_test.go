@@ -46,7 +46,7 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 		if _, err := h1.Request(t.Context(), h2.self, "echo", []byte("x")); err != nil {
 			t.Error(err)
 		}
-		// A restarted host joins it at the other address.
+		// The other host restarts, and joins this host at its second address.
 		s.end(h1)
 		h1 = s.start(1, h1.disk, nil)
 		eventually.True(t, time.Minute, "h1 joins h2 again", allReach([]*host{h1, h2}))
@@ -76,8 +76,8 @@ func TestPeerIsJoinedDespiteTakenAddress(t *testing.T) {
 	})
 }
 
-// The first address that answers is used, without a long wait for those before it. All other
-// streams are closed.
+// The first address that answers is used, without a long wait for the addresses before it. All
+// other streams are closed.
 func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 	type answer struct {
 		after time.Duration

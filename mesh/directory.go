@@ -39,7 +39,7 @@ type Messenger interface {
 
 // DirectoryStore persists the sets of endpoints.
 type DirectoryStore interface {
-	// SaveSets stores sets by owner; nil deletes one.
+	// SaveSets stores sets by owner. A nil value deletes the owner's set.
 	SaveSets(sets map[peer.ID][]byte) error
 }
 
@@ -56,8 +56,8 @@ type DirectoryConfig struct {
 	// Changed is called after every change. It must not block.
 	Changed func()
 	// Settle returns once everything that follows from the directory is in force on this host, such
-	// as policy. Only then this peer confirms that it has dropped a freed slot. nil: nothing
-	// follows.
+	// as policy. Only then this peer confirms that it has dropped a freed slot. It is nil if
+	// nothing follows from the directory.
 	Settle func() error
 }
 
@@ -152,7 +152,7 @@ func (d *Directory) Full() []byte {
 }
 
 // Merge merges a delta, or another peer's versions. Only an applied delta is passed on: a peer that
-// fetched a set announces that itself.
+// fetched a set announces that set itself.
 func (d *Directory) Merge(data []byte) ([]byte, error) {
 	var n news
 	if err := decoding.Unmarshal(data, &n); err != nil {
@@ -214,8 +214,8 @@ func (d *Directory) wakeUp() {
 	}
 }
 
-// want schedules a fetch of a set from another peer, if it is newer than ours and not being
-// fetched. The caller holds the lock.
+// want schedules a fetch of a set from another peer, if that set is newer than ours and not being
+// fetched already. The caller holds the lock.
 func (d *Directory) want(from peer.ID, h directory.Held) {
 	asked, ok := d.asked[h.Owner]
 	if from == d.self || !d.dir.Lacks(h) || !d.counts(h.Owner) || ok && asked.Compare(h) == 0 {
@@ -283,8 +283,8 @@ func (d *Directory) follow(next, other *directory.Set) {
 	}
 }
 
-// maxDelta is the largest delta that is sent: it fits into one gossip packet. For a larger change
-// only the version is sent, and peers fetch the set.
+// maxDelta is the largest delta that is sent: such a delta fits into one gossip packet. For a
+// larger change only the version is sent, and peers fetch the set.
 const maxDelta = maxGossip - 100
 
 // refute handles a newer version of our own set than we know, after our state was restored from an
@@ -306,8 +306,8 @@ func (d *Directory) refute(theirs *directory.Set) error {
 	return err
 }
 
-// Taken reports whether other peers map a slot to one of our endpoints, or may still do so. Until
-// that ends, the slot must not be allocated.
+// Taken reports whether other peers map a slot to one of our endpoints, or may still do so. As long
+// as Taken returns true, the slot must not be allocated.
 func (d *Directory) Taken(s slot.Slot) bool {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -316,7 +316,7 @@ func (d *Directory) Taken(s slot.Slot) bool {
 }
 
 // Stuck returns the number of freed slots that other peers have not yet dropped. If confirmations
-// fail, it also returns since when and why.
+// fail, Stuck also returns since when and why.
 func (d *Directory) Stuck() (slots int, since time.Time, why error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()

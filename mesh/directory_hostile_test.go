@@ -18,7 +18,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// replying makes a Solo answer every request with what f returns.
+// replying makes a Solo answer every request with the result of f.
 func replying(f func() []byte) func(meshtest.Asked) ([]byte, error) {
 	return func(meshtest.Asked) ([]byte, error) { return f(), nil }
 }

@@ -7,7 +7,7 @@ import (
 )
 
 // Lookup returns the valid entries with a name, lower case and relative to the domain. It also
-// reports whether that name or one below it exists.
+// reports whether that name or a name below it exists.
 func (d *Directory) Lookup(name string, ring directory.Ring) ([]directory.Entry, bool) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()

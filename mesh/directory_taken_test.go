@@ -39,7 +39,8 @@ func TestFreedSlotIsTakenUntilAllPeersDropIt(t *testing.T) {
 		if took := w.freed(h[1], 1, 2*time.Second); took < 5*time.Millisecond {
 			t.Errorf("slot 1 was free after %v; want it taken until the peer has confirmed", took)
 		}
-		// One host misses the change, and its owner is slow to answer the fetch.
+		// One host misses the change, and the endpoint's owner is slow to answer when that host
+		// fetches the set.
 		w.publish(h[1], at("again", 1))
 		w.agree(time.Second, "slot 1 is used again")
 		w.SetConditions(meshtest.Conditions{Loss: 1})
@@ -57,7 +58,8 @@ func TestFreedSlotIsTakenUntilAllPeersDropIt(t *testing.T) {
 	})
 }
 
-// A slot stays taken while a host has dropped its endpoint but not yet applied the policy change.
+// A peer has dropped an endpoint, but not yet applied the change of its policies. Until then the
+// owner does not allocate the endpoint's slot again.
 func TestSlotIsNotReusedBeforePeersApplyPolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
@@ -73,8 +75,8 @@ func TestSlotIsNotReusedBeforePeersApplyPolicy(t *testing.T) {
 	})
 }
 
-// A reachable host that does not answer keeps a slot taken; an unreachable one does not. One that
-// becomes reachable again in time does.
+// A freed slot stays taken while a reachable host does not answer. An unreachable host does not
+// delay the slot's reuse, unless it becomes reachable again before all others have answered.
 func TestSlotIsNotReusedBeforeReachablePeersConfirm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
@@ -95,7 +97,7 @@ func TestSlotIsNotReusedBeforeReachablePeersConfirm(t *testing.T) {
 		}
 		h[3].Slow(0)
 
-		// Host 4 is partitioned while it maps the slot, and returns before all others have
+		// Host 4 is partitioned while it maps the slot, and returns before all other hosts have
 		// answered.
 		w.Heal()
 		time.Sleep(10 * time.Second)
@@ -173,7 +175,8 @@ func TestConfirmationsAreOnDisk(t *testing.T) {
 	})
 }
 
-// A version from before our state was restored is no confirmation, and neither is having no set.
+// A peer confirms nothing if its version is from before our state was restored, or if it has no set
+// of ours.
 func TestOnlyCurrentSetsConfirm(t *testing.T) {
 	own, _ := set(t, 1, nil, at("a", 1))
 	later, _ := set(t, 1, own, at("a", 1), at("b", 2))
@@ -319,7 +322,7 @@ func TestEndpointsAreStoredBeforeAnnounced(t *testing.T) {
 	}
 }
 
-// An endpoint that cannot be published does not affect the others.
+// An endpoint that cannot be published does not affect the other endpoints.
 func TestInvalidEndpointIsLeftOut(t *testing.T) {
 	d := quiet(t, 1, &meshtest.Solo{})
 	if err := d.Publish([]directory.Endpoint{at("a", 1), {ID: "b", Name: "Not A Name"}, at("c", 3)}); err == nil || d.set(idOf(1)).Len() != 2 {

@@ -105,7 +105,7 @@ func (w *dirCluster) publish(r *dirHost, endpoints ...directory.Endpoint) {
 	}
 }
 
-// agree waits until all running hosts have equal sets, with the endpoints that each published.
+// agree waits until all running hosts have equal sets, with the endpoints that each host published.
 func (w *dirCluster) agree(within time.Duration, what string) {
 	w.t.Helper()
 	eventually.Nil(w.t, within, what, w.differ)
@@ -173,7 +173,7 @@ func (r *dirHost) waits() (sets, slots int) {
 
 func (w *dirCluster) fetches() int { return w.Requests(requestSets) }
 
-// A small change arrives by gossip alone; a large one is fetched once by each peer.
+// A small change arrives by gossip alone; a large change is fetched once by each peer.
 func TestChangeReachesAllPeersSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
@@ -197,8 +197,8 @@ func TestChangeReachesAllPeersSoon(t *testing.T) {
 	})
 }
 
-// A peer that missed a change fetches the set when the next one arrives, even if that happens while
-// an older set is being fetched.
+// A peer that missed a change fetches the set when the next change arrives, even if it is fetching
+// an older set at that time.
 func TestLostDeltaLeadsToFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
@@ -218,7 +218,7 @@ func TestLostDeltaLeadsToFetch(t *testing.T) {
 	})
 }
 
-// If a newer set is announced while an older one is being fetched, the newer one is fetched next.
+// If a newer set is announced while an older set is being fetched, the newer set is fetched next.
 func TestNewerSetIsFetchedAfterOlderOne(t *testing.T) {
 	d := quiet(t, 1, &meshtest.Solo{})
 	s1, _ := set(t, 2, nil, at("a", 1))
@@ -278,7 +278,8 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 			t.Errorf("publishing the same endpoints changed the sets to %s, want %s", got, held)
 		}
 		w.agree(0, "after a restart")
-		// Start it with an older copy of its disk, first without publishing, then with.
+		// Start host 1 with an older copy of its disk, first without publishing endpoints, then
+		// with.
 		old := h[1].disk.Copy()
 		w.publish(h[1], many(3)...)
 		time.Sleep(3 * time.Second)
@@ -331,8 +332,8 @@ func TestOwnOlderRunIsRefuted(t *testing.T) {
 	}
 }
 
-// Sets of removed peers are deleted, also on disk. A returning peer continues with its own set or
-// with none, whatever other peers still have.
+// Sets of removed peers are deleted in memory and on disk. A returning peer continues with its own
+// set or with none, whatever other peers still have.
 func TestRemovedPeersSetIsDeletedAndCanReturn(t *testing.T) {
 	for _, wiped := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {

@@ -18,7 +18,7 @@ const DocumentsName = "documents"
 
 // DocumentStore persists the documents.
 type DocumentStore interface {
-	// SaveDocuments stores documents by key in one transaction; nil deletes one.
+	// SaveDocuments stores documents by key in one transaction. A nil value deletes the document.
 	SaveDocuments(documents map[string][]byte) error
 	// SaveSynced stores that this peer has received all documents once.
 	SaveSynced() error
@@ -38,8 +38,9 @@ type DocumentsConfig struct {
 }
 
 // Documents replicates documents that every peer may write. A small change travels by gossip as a
-// whole; for a larger one only its versions do. Push/pull exchanges a digest of all documents. A
-// peer that learns that it lacks something fetches everything that it lacks (documents_fetch.go).
+// whole; for a larger change, only the versions travel. Push/pull exchanges a digest of all
+// documents. A peer that learns that it lacks something fetches everything that it lacks
+// (documents_fetch.go).
 //
 // Documents is safe for concurrent use. Only Run blocks on the network.
 type Documents struct {
@@ -134,8 +135,8 @@ func (d *Documents) restore(k keptDocument) error {
 }
 
 // markOwn signs our high-water mark: the highest number that we have written. If the store was not
-// fully readable, that number may be too low, until we have all documents of another peer. The
-// caller holds the lock.
+// fully readable, that number may be too low. Then markOwn signs nothing until we have all
+// documents of another peer. The caller holds the lock.
 func (d *Documents) markOwn() {
 	if own := d.set.Written(d.self); own > 0 && (d.whole || d.met) {
 		d.see([]document.Mark{document.NewMark(own, d.cfg.Identity)})
@@ -242,14 +243,14 @@ func (d *Documents) next(changes []Change, now int64) (docs []*document.Document
 	return docs, nil
 }
 
-// Get returns a document, or nil if there is none or it is deleted. It must not be changed.
+// Get returns a document, or nil if there is none or it is deleted. The caller must not change it.
 func (d *Documents) Get(kind, name string) *document.Document {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.set.Get(kind, name)
 }
 
-// List returns the documents of a kind, sorted by name. They must not be changed.
+// List returns the documents of a kind, sorted by name. The caller must not change them.
 func (d *Documents) List(kind string) []*document.Document {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -257,7 +258,7 @@ func (d *Documents) List(kind string) []*document.Document {
 }
 
 // Generation returns a fingerprint of all documents of a kind, 16 hexadecimal digits. Peers with
-// the same documents have the same one.
+// the same documents have the same fingerprint.
 func (d *Documents) Generation(kind string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -299,7 +300,7 @@ func (d *Documents) expire() {
 	}
 }
 
-// flush stores the changed documents, and after them that we are synced.
+// flush stores the changed documents, and then the fact that we are synced.
 func (d *Documents) flush() error {
 	d.saving.Lock()
 	defer d.saving.Unlock()

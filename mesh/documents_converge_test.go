@@ -15,8 +15,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// Documents converge in spite of loss, partitions, restarts with the same disk, an older copy or
-// none, and clocks that are wrong by decades.
+// Documents converge in spite of loss, partitions, restarts with the same disk, an older copy or an
+// empty disk, and clocks that are wrong by decades.
 func TestDocumentsConverge(t *testing.T) {
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -181,7 +181,7 @@ func TestTombstonesExpire(t *testing.T) {
 	})
 }
 
-// A peer that missed the first push/pull becomes synced without waiting for the next.
+// A peer that missed the first push/pull becomes synced without waiting for the next push/pull.
 func TestSyncedWithoutPushPull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answer := func(q meshtest.Asked) ([]byte, error) { // only one of the two other peers answers, and push/pull reaches neither

@@ -16,7 +16,7 @@ import (
 // lacks, as many as fit.
 const requestMissing = "documents/missing"
 
-// Bounds of requests for missing documents.
+// These bounds limit requests for missing documents.
 const (
 	maxShown   = 1 << 14 // versions in one request: more than a peer of this version ever holds
 	maxSources = 256     // peers waiting to be asked
@@ -25,12 +25,12 @@ const (
 	maxRounds = 2 * document.MaxHeld * document.MaxBody / maxAnswer
 )
 
-// Pauses before an unanswered request is repeated. Some peers may not know a newly joined one yet,
-// and the next push/pull is up to half a minute away.
+// These are the pauses before an unanswered request is repeated. Some peers may not know a peer
+// that has just joined, and the next push/pull is up to half a minute away.
 const (
 	askFirst = 100 * time.Millisecond
 	askLast  = time.Second
-	// compareEvery is how often a peer that is not synced asks the others.
+	// compareEvery is how often a peer that is not synced asks the other peers.
 	compareEvery = 2 * time.Second
 )
 
@@ -47,8 +47,8 @@ func (d *Documents) Handlers() map[string]Handler {
 	return map[string]Handler{requestMissing: d.serveMissing}
 }
 
-// serveMissing returns the documents that the requester lacks. If it has documents that we lack, it
-// also schedules a request to it.
+// serveMissing returns the documents that the requester lacks. If the requester has documents that
+// we lack, serveMissing also schedules a request to that peer.
 func (d *Documents) serveMissing(_ context.Context, from peer.ID, payload []byte) ([]byte, error) {
 	var theirs []document.Held
 	if err := decoding.Unmarshal(payload, &theirs); err != nil {
@@ -90,8 +90,8 @@ func (d *Documents) behind(n documentNews) bool {
 	return len(n.Digest) > 0 && string(n.Digest) != string(digest[:])
 }
 
-// want notes that another peer has something that we lack. If there are too many, push/pull tells
-// us again. The caller holds the lock.
+// want notes that another peer has something that we lack. If too many peers are noted already, the
+// next push/pull reports this peer again. The caller holds the lock.
 func (d *Documents) want(n documentNews) {
 	if _, known := d.wanted[n.From]; known || len(d.wanted) < maxSources {
 		n.Documents, n.Marks = nil, nil
@@ -107,7 +107,8 @@ func (d *Documents) wakeUp() {
 	}
 }
 
-// fetch asks the peers that have something that we lack, a few at a time, each only once at a time.
+// fetch asks the peers that have something that we lack, a few at a time, with at most one request
+// to each.
 func (d *Documents) fetch(ctx context.Context, group *sync.WaitGroup) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -143,8 +144,8 @@ func (d *Documents) start(ctx context.Context, group *sync.WaitGroup, n document
 }
 
 // compare asks the peers with which there was no push/pull yet, while this peer is not synced. If
-// many peers start together, some miss each other's first push/pull, and the next one comes only
-// after half a minute.
+// many peers start together, some miss each other's first push/pull, and the next push/pull comes
+// only after half a minute.
 func (d *Documents) compare(ctx context.Context, group *sync.WaitGroup) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -158,8 +159,9 @@ func (d *Documents) compare(ctx context.Context, group *sync.WaitGroup) {
 	}
 }
 
-// underway reports whether the sender of n is being asked, or another peer for the same documents:
-// every peer that fetched a document announces it. The caller holds the lock.
+// underway reports whether the sender of n is being asked, or whether another peer is being asked
+// for the same documents: every peer that fetched a document announces it. The caller holds the
+// lock.
 func (d *Documents) underway(n documentNews) bool {
 	if _, busy := d.busy[n.From]; busy {
 		return true
@@ -237,8 +239,8 @@ func (d *Documents) ask(ctx context.Context, source peer.ID) (answer []byte, err
 }
 
 // compared notes that we have all documents of another peer, and merges its high-water marks. We
-// are synced if that peer was, or if we now have all documents of every reachable peer. The caller
-// holds the lock.
+// are synced if that peer is synced, or if we now have all documents of every reachable peer. The
+// caller holds the lock.
 func (d *Documents) compared(with peer.ID, synced bool, marks []document.Mark) {
 	d.met = true
 	d.see(marks)
@@ -265,7 +267,7 @@ func (d *Documents) metAll() bool {
 }
 
 // Synced reports whether this peer has known the whole state of the mesh, in this or an earlier
-// run. It has if it founded the mesh, or received all documents of a synced peer.
+// run. That is so if it founded the mesh, or received all documents of a synced peer.
 func (d *Documents) Synced() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -120,7 +120,7 @@ func TestPendingRequestsAreBounded(t *testing.T) {
 	}
 }
 
-// Replies are bounded in size; further documents come in the next one.
+// Replies are bounded in size; further documents come in the next reply.
 func TestMissingComesInParts(t *testing.T) {
 	from, to := documents(t, 1, &meshtest.Solo{}, &meshtest.Disk{}), documents(t, 2, &meshtest.Solo{}, &meshtest.Disk{})
 	for i := range 40 {

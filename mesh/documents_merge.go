@@ -8,8 +8,8 @@ import (
 	"weft/mesh/document"
 )
 
-// Merge merges documents, or another peer's versions. Only documents are passed on: a peer that
-// fetched some announces that itself.
+// Merge merges documents, or the versions that another peer has. It returns only the documents as
+// news: a peer that fetches documents announces them itself.
 func (d *Documents) Merge(data []byte) ([]byte, error) {
 	var n documentNews
 	if err := decoding.Unmarshal(data, &n); err != nil {
@@ -35,9 +35,9 @@ func (d *Documents) Merge(data []byte) ([]byte, error) {
 }
 
 // byPeers separates the documents that known peers wrote from the others. Gossip is not signed by
-// the peer that passes it on, so anyone with the secret could have sent the others. Those are
-// requested from a peer instead. So a document that arrives before its writer's record is not lost,
-// nor one of a writer that is gone. The caller holds the lock.
+// the peer that passes it on, so any host with the secret could have sent the others. They are
+// requested from a peer instead. So no document is lost because it arrives before its writer's
+// record, or because its writer is gone. The caller holds the lock.
 func (d *Documents) byPeers(docs []*document.Document) (good []*document.Document, strange []document.Held) {
 	if len(docs) == 0 {
 		return nil, nil
@@ -108,8 +108,8 @@ func (d *Documents) takeIn(docs []*document.Document) (fresh []*document.Documen
 
 // mustRefute reports whether a document that this run wrote must be written again, above a version
 // with a higher number. That version may be older, but unknown to us since our disk was restored
-// from an older copy. This is possible until we have all documents of another peer, and if that
-// version is our own. The caller holds the lock.
+// from an older copy. This is possible until we have all documents of another peer, and later if we
+// wrote that version ourselves. The caller holds the lock.
 func (d *Documents) mustRefute(ours, theirs *document.Document) bool {
 	return d.mine[theirs.Key()] && (!d.met || theirs.WriterID() == d.self) && !theirs.Same(ours.Body, ours.Deleted)
 }

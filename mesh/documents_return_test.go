@@ -21,7 +21,7 @@ func (c *docCluster) days(n int64) {
 }
 
 // A host was away for longer than a tombstone lives. Documents deleted meanwhile stay deleted on
-// all hosts, and documents written meanwhile on either side exist on all.
+// all hosts, and documents written meanwhile on either side exist on all hosts.
 func TestDeletedDocumentsDoNotReturn(t *testing.T) {
 	for name, change := range map[string]func(c *docCluster, m *[5]*docHost){
 		"no restart": func(*docCluster, *[5]*docHost) {},
@@ -236,7 +236,7 @@ func lastNumber(t *testing.T, old *document.Document) *document.Document {
 }
 
 // Two hosts hold different tombstones dated in the future, which must not be given to other hosts.
-// They do not request them from each other without end.
+// The two hosts do not request these tombstones from each other without end.
 func TestFutureTombstonesAreNotRequested(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newDocCluster(t, 1)

@@ -136,7 +136,7 @@ func reads(d *Documents) string {
 	return strings.Join(out, " ")
 }
 
-// agree waits until all hosts have the same documents: want, or any if it is "*".
+// agree waits until all hosts have the same documents: want, or any documents if want is "*".
 func (c *docCluster) agree(within time.Duration, want string) {
 	c.t.Helper()
 	eventually.Nil(c.t, within, "all hosts have the same documents", func() error {
@@ -188,7 +188,7 @@ func TestDocumentReachesAllPeersSoon(t *testing.T) {
 	})
 }
 
-// All changes of a request are stored before they are announced, or none is made.
+// All changes of a request are stored before any is announced, or none takes effect.
 func TestWritesAreAllOrNone(t *testing.T) {
 	said := 0
 	disk := &meshtest.Disk{}
@@ -219,7 +219,8 @@ func TestWritesAreAllOrNone(t *testing.T) {
 	if reads(again) != "db=b web=a" || again.Generation("policy") != d.Generation("policy") {
 		t.Errorf("after a restart the documents are %s; want db=b web=a", reads(again))
 	}
-	// With the largest number of documents, new ones are refused, but changes are possible.
+	// With the largest number of documents, new documents are refused, but existing ones can be
+	// changed.
 	for i := range document.MaxDocuments - 3 {
 		_, _ = d.set.Put(&document.Document{Kind: "policy", Name: fmt.Sprint(i)}, 0)
 	}
@@ -266,7 +267,7 @@ func TestConcurrentWritersConverge(t *testing.T) {
 }
 
 // A host writes after it was restored from an older disk. Its new documents win over higher
-// versions in the mesh; the others are updated, whichever host wrote them.
+// versions in the mesh; its other documents are updated, whichever host wrote the newer versions.
 func TestWritesAfterOlderDiskWin(t *testing.T) {
 	for _, other := range []int{1, 2} {
 		for _, alone := range []bool{false, true} {
@@ -377,8 +378,8 @@ func TestJoiningPeerBecomesSynced(t *testing.T) {
 	})
 }
 
-// Two peers that are not synced have equal digests. That is not enough while another reachable peer
-// may have more; once all reachable peers agree, it is.
+// Two peers that are not synced have equal digests. They are not synced while another reachable
+// peer may have more documents, and synced once all reachable peers have the same digest.
 func TestSyncedNeedsOneThatKnows(t *testing.T) {
 	m := &meshtest.Solo{Peers: []peer.ID{idOf(2), idOf(3)}}
 	d := documents(t, 1, m, &meshtest.Disk{})

@@ -13,13 +13,13 @@ import (
 	"weft/mesh/peer"
 )
 
-// Kinds of the directory's requests.
+// These are the kinds of the directory's requests.
 const (
 	requestSets = "directory/sets" // payload: owners; reply: their sets, as many as fit
 	requestHeld = "directory/held" // payload: version of the requester's set; reply: the version here, once it is not older
 )
 
-// Bounds of a reply with sets, and of its duration.
+// These bounds limit a reply with sets, and the time that it may take.
 const (
 	maxAnswer    = 1 << 20 // bytes; the first set of an answer is sent whatever its size
 	maxOwners    = 1 << 10
@@ -65,9 +65,9 @@ func (d *Directory) lacks(h directory.Held) bool {
 	return d.dir.Lacks(h)
 }
 
-// serveHeld replies once this peer has at least the given version of the requester's set. Having
-// none is not enough, since a third peer could still send an older one. The reply is empty if the
-// requester's set is not stored here.
+// serveHeld replies once this peer has at least the given version of the requester's set. It does
+// not confirm without a set of the requester, since a third peer could still send an older one. The
+// reply is empty if the requester's set is not stored here.
 func (d *Directory) serveHeld(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
 	var h directory.Held
 	if err := decoding.Unmarshal(payload, &h); err != nil {
@@ -229,7 +229,7 @@ func (d *Directory) confirmAll(ctx context.Context) {
 	}
 }
 
-// note stores the result of a round, for status.
+// note stores the result of a round of confirmations, for status.
 func (d *Directory) note(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -282,8 +282,8 @@ func (d *Directory) confirm(ctx context.Context) error {
 	return nil
 }
 
-// confirmOne asks one peer to confirm our set. The peer may have a later version of this run, but
-// not one from before our state was restored.
+// confirmOne asks one peer to confirm our set. The peer may have a later version that this run
+// published, but not a version from before our state was restored.
 func (d *Directory) confirmOne(ctx context.Context, id peer.ID, own directory.Held) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*fetchTimeout)
 	defer cancel()

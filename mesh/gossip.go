@@ -35,7 +35,7 @@ func (h hello) refuse(o hello) error {
 const unreadable = "its greeting is unreadable: it runs a much newer version of Weft, or another program uses this mesh's secret"
 
 // readHello decodes a greeting. For a peer of another version only the version needs to be
-// readable, since it is refused for that.
+// readable, since the peer is refused for that.
 func readHello(data []byte, ours uint) (h hello, err error) {
 	if err = decoding.Unmarshal(data, &h); err == nil {
 		return h, nil
@@ -73,7 +73,7 @@ const (
 
 // retransmits is how often each peer passes a delta on, times the digits of the number of peers.
 // With memberlist's 4, one of 99 peers missed one delta in 30 until the next push/pull, even
-// without packet loss. With 8 it is one in 100,000.
+// without packet loss. With 8, one delta in 100,000 is missed.
 const retransmits = 8
 
 var (
@@ -112,8 +112,8 @@ func (m *Mesh) passOn(replica string, delta []byte) {
 	go m.sendToSome(e)
 }
 
-// maySend reports whether this peer may send states: gossip runs, and it is confirmed that no other
-// host has the same identity. Until then the other host's states count.
+// maySend reports whether this peer may send states: gossip is running, and no other host has the
+// same identity for certain. Until then the other host's states count.
 func (m *Mesh) maySend() bool { return m.running() && m.Confirmed() }
 
 // sendNow sends a message to a few random peers by UDP, without waiting for the next gossip
@@ -126,7 +126,7 @@ func (m *Mesh) sendNow(data []byte) {
 	}
 }
 
-// sendToSome sends a message over TCP to a few random peers in parallel, since one that does not
+// sendToSome sends a message over TCP to a few random peers in parallel, since a peer that does not
 // answer takes a while.
 func (m *Mesh) sendToSome(e envelope) {
 	data, nodes := encode(e), m.members.shuffled()
@@ -137,7 +137,7 @@ func (m *Mesh) sendToSome(e envelope) {
 	group.Wait()
 }
 
-// broadcast is a message in memberlist's queue. It never invalidates another one, since a later
+// broadcast is a message in memberlist's queue. It never replaces another message, since a later
 // delta need not contain an earlier one.
 type broadcast []byte
 

@@ -57,7 +57,7 @@ func TestGarbageIsBoundedAndNotNotified(t *testing.T) {
 	})
 }
 
-// A replayed request is not served again, neither by this run of the agent nor by the next.
+// A replayed request is not served again, neither by this run of the agent nor by the next run.
 func TestInvariant7RequestsAreServedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(8)}
@@ -143,8 +143,8 @@ func TestLateReportsOfOldRunsAreIgnored(t *testing.T) {
 	}
 }
 
-// Of two hosts with one identity, for example cloned machines, the one that started last stops with
-// an error. A host that was restored from an older state is accepted at once.
+// Of two hosts with one identity, for example cloned machines, the host that started last stops
+// with an error. A host that was restored from an older state is accepted at once.
 func TestLaterHostWithSameIdentityStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(9)}
@@ -176,7 +176,8 @@ func TestLaterHostWithSameIdentityStops(t *testing.T) {
 	})
 }
 
-// A partitioned host that knows many peers stops as fast as any other: pending joins do not add up.
+// A partitioned host that knows many peers stops as fast as any other host: the timeouts of pending
+// joins do not add up.
 func TestStopDoesNotWaitForUnreachablePeers(t *testing.T) {
 	for name, after := range map[string]time.Duration{"just partitioned": 100 * time.Millisecond, "partitioned for long": 5 * time.Minute} {
 		t.Run(name, func(t *testing.T) {

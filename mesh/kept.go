@@ -26,7 +26,7 @@ func newRemembered() remembered {
 }
 
 // keep stores a new record of a peer. If there is no room, it forgets peers that own nothing and
-// are not reachable; those that never proved to be alive go first. The caller holds the lock.
+// are not reachable; peers that never proved to be alive go first. The caller holds the lock.
 func (m *Mesh) keep(id peer.ID, s peer.Signed, size int) error {
 	// A record does not prove possession of the WireGuard key. Accepting the key of another peer
 	// would break that peer's tunnels.
@@ -81,9 +81,9 @@ func (m *Mesh) forgetKey(id peer.ID, k *known) {
 	}
 }
 
-// silent lists the peers that can be forgotten: they own nothing and are not reachable. Those that
-// never proved to be alive come first, then those unreachable for the longest time. The caller
-// holds the lock.
+// silent lists the peers that can be forgotten: they own nothing and are not reachable. Peers that
+// never proved to be alive come first, then the peers that have been unreachable longest. The
+// caller holds the lock.
 func (m *Mesh) silent() (out []peer.ID) {
 	for id, k := range m.peers {
 		if id != m.self && k.node == "" && !m.owns(id) {
@@ -105,7 +105,8 @@ func (m *Mesh) silent() (out []peer.ID) {
 
 func (m *Mesh) owns(id peer.ID) bool { return m.cfg.Owns != nil && m.cfg.Owns(id) }
 
-// forgotten is the last sequence number of a forgotten peer, whose record others may still send.
+// forgotten is the last sequence number of a forgotten peer, whose record other peers may still
+// send.
 type forgotten struct {
 	sequence uint64
 	at       time.Time
@@ -144,7 +145,8 @@ func (m *Mesh) expire(now time.Time) {
 // requestForget asks a peer to forget the peer in the payload.
 const requestForget = "forget"
 
-// ForgetPeer forgets a peer that owns nothing and is not reachable, and asks all others to do so.
+// ForgetPeer forgets a peer that owns nothing and is not reachable, and asks all other peers to
+// forget it too.
 func (m *Mesh) ForgetPeer(ctx context.Context, id peer.ID) error {
 	if err := m.forgetSilent(id); err != nil {
 		return err
@@ -157,7 +159,7 @@ func (m *Mesh) ForgetPeer(ctx context.Context, id peer.ID) error {
 	for _, other := range m.Others() {
 		if m.Reachable(other) {
 			group.Go(func() error {
-				// The other peer may not know yet that the forgotten one owns nothing. A peer that
+				// The asked peer may not know yet that the peer to forget owns nothing. A peer that
 				// cannot be asked forgets it after forgetAfter.
 				for range 5 {
 					if _, err := m.Request(ctx, other, requestForget, id[:]); err == nil || ctx.Err() != nil {

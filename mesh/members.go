@@ -14,7 +14,7 @@ import (
 
 // members holds copies of the runs of other peers that memberlist reports. memberlist changes its
 // own nodes while Members' callers read them. A run's address only changes with another NotifyJoin.
-// It is safe for concurrent use, and never changes a run that it returned.
+// members is safe for concurrent use, and never changes a run that it returned.
 type members struct {
 	mu    sync.Mutex
 	nodes map[string]*memberlist.Node
@@ -44,7 +44,7 @@ func (l *members) named(name string) *memberlist.Node {
 	return l.nodes[name]
 }
 
-// room reports whether a run is known or another one fits.
+// room reports whether a run is known already, or whether there is room for it.
 func (l *members) room(name string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

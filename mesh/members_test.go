@@ -10,7 +10,7 @@ import (
 	"weft/mesh/meshtest/eventually"
 )
 
-// members lists the runs that memberlist reports, also after one has ended or restarted. It holds
+// members lists the runs that memberlist reports, also after a run has ended or restarted. It holds
 // copies, since memberlist changes its own nodes concurrently.
 func TestMembersAreCopies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

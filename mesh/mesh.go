@@ -53,7 +53,7 @@ type Handler func(ctx context.Context, from peer.ID, payload []byte) ([]byte, er
 
 // Store persists the data that the mesh needs after a restart.
 type Store interface {
-	// SavePeers stores records by peer; nil deletes one.
+	// SavePeers stores records by peer. A nil value deletes the peer's record.
 	SavePeers(records map[peer.ID][]byte) error
 	SaveTargets(targets []string) error
 }
@@ -70,8 +70,8 @@ type Config struct {
 	Store     Store
 	Port      int
 	Log       *slog.Logger
-	// Owns reports whether a peer owns a part of the ring. Such a peer is never forgotten. It must
-	// not block or call the mesh. nil: no peer does.
+	// Owns reports whether a peer owns a part of the ring. Such a peer is never forgotten. Owns
+	// must not block or call the mesh. If it is nil, no peer owns anything.
 	Owns func(peer.ID) bool
 	// Changed is called after every change to any peer. It must not block.
 	Changed func()
@@ -172,7 +172,8 @@ func New(cfg Config) (*Mesh, error) {
 			m.peers[id].saved = true
 		}
 	}
-	// A new peer cannot have a copy elsewhere, and without other peers there is no one to ask.
+	// A new peer cannot have a copy elsewhere, and without other peers there is no peer to ask for
+	// one.
 	if len(m.peers) == 0 && (len(cfg.Record.Ring) == 0 || len(cfg.Targets) == 0) {
 		m.proof.confirmed = true
 		close(m.proof.sure)
@@ -204,7 +205,7 @@ func (m *Mesh) Replicate(r Replica) { m.replicas[r.Name()] = r }
 // Handle sets the handler of one kind of requests. Call it before Run.
 func (m *Mesh) Handle(kind string, h Handler) { m.handlers[kind] = h }
 
-// Run joins the mesh and serves until ctx ends, then announces that this peer leaves. It owns all
+// Run joins the mesh and serves until ctx ends, then announces that this peer leaves. Run owns all
 // goroutines of the mesh, except those of memberlist.
 func (m *Mesh) Run(ctx context.Context) error {
 	// Every run needs a new sequence number: peers ignore a record that is not newer.

@@ -23,7 +23,8 @@ import (
 	"weft/mesh/secret"
 )
 
-// Simulated peers have numbers: identity is the key, idOf the id and address the place of peer n.
+// Simulated peers have numbers: identity returns the key of peer n, idOf the id, and address the
+// address.
 var identity, idOf, address = meshtest.Identity, meshtest.ID, meshtest.Address
 
 // counter is a Replica whose state is the largest number received.
@@ -153,8 +154,8 @@ func allReach(hosts []*host) func() bool {
 	}
 }
 
-// Twenty peers know only the first one. All states converge, with a tenth of the packets lost, and
-// after a partition of ten minutes.
+// Twenty peers know only the first one. All states converge, although a tenth of the packets is
+// lost, and also after a partition of ten minutes.
 func TestTwentyPeersConverge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(1)}
@@ -205,7 +206,8 @@ func TestTwentyPeersConverge(t *testing.T) {
 
 func record(at, of *host) peer.Record { return peerAt(at, of).Record }
 
-// peerAt returns what one host knows of another; the zero Peer if it does not know it.
+// peerAt returns the Peer that one host has of another; the zero Peer if it does not know the
+// other.
 func peerAt(at, of *host) Peer {
 	for _, p := range at.Peers() {
 		if p.Record.ID() == of.Self() {
@@ -318,7 +320,7 @@ func TestInvariant7WrongSecretIsRefusedOnBothSides(t *testing.T) {
 	})
 }
 
-// Invariant 7: the secret alone does not allow a peer to impersonate another.
+// Invariant 7: a peer that knows only the secret cannot impersonate another peer.
 func TestInvariant7RecordsAreSignedByTheirPeer(t *testing.T) {
 	r := peer.Record{Nickname: "x", Sequence: 1}
 	signed, err := peer.Sign(r, identity(1))

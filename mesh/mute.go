@@ -3,8 +3,8 @@ package mesh
 import "time"
 
 // muteness holds the last three times at which a peer answered a probe only by TCP, not by UDP.
-// memberlist treats such a peer as healthy and only logs it. A single one may be due to packet
-// loss.
+// memberlist treats such a peer as healthy and only logs it. A single missing answer may be due to
+// packet loss.
 type muteness [3]time.Time
 
 // lasts reports whether the peer failed to answer UDP in most of the recent probe rounds.
@@ -12,7 +12,8 @@ func (t muteness) lasts(now time.Time, round time.Duration) bool {
 	return !t[0].IsZero() && now.Sub(t[0]) < max(5*round, 30*time.Second)
 }
 
-// muted handles memberlist's log line about such a probe; text begins with the peer's name.
+// muted handles a line of memberlist's log that a peer answered a probe only by TCP. text begins
+// with the peer's name.
 func (m *Mesh) muted(text string) {
 	id, ok := idOfNode(text)
 	m.mu.Lock()

@@ -16,8 +16,8 @@ func (m *Mesh) Farewell(s peer.State) {
 	m.farewell = s
 }
 
-// leave announces that this peer leaves, and gives gossip a moment to deliver it. A host whose
-// identity belongs to another host announces nothing.
+// leave announces that this peer leaves, and gives gossip a moment to deliver that announcement. A
+// host whose identity belongs to another host announces nothing.
 func (m *Mesh) leave(why error) {
 	m.mu.Lock()
 	state, silent := m.farewell, errors.Is(why, ErrTwin) || !m.proof.confirmed

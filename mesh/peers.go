@@ -11,8 +11,8 @@ import (
 
 const peersName = "peers"
 
-// Bounds of the records that a peer with the secret can make us store. A record has about 250
-// bytes.
+// These bounds limit the records that a peer with the secret can make us store. A record has about
+// 250 bytes.
 const (
 	maxPeers     = 1 << 12
 	maxPeerBytes = 3 << 20 // bytes of all records, which share a push/pull message with other states
@@ -48,7 +48,7 @@ func (m *Mesh) ownState() []byte {
 func (k *known) hasRecord() bool { return k.signed.Record.Identity != nil }
 
 // Merge stores the records that supersede ours, and returns them as news. An invalid record does
-// not affect the others.
+// not affect the other records.
 func (p peersReplica) Merge(data []byte) ([]byte, error) {
 	var records [][]byte
 	if err := decoding.Unmarshal(data, &records); err != nil {
@@ -71,8 +71,8 @@ func (p peersReplica) Merge(data []byte) ([]byte, error) {
 	return encode(news), errors.Join(errs...)
 }
 
-// mergeRecord stores a record if it is news. Most are not, so that is checked before the signature,
-// whose verification is expensive.
+// mergeRecord stores a record if it is news. Most records are not news. So mergeRecord checks that
+// before it verifies the signature, which is expensive.
 func (m *Mesh) mergeRecord(data []byte) (news bool, err error) {
 	s, err := peer.Parse(data)
 	if err != nil {
@@ -103,8 +103,8 @@ func (m *Mesh) mergeRecord(data []byte) (news bool, err error) {
 	return fresh && err == nil, err
 }
 
-// isNews reports whether a record supersedes the stored or forgotten one. The caller holds the
-// lock.
+// isNews reports whether a record supersedes the one that is stored, or that was forgotten. The
+// caller holds the lock.
 func (m *Mesh) isNews(s peer.Signed) bool {
 	id := s.Record.ID()
 	if f, ok := m.kept.forgotten[id]; ok && s.Record.Sequence <= f.sequence {
@@ -134,9 +134,10 @@ func (m *Mesh) refuteLater(in time.Duration, theirs peer.Record) {
 	})
 }
 
-// refute publishes our record with a higher sequence number than theirs, a record of ours that we
-// do not know. The first time, our state was probably restored from an older copy. If it continues,
-// another host has our identity; the pause keeps both from refuting each other without end.
+// refute publishes our record with a higher sequence number than theirs, a record of this peer that
+// this run did not write. If that happens once, our state was probably restored from an older copy.
+// If it happens again and again, another host has our identity; the pause keeps both from refuting
+// each other without end.
 func (m *Mesh) refute(theirs peer.Record) error {
 	m.mu.Lock()
 	now, last, own := time.Now(), m.refuted, m.peers[m.self].signed.Record

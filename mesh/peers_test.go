@@ -31,8 +31,9 @@ func inventedRecord(tb testing.TB, i int) []byte {
 	return s.Encode()
 }
 
-// A malicious member invents any number of records. The kept ones are bounded, none is stored, and
-// peers that are reachable or own addresses stay. Another host can join meanwhile.
+// A malicious member invents any number of records. The number of records in memory is bounded,
+// none of the invented ones is stored, and peers that are reachable or own addresses stay. Another
+// host can join meanwhile.
 func TestRecordsAreBounded(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short: 10,000 signatures take minutes under the race detector")
@@ -89,7 +90,7 @@ func TestRecordsAreBounded(t *testing.T) {
 // Full returns the whole state of one kind.
 func (m *Mesh) Full(replica string) []byte { return m.replicas[replica].Full() }
 
-// Of the unbounded records that an older release stored, as many as there is room for are loaded.
+// An older release stored any number of records. As many are loaded as there is room for.
 func TestExcessStoredRecordsAreDropped(t *testing.T) {
 	disk := &meshtest.Disk{}
 	for i := range maxPeers + 500 {
@@ -175,7 +176,8 @@ func TestForgetPeer(t *testing.T) {
 	})
 }
 
-// A record with another peer's WireGuard key is refused. A key that its peer gave up can be used.
+// A record with another peer's WireGuard key is refused. A key that its peer no longer uses can be
+// used by another peer.
 func TestWireGuardKeyBelongsToOnePeer(t *testing.T) {
 	own, theirs, free := [32]byte{1}, [32]byte{2}, [32]byte{3}
 	m := still(t, 1, func(c *Config) { c.Record.WireGuard = own })

@@ -98,7 +98,7 @@ func (m *Mesh) wakeProver() {
 	}
 }
 
-// unproven lists the runs that have not proved to be alive. The caller holds the lock.
+// unproven lists the runs that have not yet proved to be alive. The caller holds the lock.
 func (m *Mesh) unproven() (out []*run) {
 	for _, k := range m.peers {
 		for _, r := range k.runs {
@@ -223,7 +223,8 @@ func (m *Mesh) answerChallenge(msg message, s *stream) {
 	}
 }
 
-// readChallenge decodes a challenge, and refuses one without a usable address for the answer.
+// readChallenge decodes a challenge, and refuses a challenge without a usable address for the
+// answer.
 func readChallenge(data []byte) (c challenge, err error) {
 	if err := decoding.Unmarshal(data, &c); err != nil {
 		return c, err

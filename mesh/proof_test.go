@@ -125,7 +125,7 @@ func (silentMember) LocalState(bool) []byte            { return nil }
 func (silentMember) MergeRemoteState(_ []byte, _ bool) {}
 
 // A member under another peer's name neither stops that peer nor answers for it, whether the name
-// is of a later or an earlier run.
+// looks like that of a later or of an earlier run.
 func TestInvariant7MembersCannotImpersonatePeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(23)}
@@ -238,7 +238,7 @@ func TestCopiedHostAnnouncesNothing(t *testing.T) {
 }
 
 // A copied host stops even if its clock says that it started first. If neither host is confirmed,
-// the one that started last stops.
+// the host that started last stops.
 func TestCopiedHostWithSlowClockStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(27)}
@@ -266,7 +266,8 @@ func TestCopiedHostWithSlowClockStops(t *testing.T) {
 	})
 }
 
-// A returning host is confirmed once it has joined; one that reaches no other host, after a while.
+// A returning host is confirmed once it has joined. If it reaches no other host, it is confirmed
+// after a while.
 func TestHostIsConfirmedAfterJoinOrTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(25)}

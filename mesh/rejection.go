@@ -44,8 +44,8 @@ func (m *Mesh) Rejections() []Rejection {
 	return out
 }
 
-// reject counts a rejection, and logs the first one of a kind. Any host can cause it, with any
-// source address, so it does nothing else.
+// reject counts a rejection, and logs the first rejection of a kind. Any host can cause a
+// rejection, with any source address, so reject does nothing else.
 func (m *Mesh) reject(addr, reason string) {
 	m.mu.Lock()
 	r := m.rejections[addr]

@@ -188,7 +188,7 @@ func (m *Mesh) open(data []byte) (message, error) {
 }
 
 // window is the replay window of one run of one peer. It records each of the last 64 request
-// numbers; all earlier ones count as received.
+// numbers; all earlier requests count as received.
 type window struct {
 	last uint32
 	seen uint64 // bit n is set if last - n was received
@@ -207,7 +207,8 @@ func (w *window) fresh(n uint32) bool {
 	return fresh
 }
 
-// maxRuns bounds the replay windows per peer. Each run of a peer has two, one for its challenges.
+// maxRuns bounds the replay windows per peer. Each run of a peer has two windows: one for requests,
+// one for challenges.
 const maxRuns = 256
 
 var errRepeated = errors.New("repeated request, or one for an earlier run of this agent")
@@ -247,7 +248,7 @@ func (m *Mesh) once(msg message) error {
 }
 
 // serve answers a request, on its own goroutine since a handler may send requests too. s is the
-// stream of the request, which ends with it, or nil if the reply does not use one.
+// stream of the request, which serve closes at the end, or nil if the reply does not use a stream.
 func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
 	end := func() {
 		if s != nil {

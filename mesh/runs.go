@@ -53,8 +53,8 @@ func (m *Mesh) noteOf(k *known, r *run) {
 	m.note(k.runs, r)
 }
 
-// note adds a run to those of its peer. Any member can report runs, so if there are too many, the
-// one with most unanswered challenges is dropped. The caller holds the lock.
+// note adds a run to those of its peer. Any member can report runs, so if there are too many, note
+// drops the run with the most unanswered challenges. The caller holds the lock.
 func (m *Mesh) note(runs map[string]*run, r *run) {
 	runs[r.name] = r
 	if len(runs) > maxRunsHeard {

@@ -11,8 +11,8 @@ import (
 	"sync"
 )
 
-// The format of memberlist's messages on a stream: a type byte; if it says "encrypted", a length of
-// four bytes; then version, nonce and ciphertext.
+// memberlist's messages on a stream have this format: a type byte; if the type is "encrypted", a
+// length of four bytes; then version, nonce and ciphertext.
 const (
 	streamHeader = 5
 	streamSealed = 10
@@ -23,7 +23,7 @@ type chunk [chunkSize]byte
 
 var chunks = sync.Pool{New: func() any { return new(chunk) }}
 
-// stream is a connection from which memberlist reads one message, once that is verified.
+// stream is a connection from which memberlist reads one message, once the message is verified.
 type stream struct {
 	net.Conn
 	admission *admission
@@ -36,13 +36,13 @@ type stream struct {
 
 	asked []byte // content of the message, if it is a request or reply
 
-	// Guarded by the admission's lock, except the stream's own reads of chunks.
+	// The admission's lock guards these fields, except while the stream itself reads chunks.
 	chunks []*chunk
 	gone   error // why the stream was evicted; nil if it was not
 }
 
-// Read returns the message to memberlist, and nothing after it: a stream carries one in each
-// direction.
+// Read returns the message to memberlist, and nothing after it: a stream carries one message in
+// each direction.
 func (s *stream) Read(b []byte) (int, error) {
 	if err := s.prove(); err != nil {
 		return 0, err
@@ -87,7 +87,8 @@ func (s *stream) prove() error {
 	return err
 }
 
-// receive reads the message. An unencrypted one is refused by its first byte, so no more is read.
+// receive reads the message. An unencrypted message is refused after its first byte, so no more is
+// read.
 func (s *stream) receive() error {
 	if err := s.admission.enter(s); err != nil {
 		return err
@@ -122,8 +123,8 @@ func (s *stream) fill(size int) error {
 	return nil
 }
 
-// shorten truncates a message that does not verify. memberlist then refuses it and tells the
-// sender.
+// shorten truncates a message that does not verify. memberlist then refuses the message and informs
+// the sender.
 func (s *stream) shorten() {
 	if s.chunks[0][0] != streamSealed {
 		return
@@ -132,7 +133,7 @@ func (s *stream) shorten() {
 	binary.BigEndian.PutUint32(s.chunks[0][1:], uint32(s.size-streamHeader))
 }
 
-// report reports a refused stream in status. One that ends without sending anything is a port
+// report reports a refused stream in status. A stream that ends without sending anything is a port
 // probe.
 func (s *stream) report(err error) {
 	peer := s.RemoteAddr().String()

@@ -134,7 +134,7 @@ func looksLikeAddress(host string) bool {
 
 // rejoin joins all targets and all known peers that gossip does not reach, for ever and with
 // backoff. memberlist itself does not heal a long partition. Unproven peers are joined by a call of
-// their own, so that any number of them cannot delay the others.
+// their own, so that any number of them cannot delay the proven peers.
 func (m *Mesh) rejoin(ctx context.Context, unproven bool) error {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
@@ -175,9 +175,9 @@ func (m *Mesh) due(ctx context.Context, now time.Time, unproven bool) []func() {
 	return out
 }
 
-// unprovenPeer reports whether a peer is unproven: it is known only by a record, which any member can
-// invent. It owns nothing, and never proved to be alive in this run or the last. The caller holds
-// the lock.
+// unprovenPeer reports whether a peer is unproven: the peer is known only by a record, which any
+// member can invent. It owns nothing, and has not proved to be alive in this run or the last. The
+// caller holds the lock.
 func (m *Mesh) unprovenPeer(id peer.ID, k *known) bool { return !k.met && !k.saved && !m.owns(id) }
 
 // joinTarget resolves a target and joins it, unless a reachable peer has that address.
@@ -214,8 +214,8 @@ func (m *Mesh) joinPeer(ctx context.Context, r peer.Record, k *known, turn int) 
 	k.retry.failed(time.Now())
 }
 
-// join tries addresses until one answers. A running attempt cannot be cancelled, but no other one
-// starts after ctx has ended.
+// join tries addresses until one answers. A running attempt cannot be cancelled, but no other
+// attempt starts after ctx has ended.
 func (m *Mesh) join(ctx context.Context, addrs []netip.AddrPort) (bool, error) {
 	var err error
 	for _, a := range addrs {

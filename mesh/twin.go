@@ -15,9 +15,9 @@ var ErrTwin = errors.New("this host has the identity of another host, which was 
 
 const twin = "it has the same identity as this host: one of the disks is a copy of the other: the agent that started later stops; run `weft reset --force` on the copy"
 
-// meetTwin handles another host with our identity. The host that joined later ends its run: the one
-// that is not confirmed. If both or neither are, it is the one that started last by its own clock,
-// which may be wrong. The other host announces the copy.
+// meetTwin handles another host with our identity. The host that joined later ends its run: that is
+// the host that is not confirmed. If both or neither are confirmed, the host that started last ends
+// its run. That is by its own clock, which may be wrong. The other host announces the copy.
 func (m *Mesh) meetTwin(r *run) {
 	addr := r.addr.Addr()
 	m.reject(addr.String(), twin)
@@ -80,7 +80,8 @@ func (m *Mesh) confirm(now time.Time) {
 	}
 }
 
-// exchange sends the states that this peer held back to another peer, which passes them on.
+// exchange sends another peer the states that this peer did not send before it was confirmed. The
+// other peer passes them on.
 func (m *Mesh) exchange(ctx context.Context) error {
 	select {
 	case <-ctx.Done():

@@ -12,7 +12,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// Peer is the state of one peer, which can be this one.
+// Peer is the state of one peer, which can be this host's own.
 type Peer struct {
 	Record    peer.Record
 	Reachable bool       // whether gossip reaches the peer at present

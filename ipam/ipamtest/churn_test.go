@@ -9,9 +9,9 @@ import (
 	"weft/mesh/secret"
 )
 
-// A day of 200 peers: containers start and stop, and every ten minutes one host leaves and another
-// joins. Each peer's list of allowed IPs stays short, even with three of four addresses in use. The
-// figures are in site/docs/ipam.md.
+// In a simulated day of 200 peers, containers start and stop, and every ten minutes one host leaves
+// and another joins. Each peer's list of allowed IPs stays short, even with three of four addresses
+// in use. The figures are in site/docs/ipam.md.
 func TestOneDayOfChurnKeepsAllowedIPsFew(t *testing.T) {
 	for name, c := range map[string]struct {
 		universe           string

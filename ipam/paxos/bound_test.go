@@ -9,9 +9,9 @@ import (
 	"weft/mesh/peer"
 )
 
-// crowd returns n voters, starting at number from, with the longest possible encoding. They vote
-// for the given number of values in turn, each with that many founders.
-func crowd(n, from, values, founders int) State {
+// manyVoters returns n voters, starting at number from, with the longest possible encoding. Voter k
+// votes for value k modulo values, and each value has that many founders.
+func manyVoters(n, from, values, founders int) State {
 	longID := func(i int) (id peer.ID) {
 		binary.BigEndian.PutUint64(id[:], 1<<63|uint64(i))
 		return id
@@ -28,16 +28,16 @@ func crowd(n, from, values, founders int) State {
 	return s
 }
 
-// Whatever states are merged, in any order: the result can be restored and sent.
+// States can be merged in any order: the result can always be restored and sent.
 func TestMergedStatesRestoreAndDecode(t *testing.T) {
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 1))
-			s := crowd(1, 0, 1, 1)
+			s := manyVoters(1, 0, 1, 1)
 			refused := 0
 			for range 15 {
 				n := 1 + rng.IntN(MaxVoters/4)
-				o := crowd(n, rng.IntN(MaxVoters), 1+rng.IntN(maxValues/2), 1+rng.IntN(200))
+				o := manyVoters(n, rng.IntN(MaxVoters), 1+rng.IntN(maxValues/2), 1+rng.IntN(200))
 				next, _, err := s.Merge(o)
 				if err != nil {
 					refused++
@@ -66,13 +66,13 @@ func check(t *testing.T, s State) {
 // The largest allowed state fits MaxEncoded, and push/pull accepts messages of that size. A larger
 // state of an earlier release can be restored.
 func TestLargestStateFitsMaxEncoded(t *testing.T) {
-	s := crowd(MaxVoters, 0, maxValues, maxFounders/maxValues)
+	s := manyVoters(MaxVoters, 0, maxValues, maxFounders/maxValues)
 	if err := s.excess(State{}); err != nil {
 		t.Fatal(err)
 	}
 	check(t, s)
 	t.Logf("the largest state has %d bytes", len(s.Encode()))
-	s = crowd(MaxVoters, 0, MaxVoters, 100)
+	s = manyVoters(MaxVoters, 0, MaxVoters, 100)
 	s.decided = Value{Ring: [16]byte{1}, Cluster: [16]byte{1}, V4: v4, V6: v6, Founders: []peer.ID{id(1)}} // one value more than voters
 	check(t, s)
 	if told := s.Sendable(); told.Known() != 1 {

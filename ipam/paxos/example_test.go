@@ -8,8 +8,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// Three hosts start together. Each merges what it hears of the others, and stores its state before
-// it sends it. All three found the same ring.
+// Three hosts start together. Each host merges the states that the others send, and stores its own
+// state before it sends that. All three hosts found the same ring.
 func Example() {
 	voters := make([]paxos.State, 3)
 	for i := range voters {

@@ -55,8 +55,8 @@ func (t Terms) String() string {
 	return s
 }
 
-// TermsError reports that a peer votes under other terms than this one. Neither of them counts the
-// other's vote.
+// TermsError reports that a peer votes under other terms than this one. Neither peer counts the
+// vote of the other.
 type TermsError struct {
 	Peer         peer.ID
 	Ours, Theirs Terms
@@ -156,8 +156,8 @@ func New(self peer.ID, terms Terms) (State, error) {
 	return State{self: self, terms: terms, votes: map[peer.ID]Vote{self: {}}}, nil
 }
 
-// Restore reads the state that the voter self stored last. Other terms than the stored ones are
-// only possible if it has accepted nothing: then nothing can have been decided with its vote.
+// Restore reads the state that the voter self stored last. The terms may differ from the stored
+// ones only if the voter has accepted nothing. Then nothing can have been decided with its vote.
 func Restore(encoded []byte, self peer.ID, terms Terms) (State, error) {
 	fresh, err := New(self, terms)
 	if err != nil {
@@ -178,7 +178,7 @@ func Restore(encoded []byte, self peer.ID, terms Terms) (State, error) {
 		s.terms, fresh.terms)
 }
 
-// with returns s with another vote of its own.
+// with returns a copy of s in which self has another vote.
 func (s State) with(own Vote) State {
 	s.votes = maps.Clone(s.votes)
 	s.votes[s.self] = own
@@ -191,8 +191,8 @@ func (s State) Voters() []peer.ID { return slices.SortedFunc(maps.Keys(s.votes),
 // Known returns the number of known voters, including self.
 func (s State) Known() int { return len(s.votes) }
 
-// fault selects a deliberate bug, to prove that prog/soak's tests detect it. Only they set it:
-// -ldflags '-X weft/ipam/paxos.fault=quorum'.
+// fault selects a deliberate bug, to prove that prog/soak's tests detect it. Only those tests set
+// it: -ldflags '-X weft/ipam/paxos.fault=quorum'.
 var fault string
 
 // Quorum returns the number of voters that must accept, including self.
@@ -203,8 +203,8 @@ func (s State) Quorum() int {
 	return s.terms.Expect/2 + 1
 }
 
-// Decided returns the decided value, and false while Advance has not learned one. The caller must
-// not change it.
+// Decided returns the decided value, and false while Advance has not learned any. The caller must
+// not change the value.
 func (s State) Decided() (Value, bool) { return s.decided, !s.decided.isZero() }
 
 // Merge takes the newer vote of each voter, and reports whether any changed. If o has a newer vote
@@ -238,7 +238,8 @@ func (s State) Merge(o State) (merged State, news bool, err error) {
 	return merged, true, nil
 }
 
-// Ballot returns the highest ballot that s promised. After Advance it is the highest known one.
+// Ballot returns the highest ballot that s promised. After Advance this is the highest known
+// ballot.
 func (s State) Ballot() Ballot { return s.votes[s.self].Promise }
 
 // Binds reports whether the own vote or the decision of s differs from o, an earlier state of the
@@ -265,10 +266,10 @@ func (s State) Since(o State) State {
 	return delta
 }
 
-// Propose starts a ballot above all that s knows, and gives up an older one of s. The caller must
-// give a ballot enough time to be decided before the next one starts. Otherwise competing proposers
-// could outbid each other for ever. Once a value is decided, Propose does nothing. Call Advance
-// next.
+// Propose starts a ballot above all that s knows, and gives up an older ballot of s. The caller
+// must give a ballot enough time to be decided before the next ballot starts. Otherwise competing
+// proposers could outbid each other for ever. Once a value is decided, Propose does nothing. Call
+// Advance next.
 func (s State) Propose() (next State, changed bool) {
 	round := uint32(0)
 	for _, v := range s.votes {
@@ -301,8 +302,8 @@ func (s State) Advance(candidate func(voters []peer.ID) Value) (next State, chan
 			own.Accepted, own.Value = v.Accepted, v.Value
 		}
 	}
-	// Propose a value only under a ballot of this run. For one from before a restart, an older disk
-	// may have forgotten that a value was proposed under it.
+	// Propose a value only under a ballot of this run. If a ballot is from before a restart, an
+	// older disk may have forgotten that a value was proposed under it.
 	if own.Promise == s.mine && own.Accepted != own.Promise {
 		if last, ok := s.promised(s.mine); ok {
 			if own.Accepted, own.Value = s.mine, last.Value; last.Value.isZero() {

@@ -130,8 +130,8 @@ func (w *world) restart(n int) {
 	}
 }
 
-// even draws from 0..n-1 uniformly. rapid's own ranges prefer small numbers, so that most schedules
-// would repeat the first action of the first peer.
+// even draws from 0..n-1 uniformly. rapid's own ranges prefer small numbers: most schedules would
+// repeat the first action of the first peer.
 func even(n int) *rapid.Generator[int] {
 	return rapid.Custom(func(t *rapid.T) (x int) {
 		for range 12 {
@@ -144,9 +144,9 @@ func even(n int) *rapid.Generator[int] {
 	})
 }
 
-// chaos delivers any state ever sent to any peer, in any order, any number of times or never, and
-// across changing partitions. Voters propose at random, and crash before or after they wrote to
-// disk.
+// chaos delivers states to peers: any state that was ever sent, in any order, any number of times
+// or never, and across changing partitions. Voters propose at random, and crash before or after
+// they wrote to disk.
 func (w *world) chaos(t *rapid.T, steps int) {
 	inside := make([]bool, len(w.states))
 	for range steps {
@@ -192,8 +192,8 @@ func (w *world) flow(up []int) {
 	}
 }
 
-// Invariant: at most one value is ever decided, and a peer that knows it never forgets it. Once a
-// quorum can communicate and one of them proposes, all of them learn it.
+// At most one value is ever decided, and a peer that has learned the value never forgets it. Once a
+// quorum can communicate and one of its voters proposes, all of these voters learn the value.
 func TestAtMostOneValueIsDecided(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		for range 3 { // one schedule is cheap, and most are harmless
@@ -221,8 +221,8 @@ func TestAtMostOneValueIsDecided(t *testing.T) {
 	})
 }
 
-// A surplus voter, or one that was reset and has a new identity, does no harm if the voters know of
-// each other.
+// A surplus voter, or a voter that was reset and has a new identity, does no harm if the voters
+// know of each other.
 func TestMoreVotersThanExpected(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		expect := rapid.IntRange(1, 3).Draw(t, "expected")
@@ -238,7 +238,8 @@ func TestMoreVotersThanExpected(t *testing.T) {
 	})
 }
 
-// The two rules on which safety depends. Random schedules test them too rarely.
+// Safety depends on two rules: a voter accepts a value only after a quorum has promised the ballot,
+// and never in a ballot below its promise. Random schedules test these rules too rarely.
 func TestQuorumPromisesBeforeAccept(t *testing.T) {
 	v1, v2 := valueOf(1, 1, []peer.ID{id(1)}), valueOf(2, 1, []peer.ID{id(2)})
 	b1, b2, b3 := Ballot{1, id(1)}, Ballot{2, id(2)}, Ballot{3, id(3)}

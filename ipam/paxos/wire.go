@@ -27,8 +27,8 @@ type vote struct {
 	Value    uint16  `cbor:"4,keyasint,omitempty"` // index as in Decided
 }
 
-// Bounds of the values that votes may have, so that a state fits into one message. Up to 128 voters
-// cannot exceed them. A thousand stay far below, since only a few propose at once.
+// These bounds of the values that votes may have let a state fit into one message. Up to 128 voters
+// cannot exceed them. A thousand voters stay far below, since only a few propose at once.
 const (
 	maxValues   = 128            // distinct values in one state
 	maxFounders = 16 * MaxVoters // founders of all values together
@@ -113,7 +113,7 @@ func (s State) Encode() []byte {
 	return must(encoding.Marshal(w))
 }
 
-// Decode reads a state. It refuses invalid ones, since a state binds its voters, and those above
+// Decode reads a state. It refuses invalid states, since a state binds its voters, and states above
 // the bounds.
 func Decode(data []byte) (State, error) {
 	s, err := decode(data, decoding)
@@ -159,5 +159,5 @@ func decode(data []byte, mode cbor.DecMode) (State, error) {
 	return s, nil
 }
 
-// possible reports whether b is either no ballot, or one with both a proposer and a round.
+// possible reports whether b is either no ballot, or has both a proposer and a round.
 func (b Ballot) possible() bool { return (b.Round == 0) == b.Proposer.IsZero() }

@@ -12,8 +12,8 @@ import (
 
 var wide = slot.Universe{V4: slot.DefaultV4, V6: universe.V6}
 
-// broken returns a ring of n one-slot segments, one every step slots. Each has the largest
-// generation and version that are still valid, so its encoding is as long as it can be.
+// broken returns a ring of n one-slot segments, with one segment every step slots. Each segment has
+// the largest generation and version that are still valid, so its encoding is as long as it can be.
 func broken(n int, from, step uint64) Ring {
 	r := Ring{ID: ID{1}, Cluster: [16]byte{2}, Universe: wide}
 	for i := range uint64(n) {

@@ -22,8 +22,8 @@ func print(r ring.Ring) {
 	}
 }
 
-// The founder owns all slots, and grants some to a peer that joins. The delta is what other peers
-// hear of that.
+// The founder owns all slots, and grants some to a peer that joins. The delta carries the grant to
+// all other peers.
 func Example() {
 	founded := ring.Found(ringID, clusterID, universe, h1)
 	granted, delta, err := founded.Grant(h1, h2, slot.Range{Start: 128, End: 256})
@@ -39,7 +39,8 @@ func Example() {
 	// 0200000000000000 10.32.0.128/25
 }
 
-// A take-over overrides a grant that the dead peer made meanwhile, in whichever order they arrive.
+// A take-over overrides a grant that the dead peer made meanwhile, in whichever order the two
+// arrive.
 func ExampleRing_TakeOver() {
 	founded := ring.Found(ringID, clusterID, universe, h1, h2)
 	h3 := peer.ID{3}

@@ -43,11 +43,11 @@ type Claim struct {
 	Owner      peer.ID
 }
 
-// fault selects a deliberate bug, to prove that prog/soak's tests detect it. Only they set it:
-// -ldflags '-X weft/ipam/ring.fault=tie'.
+// fault selects a deliberate bug, to prove that prog/soak's tests detect it. Only those tests set
+// it: -ldflags '-X weft/ipam/ring.fault=tie'.
 var fault string
 
-// Compare orders claims; of two claims to one slot, the higher one holds.
+// Compare orders claims; of two claims to one slot, the higher claim is valid.
 func (c Claim) Compare(o Claim) int {
 	if fault == "tie" { // the order is not total: the claim that arrived first stays
 		return cmp.Or(cmp.Compare(c.Generation, o.Generation), cmp.Compare(c.Version, o.Version))
@@ -55,7 +55,7 @@ func (c Claim) Compare(o Claim) int {
 	return cmp.Or(cmp.Compare(c.Generation, o.Generation), cmp.Compare(c.Version, o.Version), bytes.Compare(c.Owner[:], o.Owner[:]))
 }
 
-// Segment is a run of consecutive slots with the same claim.
+// Segment is a sequence of consecutive slots with the same claim.
 type Segment struct {
 	slot.Range
 	Claim
@@ -69,8 +69,9 @@ type Ring struct {
 	segments []Segment // sorted, disjoint, equal neighbours joined; slots in gaps are unclaimed
 }
 
-// Found returns a ring that divides the universe among owners. Each gets one CIDR-aligned block,
-// and no block is more than twice as large as another. Surplus owners get none.
+// Found returns a ring that divides the universe among owners. Each owner gets one CIDR-aligned
+// block, and no block is more than twice as large as another. If there are more owners than blocks,
+// the last owners get none.
 func Found(id ID, cluster [16]byte, u slot.Universe, owners ...peer.ID) Ring {
 	return Ring{ID: id, Cluster: cluster, Universe: u, segments: share(nil, u.Range(), owners)}
 }
@@ -141,7 +142,7 @@ var (
 	ErrNothing  = errors.New("ring: the peer owns no addresses")
 )
 
-// spent is the largest generation and version; a claim that has both cannot be raised.
+// spent is the largest generation and version; a claim in which both are spent cannot be raised.
 const spent = ^uint32(0)
 
 // OtherRingError reports a state of another ring, which never merges with ours.
@@ -162,8 +163,8 @@ func (e *UniverseError) Error() string {
 	return fmt.Sprintf("ring: received a ring with universe %v, want %v", e.Theirs, e.Ours)
 }
 
-// TooManyError reports a ring with more segments than MaxSegments. Merging says that a merge would
-// have led to it.
+// TooManyError reports a ring with more segments than MaxSegments. Merging is set if a merge would
+// have led to such a ring, and was refused.
 type TooManyError struct {
 	Segments int
 	Merging  bool
@@ -179,7 +180,7 @@ func (e *TooManyError) Error() string {
 }
 
 // Excess returns a TooManyError if r has more segments than MaxSegments. Only a ring that an
-// earlier release stored on disk can.
+// earlier release stored on disk can have so many.
 func (r Ring) Excess() error {
 	if n := len(r.segments); n > MaxSegments {
 		return &TooManyError{Segments: n}
@@ -187,9 +188,9 @@ func (r Ring) Excess() error {
 	return nil
 }
 
-// Part returns the part of r that peers accept in one message. That is r itself, or, above
-// MaxSegments, that many segments from a position derived from place. Merging all parts yields all
-// of r.
+// Part returns the part of r that peers accept in one message. That part is r itself, or, if r has
+// more segments, MaxSegments of them from a position derived from place. Merging all parts yields
+// all of r.
 func (r Ring) Part(place uint64) Ring {
 	if extra := len(r.segments) - MaxSegments; extra > 0 {
 		from := int(place % uint64(extra+1))
@@ -198,8 +199,8 @@ func (r Ring) Part(place uint64) Ring {
 	return r
 }
 
-// Generations up to soonest are credible at any time. Above that, one more becomes credible per
-// minute since 1970. skew, in minutes, is how far clocks may differ.
+// Generations up to soonest are credible at any time. Above soonest, one more generation becomes
+// credible per minute since 1970. skew, in minutes, is how far clocks may differ.
 const (
 	soonest = 1 << 16
 	minute  = 60
@@ -227,7 +228,7 @@ func (r Ring) Credible(now int64) (credible Ring, err error) {
 		lie.Range, lie.Generation)
 }
 
-// Grant gives the range g, which from owns, to another peer. It returns the new ring, and the delta
+// Grant gives the range g of the peer from to the peer to. It returns the new ring, and the delta
 // to send to other peers.
 func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error) {
 	delta = Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe}
@@ -257,16 +258,17 @@ func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error
 	return next, delta, err
 }
 
-// TakeOver gives everything that a dead peer owns to another peer, under a higher generation. That
-// overrides grants of the dead peer that have not reached us. It returns the new ring, and the
-// delta to send to other peers.
+// TakeOver gives everything that a dead peer owns to another peer, under a higher generation. The
+// generation overrides grants of the dead peer that have not reached us. It returns the new ring,
+// and the delta to send to other peers.
 func (r Ring) TakeOver(dead, to peer.ID) (next, delta Ring, err error) {
 	delta = Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe}
 	owned := slices.DeleteFunc(slices.Clone(r.segments), func(s Segment) bool { return s.Owner != dead })
 	if len(owned) == 0 {
 		return Ring{}, Ring{}, ErrNothing
 	}
-	// Only a malicious peer reaches the largest generation. Those segments stay; the others move.
+	// Only a malicious peer reaches the largest generation. Segments with that generation stay; the
+	// others move.
 	owned = slices.DeleteFunc(owned, func(s Segment) bool { return s.Generation == spent })
 	if len(owned) == 0 {
 		return Ring{}, Ring{}, ErrSpent
@@ -329,13 +331,15 @@ func push(list []Segment, s Segment) []Segment {
 	return append(list, s)
 }
 
-// pair is a run of slots over which the claims a and b are constant; zero means unclaimed.
+// pair is a sequence of slots over which the claims a and b are constant; a zero claim means that
+// the slots are unclaimed.
 type pair struct {
 	slot.Range
 	a, b Claim
 }
 
-// overlay walks two segment lists in parallel and yields every run that at least one claims.
+// overlay walks two segment lists in parallel and yields every pair in which at least one list
+// claims the slots.
 func overlay(a, b []Segment) func(yield func(pair) bool) {
 	return func(yield func(pair) bool) {
 		at := uint64(0)

@@ -282,7 +282,7 @@ func TestFoundGivesEachOwnerOneBlock(t *testing.T) {
 }
 
 // A take-over overrides grants of the dead peer that were not yet known, its old state, and the
-// peer itself if it returns. Of two take-overs of the same peer, one wins everywhere.
+// peer itself if it returns. Of two take-overs of the same peer, all peers choose the same winner.
 func TestTakeOverOverrulesTheDeadPeer(t *testing.T) {
 	r, _, err := founded().Grant(id(1), id(2), slot.Range{Start: 128, End: 256})
 	if err != nil {

@@ -77,7 +77,8 @@ func (r Ring) Encode() []byte {
 }
 
 // read decodes a ring. Segments of a newer version may have more than five elements: the extra ones
-// are skipped. They are not forwarded either, since every merge encodes the ring anew.
+// are skipped. The extra elements are not forwarded either, since every merge encodes the ring
+// anew.
 func read(data []byte, mode cbor.DecMode) (w wire, err error) {
 	err = mode.Unmarshal(data, &w)
 	if _, differs := errors.AsType[*cbor.UnmarshalTypeError](err); !differs {

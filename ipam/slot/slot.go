@@ -18,8 +18,8 @@ import (
 // Slot is an offset into the universe.
 type Slot uint32
 
-// Range is the half-open run of slots [Start, End). End has 64 bits, so that it can lie behind the
-// last of 2^32 slots.
+// Range is the half-open range of slots [Start, End). End has 64 bits, so that it can be one more
+// than the last of 2^32 slots.
 type Range struct {
 	Start Slot   `json:"start"`
 	End   uint64 `json:"end"`
@@ -36,7 +36,8 @@ func (r Range) Len() uint64 {
 // Contains reports whether s lies in r.
 func (r Range) Contains(s Slot) bool { return s >= r.Start && uint64(s) < r.End }
 
-// Intersect returns the slots that are in both r and o; the result is empty if there are none.
+// Intersect returns the slots that are in both r and o; the result is empty if there are no such
+// slots.
 func (r Range) Intersect(o Range) Range {
 	r.Start, r.End = max(r.Start, o.Start), min(r.End, o.End)
 	if r.Len() == 0 {
@@ -61,8 +62,8 @@ func (r Range) Without(o Range) (rest []Range) {
 
 func (r Range) String() string { return fmt.Sprintf("[%d,%d)", r.Start, r.End) }
 
-// Blocks divides r into the fewest ranges that are each one CIDR: power-of-two sizes, aligned to
-// their size.
+// Blocks divides r into the fewest ranges that are each one CIDR: the size is a power of two, and
+// the start a multiple of the size.
 func (r Range) Blocks() []Range {
 	var out []Range
 	for start := uint64(r.Start); start < r.End; {
@@ -80,7 +81,8 @@ type Universe struct {
 	V6 netip.Prefix `json:"v6"`
 }
 
-// DefaultV4 is the universe of a mesh without a configured one, the same as Weave Net's.
+// DefaultV4 is the IPv4 universe of a mesh whose configuration names none. It is the same as Weave
+// Net's.
 var DefaultV4 = netip.MustParsePrefix("10.32.0.0/12")
 
 // ClusterV6 derives the IPv6 universe from a cluster id: a /96 inside a ULA /64 (RFC 4193). It is

@@ -41,8 +41,8 @@ func New(usable, owned []slot.Range, used []slot.Slot) *Space {
 	return s
 }
 
-// Hold sets a predicate. A slot stays in quarantine as long as held returns true for it, even past
-// its time and when no other slot is free.
+// Hold sets a predicate. A slot stays in quarantine as long as held returns true for the slot, even
+// after its quarantine should end, and even if no other slot is free.
 func (s *Space) Hold(held func(slot.Slot) bool) { s.held = held }
 
 func (s *Space) holds(r Quarantined) bool { return s.held != nil && s.held(r.Slot) }
@@ -66,7 +66,8 @@ func (s *Space) Free() (n uint64) {
 	return n
 }
 
-// Quarantined returns the slots in quarantine, in order of Until. The caller must not change it.
+// Quarantined returns the slots in quarantine, sorted by Until. The caller must not change the
+// slice.
 func (s *Space) Quarantined() []Quarantined { return s.quarantined }
 
 // within returns the number of usable slots in r.
@@ -104,7 +105,7 @@ func (s *Space) TakeQuarantined() (slot.Slot, bool) {
 	return taken, true
 }
 
-// TakeExactly allocates one given slot if it is free, or in quarantine and not held. So a container
+// TakeExactly allocates the slot want if it is free, or in quarantine and not held. So a container
 // that requests its former address gets it back without waiting.
 func (s *Space) TakeExactly(want slot.Slot) bool {
 	if i := slices.IndexFunc(s.quarantined, func(r Quarantined) bool { return r.Slot == want && !s.holds(r) }); i >= 0 {
@@ -128,7 +129,8 @@ func (s *Space) Quarantine(r Quarantined) {
 	s.quarantined = slices.Insert(s.quarantined, i, r)
 }
 
-// Release frees and returns the quarantined slots whose time has come and which are not held.
+// Release frees and returns the quarantined slots whose quarantine should end at now or earlier,
+// and that are not held.
 func (s *Space) Release(now int64) (released []Quarantined) {
 	s.quarantined = slices.DeleteFunc(s.quarantined, func(r Quarantined) bool {
 		over := r.Until <= now && !s.holds(r)
@@ -180,7 +182,8 @@ func (s *Space) add(r slot.Range) {
 	if r.Len() == 0 {
 		return
 	}
-	// Find the first free range that r touches, and the first one after it that r does not touch.
+	// Find the first free range that r touches, and the first range after that one that r does not
+	// touch.
 	i, _ := slices.BinarySearchFunc(s.free, uint64(r.Start), func(f slot.Range, start uint64) int {
 		if f.End < start {
 			return -1

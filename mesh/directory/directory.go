@@ -15,8 +15,8 @@ import (
 // that there can be.
 const MaxOwners = 1 << 13
 
-// Directory holds the newest set of every peer, and an index of their names. Whether an entry is
-// valid is decided on each read, with the current ring.
+// Directory holds the newest set of every peer, and an index of the endpoints' names. Whether an
+// entry is valid is decided on each read, with the current ring.
 type Directory struct {
 	sets  map[peer.ID]*Set
 	names map[string][]at // endpoints by name; a name is in lower case and relative to the domain
@@ -51,7 +51,7 @@ func (d *Directory) Owners() []peer.ID {
 	return slices.SortedFunc(maps.Keys(d.sets), func(a, b peer.ID) int { return bytes.Compare(a[:], b[:]) })
 }
 
-// Put stores a set if it supersedes the present one, and reports whether it does.
+// Put stores a set if it supersedes the present set of the same owner, and reports whether it does.
 func (d *Directory) Put(s *Set) bool {
 	old := d.sets[s.Owner]
 	if !s.Supersedes(old) {
@@ -136,8 +136,8 @@ func owns(ring Ring, id peer.ID, slots []slot.Slot) bool {
 	return true
 }
 
-// Lookup returns the valid entries with a name, sorted by owner and id. exists reports whether
-// there are any, or any name below it, valid or not.
+// Lookup returns the valid entries with a name, sorted by owner and id. exists reports whether any
+// entry has this name or a name below it, valid or not.
 func (d *Directory) Lookup(name string, ring Ring) (entries []Entry, exists bool) {
 	for _, where := range d.names[name] {
 		s := d.sets[where.owner]

@@ -29,7 +29,7 @@ var ids = func() (out [4]peer.ID) {
 
 func id(n int) peer.ID { return ids[n] }
 
-// The few values from which endpoints are drawn, so that they often collide.
+// Endpoints are drawn from these few values, so that they often collide.
 var (
 	someIDs    = []string{"a/eth0", "b/eth0", "c/eth0", "node"}
 	someNames  = []string{"", "web", "db", "a.b"}

@@ -38,7 +38,7 @@ type Endpoint struct {
 	// Generation is the version of the set in which the endpoint was new. It distinguishes
 	// endpoints that use one ID in succession.
 	Generation uint64 `cbor:"8,keyasint,omitempty"`
-	// IPv4Only says that its host has no IPv6 in the overlay.
+	// IPv4Only is set if the endpoint's host has no IPv6 in the overlay.
 	IPv4Only bool `cbor:"9,keyasint,omitempty"`
 	// Outside are addresses outside the universe that have only a name here, for example of a
 	// printer or an external database. Policies ignore them.
@@ -103,8 +103,8 @@ func (e Endpoint) Same(o Endpoint) bool {
 		slices.Equal(e.Ports, o.Ports) && slices.Equal(e.Outside, o.Outside)
 }
 
-// Bounds of the data that a peer can make others store. Kubernetes' own bounds are below: label
-// keys of 317 bytes, values of 63, names of 253.
+// These bounds limit the data that a peer can make others store. Kubernetes' own bounds are below:
+// label keys of 317 bytes, values of 63, names of 253.
 const (
 	maxID        = 320
 	maxName      = 230 // NAME.DOMAIN has at most 253 bytes (RFC 1035)

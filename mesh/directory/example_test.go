@@ -9,7 +9,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// owners is a ring of one slot a peer.
+// owners is a ring that maps each slot to its owner.
 type owners map[slot.Slot]peer.ID
 
 func (o owners) Owner(s slot.Slot) (peer.ID, bool) {

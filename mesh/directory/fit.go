@@ -6,8 +6,9 @@ import (
 	"slices"
 )
 
-// FitSet returns as much of one peer's endpoints as can be published together. Of the largest ones
-// it keeps only the addresses, and left says so.
+// FitSet returns as much of one peer's endpoints as can be published together. If they are too
+// large together, it keeps only the addresses of the largest endpoints, and left names those
+// endpoints.
 func FitSet(endpoints []Endpoint) (fits []Endpoint, left error) {
 	const generation = 16 // bytes that the generation, which is set later, can add
 	sizes, total := make([]int, len(endpoints)), 0

@@ -12,7 +12,7 @@ import (
 	"weft/ipam/slot"
 )
 
-// Fit makes any endpoint publishable, and leaves a valid one unchanged.
+// Fit turns any endpoint into one that can be published, and leaves a valid endpoint unchanged.
 func TestFitReturnsValidEndpoints(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.OneOf(rapid.StringMatching(`[a-z0-9.-]{0,260}`), rapid.String(), rapid.StringN(0, 400, 700))
@@ -58,7 +58,7 @@ func TestFitOfKubernetesPods(t *testing.T) {
 		"name of 63 bytes":            {Endpoint{ID: "a", Name: long[:63], Namespace: "shop"}, func(e Endpoint) bool { return e.Name == long[:63] }, ""},
 		"name and namespace too long": {Endpoint{ID: "a", Name: strings.Repeat("a.", 90) + "a", Namespace: long[:63]}, func(e Endpoint) bool { return e.Name == "" && e.Namespace != "" }, "at most 230"},
 		"not a DNS name":              {Endpoint{ID: "a", Name: "my pod", Namespace: "shop"}, func(e Endpoint) bool { return e.Name == "" }, "only letters"},
-		// Without some of its labels, it could match a selector that excludes them.
+		// Without some of its labels, the endpoint could match a selector that excludes them.
 		"many labels":                  {Endpoint{ID: "a", Name: "web", Slots: []slot.Slot{7}, Labels: many}, func(e Endpoint) bool { return e.Same(Endpoint{ID: "a"}) }, "257 labels"},
 		"large labels":                 {Endpoint{ID: "a", Name: "web", Slots: []slot.Slot{7}, Labels: large}, func(e Endpoint) bool { return e.Same(Endpoint{ID: "a"}) }, "bytes"},
 		"invalid namespace":            {Endpoint{ID: "a", Name: "web", Slots: []slot.Slot{7}, Namespace: "a/b"}, func(e Endpoint) bool { return e.Same(Endpoint{ID: "a"}) }, "namespace"},

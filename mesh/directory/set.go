@@ -107,8 +107,8 @@ func must[T any](v T, err error) T {
 var ErrGap = errors.New("directory: the delta is for another version of the set")
 
 // Supersedes reports whether s replaces old, a set of the same owner. The order is total, so all
-// peers choose the same set. That includes two sets with one version, which an owner signs if its
-// disk was restored from a copy.
+// peers choose the same set. This also holds for two sets with one version, which an owner signs if
+// its disk was restored from a copy.
 func (s *Set) Supersedes(old *Set) bool {
 	return old == nil || cmp.Or(cmp.Compare(s.Version, old.Version), bytes.Compare(s.Digest[:], old.Digest[:])) > 0
 }
@@ -146,8 +146,8 @@ func (s *Set) Slots() []slot.Slot {
 	return out
 }
 
-// at returns the endpoint of a slot. If the owner assigned a slot to several by mistake, it is the
-// first one.
+// at returns the endpoint of a slot. If the owner assigned the slot to several endpoints by
+// mistake, at returns the first of them.
 func (s *Set) at(n slot.Slot) (*item, bool) {
 	if s == nil {
 		return nil, false
@@ -216,8 +216,8 @@ func (e *Endpoint) share() {
 }
 
 // Next returns the set after old, which can be nil, with other endpoints, and the delta between
-// them. An endpoint with a new id gets its generation. The version is old's plus one, or atLeast.
-// If nothing changed, Next returns old and no delta.
+// them. An endpoint with a new id gets its generation. The version is one more than that of old, or
+// atLeast if that is higher. If nothing changed, Next returns old and no delta.
 func Next(old *Set, endpoints []Endpoint, atLeast uint64, key ed25519.PrivateKey) (*Set, *Delta, error) {
 	identity := key.Public().(ed25519.PublicKey)
 	s := &Set{Owner: peer.IDOf(identity), Version: max(atLeast, 1), identity: identity}
@@ -332,7 +332,7 @@ func (s *Set) Encode() []byte {
 	return must(encoding.Marshal(w))
 }
 
-// Decode decodes a set, and refuses one with an invalid signature.
+// Decode decodes a set, and refuses a set with an invalid signature.
 func Decode(data []byte) (*Set, error) {
 	var w wireSet
 	if err := decoding.Unmarshal(data, &w); err != nil {

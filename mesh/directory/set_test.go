@@ -15,8 +15,8 @@ import (
 	"weft/ipam/slot"
 )
 
-// Applied in order, deltas lead to the sets that they were made for. In another order they are
-// refused, and never lead to a set that the owner did not sign.
+// Applied in order, deltas lead to the sets that they were made for. In another order the deltas
+// are refused, and never lead to a set that the owner did not sign.
 func TestDeltasLeadOnlyToSignedSets(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		sets, deltas := history(t, 1)
@@ -105,7 +105,7 @@ func signSet(n int, version uint64, raws ...[]byte) []byte {
 	return must(encoding.Marshal(wireSet{key(n).Public().(ed25519.PublicKey), version, raws, ed25519.Sign(key(n), s.signed())}))
 }
 
-// A newer version may add fields, which are passed on unchanged, also when the set changes.
+// A newer version of Weft may add fields. They are passed on unchanged, also when the set changes.
 func TestUnknownFieldsArePassedOn(t *testing.T) {
 	raw := newer(Endpoint{ID: "a", Name: "web", Labels: map[string]string{"app": "web"}})
 	s, err := Decode(signSet(1, 3, raw))
@@ -135,7 +135,7 @@ func TestUnknownFieldsArePassedOn(t *testing.T) {
 	}
 }
 
-// Data changed in transit is refused.
+// A set or delta whose data was changed in transit is refused.
 func TestFlippedBitsAreRefused(t *testing.T) {
 	s, _ := next(t, nil, []Endpoint{{ID: "a", Name: "web", Slots: []slot.Slot{1}}, {ID: "b", Labels: map[string]string{"k": "v"}}}, 0, 1)
 	after, d := next(t, s, []Endpoint{{ID: "a", Name: "db"}, {ID: "c"}}, 0, 1)
@@ -279,7 +279,7 @@ func TestTwoSetsWithOneVersionAreOrdered(t *testing.T) {
 	if one.Version != two.Version || one.Supersedes(two) == two.Supersedes(one) {
 		t.Errorf("neither or both of the sets %v and %v supersede the other; want exactly one", one.Held(), two.Held())
 	}
-	// A delta based on one of them cannot be applied to the other, and the error is ErrGap.
+	// A delta based on one of the two sets cannot be applied to the other, and the error is ErrGap.
 	_, more := next(t, one, []Endpoint{{ID: "d"}, {ID: "b"}}, 0, 1)
 	if _, err := two.Apply(*more); !errors.Is(err, ErrGap) {
 		t.Errorf("Apply of a delta from another version returned %v; want ErrGap", err)

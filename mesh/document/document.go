@@ -28,9 +28,9 @@ import (
 	"weft/mesh/peer"
 )
 
-// Bounds of the data that a peer can make others store. A NetworkPolicy's name has at most 253
-// bytes in Kubernetes. A body of 64 KiB holds a policy of hundreds of rules, and is still a small
-// part of one reply between two peers.
+// These bounds limit the data that a peer can make others store. A NetworkPolicy's name has at most
+// 253 bytes in Kubernetes. A body of 64 KiB holds a policy of hundreds of rules, and is still a
+// small part of one reply between two peers.
 const (
 	MaxKind = 32
 	MaxName = 256
@@ -96,7 +96,8 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// Next returns the version after old, the newest one known to the writer; nil if there is none.
+// Next returns the version after old. old is the newest version known to the writer; nil if there
+// is none.
 func Next(old *Document, kind, name string, body []byte, deleted bool, written int64, key ed25519.PrivateKey) (*Document, error) {
 	d := &Document{Kind: kind, Name: name, Written: written, Deleted: deleted, Body: body}
 	if old != nil {
@@ -181,7 +182,7 @@ func (d *Document) content() []byte {
 // Encode encodes d for Decode.
 func (d *Document) Encode() []byte { return must(encoding.Marshal(wire{d.content(), d.signature})) }
 
-// Decode decodes a document, and refuses one with an invalid signature.
+// Decode decodes a document, and refuses a document with an invalid signature.
 func Decode(data []byte) (*Document, error) {
 	if len(data) > maxEncoded {
 		return nil, fmt.Errorf("document: refused: it has %d bytes, at most %d are allowed", len(data), maxEncoded)
@@ -211,8 +212,8 @@ func Decode(data []byte) (*Document, error) {
 }
 
 // Supersedes reports whether d replaces old, a document with the same key. The order is total, so
-// all peers choose the same one. Its greatest elements are tombstones, so that a document with any
-// version can be deleted.
+// all peers choose the same document. The greatest documents in that order are tombstones, so that
+// a document with any version can be deleted.
 func (d *Document) Supersedes(old *Document) bool {
 	if old == nil {
 		return true

@@ -73,7 +73,7 @@ func TestNextRaisesVersionWhateverTheClock(t *testing.T) {
 	}
 }
 
-// A newer version may add fields, which are passed on unchanged.
+// A newer version of Weft may add fields, which are passed on unchanged.
 func TestUnknownFieldsArePassedOn(t *testing.T) {
 	d := next(t, nil, "web", "body", false, today, 1)
 	var m map[int]any
@@ -168,7 +168,7 @@ func TestInvalidDocumentsCannotBeWritten(t *testing.T) {
 	}
 }
 
-// Supersedes is a total order, and Held.Compare is the same one. So peers that compare only
+// Supersedes is a total order, and Held.Compare is the same order. So peers that compare only
 // versions choose the same documents.
 func TestSupersedesIsTotalOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -7,8 +7,8 @@ import (
 	"weft/mesh/document"
 )
 
-// Two peers write the same document without knowing of each other. Every peer keeps the same one,
-// in whichever order the two arrive.
+// Two peers write the same document without knowing of each other. Every peer keeps the same one of
+// the two versions, in whichever order they arrive.
 func Example() {
 	write := func(seed byte, body string) *document.Document {
 		key := ed25519.NewKeyFromSeed(append(make([]byte, ed25519.SeedSize-1), seed))

@@ -24,8 +24,8 @@ type Mark struct {
 	Signature []byte            `cbor:"3,keyasint"`
 }
 
-// MaxWriters bounds the marks: there can be as many peers. Deleted documents of further writers may
-// return from a host that was away until their tombstones had expired.
+// MaxWriters bounds the number of marks. It is the largest number of peers. Deleted documents of
+// further writers may return from a host that was away until their tombstones had expired.
 const MaxWriters = 1 << 12
 
 // markContext makes a mark's signature invalid for anything else.
@@ -68,7 +68,7 @@ func (s *Set) Written(writer peer.ID) (highest uint64) {
 }
 
 // See merges the marks of a peer all of whose documents are here, and reports whether any was news.
-// It stops at the first invalid one.
+// It stops at the first invalid mark.
 func (s *Set) See(marks []Mark) (news bool, err error) {
 	for _, m := range marks {
 		id := peer.IDOf(m.Writer)

@@ -8,7 +8,7 @@ import (
 
 // Hosts write, receive single documents, compare all documents, expire tombstones and restart, in
 // random order. Marks end no document that was not deleted. A deleted document does not return to a
-// host that had compared with the one that deleted it.
+// host that had compared its documents with the deleting host.
 func TestMarksEndOnlyDeletedDocuments(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const hosts = 4
@@ -76,7 +76,8 @@ func TestMarksEndOnlyDeletedDocuments(t *testing.T) {
 	})
 }
 
-// After its tombstone has expired, a deleted document still counts as ended; a later one does not.
+// After its tombstone has expired, a deleted document still counts as ended; a later document of
+// the same name does not.
 func TestMarkRemembersExpiredDeletion(t *testing.T) {
 	a := next(t, nil, "web", "x", false, today, 1)
 	s := put(t, []*Document{a, next(t, a, "web", "", true, today, 2)})

@@ -53,8 +53,8 @@ type held struct {
 // NewSet returns an empty set.
 func NewSet() *Set { return &Set{held: map[string]held{}, marks: map[peer.ID]Mark{}} }
 
-// Put stores a document if it supersedes the present one, and reports whether it does. It returns a
-// FullError if there is no room for a new key.
+// Put stores a document if it supersedes the present document of the same key, and reports whether
+// it does. It returns a FullError if there is no room for a new key.
 func (s *Set) Put(d *Document, now int64) (news bool, err error) {
 	old, known := s.held[d.Key()]
 	switch {
@@ -70,9 +70,9 @@ func (s *Set) Put(d *Document, now int64) (news bool, err error) {
 	return true, nil
 }
 
-// Next returns the document that a writer writes over the present one. Its version is above all
-// that were ever here, because another peer may still have a tombstone of that name which has
-// expired here. Marks rely on that order too.
+// Next returns the document with which a writer replaces the present one. Its version is higher
+// than all versions that were ever here, because another peer may still have a tombstone of that
+// name which has expired here. Marks rely on that order too.
 func (s *Set) Next(kind, name string, body []byte, deleted bool, written int64, key ed25519.PrivateKey) (*Document, error) {
 	old, _ := s.Last(Key(kind, name))
 	if old == nil || old.Version < s.top {
@@ -165,8 +165,8 @@ func (s *Set) Held(now int64) []Held {
 	return out
 }
 
-// Lacks reports whether another peer's version is newer than the one here, and there is room for
-// it.
+// Lacks reports whether another peer's version of a document is newer than the version here, and
+// whether there is room for it.
 func (s *Set) Lacks(theirs Held) bool {
 	ours, known := s.held[Key(theirs.Kind, theirs.Name)]
 	if !known {
@@ -176,7 +176,7 @@ func (s *Set) Lacks(theirs Held) bool {
 }
 
 // Missing returns the documents that are newer here than in theirs, sorted by key. A tombstone that
-// is not current is only returned if theirs has an older version.
+// is not current is only returned if theirs contains an older version of the document.
 func (s *Set) Missing(theirs []Held, now int64) (out []*Document) {
 	have := make(map[string]Held, len(theirs))
 	for _, h := range theirs {

@@ -199,7 +199,8 @@ func TestWrongClocksStillDeleteAndExpire(t *testing.T) {
 			if keys := s.Expire(today + 30*day); len(keys) != 1 {
 				t.Error("after 30 days the tombstone is still held; want it dropped")
 			}
-			// The next document supersedes the tombstone whatever that clock said.
+			// The next document supersedes the tombstone whatever the clock of the tombstone's
+			// writer said.
 			if back := next(t, gone, "web", "y", false, today, 2); !back.Supersedes(gone) {
 				t.Error("the document written after the tombstone does not supersede it; want that, whatever the clocks said")
 			}
@@ -222,7 +223,7 @@ func TestWrongClocksStillDeleteAndExpire(t *testing.T) {
 	}
 }
 
-// At the bound, new documents are refused, but held ones can be changed and deleted.
+// At the bound, new documents are refused, but existing documents can be changed and deleted.
 func TestNumberOfDocumentsIsBounded(t *testing.T) {
 	s := NewSet()
 	for i := range MaxHeld {

@@ -61,14 +61,14 @@ type epoch struct {
 
 const down = -1
 
-// stream identifies a sequence of messages. Each kind of message has its own, so that the order of
-// goroutines that send at the same instant does not matter.
+// stream identifies a sequence of messages. Each kind of message has its own sequence, so that the
+// order of goroutines that send at the same instant does not matter.
 type stream struct {
 	from, to int
 	kind     string
 }
 
-// How late changes are noticed, similar to memberlist's defaults for a LAN.
+// These are the delays until a change is noticed, similar to memberlist's defaults for a LAN.
 const (
 	joinLag   = 2 * time.Second  // after this time a new peer counts as reachable
 	failLag   = 6 * time.Second  // after at most this time a lost peer counts as unreachable
@@ -91,7 +91,7 @@ func (c *Cluster) SetConditions(w Conditions) {
 	c.conditions = w
 }
 
-// Close ends all exchange, so that the synctest bubble can end.
+// Close ends all exchange of messages, so that the synctest bubble can end.
 func (c *Cluster) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -116,7 +116,8 @@ func (c *Cluster) running() []*Host {
 	return slices.DeleteFunc(slices.Clone(c.hosts), func(h *Host) bool { return !h.up })
 }
 
-// Requests counts the requests that the running hosts made: those of one kind, or all if kind is "".
+// Requests counts the requests that the running hosts made: the requests of one kind, or all if
+// kind is "".
 func (c *Cluster) Requests(kind string) (n int) {
 	for _, h := range c.running() {
 		n += h.Requests(kind)
@@ -148,8 +149,8 @@ func (c *Cluster) Isolate(hosts ...*Host) {
 // Heal ends all partitions.
 func (c *Cluster) Heal() { c.Partition(func(*Host) int { return 0 }) }
 
-// changed starts an epoch, and schedules its consequences: hosts that newly reach each other
-// exchange their states, and Twin of the later of two runs with one identity is called.
+// changed starts an epoch, and schedules its consequences: hosts that could not reach each other
+// before exchange their states. If two runs have one identity, Twin of the later run is called.
 func (c *Cluster) changed() {
 	e := epoch{time.Now(), make([]int, len(c.hosts))}
 	for i, h := range c.hosts {
@@ -267,7 +268,7 @@ func (c *Cluster) after(r *rand.Rand, within time.Duration, f func()) {
 	})
 }
 
-// delay draws the longest delay of a message: usually a twentieth of the configured one.
+// delay draws the longest delay of a message: usually a twentieth of the configured delay.
 func (c *Cluster) delay(r *rand.Rand) time.Duration {
 	longest := max(c.conditions.Delay, time.Millisecond)
 	if r.IntN(8) > 0 {
@@ -276,8 +277,8 @@ func (c *Cluster) delay(r *rand.Rand) time.Duration {
 	return longest
 }
 
-// send delivers a message, unless it is lost. It still arrives if its sender stops meanwhile, but
-// not across a partition.
+// send delivers a message, unless it is lost. The message still arrives if its sender stops
+// meanwhile, but not across a partition.
 func (c *Cluster) send(kind string, from, to *Host, deliver func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -352,8 +353,8 @@ func (c *Cluster) around(h *Host) []*Host {
 // ErrUnreachable reports that no run of a peer counts as reachable.
 var ErrUnreachable = errors.New("the peer cannot be reached by gossip at present")
 
-// find returns the run of a peer that a message from h goes to, or nil. Of two with the same
-// identity it chooses one at random.
+// find returns the run of a peer that a message from h goes to, or nil. Of two runs with the same
+// identity, find chooses one at random.
 func (c *Cluster) find(h *Host, id peer.ID) *Host {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -103,8 +103,8 @@ func TestClusterSpreads(t *testing.T) {
 	})
 }
 
-// Requests are answered, refused or time out. A stopped peer counts as unreachable after a while,
-// and its announced state is kept.
+// Requests are answered, refused or time out. A stopped peer still counts as reachable until the
+// stop is noticed, and the state that it announced is kept.
 func TestClusterRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := NewCluster(1)

@@ -13,7 +13,7 @@ import (
 // keeps more embeds it, and uses Write and Read. The zero value is an empty disk. It is safe for
 // concurrent use.
 type Disk struct {
-	// Delay is how long each write takes. Set it before the first one.
+	// Delay is how long each write takes. Set it before the first write.
 	Delay time.Duration
 
 	mu        sync.Mutex
@@ -26,8 +26,8 @@ type Disk struct {
 	writes    int
 }
 
-// Copy returns what is on the disk now, as a backup or a cloned machine has it. Copies do not fail
-// and are not slow.
+// Copy returns a disk with the present content, like a backup or the disk of a cloned machine. The
+// copy neither fails nor delays writes.
 func (d *Disk) Copy() *Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -37,7 +37,8 @@ func (d *Disk) Copy() *Disk {
 	}
 }
 
-// Fail makes all writes fail with err, and changes nothing. With nil they succeed again.
+// Fail makes all later writes fail with err, without any effect. If err is nil, writes succeed
+// again.
 func (d *Disk) Fail(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -9,7 +9,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// A write that fails changes nothing. A copy is of one moment, and does not share the failure.
+// A write that fails changes nothing. A copy has the content of one moment, and does not fail with
+// the original.
 func TestDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, start := &Disk{Delay: time.Second}, time.Now()

@@ -12,7 +12,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// Known is what a peer knows of all peers, as stored on its disk: the last Status of each.
+// Known is the last Status of each peer that a peer knows, as stored on its disk.
 type Known map[peer.ID]Status
 
 // Status is the state that a peer announced. A later run replaces an earlier one; within one run, a
@@ -46,8 +46,8 @@ func (k Known) union(o Known) {
 
 func (k Known) clone() Known { return maps.Clone(k) }
 
-// Host is one run of one peer of a Cluster, from its start to its crash. A peer that starts again is
-// another Host with the same id. A Host is the mesh of what runs on it.
+// Host is one run of one peer of a Cluster, from its start to its crash. A peer that starts again
+// is another Host with the same id. The code that runs on a Host uses it as its mesh.
 type Host struct {
 	c     *Cluster
 	id    peer.ID
@@ -68,7 +68,7 @@ type HostConfig struct {
 	Handlers map[string]Handler
 	// Run is called in a goroutine of its own. Its context ends when the host stops.
 	Run func(ctx context.Context) error
-	// Twin is called when an earlier run of the same peer is noticed: this run must stop.
+	// Twin is called when an earlier run of the same peer is noticed. Then this run must stop.
 	Twin func()
 }
 
@@ -129,7 +129,7 @@ func (h *Host) Slow(d time.Duration) {
 	h.slow = d
 }
 
-// Requests counts the requests that the host made: those of one kind, or all if kind is "".
+// Requests counts the requests that the host made: the requests of one kind, or all if kind is "".
 func (h *Host) Requests(kind string) (n int) {
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()
@@ -157,7 +157,7 @@ func (h *Host) Announce(last State) {
 	}
 }
 
-// Known returns what the host knows of all peers.
+// Known returns the last Status that the host received from each peer.
 func (h *Host) Known() Known {
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()
@@ -227,8 +227,8 @@ func (h *Host) full() (out []state) {
 	return out
 }
 
-// Request sends a request to one peer and waits for its reply. If either is lost, it waits until
-// ctx ends.
+// Request sends a request to one peer and waits for its reply. If the request or the reply is lost,
+// Request waits until ctx ends.
 func (h *Host) Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error) {
 	h.c.mu.Lock()
 	h.asked[kind]++
@@ -264,7 +264,7 @@ func (h *Host) serve(ctx context.Context, from peer.ID, kind string, payload []b
 	h.c.mu.Lock()
 	slow := h.slow
 	h.c.mu.Unlock()
-	// No timer with duration zero: Go 1.26's race detector crashes on it in a synctest bubble.
+	// Do not wait for duration zero: Go 1.26's race detector crashes on it in a synctest bubble.
 	if slow > 0 {
 		select {
 		case <-time.After(slow):

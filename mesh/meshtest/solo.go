@@ -81,7 +81,7 @@ func (s *Solo) Stopped(peer.ID) bool { return false }
 // Name returns a peer's id.
 func (s *Solo) Name(id peer.ID) string { return id.String() }
 
-// Deltas returns what was broadcast.
+// Deltas returns the deltas that were broadcast.
 func (s *Solo) Deltas() [][]byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()

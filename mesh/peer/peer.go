@@ -22,8 +22,8 @@ import (
 )
 
 // ID identifies a peer: the first 8 bytes of the SHA-256 of its identity key. With 64 bits
-// accidental collisions do not happen. A deliberate one needs the cluster secret and 2^64 keys, and
-// is refused as a changed identity.
+// accidental collisions do not happen. A deliberate collision needs the cluster secret and 2^64
+// keys, and is refused as a changed identity.
 type ID [8]byte
 
 // IDOf returns the PeerID of an identity key.
@@ -56,7 +56,8 @@ func (id *ID) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// State is the state that a peer announces. Whether it is reachable is for other peers to detect.
+// State is the state that a peer announces. The peer does not announce whether it is reachable:
+// others detect that.
 type State uint8
 
 // The states of a peer.
@@ -171,7 +172,7 @@ func (s Signed) Encode() []byte {
 	return must(encoding.Marshal(wire{s.payload, s.signature}))
 }
 
-// Decode decodes a signed record, and refuses one with an invalid signature.
+// Decode decodes a signed record, and refuses a record with an invalid signature.
 func Decode(data []byte) (Signed, error) {
 	s, err := Parse(data)
 	if err != nil {
@@ -184,7 +185,7 @@ func Decode(data []byte) (Signed, error) {
 }
 
 // Parse decodes a signed record without verifying the signature, which is much cheaper. Call Verify
-// before relying on it.
+// before you rely on the record.
 func Parse(data []byte) (Signed, error) {
 	if len(data) > maxSigned {
 		return Signed{}, fmt.Errorf("peer record: refused: it has %d bytes, at most %d are allowed", len(data), maxSigned)

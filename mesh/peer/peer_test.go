@@ -30,19 +30,19 @@ func TestRecordIsSignedByItsPeer(t *testing.T) {
 	if err != nil || got.Record.ID() != IDOf(key(1).Public().(ed25519.PublicKey)) || got.Record.Underlay[1] != sample().Underlay[1] {
 		t.Fatalf("decoding the encoded record returned %+v, error %v; want the sample", got, err)
 	}
-	// Signed by another peer in the name of the first one.
+	// The second peer signs a record in the name of the first.
 	forged := Signed{payload: s.payload, signature: ed25519.Sign(key(2), append([]byte(context), s.payload...))}
 	if _, err := Decode(forged.Encode()); err == nil {
 		t.Error("the signature of another peer was accepted; want an error")
 	}
-	// A signature over the same bytes without the context.
+	// The first peer's key signs the same bytes without the context.
 	forged.signature = ed25519.Sign(key(1), s.payload)
 	if _, err := Decode(forged.Encode()); err == nil {
 		t.Error("a signature without its context was accepted; want an error")
 	}
 }
 
-// A field of a newer version is passed on by an older one.
+// An older version of Weft passes on a field that a newer version added.
 func TestUnknownFieldsArePassedOn(t *testing.T) {
 	newer := map[int]any{1: []byte(key(1).Public().(ed25519.PublicKey)), 3: "h1", 7: 4, 99: "new field"}
 	payload := must(encoding.Marshal(newer))

@@ -42,7 +42,7 @@ type ClusterID [16]byte
 
 func (c ClusterID) String() string { return hex.EncodeToString(c[:]) }
 
-// MarshalText is String, for JSON and logs.
+// MarshalText returns the same text as String, for JSON and logs.
 func (c ClusterID) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // IsZero reports whether the cluster is not known yet: a peer that joins by password learns the id
@@ -106,7 +106,7 @@ func (t Token) Reveal() string {
 	return prefix + alphabet.EncodeToString(append(payload, checksum(payload)...))
 }
 
-// Errors of Parse. They contain no part of the token.
+// These are the errors of Parse. They contain no part of the token.
 var (
 	ErrNoToken  = errors.New("this is not a Weft token: tokens start with " + prefix + "; the first host has its token in /var/lib/weft/secret")
 	ErrMistyped = errors.New("the token's checksum does not match: it was mistyped or truncated: copy the whole token again from the first host (/var/lib/weft/secret)")
@@ -152,7 +152,7 @@ func (s Secret) derive(info string) []byte {
 	return key
 }
 
-// V6 returns the IPv6 universe of a cluster without a configured one.
+// V6 returns the IPv6 universe of a cluster whose configuration names none.
 func (c ClusterID) V6() netip.Prefix {
 	sum := sha256.Sum256(append([]byte("weft universe v1\x00"), c[:]...))
 	return slot.ClusterV6(sum[:])

@@ -29,7 +29,8 @@ func TestParseReturnsRevealedToken(t *testing.T) {
 	}
 }
 
-// A token with any one character changed, removed, doubled or swapped is refused as mistyped.
+// A token with any one character changed, removed, doubled or swapped with its neighbour is refused
+// as mistyped.
 func TestMistypedTokenIsRefused(t *testing.T) {
 	good := token(t).Reveal()
 	for i := len(prefix); i < len(good); i++ {

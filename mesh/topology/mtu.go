@@ -2,9 +2,8 @@ package topology
 
 import "net/netip"
 
-// Sizes that WireGuard adds to a packet: an IP header of the underlay, 8 bytes of UDP, and 32 of
-// its own. The IP header has 40 bytes for IPv6, 20 for IPv4. It pads the inner packet to a multiple
-// of 16.
+// WireGuard adds these sizes to a packet: an IP header of the underlay (40 bytes for IPv6, 20 for
+// IPv4), 8 bytes of UDP, and 32 bytes of its own. It pads the inner packet to a multiple of 16.
 const (
 	Overhead  = 40 + 8 + 32
 	overhead4 = 20 + 8 + 32
@@ -21,10 +20,10 @@ const (
 // usualMTU is assumed for links of unknown MTU.
 const usualMTU = 1500
 
-// SetMTUs sets the MTU of each tunnel, and returns that of the device: the largest that any tunnel
-// may have. So containers keep their MTU when a peer with a larger path MTU joins. link is the MTU
-// of the link with this host's first address. given, if not 0, is the operator's device MTU, which
-// replaces the MTUs of this host's links and routes.
+// SetMTUs sets the MTU of each tunnel, and returns the MTU of the device, which is the largest that
+// any tunnel may have. So containers keep their MTU when a peer with a larger path MTU joins. link
+// is the MTU of the link with this host's first address. given, if not 0, is the device MTU that
+// the operator configured, which replaces the MTUs of this host's links and routes.
 func SetMTUs(tunnels []Tunnel, link, given int) int {
 	largest := link
 	for _, t := range tunnels {
@@ -53,7 +52,8 @@ func inside(path, device int, peer netip.Addr) int {
 	if path == 0 || path-Overhead >= device {
 		return device
 	}
-	// Userspace WireGuard limits the padding by the device's MTU, and does not know the path's.
+	// Userspace WireGuard limits the padding by the device's MTU, since it does not know the path's
+	// MTU.
 	return max(leastMTU, min(path-Overhead, (path-outer(peer))&^(padding-1)))
 }
 
@@ -81,7 +81,7 @@ func (t Tunnel) MTUFor(ipv6 bool) int {
 	return t.MTU
 }
 
-// Sealed returns the size on the underlay of an inner packet.
+// Sealed returns the size that an inner packet of size bytes has on the underlay.
 func (t Tunnel) Sealed(size int) int {
 	padded := (size + padding - 1) &^ (padding - 1)
 	return max(size, min(padded, t.device)) + outer(t.Endpoint.Addr())

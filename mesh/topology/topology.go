@@ -31,11 +31,11 @@ type Tunnel struct {
 	device      int // the device's MTU
 }
 
-// Reach is a peer's reachability by gossip. It decides which peers get handshakes, not which get
-// tunnels.
+// Reach is a peer's reachability by gossip. It decides with which peers WireGuard makes handshakes,
+// not which peers get tunnels.
 type Reach uint8
 
-// What gossip can say of a peer.
+// Gossip can report these states of a peer.
 const (
 	Unsure  Reach = iota // unreachable since a short time: the peer's data path may be alive
 	Reached              // reachable
@@ -50,10 +50,10 @@ type Input struct {
 	IPv6     bool // whether this host has IPv6 in the overlay
 	Peers    []peer.Record
 	Owned    map[peer.ID][]slot.Range
-	// Underlay4 and Underlay6 say which address families this host can send with.
+	// Underlay4 and Underlay6 are set if this host can send packets of that address family.
 	Underlay4, Underlay6 bool
-	// Preferred is the address at which gossip reaches a peer at present. It is known to work, so
-	// it is preferred to the order in the record.
+	// Preferred is the address at which gossip reaches a peer at present. That address is known to
+	// work, so Plan uses it before the first address of the record.
 	Preferred map[peer.ID]netip.Addr
 	Reach     map[peer.ID]Reach
 	// Route returns the MTU of this host's route to an address; 0 if unknown.
@@ -98,8 +98,8 @@ func listens(r peer.Record) (out []netip.AddrPort) {
 	return out
 }
 
-// endpoint returns the first address in the record that this host can send to, or the one that
-// gossip uses.
+// endpoint returns the first address in the record that this host can send to, or the address that
+// gossip uses, if there is one.
 func (in Input) endpoint(r peer.Record) (netip.Addr, bool) {
 	usable := func(a netip.Addr) bool { return a.Is4() && in.Underlay4 || a.Is6() && in.Underlay6 }
 	if a, ok := in.Preferred[r.ID()]; ok && usable(a) && slices.Contains(r.Underlay, a) {

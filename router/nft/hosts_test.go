@@ -23,9 +23,9 @@ func agentAt(addr string, gossip, tunnel uint16) []policy.Service {
 	return []policy.Service{{Addr: a, Protocol: policy.TCP, Port: gossip}, {Addr: a, Protocol: policy.UDP, Port: gossip}, {Addr: a, Protocol: policy.UDP, Port: tunnel}}
 }
 
-// crowd is the configuration with a thousand hosts, each with four addresses, two ports and a node
+// manyHosts is the configuration with a thousand hosts, each with four addresses, two ports and a node
 // address. port is the WireGuard port of the first host.
-func crowd(port uint16, policies *policy.Program) Config {
+func manyHosts(port uint16, policies *policy.Program) Config {
 	return config(func(c *Config) {
 		c.Policy.Program = policies
 		c.Guard.Hosts.TCP, c.Guard.Hosts.UDP = []uint16{6783, 6784}, []uint16{6783, 6784}
@@ -53,7 +53,7 @@ func TestHostChangeOnlyChangesItsElements(t *testing.T) {
 		var k Kernel
 		defer k.Close()
 		policies := shop(false)
-		before := crowd(6784, policies)
+		before := manyHosts(6784, policies)
 		first := b.Build(before)
 		if err := k.Apply(first); err != nil {
 			t.Fatal(err)
@@ -74,7 +74,7 @@ func TestHostChangeOnlyChangesItsElements(t *testing.T) {
 		if again := b.Build(before); len(changed(first, again)) > 0 {
 			t.Errorf("in another order the sets change by %v elements, want none", changed(first, again))
 		}
-		second := b.Build(crowd(7000, policies))
+		second := b.Build(manyHosts(7000, policies))
 		if got := changed(first, second); !slices.Equal(got, []int{4, 4, 4, 4}) { // a family has two sets, and each loses and gains elements
 			t.Errorf("changing one host changes the sets by %v elements; want 4 in each", got)
 		}
@@ -110,7 +110,7 @@ func BenchmarkOneHostOfThousandChanges(b *testing.B) {
 		var builder Builder
 		var k Kernel
 		defer k.Close()
-		configs := []Config{crowd(6784, nil), crowd(7000, nil)}
+		configs := []Config{manyHosts(6784, nil), manyHosts(7000, nil)}
 		i := 0
 		for b.Loop() {
 			i++
@@ -127,7 +127,7 @@ func BenchmarkThousandHostsUnchanged(b *testing.B) {
 		var builder Builder
 		var k Kernel
 		defer k.Close()
-		c := crowd(6784, nil)
+		c := manyHosts(6784, nil)
 		for b.Loop() {
 			if err := k.Apply(builder.Build(c)); err != nil {
 				b.Fatal(err)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// recorder is a test that may fail without the real one failing.
+// recorder is a test that may fail without failing the test that runs it.
 type recorder struct {
 	testing.TB
 	failure string
@@ -48,7 +48,7 @@ func TestConditionIsCheckedUntilItHolds(t *testing.T) {
 	})
 }
 
-// A condition that holds at the deadline, and not before, is seen.
+// A condition that becomes true only at the deadline is still noticed.
 func TestLastCheckIsAtTheDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, within := range []time.Duration{0, time.Nanosecond, 333 * time.Millisecond} {
