@@ -20,7 +20,8 @@ import (
 type need struct {
 	what string
 	hook *nftables.ChainHook
-	// The matches of a rule that accepts it, for each tool. In link names, iptables and ufw write + for any suffix, nft writes *.
+	// A rule that accepts the packet has these matches, in the syntax of each tool. In link names,
+	// iptables and ufw write + for any suffix, nft writes *.
 	iptables []string
 	nft      []string
 	ufw      []string // empty: ufw's command line cannot express this rule
@@ -28,7 +29,8 @@ type need struct {
 	packet   nft.Packet
 }
 
-// Names and ports of sample packets: each stands for all packets of its kind.
+// These are names and ports of sample packets. Each packet is an example for all packets of its
+// kind.
 const (
 	somePort    = 40000
 	otherPort   = 8080
@@ -127,8 +129,8 @@ func bothWays(what string, p nft.Packet) []need {
 	return []need{passing(what, p), passing(what, p.Answer())}
 }
 
-// ends returns a sample slot of this host, whose successor is this host's too, and one of another
-// host.
+// ends returns two sample slots. here is a slot of this host, and so is the next slot; other is a
+// slot of another host.
 func (c Config) ends() (here, other slot.Slot) {
 	here = c.Node + 1
 	if len(c.Own) > 0 {
@@ -171,8 +173,9 @@ func leaving(what string, p nft.Packet) need {
 }
 
 // underlay returns the packets between this host's agent and its peers. They follow the route to
-// each peer or, without peers, the default route. A neighbour of this host's address then stands
-// for a peer: many firewalls accept only neighbours, or drop addresses that are not assigned.
+// each peer or, without peers, the default route. The peer of such a sample packet is the address
+// next to this host's own: many firewalls accept only neighbours, or drop addresses that are not
+// assigned.
 func (c Config) underlay() (out []need) {
 	h, err := link.Handle()
 	if err != nil || c.Gossip == 0 {
@@ -256,8 +259,8 @@ func hostPort(what string, protocol byte, port uint16, link string, peer, own ne
 	return out
 }
 
-// firewalls returns one problem for each other firewall on this host that drops a need. Its Fix is
-// the commands that accept the need.
+// firewalls returns one problem for each other firewall on this host that drops packets of a need.
+// Its Fix has the commands that make the firewall accept them.
 func firewalls(needs []need) ([]problem.Problem, error) {
 	indices := map[string]uint32{}
 	number := func(name string) uint32 {

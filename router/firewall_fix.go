@@ -45,7 +45,8 @@ func blockProblems(needs []need, blocks []nft.Block) (out []problem.Problem) {
 	return out
 }
 
-// describe names the needs that are dropped. It adds the family if the other one is accepted.
+// describe names the needs that are dropped. It adds the address family if the firewall accepts the
+// packets of the other family.
 func describe(needs []need, blocks []nft.Block) (out []string) {
 	families := map[string]int{}
 	const v4, v6 = 1, 2
@@ -115,7 +116,8 @@ func fixes(f nft.Firewall, needs []need, blocks []nft.Block) (out []string) {
 	return out
 }
 
-// insertion returns the iptables command that inserts a rule before those that drop.
+// insertion returns the iptables command that inserts a rule before the rules that drop the
+// packets.
 func insertion(f nft.Firewall, b nft.Block) string {
 	program, chain := "iptables", b.Chain
 	if b.Table.Family == nftables.TableFamilyIPv6 {

@@ -25,7 +25,7 @@ type portCounter struct{ udp, tcp atomic.Int64 }
 
 func (d *portCounter) count() int64 { return d.udp.Load() + d.tcp.Load() }
 
-// listenAt opens a port at one address, or at all if addr is empty, until the test ends.
+// listenAt opens a port at one address, or at all addresses if addr is empty, until the test ends.
 func listenAt(t *testing.T, ns routertest.Namespace, addr string, port int) *portCounter {
 	t.Helper()
 	d := &portCounter{}
@@ -80,7 +80,7 @@ func probe(ns routertest.Namespace, to string, port int) (connected bool) {
 	return connected
 }
 
-// expectOpen probes a port until both protocols arrived.
+// expectOpen probes a port until packets of both protocols have arrived.
 func expectOpen(t *testing.T, ns routertest.Namespace, to string, port int, d *portCounter) {
 	t.Helper()
 	udp := d.udp.Load()
@@ -92,8 +92,9 @@ func expectOpen(t *testing.T, ns routertest.Namespace, to string, port int, d *p
 	t.Errorf("UDP or TCP to port %d of %s does not arrive; want both", port, to)
 }
 
-// expectClosed probes ports that must be closed at several addresses. Then it probes one port that
-// must be open at each, which proves that the earlier packets would have arrived by now.
+// expectClosed probes ports that must be closed at several addresses. Then it probes the port open,
+// which must be open at each address. This proves that the earlier packets would have arrived by
+// now.
 func expectClosed(t *testing.T, ns routertest.Namespace, to []string, closed map[int]*portCounter, open int, through *portCounter) {
 	t.Helper()
 	before := map[int]int64{}

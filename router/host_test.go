@@ -73,7 +73,8 @@ type request struct {
 }
 
 func hostMain() error {
-	// The UAPI socket has a fixed path, so each host needs its own /run, to which /var/run is a link.
+	// The UAPI socket has a fixed path, so each host needs its own /run. /var/run is a link to
+	// /run.
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return err
 	}
@@ -276,7 +277,7 @@ func join(t *testing.T, a, b *host) {
 			addr, _ := netlink.ParseAddr(fmt.Sprintf("192.0.2.%d/24", i+1))
 			addr6, _ := netlink.ParseAddr(fmt.Sprintf("2001:db8::%d/64", i+1))
 			addr6.Flags = unix.IFA_F_NODAD
-			// Default routes: plaintext packets would leave through them.
+			// Each host gets a default route, through which plaintext packets would leave.
 			route := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.IPv4(192, 0, 2, byte(2-i))}
 			route6 := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP(fmt.Sprintf("2001:db8::%d", 2-i))}
 			err = errors.Join(netlink.AddrAdd(l, addr), netlink.AddrAdd(l, addr6), netlink.LinkSetUp(l), netlink.LinkSetUp(lo),

@@ -14,8 +14,8 @@ import (
 	"weft/router/routertest"
 )
 
-// setMTUs sets the MTU of a host's underlay, and configures its tunnel for that and for theirs, the
-// MTU of the other host's underlay.
+// setMTUs sets the MTU of a host's underlay, and configures its tunnel for that MTU and for theirs,
+// the MTU of the other host's underlay.
 func (h *host) setMTUs(t *testing.T, own, theirs int) {
 	t.Helper()
 	h.ns.Do(func() {
@@ -54,7 +54,7 @@ func exchange(t *testing.T, ns routertest.Namespace, to netip.Addr, size int) {
 }
 
 // expectPathMTU sends packets with Don't Fragment, as large as the sender's path MTU allows, until
-// path MTU discovery has reduced that to want.
+// path MTU discovery has reduced the path MTU to want.
 func expectPathMTU(t *testing.T, ns routertest.Namespace, to netip.Addr, want int) {
 	t.Helper()
 	ns.Do(func() {
@@ -145,7 +145,7 @@ func TestHostsWithDifferentMTUsExchangePacketsOfAnySize(t *testing.T) {
 	exchange(t, c1, e2.Addr6, 2000)
 }
 
-// routeMTU sets the MTU of a host's IPv4 route to the other.
+// routeMTU sets the MTU of a host's IPv4 route to the other host.
 func routeMTU(t *testing.T, h *host, mtu int) {
 	t.Helper()
 	h.ns.Do(func() {

@@ -34,9 +34,10 @@ type Options struct {
 	Log *slog.Logger
 	// StartDatapath starts the userspace WireGuard process and returns when that answers.
 	StartDatapath func(context.Context) error
-	// Watch lets Apply skip the listing of links and routes if none has changed; nil: Apply lists them each time.
+	// Watch lets Apply skip the listing of links and routes if none has changed. If it is nil,
+	// Apply lists them each time.
 	Watch *link.Watch
-	// Changing is called once before a sysctl is changed, with the value that it has; nil: there is no call.
+	// Changing is called once before a sysctl is changed, with the sysctl's value. It may be nil.
 	Changing func(name, was, set string) error
 }
 
@@ -55,7 +56,8 @@ type Config struct {
 	Hosts      nft.Hosts
 	Resolver   bool // a name server listens on the node addresses
 	IPv6       bool
-	// Unconfirmed leaves WireGuard's configuration as it is: another host may have the same key.
+	// If Unconfirmed is set, WireGuard's configuration stays as it is: another host may have the
+	// same key.
 	Unconfirmed bool
 }
 
@@ -90,7 +92,7 @@ func (c Config) node() (v4, v6 netip.Addr) {
 	return v4, v6
 }
 
-// limits returns the destinations behind tunnels whose MTU is below the device's.
+// limits returns the destinations behind tunnels whose MTU is below the MTU of the device.
 func (c Config) limits() (out []link.Limit) {
 	for _, t := range c.Tunnels {
 		for _, p := range t.AllowedIPs {
@@ -121,12 +123,12 @@ func New(opts Options) *Router {
 	return &Router{opts: opts, device: wg.New(opts.StartDatapath)}
 }
 
-// ErrNoPolicies says that Enforce was not called yet. The rules of an earlier agent may be in
+// ErrNoPolicies reports that Enforce was not called yet. The rules of an earlier agent may be in
 // force, and Apply would replace them.
 var ErrNoPolicies = errors.New("router: the network policies are not known yet: the kernel's rules stay as they are until the agent has read them")
 
 // Enforce makes the kernel evaluate every packet by the given policies, and returns when it does.
-// Before the first Apply it only stores them, and Apply then loads them.
+// Before the first Apply, Enforce only stores the policies, and Apply then loads them.
 func (r *Router) Enforce(p nft.Policy) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -137,8 +139,8 @@ func (r *Router) Enforce(p nft.Policy) error {
 	return r.loadTable(r.applied)
 }
 
-// Evaluate returns the decision of the kernel's rules on a packet, by the policies of own, one of
-// the packet's ends.
+// Evaluate returns the decision of the kernel's rules on a packet, by the policies of the endpoint
+// with the address own, which is the packet's source or destination.
 func (r *Router) Evaluate(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Evaluation, error) {
 	return r.kernel.Evaluate(d, own, p)
 }
@@ -220,7 +222,7 @@ func sameLinks(a, b Config) bool {
 		slices.EqualFunc(a.Endpoints, b.Endpoints, endpoint.Endpoint.Equal)
 }
 
-// ErrNotApplied says that Apply has not succeeded yet, so that an endpoint cannot be programmed.
+// ErrNotApplied reports that Apply has not succeeded yet, so that an endpoint cannot be programmed.
 var ErrNotApplied = errors.New("router: the data path is not set up yet: endpoints cannot be attached; try again in a few seconds")
 
 // Plug programs one endpoint without waiting for the next Apply.

@@ -90,7 +90,7 @@ func TestOverlayCarriesAndIsolatesPackets(t *testing.T) {
 }
 
 // testUnderlayIsBlocked sends to an endpoint from a neighbour that routes the universe to this
-// host. It does so once with an underlay source and once with an overlay source.
+// host. It sends packets with an underlay source and packets with an overlay source.
 func testUnderlayIsBlocked(t *testing.T, h1, h2 *host, e2 endpoint.Endpoint) {
 	h1.must(request{Remove: true}) // h1 is now a machine outside the mesh
 	h1.ns.Do(func() {
@@ -226,8 +226,8 @@ func TestApplyRestoresWhatOthersDeleted(t *testing.T) {
 	})
 }
 
-// If the port is in use, Apply returns an error that names it. It never leaves a tunnel without a
-// port.
+// If the port is in use, Apply returns an error that names the port. Apply never leaves a tunnel
+// without a port.
 func TestAPortInUseIsAnError(t *testing.T) {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skipf("no TUN device: %v", err)
@@ -282,8 +282,8 @@ func deleteLink(t *testing.T, name string) {
 	}
 }
 
-// killDatapath kills the userspace process: the one with the argument "datapath" in the host's PID
-// namespace.
+// killDatapath kills the userspace process, which is the process with the argument "datapath" in
+// the host's PID namespace.
 func killDatapath(t *testing.T, h *host) {
 	t.Helper()
 	ours, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", h.cmd.Process.Pid))
@@ -325,8 +325,8 @@ func TestFormattingAConfigShowsNoKeys(t *testing.T) {
 	}
 }
 
-// A UDP packet arrives also if its checksum is computed as zero, which one in 65,536 is. IPv6 sends
-// it as 0xffff instead (RFC 8200, 8.1).
+// A UDP packet arrives also if its computed checksum is zero, as for one packet in 65,536. Over
+// IPv6 such a packet has the checksum 0xffff instead (RFC 8200, 8.1).
 func TestUDPPacketsWithAChecksumOfZeroArrive(t *testing.T) {
 	_, _, c1, c2, e1, e2 := twoHosts(t)
 	const port = 7070

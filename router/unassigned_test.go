@@ -27,8 +27,8 @@ func expectUnreachable(t *testing.T, from routertest.Namespace, to netip.Addr) {
 }
 
 // Connections to an unassigned address fail at once, from a container and from a host, in both
-// families. The address may be in this host's ranges or in another's. It is the same if a host owns
-// one address or all.
+// families. The address may be in the ranges of this host or of another host. A host may own a
+// single address or all of them.
 func TestConnectionsToUnassignedAddressesFailAtOnce(t *testing.T) {
 	h1, h2, c1, c2, e1, e2 := twoHosts(t)
 	leaks := sniff(t, h1)

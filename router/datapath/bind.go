@@ -50,7 +50,8 @@ type path struct {
 }
 
 const (
-	// watchEvery is the minimum interval between two reads of the watch: each is a system call.
+	// watchEvery is the minimum interval between two reads of the watch, since each read is a
+	// system call.
 	watchEvery = 100 * time.Millisecond
 	// maxPaths limits the paths: addresses come from the network, and may be forged.
 	maxPaths = 1 << 16
@@ -75,7 +76,7 @@ func newBind(log *slog.Logger) (*bind, error) {
 }
 
 // release closes the sockets that newBind opened. Close closes the port only, and wireguard-go may
-// open that again.
+// open the port again.
 func (b *bind) release() {
 	b.routes.Close()
 	b.watch.Close()
@@ -119,9 +120,9 @@ func (b *bind) sendBy(p path, packets [][]byte, e *conn.StdNetEndpoint) error {
 	return b.StdNetBind.Send(packets, e)
 }
 
-// apart returns packets such that none larger than a size is sent together with others, or nil if
-// none is larger. wireguard-go joins packets if the first one's buffer has room for the next, so
-// apart removes that room.
+// apart returns the packets in a form in which each packet larger than size is sent by itself, or
+// nil if no packet is larger. wireguard-go joins packets if the buffer of the first has room for the
+// next, so apart removes that room.
 func apart(packets [][]byte, size int) [][]byte {
 	large := func(p []byte) bool { return len(p) > size }
 	if size == 0 || !slices.ContainsFunc(packets, large) {

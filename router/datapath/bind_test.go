@@ -74,7 +74,7 @@ func settle(t *testing.T, from, to routertest.Namespace, addr string) {
 	})
 }
 
-// routeMTU sets the MTU of the routes that connect made; 0: that of the link.
+// routeMTU sets the MTU of the routes that connect made; 0 means the MTU of the link.
 func routeMTU(t *testing.T, ns routertest.Namespace, name string, number, mtu int) {
 	t.Helper()
 	ns.Do(func() {
@@ -122,8 +122,8 @@ func listen(t *testing.T, ns routertest.Namespace) (c *net.UDPConn, port int) {
 	return c, c.LocalAddr().(*net.UDPAddr).Port
 }
 
-// batch returns packets with free capacity behind each, as wireguard-go makes them: it joins
-// packets there.
+// batch returns packets with free capacity behind each packet, as wireguard-go makes them: it
+// appends the next packet there.
 func batch(count, size int) (out [][]byte) {
 	for range count {
 		out = append(out, make([]byte, size, 1<<16))
@@ -192,7 +192,7 @@ func TestPacketsAboveTheRouteMTUArrive(t *testing.T) {
 	}
 }
 
-// A smaller MTU that a router reports by ICMP has the same effect as that of a route.
+// A smaller MTU that a router reports by ICMP has the same effect as the MTU of a route.
 func TestPacketsAboveThePathMTUArrive(t *testing.T) {
 	t.Parallel()
 	a, router, z := routertest.New(t), routertest.New(t), routertest.New(t)
@@ -253,8 +253,8 @@ func cameIn(from netip.AddrPort, to netip.Addr, by int) conn.Endpoint {
 	return e
 }
 
-// Packets go to a peer from the address and link where its own arrived, as long as the route uses
-// that link.
+// Packets go to a peer from the address and link at which the peer's packets arrived, as long as
+// the route uses that link.
 func TestPacketsLeaveThroughTheLinkOfTheRoute(t *testing.T) {
 	t.Parallel()
 	a, z := routertest.New(t), routertest.New(t)

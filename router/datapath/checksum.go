@@ -8,8 +8,8 @@ import (
 // checked is a TUN device whose packets all have a checksum that receivers accept.
 //
 // The kernel leaves checksums to the program that reads the device, and wireguard-go computes them.
-// One in 65,536 is zero. UDP over IPv6 requires 0xffff instead (RFC 8200, 8.1), which wireguard-go
-// does not send: the receiver would drop the packet.
+// One checksum in 65,536 is zero. UDP over IPv6 requires 0xffff instead (RFC 8200, 8.1), which
+// wireguard-go does not send: the receiver would drop the packet.
 type checked struct{ tun.Device }
 
 func (c checked) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) {

@@ -44,8 +44,8 @@ type Config struct {
 var errBusy = fmt.Errorf("datapath: device %s is in use by another `weft datapath`: stop that one first", link.Device)
 
 // Standby does the same as Run on a kernel without WireGuard. On a kernel with WireGuard it does
-// nothing until ctx ends. While another process serves the device, such as one that an agent
-// started, it waits.
+// nothing until ctx ends. While another process serves the device, for example one that an agent
+// started, Standby waits.
 func Standby(ctx context.Context, cfg Config) error {
 	kernel, err := link.KernelWireGuard()
 	if err != nil {
@@ -135,7 +135,7 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 // openTUN creates the persistent TUN device, or opens the existing one with its MTU. With a larger
-// MTU, packets would be lost until the agent sets the right one.
+// MTU, packets would be lost until the agent sets the right MTU.
 func openTUN() (tun.Device, error) {
 	mtu := device.DefaultMTU
 	if l, err := net.InterfaceByName(link.Device); err == nil {
@@ -181,7 +181,7 @@ func Start(ctx context.Context, exe, logPath string) error {
 	if answers() {
 		return nil
 	}
-	// The log is appended to: after a crash, its cause is in the last lines.
+	// The log is not truncated: after a crash, its last lines have the cause.
 	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("datapath: opening its log: %w", err)
@@ -207,7 +207,7 @@ func Start(ctx context.Context, exe, logPath string) error {
 	}
 }
 
-// Await waits until a process answers that another program starts.
+// Await waits until the process answers. Another program starts it.
 func Await(ctx context.Context) error {
 	if err := await(ctx, nil); err != nil {
 		return fmt.Errorf("datapath: this kernel has no WireGuard, and no `weft datapath` answers on %s: under Kubernetes see `kubectl -n weft get pods -l app=weft-datapath`", socketPath)

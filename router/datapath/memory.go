@@ -15,9 +15,9 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 )
 
-// The parts of the memory limit. For each peer, wireguard-go needs two goroutines and queues of
+// The memory limit has these parts. For each peer, wireguard-go needs two goroutines and queues of
 // pointers. During a handshake it also needs a buffer of 64 KiB, which counts in full although the
-// process touches one page of it.
+// process touches only one page.
 const (
 	minMemory  = 512 << 20
 	baseMemory = 256 << 20 // holds batches of buffers under load, and garbage

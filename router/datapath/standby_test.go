@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// A datapath process started by another unit does not fail while one that an agent started serves
-// the device. It takes over within seconds after that one ends.
+// An agent has started a datapath process, and another unit starts one too. The second process
+// waits without an error, and serves the device within seconds after the first one ends.
 func TestStandbyWaitsForTheDevice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began, broken := time.Now(), errors.New("broken")

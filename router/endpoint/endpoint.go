@@ -40,7 +40,7 @@ var (
 	Gateway6 = netip.MustParseAddr("fe80::1")
 )
 
-// Errors of setting up the container's end.
+// These are the errors of setting up the container's end.
 var (
 	ErrExists      = errors.New("the endpoint's link on the host exists already")
 	ErrNoNamespace = errors.New("the network namespace does not exist")
@@ -86,7 +86,7 @@ type Container struct {
 	socket       link.Socket    // is open in the container's namespace
 }
 
-// Open opens a network namespace. It must not be the calling process's own.
+// Open opens a network namespace. This must not be the namespace of the calling process.
 func Open(netnsPath, ifname string) (_ *Container, err error) {
 	c := &Container{path: netnsPath, ifname: ifname, own: netns.None(), socket: -1}
 	defer func() {
@@ -131,9 +131,9 @@ func mac(hostLink, side string) net.HardwareAddr {
 	return m
 }
 
-// Create makes the pair: one end in this namespace, the other, still down, in the container. It
-// sets everything that does not depend on addresses. It returns ErrExists if the host's end exists
-// already.
+// Create makes the pair. One end is in this namespace, and the other end is in the container and
+// still down. Create sets everything that does not depend on addresses. It returns ErrExists if the
+// host's end exists already.
 func (c *Container) Create(hostLink string) error {
 	if err := c.add(hostLink); err != nil {
 		return err
@@ -180,14 +180,15 @@ type Config struct {
 	HostMAC      net.HardwareAddr
 	MTU          int
 	Routes       []netip.Prefix // the destinations that are routed through this link
-	// Beside says that the container already has another network. That network's routes stay unchanged, and apply again
-	// when this link is deleted. Of several such links, the last one made has priority.
+	// Beside is set if the container already has another network. That network's routes stay
+	// unchanged, and apply again when this link is deleted. Of several such links, the link that
+	// was made last has priority.
 	Beside bool
 }
 
 // DefaultTable is the table of the default routes of links beside another network. rulesPriority is
-// the priority of the rules that use it: before the main table's (32766), after any rules of the
-// container's own.
+// the priority of the rules that use it: before the main table's rule (32766), and after any rules
+// that the container has.
 const (
 	DefaultTable  = 6784
 	rulesPriority = 32000
@@ -268,8 +269,8 @@ func (c Config) routes(is4 bool, via link.Via) (out []link.Request) {
 }
 
 // allowIPv6 enables IPv6 on this one interface, for container runtimes that set
-// net.ipv6.conf.default.disable_ipv6=1. Sysctls depend on the thread's namespace, so it enters the
-// container's.
+// net.ipv6.conf.default.disable_ipv6=1. Sysctls depend on the thread's namespace, so allowIPv6
+// enters the container's namespace.
 func (c *Container) allowIPv6() error {
 	return c.inside(func() error {
 		return link.Sysctl("0", "ipv6/conf", c.ifname, "disable_ipv6")
@@ -349,7 +350,7 @@ func exists(hostLink string) error {
 	return nil
 }
 
-// Delete removes a pair by the name of its host's end. A missing pair is no error.
+// Delete removes a pair. hostLink is the name of its host's end. A missing pair is no error.
 func Delete(hostLink string) error {
 	h, err := link.Handle()
 	if err != nil {
@@ -359,8 +360,8 @@ func Delete(hostLink string) error {
 	return link.DeleteLink(h, hostLink)
 }
 
-// Remove is Delete for a long-lived process. It returns when the pair has left the host's tables,
-// and does not wait until the kernel has freed it.
+// Remove deletes a pair like Delete, for a long-lived process. It returns when the pair has left
+// the host's tables, and does not wait until the kernel has freed it.
 func Remove(hostLink string) error { return link.RemoveLink(hostLink) }
 
 // List returns the names of the host's ends that exist.

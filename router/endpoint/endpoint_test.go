@@ -113,7 +113,7 @@ func TestCreateCheckPlugAndDeleteAnEndpoint(t *testing.T) {
 }
 
 // otherRoutes returns several routes to an endpoint, as other releases or administrators may have
-// added them. None is equal to Plug's.
+// added them. None is equal to a route that Plug adds.
 func otherRoutes(e Endpoint, index int) (out []*netlink.Route) {
 	for _, addr := range []netip.Addr{e.Addr4, e.Addr6} {
 		for _, r := range []netlink.Route{
@@ -145,8 +145,8 @@ func routesTo(t *testing.T, addr netip.Addr) (out []netlink.Route) {
 	return out
 }
 
-// After Unplug, no packet reaches a container that still runs, whatever routes there were. Other
-// containers stay reachable, also one that has got the address since.
+// After Unplug, no packet reaches a container that still runs, whatever routes led to it. Other
+// containers stay reachable, even a container that was given the same address since.
 func TestUnplugRemovesAllRoutesToARunningContainer(t *testing.T) {
 	for name, add := range map[string]bool{"routes of this release": false, "and routes of other programs": true} {
 		t.Run(name, func(t *testing.T) {
@@ -190,8 +190,8 @@ func TestUnplugRemovesAllRoutesToARunningContainer(t *testing.T) {
 	}
 }
 
-// A container runtime may have disabled IPv6 in the container. Configure enables it for its own
-// interface only.
+// A container runtime may have disabled IPv6 in the container. Configure enables IPv6 only on the
+// interface that it configures.
 func TestConfigureEnablesIPv6OnItsInterfaceOnly(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	c.Do(func() {

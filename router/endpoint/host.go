@@ -18,8 +18,8 @@ type Endpoint struct {
 	HostLink     string
 	ContainerMAC net.HardwareAddr
 	Addr4, Addr6 netip.Addr // Addr6 is invalid if IPv6 is disabled on the host
-	// MTU is the MTU that the container was given; 0: not known any longer. The actual MTU of the container's end takes
-	// precedence, see Sync.
+	// MTU is the MTU that the container was given; 0 means that it is not known any longer. The
+	// actual MTU of the container's end takes precedence, see Sync.
 	MTU int
 }
 

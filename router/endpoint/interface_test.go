@@ -23,7 +23,8 @@ func TestCheckInterfaceRefusesWhatTheKernelRefuses(t *testing.T) {
 	}
 }
 
-// If the kernel refuses a name, the error is about interface names, not about numerical results.
+// If the kernel refuses an interface name, the error says so, and not "Numerical result out of
+// range" as libc does.
 func TestCreateExplainsTheKernelsError(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	host.Do(func() {

@@ -14,10 +14,10 @@ import (
 	"weft/router/link"
 )
 
-// Sync makes the host's end of each endpoint as Plug programs it. It reads all of them at once and
-// changes only what differs. Differences occur: the kernel deletes an endpoint's route together
-// with the node address, and other programs make mistakes. It ignores an endpoint whose link is
-// missing: the program that attached it must detach it.
+// Sync makes the host's end of each endpoint as Plug programs it. Sync reads all host's ends at
+// once, and changes only what differs. Differences occur: the kernel deletes an endpoint's route
+// together with the node address, and other programs make mistakes. Sync ignores an endpoint whose
+// link is missing: the program that attached it must detach it.
 //
 // Both ends of a link have the container's MTU, also after the tunnel's has changed. With a smaller
 // one on the host's end, larger packets from the container would be lost; with a larger one,

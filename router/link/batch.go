@@ -13,8 +13,8 @@ import (
 )
 
 // Socket is a netlink route socket of the network namespace in which it was opened. It sends
-// requests together: an endpoint takes about ten, and a round trip for each would be most of the
-// time. Every request replaces an existing object.
+// several requests in one message. An endpoint takes about ten requests, and a round trip for each
+// would take most of the time. Every request replaces an existing object.
 type Socket int
 
 // OpenSocket opens a Socket in the network namespace of the calling thread.
@@ -111,8 +111,8 @@ func Neighbour(index int, addr netip.Addr, mac net.HardwareAddr) Request {
 		nl.NewRtAttr(netlink.NDA_DST, addr.AsSlice()), nl.NewRtAttr(netlink.NDA_LLADDR, mac))
 }
 
-// Via is how a route leads through a link. Gateway and Source are optional. A zero Table or Metric
-// leaves the choice to the kernel.
+// Via is the part of a route that says how it leads through a link. Gateway and Source are
+// optional. A zero Table or Metric leaves the choice to the kernel.
 type Via struct {
 	Index           int
 	Gateway, Source netip.Addr
@@ -158,12 +158,12 @@ func MainTableFirst(is4 bool, priority int) Request {
 	return r
 }
 
-// findSource makes an IPv6 rule also match packets without a source address, if they would get one
-// of the rule's prefix (FIB_RULE_FIND_SADDR, linux/fib_rules.h).
+// findSource makes an IPv6 rule also match packets without a source address, if the kernel would
+// choose a source in the rule's prefix (FIB_RULE_FIND_SADDR, linux/fib_rules.h).
 const findSource = 0x10000
 
-// SourceRules returns the rules by which packets with a source of a prefix, or without a source yet,
-// use a table.
+// SourceRules returns the rules that make packets use a table if their source is in a prefix, or if
+// they have no source yet.
 func SourceRules(from netip.Prefix, table, priority int) []Request {
 	if from.Addr().Is6() {
 		return []Request{rule(from, table, priority, findSource)}
@@ -171,7 +171,7 @@ func SourceRules(from netip.Prefix, table, priority int) []Request {
 	return []Request{rule(netip.PrefixFrom(netip.IPv4Unspecified(), 32), table, priority, 0), rule(from, table, priority, 0)}
 }
 
-// rule returns the request for a policy routing rule. An existing one stays.
+// rule returns the request for a policy routing rule. An existing rule stays.
 func rule(from netip.Prefix, table, priority, flags int) Request {
 	msg := nl.NewRtMsg() // struct fib_rule_hdr has the layout of struct rtmsg, Type is the action
 	msg.Family, msg.Src_len, msg.Table, msg.Type, msg.Flags = uint8(nl.GetIPFamily(from.Addr().AsSlice())), uint8(from.Bits()), unix.RT_TABLE_UNSPEC, nl.FR_ACT_TO_TBL, uint32(flags)
@@ -186,8 +186,8 @@ func rule(from netip.Prefix, table, priority, flags int) Request {
 	return r
 }
 
-// Do makes all changes in order. The kernel tries each of them; the error is that of the first that
-// failed.
+// Do makes all changes in order. The kernel tries each change. The error is that of the first
+// change that failed.
 func (s Socket) Do(requests ...Request) error {
 	var out []byte
 	for i, r := range requests {

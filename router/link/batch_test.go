@@ -11,7 +11,7 @@ import (
 	"weft/router/routertest"
 )
 
-// The kernel tries every request. The error names the first that failed.
+// The kernel tries every request. The error names the first request that failed.
 func TestDoNamesTheFirstFailedRequest(t *testing.T) {
 	routertest.New(t).Do(func() {
 		s, err := OpenSocket()

@@ -31,7 +31,7 @@ func TestPurgeEndsWhenTheListIsEmpty(t *testing.T) {
 }
 
 // SetRoutes removes addresses and routes that an older release added with other attributes. Remove
-// removes all of Weft's.
+// removes all addresses and routes of Weft.
 func TestSetRoutesRemovesOldRoutesAndAddresses(t *testing.T) {
 	routertest.New(t).Do(func() {
 		l := bridge(t, Device, 1500)
@@ -87,8 +87,8 @@ func TestSetRoutesRemovesOldRoutesAndAddresses(t *testing.T) {
 	})
 }
 
-// A link and its routes are gone when RemoveLink returns, although the kernel is still freeing it.
-// Another link can take the name at once.
+// A link and its routes are gone when RemoveLink returns, although the kernel has not freed the
+// link yet. Another link can take the name at once.
 func TestRemoveLinkReturnsWhenTheLinkIsGone(t *testing.T) {
 	routertest.New(t).Do(func() {
 		h, err := Handle()

@@ -21,7 +21,8 @@ import (
 	"weft/ipam/slot"
 )
 
-// Names of Weft's links: the tunnel, and the prefix of the host's end of an endpoint.
+// These are the names of Weft's links: the name of the tunnel, and the prefix of the names of
+// endpoints' host's ends.
 const (
 	Device         = "weft"
 	EndpointPrefix = "weft-"
@@ -34,8 +35,8 @@ const Protocol netlink.RouteProtocol = 0x57
 // Ours reports whether a link was made by Weft.
 func Ours(name string) bool { return name == Device || strings.HasPrefix(name, EndpointPrefix) }
 
-// Handle opens netlink in the current network namespace. It names the one family that it needs,
-// since a kernel may lack others.
+// Handle opens netlink in the current network namespace. It opens only the netlink family that it
+// needs, since a kernel may lack other families.
 func Handle() (*netlink.Handle, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -55,7 +56,7 @@ func Dump[T any](list func() ([]T, error)) (out []T, err error) {
 	return nil, err
 }
 
-// OverlapError says that the host routes a part of the universe to another network.
+// OverlapError reports that the host routes a part of the universe to another network.
 type OverlapError struct {
 	Universe, Route netip.Prefix
 	Link            string
@@ -136,8 +137,8 @@ func IPNet(p netip.Prefix) *net.IPNet {
 var sysctlRoot = "/proc/sys/net"
 
 // SetSysctlRoot sets another directory for the host's sysctls. In a container /proc/sys is
-// read-only, and the host's is mounted elsewhere. It must be called before any other function of
-// this package.
+// read-only, and the host's /proc/sys is mounted elsewhere. SetSysctlRoot must be called before any
+// other function of this package.
 func SetSysctlRoot(dir string) { sysctlRoot = dir }
 
 // IPv6Enabled reports whether IPv6 is enabled on new links of this host.
@@ -181,9 +182,9 @@ func sysctlName(path []string) string {
 }
 
 // Forwarding makes this host route packets between its links. With forwarding, a link ignores
-// router advertisements, and the host would lose a default route from them; such links are set to
-// accept them (accept_ra=2). changing, unless nil, is called before each change, so that an
-// uninstallation can restore the value.
+// router advertisements, and the host would lose a default route that it has from them. Forwarding
+// makes such links accept router advertisements (accept_ra=2). changing, unless nil, is called
+// before each change, so that an uninstallation can restore the value.
 func Forwarding(ipv6 bool, changing func(name, was, set string) error) error {
 	set := func(value, name string) error {
 		was, err := os.ReadFile(sysctlName([]string{name}))

@@ -56,8 +56,8 @@ func ReadMTUs() (MTUs, error) {
 // Way is the route by which this host sends to an address.
 type Way struct {
 	Link int // index of the link
-	// MTU is the route's own, or the smaller path MTU that an ICMP message told the kernel, or else the
-	// link's.
+	// MTU is the path MTU, if an ICMP message has reported one to the kernel. Otherwise it is the
+	// MTU of the route, or of its link.
 	MTU int
 }
 

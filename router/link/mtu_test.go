@@ -19,7 +19,7 @@ func addrs(list ...string) (out []netip.Addr) {
 	return out
 }
 
-// The MTU to an address is that of its route, not that of an unrelated bridge.
+// The MTU to an address is the MTU of its route, not of an unrelated bridge.
 func TestWayToReportsTheMTUOfTheRoute(t *testing.T) {
 	routertest.New(t).Do(func() {
 		uplink := bridge(t, "uplink", 1500, "192.0.2.4/24", "2001:db8::4/64")
@@ -73,7 +73,8 @@ func TestWayToReportsTheMTUOfTheRoute(t *testing.T) {
 }
 
 // Each part of the universe with a smaller MTU than the device has a route of its own, in both
-// families. The route changes and disappears with the limit.
+// families. The route changes when the part's MTU changes, and disappears when that is no longer
+// smaller.
 func TestEachLimitHasARoute(t *testing.T) {
 	routertest.New(t).Do(func() {
 		bridge(t, Device, 1500)

@@ -13,8 +13,8 @@ import (
 	"weft/ipam/slot"
 )
 
-// KernelWireGuard reports whether this host's kernel has WireGuard. It finds out by making a
-// device, which also loads the module.
+// KernelWireGuard reports whether this host's kernel has WireGuard. It makes a device to find out,
+// which also loads the module.
 func KernelWireGuard() (bool, error) {
 	h, err := Handle()
 	if err != nil {
@@ -50,8 +50,8 @@ type Limit struct {
 	MTU int
 }
 
-// Metrics of Weft's routes to the universe. Every other route has priority over the fallback. The
-// tunnel's metric is explicit, because 0 would mean 1024 in IPv6 and 0 in IPv4.
+// These are the metrics of Weft's routes to the universe. Every other route has priority over the
+// fallback. The tunnel's metric is explicit, because 0 would mean 1024 in IPv6 and 0 in IPv4.
 const (
 	tunnelMetric   = 512
 	fallbackMetric = 4278198272
@@ -77,10 +77,10 @@ func (o Overlay) Nodes() []netip.Addr {
 	return []netip.Addr{o.Universe.Addr4(o.Node)}
 }
 
-// SetUnreachable makes the universe unreachable, except for routes with a smaller metric. It comes
-// first, so that no packet for the overlay ever follows the default route. These routes stay when
-// the device is deleted. Those of IPv6 disappear when lo goes down, so they are set again at each
-// Apply.
+// SetUnreachable makes the universe unreachable, except for routes with a smaller metric. It must
+// be called first, so that no packet for the overlay ever follows the default route. These routes
+// stay when the device is deleted. The IPv6 routes disappear when lo goes down, so each Apply sets
+// them again.
 func (o Overlay) SetUnreachable() error {
 	h, err := Handle()
 	if err != nil {
@@ -134,7 +134,7 @@ func (o Overlay) Up() error {
 }
 
 // NoLinkLocal stops the kernel from giving a link an IPv6 link-local address and from announcing
-// that to neighbours. It must be called before the link is up.
+// that address to neighbours. It must be called before the link is up.
 func NoLinkLocal(h *netlink.Handle, l netlink.Link) error {
 	const none = 1 // IN6_ADDR_GEN_MODE_NONE
 	if err := h.LinkSetIP6AddrGenMode(l, none); err != nil {
@@ -152,8 +152,8 @@ func device(h *netlink.Handle) (netlink.Link, error) {
 }
 
 // SetRoutes gives the tunnel its addresses, and routes the universe through it. It does nothing
-// while there is no node address, since every packet that the host itself sends needs one as its
-// source.
+// while there is no node address, since every packet that the host itself sends needs a node
+// address as its source.
 func (o Overlay) SetRoutes() error {
 	nodes := o.Nodes()
 	if nodes == nil {
@@ -211,8 +211,9 @@ func (o Overlay) routes(device int) (out []netlink.Route) {
 		}
 		if p.Addr().Is6() {
 			r.Src, r.Scope = nodes[1].AsSlice(), netlink.SCOPE_UNIVERSE
-			// When Linux forwards IPv6, it applies a route's MTU only if that is locked. Otherwise it applies the MTU
-			// when it sends, and older versions then let pass packets that segmentation offload has joined.
+			// When Linux forwards IPv6, it applies a route's MTU only if that MTU is locked.
+			// Otherwise it applies the MTU when it sends, and older versions then let pass packets
+			// that segmentation offload has joined.
 			r.MTULock = mtu != 0
 		}
 		out = append(out, r)
@@ -228,7 +229,7 @@ func (o Overlay) routes(device int) (out []netlink.Route) {
 	return out
 }
 
-// routeKey identifies a route in one table: no two routes of it have the same key.
+// routeKey identifies a route in one table: no two routes of the table have the same key.
 type routeKey struct {
 	to     netip.Prefix
 	metric int
@@ -239,7 +240,7 @@ func keyOf(r netlink.Route) routeKey {
 	return routeKey{to, r.Priority}
 }
 
-// setAddresses makes the addresses of a link exactly these. Link-local addresses stay.
+// setAddresses gives a link exactly the addresses in want. Link-local addresses stay.
 func setAddresses(h *netlink.Handle, l netlink.Link, want []netip.Addr) error {
 	list := func() ([]netlink.Addr, error) { return h.AddrList(l, netlink.FAMILY_ALL) }
 	prefix := func(a netlink.Addr) netip.Prefix {
@@ -288,8 +289,8 @@ func SetAddress(h *netlink.Handle, l netlink.Link, p netip.Prefix) error {
 	return nil
 }
 
-// SetRoute sets a route unless have, the result of Routes, contains it: replacing an equal IPv6
-// route would remove it for a moment.
+// SetRoute sets a route unless have, the result of Routes, contains it. The reason is that
+// replacing an equal IPv6 route would remove the route for a moment.
 func SetRoute(h *netlink.Handle, have []netlink.Route, r netlink.Route) error {
 	if slices.ContainsFunc(have, func(old netlink.Route) bool { return sameRoute(old, r) }) {
 		return nil

@@ -13,8 +13,8 @@ import (
 
 // RejectUnassigned makes this host's own slots unreachable, except for those of endpoints, whose
 // routes have longer prefixes. A connection to an unassigned address then fails at once with an
-// ICMP error. Without these routes its packets would go into the tunnel, or come out of it, and be
-// lost.
+// ICMP error. Without these routes the packets would be lost after they went into the tunnel or
+// came out of it.
 func (o Overlay) RejectUnassigned(own []slot.Range) error {
 	h, err := Handle()
 	if err != nil {
@@ -56,8 +56,9 @@ func (o Overlay) RejectUnassigned(own []slot.Range) error {
 }
 
 // unassignedMetric is the metric of an unreachable route to slots of this host. It is smaller than
-// the tunnel's, whose prefix is equal where this host owns the whole universe. It is larger than an
-// endpoint's, whose prefix is equal where this host owns one slot.
+// the metric of the tunnel's route, which has the same prefix if this host owns the whole universe.
+// It is larger than the metric of an endpoint's route, which has the same prefix if this host owns
+// one slot.
 func unassignedMetric(p netip.Prefix) int {
 	if p.IsSingleIP() {
 		return fallbackMetric
@@ -65,8 +66,8 @@ func unassignedMetric(p netip.Prefix) int {
 	return tunnelMetric - 1
 }
 
-// unreachable returns a route by which the kernel answers "host unreachable". In IPv6 it belongs to
-// lo.
+// unreachable returns a route by which the kernel answers "host unreachable". In IPv6 the route
+// belongs to lo.
 func unreachable(h *netlink.Handle, p netip.Prefix, metric int) (netlink.Route, error) {
 	r := netlink.Route{Dst: IPNet(p), Type: unix.RTN_UNREACHABLE, Priority: metric, Protocol: Protocol, Table: unix.RT_TABLE_MAIN}
 	if p.Addr().Is6() {

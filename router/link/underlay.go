@@ -21,8 +21,9 @@ const maxUnderlay = 16
 type HostAddr struct {
 	Addr netip.Addr
 	Rank int // new addresses are ordered by rank, the smallest first
-	// Unstable says that the address is not advertised unless it was before. It is about to be
-	// removed (deprecated, RFC 4862), or changes by itself (temporary, RFC 8981).
+	// Unstable is set if the address is about to be removed (deprecated, RFC 4862), or changes by
+	// itself (temporary, RFC 8981). Order advertises such an address only if it was advertised
+	// before.
 	Unstable bool
 }
 
@@ -30,9 +31,9 @@ type HostAddr struct {
 const maxRemembered = 4 * maxUnderlay
 
 // Order returns a host's addresses in a stable order. An address keeps its place as long as it
-// exists, and gets it back when it returns. Gossip advertises the first address, and peers send to
-// it, so it must not follow a default route, which any VPN changes. next is the order to pass the
-// next time; addrs are the existing addresses in it.
+// exists, and has the same place again when it returns. Gossip advertises the first address, and
+// peers send to it, so it must not follow a default route, which any VPN changes. next is the order
+// to pass the next time; addrs are the existing addresses in that order.
 func Order(before []netip.Addr, now []HostAddr) (next, addrs []netip.Addr) {
 	now = slices.Clone(now)
 	slices.SortStableFunc(now, func(a, b HostAddr) int { return cmp.Compare(a.Rank, b.Rank) })
@@ -59,7 +60,7 @@ func Order(before []netip.Addr, now []HostAddr) (next, addrs []netip.Addr) {
 	return next, addrs
 }
 
-// Ranks of addresses. An IPv6 address has the next larger rank.
+// These are the ranks of IPv4 addresses. The rank of an IPv6 address is larger by one.
 const (
 	onDefaultLink  = 0  // on the link with the best default route
 	onOtherLink    = 10 // on a link to another network

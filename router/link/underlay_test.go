@@ -29,8 +29,8 @@ func card(name, far string) netlink.Link {
 	return &netlink.Veth{LinkAttrs: attrs, PeerName: far}
 }
 
-// Underlay returns this host's own addresses in the order of their ranks, without those that serve
-// containers and services.
+// Underlay returns this host's own addresses in the order of their ranks, without the addresses
+// that serve containers and services.
 func TestUnderlayOmitsAddressesOfContainersAndServices(t *testing.T) {
 	routertest.New(t).Do(func() {
 		docker := bridge(t, "docker0", 1500, "172.17.0.1/16", "fd17::1/64")
@@ -80,8 +80,8 @@ func TestUnderlayOmitsAddressesOfContainersAndServices(t *testing.T) {
 	})
 }
 
-// parse reads addresses such as "10.0.0.1 old:2001:db8::1 3;192.0.2.1": an unstable one and one of
-// rank 3.
+// parse reads addresses such as "10.0.0.1 old:2001:db8::1 3;192.0.2.1": a stable address, an
+// unstable one, and one of rank 3.
 func parse(words string) (out []HostAddr) {
 	for w := range strings.FieldsSeq(words) {
 		var a HostAddr
@@ -129,9 +129,9 @@ func TestOrderKeepsAddressesInTheirPlaces(t *testing.T) {
 	}
 }
 
-// For every sequence of changes: each address in the order exists, and occurs once. The order
+// After any sequence of changes, each address in the order exists, and occurs once. The order
 // contains all addresses that may be advertised, up to the limit. Two addresses that stay never
-// change places. The first stays while it exists.
+// change places. The first address stays first while it exists.
 func TestOrderIsStableUnderAnyChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		address := rapid.Custom(func(t *rapid.T) HostAddr {

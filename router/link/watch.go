@@ -11,8 +11,8 @@ import (
 )
 
 // Watch counts the changes of any program to the links, addresses, routes and permanent neighbour
-// entries of this host. A caller that has read them can see that they have not changed, without
-// reading them again. It is safe for concurrent use.
+// entries of this host. A caller that has read these objects can see that they have not changed,
+// without reading them again. A Watch is safe for concurrent use.
 type Watch struct {
 	mu      sync.Mutex
 	fd      int
@@ -48,7 +48,7 @@ func OpenWatch() (*Watch, error) {
 func (w *Watch) Close() { _ = unix.Close(w.fd) }
 
 // Version returns a number that grows when something may have changed. A nil Watch returns 0. Call
-// it before reading the objects whose version it is.
+// it before you read the objects.
 func (w *Watch) Version() uint64 {
 	if w == nil {
 		return 0

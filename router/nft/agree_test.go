@@ -29,8 +29,8 @@ func (p Program) verdict(q policy.Packet) (allowed bool, passed []string, err er
 }
 
 // Three evaluations agree on random policies and packets: policy.Evaluate, the compiled program,
-// and its nftables rules, interpreted as in the kernel. SOAK=n tests n packets, SEED=n those of one
-// seed.
+// and its nftables rules, interpreted as in the kernel. SOAK=n tests n packets, SEED=n tests the
+// packets of one seed.
 func TestPolicyEvaluationsAgree(t *testing.T) {
 	const each = 100 // packets per set of policies
 	number := func(name string, otherwise uint64) uint64 {

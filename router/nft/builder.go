@@ -7,16 +7,16 @@ import (
 	"weft/router/policy"
 )
 
-// Builder builds a series of programs, and rebuilds only the parts that changed since the last one.
-// The zero value is ready to use. A Builder is not safe for concurrent use.
+// Builder builds a series of programs, and rebuilds only the parts that changed since the last
+// program. The zero value is ready to use. A Builder is not safe for concurrent use.
 type Builder struct {
 	of       Config  // the Config of the last program
 	guard    Program // the part of the last program for guard and NAT
 	hosts    hostSets
 	policies Program // the part for policies, without the sets that policy.Program defines
 	sets     map[*policy.Set][]*Set
-	chains   map[chainKey]lowered // cached chains, of which the last program used this many:
-	used     int
+	chains   map[chainKey]lowered // cached chains
+	used     int                  // number of the cached chains that the last program used
 }
 
 // chainKey identifies a cached chain.
@@ -64,8 +64,8 @@ func (b *Builder) sameGuard(g Guard) bool {
 	return len(b.guard.Chains) > 0 && reflect.DeepEqual(last, g)
 }
 
-// samePolicies reports whether policy chains and isolated endpoints are those of the last program.
-// The guard must be the same too.
+// samePolicies reports whether policy chains and isolated endpoints are the same as in the last
+// program. The guard must be the same too.
 func (b *Builder) samePolicies(p Policy) bool {
 	last := b.of.Policy
 	return last.Program != nil && len(b.policies.Chains) > 0 && last.Exempt == p.Exempt &&
@@ -77,7 +77,7 @@ func identical[T any](a, b []T) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// lowering is one call of Build.
+// lowering is the state of one call of Build.
 type lowering struct {
 	Config
 	Builder // the state after this call
@@ -88,7 +88,7 @@ type lowering struct {
 	index   map[string]*Set // the policies' sets in the program, by name
 }
 
-// add adds a set to the program, unless one with its name, which is equal, is there.
+// add adds a set to the program, unless the program has a set of that name, which is then equal.
 func (l *lowering) add(s *Set) {
 	if l.index[s.Name] == nil {
 		l.index[s.Name] = s

@@ -147,7 +147,7 @@ type batch struct {
 	*Kernel
 	oldSets   map[string]*Set
 	oldChains map[string]*Chain
-	sets      uint32 // number of sets added so far; the next set's id is one more
+	sets      uint32 // number of sets added so far, which is the id of the newest
 	changes   bool
 	err       error
 }
@@ -193,9 +193,9 @@ func (b *batch) setRules(old, c *Chain) {
 
 func sameRule(a, b Rule) bool { return slices.Equal(a.text, b.text) }
 
-// shrink deletes the elements of a set that the next one lacks. It deletes all elements of a map
-// that will be deleted, since they refer to chains, and of changed intervals, which may be divided
-// differently.
+// shrink deletes the elements of s that next, the same set in the new program, lacks. It deletes all
+// elements of a map that will be deleted, since they refer to chains. It also deletes all elements
+// of a changed set of intervals, since the intervals may be divided differently.
 func (b *batch) shrink(s, next *Set) {
 	switch {
 	case next == s, next == nil && !s.Jumps, s.Elements.Len() == 0:

@@ -13,13 +13,13 @@ import (
 // tables gives access to rules and sets, of a Program or of the kernel.
 type tables interface {
 	rules(chain string) ([][]expr.Any, error)
-	// keySize returns the bytes that a set compares; negative if find cannot tell.
+	// keySize returns the bytes that a set compares; negative if find does not support the set.
 	keySize(set string) (int, error)
 	// find looks up a key; for a verdict map it returns the verdict.
 	find(set string, key []byte) (v *expr.Verdict, found bool, err error)
 }
 
-// answer is yes, no, or maybe if it depends on something unknown.
+// answer is yes, no, or maybe if the answer depends on something unknown.
 type answer int8
 
 const (
@@ -35,8 +35,8 @@ func is(b bool) answer {
 	return no
 }
 
-// outcomes is the set of possible results of a packet in a chain. It is a single one if everything
-// that the rules examine is known.
+// outcomes is the set of possible results of a packet in a chain. It has a single result if
+// everything that the rules examine is known.
 type outcomes byte
 
 const (
@@ -46,7 +46,7 @@ const (
 )
 
 // machine interprets rules on a packet as the kernel does (nft_do_chain). If a rule examines
-// something unknown, it follows both branches.
+// something unknown, machine follows both branches.
 type machine struct {
 	tables
 	packet Packet
@@ -119,7 +119,8 @@ func (m *machine) verdict(v *expr.Verdict, depth int) (outcomes, error) {
 	return accepts | drops, nil // another program decides, for example after a queue
 }
 
-// rule evaluates one rule: whether it matches, and its verdict, or nil if it has none.
+// rule evaluates one rule. It returns whether the rule matches, and the rule's verdict, or nil if
+// the rule has none.
 func (m *machine) rule(exprs []expr.Any) (*expr.Verdict, answer, error) {
 	m.known = [len(m.known)]bool{} // a register that no expression loads belongs to one that the library cannot parse
 	fits := yes
@@ -144,7 +145,7 @@ func at(number uint32) int {
 	return i
 }
 
-// reg returns data from a register on.
+// reg returns the part of data that begins with a register.
 func (m *machine) reg(number uint32) []byte { return m.data[min(max(at(number), 0), len(m.data)):] }
 
 // set stores a known value in a register.
@@ -324,7 +325,7 @@ func (m *machine) ct(e *expr.Ct) {
 	}
 }
 
-// rules, keySize and find let a Program be evaluated.
+// rules, keySize and find implement tables for a Program.
 func (p Program) rules(chain string) (out [][]expr.Any, err error) {
 	for _, c := range p.Chains {
 		if c.Name == chain {

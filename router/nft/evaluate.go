@@ -196,8 +196,9 @@ func (t *kernelTables) find(set string, key []byte) (*expr.Verdict, bool, error)
 	return nil, false, err
 }
 
-// fromLibrary converts a set as the library returns it. For intervals, the kernel lists every first
-// value and every value after a last one, in no certain order. Intervals can be adjacent.
+// fromLibrary converts a set as the library returns it. For intervals, the kernel lists the first
+// value of each interval and the value after its last value, in no certain order. Intervals can be
+// adjacent.
 func fromLibrary(s *nftables.Set, elements []nftables.SetElement) (out []element) {
 	slices.SortStableFunc(elements, func(a, b nftables.SetElement) int {
 		if c := slices.Compare(a.Key, b.Key); c != 0 || a.IntervalEnd == b.IntervalEnd {
@@ -253,7 +254,7 @@ func verdictOf(value []byte) *expr.Verdict {
 	return v
 }
 
-// before returns the value before another.
+// before returns the value that is smaller by one.
 func before(value []byte) []byte {
 	b := slices.Clone(value)
 	for i := range slices.Backward(b) {

@@ -162,7 +162,7 @@ func ctBits(text string, key expr.CtKey, bits uint32) part {
 	}}
 }
 
-// Bits of a conntrack entry's status (linux/netfilter/nf_conntrack_common.h).
+// These are bits of a conntrack entry's status (linux/netfilter/nf_conntrack_common.h).
 const (
 	statusSNAT = 1 << 4
 	statusDNAT = 1 << 5
@@ -189,7 +189,8 @@ func accept() part { return verdict("accept", expr.VerdictAccept) }
 
 func masquerade() part { return part{"masquerade", []expr.Any{&expr.Masq{}}} }
 
-// snat sets a fixed source address. Unlike masquerade it keeps flows when the interface goes down.
+// snat sets a fixed source address. Unlike masquerade, snat keeps flows when the interface goes
+// down.
 func snat(to netip.Addr) part { return nat("snat", expr.NATTypeSourceNAT, to) }
 
 // dnat sets another destination address.
@@ -206,7 +207,7 @@ func nat(word string, kind expr.NATType, to netip.Addr) part {
 	}}
 }
 
-// counter counts the packets that a rule drops, for people.
+// counter counts the packets that a rule drops. People read the count in nft's output.
 func counter() part { return part{"counter", []expr.Any{&expr.Counter{}}} }
 
 // jump returns the verdict of a map element.
@@ -223,7 +224,8 @@ func goTo(chain string) part {
 
 func returns() part { return verdict("return", expr.VerdictReturn) }
 
-// vmap jumps to the chain that a map has for an address; without one, the next rule follows.
+// vmap jumps to the chain that a map has for an address; if the map has no chain for the address,
+// the next rule follows.
 func (f field) vmap(m *Set) part {
 	is4 := m.Key[0].size == addr4.size
 	return part{
@@ -284,7 +286,7 @@ func l4proto(number byte) part {
 	}}
 }
 
-// implied returns a part that nft does not print, since a later one implies it.
+// implied returns a part that nft does not print, since a later part of the rule implies it.
 func implied(p part) part { return part{exprs: p.exprs} }
 
 // is matches a port of a protocol with ports.

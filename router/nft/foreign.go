@@ -28,7 +28,8 @@ type Block struct {
 // Firewall is a known program that filters packets.
 type Firewall string
 
-// The firewalls. IPTables is any program that uses iptables over nftables; Plain is any other.
+// These are the known firewalls. IPTables is any program that uses iptables over nftables; Plain is
+// any other program.
 const (
 	Firewalld Firewall = "firewalld"
 	UFW       Firewall = "ufw"
@@ -132,7 +133,8 @@ func chainsOf(chains []*nftables.Chain, t *nftables.Table) (names []string) {
 }
 
 // firewallOf recognizes a firewall by the names of its tables and chains. If Docker shares a chain
-// with ufw or firewalld, the result is the latter, which would still drop what Docker accepts.
+// with ufw or firewalld, the result is ufw or firewalld, since that would still drop packets that
+// Docker accepts.
 func firewallOf(c *nftables.Chain, chains []string) Firewall {
 	switch has := func(prefix string) bool {
 		return slices.ContainsFunc(chains, func(name string) bool { return strings.HasPrefix(name, prefix) })

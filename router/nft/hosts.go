@@ -9,9 +9,9 @@ import (
 	"weft/router/policy"
 )
 
-// Hosts lists the addresses and ports that endpoints must not reach: agents and tunnels of their
-// own and of all other hosts. A container's packet to an agent would have its host's source
-// address, so the agent would accept it as the host's.
+// Hosts lists the addresses and ports that endpoints must not reach: those of the agents and
+// tunnels of all hosts. A container's packet to an agent would have its host's source address, so
+// the agent would accept it as a packet of that host.
 type Hosts struct {
 	TCP, UDP []uint16         // ports of this host, at all its addresses
 	Peers    []policy.Service // ports of other hosts, at their underlay and overlay addresses
@@ -105,7 +105,8 @@ func fromEndpointToHost(h hostSets) []Rule {
 }
 
 // fromTunnelToHost accepts packets of other hosts. It protects this host's agent and tunnel from
-// their endpoints as well: a service at this host's node address may lead to them.
+// the endpoints of other hosts as well: a service at this host's node address may lead to the agent
+// or the tunnel.
 func fromTunnelToHost(h hostSets) []Rule {
 	return append([]Rule{
 		rule(saddr.inSet(h.nodes[0]), accept()),

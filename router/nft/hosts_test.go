@@ -45,8 +45,8 @@ func manyHosts(port uint16, policies *policy.Program) Config {
 	})
 }
 
-// All addresses of many hosts are loaded. If one host changes, only its elements change: neither
-// the guard nor the policies are rebuilt.
+// All addresses of many hosts are loaded. If one host changes, only the elements of that host
+// change: neither the guard nor the policies are rebuilt.
 func TestHostChangeOnlyChangesItsElements(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var b Builder
@@ -104,7 +104,8 @@ func changed(before, after Program) (out []int) {
 	return out
 }
 
-// The cost of a changed port of one of a thousand hosts, from the agent's list to the kernel.
+// BenchmarkOneHostOfThousandChanges measures a changed port of one of a thousand hosts, from the
+// agent's list to the kernel.
 func BenchmarkOneHostOfThousandChanges(b *testing.B) {
 	routertest.New(b).Do(func() {
 		var builder Builder
@@ -121,7 +122,8 @@ func BenchmarkOneHostOfThousandChanges(b *testing.B) {
 	})
 }
 
-// The cost of the agent's check every two seconds for a thousand unchanged hosts.
+// BenchmarkThousandHostsUnchanged measures the check that the agent makes every two seconds, for a
+// thousand unchanged hosts.
 func BenchmarkThousandHostsUnchanged(b *testing.B) {
 	routertest.New(b).Do(func() {
 		var builder Builder

@@ -14,7 +14,8 @@ import (
 // Kernel is the table in the kernel. While it is open it owns the table, if the kernel supports
 // owners. It is safe for concurrent use.
 type Kernel struct {
-	// Namespace is a descriptor of the network namespace with the table; 0 means the caller's.
+	// Namespace is a descriptor of the network namespace with the table; 0 means the namespace of
+	// the caller.
 	Namespace int
 
 	mu     sync.Mutex
@@ -22,10 +23,10 @@ type Kernel struct {
 	socket *netlink.Conn
 	owned  bool     // whether no other program can change the table
 	loaded *Program // the program that this process loaded last
-	at     uint32   // the generation of the kernel's ruleset when loaded was in force
+	at     uint32   // the generation of the kernel's ruleset when loaded was last known to be complete
 }
 
-// Flags of a table (linux/netfilter/nf_tables.h).
+// These are flags of a table (linux/netfilter/nf_tables.h).
 const (
 	flagOwner   = 0x2
 	flagPersist = 0x4
@@ -38,7 +39,7 @@ var ownerless string
 const room = 256 << 20
 
 // maxElements is the number of elements per message. The attribute's length has 16 bits, and the
-// library would silently truncate a longer list.
+// library would silently truncate a longer list of elements.
 const maxElements = 500
 
 var table = &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
@@ -51,8 +52,8 @@ func (k *Kernel) open() error {
 	grow := func(c *netlink.Conn) error {
 		k.socket = c
 		// A transaction is one message, and each of its parts is acknowledged separately. A
-		// thousand endpoints with separate policies have tens of thousands of parts. These are
-		// limits, not allocations. Without root the kernel's limits apply.
+		// thousand endpoints with separate policies have tens of thousands of parts. The sizes are
+		// limits: the kernel does not allocate them. Without root the kernel's limits apply.
 		_ = c.SetReadBuffer(room)
 		_ = c.SetWriteBuffer(room)
 		return nil
@@ -111,8 +112,8 @@ func (k *Kernel) makeTable(flags uint32) error {
 	return err
 }
 
-// Apply replaces the content of the table by the program without an interruption: at no time is
-// less in force than before or after. Content that is already there is not touched.
+// Apply replaces the content of the table by the program without an interruption: at no time are
+// fewer rules in force than before or after. Apply does not touch content that is already there.
 func (k *Kernel) Apply(p Program) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -201,7 +202,8 @@ func (k *Kernel) generation() (uint32, error) {
 	return 0, errors.New("nftables: the kernel returned no generation")
 }
 
-// load changes the table from the last loaded program to p, or from any content if none was loaded.
+// load changes the table from the last loaded program to p, or from any content if this process has
+// loaded no program.
 func (k *Kernel) load(p Program) error {
 	before := k.loaded
 	if before == nil {

@@ -37,7 +37,8 @@ func Watch(ctx context.Context, f func(Logged)) error {
 		}
 		return 0
 	}
-	// Errors mean lost packets, for example when the buffer overflows. Continue.
+	// An error means that log messages were lost, for example when the buffer overflows. Watch
+	// continues.
 	failed := func(error) int { return 0 }
 	if err := log.RegisterWithErrorFunc(ctx, hook, failed); err != nil {
 		return fmt.Errorf("reading nflog group %d: %w", LogGroup, err)

@@ -13,7 +13,7 @@ import (
 
 var (
 	tcp4 = []byte{
-		0x46, 0, 0, 44, 0, 0, 0, 0, 64, 6, 0, 0, 10, 32, 0, 2, 10, 32, 0, 3, 1, 1, 1, 1, // the last eight bytes are options
+		0x46, 0, 0, 44, 0, 0, 0, 0, 64, 6, 0, 0, 10, 32, 0, 2, 10, 32, 0, 3, 1, 1, 1, 1, // the four bytes 1 are options
 		0x9c, 0x40, 0x15, 0x38, 0, 0, 0, 0,
 	}
 	udp6 = append(append(append([]byte{0x60, 0, 0, 0, 0, 16, 0, 64},

@@ -131,7 +131,7 @@ func expect(t *testing.T, p Program, what string) {
 	}
 }
 
-// The kernel accepts every program, and replaces one by another.
+// The kernel accepts every program, and replaces one program by another.
 func TestKernelLoadsAndReplaces(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var k Kernel
@@ -165,7 +165,7 @@ func TestNftAcceptsPrintedPrograms(t *testing.T) {
 	})
 }
 
-// Changing every program into every other one gives the right table.
+// After a change from any program to any other, the kernel has the table of the new program.
 func TestKernelChangesProgramsIncrementally(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var k Kernel
@@ -346,7 +346,8 @@ func TestKernelLoadsManyRanges(t *testing.T) {
 	})
 }
 
-// The cost of the agent's check every two seconds for an unchanged guard.
+// BenchmarkApplyUnchanged measures the check that the agent makes every two seconds, for an
+// unchanged guard.
 func BenchmarkApplyUnchanged(b *testing.B) {
 	routertest.New(b).Do(func() {
 		var k Kernel

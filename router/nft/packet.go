@@ -14,7 +14,7 @@ type Packet struct {
 	Protocol         byte
 	SrcPort, DstPort uint16
 	Iif, Oif         string
-	// Interface indexes, for rules that match interfaces by index.
+	// IifIndex and OifIndex are for rules that match interfaces by index.
 	IifIndex, OifIndex uint32
 	Reply              bool // in the reply direction of its flow
 }

@@ -33,8 +33,8 @@ type Exempt struct {
 	ICMPErrors bool // ICMP errors about a known connection (RFC 792, 4443)
 }
 
-// Prefixes of log messages. The direction follows, after "answers-" for packets in the reply
-// direction.
+// Log messages begin with these prefixes. The direction follows, after "answers-" for packets in
+// the reply direction.
 const (
 	LogDrop  = "weft drop "
 	LogAudit = "weft audit "
@@ -72,7 +72,8 @@ func (d direction) prefix() string {
 	return ""
 }
 
-// verdicts describes one set of policies: those in force, or those including audit mode.
+// verdicts describes the chains of one list of policies: of the policies in force, or of these and
+// the policies in audit mode.
 type verdicts struct {
 	prefix string // the prefix of all names
 	end    string // the prefix of the final chain's name
@@ -106,7 +107,7 @@ func newVerdicts(prefix, end string, list []policy.Isolated) verdicts {
 	return v
 }
 
-// of returns the entries of a direction and family.
+// of returns the addresses of one family that policies isolate in a direction, with their chains.
 func (v verdicts) of(d policy.Direction, is4 bool) []isolatedAddr {
 	return ofFamily(v.own[d], is4, func(j isolatedAddr) netip.Addr { return j.addr })
 }
@@ -164,7 +165,7 @@ func comparePairs(a, b pair) int { return cmp.Or(a.src.Compare(b.src), a.dst.Com
 func selfName(is4 bool) string { return "self" + family(is4) }
 
 // exempt returns rules that end with a verdict for packets to which policies do not apply. They
-// come last, since few packets get there, and all others are spared the comparison.
+// come last, since few packets get there, and no other packet needs to be compared with them.
 func (l *lowering) exempt(end part) (rules []Rule) {
 	for _, is4 := range []bool{true, false} {
 		rules = append(rules, rule(pairIn(l.index[selfName(is4)]), end))
@@ -232,8 +233,8 @@ func (l *lowering) end(v verdicts, d direction) {
 // droppedName returns the name of the set that counts dropped packets by endpoint.
 func droppedName(d policy.Direction, is4 bool) string { return "dropped-" + d.String() + family(is4) }
 
-// dropped returns that set. The final chains of both directions of a connection use it. An
-// endpoint's count continues while its chain changes.
+// dropped returns the set that counts dropped packets by endpoint. The final chains of both
+// directions of a connection use it. An endpoint's count continues while its chain changes.
 func (l *lowering) dropped(d policy.Direction, is4 bool, own []isolatedAddr) *Set {
 	name := droppedName(d, is4)
 	if s := l.index[name]; s != nil {
@@ -251,7 +252,8 @@ func (l *lowering) dropped(d policy.Direction, is4 bool, own []isolatedAddr) *Se
 // chainName returns the kernel's name of a policy chain.
 func (v verdicts) chainName(d direction, chain string) string { return v.prefix + d.prefix() + chain }
 
-// chain adds the chain of a group of endpoints with equal policies, built or from the cache.
+// chain adds the chain of a group of endpoints with equal policies, and builds it unless the cache
+// has it.
 func (l *lowering) chain(v verdicts, d direction, c *policy.Chain) {
 	key := chainKey{v.prefix, c.Name, d.answers}
 	l.used++
@@ -270,8 +272,8 @@ func (l *lowering) chain(v verdicts, d direction, c *policy.Chain) {
 }
 
 // rules returns the rules of a chain: one per match, or one per family for matches with addresses.
-// One chain serves both families: two would double the rules to load, and hardly save time per
-// packet. used gets the port sets that the rules need.
+// One chain serves both families: two chains would double the rules to load, and hardly save time
+// per packet. used gets the port sets that the rules need.
 func (l *lowering) rules(d direction, c *policy.Chain, used *[]*Set) (rules []Rule) {
 	for _, m := range c.Matches {
 		if m.Peers == "" && m.Named == "" {
@@ -287,8 +289,8 @@ func (l *lowering) rules(d direction, c *policy.Chain, used *[]*Set) (rules []Ru
 	return rules
 }
 
-// match returns the parts of a match in one family, and false if its set has none there. Protocol
-// and port come first, since comparing them is cheaper than an address lookup.
+// match returns the parts of a match in one family, and false if its set has no address of that
+// family. Protocol and port come first, since comparing them is cheaper than an address lookup.
 func (l *lowering) match(d direction, m policy.Match, is4 bool, used *[]*Set) (parts []part, ok bool) {
 	parts = ports(d, m, used)
 	if m.Peers != "" {
@@ -304,7 +306,7 @@ func (l *lowering) match(d direction, m policy.Match, is4 bool, used *[]*Set) (p
 	return parts, true
 }
 
-// ports returns the match on the destination port, or for a named port only on the protocol.
+// ports returns the match on the destination port, or only on the protocol if the port is named.
 func ports(d direction, m policy.Match, used *[]*Set) []part {
 	number := byte(m.Protocol)
 	switch {
@@ -338,7 +340,7 @@ func portSet(ranges []policy.Range) *Set {
 
 func bigEndian(n uint16) string { return string([]byte{byte(n >> 8), byte(n)}) }
 
-// lowerSet returns the sets of both families; for blocks, only of those families that it has.
+// lowerSet returns the sets of both families; for blocks, only of the families that have elements.
 func lowerSet(s *policy.Set) (out []*Set) {
 	for _, is4 := range []bool{true, false} {
 		set := &Set{Name: s.Name + "-" + family(is4), Key: Key{addrKind(is4)}}

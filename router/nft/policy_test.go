@@ -14,9 +14,9 @@ import (
 	"weft/router/routertest"
 )
 
-// shop is a program with all kinds of policies. They say which endpoints may reach the database on
-// which ports, and which outside destinations the web servers may reach. more adds a policy in
-// audit mode, named ports and SCTP.
+// shop is a program with all kinds of policies. The policies say which endpoints may reach the
+// database on which ports, and which outside destinations the web servers may reach. more adds a
+// policy in audit mode, named ports and SCTP.
 func shop(more bool) *policy.Program {
 	policies, w := shopPolicies(more)
 	prog := policy.Compile(policies, w, func(e policy.Endpoint) bool { return e.Name != "web2" })
@@ -65,7 +65,8 @@ func shopPolicies(more bool) ([]policy.Policy, policy.World) {
 	return policies, w
 }
 
-// policy.Evaluate, the program, and the kernel's rules and sets, read back, agree on packets.
+// policy.Evaluate, the program, and the rules and sets that are read back from the kernel agree on
+// packets.
 func TestKernelEvaluatesLikePolicy(t *testing.T) {
 	policies, w := shopPolicies(true)
 	p := build(golden["policies"])
@@ -124,7 +125,8 @@ func TestKernelEvaluatesLikePolicy(t *testing.T) {
 	})
 }
 
-// handles returns the handles of all rules in the kernel, which stay the same while a rule stays.
+// handles returns the handles of all rules in the kernel, A rule that is not replaced keeps its
+// handle.
 func handles(t *testing.T) (out []string) {
 	t.Helper()
 	conn, err := nftables.New()
@@ -191,7 +193,8 @@ func TestChainsAreCompleteBeforeReferenced(t *testing.T) {
 		compareWithNft(t, "after both transactions", after)
 		k.loaded = nil
 
-		// Apply makes two transactions of this, and one of a change that adds no chain.
+		// Apply makes two transactions of this change, and one transaction of a change that adds no
+		// chain.
 		transactions := func(p Program) uint32 {
 			t.Helper()
 			from, err := k.generation()

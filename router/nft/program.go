@@ -31,7 +31,7 @@ type Program struct {
 	Chains []*Chain
 }
 
-// Chain is a chain. Other chains jump to one without a hook.
+// Chain is a chain. If it has no hook, other chains jump to it.
 type Chain struct {
 	Name     string
 	Type     nftables.ChainType
@@ -82,7 +82,7 @@ type Guard struct {
 	Node4, Node6 netip.Addr   // invalid if the host has no node address yet
 	Own          []slot.Range // the slots that this peer owns
 	Exposed      bool
-	// Resolver says that a DNS server listens on the node addresses.
+	// Resolver is set if a DNS server listens on the node addresses.
 	Resolver bool
 	Hosts    Hosts
 }
@@ -93,7 +93,7 @@ type Policy struct {
 	Exempt  Exempt
 }
 
-// Names of interfaces in rules.
+// These are the names of interfaces in rules.
 const (
 	tunnel    = link.Device
 	endpoints = link.EndpointPrefix + "*"
@@ -106,8 +106,8 @@ func Build(g Guard) Program {
 	return b.Build(Config{Guard: g})
 }
 
-// build returns the guard and NAT, without the sets of Hosts that its rules use. Both families are
-// always guarded, even if the host uses only one.
+// build returns the guard and NAT. The sets of Hosts, which the rules use, are built separately.
+// Both families are always guarded, even if the host uses only one.
 func (g Guard) build(h hostSets) Program {
 	own4 := &Set{Name: "own4", Key: Key{addr4}, Interval: true, Elements: intervals(g.Own, g.Universe.Addr4)}
 	own6 := &Set{Name: "own6", Key: Key{addr6}, Interval: true, Elements: intervals(g.Own, g.Universe.Addr6)}
@@ -150,14 +150,14 @@ func (g Guard) families(f func(u netip.Prefix) []Rule) []Rule {
 }
 
 // The order of comparisons matters, since every packet passes all base chains of its hooks, even
-// the encrypted packets of the tunnel. Interface names come first if they decide most packets, and
-// addresses if those do.
+// the encrypted packets of the tunnel. A rule compares interface names first if they decide most
+// packets, and addresses first if these decide most.
 
 // arriving returns the chains that check source addresses by input interface.
 func arriving(own4, own6 *Set) []*Chain {
 	return []*Chain{
-		// The routes of an endpoint's own addresses lead to its interface, so others fail the
-		// reverse path check.
+		// The routes of an endpoint's own addresses lead to its interface, so packets with other
+		// source addresses fail the reverse path check.
 		{Name: "from-endpoint", Rules: append(loopbackOnly(), rule(notReverse(), counter(), drop()))},
 		// Packets from the tunnel must not have a source in this peer's own slots.
 		{Name: "from-tunnel", Rules: append(loopbackOnly(),
@@ -202,7 +202,8 @@ func (g Guard) received() []Rule {
 	})...)
 }
 
-// uninvited filters packets from the underlay to overlay addresses of this host.
+// uninvited drops packets from the underlay to overlay addresses of this host, except replies and
+// packets with DNAT.
 func (g Guard) uninvited() (rules []Rule) {
 	if !g.Exposed {
 		return unlessInvited(nil)
@@ -266,7 +267,7 @@ func (g Guard) translated() []Rule {
 // forwarded filters packets that this host forwards.
 func (g Guard) forwarded() []Rule {
 	rules := []Rule{
-		// Between endpoints, on this host or through the tunnel.
+		// Packets between endpoints pass, on this host and through the tunnel.
 		rule(iif(endpoints), oif(endpoints), accept()),
 		rule(iif(endpoints), jumpTo("to-hosts")),
 		rule(iif(endpoints), oif(tunnel), accept()),

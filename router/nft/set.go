@@ -24,16 +24,16 @@ type Set struct {
 	Elements Elements
 }
 
-// Elements are the sorted elements of a set. Consecutive programs usually differ in one of
+// Elements are the sorted elements of a set. Consecutive programs usually differ in one element of
 // thousands, so elements are only encoded when needed.
 type Elements interface {
 	Len() int
 	All() []Element
-	// Missing returns the elements that others lacks.
+	// Missing returns the elements that the list others lacks.
 	Missing(others Elements) []Element
 }
 
-// values are elements encoded from values.
+// values implements Elements for a sorted list of values, which encode turns into elements.
 type values[T comparable] struct {
 	list    []T // sorted
 	compare func(a, b T) int
@@ -85,7 +85,8 @@ func services(k Key, list []policy.Service) Elements {
 	}}
 }
 
-// ofFamily returns the part of a sorted list with addresses of one family: IPv4 comes first.
+// ofFamily returns the part of a sorted list that has addresses of one family. IPv4 comes before
+// IPv6.
 func ofFamily[T any](list []T, is4 bool, addr func(T) netip.Addr) []T {
 	n := sort.Search(len(list), func(i int) bool { return addr(list[i]).Is6() })
 	if is4 {
@@ -105,7 +106,7 @@ type kind struct {
 	print func([]byte) string
 }
 
-// The types of values.
+// These are the types of values.
 var (
 	addr4 = kind{"ipv4_addr", nftables.TypeIPAddr, 4, printAddr}
 	addr6 = kind{"ipv6_addr", nftables.TypeIP6Addr, 16, printAddr}

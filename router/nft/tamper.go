@@ -17,8 +17,8 @@ var removals = []int{
 	unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET, unix.NFT_MSG_DELSETELEM,
 }
 
-// Removed calls f whenever something was removed from our table, by any program, until ctx ends.
-// Before Linux 6.9 other programs can do so, and the guard must be restored at once. f must not
+// Removed calls f whenever any program has removed something from our table, until ctx ends. Before
+// Linux 6.9 other programs can remove rules, and the guard must be restored at once. f must not
 // block.
 func Removed(ctx context.Context, f func()) error {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)

@@ -65,7 +65,7 @@ func (w World) chosen(p Policy, r Rule, other Endpoint) bool {
 	})
 }
 
-// ranges returns the port numbers that a Port means at a destination.
+// ranges returns the port numbers that a port of a rule has at a destination.
 func (want Port) ranges(dst Endpoint) (out []Range) {
 	switch {
 	case want.Unread:

@@ -19,8 +19,8 @@ func Compile(policies []Policy, w World, local func(Endpoint) bool) Program {
 	return c.Program()
 }
 
-// Compiler builds programs while policies and endpoints change. A change of one endpoint only costs
-// the sets that contain it. A Compiler is not safe for concurrent use.
+// Compiler builds programs while policies and endpoints change. If one endpoint changes, a Compiler
+// updates only the sets that contain it. A Compiler is not safe for concurrent use.
 type Compiler struct {
 	namespaces map[string]map[string]string
 	policies   []compiled
@@ -101,8 +101,8 @@ func (c *Compiler) SetPolicies(policies []Policy, namespaces map[string]map[stri
 	}
 }
 
-// Put adds an endpoint, or changes its labels, addresses or ports. local says that it is on this
-// host, which then enforces its policies. Put reports whether anything changed.
+// Put adds an endpoint, or changes its labels, addresses or ports. local is set if the endpoint is
+// on this host, which then enforces its policies. Put reports whether anything changed.
 func (c *Compiler) Put(e Endpoint, local bool) (changed bool) {
 	if old := c.endpoints[e.ID]; old != nil {
 		if same(old.Endpoint, e) && old.local == local {
@@ -176,7 +176,7 @@ func (c *Compiler) Remove(id string) {
 }
 
 // add adds elements to a set that is in use. It copies the set, since earlier programs still refer
-// to the old one.
+// to the old set.
 func (g *group) add(addrs []netip.Addr, services []Service) {
 	if len(addrs)+len(services) == 0 {
 		return
@@ -291,8 +291,8 @@ func (c *Compiler) used(chains []*Chain) (sets []*Set) {
 	return sets
 }
 
-// updateChains finds the chains of a local endpoint: of the policies in force, and, if some are in
-// audit mode, of both together.
+// updateChains sets the chains of a local endpoint: those of the policies in force. If policies in
+// audit mode select the endpoint, it also sets those of both kinds of policies together.
 func (c *Compiler) updateChains(m *member) {
 	if m.current {
 		return
@@ -377,7 +377,7 @@ func (c *Compiler) elements(g *group, m *member) ([]netip.Addr, []Service) {
 	return g.chosen(m)
 }
 
-// chosen is elements for an endpoint whose namespace is known to match.
+// chosen returns the same as elements, for an endpoint whose namespace is known to match.
 func (g *group) chosen(m *member) (addrs []netip.Addr, services []Service) {
 	if g.peer != nil {
 		if g.peer.Pods == nil || g.peer.Pods.Matches(Labels{set: m.Labels}) {

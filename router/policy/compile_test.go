@@ -84,8 +84,8 @@ func TestCompilerFollowsEndpointChanges(t *testing.T) {
 	})
 }
 
-// Two hosts, each with the program for its own endpoints, give the same verdict together as one
-// host.
+// Two hosts, each with the program for its own endpoints, give together the same verdict as one
+// host with all endpoints.
 func TestProgramsOfTwoHostsMatchEvaluate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policies, p := draw(t).Policies(), draw(t).Packet(suite)

@@ -12,16 +12,16 @@ type Packet struct {
 	Src, Dst         netip.Addr
 	Protocol         Protocol
 	SrcPort, DstPort uint16
-	// Reply says that the other side opened the connection. The packet is then evaluated like one
-	// in the direction of opening.
+	// Reply is set if the other side opened the connection. The packet is then evaluated like the
+	// packet that it answers.
 	Reply bool
-	// FromOwnHost says that the destination's own host sends the packet, for example a kubelet's
+	// FromOwnHost is set if the destination's own host sends the packet, for example a kubelet's
 	// probe. Policies never forbid that.
 	FromOwnHost bool
-	// ToOwnHost says that the packet goes to the source's own host, and that policies do not apply
+	// ToOwnHost is set if the packet goes to the source's own host, and that policies do not apply
 	// to such packets.
 	ToOwnHost bool
-	// AnyPort asks for any port of any protocol: a rule matches if it allows at least one.
+	// AnyPort asks for any port of any protocol: a rule matches if it allows at least one port.
 	AnyPort bool
 }
 
@@ -36,7 +36,7 @@ func (p Packet) opened() Packet {
 // Verdict is the result for a packet, with the reasons.
 type Verdict struct {
 	Allowed bool
-	// Exempt says why policies do not apply; empty if they do.
+	// Exempt is the reason why policies do not apply; empty if they apply.
 	Exempt          string
 	Egress, Ingress Decision // the decisions at the source and at the destination
 }
@@ -46,7 +46,8 @@ type Decision struct {
 	Direction Direction
 	// Endpoint is the endpoint whose policies were evaluated; empty if no endpoint has the address.
 	Endpoint string
-	// Policies are the policies that isolate it. If there are none, everything is allowed.
+	// Policies are the policies that isolate the endpoint. If there are none, everything is
+	// allowed.
 	Policies []string
 	Allowed  bool
 	// By is the rule that allows the packet, if policies isolate the endpoint.
@@ -54,7 +55,7 @@ type Decision struct {
 	// Misses are, for a denied packet, the rules that could have allowed it, each with the first
 	// requirement that does not match.
 	Misses []Reason
-	// Tried is the decision including the policies in audit mode; nil if it is the same.
+	// Tried is the decision including the policies in audit mode; nil if that decision is the same.
 	Tried *Decision
 }
 
@@ -90,7 +91,7 @@ func Evaluate(policies []Policy, w World, p Packet) Verdict {
 	return v
 }
 
-// decide evaluates the policies in force, and, if there are any in audit mode, those as well.
+// decide evaluates the policies in force, and also the policies in audit mode, if there are any.
 func decide(policies []Policy, w World, e Endpoint, d Direction, p Packet) Decision {
 	var enforced, all []Policy
 	for _, pol := range policies {
@@ -228,7 +229,8 @@ func (w World) declared(dst netip.Addr, want Port) string {
 	return " (not declared there)"
 }
 
-// fits reports whether the other side matches a peer of a rule, and which part matches or does not.
+// fits reports whether the other side matches a peer of a rule, and which part of the peer matches
+// or does not.
 func (peer Peer) fits(pol Policy, w World, other netip.Addr) (text string, ok bool) {
 	if peer.Unread {
 		return "a peer of this rule could not be parsed, so it allows nothing", false

@@ -41,7 +41,7 @@ func pods(labels ...string) *Selector {
 	return s
 }
 
-// on returns a policy that isolates the pods of namespace x with a label, or all of them.
+// on returns a policy that isolates the pods of namespace x with a label, or all pods of x.
 func on(labels ...string) Policy {
 	return Policy{Namespace: "x", Name: "p", Pods: *pods(labels...), Isolates: Of(Ingress)}
 }
@@ -121,7 +121,7 @@ var situations = map[string]struct {
 }
 
 // Verdicts match the upstream suite in both families, and replies are allowed exactly if the
-// packets that they answer are.
+// packets that they answer are allowed.
 func TestEvaluateMatchesUpstreamSuite(t *testing.T) {
 	for name, c := range situations {
 		port, proto := c.port, c.proto
@@ -164,8 +164,8 @@ func addr(ref string, family int) netip.Addr {
 	panic(ref)
 }
 
-// A denied packet has the first requirement that does not match, for each rule that could have
-// allowed it.
+// The verdict on a denied packet names the first requirement that does not match, for each rule
+// that could have allowed it.
 func TestDenialNamesFirstMismatchPerRule(t *testing.T) {
 	policies := []Policy{
 		on("pod", "a").in(
@@ -203,7 +203,7 @@ func TestDenialNamesFirstMismatchPerRule(t *testing.T) {
 	}
 }
 
-// The decision of policies in audit mode is reported where it differs.
+// The decision of policies in audit mode is reported where it differs from the decision in force.
 func TestAuditPoliciesReportDifferences(t *testing.T) {
 	tried := on("pod", "a").in(from(Peer{Pods: pods("pod", "b")})).tried()
 	p := Packet{Src: addr("x/c", 0), Dst: addr("x/a", 0), Protocol: TCP, DstPort: 80}
@@ -221,8 +221,8 @@ func TestAuditPoliciesReportDifferences(t *testing.T) {
 	}
 }
 
-// An unparsed part of a rule allows nothing. A rule with nothing else matches no peer, not every
-// peer.
+// An unparsed part of a rule allows nothing. A rule that has only unparsed peers matches no peer,
+// not every peer.
 func TestUnparsedRulePartsAllowNothing(t *testing.T) {
 	p := Packet{Src: addr("x/b", 0), Dst: addr("x/a", 0), Protocol: TCP, DstPort: 80}
 	unread, open := Port{Unread: true}, Peer{Pods: pods()}

@@ -7,7 +7,7 @@ import (
 	"weft/router/policy"
 )
 
-// shop is two pods, and a policy that lets only the one reach the other, on one port.
+// shop is two pods, and a policy that allows one pod to reach the other on one port.
 func shop() ([]policy.Policy, policy.World) {
 	addr := netip.MustParseAddr
 	world := policy.World{
@@ -27,7 +27,7 @@ func shop() ([]policy.Policy, policy.World) {
 	}}, world
 }
 
-// Evaluate says what becomes of one packet, and which rule decides.
+// Evaluate reports whether one packet passes, and which rule decides that.
 func ExampleEvaluate() {
 	policies, world := shop()
 	for _, port := range []uint16{5432, 22} {
@@ -41,7 +41,7 @@ func ExampleEvaluate() {
 	// 22 false [shop/db-access]
 }
 
-// Between sums up by which ports one endpoint reaches another.
+// Between returns all ports on which one endpoint reaches another.
 func ExampleBetween() {
 	policies, world := shop()
 	web, db := world.Endpoints[0], world.Endpoints[1]

@@ -8,8 +8,8 @@ import (
 	"weft/router/policy/policytest"
 )
 
-// Cases that random tests found while the compiler was written, each reduced to a minimum. Programs
-// of one host and of two give the same verdict as Evaluate.
+// Random tests found these cases while the compiler was written. Each case is reduced to a minimum.
+// Programs of one host and of two give the same verdict as Evaluate.
 func TestCasesFoundByRandomTests(t *testing.T) {
 	addr := netip.MustParseAddr
 	all := func(list ...Port) []Rule { return []Rule{{Ports: list}} }

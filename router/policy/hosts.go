@@ -15,7 +15,7 @@ type Host struct {
 }
 
 // knownBy returns the known addresses to compare with a block in place of an overlay address. These
-// are the ones of the same family, or all if the host has none of that family.
+// are the addresses of the same family, or all known addresses if none is of that family.
 func (h Host) knownBy(overlay netip.Addr) []netip.Addr {
 	var same []netip.Addr
 	for _, a := range h.Addrs {
@@ -45,7 +45,7 @@ func (b Block) speaksOf(known []netip.Addr) (names, means bool) {
 }
 
 // inBlock reports whether a block contains an address. For an overlay address of a host, the host's
-// known addresses decide if the block's CIDR contains any.
+// known addresses decide, if the block's CIDR contains any of them.
 func (w World) inBlock(b Block, a netip.Addr) bool {
 	for _, h := range w.Hosts {
 		if slices.Contains(h.Overlay, a) {
@@ -83,8 +83,8 @@ func aliases(hosts []Host) (out []alias) {
 	return out
 }
 
-// intervalsWith returns the addresses of a block, plus the overlay addresses of hosts that it
-// includes, minus those of hosts that it excludes.
+// intervalsWith returns the addresses of a block, plus the overlay addresses of hosts that the
+// block includes, minus the overlay addresses of hosts that it excludes.
 func (b Block) intervalsWith(hosts []alias) []Interval {
 	var with []Interval
 	var without []netip.Addr
@@ -102,7 +102,7 @@ func (b Block) intervalsWith(hosts []alias) []Interval {
 	return slices.Compact(out)
 }
 
-// cut removes addresses from intervals that contain them. Both are sorted.
+// cut removes addresses from intervals that contain them. Both lists are sorted.
 func cut(list []Interval, addrs []netip.Addr) []Interval {
 	if len(addrs) == 0 {
 		return list

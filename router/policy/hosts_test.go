@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// Evaluate and the compiled sets apply blocks with a host's known addresses to its overlay
-// addresses.
+// If a block contains a host's known address, Evaluate and the compiled sets also apply it to the
+// host's overlay addresses.
 func TestBlocksApplyToHostsOverlayAddresses(t *testing.T) {
 	addr := netip.MustParseAddr
 	hosts := []Host{
@@ -53,7 +53,7 @@ func TestBlocksApplyToHostsOverlayAddresses(t *testing.T) {
 	}
 }
 
-// Added and removed hosts change the sets of blocks, and nothing if no policy has a block.
+// Added and removed hosts change the sets of blocks. They change nothing if no policy has a block.
 func TestHostsChangeSetsOfBlocks(t *testing.T) {
 	c := NewCompiler()
 	host := Host{Addrs: []netip.Addr{netip.MustParseAddr("10.200.0.11")}, Overlay: []netip.Addr{netip.MustParseAddr("10.32.0.1"), netip.MustParseAddr("fd00:32::1")}}

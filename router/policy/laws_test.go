@@ -44,7 +44,7 @@ func backwards(rules []Rule) []Rule {
 	return rules
 }
 
-// An additional rule in a policy never denies more.
+// A packet that is allowed stays allowed when a policy has an additional rule.
 func TestAdditionalRulesOnlyAllow(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policies, p := draw(t).Policies(), draw(t).Packet(suite)
@@ -89,7 +89,7 @@ func TestVerdictIsSameInBothFamilies(t *testing.T) {
 	})
 }
 
-// A denied packet has a reason for each rule that could have allowed it. An allowed one has the
+// A denied packet has a reason for each rule that could have allowed it. An allowed packet has the
 // rule that allows it, if policies apply.
 func TestVerdictsHaveReasons(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

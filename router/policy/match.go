@@ -20,7 +20,8 @@ func (m Match) String() string {
 	return fmt.Sprintf("%s %d %v %s", m.Peers, m.Protocol, m.Ports, m.Named)
 }
 
-// matches returns the matches of one rule: for each peer, one per protocol and named port.
+// matches returns the matches of one rule: for each peer, one match per protocol and per named
+// port.
 func (c *Compiler) matches(p Policy, d Direction, r Rule) (out []Match) {
 	peers := []string{""}
 	if len(r.Peers) > 0 {
@@ -40,7 +41,7 @@ func (c *Compiler) matches(p Policy, d Direction, r Rule) (out []Match) {
 	return out
 }
 
-// ports returns the matches of a rule's ports: one per protocol, and one per named port.
+// ports returns the matches of a rule's ports: one match per protocol, and one per named port.
 func (c *Compiler) ports(d Direction, ports []Port) (out []Match) {
 	if len(ports) == 0 {
 		return []Match{{}}
@@ -84,8 +85,8 @@ func joined(list []Range) []Range {
 	return out
 }
 
-// services returns the name of the set of endpoints that declare a named port. For ingress it only
-// has local endpoints.
+// services returns the name of the set of endpoints that declare a named port. For ingress, the set
+// only has local endpoints.
 func (c *Compiler) services(d Direction, p Port) string {
 	s := Set{Name: SetName("port-"+d.String(), p.String()), Kind: Services}
 	if c.groups[s.Name] == nil {

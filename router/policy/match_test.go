@@ -9,7 +9,7 @@ import (
 
 func everyone(Endpoint) bool { return true }
 
-// Selectors that print alike because of odd labels still have separate sets.
+// Selectors that print the same text because of unusual labels still have separate sets.
 func TestSelectorsThatPrintAlikeAreDistinct(t *testing.T) {
 	odd := Selector{Labels: map[string]string{"a=b,c": "d"}}
 	even := Selector{Labels: map[string]string{"a": "b", "c": "d"}}

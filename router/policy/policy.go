@@ -24,13 +24,14 @@ import (
 type Policy struct {
 	Namespace, Name string
 	Pods            Selector // the endpoints in Namespace that it isolates
-	// Isolates are the directions in which it isolates; rules of other directions are ignored.
+	// Isolates are the directions in which the policy isolates the pods; rules of other directions
+	// are ignored.
 	Isolates        Directions
 	Ingress, Egress []Rule
-	// Audit says that the policy is in audit mode: packets that it would deny are logged, but pass.
+	// Audit is set if the policy is in audit mode: packets that it would deny are logged, but pass.
 	Audit bool
-	// Unread lists the parts that could not be parsed, for messages. All other parts count. An
-	// unparsed part allows nothing; Peer.Unread and Port.Unread mark it.
+	// Unread lists the parts that could not be parsed, for messages. All other parts are in force.
+	// An unparsed part allows nothing; Peer.Unread and Port.Unread mark it.
 	Unread []string
 }
 
@@ -43,7 +44,7 @@ type Direction uint8
 // Directions is a set of directions.
 type Directions uint8
 
-// The directions, as seen from the endpoint.
+// These are the directions, as seen from the endpoint.
 const (
 	Ingress Direction = iota
 	Egress
@@ -56,7 +57,7 @@ func (d Direction) String() string {
 	return "ingress"
 }
 
-// Both is both directions.
+// Both is the set of both directions.
 const Both Directions = 1<<Ingress | 1<<Egress
 
 // Of returns a set of directions.
@@ -87,8 +88,8 @@ type Rule struct {
 // Peer is the other side of a connection: endpoints selected by labels, or a block of addresses.
 // Exactly one of Block, the selectors and Unread is set.
 type Peer struct {
-	// Namespaces selects namespaces; nil means the policy's own. Pods selects endpoints in them;
-	// nil means all.
+	// Namespaces selects namespaces; nil means the policy's own namespace. Pods selects endpoints
+	// in these namespaces; nil means all endpoints.
 	Namespaces, Pods *Selector
 	Block            *Block
 	Unread           bool // the peer could not be parsed and matches nothing
@@ -119,7 +120,8 @@ func (b Block) String() string {
 // Protocol is an IP protocol number.
 type Protocol uint8
 
-// The protocols of policies, and two protocols without ports, which only rules without ports allow.
+// These are the protocols of policies, and two protocols without ports, which only rules without
+// ports allow.
 const (
 	TCP  Protocol = 6
 	UDP  Protocol = 17
@@ -145,7 +147,8 @@ func (p Protocol) String() string {
 	return fmt.Sprintf("protocol %d", uint8(p))
 }
 
-// Port is a port or a range of ports of one protocol. Without number and name it means all ports.
+// Port is a port or a range of ports of one protocol. Without number and name, it means all ports
+// of the protocol.
 type Port struct {
 	Protocol    Protocol
 	Number, End uint16 // End is the last port of a range, or 0

@@ -36,7 +36,7 @@ type Chain struct {
 	Matches   []Match
 }
 
-// Match fits a packet if all its parts do.
+// Match fits a packet if all fields of the Match fit.
 type Match struct {
 	Peers    string   // name of the set with the address of the other side; empty: any
 	Protocol Protocol // 0: any protocol
@@ -59,7 +59,7 @@ type Set struct {
 // SetKind is the kind of a set's elements.
 type SetKind uint8
 
-// The kinds of sets.
+// These are the kinds of sets.
 const (
 	Addrs SetKind = iota
 	Blocks

@@ -24,7 +24,7 @@ type Expression struct {
 // Op is the operator of an expression.
 type Op string
 
-// The operators. NotIn also holds if the label is missing.
+// These are the operators. NotIn also holds if the label is missing.
 const (
 	In           Op = "In"
 	NotIn        Op = "NotIn"
@@ -35,7 +35,7 @@ const (
 // Matches reports whether the selector selects something with these labels.
 func (s Selector) Matches(l Labels) bool { return s.mismatch(l) == "" }
 
-// mismatch describes the first requirement that does not hold; empty if all do.
+// mismatch describes the first requirement that does not hold; empty if all requirements hold.
 func (s Selector) mismatch(l Labels) string {
 	for _, key := range slices.Sorted(maps.Keys(s.Labels)) {
 		if have, ok := l.Get(key); !ok {
@@ -76,8 +76,8 @@ func (e Expression) String() string {
 	return "want no such label"
 }
 
-// content returns a unique key of the selector. Quoting keeps odd labels from making two look
-// alike.
+// content returns a unique key of the selector. Quoting makes sure that two different selectors
+// have different keys, whatever their labels.
 func (s Selector) content() string {
 	var out strings.Builder
 	fmt.Fprintf(&out, "%q", s.Labels) // prints maps in the order of their keys

@@ -19,11 +19,13 @@ type Problem struct {
 	// What is the cause, Effect its effect on users, Fix what to do. Each is a sentence without a
 	// full stop. Fix begins with a verb. Effect and Fix may be empty.
 	What, Effect, Fix string
-	// Elsewhere says that only users of other hosts notice it, so this host creates no event.
+	// Elsewhere is set if only users of other hosts notice the problem. Then this host creates no
+	// event.
 	Elsewhere bool
 }
 
-// Reasons of problems of a host's network. Those of Kubernetes are in prog/kube.
+// These are the reasons of problems of a host's network. The reasons of Kubernetes problems are in
+// prog/kube.
 const (
 	Host       = "HostConfiguration" // the firewall or the CNI configuration of this host prevents something
 	DataPath   = "DataPath"

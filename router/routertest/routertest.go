@@ -100,7 +100,7 @@ func (n Namespace) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpi
 func (n Namespace) Fd() int { return int(n.file.Fd()) }
 
 // Do runs f on a thread in the namespace. Sockets that f opens stay in it. If f ends the test with
-// t.Fatal, Do ends it for the caller too.
+// t.Fatal, Do ends the test for the caller too.
 func (n Namespace) Do(f func()) {
 	n.t.Helper()
 	returned := false

@@ -41,9 +41,10 @@ const sessionLife = 180 * time.Second
 // keepalive is turned off. A peer with a working data path has a handshake every 2 minutes.
 const lostTimeout = 5 * time.Minute
 
-// interval returns the keepalive interval for a tunnel; 0 for a peer that is lost for long. Each
-// keepalive would cause 18 handshake initiations without an answer, and occupy a buffer meanwhile.
-// Traffic still starts a handshake, and a handshake by the peer turns the keepalive on again.
+// interval returns the keepalive interval for a tunnel; 0 for a peer that gossip has not reached
+// for a long time. Each keepalive to such a peer would cause 18 handshake initiations without an
+// answer, and occupy a buffer meanwhile. Traffic still starts a handshake, and a handshake by the
+// peer turns the keepalive on again.
 func interval(t topology.Tunnel, old devicePeer, now time.Time) time.Duration {
 	if t.Reach == topology.Lost && now.Sub(old.handshake) > lostTimeout {
 		return 0
@@ -52,7 +53,7 @@ func interval(t topology.Tunnel, old devicePeer, now time.Time) time.Duration {
 }
 
 // receiveTimeout is how long a peer with a session may send nothing before its endpoint counts as
-// broken. It is the interval of keepalives, and time for a late one.
+// broken. It is the interval of keepalives, plus some time for a late keepalive.
 const receiveTimeout = keepalive + 10*time.Second
 
 // alive reports whether packets arrive from a peer, so that the endpoint in the device works.
@@ -61,8 +62,8 @@ func (l devicePeer) alive(now time.Time) bool {
 }
 
 // needsHandshake reports whether gossip reaches a peer that has no session. A new handshake is then
-// started: after a handshake that was lost, or that crossed the peer's, both sides may wait for the
-// next keepalive. WireGuard itself starts at most one in 5 s.
+// started: after a handshake that was lost, or that crossed the peer's handshake, both sides may
+// wait for the next keepalive. WireGuard itself starts at most one handshake in 5 s.
 func needsHandshake(t topology.Tunnel, old devicePeer, now time.Time) bool {
 	return t.Reach == topology.Reached && now.Sub(old.handshake) > sessionLife
 }
@@ -177,6 +178,6 @@ func covering(owner map[netip.Prefix]wgtypes.Key, p netip.Prefix) (wgtypes.Key, 
 	return wgtypes.Key{}, false
 }
 
-// sink is a public key that belongs to no host: the peer to which prefixes are moved in order to
-// remove them with it.
+// sink is a public key that belongs to no host: diff moves prefixes to this peer and then removes
+// the peer with them.
 var sink = wgtypes.Key{0: 'w', 1: 'e', 2: 'f', 3: 't', 31: 1}

@@ -265,7 +265,7 @@ func TestDiffChangesOnlyWhatDiffers(t *testing.T) {
 }
 
 // model is a device's cryptokey routing (wireguard.com/protocol, and wg(8)): a prefix belongs to
-// one peer, and adding it to another peer moves it.
+// one peer, and a prefix that is added to another peer moves there.
 type model struct {
 	peers map[wgtypes.Key]bool
 	owner map[netip.Prefix]wgtypes.Key
@@ -294,8 +294,8 @@ func (m model) apply(t *rapid.T, c wgtypes.PeerConfig, each func()) {
 	}
 }
 
-// lookup returns the peer to which packets for an address are sent: the one with the longest
-// prefix.
+// lookup returns the peer to which packets for an address are sent: the peer with the longest
+// prefix that contains the address.
 func (m model) lookup(a netip.Addr) (best wgtypes.Key) {
 	bits := -1
 	for p, k := range m.owner {
@@ -354,8 +354,8 @@ func drawPlan(t *rapid.T, label string) []topology.Tunnel {
 	return out
 }
 
-// A planned endpoint is held back while the present one works, and written when that stops working.
-// It is not written again after the peer has roamed.
+// While the present endpoint of a peer works, a new planned endpoint is not written to the device.
+// It is written when the present endpoint stops working, and not again after the peer has roamed.
 func TestAnotherEndpointIsUsedWhenThePresentOneStopsWorking(t *testing.T) {
 	const e1, e2, roamed = "192.0.2.1:6784", "192.0.2.2:6784", "198.51.100.9:40000"
 	planned := map[wgtypes.Key]plan{}
@@ -380,8 +380,8 @@ func TestAnotherEndpointIsUsedWhenThePresentOneStopsWorking(t *testing.T) {
 	}
 }
 
-// Applying the changes results in the plan. On the way, an address with an old and a new owner is
-// always sent to one of these two.
+// Applying the changes results in the plan. After each step, packets to an address that has an old
+// and a new owner are sent to one of these two.
 func TestDiffMovesPrefixesWithoutLosingPackets(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := model{map[wgtypes.Key]bool{}, map[netip.Prefix]wgtypes.Key{}}
@@ -417,7 +417,7 @@ func TestDiffMovesPrefixesWithoutLosingPackets(t *testing.T) {
 					t.Fatalf("the prefix %v belongs to %v; want %v", p, m.owner[p], k)
 				}
 			}
-			// Additional prefixes are redundant: no address has another destination because of them.
+			// Further prefixes are only redundant ones: they change the destination of no address.
 			for i := range before {
 				if is, next := m.lookup(address(i)), after.lookup(address(i)); is != next {
 					t.Fatalf("packets for %v go to %v; want %v", address(i), is, next)

@@ -33,7 +33,7 @@ type host struct {
 // channels of a synctest bubble that has ended.
 var closedPeers []*device.Peer
 
-// path delays a host's packets, and loses them while lost returns true.
+// path delays a host's packets, and drops them while lost returns true.
 type path struct {
 	conn.Bind
 	delay time.Duration
@@ -154,8 +154,8 @@ func (h *host) hasHandshake() bool {
 	return have[wgtypes.Key(h.tunnel.PublicKey)].handshake.Unix() > 0
 }
 
-// waitForHandshake lets time pass until both hosts have a session. Every 2 s it calls pass, which
-// reconciles the hosts.
+// waitForHandshake lets time pass until both hosts have a session. Every 2 s waitForHandshake calls
+// pass, which reconciles the hosts.
 func waitForHandshake(hosts [2]*host, limit time.Duration, pass func()) (took time.Duration, ok bool) {
 	for ; took <= limit; took += 100 * time.Millisecond {
 		synctest.Wait()
@@ -236,10 +236,10 @@ func TestAHostThatIsConfiguredLaterHasASessionAtOnce(t *testing.T) {
 	})
 }
 
-// If both sides start their first handshake at the same time, each invalidates the other's. Each
-// side retries after 5 s with a jitter of 0 to 333 ms. It cancels the retry if its answer to the
-// other's handshake came later than its own initiation by more than the jitter. The next handshake
-// would then come with the keepalive, after 25 s.
+// If both sides start their first handshake at the same time, each handshake invalidates the other.
+// Each side retries after 5 s with a jitter of 0 to 333 ms. It cancels the retry if its answer to
+// the other's handshake came later than its own initiation by more than the jitter. The next
+// handshake would then come with the keepalive, after 25 s.
 func TestCrossingHandshakesAreRetriedSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hosts := newHosts(t, 400*time.Millisecond, never)

@@ -24,7 +24,7 @@ import (
 	"weft/router/link"
 )
 
-// The kinds of device.
+// These are the kinds of device.
 const (
 	Kernel    = "kernel"
 	Userspace = "userspace"
@@ -59,7 +59,7 @@ type reception struct {
 	at    time.Time
 }
 
-// New returns a Device. start starts the userspace process and returns when that answers.
+// New returns a Device. start starts the userspace process, and returns when the process answers.
 func New(start func(context.Context) error) *Device {
 	return &Device{start: start, planned: map[wgtypes.Key]plan{}, received: map[wgtypes.Key]reception{}}
 }
@@ -80,7 +80,8 @@ func (d *Device) Ensure(ctx context.Context) error {
 	d.planned, d.received = map[wgtypes.Key]plan{}, map[wgtypes.Key]reception{}
 	err = addKernelDevice()
 	if err == nil {
-		// The client looked for the kernel's WireGuard when it was made, which was before the module was loaded.
+		// The client was made before the module was loaded, so it has not found the kernel's
+		// WireGuard.
 		d.client.Close()
 		d.client = nil
 		return nil
@@ -177,8 +178,8 @@ func (d *Device) Disarm() error {
 	return nil
 }
 
-// free returns an error if the port is in use. It must be checked first: while the userspace device
-// is coming up it accepts any port, and fails later without an error.
+// free returns an error if the port is in use. Apply checks this first, since the userspace device
+// accepts any port while it is coming up, and fails later without an error.
 func free(port int) error {
 	for _, network := range []string{"udp4", "udp6"} {
 		c, err := net.ListenUDP(network, &net.UDPAddr{Port: port})

@@ -17,8 +17,8 @@ import (
 //	x/a 10.0.1.1   x/b 10.0.1.2   x/c 10.0.1.3      and the same with fd00::
 //	y/a 10.0.2.1   …              z/c 10.0.3.3
 //
-// Its two hosts are known as 192.0.2.1 and 192.0.2.2, and have 10.0.9.1 and 10.0.9.2 in the
-// overlay.
+// Its two hosts have the known addresses 192.0.2.1 and 192.0.2.2, and the overlay addresses
+// 10.0.9.1 and 10.0.9.2.
 func World() policy.World {
 	w := policy.World{Namespaces: map[string]map[string]string{}}
 	for i, ns := range namespaces {
@@ -153,8 +153,8 @@ var outside = [][]netip.Addr{
 	{addr("2001:db8::1"), addr("fd00::901"), addr("fd00::902")},
 }
 
-// Packet draws a packet between two endpoints of the world. One in five comes from outside or from
-// a host. The ports are those of the rules and their neighbours.
+// Packet draws a packet between two endpoints of the world. One packet in five comes from outside
+// or from a host. The ports are those of the rules and their neighbours.
 func (r Random) Packet(w policy.World) policy.Packet {
 	family := r(2)
 	p := policy.Packet{
