@@ -121,7 +121,7 @@ var (
 	ErrStopped = errors.New("ipam: the agent is stopping")
 	ErrNoRing  = errors.New("ipam: this peer has not received the address ring yet: no address can be allocated; check its connections in `weft status targets`")
 	ErrNoSpace = errors.New("ipam: no reachable peer has a free address (see `weft status ipam`)")
-	ErrBehind  = errors.New("ipam: this peer has just started and is fetching the current ring from the others; try again in a few seconds")
+	ErrBehind  = errors.New("ipam: this peer has just started and is fetching the current ring from the other peers; try again in a few seconds")
 	ErrLeaving = errors.New("ipam: this peer is leaving the mesh")
 )
 

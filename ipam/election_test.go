@@ -93,7 +93,7 @@ func TestVotersRepeatAnnouncements(t *testing.T) {
 
 // The votes of peers that expect different numbers of voters do not count together, and the
 // conflict is reported.
-func TestOtherTermsAreReported(t *testing.T) {
+func TestVotersWithOtherTermsAreReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		a, b := c.voter(1, 2), c.voter(2, 3)

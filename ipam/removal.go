@@ -297,7 +297,7 @@ func (a *Allocator) Leave(ctx context.Context) (heir peer.ID, err error) {
 		if err == nil {
 			return here[0], nil
 		}
-		a.cfg.Log.Warn("a peer did not confirm to take over this host's addresses: asking the next one", "peer", a.cfg.Mesh.Name(id), "err", err)
+		a.cfg.Log.Warn("a peer did not confirm to take over this host's addresses: asking the next peer", "peer", a.cfg.Mesh.Name(id), "err", err)
 	}
 	return heir, errors.Join(ErrNoHeir, a.do(ctx, func() { a.leaving = false })) // this peer stays, and asks for space like a new one
 }

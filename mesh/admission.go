@@ -26,7 +26,7 @@ const (
 	chunkSize       = 64 << 10
 )
 
-var errCrowded = errors.New("too many connections or bytes without proof that it knows the secret")
+var errCrowded = errors.New("too many connections or bytes from a host that has not proved to know the secret")
 
 // admission is a transport with admission control for streams. It passes a stream to memberlist
 // when the first message is complete and sealed with the gossip key. The reason is that memberlist

@@ -29,7 +29,7 @@ func (w *dirCluster) freed(r *dirHost, s slot.Slot, within time.Duration) time.D
 }
 
 // A freed slot stays taken until every reachable peer has dropped its old endpoint.
-func TestFreedSlotIsTakenUntilAllPeersDropIt(t *testing.T) {
+func TestSlotIsNotReusedBeforeAllPeersDropIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
 		w.publish(h[1])

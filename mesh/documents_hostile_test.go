@@ -121,7 +121,7 @@ func TestPendingRequestsAreBounded(t *testing.T) {
 }
 
 // Replies are bounded in size; further documents come in the next reply.
-func TestMissingComesInParts(t *testing.T) {
+func TestMissingDocumentsComeInParts(t *testing.T) {
 	from, to := documents(t, 1, &meshtest.Solo{}, &meshtest.Disk{}), documents(t, 2, &meshtest.Solo{}, &meshtest.Disk{})
 	for i := range 40 {
 		if _, err := from.set.Put(written(t, 3, nil, fmt.Sprint(i), string(make([]byte, document.MaxBody))), time.Now().Unix()); err != nil {

@@ -380,7 +380,7 @@ func TestJoiningPeerBecomesSynced(t *testing.T) {
 
 // Two peers that are not synced have equal digests. They are not synced while another reachable
 // peer may have more documents, and synced once all reachable peers have the same digest.
-func TestSyncedNeedsOneThatKnows(t *testing.T) {
+func TestUnsyncedPeersDoNotMakeEachOtherSynced(t *testing.T) {
 	m := &meshtest.Solo{Peers: []peer.ID{idOf(2), idOf(3)}}
 	d := documents(t, 1, m, &meshtest.Disk{})
 	full := func(n int, synced bool) []byte {

@@ -268,7 +268,7 @@ func (d *Directory) confirm(ctx context.Context) error {
 	}
 	for _, id := range d.cfg.Mesh.Others() { // a peer that joined meanwhile may have received the old set
 		if ok, _ := dropped.Load(id); ok != true && d.cfg.Mesh.Reachable(id) {
-			return fmt.Errorf("peer %v has just joined: asking it too", id)
+			return fmt.Errorf("peer %v has just joined, and must confirm the published endpoints too", id)
 		}
 	}
 	d.mu.Lock()

@@ -207,7 +207,7 @@ func TestStopDoesNotWaitForUnreachablePeers(t *testing.T) {
 	}
 }
 
-func TestReplayWindow(t *testing.T) {
+func TestReplayWindowAcceptsEachNumberOnce(t *testing.T) {
 	var w window
 	for i, tt := range []struct {
 		n    uint32

@@ -161,7 +161,7 @@ func New(cfg Config) (*Mesh, error) {
 	for _, data := range cfg.Peers {
 		s, err := peer.Decode(data)
 		if err != nil { // written by a newer version; its peer sends it again
-			cfg.Log.Warn("ignoring an unreadable stored peer record: its peer will send it again", "err", err)
+			cfg.Log.Warn("ignoring an unreadable stored peer record: the peer will send its record again", "err", err)
 			continue
 		}
 		if id := s.Record.ID(); id == self {

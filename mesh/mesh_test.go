@@ -405,7 +405,7 @@ func TestUnreadableStoredRecordsAreIgnored(t *testing.T) {
 	}
 }
 
-func TestCheckTarget(t *testing.T) {
+func TestCheckTargetRefusesInvalidTargets(t *testing.T) {
 	for _, good := range []string{"192.0.2.1", "node1.example", "node1:6783", "2001:db8::1", "[2001:db8::1]:6783", "127.0.0.1", "h1", "host.example.", "1and1.example"} {
 		if err := CheckTarget(good); err != nil {
 			t.Error(err)

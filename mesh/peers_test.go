@@ -147,7 +147,7 @@ func TestUnreachablePeersAreForgotten(t *testing.T) {
 }
 
 // ForgetPeer forgets a peer on all hosts at once, unless it is reachable or owns addresses.
-func TestForgetPeer(t *testing.T) {
+func TestForgetPeerForgetsOnAllHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(33)}
 		owner := peer.IDOf(identity(4).Public().(ed25519.PublicKey))

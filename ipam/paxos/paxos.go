@@ -100,7 +100,7 @@ func (v Value) validate(t Terms) error {
 	case t.V4.IsValid() && t.V4 != v.V4 || t.V6.IsValid() && t.V6 != v.V6:
 		return fmt.Errorf("paxos: invalid value: its range is %v,%v, but this host was launched with %v", v.V4, v.V6, t)
 	case len(v.Founders) < 1 || len(v.Founders) > MaxVoters || v.Founders[0].IsZero():
-		return fmt.Errorf("paxos: invalid value: it has %d founders, or one without id", len(v.Founders))
+		return fmt.Errorf("paxos: invalid value: it has %d founders, or a founder without id", len(v.Founders))
 	}
 	for i, id := range v.Founders[1:] {
 		if compareIDs(v.Founders[i], id) >= 0 {

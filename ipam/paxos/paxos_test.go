@@ -223,7 +223,7 @@ func TestAtMostOneValueIsDecided(t *testing.T) {
 
 // A surplus voter, or a voter that was reset and has a new identity, does no harm if the voters
 // know of each other.
-func TestMoreVotersThanExpected(t *testing.T) {
+func TestSurplusVotersDoNotSplitTheDecision(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		expect := rapid.IntRange(1, 3).Draw(t, "expected")
 		voters := expect + rapid.IntRange(1, 3).Draw(t, "too many")
@@ -445,7 +445,7 @@ func TestMergeRefusesAndNamesOtherTerms(t *testing.T) {
 	}
 }
 
-func TestRestore(t *testing.T) {
+func TestRestoreRefusesOtherVotersAndBrokenTerms(t *testing.T) {
 	promised, _ := fresh(t, 1, 1).Propose()
 	accepted, _, _ := promised.Advance(by(1))
 	for name, tt := range map[string]struct {

@@ -46,7 +46,7 @@ func TestSlotsConvertToAddressesAndBack(t *testing.T) {
 	}
 }
 
-func TestUniverseValidate(t *testing.T) {
+func TestValidateRefusesUnusableUniverses(t *testing.T) {
 	for _, tt := range []struct {
 		v4, v6 string
 		ok     bool

@@ -290,7 +290,7 @@ func TestTwoSetsWithOneVersionAreOrdered(t *testing.T) {
 }
 
 // Strings that endpoints have in common are deduplicated in memory.
-func TestSharingKeepsValues(t *testing.T) {
+func TestDeduplicatedStringsKeepTheirValues(t *testing.T) {
 	e := Endpoint{ID: "a", Namespace: "shop", Labels: map[string]string{"app": "web"}}
 	before := maps.Clone(e.Labels)
 	if e.share(); e.Namespace != "shop" || !maps.Equal(e.Labels, before) {

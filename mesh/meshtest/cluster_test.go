@@ -63,7 +63,7 @@ func cluster(c *Cluster, n int, twin func()) (hosts []*Host, states []*words) {
 }
 
 // Deltas spread in spite of loss, and across a partition after it has healed.
-func TestClusterSpreads(t *testing.T) {
+func TestDeltasSpreadDespiteLossAndPartition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := NewCluster(1)
 		defer c.Close()
@@ -105,7 +105,7 @@ func TestClusterSpreads(t *testing.T) {
 
 // Requests are answered, refused or time out. A stopped peer still counts as reachable until the
 // stop is noticed, and the state that it announced is kept.
-func TestClusterRequests(t *testing.T) {
+func TestRequestsAreAnsweredRefusedOrTimeOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := NewCluster(1)
 		defer c.Close()
@@ -135,7 +135,7 @@ func TestClusterRequests(t *testing.T) {
 }
 
 // If two runs of one peer reach each other, Twin of the later one is called.
-func TestClusterTwins(t *testing.T) {
+func TestTwinOfTheLaterRunIsCalled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := NewCluster(1)
 		defer c.Close()
@@ -158,7 +158,7 @@ func TestClusterTwins(t *testing.T) {
 }
 
 // A host runs until it stops, and its error is not lost. Its requests are counted, and it can be slow.
-func TestHostRuns(t *testing.T) {
+func TestHostRunsUntilItStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := NewCluster(1)
 		echo := func(_ context.Context, _ peer.ID, payload []byte) ([]byte, error) { return payload, nil }

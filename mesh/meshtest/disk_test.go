@@ -11,7 +11,7 @@ import (
 
 // A write that fails changes nothing. A copy has the content of one moment, and does not fail with
 // the original.
-func TestDisk(t *testing.T) {
+func TestFailedWriteChangesNeitherDiskNorCopy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, start := &Disk{Delay: time.Second}, time.Now()
 		save := func(record string) error { return d.SavePeers(map[peer.ID][]byte{ID(1): []byte(record)}) }

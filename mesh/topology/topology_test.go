@@ -50,7 +50,7 @@ func TestAllowedIPsAreOwnedRanges(t *testing.T) {
 	}
 }
 
-func TestPeersThatGetTunnels(t *testing.T) {
+func TestPeersOfThisRingGetTunnelsUntilTheyLeave(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(*peer.Record)
 		input  func(*Input)

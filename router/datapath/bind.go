@@ -105,7 +105,7 @@ func (b *bind) Send(packets [][]byte, to conn.Endpoint) error {
 	if !tooLarge && now.left == p.left || now == p { // no other attempt is possible
 		return err
 	}
-	b.log.Warn("the kernel rejected packets together: sending them again, each that exceeds the path MTU alone",
+	b.log.Warn("the kernel rejected a batch of packets: sending it again, with each packet above the path MTU by itself",
 		"to", e.DstToString(), "largest", now.carries, "err", err)
 	return b.sendBy(now, packets, e)
 }

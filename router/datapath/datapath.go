@@ -41,7 +41,7 @@ type Config struct {
 }
 
 // errBusy says that another process serves the device already.
-var errBusy = fmt.Errorf("datapath: device %s is in use by another `weft datapath`: stop that one first", link.Device)
+var errBusy = fmt.Errorf("datapath: device %s is in use by another `weft datapath`: stop that process first", link.Device)
 
 // Standby does the same as Run on a kernel without WireGuard. On a kernel with WireGuard it does
 // nothing until ctx ends. While another process serves the device, for example one that an agent
@@ -288,7 +288,7 @@ func server(c *net.UnixConn) (int, error) {
 		return 0, err
 	}
 	if cred.Pid <= 0 {
-		return 0, errors.New("it is in another PID namespace: end it there")
+		return 0, errors.New("the process is in another PID namespace: end it there")
 	}
 	return int(cred.Pid), nil
 }

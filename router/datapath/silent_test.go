@@ -59,7 +59,7 @@ func silentPeers(tb testing.TB, n, keepalive int) string {
 	return text.String()
 }
 
-func TestCountPeers(t *testing.T) {
+func TestCountPeersReturnsTheNumberOfConfiguredPeers(t *testing.T) {
 	dev := newDevice(t)
 	if n := countPeers(dev); n != 0 {
 		t.Errorf("countPeers is %d; want 0", n)

@@ -265,7 +265,7 @@ func TestKernelOwnsAndAdoptsTable(t *testing.T) {
 }
 
 // Without table owners, another program's changes are reported and repaired.
-func TestKernelRepairsWithoutOwners(t *testing.T) {
+func TestKernelRepairsATableWithoutOwner(t *testing.T) {
 	ownerless = "yes"
 	defer func() { ownerless = "" }()
 	ns := routertest.New(t)
