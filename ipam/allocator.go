@@ -40,14 +40,14 @@ type Store interface {
 type State struct {
 	Ring        []byte               // written by ring.Encode; empty if there is none yet
 	Vote        []byte               // written by paxos.State.Encode; empty if there is none yet
-	Allocations map[string]slot.Slot // by key
+	Allocations map[string]slot.Slot // key: the key that Allocate was called with
 	Quarantined []space.Quarantined
 }
 
 // Change is one update of a Store.
 type Change struct {
-	Ring   []byte // nil: unchanged
-	Vote   []byte // nil: unchanged
+	Ring   []byte // nil: the ring does not change
+	Vote   []byte // nil: the vote does not change
 	Key    string // "": no allocation changes
 	Slot   slot.Slot
 	Note   []byte // the caller's data, stored with the slot
@@ -143,7 +143,7 @@ type Allocator struct {
 	refusals    []string // why the last round of requests failed, for error messages
 	behind      bool     // true until the others have sent the current ring
 	leaving     bool
-	election    *election           // nil where this peer does not vote
+	election    *election           // nil if this peer does not vote
 	removals    map[peer.ID]removal // the removals that we confirmed; key: the dead peer
 	asks        sync.WaitGroup
 	ctx         context.Context
@@ -169,7 +169,7 @@ func New(cfg Config) *Allocator {
 // Run loads the state and serves until ctx ends. Calls made before Run wait for it.
 func (a *Allocator) Run(ctx context.Context) error {
 	defer a.asks.Wait()
-	defer close(a.stopped) // runs first: pending requests wait for it
+	defer close(a.stopped) // this runs before asks.Wait, since pending requests wait for it
 	a.ctx = ctx
 	if err := a.load(); err != nil {
 		return err

@@ -103,7 +103,7 @@ func TestRemovalNeedsAMajority(t *testing.T) {
 		c.cut = func(a, b peer.ID) bool {
 			return a != b && (a == m[3].id || b == m[3].id) && (a == m[1].id || b == m[1].id)
 		}
-		_, err = m[1].RemovePeer(t.Context(), m[3].id, true) // only h2 reaches h3
+		_, err = m[1].RemovePeer(t.Context(), m[3].id, true) // of the living peers, only h2 reaches h3
 		refused(err, "h2")
 		// Gossip does not reach h3, but the tunnel of h1 or of h2 to it works. Then even a removal
 		// by force is refused.

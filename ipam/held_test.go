@@ -70,7 +70,7 @@ func TestRemovedPeersSlotsAreAllocatedLast(t *testing.T) {
 		c.tune = func(cfg *Config) {
 			cfg.Listed = func(id peer.ID) []slot.Slot {
 				if id == peerID(3) {
-					return append(used, held[1]) // wrongly includes a slot of another peer
+					return append(used, held[1]) // by mistake, the list contains a slot of another peer
 				}
 				return nil
 			}

@@ -175,7 +175,7 @@ func (a *Allocator) ask() {
 		_ = a.do(ctx, func() {
 			a.asking, a.refusals = false, slices.Concat(refusals, more)
 			if got {
-				a.serve() // starts another round if requests still wait
+				a.serve() // this starts another round if requests still wait
 			}
 		})
 	})
@@ -294,7 +294,7 @@ func (a *Allocator) donate(to peer.ID, known []byte, pressed bool) ([]byte, erro
 	}
 	next, delta, err := a.ring.Grant(a.cfg.Self, to, gift)
 	if err != nil {
-		a.resize() // the gift is free again
+		a.resize() // resize makes the gift free again
 		return nil, err
 	}
 	a.cfg.Log.Info("gave address space to a peer", "peer", a.cfg.Mesh.Name(to), "slots", gift.Len())

@@ -85,10 +85,10 @@ func TestDialUsesFirstAddressThatAnswers(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		answers map[string]answer
-		found   string // address found before
+		found   string // the address found before the call; empty: none
 		want    string
 		within  time.Duration
-		after   string // address found afterwards
+		after   string // the address found after the call; empty: none
 	}{
 		{map[string]answer{"a": {0, false}, "b": {0, false}}, "", "a", 0, ""},
 		{map[string]answer{"a": {0, true}, "b": {0, false}, "c": {0, false}}, "", "b", 0, "b"},

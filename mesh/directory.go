@@ -48,7 +48,7 @@ type DirectoryConfig struct {
 	Identity ed25519.PrivateKey
 	Mesh     Messenger
 	Store    DirectoryStore
-	Sets     [][]byte // as stored by an earlier run
+	Sets     [][]byte // the sets that an earlier run stored
 	// Wanted reports whether a peer's endpoints can be valid: it owns a part of the ring, or it is
 	// reachable. It must not block.
 	Wanted func(peer.ID) bool
@@ -77,7 +77,7 @@ type Directory struct {
 	dir       *directory.Directory
 	published bool                       // our set was published in this run, not restored from disk
 	dirty     map[peer.ID]bool           // sets that are not stored yet
-	wanted    map[peer.ID]want           // sets to fetch, by owner
+	wanted    map[peer.ID]want           // sets to fetch; key: the owner
 	asked     map[peer.ID]directory.Held // sets that are being fetched
 	busy      map[peer.ID]bool           // peers that are being asked for sets
 	left      map[slot.Slot]uint64       // freed slots that other peers may still map to our endpoints, with the version of our set that first lacks them

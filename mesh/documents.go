@@ -29,8 +29,8 @@ type DocumentsConfig struct {
 	Identity  ed25519.PrivateKey
 	Mesh      Messenger
 	Store     DocumentStore
-	Documents [][]byte // as stored by an earlier run
-	Synced    bool     // as stored by an earlier run
+	Documents [][]byte // the documents that an earlier run stored
+	Synced    bool     // whether an earlier run stored that it was synced
 	Now       func() time.Time
 	Log       *slog.Logger
 	// Changed is called after every change, including changes of Synced. It must not block.
@@ -87,7 +87,7 @@ const maxNews = 64
 type keptDocument struct {
 	Document []byte          `cbor:"1,keyasint,omitempty"`
 	Since    int64           `cbor:"2,keyasint,omitempty"`
-	Marks    []document.Mark `cbor:"3,keyasint,omitempty"` // the only field of the entry keyMarks
+	Marks    []document.Mark `cbor:"3,keyasint,omitempty"` // only the entry keyMarks has marks, and no other field
 }
 
 // keyMarks is the key of the high-water marks in the store. No document has this key. An earlier

@@ -19,8 +19,8 @@ const requestMissing = "documents/missing"
 // These bounds limit requests for missing documents.
 const (
 	maxShown   = 1 << 14 // versions in one request: more than a peer of this version ever holds
-	maxSources = 256     // peers waiting to be asked
-	maxAsked   = 8       // peers asked at once
+	maxSources = 256     // bounds the peers that wait to be asked
+	maxAsked   = 8       // bounds the peers that are asked at once
 	// maxRounds bounds the consecutive requests to one peer, so that all possible documents fit.
 	maxRounds = 2 * document.MaxHeld * document.MaxBody / maxAnswer
 )
@@ -39,7 +39,7 @@ type documentAnswer struct {
 	Documents [][]byte        `cbor:"1,keyasint,omitempty"`
 	More      bool            `cbor:"2,keyasint,omitempty"`
 	Synced    bool            `cbor:"3,keyasint,omitempty"`
-	Marks     []document.Mark `cbor:"4,keyasint,omitempty"` // only in the last of several answers
+	Marks     []document.Mark `cbor:"4,keyasint,omitempty"` // only the last of several answers has them
 }
 
 // Handlers returns the handlers of other peers' requests for documents.

@@ -98,9 +98,9 @@ type Mesh struct {
 	hello      hello
 	farewell   peer.State
 	refuted    time.Time   // when we last refuted a newer record of this peer
-	later      *time.Timer // pending refutation
+	later      *time.Timer // runs a refutation that is pending
 	nonce      uint32      // identifies this run in the ids of its requests
-	asked      uint32      // number of requests sent
+	asked      uint32      // number of requests that this run has sent
 	pending    map[uint64]chan reply
 	rejections map[string]*Rejection
 	rejected   time.Time  // when a rejection was last logged
@@ -116,7 +116,7 @@ type Mesh struct {
 // known is the state of one peer.
 type known struct {
 	signed peer.Signed
-	size   int        // of signed, in bytes
+	size   int        // bytes of signed
 	saved  bool       // whether signed is on disk
 	node   string     // its name in memberlist while gossip reaches it, else empty
 	addr   netip.Addr // the address at which gossip reaches the peer

@@ -61,7 +61,7 @@ type proof struct {
 	start      time.Time
 	joined     bool          // a push/pull with another peer succeeded
 	confirmed  bool          // it is certain that no other host has our identity
-	sure       chan struct{} // closed once confirmed
+	sure       chan struct{} // closed once confirmed is true
 	copySeen   time.Time
 }
 

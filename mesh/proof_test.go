@@ -201,7 +201,7 @@ func TestCopiedHostAnnouncesNothing(t *testing.T) {
 		all := []*host{a, b, c}
 		eventually.True(t, 10*time.Second, "all hosts are connected", func() bool { return allReach(all)() && len(b.disk.Peers()) == 3 })
 		disk := b.disk.Copy()
-		for range 3 { // restarted repeatedly, as with systemd's Restart=always
+		for range 3 { // the copy is restarted again and again, as by systemd's Restart=always
 			copied := s.start(9, disk, nil, func(c *Config) { c.Identity = identity(2) })
 			_, _ = copied.counter.Merge([]byte{9})
 			copied.Broadcast("counter", []byte{9})

@@ -15,7 +15,7 @@ import (
 
 // Rejection is a host that was refused, for status on both sides.
 type Rejection struct {
-	Addr   string // without port, so that retries count together
+	Addr   string // has no port, so that retries count together
 	Reason string
 	Count  int
 	Last   time.Time

@@ -18,7 +18,7 @@ func TestFailedJoinsAreExplainedOnOneLine(t *testing.T) {
 		"dial tcp [2001:db8::1]:6783: connect: permission denied":      "[2001:db8::1]:6783: permission denied",
 		"Number of received\nnodes: 7":                                 "[2001:db8::1]:6783: Number of received nodes: 7",
 	} {
-		err := explainJoin(a, fmt.Errorf("1 error occurred:\n\t* failed to join %v: %s\n\n", a, cause)) // the format of memberlist's errors
+		err := explainJoin(a, fmt.Errorf("1 error occurred:\n\t* failed to join %v: %s\n\n", a, cause)) // memberlist's errors have this format
 		text := err.Error()
 		if !strings.Contains(text, says) || !strings.HasPrefix(text, a.String()) || strings.ContainsAny(text, "\n\t*") || strings.Contains(text, "dial tcp") {
 			t.Errorf("the explanation of %s is %q; want one line that contains %q", cause, text, says)

@@ -107,7 +107,7 @@ func (m *Mesh) changeTargets(change func()) error {
 
 // CheckTarget returns an error if s cannot be a host to join.
 func CheckTarget(s string) error {
-	host, port := s, "1" // any valid port
+	host, port := s, "1" // a target without a port needs no check of the port
 	if h, p, err := net.SplitHostPort(s); err == nil {
 		host, port = h, p
 	}

@@ -37,7 +37,7 @@ const (
 	endpoints   = link.EndpointPrefix + "0"
 	dns         = 53
 	replies     = "replies"
-	maxUnderlay = 16 // peers whose routes are checked
+	maxUnderlay = 16 // bounds the peers whose routes are checked
 )
 
 // needs returns every kind of packet that this configuration needs, in both families.

@@ -20,7 +20,7 @@ type firewallCache struct {
 }
 
 const (
-	quickScan  = 100 * time.Millisecond // a scan this short is never cached
+	quickScan  = 100 * time.Millisecond // the result of a scan this short is never cached
 	cacheTimes = 50                     // the cache is valid for this many times the duration of its scan
 	cacheMax   = time.Minute
 )

@@ -28,7 +28,7 @@ func firewallHost(t *testing.T) (routertest.Namespace, Config) {
 		}
 		for _, text := range []string{"192.0.2.1/24", "2001:db8::1/64"} {
 			a, _ := netlink.ParseAddr(text)
-			a.Flags = 0x02 // nodad
+			a.Flags = 0x02 // IFA_F_NODAD: the address is usable at once
 			if err := netlink.AddrAdd(under, a); err != nil {
 				t.Fatal(err)
 			}
@@ -137,7 +137,7 @@ func TestWarningsNameTheFirewallAndTheCommandsThatOpenIt(t *testing.T) {
 			},
 			not: []string{"IPv4", "IPv6", "replies", "pings"},
 		},
-		"Docker in both families": { // 20.10 has no DOCKER-USER in IPv6
+		"Docker in both families": { // Docker 20.10 has no chain DOCKER-USER in IPv6
 			rules: "docker",
 			want:  []string{"Docker drops", "iptables -I DOCKER-USER -i weft+ -j ACCEPT", "ip6tables -I FORWARD -o weft+ -j ACCEPT"},
 			not:   []string{"6783", "name server"},

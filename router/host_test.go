@@ -229,7 +229,7 @@ func (h *host) ask(o request) string {
 	case a := <-h.answers:
 		return a
 	case <-time.After(20 * time.Second):
-		h.t.Fatal("the host did not answer within 20 s")
+		h.t.Fatal("the host did not answer within 20 s, want an answer")
 		return ""
 	}
 }

@@ -96,7 +96,7 @@ func TestHostsWithDifferentMTUsExchangePacketsOfAnySize(t *testing.T) {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skipf("no TUN device: %v", err)
 	}
-	routertest.New(t) // skips where namespaces are not allowed
+	routertest.New(t) // skip the test where namespaces are not allowed
 	h1, h2 := startHost(t, 1), startHost(t, 2)
 	join(t, h1, h2)
 	h1.tunnelTo(h2, 2)

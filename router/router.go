@@ -44,7 +44,7 @@ type Options struct {
 // Config is the desired state of the data path.
 type Config struct {
 	Universe   slot.Universe
-	Node       slot.Slot // 0: none yet
+	Node       slot.Slot // 0: the host has no slot yet
 	PrivateKey [32]byte
 	Port       uint16
 	Gossip     uint16 // the port of gossip, TCP and UDP; 0: other firewalls are not checked for it

@@ -27,7 +27,7 @@ func twoHosts(t *testing.T) (h1, h2 *host, c1, c2 routertest.Namespace, e1, e2 e
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skipf("no TUN device: %v", err)
 	}
-	routertest.New(t) // skips where namespaces are not allowed
+	routertest.New(t) // skip the test where namespaces are not allowed
 	h1, h2 = startHost(t, 1), startHost(t, 2)
 	join(t, h1, h2)
 	h1.tunnelTo(h2, 2)
@@ -106,7 +106,7 @@ func testUnderlayIsBlocked(t *testing.T, h1, h2 *host, e2 endpoint.Endpoint) {
 			t.Fatal(err)
 		}
 	})
-	expectNoAnswer := func(t *testing.T, source string) { // replies would be overlay packets
+	expectNoAnswer := func(t *testing.T, source string) { // a reply would be an overlay packet on the underlay
 		h1.ns.Do(func() {
 			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(source)}, Timeout: time.Second}
 			for _, to := range []netip.Addr{e2.Addr4, universe.Addr4(h2.config.Node)} {
@@ -232,7 +232,7 @@ func TestAPortInUseIsAnError(t *testing.T) {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skipf("no TUN device: %v", err)
 	}
-	routertest.New(t) // skips where namespaces are not allowed
+	routertest.New(t) // skip the test where namespaces are not allowed
 	h := startHost(t, 1)
 	var taken net.PacketConn
 	h.ns.Do(func() {

@@ -73,7 +73,7 @@ func TestLargestStateFitsMaxEncoded(t *testing.T) {
 	check(t, s)
 	t.Logf("the largest state has %d bytes", len(s.Encode()))
 	s = manyVoters(MaxVoters, 0, MaxVoters, 100)
-	s.decided = Value{Ring: [16]byte{1}, Cluster: [16]byte{1}, V4: v4, V6: v6, Founders: []peer.ID{id(1)}} // one value more than voters
+	s.decided = Value{Ring: [16]byte{1}, Cluster: [16]byte{1}, V4: v4, V6: v6, Founders: []peer.ID{id(1)}} // the state now has one more value than it has voters
 	check(t, s)
 	if told := s.Sendable(); told.Known() != 1 {
 		t.Errorf("a state above the bounds sends %d votes, want only its own", told.Known())

@@ -76,7 +76,7 @@ type Value struct {
 	Cluster  [16]byte     `cbor:"2,keyasint"`
 	V4       netip.Prefix `cbor:"3,keyasint"`
 	V6       netip.Prefix `cbor:"4,keyasint"`
-	Founders []peer.ID    `cbor:"5,keyasint"` // sorted, distinct, 1 to MaxVoters
+	Founders []peer.ID    `cbor:"5,keyasint"` // sorted and distinct; at least 1, at most MaxVoters
 }
 
 func (v Value) isZero() bool { return v.Ring == [16]byte{} }
@@ -138,7 +138,7 @@ func (v Vote) compare(o Vote) int {
 type State struct {
 	self    peer.ID
 	terms   Terms
-	votes   map[peer.ID]Vote // contains self; never changed in place
+	votes   map[peer.ID]Vote // has an entry for self; a map is never changed in place
 	decided Value            // the learned value; kept, since the votes that prove it may change to a higher ballot
 	mine    Ballot           // proposed since the start; not on the wire, see Advance
 }
@@ -150,7 +150,7 @@ func New(self peer.ID, terms Terms) (State, error) {
 	}
 	for _, p := range []*netip.Prefix{&terms.V4, &terms.V6} {
 		if !p.IsValid() {
-			*p = netip.Prefix{} // one representation for "not given"
+			*p = netip.Prefix{} // all invalid prefixes get the same representation
 		}
 	}
 	return State{self: self, terms: terms, votes: map[peer.ID]Vote{self: {}}}, nil

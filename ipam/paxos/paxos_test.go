@@ -160,17 +160,17 @@ func (w *world) chaos(t *rapid.T, steps int) {
 		}
 		n, from := 1+even(len(w.disks)-1).Draw(t, "peer"), 1+even(len(w.disks)-1).Draw(t, "from")
 		switch op := even(20).Draw(t, "op"); {
-		case op <= 9 && inside[n] == inside[from]: // deliver the newest state of a peer
+		case op <= 9 && inside[n] == inside[from]: // send the newest state of a peer to another
 			w.deliver(n, w.disks[from])
 			w.keep(n, w.advance(n))
 		case op == 10: // merge a state without advancing
 			w.deliver(n, w.disks[from])
-		case op == 11: // deliver an old state
+		case op == 11: // send an old state to a peer
 			w.deliver(n, w.sent[even(len(w.sent)).Draw(t, "message")])
 			w.keep(n, w.advance(n))
 		case op == 12:
 			w.restart(n)
-		case op == 13: // advance, and crash before storing
+		case op == 13: // advance a peer, and let it crash before it stores
 			w.advance(n)
 			w.restart(n)
 		case op >= 17:

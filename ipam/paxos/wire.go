@@ -24,7 +24,7 @@ type vote struct {
 	Voter    peer.ID `cbor:"1,keyasint"`
 	Promise  Ballot  `cbor:"2,keyasint,omitzero"`
 	Accepted Ballot  `cbor:"3,keyasint,omitzero"`
-	Value    uint16  `cbor:"4,keyasint,omitempty"` // index as in Decided
+	Value    uint16  `cbor:"4,keyasint,omitempty"` // index in Values, counted from 1; 0 is none
 }
 
 // These bounds of the values that votes may have let a state fit into one message. Up to 128 voters

@@ -38,7 +38,7 @@ func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 
 // Claim is the ring's value at one slot.
 type Claim struct {
-	Generation uint32 // raised by a take-over
+	Generation uint32 // a take-over raises it
 	Version    uint32 // raised by the owner when it gives the slot away
 	Owner      peer.ID
 }

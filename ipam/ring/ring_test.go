@@ -62,7 +62,7 @@ func TestInvariant4MergeLaws(t *testing.T) {
 		if _, news, _ := ab.Merge(a); !news.IsZero() {
 			t.Fatalf("Merge is not idempotent: merging an input again returned the news %v, want none", news.segments)
 		}
-		for s := range universe.Range().End { // compare with the definition, slot by slot
+		for s := range universe.Range().End { // compare each slot with the definition of Merge
 			want := claimAt(a, slot.Slot(s))
 			if o := claimAt(b, slot.Slot(s)); o.Compare(want) > 0 {
 				want = o

@@ -89,7 +89,7 @@ func read(data []byte, mode cbor.DecMode) (w wire, err error) {
 		Segments [][]cbor.RawMessage `cbor:"5,keyasint"`
 	}
 	if mode.Unmarshal(data, &newer) != nil {
-		return w, err // the error of the first attempt
+		return w, err // return the error of the first attempt
 	}
 	w = wire{newer.head, make([]segment, len(newer.Segments))}
 	for i, elements := range newer.Segments {

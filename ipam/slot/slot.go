@@ -112,7 +112,7 @@ func (u Universe) Validate() error {
 			u.V6, 128-(32-u.V4.Bits()), u.V4)
 	}
 	for _, a := range []netip.Addr{u.V4.Addr(), u.Addr4(Slot(u.Range().End - 1)), u.V6.Addr()} {
-		if !a.IsGlobalUnicast() { // loopback, link-local, multicast, broadcast
+		if !a.IsGlobalUnicast() { // this excludes loopback, link-local, multicast and broadcast addresses
 			return fmt.Errorf("universe: %v cannot be a host address: use a private range, for example 10.32.0.0/12", a)
 		}
 	}

@@ -14,7 +14,7 @@ func TestBlocksAreAlignedAndCoverTheRange(t *testing.T) {
 		at := uint64(r.Start)
 		for _, b := range r.Blocks() {
 			if uint64(b.Start) != at || b.Len()&(b.Len()-1) != 0 || uint64(b.Start)%b.Len() != 0 {
-				t.Fatalf("range %v: block %v does not start at the previous end, or is no aligned power of two", r, b)
+				t.Fatalf("range %v: block %v does not start at the previous end, or is no aligned power of two; want both", r, b)
 			}
 			at = b.End
 		}
@@ -31,11 +31,11 @@ func TestSlotsConvertToAddressesAndBack(t *testing.T) {
 		four, ok4 := u.Slot(u.Addr4(s))
 		six, ok6 := u.Slot(u.Addr6(s))
 		if !ok4 || !ok6 || four != s || six != s {
-			t.Fatalf("slot %d: its IPv4 address converts back to %v, its IPv6 address to %v", s, four, six)
+			t.Fatalf("slot %d: its IPv4 address converts back to %v, its IPv6 address to %v; want the slot", s, four, six)
 		}
 		for _, p := range u.Prefixes(Range{s, uint64(s) + 1}) {
 			if !p.IsSingleIP() || p.Addr() != u.Addr4(s) && p.Addr() != u.Addr6(s) {
-				t.Fatalf("slot %d: prefix %v is not its single address", s, p)
+				t.Fatalf("slot %d has the prefix %v; want one that contains only its address", s, p)
 			}
 		}
 	})

@@ -16,7 +16,7 @@ import (
 // Space holds the free slots of one peer.
 type Space struct {
 	usable      []slot.Range  // sorted, disjoint; Take allocates nothing outside them
-	free        []slot.Range  // sorted, disjoint, neighbours joined
+	free        []slot.Range  // sorted, disjoint, and neighbours are joined
 	quarantined []Quarantined // sorted by Until
 	next        slot.Slot     // where the search for a free slot continues
 	held        func(slot.Slot) bool

@@ -26,7 +26,7 @@ const size = 64
 
 func newModel(t *rapid.T) *model {
 	m := &model{
-		T: t, usable: []slot.Range{{Start: 1, End: 40}, {Start: 44, End: size - 1}}, // 40 to 43 are excluded
+		T: t, usable: []slot.Range{{Start: 1, End: 40}, {Start: 44, End: size - 1}}, // slots 40 to 43 are excluded
 		owned: slot.Range{Start: slot.Slot(rapid.Uint32Range(0, 20).Draw(t, "start")), End: rapid.Uint64Range(30, size).Draw(t, "end")},
 		free:  map[slot.Slot]bool{}, taken: map[slot.Slot]bool{}, quarantined: map[slot.Slot]int64{},
 	}

@@ -149,7 +149,7 @@ func check(t *rapid.T, d *Directory, ring someRing) {
 		for n := 1; n <= 3; n++ {
 			i := slices.IndexFunc(all, func(e Entry) bool { return e.Owner == id(n) && slices.Contains(e.Slots, s) })
 			if d.Lists(id(n), s) != (i >= 0) || slices.Contains(d.Listed(id(n)), s) != (i >= 0) {
-				t.Fatalf("peer %d lists slot %d: Lists is %v, which contradicts its set", n, s, d.Lists(id(n), s))
+				t.Fatalf("peer %d lists slot %d: Lists is %v, or Listed differs from it; want what its set says", n, s, d.Lists(id(n), s))
 			}
 			if ring[s] != n {
 				continue
@@ -165,7 +165,7 @@ func check(t *rapid.T, d *Directory, ring someRing) {
 			}
 		}
 		if got, ok := d.At(s, ring); ok && (ring[s] == 0 || got.Owner != id(ring[s])) {
-			t.Fatalf("slot %d belongs to peer %d, but its entry is %+v", s, ring[s], got)
+			t.Fatalf("slot %d belongs to peer %d, but its entry is %+v; want one of that peer, or none", s, ring[s], got)
 		}
 	}
 }
@@ -215,7 +215,7 @@ func TestPutIsCommutativeAndIdempotent(t *testing.T) {
 			for _, s := range order {
 				before := d.Set(s.Owner)
 				if news, lacked := d.Lacks(s.Held()), d.Put(s); news != lacked {
-					t.Fatalf("version %d after %v: Lacks is %v, but Put reports %v", s.Version, before, news, lacked)
+					t.Fatalf("version %d after %v: Lacks is %v, but Put reports %v; want the same", s.Version, before, news, lacked)
 				}
 				if d.Put(s) || d.Lacks(s.Held()) {
 					t.Fatal("a second Put of the same set reported news; want none")
@@ -257,7 +257,7 @@ func TestExchangeOfLackingSetsMakesEqual(t *testing.T) {
 		}
 		for _, h := range b.Held() {
 			if a.Lacks(h) && !a.Put(b.Set(h.Owner)) {
-				t.Fatalf("Lacks is true for %v, but Put reports no news", h)
+				t.Fatalf("Lacks is true for %v, but Put reports no news; want news", h)
 			}
 		}
 		for _, h := range a.Held() {

@@ -29,10 +29,10 @@ import (
 // case.
 type Endpoint struct {
 	ID        string            `cbor:"1,keyasint"`           // unique on its peer: CONTAINER/INTERFACE, or "node" for the host itself
-	Slots     []slot.Slot       `cbor:"2,keyasint,omitempty"` // its addresses
+	Slots     []slot.Slot       `cbor:"2,keyasint,omitempty"` // the slots of its addresses
 	Name      string            `cbor:"3,keyasint,omitempty"` // NAME or NAME.NAMESPACE in the DNS domain; may contain dots
 	Namespace string            `cbor:"4,keyasint,omitempty"`
-	Labels    map[string]string `cbor:"5,keyasint,omitempty"` // for the selectors of policies
+	Labels    map[string]string `cbor:"5,keyasint,omitempty"` // policies select endpoints by labels
 	Aliases   []string          `cbor:"6,keyasint,omitempty"` // further names in the DNS domain; sorted
 	Ports     []Port            `cbor:"7,keyasint,omitempty"` // named ports that the endpoint declares
 	// Generation is the version of the set in which the endpoint was new. It distinguishes

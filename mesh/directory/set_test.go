@@ -49,7 +49,7 @@ func TestDeltasLeadOnlyToSignedSets(t *testing.T) {
 			case err != nil && !errors.Is(err, ErrGap):
 				t.Fatal(err)
 			case err == nil && (next.Digest != sets[i].Digest || next.Version != sets[i].Version):
-				t.Fatalf("delta %d applied to version %d leads to version %d, %x", i, s.Version, next.Version, next.Digest)
+				t.Fatalf("delta %d applied to version %d leads to version %d, %x; want the set that it was made for, or an error", i, s.Version, next.Version, next.Digest)
 			}
 		}
 	})

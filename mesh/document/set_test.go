@@ -56,7 +56,7 @@ func put(t rapid.TB, docs []*Document) *Set {
 	for _, d := range docs {
 		lacked := s.Lacks(d.Held())
 		if news, err := s.Put(d, today); news != lacked || err != nil {
-			t.Fatalf("Lacks is %v, but Put reports %v, error %v", lacked, news, err)
+			t.Fatalf("Lacks is %v, but Put reports %v, error %v; want the same, and no error", lacked, news, err)
 		}
 		if news, _ := s.Put(d, today); news || s.Lacks(d.Held()) {
 			t.Fatal("after Put the same document is news, or lacking; want neither")

@@ -217,7 +217,7 @@ func (c *Cluster) sees(a, b *Host) bool {
 
 // mix returns a pseudo-random hash of all its arguments.
 func mix(parts ...uint64) (h uint64) {
-	for _, p := range parts { // SplitMix64 over the sum so far
+	for _, p := range parts { // apply SplitMix64 to the sum so far
 		h += p + 0x9e3779b97f4a7c15
 		h = (h ^ h>>30) * 0xbf58476d1ce4e5b9
 		h = (h ^ h>>27) * 0x94d049bb133111eb

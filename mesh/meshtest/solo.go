@@ -16,7 +16,7 @@ type Solo struct {
 	Peers   []peer.ID                   // the result of Others
 	Down    []peer.ID                   // the peers that are not reachable
 	Reply   func(Asked) ([]byte, error) // nil: each request fails
-	OnDelta func(delta []byte)          // called for each broadcast, if not nil
+	OnDelta func(delta []byte)          // if not nil, it is called for each broadcast
 
 	mu    sync.Mutex
 	said  [][]byte

@@ -84,7 +84,7 @@ type Record struct {
 	Identity  ed25519.PublicKey `cbor:"1,keyasint"`           // 32 bytes; its hash is the PeerID
 	WireGuard [32]byte          `cbor:"2,keyasint"`           // Curve25519 public key
 	Nickname  string            `cbor:"3,keyasint"`           // for people; at most MaxNickname bytes
-	Underlay  []netip.Addr      `cbor:"4,keyasint"`           // preferred first; at most MaxUnderlay
+	Underlay  []netip.Addr      `cbor:"4,keyasint"`           // the preferred address first; at most MaxUnderlay
 	Port      uint16            `cbor:"5,keyasint"`           // WireGuard's UDP port
 	Gossip    uint16            `cbor:"10,keyasint"`          // gossip's port, TCP and UDP
 	Node      slot.Slot         `cbor:"6,keyasint,omitempty"` // the slot of its node address; 0 if it has none

@@ -10,14 +10,14 @@ import (
 
 // A token does not show its secret by accident. Each pair of peers derives the same key from it.
 func Example() {
-	random := bytes.NewReader(make([]byte, 64)) // crypto/rand.Reader, outside an example
+	random := bytes.NewReader(make([]byte, 64)) // real code uses crypto/rand.Reader
 	token, err := secret.New(random)
 	if err != nil {
 		panic(err)
 	}
 	fmt.Println(token)
 
-	joined, err := secret.Parse(token.Reveal()) // on another host
+	joined, err := secret.Parse(token.Reveal()) // another host parses the token
 	if err != nil {
 		panic(err)
 	}

@@ -147,7 +147,7 @@ func (s Secret) PresharedKey(a, b peer.ID) [32]byte {
 func (s Secret) derive(info string) []byte {
 	key, err := hkdf.Key(sha256.New, s[:], nil, info, 32)
 	if err != nil {
-		panic(err) // only happens for an invalid key length
+		panic(err) // this only happens for an invalid key length
 	}
 	return key
 }

@@ -59,7 +59,7 @@ func TestSecretsAreRedactedWhenPrinted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	raw := tok.Reveal()[len(prefix)+30:] // the part after the cluster id
+	raw := tok.Reveal()[len(prefix)+30:] // raw is the part of the token after the cluster id
 	for _, printed := range []string{
 		fmt.Sprint(tok), fmt.Sprintf("%+v %#v %s", tok, tok, tok.Secret), fmt.Sprintf("%v %#v", tok.Secret, tok.Secret), string(inJSON),
 	} {

@@ -61,7 +61,7 @@ func TestTunnelPacketsFitPathMTU(t *testing.T) {
 				t.Errorf("an inner packet of %d bytes has %d bytes on the underlay; want at most the path MTU %d: %+v", size, x.Sealed(size), x.Path(), x)
 			}
 			if x.MTU > device || x.MTUFor(true) < MinMTU || x.MTUFor(true) > device {
-				t.Errorf("a tunnel MTU exceeds the device MTU %d, or is below the IPv6 minimum: %+v", device, x)
+				t.Errorf("a tunnel MTU exceeds the device MTU %d, or is below the IPv6 minimum; want neither: %+v", device, x)
 			}
 		}
 	})

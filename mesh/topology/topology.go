@@ -28,7 +28,7 @@ type Tunnel struct {
 	// Endpoint address; 0 if unknown. SetMTUs computes MTU, the largest packet inside the tunnel.
 	Route, Link int
 	MTU         int
-	device      int // the device's MTU
+	device      int // the MTU of the device
 }
 
 // Reach is a peer's reachability by gossip. It decides with which peers WireGuard makes handshakes,
@@ -38,7 +38,7 @@ type Reach uint8
 // Gossip can report these states of a peer.
 const (
 	Unsure  Reach = iota // unreachable since a short time: the peer's data path may be alive
-	Reached              // reachable
+	Reached              // gossip reaches the peer
 	Lost                 // unreachable since a long time
 )
 

@@ -54,7 +54,7 @@ func TestPeersOfThisRingGetTunnelsUntilTheyLeave(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(*peer.Record)
 		input  func(*Input)
-		want   string // the endpoint; empty for no tunnel
+		want   string // the endpoint; empty: there is no tunnel
 	}{
 		"running":          {want: "192.0.2.2:6784"},
 		"stopped agent":    {change: func(r *peer.Record) { r.State = peer.Stopped }, want: "192.0.2.2:6784"},

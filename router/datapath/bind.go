@@ -44,7 +44,7 @@ type bind struct {
 
 // path is bind's knowledge of the route to an address.
 type path struct {
-	version uint64 // of the links and routes, see link.Watch
+	version uint64 // the version of links and routes, see link.Watch
 	carries int    // the maximum payload of packets that may be sent in one batch; 0: no limit
 	left    int32  // a link that the route no longer uses; 0: none
 }

@@ -48,7 +48,7 @@ func connect(t *testing.T, a, b routertest.Namespace, name string, number int) {
 			}
 		})
 	}
-	settle(t, a, b, fmt.Sprintf("2001:db8:%d::2", number)) // IPv6 addresses are usable after a delay
+	settle(t, a, b, fmt.Sprintf("2001:db8:%d::2", number)) // IPv6 addresses are usable only after a delay
 	settle(t, b, a, fmt.Sprintf("2001:db8:%d::1", number))
 }
 

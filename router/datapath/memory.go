@@ -97,7 +97,7 @@ func allowedMemory(groups, root string, machine uint64) uint64 {
 		for group = filepath.Clean("/" + group); ; group = filepath.Dir(group) {
 			b, err := os.ReadFile(filepath.Join(dir, group, file))
 			if limit, bad := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64); err == nil && bad == nil {
-				allowed = min(allowed, limit/10*9) // "max" does not parse: no limit
+				allowed = min(allowed, limit/10*9) // "max" is no number, and means that there is no limit
 			}
 			if group == "/" {
 				break

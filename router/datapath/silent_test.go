@@ -88,7 +88,7 @@ func BenchmarkSilentPeers(b *testing.B) {
 		limit     int64
 		keepalive int
 	}{
-		{"keepalive,limit=512MiB", minMemory, 25}, // the limit of earlier releases
+		{"keepalive,limit=512MiB", minMemory, 25}, // earlier releases had this limit
 		{"keepalive", memoryLimit(peers, 1<<30/10*9), 25},
 		{"no-keepalive", memoryLimit(peers, 1<<30/10*9), 0},
 	} {

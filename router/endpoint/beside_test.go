@@ -128,7 +128,7 @@ func TestRoutesOfAnotherNetworkStay(t *testing.T) {
 		}
 	}
 	host.Do(func() {
-		for range 2 { // the second time has the same result
+		for range 2 { // a second call must have the same result
 			first := attachBeside(t, c, "ethwe", 5, true)
 			expect("attached", published)
 			expect("attached", outgoing("ethwe", "10.32.0.5", "fd32::5"))

@@ -78,7 +78,7 @@ func TestOverlapFindsRoutesToOtherNetworks(t *testing.T) {
 			if tt.names != "" {
 				return
 			}
-			for range 2 { // Weft's own routes do not count
+			for range 2 { // in the second pass Weft's own routes exist, and do not count
 				if err := errors.Join(o.SetUnreachable(), o.Up(), o.SetRoutes(), Overlap(universe)); err != nil {
 					t.Error(err)
 				}

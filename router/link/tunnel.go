@@ -38,7 +38,7 @@ func KernelWireGuard() (bool, error) {
 // Overlay is the desired state of the device and of this host's routes to the universe.
 type Overlay struct {
 	Universe slot.Universe
-	Node     slot.Slot // 0: none yet
+	Node     slot.Slot // 0: the node has no slot yet
 	MTU      int       // of the device: the largest MTU of any tunnel
 	IPv6     bool
 	Limits   []Limit

@@ -102,7 +102,7 @@ func TestOrderKeepsAddressesInTheirPlaces(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		times []string // the addresses of the kernel at successive times
-		want  string   // the order at the last time
+		want  string   // the order after the last of these times
 	}{
 		{"the best rank is first", []string{"2;10.8.0.1 1;2001:db8::1 0;192.0.2.1"}, "192.0.2.1 2001:db8::1 10.8.0.1"},
 		{"a VPN replaces the default route", []string{"0;192.0.2.1 1;2001:db8::1", "2;192.0.2.1 3;2001:db8::1 0;10.8.0.1"}, "192.0.2.1 2001:db8::1 10.8.0.1"},

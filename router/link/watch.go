@@ -78,7 +78,7 @@ func (w *Watch) Version() uint64 {
 // kernel resolved or probes. The deletion of any neighbour counts, because the message does not say
 // whether it was permanent.
 func announces(messages []byte) bool {
-	const header, state = unix.SizeofNlMsghdr, unix.SizeofNlMsghdr + 8 // struct nlmsghdr, then ndm_state of struct ndmsg
+	const header, state = unix.SizeofNlMsghdr, unix.SizeofNlMsghdr + 8 // struct nlmsghdr comes first, then ndm_state of struct ndmsg
 	for len(messages) >= header {
 		size := int(binary.NativeEndian.Uint32(messages))
 		if size < header || size > len(messages) {

@@ -32,7 +32,7 @@ func (p Program) verdict(q policy.Packet) (allowed bool, passed []string, err er
 // and its nftables rules, interpreted as in the kernel. SOAK=n tests n packets, SEED=n tests the
 // packets of one seed.
 func TestPolicyEvaluationsAgree(t *testing.T) {
-	const each = 100 // packets per set of policies
+	const each = 100 // packets that are tested per set of policies
 	number := func(name string, otherwise uint64) uint64 {
 		if n, err := strconv.ParseUint(os.Getenv(name), 10, 64); err == nil {
 			return n

@@ -80,7 +80,7 @@ func identical[T any](a, b []T) bool {
 // lowering is the state of one call of Build.
 type lowering struct {
 	Config
-	Builder // the state after this call
+	Builder // the Builder's state after this call
 	last    *Builder
 
 	anew    bool // whether the cache of chains is a new map

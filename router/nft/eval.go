@@ -242,7 +242,7 @@ func (m *machine) lookup(e *expr.Lookup) (*expr.Verdict, answer, error) {
 	if err != nil {
 		return nil, no, err
 	}
-	if e.IsDestRegSet && v == nil && found { // a map to values, not verdicts
+	if e.IsDestRegSet && v == nil && found { // the map has values, not verdicts
 		return nil, maybe, nil
 	}
 	return v, is(found != e.Invert), nil

@@ -143,7 +143,7 @@ func firewallOf(c *nftables.Chain, chains []string) Firewall {
 		return Firewalld
 	case c.Table.Family == nftables.TableFamilyINet || !slices.Contains(iptablesTables, c.Table.Name) || c.Name != strings.ToUpper(c.Name):
 		return Plain
-	case has("INPUT_ZONES"): // firewalld with FirewallBackend=iptables
+	case has("INPUT_ZONES"): // firewalld with FirewallBackend=iptables has such chains
 		return Firewalld
 	case has("ufw-") || has("ufw6-"):
 		return UFW

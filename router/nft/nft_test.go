@@ -199,7 +199,7 @@ func compareWithNft(t *testing.T, name string, p Program) {
 		t.Errorf("nft cannot list %s: %v\n%s", name, err, out)
 	}
 	if d := cmp.Diff(normal(p.String()), normal(string(out))); d != "" {
-		t.Errorf("the text of program %s differs from that of nft (-Weft +nft):\n%s", name, d)
+		t.Errorf("the text of program %s differs from that of nft, want the same (-Weft +nft):\n%s", name, d)
 	}
 }
 

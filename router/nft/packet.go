@@ -16,7 +16,7 @@ type Packet struct {
 	Iif, Oif         string
 	// IifIndex and OifIndex are for rules that match interfaces by index.
 	IifIndex, OifIndex uint32
-	Reply              bool // in the reply direction of its flow
+	Reply              bool // whether the packet is in the reply direction of its flow
 }
 
 // From returns the packet as it arrives on an interface from an address; link is empty for a packet

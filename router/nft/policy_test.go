@@ -93,7 +93,7 @@ func TestKernelEvaluatesLikePolicy(t *testing.T) {
 					m := machine{tables: p, packet: packet}
 					out, err := m.run("policies", 0)
 					ingress, egress := want.Ingress.Allowed, want.Egress.Allowed
-					if dst.Name == "web2" { // an endpoint of another host
+					if dst.Name == "web2" { // web2 is an endpoint of another host
 						ingress = true
 					}
 					if err != nil || (out != drops) != (ingress && egress) {

@@ -18,8 +18,8 @@ import (
 type Set struct {
 	Name     string
 	Key      Key
-	Interval bool // elements are First to Last
-	Counter  bool // each element counts its packets
+	Interval bool // whether elements are intervals from First to Last
+	Counter  bool // whether each element counts its packets
 	Jumps    bool // a verdict map: each element names a chain to jump to
 	Elements Elements
 }
@@ -145,7 +145,7 @@ func protocolName(number byte) string {
 // Element is an element in the kernel's encoding, in network byte order.
 type Element struct {
 	First, Last string // Last is the end of an interval, inclusive
-	Chain       string // the chain, in a verdict map
+	Chain       string // the chain to jump to, in a verdict map
 }
 
 // datatype returns the library's type of the key.

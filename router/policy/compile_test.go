@@ -75,10 +75,10 @@ func TestCompilerFollowsEndpointChanges(t *testing.T) {
 			}
 			want := Compile(policies, w, func(e Endpoint) bool { return local[e.ID] })
 			compare := cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateEmpty(), cmpopts.SortSlices(func(a, b Isolated) bool {
-				return fmt.Sprint(a) < fmt.Sprint(b) // order of two endpoints with one address
+				return fmt.Sprint(a) < fmt.Sprint(b) // the order of two endpoints with one address
 			})}
 			if d := cmp.Diff(want, c.Program(), compare); d != "" {
-				t.Fatalf("the programs differ (-new compiler +updated compiler):\n%s", d)
+				t.Fatalf("the programs differ, want the same (-new compiler +updated compiler):\n%s", d)
 			}
 		}
 	})

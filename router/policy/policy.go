@@ -23,7 +23,7 @@ import (
 // Policy is one NetworkPolicy.
 type Policy struct {
 	Namespace, Name string
-	Pods            Selector // the endpoints in Namespace that it isolates
+	Pods            Selector // the endpoints in Namespace that the policy isolates
 	// Isolates are the directions in which the policy isolates the pods; rules of other directions
 	// are ignored.
 	Isolates        Directions

@@ -107,7 +107,7 @@ func (n Namespace) Do(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // never unlocked
+		runtime.LockOSThread() // the thread is never unlocked, so it ends with its goroutine
 		if err := unix.Setns(n.Fd(), unix.CLONE_NEWNET); err != nil {
 			n.t.Errorf("entering the namespace: %v", err)
 			return
