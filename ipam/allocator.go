@@ -67,7 +67,7 @@ type Mesh interface {
 	Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error)
 	// Reachable reports whether requests reach a peer at present.
 	Reachable(peer.ID) bool
-	// Others lists all other known peers, reachable or not, without those that have left or belong
+	// Others lists all other known peers, reachable or not, without peers that have left or belong
 	// to another ring.
 	Others() []peer.ID
 	// Stopped reports whether a peer announced that its agent was stopped; its containers may still
@@ -246,8 +246,8 @@ func (a *Allocator) do(ctx context.Context, f func()) error {
 	}
 }
 
-// Allocate returns the slot of key, and allocates one if it has none. If this peer has no free
-// slot, it asks other peers until ctx ends. The store keeps note with the slot, in the same
+// Allocate returns the slot of key, and allocates a slot if the key has none. If this peer has no
+// free slot, it asks other peers until ctx ends. The store keeps note with the slot, in the same
 // transaction.
 func (a *Allocator) Allocate(ctx context.Context, key string, note []byte) (slot.Slot, error) {
 	reply := make(chan result, 1)

@@ -69,7 +69,7 @@ func TestLostRepliesCauseOneGrantOnly(t *testing.T) {
 	}
 }
 
-// A peer that uses up a grant, or gives it away, gets another one.
+// A peer that uses up a grant, or gives it away, gets another grant.
 func TestPeerThatKnowsItsGrantsGetsMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)

@@ -91,7 +91,7 @@ func (a *Allocator) voting() <-chan time.Time {
 func (e *election) voters() int { return max(e.Terms.Expect, e.votes.Known()) }
 
 // vote advances the election to a newer state. Whatever binds this voter is stored before it takes
-// effect and before it is sent to others.
+// effect, and before other voters receive it.
 func (a *Allocator) vote(newer paxos.State) error {
 	e := a.election
 	next, _, err := newer.Advance(func(voters []peer.ID) paxos.Value {

@@ -135,7 +135,7 @@ func ballot(t *testing.T, m *host) (b paxos.Ballot) {
 	return b
 }
 
-// If the voter that proposes first fails in any way, another one founds the ring soon.
+// If the voter that proposes first fails in any way, another voter founds the ring soon.
 func TestElectionSurvivesFailedProposers(t *testing.T) {
 	for name, fails := range map[string]func(c *cluster, m []*host){
 		"no failure": func(*cluster, []*host) {},
@@ -172,7 +172,7 @@ func TestElectionSurvivesFailedProposers(t *testing.T) {
 	}
 }
 
-// If the first voter is silent, the others do not all propose at once and void each other's
+// If the first voter is silent, the other voters do not all propose at once, which would void their
 // ballots.
 func TestProposersDoNotOutbidEachOther(t *testing.T) {
 	for seed := range uint64(10) {

@@ -23,7 +23,8 @@ type removal struct {
 	until time.Time
 }
 
-// promiseLife is how long a peer that confirmed a removal refuses to confirm it to others.
+// promiseLife is how long a peer that confirmed a removal refuses to confirm that removal to
+// another peer.
 const promiseLife = 3 * time.Second
 
 // removeTimeout limits how long RemovePeer waits for other peers that are removing the same peer.
@@ -186,9 +187,9 @@ func (a *Allocator) giveUp(ctx context.Context, dead peer.ID) {
 	_ = a.do(ctx, func() { a.forget(a.cfg.Self, dead) })
 }
 
-// voters returns the other peers that count for the majority: all known peers, except those removed
-// with our confirmation. To leave out every unreachable peer without slots would be unsafe: then
-// both sides of a partition could find a majority.
+// voters returns the other peers that count for the majority: all known peers, except peers that
+// were removed with our confirmation. To leave out every unreachable peer without slots would be
+// unsafe: then both sides of a partition could find a majority.
 func (a *Allocator) voters(ctx context.Context, dead peer.ID) (voters []peer.ID, err error) {
 	err = a.do(ctx, func() {
 		owned := a.ring.Owned()

@@ -203,7 +203,8 @@ func (p *pipe) Read(b []byte) (int, error) { return p.Reader.Read(b) }
 func (*pipe) Close() error                 { return nil }
 func (*pipe) RemoteAddr() net.Addr         { return net.TCPAddrFromAddrPort(address(2)) }
 
-// FuzzAdmission sends arbitrary data: memberlist gets either verified messages or short invalid ones.
+// FuzzAdmission sends arbitrary data: memberlist gets either verified messages or short invalid
+// messages.
 func FuzzAdmission(f *testing.F) {
 	d, err := newAdmission(idle{}, &dialer{}, secret.Secret{1}.GossipKey(), func(string, string) {}, func(*stream) bool { return false })
 	if err != nil {

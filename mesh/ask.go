@@ -14,7 +14,7 @@ import (
 )
 
 // A request opens a stream, and its reply returns on the same stream. So hosts behind NAT or a
-// firewall, to which others cannot connect, can send requests too.
+// firewall, to which other hosts cannot connect, can send requests too.
 //
 // On the wire both are user messages of memberlist. A peer of an older version gets such a request
 // from memberlist, closes the stream, and sends its reply on a stream that it opens.

@@ -30,7 +30,7 @@ type Messenger interface {
 	Request(ctx context.Context, to peer.ID, kind string, payload []byte) ([]byte, error)
 	// Reachable reports whether requests reach a peer at present.
 	Reachable(peer.ID) bool
-	// Others lists all other known peers, reachable or not, without those that have left or belong
+	// Others lists all other known peers, reachable or not, without peers that have left or belong
 	// to another ring.
 	Others() []peer.ID
 	// Name returns a peer's name for messages: its id, and its nickname if known.
@@ -287,9 +287,10 @@ func (d *Directory) follow(next, other *directory.Set) {
 // larger change only the version is sent, and peers fetch the set.
 const maxDelta = maxGossip - 100
 
-// refute handles a newer version of our own set than we know, after our state was restored from an
-// older copy. If this run has published endpoints, they are published again with a higher version.
-// Otherwise we continue from the newer set. The caller holds the lock.
+// refute handles a version of our own set that is newer than the one we know. That happens after
+// our state was restored from an older copy. If this run has published endpoints, they are
+// published again with a higher version. Otherwise we continue from the newer set. The caller holds
+// the lock.
 func (d *Directory) refute(theirs *directory.Set) error {
 	own := d.dir.Set(d.self)
 	switch {

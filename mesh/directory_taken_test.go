@@ -76,7 +76,7 @@ func TestSlotIsNotReusedBeforePeersApplyPolicy(t *testing.T) {
 }
 
 // A freed slot stays taken while a reachable host does not answer. An unreachable host does not
-// delay the slot's reuse, unless it becomes reachable again before all others have answered.
+// delay the slot's reuse, unless it becomes reachable again before all other hosts have answered.
 func TestSlotIsNotReusedBeforeReachablePeersConfirm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)

@@ -89,7 +89,8 @@ func FuzzDocuments(f *testing.F) {
 	})
 }
 
-// Valid documents in a message with invalid ones are stored, and only those are passed on.
+// Valid documents in a message with invalid ones are stored, and only valid documents are passed
+// on.
 func TestForgedDocumentsAreDropped(t *testing.T) {
 	d := documents(t, 1, &meshtest.Solo{Peers: []peer.ID{idOf(2)}}, &meshtest.Disk{})
 	good := written(t, 2, nil, "web", "allow")

@@ -34,10 +34,10 @@ func (d *Documents) Merge(data []byte) ([]byte, error) {
 	return d.news(fresh), errors.Join(err, refused)
 }
 
-// byPeers separates the documents that known peers wrote from the others. Gossip is not signed by
-// the peer that passes it on, so any host with the secret could have sent the others. They are
-// requested from a peer instead. So no document is lost because it arrives before its writer's
-// record, or because its writer is gone. The caller holds the lock.
+// byPeers separates the documents of known peers (good) from those of unknown writers (strange).
+// Gossip is not signed by the peer that passes it on, so any host with the secret could have sent
+// strange documents. They are requested from a peer instead. So no document is lost because it
+// arrives before its writer's record, or because its writer is gone. The caller holds the lock.
 func (d *Documents) byPeers(docs []*document.Document) (good []*document.Document, strange []document.Held) {
 	if len(docs) == 0 {
 		return nil, nil

@@ -156,7 +156,7 @@ func TestOnlyPeersWrite(t *testing.T) {
 	})
 }
 
-// Documents of a peer that has left stay in force: a joining peer fetches them from others.
+// Documents of a peer that has left stay in force: a joining peer fetches them from other peers.
 func TestDocumentsOfDepartedPeersCount(t *testing.T) {
 	doc := written(t, 77, nil, "web", "x")
 	from := documents(t, 1, &meshtest.Solo{}, &meshtest.Disk{})

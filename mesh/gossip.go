@@ -90,8 +90,8 @@ func must[T any](v T, err error) T {
 
 func encode(v any) []byte { return must(encoding.Marshal(v)) }
 
-// Broadcast sends a delta of this peer to all peers. It does not block. A few peers receive it at
-// once, the others by gossip.
+// Broadcast sends a delta of this peer to all peers. It does not block. A few peers receive the
+// delta at once, the other peers by gossip.
 func (m *Mesh) Broadcast(replica string, delta []byte) {
 	m.passOn(replica, delta)
 	if m.maySend() && len(delta) <= maxGossip {
@@ -112,8 +112,8 @@ func (m *Mesh) passOn(replica string, delta []byte) {
 	go m.sendToSome(e)
 }
 
-// maySend reports whether this peer may send states: gossip is running, and no other host has the
-// same identity for certain. Until then the other host's states count.
+// maySend reports whether this peer may send states: gossip is running, and it is certain that no
+// other host has the same identity. If there is such a host, only its states count.
 func (m *Mesh) maySend() bool { return m.running() && m.Confirmed() }
 
 // sendNow sends a message to a few random peers by UDP, without waiting for the next gossip

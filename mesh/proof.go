@@ -181,7 +181,7 @@ func (m *Mesh) challengeOn(ctx context.Context, to netip.AddrPort, msg message) 
 	wait()
 }
 
-// reachedAt returns the address at which others reach this peer. The caller holds the lock.
+// reachedAt returns the address at which other peers reach this peer. The caller holds the lock.
 func (m *Mesh) reachedAt() netip.AddrPort {
 	var addr netip.Addr
 	if own := m.peers[m.self].signed.Record; len(own.Underlay) > 0 {

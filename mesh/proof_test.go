@@ -190,8 +190,8 @@ func TestInvalidMemberNamesAreRefused(t *testing.T) {
 	}
 }
 
-// A copied host announces nothing before it stops, so no peer learns its address. The original and
-// all others report the copy and its address for a while.
+// A copied host announces nothing before it stops, so no peer learns its address. The original host
+// and all other hosts report the copy and its address for a while.
 func TestCopiedHostAnnouncesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(24)}

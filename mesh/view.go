@@ -113,7 +113,7 @@ func (m *Mesh) Knows(id peer.ID) bool {
 	return k != nil && k.hasRecord()
 }
 
-// Others lists all other known peers, reachable or not, without those that have left or belong to
+// Others lists all other known peers, reachable or not, without peers that have left or belong to
 // another ring.
 func (m *Mesh) Others() []peer.ID {
 	ring := m.Own().Ring

@@ -180,7 +180,7 @@ func (w *world) chaos(t *rapid.T, steps int) {
 	}
 }
 
-// flow exchanges states among the peers in up until they all know the same.
+// flow exchanges states among the peers in up until all these peers know the same votes.
 func (w *world) flow(up []int) {
 	for range 4 {
 		for _, n := range up {

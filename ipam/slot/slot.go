@@ -85,9 +85,9 @@ type Universe struct {
 // Net's.
 var DefaultV4 = netip.MustParsePrefix("10.32.0.0/12")
 
-// ClusterV6 derives the IPv6 universe from a cluster id: a /96 inside a ULA /64 (RFC 4193). It is
-// unique to the cluster and the same on every peer, without configuration. hash must hold at least
-// 7 bytes of the id's hash.
+// ClusterV6 derives the IPv6 universe from a cluster id: a /96 inside a ULA /64 (RFC 4193). This
+// universe is unique to the cluster and the same on every peer, without configuration. hash must
+// hold at least 7 bytes of the id's hash.
 func ClusterV6(hash []byte) netip.Prefix {
 	a := [16]byte{0: 0xfd}
 	copy(a[1:8], hash)

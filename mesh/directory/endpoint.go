@@ -103,7 +103,7 @@ func (e Endpoint) Same(o Endpoint) bool {
 		slices.Equal(e.Ports, o.Ports) && slices.Equal(e.Outside, o.Outside)
 }
 
-// These bounds limit the data that a peer can make others store. Kubernetes' own bounds are below:
+// These bounds limit the data that a peer can make others store. Kubernetes has smaller bounds:
 // label keys of 317 bytes, values of 63, names of 253.
 const (
 	maxID        = 320

@@ -57,7 +57,8 @@ func (s *Set) Marks() []Mark {
 	return out
 }
 
-// Written returns the highest version of a writer's documents here, without malicious ones.
+// Written returns the highest version of a writer's documents here. Malicious versions do not
+// count.
 func (s *Set) Written(writer peer.ID) (highest uint64) {
 	for _, h := range s.held {
 		if h.Version <= maxCounted && h.Version > highest && h.WriterID() == writer {

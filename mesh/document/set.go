@@ -13,7 +13,7 @@ import (
 )
 
 // MaxDocuments is the number of documents, including tombstones, above which a writer makes no new
-// one. Writers behind a partition can exceed it together, so a set accepts up to MaxHeld. Only
+// document. Writers behind a partition can exceed it together, so a set accepts up to MaxHeld. Only
 // malicious writers exceed that. Then the documents that are held stay, and can be changed and
 // deleted, but new ones are refused. Which ones are held then depends on the order of arrival,
 // until some tombstones expire. Dropping a held document would end a policy that is in force.
@@ -112,7 +112,7 @@ func (s *Set) Get(kind, name string) *Document {
 	return nil
 }
 
-// List returns the documents of a kind without deleted ones, sorted by name.
+// List returns the documents of a kind, without deleted documents, sorted by name.
 func (s *Set) List(kind string) (out []*Document) {
 	for _, h := range s.held {
 		if h.Kind == kind && !h.Deleted {
@@ -142,8 +142,8 @@ func (s *Set) Digest(now int64) Digest {
 	return s.digest
 }
 
-// Generation returns a fingerprint of the documents of a kind, without deleted ones: the start of a
-// digest in hexadecimal. People compare it to see whether two peers have the same documents.
+// Generation returns a fingerprint of the documents of a kind, without deleted documents: the start
+// of a digest in hexadecimal. People compare it to see whether two peers have the same documents.
 func (s *Set) Generation(kind string) string {
 	h := sha256.New()
 	for _, d := range s.List(kind) {

@@ -10,8 +10,8 @@ import (
 
 const day = 24 * 3600
 
-// history draws the documents of several writers. Each knows some documents of the others, may
-// restart from an older copy, and may have a clock that is wrong by years.
+// history draws the documents of several writers. Each writer knows some documents of the other
+// writers, may restart from an older copy, and may have a clock that is wrong by years.
 func history(t *rapid.T) (docs []*Document) {
 	sets := [3]*Set{NewSet(), NewSet(), NewSet()}
 	var copies []*Set

@@ -136,7 +136,7 @@ func (c *Cluster) Partition(side func(*Host) int) {
 	c.changed()
 }
 
-// Isolate puts the given hosts on a side of their own, and all others on the other side.
+// Isolate puts the given hosts on a side of their own, and all other hosts on the other side.
 func (c *Cluster) Isolate(hosts ...*Host) {
 	c.Partition(func(h *Host) int {
 		if slices.Contains(hosts, h) {

@@ -141,7 +141,7 @@ func (h *Host) Requests(kind string) (n int) {
 	return n
 }
 
-// Announce sends the final state of this run to the others. Call Stop next.
+// Announce sends the final state of this run to the other hosts. Call Stop next.
 func (h *Host) Announce(last State) {
 	word := Status{h.run, last}
 	h.c.mu.Lock()

@@ -57,7 +57,7 @@ func (id *ID) UnmarshalText(b []byte) (err error) {
 }
 
 // State is the state that a peer announces. The peer does not announce whether it is reachable:
-// others detect that.
+// other peers detect that.
 type State uint8
 
 // The states of a peer.
@@ -101,7 +101,7 @@ type Record struct {
 	MTUs []uint32 `cbor:"13,keyasint,omitempty"`
 }
 
-// Bounds of a record, so that a peer cannot make others store any amount.
+// These bounds limit a record, so that a peer cannot make other peers store any amount.
 const (
 	MaxNickname = 64
 	MaxHost     = 64 // UIDs have 36 bytes, but the API server may choose other ones

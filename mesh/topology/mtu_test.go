@@ -44,8 +44,8 @@ func TestTunnelMTUFollowsPathMTU(t *testing.T) {
 	}
 }
 
-// Packets of a tunnel's MTU fit into its path MTU, unless IP itself requires larger ones. No tunnel
-// MTU exceeds that of the device.
+// Packets of a tunnel's MTU fit into its path MTU, unless IP itself requires larger packets. No
+// tunnel MTU exceeds the MTU of the device.
 func TestTunnelPacketsFitPathMTU(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		mtu := rapid.OneOf(rapid.Just(0), rapid.IntRange(68, 65535))

@@ -11,7 +11,7 @@ import (
 	"weft/ipam/slot"
 )
 
-// RejectUnassigned makes this host's own slots unreachable, except for those of endpoints, whose
+// RejectUnassigned makes this host's own slots unreachable, except for slots of endpoints, whose
 // routes have longer prefixes. A connection to an unassigned address then fails at once with an
 // ICMP error. Without these routes the packets would be lost after they went into the tunnel or
 // came out of it.

@@ -27,7 +27,7 @@ type HostAddr struct {
 	Unstable bool
 }
 
-// maxRemembered limits the addresses in an order, including those that no longer exist.
+// maxRemembered limits the addresses in an order, including addresses that no longer exist.
 const maxRemembered = 4 * maxUnderlay
 
 // Order returns a host's addresses in a stable order. An address keeps its place as long as it
@@ -137,7 +137,7 @@ func forContainers(l netlink.Link, all []netlink.Link) bool {
 	})
 }
 
-// isTunnel reports whether a link encapsulates its packets in others.
+// isTunnel reports whether a link encapsulates its packets in other packets.
 func isTunnel(l netlink.Link) bool {
 	switch l.Type() {
 	case "tuntap", "wireguard", "vxlan", "geneve", "gre", "gretap", "ip6gre", "ipip", "ip6tnl", "sit", "vti", "vti6", "xfrm":

@@ -60,8 +60,8 @@ func (b *batch) prepare(after Program) {
 	}
 }
 
-// goOver makes rules and elements refer to the prepared sets and chains, and deletes those that are
-// no longer used.
+// goOver makes rules and elements refer to the prepared sets and chains, and deletes sets and
+// chains that are no longer used.
 func (b *batch) goOver(before, after Program, newSets map[string]*Set) {
 	for _, c := range after.Chains {
 		if b.oldChains[c.Name] == nil && c.Hook != nil {
@@ -176,7 +176,7 @@ func (b *batch) addChain(c *Chain) {
 	b.conn.AddChain(chain)
 }
 
-// setRules replaces the rules of a chain by those of c.
+// setRules replaces the rules of the chain old by the rules of c.
 func (b *batch) setRules(old, c *Chain) {
 	if old == c || old != nil && slices.EqualFunc(old.Rules, c.Rules, sameRule) {
 		return

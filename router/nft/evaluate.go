@@ -81,7 +81,7 @@ func (k *Kernel) dropped(d policy.Direction) (map[netip.Addr]uint64, error) {
 }
 
 // DroppedAll returns the number of packets that policies dropped in a direction since the table was
-// loaded, including those of removed endpoints.
+// loaded, including packets of removed endpoints.
 func (k *Kernel) DroppedAll(d policy.Direction) (n uint64, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

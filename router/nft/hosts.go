@@ -26,7 +26,7 @@ func (h Hosts) clone() Hosts {
 	return Hosts{slices.Clone(h.TCP), slices.Clone(h.UDP), slices.Clone(h.Peers), slices.Clone(h.Nodes)}
 }
 
-// hostSets holds Hosts as sets. They can change without the guard's rules.
+// hostSets holds Hosts as sets. These sets can change without a change of the guard's rules.
 type hostSets struct {
 	tcp, udp     *Set
 	peers, nodes [2]*Set // for IPv4 and IPv6

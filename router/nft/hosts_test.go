@@ -9,7 +9,7 @@ import (
 	"weft/router/routertest"
 )
 
-// hosts are this host and two others, one of which uses other ports and has no IPv6.
+// hosts are this host and two other hosts. One of these uses other ports and has no IPv6.
 var hosts = Hosts{
 	TCP: []uint16{6783}, UDP: []uint16{6783, 6784},
 	Peers: slices.Concat(agentAt("192.0.2.2", 6783, 6784), agentAt("2001:db8::2", 6783, 6784), agentAt("192.0.2.3", 7000, 7001),

@@ -12,10 +12,10 @@ import (
 	"weft/router/policy"
 )
 
-// Policies are enforced in base chains of their own, after those of the guard: they also see
-// packets that the guard accepts. They see every packet, even of established connections, so a
-// changed policy ends connections that it no longer allows. A reply is evaluated as the packet that
-// it answers, by chains with addresses and ports swapped.
+// Policies are enforced in base chains of their own, after the base chains of the guard. So they
+// also see packets that the guard accepts. They see every packet, even of established connections,
+// so a changed policy ends connections that it no longer allows. A reply is evaluated as the packet
+// that it answers, by chains with addresses and ports swapped.
 //
 //	policies
 //	   ├─ tried, answers-tried: log what the policies in audit mode would drop

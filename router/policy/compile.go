@@ -267,7 +267,7 @@ func (c *Compiler) Program() Program {
 	return p
 }
 
-// used returns the sets that chains refer to, and stops updating all others.
+// used returns the sets that chains refer to, and stops updating all other sets.
 func (c *Compiler) used(chains []*Chain) (sets []*Set) {
 	used := map[string]bool{}
 	for _, chain := range chains {
@@ -291,8 +291,9 @@ func (c *Compiler) used(chains []*Chain) (sets []*Set) {
 	return sets
 }
 
-// updateChains sets the chains of a local endpoint: those of the policies in force. If policies in
-// audit mode select the endpoint, it also sets those of both kinds of policies together.
+// updateChains sets the chains of a local endpoint: the chains of the policies in force. If
+// policies in audit mode select the endpoint, it also sets the chains of both kinds of policies
+// together.
 func (c *Compiler) updateChains(m *member) {
 	if m.current {
 		return

@@ -136,7 +136,7 @@ func (peer Peer) choosesNamespace(own string, w World, namespace string) bool {
 	return peer.Namespaces.Matches(w.namespace(namespace))
 }
 
-// intervals returns the addresses of a block without those of Except.
+// intervals returns the addresses of a block without the addresses of Except.
 func (b Block) intervals() []Interval {
 	except := slices.Clone(b.Except)
 	slices.SortFunc(except, func(x, y netip.Prefix) int {

@@ -95,7 +95,7 @@ type Peer struct {
 	Unread           bool // the peer could not be parsed and matches nothing
 }
 
-// Block is the addresses of CIDR without those of Except.
+// Block is the addresses of CIDR without the addresses of Except.
 type Block struct {
 	CIDR   netip.Prefix
 	Except []netip.Prefix

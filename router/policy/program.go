@@ -28,8 +28,8 @@ type Isolated struct {
 	Self      []netip.Addr // all addresses of the endpoint, which can always reach itself
 }
 
-// Chain allows packets that one of its matches fits, and no others. Its name is derived from its
-// content.
+// Chain allows packets that one of its matches fits, and no other packets. Its name is derived from
+// its content.
 type Chain struct {
 	Name      string
 	Direction Direction

@@ -13,8 +13,8 @@ import (
 type Problem struct {
 	// Reason is the kind of problem, by which events and metrics can be filtered.
 	Reason string
-	// About identifies the problem among those with the same Reason. It stays the same while the
-	// text changes. If it is empty, the text identifies the problem.
+	// About identifies the problem among the problems with the same Reason. It stays the same while
+	// the text changes. If it is empty, the text identifies the problem.
 	About string
 	// What is the cause, Effect its effect on users, Fix what to do. Each is a sentence without a
 	// full stop. Fix begins with a verb. Effect and Fix may be empty.

@@ -237,9 +237,9 @@ func TestAHostThatIsConfiguredLaterHasASessionAtOnce(t *testing.T) {
 }
 
 // If both sides start their first handshake at the same time, each handshake invalidates the other.
-// Each side retries after 5 s with a jitter of 0 to 333 ms. It cancels the retry if its answer to
-// the other's handshake came later than its own initiation by more than the jitter. The next
-// handshake would then come with the keepalive, after 25 s.
+// Each side retries after 5 s with a jitter of 0 to 333 ms. A side cancels the retry if its answer
+// to the other side's handshake came later than its own initiation, by more than the jitter. The
+// next handshake would then come with the keepalive, after 25 s.
 func TestCrossingHandshakesAreRetriedSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hosts := newHosts(t, 400*time.Millisecond, never)

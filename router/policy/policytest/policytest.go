@@ -154,7 +154,7 @@ var outside = [][]netip.Addr{
 }
 
 // Packet draws a packet between two endpoints of the world. One packet in five comes from outside
-// or from a host. The ports are those of the rules and their neighbours.
+// or from a host. The ports are the ports of the rules, and the numbers next to these.
 func (r Random) Packet(w policy.World) policy.Packet {
 	family := r(2)
 	p := policy.Packet{
