@@ -15,8 +15,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// Documents converge in spite of loss, partitions, restarts with the same disk, an older copy or an
-// empty disk, and clocks that are wrong by decades.
+// Documents converge in spite of loss and partitions, and of clocks that are wrong by decades.
+// Hosts restart with the same disk, an older copy or an empty disk.
 func TestDocumentsConverge(t *testing.T) {
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

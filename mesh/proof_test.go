@@ -124,8 +124,8 @@ func (silentMember) GetBroadcasts(int, int) [][]byte   { return nil }
 func (silentMember) LocalState(bool) []byte            { return nil }
 func (silentMember) MergeRemoteState(_ []byte, _ bool) {}
 
-// A member under another peer's name neither stops that peer nor answers for it, whether the name
-// looks like that of a later or of an earlier run.
+// A member under another peer's name neither stops that peer nor answers for it. The name can look
+// like that of a later or of an earlier run.
 func TestInvariant7MembersCannotImpersonatePeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(23)}

@@ -139,8 +139,8 @@ func (r *Router) Enforce(p nft.Policy) error {
 	return r.loadTable(r.applied)
 }
 
-// Evaluate returns the decision of the kernel's rules on a packet, by the policies of the endpoint
-// with the address own, which is the packet's source or destination.
+// Evaluate returns the decision of the kernel's rules on a packet, by the policies of one endpoint.
+// own is the address of that endpoint, the packet's source or destination.
 func (r *Router) Evaluate(d policy.Direction, own netip.Addr, p nft.Packet) (nft.Evaluation, error) {
 	return r.kernel.Evaluate(d, own, p)
 }

@@ -81,8 +81,8 @@ type Universe struct {
 	V6 netip.Prefix `json:"v6"`
 }
 
-// DefaultV4 is the IPv4 universe of a mesh whose configuration names none. It is the same as Weave
-// Net's.
+// DefaultV4 is the IPv4 universe of a mesh whose configuration names none. Weave Net uses the same
+// range.
 var DefaultV4 = netip.MustParsePrefix("10.32.0.0/12")
 
 // ClusterV6 derives the IPv6 universe from a cluster id: a /96 inside a ULA /64 (RFC 4193). This

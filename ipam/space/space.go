@@ -41,8 +41,8 @@ func New(usable, owned []slot.Range, used []slot.Slot) *Space {
 	return s
 }
 
-// Hold sets a predicate. A slot stays in quarantine as long as held returns true for the slot, even
-// after its quarantine should end, and even if no other slot is free.
+// Hold sets a predicate. A slot stays in quarantine as long as held returns true for it. That is so
+// even after the time of its release, and even if no other slot is free.
 func (s *Space) Hold(held func(slot.Slot) bool) { s.held = held }
 
 func (s *Space) holds(r Quarantined) bool { return s.held != nil && s.held(r.Slot) }

@@ -7,8 +7,8 @@ import (
 )
 
 // FitSet returns as much of one peer's endpoints as can be published together. If they are too
-// large together, it keeps only the addresses of the largest endpoints, and left says how many
-// these are and names one of them.
+// large together, it keeps only the addresses of the largest endpoints. left then has the number of
+// these endpoints, and names one.
 func FitSet(endpoints []Endpoint) (fits []Endpoint, left error) {
 	const generation = 16 // bytes that the generation, which is set later, can add
 	sizes, total := make([]int, len(endpoints)), 0

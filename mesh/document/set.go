@@ -71,8 +71,8 @@ func (s *Set) Put(d *Document, now int64) (news bool, err error) {
 }
 
 // Next returns the document with which a writer replaces the present one. Its version is higher
-// than all versions that were ever here, because another peer may still have a tombstone of that
-// name which has expired here. Marks rely on that order too.
+// than all versions that were ever here. The reason is that another peer may still have a tombstone
+// of that name which has expired here. Marks rely on that order too.
 func (s *Set) Next(kind, name string, body []byte, deleted bool, written int64, key ed25519.PrivateKey) (*Document, error) {
 	old, _ := s.Last(Key(kind, name))
 	if old == nil || old.Version < s.top {

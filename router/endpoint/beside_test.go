@@ -48,7 +48,7 @@ func attachBeside(t *testing.T, c routertest.Namespace, ifname string, n byte, i
 	return e.HostLink
 }
 
-// addDockerNetwork gives a container a network like Docker's: a link with a default route.
+// addDockerNetwork gives a container a network as Docker makes it: a link with a default route.
 func addDockerNetwork(t *testing.T, c routertest.Namespace) {
 	t.Helper()
 	c.Do(func() {

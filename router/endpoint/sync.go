@@ -19,9 +19,9 @@ import (
 // together with the node address, and other programs make mistakes. Sync ignores an endpoint whose
 // link is missing: the program that attached it must detach it.
 //
-// Both ends of a link have the container's MTU, also after the tunnel's has changed. With a smaller
-// one on the host's end, larger packets from the container would be lost; with a larger one,
-// packets to it. A packet that is too big for its next link is answered with an ICMP error.
+// Both ends of a link have the container's MTU, also after the MTU of the tunnel has changed. With
+// a smaller MTU on the host's end, larger packets from the container would be lost; with a larger
+// one, packets to it. A packet that is too big for its next link is answered with an ICMP error.
 func Sync(endpoints []Endpoint, node4, node6 netip.Addr) error {
 	if len(endpoints) == 0 {
 		return nil

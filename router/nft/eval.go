@@ -104,7 +104,7 @@ func (m *machine) run(chain string, depth int) (out outcomes, err error) {
 	return out, nil
 }
 
-// verdict returns the results of a verdict.
+// verdict returns the possible results of a packet for which a rule has given the verdict v.
 func (m *machine) verdict(v *expr.Verdict, depth int) (outcomes, error) {
 	switch v.Kind {
 	case expr.VerdictReturn:

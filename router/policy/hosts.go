@@ -83,8 +83,8 @@ func aliases(hosts []Host) (out []alias) {
 	return out
 }
 
-// intervalsWith returns the addresses of a block, plus the overlay addresses of hosts that the
-// block includes, minus the overlay addresses of hosts that it excludes.
+// intervalsWith returns the addresses of a block, with the overlay addresses of hosts that the
+// block includes. It removes the overlay addresses of hosts that the block excludes.
 func (b Block) intervalsWith(hosts []alias) []Interval {
 	var with []Interval
 	var without []netip.Addr

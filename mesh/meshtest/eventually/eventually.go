@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// The time between two checks doubles from firstPause to lastPause. A condition that soon becomes
-// true is soon noticed, and a check that costs much, like a command on a host, does not run too
+// The time between two checks doubles from firstPause to lastPause. So a condition that soon
+// becomes true is soon noticed. A check that costs much, like a command on a host, does not run too
 // often.
 const (
 	firstPause = 2 * time.Millisecond
