@@ -14,14 +14,15 @@ import (
 	"weft/router/link"
 )
 
-// Sync makes the host's end of each endpoint as Plug programs it. Sync reads all host's ends at
-// once, and changes only what differs. Differences occur: the kernel deletes an endpoint's route
+// Sync makes the host's end of each endpoint as Plug programs it. Sync reads the host's ends of all
+// endpoints at once, and changes only what differs. Differences occur: the kernel deletes an endpoint's route
 // together with the node address, and other programs make mistakes. Sync ignores an endpoint whose
 // link is missing: the program that attached it must detach it.
 //
 // Both ends of a link have the container's MTU, also after the MTU of the tunnel has changed. With
-// a smaller MTU on the host's end, larger packets from the container would be lost; with a larger
-// one, packets to it. A packet that is too big for its next link is answered with an ICMP error.
+// a smaller MTU on the host's end, larger packets from the container would be lost. With a larger
+// MTU there, packets to the container would be lost. A packet that is too big for its next link is
+// answered with an ICMP error.
 func Sync(endpoints []Endpoint, node4, node6 netip.Addr) error {
 	if len(endpoints) == 0 {
 		return nil
