@@ -1,14 +1,14 @@
 // Package ipam allocates addresses. It owns this peer's view of the ring and this peer's
-// allocations, and asks other peers for space when its own runs out.
+// allocations, and asks other peers for space when it has no free slot left.
 //
 // The Allocator is an actor: the goroutine of Run holds all of its state, so there are no locks.
-// Every change is persisted before it is answered. It never allocates a slot that this peer does
-// not own, and never the same slot to two keys.
+// Every change is persisted before it is answered. The Allocator never allocates a slot that this
+// peer does not own, and never the same slot to two keys.
 //
 // Other peers take over the slots of a peer that they removed as dead. Allocations in such slots
-// are lost: the returning peer is fenced, and reports them. The same happens if a peer starts from
-// an old copy of its state. So a peer with stored state fetches the current ring from the others
-// before it changes the ring.
+// are lost: when the removed peer returns, it no longer owns these slots, and reports the lost
+// allocations. The same happens if a peer starts from an old copy of its state. So a peer with
+// stored state fetches the current ring from the other peers before it changes the ring.
 package ipam
 
 import (

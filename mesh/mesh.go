@@ -1,6 +1,6 @@
 // Package mesh provides membership and dissemination over memberlist.
 //
-// It owns the records of all peers, the first of the replicated states, and carries the other
+// A Mesh owns the records of all peers, the first of the replicated states, and carries the other
 // states through the Replica interface. Gossip carries states, not messages. Every state can be
 // merged in any order and any number of times, so late or repeated packets do no harm. Push/pull
 // delivers the updates that gossip lost. In addition, two peers can exchange a typed request and

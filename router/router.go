@@ -4,9 +4,9 @@
 //	nftables table, unreachable routes → device → tunnels → addresses, routes → endpoints
 //
 // The order is a promise: the rules that prevent plaintext on the underlay are in force before
-// anything that could carry a packet. They stay when the agent exits. Apply may be repeated, and
-// repairs changes by other programs. A Router is safe for concurrent use: it makes one change at a
-// time. It never decides the desired state itself.
+// anything that could carry a packet. These rules stay when the agent exits. Apply may be repeated,
+// and repairs changes by other programs. A Router is safe for concurrent use: it makes one change
+// at a time. It never decides the desired state itself.
 package router
 
 import (

@@ -1,21 +1,22 @@
-// Package paxos decides which hosts found the address ring, when several hosts that could each
-// found one start at once.
+// Package paxos decides which hosts found the address ring. Several hosts may start at once, and
+// each of them could found a ring.
 //
 // It is Paxos for a single decision ("Paxos Made Simple", Lamport 2001), with gossip of states in
 // place of messages. Every voter is acceptor, proposer and learner. It keeps the newest known vote
-// of each voter, and sends them all to its peers. A vote holds the promised ballot, and the
-// accepted value with its ballot. Votes only grow, so Merge takes the higher one of each voter;
+// of each voter, and sends all these votes to its peers. A vote holds the promised ballot, and the
+// accepted value with its ballot. Votes only grow, so Merge takes the higher vote of each voter;
 // lost, repeated and reordered states do no harm.
 //
-// A proposer promises itself a ballot higher than any it knows. A voter that receives it promises
-// it too, and accepts nothing lower from then on. When a quorum has promised the ballot, the
-// proposer accepts it. Its value is the one that those voters accepted last, or its own if there is
-// none. The other voters then accept that. A value that a quorum accepted under one ballot is
-// decided: any later quorum contains a voter that accepted it, and carries it on.
+// A proposer chooses a ballot higher than any that it knows, and promises it. A voter that receives
+// that promise promises the ballot too, and accepts no lower ballot from then on. When a quorum has
+// promised the ballot, the proposer accepts it. Its value is the value that the promising voters
+// accepted last. If they accepted none, the proposer chooses a value. The other voters then accept
+// this value. A value that a quorum accepted under one ballot is decided: any later quorum contains
+// a voter that accepted it, so it also decides this value.
 //
-// A State is an immutable value: every change returns a new one. A caller that cannot write the new
-// state to disk keeps the old one, and nothing has happened. The package does no I/O and reads no
-// clock: the caller decides when to propose.
+// A State is an immutable value: every change returns a new State. A caller that cannot write the
+// new state to disk keeps the old state, as if nothing had happened. The package does no I/O and
+// reads no clock: the caller decides when to propose.
 package paxos
 
 import (

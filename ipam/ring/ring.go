@@ -9,7 +9,7 @@
 // only when it gives the slot away. A take-over of a dead peer's slots raises the generation, which
 // overrides any version that the dead peer wrote.
 //
-// A Ring is an immutable value: every change returns a new one. The package does no I/O and reads
+// A Ring is an immutable value: every change returns a new Ring. The package does no I/O and reads
 // no clock.
 package ring
 

@@ -1,9 +1,9 @@
-// Package space keeps the free slots of one peer: the slots that it owns, less the allocated ones.
-// It chooses the slot to allocate next, and the block to donate to another peer.
+// Package space keeps the free slots of one peer: the slots that it owns, without the allocated
+// slots. It chooses the slot to allocate next, and the block to donate to another peer.
 //
 // A released slot stays in quarantine for a while before it is allocated again. So late packets and
-// conntrack entries of the old endpoint do not reach a new one. A Space belongs to one goroutine.
-// It does no I/O and reads no clock: callers pass times in Unix seconds.
+// conntrack entries of the old endpoint do not reach a new endpoint. A Space belongs to one
+// goroutine. It does no I/O and reads no clock: callers pass times in Unix seconds.
 package space
 
 import (

@@ -7,8 +7,8 @@
 // set. A peer that lacks the base version fetches the whole set.
 //
 // A Directory holds the newest set of every peer. An entry is valid only while the ring says that
-// its peer owns all its slots. So no peer can announce another's endpoints, and the endpoints of a
-// removed peer become invalid when its slots are taken over.
+// its peer owns all its slots. So no peer can announce the endpoints of another peer, and the
+// endpoints of a removed peer become invalid when its slots are taken over.
 //
 // All types are values, or belong to one goroutine at a time. The package reads no clock, network
 // or disk.

@@ -1,15 +1,16 @@
-// Package document holds values under a name that all peers share and any peer may write, for
-// example policies.
+// Package document holds named values that all peers share and that any peer may write, for example
+// policies.
 //
-// A Document is signed by its writer and numbered. The writer takes one more than the highest
-// version that it knows, as in Lamport's logical clock. Of two documents with the same version, the
-// greater writer's id wins, then the greater digest. That order is total and independent of clocks,
-// so all peers end with the same document, whatever the order of arrival.
+// A Document is signed by its writer and numbered. The new version is one more than the highest
+// version that the writer knows, as in Lamport's logical clock. Of two documents with the same
+// version, the greater writer's id wins, then the greater digest. That order is total and
+// independent of clocks, so all peers end with the same document, whatever the order of arrival.
 //
 // A deleted document leaves a tombstone with its key, version and signature, which is kept for 30
 // days. High-water marks protect deletions for longer: a Mark says up to which version all
-// documents of one writer were present. If a peer that was away offers a missing document below the
-// mark, it is deleted again. Only the end of a tombstone depends on clocks; see Set for wrong ones.
+// documents of one writer were present. A document that is missing here, and has a version below
+// the mark, was deleted. If a peer that was away sends it, it is deleted again. Only the end of a
+// tombstone depends on clocks; Set says what happens if a clock is wrong.
 //
 // All types are values, or belong to one goroutine at a time. The package reads no clock, network
 // or disk.

@@ -1,10 +1,10 @@
 // Package meshtest simulates peers for tests with testing/synctest. It has three levels. Cluster
-// simulates Hosts at the level of what a mesh promises its users, and Disk is what survives of a
-// host. Network is memberlist's transport in memory, with loss, delay and partitions, for whole
-// meshes. Solo is the mesh of a part that runs alone.
+// simulates Hosts at the level of what a mesh promises its users, and a Disk holds what a host has
+// stored when it crashes. Network is memberlist's transport in memory, with loss, delay and
+// partitions, for whole meshes. Solo is the mesh of a part of an agent that a test runs alone.
 //
-// All are safe for concurrent use. A packet for a full queue of a Network is dropped, as in a real
-// network: a transport that blocks would deadlock once a member has stopped.
+// All types are safe for concurrent use. A packet for a full queue of a Network is dropped, as in a
+// real network: a transport that blocks would deadlock once a member has stopped.
 package meshtest
 
 import (

@@ -1,5 +1,5 @@
 // Package peer defines the identity of a peer: its identity key, its PeerID, and the signed record
-// in which it announces how to reach it.
+// in which the peer announces how other peers can reach it.
 //
 // A PeerID is the truncated SHA-256 of an Ed25519 public key, so a record proves that its name is
 // right. Without a peer's private key no one can sign for it, not even with the cluster secret.

@@ -3,9 +3,9 @@
 // persistent: after a crash, the device, its addresses and its routes stay until the next process
 // opens it. Meanwhile the device has no carrier, and packets for the overlay leave no other way.
 //
-// wgctrl or `wg` configures it through the standard UAPI socket. It holds keys in memory only:
-// after a restart the agent configures it again. One process serves the device; Start, Await and
-// Stop may be called by any other.
+// wgctrl or `wg` configures the process through the standard UAPI socket. The process holds keys in
+// memory only: after a restart the agent configures it again. One process serves the device; any
+// other process may call Start, Await and Stop.
 package datapath
 
 import (

@@ -1,9 +1,9 @@
 // Package link reads and writes links, addresses, routes and sysctls of this host over netlink.
 //
 // Every function that writes takes the desired state and may be repeated. Weft's objects are
-// marked: routes by Protocol, links by the names below. Functions hold no state between calls,
-// except for the sysctl directory. The package is linked into weft-cni, so it imports little beyond
-// netlink.
+// marked: routes by Protocol, links by the names of the constants below. Functions hold no state
+// between calls, except for the sysctl directory. The package is linked into weft-cni, so it
+// imports little beyond netlink.
 package link
 
 import (

@@ -1,5 +1,6 @@
-// Package nft turns guard, NAT and policies into nftables. A Program is a value that prints in
-// nft's own syntax, so that tests read like rulesets. A Kernel loads it without an interruption.
+// Package nft turns the guard, NAT and policies into nftables. The guard is the set of rules that
+// keep unencrypted overlay traffic off the underlay. A Program is a value that prints in nft's own syntax, so
+// that tests read like rulesets. A Kernel loads a Program without an interruption.
 //
 // The guard stays in force without the agent. If the kernel has the table flags owner and persist
 // (6.9 and later), no other program can change the table while an agent owns it. The table outlives

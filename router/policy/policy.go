@@ -2,7 +2,7 @@
 // the policies of a cluster allow.
 //
 // It has two implementations, and tests compare them. Evaluate follows the text of the API for one
-// packet, and says in words which rule decided. Compile builds the program that the kernel runs for
+// packet, and names the rule that decided. Compile builds the program that the kernel runs for
 // every packet.
 //
 // The semantics are those of the API. An endpoint that no policy selects for a direction may do

@@ -1,9 +1,10 @@
-// Package wg configures this host's WireGuard device: the kernel's if the kernel has WireGuard,
-// otherwise that of `weft datapath`. It uses wgctrl for both, so that there is one code path.
+// Package wg configures this host's WireGuard device: the device of the kernel if the kernel has
+// WireGuard, otherwise the device of `weft datapath`. The package uses wgctrl for both, so that
+// there is one code path.
 //
 // Apply compares the device with the plan and changes only the differences: it never touches
-// tunnels that stay. A Device must be used by one goroutine at a time; Observe may be called at any
-// time. The package never logs keys.
+// tunnels that have not changed. A Device must be used by one goroutine at a time; Observe may be
+// called at any time. The package never logs keys.
 package wg
 
 import (
