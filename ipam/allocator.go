@@ -85,7 +85,7 @@ type Config struct {
 	Log   *slog.Logger
 	// Found, if set, is the ring that this peer founds, unless it has one already.
 	Found *ring.Ring
-	// Elect, if set, makes this peer agree with others on one ring to found.
+	// Elect, if set, makes this peer agree with other peers on one ring to found.
 	Elect *Election
 	// Cluster and Universe, if set, are the cluster and universe that the ring must have.
 	Cluster  [16]byte

@@ -278,8 +278,7 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 			t.Errorf("publishing the same endpoints changed the sets to %s, want %s", got, held)
 		}
 		w.agree(0, "after a restart")
-		// Start host 1 with an older copy of its disk, first without publishing endpoints, then
-		// with.
+		// Start host 1 with an older copy of its disk, and publish no endpoints at first.
 		old := h[1].disk.Copy()
 		w.publish(h[1], many(3)...)
 		time.Sleep(3 * time.Second)

@@ -43,7 +43,7 @@ type Replica interface {
 	Name() string
 	// Full returns the whole state for push/pull; nil if there is none.
 	Full() []byte
-	// Merge merges a state or a part of one. It returns the news, which are passed on to other
+	// Merge merges a state or a part of a state. It returns the news, which are passed on to other
 	// peers; nil if there are none. An error is logged and has no other effect.
 	Merge(data []byte) (news []byte, err error)
 }

@@ -14,7 +14,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// memberlist's reports about its members are not signed, so a recorded one can be replayed. So a
+// memberlist's reports about its members are not signed, so a recorded report can be replayed. So a
 // run of a peer counts as alive only after two checks. It answered a signed challenge with its
 // peer's signature, and it is at an address in that peer's record. The same challenge detects
 // another host with our identity.

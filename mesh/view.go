@@ -20,8 +20,8 @@ type Peer struct {
 	Since     time.Time  // when Reachable last changed; zero if never since our start
 	Met       bool       // whether the peer proved to be alive since our start
 	Mute      bool       // the peer answers probes by TCP, but repeatedly not by UDP
-	// Losses is how often gossip lost the peer within Lately, and Runs how many of its runs were
-	// lost.
+	// Losses is how often gossip lost the peer within Lately, and Runs is the number of its runs
+	// that were lost.
 	Losses, Runs int
 }
 

@@ -32,7 +32,7 @@ import (
 // Options configure a Router.
 type Options struct {
 	Log *slog.Logger
-	// StartDatapath starts the userspace WireGuard process and returns when that answers.
+	// StartDatapath starts the userspace WireGuard process and returns when the process answers.
 	StartDatapath func(context.Context) error
 	// Watch lets Apply skip the listing of links and routes if none has changed. If it is nil,
 	// Apply lists them each time.

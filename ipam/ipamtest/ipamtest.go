@@ -17,7 +17,7 @@ import (
 type Mesh struct {
 	Ring  ring.Ring
 	Peers []*Peer
-	// Grants counts how often a peer gave space to another.
+	// Grants counts how often a peer gave space to another peer.
 	Grants int
 
 	born uint64

@@ -24,8 +24,9 @@ type Tunnel struct {
 	Record       []netip.AddrPort // the addresses of its signed record
 	AllowedIPs   []netip.Prefix   // the node address and the owned slots in both families; sorted
 	Reach        Reach
-	// Route is the MTU of this host's route to the peer, Link that of the peer's link with the
-	// Endpoint address; 0 if unknown. SetMTUs computes MTU, the largest packet inside the tunnel.
+	// Route is the MTU of this host's route to the peer, Link is the MTU of the peer's link with
+	// the Endpoint address; 0 if unknown. SetMTUs computes MTU, the largest packet inside the
+	// tunnel.
 	Route, Link int
 	MTU         int
 	device      int // the MTU of the device
@@ -58,7 +59,7 @@ type Input struct {
 	Reach     map[peer.ID]Reach
 	// Route returns the MTU of this host's route to an address; 0 if unknown.
 	Route func(netip.Addr) int
-	// PresharedKey returns the key of this peer and another.
+	// PresharedKey returns the pre-shared key of this peer and another peer.
 	PresharedKey func(peer.ID) [32]byte
 }
 

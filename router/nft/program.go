@@ -1,6 +1,6 @@
 // Package nft turns the guard, NAT and policies into nftables. The guard is the set of rules that
-// keep unencrypted overlay traffic off the underlay. A Program is a value that prints in nft's own syntax, so
-// that tests read like rulesets. A Kernel loads a Program without an interruption.
+// keep unencrypted overlay traffic off the underlay. A Program is a value that prints in nft's
+// syntax, so that tests read like rulesets. A Kernel loads a Program without an interruption.
 //
 // The guard stays in force without the agent. If the kernel has the table flags owner and persist
 // (6.9 and later), no other program can change the table while an agent owns it. The table outlives
@@ -278,8 +278,8 @@ func (g Guard) forwarded() []Rule {
 		return []Rule{rule(daddr.in(expr.CmpOpEq, u), notOif(tunnel), notOif(endpoints), notOif(loopback), counter(), drop())}
 	})...)
 	rules = append(rules,
-		// From the tunnel to other interfaces only replies pass, to connections that this host
-		// accepted.
+		// From the tunnel to other interfaces, only replies to connections that this host accepted
+		// pass.
 		rule(iif(tunnel), notOif(tunnel), ctReply(), ctSNAT(), accept()),
 		rule(iif(tunnel), counter(), drop()),
 	)

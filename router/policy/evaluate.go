@@ -18,8 +18,8 @@ type Packet struct {
 	// FromOwnHost is set if the destination's own host sends the packet, for example a kubelet's
 	// probe. Policies never forbid that.
 	FromOwnHost bool
-	// ToOwnHost is set if the packet goes to the source's own host, and that policies do not apply
-	// to such packets.
+	// ToOwnHost is set if the packet goes to the source's own host, and policies do not apply to
+	// such packets.
 	ToOwnHost bool
 	// AnyPort asks for any port of any protocol: a rule matches if it allows at least one port.
 	AnyPort bool

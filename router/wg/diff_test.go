@@ -417,7 +417,7 @@ func TestDiffMovesPrefixesWithoutLosingPackets(t *testing.T) {
 					t.Fatalf("the prefix %v belongs to %v; want %v", p, m.owner[p], k)
 				}
 			}
-			// Further prefixes are only redundant ones: they change the destination of no address.
+			// The device may have further prefixes, but they change the destination of no address.
 			for i := range before {
 				if is, next := m.lookup(address(i)), after.lookup(address(i)); is != next {
 					t.Fatalf("packets for %v go to %v; want %v", address(i), is, next)
