@@ -25,7 +25,7 @@ func TestHostBehindNATGetsReplies(t *testing.T) {
 				s.net.HangDials()
 				behind(s.net, address(2).Addr())
 				a, b := s.start(1, nil, nil), s.start(2, nil, []string{address(1).Addr().String()})
-				eventually.True(t, 10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
+				eventually.True(t, 10*time.Second, "host b reaches host a", func() bool { return b.Reachable(a.Self()) })
 				for range 3 {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 					got, err := b.Request(ctx, a.Self(), "echo", []byte("hello"))
@@ -52,7 +52,7 @@ func TestRequestEndsWithItsContext(t *testing.T) {
 		s := &cluster{t, meshtest.New(42)}
 		a := s.start(1, nil, nil)
 		b := s.start(2, nil, []string{address(1).Addr().String()})
-		eventually.True(t, 10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
+		eventually.True(t, 10*time.Second, "host b reaches host a", func() bool { return b.Reachable(a.Self()) })
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		start := time.Now()

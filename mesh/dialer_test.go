@@ -28,7 +28,7 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 			s.net.AddAddress(c.Transport.(*meshtest.Transport), netip.AddrPortFrom(other, Port))
 		})
 		hosts := []*host{h1, h2}
-		eventually.True(t, 10*time.Second, "all reach all", allReach(hosts))
+		eventually.True(t, 10*time.Second, "all hosts reach each other", allReach(hosts))
 		since := peerAt(h1, h2).Since
 		s.net.Partition(func(from, to netip.Addr) bool { return from == address(1).Addr() && to == address(2).Addr() })
 		for range 600 {
@@ -66,12 +66,12 @@ func TestPeerIsJoinedDespiteTakenAddress(t *testing.T) {
 		h3 := s.start(3, nil, []string{"192.0.2.1"}, func(c *Config) {
 			s.net.AddAddress(c.Transport.(*meshtest.Transport), netip.AddrPortFrom(virtual, Port))
 		})
-		eventually.True(t, 20*time.Second, "all reach all", allReach([]*host{h1, h2, h3}))
+		eventually.True(t, 20*time.Second, "all hosts reach each other", allReach([]*host{h1, h2, h3}))
 		apart := func(a, b netip.Addr) bool { return (a == address(2).Addr()) != (b == address(2).Addr()) }
 		s.net.Partition(apart)
 		eventually.True(t, time.Minute, "h1 has lost h2", func() bool { return !h1.Reachable(h2.self) })
 		s.net.Heal()
-		eventually.True(t, 3*time.Minute, "all reach all again", allReach([]*host{h1, h2, h3}))
+		eventually.True(t, 3*time.Minute, "all hosts reach each other again", allReach([]*host{h1, h2, h3}))
 		s.end(h1, h2, h3)
 	})
 }

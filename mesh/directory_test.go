@@ -213,7 +213,7 @@ func TestLostDeltaLeadsToFetch(t *testing.T) {
 			w.publish(h[2], many(i)...)
 			time.Sleep(time.Duration(i) * 3 * time.Millisecond)
 		}
-		w.agree(time.Second, "a quick series")
+		w.agree(time.Second, "a quick series of changes")
 		w.end()
 	})
 }
@@ -288,15 +288,15 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 		w.kill(h[1])
 		h[1] = w.start(1, 0, old.Copy())
 		h[1].says = append(many(2), at("x", 77))
-		w.agree(20*time.Second, "it takes over its newer set before it publishes")
+		w.agree(20*time.Second, "the restored host takes over its newer set before it publishes")
 		if got := h[1].set(idOf(1)).Version; got != version {
-			t.Errorf("version %d, want %d since it has published nothing", got, version)
+			t.Errorf("the restored host has version %d, want %d since this run has published nothing", got, version)
 		}
 		w.kill(h[1])
 		h[1] = w.start(1, 0, old.Copy())
 		w.publish(h[1], at("first-1", 1), at("y", 78))
 		if got := h[1].set(idOf(1)).Version; got >= version {
-			t.Fatalf("it starts with version %d, want an older one", got)
+			t.Fatalf("the restored host starts with version %d, want one below %d", got, version)
 		}
 		w.agree(20*time.Second, "the newly published set replaces the newer version")
 		for _, s := range []slot.Slot{0, 77} { // slots that only other peers knew it had used

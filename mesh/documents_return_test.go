@@ -169,7 +169,7 @@ func TestDocumentsOfDepartedPeersCount(t *testing.T) {
 		return from.serveMissing(t.Context(), idOf(2), q.Payload)
 	}}, &meshtest.Disk{})
 	if news, err := d.Merge(encode(documentNews{From: idOf(1), Documents: [][]byte{doc.Encode()}})); news != nil || err != nil || reads(d) != "" {
-		t.Errorf("before it is requested, the document is %s, error %v; want none", reads(d), err)
+		t.Errorf("before a request, the host has the documents %s, error %v; want none", reads(d), err)
 	}
 	if askAll(t, d); reads(d) != "web=x" || asked != 1 {
 		t.Errorf("the documents are %q after %d requests; want web=x after 1", reads(d), asked)

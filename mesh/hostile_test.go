@@ -153,7 +153,7 @@ func TestLaterHostWithSameIdentityStops(t *testing.T) {
 		eventually.True(t, 10*time.Second, "the host's record arrives", func() bool { return record(a, restored).Identity != nil })
 		s.end(restored)
 		restored = s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) { c.Record.Nickname = "restored" })
-		eventually.True(t, time.Minute, "its new record is accepted", func() bool { return record(a, restored).Nickname == "restored" })
+		eventually.True(t, time.Minute, "the restored host's new record is accepted", func() bool { return record(a, restored).Nickname == "restored" })
 		if r := restored.Rejections(); len(r) != 0 {
 			t.Errorf("the restored host reports the rejections %v; want none", r)
 		}
@@ -167,7 +167,7 @@ func TestLaterHostWithSameIdentityStops(t *testing.T) {
 			t.Errorf("%d new records were written in a minute; want at most 30", n)
 		}
 		if r := twin.Rejections(); len(r) != 1 || r[0].Addr != "192.0.2.2" {
-			t.Errorf("it reports rejections %v, want the other host's address", r)
+			t.Errorf("the host that started last reports the rejections %v, want one with the restored host's address", r)
 		}
 		if got := record(a, restored).Underlay; len(got) != 1 || got[0] != address(2).Addr() {
 			t.Errorf("other peers know the addresses %v of the restored host; want only its current one", got)

@@ -36,7 +36,7 @@ func TestRepeatedTCPOnlyAnswersMakePeerMute(t *testing.T) {
 			time.Sleep(2 * time.Second)
 		}
 		if !mute() {
-			t.Error("after 3 failed probes the peer is not reported as mute; want that")
+			t.Error("after 3 failed probes the peer is not reported as mute; want it reported")
 		}
 		time.Sleep(time.Minute)
 		if mute() {
@@ -50,7 +50,7 @@ func TestBlockedUDPMakesPeersMute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(47)}
 		a, b := s.start(1, nil, nil), s.start(2, nil, []string{address(1).Addr().String()})
-		eventually.True(t, 10*time.Second, "b reaches a", func() bool { return b.Reachable(a.Self()) })
+		eventually.True(t, 10*time.Second, "host b reaches host a", func() bool { return b.Reachable(a.Self()) })
 		mute := func() bool {
 			return slices.ContainsFunc(b.Peers(), func(p Peer) bool { return p.Mute && p.Reachable && p.Record.ID() == a.Self() })
 		}
@@ -58,9 +58,9 @@ func TestBlockedUDPMakesPeersMute(t *testing.T) {
 			t.Error("while UDP works the peer is reported as mute; want not")
 		}
 		s.net.SetLoss(1)
-		eventually.True(t, 30*time.Second, "a is mute", mute)
+		eventually.True(t, 30*time.Second, "host a is reported as mute", mute)
 		s.net.SetLoss(0)
-		eventually.True(t, time.Minute, "a is no longer mute", func() bool { return !mute() && b.Reachable(a.Self()) })
+		eventually.True(t, time.Minute, "host a is no longer reported as mute", func() bool { return !mute() && b.Reachable(a.Self()) })
 		s.end(a, b)
 	})
 }

@@ -155,7 +155,7 @@ func TestForgetPeerForgetsOnAllHosts(t *testing.T) {
 		a := s.start(1, nil, nil, owns)
 		to := []string{"192.0.2.1"}
 		b, gone, owning := s.start(2, nil, to, owns), s.start(3, nil, to, owns), s.start(4, nil, to, owns)
-		eventually.True(t, 10*time.Second, "all are here", func() bool { return allReach([]*host{a, b, gone, owning})() && record(b, gone).Identity != nil })
+		eventually.True(t, 10*time.Second, "all hosts are connected", func() bool { return allReach([]*host{a, b, gone, owning})() && record(b, gone).Identity != nil })
 		if err := a.ForgetPeer(t.Context(), gone.Self()); err == nil || !strings.Contains(err.Error(), "alive") {
 			t.Errorf("forgetting a reachable peer: got %v, want a refusal", err)
 		}

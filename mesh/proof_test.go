@@ -280,14 +280,14 @@ func TestHostIsConfirmedAfterJoinOrTimeout(t *testing.T) {
 		s.end(b)
 		b = s.start(2, b.disk, nil)
 		if b.Confirmed() {
-			t.Error("a returning host was confirmed before it had joined; want that afterwards")
+			t.Error("a returning host was confirmed before it had joined; want it confirmed afterwards")
 		}
 		eventually.True(t, time.Second, "the returning host is confirmed", b.Confirmed)
 		eventually.True(t, time.Second, "the other host has its new record", func() bool { return record(a, b).State == peer.Running && allReach([]*host{a, b})() })
 		s.end(a, b)
 		start := time.Now()
 		b = s.start(2, b.disk, nil)
-		eventually.True(t, confirmWait+time.Second, "the host is confirmed without any other", b.Confirmed)
+		eventually.True(t, confirmWait+time.Second, "the host is confirmed without any other host", b.Confirmed)
 		if took := time.Since(start); took < confirmWait {
 			t.Errorf("the host was confirmed after %v; want confirmWait or later", took)
 		}

@@ -106,7 +106,7 @@ func TestOversizedRingRestoresAndOnlyShrinks(t *testing.T) {
 	}
 	cure := Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe, segments: []Segment{{slot.Range{Start: 0, End: 5 * MaxSegments}, Claim{spent, 1, id(1)}}}}
 	if r, _, err = r.Merge(cure); err != nil || r.Excess() != nil || len(r.segments) != MaxSegments/2+1 {
-		t.Errorf("after a merge that shortens it, the oversized ring has %d segments, error %v; want less than the maximum", len(r.segments), err)
+		t.Errorf("after a merge that shortens the oversized ring, it has %d segments, error %v; want less than the maximum", len(r.segments), err)
 	}
 }
 

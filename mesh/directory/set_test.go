@@ -33,7 +33,7 @@ func TestDeltasLeadOnlyToSignedSets(t *testing.T) {
 			builds := at != nil && at.Version == d.From
 			next, err := at.Apply(decoded)
 			if err == nil && (next.Digest != sets[i].Digest || !bytes.Equal(next.Encode(), sets[i].Encode())) {
-				t.Fatalf("delta %d leads to the set %x; want the set that it was made of", i, next.Digest)
+				t.Fatalf("delta %d leads to the set %x; want the set for which it was made", i, next.Digest)
 			}
 			if err != nil && (!errors.Is(err, ErrGap) || builds && next != nil) {
 				t.Fatal(err)
@@ -49,7 +49,7 @@ func TestDeltasLeadOnlyToSignedSets(t *testing.T) {
 			case err != nil && !errors.Is(err, ErrGap):
 				t.Fatal(err)
 			case err == nil && (next.Digest != sets[i].Digest || next.Version != sets[i].Version):
-				t.Fatalf("delta %d applied to version %d leads to version %d, %x; want the set that it was made for, or an error", i, s.Version, next.Version, next.Digest)
+				t.Fatalf("delta %d applied to version %d leads to version %d, %x; want the set for which the delta was made, or an error", i, s.Version, next.Version, next.Digest)
 			}
 		}
 	})

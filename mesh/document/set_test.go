@@ -202,7 +202,7 @@ func TestWrongClocksStillDeleteAndExpire(t *testing.T) {
 			// The next document supersedes the tombstone whatever the clock of the tombstone's
 			// writer said.
 			if back := next(t, gone, "web", "y", false, today, 2); !back.Supersedes(gone) {
-				t.Error("the document written after the tombstone does not supersede it; want that, whatever the clocks said")
+				t.Error("the document written after the tombstone does not supersede it; want it to, whatever the clocks said")
 			}
 		})
 	}

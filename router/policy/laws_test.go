@@ -57,7 +57,7 @@ func TestAdditionalRulesOnlyAllow(t *testing.T) {
 		more[i].Ingress = append(slices.Clone(more[i].Ingress), draw(t).Rule())
 		more[i].Egress = append(slices.Clone(more[i].Egress), draw(t).Rule())
 		if after := Evaluate(more, suite, p).Allowed; before && !after {
-			t.Errorf("packet %+v: it is denied after a rule was added; want it allowed as before", p)
+			t.Errorf("packet %+v is denied after a rule was added; want it allowed as before", p)
 		}
 	})
 }
