@@ -287,10 +287,9 @@ func (d *Directory) follow(next, other *directory.Set) {
 // larger change only the version is sent, and peers fetch the set.
 const maxDelta = maxGossip - 100
 
-// refute handles a version of our own set that is newer than the one we know. That happens after
-// our state was restored from an older copy. If this run has published endpoints, they are
-// published again with a higher version. Otherwise we continue from the newer set. The caller holds
-// the lock.
+// refute handles a version of our own set that is newer than ours: our state was restored from an
+// older copy. If this run has published endpoints, they are published again with a higher version.
+// Otherwise we continue from the newer set. The caller holds the lock.
 func (d *Directory) refute(theirs *directory.Set) error {
 	own := d.dir.Set(d.self)
 	switch {
