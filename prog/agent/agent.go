@@ -139,7 +139,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	}
 	r.apiChanged = func() {
 		p.attached.PodsChanged() // first: the policies that come with them are written for their labels
-		p.view.Wake()            // for this host's Node
+		p.view.Wake()            // the new view has this host's Node
 	}
 	attached := &p.attached.Value
 	p.enforce = enforce.New(enforce.Config{
@@ -151,7 +151,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	p.datapath = datapath.New(datapath.Config{
 		View: seen, Host: &p.underlay.Value, NodeAddr: &p.nodeaddr.Value, Attached: attached, Settings: &p.settings.Value, Underlay: p.underlay,
 		Router: p.router, PresharedKey: t.PresharedKey, Empty: p.rules.source.Empty, Isolate: p.enforce.Ensure, Applied: p.resolver.SetAddrs,
-		Turned: r.board.Wake, Log: log, Fixed: plan.Fixed{
+		Tried: r.board.Wake, Log: log, Fixed: plan.Fixed{
 			PrivateKey: t.Keys.WireGuard, Port: o.Port, GossipPort: o.GossipPort, MTU: o.MTU, IPv6: r.ipv6, Resolver: !o.DNS.Off,
 			StatusPort: o.PublicStatusPort(),
 		},

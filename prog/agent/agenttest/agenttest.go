@@ -22,7 +22,7 @@ import (
 // Self is the peer under test, and Node the slot of its node address.
 var Self = peer.ID{1}
 
-// Universe is that of all rings here.
+// Universe is the universe of all rings in these tests.
 func Universe() slot.Universe { return slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()} }
 
 // View returns the view of Self: a ring shared with other, reachable peers. Its node address is the
@@ -52,7 +52,7 @@ type IPAM struct {
 	mu    sync.Mutex
 	last  slot.Slot
 	given map[string]slot.Slot
-	// Refuse, if it is set, is the error of the next claims.
+	// Refuse, if it is set, is the error that claims return.
 	Refuse error
 }
 
@@ -102,7 +102,7 @@ func (i *IPAM) Given() int {
 // Kernel takes policy programs, and counts them.
 type Kernel struct {
 	mu      sync.Mutex
-	Fail    error // of the next programs
+	Fail    error // Enforce returns this error, if it is set
 	Program policy.Program
 	Loads   int
 }
@@ -118,11 +118,11 @@ func (k *Kernel) Enforce(p nft.Policy) error {
 	return nil
 }
 
-// Settings are a store of settings in memory.
+// Settings keeps settings in memory.
 type Settings struct {
 	mu   sync.Mutex
 	data []byte
-	Fail error // of the next writes
+	Fail error // SaveSettings returns this error, if it is set
 }
 
 // Settings reads the saved settings.

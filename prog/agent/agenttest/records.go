@@ -14,8 +14,8 @@ import (
 	"weft/prog/agent/view"
 )
 
-// Record is that of the nth host, at 192.0.2.n. Each host has another identity, the same one every
-// time.
+// Record returns the record of the nth host, whose address is 192.0.2.n. The same n always gives the
+// same identity.
 func Record(n byte) peer.Record {
 	key := ed25519.NewKeyFromSeed(slices.Repeat([]byte{n}, ed25519.SeedSize))
 	return peer.Record{

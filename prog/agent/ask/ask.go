@@ -1,4 +1,4 @@
-// Package ask asks all other peers one thing at once.
+// Package ask sends one request to all other peers at once.
 package ask
 
 import (
@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// Timeout bounds how long a peer may take.
+	// Timeout bounds how long a peer may take to answer.
 	Timeout = 5 * time.Second
 	// atOnce bounds how many peers are asked at once.
 	atOnce = 16
@@ -22,7 +22,7 @@ const (
 // ErrUnreachable means that a peer was not asked, since it is unreachable.
 var ErrUnreachable = errors.New("it cannot be reached now")
 
-// Mesh is what requests need of the mesh.
+// Mesh is the part of the mesh that requests use.
 type Mesh interface {
 	Others() []peer.ID
 	Reachable(peer.ID) bool
@@ -30,7 +30,7 @@ type Mesh interface {
 }
 
 // All sends a request to all other peers that can be reached, and calls f with each answer, one at
-// a time. It returns when every peer has answered, or had its time.
+// a time. It returns when every peer has answered, or did not answer within Timeout.
 func All(ctx context.Context, mesh Mesh, kind string, payload []byte, f func(id peer.ID, answer []byte, err error)) {
 	var mu sync.Mutex
 	group := errgroup.Group{}
@@ -44,7 +44,7 @@ func All(ctx context.Context, mesh Mesh, kind string, payload []byte, f func(id 
 			return nil
 		})
 	}
-	_ = group.Wait() // its functions return nil
+	_ = group.Wait() // the functions of the group never return an error
 }
 
 func one(ctx context.Context, mesh Mesh, id peer.ID, kind string, payload []byte) ([]byte, error) {

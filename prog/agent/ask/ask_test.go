@@ -16,9 +16,9 @@ import (
 type slow struct {
 	peers  int
 	takes  func(n byte) time.Duration
-	absent byte // cannot be reached; 0: none
+	absent byte // the first byte of the peer that cannot be reached; 0: all can be reached
 
-	now, most atomic.Int32 // requests under way
+	now, most atomic.Int32 // the number of requests under way, now and at most
 }
 
 func (s *slow) Others() (ids []peer.ID) {
@@ -66,7 +66,7 @@ func TestAnswersComeOneAtATime(t *testing.T) {
 			if n := collecting.Add(1); n != 1 {
 				t.Errorf("%d answers are collected at once", n)
 			}
-			runtime.Gosched() // lets another one in, if it could
+			runtime.Gosched() // another call of f would run here, if it were allowed
 			collecting.Add(-1)
 		})
 	})

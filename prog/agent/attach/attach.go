@@ -35,7 +35,7 @@ import (
 // addressTimeout bounds how long an attachment waits for an address.
 const addressTimeout = 8 * time.Second
 
-// IPAM gives slots to keys, and takes them back.
+// IPAM gives slots to keys, and frees the slots.
 type IPAM interface {
 	Allocate(ctx context.Context, key string, note []byte) (slot.Slot, error)
 	Claim(ctx context.Context, key string, want slot.Slot, note []byte) error
@@ -48,18 +48,18 @@ type Router interface {
 	Unplug(context.Context, ...endpoint.Endpoint) error
 }
 
-// Pods returns what is known of pods in addition to the plugin's request. Without Kubernetes it is
-// NoPods.
+// Pods has the API server's information about pods, in addition to the plugin's request. Without
+// Kubernetes it is NoPods.
 type Pods interface {
 	// Complete replaces the labels and ports of a pod's request by those of the API server.
 	Complete(context.Context, *api.AttachRequest) error
-	// Current returns the labels and ports that a pod has now; false if they are not known.
+	// Current returns the labels and ports that a pod has now; false if the pod is not known.
 	Current(namespace, name, uid string) (labels map[string]string, ports []api.Port, ok bool)
 	// Ended reports whether the API server no longer has a pod.
 	Ended(namespace, name, uid string) bool
 }
 
-// Store is where the requests of endpoints are kept, each with its allocation.
+// Store keeps the request of each endpoint together with its allocation.
 type Store interface {
 	Notes(add func(key string, s slot.Slot, note []byte) error) error
 }
@@ -72,22 +72,22 @@ type Config struct {
 	Pods     Pods
 	Settings *settings.Settings
 	View     live.Reader[*view.View]
-	Watch    *link.Watch // nil: links are read each time
+	Watch    *link.Watch // reports changed links; nil: the reaper reads all links each time
 	Log      *slog.Logger
 	IPv6     bool
 	// Ready reports why no endpoint can be attached yet.
 	Ready func(context.Context) error
 	// Isolate returns once the kernel enforces all policies for the attached endpoints.
 	Isolate func() error
-	// Resolver is what belongs into the resolv.conf of an endpoint of a namespace.
+	// Resolver returns the content of resolv.conf for the endpoints of a namespace.
 	Resolver func(namespace string) *api.Resolver
-	// Short takes the DNS domain from a name.
+	// Short returns a name without the DNS domain.
 	Short func(name string) string
-	// MTU is what an endpoint's link gets that is attached now.
+	// MTU returns the MTU for the link of a new endpoint.
 	MTU func() int
 	// Unattached keeps containers whose attachment ended with their namespace.
 	Unattached *unattached.Containers
-	// Checked is called when Check may say something else.
+	// Checked is called when the result of Check may have changed.
 	Checked  func()
 	Releases string // the folder of queued releases
 }
@@ -107,13 +107,13 @@ type Attachments struct {
 	endpoints map[string]*record // by api.EndpointRef.Key
 }
 
-// record is an endpoint, with the reaper's state.
+// record is an endpoint, with what the reaper knows of its link.
 type record struct {
 	Endpoint
-	missing int // rounds in which its link was not there
+	missing int // the number of rounds in a row in which its link did not exist
 }
 
-// errStarting means that the last agent's endpoints were not checked yet.
+// errStarting means that the endpoints of the previous agent were not checked yet.
 var errStarting = errors.New("the agent is starting")
 
 // New makes Attachments from the store; Run starts them.
@@ -144,8 +144,8 @@ func (a *Attachments) publish() {
 	a.Set(list)
 }
 
-// follow gives endpoints the labels and ports that their pods have now, and reports whether any is
-// new. A pod that ended stays as it was.
+// follow gives endpoints the labels and ports that their pods have now, and reports whether any of
+// them changed. The endpoint of a pod that ended keeps its last labels and ports.
 func follow(endpoints map[string]*record, pods Pods) (changed bool) {
 	for _, e := range endpoints {
 		labels, ports, ok := pods.Current(e.Namespace, e.Name, e.PodUID)
@@ -167,7 +167,7 @@ func (a *Attachments) PodsChanged() {
 	}
 }
 
-// set makes an endpoint known; nil forgets it.
+// set adds or replaces the endpoint of a key, and publishes the endpoints; nil deletes the endpoint.
 func (a *Attachments) set(key string, e *record) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -249,7 +249,7 @@ func (a *Attachments) Attach(ctx context.Context, req api.AttachRequest) (reply 
 	}, nil
 }
 
-// address gives an endpoint the addresses that it asks for, or any.
+// address gives an endpoint the addresses that it asks for, or any free one if it asks for none.
 func address(ctx context.Context, from IPAM, key string, asked []netip.Addr, note []byte, u slot.Universe) (slot.Slot, error) {
 	if len(asked) == 0 {
 		return from.Allocate(ctx, key, note)
@@ -282,7 +282,7 @@ func address(ctx context.Context, from IPAM, key string, asked []netip.Addr, not
 	return want, err
 }
 
-// Plug programs the host side of an endpoint that Attach made known.
+// Plug programs the host side of an endpoint that Attach has added.
 func (a *Attachments) Plug(ctx context.Context, ref api.EndpointRef) error {
 	key := ref.Key()
 	done, err := a.busy.begin(key)
@@ -304,7 +304,7 @@ func (a *Attachments) Plug(ctx context.Context, ref api.EndpointRef) error {
 	return nil
 }
 
-// prefixes lists what containers reach through the overlay.
+// prefixes lists the destinations that containers reach through the overlay.
 func prefixes(u slot.Universe, ipv6 bool) []netip.Prefix {
 	out := []netip.Prefix{u.V4}
 	if ipv6 {
@@ -338,7 +338,7 @@ func validate(req api.AttachRequest) error {
 	return nil
 }
 
-// spaceError gives the reason why there was no address its code.
+// spaceError adds the API's error code to the reason why there was no address.
 func spaceError(err error) error {
 	if errors.Is(err, ipam.ErrNoSpace) || errors.Is(err, ipam.ErrNoRing) || errors.Is(err, ipam.ErrBehind) || errors.Is(err, ipam.ErrLeaving) {
 		return &api.Error{Code: api.CodeNoSpace, Message: err.Error()}
@@ -361,7 +361,7 @@ func (a *Attachments) Find(word string) ([]string, error) {
 	var exact, begin []string
 	for _, e := range a.Get() {
 		switch {
-		case word == "": // an empty variable of a script names nothing
+		case word == "": // a script's variable was empty: it must not match every endpoint
 		case e.ContainerID == word || strings.EqualFold(e.Name, word) || strings.EqualFold(e.Namespace+"/"+e.Name, word):
 			exact = append(exact, e.Key())
 		case strings.HasPrefix(e.ContainerID, word):

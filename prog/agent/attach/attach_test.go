@@ -50,13 +50,13 @@ func (n notes) Notes(add func(key string, s slot.Slot, note []byte) error) error
 	return nil
 }
 
-// fixture is attachments with fakes of all that they ask.
+// fixture is Attachments with fakes of all its inputs.
 type fixture struct {
 	*Attachments
 	ipam     *agenttest.IPAM
 	router   *plugs
 	settings *settings.Settings
-	isolated int // how often policies were ensured
+	isolated int // how often Isolate was called
 	err      error
 }
 
@@ -201,8 +201,8 @@ func TestStoredEndpointsArePublishedAtOnce(t *testing.T) {
 	}
 }
 
-// After a reboot the runtime deletes its old containers while the agent starts: the two do not
-// stand in each other's way.
+// After a reboot the runtime deletes its old containers while the agent starts. Neither the deletions
+// nor the start fail.
 func TestStartDuringDeletes(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	f.attach(t, "c1", "c2")
@@ -223,7 +223,7 @@ func TestStartDuringDeletes(t *testing.T) {
 	}
 }
 
-// Two runtimes' calls, or one that repeats itself: both ends of an endpoint succeed.
+// A runtime may repeat a DEL while the first one is under way: both succeed.
 func TestDeleteDuringADelete(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	f.attach(t, "c1")
@@ -311,7 +311,7 @@ func TestPodsHaveTheLabelsOfTheAPIServer(t *testing.T) {
 		what   string
 		labels map[string]string
 		want   string
-		news   uint64 // how often endpoints are published
+		news   uint64 // how often the step publishes endpoints
 	}{
 		{"it was attached", map[string]string{"app": "web"}, "web", 0},
 		{"the API server changed it", map[string]string{"app": "db"}, "db", 1},

@@ -29,14 +29,14 @@ func (e Endpoint) ref() api.EndpointRef {
 	return api.EndpointRef{ContainerID: e.ContainerID, Interface: e.Interface}
 }
 
-// Title is what people call an endpoint: its name with its namespace, else its key.
+// Title returns an endpoint's name for output: its name with its namespace, else its key.
 func (e Endpoint) Title() string {
 	return cmp.Or(strings.Trim(e.Namespace+"/"+e.Name, "/"), e.Key())
 }
 
 // Plug returns the host side of an endpoint.
 func (e Endpoint) Plug(u slot.Universe, ipv6 bool) endpoint.Endpoint {
-	mac, _ := net.ParseMAC(e.MAC) // checked when it was attached
+	mac, _ := net.ParseMAC(e.MAC) // Attach has checked the MAC
 	p := endpoint.Endpoint{HostLink: e.HostLink, ContainerMAC: mac, Addr4: u.Addr4(e.Slot), MTU: e.MTU}
 	if ipv6 {
 		p.Addr6 = u.Addr6(e.Slot)
@@ -68,7 +68,7 @@ func (e Endpoint) Entry() directory.Endpoint {
 // Owns reports whether a name is an endpoint's own: that of its attachment, with or without its
 // namespace. An empty name matches any.
 func (e Endpoint) Owns(name string) bool {
-	own, _ := e.Entry().Fit() // what does not fit is no name anywhere
+	own, _ := e.Entry().Fit() // a name that does not fit is not in the directory
 	return own.Name != "" && (name == "" || slices.Contains(own.Names(), name))
 }
 

@@ -8,12 +8,12 @@ import (
 	"weft/prog/api"
 )
 
-// turnTimeout bounds how long the end of an endpoint waits for other operations on it. The plugin
-// has the patience for that, and has to be back within 10 s.
-const turnTimeout = 5 * time.Second
+// otherTimeout bounds how long Detach waits for another operation on the endpoint. The plugin
+// must return to the runtime within 10 s.
+const otherTimeout = 5 * time.Second
 
-// keys are the endpoints that are being attached or detached: one operation at a time works on
-// each.
+// keys locks the endpoints that are being attached or detached: one operation at a time works on
+// each endpoint.
 type keys struct {
 	mu    sync.Mutex
 	taken map[string]chan struct{} // closed when the operation ends
@@ -30,7 +30,7 @@ func (k *keys) begin(key string) (done func(), err error) {
 
 // wait takes a key once other operations have ended.
 func (k *keys) wait(ctx context.Context, key string) (done func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, turnTimeout)
+	ctx, cancel := context.WithTimeout(ctx, otherTimeout)
 	defer cancel()
 	for {
 		done, other := k.take(key)

@@ -31,7 +31,7 @@ func (q *queue) check() error {
 func (q *queue) do(ctx context.Context, log *slog.Logger, release func(context.Context, api.EndpointRef) error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	files, _ := filepath.Glob(filepath.Join(q.dir, "*.json")) // the pattern is constant
+	files, _ := filepath.Glob(filepath.Join(q.dir, "*.json")) // Glob only fails if the pattern is invalid
 	for _, file := range files {
 		data, err := os.ReadFile(file)
 		var ref api.EndpointRef

@@ -14,12 +14,12 @@ import (
 const (
 	// period is how often the reaper looks for endpoints that ended.
 	period = 2 * time.Second
-	// forgotten is after how many rounds without its link the end of a pod that the API server has
-	// no more is taken for certain: the runtime's DEL comes within seconds, or, where another
-	// plugin keeps it for itself, never.
+	// forgotten is the number of rounds without a link after which a pod without an object in the
+	// API server counts as ended. The runtime's DEL comes within seconds, or never, if another
+	// plugin does not pass it on.
 	forgotten = 10
-	// unlinked is after how many rounds an endpoint without its link becomes a problem: a runtime's
-	// DEL comes within seconds of a container's end.
+	// unlinked is the number of rounds after which an endpoint without its link is a problem: a
+	// runtime's DEL comes within seconds of a container's end.
 	unlinked = 8
 )
 
@@ -33,7 +33,7 @@ func (a *Attachments) Look(ctx context.Context) {
 	}
 }
 
-// Run releases what ended, until ctx ends.
+// Run releases endpoints that ended, until ctx ends.
 func (a *Attachments) Run(ctx context.Context) error {
 	tick := time.NewTicker(period)
 	defer tick.Stop()
@@ -115,7 +115,8 @@ func (a *Attachments) end(ctx context.Context, key string) error {
 	return a.cfg.Settings.Forget(key)
 }
 
-// Collect ends the endpoints of a network that the runtime no longer knows.
+// Collect does CNI GC: it ends each endpoint of a network whose attachment the runtime does not list
+// as valid.
 func (a *Attachments) Collect(ctx context.Context, req api.CollectRequest) error {
 	return a.detachWhere(ctx, func(e *record) bool {
 		return e.Source == api.SourceCNI && e.Network == req.Network && !slices.Contains(req.Valid, e.ref())
@@ -127,8 +128,8 @@ func (a *Attachments) DetachAll(ctx context.Context) error {
 	return a.detachWhere(ctx, func(*record) bool { return true })
 }
 
-// detachWhere ends every endpoint that a condition holds for, but for those that another
-// operation works on.
+// detachWhere ends each endpoint for which gone returns true, except endpoints on which another
+// operation works.
 func (a *Attachments) detachWhere(ctx context.Context, gone func(*record) bool) error {
 	a.mu.Lock()
 	var those []api.EndpointRef
@@ -170,7 +171,7 @@ func (a *Attachments) releaseVanished(ctx context.Context) {
 func (a *Attachments) releaseQueued(ctx context.Context) { a.queue.do(ctx, a.cfg.Log, a.detachIdle) }
 
 // releaseEnded ends the endpoints of processes that ended without `weft detach`: their namespace
-// is gone, and the link with it. It takes two rounds, since a link may just be moving.
+// is gone, and the link with it. It waits for a second round, since a link may just be moving between namespaces.
 func (a *Attachments) releaseEnded(ctx context.Context) {
 	present, err := a.links.Get(a.cfg.Watch, endpoint.List)
 	if err != nil {

@@ -36,13 +36,13 @@ func TestADeletedLinkIsAProblem(t *testing.T) {
 	if after := time.Duration(rounds) * period; after > 30*time.Second || after < 10*time.Second {
 		t.Errorf("the problem was reported after %v", after)
 	}
-	f.endpoints["c0ffee/eth0"].missing = 0 // the link is there again
+	f.endpoints["c0ffee/eth0"].missing = 0 // as if the link were there again
 	if told() {
 		t.Error("a problem was reported for an existing link")
 	}
 }
 
-// ended are the UIDs of pods that the API server has no more.
+// ended has the UIDs of pods whose objects were deleted from the API server.
 type ended struct {
 	NoPods
 	mu   sync.Mutex

@@ -22,8 +22,8 @@ func (a *Attachments) Status(v *view.View) []api.Endpoint {
 	return out
 }
 
-// Problems name endpoints that lack their link, that say more than the directory has room for, or
-// that the state does not know.
+// Problems names endpoints without a link, endpoints with more names or labels than the directory
+// has room for, and strays.
 func (a *Attachments) Problems() []problem.Problem {
 	a.mu.Lock()
 	broken := withoutLink(a.endpoints)

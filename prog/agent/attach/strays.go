@@ -18,8 +18,8 @@ import (
 // strayPrefix begins the keys of strays.
 const strayPrefix = "stray "
 
-// strays are containers that are plugged in here, and that the state does not know, because it was
-// restored from an older copy. No other endpoint gets their addresses as long as their links
+// strays are containers with a link on this host, but without an endpoint in the state, because the
+// state was restored from an older copy. No other endpoint gets their addresses as long as their links
 // exist.
 type strays struct {
 	found map[string]netip.Addr // by link, until the address is kept; of the reaper's goroutine
@@ -27,11 +27,11 @@ type strays struct {
 	seen *view.View // whose allocations are in kept; of the reaper's goroutine
 
 	mu   sync.Mutex
-	kept map[string]netip.Addr // by link
+	kept map[string]netip.Addr // the strays' addresses, by the host's link of each stray
 }
 
 // find returns the links of strays. Endpoints may be added and removed meanwhile: a link that
-// belonged to an endpoint before or after the check is no stray's.
+// belonged to an endpoint before or after the check is not a stray's link.
 func (s *strays) find(known func() []string) error {
 	before := known()
 	routed, err := endpoint.Routed()
@@ -45,7 +45,8 @@ func (s *strays) find(known func() []string) error {
 	return nil
 }
 
-// claim reserves the addresses of strays. A stray whose address another peer owns now is cut off.
+// claim reserves the addresses of strays. If another peer owns a stray's address
+// now, the stray's link is removed.
 func (s *strays) claim(ctx context.Context, cfg Config, v *view.View) error {
 	if v != s.seen { // an older view may have what was freed since
 		s.seen = v
@@ -107,7 +108,7 @@ func (s *strays) release(ctx context.Context, cfg Config, present []string) erro
 	return nil
 }
 
-// problems name the strays.
+// problems names the strays.
 func (s *strays) problems() (out []problem.Problem) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

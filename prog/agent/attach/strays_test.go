@@ -10,7 +10,7 @@ import (
 	"weft/prog/agent/agenttest"
 )
 
-// stray is a container that is plugged in, and that the state does not know.
+// stray returns strays with one container, which has an address.
 func stray(addr string) *strays {
 	return &strays{found: map[string]netip.Addr{"wfstray": netip.MustParseAddr(addr)}}
 }
@@ -38,7 +38,7 @@ func TestTheAddressOfAContainerThatTheStateDoesNotKnowIsKept(t *testing.T) {
 	}
 }
 
-// After a restart the strays of the last run are known by their allocations.
+// After a restart of the agent, the allocations in the state name the strays of the previous agent.
 func TestStraysOfTheLastRunAreKnown(t *testing.T) {
 	f, s, v := newFixture(t, nil, nil), &strays{}, agenttest.View()
 	v.Allocations["stray wfstray"] = 9

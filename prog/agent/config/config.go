@@ -30,8 +30,8 @@ type Options struct {
 	Rest       time.Duration // quarantine of a freed address; default ipam.DefaultRest
 	Advertise  []netip.Addr  // default: this host's own addresses
 	GossipPort int
-	Port       int // WireGuard's
-	MTU        int // default: the underlay's less WireGuard's overhead
+	Port       int // WireGuard's UDP port
+	MTU        int // of the tunnel device; default: the underlay's MTU minus WireGuard's overhead
 	StateDir   string
 	RunDir     string
 	CNIConfDir string // empty: no CNI configuration is written
@@ -43,10 +43,10 @@ type Options struct {
 	DatapathElsewhere bool
 	StatusAddr        string // empty: no status over TCP
 	DNS               DNS
-	Exempt            nft.Exempt // what policies do not apply to
+	Exempt            nft.Exempt // traffic that policies do not apply to
 	Kubernetes        Kubernetes
 	Log               *slog.Logger
-	Settings          []api.Setting // as the report shows them
+	Settings          []api.Setting // the options of this agent, for the report
 }
 
 // DNS is the operator's part of the name server.
@@ -55,9 +55,9 @@ type DNS struct {
 	Domain      string                      // without the last dot
 	TTL         time.Duration               // of answers about the network
 	PreferLocal bool                        // endpoints of this host come first
-	Forward     map[string][]netip.AddrPort // servers for the names below a domain
+	Forward     map[string][]netip.AddrPort // the DNS servers for names below each domain
 	Fallback    bool                        // containers get this host's own server as a second one
-	ResolvConf  string                      // the file that names this host's own servers
+	ResolvConf  string                      // the file that lists this host's own DNS servers
 }
 
 // Kubernetes configures the API server, if this host is a Node of a cluster. Then policies,

@@ -13,8 +13,8 @@ import (
 // Init names the peers that found the address ring. With the zero Init, this peer founds if it was
 // launched without targets. Otherwise this peer and its targets vote, unless one of them has a ring.
 type Init struct {
-	Expect   int       // voters; 0: the targets, and this peer
-	Seeds    []peer.ID // the founders, without a vote
+	Expect   int       // the number of voters; 0: the targets and this peer
+	Seeds    []peer.ID // the peers that found the ring without a vote
 	Observer bool      // this peer waits for a ring and never votes
 }
 

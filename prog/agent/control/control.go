@@ -45,7 +45,7 @@ type IPAM interface {
 	Usage(context.Context, []peer.ID) map[peer.ID]ipam.Usage
 }
 
-// View takes a view now: Refresh publishes it as well.
+// View makes a view of now: Look only returns the view, Refresh also publishes it.
 type View interface {
 	Look(context.Context) (*view.View, error)
 	Refresh(context.Context) (*view.View, error)
@@ -114,7 +114,7 @@ func (s *Server) Stop(ctx context.Context, req api.StopRequest) (r api.StopReply
 		}
 		heir, err := s.cfg.IPAM.Leave(ctx)
 		if err != nil && !req.Force {
-			return r, fmt.Errorf("%w. Try again when one is reachable; or use --force, then run `weft rmpeer %v` on another host", err, s.cfg.Self)
+			return r, fmt.Errorf("%w. Try again when another peer is reachable; or use --force, then run `weft rmpeer %v` on another host", err, s.cfg.Self)
 		}
 		if !heir.IsZero() {
 			r.Heir = s.cfg.Mesh.Name(heir)
@@ -172,7 +172,7 @@ func (s *Server) findPeer(name string) (found peer.ID, err error) {
 	return found, nil
 }
 
-// Usage asks all peers that own addresses how they use them.
+// Usage asks all peers that own addresses how many of the addresses they use.
 func (s *Server) Usage(ctx context.Context) (map[string]api.Usage, error) {
 	v, err := s.cfg.View.Look(ctx)
 	if err != nil {

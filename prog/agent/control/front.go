@@ -16,7 +16,7 @@ type Front struct {
 	alive         atomic.Pointer[func() error]
 }
 
-// Door leads to a handler once there is one.
+// Door passes requests to a handler once there is a handler.
 type Door struct {
 	starting http.Handler
 	behind   atomic.Pointer[http.Handler]
@@ -44,7 +44,7 @@ func NewFront(s Starting) *Front {
 	all, readOnly := http.NewServeMux(), http.NewServeMux()
 	notReady := func(w http.ResponseWriter, _ *http.Request) {
 		why := s.Why()
-		if why == "" { // not before the front is open
+		if why == "" { // the agent began to start, and waits for nothing yet
 			why = "the agent is starting"
 		}
 		w.Header().Set("Content-Type", "application/json")

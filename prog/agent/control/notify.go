@@ -13,7 +13,7 @@ func Notify(lines ...string) {
 	if path == "" {
 		return
 	}
-	if path[0] == '@' { // an abstract socket
+	if path[0] == '@' { // systemd writes the NUL byte of an abstract socket as @
 		path = "\x00" + path[1:]
 	}
 	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})

@@ -67,7 +67,7 @@ func (i *fakeIPAM) RemovePeer(context.Context, peer.ID, bool) (uint64, error) {
 	return i.slots, i.fail
 }
 
-// refreshed counts views.
+// refreshed counts the views that were taken.
 type refreshed int
 
 func (r *refreshed) Refresh(context.Context) (*view.View, error) { *r++; return agenttest.View(), nil }
@@ -101,7 +101,7 @@ func TestOnlyTargetsAreForgotten(t *testing.T) {
 
 func TestAPeerIsFoundByItsIDOrItsOnlyNickname(t *testing.T) {
 	s := New(Config{Mesh: &fakeMesh{}})
-	unknown := agenttest.Record(9).ID() // its record was lost
+	unknown := agenttest.Record(9).ID() // a peer that owns addresses, but whose record was lost
 	for name, want := range map[string]peer.ID{unknown.String(): unknown, "h3": agenttest.Record(3).ID(), "h2": {}, "nosuch": {}} {
 		got, err := s.findPeer(name)
 		if !want.IsZero() && (err != nil || got != want) || want.IsZero() && code(err) != api.CodeBadRequest {

@@ -33,7 +33,7 @@ import (
 	"weft/router/problem"
 )
 
-// stuck is the time limit of one turn. Operations in a turn have much shorter timeouts.
+// stuck is the time limit for applying one plan. Single operations have much shorter timeouts.
 const stuck = 2 * time.Minute
 
 // Router makes the kernel match.
@@ -60,27 +60,27 @@ type Config struct {
 	Underlay Underlay
 	Router   Router
 	Fixed    plan.Fixed
-	// PresharedKey is WireGuard's for the tunnel to a peer.
+	// PresharedKey returns WireGuard's pre-shared key for the tunnel to a peer.
 	PresharedKey func(peer.ID) [32]byte
 	// Empty reports why the rules of an earlier agent stay in force: no policies are known at all.
 	Empty func() error
 	// Isolate returns once the kernel enforces all policies for the attached endpoints.
 	Isolate func() error
-	// Applied is called with the node addresses after each plan that was applied, and Turned after
-	// each turn.
+	// Applied is called with the node addresses after a plan was applied.
 	Applied func([]netip.Addr)
-	Turned  func()
-	Log     *slog.Logger
+	// Tried is called after each attempt to apply a plan, whether it succeeded or not.
+	Tried func()
+	Log   *slog.Logger
 }
 
 // Datapath applies plans, and publishes the last one that was applied.
 type Datapath struct {
-	live.Value[*plan.Plan] // nil before the first
+	live.Value[*plan.Plan] // the last plan that was applied; nil before the first one
 
 	cfg    Config
 	wake   chan struct{}
 	failed live.Value[error]
-	turned atomic.Pointer[time.Time] // when the last turn began
+	turned atomic.Pointer[time.Time] // when the last application of a plan began
 }
 
 // New makes a datapath; Run starts it.
@@ -90,8 +90,8 @@ func New(cfg Config) *Datapath {
 	return d
 }
 
-// Run applies plans until ctx ends. Its error is one that another turn does not mend: going on
-// would do harm.
+// Run applies plans until ctx ends. It returns an error only if another attempt cannot
+// succeed and going on would do harm.
 func (d *Datapath) Run(ctx context.Context) error {
 	for {
 		now := time.Now()
@@ -105,7 +105,7 @@ func (d *Datapath) Run(ctx context.Context) error {
 			return overlap
 		}
 		d.failed.Set(err)
-		d.cfg.Turned()
+		d.cfg.Tried()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -170,7 +170,7 @@ func (d *Datapath) desired(v *view.View, attached []attach.Endpoint) (plan.Plan,
 	}), nil
 }
 
-// linkMTU is that of the link with this host's first address; 0: unknown.
+// linkMTU returns the MTU of the link with this host's first address; 0: unknown.
 func (d *Datapath) linkMTU() int {
 	if h := d.cfg.Host.Get(); len(h.MTUs) > 0 {
 		return int(h.MTUs[0])
@@ -178,7 +178,7 @@ func (d *Datapath) linkMTU() int {
 	return 0
 }
 
-// MTU returns that of the device, and of containers that are attached now.
+// MTU returns the MTU of the tunnel device, which new containers get as well.
 func (d *Datapath) MTU() int {
 	if p := d.Get(); p != nil {
 		return p.MTU
@@ -196,7 +196,7 @@ func (d *Datapath) Tunnels() []topology.Tunnel {
 
 // errUnconfirmed means that WireGuard does not have this host's key yet: two hosts with the same key
 // would receive each other's packets.
-var errUnconfirmed = errors.New("waiting for another peer to confirm that no other host has this host's identity; without any answer, for 10 s")
+var errUnconfirmed = errors.New("waiting for another peer to confirm that no other host has this host's identity; if no peer answers, this wait ends after 10 s")
 
 // Check reports why a new container could not send or receive.
 func (d *Datapath) Check() error {
@@ -212,8 +212,8 @@ func (d *Datapath) Check() error {
 	return nil
 }
 
-// Alive reports that a turn hangs: starting the agent anew could help. Before the first turn the
-// agent has nothing to apply.
+// Alive returns an error if applying a plan hangs: restarting the agent could help. Before the first
+// plan the agent has nothing to apply.
 func (d *Datapath) Alive() error {
 	since := d.turned.Load()
 	if since == nil || time.Since(*since) < stuck {
@@ -222,7 +222,7 @@ func (d *Datapath) Alive() error {
 	return fmt.Errorf("the data path has not been compared with the plan for %v", time.Since(*since).Round(time.Second))
 }
 
-// Problems name what other programs on this host do to the data path.
+// Problems names changes that other programs on this host make to the data path.
 func (d *Datapath) Problems() []problem.Problem {
 	seen, err := d.cfg.Router.Observe()
 	switch {
@@ -236,8 +236,8 @@ func (d *Datapath) Problems() []problem.Problem {
 	}}
 }
 
-// WatchTable makes the data path match at once when another program takes away the rules that keep
-// packets in, until ctx ends.
+// WatchTable makes the data path match at once when another program deletes the nftables rules that
+// keep packets in the overlay, until ctx ends.
 func (d *Datapath) WatchTable(ctx context.Context) error {
 	removed := func() {
 		if !d.cfg.Router.Protected() {

@@ -86,7 +86,7 @@ func newFixture() *fixture {
 	f.Datapath = New(Config{
 		View: &f.view, Host: &f.host, NodeAddr: &f.node, Attached: &f.attached, Settings: &f.settings, Underlay: &f.network, Router: &f.kernel,
 		PresharedKey: func(peer.ID) [32]byte { return [32]byte{} }, Empty: func() error { return f.empty }, Log: slog.New(slog.DiscardHandler),
-		Isolate: func() error { f.order = append(f.order, "isolate"); return f.isolate }, Turned: func() {},
+		Isolate: func() error { f.order = append(f.order, "isolate"); return f.isolate }, Tried: func() {},
 		Applied: func(addrs []netip.Addr) { f.order, f.served = append(f.order, "applied"), addrs },
 	})
 	return f

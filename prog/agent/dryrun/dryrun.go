@@ -44,7 +44,7 @@ type Config struct {
 	Self peer.ID
 	Mesh ask.Mesh
 	View live.Reader[*view.View]
-	// Know returns what this host knows now.
+	// Know returns the policies and endpoints that this host knows now.
 	Know func() enforce.Snapshot
 	// MarkOwnHost marks a packet that is between this host itself and an endpoint on it.
 	MarkOwnHost func(*policy.Packet)
@@ -56,7 +56,7 @@ type DryRun struct{ cfg Config }
 // New makes a dry run.
 func New(cfg Config) *DryRun { return &DryRun{cfg} }
 
-// tried returns the known state before and after changes.
+// tried returns the state that this host knows, before and after the changes.
 func (d *DryRun) tried(changes []mesh.Change) (before, after enforce.Snapshot, err error) {
 	before = d.cfg.Know()
 	after.Policies = slices.Clone(before.Policies)
@@ -86,8 +86,8 @@ func (d *DryRun) tried(changes []mesh.Change) (before, after enforce.Snapshot, e
 	return before, after, nil
 }
 
-// Effects returns what changes would do: to connections of now, on all hosts, and to pairs of
-// endpoints.
+// Effects returns what changes would do to the current connections of all hosts, and to the ports
+// that are allowed between pairs of endpoints.
 func (d *DryRun) Effects(ctx context.Context, changes []mesh.Change) (*api.Effects, error) {
 	before, after, err := d.tried(changes)
 	if err != nil {
@@ -129,7 +129,7 @@ func (d *DryRun) Effects(ctx context.Context, changes []mesh.Change) (*api.Effec
 	return out, nil
 }
 
-// pairChanges compares what may be reached between endpoints.
+// pairChanges adds the pairs of endpoints between which other ports would be allowed.
 func pairChanges(before, after enforce.Snapshot, out *api.Effects) {
 	w := before.World
 	affected, all := changed(before, after)
@@ -170,8 +170,8 @@ func pairChanges(before, after enforce.Snapshot, out *api.Effects) {
 	}
 }
 
-// changed returns the endpoints under policies that are not the same before and after; all of them,
-// if labels of namespaces changed.
+// changed returns the endpoints that a changed policy selects, before or after the change. It returns
+// all endpoints if labels of namespaces changed.
 func changed(before, after enforce.Snapshot) (affected map[string]bool, all bool) {
 	affected = map[string]bool{}
 	differ := func(list, others []policy.Policy) {
@@ -217,7 +217,7 @@ func (d *DryRun) serve(_ context.Context, _ peer.ID, payload []byte) ([]byte, er
 	return cbor.Marshal(out)
 }
 
-// flowChanges looks at the connections that conntrack knows.
+// flowChanges evaluates the connections in this host's conntrack table.
 func (d *DryRun) flowChanges(before, after enforce.Snapshot) (out flowChanges, err error) {
 	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
 		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
@@ -250,7 +250,7 @@ func (d *DryRun) flowChanges(before, after enforce.Snapshot) (out flowChanges, e
 	return out, nil
 }
 
-// flowPacket is what opened a connection, as it is behind the translation of its destination.
+// flowPacket returns the first packet of a connection, after the NAT of its destination.
 func flowPacket(f *netlink.ConntrackFlow) policy.Packet {
 	src, _ := netip.AddrFromSlice(f.Forward.SrcIP)
 	dst, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
@@ -259,7 +259,7 @@ func flowPacket(f *netlink.ConntrackFlow) policy.Packet {
 	}
 }
 
-// why is the shortest reason for a verdict.
+// why returns the reason for a verdict in its shortest form.
 func why(v policy.Verdict) string {
 	for _, d := range []policy.Decision{v.Egress, v.Ingress} {
 		switch {

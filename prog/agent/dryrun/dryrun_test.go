@@ -34,7 +34,7 @@ func TestPairsThatWouldChange(t *testing.T) {
 	}
 }
 
-// A deletion is tried as well; an unchanged policy changes no pair.
+// A deletion can be tried, too. A policy that stays the same changes no pair.
 func TestADeletionThatIsTried(t *testing.T) {
 	d, h := newDryRun(t)
 	h.Write(t, map[string]string{"shop/db": policytest.Shop})

@@ -28,13 +28,13 @@ const (
 // Documents are policies that operators wrote into the mesh. They are the Source of a host outside
 // Kubernetes. Documents are safe for concurrent use.
 type Documents struct {
-	live.Value[struct{}] // a version for each change of the documents
+	live.Value[struct{}] // its version counts the changes of the documents
 
 	store *mesh.Documents
 	name  func(peer.ID) string
 
 	mu     sync.Mutex
-	read   uint64            // version that parsed is of
+	read   uint64            // the version of the documents that are in parsed
 	parsed map[string]Parsed // by the documents' keys; nil: none was read yet
 }
 

@@ -69,7 +69,7 @@ func (e *Enforcer) learnOthers(v *view.View) {
 	}
 }
 
-// put makes list the endpoints of a peer.
+// put replaces the endpoints of a peer by list.
 func (e *Enforcer) put(owner peer.ID, list []policy.Endpoint, local bool) {
 	now := make(map[string]bool, len(list))
 	for _, one := range list {
@@ -100,14 +100,15 @@ func Subject(owner peer.ID, e directory.Endpoint, addrs []netip.Addr) policy.End
 	return out
 }
 
-// OwnerOf returns the host of an endpoint, and its id there, as Subject put them together.
+// OwnerOf returns an endpoint's host, and its id on that host. Subject put the two together.
 func OwnerOf(e policy.Endpoint) (owner peer.ID, id string) {
 	word, id, _ := strings.Cut(e.ID, "/")
-	owner, _ = peer.ParseID(word) // it was one
+	owner, _ = peer.ParseID(word) // Subject put a valid id there
 	return owner, id
 }
 
-// Protocol returns a protocol by its name in any case; 0: none that has ports.
+// Protocol returns a protocol by its name, in upper or lower case; 0: no protocol with ports has that
+// name.
 func Protocol(name string) policy.Protocol {
 	for _, p := range []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP} {
 		if strings.EqualFold(p.String(), name) {

@@ -28,14 +28,15 @@ import (
 // Rules are all policies and namespaces of one generation.
 type Rules struct {
 	Policies   []policy.Policy
-	Namespaces map[string]map[string]string // labels
+	Namespaces map[string]map[string]string // the labels of each namespace
 	Generation string
 	Problems   []problem.Problem // parts that this version does not understand
 }
 
 // Source is where policies come from.
 type Source interface {
-	// Read returns the rules; false if they are those of before, or nothing is known.
+	// Read returns the rules. It returns false if their generation is still the given one, or if
+	// nothing is known.
 	Read(before string) (Rules, bool)
 	// Unknown reports why the policies are not known yet: no endpoint can be attached.
 	Unknown() error
@@ -43,7 +44,8 @@ type Source interface {
 	Empty() error
 	// Hosts returns the cluster's hosts as policies see them.
 	Hosts(*view.View) []policy.Host
-	// Changed is closed once the version is not seen: rules or hosts may have changed.
+	// Changed returns a channel that is closed once the source's version differs from seen: rules or
+	// hosts may have changed.
 	Changed(seen uint64) <-chan struct{}
 	Version() uint64
 }
@@ -65,7 +67,7 @@ type Config struct {
 	Attached  live.Reader[[]attach.Endpoint]
 	View      live.Reader[*view.View]
 	Router    Router
-	Exempt    nft.Exempt // what policies do not apply to
+	Exempt    nft.Exempt // traffic that policies do not apply to
 	Log       *slog.Logger
 	IPv6      bool
 }
@@ -73,15 +75,15 @@ type Config struct {
 // Enforcer enforces policies on this host.
 type Enforcer struct {
 	cfg  Config
-	wake chan struct{} // the directory changed
+	wake chan struct{} // receives when the directory changed
 
 	mu       sync.Mutex // held while a program is made and loaded
 	compiler *policy.Compiler
 	rules    Rules
 	heard    heard
 	begun    bool   // Ensure was called
-	pending  bool   // the compiler knows more than the kernel
-	enforced string // generation that the kernel has
+	pending  bool   // the kernel does not have the compiler's last program yet
+	enforced string // the generation of the rules in the kernel
 }
 
 // heard is the input that the compiler already has, so that it only gets changes.
@@ -115,7 +117,7 @@ func (e *Enforcer) Wake() {
 	}
 }
 
-// Run settles every change until ctx ends.
+// Run enforces every change until ctx ends.
 func (e *Enforcer) Run(ctx context.Context) error {
 	told := ""
 	for {
@@ -198,7 +200,7 @@ func (e *Enforcer) Snapshot() Snapshot {
 	return Snapshot{e.rules.Policies, e.compiler.World()}
 }
 
-// IsLocal reports whether an address is of an endpoint here.
+// IsLocal reports whether an endpoint on this host has an address.
 func (e *Enforcer) IsLocal(addr netip.Addr) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()

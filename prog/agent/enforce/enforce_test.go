@@ -20,7 +20,7 @@ import (
 	"weft/router/policy"
 )
 
-// given is a source of given rules.
+// given is a source with the rules that a test sets.
 type given struct {
 	live.Value[struct{}]
 	rules Rules
@@ -36,7 +36,7 @@ func (g *given) say(generation string, p ...policy.Policy) {
 	g.Set(struct{}{})
 }
 
-// others is a directory of one other peer.
+// others is a directory with the endpoints of one other peer.
 type others struct {
 	owner   peer.ID
 	version uint64
@@ -193,7 +193,7 @@ func TestNodesAreHostsOfPolicies(t *testing.T) {
 	for name, c := range map[string]struct {
 		records map[peer.ID]peer.Record
 		present map[peer.ID]bool
-		want    peer.ID // zero: none
+		want    peer.ID // the peer that the host stands for; zero: no host is expected
 	}{
 		"the peer that runs there":      {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}}, nil, one},
 		"another one has no such Node":  {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u9", Node: slotOf(two)}}, nil, one},

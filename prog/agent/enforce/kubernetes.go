@@ -14,7 +14,7 @@ import (
 
 // API is the state of the Kubernetes API server.
 type API interface {
-	State() *kube.State // nil while that is nothing
+	State() *kube.State // nil before the API server has answered
 	Troubles() []kube.Trouble
 	Server() string
 }
@@ -95,7 +95,7 @@ func (k *Kubernetes) Hosts(v *view.View) []policy.Host {
 // address of the peer that announces that it runs there. If several peers announce the same Node,
 // only a single reachable one counts, since the others may be remains of a lost disk.
 func hosts(v *view.View, nodes map[string]kube.Node, ipv6 bool) (hosts []policy.Host) {
-	on := map[string][]peer.ID{} // by the UID of a Node
+	on := map[string][]peer.ID{} // the peers that announce a Node, by its UID
 	for id, r := range v.Records {
 		if owner, ok := v.Ring.Owner(r.Node); ok && owner == id && r.Node != 0 && r.Host != "" {
 			on[r.Host] = append(on[r.Host], id)

@@ -65,7 +65,7 @@ func TestPoliciesOfTheAPIServerAreEnforced(t *testing.T) {
 	kubetest.Eventually(t, "open again", func() bool { return isolated() == 0 })
 }
 
-// New pods would have no policies, or not those of now.
+// New pods would have no policies, or old ones.
 func TestPoliciesAreNotKnownWhileTheAPIServerRefuses(t *testing.T) {
 	server := kubetest.New()
 	server.Refuse(func(_, asked string) int {

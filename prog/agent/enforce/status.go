@@ -12,8 +12,8 @@ import (
 type InForce struct {
 	Generation string
 	Isolated   int
-	Dropped    map[string]uint64 // packets, by direction
-	Policies   map[string]int    // endpoints there that each selects
+	Dropped    map[string]uint64 // the number of dropped packets, by direction
+	Policies   map[string]int    // the number of endpoints on that host that each policy selects
 	// Unread lists the parts of policies that this host does not understand, by policy.
 	Unread map[string][]string `cbor:",omitempty"`
 }
@@ -32,7 +32,7 @@ func (e *Enforcer) InForce() InForce {
 			}
 		}
 	}
-	for _, one := range e.rules.Policies { // those too that select nothing here
+	for _, one := range e.rules.Policies { // includes policies that select no endpoint here
 		out.Policies[one.Ref()] += 0
 		if len(one.Unread) > 0 {
 			if out.Unread == nil {
@@ -56,8 +56,8 @@ func (e *Enforcer) Policies() []policy.Policy {
 	return e.rules.Policies
 }
 
-// Problems returns policies that are not enforced here, or not fully understood. A problem of one
-// policy concerns the hosts of the endpoints that it selects.
+// Problems returns policies that this host does not enforce, or does not understand completely. The
+// problem of one policy concerns the hosts of the endpoints that the policy selects.
 func (e *Enforcer) Problems() (out []problem.Problem) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
