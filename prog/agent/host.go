@@ -22,9 +22,9 @@ type host struct {
 	nickname string
 	rejoin   string // how a host leaves its ring and joins another: the beginning of a sentence
 	founder  founding.Founder
-	node     func() underlay.Node // as Kubernetes knows this host
+	node     func() underlay.Node // returns this host's Node in Kubernetes
 	pods     attach.Pods
-	// rules makes where policies come from.
+	// rules makes the source of policies.
 	rules func(documents *mesh.Documents, name func(peer.ID) string, changed func()) rules
 	// expected returns the targets that should answer.
 	expected func([]mesh.Target) []mesh.Target
@@ -33,11 +33,11 @@ type host struct {
 	run func(context.Context, *parts) error
 }
 
-// rules is where policies come from.
+// rules has the source of policies.
 type rules struct {
 	source  enforce.Source
 	origin  policyview.Origin
-	changed func() // the documents may have changed
+	changed func() // called when the documents may have changed
 }
 
 // host returns the parts that differ between plain hosts and Nodes.

@@ -11,7 +11,8 @@ import (
 	"weft/prog/agent/statedir"
 )
 
-// belongsNowhere is the reason why an agent waits that was not told to found a network.
+// belongsNowhere is the reason why an agent waits if it has no ring, no targets, and no decision of
+// `weft launch` to found a network.
 const belongsNowhere = "this host belongs to no network: join one with `weft launch --token - HOST`, or found one with `weft launch` (a supervisor's agent: weft agent --found)"
 
 // AwaitLaunch serves the sockets of an agent that belongs to no network, and reports that there. It

@@ -26,7 +26,7 @@ func TestAgentWaitsUntilLaunchDecides(t *testing.T) {
 	defer notified.Close()
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(dir, "notify"))
 	opts := config.Options{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), Log: slog.New(slog.DiscardHandler)}
-	if err := statedir.MarkLaunched(opts.StateDir, false); err != nil { // for an earlier agent
+	if err := statedir.MarkLaunched(opts.StateDir, false); err != nil { // an earlier launch decided to join
 		t.Fatal(err)
 	}
 	type outcome struct {
@@ -34,7 +34,7 @@ func TestAgentWaitsUntilLaunchDecides(t *testing.T) {
 		err      error
 	}
 	done := make(chan outcome, 1)
-	n := routertest.New(t) // NET_ADMIN, also for ordinary users
+	n := routertest.New(t) // a user namespace: ordinary users have NET_ADMIN in it
 	before := statedir.Launched(opts.StateDir)
 	go n.Do(func() {
 		launched, err := AwaitLaunch(t.Context(), opts, before)

@@ -21,7 +21,7 @@ import (
 
 // Reset removes everything that Weft made on this host: first the CNI configuration, so that no more
 // containers are attached, then the data path, then state and secret. It restores the sysctls that
-// Weft changed, except on a Node, where other programs need them. kept lists those that could not be
+// Weft changed, except on a Node, where other programs need them. kept lists the sysctls that could not be
 // restored. It renames a state file that cannot be read. The agent must not be running.
 func Reset(ctx context.Context, opts config.Options) (kept []string, err error) {
 	if err := CheckPrivileges(); err != nil {
@@ -73,8 +73,8 @@ func Reset(ctx context.Context, opts config.Options) (kept []string, err error) 
 	return kept, nil
 }
 
-// restoreSysctls restores the sysctls that Weft changed, in reverse order, unless they were changed
-// since.
+// restoreSysctls restores the sysctls that Weft changed, in reverse order. A sysctl that another
+// program has changed since keeps its value.
 func restoreSysctls(changed []state.Sysctl) (kept []string) {
 	for _, c := range slices.Backward(changed) {
 		if !link.SysctlIs(c.Set, c.Name) {

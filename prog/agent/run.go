@@ -35,7 +35,7 @@ var ErrMoved = underlay.ErrMoved
 // started again before an operator has fixed that.
 var ErrTwin = mesh.ErrTwin
 
-// starting is why an agent is not ready that has just begun.
+// starting is the reason that a new agent gives until its components report their own reasons.
 const starting = "the agent is starting"
 
 // run is one run of an agent, up to its components.

@@ -26,7 +26,7 @@ func (p *parts) conditions(stateDir string) []ready.Condition {
 		return func(context.Context) error { return f() }
 	}
 	return []ready.Condition{
-		{Component: "underlay", Effect: "other hosts would not find this one", Check: check(p.underlay.Check)},
+		{Component: "underlay", Effect: "other hosts would not find this host", Check: check(p.underlay.Check)},
 		{Component: "datapath", Effect: "a new container could not send or receive", Check: check(p.datapath.Check)},
 		{Component: "attach", Effect: "a new container could get an address that is in use", Check: check(p.attached.Check)},
 		{Component: "policies", Effect: "a new container would not be isolated", Check: check(p.rules.source.Unknown)},
@@ -36,7 +36,7 @@ func (p *parts) conditions(stateDir string) []ready.Condition {
 	}
 }
 
-// replicate gives the mesh the states that it carries, and what answers other peers.
+// replicate gives the mesh the states that it replicates, and the handlers of other peers' requests.
 func (p *parts) replicate(try *dryrun.DryRun) {
 	p.mesh.Replicate(p.directory)
 	p.mesh.Replicate(p.documents)
@@ -65,7 +65,7 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 		r.stop()
 		return cmp.Or(group.Wait(), unlessStopped(err))
 	}
-	open() // a runtime's DEL is served from now on
+	open() // from now on the agent serves a runtime's DEL
 	run := func(parts ...func(context.Context) error) {
 		for _, part := range parts {
 			group.Go(func() error { return part(ctx) })
@@ -77,7 +77,7 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 		func(ctx context.Context) error { return p.underlay.Run(ctx, in) },
 		r.board.Run,
 	)
-	p.attached.Look(ctx) // before the first plan changes the kernel
+	p.attached.Look(ctx) // must come before the first plan changes the kernel
 	run(
 		p.attached.Run, p.unattached.Run, p.enforce.Run, p.publish.Run, p.datapath.Run, p.datapath.WatchTable, p.paths.Run,
 		func(ctx context.Context) error { return p.drops.Run(ctx, r.opts.Log) },
@@ -96,7 +96,7 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 	return err
 }
 
-// metrics serves those of all components, in Prometheus' text format.
+// metrics returns a handler that serves the metrics of all components in Prometheus' text format.
 func (r *run) metrics(p *parts) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

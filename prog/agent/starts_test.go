@@ -89,8 +89,8 @@ func TestStartsAndStopsUnderLoad(t *testing.T) {
 	load.Wait()
 }
 
-// startOnce starts the agent, waits until it is ready, and stops it: in turns at once, after a
-// moment, and through the control API.
+// startOnce starts the agent, waits until it is ready, and stops it. The number i decides how: at once,
+// after a moment, or through the control API.
 func startOnce(t *testing.T, opts config.Options, i int) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -202,7 +202,7 @@ func loads(c *api.Client) []func(ctx context.Context, i int) error {
 			if err != nil {
 				return err
 			}
-			if resp, err := http.DefaultClient.Do(req); err == nil { // else no agent serves: it starts or stops
+			if resp, err := http.DefaultClient.Do(req); err == nil { // an error means that the agent just starts or stops
 				_, _ = io.Copy(io.Discard, resp.Body)
 				resp.Body.Close()
 			}

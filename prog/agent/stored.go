@@ -27,7 +27,7 @@ type stored struct {
 	synced                 bool
 	addrs                  []netip.Addr // of this host, in the last agent's record
 	node                   slot.Slot
-	ring                   []byte // its id; nil: there is none
+	ring                   []byte // the id of the ring; nil: there is no ring
 	owners                 map[peer.ID][]slot.Range
 }
 
@@ -61,8 +61,8 @@ func load(store *state.Store, self peer.ID) (s stored, err error) {
 	return s, nil
 }
 
-// record returns this host's first own record. It is complete from the start, since a record without
-// a ring would end the tunnels of the last agent.
+// record returns this host's first own record. It is complete from the start: after a record without a
+// ring, other hosts would remove their tunnels to this host.
 func (r *run) record(at underlay.Host, h host) peer.Record {
 	return peer.Record{
 		WireGuard: r.founding.Trust.Public, Nickname: h.nickname, Underlay: at.Addrs, MTUs: at.MTUs,

@@ -25,7 +25,7 @@ func TestResetRestoresSysctlsThatNobodyElseChanged(t *testing.T) {
 	}
 	const four, six = "ipv4/ip_forward", "ipv6/conf/all/forwarding"
 	routertest.New(t).Do(func() {
-		for range 2 { // the second time nothing is to be remembered
+		for range 2 { // the second time, no sysctl changes
 			if err := link.Forwarding(true, s.SaveSysctl); err != nil {
 				if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
 					t.Skip(err)

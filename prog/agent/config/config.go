@@ -53,8 +53,8 @@ type Options struct {
 type DNS struct {
 	Off         bool
 	Domain      string                      // without the last dot
-	TTL         time.Duration               // of answers about the network
-	PreferLocal bool                        // endpoints of this host come first
+	TTL         time.Duration               // the TTL of answers about names of the network
+	PreferLocal bool                        // answers list the endpoints of this host first
 	Forward     map[string][]netip.AddrPort // the DNS servers for names below each domain
 	Fallback    bool                        // containers get this host's own server as a second one
 	ResolvConf  string                      // the file that lists this host's own DNS servers

@@ -80,7 +80,7 @@ type Datapath struct {
 	cfg    Config
 	wake   chan struct{}
 	failed live.Value[error]
-	turned atomic.Pointer[time.Time] // when the last application of a plan began
+	begun  atomic.Pointer[time.Time] // when the last application of a plan began
 }
 
 // New makes a datapath; Run starts it.
@@ -90,12 +90,12 @@ func New(cfg Config) *Datapath {
 	return d
 }
 
-// Run applies plans until ctx ends. It returns an error only if another attempt cannot
-// succeed and going on would do harm.
+// Run applies plans until ctx ends. It returns an error only if another attempt cannot succeed and
+// going on would do harm.
 func (d *Datapath) Run(ctx context.Context) error {
 	for {
 		now := time.Now()
-		d.turned.Store(&now)
+		d.begun.Store(&now)
 		_, viewed := d.cfg.View.Read()
 		_, hosted := d.cfg.Host.Read()
 		_, claimed := d.cfg.NodeAddr.Read()
@@ -215,7 +215,7 @@ func (d *Datapath) Check() error {
 // Alive returns an error if applying a plan hangs: restarting the agent could help. Before the first
 // plan the agent has nothing to apply.
 func (d *Datapath) Alive() error {
-	since := d.turned.Load()
+	since := d.begun.Load()
 	if since == nil || time.Since(*since) < stuck {
 		return nil
 	}

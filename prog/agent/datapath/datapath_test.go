@@ -212,7 +212,7 @@ func TestAliveEndsWithATurnThatHangs(t *testing.T) {
 			t.Errorf("before the first turn: %v", err)
 		}
 		now := time.Now()
-		f.turned.Store(&now)
+		f.begun.Store(&now)
 		time.Sleep(stuck - time.Second)
 		if err := f.Alive(); err != nil {
 			t.Errorf("after %v: %v", stuck-time.Second, err)

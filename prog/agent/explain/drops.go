@@ -17,13 +17,14 @@ import (
 // mostDrops is how many different drops are remembered.
 const mostDrops = 256
 
-// Drops are the packets that policies dropped last, alike ones together. The zero value has none.
+// Drops has the packets that policies dropped last, and counts alike packets together. The zero value
+// has none.
 type Drops struct {
 	mu   sync.Mutex
 	last map[dropKey]*dropCount
 }
 
-// dropKey is what makes drops alike: the client's port does not.
+// dropKey identifies alike packets: only their client ports may differ.
 type dropKey struct {
 	direction policy.Direction
 	audit     bool
@@ -60,7 +61,7 @@ func (d *Drops) note(l nft.Logged, now time.Time) {
 	c.count++
 }
 
-// makeRoom forgets the oldest. The caller holds the lock.
+// makeRoom forgets the oldest drop. The caller holds the lock.
 func (d *Drops) makeRoom() {
 	if len(d.last) < mostDrops {
 		return
@@ -131,7 +132,7 @@ func (x *Explainer) Drops(context.Context) ([]api.Drop, error) {
 	return list, nil
 }
 
-// Title returns what people call the endpoint at an address; empty if there is none.
+// Title returns the name for output of the endpoint at an address; empty if there is none.
 func Title(w policy.World, addr netip.Addr) string {
 	e, ok := w.At(addr)
 	if !ok {

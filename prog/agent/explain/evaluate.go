@@ -25,13 +25,14 @@ type question struct {
 	AnyPort, FromOwnHost, ToOwnHost bool
 }
 
-// reply is its answer.
+// reply is the answer to a question.
 type reply struct {
 	Decision api.Decision
 	Exempt   string
 }
 
-// ask asks the host of an endpoint. If that does not answer, it evaluates with what this host knows.
+// ask asks the host of an endpoint. If that host does not answer, this host
+// evaluates the policies that it knows itself.
 func (x *Explainer) ask(ctx context.Context, k enforce.Snapshot, owner peer.ID, q question) (r reply) {
 	if owner == x.cfg.Self {
 		return x.evaluate(k, q)

@@ -49,8 +49,8 @@ type Config struct {
 	View     live.Reader[*view.View]
 	Drops    *Drops
 	Exempt   nft.Exempt
-	Resolver bool // a name server listens on this host
-	// Short takes the DNS domain from a name.
+	Resolver bool // the name server listens on this host
+	// Short returns a name without the DNS domain.
 	Short func(string) string
 }
 
@@ -111,7 +111,7 @@ func (x *Explainer) Explain(ctx context.Context, req api.ExplainRequest) (out ap
 	return out, nil
 }
 
-// inFamily returns a protocol as it is called in the family of an address.
+// inFamily returns ICMPv6 instead of ICMP if an address is IPv6; other protocols stay the same.
 func inFamily(p policy.Protocol, a netip.Addr) policy.Protocol {
 	if p == policy.ICMP && a.Is6() {
 		return policy.ICMPv6

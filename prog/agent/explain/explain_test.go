@@ -81,7 +81,7 @@ func TestExplainAPartlyUnreadPolicy(t *testing.T) {
 	}
 }
 
-// A rule with ports never allows ICMP, one without them does: in IPv6 it is ICMPv6.
+// A rule with ports never allows ICMP. A rule without ports does; in IPv6 it allows ICMPv6.
 func TestExplainICMP(t *testing.T) {
 	x, h := newExplainer(t, nft.Exempt{})
 	for text, allowed := range map[string]bool{policytest.Shop: false, strings.Replace(policytest.Shop, "    ports: [{port: 5432}]\n", "", 1): true} {
@@ -147,7 +147,7 @@ func TestPacketsOfTheOwnHostAreMarked(t *testing.T) {
 	}
 }
 
-// Another peer's request that names no packet is refused.
+// A peer's request is refused if it does not describe a packet.
 func TestInvalidQuestionsOfPeersAreRefused(t *testing.T) {
 	x, _ := newExplainer(t, nft.Exempt{})
 	for _, bad := range [][]byte{nil, []byte("garbage"), {0xa0}} {

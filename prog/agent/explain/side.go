@@ -17,11 +17,12 @@ import (
 // side is one end of a connection that people ask about.
 type side struct {
 	api.Party
-	endpoint policy.Endpoint // without an id: none
-	owner    peer.ID         // of the endpoint, or of the node
+	endpoint policy.Endpoint // without an id: this side is no endpoint
+	owner    peer.ID         // the peer of the endpoint, or of the node address
 }
 
-// asEndpoint returns a side as an endpoint, which policies select by its address only, if it is no endpoint.
+// asEndpoint returns the endpoint of a side. A side that is none is returned as an endpoint without
+// labels, which policies select by its address only.
 func (s side) asEndpoint() policy.Endpoint {
 	if s.endpoint.ID != "" {
 		return s.endpoint
@@ -101,8 +102,8 @@ func sideAt(v *view.View, word string, addr netip.Addr, w policy.World) side {
 	return s
 }
 
-// behindGateway returns the host of an endpoint, where the question names the address by which
-// endpoints know it: it is translated before policies look.
+// behindGateway returns the destination after NAT: the host's own address, if the question names the
+// gateway address by which endpoints reach their host. Policies see packets after that NAT.
 func behindGateway(v *view.View, src, dst side) side {
 	r := v.Records[src.owner]
 	if src.endpoint.ID == "" || r.Node == 0 || len(dst.Addresses) != 1 {

@@ -32,13 +32,13 @@ type Founding struct {
 	Universe config.Ranges // requested, or founded
 	// Ring is the ring that this host founds; nil if it does not.
 	Ring *ring.Ring
-	// Election is how this host votes, if it does. Its Elsewhere is for the caller to fill.
+	// Election configures this host's vote; nil if it does not vote. The caller sets Elsewhere.
 	Election *ipam.Election
 	// Kubernetes is the content of the cluster's Secret when this host made its ring.
 	Kubernetes kube.Founding
 }
 
-// Founder decides.
+// Founder decides how this host gets a ring.
 type Founder interface {
 	Found(context.Context) (Founding, error)
 }
@@ -48,7 +48,7 @@ func newRingID() (id ring.ID) {
 	return id
 }
 
-// stored completes a founding from the disk, and reports whether there is a ring.
+// stored completes f from the state on the disk, and reports whether there is a ring.
 func stored(store *state.Store, opts config.Options, f *Founding) (hasRing bool, err error) {
 	if f.Targets, err = statedir.AddTargets(store, opts.Targets); err != nil {
 		return false, err
@@ -66,7 +66,7 @@ func stored(store *state.Store, opts config.Options, f *Founding) (hasRing bool,
 // seeded returns the ring of the given founders. All hosts compute the same.
 func seeded(cluster secret.ClusterID, u slot.Universe, given []peer.ID) (*ring.Ring, error) {
 	if cluster.IsZero() {
-		return nil, fmt.Errorf("--ipalloc-init seed: all hosts need the same token, since it has the cluster's id; WEFT_PASSWORD has none: make a token with `weft token`")
+		return nil, fmt.Errorf("--ipalloc-init seed: all hosts need the same token, since it has the cluster's id; a password has no cluster id; run `weft token` once, and give all hosts that token")
 	}
 	seeds := slices.Clone(given)
 	slices.SortFunc(seeds, func(x, y peer.ID) int { return slices.Compare(x[:], y[:]) })

@@ -58,7 +58,7 @@ func (k Kubernetes) Found(ctx context.Context) (f Founding, err error) {
 	if err != nil {
 		return f, fmt.Errorf("agent: stored ring: %w", err)
 	}
-	// It was decided when the ring was founded.
+	// The universe cannot change: it was decided when the ring was founded.
 	if asked := k.Options.Universe.Asked(); asked.V4.IsValid() && asked.V4 != r.Universe.V4 || asked.V6.IsValid() && asked.V6 != r.Universe.V6 {
 		k.Node.Warn(problem.Problem{
 			Reason: kube.ReasonUniverseFixed, What: fmt.Sprintf("the network's addresses are %v since it was founded", r.Universe),
@@ -102,8 +102,9 @@ func (k Kubernetes) join(ctx context.Context) error {
 		return err
 	}
 	if f.Founder == self && !mine {
-		// It said so in an earlier run, and ended before it had the ring on its disk. Others may
-		// have taken over since what that founder owns: this host is a new peer.
+		// The Secret names this host as the founder, but an earlier agent ended before it wrote the
+		// ring to its disk. Others may have taken over the founder's addresses since then: this host
+		// joins as a new peer.
 		k.Log.Warn("this host founded the ring and did not keep it: it joins as a new peer", "was", fmt.Sprintf("%v(%s)", self, k.Node.Nickname()))
 		if err := k.Store.Renew(); err != nil {
 			return err
@@ -124,7 +125,7 @@ func (k Kubernetes) join(ctx context.Context) error {
 		return err
 	}
 	if err := k.Node.Ask(ctx); err != nil {
-		k.Log.Warn("cannot read this host's Node", "err", err) // the watch will tell
+		k.Log.Warn("cannot read this host's Node", "err", err) // the watch of Nodes reads it later
 	}
 	return nil
 }
@@ -156,8 +157,8 @@ func (k Kubernetes) answers(ctx context.Context, addr netip.Addr) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// checkGossipPort keeps a host from founding that no other host could then reach: all others would
-// wait for its addresses.
+// checkGossipPort reports why other hosts could not reach the gossip port of this host. A host that
+// cannot be reached must not found: all others would wait for its addresses.
 func (k Kubernetes) checkGossipPort() error {
 	l, err := net.Listen("tcp", fmt.Sprintf(":%d", k.Options.GossipPort))
 	if err != nil {

@@ -64,7 +64,7 @@ func open(t *testing.T, dir string) *state.Store {
 	return store
 }
 
-// ringIn is the ring that a state folder has.
+// ringIn returns the ring in a state folder.
 func ringIn(t *testing.T, dir string) ring.Ring {
 	t.Helper()
 	store := open(t, dir)
@@ -81,7 +81,7 @@ func ringIn(t *testing.T, dir string) ring.Ring {
 }
 
 func TestNodesOfAClusterMakeOneRingAndKeepItWithoutTheAPIServer(t *testing.T) {
-	t.Parallel() // between two requests it waits a second
+	t.Parallel() // Found waits a second between two requests
 	server, kubeconfig := cluster(t)
 	var dirs []string
 	names := []string{"n1", "n2", "n3"}
@@ -135,7 +135,7 @@ func TestFounderWithoutStoredRingIsNewPeer(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, state.File)); err != nil {
 		t.Fatal(err)
 	}
-	store := open(t, dir) // it has the founder's identity, and nothing else
+	store := open(t, dir) // the store has the founder's identity, and no ring
 	if _, err := store.Keys(&sameKeys{first.Trust.Keys.Identity.Seed(), first.Trust.Keys.WireGuard[:]}); err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func TestFounderWithoutStoredRingIsNewPeer(t *testing.T) {
 	}
 }
 
-// sameKeys is a source of randomness that gives the keys of before.
+// sameKeys has the keys of the first run, so that another run gets the same ones.
 type sameKeys [2][]byte
 
 func (s *sameKeys) Read(b []byte) (int, error) {
@@ -157,7 +157,7 @@ func (s *sameKeys) Read(b []byte) (int, error) {
 }
 
 func TestAnotherRangeThanTheFoundedOneHasNoEffectAndIsTold(t *testing.T) {
-	t.Parallel() // between two requests it waits a second
+	t.Parallel() // Found waits a second between two requests
 	server, kubeconfig := cluster(t)
 	if _, _, err := found(t, kubeconfig, "n1", t.TempDir(), netip.Prefix{}); err != nil {
 		t.Fatal(err)
@@ -170,7 +170,7 @@ func TestAnotherRangeThanTheFoundedOneHasNoEffectAndIsTold(t *testing.T) {
 	if len(list) != 1 || !strings.Contains(list[0].What, "10.32.0.0/12") || !strings.Contains(list[0].Effect, "WEFT_IPALLOC_RANGE") {
 		t.Fatalf("%+v", list)
 	}
-	n.Warn(list[0]) // once is enough
+	n.Warn(list[0]) // the second warning makes no second event
 	if again := n.Problems(); len(again) != 1 {
 		t.Errorf("%+v", again)
 	}

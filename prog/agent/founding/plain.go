@@ -21,7 +21,7 @@ import (
 	"weft/router/link"
 )
 
-// Plain decides for a host by itself.
+// Plain is the Founder of a host outside Kubernetes.
 type Plain struct {
 	Options config.Options
 	Store   *state.Store
@@ -36,7 +36,7 @@ func (p Plain) Found(ctx context.Context) (f Founding, err error) {
 		return f, err
 	}
 	alone := len(f.Targets) == 0 && o.Init.Expect == 0
-	if alone && len(o.Init.Seeds) == 0 && f.Trust.Token.Cluster.IsZero() { // the secret came from a password
+	if alone && len(o.Init.Seeds) == 0 && f.Trust.Token.Cluster.IsZero() { // a token from a password has no cluster id
 		if _, err := rand.Read(f.Trust.Token.Cluster[:]); err != nil {
 			return f, fmt.Errorf("agent: %w", err)
 		}
@@ -84,8 +84,7 @@ func (p Plain) election(ctx context.Context, t trust.Trust, targets []string) *i
 	}
 }
 
-// countOthers counts the targets that are not this host itself: operators like to give
-// all hosts one list.
+// countOthers counts the targets other than this host: operators often give all hosts the same list.
 func (p Plain) countOthers(ctx context.Context, targets []string) (n int) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()

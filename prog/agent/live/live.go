@@ -51,8 +51,8 @@ func (v *Value[T]) Version() uint64 {
 	return version
 }
 
-// Changed returns a channel that is closed as soon as the version is not seen, the one that the
-// caller read last: no change between Read and Changed is missed.
+// Changed returns a channel that is closed as soon as the version differs from seen, the version that
+// the caller read last. So no change between Read and Changed is missed.
 func (v *Value[T]) Changed(seen uint64) <-chan struct{} {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -6,7 +6,7 @@ import (
 	"weft/prog/agent/attach"
 )
 
-// shrinking is attached once, and then no more.
+// shrinking has an endpoint at the first look only.
 type shrinking struct{ looks int }
 
 func (s *shrinking) Get() []attach.Endpoint {

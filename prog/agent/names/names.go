@@ -1,7 +1,8 @@
 // Package names answers and changes the names of the network: those that endpoints brought along,
 // and those that operators gave to endpoints, to this host and to addresses outside.
 //
-// A Service owns nothing: given names are settings, and all others are the directory's. It has no
+// A Service owns nothing: names that operators gave are in the settings, all other names
+// are in the directory. It has no
 // goroutine.
 package names
 
@@ -90,7 +91,8 @@ func (n *Service) owns(key, name string) bool {
 	return i >= 0 && attached[i].Owns(name)
 }
 
-// withdraw takes away the own names that a request means, and reports whether there was one.
+// withdraw removes the endpoints' own names that a request names from DNS, and reports whether there
+// was one.
 func (n *Service) withdraw(v *settings.Values, given []settings.Name, name string) (any bool) {
 	for _, g := range given {
 		if g.Endpoint != "" && !slices.Contains(v.Withdrawn, g.Endpoint) && n.owns(g.Endpoint, name) {
@@ -100,7 +102,7 @@ func (n *Service) withdraw(v *settings.Values, given []settings.Name, name strin
 	return any
 }
 
-// restore gives an endpoint its own name back if that was taken away.
+// restore gives an endpoint its own name back if it was withdrawn.
 func (n *Service) restore(v *settings.Values, key, name string) bool {
 	i := slices.Index(v.Withdrawn, key)
 	if i < 0 || !n.owns(key, name) {
@@ -110,8 +112,8 @@ func (n *Service) restore(v *settings.Values, key, name string) bool {
 	return true
 }
 
-// AddName gives a container here, this host, or an address outside a name. A container's own
-// name comes back so.
+// AddName gives a container here, this host, or an address outside a name. If the name is
+// the container's own one, and was withdrawn, DNS has it again.
 func (n *Service) AddName(_ context.Context, req api.NameRequest) error {
 	name, err := n.relative(req.Name)
 	if err != nil {
@@ -166,7 +168,7 @@ func (n *Service) RemoveName(_ context.Context, req api.NameRequest) (err error)
 	})
 }
 
-// Expose lets the underlay reach containers through this host, or stops that.
+// Expose lets the underlay reach containers through this host, or ends that access.
 func (n *Service) Expose(_ context.Context, req api.ExposeRequest) (err error) {
 	name := ""
 	if req.Name != "" {
@@ -189,13 +191,13 @@ func (n *Service) Expose(_ context.Context, req api.ExposeRequest) (err error) {
 
 // targets returns the subjects of a request: endpoints, this host, or addresses outside the network.
 func (n *Service) targets(req api.NameRequest) (out []settings.Name, err error) {
-	var keys []string // of the container's interfaces
+	var keys []string // the keys of the container's interfaces
 	if req.Container != "" {
 		if keys, err = n.cfg.Attached.Find(req.Container); err != nil {
 			return nil, err
 		}
 		switch {
-		case len(req.Addresses) > 0: // they say which
+		case len(req.Addresses) > 0: // the addresses choose the interfaces
 		case len(keys) > 1:
 			return nil, bad(fmt.Errorf("%s names several endpoints here (`weft ps`): give an address instead", req.Container))
 		default:
@@ -215,7 +217,8 @@ func (n *Service) targets(req api.NameRequest) (out []settings.Name, err error) 
 	return out, nil
 }
 
-// targetAt returns what has an address. If a container is named too, it is one of its keys.
+// targetAt returns the endpoint, this host or the outside address to which an address belongs. If the
+// request names a container too, the address must belong to one of its keys.
 func (n *Service) targetAt(addr netip.Addr, container string, keys []string) (settings.Name, error) {
 	v := n.cfg.View.Get()
 	if v == nil {
@@ -295,7 +298,7 @@ func (n *Service) Names(context.Context) ([]api.Name, error) {
 	return n.describe(v, n.cfg.Directory.Entries(v.Ring), func(string) bool { return true }), nil
 }
 
-// describe lists those names of entries that are chosen, sorted.
+// describe lists the names of entries that a function chooses, sorted.
 func (n *Service) describe(v *view.View, entries []directory.Entry, chosen func(name string) bool) []api.Name {
 	out := []api.Name{}
 	for _, e := range entries {
@@ -315,7 +318,7 @@ func (n *Service) describe(v *view.View, entries []directory.Entry, chosen func(
 // stuckFor is how long freed slots wait for other peers before that is a problem.
 const stuckFor = time.Minute
 
-// Problems name the peers that keep addresses from being used again.
+// Problems names the peers that keep freed addresses from being used again.
 func (n *Service) Problems() []problem.Problem {
 	slots, since, why := n.cfg.Directory.Stuck()
 	if why == nil || time.Since(since) < stuckFor {

@@ -52,7 +52,7 @@ type fixture struct {
 	*Service
 	settings *settings.Settings
 	store    *agenttest.Settings
-	addr6    netip.Addr // of the endpoint
+	addr6    netip.Addr // the IPv6 address of the endpoint
 }
 
 // newFixture is a host with one endpoint, called Web in namespace Prod, and further ones.
@@ -82,7 +82,7 @@ func TestGivenNamesAreKept(t *testing.T) {
 	for _, req := range []api.NameRequest{
 		{Name: "Shop.weft.internal.", Container: "0123456"},
 		{Name: "front", Container: "Web"},
-		{Name: "front", Addresses: []netip.Addr{f.addr6}}, // again, by its address
+		{Name: "front", Addresses: []netip.Addr{f.addr6}}, // the same endpoint, now by its address
 		{Name: "printer.floor2", Addresses: []netip.Addr{outside}},
 		{Name: "gate", Addresses: []netip.Addr{agenttest.Universe().Addr4(1)}}, // this host
 	} {

@@ -1,5 +1,5 @@
 // Package nodeaddr owns the node address: the slot that this host takes for itself. It publishes
-// the slot, 0 while there is none, and claims another one when a peer took that over.
+// the slot, 0 while there is none, and claims another slot when a peer took over the first.
 package nodeaddr
 
 import (
@@ -16,7 +16,7 @@ import (
 // retry is the pause after a claim that failed.
 const retry = time.Second
 
-// Allocator gives slots to keys, and takes them back.
+// Allocator gives slots to keys, and frees the slots.
 type Allocator interface {
 	Allocate(ctx context.Context, key string, note []byte) (slot.Slot, error)
 	Free(ctx context.Context, key string) error
@@ -24,7 +24,7 @@ type Allocator interface {
 
 // Config configures a Claimer.
 type Config struct {
-	Stored slot.Slot // from the last run; 0: none
+	Stored slot.Slot // the node address of the previous agent; 0: none
 	IPAM   Allocator
 	View   live.Reader[*view.View]
 	Log    *slog.Logger
@@ -43,7 +43,7 @@ func New(cfg Config) *Claimer {
 	return c
 }
 
-// Run claims a slot as soon as there is a ring with space, and another one whenever it is lost.
+// Run claims a slot as soon as there is a ring with space, and another slot whenever the slot is lost.
 func (c *Claimer) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		s, err := c.cfg.IPAM.Allocate(ctx, settings.NodeKey, nil)
@@ -75,7 +75,7 @@ func (c *Claimer) awaitLoss(ctx context.Context) {
 	for {
 		v, seen := c.cfg.View.Read()
 		if v != nil {
-			if s, lost := v.Lost[settings.NodeKey]; lost && s == c.Get() { // else the view is older than the claim
+			if s, lost := v.Lost[settings.NodeKey]; lost && s == c.Get() { // if another slot is lost, the view is older than the claim
 				return
 			}
 		}

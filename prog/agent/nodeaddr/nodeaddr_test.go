@@ -55,7 +55,7 @@ func (i *ipam) frees() int {
 	return i.freed
 }
 
-// lostView is a view in which another peer owns a slot that is this host's; 0: none.
+// lostView returns a view in which another peer owns the slot of this host's node address; 0: none.
 func lostView(s slot.Slot) *view.View {
 	v := agenttest.View()
 	if s != 0 {
@@ -143,7 +143,7 @@ func TestANodeAddressThatAnotherPeerHasIsReplaced(t *testing.T) {
 	})
 }
 
-// Until it is given up, the allocator returns the lost slot again.
+// The allocator returns the lost slot again until the claimer has freed it.
 func TestALostNodeAddressThatCannotBeGivenUpIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := claim(t, 0, &ipam{noFreeUntil: time.Now().Add(time.Minute)})

@@ -9,8 +9,8 @@ import (
 	"weft/prog/agent/agenttest"
 )
 
-// A peer that is lost and found again and again is a problem with its cause; one that was lost now
-// and then is none.
+// A peer that is lost and found again and again is a problem with a cause. A peer that was lost now
+// and then is no problem.
 func TestFlappingNamesItsCause(t *testing.T) {
 	record := agenttest.Record(2)
 	for _, tt := range []struct {

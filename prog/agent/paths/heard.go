@@ -19,8 +19,8 @@ type heard struct {
 // s, and tunnels are checked every period.
 const heardFor = 40 * time.Second
 
-// listen records new traffic. The time of the last packet of a tunnel that is seen for the first time
-// is unknown: if its keys are in use, it may have been just now.
+// listen records new traffic. When a tunnel is seen for the first time, the time of its last packet
+// is unknown: if the tunnel has a recent handshake, a packet may have come just now.
 func (p *Paths) listen(now time.Time, seen wg.Observed) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -37,7 +37,8 @@ func (p *Paths) listen(now time.Time, seen wg.Observed) {
 	p.heard = peers
 }
 
-// ago returns how long ago something came from a peer; false if that is no proof any more.
+// ago returns how long ago the last packet came from a peer; false if it is too old to prove that the
+// host is alive.
 func (p *Paths) ago(key [32]byte, now time.Time) (time.Duration, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -46,8 +47,8 @@ func (p *Paths) ago(key [32]byte, now time.Time) (time.Duration, bool) {
 	return ago, ok && ago < heardFor
 }
 
-// Heard returns proof that a peer is alive, and the command that helps; empty if nothing came through
-// its tunnel.
+// Heard returns proof that a peer is alive, and the command that helps; empty if no packet came
+// through its tunnel lately.
 func (p *Paths) Heard(id peer.ID) string {
 	v := p.cfg.View.Get()
 	if v == nil {

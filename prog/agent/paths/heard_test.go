@@ -22,7 +22,7 @@ func TestTrafficThroughATunnelProvesThatAPeerLives(t *testing.T) {
 	key := [32]byte{1}
 	for _, tt := range []struct {
 		name     string
-		received []int64 // every 5 s, since the start
+		received []int64 // the tunnel's count of received bytes, every 5 s since the start
 		keys     time.Duration
 		alive    bool
 	}{
@@ -61,7 +61,7 @@ func TestHeardNamesThePeersThatLive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		own, other := agenttest.Record(1), agenttest.Record(2)
 		seen := &live.Value[*view.View]{}
-		ends := time.Now().Add(time.Minute) // then the other host is switched off
+		ends := time.Now().Add(time.Minute) // at that time the other host is switched off
 		p := New(Config{
 			View: seen, Expected: func() []mesh.Target { return nil },
 			Observe: func() (wg.Observed, error) {

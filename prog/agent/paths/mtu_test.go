@@ -12,14 +12,14 @@ import (
 	"weft/prog/agent/view"
 )
 
-// A path that carries less than the tunnel needs is named with its fix; one that carries less
-// than others, but enough, is no problem.
+// A path whose MTU is too small for the tunnel is a problem with a fix. A path with a smaller MTU than
+// others, which suffices for the tunnel, is no problem.
 func TestANarrowPathIsNamed(t *testing.T) {
 	const mine, theirs = "this host's route to 192.0.2.2", "the link with 192.0.2.2 on that host"
 	for name, tt := range map[string]struct {
 		route, link, given int
 		ipv6               bool
-		want               []string // none: no problem
+		want               []string // words in the text of the problem; none: no problem
 	}{
 		"all links alike":              {1500, 1500, 0, true, nil},
 		"a peer that does not say":     {1500, 0, 0, true, nil},

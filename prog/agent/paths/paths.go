@@ -2,7 +2,7 @@
 // whether traffic arrives through the tunnels, and the MTU of each path.
 //
 // Paths own the times when each peer was last heard, and the lasting blockages. Their goroutine
-// checks every five seconds. Paths are safe for concurrent use. They change nothing on the host.
+// checks them every five seconds. Paths are safe for concurrent use. They change nothing on the host.
 package paths
 
 import (
@@ -33,13 +33,13 @@ const (
 type Config struct {
 	View    live.Reader[*view.View]
 	Started time.Time
-	Gossip  int // port
+	Gossip  int // the gossip port
 	IPv6    bool
 	// GivenMTU means that the operator gave the MTU.
 	GivenMTU bool
-	// Tunnels are those that were planned last, in the order of their peers.
+	// Tunnels returns the tunnels of the last plan, in the order of their peers.
 	Tunnels func() []topology.Tunnel
-	// Targets are the hosts to join, and Expected those of them that should answer.
+	// Targets returns the hosts to join. Expected returns the targets that should answer now.
 	Targets, Expected func() []mesh.Target
 	// Observe reads the tunnels of the kernel.
 	Observe func() (wg.Observed, error)
@@ -50,9 +50,9 @@ type Paths struct {
 	cfg Config
 
 	mu      sync.Mutex
-	heard   map[[32]byte]heard   // by public key
+	heard   map[[32]byte]heard   // the last traffic of each tunnel, by its public key
 	since   map[string]time.Time // when a blockage was first seen, by its key
-	lasting []blockage           // those that have lasted
+	lasting []blockage           // the blockages that have lasted long enough to be problems
 }
 
 // New makes paths; Run starts them.
@@ -102,12 +102,12 @@ func (p *Paths) Check() error {
 	return nil
 }
 
-// Problems name blocked ports, peers that gossip loses again and again, and peers to which packets
-// go in fragments.
+// Problems names blocked ports, peers that gossip loses again and again, and peers to which packets
+// are sent in fragments.
 func (p *Paths) Problems(v *view.View) (list []problem.Problem) {
 	p.mu.Lock()
 	for _, b := range p.lasting {
-		if b.About != noTunnel { // for which this host is not ready
+		if b.About != noTunnel { // Check reports that blockage
 			list = append(list, b)
 		}
 	}
@@ -125,7 +125,8 @@ func (p *Paths) Problems(v *view.View) (list []problem.Problem) {
 	return list
 }
 
-// narrow returns a problem if the path to a peer carries less than its tunnel needs; otherwise false.
+// narrow returns a problem if the MTU of the path to a peer is too small for its tunnel; otherwise
+// false.
 func narrow(t topology.Tunnel, name string, ipv6, given bool) (problem.Problem, bool) {
 	size := t.MTUFor(ipv6)
 	need, path := t.Sealed(size), t.Path()

@@ -22,12 +22,12 @@ const lasting = 45 * time.Second
 type neighbour struct {
 	name      string
 	addrs     []netip.Addr
-	port      uint16 // WireGuard's
+	port      uint16 // WireGuard's UDP port on that host
 	gossip    uint16
-	reachable bool // by gossip
-	mute      bool // that, but not by UDP
-	tunnel    bool // there is one, and
-	fresh     bool // it works: its keys are in use, and, where gossip was lost, newer than that
+	reachable bool // gossip reaches the host
+	mute      bool // gossip reaches the host over TCP, but not over UDP
+	tunnel    bool // there is a tunnel to the host
+	fresh     bool // the tunnel works: its last handshake is recent, and newer than the loss of gossip, if gossip lost the host
 }
 
 // blockage is a blocked port between two hosts. Firewalls drop packets without any error. Its About

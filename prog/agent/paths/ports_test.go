@@ -32,7 +32,7 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 		"alone":                         {nil, nil, nil},
 		"all is well":                   {[]neighbour{n(true, true, true), works}, []mesh.Target{{Host: "192.0.2.2", Connected: true}}, nil},
 		"the tunnel's port":             {[]neighbour{n(true, true, false), works}, nil, []string{"tunnel 00(h2)"}},
-		"the tunnel's port, of two":     {[]neighbour{n(true, true, false)}, nil, []string{"tunnel 00(h2)"}}, // which of the two is at fault?
+		"the tunnel's port, of two":     {[]neighbour{n(true, true, false)}, nil, []string{"tunnel 00(h2)"}}, // with a single tunnel, either host may be at fault
 		"the tunnel's port, everywhere": {[]neighbour{n(true, true, false), n(true, true, false)}, nil, []string{"tunnel 00(h2)", "tunnel 00(h2)", noTunnel}},
 		"gossip's port":                 {[]neighbour{n(false, true, true)}, []mesh.Target{{Host: "192.0.2.2", Err: down}}, []string{"gossip 00(h2)"}},
 		"the host is off":               {[]neighbour{n(false, true, false), works}, []mesh.Target{{Host: "192.0.2.2", Err: down}}, nil},
@@ -73,8 +73,8 @@ func TestOnlyKeysFromAfterTheLossShowThatAPeerLives(t *testing.T) {
 	started := now.Add(-time.Hour)
 	for name, tt := range map[string]struct {
 		change    func(*mesh.Peer)
-		handshake time.Duration // ago; 0: there is no tunnel
-		want      int           // neighbours
+		handshake time.Duration // the age of the last handshake; 0: there is no tunnel
+		want      int           // the number of neighbours
 		fresh     bool
 	}{
 		"reached, keys in use":          {func(p *mesh.Peer) { p.Reachable = true }, time.Minute, 1, true},

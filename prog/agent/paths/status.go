@@ -18,7 +18,7 @@ import (
 
 // Status describes the tunnels to all other peers, and names the kind of WireGuard here.
 func (p *Paths) Status(v *view.View) (kind string, out []api.Connection) {
-	seen, _ := p.cfg.Observe() // of no device there are no tunnels
+	seen, _ := p.cfg.Observe() // if the device cannot be read, no tunnels are shown
 	targets, now := p.cfg.Targets(), time.Now()
 	out = []api.Connection{}
 	for _, other := range v.Peers {
@@ -30,7 +30,8 @@ func (p *Paths) Status(v *view.View) (kind string, out []api.Connection) {
 	return seen.Kind, out
 }
 
-// connection describes the tunnel to a peer, as the kernel has it, if it does.
+// connection describes the tunnel to a peer. The kernel's state is part of it if the kernel has that
+// tunnel.
 func (p *Paths) connection(v *view.View, other mesh.Peer, targets []mesh.Target, seen wg.Observed, now time.Time) api.Connection {
 	rec := other.Record
 	c := api.Connection{

@@ -24,7 +24,7 @@ func TestContainersCannotReachHostPorts(t *testing.T) {
 	under := netip.MustParseAddr("192.0.2.2")
 	for name, c := range map[string]struct {
 		change         func(p *mesh.Peer)
-		addrs          []netip.Addr // of the other peer
+		addrs          []netip.Addr // the addresses in the other peer's record
 		gossip, tunnel uint16
 		node           bool
 	}{

@@ -18,8 +18,8 @@ import (
 
 // Inputs determine the data path.
 type Inputs struct {
-	View      *view.View // with a ring
-	Node      slot.Slot  // 0: none yet
+	View      *view.View // must have a ring
+	Node      slot.Slot  // the slot of the node address; 0: none yet
 	LinkMTU   int        // of the link with this host's first address; 0: unknown
 	Endpoints []attach.Endpoint
 	Settings  settings.Values
@@ -29,12 +29,12 @@ type Inputs struct {
 	Fixed
 }
 
-// Fixed are those that do not change while an agent runs.
+// Fixed has the inputs that do not change while an agent runs.
 type Fixed struct {
 	PrivateKey [32]byte
-	Port       int // WireGuard's
+	Port       int // WireGuard's UDP port
 	GossipPort int
-	MTU        int // that the operator gave; 0: none
+	MTU        int // the MTU that the operator gave; 0: none
 	IPv6       bool
 	Resolver   bool   // a name server listens on the node addresses
 	StatusPort uint16 // at which the status is served to other machines; 0: it is not

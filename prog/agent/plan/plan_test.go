@@ -39,7 +39,7 @@ func TestLostSlotsLeaveThePlan(t *testing.T) {
 	if p := Desired(in); p.Node != 0 || len(p.Endpoints) != 0 || len(p.Lost) != 1 {
 		t.Errorf("%+v", p)
 	}
-	in.Node = 2 // claimed since the view
+	in.Node = 2 // claimed after the view was taken
 	if p := Desired(in); p.Node != 2 {
 		t.Errorf("a node address that was claimed after the loss is not planned: %d", p.Node)
 	}

@@ -38,7 +38,7 @@ spec:
     ports: [{port: 5432}]
 `
 
-// Host is a host by itself.
+// Host is a host outside Kubernetes.
 type Host struct {
 	View      live.Value[*view.View]
 	Attached  live.Value[[]attach.Endpoint]
@@ -124,7 +124,7 @@ func (Alone) Request(context.Context, peer.ID, string, []byte) ([]byte, error) {
 	return nil, errors.New("there is no other peer")
 }
 
-// Rules is a kernel that evaluates as the policies do: it finds no rules.
+// Rules is a kernel without rules: explanations then evaluate the policies alone.
 type Rules struct{}
 
 // Evaluate finds no rules.

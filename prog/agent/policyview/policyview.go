@@ -71,7 +71,7 @@ type View struct{ cfg Config }
 // New makes a view.
 func New(cfg Config) *View { return &View{cfg} }
 
-// change returns what makes a document another one, or none.
+// change returns the change that writes a document, or deletes it if body is nil.
 func change(r api.DocumentRef, body []byte) mesh.Change {
 	c := mesh.Change{Kind: enforce.KindPolicy, Name: r.Namespace + "/" + r.Name, Body: body, Deleted: body == nil}
 	if r.Kind == api.KindNamespace {
@@ -111,7 +111,7 @@ func describe(one api.Policy, p policy.Policy, w policy.World) api.Policy {
 	return one
 }
 
-// ApplyPolicy takes documents in, all or none.
+// ApplyPolicy writes documents, all or none of them.
 func (p *View) ApplyPolicy(ctx context.Context, req api.ApplyRequest) (api.ApplyReply, error) {
 	if err := p.cfg.Origin.Refuse("apply -f FILE"); err != nil && !req.DryRun {
 		return api.ApplyReply{}, err
@@ -141,7 +141,7 @@ func (p *View) ApplyPolicy(ctx context.Context, req api.ApplyRequest) (api.Apply
 	return p.write(ctx, reply, changes, req.DryRun)
 }
 
-// DeletePolicy deletes documents, all or none.
+// DeletePolicy deletes documents, all or none of them.
 func (p *View) DeletePolicy(ctx context.Context, req api.DeleteRequest) (api.ApplyReply, error) {
 	if err := p.cfg.Origin.Refuse("delete networkpolicy NAME"); err != nil {
 		return api.ApplyReply{}, err

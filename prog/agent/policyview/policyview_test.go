@@ -77,8 +77,8 @@ func TestUnreadDocuments(t *testing.T) {
 	}
 }
 
-// A policy of which this version cannot read a part is in force without it, and shown as such: in
-// the status of every host, in the list, and as one problem.
+// A policy with a part that this version cannot read is in force without that part. The status of
+// every host, the list and one problem show that.
 func TestPartlyUnreadDocuments(t *testing.T) {
 	f := newFixture(t, true)
 	odd := strings.Replace(policytest.Shop, "{port: 5432}", "{port: 443, protocol: QUIC}, {port: 5432}", 1)

@@ -87,10 +87,10 @@ func (p *View) PolicyStatus(ctx context.Context) (api.PolicyStatus, error) {
 // policyAnswers collects the answers of peers.
 type policyAnswers struct {
 	api.PolicyStatus
-	index map[string]int // of Policies
+	index map[string]int // the index in Policies of each policy
 }
 
-// policies adds those that may be in force somewhere.
+// policies adds policies that may be in force on some host.
 func (g *policyAnswers) policies(list []policy.Policy) {
 	g.index = map[string]int{}
 	for _, p := range list {
@@ -122,7 +122,7 @@ func (g *policyAnswers) add(id peer.ID, nickname string, f enforce.InForce) {
 	}
 }
 
-// exemptions lists what policies do not apply to on this host.
+// exemptions lists the traffic on this host that policies do not apply to.
 func exemptions(e nft.Exempt) []string {
 	out := []string{"what this host sends to its own endpoints"}
 	switch {
@@ -144,7 +144,7 @@ var (
 	metricDropped  = metric.Desc("policy_dropped_packets_total", "Packets that policies of endpoints on this host dropped, since the agent started.", "direction")
 )
 
-// Metrics exports this host's part.
+// Metrics exports the policies that this host enforces.
 func (p *View) Metrics(out metric.Out) {
 	r := p.Status()
 	out.Each(metricPolicies, map[string]float64{

@@ -18,10 +18,10 @@ import (
 	"weft/prog/agent/view"
 )
 
-// pause lets changes that come at once travel as one.
+// pause is the wait after a change, so that changes at the same time become one set.
 const pause = 5 * time.Millisecond
 
-// Directory takes this host's own endpoints.
+// Directory stores the set of this host's own endpoints, and sends the set to other peers.
 type Directory interface {
 	Publish([]directory.Endpoint) error
 }
@@ -55,7 +55,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 			switch err := p.cfg.Directory.Publish(own(endpoints, set, node, v, p.cfg.IPv6)); {
 			case err == nil:
 				told = ""
-			case err.Error() != told: // not at every change
+			case err.Error() != told: // the log has each new error once, not at every change
 				told = err.Error()
 				p.cfg.Log.Warn("cannot tell the other peers of all endpoints here", "err", err)
 			}

@@ -27,7 +27,7 @@ func endpoint(name string, s slot.Slot) attach.Endpoint {
 	return e
 }
 
-// byID are entries by their ids; all of them are such as the directory takes.
+// byID returns entries by their ids. It fails if the directory would refuse one of them.
 func byID(t *testing.T, list []directory.Endpoint) map[string]directory.Endpoint {
 	t.Helper()
 	out := map[string]directory.Endpoint{}
@@ -99,7 +99,7 @@ func TestWhatDoesNotFitIsLeftOut(t *testing.T) {
 // recorder is a directory that records its calls.
 type recorder struct {
 	mu    sync.Mutex
-	ids   []string // of the last set
+	ids   []string // the ids in the last set
 	times int
 	fail  error
 }
@@ -183,7 +183,7 @@ func TestEachInputIsPublishedAtOnce(t *testing.T) {
 				t.Errorf("%s: %v, published %d times", c.what, ids, times)
 			}
 		}
-		for n := range 50 { // as when all containers of a host start
+		for n := range 50 { // all containers of a host start at once
 			agenttest.Set(f.Attached, []attach.Endpoint{endpoint("web", slot.Slot(n+10))})
 			time.Sleep(pause / 50)
 		}

@@ -18,14 +18,14 @@ import (
 // period is the interval at which conditions are checked without any announced change.
 const period = 2 * time.Second
 
-// settling is how long after its start an agent logs no reason: it passes through some that end
-// within milliseconds.
+// settling is the time after its start in which an agent logs no reason: in that time some reasons
+// last only milliseconds.
 const settling = time.Second
 
 // Condition is one component's condition for new containers.
 type Condition struct {
 	Component string
-	Effect    string // on a container that came nevertheless
+	Effect    string // what would happen to a container that is attached nevertheless
 	Check     func(context.Context) error
 }
 
@@ -37,14 +37,14 @@ type Config struct {
 	Started time.Time
 }
 
-// Board knows whether this host is ready, and why not.
+// Board holds whether this host is ready, and the reason if it is not.
 type Board struct {
 	cfg        Config
 	conditions []Condition
 	wake       chan struct{}
 
 	mu     sync.Mutex
-	why    string // empty once ready
+	why    string // the reason why the host is not ready; empty once it is
 	logged string // the last reason in the log
 }
 
@@ -86,7 +86,7 @@ func (b *Board) Run(ctx context.Context) error {
 	return nil
 }
 
-// evaluate asks the components, in order, until one objects.
+// evaluate asks the components in order, until one of them returns a reason why the host is not ready.
 func (b *Board) evaluate(ctx context.Context) {
 	now, effect := "", ""
 	for _, c := range b.conditions {

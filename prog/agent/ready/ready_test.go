@@ -54,7 +54,7 @@ func (l *lines) add(line string) {
 
 func (l *lines) Write(b []byte) (int, error) { l.add(string(b)); return len(b), nil }
 
-// all returns them, and forgets them.
+// all returns the recorded lines, and forgets them.
 func (l *lines) all() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -69,7 +69,7 @@ type fixture struct {
 	logged, noted lines
 }
 
-// run runs a board with two components; both are content.
+// run runs a board with two components; the conditions of both are met.
 func run(t *testing.T) *fixture {
 	f := &fixture{}
 	f.Board = New(Config{Log: slog.New(slog.NewTextHandler(&f.logged, nil)), Notify: f.noted.add, Started: time.Now()}, "the agent is starting")
@@ -118,7 +118,7 @@ func TestAHostIsReadyOnceNoComponentObjects(t *testing.T) {
 		refused("no policies")
 		f.other.say(nil)
 		f.Wake()
-		f.Wake() // it never blocks
+		f.Wake() // Wake never blocks
 		synctest.Wait()
 		if err := f.Ready(t.Context()); err != nil || f.Why() != "" {
 			t.Error(err)
@@ -174,7 +174,7 @@ func TestAReasonIsLoggedOnceWithItsEffect(t *testing.T) {
 	})
 }
 
-// A component that ends with the agent objects to nothing.
+// The error of a component that ends because the agent stops is not a reason.
 func TestTheEndOfTheAgentIsNoReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := run(t)

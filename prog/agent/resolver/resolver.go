@@ -31,7 +31,7 @@ type Directory interface {
 	Named(ring directory.Ring) int
 }
 
-// Names is the directory as of the last view.
+// Names is the directory, with the ring and the reachable peers of the last view.
 type Names struct {
 	Directory Directory
 	View      live.Reader[*view.View]
@@ -75,7 +75,8 @@ type Resolver interface {
 	Run(ctx context.Context) error
 	// SetAddrs listens on the node addresses.
 	SetAddrs([]netip.Addr)
-	// Container returns what belongs into the resolv.conf of an endpoint of a namespace; nil: nothing.
+	// Container returns the content of resolv.conf for the endpoints of a namespace; nil: it stays as
+	// it is.
 	Container(namespace string) *api.Resolver
 	Status(*view.View) api.DNS
 	Metrics(metric.Out)
@@ -150,7 +151,7 @@ func (r *server) Container(namespace string) *api.Resolver {
 	}
 	if r.cfg.DNS.Fallback {
 		for _, u := range r.dns.Status().Upstreams {
-			if u.Domain == "" && !u.Own && !u.Addr.Addr().IsLoopback() { // a container's loopback is its own
+			if u.Domain == "" && !u.Own && !u.Addr.Addr().IsLoopback() { // a loopback server of this host cannot be reached from a container
 				out.Servers = append(out.Servers, u.Addr.Addr().String())
 				break
 			}

@@ -31,7 +31,7 @@ type Name struct {
 // Values are all settings.
 type Values struct {
 	Exposed bool           `json:"exposed"`
-	Exclude []netip.Prefix `json:"exclude,omitempty"` // as last given
+	Exclude []netip.Prefix `json:"exclude,omitempty"` // the excluded ranges that the operator gave last
 	Names   []Name         `json:"names,omitempty"`
 	// Withdrawn lists the keys of running endpoints whose own names are not in DNS.
 	Withdrawn []string `json:"withdrawn,omitempty"`
@@ -61,7 +61,7 @@ func (v Values) Outside(name string) (n int) {
 	return n
 }
 
-// Named reports whether an endpoint has names that were given or withdrawn.
+// Named reports whether an operator has given a name to an endpoint, or withdrawn its own name.
 func (v Values) Named(key string) bool {
 	return len(v.Aliases(key)) > 0 || slices.Contains(v.Withdrawn, key)
 }
@@ -98,7 +98,8 @@ func Load(store Store, exclude []netip.Prefix) (*Settings, error) {
 	return s, nil
 }
 
-// Change changes the settings by f, unless that refuses: it keeps them, and publishes them then.
+// Change lets f change a copy of the settings. Unless f returns an error, Change stores the copy, and
+// then publishes it.
 func (s *Settings) Change(f func(*Values) error) error {
 	s.changing.Lock()
 	defer s.changing.Unlock()
@@ -114,7 +115,7 @@ func (s *Settings) Change(f func(*Values) error) error {
 	return nil
 }
 
-// Forget drops the names of an endpoint that ended. A change that saw the endpoint is over then.
+// Forget deletes the names of an endpoint that ended. It waits for a change that has begun before.
 func (s *Settings) Forget(key string) error {
 	s.changing.Lock()
 	named := s.Get().Named(key)

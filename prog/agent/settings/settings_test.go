@@ -20,7 +20,7 @@ func load(t *testing.T, store settings.Store, exclude []netip.Prefix) *settings.
 	return s
 }
 
-// name gives an endpoint a name.
+// name returns a change that gives an endpoint a name.
 func name(name, endpoint string) func(*settings.Values) error {
 	return func(v *settings.Values) error {
 		v.Names = append(v.Names, settings.Name{Name: name, Endpoint: endpoint})

@@ -16,7 +16,7 @@ import (
 // for this file.
 const LaunchedFile = "launched"
 
-// MarkLaunched keeps what `weft launch` decided.
+// MarkLaunched stores what `weft launch` decided.
 func MarkLaunched(dir string, found bool) error {
 	word := "join"
 	if found {
@@ -39,7 +39,8 @@ func ToldToFound(dir string) bool {
 
 // BeforeLaunch records the state of a host before launch changes it. The returned function reverts
 // the changes of a failed launch. Otherwise the next agent would found or join a network that the
-// operator has given up. A host that belongs to a network by then keeps it.
+// operator has given up. If the host belongs to a network by then,
+// the function reverts nothing.
 func BeforeLaunch(dir string) (undo func() error, err error) {
 	stored := func(f func(*state.Store) error) error {
 		if !hasStore(dir) {
@@ -77,7 +78,7 @@ func BeforeLaunch(dir string) (undo func() error, err error) {
 	}, nil
 }
 
-// removeIfThere removes a file; one that is not there is no error.
+// removeIfThere removes a file, if it exists.
 func removeIfThere(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -85,7 +86,7 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// Launched returns the file with launch's decision as it is now; nil: there is none.
+// Launched returns the FileInfo of launch's decision; nil if there is no decision.
 func Launched(dir string) os.FileInfo {
 	info, _ := os.Stat(filepath.Join(dir, LaunchedFile))
 	return info
@@ -97,5 +98,6 @@ func LaunchedSince(dir string, before os.FileInfo) bool {
 	return err == nil && (before == nil || !os.SameFile(before, now))
 }
 
-// ForgetLaunched takes the decision back once there is a ring: it was for the first start.
+// ForgetLaunched deletes the decision. The agent calls it once there is a ring, since the decision is
+// for the first start only.
 func ForgetLaunched(dir string) error { return removeIfThere(filepath.Join(dir, LaunchedFile)) }

@@ -16,8 +16,8 @@ import (
 const SecretFile = "secret"
 
 // EstablishSecret keeps the secret of this host: the one that is given, or the one kept from
-// before, or a new one if this host founds. A host that belongs to a cluster keeps its secret:
-// another is refused.
+// before, or a new one if this host founds. If the host belongs to a cluster, a secret of
+// another cluster is refused.
 func EstablishSecret(dir string, given *secret.Token, founds bool) (t secret.Token, err error) {
 	path := filepath.Join(dir, SecretFile)
 	kept, err := Secret(dir)
@@ -43,7 +43,7 @@ func EstablishSecret(dir string, given *secret.Token, founds bool) (t secret.Tok
 	return t, WriteSecret(dir, t)
 }
 
-// Secret reads the token that this host keeps.
+// Secret reads this host's token.
 func Secret(dir string) (secret.Token, error) {
 	path := filepath.Join(dir, SecretFile)
 	data, err := os.ReadFile(path)
@@ -57,7 +57,7 @@ func Secret(dir string) (secret.Token, error) {
 	return t, nil
 }
 
-// WriteSecret keeps a token.
+// WriteSecret writes a token to the state folder.
 func WriteSecret(dir string, t secret.Token) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("secret: %w", err)

@@ -31,7 +31,7 @@ const ReleaseDir = "releases"
 // attached, so that existing ones can still be changed and detached.
 const leastFree = 1 << 20
 
-// CheckDisk reports why nothing can be kept in a folder.
+// CheckDisk reports why no files can be written into a folder.
 func CheckDisk(dir string) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
@@ -48,7 +48,7 @@ func CheckDisk(dir string) error {
 	return nil
 }
 
-// Make makes the state folder, and reports why nothing can be kept there.
+// Make makes the state folder, and reports why no files can be written there.
 func Make(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return state.Explained(fmt.Errorf("the state folder %s cannot be made: %w", dir, err))
@@ -71,8 +71,8 @@ func withStore(dir string, f func(*state.Store) error) error {
 	return errors.Join(f(s), s.Close())
 }
 
-// Founds reports whether an agent with these targets founds a ring: it has none to join, and
-// none from before.
+// Founds reports whether an agent with these targets founds a ring: it has no targets,
+// and no ring in its state.
 func Founds(dir string, targets []string) (founds bool, err error) {
 	if len(targets) > 0 {
 		return false, nil
@@ -105,7 +105,7 @@ func Identity(dir string) (id string, err error) {
 }
 
 // Owns reports whether the state of an agent that does not run owns addresses that other peers
-// would lose with it. A state that cannot be read owns nothing: reset sets it aside.
+// would lose with it. A state that cannot be read counts as owning nothing: reset renames it.
 func Owns(dir string) (owns bool) {
 	if _, err := os.Lstat(filepath.Join(dir, state.File)); err != nil {
 		return false
@@ -129,7 +129,7 @@ func Owns(dir string) (owns bool) {
 	return owns && err == nil
 }
 
-// KeepTargets adds the hosts to join to the state of an agent that does not run yet.
+// KeepTargets adds hosts to join to the state of an agent that does not run yet.
 func KeepTargets(dir string, targets []string) error {
 	return withStore(dir, func(s *state.Store) error {
 		_, err := AddTargets(s, targets)
@@ -137,7 +137,7 @@ func KeepTargets(dir string, targets []string) error {
 	})
 }
 
-// AddTargets adds hosts to join to those that the store has, and returns all.
+// AddTargets adds hosts to join to the targets in the store, and returns all targets.
 func AddTargets(s *state.Store, targets []string) ([]string, error) {
 	kept, _, err := s.Targets()
 	if err != nil {

@@ -83,7 +83,7 @@ func TestAFailedLaunchLeavesNothingUnlessTheHostBelongsToANetwork(t *testing.T) 
 	for name, belongs := range map[string]bool{"failed": false, "founded": true} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			if err := KeepTargets(dir, []string{"192.0.2.9"}); err != nil { // of an earlier one
+			if err := KeepTargets(dir, []string{"192.0.2.9"}); err != nil { // an earlier launch kept this target
 				t.Fatal(err)
 			}
 			undo, err := BeforeLaunch(dir)

@@ -18,9 +18,9 @@ import (
 	"weft/router/problem"
 )
 
-// The components, as the report needs them.
+// The parts of components that the report uses.
 type (
-	// View takes a view of ring and peers now.
+	// View makes a view of the ring and the peers of now.
 	View interface {
 		Look(context.Context) (*view.View, error)
 		Status(*view.View) api.IPAM
@@ -33,11 +33,11 @@ type (
 	}
 	// Unattached returns containers that were restarted without their attachment.
 	Unattached interface{ List() []api.Endpoint }
-	// Paths are the tunnels to other peers.
+	// Paths returns the tunnels to other peers.
 	Paths interface {
 		Status(*view.View) (kind string, connections []api.Connection)
 	}
-	// Resolver is the name server.
+	// Resolver returns the state of the name server.
 	Resolver interface{ Status(*view.View) api.DNS }
 	// Policies returns what this host enforces.
 	Policies interface{ Status() api.PolicyReport }
@@ -57,7 +57,7 @@ type (
 // Config configures a Reporter.
 type Config struct {
 	Options    config.Options
-	PublicKey  string // WireGuard's
+	PublicKey  string // this host's WireGuard key
 	IPv6       bool
 	View       View
 	Board      Board
@@ -70,7 +70,7 @@ type Config struct {
 	Mesh       Mesh
 	Settings   Settings
 	Datapath   Datapath
-	// Problems are those of each component.
+	// Problems returns the problems of each component.
 	Problems []func(*view.View) []problem.Problem
 }
 
@@ -103,12 +103,12 @@ func (s *Reporter) Report(ctx context.Context) (api.Report, error) {
 	return r, nil
 }
 
-// Any makes what a component says of itself, whatever the view, part of Config.Problems.
+// Any adapts a function that needs no view, so that it can be an element of Config.Problems.
 func Any(problems func() []problem.Problem) func(*view.View) []problem.Problem {
 	return func(*view.View) []problem.Problem { return problems() }
 }
 
-// problems lists those of all components.
+// problems lists the problems of all components.
 func (s *Reporter) problems(v *view.View) (list []problem.Problem) {
 	for _, of := range s.cfg.Problems {
 		list = append(list, of(v)...)
@@ -116,7 +116,7 @@ func (s *Reporter) problems(v *view.View) (list []problem.Problem) {
 	return list
 }
 
-// Problems lists all that hurts users of this host, with the hosts that it turned away.
+// Problems lists all problems of this host, and the hosts that it rejected.
 func (s *Reporter) Problems(ctx context.Context) ([]problem.Problem, error) {
 	v, err := s.cfg.View.Look(ctx)
 	if err != nil {
@@ -176,7 +176,7 @@ var metricWarnings = metric.Desc("warnings", "Problems of this host, as in weft 
 func (s *Reporter) Metrics(out metric.Out) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
-	list, _ := s.Problems(ctx) // without a view the agent is stopping
+	list, _ := s.Problems(ctx) // the only error is that of an agent that stops
 	reasons := map[string]float64{}
 	for _, p := range list {
 		reasons[p.Reason]++

@@ -16,7 +16,7 @@ import (
 
 // host implements all components of a host with minimal answers.
 type host struct {
-	err error // of a view
+	err error // the error of taking a view
 	why string
 }
 
@@ -78,7 +78,7 @@ func TestTheReportHasWhatEachComponentSays(t *testing.T) {
 	}
 }
 
-// Every problem is there as a sentence and in parts, in the order of the components.
+// The report has each problem as a sentence and in parts, in the order of the components.
 func TestProblemsAreSentencesAndParts(t *testing.T) {
 	s := newReporter(&host{})
 	r, err := s.Report(t.Context())

@@ -17,11 +17,11 @@ import (
 	"weft/prog/state"
 )
 
-// Trust is this host's proof.
+// Trust has the keys and the token of this host.
 type Trust struct {
 	Self   peer.ID
 	Keys   state.Keys
-	Public wgtypes.Key // WireGuard's
+	Public wgtypes.Key // this host's WireGuard key
 	Token  secret.Token
 }
 

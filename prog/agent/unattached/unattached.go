@@ -23,21 +23,21 @@ import (
 
 // Limits of the list of ended attachments.
 const (
-	most    = 256
-	longest = 24 * time.Hour
+	most    = 256            // containers
+	longest = 24 * time.Hour // since the end of an attachment
 )
 
-// Containers are those that are remembered. The zero value knows none. Containers are safe for
-// concurrent use; their goroutine asks Docker which of them run again.
+// Containers remembers containers. The zero value remembers none. It is safe for concurrent use; its
+// goroutine asks Docker which of the containers run again.
 type Containers struct {
 	mu    sync.Mutex
-	known map[string]*container // by endpoint key
+	known map[string]*container // the remembered containers, by endpoint key
 }
 
 type container struct {
 	api.Endpoint
 	at    time.Time
-	again bool // Docker runs it again
+	again bool // Docker has started the container again
 }
 
 // Note remembers an endpoint that ended, if Docker may start its container again.
@@ -60,7 +60,7 @@ func (c *Containers) Note(e api.Endpoint, now time.Time) {
 	}}
 }
 
-// Forget ends the memory of an endpoint: it is attached again, or shall not be.
+// Forget forgets an endpoint: it is attached again, or the operator has detached it.
 func (c *Containers) Forget(key string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -76,7 +76,7 @@ func (c *Containers) Run(ctx context.Context) error {
 	return nil
 }
 
-// look asks Docker which of them run again.
+// look asks Docker which of the remembered containers run again.
 func (c *Containers) look(ctx context.Context, socket string, now time.Time) {
 	c.mu.Lock()
 	ids := map[string]string{}
@@ -117,7 +117,7 @@ func (c *Containers) List() (out []api.Endpoint) {
 	return out
 }
 
-// Problems name them.
+// Problems names the containers that run again without their attachment.
 func (c *Containers) Problems() (out []problem.Problem) {
 	for _, one := range c.List() {
 		out = append(out, problem.Problem{

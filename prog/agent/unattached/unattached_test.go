@@ -12,8 +12,8 @@ import (
 	"weft/prog/api"
 )
 
-// Docker's containers that run again without their attachment are named; those that are
-// stopped, removed, or attached again are not, nor is what Docker does not know.
+// Containers that Docker has started again without their attachment are problems. Containers that are
+// stopped, removed, attached again, or unknown to Docker are none.
 func TestContainersThatWereStartedAgainAreNamed(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "docker.sock")
 	l, err := net.Listen("unix", socket)
@@ -43,7 +43,7 @@ func TestContainersThatWereStartedAgainAreNamed(t *testing.T) {
 	for _, one := range []string{id("a"), id("b"), id("c"), "netns-4026532001"} {
 		note(one, api.SourceAttach)
 	}
-	note(id("e"), api.SourceCNI) // its runtime attaches it by itself
+	note(id("e"), api.SourceCNI) // a CNI runtime attaches a restarted container by itself
 	again := note(id("d"), api.SourceAttach)
 	c.look(t.Context(), socket, now)
 	if list := c.Problems(); len(list) != 2 || !strings.Contains(list[0].What, "aaaaaaaaaaaa (web)") || !strings.Contains(list[0].Fix, "weft attach") {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// The MTU that the operator gave is announced to other hosts.
+// This host announces the MTU that the operator gave to other hosts.
 func TestAGivenMTUIsTold(t *testing.T) {
 	u := New(Config{MTU: 1300})
 	mtus, err := u.linkMTUs([]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")})

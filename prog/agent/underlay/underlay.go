@@ -1,9 +1,9 @@
 // Package underlay owns this host's state on the network below the overlay: its addresses, the MTUs
-// of its links, other uses of the overlay's ranges, and this host's own record, by which the other
-// peers find it.
+// of its links, other uses of the overlay's ranges, and this host's own record, which tells other
+// peers how to reach it.
 //
 // An Underlay publishes the addresses and MTUs as a Host. Its goroutine compares them with the kernel
-// at each view, at least every two seconds. It only reads links, addresses and routes after the
+// whenever a view is published, at least every two seconds. It only reads links, addresses and routes after the
 // kernel announced a change.
 package underlay
 
@@ -28,13 +28,13 @@ import (
 // change its advertised address.
 var ErrMoved = errors.New("this host has another address now")
 
-// settle is how long the advertised address is gone before the agent runs anew for another.
+// settle is how long the advertised address must be gone before the agent restarts with another one.
 const settle = 30 * time.Second
 
 // Host is where other peers reach this host, in the order of its record.
 type Host struct {
 	Addrs []netip.Addr
-	MTUs  []uint32 // of the links with these addresses
+	MTUs  []uint32 // the MTU of the link with each address
 }
 
 // Node is this host's Node in Kubernetes; the zero Node outside Kubernetes.
@@ -67,7 +67,7 @@ type Inputs struct {
 	View     live.Reader[*view.View]
 }
 
-// Underlay is this host on the underlay.
+// Underlay watches this host's addresses and links.
 type Underlay struct {
 	live.Value[Host]
 
@@ -206,7 +206,7 @@ func (u *Underlay) addrs() (addrs []netip.Addr, err error) {
 // NAT, uses the link of the default route.
 func (u *Underlay) linkMTUs(addrs []netip.Addr) ([]uint32, error) {
 	out := make([]uint32, len(addrs))
-	if u.cfg.MTU != 0 { // then others send no more than that either
+	if u.cfg.MTU != 0 { // other hosts limit their packets to this host by this MTU, too
 		for i := range out {
 			out[i] = uint32(u.cfg.MTU + topology.Overhead)
 		}
@@ -228,7 +228,7 @@ func (u *Underlay) linkMTUs(addrs []netip.Addr) ([]uint32, error) {
 	return out, nil
 }
 
-// Overlap reports what else is routed in the universe.
+// Overlap reports routes of other programs to addresses of the universe.
 func (u *Underlay) Overlap(universe slot.Universe) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()

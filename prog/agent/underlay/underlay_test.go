@@ -60,7 +60,8 @@ type host struct {
 	node live.Value[Node]
 }
 
-// newHost makes one that has looked for the first time. The MTU is given: no link is asked.
+// newHost makes a host, and reads its addresses for the first time. The MTU is given, so that no link
+// is read.
 func newHost(t *testing.T, cfg Config, addrs ...netip.Addr) *host {
 	t.Helper()
 	h := &host{mesh: &fakeMesh{}}
@@ -74,7 +75,7 @@ func newHost(t *testing.T, cfg Config, addrs ...netip.Addr) *host {
 	return h
 }
 
-// start runs the underlay, and takes a view every two seconds.
+// start runs the underlay, and publishes a view every two seconds.
 func (h *host) start(t *testing.T) (ended <-chan error, stop func()) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -13,8 +13,8 @@ func TestAPeerIsLostOnceGossipMissedItForLong(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	for name, tt := range map[string]struct {
 		reachable bool
-		since     time.Duration // ago; 0: never since our start
-		started   time.Duration // ago
+		since     time.Duration // time since gossip reached the peer last; 0: never since this agent's start
+		started   time.Duration // time since this agent's start
 		want      topology.Reach
 	}{
 		"reached":                       {true, 1, 60 * minute, topology.Reached},

@@ -49,7 +49,7 @@ func (v *View) State(p mesh.Peer) string {
 	case v.Removed(p):
 		return "removed"
 	}
-	return "unreachable" // it fell silent without a goodbye
+	return "unreachable" // no packet came, and no message that its agent stops
 }
 
 // StatusPeers describes all peers whose records are known.
@@ -124,8 +124,8 @@ func (v *View) lost(name func(peer.ID) string) (out []api.Lost) {
 	return out
 }
 
-// rings lists the rings and their peers, if those that can be reached are in more than one; the
-// smallest last.
+// rings lists the rings and their peers, the smallest ring last, if the reachable peers are in more
+// than one ring.
 func rings(peers []mesh.Peer) []api.Ring {
 	members := map[string][]string{}
 	for _, p := range peers {
@@ -155,7 +155,7 @@ func apart(rings []api.Ring, rejoin string) problem.Problem {
 	}
 	return problem.Problem{
 		What: "several networks were founded, which run on apart", Effect: strings.Join(parts, "; "),
-		Fix: fmt.Sprintf("to make them one, %s on %s", rejoin, strings.Join(rings[len(rings)-1].Peers, ", ")),
+		Fix: fmt.Sprintf("to merge the networks, %s on %s", rejoin, strings.Join(rings[len(rings)-1].Peers, ", ")),
 	}
 }
 
@@ -175,7 +175,7 @@ func (w *Watcher) voting(v *ipam.Vote) (string, *api.Voting) {
 	return status, out
 }
 
-// waitsFor describes what requests for addresses wait for, if there are any.
+// waitsFor describes what requests for addresses wait for; empty if no request waits.
 func waitsFor(snap ipam.Snapshot, owners []api.Owner) string {
 	switch {
 	case snap.Behind:
@@ -224,7 +224,7 @@ var (
 	metricRings       = metric.Desc("ipam_rings", "Address rings among the peers; more than one is a mistake.")
 )
 
-// Metrics exports ring and peers.
+// Metrics exports numbers about the ring and the peers.
 func (w *Watcher) Metrics(out metric.Out) {
 	v := w.Get()
 	if v == nil {

@@ -1,10 +1,9 @@
 // Package view publishes the ring and the peers as one versioned value, so that all components of
-// the agent decide by the same moment.
+// the agent use the same state.
 //
 // A Watcher owns the last View. It takes a new one when ring or peers change, and every two
-// seconds, since time alone turns a silent peer into a lost one. Components that look at the kernel
-// regularly do so at each view. A View is never changed once it
-// is published. A Watcher is safe for concurrent use.
+// seconds, since time alone turns a silent peer into a lost one. Components that check the kernel
+// regularly do so whenever a view is published. A View is never changed once it is published. A Watcher is safe for concurrent use.
 package view
 
 import (
@@ -21,7 +20,7 @@ import (
 )
 
 const (
-	// period is how often a view is taken though nothing changed.
+	// period is the interval at which views are taken even if nothing changed.
 	period = 2 * time.Second
 	// presumed is how long after the start a peer that was not heard yet counts as reachable, since
 	// usually only the agent was restarted.
@@ -30,7 +29,7 @@ const (
 	lostAfter = 5 * time.Minute
 )
 
-// View is one look at ring and peers.
+// View is the state of the ring and the peers at one moment.
 type View struct {
 	ipam.Snapshot
 	Self      peer.ID
@@ -43,7 +42,7 @@ type View struct {
 	Reach     map[peer.ID]topology.Reach
 }
 
-// Name returns what people call a peer.
+// Name returns a peer's name for output.
 func (v *View) Name(id peer.ID) string {
 	if v != nil {
 		if r, known := v.Records[id]; known {
@@ -54,12 +53,12 @@ func (v *View) Name(id peer.ID) string {
 }
 
 // Counts reports whether a peer's endpoints can count: it owns a part of the ring, or it can be
-// reached. Before the first view all of them can.
+// reached. Before the first view, the endpoints of all peers count.
 func (v *View) Counts(id peer.ID) bool {
 	return v == nil || v.Ring.IsZero() || id == v.Self || v.Present[id] || len(v.Owners[id]) > 0
 }
 
-// Ring is where views take the ring from.
+// Ring provides the ring.
 type Ring interface {
 	Snapshot(context.Context) (ipam.Snapshot, error)
 }
@@ -77,14 +76,14 @@ type Config struct {
 	Self    peer.ID
 	Ring    Ring
 	Mesh    Mesh
-	Started time.Time // the agent
-	// Rejoin says how a host leaves its ring and joins the first one: the beginning of a sentence.
+	Started time.Time // the start of the agent
+	// Rejoin is the beginning of a sentence: how a host leaves its ring and joins the largest ring.
 	Rejoin string
 }
 
 // Watcher takes views.
 type Watcher struct {
-	live.Value[*View] // nil before the first
+	live.Value[*View] // the last view; nil before the first one
 
 	cfg    Config
 	taking sync.Mutex // held while a view is taken, so that an older one never follows a newer
@@ -127,7 +126,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	}
 }
 
-// Look takes a view now, and publishes nothing: those that only report wake no component.
+// Look takes a view now, and does not publish it: a report must not wake components.
 func (w *Watcher) Look(ctx context.Context) (*View, error) {
 	snap, err := w.cfg.Ring.Snapshot(ctx)
 	if err != nil {
@@ -147,7 +146,7 @@ func (w *Watcher) Refresh(ctx context.Context) (*View, error) {
 	return v, err
 }
 
-// take makes a view of what ring and mesh say now.
+// take makes a view of the current state of the ring and the mesh.
 func take(snap ipam.Snapshot, cfg Config, now time.Time) *View {
 	v := &View{
 		Snapshot: snap, Self: cfg.Self, Own: cfg.Mesh.Own(), Confirmed: cfg.Mesh.Confirmed(), Peers: cfg.Mesh.Peers(), Owners: snap.Ring.Owned(),

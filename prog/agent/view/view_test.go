@@ -16,7 +16,7 @@ import (
 	"weft/mesh/secret"
 )
 
-// world is ring and mesh of one peer that knows another one.
+// world is the ring and the mesh of a peer that knows one other peer.
 type world struct {
 	mu    sync.Mutex
 	snap  ipam.Snapshot
@@ -56,7 +56,7 @@ func TestAViewIsTakenOnAWakeAndWithTime(t *testing.T) {
 		}
 		w.set(mesh.Peer{Record: other, Reachable: true})
 		watcher.Wake()
-		watcher.Wake() // it never blocks
+		watcher.Wake() // Wake never blocks
 		synctest.Wait()
 		if v := watcher.Get(); v == nil || len(v.Peers) != 1 || v.Own.Nickname != "here" || v.Name(other.ID()) != other.Name() || v.Name(peer.ID{7}) != (peer.ID{7}).String() {
 			t.Fatalf("%+v", v)
@@ -90,7 +90,7 @@ func TestEndpointsOfPeersThatCanBeReachedCount(t *testing.T) {
 	self := peer.ID{1}
 	for name, tt := range map[string]struct {
 		peer    mesh.Peer
-		started time.Duration // ago
+		started time.Duration // time since the start
 		owns    bool
 		present bool
 	}{
