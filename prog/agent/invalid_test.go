@@ -22,9 +22,9 @@ func TestInvalidSettingsAreToldOnTheNode(t *testing.T) {
 	}
 	events := server.All("events")
 	if len(events) != 1 {
-		t.Fatalf("%+v", events)
+		t.Fatalf("events %+v, want one", events)
 	}
 	if e := events[0].(*core.Event); e.Reason != kube.ReasonInvalidSetting || e.InvolvedObject.UID != "uid-3" || !strings.Contains(e.Message, io.ErrUnexpectedEOF.Error()) {
-		t.Errorf("%+v", e)
+		t.Errorf("event %+v; want the invalid setting, on uid-3, with the error", e)
 	}
 }

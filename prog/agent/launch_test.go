@@ -43,29 +43,29 @@ func TestAgentWaitsUntilLaunchDecides(t *testing.T) {
 	said := make([]byte, 4096)
 	k, err := notified.Read(said)
 	if err != nil || !strings.HasPrefix(string(said[:k]), "READY=1\nSTATUS=this host belongs to no network") {
-		t.Fatalf("%q, %v", said[:k], err)
+		t.Fatalf("systemd got %q, error %v; want READY=1, and what the agent waits for", said[:k], err)
 	}
 	client := api.NewClient(opts.Socket())
 	r, err := client.Report(t.Context())
 	if err != nil || !r.Waiting || r.Ready || !strings.Contains(r.NotReady, "weft launch --token - HOST") {
-		t.Errorf("%+v, %v", r, err)
+		t.Errorf("report %+v, error %v; want one that waits for weft launch", r, err)
 	}
 	if err := client.Ready(t.Context()); err == nil {
-		t.Error("it is ready")
+		t.Error("a waiting agent is ready, want an error")
 	}
 	if entries, _ := os.ReadDir(opts.StateDir); len(entries) != 1 || statedir.ToldToFound(opts.StateDir) {
-		t.Errorf("it made %v", entries)
+		t.Errorf("the state folder has %v, want only the earlier decision", entries)
 	}
 	select {
 	case o := <-done:
-		t.Fatalf("it went on for the decision of an earlier launch: %+v", o)
+		t.Fatalf("the agent started because of an earlier decision: %+v; want it to wait for a new one", o)
 	default:
 	}
 	if err := statedir.MarkLaunched(opts.StateDir, true); err != nil {
 		t.Fatal(err)
 	}
 	if o := <-done; !o.launched || o.err != nil || !statedir.ToldToFound(opts.StateDir) {
-		t.Errorf("%+v", o)
+		t.Errorf("after the decision: %+v, want launched, no error, and the decision to found", o)
 	}
 }
 

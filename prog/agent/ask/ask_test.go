@@ -48,11 +48,11 @@ func TestAtMostSixteenPeersAreAskedAtOnce(t *testing.T) {
 		s, begun, answers := &slow{peers: 40, takes: func(byte) time.Duration { return time.Second }}, time.Now(), 0
 		All(t.Context(), s, "usage", []byte("now"), func(_ peer.ID, answer []byte, err error) {
 			if answers++; err != nil || string(answer) != "usage now" {
-				t.Errorf("%q, %v", answer, err)
+				t.Errorf("answer %q, error %v; want the request's text, and no error", answer, err)
 			}
 		})
 		if took := time.Since(begun); s.most.Load() != 16 || answers != 40 || took != 3*time.Second {
-			t.Errorf("%d were asked at once, %d answered, after %v", s.most.Load(), answers, took)
+			t.Errorf("at most %d peers were asked at once, and %d answered, after %v; want 16, 40, 3s", s.most.Load(), answers, took)
 		}
 	})
 }
@@ -64,7 +64,7 @@ func TestAnswersComeOneAtATime(t *testing.T) {
 		var collecting atomic.Int32
 		All(t.Context(), s, "usage", nil, func(peer.ID, []byte, error) {
 			if n := collecting.Add(1); n != 1 {
-				t.Errorf("%d answers are collected at once", n)
+				t.Errorf("f runs %d times at once, want once", n)
 			}
 			runtime.Gosched() // another call of f would run here, if it were allowed
 			collecting.Add(-1)
@@ -83,13 +83,13 @@ func TestASilentPeerHasItsTimeAndDelaysNoOther(t *testing.T) {
 		begun, after, errs := time.Now(), map[byte]time.Duration{}, map[byte]error{}
 		All(t.Context(), s, "usage", nil, func(id peer.ID, _ []byte, err error) { after[id[0]], errs[id[0]] = time.Since(begun), err })
 		if !errors.Is(errs[1], context.DeadlineExceeded) || after[1] != Timeout {
-			t.Errorf("the silent one: %v, after %v", errs[1], after[1])
+			t.Errorf("the silent peer: error %v after %v, want its deadline after Timeout", errs[1], after[1])
 		}
 		if errs[2] != nil || after[2] != time.Second {
-			t.Errorf("the other one: %v, after %v", errs[2], after[2])
+			t.Errorf("the slow peer: error %v after %v, want an answer after 1s", errs[2], after[2])
 		}
 		if !errors.Is(errs[3], ErrUnreachable) || after[3] != 0 {
-			t.Errorf("one that cannot be reached: %v, after %v", errs[3], after[3])
+			t.Errorf("the unreachable peer: error %v after %v, want ErrUnreachable at once", errs[3], after[3])
 		}
 	})
 }
@@ -101,11 +101,11 @@ func TestTheEndOfTheCallerEndsAllRequests(t *testing.T) {
 		defer stop()
 		All(ctx, s, "usage", nil, func(_ peer.ID, _ []byte, err error) {
 			if answers++; err == nil {
-				t.Error("an answer of a request that ended")
+				t.Error("a request that the caller ended got an answer, want an error")
 			}
 		})
 		if took := time.Since(begun); took != time.Second || answers != 20 {
-			t.Errorf("%d answers after %v", answers, took)
+			t.Errorf("%d calls of f after %v, want 20 after 1s", answers, took)
 		}
 	})
 }

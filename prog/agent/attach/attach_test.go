@@ -107,7 +107,7 @@ func TestAttachPublishesBeforeItIsolates(t *testing.T) {
 	f = newFixture(t, nil, func(c *Config) { c.Isolate = func() error { published = len(f.Get()); return nil } })
 	reply, err := f.Attach(t.Context(), request("c1"))
 	if err != nil || published != 1 || len(reply.Addresses) != 1 || reply.MTU != 1420 || !reply.Universe[0].Contains(reply.Addresses[0]) {
-		t.Errorf("%+v, %v; %d endpoints were published when policies were enforced", reply, err, published)
+		t.Errorf("Attach returned %+v, error %v; %d endpoints were published when policies were enforced, want 1", reply, err, published)
 	}
 }
 
@@ -115,17 +115,17 @@ func TestAttachFailsWhereItCannotIsolate(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	f.err = errors.New("nf_tables is gone")
 	if _, err := f.Attach(t.Context(), request("c1")); err == nil || !strings.Contains(err.Error(), "isolate c1/eth0: nf_tables is gone") {
-		t.Errorf("attached: %v", err)
+		t.Errorf("Attach returned %v, want the error of the kernel", err)
 	}
 	if err := f.Detach(t.Context(), ref("c1")); err != nil || f.ipam.Given() != 0 {
-		t.Errorf("detach after a failed attach: %v; %d addresses are left", err, f.ipam.Given())
+		t.Errorf("Detach after a failed Attach returned %v; %d addresses are allocated, want none", err, f.ipam.Given())
 	}
 }
 
 func TestAttachIsRefusedUntilTheHostIsReady(t *testing.T) {
 	f := newFixture(t, nil, func(c *Config) { c.Ready = func(context.Context) error { return errors.New("not ready") } })
 	if _, err := f.Attach(t.Context(), request("c1")); err == nil || f.ipam.Given() != 0 || f.isolated != 0 {
-		t.Errorf("%v, %d addresses", err, f.ipam.Given())
+		t.Errorf("Attach returned %v with %d addresses allocated; want an error, no address and no call of Isolate", err, f.ipam.Given())
 	}
 }
 
@@ -134,7 +134,7 @@ func TestASecondAttachIsAConflict(t *testing.T) {
 	f.attach(t, "c1")
 	_, err := f.Attach(t.Context(), request("c1"))
 	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeConflict {
-		t.Errorf("%v", err)
+		t.Errorf("Attach returned %v, want a conflict", err)
 	}
 }
 
@@ -164,7 +164,7 @@ func TestAskedAddresses(t *testing.T) {
 			t.Errorf("%s: %v, want %s, %q", name, err, c.code, c.says)
 		}
 		if c.code == "" && (err != nil || reply.Addresses[0] != req.Addresses[0]) {
-			t.Errorf("%s: %+v, %v", name, reply, err)
+			t.Errorf("%s: Attach returned %+v, error %v; want the requested address", name, reply, err)
 		}
 	}
 }
@@ -197,7 +197,7 @@ func TestBadRequestsAreNotAttached(t *testing.T) {
 func TestStoredEndpointsArePublishedAtOnce(t *testing.T) {
 	f := newFixture(t, notes{"c2/eth0": request("c2"), "c1/eth0": request("c1")}, nil)
 	if list := f.Get(); len(list) != 2 || list[0].Key() != "c1/eth0" || f.Check() == nil {
-		t.Errorf("%+v; ready before the reaper looked: %v", list, f.Check() == nil)
+		t.Errorf("published %+v, ready before the reaper looked: %v; want both endpoints, false", list, f.Check() == nil)
 	}
 }
 
@@ -214,12 +214,12 @@ func TestStartDuringDeletes(t *testing.T) {
 		t.Error(err)
 	}
 	if list := f.Get(); len(list) != 1 || list[0].ContainerID != "c2" {
-		t.Errorf("left: %v", list)
+		t.Errorf("endpoints %v, want only c2", list)
 	}
 	done()
 	f.releaseVanished(t.Context())
 	if len(f.Get()) != 0 || f.ipam.Given() != 0 || len(f.router.unplugged) != 2 {
-		t.Errorf("%v and %d addresses are left, %v was unplugged", f.Get(), f.ipam.Given(), f.router.unplugged)
+		t.Errorf("endpoints %v with %d addresses are left, and %v were unplugged; want none left, both unplugged", f.Get(), f.ipam.Given(), f.router.unplugged)
 	}
 }
 
@@ -238,7 +238,7 @@ func TestDeleteDuringADelete(t *testing.T) {
 	}
 	done()
 	if err := <-second; err != nil || f.ipam.Given() != 0 {
-		t.Errorf("%v; %d addresses are left", err, f.ipam.Given())
+		t.Errorf("the second Detach returned %v, with %d addresses allocated; want success, and no address", err, f.ipam.Given())
 	}
 }
 
@@ -258,7 +258,7 @@ func TestQueuedReleases(t *testing.T) {
 	f.releaseQueued(t.Context())
 	left, _ := filepath.Glob(filepath.Join(f.queue.dir, "*"))
 	if len(left) != 2 || filepath.Base(left[0]) != "2.json.unreadable" || f.ipam.Given() != 0 {
-		t.Errorf("left: %v, %d addresses", left, f.ipam.Given())
+		t.Errorf("files %v and %d addresses are left; want the two unreadable files, and no address", left, f.ipam.Given())
 	}
 }
 
@@ -276,7 +276,7 @@ func TestQueuedReleaseComesBeforeAttach(t *testing.T) {
 	}
 	f.attach(t, "c1")
 	if _, err := os.Stat(file); !os.IsNotExist(err) || len(f.Get()) != 1 {
-		t.Errorf("the release is still queued: %v; %v is attached", err, f.Get())
+		t.Errorf("the queued release: stat returned %v; endpoints %v; want no file, and the new endpoint", err, f.Get())
 	}
 }
 
@@ -297,7 +297,7 @@ func TestFindByIDOrName(t *testing.T) {
 	} {
 		got, err := f.Find(word)
 		if strings.Join(got, " ") != want || (err != nil) != (want == "") {
-			t.Errorf("%q: %v, %v", word, got, err)
+			t.Errorf("Find(%q) returned %v, error %v; want %q", word, got, err, want)
 		}
 	}
 }

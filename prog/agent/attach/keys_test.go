@@ -22,7 +22,7 @@ func TestEndOfAnEndpointWaitsItsTurn(t *testing.T) {
 		go func() {
 			done, err := k.wait(t.Context(), "c1/eth0")
 			if err != nil || time.Since(begun) != 2*time.Second {
-				t.Errorf("the second's turn, after %v: %v", time.Since(begun), err)
+				t.Errorf("the second operation got the key after %v, error %v; want 2s, and no error", time.Since(begun), err)
 				return
 			}
 			order <- "second"
@@ -34,15 +34,15 @@ func TestEndOfAnEndpointWaitsItsTurn(t *testing.T) {
 		first()
 		synctest.Wait()
 		if a, b := <-order, <-order; a != "first" || b != "second" {
-			t.Errorf("%s before %s", a, b)
+			t.Errorf("operation %q came before %q, want first before second", a, b)
 		}
 		begun = time.Now()
 		_, err = k.wait(t.Context(), "c1/eth0")
 		if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeNotReady || time.Since(begun) > 8*time.Second {
-			t.Errorf("the third's turn, after %v: %v", time.Since(begun), err)
+			t.Errorf("the third operation: after %v, error %v; want a not-ready error within 8s", time.Since(begun), err)
 		}
 		if _, err := k.wait(t.Context(), "c2/eth0"); err != nil {
-			t.Errorf("another endpoint: %v", err)
+			t.Errorf("the key of another endpoint: error %v, want none", err)
 		}
 		time.Sleep(time.Hour)
 	})

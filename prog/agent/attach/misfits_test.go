@@ -19,14 +19,14 @@ func TestNamesThatDoNotFitAreRefusedOfPeopleOnly(t *testing.T) {
 	}
 	for _, name := range []string{long, "My Pod", "a..b", strings.Repeat("a.", 126) + "a"} {
 		if err := validate(named(api.SourceCNI, name, "shop")); err != nil {
-			t.Errorf("CNI, %q: %v", name, err)
+			t.Errorf("a runtime's name %q: error %v, want none", name, err)
 		}
 		if err := validate(named(api.SourceAttach, name, "shop")); err == nil {
-			t.Errorf("by hand, %q is not refused", name)
+			t.Errorf("a user's name %q was accepted, want an error", name)
 		}
 	}
 	if validate(named(api.SourceCNI, "web", "no namespace")) != nil || validate(named(api.SourceAttach, "web", "no namespace")) == nil {
-		t.Error("an unusable namespace is refused of a runtime, or is not of people")
+		t.Error("want an unusable namespace refused if a user gives it, and accepted if a runtime does")
 	}
 }
 
@@ -42,11 +42,11 @@ func TestWhatTheDirectoryHasNoRoomForIsAProblem(t *testing.T) {
 	f.attach(t, "fits")
 	list := f.Problems()
 	if len(list) != 1 || !strings.Contains(list[0].What, "shop/"+long+" and 1 more") || !strings.Contains(list[0].What, "DNS name") {
-		t.Errorf("%+v", list)
+		t.Errorf("problems %+v, want one that names both endpoints and the DNS name", list)
 	}
 	for _, e := range f.Get() {
 		if e.Owns(long) || e.Owns("") {
-			t.Errorf("%s has a name that does not fit", e.Key())
+			t.Errorf("%s owns a name that does not fit, or an empty name; want neither", e.Key())
 		}
 	}
 }

@@ -72,12 +72,12 @@ func TestPodsWithoutDELReleaseTheirAddresses(t *testing.T) {
 		f.releaseEnded(t.Context())
 	}
 	if len(f.Get()) != 3 {
-		t.Errorf("%d endpoints are left, and no pod ended", len(f.Get()))
+		t.Errorf("%d endpoints are left before any pod counts as ended, want 3", len(f.Get()))
 	}
 	pods.uids = []string{"ended"}
 	f.releaseEnded(t.Context())
 	if _, left := f.get("cended/eth0"); left || len(f.Get()) != 2 || f.ipam.Given() != 2 {
-		t.Errorf("%v and %d addresses are left", f.Get(), f.ipam.Given())
+		t.Errorf("endpoints %v with %d addresses are left; want two, without the pod that ended", f.Get(), f.ipam.Given())
 	}
 }
 
@@ -94,7 +94,7 @@ func TestAPodWhoseObjectIsGoneKeepsItsAddressForAWhile(t *testing.T) {
 		f.releaseEnded(t.Context())
 	}
 	if rounds != forgotten {
-		t.Errorf("it was released after %d rounds, before or long after the runtime's DEL", rounds)
+		t.Errorf("the pod was released after %d rounds, want the constant forgotten", rounds)
 	}
 }
 
@@ -110,7 +110,7 @@ func TestAnAttachmentByHandEndsWithItsNamespace(t *testing.T) {
 	}
 	key := req.ContainerID + "/eth0"
 	if e, _ := f.get(key); e.Name != "web" {
-		t.Errorf("its name has the domain: %s", e.Name)
+		t.Errorf("the endpoint's name is %s, want it without the domain", e.Name)
 	}
 	if err := f.settings.Change(func(v *settings.Values) error {
 		v.Names = append(v.Names, settings.Name{Name: "shop", Endpoint: key})
@@ -120,11 +120,11 @@ func TestAnAttachmentByHandEndsWithItsNamespace(t *testing.T) {
 	}
 	f.releaseEnded(t.Context())
 	if len(f.Get()) != 1 {
-		t.Fatal("it ended in the first round")
+		t.Fatal("the attachment ended in the first round, want the second")
 	}
 	f.releaseEnded(t.Context())
 	if len(f.Get()) != 0 || f.ipam.Given() != 0 || f.settings.Get().Named(key) {
-		t.Errorf("left: %v, %d addresses, names %v", f.Get(), f.ipam.Given(), f.settings.Get().Names)
+		t.Errorf("endpoints %v, %d addresses and names %v are left, want none of the attachment", f.Get(), f.ipam.Given(), f.settings.Get().Names)
 	}
 }
 
@@ -145,6 +145,6 @@ func TestCollectEndsWhatTheRuntimeDoesNotKnow(t *testing.T) {
 		left = append(left, e.ContainerID)
 	}
 	if !slices.Equal(left, []string{"known", "other"}) {
-		t.Errorf("left: %v", left)
+		t.Errorf("endpoints of containers %v are left, want known and other", left)
 	}
 }

@@ -21,20 +21,20 @@ func TestTheAddressOfAContainerThatTheStateDoesNotKnowIsKept(t *testing.T) {
 	v.Behind = true
 	s := stray("10.32.0.9")
 	if err := s.claim(t.Context(), f.cfg, v); !errors.Is(err, ipam.ErrBehind) || f.ipam.Given() != 0 {
-		t.Errorf("while this peer does not know the ring of now: %v", err)
+		t.Errorf("claim with a view that is behind: error %v, want ErrBehind and no address", err)
 	}
 	v.Behind = false
 	if err := s.claim(t.Context(), f.cfg, v); err != nil || f.ipam.Given() != 1 || len(s.found) != 0 || len(f.router.unplugged) != 0 {
-		t.Errorf("%v; %d addresses are kept, %v was unplugged", err, f.ipam.Given(), f.router.unplugged)
+		t.Errorf("claim: error %v; %d addresses are reserved, want 1; %v were unplugged, want none", err, f.ipam.Given(), f.router.unplugged)
 	}
 	if list := s.problems(); len(list) != 1 || !strings.Contains(list[0].What, "wfstray has 10.32.0.9") || list[0].Fix == "" {
-		t.Errorf("%+v", list)
+		t.Errorf("problems %+v, want one with the link, the address and a fix", list)
 	}
 	if err := s.release(t.Context(), f.cfg, []string{"wfstray"}); err != nil || f.ipam.Given() != 1 {
-		t.Errorf("it was freed while its link is there: %v", err)
+		t.Errorf("release while the link exists: error %v; want none, and the address still reserved", err)
 	}
 	if err := s.release(t.Context(), f.cfg, nil); err != nil || f.ipam.Given() != 0 || len(s.problems()) != 0 {
-		t.Errorf("it was not freed once its link is gone: %v", err)
+		t.Errorf("release without the link: error %v; want none, the address free and no problem", err)
 	}
 }
 
@@ -43,7 +43,7 @@ func TestStraysOfTheLastRunAreKnown(t *testing.T) {
 	f, s, v := newFixture(t, nil, nil), &strays{}, agenttest.View()
 	v.Allocations["stray wfstray"] = 9
 	if err := s.claim(t.Context(), f.cfg, v); err != nil || len(s.problems()) != 1 {
-		t.Errorf("%v, %v", s.problems(), err)
+		t.Errorf("problems %v, error %v; want one problem", s.problems(), err)
 	}
 }
 
@@ -55,10 +55,10 @@ func TestAnUnknownContainerWhoseAddressIsTakenIsCutOff(t *testing.T) {
 		t.Error(err)
 	}
 	if list := f.router.unplugged; len(list) != 1 || list[0].HostLink != "wfstray" || list[0].Addr4.String() != "10.32.0.9" || !list[0].Addr6.IsValid() {
-		t.Errorf("unplugged: %+v", list)
+		t.Errorf("unplugged %+v, want the stray with both its addresses", list)
 	}
 	outside := stray("192.0.2.9")
 	if err := outside.claim(t.Context(), f.cfg, agenttest.View()); err != nil || len(outside.found) != 0 || len(f.router.unplugged) != 1 {
-		t.Errorf("a link of another network: %v, unplugged %v", err, f.router.unplugged)
+		t.Errorf("a link of another network: error %v, unplugged %v; want it ignored", err, f.router.unplugged)
 	}
 }

@@ -12,12 +12,12 @@ func TestParseExempt(t *testing.T) {
 		"own-host,icmp-errors": {OwnHost: true, ICMPErrors: true}, "dns": {Resolver: true}, "none": {},
 	} {
 		if got, err := ParseExempt(strings.Split(words, ",")); err != nil || got != want {
-			t.Errorf("%s: %+v, %v", words, got, err)
+			t.Errorf("%s: got %+v, error %v; want the exemptions of the table", words, got, err)
 		}
 	}
 	for _, words := range []string{"all", "none,dns", ""} {
 		if got, err := ParseExempt(strings.Split(words, ",")); err == nil {
-			t.Errorf("%q: %+v", words, got)
+			t.Errorf("%q: got %+v, want an error", words, got)
 		}
 	}
 }
@@ -25,12 +25,12 @@ func TestParseExempt(t *testing.T) {
 func TestParseInit(t *testing.T) {
 	for text, want := range map[string]Init{"": {}, "consensus=3": {Expect: 3}, "observer": {Observer: true}} {
 		if got, err := ParseInit(text); err != nil || got.Expect != want.Expect || got.Observer != want.Observer || got.Seeds != nil {
-			t.Errorf("%q: %+v, %v", text, got, err)
+			t.Errorf("%q: got %+v, error %v; want the Init of the table", text, got, err)
 		}
 	}
 	for _, text := range []string{"consensus", "consensus=0", "consensus=x", "seed=", "seed=zz", "none"} {
 		if got, err := ParseInit(text); err == nil || !strings.Contains(err.Error(), "--ipalloc-init") {
-			t.Errorf("%q: %+v, %v", text, got, err)
+			t.Errorf("%q: got %+v, error %v; want an error that names --ipalloc-init", text, got, err)
 		}
 	}
 }

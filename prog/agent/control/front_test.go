@@ -50,21 +50,21 @@ func TestSocketsReportWhatAgentWaitsFor(t *testing.T) {
 		code, body := ask(x.h, x.method, x.path)
 		var e api.Error
 		if err := json.Unmarshal([]byte(body), &e); err != nil || code != http.StatusServiceUnavailable || e.Code != api.CodeNotReady || !strings.Contains(e.Message, "node n1") {
-			t.Errorf("%s: %d %s", x.path, code, body)
+			t.Errorf("%s while the agent starts: %d %s; want 503, and what it waits for", x.path, code, body)
 		}
 	}
 	if code, body := ask(f.ReadOnly, "GET", "/live"); code != http.StatusOK {
 		t.Errorf("/live during the start: %d %s", code, body)
 	}
 	if code, body := ask(f.All, "GET", api.PathReport); code != http.StatusOK || !strings.Contains(body, "waiting for the node n1") {
-		t.Errorf("%d %s", code, body)
+		t.Errorf("the report while the agent starts: %d %s; want 200, and what it waits for", code, body)
 	}
 	why = ""
 	if _, body := ask(f.All, "GET", api.PathReady); !strings.Contains(body, "the agent is starting") {
 		t.Errorf("/live gives no reason: %s", body)
 	}
 	if code, _ := ask(f.All, "POST", api.PathStop); code != http.StatusOK || !stopped {
-		t.Errorf("%d, stopped %v", code, stopped)
+		t.Errorf("stop while the agent starts: %d, stopped %v; want 200, true", code, stopped)
 	}
 }
 
@@ -81,15 +81,15 @@ func TestAnOpenFrontLeadsToTheAgent(t *testing.T) {
 			path = "/ready"
 		}
 		if code, body := ask(h, "GET", path); code != http.StatusServiceUnavailable || !strings.Contains(body, "the policies are not known") {
-			t.Errorf("%s: %d %s", path, code, body)
+			t.Errorf("%s: %d %s; want 503, and the agent's reason", path, code, body)
 		}
 	}
 	if code, body := ask(f.ReadOnly, "GET", "/live"); code != http.StatusOK {
-		t.Errorf("it is not ready, but alive: %d %s", code, body)
+		t.Errorf("/live of an agent that is not ready but does not hang: %d %s, want 200", code, body)
 	}
 	hangs = errors.New("the data path was not looked at for an hour")
 	if code, body := ask(f.ReadOnly, "GET", "/live"); code != http.StatusServiceUnavailable || !strings.Contains(body, "an hour") {
-		t.Errorf("it hangs: %d %s", code, body)
+		t.Errorf("/live of an agent that hangs: %d %s; want 503, and the reason", code, body)
 	}
 }
 
@@ -103,7 +103,7 @@ func TestADeadAgentsSocketIsReplacedAndALiveOnesIsNot(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- Serve(ctx, l, http.NotFoundHandler()) }()
 	if _, err := ListenSocket(path); err == nil || !strings.Contains(err.Error(), "weft stop") {
-		t.Errorf("a second agent: %v", err)
+		t.Errorf("ListenSocket for a second agent returned %v, want an error that names weft stop", err)
 	}
 	stop()
 	if err := <-done; err != nil {
@@ -111,10 +111,10 @@ func TestADeadAgentsSocketIsReplacedAndALiveOnesIsNot(t *testing.T) {
 	}
 	again, err := ListenSocket(path)
 	if err != nil {
-		t.Fatalf("after the first agent ended: %v", err)
+		t.Fatalf("ListenSocket after the first agent ended returned %v, want success", err)
 	}
 	again.Close()
 	if l, err := ListenStatus(""); l != nil || err != nil {
-		t.Errorf("%v, %v", l, err)
+		t.Errorf("ListenStatus without an address returned %v, %v; want nil, nil", l, err)
 	}
 }

@@ -85,13 +85,13 @@ func TestOnlyTargetsAreForgotten(t *testing.T) {
 	s := New(Config{Mesh: m})
 	err := s.Targets(t.Context(), api.TargetsRequest{Forget: []string{"h1", "nosuch"}, Connect: []string{"h2"}})
 	if code(err) != api.CodeNotFound || !strings.Contains(err.Error(), "nosuch is no target") || len(m.forgotten) > 0 || len(m.joined) > 0 {
-		t.Errorf("%v; forgotten: %v, joined: %v", err, m.forgotten, m.joined)
+		t.Errorf("error %v; forgotten %v, joined %v; want not found, and no change", err, m.forgotten, m.joined)
 	}
 	if err := s.Targets(t.Context(), api.TargetsRequest{Forget: []string{"192.0.2.2:6783", "h1"}}); err != nil || len(m.forgotten) != 2 || len(m.joined) != 0 {
-		t.Errorf("%v; forgotten: %v", err, m.forgotten)
+		t.Errorf("error %v; forgotten %v, want both targets", err, m.forgotten)
 	}
 	if err := s.Targets(t.Context(), api.TargetsRequest{Connect: []string{"h2"}, Replace: true}); err != nil || !slices.Equal(m.joined, []string{"h2"}) || !m.replaced {
-		t.Errorf("%v; joined: %v", err, m.joined)
+		t.Errorf("error %v; joined %v, want h2 in place of all targets", err, m.joined)
 	}
 	m.fail = errors.New("no host name")
 	if err := s.Targets(t.Context(), api.TargetsRequest{Connect: []string{"?"}}); code(err) != api.CodeBadRequest {
@@ -105,7 +105,7 @@ func TestAPeerIsFoundByItsIDOrItsOnlyNickname(t *testing.T) {
 	for name, want := range map[string]peer.ID{unknown.String(): unknown, "h3": agenttest.Record(3).ID(), "h2": {}, "nosuch": {}} {
 		got, err := s.findPeer(name)
 		if !want.IsZero() && (err != nil || got != want) || want.IsZero() && code(err) != api.CodeBadRequest {
-			t.Errorf("%s: %v, %v", name, got, err)
+			t.Errorf("%s: found %v, error %v; want the peer of the table, or a bad request", name, got, err)
 		}
 	}
 }
@@ -125,7 +125,7 @@ func TestARemovedPeerIsForgottenByAllHosts(t *testing.T) {
 		m, views := &fakeMesh{}, refreshed(0)
 		r, err := New(Config{Mesh: m, IPAM: &c.ipam, View: &views}).RemovePeer(t.Context(), api.RemovePeerRequest{Peer: c.peer})
 		if (err != nil) != (c.code != "") || code(err) != c.code || (len(m.forgot) == 1) != c.forgot || err == nil && (r.Addresses != c.ipam.slots || r.Peer == "") {
-			t.Errorf("%s: %+v, %v; forgotten: %v", name, r, err, m.forgot)
+			t.Errorf("%s: %+v, error %v; forgotten %v; want the row's result", name, r, err, m.forgot)
 		}
 		if c.forgot && views != 1 { // the mesh asks the view what a peer owns
 			t.Errorf("%s: %d views were taken", name, views)
@@ -149,14 +149,14 @@ func TestAPeerThatLeavesHandsItsAddressesOver(t *testing.T) {
 		s.Attachments = noAttachments(t)
 		r, err := s.Stop(t.Context(), api.StopRequest{Leave: true, Force: c.force})
 		if stopped != c.stops || (len(m.farewell) == 1) != c.stops || (err == nil) != c.stops || err != nil && !strings.Contains(err.Error(), c.says) {
-			t.Errorf("%s: stopped %v, farewell %v, %v", name, stopped, m.farewell, err)
+			t.Errorf("%s: stopped %v, farewell %v, error %v; want the row's result", name, stopped, m.farewell, err)
 		}
 		if !c.ipam.heir.IsZero() && r.Heir != c.ipam.heir.String() {
-			t.Errorf("%s: %+v", name, r)
+			t.Errorf("%s: reply %+v, want the heir's name", name, r)
 		}
 	}
 	m, stopped := &fakeMesh{}, false
 	if _, err := New(Config{Mesh: m, Stop: func() { stopped = true }}).Stop(t.Context(), api.StopRequest{}); err != nil || !stopped || len(m.farewell) != 0 {
-		t.Errorf("an agent that comes again: stopped %v, farewell %v, %v", stopped, m.farewell, err)
+		t.Errorf("a stop without leaving: stopped %v, farewell %v, error %v; want only the stop", stopped, m.farewell, err)
 	}
 }

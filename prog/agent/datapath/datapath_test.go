@@ -96,18 +96,18 @@ func newFixture() *fixture {
 func TestPoliciesComeBeforeThePlan(t *testing.T) {
 	f := newFixture()
 	if f.Check() == nil {
-		t.Error("ready before the first turn")
+		t.Error("Check returned no error before the first plan, want one")
 	}
 	if err := f.step(t.Context()); err != nil || len(f.order) != 2 || f.order[0] != "isolate" || len(f.served) != 1 {
-		t.Errorf("%v: %v, %v", err, f.order, f.served)
+		t.Errorf("error %v, calls %v, node addresses %v; want isolate first, then the plan, then the addresses", err, f.order, f.served)
 	}
 	f.failed.Set(nil)
 	if err := f.Check(); err != nil || f.MTU() == 0 {
-		t.Errorf("%v, MTU %d", err, f.MTU())
+		t.Errorf("Check returned %v with MTU %d; want no error, and an MTU", err, f.MTU())
 	}
 	f = newFixture()
 	if f.isolate = errors.New("no nf_tables"); f.step(t.Context()) == nil || f.kernel.turns() != 0 {
-		t.Errorf("a plan was applied without policies: %+v", f.kernel.applied)
+		t.Errorf("plans %+v were applied without policies, want none", f.kernel.applied)
 	}
 }
 
@@ -147,7 +147,7 @@ func TestOverlapEndsOnlyTheStart(t *testing.T) {
 	f := newFixture()
 	f.network.overlap = overlap
 	if err := f.Run(t.Context()); !errors.Is(err, overlap) || f.kernel.turns() != 0 {
-		t.Errorf("at the start: %v, %d plans", err, f.kernel.turns())
+		t.Errorf("at the start: error %v after %d plans; want the overlap, and no plan", err, f.kernel.turns())
 	}
 	f = newFixture()
 	if err := f.step(t.Context()); err != nil {
@@ -155,7 +155,7 @@ func TestOverlapEndsOnlyTheStart(t *testing.T) {
 	}
 	f.network.overlap = overlap
 	if err := f.step(t.Context()); !errors.Is(err, overlap) || f.kernel.turns() != 2 {
-		t.Errorf("later: %v, %d plans", err, f.kernel.turns())
+		t.Errorf("with a data path: error %v after %d plans; want the overlap, and a second plan", err, f.kernel.turns())
 	}
 }
 
@@ -168,7 +168,7 @@ func TestLostEndpointsAreCutOff(t *testing.T) {
 	v.Lost = map[string]slot.Slot{"c1/eth0": 10}
 	f.view.Set(&v)
 	if err := f.step(t.Context()); err != nil || len(f.kernel.applied[0].Endpoints) != 0 || len(f.kernel.unplugged) != 1 {
-		t.Errorf("%v: %+v, unplugged %v", err, f.kernel.applied, f.kernel.unplugged)
+		t.Errorf("error %v; applied %+v, unplugged %v; want the lost endpoint unplugged and in no plan", err, f.kernel.applied, f.kernel.unplugged)
 	}
 }
 
@@ -195,7 +195,7 @@ func TestEachInputIsApplied(t *testing.T) {
 		before := f.kernel.turns()
 		f.attached.Set([]attach.Endpoint{{Slot: 10}})
 		if synctest.Wait(); f.kernel.turns() != before {
-			t.Error("an endpoint, which is plugged in by itself, made a plan be applied")
+			t.Error("an attached endpoint made a plan be applied, want none: attach changes the kernel itself")
 		}
 		stop()
 		if err := <-done; err != nil {
@@ -209,17 +209,17 @@ func TestAliveEndsWithATurnThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
 		if err := f.Alive(); err != nil {
-			t.Errorf("before the first turn: %v", err)
+			t.Errorf("Alive before the first plan returned %v, want nil", err)
 		}
 		now := time.Now()
 		f.begun.Store(&now)
 		time.Sleep(stuck - time.Second)
 		if err := f.Alive(); err != nil {
-			t.Errorf("after %v: %v", stuck-time.Second, err)
+			t.Errorf("Alive after %v returned %v, want nil", stuck-time.Second, err)
 		}
 		time.Sleep(time.Second)
 		if f.Alive() == nil {
-			t.Errorf("after %v it is still alive", stuck)
+			t.Errorf("Alive after %v returned nil, want an error", stuck)
 		}
 	})
 }

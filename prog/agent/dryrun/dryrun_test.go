@@ -30,7 +30,7 @@ func TestPairsThatWouldChange(t *testing.T) {
 	want := []api.PairChange{{From: "jobs/batch", To: "shop/db", Before: "all", After: "none"}, {From: "jobs/db", To: "shop/db", Before: "all", After: "none"}, {From: "shop/web", To: "shop/db", Before: "all", After: "5432/TCP"}}
 	slices.SortFunc(out.Pairs, func(x, y api.PairChange) int { return strings.Compare(x.From, y.From) })
 	if !slices.Equal(out.Pairs, want) || len(h.Documents.List(enforce.KindPolicy)) != 0 {
-		t.Errorf("%+v", out)
+		t.Errorf("effects %+v; want the changed pairs only, and no stored document", out)
 	}
 }
 
@@ -56,9 +56,9 @@ func TestADeletionThatIsTried(t *testing.T) {
 func TestWhatCannotBeReadIsNotTried(t *testing.T) {
 	d, _ := newDryRun(t)
 	if _, _, err := d.tried([]mesh.Change{{Kind: enforce.KindPolicy, Name: "shop/db", Body: []byte("kind: Pod")}}); err == nil {
-		t.Error("a pod was tried as a policy")
+		t.Error("a document of kind Pod was tried as a policy, want an error")
 	}
 	if _, err := d.Handlers()[requestTry](t.Context(), agenttest.Self, []byte("garbage")); err == nil {
-		t.Error("garbage of another peer was tried")
+		t.Error("a peer's malformed request was tried, want an error")
 	}
 }

@@ -83,14 +83,14 @@ func TestEnsureIsolatesWhatIsAttachedNow(t *testing.T) {
 	f.source.say("1", isolate("db"))
 	f.attach("db", 10)
 	if err := f.Ensure(); err != nil || len(f.kernel.Program.Isolated) != 2 || f.InForce().Generation != "1" || f.InForce().Isolated != 1 {
-		t.Errorf("%v: %+v, %+v", err, f.kernel.Program, f.InForce())
+		t.Errorf("Ensure returned %v; program %+v, in force %+v; want both addresses of db isolated, in generation 1", err, f.kernel.Program, f.InForce())
 	}
 	if !f.IsLocal(agenttest.Universe().Addr4(10)) || f.IsLocal(agenttest.Universe().Addr4(11)) {
 		t.Error("an endpoint here is identified by its address")
 	}
 	f.attached.Set(nil)
 	if err := f.Settle(); err != nil || len(f.kernel.Program.Isolated) != 0 {
-		t.Errorf("after the endpoint: %v: %+v", err, f.kernel.Program)
+		t.Errorf("after the endpoint ended: error %v, program %+v; want no isolated address", err, f.kernel.Program)
 	}
 }
 
@@ -99,7 +99,7 @@ func TestSettleWaitsForTheFirstEnsure(t *testing.T) {
 	f := newFixture()
 	f.source.say("1", isolate("db"))
 	if err := f.Settle(); err != nil || f.kernel.Loads != 0 {
-		t.Errorf("%v: %d programs were loaded", err, f.kernel.Loads)
+		t.Errorf("before Ensure, Settle returned %v, and %d programs were loaded; want none", err, f.kernel.Loads)
 	}
 }
 
@@ -137,11 +137,11 @@ func TestFailedProgramStaysPending(t *testing.T) {
 	f.kernel.Fail = errors.New("no memory")
 	f.source.say("2", isolate("db"))
 	if err := f.Settle(); err == nil || f.InForce().Generation == "2" {
-		t.Errorf("%v, in force is %s", err, f.InForce().Generation)
+		t.Errorf("with a failing kernel: error %v, generation %s in force; want an error, and an older generation", err, f.InForce().Generation)
 	}
 	f.kernel.Fail = nil
 	if err := f.Settle(); err != nil || f.InForce().Generation != "2" {
-		t.Errorf("%v, in force is %s", err, f.InForce().Generation)
+		t.Errorf("with a working kernel: error %v, generation %s in force; want generation 2", err, f.InForce().Generation)
 	}
 }
 
@@ -168,7 +168,7 @@ func TestRunFollowsEachInput(t *testing.T) {
 			change()
 			synctest.Wait()
 			if f.kernel.Loads == before {
-				t.Errorf("%s: nothing was loaded", what)
+				t.Errorf("%s: no program was loaded, want one", what)
 			}
 		}
 		stop()
@@ -207,11 +207,11 @@ func TestNodesAreHostsOfPolicies(t *testing.T) {
 		v.Ring, v.Records, v.Present = r, c.records, c.present
 		hosts := hosts(v, nodes, true)
 		if len(hosts) > 1 || (len(hosts) == 1) != (c.want != peer.ID{}) {
-			t.Errorf("%s: %+v", name, hosts)
+			t.Errorf("%s: hosts %+v, want one only if a peer counts", name, hosts)
 			continue
 		}
 		if len(hosts) == 1 && (len(hosts[0].Overlay) != 2 || hosts[0].Overlay[0] != u.Addr4(slotOf(c.want)) || hosts[0].Overlay[1] != u.Addr6(slotOf(c.want))) {
-			t.Errorf("%s: %+v", name, hosts)
+			t.Errorf("%s: hosts %+v, want both node addresses of the peer", name, hosts)
 		}
 	}
 }
@@ -240,13 +240,13 @@ func TestWhatIsKnownOfTheAPIServer(t *testing.T) {
 	} {
 		k := NewKubernetes(&c.server, false)
 		if (k.Unknown() == nil) != c.known || (k.Empty() != nil) != c.empty {
-			t.Errorf("%s: known %v, empty %v", name, k.Unknown(), k.Empty())
+			t.Errorf("%s: Unknown is %v, Empty is %v; want the row's result", name, k.Unknown(), k.Empty())
 		}
 		if _, news := k.Read(""); news != (c.server.state != nil) {
-			t.Errorf("%s: rules to read: %v", name, news)
+			t.Errorf("%s: Read found rules: %v, want them once there is a state", name, news)
 		}
 		if _, news := k.Read("1"); news {
-			t.Errorf("%s: rules of the same generation were read again", name)
+			t.Errorf("%s: Read returned the rules of the same generation again, want false", name)
 		}
 	}
 }

@@ -26,7 +26,7 @@ func follow(t *testing.T, server *kubetest.Server) *kube.Source {
 		t.Fatal(err)
 	}
 	if err := NewKubernetes(source, false).Unknown(); err == nil || !strings.Contains(err.Error(), source.Server()) {
-		t.Errorf("before the API server has answered: %v", err)
+		t.Errorf("before the API server has answered: Unknown is %v, want an error that names the server", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)

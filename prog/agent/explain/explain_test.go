@@ -60,12 +60,12 @@ func TestExplainWithoutAPort(t *testing.T) {
 	} {
 		e, err := x.Explain(t.Context(), api.ExplainRequest{Source: c.src, Destination: c.dst})
 		if err != nil || len(e.Verdicts) == 0 || e.Verdicts[0].Allowed != c.allowed || (e.Verdicts[0].Exempt != "") != c.exempt || !c.exempt && e.Open != c.open {
-			t.Errorf("%s to %s: %+v, %v", c.src, c.dst, e, err)
+			t.Errorf("%s to %s: %+v, error %v; want the row's verdict", c.src, c.dst, e, err)
 		}
 	}
 	for _, bad := range []api.ExplainRequest{{Source: "web", Destination: "nobody"}, {Source: "web", Destination: "shop/db", Port: 8, Protocol: "icmp"}, {Source: "web", Destination: "batch", Port: 1, Protocol: "QUIC"}, {Source: "192.0.2.1", Destination: "2001:db8::1"}} {
 		if e, err := x.Explain(t.Context(), bad); err == nil {
-			t.Errorf("%+v: %+v", bad, e)
+			t.Errorf("%+v: got %+v, want an error", bad, e)
 		}
 	}
 }
@@ -76,7 +76,7 @@ func TestExplainAPartlyUnreadPolicy(t *testing.T) {
 	h.Write(t, map[string]string{"shop/db": strings.Replace(policytest.Shop, "{port: 5432}", "{port: 443, protocol: QUIC}, {port: 5432}", 1)})
 	for port, allowed := range map[uint16]bool{443: false, 5432: true} {
 		if e, err := x.Explain(t.Context(), api.ExplainRequest{Source: "web", Destination: "shop/db", Port: port}); err != nil || e.Verdicts[0].Allowed != allowed {
-			t.Errorf("%d: %+v, %v", port, e, err)
+			t.Errorf("port %d: %+v, error %v; want only 5432 allowed", port, e, err)
 		}
 	}
 }
@@ -88,7 +88,7 @@ func TestExplainICMP(t *testing.T) {
 		h.Write(t, map[string]string{"shop/db": text})
 		e, err := x.Explain(t.Context(), api.ExplainRequest{Source: "web", Destination: "shop/db", Protocol: "icmp"})
 		if err != nil || len(e.Verdicts) == 0 || e.Port != "ICMP" || e.Open != "" {
-			t.Fatalf("%+v, %v", e, err)
+			t.Fatalf("ICMP: %+v, error %v; want a verdict for ICMP, without ports", e, err)
 		}
 		for _, v := range e.Verdicts {
 			name := "ICMP is none"
@@ -96,7 +96,7 @@ func TestExplainICMP(t *testing.T) {
 				name = "ICMPv6 is none"
 			}
 			if v.Allowed != allowed || !allowed && !strings.Contains(v.Ingress.Misses[0].Text, name) {
-				t.Errorf("%v: %+v", v.Source, v.Ingress)
+				t.Errorf("source %v: verdict %+v; want the row's, with the policy that misses", v.Source, v.Ingress)
 			}
 		}
 	}
@@ -142,7 +142,7 @@ func TestPacketsOfTheOwnHostAreMarked(t *testing.T) {
 	} {
 		x.MarkOwnHost(&p)
 		if got := [2]bool{p.FromOwnHost, p.ToOwnHost}; got != want {
-			t.Errorf("%+v: %v", p, got)
+			t.Errorf("%+v is marked %v, want the row's marks", p, got)
 		}
 	}
 }
@@ -152,7 +152,7 @@ func TestInvalidQuestionsOfPeersAreRefused(t *testing.T) {
 	x, _ := newExplainer(t, nft.Exempt{})
 	for _, bad := range [][]byte{nil, []byte("garbage"), {0xa0}} {
 		if answer, err := x.Handlers()[requestEvaluate](t.Context(), agenttest.Self, bad); err == nil {
-			t.Errorf("%x: %x", bad, answer)
+			t.Errorf("request %x was answered with %x, want an error", bad, answer)
 		}
 	}
 }
@@ -170,13 +170,13 @@ func TestDropsAreCountedTogether(t *testing.T) {
 	d.note(nft.Logged{Packet: nft.Packet{Src: server, Dst: client, Protocol: 6, SrcPort: 80, DstPort: 40001, Reply: true}}, now.Add(2*time.Second))
 	list, packets := d.list()
 	if len(list) != 1 || list[0].Count != 3 || packets[0] != p || !list[0].Last.Equal(now.Add(2*time.Second)) {
-		t.Errorf("%+v, %+v", list, packets)
+		t.Errorf("drops %+v, packets %+v; want one drop, counted 3 times", list, packets)
 	}
 	for port := range uint16(2 * mostDrops) {
 		p.DstPort = 1000 + port
 		d.note(nft.Logged{Packet: p}, now.Add(time.Hour+time.Duration(port)))
 	}
 	if list, _ := d.list(); len(list) != mostDrops || list[0].Dest.Port() != 1000+2*mostDrops-1 {
-		t.Errorf("%d are remembered, the last is %+v", len(list), list[0])
+		t.Errorf("%d drops are remembered, the newest is %+v; want mostDrops, and the last one first", len(list), list[0])
 	}
 }

@@ -93,13 +93,13 @@ func TestNodesOfAClusterMakeOneRingAndKeepItWithoutTheAPIServer(t *testing.T) {
 			t.Fatal(err)
 		}
 		if own := n.Own(); own.Name != name || len(own.Addrs) != 2 || n.Nickname() != name {
-			t.Errorf("%+v, %s", own, n.Nickname())
+			t.Errorf("own Node %+v, nickname %s; want the row's name, and two addresses", own, n.Nickname())
 		}
 		if f.Ring != nil || f.Election != nil || f.Kubernetes.Node != "n1" || f.Kubernetes.Token != f.Trust.Token {
-			t.Errorf("%s: %+v", name, f)
+			t.Errorf("%s: %+v; want no ring to found, no vote, and n1's Secret", name, f)
 		}
 		if name == "n1" && len(ringIn(t, dir).Owned()[f.Trust.Self]) != 1 {
-			t.Error("the founder does not own all")
+			t.Error("n1 does not own all addresses, want it to: it made the Secret")
 		}
 	}
 	token, err := statedir.Secret(dirs[0])
@@ -108,17 +108,17 @@ func TestNodesOfAClusterMakeOneRingAndKeepItWithoutTheAPIServer(t *testing.T) {
 	}
 	for _, dir := range dirs[1:] {
 		if r := ringIn(t, dir); !r.Equal(ringIn(t, dirs[0])) || len(r.Owned()) != 1 {
-			t.Errorf("another ring: %v", r)
+			t.Errorf("ring %v, want the ring of the first Node", r)
 		}
 		if other, err := statedir.Secret(dir); err != nil || other != token {
-			t.Errorf("another token, %v", err)
+			t.Errorf("the token differs from the first Node's, or error %v; want the same token", err)
 		}
 	}
 	server.Refuse(func(string, string) int { return kubetest.Break })
 	for i, dir := range dirs {
 		f, n, err := found(t, kubeconfig, names[i], dir, netip.Prefix{})
 		if err != nil || f.Universe.V4 != ringIn(t, dir).Universe.V4 || f.Kubernetes.Node != "n1" || len(n.Problems()) != 0 {
-			t.Errorf("without the API server: %v, %+v, %v", err, f, n.Problems())
+			t.Errorf("without the API server: error %v, %+v, problems %v; want the stored ring, and no problem", err, f, n.Problems())
 		}
 	}
 }
@@ -140,12 +140,12 @@ func TestFounderWithoutStoredRingIsNewPeer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if self, err := trust.Self(store); err != nil || self != first.Trust.Self {
-		t.Fatalf("it is %v, not %v: %v", self, first.Trust.Self, err)
+		t.Fatalf("the store's identity is %v, want %v; error %v", self, first.Trust.Self, err)
 	}
 	store.Close()
 	again, _, err := found(t, kubeconfig, "n1", dir, netip.Prefix{})
 	if err != nil || again.Trust.Self == first.Trust.Self || len(ringIn(t, dir).Owned()[first.Trust.Self]) != 1 {
-		t.Errorf("%v, was %v: %v, %v", again.Trust.Self, first.Trust.Self, ringIn(t, dir).Owned(), err)
+		t.Errorf("the peer is %v, before it was %v; owners %v, error %v; want a new peer, which owns nothing", again.Trust.Self, first.Trust.Self, ringIn(t, dir).Owned(), err)
 	}
 }
 
@@ -164,21 +164,21 @@ func TestAnotherRangeThanTheFoundedOneHasNoEffectAndIsTold(t *testing.T) {
 	}
 	f, n, err := found(t, kubeconfig, "n2", t.TempDir(), netip.MustParsePrefix("10.99.0.0/16"))
 	if err != nil || f.Universe.V4.String() != "10.32.0.0/12" {
-		t.Errorf("%+v, %v", f.Universe, err)
+		t.Errorf("universe %+v, error %v; want 10.32.0.0/12", f.Universe, err)
 	}
 	list := n.Problems()
 	if len(list) != 1 || !strings.Contains(list[0].What, "10.32.0.0/12") || !strings.Contains(list[0].Effect, "WEFT_IPALLOC_RANGE") {
-		t.Fatalf("%+v", list)
+		t.Fatalf("problems %+v; want one with the range in use, and the setting", list)
 	}
 	n.Warn(list[0]) // the second warning makes no second event
 	if again := n.Problems(); len(again) != 1 {
-		t.Errorf("%+v", again)
+		t.Errorf("problems after a second warning %+v, want one", again)
 	}
 	go n.Report.Run(t.Context()) //nolint:errcheck // nil
 	kubetest.Eventually(t, "an event on the Node", func() bool { return len(server.All("events")) == 1 })
 	e := server.All("events")[0].(*core.Event)
 	if e.Namespace != "default" || e.InvolvedObject.Kind != "Node" || e.InvolvedObject.UID != "uid-2" || e.Type != "Warning" || e.Reason != kube.ReasonUniverseFixed {
-		t.Errorf("%+v", e)
+		t.Errorf("event %+v, want a warning about the universe on the Node n2", e)
 	}
 }
 
@@ -188,13 +188,13 @@ func TestAUniverseThatIsRefusedFoundsNothingAndIsToldOnTheNode(t *testing.T) {
 	dir := t.TempDir()
 	_, _, err := found(t, kubeconfig, "n1", dir, netip.MustParsePrefix("10.96.0.0/12"))
 	if err == nil || !strings.Contains(err.Error(), "10.96.0.1") || len(server.All("secrets")) != 0 {
-		t.Errorf("%v, %v", err, server.All("secrets"))
+		t.Errorf("error %v, Secrets %v; want an error that names the used address, and no Secret", err, server.All("secrets"))
 	}
 	if _, err := statedir.Secret(dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("it keeps a secret: %v", err)
+		t.Errorf("reading the host's secret returned %v, want no file", err)
 	}
 	if events := server.All("events"); len(events) != 1 || events[0].(*core.Event).Reason != kube.ReasonInvalidSetting {
-		t.Errorf("%+v", events)
+		t.Errorf("events %+v, want one about an invalid setting", events)
 	}
 }
 
@@ -213,9 +213,9 @@ func TestANodeWithTheSecretOfAnotherClusterDoesNotJoin(t *testing.T) {
 		t.Error(err)
 	}
 	if kept, err := statedir.Secret(dir); err != nil || kept != other {
-		t.Errorf("its secret was changed: %v", err)
+		t.Errorf("the host's secret was changed, or error %v; want the secret of before", err)
 	}
 	if events := server.All("events"); len(events) != 1 || events[0].(*core.Event).Reason != kube.ReasonSecret {
-		t.Errorf("%+v", events)
+		t.Errorf("events %+v, want one about the secret", events)
 	}
 }

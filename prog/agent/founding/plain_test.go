@@ -42,10 +42,10 @@ func TestAHostWithoutOthersFoundsARing(t *testing.T) {
 	dir := folder(t, password)
 	f, err := plain(t, dir, config.Options{})
 	if err != nil || f.Ring == nil || f.Election != nil || len(f.Ring.Owned()[f.Trust.Self]) != 1 {
-		t.Fatalf("%+v, %v", f, err)
+		t.Fatalf("%+v, error %v; want a ring that this host owns alone, and no vote", f, err)
 	}
 	if kept, err := statedir.Secret(dir); err != nil || kept.Cluster.IsZero() || kept.Secret != password.Secret || f.Ring.Cluster != kept.Cluster {
-		t.Errorf("the token does not say which cluster was founded: %v", err)
+		t.Errorf("the stored token has no cluster id, or another one than the ring; error %v; want the ring's", err)
 	}
 }
 
@@ -54,13 +54,13 @@ func TestAHostWithTargetsVotes(t *testing.T) {
 	// 127.0.0.1 is this host itself.
 	f, err := plain(t, dir, config.Options{Targets: []string{"192.0.2.2", "127.0.0.1", "192.0.2.3:6783"}})
 	if err != nil || f.Ring != nil || f.Election == nil || f.Election.Terms.Expect != 3 || len(f.Targets) != 3 {
-		t.Fatalf("%+v, %v", f, err)
+		t.Fatalf("%+v, error %v; want a vote of 3, and all targets", f, err)
 	}
 	if _, cluster, u := f.Election.Candidate(); cluster != f.Trust.Token.Cluster || u.Validate() != nil {
-		t.Errorf("it would found %x, %v", cluster, u)
+		t.Errorf("the candidate has cluster %x and universe %v, want the token's cluster, and a valid universe", cluster, u)
 	}
 	if f, err = plain(t, dir, config.Options{Init: config.Init{Expect: 5}}); err != nil || f.Election == nil || f.Election.Terms.Expect != 5 || len(f.Targets) != 3 {
-		t.Errorf("later, with a number of hosts: %+v, %v", f, err)
+		t.Errorf("with --ipalloc-init consensus=5: %+v, error %v; want a vote of 5", f, err)
 	}
 }
 
@@ -70,22 +70,22 @@ func TestSeedsMakeTheSameRingOnAllHosts(t *testing.T) {
 	for _, seeds := range [][]peer.ID{{{1}, {2}}, {{2}, {1}, {2}}} {
 		f, err := plain(t, folder(t, token), config.Options{Init: config.Init{Seeds: seeds}, Targets: []string{"192.0.2.2"}})
 		if err != nil || f.Ring == nil || f.Election != nil {
-			t.Fatalf("%+v, %v", f, err)
+			t.Fatalf("%+v, error %v; want a ring, and no vote", f, err)
 		}
 		rings = append(rings, f.Ring)
 	}
 	if !rings[0].Equal(*rings[1]) || len(rings[0].Owned()) != 2 {
-		t.Errorf("%v and %v", rings[0], rings[1])
+		t.Errorf("the rings are %v and %v, want equal ones with two owners", rings[0], rings[1])
 	}
 	if _, err := plain(t, folder(t, secret.Token{}), config.Options{Init: config.Init{Seeds: []peer.ID{{1}}}}); err == nil {
-		t.Error("without the cluster's id, each host makes another ring")
+		t.Error("seeds without a cluster id were accepted, want an error: each host would make another ring")
 	}
 }
 
 func TestAnObserverAndAHostWithARingFoundNothing(t *testing.T) {
 	dir := folder(t, secret.Token{Cluster: secret.ClusterID{1}})
 	if f, err := plain(t, dir, config.Options{Init: config.Init{Observer: true}}); err != nil || f.Ring != nil || f.Election != nil {
-		t.Errorf("an observer: %+v, %v", f, err)
+		t.Errorf("an observer: %+v, error %v; want no ring, and no vote", f, err)
 	}
 	if err := statedir.MarkLaunched(dir, true); err != nil {
 		t.Fatal(err)
@@ -96,6 +96,6 @@ func TestAnObserverAndAHostWithARingFoundNothing(t *testing.T) {
 	}
 	store.Close()
 	if f, err := plain(t, dir, config.Options{}); err != nil || f.Ring != nil || f.Election != nil || statedir.Launched(dir) != nil {
-		t.Errorf("a host with a ring: %+v, %v; launch's decision: %v", f, err, statedir.Launched(dir))
+		t.Errorf("a host with a ring: %+v, error %v; launch's decision %v; want no new ring, no vote, no decision", f, err, statedir.Launched(dir))
 	}
 }

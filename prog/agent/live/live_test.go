@@ -9,12 +9,12 @@ import (
 func TestReadersSeeTheLastState(t *testing.T) {
 	var v Value[string]
 	if got, version := v.Read(); got != "" || version != 0 {
-		t.Errorf("a new value holds %q, version %d", got, version)
+		t.Errorf("a new value holds %q, version %d; want the zero value, version 0", got, version)
 	}
 	v.Set("a")
 	v.Set("b")
 	if got, version := v.Read(); got != "b" || version != 2 || v.Get() != "b" {
-		t.Errorf("after two states the value holds %q, version %d", got, version)
+		t.Errorf("after two states the value holds %q, version %d; want b, version 2", got, version)
 	}
 }
 
@@ -25,7 +25,7 @@ func TestChangedIsClosedByTheNextState(t *testing.T) {
 	next, again := v.Changed(seen), v.Changed(seen)
 	select {
 	case <-next:
-		t.Fatal("the channel is closed, and nothing was published")
+		t.Fatal("the channel was closed before a state was published, want it open")
 	default:
 	}
 	v.Set(2)

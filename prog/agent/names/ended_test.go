@@ -23,6 +23,6 @@ func (*shrinking) Find(string) ([]string, error) { return nil, nil }
 // A container that ends while its names are looked at is no reason to panic.
 func TestAnEndpointThatEndsMeanwhileOwnsItsName(t *testing.T) {
 	if n := New(Config{Attached: &shrinking{}}); !n.owns("c1/eth0", "web") {
-		t.Error("the container's own name was not found")
+		t.Error("owns returned false for the name of a container that just ended, want true")
 	}
 }

@@ -87,20 +87,20 @@ func TestGivenNamesAreKept(t *testing.T) {
 		{Name: "gate", Addresses: []netip.Addr{agenttest.Universe().Addr4(1)}}, // this host
 	} {
 		if err := f.AddName(t.Context(), req); err != nil {
-			t.Errorf("%+v: %v", req, err)
+			t.Errorf("AddName(%+v) returned %v, want nil", req, err)
 		}
 	}
 	var kept settings.Values
 	if err := f.store.Settings(&kept); err != nil || len(kept.Names) != 4 || !slices.Equal(kept.Aliases(key), []string{"front", "shop"}) || !slices.Equal(kept.Aliases(settings.NodeKey), []string{"gate"}) {
-		t.Errorf("kept %+v, %v", kept.Names, err)
+		t.Errorf("stored names %+v, error %v; want all four", kept.Names, err)
 	}
 	for _, req := range []api.NameRequest{{Name: "shop", Container: "0123456789ab"}, {Addresses: []netip.Addr{outside}}} {
 		if err := f.RemoveName(t.Context(), req); err != nil {
-			t.Errorf("%+v: %v", req, err)
+			t.Errorf("RemoveName(%+v) returned %v, want nil", req, err)
 		}
 	}
 	if v := f.settings.Get(); !slices.Equal(v.Aliases(key), []string{"front"}) || v.Outside("printer.floor2") != 0 {
-		t.Errorf("after dns-remove: %+v", v.Names)
+		t.Errorf("names after RemoveName: %+v, want front and gate", v.Names)
 	}
 }
 
@@ -127,15 +127,15 @@ func TestOwnNamesAreWithdrawn(t *testing.T) {
 	} {
 		err := step.do()
 		if v := f.settings.Get(); err != nil || slices.Contains(v.Withdrawn, key) != step.withdrawn || !slices.Equal(v.Aliases(key), step.aliases) {
-			t.Errorf("%s: %+v, %v", step.what, v, err)
+			t.Errorf("%s: settings %+v, error %v; want the step's names", step.what, v, err)
 		}
 	}
 	if err := f.RemoveName(t.Context(), api.NameRequest{Name: "web", Container: "Web"}); err == nil {
-		t.Error("a name that is withdrawn was withdrawn again")
+		t.Error("a withdrawn name was withdrawn again, want an error")
 	}
 	var kept settings.Values
 	if err := f.store.Settings(&kept); err != nil || !slices.Equal(kept.Withdrawn, []string{key}) {
-		t.Errorf("a restart would give it back: %+v, %v", kept, err)
+		t.Errorf("stored settings %+v, error %v; want the name withdrawn after a restart, too", kept, err)
 	}
 }
 
@@ -157,10 +157,10 @@ func TestBadNameRequestsAreRefused(t *testing.T) {
 		}
 	}
 	if err := f.RemoveName(t.Context(), api.NameRequest{Name: "never", Container: "Web"}); err == nil {
-		t.Error("a name that was never given was removed")
+		t.Error("a name that was never given was removed, want an error")
 	}
 	if got := f.settings.Get(); len(got.Names) != 0 {
-		t.Errorf("refused, and kept: %+v", got.Names)
+		t.Errorf("names %+v after refused requests, want none", got.Names)
 	}
 }
 
@@ -169,7 +169,7 @@ func TestAnAddressSaysWhichInterfaceIsMeant(t *testing.T) {
 	second.ContainerID, second.Interface, second.Name = "0123456789ab", "eth1", "Web"
 	f := newFixture(t, second)
 	if err := f.AddName(t.Context(), api.NameRequest{Name: "x", Container: "web"}); err == nil || !strings.Contains(err.Error(), "several") {
-		t.Errorf("a container of two interfaces: %v", err)
+		t.Errorf("a container with two interfaces: error %v, want one that says several", err)
 	}
 	if err := f.AddName(t.Context(), api.NameRequest{Name: "x", Container: "web", Addresses: []netip.Addr{f.addr6}}); err != nil {
 		t.Error(err)
@@ -183,7 +183,7 @@ func TestExposeGivesAndTakesItsName(t *testing.T) {
 			t.Fatal(err)
 		}
 		if v := f.settings.Get(); v.Exposed != on || (len(v.Aliases(settings.NodeKey)) == 1) != on {
-			t.Errorf("expose %v: %+v", on, v)
+			t.Errorf("after expose %v: %+v; want that, with a name while exposed", on, v)
 		}
 	}
 }
@@ -192,7 +192,7 @@ func TestLookupOfNothing(t *testing.T) {
 	f := newFixture(t)
 	for name, says := range map[string]string{"192.0.2.1": "has the address 192.0.2.1 and a name", "": "1 to 63", "gone": "gone is no name in weft.internal"} {
 		if _, err := f.Lookup(t.Context(), api.LookupRequest{Name: name}); err == nil || !strings.Contains(err.Error(), says) {
-			t.Errorf("%q: %v", name, err)
+			t.Errorf("Lookup(%q) returned %v, want the row's error", name, err)
 		}
 	}
 }

@@ -75,7 +75,7 @@ func claim(t *testing.T, stored slot.Slot, from *ipam) fixture {
 	f := fixture{ipam: from, view: &live.Value[*view.View]{}}
 	f.Claimer = New(Config{Stored: stored, IPAM: from, View: f.view, Log: slog.New(slog.DiscardHandler)})
 	if f.Get() != stored {
-		t.Errorf("it publishes %d before it runs, not the stored %d", f.Get(), stored)
+		t.Errorf("the claimer publishes slot %d before it runs, want the stored %d", f.Get(), stored)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -95,12 +95,12 @@ func TestANodeAddressIsClaimedOnceThereIsSpace(t *testing.T) {
 		time.Sleep(9 * time.Second)
 		synctest.Wait()
 		if f.Get() != 0 {
-			t.Errorf("claimed %d without space", f.Get())
+			t.Errorf("slot %d is claimed without space, want none", f.Get())
 		}
 		time.Sleep(2 * retry)
 		synctest.Wait()
 		if f.Get() != 1 {
-			t.Errorf("claimed %d", f.Get())
+			t.Errorf("slot %d is claimed, want 1", f.Get())
 		}
 	})
 }
@@ -113,7 +113,7 @@ func TestTheNodeAddressOfTheLastRunIsKept(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if f.Get() != 5 || f.Version() != version || f.ipam.frees() != 0 {
-			t.Errorf("%d, published %d times, given up %d times", f.Get(), f.Version()-version, f.ipam.frees())
+			t.Errorf("slot %d, published %d times, freed %d times; want 5, never published again, never freed", f.Get(), f.Version()-version, f.ipam.frees())
 		}
 	})
 }
@@ -131,14 +131,14 @@ func TestANodeAddressThatAnotherPeerHasIsReplaced(t *testing.T) {
 			synctest.Wait()
 		}
 		if f.Get() != 4 || f.ipam.frees() != 3 {
-			t.Errorf("claimed %d, gave up %d", f.Get(), f.ipam.frees())
+			t.Errorf("slot %d is claimed, and %d were freed; want 4, 3", f.Get(), f.ipam.frees())
 		}
 		// The view still reports that the previous slot is lost.
 		f.view.Set(lostView(3))
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if f.Get() != 4 || f.ipam.frees() != 3 {
-			t.Errorf("a view that is older than the claim freed it: claimed %d, gave up %d", f.Get(), f.ipam.frees())
+			t.Errorf("after a view older than the claim, slot %d is claimed, and %d were freed; want 4, 3", f.Get(), f.ipam.frees())
 		}
 	})
 }
@@ -152,7 +152,7 @@ func TestALostNodeAddressThatCannotBeGivenUpIsTriedAgain(t *testing.T) {
 		time.Sleep(time.Minute + 2*retry)
 		synctest.Wait()
 		if f.Get() != 2 || f.ipam.frees() != 1 {
-			t.Errorf("claimed %d, gave up %d", f.Get(), f.ipam.frees())
+			t.Errorf("slot %d is claimed, and %d were freed; want 2, 1", f.Get(), f.ipam.frees())
 		}
 	})
 }
