@@ -77,7 +77,7 @@ func TestStartsAndStopsUnderLoad(t *testing.T) {
 		load.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
 				if err := does(ctx, i); err != nil && ctx.Err() == nil && !down(err) {
-					t.Errorf("load %d: %v", n, err)
+					t.Errorf("load %d: %v, want no error while an agent serves", n, err)
 				}
 			}
 		})
@@ -101,17 +101,17 @@ func startOnce(t *testing.T, opts config.Options, i int) {
 	for client.Ready(ctx) != nil {
 		select {
 		case err := <-done:
-			t.Fatalf("start %d: the agent ended before it was ready: %v", i, err)
+			t.Fatalf("start %d: the agent ended with %v, want it ready first", i, err)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
 	if i%2 == 0 {
 		stop()
 	} else if _, err := client.Stop(ctx, api.StopRequest{}); err != nil {
-		t.Errorf("start %d: stop: %v", i, err)
+		t.Errorf("start %d: stop returned %v, want nil", i, err)
 	}
 	if err := <-done; err != nil {
-		t.Errorf("start %d: %v", i, err)
+		t.Errorf("start %d: the agent returned %v, want nil", i, err)
 	}
 }
 
@@ -124,7 +124,7 @@ func runAlone(t *testing.T) {
 	cmd.Env = append(os.Environ(), alone+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%v:\n%s", err, out)
+		t.Errorf("the test in its own namespaces ended with %v, want success:\n%s", err, out)
 	}
 }
 

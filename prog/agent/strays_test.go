@@ -106,7 +106,7 @@ func TestStraysAreFoundBeforeTheFirstPlan(t *testing.T) {
 		}
 		text := strings.Join(r.Warnings, "\n")
 		if !strings.Contains(text, fmt.Sprintf("a container behind link %s", endpoint.HostLink(stray, "eth0"))) {
-			t.Errorf("the container is not known as a stray; warnings: %s", text)
+			t.Errorf("warnings %s; want one about the stray container's link", text)
 		}
 	})
 }

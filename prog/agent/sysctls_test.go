@@ -38,13 +38,13 @@ func TestResetRestoresSysctlsThatNobodyElseChanged(t *testing.T) {
 			t.Fatal(changed, err)
 		}
 		if kept := restoreSysctls(changed); len(kept) > 0 || value(four) != "0" || value(six) != "0" {
-			t.Errorf("%v: %s, %s", kept, value(four), value(six))
+			t.Errorf("sysctls not restored: %v, want none; values %s and %s, want 0", kept, value(four), value(six))
 		}
 		if err := link.Sysctl("1", four); err != nil {
 			t.Fatal(err)
 		}
 		if restoreSysctls([]state.Sysctl{{Name: four, Was: "0", Set: "2"}}); value(four) != "1" {
-			t.Error("a value that another program set was changed")
+			t.Error("a sysctl that another program set was changed, want it kept")
 		}
 	})
 }

@@ -26,10 +26,10 @@ func TestFlappingNamesItsCause(t *testing.T) {
 		p := mesh.Peer{Record: record, Losses: tt.losses, Runs: tt.runs}
 		got := flapping([]mesh.Peer{p}, peer.ID{1}, func(peer.Record) bool { return tt.fresh })
 		if (len(got) == 0) != (tt.want == "") || len(got) > 0 && !strings.Contains(got[0].String(), tt.want) {
-			t.Errorf("%+v: %v", tt, got)
+			t.Errorf("%+v: problems %v, want the row's", tt, got)
 		}
 	}
 	if got := flapping([]mesh.Peer{{Record: record, Losses: 16}}, record.ID(), nil); got != nil {
-		t.Errorf("of this host itself: %v", got)
+		t.Errorf("this host's own record: problems %v, want none", got)
 	}
 }

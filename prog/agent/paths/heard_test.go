@@ -51,7 +51,7 @@ func TestTrafficThroughATunnelProvesThatAPeerLives(t *testing.T) {
 	p.listen(start, wg.Observed{Peers: map[[32]byte]wg.Peer{key: {Received: 1, Handshake: start}}})
 	p.listen(start.Add(time.Second), wg.Observed{})
 	if _, alive := p.ago(key, start.Add(time.Second)); alive {
-		t.Error("a tunnel that is gone is proof")
+		t.Error("a tunnel that no longer exists proves that its peer lives, want no proof")
 	}
 }
 
@@ -71,7 +71,7 @@ func TestHeardNamesThePeersThatLive(t *testing.T) {
 			},
 		})
 		if got := p.Heard(other.ID()); got != "" {
-			t.Errorf("before anything is known: %s", got)
+			t.Errorf("before the first view, Heard returned %s, want nothing", got)
 		}
 		seen.Set(agenttest.ViewOf(own, []mesh.Peer{{Record: own}, {Record: other}}, own.ID()))
 		ctx, stop := context.WithCancel(t.Context())
@@ -82,11 +82,11 @@ func TestHeardNamesThePeersThatLive(t *testing.T) {
 			t.Errorf("the peer still counts as alive: %q", got)
 		}
 		if got := p.Heard(peer.ID{9}); got != "" {
-			t.Errorf("a peer that is not known: %s", got)
+			t.Errorf("of an unknown peer, Heard returned %s, want nothing", got)
 		}
 		time.Sleep(heardFor)
 		if got := p.Heard(other.ID()); got != "" {
-			t.Errorf("it was switched off: %s", got)
+			t.Errorf("after the host was switched off, Heard returned %s, want nothing", got)
 		}
 		stop()
 		if err := <-done; err != nil {

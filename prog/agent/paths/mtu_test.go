@@ -39,12 +39,12 @@ func TestANarrowPathIsNamed(t *testing.T) {
 		agenttest.Set(p.cfg.View, agenttest.ViewOf(own, []mesh.Peer{{Record: own}, {Record: other}}, own.ID()))
 		list := p.Problems(p.cfg.View.Get())
 		if (len(list) == 0) != (tt.want == nil) {
-			t.Errorf("%s: %v", name, list)
+			t.Errorf("%s: problems %v, want one only if the row has words", name, list)
 		}
 		for _, one := range list {
 			for _, w := range append(tt.want, "h2") {
 				if !strings.Contains(one.String(), w) {
-					t.Errorf("%s: %q does not say %q", name, one, w)
+					t.Errorf("%s: problem %q, want %q in it", name, one, w)
 				}
 			}
 		}

@@ -46,7 +46,7 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 		for _, b := range got {
 			about = append(about, b.About)
 			if !strings.Contains(b.Fix, "open ") || b.About != noTunnel && !strings.Contains(b.Fix, "678") {
-				t.Errorf("%s: it does not say what to open: %s", name, b)
+				t.Errorf("%s: the fix of %s says no port, want the port to open", name, b)
 			}
 		}
 		if strings.Join(about, ",") != strings.Join(c.want, ",") {
@@ -62,7 +62,7 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 			p.look(start.Add(look.after), look.seen)
 			said := len(p.Problems(&view.View{})) > 0
 			if said != (look.said && len(got) > 0) || (p.Check() != nil) != (look.said && strings.HasSuffix(strings.Join(about, ","), noTunnel)) {
-				t.Errorf("%s, after %v: said %v, not ready: %v", name, look.after, p.Problems(&view.View{}), p.Check())
+				t.Errorf("%s, after %v: problems %v, Check returned %v; want both only once a blockage has lasted", name, look.after, p.Problems(&view.View{}), p.Check())
 			}
 		}
 	}
@@ -94,7 +94,7 @@ func TestOnlyKeysFromAfterTheLossShowThatAPeerLives(t *testing.T) {
 		}
 		got := neighbours(agenttest.ViewOf(own, []mesh.Peer{p}, own.ID()), seen, started, now)
 		if len(got) != tt.want || len(got) == 1 && (got[0].fresh != tt.fresh || got[0].tunnel != (tt.handshake != 0)) {
-			t.Errorf("%s: %+v", name, got)
+			t.Errorf("%s: neighbours %+v, want the row's", name, got)
 		}
 	}
 }

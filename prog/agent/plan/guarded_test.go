@@ -63,7 +63,7 @@ func TestContainersCannotReachHostPorts(t *testing.T) {
 				t.Errorf("%s, status at %d: %v, nodes %v; want %v", name, status, peers, got.Nodes, want)
 			}
 			if !slices.Equal(got.UDP, []uint16{6783, 6784}) || slices.Contains(got.TCP, 6784) != shut || len(self.Peers) < 9 {
-				t.Errorf("%s, status at %d: of this host, %v, %v and %v", name, status, got.TCP, got.UDP, self.Peers)
+				t.Errorf("%s, status at %d: guarded TCP ports %v, UDP ports %v, peers %v; want this host's and the other peer's only", name, status, got.TCP, got.UDP, self.Peers)
 			}
 		}
 	}

@@ -27,7 +27,7 @@ func inputs() Inputs {
 func TestTheSameInputsMakeTheSamePlan(t *testing.T) {
 	in := inputs()
 	if a, b := Desired(in), Desired(in); a.String() != b.String() || a.Node != 1 || len(a.Endpoints) != 1 || a.MTU == 0 {
-		t.Errorf("%v\n%v", a, b)
+		t.Errorf("two plans of the same inputs:\n%v\n%v\nwant the same text, with one endpoint", a, b)
 	}
 }
 
@@ -37,11 +37,11 @@ func TestLostSlotsLeaveThePlan(t *testing.T) {
 	in := inputs()
 	in.View.Lost = map[string]slot.Slot{settings.NodeKey: 1, "c1/eth0": 10}
 	if p := Desired(in); p.Node != 0 || len(p.Endpoints) != 0 || len(p.Lost) != 1 {
-		t.Errorf("%+v", p)
+		t.Errorf("plan %+v; want no node address, and the endpoint lost", p)
 	}
 	in.Node = 2 // claimed after the view was taken
 	if p := Desired(in); p.Node != 2 {
-		t.Errorf("a node address that was claimed after the loss is not planned: %d", p.Node)
+		t.Errorf("the plan has the node address %d, want 2: it was claimed after the loss", p.Node)
 	}
 }
 
@@ -76,6 +76,6 @@ func TestKeysStayOutOfPrintedPlans(t *testing.T) {
 	in := inputs()
 	in.PrivateKey = [32]byte{1, 2, 3}
 	if text := Desired(in).String(); slices.Contains([]byte(text), 0) || len(text) > 200 {
-		t.Errorf("%q", text)
+		t.Errorf("the printed plan is %q, want a short text without bytes of keys", text)
 	}
 }

@@ -39,7 +39,7 @@ func TestPoliciesOfTheAPIServerAreReadOnly(t *testing.T) {
 	})
 	list, err := v.Policies(t.Context())
 	if err != nil || len(list) != 1 || list[0].Name != "closed" || !strings.Contains(list[0].Manifest, "kubectl --namespace shop get networkpolicy closed") {
-		t.Fatalf("%+v, %v", list, err)
+		t.Fatalf("policies %+v, error %v; want closed, and the kubectl command that shows it", list, err)
 	}
 	_, applied := v.ApplyPolicy(t.Context(), api.ApplyRequest{Manifest: policytest.Shop})
 	_, deleted := v.DeletePolicy(t.Context(), api.DeleteRequest{Refs: []api.DocumentRef{list[0].DocumentRef}})

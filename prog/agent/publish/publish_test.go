@@ -33,7 +33,7 @@ func byID(t *testing.T, list []directory.Endpoint) map[string]directory.Endpoint
 	out := map[string]directory.Endpoint{}
 	for _, d := range list {
 		if err := d.Check(); err != nil {
-			t.Errorf("%s: %v", d.ID, err)
+			t.Errorf("entry %s: the directory would refuse it: %v; want no error", d.ID, err)
 		}
 		out[d.ID] = d
 	}
@@ -53,19 +53,19 @@ func TestEndpointsArePublishedWithTheirNames(t *testing.T) {
 	}
 	got := byID(t, own([]attach.Endpoint{web, db}, set, 7, agenttest.View(), true))
 	if len(got) != 4 {
-		t.Errorf("%+v", got)
+		t.Errorf("entries %+v, want 4", got)
 	}
 	if d := got[web.Key()]; d.Name != "web" || d.Namespace != "shop" || d.Labels["app"] != "web" || !slices.Equal(d.Aliases, []string{"shop"}) || !slices.Equal(d.Slots, []slot.Slot{10}) || d.IPv4Only {
-		t.Errorf("%+v", d)
+		t.Errorf("entry of web %+v; want its name, alias, label and slot", d)
 	}
 	if d := got[db.Key()]; d.Name != "" || len(d.Aliases) != 0 || d.Labels["app"] != "db" {
-		t.Errorf("its name is withdrawn: %+v", d)
+		t.Errorf("entry of db %+v; want no name, since it is withdrawn, and its label", d)
 	}
 	if d := got[settings.NodeKey]; !slices.Equal(d.Aliases, []string{"gate"}) || !slices.Equal(d.Slots, []slot.Slot{7}) {
-		t.Errorf("the host: %+v", d)
+		t.Errorf("entry of the host %+v; want alias gate and slot 7", d)
 	}
 	if d := got["outside/printer"]; len(d.Outside) != 2 || !slices.Equal(d.Aliases, []string{"printer"}) || len(d.Slots) != 0 {
-		t.Errorf("outside: %+v", d)
+		t.Errorf("entry outside the network %+v; want two addresses, alias printer and no slot", d)
 	}
 }
 
@@ -73,7 +73,7 @@ func TestAHostWithoutIPv6OrANodeAddressSaysSo(t *testing.T) {
 	set := settings.Values{Names: []settings.Name{{Name: "gate", Endpoint: settings.NodeKey}}}
 	got := byID(t, own([]attach.Endpoint{endpoint("web", 10)}, set, 0, agenttest.View(), false))
 	if len(got) != 1 || !got["id-web/eth0"].IPv4Only {
-		t.Errorf("%+v", got)
+		t.Errorf("entries %+v, want only the endpoint, without IPv6", got)
 	}
 }
 
@@ -83,7 +83,7 @@ func TestLostEndpointsAreNotPublished(t *testing.T) {
 	v.Lost[web.Key()] = 10
 	got := byID(t, own([]attach.Endpoint{web, db}, settings.Values{}, 7, v, true))
 	if _, there := got[db.Key()]; len(got) != 1 || !there {
-		t.Errorf("%+v", got)
+		t.Errorf("entries %+v, want only db, which is not lost", got)
 	}
 }
 
@@ -92,7 +92,7 @@ func TestWhatDoesNotFitIsLeftOut(t *testing.T) {
 	e.Name = strings.Repeat("x", 71)
 	got := byID(t, own([]attach.Endpoint{e}, settings.Values{}, 7, agenttest.View(), true))
 	if d := got[e.Key()]; len(got) != 1 || d.Name != "" || d.Labels["app"] != "web" {
-		t.Errorf("%+v", got)
+		t.Errorf("entries %+v, want one without the name, and with its label", got)
 	}
 }
 
@@ -163,7 +163,7 @@ func TestEachInputIsPublishedAtOnce(t *testing.T) {
 		agenttest.Set(f.Attached, []attach.Endpoint{endpoint("web", 10)})
 		settle()
 		if _, times := f.directory.told(); times != 0 {
-			t.Error("it was published without a ring")
+			t.Error("a set was published without a ring, want none")
 		}
 		for _, c := range []struct {
 			what   string
@@ -180,7 +180,7 @@ func TestEachInputIsPublishedAtOnce(t *testing.T) {
 			c.change()
 			settle()
 			if ids, times := f.directory.told(); strings.Join(ids, " ") != c.want || times != 1 {
-				t.Errorf("%s: %v, published %d times", c.what, ids, times)
+				t.Errorf("%s: ids %v, published %d times; want the row's ids, once", c.what, ids, times)
 			}
 		}
 		for n := range 50 { // all containers of a host start at once
@@ -189,7 +189,7 @@ func TestEachInputIsPublishedAtOnce(t *testing.T) {
 		}
 		settle()
 		if _, times := f.directory.told(); times > 3 {
-			t.Errorf("changes that came at once were published %d times", times)
+			t.Errorf("changes at the same time were published %d times, want at most 3", times)
 		}
 	})
 }
@@ -205,7 +205,7 @@ func TestADirectoryThatRefusesIsLoggedOnceAndAskedAgain(t *testing.T) {
 			settle()
 		}
 		if _, times := f.directory.told(); times != 3 || strings.Count(f.log.String(), "it is full") != 1 {
-			t.Errorf("asked %d times, log: %s", times, f.log.String())
+			t.Errorf("the directory was asked %d times, log: %s; want 3 times, logged once", times, f.log.String())
 		}
 	})
 }

@@ -110,7 +110,7 @@ func TestAHostIsReadyOnceNoComponentObjects(t *testing.T) {
 		f.start(t)
 		refused("no WireGuard") // only the most basic one is reported, and the others are not asked
 		if f.other.times() != 0 {
-			t.Error("a component was asked that cannot help")
+			t.Error("the second component was asked although the first one refuses, want it not asked")
 		}
 		f.basic.say(nil)
 		f.Wake()
@@ -139,7 +139,7 @@ func TestConditionsAreAskedForWithoutAWake(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		synctest.Wait()
 		if f.Why() != "the disk is full" {
-			t.Errorf("after %v: %q", period, f.Why())
+			t.Errorf("after %v, Why returned %q, want that the disk is full", period, f.Why())
 		}
 	})
 }
@@ -152,7 +152,7 @@ func TestAReasonIsLoggedOnceWithItsEffect(t *testing.T) {
 			synctest.Wait()
 			logged, noted := f.logged.all(), f.noted.all()
 			if (len(logged) == 1) != (log != "") || len(logged) == 1 && !strings.Contains(logged[0], log) || !slices.Equal(noted, notes) {
-				t.Errorf("%s: logged %q, noted %q", when, logged, noted)
+				t.Errorf("%s: logged %q, notified %q; want the step's lines", when, logged, noted)
 			}
 		}
 		f.other.say(errors.New("no policies"))
@@ -181,7 +181,7 @@ func TestTheEndOfTheAgentIsNoReason(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		f.Add(Condition{Component: "ending", Check: func(context.Context) error { stop(); return ctx.Err() }})
 		if err := f.Run(ctx); err != nil || f.Why() != "the agent is starting" || len(f.logged.all()) != 0 || len(f.noted.all()) != 0 {
-			t.Errorf("%v, %q", err, f.Why())
+			t.Errorf("Run returned %v, Why is %q; want nil, the first reason, and no lines", err, f.Why())
 		}
 	})
 }

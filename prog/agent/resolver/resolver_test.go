@@ -49,6 +49,6 @@ func TestClientsOfTheNameServer(t *testing.T) {
 func TestWithoutANameServerContainersAreToldNothing(t *testing.T) {
 	r, err := New(Config{DNS: config.DNS{Off: true}})
 	if err != nil || r.Container("shop") != nil || !r.Status(nil).Off {
-		t.Errorf("%+v, %v", r, err)
+		t.Errorf("resolver %+v, error %v; want it off, without a resolv.conf", r, err)
 	}
 }

@@ -38,11 +38,11 @@ func TestAChangeIsPublishedAndOutlivesARestart(t *testing.T) {
 	select {
 	case <-s.Changed(version):
 	default:
-		t.Error("the change is not published")
+		t.Error("a change was not published, want a new version")
 	}
 	for who, v := range map[string]settings.Values{"now": s.Get(), "after a restart": load(t, disk, nil).Get()} {
 		if !slices.Equal(v.Aliases("c1/eth0"), []string{"web"}) || !v.Named("c1/eth0") || v.Named("c2/eth0") {
-			t.Errorf("%s: %+v", who, v)
+			t.Errorf("%s: settings %+v, want the alias web of c1 only", who, v)
 		}
 	}
 	if len(before.Names) != 0 {
@@ -66,15 +66,15 @@ func TestAChangeThatIsRefusedOrCannotBeKeptChangesNothing(t *testing.T) {
 	full := s.Change(name("db", "c2/eth0"))
 	disk.Fail = nil
 	if !errors.Is(err, refused) || full == nil {
-		t.Errorf("%v; %v", err, full)
+		t.Errorf("a refused change: %v; a full disk: %v; want both errors", err, full)
 	}
 	for who, v := range map[string]settings.Values{"now": s.Get(), "after a restart": load(t, disk, nil).Get()} {
 		if v.Exposed || len(v.Names) != 1 || v.Names[0].Name != "web" {
-			t.Errorf("%s: %+v", who, v)
+			t.Errorf("%s: settings %+v, want the name web only", who, v)
 		}
 	}
 	if s.Version() != version {
-		t.Error("it was published")
+		t.Error("a change that failed was published, want the old version")
 	}
 }
 
@@ -90,23 +90,23 @@ func TestNamesOfAnEndpointEndWithIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	if v := s.Get(); !slices.Equal(v.Aliases("c1/eth0"), []string{"shop", "web"}) || v.Outside("printer") != 1 || v.Outside("web") != 0 {
-		t.Errorf("%+v", v)
+		t.Errorf("settings %+v; want aliases shop and web of c1, and printer outside", v)
 	}
 	if err := s.Forget("c1/eth0"); err != nil {
 		t.Fatal(err)
 	}
 	for who, v := range map[string]settings.Values{"now": s.Get(), "after a restart": load(t, disk, nil).Get()} {
 		if v.Named("c1/eth0") || !v.Named("c2/eth0") || len(v.Names) != 2 || !slices.Equal(v.Withdrawn, []string{"c2/eth0"}) {
-			t.Errorf("%s: %+v", who, v)
+			t.Errorf("%s: settings %+v, want the names of c2 and of the outside address only", who, v)
 		}
 	}
 	version := s.Version()
 	disk.Fail = errors.New("the disk is full")
 	if err := s.Forget("c3/eth0"); err != nil || s.Version() != version {
-		t.Errorf("an endpoint without names: it was written: %v", err)
+		t.Errorf("Forget of an endpoint without names: error %v; want none, and nothing stored", err)
 	}
 	if err := s.Forget("c2/eth0"); err == nil || !s.Get().Named("c2/eth0") {
-		t.Errorf("the disk is full: %v", err)
+		t.Errorf("Forget on a full disk: error %v; want one, and the names kept", err)
 	}
 }
 
@@ -122,7 +122,7 @@ func TestChangesAtOnceLoseNothing(t *testing.T) {
 	}
 	group.Wait()
 	if n := len(s.Get().Names); n != 20 {
-		t.Errorf("%d of 20 changes are there", n)
+		t.Errorf("%d names after 20 concurrent changes, want 20", n)
 	}
 }
 

@@ -38,7 +38,7 @@ func TestAFullOrReadOnlyDiskIsNamedWithItsFix(t *testing.T) {
 		}
 		os.Remove(fill)
 		if err := CheckDisk(dir); err != nil {
-			t.Errorf("there is room again: %v", err)
+			t.Errorf("CheckDisk with free space again returned %v, want nil", err)
 		}
 		if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 			t.Fatal(err)
@@ -54,28 +54,28 @@ func TestAFullOrReadOnlyDiskIsNamedWithItsFix(t *testing.T) {
 func TestOnlyALaterDecisionOfLaunchCounts(t *testing.T) {
 	dir := t.TempDir()
 	if LaunchedSince(dir, nil) {
-		t.Error("launch has not decided yet")
+		t.Error("LaunchedSince returned true before launch decided, want false")
 	}
 	for range 3 {
 		before := Launched(dir)
 		if before != nil && LaunchedSince(dir, before) {
-			t.Error("the earlier decision counts")
+			t.Error("LaunchedSince returned true for the earlier decision, want false")
 		}
 		if err := MarkLaunched(dir, true); err != nil {
 			t.Fatal(err)
 		}
 		if !LaunchedSince(dir, before) {
-			t.Error("a new decision does not count")
+			t.Error("LaunchedSince returned false for a new decision, want true")
 		}
 	}
 	if !ToldToFound(dir) {
-		t.Error("launch decided that this host founds")
+		t.Error("ToldToFound returned false after launch decided to found, want true")
 	}
 	if err := MarkLaunched(dir, false); err != nil || ToldToFound(dir) {
-		t.Errorf("launch decided that this host joins: %v", err)
+		t.Errorf("after launch decided to join: error %v, or ToldToFound is true; want neither", err)
 	}
 	if err := errors.Join(ForgetLaunched(dir), ForgetLaunched(dir)); err != nil || Launched(dir) != nil {
-		t.Errorf("the decision is still there: %v", err)
+		t.Errorf("ForgetLaunched left the decision, or failed: %v; want no decision, also the second time", err)
 	}
 }
 
@@ -108,7 +108,7 @@ func TestAFailedLaunchLeavesNothingUnlessTheHostBelongsToANetwork(t *testing.T) 
 			}
 			_, err = Secret(dir)
 			if kept := err == nil; kept != belongs || ToldToFound(dir) != belongs {
-				t.Errorf("the secret is kept: %v, the decision: %v", kept, ToldToFound(dir))
+				t.Errorf("the secret exists: %v, the decision exists: %v; want both only if the host belongs to a network", kept, ToldToFound(dir))
 			}
 			if s, err = state.Open(dir); err != nil {
 				t.Fatal(err)
@@ -124,25 +124,25 @@ func TestAFailedLaunchLeavesNothingUnlessTheHostBelongsToANetwork(t *testing.T) 
 func TestAHostKeepsTheSecretOfItsCluster(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	if _, err := EstablishSecret(dir, nil, false); err == nil || !strings.Contains(err.Error(), "weft launch --token - HOST") {
-		t.Errorf("a host that joins without a token: %v", err)
+		t.Errorf("a host that joins without a token: error %v, want one that names weft launch", err)
 	}
 	mine, err := EstablishSecret(dir, nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(filepath.Join(dir, SecretFile)); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("%v, %v", info, err)
+		t.Errorf("the secret's file: %v, error %v; want mode 0600", info, err)
 	}
 	other, err := secret.FromPassword("of another cluster")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := EstablishSecret(dir, &other, false); err == nil || !strings.Contains(err.Error(), "weft reset") {
-		t.Errorf("the secret of another cluster: %v", err)
+		t.Errorf("the secret of another cluster: error %v, want one that names weft reset", err)
 	}
 	for _, given := range []*secret.Token{nil, &mine} {
 		if kept, err := EstablishSecret(dir, given, false); err != nil || kept != mine {
-			t.Errorf("it has another secret now: %v", err)
+			t.Errorf("the secret changed, or error %v; want the secret of before", err)
 		}
 	}
 }

@@ -68,7 +68,7 @@ func TestTheReportHasWhatEachComponentSays(t *testing.T) {
 	r, err := newReporter(&host{}).Report(t.Context())
 	if err != nil || !r.Ready || r.Version != "v1" || !r.Router.Exposed || r.Router.MTU != 1420 || r.Router.Datapath != "kernel" ||
 		r.IPAM.Status != "ready" || len(r.Endpoints) != 1 || r.Policy.Policies != 3 || !r.DNS.Off {
-		t.Errorf("%+v, %v", r, err)
+		t.Errorf("report %+v, error %v; want the values of each component", r, err)
 	}
 	states := []string{"connected", "retrying", "retrying"}
 	for i, target := range r.Router.Targets {
@@ -84,30 +84,30 @@ func TestProblemsAreSentencesAndParts(t *testing.T) {
 	r, err := s.Report(t.Context())
 	if err != nil || len(r.Warnings) != 2 || r.Warnings[0] != "the disk is slow: see why" || r.Warnings[1] != "x: y. Z" ||
 		len(r.Problems) != 2 || r.Problems[1] != (api.Problem{Reason: "B", What: "x", Effect: "y", Fix: "z"}) {
-		t.Errorf("%v, %+v, %v", r.Warnings, r.Problems, err)
+		t.Errorf("warnings %v, problems %+v, error %v; want both problems in both forms", r.Warnings, r.Problems, err)
 	}
 	if len(r.Rejections) != 1 {
-		t.Errorf("%+v", r.Rejections)
+		t.Errorf("rejections %+v, want one", r.Rejections)
 	}
 	all, err := s.Problems(t.Context())
 	if err != nil || len(all) != 3 || all[2].Reason != problem.TurnedAway || all[2].About != "another secret" {
-		t.Errorf("with hosts that were turned away: %+v, %v", all, err)
+		t.Errorf("problems %+v, error %v; want the rejected host as the third", all, err)
 	}
 }
 
 func TestAReportThatCannotBeMadeIsAnError(t *testing.T) {
 	if _, err := newReporter(&host{err: errors.New("the agent is stopping")}).Report(t.Context()); err == nil {
-		t.Error("a report without a view")
+		t.Error("a report was made without a view, want an error")
 	}
 }
 
 func TestAnAgentThatIsNotReadySaysWhy(t *testing.T) {
 	r, err := newReporter(&host{why: "waiting for the ring"}).Report(t.Context())
 	if err != nil || r.Ready || r.NotReady != "waiting for the ring" {
-		t.Errorf("%+v, %v", r, err)
+		t.Errorf("report %+v, error %v; want not ready, and the reason", r, err)
 	}
 	early := Early(config.Options{Nickname: "h1"}, "waiting for the API server", true)
 	if early.Ready || !early.Waiting || early.NotReady != "waiting for the API server" || early.IPAM.Status != "waiting: waiting for the API server" {
-		t.Errorf("%+v", early)
+		t.Errorf("early report %+v; want that it waits, and for what", early)
 	}
 }

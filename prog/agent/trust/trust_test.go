@@ -55,17 +55,17 @@ func TestAHostIsTheSameAfterARestart(t *testing.T) {
 	dir := folder(t, "a long password")
 	first := load(t, newDisk(1), dir)
 	if again := load(t, newDisk(1), dir); again.Self != first.Self || again.Public != first.Public || again.Token != first.Token {
-		t.Errorf("%v was %v", again.Self, first.Self)
+		t.Errorf("after a restart the peer is %v, want %v with the same key and token", again.Self, first.Self)
 	}
 	if self, err := Self(newDisk(1)); err != nil || self != first.Self {
-		t.Errorf("%v, %v", self, err)
+		t.Errorf("Self returned %v, error %v; want the peer id of Load", self, err)
 	}
 	other := load(t, newDisk(2), dir)
 	if other.Self == first.Self || other.Public == first.Public {
-		t.Error("two hosts have one identity, or one key")
+		t.Error("two hosts have the same identity or key, want different ones")
 	}
 	if first.Public == first.Keys.WireGuard {
-		t.Error("the public key is the private one")
+		t.Error("the public key equals the private key, want its public part")
 	}
 }
 
@@ -75,19 +75,19 @@ func TestBothEndsOfATunnelHaveItsPresharedKey(t *testing.T) {
 	one, two, three := load(t, newDisk(1), dir), load(t, newDisk(2), dir), load(t, newDisk(3), dir)
 	key := one.PresharedKey(two.Self)
 	if key != two.PresharedKey(one.Self) || key == [32]byte{} {
-		t.Error("the ends differ")
+		t.Error("the two ends of a tunnel have different keys, or none; want the same key")
 	}
 	if key == one.PresharedKey(three.Self) || key == two.PresharedKey(three.Self) {
-		t.Error("another tunnel has the same key")
+		t.Error("another tunnel has the same key, want another key")
 	}
 	if key == load(t, newDisk(1), folder(t, "another password")).PresharedKey(two.Self) {
-		t.Error("another cluster has the same key")
+		t.Error("another cluster has the same key, want another key")
 	}
 }
 
 func TestTrustNamesWhatCannotBeRead(t *testing.T) {
 	if _, err := Load(newDisk(1), t.TempDir()); !errors.Is(err, fs.ErrNotExist) || !strings.HasPrefix(err.Error(), "secret: ") {
-		t.Errorf("without a token: %v", err)
+		t.Errorf("without a token: error %v, want one about the secret", err)
 	}
 	broken := errors.New("the disk is broken")
 	if _, err := Load(disk{fail: broken}, t.TempDir()); !errors.Is(err, broken) {

@@ -47,18 +47,18 @@ func TestContainersThatWereStartedAgainAreNamed(t *testing.T) {
 	again := note(id("d"), api.SourceAttach)
 	c.look(t.Context(), socket, now)
 	if list := c.Problems(); len(list) != 2 || !strings.Contains(list[0].What, "aaaaaaaaaaaa (web)") || !strings.Contains(list[0].Fix, "weft attach") {
-		t.Errorf("%+v", list)
+		t.Errorf("problems %+v; want two, the first about web, with weft attach", list)
 	}
 	if l := c.List(); len(l) != 2 || l[0].ContainerID != id("a") || l[0].Interface != "ethwe" || l[0].Name != "web" {
-		t.Errorf("%+v", l)
+		t.Errorf("containers %+v; want two, the first web with its interface", l)
 	}
 	c.Forget(again)
 	if list := c.Problems(); len(list) != 1 {
-		t.Errorf("attached again: %+v", list)
+		t.Errorf("after one was attached again: problems %+v, want one", list)
 	}
 	c.look(t.Context(), socket, now.Add(longest+time.Second))
 	if list := c.Problems(); len(list) != 0 || len(c.known) != 0 {
-		t.Errorf("a day later: %+v", list)
+		t.Errorf("after the longest time: problems %+v; want none, and no container remembered", list)
 	}
 	last := ""
 	for i := range 2 * most {
@@ -66,9 +66,9 @@ func TestContainersThatWereStartedAgainAreNamed(t *testing.T) {
 		now = now.Add(time.Second)
 	}
 	if len(c.known) != most || c.known[last] == nil {
-		t.Errorf("%d are remembered, of the latest: %v", len(c.known), c.known[last])
+		t.Errorf("%d containers are remembered, want most; the latest is %v, want it among them", len(c.known), c.known[last])
 	}
 	if c.look(t.Context(), socket, now); len(c.known) != 0 {
-		t.Errorf("%d are remembered that Docker has no more", len(c.known))
+		t.Errorf("%d containers are remembered that Docker does not know, want none", len(c.known))
 	}
 }

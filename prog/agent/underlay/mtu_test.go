@@ -10,6 +10,6 @@ func TestAGivenMTUIsTold(t *testing.T) {
 	u := New(Config{MTU: 1300})
 	mtus, err := u.linkMTUs([]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")})
 	if err != nil || len(mtus) != 2 || mtus[0] != 1380 || mtus[1] != 1380 {
-		t.Errorf("%v, %v", mtus, err)
+		t.Errorf("MTUs %v, error %v; want 1380 for both addresses", mtus, err)
 	}
 }

@@ -99,7 +99,7 @@ func TestAnAgentRunsAnewWhenItsAddressIsGoneForGood(t *testing.T) {
 			synctest.Wait()
 			select {
 			case err := <-ended:
-				t.Fatalf("%s: it ended: %v", when, err)
+				t.Fatalf("%s: Run ended with %v, want it to go on", when, err)
 			default:
 			}
 		}
@@ -112,12 +112,12 @@ func TestAnAgentRunsAnewWhenItsAddressIsGoneForGood(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		runs("the address is there again, behind another one")
 		if got := h.Get().Addrs; !slices.Contains(got, first) || !slices.Contains(got, second) {
-			t.Errorf("published: %v", got)
+			t.Errorf("published addresses %v, want both", got)
 		}
 		h.node.Set(Node{Addrs: []netip.Addr{second}})
 		gone := time.Now()
 		if err := <-ended; !errors.Is(err, ErrMoved) || time.Since(gone) < settle || time.Since(gone) > settle+4*time.Second {
-			t.Errorf("%v, after %v", err, time.Since(gone))
+			t.Errorf("Run returned %v after %v, want ErrMoved once the address was gone for settle", err, time.Since(gone))
 		}
 	})
 }
@@ -130,32 +130,32 @@ func TestTheRecordFollowsRingAndNodeAddress(t *testing.T) {
 		synctest.Wait()
 		r, cluster := h.mesh.own()
 		if !slices.Equal(r.Underlay, []netip.Addr{first}) || !slices.Equal(r.MTUs, []uint32{1380}) || r.Host != "uid-1" || r.Ring != nil || r.Node != 0 || cluster != [16]byte{} {
-			t.Errorf("without a ring: %+v", r)
+			t.Errorf("the record without a ring is %+v, want the address, MTU and host only", r)
 		}
 		v := agenttest.View()
 		agenttest.Set(h.in.View, v)
 		agenttest.Set(h.in.NodeAddr, 7)
 		synctest.Wait()
 		if r, cluster = h.mesh.own(); string(r.Ring) != string(v.Ring.ID[:]) || r.Node != 7 || cluster != v.Ring.Cluster {
-			t.Errorf("in a ring: %+v, %x", r, cluster)
+			t.Errorf("the record in a ring is %+v, the cluster %x; want the ring, its cluster and node address 7", r, cluster)
 		}
 		lost := agenttest.View()
 		lost.Lost[settings.NodeKey] = 7
 		agenttest.Set(h.in.View, lost)
 		synctest.Wait()
 		if r, _ = h.mesh.own(); r.Node != 0 {
-			t.Errorf("another peer has the node address: %+v", r)
+			t.Errorf("the record is %+v after another peer took over the node address, want no node address", r)
 		}
 		agenttest.Set(h.in.NodeAddr, 8) // the view is older than this claim
 		synctest.Wait()
 		if r, _ = h.mesh.own(); r.Node != 8 {
-			t.Errorf("with another node address: %+v", r)
+			t.Errorf("the record is %+v after a new claim, want node address 8", r)
 		}
 		h.node.Set(Node{Addrs: []netip.Addr{first}}) // Kubernetes has no such Node for a moment
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if r, _ = h.mesh.own(); r.Host != "uid-1" {
-			t.Errorf("it is on another host: %+v", r)
+			t.Errorf("the record is %+v while Kubernetes has no such Node, want the host of before", r)
 		}
 	})
 }
@@ -184,10 +184,10 @@ func TestARecordThatCannotBeToldIsACondition(t *testing.T) {
 func TestTheAddressesOfTheOperatorComeBeforeAllOthers(t *testing.T) {
 	h := newHost(t, Config{Advertise: []netip.Addr{second}}, first)
 	if got := h.Get(); !slices.Equal(got.Addrs, []netip.Addr{second}) || h.advertised != second {
-		t.Errorf("%+v", got)
+		t.Errorf("host %+v, want only the operator's address, advertised", got)
 	}
 	h = newHost(t, Config{Last: []netip.Addr{second, first}}, first, second)
 	if got := h.Get(); !slices.Equal(got.Addrs, []netip.Addr{second, first}) {
-		t.Errorf("not in the order that the others know: %+v", got)
+		t.Errorf("host %+v, want the addresses in the order of the last record", got)
 	}
 }

@@ -59,13 +59,13 @@ func TestAViewIsTakenOnAWakeAndWithTime(t *testing.T) {
 		watcher.Wake() // Wake never blocks
 		synctest.Wait()
 		if v := watcher.Get(); v == nil || len(v.Peers) != 1 || v.Own.Nickname != "here" || v.Name(other.ID()) != other.Name() || v.Name(peer.ID{7}) != (peer.ID{7}).String() {
-			t.Fatalf("%+v", v)
+			t.Fatalf("view %+v; want one peer, and the names of this peer and the other", v)
 		}
 		before := watcher.Version()
 		time.Sleep(period)
 		synctest.Wait()
 		if watcher.Version() == before {
-			t.Error("time alone brings no view")
+			t.Error("no new view without a Wake, want one after a period")
 		}
 		stop()
 		if err := <-done; err != nil {
@@ -113,11 +113,11 @@ func TestEndpointsOfPeersThatCanBeReachedCount(t *testing.T) {
 		w.snap.Ring = ring.Found(ring.ID{1}, [16]byte{1}, slot.Universe{V4: slot.DefaultV4, V6: secret.ClusterID{1}.V6()}, owners...)
 		v := take(w.snap, Config{Self: self, Mesh: w, Started: now.Add(-tt.started)}, now)
 		if v.Present[id] != tt.present || v.Counts(id) != (tt.present || tt.owns) || !v.Counts(self) {
-			t.Errorf("%s: present %v, counts %v", name, v.Present[id], v.Counts(id))
+			t.Errorf("%s: present %v, counts %v, want the row's result", name, v.Present[id], v.Counts(id))
 		}
 	}
 	if !(*View)(nil).Counts(peer.ID{7}) {
-		t.Error("before the first view, endpoints do not count")
+		t.Error("before the first view, the endpoints of a peer do not count, want them to")
 	}
 }
 
@@ -126,9 +126,9 @@ func TestALookPublishesNothing(t *testing.T) {
 	at := &world{}
 	w := New(Config{Ring: at, Mesh: at})
 	if v, err := w.Look(t.Context()); err != nil || v == nil || w.Get() != nil {
-		t.Errorf("a look gave %v, %v, and published %v", v, err, w.Get())
+		t.Errorf("Look returned %v, error %v, and %v is published; want a view, and none published", v, err, w.Get())
 	}
 	if v, err := w.Refresh(t.Context()); err != nil || w.Get() != v {
-		t.Errorf("a refresh gave %v, %v, and published %v", v, err, w.Get())
+		t.Errorf("Refresh returned %v, error %v, and %v is published; want the same view", v, err, w.Get())
 	}
 }
