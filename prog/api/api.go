@@ -22,7 +22,7 @@ const DefaultSocket = "/run/weft/weft.sock"
 type Report struct {
 	Version    string       `json:"version"`
 	Ready      bool         `json:"ready"`
-	NotReady   string       `json:"notReady,omitempty"` // why it is not ready
+	NotReady   string       `json:"notReady,omitempty"` // why the agent is not ready; empty if it is ready
 	Router     Router       `json:"router"`
 	IPAM       IPAM         `json:"ipam"`
 	DNS        DNS          `json:"dns"`
@@ -30,7 +30,7 @@ type Report struct {
 	CNI        *CNI         `json:"cni,omitempty"` // nil if no configuration is written
 	Endpoints  []Endpoint   `json:"endpoints"`
 	Unattached []Endpoint   `json:"unattached,omitempty"` // containers that Docker restarted; their attachment ended with the first run
-	Warnings   []string     `json:"warnings,omitempty"`   // each says what to do
+	Warnings   []string     `json:"warnings,omitempty"`   // sentences, each of which says what to do
 	Problems   []Problem    `json:"problems,omitempty"`   // the same warnings as fields
 	Rejections []Rejection  `json:"rejections,omitempty"`
 	Settings   []Setting    `json:"settings,omitempty"`
@@ -114,9 +114,9 @@ type Connection struct {
 	Peer      string         `json:"peer"`
 	Nickname  string         `json:"nickname"`
 	Gossip    bool           `json:"gossip"`              // whether gossip reaches the peer
-	Handshake *time.Time     `json:"handshake,omitempty"` // time of the last one
+	Handshake *time.Time     `json:"handshake,omitempty"` // time of the last handshake
 	MTU       int            `json:"mtu,omitempty"`       // largest overlay packet to the peer
-	Received  int64          `json:"received"`            // bytes
+	Received  int64          `json:"received"`            // received bytes
 	Sent      int64          `json:"sent"`                // bytes
 }
 
@@ -180,17 +180,17 @@ type Owner struct {
 	Slots     uint64   `json:"slots"`
 	Percent   float64  `json:"percent"`
 	Reachable bool     `json:"reachable"`
-	Ranges    []string `json:"ranges"`          // IPv4 CIDRs
+	Ranges    []string `json:"ranges"`          // the IPv4 CIDRs that the peer owns
 	Usage     *Usage   `json:"usage,omitempty"` // only of peers that answered
 }
 
 // DNS is the name server of this host.
 type DNS struct {
-	Off        bool         `json:"off,omitempty"` // launched without one
+	Off        bool         `json:"off,omitempty"` // the agent was launched with --no-dns
 	Domain     string       `json:"domain,omitempty"`
 	TTL        float64      `json:"ttl"` // seconds
 	Listening  []netip.Addr `json:"listening,omitempty"`
-	Problem    string       `json:"problem,omitempty"`    // why it does not listen
+	Problem    string       `json:"problem,omitempty"`    // why the name server does not listen
 	Containers []netip.Addr `json:"containers,omitempty"` // addresses at which containers reach it
 	Upstreams  []Upstream   `json:"upstreams"`
 	NoUpstream string       `json:"noUpstream,omitempty"` // why there is no server from resolv.conf
@@ -214,7 +214,7 @@ type DNSCounts struct {
 
 // Upstream is a server for names outside the network.
 type Upstream struct {
-	Domain string `json:"domain,omitempty"` // of --dns-forward; empty: for all other names
+	Domain string `json:"domain,omitempty"` // the domain of --dns-forward; empty: for all other names
 	Server string `json:"server"`
 	Error  string `json:"error,omitempty"` // why its last query failed
 	Own    bool   `json:"own,omitempty"`   // it is this name server itself, so it is never used
@@ -337,7 +337,7 @@ type CollectRequest struct {
 // RemovePeerRequest takes over the addresses of a peer that is gone for good.
 type RemovePeerRequest struct {
 	Peer  string `json:"peer"`  // its id, or its nickname if only one has it
-	Force bool   `json:"force"` // even without a majority
+	Force bool   `json:"force"` // take over even without a majority of peers
 }
 
 // RemovePeerReply is the result of a removal.

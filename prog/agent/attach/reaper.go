@@ -115,8 +115,7 @@ func (a *Attachments) end(ctx context.Context, key string) error {
 	return a.cfg.Settings.Forget(key)
 }
 
-// Collect does CNI GC: it ends each endpoint of a network whose attachment the runtime does not list
-// as valid.
+// Collect does CNI GC: it ends endpoints of a network that the runtime does not list as valid.
 func (a *Attachments) Collect(ctx context.Context, req api.CollectRequest) error {
 	return a.detachWhere(ctx, func(e *record) bool {
 		return e.Source == api.SourceCNI && e.Network == req.Network && !slices.Contains(req.Valid, e.ref())

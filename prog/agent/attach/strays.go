@@ -45,8 +45,7 @@ func (s *strays) find(known func() []string) error {
 	return nil
 }
 
-// claim reserves the addresses of strays. If another peer owns a stray's address
-// now, the stray's link is removed.
+// claim reserves the addresses of strays. It unplugs a stray whose address another peer owns now.
 func (s *strays) claim(ctx context.Context, cfg Config, v *view.View) error {
 	if v != s.seen { // an older view may have what was freed since
 		s.seen = v
