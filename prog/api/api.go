@@ -73,7 +73,7 @@ type Router struct {
 	Protocol    int          `json:"protocol"`
 	ID          string       `json:"id"`
 	Nickname    string       `json:"nickname"`
-	Cluster     string       `json:"cluster,omitempty"` // empty until it is known
+	Cluster     string       `json:"cluster,omitempty"` // the cluster's id; empty until it is known
 	Datapath    string       `json:"datapath,omitempty"`
 	Device      string       `json:"device"`
 	PublicKey   string       `json:"publicKey"` // WireGuard's, base64

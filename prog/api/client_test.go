@@ -14,7 +14,7 @@ func TestAnAnswerOfAnotherVersionIsNotUnderstood(t *testing.T) {
 	} {
 		err := decode(200, []byte(answer), &Report{})
 		if err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "json") || strings.Contains(err.Error(), "invalid") {
-			t.Errorf("the answer %s gave the error %v", answer, err)
+			t.Errorf("the answer %s gave the error %v, want one without Go's type names", answer, err)
 		}
 	}
 }

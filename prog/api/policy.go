@@ -55,7 +55,7 @@ const (
 // DocumentRef identifies a document.
 type DocumentRef struct {
 	Kind      string `json:"kind"`
-	Namespace string `json:"namespace,omitempty"` // of a NetworkPolicy
+	Namespace string `json:"namespace,omitempty"` // the namespace of a NetworkPolicy
 	Name      string `json:"name"`
 }
 
@@ -78,7 +78,7 @@ type Policy struct {
 	Types     []string `json:"types,omitempty"`    // Ingress, Egress
 	Audit     bool     `json:"audit,omitempty"`    // audit mode: traffic that it would deny is reported, and passes
 	Unread    []string `json:"unread,omitempty"`   // parts that this host does not understand; they allow nothing
-	Endpoints int      `json:"endpoints"`          // that it selects, in the whole network
+	Endpoints int      `json:"endpoints"`          // the number of endpoints that it selects in the whole network
 }
 
 // ApplyRequest adds or changes documents.
@@ -111,7 +111,7 @@ type DocumentChange struct {
 // ApplyReply is the result of a change of documents.
 type ApplyReply struct {
 	Changes    []DocumentChange `json:"changes"`
-	Generation string           `json:"generation"` // of all documents, after the change
+	Generation string           `json:"generation"` // the generation of all documents after the change
 	Effects    *Effects         `json:"effects,omitempty"`
 }
 
@@ -127,13 +127,13 @@ type Effects struct {
 
 // FlowChange is a connection in conntrack whose verdict would change.
 type FlowChange struct {
-	Peer        string         `json:"peer"` // the peer whose conntrack has it
+	Peer        string         `json:"peer"` // the peer whose conntrack table has the connection
 	Protocol    string         `json:"protocol"`
 	Source      netip.AddrPort `json:"source"`
 	Destination netip.AddrPort `json:"destination"`
 	From        string         `json:"from,omitempty"` // NAMESPACE/NAME of the source endpoint
 	To          string         `json:"to,omitempty"`
-	Allowed     bool           `json:"allowed"` // after the change
+	Allowed     bool           `json:"allowed"` // whether the connection is allowed after the change
 	Why         string         `json:"why"`
 }
 
@@ -171,8 +171,8 @@ type Party struct {
 	Endpoint  string            `json:"endpoint,omitempty"` // NAMESPACE/NAME; empty: no endpoint
 	Labels    map[string]string `json:"labels,omitempty"`
 	Addresses []netip.Addr      `json:"addresses"`
-	Peer      string            `json:"peer,omitempty"` // id(nickname) of its host
-	Node      bool              `json:"node,omitempty"` // it is the host itself
+	Peer      string            `json:"peer,omitempty"` // id(nickname) of the host of this end
+	Node      bool              `json:"node,omitempty"` // this end is a host, not an endpoint
 }
 
 // Verdict says whether a connection is allowed in one address family.
@@ -188,11 +188,11 @@ type Verdict struct {
 // Decision is the result of one endpoint's policies.
 type Decision struct {
 	Endpoint string   `json:"endpoint,omitempty"` // empty: not an endpoint, so there are no policies
-	Peer     string   `json:"peer,omitempty"`     // the peer that enforces them
-	Policies []string `json:"policies,omitempty"` // those that isolate it; none: everything is allowed
+	Peer     string   `json:"peer,omitempty"`     // the peer that enforces the policies
+	Policies []string `json:"policies,omitempty"` // the policies that isolate the endpoint; none: everything is allowed
 	Allowed  bool     `json:"allowed"`
 	By       *Reason  `json:"by,omitempty"`
-	Misses   []Reason `json:"misses,omitempty"` // for each rule that does not allow it: the reason
+	Misses   []Reason `json:"misses,omitempty"` // the reason of each rule that does not allow the connection
 	// Audit is the decision if policies in audit mode were enforced; nil if it is the same.
 	Audit *Decision `json:"audit,omitempty"`
 	// Kernel is the verdict of that host's nftables; nil if it could not be asked, see Unasked.
@@ -226,7 +226,7 @@ type Drop struct {
 	Dest      netip.AddrPort `json:"destination"`
 	From      string         `json:"from,omitempty"`
 	To        string         `json:"to,omitempty"`
-	Decision  Decision       `json:"decision"` // by the current policies
+	Decision  Decision       `json:"decision"` // the decision of the current policies
 }
 
 // PolicyStatus shows which peers enforce which policies.
@@ -242,8 +242,8 @@ type PolicyStatus struct {
 type PolicyInForce struct {
 	Policy    string `json:"policy"` // NAMESPACE/NAME
 	Audit     bool   `json:"audit,omitempty"`
-	Peers     int    `json:"peers"`     // peers that enforce it
-	Endpoints int    `json:"endpoints"` // endpoints that it isolates on them
+	Peers     int    `json:"peers"`     // the number of peers that enforce the policy
+	Endpoints int    `json:"endpoints"` // the number of endpoints that the policy isolates on those peers
 	// Unread lists the parts that one of these peers does not understand. They allow nothing.
 	Unread []string `json:"unread,omitempty"`
 }
@@ -252,11 +252,11 @@ type PolicyInForce struct {
 type PeerPolicies struct {
 	Peer       string `json:"peer"`
 	Nickname   string `json:"nickname"`
-	Generation string `json:"generation,omitempty"` // generation in its kernel
-	Current    bool   `json:"current"`              // whether that is PolicyStatus.Generation
+	Generation string `json:"generation,omitempty"` // the generation of the policies in the peer's kernel
+	Current    bool   `json:"current"`              // whether Generation equals PolicyStatus.Generation
 	Isolated   int    `json:"isolated"`
-	Dropped    uint64 `json:"dropped"` // packets, since its agent started
-	// Unreachable says that gossip does not reach it, so that commands do not wait for it.
+	Dropped    uint64 `json:"dropped"` // packets that policies dropped since the agent started
+	// Unreachable says that gossip does not reach the peer, so that commands do not wait for it.
 	Unreachable bool   `json:"unreachable,omitempty"`
 	Error       string `json:"error,omitempty"`
 }

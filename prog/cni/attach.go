@@ -17,7 +17,7 @@ type Attachment struct {
 	api.AttachRequest
 	Netns   string // path of the container's network namespace
 	Default bool   // whether it gets the default route, or only routes to the universe
-	Beside  bool   // whether the container has another network, which stays
+	Beside  bool   // whether the container keeps another network
 }
 
 // ParseAddresses parses the addresses that a container requests. CNI's conventions require a prefix
@@ -36,15 +36,15 @@ func ParseAddresses(list []string) (out []netip.Addr, err error) {
 	return out, nil
 }
 
-// Attached is the result of Attach.
+// Attached is what Attach has configured.
 type Attached struct {
 	api.AttachReply
 	HostMAC, ContainerMAC net.HardwareAddr
 }
 
-// Attach makes the veth pair while it waits for the agent's addresses. Then it configures the
-// container's side while the agent configures the host's. `weft attach` and CNI ADD call it. If a
-// step fails, it undoes all of them.
+// Attach attaches a container for `weft attach` and for CNI ADD. It makes the veth pair while it waits
+// for the addresses from the agent. Then it configures the container's side while the agent
+// configures the host's side. If a step fails, Attach undoes all earlier steps.
 func Attach(ctx context.Context, client *api.Client, at Attachment) (_ Attached, err error) {
 	if err := endpoint.CheckInterface(at.Interface); err != nil {
 		return Attached{}, &api.Error{Code: api.CodeBadRequest, Message: err.Error()}

@@ -39,8 +39,8 @@ var Versions = version.PluginSupports("0.4.0", "1.0.0", "1.1.0")
 // config is the plugin's part of the network configuration.
 type config struct {
 	types.NetConf
-	Socket   string `json:"socket"`   // of the agent; default api.DefaultSocket
-	StateDir string `json:"stateDir"` // for queued releases; default /var/lib/weft
+	Socket   string `json:"socket"`   // the path of the agent's socket; default api.DefaultSocket
+	StateDir string `json:"stateDir"` // the folder of queued releases; default /var/lib/weft
 	// Labels of all endpoints of this network. A container's own labels override them.
 	Labels map[string]string `json:"labels"`
 	// The container's requests, by the capability "ips" or by args (CNI conventions).
@@ -186,7 +186,7 @@ func extend(result *current.Result, args *skel.CmdArgs, done Attached) {
 		if a.Is6() {
 			gateway, all = net.ParseIP(endpoint.Gateway6.String()), "::/0"
 		}
-		_, dst, _ := net.ParseCIDR(all) // a constant: it cannot fail
+		_, dst, _ := net.ParseCIDR(all) // a constant is always valid
 		result.IPs = append(result.IPs, &current.IPConfig{
 			Interface: &index, Gateway: gateway,
 			Address: net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())},

@@ -77,12 +77,12 @@ func TestAttachReplacesLeftOverLink(t *testing.T) {
 		}
 		at := Attachment{Netns: container.Path(), AttachRequest: api.AttachRequest{ContainerID: "left", Interface: "eth0"}}
 		if _, err := Attach(t.Context(), client, at); err != nil {
-			t.Errorf("ADD over a left-over link: %v", err)
+			t.Errorf("ADD over a left-over link returned %v, want success", err)
 		}
 		at.ContainerID, at.Interface = "taken", "eth1"
 		_, err := Attach(t.Context(), client, at)
 		if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeConflict {
-			t.Errorf("ADD of an attached endpoint: %v", err)
+			t.Errorf("ADD of an attached endpoint returned %v, want a conflict", err)
 		}
 		if links, err := endpoint.List(); len(links) != 2 {
 			t.Errorf("the links are %v, error %v; want those of two endpoints", links, err)
@@ -119,7 +119,7 @@ func TestAttachUndoesAllStepsOnFailure(t *testing.T) {
 			}
 		})
 		if got := len(c.agent.detached); got != 0 != c.detaches {
-			t.Errorf("%s: the agent got %d requests to detach the endpoint", name, got)
+			t.Errorf("%s: the agent got %d requests to detach the endpoint, want one only if it got the endpoint", name, got)
 		}
 	}
 }
@@ -151,7 +151,7 @@ func TestDetachFromAHangingAgent(t *testing.T) {
 		pair(t, container)
 		err = Detach(t.Context(), api.NewClient(socket).Within(50*time.Millisecond), api.EndpointRef{ContainerID: "c1", Interface: "eth0"})
 		if _, down := errors.AsType[*api.NotRunningError](err); err == nil || down {
-			t.Errorf("the agent is taken for stopped: %v", err)
+			t.Errorf("DEL with a hanging agent returned %v, want an error other than NotRunningError", err)
 		}
 		e, ok := errors.AsType[*types.Error](cniError(err))
 		if !ok || e.Code != types.ErrTryAgainLater || !strings.Contains(e.Msg+e.Details, "does not answer") || strings.Contains(e.Msg, "address") {
@@ -162,7 +162,7 @@ func TestDetachFromAHangingAgent(t *testing.T) {
 		}
 	})
 	if patience >= 10*time.Second {
-		t.Errorf("the plugin waits too long: %v", patience)
+		t.Errorf("the plugin waits %v for the agent, want less than 10s", patience)
 	}
 }
 

@@ -148,7 +148,7 @@ func TestUnknownUniverseGivesSERVFAIL(t *testing.T) {
 		t.Errorf("a query while the universe is unknown got %s, want SERVFAIL", got)
 	}
 	if _, exists := s.answerTo("web"); exists {
-		t.Error("a name exists in an unknown universe")
+		t.Error("a name exists in an unknown universe, want none")
 	}
 }
 
@@ -162,11 +162,11 @@ func TestCaseIsKept(t *testing.T) {
 	}{{"wEb.WEFT.Internal.", dns.TypeA}, {"wEb.WEFT.Internal.", dns.TypeTXT}, {"_HTTP._tcP.Web.weft.INTERNAL.", dns.TypeSRV}, {"5.0.32.10.IN-addr.arpA.", dns.TypePTR}} {
 		r := ask(t, s, query4(tt.name, tt.qtype), false)
 		if len(r.Answer) == 0 || r.Question[0].Name != tt.name {
-			t.Fatalf("the query %s got an answer without records, or with another spelling: %v", tt.name, r)
+			t.Fatalf("the query %s got the answer %v, want records, and the same spelling", tt.name, r)
 		}
 		for _, rr := range r.Answer {
 			if rr.Header().Name != tt.name {
-				t.Errorf("the question %s was answered with the name %s", tt.name, rr.Header().Name)
+				t.Errorf("the question %s was answered with the name %s, want the same spelling", tt.name, rr.Header().Name)
 			}
 		}
 	}
@@ -214,7 +214,7 @@ func TestAddressOrderIsRandom(t *testing.T) {
 				t.Fatalf("%d addresses, want 20 of each family", len(addrs))
 			}
 			if prefer && (addrs[1] != universe.Addr4(0) && addrs[1] != universe.Addr4(10)) {
-				t.Fatalf("the second one is %v; both on this host come first", addrs[1])
+				t.Fatalf("the second address is %v, want both addresses on this host first", addrs[1])
 			}
 			first[addrs[0]]++
 		}
@@ -237,7 +237,7 @@ func TestTruncation(t *testing.T) {
 		}
 	}
 	if r := ask(t, s, q, true); r.Truncated || len(r.Answer) != (maxTCP-headerSize-24)/16 {
-		t.Errorf("the answer over TCP is truncated, or has %d addresses instead of as many as fit", len(r.Answer))
+		t.Errorf("the answer over TCP is truncated, or has %d addresses; want as many as fit", len(r.Answer))
 	}
 	if r := ask(t, s, query4("many.weft.internal.", dns.TypeTXT), true); r.Truncated || len(r.Answer) < 500 {
 		t.Errorf("the answer over TCP is truncated, or has only %d texts, want at least 500", len(r.Answer))
@@ -255,7 +255,7 @@ func TestTruncatedAnswersAreEmpty(t *testing.T) {
 					m.SetEdns0(size, true)
 				}
 				if r := ask(t, s, m, false); r.Truncated != (len(r.Answer) != n) {
-					t.Fatalf("%d of %d records in %d bytes, truncated: %v", len(r.Answer), n, size, r.Truncated)
+					t.Fatalf("%d of %d records in %d bytes, truncated: %v; want all records, or TC", len(r.Answer), n, size, r.Truncated)
 				}
 			}
 		}

@@ -8,14 +8,14 @@ import (
 
 // The longest lifetimes of cached answers.
 const (
-	maxLife     = time.Hour       // of a positive answer
+	maxLife     = time.Hour       // the longest lifetime of a positive answer
 	maxNegative = 5 * time.Minute // of a negative answer; RFC 2308 5 wants at most three hours
 	failureLife = time.Second     // of a failure; RFC 9520 3.2 wants 1 s to 5 min
 )
 
 // key identifies a cached answer.
 type key struct {
-	name   string // lower case
+	name   string // in lower case
 	qtype  uint16
 	do, cd bool
 }
@@ -26,7 +26,7 @@ type cache struct {
 	bytes   int // approximate limit of bytes
 
 	mu   sync.Mutex
-	byAt list.List // of *cached, most recently used first
+	byAt list.List // has *cached elements, the most recently used one first
 	all  map[key]*list.Element
 	used int
 }

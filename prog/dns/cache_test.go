@@ -41,7 +41,7 @@ func TestTTLsCountDown(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 		if s.cache.get(k, time.Now()) != nil || s.Status().Cached != 0 {
-			t.Error("an answer outlived its TTL")
+			t.Error("an answer outlived its TTL, want it deleted")
 		}
 	})
 }
@@ -53,11 +53,11 @@ func TestFailuresAreCachedBriefly(t *testing.T) {
 		c.put(k, failure(k.name, k.qtype, time.Now()))
 		time.Sleep(failureLife - 1)
 		if c.get(k, time.Now()) == nil {
-			t.Error("a failure was cached for less than a second (RFC 9520 3.2)")
+			t.Error("a failure was cached for less than a second, want at least one (RFC 9520 3.2)")
 		}
 		time.Sleep(time.Nanosecond)
 		if c.get(k, time.Now()) != nil {
-			t.Error("a failure was cached too long")
+			t.Error("a failure is still cached, want it deleted")
 		}
 	})
 }
@@ -67,10 +67,10 @@ func TestCacheIsBounded(t *testing.T) {
 	c := newCache(10, 1<<20)
 	for i := range 100 {
 		c.put(at(i), stored(t, at(i).name, 60, time.Minute))
-		c.get(at(0), time.Now()) // recently used: it stays
+		c.get(at(0), time.Now()) // used recently, so the cache keeps this answer
 	}
 	if n, _ := c.fill(); n != 10 || c.get(at(0), time.Now()) == nil || c.get(at(91), time.Now()) == nil || c.get(at(90), time.Now()) != nil {
-		t.Errorf("the cache has %d entries, or not the 10 most recently used ones", n)
+		t.Errorf("the cache has %d entries, want the 10 most recently used ones", n)
 	}
 	c = newCache(1000, 5000)
 	for i := range 100 {
@@ -79,12 +79,12 @@ func TestCacheIsBounded(t *testing.T) {
 			t.Fatalf("the cache has %d bytes, want at most 5000", bytes)
 		}
 	}
-	c.put(at(99), stored(t, at(99).name, 60, time.Minute)) // replaces itself
+	c.put(at(99), stored(t, at(99).name, 60, time.Minute)) // the new answer replaces the old one
 	for i := range 100 {
 		c.put(at(i), &packed{}) // lifetime 0: not cached
 	}
 	if n, bytes := c.fill(); n != 0 || bytes != 0 || len(c.all) != c.byAt.Len() {
-		t.Errorf("%d entries of %d bytes are left in an empty cache", n, bytes)
+		t.Errorf("%d entries of %d bytes are left in an empty cache, want none", n, bytes)
 	}
 }
 
@@ -92,10 +92,10 @@ func TestResolvConf(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	c := resolvConf{path: path}
 	if servers, changed, err := c.changed(); !changed || err == nil || servers != nil {
-		t.Error("a missing file gave no error")
+		t.Error("a missing file gave no error, want one")
 	}
 	if _, changed, err := c.changed(); changed || err != nil {
-		t.Error("a missing file was reported as changed a second time")
+		t.Error("a missing file was reported as changed a second time, want once")
 	}
 	write := func(text string) {
 		t.Helper()
@@ -117,7 +117,7 @@ func TestResolvConf(t *testing.T) {
 			t.Errorf("the file %q has the servers %v, want %v; error %v", tt.text, got, tt.want, err)
 		}
 		if _, changed, _ := c.changed(); changed {
-			t.Error("an unchanged file was reported as changed")
+			t.Error("an unchanged file was reported as changed, want no report")
 		}
 	}
 	// A file that was changed in place.

@@ -75,13 +75,13 @@ const (
 	DefaultTimeout      = 2 * time.Second
 )
 
-// Limits of concurrent work.
+// The port, the time limits, and the limits of one client (see sharing).
 const (
 	port        = 53
-	budget      = 5 * time.Second // for one query, over all upstreams; resolvers give up after that time
-	forwardsOf  = 100
-	connsOf     = 20
-	idleTimeout = 10 * time.Second
+	budget      = 5 * time.Second  // for one query, over all upstreams; resolvers give up after that time
+	forwardsOf  = 100              // queries of one client that wait for an upstream
+	connsOf     = 20               // TCP connections of one client
+	idleTimeout = 10 * time.Second // within this time a client must have sent its next message over TCP
 )
 
 var (
@@ -143,12 +143,12 @@ type Config struct {
 type Server struct {
 	cfg       Config
 	port      uint16
-	hostPort  uint16 // of the servers in resolv.conf
+	hostPort  uint16 // the port of the servers in resolv.conf
 	budget    time.Duration
 	authority authority
 	cache     *cache
 	upstreams atomic.Pointer[upstreams]
-	addrs     atomic.Pointer[[]netip.Addr] // to listen on
+	addrs     atomic.Pointer[[]netip.Addr] // the addresses to listen on
 	wake      chan struct{}                // signals that the addresses changed
 	forwards  sharing
 	conns     sharing
@@ -247,7 +247,7 @@ func (s *Server) SetAddrs(addrs []netip.Addr) {
 	s.addrs.Store(&addrs)
 	select {
 	case s.wake <- struct{}{}:
-	default: // Run will check anyway
+	default: // a signal waits already, and Run will read the new addresses
 	}
 }
 

@@ -112,7 +112,7 @@ func raw(t testing.TB, s *Server, msg []byte, from asker) []byte {
 	case b := <-ch:
 		return b
 	case <-time.After(10 * time.Second):
-		t.Fatal("the server did not answer within 10 s")
+		t.Fatal("no answer within 10 s, want one")
 		return nil
 	}
 }
@@ -136,7 +136,7 @@ func ask(t testing.TB, s *Server, m *dns.Msg, tcp bool) *dns.Msg {
 		limit = maxTCP
 	}
 	if err := dns.IsMsg(out); err != nil || len(out) > limit {
-		t.Fatalf("the answer has %d bytes, at most %d are allowed: %v", len(out), limit, err)
+		t.Fatalf("the answer has %d bytes, want at most %d: %v", len(out), limit, err)
 	}
 	var r dns.Msg
 	if err := r.Unpack(out); err != nil {

@@ -19,8 +19,8 @@ const hold = 3 * time.Second
 // upstreams are the servers to forward to. The set is replaced as a whole; an upstream that stays
 // keeps its state.
 type upstreams struct {
-	host  []*upstream            // of resolv.conf
-	rules map[string][]*upstream // of Config.Forward
+	host  []*upstream            // the servers of resolv.conf
+	rules map[string][]*upstream // the servers of each domain of Config.Forward
 }
 
 // with returns a copy of u with other servers of resolv.conf.

@@ -186,7 +186,7 @@ func TestFailover(t *testing.T) {
 		t.Fatalf("after %v the answer is %v; want one without waiting for failed upstreams", time.Since(begin), r)
 	}
 	if dead.Load() != 1 || slow.Load() != 1 || broken.Load() != 2 || good.Load() != 2 {
-		t.Errorf("asked: dead %d, slow %d, broken %d, good %d", dead.Load(), slow.Load(), broken.Load(), good.Load())
+		t.Errorf("queries to dead %d, slow %d, broken %d, good %d; want 1, 1, 2, 2", dead.Load(), slow.Load(), broken.Load(), good.Load())
 	}
 }
 
@@ -224,7 +224,7 @@ func TestLostPacket(t *testing.T) {
 		t.Error(r)
 	}
 	if st := s.Status(); st.Upstreams[0].Err != "" {
-		t.Errorf("the status still has an error of the upstream: %+v", st)
+		t.Errorf("the status still has an error of the upstream, want none: %+v", st)
 	}
 }
 
@@ -268,13 +268,13 @@ func TestUpstreamWithErrorIsNotSilent(t *testing.T) {
 func TestFailedUpstreamIsTriedAfterHold(t *testing.T) {
 	u, now := &upstream{}, time.Unix(100, 0)
 	if !u.usable(now) || !u.failed(now, net.ErrClosed) || u.failed(now, net.ErrClosed) || u.usable(now.Add(hold-1)) {
-		t.Error("a failed upstream is usable before the hold ends")
+		t.Error("want a failed upstream usable only after the hold")
 	}
 	if !u.usable(now.Add(hold)) || u.usable(now.Add(hold)) {
 		t.Error("want one query to test a failed upstream after the hold")
 	}
 	if !u.answered() || u.answered() || !u.usable(now) {
-		t.Error("an upstream that answered again is not usable")
+		t.Error("an upstream that answered again is not usable, want it usable")
 	}
 }
 

@@ -46,14 +46,14 @@ func FuzzHandler(f *testing.F) {
 		before := bytes.Clone(in)
 		out, q, wait := s.serve(nil, in, asker{Client{Name: "client"}, netip.IPv6Loopback(), tcp})
 		if !bytes.Equal(in, before) {
-			t.Fatal("the server changed the received packet")
+			t.Fatal("the server changed the received packet, want it unchanged")
 		}
 		if wait { // as if no upstream had answered
 			out = q.render(nil, failure(q.name, q.qtype, time.Now()), time.Now())
 		}
 		if out == nil {
 			if len(in) >= headerSize && in[2]&0x80 == 0 {
-				t.Fatal("a query got no answer")
+				t.Fatal("a query got no answer, want one")
 			}
 			return
 		}
@@ -66,7 +66,7 @@ func FuzzHandler(f *testing.F) {
 		}
 		var r dns.Msg
 		if err := r.Unpack(out); err != nil || len(out) > limit {
-			t.Fatalf("%d bytes, at most %d are allowed: %v\n%x", len(out), limit, err, out)
+			t.Fatalf("the answer has %d bytes, want at most %d: %v\n%x", len(out), limit, err, out)
 		}
 		if !r.Response || r.Id != binary.BigEndian.Uint16(in) || !bytes.HasPrefix(out[headerSize:], q.section) {
 			t.Fatalf("the answer does not match the query: %v", &r)
@@ -101,7 +101,7 @@ func FuzzBelieve(f *testing.F) {
 			return
 		}
 		if p.life < 0 || p.life > maxLife {
-			t.Fatalf("the lifetime in the cache is %v", p.life)
+			t.Fatalf("the lifetime in the cache is %v, want 0 to maxLife", p.life)
 		}
 		p.stored = time.Unix(0, 0)
 		ask, _, ok := parse(packed1(query4("wWw.Example.", qtype).SetEdns0(maxUDP, do)))

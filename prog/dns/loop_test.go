@@ -20,11 +20,11 @@ func TestLoop(t *testing.T) {
 	}
 	for _, u := range s.Status().Upstreams {
 		if !u.Own {
-			t.Errorf("%v is this server, but was not detected", u.Addr)
+			t.Errorf("the upstream %v is this server, want it detected", u.Addr)
 		}
 	}
 	if s.loop(netip.AddrPortFrom(own, 5353)) {
-		t.Error("another server on this host was taken for this one")
+		t.Error("another server on this host was taken for this one, want it used")
 	}
 }
 
@@ -50,7 +50,7 @@ func TestLoopThroughAnother(t *testing.T) {
 		t.Errorf("after %v the answer is %v; want SERVFAIL at once", time.Since(begin), r)
 	}
 	if n.Load() != 1 {
-		t.Errorf("the other server got %d queries", n.Load())
+		t.Errorf("the other server got %d queries, want 1", n.Load())
 	}
 }
 
@@ -68,6 +68,6 @@ func TestLoopThroughStrangers(t *testing.T) {
 		t.Error(r)
 	}
 	if c := s.Status().Counts; n.Load() != 2 || c.Forwarded != 1 || c.Joined != 2 {
-		t.Errorf("the other server got %d queries: %+v", n.Load(), c)
+		t.Errorf("the other server got %d queries, want 2; counts %+v, want 1 forwarded, 2 joined", n.Load(), c)
 	}
 }

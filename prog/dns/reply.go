@@ -11,7 +11,7 @@ import (
 // reply is an answer to any client.
 type reply struct {
 	rcode  int
-	addrs  []netip.Addr // of the name in question; without other records
+	addrs  []netip.Addr // the addresses of the name in question; used if there are no other records
 	answer []dns.RR
 	ns     []dns.RR
 	extra  []dns.RR
@@ -28,7 +28,7 @@ func (q *question) write(buf []byte, r reply, ttl uint32) []byte {
 	}
 	p, err := pack(&m, q.name, q.qtype)
 	if err == nil && len(p.wire) > q.room() && len(m.Extra) > 0 {
-		m.Extra = nil // it is optional (RFC 2181 9)
+		m.Extra = nil // additional records are optional (RFC 2181 9)
 		p, err = pack(&m, q.name, q.qtype)
 	}
 	if err == nil && len(p.wire) > q.room() && q.size == maxTCP {
@@ -95,7 +95,7 @@ func (q *question) render(buf []byte, p *packed, now time.Time) []byte {
 	}
 	if len(p.wire) > q.room() {
 		if q.size == maxTCP {
-			return q.fail(buf, dns.RcodeServerFailure) // it cannot be sent at all
+			return q.fail(buf, dns.RcodeServerFailure) // the answer cannot be encoded
 		}
 		return q.truncated(buf, bits)
 	}

@@ -22,7 +22,7 @@ import (
 // asker is the source of a query.
 type asker struct {
 	client Client
-	addr   netip.Addr // without zone
+	addr   netip.Addr // the source address without its zone
 	tcp    bool
 }
 
@@ -132,7 +132,7 @@ func (s *Server) bind(ctx context.Context, open map[netip.Addr]*socket) {
 	s.sockets = status
 	s.mu.Unlock()
 	for _, one := range status {
-		if one.Err != "" && !slices.Contains(old, one) { // only when it changes
+		if one.Err != "" && !slices.Contains(old, one) { // each new error is logged once
 			s.cfg.Log.Warn("the name server cannot listen on an address: it retries every second", keyAddr, one.Addr, keyErr, one.Err)
 		}
 	}
@@ -162,7 +162,7 @@ func listen(ctx context.Context, addr netip.AddrPort) (*socket, error) {
 		return nil, err
 	}
 	so := &socket{udp.(*net.UDPConn), tcp.(*net.TCPListener)}
-	_ = so.udp.SetReadBuffer(1 << 20) // for bursts; the kernel may grant less
+	_ = so.udp.SetReadBuffer(1 << 20) // a larger buffer for bursts; the kernel may grant less
 	return so, nil
 }
 

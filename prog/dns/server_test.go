@@ -48,7 +48,7 @@ func run(t testing.TB, s *Server) {
 				t.Errorf("Run returned %v, want no error", err)
 			}
 		case <-time.After(5 * time.Second):
-			t.Error("Run did not end within 5 s after its context")
+			t.Error("Run did not end within 5 s after its context, want it to end")
 		}
 	})
 	eventually.True(t, wait, "both sockets are open", func() bool { return len(s.Status().Sockets) == 2 })
@@ -109,7 +109,7 @@ func TestNoAnswerForSourcesThatAreNoClients(t *testing.T) {
 	for _, a := range loopback {
 		c := dns.Client{Net: "udp", Timeout: 100 * time.Millisecond}
 		if r, _, err := c.Exchange(query4("web.weft.internal.", dns.TypeA), at(s, a)); err == nil {
-			t.Errorf("a source that is no client got an answer over UDP: %v", r)
+			t.Errorf("a source that is no client got an answer over UDP, want none: %v", r)
 		}
 		conn, err := net.Dial("tcp", at(s, a))
 		if err != nil {
@@ -168,7 +168,7 @@ func TestPipelining(t *testing.T) {
 		}
 	}
 	if _, err := conn.ReadMsg(); err == nil {
-		t.Error("the connection stays open after the last answer")
+		t.Error("the connection stays open after the last answer, want it closed")
 	}
 }
 
@@ -226,10 +226,10 @@ func TestListensOnChangedAddresses(t *testing.T) {
 		return err == nil && len(r.Answer) == 2
 	}
 	if why := s.Status().Sockets[0].Err; !strings.Contains(why, "another name server") {
-		t.Errorf("the error for an address in use is %q", why)
+		t.Errorf("the error for an address in use is %q, want it to name another name server", why)
 	}
 	if !ask(loopback[1]) || ask(loopback[0]) {
-		t.Error("a socket that fails must not prevent another")
+		t.Error("one address does not answer, or a foreign socket does; want only the free address served")
 	}
 	taken.Close()
 	eventually.True(t, wait, "the address that was taken is served", func() bool { return slices.Equal(errs(), []bool{false, true, false}) && ask(loopback[0]) })
@@ -251,7 +251,7 @@ func TestResolvConfIsReadAgain(t *testing.T) {
 	}
 	eventually.True(t, wait, "resolv.conf is read", func() bool { return s.Status().ResolvConf == "" })
 	if st := s.Status(); st.Cached != 0 {
-		t.Errorf("answers of former servers are still cached: %+v", st)
+		t.Errorf("answers of former servers are still cached, want none: %+v", st)
 	}
 	if r := ask(t, s, query4("b.example.", dns.TypeA), false); r.Rcode != dns.RcodeNameError || s.Status().Upstreams[0].Addr != u.addr {
 		t.Errorf("after the change of resolv.conf the answer is %v, status %+v; want that of the new server", r, s.Status())

@@ -13,10 +13,10 @@ type Client struct {
 
 // limits are upper limits of concurrent places.
 type limits struct {
-	most   int // in total
+	most   int // the limit of all clients together
 	remote int // for all other hosts together; the rest is reserved for this host's clients
-	host   int // for all clients of one other host together
-	each   int // for one client
+	host   int // the limit of all clients of one other host together
+	each   int // the limit of one client
 }
 
 // sharing limits and counts the places in use by each client. A client at its own limit gets no more
@@ -29,7 +29,7 @@ type sharing struct {
 	mu     sync.Mutex
 	total  int
 	remote int
-	hosts  map[string]int // places by other host
+	hosts  map[string]int // the number of places of each other host
 	held   map[Client][]*place
 }
 

@@ -34,7 +34,7 @@ func TestSharesAreFair(t *testing.T) {
 		drop := func(p *place) {
 			i := slices.Index(held[p.client], p)
 			if i < 0 {
-				t.Fatalf("%v lost a place that it does not have", p.client)
+				t.Fatalf("%v lost a place that it does not have, want only its own places taken", p.client)
 			}
 			held[p.client] = slices.Delete(held[p.client], i, i+1)
 		}
@@ -62,13 +62,13 @@ func TestSharesAreFair(t *testing.T) {
 			host, ofHost := count(neighbours)
 			switch {
 			case all > s.most || others > s.limits.remote || c.Host != "" && host > s.host || len(held[c]) > s.each:
-				t.Fatalf("the places %v exceed the limits", held)
+				t.Fatalf("the places %v exceed the limits, want at most those", held)
 			case p != nil || mine == s.each:
 			case c.Host != "" && host == s.host && ofHost <= mine+1:
 			case c.Host != "" && others == s.limits.remote && ofRemote <= mine+1:
 			case all == s.most && greatest <= mine+1:
 			default:
-				t.Fatalf("%v is refused with %d places, while the places are %v", c, mine, held)
+				t.Fatalf("%v is refused with %d places, want a place; the places are %v", c, mine, held)
 			}
 		}
 		for _, places := range held {
@@ -78,7 +78,7 @@ func TestSharesAreFair(t *testing.T) {
 			}
 		}
 		if s.total != 0 || s.remote != 0 || len(s.hosts) != 0 || len(s.held) != 0 {
-			t.Fatalf("places are left after all clients left: %+v", &s)
+			t.Fatalf("places are left after all clients left, want none: %+v", &s)
 		}
 	})
 }
@@ -149,11 +149,11 @@ func TestGreedyClientsLeaveConnectionsToOthers(t *testing.T) {
 			greedy(t, s)
 			for _, host := range []byte{0, 1, 6} {
 				if err := answersOver(connect(t, s, host, 1, 1)[0]); err != nil {
-					t.Errorf("a new container of host %d gets no connection: %v", host, err)
+					t.Errorf("a new container of host %d gets no connection, want one: %v", host, err)
 				}
 			}
 			if n := taken(&s.conns); n > conns.most {
-				t.Errorf("%d connections are open, more than the limits", n)
+				t.Errorf("%d connections are open, want at most the limit", n)
 			}
 		})
 	}
@@ -167,7 +167,7 @@ func flood(t *testing.T, s *Server, c Client, n int) (failed *atomic.Int32) {
 		in := packed1(query4(fmt.Sprintf("n%d.%s.example.", i, strings.ReplaceAll(c.Name+c.Host, "/", "")), dns.TypeA))
 		out, q, wait := s.serve(nil, in, asker{client: c})
 		if !wait {
-			t.Fatalf("the query was answered without the upstream: %x", out)
+			t.Fatalf("the query was answered without the upstream, want it to wait: %x", out)
 		}
 		s.later(t.Context(), q, asker{client: c}, func([]byte) { failed.Add(1) })
 	}
@@ -206,11 +206,11 @@ func TestFloodsLeaveForwardingToOthers(t *testing.T) {
 			for _, from := range []Client{{Name: "new"}, {Name: "new", Host: "h"}, {Name: "new", Host: "elsewhere"}} {
 				out := raw(t, s, packed1(query4("n"+from.Host+"."+domain, dns.TypeA)), asker{client: from})
 				if rcode := int(out[3] & 0xf); rcode != dns.RcodeNameError {
-					t.Errorf("the new client %+v got rcode %d", from, rcode)
+					t.Errorf("the new client %+v got rcode %d, want NXDOMAIN", from, rcode)
 				}
 			}
 			if n := taken(&s.forwards); n > forwards.most {
-				t.Errorf("%d queries wait, more than the limits", n)
+				t.Errorf("%d queries wait, want at most the limit", n)
 			}
 		})
 	}
@@ -238,10 +238,10 @@ func TestQueriesEndWithTheirLastClient(t *testing.T) {
 	eventually.True(t, wait, "two wait", waiting(2))
 	endFirst()
 	if p := <-answers; rcodeOf(p) != dns.RcodeServerFailure {
-		t.Errorf("the client that stopped waiting got rcode %d", rcodeOf(p))
+		t.Errorf("the client that stopped waiting got rcode %d, want SERVFAIL", rcodeOf(p))
 	}
 	if p := <-answers; rcodeOf(p) != dns.RcodeNameError {
-		t.Errorf("the client that still waits got rcode %d", rcodeOf(p))
+		t.Errorf("the client that still waits got rcode %d, want NXDOMAIN", rcodeOf(p))
 	}
 	use(s, silent(t, &n))
 	k.name = "silent.example."
@@ -256,10 +256,10 @@ func TestQueriesEndWithTheirLastClient(t *testing.T) {
 	select {
 	case <-f.done:
 	case <-time.After(s.cfg.Timeout / 2):
-		t.Error("the query to the upstream continues without clients")
+		t.Error("the query to the upstream continues without clients, want it cancelled")
 	}
 	if s.cache.get(k, time.Now()) != nil {
-		t.Error("the cache has a failure of the upstream, although only the clients stopped waiting")
+		t.Error("the cache has a failure, want none: only the clients stopped waiting")
 	}
 }
 
@@ -281,5 +281,5 @@ func TestUnreadAnswersAreBounded(t *testing.T) {
 		}
 		eventually.True(t, wait, "nothing is forwarded any more", func() bool { return taken(&s.forwards) == 0 })
 	}
-	t.Errorf("the server read %d queries of a client that reads no answer", 3*forwardsOf)
+	t.Errorf("the server read all %d queries of a client that reads no answer, want it to stop", 3*forwardsOf)
 }

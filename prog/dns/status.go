@@ -11,13 +11,13 @@ import (
 
 // Status is the state of a server.
 type Status struct {
-	Domain     string        // without a final dot
-	TTL        time.Duration // of answers from the domain
+	Domain     string        // the domain without a final dot
+	TTL        time.Duration // the TTL of answers from the domain
 	Sockets    []Socket      // the addresses to listen on
 	Upstreams  []Upstream    // those of resolv.conf in its order, then those of single domains
 	ResolvConf string        // why there is no server from resolv.conf; "" if there is
 	Cached     int           // answers in the cache
-	CacheBytes int           // their approximate size
+	CacheBytes int           // the approximate size of the cached answers
 	Counts     Counts
 }
 
@@ -30,7 +30,7 @@ type Socket struct {
 // Upstream is a server to which queries for other names are forwarded.
 type Upstream struct {
 	Addr   netip.AddrPort
-	Domain string // "" for resolv.conf
+	Domain string // the domain of Config.Forward; "" for a server of resolv.conf
 	Err    string // why its last query failed; "" if it was answered
 	Own    bool   // it is this server itself, so it is never used
 }

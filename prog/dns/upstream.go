@@ -22,7 +22,7 @@ import (
 // upstream is a server for names outside the mesh. It is safe for concurrent use.
 type upstream struct {
 	addr    netip.AddrPort
-	retryAt atomic.Int64           // Unix nanoseconds; 0 while it answers
+	retryAt atomic.Int64           // when to query it again, in Unix nanoseconds; 0 while it answers
 	reason  atomic.Pointer[string] // why its last query failed
 	lines   lines
 }
@@ -63,7 +63,7 @@ func (u *upstream) exchange(ctx context.Context, k key) (*dns.Msg, error) {
 	m := query(k)
 	r, err := u.overUDP(ctx, m)
 	if err == nil && (r.Rcode == dns.RcodeFormatError || r.Rcode == dns.RcodeNotImplemented) && r.IsEdns0() == nil {
-		m.Extra = nil // it does not support EDNS (RFC 6891 7)
+		m.Extra = nil // the upstream does not support EDNS (RFC 6891 7)
 		r, err = u.overUDP(ctx, m)
 	}
 	if err == nil && r.Truncated {

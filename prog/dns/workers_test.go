@@ -25,12 +25,12 @@ func TestWorkersRunTasksConcurrently(t *testing.T) {
 			}
 			synctest.Wait()
 			if ran.Load() != 2*maxIdle || c.idle.Load() != maxIdle {
-				t.Fatalf("%d tasks ran, and %d goroutines are idle", ran.Load(), c.idle.Load())
+				t.Fatalf("%d tasks ran, want 2*maxIdle; %d goroutines are idle, want maxIdle", ran.Load(), c.idle.Load())
 			}
 		}
 		c.Wait()
 		if n := c.idle.Load(); n != 0 {
-			t.Errorf("%d goroutines are left after Wait", n)
+			t.Errorf("%d goroutines are left after Wait, want none", n)
 		}
 		c.Go(func() {}) // after Wait, which is the latest possible time
 		c.Wait()

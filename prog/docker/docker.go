@@ -47,7 +47,7 @@ func Inspect(ctx context.Context, socket, name string) (Container, error) {
 	defer resp.Body.Close()
 	var c struct {
 		Container
-		Message string // of an error response
+		Message string // the message of an error response
 	}
 	err = json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 8<<20)).Decode(&c)
 	switch {

@@ -32,10 +32,10 @@ const (
 
 	tokenKey = "token" // in its data: secret.Token in the format of Reveal
 
-	annotationFounder  = "weft.dev/founder"      // PeerID
-	annotationNode     = "weft.dev/founder-node" // the Node's name, and
-	annotationUID      = "weft.dev/founder-uid"  // its UID
-	annotationUniverse = "weft.dev/universe"     // CIDR,CIDR6
+	annotationFounder  = "weft.dev/founder"      // the founder's PeerID
+	annotationNode     = "weft.dev/founder-node" // the name of the founder's Node
+	annotationUID      = "weft.dev/founder-uid"  // the UID of the founder's Node
+	annotationUniverse = "weft.dev/universe"     // the universe: CIDR,CIDR6
 	annotationFounded  = "weft.dev/founded"      // "true" forever, once the ring may be in use
 )
 
@@ -61,7 +61,7 @@ type Founding struct {
 	Founder  peer.ID
 	Node     string // name of the founder's Node
 	UID      string // UID of the founder's Node
-	Founded  bool   // final: it never changes again
+	Founded  bool   // true once the founder has founded: the content never changes again
 }
 
 // RefusedError means that the cluster cannot be founded or joined with these settings. Trying again
@@ -237,7 +237,7 @@ func (b *Bootstrap) alone(ctx context.Context) error {
 	if i := slices.IndexFunc(nodes, func(n Node) bool { return n.Up }); i >= 0 {
 		return &existsError{b.Namespace, nodes[i].Name, "its condition NetworkUnavailable says that Weft is up"}
 	}
-	group, ctx := errgroup.WithContext(ctx) // cancelled by the first one that answers
+	group, ctx := errgroup.WithContext(ctx) // the first Node that answers cancels the other attempts
 	group.SetLimit(answersAtOnce)
 	for _, n := range nodes {
 		for _, addr := range n.Addrs {

@@ -95,12 +95,12 @@ func run(t *testing.T, all ...*Bootstrap) []Founding {
 	founders := 0
 	for i, f := range out {
 		if f != out[0] {
-			t.Errorf("two nodes do not agree: %+v and %+v", f, out[0])
+			t.Errorf("two nodes have the foundings %+v and %+v, want the same", f, out[0])
 		}
 		if mine[i] {
 			founders++
 			if f.Founder != all[i].Self {
-				t.Errorf("%s claims that it founded the ring of %v", all[i].Node, f.Founder)
+				t.Errorf("%s claims that it founded the ring of %v, want its own", all[i].Node, f.Founder)
 			}
 		}
 	}
@@ -121,7 +121,7 @@ func TestOneFounder(t *testing.T) {
 	if !f.Founded || f.Token.Cluster.IsZero() || f.Universe != (slot.Universe{V4: slot.DefaultV4, V6: f.Token.Cluster.V6()}) || f.Node != nodeName(int(f.Founder[0])-1) {
 		t.Errorf("the founding is %+v; want one that is founded, with default ranges and the founder's Node", f)
 	}
-	// Later nodes find the same, and did not found it; nor did the founder after a restart.
+	// Later nodes get the same founding, and report that they did not found it; nor did the founder after a restart.
 	for _, b := range []*Bootstrap{c.bootstrap(t, 3, 1), c.bootstrap(t, int(f.Founder[0])-1, 0)} {
 		if later, mine, err := b.Run(t.Context()); err != nil || later != f || mine {
 			t.Errorf("a later node got %+v, mine %v, error %v; want the same founding", later, mine, err)
@@ -199,7 +199,7 @@ func TestOperatorsTokenIsUsed(t *testing.T) {
 	c.Set(made)
 	f := run(t, c.bootstrap(t, 0, 0), c.bootstrap(t, 1, 0), c.bootstrap(t, 2, 0), c.bootstrap(t, 3, 0))[0]
 	if f.Token != token {
-		t.Error("the token is not the operator's")
+		t.Error("the token is another one, want the operator's")
 	}
 	password, err := secret.FromPassword("long enough a password")
 	if err != nil {
@@ -256,7 +256,7 @@ func TestBootstrapUnderFaults(t *testing.T) {
 		c.Refuse(func(string, string) int {
 			mu.Lock()
 			defer mu.Unlock()
-			if gone < nodes-2 && random.IntN(40) == 0 { // its agent does not know, and continues
+			if gone < nodes-2 && random.IntN(40) == 0 { // the Node is deleted and registered again; its agent does not notice, and continues
 				c.Set(kubetest.Node(nodeName(gone), fmt.Sprintf("uid-%d-new", gone), "192.0.2.99"))
 				gone++
 			}
@@ -343,13 +343,13 @@ func TestMismatch(t *testing.T) {
 		{ProxyConfig{ClusterCIDR: "10.32.0.0/12"}, false},
 		{ProxyConfig{ClusterCIDR: "10.0.0.0/8,fd00:1::/56"}, false},
 		{ProxyConfig{ClusterCIDR: "10.244.0.0/16"}, true},
-		{ProxyConfig{ClusterCIDR: "10.32.0.0/16"}, true}, // only a part of the universe
+		{ProxyConfig{ClusterCIDR: "10.32.0.0/16"}, true}, // the range is only a part of the universe
 		{ProxyConfig{ClusterCIDR: "10.32.0.0/12,fd00:2::/56"}, true},
 		{ProxyConfig{ClusterCIDR: "10.244.0.0/16", DetectLocalMode: "InterfaceNamePrefix"}, false},
 		{ProxyConfig{DetectLocalMode: "NodeCIDR"}, true},
 	} {
 		if got := c.proxy.Mismatch(u, true).String(); (got != "") != c.bad || c.bad && !strings.Contains(got, "masquerades") {
-			t.Errorf("kube-proxy's configuration %+v gives the problem %q", c.proxy, got)
+			t.Errorf("kube-proxy's configuration %+v gives the problem %q, want one only for a mismatch", c.proxy, got)
 		}
 		if got := c.proxy.Mismatch(u, false).String(); strings.Contains(c.proxy.ClusterCIDR, "fd00:2") && got != "" {
 			t.Errorf("without IPv6 the problem is %q, want none", got)

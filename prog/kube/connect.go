@@ -41,7 +41,7 @@ var kinds, params = func() (*runtime.Scheme, runtime.ParameterCodec) {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{core.AddToScheme, networking.AddToScheme} {
 		if err := add(s); err != nil {
-			panic(err) // cannot happen: the types are constant
+			panic(err) // the types are constant, so registering them cannot fail
 		}
 	}
 	meta.AddToGroupVersion(s, schema.GroupVersion{Version: "v1"})

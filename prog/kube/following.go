@@ -22,7 +22,7 @@ import (
 // following holds mirrors of all followed resources, and the last State made of them.
 type following struct {
 	policies   *mirror[readPolicy]
-	namespaces *mirror[map[string]string] // labels
+	namespaces *mirror[map[string]string] // the labels of each namespace
 	pods       *mirror[Pod]
 	nodes      *mirror[Node]
 

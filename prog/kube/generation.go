@@ -22,7 +22,7 @@ func generation(policies []networking.NetworkPolicy, namespaces map[string]map[s
 	}
 	data, err := json.Marshal([]any{list, namespaces})
 	if err != nil {
-		panic(err) // cannot happen: they were decoded from JSON
+		panic(err) // values that were decoded from JSON can be encoded
 	}
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:8])

@@ -21,9 +21,9 @@ import (
 
 // Config configures a Source.
 type Config struct {
-	API  *rest.Config // see Connect
+	API  *rest.Config // the server's address and credentials (see Connect)
 	Node string       // the name of this host's Node object
-	Kept []byte       // what Save was given in the last run
+	Kept []byte       // the data that Save was called with last, in the previous run
 	Save func([]byte) error
 	Log  *slog.Logger
 	// Changed is called after every change. It must not block.
@@ -45,9 +45,9 @@ type Pod struct {
 // State is what is known at one moment. It is immutable.
 type State struct {
 	Policies   []policy.Policy
-	Namespaces map[string]map[string]string // labels
-	Pods       map[string]Pod               // by namespace/name
-	Nodes      map[string]Node              // by name
+	Namespaces map[string]map[string]string // the labels of each namespace
+	Pods       map[string]Pod               // the pods by namespace/name
+	Nodes      map[string]Node              // the Nodes by name
 	// Generation identifies the content of policies and namespaces.
 	Generation string
 	// Live reports whether it is the API server's current state, and not a stored one.
@@ -108,8 +108,8 @@ func (s *Source) State() *State {
 // UnknownPodError means that the API server has not reported a pod.
 type UnknownPodError struct {
 	Pod, UID, Server string
-	Nothing          bool  // it has not reported any object
-	Why              error // nil if the reason is not known
+	Nothing          bool  // the API server has not reported any object yet
+	Why              error // why the API server did not answer; nil if the reason is not known
 }
 
 func (e *UnknownPodError) Error() string {

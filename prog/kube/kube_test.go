@@ -62,7 +62,7 @@ func follow(t *testing.T, api *kubetest.Server, keptBefore []byte) *followed {
 	return f
 }
 
-// soon is how long the API server's word may take.
+// soon is how long a change of the API server may take to reach the Source.
 const soon = 20 * time.Second
 
 // becomes waits for a state.
@@ -105,17 +105,17 @@ func TestSourceFollowsChanges(t *testing.T) {
 	api.Set(kubetest.Pod("n1", "shop", "web", "u1", map[string]string{"app": "other"}))
 	st = f.becomes(t, "relabelled", func(st *State) bool { return st.Pods["shop/web"].Labels["app"] == "other" })
 	if st.Generation != before {
-		t.Error("a change of a pod changed the generation of policies")
+		t.Error("a change of a pod changed the generation of policies, want the same")
 	}
 	api.HangUp()
 	api.Delete(denyAll("shop", "closed"))
 	st = f.becomes(t, "open, after the connection broke", func(st *State) bool { return len(st.Policies) == 0 })
 	if st.Generation == before {
-		t.Error("the deletion of a policy did not change the generation")
+		t.Error("the deletion of a policy did not change the generation, want another one")
 	}
 	for _, asked := range api.Asked() {
 		if strings.HasPrefix(asked, "/api/v1/pods") && !strings.Contains(asked, "fieldSelector=spec.nodeName%3Dn1") {
-			t.Errorf("the Source requested the pods of all nodes: %s", asked)
+			t.Errorf("the Source requested the pods of all nodes, want only n1's: %s", asked)
 		}
 	}
 }
@@ -171,7 +171,7 @@ func TestStoredStateWithoutServer(t *testing.T) {
 		}
 	}
 	if _, err := New(Config{Kept: []byte("{torn")}); err == nil {
-		t.Error("New accepted an incomplete stored state")
+		t.Error("New accepted an incomplete stored state, want an error")
 	}
 }
 
@@ -274,7 +274,7 @@ func TestMirrorReportsChanges(t *testing.T) {
 		}
 	}
 	if err := f.pods.Add("no object"); err == nil {
-		t.Error("the mirror accepted a string as a pod")
+		t.Error("the mirror accepted a string as a pod, want an error")
 	}
 }
 
@@ -302,7 +302,7 @@ func TestRetriesAreFrequentButBounded(t *testing.T) {
 			longest = max(longest, u.tried[i].Sub(u.tried[i-1]))
 		}
 		if longest > 10*time.Second || len(u.tried) < 100 || len(u.tried) > 300 {
-			t.Errorf("%d attempts in 20 minutes, with a pause of up to %v", len(u.tried), longest)
+			t.Errorf("%d attempts in 20 minutes, with a pause of up to %v; want 100 to 300, at most 10s", len(u.tried), longest)
 		}
 	})
 }

@@ -32,12 +32,12 @@ const (
 // minutes. Such updates are not reported.
 type mirror[V any] struct {
 	contact
-	read    func(runtime.Object) (V, bool) // false: not relevant
+	read    func(runtime.Object) (V, bool) // returns the relevant parts; false if the object is not relevant
 	same    func(a, b V) bool
 	changed func() // called after a change, and once when all is known; it must not block
 
 	mu      sync.Mutex
-	values  map[string]V // by namespace/name
+	values  map[string]V // the relevant parts of each object, by namespace/name
 	version int          // number of changes; 0: not all is known yet
 }
 
@@ -45,7 +45,7 @@ var _ cache.ReflectorStore = (*mirror[Pod])(nil)
 
 // selection selects objects of a resource.
 type selection struct {
-	namespace string // empty: all
+	namespace string // the namespace to follow; empty: all namespaces
 	fields    fields.Selector
 }
 
@@ -172,7 +172,7 @@ func (m *mirror[V]) convert(object any) (key string, v V, ok bool, err error) {
 	return o.GetNamespace() + "/" + o.GetName(), v, ok, nil
 }
 
-// tell reports a change, once all is known. The caller holds the lock.
+// tell reports a change, once all objects are known. The caller holds the lock.
 func (m *mirror[V]) tell() {
 	if m.version > 0 {
 		m.version++

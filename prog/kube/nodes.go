@@ -13,7 +13,7 @@ import (
 type Node struct {
 	Name  string
 	UID   string       // differs from that of another Node with the same name
-	Addrs []netip.Addr `json:",omitempty"` // InternalIPs, in the Node's order
+	Addrs []netip.Addr `json:",omitempty"` // the InternalIPs in the Node's order
 	Ready bool
 	// Unavailable is the status of the condition NetworkUnavailable: True, False, Unknown, or empty
 	// if it is not set.

@@ -22,8 +22,8 @@ func TestPodsCannotClaimOtherIdentities(t *testing.T) {
 	api := kubetest.New()
 	for _, p := range []*core.Pod{
 		kubetest.Pod("n1", "shop", "srv", "u-srv", label("srv")),
-		mirrors(kubetest.Pod("n1", "evil", "thief", "u-thief", label("thief")), "u-srv"), // another namespace and name
-		mirrors(kubetest.Pod("n1", "evil", "srv", "u-same", label("same")), "u-srv"),     // another namespace
+		mirrors(kubetest.Pod("n1", "evil", "thief", "u-thief", label("thief")), "u-srv"), // claims the UID of a pod with another namespace and name
+		mirrors(kubetest.Pod("n1", "evil", "srv", "u-same", label("same")), "u-srv"),     // claims the UID of a pod in another namespace
 		mirrors(kubetest.Pod("n1", "shop", "etcd-n1", "u-mirror", label("etcd")), "f00d"),
 		mirrors(kubetest.Pod("n1", "evil", "etcd-n1", "u-other", label("other")), "f00d"),
 	} {

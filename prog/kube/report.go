@@ -19,14 +19,14 @@ import (
 const (
 	ReasonInvalidSetting = "InvalidSetting"      // the agent does not start
 	ReasonUniverseFixed  = "UniverseIsFixed"     // the requested range differs from the founded one
-	ReasonMismatch       = "ClusterCIDRMismatch" // differs from kube-proxy's range
-	ReasonReclaimed      = "AddressesReclaimed"  // those of a deleted Node
-	ReasonStillAnswers   = "DeletedNodeAnswers"  // a deleted Node's agent, which keeps its addresses
+	ReasonMismatch       = "ClusterCIDRMismatch" // the universe differs from kube-proxy's range
+	ReasonReclaimed      = "AddressesReclaimed"  // the addresses of a deleted Node were taken over
+	ReasonStillAnswers   = "DeletedNodeAnswers"  // the agent of a deleted Node still answers, and keeps its addresses
 	ReasonSecret         = "SecretMismatch"      // the cluster's Secret is not this network's
-	ReasonSecretRestored = "SecretRestored"      // it was missing or incomplete
-	ReasonAPIServer      = "APIServer"           // it refuses requests, or is unreachable
+	ReasonSecretRestored = "SecretRestored"      // the Secret was missing or incomplete
+	ReasonAPIServer      = "APIServer"           // the API server refuses requests, or is unreachable
 	ReasonNotReady       = "NotReady"            // pods cannot be attached on this node
-	ReasonUp             = "WeftIsUp"            // of the condition NetworkUnavailable
+	ReasonUp             = "WeftIsUp"            // the reason in the condition NetworkUnavailable
 )
 
 // Reporter writes events on the Node for its operator. Events that cannot be written are logged. It

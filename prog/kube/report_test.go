@@ -37,7 +37,7 @@ func TestEvents(t *testing.T) {
 	}
 	e, now := event{"Normal", ReasonReclaimed, "later"}, time.Now()
 	if !r.fresh(e, now) || r.fresh(e, now.Add(quiet-time.Second)) || !r.fresh(e, now.Add(quiet)) {
-		t.Error("the event was not repeated after ten minutes")
+		t.Error("want the event repeated after ten minutes, and not before")
 	}
 	c.Refuse(func(string, string) int { return http.StatusForbidden })
 	if err := r.WarnNow(t.Context(), ReasonInvalidSetting, "x"); err == nil || !strings.Contains(err.Error(), "manifest") {
@@ -61,7 +61,7 @@ func TestSetAvailable(t *testing.T) {
 	if after, err := c.client(t).Node(t.Context(), "n0"); err != nil || after.Unavailable != "False" || !after.Up || !after.Ready || after.UID != "uid-0" {
 		t.Errorf("after SetAvailable, the Node is %+v, error %v; want it available, and otherwise unchanged", after, err)
 	}
-	for range 2 { // the second call has nothing to remove
+	for range 2 { // the second time, there is no condition to remove
 		if err := r.TakeBack(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -74,10 +74,10 @@ func TestSetAvailable(t *testing.T) {
 		t.Fatal(err)
 	}
 	if after, err := c.client(t).Node(t.Context(), "n0"); err != nil || after.Unavailable != "True" {
-		t.Errorf("TakeBack changed another program's condition: %+v, error %v", after, err)
+		t.Errorf("TakeBack changed another program's condition to %+v, want it kept; error %v", after, err)
 	}
 	if err := NewReporter(c.client(t), "n7", slog.New(slog.DiscardHandler)).TakeBack(t.Context()); err != nil {
-		t.Errorf("TakeBack on a deleted Node: %v", err)
+		t.Errorf("TakeBack on a deleted Node returned %v, want nil", err)
 	}
 }
 

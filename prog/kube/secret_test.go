@@ -115,7 +115,7 @@ func TestKeeperRestoresSecret(t *testing.T) {
 	}
 	for _, k := range all {
 		if text := k.says(); text != "" {
-			t.Errorf("the Secret is correct, but the Keeper reports %q", text)
+			t.Errorf("the Secret is correct, but the Keeper reports %q, want nothing", text)
 		}
 	}
 }
@@ -141,7 +141,7 @@ func TestFewAgentsRestoreSecret(t *testing.T) {
 	}
 	group.Wait()
 	if n := posts.Load(); n > 20 {
-		t.Errorf("%d of 100 agents wrote the Secret", n)
+		t.Errorf("%d of 100 agents wrote the Secret, want at most 20", n)
 	}
 }
 
@@ -204,10 +204,10 @@ func TestKeeperKeepsForeignSecret(t *testing.T) {
 			t.Errorf("%s: the Keeper reports %q, want %q and no restored Secret", name, text, x.says)
 		}
 		if after := fmt.Sprint(c.All("secrets")); len(c.All("secrets")) > 0 != x.present || after != before {
-			t.Errorf("%s: the Secrets changed to %s\nbefore: %s", name, after, before)
+			t.Errorf("%s: the Secrets changed to %s\nwant: %s", name, after, before)
 		}
 		if strings.Contains(k.says(), other.Reveal()) || strings.Contains(k.says(), f.Token.Reveal()) {
-			t.Errorf("%s: the report contains the token", name)
+			t.Errorf("%s: the report contains the token, want it without", name)
 		}
 	}
 }
@@ -247,7 +247,7 @@ func TestNoSecondNetworkIsFounded(t *testing.T) {
 				t.Errorf("Secret %s, %s: the step returned %+v, error %v; want a refusal that names n1", name, shows, f, err)
 			}
 			if after := fmt.Sprint(c.All("secrets")); after != before {
-				t.Errorf("Secret %s, %s: the Secrets changed to %s", name, shows, after)
+				t.Errorf("Secret %s, %s: the Secrets changed to %s, want them kept", name, shows, after)
 			}
 		}
 	}
@@ -279,7 +279,7 @@ func TestSlowFounderIsStillFounder(t *testing.T) {
 	c := newCluster(t, 2)
 	b := c.bootstrap(t, 0, 0)
 	b.Answers = func(context.Context, netip.Addr) bool {
-		b.marked = b.marked.Add(-2 * trust) // as if that time had passed
+		b.marked = b.marked.Add(-2 * trust) // as if twice the time in trust had passed
 		return false
 	}
 	if f, mine, err := b.Run(t.Context()); err != nil || !mine || f.Founder != b.Self {

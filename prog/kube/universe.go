@@ -62,7 +62,7 @@ func (p ProxyConfig) Mismatch(u slot.Universe, ipv6 bool) problem.Problem {
 		wrong.Fix = fmt.Sprintf("set detectLocalMode to ClusterCIDR and clusterCIDR to %v in the ConfigMap kube-system/kube-proxy, and restart kube-proxy", u)
 		return wrong
 	default:
-		return problem.Problem{} // it identifies pods by interface
+		return problem.Problem{} // in this mode kube-proxy identifies pods by interface
 	}
 	for _, cidr := range p.CIDRs() {
 		own := u.V6

@@ -40,9 +40,9 @@ const (
 // Document is one document of a manifest.
 type Document struct {
 	Kind      string
-	Policy    policy.Policy     // of a NetworkPolicy
-	Namespace string            // of a Namespace: its name
-	Labels    map[string]string // of a Namespace
+	Policy    policy.Policy     // the policy, if Kind is NetworkPolicy
+	Namespace string            // the name of a Namespace
+	Labels    map[string]string // the labels of a Namespace
 	YAML      []byte            // the document without comments, reordered, with normalized CIDRs; empty from ParseStored
 }
 

@@ -133,7 +133,7 @@ spec: {podSelector: {}}`))
 	}
 }
 
-func TestNamespace(t *testing.T) {
+func TestNamespacesAreParsedStrictly(t *testing.T) {
 	docs, err := Parse([]byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: a}}\nspec: {finalizers: [kubernetes]}\nstatus: {phase: Active}\n"))
 	if err != nil || len(docs) != 1 || docs[0].Kind != NamespaceKind || docs[0].Name() != "shop" || docs[0].Labels["team"] != "a" {
 		t.Fatalf("Parse of a Namespace returned %+v, error %v", docs, err)
@@ -168,7 +168,7 @@ func TestDefaults(t *testing.T) {
 // Every error has its line and path.
 func TestErrorsHaveLineAndPath(t *testing.T) {
 	for _, c := range []struct {
-		from, to string // replaced everywhere
+		from, to string // each from in the manifest is replaced by to
 		line     int
 		field    string
 		says     string

@@ -104,7 +104,7 @@ func (s scalars) key(n *yamlv3.Node) string {
 	alone := place{&yamlv3.Node{Kind: yamlv3.MappingNode, Content: []*yamlv3.Node{n, {Kind: yamlv3.ScalarNode, Value: "0"}}}, ""}
 	var read map[string]any
 	if data, err := alone.json(); err == nil && json.UnmarshalCaseSensitivePreserveInts(data, &read) == nil {
-		for key := range read { // it has one key
+		for key := range read { // the map has one key
 			s[called] = key
 		}
 	}

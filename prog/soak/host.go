@@ -38,7 +38,7 @@ type disk struct {
 	ring  ring.Ring            // state.Ring, decoded
 	slots map[slot.Slot]string // state.Allocations, by slot
 	known meshtest.Known
-	full  time.Time // writes fail until then
+	full  time.Time // until this time the disk is full and writes fail
 }
 
 func newDisk() *disk {

@@ -37,7 +37,7 @@ func TestSeedsAreReplayed(t *testing.T) {
 		lines += len(first)
 	}
 	if lines < 30 {
-		t.Errorf("only %d lines were compared, too few to prove a replay", lines)
+		t.Errorf("%d lines were compared, want at least 30 to prove a replay", lines)
 	}
 }
 

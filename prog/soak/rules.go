@@ -200,7 +200,7 @@ func (w *world) look() {
 		}
 		snap, err := r.alloc.Snapshot(w.ctx)
 		if err != nil {
-			continue // it stopped meanwhile
+			continue // the run stopped meanwhile
 		}
 		w.locked(func() {
 			if !r.stopped {

@@ -137,7 +137,7 @@ func TestHostBehindNATGetsOneGrant(t *testing.T) {
 			for i := range 6 {
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				if _, err := v.ipam.Allocate(ctx, fmt.Sprint(i), nil); err != nil {
-					t.Errorf("h%d: %v", n, err)
+					t.Errorf("h%d: %v, want an address", n, err)
 				}
 				cancel()
 			}

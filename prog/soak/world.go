@@ -84,7 +84,7 @@ func draw(r *rand.Rand) shape {
 type world struct {
 	shape
 	seed   uint64
-	rand   *rand.Rand // of the driver
+	rand   *rand.Rand // the randomness of the driver
 	net    *meshtest.Cluster
 	ctx    context.Context
 	cancel context.CancelFunc

@@ -42,7 +42,7 @@ func TestStoredStateLoads(t *testing.T) {
 		for range rapid.IntRange(1, 3).Draw(t, "runs") {
 			s, err := Open(dir)
 			if err != nil {
-				t.Fatalf("the agent does not start: %v", err)
+				t.Fatalf("an agent cannot read the state: %v; want no error", err)
 			}
 			w.compare(t, s)
 			for range rapid.IntRange(0, 15).Draw(t, "steps") {
@@ -101,7 +101,7 @@ func (w *written) step(t *rapid.T, s *Store) {
 		}
 	default:
 		if err := s.SaveKubernetes(value); err == nil && value != nil {
-			t.Fatalf("the store accepted %q as JSON", value)
+			t.Fatalf("the store accepted %q, want an error: it is not JSON", value)
 		}
 	}
 }

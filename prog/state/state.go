@@ -39,7 +39,7 @@ var (
 	bucketPeers       = []byte("peers")
 	bucketRing        = []byte("ring")
 	bucketAllocations = []byte("allocations")
-	bucketResting     = []byte("resting") // by slot: end of its quarantine, Unix seconds
+	bucketResting     = []byte("resting") // for each slot in quarantine: the end of the quarantine in Unix seconds
 	bucketDirectory   = []byte("directory")
 	buckets           = [][]byte{bucketMeta, bucketPeers, bucketRing, bucketAllocations, bucketResting, bucketDirectory}
 	// bucketDocuments is created when it is first needed. Files of this format may lack it, and
@@ -162,7 +162,7 @@ func examine(path string) error {
 	}
 	meta := head[16:]
 	if magic := binary.NativeEndian.Uint32(meta); magic != 0xED0CDAED {
-		return errors.New("it is no Weft state: another program's file, or an overwritten one")
+		return errors.New("it is no Weft state: the file belongs to another program, or was overwritten")
 	}
 	pageSize := int64(binary.NativeEndian.Uint32(meta[8:]))
 	pages := int64(binary.NativeEndian.Uint64(meta[40:]))
@@ -422,7 +422,7 @@ func putResting(tx *bolt.Tx, s slot.Slot, until int64) error {
 func eachResting(tx *bolt.Tx, f func(space.Quarantined) error) error {
 	return tx.Bucket(bucketResting).ForEach(func(k, v []byte) error {
 		if len(k) != 4 || len(v) != 8 {
-			return fmt.Errorf("resting slot %x has %d bytes", k, len(v))
+			return fmt.Errorf("slot %x in quarantine: the key has %d bytes and the value %d, want 4 and 8", k, len(k), len(v))
 		}
 		return f(space.Quarantined{Slot: slot.Slot(binary.BigEndian.Uint32(k)), Until: int64(binary.BigEndian.Uint64(v))})
 	})

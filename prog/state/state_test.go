@@ -41,9 +41,9 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 		s.Update(ipam.Change{Key: "b", Delete: true}),
 		s.Update(ipam.Change{Key: "node", Slot: 9}),
 		s.Update(ipam.Change{Key: "c", Slot: 10, Delete: true, QuarantineUntil: 100, Now: 40}),
-		s.Update(ipam.Change{Key: "c", Slot: 11, Delete: true, QuarantineUntil: 170, Now: 110}), // 10 has rested
+		s.Update(ipam.Change{Key: "c", Slot: 11, Delete: true, QuarantineUntil: 170, Now: 110}), // the quarantine of slot 10 has ended
 		s.Update(ipam.Change{Key: "c", Slot: 12, Delete: true, QuarantineUntil: 171, Now: 111}),
-		s.Update(ipam.Change{Key: "a", Slot: 12, Vote: []byte("vote")}), // taken again
+		s.Update(ipam.Change{Key: "a", Slot: 12, Vote: []byte("vote")}), // the quarantined slot 12 is allocated again
 		s.Update(ipam.Change{Key: "a", Slot: 7, Note: []byte("eth0")}),
 		s.Close(),
 	}
@@ -58,7 +58,7 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 	defer s.Close()
 	again, _ := s.Keys(rand.Reader)
 	if !again.Identity.Equal(keys.Identity) || again.WireGuard != keys.WireGuard {
-		t.Error("the keys changed after a restart")
+		t.Error("the keys changed after a restart, want the same")
 	}
 	targets, known, _ := s.Targets()
 	peers, _ := s.Peers()
@@ -83,7 +83,7 @@ func TestCrashDuringCreateLeavesNoTornFile(t *testing.T) {
 	}
 	open(t, dir).Close()
 	if files, _ := os.ReadDir(dir); len(files) != 1 {
-		t.Errorf("files after creating the state: %v, want only it", files)
+		t.Errorf("files after creating the state: %v, want only state.db", files)
 	}
 }
 
@@ -144,7 +144,7 @@ func TestInvariant8UnusableFilesAreRefusedAndKept(t *testing.T) {
 			}
 			t.Log(err)
 			if after, _ := os.ReadFile(path); !bytes.Equal(after, content) {
-				t.Error("Open changed the unusable file")
+				t.Error("Open changed the unusable file, want it unchanged")
 			}
 		})
 	}
@@ -165,7 +165,7 @@ func TestSaveDocumentsIsAtomic(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.SaveDocuments(map[string][]byte{"e": []byte("e1"), "": []byte("no key"), "policy\x00b": nil}); err == nil {
-		t.Error("a document without a key was stored")
+		t.Error("a document without a key was stored, want an error")
 	}
 	s.Close()
 	s = open(t, dir)
@@ -189,7 +189,7 @@ func TestOlderFilesGetABucketForDocuments(t *testing.T) {
 		return there
 	}
 	if documents, err := s.Documents(); err != nil || len(documents) > 0 || has() {
-		t.Errorf("a new file: documents %q, error %v, has the bucket: %v", documents, err, has())
+		t.Errorf("a new file: documents %q, error %v, has the bucket: %v; want none, nil, false", documents, err, has())
 	}
 	if err := s.SaveDocuments(map[string][]byte{"k": []byte("v")}); err != nil || !has() {
 		t.Error(err)
@@ -198,6 +198,6 @@ func TestOlderFilesGetABucketForDocuments(t *testing.T) {
 		t.Errorf("the documents are %q, error %v; want one", documents, err)
 	}
 	if format != "weft state 3" {
-		t.Error("the format changed: decide whether older files are refused or converted")
+		t.Error("the format changed: want a decision whether older files are refused or converted")
 	}
 }

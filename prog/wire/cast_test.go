@@ -67,7 +67,7 @@ const (
 
 func founded() ring.Ring { return ring.Found(ringID, cluster, universe, id(alpha), id(bravo)) }
 
-// record is what a member of the cast says of itself.
+// record returns the record of a member of the cast.
 func record(n int) peer.Record {
 	return peer.Record{
 		WireGuard: [32]byte(bytes.Repeat([]byte{0x40 + byte(n)}, 32)), Nickname: names[n], Port: 6784, Gossip: 6783,
@@ -114,7 +114,7 @@ func (s *station) questions(kind string) (payloads [][]byte) {
 	return payloads
 }
 
-// last is what was said last.
+// last returns the message that was sent last.
 func (s *station) last() []byte {
 	said := s.Deltas()
 	if len(said) == 0 {

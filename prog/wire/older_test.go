@@ -258,8 +258,8 @@ func openDocument(data []byte) (c v1Content, err error) {
 	return c, verify(c.Writer, v1ForDocument, w.Content, w.Signature)
 }
 
-// setContent returns the bytes that the signature of a set covers: the endpoints in order of
-// their ids.
+// setContent returns what the owner of a set signs: its id, the version of the set, and a SHA-256
+// over the digests of the endpoints. The endpoints are in the order of their ids.
 func setContent(owner [8]byte, version uint64, endpoints [][]byte) []byte {
 	h := sha256.New()
 	for _, e := range endpoints {

@@ -30,20 +30,20 @@ type scripted struct {
 	name     string
 	list     *memberlist.Memberlist
 	hello    []byte
-	state    []byte // for push/pull
+	state    []byte // the state that it sends in push/pull
 	unproven bool   // it does not answer the "alive" request, whose reply would contain its record
 	// answer returns the reply to a request; no is a refusal.
 	answer func(m v1Message) (payload []byte, no string)
 
 	mu     sync.Mutex
-	heard  [][]byte // messages
-	merged [][]byte // states
+	heard  [][]byte // the received messages
+	merged [][]byte // the received states
 	asked  uint64
 }
 
 func nameInMemberlist(n int) string { return id(n).String() + "-0000000f424000000001" }
 
-// start connects it to a network, where it joins other peers.
+// start connects the scripted peer to a network, where it joins other peers.
 func (s *scripted) start(net *meshtest.Network, to ...int) *scripted {
 	s.t.Helper()
 	s.name = nameInMemberlist(s.n)
@@ -83,7 +83,7 @@ func (s *scripted) NotifyMsg(data []byte) {
 	var m v1Message
 	if err == nil && e.Kind == v1Request {
 		if sealed, err := decode[v1Sealed](e.Payload); err == nil && sealed.Record == nil {
-			return // from a peer outside of the corpus
+			return // the sender is no peer of the corpus
 		}
 		if m, _, err = openMessage(e.Payload); err != nil {
 			s.t.Errorf("%s received a request that it cannot read: %v", names[s.n], err)

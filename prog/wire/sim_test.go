@@ -91,7 +91,7 @@ func understood(replica string, data []byte) error {
 		r, err := decode[v1Ring](data)
 		if err == nil {
 			_, err = r.v1Owner(uint32(slotNode))
-			if err != nil && len(r.Segments) > 0 { // a delta need not contain that slot
+			if err != nil && len(r.Segments) > 0 { // a delta need not contain the segment of that slot
 				first, e := decode[uint32](r.Segments[0][0])
 				_, err = r.v1Owner(first)
 				err = errors.Join(e, err)
@@ -302,7 +302,7 @@ func TestNewerPeersWorkWithCurrentAndOlderPeers(t *testing.T) {
 			switch m.Kind {
 			case "directory/sets":
 				return encode([][]byte{set}), ""
-			case "documents/missing": // where its document arrives before its record
+			case "documents/missing": // a document can arrive before the record of its writer
 				return encode(v1DocumentAnswer{Documents: [][]byte{policy}, Synced: true}), ""
 			}
 			return recordedAnswers(m)

@@ -44,7 +44,7 @@ func Prefix(s string) (netip.Prefix, error) {
 	}
 	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
 		a = a.Unmap()
-		bits := 16 // for an example that fits a network
+		bits := 16 // the prefix length in the example of the error text
 		if a.Is6() {
 			bits = 64
 		}

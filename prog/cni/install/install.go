@@ -48,7 +48,7 @@ type Config struct {
 // Installer installs the plugin once, and again when a plugin of the chain appears.
 type Installer struct {
 	cfg  Config
-	done atomic.Pointer[api.CNI] // nil: not installed
+	done atomic.Pointer[api.CNI] // the installed configuration; nil before the installation
 }
 
 // New returns an Installer. It does no I/O.
@@ -142,7 +142,7 @@ func (i *Installer) conflist(c api.CNI) []byte {
 	}
 	data, err := json.MarshalIndent(map[string]any{"cniVersion": versions[0], "cniVersions": versions, "name": networkName, "plugins": plugins}, "", "  ")
 	if err != nil {
-		panic(err) // strings only
+		panic(err) // a value with only strings can be encoded
 	}
 	return append(data, '\n')
 }
@@ -220,7 +220,7 @@ func (i *Installer) Problems() (list []problem.Problem) {
 // multus is the part of Multus' configuration that selects the default network of pods
 // (https://github.com/k8snetworkplumbingwg/multus-cni/blob/master/docs/configuration.md).
 type multus struct {
-	ClusterNetwork string `json:"clusterNetwork"` // a name, or a file
+	ClusterNetwork string `json:"clusterNetwork"` // the name of a network, or the path of its file
 	Delegates      []struct {
 		Name, Type string
 		Plugins    []struct{ Type string }

@@ -57,7 +57,7 @@ func TestConflistNamesInstalledPluginsAndACommonVersion(t *testing.T) {
 				}
 			}
 			if err := json.Unmarshal(i.conflist(made), &conf); err != nil || conf.CNIVersion != "1.0.0" || len(conf.Plugins) != len(c.plugins) {
-				t.Fatalf("error %v, or a conflist without cniVersion 1.0.0 and all plugins: %+v", err, conf)
+				t.Fatalf("error %v, conflist %+v; want cniVersion 1.0.0, and all plugins", err, conf)
 			}
 			if list, err := libcni.NetworkConfFromBytes(i.conflist(made)); err != nil || list.CNIVersion != c.version {
 				t.Errorf("libcni takes version %v of CNI, want %s: %v", list, c.version, err)
@@ -107,7 +107,7 @@ func TestConfigurationsThatHideOursAreProblems(t *testing.T) {
 	}
 	for n, word := range want {
 		if !strings.Contains(list[n].String(), word) || list[n].Fix == "" {
-			t.Errorf("problem %d does not name %s and its fix: %v", n, word, list[n])
+			t.Errorf("problem %d: want it to name %s, with a fix; got %v", n, word, list[n])
 		}
 	}
 }
@@ -145,7 +145,7 @@ func TestAPluginThatAppearsJoinsTheChain(t *testing.T) {
 	}
 	before := i.Status()
 	if install(PluginName); i.Status() != before {
-		t.Error("it is installed again, though nothing appeared")
+		t.Error("the configuration was written again although no plugin appeared, want it kept")
 	}
 	write(t, i.cfg.BinDir, "portmap", modern)
 	install(PluginName, "portmap")

@@ -154,7 +154,7 @@ func fits(selector fields.Selector, o meta.Object) bool {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	selector, err := fields.ParseSelector(q.Get("fieldSelector"))
-	if err != nil || q.Get("sendInitialEvents") != "" && !s.Streams { // like servers that do not support it
+	if err != nil || q.Get("sendInitialEvents") != "" && !s.Streams { // servers that do not support sendInitialEvents answer this
 		fail(w, http.StatusUnprocessableEntity, meta.StatusReasonInvalid)
 		return
 	}
@@ -222,7 +222,7 @@ func (s *Server) stream(w http.ResponseWriter, of place, selector fields.Selecto
 		_ = out.Encode(event{Type: "ADDED", Object: o}) // ignored: it only fails if the client is gone
 	}
 	end := of.empty()
-	_ = pathOf(end) // sets its version and kind
+	_ = pathOf(end) // pathOf sets the version and kind of the object
 	end.SetResourceVersion(strconv.Itoa(len(s.events)))
 	end.SetAnnotations(map[string]string{meta.InitialEventsAnnotationKey: "true"})
 	_ = out.Encode(event{Type: "BOOKMARK", Object: end})

@@ -32,7 +32,7 @@ func Eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not %s", what)
+			t.Fatalf("waited in vain, want: %s", what)
 		}
 	}
 }

@@ -29,7 +29,7 @@ type Store interface {
 // Config configures a Node.
 type Config struct {
 	Kubeconfig string // path of a file; empty: use the service account of the agent's pod
-	Name       string // name of the Node object; see Name
+	Name       string // the name of the Node object (see Name)
 	Namespace  string // of the Secret; empty: the pod's own namespace, else kube.DefaultNamespace
 	Store      Store
 	Log        *slog.Logger

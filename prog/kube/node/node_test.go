@@ -42,7 +42,7 @@ func (m *memory) SaveKubernetes(data []byte) error {
 	return nil
 }
 
-// newNode makes n1 of a cluster.
+// newNode makes the Node n1 of a cluster.
 func newNode(t *testing.T, server *kubetest.Server) *Node {
 	t.Helper()
 	n, err := New(Config{
@@ -68,7 +68,7 @@ func run(t *testing.T, f func(context.Context) error) {
 	})
 }
 
-// following makes n1, which follows the API server.
+// following makes the Node n1, whose Source follows the API server.
 func following(t *testing.T, server *kubetest.Server) *Node {
 	t.Helper()
 	n := newNode(t, server)
@@ -108,12 +108,12 @@ func TestOnlyReadyNodesAreExpectedToAnswer(t *testing.T) {
 	n := newNode(t, server)
 	list := func() []mesh.Target { return []mesh.Target{{Host: "192.0.2.2"}, {Host: "192.0.2.3"}} }
 	if got := n.Expected(list()); len(got) != 2 {
-		t.Errorf("before the API server has answered: %v", got)
+		t.Errorf("before the API server has answered: expected targets %v, want both", got)
 	}
 	run(t, n.Source.Run)
 	kubetest.Eventually(t, "live", n.live)
 	if got := n.Expected(list()); len(got) != 1 || got[0].Host != "192.0.2.3" {
-		t.Errorf("%v", got)
+		t.Errorf("expected targets %v, want only 192.0.2.3, whose Node is ready", got)
 	}
 }
 
@@ -129,12 +129,12 @@ func TestOwnNodeIsTheLastOne(t *testing.T) {
 	server.Delete(kubetest.Node("n1", "uid-2"))
 	kubetest.Eventually(t, "deleted", func() bool { return len(n.Source.State().Nodes) == 0 })
 	if uid := n.Own().UID; uid != "uid-2" {
-		t.Errorf("it speaks for %s, which was another Node before", uid)
+		t.Errorf("Own has the UID %s, want uid-2, the last Node with this name", uid)
 	}
 }
 
-// That Weft is up is said where another network said the same before: it shows others that there
-// is a network.
+// Weft sets the condition NetworkUnavailable to False even if another network plugin has done so
+// before: with Weft's reason, the condition shows other Nodes that there is a Weft network.
 func TestAReadyHostIsAvailableAfterAnotherNetwork(t *testing.T) {
 	server := kubetest.New()
 	node := kubetest.Node("n1", "uid-1", "192.0.2.1")
@@ -157,7 +157,7 @@ func TestAReadyHostIsAvailableAfterAnotherNetwork(t *testing.T) {
 	})
 	<-asked
 	if n.Own().Up {
-		t.Error("a host that is not ready is available")
+		t.Error("a host that is not ready is marked as available, want it not marked")
 	}
 	kubetest.Eventually(t, "available", func() bool { return n.Own().Up })
 }
@@ -169,7 +169,7 @@ func TestAPIServerRefusalIsAProblem(t *testing.T) {
 		t.Run(resource, func(t *testing.T) {
 			t.Parallel() // each waits until the API server is asked again
 			server := kubetest.New()
-			server.Streams = i >= 4 // then nothing is listed any more
+			server.Streams = i >= 4 // such servers send all objects by a watch, without a list
 			server.Refuse(func(_, asked string) int {
 				if asked == resource {
 					return http.StatusForbidden
@@ -181,7 +181,7 @@ func TestAPIServerRefusalIsAProblem(t *testing.T) {
 			list := n.Problems()
 			text := list[0].String()
 			if len(list) != 1 || list[0].Reason != kube.ReasonAPIServer || !strings.Contains(text, "forbids this host to") || !strings.Contains(text, " the "+resource) || !strings.Contains(text, "apply Weft's manifest") {
-				t.Errorf("%s: %+v", resource, list)
+				t.Errorf("%s: problems %+v, want one with its fix", resource, list)
 			}
 			ctx, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
 			err := n.Complete(ctx, &api.AttachRequest{Source: api.SourceCNI, Namespace: "shop", Name: "web", PodUID: "u"})
@@ -208,11 +208,11 @@ func TestPodsGetLabelsFromAPIServer(t *testing.T) {
 	server.Set(kubetest.Pod("n1", "shop", "web", "new", map[string]string{"app": "new"}, core.ContainerPort{Name: "http", ContainerPort: 80, Protocol: "TCP"}))
 	if err := <-completed; err != nil || len(req.Labels) != 1 || req.Labels["app"] != "new" ||
 		len(req.Ports) != 1 || req.Ports[0] != (api.Port{Name: "http", Protocol: "tcp", Number: 80}) {
-		t.Errorf("%+v, %v", req, err)
+		t.Errorf("request %+v, error %v; want the labels and ports of the API server", req, err)
 	}
 	unnamed := api.AttachRequest{Source: api.SourceCNI, Namespace: "shop", Name: "web"}
 	if err := n.Complete(t.Context(), &unnamed); err != nil || unnamed.PodUID != "new" {
-		t.Errorf("a runtime that does not tell the UID: %+v, %v", unnamed, err)
+		t.Errorf("a request without a UID: %+v, error %v; want the current pod", unnamed, err)
 	}
 	server.Set(kubetest.Pod("n1", "shop", "web", "new", map[string]string{"app": "newer"}))
 	kubetest.Eventually(t, "relabelled", func() bool {
@@ -220,12 +220,12 @@ func TestPodsGetLabelsFromAPIServer(t *testing.T) {
 		return known && labels["app"] == "newer"
 	})
 	if n.Ended("shop", "web", "new") || !n.Ended("shop", "web", "old") || n.Ended("shop", "web", "") {
-		t.Error("it does not tell the pods apart that ended")
+		t.Error("Ended: want false for the current pod and for no UID, and true for the old pod")
 	}
 	server.Delete(kubetest.Pod("n1", "shop", "web", "new", nil))
 	kubetest.Eventually(t, "ended", func() bool { return n.Ended("shop", "web", "new") })
 	if _, _, known := n.Current("shop", "web", "new"); known {
-		t.Error("a pod that ended is known")
+		t.Error("a pod that ended is known, want it unknown")
 	}
 }
 
@@ -236,7 +236,7 @@ func TestAPodThatTheAPIServerDoesNotTellOfIsRefused(t *testing.T) {
 	defer stop()
 	err := n.Complete(ctx, &api.AttachRequest{Source: api.SourceCNI, Namespace: "shop", Name: "web", PodUID: "u"})
 	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeNotReady || !strings.Contains(e.Message, n.Source.Server()) || !strings.Contains(e.Message, "shop/web") {
-		t.Errorf("%v", err)
+		t.Errorf("error %v, want not ready, with the server and the pod", err)
 	}
 	plain := api.AttachRequest{Source: api.SourceAttach, Name: "by-hand"}
 	if err := n.Complete(t.Context(), &plain); err != nil || plain.Labels != nil {
@@ -247,10 +247,10 @@ func TestAPodThatTheAPIServerDoesNotTellOfIsRefused(t *testing.T) {
 func TestNothingEndedBeforeTheAPIServerHasAnswered(t *testing.T) {
 	n := newNode(t, kubetest.New())
 	if n.Ended("shop", "web", "u") {
-		t.Error("a pod ended of which nothing is known")
+		t.Error("a pod ended before the API server has answered, want no end")
 	}
 	if _, _, known := n.Current("shop", "web", "u"); known {
-		t.Error("a pod is known")
+		t.Error("a pod is known before the API server has answered, want none")
 	}
 }
 
@@ -270,7 +270,7 @@ func TestStoredStateIsNotLive(t *testing.T) {
 	}
 	labels, _, known := again.Current("shop", "web", "u")
 	if again.Own().UID != "uid-1" || !known || labels["app"] != "web" || again.live() || again.Ended("shop", "other", "x") {
-		t.Errorf("%+v, %v, %v", again.Own(), labels, again.Source.State())
+		t.Errorf("after a restart: Node %+v, labels %v, state %v; want those of before, not live", again.Own(), labels, again.Source.State())
 	}
 }
 
@@ -280,7 +280,7 @@ func TestNicknameFitsIntoARecord(t *testing.T) {
 		t.Error(got)
 	}
 	if Name("given") != "given" {
-		t.Error("a name that is given is another one")
+		t.Error("the name is not the one that was given, want given")
 	}
 	t.Setenv("NODE_NAME", "told")
 	if Name("") != "told" {
@@ -304,13 +304,13 @@ func TestPersistingProblemsAreReportedOnce(t *testing.T) {
 		{problem.Problem{Reason: problem.Address, About: "stuck", What: "4 freed addresses wait since 50m"}, sayAgain, true},
 	} {
 		if got := said.due(c.p, now.Add(c.after)); got != c.want {
-			t.Errorf("%+v after %v: %v", c.p, c.after, got)
+			t.Errorf("%+v after %v: due is %v, want the row's", c.p, c.after, got)
 		}
 	}
 	for i := range 2 * maxTold {
 		said.due(problem.Problem{Reason: problem.Policy, What: fmt.Sprint(i)}, now)
 	}
 	if len(said) > maxTold {
-		t.Errorf("it remembers %d", len(said))
+		t.Errorf("%d problems are remembered, want at most maxTold", len(said))
 	}
 }

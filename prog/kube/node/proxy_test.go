@@ -23,12 +23,12 @@ import (
 	"weft/router/problem"
 )
 
-// direct asks a server without a network, for which virtual time would not wait.
+// direct calls a server's handler without a network: virtual time does not wait for sockets.
 type direct struct{ http.Handler }
 
 func (d direct) RoundTrip(r *http.Request) (_ *http.Response, err error) {
 	defer func() {
-		if recover() != nil { // the handler broke the connection
+		if recover() != nil { // the handler panicked to break the connection
 			err = io.EOF
 		}
 	}()
@@ -40,7 +40,7 @@ func (d direct) RoundTrip(r *http.Request) (_ *http.Response, err error) {
 	return w.Result(), nil
 }
 
-// timeless makes n1, which asks a server in virtual time.
+// timeless makes the Node n1, which sends requests to a server in virtual time.
 func timeless(t *testing.T, server *kubetest.Server) *Node {
 	t.Helper()
 	server.Set(kubetest.Node("n1", "uid-1", "192.0.2.1"))
@@ -120,7 +120,7 @@ func TestProblemsOfThisHostBecomeEvents(t *testing.T) {
 			}
 			for _, reason := range want {
 				if reasons[reason] == "" {
-					t.Errorf("%s: no event %s", when, reason)
+					t.Errorf("%s: no event with reason %s, want one", when, reason)
 				}
 			}
 			if len(reasons) != len(want) {
@@ -152,7 +152,7 @@ func TestWhatAnAgentWaitsForIsToldAfterAWhile(t *testing.T) {
 		time.Sleep(notReadyFor)
 		n.Waiting(t.Context(), "waiting for n2", started)
 		if events := server.All("events"); len(events) != 1 || events[0].(*core.Event).Message != "waiting for n2" {
-			t.Errorf("%+v", events)
+			t.Errorf("events %+v, want one with the message", events)
 		}
 	})
 }
@@ -173,7 +173,7 @@ func TestAnAPIServerThatIsAwayIsOneProblem(t *testing.T) {
 			}
 		}
 		if !keys[[2]string{kube.ReasonAPIServer, "away"}] || len(keys) != 1 {
-			t.Errorf("%v", keys)
+			t.Errorf("events %v, want one for the unreachable API server", keys)
 		}
 		stop()
 		if err := <-done; err != nil {

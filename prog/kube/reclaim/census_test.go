@@ -10,7 +10,7 @@ import (
 	"weft/prog/kube"
 )
 
-// As seen by peer 1 of three Nodes a, b and c.
+// The facts are those that peer 1 knows, in a cluster with the Nodes a, b and c.
 func TestAddressesAreReclaimedOfSilentPeersWhoseNodesAreGone(t *testing.T) {
 	id := func(n byte) peer.ID { return peer.ID{n} }
 	p := func(n byte, host string, silent int) resident {
@@ -27,7 +27,7 @@ func TestAddressesAreReclaimedOfSilentPeersWhoseNodesAreGone(t *testing.T) {
 		name            string
 		peers           []resident
 		nodes           []kube.Node
-		idle            []byte // peers that own nothing
+		idle            []byte // the peers that own no addresses
 		founder         byte
 		founderHost     string
 		gone, answering []byte
@@ -81,12 +81,12 @@ func TestAddressesAreReclaimedOfSilentPeersWhoseNodesAreGone(t *testing.T) {
 			answering = append(answering, x.ID[0])
 		}
 		if !slices.Equal(got, c.gone) || !slices.Equal(answering, c.answering) || v.Turn != c.turn || v.Cut != c.cutOff {
-			t.Errorf("%s: gone %v, answering %v, turn %d, cut off %v", c.name, got, answering, v.Turn, v.Cut)
+			t.Errorf("%s: gone %v, answering %v, turn %d, cut off %v; want the row's", c.name, got, answering, v.Turn, v.Cut)
 		}
 	}
 }
 
-// Of all peers that find the same, one is the first. Peers on the smaller side of a network
+// If several peers find the same peer gone, one of them is the first to remove it. Peers on the smaller side of a network
 // partition find no peer gone.
 func TestPeersTakeTurns(t *testing.T) {
 	const all = 7
@@ -103,7 +103,7 @@ func TestPeersTakeTurns(t *testing.T) {
 		c.Peers = append(c.Peers, resident{ID: peer.ID{99}, Host: "deleted", Silent: time.Minute})
 		v := c.evaluate()
 		if (len(v.Gone) == 1) != (me < 4) || me < 4 && turns[v.Turn] {
-			t.Errorf("peer %d: %+v", me, v)
+			t.Errorf("peer %d: %+v, want one gone peer and a turn of its own on the larger side, else none", me, v)
 		}
 		turns[v.Turn] = true
 	}

@@ -54,7 +54,7 @@ type Config struct {
 	Source   Source
 	Client   Client
 	Report   Report
-	Founding kube.Founding // stored when this host made its ring
+	Founding kube.Founding // the Secret's content when this host made its ring
 	// Remove takes over a peer's addresses without a majority, and returns the number of slots.
 	Remove func(context.Context, peer.ID) (uint64, error)
 	Log    *slog.Logger
@@ -177,14 +177,15 @@ func (r *Reclaimer) tellOfAnswering(v verdict) {
 }
 
 // takeOver takes over the addresses of a peer that is gone. All reachable peers must confirm that
-// they cannot reach it. The deletion of its Node replaces the majority.
+// they cannot reach it. No majority is needed, since its Node
+// was deleted.
 func (r *Reclaimer) takeOver(ctx context.Context, g gone) {
 	name := r.cfg.Mesh.Name(g.ID)
 	slots, err := r.cfg.Remove(ctx, g.ID)
 	refused, ok := errors.AsType[*ipam.RemovalError](err)
 	switch {
 	case ok && refused.Nothing:
-		// another peer was faster
+		// Another peer has taken over the addresses already.
 	case err != nil && ctx.Err() == nil:
 		r.cfg.Log.Warn("cannot remove a peer whose Node is gone: it is tried again", "peer", name, "why", strings.TrimPrefix(err.Error(), "ipam: "))
 	case err == nil:

@@ -19,13 +19,14 @@ import (
 	"weft/prog/kube"
 )
 
-// cluster is what a reclaimer on the Node n1 asks: a ring that it shares with a silent peer on n2.
+// cluster has the fakes that a reclaimer on the Node n1 uses. The ring has two owners: the reclaimer's
+// peer, and a silent peer on n2.
 type cluster struct {
 	self, dead peer.Record
-	until      time.Time // that long gossip reaches the dead one
+	until      time.Time // gossip reaches the dead peer until this time
 	snap       ipam.Snapshot
-	watched    *kube.State // what the watch has told
-	nodes      []kube.Node // what the API server says now
+	watched    *kube.State // the state that the watch has reported
+	nodes      []kube.Node // the Nodes that the API server has now
 	down       error
 	asked      int
 	refused    error
@@ -35,7 +36,7 @@ type cluster struct {
 	events  []string
 }
 
-// done returns which peers were removed, and what was told of it.
+// done returns the removed peers and the events.
 func (c *cluster) done() (removed []peer.ID, events []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -70,7 +71,7 @@ func (c *cluster) remove(_ context.Context, id peer.ID) (uint64, error) {
 	return 8, nil
 }
 
-// watch lets the watch tell of some Nodes.
+// watch makes the watch report Nodes with these UIDs.
 func (c *cluster) watch(uids ...string) {
 	c.watched = &kube.State{Live: true, Nodes: map[string]kube.Node{}}
 	for _, n := range nodes(uids...) {
@@ -95,8 +96,8 @@ func newCluster() (*cluster, *Reclaimer) {
 	})
 }
 
-// What the watch says is not enough: it can be behind. Nothing is reclaimed while the API server
-// does not answer, or before the silence has lasted; and then once.
+// The Nodes of the watch can be outdated. So no peer is removed while the API server does not answer,
+// or before the silence has lasted. Then the peer is removed once.
 func TestTheAPIServerIsAskedBeforeAddressesAreReclaimed(t *testing.T) {
 	c, r := newCluster()
 	r.start = time.Now().Add(-time.Hour)
@@ -105,7 +106,7 @@ func TestTheAPIServerIsAskedBeforeAddressesAreReclaimed(t *testing.T) {
 		c.asked = 0
 		err := r.look(t.Context())
 		if (err != nil) != (c.down != nil) || c.asked != asked || len(c.removed) != removed {
-			t.Fatalf("%s: %v; the API server was asked %d times, %d peers were removed", when, err, c.asked, len(c.removed))
+			t.Fatalf("%s: error %v; the API server was asked %d times, %d peers were removed; want the arguments'", when, err, c.asked, len(c.removed))
 		}
 	}
 	look("nothing is known yet", 0, 0)
@@ -127,9 +128,9 @@ func TestTheAPIServerIsAskedBeforeAddressesAreReclaimed(t *testing.T) {
 	look("it is gone", 1, 1)
 	if len(c.events) != 1 || !strings.HasPrefix(c.events[0], "Normal "+kube.ReasonReclaimed) || !strings.Contains(c.events[0], "uid-2") ||
 		!strings.Contains(c.events[0], "took over 8 addresses of "+c.dead.ID().String()) {
-		t.Errorf("%q", c.events)
+		t.Errorf("events %q, want one about 8 addresses", c.events)
 	}
-	c.snap.Ring = ring.Found(ring.ID{1}, [16]byte{1}, agenttest.Universe(), c.self.ID()) // as after the removal
+	c.snap.Ring = ring.Found(ring.ID{1}, [16]byte{1}, agenttest.Universe(), c.self.ID()) // the ring as after the removal
 	look("it is gone already", 0, 1)
 }
 
@@ -144,17 +145,17 @@ func TestASilentPeerOfADeletedNodeIsRemovedAfterTheSilence(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if removed, events := c.done(); len(removed) != 0 || len(events) != 1 || !strings.HasPrefix(events[0], "Warning "+kube.ReasonStillAnswers) {
-			t.Errorf("its agent still answers: removed %v, %q", removed, events)
+			t.Errorf("while the agent of the deleted Node answers: removed %v, events %q; want none removed, and one warning", removed, events)
 		}
 		time.Sleep(silence - 2*period)
 		synctest.Wait()
 		if removed, _ := c.done(); len(removed) != 0 {
-			t.Error("it was removed before the silence had lasted")
+			t.Error("the peer was removed before the silence had lasted, want it kept")
 		}
 		time.Sleep(3 * period)
 		synctest.Wait()
 		if removed, _ := c.done(); !slices.Contains(removed, c.dead.ID()) {
-			t.Errorf("removed: %v", removed)
+			t.Errorf("removed %v, want the silent peer", removed)
 		}
 		stop()
 		if err := <-ended; err != nil {
@@ -178,16 +179,16 @@ func TestARefusedRemovalIsTriedAgainLater(t *testing.T) {
 		}
 		c.refused = &ipam.RemovalError{Why: "another peer reaches it"}
 		if look(); len(c.events) != 0 {
-			t.Errorf("%q", c.events)
+			t.Errorf("events %q after a refusal, want none", c.events)
 		}
 		c.refused = nil
 		time.Sleep(refusedPause - time.Second)
 		if look() != 0 || len(c.removed) != 0 {
-			t.Error("it is tried again at once")
+			t.Error("the removal was tried again at once, want a pause")
 		}
 		time.Sleep(time.Second)
 		if look() != 1 || len(c.removed) != 1 {
-			t.Error("it is not tried again")
+			t.Error("the removal was not tried again after the pause, want it done")
 		}
 	})
 }
@@ -199,6 +200,6 @@ func TestAPeerThatWasFasterIsNoTrouble(t *testing.T) {
 	c.nodes, c.refused = nodes("uid-1"), &ipam.RemovalError{Nothing: true}
 	c.watch("uid-1")
 	if err := r.look(t.Context()); err != nil || log.Len() != 0 || len(c.events) != 0 {
-		t.Errorf("%v; log: %s; %q", err, &log, c.events)
+		t.Errorf("error %v; log: %s; events %q; want none of them", err, &log, c.events)
 	}
 }

@@ -73,7 +73,7 @@ func TestDeliberateDifferencesExist(t *testing.T) {
 		_, refused := create(t, []byte(d.example))
 		_, err := apply([]byte(d.example))
 		if (err == nil) != d.weft || (refused == nil) == d.weft || excused(err, refused) != i {
-			t.Errorf("%s: weft says %v, the API server %v", d.name, err, refused)
+			t.Errorf("%s: weft says %v, the API server %v; want them to differ as in the table", d.name, err, refused)
 		}
 	}
 }
