@@ -77,7 +77,7 @@ func (r *run) wire(h host) (*parts, error) {
 	return p, nil
 }
 
-// wireNetwork makes what knows the other peers: the replicated states, and the view of them.
+// wireNetwork makes the components that know other peers: the replicated states, and the view.
 func (r *run) wireNetwork(h host, p *parts) (err error) {
 	o, t, log, asked := r.opts, r.founding.Trust, r.opts.Log, r.founding.Universe.Asked()
 	p.underlay = underlay.New(underlay.Config{
@@ -97,7 +97,7 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 	p.directory, err = mesh.NewDirectory(mesh.DirectoryConfig{
 		Identity: t.Keys.Identity, Mesh: p.mesh, Store: r.store, Sets: r.stored.sets, Log: log,
 		Wanted: func(id peer.ID) bool { return p.view.Get().Counts(id) }, Changed: func() { p.enforce.Wake() },
-		Settle: func() error { return p.enforce.Settle() }, // no endpoint inherits what an address was allowed before
+		Settle: func() error { return p.enforce.Settle() }, // a new endpoint must not inherit the permissions of the one that had its address
 	})
 	if err != nil {
 		return err
@@ -119,7 +119,7 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 	return nil
 }
 
-// wireKernel makes what changes this host: its endpoints, policies and data path.
+// wireKernel makes the components that change this host: its endpoints, policies and data path.
 func (r *run) wireKernel(h host, p *parts) (err error) {
 	o, t, log, seen := r.opts, r.founding.Trust, r.opts.Log, &p.view.Value
 	p.router = router.New(router.Options{Log: log, Watch: r.watch, Changing: r.store.SaveSysctl, StartDatapath: r.startDatapath})
@@ -138,7 +138,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 		return err
 	}
 	r.apiChanged = func() {
-		p.attached.PodsChanged() // first: the policies that come with them are written for their labels
+		p.attached.PodsChanged() // before the policies: these select by the new labels of pods
 		p.view.Wake()            // the new view has this host's Node
 	}
 	attached := &p.attached.Value
@@ -163,12 +163,12 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	return nil
 }
 
-// inside is the directory as of the last view.
+// inside returns the directory, with the ring and the reachable peers of the last view.
 func (p *parts) inside() resolver.Names {
 	return resolver.Names{Directory: p.directory, View: &p.view.Value}
 }
 
-// wireQueries makes what answers operators, other peers and the container runtime.
+// wireQueries makes the components that answer operators, other peers and the container runtime.
 func (r *run) wireQueries(h host, p *parts) {
 	o, t, log, seen := r.opts, r.founding.Trust, r.opts.Log, &p.view.Value
 	p.names = names.New(names.Config{

@@ -17,10 +17,10 @@ import (
 	"weft/router/problem"
 )
 
-// host is what differs between a host by itself and a Node of a Kubernetes cluster.
+// host has the parts of an agent that differ between a plain host and a Node of a Kubernetes cluster.
 type host struct {
 	nickname string
-	rejoin   string // how a host leaves its ring and joins another: the beginning of a sentence
+	rejoin   string // the beginning of a sentence: how a host leaves its ring and joins another
 	founder  founding.Founder
 	node     func() underlay.Node // returns this host's Node in Kubernetes
 	pods     attach.Pods

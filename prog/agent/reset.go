@@ -42,7 +42,7 @@ func Reset(ctx context.Context, opts config.Options) (kept []string, err error) 
 		return kept, fmt.Errorf("reset: %w", err)
 	default:
 		if sysctls, err = s.Sysctls(); err != nil {
-			sysctls = nil // nothing of it is worth keeping this host in the network
+			sysctls = nil // a state that cannot be read must not keep this host in the network
 		}
 		s.Close()
 	}

@@ -302,7 +302,7 @@ type Port struct {
 	Number   uint16 `json:"port"`
 }
 
-// AttachReply holds what the container's side needs.
+// AttachReply holds the values for the container's side.
 type AttachReply struct {
 	Addresses []netip.Addr   `json:"addresses"` // IPv4 first; IPv6 only if the host carries it
 	Universe  []netip.Prefix `json:"universe"`
@@ -381,7 +381,7 @@ const (
 	CodeInternal   = "internal"
 )
 
-// Error is a refusal or failure of the agent. Message is for people and says what to do next.
+// Error is a refusal or failure of the agent. Message is for users, and says what to do next.
 type Error struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`

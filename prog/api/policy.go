@@ -267,7 +267,7 @@ type PolicyReport struct {
 	Current  bool   `json:"current"` // whether the kernel has all known policies
 	Policies int    `json:"policies"`
 	Audit    int    `json:"audit,omitempty"`   // how many of them are in audit mode
-	Partial  int    `json:"partial,omitempty"` // how many of the others are not fully understood on this host
+	Partial  int    `json:"partial,omitempty"` // the number of policies that this host enforces, but does not fully understand
 	Isolated int    `json:"isolated"`          // endpoints on this host
 	// Dropped counts packets since the agent started, by direction of the policies that dropped them.
 	Dropped map[string]uint64 `json:"dropped"`

@@ -293,7 +293,7 @@ func TestLongNames(t *testing.T) {
 	} {
 		r := ask(t, s, query4(tt.name, tt.qtype), true)
 		if r.Rcode != dns.RcodeSuccess || len(r.Answer) != tt.want {
-			t.Errorf("%s: wrong number of records in %v", tt.name, r)
+			t.Errorf("%s: answer %v, want the row's number of records", tt.name, r)
 		}
 	}
 }

@@ -140,17 +140,17 @@ func ask(t testing.TB, s *Server, m *dns.Msg, tcp bool) *dns.Msg {
 	}
 	var r dns.Msg
 	if err := r.Unpack(out); err != nil {
-		t.Fatalf("the answer %x is no valid message: %v", out, err)
+		t.Fatalf("the answer %x cannot be parsed, want a valid message: %v", out, err)
 	}
 	switch {
 	case r.Id != m.Id, !r.Response, r.Opcode != m.Opcode, r.RecursionDesired != m.RecursionDesired, !r.RecursionAvailable, r.AuthenticatedData, r.CheckingDisabled != m.CheckingDisabled:
-		t.Fatalf("wrong header of the answer: %v\nto: %v", &r, m)
+		t.Fatalf("header of the answer %v\nwant one that fits the query %v", &r, m)
 	case (r.IsEdns0() != nil) != (m.IsEdns0() != nil):
 		t.Fatalf("want OPT only in the answer to a query with OPT (RFC 6891 6.1.1): %v", &r)
 	case r.IsEdns0() != nil && (r.IsEdns0().Do() != m.IsEdns0().Do() || r.IsEdns0().UDPSize() != maxUDP || len(r.IsEdns0().Option) > 0):
-		t.Fatalf("wrong OPT in the answer: %v", &r)
+		t.Fatalf("OPT of the answer in %v, want the query's DO, this server's size, no options", &r)
 	case len(r.Question) == 1 && r.Question[0] != m.Question[0]:
-		t.Fatalf("the question %v was returned as %v", m.Question[0], r.Question[0])
+		t.Fatalf("want the question %v in the answer, got %v", m.Question[0], r.Question[0])
 	}
 	return &r
 }

@@ -69,7 +69,7 @@ func FuzzHandler(f *testing.F) {
 			t.Fatalf("the answer has %d bytes, want at most %d: %v\n%x", len(out), limit, err, out)
 		}
 		if !r.Response || r.Id != binary.BigEndian.Uint16(in) || !bytes.HasPrefix(out[headerSize:], q.section) {
-			t.Fatalf("the answer does not match the query: %v", &r)
+			t.Fatalf("the answer is %v, want the id and the question of the query", &r)
 		}
 	})
 }
@@ -112,10 +112,10 @@ func FuzzBelieve(f *testing.F) {
 		out := ask.render(nil, p, time.Unix(7, 0))
 		var m dns.Msg
 		if err := m.Unpack(out); err != nil || m.Question[0].Name != "wWw.Example." {
-			t.Fatalf("the rendered answer is invalid, or has another name: %v\n%x", err, out)
+			t.Fatalf("the rendered answer: error %v, or another name; want wWw.Example.\n%x", err, out)
 		}
 		if m.Rcode == dns.RcodeSuccess && len(m.Answer) > 0 && m.Answer[0].Header().Name != "wWw.Example." && m.Answer[0].Header().Rrtype != dns.TypeDNAME {
-			t.Fatalf("the answer has a record of another name: %v", &m)
+			t.Fatalf("the first record of %v has another name, want the question's", &m)
 		}
 	})
 }

@@ -73,7 +73,7 @@ func TestMalformedQueries(t *testing.T) {
 		if out != nil {
 			var r dns.Msg
 			if err := r.Unpack(out); err != nil || r.Id != 0xABCD {
-				t.Fatalf("%s: the answer %x is invalid, or has another id: %v", tt.why, out, err)
+				t.Fatalf("%s: answer %x, want a valid one with the query's id: %v", tt.why, out, err)
 			}
 			got = dns.RcodeToString[r.Rcode] + " " + string(rune('0'+len(r.Answer)))
 			if r.Rcode == dns.RcodeBadVers {

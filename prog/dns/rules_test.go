@@ -38,7 +38,7 @@ func TestRules(t *testing.T) {
 	} {
 		before := tt.n.Load()
 		if r := ask(t, s, query4(tt.name, dns.TypeA), false); r.Rcode != tt.want || tt.n.Load() != before+1 {
-			t.Errorf("the query %s did not get the answer of its rule's server: %v", tt.name, r)
+			t.Errorf("the query %s: want one answer of its rule's server, got %v", tt.name, r)
 		}
 	}
 	if n := host.Load() + corp.Load() + lab.Load(); n != 8 {
@@ -55,7 +55,7 @@ func TestRuleForEverything(t *testing.T) {
 		t.Error(r)
 	}
 	if r := ask(t, s, query4("localhost.", dns.TypeA), false); len(r.Answer) != 1 || n.Load() != 1 {
-		t.Errorf("RFC 6761 6.3: localhost was forwarded, or not answered: %v", r)
+		t.Errorf("RFC 6761 6.3: want localhost answered here, and not forwarded; got %v", r)
 	}
 }
 

@@ -87,7 +87,7 @@ func TestOverTheNetwork(t *testing.T) {
 			for name, want := range map[string]int{"wEb.weft.internal.": 2, "www." + network + ".example.": 1} {
 				r, _, err := c.Exchange(query4(name, dns.TypeA), at(s, a))
 				if err != nil || len(r.Answer) != want {
-					t.Errorf("over %s, the server at %v answered %s with %v, error %v", network, a, name, r, err)
+					t.Errorf("over %s, the server at %v answered %s with %v, error %v; want all records", network, a, name, r, err)
 				}
 			}
 		}

@@ -14,7 +14,7 @@ type Client struct {
 // limits are upper limits of concurrent places.
 type limits struct {
 	most   int // the limit of all clients together
-	remote int // for all other hosts together; the rest is reserved for this host's clients
+	remote int // the limit of all other hosts together; the difference to most is reserved for this host's clients
 	host   int // the limit of all clients of one other host together
 	each   int // the limit of one client
 }

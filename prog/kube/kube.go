@@ -42,7 +42,7 @@ type Pod struct {
 	Ports     []policy.NamedPort `json:",omitempty"` // named ports
 }
 
-// State is what is known at one moment. It is immutable.
+// State has the known objects of the API server at one moment. It is immutable.
 type State struct {
 	Policies   []policy.Policy
 	Namespaces map[string]map[string]string // the labels of each namespace

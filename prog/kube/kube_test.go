@@ -133,7 +133,7 @@ func TestPodByUID(t *testing.T) {
 	ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
 	defer stop()
 	if p, err := f.Pod(ctx, "shop", "web", "new"); err != nil || p.Labels["app"] != "new" {
-		t.Errorf("Pod with the new UID returned %+v, error %v", p, err)
+		t.Errorf("Pod with the new UID returned %+v, error %v; want label app=new", p, err)
 	}
 	if p, err := f.Pod(ctx, "shop", "web", ""); err != nil || p.UID != "new" {
 		t.Errorf("Pod without a UID returned %+v, error %v; want the current pod", p, err)
@@ -164,7 +164,7 @@ func TestStoredStateWithoutServer(t *testing.T) {
 		p, err := s.Pod(ctx, "shop", "web", "u1")
 		if name == "kept" {
 			if st := s.State(); err != nil || p.Labels["app"] != "web" || st.Live || st.Generation != live.Generation || len(st.Policies) != 1 {
-				t.Errorf("with a stored state, Pod returned %+v, error %v; the state is %+v", p, err, st)
+				t.Errorf("with a stored state, Pod returned %+v, error %v; the state is %+v; want the stored pod and policy, not live", p, err, st)
 			}
 		} else if e, ok := errors.AsType[*UnknownPodError](err); !ok || !e.Nothing || s.State() != nil || !strings.Contains(err.Error(), "https://192.0.2.1:6443") {
 			t.Errorf("without a stored state the error is %v; want one that names the server", err)
@@ -220,7 +220,7 @@ func TestIrrelevantUpdatesAreNoChange(t *testing.T) {
 		f := newFollowing(func() { told++ })
 		m := f.of(c.old)
 		if err := errors.Join(m.Replace([]any{c.old}, "1"), m.Update(c.now)); err != nil || told != 1 && c.alike || told != 2 && !c.alike {
-			t.Errorf("%s: %d changes were reported: %v", name, told, err)
+			t.Errorf("%s: %d changes were reported, want 2 only for a relevant update: %v", name, told, err)
 		}
 	}
 }
@@ -267,10 +267,10 @@ func TestMirrorReportsChanges(t *testing.T) {
 	} {
 		before, version := told, f.pods.version
 		if err := step.do(); err != nil || told > before != step.told {
-			t.Errorf("%s: a change was reported: %v, error %v", step.what, told > before, err)
+			t.Errorf("%s: a change was reported: %v, error %v; want the step's result", step.what, told > before, err)
 		}
 		if values, now := f.pods.since(version); now > version != step.told || step.told && len(values) != step.has {
-			t.Errorf("%s: the version is %d after %d, with the values %v", step.what, now, version, values)
+			t.Errorf("%s: the version is %d after %d, with the values %v; want the step's result", step.what, now, version, values)
 		}
 	}
 	if err := f.pods.Add("no object"); err == nil {
@@ -353,6 +353,6 @@ func TestUnknownPoliciesAllowNothing(t *testing.T) {
 	list := s.State().Policies
 	w, _ := manifest.Problem(list[0])
 	if _, bad := manifest.Problem(list[1]); len(list) != 2 || list[0].Isolates != policy.Both || list[0].Ingress != nil || !strings.Contains(w.What, "shop/odd") || !strings.Contains(w.What, "Sideways") || bad {
-		t.Errorf("the problem is %q; the policies are %+v", w, list)
+		t.Errorf("the problem is %q, the policies are %+v; want shop/odd isolated without rules, and named", w, list)
 	}
 }

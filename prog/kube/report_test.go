@@ -104,6 +104,6 @@ func TestSourceFollowsNodes(t *testing.T) {
 	f.becomes(t, "kept", func(*State) bool { return f.saved.Load() != nil })
 	s, err := New(Config{Kept: *f.saved.Load()})
 	if err != nil || s.State().Nodes["n1"].UID != "u1" || s.State().Live {
-		t.Errorf("with a stored state, New returned %v, and the state is %+v", err, s.State())
+		t.Errorf("with a stored state, New returned %v, and the state is %+v; want the stored Node, not live", err, s.State())
 	}
 }

@@ -69,7 +69,7 @@ metadata:
 			names = append(names, d.Name())
 		}
 		if err != nil || !slices.Equal(names, want) {
-			t.Errorf("%s: Parse returned the names %q, error %v", text, names, err)
+			t.Errorf("%s: Parse returned the names %q, error %v; want the row's names", text, names, err)
 		}
 	}
 }
@@ -131,7 +131,7 @@ func TestCIDRsMatchAPIServer(t *testing.T) {
 		}
 		again(t, docs[0])
 		if plain := "cidr: " + want.CIDR.String() + "\n"; !strings.Contains(string(docs[0].YAML), plain) && want.String() != "10.0.0.0/24 except 10.0.0.0/8" {
-			t.Errorf("%s is stored as\n%s", text, docs[0].YAML)
+			t.Errorf("%s is stored as\n%s\nwant the normalized CIDR", text, docs[0].YAML)
 		}
 	}
 }

@@ -65,7 +65,7 @@ const (
 	mostBytes = 200
 )
 
-// told formats errors for people.
+// told formats errors for users.
 func told(wrong []*Error) (out []string) {
 	for i, e := range wrong {
 		if i == mostTold {

@@ -30,7 +30,7 @@ func converted(t *testing.T, text, audit string) policy.Policy {
 	}
 	p, wrong := Convert(np)
 	if said, bad := Problem(p); len(p.Unread) != min(len(wrong), mostTold+1) || (len(wrong) > 0) != bad {
-		t.Errorf("%s: the errors %v, Unread %q and Problem %v do not match", text, wrong, p.Unread, said)
+		t.Errorf("%s: errors %v, Unread %q, Problem %v; want them to match", text, wrong, p.Unread, said)
 	}
 	return p
 }
@@ -66,7 +66,7 @@ func TestErrorTextsAreBounded(t *testing.T) {
 	bad := "{ipBlock: {cidr: \"" + strings.Repeat("9", 5000) + "\"}}"
 	p := converted(t, "{podSelector: {}, policyTypes: [\"a\\e\"], ingress: [{from: ["+strings.Repeat(bad+", ", 20)+bad+"]}]}", "")
 	if w := warning(p); len(p.Unread) != mostTold+1 || len(w) > 2000 || strings.Contains(w, "\x1b") || !strings.Contains(w, "and 14 more") {
-		t.Errorf("the list of errors is not bounded: %q", p.Unread)
+		t.Errorf("the list of errors is %q, want it bounded", p.Unread)
 	}
 }
 
@@ -101,7 +101,7 @@ func TestAuditAnnotation(t *testing.T) {
 	} {
 		p := converted(t, "{podSelector: {}}", value)
 		if w := warning(p); p.Audit != want.tried || (w != "") != want.told || want.told && !strings.Contains(w, "weft.internal/audit") {
-			t.Errorf("the annotation %q gives audit mode %v and the warning %q", value, p.Audit, w)
+			t.Errorf("the annotation %q gives audit mode %v and the warning %q, want the row's", value, p.Audit, w)
 		}
 	}
 }
@@ -120,7 +120,7 @@ func TestParseStored(t *testing.T) {
 	} {
 		d, err := ParseStored(spec("  {" + text + "}"))
 		if err != nil || d.Name() != "default/p" || len(d.Policy.Ingress) != want.rules || !strings.Contains(warning(d.Policy), want.says) || (want.says == "") != (warning(d.Policy) == "") {
-			t.Errorf("%s: ParseStored returned %+v, error %v", text, d, err)
+			t.Errorf("%s: ParseStored returned %+v, error %v; want the row's rules and warning", text, d, err)
 		}
 	}
 	for _, bad := range []string{"", "a", "apiVersion: v9\nkind: NetworkPolicy", string(spec("  podSelector: 7")), string(spec("  {}")) + "\n---\n" + string(spec("  {}"))} {
@@ -130,6 +130,6 @@ func TestParseStored(t *testing.T) {
 	}
 	d, err := ParseStored([]byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {\"a b\": c}}"))
 	if err != nil || d.Name() != "shop" || d.Labels["a b"] != "c" {
-		t.Errorf("ParseStored of a Namespace with an invalid label returned %+v, error %v", d, err)
+		t.Errorf("ParseStored of a Namespace with an invalid label returned %+v, error %v; want the label kept", d, err)
 	}
 }

@@ -98,7 +98,7 @@ func again(t *testing.T, d Document) {
 	t.Helper()
 	got, err := Parse(d.YAML)
 	if err != nil {
-		t.Fatalf("parsing the document's text: %v\n%s", err, d.YAML)
+		t.Fatalf("parsing the document's text again: %v, want the same document\n%s", err, d.YAML)
 	}
 	if d := cmp.Diff([]Document{d}, got, compare); d != "" {
 		t.Errorf("the document's text gives another document (-want +got)\n%s", d)
@@ -136,7 +136,7 @@ spec: {podSelector: {}}`))
 func TestNamespacesAreParsedStrictly(t *testing.T) {
 	docs, err := Parse([]byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {team: a}}\nspec: {finalizers: [kubernetes]}\nstatus: {phase: Active}\n"))
 	if err != nil || len(docs) != 1 || docs[0].Kind != NamespaceKind || docs[0].Name() != "shop" || docs[0].Labels["team"] != "a" {
-		t.Fatalf("Parse of a Namespace returned %+v, error %v", docs, err)
+		t.Fatalf("Parse returned %+v, error %v; want the Namespace shop with its label", docs, err)
 	}
 	again(t, docs[0])
 	for text, says := range map[string]string{
@@ -160,7 +160,7 @@ func TestDefaults(t *testing.T) {
 	} {
 		got, err := Parse([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: " + spec))
 		if err != nil || got[0].Policy.Isolates != isolates {
-			t.Errorf("the spec %s gives %+v, error %v", spec, got, err)
+			t.Errorf("the spec %s gives %+v, error %v; want the row's directions", spec, got, err)
 		}
 	}
 }
@@ -204,7 +204,7 @@ func TestErrorsHaveLineAndPath(t *testing.T) {
 	} {
 		text := strings.Replace(everything, c.from, c.to, 1)
 		if text == everything {
-			t.Fatalf("the manifest does not contain %q", c.from)
+			t.Fatalf("want %q in the manifest of this test, to replace it", c.from)
 		}
 		_, err := Parse([]byte(text))
 		e, ok := errors.AsType[*Error](err)

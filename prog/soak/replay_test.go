@@ -32,7 +32,7 @@ func TestSeedsAreReplayed(t *testing.T) {
 	for seed := range uint64(10) {
 		first, second := told(seed), told(seed)
 		if !slices.Equal(first, second) {
-			t.Fatalf("seed %d: the first run was\n%s\nbut the second was\n%s", seed, strings.Join(first, "\n"), strings.Join(second, "\n"))
+			t.Fatalf("seed %d: the first run was\n%s\nwant the same as in the second run:\n%s", seed, strings.Join(first, "\n"), strings.Join(second, "\n"))
 		}
 		lines += len(first)
 	}

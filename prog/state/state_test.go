@@ -64,10 +64,10 @@ func TestStateOutlivesTheProcess(t *testing.T) {
 	peers, _ := s.Peers()
 	st, err := s.Load()
 	if err != nil || !known || len(targets) != 1 || len(peers) != 1 || string(st.Ring) != "ring" || len(st.Allocations) != 2 || st.Allocations["a"] != 7 {
-		t.Errorf("after a restart: targets %v (known %v), peers %v, state %+v, error %v", targets, known, peers, st, err)
+		t.Errorf("after a restart: targets %v (known %v), peers %v, state %+v, error %v; want those that were stored", targets, known, peers, st, err)
 	}
 	if string(st.Vote) != "vote" || len(st.Quarantined) != 1 || st.Quarantined[0] != (space.Quarantined{Slot: 11, Until: 170}) {
-		t.Errorf("after a restart: vote %q, resting %v", st.Vote, st.Quarantined)
+		t.Errorf("after a restart: vote %q, quarantine %v; want the stored vote, and slot 11 until 170", st.Vote, st.Quarantined)
 	}
 	notes := map[string]string{}
 	err = s.Notes(func(key string, _ slot.Slot, note []byte) error { notes[key] = string(note); return nil })

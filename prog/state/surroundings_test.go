@@ -27,7 +27,7 @@ func TestDiskErrorsAreNotUnusableFiles(t *testing.T) {
 		}
 	}
 	if surroundings(errors.New("it is torn")) {
-		t.Error("a torn file is not the file's fault")
+		t.Error("the error of a torn file counts as one of its surroundings, want false")
 	}
 }
 

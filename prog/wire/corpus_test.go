@@ -184,7 +184,7 @@ func TestRecord(t *testing.T) {
 	files := map[string]string{}
 	for name, it := range items() {
 		if all[name] == nil {
-			t.Fatalf("%s is in items, but no code here produces it", name)
+			t.Fatalf("%s is in items, want code here that produces it", name)
 		}
 		files[name+".hex"], files[name+".txt"] = toHex(it.what, all[name]), it.read(t, all[name])
 	}
@@ -233,7 +233,7 @@ func TestCurrentCodeReadsRecordedVersions(t *testing.T) {
 			t.Run(version+"/"+name, func(t *testing.T) {
 				it, known := all[name]
 				if !known {
-					t.Fatal("no code here reads it any more, but older agents still send it")
+					t.Fatal("want code here that reads it: older agents still send it")
 				}
 				if got := it.read(t, data[name]); got != meaning[name] {
 					t.Errorf("got the meaning\n%s\nwant as recorded\n%s", got, meaning[name])
@@ -253,7 +253,7 @@ func TestCurrentCodeWritesLatestVersion(t *testing.T) {
 	now := produced(t)
 	for name := range items() {
 		if _, ok := now[name]; !ok {
-			t.Errorf("%s is in items, but no code here produces it", name)
+			t.Errorf("%s is in items, want code here that produces it", name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(now)) {

@@ -138,7 +138,7 @@ func produceDirectory(t *testing.T) map[string][]byte {
 		all["directory/sets-answer"] = ask(a, "directory/sets", bravo, all["directory/sets-request"])
 		all["directory/set"], all["disk/endpoints-another"] = first(all["directory/sets-answer"]), theirs.Sets()[id(alpha)]
 
-		during(t, a.Run, 20*time.Second) // it asks bravo to confirm that the old endpoint is forgotten
+		during(t, a.Run, 20*time.Second) // the directory asks bravo to confirm that the old endpoint is forgotten
 		all["directory/held-request"] = there.questions("directory/held")[0]
 		all["directory/held-answer"] = ask(b, "directory/held", alpha, all["directory/held-request"])
 	})

@@ -58,7 +58,7 @@ type refusal string
 func (r refusal) Error() string   { return string(r) }
 func (r refusal) Refused() string { return string(r) }
 
-// passing answers what is asked with another allocator's handlers.
+// passing answers requests with the handlers of another allocator.
 func passing(t *testing.T, from int, to *ipam.Allocator) func(meshtest.Asked) ([]byte, error) {
 	return func(q meshtest.Asked) ([]byte, error) {
 		data, err := to.Handlers()[q.Kind](t.Context(), id(from), q.Payload)

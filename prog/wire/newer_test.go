@@ -131,7 +131,7 @@ func TestUnknownFieldsAreSkipped(t *testing.T) {
 			t.Run(version+"/"+name, func(t *testing.T) {
 				newer := it.newer(data[name])
 				if bytes.Equal(newer, data[name]) {
-					t.Fatal("newer added no bytes")
+					t.Fatal("newer added no bytes, want some")
 				}
 				if got := it.read(t, newer); got != meaning[name] {
 					t.Errorf("got the meaning\n%s\nwant, as without unknown fields\n%s", got, meaning[name])

@@ -181,7 +181,7 @@ func TestCurrentPeerJoinsOlderPeers(t *testing.T) {
 					heard := p.understands()
 					for _, what := range []string{"state of peers", "state of ring", "state of directory", "state of documents"} {
 						if heard[what] == 0 {
-							t.Errorf("%s received no %s, only %v", names[p.n], what, heard)
+							t.Errorf("%s received no %s, want at least one; received %v", names[p.n], what, heard)
 						}
 					}
 				}
@@ -211,7 +211,7 @@ func learns(t *testing.T, s *stage, d *newcomer) {
 		return d.documents.Synced() && doc != nil && string(doc.Body) == policyBody && d.documents.Get("networkpolicy", "default/old") == nil
 	})
 	if r := d.Rejections(); len(r) > 0 {
-		t.Errorf("delta rejected peers: %+v", r)
+		t.Errorf("delta rejected peers, want none: %+v", r)
 	}
 }
 
@@ -245,7 +245,7 @@ func asks(t *testing.T, p *scripted) {
 		t.Helper()
 		data := p.ask(delta, kind, payload)
 		if data == nil {
-			t.Fatalf("%s gets no reply to %s", names[p.n], kind)
+			t.Fatalf("%s gets no reply to %s, want one", names[p.n], kind)
 		}
 		m, _, err := openMessage(must(decode[v1Envelope](data)).Payload)
 		if err != nil {
@@ -254,17 +254,17 @@ func asks(t *testing.T, p *scripted) {
 		return m
 	}
 	if r := must(decode[v1Ring](reply("ring", nil).Payload)); len(r.Segments) < 2 {
-		t.Errorf("the ring in delta's reply is wrong: %+v", r)
+		t.Errorf("delta's reply has the ring %+v, want at least 2 segments", r)
 	}
 	if u := must(decode[v1Usage](reply("usage", nil).Payload)); u.Active != 1 || u.Free == 0 {
-		t.Errorf("the usage in delta's reply is wrong: %+v", u)
+		t.Errorf("delta's reply has the usage %+v, want one active address, and free ones", u)
 	}
 	sets := must(decode[[][]byte](reply("directory/sets", encode([][8]byte{[8]byte(id(delta))})).Payload))
 	if len(sets) != 1 {
-		t.Fatalf("delta's reply has %d sets", len(sets))
+		t.Fatalf("delta's reply has %d sets, want 1", len(sets))
 	}
 	if _, endpoints, err := openSet(sets[0]); err != nil || len(endpoints) != 1 || endpoints[0].Name != "newer" {
-		t.Errorf("the endpoints in delta's reply are wrong: %+v, %v", endpoints, err)
+		t.Errorf("delta's reply has the endpoints %+v, error %v; want newer", endpoints, err)
 	}
 	answer := must(decode[v1DocumentAnswer](reply("documents/missing", scene["documents/missing-all"]).Payload))
 	changed := 0
@@ -278,7 +278,7 @@ func asks(t *testing.T, p *scripted) {
 		}
 	}
 	if changed != 1 {
-		t.Errorf("delta's reply has %d documents, and %d of them were changed", len(answer.Documents), changed)
+		t.Errorf("delta's reply has %d documents, %d of them changed; want 1 changed", len(answer.Documents), changed)
 	}
 	if no := reply("weather/forecast", []byte("tomorrow")).Error; !strings.Contains(no, `this version of Weft does not know "weather/forecast"`) {
 		t.Errorf("a request of unknown kind got the error %q, want it to name the kind", no)
@@ -337,7 +337,7 @@ func TestNewerPeersWorkWithCurrentAndOlderPeers(t *testing.T) {
 		older.understands()
 		getsUnchanged(t, older, itsRecord, set, policy)
 		if r := d.Rejections(); len(r) > 0 {
-			t.Errorf("delta rejected peers: %+v", r)
+			t.Errorf("delta rejected peers, want none: %+v", r)
 		}
 	})
 }
@@ -352,7 +352,7 @@ func getsUnchanged(t *testing.T, older *scripted, record, set, policy []byte) {
 		}
 	}
 	if !found {
-		t.Error("the older peer did not receive the record as it was signed")
+		t.Error("the older peer did not receive the record, want it as it was signed")
 	}
 	payload := func(kind string, payload []byte) []byte {
 		m, _, err := openMessage(must(decode[v1Envelope](older.ask(delta, kind, payload))).Payload)
@@ -363,10 +363,10 @@ func getsUnchanged(t *testing.T, older *scripted, record, set, policy []byte) {
 	}
 	same := func(b []byte) func([]byte) bool { return func(o []byte) bool { return bytes.Equal(b, o) } }
 	if sets := must(decode[[][]byte](payload("directory/sets", encode([][8]byte{[8]byte(id(alpha))})))); !slices.ContainsFunc(sets, same(set)) {
-		t.Error("the older peer did not receive the set as it was signed")
+		t.Error("the older peer did not receive the set, want it as it was signed")
 	}
 	if a := must(decode[v1DocumentAnswer](payload("documents/missing", data0))); !slices.ContainsFunc(a.Documents, same(policy)) {
-		t.Error("the older peer did not receive the document as it was signed")
+		t.Error("the older peer did not receive the document, want it as it was signed")
 	}
 }
 

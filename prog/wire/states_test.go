@@ -105,7 +105,7 @@ func produceVotes(t *testing.T) map[string][]byte {
 	all["votes/accepted"] = a.Encode()
 	b = hear(b, a)
 	if _, decided := b.Decided(); !decided {
-		t.Fatal("the election decided nothing")
+		t.Fatal("the election decided nothing, want a ring")
 	}
 	all["votes/decided"] = b.Encode()
 	return all

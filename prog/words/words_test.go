@@ -82,6 +82,6 @@ func TestCountAgreesWithNoun(t *testing.T) {
 		}
 	}
 	if Are(1) != "is" || Are(0) != "are" {
-		t.Error("the verb does not agree")
+		t.Error("Are(1) and Are(0): want is and are")
 	}
 }

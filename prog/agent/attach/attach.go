@@ -97,14 +97,14 @@ type Attachments struct {
 	live.Value[[]Endpoint]
 
 	cfg    Config
-	busy   keys
+	busy   keys // the endpoints on which operations work
 	queue  queue
 	strays strays
 	links  link.Reading[[]string]
 	failed live.Value[error] // why Attachments cannot attach yet
 
 	mu        sync.Mutex
-	endpoints map[string]*record // by api.EndpointRef.Key
+	endpoints map[string]*record // the endpoints by api.EndpointRef.Key
 }
 
 // record is an endpoint, with what the reaper knows of its link.
@@ -213,7 +213,7 @@ func (a *Attachments) Attach(ctx context.Context, req api.AttachRequest) (reply 
 	if err := a.cfg.Pods.Complete(ctx, &req); err != nil {
 		return reply, err
 	}
-	a.releaseQueued(ctx) // a release that is still queued is of an earlier life of this endpoint
+	a.releaseQueued(ctx) // a queued release belongs to an earlier endpoint with this key
 	e := &record{Endpoint: Endpoint{AttachRequest: req, MTU: a.cfg.MTU()}}
 	key := e.Key()
 	done, err := a.busy.begin(key)
@@ -267,7 +267,7 @@ func address(ctx context.Context, from IPAM, key string, asked []netip.Addr, not
 	}
 	err := from.Claim(ctx, key, want, note)
 	refused, ok := errors.AsType[*ipam.ClaimError](err)
-	for ok && refused.Held && ctx.Err() == nil { // it takes moments until all others have dropped its old name
+	for ok && refused.Held && ctx.Err() == nil { // for a moment, other peers may still have the old name of this address
 		live.Pause(ctx, 100*time.Millisecond)
 		err = from.Claim(ctx, key, want, note)
 		refused, ok = errors.AsType[*ipam.ClaimError](err)
@@ -329,7 +329,7 @@ func validate(req api.AttachRequest) error {
 		return &api.Error{Code: api.CodeBadRequest, Message: "attach: unknown source " + req.Source}
 	}
 	entry := Endpoint{AttachRequest: req}.Entry()
-	if req.Source == api.SourceCNI { // a runtime cannot say it in another way: what does not fit is left out
+	if req.Source == api.SourceCNI { // a runtime cannot choose other names: names that do not fit are left out
 		entry, _ = entry.Fit()
 	}
 	if err := entry.Check(); err != nil {

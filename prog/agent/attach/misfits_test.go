@@ -10,7 +10,7 @@ import (
 // long is a name that no DNS label has room for.
 var long = strings.Repeat("x", 71)
 
-// Whatever a runtime calls a container, it gets a network; what people type is refused.
+// A runtime's container is attached even if its name fits no DNS label. A user's name is refused.
 func TestNamesThatDoNotFitAreRefusedOfPeopleOnly(t *testing.T) {
 	named := func(source, name, namespace string) api.AttachRequest {
 		r := request("c0ffee")

@@ -16,7 +16,7 @@ import (
 // answered.
 type queue struct {
 	dir string
-	mu  sync.Mutex // held while releases are done: none is done again after it is off the queue
+	mu  sync.Mutex // held while releases are done, so that none is done twice
 }
 
 // check makes the folder, so that weft-cni finds it.

@@ -22,9 +22,9 @@ const strayPrefix = "stray "
 // state was restored from an older copy. No other endpoint gets their addresses as long as their links
 // exist.
 type strays struct {
-	found map[string]netip.Addr // by link, until the address is kept; of the reaper's goroutine
+	found map[string]netip.Addr // strays whose address is not reserved yet, by link; only the reaper's goroutine uses it
 
-	seen *view.View // whose allocations are in kept; of the reaper's goroutine
+	seen *view.View // the view whose allocations are in kept; only the reaper's goroutine uses it
 
 	mu   sync.Mutex
 	kept map[string]netip.Addr // the strays' addresses, by the host's link of each stray
@@ -47,7 +47,7 @@ func (s *strays) find(known func() []string) error {
 
 // claim reserves the addresses of strays. It unplugs a stray whose address another peer owns now.
 func (s *strays) claim(ctx context.Context, cfg Config, v *view.View) error {
-	if v != s.seen { // an older view may have what was freed since
+	if v != s.seen { // a view must not be read twice: later, a stray in it may have been freed
 		s.seen = v
 		for key, n := range v.Allocations {
 			if name, ok := strings.CutPrefix(key, strayPrefix); ok {

@@ -31,7 +31,7 @@ type Options struct {
 	Advertise  []netip.Addr  // default: this host's own addresses
 	GossipPort int
 	Port       int // WireGuard's UDP port
-	MTU        int // of the tunnel device; default: the underlay's MTU minus WireGuard's overhead
+	MTU        int // the MTU of the tunnel device; default: the underlay's MTU minus WireGuard's overhead
 	StateDir   string
 	RunDir     string
 	CNIConfDir string // empty: no CNI configuration is written
@@ -66,7 +66,7 @@ type Kubernetes struct {
 	On        bool
 	Config    string // a kubeconfig file; empty: the service account of the agent's pod
 	Node      string // the name of this host's Node object
-	Namespace string // of the Secret; empty: the pod's own, else kube.DefaultNamespace
+	Namespace string // the namespace of the Secret; empty: the pod's own, else kube.DefaultNamespace
 }
 
 // Ranges are the universe as the operator gives it: the second one may be missing.

@@ -68,7 +68,7 @@ func TestSocketsReportWhatAgentWaitsFor(t *testing.T) {
 	}
 }
 
-// An agent that serves is not alive only if starting it anew could help.
+// /live of an agent that serves fails only if a restart could help.
 func TestAnOpenFrontLeadsToTheAgent(t *testing.T) {
 	f := NewFront(Starting{Why: func() string { return "waiting" }})
 	s := New(Config{})

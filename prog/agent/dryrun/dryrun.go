@@ -135,7 +135,7 @@ func pairChanges(before, after enforce.Snapshot, out *api.Effects) {
 	affected, all := changed(before, after)
 	policies := [2][]policy.Policy{before.Policies, after.Policies}
 	worlds := [2]policy.World{before.World, after.World}
-	of := [2]map[string][]policy.Policy{{}, {}} // the policies of each endpoint, so that each pair looks at few
+	of := [2]map[string][]policy.Policy{{}, {}} // the policies that select each endpoint: each pair only evaluates these
 	for i, list := range policies {
 		for _, e := range w.Endpoints {
 			for _, p := range list {

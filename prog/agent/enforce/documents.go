@@ -35,7 +35,7 @@ type Documents struct {
 
 	mu     sync.Mutex
 	read   uint64            // the version of the documents that are in parsed
-	parsed map[string]Parsed // by the documents' keys; nil: none was read yet
+	parsed map[string]Parsed // the parsed documents by their keys; nil: no document was read yet
 }
 
 // Parsed is a document that was read.
@@ -77,7 +77,7 @@ func (d *Documents) Generation() string {
 func (d *Documents) Read(before string) (Rules, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	version := d.Version() // first: a document that comes meanwhile makes another version
+	version := d.Version() // read before the documents: one that comes meanwhile makes a newer version
 	if d.parsed != nil && version == d.read {
 		return Rules{}, false
 	}

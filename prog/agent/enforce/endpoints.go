@@ -55,7 +55,7 @@ func (e *Enforcer) learnOthers(v *view.View) {
 		e.heard.seen[h.Owner] = h
 		var list []policy.Endpoint
 		for _, d := range e.cfg.Directory.Of(h.Owner, v.Ring) {
-			if d.ID != settings.NodeKey && len(d.Slots) > 0 { // neither a host nor a name for an address outside
+			if d.ID != settings.NodeKey && len(d.Slots) > 0 { // d is an endpoint: neither a host nor a name for an address outside
 				list = append(list, Subject(d.Owner, d.Endpoint, d.Addrs(v.Ring.Universe)))
 			}
 		}

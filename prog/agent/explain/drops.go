@@ -36,7 +36,7 @@ type dropKey struct {
 type dropCount struct {
 	last   time.Time
 	count  int
-	packet nft.Packet // the last one, as the side that began the connection would send it
+	packet nft.Packet // the last packet; a reply is stored with source and destination of its connection
 }
 
 // note counts a packet.

@@ -98,7 +98,7 @@ func (p Plain) countOthers(ctx context.Context, targets []string) (n int) {
 		if h, _, err := net.SplitHostPort(t); err == nil {
 			host = h
 		}
-		addrs, _ := net.DefaultResolver.LookupNetIP(ctx, "ip", host) // a name that cannot be resolved is another host's
+		addrs, _ := net.DefaultResolver.LookupNetIP(ctx, "ip", host) // a name that cannot be resolved counts as another host
 		self := host == name || slices.ContainsFunc(addrs, func(addr netip.Addr) bool {
 			return addr.IsLoopback() || slices.Contains(own, addr.Unmap())
 		})

@@ -48,7 +48,7 @@ func (i *ipam) Free(_ context.Context, key string) error {
 	return nil
 }
 
-// frees returns how often the node address was given up.
+// frees returns how often the node address was freed.
 func (i *ipam) frees() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()

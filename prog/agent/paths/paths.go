@@ -45,13 +45,13 @@ type Config struct {
 	Observe func() (wg.Observed, error)
 }
 
-// Paths watch how this host reaches the others.
+// Paths watches how this host reaches other hosts.
 type Paths struct {
 	cfg Config
 
 	mu      sync.Mutex
 	heard   map[[32]byte]heard   // the last traffic of each tunnel, by its public key
-	since   map[string]time.Time // when a blockage was first seen, by its key
+	since   map[string]time.Time // when each blockage was first seen, by its key
 	lasting []blockage           // the blockages that have lasted long enough to be problems
 }
 

@@ -29,7 +29,7 @@ func guarded(v *view.View, status uint16) nft.Hosts {
 		switch {
 		case p.Record.Identity == nil, p.Record.State == peer.Left:
 			continue
-		case len(v.Owners[id]) == 0 && !p.Met && id != own.ID(): // a member can make up as many as it likes
+		case len(v.Owners[id]) == 0 && !p.Met && id != own.ID(): // a member can make up as many records as it likes
 			continue
 		}
 		var addrs []netip.Addr

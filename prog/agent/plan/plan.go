@@ -20,7 +20,7 @@ import (
 type Inputs struct {
 	View      *view.View // must have a ring
 	Node      slot.Slot  // the slot of the node address; 0: none yet
-	LinkMTU   int        // of the link with this host's first address; 0: unknown
+	LinkMTU   int        // the MTU of the link with this host's first address; 0: unknown
 	Endpoints []attach.Endpoint
 	Settings  settings.Values
 	// Route returns the MTU of this host's route to an address; 0: no route.
@@ -37,7 +37,7 @@ type Fixed struct {
 	MTU        int // the MTU that the operator gave; 0: none
 	IPv6       bool
 	Resolver   bool   // a name server listens on the node addresses
-	StatusPort uint16 // at which the status is served to other machines; 0: it is not
+	StatusPort uint16 // the TCP port of the status for other machines; 0: it is not served to them
 }
 
 // Plan is the data path as it should be.

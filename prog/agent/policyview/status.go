@@ -114,7 +114,7 @@ func (g *policyAnswers) add(id peer.ID, nickname string, f enforce.InForce) {
 		one := &g.Policies[i]
 		one.Peers++
 		one.Endpoints += n
-		for _, what := range f.Unread[ref] { // mostly the same everywhere; a peer of another version may read more
+		for _, what := range f.Unread[ref] { // peers mostly report the same parts; a newer version may understand more
 			if !slices.Contains(one.Unread, what) {
 				one.Unread = append(one.Unread, what)
 			}

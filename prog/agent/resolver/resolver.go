@@ -144,7 +144,7 @@ func (r *server) Container(namespace string) *api.Resolver {
 	domain := r.cfg.DNS.Domain
 	out := &api.Resolver{
 		Servers: []string{endpoint.Gateway4.String()}, Domain: domain, Search: []string{domain},
-		Options: []string{"ndots:2"}, // NAME.NAMESPACE is looked up here before a server outside is asked
+		Options: []string{"ndots:2"}, // NAME.NAMESPACE is first looked up in the domain, and only then as a full name
 	}
 	if namespace != "" {
 		out.Search = []string{strings.ToLower(namespace) + "." + domain, domain}

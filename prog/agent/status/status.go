@@ -97,7 +97,7 @@ func (s *Reporter) Report(ctx context.Context) (api.Report, error) {
 		r.Warnings = append(r.Warnings, p.String())
 		r.Problems = append(r.Problems, api.Problem{Reason: p.Reason, What: p.What, Effect: p.Effect, Fix: p.Fix})
 	}
-	for _, x := range c.Mesh.Rejections() { // which have lines of their own in the status
+	for _, x := range c.Mesh.Rejections() { // the status shows rejected hosts in lines of their own
 		r.Rejections = append(r.Rejections, api.Rejection(x))
 	}
 	return r, nil

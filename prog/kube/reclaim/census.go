@@ -14,7 +14,7 @@ import (
 // founder trusts its unanswered request (prog/kube's trust).
 const silence = 30 * time.Second
 
-// Peers try one after the other, so that one takes over and the others find it done.
+// Peers try one after the other, so that one takes over, and later ones find nothing left to do.
 const (
 	turn     = 5 * time.Second
 	maxTurns = 12

@@ -58,10 +58,10 @@ func TestCases(t *testing.T) {
 	} {
 		text := []byte(meta("name: p") + "spec: {" + c.spec + "}\n")
 		if why := compare(t, text); why != "" {
-			t.Errorf("the results differ for %s: %s", c.spec, why)
+			t.Errorf("the results for %s differ, want the same: %s", c.spec, why)
 		}
 		if _, err := apply(text); (err == nil) != c.taken {
-			t.Errorf("wrong result for %s: %v", c.spec, err)
+			t.Errorf("%s: error %v, want the row's result", c.spec, err)
 		}
 	}
 }

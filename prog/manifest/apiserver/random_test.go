@@ -33,7 +33,7 @@ func TestRandomPolicies(t *testing.T) {
 			taken++
 		}
 		if why := compare(t, text); why != "" {
-			t.Errorf("SEED=%d: the results differ: %s\n%s", seed, why, text)
+			t.Errorf("SEED=%d: the results differ, want the same: %s\n%s", seed, why, text)
 			failed++
 		}
 	}
@@ -56,7 +56,7 @@ func FuzzPolicies(f *testing.F) {
 			return // the API server reads one document and ignores the others
 		}
 		if why := compare(t, text); why != "" {
-			t.Errorf("the results differ: %s\n%s", why, text)
+			t.Errorf("the results differ, want the same: %s\n%s", why, text)
 		}
 	})
 }
