@@ -19,10 +19,11 @@ import (
 	"weft/router/link"
 )
 
-// Reset removes everything that Weft made on this host: first the CNI configuration, so that no more
-// containers are attached, then the data path, then state and secret. It restores the sysctls that
-// Weft changed, except on a Node, where other programs need them. kept lists the sysctls that could not be
-// restored. It renames a state file that cannot be read. The agent must not be running.
+// Reset removes everything that Weft made on this host: first the CNI configuration, so that no
+// more containers are attached, then the data path, then state and secret. It restores the sysctls
+// that Weft changed, except on a Node, where other programs need them. kept lists the sysctls that
+// could not be restored. It renames a state file that cannot be read. The agent must not be
+// running.
 func Reset(ctx context.Context, opts config.Options) (kept []string, err error) {
 	if err := CheckPrivileges(); err != nil {
 		return nil, err

@@ -89,8 +89,8 @@ func TestStartsAndStopsUnderLoad(t *testing.T) {
 	load.Wait()
 }
 
-// startOnce starts the agent, waits until it is ready, and stops it. The number i decides how: at once,
-// after a moment, or through the control API.
+// startOnce starts the agent, waits until it is ready, and stops it. The number i decides how: at
+// once, after a moment, or through the control API.
 func startOnce(t *testing.T, opts config.Options, i int) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())

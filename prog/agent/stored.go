@@ -61,8 +61,8 @@ func load(store *state.Store, self peer.ID) (s stored, err error) {
 	return s, nil
 }
 
-// record returns this host's first own record. It is complete from the start: after a record without a
-// ring, other hosts would remove their tunnels to this host.
+// record returns this host's first own record. It is complete from the start: after a record
+// without a ring, other hosts would remove their tunnels to this host.
 func (r *run) record(at underlay.Host, h host) peer.Record {
 	return peer.Record{
 		WireGuard: r.founding.Trust.Public, Nickname: h.nickname, Underlay: at.Addrs, MTUs: at.MTUs,

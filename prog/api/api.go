@@ -34,7 +34,7 @@ type Report struct {
 	Problems   []Problem    `json:"problems,omitempty"`   // the same warnings as fields
 	Rejections []Rejection  `json:"rejections,omitempty"`
 	Settings   []Setting    `json:"settings,omitempty"`
-	Waiting    bool         `json:"waiting,omitempty"` // no network is known yet: it waits for `weft launch`
+	Waiting    bool         `json:"waiting,omitempty"` // the agent belongs to no network: it waits for `weft launch`
 }
 
 // Problem is a fault of this host that affects its users.
@@ -217,7 +217,7 @@ type Upstream struct {
 	Domain string `json:"domain,omitempty"` // the domain of --dns-forward; empty: for all other names
 	Server string `json:"server"`
 	Error  string `json:"error,omitempty"` // why its last query failed
-	Own    bool   `json:"own,omitempty"`   // it is this name server itself, so it is never used
+	Own    bool   `json:"own,omitempty"`   // the server is this name server itself, so it is never used
 }
 
 // Name is one name in the DNS domain, with its addresses.
@@ -227,14 +227,14 @@ type Name struct {
 	Endpoint    string       `json:"endpoint"` // CONTAINER/INTERFACE, node, or outside/NAME
 	Peer        string       `json:"peer"`
 	Nickname    string       `json:"nickname"`
-	Unreachable bool         `json:"unreachable,omitempty"` // its peer is unreachable, so it is not answered
+	Unreachable bool         `json:"unreachable,omitempty"` // the peer of the name is unreachable, so queries get no data
 }
 
 // NameRequest adds or removes a name in the DNS domain.
 type NameRequest struct {
 	Name      string       `json:"name"`                // with or without the domain; empty: remove all names of the container, including its own
 	Container string       `json:"container,omitempty"` // id, beginning of an id, or name of a container attached here
-	Addresses []netip.Addr `json:"addresses,omitempty"` // of endpoints here, of this host, or outside the network
+	Addresses []netip.Addr `json:"addresses,omitempty"` // addresses of endpoints here, of this host, or outside the network
 }
 
 // LookupRequest asks for the addresses of a name.
@@ -272,7 +272,7 @@ type Endpoint struct {
 	Aliases []string          `json:"aliases,omitempty"` // additional names in the DNS domain
 	Ports   []Port            `json:"ports,omitempty"`
 
-	Withdrawn bool `json:"withdrawn,omitempty"` // dns-remove removed its own name, until it is attached again
+	Withdrawn bool `json:"withdrawn,omitempty"` // dns-remove removed the endpoint's own name, until the endpoint is attached again
 
 	Lost bool `json:"lost,omitempty"` // another peer owns the addresses now; the endpoint is cut off
 }
@@ -304,7 +304,7 @@ type Port struct {
 
 // AttachReply holds the values for the container's side.
 type AttachReply struct {
-	Addresses []netip.Addr   `json:"addresses"` // IPv4 first; IPv6 only if the host carries it
+	Addresses []netip.Addr   `json:"addresses"` // IPv4 first; IPv6 only if the overlay carries IPv6 on this host
 	Universe  []netip.Prefix `json:"universe"`
 	MTU       int            `json:"mtu"`
 	Resolver  *Resolver      `json:"resolver,omitempty"` // nil if this host has no name server
@@ -336,7 +336,7 @@ type CollectRequest struct {
 
 // RemovePeerRequest takes over the addresses of a peer that is gone for good.
 type RemovePeerRequest struct {
-	Peer  string `json:"peer"`  // its id, or its nickname if only one has it
+	Peer  string `json:"peer"`  // the peer's id, or its nickname if no other peer has the same
 	Force bool   `json:"force"` // take over even without a majority of peers
 }
 

@@ -74,9 +74,9 @@ type Policy struct {
 	Writer   string    `json:"writer,omitempty"`
 	Written  time.Time `json:"written,omitzero"`
 	// Only of a NetworkPolicy:
-	Selector  string   `json:"selector,omitempty"` // of the endpoints that it isolates, as kubectl prints it
+	Selector  string   `json:"selector,omitempty"` // selects the endpoints that the policy isolates, in kubectl's notation
 	Types     []string `json:"types,omitempty"`    // Ingress, Egress
-	Audit     bool     `json:"audit,omitempty"`    // audit mode: traffic that it would deny is reported, and passes
+	Audit     bool     `json:"audit,omitempty"`    // audit mode: traffic that the policy would deny is reported, and passes
 	Unread    []string `json:"unread,omitempty"`   // parts that this host does not understand; they allow nothing
 	Endpoints int      `json:"endpoints"`          // the number of endpoints that it selects in the whole network
 }
@@ -210,7 +210,7 @@ type Reason struct {
 // Kernel is the kernel's verdict for the same packet.
 type Kernel struct {
 	Allowed bool   `json:"allowed"`
-	Chain   string `json:"chain,omitempty"` // the chain that evaluates it; empty: the endpoint is not isolated
+	Chain   string `json:"chain,omitempty"` // the chain that evaluates the packet; empty: the endpoint is not isolated
 	Dropped uint64 `json:"dropped"`         // packets of this endpoint in this direction, so far
 	Differs bool   `json:"differs,omitempty"`
 }
@@ -220,7 +220,7 @@ type Drop struct {
 	Last      time.Time      `json:"last"`
 	Count     int            `json:"count"` // logged packets: the kernel logs only a few per second
 	Direction string         `json:"direction"`
-	Audit     bool           `json:"audit,omitempty"` // it was not dropped: only policies in audit mode deny it
+	Audit     bool           `json:"audit,omitempty"` // the packets were not dropped: only policies in audit mode deny them
 	Protocol  string         `json:"protocol"`
 	Source    netip.AddrPort `json:"source"`
 	Dest      netip.AddrPort `json:"destination"`
@@ -232,7 +232,7 @@ type Drop struct {
 // PolicyStatus shows which peers enforce which policies.
 type PolicyStatus struct {
 	Source     string          `json:"source"`     // origin of policies: gossip, or the Kubernetes API
-	Generation string          `json:"generation"` // of all documents here: that of the last ApplyReply, or a later one
+	Generation string          `json:"generation"` // the generation of all documents here: that of the last ApplyReply, or a later one
 	Policies   []PolicyInForce `json:"policies"`
 	Peers      []PeerPolicies  `json:"peers"`  // including this one
 	Exempt     []string        `json:"exempt"` // traffic on this host that policies do not apply to

@@ -16,7 +16,7 @@ import (
 type Attachment struct {
 	api.AttachRequest
 	Netns   string // path of the container's network namespace
-	Default bool   // whether it gets the default route, or only routes to the universe
+	Default bool   // whether the container gets the default route, or only routes to the universe
 	Beside  bool   // whether the container keeps another network
 }
 
@@ -42,8 +42,8 @@ type Attached struct {
 	HostMAC, ContainerMAC net.HardwareAddr
 }
 
-// Attach attaches a container for `weft attach` and for CNI ADD. It makes the veth pair while it waits
-// for the addresses from the agent. Then it configures the container's side while the agent
+// Attach attaches a container for `weft attach` and for CNI ADD. It makes the veth pair while it
+// waits for the addresses from the agent. Then it configures the container's side while the agent
 // configures the host's side. If a step fails, Attach undoes all earlier steps.
 func Attach(ctx context.Context, client *api.Client, at Attachment) (_ Attached, err error) {
 	if err := endpoint.CheckInterface(at.Interface); err != nil {

@@ -9,8 +9,8 @@ import (
 // The longest lifetimes of cached answers.
 const (
 	maxLife     = time.Hour       // the longest lifetime of a positive answer
-	maxNegative = 5 * time.Minute // of a negative answer; RFC 2308 5 wants at most three hours
-	failureLife = time.Second     // of a failure; RFC 9520 3.2 wants 1 s to 5 min
+	maxNegative = 5 * time.Minute // the longest lifetime of a negative answer; RFC 2308 5 wants at most three hours
+	failureLife = time.Second     // the lifetime of a failure; RFC 9520 3.2 wants 1 s to 5 min
 )
 
 // key identifies a cached answer.

@@ -78,7 +78,7 @@ const (
 // The port, the time limits, and the limits of one client (see sharing).
 const (
 	port        = 53
-	budget      = 5 * time.Second  // for one query, over all upstreams; resolvers give up after that time
+	budget      = 5 * time.Second  // the time of one query at all upstreams; resolvers give up after that time
 	forwardsOf  = 100              // queries of one client that wait for an upstream
 	connsOf     = 20               // TCP connections of one client
 	idleTimeout = 10 * time.Second // within this time a client must have sent its next message over TCP

@@ -32,7 +32,7 @@ type Upstream struct {
 	Addr   netip.AddrPort
 	Domain string // the domain of Config.Forward; "" for a server of resolv.conf
 	Err    string // why its last query failed; "" if it was answered
-	Own    bool   // it is this server itself, so it is never used
+	Own    bool   // the upstream is this server itself, so it is never used
 }
 
 // Counts are counters since the server started.

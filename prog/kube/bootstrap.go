@@ -30,7 +30,7 @@ const (
 	SecretName       = "weft"
 	DefaultNamespace = "weft"
 
-	tokenKey = "token" // in its data: secret.Token in the format of Reveal
+	tokenKey = "token" // the key in the Secret's data: secret.Token in the format of Reveal
 
 	annotationFounder  = "weft.dev/founder"      // the founder's PeerID
 	annotationNode     = "weft.dev/founder-node" // the name of the founder's Node

@@ -121,7 +121,8 @@ func TestOneFounder(t *testing.T) {
 	if !f.Founded || f.Token.Cluster.IsZero() || f.Universe != (slot.Universe{V4: slot.DefaultV4, V6: f.Token.Cluster.V6()}) || f.Node != nodeName(int(f.Founder[0])-1) {
 		t.Errorf("the founding is %+v; want one that is founded, with default ranges and the founder's Node", f)
 	}
-	// Later nodes get the same founding, and report that they did not found it; nor did the founder after a restart.
+	// Later nodes get the same founding, and report that they did not found it; nor did the founder
+	// after a restart.
 	for _, b := range []*Bootstrap{c.bootstrap(t, 3, 1), c.bootstrap(t, int(f.Founder[0])-1, 0)} {
 		if later, mine, err := b.Run(t.Context()); err != nil || later != f || mine {
 			t.Errorf("a later node got %+v, mine %v, error %v; want the same founding", later, mine, err)

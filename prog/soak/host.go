@@ -28,7 +28,7 @@ type host struct {
 	backups []*disk
 	run     *run // nil while the host is down
 	side    int
-	gone    bool // forever: it left, lost its disk, or was a copy
+	gone    bool // the host is gone forever: it left, lost its disk, or was a copy
 	ballots int
 }
 

@@ -37,8 +37,8 @@ type shape struct {
 	voters     int // how many hosts found the ring together; 0: the first one does it alone
 	apart      bool
 	calm       bool // a good network and no forced removals, so no excuses
-	rounds     int  // of steps; the cluster is made whole after each
-	steps      int  // per round
+	rounds     int  // rounds of steps; after each round the cluster is made whole
+	steps      int  // the number of steps per round
 	conditions meshtest.Conditions
 }
 

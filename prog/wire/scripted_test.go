@@ -31,7 +31,7 @@ type scripted struct {
 	list     *memberlist.Memberlist
 	hello    []byte
 	state    []byte // the state that it sends in push/pull
-	unproven bool   // it does not answer the "alive" request, whose reply would contain its record
+	unproven bool   // the peer does not answer the "alive" request, whose reply would contain its record
 	// answer returns the reply to a request; no is a refusal.
 	answer func(m v1Message) (payload []byte, no string)
 

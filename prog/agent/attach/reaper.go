@@ -169,8 +169,8 @@ func (a *Attachments) releaseVanished(ctx context.Context) {
 // releaseQueued does the releases that weft-cni queued.
 func (a *Attachments) releaseQueued(ctx context.Context) { a.queue.do(ctx, a.cfg.Log, a.detachIdle) }
 
-// releaseEnded ends the endpoints of processes that ended without `weft detach`: their namespace
-// is gone, and the link with it. It waits for a second round, since a link may just be moving between namespaces.
+// releaseEnded ends the endpoints of processes that ended without `weft detach`: their namespace is
+// gone, and the link with it. It waits for a second round, since a link may just be moving.
 func (a *Attachments) releaseEnded(ctx context.Context) {
 	present, err := a.links.Get(a.cfg.Watch, endpoint.List)
 	if err != nil {

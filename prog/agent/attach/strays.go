@@ -19,8 +19,8 @@ import (
 const strayPrefix = "stray "
 
 // strays are containers with a link on this host, but without an endpoint in the state, because the
-// state was restored from an older copy. No other endpoint gets their addresses as long as their links
-// exist.
+// state was restored from an older copy. No other endpoint gets their addresses as long as their
+// links exist.
 type strays struct {
 	found map[string]netip.Addr // strays whose address is not reserved yet, by link; only the reaper's goroutine uses it
 

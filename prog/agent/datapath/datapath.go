@@ -1,5 +1,5 @@
-// Package datapath keeps the kernel's data path equal to the plan. It owns the last
-// applied plan, and the time of the last attempt.
+// Package datapath keeps the kernel's data path equal to the plan. It owns the last applied plan,
+// and the time of the last attempt.
 //
 // Its goroutine applies a plan when an input changes, and with each view, at least every two seconds,
 // to repair changes by others. Endpoints are no such input: attach adds and removes them in the kernel

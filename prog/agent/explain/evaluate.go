@@ -31,8 +31,8 @@ type reply struct {
 	Exempt   string
 }
 
-// ask asks the host of an endpoint. If that host does not answer, this host
-// evaluates the policies that it knows itself.
+// ask asks the host of an endpoint. If that host does not answer, this host evaluates the policies
+// that it knows itself.
 func (x *Explainer) ask(ctx context.Context, k enforce.Snapshot, owner peer.ID, q question) (r reply) {
 	if owner == x.cfg.Self {
 		return x.evaluate(k, q)

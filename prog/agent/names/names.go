@@ -1,9 +1,8 @@
 // Package names answers and changes the names of the network: those that endpoints brought along,
 // and those that operators gave to endpoints, to this host and to addresses outside.
 //
-// A Service owns nothing: names that operators gave are in the settings, all other names
-// are in the directory. It has no
-// goroutine.
+// A Service owns nothing: names that operators gave are in the settings, all other names are in the
+// directory. It has no goroutine.
 package names
 
 import (
@@ -112,8 +111,8 @@ func (n *Service) restore(v *settings.Values, key, name string) bool {
 	return true
 }
 
-// AddName gives a container here, this host, or an address outside a name. If the name is
-// the container's own one, and was withdrawn, DNS has it again.
+// AddName gives a container here, this host, or an address outside a name. If the name is the
+// container's own one, and was withdrawn, DNS has it again.
 func (n *Service) AddName(_ context.Context, req api.NameRequest) error {
 	name, err := n.relative(req.Name)
 	if err != nil {

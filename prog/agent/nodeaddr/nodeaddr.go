@@ -43,7 +43,8 @@ func New(cfg Config) *Claimer {
 	return c
 }
 
-// Run claims a slot as soon as there is a ring with space, and another slot whenever the slot is lost.
+// Run claims a slot as soon as there is a ring with space, and another slot whenever the slot is
+// lost.
 func (c *Claimer) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		s, err := c.cfg.IPAM.Allocate(ctx, settings.NodeKey, nil)

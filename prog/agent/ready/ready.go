@@ -86,7 +86,8 @@ func (b *Board) Run(ctx context.Context) error {
 	return nil
 }
 
-// evaluate asks the components in order, until one of them returns a reason why the host is not ready.
+// evaluate asks the components in order, until one of them returns a reason why the host is not
+// ready.
 func (b *Board) evaluate(ctx context.Context) {
 	now, effect := "", ""
 	for _, c := range b.conditions {

@@ -1,5 +1,5 @@
-// Package settings owns the settings that the operator changes while the agent runs: names, exposure, and excluded
-// addresses. A change is stored before any component sees it.
+// Package settings owns the settings that the operator changes while the agent runs: names,
+// exposure, and excluded addresses. A change is stored before any component sees it.
 //
 // Settings are safe for concurrent use. One change is made at a time, and readers share the last
 // Values, which are never changed.

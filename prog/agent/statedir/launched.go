@@ -39,8 +39,7 @@ func ToldToFound(dir string) bool {
 
 // BeforeLaunch records the state of a host before launch changes it. The returned function reverts
 // the changes of a failed launch. Otherwise the next agent would found or join a network that the
-// operator has given up. If the host belongs to a network by then,
-// the function reverts nothing.
+// operator has given up. If the host belongs to a network by then, the function reverts nothing.
 func BeforeLaunch(dir string) (undo func() error, err error) {
 	stored := func(f func(*state.Store) error) error {
 		if !hasStore(dir) {

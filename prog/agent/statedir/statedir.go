@@ -71,8 +71,8 @@ func withStore(dir string, f func(*state.Store) error) error {
 	return errors.Join(f(s), s.Close())
 }
 
-// Founds reports whether an agent with these targets founds a ring: it has no targets,
-// and no ring in its state.
+// Founds reports whether an agent with these targets founds a ring: it has no targets, and no ring
+// in its state.
 func Founds(dir string, targets []string) (founds bool, err error) {
 	if len(targets) > 0 {
 		return false, nil

@@ -2,9 +2,9 @@
 // of its links, other uses of the overlay's ranges, and this host's own record, which tells other
 // peers how to reach it.
 //
-// An Underlay publishes the addresses and MTUs as a Host. Its goroutine compares them with the kernel
-// whenever a view is published, at least every two seconds. It only reads links, addresses and routes after the
-// kernel announced a change.
+// An Underlay publishes the addresses and MTUs as a Host. Its goroutine compares them with the
+// kernel whenever a view is published, at least every two seconds. It only reads links, addresses
+// and routes after the kernel announced a change.
 package underlay
 
 import (

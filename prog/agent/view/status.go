@@ -74,7 +74,7 @@ func (w *Watcher) Status(v *View) api.IPAM {
 		Active: len(v.Allocations), Free: v.Free, Resting: v.Resting,
 		Rings: rings(v.Peers), Owners: []api.Owner{},
 	}
-	_, other := errors.AsType[*ring.OtherRingError](v.Conflict) // the records say more, and when it is over
+	_, other := errors.AsType[*ring.OtherRingError](v.Conflict) // rings reports this better, from records: all rings, and when the conflict ends
 	switch {
 	case len(r.Rings) > 0:
 		r.Conflict = apart(r.Rings, w.cfg.Rejoin).String()

@@ -3,7 +3,8 @@
 //
 // A Watcher owns the last View. It takes a new one when ring or peers change, and every two
 // seconds, since time alone turns a silent peer into a lost one. Components that check the kernel
-// regularly do so whenever a view is published. A View is never changed once it is published. A Watcher is safe for concurrent use.
+// regularly do so whenever a view is published. A View is never changed once it is published. A
+// Watcher is safe for concurrent use.
 package view
 
 import (

@@ -30,7 +30,7 @@ type Store interface {
 type Config struct {
 	Kubeconfig string // path of a file; empty: use the service account of the agent's pod
 	Name       string // the name of the Node object (see Name)
-	Namespace  string // of the Secret; empty: the pod's own namespace, else kube.DefaultNamespace
+	Namespace  string // the namespace of the Secret; empty: the pod's own namespace, else kube.DefaultNamespace
 	Store      Store
 	Log        *slog.Logger
 	// Changed is called when the API server's data change. It must not block.

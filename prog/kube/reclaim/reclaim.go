@@ -177,8 +177,7 @@ func (r *Reclaimer) tellOfAnswering(v verdict) {
 }
 
 // takeOver takes over the addresses of a peer that is gone. All reachable peers must confirm that
-// they cannot reach it. No majority is needed, since its Node
-// was deleted.
+// they cannot reach it. No majority is needed, since its Node was deleted.
 func (r *Reclaimer) takeOver(ctx context.Context, g gone) {
 	name := r.cfg.Mesh.Name(g.ID)
 	slots, err := r.cfg.Remove(ctx, g.ID)

@@ -19,8 +19,8 @@ import (
 	"weft/prog/kube"
 )
 
-// cluster has the fakes that a reclaimer on the Node n1 uses. The ring has two owners: the reclaimer's
-// peer, and a silent peer on n2.
+// cluster has the fakes that a reclaimer on the Node n1 uses. The ring has two owners: the
+// reclaimer's peer, and a silent peer on n2.
 type cluster struct {
 	self, dead peer.Record
 	until      time.Time // gossip reaches the dead peer until this time
