@@ -13,7 +13,7 @@ import (
 	"weft/prog/kube/kubetest"
 )
 
-func TestInvalidSettingsAreToldOnTheNode(t *testing.T) {
+func TestInvalidSettingsAreReportedOnTheNode(t *testing.T) {
 	server := kubetest.New()
 	server.Set(kubetest.Node("n3", "uid-3", "192.0.2.3"))
 	opts := config.Options{Log: slog.New(slog.DiscardHandler), Kubernetes: config.Kubernetes{On: true, Config: kubetest.Start(t, server), Node: "n3"}}

@@ -11,7 +11,7 @@ import (
 
 // The end of an endpoint waits until the operation that works on it is done. A wait without end
 // ends soon enough for the plugin to say so.
-func TestEndOfAnEndpointWaitsItsTurn(t *testing.T) {
+func TestDetachWaitsForOtherOperations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := keys{taken: map[string]chan struct{}{}}
 		first, err := k.begin("c1/eth0")

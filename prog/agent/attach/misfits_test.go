@@ -11,7 +11,7 @@ import (
 var long = strings.Repeat("x", 71)
 
 // A runtime's container is attached even if its name fits no DNS label. A user's name is refused.
-func TestNamesThatDoNotFitAreRefusedOfPeopleOnly(t *testing.T) {
+func TestNamesThatDoNotFitAreOnlyRefusedFromUsers(t *testing.T) {
 	named := func(source, name, namespace string) api.AttachRequest {
 		r := request("c0ffee")
 		r.Source, r.Name, r.Namespace = source, name, namespace

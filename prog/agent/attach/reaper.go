@@ -162,7 +162,7 @@ func (a *Attachments) releaseVanished(ctx context.Context) {
 	}
 	a.releaseQueued(ctx)
 	if err != nil && ctx.Err() == nil {
-		a.cfg.Log.Warn("cannot free all that is gone", "err", err)
+		a.cfg.Log.Warn("cannot free the addresses of all endpoints that ended", "err", err)
 	}
 }
 

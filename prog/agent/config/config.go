@@ -113,7 +113,7 @@ func (o Options) Validate() error {
 	}
 	for _, a := range o.Advertise {
 		if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() {
-			return fmt.Errorf("--advertise %v: no other host reaches this one there: want an address of this host, or of what forwards to it", a)
+			return fmt.Errorf("--advertise %v: other hosts cannot reach this host at that address: want an address of this host, or of a gateway that forwards to it", a)
 		}
 	}
 	if o.MTU != 0 && (o.MTU < topology.MinMTU || o.MTU > 65535) {

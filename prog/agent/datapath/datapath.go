@@ -249,7 +249,7 @@ func (d *Datapath) WatchTable(ctx context.Context) error {
 	}
 	for ctx.Err() == nil {
 		if err := nft.Removed(ctx, removed); err != nil && ctx.Err() == nil {
-			d.cfg.Log.Warn("changes of nftables by others are only seen at the next turn", "err", err)
+			d.cfg.Log.Warn("cannot watch nftables: other programs' changes are only repaired every two seconds", "err", err)
 			live.Pause(ctx, time.Minute)
 		}
 	}

@@ -129,7 +129,7 @@ func (e *Enforcer) Run(ctx context.Context) error {
 			told = ""
 		case err.Error() != told:
 			told = err.Error()
-			e.cfg.Log.Warn("cannot enforce all policies: those of before stay in force", "err", err)
+			e.cfg.Log.Warn("cannot enforce all policies: the previous rules stay in force", "err", err)
 		}
 		select {
 		case <-ctx.Done():

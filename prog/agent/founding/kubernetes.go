@@ -63,7 +63,7 @@ func (k Kubernetes) Found(ctx context.Context) (f Founding, err error) {
 		k.Node.Warn(problem.Problem{
 			Reason: kube.ReasonUniverseFixed, What: fmt.Sprintf("the network's addresses are %v since it was founded", r.Universe),
 			Effect: "WEFT_IPALLOC_RANGE (--ipalloc-range) has no effect any more",
-			Fix:    "take it back, or remove Weft from all nodes (`weft reset`) and found it anew",
+			Fix:    "take the setting back, or remove Weft from all nodes (`weft reset`) and install it again",
 		})
 	}
 	f.Universe = config.Ranges{V4: r.Universe.V4, V6: r.Universe.V6}
@@ -95,7 +95,7 @@ func (k Kubernetes) join(ctx context.Context) error {
 	kept, err := statedir.Secret(dir)
 	switch {
 	case err == nil && kept != f.Token:
-		err := fmt.Errorf("this host has the secret of another cluster already (%s): empty that folder, if it shall leave that one", dir)
+		err := fmt.Errorf("this host has the secret of another cluster already (%s): empty that folder, if this host shall leave that cluster", dir)
 		k.Node.LastWord(ctx, kube.ReasonSecret, err)
 		return err
 	case err != nil && !errors.Is(err, fs.ErrNotExist):

@@ -230,7 +230,7 @@ func (n *Service) targetAt(addr netip.Addr, container string, keys []string) (se
 	}
 	switch {
 	case keys != nil && !slices.Contains(keys, key):
-		return settings.Name{}, bad(fmt.Errorf("%v is no address of %s (`weft ps`): leave out the one or the other", addr, container))
+		return settings.Name{}, bad(fmt.Errorf("%v is no address of %s (`weft ps`): leave out the address or the container", addr, container))
 	case !inside:
 		if err := directory.CheckOutside(addr); err != nil {
 			return settings.Name{}, bad(err)
@@ -326,7 +326,7 @@ func (n *Service) Problems() []problem.Problem {
 	return []problem.Problem{{
 		Reason: problem.Address, About: "stuck",
 		What:   fmt.Sprintf("%s %s not given again after being freed", words.Count(slots, "address"), words.Are(slots)),
-		Effect: fmt.Sprintf("for %v not all peers have said that they dropped their old names: %v", time.Since(since).Round(time.Second), why),
-		Fix:    "look at the agent there",
+		Effect: fmt.Sprintf("after %v some peers have not confirmed that they dropped the old names of these addresses: %v", time.Since(since).Round(time.Second), why),
+		Fix:    "look at the agents of those peers",
 	}}
 }

@@ -76,7 +76,7 @@ func newFixture(t *testing.T, further ...attach.Endpoint) *fixture {
 	return f
 }
 
-func TestGivenNamesAreKept(t *testing.T) {
+func TestNamesThatOperatorsGaveAreKept(t *testing.T) {
 	f := newFixture(t)
 	outside := netip.MustParseAddr("192.0.2.17")
 	for _, req := range []api.NameRequest{

@@ -57,7 +57,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 				told = ""
 			case err.Error() != told: // the log has each new error once, not at every change
 				told = err.Error()
-				p.cfg.Log.Warn("cannot tell the other peers of all endpoints here", "err", err)
+				p.cfg.Log.Warn("cannot publish all endpoints of this host to other peers", "err", err)
 			}
 		}
 		select {

@@ -46,7 +46,7 @@ func TestClientsOfTheNameServer(t *testing.T) {
 	}
 }
 
-func TestWithoutANameServerContainersAreToldNothing(t *testing.T) {
+func TestWithoutANameServerContainersKeepTheirResolvConf(t *testing.T) {
 	r, err := New(Config{DNS: config.DNS{Off: true}})
 	if err != nil || r.Container("shop") != nil || !r.Status(nil).Off {
 		t.Errorf("resolver %+v, error %v; want it off, without a resolv.conf", r, err)

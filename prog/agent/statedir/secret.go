@@ -26,7 +26,7 @@ func EstablishSecret(dir string, given *secret.Token, founds bool) (t secret.Tok
 	case err != nil:
 		return t, err
 	case given != nil && given.Secret != kept.Secret:
-		return t, fmt.Errorf("this host has the secret of another cluster already (%s): run `weft reset` first if it shall leave that one", path)
+		return t, fmt.Errorf("this host has the secret of another cluster already (%s): run `weft reset` first if this host shall leave that cluster", path)
 	default:
 		return kept, nil
 	}

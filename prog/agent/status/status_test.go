@@ -64,7 +64,7 @@ func newReporter(h *host) *Reporter {
 	})
 }
 
-func TestTheReportHasWhatEachComponentSays(t *testing.T) {
+func TestTheReportHasTheStateOfEachComponent(t *testing.T) {
 	r, err := newReporter(&host{}).Report(t.Context())
 	if err != nil || !r.Ready || r.Version != "v1" || !r.Router.Exposed || r.Router.MTU != 1420 || r.Router.Datapath != "kernel" ||
 		r.IPAM.Status != "ready" || len(r.Endpoints) != 1 || r.Policy.Policies != 3 || !r.DNS.Off {

@@ -89,7 +89,7 @@ func (h *host) start(t *testing.T) (ended <-chan error, stop func()) {
 	return done, stop
 }
 
-func TestAnAgentRunsAnewWhenItsAddressIsGoneForGood(t *testing.T) {
+func TestAnAgentEndsWhenItsAddressIsGoneForGood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, Config{}, first)
 		ended, stop := h.start(t)
@@ -160,7 +160,7 @@ func TestTheRecordFollowsRingAndNodeAddress(t *testing.T) {
 	})
 }
 
-func TestARecordThatCannotBeToldIsACondition(t *testing.T) {
+func TestARecordThatCannotBeAnnouncedIsACondition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, Config{}, first)
 		h.mesh.fail = errors.New("the disk is full")

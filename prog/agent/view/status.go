@@ -191,13 +191,13 @@ func waitsFor(snap ipam.Snapshot, owners []api.Owner) string {
 	return fmt.Sprintf("all other IP ranges are owned by unreachable peers (waiting: %s)", words.Count(snap.Waiting, "request"))
 }
 
-// Problems name addresses in use here that another peer has taken over, and copied disks.
+// Problems names addresses in use here that another peer has taken over, and copied disks.
 func (w *Watcher) Problems(v *View) (list []problem.Problem) {
 	for _, p := range v.Peers {
 		if p.Record.Copy.IsValid() && p.Record.ID() != v.Self { // a copied host, which reports it about itself
 			list = append(list, problem.Problem{
 				Reason: problem.CopiedDisk, Elsewhere: true, What: fmt.Sprintf("a host at %v has the identity of %s", p.Record.Copy, p.Record.Name()),
-				Effect: "a disk was copied. The copy stops by itself", Fix: "run `weft reset --force` on it, and launch it again",
+				Effect: "a disk was copied. The copy stops by itself", Fix: "run `weft reset --force` on the copy, and launch it again",
 			})
 		}
 	}

@@ -229,7 +229,7 @@ func TestPodsGetLabelsFromAPIServer(t *testing.T) {
 	}
 }
 
-func TestAPodThatTheAPIServerDoesNotTellOfIsRefused(t *testing.T) {
+func TestAPodUnknownToTheAPIServerIsRefused(t *testing.T) {
 	n := following(t, kubetest.New())
 	kubetest.Eventually(t, "live", n.live)
 	ctx, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)

@@ -141,7 +141,7 @@ func TestProblemsOfThisHostBecomeEvents(t *testing.T) {
 	})
 }
 
-func TestWhatAnAgentWaitsForIsToldAfterAWhile(t *testing.T) {
+func TestWhatAnAgentWaitsForIsReportedAfterAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := kubetest.New()
 		n := timeless(t, server)

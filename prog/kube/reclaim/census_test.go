@@ -88,7 +88,7 @@ func TestAddressesAreReclaimedOfSilentPeersWhoseNodesAreGone(t *testing.T) {
 
 // If several peers find the same peer gone, one of them is the first to remove it. Peers on the
 // smaller side of a network partition find no peer gone.
-func TestPeersTakeTurns(t *testing.T) {
+func TestPeersTryARemovalOneAfterTheOther(t *testing.T) {
 	const all = 7
 	var nodes []kube.Node
 	for n := range all {

@@ -193,7 +193,7 @@ func TestARefusedRemovalIsTriedAgainLater(t *testing.T) {
 	})
 }
 
-func TestAPeerThatWasFasterIsNoTrouble(t *testing.T) {
+func TestARemovalThatAnotherPeerDidIsNoError(t *testing.T) {
 	c, r := newCluster()
 	var log strings.Builder
 	r.cfg.Log, r.start = slog.New(slog.NewTextHandler(&log, nil)), time.Now().Add(-time.Hour)
