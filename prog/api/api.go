@@ -64,7 +64,7 @@ const (
 type CNI struct {
 	Config  string   `json:"config"`  // path of the file
 	Version string   `json:"version"` // the newest version that all plugins support
-	Plugins []string `json:"plugins"` // in calling order
+	Plugins []string `json:"plugins"` // the plugins in the order in which the runtime calls them
 	Missing []string `json:"missing,omitempty"`
 }
 
@@ -181,7 +181,7 @@ type Owner struct {
 	Percent   float64  `json:"percent"`
 	Reachable bool     `json:"reachable"`
 	Ranges    []string `json:"ranges"`          // the IPv4 CIDRs that the peer owns
-	Usage     *Usage   `json:"usage,omitempty"` // only of peers that answered
+	Usage     *Usage   `json:"usage,omitempty"` // how the peer uses its addresses; only for peers that answered
 }
 
 // DNS is the name server of this host.
@@ -222,7 +222,7 @@ type Upstream struct {
 
 // Name is one name in the DNS domain, with its addresses.
 type Name struct {
-	Name        string       `json:"name"` // with the domain, as in a query
+	Name        string       `json:"name"` // the full name with the domain, as in a query
 	Addresses   []netip.Addr `json:"addresses"`
 	Endpoint    string       `json:"endpoint"` // CONTAINER/INTERFACE, node, or outside/NAME
 	Peer        string       `json:"peer"`
@@ -287,7 +287,7 @@ type AttachRequest struct {
 	Namespace   string `json:"namespace,omitempty"`
 	PodUID      string `json:"podUID,omitempty"` // Kubernetes' UID: another pod may have the same name later
 	HostLink    string `json:"hostLink"`
-	MAC         string `json:"mac"` // of the container's interface
+	MAC         string `json:"mac"` // the MAC address of the container's interface
 	// Addresses are the requested ones: one of either family, or both of one slot.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Policies select by Labels. Ports are named ports, for SRV records and policies.
@@ -359,9 +359,9 @@ type StopReply struct {
 
 // Usage is how a peer uses its addresses.
 type Usage struct {
-	Active  uint64 `json:"active"`  // in use, including its node address
-	Free    uint64 `json:"free"`    // ready to be allocated
-	Resting uint64 `json:"resting"` // released, in quarantine
+	Active  uint64 `json:"active"`  // the number of addresses in use, including the node address
+	Free    uint64 `json:"free"`    // the number of addresses that the peer can allocate
+	Resting uint64 `json:"resting"` // the number of released addresses in quarantine
 }
 
 // TargetsRequest changes the hosts that this peer joins.

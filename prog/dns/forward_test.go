@@ -320,7 +320,7 @@ func TestUpstreamWithoutEDNS(t *testing.T) {
 func TestIdenticalQueriesAreForwardedOnce(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, func(c *Config) { c.Timeout = 5 * time.Second })
-	use(s, counted(t, &n, time.Second, dns.RcodeSuccess, answerA...)) // until all have asked, even on a busy machine
+	use(s, counted(t, &n, time.Second, dns.RcodeSuccess, answerA...)) // the delay suffices for all clients to ask, even on a busy machine
 	var wg sync.WaitGroup
 	for _, name := range []string{"www.example.", "WWW.example.", "www.EXAMPLE.", "wWw.example."} {
 		for range 20 {

@@ -14,7 +14,7 @@ type Status struct {
 	Domain     string        // the domain without a final dot
 	TTL        time.Duration // the TTL of answers from the domain
 	Sockets    []Socket      // the addresses to listen on
-	Upstreams  []Upstream    // those of resolv.conf in its order, then those of single domains
+	Upstreams  []Upstream    // the servers of resolv.conf in its order, then those of single domains
 	ResolvConf string        // why there is no server from resolv.conf; "" if there is
 	Cached     int           // answers in the cache
 	CacheBytes int           // the approximate size of the cached answers

@@ -20,7 +20,7 @@ func TestWorkersRunTasksConcurrently(t *testing.T) {
 				c.Go(func() {
 					ran.Add(1)
 					all.Done()
-					all.Wait() // for all other tasks: it only ends if they run concurrently
+					all.Wait() // waits for all other tasks, which only end if they run concurrently
 				})
 			}
 			synctest.Wait()
@@ -32,7 +32,7 @@ func TestWorkersRunTasksConcurrently(t *testing.T) {
 		if n := c.idle.Load(); n != 0 {
 			t.Errorf("%d goroutines are left after Wait, want none", n)
 		}
-		c.Go(func() {}) // after Wait, which is the latest possible time
+		c.Go(func() {}) // this task comes after Wait, the latest possible time
 		c.Wait()
 	})
 }

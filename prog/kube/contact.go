@@ -12,7 +12,7 @@ import (
 type contact struct {
 	mu          sync.Mutex
 	list, watch error
-	failing     time.Time // since when requests fail; zero: they succeed
+	failing     time.Time // since when requests fail; zero: requests succeed
 	last        time.Time // time of the API server's last message
 }
 

@@ -98,7 +98,7 @@ func TestCIDRsMatchAPIServer(t *testing.T) {
 	}
 	for text, want := range map[string]*policy.Block{
 		"{cidr: 10.200.000.0/24}":                                            block("10.200.0.0/24"),
-		"{cidr: 010.020.030.0/024}":                                          block("10.20.30.0/24"), // not octal
+		"{cidr: 010.020.030.0/024}":                                          block("10.20.30.0/24"), // leading zeros are decimal, not octal
 		"{cidr: 10.1.2.3/8}":                                                 block("10.0.0.0/8"),
 		"{cidr: 2001:DB8:0::1/32}":                                           block("2001:db8::/32"),
 		"{cidr: \"::ffff:10.0.0.0/104\"}":                                    block("10.0.0.0/8"),

@@ -45,7 +45,7 @@ func TestUnknownPartsAllowNothing(t *testing.T) {
 		"{from: [{ipBlock: {cidr: 10.0.0/24}}]}, {from: [{podSelector: {matchLabels: {app: client}}}]}": {{Peers: []policy.Peer{nobody}}, {Peers: []policy.Peer{client}}},
 		"{from: [{ipBlock: {cidr: 10.0.0.0/24, except: [10.0.0/28]}}]}":                                 {{Peers: []policy.Peer{nobody}}},
 		"{from: [{ipBlock: {cidr: 10.0.0.0/24, except: [11.0.0.0/28, 10.0.0.0/28]}}]}":                  {{Peers: []policy.Peer{nobody}}},
-		"{from: [{}]}": {{Peers: []policy.Peer{nobody}}}, // of a newer API, with a field that this version does not know
+		"{from: [{}]}": {{Peers: []policy.Peer{nobody}}}, // a newer API may have a field here that this version does not know
 		"{from: [{podSelector: {matchExpressions: [{key: a, operator: Gt, values: [\"1\"]}]}}]}":                    {{Peers: []policy.Peer{nobody}}},
 		"{from: [{namespaceSelector: {matchExpressions: [{key: a, operator: In}]}, podSelector: {}}]}":              {{Peers: []policy.Peer{nobody}}},
 		"{from: [{podSelector: {}, ipBlock: {cidr: 10.0.0.0/24}}]}":                                                 {{Peers: []policy.Peer{nobody}}},

@@ -34,7 +34,7 @@ const (
 	PolicyKind       = "NetworkPolicy"
 	NamespaceVersion = "v1"
 	NamespaceKind    = "Namespace"
-	anyList          = "List" // in NamespaceVersion: the output of kubectl get -o yaml
+	anyList          = "List" // kubectl get -o yaml prints a List, of the version NamespaceVersion
 )
 
 // Document is one document of a manifest.
@@ -63,8 +63,8 @@ const DefaultNamespace = "default"
 
 // Error is a fault in a manifest, with its position.
 type Error struct {
-	Line  int    // from 1; 0: unknown
-	Field string // such as spec.ingress[0].ports[1].endPort; empty: the whole document
+	Line  int    // the line, from 1; 0: unknown
+	Field string // the path of the field, such as spec.ingress[0].ports[1].endPort; empty: the whole document
 	Why   string
 }
 

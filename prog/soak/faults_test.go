@@ -18,7 +18,7 @@ func TestFaultsAreCaught(t *testing.T) {
 	}
 	for _, f := range []struct {
 		name, variable string
-		found          []string // any of these; which one shows first depends on the history
+		found          []string // texts, one of which must be found; which one depends on the history
 	}{
 		{"a tie that is not broken", "weft/ipam/ring.fault=tie", []string{"different rings", "two live holders"}},
 		{"a quorum without self", "weft/ipam/paxos.fault=quorum", []string{"founds a second ring"}},
@@ -35,7 +35,7 @@ func TestFaultsAreCaught(t *testing.T) {
 			out, err := run.CombinedOutput()
 			says := func(what string) bool { return strings.Contains(string(out), what) }
 			if _, failed := errors.AsType[*exec.ExitError](err); !failed || !slices.ContainsFunc(f.found, says) {
-				t.Errorf("the simulation did not detect it (want one of %q): %v\n%.2000s", f.found, err, out)
+				t.Errorf("the simulation did not detect the fault, want one of %q: %v\n%.2000s", f.found, err, out)
 			}
 			t.Logf("%s", strings.TrimSpace(string(out[max(0, len(out)-250):])))
 		})

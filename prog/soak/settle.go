@@ -41,7 +41,7 @@ func (w *world) settle() {
 		w.locked(func() { h.gone = h.gone || h.copied && h.run == nil && w.copies(h.id) > 1 })
 		w.boot(h)
 	}
-	time.Sleep(20 * time.Second) // until all peers have connected, and of two runs with one identity one has stopped
+	time.Sleep(20 * time.Second) // by then all peers have connected, and of two runs with one identity one has stopped
 	if !w.foundedByNow() {
 		return
 	}

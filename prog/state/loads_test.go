@@ -97,7 +97,7 @@ func (w *written) step(t *rapid.T, s *Store) {
 		}
 	case 6:
 		if err := s.SaveSettings(map[string]string{"set": key}); err == nil {
-			w.settings["set"] = string([]rune(key)) // as JSON stores it
+			w.settings["set"] = string([]rune(key)) // JSON replaces invalid UTF-8 in the stored value
 		}
 	default:
 		if err := s.SaveKubernetes(value); err == nil && value != nil {

@@ -224,7 +224,7 @@ func onStage(t *testing.T, f func(t *testing.T, s *stage)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := &stage{t: t, net: meshtest.New(1)}
-		defer func() { // also if the simulation failed
+		defer func() { // stops the parts even if the simulation failed
 			for _, end := range slices.Backward(s.end) {
 				end()
 			}

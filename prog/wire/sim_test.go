@@ -176,7 +176,7 @@ func TestCurrentPeerJoinsOlderPeers(t *testing.T) {
 				for _, p := range []*scripted{a, b} {
 					asks(t, p)
 				}
-				time.Sleep(2 * time.Minute) // until delta starts a push/pull itself
+				time.Sleep(2 * time.Minute) // by then delta has started a push/pull itself
 				for _, p := range []*scripted{a, b} {
 					heard := p.understands()
 					for _, what := range []string{"state of peers", "state of ring", "state of directory", "state of documents"} {

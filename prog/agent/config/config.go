@@ -52,7 +52,7 @@ type Options struct {
 // DNS is the operator's part of the name server.
 type DNS struct {
 	Off         bool
-	Domain      string                      // without the last dot
+	Domain      string                      // the DNS domain, without the final dot
 	TTL         time.Duration               // the TTL of answers about names of the network
 	PreferLocal bool                        // answers list the endpoints of this host first
 	Forward     map[string][]netip.AddrPort // the DNS servers for names below each domain
