@@ -273,7 +273,7 @@ func (s *stage) run(parts ...func(context.Context) error) {
 	})
 }
 
-// older are the greeting and the state of a peer of a recorded version.
+// olderHello returns the greeting of a peer of the recorded version.
 func olderHello() []byte { return scene["mesh/hello"] }
 
 // states encodes a push/pull message from replicated states.

@@ -21,7 +21,7 @@ type disk struct {
 
 func (d disk) Keys(io.Reader) (state.Keys, error) { return d.keys, d.fail }
 
-// disk of the nth host.
+// newDisk returns the store of the nth host.
 func newDisk(n byte) disk {
 	seed := make([]byte, ed25519.SeedSize)
 	seed[0] = n
