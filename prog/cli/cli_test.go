@@ -149,7 +149,7 @@ func TestDockerContainer(t *testing.T) {
 		}
 	}
 	if _, err := dockerContainer(t.Context(), socket+"x", "web"); err == nil || !strings.Contains(err.Error(), "neither a PID nor a path") ||
-		!strings.Contains(err.Error(), "x (no such file or directory): is it running") || strings.Contains(err.Error(), "http://") {
+		!strings.Contains(err.Error(), "x (no such file or directory): is Docker running") || strings.Contains(err.Error(), "http://") {
 		t.Errorf("without Docker, the error is %v; want one that names the socket and the fix", err)
 	}
 }

@@ -374,5 +374,5 @@ func (a *Attachments) Find(word string) ([]string, error) {
 	case len(begin) > 0:
 		return begin, nil
 	}
-	return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is not attached to this host (`weft ps` lists the attached ones)", word)}
+	return nil, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("%s is not attached to this host (`weft ps` lists the attached containers)", word)}
 }
