@@ -228,7 +228,7 @@ func TestPutIsCommutativeAndIdempotent(t *testing.T) {
 		if !cmp.Equal(shuffled.Held(), want.Held()) {
 			t.Fatalf("Put in another order resulted in %v; want %v", shuffled.Held(), want.Held())
 		}
-		// Merge the results of two groups of sets.
+		// Put some sets into one directory and the others into a second one, and merge these two.
 		cut := rapid.IntRange(0, len(sets)).Draw(t, "cut")
 		left, right := put(sets[:cut]), put(sets[cut:])
 		for _, owner := range right.Owners() {

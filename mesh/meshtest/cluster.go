@@ -52,8 +52,8 @@ type Replica interface {
 // Handler is mesh.Handler.
 type Handler = func(ctx context.Context, from peer.ID, payload []byte) ([]byte, error)
 
-// epoch is a period in which the network did not change. side is the partition of each run, by its
-// number, or down.
+// epoch is a period in which the network did not change. side[i] is the partition in which host i
+// was, or the constant down: host i did not run.
 type epoch struct {
 	at   time.Time
 	side []int

@@ -234,7 +234,7 @@ type Name struct {
 type NameRequest struct {
 	Name      string       `json:"name"`                // with or without the domain; empty: remove all names of the container, including its own
 	Container string       `json:"container,omitempty"` // id, beginning of an id, or name of a container attached here
-	Addresses []netip.Addr `json:"addresses,omitempty"` // addresses of endpoints here, of this host, or outside the network
+	Addresses []netip.Addr `json:"addresses,omitempty"` // each is that of a container on this host, of this host itself, or one outside the overlay
 }
 
 // LookupRequest asks for the addresses of a name.

@@ -138,7 +138,7 @@ func TestASecondAttachIsAConflict(t *testing.T) {
 	}
 }
 
-func TestAskedAddresses(t *testing.T) {
+func TestAttachGivesOrRefusesTheRequestedAddresses(t *testing.T) {
 	u := agenttest.Universe()
 	for name, c := range map[string]struct {
 		asked  []string

@@ -32,7 +32,7 @@ func ParseInit(s string) (i Init, err error) {
 		for text := range strings.SplitSeq(value, ",") {
 			id, e := peer.ParseID(text)
 			if e != nil {
-				return i, fmt.Errorf("--ipalloc-init %s: %w (`weft id` prints a host's)", s, e)
+				return i, fmt.Errorf("--ipalloc-init %s: %w (`weft id` prints a host's id)", s, e)
 			}
 			i.Seeds = append(i.Seeds, id)
 		}

@@ -66,7 +66,7 @@ func TestPoliciesFollowDocuments(t *testing.T) {
 }
 
 // A document that this version does not understand is a problem, and the others are enforced.
-func TestUnreadDocuments(t *testing.T) {
+func TestDocumentsThatCannotBeParsedAreProblems(t *testing.T) {
 	f := newFixture(t, true)
 	f.host.Write(t, map[string]string{"shop/new": "apiVersion: networking.k8s.io/v9\nkind: NetworkPolicy\n", "shop/other": policytest.Shop})
 	if _, err := f.apply(t, policytest.Shop); err != nil {

@@ -63,7 +63,7 @@ func run(folder, version string) error {
 	return nil
 }
 
-// These files contain the release.
+// The files into which the version of a release is written.
 const (
 	chartFile     = "chart/Chart.yaml"
 	installFile   = "weft.yaml"
