@@ -229,7 +229,8 @@ func (d *Directory) confirmAll(ctx context.Context) {
 	}
 }
 
-// note stores the result of a round of confirmations, for status.
+// note stores the result of a round in which this host asked the other peers to confirm that they
+// dropped its old endpoints. The status shows it.
 func (d *Directory) note(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

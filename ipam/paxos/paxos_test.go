@@ -445,7 +445,7 @@ func TestMergeRefusesAndNamesOtherTerms(t *testing.T) {
 	}
 }
 
-func TestRestoreRefusesOtherVotersAndBrokenTerms(t *testing.T) {
+func TestRestoreRefusesStateOfOtherVotersAndInvalidTerms(t *testing.T) {
 	promised, _ := fresh(t, 1, 1).Propose()
 	accepted, _, _ := promised.Advance(by(1))
 	for name, tt := range map[string]struct {

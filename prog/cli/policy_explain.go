@@ -97,7 +97,7 @@ func printExplanation(w io.Writer, e api.Explanation) {
 	if e.Port == icmp {
 		what = " with " + icmp
 	}
-	if e.Open != "" { // the question named no port, so the verdict is about any port
+	if e.Open != "" { // the question named no port: Open lists the ports that are open
 		what, asked = "", "any port"
 	}
 	fmt.Fprintf(w, "%s → %s%s: %s\n", partyName(e.Source), partyName(e.Destination), what, headline(e))

@@ -70,8 +70,9 @@ func TestErrorTextsAreBounded(t *testing.T) {
 	}
 }
 
-// With an unknown selector or direction, more is isolated, and its rules are dropped.
-func TestUnknownSelectionIsolatesMore(t *testing.T) {
+// If a selector or a direction is unknown, the policy isolates more endpoints or directions, and its
+// rules for them are dropped.
+func TestPolicyWithUnknownSelectorOrTypeIsolatesMoreEndpoints(t *testing.T) {
 	const rules = "ingress: [{}], egress: [{}]"
 	web := policy.Selector{Labels: map[string]string{"app": "web"}}
 	for text, want := range map[string]policy.Policy{

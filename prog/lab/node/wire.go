@@ -66,7 +66,7 @@ type request struct {
 	Config *Config     `json:",omitempty"` // spawn
 	Name   string      `json:",omitempty"` // end
 	Verb   string      `json:",omitempty"` // signal
-	Signal unix.Signal `json:",omitempty"` // signal; also a message of its own while exec runs
+	Signal unix.Signal `json:",omitempty"` // signal; while exec runs, a message with this field alone passes the signal to its command
 	Cut    *Cut        `json:",omitempty"` // cut, heal
 	Uplink *Uplink     `json:",omitempty"` // plug (at the underlay, with Name), uplink (at the host)
 	Link   string      `json:",omitempty"` // mtu: eth0, or a port of the underlay
