@@ -70,7 +70,7 @@ func TestLostRepliesCauseOneGrantOnly(t *testing.T) {
 }
 
 // A peer that uses up a grant, or gives it away, gets another grant.
-func TestPeerThatKnowsItsGrantsGetsMore(t *testing.T) {
+func TestPeerThatUsedUpAGrantGetsAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		donor := c.start(1, &disk{})

@@ -93,7 +93,7 @@ func TestVotersRepeatAnnouncements(t *testing.T) {
 
 // The votes of peers that expect different numbers of voters do not count together, and the
 // conflict is reported.
-func TestVotersWithOtherTermsAreReported(t *testing.T) {
+func TestVotersThatExpectDifferentNumbersAreReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		a, b := c.voter(1, 2), c.voter(2, 3)
@@ -199,7 +199,7 @@ func TestProposersDoNotOutbidEachOther(t *testing.T) {
 
 // Voters that start one by one found the ring once there is a quorum, in any order of ids. Later
 // voters receive that ring.
-func TestRingIsFoundedOnceQuorumStarted(t *testing.T) {
+func TestRingIsFoundedWhenQuorumHasStarted(t *testing.T) {
 	for _, step := range []int{1, -1} {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCluster(t, 3)

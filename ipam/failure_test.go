@@ -159,7 +159,7 @@ func TestConcurrentRemovalsHaveOneWinner(t *testing.T) {
 }
 
 // A peer only leaves once another peer has stored its space on disk.
-func TestLeaveWaitsForHeirsDisk(t *testing.T) {
+func TestLeavingPeerWaitsUntilAnotherPeerStoredItsSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
 		all := func(a, b peer.ID) bool { return a != b }
@@ -189,7 +189,7 @@ func TestLeaveWaitsForHeirsDisk(t *testing.T) {
 }
 
 // Slots that a peer requested before it began to leave go to the heir too, and are not lost.
-func TestPendingGrantsGoToTheHeir(t *testing.T) {
+func TestPendingGrantsOfALeavingPeerAreNotLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
 		synctest.Wait()
@@ -216,7 +216,7 @@ func TestPendingGrantsGoToTheHeir(t *testing.T) {
 
 // A peer whose disk was restored from an older copy learns of its later grants before it changes
 // the ring again.
-func TestRestoredStateCatchesUpBeforeGranting(t *testing.T) {
+func TestPeerWithRestoredDiskCatchesUpBeforeGranting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		m := c.start(1, &disk{})
@@ -364,7 +364,7 @@ func TestExcludedRangesAreNotUsable(t *testing.T) {
 }
 
 // Requests to confirm the removal of unknown peers store nothing.
-func TestPromisesAreBounded(t *testing.T) {
+func TestRemovalRequestsForUnknownPeersStoreNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
 		for n := range 100 {

@@ -15,7 +15,7 @@ import (
 
 // While other peers map a slot to its former endpoint, the slot is not allocated: not after its
 // quarantine, not if no other slot is free, and not to a claim by address.
-func TestHeldSlotIsNotReused(t *testing.T) {
+func TestSlotThatPeersStillMapIsNotReused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		var held atomic.Bool

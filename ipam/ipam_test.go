@@ -316,7 +316,7 @@ func TestInvariant2OneAddressOneEndpoint(t *testing.T) {
 }
 
 // Twenty peers use a /24 up to its last address. Only then requests fail, with the reason.
-func TestAllAddressesOfUniverseAreAllocated(t *testing.T) {
+func TestAllAddressesOfUniverseCanBeAllocated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		const peers = 20

@@ -70,7 +70,7 @@ func alone(t *testing.T, d *disk, f func(*Allocator)) {
 
 // Rings that are within the bound can together exceed it. The agent then refuses them, reports that
 // in status, and can restart from its disk.
-func TestOversizedRingsNeverPreventStart(t *testing.T) {
+func TestMergeThatExceedsTheBoundIsRefusedAndReported(t *testing.T) {
 	d := &disk{}
 	alone(t, d, func(a *Allocator) {
 		var many *ring.TooManyError
@@ -97,7 +97,7 @@ func TestOversizedRingsNeverPreventStart(t *testing.T) {
 }
 
 // Claims under an incredible generation are ignored; the other claims of the same ring count.
-func TestIncredibleGenerationsAreIgnored(t *testing.T) {
+func TestGenerationsThatAreTooHighAreIgnored(t *testing.T) {
 	alone(t, &disk{}, func(a *Allocator) {
 		if _, err := a.Merge(claimed(t, 5, 7, ^uint32(0))); err != nil {
 			t.Fatal(err)
@@ -113,7 +113,7 @@ func TestIncredibleGenerationsAreIgnored(t *testing.T) {
 
 // Earlier releases could store a ring above the bound. The agent starts with it, reports it, and
 // sends it in parts.
-func TestOversizedStoredRingStartsAndIsReported(t *testing.T) {
+func TestAgentStartsWithOversizedStoredRing(t *testing.T) {
 	alone(t, &disk{state: State{Ring: pieces(t, 2*ring.MaxSegments, 1)}}, func(a *Allocator) {
 		var many *ring.TooManyError
 		if s := snapshot(t, &host{Allocator: a}); !errors.As(s.Conflict, &many) {

@@ -168,7 +168,7 @@ func TestFloodDoesNotPreventJoining(t *testing.T) {
 
 // The answer of a dialled host is unproven too. An answer that announces too much ends the attempt,
 // and an answer that never comes uses one chunk.
-func TestUnprovenAnswersAreBounded(t *testing.T) {
+func TestAnswersOfHostsWithoutTheSecretAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := meshtest.New(3)
 		d, stranger := admissionAt(t, n, 1), n.Join(address(2))

@@ -167,7 +167,7 @@ func decodeAll(t *testing.T, sets [][]byte) (out []*directory.Set) {
 }
 
 // Labels that exceed the bound are dropped; names of all endpoints stay.
-func TestOversizedLabelsAreDroppedAlone(t *testing.T) {
+func TestOversizedLabelsAreDroppedButNamesStay(t *testing.T) {
 	d := quiet(t, 1, &meshtest.Solo{})
 	endpoints := many(100)
 	for i := range 250 {

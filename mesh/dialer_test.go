@@ -17,7 +17,7 @@ import (
 
 // A peer whose advertised address does not answer is reached at another address of its record, by
 // packets and streams, without being lost in between.
-func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
+func TestPeerIsReachedAtItsSecondAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(1)}
 		s.net.HangDials()
@@ -55,7 +55,7 @@ func TestPeerIsReachedAtAnotherAddress(t *testing.T) {
 }
 
 // If another peer has taken over one address of a peer, that peer is joined at its other addresses.
-func TestPeerIsJoinedDespiteTakenAddress(t *testing.T) {
+func TestPeerIsJoinedAlthoughAnotherPeerHasItsAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(1)}
 		h1 := s.start(1, nil, nil)

@@ -125,7 +125,7 @@ func (w *dirCluster) rogue(n int, answer func() ([]byte, error)) (*meshtest.Host
 
 // A malicious peer repeatedly claims to have the newest sets. The number of requests stays in
 // proportion to its claims, true sets still arrive, and no request remains open.
-func TestFalseVersionsDelayNothing(t *testing.T) {
+func TestFalseVersionClaimsDoNotDelayEndpoints(t *testing.T) {
 	stale, _ := set(t, 2, nil, at("first-2", 2))
 	foreign, _ := set(t, 66, nil, at("foreign", 66))
 	for name, answer := range map[string]func() ([]byte, error){

@@ -155,7 +155,7 @@ func TestFreedSlotStaysTakenAcrossCrash(t *testing.T) {
 }
 
 // A confirmation is on disk: a crash of the confirming host does not restore the old endpoint.
-func TestConfirmationsAreOnDisk(t *testing.T) {
+func TestConfirmedRemovalOfEndpointSurvivesCrash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
 		h[3].disk.Fail(errors.New("disk full"))
@@ -177,7 +177,7 @@ func TestConfirmationsAreOnDisk(t *testing.T) {
 
 // A peer confirms nothing if its version is from before our state was restored, or if it has no set
 // of ours.
-func TestOnlyCurrentSetsConfirm(t *testing.T) {
+func TestPeerWithoutCurrentEndpointsConfirmsNothing(t *testing.T) {
 	own, _ := set(t, 1, nil, at("a", 1))
 	later, _ := set(t, 1, own, at("a", 1), at("b", 2))
 	later, _ = set(t, 1, later, at("b", 2))
@@ -218,7 +218,7 @@ func TestOnlyCurrentSetsConfirm(t *testing.T) {
 }
 
 // A peer that joins during a round of confirmations must confirm too.
-func TestJoiningPeerMustConfirmToo(t *testing.T) {
+func TestPeerThatJoinsMeanwhileMustConfirmFreedSlot(t *testing.T) {
 	m := &meshtest.Solo{Peers: []peer.ID{idOf(2)}}
 	d := quiet(t, 1, m)
 	for _, says := range [][]directory.Endpoint{{at("a", 1)}, nil} {
@@ -239,7 +239,7 @@ func TestJoiningPeerMustConfirmToo(t *testing.T) {
 }
 
 // In random histories, no host that was running all the time maps a slot that is free.
-func TestFreeSlotsAreMappedNowhere(t *testing.T) {
+func TestFreeSlotIsMappedOnNoHost(t *testing.T) {
 	for seed := range uint64(8) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { freeSlots(t, seed) })

@@ -174,7 +174,7 @@ func (r *dirHost) waits() (sets, slots int) {
 func (w *dirCluster) fetches() int { return w.Requests(requestSets) }
 
 // A small change arrives by gossip alone; a large change is fetched once by each peer.
-func TestChangeReachesAllPeersSoon(t *testing.T) {
+func TestEndpointChangeReachesAllPeersSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, h := five(t)
 		before := w.fetches()
@@ -314,7 +314,7 @@ func TestDirectorySurvivesRestartAndOlderDisk(t *testing.T) {
 
 // A delta of an earlier run arrives late. The peer refutes it: it broadcasts the endpoints that
 // this run published, with a higher version.
-func TestOwnOlderRunIsRefuted(t *testing.T) {
+func TestLateDeltaOfEarlierRunIsRefuted(t *testing.T) {
 	said := 0
 	d := quiet(t, 1, &meshtest.Solo{OnDelta: func([]byte) { said++ }})
 	s1, _ := set(t, 1, nil, at("a", 1))
@@ -333,7 +333,7 @@ func TestOwnOlderRunIsRefuted(t *testing.T) {
 
 // Sets of removed peers are deleted in memory and on disk. A returning peer continues with its own
 // set or with none, whatever other peers still have.
-func TestRemovedPeersSetIsDeletedAndCanReturn(t *testing.T) {
+func TestRemovedPeersEndpointsAreDeletedAndPeerCanReturn(t *testing.T) {
 	for _, wiped := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			w, h := five(t)

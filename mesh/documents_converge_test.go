@@ -182,7 +182,7 @@ func TestTombstonesExpire(t *testing.T) {
 }
 
 // A peer that missed the first push/pull becomes synced without waiting for the next push/pull.
-func TestSyncedWithoutPushPull(t *testing.T) {
+func TestPeerBecomesSyncedWithoutPushPull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answer := func(q meshtest.Asked) ([]byte, error) { // only one of the two other peers answers, and push/pull reaches neither
 			if q.To != (peer.ID{2}) || q.Kind != requestMissing {

@@ -150,7 +150,7 @@ func TestMissingDocumentsComeInParts(t *testing.T) {
 
 // A malicious peer repeatedly claims to have the newest documents. The number of requests stays in
 // proportion to its claims, true documents still arrive, and no request remains open.
-func TestFalseDocumentVersionsDelayNothing(t *testing.T) {
+func TestFalseVersionClaimsDoNotDelayDocuments(t *testing.T) {
 	endless := written(t, 9, nil, "endless", "x")
 	for name, answer := range map[string]func() ([]byte, error){
 		"no documents":      func() ([]byte, error) { return encode(documentAnswer{}), nil },

@@ -128,7 +128,7 @@ func TestUnreadableDiskDeletesNothing(t *testing.T) {
 
 // Documents signed by an identity that is no peer are refused, whichever peer sends them. A peer's
 // document is accepted, even if it arrives before its writer's record.
-func TestOnlyPeersWrite(t *testing.T) {
+func TestOnlyPeersCanWriteDocuments(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m := four(t)
 		stranger := written(t, 77, nil, "stranger", "x")
@@ -157,7 +157,7 @@ func TestOnlyPeersWrite(t *testing.T) {
 }
 
 // Documents of a peer that has left stay in force: a joining peer fetches them from other peers.
-func TestDocumentsOfDepartedPeersCount(t *testing.T) {
+func TestDocumentsOfDepartedPeersStayInForce(t *testing.T) {
 	doc := written(t, 77, nil, "web", "x")
 	from := documents(t, 1, &meshtest.Solo{}, &meshtest.Disk{})
 	if _, err := from.set.Put(doc, time.Now().Unix()); err != nil {
@@ -207,7 +207,7 @@ func TestLargestVersionCanBeDeleted(t *testing.T) {
 }
 
 // Forged high-water marks are refused, and do not affect new documents.
-func TestForgedMarksDoNotCount(t *testing.T) {
+func TestForgedHighWaterMarksAreRefused(t *testing.T) {
 	d := documents(t, 1, &meshtest.Solo{Peers: []peer.ID{idOf(2)}}, &meshtest.Disk{})
 	digest := d.set.Digest(d.now())
 	forged := document.NewMark(1<<40, identity(3))

@@ -189,7 +189,7 @@ func TestDocumentReachesAllPeersSoon(t *testing.T) {
 }
 
 // All changes of a request are stored before any is announced, or none takes effect.
-func TestWritesAreAllOrNone(t *testing.T) {
+func TestWritesAreAtomic(t *testing.T) {
 	said := 0
 	disk := &meshtest.Disk{}
 	d := documents(t, 1, &meshtest.Solo{OnDelta: func([]byte) { said++ }}, disk)
@@ -268,7 +268,7 @@ func TestConcurrentWritersConverge(t *testing.T) {
 
 // A host writes after it was restored from an older disk. Its new documents win over higher
 // versions in the mesh; its other documents are updated, whichever host wrote the newer versions.
-func TestWritesAfterOlderDiskWin(t *testing.T) {
+func TestDocumentsWrittenAfterRestoredDiskWin(t *testing.T) {
 	for _, other := range []int{1, 2} {
 		for _, alone := range []bool{false, true} {
 			synctest.Test(t, func(t *testing.T) {

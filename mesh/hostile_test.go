@@ -38,7 +38,7 @@ func still(t *testing.T, i int, options ...option) *Mesh {
 }
 
 // Garbage from any source address fills neither memory nor log, and causes no change notification.
-func TestGarbageIsBoundedAndNotNotified(t *testing.T) {
+func TestInvalidMessagesAreBoundedAndCauseNoNotification(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		changes, log := 0, &bytes.Buffer{}
 		m := still(t, 1, func(c *Config) {
@@ -113,7 +113,7 @@ func TestReplayWindowsAreBoundedPerPeer(t *testing.T) {
 }
 
 // Late reports of a peer's earlier run, and of its end, do not affect the current run.
-func TestLateReportsOfOldRunsAreIgnored(t *testing.T) {
+func TestLateReportsAboutEarlierRunsOfAgentAreIgnored(t *testing.T) {
 	m := still(t, 1)
 	id := peer.IDOf(identity(2).Public().(ed25519.PublicKey))
 	signed, err := peer.Sign(peer.Record{Underlay: []netip.Addr{address(2).Addr(), address(3).Addr()}, Gossip: Port}, identity(2))

@@ -12,7 +12,7 @@ import (
 
 // members lists the runs that memberlist reports, also after a run has ended or restarted. It holds
 // copies, since memberlist changes its own nodes concurrently.
-func TestMembersAreCopies(t *testing.T) {
+func TestMembersAreCopiesOfMemberlistNodes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(41)}
 		a := s.start(1, nil, nil)

@@ -217,7 +217,7 @@ func peerAt(at, of *host) Peer {
 	return Peer{}
 }
 
-func TestStoppedLeftAndUnreachableDiffer(t *testing.T) {
+func TestStoppedLeftAndUnreachablePeersAreDistinguished(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(2)}
 		a := s.start(1, nil, nil)

@@ -15,7 +15,7 @@ import (
 
 // A peer that repeatedly answers probes by TCP only is reported as mute, until that stops.
 // memberlist reports such answers only in its log.
-func TestRepeatedTCPOnlyAnswersMakePeerMute(t *testing.T) {
+func TestPeerThatAnswersProbesOnlyByTCPIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := still(t, 1)
 		other := peer.IDOf(identity(2).Public().(ed25519.PublicKey))
@@ -46,7 +46,7 @@ func TestRepeatedTCPOnlyAnswersMakePeerMute(t *testing.T) {
 }
 
 // memberlist logs exactly these lines: with UDP blocked, a peer is mute but reachable.
-func TestBlockedUDPMakesPeersMute(t *testing.T) {
+func TestPeerIsReachableAndReportedWhileUDPIsBlocked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(47)}
 		a, b := s.start(1, nil, nil), s.start(2, nil, []string{address(1).Addr().String()})

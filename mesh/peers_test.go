@@ -208,7 +208,7 @@ func TestWireGuardKeyBelongsToOnePeer(t *testing.T) {
 }
 
 // The signature of a record that is not news is not verified.
-func TestKnownRecordsAreNotVerified(t *testing.T) {
+func TestSignaturesOfKnownRecordsAreNotVerifiedAgain(t *testing.T) {
 	m := still(t, 1)
 	data := inventedRecord(t, 1)
 	if news, err := m.mergeRecord(data); err != nil || !news {

@@ -39,7 +39,7 @@ func again(n *meshtest.Network, packets []recorded, d time.Duration, to ...netip
 
 // Replayed packets, even about a host's earlier run at another address, stop no agent and report no
 // copied disk.
-func TestReplayStopsNoAgent(t *testing.T) {
+func TestReplayedPacketsStopNoAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(21)}
 		var packets []recorded
@@ -69,7 +69,7 @@ func TestReplayStopsNoAgent(t *testing.T) {
 }
 
 // Replayed packets do not make a dead peer reachable.
-func TestReplayRevivesNoPeer(t *testing.T) {
+func TestReplayedPacketsReviveNoPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(22)}
 		a := s.start(1, nil, nil)
@@ -268,7 +268,7 @@ func TestCopiedHostWithSlowClockStops(t *testing.T) {
 
 // A returning host is confirmed once it has joined. If it reaches no other host, it is confirmed
 // after a while.
-func TestHostIsConfirmedAfterJoinOrTimeout(t *testing.T) {
+func TestIdentityIsConfirmedAfterJoinOrTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(25)}
 		a := s.start(1, nil, nil)
@@ -330,7 +330,7 @@ func TestRunsPerPeerAreBounded(t *testing.T) {
 }
 
 // Members that use many names of an absent host do not prevent its return.
-func TestInvariant7FalseRunsDoNotBlockReturn(t *testing.T) {
+func TestInvariant7FalseMemberNamesDoNotBlockReturn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(26)}
 		a := s.start(1, nil, nil)

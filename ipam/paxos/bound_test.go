@@ -29,7 +29,7 @@ func manyVoters(n, from, values, founders int) State {
 }
 
 // States can be merged in any order: the result can always be restored and sent.
-func TestMergedStatesRestoreAndDecode(t *testing.T) {
+func TestMergedStatesCanBeRestoredAndDecoded(t *testing.T) {
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 1))

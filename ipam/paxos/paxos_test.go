@@ -240,7 +240,7 @@ func TestSurplusVotersDoNotSplitTheDecision(t *testing.T) {
 
 // Safety depends on two rules: a voter accepts a value only after a quorum has promised the ballot,
 // and never in a ballot below its promise. Random schedules test these rules too rarely.
-func TestQuorumPromisesBeforeAccept(t *testing.T) {
+func TestValueIsAcceptedOnlyAfterQuorumPromised(t *testing.T) {
 	v1, v2 := valueOf(1, 1, []peer.ID{id(1)}), valueOf(2, 1, []peer.ID{id(2)})
 	b1, b2, b3 := Ballot{1, id(1)}, Ballot{2, id(2)}, Ballot{3, id(3)}
 	for range 20 { // map iteration order must not matter
@@ -339,7 +339,7 @@ func merged(t *rapid.T, a, b State) State {
 	return m
 }
 
-func TestMergeLaws(t *testing.T) {
+func TestMergeIsCommutativeAssociativeAndIdempotent(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b, c := anyState(t, "a"), anyState(t, "b"), anyState(t, "c")
 		ab := merged(t, a, b)
@@ -421,7 +421,7 @@ func TestDecisionSurvivesHigherBallots(t *testing.T) {
 	}
 }
 
-func TestMergeRefusesAndNamesOtherTerms(t *testing.T) {
+func TestMergeRefusesStateWithDifferentTerms(t *testing.T) {
 	for _, tt := range []struct {
 		ours, theirs Terms
 		says         []string

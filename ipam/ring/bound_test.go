@@ -24,7 +24,7 @@ func broken(n int, from, step uint64) Ring {
 }
 
 // A ring that Merge returns can be stored, sent and loaded, whatever the order of merges.
-func TestMergedRingsDecode(t *testing.T) {
+func TestMergedRingsCanBeDecoded(t *testing.T) {
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 1))
@@ -75,7 +75,7 @@ func TestLargestRingFitsMaxEncoded(t *testing.T) {
 
 // Earlier releases could store a ring above MaxSegments. It can be restored, is sent in parts, and
 // can only become shorter.
-func TestOversizedRingRestoresAndOnlyShrinks(t *testing.T) {
+func TestOversizedRingCanBeRestoredAndOnlyShrinks(t *testing.T) {
 	long := broken(3*MaxSegments, 0, 2)
 	if _, err := Decode(long.Encode()); err == nil {
 		t.Fatal("Decode accepted an oversized ring from the network; want an error")
@@ -112,7 +112,7 @@ func TestOversizedRingRestoresAndOnlyShrinks(t *testing.T) {
 
 // A malicious peer uses the largest version and generation. Its neighbours can still grant their
 // slots, and its own slots can be taken over.
-func TestExhaustedNumbersCanBeGrantedAndTakenOver(t *testing.T) {
+func TestLargestVersionAndGenerationBlockNoSlots(t *testing.T) {
 	r := founded()
 	r.segments = []Segment{
 		{slot.Range{Start: 0, End: 64}, Claim{1, spent, id(1)}},
@@ -134,7 +134,7 @@ func TestExhaustedNumbersCanBeGrantedAndTakenOver(t *testing.T) {
 }
 
 // A take-over joins neighbouring segments of the dead peer into one.
-func TestTakeOverJoinsSegments(t *testing.T) {
+func TestTakeOverJoinsNeighbouringSegments(t *testing.T) {
 	r := founded()
 	r.segments = nil
 	for i := range uint64(256) {

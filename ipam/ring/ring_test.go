@@ -49,7 +49,7 @@ func merged(t *rapid.T, a, b Ring) Ring {
 }
 
 // Invariant 4: merges are total, commutative, associative and idempotent.
-func TestInvariant4MergeLaws(t *testing.T) {
+func TestInvariant4MergeIsCommutativeAssociativeAndIdempotent(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b, c := anyRing(t, "a"), anyRing(t, "b"), anyRing(t, "c")
 		ab := merged(t, a, b)

@@ -241,7 +241,7 @@ func TestPutIsCommutativeAndIdempotent(t *testing.T) {
 }
 
 // Two peers that send each other exactly the sets that Lacks reports end with equal directories.
-func TestExchangeOfLackingSetsMakesEqual(t *testing.T) {
+func TestExchangeOfLackingSetsMakesDirectoriesEqual(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := New(), New()
 		for n := 1; n <= 3; n++ {

@@ -40,7 +40,7 @@ func TestFitReturnsValidEndpoints(t *testing.T) {
 
 // Pods accepted by the API server can have names of 253 bytes without a dot, and more labels and
 // ports than allowed here.
-func TestFitOfKubernetesPods(t *testing.T) {
+func TestEndpointsOfKubernetesPodsAreFittedToTheBounds(t *testing.T) {
 	long := strings.Repeat("a", 253)
 	many, large := map[string]string{}, map[string]string{}
 	for i := range maxLabels + 1 {

@@ -9,7 +9,7 @@ import (
 // Hosts write, receive single documents, compare all documents, expire tombstones and restart, in
 // random order. Marks end no document that was not deleted. A deleted document does not return to a
 // host that had compared its documents with the deleting host.
-func TestMarksEndOnlyDeletedDocuments(t *testing.T) {
+func TestHighWaterMarksEndOnlyDeletedDocuments(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const hosts = 4
 		var sets [hosts]*Set
@@ -78,7 +78,7 @@ func TestMarksEndOnlyDeletedDocuments(t *testing.T) {
 
 // After its tombstone has expired, a deleted document still counts as ended; a later document of
 // the same name does not.
-func TestMarkRemembersExpiredDeletion(t *testing.T) {
+func TestHighWaterMarkPreservesExpiredDeletion(t *testing.T) {
 	a := next(t, nil, "web", "x", false, today, 1)
 	s := put(t, []*Document{a, next(t, a, "web", "", true, today, 2)})
 	_, _ = s.See([]Mark{NewMark(a.Version, identities[1])})
@@ -92,7 +92,7 @@ func TestMarkRemembersExpiredDeletion(t *testing.T) {
 }
 
 // The number of marks is bounded, and only the writer can sign its mark.
-func TestMarksAreBoundedAndSigned(t *testing.T) {
+func TestHighWaterMarksAreBoundedAndSigned(t *testing.T) {
 	s := NewSet()
 	for i := range MaxWriters - 1 {
 		s.marks[[8]byte{1, byte(i >> 8), byte(i)}] = Mark{}

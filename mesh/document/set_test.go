@@ -101,7 +101,7 @@ func TestPutIsCommutativeAndIdempotent(t *testing.T) {
 }
 
 // Two peers that send each other exactly the missing documents have the same digest.
-func TestExchangeOfMissingMakesSetsEqual(t *testing.T) {
+func TestExchangeOfMissingDocumentsMakesSetsEqual(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		docs := history(t)
 		cut := rapid.IntRange(0, len(docs)).Draw(t, "cut")

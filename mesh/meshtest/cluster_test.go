@@ -135,7 +135,7 @@ func TestRequestsAreAnsweredRefusedOrTimeOut(t *testing.T) {
 }
 
 // If two runs of one peer reach each other, Twin of the later one is called.
-func TestTwinOfTheLaterRunIsCalled(t *testing.T) {
+func TestLaterRunWithSameIdentityIsNotified(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := NewCluster(1)
 		defer c.Close()

@@ -19,7 +19,7 @@ const (
 	srv6      = "10-33-0-6.web.weft.internal."
 )
 
-func TestAnswers(t *testing.T) {
+func TestMeshNamesAreAnsweredAsTheRFCsRequire(t *testing.T) {
 	s := newServer(t, nil)
 	arpa6 := func(s slot.Slot) string {
 		name, _ := dns.ReverseAddr(universe.Addr6(s).String())
@@ -154,7 +154,7 @@ func TestUnknownUniverseGivesSERVFAIL(t *testing.T) {
 
 // Answers repeat the spelling of the question (RFC 4343; some resolvers check it:
 // draft-vixie-dnsext-dns0x20).
-func TestCaseIsKept(t *testing.T) {
+func TestAnswersKeepTheSpellingOfTheQuestion(t *testing.T) {
 	s := newServer(t, nil)
 	for _, tt := range []struct {
 		name  string
@@ -172,7 +172,7 @@ func TestCaseIsKept(t *testing.T) {
 	}
 }
 
-func TestTTLOfAnswers(t *testing.T) {
+func TestAnswersHaveTheConfiguredTTL(t *testing.T) {
 	for _, ttl := range []time.Duration{0, time.Hour} {
 		s := newServer(t, func(c *Config) { c.TTL = ttl })
 		for _, name := range []string{"web.weft.internal.", "nope.weft.internal."} {
@@ -224,7 +224,7 @@ func TestAddressOrderIsRandom(t *testing.T) {
 	}
 }
 
-func TestTruncation(t *testing.T) {
+func TestAnswersAboveTheSizeLimitAreTruncated(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Names = many(5000) })
 	q := query4("many.weft.internal.", dns.TypeA)
 	for _, size := range []uint16{0, 100, 4096} {
@@ -275,7 +275,7 @@ func TestAdditionalRecordsAreDroppedFirst(t *testing.T) {
 	}
 }
 
-func TestLongNames(t *testing.T) {
+func TestNamesTooLongForARecordAreLeftOut(t *testing.T) {
 	long := strings.Repeat("a123456789.", 20) + "abcdefghi" // 229 bytes: DASHED.NAME.DOMAIN has more than 255
 	names := &fakeNames{universe: universe, entries: []directory.Entry{{Endpoint: directory.Endpoint{
 		ID: strings.Repeat("i", 320), Slots: []slot.Slot{5}, Name: long, Ports: []directory.Port{{Name: "p", Protocol: "tcp", Number: 1}},
@@ -298,7 +298,7 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
-func TestConfig(t *testing.T) {
+func TestInvalidConfigsAreRefused(t *testing.T) {
 	server := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}
 	for _, tt := range []struct {
 		why    string

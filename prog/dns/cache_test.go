@@ -88,7 +88,7 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
-func TestResolvConf(t *testing.T) {
+func TestResolvConfIsParsedAndReadAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	c := resolvConf{path: path}
 	if servers, changed, err := c.changed(); !changed || err == nil || servers != nil {
@@ -130,7 +130,7 @@ func TestResolvConf(t *testing.T) {
 }
 
 // An upstream that stays in resolv.conf keeps its state.
-func TestUpstreamsAreReplaced(t *testing.T) {
+func TestUpstreamThatStaysKeepsItsState(t *testing.T) {
 	a, b, c := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
 	one := (&upstreams{}).with([]netip.Addr{a, b}, port)
 	one.host[1].failed(time.Now(), os.ErrClosed)

@@ -14,7 +14,7 @@ import (
 
 // Replies of upstreams, and the resulting answers for A of www.example. At the end of want is the
 // lifetime in the cache, in seconds.
-func TestBelieveKeepsWhatAnswersTheQuestion(t *testing.T) {
+func TestUpstreamRepliesKeepOnlyWhatAnswersTheQuestion(t *testing.T) {
 	const soa = "example. 600 SOA ns.example. h.example. 1 2 3 4 60"
 	for _, tt := range []struct {
 		why     string
@@ -162,7 +162,7 @@ func refusing(t *testing.T) *upstream {
 	return &upstream{addr: c.LocalAddr().(*net.UDPAddr).AddrPort()}
 }
 
-func TestFailover(t *testing.T) {
+func TestNextUpstreamIsAskedWhenOneFails(t *testing.T) {
 	var slow, dead, broken, good atomic.Int32
 	s := newServer(t, nil)
 	use(s, refusing(t), silent(t, &dead), counted(t, &slow, time.Second, dns.RcodeSuccess, answerA...),
@@ -192,7 +192,7 @@ func TestFailover(t *testing.T) {
 
 // If no upstream answers, each is asked once more. The answer is SERVFAIL, which is cached for a
 // while.
-func TestAllUpstreamsDown(t *testing.T) {
+func TestSERVFAILIfNoUpstreamAnswers(t *testing.T) {
 	var one, two atomic.Int32
 	s := newServer(t, nil)
 	use(s, silent(t, &one), silent(t, &two))
@@ -211,7 +211,7 @@ func TestAllUpstreamsDown(t *testing.T) {
 }
 
 // A lost packet of an upstream is made up for by the next query.
-func TestLostPacket(t *testing.T) {
+func TestQueryIsRepeatedAfterPacketLoss(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
 	use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
@@ -230,7 +230,7 @@ func TestLostPacket(t *testing.T) {
 
 // A late answer of an upstream is accepted, whether others are asked meanwhile or not. The status
 // does not call that upstream silent.
-func TestLateAnswersAreHeard(t *testing.T) {
+func TestLateAnswersAreAccepted(t *testing.T) {
 	for name, others := range map[string]func(n *atomic.Int32) []*upstream{
 		"alone":                  func(*atomic.Int32) []*upstream { return nil },
 		"before one is silent":   func(n *atomic.Int32) []*upstream { return []*upstream{silent(t, n)} },
@@ -279,7 +279,7 @@ func TestFailedUpstreamIsTriedAfterHold(t *testing.T) {
 }
 
 // RFC 7766 5: an upstream's truncated answer is fetched over TCP, and so does the client.
-func TestTruncatedUpstream(t *testing.T) {
+func TestTruncatedAnswerOfUpstreamIsFetchedOverTCP(t *testing.T) {
 	s := newServer(t, nil)
 	use(s, fakeUpstream(t, func(q *dns.Msg, tcp bool) *dns.Msg {
 		r := replies(q, dns.RcodeSuccess)
@@ -301,7 +301,7 @@ func TestTruncatedUpstream(t *testing.T) {
 }
 
 // RFC 6891 7: an upstream that does not support EDNS is asked without it.
-func TestUpstreamWithoutEDNS(t *testing.T) {
+func TestUpstreamWithoutEDNSIsAskedWithoutIt(t *testing.T) {
 	for _, rcode := range []int{dns.RcodeFormatError, dns.RcodeNotImplemented} {
 		s := newServer(t, nil)
 		use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
@@ -339,7 +339,7 @@ func TestIdenticalQueriesAreForwardedOnce(t *testing.T) {
 }
 
 // A query with RD=0 is only answered from this server's data.
-func TestWithoutRecursion(t *testing.T) {
+func TestQueryWithoutRecursionIsNotForwarded(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
 	use(s, counted(t, &n, 0, dns.RcodeSuccess, answerA...))

@@ -10,7 +10,7 @@ import (
 )
 
 // A resolv.conf that names this server causes no loop.
-func TestLoop(t *testing.T) {
+func TestServerInItsOwnResolvConfCausesNoLoop(t *testing.T) {
 	own := netip.MustParseAddr("169.254.1.1")
 	s := newServer(t, func(c *Config) { c.Own = func(a netip.Addr) bool { return a == own } })
 	use(s, &upstream{addr: netip.AddrPortFrom(own, port)}, &upstream{addr: netip.AddrPortFrom(nodeAddrs[0], port)})
@@ -29,7 +29,7 @@ func TestLoop(t *testing.T) {
 }
 
 // Two servers forward to each other: the returning query is refused.
-func TestLoopThroughAnother(t *testing.T) {
+func TestForwardingLoopBetweenTwoServersEnds(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
 	u := fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
@@ -54,9 +54,9 @@ func TestLoopThroughAnother(t *testing.T) {
 	}
 }
 
-// Like TestLoopThroughAnother, but from an unknown address: the query ends with the upstream's
+// Like TestForwardingLoopBetweenTwoServersEnds, but from an unknown address: the query ends with the upstream's
 // timeout, and does not multiply.
-func TestLoopThroughStrangers(t *testing.T) {
+func TestForwardingLoopThroughUnknownAddressEnds(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
 	use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {

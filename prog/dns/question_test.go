@@ -26,7 +26,7 @@ func packet(t *testing.T, flags, qd, an, ns, ar int, body string) []byte {
 	return append(out, b...)
 }
 
-func TestMalformedQueries(t *testing.T) {
+func TestQueriesGetTheResponseCodeOfTheRFCs(t *testing.T) {
 	const (
 		rd    = 0x0100
 		q     = "NAME 0001 0001"

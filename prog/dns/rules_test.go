@@ -11,7 +11,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-func TestRules(t *testing.T) {
+func TestNamesAreForwardedByTheLongestMatchingDomain(t *testing.T) {
 	var host, corp, lab atomic.Int32
 	rule := func(u *upstream) []netip.AddrPort { return []netip.AddrPort{u.addr} }
 	s := newServer(t, func(c *Config) {
@@ -46,7 +46,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-func TestRuleForEverything(t *testing.T) {
+func TestForwardingOfAllNamesExceptsLocalhost(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, func(c *Config) {
 		c.Forward = map[string][]netip.AddrPort{".": {counted(t, &n, 0, dns.RcodeNameError).addr}}
@@ -60,7 +60,7 @@ func TestRuleForEverything(t *testing.T) {
 }
 
 // The cache stays bounded while 50,000 names pass through it.
-func TestManyNames(t *testing.T) {
+func TestCacheIsBoundedWithManyNames(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes several seconds")
 	}

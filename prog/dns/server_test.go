@@ -76,7 +76,7 @@ func runServer(t testing.TB, change func(*Config)) *Server {
 
 func at(s *Server, a netip.Addr) string { return netip.AddrPortFrom(a, s.port).String() }
 
-func TestOverTheNetwork(t *testing.T) {
+func TestQueriesAreAnsweredOverUDPAndTCP(t *testing.T) {
 	s := runServer(t, nil)
 	use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
 		return replies(q, dns.RcodeSuccess, q.Question[0].Name+" 60 A 192.0.2.1")
@@ -150,7 +150,7 @@ func writeTCP(t *testing.T, c io.Writer, messages ...[]byte) {
 
 // RFC 7766 6.2.1.1: several queries on one connection are answered as the answers come, also after
 // the client has closed its sending side.
-func TestPipelining(t *testing.T) {
+func TestPipelinedQueriesAreAnsweredOutOfOrder(t *testing.T) {
 	s := runServer(t, nil)
 	use(s, fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg {
 		time.Sleep(50 * time.Millisecond)
@@ -185,7 +185,7 @@ func TestConnectionsAreLimited(t *testing.T) {
 	}
 }
 
-func TestBrokenStreamsAreClosed(t *testing.T) {
+func TestConnectionsWithInvalidMessagesAreClosed(t *testing.T) {
 	s := runServer(t, nil)
 	for name, b := range map[string][]byte{
 		"an empty message": {0, 0}, "a short one": {0, 3, 1, 2, 3}, "an answer": append([]byte{0, 12, 1, 2, 0x80}, make([]byte, 9)...),
@@ -285,7 +285,7 @@ func TestStatusExplainsFailedUpstreams(t *testing.T) {
 }
 
 // Run ends at once, also while queries wait for upstreams.
-func TestRunEnds(t *testing.T) {
+func TestRunEndsAtOnceWhileQueriesWait(t *testing.T) {
 	s := runServer(t, func(c *Config) { c.Timeout = time.Minute })
 	var n atomic.Int32
 	use(s, silent(t, &n))

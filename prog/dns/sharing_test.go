@@ -19,7 +19,7 @@ import (
 
 // No limit is ever exceeded. A client is refused at its own limit. Otherwise it is only refused if no
 // client from which it may take a place has at least two more places.
-func TestSharesAreFair(t *testing.T) {
+func TestClientsShareLimitsFairly(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := sharing{limits: limits{most: 9, remote: 6, host: 4, each: 3}}
 		held := map[Client][]*place{}
@@ -266,7 +266,7 @@ func TestQueriesEndWithTheirLastClient(t *testing.T) {
 func rcodeOf(p *packed) int { return int(p.wire[3] & 0xf) }
 
 // A client that does not read answers is not served further: the answers kept for it are bounded.
-func TestUnreadAnswersAreBounded(t *testing.T) {
+func TestAnswersForClientsThatDoNotReadAreBounded(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
 	use(s, counted(t, &n, 0, dns.RcodeNameError))

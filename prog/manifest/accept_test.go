@@ -10,7 +10,7 @@ import (
 )
 
 // The output of kubectl get -o yaml is accepted, also that of older API servers.
-func TestListsAreAccepted(t *testing.T) {
+func TestKubectlListsAreAccepted(t *testing.T) {
 	const printed = `apiVersion: v1
 items:
 - apiVersion: networking.k8s.io/v1
@@ -75,7 +75,7 @@ metadata:
 }
 
 // Errors in lists have the line and path of the element.
-func TestErrorsInLists(t *testing.T) {
+func TestErrorsInListsHaveLineAndPath(t *testing.T) {
 	const list = "apiVersion: v1\nkind: List\nitems:\n- apiVersion: networking.k8s.io/v1\n  kind: NetworkPolicy\n  metadata: {name: a}\n"
 	refused(t, []byte(list+"  spec: {podSelector: {}, ingres: []}"), 7, "items[0].spec.ingres", "no such field")
 	refused(t, []byte(list+"  spec: {podSelector: {matchLabels: {a: 1}}}"), 7, "items[0].spec.podSelector.matchLabels.a", "put 1 in quotes")

@@ -95,7 +95,7 @@ func TestPolicyWithUnknownSelectorOrTypeIsolatesMoreEndpoints(t *testing.T) {
 }
 
 // A policy is in audit mode only if its annotation says so. Other values are reported.
-func TestAuditAnnotation(t *testing.T) {
+func TestPolicyIsInAuditModeOnlyByAnnotation(t *testing.T) {
 	for value, want := range map[string]struct{ tried, told bool }{
 		"": {false, false}, "true": {true, false}, "false": {false, false},
 		"True": {true, true}, "1": {true, true}, "False": {false, true}, "yes": {false, true}, "ture": {false, true}, "true ": {false, true}, //nolint:gocritic // a space is the case
@@ -108,7 +108,7 @@ func TestAuditAnnotation(t *testing.T) {
 }
 
 // Of a document that another version accepted, everything that is understood counts.
-func TestParseStored(t *testing.T) {
+func TestParseStoredKeepsThePartsThatItUnderstands(t *testing.T) {
 	for text, want := range map[string]struct {
 		says  string
 		rules int

@@ -76,7 +76,7 @@ func want() []policy.Policy {
 
 var compare = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 
-func TestParse(t *testing.T) {
+func TestParseReturnsPoliciesOfAllDocuments(t *testing.T) {
 	got, err := Parse([]byte(everything))
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +150,7 @@ func TestNamespacesAreParsedStrictly(t *testing.T) {
 	}
 }
 
-func TestDefaults(t *testing.T) {
+func TestPolicyTypesHaveTheDefaultsOfTheAPI(t *testing.T) {
 	for spec, isolates := range map[string]policy.Directions{
 		"{podSelector: {}}":                                       policy.Of(policy.Ingress),
 		"{podSelector: {}, egress: [{}]}":                         policy.Both,

@@ -81,7 +81,7 @@ func TestTypeErrorsHaveTheLineOfTheValue(t *testing.T) {
 
 // Two keys that the API server's parser reads as the same key, of which it would use one, are
 // refused.
-func TestEqualKeysAreRefused(t *testing.T) {
+func TestDuplicateKeysAreRefused(t *testing.T) {
 	for _, c := range []struct{ labels, field, says string }{
 		{"yes: a\n      \"true\": b", "true", "it is in line 7 already: yes without quotes is true"},
 		{"\"true\": a\n      on: b", "true", "on without quotes is true"},

@@ -12,7 +12,7 @@ import (
 
 // The linker sets variables that bring back three bugs of Weave Net. The simulation detects
 // each.
-func TestFaultsAreCaught(t *testing.T) {
+func TestInjectedFaultsAreDetected(t *testing.T) {
 	if os.Getenv("SEED") != "" || os.Getenv("SOAK") != "" {
 		t.Skip("not together with SEED or SOAK")
 	}

@@ -10,7 +10,7 @@ import (
 
 // A seed has the same history in every run, until package ipam uses its own randomness, for
 // elections and rival removals.
-func TestSeedsAreReplayed(t *testing.T) {
+func TestSeedReplaysTheSameHistory(t *testing.T) {
 	if os.Getenv("SEED") != "" || os.Getenv("SOAK") != "" {
 		t.Skip("not together with SEED or SOAK")
 	}

@@ -27,7 +27,7 @@ type written struct {
 
 // Every write in any order is either refused, or there again after a restart. No stored value
 // prevents opening the file.
-func TestStoredStateLoads(t *testing.T) {
+func TestStoredStateLoadsAfterRestart(t *testing.T) {
 	root := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
 		dir, err := os.MkdirTemp(root, "")

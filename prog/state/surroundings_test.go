@@ -31,7 +31,7 @@ func TestDiskErrorsAreNotUnusableFiles(t *testing.T) {
 	}
 }
 
-func TestStateWithoutPermission(t *testing.T) {
+func TestPermissionErrorSaysWhatToDo(t *testing.T) {
 	for _, mode := range []os.FileMode{0, 0o444} { // not readable, or not writable
 		t.Run(mode.String(), func(t *testing.T) {
 			dir := t.TempDir()
@@ -65,7 +65,7 @@ func dropOverride() error {
 }
 
 // The error about a lock names the process, also one that is no agent.
-func TestForeignLockIsNamed(t *testing.T) {
+func TestLockErrorNamesTheProcess(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir).Close()
 	path := filepath.Join(dir, File)

@@ -32,7 +32,7 @@ var recorded = map[string]string{
 var update = flag.String("update-wire", "", "record what the current code writes as a new version of the corpus, such as v2")
 
 const howToRecord = "If the change is intended, and older agents can read it (site/docs/decisions/0018-wire.md), record it beside the old versions: " +
-	"go test ./prog/wire -run TestRecord -update-wire v%d, and add the digest that this prints to `recorded`"
+	"go test ./prog/wire -run TestRecordCorpus -update-wire v%d, and add the digest that this prints to `recorded`"
 
 // item is one message or stored value of the corpus.
 type item struct {
@@ -171,8 +171,8 @@ func digest(t *testing.T, version string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// TestRecord records a new version if -update-wire is set.
-func TestRecord(t *testing.T) {
+// TestRecordCorpus records a new version if -update-wire is set.
+func TestRecordCorpus(t *testing.T) {
 	if *update == "" {
 		t.Skip("only with -update-wire")
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // Requests about policies. Their types belong to the agent, which nothing else may import:
-// they are written out here again, and TestThePolicyTypesAreTheAgents compares. Their fields
+// they are written out here again, and TestPolicyTypesMatchTheAgents compares. Their fields
 // have names, not numbers; those of api's types are the JSON ones.
 
 type (

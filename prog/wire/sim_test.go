@@ -375,7 +375,7 @@ var data0 = encode([]int{})
 
 // A peer with another protocol version is refused because of that version, even if the rest of
 // its greeting is unreadable.
-func TestOtherProtocolVersionsAreRefused(t *testing.T) {
+func TestDifferentProtocolVersionsAreRefused(t *testing.T) {
 	data, _ := load(t, latest())
 	scene = data
 	for name, c := range map[string]struct {

@@ -72,7 +72,7 @@ func addNode(t testing.TB) {
 	}
 }
 
-func TestCreateCheckPlugAndDeleteAnEndpoint(t *testing.T) {
+func TestEndpointIsCreatedCheckedPluggedAndDeleted(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	host.Do(func() {
 		addNode(t)
@@ -304,7 +304,7 @@ func TestSyncRestoresTheHostEnd(t *testing.T) {
 
 // Endpoints are made, listed and deleted at the same time: a list that changes while it is read is
 // read again.
-func TestManyEndpointsAtOnce(t *testing.T) {
+func TestEndpointsCanBeMadeListedAndDeletedAtOnce(t *testing.T) {
 	const n = 24
 	host := routertest.New(t)
 	containers := make([]routertest.Namespace, n)

@@ -12,7 +12,7 @@ import (
 )
 
 // The kernel tries every request. The error names the first request that failed.
-func TestDoNamesTheFirstFailedRequest(t *testing.T) {
+func TestErrorNamesTheFirstFailedRequest(t *testing.T) {
 	routertest.New(t).Do(func() {
 		s, err := OpenSocket()
 		if err != nil {

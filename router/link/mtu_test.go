@@ -75,7 +75,7 @@ func TestWayToReportsTheMTUOfTheRoute(t *testing.T) {
 // Each part of the universe with a smaller MTU than the device has a route of its own, in both
 // families. The route changes when the part's MTU changes, and disappears when that is no longer
 // smaller.
-func TestEachLimitHasARoute(t *testing.T) {
+func TestEachSmallerTunnelMTUHasARoute(t *testing.T) {
 	routertest.New(t).Do(func() {
 		bridge(t, Device, 1500)
 		limits := func(to4, to6 string, mtu int) []Limit {

@@ -98,7 +98,7 @@ func parse(words string) (out []HostAddr) {
 	return out
 }
 
-func TestOrderKeepsAddressesInTheirPlaces(t *testing.T) {
+func TestAddressesKeepTheirPlacesInTheOrder(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		times []string // the addresses of the kernel at successive times
@@ -132,7 +132,7 @@ func TestOrderKeepsAddressesInTheirPlaces(t *testing.T) {
 // After any sequence of changes, each address in the order exists, and occurs once. The order
 // contains all addresses that may be advertised, up to the limit. Two addresses that stay never
 // change places. The first address stays first while it exists.
-func TestOrderIsStableUnderAnyChanges(t *testing.T) {
+func TestAddressOrderIsStableUnderAnyChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		address := rapid.Custom(func(t *rapid.T) HostAddr {
 			n := rapid.IntRange(1, 100).Draw(t, "n")

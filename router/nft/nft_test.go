@@ -62,7 +62,7 @@ func build(c Config) Program {
 	return b.Build(c)
 }
 
-func TestBuildMatchesGolden(t *testing.T) {
+func TestBuildMatchesGoldenFiles(t *testing.T) {
 	for name, c := range golden {
 		t.Run(name, func(t *testing.T) {
 			got := build(c).String()

@@ -6,7 +6,7 @@ import (
 )
 
 // Manifests that users wrote, and similar ones: both accept them, or both refuse them.
-func TestCases(t *testing.T) {
+func TestWeftAndAPIServerAgreeOnUsersManifests(t *testing.T) {
 	long := strings.Repeat("a", 64)
 	for _, c := range []struct {
 		taken bool
@@ -67,7 +67,7 @@ func TestCases(t *testing.T) {
 }
 
 // Both accept the output of kubectl get for a policy.
-func TestPrinted(t *testing.T) {
+func TestKubectlOutputIsAccepted(t *testing.T) {
 	text := []byte(`apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata:

@@ -68,7 +68,7 @@ func excused(ours, theirs error) int {
 }
 
 // Every difference in the table still exists. Otherwise remove it from the table.
-func TestDeliberateDifferencesExist(t *testing.T) {
+func TestDeliberateDifferencesStillExist(t *testing.T) {
 	for i, d := range differences {
 		_, refused := create(t, []byte(d.example))
 		_, err := apply([]byte(d.example))

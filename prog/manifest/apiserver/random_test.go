@@ -14,7 +14,7 @@ import (
 
 // The API server and weft policy apply accept the same policies with the same meaning. The policies
 // are random, with typical mistakes. SOAK=n makes n of them, SEED=n uses one seed.
-func TestRandomPolicies(t *testing.T) {
+func TestWeftAndAPIServerAgreeOnRandomPolicies(t *testing.T) {
 	count, seed := uint64(10_000), uint64(0)
 	for name, into := range map[string]*uint64{"SOAK": &count, "SEED": &seed} {
 		if n, err := strconv.ParseUint(os.Getenv(name), 10, 64); err == nil {
