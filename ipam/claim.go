@@ -20,7 +20,8 @@ type ClaimError struct {
 
 func (e *ClaimError) Error() string { return "ipam: the address cannot be allocated: " + e.Why }
 
-// claimTries limits how often a claim follows a slot whose owner changes meanwhile.
+// claimTries limits how many owners a claim asks one after the other, if the slot's owner changes
+// meanwhile.
 const claimTries = 3
 
 // Claim allocates the slot want to key, if it is free anywhere in the mesh. If another peer owns

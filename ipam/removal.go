@@ -201,8 +201,8 @@ func (a *Allocator) voters(ctx context.Context, dead peer.ID) (voters []peer.ID,
 	return voters, err
 }
 
-// The payload of a removal request is the dead peer's id, and then 1 if the request is withdrawn,
-// else 0.
+// removalAsked and removalGivenUp return the payload of a removal request: the dead peer's id,
+// and then 1 if the request is withdrawn, else 0.
 func removalAsked(dead peer.ID) []byte   { return append(dead[:], 0) }
 func removalGivenUp(dead peer.ID) []byte { return append(dead[:], 1) }
 

@@ -9,10 +9,11 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// dialer finds the address at which a run of a peer is reached. memberlist knows only the address
-// that the peer advertises; the peer's record has all addresses. A stream tries one address after
-// the other. If another address than the advertised one answers, packets use it too, until it stops
-// answering. A dialer is safe for concurrent use.
+// dialer finds the address at which a run of a peer is reached. A run lasts from one start of the
+// peer's agent to its end. memberlist knows only the address that the peer advertises; the peer's
+// record has all addresses. A stream tries one address after the other. If another address than
+// the advertised one answers, packets use it too, until it stops answering. A dialer is safe for
+// concurrent use.
 type dialer struct {
 	// others returns the addresses in the record of a run's peer, as HOST:PORT.
 	others func(run string) []string

@@ -19,11 +19,11 @@
 //	*.in-addr.arpa, *.ip6.arpa     PTR for addresses of the universe, NAMESPACE's name first
 //	DOMAIN, the reverse zones      SOA, and NS: ns.dns.DOMAIN, the addresses of this node
 //
-// A name of endpoints that are all unreachable has no data. Nor has the reverse name of an endpoint
-// without a name. Until the universe is known, names in the domain get SERVFAIL, since no name is
-// known not to exist. localhost. is answered here (RFC 6761); names below invalid. and onion. do not
-// exist. Rules of Config.Forward override these. local. is forwarded like any other name (see
-// special).
+// A name whose endpoints are all unreachable has no data. The reverse name of an endpoint without
+// a name has no data either. Until the universe is known, names in the domain get SERVFAIL, since
+// no name is known not to exist. localhost. is answered here (RFC 6761); names below invalid. and
+// onion. do not exist. Rules of Config.Forward override these. local. is forwarded like any other
+// name (see special).
 //
 // The server is no open resolver. It only binds to the node addresses, and Config.Client decides
 // about each packet and connection. Other sources get no answer at all.
@@ -75,7 +75,7 @@ const (
 	DefaultTimeout      = 2 * time.Second
 )
 
-// The port, the time limits, and the limits of one client (see sharing).
+// These are the default port, the time limits, and the limits of one client (see sharing).
 const (
 	port        = 53
 	budget      = 5 * time.Second  // the time of one query at all upstreams; resolvers give up after that time

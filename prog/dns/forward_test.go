@@ -210,7 +210,7 @@ func TestSERVFAILIfNoUpstreamAnswers(t *testing.T) {
 	}
 }
 
-// A lost packet of an upstream is made up for by the next query.
+// If the packet to or from an upstream is lost, the query is sent once more.
 func TestQueryIsRepeatedAfterPacketLoss(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
@@ -252,7 +252,7 @@ func TestLateAnswersAreAccepted(t *testing.T) {
 	}
 }
 
-// An upstream that answers with an error is not called silent because another one is.
+// An upstream that answers with an error is not reported as silent if another upstream is silent.
 func TestUpstreamWithErrorIsNotSilent(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
@@ -278,7 +278,8 @@ func TestFailedUpstreamIsTriedAfterHold(t *testing.T) {
 	}
 }
 
-// RFC 7766 5: an upstream's truncated answer is fetched over TCP, and so does the client.
+// RFC 7766 5: if an upstream's answer is truncated, the server fetches it over TCP, and the client
+// does the same.
 func TestTruncatedAnswerOfUpstreamIsFetchedOverTCP(t *testing.T) {
 	s := newServer(t, nil)
 	use(s, fakeUpstream(t, func(q *dns.Msg, tcp bool) *dns.Msg {

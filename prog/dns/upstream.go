@@ -57,8 +57,8 @@ func (u *upstream) late(timeout time.Duration) {
 	u.reason.Store(&why)
 }
 
-// exchange queries u over UDP, and again over TCP if the answer is truncated. It waits until ctx
-// ends.
+// exchange queries u over UDP, and again over TCP if the answer is truncated. It waits for the
+// answer until ctx ends.
 func (u *upstream) exchange(ctx context.Context, k key) (*dns.Msg, error) {
 	m := query(k)
 	r, err := u.overUDP(ctx, m)

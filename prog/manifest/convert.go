@@ -65,7 +65,7 @@ const (
 	mostBytes = 200
 )
 
-// told formats errors for users.
+// told returns the texts of errors for users, bounded in number and length.
 func told(wrong []*Error) (out []string) {
 	for i, e := range wrong {
 		if i == mostTold {

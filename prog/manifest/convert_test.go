@@ -107,7 +107,7 @@ func TestPolicyIsInAuditModeOnlyByAnnotation(t *testing.T) {
 	}
 }
 
-// Of a document that another version accepted, everything that is understood counts.
+// ParseStored keeps all parts that it understands of a document that another version accepted.
 func TestParseStoredKeepsThePartsThatItUnderstands(t *testing.T) {
 	for text, want := range map[string]struct {
 		says  string

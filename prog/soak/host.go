@@ -118,7 +118,7 @@ func (w *world) boot(h *host) {
 	r.Start(side, meshtest.HostConfig{Replicas: replicas, Handlers: r.handlers(), Run: r.live, Twin: r.twin})
 }
 
-// live runs the allocator; that it ends before the host does breaks a rule.
+// live runs the allocator. If the allocator ends before the host does, a rule is broken.
 func (r *run) live(ctx context.Context) error {
 	if err := r.alloc.Run(ctx); err != nil && !errors.Is(err, errStopped) {
 		r.w.locked(func() { r.w.broken("%v does not run: %v", r, err) })

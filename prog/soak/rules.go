@@ -248,7 +248,7 @@ func (w *world) matches(h *host, snap ipam.Snapshot) {
 	}
 }
 
-// told checks that the ring that a peer sends is on its disk.
+// told checks that a ring is on a peer's disk before the peer sends it.
 func (r *run) told(data []byte) {
 	said, err := ring.Decode(data)
 	r.w.locked(func() {

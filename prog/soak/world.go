@@ -143,7 +143,7 @@ func Run(seed uint64, print func(line string)) error {
 	return w.failed()
 }
 
-// pause lets a random time pass, and reports whether no rule was broken.
+// pause lets a random time pass. It returns true if no rule was broken.
 func (w *world) pause() bool {
 	most := []time.Duration{200 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second, 12 * time.Second}[w.rand.IntN(4)]
 	time.Sleep(time.Duration(w.rand.Int64N(int64(most))))

@@ -25,7 +25,7 @@ type written struct {
 	settings          map[string]string
 }
 
-// Every write in any order is either refused, or there again after a restart. No stored value
+// Every write, in any order, is either refused or can be read after a restart. No stored value
 // prevents opening the file.
 func TestStoredStateLoadsAfterRestart(t *testing.T) {
 	root := t.TempDir()

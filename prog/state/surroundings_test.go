@@ -64,7 +64,8 @@ func dropOverride() error {
 	return unix.Capset(&header, &data[0])
 }
 
-// The error about a lock names the process, also one that is no agent.
+// The error about a locked file names the process that has locked it, even if that process is no
+// agent.
 func TestLockErrorNamesTheProcess(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir).Close()

@@ -160,6 +160,7 @@ func readVotes(t *testing.T, data []byte) string {
 	if v, ok := s.Decided(); ok {
 		out += tell("decided:\n", show(v))
 	}
-	// Only Merge uses the other fields. They are shown as version 1 reads what is relayed.
+	// Only Merge uses the other fields of the votes. They are shown as version 1 reads them from
+	// the state that is passed on.
 	return tell(out, "passed on as:\n", show(must(decode[v1Votes](s.Encode()))))
 }

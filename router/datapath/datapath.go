@@ -1,7 +1,8 @@
 // Package datapath is the userspace WireGuard process, for kernels without WireGuard. It is a
 // separate process, so that traffic continues while the agent restarts. Its TUN device is
 // persistent: after a crash, the device, its addresses and its routes stay until the next process
-// opens it. Meanwhile the device has no carrier, and packets for the overlay leave no other way.
+// opens it. Meanwhile the device has no carrier, and packets for the overlay are not sent through
+// another link.
 //
 // wgctrl or `wg` configures the process through the standard UAPI socket. The process holds keys in
 // memory only: after a restart the agent configures it again. One process serves the device; any

@@ -33,8 +33,8 @@ func (h Host) equal(o Host) bool {
 	return slices.Equal(h.Addrs, o.Addrs) && slices.Equal(h.Overlay, o.Overlay)
 }
 
-// speaksOf reports whether a block's CIDR contains any known address of a host, and whether the
-// block then includes the host or excludes it.
+// speaksOf reports whether a block's CIDR contains any known address of a host (names), and
+// whether the block then includes the host (means).
 func (b Block) speaksOf(known []netip.Addr) (names, means bool) {
 	for _, a := range known {
 		if b.CIDR.Contains(a) {

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// Manifests that users wrote, and similar ones: both accept them, or both refuse them.
+// Weft and the API server both accept, or both refuse, manifests that users wrote and similar
+// manifests.
 func TestWeftAndAPIServerAgreeOnUsersManifests(t *testing.T) {
 	long := strings.Repeat("a", 64)
 	for _, c := range []struct {
@@ -66,7 +67,7 @@ func TestWeftAndAPIServerAgreeOnUsersManifests(t *testing.T) {
 	}
 }
 
-// Both accept the output of kubectl get for a policy.
+// Weft and the API server both accept the output of kubectl get for a policy.
 func TestKubectlOutputIsAccepted(t *testing.T) {
 	text := []byte(`apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy

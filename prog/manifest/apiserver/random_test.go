@@ -46,7 +46,7 @@ func TestWeftAndAPIServerAgreeOnRandomPolicies(t *testing.T) {
 	}
 }
 
-// FuzzPolicies searches for texts on which the two differ.
+// FuzzPolicies searches for texts on which Weft and the API server differ.
 func FuzzPolicies(f *testing.F) {
 	for seed := range uint64(64) {
 		f.Add(random{rand.New(rand.NewPCG(seed, 0))}.text())

@@ -60,7 +60,7 @@ func apply(text []byte) (p policy.Policy, err error) {
 	return docs[0].Policy, nil
 }
 
-// compare describes how the two differ on a text; empty if they agree.
+// compare describes how Weft and the API server differ on a text; empty if they agree.
 func compare(t testing.TB, text []byte) string {
 	theirs, refused := create(t, text)
 	ours, err := apply(text)
