@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"weft/prog/api"
+	"weft/prog/state"
 	"weft/prog/words"
 )
 
@@ -308,7 +309,7 @@ func (s settings) restore() error {
 	return replaceFile(s.path, s.text)
 }
 
-// replaceFile replaces a file atomically.
+// replaceFile replaces a settings file, or the file that a symbolic link there names.
 func replaceFile(path string, text []byte) error {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
@@ -316,16 +317,7 @@ func replaceFile(path string, text []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("settings: %w", err)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".weft-*")
-	if err != nil {
-		return fmt.Errorf("settings: %w", err)
-	}
-	defer os.Remove(tmp.Name()) // the removal fails after the rename, as intended
-	_, err = tmp.Write(text)
-	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
-		return fmt.Errorf("settings: %w", err)
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
+	if err := state.WriteFile(path, text, 0o644); err != nil {
 		return fmt.Errorf("settings: %w", err)
 	}
 	return nil

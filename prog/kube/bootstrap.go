@@ -149,7 +149,7 @@ func (b *Bootstrap) Run(ctx context.Context) (f Founding, mine bool, err error) 
 		if _, waits := errors.AsType[*waitError](err); waits {
 			delay = first
 		}
-		sleep(ctx, delay/2+rand.N(delay))
+		Sleep(ctx, delay/2+rand.N(delay))
 		delay = min(2*delay, 15*first)
 	}
 }
@@ -162,7 +162,8 @@ const maxAgain = 20
 // large cluster may wait for one server.
 const pause = time.Second
 
-func sleep(ctx context.Context, d time.Duration) {
+// Sleep waits for d, or until ctx ends.
+func Sleep(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(d):

@@ -207,7 +207,7 @@ func (k *Keeper) restore(ctx context.Context, s *core.Secret, why string) error 
 	if pause == 0 {
 		pause = 2 * time.Second
 	}
-	sleep(ctx, rand.N(pause)) // all agents notice at once, but one write is enough
+	Sleep(ctx, rand.N(pause)) // all agents notice at once, but one write is enough
 	switch now, err := k.Client.secret(ctx, k.Namespace); {
 	case err != nil && !apierrors.IsNotFound(err):
 		return err

@@ -195,7 +195,7 @@ func (l *Lab) startRoot() error {
 	if err != nil {
 		return err
 	}
-	go func() { _, _ = root.Wait() }() // the goroutine the goroutine reaps the root; it ends with the lab or this process
+	go func() { _, _ = root.Wait() }() // reaps the root, and ends with the lab or this process
 	return nil
 }
 

@@ -26,7 +26,7 @@ import (
 //   - A peer that takes over has merged the rings of all peers that confirmed the removal.
 //   - A peer allocates only usable slots that it owns, and never the same slot to two keys.
 //   - A peer never loses parts of the ring that it learned, and there is only one ring.
-//   - What a peer sends or answers is on its disk before.
+//   - A peer writes its state to the disk before it sends or answers.
 //   - After each step, the allocator's state equals its disk. It reports allocations in slots of
 //     other peers as lost. Each of its own slots is free, in quarantine or allocated.
 //   - If two runs with one identity meet, one of them stops.

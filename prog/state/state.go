@@ -257,6 +257,9 @@ type Keys struct {
 	WireGuard [32]byte // Curve25519 private key
 }
 
+// ID returns the peer id of a host with these keys.
+func (k Keys) ID() peer.ID { return peer.IDOf(k.Identity.Public().(ed25519.PublicKey)) }
+
 // Keys returns this host's keys. The first call makes them from a source of randomness.
 func (s *Store) Keys(random io.Reader) (k Keys, err error) {
 	err = s.update(func(tx *bolt.Tx) error {

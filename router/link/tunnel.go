@@ -87,20 +87,8 @@ func (o Overlay) SetUnreachable() error {
 		return err
 	}
 	defer h.Close()
-	have, err := Routes(h)
-	if err != nil {
-		return err
-	}
-	for _, p := range o.universes() {
-		r, err := unreachable(h, p, fallbackMetric)
-		if err != nil {
-			return err
-		}
-		if err := SetRoute(h, have, r); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, _, err = reject(h, o.universes(), func(netip.Prefix) int { return fallbackMetric })
+	return err
 }
 
 // Up sets the device's MTU and sets the device up. No route leads to it yet.

@@ -21,27 +21,16 @@ func (o Overlay) RejectUnassigned(own []slot.Range) error {
 		return err
 	}
 	defer h.Close()
-	have, err := Routes(h)
+	var prefixes []netip.Prefix
+	for _, r := range own {
+		prefixes = append(prefixes, o.Universe.Prefixes(r)...)
+	}
+	if !o.IPv6 {
+		prefixes = slices.DeleteFunc(prefixes, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	}
+	want, have, err := reject(h, prefixes, unassignedMetric)
 	if err != nil {
 		return err
-	}
-	var want []netlink.Route
-	for _, r := range own {
-		for _, p := range o.Universe.Prefixes(r) {
-			if p.Addr().Is6() && !o.IPv6 {
-				continue
-			}
-			r, err := unreachable(h, p, unassignedMetric(p))
-			if err != nil {
-				return err
-			}
-			want = append(want, r)
-		}
-	}
-	for _, r := range want {
-		if err := SetRoute(h, have, r); err != nil {
-			return err
-		}
 	}
 	old := func(r netlink.Route) bool {
 		p, ok := prefixOf(r.Dst)
@@ -64,6 +53,25 @@ func unassignedMetric(p netip.Prefix) int {
 		return fallbackMetric
 	}
 	return tunnelMetric - 1
+}
+
+// reject sets an unreachable route for each prefix. It returns these routes, and all routes from
+// before.
+func reject(h *netlink.Handle, prefixes []netip.Prefix, metric func(netip.Prefix) int) (set, before []netlink.Route, err error) {
+	if before, err = Routes(h); err != nil {
+		return nil, nil, err
+	}
+	for _, p := range prefixes {
+		r, err := unreachable(h, p, metric(p))
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := SetRoute(h, before, r); err != nil {
+			return nil, nil, err
+		}
+		set = append(set, r)
+	}
+	return set, before, nil
 }
 
 // unreachable returns a route by which the kernel answers "host unreachable". In IPv6 the route

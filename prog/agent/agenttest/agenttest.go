@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"sync"
+	"testing"
 
 	"weft/ipam"
 	"weft/ipam/ring"
@@ -144,4 +145,17 @@ func (s *Settings) SaveSettings(v any) (err error) {
 	}
 	s.data, err = json.Marshal(v)
 	return err
+}
+
+// Run runs a component until the test ends, which fails if the component does.
+func Run(t *testing.T, run func(context.Context) error) {
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -175,9 +175,7 @@ func TestLostEndpointsAreCutOff(t *testing.T) {
 func TestEachInputIsApplied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
-		ctx, stop := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- f.Run(ctx) }()
+		agenttest.Run(t, f.Run)
 		for what, change := range map[string]func(){
 			"view":     func() { f.view.Set(agenttest.View()) },
 			"host":     func() { f.host.Set(underlay.Host{MTUs: []uint32{1400}}) },
@@ -196,10 +194,6 @@ func TestEachInputIsApplied(t *testing.T) {
 		f.attached.Set([]attach.Endpoint{{Slot: 10}})
 		if synctest.Wait(); f.kernel.turns() != before {
 			t.Error("an attached endpoint made a plan be applied, want none: attach changes the kernel itself")
-		}
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
 		}
 	})
 }

@@ -1,7 +1,6 @@
 package enforce
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -151,9 +150,7 @@ func TestRunFollowsEachInput(t *testing.T) {
 		if err := f.Ensure(); err != nil {
 			t.Fatal(err)
 		}
-		ctx, stop := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- f.Run(ctx) }()
+		agenttest.Run(t, f.Run)
 		for what, change := range map[string]func(){
 			"rules":     func() { f.source.say("2", isolate("db")) },
 			"endpoints": func() { f.attach("db", 10) },
@@ -170,10 +167,6 @@ func TestRunFollowsEachInput(t *testing.T) {
 			if f.kernel.Loads == before {
 				t.Errorf("%s: no program was loaded, want one", what)
 			}
-		}
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
 		}
 	})
 }

@@ -1,7 +1,6 @@
 package enforce
 
 import (
-	"context"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -10,6 +9,7 @@ import (
 	networking "k8s.io/api/networking/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"weft/prog/agent/agenttest"
 	"weft/prog/kube"
 	"weft/prog/kube/kubetest"
 )
@@ -28,15 +28,7 @@ func follow(t *testing.T, server *kubetest.Server) *kube.Source {
 	if err := NewKubernetes(source, false).Unknown(); err == nil || !strings.Contains(err.Error(), source.Server()) {
 		t.Errorf("before the API server has answered: Unknown is %v, want an error that names the server", err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- source.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	agenttest.Run(t, source.Run)
 	return source
 }
 

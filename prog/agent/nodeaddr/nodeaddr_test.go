@@ -77,15 +77,7 @@ func claim(t *testing.T, stored slot.Slot, from *ipam) fixture {
 	if f.Get() != stored {
 		t.Errorf("the claimer publishes slot %d before it runs, want the stored %d", f.Get(), stored)
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- f.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	agenttest.Run(t, f.Run)
 	return f
 }
 

@@ -1,7 +1,6 @@
 package paths
 
 import (
-	"context"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -74,9 +73,7 @@ func TestHeardNamesThePeersThatLive(t *testing.T) {
 			t.Errorf("before the first view, Heard returned %s, want nothing", got)
 		}
 		seen.Set(agenttest.ViewOf(own, []mesh.Peer{{Record: own}, {Record: other}}, own.ID()))
-		ctx, stop := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- p.Run(ctx) }()
+		agenttest.Run(t, p.Run)
 		time.Sleep(time.Minute + time.Second)
 		if got := p.Heard(other.ID()); !strings.Contains(got, "brought data 1 s ago") || !strings.Contains(got, "Open TCP and UDP 6783") {
 			t.Errorf("the peer still counts as alive: %q", got)
@@ -87,10 +84,6 @@ func TestHeardNamesThePeersThatLive(t *testing.T) {
 		time.Sleep(heardFor)
 		if got := p.Heard(other.ID()); got != "" {
 			t.Errorf("after the host was switched off, Heard returned %s, want nothing", got)
-		}
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
 		}
 	})
 }

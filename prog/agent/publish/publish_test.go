@@ -1,7 +1,6 @@
 package publish
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -140,15 +139,7 @@ func run(t *testing.T) *fixture {
 		Directory: &f.directory, Attached: &live.Value[[]attach.Endpoint]{}, Settings: &live.Value[settings.Values]{}, NodeAddr: &live.Value[slot.Slot]{},
 		View: &live.Value[*view.View]{}, Log: slog.New(slog.NewTextHandler(&f.log, nil)),
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- New(f.Config).Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	agenttest.Run(t, New(f.Config).Run)
 	return f
 }
 

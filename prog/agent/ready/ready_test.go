@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"weft/prog/agent/agenttest"
 	"weft/prog/api"
 )
 
@@ -80,15 +81,7 @@ func run(t *testing.T) *fixture {
 
 // start runs the board until the test ends.
 func (f *fixture) start(t *testing.T) {
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- f.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	agenttest.Run(t, f.Run)
 	synctest.Wait()
 }
 

@@ -7,7 +7,6 @@
 package statedir
 
 import (
-	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -97,7 +96,7 @@ func Identity(dir string) (id string, err error) {
 	err = withStore(dir, func(s *state.Store) error {
 		keys, err := s.Keys(rand.Reader)
 		if err == nil {
-			id = peer.IDOf(keys.Identity.Public().(ed25519.PublicKey)).String()
+			id = keys.ID().String()
 		}
 		return err
 	})
@@ -107,7 +106,7 @@ func Identity(dir string) (id string, err error) {
 // Owns reports whether the state of an agent that does not run owns addresses that other peers
 // would lose with it. A state that cannot be read counts as owning nothing: reset renames it.
 func Owns(dir string) (owns bool) {
-	if _, err := os.Lstat(filepath.Join(dir, state.File)); err != nil {
+	if !hasStore(dir) {
 		return false
 	}
 	err := withStore(dir, func(s *state.Store) error {
@@ -118,7 +117,7 @@ func Owns(dir string) (owns bool) {
 		if err := errors.Join(err, loadErr, peersErr, ringErr); err != nil {
 			return err
 		}
-		self := peer.IDOf(keys.Identity.Public().(ed25519.PublicKey))
+		self := keys.ID()
 		others := slices.ContainsFunc(peers, func(data []byte) bool {
 			p, err := peer.Decode(data)
 			return err == nil && p.Record.ID() != self && p.Record.State != peer.Left

@@ -4,7 +4,6 @@
 package trust
 
 import (
-	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
 	"io"
@@ -36,17 +35,15 @@ func Self(store Store) (peer.ID, error) {
 	if err != nil {
 		return peer.ID{}, err
 	}
-	return peer.IDOf(keys.Identity.Public().(ed25519.PublicKey)), nil
+	return keys.ID(), nil
 }
 
 // Load reads the keys from the store, and the token from the state folder.
 func Load(store Store, dir string) (t Trust, err error) {
-	if t.Self, err = Self(store); err != nil {
-		return t, err
-	}
 	if t.Keys, err = store.Keys(rand.Reader); err != nil {
 		return t, err
 	}
+	t.Self = t.Keys.ID()
 	private, err := wgtypes.NewKey(t.Keys.WireGuard[:])
 	if err != nil {
 		return t, fmt.Errorf("trust: WireGuard key: %w", err)

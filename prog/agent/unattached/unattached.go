@@ -27,8 +27,7 @@ const (
 	longest = 24 * time.Hour // since the end of an attachment
 )
 
-// Containers remembers containers. The zero value remembers none. It is safe for concurrent use; its
-// goroutine asks Docker which of the containers run again.
+// Containers remembers containers. The zero value remembers none.
 type Containers struct {
 	mu    sync.Mutex
 	known map[string]*container // the remembered containers, by endpoint key

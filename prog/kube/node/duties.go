@@ -108,7 +108,7 @@ func (n *Node) again(ctx context.Context, what string, try func() error) error {
 		if ctx.Err() == nil {
 			n.cfg.Log.Warn("a request to the API server failed: it is repeated", "for", what, "err", err)
 		}
-		pause(ctx, wait)
+		kube.Sleep(ctx, wait)
 	}
 	return nil
 }
@@ -159,7 +159,7 @@ func (n *Node) checkProxy(ctx context.Context, d Duties) error {
 		if said != (problem.Problem{}) {
 			wait = proxyWrong
 		}
-		pause(ctx, wait)
+		kube.Sleep(ctx, wait)
 	}
 	return nil
 }
@@ -187,12 +187,5 @@ func (n *Node) sayAvailable(ctx context.Context, notReady func() string) error {
 				n.cfg.Log.Warn("cannot clear the condition NetworkUnavailable of this Node", "err", err)
 			}
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
 	}
 }

@@ -61,7 +61,7 @@ func (n *Node) tellProblems(ctx context.Context, d Duties) error {
 				delete(said, key)
 			}
 		}
-		pause(ctx, problemsEvery)
+		kube.Sleep(ctx, problemsEvery)
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -114,7 +113,7 @@ func (p *simulated) make(ctx context.Context) error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	self := peer.IDOf(keys.Identity.Public().(ed25519.PublicKey))
+	self := keys.ID()
 	founding, _, err := (&kube.Bootstrap{
 		Client: client, Namespace: kube.DefaultNamespace, Node: p.node, Self: self, Random: rand.Reader, Log: log,
 		Waiting: func(context.Context, string) {}, Answers: func(context.Context, netip.Addr) bool { return false },
