@@ -1,9 +1,11 @@
-// Package ipam allocates addresses. It owns this peer's view of the ring and this peer's
-// allocations, and asks other peers for space when it has no free slot left.
+// Package ipam allocates addresses. A slot is an offset into the mesh's address range, and the ring
+// records which peer owns which slots. The Allocator holds this peer's copy of the ring and this
+// peer's allocations. It asks other peers for slots when it has no free slot left.
 //
 // The Allocator is an actor: the goroutine of Run holds all of its state, so there are no locks.
-// Every change is persisted before it is answered. The Allocator never allocates a slot that this
-// peer does not own, and never the same slot to two keys.
+// Every change is on disk before the caller gets an answer. The caller gives each allocation a key.
+// The Allocator never allocates a slot that this peer does not own, and never the same slot to two
+// keys.
 //
 // Other peers take over the slots of a peer that they removed as dead. Allocations in such slots
 // are lost: when the removed peer returns, it no longer owns these slots, and reports the lost
@@ -95,13 +97,13 @@ type Config struct {
 	// Rest is how long a released slot stays in quarantine; default DefaultRest.
 	Rest time.Duration
 	// Held, if set, reports whether other peers still map a released slot to its former endpoint.
-	// Such a slot is not allocated, even if no other slot is free. It must not block.
+	// Such a slot is not allocated, even if no other slot is free. Held must not block.
 	Held func(slot.Slot) bool
 	// Listed, if set, returns the slots that a peer is known to use. After the removal of the peer
 	// these slots are allocated last.
 	Listed func(peer.ID) []slot.Slot
-	// Heard, if set, returns proof that a peer is alive although gossip does not reach it, and the
-	// command that helps; empty if there is none. It must not block.
+	// Heard, if set, returns how a peer that gossip does not reach has proved to be alive, and what
+	// the operator can do; empty if there is no proof. Heard must not block.
 	Heard func(peer.ID) string
 	// Changed is called after every change of the ring, but not of allocations. It must not block.
 	Changed func()
@@ -113,7 +115,7 @@ const ReplicaName = "ring"
 // DefaultRest is the default quarantine of a released slot.
 const DefaultRest = time.Minute
 
-// conflictLife is how long a conflict is shown. Gossip reports a conflict that persists again.
+// conflictLife is how long a conflict is shown. If it persists, gossip reports it again.
 const conflictLife = 5 * time.Minute
 
 // These are the errors of Allocate, besides those of the context.
@@ -130,7 +132,7 @@ type Allocator struct {
 	cfg     Config
 	calls   chan func()
 	stopped chan struct{}
-	grants  atomic.Int32 // requests for slots that are not answered yet
+	grants  atomic.Int32 // requests for slots that other peers have not answered yet
 
 	// The fields below belong to the goroutine of Run.
 	ring        ring.Ring
@@ -458,7 +460,8 @@ func (a *Allocator) lost() map[string]slot.Slot {
 	return out
 }
 
-// warnOfLost logs the allocations that were lost since the ring was before.
+// warnOfLost logs the lost allocations whose slots this peer owned in before, the earlier ring; all of
+// them if there was no earlier ring.
 func (a *Allocator) warnOfLost(before ring.Ring) {
 	if a.ring.IsZero() {
 		return

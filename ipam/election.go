@@ -27,16 +27,17 @@ type Election struct {
 	Elsewhere func() bool
 }
 
-// These are the waiting times of an election. A ballot is decided once a quorum has received it and
-// stored its vote twice. A competing ballot that starts earlier voids it. So the reachable voter
-// with the lowest id proposes first. The other voters wait longer, depending on their number and on
-// the number of failed ballots.
+// These are the waiting times of an election. A ballot takes time: each voter of a quorum
+// must receive it, and write its promise and then its acceptance to disk. A competing ballot that
+// starts meanwhile voids it. So the reachable voter with the lowest id proposes first. Each of the
+// other voters waits for a further random time, which grows with the number of voters and of failed
+// ballots.
 const (
 	lookEvery    = 100 * time.Millisecond // the pause between two checks of which voters are reachable
 	settleFor    = time.Second            // how long to wait for missing voters
 	ballotStep   = 250 * time.Millisecond // time in which all voters receive a ballot
 	maxDoublings = 3
-	tellStep     = 2 * time.Millisecond // per voter: the shortest interval between two messages of one voter
+	tellStep     = 2 * time.Millisecond // times the number of voters: the shortest interval between two messages of one voter
 	maxTell      = 250 * time.Millisecond
 	hereWithin   = 2 * time.Second // how soon a voter without quorum announces itself again
 )
@@ -208,7 +209,7 @@ func (a *Allocator) mayPropose(now time.Time) bool {
 	case e.since.IsZero():
 		e.begin()
 	}
-	wait := settleFor // also because news of an existing ring may still be on its way
+	wait := settleFor // news of an existing ring may still be on its way
 	switch {
 	case e.votes.Ballot() != paxos.Ballot{}:
 		wait = 4*e.step() + time.Duration(e.voters())*e.step()/12

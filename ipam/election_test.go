@@ -36,8 +36,8 @@ func (c *cluster) voterOn(n, expect int, d *disk) *host {
 	return m
 }
 
-// Peers that start together found one ring; a peer that starts alone waits for a quorum.
-func TestVotersFoundOneRingTogether(t *testing.T) {
+// Peers that start together agree on one ring and found it; a peer that starts alone waits for a quorum.
+func TestVotersAgreeOnOneRing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		c.lose.Store(30)

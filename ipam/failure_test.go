@@ -54,8 +54,8 @@ func snapshot(t *testing.T, m *host) Snapshot {
 	return s
 }
 
-// A dead peer's slots are taken over. When the peer returns, it learns of that before it allocates
-// anything. It reports its lost allocations, and gets new space.
+// A dead peer's slots are taken over. When the peer returns, it learns of the take-over before it
+// allocates anything. It reports its lost allocations, and gets new space.
 func TestRemovedPeerIsFenced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, held := three(t)
@@ -332,7 +332,7 @@ func TestClaimGetsSlotFromItsOwner(t *testing.T) {
 }
 
 // The error of a failed allocation names each peer and why it gave no space.
-func TestShortageNamesEachPeersReason(t *testing.T) {
+func TestErrorOfFailedAllocationNamesEachPeersReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
 		c.split(func(a, b peer.ID) bool { return a != b && (a == m[3].id || b == m[3].id) })
@@ -363,8 +363,8 @@ func TestExcludedRangesAreNotUsable(t *testing.T) {
 	}
 }
 
-// Requests to confirm the removal of unknown peers store nothing.
-func TestRemovalRequestsForUnknownPeersStoreNothing(t *testing.T) {
+// A peer that is asked to confirm the removal of an unknown peer stores no promise.
+func TestNoPromiseIsStoredForRemovalOfUnknownPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m, _ := three(t)
 		for n := range 100 {
@@ -374,7 +374,7 @@ func TestRemovalRequestsForUnknownPeersStoreNothing(t *testing.T) {
 		}
 		if err := m[1].do(t.Context(), func() {
 			if len(m[1].removals) != 0 {
-				t.Errorf("after the removal, %d promises are stored; want none", len(m[1].removals))
+				t.Errorf("after requests to confirm the removal of unknown peers, %d promises are stored; want none", len(m[1].removals))
 			}
 		}); err != nil {
 			t.Error(err)

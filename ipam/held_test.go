@@ -15,7 +15,7 @@ import (
 
 // While other peers map a slot to its former endpoint, the slot is not allocated: not after its
 // quarantine, not if no other slot is free, and not to a claim by address.
-func TestSlotThatPeersStillMapIsNotReused(t *testing.T) {
+func TestSlotMappedToFormerEndpointIsNotAllocated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		var held atomic.Bool
@@ -43,20 +43,20 @@ func TestSlotThatPeersStillMapIsNotReused(t *testing.T) {
 			}
 		}
 		if s, err := get("no other is free"); !errors.Is(err, ErrNoSpace) {
-			t.Errorf("no other slot is free: got slot %d, %v; want ErrNoSpace", s, err)
+			t.Errorf("no other slot is free, and peers still map this one: got slot %d, %v; want ErrNoSpace", s, err)
 		}
 		time.Sleep(2 * DefaultRest)
 		if s, err := get("after quarantine"); !errors.Is(err, ErrNoSpace) {
-			t.Errorf("after quarantine: got slot %d, %v; want ErrNoSpace", s, err)
+			t.Errorf("after the quarantine peers still map the slot: got slot %d, %v; want ErrNoSpace", s, err)
 		}
 		want := slot.Slot(freed.Load())
 		claim, ok := errors.AsType[*ClaimError](m.Claim(t.Context(), "by address", want, nil))
 		if !ok || !claim.Held || claim.Why != whyHeld {
-			t.Errorf("claim of a held slot: got %+v, want whyHeld", claim)
+			t.Errorf("claim of a slot that peers still map to its former endpoint: got %+v; want it refused for that reason", claim)
 		}
 		held.Store(false)
 		if s, err := get("no longer held"); err != nil || s != want {
-			t.Errorf("no longer held: got slot %d, %v; want %d", s, err, want)
+			t.Errorf("the peers no longer map the slot: got slot %d, %v; want %d", s, err, want)
 		}
 		c.end()
 	})

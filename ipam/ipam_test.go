@@ -64,8 +64,8 @@ type cluster struct {
 }
 
 // host is one run of a peer, with an allocator. Its mesh delivers a message at once and in the sender's
-// goroutine, never loses a request, and can cut single pairs: tests here go step by step. Package soak
-// runs the allocator on meshtest.Cluster, where time passes.
+// goroutine, never loses a request, and can separate two single hosts: tests here go step by
+// step. Package soak runs the allocator on meshtest.Cluster, where time passes.
 type host struct {
 	c    *cluster
 	id   peer.ID
@@ -316,7 +316,7 @@ func TestInvariant2OneAddressOneEndpoint(t *testing.T) {
 }
 
 // Twenty peers use a /24 up to its last address. Only then requests fail, with the reason.
-func TestAllAddressesOfUniverseCanBeAllocated(t *testing.T) {
+func TestEveryUsableAddressCanBeAllocated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		const peers = 20
@@ -339,7 +339,7 @@ func TestAllAddressesOfUniverseCanBeAllocated(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		if _, err := c.hosts[peerID(7)].Allocate(ctx, "one more", nil); !errors.Is(err, ErrNoSpace) {
-			t.Errorf("allocation from a full universe: got %v, want ErrNoSpace", err)
+			t.Errorf("allocation when all addresses are in use: got %v, want ErrNoSpace", err)
 		}
 		c.end()
 	})

@@ -27,8 +27,8 @@ func (a *Allocator) Full() []byte {
 func (a *Allocator) full() []byte { return a.ring.Part(rand.Uint64()).Encode() }
 
 // Merge merges a ring, or a part of one, that another peer sent. It returns the news to pass on. A
-// state that cannot be merged is kept as a conflict for status. It never closes the connection: the
-// error is only for the log.
+// state that cannot be merged is kept as a conflict for status. The error is only for the
+// log, and closes no connection.
 func (a *Allocator) Merge(data []byte) (news []byte, err error) {
 	theirs, err := ring.Decode(data)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// The kinds of requests between allocators. If a reply changes the ring, it holds the changed part.
+// These are the kinds of requests between allocators. If a reply changes the ring, it holds the changed part.
 const (
 	requestRing    = "ring"    // the whole ring
 	requestUsage   = "usage"   // how much the peer uses and has free: Usage
@@ -33,7 +33,7 @@ const (
 // These are the time limits and pauses of requests.
 const (
 	askTimeout   = 3 * time.Second        // the time limit of one peer's answer
-	usageTimeout = time.Second            // the time limit of an answer that is only advice
+	usageTimeout = time.Second            // the time limit of an answer that this peer can do without
 	askAgain     = 500 * time.Millisecond // the pause between two rounds in which no peer had space
 	aloneFor     = 3 * time.Second        // how long a starting peer waits for the first other peer
 	soonAfter    = 500 * time.Millisecond // how long a starting peer then waits for further peers
@@ -294,7 +294,7 @@ func (a *Allocator) donate(to peer.ID, known []byte, pressed bool) ([]byte, erro
 	}
 	next, delta, err := a.ring.Grant(a.cfg.Self, to, gift)
 	if err != nil {
-		a.resize() // resize makes the gift free again
+		a.resize() // makes the slots that were not given away free again
 		return nil, err
 	}
 	a.cfg.Log.Info("gave address space to a peer", "peer", a.cfg.Mesh.Name(to), "slots", gift.Len())

@@ -68,9 +68,9 @@ func alone(t *testing.T, d *disk, f func(*Allocator)) {
 	}
 }
 
-// Rings that are within the bound can together exceed it. The agent then refuses them, reports that
-// in status, and can restart from its disk.
-func TestMergeThatExceedsTheBoundIsRefusedAndReported(t *testing.T) {
+// Rings that each have at most MaxSegments can have more once they are merged. The agent refuses such
+// a merge, reports that in status, and can restart from its disk.
+func TestMergeBeyondMaxSegmentsIsRefusedAndReported(t *testing.T) {
 	d := &disk{}
 	alone(t, d, func(a *Allocator) {
 		var many *ring.TooManyError
@@ -79,7 +79,7 @@ func TestMergeThatExceedsTheBoundIsRefusedAndReported(t *testing.T) {
 		}
 		for i := range slot.Slot(3) {
 			if _, err := a.Merge(pieces(t, ring.MaxSegments/2, 2+400_000*i)); i > 0 && !errors.As(err, &many) {
-				t.Errorf("merge beyond the bound: got %v, want a TooManyError", err)
+				t.Errorf("merge beyond MaxSegments: got %v, want a TooManyError", err)
 			}
 		}
 		if s := snapshot(t, &host{Allocator: a}); !errors.As(s.Conflict, &many) {
@@ -111,8 +111,8 @@ func TestGenerationsThatAreTooHighAreIgnored(t *testing.T) {
 	})
 }
 
-// Earlier releases could store a ring above the bound. The agent starts with it, reports it, and
-// sends it in parts.
+// Earlier releases could store a ring of more than MaxSegments. The agent starts with such a ring,
+// reports that in status, and sends the ring in parts.
 func TestAgentStartsWithOversizedStoredRing(t *testing.T) {
 	alone(t, &disk{state: State{Ring: pieces(t, 2*ring.MaxSegments, 1)}}, func(a *Allocator) {
 		var many *ring.TooManyError

@@ -36,10 +36,10 @@ func day(t *testing.T, v4 netip.Prefix, pods, hours, bound int) {
 	for minute := int64(0); minute < int64(60*hours); minute++ {
 		m.Release(minute)
 		used := 0
-		for _, p := range m.Peers { // on each host three containers start or stop per minute, around an average of pods
+		for _, p := range m.Peers { // on each host three containers start or stop per minute; their number stays around pods
 			for range 3 {
 				if len(p.Used) == 0 || r.IntN(2*pods) >= len(p.Used) {
-					m.Allocate(p) // if no slot is free anywhere, skip it
+					m.Allocate(p) // if no slot is free anywhere, the container does not start
 				} else {
 					m.Free(p, r.IntN(len(p.Used)), minute+1)
 				}

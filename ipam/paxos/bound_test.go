@@ -10,7 +10,7 @@ import (
 )
 
 // manyVoters returns n voters, starting at number from, with the longest possible encoding. Voter k
-// votes for value k modulo values, and each value has that many founders.
+// votes for value k modulo values. Each value has the given number of founders.
 func manyVoters(n, from, values, founders int) State {
 	longID := func(i int) (id peer.ID) {
 		binary.BigEndian.PutUint64(id[:], 1<<63|uint64(i))
@@ -28,7 +28,7 @@ func manyVoters(n, from, values, founders int) State {
 	return s
 }
 
-// States can be merged in any order: the result can always be restored and sent.
+// Whatever the order of merges, the merged state can be restored and sent.
 func TestMergedStatesCanBeRestoredAndDecoded(t *testing.T) {
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -76,6 +76,6 @@ func TestLargestStateFitsMaxEncoded(t *testing.T) {
 	s.decided = Value{Ring: [16]byte{1}, Cluster: [16]byte{1}, V4: v4, V6: v6, Founders: []peer.ID{id(1)}} // the state now has one more value than it has voters
 	check(t, s)
 	if told := s.Sendable(); told.Known() != 1 {
-		t.Errorf("a state above the bounds sends %d votes, want only its own", told.Known())
+		t.Errorf("the part of a state above the bounds that is sent has %d votes; want only the voter's own", told.Known())
 	}
 }

@@ -9,10 +9,10 @@
 //
 // A proposer chooses a ballot higher than any that it knows, and promises it. A voter that receives
 // that promise promises the ballot too, and accepts no lower ballot from then on. When a quorum has
-// promised the ballot, the proposer accepts it. Its value is the value that the promising voters
-// accepted last. If they accepted none, the proposer chooses a value. The other voters then accept
-// this value. A value that a quorum accepted under one ballot is decided: any later quorum contains
-// a voter that accepted it, so it also decides this value.
+// promised the ballot, the proposer accepts it. The ballot's value is the value that the
+// promising voters accepted last. If they accepted none, the proposer chooses a value. The other
+// voters then accept this value. A value that a quorum accepted under one ballot is decided: any
+// later quorum contains a voter that accepted the value, so that quorum decides the same value.
 //
 // A State is an immutable value: every change returns a new State. A caller that cannot write the
 // new state to disk keeps the old state, as if nothing had happened. The package does no I/O and
@@ -111,7 +111,7 @@ func (v Value) validate(t Terms) error {
 	return nil
 }
 
-// Ballot numbers an attempt to decide. The zero Ballot means none.
+// Ballot numbers an attempt to decide. The zero Ballot means no attempt.
 type Ballot struct {
 	Round    uint32  `cbor:"1,keyasint"`
 	Proposer peer.ID `cbor:"2,keyasint"` // makes ballots of two proposers differ
@@ -141,7 +141,7 @@ type State struct {
 	terms   Terms
 	votes   map[peer.ID]Vote // has an entry for self; a map is never changed in place
 	decided Value            // the learned value; kept, since the votes that prove it may change to a higher ballot
-	mine    Ballot           // proposed since the start; not on the wire, see Advance
+	mine    Ballot           // the ballot that this voter proposed since its start; never stored or sent, see Advance
 }
 
 // New returns the state of a voter that knows no other voter yet.
@@ -303,8 +303,8 @@ func (s State) Advance(candidate func(voters []peer.ID) Value) (next State, chan
 			own.Accepted, own.Value = v.Accepted, v.Value
 		}
 	}
-	// Propose a value only under a ballot of this run. If a ballot is from before a restart, an
-	// older disk may have forgotten that a value was proposed under it.
+	// Propose a value only under a ballot of this run. If a ballot is from before a restart, a
+	// value may have been proposed under it that is missing on an older copy of the disk.
 	if own.Promise == s.mine && own.Accepted != own.Promise {
 		if last, ok := s.promised(s.mine); ok {
 			if own.Accepted, own.Value = s.mine, last.Value; last.Value.isZero() {

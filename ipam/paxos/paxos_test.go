@@ -196,7 +196,7 @@ func (w *world) flow(up []int) {
 // quorum can communicate and one of its voters proposes, all of these voters learn the value.
 func TestAtMostOneValueIsDecided(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		for range 3 { // one schedule is cheap, and most are harmless
+		for range 3 { // one schedule is cheap, and most contain no conflict
 			voters := 1 + even(5).Draw(t, "voters")
 			w := newWorld(t, voters, voters)
 			w.chaos(t, 80)
@@ -270,7 +270,7 @@ func TestValueIsAcceptedOnlyAfterQuorumPromised(t *testing.T) {
 	}
 }
 
-func TestQuorumCountsSelfOnce(t *testing.T) {
+func TestQuorumCountsTheVoterItselfOnce(t *testing.T) {
 	for _, tt := range []struct {
 		expect, up int
 		decides    bool
@@ -286,7 +286,8 @@ func TestQuorumCountsSelfOnce(t *testing.T) {
 		s := w.states[1]
 		v, ok := s.Decided()
 		if ok != tt.decides || s.Known() != tt.up || s.Quorum() != tt.expect/2+1 {
-			t.Errorf("with %d of %d voters running: decided %v, known voters %d, quorum %d; want another result", tt.up, tt.expect, ok, s.Known(), s.Quorum())
+			t.Errorf("with %d of %d voters running: decided %v, known voters %d, quorum %d; want %v, %d and %d",
+				tt.up, tt.expect, ok, s.Known(), s.Quorum(), tt.decides, tt.up, tt.expect/2+1)
 		}
 		if ok && len(v.Founders) != tt.up {
 			t.Errorf("the founders are %v; want %d", v.Founders, tt.up)

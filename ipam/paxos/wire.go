@@ -39,7 +39,8 @@ const (
 var (
 	encoding = must(cbor.EncOptions{Sort: cbor.SortCoreDeterministic, TextMarshaler: cbor.TextMarshalerNone}.EncMode())
 	decoding = must(decodeOptions(MaxVoters).DecMode())
-	// Our own disk holds only states that this release or an earlier one accepted.
+	// Our own disk holds only states that this release or an earlier one accepted, so their size
+	// needs no limit.
 	restoring = must(decodeOptions(math.MaxInt32).DecMode())
 )
 

@@ -135,14 +135,14 @@ func (r Ring) Owner(s slot.Slot) (peer.ID, bool) {
 	return r.segments[i].Owner, true
 }
 
-// Errors of Grant, TakeOver and Merge.
+// These are the errors of Grant, TakeOver and Merge.
 var (
 	ErrNotOwner = errors.New("ring: only the owner of a slot can give it away")
 	ErrSpent    = errors.New("ring: generation or version is at its maximum, which only a faulty or malicious peer writes: the owner of these addresses cannot change again")
 	ErrNothing  = errors.New("ring: the peer owns no addresses")
 )
 
-// spent is the largest generation and version; a claim in which both are spent cannot be raised.
+// spent is the largest generation and version; a claim in which both have this value cannot be raised.
 const spent = ^uint32(0)
 
 // OtherRingError reports a state of another ring, which never merges with ours.
@@ -288,8 +288,8 @@ func (r Ring) TakeOver(dead, to peer.ID) (next, delta Ring, err error) {
 // pass on to other peers. The zero Ring adopts any other ring.
 //
 // Merge refuses a result of more than MaxSegments as a whole, since it could not be stored, sent or
-// loaded. Taking in half of it would make the result depend on the order of arrival. r then stays
-// as it was, and accepts o later, once it has fewer segments. An r that is above the bound already
+// loaded. Merging only a part would make the result depend on the order of arrival. After a refusal r
+// stays as it was, and accepts o later, once r has fewer segments. An r that is above the bound already
 // accepts every merge that does not make it longer.
 func (r Ring) Merge(o Ring) (merged, news Ring, err error) {
 	switch {

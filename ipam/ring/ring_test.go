@@ -249,7 +249,7 @@ func BenchmarkMergeThousandPeers(b *testing.B) {
 
 func founded0(u slot.Universe) Ring { return Found(ID{1}, [16]byte{2}, u, id(1)) }
 
-func TestFoundGivesEachOwnerOneBlock(t *testing.T) {
+func TestFoundingGivesEachOwnerOneBlock(t *testing.T) {
 	for n := 1; n <= 20; n++ {
 		var owners []peer.ID
 		for i := 1; i <= n; i++ {

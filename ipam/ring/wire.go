@@ -51,8 +51,8 @@ const (
 var (
 	encoding = must(cbor.EncOptions{Sort: cbor.SortCoreDeterministic, TextMarshaler: cbor.TextMarshalerNone}.EncMode())
 	decoding = must(decodeOptions(MaxSegments).DecMode())
-	// Our own disk holds only rings that this release or an earlier one accepted. The file size
-	// bounds their number of segments.
+	// Our own disk holds only rings that this release or an earlier one accepted, so the number of
+	// segments needs no limit.
 	restoring = must(decodeOptions(math.MaxInt32).DecMode())
 )
 

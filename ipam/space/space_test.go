@@ -186,7 +186,7 @@ func TestFreedSlotIsReusedLast(t *testing.T) {
 	}
 }
 
-func TestDonateGivesAboutHalf(t *testing.T) {
+func TestDonateGivesAboutHalfOfTheFreeSlots(t *testing.T) {
 	universe := slot.Range{Start: 0, End: 1 << 20}
 	s := New([]slot.Range{{Start: 1, End: 1<<20 - 1}}, []slot.Range{universe}, []slot.Slot{1})
 	for _, want := range []slot.Range{{Start: 1 << 19, End: 1 << 20}, {Start: 1 << 18, End: 1 << 19}} {
