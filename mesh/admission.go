@@ -84,12 +84,12 @@ func (d *admission) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 	return d.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
 }
 
-// WriteToAddress sends a packet to a run of a peer, at the address that last answered.
+// WriteToAddress sends a packet to one run of a peer's agent, at the address that last answered.
 func (d *admission) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
 	return d.WriteTo(b, d.dialer.to(a))
 }
 
-// DialAddressTimeout opens a stream to a run of a peer, at any of that peer's addresses.
+// DialAddressTimeout opens a stream to one run of a peer's agent, at any of that peer's addresses.
 func (d *admission) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
 	conn, err := d.dialer.dial(a, timeout, d.Transport.DialTimeout)
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 	"weft/mesh/secret"
 )
 
-// flood opens streams to a host in a loop. Each announces length bytes, and sends as many as the
-// host reads, except the last two chunks.
+// flood opens streams to a host in a loop. Each stream announces length bytes, and sends as many
+// as the host reads, except the last two chunks.
 func flood(group *sync.WaitGroup, from *meshtest.Transport, to netip.AddrPort, streams, length int, until time.Time) {
 	head := binary.BigEndian.AppendUint32([]byte{streamSealed}, uint32(length))
 	junk := make([]byte, chunkSize)

@@ -47,8 +47,8 @@ func asked(text []byte) []byte {
 	return bytes.Clone(rest[4:])
 }
 
-// ask sends a request to a run of a peer, and returns once it is sent. The reply is delivered
-// before ctx ends, or is dropped. The returned function waits for the end of the stream.
+// ask sends a request to one run of a peer's agent, and returns once it is sent. The reply is
+// delivered before ctx ends, or is dropped. The returned function waits for the end of the stream.
 func (m *Mesh) ask(ctx context.Context, to memberlist.Address, msg message) (wait func(), err error) {
 	conn, err := m.dialer.dial(to, streamTimeout, m.admission.Transport.DialTimeout)
 	if err != nil {

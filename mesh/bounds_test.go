@@ -101,9 +101,9 @@ func TestLargestStateIsExchanged(t *testing.T) {
 	})
 }
 
-// A peer invents any number of owners. Existing sets stay, and the number of stored sets is bounded
-// in memory and on disk.
-func TestDirectoryOwnersAreBounded(t *testing.T) {
+// A malicious member invents any number of peers, and a set of endpoints for each. Sets that are
+// already stored stay, and the number of stored sets is bounded in memory and on disk.
+func TestNumberOfStoredEndpointSetsIsBounded(t *testing.T) {
 	d := quiet(t, 1, &meshtest.Solo{})
 	if err := d.Publish(many(3)); err != nil {
 		t.Fatal(err)

@@ -55,9 +55,9 @@ type DirectoryConfig struct {
 	Log    *slog.Logger
 	// Changed is called after every change. It must not block.
 	Changed func()
-	// Settle returns once everything that follows from the directory is in force on this host, such
-	// as policy. Only then this peer confirms that it has dropped a freed slot. It is nil if
-	// nothing follows from the directory.
+	// Settle returns once this host has applied everything that depends on the directory, such as
+	// policies. Only then this peer confirms that it has dropped a freed slot. Settle is nil if
+	// nothing depends on the directory.
 	Settle func() error
 }
 
@@ -271,8 +271,8 @@ func (d *Directory) publish(old *directory.Set, endpoints []directory.Endpoint, 
 	return encode(n), nil
 }
 
-// follow makes next our own set. Slots of the previous set, and of another version that the mesh
-// knows, stay taken until all peers have dropped them. The caller holds the lock.
+// follow makes next our own set. Slots of the previous set, and of another version that peers
+// have, stay taken until all peers have dropped them. The caller holds the lock.
 func (d *Directory) follow(next, other *directory.Set) {
 	for _, s := range slices.Concat(other.Slots(), d.dir.Listed(d.self)) {
 		d.left[s] = next.Version

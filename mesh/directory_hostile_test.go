@@ -182,7 +182,7 @@ func TestFalseVersionClaimsDoNotDelayEndpoints(t *testing.T) {
 }
 
 // A reply is bounded in number of sets and in size.
-func TestRepliesWithSetsAreBounded(t *testing.T) {
+func TestRepliesWithEndpointSetsAreBounded(t *testing.T) {
 	d := quiet(t, 1, &meshtest.Solo{})
 	s, _ := set(t, 2, nil, many(2000)...)
 	d.dir.Put(s)

@@ -117,7 +117,7 @@ func TestSlotIsNotReusedBeforeReachablePeersConfirm(t *testing.T) {
 		w.SetConditions(meshtest.Conditions{})
 		w.freed(h[1], 1, time.Minute)
 		if h[4].knows(1, 1) {
-			t.Error("the slot is free, but host 4 still maps it; want it taken until then")
+			t.Error("the slot is free, but host 4 still maps it; want it taken until host 4 has dropped it")
 		}
 		w.end()
 	})
@@ -141,7 +141,7 @@ func TestFreedSlotStaysTakenAcrossCrash(t *testing.T) {
 		w.freed(h[1], 1, time.Minute)
 		for n := 2; n <= 5; n++ {
 			if h[n].knows(1, 1) {
-				t.Errorf("the slot is free, but host %d still maps it; want it taken until then", n)
+				t.Errorf("the slot is free, but host %d still maps it; want it taken until no host does", n)
 			}
 		}
 		time.Sleep(2 * time.Second)
@@ -339,7 +339,7 @@ func (w *dirCluster) checkFree(used map[[2]int]time.Time, began map[int]time.Tim
 		}
 		for n, h := range w.here {
 			if n != key[0] && began[n].Before(until) && h.knows(key[0], s) {
-				w.t.Fatalf("slot %d of host %d is free, but host %d still maps it; want it taken until then", s, key[0], n)
+				w.t.Fatalf("slot %d of host %d is free, but host %d still maps it; want it taken until no host does", s, key[0], n)
 			}
 		}
 		delete(used, key)

@@ -119,11 +119,11 @@ func (w *dirCluster) differ() error {
 			first = r
 		}
 		if got, want := fmt.Sprint(r.Held()), fmt.Sprint(first.Held()); got != want {
-			return fmt.Errorf("host %d holds sets\n%s, host %d\n%s", r.n, got, first.n, want)
+			return fmt.Errorf("host %d holds the sets\n%s, host %d\n%s; want the same", r.n, got, first.n, want)
 		}
 		for _, o := range w.here {
 			if got, want := describe(r.set(idOf(o.n)).Endpoints()), describe(o.says); got != want {
-				return fmt.Errorf("host %d knows endpoints of host %d as %s, want %s", r.n, o.n, got, want)
+				return fmt.Errorf("host %d holds for host %d the endpoints %s; want %s", r.n, o.n, got, want)
 			}
 		}
 	}

@@ -61,7 +61,7 @@ type Documents struct {
 	synced bool
 	kept   bool // whether synced is stored
 	marked bool // whether there are high-water marks that are not stored
-	whole  bool // whether all stored documents were readable, so that a missing document was deleted
+	whole  bool // whether all stored documents were readable; only then a missing document was deleted
 }
 
 // documentNews is a gossip message: whole documents, versions that the sender has, or a digest of
@@ -134,8 +134,8 @@ func (d *Documents) restore(k keptDocument) error {
 	return err
 }
 
-// markOwn signs our high-water mark: the highest number that we have written. If the store was not
-// fully readable, that number may be too low. Then markOwn signs nothing until we have all
+// markOwn signs our high-water mark: the highest version that we have written. If the store was not
+// fully readable, that version may be too low. Then markOwn signs nothing until we have all
 // documents of another peer. The caller holds the lock.
 func (d *Documents) markOwn() {
 	if own := d.set.Written(d.self); own > 0 && (d.whole || d.met) {

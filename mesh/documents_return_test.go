@@ -178,7 +178,7 @@ func TestDocumentsOfDepartedPeersStayInForce(t *testing.T) {
 
 // A malicious member writes a document with the largest version. Another peer can delete it, and
 // versions of other documents stay small.
-func TestLargestVersionCanBeDeleted(t *testing.T) {
+func TestDocumentWithLargestVersionCanBeDeleted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, m := four(t)
 		doc := written(t, 4, nil, "lie", "x")
@@ -237,7 +237,7 @@ func lastNumber(t *testing.T, old *document.Document) *document.Document {
 
 // Two hosts hold different tombstones dated in the future, which must not be given to other hosts.
 // The two hosts do not request these tombstones from each other without end.
-func TestFutureTombstonesAreNotRequested(t *testing.T) {
+func TestTombstonesFromFutureAreNotRequestedEndlessly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newDocCluster(t, 1)
 		a, b := c.start(1, 0, nil), c.start(2, 1, nil)

@@ -343,7 +343,7 @@ func TestConcurrentRefutationsEnd(t *testing.T) {
 		c.agree(20*time.Second, "*")
 		time.Sleep(time.Minute)
 		if v := a.version("web"); v > 4 || reads(a.Documents) != reads(b.Documents) {
-			t.Errorf("version %d, want a small one; documents are %s and %s", v, reads(a.Documents), reads(b.Documents))
+			t.Errorf("the document has version %d, want a small one; documents are %s and %s", v, reads(a.Documents), reads(b.Documents))
 		}
 		c.end()
 	})

@@ -95,7 +95,7 @@ func (d *Directory) serveHeld(ctx context.Context, from peer.ID, payload []byte)
 			return nil, err
 		}
 	}
-	if err := d.flush(from); err != nil || s == nil { // store first, so that a restart does not bring back the endpoints that we confirm as gone
+	if err := d.flush(from); err != nil || s == nil { // store first: a restart must not bring back the endpoints that we confirm as gone
 		return nil, err
 	}
 	return encode(s.Held()), nil
@@ -206,8 +206,8 @@ func (d *Directory) takeIn(sets []*directory.Set) (err error) {
 	return err
 }
 
-// confirmPause is the pause between two rounds of confirmations, per other peer; confirmLeast is
-// the shortest pause. The first round waits longer, since no peer is reachable right after the
+// The pause between two rounds of confirmations is confirmPause times the number of other peers, but
+// at least confirmLeast. The first round waits longer, since no peer is reachable right after the
 // start.
 const (
 	confirmPause = 20 * time.Millisecond

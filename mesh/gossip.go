@@ -71,9 +71,9 @@ const (
 	promptNodes = 8
 )
 
-// retransmits is how often each peer passes a delta on, times the digits of the number of peers.
-// With memberlist's 4, one of 99 peers missed one delta in 30 until the next push/pull, even
-// without packet loss. With 8, one delta in 100,000 is missed.
+// Each peer passes a delta on as often as retransmits times the number of decimal digits of the
+// number of peers. With memberlist's default of 4, one of 99 peers missed one delta in 30 until
+// the next push/pull, even without packet loss. With 8, one delta in 100,000 is missed.
 const retransmits = 8
 
 var (
@@ -283,7 +283,7 @@ func (g gate) NotifyAlive(n *memberlist.Node) error {
 	}
 	_, isRun := idOfNode(n.Name)
 	if !isRun || len(n.Name) > maxNodeName || len(n.Meta) > memberlist.MetaMaxSize {
-		return fmt.Errorf("mesh: %v: not a peer: the lengths of its name and greeting are %d and %d", n.Addr, len(n.Name), len(n.Meta))
+		return fmt.Errorf("mesh: %v is not a peer: its name of %d bytes is invalid, or its greeting of %d bytes is too long", n.Addr, len(n.Name), len(n.Meta))
 	}
 	if !g.m.members.room(n.Name) {
 		return fmt.Errorf("mesh: %v: refused: the mesh already has %d members", n.Addr, maxPeers)

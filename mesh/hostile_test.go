@@ -129,7 +129,7 @@ func TestLateReportsAboutEarlierRunsOfAgentAreIgnored(t *testing.T) {
 	for _, n := range []*memberlist.Node{now, old} {
 		e.NotifyJoin(n)
 		if m.peers[id].node == n.Name {
-			t.Errorf("run %s has proven nothing, but counts as reachable; want not", n.Name)
+			t.Errorf("run %s has proven nothing, but counts as reachable; want it unreachable", n.Name)
 		}
 		m.proved(m.peers[id].runs[n.Name], true)
 	}
@@ -139,7 +139,7 @@ func TestLateReportsAboutEarlierRunsOfAgentAreIgnored(t *testing.T) {
 	}
 	e.NotifyLeave(now)
 	if m.Reachable(id) {
-		t.Error("the run has ended, but its peer is reachable; want not")
+		t.Error("the run has ended, but its peer is reachable; want it unreachable")
 	}
 }
 

@@ -178,7 +178,7 @@ const maxAtOnce = 16
 
 func (m *Mesh) serveForget(_ context.Context, _ peer.ID, payload []byte) ([]byte, error) {
 	if len(payload) != len(peer.ID{}) {
-		return nil, fmt.Errorf("a peer's id has %d bytes, not %d", len(peer.ID{}), len(payload))
+		return nil, fmt.Errorf("invalid id of the peer to forget: it has %d bytes, want %d", len(payload), len(peer.ID{}))
 	}
 	err := m.forgetSilent(peer.ID(payload))
 	m.cfg.Changed()

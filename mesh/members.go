@@ -12,9 +12,10 @@ import (
 	"weft/mesh/peer"
 )
 
-// members holds copies of the runs of other peers that memberlist reports. memberlist changes its
-// own nodes while Members' callers read them. A run's address only changes with another NotifyJoin.
-// members is safe for concurrent use, and never changes a run that it returned.
+// members holds copies of the runs of other peers that memberlist reports. The reason is that
+// memberlist changes its own nodes while callers of its method Members read them. A run's address
+// only changes with another NotifyJoin. members is safe for concurrent use, and never changes a run
+// that it returned.
 type members struct {
 	mu    sync.Mutex
 	nodes map[string]*memberlist.Node

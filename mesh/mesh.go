@@ -172,8 +172,8 @@ func New(cfg Config) (*Mesh, error) {
 			m.peers[id].saved = true
 		}
 	}
-	// A new peer cannot have a copy elsewhere, and without other peers there is no peer to ask for
-	// one.
+	// A new peer cannot have a copy elsewhere, and without other peers there is no peer to ask
+	// whether there is a copy.
 	if len(m.peers) == 0 && (len(cfg.Record.Ring) == 0 || len(cfg.Targets) == 0) {
 		m.proof.confirmed = true
 		close(m.proof.sure)

@@ -311,7 +311,7 @@ func TestInvariant7WrongSecretIsRefusedOnBothSides(t *testing.T) {
 			t.Error("a peer with another secret was accepted; want it refused")
 		}
 		if err := b.Targets()[0].Err; err == nil || !strings.Contains(err.Error(), "wrong secret") || !strings.Contains(err.Error(), "192.0.2.1") {
-			t.Errorf("the joining host reports %v; want 'wrong secret' with the other's address", err)
+			t.Errorf("the joining host reports %v; want 'wrong secret' with the other host's address", err)
 		}
 		if r := a.Rejections(); len(r) != 1 || r[0].Addr != "192.0.2.2" || !strings.Contains(r[0].Reason, "wrong secret") || r[0].Count < 2 {
 			t.Errorf("the other host reports the rejections %+v; want one with 'wrong secret' and the address", r)

@@ -40,7 +40,7 @@ func TestPeerThatAnswersProbesOnlyByTCPIsReported(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		if mute() {
-			t.Error("a minute after the last failed probe the peer is reported as mute; want not")
+			t.Error("a minute after the last failed probe the peer is reported as mute; want no report")
 		}
 	})
 }
@@ -55,7 +55,7 @@ func TestPeerIsReachableAndReportedWhileUDPIsBlocked(t *testing.T) {
 			return slices.ContainsFunc(b.Peers(), func(p Peer) bool { return p.Mute && p.Reachable && p.Record.ID() == a.Self() })
 		}
 		if mute() {
-			t.Error("while UDP works the peer is reported as mute; want not")
+			t.Error("while UDP works the peer is reported as mute; want no report")
 		}
 		s.net.SetLoss(1)
 		eventually.True(t, 30*time.Second, "host a is reported as mute", mute)

@@ -117,7 +117,7 @@ func (m *Mesh) isNews(s peer.Signed) bool {
 // refutePause is the shortest time between two refutations.
 const refutePause = 10 * time.Second
 
-// refuteLater refutes after the pause, since push/pull would repeat the record only much later.
+// refuteLater calls refute after a pause: push/pull would repeat the record only much later.
 func (m *Mesh) refuteLater(in time.Duration, theirs peer.Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -135,9 +135,9 @@ func (m *Mesh) refuteLater(in time.Duration, theirs peer.Record) {
 }
 
 // refute publishes our record with a higher sequence number than theirs, a record of this peer that
-// this run did not write. If that happens once, our state was probably restored from an older copy.
-// If it happens again and again, another host has our identity; the pause keeps both from refuting
-// each other without end.
+// this run did not write. If such a record arrives once, our state was probably restored from an
+// older copy. If such records arrive again and again, another host has our identity; the pause
+// keeps both from refuting each other without end.
 func (m *Mesh) refute(theirs peer.Record) error {
 	m.mu.Lock()
 	now, last, own := time.Now(), m.refuted, m.peers[m.self].signed.Record

@@ -34,7 +34,7 @@ func inventedRecord(tb testing.TB, i int) []byte {
 // A malicious member invents any number of records. The number of records in memory is bounded,
 // none of the invented ones is stored, and peers that are reachable or own addresses stay. Another
 // host can join meanwhile.
-func TestRecordsAreBounded(t *testing.T) {
+func TestStoredPeerRecordsAreBounded(t *testing.T) {
 	if testing.Short() {
 		t.Skip("short: 10,000 signatures take minutes under the race detector")
 	}

@@ -198,8 +198,8 @@ func (m *Mesh) sendTo(to netip.AddrPort, run string, kind uint, msg message) {
 	}
 }
 
-// answerChallenge answers a challenge that is signed, new and addressed to this run. It also proves
-// that the sender is alive.
+// answerChallenge answers a challenge that is signed, new and addressed to this run. The challenge
+// also proves that its sender is alive.
 func (m *Mesh) answerChallenge(msg message, s *stream) {
 	c, err := readChallenge(msg.Payload)
 	if err != nil {

@@ -87,7 +87,7 @@ func TestReplayedPacketsReviveNoPeer(t *testing.T) {
 		for range 20 {
 			again(s.net, packets, 2*time.Second, address(1), address(2))
 			if a.Reachable(c.Self()) || b.Reachable(c.Self()) {
-				t.Fatal("after a replay the unreachable host counts as reachable; want not")
+				t.Fatal("after a replay the dead host counts as reachable; want it unreachable")
 			}
 		}
 		s.net.Heal()
@@ -312,7 +312,7 @@ func FuzzChallenge(f *testing.F) {
 }
 
 // The stored runs of one peer are bounded, and are dropped once memberlist drops them.
-func TestRunsPerPeerAreBounded(t *testing.T) {
+func TestStoredAgentRunsPerPeerAreBounded(t *testing.T) {
 	m := still(t, 1)
 	id := peer.ID{7}
 	for i := range 100 {

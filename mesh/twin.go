@@ -17,7 +17,8 @@ const twin = "it has the same identity as this host: one of the disks is a copy 
 
 // meetTwin handles another host with our identity. The host that joined later ends its run: that is
 // the host that is not confirmed. If both or neither are confirmed, the host that started last ends
-// its run. That is by its own clock, which may be wrong. The other host announces the copy.
+// its run. Each host's own clock gives the time of its start, and may be wrong. The other host
+// announces the copy.
 func (m *Mesh) meetTwin(r *run) {
 	addr := r.addr.Addr()
 	m.reject(addr.String(), twin)

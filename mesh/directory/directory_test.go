@@ -172,7 +172,7 @@ func check(t *rapid.T, d *Directory, ring someRing) {
 
 // The indexes match the sets, and only entries that the ring confirms are valid, after any sequence
 // of Put and Forget.
-func TestIndexesMatchSets(t *testing.T) {
+func TestDirectoryIndexesMatchEndpointSets(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var ring someRing
 		for s := range ring {
@@ -241,7 +241,7 @@ func TestPutIsCommutativeAndIdempotent(t *testing.T) {
 }
 
 // Two peers that send each other exactly the sets that Lacks reports end with equal directories.
-func TestExchangeOfLackingSetsMakesDirectoriesEqual(t *testing.T) {
+func TestExchangeOfMissingSetsMakesDirectoriesEqual(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := New(), New()
 		for n := 1; n <= 3; n++ {

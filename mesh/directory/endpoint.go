@@ -1,8 +1,8 @@
 // Package directory holds every endpoint of the mesh: its addresses, names and labels, and its
 // peer.
 //
-// Only the owner writes. The endpoints of one peer are one Set: a value with a version, signed by
-// the peer's identity. So there are no tombstones: an endpoint that the newest set lacks is gone. A
+// A peer writes only its own endpoints. They are one Set: a value with a version, signed by the
+// peer's identity. So there are no tombstones: an endpoint that the newest set lacks is gone. A
 // change travels as a Delta, which names its base version and has the signature of the resulting
 // set. A peer that lacks the base version fetches the whole set.
 //

@@ -108,7 +108,7 @@ func TestLargestEndpointDecodes(t *testing.T) {
 	}
 }
 
-func TestAddrsAndNamesAreOrdered(t *testing.T) {
+func TestEndpointAddressesAndNamesAreOrdered(t *testing.T) {
 	e := Endpoint{
 		ID: "a", Name: "web", Namespace: "shop", Aliases: []string{"web", "www"}, Slots: []slot.Slot{5, 6},
 		Outside: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.32.0.9"), netip.MustParseAddr("fd00:1::9")},

@@ -19,7 +19,8 @@ func samples(t testing.TB) (*Set, *Set, *Delta) {
 	return s, after, d
 }
 
-// Random data has no valid signature, so the fuzzer also signs a set of its data as one endpoint.
+// Random data has no valid signature, so the fuzzer also signs a set whose only endpoint is its
+// data.
 func FuzzDecode(f *testing.F) {
 	s, _, _ := samples(f)
 	f.Add(s.Encode())

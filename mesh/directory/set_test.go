@@ -165,7 +165,7 @@ func TestFlippedBitsAreRefused(t *testing.T) {
 	}
 }
 
-func TestInvalidSetsAreRefused(t *testing.T) {
+func TestInvalidEndpointSetsAreRefused(t *testing.T) {
 	s, _ := next(t, nil, []Endpoint{{ID: "a", Name: "web"}}, 0, 1)
 	other, _ := next(t, nil, []Endpoint{{ID: "a", Name: "web"}}, 0, 2)
 	good := func() wireSet {
@@ -210,8 +210,8 @@ func TestInvalidSetsAreRefused(t *testing.T) {
 	}
 }
 
-// Sets that cannot be sent cannot be published either.
-func TestSetsAreBounded(t *testing.T) {
+// Sets that are too large to be sent, or contain an id twice, cannot be published.
+func TestInvalidSetsCannotBePublished(t *testing.T) {
 	many := make([]Endpoint, MaxEndpoints+1)
 	for i := range many {
 		many[i].ID = fmt.Sprint(i)
@@ -240,7 +240,7 @@ func TestSetsAreBounded(t *testing.T) {
 	}
 }
 
-func TestNextReturnsTheChanges(t *testing.T) {
+func TestDeltaContainsOnlyChangedEndpoints(t *testing.T) {
 	a, b := Endpoint{ID: "a", Name: "web"}, Endpoint{ID: "b", Labels: map[string]string{"k": "v"}}
 	s, d := next(t, nil, []Endpoint{b, a}, 0, 1)
 	if s.Version != 1 || d.From != 0 || s.Endpoints()[0].Generation != 1 {
@@ -272,7 +272,7 @@ func TestNextReturnsTheChanges(t *testing.T) {
 	}
 }
 
-func TestTwoSetsWithOneVersionAreOrdered(t *testing.T) {
+func TestTwoEndpointSetsWithOneVersionAreOrdered(t *testing.T) {
 	s, _ := next(t, nil, []Endpoint{{ID: "a"}}, 0, 1)
 	one, d := next(t, s, []Endpoint{{ID: "a"}, {ID: "b"}}, 0, 1)
 	two, _ := next(t, s, []Endpoint{{ID: "a"}, {ID: "c"}}, 0, 1)

@@ -39,7 +39,7 @@ const (
 
 	maxEncoded = MaxBody + 8<<10 // leaves room for fields of newer versions
 	maxVersion = 1 << 62         // at this version, tombstones win over other documents (see Supersedes)
-	maxCounted = 1 << 48         // no mesh writes so often: a higher version is malicious, and later versions do not count on from it
+	maxCounted = 1 << 48         // no mesh writes so often: a higher version is malicious, and is not counted when the next version is chosen
 	maxWritten = 1 << 40         // the year 36812: sums of times cannot overflow
 )
 

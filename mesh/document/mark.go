@@ -12,8 +12,8 @@ import (
 )
 
 // Mark is the high-water mark of one writer, signed by it. A peer that holds a mark has had every
-// document of that writer up to Version. A document that is missing below it was replaced or
-// deleted. So marks preserve deletions after their tombstones have expired.
+// document of that writer up to Version. If one of these documents is missing here, it was
+// replaced or deleted. So marks preserve deletions after their tombstones have expired.
 //
 // This is correct for two reasons. A writer numbers above everything it knows, so none of its later
 // documents has a lower version. And marks are only taken over from a peer all of whose documents

@@ -20,7 +20,7 @@ func TestHighWaterMarksEndOnlyDeletedDocuments(t *testing.T) {
 		take := func(to *Set, d *Document) {
 			if to.Ended(d) {
 				if !deleted[d.Key()] {
-					t.Fatalf("%s was never deleted, but counts as ended; want not", d)
+					t.Fatalf("%s was never deleted, but counts as ended; want it stored", d)
 				}
 				return
 			}

@@ -15,8 +15,8 @@ import (
 // MaxDocuments is the number of documents, including tombstones, above which a writer makes no new
 // document. Writers behind a partition can exceed it together, so a set accepts up to MaxHeld. Only
 // malicious writers exceed that. Then the documents that are held stay, and can be changed and
-// deleted, but new ones are refused. Which ones are held then depends on the order of arrival,
-// until some tombstones expire. Dropping a held document would end a policy that is in force.
+// deleted, but new ones are refused. Which documents are held then depends on the order of
+// arrival, until some tombstones expire. Dropping a held document would end a policy that is in force.
 const (
 	MaxDocuments = 4096
 	MaxHeld      = MaxDocuments + MaxDocuments/4
@@ -33,9 +33,10 @@ func (e *FullError) Error() string {
 // Set holds the newest version of every document. Within its bound it depends only on the documents
 // that were put into it, not on their order or repetition.
 //
-// A tombstone is dropped 30 days after it was written. One that is not current on arrival, because
-// its writer's clock is wrong, is kept for 30 days after that. It is left out of digests, so that
-// peers need not agree on it, and is only sent to peers that hold the deleted document.
+// A tombstone is dropped 30 days after it was written. A tombstone whose time is too far from
+// the time of its arrival, because its writer's clock is wrong, is kept for 30 days after its
+// arrival. It is left out of digests, so that peers need not agree on it, and is only sent to peers
+// that hold the deleted document.
 type Set struct {
 	held   map[string]held // by Document.Key
 	marks  map[peer.ID]Mark

@@ -311,7 +311,7 @@ func (c *Cluster) send(kind string, from, to *Host, deliver func()) {
 	}
 }
 
-// Kinds of messages.
+// These are the kinds of messages.
 const (
 	kindDelta   = "delta"
 	kindFull    = "full"

@@ -10,8 +10,8 @@ import (
 )
 
 // Disk is what survives when a host crashes. It implements the stores of package mesh; a test that
-// keeps more embeds it, and uses Write and Read. The zero value is an empty disk. It is safe for
-// concurrent use.
+// stores more data embeds a Disk, and uses Write and Read. The zero value is an empty disk. A
+// Disk is safe for concurrent use.
 type Disk struct {
 	// Delay is how long each write takes. Set it before the first write.
 	Delay time.Duration

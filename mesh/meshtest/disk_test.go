@@ -16,7 +16,7 @@ func TestFailedWriteChangesNeitherDiskNorCopy(t *testing.T) {
 		d, start := &Disk{Delay: time.Second}, time.Now()
 		save := func(record string) error { return d.SavePeers(map[peer.ID][]byte{ID(1): []byte(record)}) }
 		if err := save("first"); err != nil || time.Since(start) != time.Second {
-			t.Errorf("%v after %v, want a write of one second", err, time.Since(start))
+			t.Errorf("the write returned %v after %v; want no error after one second", err, time.Since(start))
 		}
 		backup, full := d.Copy(), errors.New("disk full")
 		d.Fail(full)

@@ -25,7 +25,7 @@ type Status struct {
 // State is the state of a run, in the order in which it can change.
 type State int
 
-// States of a run.
+// These are the states of a run.
 const (
 	Running State = iota
 	Stopped       // the agent was stopped, and may start again
@@ -51,7 +51,7 @@ func (k Known) clone() Known { return maps.Clone(k) }
 type Host struct {
 	c     *Cluster
 	id    peer.ID
-	run   int // the number of this run; down before the host has started
+	run   int // the number of this run; before the start, the constant down
 	side  int
 	up    bool
 	known Known

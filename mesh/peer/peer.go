@@ -60,7 +60,7 @@ func (id *ID) UnmarshalText(b []byte) (err error) {
 // other peers detect that.
 type State uint8
 
-// The states of a peer.
+// These are the states of a peer.
 const (
 	Running State = iota // the agent runs
 	Stopped              // the agent was stopped on purpose; the data path continues

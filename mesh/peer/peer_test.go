@@ -62,7 +62,7 @@ func TestUnknownFieldsArePassedOn(t *testing.T) {
 
 // A record without Host has the same bytes as before the field existed, so that older peers can
 // read it.
-func TestHostIsOptional(t *testing.T) {
+func TestHostUIDInPeerRecordIsOptional(t *testing.T) {
 	r := sample()
 	plain, err := Sign(r, key(1))
 	if err != nil {
@@ -83,7 +83,7 @@ func TestHostIsOptional(t *testing.T) {
 }
 
 // A record lists the MTUs of its links; records of older versions do not.
-func TestMTUsAreOptional(t *testing.T) {
+func TestLinkMTUsInPeerRecordAreOptional(t *testing.T) {
 	r := sample()
 	plain, err := Sign(r, key(1))
 	if err != nil {

@@ -86,7 +86,7 @@ func FromPassword(password string) (Token, error) {
 	return Token{Secret: Secret(key)}, nil
 }
 
-// The format of a token: a prefix with its version, then cluster id, secret and a checksum in
+// A token has this format: a prefix with its version, then cluster id, secret and a checksum in
 // lower-case base32 (RFC 4648). The checksum is the first bytes of their SHA-256.
 const (
 	prefix      = "weft1-"

@@ -38,9 +38,9 @@ type Reach uint8
 
 // Gossip can report these states of a peer.
 const (
-	Unsure  Reach = iota // unreachable since a short time: the peer's data path may be alive
+	Unsure  Reach = iota // unreachable for a short time: the peer's data path may be alive
 	Reached              // gossip reaches the peer
-	Lost                 // unreachable since a long time
+	Lost                 // unreachable for a long time
 )
 
 // Input is the input of Plan.

@@ -91,7 +91,7 @@ func TestPeersOfThisRingGetTunnelsUntilTheyLeave(t *testing.T) {
 	}
 }
 
-func TestPlanDoesNotDependOnOrder(t *testing.T) {
+func TestTunnelPlanDoesNotDependOnPeerOrder(t *testing.T) {
 	peers := []peer.Record{record(2, nil), record(3, nil), record(4, nil)}
 	want := Plan(input(peers...))
 	slices.Reverse(peers)
@@ -100,7 +100,7 @@ func TestPlanDoesNotDependOnOrder(t *testing.T) {
 	}
 }
 
-func TestIPv4OnlyHostTakesNoIPv6(t *testing.T) {
+func TestIPv4OnlyHostGetsNoIPv6AllowedIPs(t *testing.T) {
 	in := input(record(2, nil))
 	in.IPv6 = false
 	for _, p := range Plan(in)[0].AllowedIPs {

@@ -14,7 +14,7 @@ var (
 	bound = regexp.MustCompile(`(at most|at least|more than|between|to|of|and) %d|%d [a-z]+: between|%d [a-z]+, (at most|1 to) %d`)
 	// unseen matches messages that only developers read: why bytes from another agent are invalid, and
 	// the text that replaces a configuration with keys.
-	unseen = regexp.MustCompile(`^"(invalid claim: it has|invalid removal: it has|a peer's id has|data path of) `)
+	unseen = regexp.MustCompile(`^"(invalid claim: it has|invalid removal: it has|invalid id of the peer to forget: it has|data path of) `)
 )
 
 // A message must not say "1 containers": words.Count formats numbers with their noun. Packages that

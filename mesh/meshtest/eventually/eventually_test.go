@@ -43,7 +43,7 @@ func TestConditionIsCheckedUntilItHolds(t *testing.T) {
 			took = True(tb, time.Minute, "30 seconds pass", func() bool { return time.Since(start) >= 30*time.Second })
 		})
 		if failure != "" || took < 30*time.Second || took > 30*time.Second+lastPause {
-			t.Errorf("took %v, failure %q; want success right after 30 s", took, failure)
+			t.Errorf("True took %v with the failure %q; want no failure, right after 30 s", took, failure)
 		}
 	})
 }
@@ -62,20 +62,20 @@ func TestLastCheckIsAtTheDeadline(t *testing.T) {
 	})
 }
 
-func TestFailureHasTheLastError(t *testing.T) {
+func TestFailedWaitReportsTheLastError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start, n := time.Now(), 0
 		failure := run(func(tb testing.TB) {
 			Nil(tb, time.Second, "the host answers", func() error { n++; return fmt.Errorf("error %d", n) })
 		})
 		if want := fmt.Sprintf("not within 1s: the host answers: error %d", n); failure != want || time.Since(start) != time.Second {
-			t.Errorf("after %v: %q, want %q", time.Since(start), failure, want)
+			t.Errorf("the failure after %v is %q; want %q after 1 s", time.Since(start), failure, want)
 		}
 		if failure := run(func(tb testing.TB) { True(tb, 0, "it is there", func() bool { return false }) }); !strings.Contains(failure, "it is there") {
-			t.Errorf("failure %q, want one that names the condition", failure)
+			t.Errorf("the failure is %q; want one that names the condition", failure)
 		}
 		if failure := run(func(tb testing.TB) { Nil(tb, 0, "", func() error { return errors.ErrUnsupported }) }); !strings.Contains(failure, "unsupported") {
-			t.Errorf("failure %q, want one with the last error", failure)
+			t.Errorf("the failure is %q; want one with the last error", failure)
 		}
 	})
 }
