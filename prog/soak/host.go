@@ -139,7 +139,7 @@ func (w *world) stop(r *run) bool {
 	r.h.disk.known = r.Known()
 	r.h.disk.full = time.Time{}
 	w.mu.Unlock()
-	_ = r.Host.Stop() // live has no errors
+	_ = r.Host.Stop() // the error is always nil: live reports a failure itself
 	return true
 }
 
@@ -151,7 +151,8 @@ func (r *run) twin() {
 	}
 }
 
-// candidate returns what this peer would found.
+// candidate returns the ring that this peer would found: the ids of ring and cluster, and the
+// universe.
 func (r *run) candidate() (ring.ID, [16]byte, slot.Universe) {
 	id := ring.ID{0: 2}
 	copy(id[1:], r.h.id[:])

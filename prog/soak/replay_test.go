@@ -12,7 +12,7 @@ import (
 // elections and rival removals.
 func TestSeedReplaysTheSameHistory(t *testing.T) {
 	if os.Getenv("SEED") != "" || os.Getenv("SOAK") != "" {
-		t.Skip("not together with SEED or SOAK")
+		t.Skip("this test does not run if SEED or SOAK is set")
 	}
 	told := func(seed uint64) (story []string) {
 		if err := live(t, seed, func(line string) { story = append(story, line) }); err != nil {

@@ -15,13 +15,13 @@ import (
 	"weft/mesh/peer"
 )
 
-// Rules that hold at every moment:
+// These rules hold at every moment:
 //
 //   - No slot has two live holders. A host is a live holder of an allocated slot if it runs and its
 //     own ring shows it as the slot's owner. So two peers with the same ring cannot both be live
-//     holders. Two peers with different rings can, but only with an excuse: since the cluster was
-//     last whole, another peer took the slot over, or the owner started from an older disk or from
-//     a copy of its disk. In a calm cluster there are no partitions, and only dead peers are
+//     holders. Two peers with different rings can, but only with an excuse. There are two excuses
+//     since the cluster was last whole: another peer took the slot over, or the owner started from
+//     an older disk or from a copy of its disk. In a calm cluster there are no partitions, and only dead peers are
 //     removed. Then the only excuse is that a peer that starts needs time to learn the ring.
 //   - A peer that takes over has merged the rings of all peers that confirmed the removal.
 //   - A peer allocates only usable slots that it owns, and never the same slot to two keys.
@@ -52,8 +52,8 @@ func (t *truth) excuse(g slot.Range, why string) {
 // catchUp is how long a starting peer may need until it knows the current ring.
 const catchUp = 8 * time.Second
 
-// holds reports whether a host is a live holder of a slot. The caller holds the lock, as for all
-// functions up to look.
+// holds reports whether a host is a live holder of a slot. The caller holds the lock, as it does
+// for all functions between here and look.
 func (h *host) holds(s slot.Slot) bool {
 	if _, holds := h.disk.slots[s]; !holds || h.run == nil {
 		return false

@@ -15,7 +15,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// Rules for a cluster that is whole again: there is no partition, every host with a disk runs,
+// These rules hold for a cluster that is whole again: there is no partition, every host with a disk runs,
 // and dead peers were removed.
 //
 //   - All peers have the same ring within minutes.
@@ -99,7 +99,7 @@ func (w *world) removeTheDead() {
 		for _, id := range dead {
 			if r := w.someRun(); r != nil {
 				if err = w.removeBy(r, id, false); err != nil && strings.Contains(err.Error(), "--force") {
-					err = w.removeBy(r, id, true) // the majority is dead
+					err = w.removeBy(r, id, true) // by force, since the majority is dead
 				}
 			}
 		}

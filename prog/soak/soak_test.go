@@ -57,7 +57,7 @@ func number(t *testing.T, name string, otherwise uint64) uint64 {
 
 // No address is allocated twice. SOAK=n runs n seeds, starting with seed FROM. SEED=n runs one
 // seed and prints its log.
-func TestSoak(t *testing.T) {
+func TestSoakAllocatesNoAddressTwice(t *testing.T) {
 	if os.Getenv("SEED") != "" {
 		seed := number(t, "SEED", 0)
 		if err := live(t, seed, func(line string) { fmt.Fprintln(os.Stderr, line) }); err != nil {

@@ -59,7 +59,7 @@ func (w *world) step() {
 }
 
 // quiet waits in a calm cluster. No host starts before the last messages of stopped hosts have
-// arrived, and no event occurs until all peers know of the last one.
+// arrived, and no event occurs until all peers know of the event before it.
 func (w *world) quiet(d time.Duration) {
 	if w.calm {
 		time.Sleep(d)

@@ -161,8 +161,8 @@ func TestHostBehindNATGetsOneGrant(t *testing.T) {
 	})
 }
 
-// Hosts that start together soon found one ring, however many there are.
-func TestHostsThatStartTogetherFoundOneRing(t *testing.T) {
+// Hosts that start together soon agree on one ring, however many there are.
+func TestHostsThatStartTogetherAgreeOnOneRing(t *testing.T) {
 	for _, c := range []struct {
 		hosts        int
 		sync, within time.Duration
@@ -196,7 +196,7 @@ func TestHostsThatStartTogetherFoundOneRing(t *testing.T) {
 					writes = max(writes, v.Writes())
 				}
 				if len(rings) != 1 || rings[ring.ID{}] > 0 {
-					t.Errorf("rings after %v: %v, want one on all hosts", c.within, rings)
+					t.Errorf("after %v the number of hosts per ring is %v; want one ring on all hosts", c.within, rings)
 				}
 				t.Logf("the last host has the ring of %d owners after %v; %d writes at most", owners, last, writes)
 				endAll(voters)

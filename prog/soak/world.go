@@ -1,6 +1,6 @@
-// Package soak shows by simulation that no address is handed out twice: whole clusters
-// of allocators live through random histories under virtual time, on mesh/meshtest's
-// Cluster, and every write to every disk is checked against what must hold.
+// Package soak shows by simulation that no address is handed out twice. Whole clusters of
+// allocators live through random histories under virtual time, on mesh/meshtest's Cluster. Every
+// write to every disk is checked against rules.
 //
 // The events follow from a seed. Hosts allocate, release and claim addresses. The network is
 // partitioned. Hosts crash. Disks fill up, get lost, are copied, or are restored from an older
@@ -34,7 +34,7 @@ type shape struct {
 	excluded   []netip.Prefix
 	rest       time.Duration
 	hosts      int
-	voters     int // how many hosts found the ring together; 0: the first one does it alone
+	voters     int // how many hosts found the ring together; 0: the first host founds it alone
 	apart      bool
 	calm       bool // a good network and no forced removals, so no excuses
 	rounds     int  // rounds of steps; after each round the cluster is made whole
