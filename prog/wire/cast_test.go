@@ -22,8 +22,8 @@ import (
 	"weft/mesh/secret"
 )
 
-// The peers of the corpus. Alpha and bravo share the ring, charlie owns no slots, delta joins,
-// echo is an additional peer.
+// These peers occur in the corpus, the messages and stored values in testdata. Alpha and bravo share
+// the ring, charlie owns no slots, delta joins, echo is an additional peer.
 const (
 	alpha = iota + 1
 	bravo
@@ -57,7 +57,7 @@ var (
 
 var otherUniverse = netip.MustParsePrefix("10.99.0.0/16")
 
-// Slots used in the corpus. Alpha owns the first half of the universe, bravo the second.
+// The corpus uses these slots. Alpha owns the first half of the universe, bravo the second.
 const (
 	slotNode = slot.Slot(1)
 	slotWeb  = slot.Slot(2)
@@ -67,7 +67,7 @@ const (
 
 func founded() ring.Ring { return ring.Found(ringID, cluster, universe, id(alpha), id(bravo)) }
 
-// record returns the record of a member of the cast.
+// record returns the record of a peer of the corpus.
 func record(n int) peer.Record {
 	return peer.Record{
 		WireGuard: [32]byte(bytes.Repeat([]byte{0x40 + byte(n)}, 32)), Nickname: names[n], Port: 6784, Gossip: 6783,
@@ -89,10 +89,11 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// station is the mesh of a part that stands alone, with members of the cast as the other peers.
+// station replaces the mesh for a component that a test runs alone; the other peers are those of the
+// corpus.
 type station struct{ meshtest.Solo }
 
-// among makes a station with other peers; answer, if given, is how they answer.
+// among makes a station with other peers; answer, if given, returns their replies.
 func among(others []int, answer ...func(meshtest.Asked) ([]byte, error)) *station {
 	s := &station{}
 	for _, n := range others {

@@ -21,9 +21,9 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// recorded are the versions of the corpus, with the digest of each folder in testdata. A line is
-// added for each recorded version, and never changed: deployed agents send these bytes and have
-// them on their disks.
+// recorded lists the versions of the corpus, with the digest of each version's folder in testdata. A
+// recorded version gets a new line, and existing lines never change: deployed agents send these
+// bytes and have them on their disks.
 var recorded = map[string]string{
 	"v1": "2e61f076bac95f543ca556f5314940d8dd3a2b01616e06db3c50aaafd136d7b7",
 	"v2": "6ba73c0f277f87a8fd0dad252b16055e7009f658121a90d81d5f01c38ba4f01e",
@@ -84,7 +84,7 @@ func folder(version string) string { return filepath.Join("testdata", version) }
 func number(version string) int {
 	n, err := strconv.Atoi(strings.TrimPrefix(version, "v"))
 	if err != nil || version != fmt.Sprintf("v%d", n) {
-		panic("invalid version, want v1, v2, …:" + version)
+		panic("invalid version " + version + ": want v1, v2, …")
 	}
 	return n
 }
@@ -174,7 +174,7 @@ func digest(t *testing.T, version string) string {
 // TestRecordCorpus records a new version if -update-wire is set.
 func TestRecordCorpus(t *testing.T) {
 	if *update == "" {
-		t.Skip("only with -update-wire")
+		t.Skip("this test runs only with -update-wire")
 	}
 	version, all := *update, produced(t)
 	scene = all
@@ -184,7 +184,7 @@ func TestRecordCorpus(t *testing.T) {
 	files := map[string]string{}
 	for name, it := range items() {
 		if all[name] == nil {
-			t.Fatalf("%s is in items, want code here that produces it", name)
+			t.Fatalf("no code here produces %s, which is in items; want code that does", name)
 		}
 		files[name+".hex"], files[name+".txt"] = toHex(it.what, all[name]), it.read(t, all[name])
 	}
@@ -233,7 +233,7 @@ func TestCurrentCodeReadsRecordedVersions(t *testing.T) {
 			t.Run(version+"/"+name, func(t *testing.T) {
 				it, known := all[name]
 				if !known {
-					t.Fatal("want code here that reads it: older agents still send it")
+					t.Fatal("no code here reads this item; want code that does, since older agents still send it")
 				}
 				if got := it.read(t, data[name]); got != meaning[name] {
 					t.Errorf("got the meaning\n%s\nwant as recorded\n%s", got, meaning[name])
@@ -253,7 +253,7 @@ func TestCurrentCodeWritesLatestVersion(t *testing.T) {
 	now := produced(t)
 	for name := range items() {
 		if _, ok := now[name]; !ok {
-			t.Errorf("%s is in items, want code here that produces it", name)
+			t.Errorf("no code here produces %s, which is in items; want code that does", name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(now)) {

@@ -16,7 +16,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// Endpoints as sets, in gossip, in requests and on disk.
+// These items contain endpoints: as sets, in gossip, in requests and on disk.
 
 var directoryItems = map[string]item{
 	"directory/set":          {what: "all endpoints of alpha", read: readSet, newer: newerSet},

@@ -18,8 +18,8 @@ import (
 	"weft/prog/state"
 )
 
-// The state file's buckets, keys and values. bbolt guarantees the compatibility of its file
-// format.
+// These items are state files: their buckets, keys and values. bbolt guarantees the compatibility of
+// its file format.
 
 var diskItems = map[string]item{
 	"disk/state": {what: "the state file of alpha: bucket → key → value", read: readState},

@@ -12,7 +12,7 @@ import (
 	"weft/mesh/meshtest"
 )
 
-// Documents in gossip, in requests and on disk.
+// These items contain documents: in gossip, in requests and on disk.
 
 var documentItems = map[string]item{
 	"documents/policy":          {what: "a policy", read: readDocument, newer: newerDocument},
@@ -127,8 +127,8 @@ func describeDocuments(d *mesh.Documents) (out string) {
 	return out
 }
 
-// readDocumentNews returns the effect of gossip on a peer that has only the policy that was
-// deleted since.
+// readDocumentNews returns the effect of gossip on a peer whose only document is the
+// tombstone.
 func readDocumentNews(t *testing.T, data []byte) (out string) {
 	t.Helper()
 	old := scene["documents/tombstone"]

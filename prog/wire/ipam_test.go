@@ -16,7 +16,7 @@ import (
 	"weft/mesh/peer"
 )
 
-// Requests between allocators, and the votes as a replicated state.
+// These items are requests between allocators and their answers, and the votes as a replicated state.
 
 var ipamItems = map[string]item{
 	"ipam/ring-answer":      {what: "the answer to request ring: the whole ring (the request's payload is empty)", read: readRing, newer: newerRing},

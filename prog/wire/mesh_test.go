@@ -14,8 +14,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// Greetings, push/pull and messages of the mesh. They are captured from the simulated network,
-// and replayed on it.
+// These items are greetings, push/pull and messages of the mesh. They are captured from the simulated
+// network, and replayed on it.
 
 var meshItems = map[string]item{
 	"mesh/hello":            {what: "memberlist's metadata of a peer: protocol, cluster and universe", read: readHello, newer: withFields},
@@ -181,8 +181,8 @@ func readRequest(t *testing.T, data []byte) string {
 	})
 }
 
-// readReply returns the effect of a recorded reply on the requester. It gets the number of that
-// request.
+// readReply returns the effect of a recorded reply on the requester. The reply first gets the
+// number of the request that it answers now.
 func readReply(t *testing.T, data []byte) string {
 	t.Helper()
 	a := &scripted{hello: olderHello()}

@@ -15,8 +15,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// What a later version could write: the items of the corpus with unknown fields, signed again
-// where the sender signs.
+// The functions here make what a later version could write: the items of the corpus with unknown
+// fields, signed again where the sender signs.
 
 // withFields adds two fields to a map: a nested value with an unused number, and one with a text
 // key. No version uses text keys so far.
@@ -131,7 +131,7 @@ func TestUnknownFieldsAreSkipped(t *testing.T) {
 			t.Run(version+"/"+name, func(t *testing.T) {
 				newer := it.newer(data[name])
 				if bytes.Equal(newer, data[name]) {
-					t.Fatal("newer added no bytes, want some")
+					t.Fatal("newer, the function that adds unknown fields, changed nothing; want added bytes")
 				}
 				if got := it.read(t, newer); got != meaning[name] {
 					t.Errorf("got the meaning\n%s\nwant, as without unknown fields\n%s", got, meaning[name])
@@ -185,7 +185,7 @@ func TestMergedStatesLoseUnknownFields(t *testing.T) {
 
 // Requests without fields have no room for additions: a newer version uses another kind of
 // request. A payload that is too long is refused without effect.
-func TestFixedSizeRequestsRefuseLongerPayloads(t *testing.T) {
+func TestFixedSizeRequestsWithLongerPayloadsAreRefused(t *testing.T) {
 	data, _ := load(t, latest())
 	scene = data
 	for name, want := range map[string]string{"ipam/claim-request": "invalid claim: it has 5 bytes, want 4", "ipam/removal-request": "invalid removal: it has 10 bytes, want 9"} {

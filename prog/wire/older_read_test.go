@@ -119,7 +119,7 @@ func olderRecords(data []byte) (out string, err error) {
 
 // An agent of version 1 reads what all later versions write, recorded or future. The fields that
 // it knows have the same meaning.
-func TestVersion1ReadsLaterVersions(t *testing.T) {
+func TestFirstWireVersionReadsLaterVersions(t *testing.T) {
 	first, _ := load(t, versions()[0])
 	for _, version := range versions() {
 		data, _ := load(t, version)

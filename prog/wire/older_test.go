@@ -12,11 +12,11 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// The wire format as version 1 knows it, written out independently. It stands for the code of
-// deployed agents, and is never changed. Unknown fields are skipped.
+// This file contains the wire format of version 1, written out independently of the current code. It
+// stands for the code of deployed agents, and is never changed. Unknown fields are skipped.
 //
-// Like those agents it relies on the CBOR library. It shows that bytes are valid for version 1,
-// not that an older agent makes the same decisions.
+// Like those agents the file relies on the CBOR library. It shows that bytes are valid for version
+// 1, not that an older agent makes the same decisions.
 
 type v1Hello struct {
 	Version uint         `cbor:"1,keyasint"`
@@ -200,7 +200,7 @@ type v1Value struct {
 	Founders [][8]byte    `cbor:"5,keyasint"`
 }
 
-// Contexts of signatures in version 1.
+// In version 1 each signature covers one of these contexts, followed by the signed data.
 const (
 	v1ForRecord   = "weft peer record v1\x00"
 	v1ForSet      = "weft endpoints v1\x00"

@@ -17,9 +17,10 @@ import (
 	"weft/prog/api"
 )
 
-// Requests about policies. Their types belong to the agent, which nothing else may import:
-// they are written out here again, and TestPolicyTypesMatchTheAgents compares. Their fields
-// have names, not numbers; those of api's types are the JSON ones.
+// These items are requests about policies and their answers. Their types belong to the agent, which
+// nothing else may import. So the types are written out here again, and TestPolicyTypesMatchThoseOfTheAgent
+// compares them. Fields are encoded under names, not numbers; those of package api under their JSON
+// names.
 
 type (
 	inForce struct {
@@ -95,14 +96,14 @@ func readPolicy[T any](t *testing.T, data []byte) string {
 }
 
 // The types above have the same fields as the agent's.
-func TestPolicyTypesMatchTheAgents(t *testing.T) {
+func TestPolicyTypesMatchThoseOfTheAgent(t *testing.T) {
 	ours, agents := declared(t, "policy_test.go"), map[string]string{}
 	for _, file := range []string{"enforce/status.go", "explain/evaluate.go", "dryrun/dryrun.go"} {
 		maps.Copy(agents, declared(t, "../agent/"+file))
 	}
 	for here, there := range map[string]string{"inForce": "InForce", "judgeRequest": "question", "judgeReply": "reply", "flowChanges": "flowChanges"} {
 		if ours[here] == "" || ours[here] != agents[there] {
-			t.Errorf("%s is\n%s\nhere, but %s in the agent is\n%s\nOlder agents use the type here: change it as the agent's was, and see what the other tests report", here, ours[here], there, agents[there])
+			t.Errorf("%s is\n%s\nhere, but %s in the agent is\n%s\nwant the same: change the type here too; the other tests then report whether older agents can read it", here, ours[here], there, agents[there])
 		}
 	}
 }

@@ -70,7 +70,7 @@ func recordedAnswers(m v1Message) (payload []byte, no string) {
 	return scene[item], ""
 }
 
-// olderState returns a push/pull of bravo: alpha's recorded one, with bravo's record.
+// olderState returns a push/pull message of bravo: alpha's recorded message, with bravo's record.
 func olderState() []byte {
 	parts := must(decode[map[string]cbor.RawMessage](scene["mesh/push-pull"]))
 	parts["peers"] = encode(encode([][]byte{scriptedRecord(bravo)}))
@@ -155,10 +155,11 @@ func (s *scripted) understands() map[string]int {
 	return count
 }
 
-// A peer of the current version joins peers of each recorded version. Those are scripted: their
-// greetings, states and replies were recorded, and what they receive is decoded by the rules of
-// that version. The test shows that the current peer learns records, ring, endpoints and documents
-// from them. It also gets an address by their grant, and they can read all that it sends.
+// A peer of the current version joins peers of each recorded version. The older peers are scripted:
+// their greetings, states and replies were recorded, and what they receive is decoded by the rules of
+// their version. The test shows that the current peer learns records, ring, endpoints and documents
+// from the older peers. The current peer also gets an address by their grant, and they can read all
+// that it sends.
 //
 // The test does not show how older code behaves, since that code is not here. It does not cover
 // memberlist's own protocol either, whose compatibility that library promises.
@@ -196,17 +197,17 @@ func TestCurrentPeerJoinsOlderPeers(t *testing.T) {
 // learns waits until delta knows what alpha and bravo know.
 func learns(t *testing.T, s *stage, d *newcomer) {
 	t.Helper()
-	eventually.True(t, time.Minute, "it reaches both", func() bool { return d.Reachable(id(alpha)) && d.Reachable(id(bravo)) })
-	eventually.True(t, 5*time.Minute, "it knows the records", func() bool { return strings.Count(describePeers(d.Mesh), "knows ") == 2 })
-	eventually.True(t, time.Minute, "it knows the ring", func() bool {
+	eventually.True(t, time.Minute, "delta reaches alpha and bravo", func() bool { return d.Reachable(id(alpha)) && d.Reachable(id(bravo)) })
+	eventually.True(t, 5*time.Minute, "delta knows the records", func() bool { return strings.Count(describePeers(d.Mesh), "knows ") == 2 })
+	eventually.True(t, time.Minute, "delta knows the ring", func() bool {
 		owner, _ := must(d.ipam.Snapshot(context.Background())).Ring.Owner(slotFar)
 		return owner == id(bravo)
 	})
-	eventually.True(t, time.Minute, "it knows the endpoints", func() bool {
+	eventually.True(t, time.Minute, "delta knows the endpoints", func() bool {
 		e, ok := d.directory.At(slotWeb, must(d.ipam.Snapshot(context.Background())).Ring)
 		return ok && e.Name == "web" && e.Labels["app"] == "web" && e.Owner == id(alpha)
 	})
-	eventually.True(t, time.Minute, "it knows the documents", func() bool {
+	eventually.True(t, time.Minute, "delta knows the documents", func() bool {
 		doc := d.documents.Get("networkpolicy", "default/web")
 		return d.documents.Synced() && doc != nil && string(doc.Body) == policyBody && d.documents.Get("networkpolicy", "default/old") == nil
 	})
@@ -264,7 +265,7 @@ func asks(t *testing.T, p *scripted) {
 		t.Fatalf("delta's reply has %d sets, want 1", len(sets))
 	}
 	if _, endpoints, err := openSet(sets[0]); err != nil || len(endpoints) != 1 || endpoints[0].Name != "newer" {
-		t.Errorf("delta's reply has the endpoints %+v, error %v; want newer", endpoints, err)
+		t.Errorf("delta's reply has the endpoints %+v, error %v; want one with the name newer", endpoints, err)
 	}
 	answer := must(decode[v1DocumentAnswer](reply("documents/missing", scene["documents/missing-all"]).Payload))
 	changed := 0
@@ -286,8 +287,8 @@ func asks(t *testing.T, p *scripted) {
 }
 
 // A newer peer adds unknown fields, states and messages. It shares a mesh with a current and an
-// older peer. What the current peer knows is understood, signed data reaches the older peer
-// unchanged, and unknown data does no harm.
+// older peer. The current peer reads the data that it knows, passes signed data on to the older
+// peer unchanged, and takes no harm from unknown data.
 func TestNewerPeersWorkWithCurrentAndOlderPeers(t *testing.T) {
 	data, _ := load(t, latest())
 	scene = data
@@ -325,12 +326,12 @@ func TestNewerPeersWorkWithCurrentAndOlderPeers(t *testing.T) {
 			owner, _ = must(d.ipam.Snapshot(context.Background())).Ring.Owner(0x4000)
 			return owner
 		}
-		eventually.True(t, time.Minute, "its ring is merged", func() bool { return ring() == id(charlie) })
-		eventually.True(t, time.Minute, "its endpoints are fetched", func() bool {
+		eventually.True(t, time.Minute, "delta has merged the newer peer's ring", func() bool { return ring() == id(charlie) })
+		eventually.True(t, time.Minute, "delta has fetched the newer peer's endpoints", func() bool {
 			e, ok := d.directory.At(slotWeb, must(d.ipam.Snapshot(context.Background())).Ring)
 			return ok && e.Name == "web"
 		})
-		eventually.True(t, time.Minute, "its document is read", func() bool { return d.documents.Get("networkpolicy", "default/web") != nil })
+		eventually.True(t, time.Minute, "delta has read the newer peer's document", func() bool { return d.documents.Get("networkpolicy", "default/web") != nil })
 
 		older := s.scripted(&scripted{n: bravo, hello: data["mesh/hello"], state: states(map[string][]byte{"peers": encode([][]byte{scriptedRecord(bravo)})})}, delta)
 		time.Sleep(time.Minute)

@@ -13,7 +13,7 @@ import (
 	"weft/mesh/secret"
 )
 
-// The token, records, rings and votes.
+// These items are tokens, records, rings and votes.
 
 var stateItems = map[string]item{
 	"secret/token":    {what: "a join token, text", read: readToken},
