@@ -20,8 +20,8 @@ type ClaimError struct {
 
 func (e *ClaimError) Error() string { return "ipam: the address cannot be allocated: " + e.Why }
 
-// claimTries limits the attempts of a claim. Each attempt finds the slot's owner anew, since it may
-// change meanwhile.
+// claimTries limits the attempts of a claim. Each attempt finds the slot's owner anew, since the
+// owner may change between two attempts.
 const claimTries = 3
 
 // Claim allocates the slot want to key, if it is free anywhere in the mesh. If another peer owns

@@ -248,7 +248,7 @@ func (c *cluster) check() {
 				c.t.Fatalf("peer %v allocated %s slot %d, which %v owns; want a slot of its own", id, key, s, owner)
 			}
 			if other, taken := holder[s]; taken {
-				c.t.Fatalf("slot %d is allocated to %s and to %v %s; want one of them", s, other, id, key)
+				c.t.Fatalf("slot %d is allocated to %s and to %v %s; want only one of these allocations", s, other, id, key)
 			}
 			if !universe.Usable().Contains(s) {
 				c.t.Fatalf("slot %d was allocated, but is not usable; want only usable slots", s)

@@ -145,7 +145,7 @@ func TestOnlyPeersCanWriteDocuments(t *testing.T) {
 		if n := c.Requests(""); n > 60 {
 			t.Errorf("the document of an unknown writer caused %d requests; want at most 60", n)
 		}
-		late := c.start(5, 0, nil) // the other hosts do not know this one yet
+		late := c.start(5, 0, nil) // the other hosts do not know host 5 yet
 		time.Sleep(time.Millisecond)
 		if slices.Contains(m[1].Others(), idOf(5)) {
 			t.Skip("the new host is already known to the others")

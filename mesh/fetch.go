@@ -65,9 +65,9 @@ func (d *Directory) lacks(h directory.Held) bool {
 	return d.dir.Lacks(h)
 }
 
-// serveHeld replies once this peer has at least the given version of the requester's set. It does
-// not confirm without a set of the requester, since a third peer could still send an older one. The
-// reply is empty if the requester's set is not stored here.
+// serveHeld replies once this peer has at least the given version of the requester's set. This
+// peer does not confirm without a set of the requester, since a third peer could still send it an
+// older set. The reply is empty if the requester's set is not stored here.
 func (d *Directory) serveHeld(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
 	var h directory.Held
 	if err := decoding.Unmarshal(payload, &h); err != nil {

@@ -138,7 +138,7 @@ func (m *Mesh) sendToSome(e envelope) {
 }
 
 // broadcast is a message in memberlist's queue. It never replaces another message, since a later
-// delta need not contain an earlier one.
+// delta need not contain an earlier delta.
 type broadcast []byte
 
 func (broadcast) Invalidates(memberlist.Broadcast) bool { return false }

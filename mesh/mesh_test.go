@@ -206,8 +206,7 @@ func TestTwentyPeersConverge(t *testing.T) {
 
 func record(at, of *host) peer.Record { return peerAt(at, of).Record }
 
-// peerAt returns the Peer that one host has of another; the zero Peer if it does not know the
-// other.
+// peerAt returns what the host at knows of the host of; the zero Peer if at knows nothing of it.
 func peerAt(at, of *host) Peer {
 	for _, p := range at.Peers() {
 		if p.Record.ID() == of.Self() {

@@ -157,8 +157,8 @@ func TestInvariant7MembersCannotImpersonatePeers(t *testing.T) {
 	})
 }
 
-// Members with long names, or any number of them, prevent no host from joining, although every
-// push/pull would contain them.
+// Members with long names, or any number of members, prevent no host from joining. Without bounds,
+// every push/pull would contain all these names.
 func TestInvalidMemberNamesAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(28)}

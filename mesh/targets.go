@@ -125,16 +125,16 @@ func CheckTarget(s string) error {
 	return nil
 }
 
-// looksLikeAddress reports whether a string can only be meant as an address. It has a colon, or its
-// last label is numeric, which no top-level domain is (RFC 3696, section 2).
+// looksLikeAddress reports whether a string can only be meant as an address. Such a string has a
+// colon, or its last label is numeric, which no top-level domain is (RFC 3696, section 2).
 func looksLikeAddress(host string) bool {
 	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
 	return strings.Contains(host, ":") || strings.Trim(labels[len(labels)-1], "0123456789") == ""
 }
 
 // rejoin joins all targets and all known peers that gossip does not reach, for ever and with
-// backoff. memberlist itself does not heal a long partition. Unproven peers are joined by a call of
-// their own, so that any number of them cannot delay the proven peers.
+// backoff. memberlist itself does not heal a long partition. Unproven peers are joined by a
+// separate call, so that any number of them cannot delay the proven peers.
 func (m *Mesh) rejoin(ctx context.Context, unproven bool) error {
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
@@ -176,8 +176,8 @@ func (m *Mesh) due(ctx context.Context, now time.Time, unproven bool) []func() {
 }
 
 // unprovenPeer reports whether a peer is unproven: the peer is known only by a record, which any
-// member can invent. It owns nothing, and has not proved to be alive in this run or the last. The
-// caller holds the lock.
+// member can invent. Such a peer owns nothing, and has not proved to be alive in this run or the
+// last. The caller holds the lock.
 func (m *Mesh) unprovenPeer(id peer.ID, k *known) bool { return !k.met && !k.saved && !m.owns(id) }
 
 // joinTarget resolves a target and joins it, unless a reachable peer has that address.

@@ -1,7 +1,7 @@
 // Package paxos decides which hosts found the address ring. Several hosts may start at once, and
 // each of them could found a ring.
 //
-// It is Paxos for a single decision ("Paxos Made Simple", Lamport 2001), with gossip of states in
+// The package is Paxos for a single decision ("Paxos Made Simple", Lamport 2001), with gossip of states in
 // place of messages. Every voter is acceptor, proposer and learner. It keeps the newest known vote
 // of each voter, and sends all these votes to its peers. A vote holds the promised ballot, and the
 // accepted value with its ballot. Votes only grow, so Merge takes the higher vote of each voter;
@@ -56,7 +56,7 @@ func (t Terms) String() string {
 	return s
 }
 
-// TermsError reports that a peer votes under other terms than this one. Neither peer counts the
+// TermsError reports that a peer votes under other terms than this peer. Neither peer counts the
 // vote of the other.
 type TermsError struct {
 	Peer         peer.ID

@@ -39,8 +39,8 @@ func Example() {
 	// 0200000000000000 10.32.0.128/25
 }
 
-// A take-over overrides a grant that the dead peer made meanwhile, in whichever order the two
-// arrive.
+// A take-over overrides a grant that the dead peer made meanwhile, in whichever order take-over
+// and grant arrive.
 func ExampleRing_TakeOver() {
 	founded := ring.Found(ringID, clusterID, universe, h1, h2)
 	h3 := peer.ID{3}

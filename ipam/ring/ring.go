@@ -259,8 +259,8 @@ func (r Ring) Grant(from, to peer.ID, g slot.Range) (next, delta Ring, err error
 }
 
 // TakeOver gives everything that a dead peer owns to another peer, under a higher generation. The
-// generation overrides grants of the dead peer that have not reached us. It returns the new ring,
-// and the delta to send to other peers.
+// generation overrides grants of the dead peer that have not reached us. TakeOver returns the
+// new ring, and the delta to send to other peers.
 func (r Ring) TakeOver(dead, to peer.ID) (next, delta Ring, err error) {
 	delta = Ring{ID: r.ID, Cluster: r.Cluster, Universe: r.Universe}
 	owned := slices.DeleteFunc(slices.Clone(r.segments), func(s Segment) bool { return s.Owner != dead })

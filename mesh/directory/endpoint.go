@@ -117,8 +117,8 @@ const (
 	MaxOutside   = 16
 )
 
-// CheckName returns an error if a name is invalid in the DNS domain. It has one or more labels of 1
-// to 63 lower-case letters, digits, hyphens and underscores (RFC 1035, RFC 2181).
+// CheckName returns an error if a name is invalid in the DNS domain. A valid name has one or more
+// labels of 1 to 63 lower-case letters, digits, hyphens and underscores (RFC 1035, RFC 2181).
 func CheckName(name string) error {
 	if len(name) > maxName {
 		return fmt.Errorf("name %.40q… has %d bytes, at most %d are allowed", name, len(name), maxName)

@@ -85,8 +85,9 @@ func (s *Set) See(marks []Mark) (news bool, err error) {
 	return news, nil
 }
 
-// Ended reports whether a document was deleted and its tombstone has expired: it is missing below
-// its writer's mark. A host that offers it was away meanwhile.
+// Ended reports whether a document was deleted and its tombstone has expired: it is missing, and
+// its version is not above its writer's mark. A host that still offers the document was away while
+// the tombstone existed.
 func (s *Set) Ended(d *Document) bool {
 	_, here := s.held[d.Key()]
 	return !here && !d.Deleted && d.Version <= s.marks[d.WriterID()].Version

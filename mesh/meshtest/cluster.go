@@ -14,14 +14,14 @@ import (
 
 // Cluster simulates hosts and their network at the level of what a mesh promises its users.
 // Deltas spread, some late, twice or never; full states are exchanged at random; a change of
-// reachability is noticed after a while. It has none of memberlist's packets, so that an hour of a
-// cluster takes little time.
+// reachability is noticed after a while. A Cluster has none of memberlist's packets, so that an
+// hour of a cluster takes little time.
 //
-// It is made for testing/synctest, and deterministic. What happens to a message depends only on the
+// A Cluster is made for testing/synctest, and deterministic. What happens to a message depends only on the
 // seed, its sender and receiver, and the number of messages before it. No two events happen in the
 // same nanosecond.
 //
-// It is safe for concurrent use, and calls replicas and handlers without holding a lock.
+// A Cluster is safe for concurrent use, and calls replicas and handlers without holding a lock.
 type Cluster struct {
 	mu         sync.Mutex
 	seed       uint64

@@ -113,8 +113,8 @@ func (in Input) endpoint(r peer.Record) (netip.Addr, bool) {
 	return r.Underlay[i], true
 }
 
-// allowed returns the allowed IPs of a peer for cryptokey routing. Its node address lies in a slot
-// that it owns, so the owned ranges cover it.
+// allowed returns the allowed IPs of a peer for cryptokey routing. The peer's node address lies in
+// a slot that the peer owns, so the owned ranges cover this address.
 func (in Input) allowed(owned []slot.Range) []netip.Prefix {
 	var out []netip.Prefix
 	for _, r := range owned {
