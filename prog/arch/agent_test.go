@@ -103,8 +103,8 @@ func receiver(f *ast.FuncDecl) string {
 	return name.Name
 }
 
-// On a Node of a cluster, the agent uses other components, so no component checks whether there is a
-// cluster.
+// On a Node of a cluster the agent runs other components than elsewhere, so no component has to check
+// whether there is a cluster.
 func TestNoComponentChecksForKubernetes(t *testing.T) {
 	inspect(t, "prog/agent", nil, func(at func(ast.Node) token.Position, n ast.Node) {
 		x, ok := n.(*ast.BinaryExpr)
@@ -245,8 +245,8 @@ func impureBecause(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, seen map[str
 	return why
 }
 
-// declaredIn returns the names to which a function may write, since it declares them: variables in its
-// body and results.
+// declaredIn returns the names that a function itself declares, and to which it may write: its results
+// and the variables in its body.
 func declaredIn(f *ast.FuncDecl) map[string]bool {
 	own := map[string]bool{"_": true}
 	if f.Type.Results != nil {
@@ -335,9 +335,9 @@ func callsImpure(funcs map[string]*ast.FuncDecl, f *ast.FuncDecl, call *ast.Call
 	return ""
 }
 
-// The plan is computed from values only: its package imports no impure packages, and only uses types of
-// packages that could be impure.
-func TestPlanIsPure(t *testing.T) {
+// Package plan computes from values only. It imports no package of the standard library that is impure.
+// Of Weft's impure packages it uses only the types, and calls no function.
+func TestPackagePlanIsPure(t *testing.T) {
 	for path, file := range goFiles(t, filepath.Join(agentDir, "plan")) {
 		names := map[string]string{}
 		for _, i := range file.Imports {

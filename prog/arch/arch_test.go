@@ -78,7 +78,7 @@ func TestImportsPointOneWay(t *testing.T) {
 			case strings.HasPrefix(i, "k8s.io/") && !slices.Contains(kubernetes, p.ImportPath):
 				bad = "only the packages in kubernetes may import Kubernetes' types"
 			case p.ImportPath != "weft/prog/image" && slices.ContainsFunc(imaging, func(m string) bool { return strings.HasPrefix(i, m) }):
-				bad = "only prog/image may import that"
+				bad = "only prog/image may import the modules that make the image"
 			case to == "":
 			case slices.Contains(pure, p.ImportPath) && !slices.Contains(pure, i):
 				bad = "a pure package may only import pure ones"

@@ -12,7 +12,7 @@ import (
 )
 
 // Users search a log for the name of a host. So peers are logged as id(nickname): the result of a
-// function Name, or a text made of it.
+// function Name, or a text that contains this result.
 func TestLogsNamePeersWithTheirNickname(t *testing.T) {
 	about := []string{"peer", "writer", "owner", "heir"}
 	levels := []string{"Debug", "Info", "Warn", "Error"}

@@ -88,7 +88,7 @@ func compare(t *testing.T, heading string, code graph) {
 	}
 }
 
-func TestPictureOfTheAgentMatchesImports(t *testing.T) {
+func TestArchitecturePictureOfTheAgentMatchesImports(t *testing.T) {
 	everywhere := []string{"live", "metric", "config", "agenttest", "policytest"} // all components use these packages, so the picture omits them
 	code := graph{}
 	for _, p := range packages(t) {
@@ -113,7 +113,7 @@ func component(path string) (string, bool) {
 	return strings.CutPrefix(path, "weft/prog/agent/")
 }
 
-func TestPictureOfTheWholeMatchesImports(t *testing.T) {
+func TestArchitecturePictureOfAllPackagesMatchesImports(t *testing.T) {
 	shown := []string{"prog/cli", "prog/cni", "prog/lab", "prog/agent", "prog/kube", "prog/dns", "prog/state"}
 	part := func(path string) string {
 		rest, ours := strings.CutPrefix(path, "weft/")

@@ -13,7 +13,7 @@ var (
 	// bound matches numbers that are never 1: limits, and the ends of a range.
 	bound = regexp.MustCompile(`(at most|at least|more than|between|to|of|and) %d|%d [a-z]+: between|%d [a-z]+, (at most|1 to) %d`)
 	// unseen matches messages that only developers read: why bytes from another agent are invalid, and
-	// the text that replaces a configuration with keys.
+	// the description of a configuration in logs, which hides its keys.
 	unseen = regexp.MustCompile(`^"(invalid claim: it has|invalid removal: it has|invalid id of the peer to forget: it has|data path of) `)
 )
 

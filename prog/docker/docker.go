@@ -54,7 +54,7 @@ func Inspect(ctx context.Context, socket, name string) (Container, error) {
 	case resp.StatusCode == http.StatusNotFound:
 		return Container{}, ErrNone
 	case err != nil:
-		return Container{}, fmt.Errorf("docker container %s: %s gives an answer (HTTP status %d) that is not Docker's, or incomplete: check what listens there", name, socket, resp.StatusCode)
+		return Container{}, fmt.Errorf("docker container %s: the answer of %s (HTTP status %d) is incomplete or one that is not Docker's: check which program listens there", name, socket, resp.StatusCode)
 	case resp.StatusCode != http.StatusOK:
 		return Container{}, fmt.Errorf("docker container %s: Docker says: %.300s (HTTP status %d)", name, cmp.Or(strings.Join(strings.Fields(c.Message), " "), "nothing"), resp.StatusCode)
 	}
