@@ -16,8 +16,8 @@ import (
 type Attachment struct {
 	api.AttachRequest
 	Netns   string // path of the container's network namespace
-	Default bool   // whether the container gets the default route, or only routes to the universe
-	Beside  bool   // whether the container keeps another network
+	Default bool   // whether the container gets the default route, or only routes to the overlay's addresses
+	Beside  bool   // whether the container has another network, whose routes stay
 }
 
 // ParseAddresses parses the addresses that a container requests. CNI's conventions require a prefix
@@ -74,7 +74,7 @@ func begin(ctx context.Context, client *api.Client, at Attachment) (api.AttachRe
 	addressed := client.StartAttach(ctx, at.AttachRequest)
 	container, failed := create(at)
 	reply, refused := addressed()
-	if refused == nil && errors.Is(failed, endpoint.ErrExists) { // the agent does not know the link: it is left from an interrupted attachment
+	if refused == nil && errors.Is(failed, endpoint.ErrExists) { // no endpoint of the agent has this link: an interrupted attachment left it
 		if failed = endpoint.Delete(at.HostLink); failed == nil {
 			container, failed = create(at)
 		}
@@ -126,10 +126,10 @@ func containerSide(reply api.AttachReply, pair endpoint.Pair, at Attachment) end
 	return c
 }
 
-// Detach removes an endpoint's link, then releases its address. The agent does both: it need not wait
-// until the kernel has cleaned up after the link, but a process that exits must. If the agent does
-// not remove the link, Detach does. The error is an *api.NotRunningError if there is no agent, and an
-// *api.SilentError if it does not answer.
+// Detach removes an endpoint's link, then releases its address. Detach asks the agent to do both, since
+// a short-lived process would have to wait until the kernel has freed the link. If the agent does not
+// remove the link, Detach does. The error is an *api.NotRunningError if there is no agent, and an
+// *api.SilentError if the agent does not answer.
 func Detach(ctx context.Context, client *api.Client, ref api.EndpointRef) error {
 	err := client.Detach(ctx, ref)
 	if left := endpoint.Delete(endpoint.HostLink(ref.ContainerID, ref.Interface)); left != nil {

@@ -2,9 +2,9 @@
 // It configures the container's network namespace itself, and asks the agent over the control
 // socket for the addresses and the host side.
 //
-// The plugin is one process per operation and keeps no state, with one exception: if no agent
-// runs, DEL removes the link at once and queues the release of its address in a file. The agent
-// reads it when it starts.
+// The plugin is one process per operation and keeps no state, with one exception. If no agent runs,
+// DEL removes the link at once, and queues the release of its address in a file, which the agent reads
+// when it starts.
 package cni
 
 import (
@@ -33,7 +33,7 @@ import (
 	"weft/router/endpoint"
 )
 
-// Versions of the CNI spec that the plugin speaks.
+// Versions are the versions of the CNI spec that the plugin supports.
 var Versions = version.PluginSupports("0.4.0", "1.0.0", "1.1.0")
 
 // config is the plugin's part of the network configuration.
@@ -43,7 +43,7 @@ type config struct {
 	StateDir string `json:"stateDir"` // the folder of queued releases; default /var/lib/weft
 	// Labels of all endpoints of this network. A container's own labels override them.
 	Labels map[string]string `json:"labels"`
-	// The container's requests, by the capability "ips" or by args (CNI conventions).
+	// The addresses that the container requests, by the capability "ips" or by args (CNI conventions).
 	RuntimeConfig struct {
 		IPs []string `json:"ips"`
 	} `json:"runtimeConfig"`
@@ -54,7 +54,7 @@ type config struct {
 				Key   string `json:"key"`
 				Value string `json:"value"`
 			} `json:"labels"`
-			// Fields that the conventions do not define.
+			// Fields that the CNI conventions do not define.
 			Name      string     `json:"name"`
 			Namespace string     `json:"namespace"`
 			Ports     []api.Port `json:"ports"`
@@ -88,7 +88,7 @@ type arguments struct {
 	IP                types.UnmarshallableString // the requested address, or two, separated by a comma
 }
 
-// asked returns the addresses that a container requests, in any of the three ways.
+// asked returns the addresses that a container requests: by the capability "ips", by args or by CNI_ARGS.
 func asked(conf config, args arguments) ([]netip.Addr, error) {
 	list := slices.Concat(conf.RuntimeConfig.IPs, conf.Args.CNI.IPs)
 	if args.IP != "" {
@@ -159,7 +159,7 @@ func add(args *skel.CmdArgs) error {
 	return nil
 }
 
-// chain returns the result of the previous plugin, or an empty one.
+// chain returns the result of the previous plugin, or an empty result if there was none.
 func chain(conf config) (*current.Result, error) {
 	if conf.PrevResult == nil {
 		return &current.Result{CNIVersion: current.ImplementedSpecVersion}, nil
@@ -242,7 +242,7 @@ func check(args *skel.CmdArgs) error {
 		return err
 	}
 	if conf.PrevResult == nil {
-		return types.NewError(types.ErrInvalidNetworkConfig, "missing prevResult: CHECK needs that of ADD", "")
+		return types.NewError(types.ErrInvalidNetworkConfig, "missing prevResult: CHECK needs the result of ADD", "")
 	}
 	prev, err := current.NewResultFromResult(conf.PrevResult)
 	if err != nil {
@@ -281,7 +281,7 @@ func collect(args *skel.CmdArgs) error {
 	}
 	var given map[string]json.RawMessage
 	if err := json.Unmarshal(args.StdinData, &given); err != nil || given[validAttachments] == nil {
-		return nil // without a list, GC would detach all; libcni calls DEL for those that it knows
+		return nil // without this list, GC would detach all containers; libcni itself calls DEL for old attachments
 	}
 	req := api.CollectRequest{Network: conf.Name}
 	for _, a := range conf.ValidAttachments {
@@ -307,7 +307,7 @@ func status(args *skel.CmdArgs) error {
 	return nil
 }
 
-// cniError converts an error to one with a code of the CNI spec. No other code does that.
+// cniError converts an error to an error with a code of the CNI spec. No other function does that.
 func cniError(err error) error {
 	if err == nil {
 		return nil

@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { routertest.Main(m) }
 
-// fake is an agent that knows some endpoints, and attaches all others.
+// fake is an agent that already has some endpoints, and attaches all others.
 type fake struct {
 	server.Agent
 	known    []string
@@ -59,9 +59,9 @@ func (f fake) serve(t *testing.T) *api.Client {
 	return api.NewClient(socket)
 }
 
-// ADD replaces a link that an interrupted attachment left (kill -9). A link that the agent knows is
-// refused and kept.
-func TestAttachReplacesLeftOverLink(t *testing.T) {
+// ADD replaces a link that an interrupted attachment left (kill -9). For an endpoint that the agent
+// already has, ADD fails and keeps the link.
+func TestAddReplacesALinkOfAnInterruptedAttachment(t *testing.T) {
 	host, container := routertest.New(t), routertest.New(t)
 	client := fake{known: []string{"taken/eth1"}}.serve(t)
 	host.Do(func() {
@@ -119,7 +119,7 @@ func TestAttachUndoesAllStepsOnFailure(t *testing.T) {
 			}
 		})
 		if got := len(c.agent.detached); got != 0 != c.detaches {
-			t.Errorf("%s: the agent got %d requests to detach the endpoint, want one only if it got the endpoint", name, got)
+			t.Errorf("%s: the agent got %d requests to detach the endpoint, want one request if it attached the endpoint, else none", name, got)
 		}
 	}
 }
@@ -137,9 +137,9 @@ func pair(t *testing.T, container routertest.Namespace) {
 	}
 }
 
-// If the agent hangs (as after SIGSTOP), DEL still removes the link, and fails in time with the
-// spec's code.
-func TestDetachFromAHangingAgent(t *testing.T) {
+// If the agent hangs (as after SIGSTOP), DEL still removes the link, and fails in time with an error
+// code of the CNI spec.
+func TestDelRemovesTheLinkIfTheAgentHangs(t *testing.T) {
 	host, container := routertest.New(t), routertest.New(t)
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket) // no connection is accepted
@@ -166,8 +166,8 @@ func TestDetachFromAHangingAgent(t *testing.T) {
 	}
 }
 
-// DEL also removes a link that the agent does not know.
-func TestDetachRemovesUnknownLink(t *testing.T) {
+// DEL also removes a link that belongs to no endpoint of the agent.
+func TestDelRemovesALinkOfNoEndpoint(t *testing.T) {
 	host, container := routertest.New(t), routertest.New(t)
 	client := fake{detached: make(chan string, 1)}.serve(t)
 	host.Do(func() {
@@ -181,8 +181,8 @@ func TestDetachRemovesUnknownLink(t *testing.T) {
 	})
 }
 
-// Name, namespace, labels and ports come from CNI_ARGS or from args.
-func TestDescribeReadsArgs(t *testing.T) {
+// A container's name, namespace, labels and ports come from CNI_ARGS or from args.
+func TestNameLabelsAndPortsComeFromCNIArguments(t *testing.T) {
 	const conf = `{"cniVersion": "1.1.0", "name": "n", "type": "weft-cni", "labels": {"tier": "back", "zone": "a"},
 		"args": {"cni": {"labels": [{"key": "tier", "value": "front"}], "name": "web", "namespace": "prod",
 			"ports": [{"name": "http", "protocol": "tcp", "port": 80}]}}}`

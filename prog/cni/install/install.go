@@ -1,6 +1,6 @@
 // Package install owns the CNI plugin and its configuration in the folders of the container
 // runtime. Once they are installed, the runtime attaches containers with Weft, so the caller
-// installs them only after everything else is ready. It never changes other configurations.
+// installs them only after everything else is ready. The package never changes other configurations.
 //
 // An Installer remembers what it installed. It is safe for concurrent use.
 package install
@@ -71,8 +71,8 @@ func ParseChain(names []string) error {
 	return nil
 }
 
-// oldVersion is assumed for plugins that do not report their version, and is what old runtimes read.
-// CNI 1.0 was released in 2021, and Debian 12's programs support it.
+// oldVersion is the version that old runtimes get (see conflist), and that plugins are assumed to
+// support if they report no version. CNI 1.0 was released in 2021, and Debian 12's programs support it.
 const oldVersion = "1.0.0"
 
 // chain returns the plugins that the runtime calls, weft-cni first.
@@ -98,8 +98,8 @@ func older(a, b string) string {
 	return a
 }
 
-// newestOf asks a plugin for its newest CNI version. A plugin that cannot run here, for example in a
-// container without its libraries, counts as old.
+// newestOf asks a plugin for its newest CNI version. It returns oldVersion for a plugin that cannot run
+// here, for example in a container without the plugin's libraries.
 func newestOf(ctx context.Context, path string) string {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -199,7 +199,7 @@ func (i *Installer) Problems() (list []problem.Problem) {
 	for _, name := range made.Missing {
 		list = append(list, problem.Problem{
 			Reason: problem.Host, What: fmt.Sprintf("the CNI plugin %s is not in %s", name, i.cfg.BinDir), Effect: chainable[name].lost + " have no effect",
-			Fix: "install it there (package containernetworking-plugins, or the CNI project's release); Weft then adds it to the chain",
+			Fix: "install the plugin in this folder (package containernetworking-plugins, or the CNI project's release); Weft then adds it to the chain",
 		})
 	}
 	others, _ := os.ReadDir(i.cfg.ConfDir) // if it is unreadable, the runtime cannot read our file either
@@ -209,7 +209,7 @@ func (i *Installer) Problems() (list []problem.Problem) {
 			if f.Name() < ConflistFile && !i.callsWeft(f.Name()) {
 				list = append(list, problem.Problem{
 					Reason: problem.Host, What: fmt.Sprintf("%s comes before %s in %s", f.Name(), ConflistFile, i.cfg.ConfDir),
-					Effect: "runtimes use the first file, which does not call Weft", Fix: "remove it if Weft should be the network",
+					Effect: "runtimes use the first file, which does not call Weft", Fix: "remove this file if Weft should be the network",
 				})
 			}
 		}

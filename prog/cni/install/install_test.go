@@ -21,7 +21,7 @@ func write(t *testing.T, dir, name, content string) {
 	}
 }
 
-// modern is a plugin that speaks the newest version of CNI.
+// modern is a plugin that supports the newest version of CNI.
 const modern = "#!/bin/sh\ntest $CNI_COMMAND = VERSION && cat >/dev/null && echo '{\"cniVersion\": \"1.0.0\", \"supportedVersions\": [\"0.4.0\", \"1.1.0\", \"1.0.0\"]}'\n"
 
 func TestConflistNamesInstalledPluginsAndACommonVersion(t *testing.T) {
@@ -35,10 +35,10 @@ func TestConflistNamesInstalledPluginsAndACommonVersion(t *testing.T) {
 		"weft-cni alone":             {nil, nil, "1.1.0", []string{"weft-cni"}, nil},
 		"not configured":             {map[string]string{"portmap": modern}, nil, "1.1.0", []string{"weft-cni"}, nil},
 		"new":                        {map[string]string{"portmap": modern}, []string{"portmap"}, "1.1.0", []string{"weft-cni", "portmap"}, nil},
-		"one is older":               {map[string]string{"portmap": modern, "bandwidth": older}, []string{"portmap", "bandwidth"}, "1.0.0", []string{"weft-cni", "portmap", "bandwidth"}, nil},
-		"one is missing":             {map[string]string{"portmap": modern}, []string{"portmap", "bandwidth"}, "1.1.0", []string{"weft-cni", "portmap"}, []string{"bandwidth"}},
-		"it does not run here":       {map[string]string{"portmap": "#!/no/such/interpreter\n"}, []string{"portmap"}, "1.0.0", []string{"weft-cni", "portmap"}, nil},
-		"it does not tell a version": {map[string]string{"portmap": "#!/bin/sh\necho {}\n"}, []string{"portmap"}, "1.0.0", []string{"weft-cni", "portmap"}, nil},
+		"one plugin is older":        {map[string]string{"portmap": modern, "bandwidth": older}, []string{"portmap", "bandwidth"}, "1.0.0", []string{"weft-cni", "portmap", "bandwidth"}, nil},
+		"one plugin is missing":      {map[string]string{"portmap": modern}, []string{"portmap", "bandwidth"}, "1.1.0", []string{"weft-cni", "portmap"}, []string{"bandwidth"}},
+		"a plugin does not run here": {map[string]string{"portmap": "#!/no/such/interpreter\n"}, []string{"portmap"}, "1.0.0", []string{"weft-cni", "portmap"}, nil},
+		"a plugin has no version":    {map[string]string{"portmap": "#!/bin/sh\necho {}\n"}, []string{"portmap"}, "1.0.0", []string{"weft-cni", "portmap"}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			i := New(Config{BinDir: t.TempDir(), Chain: c.asked})
@@ -47,10 +47,10 @@ func TestConflistNamesInstalledPluginsAndACommonVersion(t *testing.T) {
 			}
 			made := i.chain(t.Context())
 			if made.Version != c.version || !slices.Equal(made.Plugins, c.plugins) || !slices.Equal(made.Missing, c.missing) {
-				t.Errorf("the chain is %+v; want the plugins and the version of the case", made)
+				t.Errorf("the chain is %+v; want the plugins %v, the version %s and the missing plugins %v", made, c.plugins, c.version, c.missing)
 			}
 			var conf struct {
-				CNIVersion string // all that a libcni from before 1.2 reads
+				CNIVersion string // the only version that libcni before 1.2 reads
 				Plugins    []struct {
 					Type         string
 					Capabilities map[string]bool
@@ -60,7 +60,7 @@ func TestConflistNamesInstalledPluginsAndACommonVersion(t *testing.T) {
 				t.Fatalf("error %v, conflist %+v; want cniVersion 1.0.0, and all plugins", err, conf)
 			}
 			if list, err := libcni.NetworkConfFromBytes(i.conflist(made)); err != nil || list.CNIVersion != c.version {
-				t.Errorf("libcni takes version %v of CNI, want %s: %v", list, c.version, err)
+				t.Errorf("libcni reads the configuration %+v, error %v; want version %s of CNI", list, err, c.version)
 			}
 			for n, p := range conf.Plugins {
 				if p.Type != c.plugins[n] || len(p.Capabilities) != 1 {
@@ -80,7 +80,7 @@ func TestOnlyKnownPluginsCanBeChained(t *testing.T) {
 	}
 }
 
-func TestConfigurationsThatHideOursAreProblems(t *testing.T) {
+func TestCNIConfigurationsBeforeWeftsAreReportedAsProblems(t *testing.T) {
 	i := New(Config{ConfDir: t.TempDir(), BinDir: t.TempDir()})
 	for name, content := range map[string]string{
 		"00-multus.conf":    `{"type": "multus", "name": "multus", "clusterNetwork": "other"}`,
@@ -124,11 +124,11 @@ func beside(t *testing.T) {
 	t.Cleanup(func() { os.Remove(filepath.Join(dir, PluginName)) })
 }
 
-func TestAPluginThatAppearsJoinsTheChain(t *testing.T) {
+func TestCNIPluginInstalledLaterJoinsTheChain(t *testing.T) {
 	beside(t)
 	i := New(Config{ConfDir: filepath.Join(t.TempDir(), "net.d"), BinDir: filepath.Join(t.TempDir(), "bin"), Chain: []string{"portmap"}})
 	if i.Status() != nil {
-		t.Error("Status returns a configuration that was not written")
+		t.Error("before Install, Status returns a configuration; want none")
 	}
 	install := func(plugins ...string) {
 		t.Helper()
@@ -141,7 +141,7 @@ func TestAPluginThatAppearsJoinsTheChain(t *testing.T) {
 	}
 	install(PluginName)
 	if data, err := os.ReadFile(filepath.Join(i.cfg.BinDir, PluginName)); err != nil || string(data) != "the plugin" {
-		t.Errorf("the installed plugin has the content %q, error %v; want that of the program's folder", data, err)
+		t.Errorf("the installed plugin has the content %q, error %v; want the content of weft-cni beside the test's program", data, err)
 	}
 	before := i.Status()
 	if install(PluginName); i.Status() != before {
@@ -154,7 +154,7 @@ func TestAPluginThatAppearsJoinsTheChain(t *testing.T) {
 	}
 }
 
-func TestInstallNamesAPluginThatIsNotThere(t *testing.T) {
+func TestInstallWithoutTheWeftCNIPluginFails(t *testing.T) {
 	i := New(Config{ConfDir: t.TempDir(), BinDir: t.TempDir()})
 	err := i.Install(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "weft-cni is not beside") || !strings.Contains(err.Error(), "--cni-conf-dir=") || i.Status() != nil {
@@ -165,7 +165,7 @@ func TestInstallNamesAPluginThatIsNotThere(t *testing.T) {
 	}
 }
 
-func TestRemoveTakesTheConfigurationAndThePlugin(t *testing.T) {
+func TestRemoveDeletesTheCNIConfigurationAndThePlugin(t *testing.T) {
 	conf, bin := t.TempDir(), t.TempDir()
 	write(t, conf, ConflistFile, "{}")
 	write(t, conf, "20-other.conflist", "{}")
