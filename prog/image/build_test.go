@@ -37,7 +37,7 @@ func binaries(t *testing.T) string {
 	return filepath.Join(dir, "bin")
 }
 
-func TestSameSourcesSameImage(t *testing.T) {
+func TestSameSourcesGiveTheSameImage(t *testing.T) {
 	var archives [2][]byte
 	for i := range archives {
 		path := filepath.Join(t.TempDir(), "weft-image.tar")
@@ -57,7 +57,7 @@ func TestSameSourcesSameImage(t *testing.T) {
 	}
 }
 
-func TestInvalidInputsAreRefused(t *testing.T) {
+func TestImageOfInvalidProgramsOrNamesIsRefused(t *testing.T) {
 	good := binaries(t)
 	half := t.TempDir()
 	if err := os.Link(filepath.Join(good, "weft"), filepath.Join(half, "weft")); err != nil {
@@ -74,7 +74,7 @@ func TestInvalidInputsAreRefused(t *testing.T) {
 		args       []string
 	}{
 		{"no folder", "nothing to pack", nil},
-		{"no binaries", "build it first", []string{t.TempDir()}},
+		{"no binaries", "build the programs first", []string{t.TempDir()}},
 		{"one program of two", "weft-cni: no such file", []string{half}},
 		{"swapped programs", "this is weft/cmd/weft-cni, want weft/cmd/weft", []string{swapped}},
 		{"a platform twice", "a second folder for linux/" + runtime.GOARCH, []string{good, good}},
@@ -94,7 +94,7 @@ func TestInvalidInputsAreRefused(t *testing.T) {
 	}
 }
 
-func TestBuildSettingsAreChecked(t *testing.T) {
+func TestProgramsBuiltWithWrongSettingsAreRefused(t *testing.T) {
 	for _, c := range []struct{ key, value, want string }{
 		{"", "", ""},
 		{"CGO_ENABLED", "1", "CGO_ENABLED=0"},

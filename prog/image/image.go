@@ -83,7 +83,7 @@ func assemble(platforms []platform, opts options) (*bundle, error) {
 	return b, nil
 }
 
-// annotations returns the annotations of index and manifests, which are also the labels.
+// annotations returns the annotations of index and manifests, which are also each image's labels.
 func (o options) annotations() map[string]string {
 	a := map[string]string{
 		"org.opencontainers.image.title":       "weft",
@@ -113,8 +113,8 @@ func (o options) image(p platform) (v1.Image, error) {
 		Created: v1.Time{Time: o.created},
 		RootFS:  v1.RootFS{Type: "layers"},
 		Config: v1.Config{
-			// A numeric user, since there is no /etc/passwd. Root, for links, routes and rules; the
-			// manifest drops every capability that is not needed.
+			// The user is a number, since there is no /etc/passwd. It is root, to change links, routes
+			// and rules; the manifest drops every capability that is not needed.
 			User:       "0:0",
 			Entrypoint: []string{"/weft"},
 			Cmd:        []string{"agent"},

@@ -53,7 +53,7 @@ func standIns() []platform {
 	return all
 }
 
-// written writes the archive of the stand-ins, and returns its path.
+// written writes an archive with the programs of standIns, and returns its path.
 func written(t *testing.T, opts options) string {
 	t.Helper()
 	b, err := assemble(standIns(), opts)
@@ -67,7 +67,7 @@ func written(t *testing.T, opts options) string {
 	return path
 }
 
-func TestSameInputSameBytes(t *testing.T) {
+func TestSameProgramsGiveTheSameArchive(t *testing.T) {
 	opts := testOptions(t)
 	one, two := written(t, opts), written(t, opts)
 	for _, file := range []string{"weft-image.tar", "weft-image.amd64.sbom.json", "weft-image.arm64.sbom.json"} {
@@ -78,7 +78,7 @@ func TestSameInputSameBytes(t *testing.T) {
 	}
 	opts.created = opts.created.Add(time.Second)
 	if bytes.Equal(read(t, filepath.Dir(one), "weft-image.tar"), read(t, filepath.Dir(written(t, opts)), "weft-image.tar")) {
-		t.Error("with another -created the archive is the same, want another one: this test would not notice a difference")
+		t.Error("with another -created the archive has the same bytes, want other bytes, else this test proves nothing")
 	}
 }
 
@@ -125,7 +125,7 @@ func unpack(t *testing.T, archive string) layout.Path {
 	return l
 }
 
-// index returns the single image of an archive, with its manifests.
+// index returns the single image index of an archive, with its manifest.
 func index(t *testing.T, archive string) (v1.ImageIndex, *v1.IndexManifest) {
 	t.Helper()
 	top, err := unpack(t, archive).ImageIndex()
@@ -153,7 +153,7 @@ func index(t *testing.T, archive string) (v1.ImageIndex, *v1.IndexManifest) {
 func TestIndexHasOneImagePerPlatform(t *testing.T) {
 	idx, m := index(t, written(t, testOptions(t)))
 	if len(m.Manifests) != 4 {
-		t.Fatalf("%d manifests, want 2 images and their bills: %+v", len(m.Manifests), m.Manifests)
+		t.Fatalf("got %d manifests, want 2 images and their 2 bills of materials: %+v", len(m.Manifests), m.Manifests)
 	}
 	for i, p := range standIns() {
 		desc := m.Manifests[i]
@@ -180,7 +180,7 @@ func TestIndexHasOneImagePerPlatform(t *testing.T) {
 			"org.opencontainers.image.created":     "2026-03-01T12:00:00Z",
 		}}
 		if diff := cmp.Diff(want, config.Config); diff != "" {
-			t.Errorf("%v (-want +got):\n%s", p, diff)
+			t.Errorf("%v: the image's configuration differs (-want +got):\n%s", p, diff)
 		}
 		if config.OS != p.os || config.Architecture != p.arch || !config.Created.Equal(created) {
 			t.Errorf("the config is for %s/%s, created %v; want %v, created %v", config.OS, config.Architecture, config.Created, p, created)

@@ -53,8 +53,8 @@ func run(args []string, out io.Writer) error {
 	}
 	opts := options{version: *version, revision: *revision, created: time.Unix(*created, 0).UTC()}
 	var err error
-	// Strict, because kubelet and containerd expand a name without a registry to a name in a public
-	// registry. A missing image would then be pulled from there.
+	// The image's name must contain a registry. Kubelet and containerd would expand another name to a
+	// name in a public registry, and pull a missing image from there.
 	tagged := *image
 	if !strings.Contains(tagged[strings.LastIndex(tagged, "/")+1:], ":") {
 		tagged += ":" + opts.version

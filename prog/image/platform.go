@@ -11,8 +11,8 @@ import (
 )
 
 // programs are the files of the image, in the order of its layer. No other files are needed. The
-// image runs as user 0, so it has no users. The cluster's certificates come with the service
-// account. Go reads /etc/hosts and /etc/resolv.conf, which the runtime mounts, so there is no
+// image runs as user 0, so it has no /etc/passwd. The cluster's certificates come with the service
+// account. Go reads /etc/hosts and /etc/resolv.conf, which the runtime mounts, and needs no
 // nsswitch.conf. The runtime creates mount points before it makes the root read-only. A shell would
 // only help intruders.
 var programs = []string{"weft", "weft-cni"}
@@ -47,7 +47,7 @@ func readPlatform(dir string) (platform, error) {
 		path := filepath.Join(dir, name)
 		data, err := os.ReadFile(path)
 		if err != nil {
-			return p, fmt.Errorf("%w: build it first, as `make image` does", err)
+			return p, fmt.Errorf("%w: build the programs first, as `make image` does", err)
 		}
 		info, err := buildinfo.Read(bytes.NewReader(data))
 		if err != nil {
@@ -59,7 +59,7 @@ func readPlatform(dir string) (platform, error) {
 		}
 		os, arch := prog.setting("GOOS"), prog.setting("GOARCH")
 		if p.os != "" && (p.os != os || p.arch != arch) {
-			return p, fmt.Errorf("%s is built for %s/%s, but the other program in its folder for %v", path, os, arch, p)
+			return p, fmt.Errorf("%s is built for %s/%s, but the other program in its folder is built for %v", path, os, arch, p)
 		}
 		p.os, p.arch = os, arch
 		p.programs = append(p.programs, prog)
@@ -77,8 +77,8 @@ func (p program) setting(key string) string {
 	return ""
 }
 
-// check returns an error if the program cannot be in the image: if it is another program, needs
-// shared libraries, or depends on the machine where it was built.
+// check returns an error if the program cannot be in the image. It must be the program of its file
+// name, need no shared libraries, and not depend on the machine where it was built.
 func (p program) check() error {
 	if want := "weft/cmd/" + p.name; p.info.Path != want {
 		return fmt.Errorf("this is %s, want %s", p.info.Path, want)

@@ -11,7 +11,7 @@ import (
 )
 
 // The bill that is attached to an image in the archive equals the file beside the archive.
-func TestBillsAreAttachedToTheirImages(t *testing.T) {
+func TestBillsOfMaterialsAreAttachedToTheirImages(t *testing.T) {
 	path := written(t, testOptions(t))
 	idx, m := index(t, path)
 	for i, p := range standIns() {
@@ -48,7 +48,7 @@ func TestBillsAreAttachedToTheirImages(t *testing.T) {
 	}
 }
 
-func TestBillNamesEveryModule(t *testing.T) {
+func TestBillOfMaterialsNamesEveryModule(t *testing.T) {
 	path := written(t, testOptions(t))
 	var bom cdx.BOM
 	if err := cdx.NewBOMDecoder(bytes.NewReader(read(t, filepath.Dir(path), "weft-image.amd64.sbom.json")), cdx.BOMFileFormatJSON).Decode(&bom); err != nil {
@@ -66,7 +66,7 @@ func TestBillNamesEveryModule(t *testing.T) {
 		"library pkg:golang/stdlib@1.26.8",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("components (-want +got):\n%s", diff)
+		t.Errorf("the components of the bill of materials differ (-want +got):\n%s", diff)
 	}
 	uses := map[string][]string{}
 	for _, d := range *bom.Dependencies {
@@ -77,6 +77,6 @@ func TestBillNamesEveryModule(t *testing.T) {
 		"weft":     {"pkg:golang/example.com/new@v2.0.0%2Bincompatible", "pkg:golang/example.com/shared@v1.0.0", "pkg:golang/stdlib@1.26.8"},
 		"weft-cni": {"pkg:golang/example.com/shared@v1.0.0", "pkg:golang/stdlib@1.26.8"},
 	}, uses); diff != "" {
-		t.Errorf("dependencies (-want +got):\n%s", diff)
+		t.Errorf("the dependencies in the bill of materials differ (-want +got):\n%s", diff)
 	}
 }

@@ -28,7 +28,7 @@ const namespace = "weft"
 const head = "# Installs Weft %s: kubectl apply -f weft.yaml\n# Generated from site/deploy/chart by `make manifest`: change the chart, not this file.\n"
 
 func main() {
-	version := flag.String("version", "", "the new release, such as v1.2.3; without it, the release stays")
+	version := flag.String("version", "", "the new release, such as v1.2.3; without -version, the release does not change")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: manifest [-version VERSION] FOLDER")
 		flag.PrintDefaults()
@@ -82,7 +82,7 @@ var (
 	imageLine    = regexp.MustCompile(`(?m)^( +image: ).*$`)
 )
 
-// render returns the contents of the files by name. Without a version, it uses the chart's.
+// render returns the contents of the files by name. Without a version, it uses the chart's version.
 func render(folder, version string) (map[string][]byte, error) {
 	about, err := os.ReadFile(filepath.Join(folder, chartFile))
 	if err != nil {

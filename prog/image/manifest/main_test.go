@@ -19,7 +19,7 @@ const (
 	docs   = "../../../site/docs"
 )
 
-func TestManifestsAreCurrent(t *testing.T) {
+func TestManifestsEqualTheRenderedChart(t *testing.T) {
 	made, err := render(deploy, "")
 	if err != nil {
 		t.Fatal(err)
@@ -82,8 +82,8 @@ func TestInvalidReleasesAreRefused(t *testing.T) {
 	}
 }
 
-// A release is stored: the next call without a version keeps it.
-func TestReleaseIsStored(t *testing.T) {
+// `make manifest` stores the release that it is given. The next call without a release keeps it.
+func TestManifestKeepsTheStoredRelease(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS(deploy)); err != nil {
 		t.Fatal(err)
@@ -124,10 +124,10 @@ func TestMakeImageBuildsTheImageOfTheManifests(t *testing.T) {
 		})
 		out, err := cmd.CombinedOutput()
 		if err != nil || !strings.Contains(string(out), "-name '"+c.want+"'") {
-			t.Errorf("make image %s: want the image %s: %v\n%s", c.arg, c.want, err, out)
+			t.Errorf("make image %s: error %v, want the image %s in its commands:\n%s", c.arg, err, c.want, out)
 		}
 		if c.arg == "" && !strings.Contains(string(out), "weft/prog/cli.Version="+tag) { // the version ends with the commit, unless the commit has the release's tag
-			t.Errorf("make image gives the programs another version, want one that begins with %s:\n%s", tag, out)
+			t.Errorf("make image gives the programs another version, want a version that begins with %s:\n%s", tag, out)
 		}
 	}
 }
@@ -205,8 +205,8 @@ func objects(t *testing.T) (out []object) {
 	return out
 }
 
-// Pods have only the rights that they need, and none that imply others.
-func TestLeastPrivilege(t *testing.T) {
+// Pods have only the rights that they need, and no right that implies further rights.
+func TestPodsHaveOnlyTheNeededRights(t *testing.T) {
 	pods := 0
 	for _, o := range objects(t) {
 		for _, r := range o.Rules {
@@ -240,7 +240,7 @@ func TestLeastPrivilege(t *testing.T) {
 }
 
 // Each rule of a role has a comment above it with its reason.
-func TestRightsAreJustified(t *testing.T) {
+func TestEachRBACRuleHasACommentWithItsReason(t *testing.T) {
 	data, err := os.ReadFile(filepath.Join(deploy, installFile))
 	if err != nil {
 		t.Fatal(err)
