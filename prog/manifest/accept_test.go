@@ -88,7 +88,7 @@ func TestErrorsInListsHaveLineAndPath(t *testing.T) {
 }
 
 // CIDRs mean the same as for the API server and net.IPNet.
-func TestCIDRsMatchAPIServer(t *testing.T) {
+func TestCIDRsMeanTheSameAsInTheAPIServer(t *testing.T) {
 	block := func(cidr string, except ...string) *policy.Block {
 		b := &policy.Block{CIDR: netip.MustParsePrefix(cidr)}
 		for _, e := range except {

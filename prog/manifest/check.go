@@ -22,7 +22,7 @@ func checkPolicy(m meta.ObjectMeta) []*Error {
 		r.name("metadata.namespace", m.Namespace)
 	}
 	if m.Name == "" {
-		r.say("metadata.name", "a policy needs one: generateName is not supported")
+		r.say("metadata.name", "a policy needs a name: generateName is not supported")
 		return r.wrong
 	}
 	m.Namespace = DefaultNamespace
@@ -30,8 +30,8 @@ func checkPolicy(m meta.ObjectMeta) []*Error {
 	return r.wrong
 }
 
-// checkNamespace validates a Namespace's metadata like the API server, and Weft's limits of labels.
-// It allows more names.
+// checkNamespace validates a Namespace's metadata like the API server. It also checks Weft's limits of
+// labels, and allows more names, since containers outside Kubernetes have namespaces with such names.
 func checkNamespace(m meta.ObjectMeta) []*Error {
 	r := &reading{}
 	r.name("metadata.name", m.Name)
@@ -42,7 +42,7 @@ func checkNamespace(m meta.ObjectMeta) []*Error {
 		}
 	}
 	if have, ok := m.Labels[policy.NameLabel]; ok && have != m.Name {
-		r.say(entry("metadata.labels", policy.NameLabel), "%q: its value is always the namespace's name", have)
+		r.say(entry("metadata.labels", policy.NameLabel), "%q is not allowed: the value of this label is always the namespace's name", have)
 	}
 	return r.wrong
 }

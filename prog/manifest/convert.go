@@ -23,16 +23,16 @@ import (
 	"weft/router/problem"
 )
 
-// Convert converts a policy of the API, with the API's defaults, and lists its invalid parts. A
-// part that it does not understand, for example of a newer API, allows nothing: only that peer or
-// port is ignored. If it does not understand which pods or directions a policy selects, it isolates
-// more of them:
+// Convert converts a policy of the API, with the API's defaults, and lists its invalid parts. A peer or
+// port that Convert does not understand, for example of a newer API, is ignored: it allows nothing. If
+// Convert does not understand which pods or directions a policy selects, the policy isolates more pods
+// or directions than it should:
 //
-//   - It omits an invalid requirement of spec.podSelector. The others select all pods that the whole
-//     selector would, and perhaps more. All of them are isolated, and all rules are dropped, since
-//     rules could allow traffic of pods that were not meant.
-//   - An unknown policy type isolates both directions. Rules of a direction that is not named
-//     otherwise are dropped.
+//   - An invalid requirement of spec.podSelector is omitted. The other requirements select all pods
+//     that the whole selector would, and perhaps more. All these pods are isolated, and all rules are
+//     dropped, since rules could allow traffic of pods that were not meant.
+//   - An unknown policy type isolates both directions. A direction that no known policy type names
+//     loses its rules.
 func Convert(np networking.NetworkPolicy) (policy.Policy, []*Error) {
 	r := &reading{}
 	p := policy.Policy{Namespace: cmp.Or(np.Namespace, DefaultNamespace), Name: np.Name, Audit: r.audit(np.Annotations)}
@@ -58,8 +58,8 @@ func Convert(np networking.NetworkPolicy) (policy.Policy, []*Error) {
 	return p, r.wrong
 }
 
-// Limits of the error texts of a policy: they go to other hosts, and their readers did not write the
-// policy.
+// These limits bound the list of a policy's errors, whatever the policy contains: the number of errors,
+// and the bytes of each.
 const (
 	mostTold  = 8
 	mostBytes = 200
@@ -94,14 +94,14 @@ func Problem(p policy.Policy) (problem.Problem, bool) {
 		Reason: problem.Policy, About: p.Ref(),
 		What:   fmt.Sprintf("NetworkPolicy %s is not fully understood (%s)", p.Ref(), strings.Join(p.Unread, "; ")),
 		Effect: "a peer, a port or a selector that is not understood allows nothing",
-		Fix:    "correct it, or update Weft if it is of a newer API",
+		Fix:    "correct the policy, or update Weft if the policy uses a newer API",
 	}, true
 }
 
 // reading collects the errors of a conversion.
 type reading struct{ wrong []*Error }
 
-// say records an error. It returns false, as the result of its callers.
+// say records an error. It returns false, which its callers return as their result.
 func (r *reading) say(field, format string, args ...any) bool {
 	r.wrong = append(r.wrong, &Error{Field: field, Why: fmt.Sprintf(format, args...)})
 	return false
@@ -130,7 +130,7 @@ func (r *reading) types(list []networking.PolicyType, egress bool) (isolates, gu
 	case len(list) == 0:
 		return policy.Of(policy.Ingress), 0
 	case len(list) > 2:
-		r.say("spec.policyTypes", "there are %d, but at most two are allowed", len(list))
+		r.say("spec.policyTypes", "there are %d types, but at most two are allowed", len(list))
 	}
 	known := true
 	for i, t := range list {
@@ -170,18 +170,18 @@ func (r *reading) selector(field string, s *meta.LabelSelector) (out *policy.Sel
 
 func (r *reading) requirement(field string, e meta.LabelSelectorRequirement) bool {
 	for _, why := range content.IsLabelKey(e.Key) {
-		r.say(field+".key", "%q is no label: %s", e.Key, why)
+		r.say(field+".key", "%q is no valid label key: %s", e.Key, why)
 	}
 	for i, value := range e.Values {
 		for _, why := range content.IsLabelValue(value) {
-			r.say(fmt.Sprintf("%s.values[%d]", field, i), "%q is no value of a label: %s", value, why)
+			r.say(fmt.Sprintf("%s.values[%d]", field, i), "%q is no valid label value: %s", value, why)
 		}
 	}
 	switch e.Operator {
 	case meta.LabelSelectorOpIn, meta.LabelSelectorOpNotIn:
-		return len(e.Values) > 0 || r.say(field+".values", "%s %s needs values", e.Key, e.Operator)
+		return len(e.Values) > 0 || r.say(field+".values", "operator %s of key %s needs values", e.Operator, e.Key)
 	case meta.LabelSelectorOpExists, meta.LabelSelectorOpDoesNotExist:
-		return len(e.Values) == 0 || r.say(field+".values", "%s %s takes no values", e.Key, e.Operator)
+		return len(e.Values) == 0 || r.say(field+".values", "operator %s of key %s takes no values", e.Operator, e.Key)
 	}
 	return r.say(field+".operator", "%q is not In, NotIn, Exists or DoesNotExist", e.Operator)
 }
@@ -190,10 +190,10 @@ func (r *reading) requirement(field string, e meta.LabelSelectorRequirement) boo
 func (r *reading) labels(field string, labels map[string]string) {
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		for _, why := range content.IsLabelKey(key) {
-			r.say(entry(field, key), "%q is no label: %s", key, why)
+			r.say(entry(field, key), "%q is no valid label key: %s", key, why)
 		}
 		for _, why := range content.IsLabelValue(labels[key]) {
-			r.say(entry(field, key), "%q is no value of a label: %s", labels[key], why)
+			r.say(entry(field, key), "%q is no valid label value: %s", labels[key], why)
 		}
 	}
 }
@@ -222,7 +222,7 @@ func (r *reading) peer(field string, p networking.NetworkPolicyPeer) (out policy
 	case p.IPBlock == nil && !selectors:
 		ok = r.say(field, "one of podSelector, namespaceSelector and ipBlock is needed")
 	case p.IPBlock != nil && selectors:
-		ok = r.say(field+".ipBlock", "it cannot be combined with podSelector or namespaceSelector")
+		ok = r.say(field+".ipBlock", "ipBlock cannot be combined with podSelector or namespaceSelector")
 	case p.IPBlock != nil:
 		out.Block, ok = r.block(field+".ipBlock", *p.IPBlock)
 	}
@@ -268,11 +268,11 @@ func (r *reading) cidr(field, s string) (*net.IPNet, bool) {
 	return n, true
 }
 
-// prefix converts a CIDR as net.IPNet, and so the API server, compares addresses with it and prints
-// it: v4-mapped CIDRs of 96 bits or more become IPv4.
+// prefix converts a CIDR. Like net.IPNet, which the API server uses, it treats a v4-mapped CIDR of 96
+// bits or more as IPv4.
 func prefix(n *net.IPNet) netip.Prefix { return netip.MustParsePrefix(n.String()) }
 
-// Protocol converts a protocol of the API, with TCP as default. It returns 0 for unknown ones.
+// Protocol converts a protocol of the API, with TCP as default. It returns 0 for an unknown protocol.
 func Protocol(p core.Protocol) policy.Protocol {
 	switch p {
 	case core.ProtocolTCP, "":
@@ -294,13 +294,13 @@ func (r *reading) port(field string, p networking.NetworkPolicyPort) (out policy
 	}
 	switch {
 	case p.Port == nil:
-		return out, ok && (p.EndPort == nil || r.say(field+".endPort", "it needs port"))
+		return out, ok && (p.EndPort == nil || r.say(field+".endPort", "endPort needs port"))
 	case p.Port.Type == intstr.String:
 		out.Name = p.Port.StrVal
 		for _, why := range validation.IsValidPortName(out.Name) {
-			ok = r.say(field+".port", "port name %q: it %s", out.Name, why)
+			ok = r.say(field+".port", "port name %q: a port name %s", out.Name, why)
 		}
-		return out, ok && (p.EndPort == nil || r.say(field+".endPort", "it goes with a number, not with a name"))
+		return out, ok && (p.EndPort == nil || r.say(field+".endPort", "endPort needs a port number, not a port name"))
 	}
 	var is bool
 	if out.Number, is = r.number(field+".port", p.Port.IntVal); !is {

@@ -30,14 +30,14 @@ func converted(t *testing.T, text, audit string) policy.Policy {
 	}
 	p, wrong := Convert(np)
 	if said, bad := Problem(p); len(p.Unread) != min(len(wrong), mostTold+1) || (len(wrong) > 0) != bad {
-		t.Errorf("%s: errors %v, Unread %q, Problem %v; want them to match", text, wrong, p.Unread, said)
+		t.Errorf("%s: errors %v, Unread %q, Problem %v; want an entry in Unread for each error, and a Problem if there is any", text, wrong, p.Unread, said)
 	}
 	return p
 }
 
 // A part that is not understood allows nothing, but the other parts still count. No list becomes
 // empty, since that would allow everything.
-func TestUnknownPartsAllowNothing(t *testing.T) {
+func TestUnknownPartsOfAPolicyAllowNothing(t *testing.T) {
 	client := policy.Peer{Pods: &policy.Selector{Labels: map[string]string{"app": "client"}}}
 	nobody, none := policy.Peer{Unread: true}, policy.Port{Unread: true}
 	for text, want := range map[string][]policy.Rule{
@@ -62,7 +62,7 @@ func TestUnknownPartsAllowNothing(t *testing.T) {
 }
 
 // Texts about a policy are bounded and have no control characters, whatever the policy contains.
-func TestErrorTextsAreBounded(t *testing.T) {
+func TestErrorTextsAboutAPolicyAreBounded(t *testing.T) {
 	bad := "{ipBlock: {cidr: \"" + strings.Repeat("9", 5000) + "\"}}"
 	p := converted(t, "{podSelector: {}, policyTypes: [\"a\\e\"], ingress: [{from: ["+strings.Repeat(bad+", ", 20)+bad+"]}]}", "")
 	if w := warning(p); len(p.Unread) != mostTold+1 || len(w) > 2000 || strings.Contains(w, "\x1b") || !strings.Contains(w, "and 14 more") {
@@ -79,7 +79,7 @@ func TestPolicyWithUnknownSelectorOrTypeIsolatesMoreEndpoints(t *testing.T) {
 		"{podSelector: {matchLabels: {app: web}, matchExpressions: [{key: a, operator: Gt}]}, policyTypes: [Ingress]": {Pods: web, Isolates: policy.Of(policy.Ingress)},
 		"{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Sideways]":                                   {Pods: web, Isolates: policy.Both, Ingress: []policy.Rule{{}}},
 		"{podSelector: {matchLabels: {app: web}}, policyTypes: [Sideways]":                                            {Pods: web, Isolates: policy.Both},
-		// These are invalid, but their meaning is clear. Older API servers accepted the first.
+		// The next two policies are invalid, but their meaning is clear. Older API servers accepted the first one.
 		"{podSelector: {matchExpressions: [{key: app, operator: In, values: [a b]}]}, policyTypes: [Egress]": {
 			Pods: policy.Selector{Expressions: []policy.Expression{{Key: "app", Op: policy.In, Values: []string{"a b"}}}}, Isolates: policy.Of(policy.Egress),
 			Ingress: []policy.Rule{{}}, Egress: []policy.Rule{{}},
@@ -113,7 +113,7 @@ func TestParseStoredKeepsThePartsThatItUnderstands(t *testing.T) {
 		says  string
 		rules int
 	}{
-		"podSelector: {matchLabels: {\"app=db\": x}}, ingress: [{}]":                      {"is no label", 1},
+		"podSelector: {matchLabels: {\"app=db\": x}}, ingress: [{}]":                      {"is no valid label key", 1},
 		"podSelector: {}, ingress: [{}, {from: [{ipBlock: {cidr: x}}]}]":                  {"is no CIDR", 2},
 		"podSelector: {}, ingress: [{fro: [{podSelector: {}}]}]":                          {"line 5: spec.ingress[0].fro: there is no such field", 0},
 		"podSelector: {}, ingress: [{ports: [{protocol: QUIC}]}], policyTypes: [Ingress]": {"QUIC", 1},

@@ -1,10 +1,10 @@
-// Package manifest converts manifests (YAML or JSON) of NetworkPolicies (networking.k8s.io/v1) and
-// of Namespaces (v1), whose labels policies select by, to router/policy's model. It is pure: it
-// holds no state, does no I/O, and is safe for concurrent use.
+// Package manifest converts manifests (YAML or JSON) to router/policy's model: NetworkPolicies
+// (networking.k8s.io/v1), and Namespaces (v1), which policies select by labels. It is pure: it holds no
+// state, does no I/O, and is safe for concurrent use.
 //
 // Parse is as strict as the API server: it refuses unknown fields, invalid values and duplicate
 // keys, with line and path. It accepts all documents of a file or none. The nested module apiserver
-// compares it with the API server's own code, and lists the deliberate differences.
+// compares Parse with the API server's own code, and lists the deliberate differences.
 //
 // Convert and ParseStored read policies that the API server or another host has accepted. They
 // never refuse a part of a policy. Parts that they do not understand allow nothing and are reported.
@@ -103,7 +103,7 @@ func Parse(data []byte) ([]Document, error) {
 		out = append(out, d)
 	}
 	if len(out) == 0 {
-		return nil, &Error{Why: "there is no " + PolicyKind + " in it"}
+		return nil, &Error{Why: "there is no " + PolicyKind + " in the manifest"}
 	}
 	return out, nil
 }
@@ -170,8 +170,8 @@ func itemsOf(root place) ([]place, error) {
 	return out, nil
 }
 
-// listed reports whether an object is a list, and the type of its elements. It is empty if the
-// elements have their own.
+// listed reports whether an object is a list, and the type of its elements. That type is empty if each
+// element names its own type.
 func listed(is meta.TypeMeta) (of meta.TypeMeta, isList bool) {
 	switch is {
 	case meta.TypeMeta{APIVersion: NamespaceVersion, Kind: anyList}:

@@ -106,7 +106,7 @@ func again(t *testing.T, d Document) {
 }
 
 // The text of each document parses as the same document, with all metadata that users write.
-func TestDocumentTextRoundTrips(t *testing.T) {
+func TestTextOfAParsedDocumentParsesToTheSameDocument(t *testing.T) {
 	docs, err := Parse([]byte(everything))
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +166,7 @@ func TestPolicyTypesHaveTheDefaultsOfTheAPI(t *testing.T) {
 }
 
 // Every error has its line and path.
-func TestErrorsHaveLineAndPath(t *testing.T) {
+func TestManifestErrorsHaveLineAndPath(t *testing.T) {
 	for _, c := range []struct {
 		from, to string // each from in the manifest is replaced by to
 		line     int
@@ -196,7 +196,7 @@ func TestErrorsHaveLineAndPath(t *testing.T) {
 		{"[Ingress, Egress]", "&a [*a]", 14, "spec.policyTypes[0]", "aliases"},
 		{"name: db", "name: db_1", 5, "metadata.name", "lower case alphanumeric"},
 		{"namespace: prod", "namespace: p/q", 6, "metadata.namespace", "only letters"},
-		{"{team: a}", "{team/: a}", 7, "metadata.labels[team/]", "is no label"},
+		{"{team: a}", "{team/: a}", 7, "metadata.labels[team/]", "is no valid label key"},
 		{`"true"`, `"True"`, 8, "metadata.annotations[weft.internal/audit]", `neither "true" nor "false": the policy is in audit mode`},
 		{`"true"`, `"yes"`, 8, "metadata.annotations[weft.internal/audit]", "the policy is enforced"},
 		{`"true"`, "true", 8, "metadata.annotations[weft.internal/audit]", "a string is wanted, not true or false: put true in quotes"},
@@ -218,7 +218,7 @@ func TestErrorsHaveLineAndPath(t *testing.T) {
 	}
 	for _, nothing := range []string{"", "---\n", "null", "# only words"} {
 		if _, err := Parse([]byte(nothing)); err == nil || !strings.Contains(err.Error(), "there is no NetworkPolicy") {
-			t.Errorf("the manifest %q gives %v, want that there is no NetworkPolicy", nothing, err)
+			t.Errorf("the manifest %q gives %v, want the error that there is no NetworkPolicy", nothing, err)
 		}
 	}
 }

@@ -23,20 +23,20 @@ func refused(t *testing.T, data []byte, line int, field, says string) {
 
 const long = "a23456789012345678901234567890123456789012345678901234567890abcd" // 64 bytes
 
-// What the API server refuses is refused: for example, a mistyped selector would isolate no pod.
+// Manifests that the API server refuses are refused: for example, a mistyped selector would isolate no pod.
 func TestInvalidManifestsAreRefused(t *testing.T) {
 	for _, c := range []struct {
 		spec        string
 		line        int
 		field, says string
 	}{
-		{"  podSelector: {matchLabels: {\"app=db\": x}}", 5, "spec.podSelector.matchLabels[app=db]", "is no label"},
-		{"  podSelector: {matchLabels: {\"\": x}}", 5, "spec.podSelector.matchLabels[]", "is no label"},
-		{"  podSelector:\n    matchLabels:\n      app: db\n      tier: a b", 8, "spec.podSelector.matchLabels.tier", "is no value of a label"},
+		{"  podSelector: {matchLabels: {\"app=db\": x}}", 5, "spec.podSelector.matchLabels[app=db]", "is no valid label key"},
+		{"  podSelector: {matchLabels: {\"\": x}}", 5, "spec.podSelector.matchLabels[]", "is no valid label key"},
+		{"  podSelector:\n    matchLabels:\n      app: db\n      tier: a b", 8, "spec.podSelector.matchLabels.tier", "is no valid label value"},
 		{"  podSelector:\n    matchLabels:\n      app.k8s.io/a: " + long, 7, "spec.podSelector.matchLabels[app.k8s.io/a]", "63 bytes"},
-		{"  podSelector: {matchLabels: {a/b/c: x}}", 5, "spec.podSelector.matchLabels[a/b/c]", "is no label"},
-		{"  podSelector: {matchExpressions: [{key: a b, operator: Exists}]}", 5, "spec.podSelector.matchExpressions[0].key", "is no label"},
-		{"  podSelector: {matchExpressions: [{operator: Exists}]}", 5, "spec.podSelector.matchExpressions[0].key", "is no label"},
+		{"  podSelector: {matchLabels: {a/b/c: x}}", 5, "spec.podSelector.matchLabels[a/b/c]", "is no valid label key"},
+		{"  podSelector: {matchExpressions: [{key: a b, operator: Exists}]}", 5, "spec.podSelector.matchExpressions[0].key", "is no valid label key"},
+		{"  podSelector: {matchExpressions: [{operator: Exists}]}", 5, "spec.podSelector.matchExpressions[0].key", "is no valid label key"},
 		{"  podSelector:\n    matchExpressions:\n    - key: a\n      operator: In\n      values:\n      - b\n      - -c", 11, "spec.podSelector.matchExpressions[0].values[1]", "is no value"},
 		{"  podSelector: {matchExpressions: [{key: a, operator: In}]}", 5, "spec.podSelector.matchExpressions[0].values", "needs values"},
 		{"  podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}", 5, "spec.podSelector.matchExpressions[0].values", "takes no values"},
@@ -45,7 +45,7 @@ func TestInvalidManifestsAreRefused(t *testing.T) {
 		{"  podSelector: {}\n  ingress: [{ports: [{protocol: tcp}]}]", 6, "spec.ingress[0].ports[0].protocol", `"tcp" is not TCP`},
 		{"  podSelector: {}\n  ingress: [{ports: [{port: \"80\"}]}]", 6, "spec.ingress[0].ports[0].port", "at least one letter"},
 		{"  podSelector: {}\n  ingress: [{ports: [{port: 0}]}]", 6, "spec.ingress[0].ports[0].port", "0 is not between"},
-		{"  podSelector: {}\n  ingress: [{ports: [{endPort: 80}]}]", 6, "spec.ingress[0].ports[0].endPort", "it needs port"},
+		{"  podSelector: {}\n  ingress: [{ports: [{endPort: 80}]}]", 6, "spec.ingress[0].ports[0].endPort", "endPort needs port"},
 		{"  podSelector: {}\n  ingress: [{from: [{}]}]", 6, "spec.ingress[0].from[0]", "is needed"},
 		{"  podSelector: {}\n  ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/24, except: [10.0.0.0/24]}}]}]", 6, "spec.ingress[0].from[0].ipBlock.except[0]", "not a part of"},
 		{"  podSelector: {}\n  egress: [{to: [{ipBlock: {cidr: 10.0.0.0/24, except: [\"fd00::/64\"]}}]}]", 6, "spec.egress[0].to[0].ipBlock.except[0]", "not a part of"},
@@ -79,20 +79,20 @@ func TestTypeErrorsHaveTheLineOfTheValue(t *testing.T) {
 	}
 }
 
-// Two keys that the API server's parser reads as the same key, of which it would use one, are
-// refused.
+// Two keys that the API server's parser reads as the same key are refused, since the parser would use
+// only one of them.
 func TestDuplicateKeysAreRefused(t *testing.T) {
 	for _, c := range []struct{ labels, field, says string }{
-		{"yes: a\n      \"true\": b", "true", "it is in line 7 already: yes without quotes is true"},
+		{"yes: a\n      \"true\": b", "true", "the key is in line 7 already: yes without quotes is true"},
 		{"\"true\": a\n      on: b", "true", "on without quotes is true"},
 		{"yes: a\n      on: b", "true", "without quotes is true"},
 		{"\"1\": a\n      0x1: b", "1", "0x1 without quotes is 1"},
-		{"a: a\n      \"a\": b", "a", "it is in line 7 already"},
+		{"a: a\n      \"a\": b", "a", "the key is in line 7 already"},
 	} {
 		refused(t, spec("  podSelector:\n    matchLabels:\n      "+c.labels), 8, "spec.podSelector.matchLabels."+c.field, c.says)
 	}
 	docs, err := Parse(spec("  podSelector:\n    matchLabels: {yes: a, \"yes\": b}"))
 	if err != nil || docs[0].Policy.Pods.Labels["true"] != "a" || docs[0].Policy.Pods.Labels["yes"] != "b" {
-		t.Errorf("a manifest with two equal keys gave %+v, error %v; want an error", docs, err)
+		t.Errorf("Parse of the labels yes and \"yes\" returned %+v, error %v; want the two labels true and yes", docs, err)
 	}
 }

@@ -116,7 +116,7 @@ func (s scalars) key(n *yamlv3.Node) string {
 func unique(p place, read scalars) error {
 	switch p.node.Kind {
 	case yamlv3.AliasNode:
-		return &Error{p.node.Line, p.field, "aliases are not read: write the value out"}
+		return &Error{p.node.Line, p.field, "aliases are not supported: write the value out"}
 	case yamlv3.SequenceNode:
 		for i := range p.node.Content {
 			if err := unique(p.element(i), read); err != nil {
@@ -143,7 +143,7 @@ func unique(p place, read scalars) error {
 
 // twice is the error for a duplicate key.
 func twice(key string, first, again *yamlv3.Node) string {
-	why := fmt.Sprintf("it is in line %d already", first.Line)
+	why := fmt.Sprintf("the key is in line %d already", first.Line)
 	for _, n := range []*yamlv3.Node{first, again} {
 		if n.Value != key {
 			return fmt.Sprintf("%s: %s without quotes is %s", why, n.Value, key)

@@ -9,9 +9,9 @@ import (
 	"sigs.k8s.io/json"
 )
 
-// ParseStored parses a document that another host has accepted, possibly with another version that
-// refused less or knew more. It keeps invalid values that it understands. Parts that it does not
-// understand allow nothing; Policy.Unread lists them.
+// ParseStored parses a document that another host has accepted, possibly with a version of Weft that
+// accepts more. It keeps invalid values whose meaning is clear. Parts that it does not understand allow
+// nothing; Policy.Unread lists them.
 func ParseStored(data []byte) (d Document, err error) {
 	docs, refused := Parse(data)
 	if refused == nil && len(docs) == 1 {
@@ -22,7 +22,7 @@ func ParseStored(data []byte) (d Document, err error) {
 	case err != nil:
 		return d, err
 	case len(roots) != 1:
-		return d, fmt.Errorf("there are %d objects in it, one is wanted", len(roots))
+		return d, fmt.Errorf("the document has %d objects, want one", len(roots))
 	}
 	return storedDocument(roots[0])
 }

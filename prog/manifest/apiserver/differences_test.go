@@ -5,44 +5,45 @@ import (
 	"testing"
 )
 
-// differences are deliberate. Each has an example, and a part of the error of the side that refuses.
+// differences lists the manifests that only one of Weft and the API server accepts, on purpose. Each
+// has an example, and a part of the error of the side that refuses it.
 var differences = []struct {
 	name, why string
-	weft      bool   // whether Weft accepts it and the API server refuses it
+	weft      bool   // whether Weft accepts the example and the API server refuses it; otherwise the reverse
 	says      string // part of the error of the side that refuses
 	example   string
 }{
 	{
-		"namespaces with other names", "containers outside Kubernetes have such a namespace: their policies have to name it",
+		"namespaces with other names", "containers outside Kubernetes can be in such namespaces, which their policies must name",
 		true, "metadata.namespace: Invalid value", meta("name: p, namespace: shop_a"),
 	},
 	{
-		"the status", "API servers before 1.28 have it, and kubectl get prints it",
+		"the status", "API servers before 1.28 set the status, and kubectl get prints it",
 		true, `strict decoding error: unknown field "status"`, meta("name: p") + "status: {}\n",
 	},
 	{
-		"lists", "kubectl splits them before it sends their elements",
+		"lists", "kubectl sends the elements of a list one by one",
 		true, `no kind "List" is registered`, "apiVersion: v1\nkind: List\nitems: [{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {}}]\n",
 	},
 	{
-		"finalizers with short names", "Weft ignores finalizers; the list of allowed ones is in Kubernetes' internal code",
+		"finalizers with short names", "Weft ignores finalizers; the list of allowed finalizers is in Kubernetes' internal code",
 		true, "name is neither a standard finalizer name nor is it fully qualified", meta("name: p, finalizers: [x]"),
 	},
 	{
-		"names to be generated", "Weft generates no names, and applying the manifest again would make another policy",
-		false, "metadata.name: a policy needs one", meta("generateName: p-"),
+		"generateName", "Weft generates no names: each time that the manifest is applied, another policy would be made",
+		false, "metadata.name: a policy needs a name", meta("generateName: p-"),
 	},
 	{
-		"the audit annotation", "it is Weft's own: with a value that is neither true nor false, users could not know whether the policy is enforced",
+		"the audit annotation", "this annotation is Weft's own: with a value that is neither true nor false, users could not know whether the policy is enforced",
 		false, `is neither "true" nor "false"`, meta(`name: p, annotations: {weft.internal/audit: "True"}`),
 	},
 	{
-		"two keys that are one in JSON", "the API server uses one of them by chance",
+		"two YAML keys that are the same key in JSON", "the API server uses the value of one of them by chance",
 		false, "without quotes is", meta("name: p") + "spec: {podSelector: {matchLabels: {yes: a, \"true\": b}}}\n",
 	},
 	{
-		"aliases", "a small file could expand without limit",
-		false, "aliases are not read", meta("name: &n p, labels: {a: *n}"),
+		"aliases", "with aliases a small file could expand without limit",
+		false, "aliases are not supported", meta("name: &n p, labels: {a: *n}"),
 	},
 }
 
@@ -50,7 +51,7 @@ func meta(fields string) string {
 	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {" + fields + "}\n"
 }
 
-// excuses counts how often each difference occurred.
+// excuses counts how often each of the differences occurred.
 var excuses = make([]int, len(differences))
 
 // excused returns the index of the deliberate difference that explains two results; -1: none.
@@ -68,7 +69,7 @@ func excused(ours, theirs error) int {
 }
 
 // Every difference in the table still exists. Otherwise remove it from the table.
-func TestDeliberateDifferencesStillExist(t *testing.T) {
+func TestDeliberateDifferencesFromTheAPIServerStillExist(t *testing.T) {
 	for i, d := range differences {
 		_, refused := create(t, []byte(d.example))
 		_, err := apply([]byte(d.example))

@@ -13,7 +13,7 @@ import (
 )
 
 // The API server and weft policy apply accept the same policies with the same meaning. The policies
-// are random, with typical mistakes. SOAK=n makes n of them, SEED=n uses one seed.
+// are random, with typical mistakes. SOAK=n tests n policies, SEED=n tests the policy of one seed.
 func TestWeftAndAPIServerAgreeOnRandomPolicies(t *testing.T) {
 	count, seed := uint64(10_000), uint64(0)
 	for name, into := range map[string]*uint64{"SOAK": &count, "SEED": &seed} {

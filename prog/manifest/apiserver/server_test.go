@@ -55,7 +55,7 @@ func apply(text []byte) (p policy.Policy, err error) {
 	case err != nil:
 		return p, err
 	case len(docs) != 1 || docs[0].Kind != manifest.PolicyKind:
-		return p, fmt.Errorf("there are %d documents in it, or another one", len(docs))
+		return p, fmt.Errorf("got %d documents, or a document of another kind; want one policy", len(docs))
 	}
 	return docs[0].Policy, nil
 }
@@ -87,7 +87,7 @@ func differ(ours policy.Policy, theirs *networking.NetworkPolicy) string {
 		}[t]
 	}
 	if isolates != ours.Isolates || len(ours.Unread) > 0 {
-		return fmt.Sprintf("weft isolates %v, the API server %v; %q", ours.Isolates, theirs.Spec.PolicyTypes, ours.Unread)
+		return fmt.Sprintf("weft isolates %v, the API server %v; weft did not understand %q", ours.Isolates, theirs.Spec.PolicyTypes, ours.Unread)
 	}
 	var have [][]policy.Rule
 	var want [][]networking.NetworkPolicyPeer
@@ -102,7 +102,7 @@ func differ(ours policy.Policy, theirs *networking.NetworkPolicy) string {
 	for _, rules := range have {
 		for _, r := range rules {
 			if len(r.Peers) != len(want[rule]) {
-				return fmt.Sprintf("rule %d has %d peers, not %d", rule, len(r.Peers), len(want[rule]))
+				return fmt.Sprintf("rule %d has %d peers in weft, and %d in the API server", rule, len(r.Peers), len(want[rule]))
 			}
 			for i, peer := range r.Peers {
 				if why := blocksDiffer(peer.Block, want[rule][i].IPBlock); why != "" {
@@ -115,7 +115,8 @@ func differ(ours policy.Policy, theirs *networking.NetworkPolicy) string {
 	return ""
 }
 
-// blocksDiffer compares the first and last addresses of all prefixes, and their neighbours.
+// blocksDiffer compares which addresses two blocks contain. It tries the first and the last address of
+// each prefix in ours, and their neighbours.
 func blocksDiffer(ours *policy.Block, theirs *networking.IPBlock) string {
 	if (ours == nil) != (theirs == nil) {
 		return fmt.Sprintf("weft reads the block %v, the API server %v", ours, theirs)
@@ -145,7 +146,7 @@ func blocksDiffer(ours *policy.Block, theirs *networking.IPBlock) string {
 			is = is && !(err == nil && part.Contains(a.AsSlice()))
 		}
 		if is != ours.Contains(a) {
-			return fmt.Sprintf("%v in %v is %v, and the API server's %+v has it: %v", a, ours, ours.Contains(a), theirs, is)
+			return fmt.Sprintf("weft's block %v contains %v: %v; the API server's block %+v: %v", ours, a, ours.Contains(a), theirs, is)
 		}
 	}
 	return ""
