@@ -106,7 +106,7 @@ func (w *written) step(t *rapid.T, s *Store) {
 	}
 }
 
-// compare reads everything that an agent reads at its start.
+// compare reads everything that an agent reads at its start, and compares it with what was written.
 func (w *written) compare(t *rapid.T, s *Store) {
 	values := func(name string, got [][]byte, err error, want map[string][]byte) {
 		sorted := slices.SortedFunc(maps.Values(want), bytes.Compare)
@@ -122,10 +122,10 @@ func (w *written) compare(t *rapid.T, s *Store) {
 	values("documents", docs, err, w.docs)
 	st, err := s.Load()
 	if err != nil || !maps.Equal(st.Allocations, w.ipam.Allocations) || !bytes.Equal(st.Ring, w.ipam.Ring) || !bytes.Equal(st.Vote, w.ipam.Vote) {
-		t.Fatalf("%+v, %v, want %+v", st, err, w.ipam)
+		t.Fatalf("after a restart the state of IPAM is %+v, error %v; want %+v", st, err, w.ipam)
 	}
 	if got, want := sortedBySlot(st.Quarantined), sortedBySlot(w.ipam.Quarantined); !slices.Equal(got, want) {
-		t.Fatalf("quarantined %v, want %v", got, want)
+		t.Fatalf("after a restart the quarantined slots are %v, want %v", got, want)
 	}
 	notes := map[string][]byte{}
 	if err := s.Notes(func(key string, n slot.Slot, note []byte) error { notes[key] = bytes.Clone(note); return nil }); err != nil {
@@ -133,7 +133,7 @@ func (w *written) compare(t *rapid.T, s *Store) {
 	}
 	for key, note := range w.notes {
 		if !bytes.Equal(notes[key], note) {
-			t.Fatalf("the note of %q is %q, want %q", key, notes[key], note)
+			t.Fatalf("after a restart the note of %q is %q, want %q", key, notes[key], note)
 		}
 	}
 	settings := map[string]string{}
@@ -142,7 +142,7 @@ func (w *written) compare(t *rapid.T, s *Store) {
 	}
 	var kept json.RawMessage
 	if kept, err = s.Kubernetes(); err != nil || len(kept) > 0 && !json.Valid(kept) {
-		t.Fatalf("after a restart Kubernetes returns %q, error %v; want valid JSON", kept, err)
+		t.Fatalf("after a restart the stored answers of the API server are %q, error %v; want valid JSON", kept, err)
 	}
 }
 

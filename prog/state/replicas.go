@@ -11,7 +11,7 @@ import (
 // Sets returns the endpoints of all peers that SaveSets stored.
 func (s *Store) Sets() ([][]byte, error) { return s.values(bucketDirectory) }
 
-// SaveSets stores sets of endpoints, by owner; nil deletes one.
+// SaveSets stores sets of endpoints by owner; nil deletes the owner's set.
 func (s *Store) SaveSets(sets map[peer.ID][]byte) error {
 	return s.saveValues(bucketDirectory, byKey(sets))
 }
@@ -27,7 +27,7 @@ func byKey(values map[peer.ID][]byte) map[string][]byte {
 // Documents returns the documents that SaveDocuments stored.
 func (s *Store) Documents() ([][]byte, error) { return s.values(bucketDocuments) }
 
-// SaveDocuments stores documents by key, all or none; nil deletes one.
+// SaveDocuments stores documents by key, all or none; nil deletes the document with that key.
 func (s *Store) SaveDocuments(documents map[string][]byte) error {
 	return s.saveValues(bucketDocuments, documents)
 }

@@ -134,7 +134,7 @@ func openFile(path string) (db *bolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("it is corrupt: %v", p)
+			err = fmt.Errorf("the file is corrupt: %v", p)
 		}
 	}()
 	return bolt.Open(path, 0o600, &bolt.Options{Timeout: 2 * time.Second})
@@ -158,16 +158,16 @@ func examine(path string) error {
 	// A page header of 16 bytes, then the meta page's fields (bbolt's file format).
 	var head [16 + 64]byte
 	if _, err := io.ReadFull(f, head[:]); err != nil {
-		return fmt.Errorf("it is torn: %d bytes long", info.Size())
+		return fmt.Errorf("the file is torn: it has only %d bytes", info.Size())
 	}
 	meta := head[16:]
 	if magic := binary.NativeEndian.Uint32(meta); magic != 0xED0CDAED {
-		return errors.New("it is no Weft state: the file belongs to another program, or was overwritten")
+		return errors.New("the file is no Weft state: it belongs to another program, or was overwritten")
 	}
 	pageSize := int64(binary.NativeEndian.Uint32(meta[8:]))
 	pages := int64(binary.NativeEndian.Uint64(meta[40:]))
 	if pageSize < 512 || pageSize > 1<<16 || pages > info.Size()/pageSize {
-		return fmt.Errorf("it is torn: it has %d bytes, but needs %d pages of %d bytes", info.Size(), pages, pageSize)
+		return fmt.Errorf("the file is torn: it has %d bytes, but needs %d pages of %d bytes", info.Size(), pages, pageSize)
 	}
 	return nil
 }
@@ -190,7 +190,7 @@ func (s *Store) check() (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("it is corrupt: %v", p)
+			err = fmt.Errorf("the file is corrupt: %v", p)
 		}
 	}()
 	return s.db.View(func(tx *bolt.Tx) error {
@@ -199,20 +199,20 @@ func (s *Store) check() (err error) {
 		}
 		meta := tx.Bucket(bucketMeta)
 		if meta == nil {
-			return errors.New("it is no Weft state: a database of another program")
+			return errors.New("the file is no Weft state, but a database of another program")
 		}
 		if got := string(meta.Get(keyFormat)); got != format {
-			return fmt.Errorf("its format is %q, but this version of Weft reads %q", got, format)
+			return fmt.Errorf("the file's format is %q, but this version of Weft reads %q", got, format)
 		}
 		for _, name := range buckets {
 			if tx.Bucket(name) == nil {
-				return fmt.Errorf("it is incomplete: %s is missing", name)
+				return fmt.Errorf("the file is incomplete: %s is missing", name)
 			}
 		}
 		var first error
-		for e := range tx.Check() { // must be read to its end, or its goroutine leaks
+		for e := range tx.Check() { // the channel must be read to its end, or bbolt's goroutine leaks
 			if first == nil {
-				first = fmt.Errorf("it is corrupt: %w", e)
+				first = fmt.Errorf("the file is corrupt: %w", e)
 			}
 		}
 		return first
@@ -226,7 +226,7 @@ func walk(tx *bolt.Tx) error {
 		var last []byte
 		return b.ForEach(func(k, v []byte) error {
 			if last != nil && bytes.Compare(last, k) >= 0 {
-				return fmt.Errorf("it is corrupt: the keys of %q are out of order", name)
+				return fmt.Errorf("the file is corrupt: the keys of %q are out of order", name)
 			}
 			last = append(last[:0], k...)
 			if len(v) > 0 {
@@ -301,7 +301,7 @@ func (s *Store) values(bucket []byte) (out [][]byte, err error) {
 	return out, err
 }
 
-// SavePeers stores records of peers; nil deletes one.
+// SavePeers stores the records of peers; nil deletes a peer's record.
 func (s *Store) SavePeers(records map[peer.ID][]byte) error {
 	return s.saveValues(bucketPeers, byKey(records))
 }
@@ -315,7 +315,7 @@ func (s *Store) Targets() (targets []string, known bool, err error) {
 // SaveTargets stores the hosts to join.
 func (s *Store) SaveTargets(targets []string) error { return s.save(keyTargets, targets) }
 
-// Settings reads into v what SaveSettings stored, and otherwise leaves v unchanged.
+// Settings reads into v what SaveSettings stored. If nothing is stored, v stays unchanged.
 func (s *Store) Settings(v any) error {
 	_, err := s.load(keySettings, v)
 	return err
@@ -395,7 +395,7 @@ func (s *Store) Update(c ipam.Change) error {
 
 func slotKey(s slot.Slot) []byte { return binary.BigEndian.AppendUint32(nil, uint32(s)) }
 
-// rest stores the quarantine of a released slot, and deletes ended ones.
+// rest stores the quarantine of a released slot, and deletes quarantines that have ended.
 func rest(tx *bolt.Tx, c ipam.Change) error {
 	if c.QuarantineUntil == 0 {
 		return nil
@@ -434,7 +434,7 @@ func eachResting(tx *bolt.Tx, f func(space.Quarantined) error) error {
 // allocation splits a stored allocation into the slot, 4 bytes, and the note.
 func allocation(key, value []byte) (slot.Slot, []byte, error) {
 	if len(value) < 4 {
-		return 0, nil, fmt.Errorf("allocation of %q has %d bytes", key, len(value))
+		return 0, nil, fmt.Errorf("the allocation of %q has %d bytes, want at least 4", key, len(value))
 	}
 	return slot.Slot(binary.BigEndian.Uint32(value)), value[4:], nil
 }

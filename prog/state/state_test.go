@@ -26,7 +26,7 @@ func open(t *testing.T, dir string) *Store {
 	return s
 }
 
-func TestStateOutlivesTheProcess(t *testing.T) {
+func TestStateIsTheSameAfterARestart(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	keys, err := s.Keys(rand.Reader)
@@ -87,7 +87,7 @@ func TestCrashDuringCreateLeavesNoTornFile(t *testing.T) {
 	}
 }
 
-func TestSecondAgentIsRefused(t *testing.T) {
+func TestStateInUseCannotBeOpenedAgain(t *testing.T) {
 	dir := t.TempDir()
 	defer open(t, dir).Close()
 	if _, err := Open(dir); !errors.Is(err, ErrLocked) {
@@ -140,7 +140,7 @@ func TestInvariant8UnusableFilesAreRefusedAndKept(t *testing.T) {
 				if s != nil {
 					s.Close()
 				}
-				t.Fatalf("Open returned %v, want a refusal", err)
+				t.Fatalf("Open returned %v, want an *UnusableError", err)
 			}
 			t.Log(err)
 			if after, _ := os.ReadFile(path); !bytes.Equal(after, content) {
@@ -179,9 +179,9 @@ func TestSaveDocumentsIsAtomic(t *testing.T) {
 	}
 }
 
-// A file of a version without documents is used unchanged, and that version can still read it, since
-// the format is the same.
-func TestOlderFilesGetABucketForDocuments(t *testing.T) {
+// A state file of a version of Weft without documents is used unchanged, and that version can still read
+// the file, since the format is the same.
+func TestOlderStateFilesGetABucketForDocuments(t *testing.T) {
 	s := open(t, t.TempDir())
 	defer s.Close()
 	has := func() (there bool) {
@@ -198,6 +198,6 @@ func TestOlderFilesGetABucketForDocuments(t *testing.T) {
 		t.Errorf("the documents are %q, error %v; want one", documents, err)
 	}
 	if format != "weft state 3" {
-		t.Error("the format changed: want a decision whether older files are refused or converted")
+		t.Errorf("the format is %q, want weft state 3: decide whether older files are refused or converted, then change this test", format)
 	}
 }

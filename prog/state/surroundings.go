@@ -10,7 +10,8 @@ import (
 	"syscall"
 )
 
-// surroundings reports whether an error is not the file's fault, so that resetting would not help.
+// surroundings reports whether the cause of an error is outside the state file, such as a full disk or
+// missing permissions. A reset would not help then.
 func surroundings(err error) bool {
 	for _, kind := range []error{fs.ErrPermission, syscall.EROFS, syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
 		if errors.Is(err, kind) {
@@ -38,14 +39,15 @@ func lockedError(path string) error {
 	pid, name := lockedBy(path)
 	switch {
 	case pid == 0:
-		return fmt.Errorf("%w: another process has %s locked (`lslocks` names it): stop it first", ErrLocked, path)
+		return fmt.Errorf("%w: another process has %s locked (`lslocks` names it): stop that process first", ErrLocked, path)
 	case name == "weft":
 		return fmt.Errorf("%w: process %d (weft) has %s locked: an agent already runs on this host, see `weft status`", ErrLocked, pid, path)
 	}
-	return fmt.Errorf("%w: process %d (%s), which is no agent of Weft's, has %s locked: stop it first", ErrLocked, pid, name, path)
+	return fmt.Errorf("%w: process %d (%s), which is no agent of Weft's, has %s locked: stop that process first", ErrLocked, pid, name, path)
 }
 
-// lockedBy finds the process that has a file locked. A line of /proc/locks has its id and the inode.
+// lockedBy finds the process that has a file locked. A line of /proc/locks has the process's id and the
+// file's inode.
 func lockedBy(path string) (pid int, name string) {
 	info, err := os.Stat(path)
 	if err != nil {

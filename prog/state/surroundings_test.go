@@ -26,8 +26,8 @@ func TestDiskErrorsAreNotUnusableFiles(t *testing.T) {
 			t.Errorf("%v is explained as %v; want the fix", kind, Explained(err))
 		}
 	}
-	if surroundings(errors.New("it is torn")) {
-		t.Error("the error of a torn file counts as one of its surroundings, want false")
+	if surroundings(errors.New("the file is torn")) {
+		t.Error("surroundings is true for the error of a torn file, want false")
 	}
 }
 

@@ -38,7 +38,7 @@ func TestErrorsDescribeValidInput(t *testing.T) {
 	} {
 		err := read[tt.what](tt.in)
 		if (err == nil) != (tt.says == "") || err != nil && (!strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), tt.in)) {
-			t.Errorf("%s of %q returned %v; want an error with valid input", tt.what, tt.in, err)
+			t.Errorf("%s of %q returned %v; want an error with the input and %q, or none if empty", tt.what, tt.in, err, tt.says)
 		}
 	}
 }
@@ -78,10 +78,10 @@ func TestCountAgreesWithNoun(t *testing.T) {
 		{2, "policy", "2 policies"},
 	} {
 		if got := Count(tt.n, tt.noun); got != tt.want {
-			t.Errorf("Count returned %q, want %q", got, tt.want)
+			t.Errorf("Count(%d, %q) returned %q, want %q", tt.n, tt.noun, got, tt.want)
 		}
 	}
 	if Are(1) != "is" || Are(0) != "are" {
-		t.Error("Are(1) and Are(0): want is and are")
+		t.Errorf("Are(1) is %q and Are(0) is %q, want \"is\" and \"are\"", Are(1), Are(0))
 	}
 }
