@@ -26,9 +26,9 @@ func sampleExplanation() api.Explanation {
 			Ingress: api.Decision{
 				Endpoint: "shop/db", Peer: "3cced98783461972(h2)", Policies: []string{"shop/db-access", "shop/deny"},
 				Misses: []api.Reason{
-					{Policy: "shop/db-access", Rule: "spec.ingress[0]", Text: "shop/web: its label is app=web, want app=api"},
+					{Policy: "shop/db-access", Rule: "spec.ingress[0]", Text: "shop/web: the label is app=web, want app=api"},
 					{Policy: "shop/db-access", Rule: "spec.ingress[1]", Text: src.String() + " is not in 192.0.2.0/24"},
-					{Policy: "shop/deny", Text: "it allows no ingress at all"},
+					{Policy: "shop/deny", Text: "the policy allows no ingress at all"},
 				},
 				Kernel: &api.Kernel{Chain: "in-shop-db", Dropped: uint64(12 + i)},
 			},
@@ -51,7 +51,7 @@ func explanations() map[string]api.Explanation {
 		v.Allowed, v.Ingress.Allowed, v.Ingress.Kernel, v.Ingress.Unasked = true, true, nil, "3cced98783461972(h2) does not answer"
 		v.Ingress.By = &api.Reason{Policy: "shop/db-access", Rule: "spec.ingress[0]", Text: "shop/web is selected on 5432/TCP"}
 		v.Ingress.Misses = nil
-		v.Egress.Audit = &api.Decision{Endpoint: "shop/web", Policies: []string{"shop/try"}, Misses: []api.Reason{{Policy: "shop/try", Text: "it allows no egress at all"}}}
+		v.Egress.Audit = &api.Decision{Endpoint: "shop/web", Policies: []string{"shop/try"}, Misses: []api.Reason{{Policy: "shop/try", Text: "the policy allows no egress at all"}}}
 	})
 	out["open"] = changed(func(e *api.Explanation) { e.Port, e.Open = "any", "80/TCP, 8000-9000/UDP" })
 	out["icmp"] = changed(func(e *api.Explanation) {

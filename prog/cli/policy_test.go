@@ -99,7 +99,7 @@ func sampleEffects() *api.Effects {
 	port := netip.MustParseAddrPort
 	return &api.Effects{
 		Flows: []api.FlowChange{
-			{Peer: "9bad1c5cd23bfaef(h1)", Protocol: "TCP", Source: port("10.32.0.4:51234"), Destination: port("10.40.0.2:5432"), From: "shop/web", To: "shop/db", Why: "shop/db-access: it allows no ingress at all"},
+			{Peer: "9bad1c5cd23bfaef(h1)", Protocol: "TCP", Source: port("10.32.0.4:51234"), Destination: port("10.40.0.2:5432"), From: "shop/web", To: "shop/db", Why: "shop/db-access: the policy allows no ingress at all"},
 			{Peer: "3cced98783461972(h2)", Protocol: "UDP", Source: port("[fd00::4]:5353"), Destination: port("[2001:db8::53]:53"), From: "shop/web", Allowed: true, Why: "no policy selects shop/web any more"},
 		},
 		Pairs:     []api.PairChange{{From: "shop/web", To: "shop/db", Before: "all", After: "80/TCP, 8000-9000/UDP"}},

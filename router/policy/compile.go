@@ -195,7 +195,7 @@ func (g *group) remove(addrs []netip.Addr) {
 	g.built = &next
 }
 
-// World returns all namespaces, endpoints and hosts that the compiler knows, for Evaluate.
+// World returns all namespaces, endpoints and hosts of the compiler, for Evaluate.
 func (c *Compiler) World() World {
 	w := World{Namespaces: c.namespaces, Hosts: c.hosts, Endpoints: make([]Endpoint, 0, len(c.endpoints))}
 	for _, m := range c.endpoints {
@@ -203,7 +203,7 @@ func (c *Compiler) World() World {
 	}
 	slices.SortFunc(w.Endpoints, func(a, b Endpoint) int { return strings.Compare(a.ID, b.ID) })
 	w.byAddr = make(map[netip.Addr]int, len(c.claims))
-	for i, e := range slices.Backward(w.Endpoints) { // of several endpoints with an address, the first one counts
+	for i, e := range slices.Backward(w.Endpoints) { // of several endpoints with the same address, the first one counts
 		for _, a := range e.Addrs {
 			w.byAddr[a] = i
 		}

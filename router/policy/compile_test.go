@@ -17,7 +17,7 @@ import (
 func everyone(Endpoint) bool { return true }
 
 // Evaluate and compiled programs give the same verdict for every packet.
-func TestCompileMatchesEvaluate(t *testing.T) {
+func TestCompiledProgramsGiveTheVerdictsOfEvaluate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policies := draw(t).Policies()
 		prog := Compile(policies, suite, everyone)
@@ -41,14 +41,14 @@ func TestCompileMatchesEvaluate(t *testing.T) {
 				}
 				told := slices.ContainsFunc(prog.Tried, func(i Isolated) bool { return i.Direction == d && i.Addr == own })
 				if !told && want.Tried != nil || told && policytest.AllowsIn(prog, prog.Tried, d, p) != tried {
-					t.Fatalf("packet %+v, %v: in audit mode the program has another verdict; want %v: %+v\n%+v", p, d, tried, want, prog)
+					t.Fatalf("packet %+v, %v: with the policies in audit mode, the program's verdict is missing or wrong; want %v: %+v\n%+v", p, d, tried, want, prog)
 				}
 			}
 		}
 	})
 }
 
-// A compiler that follows changes of endpoints gives the same program as a new one.
+// A compiler that follows changes of endpoints gives the same program as a new compiler.
 func TestCompilerFollowsEndpointChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := NewCompiler()

@@ -66,7 +66,7 @@ type Reason struct {
 	Text   string
 }
 
-// Evaluate returns the verdict on a packet according to the text of the API.
+// Evaluate returns the verdict on a packet according to the API's specification.
 func Evaluate(policies []Policy, w World, p Packet) Verdict {
 	p = p.opened()
 	src, fromEndpoint := w.At(p.Src)
@@ -125,7 +125,7 @@ func decideBy(policies []Policy, w World, e Endpoint, d Direction, p Packet) Dec
 		out.Policies = append(out.Policies, pol.Ref())
 		rules := pol.rules(d)
 		if len(rules) == 0 {
-			out.Misses = append(out.Misses, Reason{pol.Ref(), -1, fmt.Sprintf("it allows no %v at all", d)})
+			out.Misses = append(out.Misses, Reason{pol.Ref(), -1, fmt.Sprintf("the policy allows no %v at all", d)})
 		}
 		for i, r := range rules {
 			text, ok := r.allows(pol, w, d, p)
@@ -183,7 +183,7 @@ func (r Rule) port(w World, p Packet) (text string, ok bool) {
 			}
 		}
 		if len(words) == 0 {
-			return "none of its ports could be parsed", false
+			return "none of the rule's ports could be parsed", false
 		}
 		return " on " + strings.Join(words, ", "), true
 	}

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// suite is the cluster of the upstream suite (kubernetes/test/e2e/network/netpol). It has the
+// suite is the cluster of Kubernetes' test suite (kubernetes/test/e2e/network/netpol). It has the
 // namespaces x, y and z with pods a, b and c, which serve ports 80 and 81 over TCP, UDP and SCTP.
 //
 //	x/a 10.0.1.1   x/b 10.0.1.2   x/c 10.0.1.3      and the same with fd00::
@@ -70,7 +70,7 @@ var all = strings.Fields("x/a x/b x/c y/a y/b y/c z/a z/b z/c")
 
 var tcp80, tcp81 = Port{Protocol: TCP, Number: 80}, Port{Protocol: TCP, Number: 81}
 
-// situations are the cases of the upstream suite, by their names there.
+// situations are the cases of Kubernetes' test suite, by their names there, and some more.
 var situations = map[string]struct {
 	policies []Policy
 	to       string // the destination of all connections; if egress is set, their source
@@ -120,9 +120,9 @@ var situations = map[string]struct {
 	"a policy in audit mode isolates no pod":                              {[]Policy{on().in().tried()}, "x/a", false, "x/b x/c y/a y/b y/c z/a z/b z/c", 0, 0},
 }
 
-// Verdicts match the upstream suite in both families, and replies are allowed exactly if the
-// packets that they answer are allowed.
-func TestEvaluateMatchesUpstreamSuite(t *testing.T) {
+// The verdicts are those of Kubernetes' test suite in both families. A reply is allowed exactly if the
+// packet that it answers is allowed.
+func TestEvaluateMatchesKubernetesTestSuite(t *testing.T) {
 	for name, c := range situations {
 		port, proto := c.port, c.proto
 		if port == 0 {
@@ -179,7 +179,7 @@ func TestDenialNamesFirstMismatchPerRule(t *testing.T) {
 	want := []Reason{
 		{"x/p", 0, "80/TCP is none of the ports 443/TCP, serve-udp/UDP (80 there)"},
 		{"x/p", 1, "y/b is in namespace y, want x; 10.0.2.2 is not in 10.0.2.0/24 except 10.0.2.2/32"},
-		{"x/closed", -1, "it allows no ingress at all"},
+		{"x/closed", -1, "the policy allows no ingress at all"},
 	}
 	if v.Allowed || v.Ingress.Endpoint != "x/a" || len(v.Ingress.Misses) != len(want) {
 		t.Fatalf("the verdict is %+v; want 3 misses", v)

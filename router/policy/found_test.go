@@ -9,8 +9,8 @@ import (
 )
 
 // Random tests found these cases while the compiler was written. Each case is reduced to a minimum.
-// Programs of one host and of two give the same verdict as Evaluate.
-func TestCasesFoundByRandomTests(t *testing.T) {
+// The program of one host, and the programs of two hosts, give the same verdict as Evaluate.
+func TestProgramsMatchEvaluateInCasesThatFailedBefore(t *testing.T) {
 	addr := netip.MustParseAddr
 	all := func(list ...Port) []Rule { return []Rule{{Ports: list}} }
 	blocks := func(cidr string, except ...netip.Prefix) Rule {

@@ -54,7 +54,7 @@ func TestBlocksApplyToHostsOverlayAddresses(t *testing.T) {
 }
 
 // Added and removed hosts change the sets of blocks. They change nothing if no policy has a block.
-func TestHostsChangeSetsOfBlocks(t *testing.T) {
+func TestAddedHostsChangeTheSetsOfIPBlocks(t *testing.T) {
 	c := NewCompiler()
 	host := Host{Addrs: []netip.Addr{netip.MustParseAddr("10.200.0.11")}, Overlay: []netip.Addr{netip.MustParseAddr("10.32.0.1"), netip.MustParseAddr("fd00:32::1")}}
 	open := Policy{Namespace: "a", Isolates: Of(Ingress), Ingress: []Rule{{}}}

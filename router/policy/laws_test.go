@@ -45,7 +45,7 @@ func backwards(rules []Rule) []Rule {
 }
 
 // A packet that is allowed stays allowed when a policy has an additional rule.
-func TestAdditionalRulesOnlyAllow(t *testing.T) {
+func TestAdditionalRulesDenyNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policies, p := draw(t).Policies(), draw(t).Packet(suite)
 		if len(policies) == 0 {

@@ -35,7 +35,7 @@ func TestEqualPoliciesShareChainsAndSets(t *testing.T) {
 	}
 	compareAddr := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 	if d := cmp.Diff(want, policies[0].Ingress[1].Peers[0].Block.intervals(), compareAddr); d != "" {
-		t.Errorf("(-want +got)\n%s", d)
+		t.Errorf("the intervals of the block differ (-want +got)\n%s", d)
 	}
 	for _, c := range []struct{ list, want []Range }{
 		{[]Range{{81, 81}, {80, 80}, {79, 79}}, []Range{{79, 81}}},
@@ -43,7 +43,7 @@ func TestEqualPoliciesShareChainsAndSets(t *testing.T) {
 		{[]Range{{65535, 65535}, {1, 65535}}, []Range{{1, 65535}}},
 	} {
 		if d := cmp.Diff(c.want, joined(c.list)); d != "" {
-			t.Error("joined ports (-want +got):", d)
+			t.Error("the joined port ranges differ (-want +got):", d)
 		}
 	}
 }

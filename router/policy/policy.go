@@ -1,8 +1,8 @@
 // Package policy implements NetworkPolicy (networking.k8s.io/v1) as pure functions: which packets
 // the policies of a cluster allow.
 //
-// It has two implementations, and tests compare them. Evaluate follows the text of the API for one
-// packet, and names the rule that decided. Compile builds the program that the kernel runs for
+// The package has two implementations, and tests compare them. Evaluate follows the API's specification
+// for one packet, and names the rule that decided. Compile builds the program that the kernel runs for
 // every packet.
 //
 // The semantics are those of the API. An endpoint that no policy selects for a direction may do

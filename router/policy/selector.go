@@ -39,9 +39,9 @@ func (s Selector) Matches(l Labels) bool { return s.mismatch(l) == "" }
 func (s Selector) mismatch(l Labels) string {
 	for _, key := range slices.Sorted(maps.Keys(s.Labels)) {
 		if have, ok := l.Get(key); !ok {
-			return fmt.Sprintf("it has no label %s, want %s=%s", key, key, s.Labels[key])
+			return fmt.Sprintf("the label %s is missing, want %s=%s", key, key, s.Labels[key])
 		} else if have != s.Labels[key] {
-			return fmt.Sprintf("its label is %s=%s, want %s", key, have, s.Labels[key])
+			return fmt.Sprintf("the label is %s=%s, want %s", key, have, s.Labels[key])
 		}
 	}
 	for _, e := range s.Expressions {
@@ -57,9 +57,9 @@ func (e Expression) mismatch(l Labels) string {
 	among := slices.Contains(e.Values, have)
 	switch {
 	case e.Op == In && !ok, e.Op == Exists && !ok:
-		return fmt.Sprintf("it has no label %s, %v", e.Key, e)
+		return fmt.Sprintf("the label %s is missing, %v", e.Key, e)
 	case e.Op == In && !among, e.Op == NotIn && ok && among, e.Op == DoesNotExist && ok:
-		return fmt.Sprintf("its label is %s=%s, %v", e.Key, have, e)
+		return fmt.Sprintf("the label is %s=%s, %v", e.Key, have, e)
 	}
 	return ""
 }
@@ -71,7 +71,7 @@ func (e Expression) String() string {
 	case NotIn:
 		return fmt.Sprintf("want none of %s", strings.Join(e.Values, ", "))
 	case Exists:
-		return "want one with any value"
+		return "want the label with any value"
 	}
 	return "want no such label"
 }

@@ -16,7 +16,7 @@ func TestStringRendersAProblemOnOneLine(t *testing.T) {
 	}
 }
 
-func TestKeyDependsOnAboutNotOnTheText(t *testing.T) {
+func TestProblemKeyDependsOnAboutNotOnTheText(t *testing.T) {
 	then, now := Problem{Reason: "Disk", About: "/var", What: "3 KiB are left"}, Problem{Reason: "Disk", About: "/var", What: "2 KiB are left"}
 	if then.Key() != now.Key() {
 		t.Errorf("the keys %v and %v differ although only the text changed; want the same", then.Key(), now.Key())

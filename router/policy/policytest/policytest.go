@@ -11,7 +11,7 @@ import (
 	"weft/router/policy"
 )
 
-// World returns the cluster of the upstream suite (kubernetes/test/e2e/network/netpol). It has the
+// World returns the cluster of Kubernetes' test suite (kubernetes/test/e2e/network/netpol). It has the
 // namespaces x, y and z with pods a, b and c, which serve port 80 as a named port.
 //
 //	x/a 10.0.1.1   x/b 10.0.1.2   x/c 10.0.1.3      and the same with fd00::
