@@ -23,7 +23,7 @@ func (p Program) verdict(q policy.Packet) (allowed bool, passed []string, err er
 	}
 	out, err := m.run("policies", 0)
 	if out&drops != 0 && out != drops {
-		err = errors.Join(err, fmt.Errorf("the evaluation has no certain outcome, but the outcomes %b", out))
+		err = errors.Join(err, fmt.Errorf("the evaluation has the outcomes %b; want a single outcome", out))
 	}
 	return out != drops, m.passed, err
 }
@@ -69,7 +69,7 @@ func TestPolicyEvaluationsAgree(t *testing.T) {
 		}
 		if time.Since(last) > 5*time.Second {
 			last = time.Now()
-			fmt.Fprintf(os.Stderr, "%d of %d packets, %d denied\n", seed*each, packets, denied)
+			fmt.Fprintf(os.Stderr, "%d of %d packets are tested, %d were denied\n", seed*each, packets, denied)
 		}
 	}
 	if packets > 1000 && end > 10 && (denied < int(packets/10) || denied > int(packets*9/10)) {

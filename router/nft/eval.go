@@ -13,7 +13,7 @@ import (
 // tables gives access to rules and sets, of a Program or of the kernel.
 type tables interface {
 	rules(chain string) ([][]expr.Any, error)
-	// keySize returns the bytes that a set compares; negative if find does not support the set.
+	// keySize returns the number of bytes of a set's keys; negative if find does not support the set.
 	keySize(set string) (int, error)
 	// find looks up a key; for a verdict map it returns the verdict.
 	find(set string, key []byte) (v *expr.Verdict, found bool, err error)
@@ -122,7 +122,7 @@ func (m *machine) verdict(v *expr.Verdict, depth int) (outcomes, error) {
 // rule evaluates one rule. It returns whether the rule matches, and the rule's verdict, or nil if
 // the rule has none.
 func (m *machine) rule(exprs []expr.Any) (*expr.Verdict, answer, error) {
-	m.known = [len(m.known)]bool{} // a register that no expression loads belongs to one that the library cannot parse
+	m.known = [len(m.known)]bool{} // a register stays unknown if the library cannot parse the expression that loads it
 	fits := yes
 	for _, e := range exprs {
 		v, so, err := m.step(e)

@@ -8,7 +8,7 @@ import (
 	"github.com/google/nftables"
 )
 
-// Way is a packet at a hook that it should pass.
+// Way is a packet, and a hook at which all firewalls should accept the packet.
 type Way struct {
 	Hook   *nftables.ChainHook
 	Packet Packet
@@ -38,9 +38,9 @@ const (
 	Plain     Firewall = "nftables"
 )
 
-// Blocks finds the ways that are certainly dropped. It runs the base chains of all other tables on
-// the packets, since our accept cannot override another chain's drop. Rules of iptables-legacy are
-// not visible here.
+// Blocks returns a Block for each packet in ways that another program's rules certainly drop. It runs
+// the base chains of all other tables on the packets, since our accept cannot override another chain's
+// drop. Rules of iptables-legacy are not visible here.
 func Blocks(ways []Way) ([]Block, error) {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {

@@ -104,9 +104,9 @@ func fromEndpointToHost(h hostSets) []Rule {
 	}, h.toPorts()...)
 }
 
-// fromTunnelToHost accepts packets of other hosts. It protects this host's agent and tunnel from
-// the endpoints of other hosts as well: a service at this host's node address may lead to the agent
-// or the tunnel.
+// fromTunnelToHost accepts packets of other hosts. It also protects this host's agent and tunnel from
+// the endpoints of other hosts, since a service at this host's node address may lead to the agent or
+// the tunnel.
 func fromTunnelToHost(h hostSets) []Rule {
 	return append([]Rule{
 		rule(saddr.inSet(h.nodes[0]), accept()),

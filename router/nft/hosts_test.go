@@ -47,7 +47,7 @@ func manyHosts(port uint16, policies *policy.Program) Config {
 
 // All addresses of many hosts are loaded. If one host changes, only the elements of that host
 // change: neither the guard nor the policies are rebuilt.
-func TestHostChangeOnlyChangesItsElements(t *testing.T) {
+func TestChangeOfOneHostChangesOnlyTheElementsOfThatHost(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var b Builder
 		var k Kernel

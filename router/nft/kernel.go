@@ -23,7 +23,7 @@ type Kernel struct {
 	socket *netlink.Conn
 	owned  bool     // whether no other program can change the table
 	loaded *Program // the program that this process loaded last
-	at     uint32   // the generation of the kernel's ruleset when loaded was last known to be complete
+	at     uint32   // the kernel's ruleset generation when the table last had everything of loaded
 }
 
 // These are flags of a table (linux/netfilter/nf_tables.h).

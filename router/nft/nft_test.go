@@ -77,7 +77,7 @@ func TestBuildMatchesGoldenFiles(t *testing.T) {
 				t.Fatalf("reading the golden file: %v: run the test with -update to create it", err)
 			}
 			if d := cmp.Diff(string(want), got); d != "" {
-				t.Errorf("%s (-want +got; -update accepts it):\n%s", path, d)
+				t.Errorf("the program differs from the golden file %s (-want +got; run with -update to accept it):\n%s", path, d)
 			}
 		})
 	}
@@ -132,7 +132,7 @@ func expect(t *testing.T, p Program, what string) {
 }
 
 // The kernel accepts every program, and replaces one program by another.
-func TestKernelLoadsAndReplaces(t *testing.T) {
+func TestKernelLoadsAndReplacesPrograms(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var k Kernel
 		defer k.Close()
@@ -228,7 +228,7 @@ func normal(ruleset string) (blocks []string) {
 	return blocks
 }
 
-func TestKernelOwnsAndAdoptsTable(t *testing.T) {
+func TestTableBelongsToOneAgentUntilThatAgentEnds(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var first, second, other Kernel
 		p := build(golden["guard"])
@@ -265,7 +265,7 @@ func TestKernelOwnsAndAdoptsTable(t *testing.T) {
 }
 
 // Without table owners, another program's changes are reported and repaired.
-func TestKernelRepairsATableWithoutOwner(t *testing.T) {
+func TestApplyRepairsATableWithoutOwner(t *testing.T) {
 	ownerless = "yes"
 	defer func() { ownerless = "" }()
 	ns := routertest.New(t)

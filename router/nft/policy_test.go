@@ -125,8 +125,7 @@ func TestKernelEvaluatesLikePolicy(t *testing.T) {
 	})
 }
 
-// handles returns the handles of all rules in the kernel, A rule that is not replaced keeps its
-// handle.
+// handles returns the handles of all rules in the kernel. A rule that is not replaced keeps its handle.
 func handles(t *testing.T) (out []string) {
 	t.Helper()
 	conn, err := nftables.New()
@@ -152,7 +151,7 @@ func handles(t *testing.T) (out []string) {
 
 // The chain of an endpoint has all its rules one transaction before anything refers to it.
 // Otherwise a packet could meanwhile pass through the empty chain.
-func TestChainsAreCompleteBeforeReferenced(t *testing.T) {
+func TestChainsAreCompleteBeforeAnythingRefersToThem(t *testing.T) {
 	routertest.New(t).Do(func() {
 		var k Kernel
 		defer k.Close()

@@ -71,7 +71,7 @@ func (p Program) String() string {
 }
 
 // Config is the desired content of the table, in sections. Each section has one owner; one
-// transaction loads all of them.
+// transaction loads all sections.
 type Config struct {
 	Guard  Guard
 	Policy Policy
@@ -245,13 +245,13 @@ func unlessInvited(match []part) []Rule {
 	return append(rules, rule(append(slices.Clone(match), counter(), drop())...))
 }
 
-// translated filters packets that leave by the underlay, after NAT. A packet unknown to conntrack
-// is not masqueraded, and would show an overlay address there. Replies of exposed endpoints do so
-// on purpose.
+// translated filters packets that leave by the underlay, after NAT. A packet unknown to conntrack is
+// not masqueraded, and would show an overlay address on the underlay. Only replies of exposed endpoints
+// may show one.
 //
-// It is also the only filter for packets of this host itself. In the output hook, a packet to a
-// service still has the output interface of the service's address, even after kube-proxy's DNAT to
-// a pod. Only here it has its final output interface.
+// translated is also the only filter for packets of this host itself. In the output hook, a packet to a
+// service still has the output interface of the service's address, even after kube-proxy's DNAT to a
+// pod. The packet has its final output interface only in the postrouting hook.
 func (g Guard) translated() []Rule {
 	rules := []Rule{rule(oif(endpoints), accept()), rule(oif(tunnel), accept()), rule(oif(loopback), accept())}
 	return append(rules, g.families(func(u netip.Prefix) []Rule {

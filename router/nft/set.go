@@ -287,8 +287,8 @@ func (s Set) library(id uint32) *nftables.Set {
 	return set
 }
 
-// forLibrary returns elements in the library's form. An interval becomes two: its first value, and
-// the value after its last, if there is one.
+// forLibrary returns elements in the library's form. An interval becomes two elements: its first value,
+// and the value after its last value, if there is one.
 func (s Set) forLibrary(list []Element) (out []nftables.SetElement) {
 	for _, e := range list {
 		one := nftables.SetElement{Key: []byte(e.First)}
