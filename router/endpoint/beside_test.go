@@ -98,8 +98,8 @@ func routeOf(c routertest.Namespace, to, from string) (out string) {
 	return out
 }
 
-// The default route of `weft attach --default` applies while its link exists, to packets without an
-// address of the other network. The other network's routes never change.
+// The default route of `weft attach --default` applies while its link exists, to packets whose source is
+// no address of the other network. The other network's routes never change.
 func TestRoutesOfAnotherNetworkStay(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	addDockerNetwork(t, c)
@@ -138,11 +138,11 @@ func TestRoutesOfAnotherNetworkStay(t *testing.T) {
 			if err := Delete(second); err != nil {
 				t.Fatal(err)
 			}
-			expect("the second is detached", outgoing("ethwe", "10.32.0.5", "fd32::5"))
+			expect("the second link is detached", outgoing("ethwe", "10.32.0.5", "fd32::5"))
 			if err := Delete(first); err != nil {
 				t.Fatal(err)
 			}
-			expect("both are detached", before)
+			expect("both links are detached", before)
 		}
 		attachBeside(t, c, "ethwe", 5, false)
 		second := attachBeside(t, c, "ethwe2", 6, false)

@@ -72,7 +72,7 @@ func addNode(t testing.TB) {
 	}
 }
 
-func TestEndpointIsCreatedCheckedPluggedAndDeleted(t *testing.T) {
+func TestEndpointIsCreatedCheckedAndDeleted(t *testing.T) {
 	host, c := routertest.New(t), routertest.New(t)
 	host.Do(func() {
 		addNode(t)
@@ -233,7 +233,7 @@ func TestPlugSetsStrictReversePathFiltering(t *testing.T) {
 	})
 }
 
-func TestOpenRefusesWhatIsNoContainerNamespace(t *testing.T) {
+func TestOpenRefusesPathsOtherThanContainerNamespaces(t *testing.T) {
 	host := routertest.New(t)
 	host.Do(func() {
 		for _, path := range []string{"/nowhere", "/proc/self/ns/mnt", "/etc/passwd", "/dev/null"} {
@@ -304,7 +304,7 @@ func TestSyncRestoresTheHostEnd(t *testing.T) {
 
 // Endpoints are made, listed and deleted at the same time: a list that changes while it is read is
 // read again.
-func TestEndpointsCanBeMadeListedAndDeletedAtOnce(t *testing.T) {
+func TestEndpointsCanBeMadeListedAndDeletedConcurrently(t *testing.T) {
 	const n = 24
 	host := routertest.New(t)
 	containers := make([]routertest.Namespace, n)

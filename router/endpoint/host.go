@@ -28,9 +28,9 @@ func (e Endpoint) Equal(o Endpoint) bool {
 	return e.HostLink == o.HostLink && bytes.Equal(e.ContainerMAC, o.ContainerMAC) && e.Addr4 == o.Addr4 && e.Addr6 == o.Addr6 && e.MTU == o.MTU
 }
 
-// Plug programs the host's end: gateway addresses, neighbour entries, and last the routes, from
-// which on packets pass. The routes' source is the node's address, which the host uses when it
-// sends to the endpoint itself.
+// Plug programs the host's end: gateway addresses, neighbour entries, and last the routes. From then
+// on packets pass. The routes' source is the node's address, which the host uses when it sends to the
+// endpoint itself.
 func Plug(e Endpoint, node4, node6 netip.Addr) error {
 	socket, err := link.OpenSocket()
 	if err != nil {

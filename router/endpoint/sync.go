@@ -123,7 +123,7 @@ func readState(h *netlink.Handle) (state, error) {
 		return s, err
 	}
 	for _, r := range routes {
-		if ones, bits := r.Dst.Mask.Size(); ones == bits && r.Type != unix.RTN_UNREACHABLE { // an unreachable route is no endpoint's: it rejects a range of one slot, see link.RejectUnassigned
+		if ones, bits := r.Dst.Mask.Size(); ones == bits && r.Type != unix.RTN_UNREACHABLE { // an unreachable route leads to no endpoint: it rejects a range of one slot, see link.RejectUnassigned
 			s.routes[addrOf(r.Dst.IP)] = r
 		}
 	}

@@ -15,8 +15,8 @@ import (
 const attempts = 3
 
 // Purge deletes everything that list returns, in the form that list returns, until the list is
-// empty. "Not found" from the kernel is no proof of absence: it compares attributes that the caller
-// did not mean, such as a route's scope.
+// empty. "Not found" from the kernel is no proof of absence: the kernel also compares attributes that
+// the caller did not intend to match, such as a route's scope.
 func Purge[T any](what string, list func() ([]T, error), remove func(T) error) error {
 	var failed error
 	for round := 0; ; round++ {
@@ -29,7 +29,7 @@ func Purge[T any](what string, list func() ([]T, error), remove func(T) error) e
 		case round == attempts:
 			return fmt.Errorf("removing %s: %d are left: %w", what, len(left), failed)
 		}
-		failed = errors.New("another program adds them again: find it with `ip monitor`, and stop it")
+		failed = errors.New("another program adds them again: find that program with `ip monitor`, and stop it")
 		for _, one := range left {
 			if err := remove(one); err != nil {
 				failed = err
@@ -95,8 +95,8 @@ const longestPoll = 20 * time.Millisecond
 
 // RemoveLink deletes a link. It returns when the link has left all tables of this host: it has no
 // name, no addresses and no routes, and receives no packets. The kernel then waits for an RCU grace
-// period of tens of milliseconds, and a goroutine waits with it. The deletion is by index and
-// happens once: another link may have the name by then.
+// period of tens of milliseconds, and a goroutine waits with it. The deletion is by index and happens
+// once, since another link may get the name meanwhile.
 func RemoveLink(name string) error {
 	polling, err := Handle()
 	if err != nil {

@@ -64,7 +64,7 @@ func TestSetRoutesRemovesOldRoutesAndAddresses(t *testing.T) {
 		have, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 		have = slices.DeleteFunc(have, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
 		if err != nil || len(have) != 2 {
-			t.Errorf("addresses %v, %v; want the two of the node", have, err)
+			t.Errorf("the device has the addresses %v, error %v; want the node's two addresses", have, err)
 		}
 		count := func() (n int) {
 			all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE)
@@ -79,7 +79,7 @@ func TestSetRoutesRemovesOldRoutesAndAddresses(t *testing.T) {
 			return n
 		}
 		if n := count(); n != 4 {
-			t.Errorf("%d routes of Weft; want the tunnel's and the unreachable one, for two families", n)
+			t.Errorf("there are %d routes of Weft; want 4: the tunnel's and the unreachable route, in two families", n)
 		}
 		if err := Remove(); err != nil || count() != 0 {
 			t.Errorf("%d routes of Weft are left after Remove, %v; want none", count(), err)

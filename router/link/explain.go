@@ -11,11 +11,11 @@ import (
 var meanings = map[unix.Errno]string{
 	unix.ERANGE:       "a name or value is longer or larger than the kernel accepts (an interface name has at most 15 bytes)",
 	unix.EINVAL:       "the kernel does not accept this value",
-	unix.EPERM:        "the kernel denies it: run as root, in a container with the capability NET_ADMIN",
-	unix.EOPNOTSUPP:   "this kernel does not support it: load its module (modprobe veth, wireguard), or use a kernel that has it",
+	unix.EPERM:        "the kernel denies this: run as root, in a container with the capability NET_ADMIN",
+	unix.EOPNOTSUPP:   "this kernel does not support this: load the module (modprobe veth, wireguard), or use a kernel that supports it",
 	unix.EAFNOSUPPORT: "this kernel does not support this address family: is IPv6 compiled out?",
-	unix.EEXIST:       "it exists already",
-	unix.ENOBUFS:      "the kernel has no memory or buffer for it: see `dmesg`",
+	unix.EEXIST:       "this object exists already",
+	unix.ENOBUFS:      "the kernel has no memory or buffer for this: see `dmesg`",
 }
 
 // explained is an errno with the text of meanings. errors.Is still finds the errno.

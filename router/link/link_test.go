@@ -71,9 +71,9 @@ func TestOverlapFindsRoutesToOtherNetworks(t *testing.T) {
 			err := Overlap(universe)
 			switch {
 			case tt.names == "" && err != nil:
-				t.Errorf("with the address %s: %v; want no error", tt.addr, err)
+				t.Errorf("on a host with the address %s, Overlap returned %v; want no error", tt.addr, err)
 			case tt.names != "" && (err == nil || !strings.Contains(err.Error(), "--ipalloc-range")):
-				t.Errorf("with the address %s: %v; want an error that names --ipalloc-range", tt.addr, err)
+				t.Errorf("on a host with the address %s, Overlap returned %v; want an error that names --ipalloc-range", tt.addr, err)
 			}
 			if tt.names != "" {
 				return
@@ -113,7 +113,7 @@ func TestOverlayIsUnreachableWithoutTheDevice(t *testing.T) {
 		have, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 		have = slices.DeleteFunc(have, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() })
 		if err != nil || len(have) != 2 {
-			t.Errorf("addresses %v, %v; want the two of the last node", have, err)
+			t.Errorf("the device has the addresses %v, error %v; want the two addresses of the last node", have, err)
 		}
 		if err := netlink.LinkDel(l); err != nil {
 			t.Fatal(err)
@@ -136,7 +136,7 @@ func TestOverlayIsUnreachableWithoutTheDevice(t *testing.T) {
 	})
 }
 
-func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
+func TestForwardingLinksStillAcceptRouterAdvertisements(t *testing.T) {
 	routertest.New(t).Do(func() {
 		bridge(t, "uplink", 1500)
 		for range 2 {

@@ -42,7 +42,7 @@ func TestWayToReportsTheMTUOfTheRoute(t *testing.T) {
 		}
 		want := map[string]int{"default": 1500, "192.0.2.4": 1500, "2001:db8::4": 1500, "172.17.0.1": 1400, "203.0.113.1": 0, "127.0.0.1": 0}
 		if d := cmp.Diff(want, got); d != "" {
-			t.Errorf("MTUs (-want +got):\n%s", d)
+			t.Errorf("the MTUs of the links differ (-want +got):\n%s", d)
 		}
 		h, err := Handle()
 		if err != nil {
@@ -73,8 +73,7 @@ func TestWayToReportsTheMTUOfTheRoute(t *testing.T) {
 }
 
 // Each part of the universe with a smaller MTU than the device has a route of its own, in both
-// families. The route changes when the part's MTU changes, and disappears when that is no longer
-// smaller.
+// families. The route changes with the part's MTU, and disappears when that MTU is no longer smaller.
 func TestEachSmallerTunnelMTUHasARoute(t *testing.T) {
 	routertest.New(t).Do(func() {
 		bridge(t, Device, 1500)
@@ -108,7 +107,7 @@ func TestEachSmallerTunnelMTUHasARoute(t *testing.T) {
 			}
 			for to, want := range map[string]int{"10.40.0.9": step.far, "fd01:2:3:4::8:9": step.far, "10.41.0.9": step.nearby, "fd01:2:3:4::10:9": step.nearby} {
 				if w, err := WayTo(h, netip.MustParseAddr(to), netip.Addr{}); err != nil || w.MTU != want {
-					t.Errorf("with the limits %v, the MTU %d is that to %s, %v; want %d", step.limits, w.MTU, to, err, want)
+					t.Errorf("with the limits %v, the MTU to %s is %d, error %v; want %d", step.limits, to, w.MTU, err, want)
 				}
 			}
 			have, err := Routes(h)

@@ -199,9 +199,9 @@ func (o Overlay) routes(device int) (out []netlink.Route) {
 		}
 		if p.Addr().Is6() {
 			r.Src, r.Scope = nodes[1].AsSlice(), netlink.SCOPE_UNIVERSE
-			// When Linux forwards IPv6, it applies a route's MTU only if that MTU is locked.
-			// Otherwise it applies the MTU when it sends, and older versions then let pass packets
-			// that segmentation offload has joined.
+			// When Linux forwards IPv6, it checks a packet against a route's MTU only if that MTU is
+			// locked. Otherwise it checks the packet only when it sends it. Older versions then do not
+			// check packets that segmentation offload has joined, and send them too large.
 			r.MTULock = mtu != 0
 		}
 		out = append(out, r)

@@ -32,8 +32,8 @@ const maxRemembered = 4 * maxUnderlay
 
 // Order returns a host's addresses in a stable order. An address keeps its place as long as it
 // exists, and has the same place again when it returns. Gossip advertises the first address, and
-// peers send to it, so it must not follow a default route, which any VPN changes. next is the order
-// to pass the next time; addrs are the existing addresses in that order.
+// peers send to it. So the first address must not change with the default route, which any VPN
+// replaces. next is the order to pass the next time; addrs are the existing addresses in that order.
 func Order(before []netip.Addr, now []HostAddr) (next, addrs []netip.Addr) {
 	now = slices.Clone(now)
 	slices.SortStableFunc(now, func(a, b HostAddr) int { return cmp.Compare(a.Rank, b.Rank) })
@@ -68,7 +68,7 @@ const (
 	besidesAnother = 30 // a /32 beside an address with a network: a virtual address, which moves from host to host
 )
 
-// Underlay lists the addresses at which other hosts may reach this one, in the kernel's order.
+// Underlay lists the addresses at which other hosts may reach this host, in the kernel's order.
 func Underlay(universe slot.Universe) (out []HostAddr, err error) {
 	h, err := Handle()
 	if err != nil {

@@ -62,7 +62,7 @@ func TestUnderlayOmitsAddressesOfContainersAndServices(t *testing.T) {
 		}
 		first, got := Order(nil, found)
 		if d := cmp.Diff("[192.0.2.4 2001:db8::4 198.51.100.4 203.0.113.4 2001:db8:9::4 10.8.0.4 192.0.2.100]", fmt.Sprint(got)); d != "" {
-			t.Errorf("addresses (-want +got):\n%s", d)
+			t.Errorf("the underlay addresses differ (-want +got):\n%s", d)
 		}
 		// The VPN takes the default route.
 		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: vpn.Attrs().Index, Dst: &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, Priority: 50, Scope: netlink.SCOPE_LINK}); err != nil {
@@ -98,7 +98,7 @@ func parse(words string) (out []HostAddr) {
 	return out
 }
 
-func TestAddressesKeepTheirPlacesInTheOrder(t *testing.T) {
+func TestUnderlayAddressesKeepTheirPlacesInTheOrder(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		times []string // the addresses of the kernel at successive times

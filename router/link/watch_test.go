@@ -15,7 +15,7 @@ import (
 
 // A Watch notices every change to links, addresses, routes and permanent neighbour entries. It
 // ignores neighbours that the kernel resolves itself.
-func TestWatchNoticesChanges(t *testing.T) {
+func TestWatchNoticesChangesOfLinksAndRoutes(t *testing.T) {
 	routertest.New(t).Do(func() {
 		l := quiet(t)
 		w, err := OpenWatch()
