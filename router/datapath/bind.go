@@ -17,18 +17,18 @@ import (
 	"weft/router/link"
 )
 
-// bind is the network interface of wireguard-go. It follows this host's routes and their MTUs.
+// bind sends and receives the UDP packets of wireguard-go. It follows this host's routes and their MTUs.
 //
 // wireguard-go passes the kernel up to 64 packets in one call, which the kernel segments
 // (UDP_SEGMENT). If one of them is larger than the path MTU, the kernel rejects all of them, with
-// EMSGSIZE, or before Linux 6.14 with EINVAL. It fragments packets that are sent one by one. So
-// bind sends rejected packets again one by one. From then on it sends each packet that is larger
-// than the path MTU alone. That ends with the next version of link.Watch: when links or routes
-// change, or after some time.
+// EMSGSIZE, or before Linux 6.14 with EINVAL. But the kernel fragments packets that are sent one by
+// one. So bind sends a rejected batch again, with each packet above the path MTU in a call of its own,
+// and continues to do so until link.Watch has another version: until links or routes change, or some
+// time has passed.
 //
 // wireguard-go sends from the address and the link where a peer's packet arrived, until a route
 // changes. But it reads route changes only with a bind of its own type. So bind behaves like the
-// kernel's WireGuard: when the route leads through another link, it no longer uses the old one.
+// kernel's WireGuard: when the route leads through another link, it no longer uses the old link.
 type bind struct {
 	*conn.StdNetBind
 	log    *slog.Logger
@@ -42,7 +42,7 @@ type bind struct {
 	paths map[netip.AddrPort]path
 }
 
-// path is bind's knowledge of the route to an address.
+// path is what bind has read about the route to an address.
 type path struct {
 	version uint64 // the version of links and routes, see link.Watch
 	carries int    // the maximum payload of packets that may be sent in one batch; 0: no limit
@@ -105,7 +105,7 @@ func (b *bind) Send(packets [][]byte, to conn.Endpoint) error {
 	if !tooLarge && now.left == p.left || now == p { // no other attempt is possible
 		return err
 	}
-	b.log.Warn("the kernel rejected a batch of packets: sending it again, with each packet above the path MTU by itself",
+	b.log.Warn("the kernel rejected a batch of packets: sending the batch again, with each packet above the path MTU by itself",
 		"to", e.DstToString(), "largest", now.carries, "err", err)
 	return b.sendBy(now, packets, e)
 }
@@ -137,8 +137,8 @@ func apart(packets [][]byte, size int) [][]byte {
 	return out
 }
 
-// path returns bind's knowledge of the route to a peer. It looks the route up again after each
-// change.
+// path returns what bind has read about the route to a peer. It looks the route up again after each
+// change of links or routes.
 func (b *bind) path(e *conn.StdNetEndpoint) path {
 	since := int64(time.Since(b.start))
 	if last := b.asked.Load(); since-last >= int64(watchEvery) && b.asked.CompareAndSwap(last, since) {

@@ -122,8 +122,8 @@ func listen(t *testing.T, ns routertest.Namespace) (c *net.UDPConn, port int) {
 	return c, c.LocalAddr().(*net.UDPAddr).Port
 }
 
-// batch returns packets with free capacity behind each packet, as wireguard-go makes them: it
-// appends the next packet there.
+// batch returns packets with free capacity behind each packet, where wireguard-go appends the next
+// packet.
 func batch(count, size int) (out [][]byte) {
 	for range count {
 		out = append(out, make([]byte, size, 1<<16))

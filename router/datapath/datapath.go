@@ -89,7 +89,7 @@ func Run(ctx context.Context, cfg Config) error {
 	file, err := ipc.UAPIOpen(link.Device)
 	if err != nil {
 		t.Close()
-		return fmt.Errorf("datapath: opening socket %s: %w: another `weft datapath` may be running: stop it first", socketPath, err)
+		return fmt.Errorf("datapath: opening socket %s: %w: another `weft datapath` may be running: stop that process first", socketPath, err)
 	}
 	bind, err := newBind(cfg.Log)
 	if err != nil {
@@ -129,7 +129,7 @@ func Run(ctx context.Context, cfg Config) error {
 	case <-ctx.Done():
 		return nil
 	case <-dev.Wait():
-		return fmt.Errorf("datapath: another program deleted the device %s: this process ends; the agent or its supervisor starts a new one", link.Device)
+		return fmt.Errorf("datapath: another program deleted the device %s: this process ends; the agent or its supervisor starts a new process", link.Device)
 	case err := <-failed:
 		return fmt.Errorf("datapath: accepting on socket %s: %w", socketPath, err)
 	}
@@ -176,8 +176,8 @@ func persist(f *os.File) error {
 	return errors.Join(err, failed)
 }
 
-// Start runs `exe datapath` in a new session, so that it outlives the caller, and waits until it
-// answers. If a process answers already, Start does nothing.
+// Start runs `exe datapath` in a new session, so that the process outlives the caller, and waits until
+// the process answers. If a process answers already, Start does nothing.
 func Start(ctx context.Context, exe, logPath string) error {
 	if answers() {
 		return nil
@@ -208,7 +208,7 @@ func Start(ctx context.Context, exe, logPath string) error {
 	}
 }
 
-// Await waits until the process answers. Another program starts it.
+// Await waits until the process answers. Another program starts the process.
 func Await(ctx context.Context) error {
 	if err := await(ctx, nil); err != nil {
 		return fmt.Errorf("datapath: this kernel has no WireGuard, and no `weft datapath` answers on %s: under Kubernetes see `kubectl -n weft get pods -l app=weft-datapath`", socketPath)

@@ -54,14 +54,15 @@ func followMemory(ctx context.Context, dev *device.Device) {
 	}
 }
 
-// countPeers reads the device as wgctrl does. It stores nothing of the text, which contains keys.
+// countPeers reads the device as wgctrl does. It stores nothing of the device's answer, which contains
+// keys.
 func countPeers(dev *device.Device) int {
 	var n lineCounter
 	_ = dev.IpcGetOperation(&n)
 	return int(n)
 }
 
-// lineCounter counts the peers in UAPI's text. The device writes that text in one call.
+// lineCounter counts the peers in the device's answer, which the device writes in one call.
 type lineCounter int
 
 func (n *lineCounter) Write(b []byte) (int, error) {
@@ -93,7 +94,7 @@ func allowedMemory(groups, root string, machine uint64) uint64 {
 		default:
 			continue
 		}
-		// A container may see its own group as the root, whatever the path in this line.
+		// In a container, the process's own group may be the root of this tree, whatever the line's path.
 		for group = filepath.Clean("/" + group); ; group = filepath.Dir(group) {
 			b, err := os.ReadFile(filepath.Join(dir, group, file))
 			if limit, bad := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64); err == nil && bad == nil {

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// An agent has started a datapath process, and another unit starts one too. The second process
-// waits without an error, and serves the device within seconds after the first one ends.
-func TestStandbyWaitsForTheDevice(t *testing.T) {
+// An agent has started a datapath process, and a supervisor starts a second one. The second process
+// waits without an error, and serves the device within seconds after the first process has ended.
+func TestStandbyWaitsUntilTheDeviceIsFree(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began, broken := time.Now(), errors.New("broken")
 		err := onceFree(t.Context(), slog.New(slog.DiscardHandler), func() error {

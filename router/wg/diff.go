@@ -56,14 +56,14 @@ func interval(t topology.Tunnel, old devicePeer, now time.Time) time.Duration {
 // broken. It is the interval of keepalives, plus some time for a late keepalive.
 const receiveTimeout = keepalive + 10*time.Second
 
-// alive reports whether packets arrive from a peer, so that the endpoint in the device works.
+// alive reports whether packets arrive from a peer, which shows that the endpoint in the device works.
 func (l devicePeer) alive(now time.Time) bool {
 	return now.Sub(l.handshake) <= sessionLife && (l.received.IsZero() || now.Sub(l.received) <= receiveTimeout)
 }
 
-// needsHandshake reports whether gossip reaches a peer that has no session. A new handshake is then
-// started: after a handshake that was lost, or that crossed the peer's handshake, both sides may
-// wait for the next keepalive. WireGuard itself starts at most one handshake in 5 s.
+// needsHandshake reports whether gossip reaches a peer that has no session, so that a new handshake must
+// be started. Otherwise, after a handshake that was lost or that crossed the peer's handshake, both sides
+// may wait for the next keepalive. WireGuard itself starts at most one handshake in 5 s.
 func needsHandshake(t topology.Tunnel, old devicePeer, now time.Time) bool {
 	return t.Reach == topology.Reached && now.Sub(old.handshake) > sessionLife
 }
@@ -74,8 +74,8 @@ func needsHandshake(t topology.Tunnel, old devicePeer, now time.Time) bool {
 //   - a prefix with a new owner is added to that peer, which moves it;
 //   - a prefix without an owner is moved to a temporary peer, the sink, which is removed at once: WireGuard before
 //     Linux 6.16 cannot remove a prefix from a peer, and wgctrl has no call for it;
-//   - but if a planned prefix contains it, it is moved to that prefix's owner, where it is redundant: moving it to the
-//     sink would drop packets that have a destination;
+//   - but a prefix without an owner inside a planned prefix is moved to the owner of the planned prefix, where it is
+//     redundant: moving it to the sink would drop packets that have a destination;
 //   - an endpoint that works is kept. An endpoint that WireGuard learned by roaming is newer than an earlier record (see
 //     moved).
 //
@@ -84,7 +84,7 @@ func needsHandshake(t topology.Tunnel, old devicePeer, now time.Time) bool {
 func diff(have map[wgtypes.Key]devicePeer, want []topology.Tunnel, planned map[wgtypes.Key]plan, now time.Time) ([]wgtypes.PeerConfig, map[wgtypes.Key]plan) {
 	var changes []wgtypes.PeerConfig
 	next := map[wgtypes.Key]plan{}
-	owner := map[netip.Prefix]wgtypes.Key{} // the first peer that claims a prefix: two claims never alternate
+	owner := map[netip.Prefix]wgtypes.Key{} // the first peer that claims a prefix, so that two claims never alternate
 	for _, t := range want {
 		for _, p := range t.AllowedIPs {
 			if _, taken := owner[p]; !taken {

@@ -129,7 +129,7 @@ func TestDiffChangesOnlyWhatDiffers(t *testing.T) {
 			changes: []string{"peer 1 endpoint 192.0.2.2:6784"},
 		},
 		{
-			name: "but not before the receive timeout",
+			name: "a changed record does not replace an endpoint learned by roaming before the receive timeout",
 			have: map[wgtypes.Key]devicePeer{key(1): receivedAgo(peerOf(1, roamed, "", minute), 20*time.Second)},
 			want: []topology.Tunnel{tunnel(1, e2, "")}, planned: e1,
 		},
@@ -139,7 +139,7 @@ func TestDiffChangesOnlyWhatDiffers(t *testing.T) {
 			want: []topology.Tunnel{alsoListening(tunnel(1, e2, ""), e1)}, planned: e1,
 		},
 		{
-			name: "it replaces one whose session is too old",
+			name: "another endpoint from the record replaces one whose session is too old",
 			have: map[wgtypes.Key]devicePeer{key(1): peerOf(1, e1, "", 4*minute)},
 			want: []topology.Tunnel{alsoListening(tunnel(1, e2, ""), e1)}, planned: e1,
 			changes: []string{"peer 1 endpoint 192.0.2.2:6784"},
@@ -255,7 +255,7 @@ func TestDiffChangesOnlyWhatDiffers(t *testing.T) {
 			}
 			changes, next := diff(tt.have, tt.want, planned, now)
 			if d := cmp.Diff(tt.changes, describe(changes)); d != "" {
-				t.Errorf("changes (-want +got):\n%s", d)
+				t.Errorf("the changes of the device differ (-want +got):\n%s", d)
 			}
 			if len(next) != len(tt.want) {
 				t.Errorf("the next plan is %v; want one entry for each tunnel", next)
@@ -420,11 +420,11 @@ func TestDiffMovesPrefixesWithoutLosingPackets(t *testing.T) {
 			// The device may have further prefixes, but they change the destination of no address.
 			for i := range before {
 				if is, next := m.lookup(address(i)), after.lookup(address(i)); is != next {
-					t.Fatalf("packets for %v go to %v; want %v", address(i), is, next)
+					t.Fatalf("after the changes, packets for %v go to %v; want %v", address(i), is, next)
 				}
 			}
 			if d := cmp.Diff(after.peers, m.peers); d != "" {
-				t.Fatalf("peers (-want +got):\n%s", d)
+				t.Fatalf("after the changes, the device's peers differ (-want +got):\n%s", d)
 			}
 			if again, _ := diff(m.devicePeers(), want, planned, now); len(again) > 0 {
 				t.Fatalf("diff after its changes were applied returns %v; want no changes", describe(again))

@@ -202,7 +202,7 @@ func TestALostPeerHasASessionWithinASecondAfterItReturns(t *testing.T) {
 				_, before := hosts[0].read()
 				time.Sleep(idle)
 				if _, after := hosts[0].read(); after != before || before == 0 {
-					t.Errorf("the bytes sent to a lost peer grew from %d to %d; want no growth from more than 0", before, after)
+					t.Errorf("%d bytes were sent to a lost peer, and %d bytes later; want the same number, above 0", before, after)
 				}
 				cut = false
 				restore(hosts[0], hosts[1])

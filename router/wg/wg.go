@@ -174,7 +174,7 @@ func (d *Device) Disarm() error {
 	}
 	err := d.client.ConfigureDevice(link.Device, wgtypes.Config{PrivateKey: &wgtypes.Key{}, ReplacePeers: true})
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("wireguard: removing the key from device %s: %w: two hosts may use it now; `weft reset --force` removes the device", link.Device, err)
+		return fmt.Errorf("wireguard: removing the key from device %s: %w: another host may use the same key; `weft reset --force` removes the device", link.Device, err)
 	}
 	return nil
 }
