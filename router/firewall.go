@@ -25,11 +25,11 @@ type need struct {
 	iptables []string
 	nft      []string
 	ufw      []string // empty: ufw's command line cannot express this rule
-	port     string   // for firewalld's --add-port; empty: the zone of Weft's links accepts the packets; replies: firewalld's own rules accept them
+	port     string   // for firewalld's --add-port; empty: the zone of Weft's links accepts the packets; the constant replies: firewalld's own rules accept them
 	packet   nft.Packet
 }
 
-// These are names and ports of sample packets. Each packet is an example for all packets of its
+// These are the ports and the link of sample packets. Each packet is an example for all packets of its
 // kind.
 const (
 	somePort    = 40000
@@ -172,10 +172,10 @@ func leaving(what string, p nft.Packet) need {
 	}
 }
 
-// underlay returns the packets between this host's agent and its peers. They follow the route to
-// each peer or, without peers, the default route. The peer of such a sample packet is the address
-// next to this host's own: many firewalls accept only neighbours, or drop addresses that are not
-// assigned.
+// underlay returns the packets between this host's agent and its peers. They follow the route to each
+// peer or, without peers, the default route. The sample packets of the default route have the address
+// next to this host's own as peer, since many firewalls accept only neighbours, or drop addresses that
+// are not assigned.
 func (c Config) underlay() (out []need) {
 	h, err := link.Handle()
 	if err != nil || c.Gossip == 0 {
@@ -259,8 +259,8 @@ func hostPort(what string, protocol byte, port uint16, link string, peer, own ne
 	return out
 }
 
-// firewalls returns one problem for each other firewall on this host that drops packets of a need.
-// Its Fix has the commands that make the firewall accept them.
+// firewalls returns one problem for each other firewall on this host that drops packets of a need. The
+// problem's Fix has the commands that make the firewall accept these packets.
 func firewalls(needs []need) ([]problem.Problem, error) {
 	indices := map[string]uint32{}
 	number := func(name string) uint32 {

@@ -9,8 +9,8 @@ import (
 	"weft/router/problem"
 )
 
-// firewallCache holds the last problems with firewalls, so that status stays fast where a scan
-// takes long. For example, the kernel needs seconds to list a set of 100,000 addresses. Its zero
+// firewallCache holds the last problems with firewalls, so that `weft status` stays fast where a
+// scan takes long. For example, the kernel needs seconds to list a set of 100,000 addresses. Its zero
 // value is empty. It is safe for concurrent use; a call during a scan waits for that scan's result.
 type firewallCache struct {
 	mu       sync.Mutex

@@ -39,7 +39,7 @@ func blockProblems(needs []need, blocks []nft.Block) (out []problem.Problem) {
 		out = append(out, problem.Problem{
 			Reason: problem.Host,
 			What:   fmt.Sprintf("the firewall %s drops %s, in %s", f, strings.Join(describe(needs, byFirewall[f]), ", "), strings.Join(chains, " and ")),
-			Fix:    fmt.Sprintf("allow them with `%s`", strings.Join(fixes(f, needs, byFirewall[f]), "; ")),
+			Fix:    fmt.Sprintf("allow these packets with `%s`", strings.Join(fixes(f, needs, byFirewall[f]), "; ")),
 		})
 	}
 	return out
@@ -157,8 +157,8 @@ func zones(needs []need, blocks []nft.Block) (out []string) {
 }
 
 // zonesOf returns arguments that name the zones whose chains a packet traversed, such as
-// filter_IN_public, or IN_public with the iptables backend. Without such chains it returns the
-// default zone: no argument.
+// filter_IN_public, or IN_public with the iptables backend. If there are no such chains, it returns an
+// empty argument, which means the default zone.
 func zonesOf(b nft.Block) (out []string) {
 	for _, chain := range b.Passed {
 		zone, ok := strings.CutPrefix(strings.TrimPrefix(chain, "filter_"), "IN_")

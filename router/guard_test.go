@@ -92,9 +92,8 @@ func expectOpen(t *testing.T, ns routertest.Namespace, to string, port int, d *p
 	t.Errorf("UDP or TCP to port %d of %s does not arrive; want both", port, to)
 }
 
-// expectClosed probes ports that must be closed at several addresses. Then it probes the port open,
-// which must be open at each address. This proves that the earlier packets would have arrived by
-// now.
+// expectClosed probes ports that must be closed at several addresses. Then it probes another port, which
+// must be open at each address. This proves that the earlier packets would have arrived by now.
 func expectClosed(t *testing.T, ns routertest.Namespace, to []string, closed map[int]*portCounter, open int, through *portCounter) {
 	t.Helper()
 	before := map[int]int64{}
@@ -191,7 +190,7 @@ func TestEndpointsCannotReachGossipAndTunnelPorts(t *testing.T) {
 			"tcp dport 30080 redirect to %d\nudp dport 30080 redirect to %[1]d\ntcp dport 30081 redirect to %[2]d\nudp dport 30081 redirect to %[2]d\n}\n}\n", gossip, other))
 		expectClosed(t, c1, node(h2), map[int]*portCounter{30080: closed[h2][gossip]}, 30081, open[h2])
 	})
-	t.Run("but at machines outside the mesh", func(t *testing.T) {
+	t.Run("the ports are open at machines outside the mesh", func(t *testing.T) {
 		h2.ns.Do(func() {
 			l, err := netlink.LinkByName("under")
 			if err != nil {
@@ -204,7 +203,7 @@ func TestEndpointsCannotReachGossipAndTunnelPorts(t *testing.T) {
 		})
 		expectOpen(t, c1, "192.0.2.77", gossip, closed[h2][gossip])
 	})
-	t.Run("and hosts reach each other's ports", func(t *testing.T) {
+	t.Run("the ports of hosts are open to other hosts", func(t *testing.T) {
 		for _, a := range append(node(h2), under[h2]...) {
 			expectOpen(t, h1.ns, a, gossip, closed[h2][gossip])
 		}

@@ -48,7 +48,7 @@ type Config struct {
 	PrivateKey [32]byte
 	Port       uint16
 	Gossip     uint16 // the port of gossip, TCP and UDP; 0: other firewalls are not checked for it
-	MTU        int    // the MTU of the device; that of a tunnel may be smaller
+	MTU        int    // the MTU of the device; the MTU of a tunnel may be smaller
 	Own        []slot.Range
 	Tunnels    []topology.Tunnel
 	Endpoints  []endpoint.Endpoint

@@ -57,7 +57,7 @@ func expectNoReply(t *testing.T, from routertest.Namespace, to netip.Addr) {
 	}
 }
 
-func TestOverlayCarriesAndIsolatesPackets(t *testing.T) {
+func TestOverlayConnectsEndpointsAndIsClosedToTheUnderlay(t *testing.T) {
 	h1, h2, c1, c2, e1, e2 := twoHosts(t)
 	leaks := sniff(t, h2)
 	t.Run("endpoints reach each other with their own addresses", func(t *testing.T) {
@@ -226,9 +226,9 @@ func TestApplyRestoresWhatOthersDeleted(t *testing.T) {
 	})
 }
 
-// If the port is in use, Apply returns an error that names the port. Apply never leaves a tunnel
+// If WireGuard's port is in use, Apply returns an error that names the port. Apply never leaves a tunnel
 // without a port.
-func TestAPortInUseIsAnError(t *testing.T) {
+func TestApplyFailsWhileTheWireGuardPortIsInUse(t *testing.T) {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skipf("no TUN device: %v", err)
 	}

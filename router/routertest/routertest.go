@@ -51,7 +51,7 @@ type Namespace struct {
 	file *os.File
 }
 
-// New makes a namespace whose loopback is up. It skips the test if the kernel does not allow that.
+// New makes a namespace whose loopback is up. It skips the test if the kernel allows no new namespace.
 func New(t testing.TB) Namespace {
 	t.Helper()
 	if os.Geteuid() != 0 {
