@@ -21,7 +21,7 @@ func once(list []string, words ...string) []string {
 	return list
 }
 
-// blockProblems returns one problem for each firewall.
+// blockProblems returns one problem for each firewall that drops packets.
 func blockProblems(needs []need, blocks []nft.Block) (out []problem.Problem) {
 	byFirewall := map[nft.Firewall][]nft.Block{}
 	var order []nft.Firewall

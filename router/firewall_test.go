@@ -17,7 +17,7 @@ import (
 	"weft/router/routertest"
 )
 
-// firewallHost makes a host with the underlay of join, in which another firewall can be loaded.
+// firewallHost makes a host with an underlay and a configuration, for tests that load another firewall.
 func firewallHost(t *testing.T) (routertest.Namespace, Config) {
 	t.Helper()
 	ns := routertest.New(t)

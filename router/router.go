@@ -123,8 +123,8 @@ func New(opts Options) *Router {
 	return &Router{opts: opts, device: wg.New(opts.StartDatapath)}
 }
 
-// ErrNoPolicies reports that Enforce was not called yet. The rules of an earlier agent may be in
-// force, and Apply would replace them.
+// ErrNoPolicies reports that Apply did nothing, since Enforce was not called yet. The policy rules of an
+// earlier agent may be in force, and Apply would remove them.
 var ErrNoPolicies = errors.New("router: the network policies are not known yet: the kernel's rules stay as they are until the agent has read them")
 
 // Enforce makes the kernel evaluate every packet by the given policies, and returns when it does.
@@ -243,7 +243,7 @@ func (r *Router) Unplug(_ context.Context, endpoints ...endpoint.Endpoint) error
 	return endpoint.Unplug(endpoints...)
 }
 
-// Disarm removes the key and all tunnels from the device, because another host uses them now.
+// Disarm removes the key and all tunnels from the device, because another host uses the same key.
 func (r *Router) Disarm() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

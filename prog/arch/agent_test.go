@@ -25,7 +25,7 @@ const (
 // agentDir is the folder of the components.
 var agentDir = filepath.Join("..", "agent")
 
-// goFiles parses the Go files of a folder without tests. It returns them by path.
+// goFiles parses the Go files of a folder, except tests, and returns them by path.
 func goFiles(t *testing.T, dir string) map[string]*ast.File {
 	t.Helper()
 	files := map[string]*ast.File{}

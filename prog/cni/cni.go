@@ -195,7 +195,7 @@ func extend(result *current.Result, args *skel.CmdArgs, done Attached) {
 	}
 }
 
-// del detaches the container (CNI DEL). It succeeds if the endpoint is gone already, and if no agent
+// del detaches the container (CNI DEL). It also succeeds if the endpoint is gone already, or if no agent
 // runs.
 func del(args *skel.CmdArgs) error {
 	conf, client, err := parse(args.StdinData)
@@ -211,7 +211,7 @@ func del(args *skel.CmdArgs) error {
 	return cniError(err)
 }
 
-// queue atomically writes a file that makes the agent release the endpoint at its next start.
+// queue atomically writes a file that makes the agent release the endpoint when the agent starts next.
 func queue(stateDir string, ref api.EndpointRef) error {
 	dir := filepath.Join(stateDir, "releases")
 	if _, err := os.Stat(stateDir); errors.Is(err, os.ErrNotExist) {
@@ -281,7 +281,7 @@ func collect(args *skel.CmdArgs) error {
 	}
 	var given map[string]json.RawMessage
 	if err := json.Unmarshal(args.StdinData, &given); err != nil || given[validAttachments] == nil {
-		return nil // without this list, GC would detach all containers; libcni itself calls DEL for old attachments
+		return nil // without this list, GC would detach all containers; libcni itself calls DEL for the attachments in its cache
 	}
 	req := api.CollectRequest{Network: conf.Name}
 	for _, a := range conf.ValidAttachments {

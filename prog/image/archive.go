@@ -21,7 +21,7 @@ func (b *bundle) writeArchive(path string) (size int64, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	// The outer index has only one entry, so that importers that expect a single image need no name.
+	// The outer index has only one entry: importers that expect a single image find it without a name.
 	top := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: b.index, Descriptor: v1.Descriptor{
 		Annotations: map[string]string{
 			"io.containerd.image.name":          b.opts.name.Name(),   // ctr and podman read the name here

@@ -23,8 +23,8 @@ import (
 //	       ├─ unknown/unknown  artifact ── bill of materials, subject: the first manifest
 //	       └─ unknown/unknown  artifact ── bill of materials, subject: the second
 //
-// The index contains the bills of materials. So a signature of the index covers them, and they are
-// copied with it. Runtimes ignore them because of their platform.
+// The index contains the bills of materials. So a signature of the index covers the bills, and a copy
+// of the index has them too. Runtimes ignore the bills because of their platform.
 type bundle struct {
 	opts   options
 	index  v1.ImageIndex

@@ -9,7 +9,7 @@ import (
 	"weft/router/policy"
 )
 
-// The output of kubectl get -o yaml is accepted, also that of older API servers.
+// The output of kubectl get -o yaml is accepted, also with objects of older API servers.
 func TestKubectlListsAreAccepted(t *testing.T) {
 	const printed = `apiVersion: v1
 items:

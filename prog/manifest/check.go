@@ -53,8 +53,8 @@ func (r *reading) name(field, name string) {
 	}
 }
 
-// metadata validates like the API server. It checks labels one by one, since the API server's errors
-// do not name the label.
+// metadata validates an object's metadata like the API server. It checks labels one by one, since the
+// API server's errors do not name the label.
 func (r *reading) metadata(m meta.ObjectMeta, namespaced bool, name objects.ValidateNameFunc) {
 	r.labels("metadata.labels", m.Labels)
 	m.Labels, m.Generation = nil, 0 // the API server ignores a client's generation

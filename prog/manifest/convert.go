@@ -248,7 +248,8 @@ func (r *reading) block(field string, b networking.IPBlock) (out *policy.Block, 
 			ok = false
 			continue
 		}
-		// The API server compares prefix lengths as written, so v4-mapped ones are always longer.
+		// The API server compares prefix lengths as written, so a v4-mapped CIDR always counts as longer
+		// than an IPv4 CIDR.
 		if n, _ := part.Mask.Size(); !whole.Contains(part.IP) || n <= size {
 			ok = r.say(field, "%s is not a part of %s", e, b.CIDR)
 			continue
@@ -258,8 +259,9 @@ func (r *reading) block(field string, b networking.IPBlock) (out *policy.Block, 
 	return out, ok
 }
 
-// cidr parses a CIDR like API servers before 1.36, whose stored policies newer ones keep. It accepts
-// leading zeros as decimal, bits after the prefix, and v4-mapped addresses (::ffff:10.0.0.0/104).
+// cidr parses a CIDR like API servers before 1.36, since newer API servers keep the policies that older
+// ones have stored. It accepts leading zeros as decimal, bits after the prefix, and v4-mapped addresses
+// (::ffff:10.0.0.0/104).
 func (r *reading) cidr(field, s string) (*net.IPNet, bool) {
 	_, n, err := netutils.ParseCIDRSloppy(s)
 	if err != nil {

@@ -181,7 +181,7 @@ func TestManifestErrorsHaveLineAndPath(t *testing.T) {
 		{"endPort: 6010", "endPort: many", 22, "spec.ingress[0].ports[1].endPort", "a whole number is wanted, not a string"},
 		{"[old]", "old", 13, "spec.podSelector.matchExpressions[0].values", "a list is wanted, not a string: is a dash missing?"},
 		{"  ingress:\n", "  ingress: none\n  ingres:\n", 15, "spec.ingress", "a list is wanted, not a string"},
-		{"port: sync}", "port: sync, endPort: 9}", 23, "spec.ingress[0].ports[2].endPort", "not with a name"},
+		{"port: sync}", "port: sync, endPort: 9}", 23, "spec.ingress[0].ports[2].endPort", "not a port name"},
 		{"protocol: UDP, ", "protocol: QUIC, ", 22, "spec.ingress[0].ports[1].protocol", `"QUIC" is not`},
 		{"192.0.2.0/24", "192.0.2.0", 19, "spec.ingress[0].from[1].ipBlock.cidr", "is no CIDR"},
 		{"192.0.2.128/25", "192.0.3.128/25", 19, "spec.ingress[0].from[1].ipBlock.except[0]", "not a part of"},

@@ -37,7 +37,7 @@ func TestInvalidManifestsAreRefused(t *testing.T) {
 		{"  podSelector: {matchLabels: {a/b/c: x}}", 5, "spec.podSelector.matchLabels[a/b/c]", "is no valid label key"},
 		{"  podSelector: {matchExpressions: [{key: a b, operator: Exists}]}", 5, "spec.podSelector.matchExpressions[0].key", "is no valid label key"},
 		{"  podSelector: {matchExpressions: [{operator: Exists}]}", 5, "spec.podSelector.matchExpressions[0].key", "is no valid label key"},
-		{"  podSelector:\n    matchExpressions:\n    - key: a\n      operator: In\n      values:\n      - b\n      - -c", 11, "spec.podSelector.matchExpressions[0].values[1]", "is no value"},
+		{"  podSelector:\n    matchExpressions:\n    - key: a\n      operator: In\n      values:\n      - b\n      - -c", 11, "spec.podSelector.matchExpressions[0].values[1]", "is no valid label value"},
 		{"  podSelector: {matchExpressions: [{key: a, operator: In}]}", 5, "spec.podSelector.matchExpressions[0].values", "needs values"},
 		{"  podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}", 5, "spec.podSelector.matchExpressions[0].values", "takes no values"},
 		{"  podSelector: {}\n  policyTypes: [Ingress, Egress, Ingress]", 6, "spec.policyTypes", "there are 3"},

@@ -79,7 +79,7 @@ func (p place) json() ([]byte, error) {
 	return data, nil
 }
 
-// word matches plain scalars that every YAML parser reads as a string, except noWords.
+// word matches plain scalars that every YAML parser reads as a string, unless they are in noWords.
 var word = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_./-]*$`)
 
 var noWords = []string{"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
@@ -324,8 +324,8 @@ func (p place) at(field, why string) *Error {
 	return e
 }
 
-// found is a place with the line to report. For a map or list that begins below its key, that is the
-// line of the key.
+// found is a place with the line to report. For a map or list that begins below its key, this is the
+// key's line.
 type found struct {
 	place
 	line int

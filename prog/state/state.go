@@ -31,7 +31,7 @@ import (
 // File is the name of the state file in the state folder.
 const File = "state.db"
 
-// format is written into every file. It is raised by changes that older versions cannot read.
+// format is written into every file. A change that older versions cannot read raises its number.
 const format = "weft state 3"
 
 var (
@@ -155,7 +155,7 @@ func examine(path string) error {
 	if err != nil {
 		return err
 	}
-	// A page header of 16 bytes, then the meta page's fields (bbolt's file format).
+	// The file begins with a page header of 16 bytes and the fields of the meta page (bbolt's file format).
 	var head [16 + 64]byte
 	if _, err := io.ReadFull(f, head[:]); err != nil {
 		return fmt.Errorf("the file is torn: it has only %d bytes", info.Size())
@@ -343,7 +343,7 @@ func (s *Store) save(key []byte, v any) error {
 	return s.update(func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(key, data) })
 }
 
-// Load returns the ring and the allocations. It makes Store an ipam.Store.
+// Load returns the stored ring and allocations. Load and Update make Store an ipam.Store.
 func (s *Store) Load() (st ipam.State, err error) {
 	st.Allocations = map[string]slot.Slot{}
 	err = s.view(func(tx *bolt.Tx) error {

@@ -135,8 +135,8 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 }
 
-// openTUN creates the persistent TUN device, or opens the existing one with its MTU. With a larger
-// MTU, packets would be lost until the agent sets the right MTU.
+// openTUN creates the persistent TUN device, or opens the existing device and keeps its MTU. With a
+// larger MTU, packets would be lost until the agent sets the right MTU.
 func openTUN() (tun.Device, error) {
 	mtu := device.DefaultMTU
 	if l, err := net.InterfaceByName(link.Device); err == nil {

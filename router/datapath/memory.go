@@ -94,7 +94,7 @@ func allowedMemory(groups, root string, machine uint64) uint64 {
 		default:
 			continue
 		}
-		// In a container, the process's own group may be the root of this tree, whatever the line's path.
+		// In a container, the process's own group may be mounted at root, whatever path the line has.
 		for group = filepath.Clean("/" + group); ; group = filepath.Dir(group) {
 			b, err := os.ReadFile(filepath.Join(dir, group, file))
 			if limit, bad := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64); err == nil && bad == nil {

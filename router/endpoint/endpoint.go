@@ -201,7 +201,7 @@ func (c Config) addresses() []netip.Addr {
 	return []netip.Addr{c.Addr4}
 }
 
-// Configure sets up the container's end of the pair that Create made, and sets it up (UP).
+// Configure configures the container's end of the pair that Create made, and sets this link up.
 func (c *Container) Configure(cfg Config) error {
 	index, err := c.socket.Index(c.ifname)
 	if err != nil {

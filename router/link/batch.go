@@ -80,7 +80,7 @@ const (
 )
 
 // Strict4 returns the request for strict reverse path filtering (rp_filter=1) on a link. The link
-// also ignores ICMP redirects, so that no neighbour changes the host's routes, and sends none. The
+// also sends no ICMP redirects, and ignores them, so that no neighbour changes the host's routes. The
 // request does not need /proc/sys, which is read-only in most containers.
 func Strict4(index int) Request {
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)

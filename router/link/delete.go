@@ -38,8 +38,8 @@ func Purge[T any](what string, list func() ([]T, error), remove func(T) error) e
 	}
 }
 
-// purgeRoutes removes the routes that match from all tables except the kernel's own table "local",
-// whose routes follow from addresses.
+// purgeRoutes removes the routes that match accepts. It reads all tables except the kernel's own table
+// "local", whose routes follow from addresses.
 func purgeRoutes(h *netlink.Handle, what string, match func(netlink.Route) bool) error {
 	return Purge(what, func() ([]netlink.Route, error) {
 		all, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
@@ -123,7 +123,7 @@ func RemoveLink(name string) error {
 			return DeleteLink(polling, name) // finds nothing, or returns why the link is still there
 		case <-time.After(wait):
 		}
-		// The kernel answers only after the deletion, never during it: both hold the same lock.
+		// The kernel answers only after the deletion, never during it: lookup and deletion hold the same lock.
 		if left, err := named(polling, name); err == nil && len(left) == 0 {
 			return nil
 		}

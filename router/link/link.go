@@ -45,7 +45,7 @@ func Handle() (*netlink.Handle, error) {
 	return h, nil
 }
 
-// Dump calls a function that lists objects until no object changed during the call. The kernel
+// Dump repeats a call that lists objects until no object has changed during the call. The kernel
 // marks a list that changed while it was read, since such a list may lack entries.
 func Dump[T any](list func() ([]T, error)) (out []T, err error) {
 	for range 20 {

@@ -22,7 +22,7 @@ func TestMaxUnderlayEqualsThatOfPackagePeer(t *testing.T) {
 	}
 }
 
-// card makes a network card: a veth whose other end is far.
+// card makes a network card: a veth whose other end has the name far.
 func card(name, far string) netlink.Link {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name

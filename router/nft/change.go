@@ -88,7 +88,7 @@ func (b *batch) goOver(before, after Program, newSets map[string]*Set) {
 			gone = append(gone, &nftables.Chain{Name: c.Name, Table: table})
 		}
 	}
-	for _, c := range gone { // flush all first: rules of one may jump to another
+	for _, c := range gone { // flush all chains first: rules of one chain may jump to another
 		b.changes = true
 		b.conn.FlushChain(c)
 	}

@@ -47,7 +47,7 @@ func Watch(ctx context.Context, f func(Logged)) error {
 	return nil
 }
 
-// parseLogged parses a log prefix of ours and the headers of a packet.
+// parseLogged parses a log prefix of Weft's rules and the headers of a packet.
 func parseLogged(prefix string, payload []byte) (l Logged, ok bool) {
 	words := strings.Fields(strings.TrimRight(prefix, "\x00"))
 	if len(words) != 3 {

@@ -164,7 +164,7 @@ func comparePairs(a, b pair) int { return cmp.Or(a.src.Compare(b.src), a.dst.Com
 
 func selfName(is4 bool) string { return "self" + family(is4) }
 
-// exempt returns rules that end with a verdict for packets to which policies do not apply. They
+// exempt returns rules that end with a verdict for packets to which policies do not apply. These rules
 // come last, since few packets get there, and no other packet needs to be compared with them.
 func (l *lowering) exempt(end part) (rules []Rule) {
 	for _, is4 := range []bool{true, false} {

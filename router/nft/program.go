@@ -180,8 +180,8 @@ func loopbackOnly() []Rule {
 	}
 }
 
-// origins checks the source of every packet first. Packets from the underlay must not have an
-// overlay source.
+// origins checks the source of every packet, before conntrack and NAT. Packets from the underlay must
+// not have an overlay source.
 func (g Guard) origins() []Rule {
 	rules := []Rule{
 		rule(iif(endpoints), goTo("from-endpoint")), rule(iif(tunnel), goTo("from-tunnel")), rule(iif(loopback), accept()),

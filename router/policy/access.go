@@ -52,7 +52,7 @@ func (w World) access(policies []Policy, e, other, dst Endpoint, d Direction) Ac
 	return out
 }
 
-// chosen reports whether a rule applies to an endpoint on the other side.
+// chosen reports whether a rule applies to the endpoint on the other side of a connection.
 func (w World) chosen(p Policy, r Rule, other Endpoint) bool {
 	return len(r.Peers) == 0 || slices.ContainsFunc(r.Peers, func(peer Peer) bool {
 		switch {

@@ -30,7 +30,7 @@ type Compiler struct {
 	endpoints  map[string]*member            // key: the endpoint's id
 	spaces     map[string]map[string]*member // keys: namespace, endpoint's id
 	locals     map[string]*member            // the endpoints on this host; key: the endpoint's id
-	claims     map[netip.Addr]int            // number of endpoints with an address; for a short time, two can have one
+	claims     map[netip.Addr]int            // number of endpoints with an address; for a short time, two endpoints can have the same address
 	groups     map[string]*group             // key: the name of the set
 	live       []*group                      // the groups of the last program; Program builds only these
 	blocks     map[string]*Set
@@ -59,7 +59,7 @@ type group struct {
 	peer  *Peer // for a set of endpoints: the selectors, and the policy's own namespace
 	own   string
 	port  Port // the port, if this is a set of named ports
-	near  bool // whether only local endpoints count, since ingress goes to those
+	near  bool // whether only local endpoints count, since ingress goes to local endpoints
 	built *Set
 }
 

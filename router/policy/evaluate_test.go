@@ -75,7 +75,7 @@ var situations = map[string]struct {
 	policies []Policy
 	to       string // the destination of all connections; if egress is set, their source
 	egress   bool
-	allowed  string   // the endpoints at the other end whose connections succeed, besides to itself
+	allowed  string   // the endpoints at the other end whose connections succeed; an endpoint always reaches itself
 	port     uint16   // 0 means 80
 	proto    Protocol // 0 means TCP
 }{

@@ -27,12 +27,12 @@ type Problem struct {
 // These are the reasons of problems of a host's network. The reasons of Kubernetes problems are in
 // prog/kube.
 const (
-	Host       = "HostConfiguration" // the firewall or the CNI configuration of this host prevents something
+	Host       = "HostConfiguration" // the firewall or the CNI configuration of this host prevents connections or new containers
 	DataPath   = "DataPath"
 	Address    = "Address" // an address belongs to another peer, or cannot be used
 	Policy     = "PolicyUnread"
 	LeftOut    = "LeftOut"     // names or labels of an endpoint exceed the bounds of the directory
-	Port       = "PortBlocked" // a port is blocked between this host and another one
+	Port       = "PortBlocked" // a port is blocked between this host and another host
 	Flapping   = "PeerFlapping"
 	PathMTU    = "PathMTU"    // the path MTU to another host is below what the tunnel needs
 	CopiedDisk = "CopiedDisk" // another host has this host's identity

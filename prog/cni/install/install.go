@@ -134,8 +134,8 @@ func (i *Installer) conflist(c api.CNI) []byte {
 		plugins = append(plugins, map[string]any{"type": name, "capabilities": map[string]bool{chainable[name].capability: true}})
 	}
 	// Runtimes with a libcni older than 1.2, such as Debian 12's containerd and Podman, only read
-	// cniVersion, and refuse one that is too new. Others use the newest version in cniVersions that
-	// they support.
+	// cniVersion, and refuse a version that is too new. Other runtimes use the newest version in
+	// cniVersions that they support.
 	versions := []string{c.Version}
 	if older(oldVersion, c.Version) == oldVersion && c.Version != oldVersion {
 		versions = []string{oldVersion, c.Version}
@@ -224,7 +224,7 @@ type multus struct {
 	Delegates      []struct {
 		Name, Type string
 		Plugins    []struct{ Type string }
-	} `json:"delegates"` // the first one is the default network
+	} `json:"delegates"` // the first delegate is the default network
 }
 
 // callsWeft reports whether another configuration calls Weft for every pod.

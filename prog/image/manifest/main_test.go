@@ -149,7 +149,7 @@ func TestUninstallCanBeRepeated(t *testing.T) {
 	}
 }
 
-// Nodes do not pull a tag again when its image changes.
+// Nodes do not pull a tag again when its image changes, so no file uses the tag latest.
 func TestNoFileUsesTheTagLatest(t *testing.T) {
 	for _, dir := range []string{deploy, docs, "../../lab", "../../../README.md", "../../../Makefile"} {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -68,7 +68,7 @@ func excused(ours, theirs error) int {
 	return -1
 }
 
-// Every difference in the table still exists. Otherwise remove it from the table.
+// Every difference in the table still exists. A difference that no longer exists must be removed.
 func TestDeliberateDifferencesFromTheAPIServerStillExist(t *testing.T) {
 	for i, d := range differences {
 		_, refused := create(t, []byte(d.example))

@@ -24,12 +24,12 @@ import (
 	"weft/router/policy"
 )
 
-// decoder decodes like a request with fieldValidation=Strict, as kubectl sends it, with defaults and
-// conversion.
+// decoder decodes a manifest like the API server decodes kubectl's requests (fieldValidation=Strict),
+// with defaults and conversion.
 var decoder = serializer.NewCodecFactory(legacyscheme.Scheme, serializer.EnableStrict).UniversalDecoder()
 
 // create does what the API server does with a new object before storing it. Like API servers before
-// 1.36, it accepts sloppy CIDRs.
+// 1.36, it accepts sloppy CIDRs, for example with leading zeros.
 func create(t testing.TB, text []byte) (*networking.NetworkPolicy, error) {
 	obj, _, err := decoder.Decode(text, nil, nil)
 	if err != nil {
