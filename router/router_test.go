@@ -175,7 +175,7 @@ func testSpoofedSources(t *testing.T, h *host, c routertest.Namespace, e endpoin
 		_ = listener.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 		n, _, err := listener.ReadFrom(make([]byte, 100))
 		if arrived := err == nil && n > 0; arrived != own {
-			t.Errorf("a packet from %s: arrived %v, want %v", claim, arrived, own)
+			t.Errorf("a packet from %s arrived: %v, want %v", claim, arrived, own)
 		}
 	}
 }

@@ -218,19 +218,19 @@ func queue(stateDir string, ref api.EndpointRef) error {
 		return nil // this host was reset: there is nothing to release
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("queue the release: %w", err)
+		return fmt.Errorf("queueing the release of the address: %w", err)
 	}
 	data, err := json.Marshal(ref)
 	if err != nil {
-		return fmt.Errorf("queue the release: %w", err)
+		return fmt.Errorf("queueing the release of the address: %w", err)
 	}
 	sum := sha256.Sum256([]byte(ref.Key()))
 	name := filepath.Join(dir, hex.EncodeToString(sum[:16]))
 	if err := os.WriteFile(name+".tmp", data, 0o600); err != nil {
-		return fmt.Errorf("queue the release: %w", err)
+		return fmt.Errorf("queueing the release of the address: %w", err)
 	}
 	if err := os.Rename(name+".tmp", name+".json"); err != nil {
-		return fmt.Errorf("queue the release: %w", err)
+		return fmt.Errorf("queueing the release of the address: %w", err)
 	}
 	return nil
 }

@@ -85,7 +85,7 @@ func TestAddReplacesALinkOfAnInterruptedAttachment(t *testing.T) {
 			t.Errorf("ADD of an attached endpoint returned %v, want a conflict", err)
 		}
 		if links, err := endpoint.List(); len(links) != 2 {
-			t.Errorf("the links are %v, error %v; want those of two endpoints", links, err)
+			t.Errorf("the links are %v, error %v; want the links of two endpoints", links, err)
 		}
 	})
 }

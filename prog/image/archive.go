@@ -29,7 +29,7 @@ func (b *bundle) writeArchive(path string) (size int64, err error) {
 		},
 	}})
 	if _, err := layout.Write(dir, top); err != nil {
-		return 0, fmt.Errorf("lay out the image: %w", err)
+		return 0, fmt.Errorf("laying out the image: %w", err)
 	}
 	err = writeFile(path, func(w io.Writer) error {
 		counted := &counter{Writer: w}

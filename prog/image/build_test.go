@@ -47,13 +47,13 @@ func TestSameSourcesGiveTheSameImage(t *testing.T) {
 		}
 		for _, want := range []string{path + "  localhost/weft:v1\n", "image sha256:", "linux/" + runtime.GOARCH, "." + runtime.GOARCH + ".sbom.json"} {
 			if !strings.Contains(out.String(), want) {
-				t.Errorf("the summary lacks %s:\n%s", want, out.String())
+				t.Errorf("the summary lacks %s, want it there:\n%s", want, out.String())
 			}
 		}
 		archives[i] = read(t, path)
 	}
 	if !bytes.Equal(archives[0], archives[1]) {
-		t.Error("the same sources, built in two folders, give different archives, want equal ones")
+		t.Error("the same sources, built in two folders, give different archives, want equal archives")
 	}
 }
 
@@ -85,7 +85,7 @@ func TestImageOfInvalidProgramsOrNamesIsRefused(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "weft-image.tar")
 			err := run(append([]string{"-o", path}, c.args...), io.Discard)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("error %v, want one with %q", err, c.want)
+				t.Errorf("the command returned the error %v, want an error with %q", err, c.want)
 			}
 			if _, err := os.Stat(path); err == nil {
 				t.Error("the archive exists after an error, want none")
@@ -114,7 +114,7 @@ func TestProgramsBuiltWithWrongSettingsAreRefused(t *testing.T) {
 		}
 		err := p.check()
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s=%s: error %v, want one with %q", c.key, c.value, err, c.want)
+			t.Errorf("with the build setting %s=%s, check returned %v; want an error with %q, or none if empty", c.key, c.value, err, c.want)
 		}
 	}
 }

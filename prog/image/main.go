@@ -129,7 +129,7 @@ func writeFile(path string, fill func(io.Writer) error) error {
 	}
 	defer os.Remove(tmp.Name()) // the removal fails after the rename, as intended
 	if err := errors.Join(fill(tmp), tmp.Chmod(0o644), tmp.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	return os.Rename(tmp.Name(), path)
 }

@@ -43,7 +43,7 @@ func TestBillsOfMaterialsAreAttachedToTheirImages(t *testing.T) {
 			t.Fatal(err)
 		}
 		if beside := read(t, filepath.Dir(path), "weft-image."+p.arch+".sbom.json"); !bytes.Equal(attached, beside) {
-			t.Errorf("want equal bills in and beside the archive, got\n%s\n%s", attached, beside)
+			t.Errorf("the bills in and beside the archive differ, want equal bills:\n%s\n%s", attached, beside)
 		}
 	}
 }

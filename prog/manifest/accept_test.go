@@ -69,7 +69,7 @@ metadata:
 			names = append(names, d.Name())
 		}
 		if err != nil || !slices.Equal(names, want) {
-			t.Errorf("%s: Parse returned the names %q, error %v; want the row's names", text, names, err)
+			t.Errorf("%s: Parse returned the names %q, error %v; want the names %q", text, names, err, want)
 		}
 	}
 }
@@ -126,7 +126,7 @@ func TestCIDRsMeanTheSameAsInTheAPIServer(t *testing.T) {
 			continue
 		}
 		if err != nil || docs[0].Policy.Ingress[0].Peers[0].Block.String() != want.String() {
-			t.Errorf("%s: error %v, or another block than %v", text, err, want)
+			t.Errorf("%s: Parse returned the error %v, or another block; want the block %v", text, err, want)
 			continue
 		}
 		again(t, docs[0])

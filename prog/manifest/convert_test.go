@@ -102,7 +102,7 @@ func TestPolicyIsInAuditModeOnlyByAnnotation(t *testing.T) {
 	} {
 		p := converted(t, "{podSelector: {}}", value)
 		if w := warning(p); p.Audit != want.tried || (w != "") != want.told || want.told && !strings.Contains(w, "weft.internal/audit") {
-			t.Errorf("the annotation %q gives audit mode %v and the warning %q, want the row's", value, p.Audit, w)
+			t.Errorf("the annotation %q gives audit mode %v and the warning %q; want audit mode %v, and a warning: %v", value, p.Audit, w, want.tried, want.told)
 		}
 	}
 }
@@ -121,7 +121,7 @@ func TestParseStoredKeepsThePartsThatItUnderstands(t *testing.T) {
 	} {
 		d, err := ParseStored(spec("  {" + text + "}"))
 		if err != nil || d.Name() != "default/p" || len(d.Policy.Ingress) != want.rules || !strings.Contains(warning(d.Policy), want.says) || (want.says == "") != (warning(d.Policy) == "") {
-			t.Errorf("%s: ParseStored returned %+v, error %v; want the row's rules and warning", text, d, err)
+			t.Errorf("%s: ParseStored returned %+v, error %v; want %d rules and a warning with %q, or none if empty", text, d, err, want.rules, want.says)
 		}
 	}
 	for _, bad := range []string{"", "a", "apiVersion: v9\nkind: NetworkPolicy", string(spec("  podSelector: 7")), string(spec("  {}")) + "\n---\n" + string(spec("  {}"))} {

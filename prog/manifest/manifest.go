@@ -111,7 +111,7 @@ func Parse(data []byte) ([]Document, error) {
 // documents returns the objects of a manifest.
 func documents(data []byte) (out []place, err error) {
 	if len(data) > maxSize {
-		return nil, &Error{Why: fmt.Sprintf("%d bytes, at most %d are allowed", len(data), maxSize)}
+		return nil, &Error{Why: fmt.Sprintf("the manifest has %d bytes, at most %d are allowed", len(data), maxSize)}
 	}
 	decoder := yamlv3.NewDecoder(bytes.NewReader(data))
 	for {

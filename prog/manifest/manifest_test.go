@@ -98,7 +98,7 @@ func again(t *testing.T, d Document) {
 	t.Helper()
 	got, err := Parse(d.YAML)
 	if err != nil {
-		t.Fatalf("parsing the document's text again: %v, want the same document\n%s", err, d.YAML)
+		t.Fatalf("parsing the document's text again returned %v, want the same document\n%s", err, d.YAML)
 	}
 	if d := cmp.Diff([]Document{d}, got, compare); d != "" {
 		t.Errorf("the document's text gives another document (-want +got)\n%s", d)
@@ -160,7 +160,7 @@ func TestPolicyTypesHaveTheDefaultsOfTheAPI(t *testing.T) {
 	} {
 		got, err := Parse([]byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec: " + spec))
 		if err != nil || got[0].Policy.Isolates != isolates {
-			t.Errorf("the spec %s gives %+v, error %v; want the row's directions", spec, got, err)
+			t.Errorf("the spec %s gives %+v, error %v; want %v isolated", spec, got, err, isolates)
 		}
 	}
 }
@@ -204,7 +204,7 @@ func TestManifestErrorsHaveLineAndPath(t *testing.T) {
 	} {
 		text := strings.Replace(everything, c.from, c.to, 1)
 		if text == everything {
-			t.Fatalf("want %q in the manifest of this test, to replace it", c.from)
+			t.Fatalf("the manifest of this test lacks %q; want it there, so that the case can replace it", c.from)
 		}
 		_, err := Parse([]byte(text))
 		e, ok := errors.AsType[*Error](err)

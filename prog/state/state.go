@@ -117,7 +117,7 @@ func create(path string) error {
 	}
 	db, err := openFile(fresh)
 	if err != nil {
-		return fmt.Errorf("state: make %s: %w", fresh, err)
+		return fmt.Errorf("state: making %s: %w", fresh, err)
 	}
 	s := &Store{db}
 	if err := errors.Join(s.initialise(), db.Close()); err != nil {

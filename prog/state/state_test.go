@@ -64,7 +64,7 @@ func TestStateIsTheSameAfterARestart(t *testing.T) {
 	peers, _ := s.Peers()
 	st, err := s.Load()
 	if err != nil || !known || len(targets) != 1 || len(peers) != 1 || string(st.Ring) != "ring" || len(st.Allocations) != 2 || st.Allocations["a"] != 7 {
-		t.Errorf("after a restart: targets %v (known %v), peers %v, state %+v, error %v; want those that were stored", targets, known, peers, st, err)
+		t.Errorf("after a restart: targets %v (known %v), peers %v, state %+v, error %v; want the stored values", targets, known, peers, st, err)
 	}
 	if string(st.Vote) != "vote" || len(st.Quarantined) != 1 || st.Quarantined[0] != (space.Quarantined{Slot: 11, Until: 170}) {
 		t.Errorf("after a restart: vote %q, quarantine %v; want the stored vote, and slot 11 until 170", st.Vote, st.Quarantined)
@@ -83,7 +83,7 @@ func TestCrashDuringCreateLeavesNoTornFile(t *testing.T) {
 	}
 	open(t, dir).Close()
 	if files, _ := os.ReadDir(dir); len(files) != 1 {
-		t.Errorf("files after creating the state: %v, want only state.db", files)
+		t.Errorf("after Open the state folder contains %v, want only state.db", files)
 	}
 }
 

@@ -185,7 +185,7 @@ func Start(ctx context.Context, exe, logPath string) error {
 	// The log is not truncated: after a crash, its last lines have the cause.
 	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return fmt.Errorf("datapath: opening its log: %w", err)
+		return fmt.Errorf("datapath: opening the log of the process: %w", err)
 	}
 	defer log.Close()
 	cmd := exec.Command(exe, "datapath")
@@ -289,7 +289,7 @@ func server(c *net.UnixConn) (int, error) {
 		return 0, err
 	}
 	if cred.Pid <= 0 {
-		return 0, errors.New("the process is in another PID namespace: end it there")
+		return 0, errors.New("the process is in another PID namespace: end the process there")
 	}
 	return int(cred.Pid), nil
 }

@@ -22,7 +22,7 @@ func TestHostLinkIsStableAndUnique(t *testing.T) {
 		t.Errorf("HostLink is %q; want the name of earlier releases, weft-c5e5b99f2c: otherwise existing endpoints would be lost", got)
 	}
 	if HostLink("a", "b") == HostLink("a\x00b", "") || HostLink("a", "eth0") == HostLink("a", "eth1") {
-		t.Error("two endpoints have the same HostLink; want different ones")
+		t.Error("two endpoints have the same HostLink; want different names")
 	}
 }
 
@@ -82,7 +82,7 @@ func TestEndpointIsCreatedCheckedAndDeleted(t *testing.T) {
 			t.Error(err)
 		}
 		if err := Check(e.HostLink, c.Path(), "eth0", append(addrs, node4)); err == nil || !strings.Contains(err.Error(), node4.String()) {
-			t.Errorf("Check with a missing address returned %v; want an error that names it", err)
+			t.Errorf("Check with a missing address returned %v; want an error that names the address", err)
 		}
 		in, err := Open(c.Path(), "eth0")
 		if err != nil {
@@ -103,7 +103,7 @@ func TestEndpointIsCreatedCheckedAndDeleted(t *testing.T) {
 		}
 		for range 2 {
 			if err := errors.Join(Delete(e.HostLink), Unplug(e)); err != nil {
-				t.Errorf("deleting and unplugging the endpoint: %v", err)
+				t.Errorf("deleting and unplugging the endpoint returned %v; want no error", err)
 			}
 		}
 		if err := Check(e.HostLink, c.Path(), "eth0", addrs); err == nil {

@@ -21,7 +21,7 @@ func TestErrorNamesTheFirstFailedRequest(t *testing.T) {
 		defer s.Close()
 		lo, err := s.Index("lo")
 		if err != nil || lo != 1 {
-			t.Fatalf("lo has index %d, %v; want 1", lo, err)
+			t.Fatalf("lo has the index %d, error %v; want 1", lo, err)
 		}
 		var many []Request
 		for n := range byte(200) { // the answers do not fit into one read
@@ -43,7 +43,7 @@ func TestErrorNamesTheFirstFailedRequest(t *testing.T) {
 			t.Errorf("a request after failed ones returned %v; want no error", err)
 		}
 		if _, err := s.Index("eth9"); !errors.Is(err, unix.ENODEV) || !strings.Contains(err.Error(), "eth9") {
-			t.Errorf("the index of a missing link: %v; want ENODEV for eth9", err)
+			t.Errorf("Index of the missing link eth9 returned %v; want ENODEV and the name", err)
 		}
 	})
 }

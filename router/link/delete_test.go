@@ -125,7 +125,7 @@ func TestRemoveLinkReturnsWhenTheLinkIsGone(t *testing.T) {
 			}
 		}
 		if err := RemoveLink("v0"); err != nil {
-			t.Errorf("removing a missing link: %v; want no error", err)
+			t.Errorf("removing a missing link returned %v; want no error", err)
 		}
 		if err := RemoveLink("lo"); err == nil {
 			t.Error("the kernel refuses to remove lo, but RemoveLink returned no error, want one")

@@ -68,15 +68,15 @@ func TestChangeOfOneHostChangesOnlyTheElementsOfThatHost(t *testing.T) {
 			t.Errorf("the program has %d elements, want those of a thousand hosts", total)
 		}
 		if _, elements := counts(t); elements < total {
-			t.Errorf("%d elements in the kernel, want at least %d", elements, total)
+			t.Errorf("the kernel has %d elements, want at least %d", elements, total)
 		}
 		slices.Reverse(before.Guard.Hosts.Peers) // the order must not matter
 		if again := b.Build(before); len(changed(first, again)) > 0 {
-			t.Errorf("in another order the sets change by %v elements, want none", changed(first, again))
+			t.Errorf("the same hosts in another order change the sets by %v elements, want none", changed(first, again))
 		}
 		second := b.Build(manyHosts(7000, policies))
-		if got := changed(first, second); !slices.Equal(got, []int{4, 4, 4, 4}) { // a family has two sets, and each loses and gains elements
-			t.Errorf("changing one host changes the sets by %v elements; want 4 in each", got)
+		if got := changed(first, second); !slices.Equal(got, []int{4, 4, 4, 4}) { // one set of each family loses and gains elements
+			t.Errorf("changing one host deletes and adds %v elements; want 4 deleted and 4 added elements in one set of each family", got)
 		}
 		if gone, come := differing(first.Chains, second.Chains); len(gone)+len(come) > 0 {
 			t.Errorf("%d chains were deleted and %d added, want none", len(gone), len(come))

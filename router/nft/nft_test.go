@@ -199,7 +199,7 @@ func compareWithNft(t *testing.T, name string, p Program) {
 		t.Errorf("nft cannot list %s: %v\n%s", name, err, out)
 	}
 	if d := cmp.Diff(normal(p.String()), normal(string(out))); d != "" {
-		t.Errorf("the text of program %s differs from that of nft, want the same (-Weft +nft):\n%s", name, d)
+		t.Errorf("the text of program %s differs from nft's text, want the same (-Weft +nft):\n%s", name, d)
 	}
 }
 
@@ -341,7 +341,7 @@ func TestKernelLoadsManyRanges(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, elements := counts(t); elements < 2*2*3000 {
-			t.Errorf("%d elements, want two for each of 3000 ranges in two sets", elements)
+			t.Errorf("the kernel has %d elements, want two for each of 3000 ranges in two sets", elements)
 		}
 	})
 }

@@ -211,10 +211,10 @@ func TestChainsAreCompleteBeforeAnythingRefersToThem(t *testing.T) {
 		}
 		transactions(before)
 		if n := transactions(after); n != 2 {
-			t.Errorf("%d transactions for a program with new chains, want 2", n)
+			t.Errorf("Apply made %d transactions for a program with new chains, want 2", n)
 		}
 		if n := transactions(before); n != 1 {
-			t.Errorf("%d transactions for a program without new chains, want 1", n)
+			t.Errorf("Apply made %d transactions for a program without new chains, want 1", n)
 		}
 	})
 }

@@ -145,7 +145,7 @@ func TestEvaluateMatchesKubernetesTestSuite(t *testing.T) {
 				}
 				back := Packet{Src: p.Dst, Dst: p.Src, Protocol: proto, SrcPort: port, DstPort: 40000, Reply: true}
 				if r := Evaluate(c.policies, suite, back); r.Allowed != want {
-					t.Errorf("%s: the reply of %s to %s: allowed %v, want %v", name, dst, src, r.Allowed, want)
+					t.Errorf("%s: the reply of %s to %s is allowed: %v, want %v", name, dst, src, r.Allowed, want)
 				}
 			}
 		}

@@ -46,7 +46,7 @@ func TestBlocksApplyToHostsOverlayAddresses(t *testing.T) {
 					return addr(a).BitLen() == i.First.BitLen() && !addr(a).Less(i.First) && !i.Last.Less(addr(a))
 				})
 				if inText := (World{Hosts: hosts}).inBlock(b, addr(a)); inText != want || inSet != want {
-					t.Errorf("block %v, address %s: Evaluate says %v, the set %v, want %v: %v", b, a, inText, inSet, want, intervals)
+					t.Errorf("block %v contains the address %s: %v in Evaluate, %v in the set %v; want %v", b, a, inText, inSet, intervals, want)
 				}
 			}
 		}

@@ -57,7 +57,7 @@ func TestConflistNamesInstalledPluginsAndACommonVersion(t *testing.T) {
 				}
 			}
 			if err := json.Unmarshal(i.conflist(made), &conf); err != nil || conf.CNIVersion != "1.0.0" || len(conf.Plugins) != len(c.plugins) {
-				t.Fatalf("error %v, conflist %+v; want cniVersion 1.0.0, and all plugins", err, conf)
+				t.Fatalf("the conflist is %+v, error %v; want cniVersion 1.0.0 and all plugins", conf, err)
 			}
 			if list, err := libcni.NetworkConfFromBytes(i.conflist(made)); err != nil || list.CNIVersion != c.version {
 				t.Errorf("libcni reads the configuration %+v, error %v; want version %s of CNI", list, err, c.version)
@@ -107,7 +107,7 @@ func TestCNIConfigurationsBeforeWeftsAreReportedAsProblems(t *testing.T) {
 	}
 	for n, word := range want {
 		if !strings.Contains(list[n].String(), word) || list[n].Fix == "" {
-			t.Errorf("problem %d: want it to name %s, with a fix; got %v", n, word, list[n])
+			t.Errorf("problem %d is %v; want it to name %s and have a fix", n, list[n], word)
 		}
 	}
 }

@@ -62,7 +62,7 @@ func TestWeftAndAPIServerAgreeOnUsersManifests(t *testing.T) {
 			t.Errorf("the results for %s differ, want the same: %s", c.spec, why)
 		}
 		if _, err := apply(text); (err == nil) != c.taken {
-			t.Errorf("%s: error %v, want the row's result", c.spec, err)
+			t.Errorf("%s: Parse returned the error %v; want the spec accepted: %v", c.spec, err, c.taken)
 		}
 	}
 }
