@@ -75,14 +75,14 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 //
 //	no Secret ──create──▶ founder named ──"founded" by the founder──▶ founded
 //	   (or one with                │  ▲
-//	    a token only)              └──┘ another founder, while this one's Node is
-//	                                    gone, or its disk: it has another PeerID
+//	    a token only)              └──┘ another founder, if the named founder's Node
+//	                                    is gone, or its disk: a new disk has a new peer id
 //
 // Each arrow is a request that the API server accepts from only one node: a create, or an update with
 // the resourceVersion that was read. No node uses a ring before the last arrow, so there is never a
-// second ring. No arrow is taken while another Node shows that the cluster has a network. Then the
-// Secret was deleted or is older than the network, and the agents of that network restore it
-// (Keeper).
+// second ring. No arrow is taken while another Node shows that the cluster has a network. In that case
+// the Secret was deleted or is older than the network, and the agents of that network restore the
+// Secret (Keeper).
 type Bootstrap struct {
 	Client    *Client
 	Namespace string
@@ -102,15 +102,15 @@ type Bootstrap struct {
 	marked time.Time     // time of the last request to set "founded", whose answer may be lost
 }
 
-// trust limits how long a founder whose request got no answer may still act as the founder, once it
-// reads that the Secret is founded. It is shorter than the time after which other peers take over
-// from a peer that they never heard (package reclaim's silence).
+// trust limits the time between a founder's request to set "founded" and its reading of "founded". After
+// that time, Run does not return mine, since other peers may have taken over the founder's addresses:
+// they wait longer for a peer that they never heard (silence in package reclaim).
 const trust = 20 * time.Second
 
 // errAgain means that the Secret was written, here or by a faster node, and must be read again.
 var errAgain = errors.New("the Secret keeps changing: check which other program writes it")
 
-// waitError names the node for which this one waits.
+// waitError names the node for which this node waits.
 type waitError struct{ node string }
 
 func (e *waitError) Error() string {
@@ -198,7 +198,7 @@ func (b *Bootstrap) step(ctx context.Context) (f Founding, mine bool, err error)
 	switch {
 	case f.Founder == b.Self && f.UID == own.UID:
 		return f, false, b.mark(ctx, s)
-	case f.Founder == b.Self || f.UID == own.UID: // this Node was registered again, or its disk was lost
+	case f.Founder == b.Self || f.UID == own.UID: // this host's Node was registered again, or the host's disk was lost
 		return f, false, b.claim(ctx, s, f.Token.Cluster)
 	}
 	switch founder, err := b.Client.Node(ctx, f.Node); {

@@ -111,7 +111,7 @@ func run(t *testing.T, all ...*Bootstrap) []Founding {
 }
 
 // Nodes that start at once agree on one founder, one token and one universe.
-func TestOneFounder(t *testing.T) {
+func TestNodesAgreeOnOneFounder(t *testing.T) {
 	c := newCluster(t, 12)
 	var all []*Bootstrap
 	for n := range 12 {
@@ -133,7 +133,7 @@ func TestOneFounder(t *testing.T) {
 	}
 }
 
-// stuck leaves a Secret whose founder never founds.
+// stuck leaves a Secret with a founder that never sets "founded".
 func stuck(t *testing.T, c *cluster, n int) *Bootstrap {
 	t.Helper()
 	b := c.bootstrap(t, n, 0)
@@ -144,7 +144,8 @@ func stuck(t *testing.T, c *cluster, n int) *Bootstrap {
 }
 
 // Nodes wait for a founder whose Node exists, and name it. Once its Node is gone or registered again,
-// exactly one other node takes over. If the founder returns, it follows.
+// exactly one other node takes over. If the first founder returns, it uses the
+// ring of the new founder.
 func TestAnotherNodeFoundsWhenFounderIsGone(t *testing.T) {
 	for name, end := range map[string]func(*cluster){
 		"deleted":   func(c *cluster) { c.Delete(kubetest.Node("n0", "uid-0")) },
@@ -177,20 +178,21 @@ func TestAnotherNodeFoundsWhenFounderIsGone(t *testing.T) {
 	}
 }
 
-// A restarted founder with its disk continues. Without it, another peer of the same Node takes over.
-func TestFounderStartsAgain(t *testing.T) {
+// A founder that restarts with its disk continues to found. If its disk was lost, the new peer on the
+// same Node becomes the founder.
+func TestTheFoundersNodeFoundsEvenIfItsDiskWasLost(t *testing.T) {
 	for disk := range byte(2) {
 		c := newCluster(t, 2)
 		stuck(t, c, 0)
 		f := run(t, c.bootstrap(t, 0, disk), c.bootstrap(t, 1, 0))[0]
 		if f.Node != "n0" || f.Founder != (peer.ID{1, disk}) || !f.Founded {
-			t.Errorf("with disk %d the founding is %+v; want the peer of that disk", disk, f)
+			t.Errorf("with disk %d the founding is %+v; want the peer of that disk as the founder", disk, f)
 		}
 	}
 }
 
 // An operator's Secret provides the token; the nodes complete the rest.
-func TestOperatorsTokenIsUsed(t *testing.T) {
+func TestTheTokenInAnOperatorsSecretIsUsed(t *testing.T) {
 	token, err := secret.New(crand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -217,7 +219,7 @@ func TestOperatorsTokenIsUsed(t *testing.T) {
 }
 
 // If the API server refuses or is down, Run reports it and retries.
-func TestBootstrapRetries(t *testing.T) {
+func TestBootstrapRetriesFailedRequests(t *testing.T) {
 	for name, situation := range map[string]struct {
 		code int
 		says string
@@ -236,7 +238,7 @@ func TestBootstrapRetries(t *testing.T) {
 		}
 		f := run(t, b)[0]
 		if why := <-said; !strings.Contains(why, situation.says) || !f.Founded {
-			t.Errorf("%s: the reason for waiting is %q, then the founding %+v; want the cause, and success later", name, why, f)
+			t.Errorf("%s: the reason for waiting is %q, then the founding %+v; want the cause as the reason, and then a founding", name, why, f)
 		}
 	}
 	c := newCluster(t, 0)
@@ -245,9 +247,9 @@ func TestBootstrapRetries(t *testing.T) {
 	}
 }
 
-// With lost, late and refused requests and deleted Nodes, all that finish agree, and at most one
-// founded.
-func TestBootstrapUnderFaults(t *testing.T) {
+// While requests and answers are lost, requests fail, and Nodes are registered again, all nodes agree
+// on one founding, and at most one node founded.
+func TestAtMostOneNodeFoundsDespiteFaults(t *testing.T) {
 	for seed := range uint64(60) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		nodes := 2 + random.IntN(5)
@@ -287,7 +289,7 @@ func configMap(text string) *core.ConfigMap {
 	return &core.ConfigMap{ObjectMeta: meta.ObjectMeta{Namespace: "kube-system", Name: "kube-proxy"}, Data: map[string]string{"config.conf": "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n" + text}}
 }
 
-func TestUniverse(t *testing.T) {
+func TestUniverseComesFromSettingsOrKubeProxy(t *testing.T) {
 	id := secret.ClusterID{1}
 	own := func(four string) slot.Universe { return slot.Universe{V4: netip.MustParsePrefix(four), V6: id.V6()} }
 	both := slot.Universe{V4: netip.MustParsePrefix("10.1.0.0/16"), V6: netip.MustParsePrefix("fd00:1::/64")}
@@ -299,12 +301,12 @@ func TestUniverse(t *testing.T) {
 		{name: "nothing is known", want: own("10.32.0.0/12")},
 		{name: "kube-proxy", proxy: "clusterCIDR: 10.244.0.0/16\n", want: own("10.244.0.0/16")},
 		{name: "kube-proxy, both", proxy: "clusterCIDR: 10.1.0.0/16,fd00:1::/56\n", want: both},
-		{name: "kube-proxy was told nothing", proxy: "clusterCIDR: \"\"\n", want: own("10.32.0.0/12")},
+		{name: "kube-proxy has an empty clusterCIDR", proxy: "clusterCIDR: \"\"\n", want: own("10.32.0.0/12")},
 		{name: "a setting wins", proxy: "clusterCIDR: 10.244.0.0/16\n", asked: both, want: both},
 		{name: "a setting for IPv4 only", proxy: "clusterCIDR: 10.244.0.0/16\n", asked: slot.Universe{V4: both.V4}, want: own("10.1.0.0/16")},
-		{name: "services inside", services: "10.96.0.0/12", asked: own("10.96.0.0/11"), refused: "10.96.0.0/12"},
-		{name: "services around", services: "10.96.0.0/12", asked: own("10.97.0.0/16"), refused: "WEFT_IPALLOC_RANGE"},
-		{name: "services beside", services: "10.96.0.0/12", want: own("10.32.0.0/12")},
+		{name: "the range contains the services", services: "10.96.0.0/12", asked: own("10.96.0.0/11"), refused: "10.96.0.0/12"},
+		{name: "the range lies within the services", services: "10.96.0.0/12", asked: own("10.97.0.0/16"), refused: "WEFT_IPALLOC_RANGE"},
+		{name: "the range and the services are disjoint", services: "10.96.0.0/12", want: own("10.32.0.0/12")},
 		{name: "an older server whose service overlaps", host: "10.33.0.1", refused: "10.33.0.1"},
 		{name: "an older server whose service does not overlap", host: "10.96.0.1", want: own("10.32.0.0/12")},
 		{name: "too small", proxy: "clusterCIDR: 10.244.0.0/29\n", refused: "/28"},
@@ -334,7 +336,7 @@ func TestUniverse(t *testing.T) {
 	}
 }
 
-func TestMismatch(t *testing.T) {
+func TestOtherPodRangesOfKubeProxyAreReported(t *testing.T) {
 	u := slot.Universe{V4: netip.MustParsePrefix("10.32.0.0/12"), V6: netip.MustParsePrefix("fd00:1::/96")}
 	for _, c := range []struct {
 		proxy ProxyConfig

@@ -14,7 +14,7 @@ import (
 
 // A refusal is reported at once, and an unreachable server only after a while. A watch that receives
 // nothing is reported after the time for which servers keep a watch.
-func TestContactReportsTrouble(t *testing.T) {
+func TestRefusalsAreReportedAtOnceAndOutagesLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx := t.Context()
 		var c contact

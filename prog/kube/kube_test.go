@@ -121,7 +121,7 @@ func TestSourceFollowsChanges(t *testing.T) {
 }
 
 // A pod is found by its UID, also if the API server reports it later.
-func TestPodByUID(t *testing.T) {
+func TestAPodIsFoundByItsUID(t *testing.T) {
 	api := kubetest.New()
 	api.Set(kubetest.Pod("n1", "shop", "web", "old", map[string]string{"app": "old"}))
 	f := follow(t, api, nil)
@@ -148,7 +148,7 @@ func TestPodByUID(t *testing.T) {
 
 // While the API server is down, the stored state is used. Without it, the error says that nothing is
 // known.
-func TestStoredStateWithoutServer(t *testing.T) {
+func TestStoredStateIsUsedWithoutAPIServer(t *testing.T) {
 	api := kubetest.New()
 	api.Set(denyAll("shop", "closed"))
 	api.Set(kubetest.Pod("n1", "shop", "web", "u1", map[string]string{"app": "web"}))
@@ -309,7 +309,7 @@ func TestRetriesAreFrequentButBounded(t *testing.T) {
 
 // Policies that older API servers accepted are read. A peer that is not understood allows nothing.
 // Each policy with such parts is reported once.
-func TestUnknownPeersAllowNothing(t *testing.T) {
+func TestPolicyPeersThatAreNotUnderstoodAllowNothing(t *testing.T) {
 	sloppy := denyAll("a", "sloppy")
 	sloppy.Spec.Ingress = []networking.NetworkPolicyIngressRule{{From: []networking.NetworkPolicyPeer{
 		{IPBlock: &networking.IPBlock{CIDR: "10.200.000.0/24"}}, {PodSelector: &meta.LabelSelector{MatchLabels: map[string]string{"app": "client"}}},
@@ -339,7 +339,7 @@ func TestUnknownPeersAllowNothing(t *testing.T) {
 }
 
 // A policy that this version does not understand allows nothing, and is reported.
-func TestUnknownPoliciesAllowNothing(t *testing.T) {
+func TestPoliciesThatAreNotUnderstoodAllowNothing(t *testing.T) {
 	odd := denyAll("shop", "odd")
 	odd.Spec.PolicyTypes = []networking.PolicyType{"Sideways"}
 	data, err := json.Marshal(kept{Policies: []networking.NetworkPolicy{*odd, *denyAll("shop", "closed")}})

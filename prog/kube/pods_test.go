@@ -51,7 +51,7 @@ func TestPodsCannotClaimOtherIdentities(t *testing.T) {
 }
 
 // Named ports are those of containers that keep running, as in Kubernetes for services.
-func TestNamedPorts(t *testing.T) {
+func TestInitContainersThatEndHaveNoNamedPorts(t *testing.T) {
 	always := core.ContainerRestartPolicyAlways
 	named := func(name string, number int32) []core.ContainerPort {
 		return []core.ContainerPort{{Name: name, ContainerPort: number}}

@@ -15,7 +15,7 @@ import (
 )
 
 // Events are written on the Node, and the same event is not repeated for a while.
-func TestEvents(t *testing.T) {
+func TestRepeatedEventsAreWrittenOnce(t *testing.T) {
 	c := newCluster(t, 1)
 	r := NewReporter(c.client(t), "n0", slog.New(slog.DiscardHandler))
 	ctx, stop := context.WithCancel(t.Context())
@@ -37,7 +37,7 @@ func TestEvents(t *testing.T) {
 	}
 	e, now := event{"Normal", ReasonReclaimed, "later"}, time.Now()
 	if !r.fresh(e, now) || r.fresh(e, now.Add(quiet-time.Second)) || !r.fresh(e, now.Add(quiet)) {
-		t.Error("want the event repeated after ten minutes, and not before")
+		t.Error("the same event was repeated before ten minutes, or not afterwards; want it repeated after ten minutes")
 	}
 	c.Refuse(func(string, string) int { return http.StatusForbidden })
 	if err := r.WarnNow(t.Context(), ReasonInvalidSetting, "x"); err == nil || !strings.Contains(err.Error(), "manifest") {
@@ -46,7 +46,7 @@ func TestEvents(t *testing.T) {
 }
 
 // SetAvailable sets its condition and keeps the Node's other data.
-func TestSetAvailable(t *testing.T) {
+func TestSetAvailableChangesOnlyItsCondition(t *testing.T) {
 	c := newCluster(t, 1)
 	n := kubetest.Node("n0", "uid-0", "192.0.2.1", "2001:db8::1", "127.0.0.1", "fe80::1%eth0")
 	n.Status.Conditions = append(n.Status.Conditions, core.NodeCondition{Type: core.NodeNetworkUnavailable, Status: core.ConditionTrue, Reason: "NoRouteCreated"})

@@ -93,7 +93,7 @@ func TestKeeperRestoresSecret(t *testing.T) {
 	for name, harm := range map[string]func(){
 		"deleted":           func() { c.Delete(c.secret(t)) },
 		"without a founder": func() { edit(func(s *core.Secret) { s.Annotations = nil }) },
-		"before it was founded": func() {
+		"as before it was founded": func() {
 			edit(func(s *core.Secret) {
 				delete(s.Annotations, annotationFounded)
 				s.Annotations[annotationFounder] = "0011223344556677"
@@ -103,7 +103,7 @@ func TestKeeperRestoresSecret(t *testing.T) {
 		"with a universe that cannot be read": func() { edit(func(s *core.Secret) { s.Annotations[annotationUniverse] = "10.32.0.0/12" }) },
 	} {
 		harm()
-		eventually.Nil(t, soon, "the Secret is restored that was there "+name, func() error {
+		eventually.Nil(t, soon, "the Secret is restored after this change: "+name, func() error {
 			if !same() {
 				return fmt.Errorf("it is %+v", c.All("secrets"))
 			}
@@ -147,7 +147,7 @@ func TestFewAgentsRestoreSecret(t *testing.T) {
 
 // While Weft is being removed, the Secret is not restored. A Secret of another network is kept and
 // reported.
-func TestKeeperKeepsForeignSecret(t *testing.T) {
+func TestKeeperDoesNotOverwriteTheSecretOfAnotherNetwork(t *testing.T) {
 	other, err := secret.New(crand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -216,24 +216,24 @@ func TestKeeperKeepsForeignSecret(t *testing.T) {
 func TestNoSecondNetworkIsFounded(t *testing.T) {
 	up := core.NodeCondition{Type: core.NodeNetworkUnavailable, Status: core.ConditionFalse, Reason: ReasonUp}
 	for name, secretIs := range map[string]func(*cluster){
-		"missing": func(c *cluster) {},
-		"a token": func(c *cluster) {
+		"that is missing": func(c *cluster) {},
+		"with only a token": func(c *cluster) {
 			token, err := secret.New(crand.Reader)
 			if err != nil {
 				t.Fatal(err)
 			}
 			c.Set(newSecret("weft", token))
 		},
-		"of a founder that is gone": func(c *cluster) { stuck(t, c, 2); c.Delete(kubetest.Node("n2", "uid-2")) },
-		"its own":                   func(c *cluster) { stuck(t, c, 0) },
+		"whose founder is gone":      func(c *cluster) { stuck(t, c, 2); c.Delete(kubetest.Node("n2", "uid-2")) },
+		"whose founder is this node": func(c *cluster) { stuck(t, c, 0) },
 	} {
 		for shows, show := range map[string]func(*cluster, *Bootstrap){
-			"a condition": func(c *cluster, _ *Bootstrap) {
+			"another Node has the condition": func(c *cluster, _ *Bootstrap) {
 				n := kubetest.Node("n1", "uid-1", "192.0.2.2")
 				n.Status.Conditions = append(n.Status.Conditions, up)
 				c.Set(n)
 			},
-			"an answer": func(_ *cluster, b *Bootstrap) {
+			"another Node's agent answers": func(_ *cluster, b *Bootstrap) {
 				b.Answers = func(_ context.Context, a netip.Addr) bool { return a == netip.MustParseAddr("192.0.2.2") }
 			},
 		} {
@@ -275,7 +275,7 @@ func TestNoSecondNetworkIsFounded(t *testing.T) {
 }
 
 // A founder whose check for other networks takes long is still the founder.
-func TestSlowFounderIsStillFounder(t *testing.T) {
+func TestASlowFounderStaysTheFounder(t *testing.T) {
 	c := newCluster(t, 2)
 	b := c.bootstrap(t, 0, 0)
 	b.Answers = func(context.Context, netip.Addr) bool {

@@ -8,7 +8,7 @@ import (
 
 // The output of a command is complete, even if it ended before its output was read. A daemon that
 // it started may keep the descriptor open.
-func TestCollectorDrains(t *testing.T) {
+func TestCollectorReadsAllOutput(t *testing.T) {
 	c, w, err := newCollector()
 	if err != nil {
 		t.Fatal(err)

@@ -392,7 +392,7 @@ func TestUpRefusesRunningLabAndReplacesCrashedOne(t *testing.T) {
 	}
 }
 
-func TestTwentyHosts(t *testing.T) {
+func TestLabWithTwentyHostsStarts(t *testing.T) {
 	start := time.Now()
 	l := bare(t, 20, 2)
 	t.Logf("20 hosts with 40 containers in %v", time.Since(start).Round(time.Millisecond))

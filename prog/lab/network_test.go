@@ -143,7 +143,7 @@ func TestForeignFirewallRulesAreLoaded(t *testing.T) {
 
 // On a terminal, exec gives the command its own terminal: it has a size, and ctrl-C only ends the
 // foreground job.
-func TestExecOnATerminal(t *testing.T) {
+func TestExecGivesTheCommandATerminal(t *testing.T) {
 	bare(t, 1, 0)
 	ours, theirs, err := pty.Open()
 	if err != nil {

@@ -107,7 +107,7 @@ func launched(t *testing.T, l *lab.Lab, host string) string {
 	return strings.TrimSpace(string(data))
 }
 
-func TestLaunchOneAfterTheOther(t *testing.T) {
+func TestHostsAreLaunchedOneAfterTheOther(t *testing.T) {
 	l := launchedLab(t, lab.Options{Hosts: 3, Containers: 1, Launch: []string{"--mtu", "1400"}})
 	for host, want := range map[string]string{
 		"h1": "--mtu 1400", "h2": "--mtu 1400 --token - 192.0.2.1", "h3": "--mtu 1400 --token - 192.0.2.1",
@@ -136,7 +136,7 @@ func TestLaunchOneAfterTheOther(t *testing.T) {
 	}
 }
 
-func TestLaunchTogether(t *testing.T) {
+func TestHostsAreLaunchedTogether(t *testing.T) {
 	l := launchedLab(t, lab.Options{Hosts: 3, Together: true, Underlay: "6"})
 	if got, want := launched(t, l, "h2"), "--token - 2001:db8::1 2001:db8::3"; got != want {
 		t.Errorf("h2 was launched with %q, want %q", got, want)

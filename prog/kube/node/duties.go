@@ -65,7 +65,7 @@ func targets(nodes map[string]kube.Node, self string) (out []string) {
 // Nodes.
 func (n *Node) followNodes(ctx context.Context, m Mesh) error {
 	var last []string
-	for joined := false; ; { // at first also none: the mesh has the targets of the last run
+	for joined := false; ; { // connect even if there are no other Nodes: this replaces the last run's targets
 		if st := n.Source.State(); st != nil && st.Live {
 			if now := targets(st.Nodes, n.cfg.Name); !joined || !slices.Equal(now, last) {
 				if err := m.Connect(now, true); err != nil {
@@ -139,7 +139,7 @@ const (
 	proxyRight = 5 * time.Minute
 )
 
-// checkProxy checks until ctx ends whether kube-proxy knows the addresses of pods.
+// checkProxy checks until ctx ends whether kube-proxy is configured with Weft's pod addresses.
 func (n *Node) checkProxy(ctx context.Context, d Duties) error {
 	var said problem.Problem
 	tell := n.one()
@@ -181,7 +181,7 @@ func (n *Node) sayAvailable(ctx context.Context, notReady func() string) error {
 			}
 			next = now.Add(30 * time.Second) // the watch reports the change long before
 			if own.Unavailable == "False" {
-				next = now.Add(10 * time.Minute) // another program sets the same, and may do so again
+				next = now.Add(10 * time.Minute) // another program set it to False too, and may do so again
 			}
 			if err := n.Report.SetAvailable(ctx); err != nil && ctx.Err() == nil {
 				n.cfg.Log.Warn("cannot clear the condition NetworkUnavailable of this Node", "err", err)

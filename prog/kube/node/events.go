@@ -11,7 +11,7 @@ import (
 
 // problemsEvery is the interval at which problems become events. notReadyFor is how long this host
 // may not be ready before there is an event. sayAgain is the time after which the event of a
-// persisting problem is repeated, while the API server still has the last one.
+// persisting problem is repeated, while the API server still has the last event.
 const (
 	problemsEvery = 10 * time.Second
 	notReadyFor   = 20 * time.Second

@@ -15,14 +15,14 @@ type joined struct{ hosts chan []string }
 
 func (j joined) Connect(hosts []string, replace bool) error {
 	if !replace {
-		return errors.New("hosts of Nodes that are gone would stay")
+		return errors.New("Connect was called without replace, so hosts of deleted Nodes would stay targets; want replace")
 	}
 	j.hosts <- hosts
 	return nil
 }
 func (joined) Targets() []mesh.Target { return nil }
 
-func TestTheMeshJoinsTheNodesThatThereAre(t *testing.T) {
+func TestTheMeshJoinsTheCurrentNodes(t *testing.T) {
 	server := kubetest.New()
 	server.Set(kubetest.Node("n1", "uid-1", "192.0.2.1"))
 	n := following(t, server)
@@ -31,10 +31,10 @@ func TestTheMeshJoinsTheNodesThatThereAre(t *testing.T) {
 	next := func(want ...string) {
 		t.Helper()
 		if got := <-j.hosts; !slices.Equal(got, want) {
-			t.Errorf("it joins %v, want %v", got, want)
+			t.Errorf("the mesh joins %v, want %v", got, want)
 		}
 	}
-	next() // none: the mesh has the targets of the last run
+	next() // there are no other Nodes: the targets of the last run are replaced by none
 	server.Set(kubetest.Node("n2", "uid-2", "192.0.2.2"))
 	next("192.0.2.2")
 	server.Set(kubetest.Node("n3", "uid-3", "192.0.2.3"))

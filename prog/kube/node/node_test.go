@@ -118,7 +118,7 @@ func TestOnlyReadyNodesAreExpectedToAnswer(t *testing.T) {
 }
 
 // A host uses its last Node object, also while that is deleted.
-func TestOwnNodeIsTheLastOne(t *testing.T) {
+func TestTheLastNodeObjectIsKeptAfterItsDeletion(t *testing.T) {
 	server := kubetest.New()
 	server.Set(kubetest.Node("n1", "uid-1", "192.0.2.1"))
 	n := following(t, server)
@@ -135,7 +135,7 @@ func TestOwnNodeIsTheLastOne(t *testing.T) {
 
 // Weft sets the condition NetworkUnavailable to False even if another network plugin has done so
 // before: with Weft's reason, the condition shows other Nodes that there is a Weft network.
-func TestAReadyHostIsAvailableAfterAnotherNetwork(t *testing.T) {
+func TestAReadyHostReplacesTheConditionOfAnotherNetworkPlugin(t *testing.T) {
 	server := kubetest.New()
 	node := kubetest.Node("n1", "uid-1", "192.0.2.1")
 	node.Status.Conditions = append(node.Status.Conditions, core.NodeCondition{Type: core.NodeNetworkUnavailable, Status: core.ConditionFalse, Reason: "FlannelIsUp"})
@@ -162,9 +162,9 @@ func TestAReadyHostIsAvailableAfterAnotherNetwork(t *testing.T) {
 	kubetest.Eventually(t, "available", func() bool { return n.Own().Up })
 }
 
-// A request that the API server refuses is a problem with its fix. New pods are told, since they
-// would have no network.
-func TestAPIServerRefusalIsAProblem(t *testing.T) {
+// A request that the API server refuses is reported as a problem with its fix. The attachment of a new
+// pod fails with that reason.
+func TestRefusedAPIRequestsAreReported(t *testing.T) {
 	for i, resource := range []string{"networkpolicies", "namespaces", "pods", "nodes", "networkpolicies", "pods"} {
 		t.Run(resource, func(t *testing.T) {
 			t.Parallel() // each waits until the API server is asked again
@@ -187,7 +187,7 @@ func TestAPIServerRefusalIsAProblem(t *testing.T) {
 			err := n.Complete(ctx, &api.AttachRequest{Source: api.SourceCNI, Namespace: "shop", Name: "web", PodUID: "u"})
 			stop()
 			if err == nil || !strings.Contains(err.Error(), resource) {
-				t.Errorf("%s: a new pod gets the error %v", resource, err)
+				t.Errorf("%s: a new pod gets the error %v, want one that names the refused resource", resource, err)
 			}
 			server.Refuse(nil)
 			kubetest.Eventually(t, "known", func() bool { return n.Source.State() != nil && len(n.Problems()) == 0 })
@@ -236,15 +236,15 @@ func TestAPodUnknownToTheAPIServerIsRefused(t *testing.T) {
 	defer stop()
 	err := n.Complete(ctx, &api.AttachRequest{Source: api.SourceCNI, Namespace: "shop", Name: "web", PodUID: "u"})
 	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeNotReady || !strings.Contains(e.Message, n.Source.Server()) || !strings.Contains(e.Message, "shop/web") {
-		t.Errorf("error %v, want not ready, with the server and the pod", err)
+		t.Errorf("a pod unknown to the API server: error %v, want the code for not ready, the server and the pod", err)
 	}
 	plain := api.AttachRequest{Source: api.SourceAttach, Name: "by-hand"}
 	if err := n.Complete(t.Context(), &plain); err != nil || plain.Labels != nil {
-		t.Errorf("a container that is no pod waits for the API server: %+v, %v", plain, err)
+		t.Errorf("a container that is no pod: request %+v, error %v; want success at once, without labels", plain, err)
 	}
 }
 
-func TestNothingEndedBeforeTheAPIServerHasAnswered(t *testing.T) {
+func TestNoPodHasEndedBeforeTheAPIServerHasAnswered(t *testing.T) {
 	n := newNode(t, kubetest.New())
 	if n.Ended("shop", "web", "u") {
 		t.Error("a pod ended before the API server has answered, want no end")
@@ -255,7 +255,7 @@ func TestNothingEndedBeforeTheAPIServerHasAnswered(t *testing.T) {
 }
 
 // After a restart the stored state is there at once, but does not count as current.
-func TestStoredStateIsNotLive(t *testing.T) {
+func TestStoredStateDoesNotCountAsCurrent(t *testing.T) {
 	server := kubetest.New()
 	server.Set(kubetest.Node("n1", "uid-1", "192.0.2.1"))
 	server.Set(kubetest.Pod("n1", "shop", "web", "u", map[string]string{"app": "web"}))
@@ -304,7 +304,7 @@ func TestPersistingProblemsAreReportedOnce(t *testing.T) {
 		{problem.Problem{Reason: problem.Address, About: "stuck", What: "4 freed addresses wait since 50m"}, sayAgain, true},
 	} {
 		if got := said.due(c.p, now.Add(c.after)); got != c.want {
-			t.Errorf("%+v after %v: due is %v, want the row's", c.p, c.after, got)
+			t.Errorf("%+v after %v: due is %v, want %v", c.p, c.after, got, c.want)
 		}
 	}
 	for i := range 2 * maxTold {

@@ -58,7 +58,7 @@ func timeless(t *testing.T, server *kubetest.Server) *Node {
 }
 
 // kube-proxy's configuration is read again, and a problem is cleared after it was fixed.
-func TestProxyIsReadAgain(t *testing.T) {
+func TestChangesOfKubeProxysConfigurationAreNoticed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := kubetest.New()
 		n := timeless(t, server)
@@ -147,7 +147,7 @@ func TestWhatAnAgentWaitsForIsReportedAfterAWhile(t *testing.T) {
 		n := timeless(t, server)
 		started := time.Now()
 		if n.Waiting(t.Context(), "waiting for n2", started); len(server.All("events")) != 0 {
-			t.Error("the event was written at once")
+			t.Error("the event was written at once, want it only after a while")
 		}
 		time.Sleep(notReadyFor)
 		n.Waiting(t.Context(), "waiting for n2", started)
@@ -157,7 +157,7 @@ func TestWhatAnAgentWaitsForIsReportedAfterAWhile(t *testing.T) {
 	})
 }
 
-func TestAnAPIServerThatIsAwayIsOneProblem(t *testing.T) {
+func TestAnUnreachableAPIServerIsOneProblem(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := kubetest.New()
 		n := timeless(t, server)

@@ -37,27 +37,27 @@ func TestAddressesAreReclaimedOfSilentPeersWhoseNodesAreGone(t *testing.T) {
 	}{
 		{name: "all is well", peers: []resident{p(2, "b", 0), p(3, "c", 0)}, nodes: nodes("a", "b", "c")},
 		{name: "deleted and silent", peers: []resident{p(2, "b", 0), p(3, "c", 31)}, nodes: nodes("a", "b"), gone: []byte{3}},
-		{name: "deleted and silent, of two", peers: []resident{p(3, "c", 31)}, nodes: nodes("a"), gone: []byte{3}},
+		{name: "deleted and silent, in a cluster of two", peers: []resident{p(3, "c", 31)}, nodes: nodes("a"), gone: []byte{3}},
 		{name: "deleted, silent for a moment", peers: []resident{p(2, "b", 0), p(3, "c", 29)}, nodes: nodes("a", "b")},
 		{name: "only not ready", peers: []resident{p(2, "b", 0), p(3, "c", 86400)}, nodes: append(nodes("a", "b"), kube.Node{Name: "c", UID: "c"})},
 		{name: "deleted, and still answers", peers: []resident{p(2, "b", 0), p(3, "c", 0)}, nodes: nodes("a", "b"), answering: []byte{3}},
-		{name: "made anew under the same name, silent", peers: []resident{p(2, "b", 0), p(3, "c", 60)}, nodes: nodes("a", "b", "c2"), gone: []byte{3}},
+		{name: "its Node was replaced by another with the same name, and it is silent", peers: []resident{p(2, "b", 0), p(3, "c", 60)}, nodes: nodes("a", "b", "c2"), gone: []byte{3}},
 		{name: "its disk was lost", peers: []resident{p(2, "b", 0), p(3, "c", 60), p(4, "c", 0)}, nodes: nodes("a", "b", "c"), gone: []byte{3}},
 		{name: "two lost disks", peers: []resident{p(2, "b", 0), p(3, "c", 60), p(4, "c", 60), p(5, "c", 0)}, nodes: nodes("a", "b", "c"), gone: []byte{3, 4}},
-		{name: "two of one Node, both silent", peers: []resident{p(2, "b", 0), p(3, "c", 60), p(4, "c", 60)}, nodes: nodes("a", "b", "c")},
+		{name: "two peers of one Node, both silent", peers: []resident{p(2, "b", 0), p(3, "c", 60), p(4, "c", 60)}, nodes: nodes("a", "b", "c")},
 		{name: "this peer's own disk was lost", peers: []resident{p(2, "b", 0), p(3, "a", 60)}, nodes: nodes("a", "b"), gone: []byte{3}},
 		{name: "it owns nothing", peers: []resident{p(2, "b", 0), p(3, "c", 60)}, nodes: nodes("a", "b"), idle: []byte{3}},
-		{name: "it does not say where it is", peers: []resident{p(2, "b", 0), p(3, "", 60)}, nodes: nodes("a", "b")},
+		{name: "it does not announce its Node", peers: []resident{p(2, "b", 0), p(3, "", 60)}, nodes: nodes("a", "b")},
 		{name: "cut off from the majority", peers: []resident{p(2, "b", 60), p(3, "c", 60)}, nodes: nodes("a", "b"), cutOff: true},
 		{name: "half of the Nodes are no majority", peers: []resident{p(2, "b", 0), p(3, "c", 60), p(4, "d", 60), p(5, "e", 60)}, nodes: nodes("a", "b", "c", "d"), cutOff: true},
-		{name: "just started, and nobody heard of", nodes: nodes("a", "b", "c"), founder: 9, founderHost: "gone", cutOff: true},
-		{name: "its own Node is deleted", peers: []resident{p(2, "b", 0), p(3, "c", 60)}, nodes: nodes("b"), cutOff: true},
+		{name: "this peer has heard no other peer", nodes: nodes("a", "b", "c"), founder: 9, founderHost: "gone", cutOff: true},
+		{name: "this peer's own Node is deleted", peers: []resident{p(2, "b", 0), p(3, "c", 60)}, nodes: nodes("b"), cutOff: true},
 		{name: "no Nodes at all", peers: []resident{p(2, "b", 60)}, cutOff: true},
-		{name: "a founder that was never heard of", peers: []resident{p(2, "b", 0)}, nodes: nodes("a", "b"), founder: 9, founderHost: "c", gone: []byte{9}},
-		{name: "such a one, whose Node is there", peers: []resident{p(2, "b", 0)}, nodes: nodes("a", "b", "c"), founder: 9, founderHost: "c"},
-		{name: "such a one, whose disk was lost", peers: []resident{p(2, "b", 0)}, nodes: nodes("a", "b"), founder: 9, founderHost: "b", gone: []byte{9}},
-		{name: "such a one, a moment after the start", peers: []resident{p(2, "b", 0)}, nodes: nodes("a", "b"), founder: 9, founderHost: "c", startedJustNow: true},
-		{name: "a founder that was heard of", peers: []resident{p(2, "b", 0), p(9, "d", 60)}, nodes: nodes("a", "b", "d"), founder: 9, founderHost: "c"},
+		{name: "a founder that was never heard, whose Node is gone", peers: []resident{p(2, "b", 0)}, nodes: nodes("a", "b"), founder: 9, founderHost: "c", gone: []byte{9}},
+		{name: "a founder that was never heard, whose Node exists", peers: []resident{p(2, "b", 0)}, nodes: nodes("a", "b", "c"), founder: 9, founderHost: "c"},
+		{name: "a founder that was never heard, whose disk was lost", peers: []resident{p(2, "b", 0)}, nodes: nodes("a", "b"), founder: 9, founderHost: "b", gone: []byte{9}},
+		{name: "a founder that was never heard, just after this peer's start", peers: []resident{p(2, "b", 0)}, nodes: nodes("a", "b"), founder: 9, founderHost: "c", startedJustNow: true},
+		{name: "a founder that was heard, on another Node than the Secret names", peers: []resident{p(2, "b", 0), p(9, "d", 60)}, nodes: nodes("a", "b", "d"), founder: 9, founderHost: "c"},
 		{name: "the second in turn", peers: []resident{p(0, "b", 0), p(3, "c", 60)}, nodes: nodes("a", "b"), gone: []byte{3}, turn: 1},
 	} {
 		me := self
@@ -81,7 +81,7 @@ func TestAddressesAreReclaimedOfSilentPeersWhoseNodesAreGone(t *testing.T) {
 			answering = append(answering, x.ID[0])
 		}
 		if !slices.Equal(got, c.gone) || !slices.Equal(answering, c.answering) || v.Turn != c.turn || v.Cut != c.cutOff {
-			t.Errorf("%s: gone %v, answering %v, turn %d, cut off %v; want the row's", c.name, got, answering, v.Turn, v.Cut)
+			t.Errorf("%s: gone %v, answering %v, turn %d, cut off %v; want %v, %v, %d, %v", c.name, got, answering, v.Turn, v.Cut, c.gone, c.answering, c.turn, c.cutOff)
 		}
 	}
 }

@@ -106,32 +106,32 @@ func TestTheAPIServerIsAskedBeforeAddressesAreReclaimed(t *testing.T) {
 		c.asked = 0
 		err := r.look(t.Context())
 		if (err != nil) != (c.down != nil) || c.asked != asked || len(c.removed) != removed {
-			t.Fatalf("%s: error %v; the API server was asked %d times, %d peers were removed; want the arguments'", when, err, c.asked, len(c.removed))
+			t.Fatalf("%s: error %v; the API server was asked %d times, %d peers were removed; want error %v, %d requests, %d removed", when, err, c.asked, len(c.removed), c.down, asked, removed)
 		}
 	}
 	look("nothing is known yet", 0, 0)
 	c.watch("uid-1", "uid-2")
-	look("its Node is there", 0, 0)
+	look("the silent peer's Node exists", 0, 0)
 	c.watch("uid-1")
-	look("the watch is behind", 1, 0)
+	look("the watch reports fewer Nodes than the API server", 1, 0)
 	c.watched.Live = false
-	look("the watch tells what was before", 0, 0)
+	look("the watch has only stored Nodes", 0, 0)
 	c.watch("uid-1")
 	c.nodes, c.down = nodes("uid-1"), errors.New("it is down")
 	look("the API server is down", 1, 0)
 	c.down, c.snap.Behind = nil, true
-	look("this peer does not know the ring of now", 0, 0)
+	look("this peer's ring is outdated", 0, 0)
 	c.snap.Behind = false
 	r.heard[c.dead.ID()] = time.Now().Add(-silence + 5*time.Second)
-	look("it was heard a moment ago", 0, 0)
+	look("gossip reached the silent peer a moment ago", 0, 0)
 	delete(r.heard, c.dead.ID())
-	look("it is gone", 1, 1)
+	look("the silent peer is gone", 1, 1)
 	if len(c.events) != 1 || !strings.HasPrefix(c.events[0], "Normal "+kube.ReasonReclaimed) || !strings.Contains(c.events[0], "uid-2") ||
 		!strings.Contains(c.events[0], "took over 8 addresses of "+c.dead.ID().String()) {
 		t.Errorf("events %q, want one about 8 addresses", c.events)
 	}
 	c.snap.Ring = ring.Found(ring.ID{1}, [16]byte{1}, agenttest.Universe(), c.self.ID()) // the ring as after the removal
-	look("it is gone already", 0, 1)
+	look("the silent peer was removed before", 0, 1)
 }
 
 func TestASilentPeerOfADeletedNodeIsRemovedAfterTheSilence(t *testing.T) {

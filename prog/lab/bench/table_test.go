@@ -42,7 +42,7 @@ func TestComparisonsReportBudgets(t *testing.T) {
 }
 
 // Two quantities only count as equal if the noise is small.
-func TestPairsAreEqualWithinNoise(t *testing.T) {
+func TestSamplesAreEqualOnlyWithinNoise(t *testing.T) {
 	for _, c := range []struct {
 		a, b samples
 		want string

@@ -17,7 +17,7 @@ import (
 // A VPN takes over a host's default route, like a second link with a better metric. The other hosts
 // learn the new address, and keep using the address that works. Then gossip loses the host while its
 // tunnel works: its addresses are not taken over, not even by force. No packet is lost.
-func TestSecondLinkAndLostGossip(t *testing.T) {
+func TestANewLinkAndLostGossipLoseNoPackets(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
@@ -51,7 +51,7 @@ func TestSecondLinkAndLostGossip(t *testing.T) {
 	for _, args := range [][]string{{"h3"}, {"--force", "h3"}} {
 		out := fails(t, l, "h1", "", append([]string{"weft", "rmpeer"}, args...)...)
 		if !strings.Contains(out, "alive") || !strings.Contains(out, "its tunnel to") || strings.Contains(out, "add --force") {
-			t.Errorf("rmpeer %v: want a refusal that says that h3 is alive by its tunnel, and does not advise --force: %s", args, out)
+			t.Errorf("rmpeer %v printed the following, want a refusal that h3's tunnel is alive, without the advice --force:\n%s", args, out)
 		}
 	}
 	run(t, l, "h3", "nft", "delete", "table", "inet", "firewall")

@@ -273,7 +273,7 @@ func TestCNIWhileTheAgentHangs(t *testing.T) {
 }
 
 // A hundred concurrent containers get a hundred addresses, and leave nothing when they are gone.
-func TestHundredContainersAtOnce(t *testing.T) {
+func TestHundredContainersAttachAtOnce(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	const n = 100
 	paths := make([]string, n)

@@ -57,7 +57,7 @@ func disarmed([]string) error {
 // A host h3 whose disk is a copy of h2's stops as soon as it learns that h2 has the same identity, each
 // time that it is started. h3 is never ready, reports why, and receives no packet for h2, which keeps
 // working. All other hosts warn.
-func TestCopiedHostStops(t *testing.T) {
+func TestACopiedHostStops(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 4, Containers: 1, Bare: true})
 	launchFounder(t, l)
 	good := token(t, l)
@@ -109,7 +109,7 @@ func TestCopiedHostStops(t *testing.T) {
 
 // An agent whose state was restored from an older copy does not allocate the address of a running
 // container that is missing in the state.
-func TestRestoredStateSparesRunningContainers(t *testing.T) {
+func TestRestoredStateKeepsAddressesOfRunningContainers(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1, Containers: 1, Bare: true})
 	launchFounder(t, l)
 	if err := l.Stop(t.Context(), "h1"); err != nil {
@@ -151,7 +151,7 @@ func TestRestoredStateSparesRunningContainers(t *testing.T) {
 
 // A copy that reaches no other host starts after a while, like any host. Once it learns of the
 // original, it stops, and its device loses the key, so that the original's tunnels work again.
-func TestCopyGivesUpTheKey(t *testing.T) {
+func TestACopiedHostRemovesItsKeyFromTheDevice(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})

@@ -56,7 +56,7 @@ func silent(t *testing.T, c *lab.Capture) {
 
 // The agent and then the datapath are killed under traffic, on both hosts: nothing is sent in the
 // clear, and the tunnel recovers by itself.
-func TestInvariant1NothingInTheClearWhileThingsDie(t *testing.T) {
+func TestInvariant1NothingInTheClearWhileProcessesDie(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 	established(t, l)
 	capture, err := l.Capture(t.Context(), marker)
@@ -273,7 +273,7 @@ func watch(t *testing.T, l *lab.Lab, target string, meanwhile func()) int {
 
 // The underlay only reaches endpoints while the host is exposed. Containers reach the outside with
 // the host's address.
-func TestExposeAndHide(t *testing.T) {
+func TestTheUnderlayReachesEndpointsOnlyOfExposedHosts(t *testing.T) {
 	l := twoAndAPlainOne(t)
 	listen(t, l, "h3")
 	listen(t, l, "h1/c1")
@@ -330,7 +330,7 @@ func TestOverlayWorksOnUnderlayOfOneFamily(t *testing.T) {
 
 // Twenty hosts with a container each fit on a small machine. Launched at once, they agree on a ring
 // within seconds and all connect.
-func TestTwentyHosts(t *testing.T) {
+func TestTwentyHostsFormOneRing(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 20, Containers: 1, Together: true})
 	for _, h := range l.Hosts() {
 		founded(t, l, h, 15*time.Second)

@@ -102,7 +102,7 @@ func everyRecord(t *testing.T, l *lab.Lab) map[string]string {
 
 // Every record type works over UDP and TCP, at every address of the name server, in both families, on
 // every host.
-func TestEveryRecordTypeOnEveryHost(t *testing.T) {
+func TestEveryRecordTypeIsAnsweredOnEveryHost(t *testing.T) {
 	l := threeNamed(t)
 	want := everyRecord(t, l)
 	questions := slices.Sorted(maps.Keys(want))
@@ -249,7 +249,7 @@ func TestDNSCommandsWorkAsInWeave(t *testing.T) {
 
 // A restarted agent serves its stored names at once. Names on unreachable peers have no data, and
 // names of removed peers do not exist.
-func TestNamesDuringFailures(t *testing.T) {
+func TestNamesOfUnreachableOrRemovedPeersHaveNoAddresses(t *testing.T) {
 	labtest.Waits(t)
 	l := threeNamed(t)
 	ask := func(from, name string) string { return digs(t, l, from, "+short", name+".weft.internal A")[0] }

@@ -78,7 +78,7 @@ func docker(t *testing.T, l *lab.Lab) func(args ...string) string {
 
 // With Debian's Docker Engine: a container attached with --default uses the network for all its
 // connections, its published ports still answer other hosts, and detach restores its routes.
-func TestDockerRoutesAndPublishedPorts(t *testing.T) {
+func TestDockerPublishedPortsAnswerAfterAttach(t *testing.T) {
 	labtest.Need(t, "dockerd", "docker.io")
 	l := labtest.New(t, lab.Options{Hosts: 2})
 	dock := docker(t, l)

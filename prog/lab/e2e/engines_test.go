@@ -13,7 +13,7 @@ import (
 
 // Debian 12's containerd and Podman, which support CNI 1.0.0 at most, use Weft for a container's
 // network, and leave nothing behind.
-func TestDebianContainerEngines(t *testing.T) {
+func TestDebianContainerEnginesUseWeft(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
 	established(t, l)
 	for _, tt := range []struct {

@@ -97,7 +97,7 @@ func split(t *testing.T, l *lab.Lab, a, b []string, up bool) {
 
 // Five hosts that are launched at once, with each other as targets, agree on one ring. Then both
 // sides of a partition allocate, and no address is allocated twice.
-func TestStartTogetherAndSplit(t *testing.T) {
+func TestNoAddressIsAllocatedTwiceInAPartition(t *testing.T) {
 	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 5, Containers: 1, Together: true, Launch: []string{"--ipalloc-range", "10.44.0.0/24"}})
 	established(t, l)
@@ -337,7 +337,7 @@ func TestResetHandsAddressesToAnotherHost(t *testing.T) {
 
 // Two hosts that both founded a network, by mistake, form one mesh with two rings. The status of every
 // host names both rings, and how to unite them.
-func TestTwoFoundersAreReported(t *testing.T) {
+func TestTwoRingsAreReported(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
 	launchFounder(t, l)
 	good := token(t, l)

@@ -98,7 +98,7 @@ func TestFullDiskMakesTheHostNotReady(t *testing.T) {
 }
 
 // Invariant 8: launch refuses an unusable state file, names it and leaves it unchanged. reset renames it.
-func TestInvariant8UnusableStateFile(t *testing.T) {
+func TestInvariant8UnusableStateFileIsRefused(t *testing.T) {
 	l := bare(t, 1)
 	launchFounder(t, l)
 	run(t, l, "h1", "weft", "stop")

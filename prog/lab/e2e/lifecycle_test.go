@@ -49,7 +49,7 @@ func token(t *testing.T, l *lab.Lab) string {
 }
 
 // Invariant 7: no host joins without the secret, and both sides report which host tried.
-func TestInvariant7WrongAndMistypedTokens(t *testing.T) {
+func TestInvariant7WrongTokensAreRefused(t *testing.T) {
 	l := bare(t, 2)
 	launched := run(t, l, "h1", "weft", "launch", "--json")
 	says(t, launched, `"ready": true`, `"founded": true`, `"nickname": "h1"`)
@@ -232,7 +232,7 @@ func TestAttachAndDetach(t *testing.T) {
 }
 
 // Random bytes on every port, in every state, crash nothing.
-func TestGarbageOnEveryPort(t *testing.T) {
+func TestGarbageOnEveryPortCrashesNothing(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 	established(t, l)
 	pid := report(t, l, "h1").Router.PID

@@ -51,7 +51,7 @@ func (p *policyLab) moment(client string, flows []oneFlow) map[string]int {
 	for _, f := range flows {
 		out["answers on "+f.Name] = ask[Count](p, client, "Count", f.Name).Received
 		for h, n := range ask[map[Heard]int](p, f.server, "Heard", Nothing{}) {
-			out[fmt.Sprintf("%s heard %s %d from %v", f.server, h.Network, h.Port, h.From)] = n
+			out[fmt.Sprintf("%s received on %s port %d from %v", f.server, h.Network, h.Port, h.From)] = n
 		}
 	}
 	return out

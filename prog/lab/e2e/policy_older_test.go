@@ -15,7 +15,7 @@ import (
 // agent that does not use owners. After a flush, denied packets pass until the agent restores the
 // table. The test counts them: a running agent restores it at once, and at the latest at its next
 // check.
-func TestPolicyWithoutTableOwners(t *testing.T) {
+func TestPolicyIsRestoredAfterAFlushWithoutTableOwners(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	bin := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-ldflags", "-X weft/router/nft.ownerless=yes", "-o", bin+"/", "weft/cmd/weft", "weft/cmd/weft-cni")

@@ -57,7 +57,7 @@ func raceIdentity(role string, i int) lab.Identity {
 
 // Containers start and stop, and policies change. From before ADD returns until after DEL, no
 // packet of a foe ever reaches an isolated container. No packet of an isolated container reaches a foe.
-func TestPolicyRaces(t *testing.T) {
+func TestPolicyRacesLetNoForbiddenPacketPass(t *testing.T) {
 	r := &race{policyLab: newPolicyLab(t, lab.Options{Hosts: 3}), next: map[string]netip.Addr{}}
 	r.apply("h1", manifest(racePolicies[0]))
 	var isolated []string

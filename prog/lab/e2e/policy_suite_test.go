@@ -89,7 +89,7 @@ func covers(list, pod string) bool {
 
 // Every pair of pods connects on every port, protocol and family exactly as the table says, and weft
 // policy explain says the same.
-func TestPolicySituations(t *testing.T) {
+func TestPoliciesAllowWhatKubernetesSpecifies(t *testing.T) {
 	p := suiteLab(t)
 	p.expect(situation{name: "no policies"})
 	blocks := p.blocks()

@@ -40,7 +40,7 @@ func serveNames(t *testing.T, l *lab.Lab, host, addr, text, mode string) {
 }
 
 // Queries for other names go to the servers in the host's current resolv.conf.
-func TestOtherNamesAreForwarded(t *testing.T) {
+func TestNamesOutsideTheNetworkAreForwarded(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Launch: []string{"--dns-forward", "corp=192.0.2.3", "--dns-fallback"}})
 	established(t, l)
 	serveNames(t, l, "h2", "192.0.2.2", "second", "good")
@@ -87,7 +87,7 @@ func TestOtherNamesAreForwarded(t *testing.T) {
 
 // Sources on the underlay get no answer, neither from the domain nor for other names. This holds
 // for UDP and TCP, in both families, and even while the host is exposed.
-func TestNoOpenResolver(t *testing.T) {
+func TestTheNameServerIsNoOpenResolver(t *testing.T) {
 	l := twoAndAPlainOne(t)
 	serveNames(t, l, "h3", "192.0.2.3", "third", "good")
 	resolvConf(t, l, "h1", "192.0.2.3")

@@ -15,7 +15,7 @@ import (
 const units = "../../../site/deploy/systemd"
 
 // systemd-analyze rates the units as hardened.
-func TestUnitsAreHardened(t *testing.T) {
+func TestSystemdUnitsAreHardened(t *testing.T) {
 	labtest.Need(t, "systemd-analyze", "systemd")
 	for _, unit := range []string{"weft.service", "weft-datapath.service"} {
 		out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=39", "--no-pager", filepath.Join(units, unit)).CombinedOutput()

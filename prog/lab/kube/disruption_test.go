@@ -345,7 +345,7 @@ func nodeDeleted(t *testing.T) {
 	kubectl(t, "wait", "--for=condition=Ready=Unknown", "node/"+gone, "--timeout=2m")
 	time.Sleep(10 * time.Second) // wait longer than a deleted node may be silent
 	if names, err := owners(t, "node1"); err != nil || reclaimed(t) != before || !slices.Contains(names, gone) {
-		t.Errorf("while a node was not ready: %d take-overs, want %d; owners %v, want the node among them: %v", reclaimed(t), before, names, err)
+		t.Errorf("while a node was not ready: %d take-overs, want %d; owners %v (error %v), want the node among the owners", reclaimed(t), before, names, err)
 	}
 	kubectl(t, "delete", "node", gone)
 	took := eventually(t, 2*time.Minute, "the addresses of the deleted node are reclaimed", func() error {
