@@ -60,7 +60,7 @@ const (
 	FromFlag        = "flag"
 )
 
-// CNI is the configuration of the container runtime.
+// CNI is Weft's CNI configuration, which the container runtime reads.
 type CNI struct {
 	Config  string   `json:"config"`  // path of the file
 	Version string   `json:"version"` // the newest version that all plugins support
@@ -132,7 +132,7 @@ type Peer struct {
 	Established int          `json:"established,omitempty"` // number of connections; of this host only
 }
 
-// IPAM describes the address ring: which peer owns which part of the universe.
+// IPAM describes the address ring: which peer owns which of the overlay's addresses.
 type IPAM struct {
 	Status   string         `json:"status"`
 	Ring     string         `json:"ring,omitempty"`
@@ -152,7 +152,7 @@ type IPAM struct {
 	Vote       *Voting `json:"vote,omitempty"`  // only while a ring is being founded
 }
 
-// Ring lists the peers with one of several rings.
+// Ring lists the peers that have the same ring, if peers have different rings.
 type Ring struct {
 	ID    string   `json:"id"`
 	Peers []string `json:"peers"`
@@ -277,7 +277,7 @@ type Endpoint struct {
 	Lost bool `json:"lost,omitempty"` // another peer owns the addresses now; the endpoint is cut off
 }
 
-// AttachRequest requests the addresses and the host side of an endpoint.
+// AttachRequest requests an endpoint's addresses and its link on the host.
 type AttachRequest struct {
 	ContainerID string `json:"containerID"`
 	Interface   string `json:"interface"` // inside the container
@@ -302,7 +302,7 @@ type Port struct {
 	Number   uint16 `json:"port"`
 }
 
-// AttachReply holds the values for the container's side.
+// AttachReply holds the settings of the container's interface and resolver.
 type AttachReply struct {
 	Addresses []netip.Addr   `json:"addresses"` // IPv4 first; IPv6 only if the overlay carries IPv6 on this host
 	Universe  []netip.Prefix `json:"universe"`
@@ -328,7 +328,7 @@ type EndpointRef struct {
 // so it is unambiguous.
 func (r EndpointRef) Key() string { return r.ContainerID + "/" + r.Interface }
 
-// CollectRequest detaches all endpoints of a network that are not in Valid.
+// CollectRequest detaches all endpoints of a network except those in Valid.
 type CollectRequest struct {
 	Network string        `json:"network"`
 	Valid   []EndpointRef `json:"valid"`

@@ -48,7 +48,7 @@ type Client struct {
 // NewClient returns a client of the agent that listens on a unix socket.
 func NewClient(socket string) *Client { return &Client{socket: socket, patience: patience} }
 
-// Within returns a client whose calls must all end within a time, instead of 30 s each.
+// Within returns a client whose calls together may take the given time, instead of 30 s each.
 func (c *Client) Within(patience time.Duration) *Client {
 	return &Client{c.socket, patience, time.Now().Add(patience)}
 }
@@ -100,7 +100,7 @@ func (c *Client) StartAttach(ctx context.Context, req AttachRequest) (wait func(
 	return func() (r AttachReply, err error) { return r, answer(&r) }
 }
 
-// StartPlug requests the host side of an announced endpoint whose link exists. When the returned
+// StartPlug connects an announced endpoint, whose link must exist, to the network. When the returned
 // function returns nil, packets pass.
 func (c *Client) StartPlug(ctx context.Context, ref EndpointRef) (wait func() error) {
 	answer := c.start(ctx, PathPlug, ref)
@@ -167,17 +167,17 @@ func (c *Client) Usage(ctx context.Context) (r map[string]Usage, err error) {
 	return r, c.call(ctx, PathUsage, nil, &r)
 }
 
-// call sends in as a POST, or a GET if in is nil, and decodes the answer into out.
+// call sends a POST with in, or a GET if in is nil, and decodes the answer into out.
 func (c *Client) call(ctx context.Context, path string, in, out any) error {
 	return c.start(ctx, path, in)(out)
 }
 
 // patience is the default time limit of an answer. It is set as the socket's own timeout, since a
-// timer or a poller would keep a second thread of the plugin busy.
+// timer or a poller would keep a second thread of the CNI plugin busy.
 const patience = 30 * time.Second
 
 // start sends a request and returns at once. The caller later reads the answer on the same thread:
-// waking another thread costs a plugin, which runs for milliseconds, more than it saves.
+// the CNI plugin runs for milliseconds, and waking another thread would take longer than it saves.
 func (c *Client) start(ctx context.Context, path string, in any) (answer func(out any) error) {
 	conn, err := c.send(ctx, path, in)
 	if err != nil {
@@ -270,7 +270,7 @@ func decode(status int, data []byte, out any) error {
 		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && wrong.Field != "" {
 			where = " (" + wrong.Field + ")"
 		}
-		return fmt.Errorf("the agent's answer is not understood%s: it may run another version; restart it with this one (`weft stop`, then `weft launch`): containers stay connected", where)
+		return fmt.Errorf("the agent's answer is not understood%s: the agent may have another version than this command; restart it with this version (`weft stop`, then `weft launch`): containers stay connected", where)
 	}
 	return nil
 }
