@@ -10,7 +10,7 @@ import (
 )
 
 // askedAddresses parses the addresses that attach requests. It refuses prefix lengths: Weave isolates
-// containers by subnet, and its users must learn that Weft does not.
+// containers by subnet, and Weave's users must learn that Weft does not.
 func askedAddresses(args []string) (out []netip.Addr, err error) {
 	for _, s := range args {
 		if instead := weaveAddress(s); instead != "" {

@@ -23,8 +23,8 @@ import (
 	"weft/prog/words"
 )
 
-// container is the argument of attach and detach: the id that is the key of its allocation, and the
-// path of its network namespace, which is empty if the namespace is gone.
+// container is a container given to attach or detach. Its addresses are allocated to id. netns is the
+// path of its network namespace, or empty if the namespace is gone.
 type container struct {
 	id, netns, name string
 }

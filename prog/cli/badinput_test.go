@@ -116,7 +116,7 @@ func TestProbeICMPSaysThatItNeedsRoot(t *testing.T) {
 }
 
 // A range without prefix length is refused, and the range that the error suggests is valid.
-func TestSuggestedRangeIsValid(t *testing.T) {
+func TestTheRangeThatAnErrorSuggestsIsValid(t *testing.T) {
 	for _, without := range []string{"10.32.0.0", "10.1.2.3", "192.168.7.0"} {
 		_, err := parseRanges(without)
 		if err == nil {

@@ -65,7 +65,7 @@ func weft(t *testing.T, stdin string, args ...string) (code int, stdout, stderr 
 	return code, out.String(), errOut.String()
 }
 
-func TestExitCodes(t *testing.T) {
+func TestEachKindOfErrorHasItsExitCode(t *testing.T) {
 	for err, want := range map[error]int{
 		errors.New("x"): ExitFailed,
 		&api.Error{Code: api.CodeNotReady, Message: "x"}: ExitNotReady, &api.Error{Code: api.CodeNoSpace, Message: "x"}: ExitNotReady,
@@ -78,7 +78,7 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-func TestShortIDs(t *testing.T) {
+func TestOnlyHashesAreShortenedAsContainerIDs(t *testing.T) {
 	hash := strings.Repeat("4f66ad9a0b2e11d4", 4)
 	for id, want := range map[string]string{
 		hash: "4f66ad9a0b2e", "netns-4026533141": "netns-4026533141", "lab-h1-c1": "lab-h1-c1", "outside": "outside",
@@ -89,7 +89,7 @@ func TestShortIDs(t *testing.T) {
 	}
 }
 
-func TestForwardFlags(t *testing.T) {
+func TestDNSForwardFlagsSetTheServersOfDomains(t *testing.T) {
 	var o config.DNS
 	d := dnsFlags{domain: "Weft.Internal.", forward: []string{".=192.0.2.53", "Corp.=192.0.2.54", "corp=[2001:db8::53]:5353"}}
 	if err := d.complete(&o); err != nil {
@@ -101,16 +101,16 @@ func TestForwardFlags(t *testing.T) {
 	}
 }
 
-func TestDockerNames(t *testing.T) {
+func TestDockerNamesThatDNSDoesNotAllowAreRefused(t *testing.T) {
 	for name, ok := range map[string]bool{"": true, "Web_1": true, "web.shop": true, "web-": false, "a..b": false, strings.Repeat("a", 64): false} {
 		if err := checkDocker(name); (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "--name") {
-			t.Errorf("checkDocker of the name %q returned %v", name, err)
+			t.Errorf("checkDocker of the name %q returned %v; want it accepted: %v, or an error that names --name", name, err, ok)
 		}
 	}
 }
 
 // attach finds a container in the Docker API, and explains each failure of the API.
-func TestDockerContainer(t *testing.T) {
+func TestDockerContainersAreFoundAndErrorsExplained(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "docker.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {

@@ -179,7 +179,7 @@ peers may still reach that peer; use --force only if you know that it is dead.` 
 			for _, name := range peers {
 				r, err := a.client().RemovePeer(cmd.Context(), api.RemovePeerRequest{Peer: name, Force: force})
 				if err != nil {
-					return errors.Join(err, a.showRemoved(removed)) // the peers before the failed one are removed: show them too
+					return errors.Join(err, a.showRemoved(removed)) // peers removed before the error are shown too
 				}
 				removed = append(removed, r)
 			}

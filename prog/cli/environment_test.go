@@ -38,7 +38,7 @@ func configured(t *testing.T, environ, args []string) (f *launchFlags, log strin
 	return f, out.String(), err
 }
 
-func TestSettingsFromTheEnvironment(t *testing.T) {
+func TestEnvironmentVariablesSetFlags(t *testing.T) {
 	f, log, err := configured(t, []string{
 		"WEFT_IPALLOC_RANGE=10.1.0.0/16", "WEFT_MTU=1300", "WEFT_PORT=7000", "WEFT_WIREGUARD_PORT=", "WEFT_POLICY_EXEMPT=none",
 		"WEFT_VERBOSE=true", "WEFT_NO_DNS=true", "WEFT_DNS_FORWARD=corp=192.0.2.53,lab=192.0.2.54", "WEFT_KUBERNETES=true", "WEFT_NAMESPACE=net",
@@ -49,7 +49,7 @@ func TestSettingsFromTheEnvironment(t *testing.T) {
 	}
 	if f.Universe.V4.String() != "10.1.0.0/16" || f.MTU != 1300 || f.GossipPort != 7001 || f.Port != config.DefaultPort || f.Exempt.OwnHost || !f.verbose ||
 		!f.DNS.Off || len(f.DNS.Forward) != 2 || !f.Kubernetes.On || f.Kubernetes.Namespace != "net" {
-		t.Errorf("the flags do not have the values of the environment: %+v", f)
+		t.Errorf("the options are %+v, want the environment's values where no flag overrides them", f)
 	}
 	var warned []string
 	for line := range strings.SplitSeq(log, "\n") {
@@ -63,14 +63,14 @@ func TestSettingsFromTheEnvironment(t *testing.T) {
 }
 
 // Kubernetes sets WEFT_PORT for a service that is called weft. It is not taken for a setting.
-func TestServiceLinksAreNoSettings(t *testing.T) {
+func TestKubernetesServiceVariablesAreNoSettings(t *testing.T) {
 	f, log, err := configured(t, []string{"WEFT_PORT=tcp://10.96.0.7:80", "WEFT_PORT_80_TCP=tcp://10.96.0.7:80", "WEFT_SERVICE_PORT_HTTP=80"}, nil)
 	if err != nil || f.GossipPort != 6783 || log != "" {
 		t.Errorf("the gossip port is %d, with the warning %q and error %v; want the default and none", f.GossipPort, log, err)
 	}
 }
 
-func TestUnusableSettingsNameTheirVariable(t *testing.T) {
+func TestErrorsAboutEnvironmentSettingsNameTheVariable(t *testing.T) {
 	for _, entry := range []string{
 		"WEFT_MTU=large", "WEFT_MTU=100", "WEFT_PORT=70000", "WEFT_WIREGUARD_PORT=0", "WEFT_IPALLOC_RANGE=10.0.0.1/16", "WEFT_IPALLOC_RANGE=ten",
 		"WEFT_VERBOSE=perhaps", "WEFT_POLICY_EXEMPT=everything", "WEFT_ADVERTISE=here", "WEFT_IPALLOC_EXCLUDE=x", "WEFT_DNS_TTL=1ms", "WEFT_DNS_DOMAIN=a..b", "WEFT_IPALLOC_REST=-1s",

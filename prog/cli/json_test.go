@@ -154,7 +154,7 @@ func TestEveryCommandPrintsJSON(t *testing.T) {
 }
 
 // A template can use every field that --json prints.
-func TestTemplatesHaveAllFields(t *testing.T) {
+func TestReportTemplatesCanUseEveryJSONField(t *testing.T) {
 	socket := serveReport(t)
 	var printed, whole map[string]any
 	_, out, _ := weft(t, "", "report", "--socket", socket)
@@ -186,7 +186,7 @@ func within(t *testing.T, path string, part, whole any) {
 }
 
 // The schema that site/docs/json.md refers to matches the types.
-func TestJSONSchema(t *testing.T) {
+func TestTheJSONSchemaMatchesTheOutput(t *testing.T) {
 	defs, commands := map[string]any{}, map[string]any{}
 	for path, o := range outputs {
 		commands[path] = schemaOf(reflect.TypeOf(o.value), defs)

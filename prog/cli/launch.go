@@ -78,7 +78,7 @@ func (a *app) establishSecret(f *launchFlags) error {
 func (f *launchFlags) awaitLaunch(ctx context.Context) (ended bool, err error) {
 	word := statedir.Launched(f.StateDir)
 	founds, err := statedir.Founds(f.StateDir, f.Targets)
-	// The settings file may be older than the last reset, so an ipalloc-init in it does not make this host found.
+	// The settings file may be older than the last reset, so its ipalloc-init does not tell this host to found.
 	told := f.found || f.init != "" && f.from["ipalloc-init"] != api.FromFile || statedir.ToldToFound(f.StateDir)
 	if err != nil || !founds || told {
 		return false, err
@@ -190,8 +190,8 @@ type launching struct {
 	undo   func() error  // reverts what launch writes into the state folder
 }
 
-// runsAlready refuses to launch if an agent runs already. If that agent waits for launch, it returns
-// its process id instead.
+// runsAlready refuses to launch if an agent runs already. If that agent waits for launch, runsAlready
+// returns the agent's process id instead.
 func runsAlready(ctx context.Context, client *api.Client) (waits int, err error) {
 	r, err := client.Report(ctx)
 	if err == nil && !r.Waiting {

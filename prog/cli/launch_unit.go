@@ -76,7 +76,7 @@ func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client,
 func systemctl(args ...string) { _ = exec.Command("systemctl", append(args, agentUnit)...).Run() }
 
 // calmUnit stops a unit in a restart loop. Otherwise systemd could restart the agent with half-written
-// settings, and its last failure would be taken for a failure of the new start.
+// settings, and the agent's last failure would be taken for a failure of the new start.
 func calmUnit() {
 	systemctl("stop")
 	systemctl("reset-failed") // the command fails if the unit never failed
@@ -111,7 +111,7 @@ func (f *launchFlags) reachesUnit() error {
 	return nil
 }
 
-// watchProcess sends an error when the agent's process ends, which another supervisor runs.
+// watchProcess sends an error when the agent that waited for launch ends.
 func watchProcess(ctx context.Context, pid int, gone chan<- error) {
 	for ctx.Err() == nil {
 		if unix.Kill(pid, 0) != nil {

@@ -88,8 +88,8 @@ func (a *app) waitingFor(ctx context.Context, client *api.Client, why error) str
 	return text
 }
 
-// lastError returns the last error in the agent's log, ignoring its first bytes, which earlier agents
-// wrote.
+// lastError returns the last error in the agent's log. It skips the first before bytes, which earlier
+// agents wrote.
 func lastError(stateDir string, before int64) string {
 	path := filepath.Join(stateDir, agentLog)
 	data, err := os.ReadFile(path)

@@ -56,7 +56,7 @@ func TestLogsAreBounded(t *testing.T) {
 }
 
 // A file to which the user redirected output is not rotated.
-func TestOtherFilesAreNotRotated(t *testing.T) {
+func TestOnlyWeftsOwnLogsAreRotated(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "mine.log")
 	if err := os.WriteFile(path, make([]byte, maxLog+1), 0o600); err != nil {
 		t.Fatal(err)
@@ -75,7 +75,7 @@ func TestOtherFilesAreNotRotated(t *testing.T) {
 }
 
 // launch reports the last error of the agent that it started, not of an earlier agent in the same log.
-func TestLastErrorIgnoresEarlierAgents(t *testing.T) {
+func TestLaunchReportsOnlyErrorsOfTheAgentThatItStarted(t *testing.T) {
 	dir := t.TempDir()
 	before := "weft: an old error\n"
 	for said, want := range map[string]string{"time=x\nweft: the disk burns\n": "the disk burns", "": "the agent logged no error"} {
@@ -83,12 +83,12 @@ func TestLastErrorIgnoresEarlierAgents(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := lastError(dir, int64(len(before))); !strings.Contains(got, want) || strings.Contains(got, "old") {
-			t.Errorf("the log %q gives the last error %q", said, got)
+			t.Errorf("the log %q gives the last error %q, want %q", said, got, want)
 		}
 	}
 }
 
-func TestOneLaunchAtATime(t *testing.T) {
+func TestASecondConcurrentLaunchIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	unlock, err := lockLaunch(dir)
 	if err != nil {

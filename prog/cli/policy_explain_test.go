@@ -92,7 +92,7 @@ func sampleDrops() []api.Drop {
 	}
 }
 
-func TestExplanationsAsText(t *testing.T) {
+func TestPolicyExplanationsArePrintedAsText(t *testing.T) {
 	for name, e := range explanations() {
 		var out bytes.Buffer
 		printExplanation(&out, e)
@@ -100,7 +100,7 @@ func TestExplanationsAsText(t *testing.T) {
 	}
 }
 
-func TestDropsAsText(t *testing.T) {
+func TestDroppedPacketsArePrintedAsText(t *testing.T) {
 	for name, full := range map[string]bool{"drops": false, "drops-verbose": true} {
 		var out bytes.Buffer
 		printDrops(&out, sampleDrops(), full, time.UTC)
@@ -113,7 +113,7 @@ func TestDropsAsText(t *testing.T) {
 }
 
 // policy explain prints the agent's answer as text and as JSON.
-func TestExplain(t *testing.T) {
+func TestPolicyExplainPrintsTextAndJSON(t *testing.T) {
 	socket := servePolicies(t, &policyAgent{explanation: sampleExplanation(), drops: sampleDrops()})
 	for want, args := range map[string][]string{
 		"DENIED, by ingress at the destination\n": {"shop/web", "shop/db", "5432"},

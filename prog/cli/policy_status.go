@@ -222,8 +222,8 @@ func waitingFor(s api.PolicyStatus, generation string) (out waiting) {
 	return out
 }
 
-// over reports whether all reachable peers are done. An empty list of peers is no answer, since it would
-// contain at least this peer.
+// over reports whether all reachable peers are done. An empty list of peers is no answer, since an
+// answer has at least this peer.
 func (x waiting) over() bool { return len(x.done) > 0 && len(x.lacking) == 0 }
 
 func (x waiting) reachable() int { return len(x.done) + len(x.lacking) }

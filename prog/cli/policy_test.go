@@ -178,7 +178,7 @@ func TestEmptyListsAreExplained(t *testing.T) {
 	}
 }
 
-func TestPolicyJSON(t *testing.T) {
+func TestPolicyCommandsPrintJSON(t *testing.T) {
 	agent := &policyAgent{status: func(int32) api.PolicyStatus { return samplePolicyStatus() }}
 	socket := servePolicies(t, agent)
 	for _, args := range [][]string{
@@ -197,7 +197,7 @@ func TestPolicyJSON(t *testing.T) {
 }
 
 // Arguments of policy commands become the agent's request.
-func TestPolicyRequests(t *testing.T) {
+func TestPolicyArgumentsBecomeRequests(t *testing.T) {
 	agent := &policyAgent{}
 	socket := servePolicies(t, agent)
 	run := func(args ...string) {
@@ -229,7 +229,7 @@ func TestPolicyRequests(t *testing.T) {
 	}
 }
 
-func TestWaitInForce(t *testing.T) {
+func TestPolicyApplyWaitsForAllReachablePeers(t *testing.T) {
 	peers := func(generation string, list ...api.PeerPolicies) api.PolicyStatus {
 		return api.PolicyStatus{Generation: generation, Peers: list}
 	}
@@ -261,7 +261,7 @@ func TestWaitInForce(t *testing.T) {
 			agent := &policyAgent{status: tt.status}
 			code, out, errOut := weft(t, storedManifest, "policy", "apply", "-f", "-", "--wait", "--timeout", "1500ms", "--socket", servePolicies(t, agent))
 			if code != tt.code || !strings.HasSuffix(out, tt.out) || !strings.Contains(errOut, tt.err) || tt.err == "" && errOut != "" {
-				t.Errorf("wrong result of --wait: exit code %d, %s%s", code, out, errOut)
+				t.Errorf("--wait: got exit code %d, %s%s; want exit code %d, output that ends in %q, an error with %q", code, out, errOut, tt.code, tt.out, tt.err)
 			}
 		})
 	}

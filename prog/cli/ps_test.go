@@ -7,7 +7,7 @@ import (
 	"weft/prog/api"
 )
 
-func TestWhichContainersPsLists(t *testing.T) {
+func TestPsListsTheNamedContainers(t *testing.T) {
 	self, err := namespaceOf(container{netns: "/proc/self/ns/net"}, "")
 	if err != nil {
 		t.Fatal(err)
@@ -19,7 +19,7 @@ func TestWhichContainersPsLists(t *testing.T) {
 		{ContainerID: self.id, Interface: "ethwe"},
 	}
 	if _, err := chosen(t.Context(), all, []string{""}); err == nil {
-		t.Error("an empty argument matched all endpoints")
+		t.Error("an empty argument was accepted, want an error")
 	}
 	for words, want := range map[string]string{
 		"web": "ethwe eth1", "WEB db": "ethwe eth1 eth0", "shop/db": "eth0", "web4": "eth0", "4f66": "ethwe eth1", "4f66ad9a0b2e11d4": "ethwe eth1",
@@ -31,7 +31,7 @@ func TestWhichContainersPsLists(t *testing.T) {
 			names = append(names, e.Interface)
 		}
 		if strings.Join(names, " ") != want || (err == nil) != (want != "") {
-			t.Errorf("weft ps %s lists %v, error %v", words, names, err)
+			t.Errorf("weft ps %s lists the interfaces %v, error %v; want %q, and an error if that is empty", words, names, err, want)
 		}
 	}
 }

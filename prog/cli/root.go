@@ -33,7 +33,7 @@ const (
 	ExitFailed     = 1 // the command failed; the message says why
 	ExitUsage      = 2 // unknown command or flag, or an unusable argument
 	ExitNotRunning = 3 // no agent runs on this host
-	ExitNotReady   = 4 // the agent runs, but cannot do that yet: try again later; from status: this host is not ready
+	ExitNotReady   = 4 // the agent runs, but cannot do what the command asks yet: try again later; from status: this host is not ready
 	ExitCopy       = 5 // this host is a copy of another one: starting the agent again does not help
 )
 

@@ -68,11 +68,11 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("exit code %d, want %d", code, want)
 	case args[1] != "weft" || code == ExitOK:
 	case internals.MatchString(stderr):
-		ts.Fatalf("the message contains Go's own words: %s", internals.FindString(stderr))
+		ts.Fatalf("the message contains Go's own words, want none: %s", internals.FindString(stderr))
 	case stderr != "" && !strings.HasPrefix(stderr, "weft: "):
 		ts.Fatalf("the message does not start with weft:")
 	case code == ExitUsage && stdout != "":
-		ts.Fatalf("exit code 2, and standard output is not empty")
+		ts.Fatalf("with exit code 2, standard output is not empty, want it empty")
 	}
 }
 
@@ -137,7 +137,7 @@ func asked(ts *testscript.TestScript, neg bool, args []string) {
 		return
 	}
 	if !ok {
-		ts.Fatalf("the agent got no request at %s", args[0])
+		ts.Fatalf("the agent got no request at %s, want one", args[0])
 	}
 	var got, want any
 	ts.Check(json.Unmarshal([]byte(args[1]), &want))

@@ -21,14 +21,14 @@ func settingsIn(t *testing.T, text string) string {
 	return path
 }
 
-func TestFlagsWinOverEnvironmentOverFile(t *testing.T) {
+func TestFlagsOverrideTheEnvironmentWhichOverridesTheSettingsFile(t *testing.T) {
 	path := settingsIn(t, "# ours\nmtu: 1300\nport: 7000\nwireguard-port: 7001\nnickname: \"a\"\ndns-ttl: \"5s\"\nno-dns: true\nadvertise: [192.0.2.1, \"2001:db8::1\"]\npolicy-exempt: none\n")
 	f, _, err := configured(t, []string{"WEFT_PORT=8000", "WEFT_WIREGUARD_PORT=8001"}, []string{"--settings", path, "--wireguard-port=9001"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if f.MTU != 1300 || f.GossipPort != 8000 || f.Port != 9001 || f.Nickname != "a" || f.DNS.TTL.Seconds() != 5 || !f.DNS.Off || len(f.Advertise) != 2 || f.Exempt.OwnHost {
-		t.Errorf("the options do not have the file's values: %+v", f.Options)
+		t.Errorf("the options are %+v, want the file's values where nothing overrides them", f.Options)
 	}
 	want := map[string]string{"mtu": api.FromFile, "port": api.FromEnvironment, "wireguard-port": api.FromFlag, "state-dir": api.FromDefault}
 	for _, s := range f.Settings {
@@ -38,7 +38,7 @@ func TestFlagsWinOverEnvironmentOverFile(t *testing.T) {
 	}
 }
 
-func TestMistakesInTheSettingsFileNameLineAndKey(t *testing.T) {
+func TestErrorsAboutTheSettingsFileNameLineAndKey(t *testing.T) {
 	for text, says := range map[string]string{
 		"mtu: 1300\nMtu_: 1\n":               "line 2: Mtu_: there is no such setting (did you mean mtu?)",
 		"nonsense: 1\n":                      "line 1: nonsense: there is no such setting",
@@ -137,7 +137,7 @@ func TestResetRemovesOnlyASettingsFileThatLaunchMade(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := os.Stat(path); (err == nil) != stays {
-			t.Errorf("removeSettings kept or removed %s wrongly: %v", path, err)
+			t.Errorf("after removeSettings the file %s exists: %v, want %v", path, err == nil, stays)
 		}
 	}
 }
@@ -170,7 +170,7 @@ func TestConfigViewShowsWhatLaunchWouldChange(t *testing.T) {
 	for unit, want := range map[bool]int{true: 1, false: 2} { // a unit passes the same flags again; launch need not
 		if got := changing([]api.Setting{{Name: "mtu", Value: "1300", Origin: api.FromFile}, {Name: "port", Value: "1", Origin: api.FromFlag}},
 			[]api.Setting{{Name: "mtu", Value: "1400", Origin: api.FromFile}, {Name: "port", Value: "2", Origin: api.FromFile}}, unit); len(got) != want || got[0].Name != "mtu" {
-			t.Errorf("the settings that change at the next launch are %+v", got)
+			t.Errorf("unit %v: the settings that change at the next launch are %+v, want %d, mtu first", unit, got, want)
 		}
 	}
 }

@@ -68,8 +68,8 @@ func (a *app) printReport(part func(api.Report) any, print func(io.Writer, api.R
 	}
 }
 
-// reportWithUsage returns the report. In it, each peer has the number of used addresses that it
-// reports itself.
+// reportWithUsage returns the report, with the usage of addresses that each peer itself
+// reports.
 func (a *app) reportWithUsage(ctx context.Context) (api.Report, error) {
 	client := a.client()
 	r, err := client.Report(ctx)
