@@ -106,8 +106,8 @@ func (a *authority) forward(name, rel string, qtype uint16) reply {
 }
 
 // find returns what exists at a name relative to the domain: entries with that name, services of
-// entries, and single addresses of entries. It also searches the latter two if the name only exists
-// because of a longer one.
+// entries, and single addresses of entries. It looks for services and single addresses only if no
+// entry has the name.
 func (a *authority) find(u slot.Universe, rel string) (n node) {
 	switch {
 	case strings.Contains(rel, `\`):
@@ -142,8 +142,8 @@ func (a *authority) find(u slot.Universe, rel string) (n node) {
 	return n
 }
 
-// findService searches _service._protocol.name and _protocol.name. The latter exists if there is a
-// service below it.
+// findService searches _service._protocol.name and _protocol.name. The latter exists if an entry
+// of name has a port of this protocol.
 func (a *authority) findService(n node, label, name string) node {
 	port, protocol := "", label[1:]
 	if next, rest, ok := strings.Cut(name, "."); ok && next[0] == '_' {
@@ -171,8 +171,8 @@ func (a *authority) findService(n node, label, name string) node {
 	return n
 }
 
-// together returns the addresses of the interface of e that has addr: a slot has one of each family,
-// and clients of either must reach it. It returns nil if e does not have addr.
+// together returns all addresses of the interface of e that has addr: IPv4 and IPv6 clients must both
+// reach it. It returns nil if e does not have addr.
 func together(u slot.Universe, e directory.Entry, addr netip.Addr) []netip.Addr {
 	if s, ok := u.Slot(addr); ok {
 		switch {

@@ -100,7 +100,7 @@ func TestMeshNamesAreAnsweredAsTheRFCsRequire(t *testing.T) {
 }
 
 // The reverse zones cover exactly the universe, down to single addresses.
-func TestReverseZonesEndWhereTheUniverseDoes(t *testing.T) {
+func TestReverseZonesCoverExactlyTheOverlaysAddresses(t *testing.T) {
 	for _, tt := range []struct{ v4, v6, name, want string }{
 		{"10.0.0.0/8", "fd00::/96", "1.2.3.10.in-addr.arpa.", "10.in-addr.arpa."},
 		{"10.32.0.0/16", "fd00::/96", "32.10.in-addr.arpa.", "32.10.in-addr.arpa."},
@@ -123,7 +123,7 @@ func TestReverseZonesEndWhereTheUniverseDoes(t *testing.T) {
 }
 
 // In a universe of /28 each address is a zone. It exists, whether or not an endpoint has it.
-func TestReverseZoneOfSingleAddress(t *testing.T) {
+func TestASingleAddressCanBeAReverseZone(t *testing.T) {
 	names := testNames()
 	names.universe.V4 = netip.MustParsePrefix("10.32.0.0/28")
 	s := newServer(t, func(c *Config) { c.Names = names })
@@ -142,7 +142,7 @@ func TestReverseZoneOfSingleAddress(t *testing.T) {
 	}
 }
 
-func TestUnknownUniverseGivesSERVFAIL(t *testing.T) {
+func TestNamesGetSERVFAILUntilTheAddressRangeIsKnown(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Names = &fakeNames{} })
 	if got := told(ask(t, s, query4("web.weft.internal.", dns.TypeA), false)); got != "SERVFAIL" {
 		t.Errorf("a query while the universe is unknown got %s, want SERVFAIL", got)
@@ -316,7 +316,7 @@ func TestInvalidConfigsAreRefused(t *testing.T) {
 		{"two days", func(c *Config) { c.TTL = 48 * time.Hour }, "whole seconds"},
 		{"a rule", func(c *Config) { c.Forward = map[string][]netip.AddrPort{"Corp": server, ".": server} }, ""},
 		{"a rule for ours", func(c *Config) { c.Forward = map[string][]netip.AddrPort{"x.weft.internal": server} }, "answers for"},
-		{"a rule without servers", func(c *Config) { c.Forward = map[string][]netip.AddrPort{"corp": nil} }, "needs its servers"},
+		{"a rule without servers", func(c *Config) { c.Forward = map[string][]netip.AddrPort{"corp": nil} }, "has no server"},
 		{"two rules", func(c *Config) { c.Forward = map[string][]netip.AddrPort{"corp": server, "corp.": server} }, "once"},
 		{"a rule for nothing", func(c *Config) { c.Forward = map[string][]netip.AddrPort{"": server} }, "not a domain"},
 		{"no server", func(c *Config) {

@@ -48,8 +48,8 @@ func believe(m *dns.Msg, k key, ours func(string) bool) (*packed, error) {
 	return p, nil
 }
 
-// chain follows the aliases from the question's name. It returns the last name, and whether that has
-// records of the type.
+// chain follows the aliases from the question's name. It returns the last name, and whether that
+// name has records of the question's type.
 func chain(out, m *dns.Msg, k key, ours func(string) bool) (name string, answered bool) {
 	name = k.name
 	for range maxChain {
@@ -141,7 +141,7 @@ func authorities(out, m *dns.Msg, k key, name string) (soa *dns.SOA) {
 	return soa
 }
 
-// hollow reports whether a record lacks its data. Package dns accepts those, since they have a
+// hollow reports whether a record lacks its data. Package dns accepts such records, since they have a
 // meaning in updates (RFC 2136).
 func hollow(rr dns.RR) bool {
 	switch rr.(type) {

@@ -1,6 +1,6 @@
 // Package dns is the name server of the mesh. Each host runs one on its node address. It answers
-// from this host's own directory. So a container's query only costs a round trip into the kernel,
-// and works while other hosts are unreachable.
+// from this host's own directory. So a container's query for a name of the mesh stays on its host,
+// and is answered while other hosts are unreachable.
 //
 // There are three kinds of queries. For the domain (weft.internal) and the reverse zones of the
 // universe the server is authoritative: answer.go computes the answer from the question and the
@@ -13,9 +13,9 @@
 // The names, with NAME for an endpoint's name and DOMAIN for the domain:
 //
 //	NAME.DOMAIN                    A, AAAA of the endpoints; TXT: the peer and the id of each
-//	ADDRESS.NAME.DOMAIN            one of these endpoints. ADDRESS has dashes: 10-32-0-5,
-//	                               fd00-77ef--5. Either one returns both of its addresses
-//	_PORT._PROTOCOL.NAME.DOMAIN    SRV for a port that endpoints declare; targets as above
+//	ADDRESS.NAME.DOMAIN            one of these endpoints, by its address with dashes: 10-32-0-5
+//	                               or fd00-77ef--5. Both names have its IPv4 and IPv6 address
+//	_PORT._PROTOCOL.NAME.DOMAIN    SRV for a named port of endpoints; targets ADDRESS.NAME.DOMAIN
 //	*.in-addr.arpa, *.ip6.arpa     PTR for addresses of the universe, NAMESPACE's name first
 //	DOMAIN, the reverse zones      SOA, and NS: ns.dns.DOMAIN, the addresses of this node
 //
@@ -237,8 +237,8 @@ const maxDomain = 128
 // nodes returns the addresses that the server listens on.
 func (s *Server) nodes() []netip.Addr { return *s.addrs.Load() }
 
-// SetAddrs sets the addresses of this node, on which to listen over UDP and TCP. Run binds to them as
-// soon as possible, and closes sockets of other addresses. They are also the addresses of
+// SetAddrs sets the addresses of this node, on which the server listens over UDP and TCP. Run binds to
+// them as soon as possible, and closes the sockets of former addresses. They are also the addresses of
 // ns.dns.DOMAIN.
 func (s *Server) SetAddrs(addrs []netip.Addr) {
 	addrs = slices.Clone(addrs)

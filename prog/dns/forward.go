@@ -171,7 +171,7 @@ func (s *Server) fly(ctx context.Context, k key, f *flight) {
 	close(f.done)
 }
 
-// heard is the result of asking an upstream, the nth that was asked.
+// heard is the result of asking an upstream. nth numbers the upstreams asked for a query, from 1.
 type heard struct {
 	from *upstream
 	nth  int
@@ -240,7 +240,7 @@ func (s *Server) choose(name string) (usable, all []*upstream) {
 	return usable, all
 }
 
-// hear returns the answer in a reply, in time or late; nil if it has none.
+// hear returns the answer in a reply that came in time or late; nil if the reply has none.
 func (s *Server) hear(ctx context.Context, h heard, k key, inTime bool) *packed {
 	switch {
 	case ctx.Err() != nil:
@@ -282,7 +282,7 @@ func checkForward(forward map[string][]netip.AddrPort, domain string) (map[strin
 			return nil, fmt.Errorf("forwarding: %s lies in %s, which this mesh answers for", d, strings.TrimSuffix(domain, "."))
 		}
 		if len(servers) == 0 || rules[zone] != nil {
-			return nil, fmt.Errorf("forwarding: %s needs its servers, and only once: %s=192.0.2.53", d, d)
+			return nil, fmt.Errorf("forwarding: %s has no server, or is given twice with different spellings: give it once, such as %s=192.0.2.53", d, d)
 		}
 		for _, a := range servers {
 			if !a.IsValid() || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {

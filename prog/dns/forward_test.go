@@ -202,7 +202,7 @@ func TestSERVFAILIfNoUpstreamAnswers(t *testing.T) {
 		}
 	}
 	if one.Load() != 2 || two.Load() != 2 {
-		t.Errorf("asked %d and %d times, want 2 each: RFC 9520", one.Load(), two.Load())
+		t.Errorf("the upstreams were asked %d and %d times, want 2 each (RFC 9520)", one.Load(), two.Load())
 	}
 	c := s.Status().Counts
 	if c.Failed != 1 || c.Forwarded != 1 || c.Hits != 1 {
@@ -265,7 +265,7 @@ func TestUpstreamWithErrorIsNotSilent(t *testing.T) {
 	}
 }
 
-func TestFailedUpstreamIsTriedAfterHold(t *testing.T) {
+func TestAFailedUpstreamIsTriedAgainAfterAPause(t *testing.T) {
 	u, now := &upstream{}, time.Unix(100, 0)
 	if !u.usable(now) || !u.failed(now, net.ErrClosed) || u.failed(now, net.ErrClosed) || u.usable(now.Add(hold-1)) {
 		t.Error("want a failed upstream usable only after the hold")

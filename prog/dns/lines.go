@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// Limits of a socket's use. A source port that an attacker discovers soon becomes useless.
+// Limits of a socket's use, so that a source port that an attacker discovers is soon out of use.
 const (
 	lineLife      = 5 * time.Second
 	lineQuestions = 50
 	idleLines     = 100 // idle sockets per upstream
 )
 
-// line is a socket that is connected to an upstream, so that it only receives from its address. The
-// kernel chose its port at random (RFC 5452 4.5).
+// line is a socket that is connected to an upstream, so that it only receives from the upstream's
+// address. The kernel chose the socket's port at random (RFC 5452 4.5).
 type line struct {
 	*net.UDPConn
 	until     time.Time // end of its use
@@ -68,7 +68,7 @@ func (l *lines) give(c *line) {
 	}
 }
 
-// close closes the sockets that are too old at a time; the zero time closes all.
+// close closes the idle sockets whose use has ended at the time now; the zero time closes all.
 func (l *lines) close(now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

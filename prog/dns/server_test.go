@@ -59,7 +59,7 @@ func run(t testing.TB, s *Server) {
 	}
 }
 
-// wait is how long the server may take for what happens at once.
+// wait is how long a test waits for what the server does at once.
 const wait = 5 * time.Second
 
 func runServer(t testing.TB, change func(*Config)) *Server {
@@ -173,7 +173,7 @@ func TestPipelinedQueriesAreAnsweredOutOfOrder(t *testing.T) {
 }
 
 // RFC 7766 6.2.2: one client cannot take all connections.
-func TestConnectionsAreLimited(t *testing.T) {
+func TestTCPConnectionsOfOneClientAreLimited(t *testing.T) {
 	s := runServer(t, nil)
 	for i := range connsOf + 1 {
 		c := dialTCP(t, s)
@@ -200,7 +200,7 @@ func TestConnectionsWithInvalidMessagesAreClosed(t *testing.T) {
 	}
 }
 
-func TestListensOnChangedAddresses(t *testing.T) {
+func TestTheServerListensOnChangedAddresses(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Port = freePort(t) })
 	taken, err := net.Listen("tcp4", at(s, loopback[0]))
 	if err != nil {
@@ -237,7 +237,7 @@ func TestListensOnChangedAddresses(t *testing.T) {
 	eventually.True(t, wait, "only the first address is served", func() bool { return slices.Equal(errs(), []bool{false}) && !ask(loopback[1]) && ask(loopback[0]) })
 }
 
-func TestResolvConfIsReadAgain(t *testing.T) {
+func TestChangesOfResolvConfAreApplied(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	s := newServer(t, func(c *Config) { c.Port, c.ResolvConf = freePort(t), path })
 	u := fakeUpstream(t, func(q *dns.Msg, _ bool) *dns.Msg { return replies(q, dns.RcodeNameError) })

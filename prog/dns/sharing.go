@@ -20,9 +20,8 @@ type limits struct {
 }
 
 // sharing limits and counts the places in use by each client. A client at its own limit gets no more
-// places. If the host's or the total limit is reached, a client takes a place from a client with more
-// places. So neither many greedy clients nor a greedy host can lock others out. It is safe for
-// concurrent use.
+// places. If another limit is reached, a client takes a place from a client with more places. So
+// neither many greedy clients nor a greedy host can lock others out. It is safe for concurrent use.
 type sharing struct {
 	limits
 
@@ -88,8 +87,8 @@ func (s *sharing) full(c Client) func(Client) bool {
 	return nil
 }
 
-// greediest returns the oldest place of the matching client with the most places, if it has more than
-// most.
+// greediest returns the oldest place of the matching client with the most places, if that
+// client has more places than most.
 func (s *sharing) greediest(among func(Client) bool, most int) (p *place) {
 	for c, places := range s.held {
 		if len(places) > most && among(c) {

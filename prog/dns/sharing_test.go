@@ -175,7 +175,7 @@ func flood(t *testing.T, s *Server, c Client, n int) (failed *atomic.Int32) {
 }
 
 // While an upstream hangs, a client that floods only gets its share, and new clients get theirs.
-func TestFloodsLeaveForwardingToOthers(t *testing.T) {
+func TestAFloodingClientDoesNotBlockForwardingForOthers(t *testing.T) {
 	const domain = "quick.test."
 	newSlow := func(t *testing.T) *Server {
 		var n atomic.Int32
@@ -217,7 +217,7 @@ func TestFloodsLeaveForwardingToOthers(t *testing.T) {
 }
 
 // A query continues for the clients that still wait, and ends when none does.
-func TestQueriesEndWithTheirLastClient(t *testing.T) {
+func TestForwardedQueriesEndWhenNoClientWaits(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, func(c *Config) { c.Timeout = 4 * time.Second })
 	use(s, counted(t, &n, 500*time.Millisecond, dns.RcodeNameError))

@@ -15,7 +15,7 @@ type Status struct {
 	TTL        time.Duration // the TTL of answers from the domain
 	Sockets    []Socket      // the addresses to listen on
 	Upstreams  []Upstream    // the servers of resolv.conf in its order, then those of single domains
-	ResolvConf string        // why there is no server from resolv.conf; "" if there is
+	ResolvConf string        // why resolv.conf gives no server; "" if it gives one
 	Cached     int           // answers in the cache
 	CacheBytes int           // the approximate size of the cached answers
 	Counts     Counts

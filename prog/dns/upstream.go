@@ -81,7 +81,7 @@ func query(k key) *dns.Msg {
 	return m.SetEdns0(maxUDP, k.do)
 }
 
-// ids are unpredictable message ids. They are read from the kernel by the hundred.
+// ids are unpredictable message ids. They are read from the kernel 256 at a time.
 var ids = idSource{from: bufio.NewReaderSize(rand.Reader, 512)}
 
 type idSource struct {
