@@ -44,7 +44,7 @@ func TestErrorsAboutFlagValuesDoNotShowGoInternals(t *testing.T) {
 				refuses(t, "", append(path, "--"+f.Name+"="+value)...)
 			}
 			if wanted[f.Value.Type()] == "" {
-				t.Errorf("weft %s --%s: the message does not describe a valid %s", strings.Join(path, " "), f.Name, f.Value.Type())
+				t.Errorf("weft %s --%s: the message does not describe a valid %s, want a description", strings.Join(path, " "), f.Name, f.Value.Type())
 			}
 		})
 		for _, sub := range c.Commands() {
@@ -124,7 +124,7 @@ func TestTheRangeThatAnErrorSuggestsIsValid(t *testing.T) {
 		}
 		_, advice, _ := strings.Cut(err.Error(), "such as ")
 		if _, err := parseRanges(strings.Fields(advice)[0]); err != nil {
-			t.Errorf("the range %s: the advised range in %q is refused: %v", without, advice, err)
+			t.Errorf("the range %s: the advised range in %q is refused, want it accepted: %v", without, advice, err)
 		}
 	}
 }

@@ -88,7 +88,7 @@ func TestErrorsAboutEnvironmentSettingsNameTheVariable(t *testing.T) {
 }
 
 // With --kubernetes, settings that the cluster's Secret determines are refused.
-func TestKubernetesRefusesTokenAndTargets(t *testing.T) {
+func TestTokenAndTargetsAreRefusedWithKubernetes(t *testing.T) {
 	for name, given := range map[string]struct{ environ, args []string }{
 		"--token":        {args: []string{"--token=-"}},
 		"PEER":           {args: []string{"192.0.2.1"}},

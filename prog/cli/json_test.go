@@ -115,7 +115,7 @@ func TestEveryCommandPrintsJSON(t *testing.T) {
 		seen[path] = true
 		group := c.HasSubCommands() && path != "weft" && path != "weft status"
 		if !group && !c.Hidden && prints == noJSON[path] {
-			t.Errorf("%s: the command must be in outputs, or in noJSON", path)
+			t.Errorf("the command %s is neither in outputs nor in noJSON, want it in one of them", path)
 		}
 		for _, sub := range c.Commands() {
 			walk(sub)
@@ -125,7 +125,7 @@ func TestEveryCommandPrintsJSON(t *testing.T) {
 	socket := serveAll(t)
 	for path, want := range outputs {
 		if !seen[path] {
-			t.Errorf("outputs has %s, but there is no such command", path)
+			t.Errorf("outputs has %s, which is no command; want only commands of weft", path)
 		}
 		if want.args == "" {
 			continue
@@ -143,7 +143,7 @@ func TestEveryCommandPrintsJSON(t *testing.T) {
 	}
 	for path := range noJSON {
 		if !seen[path] {
-			t.Errorf("noJSON has %s, but there is no such command", path)
+			t.Errorf("noJSON has %s, which is no command; want only commands of weft", path)
 		}
 	}
 	for _, args := range []string{"agent", "datapath", "completion bash"} {
@@ -173,7 +173,7 @@ func within(t *testing.T, path string, part, whole any) {
 		w, _ := whole.(map[string]any)
 		for name, x := range part {
 			if _, ok := w[name]; !ok {
-				t.Errorf("templates do not have the field %s.%s of the JSON", path, name)
+				t.Errorf("templates lack the field %s.%s of the JSON, want all fields", path, name)
 			}
 			within(t, path+"."+name, x, w[name])
 		}

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestLogsAreBounded(t *testing.T) {
+func TestWeftsLogFilesHaveALimitedSize(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, agentLog)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -51,7 +51,7 @@ func TestLogsAreBounded(t *testing.T) {
 		t.Errorf("there are %d logs with %d bytes; want 2 of limited size", len(entries), total)
 	}
 	if now, err := os.ReadFile(path); err != nil || !bytes.HasSuffix(now, []byte("the last word")) {
-		t.Errorf("output after the rotation does not reach the new file: %v", err)
+		t.Errorf("output after the rotation is not in the new file, want it there: %v", err)
 	}
 }
 

@@ -165,7 +165,7 @@ func TestPolicyCommandsPrintText(t *testing.T) {
 	golden(t, "policy-status", out)
 }
 
-func TestEmptyListsAreExplained(t *testing.T) {
+func TestEmptyPolicyListsPrintAnExplanation(t *testing.T) {
 	for want, print := range map[string]func(io.Writer){
 		"nothing would change for any current connection\n": func(w io.Writer) { printEffects(w, nil) },
 		"no policies: everything is allowed":                func(w io.Writer) { printPolicies(w, nil) },

@@ -70,7 +70,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	case internals.MatchString(stderr):
 		ts.Fatalf("the message contains Go's own words, want none: %s", internals.FindString(stderr))
 	case stderr != "" && !strings.HasPrefix(stderr, "weft: "):
-		ts.Fatalf("the message does not start with weft:")
+		ts.Fatalf("the error message does not start with \"weft: \", want that prefix")
 	case code == ExitUsage && stdout != "":
 		ts.Fatalf("with exit code 2, standard output is not empty, want it empty")
 	}

@@ -108,7 +108,7 @@ func TestSettingsSavedByLaunchAreReadAgain(t *testing.T) {
 	}
 	for _, s := range given.Settings {
 		if s.Origin == api.FromFlag && values[s.Name] != s.Value {
-			t.Errorf("the setting %s was saved as %q, but read as %q:\n%s", s.Name, s.Value, values[s.Name], text)
+			t.Errorf("the setting %s was saved as %q, but read as %q; want the same value:\n%s", s.Name, s.Value, values[s.Name], text)
 		}
 	}
 	if again.Exclude == nil || again.DNS.Domain != "old.internal" {
