@@ -263,7 +263,7 @@ func TestTruncatedAnswersAreEmpty(t *testing.T) {
 }
 
 // Addresses of targets are dropped before the answer is truncated (RFC 2181 9).
-func TestAdditionalRecordsAreDroppedFirst(t *testing.T) {
+func TestAdditionalRecordsAreDroppedBeforeAnswersAreTruncated(t *testing.T) {
 	names := many(6)
 	for i := range names.entries {
 		names.entries[i].Ports = []directory.Port{{Name: "p", Protocol: "tcp", Number: 1}}

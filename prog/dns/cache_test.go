@@ -62,7 +62,7 @@ func TestFailuresAreCachedBriefly(t *testing.T) {
 	})
 }
 
-func TestCacheIsBounded(t *testing.T) {
+func TestTheCacheKeepsItsLimitsOfEntriesAndBytes(t *testing.T) {
 	at := func(i int) key { return key{name: fmt.Sprintf("%d.example.", i), qtype: dns.TypeA} }
 	c := newCache(10, 1<<20)
 	for i := range 100 {
@@ -130,7 +130,7 @@ func TestResolvConfIsParsedAndReadAgain(t *testing.T) {
 }
 
 // An upstream that stays in resolv.conf keeps its state.
-func TestUpstreamThatStaysKeepsItsState(t *testing.T) {
+func TestAnUpstreamThatStaysInResolvConfKeepsItsState(t *testing.T) {
 	a, b, c := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
 	one := (&upstreams{}).with([]netip.Addr{a, b}, port)
 	one.host[1].failed(time.Now(), os.ErrClosed)

@@ -104,7 +104,7 @@ type flight struct {
 
 // resolve waits for the answer to a question that is not in the cache.
 //
-// Identical queries are never forwarded twice at a time. So a forwarding loop through this server
+// Identical queries are never forwarded at the same time. So a forwarding loop through this server
 // ends here: the returning query waits for itself until the upstream's timeout, and nothing
 // multiplies. Two hosts of a mesh may name each other in resolv.conf. Then the query comes from an
 // upstream's address. It is refused at once, so that the next upstream is asked without that delay.

@@ -192,7 +192,7 @@ func TestNextUpstreamIsAskedWhenOneFails(t *testing.T) {
 
 // If no upstream answers, each is asked once more. The answer is SERVFAIL, which is cached for a
 // while.
-func TestSERVFAILIfNoUpstreamAnswers(t *testing.T) {
+func TestQueriesGetSERVFAILIfNoUpstreamAnswers(t *testing.T) {
 	var one, two atomic.Int32
 	s := newServer(t, nil)
 	use(s, silent(t, &one), silent(t, &two))
@@ -253,7 +253,7 @@ func TestLateAnswersAreAccepted(t *testing.T) {
 }
 
 // An upstream that answers with an error is not reported as silent if another upstream is silent.
-func TestUpstreamWithErrorIsNotSilent(t *testing.T) {
+func TestAnUpstreamThatAnswersWithAnErrorIsNotReportedAsSilent(t *testing.T) {
 	var n atomic.Int32
 	s := newServer(t, nil)
 	use(s, counted(t, &n, 5*s.cfg.Timeout/2, dns.RcodeSuccess, answerA...), counted(t, &n, 0, dns.RcodeServerFailure))

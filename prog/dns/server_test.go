@@ -95,7 +95,7 @@ func TestQueriesAreAnsweredOverUDPAndTCP(t *testing.T) {
 }
 
 // A source that is no client gets no answer, over UDP or TCP.
-func TestNoAnswerForSourcesThatAreNoClients(t *testing.T) {
+func TestSourcesThatAreNoClientsGetNoAnswer(t *testing.T) {
 	var asked atomic.Int32
 	s := runServer(t, func(c *Config) {
 		c.Client = func(remote netip.AddrPort, zone string) (Client, bool) {
@@ -285,7 +285,7 @@ func TestStatusExplainsFailedUpstreams(t *testing.T) {
 }
 
 // Run ends at once, also while queries wait for upstreams.
-func TestRunEndsAtOnceWhileQueriesWait(t *testing.T) {
+func TestTheNameServerStopsAtOnceWhileQueriesWait(t *testing.T) {
 	s := runServer(t, func(c *Config) { c.Timeout = time.Minute })
 	var n atomic.Int32
 	use(s, silent(t, &n))

@@ -126,7 +126,7 @@ func answersOver(c net.Conn) error {
 
 // However many connections other clients hold, a new client of this host or of another one gets a
 // connection.
-func TestGreedyClientsLeaveConnectionsToOthers(t *testing.T) {
+func TestGreedyClientsCannotTakeAllTCPConnections(t *testing.T) {
 	for name, greedy := range map[string]func(t *testing.T, s *Server){
 		"20 containers of another host": func(t *testing.T, s *Server) {
 			for i := range byte(20) {
