@@ -38,7 +38,7 @@ func cni(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	defer down(&err)
-	// In the host this is /var/lib/weft: on disk, like Weft's own state.
+	// The host sees this folder as /var/lib/weft. It is on disk, like Weft's own state.
 	if err := os.WriteFile(filepath.Join(theirs.StateDir("h1"), "reference.conflist"), []byte(reference), 0o600); err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ func pods(n int) (out []directory.Endpoint) {
 	return out
 }
 
-// blockRing gives every peer the slots of its pods.
+// blockRing says which peer owns an address: every peer owns the addresses of its pods.
 type blockRing []peer.ID
 
 func (r blockRing) Owner(s slot.Slot) (peer.ID, bool) {
@@ -63,7 +63,8 @@ func (r blockRing) Owner(s slot.Slot) (peer.ID, bool) {
 }
 
 // directoryBench measures the directory of a thousand peers with a hundred endpoints each: the memory
-// of a replica, the traffic of a change with one peer and with all, and the time of reading.
+// that the copy of one peer uses, the bytes that a change sends to one peer and to all peers, and the
+// time of a look-up and of a listing.
 func directoryBench(context.Context, *bench) error {
 	before := heap()
 	d, ring, err := filled()
@@ -95,7 +96,7 @@ func directoryBench(context.Context, *bench) error {
 		applied, err2 := old.Apply(*delta)
 		apply.ours.add(time.Since(start).Seconds() * 1e6)
 		if err := errors.Join(err, err2); err != nil || applied.Digest != theirs.Digest {
-			return fmt.Errorf("the delta gives another set, error: %w", err)
+			return fmt.Errorf("the delta gives a set that differs from the whole set, error: %w", err)
 		}
 		start = time.Now()
 		d.Put(theirs)
@@ -137,7 +138,7 @@ func listing(d *directory.Directory, ring blockRing) (figure, error) {
 	return all, nil
 }
 
-// filled returns the directory of a peer that knows all sets.
+// filled returns the directory of a peer that has the sets of endpoints of all peers.
 func filled() (*directory.Directory, blockRing, error) {
 	d, ring := directory.New(), blockRing{}
 	for n := range directoryPeers {

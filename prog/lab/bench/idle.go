@@ -138,7 +138,7 @@ func residentMiB(ctx context.Context, l *lab.Lab, host string, pid int, which st
 			return kib / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("/proc/PID/status of process %d on %s has no %s the process has ended", pid, host, which)
+	return 0, fmt.Errorf("/proc/PID/status of process %d on %s has no %q: the process has ended", pid, host, which)
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -106,7 +106,7 @@ func thousand() (*ipamtest.Mesh, error) {
 	for range ipamPods {
 		for _, p := range m.Peers {
 			if !m.Allocate(p) {
-				return nil, errors.New("the universe is too small")
+				return nil, errors.New("the address range is too small for the containers of all peers")
 			}
 		}
 	}
@@ -114,7 +114,7 @@ func thousand() (*ipamtest.Mesh, error) {
 }
 
 // serveRing runs an allocator that starts from a ring on disk, and returns the heap size while it
-// runs. That includes the model of all peers, so the peer's own part is smaller.
+// runs. The heap includes the model of all peers, so the memory of one peer is smaller.
 func serveRing(ctx context.Context, b *bench, r ring.Ring, self peer.ID, net *alone, f func(*ipam.Allocator) error) (held uint64, err error) {
 	store, err := state.Open(filepath.Join(b.tmp, "ring"))
 	if err != nil {

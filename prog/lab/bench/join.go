@@ -11,9 +11,9 @@ import (
 
 const joinRounds = 10
 
-// join measures how fast a peer joins a mesh of two, from the start of weft launch. It ends with the
-// first reply from a container on another host: to the host itself, and to a container attached as
-// soon as possible.
+// join measures how fast a peer joins a mesh of two, from the start of weft launch. There are two
+// times: until a container on another host first replies to the joining host itself, and until it
+// first replies to a container that is attached right after that.
 func join(ctx context.Context, b *bench) (err error) {
 	l, down, err := b.up(ctx, lab.Options{Name: "join", Hosts: 3, Containers: 1})
 	if err != nil {

@@ -20,8 +20,8 @@ import (
 	"weft/router/policy"
 )
 
-// These are the numbers of namespaces and of their teams, as newCluster makes them for a number of
-// policies.
+// These are the numbers of namespaces, and of teams that own namespaces: the same as newCluster makes
+// for 200 policies.
 const (
 	kubeSpaces = 20
 	kubeTeams  = 10
@@ -38,7 +38,8 @@ type kubePod struct {
 const kubeKinds = 100
 
 // podOf distributes the pods of each node over all namespaces, applications and tiers, so that
-// policies of all namespaces select some. Higher numbers are pods that replace pods of the node.
+// policies of all namespaces select some of them. New pods that replace pods of the node have higher
+// numbers.
 func podOf(node, n int) kubePod {
 	like := n % kubeKinds
 	app := (like/kubeSpaces*2 + node) % 10

@@ -1,5 +1,5 @@
-// Command bench measures what Weft has budgets for, in labs on this machine. It prints Markdown:
-// the tables of site/docs/benchmarks.md.
+// Command bench measures times, rates and memory of Weft in labs on this machine, and compares them
+// with budgets. It prints Markdown: the tables of site/docs/benchmarks.md.
 //
 // Every figure is compared with another figure of the same run; the two are measured alternately (A B
 // A B …). So other load on the machine affects both. A missed budget is marked in the table; it is not

@@ -87,9 +87,9 @@ type enforcer struct {
 	kernel   nft.Kernel
 }
 
-// open loads the guard, like an agent without policies. No thread needs to stay in the namespace: on
-// a locked thread each answer of the kernel would cost a thread switch, which the agent does not
-// have.
+// open loads the guard: the nftables rules that an agent loads even without policies. It names the
+// namespace instead of locking a thread in it: on a locked thread each answer of the kernel would cost
+// a thread switch, which the agent does not have.
 func (e *enforcer) open(s space) error {
 	e.kernel.Namespace = int(s.NsHandle)
 	return e.kernel.Apply(nft.Build(clusterConfig(nil).Guard))
@@ -100,7 +100,7 @@ func (e *enforcer) apply() error {
 	return e.kernel.Apply(e.builder.Build(clusterConfig(&p)))
 }
 
-// load loads the policies after the guard.
+// load loads the policies, after open has loaded the guard.
 func (e *enforcer) load(c *cluster) error {
 	e.compiler = newCompiler(c)
 	return e.apply()

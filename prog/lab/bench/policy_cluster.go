@@ -20,8 +20,8 @@ const (
 
 var clusterUniverse = slot.Universe{V4: slot.DefaultV4, V6: netip.MustParsePrefix("fd01:2:3:4::/96")}
 
-// cluster is a simulated cluster, as one of its hosts knows it. One policy selects each endpoint, and
-// isolates it in both directions, for any number of policies.
+// cluster is a simulated cluster, as one of its hosts knows it. Unless it has no policies, exactly one
+// policy selects each endpoint, and isolates it in both directions.
 type cluster struct {
 	namespaces map[string]map[string]string
 	policies   []policy.Policy

@@ -21,7 +21,7 @@ const (
 
 // stream measures one TCP stream between containers on two hosts in three equal labs: with Weft; with
 // Weft and wireguard-go's own program in place of weft datapath, which is the only difference; and
-// with wireguard-go set up by hand (see plain.go), which shows the cost of Weft's guard.
+// with wireguard-go set up by hand (see plain.go), which shows the cost of Weft's nftables rules.
 func stream(ctx context.Context, b *bench) (err error) {
 	program := filepath.Join(b.tmp, "wireguard-go")
 	if out, err := exec.CommandContext(ctx, "go", "build", "-o", program, "golang.zx2c4.com/wireguard").CombinedOutput(); err != nil {
