@@ -12,8 +12,8 @@ import (
 )
 
 // A cut is a pair of port names in an nftables set of the bridge's forward hook. The hook sees every
-// frame between two ports, including flooded ones. It is stateless, so established connections are
-// cut too.
+// frame between two ports, including flooded ones. The rule in it is stateless, so it cuts established
+// connections too.
 //
 //	table bridge weft-lab {
 //	    set cut { type ifname . ifname }

@@ -11,8 +11,8 @@ import (
 // holdLock takes a lock until this process ends. It is a POSIX lock, since F_GETLK returns the
 // holder's pid in the caller's PID namespace. So no pid file can become stale.
 //
-// The file's content is only needed shortly after the root was killed: it has released the lock, but
-// other processes of the lab are still ending.
+// The identity of the process in the file is only needed shortly after the root node was killed: the
+// lock is released then, but other processes of the lab are still ending.
 func holdLock(path string) error {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
 	if err != nil {

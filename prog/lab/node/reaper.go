@@ -10,7 +10,7 @@ import (
 )
 
 // reaper starts processes and reaps all children, as pid 1 must: its own and orphans that daemons
-// leave. The node cannot use os/exec besides it, since both would wait for the same children.
+// leave. The node cannot also use os/exec, since both would wait for the same children.
 type reaper struct {
 	// start holds mu until the program's channel is in waiting, so that run does not miss a quick exit.
 	mu      sync.Mutex

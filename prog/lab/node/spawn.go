@@ -69,8 +69,8 @@ func privileged() bool {
 	return data[0].Effective&need == need
 }
 
-// namespaceError explains why clone failed. Its errno is not specific, but sysctls show the
-// restriction.
+// namespaceError explains why clone failed. The errno does not name the restriction, but sysctls show
+// it.
 func namespaceError(err error) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EACCES) {
 		return fmt.Errorf("cannot make namespaces: %w", err)

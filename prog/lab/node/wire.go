@@ -16,7 +16,7 @@ import (
 type Role string
 
 const (
-	// Underlay owns the bridge to which hosts are connected, and all other nodes.
+	// Underlay has the bridge to which hosts are connected. It is the ancestor of all other nodes.
 	Underlay Role = "underlay"
 	// Host is one machine: its own mounts, processes and hostname, and eth0 on the bridge.
 	Host Role = "host"
