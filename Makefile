@@ -56,7 +56,7 @@ race: ## the tests that need no lab, with the race detector
 
 # The agents, too, are built with the race detector, and each race fails the test. Tests of 20 hosts with limits of time
 # are left out: on a small machine, such agents are too slow for them.
-RACES = Agents|CNI|HundredContainers|PolicyRaces|PolicyComesBack|StopAndReset|TargetsAndPartition|Reboot|TestAttach|Garbage|Restored|TestNodes|Secret
+RACES = Agents|CNI|HundredContainers|PolicyRaces|PolicyComesBack|StopKeepsTunnels|TargetsPersist|Reboot|TestAttach|Garbage|Restored|TestNodes|Secret
 race-lab: ## tests of hosts whose agents have the race detector: 7 minutes (RUN=regular expression of other tests)
 	LAB_RACE=1 $(GO) test -count=1 -p 1 -timeout=40m -run '$(or $(RUN),$(RACES))' ./prog/lab/e2e ./prog/lab/incluster
 

@@ -16,7 +16,8 @@ import (
 
 // A VPN takes over a host's default route, like a second link with a better metric. The other hosts
 // learn the new address, and keep using the address that works. Then gossip loses the host while its
-// tunnel works: its addresses are not taken over, not even by force. No packet is lost.
+// tunnel works: weft rmpeer does not take over its addresses, not even with --force. No packet is
+// lost.
 func TestANewLinkAndLostGossipLoseNoPackets(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")

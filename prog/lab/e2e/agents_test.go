@@ -56,7 +56,7 @@ func at(list []netip.Addr, ports ...uint16) (out []string) {
 
 var droppedUDP = regexp.MustCompile(`udp dport @\S+ counter packets (\d+) `)
 
-// dropped returns how many datagrams a chain of a host's guard has dropped.
+// dropped returns how many datagrams a chain of Weft's nftables table on a host has dropped.
 func dropped(t *testing.T, l *lab.Lab, host, chain string) (n int) {
 	t.Helper()
 	for _, m := range droppedUDP.FindAllStringSubmatch(run(t, l, host, "nft", "list", "chain", "inet", "weft", chain), -1) {
@@ -104,7 +104,7 @@ func TestContainersCannotReachAgents(t *testing.T) {
 			t.Errorf("a container connects to %s, want no connection", out)
 		}
 		if n := dropped(t, l, "h1", chain) - before; n != datagrams*len(ports) {
-			t.Errorf("of %d datagrams to %v, the guard dropped %d, want all", datagrams*len(ports), ports, n)
+			t.Errorf("of %d datagrams to %v, the nftables rules dropped %d, want all", datagrams*len(ports), ports, n)
 		}
 	}
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp", "--marker", marker}, addrs(t, l, "h2/c1")...)...)

@@ -43,7 +43,7 @@ func container(t *testing.T, l *lab.Lab, name string) string {
 	return path
 }
 
-func TestCNIWithCnitool(t *testing.T) {
+func TestCNIToolAttachesAndDetachesAContainer(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	tool, netns := cnitool(t), container(t, l, "h1/x")
 	cni := func(verb string) []string {
@@ -72,7 +72,7 @@ func TestCNIWithCnitool(t *testing.T) {
 	if said := fails(t, l, "h1", "", cni("add")...); !strings.Contains(said, "attached already, as "+have[0]) {
 		t.Errorf("the second ADD returned %s, want a refusal with the address", said)
 	}
-	// The first attachment is unchanged; libcni itself has forgotten it.
+	// The refused ADD leaves the first attachment as it was.
 	run(t, l, "h1/x", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1")[0])...)
 	run(t, l, "h1", cni("del")...)
 	run(t, l, "h1", cni("del")...) // DEL of a deleted attachment succeeds
@@ -163,7 +163,7 @@ func manyLabels(n int) string {
 }
 
 // ADD returns the result in the format of each supported version. In a chain, it adds to the previous result.
-func TestCNIVersionsAndChaining(t *testing.T) {
+func TestCNIAddSupportsAllVersionsAndChaining(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	for _, v := range []string{"0.4.0", "1.0.0", "1.1.0"} {
 		prev := fmt.Sprintf(`,"prevResult":{"cniVersion":%q,"interfaces":[{"name":"other0"}],"ips":[{"version":"4","address":"198.51.100.7/24","interface":0}]}`, v)
@@ -201,7 +201,7 @@ func TestCNIVersionsAndChaining(t *testing.T) {
 
 // While the agent is down, STATUS returns 50, ADD returns "try again later" and leaves nothing, and
 // DEL removes the link at once. The next agent releases the address.
-func TestCNIWhileTheAgentIsDown(t *testing.T) {
+func TestCNIAddFailsAndDelSucceedsWhileTheAgentIsDown(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	netns, other := container(t, l, "h1/x"), container(t, l, "h1/y")
 	good := fmt.Sprintf(conf, "1.1.0", "")
@@ -236,7 +236,7 @@ func TestCNIWhileTheAgentIsDown(t *testing.T) {
 
 // While the agent hangs, every operation ends within 10 s with the spec's code and the reason. DEL
 // removes the link. When the agent resumes, DEL succeeds and nothing is left.
-func TestCNIWhileTheAgentHangs(t *testing.T) {
+func TestCNIOperationsEndInTimeWhileTheAgentHangs(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 1})
 	netns, other := container(t, l, "h1/x"), container(t, l, "h1/y")
 	good := fmt.Sprintf(conf, "1.1.0", "")

@@ -149,8 +149,9 @@ func TestRestoredStateKeepsAddressesOfRunningContainers(t *testing.T) {
 	eventually.True(t, 10*time.Second, "the address is free again", func() bool { return !strings.Contains(run(t, l, "h1", "weft", "status"), forgotten[0]) })
 }
 
-// A copy that reaches no other host starts after a while, like any host. Once it learns of the
-// original, it stops, and its device loses the key, so that the original's tunnels work again.
+// A host whose disk is a copy of another host's starts after a while if it reaches no other host, like
+// any host. Once it learns of the original, it stops, and its WireGuard device loses the key, so that
+// the original's tunnels work again.
 func TestACopiedHostRemovesItsKeyFromTheDevice(t *testing.T) {
 	labtest.Waits(t)
 	labtest.Need(t, "nft", "nftables")

@@ -18,8 +18,8 @@ import (
 )
 
 // All pairs of six containers on three hosts reach each other in both families, and the underlay
-// carries nothing of that in the clear.
-func TestInvariant1AllPairsAndNothingInTheClear(t *testing.T) {
+// carries none of their packets in the clear.
+func TestInvariant1AllPairsConnectAndNothingIsInTheClear(t *testing.T) {
 	l := labtest.New(t, lab.Options{Containers: 2})
 	established(t, l)
 	var all []string
@@ -241,7 +241,7 @@ func launchTwo(t *testing.T, l *lab.Lab) {
 	})
 }
 
-// routeByGateway adds routes on the plain host h3: to the universe, through another host.
+// routeByGateway adds routes on the plain host h3: to Weft's address ranges, through another host.
 func routeByGateway(t *testing.T, l *lab.Lab, gateway string) {
 	t.Helper()
 	for i, u := range []string{"10.32.0.0/12", report(t, l, gateway).IPAM.Range6} {
@@ -271,8 +271,8 @@ func watch(t *testing.T, l *lab.Lab, target string, meanwhile func()) int {
 	return sum.Marked
 }
 
-// The underlay only reaches endpoints while the host is exposed. Containers reach the outside with
-// the host's address.
+// Machines on the underlay only reach endpoints while weft expose is in effect on the host that they
+// use as gateway. Containers reach the outside with the host's address.
 func TestTheUnderlayReachesEndpointsOnlyOfExposedHosts(t *testing.T) {
 	l := twoAndAPlainOne(t)
 	listen(t, l, "h3")
@@ -343,7 +343,7 @@ func TestTwentyHostsFormOneRing(t *testing.T) {
 			return err == nil
 		})
 	}
-	eventually.True(t, 10*time.Second, "h7 knows twenty owners", func() bool { return len(report(t, l, "h7").IPAM.Owners) == 20 })
+	eventually.True(t, 10*time.Second, "h7 reports twenty owners of addresses", func() bool { return len(report(t, l, "h7").IPAM.Owners) == 20 })
 }
 
 // founded asserts that a host's agent was ready within a time.

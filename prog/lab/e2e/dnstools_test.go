@@ -36,7 +36,8 @@ func resolve(args []string) error {
 	return nil
 }
 
-// await queries NAME until it exists (0) or not (1), and prints the time.
+// await queries NAME until it exists, or with 1 as the second argument until it does not exist, and
+// prints the time.
 func await(args []string) error {
 	c := dns.Client{Timeout: time.Second}
 	m := new(dns.Msg)

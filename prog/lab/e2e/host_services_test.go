@@ -9,8 +9,9 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// A host reaches containers by a service address as kube-proxy implements it: DNAT in the output
-// hook, after routing for the service's address. So do its containers, and other hosts through it.
+// A host reaches containers by a service address as kube-proxy implements it: DNAT in the output hook,
+// after routing for the service's address. Its containers, and other hosts through it, reach
+// containers by that address too.
 func TestHostReachesServices(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})

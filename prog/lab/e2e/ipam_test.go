@@ -108,7 +108,7 @@ func TestNoAddressIsAllocatedTwiceInAPartition(t *testing.T) {
 	eventually.True(t, time.Minute, "h1 sees the unreachable peers", func() bool {
 		return strings.Count(run(t, l, "h1", "weft", "status", "ipam"), "unreachable!") == len(majority)
 	})
-	eventually.True(t, time.Minute, "h1 has not heard h5 for long enough to require a majority", func() bool {
+	eventually.True(t, time.Minute, "rmpeer on h1 counts h5 as lost, and refuses for lack of a majority", func() bool {
 		out := fails(t, l, "h1", "", "weft", "rmpeer", "h5")
 		return strings.Contains(out, "only 2 of 5 peers") && strings.Contains(out, "add --force")
 	})
@@ -142,7 +142,7 @@ func TestNoAddressIsAllocatedTwiceInAPartition(t *testing.T) {
 	run(t, l, "h5/c1", append([]string{"weft", "probe", "icmp", "--count", "1"}, addrs(t, l, "h1/c1")...)...)
 }
 
-// fullFounder launches h1 with a universe of which it uses every address, one of them for its
+// fullFounder launches h1 with an address range of which h1 uses every address, one of them for its
 // container. It returns the container's network namespace and address.
 func fullFounder(t *testing.T, l *lab.Lab) (netns, addr string) {
 	t.Helper()
@@ -159,7 +159,7 @@ func fullFounder(t *testing.T, l *lab.Lab) (netns, addr string) {
 
 // A founder that dies before it granted any space is replaced: all its addresses are taken over. When
 // it returns, it learns that at once, cuts off containers with lost addresses, and starts anew.
-func TestRemovedPeerComesBack(t *testing.T) {
+func TestARemovedPeerReturnsWithNewAddresses(t *testing.T) {
 	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1, Bare: true})
 	netns, lost := fullFounder(t, l)
@@ -170,7 +170,7 @@ func TestRemovedPeerComesBack(t *testing.T) {
 		}
 	}
 	for _, h := range []string{"h2", "h3"} {
-		eventually.True(t, 20*time.Second, h+" knows the ring and waits for an address", func() bool {
+		eventually.True(t, 20*time.Second, h+" has joined the address ring and waits for an address", func() bool {
 			out, err := l.Exec(t.Context(), h, nil, "weft", "status", "ipam")
 			return err == nil && strings.Contains(out, "waiting for IPs")
 		})

@@ -142,7 +142,8 @@ func TestUniverseThatOverlapsARouteIsRefused(t *testing.T) {
 	}
 	says(t, fails(t, l, "h1", "", "weft", "launch"), "10.40.0.0/16", "eth0", "--ipalloc-range")
 	launchFounder(t, l, "--ipalloc-range", "10.200.0.0/16")
-	// A joining host learns the universe only when it joins. Then it also refuses.
+	// A joining host learns the address range of the mesh only when it joins. It refuses then if a
+	// route overlaps the range.
 	if err := tool(t, l, "h2", "route", "10.200.7.0/24"); err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +199,7 @@ func TestMissingPrivilegeIsReported(t *testing.T) {
 	says(t, string(out), "NET_ADMIN", "root")
 }
 
-func TestAttachAndDetach(t *testing.T) {
+func TestAttachConnectsAContainerAndDetachLeavesNothing(t *testing.T) {
 	l := bare(t, 1)
 	launchFounder(t, l)
 	netns, err := l.NetNS(t.Context(), "h1/c1")
@@ -231,7 +232,7 @@ func TestAttachAndDetach(t *testing.T) {
 	nothingLeft(t, l, "h1")
 }
 
-// Random bytes on every port, in every state, crash nothing.
+// Random bytes on every port, and invalid requests to the control socket, crash no agent.
 func TestGarbageOnEveryPortCrashesNothing(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 	established(t, l)
@@ -250,8 +251,8 @@ func TestGarbageOnEveryPortCrashesNothing(t *testing.T) {
 		}
 	}
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h2/c1")...)...)
-	// Random bytes may look like gossip under another key or not. The sender is reported in both
-	// cases.
+	// Random bytes may or may not look like gossip that another key encrypts. Their sender is reported
+	// in both cases.
 	if r := report(t, l, "h1"); r.Router.PID != pid || !r.Ready || !slices.ContainsFunc(r.Rejections, func(x api.Rejection) bool { return x.Addr == "192.0.2.2" }) {
 		t.Errorf("ready %v, pid %d (before %d), rejections %+v; want a ready agent that was not restarted, and a rejection of 192.0.2.2", r.Ready, r.Router.PID, pid, r.Rejections)
 	}
@@ -276,9 +277,9 @@ func TestRebootKeepsTheIdentity(t *testing.T) {
 	run(t, l, "h1/c1", append([]string{"weft", "probe", "icmp"}, addrs(t, l, "h2/c1")...)...)
 }
 
-// weft stop leaves tunnels and containers in place, weft reset leaves nothing. Other peers show which of
-// them was run.
-func TestStopAndReset(t *testing.T) {
+// weft stop leaves tunnels and containers in place, weft reset leaves nothing. The status of other
+// peers shows which of the two was run.
+func TestStopKeepsTunnelsAndResetLeavesNothing(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 2, Containers: 1})
 	established(t, l)
 	if err := l.Stop(t.Context(), "h2"); err != nil {
@@ -321,8 +322,9 @@ func TestStopAndReset(t *testing.T) {
 	}
 }
 
-// Targets change at run time and persist. A partition heals by itself.
-func TestTargetsAndPartition(t *testing.T) {
+// Targets, the hosts that an agent contacts to join, can be changed at run time and persist. A
+// partition heals by itself.
+func TestTargetsPersistAndPartitionsHeal(t *testing.T) {
 	l := labtest.New(t, lab.Options{Hosts: 3, Containers: 1})
 	established(t, l)
 	run(t, l, "h3", "weft", "connect", "--replace", "192.0.2.2")

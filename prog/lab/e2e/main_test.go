@@ -133,7 +133,7 @@ func control(args []string) error {
 	defer resp.Body.Close()
 	var answer api.Error
 	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil || resp.StatusCode != http.StatusBadRequest || answer.Code != api.CodeBadRequest {
-		return fmt.Errorf("got %s, %+v, %w, want a refusal", resp.Status, answer, err)
+		return fmt.Errorf("the invalid request got the status %s, answer %+v, error %w; want a refusal as a bad request", resp.Status, answer, err)
 	}
 	return nil
 }

@@ -12,9 +12,9 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// The MTU follows the links and routes that carry the tunnel. Between hosts with 9000 and 1500 bytes
-// all packets arrive. A bridge without tunnel traffic changes nothing. If a route carries less than
-// WireGuard's packets, streams continue, and the status says why they are slow.
+// The MTU follows the links and routes that carry the tunnel. Between hosts whose links have MTUs of
+// 9000 and 1500 bytes all packets arrive. A bridge without tunnel traffic changes nothing. If a route
+// carries less than WireGuard's packets, streams continue, and the status says why they are slow.
 func TestMTUFollowsThePath(t *testing.T) {
 	labtest.Need(t, "ip", "iproute2")
 	l := bare(t, 2)
@@ -56,19 +56,19 @@ func TestMTUFollowsThePath(t *testing.T) {
 		}
 		run(t, l, from, args...)
 	}
-	eventually.True(t, 10*time.Second, "h1 knows what h2's link carries", func() bool { return connection().MTU == 1420 })
+	eventually.True(t, 10*time.Second, "h1 has learned the MTU of h2's link", func() bool { return connection().MTU == 1420 })
 	if got := mtus("h1"); !slices.Equal(got, []string{"8920", "8920"}) {
-		t.Errorf("between links with 9000 bytes, the MTUs of tunnel and container are %v, want 8920", got)
+		t.Errorf("on a host whose link has an MTU of 9000 bytes, the MTUs of tunnel and container are %v, want 8920", got)
 	}
 	probe("udp", "h1/c1", "h2/c1", "2000")
 	probe("udp", "h2/c1", "h1/c1", "2000")
 	probe("udp", "h1", "h2/c1", "2000")
 
-	// Add a bridge like a container engine's. The agent has checked since then once it repairs the
-	// container's MTU.
+	// Add a bridge like a container engine's, and change the MTU of the container's link. Once the
+	// agent has repaired that MTU, it has also seen the bridge.
 	own := strings.Fields(run(t, l, "h2", "sh", "-c", "ls /sys/class/net | grep weft-"))[0]
 	run(t, l, "h2", "sh", "-c", "ip link add br0 type bridge && ip link set br0 mtu 1400 up && ip address add 172.30.0.1/16 dev br0 && ip link set mtu 1300 dev "+own)
-	eventually.True(t, 10*time.Second, "beside a bridge with 1400, the tunnel and a container have 1420", func() bool {
+	eventually.True(t, 10*time.Second, "beside a bridge with MTU 1400, the tunnel and a container have MTU 1420", func() bool {
 		return slices.Equal(mtus("h2"), []string{"1420", "1420"})
 	})
 

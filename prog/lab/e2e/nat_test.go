@@ -10,7 +10,7 @@ import (
 )
 
 // A host that is unreachable at its advertised address, as behind NAT, gets addresses within seconds.
-// It never gets more than one grant, however long it keeps asking.
+// It never gets more than one grant of addresses, however long it keeps asking.
 func TestHostBehindNATGetsOneGrant(t *testing.T) {
 	labtest.Waits(t)
 	l := labtest.New(t, lab.Options{Hosts: 3, Bare: true, Underlay: "4"})
@@ -34,7 +34,7 @@ func TestHostBehindNATGetsOneGrant(t *testing.T) {
 		}
 		for _, o := range report(t, l, "h1").IPAM.Owners {
 			if o.Percent < 24 || o.Percent > 51 {
-				t.Fatalf("%s owns %.1f %% of the addresses, want between 24 %% and 51 %%, as after one grant", o.Nickname, o.Percent)
+				t.Fatalf("%s owns %.1f %% of the addresses, want between 24 %% and 51 %%, as after one grant of addresses", o.Nickname, o.Percent)
 			}
 		}
 	}

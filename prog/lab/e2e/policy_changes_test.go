@@ -144,7 +144,7 @@ func emptySelectors(p *policyLab) {
 // A policy in audit mode lets all packets pass, and reports the packets that it would deny. A dry run
 // reports the same packets beforehand, and changes nothing. Once the policy is enforced, dropped packets
 // are counted, and reported with the names of both ends.
-func TestPolicyAuditDryRunAndDrops(t *testing.T) {
+func TestAuditAndDryRunReportWhatAPolicyWouldDrop(t *testing.T) {
 	p := shopLab(t)
 	flows := p.flows2("h1/buyer", "h2/two")
 	p.flowing("h1/buyer", flows)
@@ -159,7 +159,7 @@ func TestPolicyAuditDryRunAndDrops(t *testing.T) {
 	p.silent("h1/buyer", flows)
 	p.reaches("h2/visitor", "h2/two", false, 80)
 	dropsReported(p, false, "UDP shop/buyer")
-	// The buyer's busy flow uses up the kernel's log limit. The flow ends when the buyer is attached anew.
+	// The buyer's flow uses up the kernel's rate limit for reports. End it, by attaching the buyer anew.
 	p.replug("h1/buyer", buyer("buyer"))
 	dropsReported(p, false, "TCP team/visitor", "UDP team/visitor")
 	counted(p)
@@ -167,7 +167,7 @@ func TestPolicyAuditDryRunAndDrops(t *testing.T) {
 	p.reaches("h2/visitor", "h2/two", false, 80)
 }
 
-// flows2 starts flows like flows, but only flows with requests: no server here sends answers without requests.
+// flows2 starts TCP and UDP flows to one server. Unlike the function flows, it starts no flow with a single request.
 func (p *policyLab) flows2(client, server string) (out []oneFlow) {
 	p.t.Helper()
 	for _, addr := range p.addrs[server] {
@@ -208,7 +208,7 @@ func dryRun(p *policyLab, policy string, flows []oneFlow) {
 		}
 		for _, pair := range []string{"shop/buyer shop/one", "shop/buyer shop/two", "team/visitor shop/one", "team/visitor shop/two", "shop/one shop/two", "shop/two shop/one"} {
 			if pairs[pair] != "all none" {
-				p.t.Errorf("%s: the dry run reports %q for %s, want 'all none'", host, pairs[pair], pair)
+				p.t.Errorf("%s: the dry run reports %q (ports before and after) for the pair %s, want 'all none'", host, pairs[pair], pair)
 			}
 		}
 		if len(pairs) != 6 || len(r.Effects.Silent) > 0 {

@@ -31,8 +31,8 @@ func TestPolicyExemptAllowsTheOwnHost(t *testing.T) {
 	}
 	p.settled("h1")
 	exempt(p, map[string][2]bool{"h1": {true, true}, "h2": {true, true}, "h3": {true, true}})
-	// The exemption is only for connections from endpoints. Ingress is different: a host's own
-	// packets always pass.
+	// The exemption is only for connections that endpoints open. A host's own packets to its endpoints
+	// always pass, so they need none.
 	p.apply("h2", manifest(`cell: {podSelector: {}, policyTypes: [Ingress, Egress]}`))
 	exempt(p, map[string][2]bool{"h1": {true, true}, "h2": {false, false}, "h3": {false, true}})
 	for i, host := range p.Hosts() {
@@ -60,7 +60,7 @@ func exempt(p *policyLab, want map[string][2]bool) {
 		for _, server := range []string{"169.254.1.1", p.addrs[host][0].String(), p.addrs[host][1].String()} {
 			for i, yes := range ask[[]bool](p, isolated, "Answered", server) {
 				if yes != w[1] {
-					p.t.Errorf("%s: the name server %s answers %v (0 is UDP, 1 TCP: %d), want %v", isolated, server, yes, i, w[1])
+					p.t.Errorf("%s: the name server %s answers over %s: %v, want %v", isolated, server, []string{"UDP", "TCP"}[i], yes, w[1])
 				}
 			}
 		}
@@ -88,7 +88,7 @@ func (p *policyLab) oneFamily(src, dst string, family int, want bool) {
 	to := netip.AddrPortFrom(p.addrs[dst][family], hostPort)
 	for i, got := range ask[[]bool](p, src, "Reach", []Try{{"tcp", to, patience}, {"udp", to, patience}}) {
 		if got != want {
-			p.t.Errorf("%s to %v (0 is TCP, 1 UDP: %d): reached %v, want %v", src, to, i, got, want)
+			p.t.Errorf("%s to %v over %s: reached %v, want %v", src, to, []string{"TCP", "UDP"}[i], got, want)
 		}
 	}
 }

@@ -101,7 +101,7 @@ func TestPolicyEndsEstablishedFlows(t *testing.T) {
 	} {
 		other := map[string]string{"ingress at the server": "client", "egress at the client": "server"}[side]
 		allow, deny := manifest(fmt.Sprintf(spec, other)), manifest(fmt.Sprintf(spec, "nobody"))
-		t.Log(side + ": isolated, and allowed")
+		t.Log(side + ": isolated, and the flows are allowed")
 		p.apply("h2", allow)
 		p.flowing("h1/client", flows)
 		t.Log(side + ": no longer allowed")
@@ -113,7 +113,7 @@ func TestPolicyEndsEstablishedFlows(t *testing.T) {
 		p.flowing("h1/client", flows)
 		p.remove("h1", "shop/p0")
 		p.flowing("h1/client", flows)
-		t.Log(side + ": denied while nothing was in force before")
+		t.Log(side + ": denied, after no policy was in force")
 		p.apply("h1", deny)
 		p.silent("h1/client", flows)
 		p.remove("h2", "shop/p0")

@@ -11,10 +11,10 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// Before Linux 6.9 tables have no owner, and other programs can flush Weft's. The linker makes an
-// agent that does not use owners. After a flush, denied packets pass until the agent restores the
-// table. The test counts them: a running agent restores it at once, and at the latest at its next
-// check.
+// Before Linux 6.9 nftables tables have no owner, so other programs can flush Weft's table. A linker
+// flag makes the agent of this test, which does not use owners. After a flush, denied packets pass
+// until the agent restores the table. The test counts them: a running agent restores it at once, and
+// at the latest at its next check.
 func TestPolicyIsRestoredAfterAFlushWithoutTableOwners(t *testing.T) {
 	labtest.Need(t, "nft", "nftables")
 	bin := t.TempDir()

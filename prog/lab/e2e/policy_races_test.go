@@ -31,8 +31,8 @@ var racePolicies = []string{
 	`race: {podSelector: {matchExpressions: [{key: role, operator: NotIn, values: [foe, friend]}]}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}], ports: [{port: 70, endPort: 90, protocol: UDP}, {port: 443}]}], egress: [{to: [{podSelector: {matchLabels: {role: friend}}}]}]}`,
 }
 
-// raceMorePolicies are additional policies that the test adds and removes. They too change the nftables
-// chains of isolated containers, but never allow a foe.
+// raceMorePolicies are additional policies that the test adds and removes. They too change the
+// nftables chains of isolated containers, but never allow traffic with a foe.
 var raceMorePolicies = []string{
 	`race: {podSelector: {matchLabels: {role: isolated}}, ingress: [{from: [{podSelector: {matchLabels: {role: buddy}}}]}]}`,
 	`race: {podSelector: {matchLabels: {role: foe}}, policyTypes: [Ingress], ingress: [{}]}`,

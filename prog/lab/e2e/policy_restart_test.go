@@ -12,9 +12,9 @@ import (
 	"weft/prog/lab/labtest"
 )
 
-// isolatedLab is a lab with an isolated container on h2. Policies allow it to talk with friends, and deny
-// traffic from and to foes. h1 and h2 have a friend and a foe each. Friends have flows to the isolated
-// container. It and the foes send to each other all the time.
+// isolatedLab is a lab with an isolated container on h2. Policies allow it to talk with friends, and
+// deny traffic from and to foes. h1 and h2 have a friend and a foe each. Friends have flows to the
+// isolated container. The isolated container and the foes send to each other all the time.
 type isolatedLab struct {
 	*policyLab
 	flows map[string][]oneFlow // flows of each friend, by its name
@@ -138,31 +138,31 @@ func TestPolicyOutlivesAgents(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b.attack("with its agent")
+	b.attack("while the agent of h2 runs")
 	kill("h2")
-	b.goesOn("its agent was killed")
+	b.goesOn("the agent of h2 was killed")
 	start("h2")
-	b.goesOn("it was started again")
+	b.goesOn("the agent of h2 was started again")
 	for range 3 {
 		kill("h2")
 		start("h2")
 	}
-	b.goesOn("it was killed and started at once, three times")
+	b.goesOn("the agent of h2 was killed and started at once, three times")
 	stop("h2")
-	b.goesOn("it was stopped")
+	b.goesOn("the agent of h2 was stopped")
 	start("h2", "--policy-exempt", "none")
-	b.goesOn("it was started with another program for the kernel")
-	b.attack("with a new agent")
+	b.goesOn("the agent of h2 was started with other rules for the kernel")
+	b.attack("while the restarted agent of h2 runs")
 	stop("h2")
 	b.upgrade("h2", "next")
-	b.goesOn("it was upgraded")
-	b.attack("with an upgraded agent")
+	b.goesOn("the agent of h2 was upgraded")
+	b.attack("while the upgraded agent of h2 runs")
 	kill("h1")
 	stop("h2")
-	b.goesOn("the agents of both ends are stopped")
+	b.goesOn("the agents of both hosts are stopped")
 	start("h1")
 	start("h2")
-	b.goesOn("they are back")
+	b.goesOn("the agents of both hosts run again")
 	b.ends()
 }
 
@@ -204,7 +204,7 @@ func TestPolicyComesBackAfterAFlush(t *testing.T) {
 
 // A policy that changes while a host's agent is down is enforced as soon as the agent is back. Until
 // then the host enforces the old policy.
-func TestPolicyChangesWhileAnAgentIsDown(t *testing.T) {
+func TestAPolicyChangeIsEnforcedOnceTheAgentIsBack(t *testing.T) {
 	b := newIsolatedLab(t)
 	if err := b.Kill(t.Context(), "h2", "agent"); err != nil {
 		t.Fatal(err)
@@ -213,7 +213,7 @@ func TestPolicyChangesWhileAnAgentIsDown(t *testing.T) {
 	if _, err := b.weft("h1", deny, "policy", "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
-	b.goesOn("changed, while the agent is down")
+	b.goesOn("the policy was changed while the agent of h2 is down")
 	start := time.Now()
 	if err := b.Start(t.Context(), "h2"); err != nil {
 		t.Fatal(err)
@@ -223,7 +223,7 @@ func TestPolicyChangesWhileAnAgentIsDown(t *testing.T) {
 	for friend, flows := range b.flows {
 		b.silent(friend, flows)
 	}
-	// A host that joins, or returns without state, learns the policies before it is ready.
+	// A host that joins, here again after weft reset, learns the policies before it is ready.
 	if err := b.Stop(t.Context(), "h3"); err != nil {
 		t.Fatal(err)
 	}

@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Many kernels have no SCTP. Policies and conntrack only see packets and chunks. So this test sends
-// an association's first chunk, INIT, and its answer over raw sockets (RFC 9260, 3.3.2 and 3.3.3).
+// Many kernels have no SCTP sockets, and policies and conntrack only look at packets and their chunks.
+// So this test sends an association's first chunk, INIT, and its answer over raw sockets (RFC 9260,
+// 3.3.2 and 3.3.3).
 const (
 	chunkInit    = 1
 	chunkInitAck = 2

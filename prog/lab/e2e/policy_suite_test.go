@@ -122,7 +122,8 @@ func TestPoliciesAllowWhatKubernetesSpecifies(t *testing.T) {
 	p.expect(situation{name: "deleted policies are no longer enforced"})
 }
 
-// blocks replaces <x/a 4> by that pod's address as a prefix, and <all 4> by the universe.
+// blocks replaces <x/a 4> by that pod's address as a prefix, and <all 4> by the range of all endpoint
+// addresses.
 func (p *policyLab) blocks() *strings.Replacer {
 	var pairs []string
 	for _, pod := range suitePods {

@@ -27,7 +27,7 @@ func TestSystemdUnitsAreHardened(t *testing.T) {
 
 // A real systemd runs the agent. The agent waits until weft launch. systemd does not start it again after
 // weft stop and weft reset, but after a crash. After a reset, the agent founds no new network.
-func TestAgentUnderSystemd(t *testing.T) {
+func TestSystemdRestartsTheAgentOnlyAfterACrash(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("systemd as process 1 of a namespace needs root")
 	}
