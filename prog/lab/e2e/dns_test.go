@@ -321,7 +321,8 @@ func TestFreedAddressIsNotReusedBeforeItsNameIsGone(t *testing.T) {
 	if free := report(t, l, "h1").IPAM.Free; free != 0 {
 		t.Fatalf("%d addresses are free, want none", free)
 	}
-	// Once a released address is allocated again, the agents have begun to confirm deletions.
+	// Agents begin to confirm deletions some time after their start. They have begun once a released
+	// address is allocated again.
 	if err := tool(t, l, "h1", "release", "full-5"); err != nil {
 		t.Fatal(err)
 	}
