@@ -80,7 +80,7 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 //
 // Each arrow is a request that the API server accepts from only one node: a create, or an update with
 // the resourceVersion that was read. No node uses a ring before the last arrow, so there is never a
-// second ring. No arrow is taken while another Node shows that the cluster has a network. In that case
+// second ring. No node takes an arrow while another Node shows that the cluster has a network. In that case
 // the Secret was deleted or is older than the network, and the agents of that network restore the
 // Secret (Keeper).
 type Bootstrap struct {

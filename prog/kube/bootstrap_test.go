@@ -202,7 +202,7 @@ func TestTheTokenInAnOperatorsSecretIsUsed(t *testing.T) {
 	c.Set(made)
 	f := run(t, c.bootstrap(t, 0, 0), c.bootstrap(t, 1, 0), c.bootstrap(t, 2, 0), c.bootstrap(t, 3, 0))[0]
 	if f.Token != token {
-		t.Error("the token is another one, want the operator's")
+		t.Error("the founding has another token, want the operator's")
 	}
 	password, err := secret.FromPassword("long enough a password")
 	if err != nil {

@@ -213,7 +213,7 @@ func (s *Server) chosen(of place, selector fields.Selector) []meta.Object {
 	return items
 }
 
-// stream begins a watch with all objects, followed by a bookmark.
+// stream sends all objects, followed by a bookmark, at the beginning of a watch.
 func (s *Server) stream(w http.ResponseWriter, of place, selector fields.Selector) (since int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -117,7 +117,7 @@ func TestOnlyReadyNodesAreExpectedToAnswer(t *testing.T) {
 	}
 }
 
-// A host uses its last Node object, also while that is deleted.
+// A host keeps using the last Node object that it read, also after the API server deleted the Node.
 func TestTheLastNodeObjectIsKeptAfterItsDeletion(t *testing.T) {
 	server := kubetest.New()
 	server.Set(kubetest.Node("n1", "uid-1", "192.0.2.1"))
@@ -225,7 +225,7 @@ func TestPodsGetLabelsFromAPIServer(t *testing.T) {
 	server.Delete(kubetest.Pod("n1", "shop", "web", "new", nil))
 	kubetest.Eventually(t, "ended", func() bool { return n.Ended("shop", "web", "new") })
 	if _, _, known := n.Current("shop", "web", "new"); known {
-		t.Error("a pod that ended is known, want it unknown")
+		t.Error("Current has a pod that ended, want none")
 	}
 }
 
@@ -280,7 +280,7 @@ func TestNicknameFitsIntoARecord(t *testing.T) {
 		t.Error(got)
 	}
 	if Name("given") != "given" {
-		t.Error("the name is not the one that was given, want given")
+		t.Error("Name returned another name than the given one, want given")
 	}
 	t.Setenv("NODE_NAME", "told")
 	if Name("") != "told" {

@@ -27,14 +27,14 @@ type census struct {
 	Peers   []resident
 	Nodes   []kube.Node      // all current Nodes
 	Founder peer.ID          // named by the Secret
-	Host    string           // UID of the founder's Node; this peer may never have heard it
+	Host    string           // UID of the founder's Node; gossip may never have reached that founder
 	Owners  map[peer.ID]bool // peers that own addresses
 }
 
 // resident is a peer whose record is known.
 type resident struct {
 	ID     peer.ID
-	Host   string // UID of its Node; empty if the peer does not announce it
+	Host   string // UID of its Node; empty if the peer does not announce the UID
 	Here   bool   // whether gossip reaches it, or it is this peer
 	Silent time.Duration
 }

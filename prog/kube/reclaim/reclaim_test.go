@@ -200,6 +200,6 @@ func TestARemovalThatAnotherPeerDidIsNoError(t *testing.T) {
 	c.nodes, c.refused = nodes("uid-1"), &ipam.RemovalError{Nothing: true}
 	c.watch("uid-1")
 	if err := r.look(t.Context()); err != nil || log.Len() != 0 || len(c.events) != 0 {
-		t.Errorf("error %v; log: %s; events %q; want none of them", err, &log, c.events)
+		t.Errorf("error %v; log: %s; events %q; want no error, no log line and no event", err, &log, c.events)
 	}
 }
