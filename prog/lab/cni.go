@@ -31,7 +31,7 @@ type plugged struct {
 	ResolvConf string   `json:"resolvConf"`
 }
 
-// Identity is what a runtime tells the network about a container.
+// Identity is what a container runtime passes to the CNI plugin about a container.
 type Identity struct {
 	Namespace string            `json:"namespace"`
 	Name      string            `json:"name"`

@@ -25,7 +25,7 @@ spec:
     - port: 7007
 `
 
-// policy shows that a policy is in force on all hosts at once, and that explain gives the reason.
+// policy shows that a policy takes effect on all hosts at once, and that `weft policy explain` names it.
 func (d *demo) policy(ctx context.Context) error {
 	d.caption("A NetworkPolicy, applied on h3: h2's containers are reachable from namespace h1 only (a host's name is its containers' namespace)")
 	fmt.Fprintf(d.out, "h3 $ weft policy apply --wait -f - <<EOF\n%sEOF\n", indented(demoPolicy))

@@ -37,7 +37,7 @@ func (l *Lab) Attach(ctx context.Context, target string, stdio [3]*os.File, sign
 	return l.explain(target, err)
 }
 
-// explain names the target in errors of a node: they only name the node's socket.
+// explain adds the target to an error of a node, which only names the node's socket.
 func (l *Lab) explain(target string, err error) error {
 	if !errors.Is(err, node.ErrDown) {
 		return err

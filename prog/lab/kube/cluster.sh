@@ -8,7 +8,7 @@
 #   cluster.sh exec CMD…              run a command with access to the API server, and KUBECONFIG set
 #   cluster.sh in NODE CMD…           a command inside a node
 #   cluster.sh node-up NAME INDEX     add a node; its addresses end in INDEX + 10
-#   cluster.sh node-down NAME         remove a node with its disk; Kubernetes is not told
+#   cluster.sh node-down NAME         remove a node with its disk, but not its Node object
 #   cluster.sh node-restart NAME      switch a node off and on: it keeps its disk, but not /run
 #   cluster.sh apiserver-stop, apiserver-start
 #   cluster.sh dns                    run CoreDNS, at 10.96.0.10 and fd00:10:96::a

@@ -11,7 +11,7 @@ pods=${PODS:-100} churn=${CHURN:-600}
 node=node1
 c=$kube/cluster.sh
 
-# A wrapper script times a plugin's calls. It costs both sides the same few milliseconds.
+# A wrapper script times a plugin's calls. It adds the same few milliseconds to the calls of both clusters.
 wrap() { # PLUGIN…
 	local p
 	for p; do
