@@ -16,7 +16,7 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// bin has a program "weft" that is this test binary, so that the lab is tested without an agent.
+// bin has a program "weft" that is this test binary, so that the lab is tested without a real agent.
 var bin string
 
 func TestMain(m *testing.M) {

@@ -15,7 +15,7 @@ import (
 const UnderlayName = "underlay"
 
 // The underlay's addresses (RFC 5737, RFC 3849): host n has the last byte n in both families. The
-// gateway does not exist, but hosts send to it; see node.Uplink.
+// gateway does not exist, but hosts send packets to it; see node.Uplink.
 var (
 	prefix4  = netip.MustParsePrefix("192.0.2.0/24")
 	prefix6  = netip.MustParsePrefix("2001:db8::/64")

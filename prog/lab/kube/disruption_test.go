@@ -355,7 +355,7 @@ func nodeDeleted(t *testing.T) {
 				return err
 			}
 			if slices.Contains(names, gone) {
-				return fmt.Errorf("according to %s, the owners are %v", node, names)
+				return fmt.Errorf("according to %s, the owners of addresses are %v", node, names)
 			}
 		}
 		return nil

@@ -8,7 +8,7 @@ import (
 )
 
 // The smallest lab: two hosts with one container each. Nothing is sent in the clear.
-func TestTwoHostsExchangeOnlyEncryptedPackets(t *testing.T) {
+func TestTwoHostsSendNoPayloadInTheClear(t *testing.T) {
 	l := New(t, lab.Options{Hosts: 2, Containers: 1})
 	const marker = "labtest-marker"
 	capture, err := l.Capture(t.Context(), marker)
