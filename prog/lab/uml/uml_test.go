@@ -132,7 +132,7 @@ func standby(t *testing.T, l *lab.Lab, host string) {
 func allPairs(t *testing.T, l *lab.Lab, hosts ...string) {
 	all := containers(hosts...)
 	for _, from := range all {
-		// The first packet to a peer waits for its handshake, which is retried every 5 s.
+		// The first packet to a peer waits for the WireGuard handshake, which is retried every 5 s.
 		args := []string{"weft", "probe", "icmp", "--count", "3", "--interval", "10ms", "--timeout", "12s", "--size", "400", "--marker", marker}
 		for _, to := range all {
 			args = append(args, addrs(t, l, to)...)
@@ -198,7 +198,7 @@ func prefixesMove(t *testing.T, l *lab.Lab) {
 				continue
 			}
 			moved++
-			t.Logf("%s's allowed IPs for the granter were %v, are %v; for h3 %v", host, before[host], after[other], after[newcomer])
+			t.Logf("%s's allowed IPs for the granter were %v and now are %v; those for h3 are %v", host, before[host], after[other], after[newcomer])
 			for _, p := range after[newcomer] {
 				if slices.Contains(after[other], p) {
 					t.Errorf("%s: the granter and h3 both have %s in their allowed IPs, want h3 only", host, p)
