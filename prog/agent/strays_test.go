@@ -22,7 +22,7 @@ import (
 // The state of a host is restored from an older copy: it has an old node address and an endpoint
 // that is gone, and lacks a container that is attached. The agent finds that container before its
 // first plan takes the old node address, and with it the container's route, from the kernel.
-func TestStraysAreFoundBeforeTheFirstPlan(t *testing.T) {
+func TestContainersMissingInTheStateAreFoundBeforeTheFirstPlan(t *testing.T) {
 	if os.Getenv(alone) == "" {
 		runAlone(t)
 		return

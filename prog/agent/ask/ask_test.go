@@ -43,7 +43,7 @@ func (s *slow) Request(ctx context.Context, to peer.ID, kind string, payload []b
 	}
 }
 
-func TestAtMostSixteenPeersAreAskedAtOnce(t *testing.T) {
+func TestAtMostSixteenRequestsRunAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, begun, answers := &slow{peers: 40, takes: func(byte) time.Duration { return time.Second }}, time.Now(), 0
 		All(t.Context(), s, "usage", []byte("now"), func(_ peer.ID, answer []byte, err error) {
@@ -72,7 +72,7 @@ func TestAnswersComeOneAtATime(t *testing.T) {
 	})
 }
 
-func TestASilentPeerHasItsTimeAndDelaysNoOther(t *testing.T) {
+func TestASilentPeerTimesOutAndDelaysNoOtherPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slow{peers: 3, absent: 3, takes: func(n byte) time.Duration {
 			if n == 1 {
@@ -94,7 +94,7 @@ func TestASilentPeerHasItsTimeAndDelaysNoOther(t *testing.T) {
 	})
 }
 
-func TestTheEndOfTheCallerEndsAllRequests(t *testing.T) {
+func TestCancellingTheCallerEndsAllRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, begun, answers := &slow{peers: 20, takes: func(byte) time.Duration { return time.Hour }}, time.Now(), 0
 		ctx, stop := context.WithTimeout(t.Context(), time.Second)

@@ -203,7 +203,7 @@ func TestStoredEndpointsArePublishedAtOnce(t *testing.T) {
 
 // After a reboot the runtime deletes its old containers while the agent starts. Neither the deletions
 // nor the start fail.
-func TestStartDuringDeletes(t *testing.T) {
+func TestEndpointsCanBeDeletedDuringTheStart(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	f.attach(t, "c1", "c2")
 	done, err := f.busy.begin("c2/eth0") // DEL of c2 is under way
@@ -224,7 +224,7 @@ func TestStartDuringDeletes(t *testing.T) {
 }
 
 // A runtime may repeat a DEL while the first one is under way: both succeed.
-func TestDeleteDuringADelete(t *testing.T) {
+func TestARepeatedDeleteSucceeds(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	f.attach(t, "c1")
 	done, err := f.busy.begin("c1/eth0") // DEL of c1 is under way
@@ -242,7 +242,7 @@ func TestDeleteDuringADelete(t *testing.T) {
 	}
 }
 
-func TestQueuedReleases(t *testing.T) {
+func TestQueuedReleasesFreeAddresses(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	if err := f.queue.check(); err != nil {
 		t.Fatal(err)
@@ -280,7 +280,7 @@ func TestQueuedReleaseComesBeforeAttach(t *testing.T) {
 	}
 }
 
-func TestFindByIDOrName(t *testing.T) {
+func TestContainersAreFoundByIDOrName(t *testing.T) {
 	named := func(id, name string) api.AttachRequest {
 		r := request(id)
 		r.Name = name

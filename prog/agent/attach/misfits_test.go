@@ -11,7 +11,7 @@ import (
 var long = strings.Repeat("x", 71)
 
 // A runtime's container is attached even if its name fits no DNS label. A user's name is refused.
-func TestNamesThatDoNotFitAreOnlyRefusedFromUsers(t *testing.T) {
+func TestInvalidDNSNamesAreRefusedFromUsersOnly(t *testing.T) {
 	named := func(source, name, namespace string) api.AttachRequest {
 		r := request("c0ffee")
 		r.Source, r.Name, r.Namespace = source, name, namespace
@@ -30,7 +30,7 @@ func TestNamesThatDoNotFitAreOnlyRefusedFromUsers(t *testing.T) {
 	}
 }
 
-func TestWhatTheDirectoryHasNoRoomForIsAProblem(t *testing.T) {
+func TestPropertiesThatTheDirectoryOmitsAreReported(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	for _, id := range []string{"c0ffee", "c0ffef"} {
 		req := request(id)

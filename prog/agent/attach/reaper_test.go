@@ -13,7 +13,7 @@ import (
 
 // An endpoint whose link was deleted by hand is a problem with its fix: within half a minute, but not
 // before a runtime's own DEL would have come.
-func TestADeletedLinkIsAProblem(t *testing.T) {
+func TestADeletedLinkIsReported(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	req := request("c0ffee")
 	req.Namespace, req.Name = "shop", "cart"
@@ -128,7 +128,7 @@ func TestAnAttachmentByHandEndsWithItsNamespace(t *testing.T) {
 	}
 }
 
-func TestCollectEndsWhatTheRuntimeDoesNotKnow(t *testing.T) {
+func TestCollectDetachesContainersThatTheRuntimeDoesNotList(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	for id, network := range map[string]string{"known": "weft", "forgotten": "weft", "other": "other"} {
 		req := request(id)

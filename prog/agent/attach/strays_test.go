@@ -15,7 +15,7 @@ func stray(addr string) *strays {
 	return &strays{found: map[string]netip.Addr{"wfstray": netip.MustParseAddr(addr)}}
 }
 
-func TestTheAddressOfAContainerThatTheStateDoesNotKnowIsKept(t *testing.T) {
+func TestTheAddressOfAContainerMissingInTheStateIsReserved(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	v := agenttest.View()
 	v.Behind = true
@@ -39,7 +39,7 @@ func TestTheAddressOfAContainerThatTheStateDoesNotKnowIsKept(t *testing.T) {
 }
 
 // After a restart of the agent, the allocations in the state name the strays of the previous agent.
-func TestStraysOfTheLastRunAreKnown(t *testing.T) {
+func TestContainersMissingInTheStateAreStillReportedAfterARestart(t *testing.T) {
 	f, s, v := newFixture(t, nil, nil), &strays{}, agenttest.View()
 	v.Allocations["stray wfstray"] = 9
 	if err := s.claim(t.Context(), f.cfg, v); err != nil || len(s.problems()) != 1 {
@@ -47,7 +47,7 @@ func TestStraysOfTheLastRunAreKnown(t *testing.T) {
 	}
 }
 
-func TestAnUnknownContainerWhoseAddressIsTakenIsCutOff(t *testing.T) {
+func TestAContainerMissingInTheStateIsCutOffIfAnotherPeerOwnsItsAddress(t *testing.T) {
 	f := newFixture(t, nil, nil)
 	f.ipam.Refuse = &ipam.ClaimError{Why: "h2 owns it"}
 	s := stray("10.32.0.9")

@@ -7,7 +7,7 @@ import (
 	"weft/router/nft"
 )
 
-func TestParseExempt(t *testing.T) {
+func TestOnlyValidPolicyExemptionsAreAccepted(t *testing.T) {
 	for words, want := range map[string]nft.Exempt{
 		"own-host,icmp-errors": {OwnHost: true, ICMPErrors: true}, "dns": {Resolver: true}, "none": {},
 	} {
@@ -22,7 +22,7 @@ func TestParseExempt(t *testing.T) {
 	}
 }
 
-func TestParseInit(t *testing.T) {
+func TestOnlyValidRingFoundersAreAccepted(t *testing.T) {
 	for text, want := range map[string]Init{"": {}, "consensus=3": {Expect: 3}, "observer": {Observer: true}} {
 		if got, err := ParseInit(text); err != nil || got.Expect != want.Expect || got.Observer != want.Observer || got.Seeds != nil {
 			t.Errorf("%q: got %+v, error %v; want the Init of the table", text, got, err)

@@ -69,7 +69,7 @@ func TestSocketsReportWhatAgentWaitsFor(t *testing.T) {
 }
 
 // /live of an agent that serves fails only if a restart could help.
-func TestAnOpenFrontLeadsToTheAgent(t *testing.T) {
+func TestLiveFailsOnlyIfARestartHelps(t *testing.T) {
 	f := NewFront(Starting{Why: func() string { return "waiting" }})
 	s := New(Config{})
 	s.Board = ready.New(ready.Config{Log: slog.New(slog.DiscardHandler), Notify: func(string) {}}, "the policies are not known")

@@ -80,7 +80,7 @@ func code(err error) string {
 	return ""
 }
 
-func TestOnlyTargetsAreForgotten(t *testing.T) {
+func TestForgettingAHostThatIsNoTargetIsRefused(t *testing.T) {
 	m := &fakeMesh{}
 	s := New(Config{Mesh: m})
 	err := s.Targets(t.Context(), api.TargetsRequest{Forget: []string{"h1", "nosuch"}, Connect: []string{"h2"}})

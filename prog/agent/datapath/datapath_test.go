@@ -111,7 +111,7 @@ func TestPoliciesComeBeforeThePlan(t *testing.T) {
 	}
 }
 
-func TestWhyTheDataPathIsNotReady(t *testing.T) {
+func TestCheckReportsWhyTheDataPathIsNotReady(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*fixture)
 		want   error
@@ -142,7 +142,7 @@ var errConflict = errors.New("a reason")
 
 // If a host's network overlaps the universe, its agent ends, unless the data path is up already. Then
 // attached containers keep working.
-func TestOverlapEndsOnlyTheStart(t *testing.T) {
+func TestAnOverlapStopsOnlyAStartingAgent(t *testing.T) {
 	overlap := &link.OverlapError{}
 	f := newFixture()
 	f.network.overlap = overlap
@@ -159,7 +159,7 @@ func TestOverlapEndsOnlyTheStart(t *testing.T) {
 	}
 }
 
-func TestLostEndpointsAreCutOff(t *testing.T) {
+func TestEndpointsWhoseAddressAnotherPeerOwnsAreCutOff(t *testing.T) {
 	f := newFixture()
 	e := attach.Endpoint{Slot: 10}
 	e.ContainerID, e.Interface = "c1", "eth0"
@@ -199,7 +199,7 @@ func TestEachInputIsApplied(t *testing.T) {
 }
 
 // An agent whose turn hangs is not alive. One that waits for a change is, as long as there are views.
-func TestAliveEndsWithATurnThatHangs(t *testing.T) {
+func TestAnAgentWhosePlanHangsIsNotAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
 		if err := f.Alive(); err != nil {

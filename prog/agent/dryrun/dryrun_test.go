@@ -19,7 +19,7 @@ func newDryRun(t *testing.T) (*DryRun, *policytest.Host) {
 }
 
 // A dry run lists the pairs of endpoints with other allowed ports, and changes nothing.
-func TestPairsThatWouldChange(t *testing.T) {
+func TestADryRunListsPairsOfEndpointsWithOtherPorts(t *testing.T) {
 	d, h := newDryRun(t)
 	before, after, err := d.tried([]mesh.Change{{Kind: enforce.KindPolicy, Name: "shop/db", Body: []byte(policytest.Shop)}})
 	if err != nil {
@@ -35,7 +35,7 @@ func TestPairsThatWouldChange(t *testing.T) {
 }
 
 // A deletion can be tried, too. A policy that stays the same changes no pair.
-func TestADeletionThatIsTried(t *testing.T) {
+func TestADryRunOfADeletionListsItsEffects(t *testing.T) {
 	d, h := newDryRun(t)
 	h.Write(t, map[string]string{"shop/db": policytest.Shop})
 	for want, c := range map[int]mesh.Change{
@@ -53,7 +53,7 @@ func TestADeletionThatIsTried(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeReadIsNotTried(t *testing.T) {
+func TestADryRunOfAnInvalidPolicyFails(t *testing.T) {
 	d, _ := newDryRun(t)
 	if _, _, err := d.tried([]mesh.Change{{Kind: enforce.KindPolicy, Name: "shop/db", Body: []byte("kind: Pod")}}); err == nil {
 		t.Error("a document of kind Pod was tried as a policy, want an error")

@@ -77,7 +77,7 @@ func isolate(app string) policy.Policy {
 	return policy.Policy{Namespace: "default", Name: app, Pods: policy.Selector{Labels: map[string]string{"app": app}}, Isolates: policy.Both}
 }
 
-func TestEnsureIsolatesWhatIsAttachedNow(t *testing.T) {
+func TestEnsureIsolatesEndpointsThatWereJustAttached(t *testing.T) {
 	f := newFixture()
 	f.source.say("1", isolate("db"))
 	f.attach("db", 10)
@@ -102,7 +102,7 @@ func TestSettleWaitsForTheFirstEnsure(t *testing.T) {
 	}
 }
 
-func TestSettleLoadsOnlyNews(t *testing.T) {
+func TestSettleLoadsAProgramOnlyForChangedInput(t *testing.T) {
 	f := newFixture()
 	f.attach("db", 10)
 	loads := func(want int, after string) {
@@ -144,7 +144,7 @@ func TestFailedProgramStaysPending(t *testing.T) {
 	}
 }
 
-func TestRunFollowsEachInput(t *testing.T) {
+func TestEachChangedInputIsEnforced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
 		if err := f.Ensure(); err != nil {
@@ -173,7 +173,7 @@ func TestRunFollowsEachInput(t *testing.T) {
 
 // A Node's addresses belong to the peer that announces that it runs there. The peer must own its node
 // address, and no other peer may announce the same Node.
-func TestNodesAreHostsOfPolicies(t *testing.T) {
+func TestPoliciesSeeNodesAsHosts(t *testing.T) {
 	u := agenttest.Universe()
 	one, two := peer.ID{1}, peer.ID{2}
 	r := ring.Found(ring.ID{1}, [16]byte{1}, u, one, two)
@@ -219,7 +219,7 @@ func (s *server) State() *kube.State       { return s.state }
 func (s *server) Troubles() []kube.Trouble { return s.troubles }
 func (s *server) Server() string           { return "https://api" }
 
-func TestWhatIsKnownOfTheAPIServer(t *testing.T) {
+func TestPoliciesStayKnownWhileTheAPIServerIsUnreachable(t *testing.T) {
 	away, refused := kube.Trouble{Err: errors.New("away")}, kube.Trouble{Err: errors.New("forbidden"), Refused: true}
 	for name, c := range map[string]struct {
 		server       server

@@ -44,7 +44,7 @@ func TestExplainResolvesNames(t *testing.T) {
 }
 
 // Without a port, an explanation lists the ports that can be reached.
-func TestExplainWithoutAPort(t *testing.T) {
+func TestExplainWithoutAPortListsReachablePorts(t *testing.T) {
 	x, h := newExplainer(t, nft.Exempt{})
 	h.Write(t, map[string]string{"shop/db": policytest.Shop})
 	for _, c := range []struct {
@@ -71,7 +71,7 @@ func TestExplainWithoutAPort(t *testing.T) {
 }
 
 // The parts of a policy that are understood still allow traffic.
-func TestExplainAPartlyUnreadPolicy(t *testing.T) {
+func TestUnderstoodPartsOfAPolicyAllowTraffic(t *testing.T) {
 	x, h := newExplainer(t, nft.Exempt{})
 	h.Write(t, map[string]string{"shop/db": strings.Replace(policytest.Shop, "{port: 5432}", "{port: 443, protocol: QUIC}, {port: 5432}", 1)})
 	for port, allowed := range map[uint16]bool{443: false, 5432: true} {
@@ -82,7 +82,7 @@ func TestExplainAPartlyUnreadPolicy(t *testing.T) {
 }
 
 // A rule with ports never allows ICMP. A rule without ports does; in IPv6 it allows ICMPv6.
-func TestExplainICMP(t *testing.T) {
+func TestRulesWithPortsNeverAllowICMP(t *testing.T) {
 	x, h := newExplainer(t, nft.Exempt{})
 	for text, allowed := range map[string]bool{policytest.Shop: false, strings.Replace(policytest.Shop, "    ports: [{port: 5432}]\n", "", 1): true} {
 		h.Write(t, map[string]string{"shop/db": text})
@@ -110,7 +110,7 @@ spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 
 // Traffic from endpoints to their own host is evaluated as the kernel does it, for all of its
 // addresses.
-func TestExplainOwnHost(t *testing.T) {
+func TestTrafficToTheOwnHostIsExplainedAsTheKernelDecides(t *testing.T) {
 	for _, c := range []struct {
 		exempt    nft.Exempt
 		host, dns bool
@@ -132,7 +132,7 @@ func TestExplainOwnHost(t *testing.T) {
 	}
 }
 
-func TestPacketsOfTheOwnHostAreMarked(t *testing.T) {
+func TestPacketsFromAndToTheOwnHostAreMarked(t *testing.T) {
 	x, h := newExplainer(t, nft.Exempt{Resolver: true})
 	web, node := h.Endpoint("shop/web").Addrs[0], netip.MustParseAddr("10.32.0.1")
 	for want, p := range map[[2]bool]policy.Packet{

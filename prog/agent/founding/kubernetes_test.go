@@ -156,7 +156,7 @@ func (s *sameKeys) Read(b []byte) (int, error) {
 	return copy(b, slices.Concat(s[0], s[1])), nil
 }
 
-func TestAnotherRangeThanTheFoundedOneHasNoEffectAndIsReported(t *testing.T) {
+func TestARangeThatDiffersFromTheRingIsIgnoredAndReported(t *testing.T) {
 	t.Parallel() // Found waits a second between two requests
 	server, kubeconfig := cluster(t)
 	if _, _, err := found(t, kubeconfig, "n1", t.TempDir(), netip.Prefix{}); err != nil {
@@ -182,7 +182,7 @@ func TestAnotherRangeThanTheFoundedOneHasNoEffectAndIsReported(t *testing.T) {
 	}
 }
 
-func TestAUniverseThatIsRefusedFoundsNothingAndIsReportedOnTheNode(t *testing.T) {
+func TestAnInvalidUniverseFoundsNoRingAndIsReportedOnTheNode(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
 	server, kubeconfig := cluster(t)
 	dir := t.TempDir()

@@ -34,7 +34,7 @@ func folder(t *testing.T, token secret.Token) string {
 	return dir
 }
 
-func TestAHostWithoutOthersFoundsARing(t *testing.T) {
+func TestAHostWithoutTargetsFoundsARing(t *testing.T) {
 	password, err := secret.FromPassword("a password of all hosts")
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +82,7 @@ func TestSeedsMakeTheSameRingOnAllHosts(t *testing.T) {
 	}
 }
 
-func TestAnObserverAndAHostWithARingFoundNothing(t *testing.T) {
+func TestAnObserverAndAHostWithARingFoundNoRing(t *testing.T) {
 	dir := folder(t, secret.Token{Cluster: secret.ClusterID{1}})
 	if f, err := plain(t, dir, config.Options{Init: config.Init{Observer: true}}); err != nil || f.Ring != nil || f.Election != nil {
 		t.Errorf("an observer: %+v, error %v; want no ring, and no vote", f, err)

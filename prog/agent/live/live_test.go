@@ -34,7 +34,7 @@ func TestChangedIsClosedByTheNextState(t *testing.T) {
 }
 
 // A state that is published between Read and Changed is not missed.
-func TestNoStateIsMissed(t *testing.T) {
+func TestNoChangeIsMissedBetweenReadAndChanged(t *testing.T) {
 	var v Value[int]
 	_, seen := v.Read()
 	v.Set(1)
@@ -42,7 +42,7 @@ func TestNoStateIsMissed(t *testing.T) {
 }
 
 // Each of many readers sees the last state in the end, however fast states follow each other.
-func TestManyReadersCatchUp(t *testing.T) {
+func TestAllReadersSeeTheLastStateInTheEnd(t *testing.T) {
 	synctest.Test(t, func(*testing.T) {
 		var v Value[int]
 		var readers sync.WaitGroup

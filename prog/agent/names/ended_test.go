@@ -21,7 +21,7 @@ func (s *shrinking) Get() []attach.Endpoint {
 func (*shrinking) Find(string) ([]string, error) { return nil, nil }
 
 // A container that ends while its names are looked at is no reason to panic.
-func TestAnEndpointThatEndsMeanwhileOwnsItsName(t *testing.T) {
+func TestAnEndpointThatEndsDuringALookupDoesNotPanic(t *testing.T) {
 	if n := New(Config{Attached: &shrinking{}}); !n.owns("c1/eth0", "web") {
 		t.Error("owns returned false for the name of a container that just ended, want true")
 	}

@@ -106,7 +106,7 @@ func TestNamesThatOperatorsGaveAreKept(t *testing.T) {
 
 // A container that is about to end can lose its own name while it runs. The name stays removed over a
 // restart of the agent, and comes back on request.
-func TestOwnNamesAreWithdrawn(t *testing.T) {
+func TestAContainersOwnNameIsRemovedUntilItIsAddedAgain(t *testing.T) {
 	f := newFixture(t)
 	for _, step := range []struct {
 		what      string
@@ -164,7 +164,7 @@ func TestBadNameRequestsAreRefused(t *testing.T) {
 	}
 }
 
-func TestAnAddressSaysWhichInterfaceIsMeant(t *testing.T) {
+func TestAnAddressSelectsTheInterfaceOfAContainer(t *testing.T) {
 	second := attach.Endpoint{Slot: 11}
 	second.ContainerID, second.Interface, second.Name = "0123456789ab", "eth1", "Web"
 	f := newFixture(t, second)
@@ -176,7 +176,7 @@ func TestAnAddressSaysWhichInterfaceIsMeant(t *testing.T) {
 	}
 }
 
-func TestExposeGivesAndTakesItsName(t *testing.T) {
+func TestExposeAddsItsNameAndHideRemovesIt(t *testing.T) {
 	f := newFixture(t)
 	for _, on := range []bool{true, false} {
 		if err := f.Expose(t.Context(), api.ExposeRequest{On: on, Name: "gate"}); err != nil {
@@ -188,7 +188,7 @@ func TestExposeGivesAndTakesItsName(t *testing.T) {
 	}
 }
 
-func TestLookupOfNothing(t *testing.T) {
+func TestLookupOfUnknownNamesFails(t *testing.T) {
 	f := newFixture(t)
 	for name, says := range map[string]string{"192.0.2.1": "has the address 192.0.2.1 and a name", "": "1 to 63", "gone": "gone is no name in weft.internal"} {
 		if _, err := f.Lookup(t.Context(), api.LookupRequest{Name: name}); err == nil || !strings.Contains(err.Error(), says) {
@@ -197,7 +197,7 @@ func TestLookupOfNothing(t *testing.T) {
 	}
 }
 
-func TestShortTakesTheDomainAway(t *testing.T) {
+func TestShortRemovesTheDomain(t *testing.T) {
 	f := newFixture(t)
 	for name, want := range map[string]string{
 		"Web": "Web", "web.weft.internal": "web", "Web.Shop.Weft.Internal.": "Web.Shop",

@@ -97,7 +97,7 @@ func TestANodeAddressIsClaimedOnceThereIsSpace(t *testing.T) {
 	})
 }
 
-func TestTheNodeAddressOfTheLastRunIsKept(t *testing.T) {
+func TestTheNodeAddressIsKeptOverARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := claim(t, 5, &ipam{given: 5})
 		version := f.Version()
@@ -136,7 +136,7 @@ func TestANodeAddressThatAnotherPeerHasIsReplaced(t *testing.T) {
 }
 
 // The allocator returns the lost slot again until the claimer has freed it.
-func TestALostNodeAddressThatCannotBeGivenUpIsTriedAgain(t *testing.T) {
+func TestReleasingALostNodeAddressIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := claim(t, 0, &ipam{noFreeUntil: time.Now().Add(time.Minute)})
 		synctest.Wait()

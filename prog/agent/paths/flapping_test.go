@@ -11,7 +11,7 @@ import (
 
 // A peer that is lost and found again and again is a problem with a cause. A peer that was lost now
 // and then is no problem.
-func TestFlappingNamesItsCause(t *testing.T) {
+func TestARepeatedlyLostPeerIsReportedWithTheCause(t *testing.T) {
 	record := agenttest.Record(2)
 	for _, tt := range []struct {
 		losses, runs int

@@ -56,7 +56,7 @@ func TestTrafficThroughATunnelProvesThatAPeerLives(t *testing.T) {
 
 // A peer whose tunnel carries traffic must not be removed: the request is refused with the reason,
 // until nothing has arrived for a while.
-func TestHeardNamesThePeersThatLive(t *testing.T) {
+func TestHeardProvesThatAPeerLivesUntilItsTunnelTrafficStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		own, other := agenttest.Record(1), agenttest.Record(2)
 		seen := &live.Value[*view.View]{}

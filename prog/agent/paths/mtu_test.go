@@ -14,7 +14,7 @@ import (
 
 // A path whose MTU is too small for the tunnel is a problem with a fix. A path with a smaller MTU
 // than others, which suffices for the tunnel, is no problem.
-func TestANarrowPathIsNamed(t *testing.T) {
+func TestATooSmallPathMTUIsReported(t *testing.T) {
 	const mine, theirs = "this host's route to 192.0.2.2", "the link with 192.0.2.2 on that host"
 	for name, tt := range map[string]struct {
 		route, link, given int

@@ -68,7 +68,7 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 	}
 }
 
-func TestOnlyKeysFromAfterTheLossShowThatAPeerLives(t *testing.T) {
+func TestOnlyAHandshakeAfterTheLossProvesThatAPeerLives(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	started := now.Add(-time.Hour)
 	for name, tt := range map[string]struct {

@@ -46,7 +46,7 @@ func TestLostSlotsLeaveThePlan(t *testing.T) {
 }
 
 // A record alone gets no tunnel: a member can make up as many as it likes.
-func TestATunnelNeedsAProofOrAPartOfTheRing(t *testing.T) {
+func TestOnlyLivePeersAndOwnersOfTheRingGetTunnels(t *testing.T) {
 	record := func(n byte) peer.Record {
 		key := ed25519.NewKeyFromSeed(slices.Repeat([]byte{n}, ed25519.SeedSize))
 		return peer.Record{

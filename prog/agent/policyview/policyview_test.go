@@ -79,7 +79,7 @@ func TestDocumentsThatCannotBeParsedAreProblems(t *testing.T) {
 
 // A policy with a part that this version cannot read is in force without that part. The status of
 // every host, the list and one problem show that.
-func TestPartlyUnreadDocuments(t *testing.T) {
+func TestPartsOfPoliciesThatAreNotUnderstoodAreReported(t *testing.T) {
 	f := newFixture(t, true)
 	odd := strings.Replace(policytest.Shop, "{port: 5432}", "{port: 443, protocol: QUIC}, {port: 5432}", 1)
 	f.host.Write(t, map[string]string{"shop/db": odd})

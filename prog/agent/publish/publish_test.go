@@ -68,7 +68,7 @@ func TestEndpointsArePublishedWithTheirNames(t *testing.T) {
 	}
 }
 
-func TestAHostWithoutIPv6OrANodeAddressSaysSo(t *testing.T) {
+func TestAddressesThatAHostDoesNotHaveAreNotPublished(t *testing.T) {
 	set := settings.Values{Names: []settings.Name{{Name: "gate", Endpoint: settings.NodeKey}}}
 	got := byID(t, own([]attach.Endpoint{endpoint("web", 10)}, set, 0, agenttest.View(), false))
 	if len(got) != 1 || !got["id-web/eth0"].IPv4Only {
@@ -77,7 +77,7 @@ func TestAHostWithoutIPv6OrANodeAddressSaysSo(t *testing.T) {
 }
 
 // Another peer owns the address now, and has another endpoint there.
-func TestLostEndpointsAreNotPublished(t *testing.T) {
+func TestEndpointsWhoseAddressAnotherPeerOwnsAreNotPublished(t *testing.T) {
 	v, web, db := agenttest.View(), endpoint("web", 10), endpoint("db", 11)
 	v.Lost[web.Key()] = 10
 	got := byID(t, own([]attach.Endpoint{web, db}, settings.Values{}, 7, v, true))
@@ -86,7 +86,7 @@ func TestLostEndpointsAreNotPublished(t *testing.T) {
 	}
 }
 
-func TestWhatDoesNotFitIsLeftOut(t *testing.T) {
+func TestNamesThatExceedDNSLimitsAreNotPublished(t *testing.T) {
 	e := endpoint("web", 10)
 	e.Name = strings.Repeat("x", 71)
 	got := byID(t, own([]attach.Endpoint{e}, settings.Values{}, 7, agenttest.View(), true))
@@ -185,7 +185,7 @@ func TestEachInputIsPublishedAtOnce(t *testing.T) {
 	})
 }
 
-func TestADirectoryThatRefusesIsLoggedOnceAndAskedAgain(t *testing.T) {
+func TestAFailedPublicationIsLoggedOnceAndRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := run(t)
 		f.directory.mu.Lock()

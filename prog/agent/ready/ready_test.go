@@ -85,7 +85,7 @@ func (f *fixture) start(t *testing.T) {
 	synctest.Wait()
 }
 
-func TestAHostIsReadyOnceNoComponentObjects(t *testing.T) {
+func TestAHostIsReadyOnceAllComponentsAre(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := run(t)
 		refused := func(why string) {
@@ -119,7 +119,7 @@ func TestAHostIsReadyOnceNoComponentObjects(t *testing.T) {
 	})
 }
 
-func TestConditionsAreAskedForWithoutAWake(t *testing.T) {
+func TestConditionsAreCheckedPeriodically(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := run(t)
 		f.start(t)
@@ -137,7 +137,7 @@ func TestConditionsAreAskedForWithoutAWake(t *testing.T) {
 	})
 }
 
-func TestAReasonIsLoggedOnceWithItsEffect(t *testing.T) {
+func TestWhyAHostIsNotReadyIsLoggedOnceWithTheEffect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := run(t)
 		told := func(when, log string, notes ...string) {
@@ -168,7 +168,7 @@ func TestAReasonIsLoggedOnceWithItsEffect(t *testing.T) {
 }
 
 // The error of a component that ends because the agent stops is not a reason.
-func TestTheEndOfTheAgentIsNoReason(t *testing.T) {
+func TestAStoppingAgentLogsNoReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := run(t)
 		ctx, stop := context.WithCancel(t.Context())

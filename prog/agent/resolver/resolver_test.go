@@ -14,7 +14,7 @@ import (
 
 // Clients with a link-local address are identified by interface. Other clients have an address of the
 // network, or are this host.
-func TestClientsOfTheNameServer(t *testing.T) {
+func TestOnlyClientsOfTheNetworkAreAnswered(t *testing.T) {
 	other := peer.ID{9}
 	seen := &live.Value[*view.View]{}
 	seen.Set(agenttest.View(other))

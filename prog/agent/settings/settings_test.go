@@ -110,7 +110,7 @@ func TestNamesOfAnEndpointEndWithIt(t *testing.T) {
 	}
 }
 
-func TestChangesAtOnceLoseNothing(t *testing.T) {
+func TestConcurrentChangesAreAllKept(t *testing.T) {
 	s := load(t, &agenttest.Settings{}, nil)
 	var group sync.WaitGroup
 	for range 20 {
@@ -126,7 +126,7 @@ func TestChangesAtOnceLoseNothing(t *testing.T) {
 	}
 }
 
-func TestAddressesToExcludeReplaceThoseOfBefore(t *testing.T) {
+func TestExcludedRangesReplaceTheStoredOnes(t *testing.T) {
 	disk := &agenttest.Settings{}
 	first, second := netip.MustParsePrefix("10.32.0.0/24"), netip.MustParsePrefix("10.32.1.0/24")
 	for _, c := range []struct{ asked, want []netip.Prefix }{

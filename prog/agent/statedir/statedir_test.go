@@ -51,7 +51,7 @@ func TestAFullOrReadOnlyDiskIsNamedWithItsFix(t *testing.T) {
 	})
 }
 
-func TestOnlyALaterDecisionOfLaunchCounts(t *testing.T) {
+func TestOnlyALaunchDecisionAfterTheRecordedOneIsNew(t *testing.T) {
 	dir := t.TempDir()
 	if LaunchedSince(dir, nil) {
 		t.Error("LaunchedSince returned true before launch decided, want false")
@@ -79,7 +79,7 @@ func TestOnlyALaterDecisionOfLaunchCounts(t *testing.T) {
 	}
 }
 
-func TestAFailedLaunchLeavesNothingUnlessTheHostBelongsToANetwork(t *testing.T) {
+func TestAFailedLaunchIsRevertedUnlessTheHostBelongsToANetwork(t *testing.T) {
 	for name, belongs := range map[string]bool{"failed": false, "founded": true} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

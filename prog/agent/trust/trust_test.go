@@ -85,7 +85,7 @@ func TestBothEndsOfATunnelHaveItsPresharedKey(t *testing.T) {
 	}
 }
 
-func TestTrustNamesWhatCannotBeRead(t *testing.T) {
+func TestErrorsNameTheKeyOrTokenThatCannotBeRead(t *testing.T) {
 	if _, err := Load(newDisk(1), t.TempDir()); !errors.Is(err, fs.ErrNotExist) || !strings.HasPrefix(err.Error(), "secret: ") {
 		t.Errorf("without a token: error %v, want one about the secret", err)
 	}

@@ -89,7 +89,7 @@ func (h *host) start(t *testing.T) (ended <-chan error, stop func()) {
 	return done, stop
 }
 
-func TestAnAgentEndsWhenItsAddressIsGoneForGood(t *testing.T) {
+func TestAnAgentEndsWhenItsAddressStaysAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, Config{}, first)
 		ended, stop := h.start(t)
@@ -122,7 +122,7 @@ func TestAnAgentEndsWhenItsAddressIsGoneForGood(t *testing.T) {
 	})
 }
 
-func TestTheRecordFollowsRingAndNodeAddress(t *testing.T) {
+func TestTheOwnRecordFollowsRingAndNodeAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, Config{}, first)
 		_, stop := h.start(t)
@@ -160,7 +160,7 @@ func TestTheRecordFollowsRingAndNodeAddress(t *testing.T) {
 	})
 }
 
-func TestARecordThatCannotBeAnnouncedIsACondition(t *testing.T) {
+func TestAHostWhoseRecordCannotBeAnnouncedIsNotReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, Config{}, first)
 		h.mesh.fail = errors.New("the disk is full")
@@ -181,7 +181,7 @@ func TestARecordThatCannotBeAnnouncedIsACondition(t *testing.T) {
 	})
 }
 
-func TestTheAddressesOfTheOperatorComeBeforeAllOthers(t *testing.T) {
+func TestAddressesThatOperatorsGaveComeFirst(t *testing.T) {
 	h := newHost(t, Config{Advertise: []netip.Addr{second}}, first)
 	if got := h.Get(); !slices.Equal(got.Addrs, []netip.Addr{second}) || h.advertised != second {
 		t.Errorf("host %+v, want only the operator's address, advertised", got)

@@ -8,7 +8,7 @@ import (
 	"weft/mesh/topology"
 )
 
-func TestAPeerIsLostOnceGossipMissedItForLong(t *testing.T) {
+func TestAPeerIsLostAfterALongTimeWithoutGossip(t *testing.T) {
 	const minute = time.Minute
 	now := time.Unix(1_800_000_000, 0)
 	for name, tt := range map[string]struct {

@@ -43,7 +43,7 @@ func (w *world) set(peers ...mesh.Peer) { w.mu.Lock(); w.peers = peers; w.mu.Unl
 // other is a peer; the bytes of its identity do not matter here.
 var other = peer.Record{Identity: make([]byte, 32), Nickname: "there"}
 
-func TestAViewIsTakenOnAWakeAndWithTime(t *testing.T) {
+func TestAViewIsTakenOnRequestAndPeriodically(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{}
 		watcher := New(Config{Self: peer.ID{1}, Ring: w, Mesh: w, Started: time.Now()})
@@ -85,7 +85,7 @@ func TestTheEndOfTheAllocatorEndsTheWatcher(t *testing.T) {
 
 // The endpoints of peers that gossip has not reached yet count for a while after the start, since
 // usually only the agent was restarted.
-func TestEndpointsOfPeersThatCanBeReachedCount(t *testing.T) {
+func TestEndpointsOfUnreachablePeersAreExcluded(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	self := peer.ID{1}
 	for name, tt := range map[string]struct {
@@ -122,7 +122,7 @@ func TestEndpointsOfPeersThatCanBeReachedCount(t *testing.T) {
 }
 
 // Reports take views as often as they like: only Refresh publishes one, and wakes components.
-func TestALookPublishesNothing(t *testing.T) {
+func TestLookDoesNotPublishAView(t *testing.T) {
 	at := &world{}
 	w := New(Config{Ring: at, Mesh: at})
 	if v, err := w.Look(t.Context()); err != nil || v == nil || w.Get() != nil {
