@@ -97,7 +97,7 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 	p.directory, err = mesh.NewDirectory(mesh.DirectoryConfig{
 		Identity: t.Keys.Identity, Mesh: p.mesh, Store: r.store, Sets: r.stored.sets, Log: log,
 		Wanted: func(id peer.ID) bool { return p.view.Get().Counts(id) }, Changed: func() { p.enforce.Wake() },
-		Settle: func() error { return p.enforce.Settle() }, // a new endpoint must not inherit the permissions of the one that had its address
+		Settle: func() error { return p.enforce.Settle() }, // a new endpoint must not inherit the permissions of an earlier endpoint with its address
 	})
 	if err != nil {
 		return err

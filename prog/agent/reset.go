@@ -69,7 +69,7 @@ func Reset(ctx context.Context, opts config.Options) (kept []string, err error) 
 		err = report.TakeBack(ctx)
 	}
 	if err != nil {
-		return kept, fmt.Errorf("reset: this host is clean, but its Node still has the condition that Weft is up, which prevents founding a new network: fix the cause and run it again: %w", err)
+		return kept, fmt.Errorf("reset: this host is clean, but its Node still has the condition that Weft is up, which prevents founding a new network: fix the cause and run `weft reset` again: %w", err)
 	}
 	return kept, nil
 }

@@ -172,7 +172,7 @@ func CheckPrivileges() error {
 		return fmt.Errorf("agent: read capabilities: %w", err)
 	}
 	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
-		return errors.New("this needs root: run it with sudo. (The capability NET_ADMIN is missing, by which Weft makes links, routes and nftables rules; a container or a unit can be given that alone)")
+		return errors.New("this needs root: run it with sudo. (The capability NET_ADMIN is missing, by which Weft makes links, routes and nftables rules; a container or a unit can be given that capability alone)")
 	}
 	return nil
 }

@@ -71,7 +71,7 @@ func (i *IPAM) Allocate(_ context.Context, key string, _ []byte) (slot.Slot, err
 	return i.given[key], nil
 }
 
-// Claim gives key the slot that it asks for.
+// Claim gives key the slot want.
 func (i *IPAM) Claim(_ context.Context, key string, want slot.Slot, _ []byte) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -147,7 +147,7 @@ func (s *Settings) SaveSettings(v any) (err error) {
 	return err
 }
 
-// Run runs a component until the test ends, which fails if the component does.
+// Run runs a component until the test ends. The test fails if the component does.
 func Run(t *testing.T, run func(context.Context) error) {
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -57,7 +57,7 @@ func TestAtMostSixteenRequestsRunAtOnce(t *testing.T) {
 	})
 }
 
-// The function that collects the answers needs no lock.
+// Calls of f never overlap, so f needs no lock.
 func TestAnswersComeOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &slow{peers: 100, takes: func(byte) time.Duration { return time.Second }}

@@ -263,7 +263,7 @@ func TestQueuedReleasesFreeAddresses(t *testing.T) {
 }
 
 // A release that was queued while the agent started belongs to an earlier endpoint with that key. It
-// does not end the next one.
+// does not end the next endpoint.
 func TestQueuedReleaseComesBeforeAttach(t *testing.T) {
 	f := newFixture(t, notes{"c1/eth0": request("c1")}, nil)
 	if err := f.queue.check(); err != nil {

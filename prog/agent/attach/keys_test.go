@@ -9,8 +9,8 @@ import (
 	"weft/prog/api"
 )
 
-// The end of an endpoint waits until the operation that works on it is done. A wait without end
-// ends soon enough for the plugin to say so.
+// Detach waits until another operation on the endpoint is done. It gives up in time for the plugin to
+// report an error.
 func TestDetachWaitsForOtherOperations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := keys{taken: map[string]chan struct{}{}}

@@ -66,7 +66,7 @@ func ParseExempt(words []string) (e nft.Exempt, err error) {
 			e.ICMPErrors = true
 		case "none":
 			if len(words) > 1 {
-				return e, fmt.Errorf("none goes with nothing else")
+				return e, fmt.Errorf("none cannot be combined with other exemptions")
 			}
 		default:
 			return e, fmt.Errorf("%q is none of %s, %s, %s and none", w, ExemptOwnHost, ExemptResolver, ExemptICMPErrors)

@@ -45,7 +45,7 @@ type IPAM interface {
 	Usage(context.Context, []peer.ID) map[peer.ID]ipam.Usage
 }
 
-// View makes a view of now: Look only returns the view, Refresh also publishes it.
+// View makes a view of the current state: Look only returns the view, Refresh also publishes it.
 type View interface {
 	Look(context.Context) (*view.View, error)
 	Refresh(context.Context) (*view.View, error)

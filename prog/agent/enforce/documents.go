@@ -98,7 +98,7 @@ func (d *Documents) Read(before string) (Rules, bool) {
 		case one.Err != nil:
 			rules.Problems = append(rules.Problems, problem.Problem{
 				Reason: problem.Policy, What: fmt.Sprintf("%s %s, written by %s, is not understood here and not enforced", doc.Kind, doc.Name, d.name(doc.WriterID())),
-				Effect: one.Err.Error(), Fix: "update Weft on this host, or apply it again",
+				Effect: one.Err.Error(), Fix: "update Weft on this host, or apply the document again",
 			})
 		case doc.Kind == KindPolicy:
 			rules.Policies = append(rules.Policies, one.Policy)

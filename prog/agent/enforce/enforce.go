@@ -1,10 +1,10 @@
 // Package enforce keeps the kernel's policy program up to date with the policies, the directory and
 // the endpoints of this host. It never changes policies.
 //
-// An Enforcer owns the compiler, and knows which generation of the policies the kernel has. It makes
-// and loads one program at a time, so that an older one never follows a newer one. Ensure returns
-// when the kernel enforces everything known at the time of the call. Policies come from a Source:
-// documents of the mesh, or the Kubernetes API server. An Enforcer is safe for concurrent use.
+// An Enforcer owns the compiler, and the generation of the policies in the kernel. It makes and loads
+// one program at a time, so that an older one never follows a newer one. Ensure returns when the
+// kernel enforces everything known at the time of the call. Policies come from a Source: documents of
+// the mesh, or the Kubernetes API server. An Enforcer is safe for concurrent use.
 package enforce
 
 import (

@@ -93,7 +93,7 @@ func TestEnsureIsolatesEndpointsThatWereJustAttached(t *testing.T) {
 	}
 }
 
-// The first program belongs to Ensure: the rules of an earlier agent are not replaced before.
+// Only Ensure loads the first program: until then the rules of an earlier agent stay.
 func TestSettleWaitsForTheFirstEnsure(t *testing.T) {
 	f := newFixture()
 	f.source.say("1", isolate("db"))

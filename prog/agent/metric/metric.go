@@ -43,7 +43,7 @@ func (o Out) Each(d *prometheus.Desc, values map[string]float64) {
 // no metric comes twice.
 type Collector func(Out)
 
-// Describe leaves the metrics open.
+// Describe describes no metrics.
 func (Collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect makes the metrics.

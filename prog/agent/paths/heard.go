@@ -8,8 +8,8 @@ import (
 	"weft/router/wg"
 )
 
-// heard records when the last packet from a peer's tunnel was noticed. It proves that the host is
-// alive, even if gossip does not reach it.
+// heard records when the last packet from a peer's tunnel was noticed. Such a packet proves that the
+// host is alive, even if gossip does not reach it.
 type heard struct {
 	bytes int64
 	at    time.Time

@@ -45,7 +45,7 @@ func TestLostSlotsLeaveThePlan(t *testing.T) {
 	}
 }
 
-// A record alone gets no tunnel: a member can make up as many as it likes.
+// A record alone gets no tunnel: a member can make up as many records as it likes.
 func TestOnlyLivePeersAndOwnersOfTheRingGetTunnels(t *testing.T) {
 	record := func(n byte) peer.Record {
 		key := ed25519.NewKeyFromSeed(slices.Repeat([]byte{n}, ed25519.SeedSize))

@@ -20,7 +20,7 @@ import (
 
 // The parts of components that the report uses.
 type (
-	// View makes a view of the ring and the peers of now.
+	// View makes a view of the current ring and peers.
 	View interface {
 		Look(context.Context) (*view.View, error)
 		Status(*view.View) api.IPAM

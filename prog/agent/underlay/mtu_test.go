@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// This host announces the MTU that the operator gave to other hosts.
+// This host announces to other hosts the MTU that the operator gave.
 func TestTheMTUThatTheOperatorGaveIsAnnounced(t *testing.T) {
 	u := New(Config{MTU: 1300})
 	mtus, err := u.linkMTUs([]netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")})

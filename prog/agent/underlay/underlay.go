@@ -56,7 +56,7 @@ type Config struct {
 	Last      []netip.Addr  // this host's addresses in the last agent's record
 	Universe  slot.Universe // the parts known at the start
 	Advertise []netip.Addr  // addresses that the operator gave
-	MTU       int           // as well; 0: none
+	MTU       int           // the MTU that the operator gave; 0: none
 	Node      func() Node   // this host's Node in Kubernetes
 }
 
