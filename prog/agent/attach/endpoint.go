@@ -65,8 +65,8 @@ func (e Endpoint) Entry() directory.Endpoint {
 	return d
 }
 
-// Owns reports whether a name is an endpoint's own: that of its attachment, with or without its
-// namespace. An empty name matches any.
+// Owns reports whether an endpoint was attached with a name, with or without its namespace. An empty
+// name matches any endpoint with a name.
 func (e Endpoint) Owns(name string) bool {
 	own, _ := e.Entry().Fit() // a name that does not fit is not in the directory
 	return own.Name != "" && (name == "" || slices.Contains(own.Names(), name))

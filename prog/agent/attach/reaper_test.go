@@ -34,11 +34,11 @@ func TestADeletedLinkIsReported(t *testing.T) {
 		f.releaseEnded(t.Context())
 	}
 	if after := time.Duration(rounds) * period; after > 30*time.Second || after < 10*time.Second {
-		t.Errorf("the problem was reported after %v", after)
+		t.Errorf("the problem was reported after %v, want 10 s to 30 s", after)
 	}
 	f.endpoints["c0ffee/eth0"].missing = 0 // as if the link were there again
 	if told() {
-		t.Error("a problem was reported for an existing link")
+		t.Error("a problem was reported for an existing link, want none")
 	}
 }
 

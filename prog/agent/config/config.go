@@ -56,7 +56,7 @@ type DNS struct {
 	TTL         time.Duration               // the TTL of answers about names of the network
 	PreferLocal bool                        // answers list the endpoints of this host first
 	Forward     map[string][]netip.AddrPort // the DNS servers for names below each domain
-	Fallback    bool                        // containers get this host's own server as a second one
+	Fallback    bool                        // containers get this host's own DNS server as a second one
 	ResolvConf  string                      // the file that lists this host's own DNS servers
 }
 

@@ -54,14 +54,14 @@ func TestSocketsReportWhatAgentWaitsFor(t *testing.T) {
 		}
 	}
 	if code, body := ask(f.ReadOnly, "GET", "/live"); code != http.StatusOK {
-		t.Errorf("/live during the start: %d %s", code, body)
+		t.Errorf("/live during the start: %d %s, want 200", code, body)
 	}
 	if code, body := ask(f.All, "GET", api.PathReport); code != http.StatusOK || !strings.Contains(body, "waiting for the node n1") {
 		t.Errorf("the report while the agent starts: %d %s; want 200, and what it waits for", code, body)
 	}
 	why = ""
 	if _, body := ask(f.All, "GET", api.PathReady); !strings.Contains(body, "the agent is starting") {
-		t.Errorf("/live gives no reason: %s", body)
+		t.Errorf("%s: %s; want the reason that the agent is starting", api.PathReady, body)
 	}
 	if code, _ := ask(f.All, "POST", api.PathStop); code != http.StatusOK || !stopped {
 		t.Errorf("stop while the agent starts: %d, stopped %v; want 200, true", code, stopped)

@@ -128,7 +128,7 @@ func TestARemovedPeerIsForgottenByAllHosts(t *testing.T) {
 			t.Errorf("%s: %+v, error %v; forgotten %v; want the row's result", name, r, err, m.forgot)
 		}
 		if c.forgot && views != 1 { // the mesh asks the view what a peer owns
-			t.Errorf("%s: %d views were taken", name, views)
+			t.Errorf("%s: %d views were taken, want 1", name, views)
 		}
 	}
 }

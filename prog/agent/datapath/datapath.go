@@ -154,7 +154,7 @@ func (d *Datapath) step(ctx context.Context) error {
 	}
 	d.Set(&p)
 	d.cfg.Applied(p.NodeAddrs())
-	return overlap // the overlap is new: endpoints keep working, and the guard contains their packets
+	return overlap // the overlap is new: endpoints keep working, and nftables rules keep their packets in the overlay
 }
 
 // desired returns the plan for the components' current states.

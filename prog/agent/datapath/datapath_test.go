@@ -198,7 +198,7 @@ func TestEachInputIsApplied(t *testing.T) {
 	})
 }
 
-// An agent whose turn hangs is not alive. One that waits for a change is, as long as there are views.
+// Alive fails once the last application of a plan began too long ago.
 func TestAnAgentWhosePlanHangsIsNotAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()

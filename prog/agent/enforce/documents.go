@@ -77,7 +77,7 @@ func (d *Documents) Generation() string {
 func (d *Documents) Read(before string) (Rules, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	version := d.Version() // read before the documents: one that comes meanwhile makes a newer version
+	version := d.Version() // read before the documents: a document that comes meanwhile makes a newer version
 	if d.parsed != nil && version == d.read {
 		return Rules{}, false
 	}

@@ -327,6 +327,6 @@ func (n *Service) Problems() []problem.Problem {
 		Reason: problem.Address, About: "stuck",
 		What:   fmt.Sprintf("%s %s not given again after being freed", words.Count(slots, "address"), words.Are(slots)),
 		Effect: fmt.Sprintf("after %v some peers have not confirmed that they dropped the old names of these addresses: %v", time.Since(since).Round(time.Second), why),
-		Fix:    "look at the agents of those peers",
+		Fix:    "see the logs of the agents on those peers",
 	}}
 }
