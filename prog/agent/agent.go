@@ -62,9 +62,9 @@ type parts struct {
 	control    *control.Server
 }
 
-// wire makes the components, each from those above it. An arrow of the picture in
-// site/docs/architecture.md is a field of a Config here; the functions that callbacks of the
-// network call (Changed, Owns, Heard) are the only arrows upwards.
+// wire makes the components, each from those above it. The picture of the agent in
+// site/docs/architecture.md shows which component uses which: each arrow is a field of a Config here.
+// Only the callbacks of the network (Changed, Owns, Heard) use components that are made later.
 func (r *run) wire(h host) (*parts, error) {
 	p := &parts{founding: r.founding, settings: r.settings}
 	if err := r.wireNetwork(h, p); err != nil {
@@ -77,7 +77,8 @@ func (r *run) wire(h host) (*parts, error) {
 	return p, nil
 }
 
-// wireNetwork makes the components that know other peers: the replicated states, and the view.
+// wireNetwork makes the components that hold what other peers announce: the replicated states, and the
+// view of them.
 func (r *run) wireNetwork(h host, p *parts) (err error) {
 	o, t, log, asked := r.opts, r.founding.Trust, r.opts.Log, r.founding.Universe.Asked()
 	p.underlay = underlay.New(underlay.Config{
@@ -138,8 +139,8 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 		return err
 	}
 	r.apiChanged = func() {
-		p.attached.PodsChanged() // before the policies: these select by the new labels of pods
-		p.view.Wake()            // the new view has this host's Node
+		p.attached.PodsChanged() // before the policies, which select pods by their new labels
+		p.view.Wake()            // so that the next view has this host's Node as it is now
 	}
 	attached := &p.attached.Value
 	p.enforce = enforce.New(enforce.Config{

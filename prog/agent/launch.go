@@ -15,8 +15,8 @@ import (
 // `weft launch` to found a network.
 const belongsNowhere = "this host belongs to no network: join one with `weft launch --token - HOST`, or found one with `weft launch` (a supervisor's agent: weft agent --found)"
 
-// AwaitLaunch serves the sockets of an agent that belongs to no network, and reports that there. It
-// returns true when `weft launch` has decided, and false when the agent is stopped. before is
+// AwaitLaunch serves the sockets of an agent that belongs to no network, and answers requests with that
+// reason. It returns true when `weft launch` has decided, and false when the agent is stopped. before is
 // launch's earlier decision (statedir.Launched), from when the agent found that it belongs to no
 // network.
 func AwaitLaunch(ctx context.Context, opts config.Options, before os.FileInfo) (launched bool, err error) {

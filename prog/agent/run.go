@@ -38,7 +38,7 @@ var ErrTwin = mesh.ErrTwin
 // starting is the reason that a new agent gives until its components report their own reasons.
 const starting = "the agent is starting"
 
-// run is one run of an agent, up to its components.
+// run is one execution of an agent: what it has before its components are made.
 type run struct {
 	opts    config.Options
 	started time.Time
@@ -104,8 +104,8 @@ func Run(ctx context.Context, opts config.Options) (err error) {
 	return err
 }
 
-// listen answers on the sockets until ctx ends; at first with what the agent waits for. A socket that
-// cannot be opened only fails the start of an agent.
+// listen answers on the sockets until ctx ends. Until the agent runs, the answer is what it waits for. If
+// a socket cannot be opened, the start of the agent fails.
 func (r *run) listen(ctx context.Context, launch bool) (*control.Front, *errgroup.Group, context.Context, error) {
 	socket, err := control.ListenSocket(r.opts.Socket())
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 	"weft/prog/agent/underlay"
 )
 
-// conditions of new containers, the most basic one first.
+// conditions returns the conditions under which containers can be attached, the most basic one first.
 func (p *parts) conditions(stateDir string) []ready.Condition {
 	check := func(f func() error) func(context.Context) error {
 		return func(context.Context) error { return f() }

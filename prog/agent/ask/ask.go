@@ -20,7 +20,7 @@ const (
 )
 
 // ErrUnreachable means that a peer was not asked, since it is unreachable.
-var ErrUnreachable = errors.New("the peer cannot be reached now")
+var ErrUnreachable = errors.New("the peer is unreachable at present")
 
 // Mesh is the part of the mesh that requests use.
 type Mesh interface {

@@ -107,7 +107,7 @@ type Attachments struct {
 	endpoints map[string]*record // the endpoints by api.EndpointRef.Key
 }
 
-// record is an endpoint, with what the reaper knows of its link.
+// record is an endpoint, and what the reaper has found out about its link.
 type record struct {
 	Endpoint
 	missing int // the number of rounds in a row in which its link did not exist
@@ -157,8 +157,8 @@ func follow(endpoints map[string]*record, pods Pods) (changed bool) {
 	return changed
 }
 
-// PodsChanged announces a change of known pods. When it returns, the endpoints are published with it,
-// so that policies of the same change apply to them.
+// PodsChanged publishes the endpoints with the pods' new labels. After it returns, policies of the same
+// change apply to these labels.
 func (a *Attachments) PodsChanged() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -240,7 +240,7 @@ func (a *Attachments) Attach(ctx context.Context, req api.AttachRequest) (reply 
 	}
 	a.set(key, e)
 	a.cfg.Unattached.Forget(key)
-	// Before the endpoint can send or get a packet: its link is not plugged in yet.
+	// Isolate the endpoint now, before its link is plugged in: until then it has no packets.
 	if err := a.cfg.Isolate(); err != nil {
 		return reply, fmt.Errorf("isolate %s: %w", key, err)
 	}
@@ -258,22 +258,22 @@ func address(ctx context.Context, from IPAM, key string, asked []netip.Addr, not
 	for _, addr := range asked {
 		s, ok := u.Slot(addr)
 		if !ok {
-			return 0, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("%v cannot be given: it is outside %v", addr, u)}
+			return 0, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf("%v cannot be allocated: it is outside %v", addr, u)}
 		}
 		if s != want {
 			return 0, &api.Error{Code: api.CodeBadRequest, Message: fmt.Sprintf(
-				"%v and %v cannot be given together: with %v goes %v", asked[0], addr, u.Addr4(want), u.Addr6(want))}
+				"%v and %v cannot be allocated together: the addresses %v and %v belong together", asked[0], addr, u.Addr4(want), u.Addr6(want))}
 		}
 	}
 	err := from.Claim(ctx, key, want, note)
 	refused, ok := errors.AsType[*ipam.ClaimError](err)
-	for ok && refused.Held && ctx.Err() == nil { // for a moment, other peers may still have the old name of this address
+	for ok && refused.Held && ctx.Err() == nil { // other peers may still have the old name of this address, for a moment
 		live.Pause(ctx, 100*time.Millisecond)
 		err = from.Claim(ctx, key, want, note)
 		refused, ok = errors.AsType[*ipam.ClaimError](err)
 	}
 	if ok {
-		e := &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%v cannot be given: %s", asked[0], refused.Why)}
+		e := &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%v cannot be allocated: %s", asked[0], refused.Why)}
 		if refused.Later {
 			e.Code = api.CodeNoSpace
 		}

@@ -148,7 +148,7 @@ func TestAttachGivesOrRefusesTheRequestedAddresses(t *testing.T) {
 	}{
 		"one of the universe":       {[]string{"10.32.0.9"}, nil, "", ""},
 		"both families of one slot": {[]string{"10.32.0.9", u.Addr6(9).String()}, nil, "", ""},
-		"of two slots":              {[]string{"10.32.0.9", u.Addr6(10).String()}, nil, api.CodeBadRequest, "cannot be given together"},
+		"of two slots":              {[]string{"10.32.0.9", u.Addr6(10).String()}, nil, api.CodeBadRequest, "cannot be allocated together"},
 		"outside":                   {[]string{"192.0.2.1"}, nil, api.CodeBadRequest, "outside"},
 		"taken":                     {[]string{"10.32.0.9"}, &ipam.ClaimError{Why: "h2 uses it"}, api.CodeConflict, "h2 uses it"},
 		"taken for a while":         {[]string{"10.32.0.9"}, &ipam.ClaimError{Why: "it is in quarantine", Later: true}, api.CodeNoSpace, "quarantine"},

@@ -15,7 +15,8 @@ import (
 	"weft/router/endpoint"
 )
 
-// Endpoint is the endpoint of one key. The store keeps the request with the allocation.
+// Endpoint is one attached container: the request that attached it, and its address. The store keeps the
+// request beside the address.
 type Endpoint struct {
 	api.AttachRequest
 	Slot slot.Slot

@@ -14,12 +14,11 @@ import (
 const (
 	// period is how often the reaper looks for endpoints that ended.
 	period = 2 * time.Second
-	// forgotten is the number of rounds without a link after which a pod without an object in the
-	// API server counts as ended. The runtime's DEL comes within seconds, or never, if another
-	// plugin does not pass it on.
+	// forgotten is the number of rounds after which a pod counts as ended if it has neither a link nor an
+	// object in the API server. A runtime sends DEL within seconds, if other plugins pass it on.
 	forgotten = 10
-	// unlinked is the number of rounds after which an endpoint without its link is a problem: a
-	// runtime's DEL comes within seconds of a container's end.
+	// unlinked is the number of rounds after which an endpoint without a link is reported as a problem:
+	// when a container ends, the runtime's DEL arrives sooner.
 	unlinked = 8
 )
 
@@ -53,7 +52,7 @@ func (a *Attachments) Run(ctx context.Context) error {
 	}
 }
 
-// check keeps why nothing can be attached.
+// check stores the error for which no container can be attached; nil if there is none.
 func (a *Attachments) check(err error) {
 	before := a.failed.Get()
 	a.failed.Set(err)
@@ -91,8 +90,8 @@ func (a *Attachments) detachIdle(ctx context.Context, ref api.EndpointRef) error
 	return nil
 }
 
-// end ends an endpoint whose key the caller has: first its link, then its routes, last its
-// address, so that no other endpoint gets an address that is still in use.
+// end removes an endpoint. The caller has reserved its key. The address is released last, after link and
+// routes, so that no other endpoint gets an address that is still in use.
 func (a *Attachments) end(ctx context.Context, key string) error {
 	e, ok := a.get(key)
 	if !ok {
@@ -153,8 +152,8 @@ func (a *Attachments) detachWhere(ctx context.Context, gone func(*record) bool) 
 	return errors.Join(errs...)
 }
 
-// releaseVanished releases endpoints that were lost with the host's namespaces while no agent ran. It
-// does not fail if an address cannot be released now.
+// releaseVanished releases endpoints whose links vanished with the host's namespaces while no agent ran.
+// An address that cannot be released now is only logged.
 func (a *Attachments) releaseVanished(ctx context.Context) {
 	present, err := endpoint.List()
 	if err == nil {

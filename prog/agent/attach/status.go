@@ -63,8 +63,8 @@ func misfits(endpoints []Endpoint) (out []problem.Problem) {
 			more = fmt.Sprintf(" and %d more", n)
 		}
 		out = append(out, problem.Problem{
-			Reason: problem.LeftOut, What: fmt.Sprintf("%s%s: not all names, labels and ports fit into the directory. Left out is %s", titles[0], more, text),
-			Effect: "its addresses work, and the policies of this host use all its labels and ports",
+			Reason: problem.LeftOut, What: fmt.Sprintf("%s%s: not all names, labels and ports fit into the directory: %s is left out", titles[0], more, text),
+			Effect: "its addresses work, and the policies of this host use all its labels and ports; other hosts miss what is left out",
 		})
 	}
 	slices.SortFunc(out, func(x, y problem.Problem) int { return strings.Compare(x.What, y.What) })

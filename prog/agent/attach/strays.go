@@ -72,7 +72,7 @@ func (s *strays) claim(ctx context.Context, cfg Config, v *view.View) error {
 			}
 		} else {
 			s.keep(name, v.Ring.Universe.Addr4(n))
-			cfg.Log.Warn("a container is plugged in that this agent does not know: was its state restored from an older copy?", "link", name, "address", addr)
+			cfg.Log.Warn("a container has a link, but is missing in the state: was the state restored from an older copy?", "link", name, "address", addr)
 		}
 		delete(s.found, name)
 	}
@@ -113,8 +113,8 @@ func (s *strays) problems() (out []problem.Problem) {
 	defer s.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(s.kept)) {
 		out = append(out, problem.Problem{
-			Reason: problem.Address, What: fmt.Sprintf("a container behind link %s has %v, and this agent does not know it", name, s.kept[name]),
-			Effect: "was its state restored from an older copy?", Fix: "start the container anew",
+			Reason: problem.Address, What: fmt.Sprintf("a container behind link %s has %v, and is missing in the state", name, s.kept[name]),
+			Effect: "was the state restored from an older copy?", Fix: "start the container anew",
 		})
 	}
 	return out

@@ -38,8 +38,8 @@ type Options struct {
 	CNIBinDir  string
 	CNIChain   []string // plugins that the runtime calls after weft-cni if they are in CNIBinDir
 	SysctlDir  string   // default: /proc/sys/net
-	// DatapathElsewhere means that a supervisor starts the userspace WireGuard for kernels without
-	// it: a pod that survives the agent's pod.
+	// DatapathElsewhere means that a supervisor starts the userspace WireGuard, if the kernel has no
+	// WireGuard: for example as a pod that outlives the agent's pod.
 	DatapathElsewhere bool
 	StatusAddr        string // empty: no status over TCP
 	DNS               DNS
@@ -61,7 +61,8 @@ type DNS struct {
 }
 
 // Kubernetes configures the API server, if this host is a Node of a cluster. Then policies,
-// namespaces, pods and peers come from it, and a Secret in it founds the ring.
+// namespaces, pods and the addresses of peers come from the API server, and a Secret there names the
+// founder of the ring.
 type Kubernetes struct {
 	On        bool
 	Config    string // a kubeconfig file; empty: the service account of the agent's pod
@@ -122,7 +123,7 @@ func (o Options) Validate() error {
 	return nil
 }
 
-// PublicStatusPort returns the port at which the status is served to other machines; 0 if it is not.
+// PublicStatusPort returns the port at which other machines can read the status; 0 if they cannot.
 func (o Options) PublicStatusPort() uint16 {
 	host, port, err := net.SplitHostPort(o.StatusAddr)
 	if err != nil || host == "localhost" {

@@ -16,7 +16,7 @@ type Front struct {
 	alive         atomic.Pointer[func() error]
 }
 
-// Door passes requests to a handler once there is a handler.
+// Door passes requests to the agent's handler once the agent runs. Until then it answers itself.
 type Door struct {
 	starting http.Handler
 	behind   atomic.Pointer[http.Handler]
@@ -30,9 +30,9 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.starting.ServeHTTP(w, r)
 }
 
-// Starting holds the answers of a Front before it is opened.
+// Starting holds what a Front answers before the agent runs.
 type Starting struct {
-	// Why returns what the agent waits for; empty: it is just starting.
+	// Why returns what the agent waits for; empty if it is only starting.
 	Why    func() string
 	Report func() api.Report
 	Stop   func()
@@ -67,7 +67,7 @@ func NewFront(s Starting) *Front {
 	return f
 }
 
-// Open leads to the agent from now on. alive returns an error if the agent hangs, so that a restart
+// Open passes all requests to the agent from now on. alive returns an error if the agent hangs, so that a restart
 // could help.
 func (f *Front) Open(a server.Agent, metrics http.Handler, alive func() error) {
 	f.alive.Store(&alive)

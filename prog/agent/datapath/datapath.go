@@ -232,7 +232,7 @@ func (d *Datapath) Problems() []problem.Problem {
 		return nil
 	}
 	return []problem.Problem{{
-		Reason: problem.DataPath, What: err.Error(), Effect: "it is made again within seconds", Fix: "if it is not, see the agent's log",
+		Reason: problem.DataPath, What: err.Error(), Effect: "the agent makes it again within seconds", Fix: "if this warning stays, see the agent's log",
 	}}
 }
 

@@ -35,12 +35,13 @@ type Rules struct {
 
 // Source is where policies come from.
 type Source interface {
-	// Read returns the rules. It returns false if their generation is still the given one, or if
-	// nothing is known.
+	// Read returns the rules. It returns false if the rules still have the generation before, or if no
+	// rules are known.
 	Read(before string) (Rules, bool)
-	// Unknown reports why the policies are not known yet: no endpoint can be attached.
+	// Unknown reports why the policies are not known yet. Until they are, no endpoint is attached.
 	Unknown() error
-	// Empty reports why nothing is known at all: the rules of an earlier agent stay in force.
+	// Empty reports why not even stored policies are known. Then the rules of an earlier agent stay in
+	// force.
 	Empty() error
 	// Hosts returns the cluster's hosts as policies see them.
 	Hosts(*view.View) []policy.Host
@@ -91,8 +92,8 @@ type heard struct {
 	own   own
 	hosts [2]uint64                   // versions of view and source
 	seen  map[peer.ID]directory.Held  // by owner: the set that the compiler has
-	ids   map[peer.ID]map[string]bool // their endpoints
-	ring  ring.Ring                   // by which these count
+	ids   map[peer.ID]map[string]bool // by owner: the ids of these endpoints
+	ring  ring.Ring                   // the ring by which endpoints count: their peer must own their addresses
 }
 
 // own holds the inputs of this host's own endpoints, as policies see them.

@@ -17,14 +17,14 @@ import (
 // mostDrops is how many different drops are remembered.
 const mostDrops = 256
 
-// Drops has the packets that policies dropped last, and counts alike packets together. The zero value
-// has none.
+// Drops holds the packets that policies dropped last. Packets that differ only in their client port are
+// counted together. The zero value is empty and ready to use.
 type Drops struct {
 	mu   sync.Mutex
 	last map[dropKey]*dropCount
 }
 
-// dropKey identifies alike packets: only their client ports may differ.
+// dropKey identifies packets that are counted together: only their client ports may differ.
 type dropKey struct {
 	direction policy.Direction
 	audit     bool
@@ -104,7 +104,7 @@ func (d *Drops) Run(ctx context.Context, log *slog.Logger) error {
 	for ctx.Err() == nil {
 		err := nft.Watch(ctx, func(l nft.Logged) { d.note(l, time.Now()) })
 		if err != nil && ctx.Err() == nil {
-			log.Warn("packets that policies drop are counted, but not named", "err", err)
+			log.Warn("cannot read the kernel's log of dropped packets: dropped packets are counted, but cannot be shown", "err", err)
 			live.Pause(ctx, time.Minute)
 		}
 	}

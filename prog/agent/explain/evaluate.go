@@ -87,7 +87,7 @@ func (x *Explainer) evaluate(k enforce.Snapshot, q question) reply {
 	case v.Exempt != "":
 		out.Decision.Unasked = "policies do not apply"
 	case q.AnyPort:
-		out.Decision.Unasked = "the kernel is asked about one port"
+		out.Decision.Unasked = "the kernel is only asked about single ports"
 	case !x.cfg.Policies.IsLocal(own):
 		out.Decision.Unasked = "the endpoint is not on this host"
 	default:

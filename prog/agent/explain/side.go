@@ -21,7 +21,7 @@ type side struct {
 	owner    peer.ID         // the peer of the endpoint, or of the node address
 }
 
-// asEndpoint returns the endpoint of a side. A side that is none is returned as an endpoint without
+// asEndpoint returns the endpoint of a side. A side without an endpoint becomes an endpoint without
 // labels, which policies select by its address only.
 func (s side) asEndpoint() policy.Endpoint {
 	if s.endpoint.ID != "" {

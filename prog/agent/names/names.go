@@ -74,7 +74,7 @@ func (n *Service) relative(name string) (string, error) {
 	return short, nil
 }
 
-// Short returns a name without the domain; one that is not below it stays as it is.
+// Short returns a name without the domain. A name outside the domain stays as it is.
 func (n *Service) Short(name string) string {
 	whole, domain := strings.TrimSuffix(name, "."), "."+n.cfg.Domain
 	if i := len(whole) - len(domain); i > 0 && strings.EqualFold(whole[i:], domain) {
@@ -90,8 +90,8 @@ func (n *Service) owns(key, name string) bool {
 	return i >= 0 && attached[i].Owns(name)
 }
 
-// withdraw removes the endpoints' own names that a request names from DNS, and reports whether there
-// was one.
+// withdraw removes those names of a request from DNS that are endpoints' own names, and reports whether
+// there was one.
 func (n *Service) withdraw(v *settings.Values, given []settings.Name, name string) (any bool) {
 	for _, g := range given {
 		if g.Endpoint != "" && !slices.Contains(v.Withdrawn, g.Endpoint) && n.owns(g.Endpoint, name) {

@@ -30,8 +30,8 @@ type neighbour struct {
 	fresh     bool // the tunnel works: its last handshake is recent, and newer than the loss of gossip, if gossip lost the host
 }
 
-// blockage is a blocked port between two hosts. Firewalls drop packets without any error. Its About
-// stays the same while it lasts.
+// blockage is a blocked port between two hosts: firewalls drop packets without any error. The field About
+// stays the same as long as the blockage lasts.
 type blockage = problem.Problem
 
 // noTunnel is the About of the blockage in which no tunnel works.
@@ -54,13 +54,13 @@ func blockages(neighbours []neighbour, targets []mesh.Target, gossip int) (out [
 		switch {
 		case n.reachable && n.tunnel && !n.fresh:
 			stuck++
-			add("tunnel "+n.name, fmt.Sprintf("no tunnel comes up to %s, though gossip reaches it", n.name),
-				"containers here and there do not reach each other", fmt.Sprintf("open UDP %d between the two hosts, both ways", n.port))
+			add("tunnel "+n.name, fmt.Sprintf("no tunnel comes up to %s, though gossip reaches that host", n.name),
+				"containers of this host and of that host do not reach each other", fmt.Sprintf("open UDP %d between the two hosts, both ways", n.port))
 		case n.reachable && n.tunnel:
 			works++
 		case n.tunnel && n.fresh:
 			add("gossip "+n.name, fmt.Sprintf("gossip does not reach %s, though its tunnel works", n.name),
-				"what changes there is not known here", fmt.Sprintf("see that its agent runs, and open TCP and UDP %d between the two hosts, both ways", n.gossip))
+				"this host does not learn of changes on that host", fmt.Sprintf("see that its agent runs, and open TCP and UDP %d between the two hosts, both ways", n.gossip))
 		}
 	}
 	if stuck > 1 && works == 0 { // with only two hosts, it is unknown which is at fault: both stay ready

@@ -10,8 +10,8 @@ import (
 )
 
 // guarded returns the ports that containers must not reach: gossip and WireGuard of this host and of
-// all others, at each of their addresses. A peer's record only counts for its own host. The ring
-// determines its node address, and no other overlay address belongs to a host.
+// all other hosts, at each of their addresses. Overlay addresses in a peer's record do not count: a host
+// has only its node address there, and the ring says which slot that is.
 //
 // status is the TCP port on which this host serves its status to other machines; 0: none. TCP
 // connections to WireGuard's port number stay allowed.

@@ -264,10 +264,10 @@ func TestRequestedAddressesAreAllocated(t *testing.T) {
 	}
 	run(t, l, "h2", "weft", "probe", "icmp", "--count", "1", "10.40.0.3")
 	other := container(t, l, "h2/y")
-	says(t, fails(t, l, "h2", "", "weft", "attach", "10.40.0.3", other), "10.40.0.3 cannot be given", "h1", "holds it")
+	says(t, fails(t, l, "h2", "", "weft", "attach", "10.40.0.3", other), "10.40.0.3 cannot be allocated", "h1", "holds it")
 	says(t, fails(t, l, "h2", "", "weft", "attach", "192.0.2.7", other), "outside")
 	says(t, fails(t, l, "h2", "", "weft", "attach", "10.32.0.0", other), "first or the last")
-	says(t, fails(t, l, "h2", "", "weft", "attach", "10.40.0.4", "10.40.0.5", other), "cannot be given together")
+	says(t, fails(t, l, "h2", "", "weft", "attach", "10.40.0.4", "10.40.0.5", other), "cannot be allocated together")
 	free, err := addresses(t, l, "h1", "any", 12)
 	if err != nil || slices.Contains(free, "10.32.0.9") || !slices.Contains(free, "10.32.0.16") {
 		t.Errorf("want allocations outside of the excluded ranges, got %v, error %v", free, err)
