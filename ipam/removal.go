@@ -220,7 +220,7 @@ func (a *Allocator) promise(by, dead peer.ID) error {
 		return errors.New("that is this host, and it is alive")
 	}
 	if a.cfg.Mesh.Reachable(dead) {
-		return fmt.Errorf("%s is alive: it answers %s; run `weft reset` on it", a.cfg.Mesh.Name(dead), a.cfg.Mesh.Name(a.cfg.Self))
+		return fmt.Errorf("%s is alive: it answers %s; run `weft reset` on that host", a.cfg.Mesh.Name(dead), a.cfg.Mesh.Name(a.cfg.Self))
 	}
 	if a.cfg.Heard != nil {
 		if what := a.cfg.Heard(dead); what != "" {

@@ -58,7 +58,7 @@ func TestAgentWaitsUntilLaunchDecides(t *testing.T) {
 	}
 	select {
 	case o := <-done:
-		t.Fatalf("the agent started because of an earlier decision: %+v; want it to wait for a new one", o)
+		t.Fatalf("the agent started because of an earlier decision: %+v; want it to wait for a new decision", o)
 	default:
 	}
 	if err := statedir.MarkLaunched(opts.StateDir, true); err != nil {

@@ -146,12 +146,12 @@ func TestAttachGivesOrRefusesTheRequestedAddresses(t *testing.T) {
 		code   string
 		says   string
 	}{
-		"one of the universe":       {[]string{"10.32.0.9"}, nil, "", ""},
-		"both families of one slot": {[]string{"10.32.0.9", u.Addr6(9).String()}, nil, "", ""},
-		"of two slots":              {[]string{"10.32.0.9", u.Addr6(10).String()}, nil, api.CodeBadRequest, "cannot be allocated together"},
-		"outside":                   {[]string{"192.0.2.1"}, nil, api.CodeBadRequest, "outside"},
-		"taken":                     {[]string{"10.32.0.9"}, &ipam.ClaimError{Why: "h2 uses it"}, api.CodeConflict, "h2 uses it"},
-		"taken for a while":         {[]string{"10.32.0.9"}, &ipam.ClaimError{Why: "it is in quarantine", Later: true}, api.CodeNoSpace, "quarantine"},
+		"one of the universe":                           {[]string{"10.32.0.9"}, nil, "", ""},
+		"both addresses, of IPv4 and IPv6, of one slot": {[]string{"10.32.0.9", u.Addr6(9).String()}, nil, "", ""},
+		"of two slots":                                  {[]string{"10.32.0.9", u.Addr6(10).String()}, nil, api.CodeBadRequest, "cannot be allocated together"},
+		"outside":                                       {[]string{"192.0.2.1"}, nil, api.CodeBadRequest, "outside"},
+		"taken":                                         {[]string{"10.32.0.9"}, &ipam.ClaimError{Why: "h2 uses it"}, api.CodeConflict, "h2 uses it"},
+		"taken for a while":                             {[]string{"10.32.0.9"}, &ipam.ClaimError{Why: "it is in quarantine", Later: true}, api.CodeNoSpace, "quarantine"},
 	} {
 		f := newFixture(t, nil, nil)
 		f.ipam.Refuse = c.refuse
@@ -314,7 +314,7 @@ func TestPodsHaveTheLabelsOfTheAPIServer(t *testing.T) {
 		news   uint64 // how often the step publishes endpoints
 	}{
 		{"it was attached", map[string]string{"app": "web"}, "web", 0},
-		{"the API server changed it", map[string]string{"app": "db"}, "db", 1},
+		{"the API server changed the labels", map[string]string{"app": "db"}, "db", 1},
 		{"the API server changed another pod", map[string]string{"app": "db"}, "db", 0},
 		{"it ended", nil, "db", 0},
 	} {

@@ -37,7 +37,7 @@ func withoutLink(endpoints map[string]*record) (out []problem.Problem) {
 		if e.missing >= unlinked {
 			out = append(out, problem.Problem{
 				Reason: problem.DataPath, What: fmt.Sprintf("%s cannot be reached, and reaches nothing", e.Title()),
-				Effect: fmt.Sprintf("its link %s was deleted on this host, but not by a runtime", e.HostLink),
+				Effect: fmt.Sprintf("link %s of the endpoint was deleted on this host, but not by a runtime", e.HostLink),
 				Fix:    "delete the pod or container, so that a new one gets a link",
 			})
 		}

@@ -43,7 +43,7 @@ func TestContainersMissingInTheStateAreStillReportedAfterARestart(t *testing.T) 
 	f, s, v := newFixture(t, nil, nil), &strays{}, agenttest.View()
 	v.Allocations["stray wfstray"] = 9
 	if err := s.claim(t.Context(), f.cfg, v); err != nil || len(s.problems()) != 1 {
-		t.Errorf("problems %v, error %v; want one problem", s.problems(), err)
+		t.Errorf("problems %v, error %v; want one problem, and no error", s.problems(), err)
 	}
 }
 

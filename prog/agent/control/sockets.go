@@ -52,7 +52,7 @@ func ListenSocket(path string) (net.Listener, error) {
 	}
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("control socket: an agent answers on %s already: stop it with `weft stop`", path)
+		return nil, fmt.Errorf("control socket: an agent answers on %s already: stop that agent with `weft stop`", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("control socket: %w", err)

@@ -117,10 +117,10 @@ func TestARemovedPeerIsForgottenByAllHosts(t *testing.T) {
 		forgot bool
 		code   string
 	}{
-		"it owns addresses":               {"h3", fakeIPAM{slots: 8}, true, ""},
-		"it owns nothing":                 {"h3", fakeIPAM{fail: &ipam.RemovalError{Nothing: true}}, true, ""},
-		"it owns nothing, and is no peer": {agenttest.Record(9).ID().String(), fakeIPAM{fail: &ipam.RemovalError{Nothing: true, Why: "it owns nothing"}}, false, api.CodeConflict},
-		"another peer reaches it":         {"h3", fakeIPAM{fail: &ipam.RemovalError{Why: "h2 reaches it"}}, false, api.CodeConflict},
+		"it owns addresses":                     {"h3", fakeIPAM{slots: 8}, true, ""},
+		"it owns nothing":                       {"h3", fakeIPAM{fail: &ipam.RemovalError{Nothing: true}}, true, ""},
+		"the host owns nothing, and is no peer": {agenttest.Record(9).ID().String(), fakeIPAM{fail: &ipam.RemovalError{Nothing: true, Why: "it owns nothing"}}, false, api.CodeConflict},
+		"another peer reaches it":               {"h3", fakeIPAM{fail: &ipam.RemovalError{Why: "h2 reaches it"}}, false, api.CodeConflict},
 	} {
 		m, views := &fakeMesh{}, refreshed(0)
 		r, err := New(Config{Mesh: m, IPAM: &c.ipam, View: &views}).RemovePeer(t.Context(), api.RemovePeerRequest{Peer: c.peer})

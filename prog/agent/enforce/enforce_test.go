@@ -188,13 +188,13 @@ func TestPoliciesSeeNodesAsHosts(t *testing.T) {
 		present map[peer.ID]bool
 		want    peer.ID // the peer that the host stands for; zero: no host is expected
 	}{
-		"the peer that runs there":      {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}}, nil, one},
-		"another one has no such Node":  {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u9", Node: slotOf(two)}}, nil, one},
-		"its address is another peer's": {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(two)}}, nil, peer.ID{}},
-		"it has no address yet":         {map[peer.ID]peer.Record{one: {Host: "u1"}}, nil, peer.ID{}},
-		"two say so":                    {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u1", Node: slotOf(two)}}, map[peer.ID]bool{one: true, two: true}, peer.ID{}},
-		"its disk was lost":             {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u1", Node: slotOf(two)}}, map[peer.ID]bool{two: true}, two},
-		"a Node without an address":     {map[peer.ID]peer.Record{one: {Host: "u2", Node: slotOf(one)}}, nil, peer.ID{}},
+		"the peer that runs on the Node":                {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}}, nil, one},
+		"another peer names a Node that does not exist": {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u9", Node: slotOf(two)}}, nil, one},
+		"another peer owns the peer's node address":     {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(two)}}, nil, peer.ID{}},
+		"the peer has no node address yet":              {map[peer.ID]peer.Record{one: {Host: "u1"}}, nil, peer.ID{}},
+		"two say so":                                    {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u1", Node: slotOf(two)}}, map[peer.ID]bool{one: true, two: true}, peer.ID{}},
+		"its disk was lost":                             {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u1", Node: slotOf(two)}}, map[peer.ID]bool{two: true}, two},
+		"a Node without an address":                     {map[peer.ID]peer.Record{one: {Host: "u2", Node: slotOf(one)}}, nil, peer.ID{}},
 	} {
 		v := agenttest.View()
 		v.Ring, v.Records, v.Present = r, c.records, c.present
@@ -225,11 +225,11 @@ func TestPoliciesStayKnownWhileTheAPIServerIsUnreachable(t *testing.T) {
 		server       server
 		known, empty bool
 	}{
-		"it has not answered yet":         {server{}, false, true},
-		"it is away, and never answered":  {server{troubles: []kube.Trouble{away}}, false, true},
-		"it is away, and answered before": {server{state: &kube.State{Generation: "1"}, troubles: []kube.Trouble{away}}, true, false},
-		"it refuses, and answered before": {server{state: &kube.State{Generation: "1"}, troubles: []kube.Trouble{refused}}, false, false},
-		"it answers":                      {server{state: &kube.State{Generation: "1", Live: true}}, true, false},
+		"the API server has not answered yet":                {server{}, false, true},
+		"the API server is unreachable, and never answered":  {server{troubles: []kube.Trouble{away}}, false, true},
+		"the API server is unreachable, and answered before": {server{state: &kube.State{Generation: "1"}, troubles: []kube.Trouble{away}}, true, false},
+		"the API server refuses, and answered before":        {server{state: &kube.State{Generation: "1"}, troubles: []kube.Trouble{refused}}, false, false},
+		"it answers": {server{state: &kube.State{Generation: "1", Live: true}}, true, false},
 	} {
 		k := NewKubernetes(&c.server, false)
 		if (k.Unknown() == nil) != c.known || (k.Empty() != nil) != c.empty {

@@ -71,7 +71,7 @@ func (x *Explainer) Explain(ctx context.Context, req api.ExplainRequest) (out ap
 	icmp := strings.EqualFold(req.Protocol, policy.ICMP.String())
 	switch {
 	case icmp && req.Port != 0:
-		return out, &api.Error{Code: api.CodeBadRequest, Message: "ICMP has no ports: ask for it without one"}
+		return out, &api.Error{Code: api.CodeBadRequest, Message: "ICMP has no ports: name icmp without a port"}
 	case icmp:
 		proto = policy.ICMP
 	case proto == 0:

@@ -105,7 +105,7 @@ func (k Kubernetes) join(ctx context.Context) error {
 		// The Secret names this host as the founder, but an earlier agent ended before it wrote the
 		// ring to its disk. Others may have taken over the founder's addresses since then: this host
 		// joins as a new peer.
-		k.Log.Warn("this host founded the ring and did not keep it: it joins as a new peer", "was", fmt.Sprintf("%v(%s)", self, k.Node.Nickname()))
+		k.Log.Warn("this host founded the ring and has lost its state: it joins as a new peer", "was", fmt.Sprintf("%v(%s)", self, k.Node.Nickname()))
 		if err := k.Store.Renew(); err != nil {
 			return err
 		}

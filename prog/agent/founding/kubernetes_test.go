@@ -99,7 +99,7 @@ func TestNodesOfAClusterMakeOneRingAndKeepItWithoutTheAPIServer(t *testing.T) {
 			t.Errorf("%s: %+v; want no ring to found, no vote, and n1's Secret", name, f)
 		}
 		if name == "n1" && len(ringIn(t, dir).Owned()[f.Trust.Self]) != 1 {
-			t.Error("n1 does not own all addresses, want it to: it made the Secret")
+			t.Error("n1 does not own all addresses; want it to own them, since it made the Secret")
 		}
 	}
 	token, err := statedir.Secret(dirs[0])
@@ -145,7 +145,7 @@ func TestFounderWithoutStoredRingIsNewPeer(t *testing.T) {
 	store.Close()
 	again, _, err := found(t, kubeconfig, "n1", dir, netip.Prefix{})
 	if err != nil || again.Trust.Self == first.Trust.Self || len(ringIn(t, dir).Owned()[first.Trust.Self]) != 1 {
-		t.Errorf("the peer is %v, before it was %v; owners %v, error %v; want a new peer, which owns nothing", again.Trust.Self, first.Trust.Self, ringIn(t, dir).Owned(), err)
+		t.Errorf("the peer is %v, the earlier peer was %v; owners %v, error %v; want a new peer, which owns nothing", again.Trust.Self, first.Trust.Self, ringIn(t, dir).Owned(), err)
 	}
 }
 

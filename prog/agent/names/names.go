@@ -66,7 +66,7 @@ func (n *Service) relative(name string) (string, error) {
 	case strings.HasSuffix(short, "."):
 		return "", bad(fmt.Errorf("%s is outside the domain of this network, %s", name, n.cfg.Domain))
 	case short != "" && short == n.cfg.Domain:
-		return "", bad(fmt.Errorf("%s is the domain of this network itself: want a name in it, such as web or web.%[1]s", short))
+		return "", bad(fmt.Errorf("%s is the domain of this network itself: want a name in this domain, such as web or web.%[1]s", short))
 	}
 	if err := directory.CheckName(short); err != nil {
 		return "", bad(err)
@@ -161,7 +161,7 @@ func (n *Service) RemoveName(_ context.Context, req api.NameRequest) (err error)
 			})
 		})
 		if withdrawn := n.withdraw(v, given, name); len(v.Names) == before && !withdrawn {
-			return &api.Error{Code: api.CodeNotFound, Message: "no such name was given on this host, or is a container's own here (`weft status dns` lists all names; the host that gave one takes it back)"}
+			return &api.Error{Code: api.CodeNotFound, Message: "no such name was given on this host, or is a container's own here (`weft status dns` lists all names; only the host that gave a name can remove it)"}
 		}
 		return nil
 	})
@@ -239,7 +239,7 @@ func (n *Service) targetAt(addr netip.Addr, container string, keys []string) (se
 	case key == "":
 		owner, _ := v.Ring.Owner(s)
 		return settings.Name{}, &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf(
-			"nothing on this host has the address %v: names are given on the host that has it (it is one of %s's addresses)", addr, n.cfg.PeerName(owner))}
+			"nothing on this host has the address %v: give the name on the host that has the address (it belongs to %s)", addr, n.cfg.PeerName(owner))}
 	}
 	return settings.Name{Endpoint: key}, nil
 }

@@ -117,7 +117,7 @@ func TestAContainersOwnNameIsRemovedUntilItIsAddedAgain(t *testing.T) {
 		{"a further name", func() error { return f.AddName(t.Context(), api.NameRequest{Name: "shop", Container: "Web"}) }, false, []string{"shop"}},
 		{"a further name goes alone", func() error { return f.RemoveName(t.Context(), api.NameRequest{Name: "shop", Container: "Web"}) }, false, nil},
 		{"all names", func() error { return f.RemoveName(t.Context(), api.NameRequest{Container: "Web"}) }, true, nil},
-		{"another name does not bring it back", func() error {
+		{"another name does not restore the container's own name", func() error {
 			return f.AddName(t.Context(), api.NameRequest{Name: "shop", Container: "Web"})
 		}, true, []string{"shop"}},
 		{"its own does", func() error { return f.AddName(t.Context(), api.NameRequest{Name: "WEB", Container: "Web"}) }, false, []string{"shop"}},

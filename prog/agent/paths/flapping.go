@@ -25,17 +25,17 @@ func flapping(peers []mesh.Peer, self peer.ID, fresh func(peer.Record) bool) (ou
 			Reason: problem.Flapping, About: r.ID().String(),
 			What: fmt.Sprintf("gossip lost %s %s within %d minutes, and found it again", r.Name(), words.Count(p.Losses, "time"), int(mesh.Lately.Minutes())),
 		}
-		const effect = "its names and policies repeatedly disappear here. "
+		const effect = "its names and policies repeatedly disappear on this host. "
 		switch {
 		case p.Runs > p.Losses/2:
 			one.Effect = effect + fmt.Sprintf("Its agent was started %s meanwhile", words.Count(p.Runs, "time"))
-			one.Fix = "see its log there, and whether that host's addresses change"
+			one.Fix = "see the agent's log on that host, and whether that host's addresses change"
 		case fresh(r):
 			one.Effect = effect + fmt.Sprintf("Its tunnel works, so its host is alive: packets to port %d are lost", r.Gossip)
 			one.Fix = fmt.Sprintf("open TCP and UDP %d between the two hosts, both ways, at %v; if that address is the wrong one, name another with --advertise on that host", r.Gossip, r.Underlay[0])
 		default:
 			one.Effect = effect + fmt.Sprintf("Its tunnel fails as well: packets between the two hosts get lost, or two hosts have the address %v", r.Underlay[0])
-			one.Fix = "see the network there; if that address is the wrong one, name another with --advertise on that host"
+			one.Fix = "check that host's network; if that address is the wrong one, name another with --advertise on that host"
 		}
 		out = append(out, one)
 	}

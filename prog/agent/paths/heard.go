@@ -62,6 +62,6 @@ func (p *Paths) Heard(id peer.ID) string {
 	if !ok {
 		return ""
 	}
-	return fmt.Sprintf("its tunnel to %s brought data %d s ago, though gossip does not reach it. Open TCP and UDP %d between the two hosts, both ways, or run `weft reset` on it; if it has just been switched off, try again in %d s",
+	return fmt.Sprintf("its tunnel to %s brought data %d s ago, though gossip does not reach that host. Open TCP and UDP %d between the two hosts, both ways, or run `weft reset` on that host; if the host has just been switched off, try again in %d s",
 		v.Name(v.Self), int(ago.Seconds()), r.Gossip, int((heardFor-ago+period).Seconds())+1)
 }

@@ -26,12 +26,12 @@ func TestTrafficThroughATunnelProvesThatAPeerLives(t *testing.T) {
 		alive    bool
 	}{
 		{"a tunnel that brings data", []int64{10, 20, 30}, time.Minute, true},
-		{"one that is idle, between two keepalives", []int64{10, 42, 42, 42, 42, 42}, time.Minute, true},
-		{"one of a host that was powered off, though its keys look fresh", []int64{10, 42, 42, 42, 42, 42, 42, 42, 42, 42, 42}, time.Minute, false},
-		{"one that this agent has just come to see", []int64{42}, time.Minute, true},
+		{"an idle tunnel, between two keepalives", []int64{10, 42, 42, 42, 42, 42}, time.Minute, true},
+		{"a tunnel to a host that was powered off, though its keys look fresh", []int64{10, 42, 42, 42, 42, 42, 42, 42, 42, 42, 42}, time.Minute, false},
+		{"a tunnel that this agent has just seen for the first time", []int64{42}, time.Minute, true},
 		{"a tunnel whose keys are too old", []int64{42}, time.Hour, false},
-		{"one that never worked", []int64{0, 0, 0}, 24 * time.Hour, false},
-		{"one that was made anew, and counts from zero", []int64{100, 0, 0, 0, 0, 0, 0, 0, 0}, time.Minute, false},
+		{"a tunnel that never worked", []int64{0, 0, 0}, 24 * time.Hour, false},
+		{"a tunnel that was made again, and counts from zero", []int64{100, 0, 0, 0, 0, 0, 0, 0, 0}, time.Minute, false},
 		{"none", nil, time.Hour, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -30,7 +30,7 @@ func TestATooSmallPathMTUIsReported(t *testing.T) {
 		"without IPv6":                 {1280, 1500, 0, false, nil},
 		"too little on the other side": {1500, 1280, 0, true, []string{theirs + " is 1280", "IPv6 in the tunnel needs 1340"}},
 		"an MTU that was given":        {1500, 1500, 1300, true, nil},
-		"one that is too large":        {1400, 1500, 1420, true, []string{mine + " is 1400", "needs 1480", "a smaller --mtu"}},
+		"an MTU that is too large":     {1400, 1500, 1420, true, []string{mine + " is 1400", "needs 1480", "a smaller --mtu"}},
 	} {
 		own, other := agenttest.Record(1), agenttest.Record(2)
 		tunnels := []topology.Tunnel{{Peer: other.ID(), Endpoint: netip.MustParseAddrPort("192.0.2.2:6784"), Route: tt.route, Link: tt.link}}

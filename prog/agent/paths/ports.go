@@ -60,7 +60,7 @@ func blockages(neighbours []neighbour, targets []mesh.Target, gossip int) (out [
 			works++
 		case n.tunnel && n.fresh:
 			add("gossip "+n.name, fmt.Sprintf("gossip does not reach %s, though its tunnel works", n.name),
-				"this host does not learn of changes on that host", fmt.Sprintf("see that its agent runs, and open TCP and UDP %d between the two hosts, both ways", n.gossip))
+				"this host does not learn of changes on that host", fmt.Sprintf("make sure that its agent runs, and open TCP and UDP %d between the two hosts, both ways", n.gossip))
 		}
 	}
 	if stuck > 1 && works == 0 { // with only two hosts, it is unknown which is at fault: both stay ready
@@ -72,7 +72,7 @@ func blockages(neighbours []neighbour, targets []mesh.Target, gossip int) (out [
 			continue
 		}
 		add("target "+t.Host, fmt.Sprintf("the host %s, which this one is to join, cannot be reached", t.Host),
-			t.Err.Error(), fmt.Sprintf("see that its agent runs, and open TCP and UDP %d between the two hosts, both ways", gossip))
+			t.Err.Error(), fmt.Sprintf("make sure that its agent runs, and open TCP and UDP %d between the two hosts, both ways", gossip))
 	}
 	return out
 }

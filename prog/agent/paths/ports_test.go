@@ -36,7 +36,7 @@ func TestClosedPortsAreReportedByName(t *testing.T) {
 		"the tunnel's port, everywhere": {[]neighbour{n(true, true, false), n(true, true, false)}, nil, []string{"tunnel 00(h2)", "tunnel 00(h2)", noTunnel}},
 		"gossip's port":                 {[]neighbour{n(false, true, true)}, []mesh.Target{{Host: "192.0.2.2", Err: down}}, []string{"gossip 00(h2)"}},
 		"the host is off":               {[]neighbour{n(false, true, false), works}, []mesh.Target{{Host: "192.0.2.2", Err: down}}, nil},
-		"it is in another ring":         {[]neighbour{n(true, false, false)}, nil, nil},
+		"the peer is in another ring":   {[]neighbour{n(true, false, false)}, nil, nil},
 		"gossip's port, UDP only":       {[]neighbour{{name: "00(h2)", port: 6784, gossip: 6783, reachable: true, mute: true, tunnel: true, fresh: true}}, nil, []string{"udp 00(h2)"}},
 		"a target that never answered":  {[]neighbour{works}, []mesh.Target{{Host: "192.0.2.9", Err: down}}, []string{"target 192.0.2.9"}},
 		"a target that is being tried":  {nil, []mesh.Target{{Host: "192.0.2.9"}}, nil},
@@ -84,7 +84,7 @@ func TestOnlyAHandshakeAfterTheLossProvesThatAPeerLives(t *testing.T) {
 		"lost, keys from after":         {func(p *mesh.Peer) { p.Since = now.Add(-2 * time.Minute) }, time.Minute, 1, true},
 		"never reached since the start": {func(*mesh.Peer) {}, time.Minute, 1, true},
 		"its agent was stopped":         {func(p *mesh.Peer) { p.Record.State = peer.Stopped }, time.Minute, 0, false},
-		"it is known by its name only":  {func(p *mesh.Peer) { p.Record = peer.Record{} }, time.Minute, 0, false},
+		"only the peer's name is known": {func(p *mesh.Peer) { p.Record = peer.Record{} }, time.Minute, 0, false},
 		"it is this host":               {func(p *mesh.Peer) { p.Record = agenttest.Record(1) }, time.Minute, 0, false},
 	} {
 		own, p, seen := agenttest.Record(1), mesh.Peer{Record: agenttest.Record(2)}, wg.Observed{Peers: map[[32]byte]wg.Peer{}}

@@ -38,11 +38,11 @@ func TestContainersCannotReachHostPorts(t *testing.T) {
 		"it was stopped": {func(p *mesh.Peer) {
 			p.Record.Node, p.Record.State = 0, peer.Stopped
 		}, []netip.Addr{under}, 6783, 6784, false},
-		"it left":                       {func(p *mesh.Peer) { p.Record.State = peer.Left }, nil, 0, 0, false},
-		"it is known by name only":      {func(p *mesh.Peer) { p.Record = peer.Record{} }, nil, 0, 0, false},
-		"it is new, and proved nothing": {func(p *mesh.Peer) { p.Record = three }, nil, 0, 0, false},
-		"it is new":                     {func(p *mesh.Peer) { p.Record, p.Met = three, true }, three.Underlay, 6783, 6784, false},
-		"it claims another's node address, and a container's": {func(p *mesh.Peer) {
+		"it left":                             {func(p *mesh.Peer) { p.Record.State = peer.Left }, nil, 0, 0, false},
+		"only the peer's name is known":       {func(p *mesh.Peer) { p.Record = peer.Record{} }, nil, 0, 0, false},
+		"the peer is new, and proved nothing": {func(p *mesh.Peer) { p.Record = three }, nil, 0, 0, false},
+		"it is new":                           {func(p *mesh.Peer) { p.Record, p.Met = three, true }, three.Underlay, 6783, 6784, false},
+		"the peer claims the node address of another peer, and the address of a container": {func(p *mesh.Peer) {
 			p.Record.Node, p.Record.Underlay = own.Node, append(p.Record.Underlay, u.Addr4(own.Node+1))
 		}, []netip.Addr{under}, 6783, 6784, false},
 	} {

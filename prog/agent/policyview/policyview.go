@@ -192,7 +192,7 @@ func (p *View) write(ctx context.Context, reply api.ApplyReply, changes []mesh.C
 	err = p.cfg.Policies.Settle()
 	reply.Generation = p.cfg.Origin.Generation()
 	if err != nil {
-		return reply, fmt.Errorf("it is written, but not yet in force on this host: %w", err)
+		return reply, fmt.Errorf("the change is stored, but not yet in force on this host: %w", err)
 	}
 	return reply, nil
 }

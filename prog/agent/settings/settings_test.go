@@ -57,7 +57,7 @@ func TestAChangeThatIsRefusedOrCannotBeKeptChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	version := s.Version()
-	refused := errors.New("the name is another one's")
+	refused := errors.New("the name belongs to another container")
 	err := s.Change(func(v *settings.Values) error {
 		v.Exposed, v.Names[0].Name = true, "changed"
 		return refused

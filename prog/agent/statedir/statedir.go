@@ -38,7 +38,7 @@ func CheckDisk(dir string) error {
 	}
 	switch free := st.Bavail * uint64(st.Bsize); {
 	case st.Flags&unix.ST_RDONLY != 0:
-		return fmt.Errorf("the file system of %s is read-only, and Weft keeps its state there: see why (dmesg), and mount it writable (mount -o remount,rw), or name another folder with --state-dir", dir)
+		return fmt.Errorf("the file system of %s is read-only, and Weft keeps its state there: find the cause (dmesg), and mount it writable (mount -o remount,rw), or name another folder with --state-dir", dir)
 	case st.Blocks > 0 && free < leastFree: // a tmpfs without a limit has no blocks
 		return fmt.Errorf("the disk of %s is full (%d KiB are left, %d are needed): make room there (df %s)", dir, free>>10, leastFree>>10, dir)
 	case st.Files > 0 && st.Ffree == 0:

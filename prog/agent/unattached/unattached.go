@@ -121,7 +121,7 @@ func (c *Containers) Problems() (out []problem.Problem) {
 	for _, one := range c.List() {
 		out = append(out, problem.Problem{
 			Reason: problem.Address, What: fmt.Sprintf("container %s (%s) runs and is not attached any more (it was started again, or its link was deleted)", one.ContainerID[:12], one.Name),
-			Effect: "its address is free", Fix: "run `weft attach` for it again, or `weft detach` if it shall not be attached",
+			Effect: "its address is free", Fix: "run `weft attach` for the container again, or `weft detach` if it shall not be attached",
 		})
 	}
 	return out

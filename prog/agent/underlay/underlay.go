@@ -197,7 +197,7 @@ func (u *Underlay) addrs() (addrs []netip.Addr, err error) {
 		addrs = u.cfg.Advertise
 	}
 	if len(addrs) == 0 {
-		return nil, errors.New("this host has no address that others could reach: give it one, or name it with --advertise ADDR")
+		return nil, errors.New("this host has no address that other hosts could reach: configure an address, or name one with --advertise ADDR")
 	}
 	return addrs, nil
 }

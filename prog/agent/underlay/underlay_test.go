@@ -110,7 +110,7 @@ func TestAnAgentEndsWhenItsAddressStaysAway(t *testing.T) {
 		runs("the address is gone for a moment")
 		h.node.Set(Node{Addrs: []netip.Addr{second, first}})
 		time.Sleep(10 * time.Minute)
-		runs("the address is there again, behind another one")
+		runs("the address is there again, after another address")
 		if got := h.Get().Addrs; !slices.Contains(got, first) || !slices.Contains(got, second) {
 			t.Errorf("published addresses %v, want both", got)
 		}

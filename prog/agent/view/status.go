@@ -170,7 +170,7 @@ func (w *Watcher) voting(v *ipam.Vote) (string, *api.Voting) {
 	}
 	status := fmt.Sprintf("awaiting consensus (quorum: %d of %d, known: %d)", v.Quorum, v.Expected, len(v.Known))
 	if len(v.Known) > v.Expected {
-		status += fmt.Sprintf(": more hosts vote than are expected; launch them with --ipalloc-init consensus=%d", len(v.Known))
+		status += fmt.Sprintf(": more hosts vote than are expected; launch the hosts with --ipalloc-init consensus=%d", len(v.Known))
 	}
 	return status, out
 }

@@ -101,7 +101,7 @@ func TestEndpointsOfUnreachablePeersAreExcluded(t *testing.T) {
 		"not met yet, later":              {mesh.Peer{}, presumed, false, false},
 		"lost just after a start":         {mesh.Peer{Since: now.Add(-time.Second)}, presumed - time.Second, false, false},
 		"its agent was stopped":           {mesh.Peer{Record: peer.Record{State: peer.Stopped}}, time.Hour, false, true},
-		"it left, and is reached":         {mesh.Peer{Reachable: true, Record: peer.Record{State: peer.Left}}, time.Hour, false, false},
+		"the peer left, and is reached":   {mesh.Peer{Reachable: true, Record: peer.Record{State: peer.Left}}, time.Hour, false, false},
 	} {
 		tt.peer.Record.Identity = other.Identity
 		id := tt.peer.Record.ID()
