@@ -66,7 +66,7 @@ func (s *strays) claim(ctx context.Context, cfg Config, v *view.View) error {
 			return ipam.ErrBehind
 		}
 		if err := cfg.IPAM.Claim(ctx, key, n, nil); err != nil {
-			cfg.Log.Warn("a container that is missing in the state was cut off; want its link kept, since its address is not free", "link", name, "address", addr, "err", err)
+			cfg.Log.Warn("cutting off a container that is missing in the state: its address is not free", "link", name, "address", addr, "err", err)
 			if err := cfg.Router.Unplug(ctx, endpoint.Endpoint{HostLink: name, Addr4: addr, Addr6: v.Ring.Universe.Addr6(n)}); err != nil {
 				return err
 			}

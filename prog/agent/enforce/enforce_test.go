@@ -192,8 +192,8 @@ func TestPoliciesSeeNodesAsHosts(t *testing.T) {
 		"another peer names a Node that does not exist": {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u9", Node: slotOf(two)}}, nil, one},
 		"another peer owns the peer's node address":     {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(two)}}, nil, peer.ID{}},
 		"the peer has no node address yet":              {map[peer.ID]peer.Record{one: {Host: "u1"}}, nil, peer.ID{}},
-		"two say so":                                    {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u1", Node: slotOf(two)}}, map[peer.ID]bool{one: true, two: true}, peer.ID{}},
-		"its disk was lost":                             {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u1", Node: slotOf(two)}}, map[peer.ID]bool{two: true}, two},
+		"two peers name the Node":                       {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u1", Node: slotOf(two)}}, map[peer.ID]bool{one: true, two: true}, peer.ID{}},
+		"the disk of the other peer was lost":           {map[peer.ID]peer.Record{one: {Host: "u1", Node: slotOf(one)}, two: {Host: "u1", Node: slotOf(two)}}, map[peer.ID]bool{two: true}, two},
 		"a Node without an address":                     {map[peer.ID]peer.Record{one: {Host: "u2", Node: slotOf(one)}}, nil, peer.ID{}},
 	} {
 		v := agenttest.View()
@@ -229,7 +229,7 @@ func TestPoliciesStayKnownWhileTheAPIServerIsUnreachable(t *testing.T) {
 		"the API server is unreachable, and never answered":  {server{troubles: []kube.Trouble{away}}, false, true},
 		"the API server is unreachable, and answered before": {server{state: &kube.State{Generation: "1"}, troubles: []kube.Trouble{away}}, true, false},
 		"the API server refuses, and answered before":        {server{state: &kube.State{Generation: "1"}, troubles: []kube.Trouble{refused}}, false, false},
-		"it answers": {server{state: &kube.State{Generation: "1", Live: true}}, true, false},
+		"the API server answers":                             {server{state: &kube.State{Generation: "1", Live: true}}, true, false},
 	} {
 		k := NewKubernetes(&c.server, false)
 		if (k.Unknown() == nil) != c.known || (k.Empty() != nil) != c.empty {
