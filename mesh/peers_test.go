@@ -80,7 +80,7 @@ func TestStoredPeerRecordsAreBounded(t *testing.T) {
 		if len(a.Full(peersName)) > maxPeerBytes+maxPeers*8 {
 			t.Errorf("the state for push/pull has %d bytes; want at most maxPeerBytes and 8 for each peer", len(a.Full(peersName)))
 		}
-		if n := len(a.disk.Peers()); n != 4 { // a itself, two connected hosts, and the owner of addresses
+		if n := len(a.disk.Peers()); n != 4 { // host a, the two connected hosts, and the unreachable peer that owns addresses
 			t.Errorf("%d peer records are stored; want 4", n)
 		}
 		s.end(a, b, c)

@@ -10,8 +10,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// Solo is the mesh of a part of an agent that a test runs alone: it records what the part broadcasts
-// and requests, and replies as the test says. The zero value is a mesh without other peers.
+// Solo is a fake mesh, for a test that runs one part of an agent alone. It records what the part
+// broadcasts and requests, and replies as the test says. The zero value is a mesh without other peers.
 type Solo struct {
 	Peers   []peer.ID                   // the result of Others
 	Down    []peer.ID                   // the peers that are not reachable

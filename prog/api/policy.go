@@ -161,7 +161,8 @@ type Explanation struct {
 	Destination Party     `json:"destination"`
 	Port        string    `json:"port"` // 80/TCP, ICMP, or any
 	Verdicts    []Verdict `json:"verdicts"`
-	// Open lists the allowed ports if the request has none, in the form of PairChange.
+	// Open lists the allowed ports, if the request names no port. Its format is that of
+	// PairChange.Before.
 	Open string `json:"open,omitempty"`
 }
 

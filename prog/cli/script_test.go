@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 // The scripts in testdata run the real program. Besides testscript's own commands they have:
 //
 //	exits CODE COMMAND...      run COMMAND and require this exit code. If COMMAND is weft and fails, its
-//	                           message must start with "weft: " and not contain Go's own words. With
+//	                           message must start with "weft: ", and not show Go's internals (such as strconv). With
 //	                           exit code 2, wrong usage, standard output must be empty.
 //	agent SOCKET FOLDER        serve the control API on SOCKET. A request to PATH is answered with the
 //	                           content of FOLDER/PATH.json, with the error in FOLDER/PATH.error.json,
@@ -68,7 +68,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("exit code %d, want %d", code, want)
 	case args[1] != "weft" || code == ExitOK:
 	case internals.MatchString(stderr):
-		ts.Fatalf("the message contains Go's own words, want none: %s", internals.FindString(stderr))
+		ts.Fatalf("the message shows Go's internals, want none: %s", internals.FindString(stderr))
 	case stderr != "" && !strings.HasPrefix(stderr, "weft: "):
 		ts.Fatalf("the error message does not start with \"weft: \", want that prefix")
 	case code == ExitUsage && stdout != "":

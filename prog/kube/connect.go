@@ -104,7 +104,7 @@ func (c *Client) raw(ctx context.Context, what string, request *rest.Request) ([
 	return data, explained(c.Server(), what, err)
 }
 
-// explained explains an error of a request to users; nil stays nil.
+// explained turns the error of a request into an error that users understand; nil stays nil.
 func explained(server, what string, err error) error {
 	switch {
 	case err == nil:

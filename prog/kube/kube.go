@@ -79,7 +79,7 @@ func New(cfg Config) (*Source, error) {
 	}
 	var err error
 	if s.state, err = stateOf(cfg.Kept); err != nil {
-		return nil, fmt.Errorf("kube: the stored objects of the API server are invalid: %w", err)
+		return nil, fmt.Errorf("kube: this host's stored copy of the API server's objects is invalid: %w", err)
 	}
 	return s, nil
 }

@@ -151,7 +151,7 @@ func exitCode(cmd *cobra.Command, err error) error {
 	if !ok {
 		return err
 	}
-	if failed.Stderr != "" { // the command could not be started, so it printed nothing itself
+	if failed.Stderr != "" { // why the command could not be started; a command that ran has printed its own errors
 		fmt.Fprintln(cmd.ErrOrStderr(), "weft:", failed.Stderr)
 	}
 	return &ExitError{failed.Code}

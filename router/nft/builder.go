@@ -7,16 +7,16 @@ import (
 	"weft/router/policy"
 )
 
-// Builder builds a series of programs, and rebuilds only the parts that changed since the last
+// Builder builds a series of programs, and rebuilds only the parts that changed since the previous
 // program. The zero value is ready to use. A Builder is not safe for concurrent use.
 type Builder struct {
-	of       Config  // the Config of the last program
-	guard    Program // the part of the last program for guard and NAT
+	of       Config  // the Config of the previous program
+	guard    Program // guard and NAT in the previous program
 	hosts    hostSets
 	policies Program // the part for policies, without the sets that policy.Program defines
 	sets     map[*policy.Set][]*Set
 	chains   map[chainKey]lowered // cached chains
-	used     int                  // number of the cached chains that the last program used
+	used     int                  // number of the cached chains that the previous program used
 }
 
 // chainKey identifies a cached chain.

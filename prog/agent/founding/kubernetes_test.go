@@ -168,7 +168,7 @@ func TestARangeThatDiffersFromTheRingIsIgnoredAndReported(t *testing.T) {
 	}
 	list := n.Problems()
 	if len(list) != 1 || !strings.Contains(list[0].What, "10.32.0.0/12") || !strings.Contains(list[0].Effect, "WEFT_IPALLOC_RANGE") {
-		t.Fatalf("problems %+v; want one with the range in use, and the setting", list)
+		t.Fatalf("problems %+v; want one problem that names the range in use and the setting WEFT_IPALLOC_RANGE", list)
 	}
 	n.Warn(list[0]) // the second warning makes no second event
 	if again := n.Problems(); len(again) != 1 {

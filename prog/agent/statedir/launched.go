@@ -91,7 +91,7 @@ func Launched(dir string) os.FileInfo {
 	return info
 }
 
-// LaunchedSince reports whether launch decided anew since Launched returned before.
+// LaunchedSince reports whether launch has stored another decision than before, a result of Launched.
 func LaunchedSince(dir string, before os.FileInfo) bool {
 	now, err := os.Stat(filepath.Join(dir, LaunchedFile))
 	return err == nil && (before == nil || !os.SameFile(before, now))

@@ -78,8 +78,9 @@ func TestTheReportHasTheStateOfEachComponent(t *testing.T) {
 	}
 }
 
-// The report has each problem as a sentence and in parts, in the order of the components.
-func TestProblemsAreSentencesAndParts(t *testing.T) {
+// The report has each problem twice: as a sentence, and with cause, effect and fix apart. Both lists
+// have the order of the components.
+func TestReportHasProblemsAsSentencesAndAsCauseEffectFix(t *testing.T) {
 	s := newReporter(&host{})
 	r, err := s.Report(t.Context())
 	if err != nil || len(r.Warnings) != 2 || r.Warnings[0] != "the disk is slow: see why" || r.Warnings[1] != "x: y. Z" ||

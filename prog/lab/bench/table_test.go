@@ -36,7 +36,7 @@ func TestComparisonsReportBudgets(t *testing.T) {
 		{comparison{ours: samples{1, 2.1}, theirs: samples{9}, limit: 2}, "≤ 2: **missed**"},
 	} {
 		if got := c.in.budget(); got != c.want {
-			t.Errorf("samples %v compared with %v: the budget is %q, want %q", c.in.ours, c.in.theirs, got, c.want)
+			t.Errorf("samples %v compared with %v: the table's column for the budget is %q, want %q", c.in.ours, c.in.theirs, got, c.want)
 		}
 	}
 }

@@ -103,7 +103,7 @@ func (p *policyLab) replug(target string, as lab.Identity) {
 func ask[T any](p *policyLab, target, method string, args any) (out T) {
 	p.t.Helper()
 	if err := p.pods[target].Call("Pod."+method, args, &out); err != nil {
-		p.t.Fatalf("calling %[2]s of the Pod in %[1]s returned %[3]v, want success", target, method, err)
+		p.t.Fatalf("on %s, the call of Pod.%s returned %v, want success", target, method, err)
 	}
 	return out
 }
