@@ -131,7 +131,7 @@ func TestRestoredStateKeepsAddressesOfRunningContainers(t *testing.T) {
 	if err := l.Start(t.Context(), "h1"); err != nil {
 		t.Fatal(err)
 	}
-	says(t, run(t, l, "h1", "weft", "status"), "does not know it", forgotten[0])
+	says(t, run(t, l, "h1", "weft", "status"), "is missing in the state", forgotten[0])
 	if err := l.AddContainer(t.Context(), "h1/c2"); err != nil {
 		t.Fatal(err)
 	}
