@@ -81,7 +81,7 @@ func TestRemovedPeerIsFenced(t *testing.T) {
 			t.Errorf("the returned peer reports lost allocations %v, want slot %d", snap.Lost, held[3])
 		}
 		if err := back.Free(t.Context(), "a"); err != nil || snapshot(t, back).Resting != 0 {
-			t.Errorf("Free put a slot that another peer owns in quarantine, or failed: %v; want neither", err)
+			t.Errorf("Free failed, or put another peer's slot in quarantine: %v; want neither", err)
 		}
 		c.end()
 	})

@@ -106,7 +106,7 @@ func read(data []byte, mode cbor.DecMode) (w wire, err error) {
 func Decode(data []byte) (Ring, error) { return decode(data, decoding) }
 
 // Restore reads a ring from this peer's own disk. Unlike Decode it accepts rings above MaxSegments,
-// which an earlier release may have stored: an agent must start to repair them.
+// which an earlier release may have stored: only an agent that starts can repair them.
 func Restore(data []byte) (Ring, error) { return decode(data, restoring) }
 
 func decode(data []byte, mode cbor.DecMode) (Ring, error) {

@@ -222,7 +222,7 @@ func (s *Server) ask(ctx context.Context, k key) *packed {
 	}
 }
 
-// choose returns all upstreams for a name, and those that probably answer.
+// choose returns the upstreams for a name that probably answer, and all of them.
 func (s *Server) choose(name string) (usable, all []*upstream) {
 	now := time.Now()
 	for _, u := range s.upstreams.Load().of(name) {

@@ -279,7 +279,7 @@ func asks(t *testing.T, p *scripted) {
 		}
 	}
 	if changed != 1 {
-		t.Errorf("delta's reply has %d documents, %d of them changed; want 1 changed", len(answer.Documents), changed)
+		t.Errorf("the reply of host delta has %d documents, %d of them changed; want 1 changed", len(answer.Documents), changed)
 	}
 	if no := reply("weather/forecast", []byte("tomorrow")).Error; !strings.Contains(no, `this version of Weft does not know "weather/forecast"`) {
 		t.Errorf("a request of unknown kind got the error %q, want it to name the kind", no)

@@ -60,7 +60,7 @@ func TestContainersCannotReachHostPorts(t *testing.T) {
 				want = append(want, policy.Service{Addr: a, Protocol: policy.UDP, Port: c.gossip}, policy.Service{Addr: a, Protocol: policy.UDP, Port: c.tunnel})
 			}
 			if peers := got.Peers[len(self.Peers):]; !slices.Equal(peers, want) || (len(got.Nodes) > len(self.Nodes)) != c.node {
-				t.Errorf("%s, status at %d: %v, nodes %v; want %v", name, status, peers, got.Nodes, want)
+				t.Errorf("%s, status served on port %d: the guarded ports are %v, the node addresses %v; want the ports %v", name, status, peers, got.Nodes, want)
 			}
 			if !slices.Equal(got.UDP, []uint16{6783, 6784}) || slices.Contains(got.TCP, 6784) != shut || len(self.Peers) < 9 {
 				t.Errorf("%s, status at %d: guarded TCP ports %v, UDP ports %v, peers %v; want this host's and the other peer's only", name, status, got.TCP, got.UDP, self.Peers)

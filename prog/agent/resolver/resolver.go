@@ -107,7 +107,7 @@ func New(cfg Config) (Resolver, error) {
 	return r, err
 }
 
-// server is a Resolver with a name server.
+// server is the Resolver of an agent that runs a name server.
 type server struct {
 	cfg Config
 	dns *dns.Server

@@ -54,7 +54,7 @@ func TestAFullOrReadOnlyDiskIsNamedWithItsFix(t *testing.T) {
 func TestOnlyALaunchDecisionAfterTheRecordedOneIsNew(t *testing.T) {
 	dir := t.TempDir()
 	if LaunchedSince(dir, nil) {
-		t.Error("LaunchedSince returned true before launch decided, want false")
+		t.Error("LaunchedSince returned true before any decision of weft launch was stored, want false")
 	}
 	for range 3 {
 		before := Launched(dir)

@@ -137,7 +137,7 @@ func TestTheOwnRecordFollowsRingAndNodeAddress(t *testing.T) {
 		agenttest.Set(h.in.NodeAddr, 7)
 		synctest.Wait()
 		if r, cluster = h.mesh.own(); string(r.Ring) != string(v.Ring.ID[:]) || r.Node != 7 || cluster != v.Ring.Cluster {
-			t.Errorf("the record in a ring is %+v, the cluster %x; want the ring, its cluster and node address 7", r, cluster)
+			t.Errorf("once there is a ring, the host's record is %+v with cluster %x; want it to name the ring, its cluster and node address 7", r, cluster)
 		}
 		lost := agenttest.View()
 		lost.Lost[settings.NodeKey] = 7

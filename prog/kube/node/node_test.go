@@ -289,7 +289,7 @@ func TestNicknameFitsIntoARecord(t *testing.T) {
 }
 
 // A persisting problem is only repeated when its event has expired, whatever numbers it contains.
-func TestPersistingProblemsAreReportedOnce(t *testing.T) {
+func TestPersistingProblemsAreRepeatedOnlyAfterTheirEventExpired(t *testing.T) {
 	said, now := told{}, time.Now()
 	for _, c := range []struct {
 		p     problem.Problem

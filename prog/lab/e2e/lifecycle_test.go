@@ -101,7 +101,7 @@ func TestTokenIsPrintedToATerminalOnly(t *testing.T) {
 }
 
 // With a password on all hosts, no token is needed.
-func TestPasswordReplacesTokens(t *testing.T) {
+func TestHostsWithOnePasswordNeedNoToken(t *testing.T) {
 	l := bare(t, 2)
 	env := []string{"env", "WEFT_PASSWORD=correct horse battery"}
 	run(t, l, "h1", append(env, "weft", "launch")...)
