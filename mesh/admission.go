@@ -14,8 +14,8 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// These bounds apply to streams that have not yet proved to know the secret. The replicas' own
-// bounds keep a whole state below maxStream.
+// These bounds apply to streams that have not yet proved to know the secret. The bounds of
+// the replicated states keep a whole state below maxStream.
 const (
 	maxStream       = 8 << 20  // bytes of one message
 	maxHeld         = 24 << 20 // bytes of all unproven messages

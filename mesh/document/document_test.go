@@ -219,7 +219,7 @@ func FuzzDecode(f *testing.F) {
 			}
 			s := NewSet()
 			if news, err := s.Put(d, today); !news || err != nil {
-				t.Fatalf("Put into an empty set reported no news or error %v; want news", err)
+				t.Fatalf("Put into an empty set reported news: %v, error %v; want news, and no error", news, err)
 			}
 			if news, _ := s.Put(again, today); news || s.Lacks(again.Held()) || len(s.Missing(s.Held(today), today)) > 0 {
 				t.Fatal("after Put the same document is news, or missing; want neither")

@@ -111,7 +111,7 @@ func TestSourceFollowsChanges(t *testing.T) {
 	api.Delete(denyAll("shop", "closed"))
 	st = f.becomes(t, "open, after the connection broke", func(st *State) bool { return len(st.Policies) == 0 })
 	if st.Generation == before {
-		t.Error("the deletion of a policy did not change the generation, want another one")
+		t.Error("the deletion of a policy did not change the generation, want a different generation")
 	}
 	for _, asked := range api.Asked() {
 		if strings.HasPrefix(asked, "/api/v1/pods") && !strings.Contains(asked, "fieldSelector=spec.nodeName%3Dn1") {

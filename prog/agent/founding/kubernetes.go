@@ -63,7 +63,7 @@ func (k Kubernetes) Found(ctx context.Context) (f Founding, err error) {
 		k.Node.Warn(problem.Problem{
 			Reason: kube.ReasonUniverseFixed, What: fmt.Sprintf("the network's addresses are %v since it was founded", r.Universe),
 			Effect: "WEFT_IPALLOC_RANGE (--ipalloc-range) has no effect any more",
-			Fix:    "take the setting back, or remove Weft from all nodes (`weft reset`) and install it again",
+			Fix:    "restore the setting's previous value, or remove Weft from all nodes (`weft reset`) and install it again",
 		})
 	}
 	f.Universe = config.Ranges{V4: r.Universe.V4, V6: r.Universe.V6}

@@ -101,7 +101,7 @@ func TestAHostIsReadyOnceAllComponentsAre(t *testing.T) {
 		f.basic.say(errors.New("no WireGuard"))
 		f.other.say(errors.New("no policies"))
 		f.start(t)
-		refused("no WireGuard") // only the most basic one is reported, and the others are not asked
+		refused("no WireGuard") // only the most basic fault is reported, and the conditions after it are not checked
 		if f.other.times() != 0 {
 			t.Error("the second component was asked although the first one refuses, want it not asked")
 		}

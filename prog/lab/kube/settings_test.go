@@ -28,7 +28,7 @@ func settings(t *testing.T) {
 	eventually(t, time.Minute, "the MTU and the plugins of the settings", func() error {
 		out, err := weft(t, node, "report", "-f", "{{.router.mtu}} {{.cni.plugins}} {{.ready}}")
 		if err == nil && out != "1380 [weft-cni portmap bandwidth] true" {
-			err = fmt.Errorf("MTU, plugins and readiness are %s", out)
+			err = fmt.Errorf("MTU, plugins and readiness are %s, want those of the ConfigMap, and true", out)
 		}
 		return err
 	})

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// TestWeft installs Weft and tests its promises. Each step builds on the steps before.
-func TestWeft(t *testing.T) {
+// The steps install Weft and test its promises. Each step builds on the steps before.
+func TestWeftKeepsItsPromisesOnACluster(t *testing.T) {
 	for _, step := range []struct {
 		name string
 		run  func(*testing.T)
