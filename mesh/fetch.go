@@ -65,9 +65,10 @@ func (d *Directory) lacks(h directory.Held) bool {
 	return d.dir.Lacks(h)
 }
 
-// serveHeld replies once this peer has at least the given version of the requester's set. This
-// peer does not confirm without a set of the requester, since a third peer could still send it an
-// older set. The reply is empty if the requester's set is not stored here.
+// serveHeld waits until this peer has at least the given version of the requester's set, and then
+// confirms that version. If the requester is a peer whose set is not stored here, an error says so:
+// a third peer could still send an older set. If the requester's endpoints do not count here, the
+// reply is empty.
 func (d *Directory) serveHeld(ctx context.Context, from peer.ID, payload []byte) ([]byte, error) {
 	var h directory.Held
 	if err := decoding.Unmarshal(payload, &h); err != nil {

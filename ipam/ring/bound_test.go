@@ -156,7 +156,7 @@ func TestSlotsOfAnyCredibleGenerationCanBeTakenOver(t *testing.T) {
 	}
 	for _, now := range []int64{-1, 0, 1_800_000_000, 1 << 36} {
 		if r, err := claimed(soonest).Credible(now); err != nil || !r.Equal(claimed(soonest)) {
-			t.Errorf("at time %d a ring with a low generation is not credible: error %v; want it unchanged", now, err)
+			t.Errorf("at time %d a ring with a low generation was refused or changed, error %v; want it credible and unchanged", now, err)
 		}
 		if r, err := claimed(spent).Credible(now); err == nil || len(r.segments) != 1 {
 			t.Errorf("at time %d the largest generation is credible; want an error, and the other segment", now)

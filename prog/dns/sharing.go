@@ -38,7 +38,8 @@ type place struct {
 	end    func()
 }
 
-// enter returns a place for a client, or nil.
+// enter returns a place for one query of a client. It returns nil if a limit is reached, and no client
+// that has more places must give one up.
 func (s *sharing) enter(c Client, end func()) *place {
 	p, lost := s.admit(c, end)
 	if lost != nil {

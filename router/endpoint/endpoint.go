@@ -117,7 +117,7 @@ func Open(netnsPath, ifname string) (_ *Container, err error) {
 	return c, nil
 }
 
-// Close closes the namespace.
+// Close closes the handles of the namespace; the namespace itself stays.
 func (c *Container) Close() {
 	c.socket.Close()
 	c.ns.Close()

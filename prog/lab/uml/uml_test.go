@@ -28,7 +28,7 @@ const (
 // h1 ──── underlay ──── h2        h3 joins later
 // │                     │         │
 // c1 c2                 c1 c2     c1 c2
-func TestMeshWorksOnThisMachinesDatapath(t *testing.T) {
+func TestMeshWorksOnKernelAndUserspaceWireGuard(t *testing.T) {
 	opts := lab.Options{Hosts: 3, Containers: 2, Bare: true}
 	kernel := os.Getenv(wantVar) == "kernel"
 	if kernel { // as under Kubernetes, where a separate process runs the datapath
