@@ -239,7 +239,7 @@ func TestCopiedHostAnnouncesNothing(t *testing.T) {
 
 // A copied host stops even if its clock says that it started first. If neither host is confirmed,
 // the host that started last stops.
-func TestCopiedHostWithSlowClockStops(t *testing.T) {
+func TestCopiedHostWithItsClockBehindStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(27)}
 		a := s.start(1, nil, nil)

@@ -25,7 +25,7 @@ type Peer struct {
 	Losses, Runs int
 }
 
-// Lately is how long a loss counts.
+// Lately is how long Losses and Runs count a loss of the peer by gossip.
 const Lately = 10 * time.Minute
 
 // loss is one event in which gossip lost a peer.

@@ -294,7 +294,7 @@ func TestDeduplicatedStringsKeepTheirValues(t *testing.T) {
 	e := Endpoint{ID: "a", Namespace: "shop", Labels: map[string]string{"app": "web"}}
 	before := maps.Clone(e.Labels)
 	if e.share(); e.Namespace != "shop" || !maps.Equal(e.Labels, before) {
-		t.Errorf("share changed the endpoint to %+v; want equal values", e)
+		t.Errorf("share changed the endpoint to %+v; want its values unchanged", e)
 	}
 	s, _ := next(t, nil, []Endpoint{e}, 0, 1)
 	if back, err := Decode(s.Encode()); err != nil || back.items[0].raw != nil {

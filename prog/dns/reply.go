@@ -11,7 +11,7 @@ import (
 // reply is an answer to any client.
 type reply struct {
 	rcode  int
-	addrs  []netip.Addr // the addresses of the name in question; used if there are no other records
+	addrs  []netip.Addr // the addresses of the name that was asked for; used if there are no other records
 	answer []dns.RR
 	ns     []dns.RR
 	extra  []dns.RR

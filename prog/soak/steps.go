@@ -110,7 +110,8 @@ func brief(err error) string {
 	return text[:min(len(text), 140)]
 }
 
-// held picks a running host with an allocation, and one key of it.
+// held picks a running host that has allocations, and returns the host with the key and slot of one of
+// them.
 func (w *world) held() (*run, string, slot.Slot) {
 	h := w.some(func(h *host) bool { return h.run != nil && len(h.disk.slots) > 0 })
 	if h == nil {

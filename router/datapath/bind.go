@@ -95,7 +95,7 @@ func (b *bind) Send(packets [][]byte, to conn.Endpoint) error {
 	}
 	now := b.lookUp(e)
 	if errors.Is(err, unix.EINVAL) {
-		now.left = e.SrcIfidx() // the source address may have been deleted
+		now.left = e.SrcIfidx() // the source address may have been deleted from its link: send by the same link, from any of its addresses
 	}
 	tooLarge := errors.Is(err, unix.EMSGSIZE) || errors.Is(err, unix.EINVAL)
 	if tooLarge && now.left == p.left && apart(packets, now.carries) == nil {

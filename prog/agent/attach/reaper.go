@@ -52,7 +52,7 @@ func (a *Attachments) Run(ctx context.Context) error {
 	}
 }
 
-// check stores the error for which no container can be attached; nil if there is none.
+// check stores the error because of which no container can be attached; nil if there is none.
 func (a *Attachments) check(err error) {
 	before := a.failed.Get()
 	a.failed.Set(err)

@@ -77,7 +77,7 @@ func TestPodsWithoutDELReleaseTheirAddresses(t *testing.T) {
 	pods.uids = []string{"ended"}
 	f.releaseEnded(t.Context())
 	if _, left := f.get("cended/eth0"); left || len(f.Get()) != 2 || f.ipam.Given() != 2 {
-		t.Errorf("endpoints %v with %d addresses are left; want two, without the pod that ended", f.Get(), f.ipam.Given())
+		t.Errorf("endpoints %v and %d allocated addresses are left; want two of each, none of the pod that ended", f.Get(), f.ipam.Given())
 	}
 }
 

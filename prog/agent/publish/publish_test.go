@@ -148,7 +148,7 @@ func settle() {
 	synctest.Wait()
 }
 
-func TestEachInputIsPublishedAtOnce(t *testing.T) {
+func TestAChangeOfAnyInputIsPublishedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := run(t)
 		agenttest.Set(f.Attached, []attach.Endpoint{endpoint("web", 10)})

@@ -277,7 +277,7 @@ func services(t *testing.T) {
 	eventually(t, 20*time.Second, "the name of a headless Service", func() error {
 		seen, err := get(t, "server-node3", "http://headless.default.svc.cluster.local:8080/hostname")
 		if err == nil && seen != "server-node2" {
-			err = fmt.Errorf("got an answer from %q", seen)
+			err = fmt.Errorf("the answer came from %q, want server-node2", seen)
 		}
 		return err
 	})
