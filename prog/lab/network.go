@@ -75,7 +75,7 @@ func (l *Lab) LoadRules(ctx context.Context, host, name string, rules []byte) er
 		load = []string{"iptables-restore"}
 	}
 	if _, err := l.Exec(ctx, host, bytes.NewReader(rules), load...); err != nil {
-		return fmt.Errorf("lab: loading the rules %s into the kernel of %s: %w", name, host, err)
+		return fmt.Errorf("lab: loading the firewall %s on %s: %w", name, host, err)
 	}
 	return nil
 }
