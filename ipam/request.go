@@ -294,7 +294,7 @@ func (a *Allocator) donate(to peer.ID, known []byte, pressed bool) ([]byte, erro
 	}
 	next, delta, err := a.ring.Grant(a.cfg.Self, to, gift)
 	if err != nil {
-		a.resize() // makes the slots that were not given away free again
+		a.resize() // frees the slots again, since they were not given away
 		return nil, err
 	}
 	a.cfg.Log.Info("gave address space to a peer", "peer", a.cfg.Mesh.Name(to), "slots", gift.Len())

@@ -88,8 +88,8 @@ func (s *sharing) full(c Client) func(Client) bool {
 	return nil
 }
 
-// greediest returns the oldest place of the matching client with the most places, if that
-// client has more places than most.
+// greediest returns the oldest place of the matching client with the most places. It returns nil if no
+// such client has more than the given number.
 func (s *sharing) greediest(among func(Client) bool, most int) (p *place) {
 	for c, places := range s.held {
 		if len(places) > most && among(c) {
