@@ -352,7 +352,7 @@ func TestErrorOfFailedAllocationNamesEachPeersReason(t *testing.T) {
 }
 
 // Excluded ranges are removed from the usable slots.
-func TestExcludedRangesAreNotUsable(t *testing.T) {
+func TestExcludedRangesDoNotCountAsFree(t *testing.T) {
 	a := New(Config{Excluded: nil})
 	a.ring = ring.Found(ring.ID{1}, [16]byte{1}, universe, peerID(1))
 	whole := a.usable()

@@ -134,7 +134,7 @@ func TestStreamsWithoutTheSecretAreBounded(t *testing.T) {
 		time.Sleep(2 * streamTimeout)
 		synctest.Wait()
 		if most > maxHeld || most < maxHeldSource || mostStreams > maxStreams || mostStreams < maxStreamSource {
-			t.Errorf("unproven streams held up to %d MiB in up to %d streams; want usage up to the bounds, but not above", most>>20, mostStreams)
+			t.Errorf("unproven streams held up to %d MiB in up to %d streams; want both bounds reached, and neither exceeded", most>>20, mostStreams)
 		}
 		d.empty(t)
 		_ = d.Shutdown()

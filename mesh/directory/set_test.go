@@ -298,6 +298,6 @@ func TestDeduplicatedStringsKeepTheirValues(t *testing.T) {
 	}
 	s, _ := next(t, nil, []Endpoint{e}, 0, 1)
 	if back, err := Decode(s.Encode()); err != nil || back.items[0].raw != nil {
-		t.Errorf("our encoding is the same, but the received bytes are kept, or error %v; want neither", err)
+		t.Errorf("our encoding equals the received bytes, but these are kept, or error %v; want them not kept, and no error", err)
 	}
 }

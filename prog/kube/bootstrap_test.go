@@ -168,7 +168,7 @@ func TestAnotherNodeFoundsWhenFounderIsGone(t *testing.T) {
 		}()
 		f := run(t, all...)[0]
 		if f.Founder == founder.Self || !f.Founded || f.Token.Reveal() != string(token) {
-			t.Errorf("%s: the founding is %+v; want another founder with the same token", name, f)
+			t.Errorf("%s: the founding is %+v; want a new founder, and the token unchanged", name, f)
 		}
 		if name == "made anew" {
 			if late, mine, err := founder.Run(t.Context()); err != nil || late != f || mine {

@@ -28,7 +28,7 @@ func (k *keys) begin(key string) (done func(), err error) {
 	return done, nil
 }
 
-// wait takes a key once other operations have ended.
+// wait takes a key once other operations on it have ended.
 func (k *keys) wait(ctx context.Context, key string) (done func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, otherTimeout)
 	defer cancel()

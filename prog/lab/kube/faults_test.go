@@ -38,7 +38,7 @@ func longNames(t *testing.T) {
 	mayReach(t, long, "server-node3", true)
 	r, err := reportOf(t, node)
 	if text := strings.Join(r.Warnings, "\n"); err != nil || len(r.Warnings) != 1 || !strings.Contains(text, long) || !strings.Contains(text, "DNS name") {
-		t.Errorf("error %v, warnings %q; want one about the DNS name of the long pod name", err, text)
+		t.Errorf("error %v, warnings %q; want no error, and one warning about the DNS name of the long pod name", err, text)
 	}
 	if out, err := weft(t, node, "dns-lookup", fits+".default"); err != nil {
 		t.Errorf("dns-lookup of %s returned %v, want addresses: %s", fits, err, out)
