@@ -43,7 +43,7 @@ func TestSlotMappedToFormerEndpointIsNotAllocated(t *testing.T) {
 			}
 		}
 		if s, err := get("no other is free"); !errors.Is(err, ErrNoSpace) {
-			t.Errorf("no other slot is free, and peers still map this one: got slot %d, %v; want ErrNoSpace", s, err)
+			t.Errorf("no other slot is free, and peers still have the old name of the freed slot: got slot %d, error %v; want ErrNoSpace", s, err)
 		}
 		time.Sleep(2 * DefaultRest)
 		if s, err := get("after quarantine"); !errors.Is(err, ErrNoSpace) {

@@ -213,8 +213,9 @@ func (a *Allocator) forget(by, dead peer.ID) {
 	}
 }
 
-// promise confirms to the peer by that a peer is dead. It refuses if the dead peer is alive after all,
-// or if another peer got this promise first. Silence in gossip is no proof of death while the tunnel works.
+// promise confirms to the peer by that a peer is dead. It refuses if the dead peer is alive after
+// all, or if another peer got this promise first. Silence in gossip is no proof of death while the
+// tunnel works.
 func (a *Allocator) promise(by, dead peer.ID) error {
 	if dead == a.cfg.Self {
 		return errors.New("that is this host, and it is alive")

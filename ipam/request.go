@@ -19,7 +19,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// These are the kinds of requests between allocators. If a reply changes the ring, it holds the changed part.
+// These are the kinds of requests between allocators. If a reply changes the ring, it holds the
+// changed part.
 const (
 	requestRing    = "ring"    // the whole ring
 	requestUsage   = "usage"   // how much the peer uses and has free: Usage

@@ -133,7 +133,7 @@ func NewDirectory(cfg DirectoryConfig) (*Directory, error) {
 
 // kept is the stored form of our own set, with its freed slots.
 type kept struct {
-	Set  []byte      `cbor:"10,keyasint"` // a number that no field of a set has
+	Set  []byte      `cbor:"10,keyasint"` // an encoded set has no field 10, so the two forms can be told apart
 	Left []slot.Slot `cbor:"11,keyasint,omitempty"`
 }
 

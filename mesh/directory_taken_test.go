@@ -213,7 +213,7 @@ func TestPeerWithoutCurrentEndpointsConfirmsNothing(t *testing.T) {
 	}
 	d.cfg.Wanted = func(peer.ID) bool { return false }
 	if answer, err := d.serveHeld(t.Context(), idOf(1), encode(later.Held())); err != nil || answer != nil || d.set(idOf(1)) != nil {
-		t.Errorf("for an owner whose set was not asked for, the reply is %x, error %v, sets %v; want none", answer, err, d.Held())
+		t.Errorf("for an owner whose endpoints do not count here, the reply is %x, error %v, sets %v; want none", answer, err, d.Held())
 	}
 }
 

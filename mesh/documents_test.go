@@ -306,7 +306,7 @@ func TestDocumentsWrittenAfterRestoredDiskWin(t *testing.T) {
 
 // A late document of an earlier run is refuted, but only once. Otherwise two hosts with the same
 // identity would refute each other without end. Later documents of other peers win.
-func TestOwnOlderDocumentsAreRefutedOnce(t *testing.T) {
+func TestOwnDocumentOfAnEarlierRunIsRefutedOnlyOnce(t *testing.T) {
 	d := documents(t, 1, &meshtest.Solo{Peers: []peer.ID{idOf(2)}}, &meshtest.Disk{})
 	d.met = true
 	merge := func(doc *document.Document, want string) {

@@ -302,7 +302,7 @@ func (d *Directory) confirmOne(ctx context.Context, id peer.ID, own directory.He
 	defer d.mu.Unlock()
 	d.want(id, theirs)
 	if theirs.Compare(own) < 0 || d.dir.Lacks(theirs) {
-		return fmt.Errorf("the peer has version %d of this host's endpoints, and version %d is needed", theirs.Version, own.Version)
+		return fmt.Errorf("the peer has version %d of this host's endpoints, want version %d or newer", theirs.Version, own.Version)
 	}
 	return nil
 }

@@ -110,8 +110,9 @@ const zonedRules = `table ip filter {
 	chain IN_dmz { jump IN_dmz_allow; reject; }
 `
 
-// A warning names the firewall that drops packets, its chains, and the commands that make it accept the
-// packets. After these commands there is no warning any longer. The firewalls themselves generated the rules.
+// A warning names the firewall that drops packets, its chains, and the commands that make it accept
+// the packets. After these commands there is no warning any longer. The firewalls themselves
+// generated the rules.
 func TestWarningsNameTheFirewallAndTheCommandsThatOpenIt(t *testing.T) {
 	udpOnly := []string{"over UDP from other hosts (UDP 6783) (gossip continues over TCP"}
 	for name, c := range map[string]struct {

@@ -114,7 +114,7 @@ type Router struct {
 	builder  nft.Builder
 	device   *wg.Device
 	applied  Config      // the last configuration whose links were programmed
-	verified uint64      // the version of links and routes that were found to match applied; 0: none
+	verified uint64      // the version of the kernel's links and routes when they last matched the field applied; 0: never
 	policy   *nft.Policy // nil: not known yet
 }
 

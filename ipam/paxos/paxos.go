@@ -1,11 +1,11 @@
 // Package paxos decides which hosts found the address ring. Several hosts may start at once, and
 // each of them could found a ring.
 //
-// The package is Paxos for a single decision ("Paxos Made Simple", Lamport 2001), with gossip of states in
-// place of messages. Every voter is acceptor, proposer and learner. It keeps the newest known vote
-// of each voter, and sends all these votes to its peers. A vote holds the promised ballot, and the
-// accepted value with its ballot. Votes only grow, so Merge takes the higher vote of each voter;
-// lost, repeated and reordered states do no harm.
+// The package is Paxos for a single decision ("Paxos Made Simple", Lamport 2001), with gossip of
+// states in place of messages. Every voter is acceptor, proposer and learner. It keeps the newest
+// known vote of each voter, and sends all these votes to its peers. A vote holds the promised
+// ballot, and the accepted value with its ballot. Votes only grow, so Merge takes the higher vote
+// of each voter; lost, repeated and reordered states do no harm.
 //
 // A proposer chooses a ballot higher than any that it knows, and promises it. A voter that receives
 // that promise promises the ballot too, and accepts no lower ballot from then on. When a quorum has

@@ -10,7 +10,7 @@ import (
 // large together, it keeps only the addresses of the largest endpoints. left then has the number of
 // these endpoints, and names one.
 func FitSet(endpoints []Endpoint) (fits []Endpoint, left error) {
-	const generation = 16 // bytes that the generation, which is set later, can add
+	const generation = 16 // bytes by which an encoded endpoint can grow when its generation is set, after this
 	sizes, total := make([]int, len(endpoints)), 0
 	order := make([]int, len(endpoints))
 	for i, e := range endpoints {

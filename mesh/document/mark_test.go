@@ -7,9 +7,9 @@ import (
 )
 
 // Hosts write, receive single documents, compare all documents, expire tombstones and restart, in
-// random order. Marks end no document that was not deleted. A deleted document does not return to a
+// random order. Marks remove only deleted documents. A deleted document does not return to a
 // host that had compared its documents with the deleting host.
-func TestHighWaterMarksEndOnlyDeletedDocuments(t *testing.T) {
+func TestHighWaterMarksRemoveOnlyDeletedDocuments(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const hosts = 4
 		var sets [hosts]*Set

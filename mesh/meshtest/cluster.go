@@ -17,9 +17,9 @@ import (
 // reachability is noticed after a while. A Cluster has none of memberlist's packets, so that an
 // hour of a cluster takes little time.
 //
-// A Cluster is made for testing/synctest, and deterministic. What happens to a message depends only on the
-// seed, its sender and receiver, and the number of messages before it. No two events happen in the
-// same nanosecond.
+// A Cluster is made for testing/synctest, and deterministic. What happens to a message depends only
+// on the seed, its sender and receiver, and the number of messages before it. No two events happen
+// in the same nanosecond.
 //
 // A Cluster is safe for concurrent use, and calls replicas and handlers without holding a lock.
 type Cluster struct {

@@ -104,8 +104,8 @@ func Run(ctx context.Context, opts config.Options) (err error) {
 	return err
 }
 
-// listen answers on the sockets until ctx ends. Until the agent runs, the answer is what it waits for. If
-// a socket cannot be opened, the start of the agent fails.
+// listen answers on the sockets until ctx ends. Until the agent runs, the answer is what it waits
+// for. If a socket cannot be opened, the start of the agent fails.
 func (r *run) listen(ctx context.Context, launch bool) (*control.Front, *errgroup.Group, context.Context, error) {
 	socket, err := control.ListenSocket(r.opts.Socket())
 	if err != nil {

@@ -42,7 +42,7 @@ const (
 type Client struct {
 	socket   string
 	patience time.Duration
-	until    time.Time // deadline of all calls together; zero: each call may take patience
+	until    time.Time // deadline of all calls together; zero: each call has the time limit patience of its own
 }
 
 // NewClient returns a client of the agent that listens on a unix socket.

@@ -113,7 +113,8 @@ func TestPurePackagesArePure(t *testing.T) {
 	}
 }
 
-// The start-up time of weft-cni delays every pod, so weft-cni links no package that makes its start slow.
+// The start-up time of weft-cni delays every pod, so weft-cni links no package that makes its start
+// slow.
 func TestCNIPluginHasFewImports(t *testing.T) {
 	for _, p := range packages(t) {
 		if p.ImportPath != "weft/cmd/weft-cni" {

@@ -16,8 +16,8 @@ import (
 	"weft/prog/lab/probe"
 )
 
-// internals matches text from inside Go, which users must not see: names of functions, types and packages,
-// and printed values.
+// internals matches text from inside Go, which users must not see: names of functions, types and
+// packages, and printed values.
 var internals = regexp.MustCompile(`strconv\.|netip\.|ParseAddr|ParsePrefix|ParseInt|ParseUint|ParseBool|Atoi|pflag|json:|template: |reflect|interface \{\}|unmarshal|goroutine|panic|%!|&\{|map\[|<nil>|0xc0|invalid syntax|numerical result|route ip|time: invalid|no value|dial (tcp|udp|unix)|listen ip|looking for beginning`)
 
 // refuses asserts that a command fails with a message for users.

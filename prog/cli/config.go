@@ -79,7 +79,8 @@ func changing(have, next []api.Setting, unit bool) (list []api.Setting) {
 	}
 	for _, s := range next {
 		r := running[s.Name]
-		// launch saves its flags in the file, where they can change. A unit passes its flags at every start.
+		// launch saves its flags in the file, where they can change. A unit passes its flags at
+		// every start.
 		byFile := r.Origin == api.FromDefault || r.Origin == api.FromFile || r.Origin == api.FromFlag && !unit
 		if r.Value != s.Value && byFile {
 			list = append(list, s)

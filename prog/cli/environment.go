@@ -31,8 +31,8 @@ WEFT_IPALLOC_RANGE, WEFT_MTU. A flag wins over its variable, and an empty variab
 Flags and variables win over /etc/weft/weft.yaml, where launch saves its flags (` + "`weft config view`" + `
 shows all settings).`
 
-// noVariable lists flags that are no settings, or that must not be in the environment: child processes would
-// inherit a token there, and `docker inspect` would show it.
+// noVariable lists flags that are no settings, or that must not be in the environment: child
+// processes would inherit a token there, and `docker inspect` would show it.
 var noVariable = []string{"help", "json", "socket", "token", "wait", "found"}
 
 // otherVariables lists Weft's environment variables that set no flag.

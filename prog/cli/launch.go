@@ -78,7 +78,8 @@ func (a *app) establishSecret(f *launchFlags) error {
 func (f *launchFlags) awaitLaunch(ctx context.Context) (ended bool, err error) {
 	word := statedir.Launched(f.StateDir)
 	founds, err := statedir.Founds(f.StateDir, f.Targets)
-	// The settings file may be older than the last reset, so its ipalloc-init does not tell this host to found.
+	// The settings file may be older than the last reset, so its ipalloc-init does not tell this
+	// host to found.
 	told := f.found || f.init != "" && f.from["ipalloc-init"] != api.FromFile || statedir.ToldToFound(f.StateDir)
 	if err != nil || !founds || told {
 		return false, err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,13 +43,13 @@ func TestAgentFoundsANetworkOnlyOnRequest(t *testing.T) {
 	}
 }
 
-// When launch is interrupted, it says that the agent keeps running, and keeps its settings.
+// When launch is interrupted, its error says that the agent keeps running.
 func TestInterruptedLaunchKeepsAgentRunning(t *testing.T) {
 	interrupted, cancel := context.WithCancel(t.Context())
 	cancel()
 	a := &app{err: &bytes.Buffer{}}
 	err := a.waitReady(interrupted, api.NewClient(filepath.Join(t.TempDir(), "none")), &launchFlags{wait: time.Minute}, nil)
-	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeNotReady {
-		t.Errorf("got error %v, want one with the code %s", err, api.CodeNotReady)
+	if e, ok := errors.AsType[*api.Error](err); !ok || e.Code != api.CodeNotReady || !strings.Contains(e.Message, "the agent keeps running") {
+		t.Errorf("got error %v, want one with the code %s that says that the agent keeps running", err, api.CodeNotReady)
 	}
 }

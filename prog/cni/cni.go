@@ -88,7 +88,8 @@ type arguments struct {
 	IP                types.UnmarshallableString // the requested address, or two, separated by a comma
 }
 
-// asked returns the addresses that a container requests: by the capability "ips", by args or by CNI_ARGS.
+// asked returns the addresses that a container requests: by the capability "ips", by args or by
+// CNI_ARGS.
 func asked(conf config, args arguments) ([]netip.Addr, error) {
 	list := slices.Concat(conf.RuntimeConfig.IPs, conf.Args.CNI.IPs)
 	if args.IP != "" {

@@ -68,7 +68,7 @@ func TestClientsShareLimitsFairly(t *testing.T) {
 			case c.Host != "" && others == s.limits.remote && ofRemote <= mine+1:
 			case all == s.most && greatest <= mine+1:
 			default:
-				t.Fatalf("%v is refused with %d places, want a place; the places are %v", c, mine, held)
+				t.Fatalf("client %v, which has %d places, is refused; want one more place; all places are %v", c, mine, held)
 			}
 		}
 		for _, places := range held {

@@ -78,11 +78,11 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 //	    a token only)              └──┘ another founder, if the named founder's Node
 //	                                    is gone, or its disk: a new disk has a new peer id
 //
-// Each arrow is a request that the API server accepts from only one node: a create, or an update with
-// the resourceVersion that was read. No node uses a ring before the last arrow, so there is never a
-// second ring. No node takes an arrow while another Node shows that the cluster has a network. In that case
-// the Secret was deleted or is older than the network, and the agents of that network restore the
-// Secret (Keeper).
+// Each arrow is a request that the API server accepts from only one node: a create, or an update
+// with the resourceVersion that was read. No node uses a ring before the last arrow, so there is
+// never a second ring. No node takes an arrow while another Node shows that the cluster has a
+// network. In that case the Secret was deleted or is older than the network, and the agents of that
+// network restore the Secret (Keeper).
 type Bootstrap struct {
 	Client    *Client
 	Namespace string

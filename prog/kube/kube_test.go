@@ -220,7 +220,7 @@ func TestIrrelevantUpdatesAreNoChange(t *testing.T) {
 		f := newFollowing(func() { told++ })
 		m := f.of(c.old)
 		if err := errors.Join(m.Replace([]any{c.old}, "1"), m.Update(c.now)); err != nil || told != 1 && c.alike || told != 2 && !c.alike {
-			t.Errorf("%s: %d changes were reported, want 2 only for a relevant update: %v", name, told, err)
+			t.Errorf("%s: %d changes were reported, want 2 after a relevant update, and 1 otherwise; error %v", name, told, err)
 		}
 	}
 }

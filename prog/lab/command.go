@@ -263,7 +263,7 @@ func cniCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var as Identity
 			if err := json.Unmarshal([]byte(args[3]), &as); err != nil {
-				return fmt.Errorf("lab: the container's identity: %w", err)
+				return fmt.Errorf("lab: reading IDENTITY, the container's namespace, name, labels and ports as JSON: %w", err)
 			}
 			out, err := runCNI(cmd.Context(), args[0], args[1], args[2], as)
 			if err != nil {

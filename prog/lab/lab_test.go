@@ -369,8 +369,8 @@ func TestKilledUpIsCleanedUp(t *testing.T) {
 		if _, err := lab.Down(t.Context(), labName(t)); err != nil {
 			t.Errorf("up was killed after %v: Down returned %v, want success", after, err)
 		}
-		// Down does not find a root node that has no lock yet. That node notices that its folder is
-		// gone, and ends.
+		// Down finds processes of a lab by their locks. A lab's first process that was started, but
+		// has not taken its lock yet, notices that its folder is gone, and ends.
 		eventually.True(t, wait, "all nodes have ended", func() bool { return len(nodePids(t, "")) == 0 })
 		nothingLeft(t)
 	}

@@ -79,7 +79,8 @@ func TestPolicyWithUnknownSelectorOrTypeIsolatesMoreEndpoints(t *testing.T) {
 		"{podSelector: {matchLabels: {app: web}, matchExpressions: [{key: a, operator: Gt}]}, policyTypes: [Ingress]": {Pods: web, Isolates: policy.Of(policy.Ingress)},
 		"{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Sideways]":                                   {Pods: web, Isolates: policy.Both, Ingress: []policy.Rule{{}}},
 		"{podSelector: {matchLabels: {app: web}}, policyTypes: [Sideways]":                                            {Pods: web, Isolates: policy.Both},
-		// The next two policies are invalid, but their meaning is clear. Older API servers accepted the first one.
+		// The next two policies are invalid, but their meaning is clear. Older API servers accepted
+		// the first one.
 		"{podSelector: {matchExpressions: [{key: app, operator: In, values: [a b]}]}, policyTypes: [Egress]": {
 			Pods: policy.Selector{Expressions: []policy.Expression{{Key: "app", Op: policy.In, Values: []string{"a b"}}}}, Isolates: policy.Of(policy.Egress),
 			Ingress: []policy.Rule{{}}, Egress: []policy.Rule{{}},

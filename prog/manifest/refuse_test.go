@@ -23,7 +23,8 @@ func refused(t *testing.T, data []byte, line int, field, says string) {
 
 const long = "a23456789012345678901234567890123456789012345678901234567890abcd" // 64 bytes
 
-// Manifests that the API server refuses are refused: for example, a mistyped selector would isolate no pod.
+// Manifests that the API server refuses are refused: for example, a mistyped selector would isolate
+// no pod.
 func TestInvalidManifestsAreRefused(t *testing.T) {
 	for _, c := range []struct {
 		spec        string

@@ -15,8 +15,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// These rules hold for a cluster that is whole again: there is no partition, every host with a disk runs,
-// and dead peers were removed.
+// These rules hold for a cluster that is whole again: there is no partition, every host with a disk
+// runs, and dead peers were removed.
 //
 //   - All peers have the same ring within minutes.
 //   - Every slot is owned by a living peer.

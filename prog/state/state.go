@@ -155,7 +155,8 @@ func examine(path string) error {
 	if err != nil {
 		return err
 	}
-	// The file begins with a page header of 16 bytes and the fields of the meta page (bbolt's file format).
+	// The file begins with a page header of 16 bytes and the fields of the meta page (bbolt's file
+	// format).
 	var head [16 + 64]byte
 	if _, err := io.ReadFull(f, head[:]); err != nil {
 		return fmt.Errorf("the file is torn: it has only %d bytes", info.Size())

@@ -16,7 +16,8 @@ import (
 	"weft/mesh/peer"
 )
 
-// These items are requests between allocators and their answers, and the votes as a replicated state.
+// These items are requests between allocators and their answers, and the state of the vote,
+// which gossip replicates.
 
 var ipamItems = map[string]item{
 	"ipam/ring-answer":      {what: "the answer to request ring: the whole ring (the request's payload is empty)", read: readRing, newer: newerRing},

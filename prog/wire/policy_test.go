@@ -18,9 +18,9 @@ import (
 )
 
 // These items are requests about policies and their answers. Their types belong to the agent, which
-// nothing else may import. So the types are written out here again, and TestPolicyTypesMatchThoseOfTheAgent
-// compares them. Fields are encoded under names, not numbers; those of package api under their JSON
-// names.
+// nothing else may import. So the types are written out here again, and
+// TestPolicyTypesMatchThoseOfTheAgent compares them. Fields are encoded under names, not numbers;
+// those of package api under their JSON names.
 
 type (
 	inForce struct {

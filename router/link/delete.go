@@ -123,7 +123,8 @@ func RemoveLink(name string) error {
 			return DeleteLink(polling, name) // finds nothing, or returns why the link is still there
 		case <-time.After(wait):
 		}
-		// The kernel answers only after the deletion, never during it: lookup and deletion hold the same lock.
+		// The kernel answers only after the deletion, never during it: lookup and deletion hold the
+		// same lock.
 		if left, err := named(polling, name); err == nil && len(left) == 0 {
 			return nil
 		}

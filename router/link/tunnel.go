@@ -199,9 +199,10 @@ func (o Overlay) routes(device int) (out []netlink.Route) {
 		}
 		if p.Addr().Is6() {
 			r.Src, r.Scope = nodes[1].AsSlice(), netlink.SCOPE_UNIVERSE
-			// When Linux forwards an IPv6 packet, it first checks the packet against a route's MTU only if
-			// that MTU is locked. Otherwise it only checks the packet's size when it sends the packet. Older
-			// versions then let packets pass that segmentation offload has joined.
+			// When Linux forwards an IPv6 packet, it first checks the packet against a route's MTU
+			// only if that MTU is locked. Otherwise it only checks the packet's size when it sends
+			// the packet. Older versions then let packets pass that segmentation offload has
+			// joined.
 			r.MTULock = mtu != 0
 		}
 		out = append(out, r)

@@ -201,7 +201,8 @@ func (m *machine) step(e expr.Any) (*expr.Verdict, answer, error) {
 	return v, so, nil
 }
 
-// compared reports whether the result of a comparison (below, equal to or above 0) satisfies an operator.
+// compared reports whether the result of a comparison (below, equal to or above 0) satisfies an
+// operator.
 func compared(op expr.CmpOp, order int) answer {
 	switch op {
 	case expr.CmpOpEq:

@@ -90,7 +90,7 @@ func Blocks(ways []Way) ([]Block, error) {
 	return out, nil
 }
 
-// filters reports whether a chain is a base chain of another table that may drop forwarded packets.
+// filters reports whether a chain is a base chain of another table that may drop packets.
 func filters(c *nftables.Chain) bool {
 	ours := c.Table.Name == TableName && c.Table.Family == nftables.TableFamilyINet
 	return c.Hooknum != nil && !ours && c.Type != nftables.ChainTypeNAT

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kernel is Weft's nftables table in the kernel. While a Kernel is open, it owns the table, if the kernel
-// supports owners. It is safe for concurrent use.
+// Kernel is Weft's nftables table in the kernel. While a Kernel is open, it owns the table, if the
+// kernel supports owners. It is safe for concurrent use.
 type Kernel struct {
 	// Namespace is a descriptor of the network namespace with the table; 0 means the namespace of
 	// the caller.

@@ -61,9 +61,9 @@ func (l devicePeer) alive(now time.Time) bool {
 	return now.Sub(l.handshake) <= sessionLife && (l.received.IsZero() || now.Sub(l.received) <= receiveTimeout)
 }
 
-// needsHandshake reports whether gossip reaches a peer that has no session, so that a new handshake must
-// be started. Otherwise, after a handshake that was lost or that crossed the peer's handshake, both sides
-// may wait for the next keepalive. WireGuard itself starts at most one handshake in 5 s.
+// needsHandshake reports whether gossip reaches a peer that has no session, so that a new handshake
+// must be started. Otherwise, after a handshake that was lost or that crossed the peer's handshake,
+// both sides may wait for the next keepalive. WireGuard itself starts at most one handshake in 5 s.
 func needsHandshake(t topology.Tunnel, old devicePeer, now time.Time) bool {
 	return t.Reach == topology.Reached && now.Sub(old.handshake) > sessionLife
 }

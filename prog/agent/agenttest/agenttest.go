@@ -149,6 +149,7 @@ func (s *Settings) SaveSettings(v any) (err error) {
 
 // Run runs a component until the test ends. The test fails if the component does.
 func Run(t *testing.T, run func(context.Context) error) {
+	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- run(ctx) }()

@@ -14,8 +14,8 @@ import (
 const (
 	// period is how often the reaper looks for endpoints that ended.
 	period = 2 * time.Second
-	// forgotten is the number of rounds after which a pod counts as ended if it has neither a link nor an
-	// object in the API server. A runtime sends DEL within seconds, if other plugins pass it on.
+	// forgotten is the number of rounds after which a pod counts as ended if it has neither a link
+	// nor an object in the API server. The runtime's DEL comes sooner, unless a plugin drops it.
 	forgotten = 10
 	// unlinked is the number of rounds after which an endpoint without a link is reported as a problem:
 	// when a container ends, the runtime's DEL arrives sooner.

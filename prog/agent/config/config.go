@@ -154,5 +154,5 @@ func (r Ranges) Complete(cluster secret.ClusterID) slot.Universe {
 	return u
 }
 
-// Validate reports why the ranges cannot serve as a universe.
+// Validate reports why the ranges cannot be the overlay's address ranges (its universe).
 func (r Ranges) Validate() error { return r.Complete(secret.ClusterID{}).Validate() }

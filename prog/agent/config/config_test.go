@@ -5,7 +5,7 @@ import "testing"
 func TestOnlyAStatusForOtherMachinesHasAPublicPort(t *testing.T) {
 	for addr, want := range map[string]uint16{
 		"127.0.0.1:6784": 0, "localhost:6784": 0, "[::1]:6784": 0, "[::ffff:127.0.0.1]:6784": 0, "": 0,
-		":9000": 9000, ":6784": 6784, "192.0.2.1:6784": 6784, "[2001:db8::1]:6784": 6784,
+		"nonsense": 0, "0.0.0.0:9000": 9000, "h1:6784": 6784, ":9000": 9000, ":6784": 6784, "192.0.2.1:6784": 6784, "[2001:db8::1]:6784": 6784,
 	} {
 		if got := (Options{StatusAddr: addr}).PublicStatusPort(); got != want {
 			t.Errorf("%q: %d, want %d", addr, got, want)

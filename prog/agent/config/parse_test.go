@@ -34,14 +34,3 @@ func TestOnlyValidRingFoundersAreAccepted(t *testing.T) {
 		}
 	}
 }
-
-// WireGuard's port stays open over TCP where the status is served there to other machines.
-func TestPublicStatusPort(t *testing.T) {
-	for addr, want := range map[string]uint16{
-		"": 0, "127.0.0.1:6784": 0, "[::1]:6784": 0, "localhost:6784": 0, ":6784": 6784, "0.0.0.0:9000": 9000, "192.0.2.1:6784": 6784, "h1:6784": 6784, "nonsense": 0,
-	} {
-		if got := (Options{StatusAddr: addr}).PublicStatusPort(); got != want {
-			t.Errorf("%q: %d, want %d", addr, got, want)
-		}
-	}
-}

@@ -67,8 +67,8 @@ func NewFront(s Starting) *Front {
 	return f
 }
 
-// Open passes all requests to the agent from now on. alive returns an error if the agent hangs, so that a restart
-// could help.
+// Open passes all requests to the agent from now on. alive returns an error if the agent hangs, so
+// that a restart could help.
 func (f *Front) Open(a server.Agent, metrics http.Handler, alive func() error) {
 	f.alive.Store(&alive)
 	all, readOnly := server.Handler(a), http.NewServeMux()

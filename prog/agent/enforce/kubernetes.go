@@ -91,9 +91,9 @@ func (k *Kubernetes) Hosts(v *view.View) []policy.Host {
 	return hosts(v, state.Nodes, k.ipv6)
 }
 
-// hosts returns the cluster's Nodes as policies see them: with their InternalIPs, and the node address of
-// the peer that runs on the Node according to its record. If several peers announce the same Node,
-// only a single reachable one counts, since the others may be remains of a lost disk.
+// hosts returns the cluster's Nodes as policies see them: with their InternalIPs, and the node
+// address of the peer that runs on the Node according to its record. If several peers announce the
+// same Node, only a single reachable one counts, since the others may be remains of a lost disk.
 func hosts(v *view.View, nodes map[string]kube.Node, ipv6 bool) (hosts []policy.Host) {
 	on := map[string][]peer.ID{} // the peers that announce a Node, by its UID
 	for id, r := range v.Records {

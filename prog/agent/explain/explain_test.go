@@ -96,7 +96,7 @@ func TestRulesWithPortsNeverAllowICMP(t *testing.T) {
 				name = "ICMPv6 is none"
 			}
 			if v.Allowed != allowed || !allowed && !strings.Contains(v.Ingress.Misses[0].Text, name) {
-				t.Errorf("source %v: verdict %+v; want the row's, with the policy that misses", v.Source, v.Ingress)
+				t.Errorf("source %v: verdict %+v; want the verdict of the table, and the policy that does not match", v.Source, v.Ingress)
 			}
 		}
 	}

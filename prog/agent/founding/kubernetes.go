@@ -142,8 +142,9 @@ func (k Kubernetes) universe(ctx context.Context, cluster secret.ClusterID) (slo
 	return u, k.checkGossipPort()
 }
 
-// answers reports whether an agent listens on the gossip port at an address. An agent accepts a connection
-// and sends nothing. checkGossipPort of a host that is about to found closes connections at once.
+// answers reports whether an agent listens on the gossip port at an address. An agent accepts a
+// connection and sends nothing. checkGossipPort of a host that is about to found closes connections
+// at once.
 func (k Kubernetes) answers(ctx context.Context, addr netip.Addr) bool {
 	dialer := net.Dialer{Timeout: time.Second}
 	c, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(addr, uint16(k.Options.GossipPort)).String())

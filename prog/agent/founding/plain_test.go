@@ -96,6 +96,6 @@ func TestAnObserverAndAHostWithARingFoundNoRing(t *testing.T) {
 	}
 	store.Close()
 	if f, err := plain(t, dir, config.Options{}); err != nil || f.Ring != nil || f.Election != nil || statedir.Launched(dir) != nil {
-		t.Errorf("a host with a ring: %+v, error %v; launch's decision %v; want no new ring, no vote, no decision", f, err, statedir.Launched(dir))
+		t.Errorf("on a host with a ring: founding %+v, error %v, stored decision of launch %v; want no new ring, no vote, and no decision left", f, err, statedir.Launched(dir))
 	}
 }

@@ -81,13 +81,13 @@ func claim(t *testing.T, stored slot.Slot, from *ipam) fixture {
 	return f
 }
 
-func TestANodeAddressIsClaimedOnceThereIsSpace(t *testing.T) {
+func TestANodeAddressIsClaimedAsSoonAsThereIsSpace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := claim(t, 0, &ipam{noSpaceUntil: time.Now().Add(10 * time.Second)})
 		time.Sleep(9 * time.Second)
 		synctest.Wait()
 		if f.Get() != 0 {
-			t.Errorf("slot %d is claimed without space, want none", f.Get())
+			t.Errorf("slot %d is claimed although the host owns no free slot, want no claim", f.Get())
 		}
 		time.Sleep(2 * retry)
 		synctest.Wait()

@@ -30,8 +30,8 @@ type neighbour struct {
 	fresh     bool // the tunnel works: its last handshake is recent, and newer than the loss of gossip, if gossip lost the host
 }
 
-// blockage is a blocked port between two hosts: firewalls drop packets without any error. The field About
-// stays the same as long as the blockage lasts.
+// blockage is a blocked port between two hosts: firewalls drop packets without any error. The field
+// About stays the same as long as the blockage lasts.
 type blockage = problem.Problem
 
 // noTunnel is the About of the blockage in which no tunnel works.

@@ -9,9 +9,10 @@ import (
 	"weft/router/policy"
 )
 
-// guarded returns the ports that containers must not reach: gossip and WireGuard of this host and of
-// all other hosts, at each of their addresses. Overlay addresses in a peer's record are ignored: the only
-// overlay address of a host is its node address, if the host owns that slot according to the ring.
+// guarded returns the ports that containers must not reach: gossip and WireGuard of this host and
+// of all other hosts, at each of their addresses. Overlay addresses in a peer's record are ignored:
+// the only overlay address of a host is its node address, if the host owns that slot according to
+// the ring.
 //
 // status is the TCP port on which this host serves its status to other machines; 0: none. TCP
 // connections to WireGuard's port number stay allowed.

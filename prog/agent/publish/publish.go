@@ -1,6 +1,6 @@
-// Package publish announces this host's endpoints to the other hosts: it keeps this host's set in the
-// directory equal to the attached endpoints. It owns the last published set. Its goroutine publishes a set
-// after each change.
+// Package publish announces this host's endpoints to the other hosts: it keeps this host's set in
+// the directory equal to the attached endpoints. It owns the last published set. Its goroutine
+// publishes a set after each change.
 package publish
 
 import (

@@ -85,7 +85,7 @@ func TestTheEndOfTheAllocatorEndsTheWatcher(t *testing.T) {
 
 // The endpoints of peers that gossip has not reached yet count for a while after the start, since
 // usually only the agent was restarted.
-func TestEndpointsOfUnreachablePeersAreExcluded(t *testing.T) {
+func TestEndpointsCountWhileTheirPeerIsPresentOrOwnsAddresses(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	self := peer.ID{1}
 	for name, tt := range map[string]struct {

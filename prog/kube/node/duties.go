@@ -113,7 +113,8 @@ func (n *Node) again(ctx context.Context, what string, try func() error) error {
 	return nil
 }
 
-// keepSecret restores a missing or outdated Secret, with which new nodes join, and reports one of another network.
+// keepSecret restores a missing or outdated Secret, with which new nodes join, and reports one of
+// another network.
 func (n *Node) keepSecret(ctx context.Context, own kube.Founding) error {
 	tell := n.one()
 	return (&kube.Keeper{

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"weft/mesh"
+	"weft/prog/agent/agenttest"
 	"weft/prog/kube/kubetest"
 )
 
@@ -27,7 +28,7 @@ func TestTheMeshJoinsTheCurrentNodes(t *testing.T) {
 	server.Set(kubetest.Node("n1", "uid-1", "192.0.2.1"))
 	n := following(t, server)
 	j := joined{make(chan []string)}
-	run(t, func(ctx context.Context) error { return n.followNodes(ctx, j) })
+	agenttest.Run(t, func(ctx context.Context) error { return n.followNodes(ctx, j) })
 	next := func(want ...string) {
 		t.Helper()
 		if got := <-j.hosts; !slices.Equal(got, want) {

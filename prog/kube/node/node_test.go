@@ -17,6 +17,7 @@ import (
 	core "k8s.io/api/core/v1"
 
 	"weft/mesh"
+	"weft/prog/agent/agenttest"
 	"weft/prog/api"
 	"weft/prog/kube"
 	"weft/prog/kube/kubetest"
@@ -54,25 +55,11 @@ func newNode(t *testing.T, server *kubetest.Server) *Node {
 	return n
 }
 
-// run runs a function of a node until the test ends.
-func run(t *testing.T, f func(context.Context) error) {
-	t.Helper()
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- f(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 // following makes the Node n1, whose Source follows the API server.
 func following(t *testing.T, server *kubetest.Server) *Node {
 	t.Helper()
 	n := newNode(t, server)
-	run(t, n.Source.Run)
+	agenttest.Run(t, n.Source.Run)
 	return n
 }
 
@@ -110,7 +97,7 @@ func TestOnlyReadyNodesAreExpectedToAnswer(t *testing.T) {
 	if got := n.Expected(list()); len(got) != 2 {
 		t.Errorf("before the API server has answered: expected targets %v, want both", got)
 	}
-	run(t, n.Source.Run)
+	agenttest.Run(t, n.Source.Run)
 	kubetest.Eventually(t, "live", n.live)
 	if got := n.Expected(list()); len(got) != 1 || got[0].Host != "192.0.2.3" {
 		t.Errorf("expected targets %v, want only 192.0.2.3, whose Node is ready", got)
@@ -144,7 +131,7 @@ func TestAReadyHostReplacesTheConditionOfAnotherNetworkPlugin(t *testing.T) {
 	asked := make(chan struct{}, 1)
 	why := make(chan string, 1)
 	why <- "it is starting"
-	run(t, func(ctx context.Context) error {
+	agenttest.Run(t, func(ctx context.Context) error {
 		return n.sayAvailable(ctx, func() string {
 			select {
 			case now := <-why:

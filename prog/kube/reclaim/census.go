@@ -10,8 +10,8 @@ import (
 )
 
 // silence is how long a peer must have been silent before it can count as gone. Gossip needs up to
-// ten seconds to notice, and the replacement of an agent's pod takes less than silence. silence is longer than the
-// time for which a founder trusts its unanswered request (trust in prog/kube).
+// ten seconds to notice, and the replacement of an agent's pod takes less than silence. silence is
+// longer than the time for which a founder trusts its unanswered request (trust in prog/kube).
 const silence = 30 * time.Second
 
 // Peers try one after the other: the first peer takes over, and later peers find nothing left to do.

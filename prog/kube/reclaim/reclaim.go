@@ -55,7 +55,7 @@ type Config struct {
 	Client   Client
 	Report   Report
 	Founding kube.Founding // the Secret's content when this host made its ring
-	// Remove takes over a peer's addresses without a majority, and returns the number of slots.
+	// Remove takes over a peer's addresses, for which it needs no majority, and returns their number.
 	Remove func(context.Context, peer.ID) (uint64, error)
 	Log    *slog.Logger
 }

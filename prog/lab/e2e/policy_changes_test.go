@@ -167,7 +167,8 @@ func TestAuditAndDryRunReportWhatAPolicyWouldDrop(t *testing.T) {
 	p.reaches("h2/visitor", "h2/two", false, 80)
 }
 
-// flows2 starts TCP and UDP flows to one server. Unlike the function flows, it starts no flow with a single request.
+// flows2 starts TCP and UDP flows to one server. Unlike the function flows, it starts no flow with
+// a single request.
 func (p *policyLab) flows2(client, server string) (out []oneFlow) {
 	p.t.Helper()
 	for _, addr := range p.addrs[server] {

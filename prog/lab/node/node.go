@@ -193,7 +193,7 @@ func (s *server) lookPath(name string) (string, error) {
 			}
 		}
 	}
-	return "", fmt.Errorf("%s: not found in %s:%s", name, s.cfg.Bin, systemPath)
+	return "", fmt.Errorf("%s: no such program in the folders %s:%s", name, s.cfg.Bin, systemPath)
 }
 
 func (s *server) spawn(cfg Config) error {

@@ -19,8 +19,8 @@ import (
 )
 
 // conversation is a way to send numbered messages and receive the answers. receive returns nil for
-// packets that are no answer, and an error when the conversation has ended. send and receive run
-// concurrently.
+// packets that are no answer. An error for which ended reports false is the loss of one message;
+// any other error ends the conversation. send and receive run concurrently.
 type conversation struct {
 	send     func(seq uint32) error
 	receive  func(buf []byte) ([]byte, error)
