@@ -1,5 +1,5 @@
 // Package secret holds the secret of a cluster. It derives the gossip key, the pre-shared keys of
-// the tunnels, and the token with which other hosts join.
+// the tunnels, the root key that certifies members, and the token with which other hosts join.
 //
 // A Secret never prints itself: String, GoString and MarshalText are redacted, so that it does not
 // get into a log by accident. Only Token.Reveal returns it. All types are values.
@@ -7,15 +7,14 @@ package secret
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/hkdf"
 	"crypto/sha256"
-	"encoding/base32"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
-	"strings"
 
 	"golang.org/x/crypto/argon2"
 
@@ -72,66 +71,83 @@ func New(random io.Reader) (Token, error) {
 	return t, nil
 }
 
-// MinPassword is the shortest allowed password, in bytes.
-const MinPassword = 8
+// MinPassword is the shortest allowed password, and MaxCluster the longest name of a cluster, in bytes.
+const (
+	MinPassword = 8
+	MaxCluster  = 64
+)
 
 // FromPassword derives a secret from a password with Argon2id (RFC 9106, the second recommended
-// option: 3 passes over 64 MiB). The salt is fixed, since hosts that share only a password have
-// nothing else in common. So a random token is stronger.
-func FromPassword(password string) (Token, error) {
+// option: 3 passes over 64 MiB). The optional name of the cluster is part of the salt: without it,
+// the salt is the same for all clusters, since hosts that share only a password have nothing else in
+// common. A random token is stronger than both.
+func FromPassword(password, cluster string) (Token, error) {
 	if len(password) < MinPassword {
 		return Token{}, fmt.Errorf("password: too short: use at least %d bytes, or let the first host create a token", MinPassword)
 	}
-	key := argon2.IDKey([]byte(password), []byte("weft cluster secret v1"), 3, 64*1024, 4, 32)
+	salt := "weft cluster secret v1"
+	if cluster != "" {
+		if err := CheckCluster(cluster); err != nil {
+			return Token{}, err
+		}
+		salt += "\x00" + cluster
+	}
+	key := argon2.IDKey([]byte(password), []byte(salt), 3, 64*1024, 4, 32)
 	return Token{Secret: Secret(key)}, nil
 }
 
-// A token has this format: a prefix with its version, then cluster id, secret and a checksum in
-// lower-case base32 (RFC 4648). The checksum is the first bytes of their SHA-256.
-const (
-	prefix      = "weft1-"
-	checksumLen = 4
-)
-
-var alphabet = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
-
-func checksum(payload []byte) []byte {
-	sum := sha256.Sum256(append([]byte("weft token v1\x00"), payload...))
-	return sum[:checksumLen]
+// CheckCluster returns an error if FromPassword refuses the name of a cluster.
+func CheckCluster(name string) error {
+	if name == "" || len(name) > MaxCluster || !peer.Printable(name) {
+		return fmt.Errorf("name of the cluster %.*q: want 1 to %d bytes of UTF-8, without control characters", MaxCluster, name, MaxCluster)
+	}
+	return nil
 }
+
+// armour is the format of a token: the payload is the cluster id, then the secret.
+var armour = Armour{Prefix: prefix, Context: "weft token v1\x00", Length: len(ClusterID{}) + len(Secret{})}
+
+// These prefixes distinguish the tokens of package secret from those of package member, which do not
+// hold the secret.
+const (
+	prefix       = "weft1-"
+	MemberPrefix = "weft2-"
+)
 
 // Reveal returns the token as one word, for another host or for a file of mode 0600.
 func (t Token) Reveal() string {
-	payload := append(bytes.Clone(t.Cluster[:]), t.Secret[:]...)
-	return prefix + alphabet.EncodeToString(append(payload, checksum(payload)...))
+	return armour.Encode(append(bytes.Clone(t.Cluster[:]), t.Secret[:]...))
 }
 
 // These are the errors of Parse. They contain no part of the token.
 var (
-	ErrNoToken  = errors.New("this is not a Weft token: tokens start with " + prefix + "; the first host has its token in /var/lib/weft/secret")
-	ErrMistyped = errors.New("the token's checksum does not match: it was mistyped or truncated: copy the whole token again from the first host (/var/lib/weft/secret)")
+	ErrNoToken     = errors.New("this is not a Weft token: tokens start with " + prefix + "; the first host has its token in /var/lib/weft/secret")
+	ErrMistyped    = errors.New("the token's checksum does not match: it was mistyped or truncated: copy the whole token again from the first host (/var/lib/weft/secret)")
+	ErrMemberToken = errors.New("this token (" + MemberPrefix + "…) admits a host, but does not hold the cluster's secret: give the token that starts with " + prefix + " instead; the first host has it in /var/lib/weft/secret")
 )
 
 // Parse parses the format of Reveal. Case and surrounding white space are ignored.
 func Parse(s string) (Token, error) {
-	body, ok := strings.CutPrefix(strings.ToLower(strings.TrimSpace(s)), prefix)
-	if !ok {
+	payload, err := armour.Decode(s)
+	switch {
+	case (Armour{Prefix: MemberPrefix}).Matches(s):
+		return Token{}, ErrMemberToken
+	case errors.Is(err, ErrPrefix):
 		return Token{}, ErrNoToken
+	case err != nil:
+		return Token{}, ErrMistyped
 	}
-	raw, err := alphabet.DecodeString(body)
 	var t Token
-	// Compare with the canonical encoding, since the last character has unused bits.
-	if err != nil || len(raw) != len(t.Cluster)+len(t.Secret)+checksumLen || alphabet.EncodeToString(raw) != body {
-		return Token{}, ErrMistyped
-	}
-	payload, sum := raw[:len(raw)-checksumLen], raw[len(raw)-checksumLen:]
-	if !bytes.Equal(sum, checksum(payload)) {
-		return Token{}, ErrMistyped
-	}
 	copy(t.Cluster[:], payload)
 	copy(t.Secret[:], payload[len(t.Cluster):])
 	return t, nil
 }
+
+// IsToken reports whether s starts like the token of a cluster. It may still be mistyped.
+func IsToken(s string) bool { return armour.Matches(s) }
+
+// Root returns the key that certifies the members of the cluster. Every holder of the secret has it.
+func (s Secret) Root() ed25519.PrivateKey { return ed25519.NewKeyFromSeed(s.derive("weft root v1")) }
 
 // GossipKey returns the AES-256 key of gossip.
 func (s Secret) GossipKey() []byte { return s.derive("weft gossip v1") }

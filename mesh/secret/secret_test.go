@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/crypto/argon2"
+
 	"weft/mesh/peer"
 )
 
@@ -81,18 +83,56 @@ func TestPresharedKeysDifferPerPair(t *testing.T) {
 }
 
 func TestPasswordDeterminesSecret(t *testing.T) {
-	a, err := FromPassword("correct horse")
+	a, err := FromPassword("correct horse", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, _ := FromPassword("correct horse"); a != b {
+	if b, _ := FromPassword("correct horse", ""); a != b {
 		t.Error("the same password gave two secrets; want one")
 	}
-	if b, _ := FromPassword("Correct horse"); a == b {
+	if b, _ := FromPassword("Correct horse", ""); a == b {
 		t.Error("two passwords gave the same secret; want two")
 	}
-	if _, err := FromPassword("short"); err == nil {
+	if _, err := FromPassword("short", ""); err == nil {
 		t.Error("FromPassword accepted a password of 5 bytes; want an error")
+	}
+}
+
+// The salt has the name of the cluster. Without a name it is the salt of version 0.2.
+func TestClusterNameSaltsPassword(t *testing.T) {
+	none, shop, bank := password(t, ""), password(t, "shop"), password(t, "bank")
+	if none.Secret == shop.Secret || shop.Secret == bank.Secret || shop != password(t, "shop") {
+		t.Error("one password gave two clusters the same secret, or one cluster two; want one secret per cluster")
+	}
+	for name, c := range map[string]struct {
+		salt string
+		got  Token
+	}{"no name": {"weft cluster secret v1", none}, "a name": {"weft cluster secret v1\x00shop", shop}} {
+		if want := Secret(argon2.IDKey([]byte("correct horse"), []byte(c.salt), 3, 64*1024, 4, 32)); c.got.Secret != want {
+			t.Errorf("%s: the secret is not the one of the salt %q", name, c.salt)
+		}
+	}
+	for _, bad := range []string{strings.Repeat("x", MaxCluster+1), "shop\n", "\x1b[2J", "a\x00b", "\xff"} {
+		if _, err := FromPassword("correct horse", bad); err == nil {
+			t.Errorf("FromPassword accepted the cluster name %q; want an error", bad)
+		}
+	}
+}
+
+func password(t *testing.T, cluster string) Token {
+	t.Helper()
+	tok, err := FromPassword("correct horse", cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
+func TestRootKeyIsOfOneSecret(t *testing.T) {
+	s := token(t).Secret
+	root := s.Root()
+	if !root.Equal(s.Root()) || root.Equal(Secret{1}.Root()) || bytes.Equal(root.Seed(), s.GossipKey()) {
+		t.Error("the root key is not the same each time, or is another secret's or the gossip key; want one per secret")
 	}
 }
 

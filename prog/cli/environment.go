@@ -133,7 +133,7 @@ func (f *launchFlags) checkKubernetes() error {
 	for _, x := range []struct {
 		given bool
 		name  string
-	}{{f.tokenSrc != "", "--token"}, {os.Getenv("WEFT_PASSWORD") != "", "WEFT_PASSWORD"}, {len(f.Targets) > 0, "PEER"}, {f.init != "", "--ipalloc-init"}} {
+	}{{f.tokenSrc != "", "--token"}, {os.Getenv("WEFT_PASSWORD") != "", "WEFT_PASSWORD"}, {f.cluster != "", "--cluster"}, {len(f.Targets) > 0, "PEER"}, {f.init != "", "--ipalloc-init"}} {
 		if x.given {
 			return words.Misused(fmt.Errorf("%s does not go with --kubernetes: peers are the cluster's Nodes, and its Secret holds the token and names the founder. To give a token, create that Secret first: kubectl -n weft create secret generic weft --from-file=token=FILE", x.name))
 		}

@@ -93,6 +93,7 @@ func TestTokenAndTargetsAreRefusedWithKubernetes(t *testing.T) {
 		"--token":        {args: []string{"--token=-"}},
 		"PEER":           {args: []string{"192.0.2.1"}},
 		"--ipalloc-init": {args: []string{"--ipalloc-init=consensus=3"}},
+		"--cluster":      {args: []string{"--cluster=shop"}},
 		"WEFT_PASSWORD":  {environ: []string{"WEFT_PASSWORD=long enough a word"}},
 	} {
 		_, _, err := configured(t, given.environ, append([]string{"--kubernetes"}, given.args...))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -61,7 +62,13 @@ waits for weft launch: it founds a network by itself only with --found.` + envir
 // establishSecret stores this host's secret: the operator's, else the stored secret. If there is neither
 // and this host founds a network, it makes a new secret.
 func (a *app) establishSecret(f *launchFlags) error {
-	given, err := a.secretGiven(f.tokenSrc)
+	// Launch stored the secret, and left WEFT_CLUSTER in the agent's environment, but not the password.
+	if _, err := statedir.Secret(f.StateDir); errors.Is(err, fs.ErrNotExist) {
+		if err := f.checkCluster(); err != nil {
+			return err
+		}
+	}
+	given, err := a.secretGiven(f.tokenSrc, f.cluster)
 	if err != nil {
 		return err
 	}
@@ -130,6 +137,9 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if err := a.configure(cmd, f, targets); err != nil {
 		return err
 	}
+	if err := f.checkCluster(); err != nil {
+		return err
+	}
 	client := api.NewClient(filepath.Join(f.RunDir, "weft.sock"))
 	if _, err := runsAlready(cmd.Context(), client); err != nil {
 		return err
@@ -137,7 +147,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if err := agent.CheckPrivileges(); err != nil {
 		return err
 	}
-	given, err := a.secretGiven(f.tokenSrc)
+	given, err := a.secretGiven(f.tokenSrc, f.cluster)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"weft/ipam"
 	"weft/mesh"
+	"weft/mesh/secret"
 	"weft/prog/agent/config"
 	"weft/prog/cni/install"
 	"weft/prog/words"
@@ -24,6 +25,7 @@ type launchFlags struct {
 	dns       dnsFlags
 	ranges    string
 	tokenSrc  string
+	cluster   string // part of the salt of a secret that is derived from WEFT_PASSWORD
 	init      string
 	exclude   []string
 	advertise []string
@@ -44,6 +46,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	flags.StringSliceVar(&f.exclude, "ipalloc-exclude", nil, "CIDRs whose addresses this host allocates only on request; give every host the same list. The list is stored; \"\" removes it")
 	flags.DurationVar(&f.Rest, "ipalloc-rest", ipam.DefaultRest, "quarantine of a released address before it is allocated again")
 	flags.StringVar(&f.tokenSrc, "token", "", "a file with the cluster's token, or - for standard input")
+	flags.StringVar(&f.cluster, "cluster", "", "name of the cluster, with WEFT_PASSWORD only; the same on all hosts: clusters of different names have different secrets, even if their passwords are the same")
 	flags.StringVar(&f.Nickname, "nickname", host, "this host's name in output and messages")
 	flags.StringSliceVar(&f.advertise, "advertise", nil, "addresses at which other hosts reach this host (default: all its own addresses)")
 	flags.IntVar(&f.GossipPort, "port", mesh.Port, "gossip port, TCP and UDP; the same on all hosts")
@@ -73,6 +76,11 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	for _, t := range targets {
 		if err := mesh.CheckTarget(t); err != nil {
 			return words.Misused(err)
+		}
+	}
+	if f.cluster != "" {
+		if err := secret.CheckCluster(f.cluster); err != nil {
+			return words.Misused(fmt.Errorf("--cluster: %w", err))
 		}
 	}
 	for _, s := range f.advertise {

@@ -5,16 +5,19 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/term"
 
 	"weft/mesh/secret"
+	"weft/prog/api"
 	"weft/prog/words"
 )
 
 // secretGiven returns the token that the operator gave, with --token or WEFT_PASSWORD. No flag takes
-// the secret itself, since the process list shows arguments.
-func (a *app) secretGiven(source string) (*secret.Token, error) {
+// the secret itself, since the process list shows arguments. The cluster's name only matters to a
+// password.
+func (a *app) secretGiven(source, cluster string) (*secret.Token, error) {
 	var text string
 	password := os.Getenv("WEFT_PASSWORD")
 	os.Unsetenv("WEFT_PASSWORD") // child processes must not inherit the password
@@ -22,7 +25,7 @@ func (a *app) secretGiven(source string) (*secret.Token, error) {
 	case source == "" && password == "":
 		return nil, nil
 	case source == "":
-		t, err := secret.FromPassword(password)
+		t, err := secret.FromPassword(password, cluster)
 		if err != nil {
 			return nil, words.Misused(fmt.Errorf("WEFT_PASSWORD: %w", err))
 		}
@@ -50,6 +53,16 @@ func (a *app) secretGiven(source string) (*secret.Token, error) {
 	return &t, nil
 }
 
+// checkCluster refuses the name of a cluster that no password goes with. In the settings file, where
+// launch saves it, the name may stay: the next launch with a password needs it.
+func (f *launchFlags) checkCluster() error {
+	if f.cluster == "" || f.from["cluster"] == api.FromFile || f.tokenSrc == "" && os.Getenv("WEFT_PASSWORD") != "" {
+		return nil
+	}
+	err := words.Misused(fmt.Errorf("--cluster %s has no effect without a password: set WEFT_PASSWORD and give no --token, or leave out the name: a token needs none", f.cluster))
+	return blame(err, f.from, settings{})
+}
+
 // readToken reads a token from standard input. On a terminal it prompts for it, without echo.
 func (a *app) readToken() ([]byte, error) {
 	f, ok := a.in.(*os.File)
@@ -63,7 +76,7 @@ func (a *app) readToken() ([]byte, error) {
 
 // hideToken masks a token that was mistakenly given as a file name, for messages.
 func hideToken(s string) string {
-	if _, err := secret.Parse(s); err == nil || len(s) > 64 {
+	if _, err := secret.Parse(s); err == nil || secret.IsToken(s) || strings.HasPrefix(strings.ToLower(s), secret.MemberPrefix) || len(s) > 64 {
 		return "…"
 	}
 	return s

@@ -101,7 +101,8 @@ func (a *app) startUnit(ctx context.Context, f *launchFlags, client *api.Client,
 // reachesUnit refuses settings that a supervised agent would not see.
 func (f *launchFlags) reachesUnit() error {
 	for _, name := range slices.Sorted(maps.Keys(f.from)) {
-		if f.from[name] == api.FromEnvironment {
+		// launch itself uses the cluster's name, as it uses WEFT_PASSWORD.
+		if f.from[name] == api.FromEnvironment && name != "cluster" {
 			return words.Misused(fmt.Errorf("%s does not reach the agent, since a supervisor starts it: give --%s, which is saved in %s", variable(name), name, settingsFile))
 		}
 	}

@@ -204,7 +204,7 @@ func TestTheTokenInAnOperatorsSecretIsUsed(t *testing.T) {
 	if f.Token != token {
 		t.Error("the founding has another token, want the operator's")
 	}
-	password, err := secret.FromPassword("long enough a password")
+	password, err := secret.FromPassword("long enough a password", "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,7 @@ func newerVotes(data []byte) []byte {
 
 func produceStates(t *testing.T) map[string][]byte {
 	t.Helper()
-	password, err := secret.FromPassword("correct horse")
+	password, err := secret.FromPassword("correct horse", "")
 	if err != nil {
 		t.Fatal(err)
 	}

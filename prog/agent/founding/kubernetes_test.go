@@ -201,7 +201,7 @@ func TestAnInvalidUniverseFoundsNoRingAndIsReportedOnTheNode(t *testing.T) {
 func TestANodeWithTheSecretOfAnotherClusterDoesNotJoin(t *testing.T) {
 	server, kubeconfig := cluster(t)
 	dir := t.TempDir()
-	other, err := secret.FromPassword("of another cluster")
+	other, err := secret.FromPassword("of another cluster", "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,7 +35,7 @@ func folder(t *testing.T, token secret.Token) string {
 }
 
 func TestAHostWithoutTargetsFoundsARing(t *testing.T) {
-	password, err := secret.FromPassword("a password of all hosts")
+	password, err := secret.FromPassword("a password of all hosts", "")
 	if err != nil {
 		t.Fatal(err)
 	}

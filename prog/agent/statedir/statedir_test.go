@@ -133,7 +133,7 @@ func TestAHostKeepsTheSecretOfItsCluster(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(dir, SecretFile)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the secret's file: %v, error %v; want mode 0600", info, err)
 	}
-	other, err := secret.FromPassword("of another cluster")
+	other, err := secret.FromPassword("of another cluster", "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ func newDisk(n byte) disk {
 func folder(t *testing.T, password string) string {
 	t.Helper()
 	dir := t.TempDir()
-	token, err := secret.FromPassword(password)
+	token, err := secret.FromPassword(password, "")
 	if err != nil {
 		t.Fatal(err)
 	}
