@@ -3,121 +3,104 @@ package mesh
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
-	"net"
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"weft/mesh/session"
 )
 
 // A request opens a stream, and its reply returns on the same stream. So hosts behind NAT or a
-// firewall, to which other hosts cannot connect, can send requests too.
-//
-// On the wire both are user messages of memberlist. A peer of an older version gets such a request
-// from memberlist, closes the stream, and sends its reply on a stream that it opens.
+// firewall, to which other hosts cannot connect, can send requests too. Both are an envelope with its
+// length in four bytes in front.
 
-// userHead is the start of a user message: its type, and memberlist's header, a map with the length
-// in four bytes. Messages of older versions are compressed and start differently.
-const userHead = "\x08\x81\xaaUserMsgLen\xce"
+const (
+	// maxStream bounds one message on a stream. The bounds of the replicated states keep a whole state
+	// below it.
+	maxStream     = 8 << 20
+	streamTimeout = 3 * time.Second
+)
 
-// sealVersion is memberlist's encryption version without padding.
-const sealVersion = 1
-
-// seal encrypts a message for a stream.
-func (d *admission) seal(data []byte) []byte {
-	text := binary.BigEndian.AppendUint32([]byte(userHead), uint32(len(data)))
-	text = append(text, data...)
-	out := make([]byte, streamHeader+sealHead, streamHeader+sealHead+len(text)+d.aead.Overhead())
-	out[0], out[streamHeader] = streamSealed, sealVersion
-	binary.BigEndian.PutUint32(out[1:], uint32(sealHead+len(text)+d.aead.Overhead()))
-	nonce := out[streamHeader+1 : streamHeader+sealHead]
-	_, _ = rand.Read(nonce) // crypto/rand.Read never fails
-	return d.aead.Seal(out, nonce, text, out[:streamHeader])
+func writeEnvelope(w io.Writer, e envelope) error {
+	data := encode(e)
+	_, err := w.Write(append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(data)), uint32(len(data))), data...))
+	return err
 }
 
-// asked returns the content of a message that seal made, or nil for other messages.
-func asked(text []byte) []byte {
-	rest, ok := bytes.CutPrefix(text, []byte(userHead))
-	if !ok || len(rest) < 4 || uint64(binary.BigEndian.Uint32(rest)) != uint64(len(rest)-4) {
-		return nil
+// readEnvelope reads an envelope. The buffer grows as data arrives: the length is only announced.
+func readEnvelope(r io.Reader) (e envelope, err error) {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return e, err
 	}
-	return bytes.Clone(rest[4:])
+	size := binary.BigEndian.Uint32(head[:])
+	if size > maxStream {
+		return e, fmt.Errorf("a message of %d bytes, at most %d are allowed", size, maxStream)
+	}
+	var data bytes.Buffer
+	if _, err := io.CopyN(&data, r, int64(size)); err != nil {
+		return e, err
+	}
+	return e, decoding.Unmarshal(data.Bytes(), &e)
 }
 
 // ask sends a request to one run of a peer's agent, and returns once it is sent. The reply is
 // delivered before ctx ends, or is dropped. The returned function waits for the end of the stream.
 func (m *Mesh) ask(ctx context.Context, to memberlist.Address, msg message) (wait func(), err error) {
-	conn, err := m.dialer.dial(to, streamTimeout, m.admission.Transport.DialTimeout)
+	s, err := m.transport.Ask(to, session.Request, streamTimeout)
 	if err != nil {
 		return nil, err
 	}
-	_ = conn.SetDeadline(time.Now().Add(streamTimeout)) // if this fails, so does the write
-	if _, err := conn.Write(m.admission.seal(encode(envelope{Kind: kindRequest, Payload: m.sign(msg)}))); err != nil {
-		conn.Close()
+	_ = s.SetDeadline(time.Now().Add(streamTimeout)) // if this fails, so does the write
+	if err := writeEnvelope(s, envelope{Kind: kindRequest, Payload: m.sign(msg)}); err != nil {
+		s.Close()
 		return nil, err
 	}
-	end := context.AfterFunc(ctx, func() { conn.Close() })
+	end := context.AfterFunc(ctx, func() { s.Close() })
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		defer conn.Close()
+		defer s.Close()
 		defer end()
-		m.hear(conn)
+		m.hear(s)
 	}()
 	return func() { <-done }, nil
 }
 
-// hear receives the reply to a request from its stream. Until the first byte arrives, the stream is
-// not counted as unproven: we opened it, and the handler may take a while.
-func (m *Mesh) hear(conn net.Conn) {
-	_ = conn.SetReadDeadline(time.Now().Add(handlerTimeout + streamTimeout))
-	first := []byte{0}
-	if _, err := io.ReadFull(conn, first); err != nil {
-		return // the peer has an older version, or has gone
+// hear receives the reply to a request from its stream.
+func (m *Mesh) hear(s *session.Stream) {
+	_ = s.SetReadDeadline(time.Now().Add(handlerTimeout + streamTimeout))
+	e, err := readEnvelope(s)
+	switch {
+	case err != nil:
+		m.cfg.Log.Debug("no reply to a request", "peer", m.Name(s.Peer.ID), "err", err)
+	case e.Kind == kindReply:
+		m.deliver(e.Payload)
 	}
-	_ = conn.SetReadDeadline(time.Now().Add(streamTimeout))
-	s := &stream{Conn: begun{conn, io.MultiReader(bytes.NewReader(first), conn)}, admission: m.admission, source: sourceOf(conn.RemoteAddr())}
-	defer s.Close()
-	if s.prove() != nil {
-		return
-	}
-	var e envelope
-	if err := decoding.Unmarshal(s.asked, &e); err != nil || e.Kind != kindReply {
-		m.cfg.Log.Debug("ignoring a reply", "addr", s.source, "err", err)
-		return
-	}
-	m.deliver(e.Payload)
 }
 
-// begun is a stream whose first bytes were already read.
-type begun struct {
-	net.Conn
-	rest io.Reader
-}
-
-func (b begun) Read(p []byte) (int, error) { return b.rest.Read(p) }
-
-// answer handles a stream that carries a request, and reports whether the stream carried a request.
-func (m *Mesh) answer(ctx context.Context, s *stream) bool {
-	var e envelope
-	if s.asked == nil || !m.running() || decoding.Unmarshal(s.asked, &e) != nil || e.Kind != kindRequest {
-		return false
+// answer handles a stream that another host opened for a request.
+func (m *Mesh) answer(ctx context.Context, s *session.Stream) {
+	_ = s.SetDeadline(time.Now().Add(streamTimeout)) // if this fails, so does the read
+	e, err := readEnvelope(s)
+	if err != nil || e.Kind != kindRequest || !m.running() {
+		s.Close()
+		return
 	}
 	m.serve(ctx, e.Payload, s)
-	return true
 }
 
 var errNoStream = errors.New("the request did not arrive on a stream that waits for its reply")
 
 // reply sends a reply on the stream of its request.
-func (m *Mesh) reply(s *stream, msg message) error {
+func (m *Mesh) reply(s *session.Stream, msg message) error {
 	if s == nil {
 		return errNoStream
 	}
 	_ = s.SetWriteDeadline(time.Now().Add(streamTimeout)) // if this fails, so does the write
-	_, err := s.Write(m.admission.seal(encode(envelope{Kind: kindReply, Payload: m.sign(msg)})))
-	return err
+	return writeEnvelope(s, envelope{Kind: kindReply, Payload: m.sign(msg)})
 }

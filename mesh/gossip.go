@@ -3,7 +3,6 @@ package mesh
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"strings"
 	"sync"
 
@@ -12,42 +11,6 @@ import (
 
 	"weft/mesh/peer"
 )
-
-// hello is a peer's greeting, sent in memberlist's node metadata (at most 512 bytes). A peer that
-// does not fit this mesh is refused by its greeting, before any state is merged.
-type hello struct {
-	Version uint         `cbor:"1,keyasint"`
-	Cluster [16]byte     `cbor:"2,keyasint"` // zero while unknown
-	V4      netip.Prefix `cbor:"3,keyasint"` // the universe's IPv4 range; zero while unknown
-}
-
-// refuse returns why two peers cannot be in one mesh, or nil.
-func (h hello) refuse(o hello) error {
-	switch {
-	case h.Version != o.Version:
-		return fmt.Errorf("it uses protocol version %d, this peer version %d: upgrade the older one", o.Version, h.Version)
-	case h.V4.IsValid() && o.V4.IsValid() && h.V4 != o.V4:
-		return fmt.Errorf("its address range is %v, this peer's is %v: launch both with the same --ipalloc-range", o.V4, h.V4)
-	}
-	return nil
-}
-
-const unreadable = "its greeting is unreadable: it runs a much newer version of Weft, or another program uses this mesh's secret"
-
-// readHello decodes a greeting. For a peer of another version only the version needs to be
-// readable, since the peer is refused for that.
-func readHello(data []byte, ours uint) (h hello, err error) {
-	if err = decoding.Unmarshal(data, &h); err == nil {
-		return h, nil
-	}
-	var other struct {
-		Version uint `cbor:"1,keyasint"`
-	}
-	if e := decoding.Unmarshal(data, &other); e == nil && other.Version != 0 && other.Version != ours {
-		return hello{Version: other.Version}, nil
-	}
-	return hello{}, err
-}
 
 // envelope is the frame of every message between two peers.
 type envelope struct {
@@ -150,9 +113,7 @@ func (broadcast) UniqueBroadcast()                      {}
 type delegate struct{ m *Mesh }
 
 func (d delegate) NodeMeta(int) []byte {
-	d.m.mu.Lock()
-	defer d.m.mu.Unlock()
-	return encode(d.m.hello)
+	return d.m.metadata()
 }
 
 // NotifyMsg must not block memberlist: it drops messages that do not fit into the inbox. Push/pull
@@ -249,7 +210,10 @@ func (e events) NotifyJoin(n *memberlist.Node) {
 func (e events) NotifyLeave(n *memberlist.Node) {
 	e.m.members.leave(n.Name)
 	e.m.runLeft(n.Name)
-	e.m.dialer.forget(n.Name)
+	if e.m.transport != nil {
+		e.m.transport.Forget(n.Name)
+	}
+	e.m.verified.forget(n.Name)
 }
 
 func (events) NotifyUpdate(*memberlist.Node) {}
@@ -295,14 +259,14 @@ func (g gate) belongs(n *memberlist.Node) error {
 	if n.Name == g.m.name {
 		return nil
 	}
+	theirs, err := g.m.helloOf(n.Name, addressOf(n), n.Meta)
+	if err != nil {
+		g.m.reject(n.Addr.String(), err.Error())
+		return fmt.Errorf("mesh: %v was refused: %w", n.Addr, err)
+	}
 	g.m.mu.Lock()
 	ours := g.m.hello
 	g.m.mu.Unlock()
-	theirs, err := readHello(n.Meta, ours.Version)
-	if err != nil {
-		g.m.reject(n.Addr.String(), unreadable)
-		return fmt.Errorf("mesh: %v was refused: %s: %w", n.Addr, unreadable, err)
-	}
 	if err := ours.refuse(theirs); err != nil {
 		g.m.reject(n.Addr.String(), err.Error())
 		return fmt.Errorf("mesh: %v was refused: %w", n.Addr, err)

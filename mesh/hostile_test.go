@@ -17,6 +17,7 @@ import (
 	"weft/mesh/meshtest"
 	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
+	"weft/mesh/secret"
 )
 
 // still returns a mesh that does not run.
@@ -27,6 +28,7 @@ func still(t *testing.T, i int, options ...option) *Mesh {
 		Record: peer.Record{Underlay: []netip.Addr{address(i).Addr()}},
 		Log:    slog.New(slog.DiscardHandler),
 	}
+	shares(secret.Secret{1})(&cfg)
 	for _, o := range options {
 		o(&cfg)
 	}
@@ -45,7 +47,7 @@ func TestInvalidMessagesAreBoundedAndCauseNoNotification(t *testing.T) {
 			c.Changed, c.Log = func() { changes++ }, slog.New(slog.NewTextHandler(log, nil))
 		})
 		for i := range 1000 {
-			fmt.Fprintf(logWriter{m}, "[ERR] memberlist: Decrypt packet failed: x from=192.0.2.%d:%d\n", i%256, i)
+			m.reject(fmt.Sprintf("192.0.2.%d", i%256), "it is another program")
 		}
 		if lines := bytes.Count(log.Bytes(), []byte("\n")); changes > 0 || lines != 1 || len(m.Rejections()) != maxRejections {
 			t.Errorf("invalid packets caused %d change notifications, %d log lines and %d rejections; want none, 1 and maxRejections", changes, lines, len(m.Rejections()))
@@ -116,7 +118,7 @@ func TestReplayWindowsAreBoundedPerPeer(t *testing.T) {
 func TestLateReportsAboutEarlierRunsOfAgentAreIgnored(t *testing.T) {
 	m := still(t, 1)
 	id := peer.IDOf(identity(2).Public().(ed25519.PublicKey))
-	signed, err := peer.Sign(peer.Record{Underlay: []netip.Addr{address(2).Addr(), address(3).Addr()}, Gossip: Port}, identity(2))
+	signed, err := signed(peer.Record{Underlay: []netip.Addr{address(2).Addr(), address(3).Addr()}, Gossip: Port}, identity(2))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,8 +6,9 @@
 // delivers the updates that gossip lost. In addition, two peers can exchange a typed request and
 // reply.
 //
-// All gossip is encrypted with a key derived from the cluster secret. Records, requests and replies
-// are also signed by the identity of their peer. A Mesh is safe for concurrent use. Nothing that
+// All gossip travels in sessions between two proven identities (mesh/session), and a peer needs a
+// certificate of the cluster's root key. Records, requests and replies are also signed by the identity of
+// their peer. A Mesh is safe for concurrent use. Nothing that
 // arrives from the network ends it: an invalid message is counted, shown in status and dropped.
 package mesh
 
@@ -28,11 +29,13 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weft/ipam/slot"
+	"weft/mesh/judge"
 	"weft/mesh/peer"
+	"weft/mesh/session"
 )
 
 // Version is the version of the protocol. Peers with different versions refuse each other.
-const Version = 1
+const Version = 2
 
 // Port is the default port of gossip, TCP and UDP.
 const Port = 6783
@@ -60,16 +63,19 @@ type Store interface {
 
 // Config configures a Mesh.
 type Config struct {
-	Identity  ed25519.PrivateKey
-	Record    peer.Record // this peer's initial record; the mesh numbers and signs it
-	GossipKey []byte      // 32 bytes
-	Cluster   [16]byte    // zero: peers of any cluster are accepted
-	Universe  slot.Universe
-	Targets   []string // hosts to join, as HOST or HOST:PORT
-	Peers     [][]byte // stored records of other peers
-	Store     Store
-	Port      int
-	Log       *slog.Logger
+	Identity ed25519.PrivateKey
+	Record   peer.Record // this peer's initial record; the mesh numbers and signs it
+	// Root certifies the members of the cluster, Certificate this host (mesh/member).
+	Root        ed25519.PublicKey
+	Certificate []byte
+	GossipKey   []byte   // only to tell hosts of older versions why they are refused; nil: without the secret
+	Cluster     [16]byte // zero: peers of any cluster are accepted
+	Universe    slot.Universe
+	Targets     []string // hosts to join, as HOST or HOST:PORT
+	Peers       [][]byte // stored records of other peers
+	Store       Store
+	Port        int
+	Log         *slog.Logger
 	// Owns reports whether a peer owns a part of the ring. Such a peer is never forgotten. Owns
 	// must not block or call the mesh. If it is nil, no peer owns anything.
 	Owns func(peer.ID) bool
@@ -85,7 +91,8 @@ type Mesh struct {
 	self      peer.ID
 	name      string // this run's name in memberlist, see nodeName
 	list      *memberlist.Memberlist
-	admission *admission
+	transport *session.Transport
+	judge     *judge.Judge
 	queue     *memberlist.TransmitLimitedQueue
 	inbox     chan []byte
 	started   chan struct{}
@@ -106,8 +113,9 @@ type Mesh struct {
 	rejected   time.Time  // when a rejection was last logged
 	copied     chan error // receives the error if an older host has our identity
 
-	members members
-	dialer  dialer
+	members  members
+	verified verified
+	budget   budget
 
 	proof proof      // which runs are alive, and whether our identity is unique
 	kept  remembered // bounds and bookkeeping of the records
@@ -144,7 +152,7 @@ func New(cfg Config) (*Mesh, error) {
 		handlers:   map[string]Handler{},
 		peers:      map[peer.ID]*known{},
 		targets:    map[string]*target{},
-		hello:      hello{Version: Version, Cluster: cfg.Cluster, V4: cfg.Universe.V4},
+		hello:      hello{Version: Version, Cluster: cfg.Cluster, V4: cfg.Universe.V4, Certificate: cfg.Certificate, Ceiling: ceilingStep},
 		farewell:   peer.Stopped,
 		nonce:      rand.Uint32(),
 		pending:    map[uint64]chan reply{},
@@ -156,7 +164,7 @@ func New(cfg Config) (*Mesh, error) {
 	for _, t := range cfg.Targets {
 		m.targets[t] = &target{}
 	}
-	cfg.Record.State = peer.Running
+	cfg.Record.State, cfg.Record.Certificate = peer.Running, cfg.Certificate
 	m.keepKey(self, cfg.Record.WireGuard)
 	for _, data := range cfg.Peers {
 		s, err := peer.Decode(data)
@@ -183,7 +191,7 @@ func New(cfg Config) (*Mesh, error) {
 		return nil, fmt.Errorf("mesh: signing this host's record: %w", err)
 	}
 	m.peers[self] = &known{signed: own}
-	m.dialer.others = m.recorded
+	m.judge = judge.New(rules{m})
 	m.Replicate(peersReplica{m})
 	m.Handle(requestForget, m.serveForget)
 	return m, nil
@@ -220,11 +228,10 @@ func (m *Mesh) Run(ctx context.Context) error {
 	m.proof.start, m.proof.advertised = time.Now(), m.peers[m.self].signed.Record.Underlay[0]
 	m.mu.Unlock()
 	m.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: retransmits, NumNodes: m.reachableCount}
-	admission, err := m.transport(ctx, conf)
-	if err == nil {
-		conf.Transport, m.admission = admission, admission
+	if m.transport, err = m.newTransport(ctx, conf); err == nil {
+		conf.Transport = m.transport
 		if m.list, err = memberlist.Create(conf); err != nil {
-			_ = admission.Shutdown()
+			_ = m.transport.Shutdown()
 		}
 	}
 	if err != nil {
@@ -279,11 +286,7 @@ func (m *Mesh) listConfig() (*memberlist.Config, error) {
 		return nil, errors.New("mesh: this host has no address that other hosts can reach: configure one, or set it with --advertise")
 	}
 	conf.AdvertiseAddr = own.Underlay[0].String()
-	keyring, err := memberlist.NewKeyring(nil, m.cfg.GossipKey)
-	if err != nil {
-		return nil, fmt.Errorf("mesh: the gossip key is invalid: %w", err)
-	}
-	conf.Keyring = keyring
+	conf.UDPBufferSize -= session.Overhead
 	conf.TCPTimeout = streamTimeout
 	conf.RetransmitMult = retransmits
 	conf.EnableCompression = false // LZW enlarges messages of keys and signatures by up to a half
@@ -294,19 +297,6 @@ func (m *Mesh) listConfig() (*memberlist.Config, error) {
 	conf.Alive = gate{m}
 	conf.Logger = m.listLogger()
 	return conf, nil
-}
-
-// transport returns the network, behind the admission control of streams.
-func (m *Mesh) transport(ctx context.Context, conf *memberlist.Config) (*admission, error) {
-	t := m.cfg.Transport
-	if t == nil {
-		var err error
-		t, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{BindAddrs: []string{conf.BindAddr}, BindPort: conf.BindPort, Logger: conf.Logger})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return newAdmission(t, &m.dialer, m.cfg.GossipKey, m.reject, func(s *stream) bool { return m.answer(ctx, s) })
 }
 
 // bindAddress returns the IPv6 wildcard, which also covers IPv4, or 0.0.0.0 without IPv6.
@@ -321,12 +311,11 @@ func bindAddress() string {
 
 // SetHello sets the cluster and universe that joining peers must share with this one.
 func (m *Mesh) SetHello(cluster [16]byte, u slot.Universe) {
-	next := hello{Version: Version, Cluster: cluster, V4: u.V4}
 	m.mu.Lock()
-	changed := m.hello != next
-	m.hello = next
+	changed := m.hello.Cluster != cluster || m.hello.V4 != u.V4
+	m.hello.Cluster, m.hello.V4 = cluster, u.V4
 	m.mu.Unlock()
 	if changed && m.running() {
-		go m.list.UpdateNode(time.Second) //nolint:errcheck // gossip repeats it
+		m.renewHello()
 	}
 }

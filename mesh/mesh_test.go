@@ -3,6 +3,7 @@ package mesh
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"weft/ipam/slot"
+	"weft/mesh/member"
 	"weft/mesh/meshtest"
 	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
@@ -73,6 +75,22 @@ type cluster struct {
 
 type option func(*Config)
 
+// signed returns the record of a holder of the tests' secret.
+func signed(r peer.Record, key ed25519.PrivateKey) (peer.Signed, error) {
+	c := Config{Identity: key}
+	shares(secret.Secret{1})(&c)
+	r.Certificate = c.Certificate
+	return peer.Sign(r, key)
+}
+
+// shares makes a host one that holds a secret.
+func shares(s secret.Secret) option {
+	return func(c *Config) {
+		c.Root, c.GossipKey = s.Root().Public().(ed25519.PublicKey), s.GossipKey()
+		c.Certificate = member.Certify(s.Root(), c.Identity.Public().(ed25519.PublicKey), member.Holder).Encode()
+	}
+}
+
 func (s *cluster) start(i int, disk *meshtest.Disk, targets []string, options ...option) *host {
 	s.t.Helper()
 	return s.startWith(nil, i, disk, targets, options...)
@@ -92,15 +110,17 @@ func (s *cluster) make(more []Replica, i int, disk *meshtest.Disk, targets []str
 		disk = &meshtest.Disk{}
 	}
 	cfg := Config{
-		Identity:  identity(i),
-		Record:    peer.Record{Nickname: fmt.Sprintf("h%d", i), Underlay: []netip.Addr{address(i).Addr()}, Port: 6784, Gossip: Port},
-		GossipKey: secret.Secret{1}.GossipKey(),
-		Targets:   targets, Peers: slices.Collect(maps.Values(disk.Peers())), Store: disk, Port: Port,
+		Identity: identity(i),
+		Record:   peer.Record{Nickname: fmt.Sprintf("h%d", i), Underlay: []netip.Addr{address(i).Addr()}, Port: 6784, Gossip: Port},
+		Targets:  targets, Peers: slices.Collect(maps.Values(disk.Peers())), Store: disk, Port: Port,
 		Log: slog.New(slog.DiscardHandler), Changed: func() {},
 		Transport: s.net.Join(address(i)),
 	}
 	for _, o := range options {
 		o(&cfg)
+	}
+	if cfg.Root == nil {
+		shares(secret.Secret{1})(&cfg)
 	}
 	m, err := New(cfg)
 	if err != nil {
@@ -304,7 +324,7 @@ func TestInvariant7WrongSecretIsRefusedOnBothSides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &cluster{t, meshtest.New(5)}
 		a := s.start(1, nil, nil)
-		b := s.start(2, nil, []string{"192.0.2.1"}, func(c *Config) { c.GossipKey = secret.Secret{2}.GossipKey() })
+		b := s.start(2, nil, []string{"192.0.2.1"}, shares(secret.Secret{2}))
 		time.Sleep(10 * time.Second)
 		if a.reachableCount() != 1 || b.reachableCount() != 1 {
 			t.Error("a peer with another secret was accepted; want it refused")
@@ -322,17 +342,11 @@ func TestInvariant7WrongSecretIsRefusedOnBothSides(t *testing.T) {
 // Invariant 7: a peer that knows only the secret cannot impersonate another peer.
 func TestInvariant7RecordsAreSignedByTheirPeer(t *testing.T) {
 	r := peer.Record{Nickname: "x", Sequence: 1}
-	signed, err := peer.Sign(r, identity(1))
+	signed, err := signed(r, identity(1))
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := New(Config{
-		Identity: identity(2), Store: &meshtest.Disk{}, Changed: func() {},
-		Log: slog.New(slog.DiscardHandler), Transport: meshtest.New(6).Join(address(2)),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := still(t, 2)
 	good := signed.Encode()
 	for i := range good {
 		bad := bytes.Clone(good)
@@ -386,19 +400,13 @@ func TestMismatchedVersionOrRangeIsRefused(t *testing.T) {
 
 // Records that another version stored do not prevent the start.
 func TestUnreadableStoredRecordsAreIgnored(t *testing.T) {
-	signed, err := peer.Sign(peer.Record{Nickname: "x", Sequence: 1}, identity(1))
+	signed, err := signed(peer.Record{Nickname: "x", Sequence: 1}, identity(1))
 	if err != nil {
 		t.Fatal(err)
 	}
 	newer := bytes.Clone(signed.Encode())
 	newer[len(newer)-1] ^= 1
-	m, err := New(Config{
-		Identity: identity(2), Store: &meshtest.Disk{}, Changed: func() {},
-		Log: slog.New(slog.DiscardHandler), Peers: [][]byte{newer, signed.Encode(), []byte("x")},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := still(t, 2, func(c *Config) { c.Peers = [][]byte{newer, signed.Encode(), []byte("x")} })
 	if others := m.Others(); len(others) != 1 || others[0] != signed.Record.ID() {
 		t.Errorf("known peers are %v, want only the one with a valid record", others)
 	}
@@ -422,18 +430,13 @@ func TestCheckTargetRefusesInvalidTargets(t *testing.T) {
 
 // No data from the network causes a panic or changes this peer's own record or targets.
 func FuzzReceive(f *testing.F) {
-	signed, _ := peer.Sign(peer.Record{Nickname: "x"}, identity(1))
+	signed, _ := signed(peer.Record{Nickname: "x"}, identity(1))
 	f.Add(encode(envelope{Kind: kindDelta, Replica: peersName, Payload: encode([][]byte{signed.Encode()})}))
 	f.Add(encode(envelope{Kind: kindRequest, Payload: encode(signedMessage{Message: encode(message{ID: 1, Kind: "echo"}), Signature: make([]byte, 64), Record: signed.Encode()})}))
 	f.Add(encode(envelope{Kind: kindReply, Payload: encode(signedMessage{Message: encode(message{ID: 1, IsReply: true})})}))
 	f.Add([]byte{0xa1, 0x01})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		m, err := New(Config{
-			Identity: identity(2), Store: &meshtest.Disk{}, Changed: func() {}, Log: slog.New(slog.DiscardHandler),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		m := still(t, 2)
 		m.receive(t.Context(), data)
 		delegate{m}.MergeRemoteState(data, true)
 		_, _ = logWriter{m}.Write(data)

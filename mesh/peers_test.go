@@ -21,7 +21,7 @@ import (
 func inventedRecord(tb testing.TB, i int) []byte {
 	tb.Helper()
 	seed := binary.BigEndian.AppendUint64(bytes.Repeat([]byte{0xee}, ed25519.SeedSize-8), uint64(i))
-	s, err := peer.Sign(peer.Record{
+	s, err := signed(peer.Record{
 		Nickname: strings.Repeat("x", peer.MaxNickname), Host: strings.Repeat("y", peer.MaxHost),
 		Underlay: []netip.Addr{netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)})}, Gossip: Port,
 	}, ed25519.NewKeyFromSeed(seed))
@@ -44,7 +44,7 @@ func TestStoredPeerRecordsAreBounded(t *testing.T) {
 		a := s.start(1, nil, nil, func(c *Config) { c.Owns = func(id peer.ID) bool { return id == owner } })
 		b := s.start(2, nil, []string{"192.0.2.1"})
 		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
-		silent, err := peer.Sign(peer.Record{Nickname: "owner"}, identity(77))
+		silent, err := signed(peer.Record{Nickname: "owner"}, identity(77))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -183,7 +183,7 @@ func TestWireGuardKeyBelongsToOnePeer(t *testing.T) {
 	m := still(t, 1, func(c *Config) { c.Record.WireGuard = own })
 	say := func(i int, sequence uint64, key [32]byte) bool {
 		t.Helper()
-		s, err := peer.Sign(peer.Record{WireGuard: key, Sequence: sequence}, identity(i))
+		s, err := signed(peer.Record{WireGuard: key, Sequence: sequence}, identity(i))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weft/mesh/peer"
+	"weft/mesh/session"
 )
 
 // memberlist's reports about its members are not signed, so a recorded report can be replayed. So a
@@ -200,7 +201,7 @@ func (m *Mesh) sendTo(to netip.AddrPort, run string, kind uint, msg message) {
 
 // answerChallenge answers a challenge that is signed, new and addressed to this run. The challenge
 // also proves that its sender is alive.
-func (m *Mesh) answerChallenge(msg message, s *stream) {
+func (m *Mesh) answerChallenge(msg message, s *session.Stream) {
 	c, err := readChallenge(msg.Payload)
 	if err != nil {
 		m.cfg.Log.Debug("ignoring a challenge", "peer", m.Name(msg.From), "err", err)

@@ -1,10 +1,12 @@
 package mesh
 
 import (
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -18,6 +20,7 @@ import (
 	"weft/mesh/meshtest/eventually"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
+	"weft/mesh/session"
 )
 
 // recorded is a packet and its receiver, as captured by an eavesdropper without the secret.
@@ -97,23 +100,42 @@ func TestReplayedPacketsReviveNoPeer(t *testing.T) {
 }
 
 // rawMember is a malicious member: it knows the secret, and joins memberlist under any name.
-func rawMember(t *testing.T, n *meshtest.Network, i int, name string, meta []byte) *memberlist.Memberlist {
+func rawMember(t *testing.T, n *meshtest.Network, i int, name string) *memberlist.Memberlist {
 	t.Helper()
 	conf := memberlist.DefaultLANConfig()
-	conf.Name, conf.Transport, conf.AdvertiseAddr, conf.AdvertisePort = name, n.Join(address(i)), address(i).Addr().String(), Port
-	var err error
-	if conf.Keyring, err = memberlist.NewKeyring(nil, secret.Secret{1}.GossipKey()); err != nil {
-		t.Fatal(err)
-	}
-	conf.Delegate, conf.Logger = silentMember{meta}, log.New(io.Discard, "", 0)
+	conf.Name, conf.Transport, conf.AdvertiseAddr, conf.AdvertisePort = name, sessions(t, n, i), address(i).Addr().String(), Port
+	conf.Delegate, conf.Logger = silentMember{greeting(identity(i), name, address(i))}, log.New(io.Discard, "", 0)
 	list, err := memberlist.Create(conf)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := list.Join([]string{address(1).String()}); err != nil {
+	_, _ = list.Join([]string{address(1).String()}) // it is refused, and stays connected with what it sent
+	return list
+}
+
+// greeting returns the metadata that a holder of the secret signs for a run.
+func greeting(key ed25519.PrivateKey, name string, at netip.AddrPort) []byte {
+	c := Config{Identity: key}
+	shares(secret.Secret{1})(&c)
+	return hello{Version: Version, Certificate: c.Certificate, Ceiling: ceilingStep}.sign(key, name, at)
+}
+
+// sessions returns the transport of an admitted peer that runs no mesh.
+func sessions(t *testing.T, n *meshtest.Network, i int) *session.Transport {
+	t.Helper()
+	c := Config{Identity: identity(i)}
+	shares(secret.Secret{1})(&c)
+	out, err := session.New(session.Config{
+		Identity: c.Identity, Run: nodeName(peer.IDOf(identity(i).Public().(ed25519.PublicKey)), time.Now()), Network: n.Join(address(i)),
+		Show: func(session.Use) []byte { return c.Certificate }, Welcome: func(session.Peer, session.Use) error { return nil },
+		Gossip: func(s *session.Stream) net.Conn { return s }, Serve: func(s *session.Stream) { s.Close() },
+		Incoming: func(_ session.Peer, content []byte) []byte { return content }, Outgoing: func(string, []byte) {},
+		Older: func(net.Conn) {}, Refused: func(string, string) {},
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	return list
+	return out
 }
 
 type silentMember struct{ meta []byte }
@@ -133,7 +155,7 @@ func TestInvariant7MembersCannotImpersonatePeers(t *testing.T) {
 		b := s.start(2, nil, []string{"192.0.2.1"})
 		eventually.True(t, 10*time.Second, "both hosts are connected", func() bool { return allReach([]*host{a, b})() && record(a, b).Identity != nil })
 		for i, when := range []time.Time{time.Now().Add(-time.Hour), time.Now().Add(time.Hour)} {
-			rogue := rawMember(t, s.net, 9+i, nodeName(b.Self(), when), encode(hello{Version: Version}))
+			rogue := rawMember(t, s.net, 9+i, nodeName(b.Self(), when))
 			time.Sleep(10 * time.Second)
 			select {
 			case err := <-b.done:
@@ -166,7 +188,7 @@ func TestInvalidMemberNamesAreRefused(t *testing.T) {
 		time.Sleep(time.Second)
 		for i := range 2 {
 			name := strings.Repeat(string(rune('x'+i)), maxStream*2/3)
-			rogue := rawMember(t, s.net, 9+i, peer.ID{9}.String()+"-"+name, encode(hello{Version: Version}))
+			rogue := rawMember(t, s.net, 9+i, peer.ID{9}.String()+"-"+name)
 			defer func() { _ = rogue.Shutdown(); time.Sleep(2 * time.Minute) }()
 		}
 		b := s.start(2, nil, []string{"192.0.2.1"})
@@ -176,7 +198,9 @@ func TestInvalidMemberNamesAreRefused(t *testing.T) {
 	m := still(t, 1)
 	said := 0
 	for i := range maxPeers + 100 {
-		n := &memberlist.Node{Name: nodeName(peer.ID{1, byte(i >> 8), byte(i)}, time.Now()), Addr: address(9).Addr().AsSlice(), Port: Port, Meta: encode(hello{Version: Version})}
+		key := ed25519.NewKeyFromSeed(append(make([]byte, 30), byte(i>>8), byte(i)))
+		name := nodeName(peer.IDOf(key.Public().(ed25519.PublicKey)), time.Now())
+		n := &memberlist.Node{Name: name, Addr: address(9).Addr().AsSlice(), Port: Port, Meta: greeting(key, name, address(9))}
 		if (gate{m}).NotifyAlive(n) == nil {
 			events{m}.NotifyJoin(n)
 			said++
@@ -339,7 +363,7 @@ func TestInvariant7FalseMemberNamesDoNotBlockReturn(t *testing.T) {
 		s.end(b)
 		var rogues []*memberlist.Memberlist
 		for i := range maxRunsHeard {
-			rogues = append(rogues, rawMember(t, s.net, 9+i, nodeName(b.Self(), time.Now().Add(time.Hour)), encode(hello{Version: Version})))
+			rogues = append(rogues, rawMember(t, s.net, 9+i, nodeName(b.Self(), time.Now().Add(time.Hour))))
 		}
 		time.Sleep(10 * time.Second)
 		b = s.start(2, b.disk, nil)

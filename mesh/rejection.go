@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log"
 	"maps"
-	"net"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -26,9 +25,6 @@ const (
 	rejectionLife  = 10 * time.Minute // how long a rejection is shown after it last occurred
 	rejectionPause = time.Second      // between two log lines, since any host can cause them
 )
-
-// noKeyFits is memberlist's error for a message under an unknown key, in lower case.
-const noKeyFits = "no installed keys could decrypt"
 
 const wrongSecret = "wrong secret: it uses another cluster's token or password: compare them, run `weft reset` on the wrong host, and start its agent again"
 
@@ -70,13 +66,10 @@ func (m *Mesh) reject(addr, reason string) {
 	}
 }
 
-// explainJoin translates memberlist's error of a failed join. memberlist reports a wrong key only
-// in the text of its error.
+// explainJoin translates memberlist's error of a failed join.
 func explainJoin(a netip.AddrPort, err error) error {
 	text := strings.ToLower(err.Error())
 	switch {
-	case strings.Contains(text, noKeyFits), strings.Contains(text, "remote state is encrypted"):
-		return fmt.Errorf("%v: %s", a, wrongSecret)
 	case strings.Contains(text, "was refused: "):
 		_, reason, _ := strings.Cut(err.Error(), "was refused: ")
 		return fmt.Errorf("%v: refused: %s", a, strings.TrimSpace(reason))
@@ -97,8 +90,7 @@ func explainJoin(a netip.AddrPort, err error) error {
 // wrapping matches the text that memberlist and Go put before the cause of a failed join.
 var wrapping = regexp.MustCompile(`^(\d+ errors? occurred:\s*\* )?(failed to \w+ \S+: )?(dial tcp \S+: )?(connect: )?`)
 
-// listLogger passes memberlist's log to ours. A sender with another secret is only visible there:
-// memberlist logs that it could not decrypt.
+// listLogger passes memberlist's log to ours.
 func (m *Mesh) listLogger() *log.Logger { return log.New(logWriter{m}, "", 0) }
 
 type logWriter struct{ m *Mesh }
@@ -107,19 +99,6 @@ func (w logWriter) Write(line []byte) (int, error) {
 	text := string(bytes.TrimSpace(line))
 	if rest, ok := strings.CutPrefix(text, "[WARN] memberlist: Was able to connect to "); ok {
 		w.m.muted(rest)
-	}
-	_, from, hasFrom := strings.Cut(text, "from=")
-	if host, _, err := net.SplitHostPort(from); hasFrom && err == nil {
-		addr := host
-		if ip, err := netip.ParseAddr(host); err == nil {
-			addr = ip.Unmap().String()
-		}
-		switch {
-		case strings.Contains(strings.ToLower(text), noKeyFits):
-			w.m.reject(addr, wrongSecret)
-		case strings.Contains(text, "failed to receive"), strings.Contains(text, "Decrypt packet failed"):
-			w.m.reject(addr, "it sent data that is not encrypted gossip: it has no secret, or it is another program")
-		}
 	}
 	w.m.cfg.Log.Debug("memberlist", "msg", text)
 	return len(line), nil

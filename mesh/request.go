@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"weft/mesh/peer"
+	"weft/mesh/session"
 )
 
 // message is a request or a reply. The sender signs it for the receiver, so knowing the cluster
@@ -249,7 +250,7 @@ func (m *Mesh) once(msg message) error {
 
 // serve answers a request, on its own goroutine since a handler may send requests too. s is the
 // stream of the request, which serve closes at the end, or nil if the reply does not use a stream.
-func (m *Mesh) serve(ctx context.Context, data []byte, s *stream) {
+func (m *Mesh) serve(ctx context.Context, data []byte, s *session.Stream) {
 	end := func() {
 		if s != nil {
 			s.Close()

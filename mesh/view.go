@@ -75,7 +75,10 @@ func (m *Mesh) Peers() []Peer {
 // addrOf returns the address at which gossip reaches a peer. The caller holds the lock.
 func (m *Mesh) addrOf(k *known) netip.Addr {
 	at := netip.AddrPortFrom(k.addr, k.signed.Record.Gossip)
-	if way, err := netip.ParseAddrPort(m.dialer.to(memberlist.Address{Addr: at.String(), Name: k.node})); err == nil && k.addr.IsValid() {
+	if !k.addr.IsValid() || !m.running() {
+		return k.addr
+	}
+	if way, err := m.transport.At(memberlist.Address{Addr: at.String(), Name: k.node}); err == nil {
 		return way.Addr()
 	}
 	return k.addr

@@ -98,6 +98,8 @@ func (h *host) Left(run string) bool {
 	return slices.Contains(h.village.left, run)
 }
 
+func (h *host) Told(uint32) {}
+
 func (h *host) Accuse(liar, about, _ string) {
 	h.village.mu.Lock()
 	defer h.village.mu.Unlock()

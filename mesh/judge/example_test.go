@@ -16,6 +16,8 @@ func (rules) Ceiling(string) (uint32, bool) { return 10, true }
 func (rules) CeilingIn([]byte, string, netip.Addr, uint16) (uint32, bool) {
 	return 10, true
 }
+func (rules) Told(uint32) {}
+
 func (rules) Accuse(liar, about, what string) { fmt.Println(liar, "lied about", about+":", what) }
 
 // Run a declares run b dead. memberlist only hears that a suspects b, and a is accused once b

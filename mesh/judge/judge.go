@@ -38,17 +38,18 @@ const (
 type Rules interface {
 	// Self returns the name of our run.
 	Self() string
-	// Ceiling returns the highest incarnation that a run, maybe ours, has promised by its signed
-	// metadata. It returns false for an unknown run. A sender that declares a run dead at a higher
-	// incarnation is accused, so the answer must not be older than what honest peers may know.
-	//
-	// A suspicion may be as high as the ceiling. memberlist then refutes it one above, which peers
-	// refuse and take for a lie.
+	// Ceiling returns the highest incarnation at which others may suspect a run, maybe ours. It must be
+	// below what the run's signed metadata promises, since memberlist refutes a suspicion one above it.
+	// It returns false for an unknown run. A sender that declares a run dead at a higher incarnation is
+	// accused, so the answer must not be older than what honest peers may know.
 	Ceiling(run string) (uint32, bool)
 	// CeilingIn verifies the signed metadata of a run against the name and the address that came
 	// with it, and returns the ceiling that it promises; false if it is unsigned or forged. The
 	// address is never in IPv6-mapped form. CeilingIn must not keep meta.
 	CeilingIn(meta []byte, name string, addr netip.Addr, port uint16) (uint32, bool)
+	// Told is called with each incarnation that others give our run and that is within our ceiling. The
+	// owner then raises its ceiling before refutations reach it.
+	Told(incarnation uint32)
 	// Left reports whether the run's own signed record says that it stopped or left. For our run
 	// it must be true before memberlist's Leave is called.
 	Left(run string) bool
@@ -142,6 +143,13 @@ func (j *Judge) answers(sender string, seq uint32) way {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.asked.ways[question{sender, seq}]
+}
+
+// told tells the owner of the incarnation that others give our run.
+func (j *Judge) told(run string, incarnation uint32) {
+	if run == j.rules.Self() {
+		j.rules.Told(incarnation)
+	}
 }
 
 // known reports whether a run is known. Our own run is.

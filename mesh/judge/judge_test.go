@@ -39,6 +39,8 @@ func (t *town) CeilingIn(meta []byte, name string, addr netip.Addr, port uint16)
 
 func (t *town) Left(run string) bool { return slices.Contains(t.left, run) }
 
+func (t *town) Told(uint32) {}
+
 func (t *town) Accuse(liar, about, what string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

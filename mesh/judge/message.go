@@ -80,6 +80,7 @@ func (j *Judge) suspect(body []byte) []byte {
 	if ceiling, ok := j.rules.Ceiling(s.Node); !ok || s.Incarnation > ceiling {
 		return nil
 	}
+	j.told(s.Node, s.Incarnation)
 	return message(suspectMsg, &s)
 }
 
@@ -121,6 +122,7 @@ func (j *Judge) dead(sender string, body []byte) []byte {
 	}
 	if ours {
 		j.Alive(d.Node) // this is the proof
+		j.told(d.Node, d.Incarnation)
 	}
 	return message(suspectMsg, &suspect{Incarnation: d.Incarnation, Node: d.Node, From: sender})
 }
@@ -150,6 +152,7 @@ func (j *Judge) vouched(sender string, a *alive, state int) bool {
 		j.rules.Accuse(sender, a.Node, "passed on metadata that it did not sign")
 		return false
 	}
+	j.told(a.Node, min(a.Incarnation, ceiling))
 	if state != stateAlive {
 		// A suspicion raises the incarnation in memberlist but leaves the metadata as it is. So an
 		// honest host may send old metadata here with an incarnation that newer metadata promises.

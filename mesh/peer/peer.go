@@ -99,6 +99,8 @@ type Record struct {
 	Copy netip.Addr `cbor:"12,keyasint,omitzero"`
 	// MTUs are the link MTUs of the Underlay addresses, in the same order; 0 or missing if unknown.
 	MTUs []uint32 `cbor:"13,keyasint,omitempty"`
+	// Certificate proves that the peer is a member (mesh/member); this package does not read it.
+	Certificate []byte `cbor:"14,keyasint,omitempty"` // at most MaxCertificate bytes
 }
 
 // These bounds limit a record, so that a peer cannot make other peers store any amount.
@@ -106,7 +108,9 @@ const (
 	MaxNickname = 64
 	MaxHost     = 64 // UIDs have 36 bytes, but the API server may choose other ones
 	MaxUnderlay = 16
-	maxSigned   = 4096
+	// MaxCertificate also bounds certificates in mesh/member.
+	MaxCertificate = 512
+	maxSigned      = 4096
 )
 
 // ID returns the PeerID of the record's identity key.
@@ -224,6 +228,8 @@ func (r Record) validate() error {
 		return fmt.Errorf("peer record: %d MTUs, at most %d are allowed", len(r.MTUs), MaxUnderlay)
 	case len(r.Host) > MaxHost || !Printable(r.Host):
 		return errors.New("peer record: invalid host UID")
+	case len(r.Certificate) > MaxCertificate:
+		return fmt.Errorf("peer record: a certificate of %d bytes, at most %d are allowed", len(r.Certificate), MaxCertificate)
 	case len(r.Ring) > 16:
 		return errors.New("peer record: invalid ring id")
 	}

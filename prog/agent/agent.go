@@ -88,8 +88,8 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 		return err
 	}
 	p.mesh, err = mesh.New(mesh.Config{
-		Identity: t.Keys.Identity, Record: r.record(p.underlay.Get(), h), GossipKey: t.Token.Secret.GossipKey(), Cluster: t.Token.Cluster,
-		Universe: asked, Targets: r.founding.Targets, Peers: r.stored.peers, Store: r.store, Port: o.GossipPort, Log: log,
+		Identity: t.Keys.Identity, Record: r.record(p.underlay.Get(), h), Root: t.Root, Certificate: t.Certificate, GossipKey: t.GossipKey(),
+		Cluster: t.Token.Cluster, Universe: asked, Targets: r.founding.Targets, Peers: r.stored.peers, Store: r.store, Port: o.GossipPort, Log: log,
 		Changed: func() { p.view.Wake() }, Owns: func(id peer.ID) bool { return r.owns(p.view.Get(), id) },
 	})
 	if err != nil {

@@ -2,6 +2,7 @@ package soak
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"weft/ipam/ring"
 	"weft/ipam/slot"
 	"weft/mesh"
+	"weft/mesh/member"
 	"weft/mesh/meshtest"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
@@ -77,9 +79,11 @@ func newHost(t *testing.T, net *meshtest.Network, n int, v *voter, others []int,
 	}
 	var err error
 	v.mesh, err = mesh.New(mesh.Config{
-		Identity:  meshtest.Identity(n),
-		Record:    peer.Record{Nickname: fmt.Sprint("h", n), Underlay: []netip.Addr{meshtest.Address(n).Addr()}, Port: 6784, Gossip: mesh.Port},
-		GossipKey: secret.Secret{1}.GossipKey(), Targets: targets, Store: v, Port: mesh.Port,
+		Identity: meshtest.Identity(n),
+		Record:   peer.Record{Nickname: fmt.Sprint("h", n), Underlay: []netip.Addr{meshtest.Address(n).Addr()}, Port: 6784, Gossip: mesh.Port},
+		Root:     secret.Secret{1}.Root().Public().(ed25519.PublicKey), Targets: targets,
+		Certificate: member.Certify(secret.Secret{1}.Root(), meshtest.Identity(n).Public().(ed25519.PublicKey), member.Holder).Encode(),
+		Store:       v, Port: mesh.Port,
 		Log: slog.New(slog.DiscardHandler), Changed: func() {}, Transport: net.Join(meshtest.Address(n)),
 	})
 	if err != nil {

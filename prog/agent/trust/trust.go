@@ -4,12 +4,14 @@
 package trust
 
 import (
+	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
 	"io"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"weft/mesh/member"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
 	"weft/prog/agent/statedir"
@@ -22,6 +24,9 @@ type Trust struct {
 	Keys   state.Keys
 	Public wgtypes.Key // this host's WireGuard key
 	Token  secret.Token
+	// Root is the public key that certifies the members of the cluster, Certificate is this host's own.
+	Root        ed25519.PublicKey
+	Certificate []byte
 }
 
 // Store keeps the keys over a restart, and makes them the first time.
@@ -52,8 +57,14 @@ func Load(store Store, dir string) (t Trust, err error) {
 	if t.Token, err = statedir.Secret(dir); err != nil {
 		return t, fmt.Errorf("secret: %w", err)
 	}
+	root := t.Token.Secret.Root()
+	t.Root = root.Public().(ed25519.PublicKey)
+	t.Certificate = member.Certify(root, t.Keys.Identity.Public().(ed25519.PublicKey), member.Holder).Encode()
 	return t, nil
 }
+
+// GossipKey returns the key of older versions' gossip.
+func (t Trust) GossipKey() []byte { return t.Token.Secret.GossipKey() }
 
 // PresharedKey returns WireGuard's pre-shared key for the tunnel to a peer.
 func (t Trust) PresharedKey(other peer.ID) [32]byte {

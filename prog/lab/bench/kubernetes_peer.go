@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,7 @@ import (
 	"weft/ipam/slot"
 	"weft/mesh"
 	"weft/mesh/directory"
+	"weft/mesh/member"
 	"weft/mesh/peer"
 	"weft/mesh/secret"
 	"weft/prog/kube"
@@ -137,8 +139,10 @@ func (p *simulated) make(ctx context.Context) error {
 			targets = append(targets, n.Addrs[0].String())
 		}
 	}
+	root := founding.Token.Secret.Root()
 	if p.mesh, err = mesh.New(mesh.Config{
-		Identity: keys.Identity, Record: record, GossipKey: founding.Token.Secret.GossipKey(), Cluster: founding.Token.Cluster,
+		Identity: keys.Identity, Record: record, Root: root.Public().(ed25519.PublicKey),
+		Certificate: member.Certify(root, keys.Identity.Public().(ed25519.PublicKey), member.Holder).Encode(), Cluster: founding.Token.Cluster,
 		Universe: founding.Universe, Targets: targets, Store: p.store, Port: mesh.Port, Log: log, Changed: nothing,
 	}); err != nil {
 		return err

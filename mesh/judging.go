@@ -1,0 +1,164 @@
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"weft/mesh/judge"
+	"weft/mesh/peer"
+	"weft/mesh/session"
+)
+
+// rules are what the judge of memberlist's messages asks this mesh.
+type rules struct{ m *Mesh }
+
+var _ judge.Rules = rules{}
+
+func (r rules) Self() string { return r.m.name }
+
+// refutable is by how much an accusation must be below the ceiling, so that the accused run can refute
+// it within its present metadata.
+const refutable = 64
+
+func (r rules) Ceiling(run string) (uint32, bool) {
+	if run == r.m.name {
+		r.m.mu.Lock()
+		defer r.m.mu.Unlock()
+		return r.m.hello.Ceiling - refutable, true
+	}
+	ceiling, ok := r.m.verified.ceiling(run)
+	return ceiling - refutable, ok && ceiling >= refutable
+}
+
+// CeilingIn passes the greeting of another version: NotifyAlive refuses it, and says why.
+func (r rules) CeilingIn(meta []byte, name string, addr netip.Addr, port uint16) (uint32, bool) {
+	h, err := r.m.helloOf(name, netip.AddrPortFrom(addr, port), meta)
+	if err != nil {
+		r.m.cfg.Log.Debug("ignoring what a peer reports of another", "run", name, "addr", addr, "err", err)
+		return 0, false
+	}
+	if h.Version != Version {
+		return ^uint32(0), true
+	}
+	return h.Ceiling, true
+}
+
+func (r rules) Left(run string) bool {
+	id, _ := idOfNode(run)
+	r.m.mu.Lock()
+	defer r.m.mu.Unlock()
+	k := r.m.peers[id]
+	return k != nil && k.hasRecord() && k.signed.Record.State != peer.Running
+}
+
+func (r rules) Told(incarnation uint32) { r.m.raiseCeiling(incarnation) }
+
+// Accuse names a peer that reported something false. Its session has proved that it is this peer.
+func (r rules) Accuse(liar, about, what string) {
+	id, _ := idOfNode(liar)
+	of, _ := idOfNode(about)
+	reason := fmt.Sprintf("peer %s reported falsely about peer %s: it %s: the network between the two fails, or the reporting host is compromised", r.m.Name(id), r.m.Name(of), what)
+	addr := id.String()
+	if n := r.m.members.named(liar); n != nil {
+		addr = addressOf(n).Addr().String()
+	}
+	r.m.reject(addr, reason)
+}
+
+// judgePacket returns what memberlist may see of a packet.
+func (m *Mesh) judgePacket(from session.Peer, content []byte) []byte {
+	m.judge.Alive(from.Run)
+	out, _ := m.judge.Packet(from.Run, content)
+	return out
+}
+
+// judged is a stream whose message memberlist sees after the judge.
+type judged struct {
+	*session.Stream
+	m       *Mesh
+	read    bool
+	message []byte
+	err     error
+	held    int
+}
+
+func (m *Mesh) judged(s *session.Stream) net.Conn { return &judged{Stream: s, m: m} }
+
+func (j *judged) Read(p []byte) (int, error) {
+	if !j.read {
+		j.read = true
+		j.m.judge.Alive(j.Peer.Run)
+		j.message, j.err = j.m.judge.Stream(j.Peer.Run, held{j}, maxStream)
+	}
+	switch {
+	case j.err != nil:
+		return 0, j.err
+	case len(j.message) == 0:
+		return 0, io.EOF // a stream carries one message in each direction
+	}
+	n := copy(p, j.message)
+	j.message = j.message[n:]
+	return n, nil
+}
+
+func (j *judged) Close() error {
+	j.m.budget.give(j.Peer.ID, j.held)
+	j.held = 0
+	return j.Stream.Close()
+}
+
+// held reads a stream within the budget of its peer.
+type held struct{ j *judged }
+
+func (h held) Read(p []byte) (int, error) {
+	n, err := h.j.Stream.Read(p)
+	if e := h.j.m.budget.take(h.j.Peer.ID, n); e != nil {
+		return 0, e
+	}
+	h.j.held += n
+	return n, err
+}
+
+// budget bounds the bytes of all messages that are being read from streams, in total and per peer. A
+// member is proven, but may still send without end. It is safe for concurrent use.
+type budget struct {
+	mu    sync.Mutex
+	total int
+	of    map[peer.ID]int
+}
+
+const (
+	maxHeld     = 24 << 20
+	maxHeldPeer = 10 << 20
+)
+
+var errBudget = errors.New("too many bytes at once from this peer")
+
+func (b *budget) take(id peer.ID, n int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.total+n > maxHeld || b.of[id]+n > maxHeldPeer {
+		return errBudget
+	}
+	if b.of == nil {
+		b.of = map[peer.ID]int{}
+	}
+	b.total, b.of[id] = b.total+n, b.of[id]+n
+	return nil
+}
+
+func (b *budget) give(id peer.ID, n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.total -= n
+	if b.of[id] -= n; b.of[id] <= 0 {
+		delete(b.of, id)
+	}
+}
+
+const updateTimeout = time.Second

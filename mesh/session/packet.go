@@ -1,0 +1,250 @@
+package session
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/replay"
+
+	"weft/mesh/peer"
+)
+
+// A packet has a type byte, the receiver's index of the session (4 bytes), a counter (8 bytes, the nonce),
+// and the content, sealed with AES-256-GCM. All of the header is authenticated.
+const (
+	packetType = 0x57 // no packet of memberlist starts with it, encrypted or not
+	packetHead = 1 + 4 + 8
+	// Overhead is how many bytes longer a packet is than its content.
+	Overhead = packetHead + 16
+
+	maxCounter = 1 << 48 // a session seals no more packets; long before that, another stream brought new keys
+)
+
+var errNoKeys = errors.New("no session with that run yet")
+
+// keys are the keys of one session's packets.
+type keys struct {
+	peer     peer.ID
+	run      string
+	index    uint32 // under which this end receives
+	theirs   uint32 // under which the other end receives
+	in, out  cipher.AEAD
+	probe    []byte
+	from     Peer
+	mu       sync.Mutex
+	counter  uint64
+	replayed replay.Filter
+	doubted  bool // a later run of the peer has a session, and this one sent nothing since
+}
+
+// newKeys derives the packet keys of a stream. The two directions have different keys.
+func newKeys(s tls.ConnectionState, p Peer, dialed bool) (*keys, error) {
+	material, err := exported(s, "EXPORTER-weft-packets-v2", 96)
+	if err != nil {
+		return nil, err
+	}
+	one, two := material[:32], material[32:64]
+	if !dialed {
+		one, two = two, one
+	}
+	k := &keys{peer: p.ID, run: p.Run, from: p, probe: material[64:]}
+	if k.out, err = newAEAD(one); err == nil {
+		k.in, err = newAEAD(two)
+	}
+	return k, err
+}
+
+func newAEAD(key []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+func nonceOf(counter uint64) []byte {
+	return binary.BigEndian.AppendUint64(make([]byte, 4, 12), counter)
+}
+
+// seal returns a packet.
+func (k *keys) seal(content []byte) ([]byte, error) {
+	k.mu.Lock()
+	counter := k.counter
+	k.counter++
+	k.mu.Unlock()
+	if counter >= maxCounter {
+		return nil, errNoKeys
+	}
+	out := make([]byte, 0, Overhead+len(content))
+	out = append(out, packetType)
+	out = binary.BigEndian.AppendUint32(out, k.theirs)
+	out = binary.BigEndian.AppendUint64(out, counter)
+	return k.out.Seal(out, nonceOf(counter), content, out), nil
+}
+
+// open returns the content of a packet, once.
+func (k *keys) open(packet []byte) ([]byte, bool) {
+	counter := binary.BigEndian.Uint64(packet[5:])
+	content, err := k.in.Open(nil, nonceOf(counter), packet[packetHead:], packet[:packetHead])
+	if err != nil {
+		return nil, false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.replayed.ValidateCounter(counter, maxCounter) {
+		return nil, false
+	}
+	k.doubted = false
+	return content, true
+}
+
+// These bounds limit the sessions that a peer can make this host keep.
+const (
+	maxSessions = 4 // per run: packets of an older session may still be on their way
+	maxRuns     = 8 // per peer: twins, and runs that crashed
+)
+
+// table has the sessions of all runs.
+type table struct {
+	mu      sync.Mutex
+	byIndex map[uint32]*keys
+	byRun   map[string][]*keys // oldest first
+}
+
+// reserve registers keys, so that their packets are received.
+func (t *table) reserve(k *keys) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for k.index == 0 || t.byIndex[k.index] != nil {
+		k.index = rand.Uint32()
+	}
+	t.byIndex[k.index] = k
+}
+
+// release undoes reserve.
+func (t *table) release(k *keys) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.byIndex, k.index)
+}
+
+// lastWord is how long the keys of an earlier run of a peer live on without a packet from it.
+const lastWord = time.Second
+
+// install makes keys the ones that packets to their run are sealed with. Earlier runs of the same peer
+// have probably ended, so their keys are deleted unless they go on sending: then the peer's identity was
+// copied, and both run.
+func (t *table) install(k *keys) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byIndex[k.index] != k {
+		return // dropped meanwhile
+	}
+	runs, earlier := 0, false
+	for run, list := range t.byRun {
+		if run == k.run || !strings.HasPrefix(run, k.peer.String()+"-") {
+			continue
+		}
+		if runs++; runs >= maxRuns {
+			t.drop(run)
+			continue
+		}
+		for _, old := range list {
+			if run < k.run {
+				old.doubt()
+				earlier = true
+			}
+		}
+	}
+	if earlier {
+		time.AfterFunc(lastWord, func() {
+			t.dropAll(func(old *keys) bool { return old.peer == k.peer && old.run < k.run && old.isDoubted() })
+		})
+	}
+	list := append(t.byRun[k.run], k)
+	if len(list) > maxSessions {
+		delete(t.byIndex, list[0].index)
+		list = slices.Delete(list, 0, 1)
+	}
+	t.byRun[k.run] = list
+}
+
+func (k *keys) doubt() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.doubted = true
+}
+
+func (k *keys) isDoubted() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.doubted
+}
+
+// drop deletes the sessions of a run. The caller holds the lock.
+func (t *table) drop(run string) {
+	for _, k := range t.byRun[run] {
+		delete(t.byIndex, k.index)
+	}
+	delete(t.byRun, run)
+}
+
+// dropAll deletes the sessions that a function selects.
+func (t *table) dropAll(which func(*keys) bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, k := range t.byIndex {
+		if which(k) {
+			delete(t.byIndex, i)
+		}
+	}
+	for run, list := range t.byRun {
+		if list = slices.DeleteFunc(list, which); len(list) == 0 {
+			delete(t.byRun, run)
+		} else {
+			t.byRun[run] = list
+		}
+	}
+}
+
+// to returns the keys for packets to a run; nil if there is no session.
+func (t *table) to(run string) *keys {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := t.byRun[run]
+	if len(list) == 0 {
+		return nil
+	}
+	return list[len(list)-1]
+}
+
+// of returns the keys under which a packet was sealed; nil if they are unknown.
+func (t *table) of(packet []byte) *keys {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byIndex[binary.BigEndian.Uint32(packet[1:])]
+}
+
+// pace lets something happen at most once per interval.
+type pace struct {
+	mu   sync.Mutex
+	next time.Time
+}
+
+func (p *pace) allow(now time.Time, interval time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.Before(p.next) {
+		return false
+	}
+	p.next = now.Add(interval)
+	return true
+}

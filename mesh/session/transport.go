@@ -1,0 +1,315 @@
+package session
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"weft/mesh/peer"
+)
+
+// Config configures a Transport. All functions are called from several goroutines.
+type Config struct {
+	Identity ed25519.PrivateKey
+	Run      string               // the name of this run; it begins with the id of Identity
+	Network  memberlist.Transport // carries streams and packets; the Transport ends it
+	// Addresses returns the addresses in the record of a run's peer, as HOST:PORT.
+	Addresses func(run string) []string
+	// Show returns what this host shows to the other end of a stream with this use.
+	Show func(Use) []byte
+	// Welcome refuses the other end of a stream; nil: it is welcome. The other end is told the error.
+	Welcome func(Peer, Use) error
+	// Gossip prepares a stream for memberlist.
+	Gossip func(*Stream) net.Conn
+	// Serve takes a stream that another host opened for another use than Gossip and Keys. It must not
+	// block, and must close the stream.
+	Serve func(*Stream)
+	// Incoming returns what memberlist may see of a packet, or nil.
+	Incoming func(from Peer, content []byte) []byte
+	// Outgoing is called with each packet that memberlist sends to a run.
+	Outgoing func(run string, content []byte)
+	// Older tells an agent of a version before sessions that it is refused. The caller closes the stream.
+	Older func(net.Conn)
+	// Refused is called for each host that was refused.
+	Refused func(addr, reason string)
+}
+
+// Transport is memberlist's NodeAwareTransport. Shutdown ends it.
+type Transport struct {
+	cfg      Config
+	identity identity
+	table    table
+	routes   routes
+	door     door
+	stranger pace // dials to the senders of packets under unknown keys
+
+	packets chan *memberlist.Packet
+	streams chan net.Conn
+	done    chan struct{}
+
+	mu      sync.Mutex
+	waiting map[string]*waiting // by run
+	// advertised is the result of FinalAdvertiseAddr.
+	advertised netip.AddrPort
+}
+
+// waiting holds packets for a run that has no session yet.
+type waiting struct {
+	packets [][]byte
+	dialing bool
+	pace    pace
+}
+
+const (
+	maxWaiting   = 8   // packets per run
+	manyWaiting  = 64  // runs, before those without a packet are dropped
+	packetQueue  = 256 // packets that memberlist has not taken yet
+	dialInterval = time.Second
+)
+
+var _ memberlist.NodeAwareTransport = (*Transport)(nil)
+
+// New returns a Transport that receives at once.
+func New(cfg Config) (*Transport, error) {
+	id, err := newIdentity(cfg.Identity)
+	if err != nil {
+		return nil, err
+	}
+	t := &Transport{
+		cfg: cfg, identity: id, routes: routes{others: cfg.Addresses},
+		table:   table{byIndex: map[uint32]*keys{}, byRun: map[string][]*keys{}},
+		packets: make(chan *memberlist.Packet, packetQueue), streams: make(chan net.Conn), done: make(chan struct{}),
+		waiting: map[string]*waiting{},
+	}
+	go t.receiveStreams()
+	go t.receivePackets()
+	return t, nil
+}
+
+// FinalAdvertiseAddr returns the address that the network gives this host.
+func (t *Transport) FinalAdvertiseAddr(ip string, port int) (net.IP, int, error) {
+	addr, port, err := t.cfg.Network.FinalAdvertiseAddr(ip, port)
+	if a, ok := netip.AddrFromSlice(addr); ok && err == nil {
+		t.mu.Lock()
+		t.advertised = netip.AddrPortFrom(a.Unmap(), uint16(port))
+		t.mu.Unlock()
+	}
+	return addr, port, err
+}
+
+// Advertised returns the address that memberlist advertises; invalid before it has asked for one.
+func (t *Transport) Advertised() netip.AddrPort {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.advertised
+}
+
+// PacketCh returns the channel of received packets.
+func (t *Transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
+
+// StreamCh returns the channel of proven streams for memberlist.
+func (t *Transport) StreamCh() <-chan net.Conn { return t.streams }
+
+// Shutdown ends the network first, since it delivers streams until it has ended.
+func (t *Transport) Shutdown() error {
+	err := t.cfg.Network.Shutdown()
+	close(t.done)
+	t.table.dropAll(func(*keys) bool { return true })
+	return err
+}
+
+func (t *Transport) receiveStreams() {
+	for {
+		select {
+		case c := <-t.cfg.Network.StreamCh():
+			go t.accept(c) // the door bounds their number, proofTimeout their life
+		case <-t.done:
+			return
+		}
+	}
+}
+
+func (t *Transport) receivePackets() {
+	for {
+		select {
+		case p := <-t.cfg.Network.PacketCh():
+			t.receivePacket(p)
+		case <-t.done:
+			return
+		}
+	}
+}
+
+func (t *Transport) receivePacket(p *memberlist.Packet) {
+	if len(p.Buf) < Overhead || p.Buf[0] != packetType {
+		return
+	}
+	k := t.table.of(p.Buf)
+	if k == nil {
+		t.meet(p.From)
+		return
+	}
+	content, ok := k.open(p.Buf)
+	if !ok {
+		return
+	}
+	if content = t.cfg.Incoming(k.from, content); content == nil {
+		return
+	}
+	select {
+	case t.packets <- &memberlist.Packet{Buf: content, From: p.From, Timestamp: p.Timestamp}:
+	default: // as in a full socket buffer
+	}
+}
+
+// meet dials the sender of a packet under unknown keys. Probably this agent has restarted, and the sender
+// does not know yet. Anybody can send such packets, so there is at most one dial per second.
+func (t *Transport) meet(from net.Addr) {
+	addr := addrOf(from)
+	if !addr.IsValid() || addr.Addr().IsMulticast() || !t.stranger.allow(time.Now(), dialInterval) {
+		return
+	}
+	go func() {
+		if s, err := t.Ask(memberlist.Address{Addr: addr.String()}, Keys, proofTimeout); err == nil {
+			s.Close()
+		}
+	}()
+}
+
+// WriteTo sends nothing: a packet without the name of a run has no keys.
+func (t *Transport) WriteTo([]byte, string) (time.Time, error) {
+	return time.Time{}, errors.New("session: a packet needs the name of a run")
+}
+
+// WriteToAddress sends a packet to a run. If there is no session yet, a few packets wait for it.
+func (t *Transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
+	now := time.Now()
+	if a.Name == "" {
+		return t.WriteTo(b, a.Addr)
+	}
+	t.cfg.Outgoing(a.Name, b)
+	k := t.table.to(a.Name)
+	if k == nil {
+		t.wait(a, b)
+		return now, nil
+	}
+	packet, err := k.seal(b)
+	if err != nil {
+		t.table.dropAll(func(other *keys) bool { return other == k })
+		t.wait(a, b)
+		return now, nil
+	}
+	return t.cfg.Network.WriteTo(packet, t.routes.to(a))
+}
+
+// wait keeps a packet until there is a session, and dials the run once per second at most.
+func (t *Transport) wait(a memberlist.Address, b []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w := t.waiting[a.Name]
+	if w == nil {
+		for run, w := range t.waiting { // runs that ended while a few packets were still sent to them
+			if len(t.waiting) >= manyWaiting && !w.dialing && len(w.packets) == 0 {
+				delete(t.waiting, run)
+			}
+		}
+		w = &waiting{}
+		t.waiting[a.Name] = w
+	}
+	if len(w.packets) < maxWaiting {
+		w.packets = append(w.packets, append([]byte(nil), b...))
+	}
+	if w.dialing || !w.pace.allow(time.Now(), dialInterval) {
+		return
+	}
+	w.dialing = true
+	go func() {
+		s, err := t.Ask(a, Keys, proofTimeout)
+		if err == nil {
+			s.Close()
+		}
+		t.mu.Lock()
+		w.dialing = false
+		if err != nil {
+			w.packets = nil
+		}
+		t.mu.Unlock()
+		if err == nil {
+			t.send(a, w)
+		}
+	}()
+}
+
+// flush sends the packets that waited for a session with a run which the other end opened.
+func (t *Transport) flush(run string) {
+	t.mu.Lock()
+	w := t.waiting[run]
+	t.mu.Unlock()
+	if w != nil && t.cfg.Addresses != nil {
+		if addrs := t.cfg.Addresses(run); len(addrs) > 0 {
+			t.send(memberlist.Address{Addr: addrs[0], Name: run}, w)
+		}
+	}
+}
+
+func (t *Transport) send(a memberlist.Address, w *waiting) {
+	t.mu.Lock()
+	packets := w.packets
+	w.packets = nil
+	t.mu.Unlock()
+	k := t.table.to(a.Name)
+	for _, b := range packets {
+		if k == nil {
+			return
+		}
+		if packet, err := k.seal(b); err == nil {
+			_, _ = t.cfg.Network.WriteTo(packet, t.routes.to(a)) // a packet may be lost
+		}
+	}
+}
+
+// DialTimeout opens a stream for memberlist to whatever run is at an address.
+func (t *Transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	return t.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
+}
+
+// DialAddressTimeout opens a stream for memberlist to one run of a peer, at any of that peer's addresses.
+func (t *Transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	s, err := t.Ask(a, Gossip, timeout)
+	if err != nil {
+		return nil, err
+	}
+	return t.cfg.Gossip(s), nil
+}
+
+// At returns the address at which packets reach a run.
+func (t *Transport) At(a memberlist.Address) (netip.AddrPort, error) {
+	return netip.ParseAddrPort(t.routes.to(a))
+}
+
+// Forget drops all that is known of a run that has ended.
+func (t *Transport) Forget(run string) {
+	t.routes.forget(run)
+	t.table.dropAll(func(k *keys) bool { return k.run == run })
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.waiting, run)
+}
+
+// Expel ends all sessions of a peer. Welcome must refuse it from now on.
+func (t *Transport) Expel(id peer.ID) { t.table.dropAll(func(k *keys) bool { return k.peer == id }) }
+
+// ProbeKey returns a key that only this host and a run of a peer have, for probes of the path between
+// them. It changes with each new session: for a moment the two ends may have different ones.
+func (t *Transport) ProbeKey(run string) (key []byte, ok bool) {
+	k := t.table.to(run)
+	if k == nil {
+		return nil, false
+	}
+	return append([]byte(nil), k.probe...), true
+}
