@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -67,7 +68,7 @@ func TestBansCountByTheRightsOfTheirWriters(t *testing.T) {
 		l := Read(root, c.docs)
 		for n := byte(1); n <= 8; n++ {
 			got, ok := l.Banned(id(n))
-			want := strings.IndexByte(string(c.banned), n) >= 0
+			want := slices.Contains(c.banned, n)
 			if ok != want || ok && got.Peer != id(n) {
 				t.Errorf("%s: host %d is banned: %v, want %v", name, n, ok, want)
 			}
@@ -198,7 +199,7 @@ func TestLedgerIsIndependentOfOrder(t *testing.T) {
 			}
 		}
 		one := Read(root, docs)
-		shuffled := append(docs[:len(docs):len(docs)], docs...) // duplicates do not matter either
+		shuffled := slices.Concat(docs, docs) // duplicates do not matter either
 		random := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
 		random.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
 		another := Read(root, shuffled)

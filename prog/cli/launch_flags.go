@@ -97,15 +97,8 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 	if f.Init, err = config.ParseInit(f.init); err != nil {
 		return words.Misused(err)
 	}
-	if f.exclude != nil {
-		f.Exclude = []netip.Prefix{}
-	}
-	for _, s := range f.exclude {
-		p, err := words.Prefix(s)
-		if err != nil {
-			return words.Misused(fmt.Errorf("--ipalloc-exclude %s: %w", s, err))
-		}
-		f.Exclude = append(f.Exclude, p.Masked())
+	if err := f.parseExclude(); err != nil {
+		return words.Misused(err)
 	}
 	if err := checkStatusAddr(f.StatusAddr); err != nil {
 		return words.Misused(err)
@@ -134,6 +127,22 @@ func (f *launchFlags) complete(targets []string, logTo io.Writer) error {
 		level = slog.LevelDebug
 	}
 	f.Log = slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: level}))
+	return nil
+}
+
+// parseExclude reads the excluded CIDRs. No flag and an empty flag differ: only the latter removes the
+// stored list.
+func (f *launchFlags) parseExclude() error {
+	if f.exclude != nil {
+		f.Exclude = []netip.Prefix{}
+	}
+	for _, s := range f.exclude {
+		p, err := words.Prefix(s)
+		if err != nil {
+			return fmt.Errorf("--ipalloc-exclude %s: %w", s, err)
+		}
+		f.Exclude = append(f.Exclude, p.Masked())
+	}
 	return nil
 }
 
