@@ -33,6 +33,9 @@ type DocumentsConfig struct {
 	Synced    bool     // whether an earlier run stored that it was synced
 	Now       func() time.Time
 	Log       *slog.Logger
+	// Refuse returns why a document of another peer does not count, or nil. It must not block or call
+	// the documents. If it is nil, all documents count.
+	Refuse func(*document.Document) error
 	// Changed is called after every change, including changes of Synced. It must not block.
 	Changed func()
 }

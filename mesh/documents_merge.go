@@ -71,6 +71,12 @@ func decodeDocuments(list [][]byte) (docs []*document.Document, err error) {
 func (d *Documents) takeIn(docs []*document.Document) (fresh []*document.Document, err error) {
 	now := d.now()
 	for _, theirs := range docs {
+		if d.cfg.Refuse != nil {
+			if refused := d.cfg.Refuse(theirs); refused != nil {
+				err = errors.Join(err, refused)
+				continue
+			}
+		}
 		if d.set.Ended(theirs) {
 			gone, refused := d.set.Next(theirs.Kind, theirs.Name, nil, true, now, d.cfg.Identity)
 			if err = errors.Join(err, refused); refused != nil {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/hashicorp/memberlist"
 
-	"weft/mesh/member"
 	"weft/mesh/peer"
 )
 
@@ -55,12 +54,12 @@ func (h hello) sign(key ed25519.PrivateKey, name string, at netip.AddrPort) []by
 
 // openHello verifies a greeting. For a peer of another version it only returns that version, since the
 // peer is refused for that.
-func openHello(meta []byte, root ed25519.PublicKey, name string, at netip.AddrPort, ours uint) (h hello, err error) {
+func (m *Mesh) openHello(meta []byte, name string, at netip.AddrPort) (h hello, err error) {
 	var w helloWire
 	if err := decoding.Unmarshal(meta, &w); err != nil || w.Version == 0 {
 		return h, fmt.Errorf("%s", unreadable)
 	}
-	if w.Version != ours {
+	if w.Version != Version {
 		return hello{Version: w.Version}, nil
 	}
 	if err := decoding.Unmarshal(w.Content, &h); err != nil {
@@ -73,11 +72,9 @@ func openHello(meta []byte, root ed25519.PublicKey, name string, at netip.AddrPo
 	case !ed25519.Verify(h.Identity, helloSigned(w.Content, name, at), w.Signature):
 		return h, fmt.Errorf("its greeting is not signed by the peer for this name and address")
 	}
-	if _, err := member.Verify(root, h.Identity, h.Certificate); err != nil {
-		return h, fmt.Errorf("%s", wrongSecret)
-	}
 	h.Version = w.Version
-	return h, nil
+	_, err = m.memberOf(h.Identity, h.Certificate)
+	return h, err
 }
 
 // refuse returns why two peers cannot be in one mesh, or nil.
@@ -149,7 +146,7 @@ func (m *Mesh) helloOf(name string, at netip.AddrPort, meta []byte) (hello, erro
 	if h, ok := m.verified.get(name, at, meta); ok {
 		return h, nil
 	}
-	h, err := openHello(meta, m.cfg.Root, name, at, Version)
+	h, err := m.openHello(meta, name, at)
 	if err == nil && h.Version == Version {
 		m.verified.put(name, verifiedHello{h, bytes.Clone(meta), at})
 	}

@@ -63,7 +63,7 @@ func (m *Mesh) keep(id peer.ID, s peer.Signed, size int) error {
 	m.kept.bytes += size - k.size
 	m.forgetKey(id, k)
 	m.keepKey(id, s.Record.WireGuard)
-	k.signed, k.size, k.saved = s, size, false
+	k.signed, k.size, k.saved, k.holder = s, size, false, m.holds(s.Record)
 	delete(m.kept.forgotten, id)
 	return nil
 }

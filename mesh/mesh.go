@@ -30,6 +30,7 @@ import (
 
 	"weft/ipam/slot"
 	"weft/mesh/judge"
+	"weft/mesh/member"
 	"weft/mesh/peer"
 	"weft/mesh/session"
 )
@@ -76,6 +77,11 @@ type Config struct {
 	Store       Store
 	Port        int
 	Log         *slog.Logger
+	// Admit decides about a host that proved to have a token; nil: this host admits nobody.
+	Admit func(Applicant) (Admission, error)
+	// Banned returns why a member is banned, or nil. It must not block or call the mesh. If it is nil,
+	// nobody is banned.
+	Banned func(member.Member) error
 	// Owns reports whether a peer owns a part of the ring. Such a peer is never forgotten. Owns
 	// must not block or call the mesh. If it is nil, no peer owns anything.
 	Owns func(peer.ID) bool
@@ -126,6 +132,7 @@ type known struct {
 	signed peer.Signed
 	size   int        // bytes of signed
 	saved  bool       // whether signed is on disk
+	holder bool       // whether the peer holds the secret
 	node   string     // its name in memberlist while gossip reaches it, else empty
 	addr   netip.Addr // the address at which gossip reaches the peer
 	since  time.Time  // when node last changed

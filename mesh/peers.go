@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"weft/mesh/member"
 	"weft/mesh/peer"
 )
 
@@ -92,8 +91,8 @@ func (m *Mesh) mergeRecord(data []byte) (news bool, err error) {
 	if id == m.self {
 		return false, m.refute(s.Record)
 	}
-	if _, err := member.Verify(m.cfg.Root, s.Record.Identity, s.Record.Certificate); err != nil {
-		return false, fmt.Errorf("peers: refused the record of %v: it is no member of this network: %w", id, err)
+	if _, err := m.memberOf(s.Record.Identity, s.Record.Certificate); err != nil {
+		return false, fmt.Errorf("peers: refused the record of %v: %w", id, err)
 	}
 	m.mu.Lock()
 	fresh = m.isNews(s)

@@ -1,12 +1,12 @@
 package mesh
 
 import (
+	"bytes"
 	"context"
 	"errors"
 
 	"github.com/hashicorp/memberlist"
 
-	"weft/mesh/member"
 	"weft/mesh/session"
 )
 
@@ -22,10 +22,16 @@ func (m *Mesh) newTransport(ctx context.Context, conf *memberlist.Config) (*sess
 	}
 	t, err := session.New(session.Config{
 		Identity: m.cfg.Identity, Run: m.name, Network: network, Addresses: m.recorded, Refused: m.reject, Older: m.tellOlder,
-		Show:     func(session.Use) []byte { return m.cfg.Certificate },
-		Welcome:  m.welcome,
-		Gossip:   m.judged,
-		Serve:    func(s *session.Stream) { m.answer(ctx, s) },
+		Show:    m.show,
+		Welcome: m.welcome,
+		Gossip:  m.judged,
+		Serve: func(s *session.Stream) {
+			if s.Use == session.Admit {
+				m.admit(s)
+				return
+			}
+			m.answer(ctx, s)
+		},
 		Incoming: m.judgePacket, Outgoing: m.judge.Sent,
 	})
 	if err != nil {
@@ -36,12 +42,30 @@ func (m *Mesh) newTransport(ctx context.Context, conf *memberlist.Config) (*sess
 
 var errUnknownUse = errors.New("it wants to use a stream for what this version of Weft does not know: upgrade the older one")
 
-// welcome refuses a peer whose certificate does not chain to the cluster's root key.
+// show returns what proves to the other end that this host is a member. A host that asks to become one
+// knows only a hash of the root key.
+func (m *Mesh) show(use session.Use) []byte {
+	if use == session.Admit {
+		return append(bytes.Clone(m.cfg.Root), m.cfg.Certificate...)
+	}
+	return m.cfg.Certificate
+}
+
+// welcome refuses a peer whose certificate does not chain to the cluster's root key, or that is banned.
 func (m *Mesh) welcome(p session.Peer, use session.Use) error {
-	if use < session.Keys || use > session.Request {
+	switch {
+	case use == session.Admit && m.cfg.Admit == nil:
+		return errAdmitsNobody
+	case use == session.Admit:
+		return nil
+	case use < session.Keys || use > session.Admit:
 		return errUnknownUse
 	}
-	if _, err := member.Verify(m.cfg.Root, p.Key, p.Body); err != nil {
+	_, err := m.memberOf(p.Key, p.Body)
+	if banned, ok := errors.AsType[*BannedError](err); ok {
+		return banned
+	}
+	if err != nil {
 		m.cfg.Log.Debug("refusing a peer", "peer", m.Name(p.ID), "addr", p.Addr, "err", err)
 		return errors.New(wrongSecret)
 	}

@@ -63,8 +63,11 @@ func (t *Transport) introduce(raw net.Conn, want string, use Use) (*Stream, erro
 		return nil, err
 	}
 	if err = t.judge(&p, welcome, want, use); err != nil {
-		if e, ok := errors.AsType[*Refusal](err); ok && e.Ours {
+		switch e, ok := errors.AsType[*Refusal](err); {
+		case ok && e.Ours:
 			_ = greeting{Refuse: e.Reason}.send(s) // the stream ends in any case
+		case ok:
+			t.cfg.Refused(addrOf(raw.RemoteAddr()).Addr().String(), "it refuses this host: "+e.Reason)
 		}
 		return nil, err
 	}
@@ -80,13 +83,12 @@ func (t *Transport) introduce(raw net.Conn, want string, use Use) (*Stream, erro
 
 // judge decides about the greeting or welcome of the other end.
 func (t *Transport) judge(p *Peer, g greeting, want string, use Use) error {
-	if g.Refuse != "" {
-		return &Refusal{Reason: g.Refuse}
-	}
 	p.Run, p.Body = g.Run, bytes.Clone(g.Body)
 	switch {
 	case g.Run == t.cfg.Run:
 		return errItself
+	case g.Refuse != "":
+		return &Refusal{Reason: g.Refuse}
 	case !strings.HasPrefix(g.Run, p.ID.String()+"-"):
 		return fmt.Errorf("the peer %v calls its run %q, which is the name of another peer", p.ID, g.Run)
 	case want != "" && g.Run != want:
@@ -129,6 +131,11 @@ func (t *Transport) proven(k *keys, use Use) {
 func (t *Transport) accept(raw net.Conn) {
 	g := t.door.enter(raw)
 	s, err := t.receiveGuest(raw, g)
+	if err == nil && s.Use == Admit { // no member yet: it keeps its place at the door, and its bounds
+		t.cfg.Serve(s)
+		t.door.leave(g)
+		return
+	}
 	if !t.door.leave(g) && err == nil {
 		err = errCrowded
 	}
@@ -137,6 +144,7 @@ func (t *Transport) accept(raw net.Conn) {
 		t.report(g, err)
 		return
 	}
+	g.proven = true
 	_ = raw.SetDeadline(time.Time{}) // if this fails, so does the next read
 	switch s.Use {
 	case Keys:
@@ -183,7 +191,7 @@ func (t *Transport) receiveGuest(raw net.Conn, g *guest) (*Stream, error) {
 		k.run, k.from, k.theirs = p.Run, p, hello.Index
 		err = greeting{Run: t.cfg.Run, Index: k.index, Body: t.cfg.Show(hello.Use)}.send(s)
 	} else {
-		_ = greeting{Refuse: reasonOf(err)}.send(s) // the stream ends in any case
+		_ = greeting{Run: t.cfg.Run, Refuse: reasonOf(err)}.send(s) // the stream ends in any case
 		t.linger(raw)
 	}
 	if err == nil {
@@ -196,7 +204,6 @@ func (t *Transport) receiveGuest(raw net.Conn, g *guest) (*Stream, error) {
 		t.table.release(k)
 		return nil, err
 	}
-	g.proven = true
 	t.proven(k, hello.Use)
 	return &Stream{Conn: s, Peer: p, Use: hello.Use, Binding: binding}, nil
 }

@@ -26,8 +26,8 @@ type Config struct {
 	Welcome func(Peer, Use) error
 	// Gossip prepares a stream for memberlist.
 	Gossip func(*Stream) net.Conn
-	// Serve takes a stream that another host opened for another use than Gossip and Keys. It must not
-	// block, and must close the stream.
+	// Serve takes a stream that another host opened for another use than Gossip and Keys, and closes it.
+	// A stream of the use Admit counts among those of strangers until Serve returns.
 	Serve func(*Stream)
 	// Incoming returns what memberlist may see of a packet, or nil.
 	Incoming func(from Peer, content []byte) []byte

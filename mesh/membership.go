@@ -1,0 +1,66 @@
+package mesh
+
+import (
+	"crypto/ed25519"
+	"fmt"
+
+	"weft/mesh/member"
+	"weft/mesh/peer"
+)
+
+// BannedError reports that a member was banned.
+type BannedError struct{ Err error }
+
+func (e *BannedError) Error() string { return e.Err.Error() }
+func (e *BannedError) Unwrap() error { return e.Err }
+
+// memberOf returns the member that a certificate makes of an identity, unless it is banned.
+func (m *Mesh) memberOf(identity ed25519.PublicKey, certificate []byte) (member.Member, error) {
+	who, err := member.Verify(m.cfg.Root, identity, certificate)
+	if err != nil {
+		return who, fmt.Errorf("it is no member of this network: %w", err)
+	}
+	if m.cfg.Banned != nil {
+		if err := m.cfg.Banned(who); err != nil {
+			return who, &BannedError{err}
+		}
+	}
+	return who, nil
+}
+
+// Expel ends all sessions of a peer and forgets it. Config.Banned must refuse it from now on.
+func (m *Mesh) Expel(id peer.ID) {
+	if id == m.self {
+		return
+	}
+	m.mu.Lock()
+	if k := m.peers[id]; k != nil {
+		m.forget(id)
+	}
+	m.mu.Unlock()
+	if m.running() {
+		m.transport.Expel(id)
+		for _, n := range m.members.of(id) {
+			m.verified.forget(n.Name)
+		}
+	}
+	m.cfg.Changed()
+}
+
+// HoldsSecret reports whether a peer holds the cluster's secret, by its certificate. The record of a peer
+// that has not been upgraded yet has none: all peers of that version hold it.
+func (m *Mesh) HoldsSecret(id peer.ID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := m.peers[id]
+	return k != nil && k.holder
+}
+
+// holds reports whether the peer of a record holds the secret.
+func (m *Mesh) holds(r peer.Record) bool {
+	if len(r.Certificate) == 0 {
+		return true
+	}
+	who, err := member.Verify(m.cfg.Root, r.Identity, r.Certificate)
+	return err == nil && who.Rights.Has(member.Holder)
+}
