@@ -25,7 +25,7 @@ func ExamplePlan() {
 		Universe:     slot.Universe{V4: slot.DefaultV4, V6: netip.MustParsePrefix("fd00::/96")},
 		Owned:        map[peer.ID][]slot.Range{h1.ID(): {{Start: 0, End: 256}}, h2.ID(): {{Start: 256, End: 512}}},
 		Route:        func(netip.Addr) int { return 1500 },
-		PresharedKey: func(peer.ID) [32]byte { return [32]byte{} },
+		PresharedKey: func(peer.ID) [32]byte { return [32]byte{1} },
 	})
 	device := topology.SetMTUs(tunnels, 1500, 0)
 	for _, t := range tunnels {

@@ -59,7 +59,8 @@ type Input struct {
 	Reach     map[peer.ID]Reach
 	// Route returns the MTU of this host's route to an address; 0 if unknown.
 	Route func(netip.Addr) int
-	// PresharedKey returns the pre-shared key of this peer and another peer.
+	// PresharedKey returns the pre-shared key of this peer and another peer; zero if they have none yet.
+	// Then the peer gets no tunnel.
 	PresharedKey func(peer.ID) [32]byte
 }
 
@@ -72,13 +73,14 @@ func Plan(in Input) []Tunnel {
 			continue
 		}
 		addr, ok := in.endpoint(r)
-		if !ok {
+		psk := in.PresharedKey(id)
+		if !ok || psk == [32]byte{} {
 			continue
 		}
 		out = append(out, Tunnel{
 			Peer:         id,
 			PublicKey:    r.WireGuard,
-			PresharedKey: in.PresharedKey(id),
+			PresharedKey: psk,
 			Endpoint:     netip.AddrPortFrom(addr, r.Port),
 			Record:       listens(r),
 			AllowedIPs:   in.allowed(in.Owned[id]),

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"crypto/rand"
 	"path/filepath"
 	"time"
 
@@ -14,8 +15,10 @@ import (
 	"weft/prog/agent/enforce"
 	"weft/prog/agent/explain"
 	"weft/prog/agent/founding"
+	"weft/prog/agent/membership"
 	"weft/prog/agent/names"
 	"weft/prog/agent/nodeaddr"
+	"weft/prog/agent/pairs"
 	"weft/prog/agent/paths"
 	"weft/prog/agent/plan"
 	"weft/prog/agent/policyview"
@@ -38,9 +41,11 @@ type parts struct {
 	founding   founding.Founding
 	settings   *settings.Settings
 	underlay   *underlay.Underlay
+	membership *membership.Membership
 	mesh       *mesh.Mesh
 	directory  *mesh.Directory
 	documents  *mesh.Documents
+	pairs      *pairs.Pairs
 	ipam       *ipam.Allocator
 	view       *view.Watcher
 	nodeaddr   *nodeaddr.Claimer
@@ -87,10 +92,12 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 	if err := p.underlay.Look(); err != nil {
 		return err
 	}
+	p.membership = membership.New(membership.Config{Trust: t, Random: rand.Reader, Log: log})
 	p.mesh, err = mesh.New(mesh.Config{
 		Identity: t.Keys.Identity, Record: r.record(p.underlay.Get(), h), Root: t.Root, Certificate: t.Certificate, GossipKey: t.GossipKey(),
 		Cluster: t.Token.Cluster, Universe: asked, Targets: r.founding.Targets, Peers: r.stored.peers, Store: r.store, Port: o.GossipPort, Log: log,
 		Changed: func() { p.view.Wake() }, Owns: func(id peer.ID) bool { return r.owns(p.view.Get(), id) },
+		Banned: p.membership.Banned, Admit: p.membership.Admitter(),
 	})
 	if err != nil {
 		return err
@@ -105,7 +112,15 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 	}
 	p.documents, err = mesh.NewDocuments(mesh.DocumentsConfig{
 		Identity: t.Keys.Identity, Mesh: p.mesh, Store: r.store, Documents: r.stored.documents, Synced: r.stored.synced, Now: time.Now, Log: log,
-		Changed: func() { p.rules.changed() },
+		Changed: func() { p.rules.changed(); p.membership.Wake() }, Refuse: p.membership.Refuse,
+	})
+	if err != nil {
+		return err
+	}
+	p.membership.Documents, p.membership.Mesh = p.documents, p.mesh
+	p.membership.Load()
+	p.pairs, err = pairs.New(pairs.Config{
+		Self: t.Self, Holds: t.Holds(), Shared: t.PresharedKey, Mesh: p.mesh, Store: r.store, Random: rand.Reader, Log: log, Changed: func() { p.view.Wake() },
 	})
 	if err != nil {
 		return err
@@ -151,7 +166,7 @@ func (r *run) wireKernel(h host, p *parts) (err error) {
 	})
 	p.datapath = datapath.New(datapath.Config{
 		View: seen, Host: &p.underlay.Value, NodeAddr: &p.nodeaddr.Value, Attached: attached, Settings: &p.settings.Value, Underlay: p.underlay,
-		Router: p.router, PresharedKey: t.PresharedKey, Empty: p.rules.source.Empty, Isolate: p.enforce.Ensure, Applied: p.resolver.SetAddrs,
+		Router: p.router, PresharedKey: p.pairs.Key, Empty: p.rules.source.Empty, Isolate: p.enforce.Ensure, Applied: p.resolver.SetAddrs,
 		Tried: r.board.Wake, Log: log, Fixed: plan.Fixed{
 			PrivateKey: t.Keys.WireGuard, Port: o.Port, GossipPort: o.GossipPort, MTU: o.MTU, IPv6: r.ipv6, Resolver: !o.DNS.Off,
 			StatusPort: o.PublicStatusPort(),
@@ -191,13 +206,14 @@ func (r *run) wireQueries(h host, p *parts) {
 		Options: o, PublicKey: t.Public.String(), IPv6: r.ipv6, View: p.view, Board: r.board, Attached: p.attached, Unattached: p.unattached,
 		Paths: p.paths, Resolver: p.resolver, Policies: p.policies, CNI: p.cni, Mesh: p.mesh, Settings: p.settings, Datapath: p.datapath,
 		Problems: []func(*view.View) []problem.Problem{
-			status.Any(p.datapath.Problems), status.Any(p.attached.Problems), status.Any(p.unattached.Problems), status.Any(p.names.Problems),
+			status.Any(p.membership.Problems), status.Any(p.datapath.Problems), status.Any(p.attached.Problems), status.Any(p.unattached.Problems), status.Any(p.names.Problems),
 			status.Any(p.enforce.Problems), status.Any(h.problems), p.paths.Problems, p.view.Problems, status.Any(p.cni.Problems),
 		},
 	})
 	p.control = control.New(control.Config{Self: t.Self, Mesh: p.mesh, IPAM: p.ipam, View: p.view, Stop: r.stop})
 	p.control.Attachments, p.control.Service, p.control.View = p.attached, p.names, p.policies
 	p.control.Explainer, p.control.Reporter, p.control.Board = p.explain, p.status, r.board
+	p.control.Membership = p.membership
 	r.board.Add(p.conditions(o.StateDir)...)
 	p.replicate(try)
 }

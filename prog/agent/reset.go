@@ -53,7 +53,7 @@ func Reset(ctx context.Context, opts config.Options) (kept []string, err error) 
 	if !opts.Kubernetes.On {
 		kept = restoreSysctls(sysctls)
 	}
-	for _, name := range []string{state.File, statedir.SecretFile, statedir.ReleaseDir, statedir.LaunchedFile, "agent.log", "agent.log.1", "datapath.log", "datapath.log.1"} {
+	for _, name := range []string{state.File, statedir.SecretFile, statedir.InvitationFile, statedir.MembershipFile, statedir.ReleaseDir, statedir.LaunchedFile, "agent.log", "agent.log.1", "datapath.log", "datapath.log.1"} {
 		if err := os.RemoveAll(filepath.Join(opts.StateDir, name)); err != nil {
 			return kept, fmt.Errorf("reset: %w", err)
 		}

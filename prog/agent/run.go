@@ -8,6 +8,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"time"
@@ -16,11 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/mesh"
+	"weft/prog/agent/admission"
 	"weft/prog/agent/config"
 	"weft/prog/agent/control"
 	"weft/prog/agent/founding"
 	"weft/prog/agent/ready"
 	"weft/prog/agent/settings"
+	"weft/prog/agent/statedir"
 	"weft/prog/agent/status"
 	"weft/prog/agent/underlay"
 	"weft/prog/api"
@@ -137,6 +140,9 @@ func (r *run) prepare(ctx context.Context) (p *parts, h host, err error) {
 	if h, err = r.host(); err != nil {
 		return nil, h, err
 	}
+	if err := r.join(ctx); err != nil {
+		return nil, h, err
+	}
 	if r.founding, err = h.founder.Found(ctx); err != nil {
 		return nil, h, err
 	}
@@ -154,6 +160,22 @@ func (r *run) prepare(ctx context.Context) (p *parts, h host, err error) {
 		err = p.documents.MarkSynced()
 	}
 	return p, h, err
+}
+
+// join makes this host a member of its network, if it has a token for that.
+func (r *run) join(ctx context.Context) error {
+	keys, err := r.store.Keys(rand.Reader)
+	if err != nil {
+		return err
+	}
+	targets, err := statedir.AddTargets(r.store, r.opts.Targets)
+	if err != nil {
+		return err
+	}
+	return admission.Join(ctx, admission.Config{
+		Dir: r.opts.StateDir, Identity: keys.Identity, Nickname: r.opts.Nickname, Targets: targets, Port: r.opts.GossipPort, Log: r.opts.Log,
+		Waiting: r.board.Await,
+	})
 }
 
 // unlessStopped returns an error, or nil if it means that the agent was stopped.

@@ -49,7 +49,7 @@ func (p *parts) replicate(try *dryrun.DryRun) {
 		p.mesh.Handle(kind, h)
 	}
 	for _, handlers := range []map[string]func(context.Context, peer.ID, []byte) ([]byte, error){
-		p.ipam.Handlers(), p.policies.Handlers(), p.explain.Handlers(), try.Handlers(),
+		p.ipam.Handlers(), p.pairs.Handlers(), p.policies.Handlers(), p.explain.Handlers(), try.Handlers(),
 	} {
 		for kind, h := range handlers {
 			p.mesh.Handle(kind, mesh.Handler(h))
@@ -73,7 +73,7 @@ func (p *parts) start(ctx context.Context, r *run, h host, group *errgroup.Group
 	}
 	in := underlay.Inputs{Mesh: p.mesh, NodeAddr: &p.nodeaddr.Value, View: &p.view.Value}
 	run(
-		p.mesh.Run, p.directory.Run, p.documents.Run, p.view.Run, p.nodeaddr.Run,
+		p.mesh.Run, p.membership.Run, p.pairs.Run, p.directory.Run, p.documents.Run, p.view.Run, p.nodeaddr.Run,
 		func(ctx context.Context) error { return p.underlay.Run(ctx, in) },
 		r.board.Run,
 	)

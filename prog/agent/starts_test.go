@@ -63,7 +63,7 @@ func TestStartsAndStopsUnderLoad(t *testing.T) {
 	}
 	makeUnderlay(t)
 	opts := options(t)
-	if _, err := statedir.EstablishSecret(opts.StateDir, nil, true); err != nil {
+	if err := statedir.EstablishSecret(opts.StateDir, statedir.Given{}, true); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {

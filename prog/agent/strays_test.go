@@ -29,7 +29,7 @@ func TestContainersMissingInTheStateAreFoundBeforeTheFirstPlan(t *testing.T) {
 	}
 	makeUnderlay(t)
 	opts := options(t)
-	if _, err := statedir.EstablishSecret(opts.StateDir, nil, true); err != nil {
+	if err := statedir.EstablishSecret(opts.StateDir, statedir.Given{}, true); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {

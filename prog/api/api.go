@@ -338,6 +338,9 @@ type CollectRequest struct {
 type RemovePeerRequest struct {
 	Peer  string `json:"peer"`  // the peer's id, or its nickname if no other peer has the same
 	Force bool   `json:"force"` // take over even without a majority of peers
+	// Ban also bans the peer: all other hosts refuse it from now on. Reason is shown to operators.
+	Ban    bool   `json:"ban,omitempty"`
+	Reason string `json:"reason,omitempty"`
 }
 
 // RemovePeerReply is the result of a removal.

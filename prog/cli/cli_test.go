@@ -157,7 +157,7 @@ func TestDockerContainersAreFoundAndErrorsExplained(t *testing.T) {
 // Child processes do not inherit the password from the environment.
 func TestChildProcessesDoNotInheritThePassword(t *testing.T) {
 	t.Setenv("WEFT_PASSWORD", "correct horse battery")
-	if given, err := (&app{}).secretGiven("", ""); given == nil || err != nil {
+	if given, err := (&app{}).secretGiven("", ""); given.Secret == nil || err != nil {
 		t.Fatalf("got token %v, error %v, want the one in WEFT_PASSWORD", given, err)
 	}
 	if _, there := os.LookupEnv("WEFT_PASSWORD"); there {

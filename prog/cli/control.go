@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,7 +13,6 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
-	"weft/mesh/secret"
 	"weft/prog/agent"
 	"weft/prog/agent/config"
 	"weft/prog/agent/statedir"
@@ -167,17 +165,23 @@ func kubernetesFlags(flags *pflag.FlagSet, o *config.Kubernetes, use string) {
 }
 
 func (a *app) rmpeer() *cobra.Command {
-	var force bool
+	var req api.RemovePeerRequest
 	cmd := &cobra.Command{
 		Use: "rmpeer PEER...", Short: "take over the addresses of hosts that are gone for good", Args: cobra.MinimumNArgs(1),
 		Long: `Takes over the addresses of a dead peer, given by its id or nickname. First, all reachable
 peers confirm that it is dead. If it comes back, it is told at once, cuts off containers
 with a lost address, and starts anew. Without a majority it refuses, since unreachable
-peers may still reach that peer; use --force only if you know that it is dead.` + exitHelp,
+peers may still reach that peer; use --force only if you know that it is dead.
+
+With --ban, the peer may be alive: within 5 s no other host accepts its sessions, records,
+requests or packets, and this host takes over its addresses. This host needs the network's
+secret or the admitting right. A banned host that holds the network's secret could certify
+a new identity for itself: then found a new network with another secret.` + exitHelp,
 		RunE: func(cmd *cobra.Command, peers []string) error {
 			removed := []api.RemovePeerReply{}
 			for _, name := range peers {
-				r, err := a.client().RemovePeer(cmd.Context(), api.RemovePeerRequest{Peer: name, Force: force})
+				req.Peer = name
+				r, err := a.client().RemovePeer(cmd.Context(), req)
 				if err != nil {
 					return errors.Join(err, a.showRemoved(removed)) // peers removed before the error are shown too
 				}
@@ -186,7 +190,9 @@ peers may still reach that peer; use --force only if you know that it is dead.` 
 			return a.showRemoved(removed)
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "do not require a majority of the peers")
+	cmd.Flags().BoolVar(&req.Force, "force", false, "do not require a majority of the peers")
+	cmd.Flags().BoolVar(&req.Ban, "ban", false, "ban the peer, alive or dead: within 5 s all other hosts refuse it")
+	cmd.Flags().StringVar(&req.Reason, "reason", "", "with --ban: why, for other operators")
 	return cmd
 }
 
@@ -306,22 +312,6 @@ func (a *app) changeExposure(ctx context.Context, req api.ExposeRequest) error {
 			}
 		}
 	})
-}
-
-// token makes the token of a new network before any host founds it, for tools that install many
-// hosts.
-func (a *app) token() *cobra.Command {
-	return &cobra.Command{
-		Use: "token", Short: "make the token of a new network", Args: cobra.NoArgs,
-		Long: "Prints a token for a new network. Give it to all hosts\n(weft launch --token FILE). The token of an existing network is in /var/lib/weft/secret.",
-		RunE: func(*cobra.Command, []string) error {
-			t, err := secret.New(rand.Reader)
-			if err != nil {
-				return err
-			}
-			return a.show(tokened{t.Reveal()}, func() { fmt.Fprintln(a.out, t.Reveal()) })
-		},
-	}
 }
 
 // id prints the peer id of a host before its launch, for --ipalloc-init seed.

@@ -34,6 +34,7 @@ type (
 	}
 	tokened struct {
 		Token string `json:"token"`
+		ID    string `json:"id,omitempty"` // not for the secret of a new network
 	}
 	primed struct {
 		Ready bool `json:"ready"`

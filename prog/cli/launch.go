@@ -74,7 +74,7 @@ func (a *app) establishSecret(f *launchFlags) error {
 	}
 	founds, err := statedir.Founds(f.StateDir, f.Targets)
 	if err == nil {
-		_, err = statedir.EstablishSecret(f.StateDir, given, founds)
+		err = statedir.EstablishSecret(f.StateDir, given, founds)
 	}
 	return err
 }
@@ -183,7 +183,7 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 	if err := start(cmd, f, client, l); err != nil {
 		return err
 	}
-	founded := l.founds && given == nil && !f.Kubernetes.On // launch made the token, so the operator has not seen it yet
+	founded := l.founds && given.None() && !f.Kubernetes.On // launch made the token, so the operator has not seen it yet
 	r, err := client.Report(cmd.Context())
 	return a.show(launched{r.Ready, founded, r.Router.ID, r.Router.Nickname, r.Router.Node, r.Router.PID}, func() {
 		if token, e := statedir.Secret(f.StateDir); err == nil && e == nil && founded && isTerminal(a.out) {
@@ -194,11 +194,11 @@ func (a *app) runLaunch(cmd *cobra.Command, f *launchFlags, targets []string) er
 
 // launching is what launch determines before it starts an agent, or lets a waiting agent continue.
 type launching struct {
-	given  *secret.Token // the token that the operator gave; nil: none
-	founds bool          // whether this host has no peer to join
-	unit   bool          // whether systemd has a unit for the agent
-	waits  int           // process id of an agent that waits for launch; 0: no such agent
-	undo   func() error  // reverts what launch writes into the state folder
+	given  statedir.Given // what the operator gave
+	founds bool           // whether this host has no peer to join
+	unit   bool           // whether systemd has a unit for the agent
+	waits  int            // process id of an agent that waits for launch; 0: no such agent
+	undo   func() error   // reverts what launch writes into the state folder
 }
 
 // runsAlready refuses to launch if an agent runs already. If that agent waits for launch, runsAlready

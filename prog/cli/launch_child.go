@@ -19,7 +19,7 @@ import (
 // launchChild starts the agent as a child process, and saves its settings once it runs.
 func (a *app) launchChild(cmd *cobra.Command, f *launchFlags, client *api.Client, l launching) error {
 	if !f.Kubernetes.On {
-		_, err := statedir.EstablishSecret(f.StateDir, l.given, l.founds)
+		err := statedir.EstablishSecret(f.StateDir, l.given, l.founds)
 		if err == nil {
 			err = statedir.MarkLaunched(f.StateDir, l.founds)
 		}

@@ -9,7 +9,9 @@ import (
 
 	"golang.org/x/term"
 
+	"weft/mesh/member"
 	"weft/mesh/secret"
+	"weft/prog/agent/statedir"
 	"weft/prog/api"
 	"weft/prog/words"
 )
@@ -17,40 +19,47 @@ import (
 // secretGiven returns the token that the operator gave, with --token or WEFT_PASSWORD. No flag takes
 // the secret itself, since the process list shows arguments. The cluster's name only matters to a
 // password.
-func (a *app) secretGiven(source, cluster string) (*secret.Token, error) {
+func (a *app) secretGiven(source, cluster string) (given statedir.Given, err error) {
 	var text string
 	password := os.Getenv("WEFT_PASSWORD")
 	os.Unsetenv("WEFT_PASSWORD") // child processes must not inherit the password
 	switch {
 	case source == "" && password == "":
-		return nil, nil
+		return given, nil
 	case source == "":
 		t, err := secret.FromPassword(password, cluster)
 		if err != nil {
-			return nil, words.Misused(fmt.Errorf("WEFT_PASSWORD: %w", err))
+			return given, words.Misused(fmt.Errorf("WEFT_PASSWORD: %w", err))
 		}
-		return &t, nil
+		return statedir.Given{Secret: &t}, nil
 	case source == "-":
 		data, err := a.readToken()
 		if err != nil {
-			return nil, fmt.Errorf("--token -: %w", err)
+			return given, fmt.Errorf("--token -: %w", err)
 		}
 		text = string(data)
 	default:
 		data, err := os.ReadFile(source)
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, words.Misused(fmt.Errorf("--token %s: no such file; do not give the token itself as an argument, since other users can read arguments: pipe it into --token -", hideToken(source)))
+			return given, words.Misused(fmt.Errorf("--token %s: no such file; do not give the token itself as an argument, since other users can read arguments: pipe it into --token -", hideToken(source)))
 		}
 		if err != nil {
-			return nil, fmt.Errorf("--token: %w", err)
+			return given, fmt.Errorf("--token: %w", err)
 		}
 		text = string(data)
 	}
+	if strings.HasPrefix(strings.ToLower(strings.TrimSpace(text)), secret.MemberPrefix) {
+		t, err := member.ParseToken(text)
+		if err != nil {
+			return given, words.Misused(fmt.Errorf("--token: %w", err))
+		}
+		return statedir.Given{Invitation: &t}, nil
+	}
 	t, err := secret.Parse(text)
 	if err != nil {
-		return nil, words.Misused(fmt.Errorf("--token: %w", err))
+		return given, words.Misused(fmt.Errorf("--token: %w", err))
 	}
-	return &t, nil
+	return statedir.Given{Secret: &t}, nil
 }
 
 // checkCluster refuses the name of a cluster that no password goes with. In the settings file, where

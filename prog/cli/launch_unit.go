@@ -44,8 +44,8 @@ func (a *app) launchUnit(cmd *cobra.Command, f *launchFlags, client *api.Client,
 	if err != nil {
 		return err
 	}
-	if l.given != nil || !l.founds { // a host that founds a network makes its own token if none is given
-		_, err = statedir.EstablishSecret(f.StateDir, l.given, l.founds)
+	if !l.given.None() || !l.founds { // a host that founds a network makes its own token if none is given
+		err = statedir.EstablishSecret(f.StateDir, l.given, l.founds)
 	}
 	if err == nil {
 		err = saveSettings(f.settings, givenSettings(cmd.Flags(), f.from))

@@ -129,7 +129,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", api.DefaultSocket, "the agent's control socket")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
 	root.AddCommand(
-		a.launch(), a.agent(), a.stop(), a.reset(), a.prime(), a.connect(), a.forget(), a.rmpeer(), a.id(),
+		a.launch(), a.agent(), a.stop(), a.reset(), a.prime(), a.connect(), a.forget(), a.rmpeer(), a.unban(), a.id(),
 		a.attach(), a.detach(), a.ps(), a.expose(), a.hide(),
 		a.dnsAdd(), a.dnsRemove(), a.dnsLookup(),
 		a.policy(),

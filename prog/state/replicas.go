@@ -61,6 +61,15 @@ func (s *Store) Synced() (synced bool, err error) {
 // SaveSynced stores that this host has received all documents of the mesh once.
 func (s *Store) SaveSynced() error { return s.save(keySynced, true) }
 
+// Pairs returns the pre-shared keys of tunnels to peers, by the peers' ids.
+func (s *Store) Pairs() (keys map[string][]byte, err error) {
+	_, err = s.load(keyPairs, &keys)
+	return keys, err
+}
+
+// SavePairs stores the pre-shared keys of tunnels to peers.
+func (s *Store) SavePairs(keys map[string][]byte) error { return s.save(keyPairs, keys) }
+
 // Kubernetes returns what SaveKubernetes stored, or nil.
 func (s *Store) Kubernetes() (data json.RawMessage, err error) {
 	_, err = s.load(keyKubernetes, &data)

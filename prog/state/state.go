@@ -52,6 +52,7 @@ var (
 	keyTargets    = []byte("targets")
 	keySettings   = []byte("settings")
 	keySynced     = []byte("synced")
+	keyPairs      = []byte("pairs")
 	keyKubernetes = []byte("kubernetes")
 	keyRing       = []byte("ring")
 	keyVote       = []byte("vote")

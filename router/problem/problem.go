@@ -34,6 +34,7 @@ const (
 	LeftOut    = "LeftOut"     // names or labels of an endpoint exceed the bounds of the directory
 	Port       = "PortBlocked" // a port is blocked between this host and another host
 	Flapping   = "PeerFlapping"
+	Membership = "Membership" // a ban, or a token that admitted too many hosts
 	PathMTU    = "PathMTU"    // the path MTU to another host is below what the tunnel needs
 	CopiedDisk = "CopiedDisk" // another host has this host's identity
 	TurnedAway = "TurnedAway" // a host was refused, for example because it has another secret

@@ -10,12 +10,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"weft/ipam"
 	"weft/mesh"
 	"weft/mesh/peer"
 	"weft/prog/agent/attach"
 	"weft/prog/agent/explain"
+	"weft/prog/agent/live"
+	"weft/prog/agent/membership"
 	"weft/prog/agent/names"
 	"weft/prog/agent/policyview"
 	"weft/prog/agent/ready"
@@ -69,6 +72,7 @@ type Server struct {
 	*explain.Explainer
 	*status.Reporter
 	*ready.Board
+	*membership.Membership
 
 	cfg Config
 }
@@ -132,11 +136,53 @@ func (s *Server) RemovePeer(ctx context.Context, req api.RemovePeerRequest) (r a
 		return r, err
 	}
 	name := s.cfg.Mesh.Name(id)
+	if req.Ban {
+		return s.ban(ctx, id, req)
+	}
 	slots, err := s.Remove(ctx, id, req.Force)
 	if refused, ok := errors.AsType[*ipam.RemovalError](err); ok {
 		return r, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%s is not removed: %s", name, refused.Why)}
 	}
 	return api.RemovePeerReply{Peer: name, Addresses: slots}, err
+}
+
+// expelled is how long all hosts may take until none of them reaches a banned peer any more.
+const expelled = 8 * time.Second
+
+// ban bans a peer, and takes over its addresses once no other peer reaches it.
+func (s *Server) ban(ctx context.Context, id peer.ID, req api.RemovePeerRequest) (r api.RemovePeerReply, err error) {
+	if id == s.cfg.Self {
+		return r, &api.Error{Code: api.CodeBadRequest, Message: "a host cannot ban itself: use `weft reset` to leave the network"}
+	}
+	r.Peer = s.cfg.Mesh.Name(id)
+	if err := s.Membership.Ban(id, true, req.Reason); err != nil {
+		return r, err
+	}
+	for end := time.Now().Add(expelled); ; {
+		live.Pause(ctx, 250*time.Millisecond)
+		if !s.cfg.Mesh.Knows(id) { // expelled here
+			r.Addresses, err = s.Remove(ctx, id, req.Force)
+			refused, ok := errors.AsType[*ipam.RemovalError](err)
+			if !ok || refused.Nothing {
+				if ok {
+					err = nil
+				}
+				return r, err
+			}
+		}
+		if !time.Now().Before(end) || ctx.Err() != nil {
+			return r, &api.Error{Code: api.CodeConflict, Message: fmt.Sprintf("%s is banned, but its addresses were not taken over: %v. Run `weft rmpeer %v` later", r.Peer, err, id)}
+		}
+	}
+}
+
+// Unban ends the ban of a peer, which was forgotten: it must be given by its id.
+func (s *Server) Unban(_ context.Context, req api.UnbanRequest) error {
+	id, err := peer.ParseID(req.Peer)
+	if err != nil {
+		return &api.Error{Code: api.CodeBadRequest, Message: err.Error()}
+	}
+	return s.Membership.Ban(id, false, "")
 }
 
 // Remove takes over a dead peer's addresses, and makes all hosts forget it, also if it owns nothing.

@@ -60,7 +60,7 @@ type Config struct {
 	Underlay Underlay
 	Router   Router
 	Fixed    plan.Fixed
-	// PresharedKey returns WireGuard's pre-shared key for the tunnel to a peer.
+	// PresharedKey returns WireGuard's pre-shared key for the tunnel to a peer; zero if there is none yet.
 	PresharedKey func(peer.ID) [32]byte
 	// Empty reports why the rules of an earlier agent stay in force: no policies are known at all.
 	Empty func() error

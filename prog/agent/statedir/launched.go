@@ -51,7 +51,12 @@ func BeforeLaunch(dir string) (undo func() error, err error) {
 	if err := stored(func(s *state.Store) (err error) { targets, _, err = s.Targets(); return err }); err != nil {
 		return nil, err
 	}
-	_, noSecret := os.Lstat(filepath.Join(dir, SecretFile))
+	var fresh []string // files that are not there yet
+	for _, name := range []string{SecretFile, InvitationFile, MembershipFile} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
+			fresh = append(fresh, name)
+		}
+	}
 	return func() error {
 		belongs := false
 		err := stored(func(s *state.Store) error {
@@ -64,11 +69,7 @@ func BeforeLaunch(dir string) (undo func() error, err error) {
 		if belongs || err != nil {
 			return err
 		}
-		wrote := []string{LaunchedFile}
-		if noSecret != nil {
-			wrote = append(wrote, SecretFile)
-		}
-		for _, name := range wrote {
+		for _, name := range append(fresh, LaunchedFile) {
 			if err := removeIfThere(filepath.Join(dir, name)); err != nil {
 				return err
 			}

@@ -90,7 +90,7 @@ func TestAFailedLaunchIsRevertedUnlessTheHostBelongsToANetwork(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = EstablishSecret(dir, nil, true)
+			err = EstablishSecret(dir, Given{}, true)
 			if err := errors.Join(err, MarkLaunched(dir, true), KeepTargets(dir, []string{"192.0.2.1"})); err != nil {
 				t.Fatal(err)
 			}
@@ -123,10 +123,13 @@ func TestAFailedLaunchIsRevertedUnlessTheHostBelongsToANetwork(t *testing.T) {
 
 func TestAHostKeepsTheSecretOfItsCluster(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	if _, err := EstablishSecret(dir, nil, false); err == nil || !strings.Contains(err.Error(), "weft launch --token - HOST") {
+	if err := EstablishSecret(dir, Given{}, false); err == nil || !strings.Contains(err.Error(), "weft launch --token - HOST") {
 		t.Errorf("a host that joins without a token: error %v, want one that names weft launch", err)
 	}
-	mine, err := EstablishSecret(dir, nil, true)
+	if err := EstablishSecret(dir, Given{}, true); err != nil {
+		t.Fatal(err)
+	}
+	mine, err := Secret(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,11 +140,12 @@ func TestAHostKeepsTheSecretOfItsCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := EstablishSecret(dir, &other, false); err == nil || !strings.Contains(err.Error(), "weft reset") {
+	if err := EstablishSecret(dir, Given{Secret: &other}, false); err == nil || !strings.Contains(err.Error(), "weft reset") {
 		t.Errorf("the secret of another cluster: error %v, want one that names weft reset", err)
 	}
 	for _, given := range []*secret.Token{nil, &mine} {
-		if kept, err := EstablishSecret(dir, given, false); err != nil || kept != mine {
+		err := EstablishSecret(dir, Given{Secret: given}, false)
+		if kept, e := Secret(dir); err != nil || e != nil || kept != mine {
 			t.Errorf("the secret changed, or error %v; want the secret of before", err)
 		}
 	}

@@ -6,8 +6,10 @@ package trust
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -27,6 +29,7 @@ type Trust struct {
 	// Root is the public key that certifies the members of the cluster, Certificate is this host's own.
 	Root        ed25519.PublicKey
 	Certificate []byte
+	Member      member.Member // what Certificate says
 }
 
 // Store keeps the keys over a restart, and makes them the first time.
@@ -54,19 +57,44 @@ func Load(store Store, dir string) (t Trust, err error) {
 		return t, fmt.Errorf("trust: WireGuard key: %w", err)
 	}
 	t.Public = private.PublicKey()
-	if t.Token, err = statedir.Secret(dir); err != nil {
+	identity := t.Keys.Identity.Public().(ed25519.PublicKey)
+	t.Token, err = statedir.Secret(dir)
+	switch {
+	case err == nil:
+		root := t.Token.Secret.Root()
+		t.Root = root.Public().(ed25519.PublicKey)
+		t.Certificate = member.Certify(root, identity, member.Holder).Encode()
+	case errors.Is(err, fs.ErrNotExist):
+		m, e := statedir.ReadMembership(dir)
+		if errors.Is(e, fs.ErrNotExist) {
+			return t, fmt.Errorf("secret: %w", err)
+		}
+		if e != nil {
+			return t, e
+		}
+		t.Root, t.Certificate, t.Token.Cluster = m.Root, m.Certificate, m.Cluster
+	default:
 		return t, fmt.Errorf("secret: %w", err)
 	}
-	root := t.Token.Secret.Root()
-	t.Root = root.Public().(ed25519.PublicKey)
-	t.Certificate = member.Certify(root, t.Keys.Identity.Public().(ed25519.PublicKey), member.Holder).Encode()
+	if t.Member, err = member.Verify(t.Root, identity, t.Certificate); err != nil {
+		return t, fmt.Errorf("this host's membership: %w: run `weft reset`, and join again with a token", err)
+	}
 	return t, nil
 }
 
-// GossipKey returns the key of older versions' gossip.
-func (t Trust) GossipKey() []byte { return t.Token.Secret.GossipKey() }
+// Holds reports whether this host holds the cluster's secret.
+func (t Trust) Holds() bool { return t.Member.Rights.Has(member.Holder) }
 
-// PresharedKey returns WireGuard's pre-shared key for the tunnel to a peer.
+// GossipKey returns the key of older versions' gossip; nil without the secret.
+func (t Trust) GossipKey() []byte {
+	if !t.Holds() {
+		return nil
+	}
+	return t.Token.Secret.GossipKey()
+}
+
+// PresharedKey returns WireGuard's pre-shared key for the tunnel to another peer that holds the secret.
+// It is for hosts that hold the secret themselves.
 func (t Trust) PresharedKey(other peer.ID) [32]byte {
 	return t.Token.Secret.PresharedKey(t.Self, other)
 }

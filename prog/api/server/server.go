@@ -31,6 +31,10 @@ type Agent interface {
 	Lookup(context.Context, api.LookupRequest) ([]api.Name, error)
 	Stop(context.Context, api.StopRequest) (api.StopReply, error)
 	RemovePeer(context.Context, api.RemovePeerRequest) (api.RemovePeerReply, error)
+	Unban(context.Context, api.UnbanRequest) error
+	CreateToken(context.Context, api.TokenRequest) (api.TokenReply, error)
+	Tokens(context.Context) ([]api.Token, error)
+	RevokeToken(context.Context, api.RevokeRequest) (api.RevokeReply, error)
 	Usage(context.Context) (map[string]api.Usage, error)
 	Policies
 }
@@ -49,6 +53,10 @@ func Handler(a Agent) http.Handler {
 	write(mux, api.PathExpose, quiet(a.Expose))
 	write(mux, api.PathStop, a.Stop)
 	write(mux, api.PathRemove, a.RemovePeer)
+	write(mux, api.PathUnban, quiet(a.Unban))
+	write(mux, api.PathCreateToken, a.CreateToken)
+	read(mux, api.PathTokens, a.Tokens)
+	write(mux, api.PathRevokeToken, a.RevokeToken)
 	read(mux, api.PathUsage, a.Usage)
 	read(mux, api.PathNames, a.Names)
 	write(mux, api.PathAddName, quiet(a.AddName))
