@@ -12,6 +12,9 @@ import (
 	"weft/prog/words"
 )
 
+// printing are the groups of commands that print something themselves.
+var printing = []string{"status", "token"}
+
 // checkWords refuses an argument that names no command, at any level and among any flags. Cobra
 // itself would print the group's help and succeed.
 func checkWords(root *cobra.Command, args []string) error {
@@ -23,7 +26,7 @@ func checkWords(root *cobra.Command, args []string) error {
 		return unknownCommand(cmd, word)
 	}
 	helps := func(arg string) bool { return arg == "--help" || arg == "-h" || arg == "--version" }
-	if slices.Contains(args, "--json") && cmd.Name() != "status" && !slices.ContainsFunc(args, helps) {
+	if slices.Contains(args, "--json") && !slices.Contains(printing, cmd.Name()) && !slices.ContainsFunc(args, helps) {
 		return words.Misused(fmt.Errorf("`%s` itself prints no JSON: use one of its commands (see `%s --help`)", cmd.CommandPath(), cmd.CommandPath()))
 	}
 	return nil
@@ -107,7 +110,7 @@ func unknownFlag(cmd *cobra.Command, e *pflag.NotExistError) string {
 // wanted describes valid values of a flag, by pflag's name of its type.
 var wanted = map[string]string{
 	"bool": "true or false", "int": "a whole number", "uint16": "a number from 0 to 65535",
-	"duration": "a time such as 1s, 500ms or 2m", "float64": "a number", "uint": "a whole number from 0",
+	"duration": "a time such as 1s, 500ms or 2m", "float64": "a number", "uint": "a whole number from 0", "uint32": "a whole number from 0 to 4294967295",
 }
 
 // badValue describes the values that a flag accepts, instead of the Go parser's error.

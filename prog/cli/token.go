@@ -85,7 +85,7 @@ func (a *app) tokenList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(list, func() { a.printTokens(list, time.Now()) })
+			return a.show(append([]api.Token{}, list...), func() { a.printTokens(list, time.Now()) })
 		},
 	}
 }
@@ -128,7 +128,7 @@ func (a *app) tokenRevoke() *cobra.Command {
 		Use: "revoke TOKEN...", Short: "have tokens admit no more hosts", Args: cobra.MinimumNArgs(1),
 		Long: "Revokes tokens, given by the start of their ids or by their names. Hosts that they admitted stay\nmembers: weft rmpeer --ban removes a host.",
 		RunE: func(cmd *cobra.Command, names []string) error {
-			var revoked []api.RevokeReply
+			revoked := []api.RevokeReply{}
 			var failed error
 			for _, name := range names {
 				r, err := a.client().RevokeToken(cmd.Context(), api.RevokeRequest{Token: name})

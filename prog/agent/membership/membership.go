@@ -137,7 +137,7 @@ func (m *Membership) news() (expel []peer.ID) {
 		name := member.JoinName(j.Token, j.Peer)
 		if !m.joins[name] {
 			m.joins[name] = true
-			m.cfg.Log.Info("a host joined by a token", "peer", nameOf(j.Peer, j.Nickname), "token", j.Token.String(), "from", j.From, "admitted by", m.Mesh.Name(j.By))
+			m.cfg.Log.Info("a host joined by a token", "host", nameOf(j.Peer, j.Nickname), "token", j.Token.String(), "from", j.From, "admitted by", m.Mesh.Name(j.By))
 		}
 	}
 	now := map[peer.ID]bool{}
@@ -217,7 +217,7 @@ func (m *Membership) Admit(a mesh.Applicant) (out mesh.Admission, err error) {
 		return out, fmt.Errorf("the member that should admit this host cannot store that it did: %w", err)
 	}
 	if skew := now.Sub(a.Clock).Abs(); skew > maxSkew {
-		m.cfg.Log.Warn("the clock of a host that joins disagrees with this host's clock: set the clocks", "peer", nameOf(host, a.Nickname), "difference", skew.Round(time.Second))
+		m.cfg.Log.Warn("the clock of a host that joins disagrees with this host's clock: set the clocks", "host", nameOf(host, a.Nickname), "difference", skew.Round(time.Second))
 	}
 	return mesh.Admission{Root: m.cfg.Trust.Root, Certificate: certificate, Cluster: m.cfg.Trust.Token.Cluster}, nil
 }
