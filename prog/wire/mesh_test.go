@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"strings"
@@ -18,8 +19,8 @@ import (
 // network, and replayed on it.
 
 var meshItems = map[string]item{
-	"mesh/hello":            {what: "memberlist's metadata of a peer: protocol, cluster and universe", read: readHello, newer: withFields},
-	"mesh/hello-joining":    {what: "the same of a peer that knows neither cluster nor universe", read: readHello, newer: withFields},
+	"mesh/hello":            {what: "memberlist's metadata of a peer: protocol, cluster and universe; since version 3 signed, with a certificate", read: readHello, newer: newerHello},
+	"mesh/hello-joining":    {what: "the same of a peer that knows neither cluster nor universe", read: readHello, newer: newerHello},
 	"mesh/push-pull":        {what: "push/pull of alpha, in the ring", read: readPushPull, newer: newerPushPull},
 	"mesh/push-pull-voting": {what: "push/pull of alpha, while there is no ring", read: readPushPull, newer: newerPushPull},
 	"mesh/delta":            {what: "a message: alpha's record changed", read: readDelta, newer: newerPeersDelta},
@@ -34,6 +35,24 @@ func newerPushPull(data []byte) []byte {
 	m["weather"] = encode(encode("fine"))
 	m["peers"] = wrapped(each(wrapped(newerRecord)))(m["peers"])
 	return encode(m)
+}
+
+// newerHello adds unknown fields to a greeting, and to its signed content.
+func newerHello(data []byte) []byte {
+	if w := must(decode[v3Signed](data)); w.Content != nil {
+		data = signHello(holder(must(decode[v3Hello](w.Content)).Identity), withFields(w.Content))
+	}
+	return withFields(data)
+}
+
+// renamed verifies a captured greeting of alpha, and signs it again under alpha's name in the corpus:
+// the name of a run ends with a random number.
+func renamed(name string, data []byte) []byte {
+	h, content, err := openHello(data, name, address(alpha))
+	if err != nil || !bytes.Equal(h.Certificate, certificate(alpha)) {
+		panic(fmt.Sprintf("the greeting of alpha is invalid, or has another certificate: %v", err))
+	}
+	return signHello(alpha, content)
 }
 
 func newerPeersDelta(data []byte) []byte {
@@ -58,9 +77,9 @@ func produceMesh(t *testing.T) map[string][]byte {
 		a.Handle("usage", func(context.Context, peer.ID, []byte) ([]byte, error) { return votes["ipam/usage-answer"], nil })
 		s.run(a.Run)
 		time.Sleep(time.Second)
-		b := s.scripted(&scripted{n: bravo, hello: encode(v1Hello{1, cluster, universe.V4}), answer: func(v1Message) ([]byte, string) { return nil, "" }}, alpha)
+		b := s.scripted(&scripted{n: bravo, answer: func(v1Message) ([]byte, string) { return nil, "" }}, alpha)
 		eventually.True(t, 10*time.Second, "they meet", func() bool { return a.Reachable(id(bravo)) && len(b.states()) > 0 })
-		_, all["mesh/hello"] = b.run(alpha)
+		all["mesh/hello"] = renamed(b.run(alpha))
 		all["mesh/push-pull"] = b.states()[0]
 		if err := a.Update(func(r *peer.Record) { r.Node = slotNode + 1 }); err != nil {
 			t.Fatal(err)
@@ -76,15 +95,15 @@ func produceMesh(t *testing.T) map[string][]byte {
 		all["mesh/reply"], all["mesh/refusal"] = b.ask(alpha, "usage", nil), b.ask(alpha, "no/such/thing", nil)
 	})
 	onStage(t, func(t *testing.T, s *stage) {
-		b := s.scripted(&scripted{n: bravo, hello: encode(v1Hello{Version: 1})})
+		b := s.scripted(&scripted{n: bravo})
 		a := must(mesh.New(mesh.Config{
-			Identity: key(alpha), Record: record(alpha), GossipKey: joinToken.Secret.GossipKey(), Store: newShelf(), Targets: []string{address(bravo).Addr().String()},
-			Port: 6783, Log: quiet, Changed: nothing, Transport: s.net.Join(address(alpha)),
+			Identity: key(alpha), Record: record(alpha), Root: rootPublic(), Certificate: certificate(alpha), Store: newShelf(),
+			Targets: []string{address(bravo).Addr().String()}, Port: 6783, Log: quiet, Changed: nothing, Transport: s.net.Join(address(alpha)),
 		}))
 		a.Replicate(&static{name: "votes", full: votes["ipam/votes-full"]})
 		s.run(a.Run)
 		eventually.True(t, 10*time.Second, "they meet", func() bool { return len(b.states()) > 0 })
-		_, all["mesh/hello-joining"] = b.run(alpha)
+		all["mesh/hello-joining"] = renamed(b.run(alpha))
 		all["mesh/push-pull-voting"] = b.states()[0]
 	})
 	return all
@@ -129,7 +148,7 @@ func describeRejections(d *mesh.Mesh) (out string) {
 func readPushPull(t *testing.T, data []byte) string {
 	t.Helper()
 	got := map[string][]byte{}
-	out := meet(t, &scripted{hello: olderHello(), state: data, unproven: true}, func(_ *stage, d *mesh.Mesh, replicas []*static) string {
+	out := meet(t, &scripted{state: data, unproven: true}, func(_ *stage, d *mesh.Mesh, replicas []*static) string {
 		for _, r := range replicas {
 			if data := r.first(); data != nil {
 				got[r.name] = data
@@ -155,7 +174,7 @@ func readPushPull(t *testing.T, data []byte) string {
 
 func readDelta(t *testing.T, data []byte) string {
 	t.Helper()
-	a := &scripted{hello: olderHello()}
+	a := &scripted{}
 	return meet(t, a, func(_ *stage, d *mesh.Mesh, _ []*static) string {
 		a.send(id(delta), data)
 		time.Sleep(time.Second)
@@ -168,7 +187,7 @@ func readDelta(t *testing.T, data []byte) string {
 // twice.
 func readRequest(t *testing.T, data []byte) string {
 	t.Helper()
-	a := &scripted{hello: olderHello()}
+	a := &scripted{}
 	return meet(t, a, func(_ *stage, _ *mesh.Mesh, _ []*static) string {
 		ignored := a.exchange(delta, fixedID, data)
 		name, _ := a.run(delta)
@@ -185,7 +204,7 @@ func readRequest(t *testing.T, data []byte) string {
 // number of the request that it answers now.
 func readReply(t *testing.T, data []byte) string {
 	t.Helper()
-	a := &scripted{hello: olderHello()}
+	a := &scripted{}
 	return meet(t, a, func(_ *stage, d *mesh.Mesh, _ []*static) string {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()

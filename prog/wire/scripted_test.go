@@ -3,9 +3,11 @@ package wire
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -19,17 +21,19 @@ import (
 	"weft/mesh"
 	"weft/mesh/meshtest"
 	"weft/mesh/peer"
+	"weft/mesh/session"
 )
 
-// scripted is a peer of another version: memberlist with recorded or constructed bytes. It sends
-// what the test sets, and records what it receives. It relays nothing and decides nothing, so it
-// does not show that an older agent works.
+// scripted is a peer of another version: memberlist with recorded or constructed bytes, over the
+// current sessions. It sends what the test sets, and records what it receives. It relays nothing and
+// decides nothing, so it does not show that an older agent works.
 type scripted struct {
 	t        *testing.T
 	n        int
 	name     string
 	list     *memberlist.Memberlist
-	hello    []byte
+	sessions *session.Transport
+	hello    []byte // its greeting; nil: that of a member
 	state    []byte // the state that it sends in push/pull
 	unproven bool   // the peer does not answer the "alive" request, whose reply would contain its record
 	// answer returns the reply to a request; no is a refusal.
@@ -44,12 +48,24 @@ type scripted struct {
 func nameInMemberlist(n int) string { return id(n).String() + "-0000000f424000000001" }
 
 // start connects the scripted peer to a network, where it joins other peers.
-func (s *scripted) start(net *meshtest.Network, to ...int) *scripted {
+func (s *scripted) start(network *meshtest.Network, to ...int) *scripted {
 	s.t.Helper()
 	s.name = nameInMemberlist(s.n)
+	if s.hello == nil {
+		s.hello = greeting(s.n)
+	}
+	s.sessions = must(session.New(session.Config{
+		Identity: key(s.n), Run: s.name, Network: network.Join(address(s.n)),
+		Show:     func(session.Use) []byte { return certificate(s.n) },
+		Welcome:  func(session.Peer, session.Use) error { return nil },
+		Gossip:   func(stream *session.Stream) net.Conn { return stream },
+		Serve:    func(stream *session.Stream) { go s.serve(stream) },
+		Incoming: func(_ session.Peer, content []byte) []byte { return content }, Outgoing: func(string, []byte) {},
+		Older: func(net.Conn) {}, Refused: func(string, string) {},
+	}))
 	conf := memberlist.DefaultLANConfig()
-	conf.Name, conf.Transport, conf.AdvertiseAddr, conf.AdvertisePort = s.name, net.Join(address(s.n)), address(s.n).Addr().String(), 6783
-	conf.Keyring = must(memberlist.NewKeyring(nil, joinToken.Secret.GossipKey()))
+	conf.Name, conf.Transport, conf.AdvertiseAddr, conf.AdvertisePort = s.name, s.sessions, address(s.n).Addr().String(), 6783
+	conf.EnableCompression, conf.UDPBufferSize = false, conf.UDPBufferSize-session.Overhead
 	conf.Delegate, conf.Logger = s, log.New(io.Discard, "", 0)
 	list, err := memberlist.Create(conf)
 	if err != nil {
@@ -77,8 +93,43 @@ func (s *scripted) MergeRemoteState(data []byte, _ bool) {
 	s.merged = append(s.merged, bytes.Clone(data))
 }
 
+// serve answers a request on its stream.
+func (s *scripted) serve(stream *session.Stream) {
+	defer stream.Close()
+	if data := readFrame(stream); data != nil {
+		s.hear(data, func(_ peer.ID, reply []byte) { writeFrame(stream, reply) })
+	}
+}
+
+// writeFrame sends a message on a stream, with its length in front.
+func writeFrame(stream net.Conn, data []byte) {
+	_ = stream.SetDeadline(time.Now().Add(patience))
+	_, _ = stream.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(data))), data...)) // tests check the effect
+}
+
+// readFrame receives a message from a stream; nil if the stream ends.
+func readFrame(stream net.Conn) []byte {
+	_ = stream.SetDeadline(time.Now().Add(patience))
+	var head [4]byte
+	if _, err := io.ReadFull(stream, head[:]); err != nil {
+		return nil
+	}
+	data := make([]byte, binary.BigEndian.Uint32(head[:]))
+	if _, err := io.ReadFull(stream, data); err != nil {
+		return nil
+	}
+	return data
+}
+
+// patience is how long a scripted peer waits on a stream.
+const patience = 5 * time.Second
+
+// NotifyMsg receives what did not come on a stream of its own: deltas, challenges and their answers.
 func (s *scripted) NotifyMsg(data []byte) {
-	data = bytes.Clone(data)
+	s.hear(bytes.Clone(data), func(to peer.ID, reply []byte) { go s.send(to, reply) })
+}
+
+func (s *scripted) hear(data []byte, answer func(to peer.ID, reply []byte)) {
 	e, err := decode[v1Envelope](data)
 	var m v1Message
 	if err == nil && e.Kind == v1Request {
@@ -106,13 +157,13 @@ func (s *scripted) NotifyMsg(data []byte) {
 		}
 		reply.Payload, reply.Error = s.answer(m)
 	}
-	go s.send(reply.To, seal(s.n, v1Reply, reply, scriptedRecord(s.n)))
+	answer(reply.To, seal(s.n, v1Reply, reply, scriptedRecord(s.n)))
 }
 
 // scriptedRecord returns the record of a scripted peer.
 func scriptedRecord(n int) []byte {
 	r := settled(n)
-	r.Sequence = 1
+	r.Sequence, r.Certificate = 1, certificate(n)
 	return must(peer.Sign(r, key(n))).Encode()
 }
 
@@ -155,19 +206,26 @@ func (s *scripted) ask(to int, kind string, payload []byte) []byte {
 	return s.exchange(to, m.ID, seal(s.n, v1Request, m, scriptedRecord(s.n)))
 }
 
+// exchange sends a request on a stream, on which the reply returns.
 func (s *scripted) exchange(to int, number uint64, data []byte) (reply []byte) {
-	s.send(id(to), data)
-	for range 50 {
-		time.Sleep(100 * time.Millisecond)
-		for _, data := range s.messages() {
-			if e, err := decode[v1Envelope](data); err == nil && e.Kind == v1Reply {
-				if m, _, err := openMessage(e.Payload); err == nil && m.ID == number {
-					return data
-				}
-			}
-		}
+	name, _ := s.run(to)
+	stream, err := s.sessions.Ask(memberlist.Address{Addr: address(to).String(), Name: name}, session.Request, patience)
+	if err != nil {
+		s.t.Errorf("%s cannot open a stream to %s: %v", names[s.n], names[to], err)
+		return nil
 	}
-	return nil
+	defer stream.Close()
+	writeFrame(stream, data)
+	if reply = readFrame(stream); reply == nil {
+		return nil
+	}
+	s.mu.Lock()
+	s.heard = append(s.heard, reply)
+	s.mu.Unlock()
+	if m, _, err := openMessage(must(decode[v1Envelope](reply)).Payload); err != nil || m.ID != number {
+		s.t.Errorf("%s asked with number %d, and got a reply to number %d, error %v", names[s.n], number, m.ID, err)
+	}
+	return reply
 }
 
 // aimed readdresses a recorded request or reply: it replaces the given fields and signs again.
@@ -247,7 +305,7 @@ func (s *stage) scripted(p *scripted, to ...int) *scripted {
 func (s *stage) today(n int, r peer.Record, targets ...int) *mesh.Mesh {
 	s.t.Helper()
 	cfg := mesh.Config{
-		Identity: key(n), Record: r, GossipKey: joinToken.Secret.GossipKey(), Cluster: cluster, Universe: universe, Store: newShelf(),
+		Identity: key(n), Record: r, Root: rootPublic(), Certificate: certificate(n), Cluster: cluster, Universe: universe, Store: newShelf(),
 		Port: 6783, Log: quiet, Changed: nothing, Transport: s.net.Join(address(n)),
 	}
 	for _, to := range targets {
@@ -272,9 +330,6 @@ func (s *stage) run(parts ...func(context.Context) error) {
 		}
 	})
 }
-
-// olderHello returns the greeting of a peer of the recorded version.
-func olderHello() []byte { return scene["mesh/hello"] }
 
 // states encodes a push/pull message from replicated states.
 func states(parts map[string][]byte) []byte {

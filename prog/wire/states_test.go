@@ -53,7 +53,9 @@ func produceStates(t *testing.T) map[string][]byte {
 		"peer/stopped":  func() peer.Record { r := settled(bravo); r.Sequence, r.State = 300, peer.Stopped; return r }(),
 		"peer/left":     func() peer.Record { r := settled(bravo); r.Sequence, r.State = 1<<40, peer.Left; return r }(),
 	} {
-		all[name] = must(peer.Sign(r, key(map[string]int{"charlie": charlie, "alpha": alpha, "bravo": bravo}[r.Nickname]))).Encode()
+		n := map[string]int{"charlie": charlie, "alpha": alpha, "bravo": bravo}[r.Nickname]
+		r.Certificate = certificate(n)
+		all[name] = must(peer.Sign(r, key(n))).Encode()
 	}
 	r := founded()
 	all["ring/founded"] = r.Encode()
@@ -131,7 +133,11 @@ func readRecord(t *testing.T, data []byte) string {
 	if err != nil {
 		return show(err)
 	}
-	return tell("of "+nameOf(s.Record.ID())+"\n", "says it is "+s.Record.State.String()+"\n", show(s.Record))
+	out := tell("of "+nameOf(s.Record.ID())+"\n", "says it is "+s.Record.State.String()+"\n", show(s.Record))
+	if s.Record.Certificate != nil { // since version 3
+		out += describeMember(s.Record.Identity, s.Record.Certificate)
+	}
+	return out
 }
 
 func readRing(t *testing.T, data []byte) string {
