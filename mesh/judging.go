@@ -155,6 +155,9 @@ func (b *budget) take(id peer.ID, n int) error {
 func (b *budget) give(id peer.ID, n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if n == 0 { // a stream from which nothing was read, perhaps the first one of all
+		return
+	}
 	b.total -= n
 	if b.of[id] -= n; b.of[id] <= 0 {
 		delete(b.of, id)
