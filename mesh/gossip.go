@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/hashicorp/memberlist"
@@ -38,6 +39,10 @@ const (
 // number of peers. With memberlist's default of 4, one of 99 peers missed one delta in 30 until
 // the next push/pull, even without packet loss. With 8, one delta in 100,000 is missed.
 const retransmits = 8
+
+// pushPull is how often a peer exchanges whole states with another one. memberlist's default is 30 s; each
+// exchange needs a stream, whose handshake costs 3.7 kB, and with retransmits, gossip hardly loses news.
+const pushPull = time.Minute
 
 var (
 	encoding = must(cbor.CoreDetEncOptions().EncMode())

@@ -17,7 +17,6 @@ import (
 // mesh is refused by its greeting, before any state is merged.
 type hello struct {
 	Version uint         `cbor:"-"`
-	Cluster [16]byte     `cbor:"2,keyasint"` // zero while unknown
 	V4      netip.Prefix `cbor:"3,keyasint"` // the universe's IPv4 range; zero while unknown
 	// Identity and Certificate prove that the run belongs to a member.
 	Identity    []byte `cbor:"4,keyasint"`

@@ -69,8 +69,7 @@ type Config struct {
 	// Root certifies the members of the cluster, Certificate this host (mesh/member).
 	Root        ed25519.PublicKey
 	Certificate []byte
-	GossipKey   []byte   // only to tell hosts of older versions why they are refused; nil: without the secret
-	Cluster     [16]byte // zero: peers of any cluster are accepted
+	GossipKey   []byte // only to tell hosts of older versions why they are refused; nil: without the secret
 	Universe    slot.Universe
 	Targets     []string // hosts to join, as HOST or HOST:PORT
 	Peers       [][]byte // stored records of other peers
@@ -159,7 +158,7 @@ func New(cfg Config) (*Mesh, error) {
 		handlers:   map[string]Handler{},
 		peers:      map[peer.ID]*known{},
 		targets:    map[string]*target{},
-		hello:      hello{Version: Version, Cluster: cfg.Cluster, V4: cfg.Universe.V4, Certificate: cfg.Certificate, Ceiling: ceilingStep},
+		hello:      hello{Version: Version, V4: cfg.Universe.V4, Certificate: cfg.Certificate, Ceiling: ceilingStep},
 		farewell:   peer.Stopped,
 		nonce:      rand.Uint32(),
 		pending:    map[uint64]chan reply{},
@@ -298,6 +297,7 @@ func (m *Mesh) listConfig() (*memberlist.Config, error) {
 	conf.RetransmitMult = retransmits
 	conf.EnableCompression = false // LZW enlarges messages of keys and signatures by up to a half
 	conf.GossipToTheDeadTime = 10 * time.Second
+	conf.PushPullInterval = pushPull
 	conf.Delegate = delegate{m}
 	conf.Events = events{m}
 	conf.Merge = gate{m}
@@ -316,11 +316,11 @@ func bindAddress() string {
 	return "::"
 }
 
-// SetHello sets the cluster and universe that joining peers must share with this one.
-func (m *Mesh) SetHello(cluster [16]byte, u slot.Universe) {
+// SetHello sets the universe that joining peers must share with this one.
+func (m *Mesh) SetHello(u slot.Universe) {
 	m.mu.Lock()
-	changed := m.hello.Cluster != cluster || m.hello.V4 != u.V4
-	m.hello.Cluster, m.hello.V4 = cluster, u.V4
+	changed := m.hello.V4 != u.V4
+	m.hello.V4 = u.V4
 	m.mu.Unlock()
 	if changed && m.running() {
 		m.renewHello()

@@ -377,7 +377,7 @@ func TestMismatchedVersionOrRangeIsRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &cluster{t, meshtest.New(7)}
-				a := s.start(1, nil, nil, func(c *Config) { c.Universe, c.Cluster = ours, [16]byte{1} })
+				a := s.start(1, nil, nil, func(c *Config) { c.Universe = ours })
 				b := s.start(2, nil, []string{"192.0.2.1"}, tt.change)
 				b.mu.Lock()
 				b.hello.Version = tt.version

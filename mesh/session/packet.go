@@ -108,7 +108,7 @@ func (k *keys) open(packet []byte) ([]byte, bool) {
 
 // These bounds limit the sessions that a peer can make this host keep.
 const (
-	maxSessions = 4 // per run: packets of an older session may still be on their way
+	maxSessions = 3 // per run: packets of an older session may still be on their way
 	maxRuns     = 8 // per peer: twins, and runs that crashed
 )
 

@@ -95,7 +95,7 @@ func (r *run) wireNetwork(h host, p *parts) (err error) {
 	p.membership = membership.New(membership.Config{Trust: t, Random: rand.Reader, Log: log})
 	p.mesh, err = mesh.New(mesh.Config{
 		Identity: t.Keys.Identity, Record: r.record(p.underlay.Get(), h), Root: t.Root, Certificate: t.Certificate, GossipKey: t.GossipKey(),
-		Cluster: t.Token.Cluster, Universe: asked, Targets: r.founding.Targets, Peers: r.stored.peers, Store: r.store, Port: o.GossipPort, Log: log,
+		Universe: asked, Targets: r.founding.Targets, Peers: r.stored.peers, Store: r.store, Port: o.GossipPort, Log: log,
 		Changed: func() { p.view.Wake() }, Owns: func(id peer.ID) bool { return r.owns(p.view.Get(), id) },
 		Banned: p.membership.Banned, Admit: p.membership.Admitter(),
 	})

@@ -20,10 +20,10 @@ type UnbanRequest struct {
 
 // TokenRequest describes a token to create.
 type TokenRequest struct {
-	TTL    int64  `json:"ttl"` // seconds
-	Uses   uint32   `json:"uses"` // how many hosts it admits
-	Name   string   `json:"name,omitempty"`
-	Admits bool     `json:"admits,omitempty"` // the hosts that it admits may admit and ban others
+	TTL    int64  `json:"ttl"`  // seconds
+	Uses   uint32 `json:"uses"` // how many hosts it admits
+	Name   string `json:"name,omitempty"`
+	Admits bool   `json:"admits,omitempty"` // the hosts that it admits may admit and ban others
 }
 
 // TokenReply is a new token.

@@ -45,7 +45,7 @@ func withoutRecord(instead string) func(string) string {
 
 func renewHello(data []byte) []byte {
 	h := must(decode[v1Hello](data))
-	return greetingOf(alpha, h.Cluster, h.V4)
+	return greetingOf(alpha, h.V4)
 }
 
 func renewPushPull(data []byte) []byte {
@@ -118,7 +118,7 @@ func TestDifferentProtocolVersionsAreRefused(t *testing.T) {
 		"next":              {next, "it uses protocol version 3, this peer version 2: upgrade the older one"},
 		"next, and more":    {withFields(next), "it uses protocol version 3"},
 		"next, all new":     {encode(map[int]any{1: 3, 2: "a cluster has a name now", 4: []any{1, 2}}), "it uses protocol version 3"},
-		"another universe":  {greetingOf(alpha, cluster, otherUniverse), "--ipalloc-range"},
+		"another universe":  {greetingOf(alpha, otherUniverse), "--ipalloc-range"},
 		"of another peer":   {greeting(bravo), unsigned},
 		"another signature": {within(hello, 5, func([]byte) []byte { return encode(make([]byte, ed25519.SignatureSize)) }), unsigned},
 		"no certificate":    {signHello(alpha, encode(v3Hello{V4: universe.V4, Identity: public(alpha), Ceiling: 1024})), unsigned},

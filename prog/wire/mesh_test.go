@@ -19,7 +19,7 @@ import (
 // network, and replayed on it.
 
 var meshItems = map[string]item{
-	"mesh/hello":            {what: "memberlist's metadata of a peer: protocol, cluster and universe; since version 3 signed, with a certificate", read: readHello, newer: newerHello},
+	"mesh/hello":            {what: "memberlist's metadata of a peer: protocol, cluster (not since version 3) and universe; since version 3 signed, with a certificate", read: readHello, newer: newerHello},
 	"mesh/hello-joining":    {what: "the same of a peer that knows neither cluster nor universe", read: readHello, newer: newerHello},
 	"mesh/push-pull":        {what: "push/pull of alpha, in the ring", read: readPushPull, newer: newerPushPull},
 	"mesh/push-pull-voting": {what: "push/pull of alpha, while there is no ring", read: readPushPull, newer: newerPushPull},

@@ -25,7 +25,6 @@ type v3Signed struct {
 }
 
 type v3Hello struct {
-	Cluster     [16]byte     `cbor:"2,keyasint"`
 	V4          netip.Prefix `cbor:"3,keyasint"`
 	Identity    []byte       `cbor:"4,keyasint"`
 	Certificate []byte       `cbor:"5,keyasint"`
@@ -138,10 +137,10 @@ func signHello(n int, content []byte) []byte {
 }
 
 // greeting returns the greeting of a peer of the corpus.
-func greeting(n int) []byte { return greetingOf(n, cluster, universe.V4) }
+func greeting(n int) []byte { return greetingOf(n, universe.V4) }
 
-func greetingOf(n int, cluster [16]byte, v4 netip.Prefix) []byte {
-	return signHello(n, encode(v3Hello{cluster, v4, public(n), certificate(n), 1024}))
+func greetingOf(n int, v4 netip.Prefix) []byte {
+	return signHello(n, encode(v3Hello{v4, public(n), certificate(n), 1024}))
 }
 
 // openHello verifies a greeting.

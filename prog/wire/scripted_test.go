@@ -305,7 +305,7 @@ func (s *stage) scripted(p *scripted, to ...int) *scripted {
 func (s *stage) today(n int, r peer.Record, targets ...int) *mesh.Mesh {
 	s.t.Helper()
 	cfg := mesh.Config{
-		Identity: key(n), Record: r, Root: rootPublic(), Certificate: certificate(n), Cluster: cluster, Universe: universe, Store: newShelf(),
+		Identity: key(n), Record: r, Root: rootPublic(), Certificate: certificate(n), Universe: universe, Store: newShelf(),
 		Port: 6783, Log: quiet, Changed: nothing, Transport: s.net.Join(address(n)),
 	}
 	for _, to := range targets {

@@ -138,7 +138,8 @@ func produceSession(t *testing.T) map[string][]byte {
 			return data
 		}
 		all["session/welcome"] = fixed(answer(certificate(charlie)))
-		all["session/refusal"] = within(answer(nil), 5, func([]byte) []byte { return encode("a reason for people, which may change") })
+		named := within(answer(nil), 1, func([]byte) []byte { return encode(nameInMemberlist(alpha)) })
+		all["session/refusal"] = within(named, 5, func([]byte) []byte { return encode("a reason for people, which may change") })
 	})
 	return all
 }

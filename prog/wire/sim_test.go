@@ -155,6 +155,10 @@ func (s *scripted) understands() map[string]int {
 	return count
 }
 
+// exchanges is a time in which each peer has exchanged whole states more than once: memberlist does so once a
+// minute.
+const exchanges = 3 * time.Minute
+
 // A peer of the current version joins peers of each recorded version. The older peers are scripted:
 // their states and replies were recorded, and what they receive is decoded by the rules of their
 // version. The test shows that the current peer learns records, ring, endpoints and documents
@@ -180,7 +184,7 @@ func TestCurrentPeerJoinsOlderPeers(t *testing.T) {
 				for _, p := range []*scripted{a, b} {
 					asks(t, p)
 				}
-				time.Sleep(2 * time.Minute) // by then delta has started a push/pull itself
+				time.Sleep(exchanges) // by then delta has started a push/pull itself
 				for _, p := range []*scripted{a, b} {
 					heard := p.understands()
 					for _, what := range []string{"state of peers", "state of ring", "state of directory", "state of documents"} {
@@ -202,15 +206,15 @@ func learns(t *testing.T, s *stage, d *newcomer) {
 	t.Helper()
 	eventually.True(t, time.Minute, "delta reaches alpha and bravo", func() bool { return d.Reachable(id(alpha)) && d.Reachable(id(bravo)) })
 	eventually.True(t, 5*time.Minute, "delta knows the records", func() bool { return strings.Count(describePeers(d.Mesh), "knows ") == 2 })
-	eventually.True(t, time.Minute, "delta knows the ring", func() bool {
+	eventually.True(t, exchanges, "delta knows the ring", func() bool {
 		owner, _ := must(d.ipam.Snapshot(context.Background())).Ring.Owner(slotFar)
 		return owner == id(bravo)
 	})
-	eventually.True(t, time.Minute, "delta knows the endpoints", func() bool {
+	eventually.True(t, exchanges, "delta knows the endpoints", func() bool {
 		e, ok := d.directory.At(slotWeb, must(d.ipam.Snapshot(context.Background())).Ring)
 		return ok && e.Name == "web" && e.Labels["app"] == "web" && e.Owner == id(alpha)
 	})
-	eventually.True(t, time.Minute, "delta knows the documents", func() bool {
+	eventually.True(t, exchanges, "delta knows the documents", func() bool {
 		doc := d.documents.Get("networkpolicy", "default/web")
 		return d.documents.Synced() && doc != nil && string(doc.Body) == policyBody && d.documents.Get("networkpolicy", "default/old") == nil
 	})

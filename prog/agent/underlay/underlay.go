@@ -46,8 +46,8 @@ type Node struct {
 // Mesh announces this host to the other peers.
 type Mesh interface {
 	Update(func(*peer.Record)) error
-	// SetHello sets the cluster and universe that joining peers must agree with.
-	SetHello(cluster [16]byte, u slot.Universe)
+	// SetHello sets the universe that joining peers must agree with.
+	SetHello(u slot.Universe)
 }
 
 // Config configures an Underlay.
@@ -146,7 +146,7 @@ func (u *Underlay) step(mesh Mesh, v *view.View, node slot.Slot, now time.Time) 
 		u.Set(Host{Addrs: addrs, MTUs: mtus})
 	}
 	if v != nil && !v.Ring.IsZero() {
-		mesh.SetHello(v.Ring.Cluster, v.Ring.Universe)
+		mesh.SetHello(v.Ring.Universe)
 	}
 	return mesh.Update(func(r *peer.Record) { u.describe(r, Host{addrs, mtus}, v, node) })
 }

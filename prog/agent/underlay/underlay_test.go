@@ -25,10 +25,10 @@ var (
 
 // fakeMesh keeps this host's own record.
 type fakeMesh struct {
-	mu      sync.Mutex
-	record  peer.Record
-	cluster [16]byte
-	fail    error
+	mu       sync.Mutex
+	record   peer.Record
+	universe slot.Universe
+	fail     error
 }
 
 func (m *fakeMesh) Update(f func(*peer.Record)) error {
@@ -40,16 +40,16 @@ func (m *fakeMesh) Update(f func(*peer.Record)) error {
 	return m.fail
 }
 
-func (m *fakeMesh) SetHello(cluster [16]byte, _ slot.Universe) {
+func (m *fakeMesh) SetHello(u slot.Universe) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.cluster = cluster
+	m.universe = u
 }
 
-func (m *fakeMesh) own() (peer.Record, [16]byte) {
+func (m *fakeMesh) own() (peer.Record, slot.Universe) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.record, m.cluster
+	return m.record, m.universe
 }
 
 // host is an underlay with the addresses of a Node in Kubernetes.
@@ -128,16 +128,16 @@ func TestTheOwnRecordFollowsRingAndNodeAddress(t *testing.T) {
 		_, stop := h.start(t)
 		defer stop()
 		synctest.Wait()
-		r, cluster := h.mesh.own()
-		if !slices.Equal(r.Underlay, []netip.Addr{first}) || !slices.Equal(r.MTUs, []uint32{1380}) || r.Host != "uid-1" || r.Ring != nil || r.Node != 0 || cluster != [16]byte{} {
+		r, universe := h.mesh.own()
+		if !slices.Equal(r.Underlay, []netip.Addr{first}) || !slices.Equal(r.MTUs, []uint32{1380}) || r.Host != "uid-1" || r.Ring != nil || r.Node != 0 || !universe.IsZero() {
 			t.Errorf("the record without a ring is %+v, want the address, MTU and host only", r)
 		}
 		v := agenttest.View()
 		agenttest.Set(h.in.View, v)
 		agenttest.Set(h.in.NodeAddr, 7)
 		synctest.Wait()
-		if r, cluster = h.mesh.own(); string(r.Ring) != string(v.Ring.ID[:]) || r.Node != 7 || cluster != v.Ring.Cluster {
-			t.Errorf("once there is a ring, the host's record is %+v with cluster %x; want it to name the ring, its cluster and node address 7", r, cluster)
+		if r, universe = h.mesh.own(); string(r.Ring) != string(v.Ring.ID[:]) || r.Node != 7 || universe != v.Ring.Universe {
+			t.Errorf("once there is a ring, the host's record is %+v with universe %v; want it to name the ring, its universe and node address 7", r, universe)
 		}
 		lost := agenttest.View()
 		lost.Lost[settings.NodeKey] = 7

@@ -142,8 +142,8 @@ func (p *simulated) make(ctx context.Context) error {
 	root := founding.Token.Secret.Root()
 	if p.mesh, err = mesh.New(mesh.Config{
 		Identity: keys.Identity, Record: record, Root: root.Public().(ed25519.PublicKey),
-		Certificate: member.Certify(root, keys.Identity.Public().(ed25519.PublicKey), member.Holder).Encode(), Cluster: founding.Token.Cluster,
-		Universe: founding.Universe, Targets: targets, Store: p.store, Port: mesh.Port, Log: log, Changed: nothing,
+		Certificate: member.Certify(root, keys.Identity.Public().(ed25519.PublicKey), member.Holder).Encode(),
+		Universe:    founding.Universe, Targets: targets, Store: p.store, Port: mesh.Port, Log: log, Changed: nothing,
 	}); err != nil {
 		return err
 	}
